@@ -45,7 +45,7 @@ class SweepCache:
         what = {
             "version": __version__,
             "code": [hashlib.sha256(file.read_bytes()).hexdigest() for file in code],
-            "checkpoints": [each.hashes for each in inputs.everyone],
+            "checkpoints": [checkpoint.identity for checkpoint in inputs.everyone],
             "dtype": request.dtype,
         }
         with contextlib.suppress(RuntimeError):
@@ -95,7 +95,7 @@ class SweepCache:
 def key_of(point: Point) -> str:
     """Key of a point among the answers of two checkpoints."""
     if point.checkpoint is not None:
-        return f"checkpoint {_digest([each.hashes for each in point.checkpoint.finetuned])}"
+        return f"checkpoint {_digest([checkpoint.identity for checkpoint in point.checkpoint.finetuned])}"
     if point.plan is None:
         return f"alpha {point.alpha!r}"
     digest = hashlib.sha256(point.plan.settings_digest.encode())

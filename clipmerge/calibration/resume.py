@@ -204,13 +204,11 @@ def state_file(
     inputs: Inputs, images: LabelledImages, seen: list[Tensor], settings: Any, folder: Path | None = None
 ) -> Path:
     """The file of the state of one run of learning, named by everything that determines its result."""
-    checkpoints = (inputs.zeroshot, *inputs.finetuned)
     encoded = images.store.read(range(len(images)))
     what = {
         "versions": [__version__, torch.__version__],
         "code": [_digest(file.read_bytes()) for file in code_files()],
-        "weights": [sorted(checkpoint.hashes.values()) for checkpoint in checkpoints],
-        "configs": [checkpoint.config for checkpoint in checkpoints],
+        "checkpoints": [checkpoint.identity for checkpoint in (inputs.zeroshot, *inputs.finetuned)],
         "images": [
             _digest(image["bytes"]) if image["bytes"] else _content(Path(str(image["path"]))) for image in encoded
         ],

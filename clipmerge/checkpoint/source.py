@@ -119,6 +119,13 @@ class Checkpoint:
         return {"source": self.source, "revision": self.revision, "files": files}
 
     @property
+    def identity(self) -> list[Any]:
+        """What determines the model: the content of its weights, the part of a file that is meant, the settings."""
+        from clipmerge.planning.provenance import SourceRecord  # takes longer than describing a checkpoint
+
+        return [SourceRecord(**self.provenance()).identity, self.config]
+
+    @property
     def bytes(self) -> int:
         """Size of the weights."""
         return sum(entry.end - entry.begin for entry in self.entries.values())

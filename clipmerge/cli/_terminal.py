@@ -94,7 +94,7 @@ class Terminal:
     def _err(self) -> Console:
         from clipmerge.cli._console import SafeConsole
 
-        return SafeConsole(stderr=True, highlight=False, soft_wrap=not sys.stderr.isatty())
+        return SafeConsole(stderr=True, soft_wrap=not sys.stderr.isatty())
 
     def stage(self, name: str) -> None:
         """Begin a stage: its progress bar replaces the last one."""
@@ -106,7 +106,7 @@ class Terminal:
         self._stage_begin = self._last_line = self._clock()
         self._first = None
         if self._verbose and not self._silent:
-            self._err.print(f"{self._stage} ...", markup=False)
+            self._err.print(f"{self._stage} ...")
 
     def advance(self, done: float, total: float) -> None:
         """Move the progress bar; off a terminal, print a line every `LINE_SECONDS` seconds."""
@@ -121,7 +121,7 @@ class Terminal:
         elif now - self._last_line >= LINE_SECONDS and 0 < done < total:
             self._last_line = now
             times = self._times(done, total)
-            self._err.print(f"{self._stage}: {100 * done / total:.0f}%, {times}", markup=False)
+            self._err.print(f"{self._stage}: {100 * done / total:.0f}%, {times}")
 
     def _times(self, done: float, total: float) -> str:
         """The time that passed in this stage, and the time left at the pace since the first report."""
@@ -157,7 +157,7 @@ class Terminal:
         if self._silent or self.format is Format.quiet or text in self._said:
             return
         self._said.add(text)
-        self._err.print(f"note: {text}", markup=False)
+        self._err.print(f"note: {text}")
 
     @property
     def verbose(self) -> bool:
@@ -198,11 +198,11 @@ class Terminal:
             return
         from clipmerge.cli._console import SafeConsole, parts_of, plain
 
-        console = SafeConsole(highlight=False)
+        console = SafeConsole()
         with printing():
             if not console.is_terminal:
                 sys.stdout.write(plain(console, [part for each in renderables for part in parts_of(each)]))
                 return
             for renderable in renderables:
                 # a line of text is neither wrapped nor interpreted as markup: it may be a command to copy
-                console.print(renderable, soft_wrap=isinstance(renderable, str), markup=False)
+                console.print(renderable, soft_wrap=isinstance(renderable, str))

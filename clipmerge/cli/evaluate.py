@@ -48,7 +48,7 @@ def _table(record: dict[str, Any]) -> RenderableType:
     from clipmerge.planning.other_tasks import Score, measures_of
 
     table = Table(box=None, pad_edge=False)
-    table.add_column("source")
+    table.add_column("source", overflow="fold")
     table.add_column("images", justify="right")
     table.add_column("accuracy", justify="right")
     for name, value in record["accuracy"].items():

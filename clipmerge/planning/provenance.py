@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, SerializerFunctionWrapHandler, model_serializer
 
-from clipmerge.files.paths import is_plain_name
+from clipmerge.files.paths import is_plain_name, split_part
 from clipmerge.planning.frozen import Frozen
 
 
@@ -25,9 +25,12 @@ class SourceRecord(Frozen):
 
     @property
     def identity(self) -> list[Any]:
-        """The hashes of its files, or where there are none, the source and its commit."""
+        """The hashes of its files and the name of a part of them; where there are no hashes, the source and commit."""
         hashed = sorted(digest for digest in self.files.values() if digest)
-        return hashed if self.files and len(hashed) == len(self.files) else [self.source, self.revision]
+        if not self.files or len(hashed) < len(self.files):
+            return [self.source, self.revision]
+        part = split_part(self.source)[1]
+        return hashed if part is None else [*hashed, f"#{part}"]
 
 
 class TensorsRecord(Frozen):

@@ -334,6 +334,16 @@ def test_a_state_is_of_the_content_that_it_was_learned_on(ends: Ends, tmp_path: 
         assert named() == first, file
 
 
+def test_a_state_is_of_the_part_that_was_learned_from(ends: Ends, tmp_path: Path) -> None:
+    """A file may hold two models, so that its hash does not say which one."""
+    weights = load_file(ends[1] / "model.safetensors")
+    torch.save({"model": weights, "ema": {key: value / 2 for key, value in weights.items()}}, tmp_path / "both.pt")
+    base, photos = open_checkpoint(str(ends[0])), load_images(str(save_images(tmp_path / "photos", each=2)))
+    parts = [open_checkpoint(f"{tmp_path / 'both.pt'}#{name}", base=base) for name in ("model", "ema")]
+    files = {resumption.state_file(align_checkpoints(base, [part]), photos, [], {}) for part in parts}
+    assert len(files) == 2
+
+
 @pytest.mark.usefixtures("often")
 def test_a_cache_that_cannot_be_written_is_told_once(ends: Ends, undisturbed: Whole, tmp_path: Path) -> None:
     (tmp_path / "file").touch()

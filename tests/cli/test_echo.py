@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -48,6 +49,16 @@ def test_paths_notes_and_tables(copies: tuple[Path, Path]) -> None:
     assert is_plain(outcome.err)
     assert r"\x1b[31m" in outcome.err
     assert r"\x1b[31m" in outcome.out
+
+
+def test_a_name_is_neither_markup_nor_emoji(pair: tuple[Path, Path], images: Path, tmp_path: Path) -> None:
+    ended = clipmerge("evaluate", pair[0], "--data", f"[red]a:key:b[/red]{100 * 'x'}={images}")
+    assert "[red]a:key:b[/red]" in ended.out
+    assert ended.out.count("x") == 100
+    folder = shutil.copytree(images, tmp_path / "a:key:b")
+    (next(folder.iterdir()) / "notes.txt").write_text("")
+    ended = clipmerge("evaluate", pair[0], "--data", f"x={folder}")
+    assert f"note: {folder}: left out" in ended.err
 
 
 def test_folders_of_classes(copies: tuple[Path, Path], tmp_path: Path) -> None:

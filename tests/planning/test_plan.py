@@ -205,3 +205,13 @@ def test_a_checks_error_is_relative_to_what_was_measured(total: float, measured:
 def test_a_statistic_that_was_not_measured_is_a_key_error() -> None:
     with pytest.raises(KeyError, match="barrier"):
         Measurements(measure="x")["barrier"]
+
+
+def test_two_parts_of_one_file_are_two_checkpoints() -> None:
+    """The hash of the file is that of both; where the file lies does not matter."""
+    ema, moved, model = (
+        SourceRecord(source=source, files={"x.pt": "0" * 64}) for source in ("x.pt#ema", "runs/x.pt#ema", "x.pt#model")
+    )
+    plan = Plan(recipe={}, zeroshot=model, finetuned=(ema,), weights=(1.0,), layers={})
+    assert plan.digest == plan.model_copy(update={"finetuned": (moved,)}).digest
+    assert plan.digest != plan.model_copy(update={"finetuned": (model,)}).digest
