@@ -5,23 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from clipmerge.planning.merge_effect import Difference, Gain, ModelAccuracy, Recommendation
+from clipmerge.planning.merge_effect import ADVICE, Difference, Gain, ModelAccuracy, Recommendation
 
 # Accuracies are ratios of counts; rounding errors are far below one image in a billion.
 _ROUNDING = 1e-9
 
-_ADVICE: dict[Recommendation, str] = {
-    "use": "Use it.",
-    "prefer-finetuned": "Prefer the fine-tuned model.",
-    "prefer-zeroshot": "Prefer the zero-shot model.",
-    "either": "Either will do.",
-    "too-few-images": "Too few images to tell.",
-}
-
 
 @dataclass(frozen=True)
 class Conclusion:
-    """Recommendation, the main numbers in a sentence, the reason, and warnings of one line each."""
+    """Recommendation, the main numbers in a sentence after it, the reason, and warnings of one line each."""
 
     recommendation: Recommendation
     verdict: str
@@ -42,22 +34,21 @@ def concluded(
     """Recommend whether to use a merged model."""
     recommendation, reason = _recommended(zeroshot, finetuned, over_finetuned, over_zeroshot, max_loss / 100)
     low, high = merged.clean.interval
-    numbers = (
-        f"On {images} of your images {_percent(merged.clean.value)}% [{_percent(low)}, {_percent(high)}] against the "
-        f"fine-tuned model's {_percent(finetuned.clean.value)}; under unrelated corruptions "
-        f"{_percent(merged.corrupted.value)} (zero-shot {_percent(zeroshot.corrupted.value)}, fine-tuned "
-        f"{_percent(finetuned.corrupted.value)})."
+    verdict = (
+        f"{ADVICE[recommendation]}. Of {images} images that the decision did not see, the merged model recognises "
+        f"{_percent(merged.clean.value)}% [{_percent(low)}, {_percent(high)}] (fine-tuned "
+        f"{_percent(finetuned.clean.value)}); under unrelated corruptions {_percent(merged.corrupted.value)}% "
+        f"(zero-shot {_percent(zeroshot.corrupted.value)}, fine-tuned {_percent(finetuned.corrupted.value)})."
     )
     loss = -over_finetuned.clean.interval[0]
-    doubt = ""
     if recommendation in ("use", "too-few-images") and loses(-loss, max_loss):
-        doubt = (
+        reason += (
             f" The loss on your images may be as large as {_beyond(loss, max_loss)} points, more than the {max_loss:g} "
             "of --max-loss."
         )
     where = f"accuracy on {images} of your images"
     warnings = loss_warnings({"the merged model": merged.clean.value}, where, finetuned.clean.value, max_loss)
-    return Conclusion(recommendation, f"{numbers} {_ADVICE[recommendation]}{doubt}", reason, warnings)
+    return Conclusion(recommendation, verdict, reason, warnings)
 
 
 def loss_warnings(accuracies: Mapping[str, float], where: str, finetuned: float, max_loss: float) -> tuple[str, ...]:
@@ -128,7 +119,8 @@ def _on_robustness(clean: Difference, corrupted: Difference, limit: float) -> tu
         )
     gains = _gains(corrupted, clean)
     if gains:
-        return "use", f"The merged model gains {gains} over the fine-tuned model."
+        price = f", at the price of {_percent(-clean.value)} points on your images" if clean.value < 0 else ""
+        return "use", f"The merged model gains {gains} over the fine-tuned model{price}."
     if all(-limit <= low and high <= limit for low, high in (clean.interval, corrupted.interval)):
         return "either", (
             f"The merged and the fine-tuned model differ by no more than {100 * limit:g} points, with and without "
@@ -137,7 +129,7 @@ def _on_robustness(clean: Difference, corrupted: Difference, limit: float) -> tu
     low, high = corrupted.interval
     return "too-few-images", (
         f"Whether the merged model is more robust cannot be told: under unrelated corruptions it differs by "
-        f"{_signed(low)} to {_signed(high)} points."
+        f"{_signed(low)} to {_signed(high)} points; more images would tell."
     )
 
 

@@ -55,9 +55,9 @@ class EffectView:
     """The content of a page or a card.
 
     Attributes:
-        verdict: The main numbers and the recommendation.
+        verdict: The recommendation and the main numbers.
         reason: Reason for the recommendation.
-        facts: The images of the measurement, in one sentence.
+        facts: Further facts about the images of the measurement.
         corruptions: Names of the corruptions, unrelated ones first.
         explanation: Explanation of the corruptions.
         rows: The models.
@@ -107,8 +107,7 @@ def _explanation(bought: MergeEffect) -> str:
 
 def _facts(bought: MergeEffect) -> str:
     facts = (
-        f"Measured on {bought.images} images that the decision did not see; on {_percent(bought.agreement)}% of them "
-        "the merged and the zero-shot model agree."
+        f"On {_percent(bought.agreement)}% of these {bought.images} images the merged and the zero-shot model agree."
     )
     counts = ((bought.classes_without_images, "no image"), (bought.classes_with_one_image, "one image"))
     rare = [f"{count} {'has' if count == 1 else 'have'} {number}" for count, number in counts if count]

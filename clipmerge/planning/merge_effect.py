@@ -17,6 +17,14 @@ ShareOfImages = Annotated[float, Field(ge=0, le=1)]
 DifferenceOfShares = Annotated[float, Field(ge=-1, le=1)]
 #: Recommendation about the merged model; `docs/verdict.md` has the rules.
 Recommendation = Literal["use", "prefer-finetuned", "prefer-zeroshot", "either", "too-few-images"]
+#: The recommendation in words, the same on the terminal, the page and the card.
+ADVICE: dict[Recommendation, str] = {
+    "use": "Use it",
+    "prefer-finetuned": "Do not use it: keep the fine-tuned model",
+    "prefer-zeroshot": "Do not use it: take the zero-shot model",
+    "either": "Either will do",
+    "too-few-images": "Too few images to tell",
+}
 
 
 class Estimate(Frozen):
@@ -94,8 +102,8 @@ class MergeEffect(Frozen):
         over_zeroshot: The merged model against the zero-shot model.
         agreement: Share of the images for which the merged and the zero-shot model predict the same class.
         recommendation: Recommendation about the merged model.
-        verdict: The main numbers and the recommendation, in one or two sentences.
-        reason: Reason for the recommendation, in one sentence.
+        verdict: The recommendation and the main numbers.
+        reason: Reason for the recommendation, and the price.
         warnings: Warnings, one line each.
         plan: `Plan.digest` of the plan that was measured; empty until the plan is written.
     """

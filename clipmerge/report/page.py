@@ -17,6 +17,7 @@ from markupsafe import Markup
 from clipmerge.files.templates import render
 from clipmerge.output.record import MergeRecord
 from clipmerge.planning.effect_view import effect_view, unmeasured
+from clipmerge.planning.merge_effect import ADVICE
 from clipmerge.planning.other_tasks_view import EXPLANATION, HEADS, other_task_rows
 from clipmerge.report.columns import Column, columns_of
 from clipmerge.report.effect_plot import DRAWN, effect_plot
@@ -90,15 +91,11 @@ def _answer(record: MergeRecord) -> dict[str, str]:
     """Whether to use the merged model, in a few words, and the kind of answer."""
     if record.bought is None:
         return {"label": "Not measured", "kind": "open"}
-    labels = {
-        "use": ("Use it", "yes"),
-        "prefer-finetuned": ("Do not use it", "no"),
-        "prefer-zeroshot": ("Do not use it", "no"),
-        "either": ("Either will do", "open"),
-        "too-few-images": ("Too few images to tell", "open"),
+    kinds = {"use": "yes", "prefer-finetuned": "no", "prefer-zeroshot": "no"}
+    return {
+        "label": ADVICE[record.bought.recommendation],
+        "kind": kinds.get(record.bought.recommendation, "open"),
     }
-    label, kind = labels[record.bought.recommendation]
-    return {"label": label, "kind": kind}
 
 
 def _undrawn_scores(record: MergeRecord) -> list[tuple[str, tuple[str, ...]]]:

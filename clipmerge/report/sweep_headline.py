@@ -3,42 +3,61 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
+
+
+class Answer(NamedTuple):
+    """What to do, as ``yes``, ``no`` or ``open`` for the page's colour and in a few words, and the numbers for it."""
+
+    kind: str
+    label: str
+    numbers: str
 
 
 def headline(record: dict[str, Any]) -> str:
+    """The answer as one sentence."""
+    _, label, numbers = answer(record)
+    return f"{label}: {numbers}"
+
+
+def answer(record: dict[str, Any]) -> Answer:
     """Compare the best recipe with the alpha curve, or say why that is not possible.
 
-    The sentence says that a recipe gains or loses only if it is off the curve and its gain has an interval.
+    A recipe is recommended only if it is off the curve, its gain has an interval, and no warning says that it loses.
     """
     placed = [*record["recipes"], *record.get("points", [])]
     judged = [row for row in placed if row["gain_interval"]]
     if judged:
-        return _compared(max(judged, key=lambda row: float(row["gain"])))
+        return _compared(max(judged, key=lambda row: float(row["gain"])), record.get("warnings", []))
     unjudged = [row for row in placed if row["alpha"] is None]
     if unjudged:
         best = max(unjudged, key=lambda row: float(row["ood"]))
-        return (
-            f"{best['name']}: {_percent(best['ood'])}% mean OOD accuracy with {_percent(best['id'])}% ID accuracy. "
-            f"Whether it does better than the alpha curve is not known: {best['gain_note'] or 'no interval was made'}."
+        return Answer(
+            "open",
+            "Not known",
+            f"{best['name']} has {_percent(best['ood'])}% mean OOD accuracy with {_percent(best['id'])}% ID accuracy, "
+            f"but it cannot be compared with the alpha curve: {best['gain_note'] or 'no interval was made'}.",
         )
     top = max(record["curve"], key=lambda row: float(row["ood"]))
-    return (
-        f"On the curve, mean OOD accuracy is highest at alpha {top['alpha']:g}: {_percent(top['ood'])}%, with "
-        f"{_percent(top['id'])}% ID accuracy."
+    return Answer(
+        "open",
+        f"Alpha {top['alpha']:g} has the highest mean OOD accuracy of the curve",
+        f"{_percent(top['ood'])}%, with {_percent(top['id'])}% ID accuracy.",
     )
 
 
-def _compared(row: dict[str, Any]) -> str:
+def _compared(row: dict[str, Any], warnings: Sequence[str]) -> Answer:
     low, high = row["gain_interval"]
-    numbers = f"{signed(row['gain'])} points {interval(row['gain_interval'])}"
     where = "its most accurate point" if row["gain_note"] else "equal ID accuracy"
-    what = f"of mean OOD accuracy against the alpha curve at {where}"
+    numbers = f"{signed(row['gain'])} points {interval(row['gain_interval'])}"
+    numbers = f"{numbers} of mean OOD accuracy against the alpha curve at {where}"
+    name = row["name"]
     if low > 0:
-        return f"{row['name']} gains: {numbers} {what}."
+        loses = any(warning.startswith(f"{name} loses ") for warning in warnings)
+        return Answer("open", f"{name} gains", f"{numbers}.") if loses else Answer("yes", f"Use {name}", f"{numbers}.")
     if high < 0:
-        return f"{row['name']}, the best of the recipes, loses: {numbers} {what}."
-    return f"{row['name']}: {numbers} {what}; the interval holds 0, so no difference is shown."
+        return Answer("no", "Keep to the alpha curve", f"{name}, the best of the others, has {numbers}.")
+    return Answer("open", "No difference is shown", f"{name} has {numbers}; more images would tell.")
 
 
 def gain_notes(record: dict[str, Any]) -> list[str]:

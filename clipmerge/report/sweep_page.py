@@ -11,7 +11,7 @@ from clipmerge.files.templates import render
 from clipmerge.report.numbers import ranged
 from clipmerge.report.palette import DARK_MARKS, MARKS
 from clipmerge.report.prose import flags, sentence, with_minus_signs, words
-from clipmerge.report.sweep_headline import gain_notes, headline
+from clipmerge.report.sweep_headline import answer, gain_notes
 from clipmerge.report.sweep_table import heads_of, marks_of, other_tasks_section, sweep_columns
 
 
@@ -31,7 +31,7 @@ def sweep_page(record: dict[str, Any], picture: str) -> str:
                 {"head": head, "is_mark": is_mark, "cells": [column.text()[place] for column in columns]}
                 for place, (head, is_mark) in enumerate(heads_of(record))
             ],
-            "headline": headline(record),
+            "answer": answer(record),
             "gain_notes": gain_notes(record),
             "names": [row["name"] for row in marks_of(record)],
             **other_tasks_section(record),

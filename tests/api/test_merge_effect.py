@@ -319,7 +319,7 @@ def test_a_plan_edited_to_another_checkpoint_loses_what_was_found_for_the_first(
     (warning,) = record["warnings"]
     assert warning.startswith("the plan was edited to other checkpoints than it was decided for")
     for name in ("README.md", "report.html"):
-        assert "Use it." not in (tmp_path / "out" / name).read_text()
+        assert "Use it" not in (tmp_path / "out" / name).read_text()
         assert "straggler" not in record["verdict"]
     # a checkpoint that was moved is the same one
     moved = shutil.copytree(family[1], tmp_path / "moved")

@@ -20,7 +20,7 @@ from clipmerge.planning.effect_view import UNKNOWN_SINCE
 from clipmerge.planning.plan import OTHER_CHECKPOINTS, Plan
 from clipmerge.planning.recipe import Override, load_recipe
 from clipmerge.request import Calibration, MergeRequest
-from tests.support.claims import check_effect, check_terminal, check_verdict, check_weights, text_of
+from tests.support.claims import check_advice, check_effect, check_terminal, check_verdict, check_weights, text_of
 from tests.support.command import clipmerge
 
 #: Recipes by name, with settings that make them quick.
@@ -109,7 +109,9 @@ def test_what_is_written_is_what_the_plan_says(
     page = text_of((tmp_path / "out" / "report.html").read_text())
     card = (tmp_path / "out" / "README.md").read_text().replace("\\", "")
     again = clipmerge("report", tmp_path / "out", "-v").out
-    for said in (page, card, " ".join(ended.out.split()), " ".join(again.split())):
+    check_advice(page, record)  # its numbers are in the plot
+    assert record.headline in page
+    for said in (card, " ".join(ended.out.split()), " ".join(again.split())):
         check_effect(said, record)
         assert record.headline in said
     short = " ".join(clipmerge("report", tmp_path / "out").out.split())

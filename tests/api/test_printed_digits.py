@@ -33,7 +33,7 @@ def test_a_data_free_recipe_that_falls_into_the_valley_says_so(printed_pair: Pri
     lost = bought["finetuned"][0]["clean"]["value"] - bought["merged"]["clean"]["value"]
     assert lost > 0.3  # the valley is there
     assert bought["recommendation"] == "prefer-finetuned"
-    assert bought["verdict"].endswith("Prefer the fine-tuned model.")
+    assert bought["verdict"].startswith("Do not use it: keep the fine-tuned model.")
     assert any(f"loses {100 * lost:.1f} points" in warning for warning in record["warnings"])
     given = (printed_pair.zeroshot, printed_pair.finetuned, "--recipe", "wise-ft", "--data", printed_pair.images)
     refused(clipmerge("merge", *given, "--strict", "--output", tmp_path / "strict"))

@@ -84,8 +84,8 @@ def made(zeroshot: float, finetuned: float, merged: float, *corrupted: float, im
 def test_the_numbers_in_the_text_are_those_measured(case: Case) -> None:
     text = case.conclusion.verdict
     found = re.match(
-        r"On \d+ of your images (\S+)% \[(\S+), (\S+)\] against the fine-tuned model's (\S+); "
-        r"under unrelated corruptions (\S+) \(zero-shot (\S+), fine-tuned (\S+)\)\. ",
+        r".+\. Of \d+ images that the decision did not see, the merged model recognises (\S+)% \[(\S+), (\S+)\] "
+        r"\(fine-tuned (\S+)\); under unrelated corruptions (\S+)% \(zero-shot (\S+), fine-tuned (\S+)\)\.$",
         text,
     )
     assert found is not None
@@ -138,19 +138,18 @@ def test_the_advice_and_the_reason_are_the_recommendations(case: Case) -> None:
     conclusion = case.conclusion
     advice = {
         "use": ("Use it.", "gains"),
-        "prefer-finetuned": ("Prefer the fine-tuned model.", "loses"),
-        "prefer-zeroshot": ("Prefer the zero-shot model.", "zero-shot model recognises as many"),
+        "prefer-finetuned": ("Do not use it: keep the fine-tuned model.", "loses"),
+        "prefer-zeroshot": ("Do not use it: take the zero-shot model.", "zero-shot model recognises as many"),
         "either": ("Either will do.", "differ by no more"),
         "too-few-images": ("Too few images to tell.", "tell|told"),
     }
-    ending, because = advice[conclusion.recommendation]
-    advice_and_doubt = conclusion.verdict.partition("). ")[2]
-    assert advice_and_doubt.partition(" The loss")[0] == ending
+    beginning, because = advice[conclusion.recommendation]
+    assert conclusion.verdict.startswith(f"{beginning} Of ")
     low = case.clean.interval[0]
     doubtful = conclusion.recommendation in ("use", "too-few-images") and low < -case.max_loss / 100 - 1e-9
-    assert ("may be as large as" in conclusion.verdict) == doubtful
+    assert ("may be as large as" in conclusion.reason) == doubtful
     if doubtful:
-        found = re.search(r"may be as large as (\S+) points, more than the (\S+) of --max-loss", conclusion.verdict)
+        found = re.search(r"may be as large as (\S+) points, more than the (\S+) of --max-loss", conclusion.reason)
         assert found is not None
         assert float(found[1]) == pytest.approx(-100 * low, abs=0.051)
         assert float(found[1]) > float(found[2]) == case.max_loss

@@ -211,7 +211,15 @@ def test_page_without_stragglers_says_so():
 
 def test_page_leads_with_what_was_bought_and_then_says_why():
     text = Page(html_page(learned())).text
-    order = ["Use it.", "What it bought", "94.6 [90.6, 97.6]", "Why", "learned coefficients;", "Losses while learning"]
+    order = [
+        "Use it",
+        "The merged model gains",
+        "What it bought",
+        "94.6 [90.6, 97.6]",
+        "Why",
+        "learned coefficients;",
+        "Losses while learning",
+    ]
     places = [text.index(part) for part in order]
     assert places == sorted(places)
 
@@ -226,8 +234,8 @@ def test_page_of_a_learned_recipe_draws_what_was_learned():
     ("recommendation", "label", "kind"),
     [
         ("use", "Use it", "yes"),
-        ("prefer-finetuned", "Do not use it", "no"),
-        ("prefer-zeroshot", "Do not use it", "no"),
+        ("prefer-finetuned", "Do not use it: keep the fine-tuned model", "no"),
+        ("prefer-zeroshot", "Do not use it: take the zero-shot model", "no"),
         ("either", "Either will do", "open"),
         ("too-few-images", "Too few images to tell", "open"),
         (None, "Not measured", "open"),

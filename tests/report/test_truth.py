@@ -112,7 +112,7 @@ def test_no_page_card_or_terminal_contradicts_the_record(
     assert (f"straggler layer{'s' * (count != 1)} {count or 'none'} " in said) == looked
     # advice needs a measurement
     for text in (said, card, terminal):
-        assert ("Use it." in text) == judged
+        assert ("Use it" in text) == judged
     assert ("so the effect of this merge is not known" in said or "so it is not known" in said) == (not judged)
     assert ("Nothing was measured on images" in said) == (not judged and record.calibration is None)
     for name, entry in record.layers.items():

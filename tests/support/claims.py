@@ -126,13 +126,25 @@ def check_terminal(text: str, record: MergeRecord) -> None:
     assert record.headline in " ".join(text.split())
 
 
+def check_advice(said: str, record: MergeRecord) -> None:
+    """Check that only a measured merge is advised, and how."""
+    told = {
+        "use": "Use it",
+        "prefer-finetuned": "Do not use it: keep the fine-tuned model",
+        "prefer-zeroshot": "Do not use it: take the zero-shot model",
+        "either": "Either will do",
+        "too-few-images": "Too few images to tell",
+    }
+    wanted = [told[record.bought.recommendation]] if record.bought else []
+    assert [each for each in told.values() if each in said] == wanted
+
+
 def check_effect(said: str, record: MergeRecord) -> None:
-    """Check the sentence about what a merge bought: its numbers, and that only a measured merge is advised."""
-    advice = ("Use it.", "Prefer the fine-tuned", "Prefer the zero-shot", "Either will do", "Too few images to tell")
+    """Check the sentence about what a merge bought: the advice and its numbers."""
+    check_advice(said, record)
     if record.bought is None:
-        assert not [each for each in advice if each in said]
         return
-    main = rf"{N}% \[{N}, {N}\] against the fine-tuned model's {N}; under unrelated corruptions {N} "
+    main = rf"the merged model recognises {N}% \[{N}, {N}\] \(fine-tuned {N}\); under unrelated corruptions {N}% "
     found = re.search(main + rf"\(zero-shot {N}, fine-tuned {N}\)", said)
     assert found, said
     bought = record.bought
@@ -140,7 +152,5 @@ def check_effect(said: str, record: MergeRecord) -> None:
     values = [merged.clean.value, *merged.clean.interval, finetuned.clean.value]
     values += [merged.corrupted.value, zeroshot.corrupted.value, finetuned.corrupted.value]
     assert list(found.groups()) == [f"{100 * value:.1f}" for value in values]
-    told = {"use": 0, "prefer-finetuned": 1, "prefer-zeroshot": 2, "either": 3, "too-few-images": 4}
-    assert [each for each in advice if each in said] == [advice[told[bought.recommendation]]]
     lost = finetuned.clean.value - merged.clean.value
     assert ("points of the fine-tuned model's accuracy" in said) == (lost > 0.03 + 1e-9)

@@ -204,10 +204,10 @@ def bought() -> dict[str, Any]:
         "over_zeroshot": gain,
         "agreement": estimate(0.7),
         "recommendation": "use",
-        "verdict": "On 205 of your images 94.6% [90.6, 97.6] against the fine-tuned model's 95.6; under unrelated "
-        "corruptions 76.0 (zero-shot 55.0, fine-tuned 62.0). Use it.",
+        "verdict": "Use it. Of 205 images that the decision did not see, the merged model recognises 94.6% [90.6, "
+        "97.6] (fine-tuned 95.6); under unrelated corruptions 76.0% (zero-shot 55.0, fine-tuned 62.0).",
         "reason": "The merged model gains 14.0 points [10.0, 18.0] under unrelated corruptions over the fine-tuned "
-        "model.",
+        "model, at the price of 1.0 points on your images.",
     }
 
 
