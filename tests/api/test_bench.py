@@ -1,16 +1,22 @@
-"""`clipmerge bench` end to end by the real command line, against repositories and files of the public layouts."""
+"""`clipmerge bench` against repositories and files of the public layouts, and its jobs, which submitit runs here."""
 
 from __future__ import annotations
 
 import json
 import math
+import signal
+import sys
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from clipmerge.api._jobs import executor_for, run_in_jobs
 from clipmerge.api.bench import _Check, _write
+from clipmerge.errors import MeasureError, UsageError
 from clipmerge.evaluation.suites import release
 from clipmerge.evaluation.suites.suite import load_suite, suite_names
 from clipmerge.output.schemas import BenchRecord
@@ -21,9 +27,13 @@ from tests.support.public_pairs import BASE, Releases, save_soups, serving_files
 QUICK = ("--recipe", "lines", "--alphas", "0,0.5,1")
 
 
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
     with serving(tmp_path, monkeypatch) as server:
         yield server
@@ -52,32 +62,65 @@ def test_unknown_suites_and_outputs_are_refused(tmp_path: Path, monkeypatch: pyt
     assert "bench.json" in line
 
 
+def kill_while_sweeping(hub: FakeHub, folder: Path, *command: object) -> None:
+    """Start a bench, and kill it when it sweeps."""
+    process = start(*command, env=environment(hub, folder))
+    # the check's answers are eight batches of one source; more are answers of the sweep
+    while len(list((folder / "cache").rglob("bench/*/*/*.safetensors"))) <= 8 and process.poll() is None:
+        time.sleep(0.01)
+    process.kill()
+    assert "Traceback" not in process.communicate()[1]
+    assert process.returncode < 0, "it was still at work"
+    assert not (folder / "out").exists()
+
+
+def bench(*command: object) -> dict[str, Any]:
+    """Run a bench to its end, and return its record."""
+    ended = clipmerge(*command)
+    assert ended.code == 0, ended.err
+    record: dict[str, Any] = json.loads((Path(str(command[-1])) / "bench.json").read_text())
+    assert BenchRecord.model_validate(record).pairs
+    return record
+
+
 @pytest.mark.slow
-def test_corrupted_eurosat(hub: FakeHub, tmp_path: Path, answers: list[int]) -> None:
+def test_a_suite_resumes_and_is_the_same_in_jobs(
+    hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answers: list[int]
+) -> None:
     upload_fusionbench(hub, tmp_path)
     told = clipmerge("bench", "corrupted-eurosat", "--limit", "64", "--dry-run")
     assert told.code == 0, told.err
     assert BASE in told.out
     assert "6,656 forward passes" in told.out
     assert not hub.requests("GET", r"/resolve/.*\.(bin|safetensors|parquet)")
-    ended = clipmerge("bench", "corrupted-eurosat", "--limit", "64", *QUICK)
-    assert ended.code == 0, ended.err
-    folder = tmp_path / "bench-corrupted-eurosat"
-    assert {file.name for file in folder.iterdir()} == {"bench.json", "corrupted-eurosat.md", "corrupted-eurosat.png"}
-    record = json.loads((folder / "bench.json").read_text())
-    assert BenchRecord.model_validate(record).suite == "corrupted-eurosat"
+    command = ("bench", "corrupted-eurosat", "--limit", "64", *QUICK)
+    out = ("--output", tmp_path / "out")
+    kill_while_sweeping(hub, tmp_path, *command, *out)
+    record = bench(*command, *out)
+    assert 0 < len(answers) < 4 * 8 * 8 - 8
+    assert {file.name for file in out[1].iterdir()} == {"bench.json", "corrupted-eurosat.md", "corrupted-eurosat.png"}
     (pair,) = record["pairs"]
     right = round(0.46 * 64) / 64
     assert pair["sweep"]["curve"][0]["accuracy"] == dict.fromkeys(pair["data"], right)
     assert pair["checks"][0]["found"] == 100 * right
     assert pair["checks"][0]["passed"]
     assert len(pair["data"]) == 8
-    page = (folder / "corrupted-eurosat.md").read_text()
+    page = (out[1] / "corrupted-eurosat.md").read_text()
     assert f"| alpha 0 (zero-shot) | {100 * right:.1f} (46.0) |" in page
     assert "Not a reproduction" in page
     answers.clear()
-    assert clipmerge("bench", "corrupted-eurosat", "--limit", "64", *QUICK, "--overwrite").code == 0
+    bench(*command, "--overwrite", *out)
     assert answers == [], "everything is known"
+
+    for name, value in environment(hub, tmp_path).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache-jobs"))
+    in_jobs = bench(*command, "--jobs", "local", "--output", tmp_path / "jobs")
+    for each in (record, in_jobs):
+        for part in (each, each["pairs"][0]["sweep"]):
+            part.pop("command")
+        each["pairs"][0]["sweep"].pop("seconds")
+    assert record == in_jobs
 
 
 @pytest.mark.slow
@@ -94,83 +137,32 @@ def test_a_wrong_zero_shot_figure_stops_it(hub: FakeHub, tmp_path: Path, answers
     assert "not as published" in (tmp_path / "bench-corrupted-eurosat" / "corrupted-eurosat.md").read_text()
 
 
-def kill_while_sweeping(hub: FakeHub, folder: Path, *command: object) -> None:
-    """Start a bench, and kill it when it sweeps."""
-    process = start(*command, env=environment(hub, folder))
-    # the check's answers are eight batches of one source; more are answers of the sweep
-    while len(list((folder / "cache").rglob("bench/*/*/*.safetensors"))) <= 8 and process.poll() is None:
-        time.sleep(0.01)
-    process.kill()
-    assert "Traceback" not in process.communicate()[1]
-    assert process.returncode < 0, "it was still at work"
-
-
-@pytest.mark.slow
-def test_killed_half_way_it_resumes(hub: FakeHub, tmp_path: Path, answers: list[int]) -> None:
-    upload_fusionbench(hub, tmp_path)
-    command = ("bench", "corrupted-eurosat", "--limit", "64", *QUICK, "--output", tmp_path / "out")
-    kill_while_sweeping(hub, tmp_path, *command)
-    assert not (tmp_path / "out").exists()
-    ended = clipmerge(*command)
-    assert ended.code == 0, ended.err
-    batches = 8 * 8
-    assert 0 < len(answers) < 4 * batches - 8
-    record = json.loads((tmp_path / "out" / "bench.json").read_text())
-    assert record["pairs"][0]["sweep"]["curve"][0]["accuracy"]["spatter"] == round(0.46 * 64) / 64
-
-
-@pytest.mark.slow
-def test_imagenet_with_heads(hub: FakeHub, releases: Releases, tmp_path: Path) -> None:
-    upload_imagenets(hub, tmp_path, save_soups(tmp_path / "releases"))
-    releases.cut_after = 100_000
-    assert "The part received is kept" in refused(clipmerge("bench", "imagenet-b32", "--limit", "64", *QUICK))
-    ended = clipmerge("bench", "imagenet-b32", "--limit", "64", *QUICK)
-    assert ended.code == 0, ended.err
-    assert releases.asked[1][1] == "bytes=100000-"
-    record = json.loads((tmp_path / "bench-imagenet-b32" / "bench.json").read_text())
-    assert BenchRecord.model_validate(record).pairs
-    (pair,) = record["pairs"]
-    right = round(0.7557 * 64) / 64
-    assert pair["sweep"]["curve"][0]["accuracy"] == dict.fromkeys(pair["data"], right)
-    assert pair["zeroshot"]["source"].endswith("v0.0.2/model_0.pt")
-    page = (tmp_path / "bench-imagenet-b32" / "imagenet-b32.md").read_text()
-    assert f"{100 * right:.1f} (75.6)" in page
-    assert "| greedy soup of 72 |" in page
-    assert page.count("(none is published)") == 2
-    shards = {path.split("/", 6)[-1] for _, path, _ in hub.requests("GET", r"wds_imagenetv2/resolve/.*\.tar")}
-    assert shards == {"test/0.tar", "test/1.tar"}
-
-
 @pytest.mark.slow
 def test_imagenet_with_heads_resumes_and_downloads_nothing_twice(
     hub: FakeHub, releases: Releases, tmp_path: Path, answers: list[int]
 ) -> None:
     upload_imagenets(hub, tmp_path, save_soups(tmp_path / "releases"))
+    releases.cut_after = 100_000
     command = ("bench", "imagenet-b32", "--limit", "64", *QUICK, "--output", tmp_path / "out")
+    assert "The part received is kept" in refused(clipmerge(*command))
     kill_while_sweeping(hub, tmp_path, *command)
-    assert not (tmp_path / "out").exists()
-    assert len(releases.asked) == 2
-    fetched = len(hub.requests("GET", r"/resolve/.*\.tar"))
-    ended = clipmerge(*command)
-    assert ended.code == 0, ended.err
-    assert len(releases.asked) == 2
+    assert releases.asked[1][1] == "bytes=100000-"
+    received, fetched = len(releases.asked), len(hub.requests("GET", r"/resolve/.*\.tar"))
+    answers.clear()
+    record = bench(*command)
+    assert len(releases.asked) == received
     assert len(hub.requests("GET", r"/resolve/.*\.tar")) == fetched
-    batches = 6 * 8
-    assert 0 < len(answers) < 4 * batches - 8
-    record = json.loads((tmp_path / "out" / "bench.json").read_text())
-    assert record["pairs"][0]["sweep"]["curve"][0]["accuracy"]["imagenet-a"] == round(0.7557 * 64) / 64
-
-
-@pytest.mark.slow
-def test_a_wrong_zero_shot_figure_stops_imagenet(
-    hub: FakeHub, releases: Releases, tmp_path: Path, answers: list[int]
-) -> None:
-    upload_imagenets(hub, tmp_path, save_soups(tmp_path / "releases"), accuracy=0.5)
-    line = refused(clipmerge("bench", "imagenet-b32", "--limit", "64", *QUICK))
-    assert "is 50.0%; published is 75.57%" in line
-    assert "Nothing was swept" in line
-    assert set(answers) == {0}
-    assert not (tmp_path / "bench-imagenet-b32").exists()
+    assert 0 < len(answers) < 4 * 6 * 8 - 8
+    (pair,) = record["pairs"]
+    right = round(0.7557 * 64) / 64
+    assert pair["sweep"]["curve"][0]["accuracy"] == dict.fromkeys(pair["data"], right)
+    assert pair["zeroshot"]["source"].endswith("v0.0.2/model_0.pt")
+    page = (tmp_path / "out" / "imagenet-b32.md").read_text()
+    assert f"{100 * right:.1f} (75.6)" in page
+    assert "| greedy soup of 72 |" in page
+    assert page.count("(none is published)") == 2
+    shards = {path.split("/", 6)[-1] for _, path, _ in hub.requests("GET", r"wds_imagenetv2/resolve/.*\.tar")}
+    assert shards == {"test/0.tar", "test/1.tar"}
 
 
 @pytest.mark.parametrize(("limit", "error"), [(None, 0.0), (400, 300 * math.sqrt(0.46 * 0.54 / 400))])
@@ -191,3 +183,63 @@ def test_only_the_main_process_writes(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setenv("RANK", "1")
     _write({"suite": "mine", "pairs": []}, tmp_path / "out", overwrite=False)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_jobs_return_what_the_work_returns_in_order() -> None:
+    said: list[str] = []
+    works = {str(number): partial(pow, number, 2) for number in (3, 2)}
+    assert run_in_jobs("local", works, said.append) == [9, 4]
+    assert said[0].startswith("2 jobs were started")
+
+
+def test_a_job_that_fails_is_named_with_its_output_and_the_others_finish(tmp_path: Path) -> None:
+    works = {"good": partial((tmp_path / "done").write_text, "x"), "bad": partial(int, "x")}
+    with pytest.raises(
+        MeasureError, match=r"1 of 2 jobs failed; first bad: .*\(.*_log\.err\)\. The same command"
+    ) as told:
+        run_in_jobs("local", works, lambda _: None)
+    assert "\n" not in str(told.value)
+    assert (tmp_path / "done").read_text() == "x"
+
+
+def test_a_job_that_is_killed_is_an_error() -> None:
+    with pytest.raises(MeasureError, match="1 of 1 jobs failed; first one"):
+        run_in_jobs("local", {"one": partial(signal.raise_signal, signal.SIGKILL)}, lambda _: None)
+
+
+def test_an_interruption_cancels_what_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(_text: str) -> None:
+        raise KeyboardInterrupt
+
+    executor = executor_for("local")
+    monkeypatch.setattr("clipmerge.api._jobs.executor_for", lambda _: executor)
+    job = executor.submit(time.sleep, 600)
+    monkeypatch.setattr(executor, "submit", lambda _work: job)
+    monkeypatch.setattr(job, "exception", lambda: interrupted(""))
+    with pytest.raises(KeyboardInterrupt):
+        run_in_jobs("local", {"long": partial(time.sleep, 600)}, lambda _: None)
+    job.wait()
+    assert job.done()
+
+
+@pytest.mark.parametrize(
+    ("jobs", "said"),
+    [
+        ("cloud", r"--jobs: 'cloud' is not a place for jobs \(places: local, slurm\)"),
+        (
+            "local:colour=red",
+            "--jobs: Unknown executor .colour. in parameter|--jobs: Parameter .colour. need to be prefixed",
+        ),
+        ("local:timeout_min", "--jobs: .*; for example slurm:"),
+        ("local:timeout_min=long", '--jobs: Parameter "timeout_min" expected type'),
+    ],
+)
+def test_places_and_parameters_that_are_not_there(jobs: str, said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        executor_for(jobs)
+
+
+def test_without_submitit_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "submitit", None)
+    with pytest.raises(UsageError, match=r"pip install 'clipmerge\[jobs\]'"):
+        executor_for("local")

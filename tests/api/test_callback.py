@@ -6,6 +6,7 @@ import copy
 import json
 import logging
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -53,65 +54,41 @@ def trainer_for(model: torch.nn.Module, folder: Path, *callbacks: RobustMergeCal
     return Trainer(model, args, train_dataset=Captioned(), data_collator=collated, callbacks=list(callbacks))
 
 
-def test_training_ends_with_the_merge_that_the_command_makes(
-    pair: Folders, images: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+def test_training_ends_with_the_merge_that_the_command_makes_and_pushes_it(
+    pair: Folders, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    callback = RobustMergeCallback(pair[0], recipe="wise-ft", data=images, set={"method.alpha": 0.25})
-    trainer = trainer_for(CLIPModel.from_pretrained(pair[0]), tmp_path / "run", callback)
-    with caplog.at_level(logging.WARNING, logger="clipmerge"):
+    merge: dict[str, Any] = {"recipe": "wise-ft", "set": {"method.alpha": 0.25}}
+    with serving(tmp_path, monkeypatch) as hub, caplog.at_level(logging.WARNING, logger="clipmerge"):
+        callback = RobustMergeCallback(pair[0], **merge, data=images, push_to="acme/robust", private=True)
+        trainer = trainer_for(CLIPModel.from_pretrained(pair[0]), tmp_path / "run", callback)
         trainer.train()
-    assert callback.error is None
+        assert callback.error is None
+        pushed = hub.content("acme/robust", "model.safetensors")
+        assert b"clipmerge" in hub.content("acme/robust", "README.md")
+        assert len([entry for entry in hub.log if entry[0] == "POST" and "/commit/" in entry[1]]) == 1
     assert callback.result is not None
     merged = tmp_path / "run" / "merged"
     assert callback.result.path == merged
     trainer.save_model(str(tmp_path / "trained"))
-    trained = load_file(tmp_path / "trained" / "model.safetensors")
-    assert any(
-        not torch.equal(value, load_file(pair[0] / "model.safetensors")[name]) for name, value in trained.items()
+    api.merge(pair[0], tmp_path / "trained", **merge, output=tmp_path / "same", progress=Silent())
+    zeroshot, trained, same = (
+        load_file(folder / "model.safetensors") for folder in (pair[0], tmp_path / "trained", tmp_path / "same")
     )
-    api.merge(
-        pair[0],
-        tmp_path / "trained",
-        "wise-ft",
-        set={"method.alpha": 0.25},
-        output=tmp_path / "same",
-        progress=Silent(),
-    )
-    same, found = (load_file(folder / "model.safetensors") for folder in (tmp_path / "same", merged))
+    assert any(not torch.equal(value, zeroshot[name]) for name, value in trained.items())
+    found = load_file(merged / "model.safetensors")
     assert all(torch.equal(found[name], value) for name, value in same.items())
+    assert pushed == (merged / "model.safetensors").read_bytes()
     assert (merged / "tokenizer.json").is_file()  # it loads as a whole
     bought = callback.result.plan.bought
     assert bought is not None
     assert bought.verdict in caplog.text
+    assert "acme/robust" in caplog.text
     (entry,) = [entry for entry in trainer.state.log_history if "clipmerge/clean_accuracy_merged" in entry]
     assert entry["clipmerge/clean_accuracy_merged"] == bought.merged.clean.value
     assert entry["clipmerge/corrupted_accuracy_zeroshot"] == bought.zeroshot.corrupted.value
     assert entry["step"] == 3
     trainer.save_state()
     assert "clipmerge/clean_accuracy_merged" in (tmp_path / "run" / "trainer_state.json").read_text()
-
-
-def test_the_merge_is_pushed_where_the_user_asked(
-    pair: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    with serving(tmp_path, monkeypatch) as hub:
-        callback = RobustMergeCallback(pair[0], "wise-ft", push_to="acme/robust", private=True)
-        with caplog.at_level(logging.WARNING, logger="clipmerge"):
-            trainer_for(CLIPModel.from_pretrained(pair[0]), tmp_path / "run", callback).train()
-        assert callback.error is None
-        merged = tmp_path / "run" / "merged"
-        pushed = hub.content("acme/robust", "model.safetensors")
-        assert pushed == (merged / "model.safetensors").read_bytes()
-        assert b"clipmerge" in hub.content("acme/robust", "README.md")
-        assert len([entry for entry in hub.log if entry[0] == "POST" and "/commit/" in entry[1]]) == 1
-        assert "acme/robust" in caplog.text
-        # a name that cannot be pushed to is known before any training
-        with pytest.raises(UsageError):
-            trainer_for(
-                CLIPModel.from_pretrained(pair[0]),
-                tmp_path / "other",
-                RobustMergeCallback(pair[0], "wise-ft", push_to="not a name"),
-            ).train()
 
 
 def test_a_clip_inside_a_model_of_ones_own_and_a_base_in_memory(pair: Folders, tmp_path: Path) -> None:
@@ -145,7 +122,7 @@ def test_an_adapter_is_merged_with_its_base(pair: Folders, tmp_path: Path) -> No
     assert all("q_proj" in name or "v_proj" in name for name in changed)
 
 
-def test_what_can_be_known_is_said_before_training(pair: Folders, images: Path, tmp_path: Path) -> None:
+def test_what_can_be_known_is_said_before_training(pair: Folders, tmp_path: Path) -> None:
     with pytest.raises(RecipeError):
         RobustMergeCallback(pair[0], "wise-fd")
     with pytest.raises(UsageError, match="recipe 'auto' measures, and needs labelled images"):
@@ -153,19 +130,23 @@ def test_what_can_be_known_is_said_before_training(pair: Folders, images: Path, 
     model = CLIPModel.from_pretrained(pair[0])
     (tmp_path / "run" / "merged").mkdir(parents=True)
     (tmp_path / "run" / "merged" / "notes.txt").write_text("mine")
-    for zeroshot, error, told in (
-        (tmp_path / "nowhere", CheckpointError, "no such folder or file"),
-        (model, UsageError, "zeroshot is the model that is trained"),
-        (pair[0], OutputError, "merged"),
+    apart: dict[str, Any] = {"output": tmp_path / "apart", "push_to": "not a name"}
+    for zeroshot, options, error, told in (
+        (tmp_path / "nowhere", {}, CheckpointError, "no such folder or file"),
+        (model, {}, UsageError, "zeroshot is the model that is trained"),
+        (pair[0], {}, OutputError, "merged"),
+        (pair[0], apart, UsageError, "not a name on the Hub"),
     ):
-        callback = RobustMergeCallback(zeroshot, "wise-ft")
+        callback = RobustMergeCallback(zeroshot, "wise-ft", **options)
         with pytest.raises(error, match=told):
             trainer_for(model, tmp_path / "run", callback).train()
-    other = torch.nn.Linear(2, 2)
-    with pytest.raises(
-        UsageError, match="Linear is not a model of transformers or open_clip, and does not contain one"
+    sharded = SimpleNamespace(deepspeed="zero3.json", output_dir=str(tmp_path))
+    for trained, arguments, told in (
+        (torch.nn.Linear(2, 2), None, "Linear is not a model of transformers or open_clip, and does not contain one"),
+        (None, sharded, "with DeepSpeed or FSDP no process holds the whole model"),
     ):
-        RobustMergeCallback(pair[0], "wise-ft").on_train_begin(None, None, None, model=other)
+        with pytest.raises(UsageError, match=told):
+            RobustMergeCallback(pair[0], "wise-ft").on_train_begin(arguments, None, None, model=trained)
 
 
 def test_a_failure_at_the_end_is_logged_and_costs_no_training(
@@ -182,14 +163,6 @@ def test_a_failure_at_the_end_is_logged_and_costs_no_training(
     assert "training itself succeeded" in caplog.text
     assert not (tmp_path / "out").exists()
     assert json.dumps(trainer.state.log_history)  # the trainer goes on
-
-
-def test_sharded_trainings_are_refused(pair: Folders, tmp_path: Path) -> None:
-    class Arguments:
-        deepspeed, output_dir = "zero3.json", str(tmp_path)
-
-    with pytest.raises(UsageError, match="with DeepSpeed or FSDP no process holds the whole model"):
-        RobustMergeCallback(pair[0], "wise-ft").on_train_begin(Arguments(), None, None, model=None)
 
 
 @pytest.mark.parametrize("main", [True, False])

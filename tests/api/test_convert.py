@@ -7,6 +7,7 @@ import importlib.util
 import json
 import re
 import shutil
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -24,28 +25,45 @@ from tests.conversion.test_conversion import features, same
 from tests.support import tiny_open_clip
 from tests.support.command import clipmerge, refused
 from tests.support.tiny_clip import save_pair
-from tests.support.tiny_open_clip import build, load, model_config, outputs
+from tests.support.tiny_open_clip import TEXT, build, load, model_config, outputs
 
 TEXTS = ["a photo of a cat.", "Two dogs,  running", "it's 3 o'clock on the Zürichsee", "x" * 300]
 
 
-@pytest.fixture
-def ours(tmp_path: Path) -> Path:
-    """An OpenCLIP folder with the tiny tokenizer."""
-    return tiny_open_clip.save(build(model_config(quick_gelu=True)), model_config(quick_gelu=True), tmp_path / "ours")
-
-
-@pytest.fixture
-def theirs(tmp_path: Path) -> Path:
-    """A transformers folder."""
-    return save_pair(tmp_path / "theirs")[0]
-
-
-def configure(folder: Path, change: Any, name: str = "open_clip_config.json") -> Path:
-    config = json.loads((folder / name).read_text())
-    change(config)
-    (folder / name).write_text(json.dumps(config))
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Both layouts, each with the tiny tokenizer; read only."""
+    folder, config = tmp_path_factory.mktemp("sources"), model_config(quick_gelu=True)
+    tiny_open_clip.save(build(config), config, folder / "ours")
+    save_pair(folder / "pair")[0].rename(folder / "theirs")
     return folder
+
+
+@pytest.fixture
+def ours(sources: Path, tmp_path: Path) -> Path:
+    """An OpenCLIP folder."""
+    return Path(shutil.copytree(sources / "ours", tmp_path / "ours"))
+
+
+@pytest.fixture
+def theirs(sources: Path, tmp_path: Path) -> Path:
+    """A transformers folder."""
+    return Path(shutil.copytree(sources / "theirs", tmp_path / "theirs"))
+
+
+LAYOUTS = {"ours": ("open_clip_config.json", "transformers"), "theirs": ("config.json", "open-clip")}
+
+
+def put(file: Path, key: str, value: Any) -> None:
+    """Set one value of a JSON file, or take it out."""
+    config = part = json.loads(file.read_text())
+    *sections, name = key.split(".")
+    for section in sections:
+        part = part[section]
+    part[name] = value
+    if value is ...:
+        del part[name]
+    file.write_text(json.dumps(config))
 
 
 def test_open_clip_becomes_transformers(ours: Path, tmp_path: Path) -> None:
@@ -73,7 +91,7 @@ def test_transformers_becomes_open_clip(theirs: Path, tmp_path: Path) -> None:
     done = clipmerge("convert", theirs, tmp_path / "out", "--to", "open-clip")
     assert done.code == 0, done.err
     assert "local-dir:" in done.err + done.out
-    assert "the tokenizer is not CLIP's own: text_cfg.hf_tokenizer_name is 'zeroshot'" in done.err
+    assert "the tokenizer is not CLIP's own: text_cfg.hf_tokenizer_name is 'theirs'" in done.err
     model, _, transform = open_clip.create_model_and_transforms(f"local-dir:{tmp_path / 'out'}")
     source = CLIPModel.from_pretrained(theirs).eval()
     same(outputs(model.eval()), features(source))
@@ -134,146 +152,85 @@ def test_a_foreign_tokenizer_must_lie_there(ours: Path, tmp_path: Path) -> None:
     (ours / "tokenizer.json").unlink()
     line = refused(clipmerge("convert", ours, tmp_path / "out", "--to", "transformers"))
     assert "its tokenizer is that of acme/tiny" in line
-    configure(ours, lambda config: config["model_cfg"]["text_cfg"].pop("hf_tokenizer_name"))
+    put(ours / "open_clip_config.json", "model_cfg.text_cfg.hf_tokenizer_name", ...)
     line = refused(clipmerge("convert", ours, tmp_path / "out", "--to", "transformers"))
     assert "has 58 tokens, but open_clip_config.json names no tokenizer" in line
 
 
-@pytest.mark.parametrize("to", ["transformers", "open-clip"])
-def test_what_has_the_layout_already_is_refused(to: str, ours: Path, theirs: Path, tmp_path: Path) -> None:
-    source = ours if to == "open-clip" else theirs
-    line = refused(clipmerge("convert", source, tmp_path / "out", "--to", to))
-    assert f"is already in the layout of {to}" in line
-
-
-def test_a_bare_file_is_refused(ours: Path, tmp_path: Path) -> None:
+def test_what_cannot_be_converted_is_one_line(ours: Path, theirs: Path, tmp_path: Path) -> None:
+    for source, to in ((ours, "open-clip"), (theirs, "transformers")):
+        line = refused(clipmerge("convert", source, tmp_path / "out", "--to", to))
+        assert f"is already in the layout of {to}" in line
+    line = refused(clipmerge("convert", ours, tmp_path / "out", "--to", "jax"), code=2)
+    assert "--to jax: choose from transformers, open-clip" in line
     (ours / "open_clip_config.json").unlink()
-    source = ours / "open_clip_model.safetensors"
-    line = refused(clipmerge("convert", source, tmp_path / "out", "--to", "transformers"))
+    line = refused(clipmerge("convert", ours / "open_clip_model.safetensors", tmp_path / "out", "--to", "transformers"))
     assert "has no open_clip_config.json beside it" in line
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (
-            lambda config: config.update(model_cfg={}),
-            r"open_clip_config\.json: embed_dim is missing, but a whole number from 1 on was expected",
-        ),
-        (lambda config: config["model_cfg"].update(vision_cfg=[1]), r"vision_cfg is \[1\], but an object"),
-        (lambda config: config["model_cfg"]["vision_cfg"].update(head_width=0), r"vision_cfg\.head_width is 0"),
-        (lambda config: config["model_cfg"]["vision_cfg"].update(width="wide"), r"vision_cfg\.width is 'wide'"),
-        (lambda config: config["preprocess_cfg"].update(interpolation="lanczos"), "preprocessing cannot be understood"),
-        (lambda config: config.update(preprocess_cfg=[1]), "preprocessing cannot be understood"),
-    ],
-)
-def test_a_config_that_makes_no_sense_is_one_line(change: Any, message: str, ours: Path, tmp_path: Path) -> None:
-    line = refused(clipmerge("convert", configure(ours, change), tmp_path / "out", "--to", "transformers"))
-    assert re.search(message, line), line
-    assert not (tmp_path / "out").exists()
-
-
-WHOLE = "but a whole number from 1 on was expected"
-NO_NUMBERS = [None, "32", [32, 32], 0, -32, 2.5, True, {}]
-
-
-@pytest.mark.parametrize("value", NO_NUMBERS)
-@pytest.mark.parametrize(
-    "key",
-    [
+COUNTS = {
+    "ours": (
+        *("embed_dim", "vision_cfg.image_size", "vision_cfg.patch_size", "vision_cfg.width", "vision_cfg.layers"),
+        *("vision_cfg.head_width", "text_cfg.heads", "text_cfg.context_length"),
+    ),
+    "theirs": (
         *("projection_dim", "vision_config.hidden_size", "vision_config.image_size", "vision_config.patch_size"),
         *("vision_config.num_attention_heads", "vision_config.num_hidden_layers", "text_config.vocab_size"),
         *("text_config.max_position_embeddings", "text_config.intermediate_size", "text_config.num_attention_heads"),
-    ],
-)
-def test_a_setting_that_is_no_count_is_named(key: str, value: Any, theirs: Path, tmp_path: Path) -> None:
-    section, _, name = key.rpartition(".")
-    configure(theirs, lambda config: (config[section] if section else config).update({name: value}), "config.json")
-    line = refused(clipmerge("convert", theirs, tmp_path / "out", "--to", "open-clip"))
-    shown = "null" if value is None else repr(value)
-    assert line == f"error: {theirs}: config.json: {key} is {shown}, {WHOLE}; correct the file"
-    assert not (tmp_path / "out").exists()
+    ),
+}
+
+
+@pytest.mark.parametrize("which", LAYOUTS)
+def test_a_setting_that_is_no_count_is_named(which: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    folder: Path = request.getfixturevalue(which)
+    name, to = LAYOUTS[which]
+    whole = (folder / name).read_text()
+    for key, value in zip(COUNTS[which], cycle([None, "32", 0, -32, 2.5, True, [32, 32], {}]), strict=False):
+        (folder / name).write_text(whole)
+        put(folder / name, f"model_cfg.{key}" if which == "ours" else key, value)
+        line = refused(clipmerge("convert", folder, tmp_path / "out", "--to", to))
+        expected = f"is {'null' if value is None else repr(value)}, but a whole number from 1 on was expected"
+        assert line == f"error: {folder}: {name}: {key} {expected}; correct the file"
+        assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("which", "key", "value", "message"),
     [
-        (
-            {"num_attention_heads": 3},
-            "vision_config.num_attention_heads makes 3 heads, which do not divide 32 channels",
-        ),
-        ({"layer_norm_eps": "small"}, "vision_config.layer_norm_eps is 'small', but a number from 0 on was expected"),
-        ({"layer_norm_eps": float("nan")}, "vision_config.layer_norm_eps is nan"),
-        ({"hidden_act": None}, "vision_config.hidden_act is null, but a name was expected"),
-        ({"num_hidden_layers": 10**12}, "says that the vision tower has 1000000000000 layers, but the weights have 3"),
-        (
-            {"patch_size": 64},
-            r"config.json requires vision_model.embeddings.patch_embedding.weight of shape \(32, 3, 64",
-        ),
-        ({"patch_size": ...}, r"weight of shape \(32, 3, 32, 32\) \(with defaults for missing settings\)"),
+        ("ours", "model_cfg", {}, r"json: embed_dim is missing, but a whole number from 1 on was expected"),
+        ("ours", "model_cfg.vision_cfg", [1], r"vision_cfg is \[1\], but an object"),
+        ("ours", "model_cfg.vision_cfg.head_width", 64, "head_width makes 0 heads, which do not divide 32 channels"),
+        ("ours", "model_cfg.vision_cfg.norm_kwargs", {"eps": "x"}, r"vision_cfg.norm_kwargs.eps is 'x'"),
+        ("ours", "model_cfg.text_cfg.heads", 5, "text_cfg.heads makes 5 heads, which do not divide 32 channels"),
+        ("ours", "model_cfg.text_cfg.mlp_ratio", -1, "text_cfg.mlp_ratio is -1, but a number above 0 was expected"),
+        ("ours", "model_cfg.text_cfg", TEXT | {"pool_type": "eos", "eos_id": None}, "text_cfg.eos_id is null"),
+        ("ours", "preprocess_cfg.interpolation", "lanczos", "preprocessing cannot be understood"),
+        ("ours", "preprocess_cfg", [1], "preprocessing cannot be understood"),
+        ("theirs", "text_config", [1], r"json: text_config is \[1\], but an object of settings was expected"),
+        ("theirs", "vision_config.num_attention_heads", 3, "makes 3 heads, which do not divide 32 channels"),
+        ("theirs", "vision_config.layer_norm_eps", "small", "is 'small', but a number from 0 on was expected"),
+        ("theirs", "vision_config.layer_norm_eps", float("nan"), "vision_config.layer_norm_eps is nan"),
+        ("theirs", "vision_config.hidden_act", None, "vision_config.hidden_act is null, but a name was expected"),
+        ("theirs", "vision_config.num_hidden_layers", 10**12, "tower has 1000000000000 layers, but the weights have 3"),
+        ("theirs", "vision_config.patch_size", 64, r"json requires .*patch_embedding.weight of shape \(32, 3, 64"),
+        ("theirs", "vision_config.patch_size", ..., r"shape \(32, 3, 32, 32\) \(with defaults for missing settings\)"),
     ],
 )
-@pytest.mark.parametrize("form", ["vision_config", "vision_config_dict"])
 def test_settings_that_fit_no_model_are_named(
-    form: str, change: dict[str, Any], message: str, theirs: Path, tmp_path: Path
+    which: str, key: str, value: Any, message: str, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
-    def apply(config: dict[str, Any]) -> None:
-        settings = config.pop("vision_config") | change
-        config[form] = {name: value for name, value in settings.items() if value is not ...}
-
-    line = refused(clipmerge("convert", configure(theirs, apply, "config.json"), tmp_path / "out", "--to", "open-clip"))
-    assert re.search(message, line), line
-    assert "config.json" in line
-
-
-def test_a_section_that_is_none_is_named(theirs: Path, tmp_path: Path) -> None:
-    configure(theirs, lambda config: config.update(text_config=[1]), "config.json")
-    line = refused(clipmerge("convert", theirs, tmp_path / "out", "--to", "open-clip"))
-    assert "config.json: text_config is [1], but an object of settings was expected" in line
-
-
-@pytest.mark.parametrize("value", [None, "16", 0, -8, 2.5, True])
-@pytest.mark.parametrize(
-    "key",
-    [
-        *("embed_dim", "vision_cfg.image_size", "vision_cfg.patch_size", "vision_cfg.width", "vision_cfg.layers"),
-        *("vision_cfg.head_width", "text_cfg.heads", "text_cfg.context_length"),
-    ],
-)
-def test_a_setting_of_open_clips_that_is_no_count_is_named(key: str, value: Any, ours: Path, tmp_path: Path) -> None:
-    section, _, name = key.rpartition(".")
-    configure(ours, lambda config: (_section(config["model_cfg"], section)).update({name: value}))
-    line = refused(clipmerge("convert", ours, tmp_path / "out", "--to", "transformers"))
-    shown = "null" if value is None else repr(value)
-    assert line == f"error: {ours}: open_clip_config.json: {key} is {shown}, {WHOLE}; correct the file"
-
-
-def _section(config: dict[str, Any], name: str) -> dict[str, Any]:
-    section: dict[str, Any] = config[name] if name else config
-    return section
-
-
-@pytest.mark.parametrize(
-    ("section", "change", "message"),
-    [
-        ("vision_cfg", {"head_width": 64}, "vision_cfg.head_width makes 0 heads, which do not divide 32 channels"),
-        ("text_cfg", {"heads": 5}, "text_cfg.heads makes 5 heads, which do not divide 32 channels"),
-        ("text_cfg", {"mlp_ratio": -1}, "text_cfg.mlp_ratio is -1, but a number above 0 was expected"),
-        ("vision_cfg", {"norm_kwargs": {"eps": "x"}}, "vision_cfg.norm_kwargs.eps is 'x'"),
-        ("text_cfg", {"pool_type": "eos", "eos_id": None}, "text_cfg.eos_id is null"),
-    ],
-)
-def test_settings_of_open_clips_that_fit_no_model_are_named(
-    section: str, change: dict[str, Any], message: str, ours: Path, tmp_path: Path
-) -> None:
-    configure(ours, lambda config: config["model_cfg"][section].update(change))
-    line = refused(clipmerge("convert", ours, tmp_path / "out", "--to", "transformers"))
-    assert f"open_clip_config.json: {message}" in line
-
-
-def test_an_unknown_layout_is_a_usage_error(ours: Path, tmp_path: Path) -> None:
-    line = refused(clipmerge("convert", ours, tmp_path / "out", "--to", "jax"), code=2)
-    assert "--to jax: choose from transformers, open-clip" in line
+    folder: Path = request.getfixturevalue(which)
+    name, to = LAYOUTS[which]
+    put(folder / name, key, value)
+    for old_form in (False, True) if key.startswith("vision_config.") else (False,):
+        if old_form:
+            config = json.loads((folder / name).read_text())
+            (folder / name).write_text(json.dumps(config | {"vision_config_dict": config.pop("vision_config")}))
+        line = refused(clipmerge("convert", folder, tmp_path / "out", "--to", to))
+        assert re.search(message, line), line
+        assert name in line or "preprocessing" in message
+        assert not (tmp_path / "out").exists()
 
 
 def test_an_output_is_replaced_only_when_asked(ours: Path, tmp_path: Path) -> None:
@@ -287,17 +244,14 @@ def test_an_output_is_replaced_only_when_asked(ours: Path, tmp_path: Path) -> No
     assert "holds the checkpoint" in refused(clipmerge("convert", ours, ours, "--to", "transformers"))
 
 
-def test_a_broken_weight_is_named_and_nothing_stays(ours: Path, tmp_path: Path) -> None:
+def test_a_broken_weight_is_named_and_half_precision_stays(ours: Path, tmp_path: Path) -> None:
     weights = load_file(ours / "open_clip_model.safetensors")
     weights["visual.proj"][0, 0] = float("nan")
     save_file(weights, ours / "open_clip_model.safetensors")
     line = refused(clipmerge("convert", ours, tmp_path / "out", "--to", "transformers"))
     assert "tensor visual_projection.weight holds NaN" in line
     assert [path.name for path in tmp_path.iterdir()] == ["ours"]
-
-
-def test_half_precision_stays_half(ours: Path, tmp_path: Path) -> None:
-    weights = load_file(ours / "open_clip_model.safetensors")
+    weights["visual.proj"][0, 0] = 0.0  # and half precision stays half
     save_file({key: value.bfloat16() for key, value in weights.items()}, ours / "open_clip_model.safetensors")
     assert clipmerge("convert", ours, tmp_path / "out", "--to", "transformers").code == 0
     assert CLIPModel.from_pretrained(tmp_path / "out").dtype is torch.bfloat16

@@ -25,10 +25,7 @@ from clipmerge.planning.recipe import load_recipe
 from clipmerge.progress import Silent
 from clipmerge.request import Calibration, MergeRequest, Run
 from tests.evaluation.test_retrieval import by_sorting
-from tests.support.benchmark_sets import retrieval_set
 from tests.support.command import clipmerge, refused
-from tests.support.hub_double import serving, upload
-from tests.support.image_files import png
 from tests.support.tiny_clip import tiny_config, tiny_processor
 from tests.support.told import Told
 
@@ -112,8 +109,14 @@ def scores(record: Any, name: str) -> dict[str, Any]:
     return next(task for task in record["kept"] if task["name"] == name)
 
 
-def test_a_fine_tune_loses_and_the_merge_gives_back(models: Folders, others: dict[str, Path], tmp_path: Path) -> None:
-    keep = [word for name, source in others.items() for word in ("--keep", f"{name}={source}")]
+@pytest.fixture(scope="module")
+def keep(others: dict[str, Path]) -> list[str]:
+    return [word for name, source in others.items() for word in ("--keep", f"{name}={source}")]
+
+
+def test_a_fine_tune_loses_and_the_merge_gives_back(
+    models: Folders, others: dict[str, Path], keep: list[str], tmp_path: Path
+) -> None:
     output = tmp_path / "merged"
     flags = ["--recipe", "wise-ft", "--set", "method.alpha=0.3", *keep, "--output", output]
     ended = clipmerge("merge", *models, *flags)
@@ -138,6 +141,12 @@ def test_a_fine_tune_loses_and_the_merge_gives_back(models: Folders, others: dic
     own = clipmerge("evaluate", output, *keep, "--format", "json").json
     assert scores(own, "colours")["score"]["accuracy"]["value"] == merged
     assert scores(own, "captions")["score"]["recall"] == retrieval["merged"]["recall"]
+    printed = clipmerge("evaluate", output, *keep).out.splitlines()
+    rows = {line.rpartition("  ")[0].strip(): line.split()[-1] for line in printed if line}
+    assert f"{merged:.1%}" in [value for row, value in rows.items() if row.startswith("colours")]
+    for way in ("image to text", "text to image"):
+        (value,) = [value for row, value in rows.items() if row.startswith(f"captions, {way} R@5")]
+        assert value == f"{retrieval['merged']['recall'][way.replace(' ', '_')]['5']:.1%}"
     page = (output / "report.html").read_text().replace("\N{MINUS SIGN}", "-")
     for text in (ended.out, page, (output / "README.md").read_text()):
         assert "text to image R@10" in " ".join(text.split())
@@ -149,47 +158,12 @@ def test_a_fine_tune_loses_and_the_merge_gives_back(models: Folders, others: dic
     assert clipmerge("report", output).code == 0
 
 
-def test_a_retrieval_set_of_the_hub_is_kept(
-    models: Folders, others: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_sweep_has_them_at_every_point(
+    models: Folders, others: dict[str, Path], keep: list[str], tmp_path: Path
 ) -> None:
-    """A repository as CLIP_benchmark's, of which the split is named and nothing else."""
-    captions = [f"a photo of a {name}.\n{name}".split("\n") for name in COLOURS]
-    monkeypatch.chdir(tmp_path)
-    with serving(tmp_path, monkeypatch) as hub:
-        hub.orgs = ("clip-benchmark",)
-        upload(
-            hub,
-            "clip-benchmark/wds_colours",
-            retrieval_set(tmp_path / "set", [captions[:2], captions[2:]]),
-            kind="dataset",
-        )
-        flags = [
-            "--recipe",
-            "wise-ft",
-            "--keep",
-            "hub=hf://datasets/clip-benchmark/wds_colours:test",
-            "--output",
-            "out",
-        ]
-        ended = clipmerge("merge", *models, *flags)
-        assert ended.code == 0, ended.err
-        fetched = {path.rpartition("/")[2] for _, path, _ in hub.requests("GET", r"wds_colours/resolve/.*\.tar")}
-        assert fetched == {"0.tar", "1.tar"}
-    task = scores(json.loads((tmp_path / "out" / "clipmerge.json").read_text()), "hub")
-    assert (task["kind"], task["images"], task["captions"]) == ("retrieval", 4, 8)
-    (tmp_path / "same").mkdir()
-    for number, lines in enumerate(captions):  # the same pictures and captions in a folder
-        (tmp_path / "same" / f"{number}.png").write_bytes(png(number))
-        (tmp_path / "same" / f"{number}.txt").write_text("\n".join(lines))
-    own = clipmerge("evaluate", "out", "--keep", f"same={tmp_path / 'same'}", "--format", "json").json
-    assert scores(own, "same")["score"]["recall"] == task["merged"]["recall"]
-
-
-def test_a_sweep_has_them_at_every_point(models: Folders, others: dict[str, Path], tmp_path: Path) -> None:
     target = tmp_path / "target"
     for name in TASK:
         shutil.copytree(others["colours"] / name, target / name)
-    keep = [word for name, source in others.items() for word in ("--keep", f"{name}={source}")]
     flags = ["--id", f"target={target}", "--ood", f"all={others['colours']}", "--alphas", "0,0.3,1", *keep]
     ended = clipmerge("sweep", *models, *flags, "--recipe", "lines", "--output", tmp_path / "sweep")
     assert ended.code == 0, ended.err
@@ -240,20 +214,6 @@ def test_a_plan_keeps_them_until_it_is_edited(models: Folders, others: dict[str,
     assert edited.record is not None
     assert edited.record.kept == ()
     assert any("not known" in warning for warning in edited.record.warnings)
-
-
-def test_evaluate_prints_a_row_per_task_and_measure(models: Folders, others: dict[str, Path]) -> None:
-    keep = [word for name, source in others.items() for word in ("--keep", f"{name}={source}")]
-    record = clipmerge("evaluate", models[0], *keep, "--format", "json").json
-    printed = clipmerge("evaluate", models[0], *keep).out
-    colours, captions = (next(each for each in record["kept"] if each["name"] == name) for name in others)
-    rows = {line.rpartition("  ")[0].strip(): line.split()[-1] for line in printed.splitlines()}
-    expected = f"{colours['score']['accuracy']['value']:.1%}"
-    assert any(row.startswith("colours") and value == expected for row, value in rows.items()), printed
-    for way in ("image to text", "text to image"):
-        value = captions["score"]["recall"][way.replace(" ", "_")]["5"]
-        row = next(line for line in printed.splitlines() if line.startswith(f"captions, {way} R@5"))
-        assert row.split()[-1] == f"{value:.1%}"
 
 
 @pytest.mark.parametrize("fault", [None, CheckpointError("the model cannot be built")])

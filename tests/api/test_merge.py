@@ -10,24 +10,31 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from transformers import CLIPModel
 
+import clipmerge as api
 from clipmerge.api.apply import write_merge
+from clipmerge.api.env import _version
+from clipmerge.api.merge_models import _filled
 from clipmerge.api.plan import prepare
-from clipmerge.errors import CheckpointError
+from clipmerge.errors import CheckpointError, UsageError, VerdictError
 from clipmerge.planning.recipe import load_recipe
+from clipmerge.progress import Silent
 from clipmerge.request import Calibration, MergeRequest
 from tests.support.command import clipmerge, refused
+from tests.support.tiny_clip import save_images
+from tests.support.told import Told
 
-Inputs = tuple[Path, Path]
+Folders = tuple[Path, Path]
+QUIET: dict[str, Any] = {"progress": Silent()}
 
 
-def request_for(pair: Inputs, recipe: str, images: Path | None = None, *sets: str) -> MergeRequest:
+def request_for(pair: Folders, recipe: str, images: Path | None = None, *sets: str) -> MergeRequest:
     calibration = Calibration(source=str(images) if images else None)
     return MergeRequest(str(pair[0]), (str(pair[1]),), load_recipe(recipe, list(sets)), calibration)
 
 
-def test_shares_add_up_to_what_forward_passes_measure(pair: Inputs, images: Path) -> None:
+def test_shares_add_up_to_what_forward_passes_measure(pair: Folders, images: Path) -> None:
     plan = prepare(request_for(pair, "straggler-outlier", images)).plan
     assert plan is not None
     assert plan.measurements is not None
@@ -40,29 +47,9 @@ def test_shares_add_up_to_what_forward_passes_measure(pair: Inputs, images: Path
     assert sum(layer["loss_drop"] for layer in layers) == pytest.approx(loss[1.0] - loss[0.0], rel=0.01)
 
 
-@pytest.mark.parametrize(("alpha", "which"), [(0, 0), (1, 1)])
-def test_both_ends_are_the_inputs_bit_for_bit(pair: Inputs, tmp_path: Path, alpha: int, which: int) -> None:
-    write_merge(prepare(request_for(pair, "wise-ft", None, f"method.alpha={alpha}")), tmp_path / "out")
-    merged, source = (load_file(folder / "model.safetensors") for folder in (tmp_path / "out", pair[which]))
-    assert merged.keys() == source.keys()
-    assert all(torch.equal(merged[name], source[name]) for name in source)
-
-
-def test_paths_that_are_no_text_are_merged(pair: Inputs, tmp_path: Path) -> None:
-    odd = tmp_path / os.fsdecode(b"b\xff")
-    try:
-        shutil.copytree(pair[0], odd)
-    except OSError:
-        pytest.skip("this file system takes UTF-8 only")
-    ended = clipmerge("merge", odd, pair[1], "-r", "wise-ft", "-o", tmp_path / "out", "--format", "json")
-    assert ended.code == 0, ended.err
-    assert ended.json["zeroshot"]["source"] == str(odd)
-    assert r"b\udcff" in (tmp_path / "out" / "report.html").read_text()
-
-
 @pytest.mark.parametrize("name", ["tokenizer.json", "config.json"])
 def test_an_input_that_cannot_be_read_is_blamed_itself(
-    pair: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+    pair: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     """Permissions do not stop root, so the system's refusal is simulated."""
     run = prepare(request_for(pair, "wise-ft"))
@@ -80,7 +67,7 @@ def test_an_input_that_cannot_be_read_is_blamed_itself(
 
 
 def test_a_plan_applied_elsewhere_says_which_input_it_cannot_find(
-    pair: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    pair: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     inputs, plans, elsewhere = (tmp_path / name for name in ("in", "plans", "elsewhere"))
     for folder in (plans, elsewhere):
@@ -98,18 +85,67 @@ def test_a_plan_applied_elsewhere_says_which_input_it_cannot_find(
     assert clipmerge("apply", plan, "-o", "out").code == 0
 
 
-def test_a_plan_with_a_head_for_checkpoints_without_is_refused(pair: Inputs, tmp_path: Path) -> None:
+def test_a_plan_with_a_head_or_tensors_that_do_not_fit_is_refused(pair: Folders, tmp_path: Path) -> None:
     plan = tmp_path / "plan.json"
     assert clipmerge("plan", *pair, "-r", "wise-ft", "-o", plan).code == 0
-    content = json.loads(plan.read_text()) | {"head": {"classes": ["cat"], "templates": ["a {}"]}}
-    plan.write_text(json.dumps(content))
-    assert "has the classes of a head" in refused(clipmerge("apply", plan, "-o", tmp_path / "out"))
-
-
-def test_tensors_beside_a_plan_that_are_none_are_refused(pair: Inputs, tmp_path: Path) -> None:
-    plan = tmp_path / "plan.json"
-    assert clipmerge("plan", *pair, "-r", "wise-ft", "-o", plan).code == 0
+    content = json.loads(plan.read_text())
     (tmp_path / "x.safetensors").write_bytes(b"torn")
     tensors = {"file": "x.safetensors", "sha256": hashlib.sha256(b"torn").hexdigest()}
-    plan.write_text(json.dumps(json.loads(plan.read_text()) | {"tensors": tensors}))
-    assert "the tensors beside the plan: " in refused(clipmerge("apply", plan, "-o", tmp_path / "out"))
+    for change, told in (
+        ({"head": {"classes": ["cat"], "templates": ["a {}"]}}, "has the classes of a head"),
+        ({"tensors": tensors}, "the tensors beside the plan: "),
+    ):
+        plan.write_text(json.dumps(content | change))
+        assert told in refused(clipmerge("apply", plan, "-o", tmp_path / "out"))
+
+
+def test_models_in_memory_are_merged_in_one_process(pair: Folders, monkeypatch: pytest.MonkeyPatch) -> None:
+    models = [CLIPModel.from_pretrained(folder) for folder in pair]
+    monkeypatch.setenv("RANK", "1")
+    with pytest.raises(UsageError, match=r"merge_models works in one process; under `accelerate launch` use merge"):
+        api.merge_models(*models, "wise-ft", **QUIET)
+
+
+def test_a_model_with_further_weights_is_refused(pair: Folders) -> None:
+    """A name that no file of the model has cannot be filled."""
+    model = CLIPModel.from_pretrained(pair[0])
+    weights = {name: torch.zeros_like(value) for name, value in model.state_dict().items()}
+    assert not any(bool(value.any()) for value in _filled(model, weights, "keep").state_dict().values())
+    with pytest.raises(
+        CheckpointError, match=r"CLIPModel: its merged weights have names that the model lacks, such as x"
+    ):
+        _filled(model, weights | {"x": torch.zeros(1)}, "keep")
+
+
+def test_a_package_that_is_not_installed_has_no_version() -> None:
+    assert _version("no-such-package") is None
+    assert _version("torch") is not None
+
+
+def test_tasks_that_cannot_be_measured_are_a_warning(pair: Folders, images: Path, tmp_path: Path) -> None:
+    for folder in ("zeroshot", "finetuned"):
+        shutil.copyfile(pair[folder == "finetuned"] / "model.safetensors", tmp_path / f"{folder}.safetensors")
+    bare = [tmp_path / "zeroshot.safetensors", tmp_path / "finetuned.safetensors"]
+    told = Told()
+    result = api.merge(*bare, "wise-ft", keep={"other": str(images)}, output=tmp_path / "out", progress=told)
+    line = next(line for line in told.lines if line.startswith("the tasks of --keep could not be measured"))
+    record = json.loads((tmp_path / "out" / "clipmerge.json").read_text())
+    assert line in record["warnings"]
+    assert result.path == tmp_path / "out"
+    flags = ("-r", "wise-ft", "--keep", f"other={images}", "--strict", "-o", tmp_path / "strict")
+    assert "nothing was written (--strict)" in refused(clipmerge("merge", *bare, *flags), VerdictError.exit_code)
+    assert not (tmp_path / "strict").exists()
+
+
+def test_two_names_of_one_point_are_refused(pair: Folders, images: Path) -> None:
+    sources: dict[str, Any] = {"id": {"val": str(images)}, "ood": {"far": str(images)}, **QUIET}
+    with pytest.raises(UsageError, match=r"--point wise-ft: a recipe has this name"):
+        api.sweep(*pair, recipes=["wise-ft"], points={"wise-ft": str(pair[1])}, **sources)
+
+
+def test_a_curve_without_its_end_warns_of_no_loss(pair: Folders, images: Path, tmp_path: Path) -> None:
+    far = save_images(tmp_path / "far", each=2, seed=5)
+    result = api.sweep(
+        *pair, id={"val": str(images)}, ood={"far": str(far)}, alphas=(0, 0.5), recipes=["wise-ft"], **QUIET
+    )
+    assert not any("loses" in note for note in result.record["warnings"])

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import CLIPModel, CLIPProcessor
+from transformers import CLIPConfig, CLIPModel, CLIPProcessor
 from transformers.utils import logging
 
 import clipmerge
@@ -66,7 +66,6 @@ def test_models_of_transformers_get_the_weights_that_files_give(kind: str, tmp_p
 def test_models_are_measured_on_data_in_memory_like_files(pair: Folders, images: Path, tmp_path: Path) -> None:
     from torch.utils.data import DataLoader
     from torchvision.datasets import ImageFolder
-    from transformers import CLIPModel, CLIPProcessor
 
     zeroshot, finetuned = (CLIPModel.from_pretrained(folder) for folder in pair)
     processor = CLIPProcessor.from_pretrained(pair[0])
@@ -87,8 +86,6 @@ def test_models_are_measured_on_data_in_memory_like_files(pair: Folders, images:
 
 
 def test_a_model_that_was_not_loaded_needs_its_processor(pair: Folders, images: Path) -> None:
-    from transformers import CLIPConfig, CLIPModel, CLIPProcessor
-
     models = [CLIPModel(CLIPConfig.from_pretrained(pair[0])) for _ in range(2)]
     for model in models:
         model.config._name_or_path = model.name_or_path = ""
@@ -114,29 +111,24 @@ def test_models_of_open_clip_get_the_weights_that_files_give(images: Path, tmp_p
         clipmerge.merge_models(zeroshot, finetuned, "wise-ft", processor="ViT-Z-32", **QUIET)
 
 
-def test_a_name_of_open_clip_gives_the_configuration(tmp_path: Path) -> None:
-    model = tiny_open_clip.build(tiny_open_clip.model_config())
-    with as_sources(model, [], "ViT-B-32") as (source, _):
+PARTS = tiny_open_clip.model_config()
+
+
+@pytest.mark.parametrize(
+    ("stated", "size"),
+    [({"model_cfg": PARTS, "preprocess_cfg": {"size": 7}}, 7), (PARTS, 9), ("ViT-B-32", 9)],
+)
+def test_a_configuration_of_open_clip_is_taken_as_it_is_or_by_its_name(stated: Any, size: int) -> None:
+    model = tiny_open_clip.build(PARTS)
+    model.visual.preprocess_cfg = {"size": 9}
+    with as_sources(model, [], stated) as (source, _):
         config = json.loads(Path(source, "open_clip_config.json").read_text())
-    assert config["model_cfg"]["embed_dim"] == 512
+    assert config["model_cfg"]["embed_dim"] == (512 if stated == "ViT-B-32" else 16)
+    assert config["preprocess_cfg"] == {"size": size}
     assert not Path(source).exists()
 
 
-@pytest.mark.parametrize("whole", [True, False])
-def test_a_configuration_of_open_clip_is_taken_as_it_is(whole: bool) -> None:
-    parts = tiny_open_clip.model_config()
-    model = tiny_open_clip.build(parts)
-    model.visual.preprocess_cfg = {"size": 9}
-    stated = {"model_cfg": parts, "preprocess_cfg": {"size": 7}} if whole else parts
-    with as_sources(model, [], stated) as (source, _):
-        config = json.loads(Path(source, "open_clip_config.json").read_text())
-    assert config["model_cfg"] == parts
-    assert config["preprocess_cfg"] == {"size": 7 if whole else 9}
-
-
 def test_mode_device_wrappers_and_dtype(pair: Folders) -> None:
-    from transformers import CLIPModel
-
     zeroshot, finetuned = (CLIPModel.from_pretrained(folder) for folder in pair)
     finetuned.train()
     wrapped = torch.nn.DataParallel(finetuned)
@@ -153,8 +145,6 @@ def test_mode_device_wrappers_and_dtype(pair: Folders) -> None:
 def test_nothing_is_left_in_the_temporary_folder(
     pair: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from transformers import CLIPModel
-
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     models = [CLIPModel.from_pretrained(folder) for folder in pair]
     clipmerge.merge_models(*models, "wise-ft", **QUIET)
@@ -166,8 +156,6 @@ def test_nothing_is_left_in_the_temporary_folder(
 
 
 def test_models_in_memory_are_merged_planned_and_applied_into_folders(pair: Folders, tmp_path: Path) -> None:
-    from transformers import CLIPModel
-
     models = [CLIPModel.from_pretrained(folder) for folder in pair]
     result = clipmerge.merge(*models, "wise-ft", output=tmp_path / "merged", **QUIET)
     assert result.record is not None
@@ -185,35 +173,16 @@ def test_models_in_memory_are_merged_planned_and_applied_into_folders(pair: Fold
     assert clipmerge.inspect(*models, **QUIET).mismatches == ()
 
 
-def test_another_module_is_sent_to_its_state_dict() -> None:
-    with pytest.raises(clipmerge.UsageError, match="is not a model of transformers or open_clip"):
-        clipmerge.merge_models(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2), "wise-ft", **QUIET)
-
-
-def test_state_dicts_get_the_weights_that_files_give(pair: Folders, tmp_path: Path) -> None:
+def test_state_dicts_get_the_weights_that_files_give(pair: Folders, family: list[Path], tmp_path: Path) -> None:
     theta_0, theta_1 = (load_file(folder / "model.safetensors") for folder in pair)
     expected = merged_by_files(pair, "wise-ft", tmp_path / "plain", set={"method.alpha": 0.3})
     assert same(clipmerge.merge_state_dicts(theta_0, theta_1, alpha=0.3), expected)
     overrides = {"overrides": [{"layers": "*", "alpha": 0.3, "density": 0.4}]}
     expected = merged_by_files(pair, "wise-ft", tmp_path / "masked", set=overrides)
     assert same(clipmerge.merge_state_dicts(theta_0, theta_1, alpha=0.3, mask="magnitude", density=0.4), expected)
-
-
-def test_state_dicts_of_several_are_averaged(family: list[Path], tmp_path: Path) -> None:
     theta_0, *others = (load_file(folder / "model.safetensors") for folder in family)
-    expected = merged_by_files(tuple(family), "uniform-soup", tmp_path / "out")
+    expected = merged_by_files(tuple(family), "uniform-soup", tmp_path / "averaged")
     assert same(clipmerge.merge_state_dicts(theta_0, others, alpha=1.0), expected)
-
-
-def test_random_masks_depend_on_seed_and_name_alone() -> None:
-    theta_0 = {"a": torch.zeros(100), "b": torch.zeros(100)}
-    theta_1 = {name: torch.ones(100) for name in theta_0}
-    options: dict[str, Any] = {"alpha": 1.0, "mask": "random", "density": 0.5}
-    first = clipmerge.merge_state_dicts(theta_0, theta_1, **options)
-    turned = clipmerge.merge_state_dicts(dict(reversed(theta_0.items())), theta_1, **options)
-    assert same(first, turned)
-    assert not torch.equal(first["a"], first["b"])
-    assert not same(first, clipmerge.merge_state_dicts(theta_0, theta_1, seed=1, **options))
 
 
 def test_what_state_dicts_may_not_be_is_refused() -> None:
@@ -244,12 +213,6 @@ def test_inputs_stay_as_they_are_and_are_not_shared() -> None:
     assert theta_0["n"] == theta_1["n"] == 3
 
 
-def test_a_state_key_is_for_files_alone() -> None:
-    assert with_state_key(["a.pt"], "ema") == ("a.pt#ema",)
-    with pytest.raises(UsageError, match="--state-key: a model in memory has no parts"):
-        with_state_key(["/tmp/clipmerge-in-memory-x1/0/CLIPModel in memory"], "ema")
-
-
 @pytest.mark.parametrize("name", ["", "acme/never-downloaded", "a model, made by hand"])
 def test_a_model_from_nowhere_has_no_folder_of_origin(name: str) -> None:
     assert _origin(name) is None
@@ -268,16 +231,21 @@ def test_saving_a_model_shows_no_bar_and_leaves_the_setting(pair: Folders, shown
 
 
 def test_arguments_of_another_type_are_refused_in_one_line(pair: Folders) -> None:
-    model = CLIPModel.from_pretrained(pair[0])
-    recipe: Any = 3
-    with pytest.raises(clipmerge.ClipmergeError, match=r"^int is not a recipe; give a name, a YAML file"):
-        clipmerge.merge_models(model, model, recipe)
-    finetuned: Any = "finetuned"
-    with pytest.raises(UsageError, match=r"^str is not a model; give torch modules here, and paths to merge\(\)$"):
-        clipmerge.merge_models(model, finetuned, "wise-ft")
+    model, other = CLIPModel.from_pretrained(pair[0]), torch.nn.Linear(2, 2)
+    cases: list[tuple[Any, Any, Any, str]] = [
+        (model, model, 3, r"^int is not a recipe; give a name, a YAML file"),
+        (model, "finetuned", "wise-ft", r"^str is not a model; give torch modules here, and paths to merge\(\)$"),
+        (other, other, "wise-ft", "is not a model of transformers or open_clip"),
+    ]
+    for zeroshot, finetuned, recipe, told in cases:
+        with pytest.raises(clipmerge.ClipmergeError, match=told):
+            clipmerge.merge_models(zeroshot, finetuned, recipe, **QUIET)
     data: Any = 5
     with pytest.raises(UsageError, match=r'^evaluate takes its images by name: data=\{"val": SOURCE\}$'):
         clipmerge.evaluate(pair[0], data)
+    assert with_state_key(["a.pt"], "ema") == ("a.pt#ema",)
+    with pytest.raises(UsageError, match="--state-key: a model in memory has no parts"):
+        with_state_key(["/tmp/clipmerge-in-memory-x1/0/CLIPModel in memory"], "ema")
 
 
 def test_a_model_is_evaluated_like_its_files_with_classes_by_name(pair: Folders, images: Path) -> None:

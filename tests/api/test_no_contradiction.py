@@ -17,22 +17,26 @@ from clipmerge.api.plan import Known, prepare, write_plan
 from clipmerge.methods import Task
 from clipmerge.output.record import read_output
 from clipmerge.planning.effect_view import UNKNOWN_SINCE
-from clipmerge.planning.plan import OTHER_CHECKPOINTS, Plan
+from clipmerge.planning.plan import EDITED, OTHER_CHECKPOINTS, Plan
 from clipmerge.planning.recipe import Override, load_recipe
 from clipmerge.request import Calibration, MergeRequest
 from tests.support.claims import check_advice, check_effect, check_terminal, check_verdict, check_weights, text_of
 from tests.support.command import clipmerge
 
+LOOSE = ["measure.nodes=2", "method.threshold=1", "method.mirror=0", "method.stability=0.3"]
 #: Recipes by name, with settings that make them quick.
 QUICK = {
     "wise-ft": [],
     "lines": [],
+    "monosoup": [],
+    "wise-ft-id": [],
     "auto": ["measure.steps=2"],
     "straggler-sparse": ["measure.steps=2"],
-    "straggler-outlier": ["measure.nodes=2", "method.threshold=1", "method.mirror=0", "method.stability=0.3"],
+    "straggler-outlier": LOOSE,
+    "random-matched": [*LOOSE, "method.bootstraps=20"],
 }
 #: Those that measure, in seconds each.
-MEASURED = ("auto", "straggler-sparse", "straggler-outlier")
+MEASURED = ("auto", "straggler-sparse", "straggler-outlier", "random-matched")
 TAKES_ALPHA = ("wise-ft", "auto", "straggler-sparse", "straggler-outlier")
 shares = st.sampled_from([0.0, 0.1, 0.5, 1.0])
 overrides = st.builds(Override, layers=st.sampled_from(["text.*", "*.mlp", "logit_scale", "*"]), alpha=shares)
@@ -89,6 +93,11 @@ def test_what_is_written_is_what_the_plan_says(
     layers = Task(run.inputs).layers
     plan = Plan.load(tmp_path / "plan.json").without_stale().checked(layers)
     check_verdict(plan, layers)
+    for name, entry in plan.layers.items():
+        decided = run.light_plan.layers[name]
+        if not swapped:
+            is_edited = entry.model_copy(update={"reason": ""}) != decided.model_copy(update={"reason": ""})
+            assert entry.reason == (EDITED if is_edited else decided.reason)
     ended = clipmerge("apply", tmp_path / "plan.json", "--output", tmp_path / "out", "-v")
     assert ended.code == 0, ended.err
     record = read_output(tmp_path / "out")
@@ -130,6 +139,7 @@ def test_what_is_written_is_what_the_plan_says(
     if swapped:  # nothing that was found for the pair in the other order
         assert not any((record.measurements, record.stragglers, record.calibration, record.path, record.trace))
         assert "straggler layers found" not in page
+        assert {entry.reason for entry in record.layers.values()} == {"decided for other checkpoints"}
 
 
 def edit(file: Path, edits: list[tuple[int, Any]], *, swapped: bool) -> dict[str, Any]:

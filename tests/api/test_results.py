@@ -32,31 +32,28 @@ def results(pair: Folders, images: Path, tmp_path_factory: pytest.TempPathFactor
     }
 
 
-REPRS = {
-    "plan": "Plan(recipe 'straggler-outlier', 20 layers, alpha",
-    "merge": "MergeResult(",
-    "evaluate": "EvaluateResult(val ",
-    "inspect": "InspectResult(CLIP, 20 layers, 0 mismatches)",
-    "sweep": "SweepResult(2 alphas, 0 recipes)",
-    "convert": "ConvertResult(",
-}
-ROWS = {
-    "plan": (20, {"alpha", "density", "mask", "barrier", "loss_drop", "change", "reason"}),
-    "merge": (20, {"alpha", "density", "mask", "size", "barrier", "loss_drop", "change", "reason"}),
-    "evaluate": (1, {"images", "accuracy"}),
-    "inspect": (20, {"parameters", "size", "change"}),
-    "sweep": (2, {"val", "<odd>", "id", "ood", "gain"}),
-    "convert": (None, {"sha256"}),
+#: By function: how the repr begins, the number of rows, and columns of the table.
+SHOWN: dict[str, tuple[str, int | None, set[str]]] = {
+    "plan": (
+        "Plan(recipe 'straggler-outlier', 20 layers, alpha",
+        20,
+        {"alpha", "density", "mask", "barrier", "reason"},
+    ),
+    "merge": ("MergeResult(", 20, {"alpha", "density", "mask", "size", "loss_drop", "change", "reason"}),
+    "evaluate": ("EvaluateResult(val ", 1, {"images", "accuracy"}),
+    "inspect": ("InspectResult(CLIP, 20 layers, 0 mismatches)", 20, {"parameters", "size", "change"}),
+    "sweep": ("SweepResult(2 alphas, 0 recipes)", 2, {"val", "<odd>", "id", "ood", "gain"}),
+    "convert": ("ConvertResult(", None, {"sha256"}),
 }
 
 
-@pytest.mark.parametrize("name", REPRS)
+@pytest.mark.parametrize("name", SHOWN)
 def test_a_result_is_short_and_a_table(results: dict[str, Any], name: str) -> None:
     result = results[name]
-    assert repr(result).startswith(REPRS[name])
+    start, count, columns = SHOWN[name]
+    assert repr(result).startswith(start)
     assert len(repr(result)) < 400
     frame = result.to_frame()
-    count, columns = ROWS[name]
     assert count in (None, len(frame))
     assert columns <= set(frame.columns)
     html = result._repr_html_()
@@ -73,12 +70,8 @@ def test_tables_hold_the_numbers_of_the_records(results: dict[str, Any]) -> None
     assert results["evaluate"].to_frame().loc["val", "accuracy"] == results["evaluate"].record["accuracy"]["val"]
     assert merged.plan == merged.plan.with_tensors({})
     assert merged.warnings == merged.record.warnings
-
-
-def test_results_keep_no_tensors_that_only_methods_need(results: dict[str, Any]) -> None:
-    """The gradients of a measure are as large as the model."""
-    assert results["plan"].measurements.gradients == {}
-    assert results["merge"].plan.measurements.gradients == {}
+    # the gradients of a measure, which only methods need, are as large as the model
+    assert plan.measurements.gradients == merged.plan.measurements.gradients == {}
 
 
 @pytest.mark.parametrize("name", ["plan", "evaluate"])

@@ -13,17 +13,22 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
+from transformers import CLIPModel, CLIPVisionModel
 
-from clipmerge.api import sweep
+import clipmerge as api
+from clipmerge.api import _sweep_cache, sweep
+from clipmerge.api import measure as measuring
+from clipmerge.api._sweep_cache import SweepCache, key_of
 from clipmerge.api.apply import write_merge
 from clipmerge.api.plan import prepare
-from clipmerge.api.sweep import run_sweep, write_sweep
+from clipmerge.api.sweep import check_sweep, run_sweep, write_sweep
 from clipmerge.checkpoint import align_checkpoints, open_checkpoint
-from clipmerge.errors import OutputError
+from clipmerge.errors import CheckpointError, OutputError, UsageError
 from clipmerge.evaluation import bf16_classifier
 from clipmerge.evaluation.accuracy import evaluate_sources
 from clipmerge.evaluation.moving_model import MovingModel
+from clipmerge.evaluation.points import Point
 from clipmerge.evaluation.scorer import Scorer
 from clipmerge.evaluation.settings import EvalSettings
 from clipmerge.evaluation.sources import named_sources
@@ -32,12 +37,15 @@ from clipmerge.images.dataset import load_images
 from clipmerge.models.building import build_model
 from clipmerge.models.transformers_clip import TransformersClip
 from clipmerge.planning.recipe import load_recipe
+from clipmerge.planning.tensors import PlanTensors
 from clipmerge.progress import Silent
 from clipmerge.request import Calibration, MergeRequest, SweepRequest
 from tests.support.command import clipmerge
+from tests.support.tiny_clip import save_images
 
 TEMPLATE = ("a photo of a {}.",)
-Inputs = tuple[Path, Path]
+Folders = tuple[Path, Path]
+QUIET: dict[str, Any] = {"progress": Silent()}
 #: Quick settings of path-barrier and the rule for stragglers; the path of `far` would take many points.
 QUICK = ["measure.nodes=1", "measure.tolerance=100", "method.bootstraps=5"]
 
@@ -46,7 +54,7 @@ def quick(recipe: str) -> list[str]:
     return QUICK if recipe.startswith("straggler") else []
 
 
-def request_for(pair: Inputs, images: Path, shifted: Path, *recipes: str, **changes: Any) -> SweepRequest:
+def request_for(pair: Folders, images: Path, shifted: Path, *recipes: str, **changes: Any) -> SweepRequest:
     given: dict[str, Any] = {"alphas": (0.0, 0.3, 1.0), **changes}
     return SweepRequest(
         str(pair[0]),
@@ -58,7 +66,7 @@ def request_for(pair: Inputs, images: Path, shifted: Path, *recipes: str, **chan
     )
 
 
-def written_accuracy(pair: Inputs, recipe: str, sets: list[str], sources: list[str], folder: Path) -> dict[str, float]:
+def written_accuracy(pair: Folders, recipe: str, sets: list[str], sources: list[str], folder: Path) -> dict[str, float]:
     """Accuracies by `evaluate` of the folder written by `merge`."""
     data = next((text.partition("=")[2] for text in sources if text.startswith("calibration=")), None)
     request = MergeRequest(
@@ -74,11 +82,15 @@ def written_accuracy(pair: Inputs, recipe: str, sets: list[str], sources: list[s
 
 
 def test_every_point_is_what_evaluate_says_of_the_merged_folder(
-    far: Inputs, images: Path, shifted: Path, calibration: Path, tmp_path: Path
+    far: Folders, images: Path, shifted: Path, calibration: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    recipes = ("lines", "monosoup", "straggler-outlier")
+    calls = []
+    measure = measuring.measure
+    monkeypatch.setattr(measuring, "measure", lambda *args: calls.append(1) or measure(*args))
+    recipes = ("lines", "monosoup", "straggler-outlier", "straggler-shrink")
     request = request_for(far, images, shifted, *recipes, calibration=Calibration(source=str(calibration)))
     record, _ = run_sweep(request)
+    assert len(calls) == 1  # both have the same measure
     sources = [f"val={images}", f"shifted={shifted}"]
     for row in record["curve"]:
         sets = [f"method.alpha={row['alpha']}"]
@@ -100,7 +112,7 @@ def test_every_point_is_what_evaluate_says_of_the_merged_folder(
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", pytest.param("float16", marks=pytest.mark.slow)])
 def test_weights_are_those_that_merge_writes_bit_for_bit(
-    far: Inputs, tmp_path: Path, dtype: str, calibration: Path
+    far: Folders, tmp_path: Path, dtype: str, calibration: Path
 ) -> None:
     pair = cast(far, dtype, tmp_path)
     opened = align_checkpoints(open_checkpoint(str(pair[0])), [open_checkpoint(str(pair[1]))])
@@ -127,9 +139,7 @@ def test_weights_are_those_that_merge_writes_bit_for_bit(
             assert torch.equal(parameter.view(torch.int32), expected.view(torch.int32)), (recipe, alpha, name)
 
 
-def cast(pair: Inputs, dtype: str, folder: Path) -> Inputs:
-    from transformers import CLIPModel
-
+def cast(pair: Folders, dtype: str, folder: Path) -> Folders:
     copies = (folder / "zeroshot", folder / "finetuned")
     for source, target in zip(pair, copies, strict=True):
         shutil.copytree(source, target)
@@ -171,10 +181,8 @@ def test_several_are_swept_around_the_curve_to_their_average(
 
 
 def test_a_fine_tuned_tower_is_swept_within_the_whole_model(
-    far: Inputs, images: Path, shifted: Path, tmp_path: Path
+    far: Folders, images: Path, shifted: Path, tmp_path: Path
 ) -> None:
-    from transformers import CLIPVisionModel
-
     tower = tmp_path / "tower"
     CLIPVisionModel.from_pretrained(far[1]).save_pretrained(tower)
     record, _ = run_sweep(request_for((far[0], tower), images, shifted, "lines"))
@@ -218,7 +226,7 @@ class Counting:
 
 
 def test_nothing_is_evaluated_twice(
-    far: Inputs, images: Path, shifted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    far: Folders, images: Path, shifted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     same = tmp_path / "three-tenths.yaml"
     same.write_text("method: {name: wise-ft, alpha: 0.3}\n")
@@ -226,13 +234,13 @@ def test_nothing_is_evaluated_twice(
     twin.write_text("method: {name: wise-ft, alpha: 0.45}\n")
     other = tmp_path / "other.yaml"
     other.write_text("method: {name: wise-ft, alpha: 0.45}\noverrides: [{layers: 'text.*', alpha: 0.45}]\n")
+    text = tmp_path / "text.yaml"
+    text.write_text("method: {name: wise-ft, alpha: 0.45}\noverrides: [{layers: 'text.*', alpha: 0.9}]\n")
     counting = Counting(monkeypatch)
-    request = request_for(
-        far, images, shifted, str(same), str(twin), str(other), calibration=Calibration(batch_size=10)
-    )
-    record, correct = run_sweep(request)
-    points = 3 + 1  # three alphas, and 0.45 once
-    assert [row["alpha"] for row in record["recipes"]] == [0.3, None, None]
+    recipes = map(str, (same, twin, other, text))
+    record, correct = run_sweep(request_for(far, images, shifted, *recipes, calibration=Calibration(batch_size=10)))
+    points = 3 + 2  # three alphas, 0.45 once, and the one that differs in a coefficient
+    assert [row["alpha"] for row in record["recipes"]] == [0.3, None, None, None]
     assert record["recipes"][0]["accuracy"] == record["curve"][1]["accuracy"]
     assert correct["val"].shape == (points, 30)
     assert set(counting.decoded.values()) == {1}
@@ -241,38 +249,11 @@ def test_nothing_is_evaluated_twice(
     assert counting.prompts == points  # both sources have the same classes
 
 
-def test_recipes_that_differ_in_a_coefficient_are_two_points(
-    far: Inputs, images: Path, shifted: Path, tmp_path: Path
-) -> None:
-    files = []
-    for alpha in (0.2, 0.9):
-        files.append(tmp_path / f"text-{alpha}.yaml")
-        overrides = f"overrides: [{{layers: 'text.*', alpha: {alpha}}}]"
-        files[-1].write_text(f"method: {{name: wise-ft, alpha: 0.5}}\n{overrides}\n")
-    _, correct = run_sweep(request_for(far, images, shifted, *map(str, files)))
-    assert correct["val"].shape == (3 + 2, 30)
-
-
-def test_recipes_with_one_measure_measure_once(
-    far: Inputs, images: Path, shifted: Path, calibration: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import clipmerge.api.measure
-
-    calls = []
-    measure = clipmerge.api.measure.measure
-    monkeypatch.setattr(clipmerge.api.measure, "measure", lambda *args: calls.append(1) or measure(*args))
-    recipes = ("straggler-outlier", "straggler-shrink")
-    run_sweep(request_for(far, images, shifted, *recipes, calibration=Calibration(source=str(calibration))))
-    assert len(calls) == 1
-
-
 def test_prompts_are_embedded_once_when_the_text_tower_is_frozen(
-    far: Inputs, images: Path, shifted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    far: Folders, images: Path, shifted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     frozen = tmp_path / "frozen"
     shutil.copytree(far[1], frozen)
-    from safetensors.torch import save_file
-
     ends = [load_file(folder / "model.safetensors") for folder in far]
     weights = {name: ends[0 if name.startswith("text") else 1][name].clone() for name in ends[0]}
     save_file(weights, frozen / "model.safetensors", metadata={"format": "pt"})
@@ -281,36 +262,32 @@ def test_prompts_are_embedded_once_when_the_text_tower_is_frozen(
     assert counting.prompts == 1
 
 
-@pytest.mark.parametrize("held", [1, 100_000, 10**9])
 def test_how_many_images_are_held_changes_nothing(
-    far: Inputs, images: Path, shifted: Path, monkeypatch: pytest.MonkeyPatch, held: int
+    far: Folders, images: Path, shifted: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     request = request_for(far, images, shifted, "lines")
     _, expected = run_sweep(request)
-    counting = Counting(monkeypatch)
     opened = align_checkpoints(open_checkpoint(str(far[0])), [open_checkpoint(str(far[1]))])
-    scorer = Scorer(build_model(opened), opened, EvalSettings(Accelerator(cpu=True), TEMPLATE), load_bytes=held)
     plan = prepare(MergeRequest(str(far[0]), (str(far[1]),), load_recipe("lines"))).plan
     assert plan is not None
     moves = [*[lambda m, a=a: m.interpolate(a) for a in request.alphas], lambda m: m.follow(plan, {})]
-    loaded = {"val": load_images(str(images)), "shifted": load_images(str(shifted))}
-    found = scorer.score(moves, loaded, Silent())
-    assert all((found[name] == expected[name]).all() for name in expected)
-    assert set(counting.decoded.values()) == {1}
-    assert counting.prompts == 4
+    for held in (1, 100_000, 10**9):
+        with monkeypatch.context() as patched:
+            counting = Counting(patched)
+            loaded = {"val": load_images(str(images)), "shifted": load_images(str(shifted))}
+            settings = EvalSettings(Accelerator(cpu=True), TEMPLATE)
+            found = Scorer(build_model(opened), opened, settings, load_bytes=held).score(moves, loaded, Silent())
+        assert all((found[name] == expected[name]).all() for name in expected)
+        assert set(counting.decoded.values()) == {1}
+        assert counting.prompts == 4
 
 
-def test_the_record_and_the_files_tell_the_same(far: Inputs, images: Path, shifted: Path, tmp_path: Path) -> None:
-    record, _ = write_sweep(request_for(far, images, shifted, "lines"), tmp_path / "out")
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
-        "correct.safetensors",
-        "curve.pdf",
-        "curve.png",
-        "curve.svg",
-        "sweep.csv",
-        "sweep.html",
-        "sweep.json",
-    ]
+def test_the_record_and_the_files_tell_the_same(far: Folders, images: Path, shifted: Path, tmp_path: Path) -> None:
+    request = request_for(far, images, shifted, "lines")
+    record, _ = write_sweep(request, tmp_path / "out")
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        *("correct.safetensors", "curve.pdf", "curve.png", "curve.svg", "sweep.csv", "sweep.html", "sweep.json"),
+    }
     assert json.loads((tmp_path / "out" / "sweep.json").read_text()) == record
     assert record["format"] == "clipmerge-sweep/2"
     assert [each["source"] for each in record["finetuned"]] == [str(far[1])]
@@ -319,39 +296,31 @@ def test_the_record_and_the_files_tell_the_same(far: Inputs, images: Path, shift
     for name, right in correct.items():
         assert right.float().mean(dim=1).tolist() == pytest.approx([row["accuracy"][name] for row in rows])
     assert record["images"] == {"val": 30, "shifted": 21}
-
-
-def test_the_same_seed_gives_the_same_numbers(far: Inputs, images: Path, shifted: Path) -> None:
-    first, again, other = (run_sweep(request_for(far, images, shifted, "lines", seed=seed))[0] for seed in (0, 0, 1))
-    for record in (first, again, other):
-        record.pop("seconds")
-    assert first == again
-    # the seed draws the resamples of the gain
-    gains = [record["recipes"][0]["gain_interval"] for record in (first, other)]
+    # the same seed gives the same numbers; the seed draws the resamples of the gain
+    again, _ = write_sweep(request, tmp_path / "out", overwrite=True)
+    assert [record | {"seconds": None}] == [again | {"seconds": None}]
+    other, _ = run_sweep(replace(request, seed=1))
+    gains = [each["recipes"][0]["gain_interval"] for each in (record, other)]
     assert None not in gains
     assert gains[0] != gains[1]
 
 
 def test_an_output_is_replaced_only_when_it_is_a_sweep(
-    far: Inputs, images: Path, shifted: Path, tmp_path: Path
+    far: Folders, images: Path, shifted: Path, tmp_path: Path
 ) -> None:
     request = request_for(far, images, shifted)
     (tmp_path / "merged").mkdir()
     (tmp_path / "merged" / "clipmerge.json").write_text("{}")
-    with pytest.raises(OutputError, match=r"no sweep\.json"):
-        write_sweep(request, tmp_path / "merged", overwrite=True)
-    with pytest.raises(OutputError, match="pass --overwrite"):
-        write_sweep(request, tmp_path / "merged")
-    write_sweep(request, tmp_path / "out")
-    write_sweep(request, tmp_path / "out", overwrite=True)
-    with pytest.raises(OutputError, match="holds the checkpoint"):
-        write_sweep(request, far[0].parent, overwrite=True)
+    for output, overwrite, told in (
+        (tmp_path / "merged", True, r"no sweep\.json"),
+        (tmp_path / "merged", False, "pass --overwrite"),
+        (far[0].parent, True, "holds the checkpoint"),
+    ):
+        with pytest.raises(OutputError, match=told):
+            write_sweep(request, output, overwrite=overwrite)
 
 
-# --- calibration on OOD images
-
-
-def test_several_id_sources_are_averaged(far: Inputs, images: Path, shifted: Path, calibration: Path) -> None:
+def test_several_id_sources_are_averaged(far: Folders, images: Path, shifted: Path, calibration: Path) -> None:
     request = SweepRequest(
         str(far[0]), str(far[1]), {"a": str(images), "b": str(calibration)}, {"o": str(shifted)}, alphas=(0.0, 1.0)
     )
@@ -360,10 +329,162 @@ def test_several_id_sources_are_averaged(far: Inputs, images: Path, shifted: Pat
 
 
 def test_only_the_main_process_writes(
-    far: Inputs, images: Path, shifted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    far: Folders, images: Path, shifted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sweep, "run_sweep", lambda *_: ({"curve": []}, {}))
     monkeypatch.setenv("RANK", "1")
     record, _ = write_sweep(request_for(far, images, shifted, "lines"), tmp_path / "out")
     assert record == {"curve": [], "output": str(tmp_path / "out")}
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def suite(pair: Folders, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Two pairs of the same checkpoints, in either order."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    far = save_images(tmp_path / "far", each=3, seed=8)
+    sources = {"id": {"test": str(images)}, "ood": {"far": str(far)}, "data": str(images)}
+    pairs = [
+        {"name": name, "zeroshot": str(zeroshot), "finetuned": str(finetuned), **sources}
+        for name, (zeroshot, finetuned) in {"forth": pair, "back": pair[::-1]}.items()
+    ]
+    file = tmp_path / "mine.yaml"
+    file.write_text(json.dumps({"title": "t", "model": "m", "gflops": 1, "alphas": [0, 1], "pairs": pairs}))
+    return file
+
+
+def test_a_suite_of_several_pairs_is_told_pair_by_pair(suite: Path, tmp_path: Path, answers: list[int]) -> None:
+    command = ("bench", suite, "--recipe", "wise-ft", "--output", tmp_path / "out")
+    ended = clipmerge(*command)
+    assert ended.code == 0, ended.err
+    lines = [line.strip() for line in ended.out.splitlines()]
+    assert lines.index("forth") < lines.index("back")
+    record = json.loads((tmp_path / "out" / "bench.json").read_text())
+    assert [each["name"] for each in record["pairs"]] == ["forth", "back"]
+    forth, back = ([row["accuracy"] for row in each["sweep"]["curve"]] for each in record["pairs"])
+    assert forth == back[::-1]
+    # images in a folder may change without its name changing, so no answer is kept
+    assert answers
+    answers.clear()
+    assert clipmerge(*command, "--overwrite").code == 0
+    assert answers
+    # without an output there is a record all the same
+    result = api.bench(suite, recipes=["wise-ft"], alphas=(0, 1), check=False, seed=3, **QUIET)
+    assert result.path is None
+    assert result.record["command"] == f"clipmerge bench {suite} --seed 3 --recipe wise-ft --alphas 0,1 --no-check"
+    assert [each["sweep"]["curve"][0]["accuracy"] for each in result.record["pairs"]] == [forth[0], back[0]]
+
+
+def cached_request(pair: Folders, images: str, recipe: str) -> SweepRequest:
+    return SweepRequest(
+        str(pair[0]),
+        str(pair[1]),
+        {"a": images},
+        {"b": images},
+        (load_recipe(recipe),),
+        calibration=Calibration(source=images),
+    )
+
+
+def test_plans_are_kept_where_images_have_a_commit(
+    pair: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = api.plan(*pair, "wise-ft", **QUIET)
+    for cache in (
+        tmp_path,
+        tmp_path / "file" / "cache",
+    ):  # the second cannot be written, which costs only the resumption
+        (tmp_path / "file").touch()
+        kept = SweepCache(cache)
+        free = cached_request(pair, "hf://datasets/acme/cars@1:test", "wise-ft")
+        assert kept.plan(free, load_recipe("wise-ft")) is None
+        kept.keep_plan(free, load_recipe("wise-ft"), plan, PlanTensors())
+        found = kept.plan(free, load_recipe("wise-ft"))
+        assert (found is not None) is (cache == tmp_path)
+        assert found is None or found[0].settings_digest == plan.settings_digest
+    kept = SweepCache(tmp_path)
+    for file in (tmp_path / "plans").iterdir():
+        file.write_text("{")
+    assert kept.plan(free, load_recipe("wise-ft")) is None
+    local = cached_request(pair, "some folder", "straggler-outlier")
+    kept.keep_plan(local, load_recipe("straggler-outlier"), plan, PlanTensors())
+    assert kept.plan(local, load_recipe("straggler-outlier")) is None
+    assert len(list((tmp_path / "plans").iterdir())) == 1
+
+
+def test_points_are_told_apart(pair: Folders, images: Path) -> None:
+    ends = [align_checkpoints(open_checkpoint(str(pair[0])), [open_checkpoint(str(end))]) for end in pair[::-1]]
+    learned = api.plan(*pair, "auto", data=str(images), images=6, set={"measure.steps": 2}, **QUIET)
+    other = api.plan(*pair, "auto", data=str(images), images=6, set={"measure.steps": 3}, **QUIET)
+    points = [
+        *(Point(None, checkpoint=inputs) for inputs in ends),
+        *(Point(alpha) for alpha in (0.0, 0.5)),
+        *(Point(None, each, tensors=PlanTensors.from_file(each.held_tensors)) for each in (learned, other)),
+    ]
+    keys = [key_of(point) for point in points]
+    assert len(set(keys)) == len(points)
+    assert keys == [key_of(point) for point in points]
+    assert [key.split()[0] for key in keys] == ["checkpoint"] * 2 + ["alpha"] * 2 + ["plan"] * 2
+
+
+def test_a_user_without_a_cache_folder_keeps_nothing(pair: Folders, monkeypatch: pytest.MonkeyPatch) -> None:
+    def homeless(name: str) -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    inputs = align_checkpoints(open_checkpoint(str(pair[0])), [open_checkpoint(str(pair[1]))])
+    sweep = cached_request(pair, "hf://datasets/acme/cars@1:test", "wise-ft")
+    assert SweepCache.of(sweep, inputs) is not None
+    monkeypatch.setattr(_sweep_cache, "user_cache", homeless)
+    assert SweepCache.of(sweep, inputs) is None
+
+
+def test_weights_that_are_not_finite_are_named(far: Folders, images: Path, shifted: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "broken"
+    shutil.copytree(far[1], broken)
+    weights = load_file(broken / "model.safetensors")
+    weights["visual_projection.weight"][0, 0] = float("nan")
+    save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match=r"visual_projection\.weight holds NaN"):
+        run_sweep(request_for((far[0], broken), images, shifted))
+
+
+@pytest.mark.parametrize("kind", ["the same folder", "hard link", "copy"])
+def test_ood_images_among_the_calibration_images_are_refused(
+    far: Folders, images: Path, calibration: Path, tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ood = calibration
+    if kind != "the same folder":
+        ood = save_images(tmp_path / "ood", each=4, seed=9)
+        source, target = calibration / "cat" / "2.png", ood / "bird" / "other.png"
+        if kind == "copy":
+            shutil.copyfile(source, target)
+        else:
+            target.hardlink_to(source)
+    measured = Counting(monkeypatch)
+    request = request_for(far, images, ood, "straggler-outlier", calibration=Calibration(source=str(calibration)))
+    count = "18 images are" if kind == "the same folder" else "1 image is"
+    with pytest.raises(UsageError, match=f"--ood shifted: {count} also in the calibration source"):
+        run_sweep(request)
+    assert not measured.batches
+
+
+def test_images_used_twice_are_noted(far: Folders, images: Path, calibration: Path) -> None:
+    request = request_for(far, images, images)
+    assert any("30 images are also in --id val" in note for note in run_sweep(request)[0]["warnings"])
+    request = request_for(far, calibration, images, calibration=Calibration(source=str(calibration)))
+    assert any("flatters" in note for note in run_sweep(request)[0]["warnings"])
+    request = request_for(far, images, Path("digits"), calibration=Calibration(source="digits"))
+    with pytest.raises(UsageError, match="not out of distribution"):
+        run_sweep(request)
+
+
+def test_contradictions_are_refused(far: Folders, images: Path, shifted: Path) -> None:
+    for request, told in (
+        (request_for(far, images, shifted, "straggler-outlier"), "straggler-outlier' measures"),
+        (request_for(far, images, shifted, "lines", "lines"), "two recipes are named 'lines'"),
+        (request_for(far, images, shifted, alphas=(0.5, 0.5)), "two different values"),
+        (SweepRequest("a", "b", {"val": "x"}, {"val": "y"}), "both have a source named 'val'"),
+        (SweepRequest("a", "b", {"val": "x"}, {}), "at least one"),
+    ):
+        with pytest.raises(UsageError, match=told):
+            check_sweep(request)

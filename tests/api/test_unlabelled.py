@@ -163,12 +163,6 @@ def test_a_sweep_gives_them_to_the_recipes_that_learn(pair: Pair, images: Path, 
     assert said == ["auto: also learned from 12 unlabelled images of /home/me/secret/camera."]
 
 
-def test_python_takes_images_in_memory(pair: Pair, images: Path) -> None:
-    pictures = [object()]
-    request = requested(pair, images, pictures)
-    assert request.calibration.unlabelled is pictures
-
-
 def test_a_local_source_is_published_by_its_last_part_and_one_of_the_hub_is_pinned() -> None:
     record = with_unlabelled(GIVEN)
     for text in (model_card(record, repo_id="me/merged"), json.dumps(public_record(record).as_json())):
@@ -195,7 +189,9 @@ def test_records_without_unlabelled_images_stay_as_they_were() -> None:
 
 def test_preprocessed_images_cannot_be_compared_with_labelled_ones(pair: Pair, images: Path) -> None:
     pixels = [torch.full((3, 32, 32), float(shade)) for shade in range(3)]
-    request = requested(pair, images, pixels)
+    options = completed(RecipeOptions, {"data": str(images), "unlabelled": pixels})
+    request = merge_request(str(pair[0]), [str(pair[1])], "auto", options)
+    assert request.calibration.unlabelled is pixels
     sample = unlabelled_images(request, [load_images(str(images))], Silent())
     assert sample is not None
     assert sorted(float(sample.store.batch([place])[0, 0, 0, 0]) for place in range(3)) == [0.0, 1.0, 2.0]

@@ -1,4 +1,4 @@
-"""The verdict: for any overrides and edits of a plan, it makes no false statement."""
+"""The words of a verdict; that it never contradicts its plan is tested in `tests/api/test_no_contradiction.py`."""
 
 from __future__ import annotations
 
@@ -7,105 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
-from clipmerge.api.plan import Known, prepare
-from clipmerge.methods import Task
+from clipmerge.api.plan import prepare
 from clipmerge.planning.layer_plan import Combination, LayerPlan
-from clipmerge.planning.plan import EDITED, Plan, read_plan
-from clipmerge.planning.recipe import Override, load_recipe
+from clipmerge.planning.recipe import load_recipe
 from clipmerge.planning.verdict import verdict_on
-from clipmerge.request import Calibration, MergeRequest
-from tests.support.claims import check_verdict
-
-FREE = ("wise-ft", "lines", "monosoup")
-#: Recipes by name, with settings that make them quick.
-MEASURED = {"wise-ft-id": [], "auto": ["measure.steps=2"], "straggler-sparse": ["measure.steps=2"]}
-STRAGGLERS = ("straggler-outlier", "straggler-shrink", "random-matched")
-LOOSE = ["method.threshold=1", "method.mirror=0", "method.stability=0.3", "method.bootstraps=20"]
-
-
-@pytest.fixture(scope="module")
-def known() -> Known:
-    """Shared by all merges of this file, which differ only in the recipe: each measure runs once."""
-    return Known()
-
-
-shares = st.sampled_from([0.0, 0.1, 0.25, 0.5, 0.75, 1.0, 1.5])
-overrides = st.builds(
-    Override,
-    layers=st.sampled_from(["text.*", "vision.1.*", "*.mlp", "logit_scale", "*"]),
-    alpha=st.none() | shares,
-    density=st.none() | st.sampled_from([0.5, 1.0]),
-)
-edits = st.lists(st.tuples(st.integers(0, 99), st.none() | shares | st.just("mask")), max_size=3)
-
-
-@pytest.mark.uncounted
-@pytest.mark.parametrize(
-    "method",
-    [
-        *FREE,
-        *MEASURED,
-        *(pytest.param(name, marks=() if name == "straggler-outlier" else pytest.mark.slow) for name in STRAGGLERS),
-    ],
-)
-@settings(max_examples=5, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(
-    overrides=st.lists(overrides, max_size=2).map(tuple),
-    edits=edits,
-    again=st.booleans(),
-)
-def test_no_verdict_contradicts_its_plan(
-    pair: tuple[Path, Path],
-    images: Path,
-    known: Known,
-    tmp_path: Path,
-    method: str,
-    overrides: tuple[Override, ...],
-    edits: list[tuple[int, Any]],
-    again: bool,
-) -> None:
-    recipe = load_recipe(method, MEASURED.get(method, LOOSE if method in STRAGGLERS else []))
-    if method == "monosoup":  # its mask has no density
-        overrides = tuple(each.model_copy(update={"density": None}) for each in overrides)
-    recipe = recipe.model_copy(update={"overrides": overrides})
-    calibration = Calibration(str(images), images=12, batch_size=3, device="cpu")
-    request = MergeRequest(str(pair[0]), (str(pair[1]),), recipe, calibration if recipe.needs_data else Calibration())
-    run = prepare(request, known=known)
-    assert run.plan is not None
-    layers = Task(run.inputs).layers
-    check_verdict(run.plan, layers)
-    file = tmp_path / "plan.json"
-    file.write_text(edited(run.plan, edits).to_json())
-    plan = read_plan(file).checked(layers)
-    check_verdict(plan, layers)
-    for name, entry in plan.layers.items():
-        edited_settings = entry.model_copy(update={"reason": ""}) != run.plan.layers[name].model_copy(
-            update={"reason": ""}
-        )
-        assert entry.reason == (EDITED if edited_settings else run.plan.layers[name].reason)
-    if again:  # an edited plan that is written and read once more
-        file.write_text(plan.to_json())
-        assert read_plan(file).checked(layers).verdict == plan.verdict
-    if not edits:
-        assert plan.verdict == run.plan.verdict
-
-
-def edited(plan: Plan, edits: list[tuple[int, Any]]) -> Plan:
-    """Edit single layers as a hand would: another alpha, a mask, or the layer taken out."""
-    layers = dict(plan.layers)
-    for place, change in edits:
-        name = list(layers)[place % len(layers)]
-        if change is None and len(layers) > 1:
-            del layers[name]
-        elif change == "mask":
-            plain = {"mask": "magnitude", "density": 0.5, "alpha_range": None, "mask_options": {}, "parameters": {}}
-            layers[name] = layers[name].model_copy(update=plain)
-        elif change is not None:
-            layers[name] = layers[name].model_copy(update={"alpha": change, "alpha_range": None})
-    return plan.model_copy(update={"layers": layers})
+from clipmerge.request import MergeRequest
 
 
 def test_a_method_keeps_its_own_words_while_nothing_changes_the_settings(pair: tuple[Path, Path]) -> None:
