@@ -79,6 +79,13 @@ VERBOSE = Option(
 
 _Named = Mapping[str, Any] | Sequence[str] | None
 
+
+def _recipes(default: Any, help: str) -> Option:
+    """Several recipes."""
+    several: dict[str, Any] = {"cli": _MANY, "flags": RECIPE.flags}
+    return Option(default, help, "Inputs", python="Each as in merge.", value="RECIPE", **several)
+
+
 Keep = Annotated[
     _Named,
     Option(
@@ -91,12 +98,10 @@ Keep = Annotated[
     ),
 ]
 StateKey = Annotated[
-    str | None,
-    Option(None, "Where in the checkpoint's file the weights are, such as 'ema'.", "Inputs", value="KEY"),
+    str | None, Option(None, "Where in the checkpoint's file the weights are, such as 'ema'.", "Inputs", value="KEY")
 ]
 Images = Annotated[
-    int,
-    Option(1024, "Images to measure on, class-balanced.", "Images", value="COUNT", least=1, settable="anywhere"),
+    int, Option(1024, "Images to measure on, class-balanced.", "Images", value="COUNT", least=1, settable="anywhere")
 ]
 Seed = Annotated[
     int,
@@ -141,12 +146,7 @@ class MachineOptions(TypedDict, total=False):
     batch_size: Annotated[
         int | None,
         Option(
-            None,
-            "Images per batch; by default at most 128.",
-            "Machine",
-            value="COUNT",
-            least=1,
-            settable="anywhere",
+            None, "Images per batch; by default at most 128.", "Machine", value="COUNT", least=1, settable="anywhere"
         ),
     ]
     images_at_once: Annotated[
@@ -298,12 +298,7 @@ class RecipeOptions(DecisionOptions, total=False):
 
     alpha: Annotated[
         float | None,
-        Option(
-            None,
-            "Short for --set method.alpha=ALPHA: 0 = zero-shot, 1 = fine-tuned.",
-            "Decision",
-            value="NUMBER",
-        ),
+        Option(None, "Short for --set method.alpha=ALPHA: 0 = zero-shot, 1 = fine-tuned.", "Decision", value="NUMBER"),
     ]
 
 
@@ -347,18 +342,7 @@ class EvaluateOptions(PromptOptions, MachineOptions, total=False):
 class SweepOptions(DecisionOptions, total=False):
     """Options of `sweep`."""
 
-    recipes: Annotated[
-        Sequence[Any],
-        Option(
-            (),
-            "Recipe to compare with the curve; may be repeated.",
-            "Inputs",
-            python="Each as in merge.",
-            value="RECIPE",
-            cli=_MANY,
-            flags=("--recipe", "-r"),
-        ),
-    ]
+    recipes: Annotated[Sequence[Any], _recipes((), "Recipe to compare with the curve; may be repeated.")]
     points: Annotated[
         _Named,
         Option(
@@ -373,13 +357,7 @@ class SweepOptions(DecisionOptions, total=False):
     ]
     alphas: Annotated[
         Sequence[float] | str,
-        Option(
-            "0,0.1,...,1",
-            "Points of the curve; 0 = zero-shot, 1 = fine-tuned.",
-            "Inputs",
-            value="LIST",
-            cli=str,
-        ),
+        Option("0,0.1,...,1", "Points of the curve; 0 = zero-shot, 1 = fine-tuned.", "Inputs", value="LIST", cli=str),
     ]
     state_key: StateKey
     overwrite: Overwrite
@@ -391,25 +369,10 @@ class BenchOptions(MachineOptions, total=False):
     limit: Annotated[
         int | None,
         Option(
-            None,
-            "Images sampled from each source, for a quick look; by default all.",
-            "Images",
-            value="COUNT",
-            least=2,
+            None, "Images sampled from each source, for a quick look; by default all.", "Images", value="COUNT", least=2
         ),
     ]
-    recipes: Annotated[
-        Sequence[Any] | None,
-        Option(
-            None,
-            "Recipe in place of the suite's; may be repeated.",
-            "Inputs",
-            python="Each as in merge.",
-            value="RECIPE",
-            cli=_MANY,
-            flags=("--recipe", "-r"),
-        ),
-    ]
+    recipes: Annotated[Sequence[Any] | None, _recipes(None, "Recipe in place of the suite's; may be repeated.")]
     alphas: Annotated[
         Sequence[float] | str | None,
         Option(None, "Points of the curve; by default the suite's.", "Inputs", value="LIST", cli=str | None),
@@ -419,10 +382,7 @@ class BenchOptions(MachineOptions, total=False):
     check: Annotated[
         bool,
         Option(
-            True,
-            "Stop if zero-shot accuracy is not the published figure.",
-            "Decision",
-            flags=("--check/--no-check",),
+            True, "Stop if zero-shot accuracy is not the published figure.", "Decision", flags=("--check/--no-check",)
         ),
     ]
     jobs: Annotated[

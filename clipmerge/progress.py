@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Protocol
 
 _LOG = logging.getLogger("clipmerge")
@@ -23,6 +23,12 @@ class Progress(Protocol):
 
     def say(self, text: str) -> None:
         """A note for the user."""
+
+
+def say_all(progress: Progress, notes: Iterable[str]) -> None:
+    """Report several notes."""
+    for note in notes:
+        progress.say(note)
 
 
 class Silent:

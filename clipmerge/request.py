@@ -204,6 +204,13 @@ class Run:
         yield
         self.seconds[stage] = round(self.seconds.get(stage, 0.0) + time.perf_counter() - begin, 3)
 
+    def warn(self, text: str, *, aloud: bool = True) -> None:
+        """Put a warning into the plan, and report it."""
+        if aloud:
+            self.progress.say(text)
+        if self.plan is not None:
+            self.plan = self.plan.model_copy(update={"warnings": (*self.plan.warnings, text)})
+
     @property
     def is_main(self) -> bool:
         """Whether this process decides and writes."""
@@ -217,8 +224,7 @@ class Run:
             # tensors that a measure keeps for methods can be as large as the model
             light = measured and measured.model_copy(update={"coefficients": {}, "gradients": {}, "tensors": {}})
             return self.plan.model_copy(update={"measurements": light}).with_tensors(self.tensors.to_file())
-        unhashed = [SourceRecord(**each.provenance(hashed=False)) for each in self.inputs.everyone]
-        zeroshot, *finetuned = unhashed
+        zeroshot, *finetuned = (SourceRecord(**each.provenance(hashed=False)) for each in self.inputs.everyone)
         weights = (1.0 / len(finetuned),) * len(finetuned)
         return Plan(recipe={}, zeroshot=zeroshot, finetuned=tuple(finetuned), weights=weights, layers={})
 
@@ -232,8 +238,7 @@ class Run:
         if not self.hashed:
             return
         pool = ThreadPoolExecutor(max_workers=2)
-        checkpoints = (self.inputs.zeroshot, *self.inputs.finetuned)
-        self.hashing = [pool.submit(getattr, each, "hashes") for each in checkpoints]
+        self.hashing = [pool.submit(getattr, each, "hashes") for each in self.inputs.everyone]
         pool.shutdown(wait=False)
 
     def hashed_plan(self) -> Plan:
@@ -241,11 +246,6 @@ class Run:
         assert self.plan is not None  # called only after the decision
         for future in self.hashing:
             future.result()
-        inputs = self.inputs
-        plan = self.plan.model_copy(
-            update={
-                "zeroshot": SourceRecord(**inputs.zeroshot.provenance(hashed=self.hashed)),
-                "finetuned": tuple(SourceRecord(**each.provenance(hashed=self.hashed)) for each in inputs.finetuned),
-            }
-        )
+        zeroshot, *finetuned = (SourceRecord(**each.provenance(hashed=self.hashed)) for each in self.inputs.everyone)
+        plan = self.plan.model_copy(update={"zeroshot": zeroshot, "finetuned": tuple(finetuned)})
         return plan.with_tensors(self.tensors.to_file()).signed()

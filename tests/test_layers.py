@@ -46,17 +46,15 @@ def expected_layers(vision: int, text: int) -> dict[str, list[str]]:
             for half in ("attn", "mlp")
         }
 
-    vision_edges = {k: v for k, v in EDGES.items() if k.startswith("vision")}
-    first = {k: vision_edges.pop(k) for k in ("vision.embeddings", "vision.pre_norm")}
+    def edges(*layers: str) -> dict[str, list[str]]:
+        return {layer: EDGES[layer] for layer in layers}
+
     return {
-        **first,
+        **edges("vision.embeddings", "vision.pre_norm"),
         **blocks("vision", vision),
-        **vision_edges,
-        "text.embeddings": EDGES["text.embeddings"],
+        **edges("vision.norm", "vision.projection", "text.embeddings"),
         **blocks("text", text),
-        "text.norm": EDGES["text.norm"],
-        "text.projection": EDGES["text.projection"],
-        "logit_scale": EDGES["logit_scale"],
+        **edges("text.norm", "text.projection", "logit_scale"),
     }
 
 
@@ -115,13 +113,10 @@ def test_a_glob_matches_whole_names() -> None:
     assert match_layers("*", LAYERS) == LAYERS
 
 
-@pytest.mark.parametrize("glob", ["vision.1", "vision.12.*", "attn", "visoin.1.attn", "VISION.1.*", ""])
+@pytest.mark.parametrize("glob", ["vision.1", "vision.12.*", "attn", "VISION.1.*", ""])
 def test_a_glob_that_matches_nothing_is_an_error(glob: str) -> None:
     with pytest.raises(PlanError, match=r"matches no layer\. (Did you mean|Layers are)"):
         match_layers(glob, LAYERS)
-
-
-def test_the_closest_layer_is_suggested() -> None:
     with pytest.raises(PlanError, match=r"'visoin\.1\.attn' matches no layer\. Did you mean 'vision\.1\.attn'"):
         match_layers("visoin.1.attn", LAYERS)
 

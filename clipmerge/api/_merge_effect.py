@@ -9,6 +9,7 @@ from clipmerge.images.held_back import MOST, copies_note, without_copies
 from clipmerge.images.store import Pixels
 from clipmerge.planning.plan import Plan
 from clipmerge.planning.tensors import PlanTensors
+from clipmerge.progress import say_all
 
 if TYPE_CHECKING:
     from clipmerge.evaluation.settings import EvalSettings
@@ -33,38 +34,17 @@ def add_verdict(run: Run, request: MergeRequest) -> None:
         try:
             bought = _measured(run, request)
         except (CheckpointError, _Unmeasurable) as error:
-            _warn_unmeasured(run, request, str(error))
+            text = f"what the merge bought could not be measured: {error}"
+            if request.strict:
+                raise VerdictError(f"{text}; nothing was written, because --strict needs its accuracy") from None
+            run.warn(text)
             return
     if request.strict and bought.warnings:
         raise VerdictError(f"{bought.warnings[0]}; nothing was written (--strict)")
     if run.plan is not None:
         run.plan = run.plan.model_copy(update={"bought": bought})
     for warning in bought.warnings:
-        _warn(run, warning, aloud=not getattr(run.progress, "shows_verdict", False))
-
-
-def _warn_unmeasured(run: Run, request: MergeRequest, problem: str) -> None:
-    text = f"what the merge bought could not be measured: {problem}"
-    if request.strict:
-        raise VerdictError(f"{text}; nothing was written, because --strict needs its accuracy")
-    _warn(run, text)
-
-
-def _warn(run: Run, text: str, *, aloud: bool = True) -> None:
-    if aloud:
-        run.progress.say(text)
-    if run.plan is not None:
-        run.plan = run.plan.model_copy(update={"warnings": (*run.plan.warnings, text)})
-
-
-def _images(run: Run, request: MergeRequest) -> LabelledImages:
-    images = _held_back(run, request)
-    if isinstance(images.store, Pixels):
-        raise _Unmeasurable(
-            f"{images.source} holds preprocessed pixels, but the robustness probe needs images before preprocessing; "
-            "give the data set without its transform"
-        )
-    return images
+        run.warn(warning, aloud=not getattr(run.progress, "shows_verdict", False))
 
 
 def _held_back(run: Run, request: MergeRequest) -> LabelledImages:
@@ -80,8 +60,7 @@ def _held_back(run: Run, request: MergeRequest) -> LabelledImages:
     source = load_images(
         calibration.source, calibration.classes, columns=calibration.columns, most=count, seed=request.seed
     )
-    for note in source.notes:
-        run.progress.say(note)
+    say_all(run.progress, source.notes)
     source.require_classes()
     sample = source.sample(count, request.seed)
     distinct = without_copies(sample)
@@ -95,16 +74,13 @@ def _measured(run: Run, request: MergeRequest) -> MergeEffect:
 
     settings = settings_for(request.calibration)
     plan, tensors = shared_plan(run.plan, run.tensors)
-    images = _images(run, request)
-    return measure_effect(
-        run.inputs,
-        plan,
-        tensors,
-        images,
-        settings,
-        max_loss=request.max_loss,
-        progress=run.progress,
-    )
+    images = _held_back(run, request)
+    if isinstance(images.store, Pixels):
+        raise _Unmeasurable(
+            f"{images.source} holds preprocessed pixels, but the robustness probe needs images before preprocessing; "
+            "give the data set without its transform"
+        )
+    return measure_effect(run.inputs, plan, tensors, images, settings, max_loss=request.max_loss, progress=run.progress)
 
 
 def settings_for(calibration: Calibration, dtype: OutputDtype = "keep") -> EvalSettings:

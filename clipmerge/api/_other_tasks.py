@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from clipmerge.api._merge_effect import settings_for, shared_plan
 from clipmerge.errors import CheckpointError, VerdictError
+from clipmerge.progress import say_all
 
 if TYPE_CHECKING:
     from clipmerge.checkpoint import Inputs
@@ -25,8 +26,7 @@ def load_tasks(
 
     tasks = {name: load_task(source, most=most, seed=seed) for name, source in named.items()}
     for task in tasks.values():
-        for note in task.notes:
-            progress.say(note)
+        say_all(progress, task.notes)
     return tasks
 
 
@@ -41,8 +41,7 @@ def add_other_task_scores(run: Run, request: MergeRequest) -> None:
 
     with run.timed("kept"):
         tasks = load_tasks(request.keep, run.progress, most=request.calibration.images, seed=request.seed)
-        for note in _shared_with_data(tasks, run, request):
-            run.progress.say(note)
+        say_all(run.progress, _shared_with_data(tasks, run))
         settings = replace(settings_for(request.calibration), templates=())  # a task has its own
         plan, tensors = shared_plan(run.plan, run.tensors)
         try:
@@ -51,15 +50,13 @@ def add_other_task_scores(run: Run, request: MergeRequest) -> None:
             text = f"the tasks of --keep could not be measured: {error}"
             if request.strict:
                 raise VerdictError(f"{text}; nothing was written (--strict)") from None
-            run.progress.say(text)
-            if run.plan is not None:
-                run.plan = run.plan.model_copy(update={"warnings": (*run.plan.warnings, text)})
+            run.warn(text)
             return
     if run.plan is not None:
         run.plan = run.plan.model_copy(update={"kept": kept})
 
 
-def _shared_with_data(tasks: Mapping[str, Task], run: Run, request: MergeRequest) -> list[str]:
+def _shared_with_data(tasks: Mapping[str, Task], run: Run) -> list[str]:
     """Note images of the tasks that are also among those that the merge was decided and judged on."""
     from clipmerge.images.overlap import Fingerprints, note_shared
 
@@ -89,11 +86,6 @@ def score_other_tasks(
     settings = replace(settings_for(request.calibration, request.dtype), templates=())  # a task has its own
     scores = score_tasks(inputs, moves, tasks, settings, progress)
     record["kept"] = [facts_of(name, task) for name, task in tasks.items()]
-    for number, row in enumerate(record["curve"]):
-        row["kept"] = _at(scores, number)
-    for row in (*record["recipes"], *record.get("points", [])):
-        row["kept"] = _at(scores, row["point"])
-
-
-def _at(scores: dict[str, Any], point: int) -> dict[str, Any]:
-    return {name: by_point[point].model_dump(mode="json", exclude_none=True) for name, by_point in scores.items()}
+    rows = [*enumerate(record["curve"]), *((row["point"], row) for row in (*record["recipes"], *record["points"]))]
+    for point, row in rows:
+        row["kept"] = {name: of[point].model_dump(mode="json", exclude_none=True) for name, of in scores.items()}

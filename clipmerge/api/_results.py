@@ -112,6 +112,12 @@ class EvaluateResult(_Tabular):
         return ", ".join(f"{name} {value:.1%}" for name, value in self.accuracy.items())
 
 
+def _points(sweep: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    """The rows of a sweep by the names of their points."""
+    curve = [(f"alpha {row['alpha']:g}", row) for row in sweep["curve"]]
+    return curve + [(row["name"], row) for row in (*sweep["recipes"], *sweep.get("points", ()))]
+
+
 @dataclass(frozen=True, repr=False)
 class SweepResult(_Tabular):
     """Result of `sweep`.
@@ -131,11 +137,9 @@ class SweepResult(_Tabular):
     _index = "point"
 
     def _rows(self) -> Rows:
-        points = [(f"alpha {row['alpha']:g}", row) for row in self.record["curve"]]
-        points += [(row["name"], row) for row in (*self.record["recipes"], *self.record["points"])]
         return [
             {"point": name, **row["accuracy"], **{key: row[key] for key in ("id", "ood", "gain")}}
-            for name, row in points
+            for name, row in _points(self.record)
         ]
 
     def _caption(self) -> str:
@@ -157,14 +161,11 @@ class BenchResult(_Tabular):
     _index = "point"
 
     def _rows(self) -> Rows:
-        rows = []
-        for pair in self.record["pairs"]:
-            points = [(f"alpha {row['alpha']:g}", row) for row in pair["sweep"]["curve"]]
-            points += [(row["name"], row) for row in pair["sweep"]["recipes"]]
-            rows += [
-                {"pair": pair["name"], "point": name, **row["accuracy"], "gain": row["gain"]} for name, row in points
-            ]
-        return rows
+        return [
+            {"pair": pair["name"], "point": name, **row["accuracy"], "gain": row["gain"]}
+            for pair in self.record["pairs"]
+            for name, row in _points(pair["sweep"])
+        ]
 
     def _caption(self) -> str:
         return f"{self.record['suite']}, {len(self.record['pairs'])} pairs"

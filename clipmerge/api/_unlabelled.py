@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clipmerge.errors import UsageError
+from clipmerge.progress import say_all
 
 if TYPE_CHECKING:
     from clipmerge.images.dataset import LabelledImages
@@ -61,8 +62,7 @@ def unlabelled_images(
     from clipmerge.images.unlabelled import load_unlabelled
 
     images = load_unlabelled(asked.unlabelled, asked.columns, most=asked.images, seed=request.seed)
-    for note in images.notes:
-        progress.say(note)
+    say_all(progress, images.notes)
     sample = images.sample(asked.images, request.seed)
     for other in labelled:
         if other is not None:

@@ -22,7 +22,7 @@ from clipmerge.options import ApplyOptions, completed, with_options
 from clipmerge.planning.plan import Plan, tensors_path, write_plan_files
 from clipmerge.planning.provenance import SourceRecord
 from clipmerge.planning.tensors import PlanTensors, check_coefficients
-from clipmerge.progress import ByteCount, Logged, Progress, Silent
+from clipmerge.progress import ByteCount, Logged, Progress, Silent, say_all
 from clipmerge.request import Run
 
 if TYPE_CHECKING:
@@ -112,8 +112,7 @@ def open_plan(
         _check_hashes(name, record, checkpoint, progress, hashed=hashed)
     if not decided_for_these:  # nobody was told yet what `merge` says about these checkpoints
         check_ancestry(inputs, Known(), strict=False)
-        for note in inputs.notes:
-            progress.say(note)
+        say_all(progress, inputs.notes)
         notes = tuple(note for note in inputs.notes if note not in plan.warnings)
         plan = plan.model_copy(update={"warnings": (*plan.warnings, *notes)})
     task = Task(inputs)
@@ -223,8 +222,7 @@ def write_merge(run: Run, output: Path, *, overwrite: bool = False, max_shard_si
         with run.timed("write"):
             side_files, notes = write_side_files(folder, inputs, run.plan.dtype)
             for note in notes:
-                run.progress.say(note)
-            run.plan = run.plan.model_copy(update={"warnings": (*run.plan.warnings, *notes)})
+                run.warn(note)
             plan = run.hashed_plan()
             if run.tensors.coefficients:  # kept with the output, because learning them takes minutes
                 plan = write_plan_files(folder / PLAN_FOLDER / "plan.json", plan.with_tensors(run.tensors.to_file()))

@@ -175,11 +175,8 @@ def _name(zeroshot: CheckpointLike) -> str:
 
 
 def _accuracies(bought: MergeEffect) -> dict[str, float]:
-    models = {
-        "zeroshot": bought.zeroshot,
-        "finetuned": bought.finetuned[bought.reference],
-        "merged": bought.merged,
-    }
+    finetuned = bought.finetuned[bought.reference]
+    models = {"zeroshot": bought.zeroshot, "finetuned": finetuned, "merged": bought.merged}
     return {
         f"clipmerge/{kind}_accuracy_{name}": getattr(model, kind).value
         for name, model in models.items()

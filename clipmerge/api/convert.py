@@ -24,7 +24,7 @@ from clipmerge.output.checks import check_output
 from clipmerge.output.folder import write_weights
 from clipmerge.output.layout_files import write_layout_files
 from clipmerge.output.schemas import json_text
-from clipmerge.progress import ByteCount, Logged, Progress
+from clipmerge.progress import ByteCount, Logged, Progress, say_all
 
 #: The record of a conversion, which identifies its output.
 CONVERSION = "conversion.json"
@@ -102,6 +102,5 @@ def _convert(
             "command": command,
         }
         (folder / CONVERSION).write_text(json_text("convert", record), encoding="utf-8")
-    for note in notes:
-        progress.say(note)
+    say_all(progress, notes)
     return record

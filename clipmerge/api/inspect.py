@@ -19,7 +19,7 @@ from clipmerge.checkpoint.preview import preview_checkpoint
 from clipmerge.errors import CheckpointError
 from clipmerge.families import family_of
 from clipmerge.files.safetensors import DTYPES
-from clipmerge.progress import Logged, Progress
+from clipmerge.progress import Logged, Progress, say_all
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -66,15 +66,8 @@ def inspect_checkpoints(
     base = seen or open_source(zeroshot)
     if finetuned is None:
         family, layers = _describe_alone(base)
-        return {
-            "family": family,
-            "zeroshot": _origin(base),
-            "finetuned": None,
-            "layers": layers,
-            "mismatches": [],
-            "ancestry": None,
-            **_totals(base),
-        }
+        alone: dict[str, Any] = {"family": family, "zeroshot": _origin(base), "finetuned": None, "layers": layers}
+        return alone | {"mismatches": [], "ancestry": None, "total": _total(base)}
     seen_other = preview_checkpoint(finetuned)
     other = seen_other or open_source(finetuned, base)
     inputs = align(base, [other])
@@ -84,12 +77,13 @@ def inspect_checkpoints(
         other = open_source(finetuned, base)
         inputs = align(base, [other])
     layers = _describe(inputs.zeroshot, inputs.zeroshot_keys, inputs.layers)
-    for note in inputs.notes:
-        progress.say(note)
+    say_all(progress, inputs.notes)
     ancestry = None
     if weights and not (seen or seen_other):
         _add_changes(inputs, layers, progress)
-        ancestry = _ancestry(inputs, progress)
+        say_all(progress, ancestry_warnings(inputs))
+        ancestry = asdict(ancestry_of(inputs))
+        ancestry["evidence"] = list(ancestry["evidence"])
         mismatches = mismatches or _find_faults(inputs, layers)
     elif weights:
         progress.say("the two do not match, so no weights were downloaded and no changes computed")
@@ -100,15 +94,8 @@ def inspect_checkpoints(
         "layers": layers,
         "mismatches": mismatches,
         "ancestry": ancestry,
-        **_totals(inputs.zeroshot),
+        "total": _total(inputs.zeroshot),
     }
-
-
-def _ancestry(inputs: Inputs, progress: Progress) -> dict[str, Any]:
-    for warning in ancestry_warnings(inputs):
-        progress.say(warning)
-    found = asdict(ancestry_of(inputs))
-    return {**found, "evidence": list(found["evidence"])}
 
 
 def _add_changes(inputs: Inputs, layers: dict[str, dict[str, Any]], progress: Progress) -> None:
@@ -153,24 +140,17 @@ def _find_faults(inputs: Inputs, layers: dict[str, dict[str, Any]]) -> list[str]
 
 
 def _origin(checkpoint: Checkpoint) -> dict[str, Any]:
-    return {
-        "source": checkpoint.source,
-        "revision": checkpoint.revision,
-        "files": [f.name for f in checkpoint.files],
-    }
+    files = [file.name for file in checkpoint.files]
+    return {"source": checkpoint.source, "revision": checkpoint.revision, "files": files}
 
 
-def _totals(checkpoint: Checkpoint) -> dict[str, Any]:
+def _total(checkpoint: Checkpoint) -> dict[str, Any]:
     entries = checkpoint.entries.values()
-    dtypes = sorted({DTYPES[entry.dtype][0] for entry in entries})
-    size = sum(entry.size for entry in entries)
     return {
-        "total": {
-            "parameters": len(checkpoint.entries),
-            "size": size,
-            "bytes": checkpoint.bytes,
-            "dtypes": dtypes,
-        }
+        "parameters": len(entries),
+        "size": sum(entry.size for entry in entries),
+        "bytes": checkpoint.bytes,
+        "dtypes": sorted({DTYPES[entry.dtype][0] for entry in entries}),
     }
 
 
@@ -200,11 +180,16 @@ def _describe(
 def _relative_change(inputs: Inputs, names: tuple[str, ...]) -> float | None:
     """||task_vector|| / ||theta_0|| of a layer; ``None`` if nothing can be compared."""
     change = base = 0.0
-    comparable = [name for name in names if inputs.merges(name) and _same_shape(inputs, name)]
-    if not comparable:
+    ours, theirs = inputs.zeroshot.entries, inputs.finetuned[0].entries
+    sizes = {
+        name: ours[inputs.zeroshot_keys[name]].size
+        for name in names
+        if inputs.merges(name)
+        and ours[inputs.zeroshot_keys[name]].shape == theirs[inputs.finetuned_keys[0][name]].shape
+    }
+    if not sizes:
         return None
-    for name in comparable:
-        size = inputs.zeroshot.entries[inputs.zeroshot_keys[name]].size
+    for name, size in sizes.items():
         for start in range(0, size, _CHUNK):
             stop = min(start + _CHUNK, size)
             theta_0 = inputs.theta_0(name, start, stop).float()
@@ -216,8 +201,3 @@ def _relative_change(inputs: Inputs, names: tuple[str, ...]) -> float | None:
 
 def _square_norm(tensor: Tensor) -> float:
     return float(tensor.flatten().dot(tensor.flatten()))
-
-
-def _same_shape(inputs: Inputs, name: str) -> bool:
-    ours = inputs.zeroshot.entries[inputs.zeroshot_keys[name]].shape
-    return ours == inputs.finetuned[0].entries[inputs.finetuned_keys[0][name]].shape

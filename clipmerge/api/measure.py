@@ -20,7 +20,7 @@ from clipmerge.models.building import build_model
 from clipmerge.models.freed_memory import freed_memory_kept
 from clipmerge.planning.measurements import Measurements, Statistic
 from clipmerge.plugins import load_plugin, plugin_options, requires
-from clipmerge.progress import Pace
+from clipmerge.progress import Pace, say_all
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -64,8 +64,7 @@ def objective_for(run: Run, request: MergeRequest) -> tuple[Objective, LabelledI
         calibration.source, calibration.classes, columns=calibration.columns, most=most, seed=request.seed
     )
     templates = templates_for(calibration.templates, source.templates)
-    for note in source.notes:
-        run.progress.say(note)
+    say_all(run.progress, source.notes)
     source.require_classes()
     samples = sample_and_hold_back(source, calibration.images, request.seed, share=calibration.held_back)
     images, run.held_back = samples.decide, samples.held_back
@@ -91,8 +90,18 @@ def objective_for(run: Run, request: MergeRequest) -> tuple[Objective, LabelledI
         images_at_once=calibration.images_at_once,
         progress=pace.advance,
     )
-    requested = calibration.images if run.held_back else None
-    record = _record(images, requested, batch_size, templates, request.seed, samples.copies)
+    record: dict[str, Any] = {
+        "source": images.source,
+        "revision": images.revision,
+        "images": len(images),
+        "requested": calibration.images if run.held_back else None,
+        "copies": samples.copies,
+        "classes": len(images.class_names),
+        "classes_with_images": len(set(images.labels)),
+        "batch_size": batch_size,
+        "templates": list(templates),
+        "seed": request.seed,
+    }
     unlabelled = unlabelled_images(request, [images, run.held_back], run.progress)
     if unlabelled is not None:
         objective.unlabelled = Shares(read_batches(unlabelled, batch_size, model.pixels, share=share), accelerator)
@@ -124,28 +133,6 @@ def _saved(
         return state_file(objective.inputs, images, seen, settings, request.calibration.state)
 
     return LearningState(find, objective.shares.accelerator, progress.say)
-
-
-def _record(
-    images: LabelledImages,
-    requested: int | None,
-    batch_size: int,
-    templates: tuple[str, ...],
-    seed: int,
-    copies: int,
-) -> dict[str, Any]:
-    return {
-        "source": images.source,
-        "revision": images.revision,
-        "images": len(images),
-        "requested": requested,
-        "copies": copies,
-        "classes": len(images.class_names),
-        "classes_with_images": len(set(images.labels)),
-        "batch_size": batch_size,
-        "templates": list(templates),
-        "seed": seed,
-    }
 
 
 def _with_change(found: Measurements, objective: Objective) -> Measurements:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import inspect
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from typing import TYPE_CHECKING, Any, TypeVar, Unpack
@@ -23,7 +22,7 @@ from clipmerge.merging.tensor import mask_options as complete_options
 from clipmerge.merging.tensor import merge_tensor
 from clipmerge.options import RecipeOptions, completed, with_options
 from clipmerge.parallel import one_thread
-from clipmerge.plugins import load_plugin
+from clipmerge.plugins import requires
 from clipmerge.progress import Logged, Progress
 
 if TYPE_CHECKING:
@@ -159,8 +158,7 @@ def _mask_arguments(mask: str | None, density: float, options: dict[str, Any]) -
             raise UsageError(f"density {density} needs a mask; name one, such as mask='magnitude'")
         return {}
     chosen = complete_options(mask, density, options)
-    score = inspect.signature(load_plugin("masks", mask)).parameters.get("score")
-    if score is not None and score.default is score.empty:
+    if requires("masks", mask, "score"):
         raise UsageError(f"mask '{mask}' needs scores of a measure; use merge or merge_models with a recipe")
     return {"mask": mask, **chosen}
 

@@ -33,7 +33,7 @@ from clipmerge.planning.provenance import CalibrationRecord, HeadRecord, SourceR
 from clipmerge.planning.recipe import Recipe
 from clipmerge.planning.tensors import PlanTensors, with_coefficients
 from clipmerge.plugins import load_plugin, plugin_names, takes_several
-from clipmerge.progress import Logged, Progress, Silent
+from clipmerge.progress import Logged, Progress, Silent, say_all
 from clipmerge.request import Calibration, MergeRequest, Run
 
 Measured = tuple[Measurements, dict[str, Any]]
@@ -147,16 +147,13 @@ def _measured(run: Run, request: MergeRequest, known: Known) -> Measured:
     from clipmerge.api.measure import measure, ranks_by_gradients
 
     ranks = ranks_by_gradients(request.recipe)
-    keys = {gradients: _measure_key(request.recipe, gradients) for gradients in (True, False)}
+    same = [request.recipe.measure, request.recipe.missing]
+    keys = {gradients: json.dumps([*same, gradients], sort_keys=True) for gradients in (True, False)}
     for gradients in (True,) if ranks else (True, False):  # a measurement that keeps them serves those that do not ask
         if keys[gradients] in known.measured:
             return known.measured[keys[gradients]]
     known.measured[keys[ranks]] = measure(run, request)
     return known.measured[keys[ranks]]
-
-
-def _measure_key(recipe: Recipe, gradients: bool) -> str:
-    return json.dumps([recipe.measure, recipe.missing, gradients], sort_keys=True)
 
 
 def _read(request: MergeRequest, progress: Progress, known: Known) -> Run:
@@ -169,8 +166,7 @@ def _read(request: MergeRequest, progress: Progress, known: Known) -> Run:
         inputs = build_zeroshot_head(inputs, head, mixed_dtypes=mixed)
     check_ancestry(inputs, known, strict=request.strict)
     run = Run(inputs, progress, command=request.command, head=head, hashed=request.hashed)
-    for note in inputs.notes:
-        progress.say(note)
+    say_all(progress, inputs.notes)
     run.seconds["read"] = round(time.perf_counter() - begin, 3)
     return run
 
@@ -218,16 +214,13 @@ def _early_checks(run: Run, recipe: Recipe) -> None:
     layers = Task(run.inputs).layers
     for override in recipe.overrides:
         match_layers(override.layers, layers)
-    if recipe.measure:
-        _check_count(str(recipe.measure["name"]), len(run.inputs.finetuned))
-
-
-def _check_count(measure: str, finetuned: int) -> None:
-    if finetuned > 1 and not takes_several("measures", measure):
+    count = len(run.inputs.finetuned)
+    if count > 1 and recipe.measure and not takes_several("measures", recipe.measure["name"]):
         several = [name for name in plugin_names("measures") if takes_several("measures", name)]
         raise RecipeError(
-            f"measure {measure}: takes one fine-tuned checkpoint, but {finetuned} were given; for several use a recipe "
-            f"without a measure, such as 'wise-ft' or 'ties', or one of these measures: {', '.join(several)}"
+            f"measure {recipe.measure['name']}: takes one fine-tuned checkpoint, but {count} were given; for several "
+            "use a recipe without a measure, such as 'wise-ft' or 'ties', or one of these measures: "
+            f"{', '.join(several)}"
         )
 
 
@@ -267,8 +260,7 @@ def _decide(
     # a layer whose alpha is overridden needs no coefficients
     used = {n: learned[n] for layer, e in layers.items() if e.alpha_range for n in task.layers[layer] if n in learned}
     run.tensors = PlanTensors(decision.scores, used)
-    for note in notes:
-        run.progress.say(note)
+    say_all(run.progress, notes)
 
 
 def _source_record(checkpoint: Checkpoint) -> SourceRecord:

@@ -10,9 +10,11 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
+from clipmerge import __version__
 from clipmerge.api._commands import in_order, recipe_word, spelled_out
 from clipmerge.api._in_memory import CheckpointLike, as_sources, open_source, with_state_key
 from clipmerge.api._merge_effect import settings_for, shared_plan
@@ -29,21 +31,26 @@ from clipmerge.api._requests import (
 )
 from clipmerge.api._results import SweepResult
 from clipmerge.api._sweep_cache import SweepCache, key_of
-from clipmerge.api._sweep_record import PlannedRecipe, checkpoint_row, loss_notes, recipe_row, record_of, row_of
 from clipmerge.api._unlabelled import check_unlabelled
 from clipmerge.api.plan import Known, check_ancestry, open_inputs, prepare
 from clipmerge.checkpoint import Inputs, align_checkpoints
 from clipmerge.errors import UsageError, VerdictError
+from clipmerge.evaluation.conclusion import loss_warnings
 from clipmerge.evaluation.points import Point, Points
-from clipmerge.evaluation.tradeoff import standings
+from clipmerge.evaluation.tradeoff import RESAMPLES, standings
 from clipmerge.images.dataset import LabelledImages, load_images
 from clipmerge.images.file_store import local_inputs
 from clipmerge.images.held_back import wanted_back
+from clipmerge.images.known import Named
 from clipmerge.images.overlap import Images, check_overlap
+from clipmerge.images.prompts import own_templates, templates_for
 from clipmerge.images.unlabelled import load_unlabelled
 from clipmerge.options import Missing, SweepOptions, completed, with_options
-from clipmerge.planning.recipe import load_recipe
-from clipmerge.progress import Logged, Progress, Silent
+from clipmerge.output.record import SWEEP_FORMAT
+from clipmerge.planning.merge_effect import LEVEL
+from clipmerge.planning.plan import Plan
+from clipmerge.planning.recipe import Recipe, load_recipe
+from clipmerge.progress import Logged, Progress, Silent, say_all
 from clipmerge.report.sweep_headline import headline
 from clipmerge.request import SweepRequest
 
@@ -52,6 +59,23 @@ if TYPE_CHECKING:
 
 #: The record in the output folder of a sweep, which identifies it.
 SWEEP_RECORD = "sweep.json"
+
+
+@dataclass(frozen=True)
+class _PlannedRecipe:
+    """A recipe with its decided plan.
+
+    Attributes:
+        recipe: The recipe.
+        point: Index of its point.
+        plan: The settings of each layer, without measurements.
+        finish: Function to call after its evaluation.
+    """
+
+    recipe: Recipe
+    point: int
+    plan: Plan
+    finish: Callable[[], None]
 
 
 @with_options(SweepOptions)
@@ -127,18 +151,15 @@ def check_sweep(request: SweepRequest) -> None:
         raise UsageError("a sweep needs at least one --id and one --ood source")
     if len(request.alphas) < 2 or list(request.alphas) != sorted(set(request.alphas)):
         raise UsageError("--alphas: a curve needs at least two different values, in ascending order")
-    _check_names([recipe.name for recipe in request.recipes], request.points)
+    names = [recipe.name for recipe in request.recipes]
+    for name in names:
+        if names.count(name) > 1:
+            raise UsageError(f"two recipes are named '{name}'; give one of them another `name:` in its file")
+        if name in request.points:
+            raise UsageError(f"--point {name}: a recipe has this name; write NAME=CHECKPOINT with another name")
     check_unlabelled(request.calibration, *request.recipes)
     for recipe in request.recipes:
         check_request(request.merge_request(recipe))
-
-
-def _check_names(recipes: list[str], points: Mapping[str, str]) -> None:
-    for name in recipes:
-        if recipes.count(name) > 1:
-            raise UsageError(f"two recipes are named '{name}'; give one of them another `name:` in its file")
-        if name in points:
-            raise UsageError(f"--point {name}: a recipe has this name; write NAME=CHECKPOINT with another name")
 
 
 def run_sweep(
@@ -155,10 +176,14 @@ def run_sweep(
     loaded = {name: load_source(source, request, progress) for name, source in request.sources.items()}
     tasks = load_tasks(request.keep, progress)
     notes = overlap_notes(request, loaded, tasks)
-    _say_all(progress, notes)
+    say_all(progress, notes)
     known = Known()
     inputs = _open(request, known, progress)
-    placed = _open_points(request, known)
+    base = known.checkpoints[0]
+    placed = {
+        name: align_checkpoints(base, [open_source(source, base)], mixed_dtypes=True)
+        for name, source in request.points.items()
+    }
     kept = SweepCache.of(request, inputs) if resumes else None
     if check is not None:
         progress.stage("check")
@@ -175,16 +200,19 @@ def run_sweep(
         each.finish()
     progress.stage("bootstrap")
     rows = _rows(request, correct)
-    lost = loss_notes(request, planned, rows)
-    _say_all(progress, lost)
+    lost = _loss_notes(request, planned, rows)
+    say_all(progress, lost)
     if lost and request.strict:
         raise VerdictError(f"{lost[0]}; nothing was written (--strict)")
-    record = record_of(request, inputs, loaded, [*inputs.notes, *notes, *lost]) | {
+    record = _about(request, inputs, loaded, [*inputs.notes, *notes, *lost]) | {
         "curve": [{"alpha": alpha, **row} for alpha, row in zip(request.alphas, rows, strict=False)],
-        "recipes": [recipe_row(each, points[each.point], rows[each.point]) for each in planned],
+        "recipes": [_recipe_row(each, points[each.point], rows[each.point]) for each in planned],
         "points": [
-            checkpoint_row(name, number, inputs, rows[number], hashed=request.hashed)
-            for number, (name, inputs) in enumerate(placed.items(), first)
+            {
+                **{"name": name, "point": number, "alpha": None, **rows[number]},
+                "checkpoint": each.finetuned[0].provenance(hashed=request.hashed),
+            }
+            for number, (name, each) in enumerate(placed.items(), first)
         ],
         "seconds": {"plan": round(planning - begin, 3), "evaluate": round(time.perf_counter() - planning, 3)},
     }
@@ -200,12 +228,72 @@ def _rows(request: SweepRequest, correct: dict[str, Correct]) -> list[dict[str, 
         range(len(request.alphas)),
         seed=request.seed,
     )
-    return [row_of(place, correct, number) for number, place in enumerate(places)]
+    return [
+        {
+            "accuracy": {name: float(right[number].mean()) for name, right in correct.items()},
+            "id": place.id_accuracy,
+            "id_interval": list(place.id_interval),
+            "ood": place.ood_accuracy,
+            "ood_interval": list(place.ood_interval),
+            "gain": place.gain,
+            "gain_interval": list(place.gain_interval) if place.gain_interval else None,
+            "gain_note": place.gain_note,
+        }
+        for number, place in enumerate(places)
+    ]
 
 
-def _say_all(progress: Progress, notes: Iterable[str]) -> None:
-    for note in notes:
-        progress.say(note)
+def _recipe_row(planned: _PlannedRecipe, point: Point, row: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "name": planned.recipe.name,
+        "point": planned.point,
+        "alpha": point.alpha,
+        **row,
+        "verdict": planned.plan.verdict,
+        "calibration": planned.plan.model_dump(mode="json")["calibration"],
+        "recipe": planned.plan.recipe,
+    }
+
+
+def _about(
+    request: SweepRequest, inputs: Inputs, loaded: dict[str, LabelledImages], notes: Sequence[str]
+) -> dict[str, Any]:
+    """The part of the record that describes the whole sweep."""
+    return {
+        "format": SWEEP_FORMAT,
+        "clipmerge": __version__,
+        "output": None,
+        "command": request.command,
+        "zeroshot": inputs.zeroshot.provenance(hashed=request.hashed),
+        "finetuned": [each.provenance(hashed=request.hashed) for each in inputs.finetuned],
+        "id": list(request.id_sources),
+        "ood": list(request.ood_sources),
+        "sources": {name: images.source for name, images in loaded.items()},
+        "images": {name: len(images) for name, images in loaded.items()},
+        "revisions": {name: images.revision for name, images in loaded.items() if images.revision},
+        "calibration_source": _name_of(request.calibration.source),
+        "templates": list(templates_for(request.calibration.templates, ())),
+        "own_templates": own_templates(request.calibration.templates, loaded),
+        "ood_checked": request.checks_overlap and request.calibration.source not in (None, ""),
+        "seed": request.seed,
+        "bootstrap": {"resamples": RESAMPLES, "level": LEVEL},
+        "warnings": list(notes),
+    }
+
+
+def _loss_notes(request: SweepRequest, planned: list[_PlannedRecipe], rows: list[dict[str, Any]]) -> tuple[str, ...]:
+    """Warn of recipes that lose more ID accuracy than allowed, if the curve includes the fine-tuned model."""
+    if 1.0 not in request.alphas:
+        return ()
+    accuracies = {f"recipe {each.recipe.name}": float(rows[each.point]["id"]) for each in planned}
+    return loss_warnings(accuracies, "ID accuracy", rows[request.alphas.index(1.0)]["id"], request.max_loss)
+
+
+def _name_of(data: Any) -> str | None:
+    """The calibration source, or the type of an object in memory."""
+    if data is None or isinstance(data, str):
+        return data
+    return data.address if isinstance(data, Named) else f"{type(data).__name__} in memory"
 
 
 def write_sweep(
@@ -252,8 +340,7 @@ def load_source(source: Any, request: SweepRequest, progress: Progress) -> Label
     asked, limit = request.calibration, request.limit
     whole = limit is None
     images = load_images(source, asked.classes, columns=asked.columns, whole=whole, most=limit, seed=request.seed)
-    for note in images.notes:
-        progress.say(note)
+    say_all(progress, images.notes)
     if limit is None:
         return images
     images.require_classes()
@@ -298,24 +385,13 @@ def _open(request: SweepRequest, known: Known, progress: Progress) -> Inputs:
     missing: Missing = provided[0] if provided else "error"
     inputs = open_inputs(request.checkpoints, missing, mixed_dtypes=request.dtype != "keep", known=known)
     check_ancestry(inputs, known, strict=request.strict)
-    for note in inputs.notes:
-        progress.say(note)
+    say_all(progress, inputs.notes)
     return inputs
-
-
-def _open_points(request: SweepRequest, known: Known) -> dict[str, Inputs]:
-    """The zero-shot checkpoint aligned with each of those shown as they are, by name."""
-    base = known.checkpoints[0]
-    placed = {}
-    for name, source in request.points.items():
-        checkpoint = open_source(source, base)
-        placed[name] = align_checkpoints(base, [checkpoint], mixed_dtypes=True)
-    return placed
 
 
 def _plan_points(
     request: SweepRequest, inputs: Inputs, known: Known, progress: Progress, kept: SweepCache | None
-) -> tuple[list[Point], list[PlannedRecipe]]:
+) -> tuple[list[Point], list[_PlannedRecipe]]:
     """The distinct points, those of the curve first, and the recipes with the index of their point."""
     points = Points(inputs)
     for alpha in request.alphas:
@@ -330,13 +406,9 @@ def _plan_points(
             if kept is not None and run.is_main:
                 kept.keep_plan(request, recipe, plan, tensors)
         else:
-            (plan, tensors), finish = held, _nothing
-        planned.append(PlannedRecipe(recipe, points.add_plan(plan, tensors), plan, finish))
+            (plan, tensors), finish = held, lambda: None
+        planned.append(_PlannedRecipe(recipe, points.add_plan(plan, tensors), plan, finish))
     return points.points, planned
-
-
-def _nothing() -> None:
-    """Remove nothing: the plan was read from the cache."""
 
 
 def _score(

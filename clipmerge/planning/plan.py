@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -291,20 +291,21 @@ class Plan(Frozen):
                 raise PlanError(
                     f"layer '{name}' has density {layer.density} and no mask; name one, such as 'magnitude'"
                 )
-        plan = self._reworded()
-        return plan if plan.verdict_digest == plan.settings_digest else plan._with_verdict_on_settings(layers)
+        reworded = {
+            name: entry.model_copy(update={"reason": EDITED}) if self._is_edited(name, entry) else entry
+            for name, entry in self.layers.items()
+        }
+        plan = self.model_copy(update={"layers": reworded})
+        if plan.verdict_digest == plan.settings_digest:
+            return plan
+        verdict = verdict_on(reworded, layers, self.weights, self.combine, finding=self.finding)
+        return plan.model_copy(update={"verdict": verdict})
 
-    def _reworded(self) -> Plan:
-        """Replace the reasons of layers whose settings were edited without them."""
-        layers = dict(self.layers)
-        for name, entry in self.layers.items():
-            if name in self.worded and _is_outdated(self.worded[name], entry):
-                layers[name] = entry.model_copy(update={"reason": EDITED})
-        return self.model_copy(update={"layers": layers})
-
-    def _with_verdict_on_settings(self, names: Collection[str]) -> Plan:
-        verdict = verdict_on(self.layers, names, self.weights, self.combine, finding=self.finding)
-        return self.model_copy(update={"verdict": verdict})
+    def _is_edited(self, name: str, entry: LayerPlan) -> bool:
+        """Whether a layer's settings changed while the reason that was written for the earlier ones stayed."""
+        earlier_settings, _, earlier_reason = self.worded.get(name, worded_for(entry)).partition("-")
+        settings, _, reason = worded_for(entry).partition("-")
+        return settings != earlier_settings and reason == earlier_reason
 
 
 def worded_for(entry: LayerPlan) -> str:
@@ -319,13 +320,6 @@ def _digest(what: Any) -> str:
 
 def _short_hash(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:8]
-
-
-def _is_outdated(worded: str, entry: LayerPlan) -> bool:
-    """Whether the settings changed while the reason that was written for the earlier ones stayed."""
-    earlier_settings, _, earlier_reason = worded.partition("-")
-    settings, _, reason = worded_for(entry).partition("-")
-    return settings != earlier_settings and reason == earlier_reason
 
 
 def read_plan(path: Path) -> Plan:
@@ -362,17 +356,13 @@ def write_plan_files(path: Path, plan: Plan) -> Plan:
 
             file = folder / tensors_path(path).name
             save_file(dict(tensors), file)
-            file.chmod(0o666 & ~_umask())  # save_file makes it readable only by its owner
+            mask = os.umask(0)
+            os.umask(mask)
+            file.chmod(0o666 & ~mask)  # save_file makes it readable only by its owner
             named = TensorsRecord(file=file.name, sha256=sha256_of(file))
             plan = plan.model_copy(update={"tensors": named})
         (folder / path.name).write_text(plan.to_json(), encoding="utf-8")
     return plan
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def _read_tensors(path: Path, record: TensorsRecord) -> dict[str, Tensor]:

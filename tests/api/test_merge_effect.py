@@ -72,17 +72,12 @@ def decided(run: Run) -> Plan:
 
 
 def predictions(folder: Path, images: list[Image.Image]) -> list[int]:
-    """The best class of each image, one at a time, by transformers alone."""
+    """The best class of each image, by transformers alone."""
     model, processor = CLIPModel.from_pretrained(folder).eval(), CLIPProcessor.from_pretrained(folder)
     prompts = [f"a photo of a {name}." for name in ("bird", "cat", "dog")]
-    found = []
+    inputs = processor(text=prompts, images=images, return_tensors="pt", padding=True)
     with torch.no_grad():
-        tokens = processor.tokenizer(prompts, return_tensors="pt", padding=True)
-        texts = model.text_projection(model.text_model(**tokens).pooler_output)
-        texts = texts / texts.norm(dim=-1, keepdim=True)
-        for image in images:
-            pixels = processor.image_processor(image, return_tensors="pt")["pixel_values"]
-            found.append(int((model.visual_projection(model.vision_model(pixels).pooler_output) @ texts.T).argmax()))
+        found: list[int] = model(**inputs).logits_per_image.argmax(dim=-1).tolist()
     return found
 
 
@@ -144,14 +139,13 @@ def test_the_numbers_are_those_of_the_models_written(far: Inputs, photos: Path, 
             assert getattr(measured[name], mean).value == pytest.approx(by_image.mean() / per_image[group])
 
 
-def test_the_decision_never_sees_what_is_held_back(pair: Inputs, photos: Path, tmp_path: Path) -> None:
-    request = request_for(pair, "straggler-outlier", tmp_path / "copy", *QUICK)
-    shutil.copytree(photos, tmp_path / "copy")
+def test_the_decision_never_sees_what_is_held_back(pair: Inputs, tmp_path: Path) -> None:
+    request = request_for(pair, "straggler-outlier", save_images(tmp_path / "copy", each=20), *QUICK)
     first = decided(prepare(request))
     held = sample_and_hold_back(load_images(str(tmp_path / "copy")), 1024, 0).held_back
     assert held is not None
     assert first.calibration is not None
-    assert (first.calibration.images, len(held)) == (96, 24)
+    assert (first.calibration.images, len(held)) == (48, 12)
     for number, path in enumerate(held.store.paths):  # all different: of copies, one would be used
         Image.new("RGB", (40, 36), (200, number, 200)).save(path)
     second = decided(prepare(request))
@@ -214,12 +208,9 @@ def test_strict_makes_a_loss_an_error_and_writes_nothing(losing: Inputs, photos:
     flags = ("--recipe", "wise-ft", "--data", photos, "--strict")
     line = refused(clipmerge("merge", *losing, *flags, "--output", tmp_path / "out"))
     assert "more than the 3 of --max-loss; nothing was written (--strict)" in line
-    refused(clipmerge("plan", *losing, *flags, "--output", tmp_path / "plan.json"))
     assert list(tmp_path.iterdir()) == []
     allowed = clipmerge("merge", *losing, *flags, "--max-loss", 60, "--output", tmp_path / "out")
     assert allowed.code == 0, allowed.err
-    with pytest.raises(VerdictError):
-        prepare(request_for(losing, "wise-ft", photos, strict=True))
 
 
 def test_strict_needs_something_to_be_strict_about_and_shares_are_shares(

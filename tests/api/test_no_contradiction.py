@@ -139,7 +139,8 @@ def test_what_is_written_is_what_the_plan_says(
     if swapped:  # nothing that was found for the pair in the other order
         assert not any((record.measurements, record.stragglers, record.calibration, record.path, record.trace))
         assert "straggler layers found" not in page
-        assert {entry.reason for entry in record.layers.values()} == {"decided for other checkpoints"}
+        reasons = {entry.reason for entry in record.layers.values()}
+        assert reasons <= {"decided for other checkpoints", "not in the plan: zero-shot"}
 
 
 def edit(file: Path, edits: list[tuple[int, Any]], *, swapped: bool) -> dict[str, Any]:

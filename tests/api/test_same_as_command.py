@@ -50,7 +50,7 @@ CASES: dict[str, tuple[Callable[[Any], list[object]], Callable[[Any, Path], Any]
     "merge with other options": (
         lambda at: [
             *("merge", *at["pair"], "--recipe", "lines", "--set", "method.alpha=0.3"),
-            *("--dtype", "bfloat16", "--max-shard-size", "40KB", "--no-hash"),
+            *("--dtype", "bfloat16", "--no-hash", "--max-shard-size", "40KB"),
         ],
         lambda at, out: api.merge(
             *at["pair"],

@@ -22,7 +22,7 @@ from clipmerge.api import measure as measuring
 from clipmerge.api._sweep_cache import SweepCache, key_of
 from clipmerge.api.apply import write_merge
 from clipmerge.api.plan import prepare
-from clipmerge.api.sweep import check_sweep, run_sweep, write_sweep
+from clipmerge.api.sweep import check_sweep, load_source, overlap_notes, run_sweep, write_sweep
 from clipmerge.checkpoint import align_checkpoints, open_checkpoint
 from clipmerge.errors import CheckpointError, OutputError, UsageError
 from clipmerge.evaluation import bf16_classifier
@@ -412,14 +412,14 @@ def test_plans_are_kept_where_images_have_a_commit(
     assert len(list((tmp_path / "plans").iterdir())) == 1
 
 
-def test_points_are_told_apart(pair: Folders, images: Path) -> None:
+def test_points_are_told_apart(pair: Folders) -> None:
     ends = [align_checkpoints(open_checkpoint(str(pair[0])), [open_checkpoint(str(end))]) for end in pair[::-1]]
-    learned = api.plan(*pair, "auto", data=str(images), images=6, set={"measure.steps": 2}, **QUIET)
-    other = api.plan(*pair, "auto", data=str(images), images=6, set={"measure.steps": 3}, **QUIET)
+    plan = api.plan(*pair, "wise-ft", **QUIET)
+    learned = [PlanTensors(coefficients={"a": torch.full((2,), value)}) for value in (0.5, 0.25)]
     points = [
         *(Point(None, checkpoint=inputs) for inputs in ends),
         *(Point(alpha) for alpha in (0.0, 0.5)),
-        *(Point(None, each, tensors=PlanTensors.from_file(each.held_tensors)) for each in (learned, other)),
+        *(Point(None, plan, tensors=tensors) for tensors in learned),
     ]
     keys = [key_of(point) for point in points]
     assert len(set(keys)) == len(points)
@@ -469,10 +469,13 @@ def test_ood_images_among_the_calibration_images_are_refused(
 
 
 def test_images_used_twice_are_noted(far: Folders, images: Path, calibration: Path) -> None:
-    request = request_for(far, images, images)
-    assert any("30 images are also in --id val" in note for note in run_sweep(request)[0]["warnings"])
-    request = request_for(far, calibration, images, calibration=Calibration(source=str(calibration)))
-    assert any("flatters" in note for note in run_sweep(request)[0]["warnings"])
+    used_twice = Calibration(source=str(calibration))
+    for request, told in (
+        (request_for(far, images, images), "30 images are also in --id val"),
+        (request_for(far, calibration, images, calibration=used_twice), "flatters"),
+    ):
+        loaded = {name: load_source(source, request, Silent()) for name, source in request.sources.items()}
+        assert any(told in note for note in overlap_notes(request, loaded, {}))
     request = request_for(far, images, Path("digits"), calibration=Calibration(source="digits"))
     with pytest.raises(UsageError, match="not out of distribution"):
         run_sweep(request)

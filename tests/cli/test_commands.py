@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -72,8 +71,14 @@ def sparse(
     return folder / "merged", merge_in(folder, straggling, *measuring)
 
 
-def test_the_record_has_what_the_design_names(sparse: tuple[Path, dict[str, Any]], straggling: Folders) -> None:
-    _, record = sparse
+def test_the_record_has_what_the_design_names_and_every_files_hash(
+    sparse: tuple[Path, dict[str, Any]], straggling: Folders
+) -> None:
+    output, record = sparse
+    assert json.loads((output / "clipmerge.json").read_text()) == record
+    found = hashes(output)
+    assert record["files"].items() <= found.items()
+    assert found.keys() - record["files"].keys() == {"clipmerge.json", "README.md", "report.html", "path.png"}
     assert record.keys() >= KEYS
     assert record["output"] == "merged"
     assert record["format"] == "clipmerge-record/2"
@@ -93,14 +98,6 @@ def test_the_record_has_what_the_design_names(sparse: tuple[Path, dict[str, Any]
     assert {0, 0.5, 1} <= set(record["path"]["alphas"])
     assert len(record["path"]["losses"]) == len(record["path"]["alphas"])
     assert record["seconds"].keys() >= {"read", "measure", "plan", "apply"}
-
-
-def test_the_record_is_also_in_the_folder_with_every_files_hash(sparse: tuple[Path, dict[str, Any]]) -> None:
-    output, record = sparse
-    assert json.loads((output / "clipmerge.json").read_text()) == record
-    found = hashes(output)
-    assert record["files"].items() <= found.items()
-    assert found.keys() - record["files"].keys() == {"clipmerge.json", "README.md", "report.html", "path.png"}
 
 
 def test_all_files_but_the_record_are_equal_between_runs(
@@ -146,72 +143,16 @@ def test_plan_then_apply_is_merge(
     assert hashes(tmp_path / "out").keys() == hashes(sparse[0]).keys()
 
 
-@pytest.fixture
-def plan(pair: Folders, tmp_path: Path) -> Path:
-    done(clipmerge("plan", *pair, "--recipe", "wise-ft", "--output", tmp_path / "plan.json"))
-    return tmp_path / "plan.json"
-
-
-def edit_plan(plan: Path, layer: str, **changes: Any) -> None:
-    data = json.loads(plan.read_text())
-    data["layers"].setdefault(layer, {}).update(changes)
-    plan.write_text(json.dumps(data))
-
-
-def test_a_plan_edited_by_hand_is_honoured(plan: Path, pair: Folders, tmp_path: Path) -> None:
-    edit_plan(plan, "vision.1.mlp", alpha=1)
-    data = json.loads(plan.read_text())
-    del data["layers"]["text.0.attn"]
-    plan.write_text(json.dumps(data))
-    done(clipmerge("apply", plan, "--output", tmp_path / "out"))
-    zeroshot, finetuned, merged = (load_file(f / "model.safetensors") for f in (*pair, tmp_path / "out"))
-    for name, tensor in merged.items():
-        side = {"vision.1.mlp": finetuned, "text.0.attn": zeroshot}.get(layer_of(name))
-        if side is not None:
-            assert torch.equal(tensor, side[name])
-        else:
-            assert torch.allclose(tensor, (zeroshot[name] + finetuned[name]) / 2, atol=1e-6)
-
-
-@pytest.mark.parametrize(
-    ("layer", "changes", "message"),
-    [
-        ("vision.9.mlp", {"alpha": 1}, r"vision\.9\.mlp"),
-        ("vision.1.mlp", {"mask": "magnitud"}, "Did you mean 'magnitude'"),
-        ("vision.1.mlp", {"alhpa": 1}, "Did you mean 'alpha'"),
-        ("vision.1.mlp", {"alpha": float("nan")}, "finite"),
-        ("vision.1.mlp", {"density": 0, "mask": "magnitude"}, "greater than 0"),
-        ("vision.1.mlp", {"mask": "saliency", "density": 0.5}, "holds no scores"),
-    ],
-)
-def test_a_plan_edited_to_nonsense_is_refused(
-    plan: Path, tmp_path: Path, layer: str, changes: dict[str, Any], message: str
-) -> None:
-    edit_plan(plan, layer, **changes)
-    line = refused(clipmerge("apply", plan, "--output", tmp_path / "out"))
-    assert pytest.raises(AssertionError, match=message).matches(AssertionError(line))
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["plan.json"]
-
-
-@pytest.mark.parametrize("which", [0, 1])
-def test_a_plan_whose_input_changed_is_refused(tmp_path: Path, which: int) -> None:
+def test_a_plan_whose_input_changed_is_refused(tmp_path: Path) -> None:
     folders = save_pair(tmp_path)
     done(clipmerge("plan", *folders, "--recipe", "wise-ft", "--output", tmp_path / "plan.json"))
-    file = folders[which] / "model.safetensors"
-    data = bytearray(file.read_bytes())
-    data[-1] ^= 1
-    file.write_bytes(data)
-    line = refused(clipmerge("apply", tmp_path / "plan.json", "--output", tmp_path / "out"))
-    assert f"{folders[which]} is not the checkpoint that the plan was made for: the sha256 of model" in line
-
-
-def test_a_plan_whose_scores_changed_is_refused(scored: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
-    plan = Path(shutil.copytree(scored[0].parent, tmp_path / "plans")) / "plan.json"
-    scores = plan.with_name("plan.tensors.safetensors")
-    scores.write_bytes(scores.read_bytes()[:-1] + b"\xff")
-    assert "the file has changed" in refused(clipmerge("apply", plan, "-o", tmp_path / "out"))
-    scores.unlink()
-    assert "the file is missing" in refused(clipmerge("apply", plan, "-o", tmp_path / "out"))
+    for folder in reversed(folders):
+        file = folder / "model.safetensors"
+        data = bytearray(file.read_bytes())
+        data[-1] ^= 1
+        file.write_bytes(data)
+        line = refused(clipmerge("apply", tmp_path / "plan.json", "--output", tmp_path / "out"))
+        assert f"{folder} is not the checkpoint that the plan was made for: the sha256 of model" in line
 
 
 @pytest.mark.parametrize(("alpha", "which"), [("0", 0), ("1", 1)])
@@ -248,24 +189,15 @@ def test_the_later_override_wins_and_density_brings_a_mask(pair: Folders, tmp_pa
         )
 
 
-@pytest.mark.parametrize("command", ["merge", "plan"])
-def test_quiet_prints_nothing(pair: Folders, tmp_path: Path, command: str) -> None:
-    outcome = clipmerge(command, *pair, "--recipe", "wise-ft", "-o", tmp_path / "out", "--format", "quiet")
-    assert (outcome.code, outcome.out, outcome.err) == (0, "", "")
-
-
-def test_a_dry_run_writes_nothing(pair: Folders, tmp_path: Path) -> None:
+def test_a_dry_run_writes_nothing_and_a_quiet_one_prints_nothing(pair: Folders, tmp_path: Path) -> None:
     outcome = done(
         clipmerge("merge", *pair, "--recipe", "lines", "--dry-run", "-o", tmp_path / "out", "--format", "json")
     )
     assert outcome.json["output"] is None
     assert list(tmp_path.iterdir()) == []
-
-
-def test_people_get_a_table_and_the_way_on(pair: Folders, tmp_path: Path) -> None:
-    outcome = done(clipmerge("merge", *pair, "--recipe", "wise-ft", "-o", tmp_path / "out"))
-    assert f"Wrote {tmp_path / 'out'}" in outcome.out.replace("\n", "")
-    assert "\x1b" not in outcome.out + outcome.err
+    for command in ("merge", "plan"):
+        outcome = clipmerge(command, *pair, "--recipe", "wise-ft", "-o", tmp_path / command, "--format", "quiet")
+        assert (outcome.code, outcome.out, outcome.err) == (0, "", "")
 
 
 def test_several_finetuned_checkpoints_are_averaged(pair: Folders, tmp_path: Path) -> None:
@@ -377,16 +309,3 @@ def test_an_output_in_the_home_folder(
         done(clipmerge(command, *pair, *flags, "--output=~/x"))
         assert (tmp_path / "home" / "x").exists()
     assert [path.name for path in tmp_path.iterdir()] == ["home"]
-
-
-def test_convert_writes_from_the_main_process_alone(
-    pair: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("RANK", "1")
-    outcome = done(clipmerge("convert", pair[0], tmp_path / "out", "--to", "open-clip"))
-    assert (outcome.out, outcome.err) == ("", "")
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_the_version_is_printed() -> None:
-    assert done(clipmerge("--version")).out.startswith("clipmerge ")

@@ -8,7 +8,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -30,6 +29,14 @@ ENDED = "ended from outside (SIGTERM; a launcher sends it to all processes of a 
 STOPS = pytest.mark.parametrize(
     ("number", "code", "how"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, ENDED)]
 )
+
+
+def run(*arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:
+    """Run `python -m clipmerge ARGUMENTS`, or Python itself where the first is ``-c``."""
+    words = [*([] if arguments[0] == "-c" else ["-m", "clipmerge"]), *map(str, arguments)]
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options}
+    options["env"] = {**counted(), **options.get("env", {})}
+    return subprocess.run([sys.executable, *words], text=True, check=False, timeout=120, **options)
 
 
 def stopping(number: int) -> Callable[..., Any]:
@@ -131,12 +138,6 @@ def test_whatever_fails_after_the_output_was_written_says_that_it_is_there(
 needs_full = pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
 
 
-def run(*arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "clipmerge", *map(str, arguments)]
-    options["env"] = {**counted(), **options.pop("env", {})}
-    return subprocess.run(command, stderr=subprocess.PIPE, text=True, check=False, timeout=120, **options)
-
-
 @needs_full
 @pytest.mark.parametrize(
     "fmt", [Format.json, *(pytest.param(fmt, marks=pytest.mark.slow) for fmt in (Format.human, Format.quiet))]
@@ -162,38 +163,14 @@ def test_a_full_stdout_is_one_line_where_nothing_is_written(arguments: tuple[str
     assert (ended.returncode, ended.stderr) == (1, line)
 
 
-@needs_full
-def test_what_waits_in_a_buffer_is_tried_once() -> None:
-    """A short record fails when it is flushed, which the interpreter would otherwise report itself at exit."""
-    code = (
-        "from clipmerge.cli._ending import reporting_errors\n"
-        "from clipmerge.cli._terminal import Format, Terminal\n"
-        "reporting_errors(lambda: Terminal(Format.json).result('templates', {'name': 'a', 'templates': []}, str))()"
-    )
-    with Path("/dev/full").open("w") as full:
-        command, buffered = [sys.executable, "-c", code], {**counted(), "PYTHONUNBUFFERED": ""}
-        ended = subprocess.run(command, env=buffered, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
-    line = "error: standard output: cannot be written (No space left on device)\n"
-    assert (ended.returncode, ended.stderr) == (1, line)
-
-
 @pytest.mark.parametrize(
     "encoding",
     ["ascii", *(pytest.param(name, marks=pytest.mark.slow) for name in ("latin-1", "ascii:surrogateescape"))],
 )
 def test_no_encoding_makes_printing_fail(pair: Folders, tmp_path: Path, encoding: str) -> None:
     out = tmp_path / "日本é"
-    ended = run(
-        "merge",
-        *pair,
-        "-r",
-        "wise-ft",
-        "-o",
-        out,
-        stdout=subprocess.PIPE,
-        env={"PYTHONIOENCODING": encoding},
-        errors="replace",
-    )
+    environment = {"PYTHONIOENCODING": encoding}
+    ended = run("merge", *pair, "-r", "wise-ft", "-o", out, env=environment, errors="replace")
     assert (ended.returncode, ended.stderr) == (0, "")
     assert "Wrote" in ended.stdout
 
@@ -232,35 +209,25 @@ def test_a_signal_while_modules_are_imported_is_one_line(
         "from clipmerge.__main__ import run\n"
         "run()"
     )
-    command = [sys.executable, "-c", code, "merge", "a", "b", "-r", "wise-ft", "-o", tmp_path / "out"]
-    ended = subprocess.run(command, env=counted(), capture_output=True, text=True, check=False, timeout=60)
+    ended = run("-c", code, "merge", "a", "b", "-r", "wise-ft", "-o", tmp_path / "out")
     assert ended.returncode == end
     assert (ended.stdout, ended.stderr) == ("", f"error: {how}; nothing was left behind\n")
 
 
-@pytest.mark.parametrize(("number", "end", "how"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, ENDED)])
+@STOPS
 def test_a_signal_after_the_command_says_what_stands(
-    pair: Folders, tmp_path: Path, number: int, end: int, how: str
+    pair: Folders, tmp_path: Path, number: int, code: int, how: str
 ) -> None:
-    code = (
-        f"import signal\nfrom clipmerge import __main__\ntry: __main__.run()\nfinally: signal.raise_signal({number:d})"
-    )
-    command = [sys.executable, "-c", code, "merge", *pair, "-r", "wise-ft", "-o", tmp_path / "out"]
-    ended = subprocess.run(command, env=counted(), capture_output=True, text=True, check=False, timeout=60)
-    assert ended.returncode == end
-    assert ended.stderr.endswith(f"error: {how}; {tmp_path / 'out'} is complete\n")
-    assert (tmp_path / "out" / "clipmerge.json").is_file()
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_while_python_ends_changes_nothing(pair: Folders, tmp_path: Path, number: int) -> None:
-    """Python gives its handlers up before it has ended, and a signal would then end it without a line."""
-    late = f"import atexit, signal\natexit.register(signal.raise_signal, {number:d})"
-    code = f"{late}\nfrom clipmerge.__main__ import run\nrun()"
-    command = [sys.executable, "-c", code, "merge", *pair, "-r", "wise-ft", "-o", tmp_path / "out"]
-    ended = subprocess.run(command, env=counted(), capture_output=True, text=True, check=False, timeout=60)
-    assert (ended.returncode, ended.stderr) == (0, "")
-    assert (tmp_path / "out" / "clipmerge.json").is_file()
+    """One that comes while Python ends changes nothing: it gives its handlers up before it has ended."""
+    begin, call = "import atexit, signal\nfrom clipmerge import __main__\n", "__main__.run()"
+    after = f"{begin}try: {call}\nfinally: signal.raise_signal({number:d})"
+    ending = f"{begin}atexit.register(signal.raise_signal, {number:d})\n{call}"
+    for program, out in ((after, tmp_path / "after"), (ending, tmp_path / "ending")):
+        ended = run("-c", program, "merge", *pair, "-r", "wise-ft", "-o", out)
+        assert ended.returncode == (code if program is after else 0)
+        assert ended.stderr.endswith(f"error: {how}; {out} is complete\n" if program is after else "")
+        assert ended.stderr.count("\n") == (program is after)
+        assert (out / "clipmerge.json").is_file()
 
 
 def test_before_a_command_begins_nothing_was_done() -> None:
@@ -275,34 +242,6 @@ def test_before_a_command_begins_nothing_was_done() -> None:
     assert ending.standing == ["the command was done"]
 
 
-@pytest.mark.slow
-def test_ctrl_c_at_any_moment_of_starting_is_one_line(tmp_path: Path) -> None:
-    """Starting begins when `run` has taken the signal over; before that Python itself is starting."""
-    code = (
-        "import signal\n"
-        "from clipmerge.__main__ import run\n"
-        "def tell(*arguments, install=signal.signal):\n"
-        "    signal.signal = install\n"
-        "    install(*arguments)\n"
-        "    print(flush=True)\n"
-        "signal.signal = tell\n"
-        "run()"
-    )
-    for moment in range(15):
-        command = [sys.executable, "-c", code, "recipes", "list"]
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        assert process.stdout is not None
-        process.stdout.readline()
-        time.sleep(0.002 + 0.007 * moment)
-        process.send_signal(signal.SIGINT)
-        _, err = process.communicate()
-        assert (process.returncode, err) in [
-            (130, "error: interrupted; nothing was left behind\n"),
-            (130, "error: interrupted; the command was done\n"),
-            (0, ""),
-        ]
-
-
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_stays_ignored_where_it_was(number: int) -> None:
     code = (
@@ -312,8 +251,7 @@ def test_a_signal_stays_ignored_where_it_was(number: int) -> None:
         "try: run()\n"
         f"finally: assert signal.getsignal({number:d}) == signal.SIG_IGN"
     )
-    command = [sys.executable, "-c", code, "recipes", "list"]
-    ended = subprocess.run(command, env=counted(), capture_output=True, text=True, check=False, timeout=60)
+    ended = run("-c", code, "recipes", "list")
     assert (ended.returncode, ended.stderr) == (0, "")
 
 

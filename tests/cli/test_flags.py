@@ -6,7 +6,6 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -20,21 +19,11 @@ from tests.support.tiny_clip import save_images
 Folders = tuple[Path, Path]
 
 
-class Recorded:
-    """A `Progress` that remembers the progress of each stage."""
-
-    def __init__(self) -> None:
-        self.last: dict[str, float] = {}
-        self._stage = ""
-
-    def stage(self, name: str) -> None:
-        self._stage = name
+class Recorded(Silent):
+    """Remembers the progress of the last stage."""
 
     def advance(self, done: float, total: float) -> None:
-        self.last[self._stage] = done / total
-
-    def say(self, text: str) -> None:
-        """Ignore."""
+        self.last = done / total
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +40,7 @@ def sources(images: Path, other: Path) -> list[object]:
 def test_progress_ends_at_the_end_whatever_the_dtype(pair: Folders, tmp_path: Path, dtype: str) -> None:
     progress = Recorded()
     api.merge(*pair, "wise-ft", dtype=dtype, output=tmp_path / "out", progress=progress)
-    assert progress.last["apply"] == 1
+    assert progress.last == 1
 
 
 def test_recipes_alone_lists_them_in_the_format_asked_for() -> None:
@@ -62,25 +51,9 @@ def test_recipes_alone_lists_them_in_the_format_asked_for() -> None:
     assert "--format goes after the command" in refused(clipmerge("recipes", "--format", "json", "show", "auto"), 2)
 
 
-def test_report_of_no_folder_speaks_of_no_push(tmp_path: Path) -> None:
-    line = refused(clipmerge("report", tmp_path / "nowhere"))
-    assert (
-        line == f"error: {tmp_path / 'nowhere'}: no such folder. Give a folder written by `clipmerge merge --output`."
-    )
-
-
 def test_the_measure_is_named_that_takes_one_checkpoint(family: list[Path], images: Path, tmp_path: Path) -> None:
-    flags = [
-        "--recipe",
-        "straggler-outlier",
-        "--set",
-        "method={name: wise-ft}",
-        "--data",
-        images,
-        "-o",
-        tmp_path / "out",
-    ]
-    line = refused(clipmerge("merge", *family, *flags))
+    flags = ["--recipe", "straggler-outlier", "--set", "method={name: wise-ft}", "--data", images]
+    line = refused(clipmerge("merge", *family, *flags, "-o", tmp_path / "out"))
     assert "measure path-barrier: takes one fine-tuned checkpoint, but 3 were given" in line
     assert "soup-accuracy" in line
 
@@ -145,40 +118,24 @@ def test_the_flags_of_a_sweep_are_checked_without_torch(pair: Folders, tmp_path:
     assert ended.stdout == "False\n"
 
 
-@pytest.fixture
-def openings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def test_a_sweep_opens_each_checkpoint_once_for_any_number_of_recipes(
+    pair: Folders, sources: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     opened: list[str] = []
     original = opening._open
-
-    def counted(source: str) -> Any:
-        opened.append(source)
-        return original(source)
-
-    monkeypatch.setattr(opening, "_open", counted)
-    return opened
-
-
-def test_a_sweep_opens_each_checkpoint_once_for_any_number_of_recipes(
-    pair: Folders, sources: list[object], tmp_path: Path, openings: list[str]
-) -> None:
+    monkeypatch.setattr(opening, "_open", lambda source: opened.append(source) or original(source))
     recipes = [word for name in ("lines", "monosoup", "wise-ft") for word in ("--recipe", name)]
     made = clipmerge("sweep", *pair, *sources, *recipes, "-o", tmp_path / "out")
     assert made.code == 0, made.err
-    assert openings == [str(pair[0]), str(pair[1])]
+    assert opened == [str(pair[0]), str(pair[1])]
 
 
-def test_a_push_needs_an_output(pair: Folders) -> None:
+def test_what_cannot_be_is_refused(pair: Folders, tmp_path: Path) -> None:
     asked = clipmerge("merge", *pair, "--recipe", "wise-ft", "--dry-run", "--push", "acme/robust")
     assert "--push needs --output: a dry run writes nothing to push" in refused(asked, code=2)
-
-
-def test_a_plan_is_for_as_many_checkpoints_as_it_was_made_of(pair: Folders, tmp_path: Path) -> None:
     plan = api.plan(*pair, "wise-ft", progress=Silent())
     with pytest.raises(PlanError, match="is for 1 fine-tuned checkpoints, but 2 were given"):
         api.apply(plan, output=tmp_path / "out", zeroshot=pair[0], finetuned=[pair[1], pair[1]], progress=Silent())
-
-
-def test_weights_beyond_every_float_are_refused_by_name(pair: Folders, tmp_path: Path) -> None:
     asked = clipmerge("merge", *pair, "--recipe", "wise-ft", "--alpha", "1e39", "--output", tmp_path / "out")
     assert "overflow" in refused(asked)
     assert not (tmp_path / "out").exists()

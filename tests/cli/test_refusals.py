@@ -191,77 +191,37 @@ def test_an_output_inside_an_input_leaves_the_input_usable(copies: Folders) -> N
     assert before == after
 
 
-def test_an_input_as_plans_output_is_refused(copies: Folders) -> None:
-    for output in (copies[1] / "model.safetensors", copies[1]):
-        outcome = clipmerge("plan", *copies, "--recipe", "wise-ft", "--output", output, "--overwrite")
-        assert "a plan is a JSON file" in refused(outcome)
-    outcome = clipmerge("plan", *copies, "--recipe", "wise-ft", "--output", copies[1] / "config.json")
-    assert "already exists" in refused(outcome)
+#: What an earlier output holds, and the command that reads it and would replace it.
+READ: dict[str, tuple[str, Callable[[Path], list[object]]]] = {
+    "recipe": ("r.yaml", lambda at: ["merge", "ZEROSHOT", "FINETUNED", "-r", at / "r.yaml"]),
+    "images": ("img", lambda at: [*MEASURING, "--data", at / "img"]),
+    "tars": ("1.tar", lambda at: [*MEASURING, "--data", at / "{0..1}.tar"]),
+    "class names": ("classes.txt", lambda at: [*MEASURING, "--data", "IMAGES", "--classes", at / "classes.txt"]),
+    "plan": ("plan.json", lambda at: ["apply", at / "plan.json"]),
+    "plan in a folder": ("plan/plan.json", lambda at: ["apply", at / "plan" / "plan.json"]),
+    "checkpoint": ("x.safetensors", lambda at: ["merge", "ZEROSHOT", at / "x.safetensors", "-r", "wise-ft"]),
+}
+MEASURING = ("merge", "ZEROSHOT", "FINETUNED", "-r", "straggler-outlier")
 
 
-def test_overwrite_replaces_no_file_but_a_plan(copies: Folders, tmp_path: Path) -> None:
-    config = copies[1] / "config.json"
-    before = config.read_bytes()
-    command = ("plan", *copies, "--recipe", "wise-ft", "--overwrite", "--output")
-    assert "config.json: is not a plan written by clipmerge" in refused(clipmerge(*command, config))
-    assert config.read_bytes() == before
-    for _ in range(2):
-        assert clipmerge(*command, tmp_path / "plan.json").code == 0
-    assert clipmerge("apply", tmp_path / "plan.json", "-o", tmp_path / "out").code == 0
-
-
-def test_a_link_is_no_place_for_a_plan(pair: Folders, tmp_path: Path) -> None:
-    (tmp_path / "sub").mkdir()
-    (tmp_path / "link.json").symlink_to("sub/real.json")
-    line = refused(clipmerge("plan", *pair, "--recipe", "wise-ft", "--output", tmp_path / "link.json"))
-    assert line == f"error: {tmp_path / 'link.json'}: is a link to sub/real.json; give the file itself as --output"
-    assert list((tmp_path / "sub").iterdir()) == []
-
-
-@pytest.fixture
-def earlier(pair: Folders, tmp_path: Path) -> Path:
-    """An earlier output; tests put inputs of the next command into it."""
-    assert clipmerge("merge", *pair, "--recipe", "wise-ft", "-o", tmp_path / "ov").code == 0
-    return tmp_path / "ov"
-
-
-def overwrite_refused(output: Path, held: Path, *command: object) -> None:
+@pytest.mark.parametrize("what", READ)
+def test_overwrite_deletes_nothing_that_is_read(pair: Folders, images: Path, tmp_path: Path, what: str) -> None:
+    output, (name, words) = tmp_path / "ov", READ[what]
+    assert clipmerge("merge", *pair, "--recipe", "wise-ft", "-o", output).code == 0
+    shutil.copytree(images, output / "img")
+    shutil.copy(pair[1] / "model.safetensors", output / "x.safetensors")
+    (output / "r.yaml").write_text("method: {name: wise-ft, alpha: 0.5}\n")
+    (output / "classes.txt").write_text("bird\ncat\ndog\n")
+    (output / "1.tar").write_text("x")
+    if "plan" in what:
+        assert clipmerge("plan", *pair, "-r", "wise-ft", "-o", output / name).code == 0
     before = {path: path.read_bytes() for path in output.rglob("*") if path.is_file()}
+    given = {"ZEROSHOT": pair[0], "FINETUNED": pair[1], "IMAGES": images}
+    command = [given.get(str(word), word) for word in words(output)]
     line = refused(clipmerge(*command, "-o", output, "--overwrite"))
-    assert line == f"error: {output}: holds {held}, which this command reads; choose another --output"
+    held = f"the checkpoint {output / name}" if what == "checkpoint" else f"{output / name}, which this command reads"
+    assert line.startswith(f"error: {output}: holds {held}; choose another --output")
     assert {path: path.read_bytes() for path in output.rglob("*") if path.is_file()} == before
-
-
-def test_overwrite_deletes_no_recipe(pair: Folders, earlier: Path) -> None:
-    (earlier / "r.yaml").write_text("method: {name: wise-ft, alpha: 0.5}\n")
-    overwrite_refused(earlier, earlier / "r.yaml", "merge", *pair, "-r", earlier / "r.yaml")
-
-
-@pytest.mark.parametrize("what", ["folder", "tars"])
-def test_overwrite_deletes_no_images(pair: Folders, images: Path, earlier: Path, what: str) -> None:
-    data = held = shutil.copytree(images, earlier / "img")
-    if what == "tars":
-        data, held = earlier / "{0..1}.tar", earlier / "1.tar"
-        held.write_text("x")
-    overwrite_refused(earlier, held, "merge", *pair, "-r", "straggler-outlier", "--data", data)
-
-
-def test_overwrite_deletes_no_class_names(pair: Folders, images: Path, earlier: Path) -> None:
-    (earlier / "classes.txt").write_text("bird\ncat\ndog\n")
-    flags = ("--data", images, "--classes", earlier / "classes.txt")
-    overwrite_refused(earlier, earlier / "classes.txt", "merge", *pair, "-r", "straggler-outlier", *flags)
-
-
-@pytest.mark.parametrize("place", ["plan.json", "plan/plan.json"])
-def test_overwrite_deletes_no_plan_that_is_applied(pair: Folders, earlier: Path, place: str) -> None:
-    assert clipmerge("plan", *pair, "-r", "wise-ft", "-o", earlier / place).code == 0
-    overwrite_refused(earlier, earlier / place, "apply", earlier / place)
-
-
-def test_overwrite_deletes_no_checkpoint_that_is_one_file(pair: Folders, earlier: Path) -> None:
-    held = Path(shutil.copy(pair[1] / "model.safetensors", earlier / "finetuned.safetensors"))
-    outcome = clipmerge("merge", pair[0], held, "-r", "wise-ft", "-o", earlier, "--overwrite")
-    assert f"holds the checkpoint {held}" in refused(outcome)
 
 
 def test_a_folder_that_is_called_like_the_recipe_is_replaced(
@@ -270,11 +230,6 @@ def test_a_folder_that_is_called_like_the_recipe_is_replaced(
     monkeypatch.chdir(tmp_path)
     for _ in range(2):
         assert clipmerge("merge", *pair, "-r", "wise-ft", "-o", "wise-ft", "--overwrite").code == 0
-
-
-def test_convert_calls_a_merge_what_it_is(pair: Folders, earlier: Path) -> None:
-    line = refused(clipmerge("convert", pair[0], earlier, "--to", "open-clip", "--overwrite"))
-    assert "was written by another command (clipmerge merge or apply; it holds clipmerge.json but no conv" in line
 
 
 def test_inspecting_another_model_names_it(copies: Folders) -> None:

@@ -118,21 +118,8 @@ def test_a_sweep_that_fails_at_the_end_learns_nothing_twice(
     content = broken.read_bytes()
     broken.write_bytes(content[:100])
     shift = ("--id", f"near={images}", "--ood", f"far={shifted}", "--alphas", "0,1")
-    sweep = [
-        "sweep",
-        *pair,
-        *shift,
-        "--data",
-        images,
-        "--batch-size",
-        8,
-        "-r",
-        recipe,
-        "-r",
-        "wise-ft",
-        "-o",
-        tmp_path / "s",
-    ]
+    flags = ("--data", images, "--batch-size", 8, "-r", recipe, "-r", "wise-ft")
+    sweep = ["sweep", *pair, *shift, *flags, "-o", tmp_path / "s"]
     stopped = clipmerge(*sweep)
     assert (stopped.code, notes(stopped.err)) == (1, [])
     assert "3.png" in stopped.err

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import errno
+import gc
 import io
 import os
+import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -15,11 +18,12 @@ import pytest
 from rich.text import Text
 
 from clipmerge.cli import _early
-from clipmerge.cli._ending import Unprintable, printing, reporting_errors
+from clipmerge.cli._ending import Unprintable, printing
 from clipmerge.cli._help import complete_recipe
 from clipmerge.cli._terminal import Format, Terminal
 from tests.support.command import clipmerge
 from tests.support.counted import counted
+from tests.support.image_files import png
 
 
 def test_a_reader_that_has_gone_ends_a_command_quietly() -> None:
@@ -32,22 +36,6 @@ def test_a_reader_that_has_gone_ends_a_command_quietly() -> None:
     )
     os.close(writing)
     assert (ended.returncode, ended.stderr) == (0, "")
-
-
-def test_a_working_folder_that_has_gone_is_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    @reporting_errors
-    def command() -> None:
-        raise FileNotFoundError(2, "No such file or directory")
-
-    (tmp_path / "gone").mkdir()
-    monkeypatch.chdir(tmp_path / "gone")
-    (tmp_path / "gone").rmdir()
-    with pytest.raises(SystemExit):
-        command()
-    line = "error: the working folder is gone or cannot be read (No such file or directory); go to another one"
-    assert capsys.readouterr().err.startswith(line)
 
 
 def test_a_process_that_its_launcher_ends_says_nothing() -> None:
@@ -97,6 +85,7 @@ def test_other_processes_print_nothing(
         ("apply", plan, "-o", tmp_path / "applied"),
         ("merge", *pair, "-r", "wise-ft", "-o", tmp_path / "merged"),
         ("merge", *pair, "-r", "wise-ft", "--dry-run"),
+        ("convert", pair[0], tmp_path / "converted", "--to", "open-clip"),
     ):
         outcome = clipmerge(*command)
         assert (outcome.code, outcome.out, outcome.err) == (0, "", ""), command
@@ -134,3 +123,129 @@ def test_of_several_processes_the_main_one_tells_of_a_signal(
     _early.end_at_once(signal.SIGINT, None)
     assert codes == [130]
     assert capfd.readouterr() == ("", line)
+
+
+SCRIPT = """
+import socket, sys
+def refuse(*arguments, **options):
+    sys.stderr.write("a connection was opened\\n")
+    raise SystemExit(99)
+socket.socket.connect = socket.create_connection = socket.getaddrinfo = refuse
+from clipmerge.__main__ import run
+sys.argv = ["clipmerge", *sys.argv[1:]]
+run()
+"""
+
+
+def offline(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", SCRIPT, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, **environment})
+
+
+@pytest.mark.slow
+def test_a_local_merge_opens_no_connection(pair: tuple[Path, Path], images: Path, tmp_path: Path) -> None:
+    merged = offline("merge", *pair, "--recipe", "wise-ft", "--output", tmp_path / "out")
+    assert merged.returncode == 0, merged.stderr
+    measured = offline("evaluate", pair[0], "--data", images, "--format", "quiet")
+    assert measured.returncode == 0, measured.stderr
+
+
+def test_offline_is_honoured_and_the_blocking_works(pair: tuple[Path, Path]) -> None:
+    found = offline("inspect", "acme/nothing", HF_HUB_OFFLINE="1")
+    assert found.returncode == 1
+    assert "HF_HUB_OFFLINE is set, and it is not in the cache" in found.stderr
+    online = offline("inspect", "acme/nothing", HF_HUB_OFFLINE="0", HF_ENDPOINT="http://127.0.0.1:9")
+    assert "a connection was opened" in online.stderr
+
+
+COMMANDS = {
+    "merge": ["merge", "{zeroshot}", "{finetuned}", "--recipe", "wise-ft", "--output", "{output}"],
+    "evaluate": ["evaluate", "{zeroshot}", "--data", "val={images}"],
+    "inspect": ["inspect", "{zeroshot}", "{finetuned}"],
+    "convert": ["convert", "{zeroshot}", "{output}", "--to", "open-clip"],
+}
+
+
+@pytest.fixture
+def disabled() -> Iterator[None]:
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+    gc.unfreeze()
+
+
+@pytest.mark.usefixtures("disabled")
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_command_enables_it_before_it_computes(
+    name: str, pair: tuple[Path, Path], images: Path, tmp_path: Path
+) -> None:
+    places = {"zeroshot": pair[0], "finetuned": pair[1], "images": images, "output": tmp_path / "out"}
+    ended = clipmerge(*(word.format(**places) for word in COMMANDS[name]))
+    assert ended.code == 0, ended.err
+    assert gc.isenabled()
+    assert gc.get_freeze_count() > 0
+
+
+def test_the_process_disables_it_for_its_imports() -> None:
+    told = "import atexit, gc; atexit.register(lambda: print(gc.isenabled()))"
+    code = f"{told}\nfrom clipmerge.__main__ import run\nrun()"
+    ended = subprocess.run([sys.executable, "-c", code, "--version"], capture_output=True, text=True, check=True)
+    assert ended.stdout.splitlines()[-1] == "False"
+
+
+# root reads everything, unless it gives that up for one process
+AS_ANYBODY = ["setpriv", "--bounding-set", "-dac_override,-dac_read_search"] if os.geteuid() == 0 else []
+
+
+@pytest.fixture
+def locked(pair: tuple[Path, Path], tmp_path: Path) -> Iterator[Path]:
+    shutil.copytree(pair[1], tmp_path / "folder" / "model")
+    shutil.copytree(pair[1], tmp_path / "weights")
+    (tmp_path / "record").mkdir()
+    (tmp_path / "record" / "clipmerge.json").write_text("{}")
+    (tmp_path / "images" / "cat").mkdir(parents=True)
+    (tmp_path / "images" / "cat" / "1.png").write_bytes(png(0))
+    (tmp_path / "recipe.yaml").write_text("method: {name: wise-ft}")
+    shut = [tmp_path / name for name in ("folder", "weights/model.safetensors", "record/clipmerge.json", "recipe.yaml")]
+    shut.append(tmp_path / "images" / "cat")
+    for path in shut:
+        path.chmod(0)
+    yield tmp_path
+    for path in shut:
+        path.chmod(0o755)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(bool(AS_ANYBODY) and not shutil.which("setpriv"), reason="root, and no setpriv to be less")
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("inspect", "HERE/folder"),
+        ("inspect", "HERE/folder/model"),
+        ("inspect", "HERE/weights"),
+        ("convert", "HERE/folder/model", "HERE/out", "--to", "open-clip"),
+        ("merge", "ZEROSHOT", "HERE/weights", "-r", "wise-ft", "-o", "HERE/out"),
+        ("merge", "ZEROSHOT", "FINETUNED", "-r", "lines", "--data", "HERE/images", "-o", "HERE/out"),
+        ("merge", "ZEROSHOT", "FINETUNED", "-r", "HERE/recipe.yaml", "-o", "HERE/out"),
+        ("merge", "ZEROSHOT", "FINETUNED", "-r", "wise-ft", "-o", "HERE/folder/out"),
+        ("report", "HERE/record"),
+        ("push", "HERE/record", "acme/robust"),
+        ("push", "HERE/folder/model", "acme/robust"),
+    ],
+)
+def test_what_may_not_be_read_is_one_line(locked: Path, pair: tuple[Path, Path], arguments: tuple[str, ...]) -> None:
+    filled = [
+        text.replace("HERE", str(locked)).replace("ZEROSHOT", str(pair[0])).replace("FINETUNED", str(pair[1]))
+        for text in arguments
+    ]
+    command = [*AS_ANYBODY, sys.executable, "-m", "clipmerge", *filled]
+    environment = {**os.environ, "XDG_CONFIG_HOME": str(locked / "config"), "HF_TOKEN": "hf_x"}
+    run = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    errors = [line for line in run.stderr.splitlines() if not line.startswith("note: ")]
+    assert run.returncode == 1, run.stderr
+    assert len(errors) == 1, run.stderr
+    assert "Permission denied" in errors[0] or "is not writable for you" in errors[0]
+    assert "unexpectedly" not in errors[0]
+    assert "not known" not in errors[0]
+    assert not (locked / "out").exists()

@@ -173,14 +173,6 @@ def test_a_bare_finetuned_file_takes_the_zero_shots_side_files(copies: Folders) 
     works(merge(copies[0], Path(bare)))
 
 
-def test_two_bare_files_give_a_bare_output(copies: Folders) -> None:
-    for folder in copies:
-        for file in folder.glob("*.json"):
-            file.unlink()
-    output = merge(copies[0] / "model.safetensors", copies[1] / "model.safetensors")
-    assert {f.name for f in output.iterdir()} == {"model.safetensors", "clipmerge.json", "README.md", "report.html"}
-
-
 @pytest.mark.parametrize("prefix", ["module.", "model."])
 @pytest.mark.parametrize("which", [(0,), (1,), (0, 1)])
 def test_a_wrappers_prefix_is_not_written(copies: Folders, which: tuple[int, ...], prefix: str) -> None:
@@ -214,14 +206,6 @@ def test_a_tower_alone_is_written_as_the_full_model(copies: Folders, name: str, 
     zeroshot, merged = (load_file(f / "model.safetensors") for f in (copies[0], output))
     for key, tensor in merged.items():
         assert torch.equal(tensor, zeroshot[key]) is not key.startswith(f"{tower}_model.")
-
-
-def test_a_tower_with_its_projection_is_written_as_the_full_model(copies: Folders) -> None:
-    save_tower(copies[1], "CLIPVisionModelWithProjection")
-    output = merge(*copies)
-    works(output)
-    zeroshot, merged = (load_file(f / "model.safetensors")["visual_projection.weight"] for f in (copies[0], output))
-    assert not torch.equal(zeroshot, merged)
 
 
 def test_what_transformers_saves_of_a_fresh_tower_is_understood(copies: Folders) -> None:

@@ -1,23 +1,30 @@
-"""The streamed output: the bytes of a plain loop, for any threads, flushing and disk."""
+"""The streamed output: the bytes of a plain loop, for any threads, flushing and disk, and without hashes."""
 
 from __future__ import annotations
 
 import errno
 import hashlib
+import json
 import os
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from clipmerge.api.apply import write_merge
 from clipmerge.api.plan import prepare
+from clipmerge.checkpoint import source
 from clipmerge.errors import OutputError
+from clipmerge.files import writer as output_file
 from clipmerge.files.finite import is_finite
 from clipmerge.merging.stream import MergedTensor
 from clipmerge.planning.recipe import load_recipe
 from clipmerge.request import MergeRequest
+from tests.support.command import clipmerge, refused
+from tests.support.hub_double import FakeHub
 
 Inputs = tuple[Path, Path]
 
@@ -98,3 +105,49 @@ def test_one_entry_that_is_not_finite_shows_among_any_others(dtype: torch.dtype,
 
 def test_an_empty_tensor_is_finite() -> None:
     assert is_finite(torch.empty(0))
+
+
+Inputs = tuple[Path, Path]
+WEIGHTS = "model.safetensors"
+
+
+def done(*arguments: object) -> Any:
+    ended = clipmerge(*arguments, "--format", "json")
+    assert ended.code == 0, ended.err
+    return ended.json
+
+
+def test_without_hashes_the_weights_are_the_same_and_published_without_evaluations(
+    hub: FakeHub, pair: Inputs, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    hashed = done("merge", *pair, "-r", "wise-ft", "-o", tmp_path / "hashed")
+    with monkeypatch.context() as patched:
+        patched.delattr(source, "remembered_sha256")
+        planned = done("merge", *pair, "-r", "wise-ft", "--no-hash", "--dry-run")
+        record = done("merge", *pair, "-r", "wise-ft", "-o", out, "--no-hash")
+    weights = (out / WEIGHTS).read_bytes()
+    assert weights == (tmp_path / "hashed" / WEIGHTS).read_bytes()
+    for each in (planned, record):
+        assert each["zeroshot"]["files"] == each["finetuned"][0]["files"] == {WEIGHTS: None}
+    assert record["files"] == hashed["files"] | {WEIGHTS: None}
+    assert json.loads((out / "clipmerge.json").read_text()) == record
+    assert (out / "README.md").read_text().count(f"{WEIGHTS} not hashed") == 2
+    assert f"| {WEIGHTS} | not hashed |" in (out / "README.md").read_text()
+    assert (out / "report.html").read_text().count("not hashed") == 3
+    told = tmp_path / "e.json"
+    told.write_text(json.dumps(done("evaluate", out, "--data", f"val={images}")))
+    line = refused(clipmerge("push", out, "alice/robust", "--evaluation", told), code=2)
+    assert "merged with --no-hash; merge again without" in line
+    assert not hub.requests("POST", "")
+    done("push", out, "alice/robust")
+    assert hub.content("alice/robust", WEIGHTS) == weights
+
+
+@pytest.mark.parametrize("size", [0, 1, 40 << 20])
+def test_an_unhashed_file_is_whole(tmp_path: Path, size: int) -> None:
+    data = np.arange(size, dtype=np.uint8)
+    with output_file.output_file(tmp_path / "file", size, hashed=False) as file:
+        file.append(data)
+        assert file.finish() is None
+    assert (tmp_path / "file").read_bytes() == data.tobytes()

@@ -3,19 +3,29 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from pydantic import TypeAdapter, ValidationError
 
+from clipmerge.api.plan import prepare
 from clipmerge.errors import PlanError
-from clipmerge.planning.layer_plan import LayerPlan
+from clipmerge.files.limits import MOST_MEASURED
+from clipmerge.planning.distribution import histograms, zeroshot_shares
+from clipmerge.planning.frozen import LittleMeasured, Plain
+from clipmerge.planning.layer_plan import Combination, LayerPlan
 from clipmerge.planning.measurements import Check, LossPath, Measurements, Statistic
 from clipmerge.planning.plan import Plan, read_plan
 from clipmerge.planning.provenance import CalibrationRecord, SourceRecord, TensorsRecord
+from clipmerge.planning.recipe import load_recipe
+from clipmerge.planning.verdict import verdict_on
 from clipmerge.plugins import plugin_names
+from clipmerge.request import MergeRequest
 
 SMALL = settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 floats = st.floats(allow_nan=False, allow_infinity=False)
@@ -215,3 +225,102 @@ def test_two_parts_of_one_file_are_two_checkpoints() -> None:
     plan = Plan(recipe={}, zeroshot=model, finetuned=(ema,), weights=(1.0,), layers={})
     assert plan.digest == plan.model_copy(update={"finetuned": (moved,)}).digest
     assert plan.digest != plan.model_copy(update={"finetuned": (model,)}).digest
+
+
+plain: TypeAdapter[Any] = TypeAdapter(Plain)
+
+
+@pytest.mark.parametrize("value", [2**63, [-(2**63)], {"a": {"b": [10**400]}}])
+def test_numbers_that_no_format_holds_are_refused(value: Any) -> None:
+    with pytest.raises(ValidationError, match="a number in it is too large"):
+        plain.validate_python(value)
+    assert plain.validate_python({"a": [2**63 - 1]}) == {"a": [2**63 - 1]}
+
+
+def test_deep_nesting_is_refused() -> None:
+    deep: Any = 1
+    for _ in range(20):
+        deep = [deep]
+    assert plain.validate_python(deep) == deep
+    with pytest.raises(ValidationError, match="nested too deeply"):
+        plain.validate_python([deep])
+
+
+def test_more_numbers_than_a_model_has_are_refused() -> None:
+    measured: TypeAdapter[Any] = TypeAdapter(Annotated[dict[str, dict[str, float]], LittleMeasured])
+    row = {str(number): 0.0 for number in range(MOST_MEASURED // 2)}
+    assert len(measured.validate_python({"a": row, "b": row})) == 2
+    with pytest.raises(ValidationError, match=f"more than {MOST_MEASURED} numbers"):
+        measured.validate_python({"a": row, "b": row, "c": {"x": 1.0}})
+
+
+TOWERS = {"vision.0.mlp": ("a", "b"), "vision.1.mlp": ("c",), "text.0.mlp": ("d",)}
+SIZES = {"a": 4, "b": 100, "c": 100, "d": 2}
+COEFFICIENTS = {"a": torch.tensor([0.0, 0.0, 0.5, 1.0]), "d": torch.tensor([1.0, 1.0])}
+
+
+def test_parameters_without_coefficients_are_not_counted() -> None:
+    found = histograms(COEFFICIENTS, TOWERS, SIZES)
+    assert {tower: sum(counts) for tower, counts in found.items()} == {"vision": 4, "text": 2}
+    assert (found["vision"][0], found["vision"][10], found["vision"][20]) == (2, 1, 1)
+
+
+def test_layers_without_coefficients_have_no_share_of_zeros() -> None:
+    assert zeroshot_shares(COEFFICIENTS, TOWERS, SIZES) == {"vision.0.mlp": 0.5, "text.0.mlp": 0.0}
+
+
+def test_a_method_keeps_its_own_words_while_nothing_changes_the_settings(pair: tuple[Path, Path]) -> None:
+    request = MergeRequest(str(pair[0]), (str(pair[1]),), load_recipe("lines"))
+    plan = prepare(request).plan
+    assert plan is not None
+    assert plan.verdict == "the coefficient grows with depth from 0.5 to 1"
+    recipe = load_recipe("lines", ["overrides=[{layers: logit_scale, alpha: 0}]"])
+    plan = prepare(MergeRequest(str(pair[0]), (str(pair[1]),), recipe)).plan
+    assert plan is not None
+    assert plan.verdict == "the layers go 0 to 1 of the way from zero-shot to the fine-tuned model"
+
+
+def test_a_reason_that_was_written_with_the_edit_stays(pair: tuple[Path, Path]) -> None:
+    plan = prepare(MergeRequest(str(pair[0]), (str(pair[1]),), load_recipe("lines"))).plan
+    assert plan is not None
+    name = "vision.0.mlp"
+    changes = {"alpha": 0.9, "reason": "it did better in our runs"}
+    layers = {**plan.layers, name: plan.layers[name].model_copy(update=changes)}
+    checked = plan.model_copy(update={"layers": layers}).checked(dict.fromkeys(plan.layers, ()))
+    assert checked.layers[name].reason == changes["reason"]
+
+
+def entry(alpha: float, **more: Any) -> LayerPlan:
+    return LayerPlan(alpha=alpha, **more)
+
+
+@pytest.mark.parametrize(
+    ("layers", "weights", "combine", "sentence"),
+    [
+        ((0.5, 0.5), (1.0,), None, "every layer goes 0.5 of the way from zero-shot to the fine-tuned model"),
+        ((0.0, 0.0), (1.0,), None, "every layer stays zero-shot"),
+        ((0.5, None), (1.0,), None, "the layers go 0 to 0.5 of the way .*, and 1 of them .* stay zero-shot"),
+        ((0.5, 0.5), (0.5, 0.5), None, "to the average of 2 fine-tuned models"),
+        ((0.5, 0.5), (0.2, 0.8), None, "to the sum of 2 fine-tuned changes weighted 0.2, 0.8"),
+        ((0.5, 0.5), (2.0,), None, "to 2 times the fine-tuned change"),
+        ((0.5, 0.5), (1.0, 1.0), "ties", "to the ties combination of 2 fine-tuned models"),
+    ],
+)
+def test_settings_in_words(layers: tuple[Any, ...], weights: tuple[float, ...], combine: Any, sentence: str) -> None:
+    names = [f"vision.{place}.mlp" for place in range(len(layers))]
+    known = {name: entry(alpha) for name, alpha in zip(names, layers, strict=True) if alpha is not None}
+    rule = Combination(rule=combine) if combine else None
+    assert re.search(sentence, verdict_on(known, names, weights, rule))
+
+
+def test_learned_coefficients_and_masks_in_words() -> None:
+    layers = {
+        "vision.0.mlp": entry(0.4, alpha_range=(0.1, 0.9)),
+        "vision.1.mlp": entry(0.4, mask="magnitude", density=0.2),
+        "vision.2.mlp": entry(0.4, mask="n-m"),
+    }
+    verdict = verdict_on(layers, layers, (1.0,), None, finding="something was found")
+    assert verdict == (
+        "something was found; the coefficients go 0.1 to 0.9 of the way from zero-shot to the fine-tuned model; "
+        "2 of 3 layers have a mask (magnitude, n-m, density 0.2 to 1)"
+    )

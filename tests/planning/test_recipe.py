@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -128,15 +130,7 @@ def test_what_is_wrong_is_named_in_one_line(what: str) -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        "",
-        "- a",
-        "word",
-        "a: [",
-        "method: wise-ft",
-        "method: {alpha: 1}",
-        "name: x",
-        "\xff",
-        "1: 2",
+        *("", "- a", "word", "a: [", "method: wise-ft", "method: {alpha: 1}", "name: x", "\xff", "1: 2"),
         "method: {name: wise-ft}\nmethod: {name: lines}",
     ],
 )
@@ -148,11 +142,6 @@ def test_a_file_that_is_no_recipe_is_refused(tmp_path: Path, text: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_a_file_that_is_not_there_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match=r"mine\.yaml: cannot be read"):
-        load_recipe(str(tmp_path / "mine.yaml"))
-
-
 def test_a_recipe_in_the_current_folder_needs_its_suffix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "wise-ft").mkdir()
@@ -162,12 +151,61 @@ def test_a_recipe_in_the_current_folder_needs_its_suffix(tmp_path: Path, monkeyp
     assert load_recipe("mine.yaml").name == "mine"
 
 
-def test_yaml_tags_run_nothing(tmp_path: Path) -> None:
-    (tmp_path / "x.yaml").write_text("method: !!python/object/apply:os.system ['touch owned']")
-    with pytest.raises(RecipeError, match="is not YAML"):
-        load_recipe(str(tmp_path / "x.yaml"))
-
-
 @pytest.mark.parametrize(("name", "learns"), [("wise-ft", False), ("straggler-outlier", False), ("tpgm", True)])
 def test_a_recipe_learns_if_its_measure_has_a_learning_rate(name: str, learns: bool) -> None:
     assert load_recipe(name).learns is learns
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        *("!!bool foo", '!!int ""', "!!timestamp x", "!!map [1]", "!!float x", "!!binary é", "!!omap x", "!!pairs x"),
+        *("!!set []", "!!python/object:os.system x", "!!python/object/apply:os.system ['touch owned']", "*a", "\x00"),
+        *("0x" + "f" * 5000, "9" * 5000, "[" * 100_000, "1:" * 200 + "1", "&a [*a]", "2000-99-99", "!!int 0b"),
+        *("!!int _", "!!null x", "? [a]", "!!str {}"),
+    ],
+)
+def test_values_that_do_not_fit_their_tags(value: str) -> None:
+    with pytest.raises(RecipeError, match=r"--set|option 'alpha'"):
+        load_recipe("wise-ft", [f"method.alpha={value}"])
+
+
+def test_aliases_of_aliases_are_refused(tmp_path: Path) -> None:
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
+    lines += [f"a{at}: &a{at} [{', '.join([f'*a{at - 1}'] * 10)}]" for at in range(1, 12)]
+    path = tmp_path / "x.yaml"
+    path.write_text("\n".join(lines))
+    with pytest.raises(RecipeError, match=r"x.yaml: is not YAML: an alias"):
+        load_recipe(path)
+
+
+def test_a_recipe_of_very_many_keys(tmp_path: Path) -> None:
+    path = tmp_path / "x.yaml"
+    path.write_text("\n".join(f"k{at}: 1" for at in range(40_000)))
+    with pytest.raises(RecipeError, match=r"x.yaml: cannot be read \(larger than 64 KiB\)"):
+        load_recipe(path)
+    with pytest.raises(RecipeError, match="larger than 64 KiB"):
+        load_recipe("wise-ft", ["method.alpha=" + " " * (65 << 10)])
+
+
+@pytest.mark.parametrize("name", ["x.yaml", "missing.yaml", "."])
+def test_a_recipe_that_is_no_text_or_not_there(tmp_path: Path, name: str) -> None:
+    (tmp_path / "x.yaml").write_bytes(b"\xff\xfe")
+    with pytest.raises(RecipeError):
+        load_recipe(tmp_path / name)
+
+
+def test_a_file_that_is_called_like_a_recipe_is_not_taken_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "wise-ft").write_text("method: {name: wise-ft, alpha: 0.123}")
+    assert load_recipe("wise-ft").method["alpha"] == 0.5
+    assert load_recipe("./wise-ft").method["alpha"] == 0.123
+
+
+@pytest.mark.skipif(os.name == "nt" or sys.platform == "darwin", reason="such names are not allowed there")
+def test_a_recipe_is_named_by_its_file_even_if_that_is_not_utf8(tmp_path: Path) -> None:
+    path = tmp_path / os.fsdecode(b"mine\xff.yaml")
+    path.write_text("method: {name: wise-ft}")
+    assert load_recipe(path).name == r"mine\xff"

@@ -6,10 +6,7 @@ import copy
 import json
 import re
 import shlex
-import subprocess
-import sys
 import time
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -82,35 +79,13 @@ def test_the_picture_is_shown_where_it_lies_beside_the_card() -> None:
     assert path_png(None) is None
 
 
-def test_no_folder_of_the_authors_machine_leaves_it() -> None:
-    assert "/home" not in model_card(RECORD, repo_id=None)
-    assert "/home" not in json.dumps(public_record(RECORD))
-    relative = RECORD | {"finetuned": [{"source": "../secret/cars", "files": {}}], "command": "x ../secret/cars"}
-    assert "secret" not in json.dumps(public_record(relative))
-    assert RECORD["finetuned"][0]["source"] == "/home/me/models/cars"
-
-
-def test_the_same_record_gives_the_same_card() -> None:
+def test_a_record_with_the_needed_keys_alone_and_one_of_another_run() -> None:
     other = copy.deepcopy(RECORD) | {"seconds": {"read": 9.0}, "output": "elsewhere"}
     assert model_card(RECORD, repo_id=None) == model_card(other, repo_id=None)
-
-
-def test_a_record_with_the_needed_keys_alone() -> None:
     needed = {key: RECORD[key] for key in ("layers", "recipe", "zeroshot", "finetuned")}
     shown = ModelCard(model_card(needed, repo_id=None))
     assert shown.data.eval_results is None
     assert "clipmerge merge acme/base@" in shown.text
-
-
-@pytest.mark.slow
-def test_the_cards_snippet_runs(merged: Path) -> None:
-    snippet = re.search(r"```python\n(.*?)```", (merged / "README.md").read_text(), re.S)
-    assert snippet is not None
-    run = subprocess.run(
-        [sys.executable, "-c", snippet[1]], cwd=merged, capture_output=True, text=True, check=False, timeout=120
-    )
-    assert run.returncode == 0, run.stderr
-    assert "a photo of a cat" in run.stdout
 
 
 def test_an_open_clip_output_gets_open_clips_snippet() -> None:
@@ -162,15 +137,14 @@ def test_paths_and_tokens_that_no_field_names_do_not_leave_it() -> None:
 @pytest.mark.parametrize(
     "path",
     [
-        "/home/my secret/runs",
-        "~/my secret/runs",
-        "C:\\Users\\secret\\runs",
-        "file:///secret/runs",
-        "../secret/runs",
-        "\\\\host\\secret\\runs",
-        "$HOME/secret/runs",
-        "%USERPROFILE%\\secret\\runs",
-        "/a\nsecret/runs",
+        *(
+            "/home/my secret/runs",
+            "~/my secret/runs",
+            "C:\\Users\\secret\\runs",
+            "file:///secret/runs",
+            "../secret/runs",
+        ),
+        *("\\\\host\\secret\\runs", "$HOME/secret/runs", "%USERPROFILE%\\secret\\runs", "/a\nsecret/runs"),
         "/it's secret/runs",
     ],
 )
@@ -180,14 +154,14 @@ def test_no_way_to_write_a_path_leaves_it_in_any_text(path: str) -> None:
     calibration = RECORD["calibration"] | {"templates": [f"{{}} ({path}", path]}
     layers = {name: layer | {"reason": f"like {path}, and {path}"} for name, layer in RECORD["layers"].items()}
     about = {"change": {"title": path, "unit": f"see:{path}"}}
-    held = RECORD | {
-        "recipe": recipe,
-        "calibration": calibration,
-        "layers": layers,
-        "statistics": about,
+    held = RECORD | {"recipe": recipe, "calibration": calibration, "layers": layers, "statistics": about}
+    held |= {
         "verdict": path,
+        "accuracy": {path: 0.5},
+        "sources": {path: {"source": "cars"}},
+        "images": {path: 4},
+        "warnings": [path],
     }
-    held |= {"accuracy": {path: 0.5}, "sources": {path: {"source": "cars"}}, "images": {path: 4}, "warnings": [path]}
     text = json.dumps(public_record(held)) + model_card(held, repo_id="acme/robust")
     assert "secret" not in text
     assert "runs" in text

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -21,7 +22,8 @@ from clipmerge.errors import HubError, OutputError, UsageError
 from clipmerge.hub.download import fetch
 from clipmerge.hub.ids import HubId
 from clipmerge.output.record import Published
-from clipmerge.publish.push import check_access, push
+from clipmerge.publish.push import check_access, connect, push
+from clipmerge.publish.repository import Push, find_repository
 from clipmerge.report.page import html_page
 from tests.support.command import clipmerge
 from tests.support.hub_double import FakeHub, environment, upload
@@ -57,32 +59,27 @@ def test_a_push_makes_one_commit_and_the_model_loads(hub: FakeHub, merged: Path)
     assert not any(loading.values())
 
 
-def test_nothing_published_names_a_local_folder(hub: FakeHub, merged: Path) -> None:
-    push(merged, "alice/robust", endpoint=hub.url, page=html_page)
+def test_a_second_push_sends_what_changed_and_nothing_of_this_machine(hub: FakeHub, merged: Path) -> None:
+    first = push(merged, "alice/robust", endpoint=hub.url, page=html_page)
     for name in ("clipmerge.json", "README.md", "report.html"):
         assert b"/home" not in hub.content("alice/robust", name)
     assert b"base" in hub.content("alice/robust", "report.html")
-
-
-def test_a_second_push_of_the_same_folder_changes_nothing(hub: FakeHub, merged: Path) -> None:
-    first = push(merged, "alice/robust", endpoint=hub.url)
-    second = push(merged, "alice/robust", endpoint=hub.url)
+    second = push(merged, "alice/robust", endpoint=hub.url, page=html_page)
     assert (second.changed, second.created, second.commit) == (False, False, first.commit)
     assert commits(hub) == 1
-
-
-def test_a_changed_folder_replaces_stale_weights_in_one_commit(hub: FakeHub, merged: Path) -> None:
-    push(merged, "alice/robust", endpoint=hub.url)
+    # stale weights are replaced, and our own card
+    check_access(merged, "alice/robust", endpoint=hub.url)
     shard = "model-00001-of-00001.safetensors"
     (merged / "model.safetensors").rename(merged / shard)
     weight_map = {"weight_map": {"logit_scale": shard}}
     (merged / "model.safetensors.index.json").write_text(json.dumps(weight_map))
     record = json.loads((merged / "clipmerge.json").read_text())
-    record["files"] = {shard: record["files"]["model.safetensors"]}
-    (merged / "clipmerge.json").write_text(json.dumps(record))
+    changed = {"files": {shard: record["files"]["model.safetensors"]}, "verdict": "Another verdict."}
+    (merged / "clipmerge.json").write_text(json.dumps(record | changed))
     assert push(merged, "alice/robust", endpoint=hub.url).changed
     assert "model.safetensors" not in hub.files("alice/robust")
     assert shard in hub.files("alice/robust")
+    assert b"Another verdict." in hub.content("alice/robust", "README.md")
     assert commits(hub) == 2
 
 
@@ -116,14 +113,6 @@ def test_a_pull_request_to_somebody_elses_model(hub: FakeHub, merged: Path) -> N
     assert "NOTICE" in hub.files("bob/robust", "refs/pr/1")
 
 
-def test_other_content_is_left_alone_unless_told(hub: FakeHub, merged: Path) -> None:
-    upload(hub, "alice/blog", {"README.md": b"---\nlicense: mit\n---\n", "post.md": b"hello"})
-    with pytest.raises(UsageError, match=r"holds other files \(post.md\). Nothing was published.*--yes"):
-        push(merged, "alice/blog", endpoint=hub.url)
-    assert push(merged, "alice/blog", yes=True, endpoint=hub.url).changed
-    assert hub.content("alice/blog", "post.md") == b"hello"
-
-
 def edit_card(hub: FakeHub, text: bytes) -> None:
     upload(hub, "alice/robust", {"README.md": text})
 
@@ -145,21 +134,17 @@ def test_a_card_edited_on_the_hub_is_not_run_over(hub: FakeHub, merged: Path) ->
     assert push(merged, "alice/robust", endpoint=hub.url).changed
 
 
-def test_a_card_of_front_matter_alone_may_go_and_one_of_words_may_not(hub: FakeHub, merged: Path) -> None:
+def test_other_content_is_left_alone_unless_told_but_for_a_card_of_front_matter(hub: FakeHub, merged: Path) -> None:
     edit_card(hub, b"---\nlicense: mit\n---\n")
     assert push(merged, "alice/robust", endpoint=hub.url).changed
     upload(hub, "alice/other", {"README.md": b"---\nlicense: mit\n---\n# Coming soon\n"})
     with pytest.raises(UsageError, match=r"README.md there was not written by clipmerge"):
         push(merged, "alice/other", endpoint=hub.url)
-
-
-def test_our_own_card_is_replaced_when_the_model_changes(hub: FakeHub, merged: Path) -> None:
-    push(merged, "alice/robust", endpoint=hub.url)
-    check_access(merged, "alice/robust", endpoint=hub.url)
-    record = json.loads((merged / "clipmerge.json").read_text())
-    (merged / "clipmerge.json").write_text(json.dumps(record | {"verdict": "Another verdict."}))
-    assert push(merged, "alice/robust", endpoint=hub.url).changed
-    assert b"Another verdict." in hub.content("alice/robust", "README.md")
+    upload(hub, "alice/blog", {"README.md": b"---\nlicense: mit\n---\n", "post.md": b"hello"})
+    with pytest.raises(UsageError, match=r"holds other files \(post.md\). Nothing was published.*--yes"):
+        push(merged, "alice/blog", endpoint=hub.url)
+    assert push(merged, "alice/blog", yes=True, endpoint=hub.url).changed
+    assert hub.content("alice/blog", "post.md") == b"hello"
 
 
 def test_the_picture_of_the_path_goes_up_with_the_card_in_one_commit(
@@ -206,6 +191,12 @@ def test_a_source_that_is_gone_can_be_done_without(hub: FakeHub, merged: Path) -
     assert push(merged, "alice/robust", license="mit", endpoint=hub.url).changed
 
 
+def turn_a_bit(file: Path) -> None:
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(data)
+
+
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
@@ -215,6 +206,10 @@ def test_a_source_that_is_gone_can_be_done_without(hub: FakeHub, merged: Path) -
         (lambda folder: (folder / "clipmerge.json").write_text("[]"), "not a clipmerge record"),
         (lambda folder: (folder / "model.safetensors").unlink(), r"model\.safetensors missing"),
         (lambda folder: (folder / "model.safetensors").write_bytes(b"x"), "changed since the merge"),
+        (
+            lambda folder: turn_a_bit(folder / "model.safetensors"),
+            r"changed since the merge\. Nothing was published\. Merge",
+        ),
     ],
 )
 def test_a_folder_that_is_no_whole_output(hub: FakeHub, merged: Path, spoil: Any, message: str) -> None:
@@ -291,27 +286,6 @@ def test_an_unreachable_xet_store_ends_in_time(hub: FakeHub, merged: Path) -> No
     assert re.search("storage cannot be reached.*no file was published.*Go on with `clipmerge push", run.stderr)
 
 
-def test_a_folder_of_traps_is_pushed_without_them(hub: FakeHub, merged: Path, tmp_path: Path) -> None:
-    secret = tmp_path / 'my "secret" & keys'
-    secret.mkdir()
-    (secret / "id_rsa").write_text("PRIVATE KEY")
-    (merged / "credentials.json").write_text('{"token": "hf_PRIVATE"}')
-    (merged / "notes.txt").write_text("PRIVATE notes")
-    (merged / "keys").symlink_to(secret)
-    (merged / "id_rsa.safetensors").symlink_to(secret / "id_rsa")
-    (merged / "a\nb\x1b[31m.json").write_text("PRIVATE")
-    (merged / "inner").mkdir()
-    (merged / "inner" / "vocab.txt").write_text("PRIVATE")
-    config = json.loads((merged / "config.json").read_text())
-    (merged / "config.json").write_text(json.dumps(config | {"_name_or_path": f"{secret} PRIVATE"}))
-    done = push(merged, "alice/robust", endpoint=hub.url)
-    assert set(done.left_behind) >= {"credentials.json", "notes.txt", "keys", "id_rsa.safetensors", "inner"}
-    for name in hub.files("alice/robust"):
-        content = hub.content("alice/robust", name)
-        assert b"PRIVATE" not in content, name
-        assert b"secret" not in content, name
-
-
 def test_a_record_cannot_name_other_files_to_publish(hub: FakeHub, merged: Path) -> None:
     """The record may come from whoever made the folder."""
     path = merged / "clipmerge.json"
@@ -346,3 +320,178 @@ def test_a_changed_file_is_noticed_although_its_paths_are_not_published(hub: Fak
         OutputError, match=r"config\.json changed since the merge\. Nothing was published\. Merge again"
     ):
         push(merged, "alice/robust", license="mit", endpoint=hub.url)
+
+
+PASSING = (
+    *(("GET", "/api/whoami-v2"), ("GET", "/api/models/alice/robust$"), ("GET", "/tree/"), ("POST", "/preupload/")),
+    *(("POST", "/objects/batch"), ("PUT", "/_lfs/"), ("POST", "/_lfs/verify")),
+)
+
+
+@pytest.mark.parametrize("fault", [{"status": 503}, {"cut_after": 0}])
+def test_passing_faults_are_sat_out(hub: FakeHub, merged: Path, fault: dict[str, Any]) -> None:
+    passing = [hub.fail(*where, times=1, **fault) for where in PASSING]
+    assert push(merged, "alice/robust", endpoint=hub.url).changed
+    assert [each.times for each in passing] == [0] * len(PASSING)
+    assert commits(hub) == 1
+
+
+@pytest.mark.parametrize(
+    ("token", "repo_id", "message"),
+    [
+        (
+            "",
+            "alice/robust",
+            "push to alice/robust: no token. Nothing was published.*`clipmerge push .*merged alice/rob",
+        ),
+        ("hf_read", "alice/robust", "the token may only read. Nothing was published"),
+        ("hf_wrong", "alice/robust", "no token, or one that is not valid .*Nothing was published"),
+        ("hf_test", "openai/robust", "may write to alice, acme, not to openai.*Push to alice/robust"),
+    ],
+)
+def test_a_token_without_the_right(
+    hub: FakeHub, merged: Path, monkeypatch: pytest.MonkeyPatch, token: str, repo_id: str, message: str
+) -> None:
+    hub.read_only_tokens.add("hf_read")
+    monkeypatch.setenv("HF_TOKEN", token)
+    with pytest.raises(HubError, match=message) as caught:
+        push(merged, repo_id, endpoint=hub.url)
+    assert not token or token not in str(caught.value)
+    assert not hub.requests("POST", "/api/repos/create")
+
+
+def test_a_commit_whose_answer_is_lost_counts_as_published(hub: FakeHub, merged: Path) -> None:
+    hub.fail("POST", "/commit/", lose_answer=True)
+    done = push(merged, "alice/robust", endpoint=hub.url)
+    assert done.changed
+    assert done.commit == hub.repos["model", "alice/robust"].refs["refs/heads/main"]
+    assert not push(merged, "alice/robust", endpoint=hub.url).changed
+
+
+def test_a_commit_whose_answer_is_lost_with_the_hub_is_not_guessed_about(hub: FakeHub, merged: Path) -> None:
+    push(merged, "alice/robust", endpoint=hub.url)
+    (merged / "NOTICE").write_text("new")
+    hub.fail("POST", "/commit/", lose_answer=True)
+    with pytest.raises(HubError, match=r"A pull request may have been opened: look at http.*/discussions"):
+        push(merged, "alice/robust", create_pr=True, endpoint=hub.url)
+    hub.fail("POST", "/commit/", lose_answer=True)
+    hub.fail("GET", "/api/models/alice/robust$", status=0, times=2)
+    hub.fail("GET", "/api/models/alice/robust$", status=503, times=99)
+    with pytest.raises(HubError, match="Whether the files were published is not known"):
+        push(merged, "alice/robust", endpoint=hub.url)
+
+
+def test_somebody_else_commits_meanwhile(hub: FakeHub, merged: Path) -> None:
+    push(merged, "alice/robust", endpoint=hub.url)
+    (merged / "NOTICE").write_text("mine")
+
+    def commit_theirs() -> None:
+        tree = hub.files("alice/robust") | {"theirs.txt": hub.keep(b"theirs")}
+        hub.repos["model", "alice/robust"].add_commit("refs/heads/main", tree, "theirs")
+
+    hub.fail("POST", "/preupload/", status=0, then=commit_theirs)
+    with pytest.raises(HubError, match=r"somebody else committed meanwhile.*Nothing was published"):
+        push(merged, "alice/robust", endpoint=hub.url)
+    assert hub.content("alice/robust", "theirs.txt") == b"theirs"
+    assert "NOTICE" not in hub.files("alice/robust")
+    assert push(merged, "alice/robust", endpoint=hub.url).changed
+
+
+def test_without_a_hub_nothing_is_published(hub: FakeHub, merged: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UsageError, match=r"--create-pr opens a pull request on main: leave --revision out"):
+        push(merged, "alice/robust", create_pr=True, revision="dev", endpoint=hub.url)
+    assert not hub.log
+    hub.stop()
+    with pytest.raises(HubError, match=r"the Hub cannot be reached. Nothing was published"):
+        push(merged, "alice/robust", endpoint=hub.url)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(HubError, match=r"HF_HUB_OFFLINE is set. Nothing was published"):
+        push(merged, "alice/robust", endpoint=hub.url)
+
+
+def test_a_repository_that_a_visitor_may_not_see_is_not_taken_for_a_new_one(
+    hub: FakeHub, merged: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The client calls either answer a missing repository: 404, and 401 as when a token has just been revoked."""
+    api = connect(hub.url)
+    asked = Push(merged, "alice/robust", private=False, endpoint=hub.url)
+    assert find_repository(api, asked) is None
+    monkeypatch.delenv("HF_TOKEN")
+    with pytest.raises(HubError, match=r"not on the Hub, or private\. Nothing was published.*set HF_TOKEN"):
+        find_repository(api, asked)
+
+
+def test_a_record_that_cannot_be_read_counts_as_none(hub: FakeHub, merged: Path) -> None:
+    """What lies there was not left by an earlier push, so it is not overwritten as one."""
+    upload(hub, "alice/robust", {"clipmerge.json": b"{"})
+    assert push(merged, "alice/robust", endpoint=hub.url).changed
+
+
+@pytest.mark.parametrize("name", ["clipmerge.json", "README.md"])
+def test_a_text_that_is_too_large_is_not_read(
+    hub: FakeHub, merged: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("clipmerge.publish.repository.LARGEST_TEXT", 1000)
+    upload(hub, "alice/robust", {name: b"---\nlicense: mit\n---\n" + b" " * 1001})
+    with pytest.raises((HubError, UsageError), match=rf"{name} there cannot be read .*Nothing was published"):
+        push(merged, "alice/robust", endpoint=hub.url)
+
+
+def test_a_new_branch_may_exist_after_a_failed_upload(hub: FakeHub, merged: Path) -> None:
+    upload(hub, "alice/robust", {})
+    hub.fail("POST", "/commit/", times=99, status=403)
+    with pytest.raises(HubError, match=r"The branch dev may have been created from main"):
+        push(merged, "alice/robust", revision="dev", endpoint=hub.url)
+    hub.faults.clear()
+    assert push(merged, "alice/robust", revision="dev", endpoint=hub.url).changed
+
+
+def test_a_token_that_the_hub_rejects_is_not_a_missing_repository(hub: FakeHub, merged: Path) -> None:
+    hub.fail("GET", "/api/models/alice/robust$", times=99, status=401)
+    with pytest.raises(HubError, match=r"no token, or one that is not valid.*Nothing was published"):
+        push(merged, "alice/robust", endpoint=hub.url)
+
+
+LOAD = """
+import sys
+from transformers import CLIPModel, CLIPProcessor
+model, info = CLIPModel.from_pretrained(sys.argv[1], revision=sys.argv[2], output_loading_info=True)
+assert not any(info.values()), info
+CLIPProcessor.from_pretrained(sys.argv[1], revision=sys.argv[2])
+"""
+
+
+@pytest.mark.slow
+def test_merge_push_and_merge_again_from_the_pushed_id_in_processes_of_their_own(
+    hub: FakeHub, pair: tuple[Path, Path], tmp_path: Path
+) -> None:
+    def run(*arguments: object, **more: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, *map(str, arguments)]
+        variables = {**os.environ, **environment(hub, tmp_path), **more}
+        return subprocess.run(command, env=variables, cwd=tmp_path, capture_output=True, text=True, check=False)
+
+    merge = ("-m", "clipmerge", "merge", pair[0])
+    once = (*merge, pair[1], "-r", "wise-ft")
+    ended = run(*once, "-o", "out", "--push", "acme/robust", HF_TOKEN="")  # known before anything is merged
+    assert (ended.returncode, ended.stderr.count("\n")) == (1, 1)
+    assert "no token" in ended.stderr
+    assert not (tmp_path / "out").exists()
+    first = run(*once, "-o", "out", "--push", "acme/robust", "--format", "json")
+    assert first.returncode == 0, first.stderr
+    assert commits(hub) == 1
+    sha = json.loads(first.stdout)["published"]["commit"]
+    again = run("-m", "clipmerge", "push", "out", "acme/robust")
+    assert again.returncode == 0, again.stderr
+    assert "no commit was made" in again.stdout
+    whole = ("-r", "wise-ft", "--set", "method.alpha=1", "-o", "out2", "--format", "json")
+    second = run(*merge, f"acme/robust@{sha}", *whole)
+    assert second.returncode == 0, second.stderr
+    assert json.loads(second.stdout)["finetuned"][0]["revision"] == sha
+    snippet = re.search(r"```python\n(.*?)```", hub.content("acme/robust", "README.md").decode(), re.S)
+    assert snippet is not None
+    assert '"acme/robust"' in snippet[1]
+    loaded = run("-c", LOAD + snippet[1], "acme/robust", sha)
+    assert loaded.returncode == 0, loaded.stderr
+    assert "a photo of a cat" in loaded.stdout
+    weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("out", "out2")]
+    assert weights[0] == weights[1]

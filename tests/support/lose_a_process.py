@@ -1,4 +1,4 @@
-"""The command line, in which one process of several is killed or fails after its first pass; see test_scale_out.py."""
+"""The command line, in which one process of several is killed or fails after its first pass; see test_processes.py."""
 
 from __future__ import annotations
 
