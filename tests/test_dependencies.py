@@ -42,13 +42,6 @@ def test_every_licence_is_allowed() -> None:
     assert dependencies.refused(dependencies.needed("clipmerge", frozenset({"demo", "jobs", "open-clip"}))) == {}
 
 
-def test_a_licence_that_is_not_in_the_list_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    packages = {"pytest": metadata.distribution("pytest")}
-    assert dependencies.refused(packages) == {}
-    monkeypatch.setitem(dependencies.BY_HAND, "pytest", "Commercial")
-    assert dependencies.refused(packages) == {"pytest": "Commercial"}
-
-
 @pytest.mark.parametrize(
     ("text", "allowed"),
     [

@@ -110,18 +110,6 @@ def test_all_files_but_the_record_are_equal_between_runs(
     assert {name for name in first if first[name] != second[name]} == {"clipmerge.json"}
 
 
-def test_threads_do_not_change_a_data_free_merge(pair: Folders, tmp_path: Path) -> None:
-    threads = torch.get_num_threads()
-    files = []
-    try:
-        for count in (1, 2):
-            torch.set_num_threads(count)
-            files.append(merge_in(tmp_path / str(count), pair, "--recipe", "monosoup")["files"])
-    finally:
-        torch.set_num_threads(threads)
-    assert files[0] == files[1]
-
-
 @pytest.fixture(scope="module")
 def scored(
     straggling: Folders, measuring: tuple[object, ...], tmp_path_factory: pytest.TempPathFactory
@@ -163,19 +151,6 @@ def test_both_ends_are_the_inputs(pair: Folders, tmp_path: Path, alpha: str, whi
     assert all(
         torch.equal(merged[name].view(-1).view(torch.uint8), source[name].view(-1).view(torch.uint8)) for name in source
     )
-
-
-def test_an_override_of_block_1_leaves_block_10_alone(tmp_path: Path) -> None:
-    folders = save_pair(tmp_path, blocks=12)
-    override = ("--set", "overrides=[{layers: vision.1.*, alpha: 0}]")
-    done(clipmerge("merge", *folders, "--recipe", "wise-ft", *override, "--output", tmp_path / "out"))
-    zeroshot, finetuned, merged = (load_file(f / "model.safetensors") for f in (*folders, tmp_path / "out"))
-    for name, tensor in merged.items():
-        if layer_of(name).startswith("vision.1."):
-            assert torch.equal(tensor, zeroshot[name])
-        else:
-            assert not torch.equal(tensor, zeroshot[name])
-            assert torch.allclose(tensor, (zeroshot[name] + finetuned[name]) / 2, atol=1e-6)
 
 
 def test_the_later_override_wins_and_density_brings_a_mask(pair: Folders, tmp_path: Path) -> None:

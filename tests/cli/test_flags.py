@@ -58,14 +58,7 @@ def test_the_measure_is_named_that_takes_one_checkpoint(family: list[Path], imag
     assert "soup-accuracy" in line
 
 
-def test_fewer_images_at_once_change_no_number(
-    pair: Folders, images: Path, sources: list[object], tmp_path: Path
-) -> None:
-    evaluated = [
-        clipmerge("evaluate", pair[1], "--data", images, *flags, "--format", "json").json
-        for flags in ([], ["--images-at-once", 1])
-    ]
-    assert evaluated[0] == evaluated[1]
+def test_fewer_images_at_once_change_no_number(pair: Folders, sources: list[object], tmp_path: Path) -> None:
     swept = []
     for name, flags in (("whole", []), ("pieces", ["--images-at-once", 3])):
         made = clipmerge("sweep", *pair, *sources, *flags, "-o", tmp_path / name, "--format", "json")

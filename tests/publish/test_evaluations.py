@@ -15,7 +15,7 @@ from clipmerge.errors import UsageError
 from clipmerge.output.record import PUBLISHED, MergeRecord
 from clipmerge.publish import evaluations
 from clipmerge.publish.evaluations import eval_result_files
-from tests.support.command import clipmerge, refused
+from tests.support.command import clipmerge
 from tests.support.hub_double import FakeHub, upload
 from tests.support.image_files import save_hub_parquet
 from tests.support.merged_output import RECORD
@@ -121,16 +121,6 @@ def test_evaluations_that_are_not_of_this_model(tmp_path: Path, how: str) -> Non
     record = copy.deepcopy(RECORD) | {"files": WEIGHTS}
     with pytest.raises(UsageError, match=f"--evaluation .*e.json: {message}"):
         add_results(record, [file])
-
-
-def test_a_push_with_a_strangers_evaluation_sends_nothing(
-    hub: FakeHub, pair: Inputs, images: Path, tmp_path: Path
-) -> None:
-    done("merge", *pair, "-r", "wise-ft", "-o", tmp_path / "out")
-    (tmp_path / "e.json").write_text(json.dumps(done("evaluate", pair[0], "--data", images)))
-    line = refused(clipmerge("push", tmp_path / "out", "alice/robust", "--evaluation", tmp_path / "e.json"), 2)
-    assert "whose weights are not these" in line
-    assert not hub.log
 
 
 def test_two_names_that_read_alike_keep_their_files() -> None:

@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 from clipmerge.errors import CheckpointError
 from clipmerge.files import side_files
 from clipmerge.files.side_files import SIDE_FILES, copy_side_file
-from tests.support.command import clipmerge, refused, start
-from tests.support.hub_double import FakeHub, environment
+from tests.support.command import clipmerge, refused
+from tests.support.hub_double import FakeHub
 from tests.support.merged_output import save_output
 
 # Stands in every name, path and content that is nobody's business.
@@ -54,28 +54,6 @@ def add_more_traps(folder: Path, elsewhere: Path) -> None:
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt", "path": f"/home/{SECRET}"})
 
 
-def test_no_byte_of_the_traps_arrives(
-    hub: FakeHub, pair: tuple[Path, Path], images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    home = tmp_path / ODD
-    elsewhere = home / "elsewhere"
-    elsewhere.mkdir(parents=True)
-    zeroshot, finetuned = (Path(shutil.copytree(folder, home / folder.name)) for folder in pair)
-    add_more_traps(zeroshot, elsewhere)
-    add_more_traps(finetuned, elsewhere)
-    photos = shutil.copytree(images, home / "photos & more")
-    (home / "classes.txt").write_text("bird\ncat\ndog\n")
-    monkeypatch.chdir(home)
-    data = ("--data", photos, "--classes", home / "classes.txt")
-    merged = clipmerge("merge", zeroshot, finetuned, "-r", "wise-ft", *data, "-o", "out", "--push", "alice/robust")
-    assert merged.code == 0, merged.err
-    assert arrived(hub, tmp_path, "alice/robust") == []
-    add_traps(home / "out", elsewhere)
-    pushed = clipmerge("push", "out", "alice/again", "--message", "Merge")
-    assert pushed.code == 0, pushed.err
-    assert arrived(hub, tmp_path, "alice/again") == []
-
-
 def add_every_side_file(folder: Path) -> None:
     """Put paths and tokens into each file that is copied, existing or not, and a file that is no JSON among them."""
     trap = PLACES | {
@@ -113,37 +91,43 @@ overrides:
 """
 
 
-def test_no_byte_of_traps_in_side_files_recipe_command_and_results_arrives(
+def test_no_byte_of_the_traps_arrives(
     hub: FakeHub, pair: tuple[Path, Path], images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Neither of those beside the inputs and the output, nor in side files, recipe, prompts, command and results."""
     home = tmp_path / ODD
-    home.mkdir()
+    elsewhere = home / "elsewhere"
+    elsewhere.mkdir(parents=True)
     zeroshot, finetuned = (Path(shutil.copytree(folder, home / folder.name)) for folder in pair)
-    add_every_side_file(zeroshot)
-    add_every_side_file(finetuned)
-    photos = Path(shutil.copytree(images, home / "photos"))
+    for folder in (zeroshot, finetuned):
+        add_more_traps(folder, elsewhere)
+        add_every_side_file(folder)
+    photos = Path(shutil.copytree(images, home / "photos & more"))
     (photos / "bird").rename(photos / f"{SECRET} bird")
     (home / "recipe.yaml").write_text(RECIPE)
     monkeypatch.chdir(home)
     flags = ("-r", home / "recipe.yaml", "--data", photos, "--template", "a {}", "--template", f"{{}} in ~/{SECRET}/x")
-    merged = clipmerge("merge", zeroshot, finetuned, *flags, "--set", f"name=hf_{SECRET}{SECRET} x", "-o", home / "out")
+    made = ("--set", f"name=hf_{SECRET}{SECRET} x", "-o", home / "out", "--push", "alice/robust")
+    merged = clipmerge("merge", zeroshot, finetuned, *flags, *made)
     assert merged.code == 0, merged.err
+    assert arrived(hub, tmp_path, "alice/robust") == []
     measured = clipmerge("evaluate", "out", "--data", f"mine={photos}", "--format", "json")
     assert measured.code == 0, measured.err
     (home / "measured.json").write_text(measured.out)
     out = home / "out"
+    add_traps(out, elsewhere)
     for name in ("README.md", ".gitattributes", "report.html", "path.png", "model.safetensors.index.json", "config.py"):
         (out / name).write_text(f"{SECRET} & hf_{SECRET}{SECRET}")
     (out / "notes").mkdir()
     (out / "notes" / "x.json").write_text(SECRET)
-    pushing = ("push", out, "alice/robust", "--evaluation", home / "measured.json")
-    with start(*pushing, env=environment(hub, tmp_path) | {"HF_HUB_OFFLINE": "0"}) as pushed:
-        said, told = pushed.communicate()
-    assert pushed.returncode == 0, told
-    assert "alice/robust" in said
-    assert arrived(hub, tmp_path, "alice/robust") == []
-    assert {"README.md", "clipmerge.json", "report.html", "model.safetensors"} <= set(hub.files("alice/robust"))
-    assert not {"path.png", "config.py", "model.safetensors.index.json"} & set(hub.files("alice/robust"))
+    more = ("--evaluation", home / "measured.json", "--message", "Merge")
+    pushed = clipmerge("push", out, "alice/again", *more)
+    assert pushed.code == 0, pushed.err
+    assert "alice/again" in pushed.out
+    assert arrived(hub, tmp_path, "alice/again") == []
+    files = set(hub.files("alice/again"))
+    assert {"README.md", "clipmerge.json", "report.html", "model.safetensors"} <= files
+    assert not {"path.png", "config.py", "model.safetensors.index.json", "credentials.json", "notes.txt"} & files
 
 
 @pytest.mark.parametrize("secret", [f"hf_{SECRET * 4}", "-----BEGIN OPENSSH PRIVATE KEY-----"])
