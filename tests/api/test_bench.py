@@ -20,7 +20,7 @@ from clipmerge.errors import MeasureError, UsageError
 from clipmerge.evaluation.suites import release
 from clipmerge.evaluation.suites.suite import load_suite, suite_names
 from clipmerge.output.schemas import BenchRecord
-from tests.support.command import clipmerge, refused, start
+from tests.support.command import clipmerge, done, printed, refused, start
 from tests.support.hub_double import FakeHub, environment, serving
 from tests.support.public_pairs import BASE, Releases, save_soups, serving_files, upload_fusionbench, upload_imagenets
 
@@ -49,7 +49,7 @@ def releases(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Releas
 def test_bench_list_names_every_suite() -> None:
     listed = clipmerge("bench", "list")
     assert [line.split()[0] for line in listed.out.splitlines()] == list(suite_names())
-    as_json = clipmerge("bench", "list", "--format", "json").json
+    as_json = printed("bench", "list")
     assert as_json["suites"]["imagenet-l14"]["model"] == "ViT-L-14"
 
 
@@ -76,8 +76,7 @@ def kill_while_sweeping(hub: FakeHub, folder: Path, *command: object) -> None:
 
 def bench(*command: object) -> dict[str, Any]:
     """Run a bench to its end, and return its record."""
-    ended = clipmerge(*command)
-    assert ended.code == 0, ended.err
+    done(*command)
     record: dict[str, Any] = json.loads((Path(str(command[-1])) / "bench.json").read_text())
     assert BenchRecord.model_validate(record).pairs
     return record
@@ -88,8 +87,7 @@ def test_a_suite_resumes_and_is_the_same_in_jobs(
     hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answers: list[int]
 ) -> None:
     upload_fusionbench(hub, tmp_path)
-    told = clipmerge("bench", "corrupted-eurosat", "--limit", "64", "--dry-run")
-    assert told.code == 0, told.err
+    told = done("bench", "corrupted-eurosat", "--limit", "64", "--dry-run")
     assert BASE in told.out
     assert "6,656 forward passes" in told.out
     assert not hub.requests("GET", r"/resolve/.*\.(bin|safetensors|parquet)")
@@ -131,8 +129,7 @@ def test_a_wrong_zero_shot_figure_stops_it(hub: FakeHub, tmp_path: Path, answers
     assert "Nothing was swept" in line
     assert set(answers) == {0}
     assert not (tmp_path / "bench-corrupted-eurosat").exists()
-    ended = clipmerge("bench", "corrupted-eurosat", "--limit", "64", *QUICK, "--no-check")
-    assert ended.code == 0, ended.err
+    ended = done("bench", "corrupted-eurosat", "--limit", "64", *QUICK, "--no-check")
     assert "continuing because of --no-check" in ended.err
     assert "not as published" in (tmp_path / "bench-corrupted-eurosat" / "corrupted-eurosat.md").read_text()
 

@@ -23,7 +23,7 @@ from clipmerge.conversion.preprocessing import image_processor_config, preproces
 from clipmerge.errors import CheckpointError
 from tests.conversion.test_conversion import features, same
 from tests.support import tiny_open_clip
-from tests.support.command import clipmerge, refused
+from tests.support.command import clipmerge, done, refused
 from tests.support.tiny_clip import save_pair
 from tests.support.tiny_open_clip import TEXT, build, load, model_config, outputs
 
@@ -68,8 +68,7 @@ def put(file: Path, key: str, value: Any) -> None:
 
 def test_open_clip_becomes_transformers(ours: Path, tmp_path: Path) -> None:
     (ours / "LICENSE").write_text("MIT")
-    done = clipmerge("convert", ours, tmp_path / "out", "--to", "transformers", "--format", "json")
-    assert done.code == 0, done.err
+    converted = done("convert", ours, tmp_path / "out", "--to", "transformers", "--format", "json")
     model, info = CLIPModel.from_pretrained(tmp_path / "out", output_loading_info=True)
     assert not any(info.values())
     same(features(model.eval()), outputs(load(ours)))
@@ -81,17 +80,16 @@ def test_open_clip_becomes_transformers(ours: Path, tmp_path: Path) -> None:
     pixels = processor.image_processor(image, return_tensors="pt")["pixel_values"]
     torch.testing.assert_close(pixels, transform(image)[None], atol=1e-6, rtol=0)
     record = json.loads((tmp_path / "out" / "conversion.json").read_text())
-    assert record == done.json
+    assert record == converted.json
     written = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in (tmp_path / "out").iterdir()}
     assert record["files"] == {name: digest for name, digest in written.items() if name != "conversion.json"}
     assert "LICENSE" in written
 
 
 def test_transformers_becomes_open_clip(theirs: Path, tmp_path: Path) -> None:
-    done = clipmerge("convert", theirs, tmp_path / "out", "--to", "open-clip")
-    assert done.code == 0, done.err
-    assert "local-dir:" in done.err + done.out
-    assert "the tokenizer is not CLIP's own: text_cfg.hf_tokenizer_name is 'theirs'" in done.err
+    converted = done("convert", theirs, tmp_path / "out", "--to", "open-clip")
+    assert "local-dir:" in converted.err + converted.out
+    assert "the tokenizer is not CLIP's own: text_cfg.hf_tokenizer_name is 'theirs'" in converted.err
     model, _, transform = open_clip.create_model_and_transforms(f"local-dir:{tmp_path / 'out'}")
     source = CLIPModel.from_pretrained(theirs).eval()
     same(outputs(model.eval()), features(source))

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from transformers import CLIPModel, CLIPProcessor
 
 from clipmerge.api.demo import demo as run_demo
-from tests.support.command import Outcome, clipmerge
+from tests.support.command import Outcome, clipmerge, done, printed
 
 pytestmark = [pytest.mark.slow, pytest.mark.uncounted]
 
@@ -41,7 +41,7 @@ def demo(shown: tuple[dict[str, Any], Outcome]) -> dict[str, Any]:
 
 def test_its_json_is_what_its_schema_says(demo: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("clipmerge.api.demo.demo", lambda *_, **__: demo)
-    assert clipmerge("demo", "--format", "json").json == demo
+    assert printed("demo") == demo
 
 
 def shifted(accuracy: dict[str, float]) -> float:
@@ -77,8 +77,7 @@ def test_the_printed_command_is_that_of_the_merge_and_runs(demo: dict[str, Any],
     assert program == "clipmerge"
     made = record_of(demo, "auto")
     arguments[-1] = str(tmp_path / "merged")
-    ended = clipmerge(*arguments, "--set", "measure.steps=2", "--format", "json")
-    assert ended.code == 0, ended.err
+    ended = done(*arguments, "--set", "measure.steps=2", "--format", "json")
     again = ended.json
     assert again["recipe"]["measure"] | {"steps": made["recipe"]["measure"]["steps"]} == made["recipe"]["measure"]
     for part in ("zeroshot", "finetuned", "calibration"):

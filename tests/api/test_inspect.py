@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.support.command import clipmerge
+from tests.support.command import clipmerge, printed
 from tests.support.raw_safetensors import edit
 from tests.support.tiny_clip import save_pair
 
@@ -30,7 +30,7 @@ def spoilt(folder: Path, which: int, value: float) -> tuple[Path, Path]:
 @pytest.mark.parametrize(("which", "value"), [(0, math.nan), (1, math.nan), (1, -math.inf)])
 def test_nan_and_inf_are_told_by_name_as_merge_does(tmp_path: Path, which: int, value: float) -> None:
     pair = spoilt(tmp_path, which, value)
-    record = clipmerge("inspect", *pair, "--format", "json").json
+    record = printed("inspect", *pair)
     (fault,) = record["mismatches"]
     assert fault.startswith(f"{pair[which]}: tensor {WEIGHT} holds {'NaN' if math.isnan(value) else 'Inf'}")
     assert record["layers"]["text.0.mlp"]["change"] is None
@@ -44,15 +44,15 @@ def test_other_integers_and_positions_are_told_but_no_layer_that_was_zero(tmp_pa
     count = torch.arange(16)[None]
     for folder, positions in zip(pair, (count, count + 1), strict=True):
         edit(folder, **{POSITIONS: positions})
-    told = clipmerge("inspect", *pair, "--format", "json").json["mismatches"]
+    told = printed("inspect", *pair)["mismatches"]
     assert len(told) == 1
     assert POSITIONS in told[0]
     edit(pair[1], **{POSITIONS: count[:, :3]})
-    told = clipmerge("inspect", *pair, "--format", "json").json["mismatches"]
+    told = printed("inspect", *pair)["mismatches"]
     assert "differs in shape" in told[0]
     edit(pair[1], **{POSITIONS: count})
     edit(pair[0], text_projection__weight=torch.zeros(load_file(pair[0] / "model.safetensors")[PROJECTION].shape))
-    assert clipmerge("inspect", *pair, "--format", "json").json["mismatches"] == []
+    assert printed("inspect", *pair)["mismatches"] == []
     assert "The two match" in clipmerge("inspect", *pair).out
 
 

@@ -25,7 +25,7 @@ from clipmerge.planning.recipe import load_recipe
 from clipmerge.progress import Silent
 from clipmerge.request import Calibration, MergeRequest, Run
 from tests.evaluation.test_retrieval import by_sorting
-from tests.support.command import clipmerge, refused
+from tests.support.command import clipmerge, done, printed, refused
 from tests.support.tiny_clip import tiny_config, tiny_processor
 from tests.support.told import Told
 
@@ -119,8 +119,7 @@ def test_a_fine_tune_loses_and_the_merge_gives_back(
 ) -> None:
     output = tmp_path / "merged"
     flags = ["--recipe", "wise-ft", "--set", "method.alpha=0.3", *keep, "--output", output]
-    ended = clipmerge("merge", *models, *flags)
-    assert ended.code == 0, ended.err
+    ended = done("merge", *models, *flags)
     record = json.loads((output / "clipmerge.json").read_text())
     task = scores(record, "colours")
     before, after, merged = (
@@ -138,11 +137,11 @@ def test_a_fine_tune_loses_and_the_merge_gives_back(
         for rank, (image_to_text, text_to_image) in expected.items():
             assert score["recall"]["image_to_text"][str(rank)] == pytest.approx(image_to_text, abs=0.1)
             assert score["recall"]["text_to_image"][str(rank)] == pytest.approx(text_to_image, abs=0.1)
-    own = clipmerge("evaluate", output, *keep, "--format", "json").json
+    own = printed("evaluate", output, *keep)
     assert scores(own, "colours")["score"]["accuracy"]["value"] == merged
     assert scores(own, "captions")["score"]["recall"] == retrieval["merged"]["recall"]
-    printed = clipmerge("evaluate", output, *keep).out.splitlines()
-    rows = {line.rpartition("  ")[0].strip(): line.split()[-1] for line in printed if line}
+    lines = clipmerge("evaluate", output, *keep).out.splitlines()
+    rows = {line.rpartition("  ")[0].strip(): line.split()[-1] for line in lines if line}
     assert f"{merged:.1%}" in [value for row, value in rows.items() if row.startswith("colours")]
     for way in ("image to text", "text to image"):
         (value,) = [value for row, value in rows.items() if row.startswith(f"captions, {way} R@5")]
@@ -165,8 +164,7 @@ def test_a_sweep_has_them_at_every_point(
     for name in TASK:
         shutil.copytree(others["colours"] / name, target / name)
     flags = ["--id", f"target={target}", "--ood", f"all={others['colours']}", "--alphas", "0,0.3,1", *keep]
-    ended = clipmerge("sweep", *models, *flags, "--recipe", "lines", "--output", tmp_path / "sweep")
-    assert ended.code == 0, ended.err
+    ended = done("sweep", *models, *flags, "--recipe", "lines", "--output", tmp_path / "sweep")
     record = json.loads((tmp_path / "sweep" / "sweep.json").read_text())
     assert [task["name"] for task in record["kept"]] == ["colours", "captions"]
     points = [*record["curve"], *record["recipes"]]
@@ -242,6 +240,5 @@ def test_a_process_that_does_not_decide_measures_and_keeps_nothing(
 
 def test_images_of_a_task_that_the_merge_was_decided_on_are_said(pair: Folders, images: Path) -> None:
     few = ("--images", "9", "--batch-size", "9", "--set", "measure.nodes=2", "--dry-run")
-    ended = clipmerge("merge", *pair, "-r", "straggler-outlier", "--data", images, "--keep", f"other={images}", *few)
-    assert ended.code == 0, ended.err
+    ended = done("merge", *pair, "-r", "straggler-outlier", "--data", images, "--keep", f"other={images}", *few)
     assert re.search(rf"--keep other: \d images are also in --data {images} \(.* is in both\)", ended.err)

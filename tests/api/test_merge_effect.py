@@ -34,7 +34,7 @@ from clipmerge.planning.plan import Plan
 from clipmerge.planning.recipe import load_recipe
 from clipmerge.progress import Silent
 from clipmerge.request import Calibration, MergeRequest, Run
-from tests.support.command import clipmerge, refused
+from tests.support.command import clipmerge, done, printed, refused
 from tests.support.tiny_clip import save_images, save_pair
 from tests.support.told import Told
 
@@ -159,8 +159,7 @@ def test_the_decision_never_sees_what_is_held_back(pair: Inputs, tmp_path: Path)
 
 def test_without_a_verdict_the_decision_sees_every_image(pair: Inputs, photos: Path, tmp_path: Path) -> None:
     flags = ("--recipe", "straggler-outlier", "--set", *QUICK, "--data", photos, "--no-verdict")
-    ended = clipmerge("merge", *pair, *flags, "--output", tmp_path / "out", "--format", "json")
-    assert ended.code == 0, ended.err
+    ended = done("merge", *pair, *flags, "--output", tmp_path / "out", "--format", "json")
     assert ended.json["bought"] is None
     assert ended.json["calibration"]["images"] == 120
     assert "bought" not in ended.json["seconds"]
@@ -173,8 +172,7 @@ def test_without_a_verdict_the_decision_sees_every_image(pair: Inputs, photos: P
 
 
 def test_nothing_is_claimed_where_nothing_was_measured(pair: Inputs, tmp_path: Path) -> None:
-    ended = clipmerge("merge", *pair, "--recipe", "wise-ft", "--output", tmp_path / "out")
-    assert ended.code == 0, ended.err
+    ended = done("merge", *pair, "--recipe", "wise-ft", "--output", tmp_path / "out")
     assert " ".join(ended.out.split()).startswith(UNMEASURED)
     assert UNMEASURED in text_of(tmp_path / "out" / "report.html")
     assert json.loads((tmp_path / "out" / "clipmerge.json").read_text())["bought"] is None
@@ -183,8 +181,7 @@ def test_nothing_is_claimed_where_nothing_was_measured(pair: Inputs, tmp_path: P
 
 def test_a_loss_is_a_warning_everywhere(losing: Inputs, photos: Path, tmp_path: Path) -> None:
     flags = ("--recipe", "wise-ft", "--data", photos, "--output", tmp_path / "out")
-    ended = clipmerge("merge", *losing, *flags)
-    assert ended.code == 0, ended.err
+    ended = done("merge", *losing, *flags)
     record = json.loads((tmp_path / "out" / "clipmerge.json").read_text())
     bought = record["bought"]
     lost = bought["finetuned"][0]["clean"]["value"] - bought["merged"]["clean"]["value"]
@@ -209,8 +206,7 @@ def test_strict_makes_a_loss_an_error_and_writes_nothing(losing: Inputs, photos:
     line = refused(clipmerge("merge", *losing, *flags, "--output", tmp_path / "out"))
     assert "more than the 3 of --max-loss; nothing was written (--strict)" in line
     assert list(tmp_path.iterdir()) == []
-    allowed = clipmerge("merge", *losing, *flags, "--max-loss", 60, "--output", tmp_path / "out")
-    assert allowed.code == 0, allowed.err
+    done("merge", *losing, *flags, "--max-loss", 60, "--output", tmp_path / "out")
 
 
 def test_strict_needs_something_to_be_strict_about_and_shares_are_shares(
@@ -251,8 +247,7 @@ def test_a_merge_that_cannot_be_evaluated_is_still_made(pair: Inputs, photos: Pa
         for name in ("model.safetensors", "config.json"):
             shutil.copy(folder / name, tmp_path / folder.name / name)
         bare.append(tmp_path / folder.name)
-    ended = clipmerge("merge", *bare, "-r", "wise-ft", "--data", photos, "-o", tmp_path / "out", "--format", "json")
-    assert ended.code == 0, ended.err
+    ended = done("merge", *bare, "-r", "wise-ft", "--data", photos, "-o", tmp_path / "out", "--format", "json")
     assert ended.json["bought"] is None
     assert any(text.startswith("what the merge bought could not be measured: ") for text in ended.json["warnings"])
 
@@ -267,11 +262,11 @@ def test_a_plan_keeps_what_was_found_for_a_checkpoint_that_was_moved(
     pair: Inputs, photos: Path, tmp_path: Path
 ) -> None:
     file = tmp_path / "plan.json"
-    planned = clipmerge("plan", *pair, "-r", "wise-ft", "--data", photos, "-o", file, "--format", "json").json
+    planned = printed("plan", *pair, "-r", "wise-ft", "--data", photos, "-o", file)
     assert planned["bought"]
     moved = shutil.copytree(pair[1], tmp_path / "moved")
     file.write_text(json.dumps(json.loads(file.read_text()) | {"finetuned": [record_of(moved)]}))
-    record = clipmerge("apply", file, "-o", tmp_path / "out", "--format", "json").json
+    record = printed("apply", file, "-o", tmp_path / "out")
     assert (record["bought"], record["verdict"]) == (planned["bought"], planned["verdict"])
     assert record["finetuned"] == [record_of(moved)]
 
@@ -343,8 +338,7 @@ def test_preprocessed_pixels_cannot_be_corrupted_and_that_is_said(pair: Inputs, 
 def test_a_sweep_warns_of_a_recipe_that_loses_id_accuracy(losing: Inputs, photos: Path, tmp_path: Path) -> None:
     other = save_images(tmp_path / "other", each=4, seed=3)
     flags = ("--id", f"val={photos}", "--ood", f"other={other}", "--alphas", "0,0.5,1", "-r", "wise-ft")
-    ended = clipmerge("sweep", *losing, *flags, "-o", tmp_path / "sweep", "--format", "json")
-    assert ended.code == 0, ended.err
+    ended = done("sweep", *losing, *flags, "-o", tmp_path / "sweep", "--format", "json")
     lost = 100 * (ended.json["curve"][-1]["id"] - ended.json["recipes"][0]["id"])
     assert lost > 3  # or this says nothing
     (warning,) = (text for text in ended.json["warnings"] if "--max-loss" in text)

@@ -21,7 +21,7 @@ from clipmerge.planning.plan import EDITED, OTHER_CHECKPOINTS, Plan
 from clipmerge.planning.recipe import Override, load_recipe
 from clipmerge.request import Calibration, MergeRequest
 from tests.support.claims import check_advice, check_effect, check_terminal, check_verdict, check_weights, text_of
-from tests.support.command import clipmerge
+from tests.support.command import clipmerge, done
 
 LOOSE = ["measure.nodes=2", "method.threshold=1", "method.mirror=0", "method.stability=0.3"]
 #: Recipes by name, with settings that make them quick.
@@ -98,8 +98,7 @@ def test_what_is_written_is_what_the_plan_says(
         if not swapped:
             is_edited = entry.model_copy(update={"reason": ""}) != decided.model_copy(update={"reason": ""})
             assert entry.reason == (EDITED if is_edited else decided.reason)
-    ended = clipmerge("apply", tmp_path / "plan.json", "--output", tmp_path / "out", "-v")
-    assert ended.code == 0, ended.err
+    ended = done("apply", tmp_path / "plan.json", "--output", tmp_path / "out", "-v")
     record = read_output(tmp_path / "out")
 
     # the record holds the plan as it was edited, and the weights went as far

@@ -12,6 +12,7 @@ import pytest
 import clipmerge as api
 from clipmerge.progress import Silent
 from tests.support.command import clipmerge as command
+from tests.support.command import done
 from tests.support.tiny_clip import save_images
 
 Folders = tuple[Path, Path]
@@ -111,8 +112,7 @@ def test_a_function_writes_what_the_command_writes(
     for name in ("command", "function"):
         (tmp_path / name).mkdir()
     monkeypatch.chdir(tmp_path / "command")
-    ended = command(*words(given), "--output", "out")
-    assert ended.code == 0, ended.err
+    done(*words(given), "--output", "out")
     monkeypatch.chdir(tmp_path / "function")
     result = call(given, Path("out"))
     assert contents(tmp_path / "command" / "out") == contents(tmp_path / "function" / "out")

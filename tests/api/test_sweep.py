@@ -40,7 +40,7 @@ from clipmerge.planning.recipe import load_recipe
 from clipmerge.planning.tensors import PlanTensors
 from clipmerge.progress import Silent
 from clipmerge.request import Calibration, MergeRequest, SweepRequest
-from tests.support.command import clipmerge
+from tests.support.command import clipmerge, done
 from tests.support.tiny_clip import save_images
 
 TEMPLATE = ("a photo of a {}.",)
@@ -155,8 +155,7 @@ def test_several_are_swept_around_the_curve_to_their_average(
     sources = [str(folder) for folder in family]
     flags = ["--id", f"val={images}", "--ood", f"shifted={shifted}", "--data", images, "--alphas", "0,0.3,1"]
     asked = [word for name in recipes for word in ("--recipe", name)]
-    made = clipmerge("sweep", *sources, *flags, *asked, "--output", tmp_path / "out", "--format", "json")
-    assert made.code == 0, made.err
+    made = done("sweep", *sources, *flags, *asked, "--output", tmp_path / "out", "--format", "json")
     record = made.json
     assert [each["source"] for each in record["finetuned"]] == sources[1:]
     page = (tmp_path / "out" / "sweep.html").read_text()
@@ -355,8 +354,7 @@ def suite(pair: Folders, images: Path, tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_a_suite_of_several_pairs_is_told_pair_by_pair(suite: Path, tmp_path: Path, answers: list[int]) -> None:
     command = ("bench", suite, "--recipe", "wise-ft", "--output", tmp_path / "out")
-    ended = clipmerge(*command)
-    assert ended.code == 0, ended.err
+    ended = done(*command)
     lines = [line.strip() for line in ended.out.splitlines()]
     assert lines.index("forth") < lines.index("back")
     record = json.loads((tmp_path / "out" / "bench.json").read_text())

@@ -26,7 +26,7 @@ from clipmerge.publish.public import public_record
 from clipmerge.report.page import html_page
 from clipmerge.report.sweep_headline import gain_notes
 from clipmerge.request import Calibration, MergeRequest, SweepRequest
-from tests.support.command import clipmerge, refused
+from tests.support.command import clipmerge, done, refused
 from tests.support.merged_output import RECORD
 from tests.support.stopped_learning import GOES_ON, Stopping, save_every_step
 from tests.support.tiny_clip import save_images
@@ -65,8 +65,7 @@ def test_a_merge_learns_from_a_flat_folder_and_says_so(
     # with a few images held back nothing is proven, and the path would be taken whatever was learned
     whole = ["--set", "measure.held_back=0"]
     merge = ["merge", *pair, "--recipe", "auto", "--data", images, *QUICK, "--images", 20, *whole]
-    found = clipmerge(*merge, "--unlabelled", camera, "--output", tmp_path / "out")
-    assert found.code == 0, found.err
+    found = done(*merge, "--unlabelled", camera, "--output", tmp_path / "out")
     record = json.loads((tmp_path / "out" / "clipmerge.json").read_text())
     given = record["calibration"]["unlabelled"]
     assert (given["source"], given["images"], len(given["sha256"])) == (str(camera), 12, 64)

@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.support.command import Outcome, clipmerge, refused
+from tests.support.command import clipmerge, done, printed, refused
 from tests.support.raw_safetensors import edit
 from tests.support.tiny_clip import layer_of, save_pair
 
@@ -28,11 +28,6 @@ KEYS = {"output", "files", "recipe", "zeroshot", "finetuned", "layers", "straggl
 
 def hashes(folder: Path) -> dict[str, str]:
     return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in folder.iterdir()}
-
-
-def done(outcome: Outcome) -> Outcome:
-    assert outcome.code == 0, outcome.err
-    return outcome
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +46,7 @@ def merge_in(folder: Path, inputs: Folders, *flags: object) -> dict[str, Any]:
     """Merge into ``merged`` in a folder, with relative paths as a user would; returns the printed text."""
     folder.mkdir(exist_ok=True)
     with contextlib.chdir(folder):
-        record: dict[str, Any] = done(clipmerge("merge", *inputs, *flags, "-o", "merged", "--format", "json")).json
+        record: dict[str, Any] = printed("merge", *inputs, *flags, "-o", "merged")
     return record
 
 
@@ -116,7 +111,7 @@ def scored(
 ) -> tuple[Path, dict[str, Any]]:
     """A plan with scores beside it, and the printed record."""
     plan = tmp_path_factory.mktemp("scored") / "plans" / "plan.json"
-    return plan, done(clipmerge("plan", *straggling, *measuring, "--output", plan, "--format", "json")).json
+    return plan, printed("plan", *straggling, *measuring, "--output", plan)
 
 
 def test_plan_then_apply_is_merge(
@@ -125,7 +120,7 @@ def test_plan_then_apply_is_merge(
     plan, planned = scored
     assert sorted(path.name for path in plan.parent.iterdir()) == ["plan.json", "plan.tensors.safetensors"]
     assert len({path.stat().st_mode for path in plan.parent.iterdir()}) == 1
-    applied = done(clipmerge("apply", plan, "--output", tmp_path / "out", "--format", "json")).json
+    applied = printed("apply", plan, "--output", tmp_path / "out")
     assert planned["layers"] == applied["layers"] == sparse[1]["layers"]
     assert applied["files"] == sparse[1]["files"]
     assert hashes(tmp_path / "out").keys() == hashes(sparse[0]).keys()
@@ -133,7 +128,7 @@ def test_plan_then_apply_is_merge(
 
 def test_a_plan_whose_input_changed_is_refused(tmp_path: Path) -> None:
     folders = save_pair(tmp_path)
-    done(clipmerge("plan", *folders, "--recipe", "wise-ft", "--output", tmp_path / "plan.json"))
+    done("plan", *folders, "--recipe", "wise-ft", "--output", tmp_path / "plan.json")
     for folder in reversed(folders):
         file = folder / "model.safetensors"
         data = bytearray(file.read_bytes())
@@ -145,7 +140,7 @@ def test_a_plan_whose_input_changed_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("alpha", "which"), [("0", 0), ("1", 1)])
 def test_both_ends_are_the_inputs(pair: Folders, tmp_path: Path, alpha: str, which: int) -> None:
-    done(clipmerge("merge", *pair, "--recipe", "wise-ft", "--set", f"method.alpha={alpha}", "-o", tmp_path / "out"))
+    done("merge", *pair, "--recipe", "wise-ft", "--set", f"method.alpha={alpha}", "-o", tmp_path / "out")
     merged, source = (load_file(folder / "model.safetensors") for folder in (tmp_path / "out", pair[which]))
     assert merged.keys() == source.keys()
     assert all(
@@ -156,7 +151,7 @@ def test_both_ends_are_the_inputs(pair: Folders, tmp_path: Path, alpha: str, whi
 def test_the_later_override_wins_and_density_brings_a_mask(pair: Folders, tmp_path: Path) -> None:
     overrides = "overrides=[{layers: '*', alpha: 0.1}, {layers: text.*, alpha: 0.2, density: 0.5}]"
     command = ("merge", *pair, "--recipe", "wise-ft", "--set", overrides, "--dry-run", "--format", "json")
-    layers = done(clipmerge(*command)).json["layers"]
+    layers = done(*command).json["layers"]
     for name, layer in layers.items():
         is_text = name.startswith("text.")
         assert (layer["alpha"], layer["density"], layer["mask"]) == (
@@ -165,9 +160,7 @@ def test_the_later_override_wins_and_density_brings_a_mask(pair: Folders, tmp_pa
 
 
 def test_a_dry_run_writes_nothing_and_a_quiet_one_prints_nothing(pair: Folders, tmp_path: Path) -> None:
-    outcome = done(
-        clipmerge("merge", *pair, "--recipe", "lines", "--dry-run", "-o", tmp_path / "out", "--format", "json")
-    )
+    outcome = done("merge", *pair, "--recipe", "lines", "--dry-run", "-o", tmp_path / "out", "--format", "json")
     assert outcome.json["output"] is None
     assert list(tmp_path.iterdir()) == []
     for command in ("merge", "plan"):
@@ -177,9 +170,7 @@ def test_a_dry_run_writes_nothing_and_a_quiet_one_prints_nothing(pair: Folders, 
 
 def test_several_finetuned_checkpoints_are_averaged(pair: Folders, tmp_path: Path) -> None:
     other = save_pair(tmp_path, change=0.2)[1]
-    record = done(
-        clipmerge("merge", *pair, other, "--recipe", "wise-ft", "-o", tmp_path / "out", "--format", "json")
-    ).json
+    record = printed("merge", *pair, other, "--recipe", "wise-ft", "-o", tmp_path / "out")
     assert [each["source"] for each in record["finetuned"]] == [str(pair[1]), str(other)]
     zeroshot, a, b, merged = (load_file(f / "model.safetensors") for f in (*pair, other, tmp_path / "out"))
     for name, tensor in merged.items():
@@ -223,7 +214,7 @@ def test_help_imports_nothing_heavy_and_no_other_command(words: list[str]) -> No
 
 
 def test_inspect_says_how_far_each_layer_moved(pair: Folders) -> None:
-    record = done(clipmerge("inspect", *pair, "--format", "json")).json
+    record = printed("inspect", *pair)
     zeroshot, finetuned = (load_file(folder / "model.safetensors") for folder in pair)
     assert record["mismatches"] == []
     for name, layer in record["layers"].items():
@@ -231,7 +222,7 @@ def test_inspect_says_how_far_each_layer_moved(pair: Folders) -> None:
         moved = sum(float(((finetuned[n] - zeroshot[n]).double() ** 2).sum()) for n in names)
         size = sum(float((zeroshot[n].double() ** 2).sum()) for n in names)
         assert layer["change"] == pytest.approx((moved / size) ** 0.5, rel=1e-5)
-    assert "The two match: they can be merged." in done(clipmerge("inspect", *pair)).out
+    assert "The two match: they can be merged." in done("inspect", *pair).out
 
 
 def test_inspect_lists_what_does_not_fit(pair: Folders, tmp_path: Path) -> None:
@@ -239,24 +230,24 @@ def test_inspect_lists_what_does_not_fit(pair: Folders, tmp_path: Path) -> None:
     config = json.loads((other / "config.json").read_text())
     config["vision_config"]["hidden_act"] = "gelu"
     (other / "config.json").write_text(json.dumps(config))
-    record = done(clipmerge("inspect", pair[0], other, "--format", "json")).json
+    record = printed("inspect", pair[0], other)
     assert any("hidden_act" in problem for problem in record["mismatches"])
     assert any("keys are only in the zero-shot checkpoint" in problem for problem in record["mismatches"])
     assert record["layers"]["vision.2.mlp"]["change"] is None
-    assert "mismatch: " in done(clipmerge("inspect", pair[0], other)).out
+    assert "mismatch: " in done("inspect", pair[0], other).out
 
 
 def test_recipes_are_listed_shown_and_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    listed = done(clipmerge("recipes", "list")).out
+    listed = done("recipes", "list").out
     assert "straggler-outlier" in listed
-    record = done(clipmerge("recipes", "list", "--format", "json")).json
+    record = printed("recipes", "list")
     assert [line.split() for line in listed.splitlines()[1:]] == [
         [name, "needed" if record["needs_images"][name] else "no", *about.split()]
         for name, about in record["recipes"].items()
     ]
-    shown = done(clipmerge("recipes", "show", "wise-ft")).out
-    done(clipmerge("recipes", "copy", "wise-ft"))
+    shown = done("recipes", "show", "wise-ft").out
+    done("recipes", "copy", "wise-ft")
     assert (tmp_path / "wise-ft.yaml").read_text() == shown
     assert "cannot be written" in refused(clipmerge("recipes", "copy", "wise-ft", tmp_path / "no" / "x.yaml"))
     assert "wise-ft.yaml: already exists" in refused(clipmerge("recipes", "copy", "wise-ft"))
@@ -281,6 +272,6 @@ def test_an_output_in_the_home_folder(
     assert line.startswith(f"error: {tmp_path / 'home' / 'x'}: ")
     (tmp_path / "home" / "x").rmdir()
     if command != "sweep":
-        done(clipmerge(command, *pair, *flags, "--output=~/x"))
+        done(command, *pair, *flags, "--output=~/x")
         assert (tmp_path / "home" / "x").exists()
     assert [path.name for path in tmp_path.iterdir()] == ["home"]

@@ -10,7 +10,7 @@ import pytest
 
 from clipmerge.cli._defaults import Defaults, applied, config_home, read_defaults
 from clipmerge.errors import UsageError
-from tests.support.command import clipmerge, refused
+from tests.support.command import clipmerge, done, refused
 
 Folders = tuple[Path, Path]
 
@@ -32,8 +32,7 @@ def own_file(folder: Path, text: str) -> None:
 
 
 def merged(pair: Folders, *flags: object) -> dict[str, object]:
-    outcome = clipmerge("merge", *pair, "--dry-run", "--format", "json", *flags)
-    assert outcome.code == 0, outcome.err
+    outcome = done("merge", *pair, "--dry-run", "--format", "json", *flags)
     record: dict[str, object] = outcome.json
     return record | {"notes": outcome.err}
 
@@ -103,7 +102,7 @@ def test_a_file_that_says_nonsense_is_one_line(elsewhere: Path, text: str, said:
     with pytest.raises(UsageError, match=said):
         read_defaults({}, folder=elsewhere)
     with pytest.raises(UsageError, match="CLIPMERGE_STRICT=maybe: expected 0 or 1"):
-        read_defaults({"CLIPMERGE_STRICT": "maybe"}, folder=Path())
+        read_defaults({"CLIPMERGE_STRICT": "maybe"}, folder=elsewhere.parent)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from clipmerge.errors import CheckpointError, printable
-from tests.support.command import clipmerge, refused
+from tests.support.command import clipmerge, done, refused
 from tests.support.image_files import png
 from tests.support.raw_safetensors import entry, raw_file
 
@@ -43,8 +43,7 @@ def test_paths_notes_and_tables(copies: tuple[Path, Path]) -> None:
     zeroshot, finetuned = copies
     strange = finetuned.rename(finetuned.parent / EVIL)
     (strange / f"{EVIL}.txt").write_text("")
-    outcome = clipmerge("merge", zeroshot, strange, "--recipe", "wise-ft", "--output", zeroshot.parent / f"out{EVIL}")
-    assert outcome.code == 0, outcome.err
+    outcome = done("merge", zeroshot, strange, "--recipe", "wise-ft", "--output", zeroshot.parent / f"out{EVIL}")
     assert is_plain(outcome.out)
     assert is_plain(outcome.err)
     assert r"\x1b[31m" in outcome.err
@@ -74,8 +73,7 @@ def test_paths_that_are_not_utf8(copies: tuple[Path, Path], tmp_path: Path) -> N
     strange, output = (tmp_path / os.fsdecode(name) for name in (b"\xff\xfe", b"out\xff"))
     finetuned.rename(strange)
     for flags in ((), ("--overwrite",)):
-        outcome = clipmerge("merge", zeroshot, strange, "--recipe", "wise-ft", "--output", output, *flags)
-        assert outcome.code == 0, outcome.err
+        outcome = done("merge", zeroshot, strange, "--recipe", "wise-ft", "--output", output, *flags)
     assert "\\udcff" in (output / "clipmerge.json").read_text()
     assert "\\udcff" in (output / "report.html").read_text()
     for command, code in ((("report", output), 0), (("inspect", strange), 0), (("inspect", f"{strange}-not"), 1)):

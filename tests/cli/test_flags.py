@@ -13,7 +13,7 @@ import clipmerge as api
 from clipmerge.checkpoint import opening
 from clipmerge.errors import PlanError
 from clipmerge.progress import Silent
-from tests.support.command import clipmerge, refused
+from tests.support.command import clipmerge, done, printed, refused
 from tests.support.tiny_clip import save_images
 
 Folders = tuple[Path, Path]
@@ -44,9 +44,8 @@ def test_progress_ends_at_the_end_whatever_the_dtype(pair: Folders, tmp_path: Pa
 
 
 def test_recipes_alone_lists_them_in_the_format_asked_for() -> None:
-    listed = clipmerge("recipes", "--format", "json")
-    assert listed.code == 0, listed.err
-    assert listed.json == clipmerge("recipes", "list", "--format", "json").json
+    listed = done("recipes", "--format", "json")
+    assert listed.json == printed("recipes", "list")
     assert "auto" in listed.json["recipes"]
     assert "--format goes after the command" in refused(clipmerge("recipes", "--format", "json", "show", "auto"), 2)
 
@@ -61,16 +60,14 @@ def test_the_measure_is_named_that_takes_one_checkpoint(family: list[Path], imag
 def test_fewer_images_at_once_change_no_number(pair: Folders, sources: list[object], tmp_path: Path) -> None:
     swept = []
     for name, flags in (("whole", []), ("pieces", ["--images-at-once", 3])):
-        made = clipmerge("sweep", *pair, *sources, *flags, "-o", tmp_path / name, "--format", "json")
-        assert made.code == 0, made.err
+        done("sweep", *pair, *sources, *flags, "-o", tmp_path / name, "--format", "json")
         swept.append((tmp_path / name / "correct.safetensors").read_bytes())
     assert swept[0] == swept[1]
 
 
 def test_a_sweep_takes_overrides_and_need_not_hash(pair: Folders, sources: list[object], tmp_path: Path) -> None:
     flags = ["--recipe", "wise-ft", "--set", "method.alpha=1", "--no-hash", "--format", "json"]
-    made = clipmerge("sweep", *pair, *sources, *flags, "-o", tmp_path / "out")
-    assert made.code == 0, made.err
+    made = done("sweep", *pair, *sources, *flags, "-o", tmp_path / "out")
     assert made.json["recipes"][0]["alpha"] == 1
     assert made.json["recipes"][0]["recipe"]["method"]["alpha"] == 1
     assert set(made.json["zeroshot"]["files"].values()) == {None}
@@ -91,8 +88,7 @@ def test_a_plan_without_hashes_is_applied_and_a_plan_with_them_may_be(pair: Fold
         (plans[1], [], "has no sha256 of"),
     ):
         output = tmp_path / f"{plan.stem}{len(flags)}"
-        applied = clipmerge("apply", plan, *flags, "-o", output, "--format", "json")
-        assert applied.code == 0, applied.err
+        applied = done("apply", plan, *flags, "-o", output, "--format", "json")
         assert note in applied.err
         weights.append((output / "model.safetensors").read_bytes())
         assert (applied.json["files"]["model.safetensors"] is None) is bool(flags)
@@ -118,8 +114,7 @@ def test_a_sweep_opens_each_checkpoint_once_for_any_number_of_recipes(
     original = opening._open
     monkeypatch.setattr(opening, "_open", lambda source: opened.append(source) or original(source))
     recipes = [word for name in ("lines", "monosoup", "wise-ft") for word in ("--recipe", name)]
-    made = clipmerge("sweep", *pair, *sources, *recipes, "-o", tmp_path / "out")
-    assert made.code == 0, made.err
+    done("sweep", *pair, *sources, *recipes, "-o", tmp_path / "out")
     assert opened == [str(pair[0]), str(pair[1])]
 
 

@@ -10,7 +10,7 @@ import pytest
 from clipmerge.cli._help import complete_recipe, examples, shipped_recipes
 from clipmerge.cli.app import COMMANDS
 from clipmerge.planning.recipe import load_recipe, recipe_names
-from tests.support.command import clipmerge, refused
+from tests.support.command import clipmerge, printed, refused
 
 Folders = tuple[Path, Path]
 
@@ -156,10 +156,10 @@ def test_env_names_the_defaults_in_force(monkeypatch: pytest.MonkeyPatch, tmp_pa
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("CLIPMERGE_SEED", "7")
     (tmp_path / "clipmerge.toml").write_text("images = 40\n")
-    found = clipmerge("env", "--format", "json").json["defaults"]
+    found = printed("env")["defaults"]
     assert found == {"--images": "40 (clipmerge.toml)", "--seed": "7 (CLIPMERGE_SEED)"}
     (tmp_path / "clipmerge.toml").write_text("imagse = 40\n")
-    assert "'imagse' cannot be set there" in clipmerge("env", "--format", "json").json["defaults"]["unusable"]
+    assert "'imagse' cannot be set there" in printed("env")["defaults"]["unusable"]
 
 
 def test_env_says_what_a_bug_report_needs_and_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:

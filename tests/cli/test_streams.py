@@ -21,7 +21,7 @@ from clipmerge.cli import _early
 from clipmerge.cli._ending import Unprintable, printing
 from clipmerge.cli._help import complete_recipe
 from clipmerge.cli._terminal import Format, Terminal
-from tests.support.command import clipmerge
+from tests.support.command import clipmerge, done
 from tests.support.counted import counted
 from tests.support.image_files import png
 
@@ -181,8 +181,7 @@ def test_a_command_enables_it_before_it_computes(
     name: str, pair: tuple[Path, Path], images: Path, tmp_path: Path
 ) -> None:
     places = {"zeroshot": pair[0], "finetuned": pair[1], "images": images, "output": tmp_path / "out"}
-    ended = clipmerge(*(word.format(**places) for word in COMMANDS[name]))
-    assert ended.code == 0, ended.err
+    done(*(word.format(**places) for word in COMMANDS[name]))
     assert gc.isenabled()
     assert gc.get_freeze_count() > 0
 

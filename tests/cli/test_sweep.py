@@ -13,7 +13,7 @@ import pytest
 from clipmerge.api._requests import alphas_from
 from clipmerge.errors import UsageError
 from clipmerge.evaluation.scorer import write_correct
-from tests.support.command import clipmerge, refused
+from tests.support.command import clipmerge, done, refused
 from tests.support.counted import counted
 from tests.support.tiny_clip import save_images
 
@@ -110,8 +110,7 @@ def arguments(pair: Pair, images: Path, shifted: Path, output: Path, *more: str)
 
 
 def test_each_format_carries_what_it_is_for(pair: Pair, images: Path, shifted: Path, tmp_path: Path) -> None:
-    ended = clipmerge(*arguments(pair, images, shifted, tmp_path / "j", "--format", "json"))
-    assert ended.code == 0, ended.err
+    ended = done(*arguments(pair, images, shifted, tmp_path / "j", "--format", "json"))
     assert set(ended.json["curve"][0]["accuracy"]) == {"val", "far"}
     assert ended.json["output"] == str(tmp_path / "j")
     ended = clipmerge(*arguments(pair, images, shifted, tmp_path / "q", "--format", "quiet"))
@@ -139,8 +138,7 @@ def test_two_processes_find_the_same(pair: Pair, images: Path, shifted: Path, tm
     )
     assert ended.returncode == 0, ended.stderr
     two = json.loads((tmp_path / "out" / "sweep.json").read_text())
-    ended = clipmerge(*words, "--overwrite", "--format", "json")
-    assert ended.code == 0, ended.err
+    ended = done(*words, "--overwrite", "--format", "json")
     one = ended.json
     for record in (one, two):
         for key in ("seconds", "command"):

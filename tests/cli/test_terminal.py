@@ -1,4 +1,4 @@
-"""Output on stdout and stderr, and the end of commands for every exception."""
+"""Output on stdout and stderr, progress, and the end of commands for every exception."""
 
 from __future__ import annotations
 
@@ -8,10 +8,14 @@ from collections.abc import Callable
 
 import pytest
 import typer
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
 
+from clipmerge.cli import _ending
 from clipmerge.cli import app as cli
 from clipmerge.cli._ending import DEBUG, fail, reporting_errors
-from clipmerge.cli._terminal import Format, Terminal
+from clipmerge.cli._terminal import LINE_SECONDS, Format, Terminal
 from clipmerge.errors import ClipmergeError, OutputError, UsageError
 from tests.support.command import clipmerge
 
@@ -117,18 +121,7 @@ def test_verbose_says_each_stage(capsys: pytest.CaptureFixture[str]) -> None:
     assert "measuring ...\n" in capsys.readouterr().err
 
 
-def test_only_the_main_process_prints(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setenv("RANK", "1")
-    for fmt in Format:
-        show_everything(Terminal(fmt, verbose=True))
-    assert capsys.readouterr() == ("", "")
-
-
 def test_off_a_terminal_a_paragraph_is_one_line_and_no_line_ends_in_blanks(capsys: pytest.CaptureFixture[str]) -> None:
-    from rich.console import Group
-    from rich.table import Table
-    from rich.text import Text
-
     table = Table("layer", "reason", box=None)
     table.add_row("vision.0.mlp", "short")
     table.add_row("x", "a reason that is longer than the other one")
@@ -138,3 +131,100 @@ def test_off_a_terminal_a_paragraph_is_one_line_and_no_line_ends_in_blanks(capsy
     assert out.endswith("\n")
     assert all(line == line.rstrip() for line in out.splitlines())
     assert len(out.splitlines()) == 5
+
+
+class Clock:
+    """Seconds that pass only when told to."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.mark.parametrize("fmt", [Format.human, Format.json])
+def test_off_a_terminal_progress_is_a_line_now_and_then(fmt: Format, capsys: pytest.CaptureFixture[str]) -> None:
+    clock = Clock()
+    terminal = Terminal(fmt, clock=clock)
+    terminal.stage("measure")
+    for done in range(1, 41):
+        clock.now += 1
+        terminal.advance(done, 80)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == [
+        f"measuring: {share}%, {after} s elapsed, {left} left"
+        for share, after, left in ((12, 10, "1 min 10 s"), (25, 20, "1 min 0 s"), (38, 30, "50 s"), (50, 40, "40 s"))
+    ]
+    assert LINE_SECONDS == 10
+
+
+def test_a_bar_tells_the_time_left_once_the_pace_is_known_and_goes_when_it_is_full(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "100")
+    clock = Clock()
+    terminal = Terminal(Format.human, clock=clock)
+    terminal.stage("auto: learning")
+    seen = []
+    for done in (1, 2, 3, 4):
+        clock.now += 1.5
+        terminal.advance(done, 4)
+        if terminal._bar is not None:
+            seen.append(terminal._bar.tasks[0].fields["times"])
+            terminal._bar.refresh()
+    assert seen == ["2 s elapsed", "3 s elapsed", "4 s elapsed, 2 s left"]
+    assert terminal._bar is None
+    assert "auto: learning" in capsys.readouterr().err
+
+
+def test_the_last_line_is_how_long_it_took(capsys: pytest.CaptureFixture[str]) -> None:
+    clock = Clock()
+    terminal = Terminal(Format.human, clock=clock)
+    clock.now += 83
+    terminal.end("Wrote out")
+    assert capsys.readouterr().out == "Wrote out\nTook 1 min 23 s.\n"
+
+
+def test_an_error_takes_the_bar_down_first(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    terminal = Terminal(Format.human)
+    terminal.stage("measure")
+    terminal.advance(1, 2)
+    assert terminal._bar is not None
+    with pytest.raises(SystemExit):
+        fail("interrupted", 130)
+    assert terminal._bar is None
+    assert _ending.before_the_error == []
+    assert capsys.readouterr().err.splitlines()[-1].endswith("error: interrupted")
+
+
+def test_a_name_in_brackets_is_text_in_a_progress_bar(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    terminal = Terminal(Format.human)
+    terminal.stage("evaluating [/x] [link=file:///etc]y[/link]")
+    terminal.advance(1, 2)
+    assert terminal._bar is not None
+    terminal._bar.refresh()
+    terminal.close()
+    assert "evaluating [/x] [link=file:///etc]y[/link]" in capsys.readouterr().err
+
+
+def test_errors_and_notes_break_between_words_on_a_narrow_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "60")
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    text = "the quick straggler-sparse recipe jumps over a lazy checkpoint " * 4
+    Terminal(Format.human).say(text)
+    with pytest.raises(SystemExit):
+        fail(text, 1)
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) > 8
+    assert all(len(line.rstrip()) <= 60 for line in lines)
+    assert " ".join(" ".join(lines).split()) == " ".join(f"note: {text} error: {text}".split())

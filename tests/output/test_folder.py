@@ -18,7 +18,7 @@ from clipmerge.checkpoint import Inputs, align_checkpoints, open_checkpoint
 from clipmerge.errors import CheckpointError
 from clipmerge.families.clip import FAMILY as CLIP
 from clipmerge.output.side_files import write_side_files
-from tests.support.command import clipmerge, refused
+from tests.support.command import clipmerge, done, refused
 from tests.support.raw_safetensors import edit, rename_keys, shard
 from tests.support.tiny_open_clip import model_config, save_open_clip_pair
 
@@ -38,8 +38,7 @@ def _silence() -> None:
 
 def merge(*inputs: Path, flags: tuple[object, ...] = ()) -> Path:
     output = inputs[1].parent / "out" if inputs[1].is_dir() else inputs[1].parent.parent / "out"
-    outcome = clipmerge("merge", *inputs, "--recipe", "wise-ft", "--output", output, "--format", "quiet", *flags)
-    assert outcome.code == 0, outcome.err
+    done("merge", *inputs, "--recipe", "wise-ft", "--output", output, "--format", "quiet", *flags)
     return output
 
 

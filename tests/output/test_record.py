@@ -13,13 +13,12 @@ from clipmerge.errors import OutputError
 from clipmerge.output.record import PUBLISHED, MergeRecord, parse_record, read_output
 from clipmerge.planning.recipe import load_recipe
 from clipmerge.publish.public import public_record
-from tests.support.command import clipmerge, refused
+from tests.support.command import clipmerge, done, refused
 from tests.support.merged_output import RECORD
 
 
 def test_a_merge_writes_what_it_prints_and_it_reads_back(pair: tuple[Path, Path], tmp_path: Path) -> None:
-    ended = clipmerge("merge", *pair, "-r", "lines", "-o", tmp_path / "out", "--format", "json")
-    assert ended.code == 0, ended.err
+    ended = done("merge", *pair, "-r", "lines", "-o", tmp_path / "out", "--format", "json")
     assert ended.json["format"] == "clipmerge-record/2"
     assert isinstance(ended.json["finetuned"], list)
     assert not set(PUBLISHED) & set(ended.json)

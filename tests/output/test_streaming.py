@@ -7,7 +7,6 @@ import hashlib
 import json
 import os
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -23,7 +22,7 @@ from clipmerge.files.finite import is_finite
 from clipmerge.merging.stream import MergedTensor
 from clipmerge.planning.recipe import load_recipe
 from clipmerge.request import MergeRequest
-from tests.support.command import clipmerge, refused
+from tests.support.command import clipmerge, printed, refused
 from tests.support.hub_double import FakeHub
 
 Inputs = tuple[Path, Path]
@@ -111,21 +110,15 @@ Inputs = tuple[Path, Path]
 WEIGHTS = "model.safetensors"
 
 
-def done(*arguments: object) -> Any:
-    ended = clipmerge(*arguments, "--format", "json")
-    assert ended.code == 0, ended.err
-    return ended.json
-
-
 def test_without_hashes_the_weights_are_the_same_and_published_without_evaluations(
     hub: FakeHub, pair: Inputs, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "out"
-    hashed = done("merge", *pair, "-r", "wise-ft", "-o", tmp_path / "hashed")
+    hashed = printed("merge", *pair, "-r", "wise-ft", "-o", tmp_path / "hashed")
     with monkeypatch.context() as patched:
         patched.delattr(source, "remembered_sha256")
-        planned = done("merge", *pair, "-r", "wise-ft", "--no-hash", "--dry-run")
-        record = done("merge", *pair, "-r", "wise-ft", "-o", out, "--no-hash")
+        planned = printed("merge", *pair, "-r", "wise-ft", "--no-hash", "--dry-run")
+        record = printed("merge", *pair, "-r", "wise-ft", "-o", out, "--no-hash")
     weights = (out / WEIGHTS).read_bytes()
     assert weights == (tmp_path / "hashed" / WEIGHTS).read_bytes()
     for each in (planned, record):
@@ -136,11 +129,11 @@ def test_without_hashes_the_weights_are_the_same_and_published_without_evaluatio
     assert f"| {WEIGHTS} | not hashed |" in (out / "README.md").read_text()
     assert (out / "report.html").read_text().count("not hashed") == 3
     told = tmp_path / "e.json"
-    told.write_text(json.dumps(done("evaluate", out, "--data", f"val={images}")))
+    told.write_text(json.dumps(printed("evaluate", out, "--data", f"val={images}")))
     line = refused(clipmerge("push", out, "alice/robust", "--evaluation", told), code=2)
     assert "merged with --no-hash; merge again without" in line
     assert not hub.requests("POST", "")
-    done("push", out, "alice/robust")
+    printed("push", out, "alice/robust")
     assert hub.content("alice/robust", WEIGHTS) == weights
 
 

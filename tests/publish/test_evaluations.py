@@ -15,7 +15,7 @@ from clipmerge.errors import UsageError
 from clipmerge.output.record import PUBLISHED, MergeRecord
 from clipmerge.publish import evaluations
 from clipmerge.publish.evaluations import eval_result_files
-from tests.support.command import clipmerge
+from tests.support.command import printed
 from tests.support.hub_double import FakeHub, upload
 from tests.support.image_files import save_hub_parquet
 from tests.support.merged_output import RECORD
@@ -31,23 +31,17 @@ def add_results(record: dict[str, Any], files: list[Path]) -> dict[str, Any]:
     return evaluations.add_results(MergeRecord.model_validate(record), files).as_json()
 
 
-def done(*arguments: object) -> Any:
-    ended = clipmerge(*arguments, "--format", "json")
-    assert ended.code == 0, ended.err
-    return ended.json
-
-
 def test_evaluate_then_push_puts_accuracies_on_the_hub(
     hub: FakeHub, pair: Inputs, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     content = save_hub_parquet(tmp_path / "x.parquet", [0, 1, 2] * 4).read_bytes()
     sha = upload(hub, "acme/cars", {"data/test-00000-of-00001.parquet": content}, kind="dataset")
     out = tmp_path / "out"
-    done("merge", *pair, "-r", "wise-ft", "-o", out)
+    printed("merge", *pair, "-r", "wise-ft", "-o", out)
     far = "hf://datasets/acme/cars:test"
-    told = done("evaluate", out, "--data", f"Cars far={far}", "--data", f"val={images}")
+    told = printed("evaluate", out, "--data", f"Cars far={far}", "--data", f"val={images}")
     (tmp_path / "e.json").write_text(json.dumps(told))
-    done("push", out, "alice/robust", "--evaluation", tmp_path / "e.json")
+    printed("push", out, "alice/robust", "--evaluation", tmp_path / "e.json")
     card = ModelCard(hub.content("alice/robust", "README.md").decode())
     results = {result.dataset_name: result for result in card.data.eval_results}
     assert {name: result.metric_value for name, result in results.items()} == told["accuracy"]
@@ -64,7 +58,7 @@ def test_evaluate_then_push_puts_accuracies_on_the_hub(
     record = json.loads(hub.content("alice/robust", "clipmerge.json"))
     assert record["accuracy"] == told["accuracy"]
     assert str(images) not in json.dumps(record)
-    again = done("push", out, "alice/robust")
+    again = printed("push", out, "alice/robust")
     assert not again["changed"]
     assert len(hub.requests("POST", "/models/alice/robust/commit/")) == 1
 
@@ -74,8 +68,8 @@ def test_a_sweeps_point_is_found_by_its_recipe(pair: Inputs, images: Path, tmp_p
 
     far = save_images(tmp_path / "far", each=4, seed=9)
     flags = ("--id", f"val={images}", "--ood", f"far={far}", "--alphas", "0,1", "-r", "wise-ft", "-r", "lines")
-    swept = done("sweep", *pair, *flags, "--seed", "3", "-o", tmp_path / "sweep")
-    record = done("merge", *pair, "-r", "lines", "--seed", "3", "-o", tmp_path / "out")
+    swept = printed("sweep", *pair, *flags, "--seed", "3", "-o", tmp_path / "sweep")
+    record = printed("merge", *pair, "-r", "lines", "--seed", "3", "-o", tmp_path / "out")
     assert set(record) == set(MergeRecord.model_fields) - set(PUBLISHED)
     told = add_results(record, [tmp_path / "sweep" / "sweep.json"])
     assert told["accuracy"] == swept["recipes"][1]["accuracy"]

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from clipmerge.errors import CheckpointError
 from clipmerge.files import side_files
 from clipmerge.files.side_files import SIDE_FILES, copy_side_file
-from tests.support.command import clipmerge, refused
+from tests.support.command import clipmerge, done, refused
 from tests.support.hub_double import FakeHub
 from tests.support.merged_output import save_output
 
@@ -108,11 +108,9 @@ def test_no_byte_of_the_traps_arrives(
     monkeypatch.chdir(home)
     flags = ("-r", home / "recipe.yaml", "--data", photos, "--template", "a {}", "--template", f"{{}} in ~/{SECRET}/x")
     made = ("--set", f"name=hf_{SECRET}{SECRET} x", "-o", home / "out", "--push", "alice/robust")
-    merged = clipmerge("merge", zeroshot, finetuned, *flags, *made)
-    assert merged.code == 0, merged.err
+    done("merge", zeroshot, finetuned, *flags, *made)
     assert arrived(hub, tmp_path, "alice/robust") == []
-    measured = clipmerge("evaluate", "out", "--data", f"mine={photos}", "--format", "json")
-    assert measured.code == 0, measured.err
+    measured = done("evaluate", "out", "--data", f"mine={photos}", "--format", "json")
     (home / "measured.json").write_text(measured.out)
     out = home / "out"
     add_traps(out, elsewhere)
@@ -121,8 +119,7 @@ def test_no_byte_of_the_traps_arrives(
     (out / "notes").mkdir()
     (out / "notes" / "x.json").write_text(SECRET)
     more = ("--evaluation", home / "measured.json", "--message", "Merge")
-    pushed = clipmerge("push", out, "alice/again", *more)
-    assert pushed.code == 0, pushed.err
+    pushed = done("push", out, "alice/again", *more)
     assert "alice/again" in pushed.out
     assert arrived(hub, tmp_path, "alice/again") == []
     files = set(hub.files("alice/again"))

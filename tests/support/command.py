@@ -45,6 +45,18 @@ def clipmerge(*arguments: object) -> Outcome:
     return Outcome(code, out.getvalue(), err.getvalue())
 
 
+def done(*arguments: object) -> Outcome:
+    """Run a command that must succeed."""
+    outcome = clipmerge(*arguments)
+    assert outcome.code == 0, outcome.err
+    return outcome
+
+
+def printed(*arguments: object) -> Any:
+    """Run a command that must succeed, and return the record that it prints."""
+    return done(*arguments, "--format", "json").json
+
+
 def start(*arguments: object, **options: Any) -> subprocess.Popen[str]:
     """Start ``python -m clipmerge ARGUMENTS`` in a new process."""
     command = [sys.executable, "-m", "clipmerge", *map(str, arguments)]
