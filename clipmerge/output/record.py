@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -42,13 +42,13 @@ def _whole_recipe(value: Any) -> Any:
     return {"name": "unnamed recipe", "method": {}, **value} if isinstance(value, dict) else value
 
 
-def _as_utf8(value: Any) -> Any:
-    """Escape the bytes of names that are not UTF-8, which Python holds as halves of surrogate pairs."""
+def map_text(value: Any, change: Callable[[str], str]) -> Any:
+    """Apply ``change`` to every string in nested dicts and lists, names of fields included."""
     if isinstance(value, str):
-        return value.encode("utf-8", "backslashreplace").decode()
+        return change(value)
     if isinstance(value, dict):
-        return {key: _as_utf8(item) for key, item in value.items()}
-    return [_as_utf8(item) for item in value] if isinstance(value, (list, tuple)) else value
+        return {change(key): map_text(item, change) for key, item in value.items()}
+    return [map_text(item, change) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 class LayerRecord(Frozen):
@@ -223,7 +223,8 @@ class MergeRecord(Frozen):
 
     def to_text(self) -> str:
         """Return the text of ``clipmerge.json``; in a path that is not UTF-8, the bytes that are not are escaped."""
-        return json.dumps(_as_utf8(self.as_json()), indent=2) + "\n"
+        data = map_text(self.as_json(), lambda text: text.encode("utf-8", "backslashreplace").decode())
+        return json.dumps(data, indent=2) + "\n"
 
 
 def merge_record(

@@ -55,7 +55,8 @@ def write_side_files(folder: Path, inputs: Inputs, dtype: str) -> tuple[dict[str
     for part, names in _lendable(inputs).items():
         if form is not inputs.zeroshot and not any(name in chosen for name in names):
             lent = {name: path for name, path in _side_files(inputs.zeroshot).items() if name not in chosen}
-            lent = {name: path for name, path in lent.items() if name not in ("config.json", *_other(names))}
+            other = VOCABULARIES if names is _PROCESSOR else _PROCESSOR
+            lent = {name: path for name, path in lent.items() if name not in ("config.json", *other)}
             if any(name in lent for name in names):
                 chosen |= lent
                 notes.append(f"the fine-tuned checkpoint has no {part}; the zero-shot one's was copied")
@@ -105,10 +106,6 @@ def _lendable(inputs: Inputs) -> dict[str, tuple[str, ...]]:
     if layout_of(inputs.zeroshot.entries) == "open-clip":
         del lendable["processor"]
     return lendable
-
-
-def _other(names: tuple[str, ...]) -> tuple[str, ...]:
-    return VOCABULARIES if names is _PROCESSOR else _PROCESSOR
 
 
 def _side_files(checkpoint: Checkpoint) -> dict[str, Path]:

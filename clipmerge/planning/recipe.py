@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import difflib
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -261,5 +260,4 @@ def _suggest(error: Any) -> str:
     if error["type"] != "extra_forbidden":
         return ""
     known = list(Override.model_fields)
-    close = difflib.get_close_matches(str(error["loc"][-1]), known, n=1)
-    return f" (keys: {shorten(known)})." + (f" Did you mean '{close[0]}'?" if close else "")
+    return f" (keys: {shorten(known)}).{did_you_mean(str(error['loc'][-1]), known)}"

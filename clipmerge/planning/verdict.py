@@ -59,9 +59,6 @@ def _masks(entries: Sequence[LayerPlan], count: int) -> str:
         return ""
     names = ", ".join(sorted({str(entry.mask) for entry in masked}))
     densities = sorted({entry.density for entry in masked})
-    shares = "" if densities == [1.0] else f", density {' to '.join(f'{density:g}' for density in _ends(densities))}"
+    ends = [f"{density:g}" for density in dict.fromkeys((densities[0], densities[-1]))]
+    shares = "" if densities == [1.0] else f", density {' to '.join(ends)}"
     return f"{len(masked)} of {count} layers have a mask ({names}{shares})"
-
-
-def _ends(values: Sequence[float]) -> Sequence[float]:
-    return values if len(values) < 2 else (values[0], values[-1])

@@ -11,12 +11,11 @@ import re
 import shlex
 from collections.abc import Callable
 from pathlib import PurePath, PureWindowsPath
-from typing import Any
 
 from clipmerge.errors import printable
 from clipmerge.files.side_files import MACHINE_PATH, NOT_COPIED, PATH_STARTS
 from clipmerge.hub.ids import parse_hub_id
-from clipmerge.output.record import DataSource, MergeRecord
+from clipmerge.output.record import DataSource, MergeRecord, map_text
 from clipmerge.planning.merge_effect import MergeEffect
 from clipmerge.planning.other_tasks import OtherTaskScores
 from clipmerge.planning.provenance import CalibrationRecord, UnlabelledRecord
@@ -34,7 +33,7 @@ _LEFT_OUT = "a note was removed because it names files on the author's machine"
 def public_record(record: MergeRecord) -> MergeRecord:
     """Return a copy of a record without paths on the author's machine and without tokens."""
     clean = _cleaner(record)
-    data = _map_text(record.as_json(), lambda text: _MACHINE_PATH.sub("", clean(text).rstrip("/")))
+    data = map_text(record.as_json(), lambda text: _MACHINE_PATH.sub("", clean(text).rstrip("/")))
     data["command"] = _public_command(record)
     data["warnings"] = list(dict.fromkeys(_public_note(clean(note), record) for note in record.warnings))
     data["output"] = last_part(record.output) if record.output else None
@@ -89,17 +88,6 @@ def _shortener(path: str) -> Callable[[str], str]:
         return lambda text: text.replace(path.rstrip("/"), name)
     alone = re.compile(rf"(?<![\w./-]){re.escape(path)}(?![\w./-])")
     return lambda text: alone.sub(name.replace("\\", r"\\"), text)
-
-
-def _map_text(value: Any, change: Callable[[str], str]) -> Any:
-    """Apply ``change`` to every string in nested dicts and lists, names of fields included."""
-    if isinstance(value, str):
-        return change(value)
-    if isinstance(value, dict):
-        return {change(key): _map_text(item, change) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_map_text(item, change) for item in value]
-    return value
 
 
 def _public_names(record: MergeRecord) -> set[str]:

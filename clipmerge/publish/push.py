@@ -180,15 +180,14 @@ def _additions(job: Push, record: MergeRecord, texts: dict[str, bytes]) -> list[
                 raise OutputError(f"{path}: holds a token or a private key. {NOTHING} Remove it there.")
             # the published form, without paths, has another hash than the file in the folder
             if data != path.read_bytes():
-                _check_hash(job, name, path, hashes.pop(name, None))
+                sha256 = hashes.pop(name, None)
+                if sha256 is not None and sha256_of(path) != sha256:
+                    raise OutputError(f"{job.folder}: {name} changed since the merge. {NOTHING} Merge again.")
             content[name] = data
         content.setdefault(name, str(path))
     additions = [CommitOperationAdd(name, data) for name, data in sorted(content.items())]
-    wrong = [
-        add.path_in_repo
-        for add in additions
-        if hashes.get(add.path_in_repo, add.upload_info.sha256.hex()) != add.upload_info.sha256.hex()
-    ]
+    actual = {add.path_in_repo: add.upload_info.sha256.hex() for add in additions}
+    wrong = [name for name, sha256 in actual.items() if hashes.get(name, sha256) != sha256]
     if wrong:
         raise OutputError(f"{job.folder}: {shorten(wrong)} changed since the merge. {NOTHING} Merge again.")
     return additions
@@ -212,11 +211,6 @@ def _left_behind(folder: Path, additions: Iterable[CommitOperationAdd]) -> tuple
     published = {add.path_in_repo for add in additions} | {PLAN_FOLDER}
     names = (path.name for path in folder.iterdir() if not path.name.startswith("."))
     return tuple(sorted(name for name in names if name not in published))
-
-
-def _check_hash(job: Push, name: str, path: Path, sha256: str | None) -> None:
-    if sha256 is not None and sha256_of(path) != sha256:
-        raise OutputError(f"{job.folder}: {name} changed since the merge. {NOTHING} Merge again.")
 
 
 def _changes(
