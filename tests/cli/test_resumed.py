@@ -52,7 +52,7 @@ def weights(output: Path) -> bytes:
 
 
 def notes(err: str) -> list[str]:
-    lines = [line.removeprefix("note: ") for line in err.splitlines() if "learn" in line]
+    lines = [line.removeprefix("note: ") for line in err.splitlines() if "learn" in line and " elapsed" not in line]
     return [line for line in lines if not line.startswith("learning on ")]  # how long it takes
 
 
