@@ -66,17 +66,17 @@ def test_every_style_is_drawn_from_the_seed_and_stays_a_picture() -> None:
         assert one.max() <= 1
 
 
-# --- emoji
+def test_several_drawings_of_a_thing_are_its_pictures(tmp_path: Path) -> None:
+    drawings = torch.zeros(4, 4, 2 * SIZE, 2 * SIZE, dtype=torch.uint8)
+    taken = pictures.Pictures(drawings, torch.tensor([0, 1, 0, 1]), 2, 5, None, torch.tensor([0, 2, 0, 2]))
+    pictures.write_pictures(tmp_path / "shared", ("ant", "bee"), taken)
+    names = sorted(file.relative_to(tmp_path / "shared").as_posix() for file in tmp_path.rglob("*.png"))
+    assert names == [f"{name}/0000{thing}-{copy}.png" for name, thing in (("ant", 0), ("bee", 2)) for copy in range(4)]
 
 
-def test_names_of_emoji_become_class_folders() -> None:
+def test_names_of_emoji_become_class_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert glyphs.class_folder(glyphs.plain("A_button_(blood_type)")) == "a_button_blood_type"
     assert glyphs.class_folder(glyphs.plain("piñata")) == "pinata"
-    assert glyphs._slug("", "woman\u2019s_hat") == "womans-hat"
-    assert glyphs._upper_code("☂️", "umbrella") == "2602"
-
-
-def test_a_missing_npm_is_told_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
     with pytest.raises(DataError, match=r"no `npm`; install Node"):
         fetch_packages(["@fontsource/lora@5.3.0"], tmp_path)
@@ -112,41 +112,28 @@ def prepared(tiny_shift: Shift, tmp_path_factory: pytest.TempPathFactory) -> tup
     return folder, list(prepare(tiny_shift, folder, tuple(tiny_shift.regimes)))
 
 
-def test_pairs_come_first_seeds_first(prepared: tuple[Path, list[TrainedPair]]) -> None:
-    assert [pair.name for pair in prepared[1]] == ["both-0", "image-0", "both-1"]
-
-
-def test_further_pairs_are_chosen_by_their_own_names_alone(tiny_shift: Shift) -> None:
-    assert chosen_pairs(tiny_shift, ["both"]) == [("both", 0), ("both", 1)]
-    assert chosen_pairs(tiny_shift, ["both-3", "image", "both-2"]) == [("image", 0), ("both", 2), ("both", 3)]
-
-
-def test_a_second_run_trains_nothing_anew(tiny_shift: Shift, prepared: tuple[Path, list[TrainedPair]]) -> None:
+def test_every_pair_is_trained_once_and_named(tiny_shift: Shift, prepared: tuple[Path, list[TrainedPair]]) -> None:
     folder, first = prepared
+    assert [pair.name for pair in first] == ["both-0", "image-0", "both-1"]
     times = {file: file.stat().st_mtime_ns for file in folder.rglob("*")}
     assert list(prepare(tiny_shift, folder, tuple(tiny_shift.regimes))) == first
     assert {file: file.stat().st_mtime_ns for file in folder.rglob("*")} == times
-
-
-def test_a_regime_that_is_not_there_is_refused(tiny_shift: Shift, tmp_path: Path) -> None:
+    assert chosen_pairs(tiny_shift, ["both"]) == [("both", 0), ("both", 1)]
+    assert chosen_pairs(tiny_shift, ["both-3", "image", "both-2"]) == [("image", 0), ("both", 2), ("both", 3)]
     with pytest.raises(UsageError, match=r"no regime 'mild' \(regimes: both, image\)"):
-        list(prepare(tiny_shift, tmp_path, ["mild"]))
+        list(prepare(tiny_shift, folder, ["mild"]))
 
 
-def test_a_frozen_text_tower_does_not_move(prepared: tuple[Path, list[TrainedPair]]) -> None:
+def test_seeds_differ_and_a_frozen_text_tower_does_not_move(prepared: tuple[Path, list[TrainedPair]]) -> None:
+    found = []
     for pair in prepared[1]:
         theta_0, theta_1 = (load_file(folder / "model.safetensors") for folder in (pair.zeroshot, pair.finetuned))
         moved = {name for name in theta_0 if not torch.equal(theta_0[name], theta_1[name])}
         assert "logit_scale" not in moved
         assert any(name.startswith("vision_model") for name in moved)
         assert any(name.startswith("text_") for name in moved) == (pair.regime == "both")
-
-
-def test_seeds_of_one_regime_differ(prepared: tuple[Path, list[TrainedPair]]) -> None:
-    weights = [
-        load_file(prepared[1][place].finetuned / "model.safetensors")["visual_projection.weight"] for place in (0, 2)
-    ]
-    assert not torch.equal(*weights)
+        found.append(theta_1["visual_projection.weight"])
+    assert not torch.equal(found[0], found[2])
 
 
 def test_sources_have_the_pictures_they_say(prepared: tuple[Path, list[TrainedPair]]) -> None:
@@ -215,15 +202,6 @@ def test_fine_tuning_learns_drawings_in_the_pictures_that_their_source_has(tiny_
     others = replace(tiny_shift, seeds={"image": (0,)}), replace(tiny_shift, seeds={"image": (0,)}, finetuning=dark)
     one, other = (next(prepare(shift, tmp_path, ["image"])).finetuned for shift in others)
     assert one != other
-
-
-def test_several_drawings_of_a_thing_are_its_pictures(tmp_path: Path) -> None:
-    drawings = torch.zeros(4, 4, 2 * SIZE, 2 * SIZE, dtype=torch.uint8)
-    things = torch.tensor([0, 2, 0, 2])
-    taken = pictures.Pictures(drawings, torch.tensor([0, 1, 0, 1]), 2, 5, None, things)
-    pictures.write_pictures(tmp_path / "shared", ("ant", "bee"), taken)
-    names = sorted(file.relative_to(tmp_path / "shared").as_posix() for file in tmp_path.rglob("*.png"))
-    assert names == [f"{name}/0000{thing}-{copy}.png" for name, thing in (("ant", 0), ("bee", 2)) for copy in range(4)]
 
 
 # --- the whole

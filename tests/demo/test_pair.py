@@ -30,10 +30,9 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> DemoPair:
     return prepare(tmp_path_factory.mktemp("demo") / "pair")
 
 
-# --- digits
+def test_splits_are_disjoint_and_cover_all_images_light_on_dark() -> None:
+    from sklearn.datasets import load_digits
 
-
-def test_splits_are_disjoint_and_cover_all_images() -> None:
     everything, digits = read_digits()
     parts = [demo_data.ink_of(split) for split in ("train", "calibration", "test")]
     assert [len(ink) for ink, _ in parts] == [700, 697, 400]
@@ -41,19 +40,13 @@ def test_splits_are_disjoint_and_cover_all_images() -> None:
     joined = torch.cat([ink for ink, _ in parts]).flatten(1)
     assert sorted(map(bytes, joined.numpy())) == sorted(map(bytes, everything.flatten(1).numpy()))
     assert torch.equal(torch.cat([labels for _, labels in parts]).bincount(), digits.bincount())
-
-
-def test_images_are_the_bundled_digits_light_on_dark() -> None:
-    from sklearn.datasets import load_digits
-
-    bunch = load_digits()
-    loaded = load_images("digits")
-    images = [loaded.image(number) for number in range(50)]
+    bunch, loaded = load_digits(), load_images("digits")
     assert list(loaded.labels) == bunch.target.tolist()
-    assert {(image.size, image.mode) for image in images} == {((32, 32), "RGB")}
-    for image, small in zip(images, bunch.images, strict=False):
+    for number in range(50):
+        image = loaded.image(number)
+        assert (image.size, image.mode) == ((32, 32), "RGB")
         shrunk = np.asarray(image)[:, :, 0].reshape(8, 4, 8, 4).mean(axis=(1, 3)) / 255
-        assert np.corrcoef(shrunk.ravel(), small.ravel())[0, 1] > 0.97
+        assert np.corrcoef(shrunk.ravel(), bunch.images[number].ravel())[0, 1] > 0.97
 
 
 def test_without_scikit_learn_the_message_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -69,25 +62,15 @@ def test_importing_the_demo_stays_light() -> None:
     assert done.stdout.strip() == "set()"
 
 
-# --- shifts
-
-
-@pytest.mark.parametrize("shift", SHIFTS)
-def test_a_shift_repeats_itself_and_changes_every_image(shift: str) -> None:
+def test_shifts_repeat_themselves_and_change_every_image() -> None:
     ink, _ = demo_data.ink_of("test")
-    pixels = demo_data.shifted_pixels(shift, ink)
-    assert pixels.shape == (400, 3, 32, 32)
-    assert 0 <= pixels.min() <= pixels.max() <= 1
-    assert torch.equal(pixels, demo_data.shifted_pixels(shift, ink))
-    assert ((pixels - as_rgb(ink)).abs().amax(dim=(1, 2, 3)) > 0.1).all()
-
-
-def test_inversion_is_exact() -> None:
-    ink, _ = demo_data.ink_of("test")
-    assert torch.equal(demo_data.shifted_pixels("inversion", ink), 1 - ink.expand(-1, 3, -1, -1))
-
-
-def test_blur_is_a_gaussian_of_the_given_width() -> None:
+    for shift in SHIFTS:
+        pixels = demo_data.shifted_pixels(shift, ink)
+        assert pixels.shape == (400, 3, 32, 32)
+        assert 0 <= pixels.min() <= pixels.max() <= 1
+        assert torch.equal(pixels, demo_data.shifted_pixels(shift, ink))
+        assert ((pixels - as_rgb(ink)).abs().amax(dim=(1, 2, 3)) > 0.1).all()
+        assert shift != "inversion" or torch.equal(pixels, 1 - as_rgb(ink))
     dot = torch.zeros(2, 1, 32, 32)
     dot[:, :, 16, 16] = 1
     blurred = demo_data.blurred(dot, torch.tensor([1.0, 2.0]))
@@ -95,13 +78,10 @@ def test_blur_is_a_gaussian_of_the_given_width() -> None:
         axis = torch.arange(32, dtype=torch.float64) - 16
         assert image.sum().item() == pytest.approx(1, abs=1e-5)
         assert (image.sum(dim=0) * axis**2).sum().item() == pytest.approx(sigma**2, rel=1e-3)
-
-
-def test_positive_degrees_turn_counter_clockwise() -> None:
     page = torch.zeros(1, 1, 32, 32)
     page[:, :, :8] = 1
     turned = demo_data.posed(page, torch.tensor([90.0]), torch.ones(1), torch.zeros(1, 2))
-    assert torch.allclose(turned, torch.rot90(page, dims=(2, 3)), atol=1e-4)
+    assert torch.allclose(turned, torch.rot90(page, dims=(2, 3)), atol=1e-4)  # counter-clockwise
 
 
 # --- the folder
@@ -120,35 +100,22 @@ def test_both_checkpoints_load_as_ordinary_ones(pair: DemoPair) -> None:
         assert config.eos_token_id != 2, "2 would make transformers pool at the highest id instead"
         assert config.max_position_embeddings == tokenizer.model_max_length
         assert sum(parameter.numel() for parameter in model.parameters()) < 1_000_000
+        padding: list[dict[str, str]] = [{}, {"padding": "max_length"}]  # does not change a prompt
+        tokens = [tokenizer([TEMPLATE.format("seven")], return_tensors="pt", **each) for each in padding]
+        with torch.no_grad():
+            assert torch.allclose(*(model.text_model(**each).pooler_output for each in tokens), atol=1e-5)
 
 
-def test_padding_does_not_change_a_prompt(pair: DemoPair) -> None:
-    from transformers import CLIPModel, CLIPProcessor
-
-    model = CLIPModel.from_pretrained(pair.zeroshot)
-    tokenizer = CLIPProcessor.from_pretrained(pair.zeroshot).tokenizer
-    prompt = TEMPLATE.format("seven")
-    alone = tokenizer([prompt], return_tensors="pt")
-    padded = tokenizer([prompt], padding="max_length", return_tensors="pt")
-    with torch.no_grad():
-        features = [model.text_model(**tokens).pooler_output for tokens in (alone, padded)]
-    assert torch.allclose(*features, atol=1e-5)
-
-
-def test_images_lie_in_a_folder_a_class(pair: DemoPair) -> None:
-    folders = {"calibration": pair.calibration, "clean": pair.clean, **pair.shifted}
+def test_images_lie_in_a_folder_per_class_and_pair_up(pair: DemoPair) -> None:
     assert tuple(pair.shifted) == SHIFTS
-    for name, folder in folders.items():
+    names: dict[str, set[Path]] = {}
+    for name, folder in {"calibration": pair.calibration, "clean": pair.clean, **pair.shifted}.items():
         assert folder.name == name
         assert sorted(path.name for path in folder.iterdir()) == sorted(CLASS_NAMES)
-        assert len(list(folder.glob("*/*.png"))) == (697 if name == "calibration" else 400)
-
-
-def test_shifted_files_pair_up_with_the_clean_ones(pair: DemoPair) -> None:
-    clean = sorted(path.relative_to(pair.clean) for path in pair.clean.glob("*/*.png"))
-    for folder in pair.shifted.values():
-        assert sorted(path.relative_to(folder) for path in folder.glob("*/*.png")) == clean
-    for path in clean[::50]:
+        names[name] = {path.relative_to(folder) for path in folder.glob("*/*.png")}
+        assert len(names[name]) == (697 if name == "calibration" else 400)
+        assert name == "calibration" or names[name] == names["clean"]
+    for path in sorted(names["clean"])[::50]:
         upright = np.asarray(Image.open(pair.clean / path), dtype=int)
         inverted = np.asarray(Image.open(pair.shifted["inversion"] / path), dtype=int)
         assert np.abs(upright + inverted - 255).max() <= 1

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
 import re
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,40 +10,26 @@ import pytest
 import torch
 
 from clipmerge import merge_state_dicts
-from clipmerge.planning.recipe import load_recipe
-from clipmerge.plugins import load_plugin, plugin_names
+from clipmerge.plugins import load_plugin
 from tests.support.command import clipmerge
-from tests.support.small_objective import make_batches, objective_for, save_ends
+from tests.support.plugged import plugged
+from tests.support.small_objective import Ends, make_batches, objective_for
 
 PAGE = (Path(__file__).parents[2] / "CONTRIBUTING.md").read_text(encoding="utf-8")
 SHOWN = re.compile(r"`(?:clipmerge/)?(?P<folder>\w+)/(?P<name>[\w-]+\.\w+)`[^`]*```\w+\n(?P<content>.*?)```", re.DOTALL)
 
 
 @pytest.fixture
-def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Path]]:
+def files(tmp_path: Path) -> Iterator[dict[str, Path]]:
     """The files by name, each found beside those of its package."""
     written = {}
     for shown in SHOWN.finditer(PAGE):
         written[shown["name"]] = file = tmp_path / shown["folder"] / shown["name"]
         file.parent.mkdir()
         file.write_text(shown["content"])
-        if file.suffix == ".py":
-            package = importlib.import_module(f"clipmerge.{shown['folder']}")
-            monkeypatch.setattr(package, "__path__", [*package.__path__, str(file.parent)])
-    for cached in (plugin_names, load_plugin):
-        cached.cache_clear()
-    importlib.invalidate_caches()
-    yield written
-    monkeypatch.undo()
-    for file in written.values():
-        sys.modules.pop(f"clipmerge.{file.parent.name}.{file.stem}", None)
-    for cached in (plugin_names, load_plugin):
-        cached.cache_clear()
-
-
-def test_four_files_are_shown(files: dict[str, Path]) -> None:
-    assert set(files) == {"vision_only.py", "vision-only.yaml", "tilt.py", "positive.py"}
-    assert load_recipe(str(files["vision-only.yaml"])).method["name"] == "vision-only"
+    assert set(written) == {"vision_only.py", "vision-only.yaml", "tilt.py", "positive.py"}
+    with plugged([file for file in written.values() if file.suffix == ".py"]):
+        yield written
 
 
 def test_the_method_merges_one_tower(files: dict[str, Path], pair: tuple[Path, Path]) -> None:
@@ -62,8 +46,8 @@ def test_the_mask_keeps_what_grows(files: dict[str, Path]) -> None:
     assert torch.equal(merged["a"], torch.tensor([[2.0, 2.0, 3.5]]))
 
 
-def test_the_measure_is_the_slope_of_the_loss(files: dict[str, Path], tmp_path: Path) -> None:
-    objective = objective_for(save_ends(tmp_path / "ends"), make_batches((4, 3)))
+def test_the_measure_is_the_slope_of_the_loss(files: dict[str, Path], ends: Ends) -> None:
+    objective = objective_for(ends, make_batches((4, 3)))
     (tilt,) = load_plugin("measures", "tilt")(objective, at=0.5).statistics
     step = 1e-2
     rises = []

@@ -8,7 +8,7 @@ from accelerate import Accelerator
 from PIL import Image
 from transformers import CLIPModel, CLIPProcessor
 
-from clipmerge.errors import CheckpointError, UsageError
+from clipmerge.errors import UsageError
 from clipmerge.evaluation.accuracy import evaluate_sources
 from clipmerge.evaluation.settings import EvalSettings
 from clipmerge.evaluation.sources import named_sources, parse_named_source
@@ -50,46 +50,33 @@ def test_accuracy_is_that_of_the_obvious_loop(
     assert record["accuracy"]["val"] == pytest.approx(accuracy_by_hand(pair[1], images, templates))
 
 
-def test_two_sources_of_one_name_are_refused(pair: tuple[Path, Path], images: Path) -> None:
-    with pytest.raises(UsageError, match="same name"):
-        named_sources("--data", [f"a={images}", f"a={images}"])
-
-
-def test_a_bare_file_without_config_is_refused(pair: tuple[Path, Path], images: Path, tmp_path: Path) -> None:
+def test_what_is_no_whole_checkpoint_is_refused(pair: tuple[Path, Path], images: Path, tmp_path: Path) -> None:
     bare = tmp_path / "weights.safetensors"
     bare.write_bytes((pair[0] / "model.safetensors").read_bytes())
-    with pytest.raises(CheckpointError, match=r"no config\.json beside it says .* evaluates it as alpha 1"):
-        evaluate_sources(str(bare), {"a": str(images)}, EvalSettings(Accelerator(cpu=True), ("{}",)), progress=Silent())
-
-
-def test_a_single_tower_is_refused(pair: tuple[Path, Path], images: Path, tmp_path: Path) -> None:
     CLIPModel.from_pretrained(pair[1]).vision_model.save_pretrained(tmp_path / "tower")
-    with pytest.raises(CheckpointError, match=r"holds the vision tower only, which has no zero-shot classes"):
-        evaluate_sources(
-            str(tmp_path / "tower"), {"a": str(images)}, EvalSettings(Accelerator(cpu=True), ("{}",)), progress=Silent()
-        )
+    for checkpoint, told in (
+        (bare, "no config.json beside it says"),
+        (tmp_path / "tower", "holds the vision tower only, which has no zero-shot classes"),
+    ):
+        assert told in refused(clipmerge("evaluate", checkpoint, "--data", images))
+    few = save_images(tmp_path / "images", each=2, classes=("bird",))
+    line = refused(clipmerge("evaluate", pair[0], "--data", few))
+    assert line.endswith("images: has one class; measuring needs at least two")
 
 
-def test_a_source_without_a_name_is_called_after_its_folder() -> None:
-    assert parse_named_source("data/val") == ("val", "data/val")
-    assert parse_named_source("x=data/val=1") == ("x", "data/val=1")
-
-
-def test_the_working_directory_has_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_source_without_a_name_is_called_after_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "val").mkdir()
     monkeypatch.chdir(tmp_path / "val")
-    assert parse_named_source(".") == ("val", ".")
-    assert parse_named_source("..") == (tmp_path.name, "..")
-    assert parse_named_source("/") == ("/", "/")
-
-
-@pytest.mark.parametrize("text", ["", "a=", "a= "])
-def test_a_name_without_a_source_is_refused(pair: tuple[Path, Path], text: str) -> None:
-    line = refused(clipmerge("evaluate", pair[0], "--data", text), code=2)
-    assert f"'{text}': names no images; write NAME=SOURCE" in line
-
-
-def test_one_class_is_refused(pair: tuple[Path, Path], tmp_path: Path) -> None:
-    images = save_images(tmp_path / "images", each=2, classes=("bird",))
-    line = refused(clipmerge("evaluate", pair[0], "--data", images))
-    assert line.endswith("images: has one class; measuring needs at least two")
+    for text, name, source in (
+        ("data/val", "val", "data/val"),
+        ("x=data/val=1", "x", "data/val=1"),
+        (".", "val", "."),
+        ("..", tmp_path.name, ".."),
+        ("/", "/", "/"),
+    ):
+        assert parse_named_source(text) == (name, source)
+    for text in ("", "a=", "a= "):
+        with pytest.raises(UsageError, match=f"'{text}': names no images; write NAME=SOURCE"):
+            parse_named_source(text)
+    with pytest.raises(UsageError, match="same name"):
+        named_sources("--data", ["a=x", "a=y"])

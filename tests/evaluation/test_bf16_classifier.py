@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
 from torch import Tensor
@@ -51,64 +49,27 @@ def pictures(count: int) -> Tensor:
     return (3 * colours).expand(-1, -1, 32, 32)
 
 
-def answers(model: ImageTextModel, pixels: Tensor, classes: Tensor) -> Tensor:
-    return (model.image_features(pixels) @ classes.T).argmax(dim=1)
-
-
 @torch.inference_mode()
-def test_answers_are_those_of_float32(model: ImageTextModel) -> None:
-    counting, pixels = Counting(model, noise=0.001), pictures(300)
+@pytest.mark.parametrize(
+    ("images", "noise", "quick", "exact"),
+    [
+        (300, 0.001, 300, range(COMPARED + 1, 200)),  # some are in doubt, and most are not
+        (200, 1.0, 50, range(200, 300)),  # bfloat16 decides nothing and is given up
+        (COMPARED, 0.001, COMPARED, range(COMPARED, COMPARED + 1)),  # few images are all compared
+    ],
+)
+def test_answers_are_those_of_float32(
+    model: ImageTextModel, images: int, noise: float, quick: int, exact: range
+) -> None:
+    counting, pixels = Counting(model, noise), pictures(images)
     classes = class_embeddings(model, CLASSES, ("a {}.",), "cpu")
     one = Bf16Classifier(counting, classes, 64)  # type: ignore[arg-type]
-    found = torch.cat([one.classify(part) for part in pixels.split(100)])
-    assert torch.equal(found, answers(model, pixels, classes))
-    assert counting.quick == 300
-    assert COMPARED < counting.exact < 200  # some were in doubt, and most were not
-
-
-@torch.inference_mode()
-def test_bfloat16_is_given_up_where_it_decides_nothing(model: ImageTextModel) -> None:
-    counting, pixels = Counting(model, noise=1.0), pictures(200)
-    classes = class_embeddings(model, CLASSES, ("a {}.",), "cpu")
-    one = Bf16Classifier(counting, classes)  # type: ignore[arg-type]
-    found = torch.cat([one.classify(part) for part in pixels.split(50)])
-    assert torch.equal(found, answers(model, pixels, classes))
-    assert counting.quick == 50
-
-
-@torch.inference_mode()
-def test_a_single_class_needs_no_second_look(model: ImageTextModel) -> None:
-    classes = class_embeddings(model, ("only",), ("a {}.",), "cpu")
-    assert Bf16Classifier(model, classes).classify(pictures(3)).tolist() == [0, 0, 0]
-
-
-def test_shared_weights_are_set_again_after_something_else_moved_them(tmp_path: Path) -> None:
-    from clipmerge.checkpoint import align_checkpoints
-    from clipmerge.evaluation.moving_model import MovingModel
-    from clipmerge.models.building import build_model
-
-    paths = [str(path) for path in save_ends(tmp_path, moves=("vision_model",))]
-    pair = align_checkpoints(open_checkpoint(paths[0]), [open_checkpoint(paths[1])])
-    moving = MovingModel(build_model(pair), pair, torch.device("cpu"))
-    name = "text_model.final_layer_norm.weight"
-    moving.interpolate(0.5)
-    before = moving.text_version
-    moving.interpolate(1.0)
-    assert moving.text_version == before
-    with torch.no_grad():
-        moving._set(name, moving.model.parameters[name] + 1)
-    moving.interpolate(0.5)
-    assert torch.equal(moving.model.parameters[name], pair.theta_0(name))
-
-
-@torch.inference_mode()
-def test_few_images_are_all_compared(model: ImageTextModel) -> None:
-    counting, pixels = Counting(model, noise=0.001), pictures(COMPARED)
-    classes = class_embeddings(model, CLASSES, ("a {}.",), "cpu")
-    one = Bf16Classifier(counting, classes)  # type: ignore[arg-type]
-    found = torch.cat([one.classify(part) for part in pixels.split(COMPARED // 2)])
-    assert torch.equal(found, answers(model, pixels, classes))
-    assert (counting.exact, counting.quick) == (COMPARED, COMPARED)
+    found = torch.cat([one.classify(part) for part in pixels.split(max(COMPARED // 2, min(50, images // 3)))])
+    assert torch.equal(found, (model.image_features(pixels) @ classes.T).argmax(dim=1))
+    assert counting.quick == quick
+    assert counting.exact in exact
+    only = class_embeddings(model, ("only",), ("a {}.",), "cpu")  # a single class needs no second look
+    assert Bf16Classifier(model, only).classify(pictures(3)).tolist() == [0, 0, 0]
 
 
 class Sure:

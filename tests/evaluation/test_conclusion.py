@@ -163,6 +163,8 @@ def test_the_advice_and_the_reason_are_the_recommendations(case: Case) -> None:
     ("case", "recommendation"),
     [
         (made(70, 97, 94.1, 81, 61.5, 78.3), "use"),
+        (made(70, 97, 94, 81, 61.5, 78.3), "use"),  # the limit itself is no loss beyond it
+        (made(70, 97, 93.9, 81, 61.5, 78.3), "prefer-finetuned"),
         (made(20, 74.2, 34.0, 30, 60, 40), "prefer-finetuned"),
         (made(20, 74.2, 34.0, 30, 60, 40, images=60), "prefer-finetuned"),  # few images, and yet plain
         (made(70, 97, 92, 81, 61.5, 78.3), "prefer-finetuned"),  # more robust, and too much lost
@@ -178,8 +180,3 @@ def test_the_advice_and_the_reason_are_the_recommendations(case: Case) -> None:
 )
 def test_cases_as_in_the_docs(case: Case, recommendation: str) -> None:
     assert case.conclusion.recommendation == recommendation
-
-
-def test_the_limit_itself_is_no_loss_beyond_it() -> None:
-    assert made(70, 97, 94, 81, 61.5, 78.3).conclusion.recommendation == "use"
-    assert made(70, 97, 93.9, 81, 61.5, 78.3).conclusion.recommendation == "prefer-finetuned"

@@ -20,12 +20,6 @@ def test_wilson_is_scipys(counts: tuple[int, int]) -> None:
     assert wilson(right / images, images) == pytest.approx((expected.low, expected.high), abs=1e-9)
 
 
-@given(st.floats(0, 1), st.integers(1, 500))
-def test_wilson_holds_the_share_it_was_measured_from(share: float, images: int) -> None:
-    low, high = wilson(share, images)
-    assert 0 <= low <= share <= high <= 1
-
-
 @given(st.lists(st.booleans(), min_size=1, max_size=40))
 def test_a_share_of_images_that_are_recognised_or_not_is_wilsons(right: list[bool]) -> None:
     values = np.array(right, dtype=float)
@@ -66,11 +60,8 @@ def test_the_paired_interval_is_the_bootstraps_where_images_are_many() -> None:
     assert paired(differences) == pytest.approx((expected.low, expected.high), abs=0.001)
 
 
-def test_models_that_never_differ_may_still_differ_on_other_images() -> None:
-    low, high = paired(np.zeros(20))
-    assert low < -0.1 < 0.1 < high
-
-
 def test_the_paired_interval_stays_inside_what_a_difference_can_be() -> None:
     assert paired(np.ones(2))[1] <= 1
     assert paired(-np.ones(2))[0] >= -1
+    low, high = paired(np.zeros(20))  # models that never differ may still differ on other images
+    assert low < -0.1 < 0.1 < high

@@ -46,14 +46,10 @@ def test_recall_is_that_of_sorting(monkeypatch: pytest.MonkeyPatch, seed: int, a
     assert found.image_to_text["100"] == found.text_to_image["100"] == 1
 
 
-def test_a_model_that_says_the_same_of_all_is_at_chance() -> None:
+def test_chance_and_perfection() -> None:
     same = normalize(torch.ones(20, 3), dim=1)
     found = recall_of(same, same, torch.arange(20))
     assert found.image_to_text == found.text_to_image == {"1": 0.05, "5": 0.25, "10": 0.5}
-
-
-def test_the_right_captions_are_found() -> None:
     images = torch.eye(12)
-    texts = torch.cat([images, images])
-    found = recall_of(images, texts, torch.arange(12).repeat(2))
+    found = recall_of(images, torch.cat([images, images]), torch.arange(12).repeat(2))
     assert set(found.image_to_text.values()) == set(found.text_to_image.values()) == {1.0}

@@ -30,26 +30,16 @@ def by_hand(curve_id: list[float], curve_ood: list[float], at: float) -> float |
     return float(max(heights)) if heights else None
 
 
-@pytest.mark.parametrize(
-    ("at", "expected"),
-    [
-        (0.5, 0.7),
-        (0.6, 0.65),
-        (0.7, 0.6),  # an end of the second piece at 0.6 and of the last at 0.2: the best counts
-        (0.75, 0.55),
-        (0.8, 0.5),
-        (0.49, None),
-        (0.81, 0.5),  # more accurate than all: the most accurate point's
-    ],
-)
-def test_height_of_a_bent_curve(at: float, expected: float | None) -> None:
-    found = height(np.array(BENT_ID), np.array(BENT_OOD), np.array([at]))[0]
-    assert np.isnan(found) if expected is None else found == pytest.approx(expected)
-    assert by_hand(BENT_ID, BENT_OOD, at) == (expected and pytest.approx(expected))
-
-
-def test_a_vertical_piece_counts_with_its_better_end() -> None:
-    assert height(np.array([0.5, 0.5]), np.array([0.2, 0.4]), np.array([0.5])).tolist() == [0.4]
+def test_height_of_a_bent_curve() -> None:
+    # at 0.7 an end of the second piece at 0.6 and of the last at 0.2: the best counts; at 0.81, more accurate than all,
+    # the most accurate point's
+    at = [0.5, 0.6, 0.7, 0.75, 0.8, 0.49, 0.81]
+    expected = [0.7, 0.65, 0.6, 0.55, 0.5, np.nan, 0.5]
+    found = height(np.array(BENT_ID), np.array(BENT_OOD), np.array(at))
+    assert found == pytest.approx(np.array(expected), nan_ok=True)
+    by_fractions = [by_hand(BENT_ID, BENT_OOD, each) for each in at]
+    assert [np.nan if each is None else each for each in by_fractions] == pytest.approx(expected, nan_ok=True)
+    assert height(np.array([0.5, 0.5]), np.array([0.2, 0.4]), np.array([0.5])).tolist() == [0.4]  # a vertical piece
 
 
 def test_accuracies_equal_but_for_rounding_are_equal() -> None:
@@ -100,14 +90,6 @@ def test_height_is_that_of_exact_fractions(curve: list[tuple[float, float]], at:
         assert np.isnan(value) if expected is None else value == pytest.approx(expected)
 
 
-def test_a_point_of_the_curve_is_never_above_it() -> None:
-    rng = np.random.default_rng(0)
-    for _ in range(200):
-        curve = rng.integers(0, 400, (2, 7)) / 400
-        gain = curve[1] - height(curve[0], curve[1], curve[0])
-        assert (gain <= 0).all()
-
-
 def rows_of(counts: list[int], images: int) -> np.ndarray:
     """Nested: a number of images is recognised, counted from the first."""
     return np.array([[place < count for place in range(images)] for count in counts])
@@ -149,20 +131,15 @@ def test_a_gain_without_an_interval_says_why() -> None:
     assert re.fullmatch(r"the curve has this ID accuracy in only \d+% of the resamples, so .*", found.gain_note)
 
 
-def test_resampling_draws_the_same_images_for_every_point() -> None:
-    rng = np.random.default_rng(1)
-    right = rng.random((1, 60)) < 0.6
-    drawn = resampled_accuracy([np.concatenate([right, right, ~right])], seed=3, resamples=40)[0]
-    assert (drawn[:, 0] == drawn[:, 1]).all()
-    assert drawn[:, 0] + drawn[:, 2] == pytest.approx(np.ones(40))
-
-
-def test_resampling_is_seeded_and_differs_by_source() -> None:
-    right = np.random.default_rng(1).random((2, 50)) < 0.6
-    first, again = (resampled_accuracy([right, right], seed=3, resamples=30) for _ in range(2))
+def test_resampling_is_seeded_and_draws_the_same_images_for_every_point_of_a_source() -> None:
+    right = np.random.default_rng(1).random((1, 60)) < 0.6
+    points = np.concatenate([right, right, ~right])
+    first, again = (resampled_accuracy([points, points], seed=3, resamples=40) for _ in range(2))
+    assert (first[0][:, 0] == first[0][:, 1]).all()
+    assert first[0][:, 0] + first[0][:, 2] == pytest.approx(np.ones(40))
     assert (first[0] == again[0]).all()
     assert (first[0] != first[1]).any()
-    assert (first[0] != resampled_accuracy([right], seed=4, resamples=30)[0]).any()
+    assert (first[0] != resampled_accuracy([points], seed=4, resamples=40)[0]).any()
 
 
 def test_the_interval_of_a_gain_holds_the_percentiles_and_the_normal_interval() -> None:
@@ -173,9 +150,5 @@ def test_the_interval_of_a_gain_holds_the_percentiles_and_the_normal_interval() 
     assert high == pytest.approx(0.03 + spread, abs=1e-4)
     assert gain_interval(0.03, drawn, 10_000)[1] < high
     assert gain_interval(0.03, drawn, 1)[1] > high
-
-
-def test_an_interval_over_too_few_resamples_is_none() -> None:
-    values = np.array([0.1] * 89 + [np.nan] * 11)
-    assert interval(values) is None
+    assert interval(np.array([0.1] * 89 + [np.nan] * 11)) is None  # too few resamples
     assert interval(np.array([0.1] * 90 + [np.nan] * 10)) == (0.1, 0.1)

@@ -21,14 +21,14 @@ from clipmerge.planning.recipe import load_recipe
 from clipmerge.plugins import load_plugin
 from clipmerge.request import Calibration, MergeRequest
 from tests.support.command import clipmerge
-from tests.support.small_objective import Ends, Reference, make_batches, objective_for, save_ends
+from tests.support.small_objective import Ends, Reference, make_batches, objective_for
 
 ENDS = {"fisher_zeroshot": 0.0, "fisher_finetuned": 1.0}
 
 
 @pytest.fixture(scope="module")
-def ends(tmp_path_factory: pytest.TempPathFactory) -> Ends:
-    return save_ends(tmp_path_factory.mktemp("ends"), blocks=1)
+def ends(short_ends: Ends) -> Ends:
+    return short_ends
 
 
 def opened(ends: Ends) -> Inputs:
@@ -138,15 +138,12 @@ def test_coefficients_are_the_formula_entry_by_entry(ends: Ends, alpha: float, n
         assert found[name].shape == first[name].shape
 
 
-def test_where_nothing_matters_alpha_decides(ends: Ends) -> None:
+def test_where_nothing_matters_alpha_decides_and_another_measure_is_refused(ends: Ends) -> None:
     zeros = {name: torch.zeros_like(value) for name, value in made_up(ends)[0].items()}
     task = task_of(ends, {"fisher_zeroshot": zeros, "fisher_finetuned": zeros})
     for floor in (0.0, 0.1):
         for value in decide(task, alpha=0.3, floor=floor).coefficients.values():
             assert torch.allclose(value, torch.tensor(0.3))
-
-
-def test_another_measure_is_refused(ends: Ends) -> None:
     with pytest.raises(RecipeError, match="which gram does not measure; measure with fisher"):
         decide(task_of(ends, {}, "gram"))
 

@@ -19,7 +19,7 @@ from clipmerge.plugins import plugin_names
 from clipmerge.request import Calibration, MergeRequest
 from tests.support.counted import counted
 from tests.support.measure_everything import SIZES, measured
-from tests.support.small_objective import Ends, make_batches, objective_for, save_ends
+from tests.support.small_objective import Ends, make_batches, objective_for
 
 MEASURES = plugin_names("measures")
 LEARN = ("learned-coefficients", "learned-sparse", "projection-radii")  # what they find is no average over batches
@@ -49,10 +49,6 @@ def alone(ends: Ends) -> Alone:
         objective = objective_for(ends, make_batches(SIZES), progress=lambda *work, told=told: told.append(work))
         found[name] = (measured(name, objective), told[-1])
     return found
-
-
-def test_there_are_measures() -> None:
-    assert {"path-barrier", "first-order", "worst-case", "average-case", "hessian-trace"} <= set(MEASURES)
 
 
 @pytest.mark.parametrize("name", MEASURES)
@@ -110,12 +106,6 @@ def test_batches_do_not_depend_on_one_another(found: dict[str, Measurements], en
         for layer, values in statistic.batches.items():
             expected = found[name][statistic.name].batches[layer][-1]
             assert values[0] == pytest.approx(expected, rel=1e-4, abs=1e-5)
-
-
-@pytest.fixture(scope="module")
-def frozen(tmp_path_factory: pytest.TempPathFactory) -> Ends:
-    """Ends whose text towers are the same."""
-    return save_ends(tmp_path_factory.mktemp("frozen"), moves=("vision_", "visual_"))
 
 
 @pytest.mark.parametrize("name", MEASURES)

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import importlib
 import json
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-import clipmerge.measures
-from clipmerge.plugins import load_plugin, plugin_names
+from clipmerge.plugins import plugin_names
 from tests.support.command import clipmerge as command
+from tests.support.plugged import plugged
 
 NEW = '''
 """How far each layer tilts, made up for a test."""
@@ -48,20 +46,13 @@ method: {name: straggler-outlier, statistic: tilt, mask: magnitude, mirror: 0}
 
 
 @pytest.fixture
-def new_measure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A folder with one file, found beside those of the package."""
-    folder = tmp_path / "measures"
-    folder.mkdir()
-    (folder / "tilt.py").write_text(NEW)
-    monkeypatch.setattr(clipmerge.measures, "__path__", [*clipmerge.measures.__path__, str(folder)])
-    for cached in (plugin_names, load_plugin):
-        cached.cache_clear()
-    importlib.invalidate_caches()
-    yield folder / "tilt.py"
-    monkeypatch.undo()
-    sys.modules.pop("clipmerge.measures.tilt", None)
-    for cached in (plugin_names, load_plugin):
-        cached.cache_clear()
+def new_measure(tmp_path: Path) -> Iterator[Path]:
+    """A file that is found beside those of the package."""
+    file = tmp_path / "measures" / "tilt.py"
+    file.parent.mkdir()
+    file.write_text(NEW)
+    with plugged([file]):
+        yield file
 
 
 def test_a_signed_measure_with_its_column_touches_one_file(

@@ -128,13 +128,6 @@ def test_one_step_is_the_loss_at_the_first_order_maximiser(
         assert found["worst_case"].batches[layer] == pytest.approx(expected, rel=2e-4, abs=5e-6), layer
 
 
-def test_one_step_tends_to_first_order(objective: Objective) -> None:
-    first = first_order(objective, rho=1e-2, at=0.5)
-    exact = worst_case(objective, rho=1e-2, at=0.5)
-    for layer, values in exact.layers.items():
-        assert values["worst_case"] == pytest.approx(first.layers[layer]["first_order"], rel=0.1, abs=1e-5)
-
-
 def test_a_step_of_apgd_is_announced_as_a_gradient_of_every_layer(ends: Ends) -> None:
     totals: list[float] = []
     announced = {}
@@ -166,7 +159,7 @@ def test_apgd_finds_no_less_than_random_search(ends: Ends, reference: Reference,
     for layer in ("vision.norm", "text.1.mlp"):
         names = layers_of(reference)[layer]
         best = 0.0
-        for _ in range(50):
+        for _ in range(20):
             draw = {name: torch.randn(reference.parameters[name].shape, generator=rng).double() for name in names}
             length = np.linalg.norm(flat(list(draw.values())), 2 if norm == "l2" else np.inf)
             deltas = {name: rho / length * scale_of(reference, name, True) * draw[name] for name in names}
@@ -174,18 +167,16 @@ def test_apgd_finds_no_less_than_random_search(ends: Ends, reference: Reference,
         assert found["worst_case"].batches[layer][0] > best > 0
 
 
-@pytest.mark.parametrize("steps", [1, 5])
-def test_skipping_blocks_below_the_layer_changes_nothing(
-    objective: Objective, monkeypatch: pytest.MonkeyPatch, steps: int
-) -> None:
-    quick = worst_case(objective, steps=steps)
-    quick_average = average_case(objective, draws=2)
-    monkeypatch.setattr(TransformersClip, "hidden_states", lambda *_: None)  # as of blocks that are not a chain
-    slow = worst_case(objective, steps=steps)
-    slow_average = average_case(objective, draws=2)
-    for layer in slow.layers:
-        assert quick["worst_case"].batches[layer] == pytest.approx(slow["worst_case"].batches[layer], abs=1e-5)
-        assert quick_average.layers[layer] == pytest.approx(slow_average.layers[layer], abs=1e-5)
+def test_skipping_blocks_below_the_layer_changes_nothing(ends: Ends, monkeypatch: pytest.MonkeyPatch) -> None:
+    objective, found = objective_for(ends, make_batches((3, 2))), list[dict[str, list[float]]]()
+    for skipped in (True, False):
+        if not skipped:
+            monkeypatch.setattr(TransformersClip, "hidden_states", lambda *_: None)  # as of blocks that are not a chain
+        worst = [worst_case(objective, steps=steps)["worst_case"].batches for steps in (1, 3)]
+        average = average_case(objective, draws=2)["average_case"].batches
+        found.append({layer: worst[0][layer] + worst[1][layer] + average[layer] for layer in average})
+    for layer, values in found[1].items():
+        assert found[0][layer] == pytest.approx(values, abs=1e-5), layer
 
 
 @pytest.mark.parametrize("measure", [worst_case, average_case])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,8 +19,7 @@ from clipmerge.calibration.objective import Batch, Objective
 from clipmerge.checkpoint import Inputs, align_checkpoints, open_checkpoint
 from clipmerge.evaluation.moving_model import MovingModel
 from clipmerge.models import ImageTextModel, model_for
-from tests.support.command import clipmerge
-from tests.support.tiny_clip import save_images
+from tests.support.command import clipmerge, refused
 from tests.support.tiny_families import TINY
 
 Folders = tuple[Path, Path]
@@ -113,23 +111,6 @@ def test_loss_and_gradients_are_those_of_the_librarys_forward(name: str, family_
         assert float((ours[key] - theirs[key]).abs().max()) <= 3e-4 * largest, key
 
 
-def test_gradients_reach_the_statistics_of_batch_norms(family_pairs: Pairs) -> None:
-    objective, _ = objective_for(family_pairs("ALIGN"), 0.5)
-    statistics = [name for name in objective.path.task_vector if "running" in name]
-    assert len(statistics) >= 10
-    for _ in objective.gradients():
-        slope = sum(float((objective.path.gradient_of(n) * objective.path.task_vector[n]).sum()) for n in statistics)
-    step = 1e-5
-    ends = []
-    for sign in (-1, 1):
-        reference = Reference("ALIGN", family_pairs("ALIGN"), 0.5)
-        moved = Reference("ALIGN", family_pairs("ALIGN"), 0.5 + sign * step).model.state_dict()
-        for name in statistics:
-            reference.model.state_dict()[name].copy_(moved[name])
-        ends.append(reference.loss().item())
-    assert slope == pytest.approx((ends[1] - ends[0]) / (2 * step), rel=1e-3)
-
-
 @pytest.mark.parametrize("name", MEASURED)
 @pytest.mark.parametrize("tower", ["vision", "text"])
 def test_a_tower_starts_at_any_block(name: str, tower: Any, family_pairs: Pairs) -> None:
@@ -164,58 +145,19 @@ def test_the_loss_of_one_moving_layer_is_the_whole_loss(name: str, layer: str, f
         assert loss().item() == pytest.approx(objective.criterion.joint_loss(batch).item(), rel=1e-5)
 
 
-def test_the_bias_of_siglip_moves_no_class_against_another(family_pairs: Pairs) -> None:
-    objective, _ = objective_for(family_pairs("SigLIP"), 0.5)
-    for _ in objective.gradients():
-        assert abs(float(objective.path.gradient_of("logit_bias"))) < 1e-6
-        assert abs(float(objective.path.gradient_of("logit_scale"))) > 1e-6
-
-
-@pytest.mark.parametrize("name", MEASURED)
-def test_evaluate_recognises_what_the_library_recognises(name: str, family_pairs: Pairs, tmp_path: Path) -> None:
-    for number, picture in enumerate(pictures(8)):
-        (tmp_path / "data" / "abc"[number % 3]).mkdir(parents=True, exist_ok=True)
-        picture.save(tmp_path / "data" / "abc"[number % 3] / f"{number}.png")
-    flags = ("--data", tmp_path / "data", "--template", "a {}", "--format", "json")
-    outcome = clipmerge("evaluate", family_pairs(name)[1], *flags)
-    assert outcome.code == 0, outcome.err
-    reference = Reference(name, family_pairs(name), 1.0)
-    processor = AutoProcessor.from_pretrained(family_pairs(name)[1])
-    padding = {"padding": "max_length", "max_length": 24} if "SigLIP" in name else {"padding": True}
-    texts = processor.tokenizer(["a a", "a b", "a c"], **padding, return_tensors="pt")
-    mask = [] if "SigLIP" in name else ["attention_mask"]
-    order = sorted(range(8), key=lambda number: (number % 3, number))
-    images = processor.image_processor([pictures(8)[number] for number in order], return_tensors="pt")
-    reference.inputs = {**{key: texts[key] for key in ("input_ids", *mask)}, **images}
-    with torch.no_grad():
-        right = reference.logits().argmax(dim=1) == torch.tensor([number % 3 for number in order])
-    (accuracy,) = outcome.json["accuracy"].values()
-    assert accuracy == pytest.approx(float(right.double().mean()))
-
-
 @pytest.mark.uncounted
-@pytest.mark.parametrize("name", ["SigLIP", "SigLIP2", "ALIGN"])
+@pytest.mark.parametrize("name", ["SigLIP", "SigLIP2", "ALIGN", "CLIP classifier"])
 def test_a_recipe_that_measures_adds_up(name: str, family_pairs: Pairs, images: Path, tmp_path: Path) -> None:
     output = tmp_path / "out"
     flags = ("--data", images, "--images", 12, *FEW_RESAMPLES, "--output", output, "--format", "json")
     outcome = clipmerge("merge", *family_pairs(name), "--recipe", "straggler-outlier", *flags)
     assert outcome.code == 0, outcome.err
-    record = outcome.json
-    assert record["checks"]
-    for check in record["checks"].values():
+    for check in outcome.json["checks"].values():
         assert check["sum_of_layers"] == pytest.approx(check["measured"], rel=0.02, abs=1e-4)
+    # a classifier is measured by its base's text tower
+    towers = {layer.partition(".")[0] for layer in outcome.json["measurements"]}
+    assert ("text" in towers) == (TINY[name].base is None)
     TINY[name].model.from_pretrained(output)
-
-
-def test_a_sweep_ends_where_evaluate_begins(family_pairs: Pairs, images: Path, tmp_path: Path) -> None:
-    out = tmp_path / "sweep"
-    far = save_images(tmp_path / "far", seed=4)
-    data = ("--id", f"here={images}", "--ood", f"far={far}", "--alphas", "0,1", "--output", out, "--format", "json")
-    outcome = clipmerge("sweep", *family_pairs("SigLIP"), *data)
-    assert outcome.code == 0, outcome.err
-    for folder, point in zip(family_pairs("SigLIP"), outcome.json["curve"], strict=True):
-        one = clipmerge("evaluate", folder, "--data", f"here={images}", "--format", "json")
-        assert point["accuracy"]["here"] == one.json["accuracy"]["here"]
 
 
 def test_what_cannot_be_measured_says_so_in_a_line_and_still_merges(
@@ -239,21 +181,9 @@ def test_a_classifier_as_base_cannot_be_measured_and_says_why(
     family_pairs: Pairs, images: Path, tmp_path: Path
 ) -> None:
     folder = family_pairs("CLIP classifier")[1]
-    other = TINY["CLIP classifier"].make(seed=9)
-    other.save_pretrained(tmp_path / "other")
+    TINY["CLIP classifier"].make(seed=9).save_pretrained(tmp_path / "other")
     for command in (
         ("merge", folder, tmp_path / "other", "--recipe", "straggler-outlier", "--data", images, "-o", tmp_path / "no"),
         ("evaluate", folder, "--data", images),
     ):
-        outcome = clipmerge(*command)
-        assert outcome.code == 1
-        assert len(outcome.err.strip().splitlines()) <= 2, outcome.err
-
-
-def test_a_classifier_is_measured_by_its_bases_text_tower(family_pairs: Pairs, images: Path, tmp_path: Path) -> None:
-    output = tmp_path / "out"
-    flags = ("--data", images, "--images", 12, *FEW_RESAMPLES, "--output", output, "--format", "json")
-    outcome = clipmerge("merge", *family_pairs("CLIP classifier"), "--recipe", "straggler-outlier", *flags)
-    assert outcome.code == 0, outcome.err
-    assert all(layer.startswith("vision.") for layer in outcome.json["measurements"])
-    assert json.loads((output / "config.json").read_text())["architectures"] == ["CLIPForImageClassification"]
+        refused(clipmerge(*command))

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import copy
-import functools
-import json
 import re
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -13,7 +12,6 @@ import yaml
 
 from clipmerge.output.record import MergeRecord
 from clipmerge.publish.card import model_card
-from clipmerge.report import page as pages
 from clipmerge.report.effect_plot import effect_plot
 from tests.support.merge_records import CHANGE, RECORDS, bought, data_free, example, learned, printed
 from tests.support.read_page import Page
@@ -36,48 +34,7 @@ OTHER_TASKS: list[dict[str, Any]] = [
 ]
 
 
-def html_page(record: dict[str, Any]) -> str:
-    """The page of a record, drawn once for all tests that read it."""
-    return _drawn(json.dumps(record))
-
-
-@functools.cache
-def _drawn(record: str) -> str:
-    return drawn(json.loads(record))
-
-
-def drawn(record: dict[str, Any]) -> str:
-    """The page of a record, drawn anew."""
-    return pages.html_page(MergeRecord.model_validate(record))
-
-
-@pytest.fixture(params=RECORDS.values(), ids=RECORDS.keys())
-def record(request: pytest.FixtureRequest) -> dict[str, Any]:
-    return copy.deepcopy(request.param)
-
-
-@pytest.mark.uncounted
-def test_page_is_well_formed_and_has_unique_ids(record):
-    page = Page(html_page(record))
-    assert page.open == []
-    ids = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
-    assert len(ids) == len(set(ids))
-    for _, attributes in page.tags:
-        for reference in (attributes.get("aria-labelledby") or "").split():
-            assert reference in ids
-
-
-def test_page_asks_the_network_for_nothing(record):
-    html = html_page(record)
-    page = Page(html)
-    assert not {"script", "link", "img", "iframe", "object", "base"} & {tag for tag, _ in page.tags}
-    for _, attributes in page.tags:
-        assert not {"src", "srcset", "xlink:href", "action"} & attributes.keys()
-        assert (attributes.get("href") or "#").startswith("#")
-    style = re.search(r"<style>(.*?)</style>", html, re.S)
-    assert style is not None
-    assert "url(" not in style[1]
-    assert "@import" not in style[1]
+Pages = Callable[[dict[str, Any]], str]
 
 
 def rows_of(html: str, record: dict[str, Any]) -> list[list[str]]:
@@ -88,49 +45,70 @@ def rows_of(html: str, record: dict[str, Any]) -> list[list[str]]:
     return [layers[layers.index(end[0]) : layers.index(end[-1]) + 1] for end in ends]
 
 
-def test_the_rows_hold_every_layer_once_in_network_order(record):
-    rows = rows_of(html_page(record), record)
-    assert [layer for row in rows for layer in row] == list(record["layers"])
-    for row in rows:  # only what is equal shares a row
-        assert len({repr(record["layers"][layer] | {"parameters": 0, "size": 0}) for layer in row}) == 1
-        assert len(row) == 1 or not set(row) & set(record["stragglers"])
-
-
-def test_layers_that_are_all_equal_are_one_row_a_tower():
-    record = data_free()
-    html = html_page(record)
-    assert [len(row) for row in rows_of(html, record)] == [28, 27, 1]
-    assert "Equal in every layer" not in html  # without a mask, a density says nothing
-    assert "Reason for every layer: one alpha for all layers" in html
-    assert "<svg" not in html
-
-
-def test_a_setting_that_is_equal_everywhere_has_no_bars():
-    record = data_free() | {"statistics": {"change": CHANGE}}  # one alpha, and changes of many sizes
-    for layer, full in zip(record["layers"].values(), example(12, 12, ())["layers"].values(), strict=True):
-        layer["change"] = full["change"]
-    html = html_page(record)
-    assert "Equal in every layer: alpha 0.50." in html
-    assert ">relative change<" in html
-    assert "coefficient</span>" not in html
-
-
-def test_page_describes_every_drawing_and_heads_every_column(record):
-    page = Page(html_page(record))
+@pytest.mark.uncounted
+@pytest.mark.parametrize("name", RECORDS)
+def test_a_page_is_whole_and_asks_for_nothing(html_of: Pages, name: str) -> None:
+    record = RECORDS[name]
+    html = html_of(record)
+    page = Page(html)
+    assert page.open == []
+    ids = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    assert not {"script", "link", "img", "iframe", "object", "base"} & {tag for tag, _ in page.tags}
+    for _, attributes in page.tags:
+        assert set((attributes.get("aria-labelledby") or "").split()) <= set(ids)
+        assert not {"src", "srcset", "xlink:href", "action"} & attributes.keys()
+        assert (attributes.get("href") or "#").startswith("#")
+    style = re.search(r"<style>(.*?)</style>", html, re.S)
+    assert style is not None
+    assert "url(" not in style[1]
+    assert "@import" not in style[1]
     drawings = [attributes for tag, attributes in page.tags if tag == "svg" and "aria-hidden" not in attributes]
     assert bool(drawings) == bool(record["measurements"])
     assert all(attributes["role"] == "img" and attributes["aria-label"] for attributes in drawings)
     assert page.count("figcaption") <= len(drawings) == page.count("figure")
     assert all("scope" in attributes for tag, attributes in page.tags if tag == "th")
+    assert len(html.encode()) < 300_000
+    # neither the output nor the seconds nor the run matter
+    assert html_of(copy.deepcopy(record) | {"output": "elsewhere-4711", "seconds": {"read": 987.654}}) == html
 
 
-def test_page_of_a_vit_l_stays_small():
-    assert len(html_page(RECORDS["many stragglers"]).encode()) < 300_000
+@pytest.mark.parametrize("name", RECORDS)
+def test_the_rows_hold_every_layer_once_in_network_order(html_of: Pages, name: str) -> None:
+    record = RECORDS[name]
+    html = html_of(record)
+    rows = rows_of(html, record)
+    assert [layer for row in rows for layer in row] == list(record["layers"])
+    for row in rows:  # only what is equal shares a row
+        assert len({repr(record["layers"][layer] | {"parameters": 0, "size": 0}) for layer in row}) == 1
+        assert len(row) == 1 or not set(row) & set(record["stragglers"])
+    marked = re.findall(r'<tr class="straggler" id="([^"]+)"', html)
+    assert marked == [layer for layer in record["layers"] if layer in record["stragglers"]]
+
+
+def test_what_is_equal_everywhere_is_said_once(html_of: Pages) -> None:
+    record = data_free()
+    html = html_of(record)
+    assert [len(row) for row in rows_of(html, record)] == [28, 27, 1]
+    assert "Equal in every layer" not in html  # without a mask, a density says nothing
+    assert "Reason for every layer: one alpha for all layers" in html
+    assert "<svg" not in html
+    text = Page(html).text
+    assert text.count("Nothing was measured on images") == 1
+    for absent in ("straggler", "Loss along the path", "Do the numbers add up", "calibration"):
+        assert absent not in text
+    record |= {"statistics": {"change": CHANGE}}  # one alpha, and changes of many sizes
+    for layer, full in zip(record["layers"].values(), example(12, 12, ())["layers"].values(), strict=True):
+        layer["change"] = full["change"]
+    html = html_of(record)
+    assert "Equal in every layer: alpha 0.50." in html
+    assert ">relative change<" in html
+    assert "coefficient</span>" not in html
 
 
 @pytest.mark.uncounted
 @pytest.mark.parametrize("path", ["verdict", "warnings", "source", "revision", "reason", "name", "file", "statistic"])
-def test_page_escapes_what_the_user_named(path):
+def test_page_escapes_what_the_user_named(html_of: Pages, path: str) -> None:
     evil = "<script>alert('x')</script>&\"onload="
     record = example(2, 2, ("vision.1.mlp",))
     layer = record["layers"]["vision.1.mlp"]
@@ -146,7 +124,7 @@ def test_page_escapes_what_the_user_named(path):
     }
     target, key, value = places[path]
     target[key] = value
-    html = html_page(record)
+    html = html_of(record)
     page = Page(html)
     assert "<script" not in html
     assert page.open == []
@@ -154,16 +132,9 @@ def test_page_escapes_what_the_user_named(path):
     assert "<script>alert(" in page.text
 
 
-@pytest.mark.uncounted
-def test_page_depends_on_neither_output_nor_seconds_nor_the_run(record):
-    first = html_page(record)
-    assert drawn(copy.deepcopy(record)) == first
-    assert html_page(record | {"output": "elsewhere-4711", "seconds": {"read": 987.654}}) == first
-
-
-def test_page_shows_the_verdict_first_and_the_settings_with_their_reasons():
+def test_page_shows_the_verdict_first_and_the_settings_with_their_reasons(html_of: Pages) -> None:
     record = example()
-    text = Page(html_page(record)).text
+    text = Page(html_of(record)).text
     assert text.index(record["verdict"]) < text.index("What was merged")
     for wanted in (
         "openai/clip-vit-large-patch14",
@@ -177,13 +148,6 @@ def test_page_shows_the_verdict_first_and_the_settings_with_their_reasons():
         assert wanted in text
 
 
-def test_page_marks_exactly_the_stragglers(record):
-    html = html_page(record)
-    assert re.findall(r'<tr class="straggler" id="([^"]+)"', html) == [
-        layer for layer in record["layers"] if layer in record["stragglers"]
-    ]
-
-
 @pytest.mark.parametrize(
     ("middle", "fact", "picture", "caption"),
     [
@@ -191,41 +155,22 @@ def test_page_marks_exactly_the_stragglers(record):
         (1.2, "barrier at alpha 0.5 0.250 nats", "barrier: 0.25", "0.250 above the average of the ends (0.950)"),
     ],
 )
-def test_page_says_whether_there_is_a_barrier(middle: float, fact: str, picture: str, caption: str) -> None:
-    text = Page(html_page(learned() | {"path": {"alphas": [0, 0.5, 1], "losses": [1.4, middle, 0.5]}})).text
+def test_page_says_whether_there_is_a_barrier(
+    html_of: Pages, middle: float, fact: str, picture: str, caption: str
+) -> None:
+    text = Page(html_of(learned() | {"path": {"alphas": [0, 0.5, 1], "losses": [1.4, middle, 0.5]}})).text
     assert fact in text
     assert picture in text
     assert f"{caption}: there is {'no' if middle < 1 else 'a'} barrier" in text
 
 
-def test_page_of_a_data_free_recipe_says_once_that_nothing_was_measured():
-    text = Page(html_page(data_free())).text
-    assert text.count("Nothing was measured on images") == 1
-    for absent in ("straggler", "Loss along the path", "Do the numbers add up", "calibration"):
-        assert absent not in text
-
-
-def test_page_without_stragglers_says_so():
-    assert "No layer is a straggler." in Page(html_page(example(2, 2, ()))).text
-
-
-def test_page_leads_with_what_was_bought_and_then_says_why():
-    text = Page(html_page(learned())).text
-    order = [
-        "Use it",
-        "The merged model gains",
-        "What it bought",
-        "94.6 [90.6, 97.6]",
-        "Why",
-        "learned coefficients;",
-        "Losses while learning",
-    ]
+def test_page_of_a_learned_recipe_leads_with_what_was_bought_and_draws_what_was_learned(html_of: Pages) -> None:
+    html = html_of(learned(stragglers=("vision.3.mlp",)))
+    text = Page(html).text
+    order = ["Use it", "The merged model gains", "What it bought", "94.6 [90.6, 97.6]", "Why"]
+    order += ["learned coefficients;", "Losses while learning"]
     places = [text.index(part) for part in order]
     assert places == sorted(places)
-
-
-def test_page_of_a_learned_recipe_draws_what_was_learned():
-    html = html_page(learned(stragglers=("vision.3.mlp",)))
     for title in ("Vision tower: coefficients", "Text tower: coefficients", "Losses while learning"):
         assert f"<h3>{title}</h3>" in html
 
@@ -241,13 +186,15 @@ def test_page_of_a_learned_recipe_draws_what_was_learned():
         (None, "Not measured", "open"),
     ],
 )
-def test_page_answers_first_in_words_and_colour(recommendation: str | None, label: str, kind: str) -> None:
+def test_page_answers_first_in_words_and_colour(
+    html_of: Pages, recommendation: str | None, label: str, kind: str
+) -> None:
     record = data_free() | {"bought": recommendation and bought() | {"recommendation": recommendation}}
-    html = html_page(record)
+    html = html_of(record)
     assert f'<header class="answer {kind}">\n<h1>Merge report: wise-ft</h1>\n<p class="label">{label}</p>' in html
 
 
-def test_the_plot_puts_marks_and_intervals_where_the_numbers_say() -> None:
+def test_the_plot_puts_marks_and_intervals_where_the_numbers_say(html_of: Pages) -> None:
     record = MergeRecord.model_validate(learned() | {"kept": OTHER_TASKS})
     plot = effect_plot(record)
     assert plot is not None
@@ -274,14 +221,18 @@ def test_the_plot_puts_marks_and_intervals_where_the_numbers_say() -> None:
     merged = plot.groups[0].dots[-1]
     assert merged.text == "94.6 [90.6, 97.6]"
     assert 'fill="var(--mark-0)"' in merged.mark  # auto's colour in every picture
-    html = html_page(record.model_dump(mode="json"))
+    html = html_of(record.model_dump(mode="json"))
     assert "Further scores on other tasks" in html
     assert html.count("<td>image to text R@5</td>") == 1
     assert "<td>image to text R@1</td>" not in html  # it is drawn
 
 
 def test_a_record_from_before_corruptions_were_told_apart_calls_none_unrelated() -> None:
-    record = MergeRecord.model_validate(learned() | {"bought": before_they_were_told_apart()})
+    effect = bought()
+    del effect["related"], effect["related_per_image"]
+    for model in (effect["zeroshot"], *effect["finetuned"], effect["merged"]):
+        del model["related"]
+    record = MergeRecord.model_validate(learned() | {"bought": effect})
     plot = effect_plot(record)
     assert plot is not None
     assert [group.title for group in plot.groups] == ["Your images", "Your images under corruptions"]
@@ -289,14 +240,6 @@ def test_a_record_from_before_corruptions_were_told_apart_calls_none_unrelated()
     assert "| accuracy, % | target images | under corruptions | jpeg |" in card
     assert "no recipe learns from" not in card
     assert "under 2 of the generic corruptions jpeg, pixelate" in card
-
-
-def before_they_were_told_apart() -> dict[str, Any]:
-    effect = bought()
-    del effect["related"], effect["related_per_image"]
-    for model in (effect["zeroshot"], *effect["finetuned"], effect["merged"]):
-        del model["related"]
-    return effect
 
 
 def test_several_fine_tuned_models_have_a_row_each() -> None:
@@ -311,51 +254,47 @@ def test_several_fine_tuned_models_have_a_row_each() -> None:
     assert [dot.text for dot in plot.groups[3].dots] == ["66.0 [64.0, 68.0]", "41.0", "60.0 [58.0, 62.0]"]
 
 
-def test_page_needs_only_what_every_merge_has():
+def test_page_needs_only_what_every_merge_has(html_of: Pages) -> None:
     full = example(1, 1, ())
     bare = {key: full[key] for key in ("recipe", "zeroshot", "finetuned")}
     bare["layers"] = {name: {"alpha": 0.5} for name in full["layers"]}
-    assert Page(html_page(bare)).open == []
-    assert "8 layers" not in printed(bare)
-    assert f"all {len(bare['layers'])} layers" in printed(bare)
-
-
-def test_page_survives_layers_without_numbers():
     record = example(2, 2, ("vision.1.mlp",))
     del record["measurements"]["vision.0.attn"]
     record["measurements"]["text.0.mlp"] = {"barrier": 0.1}
     record["straggler_scores"] = {"vision.1.mlp": {"z": 9.0}}
-    assert Page(html_page(record)).open == []
-    printed(record)
+    for some in (bare, record):
+        assert Page(html_of(some)).open == []
+    assert f"all {len(bare['layers'])} layers" in printed(bare)
+    assert "vision.1.mlp" in printed(record)
 
 
-def test_page_names_several_finetuned_models():
+def test_page_names_several_finetuned_models(html_of: Pages) -> None:
     record = example(1, 1, ())
     record["finetuned"].append({"source": "runs/second", "files": {"a.safetensors": "ef" * 32}})
     record["weights"] = [0.5, 0.5]
-    text = Page(html_page(record)).text
+    text = Page(html_of(record)).text
     assert "fine-tuned 2" in text
     assert "clipmerge merge openai/clip-vit-large-patch14@32bd64288804d66eefd0ccbe215aa642df71cc41 " in text
     printed(record)
 
 
-def test_page_speaks_of_stragglers_only_where_somebody_looked():
+def test_page_speaks_of_stragglers_only_where_somebody_looked(html_of: Pages) -> None:
     record = example(2, 2, ())
     record["recipe"]["method"] = {"name": "learned", "alpha": 1}
     record |= {"straggler_statistic": None, "straggler_scores": {}, "verdict": "440,192 learned coefficients"}
-    text = Page(html_page(record)).text
+    text = Page(html_of(record)).text
     for claim in ("No straggler", "straggler layers none", "Straggler layer", "stands out"):
         assert claim not in text
     record["straggler_statistic"] = "sharpness"
-    text = Page(html_page(record)).text
+    text = Page(html_of(record)).text
     assert "No layer is a straggler." in text
     assert "singled out by its sharpness" in text
     assert "outlier rule" not in text
-    assert "outlier rule" in Page(html_page(example(2, 2, ()))).text
+    assert "outlier rule" in Page(html_of(example(2, 2, ()))).text
 
 
-def test_page_shows_a_recipe_that_loads_again():
-    html = html_page(example())
+def test_page_shows_a_recipe_that_loads_again(html_of: Pages) -> None:
+    html = html_of(example())
     block = re.search(r'<pre class="yaml"[^>]*>(.*?)</pre>', html, re.S)
     assert block is not None
     loaded = yaml.safe_load(block[1].replace("&#39;", "'"))
@@ -364,9 +303,9 @@ def test_page_shows_a_recipe_that_loads_again():
     assert loaded == expected
 
 
-def test_page_flags_shares_that_do_not_add_up():
+def test_page_flags_shares_that_do_not_add_up(html_of: Pages) -> None:
     record = example(1, 1, ())
     record["checks"] = {"barrier": {"sum_of_layers": 1.0, "measured": 1.02}}
-    assert "Not every sum agrees within 1%: raise measure.nodes" in Page(html_page(record)).text
+    assert "Not every sum agrees within 1%: raise measure.nodes" in Page(html_of(record)).text
     record["checks"]["barrier"]["measured"] = 1.009
-    assert "They do, within 1%." in Page(html_page(record)).text
+    assert "They do, within 1%." in Page(html_of(record)).text

@@ -1,6 +1,8 @@
-"""The picture of the loss path, and the bars of the page."""
+"""The picture of the loss path, the bars of the page, and numbers as the report prints them."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import pytest
 
@@ -8,7 +10,7 @@ from clipmerge.output.record import MergeRecord
 from clipmerge.planning.measurements import LossPath
 from clipmerge.report.loss_path import barrier_of
 from clipmerge.report.merge_pictures import path_figure, path_picture
-from clipmerge.report.numbers import Scale
+from clipmerge.report.numbers import Scale, format_number
 from tests.support.merge_records import example
 
 
@@ -45,3 +47,16 @@ def test_without_the_middle_no_barrier_is_drawn():
 )
 def test_bars_start_at_zero(value, expected):
     assert Scale.of([-1.0, 3.0]).bar(value) == expected
+
+
+@pytest.mark.parametrize(
+    ("value", "decimals", "signed", "printed"),
+    [
+        (1234567.0, None, False, "1.23e+06"),
+        (0.0, None, True, "0"),
+        (-4e-4, 1, False, "0.0"),
+        (0.004, 2, True, "+4e-03"),
+    ],
+)
+def test_a_value_is_printed_with_its_columns_decimals(value: Any, decimals: Any, signed: bool, printed: str) -> None:
+    assert format_number(value, decimals, signed=signed) == printed

@@ -90,16 +90,15 @@ def test_sizes_counts_and_time_come_from_the_servers(hub: FakeHub, cars: bytes, 
     assert not hub.requests("GET", r"/resolve/.*\.(safetensors|parquet)")
 
 
-def test_what_is_on_this_machine_costs_nothing(
-    hub: FakeHub, cars: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_is_on_this_machine_costs_nothing(hub: FakeHub, cars: bytes, tmp_path: Path) -> None:
     upload(hub, "acme/base", {"model.safetensors": bytes(1000), "config.json": b"{}"})
     upload(hub, "acme/cars", {"data/test-0.parquet": cars}, kind="dataset")
     fetch(HubId("acme/base"), endpoint=hub.url)
     place = path_of(Release(url=URL))
     place.parent.mkdir(parents=True)
     place.write_bytes(bytes(5000))
-    cost = bench_cost(suite(tmp_path, finetuned=URL, ood="hf://datasets/acme/cars:test"), {"limit": 4})
+    everything = suite(tmp_path, finetuned=URL, ood="hf://datasets/acme/cars:test")
+    cost = bench_cost(everything, {"limit": 4})
     found = by_name(cost)
     assert found["acme/base"]["cached"]
     assert found[URL]["cached"]
@@ -107,16 +106,11 @@ def test_what_is_on_this_machine_costs_nothing(
     assert found["hf://datasets/acme/cars:test"]["images"] is None  # its card tells nothing
     assert cost["forward_passes"] == 16
     load_images("hf://datasets/acme/cars:test", whole=True)  # brings the images here
-    cost = bench_cost(suite(tmp_path, finetuned=URL, ood="hf://datasets/acme/cars:test"), {"limit": 4})
+    cost = bench_cost(everything, {"limit": 4})
     assert cost["bytes"] == 0
     assert by_name(cost)["hf://datasets/acme/cars:test"]["cached"]
-
-
-def test_a_checkpoint_in_a_folder_costs_nothing(hub: FakeHub, pair: tuple[Path, Path], tmp_path: Path) -> None:
-    cost = bench_cost(
-        suite(tmp_path, finetuned=URL, ood=str(tmp_path / "releases"), zeroshot=str(pair[0])), {"limit": 4}
-    )
-    found = by_name(cost)[str(pair[0])]
+    local = bench_cost(suite(tmp_path, finetuned=URL, ood=str(tmp_path / "releases"), zeroshot=str(tmp_path)), {})
+    found = by_name(local)[str(tmp_path)]
     assert (found["bytes"], found["cached"], found["problem"]) == (0, True, None)
 
 

@@ -40,6 +40,7 @@ def test_a_file_is_fetched_once(server: Releases) -> None:
     assert path.read_bytes() == CONTENT
     assert fetch_release(release(), Silent()) == path
     assert server.asked == [(f"/{FILE}", None)]
+    assert size_of(release()) == len(CONTENT)
 
 
 def test_a_broken_download_goes_on(server: Releases) -> None:
@@ -72,10 +73,6 @@ def test_what_goes_wrong_is_one_line(server: Releases, monkeypatch: pytest.Monke
         fetch_release(release(), Silent())
     assert "\n" not in str(caught.value)
     assert size_of(release()) is None
-
-
-def test_the_size_is_asked_for(server: Releases) -> None:
-    assert size_of(release()) == len(CONTENT)
 
 
 def test_a_part_of_another_file_is_thrown_away(server: Releases) -> None:
