@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from benchmarks.shifts.claims_page import table
-from benchmarks.shifts.standing import Floats, Resampled, over_pairs
+from benchmarks.shifts.standing import Floats, Resampled, over_pairs, told_accuracies
 
 #: Recipes whose merges are shown pair by pair.
 _RECIPES = ("auto", "straggler-sparse")
@@ -61,16 +61,19 @@ def _advice(pair: Resampled, recipe: str) -> str:
 
 
 def _row(pair: Resampled, recipe: str) -> list[str]:
-    half, at = pair.record["alphas"].index(0.5), pair.point(recipe)
-    best = f"{_both(pair, pair.oracle)} ({pair.record['alphas'][pair.oracle]:g})"
-    ends = [_both(pair, place) for place in (0, pair.curve.stop - 1, half)]
+    half = pair.record["alphas"].index(0.5)
+    best = f"{told_accuracies([pair], lambda pair: pair.oracle)} ({pair.record['alphas'][pair.oracle]:g})"
+    ends = [told_accuracies([pair], lambda _, place=place: place) for place in (0, pair.curve.stop - 1, half)]
     agreed = {True: "right", False: "wrong", None: "undecided"}[agrees(pair, recipe)]
     gains = [over_pairs([each]).told for each in (pair.gain(recipe), _above_half(pair, recipe))]
-    return [pair.name, *ends, best, _both(pair, at), *gains, f"{_advice(pair, recipe)}: {agreed}"]
-
-
-def _both(pair: Resampled, place: int) -> str:
-    return f"{100 * pair.id[0, place]:.1f} / {100 * pair.ood[0, place]:.1f}"
+    return [
+        pair.name,
+        *ends,
+        best,
+        told_accuracies([pair], lambda pair: pair.point(recipe)),
+        *gains,
+        f"{_advice(pair, recipe)}: {agreed}",
+    ]
 
 
 def _counted(pairs: Sequence[Resampled], recipe: str) -> str:

@@ -9,7 +9,7 @@ import platform
 import re
 import subprocess
 import time
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from functools import cache
@@ -118,23 +118,28 @@ def evaluate_pair(
     how: Evaluation | None = None,
     *,
     again: Collection[str] = (),
+    judge: Callable[[TrainedPair, Contestant, Evaluation], dict[str, Any]] | None = None,
 ) -> None:
-    """Evaluate one pair into its JSON file: the curve once, and every recipe that the file lacks in these settings."""
+    """Evaluate one pair into its JSON file: the curve once, and every recipe that the file lacks in these settings.
+
+    ``judge`` makes the row of one recipe; by default recipes of one measure are swept together.
+    """
     how = how or Evaluation()
     record = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     told = how.told | {"made_of": pair.made_of}
     if {key: record.get(key) for key in told} != told:
-        record = curve_record(pair, how)
-        write_record(record, file)
+        record = _curve_record(pair, how)
+        _write(record, file)
     had = {row["name"]: row["settings"] for row in record["recipes"]}
     ours = [each for each in entered if each.is_for(pair.name)]
     missing = [each for each in ours if each.name in again or had.get(each.name) != each.settings]
-    for group in _by_measure(missing):
+    for group in [[each] for each in missing] if judge else _by_measure(missing):
         begin = time.perf_counter()
-        rows = _rows(pair, group, replace(how, images=group[0].images or how.images))
+        in_these = replace(how, images=group[0].images or how.images)
+        rows = [judge(pair, group[0], in_these)] if judge else _rows(pair, group, in_these)
         names = [row["name"] for row in rows]
         record["recipes"] = [row for row in record["recipes"] if row["name"] not in names] + rows
-        write_record(record, file)
+        _write(record, file)
         _LOG.info("%s: %s in %.0f s", file.stem, ", ".join(names), time.perf_counter() - begin)
 
 
@@ -169,7 +174,7 @@ def swept(request: SweepRequest) -> tuple[dict[str, Any], dict[str, NDArray[np.b
         return run_sweep(request)
 
 
-def curve_record(pair: TrainedPair, how: Evaluation) -> dict[str, Any]:
+def _curve_record(pair: TrainedPair, how: Evaluation) -> dict[str, Any]:
     """A pair's record with the curve and without recipes."""
     request = request_of(pair, how, (), how.alphas)
     record, correct = swept(request)
@@ -219,7 +224,7 @@ def _rows(pair: TrainedPair, entered: Sequence[Contestant], how: Evaluation) -> 
     return rows
 
 
-def write_record(record: dict[str, Any], file: Path) -> None:
+def _write(record: dict[str, Any], file: Path) -> None:
     """Write a pair's JSON file, completely or not at all."""
     file.parent.mkdir(parents=True, exist_ok=True)
     scratch = file.with_suffix(".part")

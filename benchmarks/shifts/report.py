@@ -17,7 +17,7 @@ from benchmarks.shifts.fonts.shift import ABOUT as FONTS
 from benchmarks.shifts.laboratory import read_claims
 from benchmarks.shifts.photos.pairs import ABOUT as PHOTOS
 from benchmarks.shifts.plots import regime_png
-from benchmarks.shifts.standing import Floats, Resampled, over_pairs, resampled
+from benchmarks.shifts.standing import Floats, Resampled, over_pairs, resampled, told_accuracies
 
 RESULTS = Path(__file__).parents[1] / "results"
 DOCS = Path(__file__).parents[2] / "docs"
@@ -138,13 +138,13 @@ def _held_out_table(about: About, pairs: Sequence[Resampled]) -> str:
     blank = [""] * (2 if unseen else 1)
     rows = []
     for name, place in on_curve.items():
-        cells = [[_accuracies(group, place), *blank] for group in regimes.values()]
+        cells = [[told_accuracies(group, place), *blank] for group in regimes.values()]
         rows.append([name, *(text for cell in cells for text in cell)])
     for recipe in _recipes(pairs):
         row = [f"`{recipe}`"]
         for regime, group in regimes.items():
             merged = [pair for pair in group if pair.has(recipe)]
-            row.append(_accuracies(merged, partial(_point, recipe)))
+            row.append(told_accuracies(merged, partial(Resampled.point, recipe=recipe)))
             row.append(_gain(group, recipe))
             row += [_gain(alone[regime], recipe)] if unseen else []
         rows.append(row)
@@ -179,9 +179,9 @@ def _ablations(pairs: Sequence[Resampled]) -> list[str]:
 
 
 def _ablated(pair: Resampled, recipe: str) -> str:
-    return (
-        f"{_accuracies([pair], lambda pair: pair.point(recipe))} ({_gain([pair], recipe)})" if pair.has(recipe) else ""
-    )
+    if not pair.has(recipe):
+        return ""
+    return f"{told_accuracies([pair], partial(Resampled.point, recipe=recipe))} ({_gain([pair], recipe)})"
 
 
 def _densities(about: About, pairs: Sequence[Resampled]) -> list[str]:
@@ -203,18 +203,6 @@ def _recipes(pairs: Sequence[Resampled], *, ablations: bool = False) -> list[str
     if ablations:
         return [name for name in names if groups.get(name) == _ABLATIONS]
     return [name for name in names if groups.get(name) not in (_ABLATIONS, densities.GROUP)]
-
-
-def _point(recipe: str, pair: Resampled) -> int:
-    return pair.point(recipe)
-
-
-def _accuracies(pairs: Sequence[Resampled], place: Callable[[Resampled], int]) -> str:
-    """Mean ID / OOD accuracy of one point of each pair, in %."""
-    if not pairs:
-        return ""
-    both = [(pair.id[0, place(pair)], pair.ood[0, place(pair)]) for pair in pairs]
-    return " / ".join(f"{100 * sum(side) / len(side):.1f}" for side in zip(*both, strict=True))
 
 
 def _gain(pairs: Sequence[Resampled], recipe: str) -> str:

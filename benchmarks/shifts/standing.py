@@ -6,7 +6,7 @@ one thing together, in every source and for every pair) and the pairs of a group
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -152,3 +152,11 @@ def over_pairs(measured: Sequence[Floats]) -> Estimate:
     seen = (~np.isnan(drawn)).sum(axis=0)
     means = np.where(seen > 0, np.nansum(drawn, axis=0) / np.maximum(seen, 1), np.nan)
     return Estimate(float(values[:, 0].mean()), interval(means), count)
+
+
+def told_accuracies(pairs: Sequence[Resampled], place: Callable[[Resampled], int]) -> str:
+    """Mean ID / OOD accuracy of one point of each pair, in %."""
+    if not pairs:
+        return ""
+    both = [(pair.id[0, place(pair)], pair.ood[0, place(pair)]) for pair in pairs]
+    return " / ".join(f"{100 * sum(side) / len(side):.1f}" for side in zip(*both, strict=True))

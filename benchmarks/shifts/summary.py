@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from benchmarks.shifts.standing import Estimate, Resampled, over_pairs
+from benchmarks.shifts.standing import Estimate, Resampled, over_pairs, told_accuracies
 from clipmerge.report.palette import mark_styles
 
 #: Recipes of the first screen, with the colour and marker that they have in every picture.
@@ -38,16 +38,12 @@ def rows(groups: Groups) -> list[list[str]]:
     """Rows of the table: pairs, accuracies of both ends and of `auto`, and gains of the main recipes."""
     lines = []
     for (title, regime), pairs in groups.items():
-        zeroshot, finetuned = (_both(pairs, [place] * len(pairs)) for place in (0, len(pairs[0].record["curve"]) - 1))
-        merged = _both(pairs, [pair.point("auto") for pair in pairs])
+        zeroshot = told_accuracies(pairs, lambda pair: 0)
+        finetuned = told_accuracies(pairs, lambda pair: len(pair.record["curve"]) - 1)
+        merged = told_accuracies(pairs, lambda pair: pair.point("auto"))
         gains = [gain_of(recipe, pairs).told for recipe in MAIN]
         lines.append([f"{title}, {regime} ({len(pairs)})", zeroshot, finetuned, merged, *gains])
     return lines
-
-
-def _both(pairs: Sequence[Resampled], places: Sequence[int]) -> str:
-    both = [(pair.id[0, place], pair.ood[0, place]) for pair, place in zip(pairs, places, strict=True)]
-    return " / ".join(f"{100 * sum(side) / len(side):.1f}" for side in zip(*both, strict=True))
 
 
 def summary_png(groups: Groups) -> bytes:

@@ -58,8 +58,8 @@ def unlabelled_images(
     asked = request.calibration
     if asked.unlabelled is None:
         return None
+    from clipmerge.images.dataset import load_unlabelled
     from clipmerge.images.overlap import Fingerprints, refuse_shared
-    from clipmerge.images.unlabelled import load_unlabelled
 
     images = load_unlabelled(asked.unlabelled, asked.columns, most=asked.images, seed=request.seed)
     say_all(progress, images.notes)

@@ -9,7 +9,9 @@ from typing import Any
 from clipmerge.api._commands import spelled_out
 from clipmerge.api.evaluate import evaluate
 from clipmerge.api.merge import merge
-from clipmerge.demo.pair import TEMPLATE, DemoPair, cache_folder, prepare
+from clipmerge.demo.data import TEMPLATE
+from clipmerge.demo.pair import DemoPair, prepare
+from clipmerge.files.cache import user_cache
 from clipmerge.planning.effect_view import effect_view
 from clipmerge.progress import Logged, Progress
 
@@ -31,7 +33,7 @@ def demo(output: str | os.PathLike[str] | None = None, *, progress: Progress | N
         DataError: If scikit-learn is not installed.
         OutputError: If the folder cannot be written.
     """
-    folder, reports = Path(output) if output else cache_folder(), progress or Logged()
+    folder, reports = Path(output) if output else user_cache("demo"), progress or Logged()
     reports.stage("read")
     pair = prepare(folder)
     models = {"zero-shot": pair.zeroshot, "fine-tuned": pair.finetuned}

@@ -38,13 +38,12 @@ from clipmerge.errors import UsageError, VerdictError
 from clipmerge.evaluation.conclusion import loss_warnings
 from clipmerge.evaluation.points import Point, Points
 from clipmerge.evaluation.tradeoff import RESAMPLES, standings
-from clipmerge.images.dataset import LabelledImages, load_images
+from clipmerge.images.dataset import LabelledImages, load_images, load_unlabelled
 from clipmerge.images.file_store import local_inputs
 from clipmerge.images.held_back import wanted_back
 from clipmerge.images.known import Named
 from clipmerge.images.overlap import Images, check_overlap
 from clipmerge.images.prompts import own_templates, templates_for
-from clipmerge.images.unlabelled import load_unlabelled
 from clipmerge.options import Missing, SweepOptions, completed, with_options
 from clipmerge.output.record import SWEEP_FORMAT
 from clipmerge.planning.merge_effect import LEVEL

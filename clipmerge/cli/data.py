@@ -33,12 +33,12 @@ def _data(context: typer.Context, fmt: Output = Format.human) -> None:
 def list_data(fmt: Output = Format.human) -> None:
     """List data sets, lists of class names and sets of templates."""
     from clipmerge.images.known import class_lists, known_sets
-    from clipmerge.images.prompts import TEMPLATE_SETS
+    from clipmerge.images.prompts import template_sets
 
     record = {
         "data": {name: known.title for name, known in sorted(known_sets().items())},
         "classes": list(class_lists()),
-        "templates": {name: TEMPLATE_SETS.about(name) for name in TEMPLATE_SETS.names()},
+        "templates": template_sets(),
     }
     Terminal(fmt).result("data-list", record, lambda: _listing(record))
 
@@ -51,10 +51,10 @@ def show_data(
 ) -> None:
     """Print a data set's source, class names, templates, conventions and published figures."""
     from clipmerge.images.known import known_set
-    from clipmerge.images.prompts import TEMPLATE_SETS
+    from clipmerge.images.prompts import template_set, template_sets
 
-    if name in TEMPLATE_SETS.names():
-        templates = TEMPLATE_SETS.templates(name)
+    if name in template_sets():
+        templates = template_set(name)
         Terminal(fmt).result("templates", {"name": name, "templates": templates}, lambda: "\n".join(templates))
         return
     known = known_set(name)

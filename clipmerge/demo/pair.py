@@ -15,15 +15,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from clipmerge.demo import data as demo_data
-from clipmerge.demo.data import SHIFTS, TEMPLATE
+from clipmerge.demo.data import SHIFTS
 from clipmerge.errors import OutputError
-from clipmerge.files.cache import user_cache
 from clipmerge.images.digits import CLASS_NAMES, as_images, as_rgb
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-__all__ = ["CLASS_NAMES", "MODELS", "SHIFTS", "TEMPLATE", "DemoPair", "cache_folder", "prepare"]
 
 #: The weights of both models in 16 bits, and the files beside them in ``files``.
 MODELS = Path(__file__).parent / "models"
@@ -49,11 +46,6 @@ class DemoPair:
     shifted: dict[str, Path]
 
 
-def cache_folder() -> Path:
-    """Return the demo's folder in the user's cache: ``clipmerge/demo`` in ``$XDG_CACHE_HOME`` or ``~/.cache``."""
-    return user_cache("demo")
-
-
 def prepare(folder: Path) -> DemoPair:
     """Write the demo's two models and its images, unless the folder holds them already."""
     images = folder / "images"
@@ -73,7 +65,10 @@ def prepare(folder: Path) -> DemoPair:
             built = Path(scratch) / "demo"
             _build(built)
             _write_manifest(built)
-            _move_in(built, Path(scratch) / "old", folder)
+            if not _is_finished(folder):  # by another run, which was faster
+                if folder.exists():
+                    folder.rename(Path(scratch) / "old")
+                built.rename(folder)
     except OSError as error:
         raise OutputError(
             f"{folder}: the demo cannot be written there ({error.strerror or error}); choose another folder"
@@ -115,15 +110,6 @@ def _check_replaceable(folder: Path) -> None:
         raise OutputError(
             f"{folder}: holds something other than the demo (no {_MANIFEST}); choose an empty or a new folder"
         )
-
-
-def _move_in(built: Path, aside: Path, folder: Path) -> None:
-    """Move the new folder to its place, unless another run was faster; the old one is removed with the scratch one."""
-    if _is_finished(folder):
-        return
-    if folder.exists():
-        folder.rename(aside)
-    built.rename(folder)
 
 
 def _build(folder: Path) -> None:

@@ -7,7 +7,6 @@ explains the rules.
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -17,8 +16,8 @@ from numpy.typing import NDArray
 from clipmerge.evaluation.conclusion import concluded
 from clipmerge.evaluation.intervals import mean_share, paired, wilson
 from clipmerge.evaluation.moving_model import MovingModel
-from clipmerge.evaluation.probe import RELATED, UNRELATED, Probe, ScaledImages, probe, side_of
-from clipmerge.evaluation.scorer import Answers, Move, Scorer
+from clipmerge.evaluation.probe import RELATED, UNRELATED, ScaledImages, probe, side_of
+from clipmerge.evaluation.scorer import Move, Scorer
 from clipmerge.evaluation.settings import EvalSettings
 from clipmerge.images.dataset import LabelledImages
 from clipmerge.models.building import build_model
@@ -33,25 +32,6 @@ if TYPE_CHECKING:
 # Bytes of preprocessed images in memory at once. Moving a model costs as much as a few images, so this can be small.
 _LOAD_BYTES = 256 << 20
 _CLEAN = "clean"
-
-
-@dataclass(frozen=True)
-class Outcomes:
-    """Images recognised by each model: row 0 is zero-shot, then come the fine-tuned models, the last row is merged.
-
-    Attributes:
-        clean: Shape (models, images).
-        corrupted: Share of each image's unrelated corruptions under which it was recognised, same shape.
-        related: The same for its related corruptions.
-        corruptions: Shape (models, images of the corruption), by corruption.
-        agreement: Share of the images for which the merged and the zero-shot model predict the same class.
-    """
-
-    clean: NDArray[np.bool_]
-    corrupted: NDArray[np.float64]
-    related: NDArray[np.float64]
-    corruptions: dict[str, NDArray[np.bool_]]
-    agreement: float
 
 
 def measure_effect(
@@ -75,8 +55,61 @@ def measure_effect(
     scorer = Scorer(model, inputs, settings, load_bytes=_LOAD_BYTES)
     sources = {_CLEAN: images, **unrelated.sources, **related.sources}
     answers = scorer.answer(moves_of(plan, tensors), sources, pace)
-    outcomes = outcomes_of(answers, images, unrelated, related)
-    return effect_from(outcomes, images, unrelated.per_image, related.per_image, max_loss=max_loss, plan=plan)
+    # by source, shape (models, images): row 0 is zero-shot, then come the fine-tuned models, the last row is merged
+    right = {name: answers[name] == np.asarray(source.labels) for name, source in sources.items()}
+    clean = right.pop(_CLEAN)
+    corrupted, related_right = unrelated.mean_by_image(right), related.mean_by_image(right)
+
+    def accuracy(model: int) -> ModelAccuracy:
+        return ModelAccuracy(
+            clean=_estimate(float(clean[model].mean()), len(images)),
+            corrupted=_mean_estimate(corrupted[model]),
+            related=_mean_estimate(related_right[model]),
+            corruptions={name: _estimate(float(each[model].mean()), each.shape[1]) for name, each in right.items()},
+        )
+
+    def gain(other: int) -> Gain:
+        return Gain(
+            clean=_difference(clean[-1].astype(np.float64) - clean[other]),
+            corrupted=_difference(corrupted[-1] - corrupted[other], unrelated.per_image),
+        )
+
+    zeroshot, *finetuned, merged = [accuracy(model) for model in range(len(clean))]
+    counts = Counter(images.labels)
+    reference = int(np.argmax(clean[1:-1].sum(axis=1)))
+    over_finetuned, over_zeroshot = gain(1 + reference), gain(0)
+    conclusion = concluded(
+        zeroshot=zeroshot,
+        finetuned=finetuned[reference],
+        merged=merged,
+        over_finetuned=over_finetuned,
+        over_zeroshot=over_zeroshot,
+        images=len(images),
+        max_loss=max_loss,
+    )
+    return MergeEffect(
+        source=images.source,
+        revision=images.revision,
+        images=len(images),
+        classes=len(images.class_names),
+        classes_without_images=len(images.class_names) - len(counts),
+        classes_with_one_image=sum(count == 1 for count in counts.values()),
+        corruptions_per_image=unrelated.per_image,
+        related=RELATED,
+        related_per_image=related.per_image,
+        max_loss=max_loss,
+        zeroshot=zeroshot,
+        finetuned=tuple(finetuned),
+        reference=reference,
+        merged=merged,
+        over_finetuned=over_finetuned,
+        over_zeroshot=over_zeroshot,
+        agreement=_estimate(float((answers[_CLEAN][-1] == answers[_CLEAN][0]).mean()), len(images)),
+        recommendation=conclusion.recommendation,
+        verdict=conclusion.verdict,
+        reason=conclusion.reason,
+        warnings=conclusion.warnings,
+    )
 
 
 def moves_of(plan: Plan, tensors: PlanTensors) -> list[Move]:
@@ -94,86 +127,12 @@ def moves_of(plan: Plan, tensors: PlanTensors) -> list[Move]:
     return [zeroshot, *(finetuned(which) for which in range(len(plan.finetuned))), merged]
 
 
-def outcomes_of(answers: dict[str, Answers], images: LabelledImages, unrelated: Probe, related: Probe) -> Outcomes:
-    """Compare answers with labels, and with the zero-shot model's answers."""
-    sources = {**unrelated.sources, **related.sources}
-    corruptions = {name: answers[name] == np.asarray(source.labels) for name, source in sources.items()}
-    return Outcomes(
-        clean=answers[_CLEAN] == np.asarray(images.labels),
-        corrupted=unrelated.mean_by_image(corruptions),
-        related=related.mean_by_image(corruptions),
-        corruptions=corruptions,
-        agreement=float((answers[_CLEAN][-1] == answers[_CLEAN][0]).mean()),
-    )
-
-
-def effect_from(
-    outcomes: Outcomes, images: LabelledImages, views: int, related_views: int, *, max_loss: float, plan: Plan
-) -> MergeEffect:
-    """Combine accuracies, intervals and the conclusion; ``views`` counts the corruptions of each image."""
-    zeroshot, *finetuned, merged = [_accuracy(outcomes, model) for model in range(len(outcomes.clean))]
-    counts = Counter(images.labels)
-    reference = int(np.argmax(outcomes.clean[1:-1].sum(axis=1)))
-    over_finetuned, over_zeroshot = _gain(outcomes, 1 + reference, views), _gain(outcomes, 0, views)
-    conclusion = concluded(
-        zeroshot=zeroshot,
-        finetuned=finetuned[reference],
-        merged=merged,
-        over_finetuned=over_finetuned,
-        over_zeroshot=over_zeroshot,
-        images=len(images),
-        max_loss=max_loss,
-    )
-    return MergeEffect(
-        source=images.source,
-        revision=images.revision,
-        images=len(images),
-        classes=len(images.class_names),
-        classes_without_images=len(images.class_names) - len(counts),
-        classes_with_one_image=sum(count == 1 for count in counts.values()),
-        corruptions_per_image=views,
-        related=RELATED,
-        related_per_image=related_views,
-        max_loss=max_loss,
-        zeroshot=zeroshot,
-        finetuned=tuple(finetuned),
-        reference=reference,
-        merged=merged,
-        over_finetuned=over_finetuned,
-        over_zeroshot=over_zeroshot,
-        agreement=_estimate(outcomes.agreement, len(images)),
-        recommendation=conclusion.recommendation,
-        verdict=conclusion.verdict,
-        reason=conclusion.reason,
-        warnings=conclusion.warnings,
-    )
-
-
-def _accuracy(outcomes: Outcomes, model: int) -> ModelAccuracy:
-    return ModelAccuracy(
-        clean=_estimate(float(outcomes.clean[model].mean()), outcomes.clean.shape[1]),
-        corrupted=_mean_estimate(outcomes.corrupted[model]),
-        related=_mean_estimate(outcomes.related[model]),
-        corruptions={
-            name: _estimate(float(right[model].mean()), right.shape[1]) for name, right in outcomes.corruptions.items()
-        },
-    )
-
-
 def _estimate(share: float, images: int) -> Estimate:
     return Estimate(value=share, interval=wilson(share, images))
 
 
 def _mean_estimate(by_image: NDArray[np.float64]) -> Estimate:
     return Estimate(value=float(by_image.mean()), interval=mean_share(by_image))
-
-
-def _gain(outcomes: Outcomes, other: int, views: int) -> Gain:
-    clean = outcomes.clean.astype(np.float64)
-    return Gain(
-        clean=_difference(clean[-1] - clean[other]),
-        corrupted=_difference(outcomes.corrupted[-1] - outcomes.corrupted[other], views),
-    )
 
 
 def _difference(by_image: NDArray[np.float64], views: int = 1) -> Difference:

@@ -138,6 +138,20 @@ def load_images(
     return images
 
 
+def load_unlabelled(source: Any, columns: Columns | None = None, *, most: int, seed: int = 0) -> LabelledImages:
+    """Find images whose labels are neither needed nor read, in any source of `load_images`: all get one class."""
+    columns = replace(columns or Columns(), label=None, labelled=False)
+    if isinstance(source, str):
+        source = str(find_source(source))
+        opened = open_source(source, columns, most=most, seed=seed)
+    else:
+        source, opened = open_in_memory(source, columns, most)
+    if not opened.labels:
+        raise DataError(f"{source}: holds no images; give --unlabelled images from where the model will be used")
+    labels = (0,) * len(opened.labels)
+    return LabelledImages(source, opened.store, labels, ("unlabelled",), opened.revision, opened.notes)
+
+
 def find_source(source: str) -> Named | str:
     """Look up the short name of a public data set; the source is returned if it is not such a name."""
     if not source.strip():  # as a path it would be the working directory

@@ -9,9 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from clipmerge.errors import DataError, did_you_mean, shorten
-from clipmerge.files.limits import MOST_IMAGES
 from clipmerge.files.side_files import lies_in
-from clipmerge.images.store import Encoded, Labelled, Store
+from clipmerge.images.store import Encoded, Labelled, Store, check_count
 
 _IMAGE_SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".webp", ".avif", ".tif", ".tiff"}
@@ -113,12 +112,6 @@ def load_flat(source: str, folder: Path) -> Labelled:
         check_count(source, len(paths))
     notes = left_out.notes(source)
     return Labelled(FolderStore(tuple(sorted(paths))), (0,) * len(paths), ("0",), named=False, notes=notes)
-
-
-def check_count(source: str, count: int) -> None:
-    """Refuse more images than any source has."""
-    if count > MOST_IMAGES:
-        raise DataError(f"{source}: has more than {MOST_IMAGES} images; give a folder of some of them")
 
 
 def _listed(source: str, root: Path, folder: Path) -> list[os.DirEntry[str]]:

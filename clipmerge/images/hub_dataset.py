@@ -8,11 +8,14 @@ few row groups. A tar file has no index and is downloaded whole, but only the fi
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
-from pathlib import PurePosixPath
+from functools import cached_property
+from pathlib import Path, PurePosixPath
 from typing import Any
 
+import numpy as np
 import yaml
 
 from clipmerge.errors import DataError, did_you_mean, shorten
@@ -22,13 +25,17 @@ from clipmerge.hub.download import Resolved, connect, download, resolve
 from clipmerge.hub.ids import HubId
 from clipmerge.images.columns import Columns
 from clipmerge.images.dataset_id import PREFIX, DatasetId, parse_dataset
+from clipmerge.images.description import CLASS_NAMES, KIND, SHARDS, TEMPLATES, Description, read_description
 from clipmerge.images.file_store import HubFiles, LocalFiles
-from clipmerge.images.hub_shards import HubShards, find_shards
 from clipmerge.images.parquet import load_parquet
+from clipmerge.images.sampling import holds_a_balanced_sample
 from clipmerge.images.store import Labelled
+from clipmerge.images.webdataset import Shard, joined, load_tars, numbers_of, read_shard
 
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _CARD = "README.md"
+# Number of shards after which a note says that classes are still missing, because they seem to come in order.
+_PATIENCE = 4
 # Words in file and folder names that name a split, as the Hub reads them, by the split.
 _WORDS = {
     "train": ("train", "training"),
@@ -69,9 +76,40 @@ class Split:
         """Whether to use only files in the cache."""
         return self.resolved.note is not None
 
-    def shards(self) -> HubShards:
-        """The tar files, and the texts beside them."""
-        return find_shards(self.source, self.pinned, self.resolved.files, self.files, cached=self.cached)
+    @cached_property
+    def described(self) -> Description:
+        """The texts beside the tar files, downloaded."""
+        folder = PurePosixPath(self.files[0]).parent
+        texts = {name: name for name in (CLASS_NAMES, TEMPLATES, KIND)} | {SHARDS: str(folder / SHARDS)}
+        there = {name: path for name, path in texts.items() if path in self.resolved.files}
+        root = download(self.pinned, there.values(), cached=self.cached) if there else Path()
+        return read_description(lambda name: root / there[name] if name in there else None)
+
+    @cached_property
+    def shards(self) -> tuple[str, ...]:
+        """The tar files, in order; none that is counted beside them may be missing."""
+        folder, count = PurePosixPath(self.files[0]).parent, self.described.shards
+        if count is None:
+            return self.files
+        counted = tuple(str(folder / f"{number}.tar") for number in range(count))
+        missing = [Path(name).name for name in counted if name not in self.files]
+        if missing and not self.cached:
+            raise DataError(
+                f"{self.source}: {folder / SHARDS} counts {count} shards, {len(missing)} of them are not there "
+                f"(first {missing[0]}); upload them, or correct the number"
+            )
+        return counted
+
+    def read_shards(self, columns: Columns, seed: int | None, enough: Callable[[list[Shard]], bool]) -> list[Shard]:
+        """Download shards until there are enough, in a seeded order or from the first to the last; in order."""
+        count, taken = len(self.shards), dict[int, Shard]()
+        order = range(count) if seed is None else np.random.default_rng([seed, count]).permutation(count).tolist()
+        for number in order:
+            folder = download(self.pinned, [self.shards[number]], cached=self.cached)
+            taken[number] = read_shard(LocalFiles(), str(folder / self.shards[number]), columns)
+            if enough(list(taken.values())):
+                break
+        return [taken[number] for number in sorted(taken)]
 
 
 def open_split(source: str) -> Split:
@@ -111,8 +149,7 @@ def load_hub_dataset(source: str, columns: Columns, *, whole: bool, most: int | 
     """
     split = open_split(source)
     if split.is_tar:
-        shards = split.shards()
-        labelled = shards.load(columns) if whole or most is None else shards.load_some(columns, most, seed)
+        labelled = _load_tars(split, columns, None if whole else most, seed)
     elif whole or split.cached:
         folder = download(split.pinned, split.files, cached=split.cached)
         labelled = load_parquet(source, LocalFiles(), [str(folder / file) for file in split.files], columns)
@@ -124,6 +161,36 @@ def load_hub_dataset(source: str, columns: Columns, *, whole: bool, most: int | 
         root = f"datasets/{split.pinned.repo_id}@{split.pinned.revision}"
         labelled = load_parquet(source, HubFiles(system, root), split.files, columns)
     return replace(labelled, revision=split.resolved.sha, notes=(*split.notes, *labelled.notes))
+
+
+def _load_tars(split: Split, columns: Columns, most: int | None, seed: int) -> Labelled:
+    """Open the tar files as one source: all, or those that a class-balanced sample needs.
+
+    A set with one class after another needs more shards than a shuffled one.
+    """
+    classes = 0
+    if columns.labelled:
+        split.described.require_classes(split.source)
+        classes = len(split.described.class_names or ())
+    if most is None:
+        folder = download(split.pinned, split.shards, cached=split.cached)
+        paths = [str(folder / name) for name in split.shards]
+        return load_tars(split.source, LocalFiles(), paths, columns, split.described)
+    notes: list[str] = []
+
+    def enough(taken: list[Shard]) -> bool:
+        labels = numbers_of(taken)
+        if holds_a_balanced_sample(labels, most, classes):
+            return True
+        if len(taken) == _PATIENCE and len(split.shards) > _PATIENCE:
+            notes.append(
+                f"{split.source}: {_PATIENCE} of {len(split.shards)} shards hold {len(set(labels))} classes, too few "
+                "for a balanced sample; reading further shards"
+            )
+        return False
+
+    opened = joined(split.source, LocalFiles(), split.read_shards(columns, seed, enough), split.described)
+    return replace(opened, notes=(*notes, *opened.notes))
 
 
 def front_matter_of(split: Split) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from pydantic import Field, ValidationError, field_validator
 
 from clipmerge.errors import DataError, UsageError, did_you_mean, shorten
 from clipmerge.files.paths import local_path
-from clipmerge.images.prompts import TEMPLATE_SETS, check_templates
+from clipmerge.images.prompts import check_templates, template_sets
 from clipmerge.images.store import Labelled
 from clipmerge.planning.frozen import Frozen
 
@@ -66,7 +66,7 @@ class KnownSet(Frozen):
     @field_validator("templates")
     @classmethod
     def _known_templates(cls, value: str | tuple[str, ...]) -> str | tuple[str, ...]:
-        if isinstance(value, str) and value not in TEMPLATE_SETS.names():
+        if isinstance(value, str) and value not in template_sets():
             raise ValueError(f"no template set '{value}'")
         return value
 

@@ -3,42 +3,21 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Protocol
+from typing import TypeAlias
 
 from clipmerge.errors import UsageError
 from clipmerge.files.hashes import sha256_of
 from clipmerge.images.content import read_file
 from clipmerge.images.dataset import LabelledImages
 from clipmerge.images.decoding import decode, extent
-from clipmerge.images.store import Pixels, Store
+from clipmerge.images.retrieval import CaptionedImages
+from clipmerge.images.store import Pixels
 
-
-class Images(Protocol):
-    """Images with classes or captions."""
-
-    @property
-    def store(self) -> Store:
-        """The images."""
-
-    def __len__(self) -> int:
-        """Number of images."""
-
-
-@dataclass(frozen=True)
-class Overlap:
-    """Images that two sources share.
-
-    Attributes:
-        count: Images of the first source that are also in the second.
-        first: One of them, and the image it equals.
-    """
-
-    count: int
-    first: str
+#: Images with classes or captions.
+Images: TypeAlias = LabelledImages | CaptionedImages
 
 
 class Fingerprints:
@@ -95,18 +74,17 @@ class Fingerprints:
         return self._pixels[size]
 
 
-def find_overlap(ours: Fingerprints, theirs: Fingerprints) -> Overlap | None:
-    """Look for images that two sources share: by inode and content if both have files, otherwise by their pixels."""
+def find_overlap(ours: Fingerprints, theirs: Fingerprints) -> list[str]:
+    """Pairs of images that two sources share: by inode and content if both have files, otherwise by their pixels."""
     if isinstance(ours.store, Pixels) or isinstance(theirs.store, Pixels):
-        return None  # preprocessed images can be compared with nothing
+        return []  # preprocessed images can be compared with nothing
     if ours.store.paths and theirs.store.paths:
-        pairs = [match for path in ours.store.paths if (match := _same_file(path, ours, theirs))]
-        return Overlap(len(pairs), pairs[0]) if pairs else None
+        return [match for path in ours.store.paths if (match := _same_file(path, ours, theirs))]
     pairs = []
     for size in [size for size in ours.by_extent if size in theirs.by_extent]:
         mine, other = ours.pixels(size), theirs.pixels(size)
         pairs += [f"{mine[digest]} has the pixels of {other[digest]}" for digest in mine if digest in other]
-    return Overlap(len(pairs), pairs[0]) if pairs else None
+    return pairs
 
 
 def _same_file(path: str, ours: Fingerprints, theirs: Fingerprints) -> str | None:
@@ -144,7 +122,7 @@ def check_overlap(
             if overlap:
                 raise UsageError(
                     f"{name}: {_how_many(overlap)} also in the calibration source {calibration.source} "
-                    f"({overlap.first}); images used for calibration are not out of distribution; give other images "
+                    f"({overlap[0]}); images used for calibration are not out of distribution; give other images "
                     "to --data or --ood"
                 )
         notes += note_shared(
@@ -161,7 +139,7 @@ def refuse_shared(unlabelled: LabelledImages, others: dict[str, Fingerprints]) -
         if overlap:
             flag = name.partition(" ")[0]
             raise UsageError(
-                f"--unlabelled {unlabelled.source}: {_how_many(overlap)} also in {name} ({overlap.first}); a model is "
+                f"--unlabelled {unlabelled.source}: {_how_many(overlap)} also in {name} ({overlap[0]}); a model is "
                 f"not judged on images that it learned from, so give other images to --unlabelled or {flag}"
             )
 
@@ -170,11 +148,11 @@ def note_shared(ours: dict[str, Fingerprints], others: dict[str, Fingerprints], 
     """Note the images that sources share, by their flag and name on the command line."""
     overlaps = [(name, other, find_overlap(ours[name], others[other])) for name in ours for other in others]
     return [
-        f"{name}: {_how_many(overlap)} also in {other} ({overlap.first}){therefore}"
+        f"{name}: {_how_many(overlap)} also in {other} ({overlap[0]}){therefore}"
         for name, other, overlap in overlaps
         if overlap
     ]
 
 
-def _how_many(overlap: Overlap) -> str:
-    return "1 image is" if overlap.count == 1 else f"{overlap.count} images are"
+def _how_many(overlap: Sequence[str]) -> str:
+    return "1 image is" if len(overlap) == 1 else f"{len(overlap)} images are"

@@ -15,13 +15,12 @@ from clipmerge.files.limits import (
     LARGEST_IMAGE,
     LARGEST_TEXT,
     MOST_FOOTER_PARTS,
-    MOST_IMAGES,
     MOST_INFLATION,
 )
 from clipmerge.files.reading import format_size
 from clipmerge.images.columns import Columns, Found, find_columns, number_classes
 from clipmerge.images.file_store import FileStore
-from clipmerge.images.store import Encoded, Labelled, Store
+from clipmerge.images.store import Encoded, Labelled, Store, check_count
 
 if TYPE_CHECKING:
     import pyarrow.parquet
@@ -130,7 +129,7 @@ def load_parquet(source: str, files: FileStore, names: Sequence[str], columns: C
             blocks += [len(groups) - 1] * rows
             start += rows
         labels += labels_here
-        _check_count(source, len(labels))
+        check_count(source, len(labels))
     indices, classes, named = number_classes(source, labels, first.columns.names)
     return Labelled(ParquetImages(files, groups, tuple(blocks)), indices, classes, named)
 
@@ -140,7 +139,7 @@ def _index(files: FileStore, name: str, wanted: Columns) -> tuple[_File, list[An
     with files.open(name) as file:
         parquet, size = _parquet(file), file.seek(0, io.SEEK_END)
         metadata = parquet.metadata
-        _check_count(files.title(name), metadata.num_rows)
+        check_count(files.title(name), metadata.num_rows)
         columns = find_columns(files.title(name), parquet.schema_arrow, wanted)
         # the columns of a group are not looked at: pyarrow ends the process if one contradicts itself
         groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
@@ -194,8 +193,3 @@ def _parquet(file: IO[bytes], **options: Any) -> pyarrow.parquet.ParquetFile:
 
     limits = {"thrift_string_size_limit": LARGEST_FOOTER, "thrift_container_size_limit": MOST_FOOTER_PARTS}
     return pyarrow.parquet.ParquetFile(file, **limits, **options)
-
-
-def _check_count(where: str, count: int) -> None:
-    if count > MOST_IMAGES:
-        raise DataError(f"{where}: has {count} images, more than {MOST_IMAGES}; give some of the files")

@@ -12,29 +12,19 @@ from clipmerge.files.limits import LONGEST_PROMPT, MOST_PROMPTS
 DEFAULT_TEMPLATE = "a photo of a {}."
 
 
-class TemplateSets:
-    """Template sets by name: one text file per set, one template per line, ``#`` in front of comments."""
-
-    folder = Path(__file__).parent / "templates"
-
-    def names(self) -> tuple[str, ...]:
-        """Names of the sets, sorted."""
-        return tuple(sorted(file.stem for file in self.folder.glob("*.txt")))
-
-    def about(self, name: str) -> str:
-        """The comment on a set's first line."""
-        return self._lines(name)[0].lstrip("# ")
-
-    def templates(self, name: str) -> tuple[str, ...]:
-        """Templates of a set."""
-        return tuple(line for line in self._lines(name) if not line.startswith("#"))
-
-    def _lines(self, name: str) -> list[str]:
-        return (self.folder / f"{name}.txt").read_text(encoding="utf-8").splitlines()
+_SETS = Path(__file__).parent / "templates"
 
 
-#: The shipped template sets.
-TEMPLATE_SETS = TemplateSets()
+def template_sets() -> dict[str, str]:
+    """What is said of each template set, by name: one text file per set, ``#`` in front of comments."""
+    files = sorted(_SETS.glob("*.txt"))
+    return {file.stem: file.read_text(encoding="utf-8").partition("\n")[0].lstrip("# ") for file in files}
+
+
+def template_set(name: str) -> tuple[str, ...]:
+    """Templates of a set."""
+    lines = (_SETS / f"{name}.txt").read_text(encoding="utf-8").splitlines()
+    return tuple(line for line in lines if not line.startswith("#"))
 
 
 class WithTemplates(Protocol):
@@ -71,9 +61,9 @@ def _spelled_out(given: str) -> tuple[str, ...]:
         raise UsageError(f"--template {given!a}: is not UTF-8, which tokenizers need; write it in UTF-8")
     if "{}" in template:
         return (template,)
-    names = TEMPLATE_SETS.names()
+    names = template_sets()
     if given in names:
-        return TEMPLATE_SETS.templates(given)
+        return template_set(given)
     raise UsageError(
         f"--template '{given}': has no {{}} for the class name, as in '{DEFAULT_TEMPLATE}', and is not a template set "
         f"({', '.join(names)}).{did_you_mean(given, names)}"

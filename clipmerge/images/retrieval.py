@@ -1,4 +1,4 @@
-"""Images with captions, for image-text retrieval: WebDataset tar files with ``KEY.txt`` beside ``KEY.jpg``.
+"""Images with captions, for image-text retrieval: ``KEY.txt`` beside ``KEY.jpg``, in a folder or in tar files.
 
 A caption is one line of the text; an image may have several. `load_captions` reads the sets of CLIP_benchmark
 (``hf://datasets/clip-benchmark/wds_flickr8k:test``) and local copies of them.
@@ -13,22 +13,24 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from clipmerge.errors import DataError
-from clipmerge.images.caption_folder import captioned_files, read_captioned
+from clipmerge.errors import DataError, shorten
+from clipmerge.files.reading import Unreadable, read_text
+from clipmerge.files.side_files import lies_in
 from clipmerge.images.columns import Columns
 from clipmerge.images.decoding import decode
 from clipmerge.images.description import CLASS_NAMES, Description, describe_folder
 from clipmerge.images.file_store import LocalFiles, expand, local_split
+from clipmerge.images.folder import FolderStore, is_image_name
 from clipmerge.images.hub_dataset import open_split
-from clipmerge.images.hub_shards import shard_order
 from clipmerge.images.known import find_known
-from clipmerge.images.store import MemoryStore, Store
+from clipmerge.images.store import Store, check_count
 from clipmerge.images.webdataset import Shard, TarImages, read_shard
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 _CAPTIONS = "txt"
+_ENDING = f".{_CAPTIONS}"
 
 
 @dataclass(frozen=True)
@@ -64,9 +66,8 @@ class CaptionedImages:
             return self
         drawn = np.random.default_rng(seed).permutation(len(self))[:count]
         positions = sorted(int(position) for position in drawn)
-        names = tuple(self.store.name(position) for position in positions)
-        store = MemoryStore(tuple(self.store.read(positions)), names)
-        return replace(self, store=store, captions=tuple(self.captions[position] for position in positions))
+        captions = tuple(self.captions[position] for position in positions)
+        return replace(self, store=self.store.take(positions), captions=captions)
 
 
 def load_captions(
@@ -82,9 +83,8 @@ def load_captions(
         return _from_hub(source, columns, most, seed)
     tars = expand(source, ".tar")
     folder, _ = local_split(source)
-    if not tars and captioned_files(folder):
-        store, captions, notes = read_captioned(source, folder)
-        return CaptionedImages(source, store, captions, notes=notes)
+    if not tars and _captioned_files(folder):
+        return _from_folder(source, folder)
     if not tars:
         raise DataError(
             f"{source}: holds no tar files; images with captions are a folder or tar files with KEY.{_CAPTIONS} beside "
@@ -101,27 +101,64 @@ def has_captions(source: str) -> bool:
         return named.known.kind == "retrieval"
     if source.startswith("hf://"):
         split = open_split(source)
-        return split.is_tar and split.shards().described.is_retrieval
+        return split.is_tar and split.described.is_retrieval
     if tars := expand(source, ".tar"):
         return describe_folder(Path(tars[0]).parent).is_retrieval
-    return bool(captioned_files(local_split(source)[0]))
+    return bool(_captioned_files(local_split(source)[0]))
 
 
 def _from_hub(source: str, columns: Columns, most: int | None, seed: int) -> CaptionedImages:
     split = open_split(source)
     if not split.is_tar:
         raise DataError(f"{source}: holds Parquet files; images with captions are read from tar files")
-    shards = split.shards()
-    _require_captions(source, shards.described)
-    order = range(len(shards.files)) if most is None else shard_order(len(shards.files), seed)
-    taken: dict[int, Shard] = {}
-    for number in order:
-        (path,) = shards.paths([shards.files[number]])
-        taken[number] = read_shard(LocalFiles(), path, columns)
-        if most is not None and sum(len(shard.labels) for shard in taken.values()) >= most:
-            break
-    opened = _captioned(source, [taken[number] for number in sorted(taken)])
-    return replace(opened, revision=split.resolved.sha, notes=split.notes)
+    _require_captions(source, split.described)
+
+    def enough(taken: list[Shard]) -> bool:
+        return most is not None and sum(len(shard.labels) for shard in taken) >= most
+
+    shards = split.read_shards(columns, None if most is None else seed, enough)
+    return replace(_captioned(source, shards), revision=split.resolved.sha, notes=split.notes)
+
+
+def _captioned_files(folder: Path) -> list[Path]:
+    """List the images of a folder that have a text beside them, by name; empty if it is not such a folder."""
+    if not folder.is_dir():
+        return []
+    listed = sorted(path for path in folder.iterdir() if is_image_name(path.name) and not path.name.startswith("."))
+    return [path for path in listed if path.with_suffix(_ENDING).is_file()]
+
+
+def _from_folder(source: str, folder: Path) -> CaptionedImages:
+    """The images of a folder and the captions beside them, with a note on texts without an image."""
+    files = _captioned_files(folder)
+    alone = [path.name for path in sorted(folder.iterdir()) if is_image_name(path.name) and path not in set(files)]
+    if alone:
+        raise DataError(f"{source}: {shorten(alone, 3)} has no captions beside it; write them to the same name in .txt")
+    check_count(source, len(files))
+    everything = [file for path in files for file in (path, path.with_suffix(_ENDING))]
+    leading_out = [path.name for path in everything if not lies_in(folder, path)]
+    if leading_out:
+        raise DataError(f"{source}: {shorten(leading_out, 3)} are links out of it; put the files themselves there")
+    captions = tuple(_read_captions(source, path.with_suffix(_ENDING)) for path in files)
+    texts = sorted({path.name for path in folder.glob(f"*{_ENDING}")} - {path.name for path in everything})
+    without = f"{source}: left out {len(texts)} texts without an image beside them ({shorten(texts, 3)})"
+    store = FolderStore(tuple(map(str, files)))
+    return CaptionedImages(source, store, captions, notes=(without,) if texts else ())
+
+
+def _read_captions(source: str, file: Path) -> tuple[str, ...]:
+    try:
+        text = read_text(file)
+    except Unreadable as error:
+        raise DataError(f"{source}: {file.name} cannot be read ({error})") from None
+    captions = _lines(text)
+    if not captions:
+        raise DataError(f"{source}: {file.name} holds no caption; write one per line")
+    return captions
+
+
+def _lines(text: str) -> tuple[str, ...]:
+    return tuple(line.strip() for line in text.splitlines() if line.strip())
 
 
 def _require_captions(source: str, described: Description) -> None:
@@ -133,6 +170,5 @@ def _captioned(source: str, shards: Sequence[Shard]) -> CaptionedImages:
     members = [member for shard in shards for member in shard.members]
     if not members:
         raise DataError(f"{source}: holds no images")
-    texts = [str(text) for shard in shards for text in shard.labels]
-    captions = tuple(tuple(line.strip() for line in text.splitlines() if line.strip()) for text in texts)
+    captions = tuple(_lines(str(text)) for shard in shards for text in shard.labels)
     return CaptionedImages(source, TarImages(LocalFiles(), members), captions)

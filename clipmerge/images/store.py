@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from clipmerge.errors import DataError
+from clipmerge.files.limits import MOST_IMAGES
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -128,3 +129,9 @@ class Pixels(Store):
                 )
             stacked.append(pixels)
         return torch.stack(stacked)
+
+
+def check_count(source: str, count: int) -> None:
+    """Refuse more images than any source has."""
+    if count > MOST_IMAGES:
+        raise DataError(f"{source}: has more than {MOST_IMAGES} images; give some of them")

@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 from typing import IO, Self
 
 from clipmerge.errors import DataError, did_you_mean, shorten
-from clipmerge.files.limits import LARGEST_IMAGE, LARGEST_LABEL, LARGEST_TAR_HEADER, MOST_IMAGES
+from clipmerge.files.limits import LARGEST_IMAGE, LARGEST_LABEL, LARGEST_TAR_HEADER
 from clipmerge.files.reading import Unreadable, format_size, parse_json
 from clipmerge.images.columns import LABEL_NAMES, Columns, number_classes
 from clipmerge.images.description import Description
 from clipmerge.images.file_store import FileStore
-from clipmerge.images.store import Encoded, Labelled, Store
+from clipmerge.images.store import Encoded, Labelled, Store, check_count
 
 _MEMBER = re.compile(r"(?P<key>(?:.*/)?[^./][^.]*)\.(?P<ending>[^/]+)", re.DOTALL)
 _IMAGES = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff", "avif", "jfif", "ppm")
@@ -83,7 +83,7 @@ def load_tars(
     shards: list[Shard] = []
     for archive in archives:
         shards.append(read_shard(files, archive, columns))
-        _check_count(source, shards)
+        check_count(source, sum(len(shard.labels) for shard in shards))
     return joined(source, files, shards, described)
 
 
@@ -97,7 +97,7 @@ def read_shard(files: FileStore, archive: str, columns: Columns) -> Shard:
             image = _image_ending(where, list(endings), named)
             shard.members.append((archive, f"{key}.{image}", endings[image]))
             shard.labels.append(_label(where, file, endings, columns.label) if columns.labelled else 0)
-            _check_count(files.title(archive), [shard])
+            check_count(files.title(archive), len(shard.labels))
     return shard
 
 
@@ -119,11 +119,6 @@ def numbers_of(shards: Sequence[Shard]) -> list[int | str]:
     if labels and all(isinstance(label, str) and re.fullmatch(r"-?\d{1,18}", label) for label in labels):
         return [int(label) for label in labels]
     return labels
-
-
-def _check_count(source: str, shards: Sequence[Shard]) -> None:
-    if sum(len(shard.labels) for shard in shards) > MOST_IMAGES:
-        raise DataError(f"{source}: has more than {MOST_IMAGES} images; give some of the files")
 
 
 def _samples(file: IO[bytes]) -> Iterator[tuple[str, dict[str, _Member]]]:

@@ -17,10 +17,11 @@ from clipmerge.api import demo as of_the_api
 from clipmerge.api.merge import merge
 from clipmerge.demo import data as demo_data
 from clipmerge.demo import pair as demo
-from clipmerge.demo.pair import CLASS_NAMES, SHIFTS, TEMPLATE, DemoPair, cache_folder, prepare
+from clipmerge.demo.data import SHIFTS, TEMPLATE
+from clipmerge.demo.pair import DemoPair, prepare
 from clipmerge.errors import DataError, OutputError
 from clipmerge.images.dataset import load_images
-from clipmerge.images.digits import as_rgb, read_digits
+from clipmerge.images.digits import CLASS_NAMES, as_rgb, read_digits
 from tests.support.command import clipmerge
 
 
@@ -201,13 +202,6 @@ def test_a_folder_of_other_things_is_left_alone_and_an_empty_one_filled(tmp_path
     (tmp_path / "empty").mkdir()
     prepare(tmp_path / "empty")
     assert len(builds) == 1
-
-
-@pytest.mark.parametrize(("variable", "expected"), [("/elsewhere", "/elsewhere"), ("", "~"), ("relative", "~")])
-def test_the_cache_folder_follows_xdg(monkeypatch: pytest.MonkeyPatch, variable: str, expected: str) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", variable)
-    base = Path(expected) if expected != "~" else Path.home() / ".cache"
-    assert cache_folder() == base / "clipmerge" / "demo"
 
 
 # --- the command

@@ -12,7 +12,7 @@ from clipmerge.images import known as module
 from clipmerge.images.dataset import load_images
 from clipmerge.images.dataset_id import parse_dataset
 from clipmerge.images.known import class_list, class_lists, find_known, known_sets
-from clipmerge.images.prompts import TEMPLATE_SETS, check_templates
+from clipmerge.images.prompts import check_templates, template_set, template_sets
 from clipmerge.images.retrieval import load_captions
 from clipmerge.images.store import Labelled, MemoryStore
 from tests.support.benchmark_sets import retrieval_set, webdataset
@@ -89,9 +89,9 @@ def test_retrieval_sets_go_by_name_too(hub: FakeHub, tmp_path: Path) -> None:
 
 
 def test_template_sets() -> None:
-    assert [len(TEMPLATE_SETS.templates(name)) for name in ("openai-80", "openai-7", "simple")] == [80, 7, 1]
+    assert [len(template_set(name)) for name in ("openai-80", "openai-7", "simple")] == [80, 7, 1]
     assert check_templates(["simple", "a {c}!"]) == ("a photo of a {}.", "a {}!")
-    assert set(TEMPLATE_SETS.templates("openai-7")) <= set(TEMPLATE_SETS.templates("openai-80"))
+    assert set(template_set("openai-7")) <= set(template_set("openai-80"))
     with pytest.raises(UsageError, match=r"is not a template set .*Did you mean 'openai-80'"):
         check_templates(["openai-8"])
 
@@ -100,7 +100,7 @@ def test_names_on_the_command_line(pair: tuple[Path, Path], images: Path) -> Non
     listed = clipmerge("data", "list", "--format", "json").json
     assert (set(listed["data"]), listed["classes"]) == (known_sets().keys(), list(class_lists()))
     told = clipmerge("data")
-    assert all(name in told.out for name in (*known_sets(), *TEMPLATE_SETS.names()))
+    assert all(name in told.out for name in (*known_sets(), *template_sets()))
     shown = clipmerge("data", "show", "imagenet-a", "--format", "json").json
     assert shown["address"] == "hf://datasets/clip-benchmark/wds_imagenet-a:test"
     assert (len(shown["class_names"]), len(shown["templates"]), shown["zeroshot"]["ViT-B-32"]) == (200, 80, 31.37)

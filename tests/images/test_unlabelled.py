@@ -14,7 +14,7 @@ from PIL import Image
 from clipmerge.errors import DataError
 from clipmerge.images import Columns
 from clipmerge.images.content import content_digest
-from clipmerge.images.unlabelled import load_unlabelled
+from clipmerge.images.dataset import load_unlabelled
 from tests.support.hub_double import FakeHub, upload
 from tests.support.image_files import save_plain_parquet, save_tar
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from jsonschema import Draft202012Validator
 
-from clipmerge.images.prompts import TEMPLATE_SETS
+from clipmerge.images.prompts import template_sets
 
 PUBLISHED = Path(__file__).parents[2] / "docs" / "schema"
 
@@ -24,7 +24,7 @@ def schema_of(words: Sequence[str]) -> str:
     if command == "recipes":
         return "recipe" if "show" in words else "recipe-list"
     if command == "data" and "show" in words:
-        return "templates" if set(words) & set(TEMPLATE_SETS.names()) else "data-set"
+        return "templates" if set(words) & set(template_sets()) else "data-set"
     return "data-list" if command == "data" else command
 
 

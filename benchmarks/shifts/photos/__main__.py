@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.shifts.command import each_of, names_in
-from benchmarks.shifts.evaluation import Evaluation, contestants
+from benchmarks.shifts.evaluation import Evaluation, contestants, evaluate_pair
 from benchmarks.shifts.experiment import locked
-from benchmarks.shifts.photos.judging import judge_pair
+from benchmarks.shifts.photos.judging import judged
 from benchmarks.shifts.photos.pairs import ABOUT, Spec, chosen_pairs
 from benchmarks.shifts.photos.testbed import Photos, Settings
 from benchmarks.shifts.report import RESULTS, write_page
@@ -44,7 +44,7 @@ class _Job:
         # another process working on the same pair would lose rows
         with logged(), locked(self.photos.cache / f".{file.stem}.lock"):
             pair = self.photos.make_pair(spec)
-            judge_pair(pair, contestants(only=self.recipes), file, self.how, again=self.again)
+            evaluate_pair(pair, contestants(only=self.recipes), file, self.how, again=self.again, judge=judged)
         return file
 
 

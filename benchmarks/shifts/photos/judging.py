@@ -2,59 +2,21 @@
 
 from __future__ import annotations
 
-import json
-import logging
 import tempfile
 import time
-from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.shifts.evaluation import (
-    Contestant,
-    Evaluation,
-    curve_record,
-    request_of,
-    row_of,
-    swept,
-    write_record,
-)
+from benchmarks.shifts.evaluation import Contestant, Evaluation, request_of, row_of, swept
 from benchmarks.shifts.experiment import TrainedPair
 from clipmerge.api.merge import merge
 from clipmerge.output.record import MergeRecord
 from clipmerge.progress import Silent
 
-_LOG = logging.getLogger("benchmarks")
 
-
-def judge_pair(
-    pair: TrainedPair, entered: Sequence[Contestant], file: Path, how: Evaluation, *, again: Collection[str] = ()
-) -> None:
-    """Judge recipes on one pair into its JSON file: the curve once, and every recipe that it lacks in these settings.
-
-    Args:
-        pair: The pair.
-        entered: The recipes.
-        file: The JSON file, written after every recipe.
-        how: Settings for every pair.
-        again: Names of recipes to judge again.
-    """
-    record = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    told = how.told | {"made_of": pair.made_of}
-    if {key: record.get(key) for key in told} != told:
-        record = curve_record(pair, how)
-        write_record(record, file)
-    had = {row["name"]: row["settings"] for row in record["recipes"]}
-    for each in entered:
-        if each.is_for(pair.name) and (each.name in again or had.get(each.name) != each.settings):
-            row = _row(pair, each, how)
-            record["recipes"] = [other for other in record["recipes"] if other["name"] != each.name] + [row]
-            write_record(record, file)
-            _LOG.info("%s: %s decided in %.0f s", file.stem, each.name, row["seconds"])
-
-
-def _row(pair: TrainedPair, contestant: Contestant, how: Evaluation) -> dict[str, Any]:
+def judged(pair: TrainedPair, contestant: Contestant, how: Evaluation) -> dict[str, Any]:
+    """The row of one recipe in a pair's JSON file."""
     with tempfile.TemporaryDirectory() as scratch:
         output = Path(scratch) / "merged"
         begin = time.perf_counter()
@@ -64,7 +26,7 @@ def _row(pair: TrainedPair, contestant: Contestant, how: Evaluation) -> dict[str
             contestant.recipe,
             output=output,
             data=str(pair.calibration),
-            images=contestant.images or how.images,
+            images=how.images,
             device="cpu",
             seed=how.seed,
             progress=Silent(),
