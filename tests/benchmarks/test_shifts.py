@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from accelerate import Accelerator
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -21,11 +20,8 @@ from benchmarks.shifts.emoji_roles import shift as emoji_roles
 from benchmarks.shifts.experiment import Shift, Source, TrainedPair, chosen_pairs, prepare
 from benchmarks.shifts.fonts import shift as fonts
 from benchmarks.shifts.packages import fetch_packages
-from benchmarks.shifts.training import Drawings, Pretraining, Regime, pretrain
+from benchmarks.shifts.training import Pretraining, Regime
 from clipmerge.errors import DataError, UsageError
-from clipmerge.evaluation.accuracy import evaluate_sources
-from clipmerge.evaluation.settings import EvalSettings
-from clipmerge.progress import Silent
 from tests.support.tiny_shift import SIZE
 
 
@@ -148,28 +144,6 @@ def test_sources_have_the_pictures_they_say(prepared: tuple[Path, list[TrainedPa
         assert picture.size == (SIZE, SIZE)
 
 
-def test_zero_shot_training_learns(tmp_path: Path, tiny_shift: Shift) -> None:
-    """Nine drawings, told apart after some steps far better than by chance."""
-    source = tiny_shift.pretraining
-    flat = torch.zeros_like(source.pixels)
-    flat[:, 3] = 255
-    flat[torch.arange(9), source.labels] = 255  # red, green and blue
-    pretrain(
-        Drawings(tiny_shift.classes, flat, source.labels),
-        Pretraining(steps=60, batch=16, rate=3e-3, width=32, vision_layers=1, text_layers=1),
-        tmp_path / "zeroshot",
-    )
-    taken = pictures.Pictures(flat, source.labels, 10, 5, None, torch.arange(len(flat)))
-    pictures.write_pictures(tmp_path / "plain", tiny_shift.folders, taken)
-    told = evaluate_sources(
-        str(tmp_path / "zeroshot"),
-        {"plain": str(tmp_path / "plain")},
-        EvalSettings(Accelerator(cpu=True), ("a photo of a {}.",)),
-        progress=Silent(),
-    )
-    assert told["accuracy"]["plain"] > 0.9
-
-
 def test_stills_are_the_calibration_pictures_and_those_alone_are_learned(tiny_shift: Shift, tmp_path: Path) -> None:
     still = replace(tiny_shift, stills=3, seeds={"image": (0,)})
     (pair,) = prepare(still, tmp_path, ["image"])
@@ -189,19 +163,6 @@ def test_stills_are_the_calibration_pictures_and_those_alone_are_learned(tiny_sh
     assert fresh.zeroshot == pair.zeroshot
     weights = [load_file(each.finetuned / "model.safetensors")["visual_projection.weight"] for each in (pair, fresh)]
     assert not torch.equal(*weights)
-
-
-def test_fine_tuning_learns_drawings_in_the_pictures_that_their_source_has(tiny_shift: Shift, tmp_path: Path) -> None:
-    dark = replace(tiny_shift.finetuning, change=inversion)
-    taken, inverted = (
-        experiment._drawings(tiny_shift, source).pictures(5, torch.Generator().manual_seed(0))
-        for source in (tiny_shift.finetuning, dark)
-    )
-    assert torch.equal(1 - taken[0], inverted[0])
-    assert torch.equal(taken[1], inverted[1])
-    others = replace(tiny_shift, seeds={"image": (0,)}), replace(tiny_shift, seeds={"image": (0,)}, finetuning=dark)
-    one, other = (next(prepare(shift, tmp_path, ["image"])).finetuned for shift in others)
-    assert one != other
 
 
 # --- the whole

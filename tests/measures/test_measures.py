@@ -11,12 +11,9 @@ from typing import Any
 
 import pytest
 
-from clipmerge.api.plan import prepare
 from clipmerge.calibration.objective import Objective
 from clipmerge.planning.measurements import Measurements
-from clipmerge.planning.recipe import load_recipe
 from clipmerge.plugins import plugin_names
-from clipmerge.request import Calibration, MergeRequest
 from tests.support.counted import counted
 from tests.support.measure_everything import SIZES, measured
 from tests.support.small_objective import Ends, make_batches, objective_for
@@ -85,15 +82,6 @@ def test_batches_average_to_the_layers_value(found: dict[str, Measurements], nam
 def test_measuring_again_gives_the_same_numbers(found: dict[str, Measurements], alone: Alone, name: str) -> None:
     """On an objective of its own, and on one that other measures used before."""
     assert alone[name][0].layers == found[name].layers
-
-
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.slow if place else ()) for place, name in enumerate(MEASURES)]
-)
-def test_measuring_after_all_the_others_gives_the_same_numbers(
-    found: dict[str, Measurements], objective: Objective, name: str
-) -> None:
-    assert measured(name, objective).layers == found[name].layers
 
 
 # where learning starts, and so what learned-sparse measures there, depends on all images
@@ -172,20 +160,3 @@ def test_two_processes_measure_what_one_does(ends: Ends, found: dict[str, Measur
                 assert both["coefficients"][name][key] == pytest.approx(total, rel=1e-3, abs=1e-3), (name, key)
     for name, value in found["path-barrier"].gradients.items():
         assert both["gradients"][name] == pytest.approx(value.double().norm().item(), rel=1e-5, abs=1e-6)
-
-
-@pytest.mark.slow
-def test_a_merge_on_two_processes_decides_as_on_one(pair: tuple[Path, Path], images: Path) -> None:
-    paths = [str(path) for path in pair]
-    options = ["--recipe", "straggler-outlier", "--data", str(images), "--batch-size", "7", "--device", "cpu"]
-    two = launch(2, "clipmerge", "merge", *paths, *options, "--dry-run", "--format", "json")
-    calibration = Calibration(source=str(images), batch_size=7, device="cpu")
-    request = MergeRequest(paths[0], (paths[1],), load_recipe("straggler-outlier", []), calibration)
-    one = prepare(request).plan
-    assert one is not None
-    assert one.measurements is not None
-    assert len(one.measurements.batch_sizes) == 4  # of 24 images: six are held back
-    assert two["stragglers"] == list(one.stragglers)
-    for layer, values in one.measurements.layers.items():
-        assert two["measurements"][layer] == pytest.approx(values, rel=1e-6, abs=1e-6)
-        assert two["layers"][layer]["alpha"] == one.layers[layer].alpha

@@ -122,27 +122,6 @@ def test_a_path_of_many_prompts_is_bounded(
     assert objective.criterion.prompts.count == templates * classes > most_prompts
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["path-barrier", "first-order", "learned-coefficients", "learned-sparse"])
-@pytest.mark.parametrize("moves", ["both", "vision"])
-def test_a_thousand_classes_in_eighty_templates(
-    ends: Ends, frozen: Ends, watched: Watched, name: str, moves: str
-) -> None:
-    classes = tuple(f"kind {number}" for number in range(1000))
-    objective = objective_for(
-        ends if moves == "both" else frozen,
-        make_batches(SIZES),
-        templates=tuple(f"{{}} number {number}" for number in range(80)),
-        classes=classes,
-        cost=watched.state,
-    )
-    measured(name, objective)
-    assert sum(count for which, count in watched.before[0] if which == "text_features") == 1
-    assert max(count for which, count in watched.passes if which == "text_features") <= 512
-    embedded = sum(count for which, count in watched.passes if which == "text_features")
-    assert (embedded < 80_000) == (moves == "both" or name in ("path-barrier", "first-order"))
-
-
 def test_the_pace_is_that_of_the_precision(ends: Ends) -> None:
     from clipmerge.calibration.tower_cost import seconds_per_pass
 

@@ -15,20 +15,19 @@ from pathlib import Path
 from threading import Thread
 from typing import Any
 
-import datasets
 import numpy as np
 import open_clip
 import torch
 from open_clip.transform import image_transform_v2
 from PIL import Image
 from safetensors.torch import save
-from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor, CLIPTokenizer, CLIPVisionModel
+from transformers import CLIPModel, CLIPProcessor, CLIPVisionModel
 
 from clipmerge.images.known import known_sets
 from tests.support.benchmark_sets import webdataset
 from tests.support.hub_double import FakeHub, upload
-from tests.support.image_files import png
-from tests.support.tiny_clip import END, START, vocabulary
+from tests.support.image_files import png, save_hub_parquet
+from tests.support.tiny_clip import tiny_config, tiny_processor
 
 CORRUPTIONS = (
     *("contrast", "gaussian_noise", "impulse_noise", "jpeg_compression"),
@@ -53,7 +52,7 @@ def upload_fusionbench(hub: FakeHub, folder: Path, *, images: int = 64, accuracy
     """Fill the Hub with EuroSAT's pair and data set."""
     hub.orgs = ORGS
     torch.manual_seed(0)
-    model, processor = CLIPModel(_config()).eval(), _processor()
+    model, processor = CLIPModel(tiny_config(2, text_length=77)).eval(), tiny_processor(77)
     known = known_sets()["fusionbench-eurosat"]
     upload(hub, BASE, _base_files(model, processor, folder / "base"))
     splits = ("train", "test", *CORRUPTIONS)
@@ -65,23 +64,10 @@ def upload_fusionbench(hub: FakeHub, folder: Path, *, images: int = 64, accuracy
     parts = {}
     for at, split in enumerate(splits):
         labels = list(range(10)) * (images // 10 + 1) if split == "train" else with_accuracy(best[at], accuracy, 10)
-        parts[f"data/{split}-00000-of-00001.parquet"] = _parquet(folder / "x.parquet", labels[:images], 1000 * at)
+        parts[f"data/{split}-00000-of-00001.parquet"] = save_hub_parquet(
+            folder / "x.parquet", labels[:images], first=1000 * at, names=[f"class {k}" for k in range(10)]
+        ).read_bytes()
     upload(hub, "tanganke/eurosat", parts | {"README.md": _card(splits, images)}, kind="dataset")
-
-
-def _config() -> CLIPConfig:
-    words = vocabulary()
-    tower = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
-    ends = {"bos_token_id": words[START], "eos_token_id": words[END], "pad_token_id": words[END]}
-    text = {**tower, **ends, "vocab_size": len(words), "max_position_embeddings": 77}
-    return CLIPConfig(text_config=text, vision_config={**tower, "image_size": 32, "patch_size": 8}, projection_dim=16)
-
-
-def _processor() -> CLIPProcessor:
-    images = CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
-    return CLIPProcessor(
-        image_processor=images, tokenizer=CLIPTokenizer(vocab=vocabulary(), merges=[], model_max_length=77)
-    )
 
 
 def _base_files(model: CLIPModel, processor: CLIPProcessor, folder: Path) -> dict[str, bytes]:
@@ -98,15 +84,6 @@ def _tower_files(model: CLIPModel, folder: Path) -> dict[str, bytes]:
     tensors = {f"vision_model.{name}": value for name, value in model.vision_model.state_dict().items()}
     stored = {name: value.contiguous() for name, value in tensors.items() if not name.endswith("position_ids")}
     return {"config.json": (folder / "config.json").read_bytes(), "model.safetensors": save(stored)}
-
-
-def _parquet(path: Path, labels: list[int], first: int) -> bytes:
-    features = datasets.Features(
-        {"image": datasets.Image(), "label": datasets.ClassLabel(names=[f"class {k}" for k in range(10)])}
-    )
-    images = [{"bytes": png(first + k), "path": None} for k in range(len(labels))]
-    datasets.Dataset.from_dict({"image": images, "label": labels}, features=features).to_parquet(path)
-    return path.read_bytes()
 
 
 def _card(splits: tuple[str, ...], images: int) -> bytes:

@@ -27,7 +27,7 @@ def vocabulary() -> dict[str, int]:
     return {word: index for index, word in enumerate(words)}
 
 
-def tiny_config(blocks: int = 3, width: int = 32, **changes: str) -> CLIPConfig:
+def tiny_config(blocks: int = 3, width: int = 32, text_length: int = 32, **changes: str) -> CLIPConfig:
     vocab = vocabulary()
     tower = {
         "hidden_size": width,
@@ -36,15 +36,15 @@ def tiny_config(blocks: int = 3, width: int = 32, **changes: str) -> CLIPConfig:
         "num_attention_heads": 2,
         **changes,
     }
-    text = {"vocab_size": len(vocab), "max_position_embeddings": 32, "bos_token_id": vocab[START]}
+    text = {"vocab_size": len(vocab), "max_position_embeddings": text_length, "bos_token_id": vocab[START]}
     ends = {"eos_token_id": vocab[END], "pad_token_id": vocab[END]}
     vision = {"image_size": 32, "patch_size": 8}
     return CLIPConfig(text_config={**tower, **text, **ends}, vision_config={**tower, **vision}, projection_dim=16)
 
 
-def tiny_processor() -> CLIPProcessor:
+def tiny_processor(text_length: int = 32) -> CLIPProcessor:
     images = CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
-    tokenizer = CLIPTokenizer(vocab=vocabulary(), merges=[], model_max_length=32)
+    tokenizer = CLIPTokenizer(vocab=vocabulary(), merges=[], model_max_length=text_length)
     return CLIPProcessor(image_processor=images, tokenizer=tokenizer)
 
 
