@@ -45,8 +45,7 @@ class MovingModel:
         self.model = model
         self.text_version = 0
         self._pair = inputs
-        # parameters that are equal in all checkpoints, and those of them that interpolation has already set
-        self._shared: set[str] = set()
+        # those that interpolation has already set, of the parameters that are equal in all checkpoints
         self._set_already: set[str] = set()
         self._dtype = None if dtype == "keep" else getattr(torch, dtype)
         model.load(inputs.theta_0, inputs.zeroshot.source)
@@ -62,7 +61,11 @@ class MovingModel:
         ):
             for name, tensor in ends.items():
                 require_finite(tensor, name, checkpoint.source)
-        self._shared = {name for name in self._theta_0 if self._is_shared(name)}
+        self._shared = {
+            name
+            for name, theta_0 in self._theta_0.items()
+            if all(torch.equal(finetuned.get(name, theta_0), theta_0) for finetuned in self._finetuned)
+        }
 
     @torch.no_grad()
     def interpolate(self, alpha: float) -> None:
@@ -78,10 +81,6 @@ class MovingModel:
             self._set(name, merged)
             if name in self._shared:
                 self._set_already.add(name)
-
-    def _is_shared(self, name: str) -> bool:
-        theta_0 = self._theta_0[name]
-        return all(torch.equal(finetuned.get(name, theta_0), theta_0) for finetuned in self._finetuned)
 
     @torch.no_grad()
     def become_finetuned(self, which: int) -> None:

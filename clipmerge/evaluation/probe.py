@@ -11,7 +11,7 @@ Source:
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -50,116 +50,56 @@ ROTATION = 40.0
 _USUAL_SIDE = 224
 _SEED = 20260
 
-_Corruption = Callable[["Image", np.random.Generator], "Image"]
-_Pixels = NDArray[np.uint8]
+#: Corruptions of kinds that no recipe learns from, in order.
+UNRELATED = ("jpeg", "pixelate", "posterize", "dither", "occlusion")
+#: Stronger forms of changes that `auto` learns from, in order.
+RELATED = ("noise", "blur", "contrast", "brightness", "rotation")
 
 
 def corrupted(image: Image, corruption: str, seed: int) -> Image:
     """Corrupt an RGB image at the model's input size; each corruption has its own stream of random numbers."""
-    return _CORRUPT[corruption](image, np.random.default_rng([_SEED, list(_CORRUPT).index(corruption), seed]))
-
-
-def _noise(image: Image, rng: np.random.Generator) -> Image:
-    pixels = np.array(image)
-    hit = rng.random(pixels.shape) < NOISE
-    return _image(np.where(hit, 255 * rng.integers(0, 2, pixels.shape), pixels))
-
-
-def _blur(image: Image, _: np.random.Generator) -> Image:
-    from PIL import ImageFilter
-
-    return image.filter(ImageFilter.GaussianBlur(max(1.0, BLUR * min(image.size))))
-
-
-def _contrast(image: Image, _: np.random.Generator) -> Image:
-    pixels = np.asarray(image, dtype=np.float64)
-    mean = pixels.mean(axis=(0, 1))
-    return _image(mean + CONTRAST * (pixels - mean))
-
-
-def _jpeg(image: Image, _: np.random.Generator) -> Image:
     from PIL import Image as Pillow
+    from PIL import ImageFilter, ImageOps
 
-    file = io.BytesIO()
-    image.save(file, "JPEG", quality=JPEG)
-    return Pillow.open(file).convert("RGB")
-
-
-def _pixelate(image: Image, _: np.random.Generator) -> Image:
-    from PIL import Image as Pillow
-
-    small = (max(1, round(PIXELATE * image.width)), max(1, round(PIXELATE * image.height)))
-    return image.resize(small, Pillow.Resampling.BOX).resize(image.size, Pillow.Resampling.NEAREST)
-
-
-def _posterize(image: Image, _: np.random.Generator) -> Image:
-    from PIL import ImageOps
-
-    return ImageOps.posterize(image, POSTERIZE)
-
-
-def _dither(image: Image, _: np.random.Generator) -> Image:
-    """Print the image in the eight colours without or with all of red, green and blue."""
-    from PIL import Image as Pillow
-
-    palette = Pillow.new("P", (1, 1))
-    palette.putpalette([255 * (colour >> channel & 1) for colour in range(8) for channel in range(3)])
-    return image.quantize(palette=palette, dither=Pillow.Dither.FLOYDSTEINBERG).convert("RGB")
-
-
-def _occlusion(image: Image, rng: np.random.Generator) -> Image:
-    """Hide a rectangle, at a random place, by the mean colour of the image."""
-    pixels = np.array(image)
-    height, width = (max(1, round(OCCLUSION * side)) for side in pixels.shape[:2])
-    top, left = rng.integers(pixels.shape[0] - height + 1), rng.integers(pixels.shape[1] - width + 1)
-    pixels[top : top + height, left : left + width] = np.rint(pixels.mean(axis=(0, 1)))
-    return _image(pixels)
-
-
-def _brightness(image: Image, _: np.random.Generator) -> Image:
-    from PIL import Image as Pillow
-
-    hue, saturation, value = image.convert("HSV").split()
-    brighter = value.point([min(255, round(level + 255 * BRIGHTNESS)) for level in range(256)])
-    return Pillow.merge("HSV", (hue, saturation, brighter)).convert("RGB")
-
-
-def _rotation(image: Image, rng: np.random.Generator) -> Image:
-    """Rotate about the centre; the corners get the mean colour of the image's border."""
-    from PIL import Image as Pillow
-
-    pixels = np.asarray(image, dtype=np.float64)
-    border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]]).mean(axis=0)
-    fill = tuple(int(level) for level in np.rint(border))
-    turn = ROTATION * rng.choice([-1.0, 1.0])
-    return image.rotate(turn, Pillow.Resampling.BILINEAR, fillcolor=fill)
-
-
-def _image(pixels: NDArray[np.generic]) -> Image:
-    from PIL import Image as Pillow
-
+    rng = np.random.default_rng([_SEED, (*UNRELATED, *RELATED).index(corruption), seed])
+    pixels = np.array(image, dtype=np.float64)
+    match corruption:
+        case "jpeg":
+            file = io.BytesIO()
+            image.save(file, "JPEG", quality=JPEG)
+            return Pillow.open(file).convert("RGB")
+        case "pixelate":
+            small = (max(1, round(PIXELATE * image.width)), max(1, round(PIXELATE * image.height)))
+            return image.resize(small, Pillow.Resampling.BOX).resize(image.size, Pillow.Resampling.NEAREST)
+        case "posterize":
+            return ImageOps.posterize(image, POSTERIZE)
+        case "dither":  # print the image in the eight colours without or with all of red, green and blue
+            palette = Pillow.new("P", (1, 1))
+            palette.putpalette([255 * (colour >> channel & 1) for colour in range(8) for channel in range(3)])
+            return image.quantize(palette=palette, dither=Pillow.Dither.FLOYDSTEINBERG).convert("RGB")
+        case "occlusion":  # hide a rectangle, at a random place, by the mean colour of the image
+            mean = np.rint(pixels.mean(axis=(0, 1)))
+            height, width = (max(1, round(OCCLUSION * side)) for side in pixels.shape[:2])
+            top, left = rng.integers(pixels.shape[0] - height + 1), rng.integers(pixels.shape[1] - width + 1)
+            pixels[top : top + height, left : left + width] = mean
+        case "noise":
+            hit = rng.random(pixels.shape) < NOISE
+            pixels = np.where(hit, 255 * rng.integers(0, 2, pixels.shape), pixels)
+        case "blur":
+            return image.filter(ImageFilter.GaussianBlur(max(1.0, BLUR * min(image.size))))
+        case "contrast":
+            mean = pixels.mean(axis=(0, 1))
+            pixels = mean + CONTRAST * (pixels - mean)
+        case "brightness":
+            hue, saturation, value = image.convert("HSV").split()
+            brighter = value.point([min(255, round(level + 255 * BRIGHTNESS)) for level in range(256)])
+            return Pillow.merge("HSV", (hue, saturation, brighter)).convert("RGB")
+        case "rotation":  # about the centre; the corners get the mean colour of the image's border
+            border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]]).mean(axis=0)
+            fill = tuple(int(level) for level in np.rint(border))
+            turn = ROTATION * rng.choice([-1.0, 1.0])
+            return image.rotate(turn, Pillow.Resampling.BILINEAR, fillcolor=fill)
     return Pillow.fromarray(np.clip(np.rint(pixels), 0, 255).astype(np.uint8))
-
-
-_UNRELATED: dict[str, _Corruption] = {
-    "jpeg": _jpeg,
-    "pixelate": _pixelate,
-    "posterize": _posterize,
-    "dither": _dither,
-    "occlusion": _occlusion,
-}
-_RELATED: dict[str, _Corruption] = {
-    "noise": _noise,
-    "blur": _blur,
-    "contrast": _contrast,
-    "brightness": _brightness,
-    "rotation": _rotation,
-}
-_CORRUPT = {**_UNRELATED, **_RELATED}
-#: Corruptions of kinds that no recipe learns from, in order.
-UNRELATED: tuple[str, ...] = tuple(_UNRELATED)
-#: Stronger forms of changes that `auto` learns from, in order.
-RELATED: tuple[str, ...] = tuple(_RELATED)
 
 
 @dataclass(frozen=True)
@@ -221,7 +161,7 @@ class ScaledImages:
 
     images: LabelledImages
     side: int
-    _decoded: dict[int, _Pixels] = field(default_factory=dict, repr=False)
+    _decoded: dict[int, NDArray[np.uint8]] = field(default_factory=dict, repr=False)
 
     def image(self, position: int) -> Image:
         """One image, RGB."""

@@ -70,7 +70,10 @@ def read_class_names(given: Path | Sequence[str], classes: list[str], *, numbere
         raise DataError(
             f"{path}: has {len(names)} class names, there are {len(classes)} classes; give one name per class"
         )
-    return _checked_names(path, names)
+    for name in names:
+        if not (isinstance(name, str) and name.strip() and is_utf8(name)):
+            raise DataError(f"{path}: {json.dumps(name)[:60]} is not a class name; write a text for each class")
+    return tuple(names)
 
 
 def _title(given: Path | Sequence[str]) -> str:
@@ -90,10 +93,3 @@ def _parsed_names(path: Path) -> Any:
     if lines and all("\t" in line for line in lines):
         return dict(line.split("\t", 1) for line in lines)
     return lines
-
-
-def _checked_names(path: str, names: list[Any]) -> tuple[str, ...]:
-    for name in names:
-        if not (isinstance(name, str) and name.strip() and is_utf8(name)):
-            raise DataError(f"{path}: {json.dumps(name)[:60]} is not a class name; write a text for each class")
-    return tuple(names)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -169,7 +168,7 @@ def _open_loader(title: str, loader: Any, most: int | None, *, labelled: bool) -
     pixels: list[Any] = []
     labels: list[int | str] = []
     for batch in loader:
-        images, targets = _parts(title, batch) if labelled else _without_labels(title, batch)
+        images, targets = _parts(title, batch, labelled=labelled)
         pixels += list(images)
         labels += [_label(label) for label in targets]
         if most is not None and len(labels) >= most:
@@ -185,20 +184,16 @@ def _open_loader(title: str, loader: Any, most: int | None, *, labelled: bool) -
     return Labelled(store, indices, classes, named, notes=notes if seen < len(classes) else ())
 
 
-def _without_labels(title: str, batch: Any) -> tuple[Any, list[int]]:
-    images = _picture(batch)
-    if images is None:
-        raise DataError(f"{title}: its batches are not images and do not hold 'pixel_values'")
-    return images, [0] * len(images)
-
-
-def _parts(title: str, batch: Any) -> tuple[Any, Any]:
+def _parts(title: str, batch: Any, *, labelled: bool) -> tuple[Any, Any]:
     """Images and labels of a batch."""
+    images, labels = _picture(batch), None
     if isinstance(batch, Mapping):
-        images = next((batch[name] for name in _IMAGES if name in batch), None)
         labels = next((batch[name] for name in _LABELS if name in batch), None)
-    else:
-        images, labels = itertools.islice(itertools.chain(batch, (None, None)), 2)
-    if images is None or labels is None:
-        raise DataError(f"{title}: its batches are not (images, labels) and do not hold 'pixel_values' and 'labels'")
-    return images, labels
+    elif isinstance(batch, (tuple, list)) and len(batch) > 1:
+        labels = batch[1]
+    if images is None or (labelled and labels is None):
+        what, keys = "images", "'pixel_values'"
+        if labelled:
+            what, keys = "(images, labels)", "'pixel_values' and 'labels'"
+        raise DataError(f"{title}: its batches are not {what} and do not hold {keys}")
+    return images, labels if labelled else [0] * len(images)

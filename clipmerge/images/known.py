@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import yaml
 from pydantic import Field, ValidationError, field_validator
@@ -137,7 +137,12 @@ def known_sets() -> dict[str, KnownSet]:
         for name, data in yaml.safe_load(file.read_text(encoding="utf-8")).items():
             if name in found:
                 raise DataError(f"{file}: a data set '{name}' is also in another file; rename one of them")
-            found[name] = _validated(file, name, data)
+            try:
+                found[name] = KnownSet.model_validate(data)
+            except ValidationError as error:
+                first = error.errors()[0]
+                where = ".".join(map(str, first["loc"]))
+                raise DataError(f"{file}: data set '{name}': {where}: {first['msg']}") from None
     return found
 
 
@@ -158,12 +163,3 @@ def class_lists() -> tuple[str, ...]:
 def class_list(name: str) -> tuple[str, ...]:
     """Class names by the name of their list."""
     return tuple((_HERE / "classes" / f"{name}.txt").read_text(encoding="utf-8").splitlines())
-
-
-def _validated(file: Path, name: str, data: Any) -> KnownSet:
-    try:
-        return KnownSet.model_validate(data)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise DataError(f"{file}: data set '{name}': {where}: {first['msg']}") from None

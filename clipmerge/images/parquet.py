@@ -70,7 +70,10 @@ class ParquetImages(Store):
         for position in sorted(positions):  # ascending positions visit the blocks in order
             block = self.blocks[position]
             if self._rows is None or block != self._block or position < self._next:
-                self._rows = self._open(block)
+                if self._rows is not None:
+                    self._rows.close()
+                self._block, self._next = block, self._groups[block].start
+                self._rows = _images(self._files, self._groups[block])
             rows, self._rows = self._rows, None  # after a fault the row group is opened again
             image = self._image(position, rows)
             self._rows = rows
@@ -82,12 +85,6 @@ class ParquetImages(Store):
                 )
             images[position] = {"bytes": image, "path": None}
         return [images[position] for position in positions]
-
-    def _open(self, block: int) -> Generator[bytes | None, None, None]:
-        if self._rows is not None:
-            self._rows.close()
-        self._block, self._next = block, self._groups[block].start
-        return _images(self._files, self._groups[block])
 
     def _image(self, position: int, rows: Iterator[bytes | None]) -> bytes:
         """Go on to an image of the open row group."""

@@ -33,7 +33,8 @@ def cost_of(suite: Suite, *, recipes: int, alphas: int, limit: int | None, devic
     measured = [pair.data for pair in suite.pairs if pair.data]
     splits = {source: _split(source) for source in dict.fromkeys([*evaluated, *measured])}
     downloads = [*map(_checkpoint, checkpoints.values()), *splits.values()]
-    images = _sum(_count(splits[source], limit) for source in evaluated)
+    counts = [[count for count in (splits[source].images, limit) if count is not None] for source in evaluated]
+    images = _sum(min(known, default=None) for known in counts)
     passes = None if images is None else images * (alphas + recipes)
     speed = flops_per_second(device) * _SHARE
     return {
@@ -110,11 +111,6 @@ def _images_on_card(split: Split) -> int | None:
             ):
                 return int(entry["num_examples"])
     return None
-
-
-def _count(split: Download, limit: int | None) -> int | None:
-    counts = [count for count in (split.images, limit) if count is not None]
-    return min(counts, default=None)
 
 
 def _sum(values: Iterable[int | None]) -> int | None:
