@@ -15,9 +15,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from tests.support.hub_double.reading import Reading
+from tests.support.hub_double.routes import Routes
 from tests.support.hub_double.store import Entry, Fault, Refusal, Repo, git_oid
-from tests.support.hub_double.writing import Writing
 
 
 class Server(ThreadingHTTPServer):
@@ -106,7 +105,7 @@ class FakeHub:
         return self.root / "lfs" / name
 
 
-class Handler(Reading, Writing):
+class Handler(Routes):
     """Dispatches one request, after any fault that waits for it."""
 
     def serve(self) -> None:

@@ -1,0 +1,441 @@
+"""The routes of the double: reading a request's body, answering, checking tokens and names, and each route's work."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import re
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from tests.support.hub_double.store import (
+    LFS_SUFFIXES,
+    Commit,
+    Entry,
+    Refusal,
+    Repo,
+    git_oid,
+    lfs_pointer,
+    xet_hashes,
+)
+
+if TYPE_CHECKING:
+    from tests.support.hub_double.server import FakeHub
+
+CHUNK = 1 << 20
+FRONT_MATTER = re.compile(r"\s*---\s*\n(.*?)\n---", re.S)
+GITATTRIBUTES = b"*.safetensors filter=lfs diff=lfs merge=lfs -text\n*.bin filter=lfs diff=lfs merge=lfs -text\n"
+
+
+def kind_of(prefix: str | None) -> str:
+    """Turn the URL prefix of a download (``datasets/``, none for models) into the repository type."""
+    return (prefix or "models/").rstrip("/")[:-1]
+
+
+class Routes(BaseHTTPRequestHandler):
+    """What each request does; ``hub`` is set on the subclass that a server makes for itself."""
+
+    protocol_version = "HTTP/1.1"  # keep-alive, so every answer needs a Content-Length
+    disable_nagle_algorithm = True  # headers and body are two writes: 40 ms apart with it
+    hub: FakeHub
+    query: dict[str, str]
+    body_read: bool = False
+    recorded: bool = False
+    cut: int | None = None
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Stay silent; ``hub.log`` is the record."""
+
+    def setup(self) -> None:
+        super().setup()
+        self.hub.connections.add(self.connection)
+
+    def finish(self) -> None:
+        self.hub.connections.discard(self.connection)
+        super().finish()
+
+    def body_chunks(self) -> Iterator[bytes]:
+        if "chunked" in self.headers.get("Transfer-Encoding", "").lower():
+            while size := int(self.rfile.readline().split(b";")[0], 16):
+                yield self.rfile.read(size)
+                self.rfile.readline()
+            self.rfile.readline()
+        else:
+            left = int(self.headers.get("Content-Length") or 0)
+            while left > 0:
+                data = self.rfile.read(min(CHUNK, left))
+                if not data:
+                    raise ConnectionError("the client went away")
+                left -= len(data)
+                yield data
+        self.body_read = True
+
+    def read_body(self) -> bytes:
+        return b"".join(self.body_chunks())
+
+    def read_json(self) -> Any:
+        return json.loads(self.read_body() or b"{}")
+
+    def record(self, status: int) -> None:
+        """Log the request, once, before its answer goes out: the client may look at the log right after."""
+        if not self.recorded:
+            self.hub.log.append((self.command, self.path, status))
+        self.recorded = True
+
+    def answer(self, status: int, body: Any = b"", headers: dict[str, str] | None = None) -> None:
+        """Send ``body`` (bytes and str as they are, anything else as JSON)."""
+        kind = "text/html" if isinstance(body, str) else "application/json; charset=utf-8"
+        data = body.encode() if isinstance(body, str) else body
+        data = data if isinstance(data, bytes) else json.dumps(data).encode()
+        if not self.body_read:
+            self.close_connection = True  # the unread body would be taken for the next request
+        self.record(status)
+        self.send_response(status)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(data)))
+        if self.close_connection:
+            self.send_header("Connection", "close")
+        for name, value in (headers or {}).items():
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(data)
+
+    def caller(self, *, required: bool = False) -> str | None:
+        """Return the caller's token, checked; None for a visitor unless ``required``."""
+        token = self.headers.get("Authorization", "").removeprefix("Bearer ").strip()
+        if not token:
+            if required:
+                raise Refusal(401, "Invalid username or password.")
+            return None
+        if token != self.hub.token and token not in self.hub.read_only_tokens:
+            raise Refusal(401, "Invalid credentials in Authorization header")
+        return token
+
+    def require_writer(self, namespace: str) -> None:
+        token = self.caller(required=True)
+        if token in self.hub.read_only_tokens or namespace not in (self.hub.user, *self.hub.orgs):
+            rights = f'You don\'t have the rights to create a model under the namespace "{namespace}"'
+            raise Refusal(403, rights)
+
+    def repo(self, kind: str, repo_id: str) -> Repo:
+        found = self.hub.repos.get((kind, repo_id))
+        if found and not (found.private and self.caller() is None):
+            return found
+        if self.caller():
+            raise Refusal(404, "Repository not found", "RepoNotFound")
+        raise Refusal(401, "Invalid username or password.", "RepoNotFound")
+
+    def commit_at(self, repo: Repo, revision: str) -> Commit:
+        commit = repo.resolve(revision)
+        if commit is None:
+            raise Refusal(404, f"Invalid rev id: {revision}", "RevisionNotFound")
+        return commit
+
+    # --- routes that change nothing: account, repository, tree, refs, download
+
+    def whoami(self) -> None:
+        token = self.caller(required=True)
+        role = "read" if token in self.hub.read_only_tokens else "write"
+        orgs = [{"type": "org", "name": name, "roleInOrg": "admin"} for name in self.hub.orgs]
+        auth = {"type": "access_token", "accessToken": {"displayName": "test", "role": role}}
+        me = {"type": "user", "id": "1", "name": self.hub.user, "fullname": self.hub.user.title()}
+        self.answer(200, {**me, "orgs": orgs, "auth": auth})
+
+    def validate_yaml(self) -> None:
+        match = FRONT_MATTER.match(self.read_json()["content"])
+        if not match:
+            warning = {"message": "empty or missing yaml metadata in repo card"}
+            return self.answer(200, {"errors": [], "warnings": [warning]})
+        try:
+            yaml.safe_load(match[1])
+        except yaml.YAMLError as error:
+            problem = {"error": "Invalid metadata", "errors": [{"message": str(error)}], "warnings": []}
+            return self.answer(400, problem)
+        return self.answer(200, {"errors": [], "warnings": []})
+
+    def info(self, kind: str, repo_id: str, revision: str | None = None) -> None:
+        repo = self.repo(kind, repo_id)
+        commit = self.commit_at(repo, revision or "main")
+        card = self._card(commit.tree.get("README.md"))
+        described = {
+            "_id": "x",
+            "id": repo.id,
+            "modelId": repo.id,
+            "author": repo.id.split("/")[0],
+            "sha": commit.oid,
+            "lastModified": commit.date,
+            "createdAt": commit.date,
+            "private": repo.private,
+            "gated": False,
+            "disabled": False,
+            "tags": card.get("tags", []),
+            "cardData": card,
+            "downloads": 0,
+            "likes": 0,
+            "library_name": card.get("library_name"),
+            "pipeline_tag": card.get("pipeline_tag"),
+            "siblings": [self._sibling(path, entry) for path, entry in sorted(commit.tree.items())],
+        }
+        self.answer(200, described)
+
+    def _card(self, readme: Entry | None) -> dict[str, Any]:
+        match = readme and FRONT_MATTER.match(self.hub.blobs[readme.oid].decode())
+        try:
+            card = yaml.safe_load(match[1]) if match else {}
+        except yaml.YAMLError:  # a card that came by git, unchecked
+            card = {}
+        return card if isinstance(card, dict) else {}
+
+    def _sibling(self, path: str, entry: Entry) -> dict[str, Any]:
+        described: dict[str, Any] = {"rfilename": path}
+        if self.query.get("blobs"):
+            described |= {"blobId": entry.oid, "size": entry.size}
+            if entry.lfs:
+                described["lfs"] = {"sha256": entry.lfs, "size": entry.size, "pointerSize": 134}
+        return described
+
+    def tree(self, kind: str, repo_id: str, revision: str, path: str | None = None) -> None:
+        commit = self.commit_at(self.repo(kind, repo_id), revision)
+        folder = PurePosixPath(path or "")
+        recursive = self.query.get("recursive", "").lower() == "true"
+        listed: list[dict[str, Any]] = []
+        folders: set[PurePosixPath] = set()
+        for name, entry in sorted(commit.tree.items()):
+            file = PurePosixPath(name)
+            if folder not in file.parents:
+                continue
+            folders |= {p for p in file.parents if folder in p.parents and (recursive or p.parent == folder)}
+            if recursive or file.parent == folder:
+                listed.append(entry.as_json(name))
+        listed += [_folder_json(str(name)) for name in sorted(folders)]
+        if path and not listed:
+            raise Refusal(404, f'{path} does not exist on "{revision}"', "EntryNotFound", commit.oid)
+        self.answer(200, listed)
+
+    def commits(self, kind: str, repo_id: str, revision: str) -> None:
+        repo, listed = self.repo(kind, repo_id), []
+        commit = self.commit_at(repo, revision)
+        while True:
+            author = [{"user": self.hub.user}]
+            listed.append({"id": commit.oid, "title": commit.title, "message": "", "date": commit.date})
+            listed[-1]["authors"] = author
+            if commit.parent is None:
+                return self.answer(200, listed)
+            commit = repo.commits[commit.parent]
+
+    def download(self, repo_id: str, revision: str, path: str, prefix: str | None = None) -> None:
+        commit = self.commit_at(self.repo(kind_of(prefix), repo_id), revision)
+        entry = commit.tree.get(path)
+        if entry is None:
+            raise Refusal(404, "Entry not found", "EntryNotFound", commit.oid)
+        start, end, status = 0, entry.size - 1, 200
+        if match := re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", "")):
+            start, end, status = int(match[1]), min(int(match[2] or end), end), 206
+        size = max(0, end - start + 1)
+        self.record(status)
+        self.hub.sent += size if self.command == "GET" else 0
+        self.send_response(status)
+        for name, value in self._file_headers(repo_id, commit.oid, path, entry).items():
+            self.send_header(name, value)
+        self.send_header("Content-Length", str(size))
+        if status == 206:
+            self.send_header("Content-Range", f"bytes {start}-{end}/{entry.size}")
+        self.end_headers()
+        if self.command == "GET":
+            self._send_content(entry, start, size)
+
+    def _file_headers(self, repo_id: str, commit: str, path: str, entry: Entry) -> dict[str, str]:
+        headers = {
+            "Content-Type": "application/octet-stream",
+            "X-Repo-Commit": commit,
+            "ETag": f'"{entry.lfs or entry.oid}"',
+            "Accept-Ranges": "bytes",
+            "Content-Disposition": f'inline; filename="{path.split("/")[-1]}"',
+        }
+        if entry.lfs:
+            headers |= {"X-Linked-Size": str(entry.size), "X-Linked-ETag": f'"{entry.lfs}"'}
+        if entry.xet and self.hub.xet_cas:
+            route = f"{self.hub.url}/api/models/{repo_id}/xet-read-token/{commit}"
+            headers |= {"X-Xet-Hash": entry.xet, "X-Xet-Refresh-Route": route}
+        return headers
+
+    def _send_content(self, entry: Entry, start: int, size: int) -> None:
+        left = size if self.cut is None else min(size, self.cut)
+        if entry.lfs:
+            with self.hub.lfs_path(entry.lfs).open("rb") as file:
+                file.seek(start)
+                while left > 0 and (data := file.read(min(CHUNK, left))):
+                    self.wfile.write(data)
+                    left -= len(data)
+        else:
+            self.wfile.write(self.hub.blobs[entry.oid][start : start + left])
+        if self.cut is not None:
+            self.hang_up()
+
+    def hang_up(self) -> None:
+        """Close the socket in mid-answer."""
+        self.cut = None
+        self.wfile.flush()
+        self.close_connection = True
+        self.connection.shutdown(2)
+
+    def xet_token(self, kind: str, repo_id: str, access: str, revision: str) -> None:
+        if not self.hub.xet_cas:
+            raise Refusal(404, "Xet is not available on this server")
+        self.repo(kind, repo_id)
+        store, expiry = self.hub.xet_cas, int(time.time()) + 3600
+        named = {"Cas-Url": store, "Access-Token": f"xet-{access}", "Token-Expiration": str(expiry)}
+        headers = {f"X-Xet-{name}": value for name, value in named.items()}
+        self.answer(200, {"casUrl": store, "accessToken": f"xet-{access}", "exp": expiry}, headers)
+
+    # --- routes that change something: repositories, refs, pull requests, uploads, commits
+
+    def create_repo(self) -> None:
+        asked = self.read_json()
+        namespace, kind = asked.get("organization") or self.hub.user, asked.get("type") or "model"
+        repo_id = f"{namespace}/{asked['name']}"
+        self.require_writer(namespace)
+        url = f"{self.hub.url}/{'' if kind == 'model' else kind + 's/'}{repo_id}"
+        with self.hub.lock:
+            if (kind, repo_id) in self.hub.repos:
+                return self.answer(409, {"error": "You already created this model repo", "url": url})
+            repo = Repo(repo_id, kind, private=asked.get("visibility") == "private")
+            self.hub.repos[kind, repo_id] = repo
+            first = self.hub.keep(GITATTRIBUTES)
+            repo.add_commit("refs/heads/main", {".gitattributes": first}, "initial commit")
+        return self.answer(200, {"url": url, "name": repo_id, "id": "x", "private": repo.private})
+
+    def make_branch(self, kind: str, repo_id: str, name: str) -> None:
+        asked, repo = self.read_json(), self.repo(kind, repo_id)
+        self.require_writer(repo_id.split("/")[0])
+        ref = f"refs/heads/{name}"
+        if ref in repo.refs:
+            raise Refusal(409, f"Reference already exists: {ref}")
+        repo.refs[ref] = self.commit_at(repo, asked.get("startingPoint", "main")).oid
+        self.answer(200)
+
+    def preupload(self, kind: str, repo_id: str, revision: str) -> None:
+        asked, repo = self.read_json(), self.repo(kind, repo_id)
+        self.caller(required=True)
+        if not self.query.get("create_pr"):
+            self.require_writer(repo_id.split("/")[0])
+        commit = self.commit_at(repo, revision)
+        files = []
+        for file in asked["files"]:
+            path, binary = file["path"], b"\0" in base64.b64decode(file["sample"])
+            large = path.endswith(LFS_SUFFIXES) or file["size"] > 10 << 20 or binary
+            known = commit.tree.get(path)
+            described = {"path": path, "uploadMode": "lfs" if large else "regular", "shouldIgnore": False}
+            files.append({**described, "oid": (known.lfs or known.oid) if known else None})
+        self.answer(200, {"files": files, "commitOid": commit.oid})
+
+    def lfs_batch(self, repo_id: str, prefix: str | None = None) -> None:
+        asked = self.read_json()
+        self.repo(kind_of(prefix), repo_id)
+        self.caller(required=True)
+        objects = [self._lfs_object(item["oid"], item["size"]) for item in asked["objects"]]
+        self.answer(200, {"transfer": "basic", "objects": objects})
+
+    def _lfs_object(self, oid: str, size: int) -> dict[str, Any]:
+        item: dict[str, Any] = {"oid": oid, "size": size, "authenticated": True}
+        if self.hub.lfs_path(oid).exists():
+            return item
+        upload = {"href": f"{self.hub.url}/_lfs/{oid}"}
+        return item | {"actions": {"upload": upload, "verify": {"href": f"{self.hub.url}/_lfs/verify"}}}
+
+    def lfs_put(self, oid: str) -> None:
+        partial = self.hub.lfs_path(f"{oid}.{threading.get_ident()}")
+        digest = hashlib.sha256()
+        with partial.open("wb") as file:
+            for data in self.body_chunks():
+                digest.update(data)
+                file.write(data)
+        if digest.hexdigest() != oid:
+            partial.unlink()
+            raise Refusal(400, "sha256 mismatch")
+        partial.replace(self.hub.lfs_path(oid))
+        self.answer(200, headers={"ETag": f'"{digest.hexdigest()[:32]}"'})
+
+    def lfs_verify(self) -> None:
+        asked = self.read_json()
+        path = self.hub.lfs_path(asked["oid"])
+        if not path.exists() or path.stat().st_size != asked["size"]:
+            raise Refusal(404, "LFS object not found")
+        self.answer(200, {})
+
+    def commit(self, kind: str, repo_id: str, revision: str) -> None:
+        lines = [json.loads(line) for line in self.read_body().splitlines() if line.strip()]
+        repo = self.repo(kind, repo_id)
+        self.caller(required=True)
+        with self.hub.lock:
+            ref = self._target(repo, revision)
+            header = lines[0]["value"]
+            parent = header.get("parentCommit")
+            if parent and not repo.refs[ref].startswith(parent):
+                raise Refusal(412, "A commit has happened since. Please refresh and try again.")
+            tree = dict(repo.commits[repo.refs[ref]].tree)
+            for line in lines[1:]:
+                self._apply(tree, line["key"], line["value"])
+            if self.query.get("create_pr"):
+                repo.pull_requests += 1
+                repo.refs[f"refs/pr/{repo.pull_requests}"] = repo.refs[ref]
+                ref = f"refs/pr/{repo.pull_requests}"
+            commit = repo.add_commit(ref, tree, header["summary"])
+        url = f"{self.hub.url}/{repo_id}"
+        done = {"success": True, "commitOid": commit.oid, "commitUrl": f"{url}/commit/{commit.oid}"}
+        if self.query.get("create_pr"):
+            done["pullRequestUrl"] = f"{url}/discussions/{repo.pull_requests}"
+        self.answer(200, {**done, "hookOutput": ""})
+
+    def _target(self, repo: Repo, revision: str) -> str:
+        ref = revision if revision.startswith("refs/") else f"refs/heads/{revision}"
+        if not self.query.get("create_pr") and not ref.startswith("refs/pr/"):
+            self.require_writer(repo.id.split("/")[0])
+        if ref not in repo.refs:
+            raise Refusal(404, f"Invalid rev id: {revision}", "RevisionNotFound")
+        return ref
+
+    def _apply(self, tree: dict[str, Entry], key: str, value: dict[str, Any]) -> None:
+        path = value["path"]
+        if key == "file":
+            tree[path] = self.hub.keep(base64.b64decode(value["content"]))
+        elif key == "lfsFile":
+            tree[path] = self._large_entry(value["oid"], value["size"])
+        elif key == "deletedFile":
+            if path not in tree:
+                raise Refusal(404, "A file with this name doesn't exist", "EntryNotFound")
+            del tree[path]
+        elif key == "deletedFolder":
+            for name in [name for name in tree if name.startswith(path.rstrip("/") + "/")]:
+                del tree[name]
+
+    def _large_entry(self, oid: str, size: int) -> Entry:
+        xet = xet_hashes(Path(self.hub.xet_cas.removeprefix("local://"))).get(oid) if self.hub.xet_cas else None
+        target = self.hub.lfs_path(oid)
+        if xet and not target.exists():
+            self._rebuild(xet, size, target)
+        if not target.exists():
+            raise Refusal(400, f"object {oid} was not uploaded")
+        return Entry(git_oid(lfs_pointer(oid, size)), size, oid, xet)
+
+    def _rebuild(self, xet: str, size: int, target: Path) -> None:
+        """Write a Xet upload out as one file, so that plain HTTP reads work too."""
+        from hf_xet import XetFileInfo, XetSession
+
+        expiry = int(time.time()) + 3600
+        with XetSession().new_file_download_group(
+            endpoint=self.hub.xet_cas, token="xet", token_expiry_unix_secs=expiry
+        ) as group:
+            group.start_download_file(XetFileInfo(xet, size), str(target.absolute()))
+
+
+def _folder_json(path: str) -> dict[str, Any]:
+    return {"type": "directory", "oid": git_oid(path.encode()), "size": 0, "path": path}
