@@ -93,13 +93,8 @@ def test_a_second_ctrl_c_leaves_nothing_behind_either(tmp_path: Path, monkeypatc
     assert content(tmp_path) == []
 
 
-def test_signals_are_as_before_afterwards(tmp_path: Path) -> None:
+def test_only_what_stands_counts_as_completed_and_signals_are_as_before(tmp_path: Path) -> None:
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
-    write(tmp_path / "out", "1")
-    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
-
-
-def test_only_what_stands_counts_as_completed(tmp_path: Path) -> None:
     forget_completed()
     with contextlib.suppress(ValueError), staged(tmp_path / "out") as folder:
         with staged_files(folder / "plan" / "plan.json") as inner:
@@ -111,3 +106,4 @@ def test_only_what_stands_counts_as_completed(tmp_path: Path) -> None:
     assert completed() == (tmp_path / "out",)
     forget_completed()
     assert completed() == ()
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before

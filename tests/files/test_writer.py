@@ -45,17 +45,6 @@ def write(path: Path, data: bytes, pacing: Pacing = SMALL) -> OutputFile:
     return file
 
 
-@pytest.mark.parametrize("size", SIZES)
-def test_the_file_is_what_was_appended(tmp_path: Path, size: int) -> None:
-    write(tmp_path / "file", content(size))
-
-
-@pytest.mark.parametrize("size", SIZES)
-def test_a_slow_disk_is_written_through_the_cache(tmp_path: Path, size: int) -> None:
-    file = write(tmp_path / "file", content(size), SLOW_DISK)
-    assert not (file._direct and size > 3 * BLOCK)
-
-
 def refuse_direct(monkeypatch: pytest.MonkeyPatch) -> None:
     opened = os.open
 
@@ -68,14 +57,7 @@ def refuse_direct(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "open", refuse)
 
 
-@pytest.mark.parametrize("size", SIZES)
-def test_a_file_system_without_direct_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int) -> None:
-    refuse_direct(monkeypatch)
-    assert not write(tmp_path / "file", content(size))._direct
-
-
-@pytest.mark.parametrize("size", SIZES)
-def test_a_file_system_that_wants_another_alignment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int) -> None:
+def refuse_alignment(monkeypatch: pytest.MonkeyPatch) -> None:
     written = os.pwrite
 
     def refuse(file: int, data: memoryview, offset: int) -> int:
@@ -84,7 +66,17 @@ def test_a_file_system_that_wants_another_alignment(tmp_path: Path, monkeypatch:
         return written(file, data, offset)
 
     monkeypatch.setattr(os, "pwrite", refuse)
-    write(tmp_path / "file", content(size))
+
+
+@pytest.mark.parametrize("disk", ["fast", "slow", "without direct writes", "of another alignment"])
+def test_the_file_is_what_was_appended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, disk: str) -> None:
+    if disk == "without direct writes":
+        refuse_direct(monkeypatch)
+    elif disk == "of another alignment":
+        refuse_alignment(monkeypatch)
+    for size in SIZES:
+        file = write(tmp_path / f"{size}", content(size), SLOW_DISK if disk == "slow" else SMALL)
+        assert disk == "fast" or size <= 3 * BLOCK or not file._direct
 
 
 @pytest.mark.parametrize("most", [1000, 4096])
@@ -172,14 +164,11 @@ def test_flushing_on_the_way_changes_nothing(tmp_path: Path, monkeypatch: pytest
     assert flushes
 
 
-def test_nothing_is_written_over(tmp_path: Path) -> None:
+def test_nothing_is_written_over_or_in_no_folder(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
     with pytest.raises(FileExistsError), output_file(tmp_path / "file", 5):
         pass
     assert (tmp_path / "file").read_text() == "mine"
-
-
-def test_a_file_in_no_folder_is_an_error_however_it_would_be_written(tmp_path: Path) -> None:
     for size in (5, 20 * BLOCK):
         with pytest.raises(FileNotFoundError), output_file(tmp_path / "no" / "file", size, pacing=SMALL):
             pass
