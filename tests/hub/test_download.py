@@ -41,64 +41,42 @@ def sha(hub: FakeHub) -> str:
     return upload(hub, MODEL.repo_id, FILES)
 
 
-@pytest.mark.parametrize(
-    ("source", "expected"),
-    [
+def test_what_can_be_a_hub_id() -> None:
+    for source, expected in (
         ("org/name", HubId("org/name")),
         ("org/name@main", HubId("org/name", "main")),
         ("hf://org/na.me_2-x@refs/pr/3", HubId("org/na.me_2-x", "refs/pr/3")),
-        ("hf://org/name", HubId("org/name")),
         ("org/name@feature/x", HubId("org/name", "feature/x")),
-        ("org/name@", None),
-        ("name", None),
-        ("./org/name", None),
-        ("/org/name", None),
-        ("~/name", None),
-        ("a/b/c", None),
-        ("hf://datasets/org/name", None),
-        ("models/clip.safetensors", None),
-        ("org/na--me", None),
-        ("org/../name", None),
-        ("org/name with space", None),
-        ("", None),
-    ],
-)
-def test_what_can_be_a_hub_id(source: str, expected: HubId | None) -> None:
-    assert parse_hub_id(source) == expected
-
-
-def test_a_pinned_id_prints_as_it_is_written() -> None:
-    assert str(parse_hub_id("hf://org/name@v1")) == "org/name@v1"
-    assert str(HubId("org/name").at("v2")) == "org/name@v2"
+    ):
+        assert parse_hub_id(source) == expected
+        assert str(expected) == source.removeprefix("hf://")
+    no_ids = ("org/name@", "name", "./org/name", "/org/name", "~/name", "a/b/c", "hf://datasets/org/name", "")
+    for source in (*no_ids, "models/clip.safetensors", "org/na--me", "org/../name", "org/name with space"):
+        assert parse_hub_id(source) is None
 
 
 def test_fetch_takes_the_standard_weights_and_the_small_files(hub: FakeHub, sha: str) -> None:
-    found = fetch(MODEL, endpoint=hub.url)
+    found = fetch(MODEL, weights=False)
+    assert {path.name for path in found.folder.iterdir()} == {"config.json", "vocab.json", "merges.txt"}
+    found = fetch(MODEL)
     assert (found.revision, found.note) == (sha, None)
     names = {path.name for path in found.folder.iterdir()}
     assert names == {"model.safetensors", "config.json", "vocab.json", "merges.txt"}
     assert (found.folder / "model.safetensors").read_bytes() == FILES["model.safetensors"]
-
-
-def test_fetch_without_weights(hub: FakeHub, sha: str) -> None:
-    found = fetch(MODEL, weights=False, endpoint=hub.url)
-    assert {path.name for path in found.folder.iterdir()} == {"config.json", "vocab.json", "merges.txt"}
+    before = len(hub.requests("GET", "/resolve/"))
+    fetch(MODEL)
+    assert len(hub.requests("GET", "/resolve/")) == before
 
 
 def test_a_revision_is_read_at_its_commit(hub: FakeHub, sha: str) -> None:
     newer = upload(hub, MODEL.repo_id, {"config.json": b'{"new": 1}'})
-    old = fetch(MODEL.at(sha), endpoint=hub.url)
-    new = fetch(MODEL, endpoint=hub.url)
+    old, new = fetch(MODEL.at(sha)), fetch(MODEL)
     assert (old.revision, new.revision) == (sha, newer)
     assert (old.folder / "config.json").read_bytes() == b"{}"
     assert all(sha in path or newer in path for _, path, _ in hub.requests("GET", "/resolve/"))
 
 
-def test_a_second_fetch_downloads_nothing(hub: FakeHub, sha: str) -> None:
-    fetch(MODEL, endpoint=hub.url)
-    before = len(hub.requests("GET", "/resolve/"))
-    fetch(MODEL, endpoint=hub.url)
-    assert len(hub.requests("GET", "/resolve/")) == before
+SHARDS = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors", "model.safetensors.index.json"]
 
 
 @pytest.mark.parametrize(
@@ -114,18 +92,7 @@ def test_a_second_fetch_downloads_nothing(hub: FakeHub, sha: str) -> None:
         (["adapter_model.bin", "training_args.bin"], ["adapter_model.bin"]),
         (["open_clip_pytorch_model.bin", "epoch_32.pt"], ["open_clip_pytorch_model.bin"]),
         (["pytorch_model-00001-of-00001.bin"], ["pytorch_model-00001-of-00001.bin", "pytorch_model.bin.index.json"]),
-        (
-            [
-                "model-00001-of-00002.safetensors",
-                "model-00002-of-00002.safetensors",
-                "model.safetensors.index.json",
-            ],
-            [
-                "model-00001-of-00002.safetensors",
-                "model-00002-of-00002.safetensors",
-                "model.safetensors.index.json",
-            ],
-        ),
+        (SHARDS, SHARDS),
     ],
 )
 def test_which_weights_are_chosen(names: list[str], weights: list[str]) -> None:
@@ -148,21 +115,23 @@ def test_weights_that_cannot_be_taken(names: list[str], message: str) -> None:
         choose_files(names, MODEL)
 
 
+def sharded(hub: FakeHub, name: str) -> str:
+    """Upload a model in two shards."""
+    weight_map = dict(zip(TENSORS, SHARDS, strict=False))
+    files = {file: save({key: TENSORS[key]}) for key, file in weight_map.items()}
+    return upload(hub, name, {**files, SHARDS[2]: json.dumps({"metadata": {}, "weight_map": weight_map}).encode()})
+
+
 def test_remote_metadata_reads_headers_only(hub: FakeHub, sha: str) -> None:
-    found = remote_metadata(MODEL, sha, endpoint=hub.url)
-    assert found == {"a.weight": ("F32", (2, 3)), "b": ("BF16", ())}
-    assert {status for _, _, status in hub.requests("GET", "/resolve/")} == {206}
-
-
-def test_remote_metadata_of_shards_and_of_open_clip(hub: FakeHub) -> None:
-    weight_map = {"a.weight": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}
-    files = {file: save({name: TENSORS[name]}) for name, file in weight_map.items()}
-    files["model.safetensors.index.json"] = json.dumps({"metadata": {}, "weight_map": weight_map}).encode()
-    sharded = upload(hub, "alice/sharded", files)
-    single = upload(hub, "alice/open", {"open_clip_model.safetensors": save(TENSORS)})
     expected = {"a.weight": ("F32", (2, 3)), "b": ("BF16", ())}
-    assert remote_metadata(HubId("alice/sharded"), sharded, endpoint=hub.url) == expected
-    assert remote_metadata(HubId("alice/open"), single, endpoint=hub.url) == expected
+    assert remote_metadata(MODEL, sha) == expected
+    assert {status for _, _, status in hub.requests("GET", "/resolve/")} == {206}
+    assert remote_metadata(HubId("alice/sharded"), sharded(hub, "alice/sharded")) == expected
+    single = upload(hub, "alice/open", {"open_clip_model.safetensors": save(TENSORS)})
+    assert remote_metadata(HubId("alice/open"), single) == expected
+    pickled = upload(hub, "alice/pickled", {"pytorch_model.bin": b"x", "config.json": b"{}"})
+    with pytest.raises(CheckpointError, match=r"cannot list the tensors of a PyTorch pickle without downloading it"):
+        remote_metadata(HubId("alice/pickled"), pickled)
 
 
 FAULTS: list[tuple[dict[str, Any], str]] = [
@@ -188,7 +157,7 @@ def test_a_lasting_fault_while_resolving(
     monkeypatch.setenv("CLIPMERGE_HUB_TIMEOUT", "0.3")
     hub.fail("GET", "/api/models/alice/clip", times=9, **fault)
     with pytest.raises(HubError, match=f"^reading alice/clip: {message}") as caught:
-        fetch(MODEL, endpoint=hub.url)
+        fetch(MODEL)
     assert "\n" not in str(caught.value)
 
 
@@ -196,74 +165,67 @@ def test_a_lasting_fault_while_resolving(
 def test_a_passing_fault_is_sat_out(hub: FakeHub, sha: str, fault: dict[str, Any]) -> None:
     hub.fail("GET", "/api/models/alice/clip", times=2, **fault)
     hub.fail("GET", "/resolve/.*config", **fault)
-    assert fetch(MODEL, endpoint=hub.url).revision == sha
+    assert fetch(MODEL).revision == sha
 
 
-@pytest.mark.parametrize(
-    ("source", "message"),
-    [
-        ("alice/none", "not on the Hub, or private"),
-        ("alice/clip@nowhere", "no such revision. Check the name after the @"),
-    ],
-)
-def test_unknown_names(hub: FakeHub, sha: str, source: str, message: str) -> None:
-    hub_id = parse_hub_id(source)
-    assert hub_id is not None
-    with pytest.raises(HubError, match=message):
-        resolve(hub_id, endpoint=hub.url)
-
-
-def test_a_private_model_without_a_token(hub: FakeHub, sha: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_not_on_the_hub_or_private(hub: FakeHub, sha: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(HubError, match="not on the Hub, or private"):
+        resolve(HubId("alice/none"))
+    with pytest.raises(HubError, match=r"no such revision\. Check the name after the @"):
+        resolve(MODEL.at("nowhere"))
     hub.repos["model", MODEL.repo_id].private = True
     monkeypatch.delenv("HF_TOKEN")
     with pytest.raises(HubError, match=r"private.*hf auth login"):
-        resolve(MODEL, endpoint=hub.url)
+        resolve(MODEL)
 
 
 def test_a_hub_that_is_down_is_not_taken_for_offline(hub: FakeHub, sha: str) -> None:
-    fetch(MODEL, endpoint=hub.url)
+    fetch(MODEL)
     hub.stop()
     hint = f"cannot be reached. Commit {sha} is cached: pass alice/clip@{sha}, or set HF_HUB_OFFLINE=1"
     with pytest.raises(HubError, match=hint):
-        fetch(MODEL, endpoint=hub.url)
-    pinned = fetch(MODEL.at(sha), endpoint=hub.url)
+        fetch(MODEL)
+    pinned = fetch(MODEL.at(sha))
     assert pinned.note is not None
     assert pinned.note.startswith("the Hub cannot be reached")
     assert (pinned.folder / "model.safetensors").is_file()
 
 
-def test_a_hub_that_is_down_and_nothing_cached(hub: FakeHub, sha: str) -> None:
-    hub.stop()
-    with pytest.raises(HubError, match=r"cannot be reached\. Check the connection"):
-        fetch(MODEL, endpoint=hub.url)
-    with pytest.raises(HubError, match="cannot be reached"):
-        remote_metadata(MODEL, sha, endpoint=hub.url)
-
-
-def test_a_sick_hub_does_not_give_the_stale_commit(hub: FakeHub, sha: str) -> None:
-    fetch(MODEL, endpoint=hub.url)
+def test_a_hub_that_is_sick_or_down_does_not_give_a_stale_commit(hub: FakeHub, sha: str) -> None:
+    fetch(HubId(MODEL.repo_id, "main"))
     upload(hub, MODEL.repo_id, {"config.json": b'{"new": 1}'})
     hub.fail("GET", "/api/models/alice/clip", status=500, times=9)
     with pytest.raises(HubError, match="HTTP 500"):
-        fetch(MODEL, endpoint=hub.url)
+        fetch(MODEL)
+    hub.stop()
+    with pytest.raises(HubError, match=r"cannot be reached\. Check the connection"):
+        fetch(HubId("alice/other"))
+    with pytest.raises(HubError, match="cannot be reached"):
+        remote_metadata(MODEL, sha)
 
 
 def test_offline_on_purpose_uses_the_cache_and_says_so(hub: FakeHub, sha: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    fetch(MODEL, endpoint=hub.url)
+    fetch(MODEL)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     before = len(hub.log)
-    found = fetch(MODEL, endpoint=hub.url)
+    found = fetch(MODEL)
     assert found.note == (f"HF_HUB_OFFLINE is set: alice/clip is the cached commit {sha}, not checked against the Hub")
     assert len(hub.log) == before
     with pytest.raises(HubError, match="not in the cache"):
-        fetch(HubId("alice/other"), endpoint=hub.url)
+        fetch(HubId("alice/other"))
 
 
 def test_offline_with_half_a_copy(hub: FakeHub, sha: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    fetch(MODEL, weights=False, endpoint=hub.url)
+    fetch(MODEL, weights=False)
+    sharded(hub, "alice/sharded")
+    found = fetch(HubId("alice/sharded"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(ClipmergeError, match=r"weights are not in the cache\. Go online"):
-        fetch(MODEL, endpoint=hub.url)
+        fetch(MODEL)
+    assert fetch(HubId("alice/sharded")).folder == found.folder
+    (found.folder / SHARDS[1]).unlink()
+    with pytest.raises(HubError, match=r"model-00002-of-00002\.safetensors missing from"):
+        fetch(HubId("alice/sharded"))
 
 
 @pytest.mark.parametrize(
@@ -279,9 +241,9 @@ def test_a_download_that_fails_leaves_no_whole_copy(
 ) -> None:
     hub.fail("GET", "/resolve/.*/model.safetensors", times=99, **fault)
     with pytest.raises(HubError, match=message):
-        fetch(MODEL, endpoint=hub.url)
+        fetch(MODEL)
     hub.faults.clear()
-    assert (fetch(MODEL, endpoint=hub.url).folder / "model.safetensors").is_file()
+    assert (fetch(MODEL).folder / "model.safetensors").is_file()
 
 
 def test_every_request_has_a_timeout(hub: FakeHub, sha: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -289,7 +251,7 @@ def test_every_request_has_a_timeout(hub: FakeHub, sha: str, monkeypatch: pytest
     hub.fail("GET", "/tree/", status=0, delay=1.0, times=99)
     started = time.monotonic()
     with pytest.raises(HubError, match="no answer in time"):
-        fetch(MODEL, endpoint=hub.url)
+        fetch(MODEL)
     assert time.monotonic() - started < 30
 
 
@@ -300,7 +262,7 @@ def test_a_timeout_that_is_no_time(asked: str, monkeypatch: pytest.MonkeyPatch) 
         hub_module.timeout_seconds()
 
 
-def test_tokens_and_signed_urls_stay_out_of_messages() -> None:
+def test_messages_name_the_real_error_and_no_secret() -> None:
     token = "hf_" + "aB3" * 11
     error = RuntimeError(f"Error while uploading: Bearer {token} to https://s3/x?X-Amz-Signature=secret&y=1")
     line = str(explain(error, doing="push", state="Nothing was published.", again="clipmerge push a b/c"))
@@ -308,24 +270,9 @@ def test_tokens_and_signed_urls_stay_out_of_messages() -> None:
     assert "secret" not in line
     assert line.endswith("Go on with `clipmerge push a b/c`.")
 
-
-def test_the_real_error_is_found_behind_a_wrapper() -> None:
     outer = RuntimeError("Error while uploading")
     outer.__cause__ = ConnectionError("cas")
     assert "the Hub's storage cannot be reached" in str(explain(outer, doing="push"))
-
-
-def test_offline_with_a_shard_missing(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
-    weight_map = {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}
-    files = {name: save(TENSORS) for name in weight_map.values()}
-    files["model.safetensors.index.json"] = json.dumps({"weight_map": weight_map}).encode()
-    upload(hub, "alice/sharded", files)
-    found = fetch(HubId("alice/sharded"), endpoint=hub.url)
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    assert fetch(HubId("alice/sharded"), endpoint=hub.url).folder == found.folder
-    (found.folder / weight_map["b"]).unlink()
-    with pytest.raises(HubError, match=r"model-00002-of-00002\.safetensors missing from"):
-        fetch(HubId("alice/sharded"), endpoint=hub.url)
 
 
 def test_an_index_of_something_else_than_shards_is_refused(hub: FakeHub) -> None:
@@ -336,13 +283,7 @@ def test_an_index_of_something_else_than_shards_is_refused(hub: FakeHub) -> None
         part = "model-00001-of-00001.safetensors"
         upload(hub, repo.repo_id, {part: b"x", "model.safetensors.index.json": index, "config.json": b"{}"})
         with pytest.raises(CheckpointError, match=r"model\.safetensors\.index\.json: not an index of shards"):
-            fetch(repo, endpoint=hub.url)
-
-
-def test_the_tensors_of_a_pickle_are_not_listed_from_afar(hub: FakeHub) -> None:
-    sha = upload(hub, "alice/pickled", {"pytorch_model.bin": b"x", "config.json": b"{}"})
-    with pytest.raises(CheckpointError, match=r"cannot list the tensors of a PyTorch pickle without downloading it"):
-        remote_metadata(HubId("alice/pickled"), sha, endpoint=hub.url)
+            fetch(repo)
 
 
 @pytest.mark.parametrize("setting", [None, False])

@@ -30,6 +30,7 @@ NEW, NOTHING = "was created and is empty: no file was published", "Nothing was p
 SLOW = {"status": 0, "delay": 3 * TIMEOUT}
 HTML = {"status": 200, "body": "<html>Please log in to the hotel's network</html>"}
 GONE = {"status": 404, "headers": {"X-Error-Code": "RepoNotFound"}}
+BAD_YAML = {"status": 400, "body": {"errors": [{"message": "bad"}]}}
 GATED = {"status": 403, "headers": {"X-Error-Code": "GatedRepo"}}
 
 
@@ -72,40 +73,25 @@ PUSH = [
     Row("push", "whoami", {"cut_after": 0}, f"the connection broke.*{NOTHING}"),
     Row("push", "whoami", SLOW, f"no answer in time.*{NOTHING}"),
     Row("push", "whoami", HTML, f"the answer was not the Hub's.*{NOTHING}"),
-    Row("push", "target", {"status": 401}, f"not valid.*{NOTHING}"),
     Row("push", "target", {"status": 403}, f"no right.*{NOTHING}"),
-    Row("push", "target", {"status": 429}, f"too many requests.*{NOTHING}"),
     Row("push", "target", {"status": 500}, f"the Hub failed .HTTP 500.*{NOTHING}"),
-    Row("push", "target", HTML, f"the answer was not the Hub's.*{NOTHING}"),
     Row("push", "create", {"status": 401}, f"not valid.*{NOTHING}. If the repository was created, it is empty"),
     Row("push", "create", {"status": 403}, f"no right.*{NOTHING}"),
-    Row("push", "create", {"status": 400}, f"the Hub refused .HTTP 400.*{NOTHING}"),
-    Row("push", "create", {"status": 500}, f"the Hub failed.*{NOTHING}"),
     Row("push", "create", {"cut_after": 10}, f"the connection broke.*{NOTHING}"),
-    Row("push", "create", SLOW, f"no answer in time.*{NOTHING}"),
     Row("push", "tree", {"status": 503}, f"the Hub failed.*{NEW}"),
-    Row(
-        "push", "yaml", {"status": 400, "body": {"errors": [{"message": "bad"}]}}, f"Invalid metadata in README.*{NEW}"
-    ),
+    Row("push", "yaml", BAD_YAML, f"Invalid metadata in README.*{NEW}"),
     Row("push", "yaml", {"status": 500}, f"the Hub failed.*{NEW}"),
-    Row("push", "preupload", {"status": 401}, f"not valid.*{NEW}"),
     Row("push", "preupload", {"status": 403}, f"no right.*{NEW}"),
-    Row("push", "preupload", {"status": 500}, f"the Hub failed.*{NEW}"),
     Row("push", "preupload", GONE, f"not on the Hub.*{NEW}"),
     Row("push", "batch", {"status": 502}, f"the Hub failed.*{NEW}"),
-    Row("push", "batch", SLOW, f"no answer in time.*{NEW}"),
     Row("push", "put", {"status": 403}, f"no right.*{NEW}"),
-    Row("push", "put", {"status": 500}, f"the Hub failed.*{NEW}"),
     Row("push", "put", {"cut_after": 1000}, f"the connection broke.*{NEW}"),
     Row("push", "put", SLOW, f"no answer in time.*{NEW}"),
     Row("push", "verify", {"status": 404}, f"does not know it.*{NEW}"),
-    Row("push", "commit", {"status": 401}, f"not valid.*{NEW}"),
-    Row("push", "commit", {"status": 403}, f"no right.*{NEW}"),
     Row("push", "commit", {"status": 409}, f"the name is taken.*{NEW}"),
     Row("push", "commit", {"status": 412}, f"somebody else committed meanwhile.*{NEW}"),
     Row("push", "commit", {"status": 413, "body": "<html>"}, f"the Hub refused .HTTP 413.*{NEW}"),
     Row("push", "commit", {"status": 500}, f"the Hub failed .HTTP 500.*{NEW}"),
-    Row("push", "commit", {"status": 504}, f"the Hub failed .HTTP 504.*{NEW}"),
     Row("push", "commit", {"cut_after": 100}, f"the connection broke.*{NEW}"),
     Row("push", "commit", SLOW, f"no answer in time.*{NEW}"),
 ]
@@ -113,23 +99,14 @@ READ = [
     Row("merge", "model", {"status": 401}, "no token, or one that is not valid"),
     Row("merge", "model", {"status": 404}, "the Hub does not know it"),
     Row("merge", "model", GATED, "access to it is gated. Accept its conditions"),
-    Row("merge", "model", {"status": 503, "body": "<html>busy</html>"}, "the Hub failed .HTTP 503"),
-    Row("merge", "model", {"cut_after": 0}, "the connection broke"),
     Row("merge", "model", SLOW, "no answer in time.*CLIPMERGE_HUB_TIMEOUT"),
     Row("merge", "model", HTML, "the answer was not the Hub's"),
     Row("merge", "config", {"status": 500}, "the Hub failed .HTTP 500"),
-    Row("merge", "config", {"cut_response": 3}, "downloading acme/tuned@"),
     Row("merge", "weights", {"status": 403}, "the token has no right"),
     Row("merge", "weights", GATED, "access to it is gated"),
-    Row("merge", "weights", {"status": 500}, "the Hub failed .HTTP 500"),
     Row("merge", "weights", {"cut_response": 100}, "the connection broke"),
     Row("merge", "weights", SLOW, "no answer in time"),
-    Row(
-        "inspect",
-        "weights",
-        {"status": 200, "body": "<html>no ranges here</html>"},
-        "a safetensors header cannot be read",
-    ),
+    Row("inspect", "weights", HTML, "a safetensors header cannot be read"),
     Row("merge --push", "whoami", {"status": 403}, f"no right.*{NOTHING}"),
     Row("merge --push", "target", {"status": 500}, f"the Hub failed.*{NOTHING}"),
     Row("plan", "dataset", {"status": 401}, "reading hf://datasets/acme/cars: no token, or one that is not valid"),
@@ -137,12 +114,10 @@ READ = [
     Row("plan", "dataset", HTML, "the answer was not the Hub's"),
     Row("plan", "card", {"status": 500}, "downloading hf://datasets/acme/cars@.*: the Hub failed .HTTP 500"),
     Row("plan", "rows", {"status": 403}, r"reading hf://datasets/acme/cars@.*\.parquet: the token has no right"),
-    Row("plan", "rows", {"status": 500}, r"\.parquet: the Hub failed .HTTP 500"),
     Row("plan", "rows", {"cut_response": 20}, r"\.parquet: the connection broke"),
     Row("plan", "rows", SLOW, r"\.parquet: no answer in time"),
     Row("plan", "rows", {"status": 200, "body": "<html></html>"}, r"\.parquet: cannot be read as Parquet"),
     Row("evaluate", "dataset", {"status": 503}, "reading hf://datasets/acme/cars: the Hub failed"),
-    Row("evaluate", "rows", {"status": 500}, "downloading hf://datasets/acme/cars@.*: the Hub failed"),
     Row("evaluate", "rows", {"cut_response": 20}, "downloading hf://datasets/acme/cars@.*"),
 ]
 

@@ -110,7 +110,9 @@ def test_an_answer_is_bounded(answer: Answer, told: str, monkeypatch: pytest.Mon
         resolve(HubId("acme/x"), endpoint=url)
 
 
-def test_a_download_that_stalls_is_given_up() -> None:
+def test_a_download_that_stalls_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CLIPMERGE_HUB_TIMEOUT", "0.3")
+
     def answer(connection: socket.socket, path: str) -> None:
         if "/resolve/" not in path:
             tell(connection, path)
