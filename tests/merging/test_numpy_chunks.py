@@ -13,17 +13,15 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from clipmerge.checkpoint import align_checkpoints, open_checkpoint
+from clipmerge.checkpoint import open_checkpoint
 from clipmerge.merging.formula import weighted_change
 from clipmerge.merging.numpy_chunks import can_copy
 from clipmerge.merging.stream import merged_tensors
 from clipmerge.merging.tensor import merge_tensor
 from clipmerge.planning.layer_plan import LayerPlan
-from clipmerge.planning.plan import Plan
-from clipmerge.planning.provenance import SourceRecord
+from tests.support.tasks import inputs_of, plan_with
 
 Folders = tuple[Path, Path]
-RECORD = SourceRecord(source="x", files={})
 # Prints which of the modules that a light command has no use for were imported all the same.
 LIGHT = """
 import sys
@@ -89,10 +87,8 @@ def with_dtype(folders: Folders, place: Path, dtype: torch.dtype) -> list[Path]:
 @pytest.mark.parametrize("alpha", [0.0, 0.3, 1.0, 1.7])
 def test_bytes_are_those_of_the_merge_by_torch(pair: Folders, tmp_path: Path, dtype: torch.dtype, alpha: float) -> None:
     folders = with_dtype(pair, tmp_path, dtype)
-    sources = [open_checkpoint(str(folder)) for folder in folders]
-    opened = align_checkpoints(sources[0], sources[1:])
-    layers = {layer: LayerPlan(alpha=alpha) for layer in opened.layers if layer != "text.0.mlp"}
-    plan = Plan(recipe={}, zeroshot=RECORD, finetuned=(RECORD,), weights=(1.0,), layers=layers)
+    opened = inputs_of(folders)
+    plan = plan_with({layer: LayerPlan(alpha=alpha) for layer in opened.layers if layer != "text.0.mlp"})
     zeroshot, finetuned = (load_file(folder / "model.safetensors") for folder in folders)
     for tensor in merged_tensors(opened, plan, chunk=37):
         left_alone = tensor.name.startswith("text_model.encoder.layers.0.mlp") or (
@@ -113,10 +109,8 @@ def test_pages_are_given_back_and_read_again(pair: Folders) -> None:
 
 
 def test_a_narrow_result_is_stored_as_its_bits(pair: Folders) -> None:
-    sources = [open_checkpoint(str(folder)) for folder in pair]
-    opened = align_checkpoints(sources[0], sources[1:])
-    layers = {layer: LayerPlan(alpha=0.5) for layer in opened.layers}
-    plan = Plan(recipe={}, zeroshot=RECORD, finetuned=(RECORD,), weights=(1.0,), layers=layers, dtype="bfloat16")
+    opened = inputs_of(pair)
+    plan = plan_with(dict.fromkeys(opened.layers, LayerPlan(alpha=0.5)), dtype="bfloat16")
     for tensor in merged_tensors(opened, plan):
         stored = np.concatenate(list(tensor.chunks(np.empty)))
         assert stored.dtype == np.uint16

@@ -86,29 +86,16 @@ def test_the_only_checkpoint_with_a_weight_is_copied_where_that_is_one(which: in
 
 
 @pytest.mark.parametrize("shape", [(5, 7), (5, 1), (1, 7)])
-def test_an_alpha_a_row_or_an_entry_broadcasts(shape: tuple[int, ...]) -> None:
-    theta_0, theta_1 = tensors(4)
-    alpha = torch.linspace(0, 1, shape[0] * shape[1]).view(shape)
-    merged = merge_tensor(theta_0, theta_1, alpha=alpha)
-    full = alpha.expand(5, 7)
-    for row in range(5):
-        for column in range(7):
-            entry = (theta_0[row, column].view(1), theta_1[row, column].view(1))
-            one = merge_tensor(*entry, alpha=float(full[row, column]))
-            assert float(merged[row, column]) == float(one)
-
-
-def test_an_alpha_an_entry_of_several_is_that_of_each_entry() -> None:
-    theta_0, *finetuned = tensors(4, count=3)
+@pytest.mark.parametrize("weights", [(1.0,), (0.25, 0.75)])
+def test_an_alpha_a_row_or_an_entry_broadcasts(shape: tuple[int, ...], weights: tuple[float, ...]) -> None:
+    theta_0, *finetuned = tensors(4, count=1 + len(weights))
     theta_0[0] = -0.0
-    alpha = torch.linspace(0, 1, 35).view(5, 7)
-    alpha[0] = 0.0
-    merged = merge_tensor(theta_0, finetuned, alpha=alpha, weights=(0.25, 0.75))
-    assert same_bits(merged[0], theta_0[0])
-    for place in range(7, 35):
-        entry = [each.flatten()[place].view(1) for each in (theta_0, *finetuned)]
-        one = merge_tensor(entry[0], entry[1:], alpha=float(alpha.flatten()[place]), weights=(0.25, 0.75))
-        assert float(merged.flatten()[place]) == float(one)
+    alpha = torch.linspace(0, 1, shape[0] * shape[1]).view(shape)
+    merged, full = merge_tensor(theta_0, finetuned, alpha=alpha, weights=weights), alpha.expand(5, 7)
+    for at in range(35):
+        base, *others = (each.flatten()[at].view(1) for each in (theta_0, *finetuned))
+        one = merge_tensor(base, others, alpha=float(full.flatten()[at]), weights=weights)
+        assert same_bits(merged.flatten()[at].view(1), one)
 
 
 def test_the_widest_input_decides_the_arithmetic() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +11,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from clipmerge.checkpoint import align_checkpoints, open_checkpoint
 from clipmerge.errors import CheckpointError, RecipeError
-from clipmerge.merging.stream import merged_tensors
-from clipmerge.methods import Decision, Task
-from clipmerge.planning.plan import Plan
-from clipmerge.planning.provenance import SourceRecord
-from clipmerge.plugins import load_plugin, plugin_names
+from clipmerge.methods import Task
+from clipmerge.plugins import plugin_names
 from tests.support.raw_safetensors import edit
+from tests.support.tasks import decide, merged, task_of
 
 Folders = tuple[Path, Path]
 BLOCKS = 3
@@ -27,20 +23,7 @@ BLOCKS = 3
 
 @pytest.fixture(scope="module")
 def task(pair: Folders) -> Task:
-    zeroshot, finetuned = (open_checkpoint(str(folder)) for folder in pair)
-    return Task(align_checkpoints(zeroshot, [finetuned]))
-
-
-def decide(task: Task, method: str, **options: Any) -> Decision:
-    return load_plugin("methods", method)(task, **options)
-
-
-def merged(task: Task, decision: Decision) -> dict[str, torch.Tensor]:
-    record = SourceRecord(source="x", files={})
-    finetuned = (record,) * len(task.inputs.finetuned)
-    plan = Plan(recipe={}, zeroshot=record, finetuned=finetuned, weights=decision.weights, layers=decision.layers)
-    plan = plan.checked(task.layers)
-    return {t.key: t.tensor() for t in merged_tensors(task.inputs, plan)}
+    return task_of(pair)
 
 
 def test_every_method_that_needs_no_data_names_every_layer(task: Task) -> None:
@@ -61,19 +44,14 @@ def test_wise_ft_is_one_line(task: Task, pair: Folders, alpha: float) -> None:
         assert torch.allclose(tensor.double(), expected, atol=1e-7, rtol=1e-6)
 
 
-def test_wise_ft_averages_several(pair: Folders, tmp_path: Path) -> None:
-    other = Path(shutil.copytree(pair[1], tmp_path / "other"))
-    tensors = [load_file(folder / "model.safetensors") for folder in pair]
-    edit(other, **{name: tensor + 0.1 for name, tensor in tensors[1].items()})
-    sources = [open_checkpoint(str(folder)) for folder in (*pair, other)]
-    task = Task(align_checkpoints(sources[0], sources[1:]))
+def test_wise_ft_averages_several(family: list[Path]) -> None:
+    task = task_of(family[:3])
+    base, *others = (load_file(folder / "model.safetensors") for folder in family[:3])
     for name, tensor in merged(task, decide(task, "wise-ft", alpha=0.5)).items():
-        average = (tensors[1][name].double() + (tensors[1][name] + 0.1).double()) / 2
-        expected = 0.5 * tensors[0][name].double() + 0.5 * average
-        assert torch.allclose(tensor.double(), expected, atol=1e-6)
-    for method in ("monosoup", "straggler-outlier"):
-        with pytest.raises(RecipeError, match="takes one fine-tuned checkpoint; for several use 'wise-ft'"):
-            decide(task, method)
+        average = sum(other[name].double() for other in others) / 2
+        assert torch.allclose(tensor.double(), (base[name].double() + average) / 2, atol=1e-6)
+    with pytest.raises(RecipeError, match="monosoup: takes one fine-tuned checkpoint; for several use 'wise-ft'"):
+        decide(task, "monosoup")
 
 
 @pytest.mark.parametrize(("alpha", "slope"), [(0.5, None), (0.2, None), (0.1, 0.4), (1.0, -0.5)])
@@ -119,27 +97,18 @@ def test_monosoup_is_its_formula_on_every_matrix(task: Task, pair: Folders, rank
     assert zeroshot[conv].ndim == 4
 
 
-def test_monosoup_of_equal_models_changes_nothing(pair: Folders, tmp_path: Path) -> None:
-    copy = shutil.copytree(pair[0], tmp_path / "copy")
-    same = Task(align_checkpoints(open_checkpoint(str(pair[0])), [open_checkpoint(str(copy))]))
+def test_monosoup_of_equal_models_changes_nothing(pair: Folders) -> None:
+    same = task_of((pair[0], pair[0]))
     zeroshot = load_file(pair[0] / "model.safetensors")
     for name, tensor in merged(same, decide(same, "monosoup")).items():
         assert torch.equal(tensor, zeroshot[name])
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
-@pytest.mark.parametrize("which", [0, 1])
-def test_monosoup_names_a_broken_tensor(pair: Folders, tmp_path: Path, which: int, value: float) -> None:
-    folders = [Path(shutil.copytree(folder, tmp_path / folder.name)) for folder in pair]
+@pytest.mark.parametrize(("which", "value"), [(0, float("nan")), (1, float("inf"))])
+def test_monosoup_names_a_broken_tensor(copies: Folders, which: int, value: float) -> None:
     key = "text_projection.weight"
-    broken = load_file(folders[which] / "model.safetensors")[key]
+    broken = load_file(copies[which] / "model.safetensors")[key]
     broken[3, 5] = value
-    edit(folders[which], **{key: broken})
-    task = Task(align_checkpoints(*(lambda a, b: (a, [b]))(*(open_checkpoint(str(f)) for f in folders))))
-    with pytest.raises(CheckpointError, match=rf"{folders[which]}: tensor {key} holds (NaN|Inf)"):
-        decide(task, "monosoup")
-
-
-def test_a_straggler_method_without_measurements_says_what_is_missing(task: Task) -> None:
-    with pytest.raises(RecipeError, match="straggler-outlier: needs a `measure:` in the recipe"):
-        decide(task, "straggler-outlier")
+    edit(copies[which], **{key: broken})
+    with pytest.raises(CheckpointError, match=rf"{copies[which]}: tensor {key} holds (NaN|Inf)"):
+        decide(task_of(copies), "monosoup")

@@ -1,7 +1,8 @@
-"""The control for straggler-outlier: the choice of stand-ins, and that they get the stragglers' edit."""
+"""straggler-outlier, its variants and its control: masks, errors in their own names, and the choice of stand-ins."""
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -9,18 +10,18 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from clipmerge.checkpoint import align_checkpoints, open_checkpoint
 from clipmerge.errors import RecipeError
 from clipmerge.methods import Decision, Task
 from clipmerge.planning.measurements import Measurements, Statistic
-from clipmerge.plugins import load_plugin
+from clipmerge.plugins import check_options, load_plugin, plugin_names, plugin_options
+from tests.support.tasks import inputs_of, task_of
 
 STRAGGLERS = ("vision.1.mlp", "text.0.attn")
 
 
 def task_with(pair: tuple[Path, Path], stragglers: tuple[str, ...] = STRAGGLERS, seed: int = 0) -> Task:
     """Made-up barriers in which some layers stand far out, and a gradient of ones."""
-    opened = align_checkpoints(open_checkpoint(str(pair[0])), [open_checkpoint(str(pair[1]))])
+    opened = inputs_of(pair)
     layers = Task(opened).layers
     rng = np.random.default_rng(1)
     values = {layer: float(rng.normal()) + 500 * (layer in stragglers) for layer in layers}
@@ -95,22 +96,59 @@ def test_without_stragglers_it_is_straggler_outlier(pair: tuple[Path, Path]) -> 
     assert "no straggler layers found" in control.verdict
 
 
-def test_the_mask_needs_gradients_here_too(pair: tuple[Path, Path]) -> None:
-    task = task_with(pair)
-    assert task.measurements is not None
-    task.measurements.gradients.clear()
-    with pytest.raises(RecipeError, match="the saliency mask needs gradients"):
-        decide(task, "random-matched")
-    assert decide(task, "random-matched", mask="magnitude").scores == {}
-
-
 def test_more_stragglers_than_other_layers_are_refused(pair: tuple[Path, Path]) -> None:
     """Only layers that fine-tuning moved can stand in."""
     task = task_with((pair[0], pair[0]), seed=0)
     with pytest.raises(
-        RecipeError, match=r"random-matched: 2 stragglers and only 0 other layers that fine-tuning moved"
+        RecipeError, match="random-matched: 2 stragglers and only 0 other layers that fine-tuning moved"
     ):
         decide(task, "random-matched")
+
+
+UNKNOWN = r"statistic 'barier' is not measured by made-up \(barrier\)"
+
+
+@pytest.mark.parametrize(
+    ("method", "unknown"),
+    [
+        *((method, UNKNOWN) for method in ("straggler-outlier", "straggler-shrink", "random-matched")),
+        ("straggler-top", r"the measure has no statistic 'barier' \(statistics: barrier\)"),
+        ("straggler-sparse", None),
+    ],
+)
+def test_errors_name_the_method_that_was_asked_for(pair: tuple[Path, Path], method: str, unknown: str | None) -> None:
+    task = task_with(pair)
+    for wrong, options, reason in (
+        (task_of((*pair, pair[1]), task.measurements), {}, "takes one fine-tuned checkpoint"),
+        (dataclasses.replace(task, measurements=None), {}, "needs a `measure:`"),
+        (task, {"statistic": "barier"}, unknown),
+    ):
+        if reason is not None:
+            with pytest.raises(RecipeError, match=rf"^method {method}: {reason}"):
+                load_plugin("methods", method)(wrong, **options)
+
+
+@pytest.mark.parametrize("method", ["straggler-outlier", "random-matched"])
+def test_a_mask_that_is_not_there_or_lacks_its_gradients_is_refused(pair: tuple[Path, Path], method: str) -> None:
+    task = task_with(pair)
+    assert task.measurements is not None
+    task.measurements.gradients.clear()
+    with pytest.raises(RecipeError, match=f"^method {method}: the saliency mask needs gradients"):
+        decide(task, method)
+    assert decide(task, method, mask="magnitude").scores == {}
+    with pytest.raises(RecipeError, match=r"option 'mask' cannot be 'saliancy': .*masks: magnitude.*mean 'saliency'"):
+        check_options("methods", method, {"mask": "saliancy"})
+
+
+def test_every_mask_serves_and_only_those_with_a_density_get_one(pair: tuple[Path, Path]) -> None:
+    task = task_with(pair)
+    for mask in plugin_names("masks"):
+        decision = decide(task, "straggler-outlier", mask=mask, density=0.25)
+        for straggler in STRAGGLERS:
+            entry = decision.layers[straggler]
+            assert entry.mask == mask
+            assert entry.density == (0.25 if "density" in plugin_options("masks", mask) else 1.0)
+        assert bool(decision.scores) == (mask == "saliency")
 
 
 def test_another_measure_makes_no_layer_sparse(pair: tuple[Path, Path]) -> None:
