@@ -1,4 +1,4 @@
-"""One function for each bomb, from a folder to a file in it; ``BOMBS`` has the reader that it is meant for."""
+"""Bombs by name: files that are made to do harm, and the readers that they are meant for."""
 
 from __future__ import annotations
 
@@ -7,322 +7,159 @@ import io
 import json
 import struct
 import tarfile
+import zipfile
+import zlib
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.bombs import pickles
-from tests.bombs.registry import BOMBS, MIB, bomb
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from PIL import Image
+
 from tests.support.image_files import chunk, drawn_over, metadata, with_chunk
 from tests.support.merged_output import RECORD
 from tests.support.raw_safetensors import entry, raw_file
 
-__all__ = ["BOMBS", "pickles"]
+MIB = 1 << 20
 
 
-# --- safetensors ---
+@dataclass(frozen=True)
+class Bomb:
+    """A file that is made to do harm.
+
+    Attributes:
+        reader: Target of the fuzzing that reads it.
+        name: What the file is called.
+        content: Gives its content, or writes it to a path.
+        slow: Takes a second or more to write and read: `python -m tests.bombs` has it, the tests have not.
+    """
+
+    reader: str
+    name: str
+    content: Callable[[], bytes | str] | Writer
+    slow: bool = False
+
+    def make(self, path: Path) -> None:
+        """Write it."""
+        if isinstance(self.content, Writer):
+            self.content.write(path)
+            return
+        content = self.content()
+        path.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
-@bomb("header", "x.safetensors", slow=True)
-def header_of_lists(path: Path) -> None:
-    text = b'{"a":[' + b"[]," * (23 * MIB) + b"[]]}"
-    path.write_bytes(len(text).to_bytes(8, "little") + text)
+@dataclass(frozen=True)
+class Writer:
+    """Writes a file that a library makes, or that is too large for memory."""
+
+    write: Callable[[Path], object]
 
 
-@bomb("header", "x.safetensors", slow=True)
-def header_of_lists_within_its_limit(path: Path) -> None:
-    text = b'{"a":[' + b"[]," * 1_240_000 + b"[]]}"
-    path.write_bytes(len(text).to_bytes(8, "little") + text)
+def _headed(text: str | bytes, data: bytes = b"") -> bytes:
+    """A safetensors file of this header."""
+    raw = text.encode() if isinstance(text, str) else text
+    return len(raw).to_bytes(8, "little") + raw + data
 
 
-@bomb("header", "x.safetensors")
-def header_of_brackets(path: Path) -> None:
-    text = b"[" * (15 * MIB)
-    path.write_bytes(len(text).to_bytes(8, "little") + text)
-
-
-@bomb("header", "x.safetensors")
-def header_of_9_exabytes(path: Path) -> None:
-    path.write_bytes(((1 << 63) - 1).to_bytes(8, "little") + b"{}" + bytes(100))
-
-
-@bomb("header", "x.safetensors")
-def dimensions_of_4200_digits(path: Path) -> None:
-    text = '{"a":{"dtype":"F32","shape":[' + ",".join(["9" * 4200] * 1200) + '],"data_offsets":[0,8]}}'
-    path.write_bytes(len(text).to_bytes(8, "little") + text.encode() + bytes(8))
-
-
-@bomb("checkpoint", "x.safetensors")
-def tensors_of_a_text_tower_10_000(path: Path) -> None:
+def _text_tower(path: Path) -> None:
     names = [f"text_model.encoder.layers.{number}.mlp.fc1.bias" for number in range(10_000)]
-    header = {name: entry(offsets=[8 * at, 8 * at + 8]) for at, name in enumerate(names)}
-    raw_file(path, header, bytes(80_000))
+    raw_file(path, {name: entry(offsets=[8 * at, 8 * at + 8]) for at, name in enumerate(names)}, bytes(80_000))
 
 
-@bomb("checkpoint", "x.safetensors", slow=True)
-def keys_unknown_150_000(path: Path) -> None:
-    header = {f"unknown.{number}": entry(shape=[0], offsets=[0, 0]) for number in range(150_000)}
-    raw_file(path, header)
+def _unknown_keys(path: Path) -> None:
+    raw_file(path, {f"unknown.{number}": entry(shape=[0], offsets=[0, 0]) for number in range(150_000)})
 
 
-# --- JSON and YAML ---
+def _numbered(name: str, count: int, value: Any) -> dict[str, Any]:
+    return {f"{name}{number}": value for number in range(count)}
 
 
-@bomb("configuration", "config.json", slow=True)
-def brackets_of_60_MB(path: Path) -> None:
-    path.write_bytes(b"[" * (60 * MIB))
+def _adapter(patterns: dict[str, int]) -> str:
+    return json.dumps({"peft_type": "LORA", "r": 4, "lora_alpha": 8, "rank_pattern": patterns})
 
 
-@bomb("index", "model.safetensors.index.json", slow=True)
-def index_of_a_million_tensors(path: Path) -> None:
-    path.write_text(json.dumps({"weight_map": {f"a.{number}": "x.safetensors" for number in range(1_000_000)}}))
+def _aliases() -> str:
+    return "\n".join(["a0: &a0 [x, x]", *(f"a{n}: &a{n} [*a{n - 1}, *a{n - 1}]" for n in range(1, 40))])
 
 
-@bomb("side_file", "tokenizer_config.json", slow=True)
-def tokenizer_of_250_MB(path: Path) -> None:
-    path.write_bytes(b'{"_name_or_path": "' + b"a" * (250 * MIB) + b'"}')
-
-
-@bomb("side_file", "tokenizer_config.json", slow=True)
-def tokenizer_of_empty_lists(path: Path) -> None:
-    path.write_bytes(b'{"_name_or_path": [' + b"[]," * 1_240_000 + b"[]]}")
-
-
-@bomb("adapter", "adapter_config.json")
-def patterns_that_backtrack(path: Path) -> None:
-    patterns = {"(a+)+" * 20 + "$": 4, "(.*)*" * 20 + "b": 4, "a?" * 30 + "a" * 30: 4}
-    path.write_text(json.dumps({"peft_type": "LORA", "r": 4, "lora_alpha": 8, "rank_pattern": patterns}))
-
-
-@bomb("adapter", "adapter_config.json")
-def patterns_50_000(path: Path) -> None:
-    patterns = {f"layers.{number}.q_proj": 4 for number in range(50_000)}
-    path.write_text(json.dumps({"peft_type": "LORA", "r": 4, "lora_alpha": 8, "rank_pattern": patterns}))
-
-
-@bomb("recipe", "x.yaml")
-def aliases_of_aliases(path: Path) -> None:
-    lines = ["a0: &a0 [x, x]", *(f"a{n}: &a{n} [*a{n - 1}, *a{n - 1}]" for n in range(1, 40))]
-    path.write_text("\n".join(lines))
-
-
-@bomb("recipe", "x.yaml")
-def keys_of_a_recipe_40_000(path: Path) -> None:
-    path.write_text("method:\n" + "".join(f"  a{number}: 1\n" for number in range(40_000)))
-
-
-@bomb("recipe", "x.yaml")
-def recipe_of_brackets(path: Path) -> None:
-    path.write_text("a: " + "[" * 60_000)
-
-
-@bomb("recipe", "x.yaml")
-def recipe_of_small_keys(path: Path) -> None:
-    path.write_text("{" + ",".join(f"a{number}" for number in range(9000)) + "}")
-
-
-@bomb("plan", "plan.json")
-def plan_of_half_a_million_layers(path: Path) -> None:
-    layers = {f"v.{number}": {"alpha": 0.5} for number in range(500_000)}
+def _plan() -> str:
     source = {"source": "a", "revision": None, "files": {}}
-    recipe = {"name": "x", "method": {"name": "wise-ft"}}
-    plan = {"format": "clipmerge-plan/1", "recipe": recipe, "zeroshot": source, "finetuned": [source]}
-    path.write_text(json.dumps({**plan, "weights": [1.0], "layers": layers}))
+    plan = {"format": "clipmerge-plan/1", "recipe": {"name": "x", "method": {"name": "wise-ft"}}, "zeroshot": source}
+    layers = _numbered("v.", 500_000, {"alpha": 0.5})
+    return json.dumps({**plan, "finetuned": [source], "weights": [1.0], "layers": layers})
 
 
-@bomb("record", "clipmerge.json")
-def record_of_80_000_layers(path: Path) -> None:
-    layers = {f"v.{number}": {"alpha": 0.5} for number in range(80_000)}
-    path.write_text(json.dumps(RECORD | {"files": {"model.safetensors": "ab"}, "layers": layers}))
+def _record(**fields: Any) -> str:
+    return json.dumps(RECORD | {"files": {"model.safetensors": "ab"}} | fields)
 
 
-@bomb("evaluation", "e.json", slow=True)
-def evaluation_of_a_million_results(path: Path) -> None:
-    shares = {f"a{number}": 0.5 for number in range(1_000_000)}
-    held = {"checkpoint": {"files": {"model.safetensors": "ab"}, "source": "x"}, "images": {}, "sources": {}}
-    path.write_text(json.dumps({**held, "accuracy": shares}))
-
-
-@bomb("class_names", "names.json")
-def class_names_of_brackets(path: Path) -> None:
-    path.write_text("[" * 100_000)
-
-
-@bomb("class_names", "names.txt")
-def class_names_of_17_MB(path: Path) -> None:
-    path.write_text("a\n" * (17 * MIB // 2))
-
-
-@bomb("card", "README.md")
-def card_of_aliases(path: Path) -> None:
-    lines = ["a0: &a0 [x, x]", *(f"a{n}: &a{n} [*a{n - 1}, *a{n - 1}]" for n in range(1, 40))]
-    path.write_text("---\n" + "\n".join(lines) + "\n---\n")
-
-
-@bomb("vocabularies", "vocab.txt", slow=True)
-def vocabularies_of_40_million_words(path: Path) -> None:
-    path.write_bytes(b"ab\n" * (20 * MIB) + b"\0" + b"cd\n" * (20 * MIB))
-
-
-@bomb("defaults", "clipmerge.toml")
-def defaults_of_brackets(path: Path) -> None:
-    path.write_text("images = " + "[" * 60_000)
-
-
-@bomb("defaults", "clipmerge.toml")
-def defaults_of_dots(path: Path) -> None:
-    path.write_text(".".join(["a"] * 30_000) + " = 1")
-
-
-@bomb("texts_of_a_set", "texts")
-def templates_of_8_million_classes(path: Path) -> None:
-    path.write_bytes(b"cat\ndog\n\0" + b"{c}" * (5 * MIB))
-
-
-@bomb("report", "clipmerge.json", slow=True)
-def report_of_1000_layers(path: Path) -> None:
+def _report_of_1000_layers() -> str:
     layers = {f"t{number // 2}.{number}.mlp": {"alpha": number / 999} for number in range(999)}
     values = {name: {f"s{at}": float(at * len(name) % 7) for at in range(10)} for name in layers}
-    counts = {f"t{number}": [1] * 40 for number in range(5000)}
-    path.write_text(json.dumps(RECORD | {"layers": layers, "measurements": values, "coefficients": counts}))
+    return _record(layers=layers, measurements=values, coefficients=_numbered("t", 5000, [1] * 40))
 
 
-@bomb("report", "clipmerge.json")
-def report_of_5000_statistics(path: Path) -> None:
-    values = {name: {f"s{at}": float(at % 7) for at in range(4999)} for name in RECORD["layers"]}
-    path.write_text(json.dumps(RECORD | {"measurements": values}))
+def _evaluation() -> str:
+    held = {"checkpoint": {"files": {"model.safetensors": "ab"}, "source": "x"}, "images": {}, "sources": {}}
+    return json.dumps({**held, "accuracy": _numbered("a", 1_000_000, 0.5)})
 
 
-@bomb("image", "x.png")
-def line_of_65_000_pixels(path: Path) -> None:
-    from PIL import Image
-
-    Image.new("RGB", (65_000, 1)).save(path)
+# --- pictures ---
 
 
-@bomb("names_of_places", "name")
-def range_of_18_digits(path: Path) -> None:
-    path.write_text("x-{0..999999999999999999}-{0..999999999999999999}.tar")
-
-
-# --- images ---
-
-
-def _parquet(path: Path, columns: dict[str, Any], **options: Any) -> None:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    pq.write_table(pa.table(columns), path, **options)
-
-
-@bomb("parquet", "x.parquet")
-def zeros_in_one_page(path: Path) -> None:
-    import pyarrow as pa
-
-    zeros = pa.array([bytes(1 << 30)], pa.large_binary())
-    _parquet(path, {"image": zeros, "label": ["a"]}, compression="zstd", use_dictionary=False, write_statistics=False)
-
-
-@bomb("parquet", "x.parquet")
-def one_image_in_a_million_rows(path: Path) -> None:
-    image = bytes(100_000)
-    import pyarrow as pa
-
-    rows = pa.DictionaryArray.from_arrays(pa.array([0] * 1_000_000, pa.int32()), pa.array([image], pa.binary()))
-    _parquet(path, {"image": rows, "label": pa.array([0] * 1_000_000)}, store_schema=False)
-
-
-@bomb("parquet", "x.parquet")
-def one_label_in_a_million_rows(path: Path) -> None:
-    import pyarrow as pa
-
-    rows = pa.DictionaryArray.from_arrays(pa.array([0] * 1_000_000, pa.int32()), pa.array(["x" * 100_000]))
-    images = pa.array([b"x"] * 1_000_000, pa.binary())
-    _parquet(path, {"image": images, "label": rows}, store_schema=False)
-
-
-@bomb("parquet", "x.parquet")
-def footer_of_empty_structures(path: Path) -> None:
-    footer = b"\x15\x02\x19\xfc" + b"\xff\xff\x7f" + bytes(2_000_000) + b"\0"
-    path.write_bytes(b"PAR1" + footer + len(footer).to_bytes(4, "little") + b"PAR1")
-
-
-@bomb("parquet", "x.parquet")
-def footer_of_2_GB(path: Path) -> None:
-    path.write_bytes(b"PAR1" + bytes(100) + (0x7FFFFFFF).to_bytes(4, "little") + b"PAR1")
-
-
-def blank_png(path: Path, side: int, level: int) -> None:
-    """Write a square grey image of 16 bits, all zero."""
-    import zlib
-
+def _blank_png(side: int, level: int) -> bytes:
+    """A square grey image of 16 bits, all zero."""
     packer = zlib.compressobj(level)
     row = bytes(2 * side + 1)
     rows = b"".join(packer.compress(row) for _ in range(side)) + packer.flush()
     header = struct.pack(">IIBBBBB", side, side, 16, 0, 0, 0, 0)
-    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
 
 
-@bomb("image", "x.png")
-def png_of_16_bits_and_20_000_pixels_square(path: Path) -> None:
-    blank_png(path, 20_000, 9)
+def _gif() -> bytes:
+    return b"GIF89a" + struct.pack("<HHBBB", 65535, 65535, 0, 0, 0) + b"," + bytes(4) + b"\xff" * 4 + b"\0;"
 
 
-@bomb("image", "x.png", slow=True)
-def png_of_16_bits_at_the_limit(path: Path) -> None:
-    blank_png(path, 8192, 1)
+# --- Parquet ---
 
 
-@bomb("image", "x.png", slow=True)
-def png_with_a_text_of_1_GB(path: Path) -> None:
-    import zlib
-
-    from PIL import Image
-
-    text = b"a\0\0" + zlib.compress(bytes(1 << 30), 9)
-    path.write_bytes(with_chunk(Image.new("L", (8, 8), 128), chunk(b"zTXt", text)))
+def _zeros(path: Path) -> None:
+    zeros = pa.array([bytes(1 << 30)], pa.large_binary())
+    options = {"compression": "zstd", "use_dictionary": False, "write_statistics": False}
+    pq.write_table(pa.table({"image": zeros, "label": ["a"]}), path, **options)
 
 
-@bomb("image", "x.jpg")
-def jpeg_of_1000_scans(path: Path) -> None:
-    path.write_bytes(drawn_over(1000, 8192))
+def _one_in_a_million_rows(path: Path, column: str) -> None:
+    value = pa.array([bytes(100_000)], pa.binary()) if column == "image" else pa.array(["x" * 100_000])
+    rows = pa.DictionaryArray.from_arrays(pa.array([0] * 1_000_000, pa.int32()), value)
+    plain = {"label": pa.array([0] * 1_000_000), "image": pa.array([b"x"] * 1_000_000, pa.binary())}
+    pq.write_table(pa.table(plain | {column: rows}), path, store_schema=False)
 
 
-@bomb("image", "x.jpg", slow=True)
-def jpeg_of_45_scans(path: Path) -> None:
-    path.write_bytes(drawn_over(39, 8192))
+def _footer(content: bytes) -> bytes:
+    return b"PAR1" + content + len(content).to_bytes(4, "little") + b"PAR1"
 
 
-@bomb("image", "x.tif")
-def tiff_whose_tags_are_the_same_megabyte(path: Path) -> None:
-    path.write_bytes(metadata(60_000, MIB))
+# --- archives ---
 
 
-@bomb("image", "x.gif")
-def gif_of_65_535_pixels_square(path: Path) -> None:
-    path.write_bytes(b"GIF89a" + struct.pack("<HHBBB", 65535, 65535, 0, 0, 0) + b"," + bytes(4) + b"\xff" * 4 + b"\0;")
+def _tar(kind: bytes, name: str, content: bytes) -> bytes:
+    info = tarfile.TarInfo(name)
+    info.type, info.size = kind, len(content)
+    picture = tarfile.TarInfo("a.png").tobuf(tarfile.GNU_FORMAT)
+    return info.tobuf(tarfile.GNU_FORMAT) + content + bytes(-len(content) % 512) + picture + bytes(1024)
 
 
-@bomb("tar", "x.tar")
-def tar_header_of_digits(path: Path) -> None:
-    _tar(path, tarfile.XHDTYPE, "x", b"9" * (50 * MIB))
+def _tar_of_headers() -> bytes:
+    info = tarfile.TarInfo("././@LongLink")
+    info.type, info.size = tarfile.GNUTYPE_LONGNAME, 1
+    return (info.tobuf(tarfile.GNU_FORMAT) + b"a".ljust(512, b"\0")) * 50_000
 
 
-@bomb("tar", "x.tar")
-def tar_name_of_50_MB(path: Path) -> None:
-    _tar(path, tarfile.GNUTYPE_LONGNAME, "././@LongLink", b"a" * (50 * MIB))
-
-
-@bomb("tar", "x.tar", slow=True)
-def tar_of_headers_of_headers(path: Path) -> None:
-    with path.open("wb") as file:
-        for _ in range(50_000):
-            info = tarfile.TarInfo("././@LongLink")
-            info.type, info.size = tarfile.GNUTYPE_LONGNAME, 1
-            file.write(info.tobuf(tarfile.GNU_FORMAT) + b"a".ljust(512, b"\0"))
-
-
-@bomb("tar", "x.tar")
-def tar_label_of_50_MB(path: Path) -> None:
+def _tar_label(path: Path) -> None:
     with tarfile.open(path, "w") as archive:
         for name, content in {"a.png": b"x", "a.json": b"[" * (50 * MIB)}.items():
             info = tarfile.TarInfo(name)
@@ -330,25 +167,135 @@ def tar_label_of_50_MB(path: Path) -> None:
             archive.addfile(info, io.BytesIO(content))
 
 
-@bomb("tar", "x.tar")
-def tar_member_of_an_exabyte(path: Path) -> None:
+def _tar_of_an_exabyte() -> bytes:
     info = tarfile.TarInfo("a.png")
     info.size = 1 << 60
-    path.write_bytes(info.tobuf(tarfile.GNU_FORMAT) + bytes(2048))
+    return info.tobuf(tarfile.GNU_FORMAT) + bytes(2048)
 
 
-@bomb("tar", "x.tar")
-def tar_that_is_compressed(path: Path) -> None:
+def _compressed_tar(path: Path) -> None:
     with gzip.open(path, "wb") as file:
         for _ in range(1024):
             file.write(bytes(MIB))
 
 
-def _tar(path: Path, kind: bytes, name: str, content: bytes) -> None:
-    info = tarfile.TarInfo(name)
-    info.type, info.size = kind, len(content)
-    padding = bytes(-len(content) % 512)
-    with path.open("wb") as file:
-        file.write(info.tobuf(tarfile.GNU_FORMAT) + content + padding)
-        picture = tarfile.TarInfo("a.png")
-        file.write(picture.tobuf(tarfile.GNU_FORMAT) + bytes(1024))
+# --- PyTorch's own format ---
+
+
+def _pickle(pieces: Iterable[bytes], compression: int = zipfile.ZIP_STORED) -> Writer:
+    def write(path: Path) -> None:
+        with zipfile.ZipFile(path, "w", compression) as archive:
+            with archive.open("x/data.pkl", "w") as member:
+                member.writelines(pieces)
+            archive.writestr("x/version", "3\n")
+
+    return Writer(write)
+
+
+def _expanded(path: Path) -> None:
+    torch.save({f"a{number}.weight": torch.zeros(1).expand(1 << 24) for number in range(100)}, path)
+
+
+def _storage_of_a_terabyte() -> bytes:
+    buffer = io.BytesIO()
+    torch.save({"a": torch.zeros(3, 5)}, buffer, _use_new_zipfile_serialization=False)
+    return buffer.getvalue().replace(b"K\x0f", b"\x8a\x06" + (1 << 38).to_bytes(6, "little"))
+
+
+WEIGHTS, RECIPE, TOKENIZER = ("x.safetensors", "x.yaml", "tokenizer_config.json")
+SLOW = True
+BOMBS = {
+    "header of lists": Bomb("header", WEIGHTS, lambda: _headed(b'{"a":[' + b"[]," * (23 * MIB) + b"[]]}"), SLOW),
+    "header of lists within its limit": Bomb(
+        "header", WEIGHTS, lambda: _headed(b'{"a":[' + b"[]," * 1_240_000 + b"[]]}"), SLOW
+    ),
+    "header of brackets": Bomb("header", WEIGHTS, lambda: _headed(b"[" * (15 * MIB))),
+    "header of 9 exabytes": Bomb("header", WEIGHTS, lambda: ((1 << 63) - 1).to_bytes(8, "little") + b"{}" + bytes(100)),
+    "dimensions of 4200 digits": Bomb(
+        *("header", WEIGHTS),
+        lambda: _headed('{"a":{"dtype":"F32","shape":[' + ",".join(["9" * 4200] * 1200) + '],"data_offsets":[0,8]}}'),
+    ),
+    "tensors of a text tower 10 000": Bomb("checkpoint", WEIGHTS, Writer(_text_tower)),
+    "keys unknown 150 000": Bomb("checkpoint", WEIGHTS, Writer(_unknown_keys), SLOW),
+    # JSON, YAML, TOML and texts
+    "brackets of 60 MB": Bomb("configuration", "config.json", lambda: b"[" * (60 * MIB), SLOW),
+    "index of a million tensors": Bomb(
+        *("index", "model.safetensors.index.json"),
+        lambda: json.dumps({"weight_map": _numbered("a.", 1_000_000, "x.safetensors")}),
+        SLOW,
+    ),
+    "tokenizer of 250 MB": Bomb(
+        "side_file", TOKENIZER, lambda: b'{"_name_or_path": "' + b"a" * (250 * MIB) + b'"}', SLOW
+    ),
+    "tokenizer of empty lists": Bomb(
+        "side_file", TOKENIZER, lambda: b'{"_name_or_path": [' + b"[]," * 1_240_000 + b"[]]}", SLOW
+    ),
+    "patterns that backtrack": Bomb(
+        *("adapter", "adapter_config.json"),
+        lambda: _adapter({"(a+)+" * 20 + "$": 4, "(.*)*" * 20 + "b": 4, "a?" * 30 + "a" * 30: 4}),
+    ),
+    "patterns 50 000": Bomb("adapter", "adapter_config.json", lambda: _adapter(_numbered("q_proj.", 50_000, 4))),
+    "aliases of aliases": Bomb("recipe", RECIPE, _aliases),
+    "keys of a recipe 40 000": Bomb(
+        "recipe", RECIPE, lambda: "method:\n" + "".join(f"  a{number}: 1\n" for number in range(40_000))
+    ),
+    "recipe of brackets": Bomb("recipe", RECIPE, lambda: "a: " + "[" * 60_000),
+    "recipe of small keys": Bomb("recipe", RECIPE, lambda: "{" + ",".join(f"a{at}" for at in range(9000)) + "}"),
+    "plan of half a million layers": Bomb("plan", "plan.json", _plan),
+    "record of 80 000 layers": Bomb(
+        "record", "clipmerge.json", lambda: _record(layers=_numbered("v.", 80_000, {"alpha": 0.5}))
+    ),
+    "evaluation of a million results": Bomb("evaluation", "e.json", _evaluation, SLOW),
+    "class names of brackets": Bomb("class_names", "names.json", lambda: "[" * 100_000),
+    "class names of 17 MB": Bomb("class_names", "names.txt", lambda: "a\n" * (17 * MIB // 2)),
+    "card of aliases": Bomb("card", "README.md", lambda: f"---\n{_aliases()}\n---\n"),
+    "defaults of brackets": Bomb("defaults", "clipmerge.toml", lambda: "images = " + "[" * 60_000),
+    "defaults of dots": Bomb("defaults", "clipmerge.toml", lambda: ".".join(["a"] * 30_000) + " = 1"),
+    "templates of 8 million classes": Bomb("texts_of_a_set", "texts", lambda: b"cat\ndog\n\0" + b"{c}" * (5 * MIB)),
+    "report of 1000 layers": Bomb("report", "clipmerge.json", _report_of_1000_layers, SLOW),
+    "report of 5000 statistics": Bomb(
+        *("report", "clipmerge.json"),
+        lambda: _record(measurements={name: _numbered("s", 4999, 0.5) for name in RECORD["layers"]}),
+    ),
+    "range of 18 digits": Bomb("names_of_places", "name", lambda: f"x-{{0..{'9' * 18}}}-{{0..{'9' * 18}}}.tar"),
+    # images
+    "line of 65 000 pixels": Bomb("image", "x.png", Writer(lambda path: Image.new("RGB", (65_000, 1)).save(path))),
+    "png of 16 bits and 20 000 pixels square": Bomb("image", "x.png", lambda: _blank_png(20_000, 9)),
+    "png of 16 bits at the limit": Bomb("image", "x.png", lambda: _blank_png(8192, 1), SLOW),
+    "png with a text of 1 GB": Bomb(
+        *("image", "x.png"),
+        lambda: with_chunk(Image.new("L", (8, 8), 128), chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(1 << 30), 9))),
+        SLOW,
+    ),
+    "jpeg of 1000 scans": Bomb("image", "x.jpg", lambda: drawn_over(1000, 8192)),
+    "jpeg of 45 scans": Bomb("image", "x.jpg", lambda: drawn_over(39, 8192), SLOW),
+    "tiff whose tags are the same megabyte": Bomb("image", "x.tif", lambda: metadata(60_000, MIB)),
+    "gif of 65 535 pixels square": Bomb("image", "x.gif", _gif),
+    "zeros in one page": Bomb("parquet", "x.parquet", Writer(_zeros)),
+    "one image in a million rows": Bomb("parquet", "x.parquet", Writer(lambda p: _one_in_a_million_rows(p, "image"))),
+    "one label in a million rows": Bomb("parquet", "x.parquet", Writer(lambda p: _one_in_a_million_rows(p, "label"))),
+    "footer of empty structures": Bomb(
+        "parquet", "x.parquet", lambda: _footer(b"\x15\x02\x19\xfc\xff\xff\x7f" + bytes(2_000_000) + b"\0")
+    ),
+    "footer of 2 GB": Bomb(
+        "parquet", "x.parquet", lambda: b"PAR1" + bytes(100) + (0x7FFFFFFF).to_bytes(4, "little") + b"PAR1"
+    ),
+    "tar header of digits": Bomb("tar", "x.tar", lambda: _tar(tarfile.XHDTYPE, "x", b"9" * (50 * MIB))),
+    "tar name of 50 MB": Bomb(
+        "tar", "x.tar", lambda: _tar(tarfile.GNUTYPE_LONGNAME, "././@LongLink", b"a" * (50 * MIB))
+    ),
+    "tar of headers of headers": Bomb("tar", "x.tar", _tar_of_headers, SLOW),
+    "tar label of 50 MB": Bomb("tar", "x.tar", Writer(_tar_label)),
+    "tar member of an exabyte": Bomb("tar", "x.tar", _tar_of_an_exabyte),
+    "tar that is compressed": Bomb("tar", "x.tar", Writer(_compressed_tar)),
+    # PyTorch's own format
+    "tensors of one number": Bomb("pickle", "x.pt", Writer(_expanded)),
+    "pickle of 1 GB deflated": Bomb(
+        "pickle", "x.pt", _pickle([b"\x80\x02", *[b"]" * MIB] * 1024], zipfile.ZIP_DEFLATED), SLOW
+    ),
+    "pickle of lists above its limit": Bomb("pickle", "x.pt", _pickle([b"\x80\x02", *[b"]" * MIB] * 65, b"."]), SLOW),
+    "pickle of doubling tuples": Bomb(
+        "pickle", "x.pt", _pickle([b"\x80\x02)q\x00", *[b"h\x00h\x00\x86q\x00"] * 100, b"."])
+    ),
+    "storage of a terabyte": Bomb("old_pickle", "x.pt", _storage_of_a_terabyte),
+}

@@ -6,45 +6,10 @@ import random
 
 _NUMBERS = (0, 1, 0x7F, 0x80, 0xFF, 0x7FFF, 0xFFFF, 0x7FFFFFFF, 0xFFFFFFFF, (1 << 63) - 1, (1 << 64) - 1)
 _TEXTS = (
-    *(
-        b"null",
-        b"true",
-        b"[]",
-        b"{}",
-        b"-1",
-        b"1e999",
-        b"NaN",
-        b"Infinity",
-        b"0.5",
-        b'""',
-        b'"a"',
-        b"9" * 30,
-        b"9" * 5000,
-    ),
-    *(
-        b"[" * 2000,
-        b'{"a":' * 2000,
-        b"!!int ''",
-        b"!!timestamp x",
-        b"&a [*a]",
-        b"\x00",
-        b"\xff\xfe",
-        b"\x1b[31m",
-        b"../",
-    ),
-    *(
-        b"\xed\xa0\x80",
-        "²".encode(),
-        "\u202e".encode(),
-        b"\\ud800",
-        b"(a|a)*",
-        b"*",
-        b":",
-        b"\n",
-        b"\t",
-        b",",
-        b"{0..99}",
-    ),
+    *(b"null true [] {} -1 1e999 NaN Infinity 0.5".split()),
+    *(b'""', b'"a"', b"9" * 30, b"9" * 5000, b"[" * 2000, b'{"a":' * 2000, b"!!int ''", b"!!timestamp x", b"&a [*a]"),
+    *(b"\x00", b"\xff\xfe", b"\x1b[31m", b"../", b"\xed\xa0\x80", "²".encode(), "\u202e".encode(), b"\\ud800"),
+    *(b"(a|a)*", b"*", b":", b"\n", b"\t", b",", b"{0..99}"),
 )
 
 

@@ -5,25 +5,28 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import math
+import shutil
 import tarfile
 import tempfile
+import zlib
 from collections.abc import Callable, Mapping
+from functools import cache
+from importlib import import_module
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
-from tests.fuzz import beside
 from tests.support.merged_output import RECORD
+from tests.support.raw_safetensors import entry, raw_file
 
 Target = Callable[[bytes, Path], object]
 SOURCE = {"source": "a", "revision": None, "files": {}}
-TARGETS: dict[str, Target] = dict(beside.TARGETS)
 #: Targets whose executions take milliseconds rather than microseconds.
-SLOW = ("pickle", "old_pickle", "parquet", "tar", "image", "checkpoint", *beside.SLOW)
-
-
-def target(function: Target) -> Target:
-    TARGETS[function.__name__] = function
-    return function
+SLOW = (
+    *("pickle", "old_pickle", "parquet", "tar", "image", "checkpoint", "report"),
+    *("open_clip_folder", "transformers_folder"),
+)
 
 
 def _written(folder: Path, name: str, data: bytes) -> Path:
@@ -32,14 +35,70 @@ def _written(folder: Path, name: str, data: bytes) -> Path:
     return path
 
 
+def _read_all(module: Any, path: Path) -> object:
+    found = module.load_images(str(path))
+    return [found.store.read([at]) for at in range(min(4, len(found)))]
+
+
+def _first_captions(module: Any, path: Path) -> object:
+    found = module.load_captions(str(path))
+    return [found.captions[at] for at in range(min(4, len(found)))]
+
+
+def _settings(module: Any, path: Path) -> object:
+    from clipmerge.files.side_files import read_side_json
+
+    config = read_side_json(path.parent, path.name) or {}
+    return module.family_of(config, ["logit_scale", "visual_projection.weight"]).settings(config)
+
+
+#: Readers of one file: its name, the module, and what is called there. A name of a module is imported by its target.
+READERS: dict[str, tuple[str, str, Callable[[Any, Path], object]]] = {
+    "header": ("x.safetensors", "files.safetensors", lambda module, path: module.read_header(path)),
+    "index": ("model.safetensors.index.json", "checkpoint", lambda module, path: module.open_checkpoint(str(path))),
+    "modules": ("modules.json", "checkpoint", lambda module, path: module.open_checkpoint(str(path.parent))),
+    "configuration": ("config.json", "families", _settings),
+    "tokenizer": ("tokenizer.json", "conversion.tokens", lambda module, path: module.is_clips_own(path.parent)),
+    "side_file": ("tokenizer_config.json", "files.side_files", lambda m, path: m.side_file_bytes(path, path.name)),
+    "pickle": ("x.pt", "checkpoint.state_dict", lambda module, path: module.read_state_dict(path)),
+    "old_pickle": ("x.pt", "checkpoint.state_dict", lambda module, path: module.read_state_dict(path)),
+    "adapter": (
+        *("adapter_config.json", "checkpoint.adapter_config"),
+        lambda module, path: module.read_adapter_config(path).scale_of(
+            "vision_model.encoder.layers.0.self_attn.q_proj"
+        ),
+    ),
+    "recipe": ("x.yaml", "planning.recipe", lambda module, path: module.load_recipe(path).model_dump(mode="json")),
+    "plan": ("plan.json", "planning.plan", lambda module, path: module.read_plan(path).to_json()),
+    "suite": ("x.yaml", "evaluation.suites.suite", lambda module, path: module.load_suite(str(path))),
+    "shapes_of_a_release": (
+        *("release.safetensors", "evaluation.suites.release"),
+        lambda module, path: module.write_config(path),
+    ),
+    "captions": ("x.tar", "images.retrieval", _first_captions),
+    "parquet": ("x.parquet", "images.dataset", _read_all),
+    "tar": ("x.tar", "images.dataset", _read_all),
+    # those of a file that a stranger may have put into the working folder
+    "defaults": (
+        *("clipmerge.toml", "cli._defaults"),
+        lambda module, path: module.read_defaults({}, folder=path.parent).words(["merge"]),
+    ),
+}
+
+
+def _reader(name: str, module: str, read: Callable[[Any, Path], object]) -> Target:
+    return lambda data, folder: read(import_module(f"clipmerge.{module}"), _written(folder, name, data))
+
+
+TARGETS: dict[str, Target] = {name: _reader(*reader) for name, reader in READERS.items()}
+
+
+def target(function: Target) -> Target:
+    TARGETS[function.__name__] = function
+    return function
+
+
 # --- checkpoints ---
-
-
-@target
-def header(data: bytes, folder: Path) -> object:
-    from clipmerge.files.safetensors import read_header
-
-    return read_header(_written(folder, "x.safetensors", data))
 
 
 @target
@@ -54,66 +113,70 @@ def checkpoint(data: bytes, folder: Path) -> object:
 
 
 @target
-def index(data: bytes, folder: Path) -> object:
+def open_clip_folder(data: bytes, folder: Path) -> object:
+    """A configuration of OpenCLIP, converted with everything beside it."""
+    return _converted(folder / "oc", {"open_clip_config.json": data}, "transformers")
+
+
+@target
+def transformers_folder(data: bytes, folder: Path) -> object:
+    """A configuration and an image processor, converted."""
+    config, _, processor = data.partition(b"\0")
+    return _converted(folder / "hf", {"config.json": config, "preprocessor_config.json": processor}, "open-clip")
+
+
+def _converted(folder: Path, contents: Mapping[str, bytes], to: Any) -> object:
+    from clipmerge.checkpoint import open_checkpoint
+    from clipmerge.checkpoint.converted import ConvertedCheckpoint, convert_checkpoint
+    from clipmerge.output.layout_files import write_layout_files
+
+    (folder / "made").mkdir(parents=True, exist_ok=True)
+    for name, content in contents.items():
+        (folder / name).write_bytes(content)
+    name = "open_clip_model" if to == "transformers" else "model"
+    weights = folder / f"{name}.safetensors"
+    if not weights.exists():
+        from tests.support.tiny_clip import tiny_processor
+
+        weights.write_bytes(_weights(to))
+        tiny_processor().tokenizer.save_pretrained(folder)
+    converted = convert_checkpoint(open_checkpoint(str(folder)), to)
+    if not isinstance(converted, ConvertedCheckpoint) or converted.config is None:
+        return converted
+    return write_layout_files(folder / "made", converted, "keep")
+
+
+@cache
+def _weights(to: str) -> bytes:
+    """The weights of a tiny model in the layout that is converted from."""
+    from safetensors.torch import save
+
+    from tests.support import tiny_open_clip
+    from tests.support.tiny_clip import tiny_config
+
+    if to == "transformers":
+        return save(tiny_open_clip.build(tiny_open_clip.model_config()).state_dict())
+    from transformers import CLIPModel
+
+    return save({name: value.contiguous() for name, value in CLIPModel(tiny_config()).state_dict().items()})
+
+
+@target
+def lora(data: bytes, folder: Path) -> object:
+    """An adapter's weights, on a base."""
     from clipmerge.checkpoint import open_checkpoint
 
-    return open_checkpoint(str(_written(folder, "model.safetensors.index.json", data)))
-
-
-@target
-def configuration(data: bytes, folder: Path) -> object:
-    from clipmerge.families import family_of
-    from clipmerge.files.side_files import read_side_json
-
-    _written(folder, "config.json", data)
-    config = read_side_json(folder, "config.json") or {}
-    family = family_of(config, ["logit_scale", "visual_projection.weight"])
-    return family.settings(config)
-
-
-@target
-def tokenizer(data: bytes, folder: Path) -> object:
-    from clipmerge.conversion.tokens import is_clips_own
-
-    _written(folder, "tokenizer.json", data)
-    return is_clips_own(folder)
-
-
-@target
-def side_file(data: bytes, folder: Path) -> object:
-    from clipmerge.files.side_files import side_file_bytes
-
-    return side_file_bytes(_written(folder, "tokenizer_config.json", data), "tokenizer_config.json")
-
-
-@target
-def pickle(data: bytes, folder: Path) -> object:
-    from clipmerge.checkpoint.state_dict import read_state_dict
-
-    return read_state_dict(_written(folder, "x.pt", data))
-
-
-@target
-def old_pickle(data: bytes, folder: Path) -> object:
-    return pickle(data, folder)
-
-
-@target
-def adapter(data: bytes, folder: Path) -> object:
-    from clipmerge.checkpoint.adapter_config import read_adapter_config
-
-    config = read_adapter_config(_written(folder, "adapter_config.json", data))
-    return config.scale_of("vision_model.encoder.layers.0.self_attn.q_proj")
+    base, adapter = folder / "base.safetensors", folder / "adapter_model.safetensors"
+    if not base.exists():
+        raw_file(base, {"visual_projection.weight": entry(shape=[4, 2], offsets=[0, 32])}, bytes(32))
+    adapter.write_bytes(data)
+    config = {"peft_type": "LORA", "r": 2, "lora_alpha": 2, "target_modules": ["visual_projection"]}
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    adapted = open_checkpoint(str(adapter), base=open_checkpoint(str(base)))
+    return [adapted.tensor(key) for key in adapted.entries]
 
 
 # --- what is asked for ---
-
-
-@target
-def recipe(data: bytes, folder: Path) -> object:
-    from clipmerge.planning.recipe import load_recipe
-
-    return load_recipe(_written(folder, "x.yaml", data)).model_dump(mode="json")
 
 
 @target
@@ -121,13 +184,6 @@ def assignment(data: bytes, folder: Path) -> object:
     from clipmerge.planning.recipe import load_recipe
 
     return load_recipe("wise-ft", [data.decode("utf-8", "surrogateescape")]).model_dump(mode="json")
-
-
-@target
-def plan(data: bytes, folder: Path) -> object:
-    from clipmerge.planning.plan import read_plan
-
-    return read_plan(_written(folder, "plan.json", data)).to_json()
 
 
 @target
@@ -142,6 +198,17 @@ def names_of_places(data: bytes, folder: Path) -> object:
     with contextlib.suppress(ClipmergeError):
         parse_dataset(text)
     return expand_ranges(text)
+
+
+@target
+def variables(data: bytes, folder: Path) -> object:
+    """One line per variable."""
+    from clipmerge.cli._defaults import read_defaults
+
+    shutil.rmtree(folder / "none", ignore_errors=True)
+    lines = (line.partition("=") for line in data.decode("utf-8", "surrogateescape").split("\n"))
+    found = read_defaults({f"CLIPMERGE_{name}": value for name, _, value in lines}, folder=folder / "none")
+    return found.words(["merge"]), found.note
 
 
 # --- images ---
@@ -163,38 +230,6 @@ def texts_of_a_set(data: bytes, folder: Path) -> object:
     for name, text in zip(names, data.split(b"\0"), strict=False):
         _written(folder, name, text)
     return description.describe_folder(folder)
-
-
-@target
-def captions(data: bytes, folder: Path) -> object:
-    from clipmerge.images.retrieval import load_captions
-
-    found = load_captions(str(_written(folder, "x.tar", data)))
-    return [found.captions[at] for at in range(min(4, len(found)))]
-
-
-@target
-def suite(data: bytes, folder: Path) -> object:
-    from clipmerge.evaluation.suites.suite import load_suite
-
-    return load_suite(str(_written(folder, "x.yaml", data)))
-
-
-def _read_all(path: Path) -> object:
-    from clipmerge.images.dataset import load_images
-
-    found = load_images(str(path))
-    return [found.store.read([at]) for at in range(min(4, len(found)))]
-
-
-@target
-def parquet(data: bytes, folder: Path) -> object:
-    return _read_all(_written(folder, "x.parquet", data))
-
-
-@target
-def tar(data: bytes, folder: Path) -> object:
-    return _read_all(_written(folder, "x.tar", data))
 
 
 @target
@@ -235,6 +270,24 @@ def record(data: bytes, folder: Path) -> object:
     return published_texts(folder, read_output(folder), repo_id="acme/robust")
 
 
+@target
+def report(data: bytes, folder: Path) -> object:
+    """A record, as a page and in the terminal; drawing takes 25 times as long, so one page in eight has pictures."""
+    from rich.console import Console
+
+    from clipmerge.output.record import parse_record
+    from clipmerge.report import page
+    from clipmerge.report.terminal import summary_table
+
+    record = parse_record(data.decode("utf-8", "replace"), "x")
+    with (folder / "said").open("w", encoding="utf-8", errors="backslashreplace") as said:
+        Console(file=said, width=100).print(summary_table(record))
+    if zlib.crc32(data) % 8 == 0:
+        return page.html_page(record)
+    with patch.object(page, "_pictures", lambda *_: []):
+        return page.html_page(record)
+
+
 # --- valid files to begin with ---
 
 
@@ -247,18 +300,11 @@ def _torch_saved(*, old: bool) -> bytes:
     return buffer.getvalue()
 
 
-def _safetensors(names: dict[str, list[int]]) -> bytes:
+def _safetensors(shapes: Mapping[str, list[int]]) -> bytes:
     from clipmerge.files.safetensors import header_bytes
 
-    size = sum(4 * _product(shape) for shape in names.values())
-    return header_bytes({name: ("F32", shape) for name, shape in names.items()}, {"format": "pt"}) + bytes(size)
-
-
-def _product(shape: list[int]) -> int:
-    size = 1
-    for length in shape:
-        size *= length
-    return size
+    size = sum(4 * math.prod(shape) for shape in shapes.values())
+    return header_bytes({name: ("F32", shape) for name, shape in shapes.items()}, {"format": "pt"}) + bytes(size)
 
 
 def _parquet(**options: Any) -> bytes:
@@ -307,14 +353,43 @@ def _json(*values: Any) -> list[bytes]:
     return [json.dumps(value).encode() for value in values]
 
 
+def _configurations() -> dict[str, list[bytes]]:
+    from tests.support import tiny_open_clip
+    from tests.support.tiny_clip import tiny_config
+
+    plain = tiny_open_clip.model_config(text={"hf_tokenizer_name": "a/b"})
+    named = tiny_open_clip.model_config(text={"hf_tokenizer_name": "a/b", "pool_type": "eos"}, quick_gelu=True)
+    preprocess = {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5], "interpolation": "bicubic", "resize_mode": "squash"}
+    processor = {"size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}, "image_mean": [0.5, 0.5, 0.5]}
+    ours = json.dumps(tiny_config().to_dict()).encode()
+    return {
+        "open_clip_folder": [
+            json.dumps({"model_cfg": model, "preprocess_cfg": preprocess}).encode() for model in (plain, named)
+        ],
+        "transformers_folder": [
+            ours + b"\0" + json.dumps({**processor, "resample": 3}).encode(),
+            ours + b"\0" + json.dumps({"image_processor": {"size": 32, "do_normalize": False}}).encode(),
+        ],
+    }
+
+
+_BLOCK = {"ln_1": [4], "mlp.c_fc": [8, 4]}
+_FACTORS = {"A": [2, 2], "B": [4, 2]}
+
+
 def seeds(name: str) -> list[bytes]:
     """Valid files for a target, from which damaged ones are made."""
-    if name in beside.TARGETS:
-        return beside.seeds(name)
     block = {"vision_model.encoder.layers.0.mlp.fc1.bias": [2], "text_model.encoder.layers.0.mlp.fc1.bias": [2]}
     open_clip = {"visual.transformer.resblocks.0.ln_1.bias": [2], "transformer.resblocks.0.ln_1.bias": [2]}
     headers = [_safetensors({**block, "logit_scale": []}), _safetensors({**open_clip, "visual.proj": [2, 2]})]
     layer = {"alpha": 0.5, "density": 0.1, "mask": "magnitude", "mask_options": {}, "reason": "x"}
+    tower = {
+        **{"visual.conv1.weight": [4, 3, 2, 2], "visual.positional_embedding": [5, 4], "visual.proj": [4, 2]},
+        **{f"visual.transformer.resblocks.0.{name}.weight": shape for name, shape in _BLOCK.items()},
+        "classification_head.weight": [3, 2],
+    }
+    factors = {f"base_model.model.visual_projection.lora_{side}.weight": shape for side, shape in _FACTORS.items()}
+    measured = {"measurements": {"vision.0.attn": {"change": 0.5, "barrier": -1.0}, "vision.1.mlp": {"change": 1e-9}}}
     made: dict[str, Callable[[], list[bytes]]] = {
         "header": lambda: headers,
         "checkpoint": lambda: headers,
@@ -376,5 +451,13 @@ def seeds(name: str) -> list[bytes]:
             {"recipes": [{"name": "x", "recipe": {}, "calibration": None}], "zeroshot": SOURCE, "finetuned": SOURCE}
             | {"seed": 0, "images": {}, "sources": {}},
         ),
+        "defaults": lambda: [b'images = 64\nseed = 1\ntemplate = ["a {}"]\n', b'device = "cpu"\nbatch-size = 8\n'],
+        "variables": lambda: [b"IMAGES=64\nSTRICT=1\nTEMPLATE=a {}", b"RECIPE=auto\nDATA=x\nCLASSES=y\nVERBOSE=0"],
+        "modules": lambda: [b'[{"idx": 0, "name": "0", "path": "0_CLIPModel", "type": "x.CLIPModel"}]'],
+        "shapes_of_a_release": lambda: [_safetensors(tower)],
+        "lora": lambda: [_safetensors(factors)],
+        "report": lambda: _json(RECORD | measured | {"files": {"model.safetensors": "ab"}}),
+        "open_clip_folder": lambda: _configurations()["open_clip_folder"],
+        "transformers_folder": lambda: _configurations()["transformers_folder"],
     }
     return made[name]()
