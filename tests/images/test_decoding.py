@@ -201,7 +201,6 @@ BUSY: dict[str, tuple[Callable[[], bytes], str]] = {
 }
 
 
-@pytest.mark.uncounted
 @pytest.mark.parametrize("name", BUSY)
 def test_an_image_made_to_fill_time_or_memory_is_refused(name: str, tmp_path: Path) -> None:
     content, told = BUSY[name][0](), rf"x: cannot be read as an image \(.*{BUSY[name][1]}.*\); repair or remove it"

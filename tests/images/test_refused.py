@@ -181,7 +181,7 @@ NOT_PARQUET, NOT_TAR = (
     r"cannot be read as Parquet \(.*\); is it whole\?",
     r"cannot be read as a tar archive \(.*\); is it",
 )
-ENTRIES = {"a__png": P, "a__cls": b"a", "b__png": Q, "b__cls": b"b", "c__png": R, "c__cls": b"a"}
+ENTRIES = {"a__cls": b"a", "a__png": P, "b__cls": b"b", "b__png": Q, "c__cls": b"a", "c__png": R}
 CASES = {
     # columns of a table
     "no such column": Case(
