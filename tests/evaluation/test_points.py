@@ -1,4 +1,4 @@
-"""Plans have equal keys if and only if they produce the same weights."""
+"""Points of a sweep: plans of equal weights are one, a model is moved between them, and answers are found again."""
 
 from __future__ import annotations
 
@@ -7,13 +7,25 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from accelerate import Accelerator
 from safetensors.torch import load_file, save_file
 
 from clipmerge.api.apply import write_merge
 from clipmerge.api.plan import prepare
+from clipmerge.checkpoint import align_checkpoints, open_checkpoint
+from clipmerge.errors import CheckpointError
+from clipmerge.evaluation.answer_cache import AnswerCache
+from clipmerge.evaluation.moving_model import MovingModel
 from clipmerge.evaluation.points import Points, weights_key
+from clipmerge.evaluation.scorer import Move, Scorer
+from clipmerge.evaluation.settings import EvalSettings
+from clipmerge.images.dataset import load_images
+from clipmerge.models.building import build_model
 from clipmerge.planning.recipe import load_recipe
+from clipmerge.progress import Silent
 from clipmerge.request import MergeRequest, Run
+from tests.support.small_objective import save_ends
 
 Folders = tuple[Path, Path]
 LACKING = "text_model.final_layer_norm.bias"
@@ -72,3 +84,71 @@ def test_points_are_told_apart_by_their_weights(pair: Folders) -> None:
         assert points.add_plan(run.plan, run.tensors) == number
         assert points.add_plan(run.plan, run.tensors) == number
     assert [point.alpha for point in points.points] == [0.0, 0.5, None, None, None]
+
+
+def test_a_weight_that_overflows_is_named_with_its_alpha(pair: tuple[Path, Path]) -> None:
+    zeroshot, finetuned = map(open_checkpoint, map(str, pair))
+    inputs = align_checkpoints(zeroshot, [finetuned])
+    moving = MovingModel(build_model(inputs), inputs, torch.device("cpu"), dtype="float16")
+    with pytest.raises(CheckpointError, match=r"^tensor \S+ overflows at alpha 1e\+09; give --alphas in \[0, 1\]$"):
+        moving.interpolate(1e9)
+    moving.interpolate(1.0)
+    assert all(bool(parameter.isfinite().all()) for parameter in moving.model.parameters.values())
+
+
+def test_shared_weights_are_set_again_after_something_else_moved_them(tmp_path: Path) -> None:
+    paths = [str(path) for path in save_ends(tmp_path, moves=("vision_model",))]
+    pair = align_checkpoints(open_checkpoint(paths[0]), [open_checkpoint(paths[1])])
+    moving = MovingModel(build_model(pair), pair, torch.device("cpu"))
+    name = "text_model.final_layer_norm.weight"
+    moving.interpolate(0.5)
+    before = moving.text_version
+    moving.interpolate(1.0)
+    assert moving.text_version == before
+    with torch.no_grad():
+        moving._set(name, moving.model.parameters[name] + 1)
+    moving.interpolate(0.5)
+    assert torch.equal(moving.model.parameters[name], pair.theta_0(name))
+
+
+def test_answers_to_the_same_images_are_found_again(tmp_path: Path) -> None:
+    cache = AnswerCache(tmp_path, {"a": "images of a"})
+    cache.add("a", 0, {"alpha 0.0": [3, 1]})
+    cache.add("a", 0, {"alpha 1.0": [2, 2]})
+    cache.add("a", 2, {"alpha 0.0": [7]})
+    again = AnswerCache(tmp_path, {"a": "images of a"})
+    known = again.read("a", 0, 2, ["alpha 0.0", "alpha 0.5", "alpha 1.0"])
+    assert {key: best.tolist() for key, best in known.items()} == {"alpha 0.0": [3, 1], "alpha 1.0": [2, 2]}
+    assert again.read("a", 2, 1, ["alpha 0.0"])["alpha 0.0"].tolist() == [7]
+    assert again.read("a", 0, 3, ["alpha 0.0"]) == {}, "a batch of another size"
+    assert AnswerCache(tmp_path, {"a": "other images"}).read("a", 0, 2, ["alpha 0.0"]) == {}
+    AnswerCache(tmp_path, {}).add("b", 0, {"alpha 0.0": [1]})
+    assert AnswerCache(tmp_path, {}).read("a", 0, 2, ["alpha 0.0"]) == {}
+    for file in tmp_path.rglob("*.safetensors"):  # cut short, as good as none
+        file.write_bytes(file.read_bytes()[:20])
+    assert cache.read("a", 0, 2, ["alpha 0.0"]) == {}
+    cache.add("a", 0, {"alpha 0.0": [3, 1]})
+    assert cache.read("a", 0, 2, ["alpha 0.0"])["alpha 0.0"].tolist() == [3, 1]
+
+
+def test_where_all_answers_of_a_point_are_known_the_model_stays(
+    pair: tuple[Path, Path], images: Path, tmp_path: Path
+) -> None:
+    zeroshot, finetuned = map(open_checkpoint, map(str, pair))
+    inputs, loaded = align_checkpoints(zeroshot, [finetuned]), {"a": load_images(str(images)).sample(6, 0)}
+    cache, moved = AnswerCache(tmp_path, {"a": "images of a"}), list[float]()
+
+    def move(alpha: float) -> Move:
+        return lambda model: moved.append(alpha) or model.interpolate(alpha)
+
+    def answers(**points: float) -> list[list[int]]:
+        scorer = Scorer(build_model(inputs), inputs, EvalSettings(Accelerator(cpu=True), batch_size=3), cache=cache)
+        found = scorer.answer([move(alpha) for alpha in points.values()], loaded, Silent(), keys=list(points))
+        return found["a"].tolist()
+
+    for start in (0, 3):
+        cache.add("a", start, {"known": [2, 0, 1]})  # not what the model says, to be told from it
+    known, new = answers(known=0.5, new=1.0)
+    assert known == [2, 0, 1, 2, 0, 1]
+    assert moved == [1.0]
+    assert answers(other=1.0) == [new]

@@ -1,0 +1,298 @@
+"""Suites of public pairs: their files, release files from a real server, and their cost without a download."""
+
+from __future__ import annotations
+
+import hashlib
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from clipmerge.api.bench import bench_cost
+from clipmerge.errors import CheckpointError, ClipmergeError, HubError, RecipeError, UsageError
+from clipmerge.evaluation.suites import release as module
+from clipmerge.evaluation.suites.release import MIRROR, fetch_release, path_of, size_of, write_config
+from clipmerge.evaluation.suites.suite import Release, load_suite, suite_names
+from clipmerge.hub.download import fetch
+from clipmerge.hub.ids import HubId
+from clipmerge.images.dataset import load_images
+from clipmerge.images.known import find_known
+from clipmerge.planning.recipe import load_recipe
+from clipmerge.progress import Silent
+from tests.support.command import clipmerge
+from tests.support.hub_double import FakeHub, serving, upload
+from tests.support.image_files import save_hub_parquet
+from tests.support.public_pairs import Releases, serving_files
+
+SIZES = ("", "-b16", "-l14")
+ISSUED = [f"corrupted-{task}{size}" for task in ("cars", "eurosat", "resisc45", "gtsrb") for size in SIZES]
+
+
+@pytest.mark.uncounted
+def test_every_suite_is_well_formed() -> None:
+    assert {*ISSUED, "imagenet-b32", "imagenet-l14", "forgetting-ta8"} <= set(suite_names())
+    for name in suite_names():
+        suite = load_suite(name)
+        assert suite.name == name
+        assert list(suite.alphas) == sorted(set(suite.alphas))
+        for recipe in suite.recipes:
+            needs = load_recipe(recipe).needs_data
+            assert all(pair.data for pair in suite.pairs) or not needs, name
+        for pair in suite.pairs:
+            assert pair.expected(), f"{name}: nothing to check the set-up against"
+            for source in [*pair.sources.values(), *([pair.data] if pair.data else [])]:
+                assert find_known(source) is not None, source
+            for published in pair.published:
+                assert published.accuracy.keys() <= pair.sources.keys()
+                assert published.alpha is None or published.alpha in suite.alphas
+
+
+def test_pairs_of_one_file_differ_where_they_must() -> None:
+    pairs = [load_suite(f"corrupted-gtsrb{size}").pairs[0] for size in SIZES]
+    assert len({(pair.zeroshot, pair.finetuned) for pair in pairs}) == 3
+    assert all(len(pair.ood) == 7 for pair in pairs)
+    assert pairs[2].finetuned == "tanganke/clip-vit-large-patch14_gtsrb"
+    for suite in map(load_suite, ("corrupted-cars", "corrupted-resisc45")):  # a broken file is left out
+        assert "pixelate" not in suite.pairs[0].ood
+        assert len(suite.pairs[0].ood) == 6
+        assert any("pixelate" in note for note in suite.notes)
+        assert any("train" in note and "seen" in note for note in suite.notes)
+    (pair,) = load_suite("imagenet-l14").pairs
+    assert isinstance(pair.zeroshot, Release)
+    assert pair.zeroshot.name == "zero-shot-vit-l14.pt"
+
+
+GOOD = """
+title: t
+model: m
+gflops: 1
+zeroshot: a/b
+finetuned: a/c
+id: {test: imagenet}
+ood: {far: imagenet-r}
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (GOOD.replace("title: t", "titel: t"), r"mine\.yaml: title: Field required"),
+        (GOOD.replace("zeroshot: a/b", "zeroshot: {url: 'ftp://x/y'}"), r"mine\.yaml: pairs\.0\.zeroshot"),
+        (GOOD + "sizes: {-b16: {}}\n", r"mine\.yaml: its sizes are '-b16'"),
+        (GOOD + "published: [{point: a, source: b, accuracy: {test: 101}}]\n", r"pairs\.0\.published\.0\.accuracy"),
+        (GOOD + "pairs: 3\n", r"mine\.yaml: pairs: expected a list of pairs"),
+        ("[", r"mine\.yaml: cannot be read as a suite"),
+        ("a: &x [1]\nb: *x\n", r"mine\.yaml: cannot be read as a suite \(an alias"),
+        ("- 1", r"mine\.yaml: is not a suite"),
+    ],
+)
+def test_a_wrong_file_is_one_line(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "mine.yaml").write_text(text)
+    with pytest.raises(RecipeError, match=message) as caught:
+        load_suite(str(tmp_path / "mine.yaml"))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_file_of_one_s_own_and_unknown_names(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text(GOOD)
+    suite = load_suite(str(tmp_path / "mine.yaml"))
+    assert (suite.name, suite.pairs[0].sources) == ("mine", {"test": "imagenet", "far": "imagenet-r"})
+    with pytest.raises(UsageError, match=r"no suite 'imagnet-b32' .*Did you mean 'imagenet-b32'"):
+        load_suite("imagnet-b32")
+    with pytest.raises(ClipmergeError, match=r"nowhere\.yaml: cannot be read as a suite"):
+        load_suite("nowhere.yaml")
+
+
+CONTENT = bytes(range(256)) * 9000
+DIGEST = hashlib.sha256(CONTENT).hexdigest()
+FILE = "acme/soups/releases/download/v1/model_0.pt"
+
+
+@pytest.fixture
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Releases]:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    place = tmp_path / "files" / FILE
+    place.parent.mkdir(parents=True)
+    place.write_bytes(CONTENT)
+    with serving_files(tmp_path / "files") as releases:
+        monkeypatch.setenv(MIRROR, releases.url)
+        yield releases
+
+
+def release(**known: object) -> Release:
+    return Release.model_validate({"url": f"https://github.com/{FILE}", **known})
+
+
+def test_a_file_is_fetched_once(server: Releases) -> None:
+    path = fetch_release(release(sha256=DIGEST, size=len(CONTENT)), Silent())
+    assert path.read_bytes() == CONTENT
+    assert fetch_release(release(), Silent()) == path
+    assert server.asked == [(f"/{FILE}", None)]
+    assert size_of(release()) == len(CONTENT)
+
+
+def test_a_broken_download_goes_on(server: Releases) -> None:
+    server.cut_after = 1_000_000
+    with pytest.raises(HubError, match=r"broke after 1000000 of 2304000 bytes\. The part received is kept"):
+        fetch_release(release(sha256=DIGEST), Silent())
+    assert not path_of(release()).exists()
+    assert fetch_release(release(sha256=DIGEST), Silent()).read_bytes() == CONTENT
+    assert server.asked[1] == (f"/{FILE}", "bytes=1000000-")
+
+
+@pytest.mark.parametrize(
+    ("known", "message"),
+    [
+        ({"sha256": "0" * 64}, rf"came with 2304000 bytes and sha256 {DIGEST}, but sha256 0+ is published"),
+        ({"size": 5}, r"but 5 bytes is published"),
+    ],
+)
+def test_other_content_is_refused(server: Releases, known: dict[str, object], message: str) -> None:
+    with pytest.raises(CheckpointError, match=message):
+        fetch_release(release(**known), Silent())
+    assert not path_of(release()).exists()
+
+
+def test_what_goes_wrong_is_one_line(server: Releases, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(HubError, match=r"no_such\.pt: the server refused \(HTTP 404\)"):
+        fetch_release(Release(url="https://github.com/acme/no_such.pt"), Silent())
+    monkeypatch.setenv(MIRROR, "http://127.0.0.1:9")
+    with pytest.raises(HubError, match=r"run again\. CLIPMERGE_GITHUB names a mirror") as caught:
+        fetch_release(release(), Silent())
+    assert "\n" not in str(caught.value)
+    assert size_of(release()) is None
+
+
+def test_a_part_of_another_file_is_thrown_away(server: Releases) -> None:
+    place = path_of(release())
+    place.parent.mkdir(parents=True)
+    (part := place.with_name(f"{place.name}.part")).write_bytes(CONTENT + b"more")
+    with pytest.raises(HubError):
+        fetch_release(release(), Silent())
+    assert not part.exists()
+    assert fetch_release(release(), Silent()).read_bytes() == CONTENT
+
+
+def test_a_file_larger_than_any_release_is_not_kept(server: Releases, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "LARGEST_RELEASE", 1 << 20)
+    with pytest.raises(HubError, match=r"it is larger than 0 GiB\. Is it the right file\?"):
+        fetch_release(release(), Silent())
+    assert not path_of(release()).exists()
+
+
+URL = f"https://github.com/{FILE}"
+CARD = (
+    b"---\ndataset_info:\n- splits:\n  - name: train\n    num_examples: 7\n  - name: test\n    num_examples: 9\n---\n"
+)
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    (tmp_path / "releases" / FILE).parent.mkdir(parents=True)
+    (tmp_path / "releases" / FILE).write_bytes(bytes(5000))
+    with serving(tmp_path, monkeypatch) as server, serving_files(tmp_path / "releases") as releases:
+        monkeypatch.setenv(MIRROR, releases.url)
+        yield server
+
+
+@pytest.fixture
+def cars(tmp_path: Path) -> bytes:
+    return save_hub_parquet(tmp_path / "x.parquet", [0, 1, 2] * 3, group=3).read_bytes()
+
+
+def suite(tmp_path: Path, *, finetuned: str, ood: str, zeroshot: str = "acme/base") -> Path:
+    file = tmp_path / "mine.yaml"
+    pair = f"""\
+        title: t
+        model: m
+        gflops: 2
+        alphas: [0, 1]
+        zeroshot: {zeroshot}
+        finetuned: {{url: "{finetuned}"}}
+        id: {{test: "hf://datasets/acme/cars:test"}}
+        ood: {{far: "{ood}"}}
+        """
+    file.write_text(textwrap.dedent(pair))
+    return file
+
+
+def by_name(cost: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    return {each["what"]: each for each in cost["downloads"]}
+
+
+def test_sizes_counts_and_time_come_from_the_servers(hub: FakeHub, cars: bytes, tmp_path: Path) -> None:
+    weights, config = bytes(1000), b"{}"
+    upload(hub, "acme/base", {"model.safetensors": weights, "config.json": config})
+    upload(
+        hub, "acme/cars", {"README.md": CARD, "data/test-0.parquet": cars, "data/train-0.parquet": cars}, kind="dataset"
+    )
+    (tmp_path / "local").mkdir()
+    file = suite(tmp_path, finetuned=URL, ood=str(tmp_path / "local"))
+    cost = bench_cost(file, {"limit": 4})
+    found = by_name(cost)
+    assert found["acme/base"]["bytes"] == 1002
+    assert found[URL]["bytes"] == 5000
+    assert found["hf://datasets/acme/cars:test"] | {"problem": None} == {
+        **{"what": "hf://datasets/acme/cars:test", "bytes": len(cars), "cached": False, "images": 9, "problem": None},
+    }
+    assert (found[str(tmp_path / "local")]["bytes"], found[str(tmp_path / "local")]["cached"]) == (0, True)
+    assert cost["bytes"] == 1002 + 5000 + len(cars)
+    assert cost["forward_passes"] == 2 * 4 + 2 * 4  # four images of each source at both ends
+    assert cost["seconds"] == pytest.approx(16 * 2e9 / cost["flops_per_second"])
+    # without a limit nobody knows how many images the folder has
+    cost = bench_cost(file, {})
+    assert (cost["forward_passes"], cost["seconds"]) == (None, None)
+    told = clipmerge("bench", file, "--dry-run")
+    assert "The time is unknown: a source does not state its number of images" in told.out
+    assert not hub.requests("GET", r"/resolve/.*\.(safetensors|parquet)")
+
+
+def test_what_is_on_this_machine_costs_nothing(hub: FakeHub, cars: bytes, tmp_path: Path) -> None:
+    upload(hub, "acme/base", {"model.safetensors": bytes(1000), "config.json": b"{}"})
+    upload(hub, "acme/cars", {"data/test-0.parquet": cars}, kind="dataset")
+    fetch(HubId("acme/base"), endpoint=hub.url)
+    place = path_of(Release(url=URL))
+    place.parent.mkdir(parents=True)
+    place.write_bytes(bytes(5000))
+    everything = suite(tmp_path, finetuned=URL, ood="hf://datasets/acme/cars:test")
+    cost = bench_cost(everything, {"limit": 4})
+    found = by_name(cost)
+    assert found["acme/base"]["cached"]
+    assert found[URL]["cached"]
+    assert cost["bytes"] == len(cars)
+    assert found["hf://datasets/acme/cars:test"]["images"] is None  # its card tells nothing
+    assert cost["forward_passes"] == 16
+    load_images("hf://datasets/acme/cars:test", whole=True)  # brings the images here
+    cost = bench_cost(everything, {"limit": 4})
+    assert cost["bytes"] == 0
+    assert by_name(cost)["hf://datasets/acme/cars:test"]["cached"]
+    local = bench_cost(suite(tmp_path, finetuned=URL, ood=str(tmp_path / "releases"), zeroshot=str(tmp_path)), {})
+    found = by_name(local)[str(tmp_path)]
+    assert (found["bytes"], found["cached"], found["problem"]) == (0, True, None)
+
+
+def test_what_cannot_be_looked_up_is_told(hub: FakeHub, tmp_path: Path) -> None:
+    (tmp_path / "releases" / FILE).unlink()
+    cost = bench_cost(suite(tmp_path, finetuned=URL, ood="hf://datasets/acme/nothing:test"), {"limit": 4})
+    problems = {what: each["problem"] for what, each in by_name(cost).items()}
+    assert problems[URL] == "the server does not state its size, or cannot be reached"
+    assert "acme/base: not on the Hub" in str(problems["acme/base"])
+    assert "hf://datasets/acme/nothing: not on the Hub" in str(problems["hf://datasets/acme/nothing:test"])
+    assert cost["bytes"] is None
+    told = clipmerge("bench", suite(tmp_path, finetuned=URL, ood="hf://datasets/acme/nothing:test"), "--dry-run")
+    assert told.code == 0, told.err
+    assert "In all not known." in told.out
+    assert "the server does not state its size" in " ".join(told.out.split())
+
+
+@pytest.mark.parametrize("shape", [(), (4, 3, 8, 0), (8, 3)])
+def test_a_file_that_is_no_tower_with_a_head_is_refused(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    import torch
+    from safetensors.torch import save_file
+
+    save_file({"visual.conv1.weight": torch.zeros(shape)}, tmp_path / "x.safetensors")
+    with pytest.raises(CheckpointError, match=r"is not a ViT of OpenAI's CLIP with a head .*is it the right file"):
+        write_config(tmp_path / "x.safetensors")
