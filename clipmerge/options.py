@@ -74,7 +74,11 @@ RECIPE = Option(
     settable="personal",
 )
 VERBOSE = Option(
-    False, "Print each stage, and warnings of libraries.", "Output", flags=("--verbose", "-v"), settable="personal"
+    False,
+    "Print each stage, the whole summary, and warnings of libraries.",
+    "Output",
+    flags=("--verbose", "-v"),
+    settable="personal",
 )
 
 _Named = Mapping[str, Any] | Sequence[str] | None

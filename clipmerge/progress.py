@@ -10,6 +10,8 @@ from typing import Protocol
 _LOG = logging.getLogger("clipmerge")
 # The pace counts as known after `_GLANCE` seconds with `_MANY` reports, or after `_LONG_GLANCE` seconds with `_FEWEST`.
 _GLANCE, _MANY, _LONG_GLANCE, _FEWEST = 1.0, 24, 15.0, 3
+# Seconds from which on an estimate is worth a note.
+_LONG = 30.0
 
 
 class Progress(Protocol):
@@ -73,7 +75,7 @@ class ByteCount:
 
 
 class Pace:
-    """Forwards progress, and states how long the work takes once its first steps were timed."""
+    """Forwards progress, and states how long work takes, if it takes long, once its first steps were timed."""
 
     def __init__(self, progress: Progress, sentence: Callable[[str], str] | None) -> None:
         """Start before the work; ``sentence`` tells of an estimated time, ``None`` for no sentence."""
@@ -96,7 +98,8 @@ class Pace:
             count, passed = len(self._reports), self._reports[-1][0] - self._reports[0][0]
             if count >= _FEWEST and passed >= (_GLANCE if count >= _MANY else _LONG_GLANCE):
                 seconds = self._pace() * (total - self._reports[0][1])
-                self._progress.say(self._sentence(format_seconds(seconds)))
+                if seconds >= _LONG:
+                    self._progress.say(self._sentence(format_seconds(seconds)))
                 self._sentence = None
         self._progress.advance(done, total)
 

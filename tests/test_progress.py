@@ -47,9 +47,10 @@ def test_one_long_wait_does_not_count_for_all(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_quick_work_is_judged_by_many_reports(monkeypatch: pytest.MonkeyPatch) -> None:
-    said = stated(monkeypatch, [3.0, *[0.05] * 99])
-    assert said.notes == ["about 5 s"]
+    said = stated(monkeypatch, [3.0, *[0.5] * 99])
+    assert said.notes == ["about 50 s"]
     assert said.moved == 24
+    assert stated(monkeypatch, [3.0, *[0.05] * 99]).notes == []  # five seconds are not worth a note
 
 
 def test_slow_work_is_judged_by_few_reports(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -121,10 +121,8 @@ def _run() -> int:
     except _UsageException as error:
         leave_it_to_the_main_process()
         where = error.ctx.command_path if error.ctx else "clipmerge"
-        fail(
-            f"{error.format_message().replace('Value error, ', '').rstrip('.')}; see `{where} --help`",
-            UsageError.exit_code,
-        )
+        message = error.format_message().replace("Value error, ", "").rstrip(".")
+        fail(f"{message}{' See' if message.endswith('?') else '; see'} `{where} --help`", UsageError.exit_code)
 
 
 def _leave_group(code: int) -> None:

@@ -17,7 +17,8 @@ from clipmerge.report.sweep_table import heads_of, marks_of, other_tasks_section
 
 def sweep_page(record: dict[str, Any], picture: str) -> str:
     """Render the page, which loads nothing from the network."""
-    columns = sorted(sweep_columns(record), key=lambda column: column.title in record["ood"])  # a telephone shows few
+    single = [column for column in sweep_columns(record) if column.is_source and column.title in record["ood"]]
+    columns = [*(column for column in sweep_columns(record) if column not in single), *single]  # a telephone shows few
     return render(
         Path(__file__).parent / "templates" / "sweep.html.j2",
         {

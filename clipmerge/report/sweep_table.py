@@ -90,13 +90,14 @@ def sweep_columns(record: dict[str, Any]) -> list[SweepColumn]:
     if len(record["id"]) > 1:
         id_columns.append(SweepColumn("mean ID", [f"{100 * row['id']:.1f}" for row in rows], none))
     spreads = [interval(row["ood_interval"], with_sign=False) for row in rows]
-    ood = SweepColumn("mean OOD", [f"{100 * row['ood']:.1f}" for row in rows], spreads)
+    several = len(record["ood"]) > 1
+    ood = SweepColumn("mean OOD" if several else record["ood"][0], [f"{100 * row['ood']:.1f}" for row in rows], spreads)
     curve = len(record["curve"])
     gains = [
         "" if place < curve else _DASH if row["gain"] is None else signed(row["gain"]) for place, row in enumerate(rows)
     ]
     gain = SweepColumn("gain at equal ID accuracy", gains, [interval(row["gain_interval"]) for row in rows])
-    return [*id_columns, *[source(name) for name in record["ood"]], ood, gain]
+    return [*id_columns, *[source(name) for name in record["ood"] if several], ood, gain]
 
 
 def other_tasks_section(record: dict[str, Any]) -> dict[str, Any]:

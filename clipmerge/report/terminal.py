@@ -29,9 +29,14 @@ def summary(record: MergeRecord, width: int = MAX_WIDTH) -> RenderableType:
     if record.calibration is None or not any(layer.alpha_range for layer in record.layers.values()):
         return summary_table(record, width)
     unlabelled = record.calibration.unlabelled
-    decided, learned, _ = record.headline.removesuffix(".").partition("learned coefficients")
-    images = f"from {record.calibration.images:,} of your images (-v says more)"
-    lines = [f"{decided}{learned}, {images}.", *([unlabelled.sentence] if unlabelled else [])]
+    stragglers = record.headline.partition(" learned coefficients")[0].rpartition("; ")[0]
+    learned = f"learned on {record.calibration.images:,} of your images"
+    sentence = f"How far each weight goes from zero-shot to fine-tuned was {learned}"
+    if record.choice and record.choice.alpha is not None:
+        alpha = f"alpha {record.choice.alpha:g} for all weights"
+        sentence = f"Nothing {learned} is proven better than {alpha}, which was taken"
+    lines = [f"{stragglers}."] * bool(stragglers) + [f"{sentence} (-v says more)."]
+    lines += [unlabelled.sentence] if unlabelled else []
     return Group(*_effect_lines(record), *_other_task_lines(record), *(Text(_printable(line)) for line in lines))
 
 

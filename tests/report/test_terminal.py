@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import io
 import re
 
 import pytest
+from rich.console import Console
 
-from tests.support.merge_records import RECORDS, data_free, example, printed, varied
+from clipmerge.output.record import MergeRecord
+from clipmerge.report.terminal import summary
+from tests.support.merge_records import RECORDS, data_free, example, learned, printed, varied
+
+PATH = {"images": 204, "alpha": 0.4, "part": 0.0, "beyond": 0.0, "goal": 0.4, "right": 0.9, "path_alpha": 0.4} | {
+    "path_goal": 0.4,
+    "finetuned_right": 0.95,
+}
 
 
 @pytest.mark.parametrize("name", RECORDS)
@@ -15,6 +24,20 @@ def test_table_fits_a_terminal(name):
     assert len(lines) <= 25 + 2 * 3  # two lines for each of three stragglers, which are always named
     assert max(map(len, lines)) <= 80
     assert "\x1b" not in "".join(lines)
+
+
+@pytest.mark.parametrize(
+    ("record", "said"),
+    [
+        (learned(), "How far each weight goes from zero-shot to fine-tuned was learned on 819 of your images"),
+        (learned(stragglers=("vision.3.mlp",)), "1 stragglers of 55 layers, 50% of their weights back at zero-shot."),
+        (learned() | {"choice": PATH}, "Nothing learned on 819 of your images is proven better than alpha 0.4 for all"),
+    ],
+)
+def test_the_summary_says_in_a_sentence_what_was_learned(record, said):
+    console = Console(width=200, record=True, file=io.StringIO())
+    console.print(summary(MergeRecord.model_validate(record)))
+    assert said in console.export_text()
 
 
 @pytest.mark.parametrize("name", RECORDS)
