@@ -69,7 +69,8 @@ def _common_family(checkpoints: tuple[Checkpoint, ...]) -> Family:
     decided = (family for family, one in zip(families, checkpoints, strict=True) if one.config is not None)
     first = next(decided, families[0])
     for family, one in zip(families, checkpoints, strict=True):
-        undecided = one.config is None and known_keys(first, one.entries) >= known_keys(family, one.entries)
+        known_to_it, known_to_first = known_keys(family, one.entries), known_keys(first, one.entries)
+        undecided = one.config is None and (known_to_first >= known_to_it or 2 * known_to_it < len(one.entries))
         if family is not first and not undecided:
             known = next(other for other, of in zip(checkpoints, families, strict=True) if of is first)
             raise CheckpointError(

@@ -144,17 +144,24 @@ def _key_mismatches(inputs: Inputs, which: int) -> list[str]:
     if inputs.keeps_head:
         only_theirs = [n for n in only_theirs if inputs.layer_of.get(n) != HEAD]
     shared = len(ours.keys() & theirs.keys())
+    source = inputs.finetuned[which].source
+    if not shared:
+        return [
+            f"{source}: holds no parameter of the {inputs.family.name} model {inputs.zeroshot.source}, but "
+            f"{shorten(only_theirs)}; give the fine-tuned model as a whole, or one of its towers"
+        ]
     if only_theirs and shared < _MOST * len(theirs):
         return [
-            f"{inputs.finetuned[which].source}: only {shared} of its {len(theirs)} keys are in "
+            f"{source}: only {shared} of its {len(theirs)} keys are in "
             f"{inputs.zeroshot.source}, which lacks {shorten(only_theirs)}; give the zero-shot model of this "
             "fine-tuned one"
         ]
     problems = []
     for side, names in (("zero-shot", only_ours), ("fine-tuned", only_theirs)):
         if names:
+            keys = "1 key is" if len(names) == 1 else f"{len(names)} keys are"
             problems.append(
-                f"{len(names)} keys are only in the {side} checkpoint: {shorten(names)}; if that is meant, set "
+                f"{keys} only in the {side} checkpoint: {shorten(names)}; if that is meant, set "
                 "`missing=keep-zeroshot` or `missing=keep-finetuned`"
             )
     return problems

@@ -201,10 +201,11 @@ def _find(file: Path, loaded: Any, state_key: str | None) -> tuple[dict[str, Ten
     while isinstance(loaded, Mapping) and not _is_state_dict(loaded):
         inside = next((name for name in _INSIDE if isinstance(loaded.get(name), Mapping)), None)
         if inside is None or len(path) > _DEEPEST:  # a dictionary can hold itself
+            largest = max(_other_weights(loaded, ""), key=lambda name: _tensors(loaded.get(name)), default="")
             raise CheckpointError(
                 f"{file}: holds no weights under a known name ({', '.join(_INSIDE)}), but "
                 f"{shorten(map(str, loaded)) or 'nothing'}; save the state_dict alone: torch.save(model.state_dict(), "
-                "FILE), or name what holds them with --state-key"
+                f"FILE), or name what holds them with {f'--state-key {largest}'.strip()}"
             )
         if state_key is None:
             others += [".".join((*path, each)) for each in _other_weights(loaded, inside)]

@@ -17,8 +17,9 @@ from clipmerge.errors import CheckpointError, shorten
 _TOWER = re.compile(r"(?:^|\.)(?=(?:vision_model|text_model|visual)\.)")
 # Attributes that hold an average of the weights or a frozen copy, by usual names.
 _COPY = re.compile(r"ema|teacher|momentum|average|shadow|target|swa", re.IGNORECASE)
-# Put before every key by data parallel training, and into keys by torch.compile.
-_PARALLEL, _COMPILED = "module.", "_orig_mod."
+# Put before every key by data parallel training and averages of weights, and into keys by wrappers of single modules:
+# torch.compile, FSDP, checkpoints of activations.
+_PARALLEL, _WRAPPED = "module.", re.compile(r"(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 # Prefixes of a CLIP in WiSE-FT's ImageClassifier and ImageEncoder, and in model soups' ModelWrapper.
 _ENCODERS = ("image_encoder.model.", "model.", "")
 _HEAD = "classification_head."
@@ -26,6 +27,7 @@ _HEAD = "classification_head."
 # loops add to a state dict.
 _NOT_WEIGHTS = re.compile(
     r"input_resolution|context_length|vocab_size|(?:text\.)?attn_mask|best_\w+|(?:\w+_)?(?:loss|steps?|epochs?|acc\d?|lr)"
+    r"|n_averaged|initted"
 )
 # One tower's own state dict: parameters that it has together, and the attribute of the whole model that it was.
 _LONE_TOWERS = (
@@ -37,8 +39,26 @@ _LONE_TOWERS = (
     (("trunk.conv_stem.weight",), "visual."),
     (("transformer.embeddings.word_embeddings.weight",), "text."),  # a text tower of transformers in OpenCLIP's
 )
-# What prompt learning saves: prompts instead of weights.
-_PROMPTS = re.compile(r"(?:^|\.)(?:ctx|compound_prompts_text\.\d+|meta_net\.linear1\.weight)$")
+# Marks of files whose weights are not there or not whole, with what they are and the way out.
+_NO_WEIGHTS = (
+    (
+        r"(?:^|\.)(?:ctx|compound_prompts_text\.\d+|meta_net\.linear1\.weight)$",
+        "prompts that CoOp or a method like it has learned",
+        "so it has no fine-tuned weights to merge; give a checkpoint whose weights were trained",
+    ),
+    (
+        r"\.lora_(?:embedding_)?[AB](?:\.|$)",
+        "factors of LoRA that are not part of the weights yet",
+        "so they would be lost; give the adapter's folder with its adapter_config.json, or merge them where they were "
+        "trained (peft: merge_and_unload()) and save that",
+    ),
+    (
+        r"\.parametrizations\.|\.weight_(?:g|orig)$",
+        "parts that PyTorch makes weights from",
+        "so the weights themselves are missing; remove the parametrisation (remove_parametrizations, "
+        "remove_weight_norm or prune.remove) where it was trained and save that",
+    ),
+)
 
 
 @dataclass(frozen=True)
@@ -66,12 +86,10 @@ def unwrap(keys: Iterable[str], part: str | None = None) -> Unwrapped:
     file_keys = list(keys)
     if part is not None:
         return _under(file_keys, f"{part}.")
-    prompts = [key for key in file_keys if _PROMPTS.search(key)]
-    if prompts:
-        raise CheckpointError(
-            f"holds prompts that CoOp or a method like it has learned ({shorten(prompts, 2)}), so it has no fine-tuned "
-            "weights to merge; give a checkpoint whose weights were trained"
-        )
+    for mark, what, way_out in _NO_WEIGHTS:
+        found = [key for key in file_keys if re.search(mark, key)]
+        if found:
+            raise CheckpointError(f"holds {what} ({shorten(found, 2)}), {way_out}")
     plain = {name: key for name, key in _without_wrappers(file_keys).items() if not _NOT_WEIGHTS.fullmatch(name)}
     lone = _lone_tower(plain)
     if lone is not None:
@@ -83,24 +101,25 @@ def unwrap(keys: Iterable[str], part: str | None = None) -> Unwrapped:
     prefixes = _prefixes(names)
     taken: list[str] = []
     copies: list[str] = []
-    found: dict[str, str] = {}
+    clip: dict[str, str] = {}
     for prefix in prefixes:
         inside = {name.removeprefix(prefix): plain[name] for name in _owned(names, prefix, prefixes)}
-        if found.keys() & inside.keys():
+        if clip.keys() & inside.keys():
             copies.append(prefix)
         else:
             taken.append(prefix)
-            found |= inside
-    known, copied = set(found.values()), tuple(filter(None, copies))
+            clip |= inside
+    known, copied = set(clip.values()), tuple(filter(None, copies))
     outside = [name for name in names if plain[name] not in known and not name.startswith(copied)]
     if not prefixes or (len(taken) == 1 and not copies and not outside):
         return Unwrapped(plain)
-    return Unwrapped(found, _note(taken, copies, outside))
+    return Unwrapped(clip, _note(taken, copies, outside))
 
 
 def _without_wrappers(keys: list[str]) -> dict[str, str]:
-    """The keys by their names without the wrappers of torch.compile and of data parallel training."""
-    plain = {key.replace(_COMPILED, ""): key for key in keys}
+    """The keys of weights by their names without wrappers of PyTorch."""
+    keys = [key for key in keys if not _NOT_WEIGHTS.fullmatch(key)]
+    plain = {_WRAPPED.sub("", key): key for key in keys}
     while plain and all(name.startswith(_PARALLEL) for name in plain):
         plain = {name.removeprefix(_PARALLEL): key for name, key in plain.items()}
     return plain if len(plain) == len(keys) else {key: key for key in keys}

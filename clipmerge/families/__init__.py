@@ -231,12 +231,17 @@ def family_of(config: dict[str, Any] | None, keys: Iterable[str]) -> Family:
     Raises:
         CheckpointError: If the config states another kind of model.
     """
-    keys = list(keys)
-    model_type = (config or {}).get("model_type")
+    keys, settings = list(keys), config or {}
+    model_type = settings.get("model_type")
     named = [family for family in families() if str(model_type) in family.model_types]
     if model_type is not None and not named:
         raise CheckpointError(
             f"is a '{model_type}' checkpoint; clipmerge merges {', '.join(family.name for family in families())}"
+        )
+    if model_type is None and "pretrained_cfg" in settings:
+        raise CheckpointError(
+            f"is timm's '{settings.get('architecture')}'; of timm's models clipmerge reads the ViTs of CLIP "
+            "(vit_*_clip_*). The tower of an OpenCLIP model is read as model.visual.state_dict()"
         )
     for candidates in (named, list(families())):
         counts = [known_keys(family, keys) for family in candidates]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,12 @@ import pytest
 import timm
 import torch
 from accelerate import Accelerator
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from timm.models import save_for_hf
 from timm.utils import CheckpointSaver
 from torch import Tensor
+from torch.nn.utils import prune
 from transformers import CLIPConfig, CLIPModel, CLIPTextModel
 
 from clipmerge.calibration.objective import Batch, Objective
@@ -182,12 +185,67 @@ def test_a_compiled_tower_openais_integers_and_old_masks_are_read(open_clip_pair
     assert equal(merged(open_clip_pair[0], tmp_path / "x.pt", tmp_path / "out"), weights)
 
 
-def test_prompts_are_no_weights(open_clip_pair: Folders, tmp_path: Path) -> None:
-    """As CoOp saves its prompt learner."""
-    learner = {"ctx": torch.randn(16, 32), "token_prefix": torch.randn(3, 1, 32)}
-    torch.save({"state_dict": learner, "epoch": 50, "val_result": None}, tmp_path / "model.pth.tar-50")
-    line = refused(merge(open_clip_pair[0], tmp_path / "model.pth.tar-50", tmp_path / "out"))
-    assert "holds prompts that CoOp or a method like it has learned (ctx)" in line
+def with_lora(model: Any) -> Weights:
+    return dict(get_peft_model(model, LoraConfig(target_modules=["c_fc"], r=2)).state_dict())
+
+
+def with_a_norm(model: Any) -> Weights:
+    torch.nn.utils.parametrizations.weight_norm(model.visual.transformer.resblocks[0].mlp.c_fc)
+    return dict(model.state_dict())
+
+
+def pruned(model: Any) -> Weights:
+    prune.random_unstructured(model.visual.transformer.resblocks[0].mlp.c_fc, "weight", 0.5)
+    return dict(model.state_dict())
+
+
+#: What a file holds instead of a CLIP's weights, and what is said of it.
+NO_WEIGHTS: dict[str, tuple[Callable[[Any], Any], str]] = {
+    "the prompts of CoOp": (
+        lambda _: {"state_dict": {"ctx": torch.ones(2, 3), "token_prefix": torch.ones(1, 3)}, "val_result": None},
+        "holds prompts that CoOp or a method like it has learned (ctx)",
+    ),
+    "a model with LoRA": (with_lora, "holds factors of LoRA that are not part of the weights yet (base_model."),
+    "by Lightning": (
+        lambda model: {"state_dict": {f"model.{key}": value for key, value in with_lora(model).items()}},
+        "merge them where they were trained (peft: merge_and_unload()) and save that",
+    ),
+    "an adapter without its configuration": (
+        lambda model: {key: value for key, value in with_lora(model).items() if "lora" in key},
+        "give the adapter's folder with its adapter_config.json",
+    ),
+    "a parametrised weight": (with_a_norm, "holds parts that PyTorch makes weights from"),
+    "a pruned weight": (pruned, "holds parts that PyTorch makes weights from"),
+    "a linear probe": (
+        lambda _: torch.nn.Linear(4, 3).state_dict(),
+        "but weight, bias; give the fine-tuned model as a whole, or one of its towers",
+    ),
+    "a ViT that is not CLIP's": (lambda _: timm.create_model("test_vit").state_dict(), "holds no parameter of the "),
+    "a ConvNeXt": (
+        lambda _: timm.create_model("test_convnext").state_dict(),
+        "holds no parameter of the ",
+    ),
+}
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")  # of the libraries
+@pytest.mark.parametrize("what", NO_WEIGHTS)
+def test_what_is_not_a_clips_weights_is_named(open_clip_pair: Folders, tmp_path: Path, what: str) -> None:
+    content, said = NO_WEIGHTS[what]
+    torch.save(content(build(model_config())), tmp_path / "x.pt")
+    line = refused(merge(open_clip_pair[0], tmp_path / "x.pt", tmp_path / "out"))
+    assert said in line
+    assert "missing=" not in line
+    assert "SigLIP" not in line
+
+
+def test_a_folder_of_another_model_of_timm_is_named(open_clip_pair: Folders, tmp_path: Path) -> None:
+    save_for_hf(timm.create_model("test_efficientnet"), tmp_path / "hub", safe_serialization=True)
+    for ended in (
+        clipmerge("inspect", tmp_path / "hub"),
+        merge(open_clip_pair[0], tmp_path / "hub", tmp_path / "out"),
+    ):
+        assert "hub: is timm's 'test_efficientnet'; of timm's models clipmerge reads the ViTs of CLIP" in refused(ended)
 
 
 def test_other_positions_are_named(open_clip_pair: Folders, tmp_path: Path) -> None:

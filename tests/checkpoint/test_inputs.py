@@ -55,8 +55,8 @@ HALF, WHOLE = (torch.zeros(64, 32, dtype=dtype) for dtype in (torch.float16, tor
 TENSORS: list[tuple[int, str, Any, str]] = [
     (1, KEY, torch.zeros(64, 31), rf"1 of \d+ .* shape; first {KEY}: zeroshot \(64, 32\), finetuned \(64, 31\)"),
     (1, KEY, HALF, rf"1 of \d+ .* dtype; first {KEY}: zeroshot float32, finetuned float16.*`--dtype`"),
-    (1, KEY, None, f"1 keys are only in the zero-shot checkpoint: {KEY}; .* set `missing=keep-zeroshot`"),
-    (0, KEY, None, f"1 keys are only in the fine-tuned checkpoint: {KEY}; .* set `missing=keep-zeroshot`"),
+    (1, KEY, None, f"1 key is only in the zero-shot checkpoint: {KEY}; .* set `missing=keep-zeroshot`"),
+    (0, KEY, None, f"1 key is only in the fine-tuned checkpoint: {KEY}; .* set `missing=keep-zeroshot`"),
     (0, "decoder.weight", HALF, r"zeroshot: parameter 'decoder\.weight' belongs to no layer of a CLIP model"),
 ]
 
@@ -188,7 +188,7 @@ def test_a_tower_alone_is_found_in_the_full_model(copies: Folders, side: str, ba
 
 def test_a_tower_that_lacks_a_key_or_a_base_that_lacks_the_tower_is_refused(copies: Folders) -> None:
     rename_keys(copies[1], lambda key: key, keep=lambda key: key.startswith("vision_model.") and key != KEY)
-    refused(copies, f"1 keys are only in the zero-shot checkpoint: {KEY}")
+    refused(copies, f"1 key is only in the zero-shot checkpoint: {KEY}")
     rename_keys(copies[0], lambda key: key, keep=lambda key: key.startswith("text_model."))
     for missing in ("error", "keep-zeroshot", "keep-finetuned"):
         refused(copies, "zeroshot: holds the text tower only, .* the vision tower only", missing=missing)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import shutil
 from collections import OrderedDict
 from collections.abc import Callable
@@ -58,6 +59,8 @@ def with_towers_apart(weights: Weights) -> Weights:
 
 
 STEP = torch.tensor(9)
+# each block under FSDP, each MLP in a checkpoint of activations
+WRAPPED, WRAPPERS = re.compile(r"(layers\.\d+\.)(mlp\.)?"), r"\1_fsdp_wrapped_module.\2_checkpoint_wrapped_module."
 HEAD_LEFT = "2 tensors beside it are not part of a CLIP and are left out: "
 #: What is saved, and a part of the note.
 FORMS: dict[str, tuple[Callable[[Weights], Any], str]] = {
@@ -95,6 +98,10 @@ FORMS: dict[str, tuple[Callable[[Weights], Any], str]] = {
         lambda w: {"model": w, "optimizer": {"w": torch.zeros(2)}, "hyper": {"rate": {"base": 0.1}}, "ema": {"d": 0.9}},
         "are those under model",
     ),
+    "an average of wrapped modules": (
+        lambda w: {"n_averaged": STEP, **{f"module.{WRAPPED.sub(WRAPPERS, name)}": value for name, value in w.items()}},
+        "",
+    ),
     "a head of its own": (with_head, HEAD_LEFT),
     "a head of its own, by Lightning": (lambda w: {"state_dict": under("net", with_head(w)), "loops": {}}, HEAD_LEFT),
     "towers apart": (with_towers_apart, "the CLIP is what lies under"),
@@ -118,7 +125,9 @@ def test_what_training_saves_is_read(pair: Folders, tmp_path: Path, form: str) -
 def test_a_loss_beside_weights_of_an_unknown_name_is_not_taken_for_them(tmp_path: Path) -> None:
     content = {"mine": {"visual.proj": torch.ones(2), "visual.a": torch.ones(2)}, "loss": torch.ones(1)}
     torch.save(content, tmp_path / "x")
-    assert "holds no weights under a known name" in refused(clipmerge("inspect", tmp_path / "x"))
+    line = refused(clipmerge("inspect", tmp_path / "x"))
+    assert "holds no weights under a known name" in line
+    assert line.endswith("or name what holds them with --state-key mine")
 
 
 def test_a_clip_by_itself_stays_as_it_is() -> None:
