@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from clipmerge.options import Device
 
 
+# Copies of more bytes than this are made from memory that a card can read by itself.
+_PINNED = 1 << 20
 # Variables that ``srun`` gives each task of a step.
 _SLURM = ("STEP_NUM_TASKS", "STEP_NODELIST", "PROCID", "LOCALID", "JOB_ID")
 
@@ -176,18 +178,36 @@ def add_up(processes: Processes | Accelerator, tensor: Tensor) -> None:
                 tensor.copy_(carried)
 
 
+def sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor on a device; a card goes on with what it computes while it is copied."""
+    if device.type in ("cpu", "mps"):  # Apple's would read it when it may be gone
+        return tensor.to(device)
+    if device.type == "cuda" and tensor.nbytes > _PINNED:  # pragma: no cover - needs a GPU
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a device or the system has too little memory, which Apple's and the CPU say in plain errors."""
+    import torch
+
+    words = ("out of memory", "can't allocate memory", "not enough memory")
+    plain = type(error) is RuntimeError and any(word in str(error) for word in words)
+    return plain or isinstance(error, torch.OutOfMemoryError | MemoryError)
+
+
 @contextmanager
 def device_work() -> Iterator[None]:
     """Compute in exact float32 in this block, give the caller's settings back, and say what to lower without memory."""
-    import torch
-
     with _exact_float32():
         try:
             yield
-        except torch.OutOfMemoryError as error:
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
             raise MeasureError(
-                f"the device has too little memory ({str(error).split('. ')[0]}); lower --images-at-once or "
-                "--batch-size, or use --device cpu"
+                f"the device has too little memory ({' '.join(str(error).split('. ')[0].split())}); lower "
+                "--images-at-once or --batch-size, or use --device cpu"
             ) from None
 
 

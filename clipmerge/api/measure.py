@@ -89,6 +89,7 @@ def objective_for(run: Run, request: MergeRequest) -> tuple[Objective, LabelledI
         seed=request.seed,
         images_at_once=calibration.images_at_once,
         progress=pace.advance,
+        say=run.progress.say,
     )
     record: dict[str, Any] = {
         "source": images.source,
@@ -150,7 +151,9 @@ def _with_change(found: Measurements, objective: Objective) -> Measurements:
         about="length of the layer's task vector (fine-tuned minus zero-shot) divided by the length of its zero-shot "
         "weights.",
     )
-    return found.model_copy(update={"statistics": (*found.statistics, change)})
+    return found.model_copy(
+        update={"statistics": (*found.statistics, change), "notes": (*found.notes, *objective.notes)}
+    )
 
 
 def _norm(tensors: list[Tensor]) -> float:

@@ -2,38 +2,74 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
+from clipmerge.calibration.bulk import LARGE
+from clipmerge.models.memory import memory
 from clipmerge.models.precision import Precision, passes
 
 if TYPE_CHECKING:
     from clipmerge.calibration.objective import Objective
 
-# Share of the device's memory that activations may take; more images go through the model in pieces.
+# Share of a machine's memory that activations may take; more images go through the model in pieces.
 _SHARE = 0.25
-# On a card, the same of what nothing else has taken; gradients and buffers of kernels need the rest.
-_SHARE_OF_FREE = 0.6
+# On a card, the same of what nothing has taken; buffers of kernels need the rest.
+_SHARE_OF_FREE = 0.8
+# When a card makes pictures, it holds so many times their size; and so many buffers of weights when it moves those,
+# one more if their ends have 16 bits.
+_PICTURES, _BUFFERS = 5, 2
+# Share of a card's free memory that prompts may take; more go through the text tower in pieces.
+_SHARE_OF_PROMPTS = 0.2
 
 
 class Activations:
-    """What a model's activations take, measured once."""
+    """What a model's activations take, measured once.
 
-    def __init__(self, objective: Objective, precision: Precision) -> None:
-        """Send an image through, and then two."""
-        device = objective.shares.accelerator.device
-        self._room = (_SHARE_OF_FREE if device.type == "cuda" else _SHARE) * memory(device)
-        self._each = _bytes_per_image(objective, precision)
+    Attributes:
+        image: Bytes kept for the backward pass for each image; 0 if no image is at hand.
+        prompts: The same for all prompts together with an image's; 0 on a CPU, and if they go through afterwards.
+        gradients: Bytes of the vision tower's gradients, which a card holds until the last piece of a step.
+    """
+
+    def __init__(self, objective: Objective, precision: Precision, prompts: int = 0) -> None:
+        """Send one image through, and then two, and prompts likewise.
+
+        Args:
+            objective: Calibration loss; on a card its prompts go through in pieces small enough for its memory.
+            precision: Precision of the passes.
+            prompts: Number of prompts whose activations are held together with those of images.
+        """
+        device, path = objective.shares.accelerator.device, objective.path
+        self.image = _bytes_per_image(objective, precision)
+        self.prompts = self.gradients = 0
+        self._room = _SHARE * memory(device)
+        if device.type == "cpu":
+            return
+        free = memory(device)
+        if path.text_changes:
+            every = objective.criterion.prompts
+            each = _difference(
+                lambda count: every.features(places=torch.zeros(count, dtype=torch.int64, device=device)),
+                precision,
+                device,
+            )
+            every.at_once = max(1, min(every.at_once, int(_SHARE_OF_PROMPTS * free / each)))
+            # more are embedded again in the backward pass, when activations of images are gone
+            self.prompts = each * prompts if prompts <= every.at_once else 0
+        own = (name for layer, names in path.layers.items() if not layer.startswith("text.") for name in names)
+        self.gradients = sum(path.parameters[name].nbytes for name in own)
+        self._room = _SHARE_OF_FREE * free - self.gradients - self.prompts
 
     def images(self, times: int = 1) -> int | None:
         """How many images' activations fit this many times; at least one, and ``None`` if it is unknown."""
-        return max(1, int(self._room / (times * self._each))) if self._each else None
+        return max(1, int(self._room / (times * self.image))) if self.image else None
 
 
 def _bytes_per_image(objective: Objective, precision: Precision) -> int:
@@ -42,11 +78,20 @@ def _bytes_per_image(objective: Objective, precision: Precision) -> int:
         return 0
     pixels = objective.shares.batches[0].pixels[:1]
     # repeated, as a view of the batch would count all of its images
-    one, two = (_saved(objective, pixels.repeat(count, *[1] * (pixels.ndim - 1)), precision) for count in (1, 2))
+    return _difference(
+        lambda count: objective.criterion.embed(pixels.repeat(count, *[1] * (pixels.ndim - 1))),
+        precision,
+        pixels.device,
+    )
+
+
+def _difference(run: Callable[[int], Tensor], precision: Precision, device: torch.device) -> int:
+    """Bytes kept for the backward pass of two inputs less those of one."""
+    one, two = (_saved(partial(run, count), precision, device) for count in (1, 2))
     return two - one
 
 
-def _saved(objective: Objective, pixels: Tensor, precision: Precision) -> int:
+def _saved(run: Callable[[], Tensor], precision: Precision, device: torch.device) -> int:
     sizes: dict[int, int] = {}
 
     def keep(tensor: Tensor) -> Tensor:
@@ -54,49 +99,59 @@ def _saved(objective: Objective, pixels: Tensor, precision: Precision) -> int:
         sizes[storage.data_ptr()] = storage.nbytes()
         return tensor.detach()  # with its graph, an operation that saves its own output would never be freed
 
-    with saved_tensors_hooks(keep, lambda tensor: tensor), passes(pixels.device, precision):
-        graph = objective.criterion.embed(pixels)  # kept alive until all is counted, or its memory would be reused
+    with saved_tensors_hooks(keep, lambda tensor: tensor), passes(device, precision):
+        graph = run()  # kept alive until all is counted, or its memory would be reused
     del graph
     return sum(sizes.values())
 
 
-# Assumed if the system does not report how much memory it has.
-_USUAL = 16 << 30
+@dataclass(frozen=True)
+class Forecast:
+    """Memory of a card that learning takes, in bytes.
+
+    Attributes:
+        weights: Number of weights that move.
+        per_weight: Held for each of them: itself, its coefficient and moment, and both ends.
+        held: Held all the time: that, the other weights, and the calibration images.
+        step: Taken by a step beside it: activations of its images and prompts, and its pictures.
+    """
+
+    weights: int
+    per_weight: float
+    held: int
+    step: int
+
+    def __str__(self) -> str:
+        total, unit = (self.held + self.step) / 1e6, "MB"
+        if total >= 1000:
+            total, unit = total / 1000, "GB"
+        weights = f"{self.weights / 1e6:,.1f} million weights that move"
+        return f"about {total:.1f} {unit} of the device's memory, {self.per_weight:.0f} bytes for each of {weights}"
 
 
-def memory(device: torch.device) -> int:
-    """Bytes that this process may use: of a card what is free, else the machine's or the limit of a job."""
-    if device.type == "cuda":  # pragma: no cover - needs a GPU
-        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return int(torch.cuda.mem_get_info(device)[0]) + unused
-    try:
-        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):  # pragma: no cover - Windows, which has no sysconf
-        return _USUAL
-    return min([total, *_limits()])
+def forecast(
+    objective: Objective, state: Mapping[str, Tensor], activations: Activations, pictures: int, at_once: int
+) -> Forecast:
+    """Forecast the memory of learning with steps of so many pictures.
 
-
-def _limits(own: Path = Path("/proc/self/cgroup"), mounted: Path = Path("/sys/fs/cgroup")) -> Iterator[int]:
-    """Limits of the control groups that this process is in, and of those around them; Linux alone has any."""
-    try:
-        lines = own.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError):
-        return
-    for line in lines:
-        _, controllers, group = [*line.split(":", 2), "", ""][:3]
-        if not controllers:  # cgroups version 2
-            yield from _limits_above(mounted, group, "memory.max")
-        elif "memory" in controllers.split(","):
-            yield from _limits_above(mounted / "memory", group, "memory.limit_in_bytes")
-
-
-def _limits_above(root: Path, group: str, name: str) -> Iterator[int]:
-    """Limits from a group up to the root, which is the container's own where the group's path is the host's."""
-    parts = [part for part in group.split("/") if part]
-    for length in range(len(parts), -1, -1):
-        try:
-            text = root.joinpath(*parts[:length], name).read_text(encoding="utf-8").strip()
-        except (OSError, UnicodeDecodeError):
-            continue
-        if text.isdecimal():  # "max" is no limit
-            yield int(text)
+    Args:
+        objective: Calibration loss, which holds the weights, both ends and the images.
+        state: What learning holds.
+        activations: What activations take.
+        pictures: Pictures of a step.
+        at_once: Those of them whose activations are held at once.
+    """
+    path, module, device = objective.path, objective.criterion.model.module, objective.shares.accelerator.device
+    weights = sum(path.parameters[name].numel() for name in path.task_vector)
+    learned = path.ends_nbytes + sum(each.nbytes for each in state.values() if each.device == device)
+    every = sum(each.nbytes for each in (*module.parameters(), *module.buffers()))
+    shares = [objective.shares, *([objective.unlabelled] if objective.unlabelled else [])]
+    images = [batch.pixels for share in shares for batch in share.batches]
+    pixels = pictures * images[0][0].nbytes
+    step = at_once * activations.image + activations.prompts + pixels
+    if at_once < pictures:
+        step += activations.gradients + at_once * images[0][0].nbytes
+    # beside what a card computes at once, when activations are gone
+    least = max((_BUFFERS + path.has_short_ends) * 4 * min(weights, LARGE), _PICTURES * pixels)
+    held = every + learned + sum(each.nbytes for each in images)
+    return Forecast(weights, 4 + learned / weights, held, max(step, least))

@@ -12,9 +12,10 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from clipmerge.calibration.augmentation import corrupted
-from clipmerge.calibration.goal import Goal, class_features, logits_of, make_labels, make_pictures, terms_of
+from clipmerge.calibration.goal import Goal, class_features, logits_of, make_pictures, terms_of
 from clipmerge.calibration.objective import FORWARD, Objective
 from clipmerge.calibration.steps import Step
+from clipmerge.distributed import sent
 from clipmerge.planning.measurements import HeldBackChoice
 
 
@@ -87,14 +88,15 @@ def validate(objective: Objective, steps: Sequence[Step], goal: Goal) -> Validat
     sums = torch.zeros(5, len(row_of), device=objective.shares.accelerator.device)
     for step in steps:
         classes = class_features(objective, step, goal, cached=cached)  # once for the goal and the corruptions
-        terms = terms_of(objective, goal, make_pictures(step, goal), classes)
+        pictures = make_pictures(step, goal)
+        terms = terms_of(objective, goal, pictures, classes)
         goals = terms.views.clone()
         goals[: len(terms.divergence)] += goal.weight * terms.divergence
-        pixels = corrupted(step.batch.pixels, step.seed)[step.own_rows]
+        pixels = corrupted(step.batch.pixels, step.seed, len(step), step.own_rows)
         logits = logits_of(objective, goal, pixels, classes)
-        other = cross_entropy(logits, make_labels(step)[step.own_rows], reduction="none")
+        other = cross_entropy(logits, pictures.labels, reduction="none")
         values = torch.stack([goals, terms.correct.to(goals), terms.views, other, torch.ones_like(goals)])
-        rows = torch.tensor([row_of[position] for position in step.positions[step.own_rows]], device=sums.device)
+        rows = sent(torch.tensor([row_of[position] for position in step.positions[step.own_rows]]), sums.device)
         sums.index_add_(1, rows, values)
         objective.work.tick(FORWARD * validation_pictures(goal, len(step)) * step.work_share)
     if any(step.shard[1] > 1 for step in steps):

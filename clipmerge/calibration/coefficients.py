@@ -14,6 +14,7 @@ from typing import Literal, cast
 import torch
 from torch import Tensor
 
+from clipmerge.calibration.bulk import LARGE, bucketed, copy_each
 from clipmerge.calibration.objective import Objective
 from clipmerge.calibration.path import rows_of, runs_of
 from clipmerge.planning.tensors import rows_shape
@@ -53,8 +54,9 @@ class Coefficients:
         }
         self._kept_counts: dict[str, int] = {}
         self._position = UNMOVED
-        # whether weights have given their memory to gradients
+        # whether weights have given their memory to gradients, and weights whose gradients have not got it yet
         self._overwritten = False
+        self._waiting: list[str] = []
         self.start = start or 0.0
         self.values: dict[str, Tensor] = {}
         for name, key in self._key.items():
@@ -122,10 +124,10 @@ class Coefficients:
                     theta_0, task_vector = path.theta_0.part(name, rows), path.task_vector.part(name, rows)
                     torch.addcmul(theta_0, task_vector, rows_of(effective, rows), out=rows_of(weights, rows))
         else:  # one kernel for many tensors
-            targets = [path.parameters[name].data for name in self._key]
-            torch._foreach_copy_(targets, [path.theta_0[name] for name in self._key])
-            changes = [path.task_vector[name] for name in self._key]
-            torch._foreach_addcmul_(targets, changes, [self.effective(key) for key in self._key.values()])
+            for names in bucketed(self._key, lambda name: path.parameters[name].numel(), LARGE):
+                targets = [path.parameters[name].data for name in names]
+                factors = [self.effective(self._key[name]) for name in names]
+                torch._foreach_addcmul_(targets, path.start_at(names), factors)
         self._overwritten = False
         path.forget(text=path.text_changes)
 
@@ -148,6 +150,7 @@ class Coefficients:
                 handle = parameter.register_post_accumulate_grad_hook(add)  # type: ignore[no-untyped-call]
                 hooks.callback(handle.remove)
             yield
+            self._take_waiting()
 
     def add_up(self, copies: int = 1) -> None:
         """Add up the gradients of the coefficients over all processes, many small ones at once.
@@ -157,21 +160,17 @@ class Coefficients:
         """
         if self._objective.shares.accelerator.num_processes == 1:
             return
-        bucket: list[Tensor] = []
         gradients = [value.grad for value in self.values.values() if value.grad is not None]
-        for place, gradient in enumerate(gradients):
-            bucket.append(gradient)
-            full = sum(tensor.numel() for tensor in bucket) >= _BUCKET
-            if full or place + 1 == len(gradients):
-                flat = torch.cat([tensor.flatten() for tensor in bucket])
-                self._objective.shares.add_up(flat)
-                flat /= copies
-                for tensor, total in zip(bucket, torch.split(flat, [tensor.numel() for tensor in bucket]), strict=True):
-                    tensor.copy_(total.view_as(tensor))
-                bucket.clear()
+        for bucket in bucketed(gradients, Tensor.numel, _BUCKET):
+            flat = torch.cat([tensor.flatten() for tensor in bucket])
+            self._objective.shares.add_up(flat)
+            flat /= copies
+            for tensor, total in zip(bucket, torch.split(flat, [tensor.numel() for tensor in bucket]), strict=True):
+                tensor.copy_(total.view_as(tensor))
 
     def drop_gradients(self) -> None:
         """Give back the memory of the coefficients' gradients."""
+        self._waiting.clear()
         for value in self.values.values():
             value.grad = None
 
@@ -180,8 +179,14 @@ class Coefficients:
         """Add a weight's part to the gradient of its coefficient, and drop the weight's gradient."""
         value = self.values[self._key[name]]
         gradient = cast(Tensor, parameter.grad)  # the hook runs after it was added
+        takes_over = value.grad is None and value.shape == parameter.shape
+        if takes_over and parameter.device.type != "cpu":
+            self._waiting.append(name)
+            if sum(self._objective.path.parameters[each].numel() for each in self._waiting) >= LARGE:
+                self._take_waiting()
+            return
         parameter.grad = None
-        if value.grad is None and value.shape == parameter.shape:
+        if takes_over:
             value.grad = parameter.data
             self._overwritten = True
             for rows in runs_of(gradient):
@@ -192,6 +197,20 @@ class Coefficients:
             rows_of(gradient, rows).mul_(self._objective.path.task_vector.part(name, rows))
         slope = gradient.sum_to_size(value.shape)
         value.grad = slope if value.grad is None else value.grad + slope
+
+    @torch.no_grad()
+    def _take_waiting(self) -> None:
+        """On a card, move the gradients of many weights into the weights' memory at once."""
+        if not self._waiting:
+            return
+        self._overwritten = True
+        parameters = [self._objective.path.parameters[name] for name in self._waiting]
+        slopes = [parameter.data for parameter in parameters]
+        copy_each(slopes, [cast(Tensor, parameter.grad) for parameter in parameters])
+        torch._foreach_mul_(slopes, self._objective.path.changes(self._waiting))
+        for name, parameter, slope in zip(self._waiting, parameters, slopes, strict=True):
+            self.values[self._key[name]].grad, parameter.grad = slope, None
+        self._waiting.clear()
 
     def by_parameter(self) -> dict[str, Tensor]:
         """The coefficients used by `place`, by parameter, float32 on the CPU."""
@@ -211,7 +230,12 @@ def _largest(scores: Tensor, count: int) -> Tensor:
         tensor([ True,  True, False, False])
     """
     flat = scores.flatten()
-    limit = flat.kthvalue(flat.numel() - count + 1).values
+    if scores.device.type == "cpu":
+        limit = flat.kthvalue(flat.numel() - count + 1).values
+    elif 2 * count <= flat.numel():  # a card selects from one end with all of its units, and a single one by rank
+        limit = flat.topk(count, sorted=False).values.amin()
+    else:
+        limit = flat.topk(flat.numel() - count + 1, largest=False, sorted=False).values.amax()
     above = flat > limit
     ties = flat == limit
     return (above | (ties & (ties.cumsum(0) <= count - above.sum()))).view(scores.shape)

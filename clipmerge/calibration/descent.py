@@ -9,6 +9,8 @@ from typing import cast
 import torch
 from torch import Tensor
 
+from clipmerge.calibration.bulk import LARGE, bucketed, copy_each
+
 # Adam's decay rates of the gradient and its square, and the constant that keeps a quotient finite.
 _MEMORY, _LONG_MEMORY, _TINY = 0.9, 0.999, 1e-8
 
@@ -33,10 +35,9 @@ class Descent:
         self._steps = steps
         self.steps_taken = torch.zeros((), dtype=torch.int64)
         self._first = {key: torch.zeros_like(value, dtype=_moment_dtype(value)) for key, value in values.items()}
-        device = next(iter(values.values())).device
-        # one vector, whose entries are kept by name
-        self._seconds = torch.zeros(len(values), device=device)
-        self._second = dict(zip(values, self._seconds.unbind(), strict=True))
+        self._at_once = next(iter(values.values())).device.type != "cpu"
+        # numbers that the CPU computes with
+        self._second = {key: torch.zeros(()) for key in values}
 
     @property
     def state(self) -> dict[str, Tensor]:
@@ -53,7 +54,7 @@ class Descent:
         fall = (1 + math.cos(math.pi * number / self._steps)) / 2
         number += 1
         self.steps_taken.fill_(number)
-        if self._seconds.device.type != "cpu":
+        if self._at_once:
             self._step_at_once(number, fall, ceiling)
             return
         for key, value in self._values.items():
@@ -68,27 +69,23 @@ class Descent:
 
     def _step_at_once(self, number: int, fall: float, ceiling: float) -> None:
         """The same step with one kernel for many tensors, and one wait for all second moments."""
-        places = [place for place, value in enumerate(self._values.values()) if value.grad is not None]
-        keys = [key for key, value in self._values.items() if value.grad is not None]
-        values, firsts = [self._values[key] for key in keys], [self._first[key] for key in keys]
-        gradients = [cast(Tensor, value.grad) for value in values]
-        moves = [torch.empty_like(gradient) for gradient in gradients]
-        torch._foreach_copy_(moves, firsts)
-        torch._foreach_lerp_(moves, gradients, 1 - _MEMORY)
-        torch._foreach_copy_(firsts, moves)
-        sizes = torch.tensor([gradient.numel() for gradient in gradients], device=self._seconds.device)
-        squares = torch.stack(torch._foreach_norm(gradients)).square() / sizes
-        reached = torch.tensor(places, device=self._seconds.device)
-        self._seconds[reached] = self._seconds[reached].lerp(squares, 1 - _LONG_MEMORY)
-        roots = (self._seconds[reached] / (1 - _LONG_MEMORY**number)).sqrt().tolist()
-        factors = [
-            self._rates[key] * fall / ((root + _TINY) * (1 - _MEMORY**number))
-            for key, root in zip(keys, roots, strict=True)
-        ]
-        torch._foreach_mul_(moves, factors)
-        torch._foreach_sub_(values, moves)
-        torch._foreach_clamp_min_(values, 0.0)
-        torch._foreach_clamp_max_(values, ceiling)
+        reached = {key: value for key, value in self._values.items() if value.grad is not None}
+        norms = torch.stack(torch._foreach_norm([cast(Tensor, value.grad) for value in reached.values()])).cpu()
+        factors = {}
+        for (key, value), norm in zip(reached.items(), norms, strict=True):
+            second = self._second[key].lerp_(norm.square() / value.numel(), 1 - _LONG_MEMORY)
+            scale = float((second / (1 - _LONG_MEMORY**number)).sqrt()) + _TINY
+            factors[key] = self._rates[key] * fall / (scale * (1 - _MEMORY**number))
+        for keys in bucketed(reached, lambda key: reached[key].numel(), LARGE):
+            values, firsts = [reached[key] for key in keys], [self._first[key] for key in keys]
+            moves = [torch.empty_like(value) for value in values]
+            copy_each(moves, firsts)
+            torch._foreach_lerp_(moves, [cast(Tensor, value.grad) for value in values], 1 - _MEMORY)
+            copy_each(firsts, moves)
+            torch._foreach_mul_(moves, [factors[key] for key in keys])
+            torch._foreach_sub_(values, moves)
+            torch._foreach_clamp_min_(values, 0.0)
+            torch._foreach_clamp_max_(values, ceiling)
 
 
 def _moment_dtype(value: Tensor) -> torch.dtype:

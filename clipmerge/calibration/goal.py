@@ -18,6 +18,7 @@ from torch.nn.functional import cross_entropy, kl_div
 from clipmerge.calibration.augmentation import KINDS, augmented, viewed
 from clipmerge.calibration.objective import FORWARD, Objective
 from clipmerge.calibration.steps import Step
+from clipmerge.distributed import sent
 from clipmerge.errors import MeasureError
 from clipmerge.models.precision import Precision, casts_repeated, passes
 from clipmerge.plugins import Augmentation
@@ -127,19 +128,14 @@ class Pictures:
 
 def make_pictures(step: Step, goal: Goal) -> Pictures:
     """Make this process's pictures of a step."""
-    batch = step.batch
-    pixels = viewed(batch.pixels, step.seed + 1, goal.views)[step.own_rows]
-    copies = goal.copy_count(len(batch))
+    batch, copies = step.batch, goal.copy_count(len(step))
+    pixels = viewed(batch.pixels, step.seed + 1, goal.views, len(step), step.own_rows)
     if copies:
         pixels = torch.cat([pixels, make_copies(step, goal, batch.pixels)])
-    labels = make_labels(step)[step.own_rows]
-    return Pictures(pixels, labels, step.target, step.features, len(batch), copies)
-
-
-def make_labels(step: Step) -> Tensor:
-    """The labels of a step's images among its classes, (images,)."""
-    labels = step.batch.labels
-    return labels if step.classes is None else torch.searchsorted(step.classes.to(labels.device), labels)
+    labels = batch.labels
+    if step.classes is not None:
+        labels = torch.searchsorted(sent(step.classes, labels.device), labels)
+    return Pictures(pixels, labels, step.target, step.features, len(step), copies)
 
 
 def make_copies(step: Step, goal: Goal, pixels: Tensor) -> Tensor:
@@ -148,13 +144,17 @@ def make_copies(step: Step, goal: Goal, pixels: Tensor) -> Tensor:
     Args:
         step: The step.
         goal: The goal with its changes.
-        pixels: The step's images, (images, 3, height, width).
+        pixels: This process's images of the step, (images, 3, height, width).
     """
-    copies, unlabelled = goal.copy_count(len(step)), step.unlabelled
-    if not unlabelled:
-        return augmented(pixels[:copies], step.seed, goal.changes)[step.own_rows]
-    changed = augmented(pixels[: copies - len(unlabelled)], step.seed, goal.changes)
-    return torch.cat([changed, unlabelled.pixels])[step.own_rows]
+    changed = goal.copy_count(len(step)) - (len(step.unlabelled) if step.unlabelled else 0)
+    own = range(goal.copy_count(len(step)))[step.own_rows]
+    count = sum(row < changed for row in own)
+    copies = pixels[:count]
+    if count:
+        copies = augmented(copies, step.seed, goal.changes, changed, step.own_rows)
+    if step.unlabelled is None or count == len(own):
+        return copies
+    return torch.cat([copies, step.unlabelled.pixels([row - changed for row in own[count:]])])
 
 
 @torch.no_grad()
@@ -246,65 +246,59 @@ def _goal_of(objective: Objective, goal: Goal, pictures: Pictures, classes: Tens
     return calibration + goal.weight * divergence, losses
 
 
-def descend(
+def backpropagate(
     objective: Objective,
     step: Step,
     goal: Goal,
+    pictures: Pictures,
     *,
     at_once: int | None = None,
     last: Callable[[], AbstractContextManager[None]] = nullcontext,
-) -> Losses:
-    """Compute the goal's gradient at the current weights in ``parameter.grad``.
+) -> Tensor:
+    """Compute this process's part of the goal's gradient at the current weights in ``parameter.grad``.
 
     Gradients of pieces of the pictures add up. The class features are computed once, and backpropagated through the
     text tower once, together with the last piece.
 
     Args:
         objective: Calibration loss.
-        step: Images, classes and seed of the step.
+        step: The classes of the step.
         goal: The goal to compute.
+        pictures: Result of `make_pictures` for the step.
         at_once: Pictures whose activations are held at once; ``None`` for all.
         last: Makes a context for the last backward pass, after which ``parameter.grad`` has the sum.
 
     Returns:
-        The parts of the goal. If processes share the step, the parts are those of all processes, and the gradient that
-        of this process's images.
+        The parts of the goal, for `losses_of`; on a card they may still be computed.
+    """
+    with casts_repeated():
+        classes = class_features(objective, step, goal)
+        leaf = classes.detach().requires_grad_(classes.requires_grad)
+        sums = torch.zeros(len(fields(Losses)), device=classes.device)
+        pieces = pictures.pieces(at_once)
+        piece = next(pieces)
+        for following in pieces:
+            loss, losses = _goal_of(objective, goal, piece, leaf)
+            loss.backward()  # type: ignore[no-untyped-call]
+            sums += losses
+            piece = following
+        loss, losses = _goal_of(objective, goal, piece, classes)
+        # one pass for both: a weight that both towers share gets its whole gradient in it
+        roots, gradients = ([loss], [None]) if leaf.grad is None else ([loss, classes], [None, leaf.grad])
+        with last():
+            torch.autograd.backward(roots, gradients)
+    return sums + losses
+
+
+def losses_of(objective: Objective, step: Step, sums: Tensor) -> Losses:
+    """Read the result of `backpropagate`, over all processes if they share the step.
 
     Raises:
         MeasureError: If a loss is not finite.
     """
-    with casts_repeated():
-        sums = _backpropagate(objective, step, goal, at_once, last)
     if step.shard[1] > 1:
         objective.shares.add_up(sums)
     losses = Losses(*sums.tolist())
     if not math.isfinite(losses.calibration + losses.divergence):
         raise MeasureError(f"the loss of calibration batch {step.number} is not finite; check the checkpoints")
     return losses
-
-
-def _backpropagate(
-    objective: Objective,
-    step: Step,
-    goal: Goal,
-    at_once: int | None,
-    last: Callable[[], AbstractContextManager[None]],
-) -> Tensor:
-    """Backpropagate through all pieces, and return the sums of their losses, on the device."""
-    pictures = make_pictures(step, goal)
-    classes = class_features(objective, step, goal)
-    leaf = classes.detach().requires_grad_(classes.requires_grad)
-    sums = torch.zeros(len(fields(Losses)), device=classes.device)
-    pieces = pictures.pieces(at_once)
-    piece = next(pieces)
-    for following in pieces:
-        loss, losses = _goal_of(objective, goal, piece, leaf)
-        loss.backward()  # type: ignore[no-untyped-call]
-        sums += losses
-        piece = following
-    loss, losses = _goal_of(objective, goal, piece, classes)
-    # one pass for both: a weight that both towers share gets its whole gradient in it
-    roots, gradients = ([loss], [None]) if leaf.grad is None else ([loss, classes], [None, leaf.grad])
-    with last():
-        torch.autograd.backward(roots, gradients)
-    return sums + losses

@@ -9,8 +9,9 @@ from dataclasses import astuple, dataclass, fields, replace
 from functools import partial
 
 import torch
+from torch import Tensor
 
-from clipmerge.calibration.activations import Activations
+from clipmerge.calibration.activations import Activations, forecast
 from clipmerge.calibration.choice import (
     CANDIDATES,
     UNDER_A_MASK,
@@ -24,9 +25,18 @@ from clipmerge.calibration.choice import (
 )
 from clipmerge.calibration.coefficients import Coefficients
 from clipmerge.calibration.descent import Descent
-from clipmerge.calibration.goal import Goal, Losses, descend, with_teacher_targets
+from clipmerge.calibration.goal import (
+    Goal,
+    Losses,
+    Pictures,
+    backpropagate,
+    losses_of,
+    make_pictures,
+    with_teacher_targets,
+)
 from clipmerge.calibration.objective import FORWARD, GRADIENT, Objective
 from clipmerge.calibration.steps import Step, lay_out, shard_steps, with_unlabelled
+from clipmerge.models.memory import Pieces
 from clipmerge.planning.measurements import HeldBackChoice, LossPath
 
 #: Points of the path that are tried as a start, and the number of steps whose images compare them if no images are
@@ -139,6 +149,7 @@ class _Run:
         self._announce(steps, tries_path=tries_path)
         if not objective.path.text_changes:
             objective.criterion.prompt_features()  # computed once for all steps, so in float32
+        pieces = self._pieces(steps)
         if begin is None and self._config.judges_zeroshot:
             objective.path.move_to(0.0)
             loss = validate(objective, self._path_steps, replace(self._config.goal, robustness=0.0)).loss
@@ -151,7 +162,7 @@ class _Run:
         self._found[1] = coefficients.start
         steps = self._with_targets(steps, goal)
         self._sparsify(anew=begin is None)
-        self._descend(steps, goal)
+        self._descend(steps, goal, pieces)
         choice = self._choose(path_steps, whole) if validates else None
         coefficients.place()
         losses = [ValidationScore(rows).loss for rows in self._path]
@@ -246,13 +257,34 @@ class _Run:
         if anew:
             self._coefficients.add_noise(self._objective.seed)
 
-    def _descend(self, steps: Sequence[Step], goal: Goal) -> None:
+    def _pieces(self, steps: Sequence[Step]) -> Pieces:
+        """Pictures of a step that go through the model at once; on a card, tell how much memory learning takes."""
+        objective, goal = self._objective, self._config.goal
+        device = objective.shares.accelerator.device
+        prompts = max((own_prompts(objective, [step]) for step in steps), default=0)
+        activations = Activations(objective, goal.precision, prompts)
+        pieces = objective.pieces(activations.images())
+        if device.type == "cpu" or not steps or not activations.image:
+            return pieces
+        pictures = max(math.ceil(goal.picture_count(len(step)) * step.work_share) for step in steps)
+        at_once = min(pieces.most or pictures, pictures)
+        found = forecast(objective, self._state, activations, pictures, at_once)
+        objective.say(f"learning takes {found}; {at_once} of the {pictures} images of a step go through at once")
+        if "noise" in goal.changes and goal.robustness:
+            objective.notes.append(f"noise drawn on {device.type}")
+        return pieces
+
+    def _descend(self, steps: Sequence[Step], goal: Goal, pieces: Pieces) -> None:
         objective, coefficients = self._objective, self._coefficients
         ceiling = self._config.ceiling_from(coefficients.start)
-        at_once = Activations(objective, goal.precision).images()
-        for step in steps:
-            coefficients.place()
-            losses = descend(objective, step, goal, at_once=at_once, last=coefficients.collect_gradients)
+        on_card = objective.shares.accelerator.device.type != "cpu"
+        ahead: Pictures | None = None
+        for place, step in enumerate(steps):
+            pictures = ahead or make_pictures(step, goal)
+            sums = pieces.tried(len(pictures.pixels), partial(self._backpropagate, step, goal, pictures))
+            if on_card and place + 1 < len(steps):  # the CPU goes on while the card computes this step
+                ahead = make_pictures(steps[place + 1], goal)
+            losses = losses_of(objective, step, sums)
             self._trace[step.number] = torch.tensor(astuple(losses))
             whole = step.shard[1] == 1  # computed by every process
             coefficients.add_up(objective.shares.accelerator.num_processes if whole else 1)
@@ -262,6 +294,13 @@ class _Run:
             objective.work.tick(GRADIENT * goal.picture_count(len(step)) * step.work_share)
             if self._storage:
                 self._storage.save(self._state, last=step.number + 1 == self._config.steps)
+
+    def _backpropagate(self, step: Step, goal: Goal, pictures: Pictures, at_once: int) -> Tensor:
+        """Compute the gradients of a step, whatever an attempt with more pictures at once has left."""
+        self._objective.path.clear_gradients()
+        self._coefficients.place()
+        last = self._coefficients.collect_gradients
+        return backpropagate(self._objective, step, goal, pictures, at_once=at_once, last=last)
 
     def _choose(self, steps: Sequence[Step], goal: Goal) -> HeldBackChoice:
         """Let the held-back images choose, and move to their choice."""

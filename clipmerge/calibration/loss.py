@@ -19,6 +19,7 @@ from clipmerge.calibration.prompts import Prompts
 from clipmerge.images.batches import Batch
 from clipmerge.layers import block_of, may_precede_blocks
 from clipmerge.models import ImageTextModel, Prefix
+from clipmerge.models.memory import Pieces
 from clipmerge.models.zero_shot import averaged
 
 #: Loss of a batch, given prompt features (prompts, projection_dim).
@@ -33,11 +34,12 @@ class CalibrationLoss:
         prompts: The class prompts.
     """
 
-    def __init__(self, model: ImageTextModel, path: PathWeights, prompts: Prompts) -> None:
-        """Start with empty caches."""
+    def __init__(self, model: ImageTextModel, path: PathWeights, prompts: Prompts, pieces: Pieces) -> None:
+        """Start with empty caches; images without a graph go through in these pieces."""
         self.model = model
         self.prompts = prompts
         self._path = path
+        self._pieces = pieces
         # prompt features, and per tower the hidden states of one batch, each with the number of moves before it
         self._prompt_features: tuple[int, Tensor] | None = None
         self._hidden: dict[str, tuple[tuple[int, int], tuple[Tensor, ...] | None]] = {}
@@ -89,7 +91,9 @@ class CalibrationLoss:
 
     def embed(self, pixels: Tensor) -> Tensor:
         """Embed preprocessed images at the current weights: (batch, projection_dim), unit length."""
-        return self.model.image_features(pixels)
+        if torch.is_grad_enabled():
+            return self.model.image_features(pixels)
+        return self._pieces.forward(self.model.image_features, pixels)
 
     def loss(self, batch: Batch, prompt_features: Tensor, image_features: Tensor | None = None) -> Tensor:
         """Mean cross-entropy of one batch at the current weights, in nats."""

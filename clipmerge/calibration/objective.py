@@ -27,6 +27,7 @@ from clipmerge.distributed import Processes
 from clipmerge.errors import MeasureError
 from clipmerge.images.batches import Batch as Batch
 from clipmerge.models import ImageTextModel
+from clipmerge.models.memory import Pieces
 from clipmerge.models.precision import Precision
 from clipmerge.models.zero_shot import PROMPTS_AT_ONCE
 
@@ -67,6 +68,8 @@ class Objective:
         work: Work announced and done.
         seed: Seed for measures that draw random numbers.
         wants_gradients: Whether the recipe's method ranks entries by mean gradients.
+        notes: What the record of the measure should say beside its own notes.
+        say: Called with what the user should know.
         learning_state: Saves and restores the state of measures that learn; ``None`` to save nothing.
         unlabelled: Images without labels for measures that learn, shared among the processes; ``None`` for none.
     """
@@ -89,6 +92,7 @@ class Objective:
         prompts_at_once: int = PROMPTS_AT_ONCE,
         progress: Callable[[float, float], None] | None = None,
         cost: Callable[[float, float], None] | None = None,
+        say: Callable[[str], None] = lambda _: None,
     ) -> None:
         """Load the weights of both ends and place everything on the accelerator's device.
 
@@ -105,6 +109,7 @@ class Objective:
             prompts_at_once: Prompts whose activations are held at once, with the same gradient.
             progress: Called with work done and work announced, in images x forward passes.
             cost: Called with work that is announced, prompts included, and its estimated seconds, before it starts.
+            say: Called with what the user should know.
 
         Raises:
             CheckpointError: If a weight is not finite.
@@ -116,9 +121,12 @@ class Objective:
         self.work = Work(progress)
         self.path = PathWeights(model, inputs, accelerator.device)
         embedder = Prompts(model, prompts, templates, accelerator.device, at_once=prompts_at_once)
-        self.criterion = CalibrationLoss(model, self.path, embedder)
+        self.notes: list[str] = []
+        self.say = say
+        self.criterion = CalibrationLoss(model, self.path, embedder, Pieces(None, self.note))
         self.shares = Shares(batches, accelerator)
         self._images_at_once = images_at_once
+        self._pieces = self.pieces(None)
         self._cost = cost
         self._seconds: dict[Precision, float] = {}
 
@@ -129,6 +137,16 @@ class Objective:
             A context whose value is the notes for the result.
         """
         return self.criterion.fewer_prompts(PROMPTS_A_GRADIENT, self.seed)
+
+    def note(self, text: str) -> None:
+        """Tell the user and the record, once."""
+        if text not in self.notes:
+            self.notes.append(text)
+            self.say(text)
+
+    def pieces(self, most: int | None) -> Pieces:
+        """Pieces of as many images as the user said, or else of ``most``; halved where memory runs out."""
+        return Pieces(self._images_at_once or most, self.note)
 
     # Passes over this process's batches, and their work
 
@@ -197,24 +215,6 @@ class Objective:
             self.work.tick(FORWARD * len(batch))
         return values
 
-    def add_gradients(
-        self, batch: Batch, prompt_features: Tensor, loss_of: Loss | None = None, *, at_once: int | None = None
-    ) -> float:
-        """Add a batch's gradient to each parameter's ``grad``; see `CalibrationLoss.add_gradients`.
-
-        Args:
-            batch: Images and labels.
-            prompt_features: (prompts, projection_dim).
-            loss_of: A loss to use instead of `loss`.
-            at_once: Images whose activations are in memory at once, if the user did not say.
-        """
-        return self.criterion.add_gradients(batch, prompt_features, loss_of, self._images_at_once or at_once)
-
-    def most_at_once(self, at_once: int | None) -> int:
-        """The largest number of images whose activations `add_gradients` holds at once, given the same ``at_once``."""
-        largest: int = max(self.shares.batch_sizes)
-        return min(largest, self._images_at_once or at_once or largest)
-
     def gradients(self, loss_of: Loss | None = None) -> Iterator[tuple[Batch, float]]:
         """Iterate over the batches with each batch's own gradient in ``parameter.grad``; one gradient pass.
 
@@ -232,9 +232,14 @@ class Objective:
         """
         prompts = self.criterion.prompts.features() if self.path.text_changes else self.criterion.prompt_features()
         for batch in self.shares.batches:
-            self.path.clear_gradients()
             features = prompts.detach().requires_grad_(self.path.text_changes)
-            value = self.add_gradients(batch, features, loss_of)
+
+            def attempt(most: int, batch: Batch = batch, features: Tensor = features) -> float:
+                self.path.clear_gradients()
+                features.grad = None
+                return self.criterion.add_gradients(batch, features, loss_of, most)
+
+            value = self._pieces.tried(len(batch), attempt)
             if self.path.text_changes:
                 prompts.backward(features.grad, retain_graph=True)  # type: ignore[no-untyped-call]
             if not value < float("inf"):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
+from clipmerge.calibration.bulk import copy_each
 from clipmerge.checkpoint import Inputs
 from clipmerge.errors import MeasureError
 from clipmerge.files.finite import require_finite
@@ -50,19 +51,29 @@ class Ends(Mapping[str, Tensor]):
     def __len__(self) -> int:
         return len(self._sources)
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the tensors in memory."""
+        return sum(source.nbytes for source in self._sources.values() if isinstance(source, Tensor))
+
     def __contains__(self, name: object) -> bool:
         return name in self._sources
 
 
 def _is_mapped(name: str, parameter: Parameter, inputs: Inputs) -> bool:
     """Whether both ends can be read again at no more than the cost of copying them into the device's memory."""
-    if parameter.numel() <= _HELD:
-        return False
-    if parameter.device.type != "cpu":  # pragma: no cover - needs a GPU
+    if parameter.numel() <= _HELD or parameter.device.type != "cpu":
         return False
     ends = (inputs.theta_0, inputs.theta_1)
     same = all(end(name).data_ptr() == end(name).data_ptr() for end in ends)
     return same and all(end(name).shape == parameter.shape for end in ends)
+
+
+def _are_short(name: str, parameter: Parameter, inputs: Inputs) -> bool:
+    """Whether a card holds both ends in the 16 bits that they have in their files."""
+    ends = (inputs.theta_0(name), inputs.theta_1(name))
+    fit = all(end.dtype in (torch.float16, torch.bfloat16) and end.shape == parameter.shape for end in ends)
+    return fit and parameter.device.type != "cpu"
 
 
 def runs_of(tensor: Tensor) -> list[slice | None]:
@@ -113,6 +124,8 @@ class PathWeights:
         self.parameters = model.parameters
         self.theta_0 = Ends()
         self.task_vector = Ends()
+        # both ends as they are in 16-bit checkpoints, on a card: half of the memory of theta_0 and a task vector
+        self._short: dict[str, tuple[Tensor, Tensor]] = {}
         self.moves = self.text_moves = 0
         for name, parameter in self.parameters.items():
             self._take(name, parameter, inputs)
@@ -138,9 +151,44 @@ class PathWeights:
             if _is_mapped(name, parameter, inputs):
                 self.theta_0.read(name, partial(_read, inputs, name, change=False))
                 self.task_vector.read(name, partial(_read, inputs, name, change=True))
+            elif _are_short(name, parameter, inputs):
+                ends = inputs.theta_0(name).to(theta_0.device), inputs.theta_1(name).to(theta_0.device)
+                self._short[name] = ends
+                self.theta_0.read(name, lambda rows: rows_of(ends[0], rows).float())
+                self.task_vector.read(name, lambda rows: rows_of(ends[1], rows).float() - rows_of(ends[0], rows))
             else:
                 self.theta_0.hold(name, theta_0.clone())
                 self.task_vector.hold(name, task_vector)
+
+    @property
+    def ends_nbytes(self) -> int:
+        """Bytes of both ends in memory."""
+        short = sum(end.nbytes for ends in self._short.values() for end in ends)
+        return self.theta_0.nbytes + self.task_vector.nbytes + short
+
+    @property
+    def has_short_ends(self) -> bool:
+        """Whether both ends of some weights are held in 16 bits."""
+        return bool(self._short)
+
+    def start_at(self, names: Sequence[str]) -> list[Tensor]:
+        """Set several parameters to theta_0 and return their task vectors, with few kernels for many of them."""
+        short = {name: ends[0] for name in names if (ends := self._short.get(name))}
+        values = [self.parameters[name].data for name in names]
+        copy_each(values, [short[name] if name in short else self.theta_0[name] for name in names])
+        return self.changes(names)
+
+    def changes(self, names: Sequence[str]) -> list[Tensor]:
+        """The task vectors of several parameters, with few kernels for many of them."""
+        short = [name for name in names if name in self._short]
+        made = [torch.empty_like(self.parameters[name].data) for name in short]
+        if short:
+            copy_each(made, [self._short[name][1] for name in short])
+            starts = [torch.empty_like(each) for each in made]
+            copy_each(starts, [self._short[name][0] for name in short])
+            torch._foreach_sub_(made, starts)
+        found = dict(zip(short, made, strict=True))
+        return [found[name] if name in found else self.task_vector[name] for name in names]
 
     @property
     def text_changes(self) -> bool:

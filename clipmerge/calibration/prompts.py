@@ -8,6 +8,7 @@ from copy import copy
 import torch
 from torch import Tensor
 
+from clipmerge.distributed import sent
 from clipmerge.models import ImageTextModel, Prefix
 from clipmerge.models.blocks import run_twice
 from clipmerge.models.zero_shot import PROMPTS_AT_ONCE, refuse_one_prompt
@@ -83,7 +84,7 @@ class Prompts:
         """Indices of the prompts of some classes in some templates, class by class."""
         wanted = torch.arange(self.classes) if classes is None else classes
         written = torch.arange(self.templates) if templates is None else templates
-        return (wanted[:, None] * self.templates + written).flatten().to(self.tokens["input_ids"].device)
+        return sent((wanted[:, None] * self.templates + written).flatten(), self.tokens["input_ids"].device)
 
     def _pieces(self, tokens: dict[str, Tensor]) -> Iterator[dict[str, Tensor]]:
         for piece in zip(*(torch.split(value, self.at_once) for value in tokens.values()), strict=True):

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import cast
 
 import numpy as np
@@ -105,9 +106,10 @@ class Slopes:
         self._objective = objective
         cost = objective.tower_cost
         # tangents take as much memory again
-        self._images_at_once = Activations(objective, "float32").images(2)
+        self._pieces = objective.pieces(Activations(objective, "float32").images(2))
+        largest = max(objective.shares.batch_sizes)
         # images go backward only once, so the gradient of a wide map's weights is less to write than its tangent
-        wide = cost.wide(objective.most_at_once(self._images_at_once))
+        wide = cost.wide(min(largest, self._pieces.most or largest))
         self._tangents = Tangents(objective.path, objective.criterion.model.module, cost.called - wide)
         self._sums = GradientSums(objective.path) if gradients else None
         self._generator = torch.Generator().manual_seed(objective.seed)
@@ -183,10 +185,19 @@ class Slopes:
     def _image_slopes(self, batch: Batch, leaf: Tensor, part: float) -> tuple[list[float], float]:
         if self._sums:
             self._sums.part = part * len(batch) / self._objective.shares.images
-        loss = self._objective.add_gradients(batch, leaf, at_once=self._images_at_once)
+            # sums of gradients cannot be taken back to try again with fewer images
+            loss = self._objective.criterion.add_gradients(batch, leaf, None, self._pieces.most)
+        else:
+            loss = self._pieces.tried(len(batch), partial(self._tried, batch, leaf))
         if not loss < float("inf"):
             raise MeasureError(f"the loss of calibration batch {batch.number} is {loss}; check the checkpoints")
         return (self._sums or self._tangents).take().tolist(), loss
+
+    def _tried(self, batch: Batch, leaf: Tensor, most: int) -> float:
+        """Send a batch forward and backward, and forget what an attempt with too many images has left."""
+        leaf.grad = None
+        self._tangents.take()
+        return self._objective.criterion.add_gradients(batch, leaf, None, most)
 
     def _own(self, prompts: int, *, shared: bool) -> Tensor:
         """The prompts that this process computes. If they are not shared, the main process computes all of them.

@@ -58,10 +58,9 @@ class PoolImages:
         """Number of images."""
         return len(self.positions)
 
-    @property
-    def pixels(self) -> Tensor:
-        """The images, (images, 3, height, width), copied on every access."""
-        return self.pool.take(self.positions, 0).pixels
+    def pixels(self, rows: Sequence[int]) -> Tensor:
+        """Copy some of the images, (images, 3, height, width)."""
+        return self.pool.take([self.positions[row] for row in rows], 0).pixels
 
 
 @dataclass(frozen=True)
@@ -108,8 +107,8 @@ class Step:
 
     @property
     def batch(self) -> Batch:
-        """The images, copied on every access: those of all steps together would not fit into memory."""
-        return self.pool.take(self.positions, self.number)
+        """This process's images, copied on every access: those of all steps together would not fit into memory."""
+        return self.pool.take(self.positions[self.own_rows], self.number)
 
 
 @dataclass(frozen=True)

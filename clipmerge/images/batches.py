@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
+from clipmerge.distributed import sent
 from clipmerge.images.dataset import LabelledImages
 from clipmerge.images.decoding import decode
 from clipmerge.images.store import Encoded, Pixels, Store
@@ -48,7 +49,10 @@ class Batch:
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on another device."""
-        return Batch(self.number, self.pixels.to(device), self.labels.to(device))
+        import torch
+
+        place = torch.device(device)
+        return Batch(self.number, sent(self.pixels, place), sent(self.labels, place))
 
     def pieces(self, size: int | None) -> list[Batch]:
         """Split the batch into pieces of at most ``size`` images; ``None`` leaves it whole."""

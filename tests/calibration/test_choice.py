@@ -17,14 +17,14 @@ from clipmerge.calibration.augmentation import augmented, corrupted, viewed
 from clipmerge.calibration.choice import CANDIDATES, Candidate, ValidationScore, choose, validate
 from clipmerge.calibration.coefficients import Coefficients
 from clipmerge.calibration.descent import Descent
-from clipmerge.calibration.goal import Goal, descend
+from clipmerge.calibration.goal import Goal
 from clipmerge.calibration.learning import ALPHAS, LearningConfig, learn, prepare
 from clipmerge.calibration.objective import Objective
 from clipmerge.calibration.steps import lay_out
 from clipmerge.measures.learned_coefficients import learned_coefficients
 from clipmerge.methods import Task
 from clipmerge.methods.learned import learned
-from tests.support.small_objective import Ends, Reference, make_batches, objective_for, save_ends
+from tests.support.small_objective import Ends, Reference, descend, make_batches, objective_for, save_ends
 
 SIZES = (8, 8, 7)
 

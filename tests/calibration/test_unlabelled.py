@@ -12,7 +12,7 @@ from torch import Tensor
 
 from clipmerge.calibration.augmentation import augmented
 from clipmerge.calibration.coefficients import Coefficients
-from clipmerge.calibration.goal import Goal, descend, make_copies, with_teacher_targets
+from clipmerge.calibration.goal import Goal, make_copies, with_teacher_targets
 from clipmerge.calibration.learning import Learned, LearningConfig, learn
 from clipmerge.calibration.objective import Objective
 from clipmerge.calibration.resume import LearningState
@@ -20,7 +20,7 @@ from clipmerge.calibration.shares import Shares
 from clipmerge.calibration.steps import Step, lay_out, with_unlabelled
 from clipmerge.images.batches import Batch
 from tests.calibration.test_learning import SlowLearner
-from tests.support.small_objective import Ends, make_batches, objective_for
+from tests.support.small_objective import Ends, descend, make_batches, objective_for
 from tests.support.stopped_learning import GOES_ON, SAVED, Stopping, save_every_step
 
 SIZES, ELSEWHERE = (5, 5, 4), (4, 3)
@@ -75,8 +75,9 @@ def test_half_of_the_copies_are_changed_and_half_are_not(ends: Ends) -> None:
     assert step.unlabelled is not None
     copies = make_copies(step, CHANGED, step.batch.pixels)
     assert torch.equal(copies[:3], augmented(step.batch.pixels[:3], step.seed, CHANGED.changes))
-    assert torch.equal(copies[3:], step.unlabelled.pixels)
-    parts = [make_copies(replace(step, shard=(rank, 2)), CHANGED, step.batch.pixels) for rank in range(2)]
+    assert torch.equal(copies[3:], step.unlabelled.pixels(range(len(step.unlabelled))))
+    shares = [replace(step, shard=(rank, 2)) for rank in range(2)]
+    parts = [make_copies(share, CHANGED, share.batch.pixels) for share in shares]
     assert torch.equal(torch.stack(list(parts[0][:2]) + list(parts[1])), copies[[0, 2, 1, 3]])
     plain = replace(step, unlabelled=None)
     whole = augmented(step.batch.pixels, step.seed, CHANGED.changes)

@@ -1,8 +1,9 @@
 """An accelerator that needs no card: its tensors report a device of their own and compute on the CPU.
 
 Unlike tensors on the CPU they refuse what a card refuses: operations with a tensor on another device, a generator of
-the CPU, a list of numbers for an index that lies elsewhere and, where the device has none, float64. They count kernels,
-and the times that the CPU waits for the device. torch lets Python stand in for a backend since 2.9, without a compiler.
+the CPU, and float64 where the device has none. They count kernels, and the times that the CPU waits for the device: for
+a number, and for a copy that is not told to go on by itself. Memory is counted, and may be limited. torch lets Python
+stand in for a backend since 2.9, without a compiler.
 """
 
 from __future__ import annotations
@@ -38,24 +39,73 @@ class Counts:
 
     Attributes:
         kernels: Operations that write a tensor, by name.
-        waits: Times that the CPU waited for a value.
-        uploads: Copies from the CPU.
+        waits: Times that the CPU waited for a value or a copy.
         has_float64: Whether the device computes in float64.
+        most: Bytes of its memory; ``None`` for no limit.
+        peak: The most that its tensors took.
     """
 
     kernels: dict[str, int] = field(default_factory=dict)
     waits: int = 0
-    uploads: int = 0
     has_float64: bool = True
+    most: int | None = None
+    peak: int = 0
 
 
 counts = Counts()
+# bytes and number of tensors of every storage on the device, by address
+_storages: dict[int, list[int]] = {}
+
+
+def taken() -> int:
+    """Bytes of the device's memory that tensors take."""
+    return sum(size for size, _ in _storages.values())
+
+
+class _Taken:
+    """A part in a storage; torch swaps no tensor that a weak reference points at, so tensors hold this instead."""
+
+    def __init__(self, raw: Tensor) -> None:
+        storage = raw.untyped_storage()
+        self._address, size = storage.data_ptr(), storage.nbytes()
+        self._every = _storages  # modules may be gone when the last tensors are
+        self._every.setdefault(self._address, [size, 0])[1] += 1
+        counts.peak = max(counts.peak, taken())
+        if counts.most is not None and taken() > counts.most:
+            raise torch.OutOfMemoryError(f"the pretended device is out of memory. Tried to allocate {size} bytes")
+
+    def __del__(self) -> None:
+        self._every[self._address][1] -= 1
+        if not self._every[self._address][1]:
+            del self._every[self._address]
+
+
+class Memory:
+    """What torch asks the device's module for."""
+
+    def __init__(self, before: Any) -> None:
+        self._before = before
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._before, name)
+
+    def mem_get_info(self, _device: torch.device) -> tuple[int, int]:
+        """Bytes that are free, and all."""
+        most = (1 << 40) if counts.most is None else counts.most
+        return most - taken(), most
+
+    def memory_allocated(self, _device: torch.device) -> int:
+        """Bytes that tensors take."""
+        return taken()
+
+    memory_reserved = memory_allocated
 
 
 class Pretended(Tensor):
     """A tensor on the pretended device; its entries are those of a tensor on the CPU."""
 
     raw: Tensor
+    part: _Taken
 
     @staticmethod
     def __new__(cls, raw: Tensor) -> Pretended:
@@ -70,6 +120,7 @@ class Pretended(Tensor):
             device=torch.device(NAME, 0),
         )
         made.raw = raw
+        made.part = _Taken(raw)
         return made
 
     def tolist(self) -> Any:
@@ -95,7 +146,9 @@ class Pretended(Tensor):
         if func in _WAITS or home or (func is aten.copy_.default and not isinstance(given[0], Pretended)):
             counts.waits += 1
         elif func is aten.copy_.default and not isinstance(given[1], Pretended):
-            counts.uploads += 1
+            counts.waits += not (options.get("non_blocking") or given[2:] == [True])
+        elif func is aten.index.Tensor and any(x is not None and not isinstance(x, Pretended) for x in given[1]):
+            counts.waits += 1  # the index is copied first
         if options.get("device") is not None:
             options["device"] = torch.device("cpu")
         if func is _CHOICE:
@@ -131,6 +184,12 @@ def _refuse_mixtures(func: Any, args: list[Any], options: dict[str, Any]) -> Non
         raise RuntimeError(f"expected a generator of the device: {func}")
 
 
+def _copied(source: Tensor, target: Tensor, non_blocking: bool = False) -> Tensor:
+    counts.waits += not (non_blocking or isinstance(source, Pretended))
+    _raw(target).copy_(_raw(source))
+    return target
+
+
 def _empty(
     size: Any, dtype: Any = None, layout: Any = None, device: Any = None, pin_memory: Any = None, **_: Any
 ) -> Any:
@@ -139,11 +198,6 @@ def _empty(
 
 def _empty_strided(size: Any, stride: Any, dtype: Any = None, **_: Any) -> Any:
     return Pretended(torch.empty_strided(size, stride, dtype=dtype))
-
-
-def _copy_from(source: Tensor, target: Tensor, *_: Any) -> Tensor:
-    _raw(target).copy_(_raw(source))
-    return target
 
 
 _library: list[torch.library.Library] = []
@@ -157,14 +211,15 @@ def register() -> None:
     library = torch.library.Library("aten", "IMPL")
     library.impl("empty.memory_format", _empty, "PrivateUse1")
     library.impl("empty_strided", _empty_strided, "PrivateUse1")
-    library.impl("_copy_from", _copy_from, "PrivateUse1")
+    library.impl("_copy_from", _copied, "PrivateUse1")
     _library.append(library)
+    setattr(torch, NAME, Memory(getattr(torch, NAME)))
 
 
 @contextmanager
-def counted(*, has_float64: bool = True) -> Iterator[Counts]:
+def counted(*, has_float64: bool = True, most: int | None = None) -> Iterator[Counts]:
     """Count what happens on the device in this block."""
-    counts.kernels, counts.waits, counts.uploads, counts.has_float64 = {}, 0, 0, has_float64
+    counts.kernels, counts.waits, counts.has_float64, counts.most, counts.peak = {}, 0, has_float64, most, 0
     # a module's parameters are of another class on the device, and their objects must stay
     before = torch.__future__.get_swap_module_params_on_conversion()
     torch.__future__.set_swap_module_params_on_conversion(True)
@@ -172,4 +227,4 @@ def counted(*, has_float64: bool = True) -> Iterator[Counts]:
         yield counts
     finally:
         torch.__future__.set_swap_module_params_on_conversion(before)
-        counts.has_float64 = True
+        counts.has_float64, counts.most = True, None

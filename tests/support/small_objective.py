@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from copy import deepcopy
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -11,7 +13,9 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import CLIPModel
 
+from clipmerge.calibration.goal import Goal, Losses, backpropagate, losses_of, make_pictures
 from clipmerge.calibration.objective import Batch, Objective
+from clipmerge.calibration.steps import Step
 from clipmerge.checkpoint import align_checkpoints, open_checkpoint
 from clipmerge.models import model_for
 from clipmerge.options import Missing
@@ -32,6 +36,7 @@ def save_ends(
     change: float = 0.1,
     moves: tuple[str, ...] = ("",),
     seed: int = 0,
+    dtype: torch.dtype = torch.float32,
 ) -> Ends:
     """Save both ends; weights are large enough that every layer bends the loss."""
     torch.manual_seed(seed)
@@ -42,7 +47,7 @@ def save_ends(
             for name, parameter in model.named_parameters():
                 if path == paths[0] or name.startswith(moves):
                     parameter.add_(spread * torch.randn(parameter.shape))
-            model.save_pretrained(path)
+            deepcopy(model).to(dtype).save_pretrained(path)
             tiny_processor().save_pretrained(path)
     return paths
 
@@ -88,6 +93,12 @@ def objective_for(
         progress=progress,
         cost=cost,
     )
+
+
+def descend(objective: Objective, step: Step, goal: Goal, **options: Any) -> Losses:
+    """Compute the gradient of a step's goal, and return its losses."""
+    sums = backpropagate(objective, step, goal, make_pictures(step, goal), **options)
+    return losses_of(objective, step, sums)
 
 
 class Reference:

@@ -26,12 +26,12 @@ class Stopping:
         self.monkeypatch = monkeypatch
 
     def __call__(self, steps: int) -> None:
-        real, taken = learning.descend, iter(range(steps))
+        real, taken = learning.losses_of, iter(range(steps))
 
-        def descend(*arguments: Any, **options: Any) -> Losses:
+        def losses_of(*arguments: Any, **options: Any) -> Losses:
             if next(taken, None) is None:
-                self.monkeypatch.setattr(learning, "descend", real)
+                self.monkeypatch.setattr(learning, "losses_of", real)
                 raise KeyboardInterrupt
             return real(*arguments, **options)
 
-        self.monkeypatch.setattr(learning, "descend", descend)
+        self.monkeypatch.setattr(learning, "losses_of", losses_of)

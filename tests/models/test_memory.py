@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from clipmerge.calibration import activations as module
-from clipmerge.calibration.activations import _limits, memory
+from clipmerge.models import memory as module
+from clipmerge.models.memory import _limits, memory
 
 PHYSICAL = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 

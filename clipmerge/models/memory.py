@@ -1,0 +1,97 @@
+"""The memory of a device: what is free of it, and images in pieces that are halved whenever it runs out."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from accelerate.utils.memory import clear_device_cache
+from torch import Tensor
+
+from clipmerge.distributed import is_out_of_memory
+
+T = TypeVar("T")
+# Assumed if the system does not report how much memory it has.
+_USUAL = 16 << 30
+
+
+class Pieces:
+    """How many images go through a model at once.
+
+    Attributes:
+        most: Images whose activations are held at once; ``None`` for all that are given.
+    """
+
+    def __init__(self, most: int | None, say: Callable[[str], None]) -> None:
+        """Start with a number; ``say`` gets a note whenever it is halved."""
+        self.most = most
+        self._say = say
+
+    def tried(self, images: int, work: Callable[[int], T]) -> T:
+        """Do work that holds the activations of at most so many images, of fewer and fewer until memory suffices.
+
+        Work that fails is started again, so it must not build on what it did before.
+        """
+        while True:
+            count = min(self.most or images, images)
+            try:
+                return work(count)
+            except (RuntimeError, MemoryError) as error:  # a retry in here would keep the tensors of the failed one
+                if count <= 1 or not is_out_of_memory(error):
+                    raise
+            clear_device_cache(garbage_collection=True)
+            self.most = count // 2
+            self._say(f"memory does not suffice for {count} images at once: going on with {self.most}")
+
+    def forward(self, model: Callable[[Tensor], Tensor], pixels: Tensor) -> Tensor:
+        """Send images through a model without a graph, piece by piece."""
+
+        def sent(most: int) -> Tensor:
+            pieces = [model(piece) for piece in torch.split(pixels, most)]
+            return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+
+        return self.tried(len(pixels), sent)
+
+
+def memory(device: torch.device) -> int:
+    """Bytes that this process may use: of a card what is free, else the machine's or the limit of a job."""
+    card: Any = getattr(torch, device.type, None)
+    if hasattr(card, "mem_get_info"):
+        unused = card.memory_reserved(device) - card.memory_allocated(device)
+        return int(card.mem_get_info(device)[0] + unused)
+    if device.type == "mps":  # pragma: no cover - needs Apple's GPU
+        return int(card.recommended_max_memory() - card.driver_allocated_memory())
+    try:
+        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):  # pragma: no cover - Windows, which has no sysconf
+        return _USUAL
+    return min([total, *_limits()])
+
+
+def _limits(own: Path = Path("/proc/self/cgroup"), mounted: Path = Path("/sys/fs/cgroup")) -> Iterator[int]:
+    """Limits of the control groups that this process is in, and of those around them; Linux alone has any."""
+    try:
+        lines = own.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError):
+        return
+    for line in lines:
+        _, controllers, group = [*line.split(":", 2), "", ""][:3]
+        if not controllers:  # cgroups version 2
+            yield from _limits_above(mounted, group, "memory.max")
+        elif "memory" in controllers.split(","):
+            yield from _limits_above(mounted / "memory", group, "memory.limit_in_bytes")
+
+
+def _limits_above(root: Path, group: str, name: str) -> Iterator[int]:
+    """Limits from a group up to the root, which is the container's own where the group's path is the host's."""
+    parts = [part for part in group.split("/") if part]
+    for length in range(len(parts), -1, -1):
+        try:
+            text = root.joinpath(*parts[:length], name).read_text(encoding="utf-8").strip()
+        except (OSError, UnicodeDecodeError):
+            continue
+        if text.isdecimal():  # "max" is no limit
+            yield int(text)
