@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 from collections.abc import Callable
@@ -14,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.support.command import clipmerge, refused
-from tests.support.raw_safetensors import edit, shard
+from tests.support.raw_safetensors import edit
 
 Folders = tuple[Path, Path]
 KEY = "vision_model.encoder.layers.1.mlp.fc1.weight"
@@ -31,63 +30,23 @@ def merge_refused(
     assert sorted(parent.rglob("*")) == before
 
 
-def _pickle_instead(folder: Path) -> None:
-    (folder / "model.safetensors").unlink()
-    torch.save({"a": torch.zeros(1), "b": shutil.rmtree}, folder / "pytorch_model.bin")
+def _entry(folder: Path, value: float) -> None:
+    tensor = load_file(folder / "model.safetensors")[KEY]
+    tensor[7, 7] = value
+    edit(folder, **{KEY: tensor})
 
 
-def _outside(folder: Path) -> None:
-    index = shard(folder) / "model.safetensors.index.json"
-    index.write_text(index.read_text().replace("model-00001-of", "../model-00001-of"))
+def _cut(folder: Path) -> None:
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-7])
 
 
-def _bytes(change: Callable[[bytes], bytes]) -> Callable[[Path], None]:
-    def apply(folder: Path) -> None:
-        file = folder / "model.safetensors"
-        file.write_bytes(change(file.read_bytes()))
-
-    return apply
-
-
-def _entry(value: float) -> Callable[[Path], None]:
-    def apply(folder: Path) -> None:
-        tensor = load_file(folder / "model.safetensors")[KEY]
-        tensor[7, 7] = value
-        edit(folder, **{KEY: tensor})
-
-    return apply
-
-
-def _config(**changes: Any) -> Callable[[Path], None]:
-    def apply(folder: Path) -> None:
-        config = json.loads((folder / "config.json").read_text())
-        config["vision_config"].update(changes.pop("vision_config", {}))
-        (folder / "config.json").write_text(json.dumps({**config, **changes}))
-
-    return apply
-
-
-POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 12\n"
-SHAPE = f"differ in shape; first {re.escape(KEY)}"
+#: One fault of each kind; `tests/checkpoint` has the others.
 BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
-    "pickle": (
-        _pickle_instead,
-        r"pytorch_model\.bin: is a pickle that holds code \(shutil\.rmtree.*unpickle\.py",
-    ),
-    "renamed pickle": (lambda f: torch.save({}, f / "model.safetensors"), r"model\.safetensors: holds no weights"),
-    "lfs": (_bytes(lambda data: POINTER), "is a Git-LFS pointer.*git lfs pull"),
-    "truncated": (_bytes(lambda data: data[:-7]), "is truncated"),
-    "lying": (_bytes(lambda data: data.replace(b'offsets":[0,', b'offsets":[8,', 1)), "the header is wrong"),
-    "outside": (_outside, "points outside its folder"),
-    "no shard": (lambda f: (shard(f) / "model-00002-of-00003.safetensors").unlink(), "1 of 3 shards are missing"),
-    "nan": (_entry(float("nan")), f"tensor {re.escape(KEY)} holds NaN"),
-    "inf": (_entry(float("-inf")), f"tensor {re.escape(KEY)} holds Inf"),
-    "shape": (lambda f: edit(f, **{KEY: torch.zeros(3)}), SHAPE),
-    "dtype": (lambda f: edit(f, **{KEY: torch.zeros(64, 32, dtype=torch.bfloat16)}), "differ in dtype"),
-    "key": (lambda f: edit(f, **{KEY: None}), "only in the zero-shot checkpoint"),
-    "activation": (_config(vision_config={"hidden_act": "gelu"}), "vision towers differ in hidden_act"),
-    "projection": (_config(projection_dim=17), "projection_dim differs"),
-    "empty": (lambda f: (f / "model.safetensors").unlink(), r"no model\.safetensors in this folder"),
+    "truncated": (_cut, "is truncated"),
+    "inf": (lambda folder: _entry(folder, float("-inf")), f"tensor {re.escape(KEY)} holds Inf"),
+    "shape": (lambda folder: edit(folder, **{KEY: torch.zeros(3)}), f"differ in shape; first {re.escape(KEY)}"),
+    "empty": (lambda folder: (folder / "model.safetensors").unlink(), r"no model\.safetensors in this folder"),
 }
 
 
@@ -101,7 +60,7 @@ def test_a_broken_checkpoint_is_one_line(copies: Folders, how: str) -> None:
 @pytest.mark.parametrize("alpha", ["0", "1", "0.5"])
 @pytest.mark.parametrize("which", [0, 1])
 def test_nan_is_found_whatever_the_alpha(copies: Folders, alpha: str, which: int) -> None:
-    _entry(float("nan"))(copies[which])
+    _entry(copies[which], float("nan"))
     merge_refused(copies, f"{copies[which]}: tensor .* holds NaN", "--set", f"method.alpha={alpha}")
 
 

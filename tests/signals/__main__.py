@@ -1,10 +1,8 @@
-"""Stop commands at random moments: ``python -m tests.signals --count 200 [--fresh 0.25] [--seed 0] [--log FILE]``.
+"""Stop commands at random moments: ``python -m tests.signals --count 200 [--seed 0] [--log FILE]``.
 
 SIGINT and SIGTERM in turn, for merges (plain, masked, learned; into a free place and over an earlier output), a sweep,
-a conversion and a push. The moment is even over the processor time that a whole run takes. Most runs are forks of one
-process, in which libraries are imported already; a share of them are interpreters that begin from nothing.
-
-Linux only: moments are told by the clock of another process.
+a conversion and a push. The moment is even over the time that a whole run takes. Runs are forks of one process, in
+which libraries are imported already; signals during imports are in `tests/cli/test_endings.py`.
 """
 
 from __future__ import annotations
@@ -93,7 +91,7 @@ def commands(folder: Path) -> list[Command]:
     ]
 
 
-def run(count: int, fresh: float, seed: int, log: Path | None = None) -> list[dict[str, object]]:
+def run(count: int, seed: int, log: Path | None = None) -> list[dict[str, object]]:
     """Stop commands ``count`` times, not counting signals that came before clipmerge began, or after it ended."""
     chance, trials = random.Random(seed), list[dict[str, object]]()
     with tempfile.TemporaryDirectory() as name, serving(Path(name)) as variables:
@@ -107,10 +105,9 @@ def run(count: int, fresh: float, seed: int, log: Path | None = None) -> list[di
         while received < count:
             command = planned[len(trials) % len(planned)]
             number = (signal.SIGINT, signal.SIGTERM)[len(trials) // len(planned) % 2]
-            is_fresh = chance.random() < fresh
-            ended, wrong = runs.stop(command, number, chance, fresh=is_fresh)
+            ended, wrong = runs.stop(command, number, chance)
             received += ended in ("before", "after", "half")
-            trial = {"command": command.name, "signal": number.name, "fresh": is_fresh, "ended": ended, "wrong": wrong}
+            trial = {"command": command.name, "signal": number.name, "ended": ended, "wrong": wrong}
             trials.append(trial)
             if log:
                 with log.open("a", encoding="utf-8") as file:
@@ -153,11 +150,10 @@ def main() -> int:
     """Stop commands; 1 if one ended as it may not."""
     parser = argparse.ArgumentParser(prog="python -m tests.signals", description=__doc__)
     parser.add_argument("--count", type=int, default=200)
-    parser.add_argument("--fresh", type=float, default=0.25, help="share of commands in a new interpreter")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--log", type=Path)
     asked = parser.parse_args()
-    trials = run(asked.count, asked.fresh, asked.seed, asked.log)
+    trials = run(asked.count, asked.seed, asked.log)
     wrong = [trial for trial in trials if trial["wrong"]]
     sys.stdout.write(table(trials) + "".join(f"{trial}\n" for trial in wrong))
     return int(bool(wrong))

@@ -10,14 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.signals.processes import Ended
-from tests.signals.trial import Command, _wrong_with
-
-needs_linux = pytest.mark.skipif(sys.platform != "linux", reason="the clock of another process is Linux's")
+from tests.signals.trial import Command, Ended, _wrong_with
 
 
 @pytest.mark.slow
-@needs_linux
 def test_commands_stopped_at_random_moments_leave_all_or_nothing(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "tests.signals", "--count", "6", "--seed", "1"]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}

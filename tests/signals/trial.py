@@ -1,23 +1,89 @@
-"""One command, stopped at a random moment of the processor time that it takes, and how it may have ended."""
+"""One command, stopped at a random moment of the time that it takes, and how it may have ended."""
 
 from __future__ import annotations
 
+import faulthandler
 import hashlib
 import json
 import os
 import random
 import re
 import signal
+import sys
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
-
-from tests.signals.processes import STARTING, Ended, run_fresh, run_warm
 
 _CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
 # Of a finished command, these hold times.
 _TIMED = ("clipmerge.json", "sweep.json", "conversion.json")
 # Lines on stderr that say how a command gets on.
-_PROGRESS = re.compile(r"note: |begun$|[\w: -]+: \d+%, .* elapsed")
+_PROGRESS = re.compile(r"note: |[\w: -]+: \d+%, .* elapsed")
+
+
+# Exit code of a fork whose first statement was not reached.
+_STARTING = 77
+# Seconds after which a command hangs; it is then ended, and says where each of its threads was.
+_HANGS = 600.0
+
+
+@dataclass
+class Ended:
+    """How a command ended: exit code, its lines on stderr, seconds, and whether a signal was sent."""
+
+    code: int
+    lines: list[str]
+    seconds: float = 0.0
+    sent: bool = True
+
+
+def run(
+    arguments: list[str], home: Path, variables: dict[str, str], moment: float = _HANGS, number: int = signal.SIGABRT
+) -> Ended:
+    """Run a command in a fork of this process, in which libraries are imported, and send it a signal at a moment."""
+    begun, told = os.pipe()
+    child = os.fork()
+    if child == 0:
+        _be_the_command(arguments, home, variables, told)
+    os.close(told)
+    os.read(begun, 1)
+    os.close(begun)
+    begin, sent, ended = time.monotonic(), False, (0, 0)
+    while not ended[0]:
+        passed = time.monotonic() - begin
+        if passed >= (_HANGS if sent else moment):
+            os.kill(child, signal.SIGABRT if sent else number)
+            sent = True
+        time.sleep(0.0005)
+        ended = os.waitpid(child, os.WNOHANG)
+    lines = (home / "said").read_text(errors="replace").splitlines()
+    return Ended(os.waitstatus_to_exitcode(ended[1]), lines, time.monotonic() - begin, sent)
+
+
+def _be_the_command(arguments: list[str], home: Path, variables: dict[str, str], told: int) -> None:
+    """In a fork: become the command, and end."""
+    code: object = 1
+    try:
+        os.environ.update(variables, TMPDIR=str(home / "tmp"))
+        for stream, place in ((1, os.devnull), (2, str(home / "said"))):
+            os.dup2(os.open(place, os.O_WRONLY | os.O_CREAT, 0o600), stream)
+        faulthandler.enable(2)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        sys.argv = ["clipmerge", *arguments]
+        from clipmerge.__main__ import run
+        from clipmerge.cli._early import standing
+
+        standing.clear()  # of commands that this process ran before it was forked
+        os.write(told, b".")
+        run()
+        code = 0
+    except SystemExit as end:
+        code = end.code
+    except KeyboardInterrupt:
+        code = _STARTING
+    finally:
+        os._exit(code if isinstance(code, int) else 0 if code is None else 1)
 
 
 @dataclass(frozen=True)
@@ -45,24 +111,23 @@ class Trials:
         folder: Holds a folder for every trial.
         variables: Environment of the commands.
         whole: Contents of a whole output, by command and by whether it is the earlier one.
-        seconds: Processor time of a whole run, by command and by whether it runs in a new interpreter.
+        seconds: Time of a whole run, by command.
     """
 
     folder: Path
     variables: dict[str, str]
     whole: dict[tuple[str, bool], dict[str, str]] = field(default_factory=dict)
-    seconds: dict[tuple[str, bool], float] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
     number: int = 0
 
-    def _prepare(self, command: Command, *, is_fresh: bool) -> None:
+    def _prepare(self, command: Command) -> None:
         """Run a command to its end, for what a whole output holds and how long it takes."""
         home = self._home()
         if command.earlier:
-            self._checked(run_warm(self._filled(command.earlier, home), home, self.variables))
+            self._checked(run(self._filled(command.earlier, home), home, self.variables))
             self.whole[command.name, True] = contents(home / "out")
-        run = run_fresh if is_fresh else run_warm
         ended = self._checked(run(self._filled(command.arguments, home), home, self.variables))
-        self.seconds[command.name, is_fresh] = ended.seconds
+        self.seconds[command.name] = ended.seconds
         if command.repository:
             repository = command.repository.replace("NUMBER", str(self.number))
             self.whole[command.name, False] = dict.fromkeys(_published(repository)[1], "")
@@ -83,20 +148,18 @@ class Trials:
     def _filled(self, arguments: tuple[str, ...], home: Path) -> list[str]:
         return [text.replace("OUT", str(home / "out")).replace("NUMBER", str(self.number)) for text in arguments]
 
-    def stop(self, command: Command, number: int, chance: random.Random, *, fresh: bool) -> tuple[str, str]:
+    def stop(self, command: Command, number: int, chance: random.Random) -> tuple[str, str]:
         """Run a command and stop it at a random moment."""
-        if (command.name, fresh) not in self.seconds:
-            self._prepare(command, is_fresh=fresh)
+        if command.name not in self.seconds:
+            self._prepare(command)
         home = self._home()
         if command.earlier:
-            self._checked(run_warm(self._filled(command.earlier, home), home, self.variables))
-        arguments = self._filled(command.arguments, home)
-        run = run_fresh if fresh else run_warm
-        moment = chance.uniform(0, self.seconds[command.name, fresh])
-        ended = run(arguments, home, self.variables, moment, number)
+            self._checked(run(self._filled(command.earlier, home), home, self.variables))
+        moment = chance.uniform(0, self.seconds[command.name])
+        ended = run(self._filled(command.arguments, home), home, self.variables, moment, number)
         if not ended.sent or ended.code == 0:
             return "too late", "" if ended.code == 0 else f"exit {ended.code}: {ended.lines}"
-        if ended.code in (STARTING, -signal.SIGTERM) and ended.lines in ([], ["begun"]):
+        if ended.code in (_STARTING, -signal.SIGTERM) and not ended.lines:
             return "starting", ""
         place = "out" if not command.repository else command.repository.replace("NUMBER", str(self.number))
         state, wrong = (self._state_on_the_hub if command.repository else self._state)(command, home, place)
