@@ -12,7 +12,6 @@ from clipmerge.api.merge import merge
 from clipmerge.demo.data import TEMPLATE
 from clipmerge.demo.pair import DemoPair, prepare
 from clipmerge.files.cache import user_cache
-from clipmerge.planning.effect_view import effect_view
 from clipmerge.progress import Logged, Progress
 
 _RECIPES = ("wise-ft", "straggler-sparse", "auto")
@@ -54,7 +53,7 @@ def demo(output: str | os.PathLike[str] | None = None, *, progress: Progress | N
         "folder": str(folder),
         "models": {name: str(path) for name, path in models.items()},
         "accuracy": {name: _accuracy(path, pair, reports) for name, path in models.items()},
-        "verdict": effect_view(result.plan.bought).verdict if result.plan.bought else "",
+        "verdict": result.plan.bought.verdict if result.plan.bought else "",
         "report": str(models["auto"] / "report.html"),
         "command": _command(pair, "auto", Path("merged")),
     }

@@ -167,4 +167,4 @@ def cost_sentence(images: int, device: torch.device, *, learns: bool = False) ->
     # its steps take as many images, however many there are
     cheaper = "a smaller measure.steps costs less" if learns else "fewer --images cost less"
     verb = "learning" if learns else "measuring"
-    return lambda time: f"{verb} on {images} images takes about {time} on this CPU ({cheaper})"
+    return f"{verb} on {images} images takes about {{}} on this CPU ({cheaper})".format

@@ -15,26 +15,11 @@ class OtherTaskRow:
 
     Attributes:
         task: Name of the task; empty in all but its first row.
-        measure: Name of the measured number, such as ``image to text R@5``.
-        zeroshot: The zero-shot model's.
-        finetuned: The fine-tuned model's; the mean of several.
-        merged: The merged model's.
-        lost: Change by fine-tuning, in points.
-        given_back: Change by the merge from there, in points.
+        cells: The name of the number, such as ``image to text R@5``, and its values, in the order of `HEADS`.
     """
 
     task: str
-    measure: str
-    zeroshot: str
-    finetuned: str
-    merged: str
-    lost: str
-    given_back: str
-
-    @property
-    def cells(self) -> tuple[str, ...]:
-        """The cells after the task, in the order of `HEADS`."""
-        return (self.measure, self.zeroshot, self.finetuned, self.merged, self.lost, self.given_back)
+    cells: tuple[str, ...]
 
 
 #: Headings of the columns after the task.
@@ -54,16 +39,9 @@ def other_task_rows(kept: Sequence[OtherTaskScores]) -> tuple[OtherTaskRow, ...]
         merged = measures_of(task.merged)
         for index, (measure, zeroshot) in enumerate(measures_of(task.zeroshot).items()):
             middle = fmean(score[measure] for score in finetuned)
-            values = (zeroshot, middle, merged[measure])
-            changes = (middle - zeroshot, merged[measure] - middle)
-            rows.append(
-                OtherTaskRow(
-                    "" if index else task.name,
-                    measure,
-                    *(f"{100 * value:.1f}" for value in values),
-                    *(f"{100 * change:+.1f}" for change in changes),
-                )
-            )
+            values = [f"{100 * value:.1f}" for value in (zeroshot, middle, merged[measure])]
+            changes = [f"{100 * change:+.1f}" for change in (middle - zeroshot, merged[measure] - middle)]
+            rows.append(OtherTaskRow("" if index else task.name, (measure, *values, *changes)))
     return tuple(rows)
 
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.support.command import clipmerge, refused
+from tests.support.command import clipmerge, done, refused
 from tests.support.raw_safetensors import edit
 
 Folders = tuple[Path, Path]
@@ -118,6 +118,7 @@ def test_what_is_missing_is_usage(arguments: tuple[str, ...], message: str) -> N
 
 
 def test_no_command_at_all_shows_the_help() -> None:
+    assert done("--version").out.startswith("clipmerge ")
     outcome = clipmerge()
     assert outcome.code == 2
     assert "Commands:" in outcome.out
