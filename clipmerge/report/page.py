@@ -103,7 +103,7 @@ def _undrawn_scores(record: MergeRecord) -> list[tuple[str, tuple[str, ...]]]:
     rows, task = [], ""
     for row in other_task_rows(record.kept):
         task = row.task or task  # only the first row of a task names it
-        if row.measure not in DRAWN:
+        if row.cells[0] not in DRAWN:  # the name of the number
             rows.append((task, row.cells))
     return rows
 
