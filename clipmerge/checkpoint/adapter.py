@@ -104,7 +104,8 @@ def adapt(base: Checkpoint, adapter: Checkpoint) -> Checkpoint:
     path = adapter.folder / CONFIG
     config = read_adapter_config(path)
     changes = _changes(adapter, config)
-    added = {name for name, change in changes.items() if change.whole and _is_saved(name, config)}
+    saved = tuple(f".{module}." for module in config.saved)
+    added = {name for name, change in changes.items() if change.whole and any(each in f".{name}" for each in saved)}
     keys = _keys_in_base(base, adapter, config, changes, optional=added)
     placed = {keys.get(name, name): change for name, change in changes.items()}
     for key, change in placed.items():
@@ -155,21 +156,25 @@ def _changes(adapter: Checkpoint, config: AdapterConfig) -> dict[str, Change]:
     return changes
 
 
-def _is_saved(name: str, config: AdapterConfig) -> bool:
-    return any(f".{module}." in f".{name}" for module in config.saved)
-
-
 def _keys_in_base(
     base: Checkpoint, adapter: Checkpoint, config: AdapterConfig, changes: dict[str, Change], optional: set[str]
 ) -> dict[str, str]:
     """Find the base's key for each parameter; the two may be in different numbers of wrappers, or in a bare tower."""
     needed = [name for name in changes if name not in optional] or list(changes)
     candidates = [place for place in _places(base, needed) if all(_key(base, name, *place) for name in needed)]
-    candidates = [place for place in candidates if _all_fit(base, adapter, changes, needed, place)] or candidates
+    candidates = [
+        place
+        for place in candidates
+        if not any(_misfit(base, adapter, _key(base, name, *place), changes[name]) for name in needed)
+    ] or candidates
     if len(candidates) > 1:
         candidates = [place for place in candidates if _is_tower_of(place[0], config.base_class)] or candidates
     if not candidates:
-        raise CheckpointError(f"{adapter.source}: {_not_found(base, needed)}; give the base that it was trained on")
+        absent = [name for name in needed if not any(f".{key}".endswith(f".{name}") for key in base.entries)] or needed
+        raise CheckpointError(
+            f"{adapter.source}: {len(absent)} of the parameters it changes are not in {base.source}: "
+            f"{shorten(absent, 3)}; give the base that it was trained on"
+        )
     if len(candidates) > 1:
         places = " and ".join(place[0] or "the whole" for place in candidates)
         raise CheckpointError(
@@ -200,21 +205,10 @@ def _key(base: Checkpoint, name: str, before: str, cut: str) -> str:
     return key if key in base.entries else ""
 
 
-def _all_fit(
-    base: Checkpoint, adapter: Checkpoint, changes: dict[str, Change], names: list[str], place: tuple[str, str]
-) -> bool:
-    return not any(_misfit(base, adapter, _key(base, name, *place), changes[name]) for name in names)
-
-
 def _is_tower_of(prefix: str, base_class: str) -> bool:
     """Whether a prefix of the base's keys names the tower of the class that the adapter was trained on."""
     tower = "text" if "Text" in base_class else "vis" if re.search("Vision|Image", base_class) else "unknown"
     return tower in prefix
-
-
-def _not_found(base: Checkpoint, names: list[str]) -> str:
-    absent = [name for name in names if not any(f".{key}".endswith(f".{name}") for key in base.entries)] or names
-    return f"{len(absent)} of the parameters it changes are not in {base.source}: {shorten(absent, 3)}"
 
 
 def _check_shapes(base: Checkpoint, adapter: Checkpoint, key: str, change: Change, config: AdapterConfig) -> None:

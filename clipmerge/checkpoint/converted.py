@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -81,8 +81,7 @@ def as_open_clip(checkpoint: Checkpoint) -> Checkpoint:
         entries[name] = replace(entries[name], shape=sizes[-1:] if name.endswith("class_embedding") else sizes[-2:])
     head = " and its head as a classifier" if "classifier.weight" in keys else ""
     note = f"{checkpoint.source}: is a ViT of timm, read as a vision tower{head}"
-    values = {each.name: getattr(checkpoint, each.name) for each in fields(Checkpoint) if each.init}
-    values |= {"entries": entries, "config": None, "note": "; ".join(filter(None, (checkpoint.note, note)))}
+    values = checkpoint.facts(entries=entries, config=None, note="; ".join(filter(None, (checkpoint.note, note))))
     return TimmTower(**values, original=checkpoint, keys=keys)
 
 
@@ -99,16 +98,18 @@ def convert_checkpoint(checkpoint: Checkpoint, to: Layout, *, text_prefix: str =
         prefix = text_prefix if to == "open-clip" else "text." if "text.ln_final.weight" in plain else ""
         matches = match_keys(plain, layout, text_prefix=prefix)
         config = _convert_config(checkpoint, to, prefix)
-        entries: dict[str, TensorEntry] = {}
-        forms: dict[str, _Formed] = {}
-        build = _unstack if to == "transformers" else _stack
-        for match in matches:
-            build(checkpoint, plain, match, entries, forms)
-        _check_config(checkpoint.config if to == "open-clip" else config, plain, checkpoint, entries, to)
+        formed = {name: made for match in matches for name, made in _formed(checkpoint, plain, match, to).items()}
+        entries = {name: entry for name, (entry, _) in formed.items()}
+        if config is not None:  # compared with the weights in transformers' layout, on whichever side that is
+            theirs = {name: checkpoint.entries[key] for name, key in plain.items() if not is_made_anew(name)}
+            known = entries if to == "transformers" else theirs
+            shapes = {name: () if name == "logit_scale" else entry.shape for name, entry in known.items()}
+            check_shapes((config if to == "transformers" else checkpoint.config) or {}, shapes, _config_file(to))
     except CheckpointError as error:
         raise CheckpointError(f"{checkpoint.source}: {error}") from None
-    values = {name: getattr(checkpoint, name) for name in ("source", "revision", "folder", "files", "note")}
-    return ConvertedCheckpoint(**values, entries=entries, config=config, original=checkpoint, forms=forms)
+    forms = {name: form for name, (_, form) in formed.items()}
+    values = checkpoint.facts(entries=entries, config=config, sharded=False)
+    return ConvertedCheckpoint(**values, original=checkpoint, forms=forms)
 
 
 def in_one_layout(zeroshot: Checkpoint, finetuned: list[Checkpoint]) -> tuple[Checkpoint, list[Checkpoint]]:
@@ -145,65 +146,33 @@ def _config_file(to: Layout) -> str:
     return OPEN_CLIP_CONFIG if to == "transformers" else "config.json"
 
 
-def _check_config(
-    config: dict[str, Any] | None,
-    plain: dict[str, str],
-    checkpoint: Checkpoint,
-    entries: dict[str, TensorEntry],
-    to: Layout,
-) -> None:
-    """Compare configuration and weights in transformers' layout, on whichever side that is."""
-    if config is None:
-        return
-    if to == "open-clip":
-        entries = {name: checkpoint.entries[key] for name, key in plain.items() if not is_made_anew(name)}
-    shapes = {name: () if name == "logit_scale" else entry.shape for name, entry in entries.items()}
-    check_shapes(config, shapes, _config_file(to))
-
-
-def _unstack(
-    checkpoint: Checkpoint,
-    plain: dict[str, str],
-    match: Match,
-    entries: dict[str, TensorEntry],
-    forms: dict[str, _Formed],
-) -> None:
-    """Add the counterpart of one OpenCLIP tensor in transformers' layout."""
-    key = plain[match.open_clip]
-    entry = checkpoint.entries[key]
-    if len(match.transformers) == 1:
-        (name,) = match.transformers
-        entries[name], forms[name] = _lone(checkpoint, key, match, scalar=name == "logit_scale")
-        return
+def _formed(
+    checkpoint: Checkpoint, plain: dict[str, str], match: Match, to: Layout
+) -> dict[str, tuple[TensorEntry, _Formed]]:
+    """The tensors of one match in the other layout: entries, and how their elements are formed."""
     parts = len(match.transformers)
-    if not entry.shape or entry.shape[0] % parts:
+    if parts == 1:
+        ours, theirs = match.open_clip, match.transformers[0]
+        key, name = (plain[ours], theirs) if to == "transformers" else (plain[theirs], ours)
+        return {name: _lone(checkpoint, key, match, scalar=name == "logit_scale")}
+    if to == "open-clip":
+        keys = [plain[each] for each in match.transformers]
+        first, *others = (checkpoint.entries[key] for key in keys)
+        if any((other.shape, other.dtype) != (first.shape, first.dtype) for other in others):
+            raise CheckpointError(f"{match.transformers[0]} and its key and value differ in shape or dtype")
+        entry = _entry(first, (parts * first.shape[0], *first.shape[1:]))
+        return {match.open_clip: (entry, _Formed(tuple(keys), partial(_run_across, checkpoint, keys, first.size)))}
+    key = plain[match.open_clip]
+    stack = checkpoint.entries[key]
+    if not stack.shape or stack.shape[0] % parts:
         raise CheckpointError(
-            f"{match.open_clip} has shape {entry.shape}, which is not a stack of query, key and value"
+            f"{match.open_clip} has shape {stack.shape}, which is not a stack of query, key and value"
         )
-    shape = (entry.shape[0] // parts, *entry.shape[1:])
-    for place, name in enumerate(match.transformers):
-        entries[name] = _entry(entry, shape)
-        forms[name] = _Formed((key,), partial(_run_at, checkpoint, key, place * entries[name].size))
-
-
-def _stack(
-    checkpoint: Checkpoint,
-    plain: dict[str, str],
-    match: Match,
-    entries: dict[str, TensorEntry],
-    forms: dict[str, _Formed],
-) -> None:
-    """Add the OpenCLIP counterpart of one or three tensors in transformers' layout."""
-    name = match.open_clip
-    keys = [plain[each] for each in match.transformers]
-    if len(keys) == 1:
-        entries[name], forms[name] = _lone(checkpoint, keys[0], match, scalar=name == "logit_scale")
-        return
-    parts = [checkpoint.entries[key] for key in keys]
-    if len({(part.shape, part.dtype) for part in parts}) != 1:
-        raise CheckpointError(f"{match.transformers[0]} and its key and value differ in shape or dtype")
-    entries[name] = _entry(parts[0], (len(parts) * parts[0].shape[0], *parts[0].shape[1:]))
-    forms[name] = _Formed(tuple(keys), partial(_run_across, checkpoint, keys, parts[0].size))
+    entry = _entry(stack, (stack.shape[0] // parts, *stack.shape[1:]))
+    return {
+        name: (entry, _Formed((key,), partial(_run_at, checkpoint, key, place * entry.size)))
+        for place, name in enumerate(match.transformers)
+    }
 
 
 def _lone(checkpoint: Checkpoint, key: str, match: Match, *, scalar: bool) -> tuple[TensorEntry, _Formed]:

@@ -238,7 +238,12 @@ def _open_index(source: str, index: Path, *, part: str | None = None, **facts: s
         if twice:
             raise CheckpointError(f"{index}: key '{min(twice)}' is in two shards, the second is {file.name}")
         entries.update(stored)
-    _check_index(index, weight_map, entries)
+    absent = [key for key, name in weight_map.items() if key not in entries or entries[key].file.name != name]
+    if absent:
+        raise CheckpointError(f"{index}: {len(absent)} keys are not in the shard it names: {shorten(absent)}")
+    extra = [key for key in entries if key not in weight_map]
+    if extra:
+        raise CheckpointError(f"{index}: {len(extra)} keys of the shards are not in the index: {shorten(extra)}")
     return _checkpoint(source, files, entries, tensors, part=part, sharded=True, **facts)
 
 
@@ -257,8 +262,13 @@ def _checkpoint(
         raise CheckpointError(f"{files[0]}: holds no tensors")
     folder = files[0].parent
     if not _is_adapter(files[0]):  # an adapter's own reader knows every tensor it may have
-        entries, tensors, told = _unwrapped(files[0], entries, tensors, part)
-        note = "; ".join(filter(None, (note, told))) or None
+        try:
+            found = unwrap(entries, part)
+        except CheckpointError as error:
+            raise CheckpointError(f"{files[0]}: {error}") from None
+        entries = {name: entries[key] for name, key in found.keys.items()}
+        tensors = {name: tensors[key] for name, key in found.keys.items() if key in tensors}
+        note = "; ".join(filter(None, (note, found.note and f"{files[0]}: {found.note}"))) or None
     facts: dict[str, Any] = {"source": source, "revision": revision, "folder": folder, "files": files}
     facts |= {"note": note, "sharded": sharded}
     config = _config(folder, entries)
@@ -268,21 +278,14 @@ def _checkpoint(
     return Checkpoint(**facts, entries=entries, config=config)
 
 
-def _unwrapped(
-    file: Path, entries: dict[str, TensorEntry], tensors: dict[str, Tensor], part: str | None
-) -> tuple[dict[str, TensorEntry], dict[str, Tensor], str | None]:
-    """The tensors of the CLIP in a file, by its own keys, and a note if the file holds more than the CLIP."""
-    try:
-        found = unwrap(entries, part)
-    except CheckpointError as error:
-        raise CheckpointError(f"{file}: {error}") from None
-    renamed = {name: entries[key] for name, key in found.keys.items()}
-    mapped = {name: tensors[key] for name, key in found.keys.items() if key in tensors}
-    return renamed, mapped, f"{file}: {found.note}" if found.note else None
-
-
 def _weight_map(index: Path) -> dict[str, str]:
-    weight_map = _read_index(index).get("weight_map")
+    try:
+        value = read_json(index, pairs=partial(unique_keys, index))
+    except Unreadable as error:
+        raise CheckpointError(f"{index}: cannot be read as JSON ({error})") from None
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{index}: is not a JSON object")
+    weight_map = value.get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{index}: has no weight_map; it is not a safetensors index")
     for key, name in weight_map.items():
@@ -293,31 +296,11 @@ def _weight_map(index: Path) -> dict[str, str]:
     return weight_map
 
 
-def _check_index(index: Path, weight_map: dict[str, str], entries: dict[str, TensorEntry]) -> None:
-    absent = [key for key, name in weight_map.items() if key not in entries or entries[key].file.name != name]
-    if absent:
-        raise CheckpointError(f"{index}: {len(absent)} keys are not in the shard it names: {shorten(absent)}")
-    extra = [key for key in entries if key not in weight_map]
-    if extra:
-        raise CheckpointError(f"{index}: {len(extra)} keys of the shards are not in the index: {shorten(extra)}")
-
-
 def _config(folder: Path, keys: Iterable[str]) -> dict[str, Any] | None:
     """The configuration that fits the weights: folders on the Hub may hold both layouts and both configurations."""
     name = OPEN_CLIP_CONFIG if layout_of(keys) == "open-clip" else "config.json"
     _refuse_dead_link(folder / name, str(folder / name))
     return read_side_json(folder, name)
-
-
-def _read_index(path: Path) -> dict[str, Any]:
-    hook = partial(unique_keys, path)
-    try:
-        value = read_json(path, pairs=hook)
-    except Unreadable as error:
-        raise CheckpointError(f"{path}: cannot be read as JSON ({error})") from None
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path}: is not a JSON object")
-    return value
 
 
 def refuse_quantised(source: str, keys: Iterable[str], config: dict[str, Any] | None) -> None:

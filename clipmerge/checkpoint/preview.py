@@ -49,10 +49,12 @@ def preview_checkpoint(source: str) -> Checkpoint | None:
     if config is None or is_cached(pinned, weights):
         return None
     folder = download(pinned, [name for name in (config,) if name in resolved.files])
-    entries = {
-        name: _entry(f"{pinned}, {name}", dtype, shape)
-        for name, (dtype, shape) in remote_metadata(pinned, resolved.sha).items()
-    }
+    entries = {}
+    for name, (dtype, shape) in remote_metadata(pinned, resolved.sha).items():
+        if dtype not in DTYPES:
+            kinds = ", ".join(sorted(FLOATS))
+            raise CheckpointError(f"{pinned}, {name}: has dtype {dtype}; clipmerge merges {kinds}")
+        entries[name] = TensorEntry(Path(), dtype, shape, 0, math.prod(shape) * DTYPES[dtype][1])
     files = tuple(Path(name) for name in sorted(weights) if name.endswith(".safetensors"))
     described = read_side_json(folder, config)
     refuse_quantised(source, entries, described)
@@ -69,9 +71,3 @@ def compare_before_download(
     base = previews[0] or open_checkpoint(zeroshot)
     others = [each or open_checkpoint(source, base=base) for each, source in zip(previews[1:], finetuned, strict=True)]
     align_checkpoints(base, others, missing=missing, mixed_dtypes=mixed_dtypes)
-
-
-def _entry(where: str, dtype: str, shape: tuple[int, ...]) -> TensorEntry:
-    if dtype not in DTYPES:
-        raise CheckpointError(f"{where}: has dtype {dtype}; clipmerge merges {', '.join(sorted(FLOATS))}")
-    return TensorEntry(Path(), dtype, shape, 0, math.prod(shape) * DTYPES[dtype][1])

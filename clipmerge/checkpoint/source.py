@@ -5,7 +5,7 @@ from __future__ import annotations
 import mmap
 import warnings
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -53,6 +53,10 @@ class Checkpoint:
     note: str | None = None
     _maps: dict[Path, mmap.mmap] = field(default_factory=dict, repr=False, compare=False)
     _hashes: dict[str, str] = field(default_factory=dict, repr=False, compare=False)
+
+    def facts(self, **changes: Any) -> dict[str, Any]:
+        """The arguments that a view of this checkpoint shares with it, with some changed."""
+        return {each.name: getattr(self, each.name) for each in fields(Checkpoint) if each.init} | changes
 
     def array(self, key: str, start: int = 0, stop: int | None = None) -> Array:
         """Read a run of one tensor's elements in memory order, without torch: 1-D, bfloat16 as its bits (uint16).

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from clipmerge.checkpoint.source import Checkpoint, stored
@@ -38,6 +38,6 @@ class WithHead(Checkpoint):
 
 def with_head(checkpoint: Checkpoint, like: Checkpoint, head: dict[str, Tensor]) -> WithHead:
     """Add a head to a zero-shot checkpoint, with the dtypes that it has in the fine-tuned one, ``like``."""
-    values = {field.name: getattr(checkpoint, field.name) for field in fields(Checkpoint) if field.init}
     entries = {key: replace(like.entries[key], file=checkpoint.files[0]) for key in head}
-    return WithHead(**values | {"entries": {**checkpoint.entries, **entries}}, original=checkpoint, head=head)
+    values = checkpoint.facts(entries={**checkpoint.entries, **entries})
+    return WithHead(**values, original=checkpoint, head=head)

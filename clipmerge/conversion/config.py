@@ -230,9 +230,13 @@ def open_clip_config(config: dict[str, Any]) -> dict[str, Any]:
 
 def transformers_section(config: dict[str, Any], side: str) -> dict[str, Any]:
     """One tower's settings of a ``config.json`` with transformers' defaults."""
+    return {**_COMMON, **_TRANSFORMERS[side], **stated_section(config, side)}
+
+
+def stated_section(config: dict[str, Any], side: str) -> dict[str, Any]:
+    """One tower's settings as stated: as in transformers, the old ``..._config_dict`` takes precedence."""
     sections = (config.get(f"{side}_config"), config.get(f"{side}_config_dict"))
-    stated = {key: value for section in sections if isinstance(section, dict) for key, value in section.items()}
-    return {**_COMMON, **_TRANSFORMERS[side], **stated}
+    return {key: value for section in sections if isinstance(section, dict) for key, value in section.items()}
 
 
 def _check_config(config: dict[str, Any], vision: dict[str, Any], text: dict[str, Any]) -> None:

@@ -9,10 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from clipmerge.errors import CheckpointError
-from clipmerge.files.side_files import read_side_json
+from clipmerge.files.side_files import VOCABULARIES, read_side_json
 
-#: Files that are a whole tokenizer each.
-TOKENIZER = ("tokenizer.json", "vocab.json", "vocab.txt", "spiece.model", "sentencepiece.bpe.model")
 START, END = "<|startoftext|>", "<|endoftext|>"
 # sha256 of CLIP's vocabulary, one token per line in the order of their ids
 _CLIP_VOCABULARY = "7cccc44d334555d1ff3c0ac5f0246b428fab2918383e77ee745cf30d41010b78"
@@ -21,7 +19,7 @@ _MERGES = 49152 - 256 - 2
 
 def is_clips_own(folder: Path) -> bool | None:
     """Whether a folder's tokenizer has CLIP's vocabulary, for which OpenCLIP needs no files; ``None`` without one."""
-    if not any((folder / name).is_file() for name in TOKENIZER):
+    if not any((folder / name).is_file() for name in VOCABULARIES):
         return None
     vocabulary = _vocabulary(folder)
     return vocabulary is not None and _digest(vocabulary) == _CLIP_VOCABULARY

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+
+from clipmerge.files.cache import replace_bytes
 
 
 @dataclass(frozen=True)
@@ -43,10 +44,7 @@ class AnswerCache:
             return
         stored = self._stored(source, start) | {key: np.asarray(best, np.int32) for key, best in answers.items()}
         with contextlib.suppress(OSError):
-            file.parent.mkdir(parents=True, exist_ok=True)
-            part = file.with_suffix(f".{os.getpid()}.part")
-            part.write_bytes(save(stored))
-            part.replace(file)
+            replace_bytes(file, save(stored))
 
     def _stored(self, source: str, start: int) -> dict[str, NDArray[np.int32]]:
         from safetensors import SafetensorError

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from clipmerge.conversion.config import stated_section
 from clipmerge.families import Settings
 
 Rules = tuple[tuple[str, str], ...]
@@ -63,6 +64,12 @@ SIGLIP: Rules = (
     (r"logit_bias$", "logit_bias"),
 )
 SIGLIP_ROOTS = (*ROOTS, "logit_bias")
+#: Settings that change the function but no shape, with the defaults of each library's class.
+CLIP_VIT: dict[str, Any] = {
+    **{"hidden_act": "quick_gelu", "layer_norm_eps": 1e-5},
+    **{"num_attention_heads": 12, "patch_size": 32, "image_size": 224},
+}
+SIGLIP_TOWER: dict[str, Any] = {"hidden_act": "gelu_pytorch_tanh", "num_attention_heads": 12, "layer_norm_eps": 1e-6}
 SIGLIP_BARE = (*BARE, "head.")
 
 
@@ -79,14 +86,8 @@ def transformers_settings(
         lone = model_types.get(str(config.get("model_type")), "full")
         values = {"": {key: config.get(key, default) for key, default in (both or {}).items()}}
         for side, defaults in (("vision", vision), ("text", text)):
-            section = config if lone == side else _section(config, side)
+            section = config if lone == side else stated_section(config, side)
             values[side] = {key: section.get(key, default) for key, default in defaults.items()}
         return values
 
     return settings
-
-
-def _section(config: dict[str, Any], side: str) -> dict[str, Any]:
-    # as in transformers, the old *_config_dict takes precedence over *_config
-    sections = (config.get(f"{side}_config"), config.get(f"{side}_config_dict"))
-    return {key: value for section in sections if isinstance(section, dict) for key, value in section.items()}

@@ -1,7 +1,7 @@
 """AltCLIP: CLIP's vision tower, and XLM-RoBERTa followed by a transformation for the text."""
 
 from clipmerge.families import Family
-from clipmerge.families._towers import AROUND, BARE, CLIP_VISION, ROOTS, blocks_of_bert, transformers_settings
+from clipmerge.families._towers import AROUND, BARE, CLIP_VISION, CLIP_VIT, ROOTS, blocks_of_bert, transformers_settings
 
 _MODEL_TYPES = {"altclip": "full", "altclip_vision_model": "vision", "altclip_text_model": "text"}
 _TEXT = (
@@ -25,13 +25,7 @@ FAMILY = Family(
     ),
     settings=transformers_settings(
         _MODEL_TYPES,
-        vision={
-            "hidden_act": "quick_gelu",
-            "num_attention_heads": 12,
-            "patch_size": 32,
-            "image_size": 224,
-            "layer_norm_eps": 1e-5,
-        },
+        vision=CLIP_VIT,
         text={"hidden_act": "gelu", "num_attention_heads": 16, "layer_norm_eps": 1e-5},
         both={"projection_dim": 768},
     ),

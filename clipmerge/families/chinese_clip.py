@@ -1,7 +1,7 @@
 """Chinese-CLIP: CLIP's vision tower, a Chinese BERT for the text."""
 
 from clipmerge.families import Family
-from clipmerge.families._towers import AROUND, BARE, BERT_TEXT, CLIP_VISION, ROOTS, transformers_settings
+from clipmerge.families._towers import AROUND, BARE, BERT_TEXT, CLIP_VISION, CLIP_VIT, ROOTS, transformers_settings
 
 _MODEL_TYPES = {"chinese_clip": "full", "chinese_clip_vision_model": "vision", "chinese_clip_text_model": "text"}
 
@@ -14,13 +14,7 @@ FAMILY = Family(
     text_marks=("word_embeddings.",),
     settings=transformers_settings(
         _MODEL_TYPES,
-        vision={
-            "hidden_act": "quick_gelu",
-            "num_attention_heads": 12,
-            "patch_size": 32,
-            "image_size": 224,
-            "layer_norm_eps": 1e-5,
-        },
+        vision=CLIP_VIT,
         text={"hidden_act": "gelu", "num_attention_heads": 12, "layer_norm_eps": 1e-12},
         both={"projection_dim": 512},
     ),

@@ -4,20 +4,16 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from clipmerge.families import Family, Settings
-from clipmerge.families._towers import AROUND, BARE, CLIP_TEXT, CLIP_VISION, ROOTS, transformers_settings
+from clipmerge.families._towers import AROUND, BARE, CLIP_TEXT, CLIP_VISION, CLIP_VIT, ROOTS, transformers_settings
 
 _MODEL_TYPES = {"clip": "full", "clip_vision_model": "vision", "clip_text_model": "text"}
 
 
 def clip_settings(model_types: Mapping[str, str]) -> Callable[[dict[str, Any]], Settings]:
     """Make the function that reads the settings of a family with CLIP's architecture and defaults."""
-    shared = {"hidden_act": "quick_gelu", "layer_norm_eps": 1e-5}
-    read = transformers_settings(
-        model_types,
-        vision={**shared, "num_attention_heads": 12, "patch_size": 32, "image_size": 224},
-        text={**shared, "num_attention_heads": 8, "eos_token_id": 49407, "vocab_size": 49408},
-        both={"projection_dim": 512},
-    )
+    text = {"hidden_act": "quick_gelu", "layer_norm_eps": 1e-5, "num_attention_heads": 8}
+    words = {"eos_token_id": 49407, "vocab_size": 49408}
+    read = transformers_settings(model_types, vision=CLIP_VIT, text=text | words, both={"projection_dim": 512})
 
     def settings(config: dict[str, Any]) -> Settings:
         values = read(config)

@@ -4,10 +4,9 @@ SigLIP 2 at a fixed resolution is published under this family's ``model_type`` t
 """
 
 from clipmerge.families import Family
-from clipmerge.families._towers import SIGLIP, SIGLIP_BARE, SIGLIP_ROOTS, transformers_settings
+from clipmerge.families._towers import SIGLIP, SIGLIP_BARE, SIGLIP_ROOTS, SIGLIP_TOWER, transformers_settings
 
 _MODEL_TYPES = {"siglip": "full", "siglip_vision_model": "vision", "siglip_text_model": "text"}
-_TANH = "gelu_pytorch_tanh"
 
 FAMILY = Family(
     name="SigLIP",
@@ -17,15 +16,7 @@ FAMILY = Family(
     bare=SIGLIP_BARE,
     text_marks=("token_embedding.", "final_layer_norm."),
     settings=transformers_settings(
-        _MODEL_TYPES,
-        vision={
-            "hidden_act": _TANH,
-            "num_attention_heads": 12,
-            "patch_size": 16,
-            "image_size": 224,
-            "layer_norm_eps": 1e-6,
-        },
-        text={"hidden_act": _TANH, "num_attention_heads": 12, "layer_norm_eps": 1e-6},
+        _MODEL_TYPES, vision={**SIGLIP_TOWER, "patch_size": 16, "image_size": 224}, text=SIGLIP_TOWER
     ),
     model_class="SiglipModel",
     reads_padding=True,

@@ -3,16 +3,17 @@
 from dataclasses import replace
 
 from clipmerge.families import Family
-from clipmerge.families._towers import transformers_settings
+from clipmerge.families._towers import SIGLIP_TOWER, transformers_settings
 from clipmerge.families.siglip import FAMILY as SIGLIP
 
 _MODEL_TYPES = {"siglip2": "full", "siglip2_vision_model": "vision", "siglip2_text_model": "text"}
-_TANH = {"hidden_act": "gelu_pytorch_tanh", "num_attention_heads": 12, "layer_norm_eps": 1e-6}
 
 FAMILY: Family = replace(
     SIGLIP,
     name="SigLIP 2",
     model_types=_MODEL_TYPES,
-    settings=transformers_settings(_MODEL_TYPES, vision={**_TANH, "patch_size": 16, "num_patches": 256}, text=_TANH),
+    settings=transformers_settings(
+        _MODEL_TYPES, vision={**SIGLIP_TOWER, "patch_size": 16, "num_patches": 256}, text=SIGLIP_TOWER
+    ),
     model_class="Siglip2Model",
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 
@@ -10,6 +11,14 @@ def user_cache(name: str) -> Path:
     from platformdirs import user_cache_path  # imported here because it takes 0.01 s, which ``--help`` saves
 
     return user_cache_path("clipmerge", appauthor=False) / name
+
+
+def replace_bytes(file: Path, content: bytes) -> None:
+    """Write a small file of a cache; concurrent readers see either the old or the new one completely."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    part = file.with_name(f"{file.name}.{os.getpid()}.part")
+    part.write_bytes(content)
+    part.replace(file)
 
 
 def user_config() -> Path:

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from concurrent.futures import CancelledError
 from pathlib import Path
 
-from clipmerge.files.cache import user_cache
+from clipmerge.files.cache import replace_bytes, user_cache
 
 #: Bytes hashed at a time; a multiple of every system's mapping granularity.
 WINDOW = 32 << 20
@@ -78,7 +78,7 @@ def remembered_sha256(
     settled = time.time_ns() - max(before["changed"], before["modified"]) > settled_ns
     if entry and settled and _state(path) == before:
         with contextlib.suppress(OSError):
-            _remember(entry, {"state": before, "sha256": digest})
+            replace_bytes(entry, json.dumps({"state": before, "sha256": digest}).encode())
     return digest
 
 
@@ -95,10 +95,3 @@ def _state(path: Path) -> dict[str, int]:
 
 def _is_digest(text: object) -> bool:
     return isinstance(text, str) and len(text) == 64 and not set(text) - set("0123456789abcdef")
-
-
-def _remember(entry: Path, record: dict[str, object]) -> None:
-    entry.parent.mkdir(parents=True, exist_ok=True)
-    part = entry.with_suffix(f".{os.getpid()}.part")
-    part.write_text(json.dumps(record), encoding="ascii")
-    part.replace(entry)  # concurrent readers see either the old or the new file completely

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from clipmerge.errors import CheckpointError, HubError, shorten
+from clipmerge.files.cache import replace_bytes
 from clipmerge.files.hashes import remembered_sha256
 from clipmerge.files.limits import MOST_FILES
 from clipmerge.files.paths import is_plain_name
@@ -134,8 +135,12 @@ def fetch(hub_id: HubId, *, weights: bool = True, endpoint: str | None = None) -
     resolved = resolve(hub_id, endpoint=endpoint)
     pinned = hub_id.at(resolved.sha)
     cached = resolved.note is not None
-    choose = _cached_files if cached else choose_files
-    wanted = choose(resolved.files, pinned, weights=weights)
+    try:
+        wanted = choose_files(resolved.files, pinned, weights=weights)
+    except CheckpointError as error:
+        if not cached:
+            raise
+        raise HubError(f"{pinned}: its weights are not in the cache. Go online and run again.") from error
     folder = download(pinned, wanted, cached=cached, endpoint=endpoint)
     _check_there(pinned, folder, _shards(folder, wanted))
     return FetchedRepo(hub_id.repo_id, resolved.sha, folder, resolved.note)
@@ -188,14 +193,6 @@ def _check_there(pinned: HubId, folder: Path, names: Iterable[str]) -> None:
     missing = [name for name in names if not (folder / name).is_file()]
     if missing:
         raise HubError(f"{pinned}: {shorten(missing)} missing from {folder}. Go online and run again.")
-
-
-def _cached_files(names: Iterable[str], hub_id: HubId, *, weights: bool) -> list[str]:
-    try:
-        return choose_files(names, hub_id, weights=weights)
-    except CheckpointError as error:
-        message = f"{hub_id}: its weights are not in the cache. Go online and run again."
-        raise HubError(message) from error
 
 
 def _shards(folder: Path, wanted: list[str]) -> list[str]:
@@ -286,7 +283,4 @@ def _remember(hub_id: HubId, sha: str) -> None:
     if hub_id.revision == sha:
         return
     with suppress(OSError):  # a read-only cache must not stop the download
-        ref.parent.mkdir(parents=True, exist_ok=True)
-        partial = ref.with_name(f"{ref.name}.{os.getpid()}.tmp")
-        partial.write_text(sha)
-        partial.replace(ref)
+        replace_bytes(ref, sha.encode())

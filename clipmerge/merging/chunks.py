@@ -43,13 +43,6 @@ def overflow(name: str, dtype: str) -> CheckpointError:
     )
 
 
-def negative_variance(name: str) -> CheckpointError:
-    """The error for a merge that makes a variance negative."""
-    return CheckpointError(
-        f"tensor {name} is a variance and becomes negative when merged; use an alpha in [0, 1] for its layer"
-    )
-
-
 def integers_differ(name: str, source: str) -> CheckpointError:
     """The error for an integer tensor that differs between checkpoints."""
     return CheckpointError(

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -34,90 +34,6 @@ if TYPE_CHECKING:
 _SAFETENSORS_NAME = {torch_name: name for name, (torch_name, _) in DTYPES.items()}
 
 
-class ChunkSource(Protocol):
-    """The source of one output tensor's content."""
-
-    @property
-    def is_whole(self) -> bool:
-        """Whether the whole tensor is computed before the first run, as masks and combinations require."""
-
-    def chunks(self, room: Room) -> Iterator[Array]:
-        """Compute the content; see `MergedTensor.chunks`."""
-
-
-@dataclass(frozen=True)
-class Copied:
-    """A tensor copied from one checkpoint, after a check of the others' tensors of that name.
-
-    Attributes:
-        name: Canonical name.
-        holder: The checkpoint that holds the tensor, and its key there.
-        dtype: safetensors dtype of the output.
-        others: The other checkpoints whose tensors are checked, likewise.
-        chunk: Elements copied at a time.
-    """
-
-    name: str
-    holder: Location
-    dtype: str
-    others: tuple[Location, ...] = ()
-    chunk: int = CHUNK
-
-    @property
-    def is_whole(self) -> bool:
-        """False: a copy is made chunk by chunk."""
-        return False
-
-    def chunks(self, room: Room) -> Iterator[Array]:
-        """Copy with numpy if the dtype does not change and numpy has it, else with torch."""
-        dtype, *others = (checkpoint.entries[key].dtype for checkpoint, key in (self.holder, *self.others))
-        if dtype == self.dtype and numpy_chunks.can_copy([dtype, *others]):
-            return numpy_chunks.copied(self.name, self.holder, self.others, room, self.chunk)
-        from clipmerge.merging import torch_chunks
-
-        return torch_chunks.copied(self.name, self.holder, self.others, self.dtype, self.chunk)
-
-
-@dataclass(frozen=True)
-class Merged:
-    """A parameter in every checkpoint, merged according to the plan for its layer.
-
-    Attributes:
-        inputs: The checkpoints.
-        plan: The plan.
-        name: Canonical parameter name.
-        layer: The plan's entry for its layer.
-        tensors: The scores and coefficients that the plan needs.
-        dtype: safetensors dtype of the output.
-        chunk: Elements merged at a time.
-    """
-
-    inputs: Inputs
-    plan: Plan
-    name: str
-    layer: LayerPlan
-    tensors: PlanTensors
-    dtype: str
-    chunk: int = CHUNK
-
-    @property
-    def is_whole(self) -> bool:
-        """Whether there is a mask or a combination, which needs the whole parameter."""
-        masked = self.layer.mask is not None and may_be_thinned(self.inputs, self.name)
-        return masked or self.plan.combine is not None
-
-    def chunks(self, room: Room) -> Iterator[Array]:
-        """Merge with numpy if only the formula is needed and the dtype does not change, else with torch."""
-        dtypes = {self.dtype, *(entry.dtype for entry in self.inputs.entries(self.name))}
-        alpha = self.layer.coefficient
-        is_plain = len(dtypes) == 1 and dtypes <= numpy_chunks.COMPUTED and not is_variance(self.name)
-        if is_plain and not self.is_whole and not isinstance(alpha, LearnedAlpha):
-            return numpy_chunks.merged(self.inputs, self.name, alpha, self.plan.weights, room, self.chunk)
-        from clipmerge.merging import torch_chunks
-
-        return torch_chunks.merged(self.inputs, self.plan, self.name, self.layer, self.tensors, self.dtype, self.chunk)
-
-
 @dataclass(frozen=True)
 class MergedTensor:
     """One tensor of the output, with its content on demand.
@@ -127,26 +43,23 @@ class MergedTensor:
         name: Canonical parameter name.
         dtype: safetensors dtype.
         shape: Shape.
-        source: The source of its content.
+        chunks: Computes the content: runs of elements in memory order, 1-D, in stored form (bfloat16 as its bits).
+            Its argument returns a buffer for some of the next elements, such as ``numpy.empty``; a run need not be in
+            one.
+        is_whole: Whether the whole tensor is computed before the first run, as masks and combinations require.
     """
 
     key: str
     name: str
     dtype: str
     shape: tuple[int, ...]
-    source: ChunkSource
+    chunks: Callable[[Room], Iterator[Array]]
+    is_whole: bool = False
 
     @property
     def nbytes(self) -> int:
         """Size of the content."""
         return math.prod(self.shape) * DTYPES[self.dtype][1]
-
-    def chunks(self, room: Room) -> Iterator[Array]:
-        """Compute the content: runs of elements in memory order, 1-D, in stored form (bfloat16 as its bits).
-
-        ``room`` returns a buffer for some of the next elements, such as ``numpy.empty``; a run need not be in one.
-        """
-        return self.source.chunks(room)
 
     def tensor(self, content: Iterable[Array] | None = None) -> Tensor:
         """The whole content as a tensor of its own."""
@@ -159,13 +72,13 @@ class MergedTensor:
 
 def contents_of(tensors: Sequence[MergedTensor], room: Room) -> Generator[Iterable[Array]]:
     """Yield each tensor's content in turn; tensors computed as a whole are started early on other cores."""
-    jobs = [(tensor.nbytes, partial(_begun, tensor)) for tensor in tensors if tensor.source.is_whole]
+    jobs = [(tensor.nbytes, partial(_begun, tensor)) for tensor in tensors if tensor.is_whole]
     if not jobs:  # nothing here needs torch
         yield from (tensor.chunks(room) for tensor in tensors)
         return
     with closing(side_by_side(jobs)) as begun:
         for tensor in tensors:
-            yield next(begun) if tensor.source.is_whole else tensor.chunks(room)
+            yield next(begun) if tensor.is_whole else tensor.chunks(room)
 
 
 def _begun(tensor: MergedTensor) -> Iterable[Array]:
@@ -184,35 +97,79 @@ def merged_tensors(
             continue
         entry = inputs.zeroshot.entries[key]
         dtype = _output_dtype(plan, entry)
-        source = _source(inputs, plan, name, tensors or PlanTensors(), dtype, chunk)
-        outputs.append(MergedTensor(inputs.output_keys[name], name, dtype, inputs.output_shape(name, entry), source))
+        layer = plan.layers.get(inputs.layer_of[name])
+        chunks: Callable[[Room], Iterator[Array]]
+        is_whole = False
+        if layer is not None and inputs.merges(name):
+            masked = layer.mask is not None and may_be_thinned(inputs, name)
+            is_whole = masked or plan.combine is not None
+            chunks = partial(_merged, inputs, plan, name, layer, tensors or PlanTensors(), dtype, chunk, is_whole)
+        else:
+            chunks = _unmerged(inputs, name, layer, dtype, chunk)
+        shape = inputs.output_shape(name, entry)
+        outputs.append(MergedTensor(inputs.output_keys[name], name, dtype, shape, chunks, is_whole))
     return outputs + _finetuned_only(inputs, plan, chunk)
 
 
 def copied_tensors(checkpoint: Checkpoint) -> list[MergedTensor]:
     """List the unchanged tensors of one checkpoint, each with its content on demand."""
     return [
-        MergedTensor(key, key, entry.dtype, entry.shape, Copied(key, (checkpoint, key), entry.dtype))
+        MergedTensor(
+            key, key, entry.dtype, entry.shape, partial(_copied, key, (checkpoint, key), (), entry.dtype, CHUNK)
+        )
         for key, entry in checkpoint.entries.items()
     ]
 
 
-def _source(inputs: Inputs, plan: Plan, name: str, tensors: PlanTensors, dtype: str, chunk: int) -> ChunkSource:
-    """Choose the source of a tensor in the zero-shot checkpoint."""
-    layer = plan.layers.get(inputs.layer_of[name])
-    if layer is not None and inputs.merges(name):
-        return Merged(inputs, plan, name, layer, tensors, dtype, chunk)
+def _copied(
+    name: str, holder: Location, others: Sequence[Location], dtype: str, chunk: int, room: Room
+) -> Iterator[Array]:
+    """Copy a tensor of one checkpoint, and check the others': with numpy if it has the dtypes, else with torch."""
+    own, *dtypes = (checkpoint.entries[key].dtype for checkpoint, key in (holder, *others))
+    if own == dtype and numpy_chunks.can_copy([own, *dtypes]):
+        return numpy_chunks.copied(name, holder, others, room, chunk)
+    from clipmerge.merging import torch_chunks
+
+    return torch_chunks.copied(name, holder, others, dtype, chunk)
+
+
+def _merged(
+    inputs: Inputs,
+    plan: Plan,
+    name: str,
+    layer: LayerPlan,
+    tensors: PlanTensors,
+    dtype: str,
+    chunk: int,
+    is_whole: bool,
+    room: Room,
+) -> Iterator[Array]:
+    """Merge a parameter: with numpy if only the formula is needed and the dtype does not change, else with torch."""
+    dtypes = {dtype, *(entry.dtype for entry in inputs.entries(name))}
+    alpha = layer.coefficient
+    is_plain = len(dtypes) == 1 and dtypes <= numpy_chunks.COMPUTED and not is_variance(name)
+    if is_plain and not is_whole and not isinstance(alpha, LearnedAlpha):
+        return numpy_chunks.merged(inputs, name, alpha, plan.weights, room, chunk)
+    from clipmerge.merging import torch_chunks
+
+    return torch_chunks.merged(inputs, plan, name, layer, tensors, dtype, chunk)
+
+
+def _unmerged(
+    inputs: Inputs, name: str, layer: LayerPlan | None, dtype: str, chunk: int
+) -> Callable[[Room], Iterator[Array]]:
+    """The content of a zero-shot tensor that is not merged: of another kind, or of a layer that the plan leaves out."""
     holder, *others = inputs.holders(name)
     if is_counter(name):  # counters may differ without any effect on the model
         if layer is not None and layer.coefficient == 1 and name in inputs.finetuned_keys[0]:
             holder = (inputs.finetuned[0], inputs.finetuned_keys[0][name])
-        return Copied(name, holder, dtype, chunk=chunk)
+        others = []
     entry = holder[0].entries[holder[1]]
     for checkpoint, key in others:  # only `position_ids` may differ here, because the alignment does not compare them
         shape = checkpoint.entries[key].shape
         if shape != entry.shape:
             raise CheckpointError(f"tensor {name} differs in shape: zeroshot {entry.shape}, finetuned {shape}")
-    return Copied(name, holder, dtype, tuple(others), chunk)
+    return partial(_copied, name, holder, others, dtype, chunk)
 
 
 def _is_left_out(inputs: Inputs, plan: Plan, name: str) -> bool:
@@ -232,10 +189,11 @@ def _finetuned_only(inputs: Inputs, plan: Plan, chunk: int) -> list[MergedTensor
         if is_kept and name not in inputs.zeroshot_keys:
             entry = checkpoint.entries[key]
             dtype = _output_dtype(plan, entry)
-            source = Copied(name, (checkpoint, key), dtype, chunk=chunk)
-            outputs.append(
-                MergedTensor(inputs.output_keys[name], name, dtype, inputs.output_shape(name, entry), source)
+            chunks, shape = (
+                partial(_copied, name, (checkpoint, key), (), dtype, chunk),
+                inputs.output_shape(name, entry),
             )
+            outputs.append(MergedTensor(inputs.output_keys[name], name, dtype, shape, chunks))
     return outputs
 
 

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from clipmerge.checkpoint import Inputs, Location
-from clipmerge.errors import PlanError
+from clipmerge.errors import CheckpointError, PlanError
 from clipmerge.families import is_variance
 from clipmerge.files.finite import is_finite, require_finite
 from clipmerge.files.safetensors import DTYPES, STORED, Array
 from clipmerge.merging.chunks import (
     integers_differ,
     may_be_thinned,
-    negative_variance,
     overflow,
     require_finite_inputs,
     runs,
@@ -44,11 +43,18 @@ def merged(
     thinned = may_be_thinned(inputs, name)
     arguments = _mask_inputs(plan, name, layer, tensors.scores) if layer.mask and thinned else {}
     if arguments and _lacks_score(str(layer.mask), name, tensors):
-        _require_unchanged(inputs, name, layer)
+        if not torch.equal(inputs.theta_0(name), inputs.theta_1(name)):  # of what is unchanged none is needed
+            raise PlanError(
+                f"layer '{inputs.layer_of[name]}' has the mask '{layer.mask}', but the plan holds no scores for "
+                f"{name}; use 'magnitude' there, or plan again"
+            )
         holder, *others = inputs.holders(name)
         yield from copied(name, holder, others, dtype, length)
         return
-    combine = _combination(plan, name, thinned=thinned)
+    combine = None
+    if plan.combine is not None:
+        key = RandomKey(plan.seed, name)
+        combine = combination(plan.combine.rule, plan.combine.options, plan.weights, key, thinned=thinned)
     # masks and combinations need the whole parameter, everything else is done in chunks
     change = None
     if arguments or combine is not None:
@@ -69,7 +75,10 @@ def merged(
                 require_finite_inputs(inputs, name, theta_0, finetuned)
                 raise overflow(name, DTYPES[dtype][0])
             if is_variance(name) and bool((result < 0).any()):
-                raise negative_variance(name)
+                raise CheckpointError(
+                    f"tensor {name} is a variance and becomes negative when merged; use an alpha in [0, 1] for its "
+                    "layer"
+                )
         yield _stored(result, dtype)
     inputs.release(name)
 
@@ -84,13 +93,6 @@ def _whole_change(inputs: Inputs, name: str, **rule: Any) -> Tensor:
         return whole_change(theta_0, finetuned, **rule).flatten()
 
 
-def _combination(plan: Plan, name: str, *, thinned: bool) -> Callable[[Tensor], Tensor] | None:
-    if plan.combine is None:
-        return None
-    key = RandomKey(plan.seed, name)
-    return combination(plan.combine.rule, plan.combine.options, plan.weights, key, thinned=thinned)
-
-
 def _mask_inputs(plan: Plan, name: str, layer: LayerPlan, scores: dict[str, Tensor]) -> dict[str, Any]:
     mask = str(layer.mask)
     options = {**layer.mask_options, **layer.parameters.get(name, {})}
@@ -103,15 +105,6 @@ def _mask_inputs(plan: Plan, name: str, layer: LayerPlan, scores: dict[str, Tens
 def _lacks_score(mask: str, name: str, tensors: PlanTensors) -> bool:
     score = inspect.signature(load_plugin("masks", mask)).parameters.get("score")
     return score is not None and score.default is score.empty and name not in tensors.scores
-
-
-def _require_unchanged(inputs: Inputs, name: str, layer: LayerPlan) -> None:
-    """Check that a parameter without a score is unchanged by fine-tuning; otherwise an edited plan is wrong."""
-    if not torch.equal(inputs.theta_0(name), inputs.theta_1(name)):
-        raise PlanError(
-            f"layer '{inputs.layer_of[name]}' has the mask '{layer.mask}', but the plan holds no scores for {name}; "
-            "use 'magnitude' there, or plan again"
-        )
 
 
 def copied(name: str, holder: Location, others: Sequence[Location], dtype: str, length: int) -> Iterator[Array]:

@@ -6,7 +6,7 @@ A method is a function of a `Task` that returns a `Decision`; its keyword-only p
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from clipmerge.checkpoint import Inputs
 from clipmerge.errors import RecipeError
@@ -52,6 +52,12 @@ class Task:
     def everywhere(self, alpha: float, reason: str) -> dict[str, LayerPlan]:
         """The same coefficient for every layer."""
         return {layer: LayerPlan(alpha=alpha, reason=reason) for layer in self.layers}
+
+    def combined(self, alpha: float, rule: str, options: dict[str, Any], verdict: str) -> Decision:
+        """One coefficient for every layer, and a combination of the task vectors, each with weight 1."""
+        layers = self.everywhere(alpha, "one alpha for all layers")
+        weights = (1.0,) * len(self.inputs.finetuned)
+        return Decision(layers, verdict, weights=weights, combine=Combination(rule=rule, options=options))
 
     @property
     def uniform_weights(self) -> tuple[float, ...]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from clipmerge.errors import RecipeError
 from clipmerge.methods import Decision, Task
 from clipmerge.planning.layer_plan import LayerPlan
-from clipmerge.planning.stragglers import Stragglers, find_stragglers
+from clipmerge.planning.stragglers import find_stragglers
 from clipmerge.plugins import (
     Alpha,
     Count,
@@ -21,11 +21,7 @@ from clipmerge.plugins import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from torch import Tensor
-
-    from clipmerge.planning.measurements import Measurements
 
 
 def hold_back(
@@ -81,7 +77,11 @@ def hold_back(
         bootstraps=bootstraps,
         seed=task.seed,
     )
-    _check_gradients(method, mask, measurements)
+    if mask and requires("masks", mask, "score") and not measurements.gradients:
+        raise RecipeError(
+            f"method {method}: the {mask} mask needs gradients, which {measurements.measure} does not keep; "
+            "measure with path-barrier, or set method.mask=magnitude"
+        )
     straggler = LayerPlan(
         alpha=straggler_alpha,
         density=density if mask and "density" in plugin_options("masks", mask) else 1.0,
@@ -90,7 +90,9 @@ def hold_back(
     )
     layers = {layer: LayerPlan(alpha=alpha, reason="base alpha") for layer in task.layers}
     for layer in stragglers.names:
-        layers[layer] = straggler.model_copy(update={"reason": _reason(stragglers, layer, statistic)})
+        z, stability = (stragglers.scores[layer][name] for name in ("z", "stability"))
+        reason = f"straggler: {statistic} z {z:.1f}, in {stability:.0%} of the resamples"
+        layers[layer] = straggler.model_copy(update={"reason": reason})
     edit = f"alpha {straggler_alpha:g}" + (f" and the {mask} mask" if mask else "")
     they_get = "it gets" if len(stragglers.names) == 1 else "they get"
     rest = f"{they_get} {edit}, the rest alpha {alpha:g}" if stragglers.names else f"every layer gets alpha {alpha:g}"
@@ -105,14 +107,6 @@ def hold_back(
     )
 
 
-def _check_gradients(method: str, mask: str | None, measurements: Measurements) -> None:
-    if mask and requires("masks", mask, "score") and not measurements.gradients:
-        raise RecipeError(
-            f"method {method}: the {mask} mask needs gradients, which {measurements.measure} does not keep; "
-            "measure with path-barrier, or set method.mask=magnitude"
-        )
-
-
 def scores_for(task: Task, layers: dict[str, LayerPlan]) -> dict[str, Tensor]:
     """Collect the mean gradients along the path for the masks that rank entries by them.
 
@@ -124,15 +118,5 @@ def scores_for(task: Task, layers: dict[str, LayerPlan]) -> dict[str, Tensor]:
         Gradient by parameter, for the layers whose mask needs a score.
     """
     gradients = task.measurements.gradients if task.measurements else {}
-    return {name: gradients[name] for name in _scored(task, layers) if name in gradients}
-
-
-def _scored(task: Task, layers: dict[str, LayerPlan]) -> Iterable[str]:
-    for layer, entry in layers.items():
-        if entry.mask and requires("masks", entry.mask, "score"):
-            yield from task.layers[layer]
-
-
-def _reason(found: Stragglers, layer: str, statistic: str) -> str:
-    scores = found.scores[layer]
-    return f"straggler: {statistic} z {scores['z']:.1f}, in {scores['stability']:.0%} of the resamples"
+    scored = [layer for layer, entry in layers.items() if entry.mask and requires("masks", entry.mask, "score")]
+    return {name: gradients[name] for layer in scored for name in task.layers[layer] if name in gradients}

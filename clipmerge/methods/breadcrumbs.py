@@ -6,7 +6,6 @@ from typing import Any
 
 from clipmerge.combinations.breadcrumbs import breadcrumbs as combine
 from clipmerge.methods import Decision, Task
-from clipmerge.planning.layer_plan import Combination
 from clipmerge.plugins import Alpha, options_of
 
 
@@ -26,10 +25,8 @@ def breadcrumbs(task: Task, *, alpha: Alpha = 0.3, **options: Any) -> Decision:
         Model Breadcrumbs, Davari and Belilovsky 2023, arXiv:2312.06795.
     """
     count = len(task.inputs.finetuned)
-    return Decision(
-        task.everywhere(alpha, "one alpha for all layers"),
+    verdict = (
         f"{f'the sum of {count} task vectors, each' if count > 1 else 'the task vector'} without its outliers and its "
-        f"small entries, times {alpha:g}",
-        weights=(1.0,) * count,
-        combine=Combination(rule="breadcrumbs", options=options),
+        f"small entries, times {alpha:g}"
     )
+    return task.combined(alpha, "breadcrumbs", options, verdict)

@@ -6,7 +6,6 @@ from typing import Any
 
 from clipmerge.combinations.dare import dare as combine
 from clipmerge.methods import Decision, Task
-from clipmerge.planning.layer_plan import Combination
 from clipmerge.plugins import Alpha, options_of
 
 
@@ -26,10 +25,8 @@ def dare(task: Task, *, alpha: Alpha = 0.3, **options: Any) -> Decision:
         DARE, Yu et al. 2023, arXiv:2311.03099.
     """
     count = len(task.inputs.finetuned)
-    return Decision(
-        task.everywhere(alpha, "one alpha for all layers"),
+    verdict = (
         f"{f'the sum of {count} task vectors, each' if count > 1 else 'the task vector,'} thinned out at random and "
-        f"rescaled, times {alpha:g}",
-        weights=(1.0,) * count,
-        combine=Combination(rule="dare", options=options),
+        f"rescaled, times {alpha:g}"
     )
+    return task.combined(alpha, "dare", options, verdict)

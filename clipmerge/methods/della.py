@@ -7,7 +7,6 @@ from typing import Any
 from clipmerge.combinations.della import check_chances
 from clipmerge.combinations.della import della as combine
 from clipmerge.methods import Decision, Task
-from clipmerge.planning.layer_plan import Combination
 from clipmerge.plugins import Alpha, options_of
 
 
@@ -31,11 +30,9 @@ def della(task: Task, *, alpha: Alpha = 1.0, **options: Any) -> Decision:
     """
     check_chances(**options)
     count = len(task.inputs.finetuned)
-    return Decision(
-        task.everywhere(alpha, "one alpha for all layers"),
+    verdict = (
         f"{count} task vectors, each thinned out at random by magnitude, averaged where signs agree, times {alpha:g}"
         if count > 1
-        else f"the task vector, thinned out at random by magnitude, times {alpha:g}",
-        weights=(1.0,) * count,
-        combine=Combination(rule="della", options=options),
+        else f"the task vector, thinned out at random by magnitude, times {alpha:g}"
     )
+    return task.combined(alpha, "della", options, verdict)

@@ -6,7 +6,6 @@ from typing import Any
 
 from clipmerge.combinations.ties import ties as combine
 from clipmerge.methods import Decision, Task
-from clipmerge.planning.layer_plan import Combination
 from clipmerge.plugins import Alpha, options_of
 
 
@@ -29,9 +28,7 @@ def ties(task: Task, *, alpha: Alpha = 1.0, **options: Any) -> Decision:
         "ties", "there is no election of signs, only trimming: use 'breadcrumbs' with method.outliers=0"
     )
     count = len(task.inputs.finetuned)
-    return Decision(
-        task.everywhere(alpha, "one alpha for all layers"),
-        f"{count} task vectors, each trimmed to its largest entries, averaged where their signs agree, times {alpha:g}",
-        weights=(1.0,) * count,
-        combine=Combination(rule="ties", options=options),
+    verdict = (
+        f"{count} task vectors, each trimmed to its largest entries, averaged where their signs agree, times {alpha:g}"
     )
+    return task.combined(alpha, "ties", options, verdict)

@@ -17,9 +17,8 @@ from clipmerge.families import family_of
 from clipmerge.families.open_clip import FAMILY
 from tests.conversion.test_conversion import features, same
 from tests.support import tiny_open_clip
-from tests.support.command import Outcome, clipmerge, refused, start
-from tests.support.hub_double import environment, serving, upload
-from tests.support.tiny_clip import save_pair
+from tests.support.command import Outcome, clipmerge, refused
+from tests.support.hub_double import FakeHub, upload
 from tests.support.tiny_open_clip import (
     ARCHITECTURES,
     bert_text,
@@ -32,20 +31,23 @@ from tests.support.tiny_open_clip import (
 
 Folders = tuple[Path, Path]
 WEIGHTS = "open_clip_model.safetensors"
+ALL_THE_WAY = ("--recipe", "wise-ft", "--set", "method.alpha=1")
 
 
-@pytest.fixture(params=[*ARCHITECTURES, "bert text"])
-def kind(request: pytest.FixtureRequest, tmp_path: Path) -> dict[str, Any]:
-    """A ``model_cfg`` of each kind."""
-    if request.param == "bert text":
-        return model_config(text=bert_text(tmp_path / "bert"))
-    return model_config(**ARCHITECTURES[request.param])
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Folders:
+    """A pair of plain ViTs; read only."""
+    return save_open_clip_pair(tmp_path_factory.mktemp("ours"), model_config(quick_gelu=True))
+
+
+@pytest.fixture(scope="module")
+def ours(folders: Folders) -> Path:
+    return folders[0]
 
 
 @pytest.fixture
-def folders(tmp_path: Path) -> Folders:
-    """A pair of plain ViTs."""
-    return save_open_clip_pair(tmp_path, model_config(quick_gelu=True))
+def theirs(pair: Folders) -> Path:
+    return pair[0]
 
 
 def merge(zeroshot: Path, finetuned: Path, output: Path, alpha: float = 0.5, *more: object) -> Outcome:
@@ -54,8 +56,10 @@ def merge(zeroshot: Path, finetuned: Path, output: Path, alpha: float = 0.5, *mo
 
 
 @pytest.mark.uncounted
-def test_every_kind_is_merged_and_loaded(kind: dict[str, Any], tmp_path: Path) -> None:
-    zeroshot, finetuned = save_open_clip_pair(tmp_path / "pair", kind)
+@pytest.mark.parametrize("kind", [*ARCHITECTURES, "bert text"])
+def test_every_kind_is_merged_and_loaded(kind: str, tmp_path: Path) -> None:
+    settings = ARCHITECTURES[kind] if kind != "bert text" else {"text": bert_text(tmp_path / "bert")}
+    zeroshot, finetuned = save_open_clip_pair(tmp_path / "pair", model_config(**settings))
     theta_0, theta_1 = (load_file(folder / WEIGHTS) for folder in (zeroshot, finetuned))
     for alpha, source in ((0, zeroshot), (1, finetuned), (0.5, None)):
         output = tmp_path / f"merged-{alpha}"
@@ -157,8 +161,11 @@ def test_models_of_open_clip_have_all_their_parameters_in_layers(name: str) -> N
         ({"vision_cfg": {"norm_kwargs": {"eps": 1e-6}}}, "the vision towers differ in norm_kwargs"),
     ],
 )
-def test_models_that_only_look_alike_are_refused(folders: Folders, changes: dict[str, Any], message: str) -> None:
-    file = folders[0] / "open_clip_config.json"
+def test_models_that_only_look_alike_are_refused(
+    folders: Folders, tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    zeroshot = shutil.copytree(folders[0], tmp_path / "zeroshot")
+    file = zeroshot / "open_clip_config.json"
     config = json.loads(file.read_text())
     for key, value in changes.items():
         if isinstance(value, dict):
@@ -166,7 +173,7 @@ def test_models_that_only_look_alike_are_refused(folders: Folders, changes: dict
         else:
             config["model_cfg"][key] = value
     file.write_text(json.dumps(config))
-    assert message in refused(merge(*folders, folders[0].parent / "merged"))
+    assert message in refused(merge(zeroshot, folders[1], tmp_path / "merged"))
 
 
 def test_a_text_tower_apart_is_the_same_text_tower(tmp_path: Path) -> None:
@@ -179,13 +186,6 @@ def test_a_text_tower_apart_is_the_same_text_tower(tmp_path: Path) -> None:
     same(outputs(merged), outputs(load(zeroshot)))
 
 
-def test_a_wrappers_prefix_goes(folders: Folders, tmp_path: Path) -> None:
-    weights = load_file(folders[1] / WEIGHTS)
-    save_file({f"module.{key}": value for key, value in weights.items()}, folders[1] / WEIGHTS)
-    assert merge(*folders, tmp_path / "merged", 1).code == 0
-    assert load_file(tmp_path / "merged" / WEIGHTS).keys() == weights.keys()
-
-
 def test_shards_that_open_clip_cannot_load_are_refused(folders: Folders, tmp_path: Path) -> None:
     line = refused(merge(*folders, tmp_path / "merged", 0.5, "--max-shard-size", "20KB"))
     assert "open_clip loads open_clip_model.safetensors but no shards" in line
@@ -193,23 +193,20 @@ def test_shards_that_open_clip_cannot_load_are_refused(folders: Folders, tmp_pat
     assert (tmp_path / "merged" / WEIGHTS).is_file()
 
 
-def test_a_bare_file_is_merged_and_takes_the_zero_shot_files(folders: Folders, tmp_path: Path) -> None:
-    bare = tmp_path / "epoch_5.safetensors"
-    shutil.move(folders[1] / WEIGHTS, bare)
-    done = merge(folders[0], bare, tmp_path / "merged", 1)
-    assert "no open_clip_config.json beside it" in done.err
-    expected = build(model_config(quick_gelu=True))
-    expected.load_state_dict(load_file(bare))
-    same(outputs(load(tmp_path / "merged")), outputs(expected))
-
-
-def test_a_training_checkpoint_of_open_clip_is_merged(folders: Folders, tmp_path: Path) -> None:
+@pytest.mark.parametrize("form", ["bare", "under module", "a training checkpoint"])
+def test_a_file_is_merged_and_takes_the_zero_shot_files(folders: Folders, tmp_path: Path, form: str) -> None:
     """``open_clip_train`` saves pickles: an epoch, the optimizer, and a state dict under ``module.``."""
     weights = load_file(folders[1] / WEIGHTS)
     state = {f"module.{key}": value for key, value in weights.items()}
-    torch.save({"epoch": 5, "name": "run", "state_dict": state, "optimizer": {}}, tmp_path / "epoch_5.pt")
-    done = merge(folders[0], tmp_path / "epoch_5.pt", tmp_path / "merged", 1)
+    if form == "a training checkpoint":
+        file = tmp_path / "epoch_5.pt"
+        torch.save({"epoch": 5, "name": "run", "state_dict": state, "optimizer": {}}, file)
+    else:
+        file = tmp_path / "epoch_5.safetensors"
+        save_file(weights if form == "bare" else state, file)
+    done = merge(folders[0], file, tmp_path / "merged", 1)
     assert done.code == 0, done.err
+    assert "no open_clip_config.json beside it" in done.err
     same(outputs(load(tmp_path / "merged")), outputs(load(folders[1])))
     assert load_file(tmp_path / "merged" / WEIGHTS).keys() == weights.keys()
 
@@ -225,21 +222,16 @@ def test_the_cards_snippet_loads_the_output(folders: Folders, tmp_path: Path, mo
     assert sum(printed[0].values()) == pytest.approx(1)
 
 
-@pytest.mark.slow
-def test_a_pair_is_read_from_the_hub(folders: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pair_is_read_from_the_hub(folders: Folders, theirs: Path, hub: FakeHub, tmp_path: Path) -> None:
     """One repository holds both libraries' configurations and a pickle besides, as those on the Hub do."""
-    (folders[1] / "open_clip_pytorch_model.bin").write_bytes(b"\x80\x04never taken")
-    theirs = save_pair(tmp_path / "theirs")[0]
-    with serving(tmp_path, monkeypatch) as hub:
-        for name, folder in (("base", folders[0]), ("cars", folders[1]), ("clip", theirs)):
-            upload(hub, f"acme/{name}", {path.name: path.read_bytes() for path in folder.iterdir()})
-        for base in ("base", "clip"):
-            arguments = ("--recipe", "wise-ft", "--set", "method.alpha=1", "--output", tmp_path / f"merged-{base}")
-            with start("merge", f"acme/{base}", "acme/cars", *arguments, env=environment(hub, tmp_path)) as process:
-                _, said = process.communicate(timeout=300)
-            assert process.returncode == 0, said
-            same(outputs(load(tmp_path / f"merged-{base}")), outputs(load(folders[1])))
-        assert not [request for request in hub.log if "open_clip_pytorch_model.bin" in str(request)]
+    for name, folder in (("base", folders[0]), ("cars", folders[1]), ("clip", theirs)):
+        upload(hub, f"acme/{name}", {path.name: path.read_bytes() for path in folder.iterdir()})
+    upload(hub, "acme/cars", {"open_clip_pytorch_model.bin": b"\x80\x04never taken"})
+    for base in ("base", "clip"):
+        done = clipmerge("merge", f"acme/{base}", "acme/cars", *ALL_THE_WAY, "--output", tmp_path / base)
+        assert done.code == 0, done.err
+        same(outputs(load(tmp_path / base)), outputs(load(folders[1])))
+    assert not hub.requests("GET", "/resolve/.*open_clip_pytorch_model.bin")
 
 
 def test_inspect_knows_the_layers(folders: Folders) -> None:
@@ -248,9 +240,7 @@ def test_inspect_knows_the_layers(folders: Folders) -> None:
     assert record["mismatches"] == []
 
 
-def test_a_mixed_pair_is_inspected(tmp_path: Path) -> None:
-    ours = save_open_clip_pair(tmp_path / "ours", model_config(quick_gelu=True))[0]
-    theirs = save_pair(tmp_path / "theirs")[0]
+def test_a_mixed_pair_is_inspected(ours: Path, theirs: Path, tmp_path: Path) -> None:
     clipmerge("convert", theirs, tmp_path / "same", "--to", "open-clip")
     for pair, plain in (((theirs, ours), (tmp_path / "same", ours)), ((ours, tmp_path / "same"), (ours, theirs))):
         mixed, alike = (clipmerge("inspect", *each, "--format", "json") for each in (pair, plain))
@@ -264,10 +254,11 @@ def test_a_mixed_pair_is_inspected(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("ours", ["zeroshot", "finetuned"])
 @pytest.mark.parametrize("custom_text", [False, True])
-def test_a_mixed_pair_is_merged_in_the_finetuned_layout(ours: str, custom_text: bool, tmp_path: Path) -> None:
+def test_a_mixed_pair_is_merged_in_the_finetuned_layout(
+    ours: str, custom_text: bool, theirs: Path, tmp_path: Path
+) -> None:
     config = model_config(quick_gelu=True, **({"custom_text": True} if custom_text else {}))
     open_clip_folder = save_open_clip_pair(tmp_path / "ours", config)[0]
-    theirs = save_pair(tmp_path / "theirs")[0]
     zeroshot, finetuned = (open_clip_folder, theirs) if ours == "zeroshot" else (theirs, open_clip_folder)
     for alpha in (0, 1):
         output = tmp_path / f"merged-{alpha}"
@@ -291,34 +282,25 @@ def test_a_mixed_pair_is_merged_in_the_finetuned_layout(ours: str, custom_text: 
     assert torch.equal(merged_half[key], theta_0 + 0.5 * (theta_1[key] - theta_0))
 
 
-def test_a_mixed_pair_with_another_activation_is_refused(tmp_path: Path) -> None:
+def test_a_mixed_pair_that_cannot_be_merged_is_refused(theirs: Path, tmp_path: Path) -> None:
     ours = save_open_clip_pair(tmp_path / "ours", model_config())[0]
-    theirs = save_pair(tmp_path / "theirs")[0]
     assert "the vision towers differ in quick_gelu: zeroshot True" in refused(merge(theirs, ours, tmp_path / "merged"))
     assert "differ in hidden_act: zeroshot gelu, finetuned quick_gelu" in refused(merge(ours, theirs, tmp_path / "m"))
-
-
-def test_a_mixed_pair_that_cannot_be_converted_is_refused(tmp_path: Path) -> None:
-    ours = save_open_clip_pair(tmp_path / "ours", model_config(**ARCHITECTURES["resnet"]))[0]
-    theirs = save_pair(tmp_path / "theirs")[0]
+    ours = save_open_clip_pair(tmp_path / "resnet", model_config(**ARCHITECTURES["resnet"]))[0]
     assert "have no counterpart in a transformers CLIPModel" in refused(merge(ours, theirs, tmp_path / "merged"))
     assert "the vision towers differ in image_size" in refused(merge(theirs, ours, tmp_path / "merged"))
 
 
-def test_a_plan_of_a_mixed_pair_gives_the_merges_bytes(tmp_path: Path) -> None:
-    ours = save_open_clip_pair(tmp_path / "ours", model_config(quick_gelu=True))[0]
-    theirs = save_pair(tmp_path / "theirs")[0]
+def test_a_plan_of_a_mixed_pair_gives_the_merges_bytes(ours: Path, theirs: Path, tmp_path: Path) -> None:
     assert merge(theirs, ours, tmp_path / "merged").code == 0
     assert clipmerge("plan", theirs, ours, "--recipe", "wise-ft", "--output", tmp_path / "plan.json").code == 0
     assert clipmerge("apply", tmp_path / "plan.json", "--output", tmp_path / "applied").code == 0
     assert (tmp_path / "merged" / WEIGHTS).read_bytes() == (tmp_path / "applied" / WEIGHTS).read_bytes()
 
 
-def test_a_bare_file_takes_its_files_from_the_other_library(tmp_path: Path) -> None:
+def test_a_bare_file_takes_its_files_from_the_other_library(ours: Path, theirs: Path, tmp_path: Path) -> None:
     """A bare OpenCLIP file over a transformers base: configuration and tokenizer are made from the base's."""
-    ours = save_open_clip_pair(tmp_path / "ours", model_config(quick_gelu=True))[0]
     bare = shutil.copy(ours / WEIGHTS, tmp_path / "epoch_5.safetensors")
-    theirs = save_pair(tmp_path / "theirs")[0]
     done = merge(theirs, Path(bare), tmp_path / "merged", 0)
     assert done.code == 0, done.err
     same(outputs(load(tmp_path / "merged")), features(CLIPModel.from_pretrained(theirs)))
@@ -326,9 +308,9 @@ def test_a_bare_file_takes_its_files_from_the_other_library(tmp_path: Path) -> N
     assert ids.shape == (1, tiny_open_clip.TEXT["context_length"])
 
 
-def test_the_fine_tuned_tower_of_transformers_goes_into_an_open_clip_base(tmp_path: Path) -> None:
-    ours = save_open_clip_pair(tmp_path / "ours", model_config(quick_gelu=True))[0]
-    theirs = save_pair(tmp_path / "theirs")[0]
+def test_the_fine_tuned_tower_of_transformers_goes_into_an_open_clip_base(
+    ours: Path, theirs: Path, tmp_path: Path
+) -> None:
     tensors = load_file(theirs / "model.safetensors")
     tower = tmp_path / "tower"
     CLIPModel.from_pretrained(theirs).vision_model.save_pretrained(tower)
