@@ -9,13 +9,12 @@ import pytest
 
 from clipmerge.files.paths import is_plain_name, local_path
 from clipmerge.files.reading import Unreadable, read_bytes
-from clipmerge.files.side_files import NotJsonError, inside, lies_in, side_file_bytes
+from clipmerge.files.side_files import lies_in, side_file_bytes
 
 
 def test_a_name_with_a_zero_byte_is_no_file(tmp_path: Path) -> None:
     with pytest.raises(Unreadable, match="null"):
         read_bytes(tmp_path / "a\0b", 10)
-    assert inside(tmp_path, "a\0b") is None
     assert not lies_in(tmp_path, tmp_path / "a\0b")
 
 
@@ -24,12 +23,6 @@ def test_a_link_to_nothing_lies_nowhere(tmp_path: Path) -> None:
     (tmp_path / "circle").symlink_to("circle")
     assert not lies_in(tmp_path, tmp_path / "link")
     assert not lies_in(tmp_path, tmp_path / "circle")
-
-
-def test_what_is_no_json_is_not_passed_on(tmp_path: Path) -> None:
-    (tmp_path / "x.json").write_bytes(b'{"a": /home/me')
-    with pytest.raises(NotJsonError, match="cannot be read as JSON"):
-        side_file_bytes(tmp_path / "x.json", "x.json")
 
 
 def test_half_a_surrogate_pair_survives_the_loss_of_a_path(tmp_path: Path) -> None:

@@ -134,14 +134,14 @@ class Bench:
 
     def run(self, command: str) -> Outcome:
         out, plan = self.folder / "out", self.folder / "plan.json"
-        cars = "hf://datasets/acme/cars:test"
+        cars, quick = "hf://datasets/acme/cars:test", ("-r", "wise-ft-id", "--set", "measure.steps=1")
         merge = ("merge", "acme/base", "acme/tuned", "-r", "wise-ft", "-o", out)
         arguments: dict[str, tuple[object, ...]] = {
             "push": ("push", self.merged, "alice/robust"),
             "merge": merge,
             "merge --push": ("merge", *self.pair, "-r", "wise-ft", "-o", out, "--push", "alice/robust"),
             "inspect": ("inspect", "acme/tuned"),
-            "plan": ("plan", *self.pair, "-r", "straggler-outlier", "--data", cars, "--images", "6", "-o", plan),
+            "plan": ("plan", *self.pair, *quick, "--data", cars, "--images", "6", "-o", plan),
             "evaluate": ("evaluate", self.pair[0], "--data", f"test={cars}"),
         }
         return clipmerge(*arguments[command])
