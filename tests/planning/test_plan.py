@@ -217,14 +217,16 @@ def test_a_statistic_that_was_not_measured_is_a_key_error() -> None:
         Measurements(measure="x")["barrier"]
 
 
-def test_two_parts_of_one_file_are_two_checkpoints() -> None:
-    """The hash of the file is that of both; where the file lies does not matter."""
+def test_the_digest_tells_parts_of_a_file_and_learned_coefficients_apart() -> None:
+    """The hash of a file is that of all models in it; where the file lies does not matter."""
     ema, moved, model = (
         SourceRecord(source=source, files={"x.pt": "0" * 64}) for source in ("x.pt#ema", "runs/x.pt#ema", "x.pt#model")
     )
     plan = Plan(recipe={}, zeroshot=model, finetuned=(ema,), weights=(1.0,), layers={})
     assert plan.digest == plan.model_copy(update={"finetuned": (moved,)}).digest
     assert plan.digest != plan.model_copy(update={"finetuned": (model,)}).digest
+    coefficients = [plan.with_tensors({"coefficients:a": torch.tensor([value])}) for value in (0.5, 0.6)]
+    assert len({each.digest for each in (plan, *coefficients)}) == 3
 
 
 plain: TypeAdapter[Any] = TypeAdapter(Plain)
