@@ -42,7 +42,7 @@ from clipmerge.images.dataset import LabelledImages, load_images, load_unlabelle
 from clipmerge.images.file_store import local_inputs
 from clipmerge.images.held_back import wanted_back
 from clipmerge.images.known import Named
-from clipmerge.images.overlap import Images, check_overlap
+from clipmerge.images.overlap import NOT_COMPARED, Images, check_overlap
 from clipmerge.images.prompts import own_templates, templates_for
 from clipmerge.options import Missing, SweepOptions, completed, with_options
 from clipmerge.output.record import SWEEP_FORMAT
@@ -273,7 +273,9 @@ def _about(
         "calibration_source": _name_of(request.calibration.source),
         "templates": list(templates_for(request.calibration.templates, ())),
         "own_templates": own_templates(request.calibration.templates, loaded),
-        "ood_checked": request.checks_overlap and request.calibration.source not in (None, ""),
+        "ood_checked": request.checks_overlap
+        and request.calibration.source not in (None, "")
+        and not any(note.endswith(NOT_COMPARED) for note in notes),
         "seed": request.seed,
         "bootstrap": {"resamples": RESAMPLES, "level": LEVEL},
         "warnings": list(notes),

@@ -18,6 +18,8 @@ from clipmerge.images.store import Pixels
 
 #: Images with classes or captions.
 Images: TypeAlias = LabelledImages | CaptionedImages
+#: What is noted of a source that holds preprocessed images, which can be compared with nothing.
+NOT_COMPARED = ": its images are preprocessed, so they were not compared with those of other sources"
 
 
 class Fingerprints:
@@ -114,7 +116,10 @@ def check_overlap(
     task_prints = {f"--keep {name}": Fingerprints(images) for name, images in (tasks or {}).items()}
     if unlabelled is not None:
         refuse_shared(unlabelled, id_prints | ood_prints | task_prints)
-    notes = []
+    stores = {name: prints.store for name, prints in (id_prints | ood_prints | task_prints).items()}
+    own = (("the calibration source", calibration), ("--unlabelled", unlabelled))
+    stores |= {name: images.store for name, images in own if images is not None}
+    notes = [f"{name}{NOT_COMPARED}" for name, store in stores.items() if isinstance(store, Pixels)]
     if calibration is not None:
         theirs = Fingerprints(calibration)
         for name, prints in ood_prints.items():

@@ -466,6 +466,20 @@ def test_ood_images_among_the_calibration_images_are_refused(
     assert not measured.batches
 
 
+def test_only_what_was_compared_is_said_to_be_checked(
+    far: Folders, images: Path, shifted: Path, calibration: Path
+) -> None:
+    pixels = [(torch.zeros(3, 32, 32), "cat"), (torch.ones(3, 32, 32), "dog")]
+    for source, compares, checked in (
+        (str(calibration), True, True),
+        (str(calibration), False, False),
+        (pixels, True, False),
+        (None, True, False),
+    ):
+        request = request_for(far, images, shifted, calibration=Calibration(source=source), checks_overlap=compares)
+        assert run_sweep(request)[0]["ood_checked"] is checked
+
+
 def test_images_used_twice_are_noted(far: Folders, images: Path, calibration: Path) -> None:
     used_twice = Calibration(source=str(calibration))
     for request, told in (

@@ -6,11 +6,12 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
 from clipmerge.errors import DataError, UsageError
 from clipmerge.images.dataset import load_images
-from clipmerge.images.overlap import Fingerprints, check_overlap, find_overlap
+from clipmerge.images.overlap import NOT_COMPARED, Fingerprints, check_overlap, find_overlap
 from clipmerge.images.retrieval import load_captions
 from tests.support.image_files import png, save_hub_parquet, save_tar
 from tests.support.tiny_clip import save_images
@@ -110,3 +111,13 @@ def test_images_of_other_tasks_are_compared_with_all_others(images: Path, other:
         "--keep folder: 1 image is also in --ood far",
         "--keep tar: 1 image is also in --ood far",
     ]
+
+
+def test_images_that_cannot_be_compared_are_named(images: Path, other: Path) -> None:
+    """So that nothing is said to have been checked which was not."""
+    pixels = load_images([(torch.zeros(3, 32, 32), "cat"), (torch.ones(3, 32, 32), "dog")])
+    near, far = load_images(str(images)), load_images(str(other))
+    assert check_overlap(near, {}, {"far": far}) == []
+    assert check_overlap(near, {}, {"far": pixels}) == [f"--ood far{NOT_COMPARED}"]
+    assert check_overlap(pixels, {}, {"far": far}) == [f"the calibration source{NOT_COMPARED}"]
+    assert check_overlap(near, {}, {"far": far}, pixels) == [f"--unlabelled{NOT_COMPARED}"]
