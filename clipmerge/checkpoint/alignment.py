@@ -5,7 +5,7 @@ from __future__ import annotations
 from clipmerge.checkpoint.compare import find_mismatches, notes_on
 from clipmerge.checkpoint.converted import in_one_layout
 from clipmerge.checkpoint.inputs import Inputs
-from clipmerge.checkpoint.source import Checkpoint
+from clipmerge.checkpoint.source import Checkpoint, naming
 from clipmerge.errors import CheckpointError
 from clipmerge.families import Family, family_of, known_keys, tower_of
 from clipmerge.layers import HEAD
@@ -31,13 +31,14 @@ def align(zeroshot: Checkpoint, finetuned: list[Checkpoint], *, missing: Missing
     zeroshot, finetuned = in_one_layout(zeroshot, finetuned)
     checkpoints = (zeroshot, *finetuned)
     family = _common_family(checkpoints)
-    keys = [{name: key for key, name in _names(family, checkpoint).items()} for checkpoint in checkpoints]
-    try:
+    keys = []
+    for checkpoint in checkpoints:
+        with naming(checkpoint.source):
+            keys.append({name: key for key, name in family.canonical_names(checkpoint.entries).items()})
+    with naming(zeroshot.source):
         family.layers_of(keys[0])
-    except CheckpointError as error:
-        raise CheckpointError(f"{zeroshot.source}: {error}") from None
     heads = _other_heads(family, checkpoints, keys)
-    towers = {_tower(family, names) for names in keys[1:]}
+    towers = {tower_of(family.layers_of(filter(family.has_layer, names)).values()) for names in keys[1:]}
     tower = towers.pop() if len(towers) == 1 else "full"
     inputs = Inputs(family, zeroshot, tuple(finetuned), keys[0], tuple(keys[1:]), tower, missing)
     inputs.notes.extend(checkpoint.note for checkpoint in checkpoints if checkpoint.note)
@@ -65,7 +66,10 @@ def _other_heads(family: Family, checkpoints: tuple[Checkpoint, ...], keys: list
 
 def _common_family(checkpoints: tuple[Checkpoint, ...]) -> Family:
     """The common family; checkpoints without a config take the first one's if their keys match it."""
-    families = [_family(checkpoint) for checkpoint in checkpoints]
+    families = []
+    for checkpoint in checkpoints:
+        with naming(checkpoint.source):
+            families.append(family_of(checkpoint.config, checkpoint.entries))
     decided = (family for family, one in zip(families, checkpoints, strict=True) if one.config is not None)
     first = next(decided, families[0])
     for family, one in zip(families, checkpoints, strict=True):
@@ -78,21 +82,3 @@ def _common_family(checkpoints: tuple[Checkpoint, ...]) -> Family:
                 "different families do not merge. Give the base that was fine-tuned"
             )
     return first
-
-
-def _family(checkpoint: Checkpoint) -> Family:
-    try:
-        return family_of(checkpoint.config, checkpoint.entries)
-    except CheckpointError as error:
-        raise CheckpointError(f"{checkpoint.source}: {error}") from None
-
-
-def _names(family: Family, checkpoint: Checkpoint) -> dict[str, str]:
-    try:
-        return family.canonical_names(checkpoint.entries)
-    except CheckpointError as error:
-        raise CheckpointError(f"{checkpoint.source}: {error}") from None
-
-
-def _tower(family: Family, names: dict[str, str]) -> str:
-    return tower_of(family.layers_of(filter(family.has_layer, names)).values())

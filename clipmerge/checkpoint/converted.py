@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from clipmerge.checkpoint.source import OPEN_CLIP_CONFIG, Checkpoint
+from clipmerge.checkpoint.source import OPEN_CLIP_CONFIG, Checkpoint, naming
 from clipmerge.conversion.config import open_clip_config, transformers_config
 from clipmerge.conversion.keys import Layout, Match, is_made_anew, layout_of, match_keys
 from clipmerge.conversion.shapes import check_shapes
@@ -94,7 +94,7 @@ def convert_checkpoint(checkpoint: Checkpoint, to: Layout, *, text_prefix: str =
     layout = layout_of(plain)
     if layout == to:
         return checkpoint
-    try:
+    with naming(checkpoint.source):
         prefix = text_prefix if to == "open-clip" else "text." if "text.ln_final.weight" in plain else ""
         matches = match_keys(plain, layout, text_prefix=prefix)
         config = _convert_config(checkpoint, to, prefix)
@@ -105,8 +105,6 @@ def convert_checkpoint(checkpoint: Checkpoint, to: Layout, *, text_prefix: str =
             known = entries if to == "transformers" else theirs
             shapes = {name: () if name == "logit_scale" else entry.shape for name, entry in known.items()}
             check_shapes((config if to == "transformers" else checkpoint.config) or {}, shapes, _config_file(to))
-    except CheckpointError as error:
-        raise CheckpointError(f"{checkpoint.source}: {error}") from None
     forms = {name: form for name, (_, form) in formed.items()}
     values = checkpoint.facts(entries=entries, config=config, sharded=False)
     return ConvertedCheckpoint(**values, original=checkpoint, forms=forms)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clipmerge.checkpoint.adapter import adapt
-from clipmerge.checkpoint.source import INDEX, OPEN_CLIP_CONFIG, OPEN_CLIP_WEIGHTS, WEIGHTS, Checkpoint
+from clipmerge.checkpoint.source import INDEX, OPEN_CLIP_CONFIG, OPEN_CLIP_WEIGHTS, WEIGHTS, Checkpoint, naming
 from clipmerge.checkpoint.state_dict import StateDict, read_state_dict
 from clipmerge.checkpoint.wrappers import unwrap
 from clipmerge.conversion.keys import layout_of
@@ -262,10 +262,8 @@ def _checkpoint(
         raise CheckpointError(f"{files[0]}: holds no tensors")
     folder = files[0].parent
     if not _is_adapter(files[0]):  # an adapter's own reader knows every tensor it may have
-        try:
+        with naming(files[0]):
             found = unwrap(entries, part)
-        except CheckpointError as error:
-            raise CheckpointError(f"{files[0]}: {error}") from None
         entries = {name: entries[key] for name, key in found.keys.items()}
         tensors = {name: tensors[key] for name, key in found.keys.items() if key in tensors}
         note = "; ".join(filter(None, (note, found.note and f"{files[0]}: {found.note}"))) or None

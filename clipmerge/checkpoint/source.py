@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import warnings
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, fields
 from functools import cache
@@ -133,6 +135,15 @@ class Checkpoint:
     def bytes(self) -> int:
         """Size of the weights."""
         return sum(entry.end - entry.begin for entry in self.entries.values())
+
+
+@contextlib.contextmanager
+def naming(source: object) -> Iterator[None]:
+    """Put the name of a checkpoint or a file before what is wrong with it."""
+    try:
+        yield
+    except CheckpointError as error:
+        raise CheckpointError(f"{source}: {error}") from None
 
 
 @cache

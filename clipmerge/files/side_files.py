@@ -160,7 +160,8 @@ def without_places(data: Any, kept: Container[str] = (), *, words: bool = False)
         {'text_config': {'vocab_size': 3}}
     """
     if isinstance(data, dict):
-        names = (key for key in data if not _is_named_so(key, data[key]) and (words or not _is_private(key)))
+        named_so = _PLACES | {key for key, value in data.items() if key in _SECRETS and isinstance(value, str)}
+        names = (key for key in data if key not in named_so and (words or not _is_private(key)))
         return {
             key: without_places(data[key], kept, words=words)
             for key in names
@@ -169,11 +170,6 @@ def without_places(data: Any, kept: Container[str] = (), *, words: bool = False)
     if isinstance(data, list):
         return [without_places(value, kept, words=words) for value in data if words or not _is_private(value)]
     return data
-
-
-def _is_named_so(key: str, value: Any) -> bool:
-    """Whether a field's name says that it holds a path or a secret."""
-    return key in _PLACES or (key in _SECRETS and isinstance(value, str))
 
 
 def _is_private(value: Any) -> bool:

@@ -223,12 +223,6 @@ def test_the_slope_is_that_of_a_regression_with_a_constant_per_block(seed: int) 
     assert shrinkage(rows) == pytest.approx((found[0], spread**0.5), rel=1e-9)
 
 
-def test_a_decay_of_each_block_alone_is_no_slope() -> None:
-    for true in (0.0, 1.0):
-        slope, error = shrinkage(drawn(true)) or (9.0, 9.0)
-        assert abs(slope - true) < 4 * error < 0.4
-
-
 def test_nothing_is_said_of_few_matrices() -> None:
     assert shrinkage(drawn(1.0, blocks=3, matrices=3)) is None
     assert shrinkage([(f"vision.{number}", 0.1, 0.0) for number in range(50)]) is None

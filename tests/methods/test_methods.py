@@ -13,6 +13,8 @@ from safetensors.torch import load_file
 
 from clipmerge.errors import CheckpointError, RecipeError
 from clipmerge.methods import Task
+from clipmerge.methods.learned import _chosen
+from clipmerge.planning.measurements import HeldBackChoice
 from clipmerge.plugins import plugin_names
 from tests.support.raw_safetensors import edit
 from tests.support.tasks import decide, merged, task_of
@@ -112,3 +114,30 @@ def test_monosoup_names_a_broken_tensor(copies: Folders, which: int, value: floa
     edit(copies[which], **{key: broken})
     with pytest.raises(CheckpointError, match=rf"{copies[which]}: tensor {key} holds (NaN|Inf)"):
         decide(task_of(copies), "monosoup")
+
+
+# --- learned coefficients: what is said about the images that were held back ---
+
+SEEN: dict[str, Any] = {"images": 20, "right": 0.9, "path_alpha": 0.5, "path_goal": 1.5, "finetuned_right": 0.95}
+
+
+@pytest.mark.parametrize(
+    ("choice", "said"),
+    [
+        ({"alpha": 0.5, "part": 1.0, "goal": 1.5}, "proven better than alpha 0.5 of the straight path; 90.0%"),
+        ({"part": 1.0, "goal": 1.2}, "20 images held back chose all of what was learned; 90.0% of their views are rec"),
+        ({"part": 0.4, "goal": 1.2}, "chose 40% of the way to what was learned; "),
+        ({"part": 0.0, "goal": 1.2}, "chose one coefficient for all that the mask keeps; "),
+        ({"part": 1.0, "beyond": 0.3, "goal": 1.2}, "and from there 30% of the way to fine-tuned to keep the accuracy"),
+    ],
+)
+def test_the_choice_is_told(choice: dict[str, Any], said: str) -> None:
+    assert said in _chosen(HeldBackChoice(**SEEN | {"alpha": None, "beyond": 0.0} | choice))
+
+
+def test_a_mask_that_does_not_beat_the_path_says_so() -> None:
+    worse = "which a sparse mask does not beat"
+    told = {
+        goal: _chosen(HeldBackChoice(**SEEN, alpha=None, part=1.0, beyond=0.0, goal=goal)) for goal in (1.4, 1.5, 1.6)
+    }
+    assert [worse in told[goal] for goal in (1.4, 1.5, 1.6)] == [False, True, True]
