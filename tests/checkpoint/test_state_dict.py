@@ -362,7 +362,8 @@ def to_pickles(folder: Path, *, sharded: bool = False) -> Path:
     return folder
 
 
-@pytest.mark.parametrize(("which", "sharded"), [((1,), False), ((0, 1), False), ((0,), True), ((0, 1), True)])
+@pytest.mark.parametrize("which", [(0,), (1,), (0, 1)])
+@pytest.mark.parametrize("sharded", [False, True])
 def test_the_merge_is_the_same_bytes(
     pair: Folders, copies: Folders, tmp_path: Path, which: tuple[int, ...], sharded: bool
 ) -> None:

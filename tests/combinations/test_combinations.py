@@ -162,15 +162,6 @@ def test_della_entry_by_entry(shape: tuple[int, ...]) -> None:
     assert result.flatten().tolist() == pytest.approx(expected, abs=1e-5)
 
 
-def test_della_keeps_the_mean_and_large_entries_more_often() -> None:
-    stack = torch.linspace(1, 2, 400).repeat(1, 500, 1)
-    result = combined("della", stack, density=0.4, window=0.6)
-    assert float(result.mean()) == pytest.approx(1.5, rel=0.02)
-    kept = (result != 0).double().mean(dim=0)
-    assert float(kept[:40].mean()) == pytest.approx(0.13, abs=0.02)
-    assert float(kept[-40:].mean()) == pytest.approx(0.67, abs=0.02)
-
-
 @pytest.mark.parametrize("options", [{"density": 0.05, "window": 0.1}, {"density": 0.9, "window": 0.4}])
 def test_a_window_that_gives_no_probabilities_is_refused(options: dict[str, float], family: list[Path]) -> None:
     with pytest.raises(RecipeError, match=r"della: density .* give probabilities from .*; choose a smaller window"):
@@ -254,7 +245,7 @@ def test_with_one_checkpoint_it_is_another_method_or_thins_it_out(family: list[P
     base, other = (load_file(folder / "model.safetensors") for folder in family[:2])
     for method in ("ties", "task-arithmetic"):
         with pytest.raises(
-            RecipeError, match=rf"method {method}: needs at least two .* with one, .*use|it is 'wise-ft"
+            RecipeError, match=f"method {method}: needs at least two fine-tuned checkpoints; with one, "
         ):
             decide(task, method)
     for method, kept in (("dare", 0.5), ("della", 0.5), ("breadcrumbs", 0.15)):
@@ -313,25 +304,15 @@ FAST = ("task-arithmetic", "della")  # without a rule, and with one that draws
 def test_the_command_writes_the_same_bytes_each_time_and_by_way_of_a_plan(
     family: list[Path], tmp_path: Path, recipe: str
 ) -> None:
-    first, other, by_plan = (tmp_path / name for name in ("first", "other", "by-plan"))
+    first, again, other, by_plan = (tmp_path / name for name in ("first", "again", "other", "by-plan"))
     made = clipmerge("merge", *family, "--recipe", recipe, "--output", first, "--format", "json")
     assert made.code == 0, made.err
+    assert clipmerge("merge", *family, "--recipe", recipe, "--output", again).code == 0
     assert clipmerge("merge", *family, "--recipe", recipe, "--output", other, "--seed", 1).code == 0
     assert clipmerge("plan", *family, "--recipe", recipe, "--output", tmp_path / "plan.json").code == 0
     assert clipmerge("apply", tmp_path / "plan.json", "--output", by_plan).code == 0
-    bytes_of = {folder.name: (folder / "model.safetensors").read_bytes() for folder in (first, other, by_plan)}
-    assert bytes_of["first"] == bytes_of["by-plan"]
+    bytes_of = {folder.name: (folder / "model.safetensors").read_bytes() for folder in (first, again, other, by_plan)}
+    assert bytes_of["first"] == bytes_of["again"] == bytes_of["by-plan"]
     assert (bytes_of["first"] != bytes_of["other"]) is (recipe in ("dare", "della"))
     rule = made.json["combine"]
     assert (rule and rule["rule"]) == (None if recipe == "task-arithmetic" else recipe)
-    base, *others = (load_file(folder / "model.safetensors") for folder in family)
-    result = load_file(first / "model.safetensors")
-    layer_of = task_of(family).inputs.layer_of
-    for name, value in base.items():
-        alpha = made.json["layers"][layer_of[name]]["alpha"]
-        stack = torch.stack([each[name] - value for each in others])
-        change = stack.sum(dim=0)
-        if rule:
-            key = RandomKey(0, name)
-            change = combination(recipe, rule["options"], (1.0,) * 3, key, thinned=value.numel() > 1)(stack)
-        assert torch.allclose(result[name], value + alpha * change, atol=1e-6), name

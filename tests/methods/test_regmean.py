@@ -105,13 +105,16 @@ def test_another_measure_is_refused(ends: Ends) -> None:
         decide(task_of(ends, Measurements(measure="fisher")), "regmean")
 
 
-def test_a_plan_holds_the_matrices_and_its_merge_is_the_formula(
+def test_the_command_merges_and_a_plan_gives_the_same_bytes(
     pair: tuple[Path, Path], images: Path, tmp_path: Path
 ) -> None:
-    plan = tmp_path / "plan.json"
-    assert clipmerge("plan", *pair, "--recipe", "regmean", "--data", images, "--output", plan).code == 0
-    made = clipmerge("apply", plan, "--output", tmp_path / "a", "--format", "json")
+    given = [*pair, "--recipe", "regmean", "--data", images]
+    made = clipmerge("merge", *given, "--output", tmp_path / "a", "--format", "json")
     assert made.code == 0, made.err
+    assert clipmerge("plan", *given, "--output", tmp_path / "plan.json").code == 0
+    assert clipmerge("apply", tmp_path / "plan.json", "--output", tmp_path / "b").code == 0
+    written = [(tmp_path / name / "model.safetensors").read_bytes() for name in "ab"]
+    assert written[0] == written[1]
     ends = [load_file(folder / "model.safetensors") for folder in pair]
     scores = load_file(tmp_path / "plan.tensors.safetensors")
     for name, value in load_file(tmp_path / "a" / "model.safetensors").items():
