@@ -258,8 +258,9 @@ DATA: dict[str, tuple[dict[str, bytes], str]] = {
 }
 
 
-@pytest.mark.parametrize("how", DATA)
-@pytest.mark.parametrize("command", ["plan", "evaluate"])
+@pytest.mark.parametrize(
+    ("command", "how"), [*(("evaluate", how) for how in DATA), ("plan", "garbage"), ("plan", "a bad card")]
+)
 def test_a_dataset_that_is_broken_on_the_hub(bench: Bench, command: str, how: str) -> None:
     files, message = DATA[how]
     put(bench.hub, "dataset", "acme/cars", files)
