@@ -187,7 +187,7 @@ def test_without_open_clip_one_line_says_what_to_install(
     [
         ("", "", "copy the files of acme/tiny's tokenizer beside the weights"),
         ('"hf_tokenizer_name": "acme/tiny"', '"pad_id": 0', "the text tower has 58 tokens, but CLIP's tokenizer 49408"),
-        ('"head_width"', '"head_widht"', "open_clip cannot build the model of open_clip_config.json .*head_widht"),
+        ('"head_width"', '"head_widht"', "open_clip cannot build the model of open_clip_config.json.*head_widht"),
     ],
 )
 def test_what_open_clip_cannot_build_is_one_line(
