@@ -98,16 +98,10 @@ def example(vision: int = 24, text: int = 12, stragglers: tuple[str, ...] = ("vi
 def _verdict(stragglers: tuple[str, ...]) -> str:
     if not stragglers:
         return (
-            "no straggler layers found: vision.3.mlp stands out most in barrier, with z 1.3, and a straggler exceeds "
-            "5.7, 3 times as far as the lowest layer (z -1.9); every layer gets alpha 0.5"
+            "no straggler layers found: vision.3.mlp stands out most in barrier, with z 1.3; every layer gets alpha 0.5"
         )
-    word = "layer" if len(stragglers) == 1 else "layers"
-    they_get = "it gets" if len(stragglers) == 1 else "they get"
     named = ", ".join(stragglers[:3]) + f" and {len(stragglers) - 3} more" * (len(stragglers) > 3)
-    return (
-        f"{len(stragglers)} straggler {word} found by barrier: {named}; {they_get} alpha 0.2 and the saliency mask, "
-        "the rest alpha 0.5"
-    )
+    return f"{len(stragglers)} straggler layers found by barrier: {named}; they get alpha 0.2, the rest alpha 0.5"
 
 
 def data_free() -> dict[str, Any]:
