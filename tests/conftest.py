@@ -17,7 +17,6 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 if TYPE_CHECKING:
-    from benchmarks.shifts.experiment import TrainedPair
     from tests.support.hub_double import FakeHub
 
 os.environ["HF_HUB_OFFLINE"] = "0"  # huggingface_hub reads it at import; a Hub double is the only Hub here
@@ -127,14 +126,6 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tests.support.tiny_clip import save_images
 
     return save_images(tmp_path_factory.mktemp("images"))
-
-
-@pytest.fixture(scope="session")
-def evaluated(tmp_path_factory: pytest.TempPathFactory) -> tuple[TrainedPair, Path]:
-    """A tiny pair of the benchmarks' form and its JSON file; read only."""
-    from tests.support.tiny_shift import evaluated_pair
-
-    return evaluated_pair(tmp_path_factory.mktemp("evaluated"))
 
 
 @pytest.fixture(autouse=True)

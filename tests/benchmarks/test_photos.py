@@ -27,7 +27,7 @@ from benchmarks.shifts.photos.roles import Dealer
 from benchmarks.shifts.photos.testbed import Photos, Settings
 from clipmerge.errors import DataError, UsageError
 from clipmerge.images.dataset import load_images
-from tests.support.shift_records import bits, record_of
+from tests.benchmarks.conftest import bits, record_of
 
 SIZE = 32
 IMAGENET = tuple(f"thing {number}" for number in range(40))

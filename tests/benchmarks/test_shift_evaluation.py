@@ -19,9 +19,8 @@ from benchmarks.shifts.evaluation import Contestant, contestants, evaluate_pair,
 from benchmarks.shifts.experiment import TrainedPair
 from clipmerge.errors import RecipeError
 from clipmerge.planning.recipe import load_recipe
-from tests.support.shift_records import bits, record_of
+from tests.benchmarks.conftest import SMALL, bits, record_of
 from tests.support.tiny_clip import CLASSES
-from tests.support.tiny_shift import SMALL
 
 # --- evaluation
 

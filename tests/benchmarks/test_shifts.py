@@ -22,7 +22,7 @@ from benchmarks.shifts.fonts import shift as fonts
 from benchmarks.shifts.packages import fetch_packages
 from benchmarks.shifts.training import Pretraining, Regime
 from clipmerge.errors import DataError, UsageError
-from tests.support.tiny_shift import SIZE
+from tests.benchmarks.conftest import SIZE
 
 
 def inversion(taken: torch.Tensor, _: torch.Generator) -> torch.Tensor:
