@@ -49,16 +49,7 @@ class _Job:
 
 
 def main(arguments: list[str] | None = None, settings: Settings | None = None, how: Evaluation | None = None) -> int:
-    """Run the benchmark.
-
-    Args:
-        arguments: Arguments of the command line.
-        settings: Settings of the models, by default the full size.
-        how: Settings of the evaluation, by default the full size.
-
-    Returns:
-        Exit status.
-    """
+    """Run the benchmark."""
     parser = argparse.ArgumentParser(prog=ABOUT.command, description=__doc__)
     parser.add_argument(
         "--pictures", type=Path, required=True, help="folder of the tar files, see benchmarks/README.md"

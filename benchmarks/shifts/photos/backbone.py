@@ -69,11 +69,7 @@ class Backbone:
     weights: Path | None = None
 
     def path(self) -> Path:
-        """File of the weights.
-
-        Raises:
-            DataError: If the package is not installed.
-        """
+        """File of the weights."""
         if self.weights is not None:
             return self.weights
         try:
@@ -171,16 +167,7 @@ class Distillation:
 def make_zeroshot(
     backbone: Backbone, features: Tensor, imagenet: Sequence[str], how: Distillation, folder: Path, size: int = SIZE
 ) -> None:
-    """Teach a zero-shot model and write it, unless it exists.
-
-    Args:
-        backbone: The image tower.
-        features: The classifier's pooled features of the unlabelled pictures.
-        imagenet: Names of ImageNet's classes.
-        how: Settings.
-        folder: Folder to write.
-        size: Side of a picture.
-    """
+    """Teach a zero-shot model and write it, unless it exists."""
     if folder.is_dir():
         return
     config = config_of(backbone.timm, size)

@@ -58,15 +58,7 @@ class Picture:
 
 
 def load_collection(folder: Path, imagenet: Sequence[str]) -> list[Picture]:
-    """Read every picture; the order, and so the position of a picture, depends on the files alone.
-
-    Args:
-        folder: Folder of the tar files.
-        imagenet: Names of ImageNet's classes, in their order.
-
-    Raises:
-        DataError: If a file is missing or does not hold what it should.
-    """
+    """Read every picture; the order, and so the position of a picture, depends on the files alone."""
     found: list[Picture] = []
     for domain, name in TARS.items():
         if not (folder / name).is_file():
@@ -87,16 +79,7 @@ def _read(file: Path) -> list[tuple[str, bytes]]:
 
 
 def alike_pixels(pictures: Sequence[Picture], least: float, block: int = 500) -> dict[tuple[int, int], float]:
-    """Correlation of thumbnails, mirrored ones too, for the pairs in which it is large.
-
-    Args:
-        pictures: The pictures.
-        least: Smallest correlation of a pair.
-        block: Pictures compared at once with all others.
-
-    Returns:
-        By pair of positions, the smaller first.
-    """
+    """Correlation of thumbnails, mirrored ones too, for the pairs in which it is large."""
     small = [picture.pixels(2 * _THUMB).permute(2, 0, 1).float() for picture in pictures]
     thumbs = interpolate(torch.stack(small), (_THUMB, _THUMB), mode="area")
     centred = thumbs - thumbs.mean(dim=(2, 3), keepdim=True)

@@ -71,14 +71,7 @@ ABOUT = About(
 
 
 def chosen_pairs(wanted: Sequence[str]) -> list[Spec]:
-    """The pairs that are wanted, in order.
-
-    Args:
-        wanted: Names of pairs, regimes or targets, or ``tuning`` or ``held-out``; empty for all.
-
-    Raises:
-        UsageError: If there is no such pair.
-    """
+    """The pairs that are wanted, in order."""
     words = {spec: {spec.name, spec.group, spec.target, "tuning" if spec.tuning else "held-out"} for spec in PAIRS}
     unknown = [name for name in wanted if not any(name in each for each in words.values())]
     if unknown:

@@ -76,12 +76,7 @@ class Dealer:
         return [*self._of("imagenet"), *sorted(seen), *sorted(cifar10[:_CIFAR10_UNLABELLED])]
 
     def deal(self, target: str, seed: int) -> Roles:
-        """Deal out one target; seeds differ in fine-tuning and calibration.
-
-        Args:
-            target: One of `TARGETS`.
-            seed: Seed of the split between fine-tuning and calibration.
-        """
+        """Deal out one target; seeds differ in fine-tuning and calibration."""
         photos = target != "cifar10"
         test = self._parts(target, "test") if photos else self._of("cifar10")
         pool = self._parts(target, "middle", "unlabelled") if photos else self._apart(self._of("cifar10-train"), test)
@@ -141,15 +136,7 @@ def _some(tested: list[int]) -> list[int]:
 def write_role(
     folder: Path, pictures: Sequence[Picture], chosen: Sequence[int], classes: Sequence[str], template: str
 ) -> None:
-    """Write pictures as a WebDataset with its class names and its prompt template, completely or not at all.
-
-    Args:
-        folder: Folder to write; left unchanged if it exists.
-        pictures: The collection.
-        chosen: Positions in it; a picture is called after its position.
-        classes: Class names, of which some may have no picture.
-        template: Prompt template with ``{}``.
-    """
+    """Write pictures as a WebDataset with its class names and its prompt template, completely or not at all."""
     if folder.is_dir():
         return
     scratch = folder.with_name(f".{folder.name}")

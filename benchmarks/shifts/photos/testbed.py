@@ -128,11 +128,7 @@ class Photos:
         return torch.stack([self.pictures[at].pixels(self.settings.size) for at in chosen])
 
     def make_zeroshot(self, name: str) -> Path:
-        """Folder of the zero-shot model with this backbone, taught here unless it is given or exists.
-
-        Args:
-            name: Name of the backbone.
-        """
+        """Folder of the zero-shot model with this backbone, taught here unless it is given or exists."""
         if name in self.zeroshot:
             return self.zeroshot[name]
         backbone, how = self.settings.backbones[name], self.settings.distillation
@@ -146,11 +142,7 @@ class Photos:
         return folder
 
     def make_pair(self, spec: Spec) -> TrainedPair:
-        """Write the pictures and train the models of one pair, except those that exist.
-
-        Args:
-            spec: The pair.
-        """
+        """Write the pictures and train the models of one pair, except those that exist."""
         torch.set_num_threads(1)
         zeroshot = self.make_zeroshot(spec.backbone)
         roles = self.dealer.deal(spec.target, spec.seed)
