@@ -36,21 +36,32 @@ _QUICK = Evaluation(alphas=(0.0, 0.25, 0.5, 0.75, 1.0), images=64)
 
 def run(about: About, layout: Layout, arguments: list[str] | None = None) -> int:
     """Run one benchmark."""
-    parser = argparse.ArgumentParser(prog=about.command, description=__doc__)
+    parser = parser_of(about, __doc__ or "")
     parser.add_argument("--quick", action="store_true", help="few classes and steps, one pair; under two minutes")
+    given = parser.parse_args(arguments)
+    return status_of(lambda: _run(about.name, layout, given))
+
+
+def parser_of(about: About, description: str, recipes: str = "") -> argparse.ArgumentParser:
+    """The arguments that every benchmark takes."""
+    parser = argparse.ArgumentParser(prog=about.command, description=description)
     parser.add_argument("--cache", type=Path, default=None, help="where data and models are kept")
     parser.add_argument("--results", type=Path, default=None, help="folder for the JSON files, one per pair")
+    parser.add_argument("--only", default="", help="pairs, or groups of them, with commas between; all by default")
     parser.add_argument(
-        "--only", default="", help="regimes, or pairs such as mild-1, with commas between; all by default"
+        "--recipes", default=recipes, help=f"contestants to compare, with commas between; by default {recipes or 'all'}"
     )
-    parser.add_argument("--recipes", default="", help="contestants to compare, with commas between; all by default")
     parser.add_argument("--again", default="", help="contestants to compare again, because their code has changed")
     parser.add_argument("--jobs", type=int, default=1, help="pairs processed at the same time, on one thread each")
     parser.add_argument("--no-page", action="store_true", help="do not change docs/results.md")
-    given = parser.parse_args(arguments)
+    return parser
+
+
+def status_of(work: Callable[[], None]) -> int:
+    """Run with progress on stderr; an error is one line and exit status 1."""
     try:
         with logged():
-            _run(about.name, layout, given)
+            work()
     except ClipmergeError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.shifts.command import each_of, names_in
+from benchmarks.shifts.command import each_of, names_in, parser_of, status_of
 from benchmarks.shifts.evaluation import Evaluation, contestants, evaluate_pair
 from benchmarks.shifts.experiment import locked
 from benchmarks.shifts.photos.judging import judged
@@ -15,7 +14,7 @@ from benchmarks.shifts.photos.pairs import ABOUT, Spec, chosen_pairs
 from benchmarks.shifts.photos.testbed import Photos, Settings
 from benchmarks.shifts.report import RESULTS, write_page
 from benchmarks.shifts.training import logged
-from clipmerge.errors import ClipmergeError, UsageError
+from clipmerge.errors import UsageError
 from clipmerge.files.cache import user_cache
 
 _RECIPES = "auto,straggler-sparse"
@@ -50,27 +49,14 @@ class _Job:
 
 def main(arguments: list[str] | None = None, settings: Settings | None = None, how: Evaluation | None = None) -> int:
     """Run the benchmark."""
-    parser = argparse.ArgumentParser(prog=ABOUT.command, description=__doc__)
+    parser = parser_of(ABOUT, __doc__ or "", _RECIPES)
     parser.add_argument(
         "--pictures", type=Path, required=True, help="folder of the tar files, see benchmarks/README.md"
     )
     parser.add_argument("--zeroshot", default="", help="ready zero-shot models, lite0=DIR,lite2=DIR; taught by default")
-    parser.add_argument("--cache", type=Path, default=None, help="where pictures and models are kept")
-    parser.add_argument("--results", type=Path, default=RESULTS / ABOUT.name, help="folder for the JSON files")
-    parser.add_argument("--only", default="", help="pairs, regimes or targets, tuning or held-out; all by default")
-    parser.add_argument("--recipes", default=_RECIPES, help=f"contestants to compare; by default {_RECIPES}")
-    parser.add_argument("--again", default="", help="contestants to compare again, because their code has changed")
-    parser.add_argument("--jobs", type=int, default=1, help="pairs processed at the same time, on one thread each")
     parser.add_argument("--train", action="store_true", help="train the models and evaluate nothing")
-    parser.add_argument("--no-page", action="store_true", help="do not change docs/results.md")
     given = parser.parse_args(arguments)
-    try:
-        with logged():
-            _run(given, settings or Settings(), how or Evaluation())
-    except ClipmergeError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return status_of(lambda: _run(given, settings or Settings(), how or Evaluation()))
 
 
 def _run(given: argparse.Namespace, settings: Settings, how: Evaluation) -> None:
@@ -78,7 +64,7 @@ def _run(given: argparse.Namespace, settings: Settings, how: Evaluation) -> None
     photos = Photos(given.pictures, given.cache or user_cache(ABOUT.name), ready, settings)
     recipes, pairs = names_in(given.recipes), chosen_pairs(names_in(given.only))
     contestants(only=recipes)
-    job = _Job(photos, given.results, recipes, names_in(given.again), how)
+    job = _Job(photos, given.results or RESULTS / ABOUT.name, recipes, names_in(given.again), how)
     for _ in each_of(job.zeroshot, sorted({spec.backbone for spec in pairs}), given.jobs):
         pass
     for made in each_of(job.models if given.train else job.pair, pairs, given.jobs):
