@@ -40,6 +40,10 @@ def write_page(results: Path = RESULTS, docs: Path = DOCS) -> list[Path]:
     if groups:
         written.append(pictures / "summary.png")
         written[0].write_bytes(summary.summary_png(groups))
+    real = [pair for (title, _), pairs in groups.items() if title == PHOTOS.title for pair in pairs]
+    if real:
+        written.append(pictures / "real-pictures.png")
+        written[-1].write_bytes(summary.accuracies_png(real))
     parts = [_ABOUT.read_text(encoding="utf-8").rstrip().replace(_FIRST_SCREEN, _first_screen(groups))]
     for about in _BENCHMARKS:
         pairs = testbeds[about.title]

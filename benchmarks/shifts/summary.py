@@ -1,16 +1,17 @@
-"""The first screen of the results page: the gains of the main recipes on the held-out pairs of every testbed."""
+"""The first screen of the results page, and README's first picture: the main recipes on held-out pairs."""
 
 from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from benchmarks.shifts.standing import Estimate, Resampled, over_pairs, told_accuracies
-from clipmerge.report.palette import mark_styles
+from clipmerge.report.palette import CARD, CURVE, GRID, mark_styles
 
 #: Recipes of the first screen, with the colour and marker that they have in every picture.
 _SHOWN = ("auto", "straggler-sparse", "auto-first-round")
@@ -51,7 +52,7 @@ def summary_png(groups: Groups) -> bytes:
     figure = Figure(figsize=(8.0, 1.2 + 0.62 * len(groups)), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    axes.axvline(0, color="#1f6fb2", linewidth=1.2)
+    axes.axvline(0, color=CURVE, linewidth=1.2)
     for shift, (recipe, (colour, marker)) in enumerate(MAIN.items()):
         for line, pairs in enumerate(groups.values()):
             estimate = gain_of(recipe, pairs)
@@ -73,11 +74,64 @@ def summary_png(groups: Groups) -> bytes:
     axes.set_yticks(
         range(len(groups)), [f"{title},\n{regime} ({len(pairs)})" for (title, regime), pairs in groups.items()]
     )
-    axes.invert_yaxis()
+    axes.set_ylim(len(groups) - 0.5, -0.5)
     axes.set_xlabel("OOD points above the WiSE-FT curve (blue) at equal ID accuracy")
-    axes.grid(axis="x", color="#eceff2")
+    axes.grid(axis="x", color=GRID)
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.legend(fontsize=8, loc="best")
+    return _png(figure)
+
+
+def accuracies_png(pairs: Sequence[Resampled]) -> bytes:
+    """Draw what each model can do on the target data and under shifts, one line per target and regime."""
+    groups: dict[tuple[str, str], list[Resampled]] = {}
+    for pair in sorted(pairs, key=lambda pair: (pair.record["regime"], pair.record["target"])):
+        groups.setdefault((pair.record["target"], pair.record["regime"]), []).append(pair)
+    recipes = [recipe for recipe in MAIN if any(pair.has(recipe) for pair in pairs)]
+    figure = Figure(figsize=(8.6, 1.3 + 0.6 * len(groups)), dpi=110, layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(1, 2, sharey=True)
+    for axes, kind, title in zip(panels, ("id", "ood"), ("on the target data", "under shifts"), strict=True):
+        for line, group in enumerate(groups.values()):
+            for shift, model in enumerate(("zero-shot", "fine-tuned", *recipes)):
+                having = [pair for pair in group if model not in MAIN or pair.has(model)]
+                found = over_pairs([getattr(pair, kind)[:, _place(pair, model)] for pair in having])
+                if found.value is None:
+                    continue
+                ends = np.array(found.interval or (found.value, found.value))
+                axes.errorbar(
+                    [100 * found.value],
+                    [line + 0.18 * (shift - (len(recipes) + 1) / 2)],
+                    xerr=100 * np.abs(ends - found.value)[:, None],
+                    linestyle="none",
+                    label=model if line == 0 else None,
+                    **_mark(model),
+                )
+        axes.set_title(f"accuracy {title}, %", fontsize=10)
+        axes.grid(axis="x", color=GRID)
+        axes.spines[["top", "right", "left"]].set_visible(False)
+    names = [f"{target}, {regime.replace('-', ' ')} ({len(group)})" for (target, regime), group in groups.items()]
+    panels[0].set_yticks(range(len(groups)), names)
+    panels[0].set_ylim(len(groups) - 0.5, -0.5)
+    key = figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
+    key.set_title("Lines are 95% intervals; in brackets, the number of held-out pairs.")
+    return _png(figure)
+
+
+def _place(pair: Resampled, model: str) -> int:
+    ends = {"zero-shot": 0, "fine-tuned": len(pair.record["curve"]) - 1}
+    return ends[model] if model in ends else pair.point(model)
+
+
+def _mark(model: str) -> dict[str, Any]:
+    """Colour and marker of a model, as in every report and sweep."""
+    colour, marker = MAIN.get(model, (CURVE, "o"))
+    return {"color": colour, "marker": marker, "markersize": 7, "elinewidth": 1.2} | (
+        {"markerfacecolor": CARD, "markeredgewidth": 1.6} if model == "zero-shot" else {}
+    )
+
+
+def _png(figure: Figure) -> bytes:
     file = io.BytesIO()
     figure.savefig(file, format="png", metadata={"Software": None})
     return file.getvalue()

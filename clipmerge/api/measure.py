@@ -165,6 +165,6 @@ def cost_sentence(images: int, device: torch.device, *, learns: bool = False) ->
     if device.type != "cpu":  # pragma: no cover - needs a GPU
         return None
     # its steps take as many images, however many there are
-    cheaper = "a smaller measure.steps costs less" if learns else "fewer --images cost less"
+    cheaper = "fewer steps take less: --set measure.steps=100" if learns else "fewer --images cost less"
     verb = "learning" if learns else "measuring"
     return f"{verb} on {images} images takes about {{}} on this CPU ({cheaper})".format

@@ -24,8 +24,9 @@ if TYPE_CHECKING:
 
 #: Seconds between two lines of progress if no bar is shown.
 LINE_SECONDS = 10.0
-# Seconds after the first report from which on the pace is known well enough to tell the time left.
-_GLANCE = 2.0
+# The pace since the first report is known well enough to tell the time left after so many seconds in which a part of
+# the work was done, or after many seconds.
+_GLANCE, _PART, _LONG_GLANCE = 2.0, 0.01, 20.0
 _STAGES = {
     "inspect": "comparing",
     "read": "reading",
@@ -128,7 +129,8 @@ class Terminal:
         now = self._clock()
         begin, before = self._first or (now, done)
         elapsed = f"{format_seconds(now - self._stage_begin)} elapsed"
-        if done <= before or now - begin < _GLANCE:
+        enough = _GLANCE if done - before >= _PART * total else _LONG_GLANCE
+        if done <= before or now - begin < enough:
             return elapsed
         return f"{elapsed}, {format_seconds((now - begin) * (total - done) / (done - before))} left"
 

@@ -247,6 +247,13 @@ def test_the_first_screen_has_the_held_out_pairs_of_every_testbed() -> None:
         assert picture.width > 500
 
 
+def test_the_picture_of_accuracies_has_a_line_per_target_and_regime() -> None:
+    pairs = [pair_of({"auto": 0.7}, target=target, seed=seed) for target in ("art", "photo") for seed in (1, 2)]
+    one, two = (Image.open(io.BytesIO(summary.accuracies_png(some))) for some in (pairs[:2], pairs))
+    assert one.width == two.width > 500
+    assert one.height < two.height
+
+
 def test_gain_against_density_averages_random_sets() -> None:
     recipes = {
         "sharpest 0.5": 0.76,

@@ -159,6 +159,18 @@ def test_off_a_terminal_progress_is_a_line_now_and_then(fmt: Format, capsys: pyt
     assert LINE_SECONDS == 10
 
 
+def test_the_first_steps_of_long_work_are_no_pace(capsys: pytest.CaptureFixture[str]) -> None:
+    clock = Clock()
+    terminal = Terminal(Format.human, clock=clock)
+    terminal.stage("measure")
+    for done in (1, 2, 3):
+        clock.now += 11
+        terminal.advance(done, 1000)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[:2] == ["measuring: 0%, 11 s elapsed", "measuring: 0%, 22 s elapsed"]
+    assert lines[2].endswith(" left")
+
+
 def test_a_bar_tells_the_time_left_once_the_pace_is_known_and_goes_when_it_is_full(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[2]
 #: In the order in which their commands run; what one writes, a later one reads.
 PAGES = [
     ROOT / "README.md",
-    *(ROOT / "docs" / f"{name}.md" for name in ("command-line", "methods", "hub", "scale-out")),
+    *(ROOT / "docs" / f"{name}.md" for name in ("index", "command-line", "methods", "keep", "hub", "scale-out")),
 ]
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.DOTALL | re.MULTILINE)
 
@@ -33,7 +33,11 @@ def blocks(page: Path) -> list[tuple[str, str]]:
     return BLOCK.findall(page.read_text(encoding="utf-8"))
 
 
-LINES = [line for page in PAGES for kind, block in blocks(page) if kind == "sh" for line in block.splitlines() if line]
+LINES = list(
+    dict.fromkeys(
+        line for page in PAGES for kind, block in blocks(page) if kind == "sh" for line in block.splitlines() if line
+    )
+)
 PROGRAM = {
     "clipmerge": [sys.executable, "-m", "clipmerge"],
     "torchrun": [sys.executable, "-m", "torch.distributed.run"],
@@ -49,6 +53,11 @@ def workplace(pair: tuple[Path, Path], images: Path, tmp_path_factory: pytest.Te
     for seed, name in enumerate(("test", "shifted", "cameras"), start=1):
         save_images(folder / name, seed=seed)
     return folder
+
+
+def test_every_page_with_commands_that_run_is_run_here() -> None:
+    pages = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
+    assert {page for page in pages if any(kind == "sh" for kind, _ in blocks(page))} == set(PAGES)
 
 
 def run(line: str, folder: Path) -> None:
