@@ -13,6 +13,13 @@ from clipmerge.cli._terminal import Format, Terminal
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+_DOUBTFUL = "The two match, but see the note: they seem not to be a model and its fine-tuned version."
+#: What a pair without mismatches is told, by the relation of its weights; without one, they were not read.
+_MATCHES = {
+    "related": "The two match: they can be merged.",
+    None: "Names, shapes and dtypes match; the weights were not read.",
+}
+
 
 @reporting_errors
 def inspect_command(
@@ -67,5 +74,5 @@ def _table(record: dict[str, Any]) -> RenderableType:
             lines.append(Text(f"median cosine between their matrices: {cosines}; about 0 between models trained apart"))
         lines += [Text(f"mismatch: {problem}", style="red") for problem in record["mismatches"]]
         if not record["mismatches"]:
-            lines.append(Text("The two match: they can be merged."))
+            lines.append(Text(_MATCHES.get(record["ancestry"] and record["ancestry"]["relation"], _DOUBTFUL)))
     return Group(table, *lines)

@@ -189,6 +189,7 @@ def test_it_is_a_warning_in_every_place_and_an_error_if_asked(models: Models, tm
     assert expected in line
     assert not (tmp_path / "strict").exists()
     assert clipmerge("inspect", *pair, "--format", "json").json["ancestry"]["relation"] == "unrelated"
+    assert "The two match, but see the note: they seem not to be" in clipmerge("inspect", *pair).out
     assert clipmerge("merge", models["base-0"], models["mild-0"], *flags, tmp_path / "own", "--strict").code == 0
 
 
