@@ -55,10 +55,9 @@ assert record["command"].endswith("--motto 'from the environment'")
 
 def test_adding_an_option_touches_four_files(pair: tuple[Path, Path], tmp_path: Path) -> None:
     """It is then a flag under its heading, an argument with a default and a line of help, a default, and recorded."""
-    ignored = shutil.ignore_patterns("__pycache__")
-    copy = Path(shutil.copytree(PACKAGE, tmp_path / "clipmerge", ignore=ignored))
+    copy = Path(shutil.copytree(PACKAGE, tmp_path / "clipmerge"))  # with what is compiled
     shutil.copytree(PACKAGE.parent / "recipes", tmp_path / "recipes")
-    shutil.copytree(PACKAGE.parent / "tests" / "support", tmp_path / "tests" / "support", ignore=ignored)
+    shutil.copytree(PACKAGE.parent / "tests" / "support", tmp_path / "tests" / "support")
     for name, (where, added) in MOTTO.items():
         text = (copy / name).read_text()
         assert text.count(where) == 1, name
