@@ -124,11 +124,6 @@ def own_prompts(objective: Objective, steps: Sequence[Step]) -> int:
     )
 
 
-def prompts_at(objective: Objective, steps: Sequence[Step]) -> int:
-    """Count the prompts that are embedded for all steps while the weights stay; see `embeds_less_at_once`."""
-    return min(objective.criterion.prompts.count, own_prompts(objective, steps))
-
-
 def choose(
     path: Mapping[float, ValidationScore],
     learned: Mapping[Candidate, ValidationScore],

@@ -19,7 +19,6 @@ from clipmerge.calibration.choice import (
     choose,
     embeds_less_at_once,
     own_prompts,
-    prompts_at,
     validate,
     validation_pictures,
 )
@@ -217,24 +216,7 @@ class _Run:
         work += passes(FORWARD * len(self._candidates), validation_steps, scored)
         if self._config.sparsify:
             work += GRADIENT * sum(len(batch) for batch in self._objective.shares.batches)
-        prompts = self._prompt_passes(steps, validation_steps, path_steps)
-        self._objective.announce_work(work, prompts=prompts, precision=goal.precision)
-
-    def _prompt_passes(
-        self, steps: Sequence[Step], validation_steps: Sequence[Step], path_steps: Sequence[Step]
-    ) -> float:
-        """Forward passes of prompts; all of them once if the text tower does not change."""
-        objective = self._objective
-        if not objective.path.text_changes:
-            return objective.prompt_passes(forward=1)
-        passes = prompts_at(objective, steps) + GRADIENT * own_prompts(objective, steps)
-        passes += 2 * prompts_at(objective, validation_steps or path_steps)
-        passes += len(ALPHAS) * prompts_at(objective, path_steps)
-        passes += len(self._candidates) * prompts_at(objective, validation_steps)
-        if self._config.sparsify:
-            with objective.fewer_prompts():
-                return passes + objective.prompt_passes(gradient=1)
-        return passes
+        self._objective.work.announce(work)
 
     def _with_targets(self, steps: Sequence[Step], goal: Goal) -> list[Step]:
         cached = embeds_less_at_once(self._objective, steps)

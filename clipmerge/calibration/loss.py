@@ -44,11 +44,6 @@ class CalibrationLoss:
         self._prompt_features: tuple[int, Tensor] | None = None
         self._hidden: dict[str, tuple[tuple[int, int], tuple[Tensor, ...] | None]] = {}
 
-    @property
-    def has_prompt_features(self) -> bool:
-        """Whether `prompt_features` has them already."""
-        return self._prompt_features is not None and self._prompt_features[0] == self._path.text_moves
-
     def prompt_features(self) -> Tensor:
         """Embed the prompts at theta(alpha), not at perturbed weights, without a graph: (prompts, projection_dim).
 

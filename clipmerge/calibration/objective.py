@@ -21,14 +21,13 @@ from clipmerge.calibration.path import PathWeights
 from clipmerge.calibration.prompts import Prompts
 from clipmerge.calibration.resume import LearningState
 from clipmerge.calibration.shares import Shares
-from clipmerge.calibration.tower_cost import TowerCost, seconds_per_pass, tower_cost
+from clipmerge.calibration.tower_cost import TowerCost, tower_cost
 from clipmerge.checkpoint import Inputs
 from clipmerge.distributed import Processes
 from clipmerge.errors import MeasureError
 from clipmerge.images.batches import Batch as Batch
 from clipmerge.models import ImageTextModel
 from clipmerge.models.memory import Pieces
-from clipmerge.models.precision import Precision
 from clipmerge.models.zero_shot import PROMPTS_AT_ONCE
 
 #: Number of prompts that measures backpropagate through the text tower; if there are more, templates are drawn.
@@ -91,7 +90,6 @@ class Objective:
         images_at_once: int | None = None,
         prompts_at_once: int = PROMPTS_AT_ONCE,
         progress: Callable[[float, float], None] | None = None,
-        cost: Callable[[float, float], None] | None = None,
         say: Callable[[str], None] = lambda _: None,
     ) -> None:
         """Load the weights of both ends and place everything on the accelerator's device.
@@ -108,7 +106,6 @@ class Objective:
                 ``None`` for a whole batch.
             prompts_at_once: Prompts whose activations are held at once, with the same gradient.
             progress: Called with work done and work announced, in images x forward passes.
-            cost: Called with work that is announced, prompts included, and its estimated seconds, before it starts.
             say: Called with what the user should know.
 
         Raises:
@@ -127,8 +124,6 @@ class Objective:
         self.shares = Shares(batches, accelerator)
         self._images_at_once = images_at_once
         self._pieces = self.pieces(None)
-        self._cost = cost
-        self._seconds: dict[Precision, float] = {}
 
     def fewer_prompts(self) -> AbstractContextManager[tuple[str, ...]]:
         """In this context, use at most `PROMPTS_A_GRADIENT` prompts, or one template per class if that is more.
@@ -155,55 +150,16 @@ class Objective:
         """The work of a prompt relative to that of an image."""
         return tower_cost(self.criterion, self.shares)
 
-    def announce(
-        self, *, forward: float = 0, gradient: float = 0, hessian: float = 0, prompts: float | None = None
-    ) -> None:
-        """Announce all passes over the data before they start, so that their cost, progress and time can be shown.
+    def announce(self, *, forward: float = 0, gradient: float = 0, hessian: float = 0) -> None:
+        """Announce all passes over the data before they start, so that their progress and time can be shown.
 
         Args:
             forward: Forward passes.
             gradient: Gradient passes, as by `gradients`.
             hessian: Products with the Hessian, each of all batches.
-            prompts: Forward passes of single prompts; ``None`` to count those in the passes above, each at its own
-                weights.
         """
         passes = forward * FORWARD + gradient * GRADIENT + hessian * HESSIAN
-        count = self.prompt_passes(forward=forward, gradient=gradient, hessian=hessian) if prompts is None else prompts
-        self.announce_work(passes * sum(len(batch) for batch in self.shares.batches), prompts=count)
-
-    def announce_work(self, work: float, *, prompts: float = 0, precision: Precision = "float32") -> None:
-        """Announce work to come before it starts, and state its cost.
-
-        Args:
-            work: Work in images x forward passes.
-            prompts: Forward passes of single prompts that are not part of it.
-            precision: Precision of the passes.
-        """
-        self.work.announce(work)
-        if self._cost:
-            total = work + prompts * self.tower_cost.prompt
-            if precision not in self._seconds:  # more work may be found at every bend of a path
-                self._seconds[precision] = seconds_per_pass(self.criterion, self.shares, precision)
-            self._cost(total, total * self._seconds[precision])
-
-    def prompt_passes(self, *, forward: float = 0, gradient: float = 0, hessian: float = 0) -> float:
-        """Count forward passes of single prompts in passes over this process's data, each pass at its own weights.
-
-        If the text tower does not change, all prompts count once, or not at all if they were embedded before.
-        """
-        count, batches = self.criterion.prompts.count, len(self.shares.batches)
-        if not self.path.text_changes:
-            return 0 if self.criterion.has_prompt_features else count
-        back = GRADIENT - FORWARD + self.criterion.prompts.are_many * FORWARD  # piece by piece, each runs again
-        return count * (forward + gradient * (1 + back * batches) + hessian * HESSIAN * batches)
-
-    def prompts_of_layers(self, passes: float) -> float:
-        """Count forward passes of single prompts while one layer moves at a time.
-
-        Args:
-            passes: Forward passes of all prompts for every layer of the text tower; other layers need none.
-        """
-        return passes * self.criterion.prompts.count * sum(layer.startswith("text.") for layer in self.path.layers)
+        self.work.announce(passes * sum(len(batch) for batch in self.shares.batches))
 
     @torch.no_grad()
     def losses(self) -> dict[int, float]:

@@ -1,8 +1,7 @@
-"""The work of a prompt relative to that of an image, counted in one forward pass of each, and the time of a pass."""
+"""The work of a prompt relative to that of an image, counted in one forward pass of each."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -13,11 +12,6 @@ from torch import Tensor
 
 from clipmerge.calibration.loss import CalibrationLoss
 from clipmerge.calibration.shares import Shares
-from clipmerge.models.precision import Precision, passes
-
-# A pass is timed with at most this many images, and with fewer if those would take this many seconds: with a small
-# model, few images take as long as many.
-_TIMED, _SECONDS = 64, 0.7
 
 
 @dataclass(frozen=True)
@@ -76,18 +70,3 @@ def tower_cost(criterion: CalibrationLoss, shares: Shares) -> TowerCost:
     # a process without a batch cannot measure it
     prompt = max(shares.gather([work["prompt"] / work["image"] if work["image"] else 0.0]))
     return TowerCost(called, per_image, prompt or 1.0)
-
-
-@torch.no_grad()
-def seconds_per_pass(criterion: CalibrationLoss, shares: Shares, precision: Precision) -> float:
-    """Seconds of a forward pass per image, after two warm-up passes; 0 in a process without images."""
-    if not shares.batches:
-        return 0.0
-    pixels, seconds = shares.batches[0].pixels, 0.0
-    with passes(pixels.device, precision):
-        for turn in range(3):
-            count = 1 if turn == 0 else max(1, min(_TIMED, len(pixels), int(_SECONDS / max(seconds, 1e-6))))
-            begin = time.perf_counter()
-            criterion.embed(pixels[:count])
-            seconds = (time.perf_counter() - begin) / count
-    return seconds

@@ -10,7 +10,7 @@ import torch
 
 from clipmerge.checkpoint import Checkpoint, open_checkpoint
 from clipmerge.checkpoint.converted import as_open_clip
-from clipmerge.distributed import add_up, device_work
+from clipmerge.distributed import add_up, device_work, sent
 from clipmerge.errors import CheckpointError
 from clipmerge.evaluation.settings import EvalSettings
 from clipmerge.families import family_of, tower_of
@@ -19,6 +19,7 @@ from clipmerge.images.dataset import LabelledImages, load_images
 from clipmerge.images.prompts import own_templates, templates_for
 from clipmerge.models import ImageTextModel, model_for
 from clipmerge.models.building import no_larger_than
+from clipmerge.models.memory import Pieces
 from clipmerge.models.zero_shot import class_embeddings
 from clipmerge.progress import Pace
 
@@ -62,10 +63,11 @@ def zero_shot_accuracy(
     templates = templates_for(settings.templates, images.templates)
     classes = class_embeddings(model, images.class_names, templates, accelerator.device, progress.say)
     size = batch_size_for(len(images), settings.batch_size)
+    pieces = Pieces(settings.images_at_once, progress.say)
     right, seen = 0, 0
     for batch in read_batches(images, size, model.pixels, share=settings.share):
-        pieces = torch.split(batch.pixels.to(accelerator.device), settings.images_at_once or len(batch))
-        best = torch.cat([(model.image_features(piece) @ classes.T).argmax(dim=1) for piece in pieces])
+        pixels = sent(batch.pixels, accelerator.device)
+        best = pieces.forward(lambda piece: (model.image_features(piece) @ classes.T).argmax(dim=1), pixels)
         right += int((best.cpu() == batch.labels).sum())
         seen += len(batch)
         progress.advance(seen, len(images))

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from clipmerge.models import ImageTextModel
+from clipmerge.models.memory import Pieces
 from clipmerge.models.precision import multiplies_bfloat16, passes
 
 #: Images that are classified in both precisions first.
@@ -23,17 +24,17 @@ _MOST_AGAIN = 0.6
 class Bf16Classifier:
     """A model at one point, and the classes of one source."""
 
-    def __init__(self, model: ImageTextModel, classes: Tensor, images_at_once: int | None = None) -> None:
+    def __init__(self, model: ImageTextModel, classes: Tensor, pieces: Pieces) -> None:
         """Start without comparisons; the model's weights must be those of the point at every call of `classify`.
 
         Args:
             model: The model.
             classes: Result of `class_embeddings`, on the model's device.
-            images_at_once: Images that go through the model at once; ``None`` for all that are given.
+            pieces: How many images go through the model at once.
         """
         self._model = model
         self._classes = classes
-        self._at_once = images_at_once
+        self._pieces = pieces
         self._quick = len(classes) > 1 and multiplies_bfloat16(classes.device)
         self._error = 0.0
         self._compared = self._seen = self._again = 0
@@ -69,5 +70,5 @@ class Bf16Classifier:
 
     def _cosines(self, pixels: Tensor, *, quick: bool = False) -> Tensor:
         with passes(pixels.device, "bfloat16" if quick else "float32"):
-            pieces = [self._model.image_features(piece) for piece in torch.split(pixels, self._at_once or len(pixels))]
-        return torch.cat(pieces).float() @ self._classes.T
+            features = self._pieces.forward(self._model.image_features, pixels)
+        return features.float() @ self._classes.T

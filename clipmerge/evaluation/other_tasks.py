@@ -24,6 +24,7 @@ from clipmerge.images.dataset import LabelledImages, load_images
 from clipmerge.images.retrieval import CaptionedImages, has_captions, load_captions
 from clipmerge.models import ImageTextModel
 from clipmerge.models.building import build_model
+from clipmerge.models.memory import Pieces
 from clipmerge.planning.merge_effect import Estimate
 from clipmerge.planning.other_tasks import OtherTaskScores, Score
 
@@ -117,19 +118,22 @@ def _recalls(
         if texts is None or moving.text_version != version:
             texts = caption_embeddings(model, images, settings.accelerator.device)
             version = moving.text_version
-        scores.append(recall_score(model, images, settings, texts))
+        scores.append(recall_score(model, images, settings, texts, progress))
         progress.advance(number + 1, len(moves))
     return scores
 
 
-def recall_score(model: ImageTextModel, images: CaptionedImages, settings: EvalSettings, texts: Tensor) -> Score:
+def recall_score(
+    model: ImageTextModel, images: CaptionedImages, settings: EvalSettings, texts: Tensor, progress: Progress
+) -> Score:
     """Measure the recall of one model on its device, given its `caption_embeddings`."""
     device = settings.accelerator.device
     size = batch_size_for(len(images), settings.batch_size)
+    pieces = Pieces(settings.images_at_once, progress.say)
     found: list[tuple[int, Any]] = []
     for number, pixels in read_pixels(images.store, len(images), size, model.pixels, settings.share):
-        pieces = torch.split(pixels, settings.images_at_once or len(pixels))
-        found += [(number, torch.cat([model.image_features(piece.to(device)).cpu() for piece in pieces]).numpy())]
+        features = pieces.forward(lambda piece: model.image_features(piece.to(device)).cpu(), pixels)
+        found.append((number, features.numpy()))
     if settings.share[1] > 1:
         with together():
             found = gather_object(found)
@@ -156,7 +160,7 @@ def evaluate_other_tasks(
         progress.stage(f"evaluating {name}")
         if isinstance(task, CaptionedImages):
             texts = caption_embeddings(model, task, settings.accelerator.device)
-            score = recall_score(model, task, settings, texts)
+            score = recall_score(model, task, settings, texts, progress)
         else:
             score = accuracy_score(zero_shot_accuracy(model, task, settings, progress), len(task))
         rows.append({**facts_of(name, task), "score": score.model_dump(mode="json", exclude_none=True)})

@@ -28,6 +28,7 @@ from clipmerge.images.prompts import templates_for
 from clipmerge.models import ImageTextModel
 from clipmerge.models.freed_memory import freed_memory_kept
 from clipmerge.models.headed_tower import HeadedTower, grouped
+from clipmerge.models.memory import Pieces, memory
 from clipmerge.models.zero_shot import class_embeddings
 from clipmerge.progress import Pace
 
@@ -42,6 +43,8 @@ Answers = NDArray[np.int64]
 Move = Callable[[MovingModel], None]
 # Bytes of preprocessed images in memory at once; every point classifies them before more are decoded.
 _LOAD_BYTES = 2 << 30
+# Share of what is free on a card that they may take there.
+_SHARE_OF_FREE = 0.25
 # Source, number of the point, first image of a batch, and the classes that its images were given.
 _Outcome = tuple[str, int, int, list[int]]
 # Class names and templates.
@@ -132,14 +135,18 @@ class Scorer:
         known = {(name, number, start) for name, number, start, _ in outcomes}
         total = len(moves) * sum(map(len, sources.values())) / processes
         done = sum(len(best) for *_, best in outcomes)
-        for load in loads(self._batches(sources, known, len(moves)), self._load_bytes):
+        most = self._load_bytes
+        if self._settings.accelerator.device.type != "cpu":  # they stay there for all points
+            most = min(most, int(_SHARE_OF_FREE * memory(self._settings.accelerator.device)))
+        pieces = Pieces(self._settings.images_at_once, progress.say)
+        for load in loads(self._batches(sources, known, len(moves)), most):
             for number, move in enumerate(moves):
                 begin = len(outcomes)
                 parts = [part for part in load if (part.source, number, part.start) not in known]
                 if parts:
                     move(self._moving)
                 for part in parts:
-                    best = self._answers(number, part.batch, sources[part.source], progress)
+                    best = self._answers(number, part.batch, sources[part.source], pieces, progress)
                     outcomes.append((part.source, number, part.start, best))
                     done += len(best)
                     progress.advance(done, total)
@@ -174,22 +181,22 @@ class Scorer:
             starts = Counter(start for source, _, start in known if source == name)
             skipped = {start // size for start, count in starts.items() if count == points}
             for batch in read_batches(images, size, self._model.pixels, share=self._settings.share, skipped=skipped):
-                yield _SourceBatch(name, batch.number * size, batch)
+                yield _SourceBatch(name, batch.number * size, batch.to(self._settings.accelerator.device))
 
-    def _answers(self, number: int, batch: Batch, images: LabelledImages, progress: Progress) -> list[int]:
-        model, at_once = self._model, self._settings.images_at_once
-        pixels = batch.pixels.to(self._settings.accelerator.device)
+    def _answers(
+        self, number: int, batch: Batch, images: LabelledImages, pieces: Pieces, progress: Progress
+    ) -> list[int]:
+        model = self._model
         if isinstance(model, HeadedTower):
             rows = model.rows_for(images.source, len(images.class_names), images.imagenet_rows)
-            pieces = torch.split(pixels, at_once or len(pixels))
-            found = torch.cat([grouped(model.logits(piece), rows).argmax(dim=1) for piece in pieces])
+            found = pieces.forward(lambda piece: grouped(model.logits(piece), rows).argmax(dim=1), batch.pixels)
         else:
             prompts = (images.class_names, templates_for(self._settings.templates, images.templates))
             key = (number, images.source, prompts)
             if key not in self._classifiers:
                 classes = self._class_embeddings(model, number, prompts, progress)
-                self._classifiers[key] = Bf16Classifier(model, classes, at_once)
-            found = self._classifiers[key].classify(pixels)
+                self._classifiers[key] = Bf16Classifier(model, classes, pieces)
+            found = self._classifiers[key].classify(batch.pixels)
         best: list[int] = found.tolist()
         return best
 

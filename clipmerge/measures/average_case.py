@@ -30,9 +30,7 @@ def average_case(
     Source:
         Andriushchenko et al. 2023, arXiv:2302.07011, section 2.
     """
-    prompts = objective.prompt_passes(forward=1)
-    prompts += objective.prompts_of_layers(draws * len(objective.shares.batches))
-    objective.announce(forward=1 + draws * len(objective.path.layers), prompts=prompts)
+    objective.announce(forward=1 + draws * len(objective.path.layers))
     objective.path.move_to(at)
     base = objective.losses()
     rises = {

@@ -26,8 +26,7 @@ def layer_instability(objective: Objective, *, points: Count = 3) -> Measurement
         Our reading of Abdollahpoorrostam 2024, arXiv:2410.16476, whose definition is not public; layer-wise barriers:
         Adilova et al. 2023, arXiv:2307.06966.
     """
-    prompts = objective.prompt_passes(forward=1) + objective.prompts_of_layers(points + 1)
-    objective.announce(forward=1 + (points + 1) * len(objective.path.layers), prompts=prompts)
+    objective.announce(forward=1 + (points + 1) * len(objective.path.layers))
     objective.path.move_to(1.0)
     finetuned = objective.losses()
     found = [instabilities(objective, [layer], points, finetuned) for layer in objective.path.layers]

@@ -86,8 +86,7 @@ def path_barrier(
 def _measured(objective: Objective, nodes: int, tolerance: float, *, exact: bool, gradients: bool) -> Measurements:
     slopes = Slopes(objective, exact=exact, gradients=gradients)
     middle_work = FORWARD * sum(len(batch) for batch in objective.shares.batches)
-    prompts = objective.prompt_passes(forward=1)
-    objective.announce_work(middle_work + 2 * nodes * slopes.work, prompts=prompts)
+    objective.work.announce(middle_work + 2 * nodes * slopes.work)
     objective.path.move_to(0.5)
     middle = _finite(objective.shares.mean(objective.shares.by_batch(objective.losses())), 0.5)
     notes: tuple[str, ...] = ()
@@ -101,7 +100,7 @@ def _measured(objective: Objective, nodes: int, tolerance: float, *, exact: bool
             break
         nodes *= 2
         slopes = Slopes(objective, exact=exact, gradients=gradients)
-        objective.announce_work(2 * nodes * slopes.work)
+        objective.work.announce(2 * nodes * slopes.work)
         notes = (f"the loss bends along the path: {nodes} points on each half were needed for shares that add up",)
     if worst > tolerance:
         notes = (f"the layers' shares are off the measured total by {worst:.1%} even with {nodes} nodes on each half",)

@@ -28,7 +28,7 @@ def soup_accuracy(objective: Objective) -> Measurements:
         The greedy recipe of model soups, Wortsman et al. 2022, arXiv:2203.05482.
     """
     count = len(objective.inputs.finetuned)
-    objective.announce(forward=2 * count - 1, prompts=(2 * count - 1) * objective.criterion.prompts.count)
+    objective.announce(forward=2 * count - 1)
     tried = [try_mixture(objective, _average([which], count)) for which in range(count)]
     order = sorted(range(count), key=lambda which: -tried[which].accuracy)
     soup, best = [order[0]], tried[order[0]].accuracy

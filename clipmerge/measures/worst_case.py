@@ -51,9 +51,7 @@ def worst_case(
     """
     one_step = steps == 1
     cost = FORWARD * len(objective.path.layers) if one_step else GRADIENT * steps * len(objective.path.layers)
-    prompts = objective.prompt_passes(gradient=1)
-    prompts += objective.prompts_of_layers(cost / len(objective.path.layers) * len(objective.shares.batches))
-    objective.announce(gradient=1, forward=cost / FORWARD, prompts=prompts)
+    objective.announce(gradient=1, forward=cost / FORWARD)
     objective.path.move_to(at)
     found: dict[int, list[float]] = {}
     for batch, base in objective.gradients():

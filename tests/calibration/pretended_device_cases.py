@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import re
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -20,13 +21,16 @@ from clipmerge.calibration.coefficients import Coefficients, _largest
 from clipmerge.calibration.goal import Goal
 from clipmerge.calibration.learning import LearningConfig, learn
 from clipmerge.calibration.objective import Objective
-from clipmerge.checkpoint import open_checkpoint
+from clipmerge.checkpoint import align_checkpoints, open_checkpoint
 from clipmerge.distributed import Processes, add_up, device_work
 from clipmerge.errors import MeasureError
 from clipmerge.evaluation.accuracy import load_model, zero_shot_accuracy
+from clipmerge.evaluation.moving_model import MovingModel
 from clipmerge.evaluation.retrieval import recall_of
+from clipmerge.evaluation.scorer import Scorer
 from clipmerge.evaluation.settings import EvalSettings
 from clipmerge.images.dataset import load_images
+from clipmerge.models.building import build_model
 from clipmerge.plugins import Augmentation, plugin_names
 from clipmerge.progress import Silent
 from tests.support import pretended_device
@@ -177,7 +181,8 @@ def learned_with(
         return objective, values.by_parameter(), counts.peak - before
 
 
-def test_memory_that_runs_out_halves_the_pieces(ends: Ends, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_that_runs_out_halves_the_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ends = save_ends(tmp_path, blocks=3, width=64)
     monkeypatch.setattr(activations, "_SHARE_OF_FREE", 1e6)  # expects far more than there is
     _, expected, peak = learned_with(ends, None, (16,))
     objective, found, _ = learned_with(ends, pretended_device.taken() + peak * 2 // 3, (16,))
@@ -241,6 +246,18 @@ def test_evaluation_is_that_of_the_cpu(pair: tuple[Path, Path], images: Path) ->
             settings = EvalSettings(Processes(torch.device(device)))
             accuracies.append(zero_shot_accuracy(load_model(open_checkpoint(str(pair[0]))), loaded, settings, Silent()))
     assert accuracies[0] == accuracies[1]
+
+
+def test_points_are_classified_as_on_the_cpu(pair: tuple[Path, Path], images: Path) -> None:
+    """Pictures are sent once for all points."""
+    loaded, answers = load_images(str(images), None, whole=True), []
+    moves = [partial(MovingModel.interpolate, alpha=alpha) for alpha in (0.0, 0.5, 1.0)]
+    for device in ("cpu", pretended_device.NAME):
+        inputs = align_checkpoints(open_checkpoint(str(pair[0])), [open_checkpoint(str(pair[1]))])
+        with counted(has_float64=False), torch.inference_mode():  # the device makes no views of others in it
+            scorer = Scorer(build_model(inputs), inputs, EvalSettings(Processes(torch.device(device)), batch_size=7))
+            answers.append(scorer.answer(moves, {"a": loaded}, Silent())["a"])
+    assert (answers[0] == answers[1]).all()
 
 
 def test_retrieval_is_that_of_the_cpu() -> None:

@@ -18,7 +18,6 @@ from clipmerge.calibration.learning import LearningConfig, learn, prepare
 from clipmerge.calibration.objective import Objective
 from clipmerge.calibration.path import Ends
 from clipmerge.calibration.steps import Step
-from clipmerge.calibration.tower_cost import seconds_per_pass
 from tests.support.small_objective import Ends as Paths
 from tests.support.small_objective import descend, make_batches, objective_for
 
@@ -236,4 +235,3 @@ def test_first_moments_of_large_tensors_take_two_bytes() -> None:
 def test_a_process_without_images_measures_nothing(objective: Objective, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(objective.shares, "batches", [])
     assert activations.Activations(objective, "float32").images() is None
-    assert seconds_per_pass(objective.criterion, objective.shares, "float32") == 0.0

@@ -182,7 +182,7 @@ def test_work_is_told_as_announced(ends: Ends) -> None:
     objective = objective_of(ends)
     objective.work._report = lambda done, announced: seen.append((done, announced))
     found = Slopes(objective)
-    objective.announce_work(found.work)
+    objective.work.announce(found.work)
     found.at(ALPHA)
     assert seen[-1][0] == pytest.approx(seen[-1][1])
     assert found.work > 3 * sum(SIZES)  # prompts are counted

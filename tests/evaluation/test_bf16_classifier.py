@@ -11,6 +11,7 @@ from clipmerge.evaluation import bf16_classifier
 from clipmerge.evaluation.accuracy import load_model
 from clipmerge.evaluation.bf16_classifier import COMPARED, Bf16Classifier
 from clipmerge.models import ImageTextModel, Prefix
+from clipmerge.models.memory import Pieces
 from clipmerge.models.zero_shot import class_embeddings
 from tests.support.small_objective import save_ends
 
@@ -63,13 +64,13 @@ def test_answers_are_those_of_float32(
 ) -> None:
     counting, pixels = Counting(model, noise), pictures(images)
     classes = class_embeddings(model, CLASSES, ("a {}.",), "cpu")
-    one = Bf16Classifier(counting, classes, 64)  # type: ignore[arg-type]
+    one = Bf16Classifier(counting, classes, Pieces(64, str))  # type: ignore[arg-type]
     found = torch.cat([one.classify(part) for part in pixels.split(max(COMPARED // 2, min(50, images // 3)))])
     assert torch.equal(found, (model.image_features(pixels) @ classes.T).argmax(dim=1))
     assert counting.quick == quick
     assert counting.exact in exact
     only = class_embeddings(model, ("only",), ("a {}.",), "cpu")  # a single class needs no second look
-    assert Bf16Classifier(model, only).classify(pictures(3)).tolist() == [0, 0, 0]
+    assert Bf16Classifier(model, only, Pieces(None, str)).classify(pictures(3)).tolist() == [0, 0, 0]
 
 
 class Sure:
@@ -86,6 +87,6 @@ class Sure:
 def test_images_without_a_doubt_are_seen_once() -> None:
     right = torch.arange(40) % len(CLASSES)
     model = Sure()
-    one = Bf16Classifier(model, torch.eye(len(CLASSES)))  # type: ignore[arg-type]
+    one = Bf16Classifier(model, torch.eye(len(CLASSES)), Pieces(None, str))  # type: ignore[arg-type]
     assert torch.equal(one.classify(right[:, None, None, None].expand(-1, 3, 2, 2).float()), right)
     assert model.seen == [COMPARED, COMPARED, 40 - COMPARED]  # without a piece of no images

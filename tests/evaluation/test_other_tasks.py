@@ -45,7 +45,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> CaptionedImages:
 
 
 def recall_alone(model: ImageTextModel, pictures: CaptionedImages, settings: EvalSettings) -> Score:
-    return recall_score(model, pictures, settings, caption_embeddings(model, pictures, torch.device("cpu")))
+    return recall_score(model, pictures, settings, caption_embeddings(model, pictures, torch.device("cpu")), Silent())
 
 
 @torch.inference_mode()

@@ -1,15 +1,19 @@
-"""Memory that a process may use, told by the files of Linux's control groups."""
+"""Memory that a process may use, and what happens when it runs out."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
+from clipmerge.distributed import device_work
+from clipmerge.errors import MeasureError
 from clipmerge.models import memory as module
-from clipmerge.models.memory import _limits, memory
+from clipmerge.models.memory import Pieces, _limits, memory
 
 PHYSICAL = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
@@ -52,3 +56,63 @@ def test_memory_is_what_the_machine_has_or_what_the_process_may_use(
 ) -> None:
     monkeypatch.setattr(module, "_limits", lambda: iter(limits))
     assert memory(torch.device("cpu")) == expected
+
+
+def holding(most: int) -> Callable[[Tensor], Tensor]:
+    """A model whose device has memory for so many images."""
+
+    def model(pixels: Tensor) -> Tensor:
+        if len(pixels) > most:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB. GPU 0 has 80 GiB")
+        return pixels * 2
+
+    return model
+
+
+def test_images_go_through_in_halves_until_memory_suffices() -> None:
+    said: list[str] = []
+    pieces, pixels = Pieces(None, said.append), torch.arange(10.0)[:, None]
+    assert torch.equal(pieces.forward(holding(3), pixels), pixels * 2)
+    assert said == [
+        f"memory does not suffice for {count} images at once: going on with {count // 2}" for count in (10, 5)
+    ]
+    assert torch.equal(pieces.forward(holding(2), pixels), pixels * 2)  # without another attempt
+    assert len(said) == 2
+    assert torch.equal(Pieces(None, said.append).forward(holding(10), pixels), pixels * 2)
+    assert len(said) == 2
+
+
+OUT = [
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB. GPU 0 has 80 GiB"),
+    RuntimeError("MPS backend out of memory (MPS allocated: 18.00 GB). Tried to allocate 2 GB"),
+    RuntimeError("[enforce fail at alloc_cpu.cpp:119] DefaultCPUAllocator: can't allocate memory: 8 bytes. Error 12"),
+    MemoryError(),
+]
+
+
+@pytest.mark.parametrize("error", OUT, ids=lambda error: type(error).__name__)
+def test_one_image_too_many_is_one_line_that_names_what_to_lower(error: Exception) -> None:
+    attempts = []
+
+    def work(most: int) -> None:
+        attempts.append(most)
+        raise error
+
+    with (
+        pytest.raises(MeasureError, match=r"too little memory .*; lower --images-at-once or --batch-size"),
+        device_work(),
+    ):
+        Pieces(None, str).tried(9, work)
+    assert attempts == [9, 4, 2, 1]
+
+
+def test_other_errors_are_not_tried_again() -> None:
+    attempts = []
+
+    def work(most: int) -> None:
+        attempts.append(most)
+        raise RuntimeError("device-side assert triggered")
+
+    with pytest.raises(RuntimeError, match="assert"), device_work():
+        Pieces(4, str).tried(9, work)
+    assert attempts == [4]

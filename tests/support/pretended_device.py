@@ -100,6 +100,10 @@ class Memory:
 
     memory_reserved = memory_allocated
 
+    def get_amp_supported_dtype(self) -> list[torch.dtype]:
+        """Precisions of autocast, which activation checkpointing asks for."""
+        return [torch.bfloat16]
+
 
 class Pretended(Tensor):
     """A tensor on the pretended device; its entries are those of a tensor on the CPU."""

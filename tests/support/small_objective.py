@@ -75,7 +75,6 @@ def objective_for(
     images_at_once: int | None = None,
     prompts_at_once: int = 512,
     progress: Callable[[float, float], None] | None = None,
-    cost: Callable[[float, float], None] | None = None,
     missing: Missing = "error",
 ) -> Objective:
     pair = align_checkpoints(open_checkpoint(str(ends[0])), [open_checkpoint(str(ends[1]))], missing=missing)
@@ -91,7 +90,6 @@ def objective_for(
         images_at_once=images_at_once,
         prompts_at_once=prompts_at_once,
         progress=progress,
-        cost=cost,
     )
 
 
