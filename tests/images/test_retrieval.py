@@ -37,7 +37,7 @@ def test_captions_in_tars_are_lines(hub: FakeHub, tmp_path: Path) -> None:
     sha = upload(hub, "clip-benchmark/wds_flickr8k", files, kind="dataset")
     found = load_captions(f"{FLICKR}:test")
     assert found.captions == (("a dog", "a brown dog"), ("two cats",), ("a tree", "an oak", "a big tree"))
-    assert (found.revision, len(found)) == (sha, 3)
+    assert (found.revision, len(found), has_captions(f"{FLICKR}:test")) == (sha, 3, True)
     assert found.image(2).size == (32, 32)
     local = load_captions(str(save_files(tmp_path / "copy", files)))
     assert local.captions == found.captions == load_captions(f"{tmp_path / 'copy'}:test").captions
