@@ -40,22 +40,22 @@ def figure(own: float | None, published: float | None) -> str:
 
 def _pair(record: Mapping[str, Any], pair: Mapping[str, Any]) -> dict[str, Any]:
     sweep = pair["sweep"]
-    names = [*sweep["id"], *sweep["ood"]]
+    names, mean = [*sweep["id"], *sweep["ood"]], ["mean OOD"] if len(sweep["ood"]) > 1 else []
     published = {model["alpha"]: model for model in pair["published"] if model["alpha"] is not None}
     rows = []
     for (head, _), point in zip(heads_of(sweep), [*sweep["curve"], *marks_of(sweep)], strict=True):
         theirs = published.get(point["alpha"], {}).get("accuracy", {}) if "name" not in point else {}
         cells = [figure(100 * point["accuracy"][name], theirs.get(name)) for name in names]
         gain = _DASH if point["gain"] is None else f"{100 * point['gain']:+.1f}"
-        rows.append({"head": head, "cells": [*cells, f"{100 * point['ood']:.1f}", gain]})
+        rows.append({"head": head, "cells": [*cells, *[f"{100 * point['ood']:.1f}"] * len(mean), gain]})
     for model in pair["published"]:
         if model["alpha"] is None:
             cells = [figure(None, model["accuracy"][name]) if name in model["accuracy"] else "" for name in names]
-            rows.append({"head": model["point"], "cells": [*cells, "", ""]})
+            rows.append({"head": model["point"], "cells": [*cells, *[""] * len(mean), ""]})
     return {
         "name": pair["name"],
         "headline": sweep["headline"],
-        "columns": [*names, "mean OOD", "gain"],
+        "columns": [*names, *mean, "gain"],
         "rows": rows,
         "picture": picture_name(record["suite"], pair["name"]),
         "checks": pair["checks"],
