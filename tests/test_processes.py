@@ -12,13 +12,23 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 import torch
+from accelerate import PartialState
 
 from clipmerge.cli import _ending
-from clipmerge.distributed import Terminated, adopt_slurm, device_work, is_main_process, termination, together
+from clipmerge.distributed import (
+    Processes,
+    Terminated,
+    adopt_slurm,
+    device_work,
+    is_main_process,
+    termination,
+    together,
+)
 from clipmerge.errors import MeasureError, UsageError
 from tests.support.command import clipmerge, refused, start
 from tests.support.lose_a_process import LOST
@@ -92,6 +102,19 @@ assert owner.mixed_precision == AcceleratorState().mixed_precision == "bf16"
 assert owner.device == torch.device("cpu")
 """
     subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path, timeout=300)
+
+
+def test_a_process_that_hangs_is_given_up_after_half_an_hour(monkeypatch: pytest.MonkeyPatch) -> None:
+    """NCCL's own limit is ten minutes; what takes part is accelerate's state, which is started once."""
+    started: list[timedelta] = []
+
+    def state(*, cpu: bool, timeout: timedelta) -> PartialState:
+        started.append(timeout)
+        return PartialState(cpu=cpu)
+
+    monkeypatch.setattr("accelerate.PartialState", state)
+    Processes(torch.device("cpu"))
+    assert started == [timedelta(minutes=30)]
 
 
 STEP = {

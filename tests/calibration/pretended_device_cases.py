@@ -22,7 +22,7 @@ from clipmerge.calibration.goal import Goal
 from clipmerge.calibration.learning import LearningConfig, learn
 from clipmerge.calibration.objective import Objective
 from clipmerge.checkpoint import align_checkpoints, open_checkpoint
-from clipmerge.distributed import Processes, add_up, device_work
+from clipmerge.distributed import Processes, accelerator_for, add_up, device_work
 from clipmerge.errors import MeasureError
 from clipmerge.evaluation.accuracy import load_model, zero_shot_accuracy
 from clipmerge.evaluation.moving_model import MovingModel
@@ -195,6 +195,23 @@ def test_memory_that_runs_out_halves_the_pieces(tmp_path: Path, monkeypatch: pyt
         device_work(),
     ):
         learned_with(ends, pretended_device.taken() + peak // 10, (16,))
+
+
+def test_pieces_are_as_small_as_what_is_free(tmp_path: Path) -> None:
+    """With a device that others have filled nothing has to be tried twice."""
+    ends = save_ends(tmp_path, blocks=3, width=64)
+    peak = learned_with(ends, None, (16,))[2]
+    for share, fits in ((1.5, True), (0.6, False)):
+        notes = learned_with(ends, pretended_device.taken() + int(share * peak), (16,))[0].notes
+        assert not any("does not suffice" in note for note in notes)
+        assert ("; 32 of the 32 images" in notes[-1]) == fits, notes
+
+
+def test_any_accelerator_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "false")
+    assert accelerator_for("auto").device == torch.device(pretended_device.NAME, 0)
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    assert accelerator_for("auto").device == accelerator_for("cpu").device == torch.device("cpu")
 
 
 @pytest.mark.parametrize("images", [40, 8])
