@@ -62,9 +62,7 @@ def _chosen(choice: HeldBackChoice) -> str:
     """Describe the choice of the held-back images, and its gain over the straight path."""
     images = f"{choice.images} images held back"
     # what is counted are slightly changed views, several of each image
-    accuracy = (
-        f"{choice.right:.1%} of their views are recognised there, {choice.finetuned_right:.1%} by the fine-tuned model"
-    )
+    accuracy = f"it recognises {choice.right:.1%} of their views, the fine-tuned model {choice.finetuned_right:.1%}"
     if choice.alpha is not None:
         proven = f"nothing that was learned is proven better than alpha {choice.alpha:g} of the straight path"
         return f"{images}: {proven}; {accuracy}"
@@ -73,9 +71,9 @@ def _chosen(choice: HeldBackChoice) -> str:
         way = "one coefficient for all that the mask keeps"
     if choice.beyond:
         way += f", and from there {choice.beyond:.0%} of the way to fine-tuned to keep the accuracy"
-    path = f"alpha {choice.path_alpha:g}, the best of the straight path, has {choice.path_goal:.3f}"
+    path = f"{choice.path_goal:.3f} at alpha {choice.path_alpha:g}, the best of the straight path"
     worse = "" if choice.goal < choice.path_goal else ", which a sparse mask does not beat"
     return (
-        f"{images} chose {way}; {accuracy}, and the goal (loss plus weighted divergence) is {choice.goal:.3f}, "
-        f"where {path}{worse}"
+        f"{images} chose {way}; {accuracy}; the goal (loss plus weighted divergence) is {choice.goal:.3f}, and "
+        f"{path}{worse}"
     )
