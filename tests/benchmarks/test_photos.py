@@ -194,6 +194,8 @@ def test_the_zeroshot_model_has_the_backbones_features(settings: Settings, zeros
 # --- the command
 
 
+@pytest.mark.slow
+@pytest.mark.uncounted
 def test_the_command_makes_a_pair_judges_it_and_resumes(photos: Photos, settings: Settings, tmp_path: Path) -> None:
     words = [
         "--pictures",

@@ -15,6 +15,7 @@ from clipmerge.files.reading import Unreadable, read_text
 from clipmerge.planning.frozen import Frozen
 
 _FILES = Path(__file__).parent / "files"
+_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _SUFFIXES = (".yaml", ".yml")
 # Keys that apply to every pair without its own.
 _OF_PAIRS = ("zeroshot", "finetuned", "id", "ood", "data", "published")
@@ -98,9 +99,9 @@ def load_suite(name: str) -> Suite:
     if path.suffix in _SUFFIXES:
         return _suite(path, path.stem, "")
     for file in sorted(_FILES.glob("*.yaml")):
-        for suffix in _sizes(_read(file)):
-            if name == f"{file.stem}{suffix}":
-                return _suite(file, name, suffix)
+        suffix = name.removeprefix(file.stem)
+        if name.startswith(file.stem) and suffix in _sizes(_read(file)):
+            return _suite(file, name, suffix)
     known = suite_names()
     raise UsageError(f"no suite '{name}' (suites: {', '.join(known)}).{did_you_mean(name, known)}")
 
@@ -132,9 +133,9 @@ def _sizes(data: dict[str, Any]) -> list[str]:
 def _read(file: Path) -> dict[str, Any]:
     try:
         text = read_text(file, LARGEST_RECIPE)
-        if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text)):
+        if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text, Loader=_LOADER)):
             raise Unreadable("an alias (*name) in it could expand to very much")
-        data = yaml.safe_load(text)
+        data = yaml.load(text, Loader=_LOADER)
     except Exception as error:  # a tag that does not fit its text makes PyYAML raise anything
         reason = " ".join(str(error).split())[:160] or type(error).__name__
         raise RecipeError(f"{file}: cannot be read as a suite ({reason})") from None
