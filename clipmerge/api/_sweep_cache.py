@@ -84,11 +84,11 @@ class SweepCache:
 
     def _file(self, request: SweepRequest, recipe: Recipe) -> Path | None:
         """The file of a recipe's plan; ``None`` if images may change while their name stays."""
-        asked = request.calibration
-        if recipe.needs_data and (asked.unlabelled is not None or not str(asked.source).startswith("hf://")):
+        data = request.calibration
+        if recipe.needs_data and (data.unlabelled is not None or not str(data.source).startswith("hf://")):
             return None
-        settings = [recipe.model_dump(mode="json"), request.seed, asked.images, asked.held_back, asked.templates]
-        images = [str(asked.source), str(asked.classes), asked.batch_size] if recipe.needs_data else []
+        settings = [recipe.model_dump(mode="json"), request.seed, data.images, data.held_back, data.templates]
+        images = [str(data.source), str(data.classes), data.batch_size] if recipe.needs_data else []
         return self.folder / "plans" / f"{_digest([settings, images])}.json"
 
 
@@ -109,10 +109,10 @@ def _described(request: SweepRequest, images: LabelledImages) -> str | None:
     """Everything that the answers on a source depend on; ``None`` if its images may change."""
     if images.revision is None:
         return None
-    asked = request.calibration
+    data = request.calibration
     what = [images.source, images.revision, len(images), images.class_names, images.imagenet_rows]
     what += [_digest([images.store.name(place) for place in range(len(images))])]
-    what += [templates_for(asked.templates, images.templates), asked.batch_size, request.limit, request.seed]
+    what += [templates_for(data.templates, images.templates), data.batch_size, request.limit, request.seed]
     return json.dumps(what)
 
 

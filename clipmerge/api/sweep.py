@@ -188,15 +188,15 @@ def run_sweep(
         progress.stage("check")
         at_home = {name: loaded[name] for name in request.id_sources}
         right = _score(request, inputs, [Point(0.0)], at_home, progress, kept)
-        check({name: float(each.mean()) for name, each in right.items()})
+        check({name: float(outcomes.mean()) for name, outcomes in right.items()})
     points, planned = _plan_points(request, inputs, known, progress, kept)
     first = len(points)
-    points += [Point(None, checkpoint=each) for each in placed.values()]
+    points += [Point(None, checkpoint=pair) for pair in placed.values()]
     planning = time.perf_counter()
     progress.stage("evaluate")
     correct = _score(request, inputs, points, loaded, progress, kept)
-    for each in planned:
-        each.finish()
+    for plan in planned:
+        plan.finish()
     progress.stage("bootstrap")
     rows = _rows(request, correct)
     lost = _loss_notes(request, planned, rows)
@@ -205,13 +205,13 @@ def run_sweep(
         raise VerdictError(f"{lost[0]}; nothing was written (--strict)")
     record = _about(request, inputs, loaded, [*inputs.notes, *notes, *lost]) | {
         "curve": [{"alpha": alpha, **row} for alpha, row in zip(request.alphas, rows, strict=False)],
-        "recipes": [_recipe_row(each, points[each.point], rows[each.point]) for each in planned],
+        "recipes": [_recipe_row(plan, points[plan.point], rows[plan.point]) for plan in planned],
         "points": [
             {
                 **{"name": name, "point": number, "alpha": None, **rows[number]},
-                "checkpoint": each.finetuned[0].provenance(hashed=request.hashed),
+                "checkpoint": pair.finetuned[0].provenance(hashed=request.hashed),
             }
-            for number, (name, each) in enumerate(placed.items(), first)
+            for number, (name, pair) in enumerate(placed.items(), first)
         ],
         "seconds": {"plan": round(planning - begin, 3), "evaluate": round(time.perf_counter() - planning, 3)},
     }
@@ -264,7 +264,7 @@ def _about(
         "output": None,
         "command": request.command,
         "zeroshot": inputs.zeroshot.provenance(hashed=request.hashed),
-        "finetuned": [each.provenance(hashed=request.hashed) for each in inputs.finetuned],
+        "finetuned": [model.provenance(hashed=request.hashed) for model in inputs.finetuned],
         "id": list(request.id_sources),
         "ood": list(request.ood_sources),
         "sources": {name: images.source for name, images in loaded.items()},
@@ -286,7 +286,7 @@ def _loss_notes(request: SweepRequest, planned: list[_PlannedRecipe], rows: list
     """Warn of recipes that lose more ID accuracy than allowed, if the curve includes the fine-tuned model."""
     if 1.0 not in request.alphas:
         return ()
-    accuracies = {f"recipe {each.recipe.name}": float(rows[each.point]["id"]) for each in planned}
+    accuracies = {f"recipe {plan.recipe.name}": float(rows[plan.point]["id"]) for plan in planned}
     return loss_warnings(accuracies, "ID accuracy", rows[request.alphas.index(1.0)]["id"], request.max_loss)
 
 
@@ -315,10 +315,8 @@ def write_sweep(
     from clipmerge.report.sweep_picture import curve_files, curve_markup
     from clipmerge.report.sweep_table import sweep_csv
 
-    given = request.calibration
-    images = files_read(
-        *request.sources.values(), *request.keep.values(), given.source, given.unlabelled, given.classes
-    )
+    data = request.calibration
+    images = files_read(*request.sources.values(), *request.keep.values(), data.source, data.unlabelled, data.classes)
     inputs = local_inputs(*request.checkpoints)
     check_output(output, overwrite=overwrite, inputs=inputs, read=[*images, *read], record=SWEEP_RECORD)
     record, correct = run_sweep(request, progress)
@@ -338,9 +336,9 @@ def write_sweep(
 
 def load_source(source: Any, request: SweepRequest, progress: Progress) -> LabelledImages:
     """Load the images of one source."""
-    asked, limit = request.calibration, request.limit
+    data, limit = request.calibration, request.limit
     whole = limit is None
-    images = load_images(source, asked.classes, columns=asked.columns, whole=whole, most=limit, seed=request.seed)
+    images = load_images(source, data.classes, columns=data.columns, whole=whole, most=limit, seed=request.seed)
     say_all(progress, images.notes)
     if limit is None:
         return images
@@ -363,21 +361,21 @@ def overlap_notes(request: SweepRequest, loaded: dict[str, LabelledImages], task
 
 def _calibration_images(request: SweepRequest) -> LabelledImages | None:
     """All images of the calibration source; for one on the Hub, only the images that recipes will measure on."""
-    asked = request.calibration
-    if asked.source is None or asked.source == "":
+    data = request.calibration
+    if data.source is None or data.source == "":
         return None
-    most = asked.images + wanted_back(asked.images, asked.held_back)
-    images = load_images(asked.source, asked.classes, columns=asked.columns, most=most, seed=request.seed)
+    most = data.images + wanted_back(data.images, data.held_back)
+    images = load_images(data.source, data.classes, columns=data.columns, most=most, seed=request.seed)
     return images.sample(most, request.seed) if images.revision else images
 
 
 def _unlabelled_images(request: SweepRequest) -> LabelledImages | None:
     """All unlabelled images; for a source on the Hub, only the images that recipes will learn from."""
-    asked = request.calibration
-    if asked.unlabelled is None:
+    data = request.calibration
+    if data.unlabelled is None:
         return None
-    images = load_unlabelled(asked.unlabelled, asked.columns, most=asked.images, seed=request.seed)
-    return images.sample(asked.images, request.seed) if images.revision else images
+    images = load_unlabelled(data.unlabelled, data.columns, most=data.images, seed=request.seed)
+    return images.sample(data.images, request.seed) if images.revision else images
 
 
 def _open(request: SweepRequest, known: Known, progress: Progress) -> Inputs:
@@ -399,15 +397,15 @@ def _plan_points(
         points.add_alpha(alpha)
     planned = []
     for recipe in request.recipes:
-        held = kept.plan(request, recipe) if kept else None
-        if held is None:
+        cached = kept.plan(request, recipe) if kept else None
+        if cached is None:
             run = prepare(request.merge_request(recipe), progress, known=known, judged=False)
             plan, tensors = shared_plan(run.plan, run.tensors)
             finish = run.finish
             if kept is not None and run.is_main:
                 kept.keep_plan(request, recipe, plan, tensors)
         else:
-            (plan, tensors), finish = held, lambda: None
+            (plan, tensors), finish = cached, lambda: None
         planned.append(_PlannedRecipe(recipe, points.add_plan(plan, tensors), plan, finish))
     return points.points, planned
 

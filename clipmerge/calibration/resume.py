@@ -65,14 +65,14 @@ class LearningState:
 
     def restore(self, state: Mapping[str, Tensor]) -> bool:
         """Restore the state that an earlier run saved, the same in every process, and say whether there was one."""
-        held = self._read(state) if self._accelerator.is_main_process else None
-        exists = torch.tensor(float(held is not None))
+        older = self._read(state) if self._accelerator.is_main_process else None
+        exists = torch.tensor(float(older is not None))
         self._take_over(exists)
         if not exists:
             return False
         for name, tensor in state.items():
-            if held is not None:
-                tensor.copy_(held[name])
+            if older is not None:
+                tensor.copy_(older[name])
             self._take_over(tensor)
         self._exists = True
         return True
@@ -80,9 +80,9 @@ class LearningState:
     def _read(self, state: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
         """The file's content if it is complete and fits; otherwise it is removed, with a note for the user."""
         try:
-            held = load_file(self._path)
-            if _fits(held, state):
-                return held
+            older = load_file(self._path)
+            if _fits(older, state):
+                return older
             problem = f"{self._path} does not fit"
         except FileNotFoundError:
             return None
@@ -152,9 +152,9 @@ class LearningState:
             self._remove()
 
 
-def _fits(held: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> bool:
-    return held.keys() == state.keys() and all(
-        held[name].shape == tensor.shape and held[name].dtype == tensor.dtype and bool(held[name].isfinite().all())
+def _fits(older: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> bool:
+    return older.keys() == state.keys() and all(
+        older[name].shape == tensor.shape and older[name].dtype == tensor.dtype and bool(older[name].isfinite().all())
         for name, tensor in state.items()
     )
 

@@ -208,7 +208,7 @@ def _find(file: Path, loaded: Any, state_key: str | None) -> tuple[dict[str, Ten
                 f"FILE), or name what holds them with {f'--state-key {largest}'.strip()}"
             )
         if state_key is None:
-            others += [".".join((*path, each)) for each in _other_weights(loaded, inside)]
+            others += [".".join((*path, name)) for name in _other_weights(loaded, inside)]
         path.append(inside)
         loaded = loaded[inside]
     if not isinstance(loaded, Mapping):
@@ -253,8 +253,8 @@ def _at(file: Path, loaded: Any, state_key: str) -> Any:
             found = {str(key): value for key, value in place.items() if str(key).startswith(f"{state_key}.")}
             if found:
                 return {key.removeprefix(f"{state_key}."): value for key, value in found.items()}
-    held = shorten(map(str, loaded)) if isinstance(loaded, Mapping) else f"a {type(loaded).__name__}"
-    raise CheckpointError(f"{file}: holds nothing under '{state_key}' (--state-key), but {held or 'nothing'}")
+    content = shorten(map(str, loaded)) if isinstance(loaded, Mapping) else f"a {type(loaded).__name__}"
+    raise CheckpointError(f"{file}: holds nothing under '{state_key}' (--state-key), but {content or 'nothing'}")
 
 
 def _other_weights(loaded: Mapping[Any, Any], taken: str) -> list[str]:

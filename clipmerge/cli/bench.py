@@ -83,9 +83,9 @@ def _results(record: dict[str, Any]) -> RenderableType:
 def _published(pair: dict[str, Any]) -> list[str]:
     """Lines with the published figures."""
     lines = []
-    for each in pair["published"]:
-        figures = ", ".join(f"{name} {value:g}" for name, value in each["accuracy"].items())
-        lines.append(f"published, {each['point']}: {figures} ({each['source']})")
+    for row in pair["published"]:
+        figures = ", ".join(f"{name} {value:g}" for name, value in row["accuracy"].items())
+        lines.append(f"published, {row['point']}: {figures} ({row['source']})")
     return lines
 
 
@@ -97,12 +97,12 @@ def _cost(cost: dict[str, Any]) -> RenderableType:
     table = Table(box=None, pad_edge=False)
     table.add_column("download", overflow="fold")
     table.add_column("size", justify="right", no_wrap=True)
-    for each in cost["downloads"]:
-        size = "is here" if each["cached"] else "?" if each["bytes"] is None else format_bytes(each["bytes"])
-        table.add_row(Text(each["what"]), size)
+    for download in cost["downloads"]:
+        size = "?" if download["bytes"] is None else format_bytes(download["bytes"])
+        table.add_row(Text(download["what"]), "is here" if download["cached"] else size)
     total = "not known" if cost["bytes"] is None else f"at most {format_bytes(cost['bytes'])}"
     lines = [f"In all {total}.", _time(cost)]
-    problems = list(dict.fromkeys(each["problem"] for each in cost["downloads"] if each["problem"]))
+    problems = list(dict.fromkeys(download["problem"] for download in cost["downloads"] if download["problem"]))
     return Group(table, *map(Text, [*lines, *problems, *cost["notes"]]))
 
 

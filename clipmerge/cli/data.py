@@ -102,7 +102,9 @@ def _facts(record: dict[str, Any]) -> list[tuple[str, str]]:
     from_repository = "read from the repository"
     if record["kind"] == "retrieval":
         facts.append(("captions", "each image has several; for recall, not for accuracy"))
-        figures = {name: ", ".join(f"{k} {v:g}" for k, v in each.items()) for name, each in record["recall"].items()}
+        figures = {
+            name: ", ".join(f"{k} {v:g}" for k, v in recalls.items()) for name, recalls in record["recall"].items()
+        }
     else:
         facts.append(("classes", f"{len(names)}, listed below" if names else from_repository))
         facts.append(("templates", _quoted(templates) if templates else from_repository))

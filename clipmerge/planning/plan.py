@@ -264,8 +264,8 @@ class Plan(Frozen):
                 **{"stragglers": (), "straggler_statistic": None, "straggler_scores": {}},
             }
             return self.model_copy(update={"layers": reasons, **forgotten})
-        measured = [each for each in (self.bought, *self.kept) if each is not None]
-        if not measured or {each.plan for each in measured} == {self.digest}:
+        measured = [effect for effect in (self.bought, *self.kept) if effect is not None]
+        if not measured or {effect.plan for effect in measured} == {self.digest}:
             return self
         stale = set(self.bought.warnings) if self.bought else set()
         warnings = (*(warning for warning in self.warnings if warning not in stale), STALE)
