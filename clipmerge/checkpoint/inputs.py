@@ -69,8 +69,7 @@ class Inputs:
     @property
     def folders(self) -> set[Path]:
         """Folders with files of the checkpoints (an adapter's side files are not beside its weights)."""
-        checkpoints = (self.zeroshot, *self.finetuned)
-        return {one.folder for one in checkpoints} | {file.parent for one in checkpoints for file in one.files}
+        return {one.folder for one in self.everyone} | {file.parent for one in self.everyone for file in one.files}
 
     @cached_property
     def is_partial(self) -> bool:
@@ -200,5 +199,5 @@ class Inputs:
 
     def holders(self, name: str) -> list[Location]:
         """The checkpoints that hold a tensor, zero-shot first, each with the tensor's key in its file."""
-        everyone = zip((self.zeroshot, *self.finetuned), (self.zeroshot_keys, *self.finetuned_keys), strict=True)
-        return [(checkpoint, keys[name]) for checkpoint, keys in everyone if name in keys]
+        keys_of = zip(self.everyone, (self.zeroshot_keys, *self.finetuned_keys), strict=True)
+        return [(checkpoint, keys[name]) for checkpoint, keys in keys_of if name in keys]

@@ -90,8 +90,8 @@ def hold_back(
     )
     layers = {layer: LayerPlan(alpha=alpha, reason="base alpha") for layer in task.layers}
     for layer in stragglers.names:
-        z, stability = (stragglers.scores[layer][name] for name in ("z", "stability"))
-        reason = f"straggler: {statistic} z {z:.1f}, in {stability:.0%} of the resamples"
+        z, stable = (stragglers.scores[layer][name] for name in ("z", "stability"))
+        reason = f"straggler: {statistic} z {z:.1f}, in {stable:.0%} of the resamples"
         layers[layer] = straggler.model_copy(update={"reason": reason})
     edit = f"alpha {straggler_alpha:g}" + (f" and the {mask} mask" if mask else "")
     they_get = "it gets" if len(stragglers.names) == 1 else "they get"
