@@ -201,14 +201,6 @@ def test_another_base_than_recorded_is_said(pair: Folders, adapter: Path) -> Non
     assert "trained on '~nosuchuser/clip' and is" in str(open_checkpoint(str(adapter), base=base).note)
 
 
-def test_inspect_shows_how_far_it_goes(pair: Folders, tmp_path: Path) -> None:
-    adapter = save_adapter(pair[0], tmp_path / "adapter", target_modules=["fc1"])
-    outcome = clipmerge("inspect", pair[0], adapter, "--format", "json")
-    layers = outcome.json["layers"]
-    assert {layer for layer, entry in layers.items() if entry["change"]} == {n for n in layers if n.endswith("mlp")}
-    assert outcome.json["mismatches"] == []
-
-
 def test_an_adapter_from_the_hub_and_one_of_before_safetensors(hub: FakeHub, pair: Folders, adapter: Path) -> None:
     expected = adapted_to(pair[0], adapter).tensor(Q)
     sha = upload(hub, "alice/lora", {file.name: file.read_bytes() for file in adapter.iterdir()})
