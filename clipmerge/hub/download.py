@@ -115,10 +115,14 @@ def resolve(hub_id: HubId, *, endpoint: str | None = None) -> Resolved:
         options: dict[str, Any] = {"revision": hub_id.revision, "repo_type": hub_id.kind, "timeout": seconds}
         info: Any = patiently(lambda: api.repo_info(hub_id.repo_id, **options))
     except Exception as error:
-        away = out_of_reach(error)
-        if away and hub_id.revision is not None and hub_id.revision == _cached_sha(hub_id):
+        sha = _cached_sha(hub_id) if out_of_reach(error) else None
+        if sha is not None and hub_id.revision == sha:
             return _cached(hub_id, "the Hub cannot be reached")
-        hint = _cached_hint(hub_id) if away else ""
+        hint = (
+            f"Commit {sha} is cached: pass {hub_id.at(sha)}, or set HF_HUB_OFFLINE=1, to use it unchecked."
+            if sha is not None
+            else ""
+        )
         raise explain(error, doing=f"reading {hub_id}", state=hint) from error
     if not isinstance(info.sha, str) or not FULL_SHA.fullmatch(info.sha):
         raise HubError(f"reading {hub_id}: the Hub gave no commit. Name one: {hub_id.at('SHA')}.")
@@ -268,13 +272,6 @@ def _cached(hub_id: HubId, why: str) -> Resolved:
     folder = _snapshot(hub_id.at(sha))
     files = tuple(sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()))
     return Resolved(sha, f"{why}: {hub_id} is the cached commit {sha}, not checked against the Hub", files)
-
-
-def _cached_hint(hub_id: HubId) -> str:
-    sha = _cached_sha(hub_id)
-    if sha is None:
-        return ""
-    return f"Commit {sha} is cached: pass {hub_id.at(sha)}, or set HF_HUB_OFFLINE=1, to use it unchecked."
 
 
 def _remember(hub_id: HubId, sha: str) -> None:
