@@ -1,0 +1,56 @@
+"""Learn in one of several processes, and save what it ends with; started by test_many_processes.py.
+
+On the pretended device a collective refuses tensors of the CPU, as NCCL's do.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from clipmerge.calibration.coefficients import Coefficients
+from clipmerge.calibration.goal import Goal
+from clipmerge.calibration.learning import LearningConfig, learn
+from clipmerge.distributed import Processes
+from tests.support import pretended_device
+from tests.support.pretended_device import Pretended, counted
+from tests.support.small_objective import make_batches, objective_for
+
+
+def move(processes: Any) -> None:
+    """Let a process compute on the pretended device."""
+    reduce = torch.distributed.all_reduce
+
+    def all_reduce(tensor: Tensor) -> None:
+        if not isinstance(tensor, Pretended):
+            raise RuntimeError("No backend type associated with device type cpu")
+        reduce(tensor.raw)
+
+    torch.distributed.all_reduce = all_reduce  # type: ignore[assignment]
+    pretended_device.register()
+    processes.device = torch.device(pretended_device.NAME, 0)
+    processes.state = SimpleNamespace(device=processes.device)
+
+
+def main(folder: Path, device: str) -> None:
+    processes = Processes(torch.device("cpu"))
+    number, count = processes.process_index, processes.num_processes
+    if device != "cpu":
+        move(processes)
+    ends = (folder / "zeroshot", folder / "finetuned")
+    with counted():
+        # five batches, so that some of eight processes have none
+        objective = objective_for(ends, make_batches((8, 8, 8, 8, 4))[number::count], accelerator=processes)
+        values = Coefficients(objective, "entry")
+        learn(objective, values, LearningConfig(Goal(0.7, views=1.0), 4, 0.02, batch=16))
+    save_file(values.by_parameter(), folder / f"{device}-{count}-{number}.safetensors")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2])
