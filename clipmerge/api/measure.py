@@ -46,7 +46,7 @@ def measure(run: Run, request: MergeRequest) -> tuple[Measurements, dict[str, An
     run.cleanups.append(objective.learning_state.remove)
     with together():
         objective.shares.accelerator.wait_for_everyone()  # no process leaves while another still gathers
-    return _with_change(measurements, objective), record
+    return _with_change(measurements, objective), record | {"noise": objective.noise_drawn_on}
 
 
 def ranks_by_gradients(recipe: Recipe) -> bool:

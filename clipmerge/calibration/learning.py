@@ -253,7 +253,7 @@ class _Run:
         found = forecast(objective, self._state, activations, pictures, at_once)
         objective.say(f"learning takes {found}; {at_once} of the {pictures} images of a step go through at once")
         if "noise" in goal.changes and goal.robustness:
-            objective.notes.append(f"noise drawn on {device.type}")
+            objective.noise_drawn_on = device.type
         return pieces
 
     def _descend(self, steps: Sequence[Step], goal: Goal, pieces: Pieces) -> None:

@@ -70,10 +70,12 @@ class Objective:
         notes: What the record of the measure should say beside its own notes.
         say: Called with what the user should know.
         learning_state: Saves and restores the state of measures that learn; ``None`` to save nothing.
+        noise_drawn_on: Kind of device that draws the noise of changed copies; ``None`` for the CPU.
         unlabelled: Images without labels for measures that learn, shared among the processes; ``None`` for none.
     """
 
     wants_gradients: bool = False
+    noise_drawn_on: str | None = None
     unlabelled: Shares | None = None
     learning_state: LearningState | None = None
 

@@ -77,6 +77,7 @@ class CalibrationRecord(Frozen):
         templates: Prompt templates.
         seed: Seed of the draw.
         unlabelled: Images without labels that were used as well; absent from the JSON if there were none.
+        noise: Kind of device that drew the noise of changed copies; absent from the JSON if the CPU did.
     """
 
     source: str
@@ -90,12 +91,14 @@ class CalibrationRecord(Frozen):
     templates: tuple[str, ...]
     seed: int
     unlabelled: UnlabelledRecord | None = None
+    noise: str | None = None
 
     @model_serializer(mode="wrap")
     def _without_none(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         data: dict[str, Any] = handler(self)
-        if self.unlabelled is None:
-            data.pop("unlabelled", None)
+        for name in ("unlabelled", "noise"):
+            if data.get(name) is None:
+                data.pop(name, None)
         if self.classes_with_images is None:  # an earlier record
             data = {key: value for key, value in data.items() if key not in ("classes_with_images", "copies")}
         return data
