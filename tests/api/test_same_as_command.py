@@ -27,7 +27,7 @@ def contents(folder: Path) -> dict[str, Any]:
     for path in sorted(file for file in folder.rglob("*") if file.is_file()):
         name = str(path.relative_to(folder))
         files[name] = path.read_bytes()
-        if name in ("clipmerge.json", "sweep.json", "conversion.json"):
+        if name in ("clipmerge.json", "sweep.json"):
             record = json.loads(files[name])
             files[name] = {key: value for key, value in record.items() if key not in TIMED}
     return files
@@ -172,17 +172,6 @@ def test_evaluating_and_inspecting_report_what_the_command_reports(pair: Folders
     assert (both.family, both.mismatches) == ("CLIP", ())
     alone = api.inspect(pair[0], weights=False, **QUIET)
     assert alone.record == command("inspect", pair[0], "--no-weights", "--format", "json").json
-
-
-def test_converting_writes_what_the_command_writes(
-    pair: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert command("convert", pair[0], "command", "--to", "open-clip").code == 0
-    result = api.convert(pair[0], "function", to="open-clip", **QUIET)
-    assert contents(Path("command")) == contents(Path("function"))
-    assert result.path == Path("function")
-    assert result.record["command"] == f"clipmerge convert {pair[0]} function --to open-clip"
 
 
 def test_a_dry_run_decides_and_writes_nothing(pair: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

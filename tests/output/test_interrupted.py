@@ -158,15 +158,6 @@ def test_a_file_too_large_for_the_disk_is_one_line_and_leaves_nothing(large: Fol
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_full_disk_is_found_before_writing(large: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"total": 10, "free": 5})())
-    line = refused(clipmerge("merge", *large, "--recipe", "wise-ft", "--output", tmp_path / "out"))
-    assert (
-        line == f"error: {tmp_path / 'out'}: the disk is full; nothing was left behind, free some space and run again"
-    )
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_a_disk_that_fills_up_while_writing(pair: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> int:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

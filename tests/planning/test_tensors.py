@@ -105,19 +105,6 @@ def test_zeros_and_ones_are_the_sources_bytes(
         assert torch.equal(tensor.view(-1).view(torch.uint8), source[name].view(-1).view(torch.uint8)), name
 
 
-def test_plan_then_apply_is_merge_and_the_output_holds_its_plan(decided: Any, tmp_path: Path) -> None:
-    run = decided()
-    merged = write_merge(run, tmp_path / "merged")
-    write_plan(run, tmp_path / "plan.json")
-    assert {path.name for path in tmp_path.iterdir()} == {"merged", "plan.json", "plan.tensors.safetensors"}
-    for plan in (tmp_path / "plan.json", tmp_path / "merged" / "plan" / "plan.json"):
-        applied = write_merge(open_plan(plan), tmp_path / "applied", overwrite=True)
-        assert applied.files == merged.files
-        assert applied.layers == merged.layers
-    held = [sorted(path.name for path in (tmp_path / name / "plan").iterdir()) for name in ("merged", "applied")]
-    assert held == [["plan.json", "plan.tensors.safetensors"]] * 2
-
-
 def test_the_plan_tells_mean_and_range(decided: Any) -> None:
     run = decided()
     coefficients = coefficients_for(Task(run.inputs))
