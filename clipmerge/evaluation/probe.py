@@ -94,7 +94,7 @@ def corrupted(image: Image, corruption: str, seed: int) -> Image:
             hue, saturation, value = image.convert("HSV").split()
             brighter = value.point([min(255, round(level + 255 * BRIGHTNESS)) for level in range(256)])
             return Pillow.merge("HSV", (hue, saturation, brighter)).convert("RGB")
-        case "rotation":  # about the centre; the corners get the mean colour of the image's border
+        case _:  # rotate about the centre; the corners get the mean colour of the border
             border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]]).mean(axis=0)
             fill = tuple(int(level) for level in np.rint(border))
             turn = ROTATION * rng.choice([-1.0, 1.0])
