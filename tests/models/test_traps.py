@@ -111,7 +111,6 @@ DAMAGED: dict[str, tuple[Change, str]] = {
 }
 
 
-@pytest.mark.uncounted
 @pytest.mark.parametrize("name", DAMAGED)
 def test_a_damaged_folder_of_transformers_is_one_line(
     pair: tuple[Path, Path], images: Path, tmp_path: Path, name: str

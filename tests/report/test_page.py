@@ -45,7 +45,6 @@ def rows_of(html: str, record: dict[str, Any]) -> list[list[str]]:
     return [layers[layers.index(end[0]) : layers.index(end[-1]) + 1] for end in ends]
 
 
-@pytest.mark.uncounted
 @pytest.mark.parametrize("name", RECORDS)
 def test_a_page_is_whole_and_asks_for_nothing(html_of: Pages, name: str) -> None:
     record = RECORDS[name]
