@@ -192,8 +192,6 @@ def _parts(title: str, batch: Any, *, labelled: bool) -> tuple[Any, Any]:
     elif isinstance(batch, (tuple, list)) and len(batch) > 1:
         labels = batch[1]
     if images is None or (labelled and labels is None):
-        what, keys = "images", "'pixel_values'"
-        if labelled:
-            what, keys = "(images, labels)", "'pixel_values' and 'labels'"
+        what, keys = ("(images, labels)", "'pixel_values' and 'labels'") if labelled else ("images", "'pixel_values'")
         raise DataError(f"{title}: its batches are not {what} and do not hold {keys}")
     return images, labels if labelled else [0] * len(images)

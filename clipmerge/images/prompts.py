@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any
 
 from clipmerge.errors import DataError, UsageError, did_you_mean, is_utf8
 from clipmerge.files.limits import LONGEST_PROMPT, MOST_PROMPTS
@@ -27,14 +27,6 @@ def template_set(name: str) -> tuple[str, ...]:
     return tuple(line for line in lines if not line.startswith("#"))
 
 
-class WithTemplates(Protocol):
-    """A source of images that may bring its own templates."""
-
-    @property
-    def templates(self) -> tuple[str, ...]:
-        """The templates; empty if it has none."""
-
-
 def check_templates(templates: Sequence[str]) -> tuple[str, ...]:
     """Check the prompt templates that the user named."""
     return tuple(template for given in templates for template in _spelled_out(given))
@@ -50,7 +42,7 @@ def templates_for(given: Sequence[str], own: Sequence[str]) -> tuple[str, ...]:
     return tuple(given) or tuple(own) or (DEFAULT_TEMPLATE,)
 
 
-def own_templates(given: Sequence[str], sources: Mapping[str, WithTemplates]) -> dict[str, list[str]]:
+def own_templates(given: Sequence[str], sources: Mapping[str, Any]) -> dict[str, list[str]]:
     """The templates of the sources that are evaluated with their own; for records."""
     return {} if given else {name: list(images.templates) for name, images in sources.items() if images.templates}
 
