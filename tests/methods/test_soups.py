@@ -233,10 +233,8 @@ def test_the_command_merges_several_to_the_same_bytes_each_time(
 ) -> None:
     data = ["--data", str(images)] if load_recipe(recipe).needs_data else []
     outputs = [tmp_path / "a", tmp_path / "b"]
-    records = [
-        clipmerge("merge", *far, "--recipe", recipe, *data, "--output", output, "--format", "json").json
-        for output in outputs
-    ]
+    merge = ("merge", *far, "--recipe", recipe, *data, "--format", "json", "--output")
+    records = [clipmerge(*merge, output).json for output in outputs]
     first, second = ((output / "model.safetensors").read_bytes() for output in outputs)
     assert first == second
     assert len(records[0]["finetuned"]) == 3
@@ -246,4 +244,3 @@ def test_the_command_merges_several_to_the_same_bytes_each_time(
         alpha = records[0]["layers"][layer]["alpha"]
         expected = mixed(base, others, [alpha * weight for weight in records[0]["weights"]])[name]
         assert torch.allclose(result[name].double(), expected, atol=1e-5), name
-    assert (outputs[0] / "report.html").stat().st_size > 1000
