@@ -161,8 +161,9 @@ class Pretended(Tensor):
         if home or func in _WAITS - {aten.nonzero.default}:
             return out
         aliases = any(result.alias_info is not None for result in func._schema.returns)
-        if not func.is_view and func not in _NO_KERNELS:
-            name = func.overloadpacket.__name__
+        name = func.overloadpacket.__name__
+        # what writes into a list of tensors is called a view by torch
+        if (not func.is_view or name.startswith("_foreach_")) and func not in _NO_KERNELS:
             counts.kernels[name] = counts.kernels.get(name, 0) + 1
         if aliases and not func.is_view:  # in place, or into ``out``
             written = [leaf for leaf in tree_flatten((args, options))[0] if isinstance(leaf, Tensor)]
