@@ -147,11 +147,14 @@ def test_a_step_starts_few_kernels_and_waits_three_times(tmp_path: Path, moves: 
     goal = Goal(0.7, views=1.0, copies=4)
     waits, kernels = [], []
     for steps in (1, 3):
-        objective = objective_on(pretended_device.NAME, ends)
         with counted() as counts:
+            objective = objective_on(pretended_device.NAME, ends)
+            counts.kernels, counts.waits = {}, 0
             learn(objective, Coefficients(objective, "entry", 0.3), LearningConfig(goal, steps, 0.05))
             waits.append(counts.waits)
             kernels.append(sum(counts.kernels.values()))
+    assert kernels[0] > 0
+    assert all(isinstance(parameter.data, Pretended) for parameter in objective.path.parameters.values())
     pixels = objective.shares.batches[0].pixels
     with counted() as counts:
         with torch.no_grad():
