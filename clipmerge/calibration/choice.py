@@ -9,10 +9,8 @@ from dataclasses import dataclass
 import torch
 from scipy.special import stdtrit
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
-from clipmerge.calibration.augmentation import corrupted
-from clipmerge.calibration.goal import Goal, class_features, logits_of, make_pictures, terms_of
+from clipmerge.calibration.goal import Goal, class_features, corrupted_goals, make_pictures, terms_of
 from clipmerge.calibration.objective import FORWARD, Objective
 from clipmerge.calibration.steps import Step
 from clipmerge.distributed import sent
@@ -34,8 +32,12 @@ class Candidate:
     beyond: float = 0.0
 
 
+#: WiSE-FT's alpha where nothing is tuned (Wortsman et al. 2022), which is left only with evidence.
+UNTUNED = 0.5
+# Accuracies are means of float64, so a loss of exactly the limit may come out a little above it.
+_ROUNDING = 1e-9
 #: Learned points that are tried: shares of the way from the start, and from there of the way to fine-tuned.
-_GRID = {1.0: (0.0, 0.1, 0.2, 0.3, 0.5, 0.75), 0.7: (0.0, 0.1, 0.2, 0.3), 0.5: (0.0, 0.1, 0.2), 0.3: (0.0, 0.2)}
+_GRID = {1.0: (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.75), 0.7: (0.0, 0.1, 0.2, 0.3), 0.5: (0.0, 0.1, 0.2), 0.3: (0.0, 0.2)}
 CANDIDATES = tuple(Candidate(part=part, beyond=beyond) for part, row in _GRID.items() for beyond in row)
 #: Further points for a sparse mask, which cannot fall back to the path: learned ones that are nearly fine-tuned, and
 #: one coefficient for all that the mask keeps, from the start up to fine-tuned.
@@ -49,7 +51,7 @@ class ValidationScore:
 
     Attributes:
         rows: (4, images), float64: the goal, in nats; whether the view is recognised; the cross-entropy of the view;
-            and that under corruptions of other kinds than the changes that learning sees.
+            and the goal under corruptions of other kinds than the changes that learning sees.
     """
 
     rows: Tensor
@@ -76,7 +78,7 @@ class ValidationScore:
 
     @property
     def corrupted(self) -> Tensor:
-        """Cross-entropy of every image under other corruptions, (images,)."""
+        """The goal of every image under other corruptions, (images,), in nats."""
         return self.rows[3]
 
 
@@ -92,9 +94,7 @@ def validate(objective: Objective, steps: Sequence[Step], goal: Goal) -> Validat
         terms = terms_of(objective, goal, pictures, classes)
         goals = terms.views.clone()
         goals[: len(terms.divergence)] += goal.weight * terms.divergence
-        pixels = corrupted(step.batch.pixels, step.seed, len(step), step.own_rows)
-        logits = logits_of(objective, goal, pixels, classes)
-        other = cross_entropy(logits, pictures.labels, reduction="none")
+        other = corrupted_goals(objective, goal, step, pictures.labels, classes)
         values = torch.stack([goals, terms.correct.to(goals), terms.views, other, torch.ones_like(goals)])
         rows = sent(torch.tensor([row_of[position] for position in step.positions[step.own_rows]]), sums.device)
         sums.index_add_(1, rows, values)
@@ -131,31 +131,38 @@ def choose(
     max_loss: float,
     path_counts: bool = True,
 ) -> HeldBackChoice:
-    """Choose between the best points of the path and of what was learned that keep enough accuracy: the lowest goals.
+    """Choose between the path and what was learned, among points that keep enough accuracy.
 
     Args:
         path: Score by alpha, including alpha 1.
         learned: Score by learned point.
-        max_loss: Points of accuracy on the held-back images that may be lost against the fine-tuned model.
+        max_loss: Points of accuracy on the held-back images that may be lost against the fine-tuned model, beyond the
+            standard error of that loss.
         path_counts: Whether the path can be chosen. If not, a learned point is chosen even if it is worse; if none
             keeps enough accuracy, the most accurate.
 
     Returns:
-        The choice. If the path counts, a learned point must be better than it by the paired interval over the images,
-        and not worse by that under other corruptions: without evidence, the path is taken.
+        The choice between the path's point, see `_path_point`, and the learned point with the lowest goal of those that
+        are better by the paired interval over the images, and not worse by that under other corruptions. Without any
+        the path is taken if it counts, and else the lowest goal.
     """
-    needed = path[1.0].accuracy - max_loss / 100
-    alpha = min((alpha for alpha, score in path.items() if score.accuracy >= needed), key=lambda at: path[at].goal)
-    accurate = {candidate: score for candidate, score in learned.items() if score.accuracy >= needed}
-    if accurate:
-        best = min(accurate, key=lambda candidate: accurate[candidate].goal)
-    else:
-        best = max(learned, key=lambda candidate: learned[candidate].accuracy)
+    limit, finetuned = max_loss / 100, path[1.0]
+    alpha = _path_point({alpha: score for alpha, score in path.items() if _keeps_accuracy(score, finetuned, limit)})
+    kept = [candidate for candidate, score in learned.items() if _keeps_accuracy(score, finetuned, limit)]
+    ranked = sorted(kept, key=lambda candidate: learned[candidate].goal)
+    ranked = ranked or [max(learned, key=lambda candidate: learned[candidate].accuracy)]
+    gains = {
+        candidate: (
+            paired_interval(path[alpha].goals - learned[candidate].goals),
+            paired_interval(path[alpha].corrupted - learned[candidate].corrupted),
+        )
+        for candidate in ranked
+    }
+    proven = [at for at, (gain, other) in gains.items() if kept and gain and other and gain[0] > 0 and other[1] >= 0]
+    best = (proven or ranked)[0]
+    gain, corrupted_gain = gains[best]
     score = learned[best]
-    gain = paired_interval(path[alpha].goals - score.goals)
-    corrupted_gain = paired_interval(path[alpha].corrupted - score.corrupted)
-    proven = gain is not None and gain[0] > 0 and corrupted_gain is not None and corrupted_gain[1] >= 0
-    if path_counts and not (accurate and proven):
+    if path_counts and not proven:
         best, score = Candidate(alpha=alpha), path[alpha]
     return HeldBackChoice(
         images=len(score.goals),
@@ -170,6 +177,21 @@ def choose(
         gain=gain,
         corrupted_gain=corrupted_gain,
     )
+
+
+def _keeps_accuracy(score: ValidationScore, finetuned: ValidationScore, limit: float) -> bool:
+    """Whether the loss of accuracy, less the standard error of its estimate, is within the limit."""
+    lost = finetuned.rows[1] - score.rows[1]
+    error = float(lost.std()) / math.sqrt(len(lost)) if len(lost) > 1 else 0.0
+    return float(lost.mean()) - error <= limit + _ROUNDING
+
+
+def _path_point(path: Mapping[float, ValidationScore]) -> float:
+    """The alpha nearest to 0.5 that is not worse than the best by the interval of their goals, paired by image."""
+    best = min(path.values(), key=lambda score: score.goal)
+    intervals = {alpha: paired_interval(score.goals - best.goals) for alpha, score in path.items()}
+    as_good = [alpha for alpha, low_high in intervals.items() if path[alpha] is best or (low_high and low_high[0] <= 0)]
+    return min(as_good, key=lambda alpha: abs(alpha - UNTUNED))
 
 
 def paired_interval(differences: Tensor) -> tuple[float, float] | None:

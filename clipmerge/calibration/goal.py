@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, kl_div
 
-from clipmerge.calibration.augmentation import KINDS, augmented, viewed
+from clipmerge.calibration.augmentation import KINDS, augmented, corrupted, viewed
 from clipmerge.calibration.objective import FORWARD, Objective
 from clipmerge.calibration.steps import Step
 from clipmerge.distributed import sent
@@ -158,26 +158,42 @@ def make_copies(step: Step, goal: Goal, pixels: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def with_teacher_targets(objective: Objective, steps: Sequence[Step], goal: Goal, *, cached: bool) -> list[Step]:
+def with_teacher_targets(
+    objective: Objective, steps: Sequence[Step], goal: Goal, *, cached: bool, judged: bool = False
+) -> list[Step]:
     """Add the zero-shot model's predictions or features for the changed images to every step.
 
-    Leaves the objective at theta_0; for ``cached`` see `CalibrationLoss.class_features`.
+    With ``judged``, those for the images under other corruptions too. Leaves the objective at theta_0; for ``cached``
+    see `CalibrationLoss.class_features`.
     """
     if not goal.robustness:
         return list(steps)
     objective.path.move_to(0.0)
     completed = []
     for step in steps:
-        pixels = make_copies(step, goal, step.batch.pixels)
-        if goal.divergence == "features":
-            with passes(pixels.device, goal.precision):
-                completed.append(replace(step, features=objective.criterion.embed(pixels).float()))
-        else:
-            classes = class_features(objective, step, goal, cached=cached)
-            logits = logits_of(objective, goal, pixels, classes)
-            completed.append(replace(step, target=logits.log_softmax(-1)))
-        objective.work.tick(FORWARD * goal.copy_count(len(step)) * step.work_share)
+        of_copies = _teacher_targets(objective, step, goal, make_copies(step, goal, step.batch.pixels), cached=cached)
+        holds_features = goal.divergence == "features"
+        step = replace(step, features=of_copies) if holds_features else replace(step, target=of_copies)
+        if judged:
+            corruptions = make_corrupted(step)
+            step = replace(step, corrupted=_teacher_targets(objective, step, goal, corruptions, cached=cached))
+        completed.append(step)
+        pictures = goal.copy_count(len(step)) + judged * len(step)
+        objective.work.tick(FORWARD * pictures * step.work_share)
     return completed
+
+
+def make_corrupted(step: Step) -> Tensor:
+    """This process's images of a step under corruptions of other kinds than the changes that learning sees."""
+    return corrupted(step.batch.pixels, step.seed, len(step), step.own_rows)
+
+
+def _teacher_targets(objective: Objective, step: Step, goal: Goal, pixels: Tensor, *, cached: bool) -> Tensor:
+    """Features of pictures, or log probabilities of a step's classes, at the current weights."""
+    if goal.divergence == "features":
+        with passes(pixels.device, goal.precision):
+            return objective.criterion.embed(pixels).float()
+    return logits_of(objective, goal, pixels, class_features(objective, step, goal, cached=cached)).log_softmax(-1)
 
 
 def logits_of(objective: Objective, goal: Goal, pixels: Tensor, classes: Tensor) -> Tensor:
@@ -219,14 +235,38 @@ def terms_of(objective: Objective, goal: Goal, pictures: Pictures, classes: Tens
     views, copies = logits.tensor_split([len(pictures.labels)])
     divergence = torch.zeros(len(copies), device=classes.device)
     if pictures.features is not None:
-        divergence = 1 - (features[len(views) :] * pictures.features).sum(-1)
+        divergence = _cosine_divergence(features[len(views) :], pictures.features)
     elif pictures.target is not None:
-        divergence = kl_div(copies.log_softmax(-1), pictures.target, reduction="none", log_target=True).sum(-1)
+        divergence = _prediction_divergence(copies, pictures.target)
     return Terms(
         views=cross_entropy(views, pictures.labels, reduction="none"),
         correct=views.detach().argmax(1) == pictures.labels,
         divergence=divergence,
     )
+
+
+def corrupted_goals(objective: Objective, goal: Goal, step: Step, labels: Tensor, classes: Tensor) -> Tensor:
+    """The goal at the current weights for a step's images under other corruptions, one number per image, in nats."""
+    pixels = make_corrupted(step)
+    with passes(pixels.device, goal.precision):
+        features = objective.criterion.embed(pixels).float()
+    logits = objective.criterion.class_logits(features, classes)
+    loss = cross_entropy(logits, labels, reduction="none")
+    if step.corrupted is None:
+        return loss
+    if goal.divergence == "features":
+        return loss + goal.weight * _cosine_divergence(features, step.corrupted)
+    return loss + goal.weight * _prediction_divergence(logits, step.corrupted)
+
+
+def _cosine_divergence(features: Tensor, zeroshot: Tensor) -> Tensor:
+    """One minus the cosine of unit features, (pictures,)."""
+    return 1 - (features * zeroshot).sum(-1)
+
+
+def _prediction_divergence(logits: Tensor, zeroshot: Tensor) -> Tensor:
+    """KL divergence from the zero-shot log probabilities, (pictures,), in nats."""
+    return kl_div(logits.log_softmax(-1), zeroshot, reduction="none", log_target=True).sum(-1)
 
 
 def _goal_of(objective: Objective, goal: Goal, pictures: Pictures, classes: Tensor) -> tuple[Tensor, Tensor]:

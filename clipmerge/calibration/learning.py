@@ -15,6 +15,7 @@ from clipmerge.calibration.activations import Activations, forecast
 from clipmerge.calibration.choice import (
     CANDIDATES,
     UNDER_A_MASK,
+    UNTUNED,
     ValidationScore,
     choose,
     embeds_less_at_once,
@@ -34,7 +35,7 @@ from clipmerge.calibration.goal import (
     with_teacher_targets,
 )
 from clipmerge.calibration.objective import FORWARD, GRADIENT, Objective
-from clipmerge.calibration.steps import Step, lay_out, shard_steps, with_unlabelled
+from clipmerge.calibration.steps import Layout, Step, lay_out, shard_steps, with_unlabelled
 from clipmerge.models.memory import Pieces
 from clipmerge.planning.measurements import HeldBackChoice, LossPath
 
@@ -59,7 +60,8 @@ class LearningConfig:
         batch: Maximum number of images per step; ``None`` for the size of a calibration batch.
         held_back: Share of the images that learning does not see and that judge the result.
         max_loss: Points of accuracy on the held-back images that may be lost against the fine-tuned model.
-        judges_zeroshot: Whether the goal's divergence is replaced by what suits the zero-shot model's skill.
+        judges_zeroshot: Whether features are held, in half of the steps, if the zero-shot model does not know the
+            target.
         ceiling: Largest coefficient; ``None`` for twice the coefficient where learning starts, at least 1.
     """
 
@@ -96,10 +98,11 @@ class Learned:
 def learn(objective: Objective, coefficients: Coefficients, config: LearningConfig) -> Learned:
     """Learn with Adam, whose rate falls to zero along a half cosine, and clamp every coefficient to [0, ceiling].
 
-    Coefficients without a start all start at the best alpha of the straight path, by the goal on the held-back images
-    or, without any, on the images of the first steps. At the end the held-back images choose between the best point of
-    the straight path, the learned point and points between them. Processes share the images of every step, add up their
-    gradients, and end with the same coefficients, whether they take all steps or resume an interrupted run.
+    Coefficients without a start all start at 0.5 if features are held, and else at the best alpha of the straight path
+    by the goal on the held-back images or, without any, on the images of the first steps. At the end the held-back
+    images choose between a point of the straight path, the learned point and points between them. Processes share the
+    images of every step, add up their gradients, and end with the same coefficients, whether they take all steps or
+    resume an interrupted run.
 
     Args:
         objective: Calibration loss; left at the chosen coefficients.
@@ -109,7 +112,40 @@ def learn(objective: Objective, coefficients: Coefficients, config: LearningConf
     Raises:
         MeasureError: If a loss is not finite.
     """
-    return _Run(objective, coefficients, config).learn()
+    skill = None
+    if config.judges_zeroshot:
+        skill = _zeroshot_skill(objective, config)
+        if skill < SKILLED:
+            goal = replace(config.goal, divergence="features")
+            config = replace(config, goal=goal, steps=math.ceil(config.steps / 2))
+    return _Run(objective, coefficients, config, skill).learn()
+
+
+def _zeroshot_skill(objective: Objective, config: LearningConfig) -> float:
+    """Share of the uncertainty about the labels of the path's images that the zero-shot predictions remove."""
+    goal = replace(config.goal, robustness=0.0)
+    steps = _path_steps(lay_out(objective, config.steps, batch=config.batch, share=config.held_back))
+    steps = shard_steps(objective, steps, min(map(len, steps)))
+    pictures = sum(validation_pictures(goal, len(step)) * step.work_share for step in steps)
+    moves = objective.path.text_changes
+    prompts = prompts_at(objective, steps) if moves else objective.prompt_passes(forward=1)
+    objective.announce_work(FORWARD * pictures, prompts=prompts, precision=goal.precision)
+    _embed_fixed_prompts(objective)
+    objective.path.move_to(0.0)
+    every = objective.criterion.prompts.classes
+    classes = [every if step.classes is None else len(step.classes) for step in steps]
+    return 1 - validate(objective, steps, goal).loss / math.log(sum(classes) / len(classes))
+
+
+def _embed_fixed_prompts(objective: Objective) -> None:
+    """Embed all prompts once for all steps, so in float32, if the text tower does not change."""
+    if not objective.path.text_changes:
+        objective.criterion.prompt_features()
+
+
+def _path_steps(layout: Layout) -> Sequence[Step]:
+    """The steps whose images compare points of the path: those held back, or the first ones."""
+    return layout.validation_steps or layout.steps[:PATH_STEPS]
 
 
 def prepare(objective: Objective, goal: Goal, steps: int, *, batch: int | None = None) -> list[Step]:
@@ -122,19 +158,21 @@ def prepare(objective: Objective, goal: Goal, steps: int, *, batch: int | None =
 class _Run:
     """One run of learning, from its layout to its choice."""
 
-    def __init__(self, objective: Objective, coefficients: Coefficients, config: LearningConfig) -> None:
-        self._objective, self._coefficients, self._config = objective, coefficients, config
+    def __init__(
+        self, objective: Objective, coefficients: Coefficients, config: LearningConfig, skill: float | None
+    ) -> None:
+        self._objective, self._coefficients, self._config, self._skill = objective, coefficients, config, skill
         self._storage = objective.learning_state
         self._candidates = CANDIDATES if config.sparsify is None else CANDIDATES + UNDER_A_MASK
         self._descent = Descent(coefficients.values, config.rate, config.steps)
         self._layout = lay_out(objective, config.steps, batch=config.batch, share=config.held_back)
         self._trace = torch.zeros(config.steps, len(fields(Losses)), dtype=torch.float64)
-        self._path_steps: Sequence[Step] = self._layout.validation_steps or self._layout.steps[:PATH_STEPS]
+        self._path_steps = _path_steps(self._layout)
         images = len({position for step in self._path_steps for position in step.positions})
-        # the scores of all points of the path; the zero-shot model's skill, and the alpha where learning starts
+        # the scores of all points of the path, and the alpha where learning starts
         self._path = torch.zeros(len(ALPHAS), 4, images, dtype=torch.float64)
-        self._found = torch.zeros(2, dtype=torch.float64)
-        self._state = {"trace": self._trace, "path": self._path, "found": self._found, **self._descent.state}
+        self._start = torch.zeros((), dtype=torch.float64)
+        self._state = {"trace": self._trace, "path": self._path, "start": self._start, **self._descent.state}
 
     def learn(self) -> Learned:
         """Learn, or resume learning, and choose."""
@@ -146,19 +184,14 @@ class _Run:
         validates = bool(self._layout.validation_steps)
         tries_path = begin is None and (validates or not coefficients.has_start)
         self._announce(steps, tries_path=tries_path)
-        if not objective.path.text_changes:
-            objective.criterion.prompt_features()  # computed once for all steps, so in float32
+        _embed_fixed_prompts(objective)
         pieces = self._pieces(steps)
-        if begin is None and self._config.judges_zeroshot:
-            objective.path.move_to(0.0)
-            loss = validate(objective, self._path_steps, replace(self._config.goal, robustness=0.0)).loss
-            self._found[0] = 1 - loss / math.log(self._mean_classes)
-        goal = self._goal
+        goal = self._config.goal
         whole = replace(goal, copies=None)
-        path_steps = self._with_targets(self._path_steps, whole) if tries_path or validates else []
+        path_steps = self._with_targets(self._path_steps, whole, judged=True) if tries_path or validates else []
         if tries_path:
             self._try_path(path_steps, whole)
-        self._found[1] = coefficients.start
+        self._start.fill_(coefficients.start)
         steps = self._with_targets(steps, goal)
         self._sparsify(anew=begin is None)
         self._descend(steps, goal, pieces)
@@ -168,27 +201,12 @@ class _Run:
         path = LossPath(alphas=ALPHAS, losses=tuple(losses)) if any(losses) else None
         return Learned([Losses(*row) for row in self._trace.tolist()], choice, path)
 
-    @property
-    def _goal(self) -> Goal:
-        """The goal with the divergence that suits the zero-shot model's skill."""
-        goal = self._config.goal
-        if not self._config.judges_zeroshot:
-            return goal
-        return replace(goal, divergence="predictions" if float(self._found[0]) >= SKILLED else "features")
-
-    @property
-    def _mean_classes(self) -> float:
-        """Mean number of classes that the path's images are told apart from."""
-        every = self._objective.criterion.prompts.classes
-        counts = [every if step.classes is None else len(step.classes) for step in self._path_steps]
-        return sum(counts) / len(counts)
-
     def _restore(self) -> int | None:
         """Number of steps taken by an earlier run; ``None`` if there was none."""
         if not self._storage or not self._storage.restore(self._state):
             return None
         number = int(self._descent.steps_taken)
-        self._coefficients.begin_at(float(self._found[1]))
+        self._coefficients.begin_at(float(self._start))
         self._storage.say(f"learning resumes after step {number} of {self._config.steps}, saved by an earlier run")
         return number
 
@@ -208,9 +226,8 @@ class _Run:
 
         work = passes(FORWARD, steps, goal.copy_count) + passes(GRADIENT, steps, goal.picture_count)
         seen_once = validation_steps or path_steps
-        work += passes(FORWARD, seen_once, whole.copy_count)
-        if self._config.judges_zeroshot:
-            work += passes(FORWARD * validation_pictures(replace(goal, robustness=0.0), 1), seen_once, int)
+        if goal.robustness:
+            work += passes(FORWARD, seen_once, whole.picture_count)
         scored = partial(validation_pictures, whole)
         work += passes(FORWARD * len(ALPHAS), path_steps, scored)
         work += passes(FORWARD * len(self._candidates), validation_steps, scored)
@@ -218,17 +235,19 @@ class _Run:
             work += GRADIENT * sum(len(batch) for batch in self._objective.shares.batches)
         self._objective.work.announce(work)
 
-    def _with_targets(self, steps: Sequence[Step], goal: Goal) -> list[Step]:
+    def _with_targets(self, steps: Sequence[Step], goal: Goal, *, judged: bool = False) -> list[Step]:
         cached = embeds_less_at_once(self._objective, steps)
-        return with_teacher_targets(self._objective, steps, goal, cached=cached)
+        return with_teacher_targets(self._objective, steps, goal, cached=cached, judged=judged)
 
     def _try_path(self, steps: Sequence[Step], goal: Goal) -> None:
-        """Evaluate points of the straight path, and start at the best one unless a start is given."""
+        """Evaluate points of the straight path, and start at one of them unless a start is given."""
         for row, alpha in enumerate(ALPHAS):
             self._objective.path.move_to(alpha)
             self._path[row] = validate(self._objective, steps, goal).rows
         if not self._coefficients.has_start:
-            self._coefficients.fill(ALPHAS[int(self._path[:, 0].mean(-1).argmin())])
+            best = ALPHAS[int(self._path[:, 0].mean(-1).argmin())]
+            # where fine-tuning has moved all features, the best is nearly fine-tuned: nothing is regained from there
+            self._coefficients.fill(UNTUNED if goal.divergence == "features" else best)
 
     def _sparsify(self, *, anew: bool) -> None:
         """Make parameters sparse, the same ones in every run that resumes with these scores."""
@@ -302,6 +321,6 @@ class _Run:
         found = {
             "seen_right": Losses(*last_steps.mean(0).tolist()).accuracy,
             "divergence": goal.divergence,
-            "zeroshot_skill": float(self._found[0]) if self._config.judges_zeroshot else None,
+            "zeroshot_skill": self._skill,
         }
         return choice.model_copy(update=found)

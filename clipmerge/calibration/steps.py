@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -76,6 +77,7 @@ class Step:
         templates: Indices of the templates used; ``None`` for all.
         features: The zero-shot model's features of the changed images, (images, projection_dim), if needed.
         target: The zero-shot model's log probabilities of the classes for the changed images, (images, classes).
+        corrupted: Its features or log probabilities, by the goal's divergence, for the images under other corruptions.
         unlabelled: Unlabelled images that take the place of the last changed copies; ``None`` for none.
         shard: This process's number and that of the processes which share the step's images; (0, 1) to take all.
     """
@@ -88,6 +90,7 @@ class Step:
     templates: Tensor | None = None
     features: Tensor | None = None
     target: Tensor | None = None
+    corrupted: Tensor | None = None
     unlabelled: PoolImages | None = None
     shard: tuple[int, int] = (0, 1)
 
@@ -144,7 +147,7 @@ def lay_out(objective: Objective, steps: int, *, batch: int | None = None, share
         seed, positions = (objective.seed * 1_000_003 + 2 * number) % _SEEDS, tuple(islice(order, size))
         prompts = _drawn_prompts(objective, _classes(pool, positions), seed, PROMPTS_A_STEP)
         laid_out.append(Step(number, seed, pool, positions, *prompts))
-    rounds = range(min(_ROUNDS, max(1, _VALIDATION_IMAGES // max(1, len(held_back)))))
+    rounds = range(min(_ROUNDS, math.ceil(_VALIDATION_IMAGES / max(1, len(held_back)))))
     runs = [tuple(held_back[start : start + size]) for _ in rounds for start in range(0, len(held_back), size)]
     prompts = _drawn_prompts(objective, _classes(pool, held_back), _VALIDATION_SEEDS, PROMPTS_A_VALIDATION)
     validation = [Step(n, _VALIDATION_SEEDS + 2 * n, pool, positions, *prompts) for n, positions in enumerate(runs)]

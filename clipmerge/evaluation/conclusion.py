@@ -101,9 +101,9 @@ def _on_accuracy(clean: Difference, limit: float) -> tuple[Recommendation, str] 
     low, high = clean.interval
     coarse = (high - low) / 2 > 2 * limit
     lost = loses(clean.value, 100 * limit)
-    if high < -limit or (lost and not coarse):
+    if lost and high < 0:
         return "prefer-finetuned", f"The merged model loses {_points(_negative(clean))} of accuracy on your images."
-    if coarse and low < -limit:
+    if lost or (coarse and low < -limit):
         return "too-few-images", (
             f"The accuracy may have changed by anything from {_signed(low)} to {_signed(high)} points; more images "
             "would tell."

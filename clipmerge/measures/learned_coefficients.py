@@ -54,11 +54,12 @@ def learned_coefficients(
         granularity: Unit that has its own coefficient.
         robustness: Weight of the divergence, which controls the trade-off; 0 minimises the loss on the calibration
             images alone.
-        steps: Number of steps.
+        steps: Number of steps; with ``divergence`` ``auto``, half of them are taken where features are held.
         batch: Maximum number of images per step.
         copies: Maximum number of images per step with a changed copy, on which the divergence is computed.
         rate: Adam's step size in coefficients; it falls to zero along a half cosine.
-        start: Initial coefficient; ``None`` for the best alpha of the straight path under the same goal.
+        start: Initial coefficient; ``None`` for 0.5 if features are held, else for the best alpha of the straight path
+            under the same goal.
         ceiling: Largest coefficient; ``None`` for twice the start, at least 1. If learning starts near the fine-tuned
             model, coefficients could only fall with a ceiling of 1.
         views: Strength of the small rotations, rescalings and shifts of the cross-entropy's images; 0 for none.

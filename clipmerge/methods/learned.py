@@ -71,7 +71,7 @@ def _chosen(choice: HeldBackChoice) -> str:
         way = "one coefficient for all that the mask keeps"
     if choice.beyond:
         way += f", and from there {choice.beyond:.0%} of the way to fine-tuned to keep the accuracy"
-    path = f"{choice.path_goal:.3f} at alpha {choice.path_alpha:g}, the best of the straight path"
+    path = f"{choice.path_goal:.3f} at alpha {choice.path_alpha:g} of the straight path"
     worse = "" if choice.goal < choice.path_goal else ", which a sparse mask does not beat"
     return (
         f"{images} chose {way}; {accuracy}; the goal (loss plus weighted divergence) is {choice.goal:.3f}, and "

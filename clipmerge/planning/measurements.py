@@ -114,12 +114,12 @@ class HeldBackChoice(Frozen):
         beyond: Share of the remaining way to the fine-tuned model.
         goal: The goal at the chosen point, in nats, on views and changed copies of the held-back images.
         right: Share of the views that the chosen point recognises.
-        path_alpha: Best point of the straight path.
+        path_alpha: The straight path's point: the nearest to 0.5 whose goal is not proven worse than the best.
         path_goal: The goal at that point.
         finetuned_right: Share of the views that the fine-tuned model recognises.
         gain: 95% interval of how much lower the goal of the best learned point is than that of the path's point, paired
             by image, in nats; ``None`` with a single image.
-        corrupted_gain: The same for the loss under corruptions of other kinds than the changes that learning sees.
+        corrupted_gain: The same under corruptions of other kinds than the changes that learning sees.
         divergence: What learning kept close to the zero-shot model: its ``predictions``, or image ``features``.
         zeroshot_skill: Share of the uncertainty about the labels that the zero-shot predictions remove: McFadden's R2,
             1 - loss / log(classes); ``None`` if it was not asked.

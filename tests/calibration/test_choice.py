@@ -17,7 +17,7 @@ from clipmerge.calibration.augmentation import augmented, corrupted, viewed
 from clipmerge.calibration.choice import CANDIDATES, Candidate, ValidationScore, choose, validate
 from clipmerge.calibration.coefficients import Coefficients
 from clipmerge.calibration.descent import Descent
-from clipmerge.calibration.goal import Goal
+from clipmerge.calibration.goal import Divergence, Goal, with_teacher_targets
 from clipmerge.calibration.learning import ALPHAS, LearningConfig, learn, prepare
 from clipmerge.calibration.objective import Objective
 from clipmerge.calibration.steps import lay_out
@@ -100,6 +100,16 @@ def test_without_evidence_the_path_is_taken() -> None:
     assert choose(PATH, {WHOLE: ValidationScore(better.rows + noise)}, max_loss=100).gain == pytest.approx((low, high))
 
 
+def test_the_path_leaves_one_half_only_with_evidence() -> None:
+    noise = torch.tensor([0.5, -0.5] * 10, dtype=torch.float64)
+    unsure = ValidationScore(score(1.1, 0.9).rows + torch.stack([noise, *torch.zeros(3, 20, dtype=torch.float64)]))
+    path = {0.3: score(2.0, 0.9), 0.7: unsure, 0.9: score(1.0, 0.9), 1.0: score(1.05, 0.9)}
+    worse = {WHOLE: score(5.0, 0.9)}
+    assert choose(path | {0.5: score(1.5, 0.9)}, worse, max_loss=100).alpha == 0.7  # 0.1 +- 0.24 nats from the best
+    assert choose(path | {0.5: unsure}, worse, max_loss=100).alpha == 0.5
+    assert choose({1.0: score(1.0, 0.9, images=1), 0.5: score(1.1, 0.9, images=1)}, worse, max_loss=3).alpha == 1.0
+
+
 def scipy_interval(differences: torch.Tensor) -> tuple[float, float]:
     values = differences.tolist()
     low, high = stats.ttest_1samp(values, 0.0).confidence_interval(0.95)
@@ -125,6 +135,31 @@ def test_a_look_is_the_goal_over_all_held_back_images(ends: Ends) -> None:
     assert seen.goal == pytest.approx(total / images, rel=1e-4)
     assert seen.loss == pytest.approx(seen.goal)
     assert seen.accuracy == pytest.approx(right / images)
+
+
+@pytest.mark.parametrize("divergence", ["predictions", "features"])
+def test_other_corruptions_are_judged_by_the_whole_goal(ends: Ends, divergence: Divergence) -> None:
+    objective = objective_for(ends, make_batches(SIZES))
+    goal = Goal(0.5, divergence=divergence)
+    looks = lay_out(objective, 1, share=0.3).validation_steps
+    steps = with_teacher_targets(objective, looks, goal, cached=False, judged=True)
+    objective.path.move_to(0.7)
+    seen = validate(objective, steps, goal)
+    reference, old = Reference(ends).at(0.7), Reference(ends).at(0.0)
+    values: dict[int, list[float]] = {}
+    for step in looks:
+        pixels = corrupted(step.batch.pixels, step.seed).double()
+        own, zeroshot = (at.model(pixel_values=pixels, **at.tokens) for at in (reference, old))
+        loss = torch.nn.functional.cross_entropy(own.logits_per_image, step.batch.labels, reduction="none")
+        if divergence == "features":
+            apart = 2 * (1 - torch.nn.functional.cosine_similarity(own.image_embeds, zeroshot.image_embeds))
+        else:
+            target = zeroshot.logits_per_image.softmax(-1)
+            apart = (target * (target / own.logits_per_image.softmax(-1)).log()).sum(-1)
+        for position, value in zip(step.positions, (loss + 0.5 * apart).tolist(), strict=True):
+            values.setdefault(position, []).append(value)
+    expected = [sum(values[position]) / len(values[position]) for position in sorted(values)]
+    assert seen.corrupted.tolist() == pytest.approx(expected, rel=1e-3)
 
 
 def changed(objective: Objective, coefficients: Coefficients) -> dict[str, torch.Tensor]:
@@ -252,9 +287,19 @@ def test_predictions_that_do_not_know_the_target_are_not_held(
     measured = 1 - loss / math.log(objective.criterion.prompts.classes)
     assert found.choice.zeroshot_skill == pytest.approx(measured, rel=1e-4)
     monkeypatch.setattr(learning, "SKILLED", measured + (0.33 - skill))
-    found = learned_coefficients(objective, steps=2, held_back=0.3)
+    starts: list[float] = []
+    fill = Coefficients.fill
+
+    def spied(coefficients: Coefficients, value: float) -> None:
+        starts.append(value)
+        fill(coefficients, value)
+
+    monkeypatch.setattr(Coefficients, "fill", spied)
+    found = learned_coefficients(objective, steps=5, held_back=0.3)
     assert found.choice is not None
     assert found.choice.divergence == divergence
+    assert len(found.trace["calibration"]) == (3 if divergence == "features" else 5)
+    assert (starts[0] == 0.5) is (divergence == "features")
 
 
 def test_learning_by_heart_is_noted(ends: Ends) -> None:

@@ -153,7 +153,7 @@ def learned(vision: int = 12, text: int = 12, stragglers: tuple[str, ...] = ()) 
         f"{found}{learned:,} learned coefficients; loss from 0.852 to 0.152, divergence from zero-shot "
         "from 0.562 to 0.195 nats while learning; 204 images held back chose 70% of the way to what was learned; it "
         "recognises 95.1% of their views, the fine-tuned model 95.6%; the goal (loss plus weighted divergence) is "
-        "0.321, and 0.402 at alpha 0.6, the best of the straight path"
+        "0.321, and 0.402 at alpha 0.6 of the straight path"
     )
     return record | {"bought": bought()}
 
