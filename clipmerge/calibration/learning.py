@@ -127,9 +127,7 @@ def _zeroshot_skill(objective: Objective, config: LearningConfig) -> float:
     steps = _path_steps(lay_out(objective, config.steps, batch=config.batch, share=config.held_back))
     steps = shard_steps(objective, steps, min(map(len, steps)))
     pictures = sum(validation_pictures(goal, len(step)) * step.work_share for step in steps)
-    moves = objective.path.text_changes
-    prompts = prompts_at(objective, steps) if moves else objective.prompt_passes(forward=1)
-    objective.announce_work(FORWARD * pictures, prompts=prompts, precision=goal.precision)
+    objective.work.announce(FORWARD * pictures)
     _embed_fixed_prompts(objective)
     objective.path.move_to(0.0)
     every = objective.criterion.prompts.classes
