@@ -33,6 +33,8 @@ from tests.support.tiny_clip import save_images
 
 Pair = tuple[Path, Path]
 QUICK = ("--batch-size", 8, "--set", "measure.steps=3", "--set", "measure.batch=8", "--no-verdict")
+# where features are held, half of the steps are taken
+HELD = ("--set", "measure.divergence=predictions")
 GIVEN = {"source": "/home/me/secret/camera", "revision": None, "images": 12, "sha256": "ab" * 32}
 
 
@@ -93,7 +95,7 @@ def test_learning_resumes_only_with_the_same_unlabelled_images(
 
     def goes_on(*flags: object) -> bool:
         Stopping(monkeypatch)(1)
-        found = clipmerge("merge", *pair, "--recipe", "auto", "--data", images, *QUICK, "--dry-run", *flags)
+        found = clipmerge("merge", *pair, "--recipe", "auto", "--data", images, *QUICK, *HELD, "--dry-run", *flags)
         assert found.code == 130, found.err
         return GOES_ON.format(1, 3) in found.err
 

@@ -24,6 +24,8 @@ torch.set_num_threads(1)
 
 ROOT = Path(__file__).parents[2]
 Folders = tuple[Path, Path]
+# where features are held, half of the steps are taken
+HELD = ("--set", "measure.divergence=predictions")
 
 
 @pytest.fixture(autouse=True)
@@ -44,7 +46,7 @@ def stop_after(monkeypatch: pytest.MonkeyPatch) -> Stopping:
 
 @pytest.fixture(scope="module")
 def flags(images: Path) -> list[object]:
-    return ["--data", images, "--recipe", "auto", "--batch-size", 8, "--set", "measure.steps=4"]
+    return ["--data", images, "--recipe", "auto", "--batch-size", 8, "--set", "measure.steps=4", *HELD]
 
 
 def weights(output: Path) -> bytes:
@@ -112,7 +114,9 @@ def test_a_sweep_that_fails_at_the_end_learns_nothing_twice(
     pair: Folders, images: Path, tmp_path: Path, cache: Path
 ) -> None:
     recipe = tmp_path / "mine.yaml"
-    recipe.write_text("measure: {name: learned-coefficients, steps: 4}\nmethod: {name: learned}\n")
+    recipe.write_text(
+        "measure: {name: learned-coefficients, steps: 4, divergence: predictions}\nmethod: {name: learned}\n"
+    )
     shifted = save_images(tmp_path / "shifted", seed=3)
     broken = shifted / "cat" / "3.png"
     content = broken.read_bytes()
