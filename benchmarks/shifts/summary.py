@@ -95,9 +95,9 @@ def accuracies_png(pairs: Sequence[Resampled]) -> bytes:
         for line, group in enumerate(groups.values()):
             for shift, model in enumerate(("zero-shot", "fine-tuned", *recipes)):
                 having = [pair for pair in group if model not in MAIN or pair.has(model)]
-                found = over_pairs([getattr(pair, kind)[:, _place(pair, model)] for pair in having])
-                if found.value is None:
+                if not having:
                     continue
+                found = over_pairs([getattr(pair, kind)[:, _place(pair, model)] for pair in having])
                 ends = np.array(found.interval or (found.value, found.value))
                 axes.errorbar(
                     [100 * found.value],
