@@ -55,14 +55,14 @@ class Activations:
         free = memory(device)
         if path.text_changes:
             every = objective.criterion.prompts
-            each = _difference(
+            per_prompt = _difference(
                 lambda count: every.features(places=torch.zeros(count, dtype=torch.int64, device=device)),
                 precision,
                 device,
             )
-            every.at_once = max(1, min(every.at_once, int(_SHARE_OF_PROMPTS * free / each)))
+            every.at_once = max(1, min(every.at_once, int(_SHARE_OF_PROMPTS * free / per_prompt)))
             # more are embedded again in the backward pass, when activations of images are gone
-            self.prompts = each * prompts if prompts <= every.at_once else 0
+            self.prompts = per_prompt * prompts if prompts <= every.at_once else 0
         own = (name for layer, names in path.layers.items() if not layer.startswith("text.") for name in names)
         self.gradients = sum(path.parameters[name].nbytes for name in own)
         self._room = _SHARE_OF_FREE * free - self.gradients - self.prompts
@@ -112,17 +112,17 @@ class Forecast:
     Attributes:
         weights: Number of weights that move.
         per_weight: Held for each of them: itself, its coefficient and moment, and both ends.
-        held: Held all the time: that, the other weights, and the calibration images.
+        permanent: Held all the time: that, the other weights, and the calibration images.
         step: Taken by a step beside it: activations of its images and prompts, and its pictures.
     """
 
     weights: int
     per_weight: float
-    held: int
+    permanent: int
     step: int
 
     def __str__(self) -> str:
-        total, unit = (self.held + self.step) / 1e6, "MB"
+        total, unit = (self.permanent + self.step) / 1e6, "MB"
         if total >= 1000:
             total, unit = total / 1000, "GB"
         weights = f"{self.weights / 1e6:,.1f} million weights that move"
@@ -153,5 +153,5 @@ def forecast(
         step += activations.gradients + at_once * images[0][0].nbytes
     # beside what a card computes at once, when activations are gone
     least = max((_BUFFERS + path.has_short_ends) * 4 * min(weights, LARGE), _PICTURES * pixels)
-    held = every + learned + sum(each.nbytes for each in images)
-    return Forecast(weights, 4 + learned / weights, held, max(step, least))
+    permanent = every + learned + sum(each.nbytes for each in images)
+    return Forecast(weights, 4 + learned / weights, permanent, max(step, least))

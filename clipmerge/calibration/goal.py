@@ -190,17 +190,17 @@ def make_corrupted(step: Step) -> Tensor:
 
 def _teacher_targets(objective: Objective, step: Step, goal: Goal, pixels: Tensor, *, cached: bool) -> Tensor:
     """Features of pictures, or log probabilities of a step's classes, at the current weights."""
+    features = _features(objective, goal, pixels)
     if goal.divergence == "features":
-        with passes(pixels.device, goal.precision):
-            return objective.criterion.embed(pixels).float()
-    return logits_of(objective, goal, pixels, class_features(objective, step, goal, cached=cached)).log_softmax(-1)
+        return features
+    classes = class_features(objective, step, goal, cached=cached)
+    return objective.criterion.class_logits(features, classes).log_softmax(-1)
 
 
-def logits_of(objective: Objective, goal: Goal, pixels: Tensor, classes: Tensor) -> Tensor:
-    """Score classes for pictures at the current weights, (pictures, classes), in the goal's precision."""
+def _features(objective: Objective, goal: Goal, pixels: Tensor) -> Tensor:
+    """Embed pictures at the current weights, (pictures, projection_dim), in the goal's precision."""
     with passes(pixels.device, goal.precision):
-        features = objective.criterion.embed(pixels).float()
-    return objective.criterion.class_logits(features, classes)
+        return objective.criterion.embed(pixels).float()
 
 
 def class_features(objective: Objective, step: Step, goal: Goal, *, cached: bool = False) -> Tensor:
@@ -229,43 +229,31 @@ class Terms:
 
 def terms_of(objective: Objective, goal: Goal, pictures: Pictures, classes: Tensor) -> Terms:
     """Compute the terms of pictures at the current weights, for classes (classes, projection_dim)."""
-    with passes(pictures.pixels.device, goal.precision):
-        features = objective.criterion.embed(pictures.pixels).float()
+    features = _features(objective, goal, pictures.pixels)
     logits = objective.criterion.class_logits(features, classes)
     views, copies = logits.tensor_split([len(pictures.labels)])
-    divergence = torch.zeros(len(copies), device=classes.device)
-    if pictures.features is not None:
-        divergence = _cosine_divergence(features[len(views) :], pictures.features)
-    elif pictures.target is not None:
-        divergence = _prediction_divergence(copies, pictures.target)
+    zeroshot = pictures.target if pictures.features is None else pictures.features
     return Terms(
         views=cross_entropy(views, pictures.labels, reduction="none"),
         correct=views.detach().argmax(1) == pictures.labels,
-        divergence=divergence,
+        divergence=_divergence(goal, features[len(views) :], copies, zeroshot),
     )
 
 
 def corrupted_goals(objective: Objective, goal: Goal, step: Step, labels: Tensor, classes: Tensor) -> Tensor:
     """The goal at the current weights for a step's images under other corruptions, one number per image, in nats."""
-    pixels = make_corrupted(step)
-    with passes(pixels.device, goal.precision):
-        features = objective.criterion.embed(pixels).float()
+    features = _features(objective, goal, make_corrupted(step))
     logits = objective.criterion.class_logits(features, classes)
     loss = cross_entropy(logits, labels, reduction="none")
-    if step.corrupted is None:
-        return loss
+    return loss + goal.weight * _divergence(goal, features, logits, step.corrupted)
+
+
+def _divergence(goal: Goal, features: Tensor, logits: Tensor, zeroshot: Tensor | None) -> Tensor:
+    """Divergence from the zero-shot model's features or log probabilities, (pictures,); 0 without them."""
+    if zeroshot is None:
+        return torch.zeros(len(logits), device=logits.device)
     if goal.divergence == "features":
-        return loss + goal.weight * _cosine_divergence(features, step.corrupted)
-    return loss + goal.weight * _prediction_divergence(logits, step.corrupted)
-
-
-def _cosine_divergence(features: Tensor, zeroshot: Tensor) -> Tensor:
-    """One minus the cosine of unit features, (pictures,)."""
-    return 1 - (features * zeroshot).sum(-1)
-
-
-def _prediction_divergence(logits: Tensor, zeroshot: Tensor) -> Tensor:
-    """KL divergence from the zero-shot log probabilities, (pictures,), in nats."""
+        return 1 - (features * zeroshot).sum(-1)
     return kl_div(logits.log_softmax(-1), zeroshot, reduction="none", log_target=True).sum(-1)
 
 

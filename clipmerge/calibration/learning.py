@@ -112,19 +112,19 @@ def learn(objective: Objective, coefficients: Coefficients, config: LearningConf
     Raises:
         MeasureError: If a loss is not finite.
     """
+    layout = lay_out(objective, config.steps, batch=config.batch, share=config.held_back)
     skill = None
     if config.judges_zeroshot:
-        skill = _zeroshot_skill(objective, config)
+        skill = _zeroshot_skill(objective, config.goal, _path_steps(layout))
         if skill < SKILLED:
-            goal = replace(config.goal, divergence="features")
-            config = replace(config, goal=goal, steps=math.ceil(config.steps / 2))
-    return _Run(objective, coefficients, config, skill).learn()
+            goal, steps = replace(config.goal, divergence="features"), math.ceil(config.steps / 2)
+            config, layout = replace(config, goal=goal, steps=steps), replace(layout, steps=layout.steps[:steps])
+    return _Run(objective, coefficients, config, layout, skill).learn()
 
 
-def _zeroshot_skill(objective: Objective, config: LearningConfig) -> float:
-    """Share of the uncertainty about the labels of the path's images that the zero-shot predictions remove."""
-    goal = replace(config.goal, robustness=0.0)
-    steps = _path_steps(lay_out(objective, config.steps, batch=config.batch, share=config.held_back))
+def _zeroshot_skill(objective: Objective, goal: Goal, steps: Sequence[Step]) -> float:
+    """Share of the uncertainty about the labels of the steps' images that the zero-shot predictions remove."""
+    goal = replace(goal, robustness=0.0)
     steps = shard_steps(objective, steps, min(map(len, steps)))
     pictures = sum(validation_pictures(goal, len(step)) * step.work_share for step in steps)
     objective.work.announce(FORWARD * pictures)
@@ -157,13 +157,18 @@ class _Run:
     """One run of learning, from its layout to its choice."""
 
     def __init__(
-        self, objective: Objective, coefficients: Coefficients, config: LearningConfig, skill: float | None
+        self,
+        objective: Objective,
+        coefficients: Coefficients,
+        config: LearningConfig,
+        layout: Layout,
+        skill: float | None,
     ) -> None:
-        self._objective, self._coefficients, self._config, self._skill = objective, coefficients, config, skill
+        self._objective, self._coefficients, self._config = objective, coefficients, config
+        self._layout, self._skill = layout, skill
         self._storage = objective.learning_state
         self._candidates = CANDIDATES if config.sparsify is None else CANDIDATES + UNDER_A_MASK
         self._descent = Descent(coefficients.values, config.rate, config.steps)
-        self._layout = lay_out(objective, config.steps, batch=config.batch, share=config.held_back)
         self._trace = torch.zeros(config.steps, len(fields(Losses)), dtype=torch.float64)
         self._path_steps = _path_steps(self._layout)
         images = len({position for step in self._path_steps for position in step.positions})

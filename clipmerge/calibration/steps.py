@@ -121,11 +121,6 @@ class Layout:
     steps: tuple[Step, ...]
     validation_steps: tuple[Step, ...]
 
-    @property
-    def held_back_images(self) -> int:
-        """Number of images held back."""
-        return len({position for step in self.validation_steps for position in step.positions})
-
 
 def lay_out(objective: Objective, steps: int, *, batch: int | None = None, share: float = 0.0) -> Layout:
     """Choose the images of every step: every image once, in random order, before any is repeated.
