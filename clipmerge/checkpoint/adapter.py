@@ -39,42 +39,25 @@ _PARTS = ("whole", "down", "up", "added", "length")
 
 @dataclass
 class Change:
-    """The part of an adapter for one parameter of its base; each string is a key of the adapter.
-
-    Attributes:
-        module: Path of the module, as written in the adapter.
-        scale: Factor of B A, or of the bias that is added.
-        whole: The tensor that replaces the parameter before anything is added.
-        down: A: (rank, in), (rank, in, height, width), or (rank, entries) of an embedding.
-        up: B: (out, rank), (out, rank, 1, 1), or (width, rank) of an embedding.
-        added: A trained bias of B, (out,).
-        length: DoRA's magnitude: one per row, or one per column of an embedding.
-        embedding: Whether B A is transposed, as peft does for embeddings.
-    """
+    """The part of an adapter for one parameter of its base; each string is a key of the adapter."""
 
     module: str
-    scale: float = 1.0
-    whole: str = ""
-    down: str = ""
-    up: str = ""
-    added: str = ""
-    length: str = ""
-    embedding: bool = False
+    scale: float = 1.0  # factor of B A, or of the bias that is added
+    whole: str = ""  # the tensor that replaces the parameter before anything is added
+    down: str = ""  # A: (rank, in), (rank, in, height, width), or (rank, entries) of an embedding
+    up: str = ""  # B: (out, rank), (out, rank, 1, 1), or (width, rank) of an embedding
+    added: str = ""  # a trained bias of B, (out,)
+    length: str = ""  # DoRA's magnitude: one per row, or one per column of an embedding
+    embedding: bool = False  # whether B A is transposed, as peft does for embeddings
 
 
 @dataclass(frozen=True, kw_only=True)
 class Adapted(Checkpoint):
-    """A base checkpoint changed by an adapter; read like any other checkpoint.
+    """A base checkpoint changed by an adapter; read like any other checkpoint."""
 
-    Attributes:
-        base: The checkpoint that the adapter is applied to, which has the side files.
-        adapter: The adapter's own tensors.
-        changes: The adapter's part for each parameter, by the parameter's key.
-    """
-
-    base: Checkpoint
+    base: Checkpoint  # the checkpoint that the adapter is applied to, which has the side files
     adapter: Checkpoint
-    changes: dict[str, Change]
+    changes: dict[str, Change]  # the adapter's part for each parameter, by the parameter's key
     _latest: dict[str, Tensor] = field(default_factory=dict, repr=False, compare=False)
 
     def array(self, key: str, start: int = 0, stop: int | None = None) -> Array:

@@ -40,26 +40,15 @@ _KEEPS_BASE = (True, False, "gaussian", "eva", "mica", "orthogonal")
 
 @dataclass(frozen=True)
 class AdapterConfig:
-    """The part of ``adapter_config.json`` that the arithmetic needs.
+    """The part of ``adapter_config.json`` that the arithmetic needs."""
 
-    Attributes:
-        base: Name of the model it was trained on; empty if not recorded.
-        base_class: Class of that model, such as ``CLIPVisionModel``; empty if not recorded.
-        rank: Rank of the modules without a pattern.
-        alpha: Numerator of the scale, likewise.
-        rank_pattern: Ranks by regular expression over module paths.
-        alpha_pattern: Alphas, likewise.
-        rslora: Whether the scale is alpha / sqrt(rank) rather than alpha / rank.
-        saved: Names of modules that were trained whole.
-    """
-
-    base: str
-    base_class: str
-    rank: int
-    alpha: float
-    rank_pattern: dict[str, int]
-    alpha_pattern: dict[str, float]
-    rslora: bool
+    base: str  # name of the model it was trained on; empty if not recorded
+    base_class: str  # class of that model, such as ``CLIPVisionModel``; empty if not recorded
+    rank: int  # rank of the modules without a pattern
+    alpha: float  # numerator of the scale, likewise
+    rank_pattern: dict[str, int]  # ranks by regular expression over module paths
+    alpha_pattern: dict[str, float]  # alphas, likewise
+    rslora: bool  # whether the scale is alpha / sqrt(rank) rather than alpha / rank
     saved: tuple[str, ...]
 
     def rank_of(self, module: str) -> int:

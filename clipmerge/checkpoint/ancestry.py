@@ -51,36 +51,23 @@ _HALF_SAMPLE, _LEAST_HALF = 4096, 6
 
 @dataclass(frozen=True)
 class Ancestry:
-    """The relation of one fine-tuned checkpoint to the zero-shot one.
+    """The relation of one fine-tuned checkpoint to the zero-shot one."""
 
-    Attributes:
-        relation: ``related``; ``unrelated``; or ``swapped``, where theta_0 started from theta_1.
-        evidence: The evidence, one clause each.
-        cosines: Median cosine between the two checkpoints' matrices by tower.
-    """
-
+    # ``related``; ``unrelated``; or ``swapped``, where theta_0 started from theta_1
     relation: Literal["related", "unrelated", "swapped"]
     evidence: tuple[str, ...]
-    cosines: dict[str, float]
+    cosines: dict[str, float]  # median cosine between the two checkpoints' matrices by tower
 
 
 @dataclass(frozen=True)
 class _Matrix:
-    """A sample of one matrix in both checkpoints.
+    """A sample of one matrix in both checkpoints."""
 
-    Attributes:
-        tower: ``vision``, ``text`` or ``decoder``.
-        block: The transformer's or convolutional block that it lies in, such as ``vision.3``; empty outside blocks.
-        cosine: Between theta_0 and theta_1.
-        moved: ||tau|| / ||theta_0||.
-        along: tau's part along theta_0, in lengths of theta_0; negative where the weights became shorter.
-    """
-
-    tower: str
-    block: str
-    cosine: float
-    moved: float
-    along: float
+    tower: str  # ``vision``, ``text`` or ``decoder``
+    block: str  # the transformer's or convolutional block that it lies in, such as ``vision.3``; empty outside blocks
+    cosine: float  # between theta_0 and theta_1
+    moved: float  # ||tau|| / ||theta_0||
+    along: float  # tau's part along theta_0, in lengths of theta_0; negative where the weights became shorter
 
 
 def ancestry_warnings(inputs: Inputs) -> list[str]:

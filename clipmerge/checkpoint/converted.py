@@ -29,15 +29,10 @@ class _Formed:
 
 @dataclass(frozen=True, kw_only=True)
 class ConvertedCheckpoint(Checkpoint):
-    """A view of a checkpoint in the other layout, which reads from its files and holds no tensors.
-
-    Attributes:
-        original: The checkpoint in its own layout.
-        forms: Construction of each tensor, by key.
-    """
+    """A view of a checkpoint in the other layout, which reads from its files and holds no tensors."""
 
     original: Checkpoint
-    forms: dict[str, _Formed] = field(repr=False, compare=False)
+    forms: dict[str, _Formed] = field(repr=False, compare=False)  # construction of each tensor, by key
 
     def array(self, key: str, start: int = 0, stop: int | None = None) -> Array:
         """Compute a run of one tensor's elements; see `Checkpoint.array`."""
@@ -51,15 +46,10 @@ class ConvertedCheckpoint(Checkpoint):
 
 @dataclass(frozen=True, kw_only=True)
 class TimmTower(Checkpoint):
-    """A ViT of timm, read as a vision tower of OpenCLIP and a head; an output of this form is timm's again.
-
-    Attributes:
-        original: The checkpoint in timm's layout.
-        keys: Its keys by OpenCLIP's.
-    """
+    """A ViT of timm, read as a vision tower of OpenCLIP and a head; an output of this form is timm's again."""
 
     original: Checkpoint
-    keys: dict[str, str] = field(repr=False, compare=False)
+    keys: dict[str, str] = field(repr=False, compare=False)  # its keys by OpenCLIP's
 
     def array(self, key: str, start: int = 0, stop: int | None = None) -> Array:
         """Read a run of one tensor's elements; see `Checkpoint.array`."""

@@ -28,26 +28,15 @@ Location = tuple[Checkpoint, str]
 
 @dataclass(frozen=True)
 class Inputs:
-    """The zero-shot checkpoint and its fine-tuned ones, aligned by canonical parameter name.
-
-    Attributes:
-        family: Their family.
-        zeroshot: theta_0.
-        finetuned: theta_1 ... theta_K; usually one.
-        zeroshot_keys: Keys in the zero-shot file by canonical name, in the file's order.
-        finetuned_keys: The same for each fine-tuned file.
-        tower: The towers that the fine-tuned checkpoints hold: ``full``, ``vision`` or ``text``.
-        missing: Treatment of keys that only one side has.
-        notes: Notes for the user, one line each.
-    """
+    """The zero-shot checkpoint and its fine-tuned ones, aligned by canonical parameter name."""
 
     family: Family
-    zeroshot: Checkpoint
-    finetuned: tuple[Checkpoint, ...]
-    zeroshot_keys: dict[str, str]
-    finetuned_keys: tuple[dict[str, str], ...]
-    tower: str
-    missing: Missing = "error"
+    zeroshot: Checkpoint  # theta_0
+    finetuned: tuple[Checkpoint, ...]  # theta_1 ... theta_K; usually one
+    zeroshot_keys: dict[str, str]  # keys in the zero-shot file by canonical name, in the file's order
+    finetuned_keys: tuple[dict[str, str], ...]  # the same for each fine-tuned file
+    tower: str  # the towers that the fine-tuned checkpoints hold: ``full``, ``vision`` or ``text``
+    missing: Missing = "error"  # treatment of keys that only one side has
     notes: list[str] = field(default_factory=list)
 
     @cached_property

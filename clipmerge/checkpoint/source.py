@@ -32,27 +32,18 @@ OPEN_CLIP_CONFIG = "open_clip_config.json"
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """One opened checkpoint: names, shapes and dtypes are known, weights have not been read.
+    """One opened checkpoint: names, shapes and dtypes are known, weights have not been read."""
 
-    Attributes:
-        source: The source as the user wrote it.
-        revision: Commit sha for a Hub id, else ``None``.
-        folder: Folder with the side files (config, processor, tokenizer).
-        files: Weight files; several if sharded.
-        entries: Place of each tensor, by key in the file.
-        config: The parsed ``config.json``, or ``open_clip_config.json`` for weights in OpenCLIP's layout; ``None``
-            for a bare file without one.
-        note: Note for the user about the origin of the weights, such as an offline copy.
-    """
-
-    source: str
-    revision: str | None
-    folder: Path
-    files: tuple[Path, ...]
-    entries: dict[str, TensorEntry]
+    source: str  # the source as the user wrote it
+    revision: str | None  # commit sha for a Hub id, else ``None``
+    folder: Path  # folder with the side files (config, processor, tokenizer)
+    files: tuple[Path, ...]  # weight files; several if sharded
+    entries: dict[str, TensorEntry]  # place of each tensor, by key in the file
+    # the parsed ``config.json``, or ``open_clip_config.json`` for weights in OpenCLIP's layout; ``None`` for a bare
+    # file without one
     config: dict[str, Any] | None
     sharded: bool = False
-    note: str | None = None
+    note: str | None = None  # note for the user about the origin of the weights, such as an offline copy
     _maps: dict[Path, mmap.mmap] = field(default_factory=dict, repr=False, compare=False)
     _hashes: dict[str, str] = field(default_factory=dict, repr=False, compare=False)
 

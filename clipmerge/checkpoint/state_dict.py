@@ -46,11 +46,7 @@ _PLAIN = ("_codecs.encode", "builtins.set", "__builtin__.set")
 
 @dataclass(frozen=True, kw_only=True)
 class StateDict(Checkpoint):
-    """A checkpoint whose tensors are mapped by PyTorch.
-
-    Attributes:
-        tensors: Tensors by key.
-    """
+    """A checkpoint whose tensors are mapped by PyTorch."""
 
     tensors: dict[str, Tensor]
     _laid_out: dict[str, Tensor] = field(default_factory=dict, repr=False, compare=False)

@@ -14,14 +14,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class WithHead(Checkpoint):
-    """A checkpoint with a head that was made for it.
+    """A checkpoint with a head that was made for it."""
 
-    Attributes:
-        original: The checkpoint without the head.
-        head: The head's tensors by key.
-    """
-
-    original: Checkpoint
+    original: Checkpoint  # the checkpoint without the head
     head: dict[str, Tensor]
 
     def array(self, key: str, start: int = 0, stop: int | None = None) -> Array:

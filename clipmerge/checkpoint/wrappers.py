@@ -63,15 +63,10 @@ _NO_WEIGHTS = (
 
 @dataclass(frozen=True)
 class Unwrapped:
-    """The keys of the CLIP in a file.
+    """The keys of the CLIP in a file."""
 
-    Attributes:
-        keys: Keys in the file by the CLIP's own names.
-        note: What was taken and what was left out; ``None`` if the file holds a CLIP and nothing else.
-    """
-
-    keys: dict[str, str]
-    note: str | None = None
+    keys: dict[str, str]  # keys in the file by the CLIP's own names
+    note: str | None = None  # what was taken and what was left out; ``None`` if the file holds a CLIP and nothing else
 
 
 def unwrap(keys: Iterable[str], part: str | None = None) -> Unwrapped:

@@ -29,21 +29,13 @@ _MANIFEST = "manifest.json"
 
 @dataclass(frozen=True)
 class DemoPair:
-    """Paths of the demo's models and images.
+    """Paths of the demo's models and images."""
 
-    Attributes:
-        zeroshot: Checkpoint folder of the model trained on styled digits.
-        finetuned: Checkpoint folder of the model fine-tuned on clean digits.
-        calibration: Clean digits that no model was trained on, for measuring; one subfolder per class.
-        clean: Clean test digits, likewise.
-        shifted: Folders of the same test digits, shifted, by name of the shift.
-    """
-
-    zeroshot: Path
-    finetuned: Path
-    calibration: Path
-    clean: Path
-    shifted: dict[str, Path]
+    zeroshot: Path  # checkpoint folder of the model trained on styled digits
+    finetuned: Path  # checkpoint folder of the model fine-tuned on clean digits
+    calibration: Path  # clean digits that no model was trained on, for measuring; one subfolder per class
+    clean: Path  # clean test digits, likewise
+    shifted: dict[str, Path]  # folders of the same test digits, shifted, by name of the shift
 
 
 def prepare(folder: Path) -> DemoPair:

@@ -85,12 +85,7 @@ def evaluate_sources(
     columns: Columns | None = None,
     progress: Progress,
 ) -> dict[str, Any]:
-    """Measure one checkpoint on several sources, each in a form that `load_images` accepts.
-
-    Returns:
-        JSON-ready: ``accuracy`` {name: 0..1}, ``images`` {name: count}, ``sources`` {name: {source, revision}},
-        ``templates``, and ``own_templates`` {name: templates} of the sources that were evaluated with their own.
-    """
+    """Measure one checkpoint on several sources, each in a form that `load_images` accepts: JSON-ready."""
     loaded = {name: load_images(images, classes, columns=columns, whole=True) for name, images in named.items()}
     checkpoint = open_checkpoint(source)
     if checkpoint.note:

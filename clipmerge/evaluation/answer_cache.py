@@ -19,15 +19,11 @@ from clipmerge.files.cache import replace_bytes
 
 @dataclass(frozen=True)
 class AnswerCache:
-    """Answers in a folder, whose name is a hash of everything that all of them depend on.
-
-    Attributes:
-        folder: The folder.
-        sources: For each source a text that identifies its images and how they are given to the model; a source without
-            one is evaluated again.
-    """
+    """Answers in a folder, whose name is a hash of everything that all of them depend on."""
 
     folder: Path
+    # for each source a text that identifies its images and how they are given to the model; a source without one is
+    # evaluated again
     sources: Mapping[str, str]
 
     def read(self, source: str, start: int, size: int, points: Sequence[str]) -> dict[str, NDArray[np.int64]]:

@@ -22,16 +22,9 @@ _MOST_AGAIN = 0.6
 
 
 class Bf16Classifier:
-    """A model at one point, and the classes of one source."""
+    """A model, whose weights are those of one point at every call, and the `class_embeddings` of one source."""
 
     def __init__(self, model: ImageTextModel, classes: Tensor, pieces: Pieces) -> None:
-        """Start without comparisons; the model's weights must be those of the point at every call of `classify`.
-
-        Args:
-            model: The model.
-            classes: Result of `class_embeddings`, on the model's device.
-            pieces: How many images go through the model at once.
-        """
         self._model = model
         self._classes = classes
         self._pieces = pieces

@@ -72,12 +72,8 @@ def paired(differences: NDArray[np.float64], views: int = 1) -> tuple[float, flo
 
     Bonett and Price add two images to those measured, one that only the first model recognises and one that only the
     second does, and take the normal interval. It does not shrink to a point if the models never differ, and approaches
-    the bootstrap over images when there are many. The difference of a mean over several views is smaller by nature, and
-    so is that of the added images.
-
-    Args:
-        differences: First model minus second on each image, in [-1, 1]. Shape (images,).
-        views: Number of views of each image that a difference is the mean of.
+    the bootstrap over images when there are many. ``differences`` is the first model minus the second on each image
+    (images,), in [-1, 1]; where each is the mean over several ``views``, that of the added images is smaller too.
 
     Source:
         Bonett and Price 2012, Journal of Educational and Behavioral Statistics 37.

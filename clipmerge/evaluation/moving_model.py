@@ -24,26 +24,13 @@ from clipmerge.planning.tensors import PlanTensors
 
 
 class MovingModel:
-    """A model between zero-shot and fine-tuned.
-
-    Attributes:
-        model: The model; its weights are those of the last move.
-        text_version: Counts the moves that changed the text tower, so that prompts are embedded only after those.
-    """
+    """A model between zero-shot and fine-tuned, with the average of several fine-tuned ones as theta_1."""
 
     def __init__(
         self, model: ImageTextModel | HeadedTower, inputs: Inputs, device: torch.device, *, dtype: OutputDtype = "keep"
     ) -> None:
-        """Load both ends, once.
-
-        Args:
-            model: The model without weights.
-            inputs: The checkpoints; the average of the fine-tuned ones is theta_1.
-            device: Device of the model and both ends; on the CPU the ends stay mapped files.
-            dtype: Dtype in which a merge would be written; weights are rounded to it.
-        """
         self.model = model
-        self.text_version = 0
+        self.text_version = 0  # counts the moves that changed the text tower; prompts are embedded only after those
         self._pair = inputs
         # those that interpolation has already set, of the parameters that are equal in all checkpoints
         self._set_already: set[str] = set()

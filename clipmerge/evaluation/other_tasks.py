@@ -65,12 +65,7 @@ def measure_other_tasks(
 
 
 def facts_of(name: str, task: Task) -> dict[str, Any]:
-    """Describe a task for an `OtherTaskScores` record.
-
-    Args:
-        name: Its name.
-        task: Its images.
-    """
+    """Describe a task for an `OtherTaskScores` record."""
     facts = {"name": name, "source": task.source, "revision": task.revision, "images": len(task)}
     if isinstance(task, CaptionedImages):
         return {**facts, "kind": "retrieval", "captions": sum(map(len, task.captions))}

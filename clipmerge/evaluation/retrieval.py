@@ -23,14 +23,8 @@ def recall_of(images: Tensor, texts: Tensor, owners: Tensor, *, ranks: Sequence[
     image if one of the image's own captions is among the K captions that match the image best. Of equal scores, the
     first counts as better, so that a model that scores everything equally is at chance level.
 
-    Args:
-        images: (images, width), unit length.
-        texts: (captions, width), unit length.
-        owners: (captions,), the image of each caption; every image has one or more.
-        ranks: The values of K.
-
-    Returns:
-        Both directions.
+    ``images`` are (images, width) and ``texts`` (captions, width), both of unit length; ``owners`` (captions,) has the
+    image of each caption, and every image has one or more.
     """
     of_images = torch.cat([*_ranks_of_captions(images, texts, owners)])
     of_texts = torch.cat([*_ranks_of_images(images, texts, owners)])

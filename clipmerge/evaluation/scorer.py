@@ -61,7 +61,7 @@ class _SourceBatch:
 
 
 class Scorer:
-    """One model on the device, moved from point to point."""
+    """One model on the device, moved from point to point; answers of an interrupted run are in ``cache``."""
 
     def __init__(
         self,
@@ -72,15 +72,6 @@ class Scorer:
         load_bytes: int = _LOAD_BYTES,
         cache: AnswerCache | None = None,
     ) -> None:
-        """Load both ends.
-
-        Args:
-            model: The model without weights.
-            inputs: The checkpoints.
-            settings: How images go through the model.
-            load_bytes: Bytes of preprocessed images in memory at once.
-            cache: Answers of an earlier, interrupted run; those of this run are added.
-        """
         self._model = model
         self._moving = MovingModel(model, inputs, settings.accelerator.device, dtype=settings.dtype)
         self._settings = settings
@@ -119,16 +110,9 @@ class Scorer:
         *,
         keys: Sequence[str] = (),
     ) -> dict[str, Answers]:
-        """Classify every image of every source at every point, and give every process all the answers.
+        """Class indices of every image at every point, by source (points, images), in every process.
 
-        Args:
-            moves: Functions that move the model to each point.
-            sources: Images by name; all are used.
-            progress: Receiver of progress reports.
-            keys: A text for each point, under which its answers are kept.
-
-        Returns:
-            answers[source]: class indices, shape (points, images).
+        ``keys`` has a text for each point, under which its answers are kept.
         """
         _, processes = self._settings.share
         outcomes = self._known(sources, keys)

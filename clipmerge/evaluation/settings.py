@@ -14,21 +14,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class EvalSettings:
-    """How images go through a model in an evaluation.
+    """How images go through a model in an evaluation."""
 
-    Attributes:
-        accelerator: Places the model, and gathers the results of several processes.
-        templates: Prompt templates for every source; if empty, each source's own, or the default.
-        batch_size: Images per batch; ``None`` for the default.
-        images_at_once: Images that go through the model at once; ``None`` for a batch.
-        dtype: Dtype that points between checkpoints are rounded to.
-    """
-
-    accelerator: Processes | Accelerator
-    templates: tuple[str, ...] = ()
-    batch_size: int | None = None
-    images_at_once: int | None = None
-    dtype: OutputDtype = "keep"
+    accelerator: Processes | Accelerator  # places the model, and gathers the results of several processes
+    templates: tuple[str, ...] = ()  # prompt templates for every source; if empty, each source's own, or the default
+    batch_size: int | None = None  # images per batch; ``None`` for the default
+    images_at_once: int | None = None  # images that go through the model at once; ``None`` for a batch
+    dtype: OutputDtype = "keep"  # dtype that points between checkpoints are rounded to
 
     @property
     def share(self) -> tuple[int, int]:

@@ -76,25 +76,17 @@ def resampled_accuracy(correct: Sequence[NDArray[np.bool_]], seed: int, resample
 
 @dataclass(frozen=True)
 class Standing:
-    """A point's accuracies and gain, with their intervals.
+    """A point's accuracies and gain, with their intervals."""
 
-    Attributes:
-        id_accuracy: Mean over the ID sources.
-        id_interval: Interval of the mean ID accuracy.
-        ood_accuracy: Mean over the OOD sources.
-        ood_interval: Interval of the mean OOD accuracy.
-        gain: Gain at equal ID accuracy; ``None`` below the curve's range and for the curve's own points.
-        gain_interval: Interval of the gain; ``None`` also if too many resampled curves do not reach the point.
-        gain_note: Why the gain or its interval is missing, or what the gain is compared with if no alpha is as
-            accurate; otherwise empty.
-    """
-
-    id_accuracy: float
+    id_accuracy: float  # mean over the ID sources
     id_interval: tuple[float, float]
-    ood_accuracy: float
+    ood_accuracy: float  # mean over the OOD sources
     ood_interval: tuple[float, float]
-    gain: float | None
+    gain: float | None  # gain at equal ID accuracy; ``None`` below the curve's range and for the curve's own points
+    # interval of the gain; ``None`` also if too many resampled curves do not reach the point
     gain_interval: tuple[float, float] | None
+    # why the gain or its interval is missing, or what the gain is compared with if no alpha is as accurate; otherwise
+    # empty
     gain_note: str
 
 
@@ -158,12 +150,7 @@ def gain_interval(gain: float, drawn: Floats, images: int) -> tuple[float, float
 
     The best point of a curve that was measured on few images is better than it should be, in a resample twice so. The
     interval therefore reaches as far as the percentiles and as the normal interval around the measured gain, both
-    widened for few images.
-
-    Args:
-        gain: The measured gain.
-        drawn: Gains of the resamples, NaN where there is none.
-        images: Number of images of the smallest source.
+    widened for few images. ``images`` is the number of images of the smallest source.
 
     Source:
         Hesterberg 2015, The American Statistician 69, for the widened percentiles.

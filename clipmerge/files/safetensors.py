@@ -48,21 +48,13 @@ _PICKLE_STARTS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x
 
 @dataclass(frozen=True)
 class TensorEntry:
-    """Type and place of one tensor.
-
-    Attributes:
-        file: File that holds it.
-        dtype: safetensors dtype, such as ``F32``.
-        shape: Shape; ``()`` for a scalar.
-        begin: First byte, counted from the start of the file.
-        end: One past the last byte.
-    """
+    """Type and place of one tensor."""
 
     file: Path
-    dtype: str
+    dtype: str  # safetensors dtype, such as ``F32``
     shape: tuple[int, ...]
-    begin: int
-    end: int
+    begin: int  # first byte, counted from the start of the file
+    end: int  # one past the last byte
 
     @property
     def size(self) -> int:

@@ -35,20 +35,13 @@ class Pacing:
 
     Direct writing to a fast disk saves a copy and memory. On a slow disk the file goes through the page cache, because
     loading the result from the disk would be slow.
-
-    Attributes:
-        block: Bytes of a block, a multiple of the disk's alignment.
-        blocks: Number of blocks in memory.
-        timed: Number of blocks after which the disk is judged.
-        fast: Bytes per second of a fast disk, reached by the fastest block.
-        flush: Bytes written through the page cache between two requests to flush it to disk.
     """
 
-    block: int = 4 << 20
-    blocks: int = 6
-    timed: int = 8
-    fast: float = 300e6
-    flush: int = 256 << 20
+    block: int = 4 << 20  # bytes of a block, a multiple of the disk's alignment
+    blocks: int = 6  # number of blocks in memory
+    timed: int = 8  # number of blocks after which the disk is judged
+    fast: float = 300e6  # bytes per second of a fast disk, reached by the fastest block
+    flush: int = 256 << 20  # bytes written through the page cache between two requests to flush it to disk
 
 
 PACING = Pacing()
@@ -58,7 +51,6 @@ class OutputFile:
     """A new file of known size; make one with `output_file`."""
 
     def __init__(self, file: int, threads: contextlib.ExitStack, *, direct: bool, hashed: bool, pacing: Pacing) -> None:
-        """Start the threads, which release the interpreter while they work."""
         self._file = file
         self._pacing = pacing
         self._digest = hashlib.sha256() if hashed else None

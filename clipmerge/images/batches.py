@@ -31,20 +31,13 @@ _FEWEST_BATCHES = 8
 
 @dataclass(frozen=True)
 class Batch:
-    """One batch of preprocessed images.
+    """One batch of preprocessed images."""
 
-    Attributes:
-        number: Its index among the batches of all processes.
-        pixels: (batch, 3, height, width), float32.
-        labels: (batch,), class indices, int64.
-    """
-
-    number: int
-    pixels: Tensor
-    labels: Tensor
+    number: int  # its index among the batches of all processes
+    pixels: Tensor  # (batch, 3, height, width), float32
+    labels: Tensor  # (batch,), class indices, int64
 
     def __len__(self) -> int:
-        """Number of images."""
         return len(self.labels)
 
     def to(self, device: torch.device | str) -> Batch:
@@ -82,20 +75,11 @@ def read_batches(
     share: tuple[int, int] = (0, 1),
     skipped: Container[int] = (),
 ) -> Iterator[Batch]:
-    """Decode and preprocess images, batch by batch, in their order; the next batch while this one is used.
+    """Decode and preprocess this process's batches in their order, on the CPU; the next one while this one is used.
 
     One thread reads the encoded images of a batch, several decode and preprocess them one by one, so that at most two
-    batches of pixels, and as many decoded images as there are threads, are in memory.
-
-    Args:
-        images: The images; all are used.
-        batch_size: Images per batch; the last may be smaller.
-        to_pixels: The checkpoint's own preprocessing, RGB images -> (images, 3, height, width) float32.
-        skipped: Numbers of the batches that are left out, and not decoded.
-        share: This process's index and the number of processes; batches are dealt out in turn.
-
-    Yields:
-        This process's batches, on the CPU.
+    batches of pixels, and as many decoded images as there are threads, are in memory. ``share`` is this process's index
+    and the number of processes; batches are dealt out in turn, and those whose numbers are ``skipped`` not decoded.
     """
     import torch
 

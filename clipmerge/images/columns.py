@@ -23,17 +23,11 @@ _IMAGE_NAMES = ("image", "img", "jpg", "png", "webp", "picture")
 
 @dataclass(frozen=True)
 class Columns:
-    """The columns that the user named; ``None`` to find them.
+    """The columns that the user named; ``None`` to find them."""
 
-    Attributes:
-        image: Column of a table, or ending of a tar's files.
-        label: The same; ``json.KEY`` for a key of a tar's JSON files.
-        labelled: Whether labels are read. If not, every image has the label 0, and ``image`` is used only if there is
-            such a column.
-    """
-
-    image: str | None = None
-    label: str | None = None
+    image: str | None = None  # column of a table, or ending of a tar's files
+    label: str | None = None  # the same; ``json.KEY`` for a key of a tar's JSON files
+    # whether labels are read. If not, every image has the label 0, and ``image`` is used only if there is such a column
     labelled: bool = True
 
 

@@ -25,30 +25,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LabelledImages:
-    """Images with their classes.
-
-    Attributes:
-        source: The source as the user wrote it.
-        store: The encoded images; decoded one by one, on demand.
-        labels: Class index of each image.
-        class_names: Name of each class, as it goes into the prompts.
-        revision: Commit of a dataset on the Hub, else ``None``.
-        notes: Notes for the user.
-        templates: The source's own prompt templates; empty if it has none.
-        imagenet_rows: For each class its rows in a head of ImageNet's 1000 classes; empty if they are not known.
-    """
+    """Images with their classes."""
 
     source: str
-    store: Store
-    labels: tuple[int, ...]
-    class_names: tuple[str, ...]
-    revision: str | None = None
+    store: Store  # the encoded images; decoded one by one, on demand
+    labels: tuple[int, ...]  # class index of each image
+    class_names: tuple[str, ...]  # name of each class, as it goes into the prompts
+    revision: str | None = None  # commit of a dataset on the Hub, else ``None``
     notes: tuple[str, ...] = ()
-    templates: tuple[str, ...] = ()
+    templates: tuple[str, ...] = ()  # the source's own prompt templates; empty if it has none
+    # for each class its rows in a head of ImageNet's 1000 classes; empty if they are not known
     imagenet_rows: tuple[tuple[int, ...], ...] = ()
 
     def __len__(self) -> int:
-        """Number of images."""
         return len(self.labels)
 
     def image(self, index: int) -> Image:
@@ -86,28 +75,16 @@ def load_images(
     most: int | None = None,
     seed: int = 0,
 ) -> LabelledImages:
-    """Find labelled images.
+    """Find labelled images, without decoding them.
 
-    Args:
-        source: The short name of a public data set, see `clipmerge.images.known`; a folder with one subfolder per
-            class; Parquet or WebDataset tar files, one, a ``{0..9}`` range or a
-            folder of them; ``hf://datasets/org/name[@revision][:split]``; or ``digits`` (scikit-learn's, extra
-            ``demo``). Or images in memory, see `clipmerge.images.in_memory.open_in_memory`.
-        classes: File with class names, or the names; see `clipmerge.images.class_names.read_class_names`. By default
-            the source's own are used, with spaces for underscores.
-        columns: The columns that the user named, for sources that have columns.
-        whole: Whether all images will be read to compute an accuracy: a dataset on the Hub is then kept in the
-            cache, and a single class is refused, because every image would be classified correctly.
-        most: Images that a sample will take; ``None`` for all. No more are taken from a ``DataLoader``, which cannot
-            be sampled, and of tar files on the Hub only those that the sample needs are downloaded.
-        seed: Seed of the sample.
+    The source is the short name of a public data set (`clipmerge.images.known`); a folder with one subfolder per class;
+    Parquet or WebDataset tar files, one, a ``{0..9}`` range or a folder of them;
+    ``hf://datasets/org/name[@revision][:split]``; ``digits`` (scikit-learn's, extra ``demo``); or images in memory
+    (`clipmerge.images.in_memory`).
 
-    Returns:
-        The images, not decoded yet.
-
-    Raises:
-        DataError: If there are no images, a class is empty, or the class names do not fit.
-        HubError: If the Hub refuses or cannot be reached.
+    ``whole`` says that all images will be read to compute an accuracy: a dataset on the Hub is then kept in the cache,
+    and a single class is refused. A sample will take at most ``most``: no more are taken from a ``DataLoader``, which
+    cannot be sampled, and of tar files on the Hub only those that it needs are downloaded.
     """
     if isinstance(source, str):
         source = find_source(source)

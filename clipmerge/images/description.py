@@ -24,19 +24,13 @@ _RETRIEVAL, _CLASSIFICATION = "retrieval", "classification"
 
 @dataclass(frozen=True)
 class Description:
-    """The content of the texts; defaults for missing texts.
+    """The content of the texts; defaults for missing texts."""
 
-    Attributes:
-        class_names: Name of each class, as used in prompts; ``None`` if the set has no names.
-        templates: Prompt templates with ``{}`` for the class.
-        kind: ``classification``, ``retrieval`` or another word that the set uses.
-        shards: Number of shards of the split.
-    """
-
+    # name of each class, as used in prompts; ``None`` if the set has no names
     class_names: tuple[str, ...] | None = None
-    templates: tuple[str, ...] = ()
-    kind: str = _CLASSIFICATION
-    shards: int | None = None
+    templates: tuple[str, ...] = ()  # prompt templates with ``{}`` for the class
+    kind: str = _CLASSIFICATION  # ``classification``, ``retrieval`` or another word that the set uses
+    shards: int | None = None  # number of shards of the split
 
     @property
     def is_retrieval(self) -> bool:

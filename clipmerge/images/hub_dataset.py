@@ -48,22 +48,13 @@ _SHARDED = re.compile(r"(?:.*/)?(?P<split>\w+(?:\.\w+)*)-\d+-of-(?P<count>\d{1,9
 
 @dataclass(frozen=True)
 class Split:
-    """One split of a data set on the Hub, at the commit to which its revision points now.
-
-    Attributes:
-        source: The source as the user wrote it.
-        resolved: The commit, and the files of the repository.
-        pinned: The data set at that commit.
-        name: Name of the split.
-        files: The split's Parquet or tar files.
-        notes: Notes for the user.
-    """
+    """One split of a data set on the Hub, at the commit to which its revision points now."""
 
     source: str
-    resolved: Resolved
+    resolved: Resolved  # the commit, and the files of the repository
     pinned: HubId
     name: str
-    files: tuple[str, ...]
+    files: tuple[str, ...]  # the split's Parquet or tar files
     notes: tuple[str, ...]
 
     @property
@@ -138,15 +129,7 @@ def open_split(source: str) -> Split:
 
 
 def load_hub_dataset(source: str, columns: Columns, *, whole: bool, most: int | None = None, seed: int = 0) -> Labelled:
-    """Open one split of a dataset on the Hub, at the commit to which its revision points now.
-
-    Args:
-        source: The source as the user wrote it.
-        columns: The columns that the user named.
-        whole: Whether all images will be read: the files are then downloaded into the Hub cache.
-        most: Maximum size of the sample, ``None`` for all images: only the tar files that it needs are downloaded.
-        seed: Seed of the sample.
-    """
+    """Open one split of a dataset on the Hub; see `clipmerge.images.dataset.load_images` for the arguments."""
     split = open_split(source)
     if split.is_tar:
         labelled = _load_tars(split, columns, None if whole else most, seed)

@@ -113,7 +113,6 @@ class Named:
     address: str
 
     def __str__(self) -> str:
-        """The address."""
         return self.address
 
 

@@ -26,7 +26,6 @@ class Fingerprints:
     """Fingerprints of the images of one source, read on demand."""
 
     def __init__(self, images: Images) -> None:
-        """Keep the images."""
         self.store, self._count = images.store, len(images)
         self._hashes: dict[int, dict[str, str]] = {}
         self._pixels: dict[tuple[int, int], dict[str, str]] = {}

@@ -56,7 +56,6 @@ class ParquetImages(Store):
     """The image column of several files, row group by row group; the last one read stays open."""
 
     def __init__(self, files: FileStore, groups: list[_Group], blocks: tuple[int, ...]) -> None:
-        """Keep the row groups in order, and the row group of every image."""
         self.blocks = blocks
         self._files, self._groups = files, groups
         self._rows: Generator[bytes | None, None, None] | None = None

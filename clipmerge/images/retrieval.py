@@ -35,24 +35,15 @@ _ENDING = f".{_CAPTIONS}"
 
 @dataclass(frozen=True)
 class CaptionedImages:
-    """Images with their captions.
-
-    Attributes:
-        source: The source as the user wrote it.
-        store: The encoded images; decoded one by one, on demand.
-        captions: Captions of each image, at least one.
-        revision: Commit of a data set on the Hub, else ``None``.
-        notes: Notes for the user.
-    """
+    """Images with their captions."""
 
     source: str
-    store: Store
-    captions: tuple[tuple[str, ...], ...]
-    revision: str | None = None
+    store: Store  # the encoded images; decoded one by one, on demand
+    captions: tuple[tuple[str, ...], ...]  # captions of each image, at least one
+    revision: str | None = None  # commit of a data set on the Hub, else ``None``
     notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
-        """Number of images."""
         return len(self.captions)
 
     def image(self, index: int) -> Image:

@@ -22,15 +22,10 @@ class Encoded(TypedDict):
 
 
 class Store(ABC):
-    """Encoded images, read on demand.
+    """Encoded images, read on demand."""
 
-    Attributes:
-        blocks: Block of each image; a block is read as a whole. Empty if images are read one by one.
-        paths: File of each image; empty if images are not files.
-    """
-
-    blocks: tuple[int, ...] = ()
-    paths: tuple[str, ...] = ()
+    blocks: tuple[int, ...] = ()  # block of each image; a block is read as a whole. Empty if images are read one by one
+    paths: tuple[str, ...] = ()  # file of each image; empty if images are not files
 
     @abstractmethod
     def read(self, positions: Sequence[int]) -> list[Encoded]:
@@ -47,27 +42,16 @@ class Store(ABC):
 
 @dataclass(frozen=True)
 class Labelled:
-    """A source, opened: no image has been read.
-
-    Attributes:
-        store: The images.
-        labels: Class index of each image.
-        classes: Name of each class in the source; numbers as text if ``named`` is false.
-        named: Whether classes have names, or are bare numbers.
-        revision: Commit of a source on the Hub.
-        notes: Notes for the user.
-        templates: The source's own prompt templates, with ``{}`` for the class.
-        verbatim: Whether the names are written as they go into prompts, underscores and all.
-    """
+    """A source, opened: no image has been read."""
 
     store: Store
     labels: tuple[int, ...]
-    classes: tuple[str, ...]
-    named: bool = True
+    classes: tuple[str, ...]  # name of each class in the source; numbers as text if ``named`` is false
+    named: bool = True  # whether classes have names, or are bare numbers
     revision: str | None = None
     notes: tuple[str, ...] = ()
-    templates: tuple[str, ...] = ()
-    verbatim: bool = False
+    templates: tuple[str, ...] = ()  # the source's own prompt templates, with ``{}`` for the class
+    verbatim: bool = False  # whether the names are written as they go into prompts, underscores and all
 
 
 @dataclass(frozen=True)
@@ -88,16 +72,10 @@ class MemoryStore(Store):
 
 @dataclass(frozen=True)
 class Pixels(Store):
-    """Images that are already preprocessed: they are not decoded, and the model's own preprocessing is skipped.
+    """Images that are already preprocessed: they are not decoded, and the model's own preprocessing is skipped."""
 
-    Attributes:
-        get: Function that returns the pixels of an item, shape (3, height, width).
-        items: Item of each image.
-        source: Name of the source in messages.
-    """
-
-    get: Callable[[int], Any]
-    items: tuple[int, ...]
+    get: Callable[[int], Any]  # function that returns the pixels of an item, shape (3, height, width)
+    items: tuple[int, ...]  # item of each image
     source: str
 
     def read(self, positions: Sequence[int]) -> list[Encoded]:

@@ -43,7 +43,6 @@ class TarImages(Store):
     """Images of several archives, read in place."""
 
     def __init__(self, files: FileStore, members: list[tuple[str, str, _Member]]) -> None:
-        """Keep the archive, name and position of every image."""
         self._files, self._members = files, members
 
     def read(self, positions: Sequence[int]) -> list[Encoded]:

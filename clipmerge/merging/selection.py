@@ -23,17 +23,11 @@ _DIGITS = 1 << _DIGIT_BITS
 
 @dataclass(frozen=True)
 class RandomKey:
-    """The key of a random mask, which determines it completely.
-
-    Attributes:
-        seed: Seed of the run.
-        name: Parameter name.
-        which: Number of the fine-tuned checkpoint, if each has its own draws.
-    """
+    """The key of a random mask, which determines it completely."""
 
     seed: int
     name: str
-    which: int | None = None
+    which: int | None = None  # number of the fine-tuned checkpoint, if each has its own draws
 
     def of(self, which: int) -> RandomKey:
         """The key for one of several fine-tuned checkpoints."""

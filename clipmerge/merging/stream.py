@@ -36,24 +36,16 @@ _SAFETENSORS_NAME = {torch_name: name for name, (torch_name, _) in DTYPES.items(
 
 @dataclass(frozen=True)
 class MergedTensor:
-    """One tensor of the output, with its content on demand.
+    """One tensor of the output, with its content on demand."""
 
-    Attributes:
-        key: Key in the output file.
-        name: Canonical parameter name.
-        dtype: safetensors dtype.
-        shape: Shape.
-        chunks: Computes the content: runs of elements in memory order, 1-D, in stored form (bfloat16 as its bits).
-            Its argument returns a buffer for some of the next elements, such as ``numpy.empty``; a run need not be in
-            one.
-        is_whole: Whether the whole tensor is computed before the first run, as masks and combinations require.
-    """
-
-    key: str
-    name: str
-    dtype: str
+    key: str  # key in the output file
+    name: str  # canonical parameter name
+    dtype: str  # safetensors dtype
     shape: tuple[int, ...]
+    # computes the content: runs of elements in memory order, 1-D, in stored form (bfloat16 as its bits). Its argument
+    # returns a buffer for some of the next elements, such as ``numpy.empty``; a run need not be in one
     chunks: Callable[[Room], Iterator[Array]]
+    # whether the whole tensor is computed before the first run, as masks and combinations require
     is_whole: bool = False
 
     @property

@@ -11,7 +11,6 @@ class FrozenBatchNorm(torch.nn.Module):
     """A batch norm in eval mode that is also differentiable in its running statistics."""
 
     def __init__(self, norm: torch.nn.BatchNorm2d) -> None:
-        """Take the shapes from a batch norm; `clipmerge.models.loading.fill` sets the values."""
         super().__init__()
         self.eps = norm.eps
         self.weight = torch.nn.Parameter(norm.weight.detach().clone())

@@ -28,21 +28,14 @@ _NO_TEXT = {"context_length": 8, "vocab_size": 8, "width": 64, "heads": 1, "laye
 
 
 class HeadedTower:
-    """An image classifier in eval mode whose weights are set from outside.
-
-    Attributes:
-        module: Tower and head, float32.
-        parameters: Parameters by canonical name.
-        classes: Rows of the head.
-    """
+    """An image classifier, float32, in eval mode; ``shape`` is that of the head's weight, (classes, features)."""
 
     def __init__(self, family: Family, config: dict[str, Any], folder: Path, shape: tuple[int, ...]) -> None:
-        """Build the classifier without weights, from the shape of the head's weight: (classes, features)."""
         settings = deepcopy(config.get("model_cfg", config)) | {"text_cfg": _NO_TEXT}
         model = build_module(import_open_clip(), settings)
         if len(shape) != 2 or shape[1] != settings["embed_dim"]:
             raise CheckpointError(f"{folder}: the head has shape {shape}, the tower {settings['embed_dim']} features")
-        self.classes = shape[0]
+        self.classes = shape[0]  # rows of the head
         self.module = nn.ModuleDict({"visual": model.visual, "head": nn.Linear(shape[1], shape[0])}).eval()
         self._folder = folder
         self._transform = transform_for(config, folder, model.visual.image_size)

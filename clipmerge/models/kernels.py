@@ -30,7 +30,6 @@ class FasterKernels(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: Sequence[type], args: Sequence[Any] = (), kwargs: Any = None
     ) -> Any:
-        """Compute one torch function, or pass it on."""
         named = kwargs or {}
         if func is scaled_dot_product_attention and _is_faster(*args[:2], **named):
             return _attended(*args, **named)

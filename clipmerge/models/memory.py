@@ -19,15 +19,10 @@ _USUAL = 16 << 30
 
 
 class Pieces:
-    """How many images go through a model at once.
-
-    Attributes:
-        most: Images whose activations are held at once; ``None`` for all that are given.
-    """
+    """How many images go through a model at once; ``say`` gets a note whenever the number is halved."""
 
     def __init__(self, most: int | None, say: Callable[[str], None]) -> None:
-        """Start with a number; ``say`` gets a note whenever it is halved."""
-        self.most = most
+        self.most = most  # images whose activations are held at once; ``None`` for all that are given
         self._say = say
 
     def tried(self, images: int, work: Callable[[int], T]) -> T:

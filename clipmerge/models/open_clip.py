@@ -36,15 +36,9 @@ _CANNOT_BUILD = (TypeError, ValueError, LookupError, AttributeError, AssertionEr
 
 
 class OpenClip:
-    """A model of open_clip in eval mode whose weights are set from outside.
-
-    Attributes:
-        module: The model, float32.
-        parameters: Parameters by canonical name, including the statistics of batch norms.
-    """
+    """A model of open_clip; see `ImageTextModel`."""
 
     def __init__(self, family: Family, config: dict[str, Any], folder: Path) -> None:
-        """Build the model with random weights; `load` sets them."""
         library = import_open_clip()
         model_cfg: dict[str, Any] = config.get("model_cfg", config)
         self.module = build_module(library, model_cfg)

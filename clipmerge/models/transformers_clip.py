@@ -31,15 +31,9 @@ _UNINITIALISED = ("position_ids", "token_type_ids", "running_mean", "running_var
 
 
 class TransformersClip:
-    """A two-tower model in eval mode whose weights are set from outside.
-
-    Attributes:
-        module: The model, float32.
-        parameters: Parameters by canonical name.
-    """
+    """A two-tower model of transformers; see `ImageTextModel`."""
 
     def __init__(self, family: Family, config: dict[str, Any], folder: Path) -> None:
-        """Build the model without weights, to be loaded with `load`."""
         self._folder = folder
         self.processor = _load_processor(folder)
         self.module = _built(folder, getattr(transformers, family.model_class), config)

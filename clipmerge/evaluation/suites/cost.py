@@ -22,12 +22,7 @@ _SIDE, _SECONDS = 1024, 0.3
 
 
 def cost_of(suite: Suite, *, recipes: int, alphas: int, limit: int | None, device: str) -> dict[str, Any]:
-    """Look up what a suite downloads, and estimate how long its evaluation takes.
-
-    Returns:
-        JSON-ready: ``downloads``, their ``bytes`` (``None`` if one is not known), ``forward_passes``,
-        ``flops_per_second`` and ``seconds`` of the evaluation, without recipes that learn.
-    """
+    """Look up what a suite downloads, and estimate how long its evaluation takes, without recipes that learn."""
     checkpoints = {str(end): end for pair in suite.pairs for end in (pair.zeroshot, pair.finetuned)}
     evaluated = [source for pair in suite.pairs for source in pair.sources.values()]
     measured = [pair.data for pair in suite.pairs if pair.data]

@@ -35,7 +35,6 @@ class Release(Frozen):
         return self.url.rpartition("/")[2]
 
     def __str__(self) -> str:
-        """The address."""
         return self.url
 
 
