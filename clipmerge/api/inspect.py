@@ -11,9 +11,8 @@ import numpy as np
 from clipmerge.api._in_memory import as_sources, open_source
 from clipmerge.api._results import InspectResult
 from clipmerge.checkpoint import Checkpoint, Inputs
-from clipmerge.checkpoint.alignment import align
+from clipmerge.checkpoint.alignment import align, find_mismatches
 from clipmerge.checkpoint.ancestry import ancestry_of, ancestry_warnings
-from clipmerge.checkpoint.compare import find_mismatches
 from clipmerge.checkpoint.converted import as_open_clip
 from clipmerge.checkpoint.preview import preview_checkpoint
 from clipmerge.errors import CheckpointError

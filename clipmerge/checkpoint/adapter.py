@@ -10,18 +10,40 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from clipmerge.checkpoint.adapter_config import CONFIG, MERGE_IT, AdapterConfig, read_adapter_config
 from clipmerge.checkpoint.source import Checkpoint, stored
 from clipmerge.errors import CheckpointError, shorten
+from clipmerge.files.limits import LONGEST_PATTERN, MOST_CHOICES, MOST_GROUPS, MOST_PATTERNS, MOST_REPEATS
 from clipmerge.files.paths import local_path
+from clipmerge.files.reading import read_json
 from clipmerge.files.safetensors import Array
 from clipmerge.parallel import one_thread
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+CONFIG = "adapter_config.json"
+#: Advice for an adapter that is not supported.
+MERGE_IT = (
+    "merge it where it was trained, "
+    "PeftModel.from_pretrained(BASE, ADAPTER).merge_and_unload().save_pretrained(FOLDER), and give that folder"
+)
+# Options that affect the meaning of tensors are handled one by one; these only concern training or inference.
+_HARMLESS = frozenset(
+    {
+        *("alpha_pattern", "lora_alpha", "peft_type", "r", "rank_pattern", "use_dora", "use_rslora"),
+        *("bias", "exclude_modules", "layers_pattern", "layers_to_transform", "lora_bias", "modules_to_save"),
+        *("corda_config", "eva_config", "init_lora_weights", "lora_dropout", "lora_ga_config", "target_modules"),
+        *("auto_mapping", "base_model_name_or_path", "peft_version", "revision", "task_type"),
+        # peft itself ignores it for the Linear, Conv2d and Embedding modules that CLIPs consist of
+        "fan_in_fan_out",
+        *("ensure_weight_tying", "inference_mode", "megatron_core", "qalora_group_size", "runtime_config"),
+    }
+)
+# Initialisations that do not change the base model's weights; others move a part of them into the adapter.
+_KEEPS_BASE = (True, False, "gaussian", "eva", "mica", "orthogonal")
 _PREFIX = "base_model.model."
 # peft wraps modules that it trains; in older versions the wrapper has a name
 _WRAPPERS = re.compile(r"\.(base_layer|modules_to_save|original_module)(?=\.)")
@@ -92,26 +114,37 @@ def adapt(base: Checkpoint, adapter: Checkpoint) -> Checkpoint:
     keys = _keys_in_base(base, adapter, config, changes, optional=added)
     placed = {keys.get(name, name): change for name, change in changes.items()}
     for key, change in placed.items():
-        if key in base.entries:
-            _check_shapes(base, adapter, key, change, config)
+        if key not in base.entries:
+            continue
+        if problem := _misfit(base, adapter, key, change):
+            raise CheckpointError(f"{adapter.source}: {problem}; give the base that it was trained on")
+        rank, stated = adapter.entries[change.down].shape[0] if change.down else 0, config.rank_of(change.module)
+        if change.down and rank != stated:
+            raise CheckpointError(
+                f"{adapter.source}: the LoRA of {change.module} has rank {rank}, but adapter_config.json says "
+                f"{stated}; the scale would be wrong, so get the two files from one place"
+            )
     extra = {
         key: replace(adapter.entries[change.whole], file=base.files[0])
         for key, change in placed.items()
         if key not in base.entries
     }
-    return Adapted(
+    notes = [adapter.note] if adapter.note else []
+    given = base.source.removeprefix("hf://").partition("@")[0]
+    if config.base not in ("", given) and local_path(config.base).resolve() != base.folder.resolve():
+        notes.append(
+            f"{adapter.source}: was trained on '{config.base}' and is applied to {base.source}; make sure they are the "
+            "same"
+        )
+    facts = base.facts(
         source=adapter.source,
         revision=adapter.revision,
-        folder=base.folder,
         files=(*adapter.files, path),
+        _hashes={},
         entries={**base.entries, **extra},
-        config=base.config,
-        sharded=base.sharded,
-        note="; ".join(filter(None, (adapter.note, _other_base(base, adapter, config)))) or None,
-        base=base,
-        adapter=adapter,
-        changes=placed,
+        note="; ".join(notes) or None,
     )
+    return Adapted(**facts, base=base, adapter=adapter, changes=placed)
 
 
 def _changes(adapter: Checkpoint, config: AdapterConfig) -> dict[str, Change]:
@@ -150,8 +183,10 @@ def _keys_in_base(
         for place in candidates
         if not any(_misfit(base, adapter, _key(base, name, *place), changes[name]) for name in needed)
     ] or candidates
-    if len(candidates) > 1:
-        candidates = [place for place in candidates if _is_tower_of(place[0], config.base_class)] or candidates
+    if len(candidates) > 1:  # the class that the adapter was trained on may name a tower
+        is_image = re.search("Vision|Image", config.base_class)
+        tower = "text" if "Text" in config.base_class else "vis" if is_image else "unknown"
+        candidates = [place for place in candidates if tower in place[0]] or candidates
     if not candidates:
         absent = [name for name in needed if not any(f".{key}".endswith(f".{name}") for key in base.entries)] or needed
         raise CheckpointError(
@@ -186,24 +221,6 @@ def _key(base: Checkpoint, name: str, before: str, cut: str) -> str:
         return ""
     key = before + name.removeprefix(cut)
     return key if key in base.entries else ""
-
-
-def _is_tower_of(prefix: str, base_class: str) -> bool:
-    """Whether a prefix of the base's keys names the tower of the class that the adapter was trained on."""
-    tower = "text" if "Text" in base_class else "vis" if re.search("Vision|Image", base_class) else "unknown"
-    return tower in prefix
-
-
-def _check_shapes(base: Checkpoint, adapter: Checkpoint, key: str, change: Change, config: AdapterConfig) -> None:
-    problem = _misfit(base, adapter, key, change)
-    if problem:
-        raise CheckpointError(f"{adapter.source}: {problem}; give the base that it was trained on")
-    rank = adapter.entries[change.down].shape[0] if change.down else 0
-    if change.down and rank != config.rank_of(change.module):
-        raise CheckpointError(
-            f"{adapter.source}: the LoRA of {change.module} has rank {rank}, but adapter_config.json says "
-            f"{config.rank_of(change.module)}; the scale would be wrong, so get the two files from one place"
-        )
 
 
 def _misfit(base: Checkpoint, adapter: Checkpoint, key: str, change: Change) -> str:
@@ -254,26 +271,100 @@ def _formed(adapted: Adapted, key: str) -> Tensor:
     product = parts["up"].flatten(1) @ parts["down"].flatten(1)
     product = (product.T if change.embedding else product).reshape(start.shape)
     formed = product.mul_(change.scale).add_(start)
-    return _lengthened(formed, parts["length"], 1 if change.embedding else 0) if "length" in parts else formed
-
-
-def _lengthened(tensor: Tensor, length: Tensor, axis: int) -> Tensor:
-    """Scale each row (``axis`` 0) or column (1) to its length."""
-    import torch
-
-    others = [dimension for dimension in range(tensor.ndim) if dimension != axis]
-    shape = [-1 if dimension == axis else 1 for dimension in range(tensor.ndim)]
-    factor = length.flatten() / torch.linalg.vector_norm(tensor, dim=others)
-    lengthened: Tensor = tensor * factor.view(shape)
+    if "length" not in parts:
+        return formed
+    axis = 1 if change.embedding else 0  # of the rows, or of an embedding's columns, that are scaled to their length
+    lengths = torch.linalg.vector_norm(formed, dim=[each for each in range(formed.ndim) if each != axis], keepdim=True)
+    lengthened: Tensor = formed * (parts["length"].view_as(lengths) / lengths)
     return lengthened
 
 
-def _other_base(base: Checkpoint, adapter: Checkpoint, config: AdapterConfig) -> str:
-    """A note if the adapter names another base; empty if it is the same or not recorded."""
-    given = base.source.removeprefix("hf://").partition("@")[0]
-    same = config.base in ("", given) or local_path(config.base).resolve() == base.folder.resolve()
-    if same:
-        return ""
-    return (
-        f"{adapter.source}: was trained on '{config.base}' and is applied to {base.source}; make sure they are the same"
+@dataclass(frozen=True)
+class AdapterConfig:
+    """The part of ``adapter_config.json`` that the arithmetic needs."""
+
+    base: str  # name of the model it was trained on; empty if not recorded
+    base_class: str  # class of that model, such as ``CLIPVisionModel``; empty if not recorded
+    rank: int  # rank of the modules without a pattern
+    alpha: float  # numerator of the scale, likewise
+    rank_pattern: dict[str, int]  # ranks by regular expression over module paths
+    alpha_pattern: dict[str, float]  # alphas, likewise
+    rslora: bool  # whether the scale is alpha / sqrt(rank) rather than alpha / rank
+    saved: tuple[str, ...]
+
+    def rank_of(self, module: str) -> int:
+        """Rank of a module."""
+        return int(_matching(self.rank_pattern, module, self.rank))
+
+    def scale_of(self, module: str) -> float:
+        """Factor of B A for a module.
+
+        Source:
+            Hu et al. 2021, arXiv:2106.09685; Kalajdzievski 2023, arXiv:2312.03732 for the square root.
+        """
+        rank = self.rank_of(module)
+        alpha = float(_matching(self.alpha_pattern, module, self.alpha))
+        return alpha / (math.sqrt(rank) if self.rslora else rank)
+
+
+def _matching(pattern: dict[str, Any], module: str, default: Any) -> Any:
+    """Value of the first pattern that matches the module's path or the end of it, as in peft."""
+    for key, value in pattern.items():
+        if re.match(rf"(.*\.)?({key})$", module):
+            return value
+    return default
+
+
+def read_adapter_config(path: Path) -> AdapterConfig:
+    """Read ``adapter_config.json``."""
+    try:
+        data = read_json(path)
+        kind = str(data.get("peft_type", "")).upper()
+    except (ValueError, AttributeError) as error:
+        raise CheckpointError(f"{path}: cannot be read as an adapter's configuration ({error})") from None
+    if kind != "LORA":
+        raise CheckpointError(f"{path}: a peft adapter of type {kind or 'unknown'}; clipmerge reads LORA. {MERGE_IT}")
+    unknown = sorted(key for key, value in data.items() if key not in _HARMLESS and value)
+    if unknown:
+        raise CheckpointError(f"{path}: uses {shorten(unknown)}, whose arithmetic clipmerge does not know. {MERGE_IT}")
+    start = data.get("init_lora_weights", True)
+    if start not in _KEEPS_BASE:
+        raise CheckpointError(
+            f"{path}: started with init_lora_weights={start!r}, which changes the base model's weights, so the "
+            f"adapter does not fit the published base. {MERGE_IT}"
+        )
+    try:
+        return _parsed(data)
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError, re.error) as error:
+        raise CheckpointError(f"{path}: not a LoRA configuration ({error!r}); save the adapter again") from None
+
+
+def _parsed(data: dict[str, Any]) -> AdapterConfig:
+    ranks = {str(key): int(value) for key, value in (data.get("rank_pattern") or {}).items()}
+    alphas = {str(key): float(value) for key, value in (data.get("alpha_pattern") or {}).items()}
+    patterns = [*ranks, *alphas]
+    if len(patterns) > MOST_PATTERNS:
+        raise ValueError(f"{len(patterns)} patterns, more than {MOST_PATTERNS}")
+    for pattern in patterns:  # refuse one that could take very long: peft writes little more than names of modules
+        plain = re.sub(r"\\.|\[[^\]]*\]", "x", pattern)
+        repeats, groups, choices = sum(map(plain.count, "*+?{")), plain.count("("), plain.count("|")
+        if len(pattern) > LONGEST_PATTERN or repeats > MOST_REPEATS or groups > MOST_GROUPS or choices > MOST_CHOICES:
+            raise ValueError(f"the pattern {pattern[:80]!r} is longer or more complex than names of modules need")
+        if re.search(r"\)[*+?{]|\(\?", plain):
+            raise ValueError(f"the pattern {pattern[:80]!r} repeats a group, or has a look-around")
+        re.compile(pattern)
+    rank = int(data["r"])
+    if min(rank, *ranks.values(), rank) < 1:
+        raise ValueError("rank below 1")
+    if not all(map(math.isfinite, (float(data["lora_alpha"]), *alphas.values()))):
+        raise ValueError("lora_alpha is not a finite number")
+    return AdapterConfig(
+        base=str(data.get("base_model_name_or_path") or ""),
+        base_class=str((data.get("auto_mapping") or {}).get("base_model_class") or ""),
+        rank=rank,
+        alpha=float(data["lora_alpha"]),
+        rank_pattern=ranks,
+        alpha_pattern=alphas,
+        rslora=bool(data.get("use_rslora")),
+        saved=tuple(str(name) for name in data.get("modules_to_save") or ()),
     )

@@ -1,15 +1,27 @@
-"""Align checkpoints by canonical parameter name, and refuse those that do not match."""
+"""Align checkpoints by canonical parameter name, refuse those that do not match, and note what is not simply merged."""
 
 from __future__ import annotations
 
-from clipmerge.checkpoint.compare import find_mismatches, notes_on
+import contextlib
+import re
+from collections.abc import Callable
+from typing import Any
+
 from clipmerge.checkpoint.converted import in_one_layout
 from clipmerge.checkpoint.inputs import Inputs
 from clipmerge.checkpoint.source import Checkpoint, naming
-from clipmerge.errors import CheckpointError
-from clipmerge.families import Family, family_of, known_keys, tower_of
+from clipmerge.errors import CheckpointError, shorten
+from clipmerge.families import Family, family_of, is_buffer, is_counter, is_statistic, known_keys, tower_of
+from clipmerge.files.safetensors import DTYPES
+from clipmerge.files.side_files import read_side_json
 from clipmerge.layers import HEAD
 from clipmerge.options import Missing
+
+_POSITIONS = re.compile(r"positional_embedding$|position_embedding\.weight$|pos_embed$")
+# Share of a fine-tuned checkpoint's keys that must be in the zero-shot one to call the rest an addition.
+_MOST = 0.5
+_PROCESSORS = ("preprocessor_config.json", "processor_config.json")
+_TOWER_WORDS = {"full": "both towers", "vision": "the vision tower only", "text": "the text tower only"}
 
 
 def align_checkpoints(
@@ -82,3 +94,214 @@ def _common_family(checkpoints: tuple[Checkpoint, ...]) -> Family:
                 "different families do not merge. Give the base that was fine-tuned"
             )
     return first
+
+
+def find_mismatches(inputs: Inputs, *, missing: Missing = "error", mixed_dtypes: bool = False) -> list[str]:
+    """List the mismatches that prevent a merge, most informative first, one line each."""
+    problems = []
+    tower = tower_of(inputs.layers)
+    if tower not in ("full", inputs.tower):
+        problems.append(
+            f"{inputs.zeroshot.source}: holds the {tower} tower only, the fine-tuned checkpoint "
+            f"{_TOWER_WORDS[inputs.tower]}; give the zero-shot model that was fine-tuned"
+        )
+    if len(inputs.finetuned) > 1 and inputs.keeps_head and not inputs.has_built_head:
+        problems.append(
+            "several fine-tuned classifiers, and a zero-shot model without a head: one head can be kept, not several; "
+            "give one of them, or a base with a head of the same classes"
+        )
+    problems += _position_mismatch(inputs)
+    for which, checkpoint in enumerate([] if problems else inputs.finetuned):
+        problems += _config_mismatches(inputs, checkpoint)
+        if inputs.tower != "text":
+            ours, theirs = _preprocessing(inputs.zeroshot), _preprocessing(checkpoint)
+            problems += [
+                f"images are prepared differently: {key} is {ours[key]} for zeroshot, {theirs[key]} for finetuned; the "
+                "weights would merge silently and wrongly. Use the base that was fine-tuned, or correct the wrong "
+                "preprocessing"
+                for key in ours.keys() & theirs.keys()
+                if ours[key] != theirs[key]
+            ]
+        if missing == "error":
+            problems += _key_mismatches(inputs, which)
+        problems += _field_mismatch(inputs, which, "shape", lambda entry: entry.shape)
+        if mixed_dtypes:
+            problems += _field_mismatch(inputs, which, "kind", lambda entry: "float" if entry.is_float else "integer")
+        else:
+            problems += _field_mismatch(
+                inputs, which, "dtype", lambda entry: DTYPES[entry.dtype][0], " Or name one with `--dtype`."
+            )
+    # names of scales and biases are the same in many models
+    if not problems and not any(inputs.merges(name) for name in inputs.zeroshot_keys if "." in inputs.layer_of[name]):
+        problems.append(
+            f"{inputs.finetuned[0].source}: has no weight in common with {inputs.zeroshot.source}, so there is nothing "
+            f"to merge; is it a {inputs.family.name} checkpoint?"
+        )
+    return problems
+
+
+def _position_mismatch(inputs: Inputs) -> list[str]:
+    """Name the models that read longer texts or larger images, which no other key tells of."""
+    for finetuned, keys in zip(inputs.finetuned, inputs.finetuned_keys, strict=True):
+        for name in (name for name in keys if name in inputs.zeroshot_keys and _POSITIONS.search(name)):
+            ours, theirs = inputs.zeroshot.entries[inputs.zeroshot_keys[name]], finetuned.entries[keys[name]]
+            if len(ours.shape) == len(theirs.shape) == 2 and ours.shape[0] != theirs.shape[0]:
+                text = inputs.layer_of[name].startswith("text")
+                what = "texts of another length (Long-CLIP has 248 tokens)" if text else "images of another size"
+                return [
+                    f"{finetuned.source} reads {what}: {name} has {theirs.shape[0]} positions, that of "
+                    f"{inputs.zeroshot.source} {ours.shape[0]}; give the zero-shot model with {theirs.shape[0]} "
+                    "positions that was fine-tuned"
+                ]
+    return []
+
+
+def _config_mismatches(inputs: Inputs, finetuned: Checkpoint) -> list[str]:
+    if inputs.zeroshot.config is None or finetuned.config is None:
+        return []
+    problems = []
+    ours, theirs = inputs.family.settings(inputs.zeroshot.config), inputs.family.settings(finetuned.config)
+    for side in ("vision", "text", ""):
+        if inputs.tower not in ("full", side):
+            continue
+        for key, a in ours.get(side, {}).items():
+            b = theirs.get(side, {}).get(key)
+            if a == b or None in (a, b):
+                continue
+            problems.append(
+                f"the {side} towers differ in {key}: zeroshot {a}, finetuned {b}; the weights would merge "
+                "silently and wrongly. Use the base that was fine-tuned, or correct the wrong config.json"
+                if side
+                else f"{key} differs: zeroshot {a}, finetuned {b}; these are not the same {inputs.family.name}"
+            )
+    return problems
+
+
+def _preprocessing(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Mean, deviation and interpolation according to the files beside a checkpoint, as far as they are given."""
+    settings = (checkpoint.config or {}).get("preprocess_cfg")
+    with contextlib.suppress(CheckpointError, LookupError, TypeError, ValueError, AttributeError, StopIteration):
+        if settings is not None:
+            mean, std, interpolation = (settings.get(key) for key in ("mean", "std", "interpolation"))
+        else:
+            name = next(name for name in _PROCESSORS if (checkpoint.folder / name).is_file())
+            processor = read_side_json(checkpoint.folder, name) or {}
+            processor = processor.get("image_processor", processor)
+            mean, std = processor.get("image_mean"), processor.get("image_std")
+            interpolation = {2: "bilinear", 3: "bicubic"}.get(processor.get("resample", -1))
+        known: dict[str, Any] = {"interpolation": interpolation} if interpolation in ("bilinear", "bicubic") else {}
+        for key, values in (("mean", mean), ("standard deviation", std)):
+            if values is not None:
+                known[key] = [round(float(value), 4) for value in values]
+        return known
+    return {}  # loaders refuse what cannot be understood
+
+
+def _key_mismatches(inputs: Inputs, which: int) -> list[str]:
+    ours, theirs = inputs.zeroshot_keys, inputs.finetuned_keys[which]
+    only_ours = [n for n in ours if n not in theirs and not is_incidental(n) and inputs.expects(n)]
+    only_theirs = [n for n in theirs if n not in ours and not is_incidental(n)]
+    if inputs.keeps_head:
+        only_theirs = [n for n in only_theirs if inputs.layer_of.get(n) != HEAD]
+    shared = len(ours.keys() & theirs.keys())
+    source = inputs.finetuned[which].source
+    if not shared:
+        return [
+            f"{source}: holds no parameter of the {inputs.family.name} model {inputs.zeroshot.source}, but "
+            f"{shorten(only_theirs)}; give the fine-tuned model as a whole, or one of its towers"
+        ]
+    if only_theirs and shared < _MOST * len(theirs):
+        return [
+            f"{source}: only {shared} of its {len(theirs)} keys are in "
+            f"{inputs.zeroshot.source}, which lacks {shorten(only_theirs)}; give the zero-shot model of this "
+            "fine-tuned one"
+        ]
+    problems = []
+    for side, names in (("zero-shot", only_ours), ("fine-tuned", only_theirs)):
+        if names:
+            keys = "1 key is" if len(names) == 1 else f"{len(names)} keys are"
+            problems.append(
+                f"{keys} only in the {side} checkpoint: {shorten(names)}; if that is meant, set "
+                "`missing=keep-zeroshot` or `missing=keep-finetuned`"
+            )
+    return problems
+
+
+def _field_mismatch(inputs: Inputs, which: int, what: str, get: Callable[[Any], Any], advice: str = "") -> list[str]:
+    keys = inputs.finetuned_keys[which]
+    shared = [name for name in inputs.zeroshot_keys if name in keys and not is_incidental(name)]
+    differing = []
+    for name in shared:
+        a = get(inputs.zeroshot.entries[inputs.zeroshot_keys[name]])
+        b = get(inputs.finetuned[which].entries[keys[name]])
+        if a != b:
+            differing.append((name, a, b))
+    if not differing:
+        return []
+    name, a, b = differing[0]
+    return [
+        f"{len(differing)} of {len(shared)} tensors differ in {what}; first {name}: zeroshot {a}, finetuned {b}. "
+        f"Compare both with `clipmerge inspect`.{advice}"
+    ]
+
+
+def notes_on(inputs: Inputs) -> list[str]:
+    """Describe the parameters that are not simply merged (kept, copied or left out), one line each."""
+    notes = []
+    if inputs.has_built_head:
+        notes.append(
+            "the fine-tuned checkpoint is a classifier: the zero-shot side of its head is built from class prompts, "
+            "and the output is a classifier too"
+        )
+    elif inputs.keeps_head:
+        notes.append(
+            "the fine-tuned checkpoint is a classifier: its head is kept unchanged, and the output is a classifier "
+            "too, without the rest of the zero-shot model (`--set missing=keep-zeroshot` writes the whole zero-shot "
+            "model with the merged tower instead)"
+        )
+    elif inputs.is_partial:
+        notes.append(f"the fine-tuned checkpoint holds the {inputs.tower} tower only; the rest stays zero-shot")
+    strange = dict.fromkeys(layer for name, layer in inputs.layer_of.items() if not inputs.family.knows(name))
+    if strange:
+        notes.append(f"{len(strange)} layers are not known and are named after their modules: {shorten(strange)}")
+    statistics = sum(is_statistic(name) for name in inputs.zeroshot_keys)
+    if statistics:
+        notes.append(
+            f"{statistics} running means and variances of batch norms are interpolated like their layers' weights, and "
+            "never masked"
+        )
+    return notes + _what_some_lack(inputs)
+
+
+def _what_some_lack(inputs: Inputs) -> list[str]:
+    """Describe the treatment of parameters that only some of several fine-tuned checkpoints have."""
+    if inputs.missing == "error" or len(inputs.finetuned) < 2:
+        return []
+    ours, first, several = inputs.zeroshot_keys, inputs.finetuned_keys[0], inputs.finetuned_keys
+    names = dict.fromkeys(name for keys in several for name in keys if not is_incidental(name))
+    keeps_finetuned = inputs.missing == "keep-finetuned"
+    drops = keeps_finetuned and not inputs.is_partial  # the output has the parameters of the first
+    some = [name for name in names if name in ours and not all(name in keys for keys in several)]
+    notes = []
+    if stay := [name for name in some if name in first or not drops]:
+        notes.append(
+            f"{len(stay)} parameters stay zero-shot because some fine-tuned checkpoints lack them: {shorten(stay)}"
+        )
+    lost = [name for name in some if name not in first] if drops else []
+    lost += [name for name in names if name not in ours and name not in first] if keeps_finetuned else []
+    if lost:
+        notes.append(
+            f"{len(lost)} parameters are left out because {inputs.finetuned[0].source}, the first fine-tuned "
+            f"checkpoint, lacks them: {shorten(lost)}"
+        )
+    if keeps_finetuned and (extra := [name for name in first if name not in ours and not is_incidental(name)]):
+        notes.append(
+            f"{len(extra)} parameters that the zero-shot checkpoint lacks are copied from "
+            f"{inputs.finetuned[0].source}, the first fine-tuned checkpoint, not averaged: {shorten(extra)}"
+        )
+    return notes
+
+
+def is_incidental(name: str) -> bool:
+    """Whether a tensor holds position ids or a counter, which may be missing from some files of the same model."""
+    return is_buffer(name) or is_counter(name)

@@ -1,4 +1,4 @@
-"""A checkpoint in the other library's layout: names and shapes at once, tensors computed on demand."""
+"""Views of a checkpoint: in the other library's layout, as a tower, or with a head; tensors are formed on demand."""
 
 from __future__ import annotations
 
@@ -6,17 +6,20 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from clipmerge.checkpoint.source import OPEN_CLIP_CONFIG, Checkpoint, naming
+from clipmerge.checkpoint.source import OPEN_CLIP_CONFIG, Checkpoint, naming, stored
 from clipmerge.conversion.config import open_clip_config, transformers_config
 from clipmerge.conversion.keys import Layout, Match, is_made_anew, layout_of, match_keys
 from clipmerge.conversion.shapes import check_shapes
 from clipmerge.conversion.timm import is_timm_vit, open_clip_name
 from clipmerge.errors import CheckpointError
 from clipmerge.files.safetensors import DTYPES, Array, TensorEntry
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -28,36 +31,49 @@ class _Formed:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ConvertedCheckpoint(Checkpoint):
-    """A view of a checkpoint in the other layout, which reads from its files and holds no tensors."""
+class _View(Checkpoint):
+    """A checkpoint some of whose tensors are formed from the original's; the others are the original's own."""
 
     original: Checkpoint
-    forms: dict[str, _Formed] = field(repr=False, compare=False)  # construction of each tensor, by key
+    forms: dict[str, _Formed] = field(repr=False, compare=False)
 
     def array(self, key: str, start: int = 0, stop: int | None = None) -> Array:
         """Compute a run of one tensor's elements; see `Checkpoint.array`."""
+        if key not in self.forms:
+            return self.original.array(key, start, stop)
         return self.forms[key].run(start, self.entries[key].size if stop is None else stop)
 
     def release(self, key: str) -> None:
         """Release the mapped pages that a tensor was made from."""
-        for each in self.forms[key].keys:
+        for each in self.forms[key].keys if key in self.forms else (key,):
             self.original.release(each)
 
 
-@dataclass(frozen=True, kw_only=True)
-class TimmTower(Checkpoint):
+class ConvertedCheckpoint(_View):
+    """A checkpoint in the other library's layout."""
+
+
+class TimmTower(_View):
     """A ViT of timm, read as a vision tower of OpenCLIP and a head; an output of this form is timm's again."""
 
-    original: Checkpoint
-    keys: dict[str, str] = field(repr=False, compare=False)  # its keys by OpenCLIP's
+    def timm_key(self, key: str) -> str:
+        """The key in timm's layout."""
+        return self.forms[key].keys[0]
 
-    def array(self, key: str, start: int = 0, stop: int | None = None) -> Array:
-        """Read a run of one tensor's elements; see `Checkpoint.array`."""
-        return self.original.array(self.keys[key], start, stop)
 
-    def release(self, key: str) -> None:
-        """Release a tensor's pages; see `Checkpoint.release`."""
-        self.original.release(self.keys[key])
+class WithHead(_View):
+    """A zero-shot checkpoint with a head that was made for it."""
+
+
+def with_head(checkpoint: Checkpoint, like: Checkpoint, head: dict[str, Tensor]) -> WithHead:
+    """Add a head to a zero-shot checkpoint, with the dtypes that it has in the fine-tuned one, ``like``."""
+
+    def formed(values: Tensor) -> _Formed:
+        return _Formed((), lambda start, stop: stored(values.flatten()[start:stop]))
+
+    entries = {key: replace(like.entries[key], file=checkpoint.files[0]) for key in head}
+    facts = checkpoint.facts(entries={**checkpoint.entries, **entries})
+    return WithHead(**facts, original=checkpoint, forms={key: formed(values) for key, values in head.items()})
 
 
 def as_open_clip(checkpoint: Checkpoint) -> Checkpoint:
@@ -72,7 +88,8 @@ def as_open_clip(checkpoint: Checkpoint) -> Checkpoint:
     head = " and its head as a classifier" if "classifier.weight" in keys else ""
     note = f"{checkpoint.source}: is a ViT of timm, read as a vision tower{head}"
     values = checkpoint.facts(entries=entries, config=None, note="; ".join(filter(None, (checkpoint.note, note))))
-    return TimmTower(**values, original=checkpoint, keys=keys)
+    forms = {name: _Formed((key,), partial(checkpoint.array, key)) for name, key in keys.items()}
+    return TimmTower(**values, original=checkpoint, forms=forms)
 
 
 def convert_checkpoint(checkpoint: Checkpoint, to: Layout, *, text_prefix: str = "") -> Checkpoint:
@@ -157,10 +174,11 @@ def _formed(
             f"{match.open_clip} has shape {stack.shape}, which is not a stack of query, key and value"
         )
     entry = _entry(stack, (stack.shape[0] // parts, *stack.shape[1:]))
-    return {
-        name: (entry, _Formed((key,), partial(_run_at, checkpoint, key, place * entry.size)))
-        for place, name in enumerate(match.transformers)
-    }
+
+    def part(offset: int) -> _Formed:
+        return _Formed((key,), lambda start, stop: checkpoint.array(key, offset + start, offset + stop))
+
+    return {name: (entry, part(place * entry.size)) for place, name in enumerate(match.transformers)}
 
 
 def _lone(checkpoint: Checkpoint, key: str, match: Match, *, scalar: bool) -> tuple[TensorEntry, _Formed]:
@@ -179,10 +197,6 @@ def _lone(checkpoint: Checkpoint, key: str, match: Match, *, scalar: bool) -> tu
 def _entry(entry: TensorEntry, shape: tuple[int, ...]) -> TensorEntry:
     """An entry for a tensor that is in no file; its bytes start at 0."""
     return replace(entry, shape=shape, begin=0, end=math.prod(shape) * DTYPES[entry.dtype][1])
-
-
-def _run_at(checkpoint: Checkpoint, key: str, offset: int, start: int, stop: int) -> Array:
-    return checkpoint.array(key, offset + start, offset + stop)
 
 
 def _run_across(checkpoint: Checkpoint, keys: list[str], size: int, start: int, stop: int) -> Array:

@@ -8,9 +8,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from clipmerge.checkpoint.converted import TimmTower
+from clipmerge.checkpoint.converted import TimmTower, WithHead
 from clipmerge.checkpoint.source import WEIGHTS, Checkpoint
-from clipmerge.checkpoint.with_head import WithHead
 from clipmerge.families import Family, is_buffer, tower_of
 from clipmerge.files.safetensors import Array, TensorEntry
 from clipmerge.layers import HEAD
@@ -126,13 +125,13 @@ class Inputs:
     def output_shape(self, name: str, entry: TensorEntry) -> tuple[int, ...]:
         """Shape of a tensor in the output, of which ``entry`` is one input's."""
         form, key = self.form, self.form_keys.get(name)
-        return form.original.entries[form.keys[key]].shape if isinstance(form, TimmTower) and key else entry.shape
+        return form.original.entries[form.timm_key(key)].shape if isinstance(form, TimmTower) and key else entry.shape
 
     @cached_property
     def output_keys(self) -> dict[str, str]:
         """Keys in the output by canonical name: those of `form` in its own layout, without a wrapper's prefix."""
         if isinstance(self.form, TimmTower):
-            return {name: self.form.keys[key] for name, key in self.form_keys.items()}
+            return {name: self.form.timm_key(key) for name, key in self.form_keys.items()}
         files = ((self.finetuned[0], self.finetuned_keys[0]), (self.zeroshot, self.zeroshot_keys))
         keys: dict[str, str] = {}
         for checkpoint, names in (*files, (self.form, self.form_keys)):

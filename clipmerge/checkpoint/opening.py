@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import re
 import shlex
@@ -70,8 +71,11 @@ def _open(source: str) -> Checkpoint:
     path = local_path(place)
     if path.is_dir():
         return _open_folder(source, path, part=part)
+    if path.suffix == ".distcp" and path.is_file():
+        raise _no_weights(source, path.parent)
     if path.is_file():
-        return _open_file(source, path, part=part)
+        is_index = path.name.endswith((".safetensors.index.json", ".bin.index.json"))
+        return (_open_index if is_index else _open_single)(source, path, part=part)
     hub_id = hub_id_of(source)
     from clipmerge.hub.download import fetch
 
@@ -92,21 +96,15 @@ def hub_id_of(source: str) -> HubId:
         or source.startswith((".", "/", "~"))
         or path.suffix in (".safetensors", ".json", *PICKLE_SUFFIXES)
     ):
+        beside = []
+        with contextlib.suppress(OSError):
+            beside = [each.name for each in itertools.islice(path.parent.iterdir(), _LOOKED_AT)]
+        hint = did_you_mean(path.name, beside)
         raise CheckpointError(
             f"{source}: no such folder or file, and not a Hub id; "
-            f"give a folder, a .safetensors or .pt file, org/name or org/name@revision{_neighbour(path)}"
+            f"give a folder, a .safetensors or .pt file, org/name or org/name@revision{f'.{hint}' if hint else ''}"
         )
     return hub_id
-
-
-def _neighbour(path: Path) -> str:
-    """For a path that does not exist, suggest an entry of its folder with almost the same name."""
-    try:
-        beside = [each.name for each in itertools.islice(path.parent.iterdir(), _LOOKED_AT)]
-    except OSError:
-        return ""
-    hint = did_you_mean(path.name, beside)
-    return f".{hint}" if hint else ""
 
 
 def _open_folder(source: str, folder: Path, **facts: str | None) -> Checkpoint:
@@ -168,20 +166,14 @@ def _inner_clip(source: str, folder: Path) -> tuple[Path | None, str]:
                 f"{source}: is a folder of diffusers with {len(clips)} encoders; give the one that you mean: "
                 f"{' or '.join(map(str, clips))}"
             )
-    return _sentence_transformer_module(folder), "sentence-transformers"
-
-
-def _sentence_transformer_module(folder: Path) -> Path | None:
-    """Find the CLIP in a folder of sentence-transformers, such as ``0_CLIPModel``; ``None`` in another folder."""
-    try:
+    listed = []
+    with contextlib.suppress(Unreadable):
         listed = read_json(folder / "modules.json")
-    except Unreadable:
-        return None
     modules = [module for module in listed if isinstance(module, dict)] if isinstance(listed, list) else []
-    for path in (str(module.get("path")) for module in modules):
-        if is_plain_name(path) and (folder / path / "config.json").is_file() and lies_in(folder, folder / path):
-            return folder / path
-    return None
+    for name in (str(module.get("path")) for module in modules):  # such as 0_CLIPModel
+        if is_plain_name(name) and (folder / name / "config.json").is_file() and lies_in(folder, folder / name):
+            return folder / name, "sentence-transformers"
+    return None, ""
 
 
 def _conversion_command(folder: Path) -> tuple[str, str] | None:
@@ -201,14 +193,6 @@ def _conversion_command(folder: Path) -> tuple[str, str] | None:
     return None
 
 
-def _open_file(source: str, path: Path, *, part: str | None) -> Checkpoint:
-    if path.name.endswith((".safetensors.index.json", ".bin.index.json")):
-        return _open_index(source, path, part=part)
-    if path.suffix == ".distcp":
-        raise _no_weights(source, path.parent)
-    return _open_single(source, path, part=part)
-
-
 def _open_single(source: str, file: Path, *, part: str | None = None, **facts: str | None) -> Checkpoint:
     watch(file)
     if is_pickle(file):
@@ -220,7 +204,20 @@ def _open_single(source: str, file: Path, *, part: str | None = None, **facts: s
 
 
 def _open_index(source: str, index: Path, *, part: str | None = None, **facts: str | None) -> Checkpoint:
-    weight_map = _weight_map(index)
+    try:
+        value = read_json(index, pairs=partial(unique_keys, index))
+    except Unreadable as error:
+        raise CheckpointError(f"{index}: cannot be read as JSON ({error})") from None
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{index}: is not a JSON object")
+    weight_map = value.get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(f"{index}: has no weight_map; it is not a safetensors index")
+    for key, name in weight_map.items():
+        if not is_plain_name(name):
+            raise CheckpointError(
+                f"{index}: '{key}' points outside its folder, to {name!r}; shards lie beside the index"
+            )
     files = tuple(index.parent / name for name in dict.fromkeys(weight_map.values()))
     missing = [file.name for file in files if not file.is_file()]
     if missing:
@@ -267,38 +264,13 @@ def _checkpoint(
         entries = {name: entries[key] for name, key in found.keys.items()}
         tensors = {name: tensors[key] for name, key in found.keys.items() if key in tensors}
         note = "; ".join(filter(None, (note, found.note and f"{files[0]}: {found.note}"))) or None
-    facts: dict[str, Any] = {"source": source, "revision": revision, "folder": folder, "files": files}
-    facts |= {"note": note, "sharded": sharded}
-    config = _config(folder, entries)
-    refuse_quantised(source, entries, config)
-    if tensors:
-        return StateDict(**facts, entries=entries, config=config, tensors=tensors)
-    return Checkpoint(**facts, entries=entries, config=config)
-
-
-def _weight_map(index: Path) -> dict[str, str]:
-    try:
-        value = read_json(index, pairs=partial(unique_keys, index))
-    except Unreadable as error:
-        raise CheckpointError(f"{index}: cannot be read as JSON ({error})") from None
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{index}: is not a JSON object")
-    weight_map = value.get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise CheckpointError(f"{index}: has no weight_map; it is not a safetensors index")
-    for key, name in weight_map.items():
-        if not is_plain_name(name):
-            raise CheckpointError(
-                f"{index}: '{key}' points outside its folder, to {name!r}; shards lie beside the index"
-            )
-    return weight_map
-
-
-def _config(folder: Path, keys: Iterable[str]) -> dict[str, Any] | None:
-    """The configuration that fits the weights: folders on the Hub may hold both layouts and both configurations."""
-    name = OPEN_CLIP_CONFIG if layout_of(keys) == "open-clip" else "config.json"
+    # folders on the Hub may hold both layouts and both configurations
+    name = OPEN_CLIP_CONFIG if layout_of(entries) == "open-clip" else "config.json"
     _refuse_dead_link(folder / name, str(folder / name))
-    return read_side_json(folder, name)
+    config = read_side_json(folder, name)
+    refuse_quantised(source, entries, config)
+    checkpoint = Checkpoint(source, revision, folder, files, entries, config, sharded, note)
+    return StateDict(**checkpoint.facts(), tensors=tensors) if tensors else checkpoint
 
 
 def refuse_quantised(source: str, keys: Iterable[str], config: dict[str, Any] | None) -> None:
@@ -306,13 +278,11 @@ def refuse_quantised(source: str, keys: Iterable[str], config: dict[str, Any] | 
     keys = list(keys)
     settings = (config or {}).get("quantization_config")
     how = settings.get("quant_method", "a method it does not name") if isinstance(settings, dict) else None
-    mark = next(((mark, key) for pattern, mark in _MARKS for key in keys if re.search(pattern, key)), None)
-    if settings:
-        evidence = f"quantization_config in its config.json: {how or settings}"
-    elif mark:
-        evidence = f"{mark[0]}: {mark[1]}"
-    else:
+    found = [f"quantization_config in its config.json: {how or settings}"] if settings else []
+    found += [f"{mark}: {key}" for pattern, mark in _MARKS for key in keys if re.search(pattern, key)]
+    if not found:
         return
+    evidence = found[0]
     raise CheckpointError(
         f"{source}: is quantised ({evidence}), so its tensors are codes and cannot be averaged; give the checkpoint it "
         "was made from, or save it dequantised: model.dequantize().save_pretrained(FOLDER)"

@@ -16,7 +16,7 @@ import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -79,7 +79,15 @@ def read_state_dict(
     tensors, inside, others = _find(file, loaded, state_key)
     check_names(file, tensors)
     entries = {key: _entry(file, key, tensor) for key, tensor in tensors.items()}
-    _check_sharing(file, tensors)
+    # refuse tensors that are views of far smaller storage, such as of one number
+    size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+    storages = [tensor.untyped_storage() for tensor in tensors.values()]
+    stored_bytes = sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
+    if tensors and size > MOST_SHARING * max(stored_bytes, 1):
+        raise CheckpointError(
+            f"{file}: its tensors span {format_size(size)}, but it holds only {format_size(stored_bytes)}; save "
+            "contiguous tensors: {key: tensor.contiguous() ...}"
+        )
     notes = []
     if inside:
         beside = f"; {shorten(others)} holds weights too (--state-key {others[0]} takes them)" if others else ""
@@ -93,16 +101,29 @@ def _load(file: Path) -> tuple[Any, bool]:
     """Content of the file, and whether it had to be read into memory."""
     import torch
 
+    # classes beside the weights of many trainings that hold values and run no code: options, numbers, paths
+    scalar = np.float64(0).__reduce__()[0]  # numpy's function has had two places
+    paths = ((cls, f"{module}.{name}") for module in ("pathlib", "pathlib._local") for name, cls in _PATHS.items())
+    dtypes = [type(np.dtype(name)) for name in ("float64", "float32", "float16", "int64", "int32", "bool")]
+    numbers = [(scalar, "numpy.core.multiarray.scalar"), (scalar, "numpy._core.multiarray.scalar"), np.dtype, *dtypes]
+    harmless: list[Any] = [argparse.Namespace, *numbers, *paths]
     try:
         with (
             open_regular(file) as content,
             warnings.catch_warnings(),
-            torch.serialization.safe_globals(_harmless()),
+            torch.serialization.safe_globals(harmless),
         ):
             warnings.simplefilter("ignore")  # about TorchScript and pickle protocols, both handled below
             is_archive = content.read(4) == _ZIP_START
-            if is_archive:
-                _check_archive(file, content)
+            for member in zipfile.ZipFile(content).infolist() if is_archive else ():
+                if "/code/" in member.filename:  # of TorchScript, which torch refuses
+                    continue
+                # a list of members can make torch take far more memory than the file has
+                if member.compress_type != zipfile.ZIP_STORED or member.file_size != member.compress_size:
+                    raise CheckpointError(f"{file}: is compressed inside, which torch.save does not do; save it again")
+                if member.filename.endswith(".pkl") and member.file_size > LARGEST_PICKLE:
+                    limit = format_size(LARGEST_PICKLE)
+                    raise CheckpointError(f"{file}: its pickle is larger than {limit}; save it again")
             content.seek(0)
             if is_archive and file.suffix != ".safetensors":  # torch takes a file with this ending for safetensors
                 return torch.load(file, map_location="cpu", weights_only=True, mmap=True), False
@@ -111,26 +132,6 @@ def _load(file: Path) -> tuple[Any, bool]:
         raise
     except Exception as error:  # a damaged pickle can raise anything
         raise _refusal(file, error) from None
-
-
-def _harmless() -> list[Any]:
-    """Classes beside the weights of many trainings that hold values and run no code: options, numbers, paths."""
-    scalar = np.float64(0).__reduce__()[0]  # numpy's function has had two places
-    paths = ((cls, f"{module}.{name}") for module in ("pathlib", "pathlib._local") for name, cls in _PATHS.items())
-    dtypes = [type(np.dtype(name)) for name in ("float64", "float32", "float16", "int64", "int32", "bool")]
-    numbers = [(scalar, "numpy.core.multiarray.scalar"), (scalar, "numpy._core.multiarray.scalar"), np.dtype, *dtypes]
-    return [argparse.Namespace, *numbers, *paths]
-
-
-def _check_archive(file: Path, content: IO[bytes]) -> None:
-    """Refuse an archive whose list of members makes torch take far more memory than the file has."""
-    for member in zipfile.ZipFile(content).infolist():
-        if "/code/" in member.filename:  # of TorchScript, which torch refuses
-            continue
-        if member.compress_type != zipfile.ZIP_STORED or member.file_size != member.compress_size:
-            raise CheckpointError(f"{file}: is compressed inside, which torch.save does not do; save it again")
-        if member.filename.endswith(".pkl") and member.file_size > LARGEST_PICKLE:
-            raise CheckpointError(f"{file}: its pickle is larger than {format_size(LARGEST_PICKLE)}; save it again")
 
 
 def _refusal(file: Path, error: Exception) -> CheckpointError:
@@ -155,10 +156,7 @@ def _refusal(file: Path, error: Exception) -> CheckpointError:
 
 
 def _calls(file: Path) -> list[str]:
-    """Name what the pickles in a file call, without running it and without what builds tensors in torch's formats.
-
-    Of a plain pickle, such as WiSE-FT's, torch says only that it is not its own.
-    """
+    """Name what the pickles in a file call, up to any damage, except what builds tensors; nothing is run."""
     names: list[str] = []
     is_plain = False
     with contextlib.suppress(Exception), file.open("rb") as content:
@@ -169,22 +167,17 @@ def _calls(file: Path) -> list[str]:
             content.seek(0)
             members = [content] * 4  # before torch 1.6, three pickles without calls preceded the content
         for number, member in enumerate(members):
-            _add_calls(member, names)
+            texts = ["", ""]
+            for operation, argument, _ in pickletools.genops(member):
+                if isinstance(argument, str) and "UNICODE" in operation.name:
+                    texts = [texts[1], argument]
+                elif operation.name in ("GLOBAL", "INST"):
+                    names.append(str(argument).replace(" ", "."))
+                elif operation.name == "STACK_GLOBAL":
+                    names.append(".".join(texts))
             is_plain = is_plain or (number == 0 and member is content and bool(names))
     foreign = [name for name in names if not name.startswith(_BUILDERS) and name not in _PLAIN]
     return list(dict.fromkeys(foreign or (names if is_plain else [])))
-
-
-def _add_calls(pickled: IO[bytes], names: list[str]) -> None:
-    """Add the names that one pickle calls; of a damaged pickle, those before the damage."""
-    texts = ["", ""]
-    for operation, argument, _ in pickletools.genops(pickled):
-        if isinstance(argument, str) and "UNICODE" in operation.name:
-            texts = [texts[1], argument]
-        elif operation.name in ("GLOBAL", "INST"):
-            names.append(str(argument).replace(" ", "."))
-        elif operation.name == "STACK_GLOBAL":
-            names.append(".".join(texts))
 
 
 def _find(file: Path, loaded: Any, state_key: str | None) -> tuple[dict[str, Tensor], str, list[str]]:
@@ -271,18 +264,6 @@ def _is_tensor(value: Any) -> bool:
     import torch
 
     return isinstance(value, torch.Tensor)
-
-
-def _check_sharing(file: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Refuse tensors that are views of far smaller storage, such as of one number."""
-    size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
-    storages = [tensor.untyped_storage() for tensor in tensors.values()]
-    stored_bytes = sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
-    if tensors and size > MOST_SHARING * max(stored_bytes, 1):
-        raise CheckpointError(
-            f"{file}: its tensors span {format_size(size)}, but it holds only {format_size(stored_bytes)}; save "
-            "contiguous tensors: {key: tensor.contiguous() ...}"
-        )
 
 
 def _entry(file: Path, key: str, tensor: Tensor) -> TensorEntry:

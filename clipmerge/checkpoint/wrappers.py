@@ -80,12 +80,22 @@ def unwrap(keys: Iterable[str], part: str | None = None) -> Unwrapped:
     """
     file_keys = list(keys)
     if part is not None:
-        return _under(file_keys, f"{part}.")
+        under = {key.removeprefix(f"{part}."): key for key in file_keys if key.startswith(f"{part}.")}
+        if not under:
+            firsts = dict.fromkeys(key.partition(".")[0] for key in file_keys)
+            raise CheckpointError(f"nothing lies under '{part}'; its keys begin with {shorten(firsts)}")
+        return Unwrapped(under)
     for mark, what, way_out in _NO_WEIGHTS:
         found = [key for key in file_keys if re.search(mark, key)]
         if found:
             raise CheckpointError(f"holds {what} ({shorten(found, 2)}), {way_out}")
-    plain = {name: key for name, key in _without_wrappers(file_keys).items() if not _NOT_WEIGHTS.fullmatch(name)}
+    # names without wrappers of PyTorch, unless two tensors would have one name
+    weights = [key for key in file_keys if not _NOT_WEIGHTS.fullmatch(key)]
+    plain = {_WRAPPED.sub("", key): key for key in weights}
+    while plain and all(name.startswith(_PARALLEL) for name in plain):
+        plain = {name.removeprefix(_PARALLEL): key for name, key in plain.items()}
+    plain = plain if len(plain) == len(weights) else {key: key for key in weights}
+    plain = {name: key for name, key in plain.items() if not _NOT_WEIGHTS.fullmatch(name)}
     lone = _lone_tower(plain)
     if lone is not None:
         return lone
@@ -93,12 +103,17 @@ def unwrap(keys: Iterable[str], part: str | None = None) -> Unwrapped:
     if classifier is not None:
         return Unwrapped(classifier)
     names = list(plain)
-    prefixes = _prefixes(names)
+    # prefixes of the towers, the most common first, ties in the file's order; averages and copies last
+    matches = [match for match in map(_TOWER.search, names) if match]
+    commonest = [prefix for prefix, _ in Counter(match.string[: match.end()] for match in matches).most_common()]
+    prefixes = sorted(commonest, key=lambda prefix: bool(_COPY.search(prefix)))
     taken: list[str] = []
     copies: list[str] = []
     clip: dict[str, str] = {}
     for prefix in prefixes:
-        inside = {name.removeprefix(prefix): plain[name] for name in _owned(names, prefix, prefixes)}
+        longer = tuple(other for other in prefixes if len(other) > len(prefix) and other.startswith(prefix))
+        owned = [name for name in names if name.startswith(prefix) and not (longer and name.startswith(longer))]
+        inside = {name.removeprefix(prefix): plain[name] for name in owned}
         if clip.keys() & inside.keys():
             copies.append(prefix)
         else:
@@ -109,15 +124,6 @@ def unwrap(keys: Iterable[str], part: str | None = None) -> Unwrapped:
     if not prefixes or (len(taken) == 1 and not copies and not outside):
         return Unwrapped(plain)
     return Unwrapped(clip, _note(taken, copies, outside))
-
-
-def _without_wrappers(keys: list[str]) -> dict[str, str]:
-    """The keys of weights by their names without wrappers of PyTorch."""
-    keys = [key for key in keys if not _NOT_WEIGHTS.fullmatch(key)]
-    plain = {_WRAPPED.sub("", key): key for key in keys}
-    while plain and all(name.startswith(_PARALLEL) for name in plain):
-        plain = {name.removeprefix(_PARALLEL): key for name, key in plain.items()}
-    return plain if len(plain) == len(keys) else {key: key for key in keys}
 
 
 def _lone_tower(names: dict[str, str]) -> Unwrapped | None:
@@ -143,27 +149,6 @@ def _classifier(names: dict[str, str]) -> dict[str, str] | None:
             visual = {name: key for name, key in inside.items() if has_text or name.startswith("visual.")}
             return {**visual, **heads}
     return names if heads else None
-
-
-def _under(keys: list[str], prefix: str) -> Unwrapped:
-    names = {key.removeprefix(prefix): key for key in keys if key.startswith(prefix)}
-    if not names:
-        firsts = dict.fromkeys(key.partition(".")[0] for key in keys)
-        raise CheckpointError(f"nothing lies under '{prefix[:-1]}'; its keys begin with {shorten(firsts)}")
-    return Unwrapped(names)
-
-
-def _prefixes(keys: list[str]) -> list[str]:
-    """Prefixes of the towers, the most common first, ties in the file's order; averages and copies last."""
-    found = (match for match in map(_TOWER.search, keys) if match)
-    commonest = [prefix for prefix, _ in Counter(match.string[: match.end()] for match in found).most_common()]
-    return sorted(commonest, key=lambda prefix: bool(_COPY.search(prefix)))
-
-
-def _owned(keys: list[str], prefix: str, prefixes: list[str]) -> list[str]:
-    """Keys with this prefix, and with no longer one."""
-    longer = tuple(other for other in prefixes if len(other) > len(prefix) and other.startswith(prefix))
-    return [key for key in keys if key.startswith(prefix) and not (longer and key.startswith(longer))]
 
 
 def _note(taken: list[str], copies: list[str], outside: list[str]) -> str:

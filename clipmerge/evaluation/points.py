@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
 from clipmerge.checkpoint import Inputs
-from clipmerge.checkpoint.compare import is_incidental
+from clipmerge.checkpoint.alignment import is_incidental
 from clipmerge.merging.stream import merged_tensors
 from clipmerge.planning.layer_plan import LayerPlan, LearnedAlpha
 from clipmerge.planning.plan import Plan

@@ -7,7 +7,7 @@ which the heads of WiSE-FT and model soups take, it gives the zero-shot model's 
 from __future__ import annotations
 
 from clipmerge.checkpoint import Inputs, align_checkpoints
-from clipmerge.checkpoint.with_head import with_head
+from clipmerge.checkpoint.converted import with_head
 from clipmerge.errors import CheckpointError
 from clipmerge.parallel import one_thread
 from clipmerge.planning.provenance import HeadRecord

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from clipmerge.checkpoint import open_checkpoint
-from clipmerge.checkpoint.adapter_config import MOST_PATTERNS, read_adapter_config
+from clipmerge.checkpoint.adapter import MOST_PATTERNS, read_adapter_config
 from clipmerge.errors import CheckpointError
 from tests.checkpoint.lora_adapters import Q, configure, save_adapter
 from tests.support.command import clipmerge, refused

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from clipmerge.checkpoint import open_checkpoint
-from clipmerge.checkpoint.with_head import with_head
+from clipmerge.checkpoint.converted import with_head
 from clipmerge.errors import CheckpointError, DataError
 from clipmerge.families.open_clip import FAMILY
 from clipmerge.models.headed_tower import HeadedTower

@@ -63,7 +63,7 @@ READERS: dict[str, tuple[str, str, Callable[[Any, Path], object]]] = {
     "pickle": ("x.pt", "checkpoint.state_dict", lambda module, path: module.read_state_dict(path)),
     "old_pickle": ("x.pt", "checkpoint.state_dict", lambda module, path: module.read_state_dict(path)),
     "adapter": (
-        *("adapter_config.json", "checkpoint.adapter_config"),
+        *("adapter_config.json", "checkpoint.adapter"),
         lambda module, path: module.read_adapter_config(path).scale_of(
             "vision_model.encoder.layers.0.self_attn.q_proj"
         ),
@@ -105,8 +105,7 @@ def target(function: Target) -> Target:
 def checkpoint(data: bytes, folder: Path) -> object:
     """A header whose names are matched with a family, aligned with itself and compared."""
     from clipmerge.checkpoint import open_checkpoint
-    from clipmerge.checkpoint.alignment import align
-    from clipmerge.checkpoint.compare import find_mismatches
+    from clipmerge.checkpoint.alignment import align, find_mismatches
 
     found = open_checkpoint(str(_written(folder, "x.safetensors", data)))
     return find_mismatches(align(found, [found]))
