@@ -33,8 +33,7 @@ def preview_checkpoint(source: str) -> Checkpoint | None:
     The result is ``None`` if a preview is useless or impossible: the source is on disk, its weights are in the cache,
     offline mode is set, or their format must be opened to be understood.
     """
-    from clipmerge.hub.choice import choose_files
-    from clipmerge.hub.download import download, is_cached, remote_metadata, resolve
+    from clipmerge.hub.download import choose_weights, download, is_cached, remote_metadata, resolve
     from clipmerge.hub.ids import parse_hub_id
 
     hub_id = None if local_path(source).exists() else parse_hub_id(source)
@@ -44,7 +43,7 @@ def preview_checkpoint(source: str) -> Checkpoint | None:
     pinned = hub_id.at(resolved.sha)
     if resolved.note is not None:
         return None
-    weights = set(choose_files(resolved.files, pinned)) - set(choose_files(resolved.files, pinned, weights=False))
+    weights = choose_weights(resolved.files, pinned)
     config = next((_CONFIGS[name] for name in sorted(weights) if name in _CONFIGS), None)
     if config is None or is_cached(pinned, weights):
         return None

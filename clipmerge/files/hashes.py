@@ -7,6 +7,7 @@ import hashlib
 import json
 import mmap
 import os
+import re
 import threading
 import time
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from concurrent.futures import CancelledError
 from pathlib import Path
 
 from clipmerge.files.cache import replace_bytes, user_cache
+from clipmerge.files.unchanged import state_of
 
 #: Bytes hashed at a time; a multiple of every system's mapping granularity.
 WINDOW = 32 << 20
@@ -64,34 +66,20 @@ def remembered_sha256(
     system sets the last at every write, and programs cannot set it back. A cache that cannot be read or written costs
     only time.
     """
-    before = _state(path)
+    before = state_of(path)
     if before["size"] < least:
         return hash_file(path)
     entry = None
     # RuntimeError: a user without a home
-    with contextlib.suppress(OSError, RuntimeError, ValueError):
+    with contextlib.suppress(OSError, RuntimeError, ValueError, KeyError):
         entry = user_cache("hashes") / f"{hashlib.sha256(os.fsencode(path.resolve())).hexdigest()[:32]}.json"
         record = json.loads(entry.read_text(encoding="ascii"))
-        if isinstance(record, dict) and record.get("state") == before and _is_digest(record.get("sha256")):
-            return str(record["sha256"])
+        digest = record["sha256"] if isinstance(record, dict) and record.get("state") == before else None
+        if isinstance(digest, str) and re.fullmatch("[0-9a-f]{64}", digest):
+            return digest
     digest = hash_file(path)
     settled = time.time_ns() - max(before["changed"], before["modified"]) > settled_ns
-    if entry and settled and _state(path) == before:
+    if entry and settled and state_of(path) == before:
         with contextlib.suppress(OSError):
             replace_bytes(entry, json.dumps({"state": before, "sha256": digest}).encode())
     return digest
-
-
-def _state(path: Path) -> dict[str, int]:
-    status = path.stat()
-    return {
-        "device": status.st_dev,
-        "inode": status.st_ino,
-        "size": status.st_size,
-        "modified": status.st_mtime_ns,
-        "changed": status.st_ctime_ns,
-    }
-
-
-def _is_digest(text: object) -> bool:
-    return isinstance(text, str) and len(text) == 64 and not set(text) - set("0123456789abcdef")

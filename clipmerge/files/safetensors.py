@@ -90,15 +90,34 @@ def read_header(path: Path) -> tuple[dict[str, TensorEntry], dict[str, str]]:
     """
     try:
         raw, data_start, total = _read_bytes(path)
+        header = parse_json(raw.decode("utf-8"), pairs=partial(unique_keys, path))
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror or error})") from None
-    header = _parse(path, raw)
+    except ValueError as error:
+        raise CheckpointError(f"{path}: is not a safetensors file: its header is not JSON ({error})") from None
+    if not isinstance(header, dict):
+        raise CheckpointError(f"{path}: is not a safetensors file: its header is not a JSON object")
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
         raise CheckpointError(f"{path}: the header's __metadata__ is not a map of strings; the file is damaged")
     check_names(path, header)
     entries = {name: _entry(path, name, value, data_start) for name, value in header.items()}
-    _check_offsets(path, entries, data_start, total)
+    expected = data_start
+    for name, entry in sorted(entries.items(), key=lambda item: (item[1].begin, item[1].end)):
+        if entry.begin != expected:
+            raise CheckpointError(
+                f"{path}: the header is wrong: '{name}' starts at data byte {entry.begin - data_start}, "
+                f"but the tensor before it ends at {expected - data_start}"
+            )
+        expected = entry.end
+    if expected > total:
+        raise CheckpointError(
+            f"{path}: is truncated: its tensors need {expected} bytes, the file has {total}; download or copy it again"
+        )
+    if expected < total:
+        raise CheckpointError(
+            f"{path}: the header is wrong: its tensors end at byte {expected}, but the file has {total}; save it again"
+        )
     return entries, metadata
 
 
@@ -146,16 +165,6 @@ def _read_bytes(path: Path) -> tuple[bytes, int, int]:
         return file.read(length), 8 + length, total
 
 
-def _parse(path: Path, raw: bytes) -> dict[str, Any]:
-    try:
-        header = parse_json(raw.decode("utf-8"), pairs=partial(unique_keys, path))
-    except ValueError as error:
-        raise CheckpointError(f"{path}: is not a safetensors file: its header is not JSON ({error})") from None
-    if not isinstance(header, dict):
-        raise CheckpointError(f"{path}: is not a safetensors file: its header is not a JSON object")
-    return header
-
-
 def unique_keys(path: Path, pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
     """Build a JSON object and refuse duplicate keys; an ``object_pairs_hook`` of ``json.loads``."""
     result: dict[str, Any] = {}
@@ -190,22 +199,3 @@ def _naturals(values: Any) -> bool:
     if not isinstance(values, list) or len(values) > MOST_DIMENSIONS:
         return False
     return all(type(v) is int and 0 <= v <= _LARGEST_NUMBER for v in values)
-
-
-def _check_offsets(path: Path, entries: dict[str, TensorEntry], data_start: int, total: int) -> None:
-    expected = data_start
-    for name, entry in sorted(entries.items(), key=lambda item: (item[1].begin, item[1].end)):
-        if entry.begin != expected:
-            raise CheckpointError(
-                f"{path}: the header is wrong: '{name}' starts at data byte {entry.begin - data_start}, "
-                f"but the tensor before it ends at {expected - data_start}"
-            )
-        expected = entry.end
-    if expected > total:
-        raise CheckpointError(
-            f"{path}: is truncated: its tensors need {expected} bytes, the file has {total}; download or copy it again"
-        )
-    if expected < total:
-        raise CheckpointError(
-            f"{path}: the header is wrong: its tensors end at byte {expected}, but the file has {total}; save it again"
-        )

@@ -86,17 +86,11 @@ def lies_in(folder: Path, path: Path) -> bool:
         target = path.resolve(strict=True)
     except (OSError, RuntimeError, ValueError):  # RuntimeError: links in a circle, until Python 3.13
         return False
-    return home in target.parents or _blobs(home) in target.parents
-
-
-def _blobs(folder: Path) -> Path | None:
-    """The blobs of a Hub cache, if the folder is, or is in, a snapshot: ``models--ORG--NAME/snapshots/COMMIT``."""
-    for snapshots in folder.parents:
-        repository = snapshots.parent
-        if snapshots.name == "snapshots" and repository.name.startswith(("models--", "datasets--")):
-            blobs = repository / "blobs"
-            return None if blobs.is_symlink() else blobs
-    return None
+    for snapshots in home.parents:  # models--ORG--NAME/snapshots/COMMIT
+        if snapshots.name == "snapshots" and snapshots.parent.name.startswith(("models--", "datasets--")):
+            blobs = snapshots.parent / "blobs"
+            return home in target.parents or (blobs in target.parents and not blobs.is_symlink())
+    return home in target.parents
 
 
 def require_inside(folder: Path, name: str) -> Path | None:

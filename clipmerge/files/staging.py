@@ -56,16 +56,17 @@ def remember_checked(*outputs: Path) -> None:
 
 def _identity(path: Path) -> _Identity:
     """Identify a folder or file by its status and the records in it, to notice if another one takes its place."""
-    return tuple(_status(location) for location in (path, *(path / name for name in _MARKERS)))
-
-
-def _status(path: Path) -> tuple[int, int, int, int] | None:
-    try:
-        status = path.stat()
-    except OSError:
-        return None
-    is_folder = stat.S_ISDIR(status.st_mode)  # a folder's size and time change when other files are added
-    return status.st_dev, status.st_ino, 0 if is_folder else status.st_size, 0 if is_folder else status.st_mtime_ns
+    found: list[tuple[int, int, int, int] | None] = []
+    for location in (path, *(path / name for name in _MARKERS)):
+        try:
+            status = location.stat()
+        except OSError:
+            found.append(None)
+            continue
+        is_folder = stat.S_ISDIR(status.st_mode)  # a folder's size and time change when other files are added
+        size, modified = (0, 0) if is_folder else (status.st_size, status.st_mtime_ns)
+        found.append((status.st_dev, status.st_ino, size, modified))
+    return tuple(found)
 
 
 @contextlib.contextmanager
@@ -77,13 +78,11 @@ def staged(output: Path, *, overwrite: bool = False) -> Iterator[Path]:
     """
     target = output.resolve()  # a link stays a link: its target is replaced
     expected = _checked.pop(target, None) or _identity(target)
-    with _stage(output, target) as stage:
-        folder = stage / "new"
-        folder.mkdir()
+    with _stage(output, target) as folder:
         yield folder
         _sync(folder)
         with defer_signals():
-            _move_in(folder, stage / "old", target, expected, overwrite=overwrite)
+            _move_in(folder, folder.with_name("old"), target, expected, overwrite=overwrite)
             _completed.append(output)
         _sync_folder(target.parent)
 
@@ -103,9 +102,7 @@ def staged_files(output: Path) -> Iterator[Path]:
     for location in expected:
         del _checked[location]
     expected.setdefault(target, _identity(target))
-    with _stage(output, target) as stage:
-        folder = stage / "new"
-        folder.mkdir()
+    with _stage(output, target) as folder:
         yield folder
         _sync(folder)
         with defer_signals():
@@ -120,7 +117,7 @@ def staged_files(output: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def _stage(output: Path, target: Path) -> Iterator[Path]:
-    """Yield a hidden, locked folder beside the target, removed after the block; system errors are explained."""
+    """Yield ``new`` in a hidden, locked folder beside the target, removed after it; system errors are explained."""
     left: list[Path] = []
     with contextlib.ExitStack() as cleanup:
         try:
@@ -133,7 +130,8 @@ def _stage(output: Path, target: Path) -> Iterator[Path]:
             lock = cleanup.enter_context((stage / "lock").open("wb"))
             if fcntl:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            yield stage
+            (stage / "new").mkdir()
+            yield stage / "new"
         except OSError as error:
             with contextlib.suppress(OSError):  # clean up first, so that the message is true
                 cleanup.__exit__(type(error), error, error.__traceback__)
@@ -227,8 +225,11 @@ def _move_in(folder: Path, aside: Path, target: Path, expected: _Identity, *, ov
             _require_same(aside, expected, target)  # another process may have been faster
         folder.rename(target)
     except BaseException as error:
-        if aside.exists():
-            _give_back(aside, target, error)
+        if aside.exists():  # restore it, or put it beside its place if that is taken now
+            location = target if not target.exists() else target.with_name(f"{target.name}.replaced-{os.getpid()}")
+            aside.rename(location)
+            if location != target:
+                error.add_note(f"the earlier output is now {location}")
         raise
 
 
@@ -238,14 +239,6 @@ def _require_same(location: Path, expected: _Identity, shown: Path | None = None
         raise OutputError(
             f"{shown or location}: {happened} while this ran, and was left alone; choose another --output"
         )
-
-
-def _give_back(aside: Path, target: Path, error: BaseException) -> None:
-    """Restore an output that was set aside, or put it beside its place if that is taken now."""
-    location = target if not target.exists() else target.with_name(f"{target.name}.replaced-{os.getpid()}")
-    aside.rename(location)
-    if location != target:
-        error.add_note(f"the earlier output is now {location}")
 
 
 def _sync(folder: Path) -> None:

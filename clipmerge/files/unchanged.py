@@ -13,26 +13,32 @@ from pathlib import Path
 
 from clipmerge.errors import CheckpointError
 
-_State = tuple[int, int, int, int, int]
-_opened: dict[Path, _State] = {}
+_opened: dict[Path, dict[str, int]] = {}
 
 
 def watch(file: Path) -> None:
     """Remember the present state of a file of weights, before it is read."""
     with contextlib.suppress(OSError):  # the reader reports it
-        _opened[file] = _state(file)
+        _opened[file] = state_of(file)
 
 
-def _state(file: Path) -> _State:
+def state_of(file: Path) -> dict[str, int]:
+    """All facts of which at least one differs after a file was written to or replaced."""
     status = file.stat()
-    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+    return {
+        "device": status.st_dev,
+        "inode": status.st_ino,
+        "size": status.st_size,
+        "modified": status.st_mtime_ns,
+        "changed": status.st_ctime_ns,
+    }
 
 
 def require_unchanged(files: Iterable[Path]) -> None:
     """Refuse results made from files that were written to, replaced or removed after `watch`."""
     for file in files:
         try:
-            same = file not in _opened or _opened[file] == _state(file)
+            same = file not in _opened or _opened[file] == state_of(file)
         except OSError:
             same = False
         if not same:

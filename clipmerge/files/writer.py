@@ -108,7 +108,9 @@ class OutputFile:
         self._free.append(block)
 
     def _write(self, data: memoryview, offset: int) -> None:
-        if self._direct and (len(data) % _ALIGNMENT or self._is_slow(offset)):
+        pacing = self._pacing
+        is_slow = offset == pacing.timed * pacing.block and self._quickest > pacing.block / pacing.fast
+        if self._direct and (len(data) % _ALIGNMENT or is_slow):
             self._go_through_the_cache()
         begin = time.perf_counter()
         while data:
@@ -123,13 +125,9 @@ class OutputFile:
             data, offset = data[count:], offset + count
             self._unflushed += 0 if self._direct else count
         self._quickest = min(self._quickest, time.perf_counter() - begin)
-        if self._unflushed > self._pacing.flush and self._flushing.done():
+        if self._unflushed > pacing.flush and self._flushing.done():
             self._flushing.result()
             self._unflushed, self._flushing = 0, self._flusher.submit(_flush, self._file)
-
-    def _is_slow(self, written: int) -> bool:
-        pacing = self._pacing
-        return written == pacing.timed * pacing.block and self._quickest > pacing.block / pacing.fast
 
     def _go_through_the_cache(self) -> None:
         self._direct = False
@@ -150,7 +148,16 @@ def output_file(path: Path, size: int, *, hashed: bool = True, pacing: Pacing = 
     """Create a file and reserve its space on disk."""
     file, direct = _open(path, size, pacing)
     try:
-        _reserve(file, path, size)
+        disk = shutil.disk_usage(path.parent)
+        # fail now, not after minutes of work, if the disk cannot hold the file; some network file systems report 0 of 0
+        if size > disk.free and disk.total:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        if size and hasattr(os, "posix_fallocate"):
+            try:
+                os.posix_fallocate(file, 0, size)
+            except OSError as error:  # many file systems cannot reserve space, which is fine
+                if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                    raise
         with contextlib.ExitStack() as threads:
             yield OutputFile(file, threads, direct=direct, hashed=hashed, pacing=pacing)
     finally:
@@ -173,17 +180,3 @@ def _flush(file: int) -> int:
     """Flush early, so that the final sync has less to do."""
     getattr(os, "fdatasync", os.fsync)(file)  # absent on macOS and Windows
     return 0
-
-
-def _reserve(file: int, path: Path, size: int) -> None:
-    """Fail now, not after minutes of work, if the disk cannot hold the file; reserve the space if possible."""
-    disk = shutil.disk_usage(path.parent)
-    if size > disk.free and disk.total:  # some network file systems report 0 of 0
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    if not (size and hasattr(os, "posix_fallocate")):
-        return
-    try:
-        os.posix_fallocate(file, 0, size)
-    except OSError as error:  # many file systems cannot reserve space, which is fine
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise

@@ -16,8 +16,9 @@ import os
 import re
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -27,7 +28,6 @@ from clipmerge.files.hashes import remembered_sha256
 from clipmerge.files.limits import MOST_FILES
 from clipmerge.files.paths import is_plain_name
 from clipmerge.files.reading import read_json
-from clipmerge.hub.choice import INDEX, PICKLED_INDEX, STANDARD, choose_files, choose_weights
 from clipmerge.hub.errors import explain, explained, out_of_reach, timed_out
 from clipmerge.hub.ids import FULL_SHA, HubId
 
@@ -37,6 +37,24 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _WAITS = (1.0, 2.0)  # seconds before the second and third try of a read
+INDEX = "model.safetensors.index.json"
+_SIDE_FILES = ("*.json", "*.txt", "*.model")
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+STANDARD = {"model.safetensors", INDEX}
+_STANDARD_WEIGHTS = (
+    ("model.safetensors",),
+    (INDEX, "model-*-of-*.safetensors"),
+    ("open_clip_model.safetensors",),
+    ("adapter_model.safetensors",),
+)
+PICKLED_INDEX = "pytorch_model.bin.index.json"
+# only the tensors are read, and only if there is nothing better
+_PICKLED_WEIGHTS = (
+    ("pytorch_model.bin",),
+    (PICKLED_INDEX, "pytorch_model-*-of-*.bin"),
+    ("open_clip_pytorch_model.bin",),
+    ("adapter_model.bin",),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,14 +70,13 @@ class Resolved:
 class FetchedRepo:
     """A model's files on this machine: ``folder`` holds them as of commit ``revision``."""
 
-    repo_id: str
     revision: str
     folder: Path
     note: str | None = None
 
 
 def timeout_seconds() -> float:
-    """Return the longest wait of one request for the Hub, in seconds."""
+    """The longest wait of one request for the Hub, in seconds."""
     text = os.environ.get("CLIPMERGE_HUB_TIMEOUT", "60")
     try:
         seconds = float(text)
@@ -134,20 +151,28 @@ def resolve(hub_id: HubId, *, endpoint: str | None = None) -> Resolved:
     return Resolved(info.sha, files=files)
 
 
-def fetch(hub_id: HubId, *, weights: bool = True, endpoint: str | None = None) -> FetchedRepo:
+def fetch(hub_id: HubId, *, endpoint: str | None = None) -> FetchedRepo:
     """Download the files a merge needs, at one commit, into the Hub cache; a partial download is resumed next time."""
     resolved = resolve(hub_id, endpoint=endpoint)
     pinned = hub_id.at(resolved.sha)
     cached = resolved.note is not None
     try:
-        wanted = choose_files(resolved.files, pinned, weights=weights)
+        wanted = choose_files(resolved.files, pinned)
     except CheckpointError as error:
         if not cached:
             raise
         raise HubError(f"{pinned}: its weights are not in the cache. Go online and run again.") from error
     folder = download(pinned, wanted, cached=cached, endpoint=endpoint)
-    _check_there(pinned, folder, _shards(folder, wanted))
-    return FetchedRepo(hub_id.repo_id, resolved.sha, folder, resolved.note)
+    index = next((folder / name for name in (INDEX, PICKLED_INDEX) if name in wanted), folder / INDEX)
+    if index.is_file():
+        try:
+            shards = sorted(set(read_json(index)["weight_map"].values()))
+            if not all(map(is_plain_name, shards)):
+                raise ValueError("the name of a shard cannot be a file name")
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise CheckpointError(f"{index}: not an index of shards ({error!r}).") from error
+        _check_there(pinned, folder, shards)
+    return FetchedRepo(resolved.sha, folder, resolved.note)
 
 
 def download(pinned: HubId, names: Iterable[str], *, cached: bool = False, endpoint: str | None = None) -> Path:
@@ -199,27 +224,13 @@ def _check_there(pinned: HubId, folder: Path, names: Iterable[str]) -> None:
         raise HubError(f"{pinned}: {shorten(missing)} missing from {folder}. Go online and run again.")
 
 
-def _shards(folder: Path, wanted: list[str]) -> list[str]:
-    """List the files in a sharded model's index."""
-    index = next((folder / name for name in (INDEX, PICKLED_INDEX) if name in wanted), folder / INDEX)
-    if not index.is_file():
-        return []
-    try:
-        names = sorted(set(read_json(index)["weight_map"].values()))
-        if not all(map(is_plain_name, names)):
-            raise ValueError("the name of a shard cannot be a file name")
-        return names
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{index}: not an index of shards ({error!r}).") from error
-
-
-def remote_metadata(hub_id: HubId, sha: str, *, endpoint: str | None = None) -> dict[str, tuple[str, tuple[int, ...]]]:
+def remote_metadata(hub_id: HubId, sha: str) -> dict[str, tuple[str, tuple[int, ...]]]:
     """Read (safetensors dtype, shape) by name of a model's tensors without downloading them, in name order."""
-    api, pinned, seconds = connect(endpoint), hub_id.at(sha), timeout_seconds()
+    api, pinned, seconds = connect(), hub_id.at(sha), timeout_seconds()
     where: dict[str, Any] = {"repo_id": hub_id.repo_id, "revision": sha}
     with explained(f"reading the tensor names of {pinned}"):
         names = patiently(lambda: api.list_repo_files(**where))
-        chosen = choose_weights([name for name in names if "/" not in name], pinned)
+        chosen = choose_weights(names, pinned)
         if not all(name.endswith((".safetensors", INDEX)) for name in chosen):
             raise CheckpointError(f"{pinned}: cannot list the tensors of a PyTorch pickle without downloading it.")
         if STANDARD & set(chosen):
@@ -281,3 +292,54 @@ def _remember(hub_id: HubId, sha: str) -> None:
         return
     with suppress(OSError):  # a read-only cache must not stop the download
         replace_bytes(ref, sha.encode())
+
+
+def choose_files(names: Sequence[str], hub_id: HubId) -> list[str]:
+    """Pick the files that a merge needs from a listing: one set of weights, and the small files beside it."""
+    root = [name for name in names if "/" not in name]
+    side = [name for name in root if _matches(name, _SIDE_FILES) and not name.endswith(".index.json")]
+    return sorted(side + choose_weights(names, hub_id))
+
+
+def choose_weights(names: Sequence[str], hub_id: HubId) -> list[str]:
+    """Pick one set of weights from a listing; folders are not searched.
+
+    ``model.safetensors`` is preferred to shards, OpenCLIP's file and an adapter, and all of these to PyTorch's own
+    files. Variants such as ``model.fp16.safetensors`` are never used.
+    """
+    root = [name for name in names if "/" not in name]
+    chosen = _first_set(root, _STANDARD_WEIGHTS)
+    if chosen:
+        return chosen
+    if "model_index.json" in root:
+        raise CheckpointError(
+            f"{hub_id}: is a pipeline of diffusers, whose CLIP is its text encoder; get it with `hf download "
+            f"{hub_id.repo_id} --include 'text_encoder/*' --local-dir DIR`, and give DIR/text_encoder"
+        )
+    others = [name for name in root if name.endswith(".safetensors")]
+    if len(others) == 1:
+        return others
+    if others:
+        raise CheckpointError(
+            f"{hub_id}: no model.safetensors, but {shorten(others)}. Download one of them and pass that file."
+        )
+    chosen = _first_set(root, _PICKLED_WEIGHTS)
+    if chosen:
+        return chosen
+    pickles = [name for name in root if _matches(name, _PICKLES)]
+    if pickles:
+        raise CheckpointError(
+            f"{hub_id}: no weights under a known name, but {shorten(pickles)}. "
+            "Download the one you mean and pass that file."
+        )
+    raise CheckpointError(f"{hub_id}: no weights among its {len(root)} files. Pass a model with safetensors.")
+
+
+def _first_set(root: list[str], sets: Iterable[tuple[str, ...]]) -> list[str]:
+    """The files of the first set of weights whose first file exists."""
+    patterns = next((patterns for patterns in sets if patterns[0] in root), ())
+    return [name for name in root if _matches(name, patterns)]
+
+
+def _matches(name: str, patterns: Iterable[str]) -> bool:
+    return any(fnmatch(name, pattern) for pattern in patterns)

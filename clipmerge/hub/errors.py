@@ -94,7 +94,10 @@ def explain(error: BaseException, *, doing: str, state: str = "", again: str = "
         error = error.__cause__
     happened, remedy = _row(error)
     parts = [f"{doing}: {happened}.", state, remedy, f"Go on with `{again}`." if again else ""]
-    return HubError(_without_secrets(" ".join(part for part in parts if part)))
+    text = " ".join(part for part in parts if part)
+    # drop anything shaped like a token, and the query of any URL: uploads are signed there
+    text = re.sub(r"\bhf_[A-Za-z0-9]{16,}", "hf_...", text)
+    return HubError(re.sub(r"(https?://[^\s?`]+)\?[^\s`]+", r"\1", text))
 
 
 def _row(error: BaseException) -> tuple[str, str]:
@@ -129,9 +132,3 @@ def out_of_reach(error: BaseException) -> bool:
 def timed_out(error: BaseException) -> bool:
     """Return whether a request ran into its timeout."""
     return any(cls.__name__ == "TimeoutException" for cls in type(error).__mro__)
-
-
-def _without_secrets(text: str) -> str:
-    """Drop anything shaped like a token, and the query of any URL (uploads are signed there)."""
-    text = re.sub(r"\bhf_[A-Za-z0-9]{16,}", "hf_...", text)
-    return re.sub(r"(https?://[^\s?`]+)\?[^\s`]+", r"\1", text)

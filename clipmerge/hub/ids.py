@@ -1,4 +1,4 @@
-"""Names of models and datasets on the Hub, with a revision."""
+"""Names of models and datasets on the Hub, with a revision, and a dataset's split."""
 
 from __future__ import annotations
 
@@ -6,9 +6,13 @@ import dataclasses
 import re
 from typing import Literal
 
+from clipmerge.errors import DataError
+
 FULL_SHA = re.compile(r"[0-9a-f]{40}")
 _NAME = r"[A-Za-z0-9_](?:[\w.-]{0,94}[\w])?"
 _ID = re.compile(rf"(?:hf://)?(?P<repo>{_NAME}/{_NAME})(?:@(?P<revision>[^\s@]+))?", re.ASCII)
+PREFIX = "hf://datasets/"
+_SOURCE = re.compile(r"hf://datasets/(?P<id>[^:@\s]+(?:@[^:\s]+)?)(?::(?P<split>[^:\s]+))?")
 _FILE_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".json", ".yaml", ".git")
 
 
@@ -45,3 +49,32 @@ def parse_hub_id(source: str, kind: Literal["model", "dataset"] = "model") -> Hu
     if "--" in repo_id or ".." in repo_id or repo_id.endswith(_FILE_SUFFIXES):
         return None
     return HubId(repo_id, match["revision"], kind)
+
+
+@dataclasses.dataclass(frozen=True)
+class DatasetId:
+    """A dataset on the Hub; ``config`` and ``split`` are ``None`` if the user did not name one."""
+
+    hub_id: HubId
+    config: str | None = None
+    split: str | None = None
+
+    def at(self, sha: str) -> str:
+        """Write the source with its commit."""
+        part = "/".join(name for name in (self.config, self.split) if name)
+        return f"{self.hub_id.at(sha)}{':' + part if part else ''}"
+
+
+def parse_dataset(source: str) -> DatasetId:
+    """Read ``hf://datasets/ORG/NAME[@REVISION][:SPLIT]``; the split may be ``CONFIG/SPLIT``.
+
+    Example:
+        >>> parse_dataset("hf://datasets/acme/cars@v1:test").split
+        'test'
+    """
+    match = _SOURCE.fullmatch(source)
+    hub_id = parse_hub_id(match["id"], kind="dataset") if match else None
+    if match is None or hub_id is None:
+        raise DataError(f"{source}: not a dataset on the Hub; write {PREFIX}ORG/NAME[@REVISION][:SPLIT]")
+    config, _, split = (match["split"] or "").rpartition("/")
+    return DatasetId(hub_id, config or None, split or None)

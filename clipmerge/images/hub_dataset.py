@@ -22,9 +22,8 @@ from clipmerge.errors import DataError, did_you_mean, shorten
 from clipmerge.files.limits import LARGEST_FRONT_MATTER, LARGEST_TEXT
 from clipmerge.files.reading import Unreadable, format_size, read_bytes
 from clipmerge.hub.download import Resolved, connect, download, resolve
-from clipmerge.hub.ids import HubId
+from clipmerge.hub.ids import PREFIX, DatasetId, HubId, parse_dataset
 from clipmerge.images.columns import Columns
-from clipmerge.images.dataset_id import PREFIX, DatasetId, parse_dataset
 from clipmerge.images.description import CLASS_NAMES, KIND, SHARDS, TEMPLATES, Description, read_description
 from clipmerge.images.file_store import HubFiles, LocalFiles
 from clipmerge.images.parquet import load_parquet

@@ -20,8 +20,7 @@ from clipmerge.errors import printable
 from clipmerge.families import families
 from clipmerge.files.staging import RECORD
 from clipmerge.files.templates import render
-from clipmerge.hub.ids import parse_hub_id
-from clipmerge.images.dataset_id import parse_dataset
+from clipmerge.hub.ids import parse_dataset, parse_hub_id
 from clipmerge.output.record import MergeRecord
 from clipmerge.planning.effect_view import EffectView, effect_view
 from clipmerge.planning.other_tasks_view import EXPLANATION, HEADS, other_task_facts, other_task_rows

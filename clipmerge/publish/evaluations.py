@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from clipmerge.errors import ClipmergeError, UsageError, shorten
 from clipmerge.files.reading import Unreadable, read_json
-from clipmerge.images.dataset_id import PREFIX, parse_dataset
+from clipmerge.hub.ids import PREFIX, parse_dataset
 from clipmerge.output.record import SWEEP_FORMAT, DataSource, MergeRecord
 
 _TASK = "zero-shot-image-classification"

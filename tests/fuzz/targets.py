@@ -188,8 +188,7 @@ def assignment(data: bytes, folder: Path) -> object:
 @target
 def names_of_places(data: bytes, folder: Path) -> object:
     from clipmerge.errors import ClipmergeError
-    from clipmerge.hub.ids import parse_hub_id
-    from clipmerge.images.dataset_id import parse_dataset
+    from clipmerge.hub.ids import parse_dataset, parse_hub_id
     from clipmerge.images.file_store import expand_ranges
 
     text = data.decode("utf-8", "surrogateescape")
@@ -240,10 +239,11 @@ def image(data: bytes, folder: Path) -> object:
 
 @target
 def card(data: bytes, folder: Path) -> object:
-    from clipmerge.images import dataset_id, hub_dataset
+    from clipmerge.hub import ids
+    from clipmerge.images import hub_dataset
 
     found = hub_dataset.front_matter("x", data.decode("utf-8", "replace"))
-    dataset = dataset_id.parse_dataset("hf://datasets/acme/cars")
+    dataset = ids.parse_dataset("hf://datasets/acme/cars")
     return hub_dataset._splits("x", dataset, found, ["data/train-00000-of-00001.parquet", "data/test.parquet"])
 
 

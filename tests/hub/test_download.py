@@ -14,8 +14,7 @@ from safetensors.torch import save
 
 from clipmerge.errors import CheckpointError, ClipmergeError, HubError
 from clipmerge.hub import download as hub_module
-from clipmerge.hub.choice import choose_files
-from clipmerge.hub.download import connect, fetch, remote_metadata, resolve
+from clipmerge.hub.download import choose_files, connect, download, fetch, remote_metadata, resolve
 from clipmerge.hub.errors import explain
 from clipmerge.hub.ids import HubId, parse_hub_id
 from tests.support.hub_double import FakeHub, upload
@@ -56,8 +55,6 @@ def test_what_can_be_a_hub_id() -> None:
 
 
 def test_fetch_takes_the_standard_weights_and_the_small_files(hub: FakeHub, sha: str) -> None:
-    found = fetch(MODEL, weights=False)
-    assert {path.name for path in found.folder.iterdir()} == {"config.json", "vocab.json", "merges.txt"}
     found = fetch(MODEL)
     assert (found.revision, found.note) == (sha, None)
     names = {path.name for path in found.folder.iterdir()}
@@ -216,7 +213,7 @@ def test_offline_on_purpose_uses_the_cache_and_says_so(hub: FakeHub, sha: str, m
 
 
 def test_offline_with_half_a_copy(hub: FakeHub, sha: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    fetch(MODEL, weights=False)
+    download(MODEL.at(resolve(MODEL).sha), ["config.json"])
     sharded(hub, "alice/sharded")
     found = fetch(HubId("alice/sharded"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)

@@ -12,10 +12,9 @@ from huggingface_hub import constants
 
 from clipmerge.errors import ClipmergeError, DataError, HubError, UsageError
 from clipmerge.hub.download import download
-from clipmerge.hub.ids import HubId
+from clipmerge.hub.ids import DatasetId, HubId, parse_dataset
 from clipmerge.images import hub_dataset
 from clipmerge.images.dataset import load_images
-from clipmerge.images.dataset_id import DatasetId, parse_dataset
 from tests.support.command import clipmerge, refused
 from tests.support.hub_double import FakeHub, upload
 from tests.support.image_files import assert_images, png, save_hub_parquet, save_plain_parquet, save_tar

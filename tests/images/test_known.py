@@ -8,9 +8,9 @@ import pytest
 import yaml
 
 from clipmerge.errors import DataError, UsageError
+from clipmerge.hub.ids import parse_dataset
 from clipmerge.images import known as module
 from clipmerge.images.dataset import load_images
-from clipmerge.images.dataset_id import parse_dataset
 from clipmerge.images.known import class_list, class_lists, find_known, known_sets
 from clipmerge.images.prompts import check_templates, template_set, template_sets
 from clipmerge.images.retrieval import load_captions

@@ -9,8 +9,7 @@ from typing import Any
 from clipmerge.errors import ClipmergeError
 from clipmerge.evaluation.suites.release import path_of, size_of
 from clipmerge.evaluation.suites.suite import Release, Suite
-from clipmerge.hub.choice import choose_files
-from clipmerge.hub.download import file_sizes, is_cached, resolve
+from clipmerge.hub.download import choose_files, file_sizes, is_cached, resolve
 from clipmerge.hub.ids import parse_hub_id
 from clipmerge.images.hub_dataset import Split, front_matter_of, open_split
 from clipmerge.images.known import find_known
