@@ -53,13 +53,27 @@ class Counts:
 
 
 counts = Counts()
-# bytes and number of tensors of every storage on the device, by address
-_storages: dict[int, list[int]] = {}
+
+
+class _Memory:
+    """The device's memory.
+
+    Attributes:
+        storages: Bytes and number of tensors of every storage, by address.
+        taken: Bytes of all.
+    """
+
+    def __init__(self) -> None:
+        self.storages: dict[int, list[int]] = {}
+        self.taken = 0
+
+
+_memory = _Memory()
 
 
 def taken() -> int:
     """Bytes of the device's memory that tensors take."""
-    return sum(size for size, _ in _storages.values())
+    return _memory.taken
 
 
 class _Taken:
@@ -68,16 +82,21 @@ class _Taken:
     def __init__(self, raw: Tensor) -> None:
         storage = raw.untyped_storage()
         self._address, size = storage.data_ptr(), storage.nbytes()
-        self._every = _storages  # modules may be gone when the last tensors are
-        self._every.setdefault(self._address, [size, 0])[1] += 1
-        counts.peak = max(counts.peak, taken())
-        if counts.most is not None and taken() > counts.most:
+        self._memory = _memory  # modules may be gone when the last tensors are
+        if self._address not in _memory.storages:
+            _memory.storages[self._address] = [size, 0]
+            _memory.taken += size
+        _memory.storages[self._address][1] += 1
+        counts.peak = max(counts.peak, _memory.taken)
+        if counts.most is not None and _memory.taken > counts.most:
             raise torch.OutOfMemoryError(f"the pretended device is out of memory. Tried to allocate {size} bytes")
 
     def __del__(self) -> None:
-        self._every[self._address][1] -= 1
-        if not self._every[self._address][1]:
-            del self._every[self._address]
+        entry = self._memory.storages[self._address]
+        entry[1] -= 1
+        if not entry[1]:
+            del self._memory.storages[self._address]
+            self._memory.taken -= entry[0]
 
 
 class Memory:
