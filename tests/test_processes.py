@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -31,7 +32,9 @@ from clipmerge.distributed import (
 )
 from clipmerge.errors import MeasureError, UsageError
 from tests.support.command import clipmerge, refused, start
+from tests.support.counted import counted
 from tests.support.lose_a_process import LOST
+from tests.support.several import several
 
 
 @pytest.mark.parametrize(
@@ -82,7 +85,7 @@ with device_work():
     assert [switch.fp32_precision for switch in switches] == ["ieee", "ieee"]
 assert [switch.fp32_precision for switch in switches] == ["tf32", "ieee"]
 """
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path, timeout=300)
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path, env=counted(), timeout=300)
 
 
 def test_a_callers_accelerator_stays_as_it_is(tmp_path: Path) -> None:
@@ -217,20 +220,10 @@ MASKED = ("--set", "method.threshold=0.001", "--set", "method.mirror=0", "--set"
 
 
 def run(
-    processes: int, module: str, *arguments: object, preexec_fn: Callable[[], None] | None = None
+    processes: int, module: str, *arguments: object, **options: Any
 ) -> tuple[subprocess.CompletedProcess[str], float]:
     """Run a module in several processes; also returns the seconds by which the run outlived a lost process."""
-    starter = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    result = subprocess.run(
-        [*starter, "-m", module, *map(str, arguments)],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-        preexec_fn=preexec_fn,
-    )
+    result = several(processes, module, *arguments, **options)
     lost = [float(line.removeprefix(LOST)) for line in result.stderr.splitlines() if line.startswith(LOST)]
     return result, time.time() - lost[0] if lost else 0.0
 
@@ -288,7 +281,8 @@ def test_a_disk_that_fills_ends_the_run(pair: Folders, images: Path, tmp_path: P
 def test_two_processes_write_the_bytes_of_one(pair: Folders, images: Path, tmp_path: Path) -> None:
     assert clipmerge(*merge(pair, images, tmp_path / "1", *MASKED)).code == 0
     for processes in (2, 3):
-        result, _ = run(processes, "clipmerge", *merge(pair, images, tmp_path / str(processes), *MASKED))
+        words = merge(pair, images, tmp_path / str(processes), *MASKED)
+        result, _ = run(processes, "clipmerge", *words, env=counted())
         assert result.returncode == 0, result.stderr[-3000:]
     files = [(tmp_path / name / "model.safetensors").read_bytes() for name in "123"]
     assert '"density": 0.5' in (tmp_path / "1" / "clipmerge.json").read_text()

@@ -18,6 +18,7 @@ from clipmerge.evaluation.scorer import write_correct
 from clipmerge.progress import Silent
 from tests.support.command import clipmerge, done, printed, refused
 from tests.support.counted import counted
+from tests.support.several import several
 from tests.support.tiny_clip import save_images
 
 Folders = tuple[Path, Path]
@@ -248,11 +249,8 @@ def test_two_processes_find_the_same(pair: Pair, images: Path, shifted: Path, tm
     data = str(save_images(tmp_path / "calibration", each=6, seed=6))
     more = ("--data", data, "--device", "cpu", "--recipe", "straggler-outlier", "--recipe", "lines")
     words = [*arguments(pair, images, shifted, tmp_path / "out"), *more, "--batch-size", "4"]
-    launch = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--cpu", "--num_processes", "2"]
-    ended = subprocess.run(
-        [*launch, "-m", "clipmerge", *words], env=counted(), capture_output=True, text=True, check=False
-    )
-    assert ended.returncode == 0, ended.stderr
+    run = several(2, "clipmerge", *words, env=counted())
+    assert run.returncode == 0, run.stderr
     two = json.loads((tmp_path / "out" / "sweep.json").read_text())
     ended = done(*words, "--overwrite", "--format", "json")
     one = ended.json

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 
 from tests.support.command import clipmerge, start
 from tests.support.learn_and_save import HOLDS
+from tests.support.several import several
 from tests.support.stopped_learning import GOES_ON, SAVED, Stopping, save_every_step
 from tests.support.tiny_clip import save_images, save_pair
 
@@ -221,11 +222,8 @@ def test_several_processes_go_on_from_the_main_ones_state(
     given = ["--unlabelled", save_images(tmp_path / "elsewhere", each=3, seed=9)]
 
     def run(steps: int, output: str = "out") -> subprocess.CompletedProcess[str]:
-        starter = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
         merge = ["merge", *pair, *flags, *given, "--device", "cpu", "--output", tmp_path / output]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        command = [*starter, "tests.support.learn_and_save", *map(str, [steps, *merge])]
-        return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+        return several(2, "tests.support.learn_and_save", steps, *merge)
 
     assert run(2).returncode != 0
     assert len(list(cache.glob("*.safetensors"))) == 1

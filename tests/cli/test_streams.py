@@ -330,7 +330,7 @@ def test_a_working_folder_that_is_gone(pair: tuple[Path, Path], tmp_path: Path, 
     command = command.format(*pair)
     script = f"cd {tmp_path}/x && rmdir {tmp_path}/x && exec {sys.executable} -m clipmerge {command}"
     (tmp_path / "x").mkdir()
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "HF_HUB_OFFLINE": "1"}
+    environment = {**counted(), "PYTHONPATH": str(Path(__file__).parents[2]), "HF_HUB_OFFLINE": "1"}
     ended = subprocess.run(["sh", "-c", script], capture_output=True, text=True, check=False, env=environment)
     lines = ended.stderr.strip().splitlines()
     assert ended.returncode == 1

@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import subprocess
-import sys
-from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -16,11 +12,11 @@ from clipmerge.planning.measurements import Measurements
 from clipmerge.plugins import plugin_names
 from tests.support.counted import counted
 from tests.support.measure_everything import SIZES, measured
+from tests.support.several import several
 from tests.support.small_objective import Ends, make_batches, objective_for
 
 MEASURES = plugin_names("measures")
 LEARN = ("learned-coefficients", "learned-sparse", "projection-radii")  # what they find is no average over batches
-ROOT = Path(__file__).parents[2]
 
 
 Alone = dict[str, tuple[Measurements, tuple[float, float]]]
@@ -114,25 +110,6 @@ def test_the_work_done_is_the_work_announced(alone: Alone, name: str) -> None:
     assert done == pytest.approx(total)
 
 
-def launch(processes: int, *command: str) -> Any:
-    """Run a module in several processes on the CPU; its stdout is JSON.
-
-    ``accelerate launch --cpu --num_processes 2`` starts one process unless MPI is there; torchrun starts them all.
-    """
-    starter = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    result = subprocess.run(
-        [*starter, "-m", *command],
-        cwd=ROOT,
-        env={**counted(), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert result.returncode == 0, result.stderr[-3000:]
-    return json.loads(result.stdout)
-
-
 def unseen_share(ends: Ends, layer: str) -> float:
     """Share of a layer's entries that a softmax does not see: the gradient of k_proj.bias is nothing but rounding."""
     objective = objective_for(ends, make_batches(SIZES))
@@ -142,7 +119,9 @@ def unseen_share(ends: Ends, layer: str) -> float:
 
 @pytest.mark.slow
 def test_two_processes_measure_what_one_does(ends: Ends, found: dict[str, Measurements]) -> None:
-    both = launch(2, "tests.support.measure_everything", str(ends[0].parent))
+    run = several(2, "tests.support.measure_everything", ends[0].parent, env=counted())
+    assert run.returncode == 0, run.stderr[-3000:]
+    both = json.loads(run.stdout)
     assert both["processes"] == 2
     for name, record in found.items():
         other = Measurements.model_validate(both["records"][name])
