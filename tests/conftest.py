@@ -46,6 +46,12 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ["HF_HOME"] = str(Path(folder.name) / "huggingface")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the files of slow tests, so that no process is left alone with a long one at the end."""
+    long = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in long)
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
     """Stop counting lines during a test marked `uncounted`, and while its fixtures are made."""

@@ -30,7 +30,7 @@ def test_workflows_and_forms_are_yaml_and_call_scripts_that_exist() -> None:
     assert len(files) == 3
     parsed = {file.name: yaml.safe_load(file.read_text(encoding="utf-8")) for file in files}
     steps = [step for job in parsed["ci.yml"]["jobs"].values() for step in job["steps"]]
-    assert [step["run"] for step in steps if "run" in step] == [".ci/run", "scripts/lowest"]
+    assert [step["run"] for step in steps if "run" in step] == [".ci/run", "scripts/coverage", "scripts/lowest"]
     assert all((ROOT / step["run"]).is_file() for step in steps if "run" in step)
     declared = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["classifiers"]
     tested = parsed["ci.yml"]["jobs"]["run"]["strategy"]["matrix"]["python"]
@@ -111,6 +111,7 @@ def test_every_file_is_there(unpacked: Path) -> None:
 
 @pytest.mark.slow
 def test_tests_that_read_files_of_the_repository_pass_there(unpacked: Path) -> None:
-    reading = ("tests/docs", "tests/planning/test_recipe.py", "tests/benchmarks/test_shift_evaluation.py")
+    pages = ("tests/docs/test_pages.py", "tests/docs/test_readme.py", "tests/docs/test_contributing.py")
+    reading = (*pages, "tests/planning/test_recipe.py", "tests/benchmarks/test_shift_evaluation.py")
     ended = run_pytest(unpacked, "-m", "not slow", *reading)
     assert ended.returncode == 0, ended.stdout[-3000:] + ended.stderr[-1000:]
