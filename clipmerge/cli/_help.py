@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from typer.core import TyperCommand, TyperGroup
 
@@ -74,11 +74,10 @@ class GroupedHelp(TyperCommand):
         """Write the sections."""
         sections: dict[str, list[tuple[bool, tuple[str, str]]]] = {"Arguments": []} | {name: [] for name in PANELS}
         for parameter in self.get_params(ctx):
-            line = parameter.get_help_record(ctx)
-            if line is not None:
-                heading = "Arguments" if parameter.param_type_name == "argument" else "Options"
-                heading = getattr(parameter, "rich_help_panel", None) or heading
-                sections.setdefault(heading, []).append((not parameter.required, line))
+            line = cast(tuple[str, str], parameter.get_help_record(ctx))  # None only where one is hidden
+            heading = "Arguments" if parameter.param_type_name == "argument" else "Options"
+            heading = getattr(parameter, "rich_help_panel", None) or heading
+            sections.setdefault(heading, []).append((not parameter.required, line))
         for heading, lines in sections.items():
             if lines:
                 with formatter.section(heading):

@@ -187,6 +187,14 @@ def test_a_dry_run_decides_and_writes_nothing(pair: Folders, tmp_path: Path, mon
     assert weights[0] == weights[1]
 
 
+def test_settings_may_be_given_together(pair: Folders, images: Path) -> None:
+    held = api.Calibration(source=str(images), images=9, batch_size=4)
+    one = api.plan(*pair, "wise-ft-id", data=held, **QUIET)
+    other = api.plan(*pair, "wise-ft-id", data=images, images=9, batch_size=4, **QUIET)
+    assert one.calibration is not None
+    assert (one.calibration, one.layers) == (other.calibration, other.layers)
+
+
 def test_what_is_wrong_is_one_error_of_the_tree(pair: Folders, images: Path, tmp_path: Path) -> None:
     (tmp_path / "there").mkdir()
     held = api.Calibration(source=str(images))

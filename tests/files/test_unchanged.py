@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import resource
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -50,6 +52,24 @@ def test_an_input_that_changes_meanwhile_is_said(
     outcome = clipmerge(command, *(inputs if command == "merge" else (finetuned, output, "--to", "open-clip")))
     assert "model.safetensors: changed while it was read, or could not be read to its end" in refused(outcome)
     assert {path.name for path in output.parent.iterdir()} == {zeroshot.name, finetuned.name}
+
+
+def test_an_input_that_cannot_be_opened_again_is_said(copies: tuple[Path, Path]) -> None:
+    """Another process has removed it, or this one has as many files open as it may."""
+    found = open_checkpoint(str(copies[0]))
+    most, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    unused = os.dup(0)
+    os.close(unused)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (unused, hard))
+    try:
+        for read in (lambda: found.array("logit_scale"), lambda: found.hashes):
+            with pytest.raises(CheckpointError, match=r"zeroshot.*: cannot be read any more \(.*Too many open files"):
+                read()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+    removed(copies[0] / "model.safetensors")
+    with pytest.raises(CheckpointError, match="changed while it was read, or could not be read to its end"):
+        found.array("logit_scale")
 
 
 def test_an_input_that_is_cut_short_is_said(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from huggingface_hub import constants
+from huggingface_hub import constants, file_download
 from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 from safetensors.torch import save
 
@@ -210,6 +210,21 @@ def test_offline_on_purpose_uses_the_cache_and_says_so(hub: FakeHub, sha: str, m
     assert len(hub.log) == before
     with pytest.raises(HubError, match="not in the cache"):
         fetch(HubId("alice/other"))
+
+
+def test_a_repository_without_weights_is_no_checkpoint(hub: FakeHub) -> None:
+    upload(hub, "alice/none", {"config.json": b"{}"})
+    with pytest.raises(CheckpointError, match="alice/none"):
+        fetch(HubId("alice/none"))
+
+
+@pytest.mark.usefixtures("sha")
+def test_a_cache_without_links_holds_the_files_themselves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on Windows."""
+    monkeypatch.setattr(file_download, "are_symlinks_supported", lambda *_: False)
+    file = fetch(MODEL).folder / "model.safetensors"
+    assert not file.is_symlink()
+    assert file.read_bytes() == FILES[file.name]
 
 
 def test_offline_with_half_a_copy(hub: FakeHub, sha: str, monkeypatch: pytest.MonkeyPatch) -> None:

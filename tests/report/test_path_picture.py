@@ -11,7 +11,7 @@ from clipmerge.planning.measurements import LossPath
 from clipmerge.report.bench_page import bench_page
 from clipmerge.report.loss_path import barrier_of
 from clipmerge.report.merge_pictures import path_figure, path_picture
-from clipmerge.report.numbers import Scale, format_number
+from clipmerge.report.numbers import Scale, decimals_for, format_number
 from tests.support.merge_records import example
 
 
@@ -61,6 +61,10 @@ def test_bars_start_at_zero(value, expected):
 )
 def test_a_value_is_printed_with_its_columns_decimals(value: Any, decimals: Any, signed: bool, printed: str) -> None:
     assert format_number(value, decimals, signed=signed) == printed
+
+
+def test_a_column_of_zeros_has_decimals_too() -> None:
+    assert format_number(0.0, decimals_for([0.0, -0.0, None])) == "0.00"
 
 
 def point(alpha: float | None, near: float, far: float, **more: Any) -> dict[str, Any]:
