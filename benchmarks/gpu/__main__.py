@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -102,8 +103,8 @@ def measured(work: Callable[[], Any], device: str) -> dict[str, Any]:
     if cuda:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
-    activities = [torch.profiler.ProfilerActivity.CUDA if cuda else torch.profiler.ProfilerActivity.CPU]
-    with torch.profiler.profile(activities=activities) as profile:
+    profile = torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA])
+    with profile if cuda else nullcontext():
         begin = time.perf_counter()
         work()
         seconds = time.perf_counter() - begin

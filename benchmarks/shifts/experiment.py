@@ -137,8 +137,8 @@ class Shift:
         """The same with few steps and one pair: tests that everything runs, not the results."""
         return replace(
             self,
-            zeroshot=Pretraining(steps=30, batch=64, width=64, vision_layers=2),
-            regimes={"aggressive": Regime(steps=20, rate=3e-3, batch=64)},
+            zeroshot=Pretraining(steps=8, batch=32, width=64, vision_layers=2),
+            regimes={"aggressive": Regime(steps=6, rate=3e-3, batch=32)},
             seeds={"aggressive": (0,)},
             further={},
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -22,7 +23,7 @@ from clipmerge.demo.pair import DemoPair, prepare
 from clipmerge.errors import DataError, OutputError
 from clipmerge.images.dataset import load_images
 from clipmerge.images.digits import CLASS_NAMES, as_rgb, read_digits
-from tests.support.command import clipmerge
+from tests.support.command import done
 
 
 @pytest.fixture(scope="module")
@@ -59,8 +60,8 @@ def test_without_scikit_learn_the_message_says_what_to_install(monkeypatch: pyte
 
 def test_importing_the_demo_stays_light() -> None:
     heavy = "import sys, clipmerge.demo.pair; print({'torch', 'transformers', 'sklearn', 'numpy'} & set(sys.modules))"
-    done = subprocess.run([sys.executable, "-c", heavy], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "set()"
+    ended = subprocess.run([sys.executable, "-c", heavy], capture_output=True, text=True, check=True)
+    assert ended.stdout.strip() == "set()"
 
 
 def test_shifts_repeat_themselves_and_change_every_image() -> None:
@@ -208,7 +209,13 @@ def test_a_folder_of_other_things_is_left_alone_and_an_empty_one_filled(tmp_path
 
 
 @pytest.mark.slow
-def test_it_merges_by_each_recipe_and_prints_a_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_merges_by_each_recipe_and_prints_a_table(
+    pair: DemoPair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a folder of an earlier run, whose outputs it replaces."""
+    folder = shutil.copytree(pair.zeroshot.parent, tmp_path / "demo")
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+    merge(pair.zeroshot, pair.finetuned, "wise-ft", output=folder / "merged-auto")
     recipes: list[str] = []
 
     def without_learning(zeroshot: Path, finetuned: Path, recipe: str, *, data: Path, **options: object) -> object:
@@ -217,11 +224,10 @@ def test_it_merges_by_each_recipe_and_prints_a_table(tmp_path: Path, monkeypatch
         return merge(zeroshot, finetuned, "wise-ft", **options)  # type: ignore[arg-type]
 
     monkeypatch.setattr(of_the_api, "merge", without_learning)
-    first, second = (clipmerge("demo", "--output", tmp_path / "demo") for _ in range(2))
-    assert (first.code, second.code) == (0, 0), first.err + second.err
-    assert recipes == 2 * ["wise-ft", "straggler-sparse", "auto"]
-    assert first.out == second.out
-    heads, *rows = first.out.splitlines()[:6]
+    ended = done("demo", "--output", folder)
+    assert recipes == ["wise-ft", "straggler-sparse", "auto"]
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    heads, *rows = ended.out.splitlines()[:6]
     assert heads.split()[2:] == ["clean", "noise", "inversion", "rotation", "blur", "mean", "shifted"]
-    assert [row.split()[0] for row in rows] == ["zero-shot", "fine-tuned", *recipes[:3]]
-    assert first.out.splitlines()[-1].split()[:2] == ["clipmerge", "merge"]
+    assert [row.split()[0] for row in rows] == ["zero-shot", "fine-tuned", *recipes]
+    assert ended.out.splitlines()[-1].split()[:2] == ["clipmerge", "merge"]

@@ -56,7 +56,10 @@ def upload_fusionbench(hub: FakeHub, folder: Path, *, images: int = 64, accuracy
     known = known_sets()["fusionbench-eurosat"]
     upload(hub, BASE, _base_files(model, processor, folder / "base"))
     splits = ("train", "test", *CORRUPTIONS)
-    best = [_answers(model, processor, known, [png(1000 * at + k) for k in range(images)]) for at in range(len(splits))]
+    classes = _classes(model, processor, known)
+    best = [
+        _answers(model, processor, classes, [png(1000 * at + k) for k in range(images)]) for at in range(len(splits))
+    ]
     with torch.no_grad():
         for parameter in model.vision_model.parameters():
             parameter.add_(0.2 * (parameter.abs().mean() + 0.01) * torch.randn(parameter.shape))
@@ -92,8 +95,8 @@ def _card(splits: tuple[str, ...], images: int) -> bytes:
 
 
 @torch.no_grad()
-def _answers(model: CLIPModel, processor: CLIPProcessor, known: Any, images: list[bytes]) -> list[int]:
-    """Class of each image, prompt by prompt and image by image."""
+def _classes(model: CLIPModel, processor: CLIPProcessor, known: Any) -> list[torch.Tensor]:
+    """Features of the classes, prompt by prompt."""
     classes = []
     for name in known.class_names:
         prompts = [template.replace("{}", name) for template in known.prompts]
@@ -104,6 +107,12 @@ def _answers(model: CLIPModel, processor: CLIPProcessor, known: Any, images: lis
             rows.append(row / row.norm())
         mean = sum(rows) / len(rows)
         classes.append(mean / mean.norm())
+    return classes
+
+
+@torch.no_grad()
+def _answers(model: CLIPModel, processor: CLIPProcessor, classes: list[torch.Tensor], images: list[bytes]) -> list[int]:
+    """Class of each image, image by image."""
     best = []
     for content in images:
         image = Image.open(io.BytesIO(content)).convert("RGB")
