@@ -150,8 +150,7 @@ def _draw_point(
 def _add_legend(figure: Figure, named: Sequence[_Named]) -> None:
     """Put the legend below the picture, with as many columns as fit, and enlarge the picture by its height."""
     marks, names = zip(*named, strict=True)
-    columns = min(len(marks), 4)
-    while True:
+    for columns in range(min(len(marks), 4), 0, -1):  # pragma: no branch - one column is taken
         legend = figure.legend(
             marks,
             [str(number) for number in range(len(marks))],  # matplotlib leaves out names that begin with _
@@ -169,6 +168,5 @@ def _add_legend(figure: Figure, named: Sequence[_Named]) -> None:
         if box.width < 0.98 * figure.bbox.width or columns == 1:
             break
         legend.remove()
-        columns -= 1
     width, height = figure.get_size_inches()
     figure.set_size_inches(width, height + box.height / _DOTS)

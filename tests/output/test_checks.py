@@ -16,13 +16,6 @@ from clipmerge.planning.tensors import PlanTensors
 from tests.files.test_staging import content, write
 
 
-def test_an_output_that_exists_is_refused(tmp_path: Path) -> None:
-    write(tmp_path / "out", "1")
-    with pytest.raises(OutputError, match="out: already exists; choose another --output, or pass --overwrite"):
-        check_output(tmp_path / "out", overwrite=False)
-    check_output(tmp_path / "out", overwrite=True)
-
-
 @pytest.mark.parametrize("kind", ["folder", "file", "dangling"])
 def test_overwrite_never_touches_what_clipmerge_did_not_write(tmp_path: Path, kind: str) -> None:
     output = tmp_path / "out"

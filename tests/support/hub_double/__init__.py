@@ -8,6 +8,6 @@ or ``endpoint=hub.url`` in process.
 
 from tests.support.hub_double.client import environment, serving, upload
 from tests.support.hub_double.server import FakeHub
-from tests.support.hub_double.store import Fault, git_oid
+from tests.support.hub_double.store import Fault
 
-__all__ = ["FakeHub", "Fault", "environment", "git_oid", "serving", "upload"]
+__all__ = ["FakeHub", "Fault", "environment", "serving", "upload"]
