@@ -7,6 +7,7 @@ from typing import Any
 
 from rich.console import Console, ConsoleOptions, Group, RenderableType
 from rich.segment import Segment
+from rich.table import Column, Table
 from rich.text import Text
 
 from clipmerge.errors import printable
@@ -25,21 +26,20 @@ class SafeConsole(Console):
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
         """Render like rich, except for control characters."""
         for segment in super().render(renderable, options):
-            yield segment if segment.control else Segment(_lines(segment.text), segment.style)
+            text = "\n".join(printable(line, limit=len(line)) for line in segment.text.split("\n"))
+            yield segment if segment.control else Segment(text, segment.style)
 
 
-def parts_of(renderable: RenderableType) -> Sequence[RenderableType]:
-    """The parts of a group; for anything else, the thing itself."""
-    return renderable.renderables if isinstance(renderable, Group) else [renderable]
-
-
-def plain(console: Console, parts: Sequence[RenderableType]) -> str:
+def plain(console: Console, renderables: Sequence[RenderableType]) -> str:
     """Render for a file or a pipe: one line per paragraph, and no blanks at the end of a line."""
     with console.capture() as captured:
-        for part in parts:
-            console.print(part, soft_wrap=isinstance(part, str | Text))
+        for renderable in renderables:
+            for part in renderable.renderables if isinstance(renderable, Group) else [renderable]:
+                console.print(part, soft_wrap=isinstance(part, str | Text))
     return "".join(f"{line.rstrip()}\n" for line in captured.get().splitlines())
 
 
-def _lines(text: str) -> str:
-    return "\n".join(printable(line, limit=len(line)) for line in text.split("\n"))
+def table_of(names: str, *numbers: str) -> Table:
+    """An empty table without lines: a column of names, and columns of numbers."""
+    columns = (Column(head, justify="right") for head in numbers)
+    return Table(Column(names, overflow="fold"), *columns, box=None, pad_edge=False)

@@ -83,10 +83,14 @@ def read_defaults(environment: Mapping[str, str], *, folder: Path, home: Path | 
         name = variable.removeprefix(_PREFIX).lower()
         if not variable.startswith(_PREFIX) or variable.removeprefix(_PREFIX) in _OTHERS:
             continue
-        if name in _SETTABLE:
-            found.add(name, _value(variable, name, text), variable)
-        else:
+        if name not in _SETTABLE:
             found.unknown.append(variable)
+        elif EVERY[name].default is not False:
+            found.add(name, [text] if EVERY[name].is_repeated else text, variable)
+        elif text.lower() in ("0", "1", "true", "false"):
+            found.add(name, text.lower() in ("1", "true"), variable)
+        else:
+            raise UsageError(f"{variable}={text[:40]}: expected 0 or 1")
     return found
 
 
@@ -98,15 +102,6 @@ def config_home() -> Path | None:
         return user_config()
     except RuntimeError:
         return None
-
-
-def _value(variable: str, name: str, text: str) -> Any:
-    option = EVERY[name]
-    if option.default is False:
-        if text.lower() not in ("0", "1", "true", "false"):
-            raise UsageError(f"{variable}={text[:40]}: expected 0 or 1")
-        return text.lower() in ("1", "true")
-    return [text] if option.is_repeated else text
 
 
 def _add_file(found: Defaults, file: Path, allowed: tuple[str, ...], more: str) -> None:

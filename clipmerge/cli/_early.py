@@ -4,7 +4,8 @@ import os
 
 #: What a finished command left in place; printed if a signal comes after it.
 standing: list[str] = []
-_HOW = {
+#: What ended a command, by the number of the signal.
+HOW = {
     2: "interrupted",
     15: "ended from outside (SIGTERM; a launcher sends it to all processes of a run when one of them fails)",
 }
@@ -16,6 +17,6 @@ def end_at_once(number: int, _frame: object) -> None:
     `clipmerge.cli._ending` recognises this function, and lets signals raise while a command runs.
     """
     if os.environ.get("RANK", "0") == "0":  # of several processes, only the main one prints
-        line = f"error: {_HOW[number]}; {'; '.join(standing) or 'nothing was left behind'}\n"
+        line = f"error: {HOW[number]}; {'; '.join(standing) or 'nothing was left behind'}\n"
         os.write(2, line.encode("utf-8", "backslashreplace"))
     os._exit(128 + number)

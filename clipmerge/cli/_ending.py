@@ -15,7 +15,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn, ParamSpec, TypeVar
 
-from clipmerge.cli._early import end_at_once, standing
+from clipmerge.cli._early import HOW, end_at_once, standing
 from clipmerge.distributed import Terminated, instead_of, is_main_process, termination
 from clipmerge.errors import ClipmergeError, UsageError, printable
 
@@ -27,8 +27,6 @@ DEBUG = "CLIPMERGE_DEBUG"
 before_the_error: list[Callable[[], None]] = []
 #: Ctrl-C since the command began.
 pressed: list[int] = []
-_INTERRUPTED = "interrupted"
-_ENDED = "ended from outside (SIGTERM; a launcher sends it to all processes of a run when one of them fails)"
 # When one process fails, a launcher ends the others within 0.1 s (older launchers: 5 s).
 SECONDS_FOR_THE_MAIN_PROCESS = 10.0
 # When SIGTERM ends all processes of a run, they all clean up within this time.
@@ -84,11 +82,16 @@ def _interruptible() -> Iterator[None]:
     Only if the process started with `clipmerge.__main__`, whose handler ends it at once. Otherwise, or if Ctrl-C is
     ignored, nothing changes. If the block fails, it prints its own line, so a second signal prints nothing.
     """
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        pressed.append(number)
+        signal.default_int_handler(number, frame)
+
     ours = [number for number in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(number) is end_at_once]
     try:
         if signal.SIGINT in ours:
             pressed.clear()
-            signal.signal(signal.SIGINT, _interrupt)
+            signal.signal(signal.SIGINT, interrupt)
         yield
     except BaseException as error:
         for number in ours:
@@ -98,11 +101,6 @@ def _interruptible() -> Iterator[None]:
         raise
     if signal.SIGINT in ours:
         signal.signal(signal.SIGINT, end_at_once)
-
-
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    pressed.append(number)
-    signal.default_int_handler(number, frame)
 
 
 def _at_home(output: object) -> dict[str, Any]:
@@ -128,18 +126,22 @@ def leave_it_to_the_main_process() -> None:
         time.sleep(SECONDS_FOR_THE_MAIN_PROCESS)
 
 
-def _repeats_the_main_process() -> bool:
+def have_met() -> bool:
+    """Whether the processes of this run have joined through torch."""
     distributed = sys.modules.get("torch.distributed")
-    measuring = distributed is not None and distributed.is_available() and distributed.is_initialized()
-    return not is_main_process() and not measuring
+    return distributed is not None and distributed.is_available() and bool(distributed.is_initialized())
+
+
+def _repeats_the_main_process() -> bool:
+    return not is_main_process() and not have_met()
 
 
 def _fail_stopped(error: BaseException) -> NoReturn:
     """End after Ctrl-C or SIGTERM, and say which outputs exist."""
     if isinstance(error, Terminated) and (_repeats_the_main_process() or not _is_first_of_its_run()):
         raise SystemExit(143)  # the launcher ends this process because another one failed and reported its error
-    how, code = (_ENDED, 143) if isinstance(error, Terminated) else (_INTERRUPTED, 130)
-    fail("; ".join([how, *(_what_stands(error) or ["nothing was left behind"])]), code)
+    number = signal.SIGTERM if isinstance(error, Terminated) else signal.SIGINT
+    fail("; ".join([HOW[number], *(_what_stands(error) or ["nothing was left behind"])]), 128 + number)
 
 
 def _is_first_of_its_run() -> bool:
@@ -170,10 +172,14 @@ def _fail_unexpectedly(error: Exception) -> NoReturn:
         raise error
     text = " ".join(str(error).split()) or type(error).__name__
     if isinstance(error, Unprintable):
-        fail("; ".join([text, *_what_stands(error)]), 1)
-    if isinstance(error, OSError):
-        fail("; ".join([_of_the_system(error), *_what_stands(error)]), 1)
-    parts = [f"{_internal(error)}: {text[:300]}", *_what_stands(error), f"set {DEBUG}=1 to see where"]
+        parts = [text, *_what_stands(error)]
+    elif isinstance(error, OSError):
+        parts = [_of_the_system(error), *_what_stands(error)]
+    else:
+        kind = f"clipmerge failed unexpectedly ({type(error).__name__})"
+        if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+            kind = "out of memory (fewer --images-at-once, or a smaller --batch-size, need less)"
+        parts = [f"{kind}: {text[:300]}", *_what_stands(error), f"set {DEBUG}=1 to see where"]
     fail("; ".join(parts), 1)
 
 
@@ -186,12 +192,6 @@ def _of_the_system(error: OSError) -> str:
         return f"the working folder is gone or cannot be read ({reason}); go to another one and run again"
     place = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes) else "the system refused: "
     return f"{place}{reason}; check that it is there and that you may read or write it"
-
-
-def _internal(error: Exception) -> str:
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        return "out of memory (fewer --images-at-once, or a smaller --batch-size, need less)"
-    return f"clipmerge failed unexpectedly ({type(error).__name__})"
 
 
 def prepare_streams() -> None:
@@ -224,22 +224,17 @@ def echo(text: str, *, nl: bool = True) -> None:
 
 
 def fail(message: str, code: int) -> NoReturn:
-    """Print an error as one line on stderr and exit."""
+    """Print an error as one line on stderr, broken between words if it is a terminal, and exit."""
     while before_the_error:
         before_the_error.pop()()
     if os.environ.get(DEBUG) and sys.exc_info()[1] is not None and code == 1:
         raise
     line = f"error: {printable(' '.join(message.split()))}"
-    sys.stderr.write(f"{_wrapped(line)}\n")
+    if sys.stderr.isatty():
+        import shutil
+        import textwrap
+
+        width = max(20, shutil.get_terminal_size().columns)
+        line = "\n".join(textwrap.wrap(line, width, break_long_words=False, break_on_hyphens=False))
+    sys.stderr.write(f"{line}\n")
     raise SystemExit(code)
-
-
-def _wrapped(line: str) -> str:
-    """Break a line between words on a terminal, which would break it anywhere; elsewhere leave it as one line."""
-    if not sys.stderr.isatty():
-        return line
-    import shutil
-    import textwrap
-
-    width = shutil.get_terminal_size().columns
-    return "\n".join(textwrap.wrap(line, max(20, width), break_long_words=False, break_on_hyphens=False))

@@ -25,10 +25,7 @@ def show_merge(
         return
     data = record.as_json() | ({"published": published} if published else {})
     terminal.result("record", data, lambda: (summary_table if terminal.verbose else summary)(record, terminal.width))
-    if timed:
-        terminal.end(last_line)
-    else:
-        terminal.show(last_line)
+    (terminal.end if timed else terminal.show)(last_line)
 
 
 def pushed(published: dict[str, Any]) -> str:

@@ -52,33 +52,25 @@ class Format(StrEnum):
     quiet = "quiet"
 
 
-def quieten_libraries(*, verbose: bool) -> None:
-    """Keep the libraries' own bars and warnings off the terminal."""
-    if not verbose:
-        warnings.simplefilter("ignore")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "0" if sys.stderr.isatty() else "1")
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "warning" if verbose else "error")
-    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-
-
-def waiting_threads_sleep() -> None:
-    """Have threads that wait for one another sleep instead of spinning; OpenMP reads it when torch is loaded.
-
-    On a busy machine spinning threads take the processor from those that they wait for.
-    """
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-
-
 class Terminal:
     """Prints results and progress in the format asked for; the pipeline's `Progress`."""
 
     def __init__(self, fmt: Format, *, verbose: bool = False, clock: Callable[[], float] = time.monotonic) -> None:
-        """Prepare both streams; without a terminal there is no progress bar."""
-        quieten_libraries(verbose=verbose)
-        waiting_threads_sleep()
+        """Keep the libraries' own bars and warnings off both streams; without a terminal there is no progress bar."""
+        if not verbose:
+            warnings.simplefilter("ignore")
+        libraries = {
+            "HF_HUB_DISABLE_PROGRESS_BARS": "0" if sys.stderr.isatty() else "1",
+            "TRANSFORMERS_VERBOSITY": "warning" if verbose else "error",
+            "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+            "TOKENIZERS_PARALLELISM": "false",
+            # on a busy machine spinning threads take the processor from those that they wait for
+            "OMP_WAIT_POLICY": "PASSIVE",
+        }
+        for name, value in libraries.items():
+            os.environ.setdefault(name, value)
         self.format = fmt
-        self._verbose = verbose
+        self.verbose = verbose
         self._silent = not is_main_process()
         self._bar: RichProgress | None = None
         self._task: Any = None
@@ -106,7 +98,7 @@ class Terminal:
         self._stage = _STAGES.get(name, name)
         self._stage_begin = self._last_line = self._clock()
         self._first = None
-        if self._verbose and not self._silent:
+        if self.verbose and not self._silent:
             self._err.print(f"{self._stage} ...")
 
     def advance(self, done: float, total: float) -> None:
@@ -121,8 +113,7 @@ class Terminal:
                 self._move_bar(done, total)
         elif now - self._last_line >= LINE_SECONDS and 0 < done < total:
             self._last_line = now
-            times = self._times(done, total)
-            self._err.print(f"{self._stage}: {100 * done / total:.0f}%, {times}")
+            self._err.print(f"{self._stage}: {100 * done / total:.0f}%, {self._times(done, total)}")
 
     def _times(self, done: float, total: float) -> str:
         """The time that passed in this stage, and the time left at the pace since the first report."""
@@ -162,11 +153,6 @@ class Terminal:
         self._err.print(f"note: {text}")
 
     @property
-    def verbose(self) -> bool:
-        """Whether the user wants all that there is to say."""
-        return self._verbose
-
-    @property
     def shows_verdict(self) -> bool:
         """Whether the summary of a merge, which includes the warnings of its verdict, goes to this terminal."""
         return self.format is Format.human and sys.stdout.isatty()
@@ -198,12 +184,12 @@ class Terminal:
         """Print on stdout in the human format."""
         if self._silent or self.format is not Format.human:
             return
-        from clipmerge.cli._console import SafeConsole, parts_of, plain
+        from clipmerge.cli._console import SafeConsole, plain
 
         console = SafeConsole()
         with printing():
             if not console.is_terminal:
-                sys.stdout.write(plain(console, [part for each in renderables for part in parts_of(each)]))
+                sys.stdout.write(plain(console, renderables))
                 return
             for renderable in renderables:
                 # a line of text is neither wrapped nor interpreted as markup: it may be a command to copy

@@ -21,6 +21,7 @@ from clipmerge.cli._ending import (
     Unprintable,
     echo,
     fail,
+    have_met,
     leave_it_to_the_main_process,
     prepare_streams,
     preparing,
@@ -64,17 +65,14 @@ class _Commands(SuggestingGroup):
     def resolve_command(self, context: Any, words: list[str]) -> Any:
         """Import the command that the words name."""
         name, command, rest = super().resolve_command(context, words)
-        return name, command and _imported(str(name)), rest
-
-
-def _imported(name: str) -> Any:
-    """Make a command or a group of commands from its file with typer."""
-    one = typer.Typer(rich_markup_mode=None)
-    if name in _GROUPS:
-        one.add_typer(getattr(import_module(f"clipmerge.cli.{name}"), f"{name}_app"), name=name)
-    else:
-        one.command(name, cls=GroupedHelp, epilog=examples(name))(_function(name))
-    return get_group(one).commands[name]
+        if command is None:
+            return name, command, rest
+        one = typer.Typer(rich_markup_mode=None)
+        if name in _GROUPS:
+            one.add_typer(getattr(import_module(f"clipmerge.cli.{name}"), f"{name}_app"), name=name)
+        else:
+            one.command(name, cls=GroupedHelp, epilog=examples(name))(_function(name))
+        return name, get_group(one).commands[name], rest
 
 
 def _function(name: str) -> Callable[..., None]:
@@ -103,7 +101,12 @@ def main() -> None:
         code = _run()
     except SystemExit as end:  # raised by `fail`
         code = int(end.code or 0)
-    _leave_group(code)
+    if have_met():
+        # torch's threads can abort the interpreter's own shutdown, and an aborted worker makes the launcher end a run
+        # that had succeeded; destroying the group first does not always help
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
     raise SystemExit(code)
 
 
@@ -123,18 +126,6 @@ def _run() -> int:
         where = error.ctx.command_path if error.ctx else "clipmerge"
         message = error.format_message().replace("Value error, ", "").rstrip(".")
         fail(f"{message}{' See' if message.endswith('?') else '; see'} `{where} --help`", UsageError.exit_code)
-
-
-def _leave_group(code: int) -> None:
-    """If torch.distributed is initialised, exit at once: its threads can abort the interpreter's own shutdown.
-
-    One aborted worker makes the launcher end a run that had succeeded. Destroying the group first does not always help.
-    """
-    distributed = sys.modules.get("torch.distributed")
-    if distributed is not None and distributed.is_available() and distributed.is_initialized():
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
 
 
 def _version(value: bool) -> None:

@@ -16,8 +16,6 @@ from clipmerge.progress import format_seconds
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-_LIST = "list"
-
 
 @reporting_errors
 @takes_options(BenchOptions)
@@ -41,7 +39,7 @@ def bench_command(
     Pairs and data sets are given by name; the published figures are shown next to ours.
     """
     terminal = Terminal(fmt, verbose=verbose)
-    if suite == _LIST:
+    if suite == "list":
         _list_suites(terminal)
         return
     from clipmerge.api.bench import bench, bench_cost
@@ -75,46 +73,35 @@ def _results(record: dict[str, Any]) -> RenderableType:
     parts: list[RenderableType] = []
     for pair in record["pairs"]:
         if pair["name"]:
-            parts += [Text(pair["name"], style="bold")]
-        parts += [SweepTable(pair["sweep"], page=f"{record['suite']}.md"), *map(Text, _published(pair)), Text()]
+            parts.append(Text(pair["name"], style="bold"))
+        parts.append(SweepTable(pair["sweep"], page=f"{record['suite']}.md"))
+        for row in pair["published"]:
+            figures = ", ".join(f"{name} {value:g}" for name, value in row["accuracy"].items())
+            parts.append(Text(f"published, {row['point']}: {figures} ({row['source']})"))
+        parts.append(Text())
     return Group(*parts)
-
-
-def _published(pair: dict[str, Any]) -> list[str]:
-    """Lines with the published figures."""
-    lines = []
-    for row in pair["published"]:
-        figures = ", ".join(f"{name} {value:g}" for name, value in row["accuracy"].items())
-        lines.append(f"published, {row['point']}: {figures} ({row['source']})")
-    return lines
 
 
 def _cost(cost: dict[str, Any]) -> RenderableType:
     from rich.console import Group
-    from rich.table import Table
+    from rich.table import Column, Table
     from rich.text import Text
 
-    table = Table(box=None, pad_edge=False)
-    table.add_column("download", overflow="fold")
-    table.add_column("size", justify="right", no_wrap=True)
+    columns = Column("download", overflow="fold"), Column("size", justify="right", no_wrap=True)
+    table = Table(*columns, box=None, pad_edge=False)
     for download in cost["downloads"]:
         size = "?" if download["bytes"] is None else format_bytes(download["bytes"])
         table.add_row(Text(download["what"]), "is here" if download["cached"] else size)
     total = "not known" if cost["bytes"] is None else f"at most {format_bytes(cost['bytes'])}"
-    lines = [f"In all {total}.", _time(cost)]
+    time = "The time is unknown: a source does not state its number of images (--limit N sets one)."
+    if cost["seconds"] is not None:
+        time = (
+            f"{cost['forward_passes']:,} forward passes: about {format_seconds(cost['seconds'])} on this machine, at "
+            f"{cost['flops_per_second'] / 1e12:.2g} TFLOP/s (0.4 of the speed of a matrix product). Recipes that learn "
+            "take extra time, stated when they begin."
+        )
     problems = list(dict.fromkeys(download["problem"] for download in cost["downloads"] if download["problem"]))
-    return Group(table, *map(Text, [*lines, *problems, *cost["notes"]]))
-
-
-def _time(cost: dict[str, Any]) -> str:
-    if cost["seconds"] is None:
-        return "The time is unknown: a source does not state its number of images (--limit N sets one)."
-    speed = cost["flops_per_second"] / 1e12
-    return (
-        f"{cost['forward_passes']:,} forward passes: about {format_seconds(cost['seconds'])} on this machine, at "
-        f"{speed:.2g} TFLOP/s (0.4 of the speed of a matrix product). Recipes that learn take extra time, stated when "
-        "they begin."
-    )
+    return Group(table, *map(Text, [f"In all {total}.", time, *problems, *cost["notes"]]))
 
 
 def format_bytes(count: int) -> str:

@@ -36,21 +36,16 @@ def convert_command(
     record = convert(checkpoint, output, to=to, progress=terminal, command=command_line(), **options).record
     if is_main_process():
         terminal.result("convert", record, lambda: _files_table(record))
-        terminal.show(f"Wrote {output}; load it with: {_loading(record['to'], output)}")
-
-
-def _loading(layout: str, output: Path) -> str:
-    if layout == "transformers":
-        return f"CLIPModel.from_pretrained('{output}')"
-    return f"open_clip.create_model_and_transforms('local-dir:{output}')"
+        loading = f"open_clip.create_model_and_transforms('local-dir:{output}')"
+        if record["to"] == "transformers":
+            loading = f"CLIPModel.from_pretrained('{output}')"
+        terminal.show(f"Wrote {output}; load it with: {loading}")
 
 
 def _files_table(record: dict[str, Any]) -> RenderableType:
-    from rich.table import Table
+    from rich.table import Column, Table
 
-    table = Table(box=None, pad_edge=False)
-    table.add_column("file")
-    table.add_column("sha256", overflow="fold")
+    table = Table("file", Column("sha256", overflow="fold"), box=None, pad_edge=False)
     for name, digest in record["files"].items():
         table.add_row(name, digest)
     return table

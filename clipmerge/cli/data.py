@@ -82,12 +82,11 @@ def _listing(record: dict[str, Any]) -> RenderableType:
 
 def _description(record: dict[str, Any]) -> RenderableType:
     from rich.console import Group
-    from rich.table import Table
+    from rich.table import Column, Table
     from rich.text import Text
 
-    table = Table(box=None, show_header=False, pad_edge=False)
-    table.add_column(style="dim", no_wrap=True)
-    table.add_column(overflow="fold")
+    columns = Column(style="dim", no_wrap=True), Column(overflow="fold")
+    table = Table(*columns, box=None, show_header=False, pad_edge=False)
     for head, text in _facts(record):
         table.add_row(head, Text(text))
     names = record["class_names"]
@@ -107,13 +106,10 @@ def _facts(record: dict[str, Any]) -> list[tuple[str, str]]:
         }
     else:
         facts.append(("classes", f"{len(names)}, listed below" if names else from_repository))
-        facts.append(("templates", _quoted(templates) if templates else from_repository))
+        some = ", ".join(f"'{template}'" for template in templates[:3])
+        shown = some if len(templates) < 4 else f"{len(templates)}, such as {some}"
+        facts.append(("templates", shown if templates else from_repository))
         figures = {name: f"{value:g}%" for name, value in record["zeroshot"].items()}
     published = "; ".join(f"{name} {figure}" for name, figure in figures.items())
     facts += [("images", counts), ("published", published), ("note", record["note"])]
     return [(head, text) for head, text in facts if text]
-
-
-def _quoted(templates: list[str]) -> str:
-    shown = ", ".join(f"'{template}'" for template in templates[:3])
-    return shown if len(templates) < 4 else f"{len(templates)}, such as {shown}"

@@ -37,15 +37,13 @@ def demo_command(
 def _table(record: dict[str, Any]) -> RenderableType:
     """Format the demo's result for a terminal: accuracy of each model on each set of images, and the verdict."""
     from rich.console import Group
-    from rich.table import Table
     from rich.text import Text
 
+    from clipmerge.cli._console import table_of
+
     accuracy: dict[str, dict[str, float]] = record["accuracy"]
-    table = Table(box=None, pad_edge=False)
-    table.add_column("accuracy, %")
     shifts = [name for name in next(iter(accuracy.values())) if name != "clean"]
-    for name in ("clean", *shifts, "mean shifted"):
-        table.add_column(name, justify="right")
+    table = table_of("accuracy, %", "clean", *shifts, "mean shifted")
     for model, by_images in accuracy.items():
         mean = sum(by_images[name] for name in shifts) / len(shifts)
         cells = [by_images["clean"], *(by_images[name] for name in shifts), mean]

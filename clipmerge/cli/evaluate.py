@@ -43,14 +43,10 @@ def evaluate_command(
 
 def _table(record: dict[str, Any]) -> RenderableType:
     """Format the accuracies for a terminal."""
-    from rich.table import Table
-
+    from clipmerge.cli._console import table_of
     from clipmerge.planning.other_tasks import Score, measures_of
 
-    table = Table(box=None, pad_edge=False)
-    table.add_column("source", overflow="fold")
-    table.add_column("images", justify="right")
-    table.add_column("accuracy", justify="right")
+    table = table_of("source", "images", "accuracy")
     for name, value in record["accuracy"].items():
         table.add_row(name, str(record["images"][name]), f"{value:.1%}")
     for task in record.get("kept", []):

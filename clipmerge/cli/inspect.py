@@ -49,16 +49,12 @@ def inspect_command(
 def _table(record: dict[str, Any]) -> RenderableType:
     """Format the description for a terminal: a table, with the mismatches below it."""
     from rich.console import Group
-    from rich.table import Table
     from rich.text import Text
 
+    from clipmerge.cli._console import table_of
+
     paired = record["finetuned"] is not None
-    table = Table(box=None, pad_edge=False)
-    table.add_column("layer")
-    table.add_column("tensors", justify="right")
-    table.add_column("entries", justify="right")
-    if paired:
-        table.add_column("change", justify="right")
+    table = table_of("layer", "tensors", "entries", *["change"] * paired)
     for layer, entry in record["layers"].items():
         row = [layer, str(entry["parameters"]), f"{entry['size']:,}"]
         if paired:

@@ -83,10 +83,7 @@ class SweepTable:
         # names get the width left by the numbers, which are never cut
         yield self._table(max(1, 1 + options.max_width - width(1, shape)), *shape)
         yield Text()
-        notes = [
-            "gain: mean OOD minus the curve's at equal ID accuracy, in points.",
-            *gain_notes(self._record),
-        ]
+        notes = ["gain: mean OOD minus the curve's at equal ID accuracy, in points.", *gain_notes(self._record)]
         if gain_spread:
             level = self._record["bootstrap"]["level"]
             notes.append(f"[low, high]: {100 * level:.0f}% intervals over images, the same draws for all points.")
@@ -94,10 +91,9 @@ class SweepTable:
             notes.append(f"More columns in a wider window, and in {self._page}.")
         for note in notes:
             yield Text(note, style="dim")
-        if self._record.get("kept"):
-            for table in _other_tasks(self._record):
-                yield Text()
-                yield table
+        for table in _other_tasks(self._record) if self._record.get("kept") else ():
+            yield Text()
+            yield table
 
     def _table(self, names: int, sources: bool, gain_spread: bool, ood_spread: bool, titles: int | None) -> Table:
         from rich.table import Table
