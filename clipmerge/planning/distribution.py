@@ -28,14 +28,11 @@ def histograms(
         for name in names:
             if name in coefficients:
                 tower = counts.setdefault(layer.partition(".")[0], [0] * BINS)
-                found = _counts(coefficients[name])
+                coefficient = coefficients[name].float().clamp(0.0, TOP)
+                found = [int(count) for count in coefficient.histc(bins=BINS, min=0.0, max=TOP).tolist()]
                 repeated = sizes[name] // max(1, sum(found))
                 tower[:] = [total + repeated * count for total, count in zip(tower, found, strict=True)]
     return {tower: tuple(values) for tower, values in counts.items()}
-
-
-def _counts(coefficient: Tensor) -> list[int]:
-    return [int(count) for count in coefficient.float().clamp(0.0, TOP).histc(bins=BINS, min=0.0, max=TOP).tolist()]
 
 
 def zeroshot_shares(

@@ -8,17 +8,17 @@ from dataclasses import dataclass
 from clipmerge.planning.merge_effect import Estimate, MergeEffect, ModelAccuracy
 from clipmerge.planning.plan import STALE
 
-#: Text shown if there were no images.
+#: Shown if there were no images.
 UNMEASURED = (
     "Nothing was measured on images, so the effect of this merge is not known; give labelled images of your task with "
     "--data to measure it."
 )
-#: Text shown if the decision saw all images.
+#: Shown if the decision saw all images.
 UNVERIFIED = (
     "The effect of this merge was not measured on images that the decision did not see, so it is not known; "
     "`clipmerge evaluate` measures it on images of yours."
 )
-#: Text shown in that case.
+#: Shown if the plan is `STALE`.
 UNKNOWN_SINCE = (
     "The plan was edited after it was measured, so its effect is not known; `clipmerge evaluate` measures it again."
 )
@@ -33,42 +33,24 @@ def unmeasured(*, with_images: bool, warnings: Collection[str] = ()) -> str:
 
 @dataclass(frozen=True)
 class Row:
-    """One model of the table, its accuracies in per cent.
-
-    Attributes:
-        model: Name of the model.
-        clean: Accuracy on the unchanged images, with its interval.
-        corrupted: Mean accuracy under unrelated corruptions, with its interval.
-        related: Mean accuracy under related corruptions, with its interval; empty if there are none.
-        corruptions: Accuracy under each corruption.
-    """
+    """One model of the table; its accuracies in per cent, those on several kinds of images with intervals."""
 
     model: str
     clean: str
     corrupted: str
-    related: str
+    related: str  # empty if there are no related corruptions
     corruptions: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class EffectView:
-    """The content of a page or a card.
-
-    Attributes:
-        verdict: The recommendation and the main numbers.
-        reason: Reason for the recommendation.
-        facts: Further facts about the images of the measurement.
-        corruptions: Names of the corruptions, unrelated ones first.
-        explanation: Explanation of the corruptions.
-        rows: The models.
-        warnings: Warnings, one line each.
-    """
+    """The content of a page or a card."""
 
     verdict: str
     reason: str
-    facts: str
-    corruptions: tuple[str, ...]
-    explanation: str
+    facts: str  # about the images of the measurement
+    corruptions: tuple[str, ...]  # their names, unrelated ones first
+    explanation: str  # of the corruptions
     rows: tuple[Row, ...]
     warnings: tuple[str, ...]
 
@@ -80,28 +62,22 @@ def effect_view(bought: MergeEffect) -> EffectView:
         names = [f"fine-tuned {number}" for number in range(1, len(bought.finetuned) + 1)]
         names[bought.reference] += " (compared with)"
     models = [("zero-shot", bought.zeroshot), *zip(names, bought.finetuned, strict=True), ("merged", bought.merged)]
+    unrelated = ", ".join(name for name in bought.merged.corruptions if name not in bought.related)
+    explanation = f"Each image was seen under {bought.corruptions_per_image} of the generic corruptions {unrelated}"
+    if bought.related:
+        explanation += (
+            f", of kinds that no recipe learns from, and under {bought.related_per_image} of the related ones "
+            f"{', '.join(bought.related)}, stronger forms of changes that auto learns from; the verdict does not rest "
+            "on those"
+        )
     return EffectView(
         verdict=bought.verdict,
         reason=bought.reason,
         facts=_facts(bought),
         corruptions=tuple(bought.merged.corruptions),
-        explanation=_explanation(bought),
+        explanation=f"{explanation}.",
         rows=tuple(_row(name, accuracy) for name, accuracy in models),
         warnings=bought.warnings,
-    )
-
-
-def _explanation(bought: MergeEffect) -> str:
-    unrelated = [name for name in bought.merged.corruptions if name not in bought.related]
-    generic = (
-        f"Each image was seen under {bought.corruptions_per_image} of the generic corruptions {', '.join(unrelated)}"
-    )
-    if not bought.related:
-        return f"{generic}."
-    return (
-        f"{generic}, of kinds that no recipe learns from, and under {bought.related_per_image} of the related ones "
-        f"{', '.join(bought.related)}, stronger forms of changes that auto learns from; the verdict does not rest on "
-        "those."
     )
 
 

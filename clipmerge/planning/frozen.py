@@ -34,7 +34,7 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def _few(value: Any) -> Any:
+def _few_layers(value: Any) -> Any:
     if isinstance(value, dict) and len(value) > MOST_LAYERS:
         raise ValueError(f"more than {MOST_LAYERS} layers")
     return value
@@ -50,6 +50,6 @@ def _little_measured(value: Any) -> Any:
 #: A value of any JSON type, within limits.
 Plain = Annotated[Any, AfterValidator(_plain)]
 #: Refuses more layers than any model has, before an object is made for each.
-FewLayers = BeforeValidator(_few)
+FewLayers = BeforeValidator(_few_layers)
 #: Refuses more measured numbers than any model has, because a page would draw all of them.
 LittleMeasured = BeforeValidator(_little_measured)

@@ -11,15 +11,10 @@ from clipmerge.planning.other_tasks import OtherTaskScores, measures_of
 
 @dataclass(frozen=True)
 class OtherTaskRow:
-    """One number of one task, for all models, in per cent or points.
+    """One number of one task, for all models, in per cent or points."""
 
-    Attributes:
-        task: Name of the task; empty in all but its first row.
-        cells: The name of the number, such as ``image to text R@5``, and its values, in the order of `HEADS`.
-    """
-
-    task: str
-    cells: tuple[str, ...]
+    task: str  # empty in all but the first row of a task
+    cells: tuple[str, ...]  # the name of the number, such as ``image to text R@5``, and its values, as in `HEADS`
 
 
 #: Headings of the columns after the task.

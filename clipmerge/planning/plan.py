@@ -241,10 +241,7 @@ class Plan(Frozen):
         return digests
 
     def signed(self) -> Plan:
-        """Return the plan with the digests of what it was decided and measured for, to be called before it is written.
-
-        Until then the plan is that of one run, so that everything in it belongs together.
-        """
+        """Return the plan with the digests of what it was decided and measured for; called before it is written."""
         digest = self.digest
         return self.model_copy(
             update={
@@ -291,35 +288,27 @@ class Plan(Frozen):
                 raise PlanError(
                     f"layer '{name}' has density {layer.density} and no mask; name one, such as 'magnitude'"
                 )
-        reworded = {
-            name: entry.model_copy(update={"reason": EDITED}) if self._is_edited(name, entry) else entry
-            for name, entry in self.layers.items()
-        }
+        reworded = {}
+        for name, entry in self.layers.items():
+            earlier_settings, _, earlier_reason = self.worded.get(name, worded_for(entry)).partition("-")
+            settings, _, reason = worded_for(entry).partition("-")
+            edited = settings != earlier_settings and reason == earlier_reason
+            reworded[name] = entry.model_copy(update={"reason": EDITED}) if edited else entry
         plan = self.model_copy(update={"layers": reworded})
         if plan.verdict_digest == plan.settings_digest:
             return plan
         verdict = verdict_on(reworded, layers, self.weights, self.combine, finding=self.finding)
         return plan.model_copy(update={"verdict": verdict})
 
-    def _is_edited(self, name: str, entry: LayerPlan) -> bool:
-        """Whether a layer's settings changed while the reason that was written for the earlier ones stayed."""
-        earlier_settings, _, earlier_reason = self.worded.get(name, worded_for(entry)).partition("-")
-        settings, _, reason = worded_for(entry).partition("-")
-        return settings != earlier_settings and reason == earlier_reason
-
 
 def worded_for(entry: LayerPlan) -> str:
     """Short hashes of a layer's settings and of its reason, which show whether settings changed under their reason."""
     settings = json.dumps(entry.model_dump(mode="json", exclude={"reason"}), sort_keys=True)
-    return f"{_short_hash(settings)}-{_short_hash(entry.reason)}"
+    return "-".join(hashlib.sha256(text.encode()).hexdigest()[:8] for text in (settings, entry.reason))
 
 
 def _digest(what: Any) -> str:
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
-
-
-def _short_hash(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
 def read_plan(path: Path) -> Plan:

@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Any
 
-from pydantic import AfterValidator, SerializerFunctionWrapHandler, model_serializer
+from pydantic import SerializerFunctionWrapHandler, field_validator, model_serializer
 
 from clipmerge.files.paths import is_plain_name, split_part
 from clipmerge.planning.frozen import Frozen
-
-
-def _plain_name(name: str) -> str:
-    if not is_plain_name(name):
-        raise ValueError("not the name of a file beside the plan")
-    return name
 
 
 class SourceRecord(Frozen):
@@ -36,8 +30,15 @@ class SourceRecord(Frozen):
 class TensorsRecord(Frozen):
     """The safetensors file beside a plan: its name and sha256."""
 
-    file: Annotated[str, AfterValidator(_plain_name)]
+    file: str
     sha256: str
+
+    @field_validator("file")
+    @classmethod
+    def _is_beside_the_plan(cls, name: str) -> str:
+        if not is_plain_name(name):
+            raise ValueError("not the name of a file beside the plan")
+        return name
 
 
 class UnlabelledRecord(Frozen):
@@ -96,12 +97,10 @@ class CalibrationRecord(Frozen):
     @model_serializer(mode="wrap")
     def _without_none(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         data: dict[str, Any] = handler(self)
-        for name in ("unlabelled", "noise"):
-            if data.get(name) is None:
-                data.pop(name, None)
+        absent = {name for name in ("unlabelled", "noise") if data.get(name) is None}
         if self.classes_with_images is None:  # an earlier record
-            data = {key: value for key, value in data.items() if key not in ("classes_with_images", "copies")}
-        return data
+            absent |= {"classes_with_images", "copies"}
+        return {name: value for name, value in data.items() if name not in absent}
 
 
 class HeadRecord(Frozen):

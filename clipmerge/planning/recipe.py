@@ -131,7 +131,13 @@ def load_recipe(
     """
     name, data = _raw(recipe)
     for key, value in _assignments(set):
-        _assign(data, key, value)
+        *parents, last = key.strip().split(".")
+        target = data
+        for parent in parents:
+            target = target.setdefault(parent, {})
+            if not isinstance(target, dict):
+                raise RecipeError(f"--set {key}={value}: '{parent}' holds no options")
+        target[last] = value
     return _validate(name, data)
 
 
@@ -207,16 +213,6 @@ def _from_yaml(subject: str, text: str) -> Any:
         raise RecipeError(f"{subject} is not YAML: {reason}") from None
 
 
-def _assign(data: dict[str, Any], key: str, value: Any) -> None:
-    *parents, last = key.strip().split(".")
-    target = data
-    for parent in parents:
-        target = target.setdefault(parent, {})
-        if not isinstance(target, dict):
-            raise RecipeError(f"--set {key}={value}: '{parent}' holds no options")
-    target[last] = value
-
-
 def _validate(source: str, data: dict[str, Any]) -> Recipe:
     for key in data:
         if key not in Recipe.model_fields:
@@ -230,8 +226,10 @@ def _validate(source: str, data: dict[str, Any]) -> Recipe:
         return Recipe.model_validate(data)
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise RecipeError(f"{source}: {where}: {plainly(first['msg'])}{_suggest(first)}") from None
+        where, keys = ".".join(str(part) for part in first["loc"]), list(Override.model_fields)
+        hint = f" (keys: {shorten(keys)}).{did_you_mean(str(first['loc'][-1]), keys)}"
+        hint = hint if first["type"] == "extra_forbidden" else ""
+        raise RecipeError(f"{source}: {where}: {plainly(first['msg'])}{hint}") from None
 
 
 def _in_a_section(key: str, data: dict[str, Any]) -> str:
@@ -254,10 +252,3 @@ def _plugin_section(source: str, section: str, package: str, value: Any) -> dict
         return {"name": value["name"], **checked}
     except RecipeError as error:
         raise RecipeError(f"{source}: {error}") from None
-
-
-def _suggest(error: Any) -> str:
-    if error["type"] != "extra_forbidden":
-        return ""
-    known = list(Override.model_fields)
-    return f" (keys: {shorten(known)}).{did_you_mean(str(error['loc'][-1]), known)}"

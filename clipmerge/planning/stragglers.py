@@ -33,16 +33,10 @@ _FLOOR = 1e-6
 
 @dataclass(frozen=True)
 class Stragglers:
-    """The stragglers found, and every layer's scores.
-
-    Attributes:
-        names: The stragglers, network order.
-        scores: ``{"z": robust z-score, "stability": share of bootstraps that flag it}`` by layer.
-        verdict: The finding in a sentence.
-    """
+    """The stragglers found, in network order, every layer's scores, and the finding in a sentence."""
 
     names: tuple[str, ...]
-    scores: dict[str, dict[str, float]]
+    scores: dict[str, dict[str, float]]  # {"z": robust z-score, "stability": share of bootstraps that flag it}
     verdict: str
 
 

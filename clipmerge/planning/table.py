@@ -26,32 +26,19 @@ def to_html(rows: Rows, caption: str = "") -> str:
         >>> to_html([{"layer": "a<b", "alpha": 0.5}])
         '<table><thead><tr><th>layer</th><th>alpha</th></tr></thead><tbody><tr><td>a&lt;b</td><td>0.5</td></tr></tbody></table>'
     """
+
+    def cell(value: Any) -> str:
+        return "" if value is None else escape(f"{value:.4g}" if isinstance(value, float) else str(value))
+
     names = columns(rows)
     head = "".join(f"<th>{escape(name)}</th>" for name in names)
-    body = "".join(f"<tr>{''.join(f'<td>{escape(_cell(row.get(name)))}</td>' for name in names)}</tr>" for row in rows)
+    body = "".join(f"<tr>{''.join(f'<td>{cell(row.get(name))}</td>' for name in names)}</tr>" for row in rows)
     above = f"<caption>{escape(caption)}</caption>" if caption else ""
     return f"<table>{above}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
 
-def _cell(value: Any) -> str:
-    if value is None:
-        return ""
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
 def to_frame(rows: Rows, index: str) -> pandas.DataFrame:
-    """Make a DataFrame.
-
-    Args:
-        rows: One mapping per row.
-        index: Name of the value that becomes the index.
-
-    Returns:
-        One row per mapping.
-
-    Raises:
-        UsageError: If pandas is not installed.
-    """
+    """Make a DataFrame with one of the values as its index."""
     try:
         import pandas
     except ImportError:

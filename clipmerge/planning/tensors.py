@@ -24,15 +24,10 @@ _SAME = 1e-6
 
 @dataclass(frozen=True)
 class PlanTensors:
-    """The tensors of a plan.
-
-    Attributes:
-        scores: Saliency by parameter, for the masks that need it.
-        coefficients: Learned coefficients by parameter, float32: shape (), (rows, 1, ...), or the parameter's.
-    """
+    """The tensors of a plan: saliency for the masks that need it, and learned coefficients, by parameter."""
 
     scores: dict[str, Tensor] = field(default_factory=dict)
-    coefficients: dict[str, Tensor] = field(default_factory=dict)
+    coefficients: dict[str, Tensor] = field(default_factory=dict)  # float32: (), (rows, 1, ...), or the parameter's
 
     def __bool__(self) -> bool:
         """Whether there are any tensors."""
@@ -71,10 +66,8 @@ def with_coefficients(
 
 def _summary(learned: list[tuple[Tensor, tuple[int, ...]]]) -> LearnedAlpha:
     """Mean over all entries of the parameters, smallest and largest coefficient."""
-    sizes = [math.prod(shape) for _, shape in learned]
-    mean = sum(size * float(c.double().mean()) for (c, _), size in zip(learned, sizes, strict=True)) / max(
-        sum(sizes), 1
-    )
+    total = sum(math.prod(shape) * float(c.double().mean()) for c, shape in learned)
+    mean = total / max(sum(math.prod(shape) for _, shape in learned), 1)
     return LearnedAlpha(mean, min(float(c.min()) for c, _ in learned), max(float(c.max()) for c, _ in learned))
 
 
@@ -88,7 +81,14 @@ def check_coefficients(
     for name, coefficient in coefficients.items():
         if name not in shapes:
             raise PlanError(f"the plan has coefficients for {name}, which does not exist; plan again")
-        _check_shape(name, coefficient, shapes[name])
+        actual, shape = tuple(coefficient.shape), shapes[name]
+        if coefficient.numel() != 1 and actual not in (shape, rows_shape(shape)):
+            raise PlanError(
+                f"the coefficients of {name} have shape {actual}, but the parameter has {shape}: expected one number, "
+                "one per row or one per entry"
+            )
+        if not coefficient.is_floating_point() or not bool(coefficient.isfinite().all()):
+            raise PlanError(f"the coefficients of {name} are not finite numbers; plan again")
     for layer, entry in plan.layers.items():
         stated = entry.coefficient
         if not isinstance(stated, LearnedAlpha):
@@ -105,17 +105,6 @@ def check_coefficients(
                 f"layer '{layer}': alpha {stated.mean:g} and alpha_range are not the mean and range of its "
                 f"coefficients (mean {found.mean:g}); remove alpha_range to give the layer one alpha"
             )
-
-
-def _check_shape(name: str, coefficient: Tensor, shape: tuple[int, ...]) -> None:
-    actual = tuple(coefficient.shape)
-    if coefficient.numel() != 1 and actual not in (shape, rows_shape(shape)):
-        raise PlanError(
-            f"the coefficients of {name} have shape {actual}, but the parameter has {shape}: expected one number, one "
-            "per row or one per entry"
-        )
-    if not coefficient.is_floating_point() or not bool(coefficient.isfinite().all()):
-        raise PlanError(f"the coefficients of {name} are not finite numbers; plan again")
 
 
 def rows_shape(shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -21,8 +21,14 @@ def verdict_on(
 ) -> str:
     """Make a verdict from the settings alone."""
     entries = [layers[name] for name in names if name in layers]
-    rest = len(names) - len(entries)
-    parts = [finding, _distance(entries, rest, _target(weights, combine)), _masks(entries, len(names))]
+    parts = [finding, _distance(entries, len(names) - len(entries), _target(weights, combine))]
+    masked = [entry for entry in entries if entry.mask]
+    if masked:
+        rules = ", ".join(sorted({str(entry.mask) for entry in masked}))
+        densities = sorted({entry.density for entry in masked})
+        ends = [f"{density:g}" for density in dict.fromkeys((densities[0], densities[-1]))]
+        shares = "" if densities == [1.0] else f", density {' to '.join(ends)}"
+        parts.append(f"{len(masked)} of {len(names)} layers have a mask ({rules}{shares})")
     return "; ".join(part for part in parts if part)
 
 
@@ -50,15 +56,3 @@ def _target(weights: Sequence[float], combine: Combination | None) -> str:
     if all(weight == 1 / count for weight in weights):
         return f"the average of {count} fine-tuned models"
     return f"the sum of {count} fine-tuned changes weighted {', '.join(f'{weight:g}' for weight in weights)}"
-
-
-def _masks(entries: Sequence[LayerPlan], count: int) -> str:
-    """Name the masks and the shares of a change that they keep."""
-    masked = [entry for entry in entries if entry.mask]
-    if not masked:
-        return ""
-    names = ", ".join(sorted({str(entry.mask) for entry in masked}))
-    densities = sorted({entry.density for entry in masked})
-    ends = [f"{density:g}" for density in dict.fromkeys((densities[0], densities[-1]))]
-    shares = "" if densities == [1.0] else f", density {' to '.join(ends)}"
-    return f"{len(masked)} of {count} layers have a mask ({names}{shares})"
