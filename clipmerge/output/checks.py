@@ -23,18 +23,6 @@ def check_output(
 ) -> None:
     """Refuse an output that would destroy something or cannot be written, before any work is done."""
     _check_length(output)
-    _check_apart(output, inputs, read)
-    _check_place(output)
-    remember_checked(output)
-    if not (output.exists() or output.is_symlink()):
-        return
-    if not overwrite:
-        raise OutputError(f"{output}: already exists; choose another --output, or pass --overwrite to replace it")
-    if not (output / record).is_file():
-        raise OutputError(f"{output}: {_not_ours(output, record)}, so --overwrite leaves it alone; remove it yourself")
-
-
-def _check_apart(output: Path, inputs: Iterable[Path], read: Iterable[Path]) -> None:
     for path in inputs:
         if _holds(output, path):
             raise OutputError(f"{output}: holds the checkpoint {path}; choose another --output")
@@ -42,11 +30,25 @@ def _check_apart(output: Path, inputs: Iterable[Path], read: Iterable[Path]) -> 
     for path in others:
         if _holds(output, path):
             raise OutputError(f"{output}: holds {path}, which this command reads; choose another --output")
-    for path in others:
-        if _lies_in(output, path):  # the next command would read it as another class
+    # a link in the folder is an entry of it, regardless of its target
+    places = (output.resolve(), output.parent.resolve() / output.name)
+    for path in others:  # the next command would read the output as another class
+        if path.is_dir() and any(path.resolve() in place.parents for place in places):
             raise OutputError(
                 f"{output}: lies inside {path}, which this command reads as images; choose another --output"
             )
+    _check_place(output)
+    remember_checked(output)
+    if not (output.exists() or output.is_symlink()):
+        return
+    if not overwrite:
+        raise OutputError(f"{output}: already exists; choose another --output, or pass --overwrite to replace it")
+    if not (output / record).is_file():
+        origin = f"was not written by clipmerge (it holds no {record})"
+        for name, command in reversed(_WRITERS.items()):
+            if (output / name).is_file():
+                origin = f"was written by another command (clipmerge {command}; it holds {name} but no {record})"
+        raise OutputError(f"{output}: {origin}, so --overwrite leaves it alone; remove it yourself")
 
 
 def _holds(output: Path, path: Path) -> bool:
@@ -54,19 +56,6 @@ def _holds(output: Path, path: Path) -> bool:
     # a link in the folder would be removed with it, though not its target
     places = (path.resolve(), path.parent.resolve() / path.name)
     return any(target == location or target in location.parents for location in places)
-
-
-def _lies_in(output: Path, folder: Path) -> bool:
-    # a link in the folder is an entry of it, regardless of its target
-    places = (output.resolve(), output.parent.resolve() / output.name)
-    return folder.is_dir() and any(folder.resolve() in location.parents for location in places)
-
-
-def _not_ours(output: Path, record: str) -> str:
-    for name, command in _WRITERS.items():
-        if (output / name).is_file():
-            return f"was written by another command (clipmerge {command}; it holds {name} but no {record})"
-    return f"was not written by clipmerge (it holds no {record})"
 
 
 def check_output_file(output: Path, beside: Path, *, overwrite: bool) -> None:

@@ -40,7 +40,12 @@ def write_weights(
         files.setdefault(layout.get(tensor.key, first) if layout else first, []).append(tensor)
     hashes = {name: _write_file(folder / name, files[name], advance, hashed=hashed) for name in sorted(files)}
     if layout:
-        hashes[INDEX] = _write_index(folder / INDEX, files)
+        index = {
+            "metadata": {"total_size": sum(tensor.nbytes for tensor in tensors)},
+            "weight_map": {tensor.key: name for name in sorted(files) for tensor in files[name]},
+        }
+        (folder / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        hashes[INDEX] = sha256_of(folder / INDEX)
     return hashes
 
 
@@ -57,16 +62,6 @@ def _write_file(path: Path, tensors: list[MergedTensor], advance: Callable[[int]
         return file.finish()
 
 
-def _write_index(path: Path, files: dict[str, list[MergedTensor]]) -> str:
-    everything = [tensor for tensors in files.values() for tensor in tensors]
-    index = {
-        "metadata": {"total_size": sum(tensor.nbytes for tensor in everything)},
-        "weight_map": {tensor.key: name for name in sorted(files) for tensor in files[name]},
-    }
-    path.write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    return sha256_of(path)
-
-
 def output_layout(
     inputs: Inputs, tensors: list[MergedTensor], max_shard_size: int | None = None
 ) -> dict[str, str] | None:
@@ -77,7 +72,13 @@ def output_layout(
     form = inputs.form
     if max_shard_size is not None or not form.sharded or inputs.weights_file != WEIGHTS:
         return layout
-    return {inputs.output_keys[name]: _shard_name(form.entries[key].file) for name, key in inputs.form_keys.items()}
+    shards = {}
+    for name, key in inputs.form_keys.items():
+        file = form.entries[key].file
+        if file.suffix != ".safetensors":  # the output's shards are, even if the input's are not
+            file = file.with_name(f"{file.stem.removeprefix('pytorch_')}.safetensors")
+        shards[inputs.output_keys[name]] = file.name
+    return shards
 
 
 def _sized_layout(tensors: list[MergedTensor], limit: int) -> dict[str, str] | None:
@@ -92,8 +93,3 @@ def _sized_layout(tensors: list[MergedTensor], limit: int) -> dict[str, str] | N
     if number == 1:
         return None
     return {key: f"model-{shard:05}-of-{number:05}.safetensors" for key, shard in shards.items()}
-
-
-def _shard_name(file: Path) -> str:
-    """Name a shard of the output, which is safetensors even if the input's shards are not."""
-    return f"{file.stem.removeprefix('pytorch_')}.safetensors" if file.suffix != ".safetensors" else file.name

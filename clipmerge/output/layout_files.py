@@ -25,10 +25,11 @@ def write_layout_files(folder: Path, converted: ConvertedCheckpoint, dtype: str)
     """Write the files that the other library needs beside the weights; return notes for the user."""
     original, config = converted.original, converted.config or {}
     try:
+        notes = []
         if "model_cfg" in config:
             notes = _open_clip_files(folder, original, config)
         else:
-            notes = _transformers_files(folder, original, config, dtype)
+            _transformers_files(folder, original, config, dtype)
     except CheckpointError as error:
         raise CheckpointError(f"{converted.source}: {error}") from None
     except (LookupError, TypeError, ValueError, AttributeError) as error:
@@ -38,8 +39,8 @@ def write_layout_files(folder: Path, converted: ConvertedCheckpoint, dtype: str)
     return notes
 
 
-def _transformers_files(folder: Path, checkpoint: Checkpoint, config: dict[str, Any], dtype: str) -> list[str]:
-    """Write ``config.json``, ``preprocessor_config.json`` and the tokenizer; return notes for the user."""
+def _transformers_files(folder: Path, checkpoint: Checkpoint, config: dict[str, Any], dtype: str) -> None:
+    """Write ``config.json``, ``preprocessor_config.json`` and the tokenizer."""
     ours = checkpoint.config or {}
     floats = {DTYPES[entry.dtype][0] for entry in checkpoint.entries.values() if entry.is_float}
     if dtype != "keep" or len(floats) == 1:
@@ -54,8 +55,8 @@ def _transformers_files(folder: Path, checkpoint: Checkpoint, config: dict[str, 
             f"its tokenizer is that of {text['hf_tokenizer_name']}; copy the tokenizer's files beside the weights first"
         )
     if is_own or text.get("hf_tokenizer_name"):
-        _copy_tokenizer(folder, checkpoint.folder)
-        return []
+        _copy(folder, checkpoint.folder, TOKENIZER_FILES)
+        return
     words = config["text_config"]["vocab_size"]
     if words != _CLIP_WORDS:
         raise CheckpointError(
@@ -63,7 +64,6 @@ def _transformers_files(folder: Path, checkpoint: Checkpoint, config: dict[str, 
             "text_cfg.hf_tokenizer_name and copy the tokenizer's files beside the weights"
         )
     write_clip_tokenizer(folder, config["text_config"]["max_position_embeddings"])
-    return []
 
 
 def _open_clip_files(folder: Path, checkpoint: Checkpoint, config: dict[str, Any]) -> list[str]:
@@ -86,7 +86,7 @@ def _open_clip_files(folder: Path, checkpoint: Checkpoint, config: dict[str, Any
             "publish"
         )
     if is_own is not None:
-        _copy_tokenizer(folder, checkpoint.folder)
+        _copy(folder, checkpoint.folder, TOKENIZER_FILES)
     _write_json(folder / OPEN_CLIP_CONFIG, {"model_cfg": model_cfg, "preprocess_cfg": preprocess})
     return notes + preprocessing_notes
 
@@ -98,10 +98,6 @@ def _image_processor(folder: Path) -> dict[str, Any] | None:
         if isinstance(settings, dict) and settings:
             return settings
     return None
-
-
-def _copy_tokenizer(folder: Path, source: Path) -> None:
-    _copy(folder, source, TOKENIZER_FILES)
 
 
 def _copy(folder: Path, source: Path, names: Iterable[str]) -> None:

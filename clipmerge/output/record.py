@@ -21,7 +21,7 @@ from clipmerge.planning.distribution import histograms, zeroshot_shares
 from clipmerge.planning.frozen import FewLayers, Frozen, LittleMeasured, Plain
 from clipmerge.planning.layer_plan import Combination, LayerPlan
 from clipmerge.planning.measurements import Check, HeldBackChoice, LossPath, StatisticAbout
-from clipmerge.planning.merge_effect import MergeEffect, ShareOfImages
+from clipmerge.planning.merge_effect import MergeEffect, ShareOfImages, finetuned_names
 from clipmerge.planning.other_tasks import OtherTaskScores
 from clipmerge.planning.plan import Plan
 from clipmerge.planning.provenance import CalibrationRecord, SourceRecord
@@ -33,6 +33,11 @@ FORMAT = "clipmerge-record/2"
 SWEEP_FORMAT = "clipmerge-sweep/2"
 #: Fields of published records only, or of records with results to publish.
 PUBLISHED = ("accuracy", "images", "sources", "card")
+# Fields that the record takes from the plan as they are.
+_OF_THE_PLAN = (
+    *("zeroshot", "finetuned", "weights", "combine", "dtype", "verdict", "seed", "warnings"),
+    *("stragglers", "straggler_statistic", "straggler_scores", "bought", "kept", "calibration"),
+)
 _UNTOUCHED = LayerPlan(alpha=0.0, reason="not in the plan: zero-shot")
 _Count = Annotated[int, Field(ge=0, lt=2**63)]
 
@@ -188,8 +193,7 @@ class MergeRecord(Frozen):
     @property
     def checkpoints(self) -> list[tuple[str, SourceRecord]]:
         """Role and source of every input checkpoint, the zero-shot one first."""
-        count = len(self.finetuned)
-        roles = ["fine-tuned"] if count == 1 else [f"fine-tuned {number}" for number in range(1, count + 1)]
+        roles = finetuned_names(len(self.finetuned))
         return [("zero-shot", self.zeroshot), *zip(roles, self.finetuned, strict=True)]
 
     @property
@@ -244,6 +248,11 @@ def merge_record(
     coefficients = tensors.coefficients if tensors else {}
     learned = {name: merged[name] for name, entry in plan.layers.items() if entry.alpha_range and coefficients}
     sizes = {name: inputs.entries(name)[0].size for names in merged.values() for name in names}
+    from_measure: dict[str, Any] = {}
+    if measured:
+        from_measure = {name: getattr(measured, name) for name in ("path", "trace", "choice", "checks")}
+        from_measure["measurements"] = measured.layers
+        from_measure["statistics"] = {each.name: each.reading for each in measured.statistics}
     return MergeRecord(
         clipmerge=__version__,
         output=str(output) if output else None,
@@ -251,30 +260,12 @@ def merge_record(
         family=inputs.library,
         classifier=inputs.is_classifier,
         recipe=Recipe.model_validate(_whole_recipe(plan.recipe)),
-        zeroshot=plan.zeroshot,
-        finetuned=plan.finetuned,
-        weights=plan.weights,
-        combine=plan.combine,
-        dtype=plan.dtype,
-        verdict=plan.verdict,
         layers=_layers(merged, plan, sizes, zeroshot_shares(coefficients, learned, sizes)),
-        stragglers=plan.stragglers,
-        straggler_statistic=plan.straggler_statistic,
-        straggler_scores=plan.straggler_scores,
-        measurements=measured.layers if measured else {},
-        statistics={each.name: each.reading for each in measured.statistics} if measured else {},
-        path=measured.path if measured else None,
-        trace=measured.trace if measured else {},
-        choice=measured.choice if measured else None,
         coefficients=histograms(coefficients, learned, sizes),
-        checks=measured.checks if measured else {},
-        bought=plan.bought,
-        kept=plan.kept,
-        calibration=plan.calibration,
-        seed=plan.seed,
-        warnings=plan.warnings,
         command=command,
         seconds=dict(seconds or {}),
+        **{name: getattr(plan, name) for name in _OF_THE_PLAN},
+        **from_measure,
     )
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from copy import deepcopy
 from pathlib import Path
-from typing import Any
 
 from clipmerge.checkpoint import Checkpoint, Inputs
 from clipmerge.checkpoint.converted import ConvertedCheckpoint
@@ -33,6 +33,7 @@ _NEVER_SIDE = (
     *("trainer_state.json", "all_results.json", "train_results.json", "eval_results.json"),
 )
 _PROCESSOR = ("preprocessor_config.json", "processor_config.json")
+_DTYPE_KEYS = ("dtype", "torch_dtype")
 
 
 def write_side_files(folder: Path, inputs: Inputs, dtype: str) -> tuple[dict[str, str], list[str]]:
@@ -140,21 +141,11 @@ def _config_text(path: Path, form: Checkpoint, dtype: str) -> str:
         raise CheckpointError(f"{path}: cannot be read ({error})") from None
     floats = {DTYPES[entry.dtype][0] for entry in form.entries.values() if entry.is_float}
     actual = dtype if dtype != "keep" else floats.pop() if len(floats) == 1 else None
-    if actual is None or not _set_dtype(config, actual):
+    if actual is None:
         return text
-    return json.dumps(config, indent=2) + "\n"
-
-
-def _set_dtype(config: dict[str, Any], dtype: str) -> bool:
-    """Correct every dtype in a config; return whether anything changed."""
-    changed = False
-    sections = [config, *(value for value in config.values() if isinstance(value, dict))]
-    for section in sections:
-        for key in ("dtype", "torch_dtype"):
-            if section.get(key) not in (None, dtype):
-                section[key] = dtype
-                changed = True
-    if config.get("dtype") is None and config.get("torch_dtype") is None and dtype != "float32":
-        config["dtype"] = dtype
-        changed = True
-    return changed
+    stated = deepcopy(config)
+    for section in (config, *(value for value in config.values() if isinstance(value, dict))):
+        section.update({key: actual for key in _DTYPE_KEYS if section.get(key) is not None})
+    if all(config.get(key) is None for key in _DTYPE_KEYS) and actual != "float32":
+        config["dtype"] = actual
+    return text if config == stated else json.dumps(config, indent=2) + "\n"

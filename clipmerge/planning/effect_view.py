@@ -57,11 +57,10 @@ class EffectView:
 
 def effect_view(bought: MergeEffect) -> EffectView:
     """Format the measured effect of a merge."""
-    names = ["fine-tuned"]
-    if len(bought.finetuned) > 1:
-        names = [f"fine-tuned {number}" for number in range(1, len(bought.finetuned) + 1)]
-        names[bought.reference] += " (compared with)"
-    models = [("zero-shot", bought.zeroshot), *zip(names, bought.finetuned, strict=True), ("merged", bought.merged)]
+    compared = f"fine-tuned {bought.reference + 1}"
+    models = {
+        f"{name} (compared with)" if name == compared else name: accuracy for name, accuracy in bought.models.items()
+    }
     unrelated = ", ".join(name for name in bought.merged.corruptions if name not in bought.related)
     explanation = f"Each image was seen under {bought.corruptions_per_image} of the generic corruptions {unrelated}"
     if bought.related:
@@ -76,7 +75,7 @@ def effect_view(bought: MergeEffect) -> EffectView:
         facts=_facts(bought),
         corruptions=tuple(bought.merged.corruptions),
         explanation=f"{explanation}.",
-        rows=tuple(_row(name, accuracy) for name, accuracy in models),
+        rows=tuple(_row(name, accuracy) for name, accuracy in models.items()),
         warnings=bought.warnings,
     )
 

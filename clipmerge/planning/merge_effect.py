@@ -27,6 +27,16 @@ ADVICE: dict[Recommendation, str] = {
 }
 
 
+def finetuned_names(count: int) -> list[str]:
+    """The names of so many fine-tuned models in tables.
+
+    Example:
+        >>> finetuned_names(1), finetuned_names(2)
+        (['fine-tuned'], ['fine-tuned 1', 'fine-tuned 2'])
+    """
+    return ["fine-tuned"] if count == 1 else [f"fine-tuned {number}" for number in range(1, count + 1)]
+
+
 class Estimate(Frozen):
     """A share of the held-back images, with its interval.
 
@@ -131,3 +141,9 @@ class MergeEffect(Frozen):
     reason: str
     warnings: tuple[str, ...] = ()
     plan: str = ""
+
+    @property
+    def models(self) -> dict[str, ModelAccuracy]:
+        """The accuracies of all models by their names: zero-shot, fine-tuned, merged."""
+        names = finetuned_names(len(self.finetuned))
+        return {"zero-shot": self.zeroshot, **dict(zip(names, self.finetuned, strict=True)), "merged": self.merged}

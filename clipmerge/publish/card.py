@@ -98,12 +98,8 @@ def _for_readers(bought: EffectView) -> EffectView:
     def changed(text: str) -> str:
         return text.replace("your images", "the target images")
 
-    return replace(
-        bought,
-        verdict=changed(bought.verdict),
-        reason=changed(bought.reason),
-        warnings=tuple(map(changed, bought.warnings)),
-    )
+    warnings = tuple(map(changed, bought.warnings))
+    return replace(bought, verdict=changed(bought.verdict), reason=changed(bought.reason), warnings=warnings)
 
 
 def _is_open_clip(record: MergeRecord) -> bool:

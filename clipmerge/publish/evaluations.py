@@ -98,26 +98,28 @@ def _point(row: dict[str, Any]) -> Any:
     return [row["recipe"], calibration]
 
 
+def _results(record: MergeRecord) -> list[tuple[str, float, DataSource]]:
+    """Name, accuracy and source of the images of each result."""
+    sources = record.sources or {}
+    return [(name, value, sources.get(name) or DataSource()) for name, value in sorted((record.accuracy or {}).items())]
+
+
 def model_index(record: MergeRecord) -> list[Any]:
     """Turn measured accuracies (shares in 0..1) into a card's model-index entries."""
     from huggingface_hub import EvalResult
 
-    entries = []
-    for name, value in sorted((record.accuracy or {}).items()):
-        source = (record.sources or {}).get(name) or DataSource()
-        dataset = hub_dataset_of(source.source)
-        entries.append(
-            EvalResult(
-                task_type=_TASK,
-                dataset_type=dataset or _slug(name),
-                dataset_name=name,
-                dataset_split=_split_of(source.source),
-                dataset_revision=source.revision,
-                metric_type="accuracy",
-                metric_value=value,
-            )
+    return [
+        EvalResult(
+            task_type=_TASK,
+            dataset_type=hub_dataset_of(source.source) or _slug(name),
+            dataset_name=name,
+            dataset_split=_split_of(source.source),
+            dataset_revision=source.revision,
+            metric_type="accuracy",
+            metric_value=value,
         )
-    return entries
+        for name, value, source in _results(record)
+    ]
 
 
 def eval_result_files(record: MergeRecord) -> dict[str, str]:
@@ -125,8 +127,7 @@ def eval_result_files(record: MergeRecord) -> dict[str, str]:
     from huggingface_hub import EvalResultEntry, eval_result_entries_to_yaml
 
     files: dict[str, str] = {}
-    for name, value in sorted((record.accuracy or {}).items()):
-        source = (record.sources or {}).get(name) or DataSource()
+    for name, value, source in _results(record):
         dataset = hub_dataset_of(source.source)
         if dataset is None:
             continue

@@ -49,15 +49,6 @@ def data_sources(
     return [*measured_on, *record.kept, *(record.sources or {}).values()]
 
 
-def local_sources(record: MergeRecord) -> list[str]:
-    """List the sources that are paths instead of names or Hub ids, longest first."""
-    images = data_sources(record)
-    sources = [each.source for _, each in record.checkpoints if not (each.revision and parse_hub_id(each.source))]
-    sources += [each.source for each in images if each.source and hub_dataset_of(each.source) is None]
-    local = {source for source in (*sources, record.output or "") if source}
-    return sorted((path for path in local if path != last_part(path)), key=len, reverse=True)
-
-
 def last_part(path: str) -> str:
     r"""Return the last component of a path of any operating system.
 
@@ -70,24 +61,24 @@ def last_part(path: str) -> str:
 
 
 def _cleaner(record: MergeRecord) -> Callable[[str], str]:
-    """Shorten the paths that the record's own fields hold, wherever they stand, and remove tokens."""
-    shorten = [_shortener(path) for path in local_sources(record)]
+    """Reduce the paths that the record's own fields hold to their last part, wherever they stand, and remove tokens."""
+    sources = [each.source for _, each in record.checkpoints if not (each.revision and parse_hub_id(each.source))]
+    sources += [each.source for each in data_sources(record) if each.source and hub_dataset_of(each.source) is None]
+    local = {path for path in (*sources, record.output or "") if path and path != last_part(path)}
+    shortened = []
+    for path in sorted(local, key=len, reverse=True):
+        if PurePath(path).is_absolute() or path.startswith("~"):  # regardless of quotes and other text around it
+            found = re.compile(re.escape(path.rstrip("/")))
+        else:  # it may be a word of a text
+            found = re.compile(rf"(?<![\w./-]){re.escape(path)}(?![\w./-])")
+        shortened.append((found, last_part(path).replace("\\", r"\\")))
 
     def clean(text: str) -> str:
-        for each in shorten:
-            text = each(text)
+        for found, name in shortened:
+            text = found.sub(name, text)
         return _TOKEN.sub("hf_...", text)
 
     return clean
-
-
-def _shortener(path: str) -> Callable[[str], str]:
-    """Replace a path by its last part: a relative one, which may be a word of a text, only where it stands alone."""
-    name = last_part(path)
-    if PurePath(path).is_absolute() or path.startswith("~"):  # regardless of quotes and other text around it
-        return lambda text: text.replace(path.rstrip("/"), name)
-    alone = re.compile(rf"(?<![\w./-]){re.escape(path)}(?![\w./-])")
-    return lambda text: alone.sub(name.replace("\\", r"\\"), text)
 
 
 def _public_names(record: MergeRecord) -> set[str]:

@@ -46,33 +46,27 @@ def push(
     folder: Path,
     repo_id: str,
     *,
-    private: bool = False,
-    revision: str | None = None,
-    create_pr: bool = False,
-    message: str | None = None,
-    license: str | None = None,
-    yes: bool = False,
-    evaluations: Iterable[Path] = (),
-    endpoint: str | None = None,
     page: Callable[[MergeRecord], str] | None = None,
     picture: Callable[[MergeRecord], bytes | None] | None = None,
+    **settings: Any,
 ) -> Published:
-    """Publish a merged model's folder; the folder itself is not changed.
+    """Publish a merged model's folder, which is not changed itself, with the further settings of a `Push`.
 
     The model card is written again with the repository's name, and local paths in ``clipmerge.json`` and
     ``report.html`` are reduced to their last component. Files that are not part of the output are not published.
     Weights in the repository that are not in the folder are deleted in the same commit, so that no loader uses them.
     """
-    job = Push(Path(folder), repo_id, private, revision, create_pr, message, license, yes, tuple(evaluations), endpoint)
+    job = Push(folder, repo_id, **settings)
     _check_names(job)
-    record, api = add_results(read_output(job.folder), job.evaluations), connect(endpoint)
+    record, api = add_results(read_output(job.folder), job.evaluations), connect(job.endpoint)
     _check_token(api, job)
-    licence = license or _common_licence(api, job, record)
+    licence = job.license or _common_licence(api, job, record)
     target = find_repository(api, job)
-    if target and not job.evaluations:
-        record = _with_held_results(record, target.record)
-    makers: dict[str, Any] = {"page": page, "picture": picture}
-    texts = published_texts(job.folder, record, repo_id=repo_id, license=licence, **makers)
+    earlier = target.record if target and not job.evaluations else None
+    if earlier and record.files and record.files == earlier.files:  # the same weights keep their accuracies
+        accuracies = {key: getattr(earlier, key) for key in KEYS}
+        record = record.model_copy(update={key: value for key, value in accuracies.items() if value is not None})
+    texts = published_texts(job.folder, record, repo_id=repo_id, license=licence, page=page, picture=picture)
     additions = _additions(job, record, texts)
     if target:
         check_card(job, target, texts[CARD])
@@ -91,14 +85,6 @@ def _sent(api: HfApi, job: Push, found: Target | None, additions: list[CommitOpe
         with explained(job.doing, state=state_after(job, target), again=job.command):
             api.create_branch(job.repo_id, branch=str(job.revision), revision=target.head)
     return _commit(api, job, target, changes)
-
-
-def _with_held_results(record: MergeRecord, earlier: MergeRecord | None) -> MergeRecord:
-    """Keep accuracies of the same weights from an earlier push."""
-    if earlier is None or not record.files or record.files != earlier.files:
-        return record
-    accuracies = {key: getattr(earlier, key) for key in KEYS}
-    return record.model_copy(update={key: value for key, value in accuracies.items() if value is not None})
 
 
 def check_access(folder: Path, repo_id: str, *, private: bool = False, endpoint: str | None = None) -> None:
@@ -148,10 +134,9 @@ def _common_licence(api: HfApi, job: Push, record: MergeRecord) -> str | None:
     """Return the common licence of all sources on the Hub; local sources have none and are ignored."""
     stated: dict[str, str | None] = {}
     for _, source in record.checkpoints:
-        hub_id = parse_hub_id(source.source) if source.revision else None
-        if hub_id is None or source.revision is None:
-            continue
-        stated[hub_id.repo_id] = _licence_of(api, job, hub_id.at(source.revision))
+        hub_id = parse_hub_id(source.source)
+        if hub_id is not None and source.revision is not None:
+            stated[hub_id.repo_id] = _licence_of(api, job, hub_id.at(source.revision))
     if len(set(stated.values())) > 1 or "other" in stated.values():
         listed = ", ".join(f"{name}: {licence or 'none stated'}" for name, licence in stated.items())
         raise UsageError(f"the sources' licences differ or are 'other' ({listed}). {NOTHING} Pass --license NAME.")
@@ -163,7 +148,7 @@ def _licence_of(api: HfApi, job: Push, hub_id: HubId) -> str | None:
     seconds = timeout_seconds()
     with explained(f"reading {hub_id}", state=state, again=job.command):
         info = patiently(lambda: api.model_info(hub_id.repo_id, revision=hub_id.revision, timeout=seconds))
-    licence = info.card_data.get("license") if info.card_data is not None else None
+    licence = info.card_data and info.card_data.get("license")
     return str(licence) if licence else None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shlex
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -64,21 +65,13 @@ class Push:
 
 @dataclass(frozen=True)
 class Target:
-    """The state of the repository before the push.
+    """The state of the repository before the push."""
 
-    Attributes:
-        head: Commit that was read.
-        files: (git blob id, sha256 if large) by file name.
-        record: Its ``clipmerge.json``; ``None`` if there is none that can be read.
-        created: Whether this push created it.
-        needs_branch: Whether the branch does not exist yet; ``head`` is then that of the default branch.
-    """
-
-    head: str
-    files: dict[str, tuple[str, str | None]] = field(repr=False)
-    record: MergeRecord | None = field(default=None, repr=False)
-    created: bool = False
-    needs_branch: bool = False
+    head: str  # the commit that was read
+    files: dict[str, tuple[str, str | None]] = field(repr=False)  # (git blob id, sha256 if large) by name
+    record: MergeRecord | None = field(default=None, repr=False)  # its ``clipmerge.json``, if that can be read
+    created: bool = False  # by this push
+    needs_branch: bool = False  # the branch does not exist yet, and ``head`` is that of the default branch
 
 
 def find_repository(api: HfApi, job: Push) -> Target | None:
@@ -101,8 +94,16 @@ def find_repository(api: HfApi, job: Push) -> Target | None:
             target = read_target(api, job, job.revision)
         except RevisionNotFoundError:
             target = replace(read_target(api, job, None), needs_branch=True)
-    _check_content(job, target)
-    return replace(target, record=_held_record(job, target))
+    if RECORD in target.files:
+        with contextlib.suppress(OutputError):
+            record = parse_record(_download(job, target, RECORD), f"{job.repo_id}/{RECORD}")
+            return replace(target, record=record)
+    elif not job.yes and (foreign := sorted(set(target.files) - _FRESH)):
+        raise UsageError(
+            f"{job.repo_id} exists and holds other files ({shorten(foreign)}). {NOTHING} "
+            f"Choose another name, or add --yes to push into it."
+        )
+    return target
 
 
 def read_target(api: HfApi, job: Push, revision: str | None) -> Target:
@@ -116,25 +117,6 @@ def read_target(api: HfApi, job: Push, revision: str | None) -> Target:
         item.path: (item.blob_id, item.lfs.sha256 if item.lfs else None) for item in tree if isinstance(item, RepoFile)
     }
     return Target(head, files)
-
-
-def _check_content(job: Push, target: Target) -> None:
-    foreign = sorted(set(target.files) - _FRESH)
-    if foreign and RECORD not in target.files and not job.yes:
-        raise UsageError(
-            f"{job.repo_id} exists and holds other files ({shorten(foreign)}). {NOTHING} "
-            f"Choose another name, or add --yes to push into it."
-        )
-
-
-def _held_record(job: Push, target: Target) -> MergeRecord | None:
-    """Read the record of an earlier push."""
-    if RECORD not in target.files:
-        return None
-    try:
-        return parse_record(_download(job, target, RECORD), f"{job.repo_id}/{RECORD}")
-    except OutputError:
-        return None
 
 
 def _download(job: Push, target: Target, name: str) -> str:

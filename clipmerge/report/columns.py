@@ -97,40 +97,30 @@ def columns_of(record: MergeRecord) -> list[Column]:
     """Collect all numbers per layer."""
     changes = {layer: entry.change for layer, entry in record.layers.items() if entry.change is not None}
     tables: dict[str, dict[str, float]] = {"change": changes} if changes else {}
-    applied = {layer: entry.zeroshot_share for layer, entry in record.layers.items()}
+    shares = {name: entry.zeroshot_share for name, entry in record.layers.items() if entry.zeroshot_share is not None}
     for layer, row in record.measurements.items():
         for name, value in row.items():
-            if name not in _LEARNED or not any(share is not None for share in applied.values()):
+            if name not in _LEARNED or not shares:
                 tables.setdefault(name, {})[layer] = value
-    measured = [_statistic(record, name, values) for name, values in tables.items()]
-    return [*_settings(record), *_zeroshot_share(applied), *measured, *_scores(record)]
-
-
-def _zeroshot_share(shares: Mapping[str, float | None]) -> list[Column]:
-    """The share of each layer that stays zero-shot, if coefficients were learned."""
-    known = {layer: share for layer, share in shares.items() if share is not None}
-    if not any(known.values()):  # a column of zeros
-        return []
-    about = "share of the layer's weights whose coefficient is 0: the zero-shot model's, bit for bit."
-    title, term = "at zero-shot", "At zero-shot"
-    scale = Scale.of(known.values(), at_least=0.05)
-    return [Column("zeroshot_share", title, "share", term, about, known, 3, scale, kind="setting")]
-
-
-def _remaining(record: MergeRecord) -> str:
-    """Say what happens to the weights that a mask does not keep."""
-    masks = {entry.mask for entry in record.layers.values() if entry.mask}
-    if masks == {"weights-random"}:
-        return "the mask sets the remaining weights to zero."
-    if "weights-random" in masks:
-        return "the mask returns the remaining weights to zero-shot, and weights-random sets them to zero."
-    return "the mask returns the remaining weights to zero-shot."
+    columns = _settings(record)
+    if any(shares.values()):
+        about = "share of the layer's weights whose coefficient is 0: the zero-shot model's, bit for bit."
+        title, term, scale = "at zero-shot", "At zero-shot", Scale.of(shares.values(), at_least=0.05)
+        columns.append(Column("zeroshot_share", title, "share", term, about, shares, 3, scale, kind="setting"))
+    columns += [_statistic(record, name, values) for name, values in tables.items()]
+    return [*columns, *_scores(record)]
 
 
 def _settings(record: MergeRecord) -> list[Column]:
     alphas = {layer: entry.alpha for layer, entry in record.layers.items()}
     densities = {layer: entry.density for layer, entry in record.layers.items()}
     ranges = {layer: entry.alpha_range for layer, entry in record.layers.items() if entry.alpha_range}
+    masks = {entry.mask for entry in record.layers.values() if entry.mask}
+    remaining = "the mask returns the remaining weights to zero-shot"
+    if masks == {"weights-random"}:
+        remaining = "the mask sets the remaining weights to zero"
+    elif "weights-random" in masks:
+        remaining += ", and weights-random sets them to zero"
     columns = [
         Column(
             "alpha",
@@ -148,7 +138,7 @@ def _settings(record: MergeRecord) -> list[Column]:
             "density",
             "share kept",
             "Density (share of the change kept)",
-            _remaining(record),
+            f"{remaining}.",
             densities,
             setting_decimals(densities.values()),
             Scale.of(densities.values(), at_least=1.0),

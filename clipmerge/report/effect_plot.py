@@ -10,7 +10,7 @@ from statistics import fmean
 from markupsafe import Markup
 
 from clipmerge.output.record import MergeRecord
-from clipmerge.planning.merge_effect import Estimate, MergeEffect, ModelAccuracy
+from clipmerge.planning.merge_effect import Estimate, MergeEffect
 from clipmerge.planning.other_tasks import OtherTaskScores, measures_of
 from clipmerge.report.palette import MARKS, mark_styles
 
@@ -99,7 +99,7 @@ def effect_plot(record: MergeRecord) -> EffectPlot | None:
 def _held_back(bought: MergeEffect | None) -> Iterator[_Values]:
     if bought is None:
         return
-    models = _named(bought)
+    models = bought.models
     unrelated = [name for name in bought.merged.corruptions if name not in bought.related]
 
     def values(kind: str) -> dict[str, tuple[float, tuple[float, float] | None]]:
@@ -115,13 +115,6 @@ def _held_back(bought: MergeEffect | None) -> Iterator[_Values]:
     yield "Your images under unrelated corruptions", f"{views}; no recipe learns from these", values("corrupted")
     views = f"{bought.related_per_image} of {', '.join(bought.related)} for each image; auto learns from milder forms"
     yield "Your images under related corruptions", views, values("related")
-
-
-def _named(bought: MergeEffect) -> dict[str, ModelAccuracy]:
-    names = ["fine-tuned"]
-    if len(bought.finetuned) > 1:
-        names = [f"fine-tuned {number}" for number in range(1, len(bought.finetuned) + 1)]
-    return {"zero-shot": bought.zeroshot, **dict(zip(names, bought.finetuned, strict=True)), "merged": bought.merged}
 
 
 def _other_task(task: OtherTaskScores) -> Iterator[_Values]:
@@ -149,12 +142,10 @@ def _marks(recipe: str) -> dict[str, Markup]:
     """The marks of the models: the ends of the alpha curve, and the recipe's own."""
     ((colour, shape),) = mark_styles([recipe])
     merged = f'<polygon points="{_CORNERS[shape]}" fill="var(--mark-{MARKS.index(colour)})"/>'
-    circles = {
+    shapes = {
         "zero-shot": '<circle r="4.2" fill="var(--card)" stroke="var(--curve)" stroke-width="2"/>',
         "fine-tuned": '<circle r="5.2" fill="var(--curve)"/>',
+        "merged": merged,
     }
-    return {name: _svg(inner) for name, inner in {**circles, "merged": merged}.items()}
-
-
-def _svg(inner: str) -> Markup:
-    return Markup('<svg class="mark" viewBox="-7 -7 14 14" aria-hidden="true">{}</svg>').format(Markup(inner))
+    svg = Markup('<svg class="mark" viewBox="-7 -7 14 14" aria-hidden="true">{}</svg>')
+    return {name: svg.format(Markup(inner)) for name, inner in shapes.items()}

@@ -66,28 +66,22 @@ class LayerTable:
 
 def layer_table(record: MergeRecord, columns: Sequence[Column], towers: Mapping[str, str]) -> LayerTable:
     """Lay out the table."""
-    shown = tuple(column for column in columns if not _is_equal(column, record)) or tuple(columns[:1])
+    layers = tuple(record.layers)
+    differing = (c for c in columns if len({c.text(c.values.get(layer)) for layer in layers}) > 1)
+    shown = tuple(differing) or tuple(columns[:1])
     masks = any(entry.mask for entry in record.layers.values())
     left_out = [column for column in columns if column not in shown and (masks or column.key != "density")]
+    spans = [column.span(layers).replace("-", "\N{MINUS SIGN}") for column in left_out]
     reasons = Counter(entry.reason for entry in record.layers.values())
     return LayerTable(
         columns=shown,
-        equal=", ".join(f"{column.title} {_span(column, record)}" for column in left_out),
+        equal=", ".join(f"{column.title} {span}" for column, span in zip(left_out, spans, strict=True)),
         towers=tuple(_towers(record, shown, towers)),
         reason=next(iter(reasons)) if len(reasons) == 1 else "",
         usual_reason=reasons.most_common(1)[0][0],
         has_usual=len(reasons) > 1 and 2 * reasons.most_common(1)[0][1] > len(record.layers),
         has_masks=masks,
     )
-
-
-def _span(column: Column, record: MergeRecord) -> str:
-    return column.span(tuple(record.layers)).replace("-", "\N{MINUS SIGN}")
-
-
-def _is_equal(column: Column, record: MergeRecord) -> bool:
-    """Whether every layer has the same text in the column."""
-    return len({column.text(column.values.get(layer)) for layer in record.layers}) == 1
 
 
 def _towers(record: MergeRecord, columns: Sequence[Column], towers: Mapping[str, str]) -> list[TowerRows]:

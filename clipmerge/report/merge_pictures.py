@@ -121,19 +121,14 @@ def _trace(record: MergeRecord) -> Figure:
     names = {"calibration": "loss on your images", "divergence": "divergence from zero-shot"}
     shown = [(name, values) for name, values in record.trace.items() if any(values)]
     for (name, values), colour in zip(shown, (CURVE, SECOND, *MARKS[1:]), strict=False):
-        steps = range(1, len(values) + 1)
+        steps, half = range(1, len(values) + 1), len(values) // 20  # a mean over a tenth of the steps
+        windows = [values[max(0, place - half) : place + half + 1] for place in range(len(values))]
+        means = [sum(window) / len(window) for window in windows]
         axes.plot(steps, values, color=colour, linewidth=0.8, alpha=0.35)
-        axes.plot(steps, _running_mean(values), color=colour, linewidth=2.2, label=names.get(name, name))
+        axes.plot(steps, means, color=colour, linewidth=2.2, label=names.get(name, name))
     axes.set_xlabel("step")
     axes.set_ylabel("nats")
     axes.set_ylim(bottom=0.0)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     drawing.legend_above(axes, INK, columns=2)
     return figure
-
-
-def _running_mean(values: Sequence[float]) -> list[float]:
-    """Running mean over a tenth of the steps, centred on each step."""
-    half = len(values) // 20
-    windows = (values[max(0, place - half) : place + half + 1] for place in range(len(values)))
-    return [sum(window) / len(window) for window in windows]

@@ -46,13 +46,17 @@ def html_page(record: MergeRecord) -> str:
     """Render the whole report as one HTML page that loads nothing from the network."""
     columns = columns_of(record)
     table = layer_table(record, columns, _TOWERS)
+    recommendation = record.bought and record.bought.recommendation
     values = {
         "version": record.clipmerge,
         "recipe_name": record.recipe.name,
         "verdict": record.headline,
         "bought": effect_view(record.bought) if record.bought else None,
         "unmeasured": unmeasured(with_images=record.calibration is not None, warnings=record.warnings),
-        "answer": _answer(record),
+        "answer": {
+            "label": ADVICE[recommendation] if recommendation else "Not measured",
+            "kind": {"use": "yes", "prefer-finetuned": "no", "prefer-zeroshot": "no"}.get(recommendation, "open"),
+        },
         "plot": effect_plot(record),
         "kept": _undrawn_scores(record),
         "kept_heads": HEADS,
@@ -85,17 +89,6 @@ def html_page(record: MergeRecord) -> str:
         "words": words,
     }
     return render(template, values, html=True, filters=filters)
-
-
-def _answer(record: MergeRecord) -> dict[str, str]:
-    """Whether to use the merged model, in a few words, and the kind of answer."""
-    if record.bought is None:
-        return {"label": "Not measured", "kind": "open"}
-    kinds = {"use": "yes", "prefer-finetuned": "no", "prefer-zeroshot": "no"}
-    return {
-        "label": ADVICE[record.bought.recommendation],
-        "kind": kinds.get(record.bought.recommendation, "open"),
-    }
 
 
 def _undrawn_scores(record: MergeRecord) -> list[tuple[str, tuple[str, ...]]]:
@@ -149,26 +142,16 @@ def _facts(record: MergeRecord, columns: list[Column]) -> list[tuple[str, str]]:
     facts.append((name, _with_minus_signs(columns[0].span(learned or tuple(layers)))))
     if record.coefficients:
         facts.append(("weights with a learned coefficient", f"{sum(map(sum, record.coefficients.values())):,}"))
-    facts += _kept(record)
+    size = sum(entry.size or 0 for entry in layers.values())
+    if size and any(entry.mask for entry in layers.values()):
+        kept = sum((entry.size or 0) * entry.density for entry in layers.values()) / size
+        facts.append(("of the change kept by masks", f"{100 * kept:.3g}%"))
+    if size and any(entry.zeroshot_share for entry in layers.values()):
+        back = sum((entry.size or 0) * (entry.zeroshot_share or 0.0) for entry in layers.values()) / size
+        facts.append(("of the weights at zero-shot", f"{100 * back:.3g}%"))
     barrier = barrier_of(path_points(record.path))
     if barrier:
         facts.append(("barrier at alpha 0.5", f"{barrier[0]:.3f} nats" if barrier[0] > 0 else "none"))
-    return facts
-
-
-def _kept(record: MergeRecord) -> list[tuple[str, str]]:
-    """How much of the change is kept, if something is known to be dropped."""
-    layers = record.layers.values()
-    size = sum(entry.size or 0 for entry in layers)
-    if not size:
-        return []
-    facts = []
-    if any(entry.mask for entry in layers):
-        kept = sum((entry.size or 0) * entry.density for entry in layers) / size
-        facts.append(("of the change kept by masks", f"{100 * kept:.3g}%"))
-    if any(entry.zeroshot_share for entry in layers):
-        back = sum((entry.size or 0) * (entry.zeroshot_share or 0.0) for entry in layers) / size
-        facts.append(("of the weights at zero-shot", f"{100 * back:.3g}%"))
     return facts
 
 

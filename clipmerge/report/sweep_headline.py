@@ -30,19 +30,16 @@ def answer(record: dict[str, Any]) -> Answer:
     if judged:
         return _compared(max(judged, key=lambda row: float(row["gain"])), record.get("warnings", []))
     unjudged = [row for row in placed if row["alpha"] is None]
-    if unjudged:
-        best = max(unjudged, key=lambda row: float(row["ood"]))
-        return Answer(
-            "open",
-            "Not known",
-            f"{best['name']} has {_percent(best['ood'])}% mean OOD accuracy with {_percent(best['id'])}% ID accuracy, "
-            f"but it cannot be compared with the alpha curve: {best['gain_note'] or 'no interval was made'}.",
-        )
-    top = max(record["curve"], key=lambda row: float(row["ood"]))
+    best = max(unjudged or record["curve"], key=lambda row: float(row["ood"]))
+    ood, id = (f"{100 * best[mean]:.1f}%" for mean in ("ood", "id"))
+    if not unjudged:
+        label = f"Alpha {best['alpha']:g} has the highest mean OOD accuracy of the curve"
+        return Answer("open", label, f"{ood}, with {id} ID accuracy.")
     return Answer(
         "open",
-        f"Alpha {top['alpha']:g} has the highest mean OOD accuracy of the curve",
-        f"{_percent(top['ood'])}%, with {_percent(top['id'])}% ID accuracy.",
+        "Not known",
+        f"{best['name']} has {ood} mean OOD accuracy with {id} ID accuracy, but it cannot be compared with the alpha "
+        f"curve: {best['gain_note'] or 'no interval was made'}.",
     )
 
 
@@ -76,10 +73,6 @@ def gain_notes(record: dict[str, Any]) -> list[str]:
         elif row.get("gain_note"):
             notes.append(f"{row['name']}: {row['gain_note']}.")
     return notes
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f}"
 
 
 def signed(share: float) -> str:

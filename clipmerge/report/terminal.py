@@ -50,7 +50,7 @@ def summary_table(record: MergeRecord, width: int = MAX_WIDTH) -> RenderableType
     stragglers = record.found_stragglers
     view: RenderableType = _summary(record, columns, _runs(record), width)
     for count in range(len(stragglers), min(_NAMED, len(stragglers)) - 1, -1):
-        if _height(view) <= MAX_LINES:
+        if len(Console(width=MAX_WIDTH, file=io.StringIO()).render_lines(view, pad=False)) <= MAX_LINES:
             break
         view = _summary(record, columns, _by_tower(record, stragglers[:count]), width, clip=True)
     return view
@@ -70,7 +70,8 @@ def _runs(record: MergeRecord) -> list[_Row]:
     stragglers = set(record.found_stragglers)
 
     def group(layer: str) -> str:
-        return layer if layer in stragglers else repr((_settings(record, layer), record.layers[layer].reason))
+        entry = record.layers[layer]
+        return layer if layer in stragglers else repr((entry.alpha, entry.density, entry.mask, entry.reason))
 
     runs = [tuple(run) for _, run in groupby(record.layers, key=group)]
     if len(runs) == 1 and len(runs[0]) > 1:
@@ -104,7 +105,10 @@ def _summary(record: MergeRecord, columns: list[Column], rows: list[_Row], width
     table.add_column("layer", no_wrap=True)
     table.add_column(lines[0], max_width=right)
     for row, line in zip(rows, lines[1:], strict=True):
-        reason = Text(_row_reason(record, row.layers), style="dim")
+        reasons = list(dict.fromkeys(_printable(record.layers[layer].reason) for layer in row.layers))
+        why = reasons[0] if len(reasons) == 1 else f"{len(reasons)} different reasons, see report.html"
+        count = len(row.layers)
+        reason = Text(f"{count} layers: {why}" if count > 1 else why, style="dim")
         if clip:
             reason.truncate(right, overflow="ellipsis")
         style = "bold yellow" if "straggler" in row.note else ""
@@ -170,12 +174,6 @@ def _number_lines(
     return columns[: len(widths)], lines
 
 
-def _row_reason(record: MergeRecord, layers: tuple[str, ...]) -> str:
-    reasons = list(dict.fromkeys(_printable(record.layers[layer].reason) for layer in layers))
-    text = reasons[0] if len(reasons) == 1 else f"{len(reasons)} different reasons, see report.html"
-    return f"{len(layers)} layers: {text}" if len(layers) > 1 else text
-
-
 def _footnotes(record: MergeRecord, columns: list[Column], rows: list[_Row]) -> list[Text]:
     notes = []
     points = path_points(record.path)
@@ -187,11 +185,7 @@ def _footnotes(record: MergeRecord, columns: list[Column], rows: list[_Row]) -> 
     if any(len(row.layers) > 1 for row in rows) and measured:
         sums = [column.short_title for column in measured if column.additive]
         medians = [column.short_title for column in measured if not column.additive]
-        parts = []
-        if sums:
-            parts.append(f"sum of {' and '.join(sums)}")
-        if medians:
-            parts.append(f"median {' and '.join(medians)}")
+        parts = [f"sum of {' and '.join(sums)}"] * bool(sums) + [f"median {' and '.join(medians)}"] * bool(medians)
         notes.append(Text(f"rows of several layers: {', '.join(parts)}", style="dim"))
     return notes
 
@@ -200,23 +194,7 @@ def _terminal_columns(record: MergeRecord) -> list[Column]:
     """Order the columns by importance: settings, additive statistics, other statistics, relative change."""
     columns = [column for column in columns_of(record) if column.kind != "score"]
 
-    def rank(column: Column) -> int:
-        if column.kind == "setting":
-            return 0
-        if column.key == "change":
-            return 3
-        return 1 if column.additive else 2
-
-    return sorted(columns, key=rank)
-
-
-def _height(view: RenderableType) -> int:
-    return len(Console(width=MAX_WIDTH, file=io.StringIO()).render_lines(view, pad=False))
-
-
-def _settings(record: MergeRecord, layer: str) -> tuple[float, float, str | None]:
-    entry = record.layers[layer]
-    return entry.alpha, entry.density, entry.mask
+    return sorted(columns, key=lambda column: (column.kind != "setting", column.key == "change", not column.additive))
 
 
 def _printable(text: str) -> str:
