@@ -94,6 +94,9 @@ def transformers_config(model_cfg: dict[str, Any]) -> dict[str, Any]:
     vision |= {name: _square(vision[name], name) for name in ("image_size", "patch_size")}
     _check_model_cfg(model_cfg, vision, text)
     shared = {side: _shared(model_cfg, side) for side in ("vision", "text")}
+    eos = _ARGMAX if text["pool_type"] == "argmax" else text["eos_id"]
+    if text["pool_type"] not in ("argmax", "eos") or (text["pool_type"] == "eos" and eos == _ARGMAX):
+        raise _no_counterpart(f"text_cfg.pool_type={text['pool_type']} with eos_id={text['eos_id']}")
     return {
         "architectures": ["CLIPModel"],
         "model_type": "clip",
@@ -119,7 +122,7 @@ def transformers_config(model_cfg: dict[str, Any]) -> dict[str, Any]:
             "max_position_embeddings": text["context_length"],
             "projection_dim": model_cfg["embed_dim"],
             "bos_token_id": text["vocab_size"] - 2,
-            "eos_token_id": _eos(text),
+            "eos_token_id": eos,
             **shared["text"],
         },
     }
@@ -169,14 +172,6 @@ def _shared(model_cfg: dict[str, Any], side: str) -> dict[str, Any]:
     return {"hidden_act": activation, "layer_norm_eps": options.get("eps", _COMMON["layer_norm_eps"])}
 
 
-def _eos(text: dict[str, Any]) -> int:
-    if text["pool_type"] == "argmax":
-        return _ARGMAX
-    if text["pool_type"] != "eos" or text["eos_id"] == _ARGMAX:
-        raise _no_counterpart(f"text_cfg.pool_type={text['pool_type']} with eos_id={text['eos_id']}")
-    return int(text["eos_id"])
-
-
 def _square(size: Any, name: str) -> Any:
     sides = set(size) if isinstance(size, (list, tuple)) else {size}
     if len(sides) != 1:
@@ -202,9 +197,8 @@ def open_clip_config(config: dict[str, Any]) -> dict[str, Any]:
         )
     if vision["num_channels"] != 3:
         raise CheckpointError(f"the vision tower takes {vision['num_channels']} channels; OpenCLIP's take 3")
-    pooling = {} if text["eos_token_id"] in (_ARGMAX, text["vocab_size"] - 1) else {"pool_type": "eos"}
-    if pooling:
-        pooling["eos_id"] = text["eos_token_id"]
+    eos = text["eos_token_id"]
+    pooling = {} if eos in (_ARGMAX, text["vocab_size"] - 1) else {"pool_type": "eos", "eos_id": eos}
     return {
         "embed_dim": config.get("projection_dim", 512),
         "quick_gelu": vision["hidden_act"] == "quick_gelu",

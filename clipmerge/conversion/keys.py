@@ -28,16 +28,10 @@ _PARTS = ("weight", "bias")
 
 @dataclass(frozen=True)
 class Match:
-    """One tensor of OpenCLIP's layout and its counterpart in transformers'.
-
-    Attributes:
-        open_clip: Its key.
-        transformers: The counterpart's key; three keys if they are stacked along the first dimension.
-        transposed: Whether one is the transpose of the other.
-    """
+    """The key of one tensor in OpenCLIP's layout, and its counterpart's in transformers'."""
 
     open_clip: str
-    transformers: tuple[str, ...]
+    transformers: tuple[str, ...]  # three keys if the tensors are stacked along the first dimension
     transposed: bool = False
 
 
@@ -69,12 +63,11 @@ def match_keys(keys: Iterable[str], layout: Layout, *, text_prefix: str = "") ->
         raise CheckpointError(
             f"a block has the number {max(blocks.values()) - 1}, but there are only {len(names)} tensors"
         )
-    matches = (
-        *_vision(blocks["vision"]),
-        *_text(blocks["text"], text_prefix),
-        Match("logit_scale", ("logit_scale",)),
-    )
-    expected = {name for match in matches for name in _side(match, layout)}
+    scale = Match("logit_scale", ("logit_scale",))
+    matches = (*_vision(blocks["vision"]), *_text(blocks["text"], text_prefix), scale)
+    expected = {
+        name for match in matches for name in ((match.open_clip,) if layout == "open-clip" else match.transformers)
+    }
     other = "a transformers CLIPModel" if layout == "open-clip" else "OpenCLIP"
     if extra := sorted(names - expected):
         raise CheckpointError(
@@ -84,10 +77,6 @@ def match_keys(keys: Iterable[str], layout: Layout, *, text_prefix: str = "") ->
     if missing := sorted(expected - names):
         raise CheckpointError(f"{len(missing)} tensors of a CLIP are missing: {shorten(missing, 3)}")
     return matches
-
-
-def _side(match: Match, layout: Layout) -> tuple[str, ...]:
-    return (match.open_clip,) if layout == "open-clip" else match.transformers
 
 
 def _vision(blocks: int) -> Iterator[Match]:

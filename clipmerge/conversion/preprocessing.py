@@ -44,9 +44,10 @@ def preprocess_cfg(processor: dict[str, Any], image_size: int) -> tuple[dict[str
     resample = processor.get("resample", 3)
     notes = []
     if set(size.values()) != {image_size} or (crop and set(crop.values()) != {image_size}):
+        edges = " x ".join(map(str, size.values()))
         notes.append(
-            f"images are resized to {_said(size)} there, but OpenCLIP resizes to the model's {image_size} pixels: "
-            "accuracy may differ a little"
+            f"images are resized to {edges} there, but OpenCLIP resizes to the model's {image_size} pixels: accuracy "
+            "may differ a little"
         )
     if resample not in _INTERPOLATION:
         notes.append(
@@ -63,7 +64,3 @@ def preprocess_cfg(processor: dict[str, Any], image_size: int) -> tuple[dict[str
 
 def _edges(size: Any) -> dict[str, int]:
     return size if isinstance(size, dict) else {"shortest_edge": int(size)}
-
-
-def _said(size: dict[str, int]) -> str:
-    return " x ".join(str(edge) for edge in size.values())

@@ -16,15 +16,13 @@ def check_shapes(config: dict[str, Any], shapes: dict[str, Shape], file: str) ->
     # blocks first, because the list of tensors for a wrong number of blocks may not fit in memory
     for side in ("vision", "text"):
         blocks = transformers_section(config, side)["num_hidden_layers"]
-        actual = sum(
-            re.fullmatch(rf"{side}_model\.encoder\.layers\.\d+\.layer_norm1\.weight", n) is not None for n in shapes
-        )
+        norm = re.compile(rf"{side}_model\.encoder\.layers\.\d+\.layer_norm1\.weight")
+        actual = sum(norm.fullmatch(name) is not None for name in shapes)
         if blocks != actual:
             raise CheckpointError(
                 f"{file} says that the {side} tower has {blocks} layers, but the weights have {actual}"
             )
-    expected = _expected(config)
-    for name, shape in expected.items():
+    for name, shape in _expected(config).items():
         has = shapes.get(name)
         if has != shape:
             raise CheckpointError(

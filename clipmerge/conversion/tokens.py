@@ -48,7 +48,9 @@ def write_clip_tokenizer(folder: Path, context_length: int) -> None:
     from transformers import CLIPTokenizer
 
     merges = _merges()
-    letters = list(_byte_letters())
+    # a letter for each byte, printable ones first; the order determines the tokens' ids
+    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    letters = [chr(byte) for byte in (*printable, *range(256, 512 - len(printable)))]
     words = [*letters, *(letter + "</w>" for letter in letters), *map("".join, merges), START, END]
     vocabulary = {word: index for index, word in enumerate(words)}
     if _digest(vocabulary) != _CLIP_VOCABULARY:
@@ -71,12 +73,4 @@ def _merges() -> list[tuple[str, str]]:
     file = Path(package.origin).with_name("bpe_simple_vocab_16e6.txt.gz")
     with gzip.open(file, "rt", encoding="utf-8") as lines:
         rows = lines.read().split("\n")[1 : _MERGES + 1]
-    pairs = [line.split() for line in rows]
-    return [(first, second) for first, second in pairs]
-
-
-def _byte_letters() -> list[str]:
-    """The letter for each byte, printable ones first; the order determines the tokens' ids."""
-    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
-    others = [byte for byte in range(256) if byte not in printable]
-    return [chr(byte) for byte in printable] + [chr(256 + place) for place in range(len(others))]
+    return [(first, second) for first, second in map(str.split, rows)]

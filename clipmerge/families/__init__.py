@@ -98,23 +98,20 @@ class Family:
         """
         keys = list(keys)
         prefix = self.wrapper_prefix(keys)
-        tower = self._bare_tower([key.removeprefix(prefix) for key in keys])
+        is_text = any(mark in key.removeprefix(prefix) for key in keys for mark in self.text_marks)
         names: dict[str, str] = {}
         owner: dict[str, str] = {}
         for key in keys:
-            name = self._respell(key.removeprefix(prefix), tower)
+            name = key.removeprefix(prefix)
+            if self.bare and name.startswith(self.bare):
+                name = f"{'text_model' if is_text else 'vision_model'}.{name}"
+            for pattern, replacement in self.renames:
+                name = re.sub(pattern, replacement, name)
             if name in owner:
                 raise CheckpointError(f"keys '{owner[name]}' and '{key}' are the same parameter, {name}")
             owner[name] = key
             names[key] = name
         return names
-
-    def _respell(self, name: str, tower: str) -> str:
-        if self.bare and name.startswith(self.bare):
-            name = f"{tower}.{name}"
-        for pattern, replacement in self.renames:
-            name = re.sub(pattern, replacement, name)
-        return name
 
     def wrapper_prefix(self, keys: Iterable[str]) -> str:
         """Return the prefix before the family's own names in a file, such as ``module.``; usually empty."""
@@ -124,9 +121,6 @@ class Family:
                 if mark:
                     return f"{head[1:]}." if head else ""
         return ""
-
-    def _bare_tower(self, keys: list[str]) -> str:
-        return "text_model" if any(mark in key for key in keys for mark in self.text_marks) else "vision_model"
 
     def layers_of(self, names: Iterable[str]) -> dict[str, str]:
         """Name the layer of each parameter.
@@ -144,8 +138,13 @@ class Family:
         strange = next((name for name, (layer, _) in places.items() if not layer), None)
         if strange is not None:
             raise CheckpointError(f"parameter '{strange}' belongs to no layer of a {self.name} model")
-        counted = _count_through(places.values())
-        return {name: layer.format(counted.get((_tower(layer), at))) for name, (layer, at) in places.items()}
+        depths = {}
+        blocks = sorted({(_tower(layer), at) for layer, at in places.values() if at})
+        for tower in {tower for tower, _ in blocks}:
+            numbers = [at for each, at in blocks if each == tower]
+            staged = any(len(at) > 1 for at in numbers)
+            depths.update({(tower, at): rank if staged else at[0] for rank, at in enumerate(numbers)})
+        return {name: layer.format(depths.get((_tower(layer), at))) for name, (layer, at) in places.items()}
 
     def knows(self, name: str) -> bool:
         """Whether a rule names the layer of a canonical name."""
@@ -197,17 +196,6 @@ class Family:
 
 def _tower(layer: str) -> str:
     return layer.partition(".")[0]
-
-
-def _count_through(places: Iterable[_Place]) -> dict[tuple[str, tuple[int, ...]], int]:
-    """Depth by tower and numbers of a block: the number itself, or its rank if blocks are in stages."""
-    blocks = sorted({(_tower(layer), at) for layer, at in places if at})
-    depths = {}
-    for tower in {tower for tower, _ in blocks}:
-        numbers = [at for each, at in blocks if each == tower]
-        staged = any(len(at) > 1 for at in numbers)
-        depths.update({(tower, at): rank if staged else at[0] for rank, at in enumerate(numbers)})
-    return depths
 
 
 @cache
