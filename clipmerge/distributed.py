@@ -38,21 +38,17 @@ def together() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if not _is_between_processes(error):
+        import torch
+
+        words = ("gloo", "nccl", "connection", "socket", "timed out", "timeout", "process group")
+        # gloo raises a plain `RuntimeError`, as every operation may
+        by_gloo = type(error) is RuntimeError and any(word in str(error).lower() for word in words)
+        if not (by_gloo or isinstance(error, torch.distributed.DistError)):
             raise
         raise MeasureError(
             "another process of this run ended or does not answer, so this one cannot continue; nothing was written. "
             f"The reason is above or in that machine's log ({' '.join(str(error).split())[:80]})"
         ) from None
-
-
-def _is_between_processes(error: RuntimeError) -> bool:
-    """Whether torch.distributed raised it: gloo does so as a plain `RuntimeError`, as every operation may."""
-    import torch
-
-    words = ("gloo", "nccl", "connection", "socket", "timed out", "timeout", "process group")
-    plain = type(error) is RuntimeError and any(word in str(error).lower() for word in words)
-    return plain or isinstance(error, torch.distributed.DistError)
 
 
 @contextmanager
@@ -130,11 +126,7 @@ class Processes:
     """The processes of this run as accelerate knows them, and the device on which this call computes.
 
     The device is not accelerate's, which has one for the life of a process: a notebook may use a card and then the CPU,
-    and a caller's own `Accelerator`, with its precision, stays as it is.
-
-    Attributes:
-        device: Device of models, images and results.
-        state: accelerate's state; collectives need tensors on its device.
+    and a caller's own `Accelerator`, with its precision, stays as it is. Collectives need tensors on ``state.device``.
     """
 
     def __init__(self, device: torch.device) -> None:

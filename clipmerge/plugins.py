@@ -134,15 +134,7 @@ def learns_from_unlabelled(measure: str) -> bool:
 
 
 def options_of(other: Callable[..., Any], *, without: tuple[str, ...] = ()) -> Callable[[_Plugin], _Plugin]:
-    """Give a plugin with ``**options`` the options of another one, with defaults and ranges.
-
-    Args:
-        other: The plugin whose keyword-only parameters are adopted.
-        without: Parameters that are not adopted.
-
-    Returns:
-        A decorator; the plugin's own keyword-only parameters come first.
-    """
+    """Give a plugin with ``**options`` the keyword-only parameters of another one, but for some, after its own."""
 
     def decorate(plugin: _Plugin) -> _Plugin:
         own = [p for p in inspect.signature(plugin).parameters.values() if p.kind is not p.VAR_KEYWORD]

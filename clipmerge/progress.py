@@ -46,15 +46,12 @@ class Silent:
         """Ignore."""
 
 
-class Logged:
+class Logged(Silent):
     """Reports to Python's logger ``clipmerge``: stages at level INFO, notes at level WARNING; the API's default."""
 
     def stage(self, name: str) -> None:
         """Log it."""
         _LOG.info("stage: %s", name)
-
-    def advance(self, done: float, total: float) -> None:
-        """Ignore."""
 
     def say(self, text: str) -> None:
         """Log it."""
@@ -79,8 +76,7 @@ class Pace:
 
     def __init__(self, progress: Progress, sentence: Callable[[str], str] | None) -> None:
         """Start before the work; ``sentence`` tells of an estimated time, ``None`` for no sentence."""
-        self._progress = progress
-        self._sentence = sentence
+        self._progress, self._sentence = progress, sentence
         self._reports: list[tuple[float, float]] = []
 
     def stage(self, name: str) -> None:
@@ -97,17 +93,15 @@ class Pace:
             self._reports.append((time.perf_counter(), done))
             count, passed = len(self._reports), self._reports[-1][0] - self._reports[0][0]
             if count >= _FEWEST and passed >= (_GLANCE if count >= _MANY else _LONG_GLANCE):
-                seconds = self._pace() * (total - self._reports[0][1])
+                # without the longest wait: something is often prepared during the second report
+                pairs = zip(self._reports, self._reports[1:], strict=False)
+                waits = sorted((end - begin, work - before) for (begin, before), (end, work) in pairs)[:-1]
+                pace = sum(wait for wait, _ in waits) / max(sum(work for _, work in waits), 1.0)
+                seconds = pace * (total - self._reports[0][1])
                 if seconds >= _LONG:
                     self._progress.say(self._sentence(format_seconds(seconds)))
                 self._sentence = None
         self._progress.advance(done, total)
-
-    def _pace(self) -> float:
-        """Seconds per unit of work, without the longest wait: something is often prepared during the second report."""
-        pairs = zip(self._reports, self._reports[1:], strict=False)
-        waits = sorted((end - begin, done - before) for (begin, before), (end, done) in pairs)[:-1]
-        return sum(seconds for seconds, _ in waits) / max(sum(work for _, work in waits), 1.0)
 
 
 def format_seconds(seconds: float) -> str:

@@ -67,42 +67,25 @@ class Calibration:
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What a merge and a sweep are asked for alike.
+    """What a merge and a sweep are asked for alike."""
 
-    Attributes:
-        seed: Seed of the samples, the bootstrap and the random masks.
-        dtype: Output dtype.
-        command: Command that repeats the call, for the record.
-        hashed: Whether to hash the weights of inputs and output.
-        max_loss: Loss of accuracy against the fine-tuned model, in points, beyond which there is a warning.
-        strict: Whether such a loss, or a checkpoint that did not start from the zero-shot one, is an error.
-        keep: Sources of tasks that the models were not fine-tuned for, by name.
-    """
-
-    seed: int = 0
+    seed: int = 0  # of the samples, the bootstrap and the random masks
     dtype: OutputDtype = "keep"
-    command: str = ""
-    hashed: bool = True
-    max_loss: float = EVERY["max_loss"].default
-    strict: bool = False
-    keep: dict[str, Any] = field(default_factory=dict)
+    command: str = ""  # repeats the call, for the record
+    hashed: bool = True  # the weights of inputs and output
+    max_loss: float = EVERY["max_loss"].default  # points below the fine-tuned model's accuracy without a warning
+    strict: bool = False  # a greater loss, or a checkpoint that did not start from the zero-shot one, is an error
+    keep: dict[str, Any] = field(default_factory=dict)  # sources of tasks that the models were not fine-tuned for
 
 
 @dataclass(frozen=True)
 class MergeRequest(Settings):
-    """Everything that determines a plan.
+    """Everything that determines a plan."""
 
-    Attributes:
-        zeroshot: Source of theta_0.
-        finetuned: Sources of theta_1 ... theta_K.
-        recipe: The recipe.
-        calibration: The images, for recipes that measure.
-    """
-
-    zeroshot: str
-    finetuned: tuple[str, ...]
+    zeroshot: str  # source of theta_0
+    finetuned: tuple[str, ...]  # sources of theta_1 ... theta_K
     recipe: Recipe
-    calibration: Calibration = Calibration()
+    calibration: Calibration = Calibration()  # the images, for recipes that measure
 
     @property
     def sources(self) -> tuple[str, ...]:
@@ -116,34 +99,19 @@ ALPHAS = tuple(round(0.1 * step, 1) for step in range(11))
 
 @dataclass(frozen=True)
 class SweepRequest(Settings):
-    """Everything that determines a sweep.
+    """Everything that determines a sweep; ``calibration`` also has the settings of all sources of images."""
 
-    Attributes:
-        zeroshot: Source of theta_0.
-        finetuned: Source of theta_1.
-        id_sources: Images like those it was fine-tuned on, by name.
-        ood_sources: Images unlike them, by name.
-        further: Sources of more fine-tuned checkpoints of the same base; the curve then goes to their average.
-        recipes: Recipes to compare with the curve.
-        alphas: Points of the curve, ascending.
-        calibration: The images that recipes measure on, and settings of all sources: class names, templates, batch
-            size and device.
-        points: Sources of checkpoints to show beside the curve as they are, by name.
-        limit: Images sampled from each source, class-balanced; ``None`` for all images.
-        checks_overlap: Whether sources are searched for images that they share.
-    """
-
-    zeroshot: str
-    finetuned: str
-    id_sources: dict[str, Any]
-    ood_sources: dict[str, Any]
+    zeroshot: str  # source of theta_0
+    finetuned: str  # source of theta_1
+    id_sources: dict[str, Any]  # images like those it was fine-tuned on, by name
+    ood_sources: dict[str, Any]  # images unlike them, by name
     recipes: tuple[Recipe, ...] = ()
-    alphas: tuple[float, ...] = ALPHAS
+    alphas: tuple[float, ...] = ALPHAS  # points of the curve, ascending
     calibration: Calibration = Calibration()
-    further: tuple[str, ...] = ()
-    points: dict[str, str] = field(default_factory=dict)
-    limit: int | None = None
-    checks_overlap: bool = True
+    further: tuple[str, ...] = ()  # sources of theta_2 ... theta_K; the curve then goes to the average
+    points: dict[str, str] = field(default_factory=dict)  # checkpoints to show beside the curve as they are, by name
+    limit: int | None = None  # images sampled from each source, class-balanced
+    checks_overlap: bool = True  # whether sources are searched for images that they share
 
     @property
     def checkpoints(self) -> tuple[str, ...]:
@@ -166,35 +134,20 @@ class SweepRequest(Settings):
 
 @dataclass
 class Run:
-    """The state of a running merge.
-
-    Attributes:
-        inputs: The checkpoints.
-        plan: The plan; ``None`` until decided.
-        tensors: The plan's tensors: scores and learned coefficients.
-        seconds: Wall-clock seconds by stage.
-        progress: Receiver of progress reports.
-        command: Command that repeats the merge.
-        head: The classes of a head whose zero-shot counterpart was built.
-        hashed: Whether to hash the weights of inputs and output.
-        hashing: Future hashes of the inputs.
-        cleanups: Functions that `finish` calls.
-        held_back: Images that the measure did not see, if it used images.
-        measured_on: Images that it saw, if other tasks are compared with them.
-    """
+    """The state of a running merge."""
 
     inputs: Inputs
     progress: Progress
-    plan: Plan | None = None
-    tensors: PlanTensors = field(default_factory=PlanTensors)
-    seconds: dict[str, float] = field(default_factory=dict)
-    command: str = ""
-    head: HeadRecord | None = None
-    hashed: bool = True
-    hashing: list[Future[dict[str, str]]] = field(default_factory=list)
-    cleanups: list[Callable[[], None]] = field(default_factory=list)
-    held_back: LabelledImages | None = None
-    measured_on: LabelledImages | None = None
+    plan: Plan | None = None  # until it is decided
+    tensors: PlanTensors = field(default_factory=PlanTensors)  # the plan's scores and learned coefficients
+    seconds: dict[str, float] = field(default_factory=dict)  # by stage
+    command: str = ""  # repeats the merge
+    head: HeadRecord | None = None  # the classes of a head whose zero-shot counterpart was built
+    hashed: bool = True  # the weights of inputs and output
+    hashing: list[Future[dict[str, str]]] = field(default_factory=list)  # of the inputs
+    cleanups: list[Callable[[], None]] = field(default_factory=list)  # called by `finish`
+    held_back: LabelledImages | None = None  # images that the measure did not see, if it used images
+    measured_on: LabelledImages | None = None  # images that it saw, if other tasks are compared with them
 
     @contextmanager
     def timed(self, stage: str, title: str = "") -> Iterator[None]:

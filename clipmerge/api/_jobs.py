@@ -34,11 +34,7 @@ def executor_for(jobs: str) -> Any:
 
 
 def run_in_jobs(jobs: str, works: Mapping[str, Callable[[], Any]], say: Callable[[str], None]) -> list[Any]:
-    """Run every work in a job of its own, and return what they return; if this process is stopped, so are the jobs.
-
-    Raises:
-        MeasureError: If a job ends without a result, once all have ended.
-    """
+    """Run every work in a job of its own, and return what they return; if this process is stopped, so are the jobs."""
     executor = executor_for(jobs)
     started = {name: executor.submit(work) for name, work in works.items()}
     say(f"{len(started)} jobs were started; their output is in {executor.folder}")

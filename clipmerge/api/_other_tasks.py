@@ -38,10 +38,14 @@ def add_other_task_scores(run: Run, request: MergeRequest) -> None:
     if not request.keep:
         return
     from clipmerge.evaluation.other_tasks import measure_other_tasks
+    from clipmerge.images.overlap import Fingerprints, note_shared
 
     with run.timed("kept"):
         tasks = load_tasks(request.keep, run.progress, most=request.calibration.images, seed=request.seed)
-        say_all(run.progress, _shared_with_data(tasks, run))
+        prints = {f"--keep {name}": Fingerprints(task) for name, task in tasks.items()}
+        for images in (run.measured_on, run.held_back):
+            if images is not None:
+                say_all(run.progress, note_shared(prints, {f"--data {images.source}": Fingerprints(images)}))
         settings = replace(settings_for(request.calibration), templates=())  # a task has its own
         plan, tensors = shared_plan(run.plan, run.tensors)
         try:
@@ -54,18 +58,6 @@ def add_other_task_scores(run: Run, request: MergeRequest) -> None:
             return
     if run.plan is not None:
         run.plan = run.plan.model_copy(update={"kept": kept})
-
-
-def _shared_with_data(tasks: Mapping[str, Task], run: Run) -> list[str]:
-    """Note images of the tasks that are also among those that the merge was decided and judged on."""
-    from clipmerge.images.overlap import Fingerprints, note_shared
-
-    prints = {f"--keep {name}": Fingerprints(task) for name, task in tasks.items()}
-    used = [images for images in (run.measured_on, run.held_back) if images is not None]
-    notes: list[str] = []
-    for images in used:
-        notes += note_shared(prints, {f"--data {images.source}": Fingerprints(images)})
-    return notes
 
 
 def score_other_tasks(

@@ -40,14 +40,14 @@ def merge_request(
 ) -> MergeRequest:
     """Make the request of a merge from complete options, and check it."""
     require_places((zeroshot, *finetuned))
-    settings = settings_from(options)
-    request = MergeRequest(
-        zeroshot=zeroshot,
-        finetuned=with_state_key(finetuned, state_key),
-        recipe=load_recipe(recipe, _with_alpha(options["set"], options["alpha"])),
-        command=command,
-        **settings,
-    )
+    settings, changes, alpha = settings_from(options), options["set"], options["alpha"]
+    if alpha is not None:
+        texts = [f"{key}={value}" for key, value in changes.items()] if isinstance(changes, Mapping) else changes or ()
+        if any(text.partition("=")[0].strip() == "method.alpha" for text in texts):
+            raise UsageError("--alpha and --set method.alpha: both set the same option; give one of them")
+        changes = [*texts, f"method.alpha={alpha!r}"]
+    sources = with_state_key(finetuned, state_key)
+    request = MergeRequest(zeroshot, sources, load_recipe(recipe, changes), command=command, **settings)
     check_request(request)
     return request
 
@@ -87,16 +87,6 @@ def calibration_from(options: Mapping[str, Any]) -> Calibration:
     if made != plain:
         raise UsageError("data is a Calibration, which holds these settings itself; put the other arguments into it")
     return data
-
-
-def _with_alpha(given: Mapping[str, Any] | Sequence[str] | None, alpha: float | None) -> Any:
-    """Overrides of the recipe, with ``alpha`` as the one that it is short for."""
-    if alpha is None:
-        return given
-    texts = [f"{key}={value}" for key, value in given.items()] if isinstance(given, Mapping) else list(given or ())
-    if any(text.partition("=")[0].strip() == "method.alpha" for text in texts):
-        raise UsageError("--alpha and --set method.alpha: both set the same option; give one of them")
-    return [*texts, f"method.alpha={alpha!r}"]
 
 
 def check_request(request: MergeRequest) -> None:

@@ -29,13 +29,9 @@ _CODE = ("models/**/*.py", "evaluation/**/*.py", "merging/**/*.py", "images/*.py
 
 @dataclass(frozen=True)
 class SweepCache:
-    """Answers and plans of one pair of checkpoints.
+    """Answers and plans of one pair of checkpoints."""
 
-    Attributes:
-        folder: Their folder; its name is a hash of the checkpoints, the dtype and the code.
-    """
-
-    folder: Path
+    folder: Path  # its name is a hash of the checkpoints, the dtype and the code
 
     @classmethod
     def of(cls, request: SweepRequest, inputs: Inputs) -> SweepCache | None:
@@ -58,15 +54,7 @@ class SweepCache:
         return AnswerCache(self.folder, {name: text for name, text in described.items() if text is not None})
 
     def plan(self, request: SweepRequest, recipe: Recipe) -> tuple[Plan, PlanTensors] | None:
-        """Read the plan that an earlier run made for a recipe.
-
-        Args:
-            request: The sweep.
-            recipe: The recipe.
-
-        Returns:
-            The plan and its tensors; ``None`` if there is none, or it cannot be read.
-        """
+        """The plan that an earlier run made for a recipe; ``None`` if there is none, or it cannot be read."""
         file = self._file(request, recipe)
         try:
             plan = Plan.load(file) if file is not None and file.is_file() else None

@@ -18,7 +18,6 @@ from clipmerge.api.push import check_push
 from clipmerge.checkpoint import open_checkpoint
 from clipmerge.errors import UsageError
 from clipmerge.options import RecipeOptions, completed, with_options
-from clipmerge.planning.merge_effect import MergeEffect
 from clipmerge.progress import Logged, Progress
 
 if TYPE_CHECKING:
@@ -103,10 +102,11 @@ class RobustMergeCallback(TrainerCallback):  # type: ignore[misc]
                 "RobustMergeCallback: zeroshot is the model that is trained, and will have changed by the end; give "
                 "its folder or name on the Hub, or a copy.deepcopy of it"
             )
+        name, place = _ZEROSHOT, self._place(args)
         if isinstance(zeroshot, (str, os.PathLike)):
-            open_checkpoint(os.fspath(zeroshot))
-        place = self._place(args)
-        request = merge_request(_name(zeroshot), [_TRAINED], self._recipe, completed(RecipeOptions, self._options))
+            name = os.fspath(zeroshot)
+            open_checkpoint(name)
+        request = merge_request(name, [_TRAINED], self._recipe, completed(RecipeOptions, self._options))
         check_apart(place, request, self._recipe, overwrite=self._overwrite)
         if self._push_to is not None:
             check_push(self._push_to, place, private=bool(self._publishing["private"]))
@@ -117,6 +117,8 @@ class RobustMergeCallback(TrainerCallback):  # type: ignore[misc]
         """Merge, log what it bought, and publish."""
         place = self._place(args)
         publishing: dict[str, Any] = {"push": self._push_to, **self._publishing} if self._push_to else {}
+        # the trainer's, if it is one of images and texts: a tokenizer alone would leave out the images
+        processor = processing_class if hasattr(processing_class, "image_processor") else None
         try:
             self.result = merge(
                 self._zeroshot,
@@ -124,7 +126,7 @@ class RobustMergeCallback(TrainerCallback):  # type: ignore[misc]
                 self._recipe,
                 output=place,
                 overwrite=self._overwrite,
-                processor=self._processor or _whole(processing_class),
+                processor=self._processor or processor,
                 progress=self._progress,
                 **publishing,
                 **self._options,
@@ -140,7 +142,14 @@ class RobustMergeCallback(TrainerCallback):  # type: ignore[misc]
         if not state.is_world_process_zero:
             return
         if bought is not None:
-            state.log_history.append({**_accuracies(bought), "step": state.global_step, "epoch": state.epoch})
+            finetuned = bought.finetuned[bought.reference]
+            models = {"zeroshot": bought.zeroshot, "finetuned": finetuned, "merged": bought.merged}
+            accuracies = {
+                f"clipmerge/{kind}_accuracy_{name}": getattr(model, kind).value
+                for name, model in models.items()
+                for kind in ("clean", "corrupted")
+            }
+            state.log_history.append({**accuracies, "step": state.global_step, "epoch": state.epoch})
             self._progress.say(f"{bought.verdict} {bought.reason}")
         published = self.result.published
         self._progress.say(f"the merged model is in {place}" + (f", and on {published.url}" if published else ""))
@@ -163,22 +172,3 @@ def _clip_in(model: Module) -> Module:
         f"RobustMergeCallback: {type(model).__name__} is not a model of transformers or open_clip, and does not "
         "contain one; save its state dict, and merge it with `clipmerge merge`"
     )
-
-
-def _whole(processing_class: Any) -> Any:
-    """The trainer's processor, if it is one of images and texts; a tokenizer alone would leave out the images."""
-    return processing_class if hasattr(processing_class, "image_processor") else None
-
-
-def _name(zeroshot: CheckpointLike) -> str:
-    return os.fspath(zeroshot) if isinstance(zeroshot, (str, os.PathLike)) else _ZEROSHOT
-
-
-def _accuracies(bought: MergeEffect) -> dict[str, float]:
-    finetuned = bought.finetuned[bought.reference]
-    models = {"zeroshot": bought.zeroshot, "finetuned": finetuned, "merged": bought.merged}
-    return {
-        f"clipmerge/{kind}_accuracy_{name}": getattr(model, kind).value
-        for name, model in models.items()
-        for kind in ("clean", "corrupted")
-    }

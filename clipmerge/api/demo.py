@@ -38,30 +38,20 @@ def demo(output: str | os.PathLike[str] | None = None, *, progress: Progress | N
     models = {"zero-shot": pair.zeroshot, "fine-tuned": pair.finetuned}
     for name in _RECIPES:
         models[name] = folder / f"merged-{name}"
+        options: dict[str, Any] = {"data": pair.calibration, "overwrite": True, "progress": reports}
         command = _command(pair, name, models[name])
-        result = merge(
-            pair.zeroshot,
-            pair.finetuned,
-            name,
-            data=pair.calibration,
-            output=models[name],
-            overwrite=True,
-            progress=reports,
-            command=command,
-        )
+        result = merge(pair.zeroshot, pair.finetuned, name, output=models[name], command=command, **options)
+    sources = {"clean": pair.clean, **pair.shifted}
     return {
         "folder": str(folder),
         "models": {name: str(path) for name, path in models.items()},
-        "accuracy": {name: _accuracy(path, pair, reports) for name, path in models.items()},
+        "accuracy": {
+            name: evaluate(path, sources, template=TEMPLATE, progress=reports).accuracy for name, path in models.items()
+        },
         "verdict": result.plan.bought.verdict if result.plan.bought else "",
         "report": str(models["auto"] / "report.html"),
         "command": _command(pair, "auto", Path("merged")),
     }
-
-
-def _accuracy(checkpoint: Path, pair: DemoPair, progress: Progress) -> dict[str, float]:
-    sources = {"clean": pair.clean, **pair.shifted}
-    return evaluate(checkpoint, sources, template=TEMPLATE, progress=progress).accuracy
 
 
 def _command(pair: DemoPair, recipe: str, output: Path) -> str:

@@ -13,17 +13,8 @@ from clipmerge import __version__
 from clipmerge.files.cache import user_cache
 
 _PACKAGES = (
-    "torch",
-    "transformers",
-    "accelerate",
-    "safetensors",
-    "huggingface_hub",
-    "datasets",
-    "numpy",
-    "matplotlib",
-    "typer",
-    "open_clip_torch",
-    "peft",
+    *("torch", "transformers", "accelerate", "safetensors", "huggingface_hub", "datasets"),
+    *("numpy", "matplotlib", "typer", "open_clip_torch", "peft"),
 )
 # Variables that change the behaviour; of tokens, only their presence is shown.
 _VARIABLES = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "CUDA_VISIBLE_DEVICES", "HF_HOME", "HF_ENDPOINT", "HF_HUB_OFFLINE")
@@ -40,7 +31,12 @@ def env() -> dict[str, Any]:
     import torch
 
     cards = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
-    devices = ["cpu", *(f"cuda ({name})" for name in cards), *_other_devices()]
+    devices = ["cpu", *(f"cuda ({name})" for name in cards)]
+    current = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    if current is not None and current.type != "cuda":
+        devices.append(current.type)
+    ours = [name for name in os.environ if name.startswith("CLIPMERGE_")]
+    variables = {name: os.environ[name] for name in (*_VARIABLES, *sorted(ours)) if name in os.environ}
     return {
         "clipmerge": __version__,
         "installed in": str(Path(__file__).parents[1]),
@@ -51,16 +47,8 @@ def env() -> dict[str, Any]:
         "devices": ", ".join(devices),
         "cache": str(user_cache("")),
         "packages": {name: _version(name) for name in _PACKAGES},
-        "environment": _environment(),
+        "environment": variables | {name: "set" for name in _SECRETS if os.environ.get(name)},
     }
-
-
-def _other_devices() -> list[str]:
-    """Accelerators that are not CUDA's."""
-    import torch
-
-    current = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    return [] if current is None or current.type == "cuda" else [current.type]
 
 
 def _version(name: str) -> str | None:
@@ -68,9 +56,3 @@ def _version(name: str) -> str | None:
         return version(name)
     except PackageNotFoundError:
         return None
-
-
-def _environment() -> dict[str, str]:
-    ours = [name for name in os.environ if name.startswith("CLIPMERGE_")]
-    shown = {name: os.environ[name] for name in (*_VARIABLES, *sorted(ours)) if name in os.environ}
-    return shown | {name: "set" for name in _SECRETS if os.environ.get(name)}

@@ -53,12 +53,7 @@ def evaluate(
         (place,) = with_state_key([source], given["state_key"])
         require_places((str(place),))
         record = evaluate_sources(
-            place,
-            sources,
-            settings_for(wanted),
-            classes=wanted.classes,
-            columns=wanted.columns,
-            progress=reports,
+            place, sources, settings_for(wanted), classes=wanted.classes, columns=wanted.columns, progress=reports
         )
         if tasks:
             from clipmerge.evaluation.other_tasks import evaluate_other_tasks

@@ -53,14 +53,11 @@ def inspect(
         CheckpointError: If a checkpoint cannot be read.
     """
     with as_sources(zeroshot, [] if finetuned is None else [finetuned]) as (base, others):
-        record = inspect_checkpoints(base, others[0] if others else None, progress or Logged(), weights=weights)
+        record = _inspected(base, others[0] if others else None, progress or Logged(), weights=weights)
     return InspectResult(record["family"], record["layers"], tuple(record["mismatches"]), record)
 
 
-def inspect_checkpoints(
-    zeroshot: str, finetuned: str | None, progress: Progress, *, weights: bool = True
-) -> dict[str, Any]:
-    """Describe a checkpoint or a pair; weights are read, and downloaded, only for a pair that matches."""
+def _inspected(zeroshot: str, finetuned: str | None, progress: Progress, *, weights: bool) -> dict[str, Any]:
     seen = preview_checkpoint(zeroshot)
     base = seen or open_source(zeroshot)
     if finetuned is None:
@@ -79,7 +76,12 @@ def inspect_checkpoints(
     say_all(progress, inputs.notes)
     ancestry = None
     if weights and not (seen or seen_other):
-        _add_changes(inputs, layers, progress)
+        progress.stage("inspect")
+        done, total = 0, sum(layer["size"] for layer in layers.values())
+        for layer, names in inputs.layers.items():
+            layers[layer]["change"] = _relative_change(inputs, names)
+            done += layers[layer]["size"]
+            progress.advance(done, total)
         say_all(progress, ancestry_warnings(inputs))
         ancestry = asdict(ancestry_of(inputs))
         ancestry["evidence"] = list(ancestry["evidence"])
@@ -95,15 +97,6 @@ def inspect_checkpoints(
         "ancestry": ancestry,
         "total": _total(inputs.zeroshot),
     }
-
-
-def _add_changes(inputs: Inputs, layers: dict[str, dict[str, Any]], progress: Progress) -> None:
-    progress.stage("inspect")
-    done, total = 0, sum(layer["size"] for layer in layers.values())
-    for layer, names in inputs.layers.items():
-        layers[layer]["change"] = _relative_change(inputs, names)
-        done += layers[layer]["size"]
-        progress.advance(done, total)
 
 
 def _find_faults(inputs: Inputs, layers: dict[str, dict[str, Any]]) -> list[str]:

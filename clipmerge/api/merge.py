@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -13,7 +14,7 @@ from clipmerge.api._requests import RecipeLike, byte_count, check_apart, merge_r
 from clipmerge.api._results import MergeResult
 from clipmerge.api.apply import finished
 from clipmerge.api.plan import prepare
-from clipmerge.api.push import check_push, publish
+from clipmerge.api.push import check_push, push
 from clipmerge.options import MergeOptions, completed, with_options
 from clipmerge.progress import Logged, Progress
 
@@ -64,4 +65,5 @@ def merge(
         result = finished(run, target, overwrite=given["overwrite"], max_shard_size=limit)
     if given["push"] is None or target is None or not run.is_main:
         return result
-    return publish(result, given["push"], progress, private=given["private"], license=given["license"])
+    published = push(target, given["push"], private=given["private"], license=given["license"], progress=progress)
+    return replace(result, published=published)

@@ -28,8 +28,6 @@ from clipmerge.progress import Logged, Progress
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from clipmerge.request import Run
-
 Model = TypeVar("Model", bound=torch.nn.Module)
 
 
@@ -73,24 +71,20 @@ def merge_models(
     models = [unwrapped(model) for model in several(finetuned)]  # type: ignore[arg-type]
     with as_sources(zeroshot, models, processor) as (base, others):
         run = prepare(merge_request(base, others, recipe, completed(RecipeOptions, options)), progress or Logged())
-        weights = _merged_weights(run)
+        if run.plan is None:
+            raise UsageError("merge_models works in one process; under `accelerate launch` use merge")
+        tensors = merged_tensors(run.inputs, run.plan, run.tensors)
+        with closing(contents_of(tensors, np.empty)) as contents:
+            weights = {tensor.key: tensor.tensor(content) for tensor, content in zip(tensors, contents, strict=True)}
         form = unwrapped(zeroshot) if run.inputs.takes_zeroshot_form else models[0]
         run.finish()
-    return _filled(form, weights, None if run.plan is None else run.plan.dtype)  # type: ignore[return-value]
+    return _filled(form, weights, run.plan.dtype)  # type: ignore[return-value]
 
 
-def _merged_weights(run: Run) -> dict[str, Tensor]:
-    if run.plan is None:
-        raise UsageError("merge_models works in one process; under `accelerate launch` use merge")
-    tensors = merged_tensors(run.inputs, run.plan, run.tensors)
-    with closing(contents_of(tensors, np.empty)) as contents:
-        return {tensor.key: tensor.tensor(content) for tensor, content in zip(tensors, contents, strict=True)}
-
-
-def _filled(form: torch.nn.Module, weights: dict[str, Tensor], dtype: str | None) -> torch.nn.Module:
+def _filled(form: torch.nn.Module, weights: dict[str, Tensor], dtype: str) -> torch.nn.Module:
     merged = copy.deepcopy(form)
-    if dtype not in (None, "keep"):
-        merged = merged.to(getattr(torch, str(dtype)))
+    if dtype != "keep":
+        merged = merged.to(getattr(torch, dtype))
     keys = merged.load_state_dict(weights, strict=False)
     wrong = [name for name in (*keys.missing_keys, *keys.unexpected_keys) if not is_buffer(name)]
     if wrong:

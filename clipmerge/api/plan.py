@@ -41,19 +41,12 @@ Measured = tuple[Measurements, dict[str, Any]]
 
 @dataclass
 class Known:
-    """Cache of results shared by requests that differ only in the recipe.
+    """Cache of results shared by requests that differ only in the recipe."""
 
-    Attributes:
-        checkpoints: theta_0, theta_1 ... theta_K; empty until they are opened.
-        inputs: Aligned checkpoints by the recipe's ``missing``.
-        measured: Measurements by measure and options.
-        ancestry: Warnings of checkpoints that did not start from the zero-shot one; ``None`` until it is checked.
-    """
-
-    checkpoints: tuple[Checkpoint, ...] = ()
-    inputs: dict[str, Inputs] = field(default_factory=dict)
-    measured: dict[str, Measured] = field(default_factory=dict)
-    ancestry: list[str] | None = None
+    checkpoints: tuple[Checkpoint, ...] = ()  # theta_0, theta_1 ... theta_K; empty until they are opened
+    inputs: dict[str, Inputs] = field(default_factory=dict)  # aligned, by the recipe's ``missing``
+    measured: dict[str, Measured] = field(default_factory=dict)  # by measure and options
+    ancestry: list[str] | None = None  # warnings of unrelated checkpoints; ``None`` until it is checked
 
 
 @with_options(PlanOptions)
@@ -233,10 +226,13 @@ def _decide(
     learned = {name: c.detach().float().cpu().contiguous() for name, c in decision.coefficients.items()}
     decided = with_coefficients(decision.layers, learned, task.layers, task.shapes) if learned else decision.layers
     notes = measurements.notes if measurements else ()
+    zeroshot, *finetuned = (
+        SourceRecord(source=each.source, revision=each.revision, files={}) for each in run.inputs.everyone
+    )
     plan = Plan(
         recipe=request.recipe.model_dump(mode="json"),
-        zeroshot=_source_record(run.inputs.zeroshot),
-        finetuned=tuple(_source_record(each) for each in run.inputs.finetuned),
+        zeroshot=zeroshot,
+        finetuned=tuple(finetuned),
         weights=decision.weights,
         combine=decision.combine,
         dtype=request.dtype,
@@ -261,10 +257,6 @@ def _decide(
     used = {n: learned[n] for layer, e in layers.items() if e.alpha_range for n in task.layers[layer] if n in learned}
     run.tensors = PlanTensors(decision.scores, used)
     say_all(run.progress, notes)
-
-
-def _source_record(checkpoint: Checkpoint) -> SourceRecord:
-    return SourceRecord(source=checkpoint.source, revision=checkpoint.revision, files={})
 
 
 def apply_overrides(layers: dict[str, LayerPlan], recipe: Recipe) -> dict[str, LayerPlan]:

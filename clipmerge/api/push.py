@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
@@ -12,7 +11,6 @@ from clipmerge.options import PushOptions, completed, with_options
 from clipmerge.progress import Logged, Progress
 
 if TYPE_CHECKING:
-    from clipmerge.api._results import MergeResult
     from clipmerge.output.record import Published
 
 
@@ -60,11 +58,3 @@ def check_push(repo_id: str, output: Path | None, *, private: bool) -> None:
     if output is None:
         raise UsageError("--push needs --output: a dry run writes nothing to push")
     check_access(output, repo_id, private=private)
-
-
-def publish(
-    result: MergeResult, repo_id: str, progress: Progress, *, private: bool, license: str | None
-) -> MergeResult:
-    """Push a merge's output."""
-    published = push(Path(result.path or ""), repo_id, private=private, license=license, progress=progress)
-    return replace(result, published=published)

@@ -62,19 +62,12 @@ SWEEP_RECORD = "sweep.json"
 
 @dataclass(frozen=True)
 class _PlannedRecipe:
-    """A recipe with its decided plan.
-
-    Attributes:
-        recipe: The recipe.
-        point: Index of its point.
-        plan: The settings of each layer, without measurements.
-        finish: Function to call after its evaluation.
-    """
+    """A recipe with its decided plan."""
 
     recipe: Recipe
-    point: int
-    plan: Plan
-    finish: Callable[[], None]
+    point: int  # index of its point
+    plan: Plan  # without measurements
+    finish: Callable[[], None]  # to be called after its evaluation
 
 
 @with_options(SweepOptions)
@@ -199,13 +192,26 @@ def run_sweep(
         plan.finish()
     progress.stage("bootstrap")
     rows = _rows(request, correct)
-    lost = _loss_notes(request, planned, rows)
+    lost: tuple[str, ...] = ()
+    if 1.0 in request.alphas:  # the curve includes the fine-tuned model
+        accuracies = {f"recipe {plan.recipe.name}": float(rows[plan.point]["id"]) for plan in planned}
+        finetuned = rows[request.alphas.index(1.0)]["id"]
+        lost = loss_warnings(accuracies, "ID accuracy", finetuned, request.max_loss)
     say_all(progress, lost)
     if lost and request.strict:
         raise VerdictError(f"{lost[0]}; nothing was written (--strict)")
     record = _about(request, inputs, loaded, [*inputs.notes, *notes, *lost]) | {
         "curve": [{"alpha": alpha, **row} for alpha, row in zip(request.alphas, rows, strict=False)],
-        "recipes": [_recipe_row(plan, points[plan.point], rows[plan.point]) for plan in planned],
+        "recipes": [
+            {
+                **{"name": each.recipe.name, "point": each.point, "alpha": points[each.point].alpha},
+                **rows[each.point],
+                "verdict": each.plan.verdict,
+                "calibration": each.plan.model_dump(mode="json")["calibration"],
+                "recipe": each.plan.recipe,
+            }
+            for each in planned
+        ],
         "points": [
             {
                 **{"name": name, "point": number, "alpha": None, **rows[number]},
@@ -242,22 +248,13 @@ def _rows(request: SweepRequest, correct: dict[str, Correct]) -> list[dict[str, 
     ]
 
 
-def _recipe_row(planned: _PlannedRecipe, point: Point, row: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "name": planned.recipe.name,
-        "point": planned.point,
-        "alpha": point.alpha,
-        **row,
-        "verdict": planned.plan.verdict,
-        "calibration": planned.plan.model_dump(mode="json")["calibration"],
-        "recipe": planned.plan.recipe,
-    }
-
-
 def _about(
     request: SweepRequest, inputs: Inputs, loaded: dict[str, LabelledImages], notes: Sequence[str]
 ) -> dict[str, Any]:
     """The part of the record that describes the whole sweep."""
+    source = request.calibration.source
+    if source is not None and not isinstance(source, str):
+        source = source.address if isinstance(source, Named) else f"{type(source).__name__} in memory"
     return {
         "format": SWEEP_FORMAT,
         "clipmerge": __version__,
@@ -270,7 +267,7 @@ def _about(
         "sources": {name: images.source for name, images in loaded.items()},
         "images": {name: len(images) for name, images in loaded.items()},
         "revisions": {name: images.revision for name, images in loaded.items() if images.revision},
-        "calibration_source": _name_of(request.calibration.source),
+        "calibration_source": source,
         "templates": list(templates_for(request.calibration.templates, ())),
         "own_templates": own_templates(request.calibration.templates, loaded),
         "ood_checked": request.checks_overlap
@@ -280,21 +277,6 @@ def _about(
         "bootstrap": {"resamples": RESAMPLES, "level": LEVEL},
         "warnings": list(notes),
     }
-
-
-def _loss_notes(request: SweepRequest, planned: list[_PlannedRecipe], rows: list[dict[str, Any]]) -> tuple[str, ...]:
-    """Warn of recipes that lose more ID accuracy than allowed, if the curve includes the fine-tuned model."""
-    if 1.0 not in request.alphas:
-        return ()
-    accuracies = {f"recipe {plan.recipe.name}": float(rows[plan.point]["id"]) for plan in planned}
-    return loss_warnings(accuracies, "ID accuracy", rows[request.alphas.index(1.0)]["id"], request.max_loss)
-
-
-def _name_of(data: Any) -> str | None:
-    """The calibration source, or the type of an object in memory."""
-    if data is None or isinstance(data, str):
-        return data
-    return data.address if isinstance(data, Named) else f"{type(data).__name__} in memory"
 
 
 def write_sweep(
@@ -347,35 +329,20 @@ def load_source(source: Any, request: SweepRequest, progress: Progress) -> Label
 
 
 def overlap_notes(request: SweepRequest, loaded: dict[str, LabelledImages], tasks: Mapping[str, Images]) -> list[str]:
-    """Note the images that sources share."""
+    """Note the images that sources share; of a Hub source for recipes only the images that they use count."""
     if not request.checks_overlap:
         return []
-    return check_overlap(
-        _calibration_images(request),
-        {name: loaded[name] for name in request.id_sources},
-        {name: loaded[name] for name in request.ood_sources},
-        _unlabelled_images(request),
-        tasks,
-    )
-
-
-def _calibration_images(request: SweepRequest) -> LabelledImages | None:
-    """All images of the calibration source; for one on the Hub, only the images that recipes will measure on."""
-    data = request.calibration
-    if data.source is None or data.source == "":
-        return None
-    most = data.images + wanted_back(data.images, data.held_back)
-    images = load_images(data.source, data.classes, columns=data.columns, most=most, seed=request.seed)
-    return images.sample(most, request.seed) if images.revision else images
-
-
-def _unlabelled_images(request: SweepRequest) -> LabelledImages | None:
-    """All unlabelled images; for a source on the Hub, only the images that recipes will learn from."""
-    data = request.calibration
-    if data.unlabelled is None:
-        return None
-    images = load_unlabelled(data.unlabelled, data.columns, most=data.images, seed=request.seed)
-    return images.sample(data.images, request.seed) if images.revision else images
+    data, seed = request.calibration, request.seed
+    labelled = unlabelled = None
+    if data.source is not None and data.source != "":
+        most = data.images + wanted_back(data.images, data.held_back)
+        labelled = load_images(data.source, data.classes, columns=data.columns, most=most, seed=seed)
+        labelled = labelled.sample(most, seed) if labelled.revision else labelled
+    if data.unlabelled is not None:
+        unlabelled = load_unlabelled(data.unlabelled, data.columns, most=data.images, seed=seed)
+        unlabelled = unlabelled.sample(data.images, seed) if unlabelled.revision else unlabelled
+    id, ood = ({name: loaded[name] for name in names} for names in (request.id_sources, request.ood_sources))
+    return check_overlap(labelled, id, ood, unlabelled, tasks)
 
 
 def _open(request: SweepRequest, known: Known, progress: Progress) -> Inputs:

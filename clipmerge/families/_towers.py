@@ -23,10 +23,7 @@ def blocks_of_clip(tower: str) -> Rules:
 def blocks_of_bert(start: str) -> Rules:
     """Rules for BERT's blocks, whose norms come after the modules they normalise."""
     block = rf"{start}encoder\.layer\.(\d+)\."
-    return (
-        (rf"{block}attention\.", "text.{}.attn"),
-        (rf"{block}(?:intermediate|output)\.", "text.{}.mlp"),
-    )
+    return ((rf"{block}attention\.", "text.{}.attn"), (rf"{block}(?:intermediate|output)\.", "text.{}.mlp"))
 
 
 CLIP_VISION: Rules = (
@@ -74,11 +71,7 @@ SIGLIP_BARE = (*BARE, "head.")
 
 
 def transformers_settings(
-    model_types: Mapping[str, str],
-    *,
-    vision: dict[str, Any],
-    text: dict[str, Any],
-    both: dict[str, Any] | None = None,
+    model_types: Mapping[str, str], *, vision: dict[str, Any], text: dict[str, Any], both: dict[str, Any] | None = None
 ) -> Callable[[dict[str, Any]], Settings]:
     """Make the function that reads settings from a transformers config."""
 

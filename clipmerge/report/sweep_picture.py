@@ -52,11 +52,7 @@ def curve_files(record: dict[str, Any]) -> dict[str, bytes]:
     """
     with _fonts():
         figure = _draw(record)
-        return {
-            "curve.png": drawing.png(figure),
-            "curve.svg": drawing.svg(figure),
-            "curve.pdf": drawing.pdf(figure),
-        }
+        return {"curve.png": drawing.png(figure), "curve.svg": drawing.svg(figure), "curve.pdf": drawing.pdf(figure)}
 
 
 def curve_markup(record: dict[str, Any]) -> str:
