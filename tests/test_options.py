@@ -26,7 +26,7 @@ MOTTO = {
         '    motto: Annotated[str | None, Option(None, "A line for the record.", "Decision", value="TEXT", '
         'settable="personal")]\n',
     ),
-    "request.py": ("    keep: dict[str, Any] = field(default_factory=dict)\n\n\n", "    motto: str | None = None\n"),
+    "request.py": ("tasks that the models were not fine-tuned for\n\n\n", "    motto: str | None = None\n"),
     "api/_requests.py": ('        "hashed": options["hash"],\n', '        "motto": options["motto"],\n'),
     "api/plan.py": (
         "    task = Task(run.inputs, measurements, request.seed)\n",
