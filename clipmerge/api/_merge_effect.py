@@ -1,7 +1,11 @@
-"""The stage that measures the effect of a decided merge before anything is written; see `docs/verdict.md`."""
+"""The stages that measure a decided merge before anything is written; see `docs/verdict.md` and `docs/keep.md`.
+
+Every process of ``accelerate launch`` takes part.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from clipmerge.errors import CheckpointError, VerdictError
@@ -12,11 +16,14 @@ from clipmerge.planning.tensors import PlanTensors
 from clipmerge.progress import say_all
 
 if TYPE_CHECKING:
+    from clipmerge.checkpoint import Inputs
+    from clipmerge.evaluation.other_tasks import Task
+    from clipmerge.evaluation.points import Point
     from clipmerge.evaluation.settings import EvalSettings
     from clipmerge.images.dataset import LabelledImages
     from clipmerge.options import OutputDtype
-    from clipmerge.planning.merge_effect import MergeEffect
-    from clipmerge.request import Calibration, MergeRequest, Run
+    from clipmerge.progress import Progress
+    from clipmerge.request import Calibration, MergeRequest, Run, SweepRequest
 
 
 class _Unmeasurable(Exception):
@@ -24,15 +31,18 @@ class _Unmeasurable(Exception):
 
 
 def add_verdict(run: Run, request: MergeRequest) -> None:
-    """Measure the effect of a decided plan, if there are images, and store it in the plan.
-
-    Every process of ``accelerate launch`` takes part.
-    """
+    """Measure the effect of a decided plan, if there are images, and store it in the plan."""
     if not request.calibration.holds_back:
         return
+    from clipmerge.evaluation.verdict import measure_effect
+
     with run.timed("bought"):
+        settings = settings_for(request.calibration)
+        plan, tensors = shared_plan(run.plan, run.tensors)
         try:
-            bought = _measured(run, request)
+            images = _held_back(run, request)
+            loss = request.max_loss
+            bought = measure_effect(run.inputs, plan, tensors, images, settings, max_loss=loss, progress=run.progress)
         except (CheckpointError, _Unmeasurable) as error:
             text = f"what the merge bought could not be measured: {error}"
             if request.strict:
@@ -49,49 +59,37 @@ def add_verdict(run: Run, request: MergeRequest) -> None:
 
 def _held_back(run: Run, request: MergeRequest) -> LabelledImages:
     """Images that the decision did not see; all images if it needed none."""
-    if request.recipe.measure:
-        if run.held_back is None:
-            raise _Unmeasurable("there are too few images to hold any back")
-        return run.held_back
     from clipmerge.images.dataset import load_images
 
-    calibration = request.calibration
-    count = min(MOST, calibration.images)
-    source = load_images(
-        calibration.source, calibration.classes, columns=calibration.columns, most=count, seed=request.seed
-    )
-    say_all(run.progress, source.notes)
-    source.require_classes()
-    sample = source.sample(count, request.seed)
-    distinct = without_copies(sample)
-    if len(distinct) < len(sample):
-        run.progress.say(copies_note(source.source, len(sample) - len(distinct)))
-    return distinct
-
-
-def _measured(run: Run, request: MergeRequest) -> MergeEffect:
-    from clipmerge.evaluation.verdict import measure_effect
-
-    settings = settings_for(request.calibration)
-    plan, tensors = shared_plan(run.plan, run.tensors)
-    images = _held_back(run, request)
+    images = run.held_back
+    if request.recipe.measure:
+        if images is None:
+            raise _Unmeasurable("there are too few images to hold any back")
+    else:
+        data, count = request.calibration, min(MOST, request.calibration.images)
+        source = load_images(data.source, data.classes, columns=data.columns, most=count, seed=request.seed)
+        say_all(run.progress, source.notes)
+        source.require_classes()
+        sample = source.sample(count, request.seed)
+        images = without_copies(sample)
+        if len(images) < len(sample):
+            run.progress.say(copies_note(source.source, len(sample) - len(images)))
     if isinstance(images.store, Pixels):
         raise _Unmeasurable(
             f"{images.source} holds preprocessed pixels, but the robustness probe needs images before preprocessing; "
             "give the data set without its transform"
         )
-    return measure_effect(run.inputs, plan, tensors, images, settings, max_loss=request.max_loss, progress=run.progress)
+    return images
 
 
-def settings_for(calibration: Calibration, dtype: OutputDtype = "keep") -> EvalSettings:
-    """The device, templates and batches that a request asks for."""
+def settings_for(calibration: Calibration, dtype: OutputDtype = "keep", *, of_tasks: bool = False) -> EvalSettings:
+    """The device, templates and batches that a request asks for; tasks of ``keep`` have templates of their own."""
     from clipmerge.distributed import accelerator_for
     from clipmerge.evaluation.settings import EvalSettings
 
+    templates = () if of_tasks else calibration.templates
     accelerator = accelerator_for(calibration.device)
-    return EvalSettings(
-        accelerator, calibration.templates, calibration.batch_size, calibration.images_at_once, dtype=dtype
-    )
+    return EvalSettings(accelerator, templates, calibration.batch_size, calibration.images_at_once, dtype=dtype)
 
 
 def shared_plan(plan: Plan | None, tensors: PlanTensors) -> tuple[Plan, PlanTensors]:
@@ -101,3 +99,66 @@ def shared_plan(plan: Plan | None, tensors: PlanTensors) -> tuple[Plan, PlanTens
     decided: list[Any] = [plan and plan.model_copy(update={"measurements": None}), tensors]
     broadcast_object_list(decided)
     return decided[0], decided[1]
+
+
+def load_tasks(
+    named: Mapping[str, Any], progress: Progress, *, most: int | None = None, seed: int = 0
+) -> dict[str, Task]:
+    """Find the images of tasks that the model was not fine-tuned for."""
+    from clipmerge.evaluation.other_tasks import load_task
+
+    tasks = {name: load_task(source, most=most, seed=seed) for name, source in named.items()}
+    for task in tasks.values():
+        say_all(progress, task.notes)
+    return tasks
+
+
+def add_other_task_scores(run: Run, request: MergeRequest) -> None:
+    """Measure a decided plan on the tasks that were named, and keep the scores in the plan."""
+    if not request.keep:
+        return
+    from clipmerge.evaluation.other_tasks import measure_other_tasks
+    from clipmerge.images.overlap import Fingerprints, note_shared
+
+    with run.timed("kept"):
+        tasks = load_tasks(request.keep, run.progress, most=request.calibration.images, seed=request.seed)
+        prints = {f"--keep {name}": Fingerprints(task) for name, task in tasks.items()}
+        for images in (run.measured_on, run.held_back):
+            if images is not None:
+                say_all(run.progress, note_shared(prints, {f"--data {images.source}": Fingerprints(images)}))
+        settings = settings_for(request.calibration, of_tasks=True)
+        plan, tensors = shared_plan(run.plan, run.tensors)
+        try:
+            kept = measure_other_tasks(run.inputs, plan, tensors, tasks, settings, run.progress)
+        except CheckpointError as error:
+            text = f"the tasks of --keep could not be measured: {error}"
+            if request.strict:
+                raise VerdictError(f"{text}; nothing was written (--strict)") from None
+            run.warn(text)
+            return
+    if run.plan is not None:
+        run.plan = run.plan.model_copy(update={"kept": kept})
+
+
+def score_other_tasks(
+    request: SweepRequest,
+    record: dict[str, Any],
+    inputs: Inputs,
+    points: Sequence[Point],
+    tasks: dict[str, Task],
+    progress: Progress,
+) -> None:
+    """Score every point of a sweep on every task, and enter the scores."""
+    if not tasks:
+        return
+    from clipmerge.evaluation.other_tasks import facts_of, score_tasks
+
+    progress.stage("kept")
+    moves = [point.move for point in points]
+    scores = score_tasks(
+        inputs, moves, tasks, settings_for(request.calibration, request.dtype, of_tasks=True), progress
+    )
+    record["kept"] = [facts_of(name, task) for name, task in tasks.items()]
+    rows = [*enumerate(record["curve"]), *((row["point"], row) for row in (*record["recipes"], *record["points"]))]
+    for point, row in rows:
+        row["kept"] = {name: of[point].model_dump(mode="json", exclude_none=True) for name, of in scores.items()}

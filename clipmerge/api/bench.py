@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -15,10 +15,11 @@ from clipmerge.api._commands import in_order, recipe_word, spelled_out
 from clipmerge.api._requests import alphas_from, calibration_from, recipe_files
 from clipmerge.api._results import BenchResult
 from clipmerge.api.sweep import check_sweep, run_sweep
-from clipmerge.errors import MeasureError
+from clipmerge.errors import MeasureError, UsageError
 from clipmerge.evaluation.suites.cost import cost_of
 from clipmerge.evaluation.suites.release import fetch_release, write_config
 from clipmerge.evaluation.suites.suite import Pair, Release, Suite, load_suite
+from clipmerge.files.cache import user_cache
 from clipmerge.images.known import find_known
 from clipmerge.options import BenchOptions, completed, with_options
 from clipmerge.planning.recipe import load_recipe
@@ -29,6 +30,9 @@ from clipmerge.request import SweepRequest
 BENCH_RECORD = "bench.json"
 # Number of standard errors by which the accuracy on a sample may differ from that on all images.
 _ERRORS = 3.0
+_CLUSTERS = ("local", "slurm")
+# A job's limit unless one is given: submitit's own is two to five minutes.
+_MINUTES = 24 * 60
 
 
 @dataclass
@@ -112,8 +116,6 @@ def bench(
     if given["jobs"] is None:
         record["pairs"] = [_run(chosen, pair, given, command, reports) for pair in chosen.pairs]
     else:
-        from clipmerge.api._jobs import run_in_jobs
-
         works = {
             pair.name or chosen.name: partial(_run, chosen, pair, given, command, Logged()) for pair in chosen.pairs
         }
@@ -121,6 +123,49 @@ def bench(
     if target is not None:
         _write(record, target, overwrite=given["overwrite"])
     return BenchResult(target, record)
+
+
+def executor_for(jobs: str) -> Any:
+    """Make the executor for ``local`` or ``slurm``, with parameters: ``slurm:KEY=VALUE,...``."""
+    try:
+        import submitit
+    except ImportError as error:
+        raise UsageError("--jobs needs submitit; `pip install 'clipmerge[jobs]'`") from error
+    cluster, _, words = jobs.partition(":")
+    if cluster not in _CLUSTERS:
+        raise UsageError(f"--jobs: '{cluster}' is not a place for jobs (places: {', '.join(_CLUSTERS)})")
+    executor = submitit.AutoExecutor(folder=user_cache("jobs"), cluster=cluster)
+    try:
+        pairs = [word.split("=", 1) for word in words.split(",") if word]
+        given = {key: int(value) if value.isdigit() else value for key, value in pairs}
+        executor.update_parameters(**{"timeout_min": _MINUTES, **given})
+    except (AssertionError, NameError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise UsageError(f"--jobs: {reason}; for example slurm:slurm_partition=gpu,gpus_per_node=1") from error
+    return executor
+
+
+def run_in_jobs(jobs: str, works: Mapping[str, Callable[[], Any]], say: Callable[[str], None]) -> list[Any]:
+    """Run every work in a job of its own, and return what they return; if this process is stopped, so are the jobs."""
+    executor = executor_for(jobs)
+    started = {name: executor.submit(work) for name, work in works.items()}
+    say(f"{len(started)} jobs were started; their output is in {executor.folder}")
+    try:
+        failed = {}
+        for name, job in started.items():
+            error = job.exception()
+            if error is not None:
+                failed[name] = f"{(str(error).strip().splitlines() or [type(error).__name__])[-1]} ({job.paths.stderr})"
+        if failed:
+            first, reason = next(iter(failed.items()))
+            raise MeasureError(
+                f"{len(failed)} of {len(started)} jobs failed; first {first}: {reason}. The same command resumes"
+            )
+        return [job.result() for job in started.values()]
+    finally:
+        for job in started.values():
+            if not job.done():
+                job.cancel()
 
 
 def bench_cost(suite: str | os.PathLike[str], options: BenchOptions) -> dict[str, Any]:

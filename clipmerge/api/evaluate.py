@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any, Unpack
 
 from clipmerge.api._in_memory import CheckpointLike, as_sources, title_of, with_state_key
-from clipmerge.api._merge_effect import settings_for
-from clipmerge.api._other_tasks import load_tasks
+from clipmerge.api._merge_effect import load_tasks, settings_for
 from clipmerge.api._requests import calibration_from, named, require_places
 from clipmerge.api._results import EvaluateResult
 from clipmerge.errors import UsageError
@@ -58,7 +56,7 @@ def evaluate(
         if tasks:
             from clipmerge.evaluation.other_tasks import evaluate_other_tasks
 
-            settings = replace(settings_for(wanted), templates=())  # a task has its own
+            settings = settings_for(wanted, of_tasks=True)
             record["kept"] = evaluate_other_tasks(place, load_tasks(tasks, reports), settings, reports)
         record["checkpoint"]["source"] = title_of(source) or record["checkpoint"]["source"]
     return EvaluateResult(record["accuracy"], record["images"], record)

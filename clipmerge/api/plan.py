@@ -15,8 +15,7 @@ from typing import Any, Unpack
 
 from clipmerge.api._commands import in_order, recipe_word, spelled_out
 from clipmerge.api._in_memory import CheckpointLike, as_sources, open_source
-from clipmerge.api._merge_effect import add_verdict
-from clipmerge.api._other_tasks import add_other_task_scores
+from clipmerge.api._merge_effect import add_other_task_scores, add_verdict
 from clipmerge.api._requests import RecipeLike, merge_request, several
 from clipmerge.checkpoint import Checkpoint, Inputs, align_checkpoints
 from clipmerge.checkpoint.ancestry import ancestry_warnings

@@ -17,8 +17,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 from clipmerge import __version__
 from clipmerge.api._commands import in_order, recipe_word, spelled_out
 from clipmerge.api._in_memory import CheckpointLike, as_sources, open_source, with_state_key
-from clipmerge.api._merge_effect import settings_for, shared_plan
-from clipmerge.api._other_tasks import load_tasks, score_other_tasks
+from clipmerge.api._merge_effect import load_tasks, score_other_tasks, settings_for, shared_plan
 from clipmerge.api._requests import (
     alphas_from,
     check_request,

@@ -23,7 +23,7 @@ from clipmerge.files.templates import render
 from clipmerge.hub.ids import parse_dataset, parse_hub_id
 from clipmerge.output.record import MergeRecord
 from clipmerge.planning.effect_view import EffectView, effect_view
-from clipmerge.planning.other_tasks_view import EXPLANATION, HEADS, other_task_facts, other_task_rows
+from clipmerge.planning.other_tasks import EXPLANATION, HEADS, other_task_facts, other_task_rows
 from clipmerge.publish.evaluations import eval_result_files, hub_dataset_of, model_index
 from clipmerge.publish.public import data_sources, public_record
 

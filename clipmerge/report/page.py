@@ -18,7 +18,7 @@ from clipmerge.files.templates import render
 from clipmerge.output.record import MergeRecord
 from clipmerge.planning.effect_view import effect_view, unmeasured
 from clipmerge.planning.merge_effect import ADVICE
-from clipmerge.planning.other_tasks_view import EXPLANATION, HEADS, other_task_rows
+from clipmerge.planning.other_tasks import EXPLANATION, HEADS, other_task_rows
 from clipmerge.report.columns import Column, columns_of
 from clipmerge.report.effect_plot import DRAWN, effect_plot
 from clipmerge.report.layer_table import layer_table

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from clipmerge.output.record import MergeRecord
 from clipmerge.planning.effect_view import effect_view, unmeasured
-from clipmerge.planning.other_tasks_view import EXPLANATION, HEADS, other_task_rows
+from clipmerge.planning.other_tasks import EXPLANATION, HEADS, other_task_rows
 from clipmerge.report.columns import Column, columns_of
 from clipmerge.report.loss_path import loss_at, path_points
 

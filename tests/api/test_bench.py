@@ -14,8 +14,7 @@ from typing import Any
 
 import pytest
 
-from clipmerge.api._jobs import executor_for, run_in_jobs
-from clipmerge.api.bench import _Check, _write
+from clipmerge.api.bench import _Check, _write, executor_for, run_in_jobs
 from clipmerge.errors import MeasureError, UsageError
 from clipmerge.evaluation.suites import release
 from clipmerge.evaluation.suites.suite import load_suite, suite_names
@@ -209,7 +208,7 @@ def test_an_interruption_cancels_what_runs(tmp_path: Path, monkeypatch: pytest.M
         raise KeyboardInterrupt
 
     executor = executor_for("local")
-    monkeypatch.setattr("clipmerge.api._jobs.executor_for", lambda _: executor)
+    monkeypatch.setattr("clipmerge.api.bench.executor_for", lambda _: executor)
     job = executor.submit(time.sleep, 600)
     monkeypatch.setattr(executor, "submit", lambda _work: job)
     monkeypatch.setattr(job, "exception", lambda: interrupted(""))

@@ -17,7 +17,7 @@ from torch.nn.functional import cross_entropy
 from transformers import CLIPModel, CLIPProcessor
 
 import clipmerge as api
-from clipmerge.api._other_tasks import add_other_task_scores
+from clipmerge.api._merge_effect import add_other_task_scores
 from clipmerge.api.plan import prepare
 from clipmerge.errors import CheckpointError, DataError, UsageError
 from clipmerge.evaluation import other_tasks
