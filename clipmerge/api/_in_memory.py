@@ -116,8 +116,15 @@ def _source(checkpoint: CheckpointLike, folder: Path, processor: Any) -> str:
 
 def _write_transformers(model: Any, folder: Path, processor: Any) -> None:
     """Write weights, configuration and the processor: the given one, or the one in the model's original folder."""
-    with _without_bars():
+    from transformers.utils import logging
+
+    shows_bars = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
         model.save_pretrained(folder)
+    finally:
+        if shows_bars:
+            logging.enable_progress_bar()
     if processor is not None:
         processor.save_pretrained(folder)
         return
@@ -126,20 +133,6 @@ def _write_transformers(model: Any, folder: Path, processor: Any) -> None:
         is_side_file = file.suffix in _SIDE_SUFFIXES and not file.name.endswith(".index.json")
         if is_side_file and file.name not in ("config.json", OPEN_CLIP_CONFIG) and not (folder / file.name).exists():
             shutil.copyfile(file, folder / file.name)
-
-
-@contextmanager
-def _without_bars() -> Iterator[None]:
-    from transformers.utils import logging
-
-    if not logging.is_progress_bar_enabled():
-        yield
-        return
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.enable_progress_bar()
 
 
 def _origin(name: str) -> Path | None:
@@ -162,8 +155,13 @@ def _write_open_clip(model: Any, folder: Path, config: Any) -> None:
     """Write weights and, if known, the configuration, which open_clip's models do not hold."""
     from safetensors.torch import save_file
 
-    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    save_file(_unshared(weights), folder / OPEN_CLIP_WEIGHTS[0], metadata={"format": "pt"})
+    weights, storages = {}, set()
+    for name, parameter in model.state_dict().items():
+        tensor = parameter.detach().cpu().contiguous()
+        storage = tensor.untyped_storage().data_ptr()
+        weights[name] = tensor.clone() if storage in storages else tensor  # safetensors shares no memory
+        storages.add(storage)
+    save_file(weights, folder / OPEN_CLIP_WEIGHTS[0], metadata={"format": "pt"})
     if config is None:
         return
     if isinstance(config, str) and not Path(config).is_dir():
@@ -183,14 +181,3 @@ def _write_open_clip(model: Any, folder: Path, config: Any) -> None:
     if "preprocess_cfg" not in stated and preprocessing:
         stated["preprocess_cfg"] = dict(preprocessing)
     (folder / OPEN_CLIP_CONFIG).write_text(json.dumps(stated, indent=2) + "\n", encoding="utf-8")
-
-
-def _unshared(weights: dict[str, Any]) -> dict[str, Any]:
-    """Copy tensors that share memory, as safetensors requires."""
-    seen: set[int] = set()
-    copies = {}
-    for name, tensor in weights.items():
-        place = tensor.untyped_storage().data_ptr()
-        copies[name] = tensor.clone() if place in seen else tensor
-        seen.add(place)
-    return copies

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import re
+import textwrap
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,6 +14,7 @@ from clipmerge.errors import did_you_mean
 from clipmerge.options import PANELS
 
 _WIDTH = 50
+_FLAG = re.compile(r"(?<!\S)(-\S+) (?!-)")
 #: Examples under the help of each command: words after ``clipmerge``, and what they do.
 _EXAMPLES = {
     "": (
@@ -88,36 +91,18 @@ def examples(command: str) -> str:
     """Examples as the last part of a command's help."""
     lines = ["\b", "Examples:"]
     for words, what in _EXAMPLES.get(command, ()):
-        lines += [f"  # {what}", *_folded(f"clipmerge {words}")]
+        with_values = _FLAG.sub("\\1\N{NO-BREAK SPACE}", f"clipmerge {words}")  # a flag stays with its value
+        folded = " \\\n      ".join(_in_lines(with_values)).replace("\N{NO-BREAK SPACE}", " ")
+        lines += [f"  # {what}", f"  {folded}"]
     if command in ("merge", "plan", "sweep"):
         lines += ["", "\b", "Recipes (`clipmerge recipes` says what each one does):"]
-        lines += [f"  {line}" for line in _in_lines([f"{name}," for name in shipped_recipes()])]
-        lines[-1] = lines[-1].rstrip(",")
+        lines += [f"  {line}" for line in _in_lines(", ".join(shipped_recipes()))]
     return "\n".join(lines)
 
 
-def _folded(command: str) -> list[str]:
-    """A command in lines of at most `_WIDTH` characters, as a shell reads them; a flag stays with its value."""
-    parts: list[str] = []
-    for word in command.split():
-        if parts and parts[-1].startswith("-") and " " not in parts[-1] and not word.startswith("-"):
-            parts[-1] += f" {word}"
-        else:
-            parts.append(word)
-    first, *more = _in_lines(parts)
-    lines = [f"  {first}", *(f"      {line}" for line in more)]
-    return [*(f"{line} \\" for line in lines[:-1]), lines[-1]]
-
-
-def _in_lines(words: list[str]) -> list[str]:
+def _in_lines(words: str) -> list[str]:
     """Words in lines short enough for a narrow terminal; none is broken."""
-    lines = [words[0]]
-    for word in words[1:]:
-        if len(lines[-1]) + len(word) + 1 > _WIDTH:
-            lines.append(word)
-        else:
-            lines[-1] += f" {word}"
-    return lines
+    return textwrap.wrap(words, _WIDTH, break_long_words=False, break_on_hyphens=False)
 
 
 @functools.cache
