@@ -46,7 +46,7 @@ def html_page(record: MergeRecord) -> str:
     """Render the whole report as one HTML page that loads nothing from the network."""
     columns = columns_of(record)
     table = layer_table(record, columns, _TOWERS)
-    recommendation = record.bought and record.bought.recommendation
+    recommendation = record.bought.recommendation if record.bought else None
     values = {
         "version": record.clipmerge,
         "recipe_name": record.recipe.name,
@@ -55,7 +55,7 @@ def html_page(record: MergeRecord) -> str:
         "unmeasured": unmeasured(with_images=record.calibration is not None, warnings=record.warnings),
         "answer": {
             "label": ADVICE[recommendation] if recommendation else "Not measured",
-            "kind": {"use": "yes", "prefer-finetuned": "no", "prefer-zeroshot": "no"}.get(recommendation, "open"),
+            "kind": {"use": "yes", "prefer-finetuned": "no", "prefer-zeroshot": "no"}.get(recommendation or "", "open"),
         },
         "plot": effect_plot(record),
         "kept": _undrawn_scores(record),
