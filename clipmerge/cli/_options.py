@@ -12,8 +12,9 @@ from typing import Annotated, Any, get_type_hints
 import typer
 
 from clipmerge.cli._defaults import applied
+from clipmerge.cli._ending import reporting_errors
 from clipmerge.cli._help import complete_recipe
-from clipmerge.cli._terminal import Format
+from clipmerge.cli._terminal import Format, Terminal
 from clipmerge.errors import UsageError
 from clipmerge.options import RECIPE, VERBOSE, Option, declared
 
@@ -25,6 +26,7 @@ FineTuned = Annotated[
 ]
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="Folder written by merge or apply.")]
 
+_Function = Callable[..., None]
 # Endings of files; a folder may be called merged-0.4.
 _OF_FILES = frozenset((".bin", ".csv", ".html", ".json", ".md", ".pt", ".safetensors", ".txt", ".yaml", ".zip"))
 
@@ -62,42 +64,43 @@ def sources_flag(name: str, help: str) -> Any:
 
 
 RecipeName = Annotated[str, flag_of("recipe", RECIPE)]
-Output = Annotated[Format, typer.Option("--format", help="Format of standard output.", rich_help_panel="Output")]
-Verbose = Annotated[bool, flag_of("verbose", VERBOSE)]
+FormatFlag = Annotated[Format, typer.Option("--format", help="Format of standard output.", rich_help_panel="Output")]
 
 
-def takes_options(options: type) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a command the flags of a function's options; it receives their values as ``**options``."""
+def command(options: type | None = None, *, verbose: bool = True) -> Callable[[_Function], _Function]:
+    """Make a command of a function that takes a terminal, its own flags and, as ``**options``, those of a class.
 
-    def decorate(command: Callable[..., None]) -> Callable[..., None]:
-        hints = get_type_hints(command, include_extras=True)
-        own = [
-            each.replace(annotation=hints[each.name], kind=each.KEYWORD_ONLY)
-            for each in inspect.signature(command).parameters.values()
-            if each.kind is not each.VAR_KEYWORD
-        ]
-        flags = [
-            inspect.Parameter(
-                name,
-                inspect.Parameter.KEYWORD_ONLY,
-                default=option.default,
-                annotation=Annotated[option.cli or kind, flag_of(name, option)],
-            )
-            for name, (kind, option) in declared(options).items()
-        ]
+    It has ``--format``, unless it says otherwise ``--verbose``, and ends as `reporting_errors` says.
+    """
 
-        @functools.wraps(command)
-        def wrapper(**given: Any) -> None:
-            command(**given)
+    def decorate(function: _Function) -> _Function:
+        hints = get_type_hints(function, include_extras=True)
+        flags: dict[str, tuple[Any, Any]] = {
+            each.name: (hints[each.name], each.default)
+            for each in inspect.signature(function).parameters.values()
+            if each.name not in ("terminal", "options")
+        }
+        flags["fmt"] = (FormatFlag, Format.human)
+        if verbose:
+            flags["verbose"] = (Annotated[bool, flag_of("verbose", VERBOSE)], False)
+        for name, (kind, option) in declared(options).items() if options else ():
+            flags[name] = (Annotated[option.cli or kind, flag_of(name, option)], option.default)
 
-        wrapper.__signature__ = inspect.Signature([*own, *flags])  # type: ignore[attr-defined]
-        wrapper.__annotations__ = {each.name: each.annotation for each in (*own, *flags)}
-        return wrapper
+        @functools.wraps(function)
+        def wrapper(fmt: Format, verbose: bool = False, **given: Any) -> None:
+            function(Terminal(fmt, verbose=verbose), **given)
+
+        wrapper.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=kind)
+            for name, (kind, default) in flags.items()
+        )
+        wrapper.__annotations__ = {name: kind for name, (kind, _) in flags.items()}
+        return reporting_errors(wrapper)
 
     return decorate
 
 
-def list_by_default(context: typer.Context, listing: Callable[..., None], fmt: Format) -> None:
+def list_by_default(context: typer.Context, listing: _Function, fmt: Format) -> None:
     """Run a group's listing command if no command of the group was given; ``--format`` must follow one that was."""
     if context.invoked_subcommand is None:
         listing(fmt=fmt)

@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Unpack
 
 import typer
 
-from clipmerge.cli._ending import reporting_errors
-from clipmerge.cli._options import Output, Verbose, command_line, output_flag, takes_options
-from clipmerge.cli._terminal import Format, Terminal
+from clipmerge.cli._options import command, command_line, output_flag
+from clipmerge.cli._terminal import Terminal
 from clipmerge.options import BenchOptions
 from clipmerge.progress import format_seconds
 
@@ -17,9 +16,9 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
 
-@reporting_errors
-@takes_options(BenchOptions)
+@command(BenchOptions)
 def bench_command(
+    terminal: Terminal,
     suite: Annotated[
         str, typer.Argument(metavar="SUITE", help="Name of a suite, a YAML file, or 'list' for all names.")
     ],
@@ -30,15 +29,12 @@ def bench_command(
             "--dry-run", help="Print the downloads and the time they take; run nothing.", rich_help_panel="Output"
         ),
     ] = False,
-    fmt: Output = Format.human,
-    verbose: Verbose = False,
     **options: Unpack[BenchOptions],
 ) -> None:
     """Reproduce published results by name.
 
     Pairs and data sets are given by name; the published figures are shown next to ours.
     """
-    terminal = Terminal(fmt, verbose=verbose)
     if suite == "list":
         _list_suites(terminal)
         return

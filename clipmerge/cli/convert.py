@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Unpack
 
 import typer
 
-from clipmerge.cli._ending import reporting_errors
-from clipmerge.cli._options import Output, Verbose, command_line, question_output, takes_options
-from clipmerge.cli._terminal import Format, Terminal
+from clipmerge.cli._options import command, command_line, question_output
+from clipmerge.cli._terminal import Terminal
 from clipmerge.distributed import is_main_process
 from clipmerge.options import ConvertOptions
 
@@ -17,20 +16,17 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
 
-@reporting_errors
-@takes_options(ConvertOptions)
+@command(ConvertOptions)
 def convert_command(
+    terminal: Terminal,
     checkpoint: Annotated[str, typer.Argument(metavar="IN", help="Folder, .safetensors file or org/name[@revision].")],
     output: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write.", callback=question_output)],
     to: Annotated[
         str, typer.Option("--to", metavar="LIBRARY", help="Library to load it with: transformers or open-clip.")
     ],
-    fmt: Output = Format.human,
-    verbose: Verbose = False,
     **options: Unpack[ConvertOptions],
 ) -> None:
     """Convert between OpenCLIP's and transformers' layout."""
-    terminal = Terminal(fmt, verbose=verbose)
     from clipmerge.api.convert import convert
 
     record = convert(checkpoint, output, to=to, progress=terminal, command=command_line(), **options).record

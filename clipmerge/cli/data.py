@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from clipmerge.cli._ending import preparing, reporting_errors
+from clipmerge.cli._ending import preparing
 from clipmerge.cli._help import SuggestingGroup, examples
-from clipmerge.cli._options import Output, list_by_default
+from clipmerge.cli._options import FormatFlag, command, list_by_default
 from clipmerge.cli._terminal import Format, Terminal
 
 if TYPE_CHECKING:
@@ -24,13 +24,13 @@ data_app = typer.Typer(
 
 @data_app.callback()
 @preparing
-def _data(context: typer.Context, fmt: Output = Format.human) -> None:
+def _data(context: typer.Context, fmt: FormatFlag = Format.human) -> None:
     list_by_default(context, list_data, fmt)
 
 
 @data_app.command("list")
-@reporting_errors
-def list_data(fmt: Output = Format.human) -> None:
+@command(verbose=False)
+def list_data(terminal: Terminal) -> None:
     """List data sets, lists of class names and sets of templates."""
     from clipmerge.images.known import class_lists, known_sets
     from clipmerge.images.prompts import template_sets
@@ -40,14 +40,14 @@ def list_data(fmt: Output = Format.human) -> None:
         "classes": list(class_lists()),
         "templates": template_sets(),
     }
-    Terminal(fmt).result("data-list", record, lambda: _listing(record))
+    terminal.result("data-list", record, lambda: _listing(record))
 
 
 @data_app.command("show")
-@reporting_errors
+@command(verbose=False)
 def show_data(
+    terminal: Terminal,
     name: Annotated[str, typer.Argument(metavar="NAME", help="Name of a data set, or of a set of templates.")],
-    fmt: Output = Format.human,
 ) -> None:
     """Print a data set's source, class names, templates, conventions and published figures."""
     from clipmerge.images.known import known_set
@@ -55,7 +55,7 @@ def show_data(
 
     if name in template_sets():
         templates = template_set(name)
-        Terminal(fmt).result("templates", {"name": name, "templates": templates}, lambda: "\n".join(templates))
+        terminal.result("templates", {"name": name, "templates": templates}, lambda: "\n".join(templates))
         return
     known = known_set(name)
     record = {
@@ -65,7 +65,7 @@ def show_data(
         "class_names": list(known.class_names),
         "templates": list(known.prompts),
     }
-    Terminal(fmt).result("data-set", record, lambda: _description(record))
+    terminal.result("data-set", record, lambda: _description(record))
 
 
 def _listing(record: dict[str, Any]) -> RenderableType:

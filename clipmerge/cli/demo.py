@@ -5,22 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from clipmerge.cli._ending import reporting_errors
-from clipmerge.cli._options import Output, Verbose, output_flag
-from clipmerge.cli._terminal import Format, Terminal
+from clipmerge.cli._options import command, output_flag
+from clipmerge.cli._terminal import Terminal
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
 
-@reporting_errors
+@command()
 def demo_command(
+    terminal: Terminal,
     output: Annotated[Path | None, output_flag("Folder for models and images; the user's cache by default.")] = None,
-    fmt: Output = Format.human,
-    verbose: Verbose = False,
 ) -> None:
     """Merge two small CLIPs that come with clipmerge, and compare."""
-    terminal = Terminal(fmt, verbose=verbose)
     from clipmerge.api.demo import demo
 
     record = demo(output, progress=terminal)

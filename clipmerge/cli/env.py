@@ -7,16 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from clipmerge.cli._defaults import config_home, read_defaults
-from clipmerge.cli._ending import reporting_errors
-from clipmerge.cli._options import Output
-from clipmerge.cli._terminal import Format, Terminal
+from clipmerge.cli._options import command
+from clipmerge.cli._terminal import Terminal
 from clipmerge.errors import UsageError
 
 
-@reporting_errors
-def env_command(fmt: Output = Format.human) -> None:
+@command(verbose=False)
+def env_command(terminal: Terminal) -> None:
     """Print versions, devices and settings for a bug report."""
-    terminal = Terminal(fmt)
     from clipmerge.api.env import env
 
     record = env() | {"defaults": _defaults()}

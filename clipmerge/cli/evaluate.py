@@ -6,18 +6,17 @@ from typing import TYPE_CHECKING, Annotated, Any, Unpack
 
 import typer
 
-from clipmerge.cli._ending import reporting_errors
-from clipmerge.cli._options import Output, Verbose, takes_options
-from clipmerge.cli._terminal import Format, Terminal
+from clipmerge.cli._options import command
+from clipmerge.cli._terminal import Terminal
 from clipmerge.options import EvaluateOptions
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
 
-@reporting_errors
-@takes_options(EvaluateOptions)
+@command(EvaluateOptions)
 def evaluate_command(
+    terminal: Terminal,
     checkpoint: Annotated[
         str, typer.Argument(metavar="CHECKPOINT", help="Folder, .safetensors file or org/name[@revision].")
     ],
@@ -29,12 +28,9 @@ def evaluate_command(
             rich_help_panel="Images",
         ),
     ] = None,
-    fmt: Output = Format.human,
-    verbose: Verbose = False,
     **options: Unpack[EvaluateOptions],
 ) -> None:
     """Measure accuracy and retrieval recall, one row per source."""
-    terminal = Terminal(fmt, verbose=verbose)
     from clipmerge.api.evaluate import evaluate
 
     record = evaluate(checkpoint, data, progress=terminal, **options).record

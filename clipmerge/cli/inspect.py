@@ -6,9 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from clipmerge.cli._ending import reporting_errors
-from clipmerge.cli._options import Output, Verbose, ZeroShot
-from clipmerge.cli._terminal import Format, Terminal
+from clipmerge.cli._options import ZeroShot, command
+from clipmerge.cli._terminal import Terminal
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -21,8 +20,9 @@ _MATCHES = {
 }
 
 
-@reporting_errors
+@command()
 def inspect_command(
+    terminal: Terminal,
     zeroshot: ZeroShot,
     finetuned: Annotated[
         str | None, typer.Argument(metavar="FINETUNED", help="The same, fine-tuned from ZEROSHOT.")
@@ -35,11 +35,8 @@ def inspect_command(
             rich_help_panel="Inputs",
         ),
     ] = False,
-    fmt: Output = Format.human,
-    verbose: Verbose = False,
 ) -> None:
     """List layers, how far each moved, and mismatches."""
-    terminal = Terminal(fmt, verbose=verbose)
     from clipmerge.api.inspect import inspect
 
     record = inspect(zeroshot, finetuned, weights=not no_weights, progress=terminal).record

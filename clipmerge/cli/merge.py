@@ -7,27 +7,17 @@ from typing import Annotated, Unpack
 
 import typer
 
-from clipmerge.cli._ending import reporting_errors
-from clipmerge.cli._options import (
-    FineTuned,
-    Output,
-    RecipeName,
-    Verbose,
-    ZeroShot,
-    command_line,
-    output_flag,
-    takes_options,
-)
+from clipmerge.cli._options import FineTuned, RecipeName, ZeroShot, command, command_line, output_flag
 from clipmerge.cli._summary import pushed, show_merge
-from clipmerge.cli._terminal import Format, Terminal
+from clipmerge.cli._terminal import Terminal
 from clipmerge.distributed import is_main_process
 from clipmerge.errors import UsageError, noting
 from clipmerge.options import MergeOptions
 
 
-@reporting_errors
-@takes_options(MergeOptions)
+@command(MergeOptions)
 def merge_command(
+    terminal: Terminal,
     zeroshot: ZeroShot,
     finetuned: FineTuned,
     recipe: RecipeName,
@@ -35,12 +25,9 @@ def merge_command(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Measure and decide, but write nothing.", rich_help_panel="Output")
     ] = False,
-    fmt: Output = Format.human,
-    verbose: Verbose = False,
     **options: Unpack[MergeOptions],
 ) -> None:
     """Measure, decide, merge and write."""
-    terminal = Terminal(fmt, verbose=verbose)
     if output is None and not dry_run:
         raise UsageError("--output is missing: the folder to write (or --dry-run to write nothing)")
     from clipmerge.api.merge import merge

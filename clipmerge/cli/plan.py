@@ -5,35 +5,22 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Unpack
 
-from clipmerge.cli._ending import reporting_errors
-from clipmerge.cli._options import (
-    FineTuned,
-    Output,
-    RecipeName,
-    Verbose,
-    ZeroShot,
-    command_line,
-    output_flag,
-    takes_options,
-)
+from clipmerge.cli._options import FineTuned, RecipeName, ZeroShot, command, command_line, output_flag
 from clipmerge.cli._summary import show_merge
-from clipmerge.cli._terminal import Format, Terminal
+from clipmerge.cli._terminal import Terminal
 from clipmerge.options import PlanOptions
 
 
-@reporting_errors
-@takes_options(PlanOptions)
+@command(PlanOptions)
 def plan_command(
+    terminal: Terminal,
     zeroshot: ZeroShot,
     finetuned: FineTuned,
     recipe: RecipeName,
     output: Annotated[Path, output_flag("JSON file to write.")],
-    fmt: Output = Format.human,
-    verbose: Verbose = False,
     **options: Unpack[PlanOptions],
 ) -> None:
     """Measure and decide like merge, and write the plan."""
-    terminal = Terminal(fmt, verbose=verbose)
     from clipmerge.api.plan import plan_run
 
     run = plan_run(zeroshot, finetuned, recipe, output, progress=terminal, command=command_line(), **options)

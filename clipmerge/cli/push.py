@@ -6,26 +6,23 @@ from typing import Annotated, Unpack
 
 import typer
 
-from clipmerge.cli._ending import reporting_errors
-from clipmerge.cli._options import Folder, Output, takes_options
+from clipmerge.cli._options import Folder, command
 from clipmerge.cli._summary import pushed
-from clipmerge.cli._terminal import Format, Terminal
+from clipmerge.cli._terminal import Terminal
 from clipmerge.errors import noting
 from clipmerge.options import PushOptions
 
 
-@reporting_errors
-@takes_options(PushOptions)
+@command(PushOptions, verbose=False)
 def push_command(
+    terminal: Terminal,
     folder: Folder,
     repo_id: Annotated[
         str, typer.Argument(metavar="REPO_ID", help="ORG/NAME on the Hub; created if it does not exist.")
     ],
-    fmt: Output = Format.human,
     **options: Unpack[PushOptions],
 ) -> None:
     """Publish an output folder on the Hugging Face Hub."""
-    terminal = Terminal(fmt)
     from clipmerge.api.push import push
 
     published = push(folder, repo_id, progress=terminal, **options).model_dump()

@@ -14,7 +14,7 @@ import typer
 
 from clipmerge.cli._ending import echo, preparing, reporting_errors
 from clipmerge.cli._help import SuggestingGroup, complete_recipe, examples
-from clipmerge.cli._options import Output, list_by_default
+from clipmerge.cli._options import FormatFlag, command, list_by_default
 from clipmerge.cli._terminal import Format, Terminal
 from clipmerge.errors import OutputError
 
@@ -33,13 +33,13 @@ _Name = Annotated[str, typer.Argument(metavar="NAME", help="Name of a recipe.", 
 
 @recipes_app.callback()
 @preparing
-def _recipes(context: typer.Context, fmt: Output = Format.human) -> None:
+def _recipes(context: typer.Context, fmt: FormatFlag = Format.human) -> None:
     list_by_default(context, list_recipes, fmt)
 
 
 @recipes_app.command("list")
-@reporting_errors
-def list_recipes(fmt: Output = Format.human) -> None:
+@command(verbose=False)
+def list_recipes(terminal: Terminal) -> None:
     """List the recipes, the recommended ones first."""
     from clipmerge.planning.recipe import recipe_names, recipe_text
 
@@ -53,7 +53,7 @@ def list_recipes(fmt: Output = Format.human) -> None:
         first = f"{name:{column}}{'needed' if images[name] else 'no':8}"
         indent = " " * len(first)
         lines += textwrap.wrap(text, max(40, width), initial_indent=first, subsequent_indent=indent)
-    Terminal(fmt).result("recipe-list", {"recipes": about, "needs_images": images}, lambda: "\n".join(lines))
+    terminal.result("recipe-list", {"recipes": about, "needs_images": images}, lambda: "\n".join(lines))
 
 
 def _about(recipe: str) -> str:
@@ -65,13 +65,13 @@ def _about(recipe: str) -> str:
 
 
 @recipes_app.command("show")
-@reporting_errors
-def show_recipe(name: _Name, fmt: Output = Format.human) -> None:
+@command(verbose=False)
+def show_recipe(terminal: Terminal, name: _Name) -> None:
     """Print a recipe with its comments; as JSON, its settings."""
     from clipmerge.planning.recipe import load_recipe, recipe_text
 
     text = recipe_text(name)
-    Terminal(fmt).result("recipe", load_recipe(name).model_dump(mode="json"), lambda: text.rstrip())
+    terminal.result("recipe", load_recipe(name).model_dump(mode="json"), lambda: text.rstrip())
 
 
 @recipes_app.command("copy")

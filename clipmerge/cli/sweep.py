@@ -6,18 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Unpack
 
-from clipmerge.cli._ending import reporting_errors
-from clipmerge.cli._options import (
-    FineTuned,
-    Output,
-    Verbose,
-    ZeroShot,
-    command_line,
-    output_flag,
-    sources_flag,
-    takes_options,
-)
-from clipmerge.cli._terminal import Format, Terminal
+from clipmerge.cli._options import FineTuned, ZeroShot, command, command_line, output_flag, sources_flag
+from clipmerge.cli._terminal import Terminal
 from clipmerge.options import SweepOptions
 
 if TYPE_CHECKING:
@@ -28,23 +18,20 @@ if TYPE_CHECKING:
 _NAME, _TITLE = 30, 12
 
 
-@reporting_errors
-@takes_options(SweepOptions)
+@command(SweepOptions)
 def sweep_command(
+    terminal: Terminal,
     zeroshot: ZeroShot,
     finetuned: FineTuned,
     id: Annotated[list[str], sources_flag("--id", "Images like the training data; may be repeated.")],
     ood: Annotated[list[str], sources_flag("--ood", "Images unlike the training data; may be repeated.")],
     output: Annotated[Path, output_flag("Folder to write.")],
-    fmt: Output = Format.human,
-    verbose: Verbose = False,
     **options: Unpack[SweepOptions],
 ) -> None:
     """Compare recipes with the alpha curve.
 
     ID and OOD accuracy of each, as a table, a picture and a page.
     """
-    terminal = Terminal(fmt, verbose=verbose)
     from clipmerge.api.sweep import sweep
 
     record = sweep(
