@@ -48,11 +48,7 @@ def open_source(source: str, base: Checkpoint | None = None) -> Checkpoint:
 def as_sources(
     zeroshot: CheckpointLike | None, finetuned: Sequence[CheckpointLike], processor: Any = None
 ) -> Iterator[tuple[str, list[str]]]:
-    """Turn checkpoints into sources for `clipmerge.checkpoint.open_checkpoint`.
-
-    A model in memory is written to a temporary folder, which takes its size on disk and about a second per gigabyte,
-    and is removed when the block ends.
-    """
+    """Turn checkpoints into sources of `open_source`; models in memory lie in a temporary folder during the block."""
     if all(each is None or isinstance(each, (str, os.PathLike)) for each in (zeroshot, *finetuned)):
         yield os.fspath(zeroshot or ""), [os.fspath(each) for each in finetuned]  # type: ignore[arg-type]
         return

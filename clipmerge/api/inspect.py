@@ -100,10 +100,7 @@ def _inspected(zeroshot: str, finetuned: str | None, progress: Progress, *, weig
 
 
 def _find_faults(inputs: Inputs, layers: dict[str, dict[str, Any]]) -> list[str]:
-    """Find faults that a merge notices only while reading: NaN, Inf, and integers or position ids that differ.
-
-    A merged float tensor is read again only if its layer's change is not a number.
-    """
+    """Find faults that a merge notices only while reading: NaN, Inf, and integers or position ids that differ."""
     # importing a plan's records takes longer than describing one checkpoint
     from clipmerge.merging.stream import merged_tensors
     from clipmerge.planning.plan import Plan
@@ -111,7 +108,7 @@ def _find_faults(inputs: Inputs, layers: dict[str, dict[str, Any]]) -> list[str]
 
     unnamed = SourceRecord(source="", files={})
     copies = Plan(recipe={}, zeroshot=unnamed, finetuned=(unnamed,), weights=(1.0,), layers={})
-    sound = {
+    sound = {  # not read again
         name
         for layer, names in inputs.layers.items()
         for name in names

@@ -29,19 +29,13 @@ _MOST_DOTS = 1000
 
 
 class Defaults:
-    """Values of flags that were not given, and where each comes from.
-
-    Attributes:
-        values: Value by parameter.
-        origins: The variable or the file, by parameter.
-        unknown: Variables that set nothing.
-    """
+    """Values of flags that were not given, and where each comes from."""
 
     def __init__(self) -> None:
         """Set nothing."""
-        self.values: dict[str, Any] = {}
-        self.origins: dict[str, str] = {}
-        self.unknown: list[str] = []
+        self.values: dict[str, Any] = {}  # by parameter
+        self.origins: dict[str, str] = {}  # the variable or the file, by parameter
+        self.unknown: list[str] = []  # variables that set nothing
 
     def add(self, name: str, value: Any, origin: str) -> None:
         """Set a flag."""

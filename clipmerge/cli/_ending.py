@@ -77,10 +77,9 @@ def reporting_errors(command: Callable[P, R], *, done: Iterable[str] = ("the com
 
 @contextlib.contextmanager
 def _interruptible() -> Iterator[None]:
-    """Let Ctrl-C raise in this block, where there may be something to clean up; after it, Ctrl-C ends the process.
+    """Let Ctrl-C raise in this block if it ended the process at once before; it does so again after the block.
 
-    Only if the process started with `clipmerge.__main__`, whose handler ends it at once. Otherwise, or if Ctrl-C is
-    ignored, nothing changes. If the block fails, it prints its own line, so a second signal prints nothing.
+    If the block fails, it prints its own line, so a second signal prints nothing.
     """
 
     def interrupt(number: int, frame: FrameType | None) -> None:
@@ -117,10 +116,9 @@ def _at_home(output: object) -> dict[str, Any]:
 
 
 def leave_it_to_the_main_process() -> None:
-    """In all but the main process, wait before reporting an error, because the main process probably reports it too.
+    """In all but the main process, wait before reporting an error: the launcher ends it once the main one reported it.
 
-    Until processes measure together they all find the same errors. The launcher ends this process as soon as the main
-    one has reported its error; only an error that the main process does not have is reported here.
+    Until processes measure together they all find the same errors.
     """
     if _repeats_the_main_process():
         time.sleep(SECONDS_FOR_THE_MAIN_PROCESS)

@@ -95,18 +95,11 @@ def _converted_files(
 
 
 def _lendable(inputs: Inputs) -> dict[str, tuple[str, ...]]:
-    """List the parts, with their files, that are copied from the zero-shot checkpoint if the fine-tuned one lacks them.
-
-    Files of another library are left out; a classifier needs no tokenizer, and OpenCLIP has no processor.
-    """
-    lendable = {"processor": _PROCESSOR, "tokenizer": VOCABULARIES}
+    """List the parts, with their files, that the zero-shot checkpoint has for a fine-tuned one without them."""
     if isinstance(inputs.zeroshot, ConvertedCheckpoint) or inputs.library == "timm":
-        return {}
-    if inputs.keeps_head:
-        del lendable["tokenizer"]
-    if layout_of(inputs.zeroshot.entries) == "open-clip":
-        del lendable["processor"]
-    return lendable
+        return {}  # they are for another library
+    parts = {} if layout_of(inputs.zeroshot.entries) == "open-clip" else {"processor": _PROCESSOR}
+    return parts if inputs.keeps_head else {**parts, "tokenizer": VOCABULARIES}  # a classifier needs none
 
 
 def _side_files(checkpoint: Checkpoint) -> dict[str, Path]:

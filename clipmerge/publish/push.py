@@ -179,10 +179,7 @@ def _additions(job: Push, record: MergeRecord, texts: dict[str, bytes]) -> list[
 
 
 def _published_files(folder: Path, record: MergeRecord) -> dict[str, Path]:
-    """Find the files of an output that are published as they are: weights named in the record, and side files.
-
-    Only regular files in the folder itself: nobody asked to publish anything else in it.
-    """
+    """Find the files of an output that are published as they are: weights named in the record, and side files."""
     # a record may come from a stranger, and name any file in its folder
     wanted = SIDE_FILES | _MADE | {name for name in record.files if _is_weights(name)}
     paths = {path.name: inside(folder, path.name) for path in sorted(folder.iterdir()) if path.name in wanted}

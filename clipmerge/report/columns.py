@@ -112,39 +112,22 @@ def columns_of(record: MergeRecord) -> list[Column]:
 
 
 def _settings(record: MergeRecord) -> list[Column]:
-    alphas = {layer: entry.alpha for layer, entry in record.layers.items()}
-    densities = {layer: entry.density for layer, entry in record.layers.items()}
-    ranges = {layer: entry.alpha_range for layer, entry in record.layers.items() if entry.alpha_range}
     masks = {entry.mask for entry in record.layers.values() if entry.mask}
     remaining = "the mask returns the remaining weights to zero-shot"
     if masks == {"weights-random"}:
         remaining = "the mask sets the remaining weights to zero"
     elif "weights-random" in masks:
         remaining += ", and weights-random sets them to zero"
-    columns = [
-        Column(
-            "alpha",
-            "alpha",
-            "coefficient",
-            "Coefficient alpha (0 = zero-shot, 1 = fine-tuned)",
-            "how far the layer goes from its zero-shot to its fine-tuned weights.",
-            alphas,
-            setting_decimals(alphas.values()),
-            Scale.of(alphas.values(), at_least=1.0),
-            kind="setting",
-        ),
-        Column(
-            "density",
-            "density",
-            "share kept",
-            "Density (share of the change kept)",
-            f"{remaining}.",
-            densities,
-            setting_decimals(densities.values()),
-            Scale.of(densities.values(), at_least=1.0),
-            kind="setting",
-        ),
-    ]
+    way = "how far the layer goes from its zero-shot to its fine-tuned weights."
+    columns = []
+    for key, symbol, term, about in (
+        ("alpha", "coefficient", "Coefficient alpha (0 = zero-shot, 1 = fine-tuned)", way),
+        ("density", "share kept", "Density (share of the change kept)", f"{remaining}."),
+    ):
+        values = {layer: getattr(entry, key) for layer, entry in record.layers.items()}
+        decimals, scale = setting_decimals(values.values()), Scale.of(values.values(), at_least=1.0)
+        columns.append(Column(key, key, symbol, term, about, values, decimals, scale, kind="setting"))
+    ranges = {layer: entry.alpha_range for layer, entry in record.layers.items() if entry.alpha_range}
     if ranges:
         about = "smallest and largest of the layer's learned coefficients; its alpha is their mean."
         scale = Scale(0.0, 1.0)

@@ -72,9 +72,8 @@ def _saved(figure: Figure, kind: str, metadata: dict[str, None], *, fonttype: st
 def markup(figure: Figure, name: str, label: str, *, style: str = "", hints: Mapping[str, str] | None = None) -> str:
     """A figure as an ``svg`` element in the page's colours, light or dark, that refers to nothing outside itself.
 
-    ``name`` begins its ids and is different for every figure of a page; ``label`` describes the figure to those who
-    cannot see it; ``style`` is a class of the style sheet; ``hints`` are texts to show under the pointer, by the gid of
-    an artist.
+    ``name`` begins its ids, ``label`` describes it to those who cannot see it, ``style`` is a class of the style sheet,
+    ``hints`` are texts to show under the pointer, by the gid of an artist.
     """
     text = _FONT.sub("", _HEAD.sub("", svg(figure, text=True).decode()))
     box = re.search(r'viewBox="[^"]*"', text)

@@ -49,17 +49,13 @@ class TowerRows:
 
 @dataclass(frozen=True)
 class LayerTable:
-    """The whole table.
+    """The whole table."""
 
-    ``columns`` are those in which layers differ, ``equal`` the others as a sentence. ``reason`` is the reason shared by
-    all layers, which then has no column; if more than half share the ``usual_reason``, it is written only once.
-    """
-
-    columns: tuple[Column, ...]
-    equal: str
+    columns: tuple[Column, ...]  # those in which layers differ
+    equal: str  # the others, as a sentence
     towers: tuple[TowerRows, ...]
-    reason: str
-    usual_reason: str
+    reason: str  # shared by all layers, and then without a column
+    usual_reason: str  # written only once if more than half of the layers share it
     has_usual: bool
     has_masks: bool
 

@@ -24,10 +24,7 @@ RECIPES = (
 
 
 def mark_styles(names: Sequence[str]) -> list[tuple[str, str]]:
-    """Colour and shape of each name in one picture: a shipped recipe's own, whatever is written behind it in brackets.
-
-    Any other name gets the first free style, if possible with a colour and a shape that are free too.
-    """
+    """Colour and shape of each name: a shipped recipe's own, whatever follows it in brackets, or the first free."""
     known = [RECIPES.index(recipe) if (recipe := name.partition(" (")[0]) in RECIPES else None for name in names]
     used = {place for place in known if place is not None}
     others = [*range(len(RECIPES), math.lcm(len(MARKS), len(SHAPES))), *range(len(RECIPES))]

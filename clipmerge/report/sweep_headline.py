@@ -58,10 +58,7 @@ def _compared(row: dict[str, Any], warnings: Sequence[str]) -> Answer:
 
 
 def gain_notes(record: dict[str, Any]) -> list[str]:
-    """One line for each recipe or checkpoint without a gain or an interval, with the reason.
-
-    Recipes that also learned from unlabelled images come first, because only they had such images.
-    """
+    """One line for each recipe that had unlabelled images, and for each row without a gain or an interval."""
     notes = [
         f"{row['name']}: also learned from {given['images']} unlabelled images of {given['source']}."
         for row in record["recipes"]

@@ -43,10 +43,12 @@ def summary(record: MergeRecord, width: int = MAX_WIDTH) -> RenderableType:
 def summary_table(record: MergeRecord, width: int = MAX_WIDTH) -> RenderableType:
     """Summarise a merge for the terminal: at most 80 columns and about 25 lines for a model of any size.
 
-    Each straggler layer has its own row; neighbours with equal settings share one. If that is too long, the other
-    layers of a tower share one row, and if necessary only the first stragglers are listed, always at least three.
+    If a row for each run of equal layers is too long, the other layers of a tower share one, below the stragglers.
     """
-    columns = _terminal_columns(record)
+    columns = sorted(  # by importance: settings, additive statistics, other statistics, relative change
+        (column for column in columns_of(record) if column.kind != "score"),
+        key=lambda column: (column.kind != "setting", column.key == "change", not column.additive),
+    )
     stragglers = record.found_stragglers
     view: RenderableType = _summary(record, columns, _runs(record), width)
     for count in range(len(stragglers), min(_NAMED, len(stragglers)) - 1, -1):
@@ -188,13 +190,6 @@ def _footnotes(record: MergeRecord, columns: list[Column], rows: list[_Row]) -> 
         parts = [f"sum of {' and '.join(sums)}"] * bool(sums) + [f"median {' and '.join(medians)}"] * bool(medians)
         notes.append(Text(f"rows of several layers: {', '.join(parts)}", style="dim"))
     return notes
-
-
-def _terminal_columns(record: MergeRecord) -> list[Column]:
-    """Order the columns by importance: settings, additive statistics, other statistics, relative change."""
-    columns = [column for column in columns_of(record) if column.kind != "score"]
-
-    return sorted(columns, key=lambda column: (column.kind != "setting", column.key == "change", not column.additive))
 
 
 def _printable(text: str) -> str:
