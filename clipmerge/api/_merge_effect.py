@@ -11,8 +11,6 @@ from typing import TYPE_CHECKING, Any
 from clipmerge.errors import CheckpointError, VerdictError
 from clipmerge.images.held_back import MOST, copies_note, without_copies
 from clipmerge.images.store import Pixels
-from clipmerge.planning.plan import Plan
-from clipmerge.planning.tensors import PlanTensors
 from clipmerge.progress import say_all
 
 if TYPE_CHECKING:
@@ -22,6 +20,8 @@ if TYPE_CHECKING:
     from clipmerge.evaluation.settings import EvalSettings
     from clipmerge.images.dataset import LabelledImages
     from clipmerge.options import OutputDtype
+    from clipmerge.planning.plan import Plan
+    from clipmerge.planning.tensors import PlanTensors
     from clipmerge.progress import Progress
     from clipmerge.request import Calibration, MergeRequest, Run, SweepRequest
 
@@ -38,7 +38,7 @@ def add_verdict(run: Run, request: MergeRequest) -> None:
 
     with run.timed("bought"):
         settings = settings_for(request.calibration)
-        plan, tensors = shared_plan(run.plan, run.tensors)
+        plan, tensors = shared_plan(run)
         try:
             images = _held_back(run, request)
             loss = request.max_loss
@@ -92,11 +92,11 @@ def settings_for(calibration: Calibration, dtype: OutputDtype = "keep", *, of_ta
     return EvalSettings(accelerator, templates, calibration.batch_size, calibration.images_at_once, dtype=dtype)
 
 
-def shared_plan(plan: Plan | None, tensors: PlanTensors) -> tuple[Plan, PlanTensors]:
+def shared_plan(run: Run) -> tuple[Plan, PlanTensors]:
     """Give every process the main one's plan, without its measurements, which are as large as the model."""
     from accelerate.utils import broadcast_object_list
 
-    decided: list[Any] = [plan and plan.model_copy(update={"measurements": None}), tensors]
+    decided: list[Any] = [run.plan and run.plan.model_copy(update={"measurements": None}), run.tensors]
     broadcast_object_list(decided)
     return decided[0], decided[1]
 
@@ -127,7 +127,7 @@ def add_other_task_scores(run: Run, request: MergeRequest) -> None:
             if images is not None:
                 say_all(run.progress, note_shared(prints, {f"--data {images.source}": Fingerprints(images)}))
         settings = settings_for(request.calibration, of_tasks=True)
-        plan, tensors = shared_plan(run.plan, run.tensors)
+        plan, tensors = shared_plan(run)
         try:
             kept = measure_other_tasks(run.inputs, plan, tensors, tasks, settings, run.progress)
         except CheckpointError as error:

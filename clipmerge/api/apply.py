@@ -192,7 +192,7 @@ def finished(
     if output is None:
         run.hash_inputs()
         run.plan = run.hashed_plan()
-        record = merge_record(run.inputs, run.plan, seconds=run.seconds, command=run.command, tensors=run.tensors)
+        record = merge_record(run, run.plan)
         run.finish()
     else:
         record = write_merge(run, output, overwrite=overwrite, max_shard_size=max_shard_size)
@@ -228,15 +228,7 @@ def write_merge(run: Run, output: Path, *, overwrite: bool = False, max_shard_si
                 plan = write_plan_files(folder / PLAN_FOLDER / "plan.json", plan.with_tensors(run.tensors.to_file()))
         run.plan = plan
         # made after the stages, so that the returned and the written record are the same
-        record = merge_record(
-            inputs,
-            plan,
-            output=output,
-            files={**files, **side_files},
-            seconds=run.seconds,
-            command=run.command,
-            tensors=run.tensors,
-        )
+        record = merge_record(run, plan, output=output, files={**files, **side_files})
         run.progress.stage("draw")
         _write_documents(folder, record)
     run.finish()

@@ -366,7 +366,7 @@ def _plan_points(
         cached = kept.plan(request, recipe) if kept else None
         if cached is None:
             run = prepare(request.merge_request(recipe), progress, known=known, judged=False)
-            plan, tensors = shared_plan(run.plan, run.tensors)
+            plan, tensors = shared_plan(run)
             finish = run.finish
             if kept is not None and run.is_main:
                 kept.keep_plan(request, recipe, plan, tensors)

@@ -28,7 +28,5 @@ def plan_command(
         return
     from clipmerge.output.record import merge_record
 
-    record = merge_record(
-        run.inputs, run.light_plan, output=output, seconds=run.seconds, command=run.command, tensors=run.tensors
-    )
+    record = merge_record(run, run.light_plan, output=output)
     show_merge(terminal, record, f"Wrote {output}; apply it with: clipmerge apply {output} --output DIR")

@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, ValidationError
 
 from clipmerge import __version__
-from clipmerge.checkpoint import Inputs
 from clipmerge.errors import OutputError, shorten
 from clipmerge.files.limits import MOST_RECORD_VALUES
 from clipmerge.files.reading import Unreadable, check_values, parse_json, read_text
@@ -26,7 +25,9 @@ from clipmerge.planning.other_tasks import OtherTaskScores
 from clipmerge.planning.plan import Plan
 from clipmerge.planning.provenance import CalibrationRecord, SourceRecord
 from clipmerge.planning.recipe import Recipe
-from clipmerge.planning.tensors import PlanTensors
+
+if TYPE_CHECKING:
+    from clipmerge.request import Run
 
 FORMAT = "clipmerge-record/2"
 #: Format of the record of a sweep; see `docs/sweep.md`.
@@ -232,20 +233,13 @@ class MergeRecord(Frozen):
 
 
 def merge_record(
-    inputs: Inputs,
-    plan: Plan,
-    *,
-    output: Path | None = None,
-    files: Mapping[str, str | None] | None = None,
-    seconds: Mapping[str, float] | None = None,
-    command: str = "",
-    tensors: PlanTensors | None = None,
+    run: Run, plan: Plan, *, output: Path | None = None, files: Mapping[str, str | None] | None = None
 ) -> MergeRecord:
     """Make the record of a merge."""
+    inputs, coefficients = run.inputs, run.tensors.coefficients
     merged = inputs.merged_layers
     plan = plan.checked(merged)
     measured = plan.measurements
-    coefficients = tensors.coefficients if tensors else {}
     learned = {name: merged[name] for name, entry in plan.layers.items() if entry.alpha_range and coefficients}
     sizes = {name: inputs.entries(name)[0].size for names in merged.values() for name in names}
     from_measure: dict[str, Any] = {}
@@ -262,8 +256,8 @@ def merge_record(
         recipe=Recipe.model_validate(_whole_recipe(plan.recipe)),
         layers=_layers(merged, plan, sizes, zeroshot_shares(coefficients, learned, sizes)),
         coefficients=histograms(coefficients, learned, sizes),
-        command=command,
-        seconds=dict(seconds or {}),
+        command=run.command,
+        seconds=dict(run.seconds),
         **{name: getattr(plan, name) for name in _OF_THE_PLAN},
         **from_measure,
     )

@@ -10,7 +10,7 @@ import hashlib
 import html
 import re
 import shlex
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -38,18 +38,11 @@ _MARKDOWN = re.compile(r"([\\`*\[\]|~])")
 _NOT_REPEATED = {"--push": True, "--private": False}  # whether a value follows, by flag
 
 
-def model_card(
-    record: MergeRecord,
-    *,
-    repo_id: str | None,
-    license: str | None = None,
-    datasets: Iterable[str] = (),
-    picture: bool = False,
-) -> str:
+def model_card(record: MergeRecord, *, repo_id: str | None, license: str | None = None, picture: bool = False) -> str:
     """Write the README.md of a merged model."""
     shown = public_record(record)
     values = {
-        "front_matter": _front_matter(shown, repo_id, license, datasets).to_yaml(),
+        "front_matter": _front_matter(shown, repo_id, license).to_yaml(),
         "title": repo_id.split("/")[-1] if repo_id else "A merged CLIP",
         "where": repo_id or ".",
         "open_clip": _is_open_clip(shown),
@@ -146,9 +139,7 @@ def _fence(text: str) -> str:
     return "`" * max(3, 1 + max((len(run) for run in re.findall("`+", text)), default=0))
 
 
-def _front_matter(
-    record: MergeRecord, repo_id: str | None, license: str | None, datasets: Iterable[str]
-) -> ModelCardData:
+def _front_matter(record: MergeRecord, repo_id: str | None, license: str | None) -> ModelCardData:
     """Build the metadata that the Hub uses to index the model, without empty fields."""
     from huggingface_hub import ModelCardData
 
@@ -158,7 +149,6 @@ def _front_matter(
         if checkpoint.revision and (parsed := parse_hub_id(checkpoint.source))
     ]
     found = [dataset for each in data_sources(record) if (dataset := hub_dataset_of(each.source))]
-    data = list(dict.fromkeys([*datasets, *found]))
     results = model_index(record)
     return ModelCardData(
         base_model=list(dict.fromkeys(bases)) or None,
@@ -166,7 +156,7 @@ def _front_matter(
         library_name="open_clip" if _is_open_clip(record) else "timm" if record.family == "timm" else "transformers",
         pipeline_tag="image-classification" if record.classifier else "zero-shot-image-classification",
         license=license,
-        datasets=data or None,
+        datasets=list(dict.fromkeys(found)) or None,
         tags=["clip", "merge", "clipmerge"],
         eval_results=results or None,
         model_name=(repo_id.split("/")[-1] if repo_id else "merged") if results else None,

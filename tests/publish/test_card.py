@@ -36,11 +36,11 @@ def public_record(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_the_card_files_the_model_where_it_belongs() -> None:
-    data = ModelCard(model_card(RECORD, repo_id="acme/robust", license="mit", datasets=["acme/extra"])).data
+    data = ModelCard(model_card(RECORD, repo_id="acme/robust", license="mit")).data
     assert data.base_model == ["acme/base"]
     assert (data.base_model_relation, data.library_name) == ("merge", "transformers")
     assert (data.pipeline_tag, data.license) == ("zero-shot-image-classification", "mit")
-    assert data.datasets == ["acme/extra", "acme/cars"]
+    assert data.datasets == ["acme/cars"]
     assert data.tags == ["clip", "merge", "clipmerge"]
     assert data.model_name == "robust"
     assert [(r.dataset_name, r.metric_value) for r in data.eval_results] == [("ImageNet-R", 0.71), ("cars", 0.8)]
