@@ -22,8 +22,7 @@ from clipmerge.errors import HubError, OutputError, UsageError
 from clipmerge.hub.download import fetch
 from clipmerge.hub.ids import HubId
 from clipmerge.output.record import Published
-from clipmerge.publish.push import check_access, connect, push
-from clipmerge.publish.repository import Push, find_repository
+from clipmerge.publish.push import Push, check_access, connect, find_repository, push
 from clipmerge.report.page import html_page
 from tests.support.command import clipmerge
 from tests.support.hub_double import FakeHub, environment, upload
@@ -431,7 +430,7 @@ def test_a_record_that_cannot_be_read_counts_as_none(hub: FakeHub, merged: Path)
 def test_a_text_that_is_too_large_is_not_read(
     hub: FakeHub, merged: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("clipmerge.publish.repository.LARGEST_TEXT", 1000)
+    monkeypatch.setattr("clipmerge.publish.push.LARGEST_TEXT", 1000)
     upload(hub, "alice/robust", {name: b"---\nlicense: mit\n---\n" + b" " * 1001})
     with pytest.raises((HubError, UsageError), match=rf"{name} there cannot be read .*Nothing was published"):
         push(merged, "alice/robust", endpoint=hub.url)
