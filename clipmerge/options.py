@@ -22,36 +22,23 @@ Missing = Literal["error", "keep-zeroshot", "keep-finetuned"]
 #: Headings of the flags in ``--help``, in order.
 Panel = Literal["Inputs", "Images", "Decision", "Output", "Publishing", "Machine"]
 PANELS = get_args(Panel)
-
-
 _MANY = list[str] | None
 
 
 @dataclass(frozen=True)
 class Option:
-    """One option.
+    """One option."""
 
-    Attributes:
-        default: Value if it is not given.
-        help: Sentence for ``--help`` and for the docstrings.
-        panel: Heading in ``--help``.
-        python: Sentence about what only the Python function takes.
-        value: Name of the value in ``--help``; ``None`` for a switch, or a choice of words.
-        cli: Type of the flag, if it is not the type of the argument.
-        flags: Names of the flag, if they are not the option's name with dashes.
-        least: Least number.
-        settable: Where its default may be set: in the user's own file and the environment (``personal``), or in the
-            working folder's file too, which may come from a stranger (``anywhere``).
-    """
-
-    default: Any
-    help: str
-    panel: Panel
-    python: str = ""
-    value: str | None = None
-    cli: Any = None
-    flags: tuple[str, ...] = ()
+    default: Any  # its value if it is not given
+    help: str  # a sentence for ``--help`` and for the docstrings
+    panel: Panel  # its heading in ``--help``
+    python: str = ""  # a sentence about what only the Python function takes
+    value: str | None = None  # the name of the value in ``--help``; not for a switch, or a choice of words
+    cli: Any = None  # type of the flag, if it is not the type of the argument
+    flags: tuple[str, ...] = ()  # names of the flag, if they are not the option's name with dashes
     least: int | None = None
+    # where its default may be set: in the user's own file and the environment (``personal``), or in the working
+    # folder's file too, which may come from a stranger (``anywhere``)
     settable: Literal["", "personal", "anywhere"] = ""
 
     @property
@@ -443,14 +430,10 @@ EVERY = {
 
 
 def completed(options: type[Options], given: Mapping[str, Any]) -> Options:
-    """Add the defaults of the options that are not given.
-
-    Raises:
-        TypeError: If there is no such option, like Python's own.
-    """
+    """Add the defaults of the options that are not given."""
     known = declared(options)
     for name in given:
-        if name not in known:
+        if name not in known:  # as Python itself says
             raise TypeError(f"got an unexpected keyword argument '{name}'.{did_you_mean(name, known)}")
     return cast(Options, {name: given.get(name, option.default) for name, (_, option) in known.items()})
 

@@ -90,10 +90,11 @@ def command(options: type | None = None, *, verbose: bool = True) -> Callable[[_
         def wrapper(fmt: Format, verbose: bool = False, **given: Any) -> None:
             function(Terminal(fmt, verbose=verbose), **given)
 
-        wrapper.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+        parameters = [
             inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=kind)
             for name, (kind, default) in flags.items()
-        )
+        ]
+        wrapper.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         wrapper.__annotations__ = {name: kind for name, (kind, _) in flags.items()}
         return reporting_errors(wrapper)
 

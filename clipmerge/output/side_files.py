@@ -98,7 +98,9 @@ def _lendable(inputs: Inputs) -> dict[str, tuple[str, ...]]:
     """List the parts, with their files, that the zero-shot checkpoint has for a fine-tuned one without them."""
     if isinstance(inputs.zeroshot, ConvertedCheckpoint) or inputs.library == "timm":
         return {}  # they are for another library
-    parts = {} if layout_of(inputs.zeroshot.entries) == "open-clip" else {"processor": _PROCESSOR}
+    parts: dict[str, tuple[str, ...]] = {}
+    if layout_of(inputs.zeroshot.entries) != "open-clip":
+        parts["processor"] = _PROCESSOR
     return parts if inputs.keeps_head else {**parts, "tokenizer": VOCABULARIES}  # a classifier needs none
 
 

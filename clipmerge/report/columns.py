@@ -23,24 +23,20 @@ _LEARNED = ("at_zero", "at_one", "straggler")
 
 @dataclass(frozen=True)
 class Column:
-    """One number per layer, with its heading, bars and explanation.
-
-    ``symbol`` is the second line of the heading, ``term`` the start of the explanation. ``decimals`` is ``None`` for
-    scientific notation. Bars are drawn if they help to read the number; the sum of an ``additive`` one has a meaning.
-    """
+    """One number per layer, with its heading, bars and explanation."""
 
     key: str
     title: str
-    symbol: str
-    term: str
+    symbol: str  # second line of the heading
+    term: str  # start of the explanation
     about: str
     values: Mapping[str, Any]
-    decimals: int | None
+    decimals: int | None  # ``None`` for scientific notation
     scale: Scale
     kind: Literal["setting", "statistic", "score"] = "statistic"
-    drawn: bool = True
+    drawn: bool = True  # whether bars help to read the number
     signed: bool = False
-    additive: bool = False
+    additive: bool = False  # whether the sum has a meaning
     unit: str = ""
 
     @property
