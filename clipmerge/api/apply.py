@@ -79,9 +79,7 @@ def apply(
         run = open_plan(
             opened, progress or Logged(), name=str(file or "the plan"), hashed=given["hash"], sources=sources
         )
-        run.command = (
-            spelled_out("apply", file or opened, output=output, **in_order(options)) if command is None else command
-        )
+        run.command = command or spelled_out("apply", file or opened, output=output, **in_order(options))
         return finished(run, Path(output), overwrite=given["overwrite"], max_shard_size=limit)
 
 

@@ -101,9 +101,8 @@ def bench(
     """
     chosen, reports = load_suite(os.fspath(suite)), progress or Logged()
     given = _of_suite(chosen, completed(BenchOptions, options))
-    if command is None:
-        words = {**options, "recipes": options.get("recipes") and list(map(recipe_word, given["recipes"] or ()))}
-        command = spelled_out("bench", suite, output=output, **in_order(words))
+    words = {**options, "recipes": options.get("recipes") and list(map(recipe_word, given["recipes"] or ()))}
+    command = command or spelled_out("bench", suite, output=output, **in_order(words))
     target = None if output is None else Path(output)
     if target is not None:
         from clipmerge.output.checks import check_output

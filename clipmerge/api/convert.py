@@ -64,7 +64,7 @@ def convert(
     if not is_main_process():  # only one process writes
         return ConvertResult(Path(output), {})
     with as_sources(checkpoint, [], processor) as (source, _):
-        words = command if command is not None else spelled_out("convert", source, output, to=to, **options)
+        words = command or spelled_out("convert", source, output, to=to, **options)
         record = _convert(source, cast(Layout, layout), Path(output), overwrite, progress or Logged(), words)
     return ConvertResult(Path(output), record, tuple(record["warnings"]))
 

@@ -18,20 +18,7 @@ _RECIPES = ("wise-ft", "straggler-sparse", "auto")
 
 
 def demo(output: str | os.PathLike[str] | None = None, *, progress: Progress | None = None) -> dict[str, Any]:
-    """Merge the demo's two small models by each recipe, and measure all of them.
-
-    Args:
-        output: Folder for models and images; the user's cache by default.
-        progress: Receiver of progress reports; by default Python's logger ``clipmerge``.
-
-    Returns:
-        JSON-ready: ``accuracy`` {model: {images: 0..1}}, the ``verdict`` on the merge with `auto`, its ``report``,
-        the ``command`` that repeats it, ``folder`` and the models' folders.
-
-    Raises:
-        DataError: If scikit-learn is not installed.
-        OutputError: If the folder cannot be written.
-    """
+    """Merge the demo's two small models by each recipe, and measure all of them; returns a `DemoRecord`'s fields."""
     folder, reports = Path(output) if output else user_cache("demo"), progress or Logged()
     reports.stage("read")
     pair = prepare(folder)

@@ -22,12 +22,7 @@ _SECRETS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 
 
 def env() -> dict[str, Any]:
-    """Describe this installation.
-
-    Returns:
-        JSON-ready: ``clipmerge``, ``python``, ``platform``, ``processors``, ``devices``, ``threads``, ``cache``,
-        ``packages`` {name: version or ``None``} and ``environment`` {variable: value}.
-    """
+    """Describe this installation; returns the fields of an `Environment`, without defaults of flags."""
     import torch
 
     cards = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]

@@ -53,10 +53,8 @@ def merge(
     target, progress = None if output is None else Path(output), progress or Logged()
     limit = byte_count("--max-shard-size", given["max_shard_size"])
     with as_sources(zeroshot, several(finetuned), processor) as (base, others):
-        if command is None:
-            command = spelled_out(
-                "merge", base, *others, recipe=recipe_word(recipe), **in_order(options), output=output
-            )
+        words = {"recipe": recipe_word(recipe), **in_order(options), "output": output}
+        command = command or spelled_out("merge", base, *others, **words)
         request = merge_request(base, others, recipe, given, state_key=given["state_key"], command=command)
         check_apart(target, request, recipe, overwrite=given["overwrite"])
         if given["push"] is not None:

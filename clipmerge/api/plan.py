@@ -99,8 +99,8 @@ def plan_run(
 
     given = completed(PlanOptions, options)
     with as_sources(zeroshot, several(finetuned), processor) as (base, others):
-        if command is None:
-            command = spelled_out("plan", base, *others, recipe=recipe_word(recipe), **in_order(options), output=output)
+        words = {"recipe": recipe_word(recipe), **in_order(options), "output": output}
+        command = command or spelled_out("plan", base, *others, **words)
         request = merge_request(base, others, recipe, given, state_key=given["state_key"], command=command)
         if output is not None:
             check_output_file(Path(output), tensors_path(Path(output)), overwrite=given["overwrite"])

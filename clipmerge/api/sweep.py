@@ -108,9 +108,8 @@ def sweep(
     recipes = given["recipes"] or ()
     with as_sources(zeroshot, several(finetuned), processor) as (base, others):
         require_places((base, *others))
-        if command is None:
-            words = {**options, "recipes": list(map(recipe_word, recipes))}
-            command = spelled_out("sweep", base, *others, id=id, ood=ood, **in_order(words), output=output)
+        words = {**options, "recipes": list(map(recipe_word, recipes))}
+        command = command or spelled_out("sweep", base, *others, id=id, ood=ood, **in_order(words), output=output)
         first, *further = with_state_key(others, given["state_key"])
         request = SweepRequest(
             base,

@@ -10,6 +10,6 @@ from clipmerge.cli._terminal import Terminal
 @command()
 def report_command(terminal: Terminal, folder: Folder) -> None:
     """Print the summary of a merge again."""
-    from clipmerge.api.report import report
+    from clipmerge.output.record import read_output
 
-    show_merge(terminal, report(folder), f"Full report: {folder / 'report.html'}", timed=False)
+    show_merge(terminal, read_output(folder), f"Full report: {folder / 'report.html'}", timed=False)

@@ -86,15 +86,6 @@ class Family:
 
         Towers saved alone lack their prefix (``embeddings.class_embedding``), and wrapped models have one too many
         (``module.vision_model...``, ``clip.text_model...``); both are normalised.
-
-        Args:
-            keys: Keys in the file.
-
-        Returns:
-            Canonical names by file key, in the order given.
-
-        Raises:
-            CheckpointError: If two keys have the same canonical name.
         """
         keys = list(keys)
         prefix = self.wrapper_prefix(keys)
@@ -123,16 +114,9 @@ class Family:
         return ""
 
     def layers_of(self, names: Iterable[str]) -> dict[str, str]:
-        """Name the layer of each parameter.
+        """Name the layer of each parameter, such as ``vision.3.attn``, from all canonical names of a checkpoint.
 
-        Args:
-            names: All canonical names of a checkpoint, because blocks in stages are numbered consecutively.
-
-        Returns:
-            Layers by canonical name, such as ``vision.3.attn`` or ``text.embeddings``.
-
-        Raises:
-            CheckpointError: If a name is not one of the family's.
+        All of them are needed because blocks in stages are numbered consecutively.
         """
         places = {name: self._place(name) or (self._named_by_module(name), ()) for name in names}
         strange = next((name for name, (layer, _) in places.items() if not layer), None)
@@ -177,17 +161,7 @@ class Family:
         return None
 
     def group(self, names: Iterable[str]) -> dict[str, tuple[str, ...]]:
-        """Group parameters by layer, layers in network order.
-
-        Args:
-            names: All canonical names of a checkpoint.
-
-        Returns:
-            The sorted parameter names by layer.
-
-        Raises:
-            CheckpointError: If a name is not one of the family's.
-        """
+        """Group all canonical names of a checkpoint by layer: sorted names, layers in network order."""
         groups: dict[str, list[str]] = {}
         for name, layer in self.layers_of(names).items():
             groups.setdefault(layer, []).append(name)
@@ -207,18 +181,7 @@ def families() -> tuple[Family, ...]:
 
 
 def family_of(config: dict[str, Any] | None, keys: Iterable[str]) -> Family:
-    """Recognise a checkpoint's family.
-
-    Args:
-        config: The model's configuration; its ``model_type`` decides, unless it fits none of the keys.
-        keys: Keys in the file.
-
-    Returns:
-        The family; without a ``model_type`` the one that knows most of the keys.
-
-    Raises:
-        CheckpointError: If the config states another kind of model.
-    """
+    """Recognise a checkpoint's family: that of the config's ``model_type``, or the one that knows most of the keys."""
     keys, settings = list(keys), config or {}
     model_type = settings.get("model_type")
     named = [family for family in families() if str(model_type) in family.model_types]

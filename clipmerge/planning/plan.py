@@ -161,11 +161,7 @@ class Plan(Frozen):
         return self._tensors
 
     def with_tensors(self, tensors: Mapping[str, Tensor]) -> Plan:
-        """Return the plan with its tensors, ready to be applied or saved.
-
-        Args:
-            tensors: Scores and learned coefficients, by their names in the file.
-        """
+        """Return the plan with its scores and learned coefficients, by their names in the file beside it."""
         plan = self.model_copy()
         plan._tensors = dict(tensors)
         return plan
