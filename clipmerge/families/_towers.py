@@ -52,22 +52,11 @@ AROUND: Rules = (
 ROOTS = ("vision_model.", "text_model.", "visual_projection.", "text_projection.", "logit_scale")
 BARE = ("embeddings.", "encoder.", "pre_layrnorm.", "post_layernorm.", "final_layer_norm.")
 
-SIGLIP: Rules = (
-    *CLIP_VISION,
-    *CLIP_TEXT,
-    (r"vision_model\.head\.", "vision.pooler"),
-    (r"text_model\.head\.", "text.projection"),
-    *AROUND,
-    (r"logit_bias$", "logit_bias"),
-)
-SIGLIP_ROOTS = (*ROOTS, "logit_bias")
 #: Settings that change the function but no shape, with the defaults of each library's class.
 CLIP_VIT: dict[str, Any] = {
     **{"hidden_act": "quick_gelu", "layer_norm_eps": 1e-5},
     **{"num_attention_heads": 12, "patch_size": 32, "image_size": 224},
 }
-SIGLIP_TOWER: dict[str, Any] = {"hidden_act": "gelu_pytorch_tanh", "num_attention_heads": 12, "layer_norm_eps": 1e-6}
-SIGLIP_BARE = (*BARE, "head.")
 
 
 def transformers_settings(
