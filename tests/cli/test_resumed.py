@@ -193,7 +193,7 @@ def saved_step(cache: Path) -> int:
 def test_a_killed_run_goes_on_to_the_same_bytes(
     pair: Folders, flags: list[object], tmp_path: Path, cache: Path
 ) -> None:
-    merge = [*map(str, ["merge", *pair, *flags, "--set", "measure.steps=60", "--output"])]
+    merge = [*map(str, ["merge", *pair, *flags, "--set", "measure.steps=24", "--output"])]
     alone = {"OMP_NUM_THREADS": "1", "XDG_CACHE_HOME": str(tmp_path / "none")}
     process = start(*merge, tmp_path / "whole", env=alone)
     assert notes(process.communicate()[1]) == []
@@ -209,7 +209,7 @@ def test_a_killed_run_goes_on_to_the_same_bytes(
     process = start(*merge, tmp_path / "out", env=environment)
     _, err = process.communicate()
     assert process.returncode == 0, err
-    assert notes(err) == [GOES_ON.format(taken, 60)]
+    assert notes(err) == [GOES_ON.format(taken, 24)]
     assert weights(tmp_path / "out") == weights(tmp_path / "whole")
     assert list(cache.glob("*.safetensors")) == []
 
