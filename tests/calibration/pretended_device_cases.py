@@ -39,7 +39,6 @@ from tests.support.pretended_device import Pretended, counted
 from tests.support.small_objective import Ends, make_batches, objective_for, save_ends
 
 pytestmark = pytest.mark.skipif(not pretended_device.SUPPORTED, reason="torch has no backends in Python before 2.9")
-SIZES = (3, 2)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -53,7 +52,7 @@ def ends(tmp_path_factory: pytest.TempPathFactory) -> Ends:
 
 
 def objective_on(device: str, ends: Ends) -> Objective:
-    return objective_for(ends, make_batches(SIZES), accelerator=Processes(torch.device(device)))
+    return objective_for(ends, make_batches((3, 2)), accelerator=Processes(torch.device(device)))
 
 
 def test_the_device_refuses_what_a_card_refuses() -> None:
