@@ -26,10 +26,9 @@ def env() -> dict[str, Any]:
     import torch
 
     cards = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
-    devices = ["cpu", *(f"cuda ({name})" for name in cards)]
     current = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    if current is not None and current.type != "cuda":
-        devices.append(current.type)
+    others = [] if current is None or current.type == "cuda" else [current.type]
+    devices = ["cpu", *(f"cuda ({name})" for name in cards), *others]
     ours = [name for name in os.environ if name.startswith("CLIPMERGE_")]
     variables = {name: os.environ[name] for name in (*_VARIABLES, *sorted(ours)) if name in os.environ}
     return {

@@ -65,14 +65,17 @@ class _Commands(SuggestingGroup):
     def resolve_command(self, context: Any, words: list[str]) -> Any:
         """Import the command that the words name."""
         name, command, rest = super().resolve_command(context, words)
-        if command is None:
-            return name, command, rest
-        one = typer.Typer(rich_markup_mode=None)
-        if name in _GROUPS:
-            one.add_typer(getattr(import_module(f"clipmerge.cli.{name}"), f"{name}_app"), name=name)
-        else:
-            one.command(name, cls=GroupedHelp, epilog=examples(name))(_function(name))
-        return name, get_group(one).commands[name], rest
+        return name, command and _imported(str(name)), rest
+
+
+def _imported(name: str) -> Any:
+    """Make a command or a group of commands from its file with typer."""
+    one = typer.Typer(rich_markup_mode=None)
+    if name in _GROUPS:
+        one.add_typer(getattr(import_module(f"clipmerge.cli.{name}"), f"{name}_app"), name=name)
+    else:
+        one.command(name, cls=GroupedHelp, epilog=examples(name))(_function(name))
+    return get_group(one).commands[name]
 
 
 def _function(name: str) -> Callable[..., None]:

@@ -75,9 +75,8 @@ def output_layout(
     shards = {}
     for name, key in inputs.form_keys.items():
         file = form.entries[key].file
-        if file.suffix != ".safetensors":  # the output's shards are, even if the input's are not
-            file = file.with_name(f"{file.stem.removeprefix('pytorch_')}.safetensors")
-        shards[inputs.output_keys[name]] = file.name
+        converted = f"{file.stem.removeprefix('pytorch_')}.safetensors"
+        shards[inputs.output_keys[name]] = file.name if file.suffix == ".safetensors" else converted
     return shards
 
 
