@@ -178,7 +178,7 @@ def _common_licence(api: HfApi, job: Push, record: MergeRecord) -> str | None:
     """Return the common licence of all sources on the Hub; local sources have none and are ignored."""
     stated: dict[str, str | None] = {}
     for _, source in record.checkpoints:
-        hub_id = parse_hub_id(source.source)
+        hub_id = parse_hub_id(source.source) if source.revision else None
         if hub_id is not None and source.revision is not None:
             stated[hub_id.repo_id] = _licence_of(api, job, hub_id.at(source.revision))
     if len(set(stated.values())) > 1 or "other" in stated.values():
