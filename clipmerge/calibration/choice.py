@@ -10,11 +10,14 @@ import torch
 from scipy.special import stdtrit
 from torch import Tensor
 
+from clipmerge.calibration.anchor import UNTUNED
 from clipmerge.calibration.goal import Goal, class_features, corrupted_goals, make_pictures, terms_of
 from clipmerge.calibration.objective import FORWARD, Objective
 from clipmerge.calibration.steps import Step
 from clipmerge.distributed import sent
 from clipmerge.planning.measurements import HeldBackChoice
+
+Interval = tuple[float, float]
 
 
 @dataclass(frozen=True)
@@ -32,8 +35,6 @@ class Candidate:
     beyond: float = 0.0
 
 
-#: WiSE-FT's alpha where nothing is tuned (Wortsman et al. 2022), which is left only with evidence.
-UNTUNED = 0.5
 # Accuracies are means of float64, so a loss of exactly the limit may come out a little above it.
 _ROUNDING = 1e-9
 #: Learned points that are tried: shares of the way from the start, and from there of the way to fine-tuned.
@@ -129,41 +130,49 @@ def choose(
     learned: Mapping[Candidate, ValidationScore],
     *,
     max_loss: float,
+    anchor: float | None = None,
     path_counts: bool = True,
 ) -> HeldBackChoice:
     """Choose between the path and what was learned, among points that keep enough accuracy.
 
     Args:
         path: Score by alpha, including alpha 1.
-        learned: Score by learned point.
+        learned: Score by learned point; empty if nothing was learned.
         max_loss: Points of accuracy on the held-back images that may be lost against the fine-tuned model, beyond the
             standard error of that loss.
+        anchor: Point of the path that is taken for it if it keeps enough accuracy, else the nearest one that does.
         path_counts: Whether the path can be chosen. If not, a learned point is chosen even if it is worse; if none
             keeps enough accuracy, the most accurate.
 
     Returns:
-        The choice between the path's point, see `_path_point`, and the learned point with the lowest goal of those that
-        are better by the paired interval over the images, and not worse by that under other corruptions. Without any
-        the path is taken if it counts, and else the lowest goal.
+        The choice between the path's point, see `_path_point`, and the learned point with the lowest goal, or with an
+        anchor the nearest to it, of those that are better by the paired interval over the images, and not worse by that
+        under other corruptions. Without any the path is taken if it counts, and else the first by that order.
     """
     limit, finetuned = max_loss / 100, path[1.0]
-    alpha = _path_point({alpha: score for alpha, score in path.items() if _keeps_accuracy(score, finetuned, limit)})
-    kept = [candidate for candidate, score in learned.items() if _keeps_accuracy(score, finetuned, limit)]
-    ranked = sorted(kept, key=lambda candidate: learned[candidate].goal)
-    ranked = ranked or [max(learned, key=lambda candidate: learned[candidate].accuracy)]
-    gains = {
-        candidate: (
-            paired_interval(path[alpha].goals - learned[candidate].goals),
-            paired_interval(path[alpha].corrupted - learned[candidate].corrupted),
-        )
-        for candidate in ranked
-    }
-    proven = [at for at, (gain, other) in gains.items() if kept and gain and other and gain[0] > 0 and other[1] >= 0]
-    best = (proven or ranked)[0]
-    gain, corrupted_gain = gains[best]
-    score = learned[best]
-    if path_counts and not proven:
-        best, score = Candidate(alpha=alpha), path[alpha]
+    accurate = {alpha: score for alpha, score in path.items() if _keeps_accuracy(score, finetuned, limit)}
+    alpha = _path_point(accurate) if anchor is None else min(accurate, key=lambda alpha: abs(alpha - anchor))
+    best, score = Candidate(alpha=alpha), path[alpha]
+    intervals: tuple[Interval | None, Interval | None] = (None, None)
+    if learned:
+        kept = [candidate for candidate, score in learned.items() if _keeps_accuracy(score, finetuned, limit)]
+        if anchor is None:
+            ranked = sorted(kept, key=lambda candidate: learned[candidate].goal)
+        else:  # learning from the path's middle soon overshoots what these images can show: no further than needed
+            ranked = sorted(kept, key=lambda candidate: (candidate.beyond, candidate.part))
+        ranked = ranked or [max(learned, key=lambda candidate: learned[candidate].accuracy)]
+        gains = {
+            candidate: (
+                paired_interval(path[alpha].goals - learned[candidate].goals),
+                paired_interval(path[alpha].corrupted - learned[candidate].corrupted),
+            )
+            for candidate in ranked
+        }
+        proven = [at for at, (gain, other) in gains.items() if kept and gain and other and gain[0] > 0 <= other[1]]
+        tried = (proven or ranked)[0]
+        intervals = gains[tried]
+        if proven or not path_counts:
+            best, score = tried, learned[tried]
     return HeldBackChoice(
         images=len(score.goals),
         alpha=best.alpha,
@@ -174,8 +183,8 @@ def choose(
         path_alpha=alpha,
         path_goal=path[alpha].goal,
         finetuned_right=path[1.0].accuracy,
-        gain=gain,
-        corrupted_gain=corrupted_gain,
+        gain=intervals[0],
+        corrupted_gain=intervals[1],
     )
 
 
@@ -194,7 +203,7 @@ def _path_point(path: Mapping[float, ValidationScore]) -> float:
     return min(as_good, key=lambda alpha: abs(alpha - UNTUNED))
 
 
-def paired_interval(differences: Tensor) -> tuple[float, float] | None:
+def paired_interval(differences: Tensor) -> Interval | None:
     """95% interval of the mean of paired differences, by Student's t; ``None`` for a single one.
 
     Example:

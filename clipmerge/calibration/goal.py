@@ -9,12 +9,14 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, kl_div
 
+from clipmerge.calibration.anchor import UNTUNED
 from clipmerge.calibration.augmentation import KINDS, augmented, corrupted, viewed
 from clipmerge.calibration.objective import FORWARD, Objective
 from clipmerge.calibration.steps import Step
@@ -23,9 +25,10 @@ from clipmerge.errors import MeasureError
 from clipmerge.models.precision import Precision, casts_repeated, passes
 from clipmerge.plugins import Augmentation
 
-Divergence = Literal["predictions", "features"]
-# A cosine differs less than predictions do: with this factor one weight serves both.
-_FEATURES = 2.0
+Divergence = Literal["predictions", "features", "path-features"]
+# A cosine differs less than predictions do, and features of the path's middle less than those of its end: with these
+# factors one weight serves all.
+_SCALE: dict[Divergence, float] = {"predictions": 1.0, "features": 2.0, "path-features": 4.0}
 
 
 @dataclass(frozen=True)
@@ -36,10 +39,12 @@ class Goal:
         robustness: Weight of the divergence; 0 for the calibration loss alone.
         changes: Kinds of change applied to the images of the divergence; empty for unchanged images.
         divergence: ``predictions``: KL divergence from the zero-shot model's predictions, in nats; ``features``: one
-            minus the cosine to its image features, twice.
+            minus the cosine to its image features, twice; ``path-features``: the mean of that and of the same for a
+            point of the straight path.
         views: Strength of the small changes to the images of the calibration loss; 0 for unchanged images.
         copies: Maximum number of images per step with a changed copy; ``None`` for all.
         precision: Precision of the forward passes.
+        anchor: Alpha of that point, from which learning starts if features are held.
     """
 
     robustness: float
@@ -48,11 +53,24 @@ class Goal:
     views: float = 0.0
     copies: int | None = None
     precision: Precision = "float32"
+    anchor: float = UNTUNED
+
+    @property
+    def holds_features(self) -> bool:
+        """Whether image features are held, not predictions."""
+        return self.divergence != "predictions"
+
+    @property
+    def teachers(self) -> tuple[float, ...]:
+        """The alphas whose outputs the divergence holds, by their mean."""
+        if not self.robustness:
+            return ()
+        return (0.0, self.anchor) if self.divergence == "path-features" else (0.0,)
 
     @property
     def weight(self) -> float:
         """Weight of the divergence."""
-        return self.robustness * (_FEATURES if self.divergence == "features" else 1.0)
+        return self.robustness * _SCALE[self.divergence]
 
     def copy_count(self, images: int) -> int:
         """Number of changed copies for a number of images."""
@@ -91,8 +109,7 @@ class Pictures:
     Attributes:
         pixels: Views first and changed copies after them, (views + copies, 3, height, width).
         labels: Labels of the views, among the classes of the step.
-        target: The zero-shot model's log probabilities for the copies, if needed.
-        features: The zero-shot model's features of the copies, if needed.
+        target: `Step.target` for the copies; ``None`` if nothing is held.
         step_views: Number of views in the whole step.
         step_copies: Number of changed copies in the whole step.
     """
@@ -100,7 +117,6 @@ class Pictures:
     pixels: Tensor
     labels: Tensor
     target: Tensor | None
-    features: Tensor | None
     step_views: int
     step_copies: int
 
@@ -113,7 +129,6 @@ class Pictures:
             return
         views, copies = self.pixels.tensor_split([len(self.labels)])
         target = [None] * count if self.target is None else self.target.tensor_split(count)
-        features = [None] * count if self.features is None else self.features.tensor_split(count)
         for place, (own_views, own_copies) in enumerate(
             zip(views.tensor_split(count), copies.tensor_split(count), strict=True)
         ):
@@ -122,7 +137,6 @@ class Pictures:
                 pixels=torch.cat([own_views, own_copies]),
                 labels=self.labels.tensor_split(count)[place],
                 target=target[place],
-                features=features[place],
             )
 
 
@@ -135,7 +149,7 @@ def make_pictures(step: Step, goal: Goal) -> Pictures:
     labels = batch.labels
     if step.classes is not None:
         labels = torch.searchsorted(sent(step.classes, labels.device), labels)
-    return Pictures(pixels, labels, step.target, step.features, len(step), copies)
+    return Pictures(pixels, labels, step.target, len(step), copies)
 
 
 def make_copies(step: Step, goal: Goal, pixels: Tensor) -> Tensor:
@@ -161,26 +175,23 @@ def make_copies(step: Step, goal: Goal, pixels: Tensor) -> Tensor:
 def with_teacher_targets(
     objective: Objective, steps: Sequence[Step], goal: Goal, *, cached: bool, judged: bool = False
 ) -> list[Step]:
-    """Add the zero-shot model's predictions or features for the changed images to every step.
+    """Add what the divergence holds for the changed images to every step.
 
-    With ``judged``, those for the images under other corruptions too. Leaves the objective at theta_0; for ``cached``
-    see `CalibrationLoss.class_features`.
+    With ``judged``, the same for the images under other corruptions. Leaves the objective at the last of the
+    `Goal.teachers`; for ``cached`` see `CalibrationLoss.class_features`.
     """
-    if not goal.robustness:
-        return list(steps)
-    objective.path.move_to(0.0)
-    completed = []
-    for step in steps:
-        of_copies = _teacher_targets(objective, step, goal, make_copies(step, goal, step.batch.pixels), cached=cached)
-        holds_features = goal.divergence == "features"
-        step = replace(step, features=of_copies) if holds_features else replace(step, target=of_copies)
-        if judged:
-            corruptions = make_corrupted(step)
-            step = replace(step, corrupted=_teacher_targets(objective, step, goal, corruptions, cached=cached))
-        completed.append(step)
-        pictures = goal.copy_count(len(step)) + judged * len(step)
-        objective.work.tick(FORWARD * pictures * step.work_share)
-    return completed
+    steps = list(steps)
+    for alpha in goal.teachers:
+        objective.path.move_to(alpha)
+        for place, step in enumerate(steps):
+            targets_of = partial(_teacher_targets, objective, step, goal, cached=cached)
+            target, other = targets_of(make_copies(step, goal, step.batch.pixels), before=step.target), step.corrupted
+            if judged:
+                other = targets_of(make_corrupted(step), before=step.corrupted)
+            steps[place] = replace(step, target=target, corrupted=other)
+            pictures = goal.copy_count(len(step)) + judged * len(step)
+            objective.work.tick(FORWARD * pictures * step.work_share)
+    return steps
 
 
 def make_corrupted(step: Step) -> Tensor:
@@ -188,13 +199,16 @@ def make_corrupted(step: Step) -> Tensor:
     return corrupted(step.batch.pixels, step.seed, len(step), step.own_rows)
 
 
-def _teacher_targets(objective: Objective, step: Step, goal: Goal, pixels: Tensor, *, cached: bool) -> Tensor:
-    """Features of pictures, or log probabilities of a step's classes, at the current weights."""
-    features = _features(objective, goal, pixels)
-    if goal.divergence == "features":
-        return features
-    classes = class_features(objective, step, goal, cached=cached)
-    return objective.criterion.class_logits(features, classes).log_softmax(-1)
+def _teacher_targets(
+    objective: Objective, step: Step, goal: Goal, pixels: Tensor, *, cached: bool, before: Tensor | None
+) -> Tensor:
+    """Features of pictures, or log probabilities of a step's classes, at the current weights: their part of a mean."""
+    targets = _features(objective, goal, pixels)
+    if not goal.holds_features:
+        classes = class_features(objective, step, goal, cached=cached)
+        targets = objective.criterion.class_logits(targets, classes).log_softmax(-1)
+    targets = targets / len(goal.teachers)
+    return targets if before is None else before + targets
 
 
 def _features(objective: Objective, goal: Goal, pixels: Tensor) -> Tensor:
@@ -232,11 +246,10 @@ def terms_of(objective: Objective, goal: Goal, pictures: Pictures, classes: Tens
     features = _features(objective, goal, pictures.pixels)
     logits = objective.criterion.class_logits(features, classes)
     views, copies = logits.tensor_split([len(pictures.labels)])
-    zeroshot = pictures.target if pictures.features is None else pictures.features
     return Terms(
         views=cross_entropy(views, pictures.labels, reduction="none"),
         correct=views.detach().argmax(1) == pictures.labels,
-        divergence=_divergence(goal, features[len(views) :], copies, zeroshot),
+        divergence=_divergence(goal, features[len(views) :], copies, pictures.target),
     )
 
 
@@ -252,7 +265,7 @@ def _divergence(goal: Goal, features: Tensor, logits: Tensor, zeroshot: Tensor |
     """Divergence from the zero-shot model's features or log probabilities, (pictures,); 0 without them."""
     if zeroshot is None:
         return torch.zeros(len(logits), device=logits.device)
-    if goal.divergence == "features":
+    if goal.holds_features:
         return 1 - (features * zeroshot).sum(-1)
     return kl_div(logits.log_softmax(-1), zeroshot, reduction="none", log_target=True).sum(-1)
 

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from clipmerge.calibration.activations import Activations, forecast
+from clipmerge.calibration.anchor import UNTUNED, find_anchor
 from clipmerge.calibration.choice import (
     CANDIDATES,
     UNDER_A_MASK,
-    UNTUNED,
     ValidationScore,
     choose,
     embeds_less_at_once,
@@ -42,8 +42,8 @@ from clipmerge.planning.measurements import HeldBackChoice, LossPath
 #: Points of the path that are tried as a start, and the number of steps whose images compare them if no images are
 #: held back.
 ALPHAS, PATH_STEPS = tuple(tenth / 10 for tenth in range(11)), 4
-#: The zero-shot model's predictions teach if they remove this share of the uncertainty about the labels, else its
-#: features do: predictions that are sure and wrong would be held with great force, a cosine is bounded.
+#: The zero-shot model's predictions teach if they remove this share of the uncertainty about the labels, else features
+#: of the straight path do: predictions that are sure and wrong would be held with great force, a cosine is bounded.
 SKILLED = 1 / 3
 
 
@@ -60,8 +60,8 @@ class LearningConfig:
         batch: Maximum number of images per step; ``None`` for the size of a calibration batch.
         held_back: Share of the images that learning does not see and that judge the result.
         max_loss: Points of accuracy on the held-back images that may be lost against the fine-tuned model.
-        judges_zeroshot: Whether features are held, in half of the steps, if the zero-shot model does not know the
-            target.
+        judges_zeroshot: Whether features of the straight path are held, in half of the steps, if the zero-shot model
+            does not know the target.
         ceiling: Largest coefficient; ``None`` for twice the coefficient where learning starts, at least 1.
     """
 
@@ -98,8 +98,9 @@ class Learned:
 def learn(objective: Objective, coefficients: Coefficients, config: LearningConfig) -> Learned:
     """Learn with Adam, whose rate falls to zero along a half cosine, and clamp every coefficient to [0, ceiling].
 
-    Coefficients without a start all start at 0.5 if features are held, and else at the best alpha of the straight path
-    by the goal on the held-back images or, without any, on the images of the first steps. At the end the held-back
+    Coefficients without a start all start at the anchor if features of the straight path are held, at 0.5 if those of
+    the zero-shot model are, and else at the best alpha of the straight path by the goal on the held-back images or,
+    without any, on the images of the first steps. At the end the held-back
     images choose between a point of the straight path, the learned point and points between them. Processes share the
     images of every step, add up their gradients, and end with the same coefficients, whether they take all steps or
     resume an interrupted run.
@@ -117,8 +118,14 @@ def learn(objective: Objective, coefficients: Coefficients, config: LearningConf
     if config.judges_zeroshot:
         skill = _zeroshot_skill(objective, config.goal, _path_steps(layout))
         if skill < SKILLED:
-            goal, steps = replace(config.goal, divergence="features"), math.ceil(config.steps / 2)
-            config, layout = replace(config, goal=goal, steps=steps), replace(layout, steps=layout.steps[:steps])
+            goal = replace(config.goal, divergence="path-features")
+            config = replace(config, goal=goal, steps=math.ceil(config.steps / 2))
+    if config.goal.divergence == "path-features":
+        anchor = find_anchor(objective)
+        config = replace(config, goal=replace(config.goal, anchor=anchor))
+        if anchor > UNTUNED and not coefficients.has_start:
+            # where fine-tuning has done little harm, learning and masks lose more than they mend
+            config = replace(config, steps=0, sparsify=None)
     return _Run(objective, coefficients, config, layout, skill).learn()
 
 
@@ -167,7 +174,8 @@ class _Run:
         self._objective, self._coefficients, self._config = objective, coefficients, config
         self._layout, self._skill = layout, skill
         self._storage = objective.learning_state
-        self._candidates = CANDIDATES if config.sparsify is None else CANDIDATES + UNDER_A_MASK
+        masked = () if config.sparsify is None else UNDER_A_MASK
+        self._candidates = (CANDIDATES if config.steps else ()) + masked
         self._descent = Descent(coefficients.values, config.rate, config.steps)
         self._trace = torch.zeros(config.steps, len(fields(Losses)), dtype=torch.float64)
         self._path_steps = _path_steps(self._layout)
@@ -181,8 +189,8 @@ class _Run:
         """Learn, or resume learning, and choose."""
         objective, coefficients = self._objective, self._coefficients
         begin = self._restore()
-        steps = with_unlabelled(objective, self._layout.steps, self._config.goal.unlabelled_count)
-        steps = self._shard(steps[begin or 0 :])
+        laid_out = self._layout.steps[: self._config.steps]
+        steps = self._shard(with_unlabelled(objective, laid_out, self._config.goal.unlabelled_count)[begin or 0 :])
         self._path_steps = self._shard(self._path_steps)
         validates = bool(self._layout.validation_steps)
         tries_path = begin is None and (validates or not coefficients.has_start)
@@ -227,10 +235,9 @@ class _Run:
         def passes(count: int, steps: Sequence[Step], pictures: Callable[[int], int]) -> float:
             return count * sum(pictures(len(step)) * step.work_share for step in steps)
 
-        work = passes(FORWARD, steps, goal.copy_count) + passes(GRADIENT, steps, goal.picture_count)
-        seen_once = validation_steps or path_steps
-        if goal.robustness:
-            work += passes(FORWARD, seen_once, whole.picture_count)
+        teachers = FORWARD * len(goal.teachers)
+        work = passes(teachers, steps, goal.copy_count) + passes(GRADIENT, steps, goal.picture_count)
+        work += passes(teachers, validation_steps or path_steps, whole.picture_count)
         scored = partial(validation_pictures, whole)
         work += passes(FORWARD * len(ALPHAS), path_steps, scored)
         work += passes(FORWARD * len(self._candidates), validation_steps, scored)
@@ -250,7 +257,7 @@ class _Run:
         if not self._coefficients.has_start:
             best = ALPHAS[int(self._path[:, 0].mean(-1).argmin())]
             # where fine-tuning has moved all features, the best is nearly fine-tuned: nothing is regained from there
-            self._coefficients.fill(UNTUNED if goal.divergence == "features" else best)
+            self._coefficients.fill(goal.anchor if goal.holds_features else best)
 
     def _sparsify(self, *, anew: bool) -> None:
         """Make parameters sparse, the same ones in every run that resumes with these scores."""
@@ -315,14 +322,15 @@ class _Run:
             self._coefficients.place()
             learned[candidate] = validate(self._objective, steps, goal)
         sparse = bool(self._coefficients.sparse)
-        choice = choose(path, learned, max_loss=self._config.max_loss, path_counts=not sparse)
+        anchor = goal.anchor if goal.divergence == "path-features" else None
+        choice = choose(path, learned, max_loss=self._config.max_loss, anchor=anchor, path_counts=not sparse)
         if choice.alpha is None:
             self._coefficients.move(choice.part, choice.beyond)
         else:
             self._coefficients.flatten(choice.alpha)
         last_steps = self._trace[-max(1, len(self._trace) // 10) :]
         found = {
-            "seen_right": Losses(*last_steps.mean(0).tolist()).accuracy,
+            "seen_right": Losses(*last_steps.mean(0).tolist()).accuracy if len(last_steps) else None,
             "divergence": goal.divergence,
             "zeroshot_skill": self._skill,
         }

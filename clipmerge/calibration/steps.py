@@ -75,9 +75,9 @@ class Step:
         positions: Positions of the step's images in the pool.
         classes: Class indices to distinguish, ascending; ``None`` for all.
         templates: Indices of the templates used; ``None`` for all.
-        features: The zero-shot model's features of the changed images, (images, projection_dim), if needed.
-        target: The zero-shot model's log probabilities of the classes for the changed images, (images, classes).
-        corrupted: Its features or log probabilities, by the goal's divergence, for the images under other corruptions.
+        target: What the goal's divergence holds for the changed images: features, (images, projection_dim), or log
+            probabilities of the classes, (images, classes).
+        corrupted: The same for the images under other corruptions.
         unlabelled: Unlabelled images that take the place of the last changed copies; ``None`` for none.
         shard: This process's number and that of the processes which share the step's images; (0, 1) to take all.
     """
@@ -88,7 +88,6 @@ class Step:
     positions: tuple[int, ...]
     classes: Tensor | None = None
     templates: Tensor | None = None
-    features: Tensor | None = None
     target: Tensor | None = None
     corrupted: Tensor | None = None
     unlabelled: PoolImages | None = None

@@ -54,20 +54,22 @@ def learned_coefficients(
         granularity: Unit that has its own coefficient.
         robustness: Weight of the divergence, which controls the trade-off; 0 minimises the loss on the calibration
             images alone.
-        steps: Number of steps; with ``divergence`` ``auto``, half of them are taken where features are held.
+        steps: Number of steps; with ``divergence`` ``auto``, half of them are taken where features are held, and none
+            where fine-tuning has left most of the features' directions.
         batch: Maximum number of images per step.
         copies: Maximum number of images per step with a changed copy, on which the divergence is computed.
         rate: Adam's step size in coefficients; it falls to zero along a half cosine.
-        start: Initial coefficient; ``None`` for 0.5 if features are held, else for the best alpha of the straight path
-            under the same goal.
+        start: Initial coefficient; ``None`` for the anchor if features of the straight path are held, for 0.5 if those
+            of the zero-shot model are, else for the best alpha of the straight path under the same goal.
         ceiling: Largest coefficient; ``None`` for twice the start, at least 1. If learning starts near the fine-tuned
             model, coefficients could only fall with a ceiling of 1.
         views: Strength of the small rotations, rescalings and shifts of the cross-entropy's images; 0 for none.
         held_back: Share of the images that learning does not see; 0 uses the learned coefficients unchanged.
         max_loss: Points of accuracy on the held-back images that may be lost against the fine-tuned model.
-        divergence: What stays close to the zero-shot model on changed copies: its ``predictions`` (KL divergence) or
-            ``features`` (twice one minus the cosine); ``auto``: predictions if they remove a third of the uncertainty
-            about the labels, else features.
+        divergence: What is held on changed copies: the zero-shot model's ``predictions`` (KL divergence), its
+            ``features`` (twice one minus the cosine), or ``path-features`` (the same by the mean of its features and
+            those of the anchor, a point of the straight path, four times); ``auto``: predictions if they remove a third
+            of the uncertainty about the labels, else features of the path.
         changes: Kinds of change made in the copies.
         precision: Precision of forward passes; ``auto`` uses bfloat16 if the processor or GPU multiplies it faster.
 

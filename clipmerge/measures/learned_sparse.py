@@ -41,7 +41,7 @@ def learned_sparse(
     Stragglers are found at the starting point of learning, among the layers of the transformer blocks, by their
     sharpness there: ||gradient|| times ||change||. Each of their parameters keeps the coefficients with the largest
     scores (straight-through). All others are zero, bit for bit zero-shot, but their scores keep following their
-    gradients, so an entry can return.
+    gradients, so an entry can return. Where `learned_coefficients` learns nothing, there are no stragglers.
 
     Args:
         objective: Calibration loss; left at the chosen coefficients.

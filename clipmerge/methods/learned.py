@@ -41,9 +41,8 @@ def learned(task: Task, *, alpha: Share = 1.0) -> Decision:
     finding = _told(measurements.trace)
     if measurements.choice:
         finding += f"; {_chosen(measurements.choice)}"
-    return Decision(
-        layers, f"{numbers:,} learned coefficients{scaled}; {finding}", finding=finding, coefficients=coefficients
-    )
+    kind = "learned coefficients" if any(measurements.trace.values()) else "coefficients"
+    return Decision(layers, f"{numbers:,} {kind}{scaled}; {finding}", finding=finding, coefficients=coefficients)
 
 
 def _told(trace: dict[str, tuple[float, ...]]) -> str:
@@ -55,7 +54,7 @@ def _told(trace: dict[str, tuple[float, ...]]) -> str:
         first, last = sum(values[:length]) / length, sum(values[-length:]) / length
         if any(values):
             parts.append(f"{label} from {first:.3f} to {last:.3f}")
-    return ", ".join(parts) + " nats while learning"
+    return ", ".join(parts) + " nats while learning" if parts else "nothing was learned"
 
 
 def _chosen(choice: HeldBackChoice) -> str:
@@ -64,8 +63,10 @@ def _chosen(choice: HeldBackChoice) -> str:
     # what is counted are slightly changed views, several of each image
     accuracy = f"it recognises {choice.right:.1%} of their views, the fine-tuned model {choice.finetuned_right:.1%}"
     if choice.alpha is not None:
-        proven = f"nothing that was learned is proven better than alpha {choice.alpha:g} of the straight path"
-        return f"{images}: {proven}; {accuracy}"
+        found = f"nothing that was learned is proven better than alpha {choice.alpha:g} of the straight path"
+        if choice.gain is None:
+            found = f"alpha {choice.alpha:g} of the straight path"
+        return f"{images}: {found}; {accuracy}"
     way = "all of what was learned" if choice.part == 1 else f"{choice.part:.0%} of the way to what was learned"
     if choice.part == 0:
         way = "one coefficient for all that the mask keeps"

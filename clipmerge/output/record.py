@@ -212,8 +212,10 @@ class MergeRecord(Frozen):
         """What learned coefficients stay close to; empty if nothing restrained them."""
         if not any(self.trace.get("divergence", ())):
             return ""
-        features = self.choice is not None and self.choice.divergence == "features"
-        return f"the zero-shot model's {'image features' if features else 'predictions'}"
+        divergence = self.choice.divergence if self.choice else "predictions"
+        if divergence == "path-features":
+            return "the image features of the zero-shot model and of the point where learning starts"
+        return f"the zero-shot model's {'image features' if divergence == 'features' else 'predictions'}"
 
     @property
     def headline(self) -> str:

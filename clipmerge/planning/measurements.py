@@ -114,13 +114,15 @@ class HeldBackChoice(Frozen):
         beyond: Share of the remaining way to the fine-tuned model.
         goal: The goal at the chosen point, in nats, on views and changed copies of the held-back images.
         right: Share of the views that the chosen point recognises.
-        path_alpha: The straight path's point: the nearest to 0.5 whose goal is not proven worse than the best.
+        path_alpha: The straight path's point: the nearest to 0.5 whose goal is not proven worse than the best, or where
+            features of the path are held the nearest to where learning starts.
         path_goal: The goal at that point.
         finetuned_right: Share of the views that the fine-tuned model recognises.
         gain: 95% interval of how much lower the goal of the best learned point is than that of the path's point, paired
             by image, in nats; ``None`` with a single image.
         corrupted_gain: The same under corruptions of other kinds than the changes that learning sees.
-        divergence: What learning kept close to the zero-shot model: its ``predictions``, or image ``features``.
+        divergence: What learning held: the zero-shot model's ``predictions``, its image ``features``, or
+            ``path-features``, those of both the zero-shot model and the point where learning started.
         zeroshot_skill: Share of the uncertainty about the labels that the zero-shot predictions remove: McFadden's R2,
             1 - loss / log(classes); ``None`` if it was not asked.
         seen_right: Share of the views of its own images that learning recognised in its last steps.

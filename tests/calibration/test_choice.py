@@ -22,8 +22,10 @@ from clipmerge.calibration.learning import ALPHAS, LearningConfig, learn, prepar
 from clipmerge.calibration.objective import Objective
 from clipmerge.calibration.steps import lay_out
 from clipmerge.measures.learned_coefficients import learned_coefficients
+from clipmerge.measures.learned_sparse import learned_sparse
 from clipmerge.methods import Task
 from clipmerge.methods.learned import learned
+from clipmerge.methods.straggler_sparse import straggler_sparse
 from tests.support.small_objective import Ends, Reference, descend, make_batches, objective_for, save_ends
 
 SIZES = (8, 8, 7)
@@ -110,6 +112,56 @@ def test_the_path_leaves_one_half_only_with_evidence() -> None:
     assert choose({1.0: score(1.0, 0.9, images=1), 0.5: score(1.1, 0.9, images=1)}, worse, max_loss=3).alpha == 1.0
 
 
+def test_the_path_stays_at_an_anchor_that_keeps_the_accuracy() -> None:
+    path = {0.5: score(0.5, 0.80), 0.8: score(3.0, 0.90), 1.0: score(4.0, 0.95)}
+    assert choose(path, {}, max_loss=100, anchor=0.5).alpha == 0.5
+    assert choose(path, {}, max_loss=6, anchor=0.5).alpha == 0.8
+    found = choose(path, {}, max_loss=6, anchor=1.0)
+    assert (found.alpha, found.gain, found.corrupted_gain, found.right) == (1.0, None, None, pytest.approx(0.95))
+
+
+def test_from_an_anchor_it_goes_no_further_than_the_accuracy_needs() -> None:
+    path = PATH | {0.5: score(1.0, 0.80)}
+    points = {
+        WHOLE: score(0.2, 0.95),
+        HALF: score(0.5, 0.94),
+        Candidate(part=0.3): score(0.8, 0.90),
+        Candidate(part=0.3, beyond=0.2): score(0.6, 0.95),
+    }
+    found = {limit: choose(path, points, max_loss=limit, anchor=0.5) for limit in (0, 1, 6)}
+    assert {limit: (choice.part, choice.beyond) for limit, choice in found.items()} == {
+        0: (1, 0),
+        1: (0.5, 0),
+        6: (0.3, 0),
+    }
+    assert choose(path, points, max_loss=6).part == 1.0
+    worse = points | {Candidate(part=0.3): score(2.5, 0.90)}
+    assert choose(path, worse, max_loss=6, anchor=0.5).part == 0.5
+
+
+def test_nothing_is_learned_where_fine_tuning_harmed_little(ends: Ends, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(learning, "find_anchor", lambda objective: 0.8)
+    monkeypatch.setattr(learning, "SKILLED", 2.0)
+    objective = objective_for(ends, make_batches(SIZES))
+    for held_back in (0.0, 0.3):
+        found = learned_coefficients(objective, steps=4, held_back=held_back, max_loss=100)
+        assert found.trace == {"calibration": (), "divergence": ()}
+        assert all(torch.equal(value, torch.full_like(value, 0.8)) for value in found.coefficients.values())
+        assert found.notes == ()
+    assert found.choice is not None
+    assert (found.choice.alpha, found.choice.divergence) == (0.8, "path-features")
+    from clipmerge.checkpoint import align_checkpoints, open_checkpoint
+
+    inputs = align_checkpoints(open_checkpoint(str(ends[0])), [open_checkpoint(str(ends[1]))])
+    told = "coefficients; nothing was learned; 7 images held back: alpha 0.8 of the straight path; it"
+    assert told in learned(Task(inputs, found)).verdict
+    sparse = learned_sparse(objective, steps=4, held_back=0.3, max_loss=100)
+    assert all(torch.equal(value, torch.full_like(value, 0.8)) for value in sparse.coefficients.values())
+    decision = straggler_sparse(Task(inputs, sparse))
+    assert decision.stragglers == ()
+    assert decision.verdict.startswith("no straggler layers found")
+
+
 def scipy_interval(differences: torch.Tensor) -> tuple[float, float]:
     values = differences.tolist()
     low, high = stats.ttest_1samp(values, 0.0).confidence_interval(0.95)
@@ -137,22 +189,26 @@ def test_a_look_is_the_goal_over_all_held_back_images(ends: Ends) -> None:
     assert seen.accuracy == pytest.approx(right / images)
 
 
-@pytest.mark.parametrize("divergence", ["predictions", "features"])
+@pytest.mark.parametrize("divergence", ["predictions", "features", "path-features"])
 def test_other_corruptions_are_judged_by_the_whole_goal(ends: Ends, divergence: Divergence) -> None:
     objective = objective_for(ends, make_batches(SIZES))
-    goal = Goal(0.5, divergence=divergence)
+    goal = Goal(0.5, divergence=divergence, anchor=0.6)
     looks = lay_out(objective, 1, share=0.3).validation_steps
     steps = with_teacher_targets(objective, looks, goal, cached=False, judged=True)
     objective.path.move_to(0.7)
     seen = validate(objective, steps, goal)
-    reference, old = Reference(ends).at(0.7), Reference(ends).at(0.0)
+    reference, old, anchor = (Reference(ends).at(alpha) for alpha in (0.7, 0.0, 0.6))
     values: dict[int, list[float]] = {}
     for step in looks:
         pixels = corrupted(step.batch.pixels, step.seed).double()
-        own, zeroshot = (at.model(pixel_values=pixels, **at.tokens) for at in (reference, old))
+        own, zeroshot, middle = (at.model(pixel_values=pixels, **at.tokens) for at in (reference, old, anchor))
         loss = torch.nn.functional.cross_entropy(own.logits_per_image, step.batch.labels, reduction="none")
+        cosine = torch.nn.functional.cosine_similarity(own.image_embeds, zeroshot.image_embeds)
         if divergence == "features":
-            apart = 2 * (1 - torch.nn.functional.cosine_similarity(own.image_embeds, zeroshot.image_embeds))
+            apart = 2 * (1 - cosine)
+        elif divergence == "path-features":
+            to_middle = torch.nn.functional.cosine_similarity(own.image_embeds, middle.image_embeds)
+            apart = 4 * (1 - (cosine + to_middle) / 2)
         else:
             target = zeroshot.logits_per_image.softmax(-1)
             apart = (target * (target / own.logits_per_image.softmax(-1)).log()).sum(-1)
@@ -173,6 +229,7 @@ def test_a_learning_that_makes_it_worse_gives_the_straight_path(
     ends: Ends, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     options: dict[str, Any] = {"granularity": "layer", "steps": 12, "rate": 0.1, "held_back": 0.3}
+    options["divergence"] = "predictions"
     # steps in the wrong direction: whatever is learned, the path is better
     real = Descent.step
 
@@ -273,7 +330,7 @@ def test_the_calibration_loss_is_taken_on_views_and_the_divergence_on_changes(en
     assert seen.divergence == pytest.approx((target * (target / own).log()).sum(-1).mean().item(), rel=1e-3)
 
 
-@pytest.mark.parametrize(("skill", "divergence"), [(0.32, "features"), (0.34, "predictions")])
+@pytest.mark.parametrize(("skill", "divergence"), [(0.32, "path-features"), (0.34, "predictions")])
 def test_predictions_that_do_not_know_the_target_are_not_held(
     ends: Ends, monkeypatch: pytest.MonkeyPatch, skill: float, divergence: str
 ) -> None:
@@ -287,6 +344,7 @@ def test_predictions_that_do_not_know_the_target_are_not_held(
     measured = 1 - loss / math.log(objective.criterion.prompts.classes)
     assert found.choice.zeroshot_skill == pytest.approx(measured, rel=1e-4)
     monkeypatch.setattr(learning, "SKILLED", measured + (0.33 - skill))
+    monkeypatch.setattr(learning, "find_anchor", lambda objective: 0.5)
     starts: list[float] = []
     fill = Coefficients.fill
 
@@ -298,14 +356,15 @@ def test_predictions_that_do_not_know_the_target_are_not_held(
     found = learned_coefficients(objective, steps=5, held_back=0.3)
     assert found.choice is not None
     assert found.choice.divergence == divergence
-    assert len(found.trace["calibration"]) == (3 if divergence == "features" else 5)
-    assert (starts[0] == 0.5) is (divergence == "features")
+    holds_path = divergence == "path-features"
+    assert len(found.trace["calibration"]) == (3 if holds_path else 5)
+    assert (starts[0] == 0.5) is holds_path
 
 
 def test_learning_by_heart_is_noted(ends: Ends) -> None:
     sizes = (8, 8, 7)
     options: dict[str, Any] = {"steps": 60, "rate": 0.3, "views": 0.0, "robustness": 0.0, "held_back": 0.4}
-    found = learned_coefficients(objective_for(ends, make_batches(sizes)), **options)
+    found = learned_coefficients(objective_for(ends, make_batches(sizes)), divergence="predictions", **options)
     assert found.choice is not None
     assert found.choice.seen_right is not None
     assert found.choice.seen_right > found.choice.right + 0.1

@@ -15,6 +15,9 @@ from clipmerge.planning.recipe import recipe_text
 from tests.support.command import Outcome, clipmerge
 from tests.support.tiny_clip import save_images
 
+# the zero-shot model of these tests knows nothing, and nothing would be learned
+FEW = ("--set", "measure.steps=4", "--set", "measure.divergence=predictions", "--batch-size", 8)
+
 
 def run_well(outcome: Outcome) -> Outcome:
     assert outcome.code == 0, outcome.err
@@ -27,7 +30,7 @@ def merged(
 ) -> tuple[Path, dict[str, Any]]:
     """A merge by the recipe, with few steps."""
     output = tmp_path_factory.mktemp("auto") / "merged"
-    options = ["--data", images, "--set", "measure.steps=4", "--batch-size", 8, "--format", "json"]
+    options = [*FEW, "--data", images, "--format", "json"]
     return output, run_well(clipmerge("merge", *pair, "--recipe", "auto", *options, "--output", output)).json
 
 
@@ -46,8 +49,7 @@ def test_a_merge_by_the_recipe_tells_numbers(merged: tuple[Path, dict[str, Any]]
 def test_plan_and_apply_give_the_bytes_of_merge(
     merged: tuple[Path, dict[str, Any]], pair: tuple[Path, Path], images: Path, tmp_path: Path
 ) -> None:
-    options = ["--data", images, "--set", "measure.steps=4", "--batch-size", 8]
-    run_well(clipmerge("plan", *pair, "--recipe", "auto", *options, "--output", tmp_path / "plan.json"))
+    run_well(clipmerge("plan", *pair, "--recipe", "auto", *FEW, "--data", images, "--output", tmp_path / "plan.json"))
     for plan in (tmp_path / "plan.json", merged[0] / "plan" / "plan.json"):
         out = tmp_path / f"applied-{plan.parent.name}"
         applied = run_well(clipmerge("apply", plan, "--output", out, "--format", "json")).json
