@@ -53,8 +53,19 @@ def _shared(source: str, names: Iterable[str]) -> tuple[str, ...]:
 
 
 def read_class_names(given: Path | Sequence[str], classes: list[str], *, numbered: bool = False) -> tuple[str, ...]:
-    """Read class names, or take those that were given."""
-    data, path = (_parsed_names(given) if isinstance(given, Path) else list(given)), _title(given)
+    """Read class names, in order or by class, or take those that were given."""
+    path = _title(given)
+    data: Any = None if isinstance(given, Path) else list(given)
+    if isinstance(given, Path):
+        try:
+            text = read_text(given, encoding="utf-8-sig")  # editors on Windows put a byte order mark in front
+            data = parse_json(text) if given.suffix == ".json" else None
+        except Unreadable as error:
+            raise DataError(f"{path}: cannot be read as class names ({error})") from None
+        if data is None:
+            data = [line.strip() for line in text.splitlines() if line.strip()]
+            if data and all("\t" in line for line in data):
+                data = dict(line.split("\t", 1) for line in data)
     if isinstance(data, dict):
         missing = [name for name in classes if name not in data]
         if missing:
@@ -78,18 +89,3 @@ def read_class_names(given: Path | Sequence[str], classes: list[str], *, numbere
 
 def _title(given: Path | Sequence[str]) -> str:
     return str(given) if isinstance(given, Path) else "the class names given"
-
-
-def _parsed_names(path: Path) -> Any:
-    """Parse a file of names: a list of names in order, or names by class."""
-    try:
-        text = read_text(path, encoding="utf-8-sig")  # editors on Windows put a byte order mark in front
-        data: Any = parse_json(text) if path.suffix == ".json" else None
-    except Unreadable as error:
-        raise DataError(f"{path}: cannot be read as class names ({error})") from None
-    if data is not None:
-        return data
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    if lines and all("\t" in line for line in lines):
-        return dict(line.split("\t", 1) for line in lines)
-    return lines

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -53,12 +53,23 @@ def find_columns(where: str, schema: pyarrow.Schema, wanted: Columns) -> Found:
         if name is not None and name not in features:
             hint = did_you_mean(name, features)
             raise DataError(f"{where}: no column '{name}' for {flag} (columns: {shorten(features, 12)}).{hint}")
-    image = wanted.image or _image_column(where, schema, features)
+    image = wanted.image
+    if image is None:
+        typed = [name for name, feature in features.items() if feature.is_image]
+        candidates = typed or [name for name in features if _holds_images(schema.field(name).type)]
+        image = _choose(where, "image", "--image-column", candidates, _IMAGE_NAMES, features)
     if not _holds_images(schema.field(image).type):
         raise DataError(f"{where}: column '{image}' holds {schema.field(image).type}, not images")
     if not wanted.labelled:
         return Found(image, None, None)
-    label = wanted.label or _label_column(where, schema, features, image)
+    label = wanted.label
+    if label is None:
+        candidates = [name for name, feature in features.items() if feature.names is not None]
+        if not candidates:
+            usual = [name for name in LABEL_NAMES if name in features and name != image]
+            plain = [name for name in usual if _holds_labels(schema.field(name).type)]
+            candidates = (plain or usual)[:1]  # a wrong type is refused as such, not reported as missing
+        label = _choose(where, "label", "--label-column", candidates, LABEL_NAMES, features)
     if not _holds_labels(schema.field(label).type):
         hint = "" if wanted.label else "; name another with --label-column"
         raise DataError(
@@ -78,38 +89,23 @@ class _Feature:
 
 def _features(schema: pyarrow.Schema) -> dict[str, _Feature]:
     """Read the description that `datasets` left in a table's metadata, without making its types: some read files."""
-    described: Any = {}
-    with contextlib.suppress(ValueError, KeyError, TypeError):
-        text = (schema.metadata or {})[b"huggingface"].decode("utf-8")
-        described = parse_json(text)["info"]["features"]
-    described = described if isinstance(described, dict) else {}
-    return {name: _feature(described.get(name), schema.field(at).type) for at, name in enumerate(schema.names)}
-
-
-def _feature(described: Any, kind: pyarrow.DataType) -> _Feature:
     from pyarrow import types
 
-    described = described if isinstance(described, dict) else {}
-    names = described.get("names")
-    named = isinstance(names, list) and all(isinstance(name, str) for name in names)
-    if described.get("_type") == "ClassLabel" and named and types.is_integer(kind):
-        return _Feature(names=tuple(names))
-    return _Feature(is_image=described.get("_type") == "Image" and _holds_images(kind))
-
-
-def _image_column(where: str, schema: pyarrow.Schema, features: Mapping[str, _Feature]) -> str:
-    typed = [name for name, feature in features.items() if feature.is_image]
-    candidates = typed or [name for name in features if _holds_images(schema.field(name).type)]
-    return _choose(where, "image", "--image-column", candidates, _IMAGE_NAMES, features)
-
-
-def _label_column(where: str, schema: pyarrow.Schema, features: Mapping[str, _Feature], image: str) -> str:
-    candidates = [name for name, feature in features.items() if feature.names is not None]
-    if not candidates:
-        usual = [name for name in LABEL_NAMES if name in features and name != image]
-        plain = [name for name in usual if _holds_labels(schema.field(name).type)]
-        candidates = (plain or usual)[:1]  # a column of the wrong type is refused for its type, not reported as missing
-    return _choose(where, "label", "--label-column", candidates, LABEL_NAMES, features)
+    features: Any = {}
+    with contextlib.suppress(ValueError, KeyError, TypeError):
+        text = (schema.metadata or {})[b"huggingface"].decode("utf-8")
+        features = parse_json(text)["info"]["features"]
+    found = {}
+    for at, name in enumerate(schema.names):
+        described, kind = features.get(name) if isinstance(features, dict) else None, schema.field(at).type
+        described = described if isinstance(described, dict) else {}
+        names = described.get("names")
+        is_class = described.get("_type") == "ClassLabel" and types.is_integer(kind)
+        if is_class and isinstance(names, list) and all(isinstance(each, str) for each in names):
+            found[name] = _Feature(names=tuple(names))
+        else:
+            found[name] = _Feature(is_image=described.get("_type") == "Image" and _holds_images(kind))
+    return found
 
 
 def _choose(

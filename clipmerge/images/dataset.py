@@ -10,7 +10,7 @@ from clipmerge.errors import DataError
 from clipmerge.files.paths import local_path
 from clipmerge.images import Columns, Labelled, Store
 from clipmerge.images.class_names import ClassNames, names_of
-from clipmerge.images.decoding import decode, extent
+from clipmerge.images.decoding import decode
 from clipmerge.images.description import describe_folder
 from clipmerge.images.digits import load_digits
 from clipmerge.images.file_store import LocalFiles, expand, local_split
@@ -44,11 +44,6 @@ class LabelledImages:
         """Decode one image, as RGB."""
         (encoded,) = self.store.read([index])
         return decode(self.store.name(index), encoded)
-
-    def extent(self, index: int) -> tuple[int, int]:
-        """The shorter and the longer side of an image, in pixels, from its header."""
-        (encoded,) = self.store.read([index])
-        return extent(self.store.name(index), encoded)
 
     def require_classes(self) -> None:
         """Refuse images of a single class, which every model would recognise."""

@@ -53,13 +53,19 @@ class Description:
 def read_description(find: Callable[[str], Path | None]) -> Description:
     """Read the texts."""
     names, kinds = _lines(find(CLASS_NAMES)), _lines(find(KIND))
-    templates, numbers = find(TEMPLATES), find(SHARDS)  # once, not for every line
-    shards = _lines(numbers)
+    file, numbers = find(TEMPLATES), find(SHARDS)  # once, not for every line
+    templates, shards = [line.replace("{c}", "{}") for line in _lines(file)], _lines(numbers)[:1]
+    for line in templates:
+        if "{}" not in line:
+            raise DataError(f"{file}: '{line[:60]}' has no {{c}} for the class name; give templates with --template")
+    for line in shards:
+        if not (line.isascii() and line.isdigit() and len(line) < 7 and int(line) > 0):
+            raise DataError(f"{numbers}: '{line[:60]}' is not a number of shards")
     return Description(
         class_names=tuple(names) or None,
-        templates=tuple(_template(templates, line) for line in _lines(templates)),
+        templates=tuple(templates),
         kind=kinds[0].lower() if kinds else _CLASSIFICATION,
-        shards=_count(numbers, shards[0]) if shards else None,
+        shards=int(shards[0]) if shards else None,
     )
 
 
@@ -84,16 +90,3 @@ def _lines(file: Path | None) -> list[str]:
         return [line.strip() for line in read_text(file, encoding="utf-8-sig").rstrip().splitlines()]
     except Unreadable as error:
         raise DataError(f"{file}: cannot be read ({error})") from None
-
-
-def _template(file: Path | None, line: str) -> str:
-    template = line.replace("{c}", "{}")
-    if "{}" not in template:
-        raise DataError(f"{file}: '{line[:60]}' has no {{c}} for the class name; give templates with --template")
-    return template
-
-
-def _count(file: Path | None, line: str) -> int:
-    if not (line.isascii() and line.isdigit() and len(line) < 7 and int(line) > 0):
-        raise DataError(f"{file}: '{line[:60]}' is not a number of shards")
-    return int(line)

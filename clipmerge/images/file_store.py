@@ -145,7 +145,14 @@ def _in_folder(source: str, folder: Path, suffix: str, split: str | None) -> lis
     if leading_out:
         raise DataError(f"{source}: {shorten(leading_out, 3)} are links out of it; give the files themselves")
     if suffix == ".tar" and (folder / SHARDS).is_file():
-        files = _counted(source, folder, files)
+        counted = [folder / f"{number}.tar" for number in range(describe_folder(folder).shards or 0)]
+        missing = [file.name for file in counted if file not in files]
+        if missing:
+            raise DataError(
+                f"{source}: {folder / SHARDS} counts {len(counted)} shards, {len(missing)} of them are not there "
+                f"(first {missing[0]}); copy them, or correct the number"
+            )
+        files = counted
     splits: dict[str, list[str]] = {}
     for file in files:
         splits.setdefault(_SHARD.sub("", file.stem), []).append(str(file))
@@ -158,18 +165,6 @@ def _in_folder(source: str, folder: Path, suffix: str, split: str | None) -> lis
     if len(sharded) > 1:
         raise DataError(f"{source}: holds several splits ({shorten(sharded)}); write {source}:{sharded[0]}")
     return [str(file) for file in files]
-
-
-def _counted(source: str, folder: Path, files: list[Path]) -> list[Path]:
-    """The shards that ``nshards.txt`` counts."""
-    counted = [folder / f"{number}.tar" for number in range(describe_folder(folder).shards or 0)]
-    missing = [file.name for file in counted if file not in files]
-    if missing:
-        raise DataError(
-            f"{source}: {folder / SHARDS} counts {len(counted)} shards, {len(missing)} of them are not there (first "
-            f"{missing[0]}); copy them, or correct the number"
-        )
-    return counted
 
 
 def local_inputs(*named: str | Path | None) -> list[Path]:

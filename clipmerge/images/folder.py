@@ -57,7 +57,13 @@ def load_folder(source: str, folder: Path, *, others: Iterable[str] = ()) -> Lab
         listed = _listed(source, folder, Path(subfolder.path))
         files = [file.path for file in listed if _is_image(file)]
         if not files:
-            raise _no_images(Path(subfolder.path))
+            inner = [entry.name for entry in sorted(Path(subfolder.path).iterdir()) if entry.is_dir()]
+            if inner:
+                raise DataError(
+                    f"{subfolder.path}: holds folders ({shorten(inner, 3)}), not images; give the folder right above "
+                    f"the class folders, such as {subfolder.path}"
+                )
+            raise DataError(f"{subfolder.path}: this class folder holds no images; add some or remove the folder")
         left_out.add(listed)
         paths += files
         labels += [label] * len(files)
@@ -139,13 +145,3 @@ def is_image_name(name: str) -> bool:
 
 def _is_image(file: os.DirEntry[str]) -> bool:
     return is_image_name(file.name) and file.is_file()  # reading a pipe would never end
-
-
-def _no_images(folder: Path) -> DataError:
-    inner = [entry.name for entry in sorted(folder.iterdir()) if entry.is_dir()]
-    if inner:
-        return DataError(
-            f"{folder}: holds folders ({shorten(inner, 3)}), not images; give the folder right above the class "
-            f"folders, such as {folder}"
-        )
-    return DataError(f"{folder}: this class folder holds no images; add some or remove the folder")

@@ -108,11 +108,20 @@ def open_split(source: str) -> Split:
     resolved = resolve(dataset.hub_id)
     pinned = dataset.hub_id.at(resolved.sha)
     usable = [file for file in resolved.files if file.endswith((".parquet", ".tar"))]
+    if resolved.note and not usable:
+        raise DataError(f"{source}: its images are not in the cache; go online and run again")
     if not usable:
-        raise DataError(_not_readable(source, dataset, resolved))
-    splits = _splits(source, dataset, _card(pinned, resolved), usable)
-    if resolved.note:
-        _check_complete(source, splits.get(dataset.split or "", []))
+        kinds = sorted({PurePosixPath(file).suffix or file for file in resolved.files} - {".gitattributes", ".md"})
+        raise DataError(
+            f"{source}: holds no Parquet or tar files (it holds {shorten(kinds) or 'nothing'}); the Hub's own Parquet "
+            f"copy of a dataset is at {PREFIX}{dataset.hub_id.repo_id}@refs/convert/parquet"
+        )
+    splits = _splits(source, dataset, card_of(pinned, resolved), usable)
+    if resolved.note:  # the names of a split's files say how many there are
+        files = splits.get(dataset.split or "", [])
+        count = max((int(match["count"]) for file in files if (match := _SHARDED.fullmatch(file))), default=0)
+        if count > len(files):
+            raise DataError(f"{source}: {len(files)} of its {count} files are in the cache; go online and run again")
     notes: tuple[str, ...] = (resolved.note,) if resolved.note else ()
     name = dataset.split
     if name is None and len(splits) == 1:
@@ -175,29 +184,7 @@ def _load_tars(split: Split, columns: Columns, most: int | None, seed: int) -> L
     return replace(opened, notes=(*notes, *opened.notes))
 
 
-def front_matter_of(split: Split) -> dict[str, Any]:
-    """Read the metadata of the card of a split's data set."""
-    return _card(split.pinned, split.resolved)
-
-
-def _not_readable(source: str, dataset: DatasetId, resolved: Resolved) -> str:
-    if resolved.note:
-        return f"{source}: its images are not in the cache; go online and run again"
-    kinds = sorted({PurePosixPath(file).suffix or file for file in resolved.files} - {".gitattributes", ".md"})
-    return (
-        f"{source}: holds no Parquet or tar files (it holds {shorten(kinds) or 'nothing'}); the Hub's own Parquet copy "
-        f"of a dataset is at {PREFIX}{dataset.hub_id.repo_id}@refs/convert/parquet"
-    )
-
-
-def _check_complete(source: str, files: list[str]) -> None:
-    """Refuse a split that is only partly in the cache: the names of its files say how many there are."""
-    counts = {int(match["count"]) for file in files if (match := _SHARDED.fullmatch(file))}
-    if counts and max(counts) > len(files):
-        raise DataError(f"{source}: {len(files)} of its {max(counts)} files are in the cache; go online and run again")
-
-
-def _card(pinned: HubId, resolved: Resolved) -> dict[str, Any]:
+def card_of(pinned: HubId, resolved: Resolved) -> dict[str, Any]:
     """Read the metadata of the dataset's card."""
     if _CARD not in resolved.files:
         return {}
@@ -244,11 +231,21 @@ def _splits(source: str, dataset: DatasetId, card: dict[str, Any], usable: list[
     }
     splits: dict[str, list[str]] = {}
     if configs:
-        for split, patterns in _patterns(_config(source, dataset.config, configs)["data_files"]):
+        named = _config(source, dataset.config, configs)["data_files"]  # one pattern, several, or {split, path}
+        if not (isinstance(named, list) and all(isinstance(entry, dict) for entry in named)):
+            named = [{"path": named}]
+        for entry in named:
+            split, patterns = str(entry.get("split", "train")), entry.get("path")
+            patterns = patterns if isinstance(patterns, list) else [patterns]
             globs = [str(pattern).replace("**/", "*").removeprefix("./") for pattern in patterns]
             splits[split] = [file for file in usable if any(fnmatchcase(file, glob) for glob in globs)]
     else:
-        for file in _of_folder(source, dataset.config, usable):
+        folder = f"{dataset.config}/" if dataset.config else ""
+        inside = [file for file in usable if file.startswith(folder)]
+        if not inside:
+            folders = sorted({file.split("/")[0] for file in usable if "/" in file})
+            raise DataError(f"{source}: no configuration '{dataset.config}' (folders: {shorten(folders) or 'none'})")
+        for file in inside:
             splits.setdefault(_split_in(file), []).append(file)
     splits = {split: sorted(files, key=_by_number) for split, files in splits.items() if files}
     for split, files in splits.items():
@@ -269,26 +266,6 @@ def _config(source: str, name: str | None, configs: dict[str, dict[str, Any]]) -
         what = f"no configuration '{chosen}'" if chosen else "which configuration?"
         raise DataError(f"{source}: {what} (there are {shorten(configs, 12)}); write :CONFIG/SPLIT after the name")
     return configs[chosen]
-
-
-def _patterns(data_files: Any) -> list[tuple[str, list[Any]]]:
-    """Splits and their patterns from ``data_files``: one pattern, several, or a list of {split, path}."""
-    if isinstance(data_files, list) and all(isinstance(entry, dict) for entry in data_files):
-        named = [(str(entry.get("split", "train")), entry.get("path")) for entry in data_files]
-    else:
-        named = [("train", data_files)]
-    return [(split, patterns if isinstance(patterns, list) else [patterns]) for split, patterns in named]
-
-
-def _of_folder(source: str, config: str | None, usable: list[str]) -> list[str]:
-    """Files of a configuration that has a folder of its name."""
-    if config is None:
-        return usable
-    inside = [file for file in usable if file.startswith(f"{config}/")]
-    if not inside:
-        folders = sorted({file.split("/")[0] for file in usable if "/" in file})
-        raise DataError(f"{source}: no configuration '{config}' (folders: {shorten(folders) or 'none'})")
-    return inside
 
 
 def _split_in(file: str) -> str:

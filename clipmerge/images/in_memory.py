@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,17 +18,16 @@ _IMAGES, _LABELS = ("pixel_values", "image", "images", "pixels"), ("labels", "la
 
 def open_in_memory(data: Any, columns: Columns, most: int | None) -> tuple[str, Labelled]:
     """Open images in memory."""
-    kind = type(data).__name__
+    title = f"{type(data).__name__} in memory"
     if hasattr(data, "features") and hasattr(data, "cast_column"):
-        return f"{kind} in memory", _open_table(data, columns)
+        return title, _open_table(title, data, columns)
     if hasattr(data, "batch_size") and hasattr(data, "dataset"):
-        return f"{kind} in memory", _open_loader(f"{kind} in memory", data, most, labelled=columns.labelled)
+        return title, _open_loader(title, data, most, labelled=columns.labelled)
     if hasattr(data, "__getitem__") and hasattr(data, "__len__") and not isinstance(data, Mapping):
-        pairs = data if columns.labelled else _Alone(data)
-        return f"{kind} in memory", _open_pairs(f"{kind} in memory", pairs)
+        return title, _open_items(title, data, labelled=columns.labelled)
     raise DataError(
-        f"data: {kind} holds no labelled images; give a path, a datasets.Dataset (one split), or torch's Dataset or "
-        "DataLoader"
+        f"data: {type(data).__name__} holds no labelled images; give a path, a datasets.Dataset (one split), or "
+        "torch's Dataset or DataLoader"
     )
 
 
@@ -42,23 +41,22 @@ class _Rows(Store):
 
     def read(self, positions: Sequence[int]) -> list[Encoded]:
         """Read rows."""
-        return [_encoded(value) for value in self.table[list(positions)][self.column]]
+        values = self.table[list(positions)][self.column]
+        return [
+            {"bytes": value.get("bytes"), "path": value.get("path")}
+            if isinstance(value, Mapping)
+            else {"bytes": value, "path": None}
+            for value in values
+        ]
 
     def name(self, position: int) -> str:
         """Data set and row."""
         return f"{self.title}, row {position}"
 
 
-def _encoded(value: Any) -> Encoded:
-    if isinstance(value, Mapping):
-        return {"bytes": value.get("bytes"), "path": value.get("path")}
-    return {"bytes": value, "path": None}
-
-
-def _open_table(data: Any, columns: Columns) -> Labelled:
+def _open_table(title: str, data: Any, columns: Columns) -> Labelled:
     import datasets
 
-    title = f"{type(data).__name__} in memory"
     if not hasattr(data, "num_rows") or data.features is None:
         raise DataError(f"{title}: is a stream, from which no sample can be drawn; load the whole split")
     table = data.with_format(None)
@@ -71,33 +69,19 @@ def _open_table(data: Any, columns: Columns) -> Labelled:
 
 
 @dataclass(frozen=True)
-class _Pairs(Store):
-    """The images of a data set of (image, label) pairs, encoded losslessly when they are read."""
+class _Items(Store):
+    """Images by position, encoded losslessly when they are read."""
 
-    data: Any
+    get: Callable[[int], Any]
     title: str
 
     def read(self, positions: Sequence[int]) -> list[Encoded]:
         """Read images."""
-        return [{"bytes": _png(self.name(at), self.data[at][0]), "path": None} for at in positions]
+        return [{"bytes": _png(self.name(at), self.get(at)), "path": None} for at in positions]
 
     def name(self, position: int) -> str:
         """Data set and position."""
         return f"{self.title}, image {position}"
-
-
-class _Alone:
-    """The items of a data set without labels: images, or tuples that begin with an image."""
-
-    def __init__(self, data: Any) -> None:
-        self._data = data
-        self.targets = [0] * len(data)
-
-    def __len__(self) -> int:
-        return len(self._data)
-
-    def __getitem__(self, at: int) -> tuple[Any, int]:
-        return _picture(self._data[at]), 0
 
 
 def _picture(item: Any) -> Any:
@@ -107,25 +91,27 @@ def _picture(item: Any) -> Any:
     return item[0] if isinstance(item, (tuple, list)) else item
 
 
-def _open_pairs(title: str, data: Any) -> Labelled:
+def _open_items(title: str, data: Any, *, labelled: bool) -> Labelled:
+    """Open (image, label) pairs; without labels also images, or tuples that begin with an image."""
     if not len(data):
         raise DataError(f"{title}: holds no images")
     first = data[0]
+    if not labelled:
+        return Labelled(_store(lambda at: _picture(data[at]), len(data), title), (0,) * len(data), ("0",), named=False)
     if not isinstance(first, (tuple, list)) or len(first) < 2:
         raise DataError(f"{title}: its items are not (image, label) pairs")
-    labels, classes, named = number_classes(title, _labels_of(data), _names_of(data))
-    store: Store = _Pairs(data, title)
-    if _is_preprocessed(first[0]):
-        store = Pixels(lambda item: data[item][0], tuple(range(len(data))), title)
-    return Labelled(store, labels, classes, named)
-
-
-def _labels_of(data: Any) -> list[Any]:
-    """Labels: the list that torchvision's data sets keep, or read item by item."""
-    targets = getattr(data, "targets", None)
+    targets = getattr(data, "targets", None)  # the list that torchvision's data sets keep
     if targets is None or isinstance(targets, Mapping) or len(targets) != len(data):
         targets = [data[at][1] for at in range(len(data))]
-    return [_label(label) for label in targets]
+    labels, classes, named = number_classes(title, [_label(label) for label in targets], _names_of(data))
+    return Labelled(_store(lambda at: data[at][0], len(data), title), labels, classes, named)
+
+
+def _store(get: Callable[[int], Any], count: int, title: str) -> Store:
+    """Images by position, of which arrays or tensors of floats are preprocessed already."""
+    if count and "float" in str(getattr(get(0), "dtype", "")):
+        return Pixels(get, tuple(range(count)), title)
+    return _Items(get, title)
 
 
 def _names_of(data: Any) -> tuple[str, ...] | None:
@@ -136,11 +122,6 @@ def _names_of(data: Any) -> tuple[str, ...] | None:
 
 def _label(label: Any) -> int | str:
     return label if isinstance(label, str) else int(label)
-
-
-def _is_preprocessed(image: Any) -> bool:
-    """Whether an image is an array or a tensor of floats."""
-    return "float" in str(getattr(image, "dtype", ""))
 
 
 def _png(name: str, image: Any) -> bytes:
@@ -168,30 +149,23 @@ def _open_loader(title: str, loader: Any, most: int | None, *, labelled: bool) -
     pixels: list[Any] = []
     labels: list[int | str] = []
     for batch in loader:
-        images, targets = _parts(title, batch, labelled=labelled)
+        images: Any = _picture(batch)
+        targets: Any = None
+        if isinstance(batch, Mapping):
+            targets = next((batch[name] for name in _LABELS if name in batch), None)
+        elif isinstance(batch, (tuple, list)) and len(batch) > 1:
+            targets = batch[1]
+        if images is None or (labelled and targets is None):
+            wanted = "(images, labels) and do not hold 'pixel_values' and 'labels'"
+            wanted = wanted if labelled else "images and do not hold 'pixel_values'"
+            raise DataError(f"{title}: its batches are not {wanted}")
         pixels += list(images)
-        labels += [_label(label) for label in targets]
+        labels += [_label(label) for label in targets] if labelled else [0] * len(images)
         if most is not None and len(labels) >= most:
             break
     pixels, labels = pixels[:most], labels[:most]
     indices, classes, named = number_classes(title, labels, _names_of(loader.dataset))
     seen = len(set(indices))
     notes = (f"{title}: its first {len(labels)} images show {seen} of {len(classes)} classes; shuffle it",)
-    if pixels and not _is_preprocessed(pixels[0]):
-        store: Store = _Pairs([(image,) for image in pixels], title)
-    else:
-        store = Pixels(pixels.__getitem__, tuple(range(len(pixels))), title)
+    store = _store(pixels.__getitem__, len(pixels), title)
     return Labelled(store, indices, classes, named, notes=notes if seen < len(classes) else ())
-
-
-def _parts(title: str, batch: Any, *, labelled: bool) -> tuple[Any, Any]:
-    """Images and labels of a batch."""
-    images, labels = _picture(batch), None
-    if isinstance(batch, Mapping):
-        labels = next((batch[name] for name in _LABELS if name in batch), None)
-    elif isinstance(batch, (tuple, list)) and len(batch) > 1:
-        labels = batch[1]
-    if images is None or (labelled and labels is None):
-        what, keys = ("(images, labels)", "'pixel_values' and 'labels'") if labelled else ("images", "'pixel_values'")
-        raise DataError(f"{title}: its batches are not {what} and do not hold {keys}")
-    return images, labels if labelled else [0] * len(images)

@@ -48,9 +48,9 @@ class Fingerprints:
         return paths
 
     def with_content(self, size: int, digest: str) -> str | None:
-        """The file of that size and hash, if there is one."""
+        """The file of that size, which has files, and of that hash, if there is one."""
         if size not in self._hashes:
-            self._hashes[size] = {read_file(path, sha256_of): path for path in self.by_size.get(size, [])}
+            self._hashes[size] = {read_file(path, sha256_of): path for path in self.by_size[size]}
         return self._hashes[size].get(digest)
 
     @cached_property
@@ -66,7 +66,7 @@ class Fingerprints:
         """Names of the images of one extent, by the hash of their size and RGB pixels."""
         if size not in self._pixels:
             names = {}
-            for position in self.by_extent.get(size, []):
+            for position in self.by_extent[size]:
                 (encoded,) = self.store.read([position])
                 image = decode(self.store.name(position), encoded)
                 digest = hashlib.sha256(f"{image.size}".encode() + image.tobytes()).hexdigest()
@@ -80,23 +80,21 @@ def find_overlap(ours: Fingerprints, theirs: Fingerprints) -> list[str]:
     if isinstance(ours.store, Pixels) or isinstance(theirs.store, Pixels):
         return []  # preprocessed images can be compared with nothing
     if ours.store.paths and theirs.store.paths:
-        return [match for path in ours.store.paths if (match := _same_file(path, ours, theirs))]
+        matches = []
+        for path in ours.store.paths:
+            status = read_file(path, Path.stat)
+            same = theirs.files.get((status.st_dev, status.st_ino))
+            if same is not None:
+                matches.append(f"{path} is {'in both' if same == path else same}")
+            elif status.st_size in theirs.by_size:
+                other = theirs.with_content(status.st_size, read_file(path, sha256_of))
+                matches += [f"{path} has the content of {other}"] if other else []
+        return matches
     pairs = []
     for size in [size for size in ours.by_extent if size in theirs.by_extent]:
-        mine, other = ours.pixels(size), theirs.pixels(size)
-        pairs += [f"{mine[digest]} has the pixels of {other[digest]}" for digest in mine if digest in other]
+        mine, others = ours.pixels(size), theirs.pixels(size)
+        pairs += [f"{mine[digest]} has the pixels of {others[digest]}" for digest in mine if digest in others]
     return pairs
-
-
-def _same_file(path: str, ours: Fingerprints, theirs: Fingerprints) -> str | None:
-    status = read_file(path, Path.stat)
-    same = theirs.files.get((status.st_dev, status.st_ino))
-    if same is not None:
-        return f"{path} is {'in both' if same == path else same}"
-    if status.st_size not in theirs.by_size:
-        return None
-    other = theirs.with_content(status.st_size, read_file(path, sha256_of))
-    return other and f"{path} has the content of {other}"
 
 
 def check_overlap(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, Any
@@ -74,7 +74,16 @@ class ParquetImages(Store):
                 self._block, self._next = block, self._groups[block].start
                 self._rows = _images(self._files, self._groups[block])
             rows, self._rows = self._rows, None  # after a fault the row group is opened again
-            image = self._image(position, rows)
+            for _ in range(position - self._next):
+                next(rows)
+            image = next(rows)
+            self._next = position + 1
+            if image is None:  # there may be a path instead: a file on this machine that somebody else chose
+                raise DataError(
+                    f"{self.name(position)}: holds no image; a path beside it is not followed, store the images' bytes"
+                )
+            if len(image) > LARGEST_IMAGE:
+                raise DataError(f"{self.name(position)}: its image is larger than {format_size(LARGEST_IMAGE)}")
             self._rows = rows
             total += len(image)
             if total > max(LARGEST_HELD, MOST_INFLATION * stored):
@@ -84,20 +93,6 @@ class ParquetImages(Store):
                 )
             images[position] = {"bytes": image, "path": None}
         return [images[position] for position in positions]
-
-    def _image(self, position: int, rows: Iterator[bytes | None]) -> bytes:
-        """Go on to an image of the open row group."""
-        for _ in range(position - self._next):
-            next(rows)
-        image = next(rows)
-        self._next = position + 1
-        if image is None:  # there may be a path instead: a file on this machine that somebody else chose
-            raise DataError(
-                f"{self.name(position)}: holds no image; a path beside it is not followed, store the images' bytes"
-            )
-        if len(image) > LARGEST_IMAGE:
-            raise DataError(f"{self.name(position)}: its image is larger than {format_size(LARGEST_IMAGE)}")
-        return image
 
     def name(self, position: int) -> str:
         """File and row."""

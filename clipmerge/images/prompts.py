@@ -28,8 +28,20 @@ def template_set(name: str) -> tuple[str, ...]:
 
 
 def check_templates(templates: Sequence[str]) -> tuple[str, ...]:
-    """Check the prompt templates that the user named."""
-    return tuple(template for given in templates for template in _spelled_out(given))
+    """Check the prompt templates that the user named, and spell out sets of templates."""
+    checked: list[str] = []
+    for given in templates:
+        template = given.replace("{c}", "{}")
+        names = {} if "{}" in template else template_sets()
+        if not is_utf8(given):
+            raise UsageError(f"--template {given!a}: is not UTF-8, which tokenizers need; write it in UTF-8")
+        if "{}" not in template and given not in names:
+            raise UsageError(
+                f"--template '{given}': has no {{}} for the class name, as in '{DEFAULT_TEMPLATE}', and is not a "
+                f"template set ({', '.join(names)}).{did_you_mean(given, names)}"
+            )
+        checked += [template] if "{}" in template else template_set(given)
+    return tuple(checked)
 
 
 def templates_for(given: Sequence[str], own: Sequence[str]) -> tuple[str, ...]:
@@ -45,21 +57,6 @@ def templates_for(given: Sequence[str], own: Sequence[str]) -> tuple[str, ...]:
 def own_templates(given: Sequence[str], sources: Mapping[str, Any]) -> dict[str, list[str]]:
     """The templates of the sources that are evaluated with their own; for records."""
     return {} if given else {name: list(images.templates) for name, images in sources.items() if images.templates}
-
-
-def _spelled_out(given: str) -> tuple[str, ...]:
-    template = given.replace("{c}", "{}")
-    if not is_utf8(given):
-        raise UsageError(f"--template {given!a}: is not UTF-8, which tokenizers need; write it in UTF-8")
-    if "{}" in template:
-        return (template,)
-    names = template_sets()
-    if given in names:
-        return template_set(given)
-    raise UsageError(
-        f"--template '{given}': has no {{}} for the class name, as in '{DEFAULT_TEMPLATE}', and is not a template set "
-        f"({', '.join(names)}).{did_you_mean(given, names)}"
-    )
 
 
 def class_prompts(class_names: tuple[str, ...], templates: tuple[str, ...]) -> list[str]:

@@ -130,22 +130,18 @@ def _from_folder(source: str, folder: Path) -> CaptionedImages:
     leading_out = [path.name for path in everything if not lies_in(folder, path)]
     if leading_out:
         raise DataError(f"{source}: {shorten(leading_out, 3)} are links out of it; put the files themselves there")
-    captions = tuple(_read_captions(source, path.with_suffix(_ENDING)) for path in files)
+    captions = []
+    for file in (path.with_suffix(_ENDING) for path in files):
+        try:
+            captions.append(_lines(read_text(file)))
+        except Unreadable as error:
+            raise DataError(f"{source}: {file.name} cannot be read ({error})") from None
+        if not captions[-1]:
+            raise DataError(f"{source}: {file.name} holds no caption; write one per line")
     texts = sorted({path.name for path in folder.glob(f"*{_ENDING}")} - {path.name for path in everything})
     without = f"{source}: left out {len(texts)} texts without an image beside them ({shorten(texts, 3)})"
     store = FolderStore(tuple(map(str, files)))
-    return CaptionedImages(source, store, captions, notes=(without,) if texts else ())
-
-
-def _read_captions(source: str, file: Path) -> tuple[str, ...]:
-    try:
-        text = read_text(file)
-    except Unreadable as error:
-        raise DataError(f"{source}: {file.name} cannot be read ({error})") from None
-    captions = _lines(text)
-    if not captions:
-        raise DataError(f"{source}: {file.name} holds no caption; write one per line")
-    return captions
+    return CaptionedImages(source, store, tuple(captions), notes=(without,) if texts else ())
 
 
 def _lines(text: str) -> tuple[str, ...]:

@@ -24,6 +24,7 @@ from clipmerge.images import Columns, columns, decoding, folder, hub_dataset, pa
 from clipmerge.images.dataset import load_images, load_unlabelled
 from clipmerge.images.description import SHARDS, TEMPLATES, read_description
 from clipmerge.images.hub_dataset import front_matter
+from clipmerge.images.overlap import Fingerprints
 from clipmerge.images.prompts import class_prompts
 from clipmerge.images.retrieval import load_captions
 from tests.support.command import clipmerge, refused
@@ -287,7 +288,10 @@ CASES = {
     ),
     "many pixels": Case(photos(), r"32 x 32 pixels, more than 1000", read=first, limits={"MOST_PIXELS": 1000}),
     "the size of many pixels": Case(
-        photos(), r"32 x 32 pixels, more than 1000", read=lambda found: found.extent(0), limits={"MOST_PIXELS": 1000}
+        photos(),
+        r"32 x 32 pixels, more than 1000",
+        read=lambda found: Fingerprints(found).by_extent,
+        limits={"MOST_PIXELS": 1000},
     ),
     "a bomb": Case(photos(lambda f: Image.new("1", (20_000, 20_000)).save(f / "cat/0.png")), NOT_AN_IMAGE, read=first),
     "many bytes": Case(photos(), r"0\.png: .*\(larger than", read=first, limits={"LARGEST_IMAGE": 10}),

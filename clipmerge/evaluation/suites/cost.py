@@ -11,7 +11,7 @@ from clipmerge.evaluation.suites.release import path_of, size_of
 from clipmerge.evaluation.suites.suite import Release, Suite
 from clipmerge.hub.download import choose_files, file_sizes, is_cached, resolve
 from clipmerge.hub.ids import parse_hub_id
-from clipmerge.images.hub_dataset import Split, front_matter_of, open_split
+from clipmerge.images.hub_dataset import card_of, open_split
 from clipmerge.images.known import find_known
 from clipmerge.output.schemas import Download
 
@@ -83,7 +83,7 @@ def _split(source: str) -> Download:
         return Download(what=source, bytes=0, cached=True)
     try:
         split = open_split(address)
-        images = known or _images_on_card(split)
+        images = known or _images_on_card(card_of(split.pinned, split.resolved), split.name)
         if is_cached(split.pinned, split.files):
             return Download(what=address, bytes=0, cached=True, images=images)
         sizes = file_sizes(split.pinned)
@@ -92,18 +92,15 @@ def _split(source: str) -> Download:
         return Download(what=address, problem=str(error), images=known)
 
 
-def _images_on_card(split: Split) -> int | None:
+def _images_on_card(card: dict[str, Any], split: str) -> int | None:
     """Number of images of a split, from the data set's card, which anybody may have written."""
-    info = front_matter_of(split).get("dataset_info")
+    info = card.get("dataset_info")
     for config in info if isinstance(info, list) else [info]:
         splits = config.get("splits") if isinstance(config, dict) else None
         for entry in splits if isinstance(splits, list) else []:
-            if (
-                isinstance(entry, dict)
-                and entry.get("name") == split.name
-                and isinstance(entry.get("num_examples"), int)
-            ):
-                return int(entry["num_examples"])
+            count = entry.get("num_examples") if isinstance(entry, dict) and entry.get("name") == split else None
+            if isinstance(count, int):
+                return count
     return None
 
 
