@@ -49,7 +49,7 @@ from clipmerge.measures.learned_coefficients import learned_coefficients
 from clipmerge.measures.learned_sparse import learned_sparse
 from clipmerge.measures.path_barrier import path_barrier
 from clipmerge.models import model_for
-from clipmerge.models.freed_memory import freed_memory_kept
+from clipmerge.models.memory import freed_memory_kept
 from clipmerge.progress import Pace, Silent
 from tests.support.tiny_clip import END, START, vocabulary
 

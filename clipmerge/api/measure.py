@@ -17,7 +17,7 @@ from clipmerge.images.dataset import load_images
 from clipmerge.images.held_back import copies_note, sample_and_hold_back, wanted_back
 from clipmerge.images.prompts import class_prompts, templates_for
 from clipmerge.models.building import build_model
-from clipmerge.models.freed_memory import freed_memory_kept
+from clipmerge.models.memory import freed_memory_kept
 from clipmerge.planning.measurements import Measurements, Statistic
 from clipmerge.plugins import load_plugin, plugin_options, requires
 from clipmerge.progress import Pace, say_all

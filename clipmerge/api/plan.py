@@ -19,9 +19,10 @@ from clipmerge.api._merge_effect import add_other_task_scores, add_verdict
 from clipmerge.api._requests import RecipeLike, merge_request, several
 from clipmerge.checkpoint import Checkpoint, Inputs, align_checkpoints
 from clipmerge.checkpoint.ancestry import ancestry_warnings
+from clipmerge.checkpoint.inputs import HEAD_WEIGHT
 from clipmerge.checkpoint.preview import compare_before_download
 from clipmerge.errors import CheckpointError, RecipeError
-from clipmerge.evaluation.zero_shot_head import WEIGHT, build_zeroshot_head, lacks_zeroshot_head
+from clipmerge.evaluation.zero_shot_head import build_zeroshot_head, lacks_zeroshot_head
 from clipmerge.layers import match_layers
 from clipmerge.methods import Decision, Task
 from clipmerge.options import Missing, PlanOptions, completed, with_options
@@ -174,7 +175,7 @@ def _head_classes(inputs: Inputs, calibration: Calibration, seed: int) -> HeadRe
         images = load_images(calibration.source, calibration.classes, columns=columns, most=most, seed=seed)
         return HeadRecord(classes=images.class_names, templates=templates_for(calibration.templates, images.templates))
     if calibration.classes:
-        rows = inputs.finetuned[0].entries[inputs.finetuned_keys[0][WEIGHT]].shape[0]
+        rows = inputs.finetuned[0].entries[inputs.finetuned_keys[0][HEAD_WEIGHT]].shape[0]
         names = read_class_names(calibration.classes, [str(row) for row in range(rows)])
         return HeadRecord(classes=names, templates=templates_for(calibration.templates, ()))
     return None

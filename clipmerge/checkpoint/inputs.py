@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-_HEAD_WEIGHT = "classification_head.weight"
+HEAD_WEIGHT, HEAD_BIAS = "classification_head.weight", "classification_head.bias"
 _TEXT_BLOCK = re.compile(r"text\.\d+\.")
 #: A checkpoint that holds a tensor, and the tensor's key there.
 Location = tuple[Checkpoint, str]
@@ -85,7 +85,7 @@ class Inputs:
         """Whether every checkpoint tells classes apart by a head alone: it has one, and no blocks of a text tower."""
         everyone = (self.zeroshot_keys, *self.finetuned_keys)
         has_text = any(_TEXT_BLOCK.match(layer) for layer in self.layers)
-        return not has_text and all(_HEAD_WEIGHT in keys for keys in everyone)
+        return not has_text and all(HEAD_WEIGHT in keys for keys in everyone)
 
     @property
     def is_classifier(self) -> bool:

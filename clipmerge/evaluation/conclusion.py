@@ -81,23 +81,14 @@ def _recommended(
 ) -> tuple[Recommendation, str]:
     """Apply the rules in order; the first that applies decides."""
     clean, corrupted = over_finetuned.clean, over_finetuned.corrupted
-    if zeroshot.clean.value >= finetuned.clean.value and _is_dominated(over_zeroshot):
+    against = (over_zeroshot.clean, over_zeroshot.corrupted)
+    is_dominated = all(each.value <= 0 for each in against) and any(each.interval[1] < 0 for each in against)
+    if zeroshot.clean.value >= finetuned.clean.value and is_dominated:
         losses = _gains(_negative(over_zeroshot.corrupted), _negative(over_zeroshot.clean))
         return "prefer-zeroshot", (
             "The zero-shot model recognises as many of your images as the fine-tuned one or more, and the merged model "
             f"loses {losses} against it."
         )
-    return _on_accuracy(clean, limit) or _on_robustness(clean, corrupted, limit)
-
-
-def _is_dominated(gain: Gain) -> bool:
-    """Whether a model is nowhere better than another, and significantly worse somewhere."""
-    both = (gain.clean, gain.corrupted)
-    return all(each.value <= 0 for each in both) and any(each.interval[1] < 0 for each in both)
-
-
-def _on_accuracy(clean: Difference, limit: float) -> tuple[Recommendation, str] | None:
-    """Objection to the merged model because of its accuracy; ``None`` if the accuracy is kept."""
     low, high = clean.interval
     coarse = (high - low) / 2 > 2 * limit
     lost = loses(clean.value, 100 * limit)
@@ -108,11 +99,6 @@ def _on_accuracy(clean: Difference, limit: float) -> tuple[Recommendation, str] 
             f"The accuracy may have changed by anything from {_signed(low)} to {_signed(high)} points; more images "
             "would tell."
         )
-    return None
-
-
-def _on_robustness(clean: Difference, corrupted: Difference, limit: float) -> tuple[Recommendation, str]:
-    """Judge the robustness of a merged model that keeps its accuracy."""
     if corrupted.interval[1] < 0:
         return "prefer-finetuned", (
             f"The merged model is less robust: it loses {_points(_negative(corrupted))} under unrelated corruptions."

@@ -26,9 +26,8 @@ from clipmerge.images.batches import Batch, batch_size_for, read_batches
 from clipmerge.images.dataset import LabelledImages
 from clipmerge.images.prompts import templates_for
 from clipmerge.models import ImageTextModel
-from clipmerge.models.freed_memory import freed_memory_kept
 from clipmerge.models.headed_tower import HeadedTower, grouped
-from clipmerge.models.memory import Pieces, memory
+from clipmerge.models.memory import Pieces, freed_memory_kept, memory
 from clipmerge.models.zero_shot import class_embeddings
 from clipmerge.progress import Pace
 
@@ -125,17 +124,16 @@ class Scorer:
         pieces = Pieces(self._settings.images_at_once, progress.say)
         for load in loads(self._batches(sources, known, len(moves)), most):
             for number, move in enumerate(moves):
-                begin = len(outcomes)
                 parts = [part for part in load if (part.source, number, part.start) not in known]
                 if parts:
                     move(self._moving)
                 for part in parts:
                     best = self._answers(number, part.batch, sources[part.source], pieces, progress)
                     outcomes.append((part.source, number, part.start, best))
+                    if self._cache is not None:
+                        self._cache.add(part.source, part.start, {keys[number]: best})
                     done += len(best)
                     progress.advance(done, total)
-                if self._cache is not None:
-                    _remember(self._cache, outcomes[begin:], keys)
         if processes > 1:
             with together():
                 outcomes = gather_object(outcomes)
@@ -195,14 +193,6 @@ class Scorer:
                 self._last[prompts] = (version, embedded)
             self._classes[number, prompts] = self._last[prompts][1]
         return self._classes[number, prompts]
-
-
-def _remember(cache: AnswerCache, outcomes: Sequence[_Outcome], keys: Sequence[str]) -> None:
-    batches: dict[tuple[str, int], dict[str, list[int]]] = {}
-    for name, number, start, best in outcomes:
-        batches.setdefault((name, start), {})[keys[number]] = best
-    for (name, start), best_by_point in batches.items():
-        cache.add(name, start, best_by_point)
 
 
 def loads(batches: Iterable[_SourceBatch], most: int) -> Iterator[list[_SourceBatch]]:

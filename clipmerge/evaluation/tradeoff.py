@@ -157,18 +157,14 @@ def gain_interval(gain: float, drawn: Floats, images: int) -> tuple[float, float
     """
     images = max(2, images)
     widening = math.sqrt(images / (images - 1))
-    quantile = _student(images - 1)
+    # Student's quantile: Abramowitz and Stegun, 26.7.5, good from 5 degrees of freedom on
+    z, freedom = NormalDist().inv_cdf((1 + LEVEL) / 2), images - 1
+    quantile = z + (z**3 + z) / (4 * freedom) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)
     ends = interval(drawn, 2 * NormalDist().cdf(widening * quantile) - 1)
     if ends is None:
         return None
     half = quantile * widening * float(np.nanstd(drawn))
     return min(ends[0], gain - half), max(ends[1], gain + half)
-
-
-def _student(freedom: int) -> float:
-    """Upper end of Student's interval in standard deviations: Abramowitz and Stegun, 26.7.5, good from 5 degrees on."""
-    z = NormalDist().inv_cdf((1 + LEVEL) / 2)
-    return z + (z**3 + z) / (4 * freedom) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)
 
 
 def interval(values: Floats, level: float = LEVEL) -> tuple[float, float] | None:

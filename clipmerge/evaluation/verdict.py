@@ -7,6 +7,7 @@ explains the rules.
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import asdict
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -62,10 +63,10 @@ def measure_effect(
 
     def accuracy(model: int) -> ModelAccuracy:
         return ModelAccuracy(
-            clean=_estimate(float(clean[model].mean()), len(images)),
+            clean=estimate(float(clean[model].mean()), len(images)),
             corrupted=_mean_estimate(corrupted[model]),
             related=_mean_estimate(related_right[model]),
-            corruptions={name: _estimate(float(each[model].mean()), each.shape[1]) for name, each in right.items()},
+            corruptions={name: estimate(float(each[model].mean()), each.shape[1]) for name, each in right.items()},
         )
 
     def gain(other: int) -> Gain:
@@ -104,11 +105,8 @@ def measure_effect(
         merged=merged,
         over_finetuned=over_finetuned,
         over_zeroshot=over_zeroshot,
-        agreement=_estimate(float((answers[_CLEAN][-1] == answers[_CLEAN][0]).mean()), len(images)),
-        recommendation=conclusion.recommendation,
-        verdict=conclusion.verdict,
-        reason=conclusion.reason,
-        warnings=conclusion.warnings,
+        agreement=estimate(float((answers[_CLEAN][-1] == answers[_CLEAN][0]).mean()), len(images)),
+        **asdict(conclusion),
     )
 
 
@@ -127,7 +125,8 @@ def moves_of(plan: Plan, tensors: PlanTensors) -> list[Move]:
     return [zeroshot, *(finetuned(which) for which in range(len(plan.finetuned))), merged]
 
 
-def _estimate(share: float, images: int) -> Estimate:
+def estimate(share: float, images: int) -> Estimate:
+    """A share of images, with its interval."""
     return Estimate(value=share, interval=wilson(share, images))
 
 

@@ -8,16 +8,15 @@ from __future__ import annotations
 
 from clipmerge.checkpoint import Inputs, align_checkpoints
 from clipmerge.checkpoint.converted import with_head
+from clipmerge.checkpoint.inputs import HEAD_BIAS, HEAD_WEIGHT
 from clipmerge.errors import CheckpointError
 from clipmerge.parallel import one_thread
 from clipmerge.planning.provenance import HeadRecord
 
-WEIGHT, BIAS = "classification_head.weight", "classification_head.bias"
-
 
 def lacks_zeroshot_head(inputs: Inputs) -> bool:
     """Whether the fine-tuned checkpoints have a head on the model's embeddings that the zero-shot one lacks."""
-    return inputs.keeps_head and all(WEIGHT in keys for keys in inputs.finetuned_keys)
+    return inputs.keeps_head and all(HEAD_WEIGHT in keys for keys in inputs.finetuned_keys)
 
 
 def build_zeroshot_head(inputs: Inputs, head: HeadRecord, *, mixed_dtypes: bool) -> Inputs:
@@ -32,7 +31,7 @@ def build_zeroshot_head(inputs: Inputs, head: HeadRecord, *, mixed_dtypes: bool)
     from clipmerge.models.zero_shot import class_embeddings
 
     finetuned = inputs.finetuned[0]
-    entry = finetuned.entries[inputs.finetuned_keys[0][WEIGHT]]
+    entry = finetuned.entries[inputs.finetuned_keys[0][HEAD_WEIGHT]]
     if entry.shape[0] != len(head.classes):
         raise CheckpointError(
             f"{finetuned.source}: its head has {entry.shape[0]} classes, but {len(head.classes)} were named; "
@@ -48,7 +47,7 @@ def build_zeroshot_head(inputs: Inputs, head: HeadRecord, *, mixed_dtypes: bool)
             f"{finetuned.source}: its head takes {entry.shape[1]} features, but the zero-shot model's embeddings have "
             f"{embeddings.shape[1]}; only a head on the embeddings has a zero-shot counterpart"
         )
-    values = {WEIGHT: embeddings * scale, BIAS: torch.zeros(len(head.classes))}
+    values = {HEAD_WEIGHT: embeddings * scale, HEAD_BIAS: torch.zeros(len(head.classes))}
     keys = {inputs.finetuned_keys[0][name]: values[name] for name in values if name in inputs.finetuned_keys[0]}
     dtypes = {key: finetuned.tensor(key, 0, 1).dtype for key in keys}
     made = {key: value.to(dtypes[key]).contiguous() for key, value in keys.items()}

@@ -84,6 +84,19 @@ def parse_json(text: str, *, pairs: PairsHook | None = None, halves: bool = Fals
         raise Unreadable(str(error)) from None
 
 
+def parse_yaml(text: str) -> Any:
+    """Parse YAML from outside; an alias (*name) could expand to very much, so it is not followed."""
+    import yaml
+
+    loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    try:
+        if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text, Loader=loader)):
+            raise Unreadable("an alias (*name) in it, which is not followed")
+        return yaml.load(text, Loader=loader)
+    except Exception as error:  # a tag that does not fit its text makes PyYAML raise anything
+        raise Unreadable(" ".join(str(error).split())[:160] or type(error).__name__) from None
+
+
 def _integer(digits: str) -> int:
     if len(digits) > MOST_DIGITS:
         raise Unreadable(f"a number of {len(digits)} digits")

@@ -16,11 +16,10 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
-import yaml
 
 from clipmerge.errors import DataError, did_you_mean, shorten
 from clipmerge.files.limits import LARGEST_FRONT_MATTER, LARGEST_TEXT
-from clipmerge.files.reading import Unreadable, format_size, read_bytes
+from clipmerge.files.reading import Unreadable, format_size, parse_yaml, read_bytes
 from clipmerge.hub.download import Resolved, connect, download, resolve
 from clipmerge.hub.ids import PREFIX, DatasetId, HubId, parse_dataset
 from clipmerge.images.columns import Columns
@@ -31,7 +30,6 @@ from clipmerge.images.sampling import holds_a_balanced_sample
 from clipmerge.images.store import Labelled
 from clipmerge.images.webdataset import Shard, joined, load_tars, numbers_of, read_shard
 
-_Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _CARD = "README.md"
 # Number of shards after which a note says that classes are still missing, because they seem to come in order.
 _PATIENCE = 4
@@ -210,14 +208,9 @@ def front_matter(where: str, card: str) -> dict[str, Any]:
             f"reading the card of {where}: its metadata are larger than {format_size(LARGEST_FRONT_MATTER)}"
         )
     try:
-        if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text, Loader=_Loader)):
-            raise DataError(f"reading the card of {where}: its metadata hold an alias (*name), which is not followed")
-        data = yaml.load(text, Loader=_Loader)
-    except DataError:
-        raise
-    except Exception as error:  # a tag that does not fit its text makes PyYAML raise anything
-        reason = " ".join(str(error).split())[:160] or type(error).__name__
-        raise DataError(f"reading the card of {where}: its metadata cannot be read ({reason})") from None
+        data = parse_yaml(text)
+    except Unreadable as error:
+        raise DataError(f"reading the card of {where}: its metadata cannot be read ({error})") from None
     return data if isinstance(data, dict) else {}
 
 

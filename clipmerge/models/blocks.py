@@ -77,28 +77,17 @@ def entering(tower: torch.nn.Module, run: Callable[[], Any]) -> tuple[Tensor, ..
     blocks = getattr(*place)
     inputs: list[Any] = []
     outputs: list[Any] = []
+
+    def keep_input(_module: torch.nn.Module, positional: tuple[Any, ...], named: dict[str, Any]) -> None:
+        inputs.append(positional[0] if positional else named.get("hidden_states"))
+
     with ExitStack() as hooks:
         for block in blocks:
-            hooks.enter_context(_hook(block.register_forward_pre_hook(_keep_input(inputs), with_kwargs=True)))
-            hooks.enter_context(_hook(block.register_forward_hook(lambda _m, _i, output: outputs.append(output))))
+            hooks.callback(block.register_forward_pre_hook(keep_input, with_kwargs=True).remove)
+            hooks.callback(block.register_forward_hook(lambda _m, _i, output: outputs.append(output)).remove)
         run()
     states = [*inputs[:1], *outputs]
     chained = len(inputs) == len(blocks) and all(a is b for a, b in zip(inputs[1:], outputs, strict=False))
     if not chained or not all(isinstance(state, Tensor) for state in states):
         return None
     return tuple(states)
-
-
-def _keep_input(inputs: list[Any]) -> Callable[..., None]:
-    def hook(_module: torch.nn.Module, positional: tuple[Any, ...], named: dict[str, Any]) -> None:
-        inputs.append(positional[0] if positional else named.get("hidden_states"))
-
-    return hook
-
-
-@contextmanager
-def _hook(handle: torch.utils.hooks.RemovableHandle) -> Iterator[None]:
-    try:
-        yield
-    finally:
-        handle.remove()

@@ -14,13 +14,14 @@ from torch.nn.modules.module import (
 
 from clipmerge.checkpoint import Inputs
 from clipmerge.checkpoint.converted import ConvertedCheckpoint
+from clipmerge.checkpoint.inputs import HEAD_WEIGHT
 from clipmerge.checkpoint.source import OPEN_CLIP_CONFIG
 from clipmerge.errors import CheckpointError
 from clipmerge.families import Family
 from clipmerge.files.limits import MOST_SPARE_NUMBERS, MOST_TENSORS, MOST_TIMES_THE_WEIGHTS
 from clipmerge.files.side_files import VOCABULARIES
 from clipmerge.models import ImageTextModel, model_for
-from clipmerge.models.headed_tower import WEIGHT, HeadedTower
+from clipmerge.models.headed_tower import HeadedTower
 
 if TYPE_CHECKING:
     from clipmerge.files.safetensors import TensorEntry
@@ -51,7 +52,7 @@ def build_headed(inputs: Inputs) -> HeadedTower:
     zeroshot = inputs.zeroshot
     if zeroshot.config is None or inputs.family.config != OPEN_CLIP_CONFIG:
         raise CheckpointError(f"{zeroshot.source}: evaluating a head needs {OPEN_CLIP_CONFIG} beside the weights")
-    shape = zeroshot.entries[inputs.zeroshot_keys[WEIGHT]].shape
+    shape = zeroshot.entries[inputs.zeroshot_keys[HEAD_WEIGHT]].shape
     with no_larger_than(zeroshot.source, zeroshot.entries.values()):
         return HeadedTower(inputs.family, zeroshot.config, zeroshot.folder, shape)
 

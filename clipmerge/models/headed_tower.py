@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
+from clipmerge.checkpoint.inputs import HEAD_BIAS, HEAD_WEIGHT
 from clipmerge.errors import CheckpointError, DataError
 from clipmerge.models.loading import fill, preparing
 from clipmerge.models.open_clip import build_module, import_open_clip, transform_for
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 
     from clipmerge.families import Family
 
-WEIGHT, BIAS = "classification_head.weight", "classification_head.bias"
 # a text tower that is built but not used
 _NO_TEXT = {"context_length": 8, "vocab_size": 8, "width": 64, "heads": 1, "layers": 1}
 
@@ -41,7 +41,7 @@ class HeadedTower:
         self._transform = transform_for(config, folder, model.visual.image_size)
         named = {f"visual.{name}": parameter for name, parameter in model.visual.named_parameters()}
         self.parameters = {canonical: named[name] for name, canonical in family.canonical_names(named).items()}
-        self.parameters |= {WEIGHT: self._head.weight, BIAS: self._head.bias}
+        self.parameters |= {HEAD_WEIGHT: self._head.weight, HEAD_BIAS: self._head.bias}
 
     @property
     def _head(self) -> nn.Linear:

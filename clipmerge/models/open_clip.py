@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+from collections import Counter
 from copy import deepcopy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from clipmerge.checkpoint.source import OPEN_CLIP_CONFIG
 from clipmerge.errors import CheckpointError, shorten
 from clipmerge.families import Family
 from clipmerge.files.side_files import read_side_json
@@ -18,7 +20,7 @@ from clipmerge.layers import block_of
 from clipmerge.models.batch_norm import freeze_batch_norms
 from clipmerge.models.blocks import entering, starting_at
 from clipmerge.models.kernels import image_layout
-from clipmerge.models.loading import check_words, fill, preparing
+from clipmerge.models.loading import blaming, check_words, fill, preparing
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -49,8 +51,8 @@ class OpenClip:
         self._tokenize = _tokenizer(library, model_cfg, folder)
         named = dict(self.module.named_parameters())
         self.parameters = {canonical: named[name] for name, canonical in family.canonical_names(named).items()}
-        layers = set(family.layers_of(self.parameters).values())
-        self._blocks = {tower: _count_blocks(layers, tower) for tower in ("vision", "text")}
+        blocks = {found[:2] for layer in family.layers_of(self.parameters).values() if (found := block_of(layer))}
+        self._blocks = Counter(tower for tower, _ in blocks)
 
     def load(self, read: Callable[[str], Tensor], source: str) -> None:
         """Load every weight."""
@@ -133,16 +135,11 @@ def build_module(library: Any, model_cfg: dict[str, Any]) -> Any:
     kind = library.CLIP
     if settings.pop("custom_text", False) or "hf_model_name" in text:
         kind = library.CoCa if "multimodal_cfg" in settings else library.CustomTextCLIP
-    try:
-        with _unasked():
-            # first without memory, which shows how large the model is
-            with contextlib.suppress(*_CANNOT_BUILD), torch.device("meta"):
-                kind(**deepcopy(settings))
-            return kind(**settings).float().eval()
-    except _CANNOT_BUILD as error:
-        raise CheckpointError(
-            f"open_clip cannot build the model of open_clip_config.json: {_first_line(error)}"
-        ) from None
+    with blaming(lambda reason: f"open_clip cannot build the model of open_clip_config.json: {reason}"), _unasked():
+        # first without memory, which shows how large the model is
+        with contextlib.suppress(*_CANNOT_BUILD), torch.device("meta"):
+            kind(**deepcopy(settings))
+        return kind(**settings).float().eval()
 
 
 @contextlib.contextmanager
@@ -162,33 +159,35 @@ def transform_for(config: dict[str, Any], folder: Path, image_size: Any) -> Call
     """The preprocessing of open_clip for inference."""
     from open_clip.transform import PreprocessCfg, image_transform_v2, merge_preprocess_dict
 
-    stated = config.get("preprocess_cfg") or _read_config(folder).get("preprocess_cfg") or {}
+    beside = read_side_json(folder, OPEN_CLIP_CONFIG) or {}
+    stated = config.get("preprocess_cfg") or beside.get("preprocess_cfg") or {}
     with preparing(folder, "images"):
         settings = merge_preprocess_dict(merge_preprocess_dict(PreprocessCfg(), stated), {"size": image_size})
         transform: Callable[[Image], Tensor] = image_transform_v2(PreprocessCfg(**settings), is_train=False)
         return transform
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
-    return read_side_json(folder, "open_clip_config.json") or {}
-
-
 def _tokenizer(library: Any, model_cfg: dict[str, Any], folder: Path) -> Any:
     """The same tokenizer as ``open_clip.get_tokenizer``, with its files from the folder."""
     text = model_cfg.get("text_cfg") or {}
-    length, options = text.get("context_length", 77), _tokenizer_options(folder, text)
-    try:
+    length, options = text.get("context_length", 77), text.get("tokenizer_kwargs") or {}
+    strange = sorted(set(options) - _TOKENIZER_OPTIONS) if isinstance(options, dict) else [str(options)[:60]]
+    if strange:
+        raise CheckpointError(
+            f"{folder}: open_clip_config.json has tokenizer_kwargs that are not allowed ({shorten(strange)}): they may "
+            "open files or run code; remove them"
+        )
+    with blaming(
+        lambda reason: (
+            f"{folder}: its tokenizer cannot be loaded ({reason}); copy the files of "
+            f"{text.get('hf_tokenizer_name') or 'CLIP'}'s tokenizer beside the weights"
+        )
+    ):
         if not text.get("hf_tokenizer_name"):
             tokenizer = library.SimpleTokenizer(context_length=length, **options)
         else:
             mode = {"tokenizer_mode": text.get("tokenizer_mode"), "trust_remote_code": False}
             return library.tokenizer.HFTokenizer(str(folder), context_length=length, **mode, **options)
-    except Exception as error:  # a damaged file can make a tokenizer raise anything
-        name = text.get("hf_tokenizer_name") or "CLIP"
-        raise CheckpointError(
-            f"{folder}: its tokenizer cannot be loaded ({_first_line(error)}); copy the files of {name}'s tokenizer "
-            "beside the weights"
-        ) from None
     if tokenizer.vocab_size > text.get("vocab_size", 49408):
         raise CheckpointError(
             f"{folder}: the text tower has {text['vocab_size']} tokens, but CLIP's tokenizer "
@@ -196,24 +195,3 @@ def _tokenizer(library: Any, model_cfg: dict[str, Any], folder: Path) -> Any:
             "files there"
         )
     return tokenizer
-
-
-def _tokenizer_options(folder: Path, text: dict[str, Any]) -> dict[str, Any]:
-    """The configuration's options for the tokenizer, which come from whoever made the checkpoint."""
-    options = text.get("tokenizer_kwargs") or {}
-    strange = sorted(set(options) - _TOKENIZER_OPTIONS) if isinstance(options, dict) else [str(options)[:60]]
-    if strange:
-        raise CheckpointError(
-            f"{folder}: open_clip_config.json has tokenizer_kwargs that are not allowed ({shorten(strange)}): they may "
-            "open files or run code; remove them"
-        )
-    return dict(options)
-
-
-def _count_blocks(layers: set[str], tower: str) -> int:
-    blocks = filter(None, map(block_of, layers))
-    return len({depth for of, depth, _ in blocks if of == tower})
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0][:160]

@@ -36,7 +36,10 @@ class TransformersClip:
     def __init__(self, family: Family, config: dict[str, Any], folder: Path) -> None:
         self._folder = folder
         self.processor = _load_processor(folder)
-        self.module = _built(folder, getattr(transformers, family.model_class), config)
+        with blaming(
+            lambda reason: f"{folder}: transformers cannot build the model of its configuration ({reason}); correct it"
+        ):
+            self.module = _without_weights(getattr(transformers, family.model_class), _plain(config))
         freeze_batch_norms(self.module)
         self._layout = image_layout(self.module)
         self._reads_padding = family.reads_padding
@@ -138,14 +141,6 @@ def _unpack(pixels: Tensor) -> dict[str, Tensor]:
     }
 
 
-def _built(folder: Path, model_class: Any, config: dict[str, Any]) -> Any:
-    """Build a model from a configuration that may come from anybody."""
-    with blaming(
-        lambda reason: f"{folder}: transformers cannot build the model of its configuration ({reason}); correct it"
-    ):
-        return _without_weights(model_class, _plain(config))
-
-
 def _plain(config: Any) -> Any:
     """Copy a configuration without the storage of weights, and without kernels, whose code would be fetched and run."""
     if not isinstance(config, dict):
@@ -169,15 +164,14 @@ def _without_weights(model_class: Any, config: dict[str, Any]) -> Any:
 
 
 def _load_processor(folder: Path) -> Any:
-    try:
-        # False: otherwise it asks whether to run code from the folder, and a "y" on standard input would agree
-        processor = transformers.AutoProcessor.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except Exception as error:  # a damaged file can make it raise anything
-        reason = (str(error) or type(error).__name__).strip().splitlines()[0][:160]
-        raise CheckpointError(
+    with blaming(
+        lambda reason: (
             f"{folder}: its processor cannot be loaded ({reason}); measuring needs preprocessor_config.json or "
             "processor_config.json and the tokenizer's files beside the weights"
-        ) from None
+        )
+    ):
+        # False: otherwise it asks whether to run code from the folder, and a "y" on standard input would agree
+        processor = transformers.AutoProcessor.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     if not (hasattr(processor, "image_processor") and hasattr(processor, "tokenizer")):
         raise CheckpointError(
             f"{folder}: holds {type(processor).__name__}, not a processor for images and text; copy the base "

@@ -26,7 +26,7 @@ from clipmerge.distributed import Processes, accelerator_for, add_up, device_wor
 from clipmerge.errors import MeasureError
 from clipmerge.evaluation.accuracy import load_model, zero_shot_accuracy
 from clipmerge.evaluation.moving_model import MovingModel
-from clipmerge.evaluation.retrieval import recall_of
+from clipmerge.evaluation.other_tasks import recall_of
 from clipmerge.evaluation.scorer import Scorer
 from clipmerge.evaluation.settings import EvalSettings
 from clipmerge.images.dataset import load_images

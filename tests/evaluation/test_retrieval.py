@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from clipmerge.evaluation import retrieval
-from clipmerge.evaluation.retrieval import recall_of
+from clipmerge.evaluation import other_tasks
+from clipmerge.evaluation.other_tasks import recall_of
 
 
 def by_sorting(images: Tensor, texts: Tensor, owners: Tensor, rank: int) -> tuple[float, float]:
@@ -33,7 +33,7 @@ def features(count: int, generator: torch.Generator) -> Tensor:
 @pytest.mark.parametrize("seed", range(6))
 @pytest.mark.parametrize("at_once", [1, 40, 1 << 24])
 def test_recall_is_that_of_sorting(monkeypatch: pytest.MonkeyPatch, seed: int, at_once: int) -> None:
-    monkeypatch.setattr(retrieval, "_SCORES", at_once)
+    monkeypatch.setattr(other_tasks, "_SCORES", at_once)
     generator = torch.Generator().manual_seed(seed)
     counts = torch.randint(1, 4, (17,), generator=generator)
     owners = torch.repeat_interleave(torch.arange(17), counts)

@@ -498,6 +498,6 @@ def test_cards_that_are_too_large_or_refer_to_themselves(monkeypatch: pytest.Mon
     monkeypatch.setattr(hub_dataset, "LARGEST_FRONT_MATTER", 100)
     with pytest.raises(DataError, match=r"reading the card of x: its metadata are larger than"):
         front_matter("x", "---\n" + "a: b\n" * 30 + "---\n")
-    with pytest.raises(DataError, match=r"its metadata hold an alias \(\*name\), which is not followed"):
+    with pytest.raises(DataError, match=r"its metadata cannot be read \(an alias \(\*name\) in it"):
         front_matter("x", "---\na: &a [1]\nb: *a\n---\n")
     assert front_matter("x", "---\na: [1]\n---\n") == {"a": [1]}

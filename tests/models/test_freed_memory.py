@@ -11,14 +11,14 @@ import sys
 
 import pytest
 
-from clipmerge.models import freed_memory
-from clipmerge.models.freed_memory import freed_memory_kept
+from clipmerge.models import memory as module
+from clipmerge.models.memory import freed_memory_kept
 
 pytestmark = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc's allocator is told")
 CHECKS = """
 import resource, sys
 import torch
-from clipmerge.models.freed_memory import freed_memory_kept
+from clipmerge.models.memory import freed_memory_kept
 
 ENTRIES = 16 << 20  # 64 MB
 
@@ -52,7 +52,6 @@ def test_memory_is(check: str) -> None:
 
 
 def test_another_library_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(freed_memory.platform, "libc_ver", lambda: ("", ""))
-    assert freed_memory._glibc() is None
+    monkeypatch.setattr(module.platform, "libc_ver", lambda: ("", ""))
     with freed_memory_kept():
         pass

@@ -15,7 +15,7 @@ from PIL import Image
 
 from clipmerge.checkpoint import open_checkpoint
 from clipmerge.evaluation.accuracy import load_model
-from clipmerge.evaluation.retrieval import text_embeddings
+from clipmerge.evaluation.other_tasks import text_embeddings
 from tests.support.command import clipmerge, refused
 from tests.support.raw_safetensors import edit
 from tests.support.tiny_open_clip import build, model_config, save

@@ -17,7 +17,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from clipmerge.checkpoint import open_checkpoint
 from clipmerge.checkpoint.source import OPEN_CLIP_CONFIG
@@ -92,8 +92,18 @@ def _download(release: Release, path: Path, progress: Progress) -> None:
     try:
         with urllib.request.urlopen(request, timeout=timeout_seconds()) as answer:
             resumed = answer.status == http.client.PARTIAL_CONTENT
+            done, length = have if resumed else 0, answer.headers.get("Content-Length")
+            total = done + int(length) if length is not None and length.isdigit() else None
             with part.open("ab" if resumed else "wb") as file:
-                _receive(release, answer, file, have if resumed else 0, progress)
+                while piece := answer.read(_PIECE):
+                    file.write(piece)
+                    done += len(piece)
+                    if done > LARGEST_RELEASE:
+                        limit = f"{LARGEST_RELEASE >> 30} GiB"
+                        raise HubError(f"downloading {release.url}: it is larger than {limit}. Is it the right file?")
+                    progress.advance(done, total or max(done, release.size or 0))
+            if total is not None and done < total:
+                raise OSError(f"the connection broke after {done} of {total} bytes")
     except urllib.error.HTTPError as error:
         if error.code == http.client.REQUESTED_RANGE_NOT_SATISFIABLE and have:
             part.unlink()  # the part is not the beginning of the file on the server now
@@ -107,20 +117,6 @@ def _download(release: Release, path: Path, progress: Progress) -> None:
             f"{MIRROR} names a mirror."
         ) from None
     part.replace(path)
-
-
-def _receive(release: Release, answer: Any, file: IO[bytes], done: int, progress: Progress) -> None:
-    length = answer.headers.get("Content-Length")
-    total = done + int(length) if length is not None and length.isdigit() else None
-    while piece := answer.read(_PIECE):
-        file.write(piece)
-        done += len(piece)
-        if done > LARGEST_RELEASE:
-            limit = f"{LARGEST_RELEASE >> 30} GiB"
-            raise HubError(f"downloading {release.url}: it is larger than {limit}. Is it the right file?")
-        progress.advance(done, total or max(done, release.size or 0))
-    if total is not None and done < total:
-        raise OSError(f"the connection broke after {done} of {total} bytes")
 
 
 def write_config(file: Path) -> None:

@@ -6,16 +6,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
-import yaml
 from pydantic import Field, ValidationError
 
 from clipmerge.errors import RecipeError, UsageError, did_you_mean
 from clipmerge.files.limits import LARGEST_RECIPE
-from clipmerge.files.reading import Unreadable, read_text
+from clipmerge.files.reading import Unreadable, parse_yaml, read_text
 from clipmerge.planning.frozen import Frozen
 
 _FILES = Path(__file__).parent / "files"
-_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _SUFFIXES = (".yaml", ".yml")
 # Keys that apply to every pair without its own.
 _OF_PAIRS = ("zeroshot", "finetuned", "id", "ood", "data", "published")
@@ -131,13 +129,9 @@ def _sizes(data: dict[str, Any]) -> list[str]:
 
 def _read(file: Path) -> dict[str, Any]:
     try:
-        text = read_text(file, LARGEST_RECIPE)
-        if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text, Loader=_LOADER)):
-            raise Unreadable("an alias (*name) in it could expand to very much")
-        data = yaml.load(text, Loader=_LOADER)
-    except Exception as error:  # a tag that does not fit its text makes PyYAML raise anything
-        reason = " ".join(str(error).split())[:160] or type(error).__name__
-        raise RecipeError(f"{file}: cannot be read as a suite ({reason})") from None
+        data = parse_yaml(read_text(file, LARGEST_RECIPE))
+    except Unreadable as error:
+        raise RecipeError(f"{file}: cannot be read as a suite ({error})") from None
     if not isinstance(data, dict) or not isinstance(data.get("sizes", {}), dict):
         raise RecipeError(f"{file}: is not a suite; see docs/bench.md")
     return data
