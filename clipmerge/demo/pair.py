@@ -50,13 +50,21 @@ def prepare(folder: Path) -> DemoPair:
     )
     if _is_finished(folder):
         return pair
-    _check_replaceable(folder)
+    if (folder.exists() or folder.is_symlink()) and not folder.is_dir():
+        raise OutputError(f"{folder}: is not a folder; choose another place for the demo")
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / _MANIFEST).is_file():
+        raise OutputError(
+            f"{folder}: holds something other than the demo (no {_MANIFEST}); choose an empty or a new folder"
+        )
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as scratch:
             built = Path(scratch) / "demo"
             _build(built)
-            _write_manifest(built)
+            files = sorted(path for path in built.rglob("*") if path.is_file())
+            sizes = {path.relative_to(built).as_posix(): path.stat().st_size for path in files}
+            manifest = {"made_by": "clipmerge demo", "fingerprint": _fingerprint(), "files": sizes}
+            (built / _MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
             if not _is_finished(folder):  # by another run, which was faster
                 if folder.exists():
                     folder.rename(Path(scratch) / "old")
@@ -84,24 +92,6 @@ def _is_finished(folder: Path) -> bool:
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False
-
-
-def _write_manifest(folder: Path) -> None:
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in files}
-    manifest = {"made_by": "clipmerge demo", "fingerprint": _fingerprint(), "files": sizes}
-    (folder / _MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
-
-
-def _check_replaceable(folder: Path) -> None:
-    if not folder.exists() and not folder.is_symlink():
-        return
-    if not folder.is_dir():
-        raise OutputError(f"{folder}: is not a folder; choose another place for the demo")
-    if any(folder.iterdir()) and not (folder / _MANIFEST).is_file():
-        raise OutputError(
-            f"{folder}: holds something other than the demo (no {_MANIFEST}); choose an empty or a new folder"
-        )
 
 
 def _build(folder: Path) -> None:

@@ -57,7 +57,11 @@ def copied(name: str, holder: Location, others: Sequence[Location], room: Room, 
         if values.dtype.kind == "f":
             require_finite(values, name, checkpoint.source)
         for other, other_key in others:
-            _check_other(values, other.array(other_key, start, stop), name, other.source)
+            theirs = other.array(other_key, start, stop)
+            if values.dtype.kind == theirs.dtype.kind == "f":
+                require_finite(theirs, name, other.source)
+            elif not np.array_equal(values, theirs):
+                raise integers_differ(name, other.source)
         np.copyto(out, values)
         yield out
     for stored, stored_key in (holder, *others):
@@ -72,10 +76,3 @@ def _places(size: int, dtype: str, room: Room, length: int) -> Iterator[tuple[in
             out = room(end - start, dtype)
             yield start, out
             start += len(out)
-
-
-def _check_other(values: Array, others: Array, name: str, source: str) -> None:
-    if values.dtype.kind == others.dtype.kind == "f":
-        require_finite(others, name, source)
-    elif not np.array_equal(values, others):
-        raise integers_differ(name, source)

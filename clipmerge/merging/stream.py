@@ -100,7 +100,15 @@ def merged_tensors(
             chunks = _unmerged(inputs, name, layer, dtype, chunk)
         shape = inputs.output_shape(name, entry)
         outputs.append(MergedTensor(inputs.output_keys[name], name, dtype, shape, chunks, is_whole))
-    return outputs + _finetuned_only(inputs, plan, chunk)
+    first = inputs.finetuned[0]
+    for name, key in inputs.finetuned_keys[0].items():
+        is_kept = plan.missing == "keep-finetuned" or (inputs.keeps_head and inputs.layer_of.get(name) == HEAD)
+        if is_kept and name not in inputs.zeroshot_keys:
+            entry = first.entries[key]
+            dtype, shape = _output_dtype(plan, entry), inputs.output_shape(name, entry)
+            chunks = partial(_copied, name, (first, key), (), dtype, chunk)
+            outputs.append(MergedTensor(inputs.output_keys[name], name, dtype, shape, chunks))
+    return outputs
 
 
 def copied_tensors(checkpoint: Checkpoint) -> list[MergedTensor]:
@@ -171,22 +179,6 @@ def _is_left_out(inputs: Inputs, plan: Plan, name: str) -> bool:
     if inputs.keeps_head:
         return not inputs.expects(name)
     return plan.missing == "keep-finetuned" and not inputs.is_partial
-
-
-def _finetuned_only(inputs: Inputs, plan: Plan, chunk: int) -> list[MergedTensor]:
-    checkpoint = inputs.finetuned[0]
-    outputs = []
-    for name, key in inputs.finetuned_keys[0].items():
-        is_kept = plan.missing == "keep-finetuned" or (inputs.keeps_head and inputs.layer_of.get(name) == HEAD)
-        if is_kept and name not in inputs.zeroshot_keys:
-            entry = checkpoint.entries[key]
-            dtype = _output_dtype(plan, entry)
-            chunks, shape = (
-                partial(_copied, name, (checkpoint, key), (), dtype, chunk),
-                inputs.output_shape(name, entry),
-            )
-            outputs.append(MergedTensor(inputs.output_keys[name], name, dtype, shape, chunks))
-    return outputs
 
 
 def _output_dtype(plan: Plan, entry: TensorEntry) -> str:

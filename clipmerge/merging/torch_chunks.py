@@ -117,25 +117,18 @@ def copied(name: str, holder: Location, others: Sequence[Location], dtype: str, 
             if entry.is_float:
                 require_finite(values, name, checkpoint.source)
             for other, other_key in others:
-                _check_other(values, other.tensor(other_key, start, stop), name, other.source)
-            rounded = _rounded(values, name, dtype)
-        yield rounded
+                theirs = other.tensor(other_key, start, stop)
+                if entry.is_float and theirs.is_floating_point():
+                    require_finite(theirs, name, other.source)
+                elif not torch.equal(values.double(), theirs.double()):
+                    raise integers_differ(name, other.source)
+            rounded = values.to(_torch_dtype(dtype))
+            if rounded.is_floating_point() and not is_finite(rounded):
+                raise overflow(name, DTYPES[dtype][0])
+            stored_run = _stored(rounded, dtype)
+        yield stored_run
     for stored, stored_key in (holder, *others):
         stored.release(stored_key)
-
-
-def _check_other(values: Tensor, others: Tensor, name: str, source: str) -> None:
-    if values.is_floating_point() and others.is_floating_point():
-        require_finite(others, name, source)
-    elif not torch.equal(values.double(), others.double()):
-        raise integers_differ(name, source)
-
-
-def _rounded(values: Tensor, name: str, dtype: str) -> Array:
-    copied = values.to(_torch_dtype(dtype))
-    if copied.is_floating_point() and not is_finite(copied):
-        raise overflow(name, DTYPES[dtype][0])
-    return _stored(copied, dtype)
 
 
 def _torch_dtype(name: str) -> torch.dtype:
