@@ -15,7 +15,7 @@ from clipmerge.api._in_memory import CheckpointLike, source_of, with_state_key
 from clipmerge.api._unlabelled import check_unlabelled
 from clipmerge.distributed import require_device
 from clipmerge.errors import UsageError
-from clipmerge.evaluation.sources import check_source_name, named_sources
+from clipmerge.evaluation.settings import check_source_name, named_sources
 from clipmerge.files.paths import is_there
 from clipmerge.images.columns import Columns
 from clipmerge.images.file_store import local_inputs

@@ -83,11 +83,7 @@ class Adapted(Checkpoint):
     _latest: dict[str, Tensor] = field(default_factory=dict, repr=False, compare=False)
 
     def array(self, key: str, start: int = 0, stop: int | None = None) -> Array:
-        """Compute a run of one tensor's elements, not rounded to the base's dtype; see `Checkpoint.array`.
-
-        A tensor is always computed as a whole, so that no bit depends on the part that is read; the last one is
-        cached.
-        """
+        """Compute a run of elements, unrounded; always from the whole tensor, the last one of which is kept."""
         if key not in self.changes:
             return self.base.array(key, start, stop)
         tensor = self._latest.get(key)
@@ -251,11 +247,7 @@ def _product_shape(down: tuple[int, ...], up: tuple[int, ...], embedding: bool) 
 
 
 def _formed(adapted: Adapted, key: str) -> Tensor:
-    """theta_1 of one whole parameter.
-
-    Source:
-        Hu et al. 2021, arXiv:2106.09685; Liu et al. 2024, arXiv:2402.09353 for DoRA.
-    """
+    """theta_1 of one whole parameter, by LoRA (arXiv:2106.09685) or DoRA (arXiv:2402.09353)."""
     import torch
 
     change = adapted.changes[key]
@@ -297,11 +289,7 @@ class AdapterConfig:
         return int(_matching(self.rank_pattern, module, self.rank))
 
     def scale_of(self, module: str) -> float:
-        """Factor of B A for a module.
-
-        Source:
-            Hu et al. 2021, arXiv:2106.09685; Kalajdzievski 2023, arXiv:2312.03732 for the square root.
-        """
+        """Factor of B A for a module; the square root is by Kalajdzievski 2023, arXiv:2312.03732."""
         rank = self.rank_of(module)
         alpha = float(_matching(self.alpha_pattern, module, self.alpha))
         return alpha / (math.sqrt(rank) if self.rslora else rank)

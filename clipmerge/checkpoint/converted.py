@@ -93,10 +93,7 @@ def as_open_clip(checkpoint: Checkpoint) -> Checkpoint:
 
 
 def convert_checkpoint(checkpoint: Checkpoint, to: Layout, *, text_prefix: str = "") -> Checkpoint:
-    """View a plain ViT CLIP in the other library's layout, without reading weights.
-
-    ``text_prefix`` is ``text.`` for an OpenCLIP layout with a separate text tower (``CustomTextCLIP``).
-    """
+    """View a plain ViT CLIP in the other layout; ``text_prefix`` is ``text.`` for a CustomTextCLIP."""
     plain = {key.removeprefix("module."): key for key in checkpoint.entries}
     layout = layout_of(plain)
     if layout == to:

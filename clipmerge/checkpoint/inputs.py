@@ -71,10 +71,7 @@ class Inputs:
 
     @cached_property
     def keeps_head(self) -> bool:
-        """Whether only the fine-tuned checkpoints are classifiers; the output then has their head and their tower.
-
-        A head that was built for the zero-shot checkpoint does not count.
-        """
+        """Whether only the fine-tuned checkpoints are classifiers; the output then has their head and their tower."""
         own = HEAD in self.layers and not self.has_built_head
         if self.tower == "full" or self.missing == "keep-zeroshot" or own:
             return False

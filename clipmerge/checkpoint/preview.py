@@ -28,11 +28,7 @@ _CONFIGS = {
 
 
 def preview_checkpoint(source: str) -> Checkpoint | None:
-    """Describe a model on the Hub without its weights.
-
-    The result is ``None`` if a preview is useless or impossible: the source is on disk, its weights are in the cache,
-    offline mode is set, or their format must be opened to be understood.
-    """
+    """Describe a model on the Hub without its weights; ``None`` if it is here, in the cache, or no safetensors."""
     from clipmerge.hub.download import choose_weights, download, is_cached, remote_metadata, resolve
     from clipmerge.hub.ids import parse_hub_id
 

@@ -70,14 +70,7 @@ class Unwrapped:
 
 
 def unwrap(keys: Iterable[str], part: str | None = None) -> Unwrapped:
-    """Find the CLIP among the keys of a file, or what lies under the attribute ``part``.
-
-    A prefix that all of its keys share is kept, because families know how to skip it.
-
-    Example:
-        >>> unwrap(["clip.visual.proj", "clip.logit_scale", "head.weight"]).keys
-        {'visual.proj': 'clip.visual.proj', 'logit_scale': 'clip.logit_scale'}
-    """
+    """Find the CLIP among the keys of a file, or what lies under the attribute ``part``."""
     file_keys = list(keys)
     if part is not None:
         under = {key.removeprefix(f"{part}."): key for key in file_keys if key.startswith(f"{part}.")}

@@ -52,12 +52,7 @@ def concluded(
 
 
 def loss_warnings(accuracies: Mapping[str, float], where: str, finetuned: float, max_loss: float) -> tuple[str, ...]:
-    """Warn of losses of accuracy beyond the limit.
-
-    Example:
-        >>> print(*loss_warnings({"lines": 0.90, "auto": 0.94}, "accuracy", 0.95, 3))
-        lines loses 5.0 points of the fine-tuned model's accuracy (90.0% against 95.0%), more than the 3 of --max-loss
-    """
+    """Warn of losses of accuracy beyond the limit."""
     return tuple(
         f"{who} loses {_beyond(finetuned - accuracy, max_loss)} points of the fine-tuned model's {where} "
         f"({_percent(accuracy)}% against {_percent(finetuned)}%), more than the {max_loss:g} of --max-loss"
@@ -67,12 +62,7 @@ def loss_warnings(accuracies: Mapping[str, float], where: str, finetuned: float,
 
 
 def loses(difference: float, max_loss: float) -> bool:
-    """Whether a difference in accuracy is a loss beyond the limit.
-
-    Example:
-        >>> loses(-0.031, 3), loses(0.97 - 1.0, 3)
-        (True, False)
-    """
+    """Whether a difference in accuracy is a loss beyond the limit."""
     return -difference > max_loss / 100 + _ROUNDING
 
 

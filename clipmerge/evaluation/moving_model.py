@@ -77,10 +77,7 @@ class MovingModel:
 
     @torch.no_grad()
     def become(self, other: Inputs) -> None:
-        """Set the weights to those of a checkpoint that is not on the path, aligned with the same zero-shot one.
-
-        Weights that it lacks come from zero-shot.
-        """
+        """Set the weights to a checkpoint's that is not on the path; those that it lacks come from zero-shot."""
         for name, theta_0 in self._theta_0.items():
             value = other.theta_1(name) if other.merges(name) else theta_0
             require_finite(value, name, other.finetuned[0].source)

@@ -64,10 +64,7 @@ def _key_of_alpha(alpha: float) -> tuple[str, float]:
 
 
 def weights_key(plan: Plan, inputs: Inputs) -> Any:
-    """Key that is equal for two plans of the same checkpoints if and only if they produce the same weights.
-
-    A plan that writes the weights of a point of the curve has the key of that point.
-    """
+    """Key that is equal for two plans or points of the curve if and only if they produce the same weights."""
     layers = [layer for layer, names in inputs.layers.items() if any(map(inputs.merges, names))]
     entries = [plan.layers.get(layer, LayerPlan(alpha=0.0)) for layer in layers]
     coefficients = {entry.coefficient for entry in entries}

@@ -104,10 +104,7 @@ def corrupted(image: Image, corruption: str, seed: int) -> Image:
 
 @dataclass(frozen=True)
 class Probe:
-    """Held-back images under some corruptions.
-
-    ``positions`` are those of the corrupted images among the images held back, by corruption.
-    """
+    """Held-back images under some corruptions, and the positions of the corrupted ones among them, by corruption."""
 
     sources: dict[str, LabelledImages]
     positions: dict[str, tuple[int, ...]]
@@ -184,12 +181,12 @@ class _Corrupted(Store):
     positions: tuple[int, ...]
 
     def read(self, positions: Sequence[int]) -> list[Encoded]:
-        return [{"bytes": self._encoded(self.positions[at]), "path": None} for at in positions]
+        encoded: list[Encoded] = []
+        for at in (self.positions[position] for position in positions):
+            file = io.BytesIO()
+            corrupted(self.scaled.image(at), self.corruption, at).save(file, "BMP")
+            encoded.append({"bytes": file.getvalue(), "path": None})
+        return encoded
 
     def name(self, position: int) -> str:
         return self.scaled.images.store.name(self.positions[position])
-
-    def _encoded(self, position: int) -> bytes:
-        file = io.BytesIO()
-        corrupted(self.scaled.image(position), self.corruption, position).save(file, "BMP")
-        return file.getvalue()

@@ -20,8 +20,7 @@ from clipmerge.distributed import device_work, together
 from clipmerge.evaluation.answer_cache import AnswerCache
 from clipmerge.evaluation.bf16_classifier import Bf16Classifier
 from clipmerge.evaluation.moving_model import MovingModel
-from clipmerge.evaluation.settings import EvalSettings
-from clipmerge.evaluation.sources import check_source_name
+from clipmerge.evaluation.settings import EvalSettings, check_source_name
 from clipmerge.images.batches import Batch, batch_size_for, read_batches
 from clipmerge.images.dataset import LabelledImages
 from clipmerge.images.prompts import templates_for
@@ -109,10 +108,7 @@ class Scorer:
         *,
         keys: Sequence[str] = (),
     ) -> dict[str, Answers]:
-        """Class indices of every image at every point, by source (points, images), in every process.
-
-        ``keys`` has a text for each point, under which its answers are kept.
-        """
+        """Class indices by source (points, images), in every process; answers are kept under the points' ``keys``."""
         _, processes = self._settings.share
         outcomes = self._known(sources, keys)
         known = {(name, number, start) for name, number, start, _ in outcomes}

@@ -57,10 +57,7 @@ def height(curve_id: Floats, curve_ood: Floats, at: Floats) -> Floats:
 
 
 def resampled_accuracy(correct: Sequence[NDArray[np.bool_]], seed: int, resamples: int = RESAMPLES) -> list[Floats]:
-    """Accuracies over images drawn with replacement: per source (resamples, points), with the same draws for all.
-
-    ``correct`` says for each source whether each image was recognised, shape (points, images).
-    """
+    """Accuracies over images drawn with replacement: (resamples, points) per source, each from (points, images)."""
     accuracies = []
     for place, right in enumerate(correct):
         rng = np.random.default_rng([seed, place])
@@ -98,10 +95,7 @@ def standings(
     seed: int,
     resamples: int = RESAMPLES,
 ) -> list[Standing]:
-    """Compare every point with the curve, resampling both together; arguments as for `resampled_accuracy`.
-
-    ``curve`` has the indices of the points that form the curve, in order of alpha.
-    """
+    """Compare every point with the curve, whose points have the indices ``curve`` in order of alpha."""
     on_curve = list(curve)
     measured = [_mean([right.mean(axis=1)[None] for right in sources]) for sources in (id_correct, ood_correct)]
     drawn = resampled_accuracy([*id_correct, *ood_correct], seed, resamples)

@@ -33,11 +33,7 @@ def abandon() -> None:
 
 
 def sha256_of(path: Path, *, window_bytes: int = WINDOW) -> str:
-    """Hash one file, a large mapped window at a time.
-
-    Windows are large because between two of them a thread waits for the interpreter lock, which the merging threads
-    rarely release. They are mapped to avoid a copy.
-    """
+    """Hash one file by large mapped windows: between two of them a thread waits for the interpreter lock."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         size = os.fstat(file.fileno()).st_size

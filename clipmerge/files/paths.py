@@ -9,12 +9,7 @@ _LONGEST_NAME = 255
 
 
 def is_plain_name(name: object) -> bool:
-    """Whether a text from a file is a plain file name in the same folder, not a path.
-
-    Example:
-        >>> is_plain_name("model-00001-of-00002.safetensors"), is_plain_name("../x"), is_plain_name("a/b")
-        (True, False, False)
-    """
+    """Whether a text from a file is a plain file name in the same folder, not a path."""
     if not isinstance(name, str) or not name.isprintable() or name in ("", ".", ".."):
         return False
     return "/" not in name and "\\" not in name and len(name.encode()) <= _LONGEST_NAME

@@ -104,10 +104,5 @@ def _integer(digits: str) -> int:
 
 
 def format_size(count: int) -> str:
-    """Format a number of bytes.
-
-    Example:
-        >>> format_size(64 << 20), format_size(64 << 10)
-        ('64 MiB', '64 KiB')
-    """
+    """Format a number of bytes, such as ``64 MiB``."""
     return f"{count // MIB} MiB" if count >= MIB else f"{count // 1024} KiB"

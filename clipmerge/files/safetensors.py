@@ -83,11 +83,7 @@ def is_pickle(path: Path) -> bool:
 
 
 def read_header(path: Path) -> tuple[dict[str, TensorEntry], dict[str, str]]:
-    """Read and check the header of a safetensors file.
-
-    Source:
-        The safetensors format: 8 bytes little-endian header length, JSON, data.
-    """
+    """Read and check the header of a safetensors file: its length in 8 bytes, little-endian, JSON, data."""
     try:
         raw, data_start, total = _read_bytes(path)
         header = parse_json(raw.decode("utf-8"), pairs=partial(unique_keys, path))

@@ -148,10 +148,6 @@ def without_places(data: Any, kept: Container[str] = (), *, words: bool = False)
     """Copy a JSON value without paths on the machine that saved it, tokens of the Hub, and references to code.
 
     Fields are recognised by their names, or by a text with an absolute path; fields in ``kept`` stay with any value.
-
-    Example:
-        >>> without_places({"_name_or_path": "clip", "data": "/home/me/x", "text_config": {"vocab_size": 3}})
-        {'text_config': {'vocab_size': 3}}
     """
     if isinstance(data, dict):
         named_so = _PLACES | {key for key, value in data.items() if key in _SECRETS and isinstance(value, str)}

@@ -66,12 +66,7 @@ class DatasetId:
 
 
 def parse_dataset(source: str) -> DatasetId:
-    """Read ``hf://datasets/ORG/NAME[@REVISION][:SPLIT]``; the split may be ``CONFIG/SPLIT``.
-
-    Example:
-        >>> parse_dataset("hf://datasets/acme/cars@v1:test").split
-        'test'
-    """
+    """Read ``hf://datasets/ORG/NAME[@REVISION][:SPLIT]``; the split may be ``CONFIG/SPLIT``."""
     match = _SOURCE.fullmatch(source)
     hub_id = parse_hub_id(match["id"], kind="dataset") if match else None
     if match is None or hub_id is None:

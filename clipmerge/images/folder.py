@@ -38,10 +38,7 @@ class FolderStore(Store):
 
 
 def load_folder(source: str, folder: Path, *, others: Iterable[str] = ()) -> Labelled:
-    """List the images of a folder without opening any; its classes are the subfolders' names, sorted.
-
-    If there is no such folder, the error suggests one of ``others`` that is called like it.
-    """
+    """List the images of a folder without opening any; its classes are the subfolders, ``others`` names to suggest."""
     if not folder.is_dir():
         raise DataError(
             f"{source}: no such folder; --data takes a folder with one subfolder per class, Parquet or tar files, "

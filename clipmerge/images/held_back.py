@@ -61,22 +61,12 @@ def copies_note(source: str, copies: int) -> str:
 
 
 def wanted_back(count: int, share: float, *, most: int = MOST) -> int:
-    """Number of images to hold back if there are enough.
-
-    Example:
-        >>> wanted_back(1024, 0.2), wanted_back(100, 0.2)
-        (256, 25)
-    """
+    """Number of images to hold back if there are enough."""
     return min(most, round(count * share / (1 - share)))
 
 
 def held_back_positions(labels: tuple[int, ...], count: int, seed: int) -> list[int]:
-    """Pick the same share of every class; the only image of a class is picked last.
-
-    Example:
-        >>> sorted(labels[at] for labels in [(0, 0, 0, 0, 1, 1, 2)] for at in held_back_positions(labels, 3, seed=0))
-        [0, 0, 1]
-    """
+    """Pick the same share of every class; the only image of a class is picked last."""
     sizes = Counter(labels)
     seen: Counter[int] = Counter()
     turns = []

@@ -153,10 +153,7 @@ def load_hub_dataset(source: str, columns: Columns, *, whole: bool, most: int | 
 
 
 def _load_tars(split: Split, columns: Columns, most: int | None, seed: int) -> Labelled:
-    """Open the tar files as one source: all, or those that a class-balanced sample needs.
-
-    A set with one class after another needs more shards than a shuffled one.
-    """
+    """Open the tar files as one source: all, or those that a class-balanced sample needs, fewer of a shuffled set."""
     classes = 0
     if columns.labelled:
         split.described.require_classes(split.source)
@@ -195,12 +192,7 @@ def card_of(pinned: HubId, resolved: Resolved) -> dict[str, Any]:
 
 
 def front_matter(where: str, card: str) -> dict[str, Any]:
-    r"""Read the metadata in front of a card's text; empty if there are none.
-
-    Example:
-        >>> front_matter("acme/cars", "---\nlicense: mit\n---\n# Cars")
-        {'license': 'mit'}
-    """
+    """Read the metadata in front of a card's text; empty if there are none."""
     match = re.match(r"\s*---[ \t]*\r?\n(.*?)^---[ \t]*$", card, re.DOTALL | re.MULTILINE)
     text = match[1] if match else ""
     if len(text) > LARGEST_FRONT_MATTER:

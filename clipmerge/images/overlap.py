@@ -104,10 +104,7 @@ def check_overlap(
     unlabelled: LabelledImages | None = None,
     tasks: Mapping[str, Images] | None = None,
 ) -> list[str]:
-    """Refuse OOD images that recipes are calibrated on; note any other image that is used twice.
-
-    Images that are also among the unlabelled ones are refused in any case.
-    """
+    """Refuse OOD images that recipes are calibrated on, and unlabelled ones used again; note others used twice."""
     id_prints = {f"--id {name}": Fingerprints(images) for name, images in ids.items()}
     ood_prints = {f"--ood {name}": Fingerprints(images) for name, images in oods.items()}
     task_prints = {f"--keep {name}": Fingerprints(images) for name, images in (tasks or {}).items()}

@@ -45,12 +45,7 @@ def check_templates(templates: Sequence[str]) -> tuple[str, ...]:
 
 
 def templates_for(given: Sequence[str], own: Sequence[str]) -> tuple[str, ...]:
-    """Choose the templates for a source.
-
-    Example:
-        >>> templates_for((), ())
-        ('a photo of a {}.',)
-    """
+    """Choose the templates for a source."""
     return tuple(given) or tuple(own) or (DEFAULT_TEMPLATE,)
 
 

@@ -9,12 +9,7 @@ import numpy as np
 
 
 def balanced_sample(labels: tuple[int, ...], count: int, seed: int) -> list[int]:
-    """Positions of a sample with classes as balanced as possible, shuffled; the seed draws which classes get one more.
-
-    Example:
-        >>> sorted(balanced_sample((0, 0, 0, 0, 1), 3, seed=0)[:3])[-1]
-        4
-    """
+    """Positions of a shuffled sample with classes as balanced as possible; the seed draws which get one more."""
     rng = np.random.default_rng(seed)
     by_class: dict[int, list[int]] = {}
     for position in rng.permutation(len(labels)).tolist():
@@ -35,10 +30,6 @@ def candidate_positions(labels: tuple[int, ...], blocks: tuple[int, ...], count:
 
     Blocks are visited in a seeded order, and one is taken when it holds a class that still lacks images. A sample of
     the result has as many images per class as a sample of everything.
-
-    Example:
-        >>> candidate_positions((0, 0, 1, 1, 0, 1), (0, 0, 0, 1, 1, 1), 2, seed=0)
-        [3, 4, 5]
     """
     if not blocks or count >= len(labels):
         return list(range(len(labels)))
@@ -59,12 +50,7 @@ def candidate_positions(labels: tuple[int, ...], blocks: tuple[int, ...], count:
 
 
 def holds_a_balanced_sample(labels: Sequence[int | str], count: int, classes: int = 0) -> bool:
-    """Whether images are enough for a sample with an equal share of each class.
-
-    Example:
-        >>> holds_a_balanced_sample([0, 0, 0, 1], 4, classes=2), holds_a_balanced_sample([0, 0, 1, 1], 4, classes=2)
-        (False, True)
-    """
+    """Whether images are enough for a sample with an equal share of each class."""
     sizes = Counter(labels)
     share = -(-count // max(classes, len(sizes), 1))
     return sum(min(size, share) for size in sizes.values()) >= count

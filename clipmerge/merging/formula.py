@@ -23,10 +23,7 @@ def weighted_change(
     weights: Sequence[float] = (1.0,),
     out: Values | None = None,
 ) -> Values:
-    """Compute alpha * sum_i weights_i * (theta_i - theta_0), in the shape and dtype (float32 or float64) of theta_0.
-
-    ``alpha`` may be an array or a tensor, which broadcasts; ``out`` is a buffer for the change.
-    """
+    """Compute alpha * sum_i weights_i * (theta_i - theta_0), perhaps in ``out``; an array as ``alpha`` broadcasts."""
     change = library.subtract(finetuned[0], theta_0, out=out)
     if weights[0] != 1:
         change *= weights[0]

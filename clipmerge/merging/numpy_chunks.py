@@ -25,10 +25,7 @@ def can_copy(dtypes: Sequence[str]) -> bool:
 def merged(
     inputs: Inputs, name: str, alpha: float, weights: Sequence[float], room: Room, length: int
 ) -> Iterator[Array]:
-    """Merge, without a mask, a parameter with the same dtype, one of `COMPUTED`, in all checkpoints and the output.
-
-    Yields runs of elements in memory order, 1-D, in buffers from ``room``; NaN, Inf and overflow are errors.
-    """
+    """Merge, without a mask, a parameter of one dtype in `COMPUTED`: 1-D runs, in buffers from ``room``."""
     entry = inputs.entries(name)[0]
     for start, out in _places(entry.size, STORED[entry.dtype], room, length):
         theta_0, finetuned = inputs.arrays(name, start, start + len(out))

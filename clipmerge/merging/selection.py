@@ -105,10 +105,7 @@ def _threshold(values: Array, count: int, piece: int) -> tuple[int, int]:
 
 
 def keep_random(shape: torch.Size, density: float | Tensor, key: RandomKey, *, draws: int = DRAWS) -> Tensor:
-    """Select entries independently, from a counter-based generator (Philox).
-
-    ``density`` is the probability of each entry, or a tensor of that shape; the draws depend on the key alone.
-    """
+    """Select entries with probability ``density``, one or one per entry; the draws depend on the key alone."""
     generator = key.generator()
     # use the top 53 bits, so that the limit is exact as a float and density 1 keeps everything
     chances = density.double().flatten().numpy() if isinstance(density, Tensor) else np.array([density])

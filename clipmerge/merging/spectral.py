@@ -12,10 +12,7 @@ _TINY_SQUARE = 1e-8
 
 
 def spectral_split(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """Split a matrix into its ``rank`` largest singular directions and the rest, both of its shape and dtype.
-
-    Dimensions after the first are flattened into the columns.
-    """
+    """Split a matrix, flattened to two dimensions, into its ``rank`` largest singular directions and the rest."""
     flat = matrix.flatten(1).double()
     transposed = flat.shape[0] > flat.shape[1]
     flat = flat.T if transposed else flat

@@ -67,10 +67,7 @@ def starting_at(tower: torch.nn.Module, prefix: Prefix | None) -> Iterator[None]
 
 
 def entering(tower: torch.nn.Module, run: Callable[[], Any]) -> tuple[Tensor, ...] | None:
-    """Return the inputs of a tower's blocks and the output of the last, from one run.
-
-    The result is ``None`` if blocks pass on more than one tensor, or do not run one after another.
-    """
+    """Inputs of a tower's blocks and the output of the last, from one run; ``None`` if they form no chain."""
     place = block_list(tower)
     if place is None:
         return None

@@ -59,10 +59,7 @@ class TransformersClip:
             return torch.as_tensor(processed["pixel_values"], dtype=torch.float32)
 
     def tokens(self, prompts: list[str]) -> dict[str, Tensor]:
-        """Tokenise prompts, cut at the text tower's length: (prompts, length), int64.
-
-        ``attention_mask`` is left out if the family reads padding as text.
-        """
+        """Tokenise prompts: (prompts, length), int64; without a mask if the family reads padding as text."""
         with preparing(self._folder, "prompts"):
             encoded = self.processor.tokenizer(
                 prompts,
@@ -121,10 +118,7 @@ build = TransformersClip
 
 
 def _pack(processed: Mapping[str, Any]) -> Tensor:
-    """Concatenate patches, their mask and the images' shapes: (batch, patches, entries + 3), float32.
-
-    The shapes are counts of patches, which float32 holds exactly.
-    """
+    """Concatenate patches, their mask and counts of patches: (batch, patches, entries + 3), float32."""
     patches = torch.as_tensor(processed["pixel_values"], dtype=torch.float32)
     mask = torch.as_tensor(processed["pixel_attention_mask"], dtype=torch.float32)[..., None]
     shapes = torch.as_tensor(processed["spatial_shapes"], dtype=torch.float32)[:, None].expand(-1, patches.shape[1], -1)

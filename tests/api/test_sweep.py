@@ -30,8 +30,7 @@ from clipmerge.evaluation.accuracy import evaluate_sources
 from clipmerge.evaluation.moving_model import MovingModel
 from clipmerge.evaluation.points import Point
 from clipmerge.evaluation.scorer import Scorer
-from clipmerge.evaluation.settings import EvalSettings
-from clipmerge.evaluation.sources import named_sources
+from clipmerge.evaluation.settings import EvalSettings, named_sources
 from clipmerge.images import batches
 from clipmerge.images.dataset import load_images
 from clipmerge.models.building import build_model

@@ -10,8 +10,7 @@ from transformers import CLIPModel, CLIPProcessor
 
 from clipmerge.errors import UsageError
 from clipmerge.evaluation.accuracy import evaluate_sources
-from clipmerge.evaluation.settings import EvalSettings
-from clipmerge.evaluation.sources import named_sources, parse_named_source
+from clipmerge.evaluation.settings import EvalSettings, named_sources, parse_named_source
 from clipmerge.progress import Silent
 from tests.support.command import clipmerge, refused
 from tests.support.tiny_clip import CLASSES, save_images

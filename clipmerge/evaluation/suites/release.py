@@ -45,10 +45,7 @@ def path_of(release: Release) -> Path:
 
 
 def fetch_release(release: Release, progress: Progress) -> Path:
-    """Download a release file unless it is here, and check the size and hash that are published.
-
-    If the download stops, the part received is kept for the next try.
-    """
+    """Download a release file unless it is here, from where a download stopped, and check its size and hash."""
     from filelock import FileLock
 
     path = path_of(release)
