@@ -52,7 +52,7 @@ class StateDict(Checkpoint):
     _laid_out: dict[str, Tensor] = field(default_factory=dict, repr=False, compare=False)
 
     def array(self, key: str, start: int = 0, stop: int | None = None) -> Array:
-        """Read a run of elements; of a transpose a contiguous copy is kept, as one per run would take quadratic time."""
+        """Read a run of elements; of a transpose a contiguous copy is kept: one per run would take quadratic time."""
         tensor = self.tensors[key].detach()
         if not tensor.is_contiguous():
             laid_out = self._laid_out.get(key)

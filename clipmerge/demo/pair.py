@@ -61,10 +61,7 @@ def prepare(folder: Path) -> DemoPair:
         with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as scratch:
             built = Path(scratch) / "demo"
             _build(built)
-            files = sorted(path for path in built.rglob("*") if path.is_file())
-            sizes = {path.relative_to(built).as_posix(): path.stat().st_size for path in files}
-            manifest = {"made_by": "clipmerge demo", "fingerprint": _fingerprint(), "files": sizes}
-            (built / _MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+            _write_manifest(built)
             if not _is_finished(folder):  # by another run, which was faster
                 if folder.exists():
                     folder.rename(Path(scratch) / "old")
@@ -92,6 +89,13 @@ def _is_finished(folder: Path) -> bool:
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False
+
+
+def _write_manifest(folder: Path) -> None:
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in files}
+    manifest = {"made_by": "clipmerge demo", "fingerprint": _fingerprint(), "files": sizes}
+    (folder / _MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
 
 
 def _build(folder: Path) -> None:
