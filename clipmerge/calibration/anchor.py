@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -14,41 +16,65 @@ ANCHORS = tuple(tenth / 10 for tenth in range(5, 11))
 KEPT_RANK = 2 / 3
 
 
-def find_anchor(objective: Objective) -> float:
-    """The alpha with the lowest loss among those from 0.5 up whose features keep two thirds of their effective rank.
+@dataclass(frozen=True)
+class Anchor:
+    """The anchor.
+
+    Attributes:
+        alpha: Its place on the straight path.
+        harmed: Whether fine-tuning has harmed the features there, so that there is something to mend.
+        finetuned_rank: Effective rank of the fine-tuned model's features, as a share of the zero-shot model's.
+    """
+
+    alpha: float
+    harmed: bool
+    finetuned_rank: float
+
+
+@dataclass(frozen=True)
+class PathPoint:
+    """A point of the path on all calibration images: mean loss in nats, accuracy, and the features' effective rank."""
+
+    loss: float
+    accuracy: float
+    rank: float
+
+
+def find_anchor(objective: Objective, max_loss: float) -> Anchor:
+    """Find the alpha with the lowest loss from 0.5 up whose features keep two thirds of their effective rank.
 
     Features that fall into a few directions, those of the target's classes, are a trace of fine-tuning that has harmed
-    the model: then the anchor is 0.5. Beyond 0.5 there is little to mend.
+    the model: then the anchor is the lowest alpha. None loses more than ``max_loss`` points of accuracy.
     """
     objective.work.announce(FORWARD * (1 + len(ANCHORS)) * sum(len(batch) for batch in objective.shares.batches))
-    _, zeroshot = _loss_and_rank(objective, 0.0)
-    points = {alpha: _loss_and_rank(objective, alpha) for alpha in ANCHORS}
-    kept = {alpha: rank / max(zeroshot, 1e-9) for alpha, (_, rank) in points.items()}
-    anchor = min((a for a in points if a == UNTUNED or kept[a] >= KEPT_RANK), key=lambda alpha: points[alpha][0])
-    objective.note(
-        f"the zero-shot model does not know the target; fine-tuning leaves {kept[1.0]:.0%} of its features' effective "
-        f"rank, and alpha {anchor:g} of the straight path {kept[anchor]:.0%}"
-    )
-    return anchor
+    zeroshot = _point(objective, 0.0).rank
+    points = {alpha: _point(objective, alpha) for alpha in ANCHORS}
+    least = points[1.0].accuracy - max_loss / 100 - 1e-9
+    accurate = {alpha: point for alpha, point in points.items() if point.accuracy >= least}
+    unharmed = {alpha: point.loss for alpha, point in accurate.items() if point.rank >= KEPT_RANK * zeroshot}
+    alpha = min(unharmed, key=unharmed.__getitem__) if unharmed else min(accurate)
+    return Anchor(alpha, not unharmed, points[1.0].rank / max(zeroshot, 1e-9))
 
 
 @torch.no_grad()
-def _loss_and_rank(objective: Objective, alpha: float) -> tuple[float, float]:
-    """Mean loss of the calibration images at alpha, in nats, and the `effective_rank` of their features."""
+def _point(objective: Objective, alpha: float) -> PathPoint:
+    """Evaluate a point on the images of all processes."""
     objective.path.move_to(alpha)
     prompts = objective.criterion.prompt_features()
     width = prompts.shape[-1]
-    # sums over the images of all processes: the loss, the features, and their products
+    # sums: the loss and the number of right answers, the features, and their products
     sums = torch.zeros(width + 2, width, device=prompts.device)
     for batch in objective.shares.batches:
         features = objective.criterion.embed(batch.pixels).float()
-        sums[0, 0] += len(batch) * objective.criterion.loss(batch, prompts, features)
+        logits = objective.criterion.logits(batch, prompts, features)
+        sums[0, 0] += torch.nn.functional.cross_entropy(logits, batch.labels, reduction="sum")
+        sums[0, 1] += (logits.argmax(1) == batch.labels).sum()
         sums[1] += features.sum(0)
         sums[2:] += features.T @ features
         objective.work.tick(FORWARD * len(batch))
     objective.shares.add_up(sums)
     sums = sums.cpu().double() / objective.shares.images
-    return float(sums[0, 0]), effective_rank(sums[2:] - sums[1].outer(sums[1]))
+    return PathPoint(float(sums[0, 0]), float(sums[0, 1]), effective_rank(sums[2:] - sums[1].outer(sums[1])))
 
 
 def effective_rank(covariance: Tensor) -> float:

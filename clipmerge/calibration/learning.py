@@ -114,19 +114,23 @@ def learn(objective: Objective, coefficients: Coefficients, config: LearningConf
         MeasureError: If a loss is not finite.
     """
     layout = lay_out(objective, config.steps, batch=config.batch, share=config.held_back)
-    skill = None
+    skill = rank = None
     if config.judges_zeroshot:
         skill = _zeroshot_skill(objective, config.goal, _path_steps(layout))
         if skill < SKILLED:
             goal = replace(config.goal, divergence="path-features")
             config = replace(config, goal=goal, steps=math.ceil(config.steps / 2))
     if config.goal.divergence == "path-features":
-        anchor = find_anchor(objective)
-        config = replace(config, goal=replace(config.goal, anchor=anchor))
-        if anchor > UNTUNED and not coefficients.has_start:
+        anchor = find_anchor(objective, config.max_loss)
+        rank = anchor.finetuned_rank
+        config = replace(config, goal=replace(config.goal, anchor=anchor.alpha))
+        if not anchor.harmed and anchor.alpha > UNTUNED and not coefficients.has_start:
             # where fine-tuning has done little harm, learning and masks lose more than they mend
             config = replace(config, steps=0, sparsify=None)
-    return _Run(objective, coefficients, config, layout, skill).learn()
+    found = _Run(objective, coefficients, config, layout).learn()
+    if found.choice is None:
+        return found
+    return replace(found, choice=found.choice.model_copy(update={"zeroshot_skill": skill, "finetuned_rank": rank}))
 
 
 def _zeroshot_skill(objective: Objective, goal: Goal, steps: Sequence[Step]) -> float:
@@ -169,10 +173,9 @@ class _Run:
         coefficients: Coefficients,
         config: LearningConfig,
         layout: Layout,
-        skill: float | None,
     ) -> None:
         self._objective, self._coefficients, self._config = objective, coefficients, config
-        self._layout, self._skill = layout, skill
+        self._layout = layout
         self._storage = objective.learning_state
         masked = () if config.sparsify is None else UNDER_A_MASK
         self._candidates = (CANDIDATES if config.steps else ()) + masked
@@ -332,6 +335,5 @@ class _Run:
         found = {
             "seen_right": Losses(*last_steps.mean(0).tolist()).accuracy if len(last_steps) else None,
             "divergence": goal.divergence,
-            "zeroshot_skill": self._skill,
         }
         return choice.model_copy(update=found)

@@ -125,6 +125,8 @@ class HeldBackChoice(Frozen):
             ``path-features``, those of both the zero-shot model and the point where learning started.
         zeroshot_skill: Share of the uncertainty about the labels that the zero-shot predictions remove: McFadden's R2,
             1 - loss / log(classes); ``None`` if it was not asked.
+        finetuned_rank: Effective rank of the fine-tuned model's image features on the calibration images, as a share of
+            the zero-shot model's; ``None`` if it was not asked.
         seen_right: Share of the views of its own images that learning recognised in its last steps.
     """
 
@@ -142,6 +144,7 @@ class HeldBackChoice(Frozen):
     seen_right: float | None = None
     divergence: str = "predictions"
     zeroshot_skill: float | None = None
+    finetuned_rank: float | None = None
 
 
 class Measurements(Frozen):

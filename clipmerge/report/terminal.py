@@ -29,12 +29,15 @@ def summary(record: MergeRecord, width: int = MAX_WIDTH) -> RenderableType:
     if record.calibration is None or not any(layer.alpha_range for layer in record.layers.values()):
         return summary_table(record, width)
     unlabelled = record.calibration.unlabelled
-    stragglers = record.headline.partition(" learned coefficients")[0].rpartition("; ")[0]
+    stragglers = record.headline.partition(" coefficients")[0].rpartition("; ")[0]
     learned = f"learned on {record.calibration.images:,} of your images"
     sentence = f"How far each weight goes from zero-shot to fine-tuned was {learned}"
     if record.choice and record.choice.alpha is not None:
         alpha = f"alpha {record.choice.alpha:g} for all weights"
         sentence = f"Nothing {learned} is proven better than {alpha}, which was taken"
+        if record.choice.finetuned_rank is not None and not any(record.trace.values()):
+            kept = f"{record.choice.finetuned_rank:.0%} of the effective rank of its features"
+            sentence = f"Fine-tuning left the zero-shot model {kept}, so nothing was learned, and {alpha} was taken"
     lines = [f"{stragglers}."] * bool(stragglers) + [f"{sentence} (-v says more)."]
     lines += [unlabelled.sentence] if unlabelled else []
     return Group(*_effect_lines(record), *_other_task_lines(record), *(Text(_printable(line)) for line in lines))

@@ -13,6 +13,7 @@ from scipy import stats
 
 from clipmerge.calibration import choice as choice_module
 from clipmerge.calibration import learning
+from clipmerge.calibration.anchor import Anchor
 from clipmerge.calibration.augmentation import augmented, corrupted, viewed
 from clipmerge.calibration.choice import CANDIDATES, Candidate, ValidationScore, choose, validate
 from clipmerge.calibration.coefficients import Coefficients
@@ -140,7 +141,7 @@ def test_from_an_anchor_it_goes_no_further_than_the_accuracy_needs() -> None:
 
 
 def test_nothing_is_learned_where_fine_tuning_harmed_little(ends: Ends, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(learning, "find_anchor", lambda objective: 0.8)
+    monkeypatch.setattr(learning, "find_anchor", lambda *_: Anchor(0.8, False, 0.9))
     monkeypatch.setattr(learning, "SKILLED", 2.0)
     objective = objective_for(ends, make_batches(SIZES))
     for held_back in (0.0, 0.3):
@@ -149,7 +150,7 @@ def test_nothing_is_learned_where_fine_tuning_harmed_little(ends: Ends, monkeypa
         assert all(torch.equal(value, torch.full_like(value, 0.8)) for value in found.coefficients.values())
         assert found.notes == ()
     assert found.choice is not None
-    assert (found.choice.alpha, found.choice.divergence) == (0.8, "path-features")
+    assert (found.choice.alpha, found.choice.divergence, found.choice.finetuned_rank) == (0.8, "path-features", 0.9)
     from clipmerge.checkpoint import align_checkpoints, open_checkpoint
 
     inputs = align_checkpoints(open_checkpoint(str(ends[0])), [open_checkpoint(str(ends[1]))])
@@ -344,7 +345,7 @@ def test_predictions_that_do_not_know_the_target_are_not_held(
     measured = 1 - loss / math.log(objective.criterion.prompts.classes)
     assert found.choice.zeroshot_skill == pytest.approx(measured, rel=1e-4)
     monkeypatch.setattr(learning, "SKILLED", measured + (0.33 - skill))
-    monkeypatch.setattr(learning, "find_anchor", lambda objective: 0.5)
+    monkeypatch.setattr(learning, "find_anchor", lambda *_: Anchor(0.5, True, 0.1))
     starts: list[float] = []
     fill = Coefficients.fill
 

@@ -32,6 +32,11 @@ def test_table_fits_a_terminal(name):
         (learned(), "How far each weight goes from zero-shot to fine-tuned was learned on 819 of your images"),
         (learned(stragglers=("vision.3.mlp",)), "1 stragglers of 55 layers, 50% of their weights back at zero-shot."),
         (learned() | {"choice": PATH}, "Nothing learned on 819 of your images is proven better than alpha 0.4 for all"),
+        (
+            learned(stragglers=("vision.3.mlp",)) | {"choice": PATH | {"finetuned_rank": 0.8}, "trace": {}},
+            "1 stragglers of 55 layers, 50% of their weights back at zero-shot.\nFine-tuning left the zero-shot model "
+            "80% of the effective rank of its features, so nothing was learned, and alpha 0.4 for all weights was",
+        ),
     ],
 )
 def test_the_summary_says_in_a_sentence_what_was_learned(record, said):
