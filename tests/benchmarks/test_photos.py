@@ -259,8 +259,9 @@ def test_wrong_arguments_are_one_line(
 def test_pairs_are_chosen_by_name_regime_target_or_purpose() -> None:
     assert chosen_pairs([]) == list(PAIRS)
     tuning = chosen_pairs(["tuning"])
-    assert {spec.target for spec in tuning} == {"sketch", "cifar10"}
-    assert {spec.backbone for spec in tuning} == {"lite0"}
+    assert {spec.target for spec in tuning if spec.backbone == "lite0"} == {"sketch", "cifar10", "art"}
+    assert {(spec.target, spec.seed) for spec in tuning if spec.backbone == "lite2"} == {("art", 0)}
+    assert {spec.regime for spec in tuning if spec.target == "art"} == {"aggressive", "mild"}
     assert len(tuning) + len(chosen_pairs(["held-out"])) == len(PAIRS)
     assert [spec.name for spec in chosen_pairs(["both-towers"])] == ["both-towers-sketch-0", "both-towers-art-0"]
     with pytest.raises(UsageError, match="no pair 'nothing'"):
