@@ -194,6 +194,7 @@ def run_sweep(
     if 1.0 in request.alphas:  # the curve includes the fine-tuned model
         accuracies = {f"recipe {plan.recipe.name}": float(rows[plan.point]["id"]) for plan in planned}
         finetuned = rows[request.alphas.index(1.0)]["id"]
+        accuracies |= {f"point {name}": rows[number]["id"] for number, name in enumerate(placed, first)}
         lost = loss_warnings(accuracies, "ID accuracy", finetuned, request.max_loss)
     say_all(progress, lost)
     if lost and request.strict:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -50,7 +51,7 @@ def _compared(row: dict[str, Any], warnings: Sequence[str]) -> Answer:
     numbers = f"{numbers} of mean OOD accuracy against the alpha curve at {where}"
     name = row["name"]
     if low > 0:
-        loses = any(warning.startswith(f"recipe {name} loses ") for warning in warnings)
+        loses = any(re.match(rf"(recipe|point) {re.escape(name)} loses ", warning) for warning in warnings)
         return Answer("open", f"{name} gains", f"{numbers}.") if loses else Answer("yes", f"Use {name}", f"{numbers}.")
     if high < 0:
         return Answer("no", "Keep to the alpha curve", f"{name}, the best of the others, has {numbers}.")

@@ -108,6 +108,17 @@ def test_only_a_check_lets_the_page_say_that_no_recipe_has_seen_an_ood_image(che
     assert ("Of the other checkpoints, nobody knows." in text) == checked
 
 
+def test_what_loses_too_much_is_not_recommended() -> None:
+    row = {"name": "mine", "alpha": None, "gain": 0.05, "gain_interval": [0.02, 0.08], "gain_note": None}
+    record = {"curve": [], "recipes": [], "points": [row]}
+    assert headline(record).startswith("Use mine: ")
+    for who in ("point mine", "recipe mine"):
+        lost = {"warnings": [f"{who} loses 4.0 points of the fine-tuned model's ID accuracy"]}
+        assert headline(record | lost).startswith("mine gains: ")
+    other = {"warnings": ["point mine-2 loses 4.0 points of the fine-tuned model's ID accuracy"]}
+    assert headline(record | other).startswith("Use mine: ")
+
+
 shares = st.integers(0, 8).map(lambda eighth: eighth / 8)
 
 
