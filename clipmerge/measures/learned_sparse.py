@@ -70,6 +70,9 @@ def learned_sparse(
     coefficients = Coefficients(objective, settings.pop("granularity"), settings.pop("start"))
     config = replace(learning_config(**settings), sparsify=lambda: (finder.parameters(), density))
     learned = learn(objective, coefficients, config)
+    if not learned.trace:
+        objective.announce(gradient=1)
+        finder.measure()
     measurements = learned_measurements("learned-sparse", objective, coefficients, learned)
     found = {
         "statistics": (*measurements.statistics, *finder.statistics),
@@ -87,8 +90,8 @@ class _Finder:
         self._stragglers: tuple[str, ...] = ()
         self.notes: tuple[str, ...] = ()
 
-    def parameters(self) -> list[str]:
-        """Find the stragglers at the current weights, and return their parameters' names."""
+    def measure(self) -> None:
+        """Measure the sharpness of every layer at the current weights."""
         with self._objective.fewer_prompts() as notes:
             sharpness = layer_sharpness(self._objective)
         self.notes = tuple(f"sharpness {note}" for note in notes)
@@ -100,6 +103,10 @@ class _Finder:
             title="sharpness",
             about="largest first-order rise of the loss when this layer alone moves as far as fine-tuning moved it.",
         )
+
+    def parameters(self) -> list[str]:
+        """Find the stragglers at the current weights, and return their parameters' names."""
+        self.measure()
         self._stragglers = self._found()
         return [name for layer in self._stragglers for name in self._objective.path.layers[layer]]
 

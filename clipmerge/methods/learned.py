@@ -40,7 +40,7 @@ def learned(task: Task, *, alpha: Share = 1.0) -> Decision:
     scaled = "" if alpha == 1 else f" times {alpha:g}"
     finding = _told(measurements.trace)
     if measurements.choice:
-        finding += f"; {_chosen(measurements.choice)}"
+        finding += f"; {_chosen(measurements.choice, learned=any(measurements.trace.values()))}"
     kind = "learned coefficients" if any(measurements.trace.values()) else "coefficients"
     return Decision(layers, f"{numbers:,} {kind}{scaled}; {finding}", finding=finding, coefficients=coefficients)
 
@@ -57,14 +57,14 @@ def _told(trace: dict[str, tuple[float, ...]]) -> str:
     return ", ".join(parts) + " nats while learning" if parts else "nothing was learned"
 
 
-def _chosen(choice: HeldBackChoice) -> str:
+def _chosen(choice: HeldBackChoice, *, learned: bool = True) -> str:
     """Describe the choice of the held-back images, and its gain over the straight path."""
     images = f"{choice.images} images held back"
     # what is counted are slightly changed views, several of each image
     accuracy = f"it recognises {choice.right:.1%} of their views, the fine-tuned model {choice.finetuned_right:.1%}"
     if choice.alpha is not None:
         found = f"nothing that was learned is proven better than alpha {choice.alpha:g} of the straight path"
-        if choice.gain is None:
+        if not learned:
             found = f"alpha {choice.alpha:g} of the straight path"
         return f"{images}: {found}; {accuracy}"
     way = "all of what was learned" if choice.part == 1 else f"{choice.part:.0%} of the way to what was learned"

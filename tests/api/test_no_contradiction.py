@@ -124,7 +124,7 @@ def test_what_is_written_is_what_the_plan_says(
         assert record.headline in said
     short = " ".join(clipmerge("report", tmp_path / "out").out.split())
     check_effect(short, record)
-    assert record.headline.partition(" learned coefficients")[0].rpartition("; ")[0] in short
+    assert record.headline.partition(" coefficients")[0].rpartition("; ")[0] in short
     check_terminal(ended.out, record)
     check_terminal(again, record)
     for name, entry in record.layers.items():

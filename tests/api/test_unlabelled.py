@@ -66,7 +66,7 @@ def test_a_merge_learns_from_a_flat_folder_and_says_so(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     # with a few images held back nothing is proven, and the path would be taken whatever was learned
     whole = ["--set", "measure.held_back=0"]
-    merge = ["merge", *pair, "--recipe", "auto", "--data", images, *QUICK, "--images", 20, *whole]
+    merge = ["merge", *pair, "--recipe", "auto", "--data", images, *QUICK, *HELD, "--images", 20, *whole]
     found = done(*merge, "--unlabelled", camera, "--output", tmp_path / "out")
     record = json.loads((tmp_path / "out" / "clipmerge.json").read_text())
     given = record["calibration"]["unlabelled"]

@@ -33,6 +33,9 @@ CLAIMS: dict[str, Callable[[Alphas, Plan, re.Match[str]], bool]] = {
         [end for entry in plan.layers.values() for end in entry.alpha_range or [entry.alpha]] + alphas, m[1], m[2]
     ),
     r"([\d,]+) learned coefficients": lambda alphas, plan, m: any(e.alpha_range for e in plan.layers.values()),
+    r"([\d,]+) coefficients(?: times [\d.]+)?; nothing was learned": lambda alphas, plan, m: all(
+        entry.alpha_range[0] == entry.alpha_range[1] for entry in plan.layers.values() if entry.alpha_range
+    ),
     rf"every layer gets alpha {N}": lambda alphas, _, m: spans(alphas, m[1], m[1]),
     rf"(?:they get|it gets) alpha {N}(?: and the [\w-]+ mask)?, the rest alpha {N}": lambda alphas, _, m: (
         {f"{alpha:g}" for alpha in alphas} == {f"{float(m[1]):g}", f"{float(m[2]):g}"}
