@@ -69,7 +69,7 @@ def summary_png(groups: Groups) -> bytes:
                 markersize=7,
                 capsize=2,
                 linestyle="none",
-                label=recipe if line == 0 else None,
+                label=None if recipe in axes.get_legend_handles_labels()[1] else recipe,
             )
     axes.set_yticks(
         range(len(groups)), [f"{title},\n{regime} ({len(pairs)})" for (title, regime), pairs in groups.items()]
@@ -104,7 +104,7 @@ def accuracies_png(pairs: Sequence[Resampled]) -> bytes:
                     [line + 0.18 * (shift - (len(recipes) + 1) / 2)],
                     xerr=100 * np.abs(ends - found.value)[:, None],
                     linestyle="none",
-                    label=model if line == 0 else None,
+                    label=None if model in axes.get_legend_handles_labels()[1] else model,
                     **_mark(model),
                 )
         axes.set_title(f"accuracy {title}, %", fontsize=10)
