@@ -37,6 +37,8 @@ QUICK = {
 }
 #: Those that measure, in seconds each.
 MEASURED = ("auto", "straggler-sparse", "straggler-outlier", "random-matched")
+#: Those that the fast tests run: seconds each too.
+FAST = ("wise-ft", "lines")
 TAKES_ALPHA = ("wise-ft", "auto", "straggler-sparse", "straggler-outlier")
 shares = st.sampled_from([0.0, 0.1, 0.5, 1.0])
 overrides = st.builds(Override, layers=st.sampled_from(["text.*", "*.mlp", "logit_scale", "*"]), alpha=shares)
@@ -52,7 +54,10 @@ def known() -> Known:
 
 @pytest.mark.parametrize(
     "method",
-    [pytest.param(name, marks=[pytest.mark.slow, pytest.mark.uncounted] * (name in MEASURED)) for name in QUICK],
+    [
+        pytest.param(name, marks=[pytest.mark.slow] * (name not in FAST) + [pytest.mark.uncounted] * (name in MEASURED))
+        for name in QUICK
+    ],
 )
 @settings(
     max_examples=2,
