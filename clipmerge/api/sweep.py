@@ -192,10 +192,10 @@ def run_sweep(
     rows = _rows(request, correct)
     lost: tuple[str, ...] = ()
     if 1.0 in request.alphas:  # the curve includes the fine-tuned model
-        accuracies = {f"recipe {plan.recipe.name}": float(rows[plan.point]["id"]) for plan in planned}
-        finetuned = rows[request.alphas.index(1.0)]["id"]
-        accuracies |= {f"point {name}": rows[number]["id"] for number, name in enumerate(placed, first)}
-        lost = loss_warnings(accuracies, "ID accuracy", finetuned, request.max_loss)
+        numbers = {f"recipe {each.recipe.name}": each.point for each in planned}
+        numbers |= {f"point {name}": number for number, name in enumerate(placed, first)}
+        accuracies = {who: float(rows[number]["id"]) for who, number in numbers.items()}
+        lost = loss_warnings(accuracies, "ID accuracy", rows[request.alphas.index(1.0)]["id"], request.max_loss)
     say_all(progress, lost)
     if lost and request.strict:
         raise VerdictError(f"{lost[0]}; nothing was written (--strict)")

@@ -62,7 +62,7 @@ class Goal:
 
     @property
     def teachers(self) -> tuple[float, ...]:
-        """The alphas whose outputs the divergence holds, by their mean."""
+        """Alphas of the points whose mean output the divergence holds."""
         if not self.robustness:
             return ()
         return (0.0, self.anchor) if self.divergence == "path-features" else (0.0,)
@@ -202,7 +202,7 @@ def make_corrupted(step: Step) -> Tensor:
 def _teacher_targets(
     objective: Objective, step: Step, goal: Goal, pixels: Tensor, *, cached: bool, before: Tensor | None
 ) -> Tensor:
-    """Features of pictures, or log probabilities of a step's classes, at the current weights: their part of a mean."""
+    """Features of pictures, or log probabilities of a step's classes, added to the teachers' ``before`` as a mean."""
     targets = _features(objective, goal, pixels)
     if not goal.holds_features:
         classes = class_features(objective, step, goal, cached=cached)
@@ -261,13 +261,13 @@ def corrupted_goals(objective: Objective, goal: Goal, step: Step, labels: Tensor
     return loss + goal.weight * _divergence(goal, features, logits, step.corrupted)
 
 
-def _divergence(goal: Goal, features: Tensor, logits: Tensor, zeroshot: Tensor | None) -> Tensor:
-    """Divergence from the zero-shot model's features or log probabilities, (pictures,); 0 without them."""
-    if zeroshot is None:
+def _divergence(goal: Goal, features: Tensor, logits: Tensor, target: Tensor | None) -> Tensor:
+    """Divergence from the target features or log probabilities, (pictures,); 0 without them."""
+    if target is None:
         return torch.zeros(len(logits), device=logits.device)
     if goal.holds_features:
-        return 1 - (features * zeroshot).sum(-1)
-    return kl_div(logits.log_softmax(-1), zeroshot, reduction="none", log_target=True).sum(-1)
+        return 1 - (features * target).sum(-1)
+    return kl_div(logits.log_softmax(-1), target, reduction="none", log_target=True).sum(-1)
 
 
 def _goal_of(objective: Objective, goal: Goal, pictures: Pictures, classes: Tensor) -> tuple[Tensor, Tensor]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -51,7 +50,7 @@ def _compared(row: dict[str, Any], warnings: Sequence[str]) -> Answer:
     numbers = f"{numbers} of mean OOD accuracy against the alpha curve at {where}"
     name = row["name"]
     if low > 0:
-        loses = any(re.match(rf"(recipe|point) {re.escape(name)} loses ", warning) for warning in warnings)
+        loses = any(warning.startswith((f"recipe {name} loses ", f"point {name} loses ")) for warning in warnings)
         return Answer("open", f"{name} gains", f"{numbers}.") if loses else Answer("yes", f"Use {name}", f"{numbers}.")
     if high < 0:
         return Answer("no", "Keep to the alpha curve", f"{name}, the best of the others, has {numbers}.")

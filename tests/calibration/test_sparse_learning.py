@@ -20,7 +20,7 @@ from tests.support.command import clipmerge
 from tests.support.small_objective import Ends, Reference, make_batches, objective_for
 
 # the zero-shot model of these tests knows nothing, and nothing would be learned
-HELD: dict[str, Any] = {"divergence": "predictions"}
+LEARN: dict[str, Any] = {"divergence": "predictions"}
 SIZES = (8, 8, 7)
 
 
@@ -120,7 +120,7 @@ def stragglers(found: Any, objective: Objective) -> list[str]:
 @pytest.mark.parametrize("density", [0.5, 0.2])
 def test_stragglers_keep_the_share_and_always_exist(ends: Ends, density: float) -> None:
     objective = objective_for(ends, make_batches(SIZES))
-    found = learned_sparse(objective, **HELD, steps=4, density=density, held_back=0.0)
+    found = learned_sparse(objective, **LEARN, steps=4, density=density, held_back=0.0)
     sharp = stragglers(found, objective)
     assert sharp == list(sharpest({k: v for k, v in found["sharpness"].values.items() if k.count(".") == 2}, 0.15))
     for layer in sharp:
@@ -128,20 +128,20 @@ def test_stragglers_keep_the_share_and_always_exist(ends: Ends, density: float) 
         for name in objective.path.layers[layer]:
             assert torch.equal(found.coefficients[name] == 0, found.coefficients[name] <= 0)
     assert sum(found["sharpness_share"].values.values()) == pytest.approx(1)
-    assert stragglers(learned_sparse(objective_for(ends, make_batches(SIZES)), **HELD, steps=1, share=0.0), objective)
+    assert stragglers(learned_sparse(objective_for(ends, make_batches(SIZES)), **LEARN, steps=1, share=0.0), objective)
 
 
 def test_stragglers_stay_sparse_where_the_straight_path_is_better(ends: Ends) -> None:
     objective = objective_for(ends, make_batches((8, 8, 8, 8, 8)))
     # nothing is learned in one step so small, and dropping most of the sharpest layers costs
-    found = learned_sparse(objective, **HELD, steps=1, rate=1e-9, density=0.05, share=0.9, held_back=0.3)
+    found = learned_sparse(objective, **LEARN, steps=1, rate=1e-9, density=0.05, share=0.9, held_back=0.3)
     assert found.choice is not None
     assert found.choice.goal > found.choice.path_goal
     assert found.choice.alpha is None
     sharp = stragglers(found, objective)
     assert all(found["at_zero"].values[layer] >= 0.9 for layer in sharp)
     dense = learned_coefficients(
-        objective_for(ends, make_batches((8, 8, 8, 8, 8))), **HELD, steps=1, rate=1e-9, held_back=0.3
+        objective_for(ends, make_batches((8, 8, 8, 8, 8))), **LEARN, steps=1, rate=1e-9, held_back=0.3
     )
     assert dense.choice is not None
     assert dense.choice.goal <= dense.choice.path_goal
@@ -150,7 +150,7 @@ def test_stragglers_stay_sparse_where_the_straight_path_is_better(ends: Ends) ->
 @pytest.mark.slow
 def test_the_controls_take_other_layers_and_the_outlier_rule_may_take_none(ends: Ends) -> None:
     sharp, flat, outlier = (
-        learned_sparse(objective_for(ends, make_batches(SIZES)), **HELD, steps=2, rule=rule, share=0.2)
+        learned_sparse(objective_for(ends, make_batches(SIZES)), **LEARN, steps=2, rule=rule, share=0.2)
         for rule in ("share", "flattest", "outlier")
     )
     objective = objective_for(ends, make_batches(SIZES))
@@ -159,7 +159,7 @@ def test_the_controls_take_other_layers_and_the_outlier_rule_may_take_none(ends:
     assert not set(stragglers(sharp, objective)) & set(stragglers(flat, objective))
     assert stragglers(outlier, objective) == []
     drawn = [
-        learned_sparse(objective_for(ends, make_batches(SIZES)), **HELD, steps=1, rule="random", share=0.2, draw=draw)
+        learned_sparse(objective_for(ends, make_batches(SIZES)), **LEARN, steps=1, rule="random", share=0.2, draw=draw)
         for draw in (0, 0, 1, 2)
     ]
     chosen = [stragglers(each, objective) for each in drawn]
