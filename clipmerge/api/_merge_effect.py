@@ -41,8 +41,17 @@ def add_verdict(run: Run, request: MergeRequest) -> None:
         plan, tensors = shared_plan(run)
         try:
             images = _held_back(run, request)
-            loss = request.max_loss
-            bought = measure_effect(run.inputs, plan, tensors, images, settings, max_loss=loss, progress=run.progress)
+            measured = run.plan and run.plan.measurements
+            bought = measure_effect(
+                run.inputs,
+                plan,
+                tensors,
+                images,
+                settings,
+                max_loss=request.max_loss,
+                finetuned_rank=measured.choice.finetuned_rank if measured and measured.choice else None,
+                progress=run.progress,
+            )
         except (CheckpointError, _Unmeasurable) as error:
             text = f"what the merge bought could not be measured: {error}"
             if request.strict:

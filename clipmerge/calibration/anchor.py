@@ -56,6 +56,12 @@ def find_anchor(objective: Objective, max_loss: float) -> Anchor:
     return Anchor(alpha, not unharmed, points[1.0].rank / max(zeroshot, 1e-9))
 
 
+def finetuned_rank(objective: Objective) -> float:
+    """Effective rank of the fine-tuned model's features, as a share of the zero-shot model's."""
+    objective.work.announce(FORWARD * 2 * sum(len(batch) for batch in objective.shares.batches))
+    return _point(objective, 1.0).rank / max(_point(objective, 0.0).rank, 1e-9)
+
+
 @torch.no_grad()
 def _point(objective: Objective, alpha: float) -> PathPoint:
     """Evaluate a point on the images of all processes."""

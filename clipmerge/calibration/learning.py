@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from clipmerge.calibration.activations import Activations, forecast
-from clipmerge.calibration.anchor import UNTUNED, find_anchor
+from clipmerge.calibration.anchor import UNTUNED, find_anchor, finetuned_rank
 from clipmerge.calibration.choice import (
     CANDIDATES,
     UNDER_A_MASK,
@@ -120,6 +120,8 @@ def learn(objective: Objective, coefficients: Coefficients, config: LearningConf
         if skill < SKILLED:
             goal = replace(config.goal, divergence="path-features")
             config = replace(config, goal=goal, steps=math.ceil(config.steps / 2))
+        else:
+            rank = finetuned_rank(objective)
     if config.goal.divergence == "path-features":
         anchor = find_anchor(objective, config.max_loss)
         rank = anchor.finetuned_rank

@@ -9,6 +9,8 @@ from clipmerge.planning.merge_effect import ADVICE, Difference, Gain, ModelAccur
 
 # Accuracies are ratios of counts; rounding errors are far below one image in a billion.
 _ROUNDING = 1e-9
+# A fine-tuned model whose features keep less of their effective rank has lost robustness (docs/verdict.md).
+_NARROWED = 1 / 3
 
 
 @dataclass(frozen=True)
@@ -30,9 +32,12 @@ def concluded(
     over_zeroshot: Gain,
     images: int,
     max_loss: float,
+    finetuned_rank: float | None = None,
 ) -> Conclusion:
     """Recommend whether to use a merged model."""
-    recommendation, reason = _recommended(zeroshot, finetuned, over_finetuned, over_zeroshot, max_loss / 100)
+    recommendation, reason = _recommended(
+        zeroshot, finetuned, over_finetuned, over_zeroshot, max_loss / 100, finetuned_rank
+    )
     low, high = merged.clean.interval
     verdict = (
         f"{ADVICE[recommendation]}. Of {images} images that the decision did not see, the merged model recognises "
@@ -41,7 +46,7 @@ def concluded(
         f"(zero-shot {_percent(zeroshot.corrupted.value)}, fine-tuned {_percent(finetuned.corrupted.value)})."
     )
     loss = -over_finetuned.clean.interval[0]
-    if recommendation in ("use", "too-few-images") and loses(-loss, max_loss):
+    if recommendation in ("use", "cannot-tell", "too-few-images") and loses(-loss, max_loss):
         reason += (
             f" The loss on your images may be as large as {_beyond(loss, max_loss)} points, more than the {max_loss:g} "
             "of --max-loss."
@@ -67,7 +72,12 @@ def loses(difference: float, max_loss: float) -> bool:
 
 
 def _recommended(
-    zeroshot: ModelAccuracy, finetuned: ModelAccuracy, over_finetuned: Gain, over_zeroshot: Gain, limit: float
+    zeroshot: ModelAccuracy,
+    finetuned: ModelAccuracy,
+    over_finetuned: Gain,
+    over_zeroshot: Gain,
+    limit: float,
+    finetuned_rank: float | None,
 ) -> tuple[Recommendation, str]:
     """Apply the rules in order; the first that applies decides."""
     clean, corrupted = over_finetuned.clean, over_finetuned.corrupted
@@ -81,22 +91,32 @@ def _recommended(
         )
     low, high = clean.interval
     coarse = (high - low) / 2 > 2 * limit
-    lost = loses(clean.value, 100 * limit)
-    if lost and high < 0:
+    if loses(high, 100 * limit):
         return "prefer-finetuned", f"The merged model loses {_points(_negative(clean))} of accuracy on your images."
-    if lost or (coarse and low < -limit):
+    if loses(clean.value, 100 * limit) or (coarse and low < -limit):
         return "too-few-images", (
             f"The accuracy may have changed by anything from {_signed(low)} to {_signed(high)} points; more images "
             "would tell."
         )
-    if corrupted.interval[1] < 0:
-        return "prefer-finetuned", (
-            f"The merged model is less robust: it loses {_points(_negative(corrupted))} under unrelated corruptions."
-        )
     gains = _gains(corrupted, clean)
+    price = f", at the price of {_percent(-clean.value)} points on your images" if clean.value < 0 else ""
+    narrowed = finetuned_rank is not None and finetuned_rank < _NARROWED
+    if corrupted.interval[1] < 0 and not narrowed:
+        # fine-tuning makes a model robust to corruptions of its own target; real shifts often say the opposite
+        return "cannot-tell", (
+            f"The merged model loses {_points(_negative(corrupted))} under unrelated corruptions. On the real shifts "
+            "that were tried, such a loss foretold nothing; images of your shift would tell (clipmerge sweep --ood)."
+        )
     if gains:
-        price = f", at the price of {_percent(-clean.value)} points on your images" if clean.value < 0 else ""
         return "use", f"The merged model gains {gains} over the fine-tuned model{price}."
+    if narrowed:
+        cost = f"costs {_percent(-clean.value)} points" if clean.value < 0 else "costs nothing"
+        lost = _points(_negative(corrupted)) if corrupted.interval[1] < 0 else ""
+        return "use", (
+            f"Fine-tuning has narrowed the image features to {finetuned_rank:.0%} of the zero-shot model's effective "
+            f"rank, a sign of lost robustness; the merged model {cost} on your images"
+            + (f", and loses {lost} under unrelated corruptions." if lost else ".")
+        )
     if all(-limit <= low and high <= limit for low, high in (clean.interval, corrupted.interval)):
         return "either", (
             f"The merged and the fine-tuned model differ by no more than {100 * limit:g} points, with and without "

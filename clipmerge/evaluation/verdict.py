@@ -43,9 +43,13 @@ def measure_effect(
     settings: EvalSettings,
     *,
     max_loss: float,
+    finetuned_rank: float | None = None,
     progress: Progress,
 ) -> MergeEffect:
-    """Measure the effect of a plan on images that its decision did not see, which are in a random order."""
+    """Measure the effect of a plan on images that its decision did not see, which are in a random order.
+
+    ``finetuned_rank`` is that of the plan's choice.
+    """
     model = build_model(inputs)
     scaled = ScaledImages(images, side_of(model))
     unrelated = probe(scaled, UNRELATED, enough=512, fewest=2)
@@ -87,6 +91,7 @@ def measure_effect(
         over_zeroshot=over_zeroshot,
         images=len(images),
         max_loss=max_loss,
+        finetuned_rank=finetuned_rank,
     )
     return MergeEffect(
         source=images.source,

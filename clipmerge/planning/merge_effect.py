@@ -16,13 +16,14 @@ MAX_LOSS = 3.0
 ShareOfImages = Annotated[float, Field(ge=0, le=1)]
 DifferenceOfShares = Annotated[float, Field(ge=-1, le=1)]
 #: Recommendation about the merged model; `docs/verdict.md` has the rules.
-Recommendation = Literal["use", "prefer-finetuned", "prefer-zeroshot", "either", "too-few-images"]
+Recommendation = Literal["use", "prefer-finetuned", "prefer-zeroshot", "either", "cannot-tell", "too-few-images"]
 #: The recommendation in words, the same on the terminal, the page and the card.
 ADVICE: dict[Recommendation, str] = {
     "use": "Use it",
     "prefer-finetuned": "Do not use it: keep the fine-tuned model",
     "prefer-zeroshot": "Do not use it: take the zero-shot model",
     "either": "Either will do",
+    "cannot-tell": "Your images cannot tell",
     "too-few-images": "Too few images to tell",
 }
 

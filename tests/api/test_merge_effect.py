@@ -30,6 +30,7 @@ from clipmerge.evaluation.probe import RELATED, UNRELATED, corrupted
 from clipmerge.images.dataset import LabelledImages, load_images
 from clipmerge.images.held_back import sample_and_hold_back
 from clipmerge.planning.effect_view import UNMEASURED, UNVERIFIED
+from clipmerge.planning.measurements import HeldBackChoice, Measurements
 from clipmerge.planning.plan import Plan
 from clipmerge.planning.recipe import load_recipe
 from clipmerge.progress import Silent
@@ -93,6 +94,23 @@ def share(values: list[bool]) -> float:
 def text_of(page: Path) -> str:
     """The words of a page."""
     return unescape(re.sub(r"<[^>]+>", "", page.read_text()))
+
+
+def test_narrowed_features_speak_for_the_merge(far: Inputs, photos: Path) -> None:
+    request = request_for((far[1], far[0]), "wise-ft", photos, "method.alpha=1", max_loss=100.0)
+    run = prepare(request)
+    for rank, expected in ((0.5, "either"), (0.2, "use")):
+        choice = HeldBackChoice(
+            images=24, alpha=1, part=1, beyond=0, goal=1, right=1, path_alpha=1, path_goal=1, finetuned_right=1
+        )
+        measured = Measurements(
+            measure="learned-coefficients", choice=choice.model_copy(update={"finetuned_rank": rank})
+        )
+        run.plan = decided(run).model_copy(update={"measurements": measured})
+        add_verdict(run, request)
+        bought = decided(run).bought
+        assert bought is not None
+        assert (bought.recommendation, "narrowed" in bought.reason) == (expected, expected == "use")
 
 
 @pytest.mark.parametrize("recipe", [pytest.param("straggler-outlier", marks=pytest.mark.slow), "wise-ft"])

@@ -181,6 +181,7 @@ def test_page_of_a_learned_recipe_leads_with_what_was_bought_and_draws_what_was_
         ("prefer-finetuned", "Do not use it: keep the fine-tuned model", "no"),
         ("prefer-zeroshot", "Do not use it: take the zero-shot model", "no"),
         ("either", "Either will do", "open"),
+        ("cannot-tell", "Your images cannot tell", "open"),
         ("too-few-images", "Too few images to tell", "open"),
         (None, "Not measured", "open"),
     ],

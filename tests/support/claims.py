@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict
 from html import unescape
 from typing import Any
 
 from torch import Tensor
 
+from clipmerge.evaluation.conclusion import concluded
 from clipmerge.output.record import MergeRecord
 from clipmerge.planning.plan import Plan
 
@@ -136,6 +138,7 @@ def check_advice(said: str, record: MergeRecord) -> None:
         "prefer-finetuned": "Do not use it: keep the fine-tuned model",
         "prefer-zeroshot": "Do not use it: take the zero-shot model",
         "either": "Either will do",
+        "cannot-tell": "Your images cannot tell",
         "too-few-images": "Too few images to tell",
     }
     wanted = [told[record.bought.recommendation]] if record.bought else []
@@ -151,6 +154,17 @@ def check_effect(said: str, record: MergeRecord) -> None:
     found = re.search(main + rf"\(zero-shot {N}, fine-tuned {N}\)", said)
     assert found, said
     bought = record.bought
+    again = concluded(
+        zeroshot=bought.zeroshot,
+        finetuned=bought.finetuned[bought.reference],
+        merged=bought.merged,
+        over_finetuned=bought.over_finetuned,
+        over_zeroshot=bought.over_zeroshot,
+        images=bought.images,
+        max_loss=bought.max_loss,
+        finetuned_rank=record.choice.finetuned_rank if record.choice else None,
+    )
+    assert asdict(again).items() <= bought.model_dump().items()
     merged, finetuned, zeroshot = bought.merged, bought.finetuned[bought.reference], bought.zeroshot
     values = [merged.clean.value, *merged.clean.interval, finetuned.clean.value]
     values += [merged.corrupted.value, zeroshot.corrupted.value, finetuned.corrupted.value]
