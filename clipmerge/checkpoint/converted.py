@@ -13,7 +13,7 @@ import numpy as np
 from clipmerge.checkpoint.source import OPEN_CLIP_CONFIG, Checkpoint, naming, stored
 from clipmerge.conversion.config import open_clip_config, transformers_config
 from clipmerge.conversion.keys import Layout, Match, is_made_anew, layout_of, match_keys
-from clipmerge.conversion.shapes import check_shapes
+from clipmerge.conversion.shapes import Shape, check_shapes
 from clipmerge.conversion.timm import is_timm_vit, open_clip_name
 from clipmerge.errors import CheckpointError
 from clipmerge.files.safetensors import DTYPES, Array, TensorEntry
@@ -101,14 +101,12 @@ def convert_checkpoint(checkpoint: Checkpoint, to: Layout, *, text_prefix: str =
     with naming(checkpoint.source):
         prefix = text_prefix if to == "open-clip" else "text." if "text.ln_final.weight" in plain else ""
         matches = match_keys(plain, layout, text_prefix=prefix)
-        config = _convert_config(checkpoint, to, prefix)
         formed = {name: made for match in matches for name, made in _formed(checkpoint, plain, match, to).items()}
         entries = {name: entry for name, (entry, _) in formed.items()}
-        if config is not None:  # compared with the weights in transformers' layout, on whichever side that is
-            theirs = {name: checkpoint.entries[key] for name, key in plain.items() if not is_made_anew(name)}
-            known = entries if to == "transformers" else theirs
-            shapes = {name: () if name == "logit_scale" else entry.shape for name, entry in known.items()}
-            check_shapes((config if to == "transformers" else checkpoint.config) or {}, shapes, _config_file(to))
+        theirs = {name: checkpoint.entries[key] for name, key in plain.items() if not is_made_anew(name)}
+        known = entries if to == "transformers" else theirs
+        shapes = {name: () if name == "logit_scale" else entry.shape for name, entry in known.items()}
+        config = None if checkpoint.config is None else _convert_config(checkpoint.config, to, prefix, shapes)
     forms = {name: form for name, (_, form) in formed.items()}
     values = checkpoint.facts(entries=entries, config=config, sharded=False)
     return ConvertedCheckpoint(**values, original=checkpoint, forms=forms)
@@ -129,23 +127,18 @@ def in_one_layout(zeroshot: Checkpoint, finetuned: list[Checkpoint]) -> tuple[Ch
     return shown[0], shown[1:]
 
 
-def _convert_config(checkpoint: Checkpoint, to: Layout, prefix: str) -> dict[str, Any] | None:
-    if checkpoint.config is None:
-        return None
+def _convert_config(config: dict[str, Any], to: Layout, prefix: str, shapes: dict[str, Shape]) -> dict[str, Any]:
+    """Translate a configuration, and compare its form for transformers with the weights in that layout."""
+    file = OPEN_CLIP_CONFIG if to == "transformers" else "config.json"
     try:
         if to == "transformers":
-            return transformers_config(checkpoint.config.get("model_cfg", checkpoint.config))
-        model_cfg = open_clip_config(checkpoint.config)
+            converted = transformers_config(config.get("model_cfg", config))
+        else:
+            converted = {"model_cfg": open_clip_config(config) | ({"custom_text": True} if prefix else {})}
+        check_shapes(converted if to == "transformers" else config, shapes, file)
     except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
-        raise CheckpointError(
-            f"its {_config_file(to)} cannot be understood ({type(error).__name__}: {error})"
-        ) from None
-    return {"model_cfg": model_cfg | ({"custom_text": True} if prefix else {})}
-
-
-def _config_file(to: Layout) -> str:
-    """File name of the configuration to convert."""
-    return OPEN_CLIP_CONFIG if to == "transformers" else "config.json"
+        raise CheckpointError(f"its {file} cannot be understood ({type(error).__name__}: {error})") from None
+    return converted
 
 
 def _formed(

@@ -1,7 +1,7 @@
 """Read, check and write the header of a safetensors file, without touching the weights.
 
-The safetensors library checks much of this too, but reports "header too large" for both a Git-LFS pointer and a pickle;
-a user needs to know which one it is, and what to do.
+The safetensors library checks the header. A Git-LFS pointer and a pickle, which it cannot tell apart, are recognised
+before that: a user needs to know which one it is, and what to do.
 """
 
 from __future__ import annotations
@@ -42,7 +42,6 @@ STORED: dict[str, str] = {name: {"BF16": "uint16"}.get(name, torch_name) for nam
 _LFS_POINTER = b"version https://git-lfs"
 #: Suffixes of PyTorch files.
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
-_LARGEST_NUMBER = (1 << 63) - 1
 _PICKLE_STARTS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 
 
@@ -83,37 +82,41 @@ def is_pickle(path: Path) -> bool:
 
 
 def read_header(path: Path) -> tuple[dict[str, TensorEntry], dict[str, str]]:
-    """Read and check the header of a safetensors file: its length in 8 bytes, little-endian, JSON, data."""
+    """Read the header of a safetensors file: its length in 8 bytes, little-endian, JSON, data."""
+    from safetensors import SafetensorError, safe_open
+
     try:
-        raw, data_start, total = _read_bytes(path)
-        header = parse_json(raw.decode("utf-8"), pairs=partial(unique_keys, path))
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read ({error.strerror or error})") from None
-    except ValueError as error:
-        raise CheckpointError(f"{path}: is not a safetensors file: its header is not JSON ({error})") from None
-    if not isinstance(header, dict):
-        raise CheckpointError(f"{path}: is not a safetensors file: its header is not a JSON object")
-    metadata = header.pop("__metadata__", {})
-    if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
-        raise CheckpointError(f"{path}: the header's __metadata__ is not a map of strings; the file is damaged")
-    check_names(path, header)
-    entries = {name: _entry(path, name, value, data_start) for name, value in header.items()}
-    expected = data_start
-    for name, entry in sorted(entries.items(), key=lambda item: (item[1].begin, item[1].end)):
-        if entry.begin != expected:
+        if is_pickle(path):
+            raise CheckpointError(f"{path}: is a pickle instead of safetensors; give the file itself, or remove it")
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            raw = file.read(min(length, LARGEST_HEADER))
+        if raw.startswith(_LFS_POINTER[8:]):
             raise CheckpointError(
-                f"{path}: the header is wrong: '{name}' starts at data byte {entry.begin - data_start}, "
-                f"but the tensor before it ends at {expected - data_start}"
+                f"{path}: is a Git-LFS pointer, not the weights; run `git lfs pull` in its repository, "
+                "or give the Hub id instead of the clone"
             )
-        expected = entry.end
-    if expected > total:
-        raise CheckpointError(
-            f"{path}: is truncated: its tensors need {expected} bytes, the file has {total}; download or copy it again"
-        )
-    if expected < total:
-        raise CheckpointError(
-            f"{path}: the header is wrong: its tensors end at byte {expected}, but the file has {total}; save it again"
-        )
+        if not raw or length > LARGEST_HEADER:
+            size = path.stat().st_size
+            raise CheckpointError(f"{path}: is not a safetensors file (size {size} bytes, no valid header)")
+        with safe_open(path, framework="numpy"):  # checks that the tensors fill the file, one after another
+            header = parse_json(raw.decode("utf-8"), pairs=partial(unique_keys, path))
+    except SafetensorError as error:
+        reason = str(error).removeprefix("Error while deserializing header: ")
+        raise CheckpointError(f"{path}: is truncated or damaged ({reason}); download or copy it again") from None
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: its header cannot be read ({error})") from None
+    metadata: dict[str, str] = header.pop("__metadata__", None) or {}
+    check_names(path, header)
+    entries = {}
+    for name, described in header.items():
+        dtype, shape, (begin, end) = described["dtype"], tuple(described["shape"]), described["data_offsets"]
+        if dtype not in DTYPES or len(shape) > MOST_DIMENSIONS:
+            raise CheckpointError(
+                f"{path}: {name} has dtype {dtype} and {len(shape)} dimensions; clipmerge merges "
+                f"{', '.join(sorted(FLOATS))} of at most {MOST_DIMENSIONS}. Dequantise the checkpoint first"
+            )
+        entries[name] = TensorEntry(path, dtype, shape, 8 + length + begin, 8 + length + end)
     return entries, metadata
 
 
@@ -138,29 +141,6 @@ def header_bytes(tensors: Mapping[str, tuple[str, Sequence[int]]], metadata: Map
     return len(raw).to_bytes(8, "little") + raw
 
 
-def _read_bytes(path: Path) -> tuple[bytes, int, int]:
-    if is_pickle(path):
-        raise CheckpointError(f"{path}: is a pickle instead of safetensors; give the file itself, or remove it")
-    total = path.stat().st_size
-    with path.open("rb") as file:
-        start = file.read(len(_LFS_POINTER))
-        if start == _LFS_POINTER:
-            raise CheckpointError(
-                f"{path}: is a Git-LFS pointer, not the weights; run `git lfs pull` in its repository, "
-                "or give the Hub id instead of the clone"
-            )
-        length = int.from_bytes(start[:8], "little")
-        if len(start) < 8 or length > LARGEST_HEADER:
-            raise CheckpointError(f"{path}: is not a safetensors file (size {total} bytes, no valid header)")
-        if 8 + length > total:
-            raise CheckpointError(
-                f"{path}: is truncated: the header alone takes {8 + length} bytes, the file has {total}; "
-                "download or copy it again"
-            )
-        file.seek(8)
-        return file.read(length), 8 + length, total
-
-
 def unique_keys(path: Path, pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
     """Build a JSON object and refuse duplicate keys; an ``object_pairs_hook`` of ``json.loads``."""
     result: dict[str, Any] = {}
@@ -169,29 +149,3 @@ def unique_keys(path: Path, pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
             raise CheckpointError(f"{path}: key '{key}' occurs twice; the file is damaged, save it again")
         result[key] = value
     return result
-
-
-def _entry(path: Path, name: str, value: Any, data_start: int) -> TensorEntry:
-    fields: dict[str, Any] = value if isinstance(value, dict) else {}
-    dtype, shape, offsets = (fields.get(key, "") for key in ("dtype", "shape", "data_offsets"))
-    if not (_naturals(shape) and _naturals(offsets) and len(offsets) == 2 and isinstance(dtype, str)):
-        raise CheckpointError(f"{path}: the header's entry for '{name}' is malformed; the file is damaged")
-    if dtype not in DTYPES:
-        raise CheckpointError(
-            f"{path}: {name} has dtype {dtype}; clipmerge merges {', '.join(sorted(FLOATS))}. "
-            "Dequantise the checkpoint first"
-        )
-    begin, end = offsets
-    needed = math.prod(shape) * DTYPES[dtype][1]
-    if end - begin != needed:
-        raise CheckpointError(
-            f"{path}: the header is wrong about '{name}': shape {tuple(shape)} of {dtype} takes {needed} bytes, "
-            f"but its offsets span {end - begin}"
-        )
-    return TensorEntry(path, dtype, tuple(shape), data_start + begin, data_start + end)
-
-
-def _naturals(values: Any) -> bool:
-    if not isinstance(values, list) or len(values) > MOST_DIMENSIONS:
-        return False
-    return all(type(v) is int and 0 <= v <= _LARGEST_NUMBER for v in values)
