@@ -132,8 +132,6 @@ def _load(file: Path) -> tuple[Any, bool]:
 
 def _refusal(file: Path, error: Exception) -> CheckpointError:
     """Explain why a file is refused; for code, give the command that extracts the weights."""
-    if isinstance(error, OSError):
-        return CheckpointError(f"{file}: cannot be read ({error.strerror or error})")
     text = " ".join(str(error).split())
     if "TorchScript" in text:
         what = "is a TorchScript archive, which is a program"

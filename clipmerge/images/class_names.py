@@ -64,8 +64,6 @@ def read_class_names(given: Path | Sequence[str], classes: list[str], *, numbere
             raise DataError(f"{path}: cannot be read as class names ({error})") from None
         if data is None:
             data = [line.strip() for line in text.splitlines() if line.strip()]
-            if data and all("\t" in line for line in data):
-                data = dict(line.split("\t", 1) for line in data)
     if isinstance(data, dict):
         missing = [name for name in classes if name not in data]
         if missing:

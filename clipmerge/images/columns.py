@@ -46,66 +46,54 @@ def find_columns(where: str, schema: pyarrow.Schema, wanted: Columns) -> Found:
     An image column is one of the type ``Image`` of `datasets`, a struct with ``bytes``, or binary. A label column is
     a ``ClassLabel``, or an integer or string column with a usual name.
     """
-    features = _features(schema)
+    described = _described(schema)
     if not wanted.labelled:
-        wanted = replace(wanted, image=wanted.image if wanted.image in features else None, label=None)
+        wanted = replace(wanted, image=wanted.image if wanted.image in described else None, label=None)
     for flag, name in (("--image-column", wanted.image), ("--label-column", wanted.label)):
-        if name is not None and name not in features:
-            hint = did_you_mean(name, features)
-            raise DataError(f"{where}: no column '{name}' for {flag} (columns: {shorten(features, 12)}).{hint}")
+        if name is not None and name not in described:
+            hint = did_you_mean(name, described)
+            raise DataError(f"{where}: no column '{name}' for {flag} (columns: {shorten(described, 12)}).{hint}")
     image = wanted.image
     if image is None:
-        typed = [name for name, feature in features.items() if feature.is_image]
-        candidates = typed or [name for name in features if _holds_images(schema.field(name).type)]
-        image = _choose(where, "image", "--image-column", candidates, _IMAGE_NAMES, features)
+        holding = [name for name in described if _holds_images(schema.field(name).type)]
+        typed = [name for name in holding if described[name].get("_type") == "Image"]
+        image = _choose(where, "image", "--image-column", typed or holding, _IMAGE_NAMES, described)
     if not _holds_images(schema.field(image).type):
         raise DataError(f"{where}: column '{image}' holds {schema.field(image).type}, not images")
     if not wanted.labelled:
         return Found(image, None, None)
+    names = {name: _class_names(schema.field(name).type, about) for name, about in described.items()}
     label = wanted.label
     if label is None:
-        candidates = [name for name, feature in features.items() if feature.names is not None]
+        candidates = [name for name in described if names[name] is not None]
         if not candidates:
-            usual = [name for name in LABEL_NAMES if name in features and name != image]
+            usual = [name for name in LABEL_NAMES if name in described and name != image]
             plain = [name for name in usual if _holds_labels(schema.field(name).type)]
             candidates = (plain or usual)[:1]  # a wrong type is refused as such, not reported as missing
-        label = _choose(where, "label", "--label-column", candidates, LABEL_NAMES, features)
+        label = _choose(where, "label", "--label-column", candidates, LABEL_NAMES, described)
     if not _holds_labels(schema.field(label).type):
         hint = "" if wanted.label else "; name another with --label-column"
         raise DataError(
             f"{where}: column '{label}' holds {schema.field(label).type}; a label is one number or one text per image"
             f"{hint}"
         )
-    return Found(image, label, features[label].names)
+    return Found(image, label, names[label])
 
 
-@dataclass(frozen=True)
-class _Feature:
-    """Description of a column by `datasets`: whether it holds images, and the names of its classes."""
-
-    is_image: bool = False
-    names: tuple[str, ...] | None = None
-
-
-def _features(schema: pyarrow.Schema) -> dict[str, _Feature]:
-    """Read the description that `datasets` left in a table's metadata, without making its types: some read files."""
-    from pyarrow import types
-
+def _described(schema: pyarrow.Schema) -> dict[str, dict[str, Any]]:
+    """Each column's description by `datasets`, without making its types: some read files."""
     features: Any = {}
     with contextlib.suppress(ValueError, KeyError, TypeError):
         text = (schema.metadata or {})[b"huggingface"].decode("utf-8")
-        features = parse_json(text)["info"]["features"]
-    found = {}
-    for at, name in enumerate(schema.names):
-        described, kind = features.get(name) if isinstance(features, dict) else None, schema.field(at).type
-        described = described if isinstance(described, dict) else {}
-        names = described.get("names")
-        is_class = described.get("_type") == "ClassLabel" and types.is_integer(kind)
-        if is_class and isinstance(names, list) and all(isinstance(each, str) for each in names):
-            found[name] = _Feature(names=tuple(names))
-        else:
-            found[name] = _Feature(is_image=described.get("_type") == "Image" and _holds_images(kind))
-    return found
+        features = dict(parse_json(text)["info"]["features"])
+    return {name: about if isinstance(about := features.get(name), dict) else {} for name in schema.names}
+
+
+def _class_names(kind: pyarrow.DataType, about: dict[str, Any]) -> tuple[str, ...] | None:
+    from pyarrow import types
+
+    names = about.get("names") if about.get("_type") == "ClassLabel" and types.is_integer(kind) else None
+    return tuple(names) if isinstance(names, list) and all(isinstance(name, str) for name in names) else None
 
 
 def _choose(

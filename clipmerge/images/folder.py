@@ -49,52 +49,39 @@ def load_folder(source: str, folder: Path, *, others: Iterable[str] = ()) -> Lab
         raise DataError(f"{source}: has no subfolders; expected one per class, such as {source}/cat/1.jpg")
     paths: list[str] = []
     labels: list[int] = []
-    left_out = _LeftOut()
+    left_out: list[os.DirEntry[str]] = []
     for label, subfolder in enumerate(folders):
         listed = _listed(source, folder, Path(subfolder.path))
         files = [file.path for file in listed if _is_image(file)]
         if not files:
-            inner = [entry.name for entry in sorted(Path(subfolder.path).iterdir()) if entry.is_dir()]
+            inner = [entry.name for entry in listed if entry.is_dir()]
             if inner:
                 raise DataError(
                     f"{subfolder.path}: holds folders ({shorten(inner, 3)}), not images; give the folder right above "
                     f"the class folders, such as {subfolder.path}"
                 )
             raise DataError(f"{subfolder.path}: this class folder holds no images; add some or remove the folder")
-        left_out.add(listed)
+        left_out += [entry for entry in listed if not _is_image(entry)]
         paths += files
         labels += [label] * len(files)
         check_count(source, len(paths))
     names = tuple(subfolder.name for subfolder in folders)
-    return Labelled(FolderStore(tuple(paths)), tuple(labels), names, notes=left_out.notes(source))
+    return Labelled(FolderStore(tuple(paths)), tuple(labels), names, notes=_left_out(source, left_out))
 
 
-class _LeftOut:
-    """The files that are not read: other formats, and images in folders inside class folders."""
-
-    def __init__(self) -> None:
-        self._suffixes: Counter[str] = Counter()
-        self._inside = 0
-
-    def add(self, listed: list[os.DirEntry[str]], *, nested: bool = False) -> None:
-        """Count what a folder holds beside its images; ``nested`` if its folders are read too."""
-        for entry in listed:
-            if entry.is_dir():
-                walked = () if nested else os.walk(entry.path)
-                self._inside += sum(is_image_name(name) for _, _, names in walked for name in names)
-            elif not _is_image(entry):
-                self._suffixes[Path(entry.name).suffix.lower() or entry.name] += 1
-
-    def notes(self, source: str) -> tuple[str, ...]:
-        """One note, if anything was left out."""
-        kinds = [f"{count} {suffix}" for suffix, count in self._suffixes.most_common()]
-        count = sum(self._suffixes.values())
-        what = "1 file that is no image" if count == 1 else f"{count} files that are not images"
-        parts = [f"{what} ({shorten(kinds, 5)})"] if kinds else []
-        if self._inside:
-            images = "1 image" if self._inside == 1 else f"{self._inside} images"
-            parts.append(f"{images} in folders inside class folders")
-        return (f"{source}: left out {' and '.join(parts)}",) if parts else ()
+def _left_out(source: str, entries: Iterable[os.DirEntry[str]]) -> tuple[str, ...]:
+    """Note the files that are not read: other formats, and images in folders inside class folders."""
+    suffixes: Counter[str] = Counter()
+    inside = 0
+    for entry in entries:
+        if entry.is_dir():
+            inside += sum(is_image_name(name) for _, _, names in os.walk(entry.path) for name in names)
+        else:
+            suffixes[Path(entry.name).suffix.lower() or entry.name] += 1
+    kinds = [f"{count} {suffix}" for suffix, count in suffixes.most_common()]
+    parts = [f"files that are not images ({shorten(kinds, 5)})"] if kinds else []
+    parts += [f"images in folders inside class folders ({inside})"] if inside else []
+    return (f"{source}: left out {' and '.join(parts)}",) if parts else ()
 
 
 def load_flat(source: str, folder: Path) -> Labelled:
@@ -105,15 +92,15 @@ def load_flat(source: str, folder: Path) -> Labelled:
             "hf://datasets/ORG/NAME:SPLIT"
         )
     paths: list[str] = []
-    waiting, left_out = [folder], _LeftOut()
+    waiting, left_out = [folder], list[os.DirEntry[str]]()
     while waiting:
         listed = _listed(source, folder, waiting.pop())
         # a link to a folder inside the source leads to images that are listed in that folder
         waiting += [Path(entry.path) for entry in listed if entry.is_dir(follow_symlinks=False)]
         paths += [entry.path for entry in listed if _is_image(entry)]
-        left_out.add(listed, nested=True)
+        left_out += [entry for entry in listed if not entry.is_dir() and not _is_image(entry)]
         check_count(source, len(paths))
-    notes = left_out.notes(source)
+    notes = _left_out(source, left_out)
     return Labelled(FolderStore(tuple(sorted(paths))), (0,) * len(paths), ("0",), named=False, notes=notes)
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import yaml
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, field_validator
 
 from clipmerge.errors import DataError, UsageError, did_you_mean, shorten
 from clipmerge.files.paths import local_path
@@ -134,14 +134,7 @@ def known_sets() -> dict[str, KnownSet]:
     found: dict[str, KnownSet] = {}
     for file in sorted((_HERE / "sets").glob("*.yaml")):
         for name, data in yaml.safe_load(file.read_text(encoding="utf-8")).items():
-            if name in found:
-                raise DataError(f"{file}: a data set '{name}' is also in another file; rename one of them")
-            try:
-                found[name] = KnownSet.model_validate(data)
-            except ValidationError as error:
-                first = error.errors()[0]
-                where = ".".join(map(str, first["loc"]))
-                raise DataError(f"{file}: data set '{name}': {where}: {first['msg']}") from None
+            found[name] = KnownSet.model_validate(data)
     return found
 
 

@@ -31,15 +31,6 @@ class Fingerprints:
         self._pixels: dict[tuple[int, int], dict[str, str]] = {}
 
     @cached_property
-    def files(self) -> dict[tuple[int, int], str]:
-        """Files by device and inode, so hard and symbolic links lead to the same file."""
-        paths = {}
-        for path in self.store.paths:
-            status = read_file(path, Path.stat)
-            paths[status.st_dev, status.st_ino] = path
-        return paths
-
-    @cached_property
     def by_size(self) -> dict[int, list[str]]:
         """Files by size in bytes: only files of the same size can have equal content."""
         paths: dict[int, list[str]] = {}
@@ -76,19 +67,16 @@ class Fingerprints:
 
 
 def find_overlap(ours: Fingerprints, theirs: Fingerprints) -> list[str]:
-    """Pairs of images that two sources share: by inode and content if both have files, otherwise by their pixels."""
+    """Pairs of images that two sources share: by content if both have files, otherwise by their pixels."""
     if isinstance(ours.store, Pixels) or isinstance(theirs.store, Pixels):
         return []  # preprocessed images can be compared with nothing
     if ours.store.paths and theirs.store.paths:
         matches = []
         for path in ours.store.paths:
-            status = read_file(path, Path.stat)
-            same = theirs.files.get((status.st_dev, status.st_ino))
-            if same is not None:
-                matches.append(f"{path} is {'in both' if same == path else same}")
-            elif status.st_size in theirs.by_size:
-                other = theirs.with_content(status.st_size, read_file(path, sha256_of))
-                matches += [f"{path} has the content of {other}"] if other else []
+            size = read_file(path, Path.stat).st_size
+            other = theirs.with_content(size, read_file(path, sha256_of)) if size in theirs.by_size else None
+            if other is not None:
+                matches.append(f"{path} is in both" if other == path else f"{path} has the content of {other}")
         return matches
     pairs = []
     for size in [size for size in ours.by_extent if size in theirs.by_extent]:

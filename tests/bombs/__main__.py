@@ -19,9 +19,10 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from clipmerge.errors import ClipmergeError
 from tests.bombs.files import BOMBS, Bomb
+from tests.fuzz.__main__ import verdict
 from tests.fuzz.targets import TARGETS, seeds
-from tests.fuzz.worker import verdict
 from tests.support.memory import peak
 
 # Seconds of processor time after which a bomb has done its harm.
@@ -33,17 +34,13 @@ def _apart(work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
-        os.close(reading)
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
-        said = json.dumps(work())
-        with os.fdopen(writing, "w") as pipe:
-            pipe.write(said)
+        os.write(writing, json.dumps(work()).encode())
         os._exit(0)
     os.close(writing)
     with os.fdopen(reading) as pipe:
         text = pipe.read()
-    _, status = os.waitpid(child, 0)
-    ended = os.waitstatus_to_exitcode(status)
+    ended = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     return json.loads(text) if text else {"wrong": f"the process ended with {ended}"}
 
 
@@ -51,8 +48,6 @@ def measure(bomb: Bomb, folder: Path) -> dict[str, Any]:
     """Make a bomb and read it."""
     path = folder / bomb.name
     _apart(lambda: {"made": bomb.make(path)})
-    if not path.exists():
-        return {"wrong": "was not made"}
     size = path.stat().st_size
     found = _apart(lambda: _read(bomb, path, folder))
     path.unlink(missing_ok=True)
@@ -66,8 +61,6 @@ def _read(bomb: Bomb, path: Path, folder: Path) -> dict[str, Any]:
     signal.setitimer(signal.ITIMER_PROF, _GIVEN_UP)
     memory, begin = peak(), time.process_time()
     said, wrong = "", ""
-    from clipmerge.errors import ClipmergeError
-
     try:
         TARGETS[bomb.reader](data, folder)
     except ClipmergeError as error:
@@ -75,7 +68,7 @@ def _read(bomb: Bomb, path: Path, folder: Path) -> dict[str, Any]:
         wrong = "" if "\n" not in said else "several lines"
     except BaseException as error:
         wrong = f"{type(error).__name__}: {error}"[:300]
-    return {"seconds": time.process_time() - begin, "memory": peak() - memory, "said": said, "wrong": wrong}
+    return {"seconds": time.process_time() - begin, "memory": peak() - memory, "said": said[:300], "wrong": wrong}
 
 
 def _too_long(_number: int, _frame: FrameType | None) -> None:
@@ -85,26 +78,12 @@ def _too_long(_number: int, _frame: FrameType | None) -> None:
 def measure_all(names: list[str]) -> dict[str, dict[str, Any]]:
     """Measure bombs by name."""
     warnings.simplefilter("ignore")
-    measured = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         for reader in {BOMBS[each].reader for each in names}:  # imports what it imports
             for data in seeds(reader):
                 verdict(reader, data, folder)
-        for each in names:
-            measured[each] = measure(BOMBS[each], folder)
-            sys.stderr.write(f"{each}: {measured[each]}\n")
-    return measured
-
-
-def table(measured: dict[str, dict[str, Any]]) -> str:
-    """Write what was measured as Markdown."""
-    rows = ["| file | size | seconds | MiB above start | line |", "|---|---:|---:|---:|---|"]
-    for name, found in measured.items():
-        said = (found.get("said") or found.get("wrong") or "is read").replace("|", "\\|")
-        size, memory = found.get("size", 0), found.get("memory", 0) / (1 << 20)
-        rows.append(f"| {name} | {size:,} | {found.get('seconds', 0):.1f} | {memory:.0f} | {said[:110]} |")
-    return "\n".join(rows) + "\n"
+        return {each: measure(BOMBS[each], folder) for each in names}
 
 
 def main() -> None:
@@ -114,7 +93,15 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     asked = parser.parse_args()
     measured = measure_all(asked.names or list(BOMBS))
-    sys.stdout.write(json.dumps(measured) if asked.json else table(measured))
+    if asked.json:
+        sys.stdout.write(json.dumps(measured))
+        return
+    sys.stdout.write("| file | size | seconds | MiB above start | line |\n|---|---:|---:|---:|---|\n")
+    for name, found in measured.items():
+        said = (found.get("said") or found.get("wrong") or "is read").replace("|", "\\|")
+        memory = found.get("memory", 0) / (1 << 20)
+        row = f"| {name} | {found['size']:,} | {found.get('seconds', 0):.1f} | {memory:.0f} | {said[:110]} |\n"
+        sys.stdout.write(row)
 
 
 if __name__ == "__main__":

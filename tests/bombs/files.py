@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import io
 import json
 import struct
@@ -69,10 +68,6 @@ def _text_tower(path: Path) -> None:
     raw_file(path, {name: entry(offsets=[8 * at, 8 * at + 8]) for at, name in enumerate(names)}, bytes(80_000))
 
 
-def _unknown_keys(path: Path) -> None:
-    raw_file(path, {f"unknown.{number}": entry(shape=[0], offsets=[0, 0]) for number in range(150_000)})
-
-
 def _numbered(name: str, count: int, value: Any) -> dict[str, Any]:
     return {f"{name}{number}": value for number in range(count)}
 
@@ -102,25 +97,16 @@ def _report_of_1000_layers() -> str:
     return _record(layers=layers, measurements=values, coefficients=_numbered("t", 5000, [1] * 40))
 
 
-def _evaluation() -> str:
-    held = {"checkpoint": {"files": {"model.safetensors": "ab"}, "source": "x"}, "images": {}, "sources": {}}
-    return json.dumps({**held, "accuracy": _numbered("a", 1_000_000, 0.5)})
-
-
 # --- pictures ---
 
 
-def _blank_png(side: int, level: int) -> bytes:
+def _blank_png() -> bytes:
     """A square grey image of 16 bits, all zero."""
-    packer = zlib.compressobj(level)
+    side, packer = 8192, zlib.compressobj(1)
     row = bytes(2 * side + 1)
     rows = b"".join(packer.compress(row) for _ in range(side)) + packer.flush()
     header = struct.pack(">IIBBBBB", side, side, 16, 0, 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
-
-
-def _gif() -> bytes:
-    return b"GIF89a" + struct.pack("<HHBBB", 65535, 65535, 0, 0, 0) + b"," + bytes(4) + b"\xff" * 4 + b"\0;"
 
 
 # --- Parquet ---
@@ -173,12 +159,6 @@ def _tar_of_an_exabyte() -> bytes:
     return info.tobuf(tarfile.GNU_FORMAT) + bytes(2048)
 
 
-def _compressed_tar(path: Path) -> None:
-    with gzip.open(path, "wb") as file:
-        for _ in range(1024):
-            file.write(bytes(MIB))
-
-
 # --- PyTorch's own format ---
 
 
@@ -205,18 +185,11 @@ def _storage_of_a_terabyte() -> bytes:
 WEIGHTS, RECIPE, TOKENIZER = ("x.safetensors", "x.yaml", "tokenizer_config.json")
 SLOW = True
 BOMBS = {
-    "header of lists": Bomb("header", WEIGHTS, lambda: _headed(b'{"a":[' + b"[]," * (23 * MIB) + b"[]]}"), SLOW),
     "header of lists within its limit": Bomb(
         "header", WEIGHTS, lambda: _headed(b'{"a":[' + b"[]," * 1_240_000 + b"[]]}"), SLOW
     ),
-    "header of brackets": Bomb("header", WEIGHTS, lambda: _headed(b"[" * (15 * MIB))),
     "header of 9 exabytes": Bomb("header", WEIGHTS, lambda: ((1 << 63) - 1).to_bytes(8, "little") + b"{}" + bytes(100)),
-    "dimensions of 4200 digits": Bomb(
-        *("header", WEIGHTS),
-        lambda: _headed('{"a":{"dtype":"F32","shape":[' + ",".join(["9" * 4200] * 1200) + '],"data_offsets":[0,8]}}'),
-    ),
     "tensors of a text tower 10 000": Bomb("checkpoint", WEIGHTS, Writer(_text_tower)),
-    "keys unknown 150 000": Bomb("checkpoint", WEIGHTS, Writer(_unknown_keys), SLOW),
     # JSON, YAML, TOML and texts
     "brackets of 60 MB": Bomb("configuration", "config.json", lambda: b"[" * (60 * MIB), SLOW),
     "index of a million tensors": Bomb(
@@ -227,29 +200,16 @@ BOMBS = {
     "tokenizer of 250 MB": Bomb(
         "side_file", TOKENIZER, lambda: b'{"_name_or_path": "' + b"a" * (250 * MIB) + b'"}', SLOW
     ),
-    "tokenizer of empty lists": Bomb(
-        "side_file", TOKENIZER, lambda: b'{"_name_or_path": [' + b"[]," * 1_240_000 + b"[]]}", SLOW
-    ),
     "patterns that backtrack": Bomb(
         *("adapter", "adapter_config.json"),
         lambda: _adapter({"(a+)+" * 20 + "$": 4, "(.*)*" * 20 + "b": 4, "a?" * 30 + "a" * 30: 4}),
     ),
-    "patterns 50 000": Bomb("adapter", "adapter_config.json", lambda: _adapter(_numbered("q_proj.", 50_000, 4))),
     "aliases of aliases": Bomb("recipe", RECIPE, _aliases),
-    "keys of a recipe 40 000": Bomb(
-        "recipe", RECIPE, lambda: "method:\n" + "".join(f"  a{number}: 1\n" for number in range(40_000))
-    ),
-    "recipe of brackets": Bomb("recipe", RECIPE, lambda: "a: " + "[" * 60_000),
-    "recipe of small keys": Bomb("recipe", RECIPE, lambda: "{" + ",".join(f"a{at}" for at in range(9000)) + "}"),
     "plan of half a million layers": Bomb("plan", "plan.json", _plan),
     "record of 80 000 layers": Bomb(
         "record", "clipmerge.json", lambda: _record(layers=_numbered("v.", 80_000, {"alpha": 0.5}))
     ),
-    "evaluation of a million results": Bomb("evaluation", "e.json", _evaluation, SLOW),
-    "class names of brackets": Bomb("class_names", "names.json", lambda: "[" * 100_000),
     "class names of 17 MB": Bomb("class_names", "names.txt", lambda: "a\n" * (17 * MIB // 2)),
-    "card of aliases": Bomb("card", "README.md", lambda: f"---\n{_aliases()}\n---\n"),
-    "defaults of brackets": Bomb("defaults", "clipmerge.toml", lambda: "images = " + "[" * 60_000),
     "defaults of dots": Bomb("defaults", "clipmerge.toml", lambda: ".".join(["a"] * 30_000) + " = 1"),
     "templates of 8 million classes": Bomb("texts_of_a_set", "texts", lambda: b"cat\ndog\n\0" + b"{c}" * (5 * MIB)),
     "report of 1000 layers": Bomb("report", "clipmerge.json", _report_of_1000_layers, SLOW),
@@ -257,11 +217,9 @@ BOMBS = {
         *("report", "clipmerge.json"),
         lambda: _record(measurements={name: _numbered("s", 4999, 0.5) for name in RECORD["layers"]}),
     ),
-    "range of 18 digits": Bomb("names_of_places", "name", lambda: f"x-{{0..{'9' * 18}}}-{{0..{'9' * 18}}}.tar"),
     # images
     "line of 65 000 pixels": Bomb("image", "x.png", Writer(lambda path: Image.new("RGB", (65_000, 1)).save(path))),
-    "png of 16 bits and 20 000 pixels square": Bomb("image", "x.png", lambda: _blank_png(20_000, 9)),
-    "png of 16 bits at the limit": Bomb("image", "x.png", lambda: _blank_png(8192, 1), SLOW),
+    "png of 16 bits at the limit": Bomb("image", "x.png", _blank_png, SLOW),
     "png with a text of 1 GB": Bomb(
         *("image", "x.png"),
         lambda: with_chunk(Image.new("L", (8, 8), 128), chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(1 << 30), 9))),
@@ -270,30 +228,21 @@ BOMBS = {
     "jpeg of 1000 scans": Bomb("image", "x.jpg", lambda: drawn_over(1000, 8192)),
     "jpeg of 45 scans": Bomb("image", "x.jpg", lambda: drawn_over(39, 8192), SLOW),
     "tiff whose tags are the same megabyte": Bomb("image", "x.tif", lambda: metadata(60_000, MIB)),
-    "gif of 65 535 pixels square": Bomb("image", "x.gif", _gif),
     "zeros in one page": Bomb("parquet", "x.parquet", Writer(_zeros)),
     "one image in a million rows": Bomb("parquet", "x.parquet", Writer(lambda p: _one_in_a_million_rows(p, "image"))),
     "one label in a million rows": Bomb("parquet", "x.parquet", Writer(lambda p: _one_in_a_million_rows(p, "label"))),
     "footer of empty structures": Bomb(
         "parquet", "x.parquet", lambda: _footer(b"\x15\x02\x19\xfc\xff\xff\x7f" + bytes(2_000_000) + b"\0")
     ),
-    "footer of 2 GB": Bomb(
-        "parquet", "x.parquet", lambda: b"PAR1" + bytes(100) + (0x7FFFFFFF).to_bytes(4, "little") + b"PAR1"
-    ),
     "tar header of digits": Bomb("tar", "x.tar", lambda: _tar(tarfile.XHDTYPE, "x", b"9" * (50 * MIB))),
-    "tar name of 50 MB": Bomb(
-        "tar", "x.tar", lambda: _tar(tarfile.GNUTYPE_LONGNAME, "././@LongLink", b"a" * (50 * MIB))
-    ),
     "tar of headers of headers": Bomb("tar", "x.tar", _tar_of_headers, SLOW),
     "tar label of 50 MB": Bomb("tar", "x.tar", Writer(_tar_label)),
     "tar member of an exabyte": Bomb("tar", "x.tar", _tar_of_an_exabyte),
-    "tar that is compressed": Bomb("tar", "x.tar", Writer(_compressed_tar)),
     # PyTorch's own format
     "tensors of one number": Bomb("pickle", "x.pt", Writer(_expanded)),
     "pickle of 1 GB deflated": Bomb(
         "pickle", "x.pt", _pickle([b"\x80\x02", *[b"]" * MIB] * 1024], zipfile.ZIP_DEFLATED), SLOW
     ),
-    "pickle of lists above its limit": Bomb("pickle", "x.pt", _pickle([b"\x80\x02", *[b"]" * MIB] * 65, b"."]), SLOW),
     "pickle of doubling tuples": Bomb(
         "pickle", "x.pt", _pickle([b"\x80\x02)q\x00", *[b"h\x00h\x00\x86q\x00"] * 100, b"."])
     ),

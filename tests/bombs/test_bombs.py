@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.bombs.files import BOMBS
-from tests.fuzz.worker import LARGEST, SLOWEST
+from tests.fuzz.__main__ import LARGEST, SLOWEST
 
 QUICK = [name for name, bomb in BOMBS.items() if not bomb.slow]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,16 +15,11 @@ from torch import Tensor
 from transformers import CLIPModel, CLIPVisionModel
 
 from clipmerge.checkpoint import Checkpoint, align_checkpoints, open_checkpoint
-from clipmerge.checkpoint import adapter as adapter_module
-from clipmerge.checkpoint.adapter import Adapted
 from clipmerge.errors import CheckpointError
-from clipmerge.merging.stream import merged_tensors
-from clipmerge.planning.layer_plan import LayerPlan
 from tests.checkpoint.lora_adapters import LINEAR, Q, configure, save_adapter
 from tests.support.command import clipmerge, refused
 from tests.support.hub_double import FakeHub, upload
 from tests.support.raw_safetensors import shard
-from tests.support.tasks import plan_with
 from tests.test_parallel import merged
 
 Folders = tuple[Path, Path]
@@ -37,18 +31,12 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "rank_pattern": {"q_proj": 2, r"vision_model\.encoder\.layers\.1\.mlp\.fc1": 6},
         "alpha_pattern": {"layers.2.self_attn.q_proj": 1, "fc1": 48, "text_model.encoder.layers.0.mlp.fc1": 3},
     },
-    "rslora with patterns": {"use_rslora": True, "rank_pattern": {"q_proj": 3}, "alpha_pattern": {"fc1": 5}},
     "dora": {"use_dora": True, "target_modules": [*LINEAR, "patch_embedding", "token_embedding"]},
-    "rsdora": {"use_dora": True, "use_rslora": True},
     "modules to save": {"modules_to_save": ["text_projection", "layer_norm1"]},
     "all biases": {"bias": "all"},
     "lora's biases": {"bias": "lora_only"},
     "biases of B": {"lora_bias": True, "target_modules": ["q_proj", "fc1"]},
-    "biases twice": {"lora_bias": True, "bias": "all", "target_modules": ["q_proj", "fc1"]},
-    "fan in fan out": {"fan_in_fan_out": True},
-    "gaussian": {"init_lora_weights": "gaussian"},
     "orthogonal": {"init_lora_weights": "orthogonal"},
-    "few layers": {"layers_to_transform": [1], "layers_pattern": "layers", "target_modules": ["q_proj"]},
 }
 
 
@@ -197,8 +185,6 @@ def test_another_base_than_recorded_is_said(pair: Folders, adapter: Path) -> Non
     adapted = open_checkpoint(str(adapter), base=base)
     assert f"trained on 'openai/clip-vit-base-patch32' and is applied to {pair[0]}" in str(adapted.note)
     assert adapted.note in align_checkpoints(base, [adapted]).notes
-    configure(adapter, base_model_name_or_path="~nosuchuser/clip")
-    assert "trained on '~nosuchuser/clip' and is" in str(open_checkpoint(str(adapter), base=base).note)
 
 
 def test_an_adapter_from_the_hub_and_one_of_before_safetensors(hub: FakeHub, pair: Folders, adapter: Path) -> None:
@@ -212,26 +198,9 @@ def test_an_adapter_from_the_hub_and_one_of_before_safetensors(hub: FakeHub, pai
     assert torch.equal(adapted_to(pair[0], adapter).tensor(Q), expected)
 
 
-def test_each_tensor_is_formed_once_and_alike_on_several_threads(
-    pair: Folders, adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_it_is_the_same_on_several_threads(pair: Folders, adapter: Path, tmp_path: Path) -> None:
     sources = [pair[0], adapter]
     assert merged("magnitude", sources, tmp_path / "5", 5) == merged("magnitude", sources, tmp_path / "1", 1)
-    formed = Counter[str]()
-
-    def counting(adapted: Adapted, key: str) -> Tensor:
-        formed[key] += 1
-        return form(adapted, key)
-
-    form = adapter_module._formed
-    monkeypatch.setattr(adapter_module, "_formed", counting)
-    base = open_checkpoint(str(pair[0]))
-    inputs = align_checkpoints(base, [open_checkpoint(str(adapter), base=base)])
-    plan = plan_with(dict.fromkeys(inputs.layers, LayerPlan(alpha=0.5, mask="magnitude", density=0.5)))
-    for tensor in merged_tensors(inputs, plan, chunk=50):  # several runs per tensor
-        tensor.tensor()
-    assert len(formed) > 10
-    assert set(formed.values()) == {1}
 
 
 def test_a_head_that_the_base_lacks_is_taken_from_the_adapter(pair: Folders, adapter: Path) -> None:

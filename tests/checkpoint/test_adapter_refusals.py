@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import warnings
 from pathlib import Path
@@ -22,14 +21,9 @@ from tests.support.command import clipmerge, refused
 NOT_LORA = "not a LoRA configuration"
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "another kind": ({"peft_type": "LOHA"}, "type LOHA; clipmerge reads LORA.*merge_and_unload"),
-    "no kind": ({"peft_type": None}, "type NONE"),
     "pissa": ({"init_lora_weights": "pissa_niter_4"}, "init_lora_weights='pissa_niter_4', which changes the base"),
-    "loftq": ({"init_lora_weights": "loftq"}, "init_lora_weights='loftq'"),
     "replication": ({"layer_replication": [[0, 2]]}, "uses layer_replication, whose arithmetic"),
-    "an option of tomorrow": ({"use_quantum": {"qubits": 3}}, "uses use_quantum"),
-    "no rank": ({"r": None}, NOT_LORA),
     "rank 0": ({"r": 0}, NOT_LORA),
-    "no alpha": ({"lora_alpha": "much"}, NOT_LORA),
     "an endless alpha": ({"alpha_pattern": {"a": float("inf")}}, NOT_LORA),
     "another rank": ({"r": 8}, "has rank 4, but adapter_config.json says 8; the scale would be wrong"),
     "many patterns": (
@@ -37,13 +31,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         rf"{MOST_PATTERNS + 1} patterns, more than {MOST_PATTERNS}",
     ),
     # patterns that could take long
-    **{
-        pattern: ({"rank_pattern": {pattern: 2}}, NOT_LORA)
-        for pattern in (
-            *("(a+)+b", "(.*)*", "(a|a)" * 30, ".*.*.*.*x", "a{1,99}{1,99}{1,99}", "(?=a)", "a" * 501, "(?:a*)*", "["),
-            *("(a)\\1?*", "("),
-        )
-    },
+    **{pattern: ({"rank_pattern": {pattern: 2}}, NOT_LORA) for pattern in (*("(a+)+b", ".*.*.*.*x", "a" * 501, "["),)},
 }
 
 
@@ -81,9 +69,7 @@ def test_patterns_as_they_are_written_are_understood(adapter: Path) -> None:
 def test_a_broken_configuration_is_refused(pair: tuple[Path, Path], adapter: Path) -> None:
     file = adapter / "adapter_config.json"
     cannot_be_read = r"adapter_config.json: (not a LoRA configuration|cannot be read as an adapter's configuration)"
-    known = json.dumps({"peft_type": "LORA", "lora_alpha": 1})[:-1]
-    endings = (', "r": 1e999}', ', "r": 1, "x": ' + "[" * 100_000, ', "r": ' + "1" * 5000 + "}", ', "r": NaN}')
-    for text in ("", "[]", "{", "[" * 100_000, *(known + ending for ending in endings)):
+    for text in ("[]", "{", '{"peft_type": "LORA", "lora_alpha": 1, "r": 1e999}'):
         file.write_text(text)
         refuse(adapter, pair[0], cannot_be_read)
     file.unlink()
@@ -91,7 +77,6 @@ def test_a_broken_configuration_is_refused(pair: tuple[Path, Path], adapter: Pat
 
 
 A = f"base_model.model.{Q.replace('weight', 'lora_A.weight')}"
-B = A.replace("lora_A", "lora_B")
 LENGTH = A.replace("A.weight", "magnitude_vector")
 
 TENSORS: dict[str, tuple[dict[str, Tensor | None], str]] = {
@@ -101,14 +86,12 @@ TENSORS: dict[str, tuple[dict[str, Tensor | None], str]] = {
         r"LoRA on torch's MultiheadAttention is not supported\. merge it where it was trained",
     ),
     "an unknown factor": ({A.replace("lora_A", "lora_E"): torch.zeros(4)}, "lora_E.weight is of an unknown kind"),
-    "no module": ({"logit": torch.zeros(1)}, "tensor logit is of an unknown kind"),
     "an unknown module": (
         {"base_model.model.vision_model.adapter.weight": torch.zeros(2)},
         r"1 of the parameters it changes are not in .*: vision_model\.adapter\.weight; give the base",
     ),
     "another width": ({A: torch.zeros(4, 31)}, r"the LoRA of .* is \(32, 4\) by \(4, 31\), the base's \(32, 32\)"),
     "no matrix A": ({A: torch.ones(4)}, r"the LoRA of .*q_proj\.weight is"),
-    "no matrix B": ({B: torch.ones(4)}, r"the LoRA of .*q_proj\.weight is"),
     "integers": ({A: torch.zeros(4, 32, dtype=torch.int64)}, "is not a float on both sides"),
     "another shape": (
         {"base_model.model.text_projection.weight": torch.zeros(16, 31)},
@@ -126,18 +109,9 @@ def test_tensors_that_do_not_fit_are_refused(pair: tuple[Path, Path], adapter: P
     refuse(adapter, pair[0], message)
 
 
-def test_nan_in_an_adapter_is_found(pair: tuple[Path, Path], adapter: Path, tmp_path: Path) -> None:
-    file = adapter / "adapter_model.safetensors"
-    save_file({**load_file(file), A: torch.full((4, 32), float("nan"))}, file)
-    line = refused(clipmerge("merge", pair[0], adapter, "--recipe", "wise-ft", "--output", tmp_path / "out"))
-    assert f"{adapter}: tensor {Q} holds NaN" in line
-
-
-def test_an_adapter_alone_is_no_checkpoint(pair: tuple[Path, Path], plain: Path, images: Path) -> None:
-    for command in (("merge", plain, pair[0], "--recipe", "wise-ft", "--output", "x"), ("inspect", plain),
-                    ("evaluate", plain, "--data", images)):  # fmt: skip
-        line = refused(clipmerge(*command))
-        assert "is a peft adapter, not a full model; make a checkpoint from it and its base" in line
+def test_an_adapter_alone_is_no_checkpoint(plain: Path) -> None:
+    line = refused(clipmerge("inspect", plain))
+    assert "is a peft adapter, not a full model; make a checkpoint from it and its base" in line
 
 
 def test_an_adapter_beside_a_model_is_ambiguous(copies: tuple[Path, Path], plain: Path) -> None:

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch.nn.functional import cross_entropy
 from transformers import CLIPModel
 
-from clipmerge.checkpoint.ancestry import Ancestry, _matrices, ancestry_of, ancestry_warnings, shrinkage
+from clipmerge.checkpoint.ancestry import Ancestry, _matrices, ancestry_of, shrinkage
 from tests.support.command import clipmerge, refused
 from tests.support.tasks import inputs_of
 from tests.support.tiny_clip import tiny_config, tiny_processor
@@ -163,11 +163,6 @@ def test_half_precision_on_disk_is_read_as_numbers(models: Models, tmp_path: Pat
     assert judged(paths["base-0"], paths["mild-1"]).relation == "unrelated"
 
 
-def test_each_of_several_is_judged(models: Models) -> None:
-    (warning,) = ancestry_warnings(inputs_of([models[name] for name in ("base-0", "mild-0", "mild-1")]))
-    assert warning.startswith(f"{models['base-0']} is probably not what {models['mild-1']} started from (the median")
-
-
 def test_a_broken_matrix_is_left_to_the_merge(models: Models, tmp_path: Path) -> None:
     weights = load_file(models["mild-0"] / "model.safetensors")
     weights["visual_projection.weight"][0, 0] = torch.nan
@@ -210,9 +205,8 @@ def drawn(slope: float, seed: int = 0, *, blocks: int = 6, matrices: int = 5) ->
     return rows
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_the_slope_is_that_of_a_regression_with_a_constant_per_block(seed: int) -> None:
-    rows = drawn(0.7, seed)
+def test_the_slope_is_that_of_a_regression_with_a_constant_per_block() -> None:
+    rows = drawn(0.7)
     names = sorted({block for block, _, _ in rows})
     design = np.array([[moved**2, *(float(block == name) for name in names)] for block, moved, _ in rows])
     weight = np.array([1 / moved for _, moved, _ in rows])

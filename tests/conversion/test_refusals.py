@@ -49,18 +49,12 @@ def configure(file: Path, change: Any) -> None:
 
 REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"vision": {"no_ln_pre": True}}, "vision_cfg.no_ln_pre=True"),
-    ({"vision": {"pool_type": "avg"}}, "vision_cfg.pool_type=avg"),
-    ({"vision": {"scale_heads": True}}, "vision_cfg.scale_heads=True"),
     ({"vision": {"rope": 1}}, "vision_cfg.rope=1"),
     ({"vision": {"layers": [1, 1, 1, 1]}}, "a ResNet as vision tower"),
     ({"vision": {"image_size": [32, 64]}}, r"vision_cfg.image_size=\[32, 64\]"),
     ({"vision": {"act_kwargs": {"approximate": "none"}}}, r"vision_cfg\.act_kwargs=\{'approximate': 'none'\}"),
     ({"vision": {"norm_kwargs": {"eps": 1e-6, "elementwise_affine": False}}}, r"vision_cfg\.norm_kwargs="),
-    ({"text": {"ls_init_value": 1e-4}}, "text_cfg.ls_init_value=0.0001"),
-    ({"text": {"proj_bias": True}}, "text_cfg.proj_bias=True"),
-    ({"text": {"pool_type": "last"}}, "text_cfg.pool_type=last"),
     ({"text": {"pool_type": "eos", "eos_id": 2}}, "text_cfg.pool_type=eos with eos_id=2"),
-    ({"text": {"no_causal_mask": True}}, "text_cfg.no_causal_mask=True"),
     ({"init_logit_bias": -10.0}, "init_logit_bias=-10.0"),
 ]
 
@@ -151,7 +145,7 @@ def test_a_tokenizer_that_is_not_clips(tmp_path: Path) -> None:
     assert tokens.is_clips_own(tmp_path) is None
     (tmp_path / "vocab.txt").write_text("a\nb\n")  # BERT's
     assert tokens.is_clips_own(tmp_path) is False
-    for text in ('{"a": Infinity}', '{"a": "a"}', '{"a": null}', '{"a": 1e999}', r'{"\ud800": 1}'):
+    for text in ('{"a": Infinity}', '{"a": null}'):
         (tmp_path / "vocab.json").write_text(text)
         assert tokens.is_clips_own(tmp_path) is False
 

@@ -21,7 +21,7 @@ from clipmerge.families import families, family_of
 from clipmerge.planning.recipe import load_recipe
 from clipmerge.request import MergeRequest
 from tests.support.command import clipmerge
-from tests.support.raw_safetensors import edit, rename_keys
+from tests.support.raw_safetensors import rename_keys
 from tests.support.tasks import inputs_of
 from tests.support.tiny_families import TINY
 
@@ -211,14 +211,6 @@ def test_a_tower_of_a_family_goes_into_its_full_model(name: str, family_pairs: P
     loaded(name, tmp_path / "out")
     for key, value in output.items():
         assert torch.equal(value, (finetuned if key.startswith("vision_model.") else zeroshot)[key]), key
-
-
-def test_old_position_ids_are_copied_in_any_family(family_pairs: Pairs, tmp_path: Path) -> None:
-    zeroshot = shutil.copytree(family_pairs("SigLIP")[0], tmp_path / "zeroshot")
-    edit(zeroshot, **{"text_model.embeddings.position_ids": torch.arange(24)[None]})
-    merged((zeroshot, family_pairs("SigLIP")[1]), tmp_path / "out", 0.5)
-    ids = load_file(tmp_path / "out" / "model.safetensors")["text_model.embeddings.position_ids"]
-    assert torch.equal(ids, torch.arange(24)[None])
 
 
 def test_the_cards_snippet_runs(

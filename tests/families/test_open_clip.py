@@ -81,18 +81,6 @@ def test_every_kind_is_merged_and_loaded(kind: str, tmp_path: Path) -> None:
     assert not files & {"config.json", "model.safetensors"}
 
 
-def test_batch_norms_move_and_it_is_said(tmp_path: Path) -> None:
-    zeroshot, finetuned = save_open_clip_pair(tmp_path, model_config(**ARCHITECTURES["resnet"]))
-    done = merge(zeroshot, finetuned, tmp_path / "merged")
-    assert "batch norms are interpolated" in done.err
-    theta_0, theta_1, merged = (load_file(f / WEIGHTS) for f in (zeroshot, finetuned, tmp_path / "merged"))
-    key = "visual.layer2.1.bn1.running_var"
-    assert not torch.equal(theta_0[key], theta_1[key])
-    assert torch.equal(merged[key], theta_0[key] + 0.5 * (theta_1[key] - theta_0[key]))
-    counter = "visual.bn1.num_batches_tracked"
-    assert theta_1[counter] != theta_0[counter] == merged[counter]
-
-
 LAYERS = {
     "vit": [
         *("vision.embeddings", "vision.pre_norm", "vision.0.attn", "vision.0.mlp", "vision.1.attn", "vision.1.mlp"),
@@ -105,7 +93,6 @@ LAYERS = {
         "vision.pooler",
     ],
     "timm vit": ["vision.embeddings", "vision.0.attn", "vision.0.mlp", "vision.1.attn", "vision.1.mlp"],
-    "coca": ["vision.embeddings", "vision.pre_norm", "vision.0.attn", "vision.0.mlp"],
 }
 
 
@@ -114,15 +101,6 @@ def test_layers_are_named_in_network_order(name: str) -> None:
     keys = build(model_config(**ARCHITECTURES[name])).state_dict()
     layers = list(FAMILY.group(FAMILY.canonical_names(keys).values()))
     assert layers[: len(LAYERS[name])] == LAYERS[name]
-
-
-def test_what_joins_the_stages_stands_between_them() -> None:
-    keys = build(model_config(**ARCHITECTURES["timm convnext"])).state_dict()
-    group = FAMILY.group(FAMILY.canonical_names(keys).values())
-    convolutions = [group[layer] for layer in group if layer.endswith(".conv")]
-    starts = [sorted({".".join(name.split(".")[3:6]) for name in names})[0] for names in convolutions]
-    assert starts == sorted(starts, key=lambda start: (start.split(".")[0], "downsample" not in start, start))
-    assert any("downsample" in start for start in starts)
 
 
 # one of each kind: all that open_clip lists take half a minute
@@ -156,9 +134,7 @@ def test_models_of_open_clip_have_all_their_parameters_in_layers(name: str) -> N
     [
         ({"quick_gelu": False}, "the vision towers differ in quick_gelu: zeroshot False, finetuned True"),
         ({"vision_cfg": {"head_width": 8}}, "the vision towers differ in head_width: zeroshot 8, finetuned 16"),
-        ({"text_cfg": {"heads": 4}}, "the text towers differ in heads"),
         ({"text_cfg": {"pool_type": "eos", "eos_id": 57}}, "the text towers differ in pool_type"),
-        ({"vision_cfg": {"norm_kwargs": {"eps": 1e-6}}}, "the vision towers differ in norm_kwargs"),
     ],
 )
 def test_models_that_only_look_alike_are_refused(
@@ -193,7 +169,7 @@ def test_shards_that_open_clip_cannot_load_are_refused(folders: Folders, tmp_pat
     assert (tmp_path / "merged" / WEIGHTS).is_file()
 
 
-@pytest.mark.parametrize("form", ["bare", "under module", "a training checkpoint"])
+@pytest.mark.parametrize("form", ["bare", "a training checkpoint"])
 def test_a_file_is_merged_and_takes_the_zero_shot_files(folders: Folders, tmp_path: Path, form: str) -> None:
     """``open_clip_train`` saves pickles: an epoch, the optimizer, and a state dict under ``module.``."""
     weights = load_file(folders[1] / WEIGHTS)
@@ -203,7 +179,7 @@ def test_a_file_is_merged_and_takes_the_zero_shot_files(folders: Folders, tmp_pa
         torch.save({"epoch": 5, "name": "run", "state_dict": state, "optimizer": {}}, file)
     else:
         file = tmp_path / "epoch_5.safetensors"
-        save_file(weights if form == "bare" else state, file)
+        save_file(weights, file)
     done = merge(folders[0], file, tmp_path / "merged", 1)
     assert done.code == 0, done.err
     assert "no open_clip_config.json beside it" in done.err
@@ -232,18 +208,6 @@ def test_a_pair_is_read_from_the_hub(folders: Folders, theirs: Path, hub: FakeHu
         assert done.code == 0, done.err
         same(outputs(load(tmp_path / base)), outputs(load(folders[1])))
     assert not hub.requests("GET", "/resolve/.*open_clip_pytorch_model.bin")
-
-
-def test_a_mixed_pair_is_inspected(ours: Path, theirs: Path, tmp_path: Path) -> None:
-    clipmerge("convert", theirs, tmp_path / "same", "--to", "open-clip")
-    for pair, plain in (((theirs, ours), (tmp_path / "same", ours)), ((ours, tmp_path / "same"), (ours, theirs))):
-        mixed, alike = (clipmerge("inspect", *each, "--format", "json") for each in (pair, plain))
-        assert mixed.code == alike.code == 0, mixed.err
-        assert list(mixed.json["layers"]) == LAYERS["vit"]
-        assert mixed.json["mismatches"] == []
-        for layer, entry in mixed.json["layers"].items():
-            assert entry["size"] == alike.json["layers"][layer]["size"]
-            assert entry["change"] == pytest.approx(alike.json["layers"][layer]["change"], rel=1e-5)
 
 
 @pytest.mark.parametrize(("ours", "custom_text"), [("zeroshot", False), ("finetuned", False), ("finetuned", True)])

@@ -9,7 +9,6 @@ import shutil
 import signal
 import tempfile
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +50,7 @@ def test_the_folder_appears_at_the_end(tmp_path: Path) -> None:
     assert output.stat().st_mode & 0o777 == 0o777 & ~mask
 
 
-@pytest.mark.parametrize("error", [ValueError("x"), KeyboardInterrupt(), IO_ERROR, SystemExit(3)])
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), IO_ERROR])
 def test_a_block_that_fails_leaves_the_old_output_and_no_parents(tmp_path: Path, error: BaseException) -> None:
     expected = OutputError if isinstance(error, OSError) else type(error)
     with pytest.raises(expected):
@@ -76,12 +75,8 @@ def test_an_old_output_is_replaced_whole_and_a_link_stays_a_link(tmp_path: Path)
     assert text_of(tmp_path / "out") == "newer"
 
 
-@pytest.mark.parametrize("overwrite", [True, False])
-def test_when_the_move_fails_the_old_output_comes_back(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, overwrite: bool
-) -> None:
-    if overwrite:
-        write(tmp_path / "out", "old")
+def test_when_the_move_fails_the_old_output_comes_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path / "out", "old")
     rename = Path.rename
 
     def failing(self: Path, target: Path) -> Path:
@@ -92,8 +87,8 @@ def test_when_the_move_fails_the_old_output_comes_back(
     monkeypatch.setattr(Path, "rename", failing)
     with pytest.raises(OutputError, match=r"out: cannot be written \(Input/output error\); nothing was left behind$"):
         write(tmp_path / "out", "new", overwrite=True)
-    assert content(tmp_path) == (REPLACED if overwrite else [])
-    assert not overwrite or text_of(tmp_path / "out") == "old"
+    assert content(tmp_path) == REPLACED
+    assert text_of(tmp_path / "out") == "old"
 
 
 # --- what other runs left or are writing ---
@@ -121,10 +116,8 @@ def test_what_a_killed_run_left_is_removed_and_what_it_set_aside_comes_back(tmp_
     assert text_of(tmp_path / "out") == "old"
 
 
-@pytest.mark.parametrize("other", ["out2", "out.clipmerge-x", "o", "out" + "x" * 60 + "1"])
-def test_another_outputs_stage_is_left_alone(tmp_path: Path, other: str) -> None:
-    left = stale(tmp_path / other)
-    write(tmp_path / "out", "new")
+def test_another_outputs_stage_is_left_alone(tmp_path: Path) -> None:
+    left = stale(tmp_path / ("out" + "x" * 60 + "1"))
     write(tmp_path / ("out" + "x" * 60 + "2"), "new")
     assert left.exists()
 
@@ -145,22 +138,11 @@ def test_the_stage_of_a_run_that_goes_on_or_begins_is_left_alone(tmp_path: Path)
     assert content(tmp_path / "begins") == REPLACED
 
 
-def test_without_file_locks_a_folder_is_staged_but_none_is_cleared(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    left = stale(tmp_path / "out")
-    monkeypatch.setattr(staging, "fcntl", None)  # as on Windows
-    write(tmp_path / "out", "new")
-    assert text_of(tmp_path / "out") == "new"
-    assert left.exists()
-
-
 # --- names, disks, threads ---
 
 
 def test_the_longest_name_works(tmp_path: Path) -> None:
-    for name in ("x" * 255, "é" * 127):
-        write(tmp_path / name, "1")
+    write(tmp_path / ("é" * 127), "1")
     with pytest.raises(OutputError, match="cannot be written"):
         write(tmp_path / ("x" * 256), "1")
 
@@ -174,13 +156,6 @@ def test_what_is_wrong_with_the_disk_is_said(tmp_path: Path, monkeypatch: pytest
         write(tmp_path / "out", "1", fail=IO_ERROR)
     (stage,) = tmp_path.iterdir()
     assert str(caught.value).endswith(f"; {stage} was left behind, remove it")
-
-
-def test_a_folder_is_staged_in_any_thread(tmp_path: Path) -> None:
-    """Signals reach the main thread only; nothing has to wait in another one."""
-    with ThreadPoolExecutor(1) as pool:
-        pool.submit(write, tmp_path / "out", "new").result()
-    assert content(tmp_path) == REPLACED
 
 
 def test_files_are_moved_together_or_not_at_all(tmp_path: Path) -> None:
@@ -260,78 +235,61 @@ def test_a_plan_that_changed_after_the_check_is_left_alone(tmp_path: Path) -> No
     assert output.read_text() == "somebody's own words"
 
 
-def test_a_parent_that_is_renamed_meanwhile_keeps_no_stage(tmp_path: Path) -> None:
-    place = tmp_path / "place"
-    place.mkdir()
-    gone = r"out: cannot be written \(No such file or directory\); nothing was left beh"
-    meanwhile(place / "out", gone, lambda: place.rename(tmp_path / "elsewhere"))
-    assert list((tmp_path / "elsewhere").iterdir()) == []
-
-
 # --- signals while an output is moved to its place: they wait until it is safe to stop ---
 
-SIGNALS = pytest.mark.parametrize(
-    ("number", "raised"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, Terminated)]
-)
 
-
-@SIGNALS
-def test_a_signal_while_the_place_is_made_takes_it_away_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, raised: type[BaseException]
-) -> None:
+def test_a_signal_while_the_place_is_made_takes_it_away_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(**where: Any) -> str:
         made = mkdtemp(**where)
-        signal.raise_signal(number)  # before anybody knows what was made
+        signal.raise_signal(signal.SIGINT)  # before anybody knows what was made
         return made
 
     mkdtemp = tempfile.mkdtemp
     monkeypatch.setattr("tempfile.mkdtemp", interrupted)
-    with pytest.raises(raised), termination(), staged(tmp_path / "a" / "out"):
+    with pytest.raises(KeyboardInterrupt), termination(), staged(tmp_path / "a" / "out"):
         pytest.fail("the block is not entered")
     assert list(tmp_path.iterdir()) == []
 
 
-def interrupting(monkeypatch: pytest.MonkeyPatch, name: str, number: int, at: int) -> None:
-    """Send a signal as a method of `Path` returns for the ``at``-th time."""
+def interrupting(monkeypatch: pytest.MonkeyPatch, name: str, at: int) -> None:
+    """Send SIGTERM as a method of `Path` returns for the ``at``-th time."""
     method, calls = getattr(Path, name), []
 
     def interrupted(self: Path, target: Path) -> Path:
         moved: Path = method(self, target)
         calls.append(target)
         if len(calls) == at:
-            signal.raise_signal(number)
+            signal.raise_signal(signal.SIGTERM)
         return moved
 
     monkeypatch.setattr(Path, name, interrupted)
 
 
-@SIGNALS
 @pytest.mark.parametrize("at", [1, 2])
 def test_a_signal_while_the_outputs_are_exchanged_comes_after_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, raised: type[BaseException], at: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int
 ) -> None:
     write(tmp_path / "out", "old")
     forget_completed()
-    interrupting(monkeypatch, "rename", number, at)
-    with pytest.raises(raised), termination():
+    interrupting(monkeypatch, "rename", at)
+    with pytest.raises(Terminated), termination():
         write(tmp_path / "out", "new", overwrite=True)
     assert (tmp_path / "out" / "clipmerge.json").read_text() == "new"
     assert content(tmp_path) == ["out", "out/clipmerge.json"]
     assert completed() == (tmp_path / "out",)
 
 
-@SIGNALS
 def test_a_signal_between_a_plan_and_its_tensors_comes_after_both(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, raised: type[BaseException]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    interrupting(monkeypatch, "replace", number, 1)
+    interrupting(monkeypatch, "replace", 1)
 
     def write_both() -> None:
         with termination(), staged_files(tmp_path / "plan.json") as folder:
             (folder / "plan.json").write_text("1")
             (folder / "plan.tensors.safetensors").write_text("2")
 
-    with pytest.raises(raised):
+    with pytest.raises(Terminated):
         write_both()
     assert content(tmp_path) == ["plan.json", "plan.tensors.safetensors"]
 

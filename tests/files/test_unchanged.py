@@ -33,9 +33,7 @@ def removed(file: Path) -> None:
     file.unlink()
 
 
-@pytest.mark.parametrize(
-    ("command", "change"), [("merge", overwritten), ("merge", replaced), ("merge", removed), ("convert", replaced)]
-)
+@pytest.mark.parametrize(("command", "change"), [("merge", overwritten), ("merge", removed), ("convert", replaced)])
 def test_an_input_that_changes_meanwhile_is_said(
     copies: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, change: Callable[[Path], None], command: str
 ) -> None:

@@ -6,7 +6,6 @@ import contextlib
 import io
 import json
 import math
-import shutil
 import tarfile
 import tempfile
 import zlib
@@ -179,13 +178,6 @@ def lora(data: bytes, folder: Path) -> object:
 
 
 @target
-def assignment(data: bytes, folder: Path) -> object:
-    from clipmerge.planning.recipe import load_recipe
-
-    return load_recipe("wise-ft", [data.decode("utf-8", "surrogateescape")]).model_dump(mode="json")
-
-
-@target
 def names_of_places(data: bytes, folder: Path) -> object:
     from clipmerge.errors import ClipmergeError
     from clipmerge.hub.ids import parse_dataset, parse_hub_id
@@ -196,17 +188,6 @@ def names_of_places(data: bytes, folder: Path) -> object:
     with contextlib.suppress(ClipmergeError):
         parse_dataset(text)
     return expand_ranges(text)
-
-
-@target
-def variables(data: bytes, folder: Path) -> object:
-    """One line per variable."""
-    from clipmerge.cli._defaults import read_defaults
-
-    shutil.rmtree(folder / "none", ignore_errors=True)
-    lines = (line.partition("=") for line in data.decode("utf-8", "surrogateescape").split("\n"))
-    found = read_defaults({f"CLIPMERGE_{name}": value for name, _, value in lines}, folder=folder / "none")
-    return found.words(["merge"]), found.note
 
 
 # --- images ---
@@ -413,11 +394,6 @@ def seeds(name: str) -> list[bytes]:
             b"measure:\n  name: path-barrier\n  nodes: 3\nmethod:\n  name: straggler-sparse\n  alpha: 0.5\n",
             b"method: {name: wise-ft, alpha: !!float 0.5}\noverrides:\n- {match: 'vision.*', alpha: 1}\nmissing: error",
         ],
-        "assignment": lambda: [
-            b"method.alpha=0.4",
-            b"missing=keep-zeroshot",
-            b"overrides=[{match: a, alpha: !!int 1}]",
-        ],
         "plan": lambda: _json(
             {
                 "format": "clipmerge-plan/1",
@@ -451,7 +427,6 @@ def seeds(name: str) -> list[bytes]:
             | {"seed": 0, "images": {}, "sources": {}},
         ),
         "defaults": lambda: [b'images = 64\nseed = 1\ntemplate = ["a {}"]\n', b'device = "cpu"\nbatch-size = 8\n'],
-        "variables": lambda: [b"IMAGES=64\nSTRICT=1\nTEMPLATE=a {}", b"RECIPE=auto\nDATA=x\nCLASSES=y\nVERBOSE=0"],
         "modules": lambda: [b'[{"idx": 0, "name": "0", "path": "0_CLIPModel", "type": "x.CLIPModel"}]'],
         "shapes_of_a_release": lambda: [_safetensors(tower)],
         "lora": lambda: [_safetensors(factors)],

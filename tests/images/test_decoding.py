@@ -5,20 +5,18 @@ from __future__ import annotations
 import os
 import struct
 import subprocess
-import sys
 import zlib
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image, PngImagePlugin
+from PIL import Image
 
 from clipmerge.errors import DataError
 from clipmerge.images.dataset import load_images
 from clipmerge.images.decoding import decode, extent
 from clipmerge.images.store import Encoded
-from tests.support.command import clipmerge
 from tests.support.image_files import chunk, drawn_over, metadata, save_plain_parquet, saved, with_chunk
 
 SHADES = np.random.default_rng(0).integers(0, 65536, (6, 5)).astype(np.uint16)
@@ -61,12 +59,10 @@ def twelve_bits(values: np.ndarray) -> bytes:
 
 
 WIDE = Image.fromarray(SHADES)
-BIG_ENDIAN = Image.frombytes("I;16B", SHADES.shape[::-1], SHADES.astype(">u2").tobytes())
 DECIMAL = np.arange(256, dtype=np.float32).reshape(16, 16)
 STEPS = Image.fromarray(np.arange(6, dtype=np.uint8).reshape(2, 3))
 GREYS: dict[str, tuple[bytes, list[list[int]]]] = {
     **{f"16 bits in {kind}": (saved(WIDE, kind), eight_bits(SHADES)) for kind in ("PNG", "TIFF", "PPM")},
-    "the other byte order": (saved(BIG_ENDIAN, "TIFF"), eight_bits(SHADES)),
     "12 bits": (twelve_bits(SHADES[:, :4] >> 4), eight_bits(SHADES[:, :4] >> 4, white=4095)),
     "zero is white": (saved(WIDE, "TIFF", tiffinfo={262: 0}), eight_bits(65535 - SHADES)),
     "decimals from 0 to 1": (saved(Image.fromarray(DECIMAL / 255), "TIFF"), DECIMAL.astype(int).tolist()),
@@ -85,15 +81,10 @@ def test_grey_images_of_any_depth_become_eight_bits(name: str) -> None:
     assert grey(content) == expected
 
 
-def test_a_png_that_older_pillow_opens_as_32_bits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(PngImagePlugin._MODES, (16, 0), ("I", "I;16B"))
-    assert grey(saved(WIDE, "PNG")) == eight_bits(SHADES)
-
-
-@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "CMYK", "I;16"])
-def test_every_mode_becomes_rgb(mode: str) -> None:
-    image = decode("x", of_bytes(saved(Image.new(mode, (4, 4)), "TIFF" if mode == "CMYK" else "PNG")))
-    assert (image.mode, image.size) == ("RGB", (4, 4))
+def test_every_mode_becomes_rgb() -> None:
+    for mode in ("1", "LA", "P", "RGBA", "CMYK"):
+        image = decode("x", of_bytes(saved(Image.new(mode, (4, 4)), "TIFF" if mode == "CMYK" else "PNG")))
+        assert (image.mode, image.size) == ("RGB", (4, 4))
 
 
 def test_what_a_palette_hides_is_shown_in_its_own_colour() -> None:
@@ -123,56 +114,19 @@ def test_numbers_of_unknown_range_are_one_line_that_names_the_row(tmp_path: Path
             found.image(row)
 
 
-def test_accuracy_is_the_same_at_either_depth(pair: tuple[Path, Path], tmp_path: Path) -> None:
-    rng = np.random.default_rng(1)
-    for number, name in enumerate(("bird", "cat", "dog")):
-        for depth in ("8", "16"):
-            (tmp_path / depth / name).mkdir(parents=True)
-        for index in range(6):
-            shades = (rng.integers(0, 100, (40, 36)) + 70 * number).astype(np.uint8)
-            Image.fromarray(shades).save(tmp_path / "8" / name / f"{index}.png")
-            Image.fromarray(shades.astype(np.uint16) * 257).save(tmp_path / "16" / name / f"{index}.png")
-    eight, sixteen = (load_images(str(tmp_path / depth)) for depth in ("8", "16"))
-    assert all(eight.image(k).tobytes() == sixteen.image(k).tobytes() for k in range(18))
-    told = clipmerge("evaluate", pair[1], *(f"--data={d}={tmp_path / d}" for d in ("8", "16")), "--format", "json")
-    assert told.code == 0, told.err
-    assert told.json["accuracy"]["8"] == told.json["accuracy"]["16"]
-
-
-@pytest.mark.parametrize(
-    "content",
-    [
-        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n(x) run\n%%EOF\n",
-        b'/* XPM */\nstatic char *x[] = {\n"1 1 1 1",\n"a c #000000",\n"a"\n};\n',
-    ],
-)
-def test_only_formats_that_run_no_program_are_decoded(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes
-) -> None:
+def test_only_formats_that_run_no_program_are_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    content = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n(x) run\n%%EOF\n"
     (tmp_path / "x.png").write_bytes(content)
     Image.open(tmp_path / "x.png").close()  # Pillow would, whatever the file is called
     monkeypatch.setattr(subprocess, "Popen", lambda *_args, **_options: pytest.fail("a program was started"))
-    for encoded in (of_bytes(content), Encoded(bytes=None, path=str(tmp_path / "x.png"))):
-        with pytest.raises(DataError, match=r"x.png: cannot be read as an image \(cannot identify image file\)"):
-            decode("x.png", encoded)
+    with pytest.raises(DataError, match=r"x.png: cannot be read as an image \(cannot identify image file\)"):
+        decode("x.png", {"bytes": None, "path": str(tmp_path / "x.png")})
 
 
 def test_a_pipe_by_the_name_of_an_image_is_refused_at_once(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "x.png")
     with pytest.raises(DataError, match=r"x.png: cannot be read as an image \(.*not a regular file"):
         decode("x.png", {"bytes": None, "path": str(tmp_path / "x.png")})
-
-
-def test_images_in_folders_do_without_the_datasets_library(tmp_path: Path) -> None:
-    (tmp_path / "class").mkdir()
-    WIDE.save(tmp_path / "class" / "x.png")
-    code = (
-        "import sys; from clipmerge.images.dataset import load_images\n"
-        "load_images(sys.argv[1]).image(0)\n"
-        "heavy = {'datasets', 'pandas', 'pyarrow'} & set(sys.modules)\n"
-        "assert not heavy, heavy"
-    )
-    subprocess.run([sys.executable, "-c", code, tmp_path], check=True)
 
 
 # --- images made to keep a decoder busy
@@ -184,33 +138,21 @@ def profile(tags: bytes) -> bytes:
     return chunk(b"zTXt", b"Raw profile type exif\0\0" + zlib.compress(text.encode()))
 
 
-def text_for_metadata(*, zipped: bool) -> bytes:
-    note = PngImagePlugin.PngInfo()
-    note.add_text("exif", "a text", zip=zipped)  # Pillow returns only an unzipped one as bytes
-    return saved(Image.new("RGB", (4, 4), 7), "PNG", pnginfo=note)
-
-
 MANY = metadata(2000, 10_000)
 BUSY: dict[str, tuple[Callable[[], bytes], str]] = {
     "scans": (lambda: drawn_over(200, 64), "more than 50 scans over its pixels"),
     "tags": (lambda: MANY, "its tags together are larger than the file"),
     "tags of a PNG": (lambda: with_chunk(NOISE, chunk(b"eXIf", MANY)), "its tags together are larger"),
     "tags in a comment of a PNG": (lambda: with_chunk(NOISE, profile(MANY)), "its tags together are larger"),
-    "a zipped text for metadata": (lambda: text_for_metadata(zipped=True), ""),
-    "a text for metadata": (lambda: text_for_metadata(zipped=False), ""),
 }
 
 
 @pytest.mark.parametrize("name", BUSY)
-def test_an_image_made_to_fill_time_or_memory_is_refused(name: str, tmp_path: Path) -> None:
+def test_an_image_made_to_fill_time_or_memory_is_refused(name: str) -> None:
     content, told = BUSY[name][0](), rf"x: cannot be read as an image \(.*{BUSY[name][1]}.*\); repair or remove it"
-    (tmp_path / "x").write_bytes(content)
-    for encoded in (of_bytes(content), Encoded(bytes=None, path=str(tmp_path / "x"))):
+    for read in (decode, extent) if name in ("scans", "tags") else (decode,):
         with pytest.raises(DataError, match=told):
-            decode("x", encoded)
-    if name in ("scans", "tags"):
-        with pytest.raises(DataError, match=told):  # its size is not looked for either
-            extent("x", of_bytes(content))
+            read("x", of_bytes(content))
 
 
 @pytest.mark.parametrize(
@@ -219,10 +161,7 @@ def test_an_image_made_to_fill_time_or_memory_is_refused(name: str, tmp_path: Pa
         ("JPEG", {"progressive": True, "quality": 95, "comment": b"x" * 60_000}),
         ("JPEG", {"exif": b"Exif\0\0" + metadata(20, 3)}),
         ("PNG", {"exif": metadata(20, 3)}),
-        ("GIF", {"comment": b"x" * 100_000}),
-        ("BMP", {}),
         ("WEBP", {"exif": metadata(20, 3)}),
-        ("TIFF", {"compression": "jpeg"}),
         ("TIFF", {"compression": "tiff_lzw"}),
         ("TIFF", {"big_tiff": True}),
     ],
@@ -232,11 +171,5 @@ def test_images_as_people_save_them_are_decoded(kind: str, options: dict[str, ob
     image = decode("x", content)
     assert (image.size, image.mode) == ((300, 300), "RGB")
     assert extent("x", content) == (300, 300)
-    if kind in ("BMP", "PNG") or options.get("compression") == "tiff_lzw":
+    if kind == "PNG" or options.get("compression") == "tiff_lzw":
         assert image.tobytes() == NOISE.tobytes()
-
-
-@pytest.mark.parametrize("start", [b"", b"Exif\0\0"])
-def test_a_png_is_turned_as_a_comment_says(start: bytes) -> None:
-    tags = start + orientation(3).tobytes().removeprefix(b"Exif\0\0")
-    assert decode("x", of_bytes(with_chunk(NOISE, profile(tags)))).tobytes() == NOISE.rotate(180).tobytes()

@@ -137,7 +137,6 @@ def test_a_loader_of_pictures_is_preprocessed_and_told_if_it_is_not_shuffled(fol
 
 
 REFUSED: dict[str, tuple[Any, str]] = {
-    "a number": (3, "int holds no labelled images"),
     "nothing": (Pairs([]), "holds no images"),
     "no pairs": (Pairs([torch.zeros(3, 2, 2)]), r"items are not \(image, label\) pairs"),
     "wide numbers": (Pairs([(np.zeros((4, 4, 3), np.int32), 0), (np.zeros((4, 4, 3), np.int32), 1)]), "of int32"),
@@ -160,12 +159,3 @@ def test_a_datasets_column_of_bytes_is_decoded() -> None:
     loaded = load_images(datasets.Dataset.from_dict({"image": [png(0), png(1)], "label": ["cat", "dog"]}))
     assert loaded.class_names == ("cat", "dog")
     assert_images(loaded, [0, 1])
-
-
-def test_grey_values_with_a_channel_are_a_grey_image() -> None:
-    grey = np.arange(64, dtype=np.uint8).reshape(8, 8)
-    one, other = (
-        load_images(Pairs([(values, 0), (values, 1)], classes=["a", "b"])) for values in (grey, grey[:, :, None])
-    )
-    assert pixels_of(one) == pixels_of(other)
-    assert one.image(0).getpixel((3, 0)) == (3, 3, 3)

@@ -5,11 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import yaml
 
 from clipmerge.errors import DataError, UsageError
 from clipmerge.hub.ids import parse_dataset
-from clipmerge.images import known as module
 from clipmerge.images.dataset import load_images
 from clipmerge.images.known import class_list, class_lists, find_known, known_sets
 from clipmerge.images.prompts import check_templates, template_set, template_sets
@@ -104,7 +102,6 @@ def test_names_on_the_command_line(pair: tuple[Path, Path], images: Path) -> Non
     shown = clipmerge("data", "show", "imagenet-a", "--format", "json").json
     assert shown["address"] == "hf://datasets/clip-benchmark/wds_imagenet-a:test"
     assert (len(shown["class_names"]), len(shown["templates"]), shown["zeroshot"]["ViT-B-32"]) == (200, 80, 31.37)
-    assert "two pixels" in " ".join(clipmerge("data", "show", "objectnet").out.split())
     assert clipmerge("data", "show", "simple").out == "a photo of a {}.\n"
     simple = clipmerge("data", "show", "simple", "--format", "json").json
     assert simple == {"name": "simple", "templates": ["a photo of a {}."]}
@@ -113,28 +110,6 @@ def test_names_on_the_command_line(pair: tuple[Path, Path], images: Path) -> Non
     refused(clipmerge("data", "--format", "json", "list"), 2)
     line = refused(clipmerge("evaluate", pair[0], "--data", images, "--classes", "objectnet"))
     assert "has 113 class names" in line
-
-
-KNOWN = {"title": "Birds", "source": "hf://datasets/acme/birds", "texts": "here", "templates": ["a {}."]}
-
-
-def test_a_file_of_sets_with_a_fault_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_HERE", tmp_path)
-    (tmp_path / "sets").mkdir()
-    for content, told in (
-        (
-            {"birds": {**KNOWN, "templates": "no-such"}},
-            r"x\.yaml: data set 'birds': templates: .*no template set",
-        ),
-        ({"birds": {**KNOWN, "kind": "song"}}, r"x\.yaml: data set 'birds': kind: Input should be"),
-    ):
-        (tmp_path / "sets" / "x.yaml").write_text(yaml.safe_dump(content))
-        with pytest.raises(DataError, match=told):
-            known_sets.__wrapped__()
-    for name in ("x", "y"):
-        (tmp_path / "sets" / f"{name}.yaml").write_text(yaml.safe_dump({"birds": KNOWN}))
-    with pytest.raises(DataError, match=r"y\.yaml: a data set 'birds' is also in another file"):
-        known_sets.__wrapped__()
 
 
 def test_a_label_without_a_name_is_refused() -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import io
 import os
 import re
-import shutil
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -22,9 +21,7 @@ from PIL import Image
 from clipmerge.errors import DataError
 from clipmerge.images import Columns, columns, decoding, folder, hub_dataset, parquet, store, webdataset
 from clipmerge.images.dataset import load_images, load_unlabelled
-from clipmerge.images.description import SHARDS, TEMPLATES, read_description
 from clipmerge.images.hub_dataset import front_matter
-from clipmerge.images.overlap import Fingerprints
 from clipmerge.images.prompts import class_prompts
 from clipmerge.images.retrieval import load_captions
 from tests.support.command import clipmerge, refused
@@ -83,15 +80,15 @@ def write(name: str, content: bytes) -> Change:
     return apply
 
 
-def link(name: str, *, to_folder: bool = False) -> Change:
-    """Replace a file by a link to an image, or its folder, outside."""
+def link(name: str) -> Change:
+    """Replace a file by a link to an image outside."""
 
     def apply(root: Path) -> None:
         secret = root.parent / "private" / "holiday.png"
         secret.parent.mkdir()
         secret.write_bytes(Q)
         (root / name).unlink(missing_ok=True)
-        (root / name).symlink_to(secret.parent if to_folder else secret)
+        (root / name).symlink_to(secret)
 
     return apply
 
@@ -110,20 +107,12 @@ def zeros(at: Path) -> Path:
     return path
 
 
-def contradiction(at: Path) -> Path:
-    """A column that pyarrow ends the process for, if it is asked about it."""
-    return Path(shutil.copy(Path(__file__).parents[1] / "fuzz/corpus/parquet/0fe99ed0904c767a", at / "x.parquet"))
-
-
-def long_header(kind: bytes) -> Make:
-    def make(at: Path) -> Path:
-        with tarfile.open(at / "x.tar", "w", format=tarfile.USTAR_FORMAT) as archive:
-            info = tarfile.TarInfo("x")
-            info.type, info.size = kind, 2_000_000
-            archive.addfile(info, io.BytesIO(b"1" * 2_000_000))
-        return at / "x.tar"
-
-    return make
+def long_header(at: Path) -> Path:
+    with tarfile.open(at / "x.tar", "w", format=tarfile.USTAR_FORMAT) as archive:
+        info = tarfile.TarInfo("x")
+        info.type, info.size = tarfile.GNUTYPE_LONGNAME, 2_000_000
+        archive.addfile(info, io.BytesIO(b"1" * 2_000_000))
+    return at / "x.tar"
 
 
 def cut(make: Make, size: int) -> Make:
@@ -135,13 +124,10 @@ def cut(make: Make, size: int) -> Make:
     return shortened
 
 
-def shards_with(name: str) -> Make:
-    def make(at: Path) -> Path:
-        save_tar(at / "set" / "0.tar", {"a.png": P, "a.cls": b"0", "b.png": Q, "b.cls": b"1"})
-        link(name)(at / "set")
-        return at / "set"
-
-    return make
+def shards_with_linked_names(at: Path) -> Path:
+    save_tar(at / "set" / "0.tar", {"a.png": P, "a.cls": b"0", "b.png": Q, "b.cls": b"1"})
+    link("classnames.txt")(at / "set")
+    return at / "set"
 
 
 def linked_table(at: Path) -> Path:
@@ -177,11 +163,6 @@ class Case(NamedTuple):
 
 
 NOT_AN_IMAGE = r"cannot be read as an image \(.*\); repair or remove it"
-NO_PATH = "holds no image; a path beside it is not followed"
-NOT_PARQUET, NOT_TAR = (
-    r"cannot be read as Parquet \(.*\); is it whole\?",
-    r"cannot be read as a tar archive \(.*\); is it",
-)
 ENTRIES = {"a__cls": b"a", "a__png": P, "b__cls": b"b", "b__png": Q, "c__cls": b"a", "c__png": R}
 CASES = {
     # columns of a table
@@ -191,12 +172,8 @@ CASES = {
         Columns(label="lable"),
     ),
     "no image": Case(parquet_of(text=["a"], label=["a"]), "no image column found .*--image-column"),
-    "no label": Case(parquet_of(image=[P], caption=["a"]), "no label column found .*--label-column"),
     "two images": Case(parquet_of(left=[P], right=[P], label=["a"]), "several image columns"),
     "not images": Case(parquet_of(image=[P], label=["a"]), "'label' holds string, not images", Columns(image="label")),
-    "several labels": Case(
-        parquet_of(image=[P], label=[["a", "b"]]), "'label' holds list<.*one number or one text", Columns(label="label")
-    ),
     "numbers": Case(parquet_of(image=[P, Q], label=[1, 0]), "numbers 0 to 1 without names.*--classes, one per line"),
     "perhaps ids": Case(parquet_of(image=[P], label=[4]), "numbers 0 to 4 .*if they are ids, name the column"),
     "ids": Case(
@@ -206,14 +183,9 @@ CASES = {
     "decimal labels": Case(
         parquet_of(image=[P], label=[1.5]), "'label' holds double; .*name another with --label-column"
     ),
-    "null labels": Case(parquet_of(image=[P], label=pa.nulls(1)), "'label' holds null; a label is one"),
-    "unlabelled": Case(parquet_of(image=[P, Q], label=[-1, -1]), "no image has a label; give a labelled"),
     "half labelled": Case(parquet_of(image=[P, Q], label=["a", None]), "1 of 2 images have no label"),
     "empty table": Case(
         parquet_of(image=pa.array([], pa.binary()), label=pa.array([], pa.string())), "holds no images"
-    ),
-    "bytes of bytes": Case(
-        rows({"bytes": {"bytes": P}}, bytes_=pa.struct({"bytes": pa.binary()})), "no image column found"
     ),
     "tables of two kinds": Case(two_kinds_of_tables, r"b\.parquet: its columns or class names differ from those of .*"),
     # members of an archive
@@ -221,47 +193,34 @@ CASES = {
     "two images in a tar": Case(
         tar_of(k__a__png=b"", k__b__png=b"", k__cls=b"a"), r"several images \(a\.png, b\.png\)"
     ),
-    "no label in a tar": Case(tar_of(k__png=b""), r"x\.tar, k: has no \.cls, \.json or \.txt with a label"),
+    "no label in a tar": Case(tar_of(k__png=b"", k__json=b"[3]"), r"x\.tar, k: has no \.cls, \.json or \.txt with a"),
     "no such ending": Case(tar_of(k__png=b"", k__cls=b"a"), "has no .clss for --label-column", Columns(label="clss")),
     "no such image": Case(
         tar_of(k__png=b"", k__cls=b"a"), r"no file ending in \.pngg .*'png'\?", Columns(image="pngg")
     ),
-    "no such key": Case(tar_of(k__png=b"", k__json=b"{}"), r"no \.json\.kind for --label-", Columns(label="json.kind")),
     "no JSON": Case(tar_of(k__png=b"", k__json=b"{"), r"k\.json: cannot be read as JSON"),
-    **{
-        f"JSON {label!r}": Case(tar_of(a__png=P, a__json=label), r"has no \.cls, \.json or \.txt with a label")
-        for label in (b"[3]", b'"cat"', b'{"label": true}')
-    },
-    "numbers in a tar": Case(tar_of(k__png=b"", k__cls=b"3"), "numbers 0 to 3 without names.*--classes"),
-    "ids in a tar": Case(tar_of(k__png=b"", k__cls=b"123456789"), "a label is 123456789, .* are the labels ids"),
-    "empty tar": Case(tar_of(), "holds no images"),
     # folders
     "empty class": Case(photos(lambda f: (f / "empty").mkdir()), "empty: this class folder holds no images; add some"),
-    "hidden files only": Case(photos(write("empty/._1.png", b"x")), "empty: this class folder holds no images"),
     "too high": Case(photos(below=".."), r"photos: holds folders \(cat, dog\), not images; give the folder right"),
     "too low": Case(photos(below="cat"), "cat: has no subfolders; expected one per class"),
     "not there": Case(photos(below="nothing"), "nothing: no such folder; --data takes a folder"),
     # damage
     "truncated": Case(photos(write("cat/0.png", P[:200])), rf"0\.png: {NOT_AN_IMAGE}", read=first),
-    "text": Case(photos(write("cat/0.jpg", b"not an image")), rf"0\.jpg: {NOT_AN_IMAGE}", read=first),
-    "nothing": Case(photos(write("cat/0.png", b"")), rf"0\.png: {NOT_AN_IMAGE}", read=first),
     "a damaged row": Case(
         parquet_of(image=[P, b"x"], label=["a", "b"]), r"x\.parquet, row 1: cannot be read", read=second
     ),
-    "no bytes": Case(parquet_of(image=[P, None], label=["a", "b"]), r"x\.parquet, row 1: holds no image", read=second),
-    **{f"Parquet cut at {n}": Case(cut(parquet_of(image=[P], label=["a"]), n), NOT_PARQUET) for n in (0, 3, 200, -20)},
-    **{f"a tar cut at {n}": Case(cut(tar_of(**ENTRIES), n), NOT_TAR, read=first) for n in (0, 700, 1500)},
+    "a cut table": Case(
+        cut(parquet_of(image=[P], label=["a"]), -20), r"cannot be read as Parquet \(.*\); is it whole\?"
+    ),
+    **{f"a tar cut at {n}": Case(cut(tar_of(**ENTRIES), n), "cannot be read as a tar archive") for n in (700, 1500)},
     # what is not followed
-    "a path beside no bytes": Case(rows({"bytes": P}, {"path": "/etc/hostname"}), rf"row 1: {NO_PATH}", read=second),
-    "a pipe by a path": Case(rows({"path": "pipe"}), NO_PATH, read=lambda found: found.sample(1, seed=0)),
+    "a path beside no bytes": Case(
+        rows({"bytes": P}, {"path": "/etc/hostname"}), "row 1: holds no image; a path beside it is not", read=second
+    ),
     "a pipe": Case(pipe, "no such file"),
     "a link to an image": Case(photos(link("cat/2.png")), r"photos: .*2\.png are links out of it; put the images"),
-    "a link to a class": Case(photos(link("horse", to_folder=True)), "photos: .*horse are links out of it"),
     "a link to a table": Case(linked_table, r"x\.parquet are links out of it"),
-    **{
-        f"a link to {name}": Case(shards_with(name), rf"{name}: is a link out of its folder, to .*holiday\.png")
-        for name in ("classnames.txt", "zeroshot_classification_templates.txt", "nshards.txt")
-    },
+    "a link to names": Case(shards_with_linked_names, r"names\.txt: is a link out of its folder, to .*holiday\.png"),
     # what stays small
     "many zeros": Case(zeros, "a row group would become 1 MiB", limits={"LARGEST_HELD": 100_000}),
     "a large footer": Case(parquet_of(image=[P], label=["a"]), "Parquet .*limit", limits={"MOST_FOOTER_PARTS": 2}),
@@ -271,29 +230,14 @@ CASES = {
         read=lambda found: (found.image(39), found.sample(40, seed=0)),
         limits={"LARGEST_HELD": 1 << 20},
     ),
-    "a contradiction": Case(contradiction, "Parquet .Definition level histogram size", read=first),
     "labels that are texts": Case(
         parquet_of(image=[P, Q], label=["a" * 2000, "b"]),
         "the labels in column 'label' are longer than class names",
         limits={"LARGEST_TEXT": 1000},
     ),
-    **{
-        f"a header {kind!r}": Case(long_header(kind), "a tar archive .a header is larger than 1 MiB")
-        for kind in (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME)
-    },
+    "a long header": Case(long_header, "a tar archive .a header is larger than 1 MiB"),
     "a large label": Case(tar_of(a__png=P, a__cls=b"x" * (2 << 20)), "a.cls: is larger than 1 MiB"),
-    "deep JSON": Case(tar_of(a__png=P, a__json=b"[" * 100_000), "a.json: cannot be read as JSON .nested too deeply"),
-    "a long number": Case(
-        tar_of(a__png=P, a__json=b'{"label": ' + b"1" * 5000 + b"}"), "cannot be read as JSON .a number of 5000 digits"
-    ),
     "many pixels": Case(photos(), r"32 x 32 pixels, more than 1000", read=first, limits={"MOST_PIXELS": 1000}),
-    "the size of many pixels": Case(
-        photos(),
-        r"32 x 32 pixels, more than 1000",
-        read=lambda found: Fingerprints(found).by_extent,
-        limits={"MOST_PIXELS": 1000},
-    ),
-    "a bomb": Case(photos(lambda f: Image.new("1", (20_000, 20_000)).save(f / "cat/0.png")), NOT_AN_IMAGE, read=first),
     "many bytes": Case(photos(), r"0\.png: .*\(larger than", read=first, limits={"LARGEST_IMAGE": 10}),
     "many bytes in a row": Case(
         parquet_of(image=[P], label=["a"]),
@@ -312,22 +256,14 @@ CASES = {
             ("a tar", tar_of(**ENTRIES)),
         )
     },
-    # without labels, and with captions
-    "many images without labels": Case(
-        photos(),
-        "has more than 2 images",
-        limits={"MOST_IMAGES": 2},
-        load=lambda at, columns: load_unlabelled(at, most=9),
-    ),
+    # with captions
     **{
-        f"captions: {name}": Case(captioned(change), told, limits=limits, load=load_captions)
-        for name, (change, told, limits) in {
-            "alone": (lambda f: (f / "a.txt").unlink(), r"a\.png has no captions beside it", {}),
-            "empty": (write("a.txt", b" \n"), r"a\.txt holds no caption", {}),
-            "not a text": (write("a.txt", b"\xff\xfe\xff"), r"a\.txt cannot be read", {}),
-            "an image out of it": (link("a.png"), r"a\.png are links out of it", {}),
-            "a text out of it": (link("a.txt"), r"a\.txt are links out of it; put the files themselves there", {}),
-            "many": (str, "has more than 1 images", {"MOST_IMAGES": 1}),
+        f"captions: {name}": Case(captioned(change), told, load=load_captions)
+        for name, (change, told) in {
+            "alone": (lambda f: (f / "a.txt").unlink(), r"a\.png has no captions beside it"),
+            "empty": (write("a.txt", b" \n"), r"a\.txt holds no caption"),
+            "not a text": (write("a.txt", b"\xff\xfe\xff"), r"a\.txt cannot be read"),
+            "out of it": (link("a.txt"), r"a\.txt are links out of it; put the files themselves there"),
         }.items()
     },
     "no captions": Case(
@@ -352,13 +288,9 @@ def test_a_source_is_refused_in_one_line(name: str, tmp_path: Path, monkeypatch:
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ("", "names no images; give a folder"),
         (" ", "names no images; give a folder"),
         ("x-{0..99999999}.tar", r"names 100000000 files, more than 100000; give the range of those there are"),
-        ("x-{0..999999999999999999}.parquet", r"names 10{18} files"),
-        ("{0..999}/{0..100}.tar", r"names 101000 files"),
         ("x-{3..1}.tar", r"\{3\.\.1\} runs backwards; write \{1\.\.3\}"),
-        ("x-{-3..1}.tar", r"no such file"),
     ],
 )
 def test_a_name_of_no_source_is_one_line(source: str, message: str) -> None:
@@ -392,21 +324,14 @@ def test_the_command_line_says_it_in_one_line_and_writes_nothing(pair: tuple[Pat
         ("names.txt", "bird\ncat\n", "has 2 class names, there are 3 classes; give one name per class"),
         ("names.json", '{"bird": "a bird"}', "has no name for 2 classes: cat, dog"),
         ("names.json", "{", "cannot be read as class names"),
-        ("names.json", "3", "has 0 class names"),
-        ("names.txt", "\xff\xfe", "cannot be read as class names"),
-        ("none.txt", None, "cannot be read as class names"),
         ("names.json", '["a", null, "b"]', r"names\.json: null is not a class name; write a text for each class"),
-        ("names.json", '["a", [2], "b"]', r"\[2\] is not a class name"),
-        ("names.json", '{"bird": "a", "cat": 7, "dog": {}}', "7 is not a class name"),
-        ("names.json", '["a", " ", "b"]', '" " is not a class name'),
         ("names.json", r'["a", "\ud800", "b"]', "a string with half of a surrogate pair"),
     ],
 )
 def test_class_names_that_do_not_fit_are_one_line(
-    images: Path, tmp_path: Path, name: str, text: str | None, message: str
+    images: Path, tmp_path: Path, name: str, text: str, message: str
 ) -> None:
-    if text is not None:
-        (tmp_path / name).write_text(text, encoding="latin-1")
+    (tmp_path / name).write_text(text)
     with pytest.raises(DataError, match=message):
         load_images(str(images), tmp_path / name)
 
@@ -438,20 +363,6 @@ def test_links_inside_a_folder_are_followed_and_pipes_are_left_out(tmp_path: Pat
     assert len(load_images(str(root))) == 4
     (tmp_path / "link").symlink_to(root)  # what the user names may be a link itself
     assert len(load_images(str(tmp_path / "link"))) == 4
-
-
-def test_the_place_of_a_text_is_looked_up_once_however_many_lines_it_has(tmp_path: Path) -> None:
-    (tmp_path / TEMPLATES).write_text("{c}\n" * 1000)
-    (tmp_path / SHARDS).write_text("1\n")
-    asked: list[str] = []
-
-    def find(name: str) -> Path | None:
-        asked.append(name)
-        return tmp_path / name if (tmp_path / name).exists() else None
-
-    found = read_description(find)
-    assert (len(found.templates), found.shards) == (1000, 1)
-    assert len(asked) == len(set(asked))
 
 
 def test_class_names_in_a_table_come_from_no_other_file() -> None:

@@ -1,7 +1,7 @@
 """Stop commands at random moments: ``python -m tests.signals --count 200 [--seed 0] [--log FILE]``.
 
-SIGINT and SIGTERM in turn, for merges (plain, masked, learned; into a free place and over an earlier output), a sweep,
-a conversion and a push. The moment is even over the time that a whole run takes. Runs are forks of one process, in
+SIGINT and SIGTERM in turn, for merges (plain, masked, learned; into a free place and over an earlier output), a sweep
+and a conversion. The moment is even over the time that a whole run takes. Runs are forks of one process, in
 which libraries are imported already; signals during imports are in `tests/cli/test_endings.py`.
 """
 
@@ -12,54 +12,20 @@ import json
 import os
 import random
 import signal
-import subprocess
 import sys
 import tempfile
 import warnings
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from tests.signals.trial import Command, Trials
 
-_ROOT = Path(__file__).parents[2]
-_HUB = """
-import sys
-from pathlib import Path
-from tests.support.hub_double import FakeHub
-with FakeHub(Path(sys.argv[1])) as hub:
-    print(hub.url, hub.token, flush=True)
-    sys.stdin.read()
-"""
 _MASKED = """
 method: {name: wise-ft, alpha: 0.5}
 overrides:
 - {layers: "vision.*", density: 0.5}
 """
 _FEW = ("--set", "measure.steps=6", "--set", "measure.batch=8", "--set", "measure.copies=4", "--no-verdict")
-
-
-@contextmanager
-def serving(folder: Path) -> Iterator[dict[str, str]]:
-    """Serve the Hub's double in a process of its own; the variables that lead the client there."""
-    command = [sys.executable, "-c", _HUB, str(folder / "store")]
-    with subprocess.Popen(command, cwd=_ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as hub:
-        assert hub.stdout is not None
-        assert hub.stdin is not None
-        url, token = hub.stdout.readline().split()
-        yield {
-            "HF_ENDPOINT": url,
-            "HF_TOKEN": token,
-            "HF_HOME": str(folder / "hf-home"),
-            "HF_HUB_OFFLINE": "0",
-            "HF_HUB_DISABLE_XET": "1",
-            "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-            "XDG_CACHE_HOME": str(folder / "cache"),
-            "CLIPMERGE_HUB_TIMEOUT": "600",  # on a crowded machine, the double may stand still for minutes
-            "OMP_NUM_THREADS": "1",  # threads of OpenMP do not live on in a fork, which would wait for them for ever
-        }
-        hub.stdin.close()
 
 
 def commands(folder: Path) -> list[Command]:
@@ -83,24 +49,20 @@ def commands(folder: Path) -> list[Command]:
         Command("merge, learned, over another", (*learned, "--overwrite"), earlier=plain),
         Command("sweep", sweep),
         Command("convert", ("convert", pair[0], "OUT", "--to", "open-clip")),
-        Command(
-            "push",
-            ("push", str(folder / "merged"), "acme/robust-NUMBER", "--license", "mit"),
-            repository="acme/robust-NUMBER",
-        ),
     ]
 
 
 def run(count: int, seed: int, log: Path | None = None) -> list[dict[str, object]]:
     """Stop commands ``count`` times, not counting signals that came before clipmerge began, or after it ended."""
     chance, trials = random.Random(seed), list[dict[str, object]]()
-    with tempfile.TemporaryDirectory() as name, serving(Path(name)) as variables:
+    with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        os.environ.update(variables)  # before the client is imported, which reads them once
+        # threads of OpenMP do not live on in a fork, which would wait for them for ever
+        os.environ.update(XDG_CACHE_HOME=str(folder / "cache"), OMP_NUM_THREADS="1")
         warnings.simplefilter("ignore")
         planned = commands(folder)
         _import_everything(folder)
-        runs = Trials(folder / "trials", variables)
+        runs = Trials(folder / "trials")
         received = 0
         while received < count:
             command = planned[len(trials) % len(planned)]
@@ -116,17 +78,15 @@ def run(count: int, seed: int, log: Path | None = None) -> list[dict[str, object
 
 
 def _import_everything(folder: Path) -> None:
-    """Run what is pushed, and a learned merge, in this process: forks have all imports behind them."""
+    """Run each kind of command in this process: forks have all imports behind them."""
     from tests.support.command import clipmerge
 
     zeroshot, finetuned = folder / "pair" / "zeroshot", folder / "pair" / "finetuned"
     sweep = ("--id", folder / "images", "--ood", folder / "others")
     done = [
-        clipmerge("merge", zeroshot, finetuned, "-r", "wise-ft", "-o", folder / "merged"),
         clipmerge("convert", zeroshot, folder / "converted", "--to", "open-clip"),
         clipmerge("merge", zeroshot, finetuned, "-r", "auto", "--data", folder / "images", *_FEW, "--dry-run"),
         clipmerge("sweep", zeroshot, finetuned, *sweep, "--alphas", "0,1", "-o", folder / "swept"),
-        clipmerge("push", folder / "merged", "acme/first", "--license", "mit"),
     ]
     for outcome in done:
         if outcome.code:

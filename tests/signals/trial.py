@@ -37,14 +37,12 @@ class Ended:
     sent: bool = True
 
 
-def run(
-    arguments: list[str], home: Path, variables: dict[str, str], moment: float = _HANGS, number: int = signal.SIGABRT
-) -> Ended:
+def run(arguments: list[str], home: Path, moment: float = _HANGS, number: int = signal.SIGABRT) -> Ended:
     """Run a command in a fork of this process, in which libraries are imported, and send it a signal at a moment."""
     begun, told = os.pipe()
     child = os.fork()
     if child == 0:
-        _be_the_command(arguments, home, variables, told)
+        _be_the_command(arguments, home, told)
     os.close(told)
     os.read(begun, 1)
     os.close(begun)
@@ -60,11 +58,11 @@ def run(
     return Ended(os.waitstatus_to_exitcode(ended[1]), lines, time.monotonic() - begin, sent)
 
 
-def _be_the_command(arguments: list[str], home: Path, variables: dict[str, str], told: int) -> None:
+def _be_the_command(arguments: list[str], home: Path, told: int) -> None:
     """In a fork: become the command, and end."""
     code: object = 1
     try:
-        os.environ.update(variables, TMPDIR=str(home / "tmp"))
+        os.environ["TMPDIR"] = str(home / "tmp")
         for stream, place in ((1, os.devnull), (2, str(home / "said"))):
             os.dup2(os.open(place, os.O_WRONLY | os.O_CREAT, 0o600), stream)
         faulthandler.enable(2)
@@ -94,13 +92,11 @@ class Command:
         name: What it is called in the table.
         arguments: What stands behind ``clipmerge``; a path that begins with ``OUT`` is in the trial's own folder.
         earlier: Arguments of a command whose output stands in the place of this one's, which replaces it.
-        repository: The repository that is pushed to, if it pushes; ``NUMBER`` in it is the trial's.
     """
 
     name: str
     arguments: tuple[str, ...]
     earlier: tuple[str, ...] = ()
-    repository: str | None = None
 
 
 @dataclass
@@ -109,13 +105,11 @@ class Trials:
 
     Attributes:
         folder: Holds a folder for every trial.
-        variables: Environment of the commands.
         whole: Contents of a whole output, by command and by whether it is the earlier one.
         seconds: Time of a whole run, by command.
     """
 
     folder: Path
-    variables: dict[str, str]
     whole: dict[tuple[str, bool], dict[str, str]] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     number: int = 0
@@ -124,15 +118,11 @@ class Trials:
         """Run a command to its end, for what a whole output holds and how long it takes."""
         home = self._home()
         if command.earlier:
-            self._checked(run(self._filled(command.earlier, home), home, self.variables))
+            self._checked(run(self._filled(command.earlier, home), home))
             self.whole[command.name, True] = contents(home / "out")
-        ended = self._checked(run(self._filled(command.arguments, home), home, self.variables))
+        ended = self._checked(run(self._filled(command.arguments, home), home))
         self.seconds[command.name] = ended.seconds
-        if command.repository:
-            repository = command.repository.replace("NUMBER", str(self.number))
-            self.whole[command.name, False] = dict.fromkeys(_published(repository)[1], "")
-        else:
-            self.whole[command.name, False] = contents(home / "out")
+        self.whole[command.name, False] = contents(home / "out")
 
     def _checked(self, ended: Ended) -> Ended:
         if ended.code:
@@ -146,7 +136,7 @@ class Trials:
         return home
 
     def _filled(self, arguments: tuple[str, ...], home: Path) -> list[str]:
-        return [text.replace("OUT", str(home / "out")).replace("NUMBER", str(self.number)) for text in arguments]
+        return [text.replace("OUT", str(home / "out")) for text in arguments]
 
     def stop(self, command: Command, number: int, chance: random.Random) -> tuple[str, str]:
         """Run a command and stop it at a random moment."""
@@ -154,39 +144,31 @@ class Trials:
             self._prepare(command)
         home = self._home()
         if command.earlier:
-            self._checked(run(self._filled(command.earlier, home), home, self.variables))
+            self._checked(run(self._filled(command.earlier, home), home))
         moment = chance.uniform(0, self.seconds[command.name])
-        ended = run(self._filled(command.arguments, home), home, self.variables, moment, number)
+        ended = run(self._filled(command.arguments, home), home, moment, number)
         if not ended.sent or ended.code == 0:
             return "too late", "" if ended.code == 0 else f"exit {ended.code}: {ended.lines}"
         if ended.code in (_STARTING, -signal.SIGTERM) and not ended.lines:
             return "starting", ""
-        place = "out" if not command.repository else command.repository.replace("NUMBER", str(self.number))
-        state, wrong = (self._state_on_the_hub if command.repository else self._state)(command, home, place)
-        said = wrong or _wrong_with(ended, number, command, state)
+        state, wrong = self._state(command, home)
+        said = wrong or _wrong_with(ended, number, state)
         return state, f"{said} ({ended.code}, {ended.lines})" if said else ""
 
-    def _state(self, command: Command, home: Path, place: str) -> tuple[str, str]:
+    def _state(self, command: Command, home: Path) -> tuple[str, str]:
         there = sorted(path.name for path in home.iterdir() if path.name not in ("tmp", "said"))
         left = sorted(path.name for path in (home / "tmp").iterdir())
-        if left or there not in ([], [place]):
+        if left or there not in ([], ["out"]):
             return "half", f"left behind: {there} {left}"
         if not there:
             return "before", "the earlier output is gone" if command.earlier else ""
-        found = contents(home / place)
+        found = contents(home / "out")
         if found == self.whole.get((command.name, True)):
             return "before", ""
         return "after", "" if found == self.whole[command.name, False] else f"not whole: {sorted(found)}"
 
-    def _state_on_the_hub(self, command: Command, _home: Path, place: str) -> tuple[str, str]:
-        commits, files = _published(place)
-        if not commits:
-            return "before", ""
-        expected = sorted(self.whole[command.name, False])
-        return "after", "" if sorted(files) == expected else f"on the Hub: {files}"
 
-
-def _wrong_with(ended: Ended, number: int, command: Command, state: str) -> str:
+def _wrong_with(ended: Ended, number: int, state: str) -> str:
     errors = [line for line in ended.lines if not _PROGRESS.match(line)]
     if ended.code != _CODES[signal.Signals(number)]:
         return "another exit code"
@@ -195,9 +177,7 @@ def _wrong_with(ended: Ended, number: int, command: Command, state: str) -> str:
     # where learning was saved, the line does not say that nothing is left
     nothing = any(told in errors[0] for told in ("nothing was left behind", "no output was written"))
     known = "is not known" not in errors[0]
-    if known and not command.repository and nothing != (state == "before"):
-        return f"the line is not true, since it ended {state} it"
-    return "published, and the line says that nothing was" if nothing and state == "after" else ""
+    return f"the line is not true, since it ended {state} it" if known and nothing != (state == "before") else ""
 
 
 def contents(folder: Path) -> dict[str, str]:
@@ -212,16 +192,3 @@ def contents(folder: Path) -> dict[str, str]:
                 data = b"written" if data else b""
             found[str(path.relative_to(folder))] = hashlib.sha256(data).hexdigest()
     return found
-
-
-def _published(repository: str) -> tuple[int, list[str]]:
-    """Commits with files that a repository has, and the files of the latest."""
-    from huggingface_hub import HfApi  # reads its variables as it is imported
-    from huggingface_hub.errors import RepositoryNotFoundError
-
-    api = HfApi(endpoint=os.environ["HF_ENDPOINT"], token=os.environ["HF_TOKEN"])
-    try:
-        files = sorted(name for name in api.list_repo_files(repository) if name != ".gitattributes")
-    except RepositoryNotFoundError:
-        return 0, []
-    return (len(api.list_repo_commits(repository)) if files else 0), files
