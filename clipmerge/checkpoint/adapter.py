@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from clipmerge.checkpoint.source import Checkpoint, stored
+from clipmerge.checkpoint.source import Checkpoint, FormedCheckpoint, stored
 from clipmerge.errors import CheckpointError, shorten
 from clipmerge.files.limits import LONGEST_PATTERN, MOST_CHOICES, MOST_GROUPS, MOST_PATTERNS, MOST_REPEATS
 from clipmerge.files.paths import local_path
@@ -74,28 +74,23 @@ class Change:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Adapted(Checkpoint):
+class Adapted(FormedCheckpoint):
     """A base checkpoint changed by an adapter; read like any other checkpoint."""
 
     base: Checkpoint  # the checkpoint that the adapter is applied to, which has the side files
     adapter: Checkpoint
     changes: dict[str, Change]  # the adapter's part for each parameter, by the parameter's key
-    _latest: dict[str, Tensor] = field(default_factory=dict, repr=False, compare=False)
 
-    def array(self, key: str, start: int = 0, stop: int | None = None) -> Array:
-        """Compute a run of elements, unrounded; always from the whole tensor, the last one of which is kept."""
+    def formed(self, key: str) -> Array:
+        """Compute a tensor, unrounded."""
         if key not in self.changes:
-            return self.base.array(key, start, stop)
-        tensor = self._latest.get(key)
-        if tensor is None:  # several threads may get here, each with its own key
-            with one_thread():
-                tensor = _formed(self, key)
-            self._latest.clear()
-            self._latest[key] = tensor
-        return stored(tensor.flatten()[start:stop])
+            return self.base.array(key)
+        with one_thread():
+            return stored(_formed(self, key).flatten())
 
     def release(self, key: str) -> None:
-        """Release the base's pages; see `Checkpoint.release`."""
+        """Release the base's pages too; see `Checkpoint.release`."""
+        FormedCheckpoint.release(self, key)
         if key in self.base.entries:
             self.base.release(key)
 

@@ -282,24 +282,17 @@ def _what_some_lack(inputs: Inputs) -> list[str]:
     keeps_finetuned = inputs.missing == "keep-finetuned"
     drops = keeps_finetuned and not inputs.is_partial  # the output has the parameters of the first
     some = [name for name in names if name in ours and not all(name in keys for keys in several)]
-    notes = []
-    if stay := [name for name in some if name in first or not drops]:
-        notes.append(
-            f"{len(stay)} parameters stay zero-shot because some fine-tuned checkpoints lack them: {shorten(stay)}"
-        )
     lost = [name for name in some if name not in first] if drops else []
     lost += [name for name in names if name not in ours and name not in first] if keeps_finetuned else []
-    if lost:
-        notes.append(
-            f"{len(lost)} parameters are left out because {inputs.finetuned[0].source}, the first fine-tuned "
-            f"checkpoint, lacks them: {shorten(lost)}"
-        )
-    if keeps_finetuned and (extra := [name for name in first if name not in ours and not is_incidental(name)]):
-        notes.append(
-            f"{len(extra)} parameters that the zero-shot checkpoint lacks are copied from "
-            f"{inputs.finetuned[0].source}, the first fine-tuned checkpoint, not averaged: {shorten(extra)}"
-        )
-    return notes
+    extra = [name for name in first if name not in ours and not is_incidental(name)] if keeps_finetuned else []
+    source = f"{inputs.finetuned[0].source}, the first fine-tuned checkpoint"
+    stay = [name for name in some if name in first or not drops]
+    treated = (
+        (stay, "stay zero-shot because some fine-tuned ones lack them"),
+        (lost, f"are left out because {source}, lacks them"),
+        (extra, f"that the zero-shot checkpoint lacks are copied from {source}, not averaged"),
+    )
+    return [f"{len(names)} parameters {treatment}: {shorten(names)}" for names, treatment in treated if names]
 
 
 def is_incidental(name: str) -> bool:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from clipmerge.checkpoint.source import OPEN_CLIP_CONFIG, Checkpoint, naming, stored
+from clipmerge.checkpoint.source import OPEN_CLIP_CONFIG, Checkpoint, FormedCheckpoint, naming, stored
 from clipmerge.conversion.config import open_clip_config, transformers_config
 from clipmerge.conversion.keys import Layout, Match, is_made_anew, layout_of, match_keys
 from clipmerge.conversion.shapes import Shape, check_shapes
@@ -24,27 +24,26 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class _Formed:
-    """Construction of a tensor: the file's tensors it is made from, and a function for a run of its elements."""
+    """Construction of a tensor: the file's tensors it is made from, and a function that makes it, 1-D."""
 
     keys: tuple[str, ...]
-    run: Callable[[int, int], Array]
+    make: Callable[[], Array]
 
 
 @dataclass(frozen=True, kw_only=True)
-class _View(Checkpoint):
+class _View(FormedCheckpoint):
     """A checkpoint some of whose tensors are formed from the original's; the others are the original's own."""
 
     original: Checkpoint
     forms: dict[str, _Formed] = field(repr=False, compare=False)
 
-    def array(self, key: str, start: int = 0, stop: int | None = None) -> Array:
-        """Compute a run of one tensor's elements; see `Checkpoint.array`."""
-        if key not in self.forms:
-            return self.original.array(key, start, stop)
-        return self.forms[key].run(start, self.entries[key].size if stop is None else stop)
+    def formed(self, key: str) -> Array:
+        """Form a tensor; see `FormedCheckpoint.formed`."""
+        return self.forms[key].make() if key in self.forms else self.original.array(key)
 
     def release(self, key: str) -> None:
-        """Release the mapped pages that a tensor was made from."""
+        """Release the mapped pages that a tensor was made from, too."""
+        FormedCheckpoint.release(self, key)
         for each in self.forms[key].keys if key in self.forms else (key,):
             self.original.release(each)
 
@@ -67,13 +66,10 @@ class WithHead(_View):
 
 def with_head(checkpoint: Checkpoint, like: Checkpoint, head: dict[str, Tensor]) -> WithHead:
     """Add a head to a zero-shot checkpoint, with the dtypes that it has in the fine-tuned one, ``like``."""
-
-    def formed(values: Tensor) -> _Formed:
-        return _Formed((), lambda start, stop: stored(values.flatten()[start:stop]))
-
     entries = {key: replace(like.entries[key], file=checkpoint.files[0]) for key in head}
     facts = checkpoint.facts(entries={**checkpoint.entries, **entries})
-    return WithHead(**facts, original=checkpoint, forms={key: formed(values) for key, values in head.items()})
+    forms = {key: _Formed((), partial(stored, values.flatten())) for key, values in head.items()}
+    return WithHead(**facts, original=checkpoint, forms=forms)
 
 
 def as_open_clip(checkpoint: Checkpoint) -> Checkpoint:
@@ -156,7 +152,7 @@ def _formed(
         if any((other.shape, other.dtype) != (first.shape, first.dtype) for other in others):
             raise CheckpointError(f"{match.transformers[0]} and its key and value differ in shape or dtype")
         entry = _entry(first, (parts * first.shape[0], *first.shape[1:]))
-        return {match.open_clip: (entry, _Formed(tuple(keys), partial(_run_across, checkpoint, keys, first.size)))}
+        return {match.open_clip: (entry, _Formed(tuple(keys), lambda: np.concatenate([*map(checkpoint.array, keys)])))}
     key = plain[match.open_clip]
     stack = checkpoint.entries[key]
     if not stack.shape or stack.shape[0] % parts:
@@ -164,11 +160,11 @@ def _formed(
             f"{match.open_clip} has shape {stack.shape}, which is not a stack of query, key and value"
         )
     entry = _entry(stack, (stack.shape[0] // parts, *stack.shape[1:]))
-
-    def part(offset: int) -> _Formed:
-        return _Formed((key,), lambda start, stop: checkpoint.array(key, offset + start, offset + stop))
-
-    return {name: (entry, part(place * entry.size)) for place, name in enumerate(match.transformers)}
+    size = entry.size
+    return {
+        name: (entry, _Formed((key,), partial(checkpoint.array, key, place * size, (place + 1) * size)))
+        for place, name in enumerate(match.transformers)
+    }
 
 
 def _lone(checkpoint: Checkpoint, key: str, match: Match, *, scalar: bool) -> tuple[TensorEntry, _Formed]:
@@ -181,27 +177,13 @@ def _lone(checkpoint: Checkpoint, key: str, match: Match, *, scalar: bool) -> tu
         return _entry(entry, entry.shape), same
     if len(entry.shape) != 2:
         raise CheckpointError(f"{key} has shape {entry.shape}; a projection is a matrix")
-    return _entry(entry, entry.shape[::-1]), _Formed((key,), partial(_run_of_transpose, checkpoint, key))
+
+    def transpose() -> Array:
+        return checkpoint.array(key).reshape(entry.shape).T.flatten()
+
+    return _entry(entry, entry.shape[::-1]), _Formed((key,), transpose)
 
 
 def _entry(entry: TensorEntry, shape: tuple[int, ...]) -> TensorEntry:
     """An entry for a tensor that is in no file; its bytes start at 0."""
     return replace(entry, shape=shape, begin=0, end=math.prod(shape) * DTYPES[entry.dtype][1])
-
-
-def _run_across(checkpoint: Checkpoint, keys: list[str], size: int, start: int, stop: int) -> Array:
-    """Elements ``start`` to ``stop`` of the concatenation of tensors of equal size."""
-    pieces = []
-    for place, key in enumerate(keys):
-        begin, end = max(start - place * size, 0), min(stop - place * size, size)
-        if begin < end:
-            pieces.append(checkpoint.array(key, begin, end))
-    return pieces[0] if len(pieces) == 1 else np.concatenate(pieces or [checkpoint.array(keys[0], 0, 0)])
-
-
-def _run_of_transpose(checkpoint: Checkpoint, key: str, start: int, stop: int) -> Array:
-    """Elements of a transpose; only the rows of the result that hold them are computed."""
-    rows, _ = shape = checkpoint.entries[key].shape
-    first, last = start // rows, -(-stop // rows)
-    formed = checkpoint.array(key).reshape(shape).T[first:last].flatten()
-    return formed[start - first * rows : stop - first * rows]

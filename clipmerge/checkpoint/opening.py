@@ -89,17 +89,14 @@ def hub_id_of(source: str) -> HubId:
 
     place, _ = split_part(source)
     path = local_path(place)
-    _refuse_dead_link(path, source)
     hub_id = parse_hub_id(place)
     if (
         hub_id is None
         or source.startswith((".", "/", "~"))
         or path.suffix in (".safetensors", ".json", *PICKLE_SUFFIXES)
     ):
-        beside = []
-        with contextlib.suppress(OSError):
-            beside = [each.name for each in itertools.islice(path.parent.iterdir(), _LOOKED_AT)]
-        hint = did_you_mean(path.name, beside)
+        beside = itertools.islice(path.parent.glob("*"), _LOOKED_AT)
+        hint = did_you_mean(path.name, [each.name for each in beside])
         raise CheckpointError(
             f"{source}: no such folder or file, and not a Hub id; "
             f"give a folder, a .safetensors or .pt file, org/name or org/name@revision{f'.{hint}' if hint else ''}"
@@ -108,12 +105,15 @@ def hub_id_of(source: str) -> HubId:
 
 
 def _open_folder(source: str, folder: Path, **facts: str | None) -> Checkpoint:
-    whole = _present(source, folder, (WEIGHTS, INDEX)) or _present(source, folder, OPEN_CLIP_WEIGHTS)[:1]
-    present = whole + _present(source, folder, (ADAPTER,))
+    def present_of(*names: str) -> list[str]:
+        return [name for name in names if (folder / name).exists()]
+
+    whole = present_of(WEIGHTS, INDEX) or present_of(*OPEN_CLIP_WEIGHTS)[:1]
+    present = whole + present_of(ADAPTER)
     if not present and any(folder.glob("*.safetensors")):
         others = shorten(sorted(file.name for file in folder.glob("*.safetensors")))
         raise CheckpointError(f"{source}: has no {WEIGHTS} but {others}; give the file you mean")
-    present = present or _present(source, folder, _PICKLES)
+    present = present or present_of(*_PICKLES)
     inner, kind = (None, "") if present else _inner_clip(source, folder)
     if inner is not None:
         told = f"{source}: is a folder of {kind}, and its CLIP is {inner.name}"
@@ -127,20 +127,6 @@ def _open_folder(source: str, folder: Path, **facts: str | None) -> Checkpoint:
         raise _no_weights(source, folder)
     path = folder / present[0]
     return (_open_index if path.suffix == ".json" else _open_single)(source, path, **facts)
-
-
-def _present(source: str, folder: Path, names: tuple[str, ...]) -> list[str]:
-    """The names that exist; if none does, a dead link is an error instead of a reason to try another kind of file."""
-    present = [name for name in names if (folder / name).exists()]
-    for name in () if present else names:
-        _refuse_dead_link(folder / name, f"{source}: {name}")
-    return present
-
-
-def _refuse_dead_link(path: Path, shown: str) -> None:
-    """Refuse a link whose file was deleted, such as a link into a Hub cache that was cleared."""
-    if path.is_symlink() and not path.exists():
-        raise CheckpointError(f"{shown} is a link to a file that is gone; download it again")
 
 
 def _no_weights(source: str, folder: Path) -> CheckpointError:
@@ -208,9 +194,7 @@ def _open_index(source: str, index: Path, *, part: str | None = None, **facts: s
         value = read_json(index, pairs=partial(unique_keys, index))
     except Unreadable as error:
         raise CheckpointError(f"{index}: cannot be read as JSON ({error})") from None
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{index}: is not a JSON object")
-    weight_map = value.get("weight_map")
+    weight_map = value.get("weight_map") if isinstance(value, dict) else None
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{index}: has no weight_map; it is not a safetensors index")
     for key, name in weight_map.items():
@@ -231,16 +215,13 @@ def _open_index(source: str, index: Path, *, part: str | None = None, **facts: s
             tensors |= mapped
         else:
             stored, _ = read_header(file)
-        twice = stored.keys() & entries.keys()
-        if twice:
-            raise CheckpointError(f"{index}: key '{min(twice)}' is in two shards, the second is {file.name}")
         entries.update(stored)
-    absent = [key for key, name in weight_map.items() if key not in entries or entries[key].file.name != name]
-    if absent:
-        raise CheckpointError(f"{index}: {len(absent)} keys are not in the shard it names: {shorten(absent)}")
-    extra = [key for key in entries if key not in weight_map]
-    if extra:
-        raise CheckpointError(f"{index}: {len(extra)} keys of the shards are not in the index: {shorten(extra)}")
+    held = {key: entry.file.name for key, entry in entries.items()}
+    wrong = [key for key in {**weight_map, **held} if weight_map.get(key) != held.get(key)]
+    if wrong:
+        raise CheckpointError(
+            f"{index}: {len(wrong)} keys are not in the shards as it says: {shorten(wrong)}; download or copy it again"
+        )
     return _checkpoint(source, files, entries, tensors, part=part, sharded=True, **facts)
 
 
@@ -266,7 +247,6 @@ def _checkpoint(
         note = "; ".join(filter(None, (note, found.note and f"{files[0]}: {found.note}"))) or None
     # folders on the Hub may hold both layouts and both configurations
     name = OPEN_CLIP_CONFIG if layout_of(entries) == "open-clip" else "config.json"
-    _refuse_dead_link(folder / name, str(folder / name))
     config = read_side_json(folder, name)
     refuse_quantised(source, entries, config)
     checkpoint = Checkpoint(source, revision, folder, files, entries, config, sharded, note)

@@ -54,8 +54,7 @@ class Checkpoint:
     def array(self, key: str, start: int = 0, stop: int | None = None) -> Array:
         """Read a run of one tensor's elements in memory order, without torch: 1-D, bfloat16 as its bits (uint16).
 
-        This is the one method that kinds of checkpoints define. The values may be views of the file: never write to
-        them.
+        The values may be views of the file: never write to them.
         """
         entry = self.entries[key]
         dtype = np.dtype(STORED[entry.dtype])
@@ -126,6 +125,29 @@ class Checkpoint:
     def bytes(self) -> int:
         """Size of the weights."""
         return sum(entry.end - entry.begin for entry in self.entries.values())
+
+
+@dataclass(frozen=True, kw_only=True)
+class FormedCheckpoint(Checkpoint):
+    """A checkpoint whose tensors are formed whole when they are read; the last one is kept."""
+
+    _latest: dict[str, Array] = field(default_factory=dict, repr=False, compare=False)
+
+    def formed(self, key: str) -> Array:
+        """Form one whole tensor, in the form of `array`; this is what kinds of checkpoints define."""
+        raise NotImplementedError
+
+    def array(self, key: str, start: int = 0, stop: int | None = None) -> Array:
+        """Take a run of one tensor's elements; see `Checkpoint.array`."""
+        whole = self._latest.get(key)
+        if whole is None:  # several threads may get here, each with its own key
+            self._latest.clear()  # before the next one is formed, so that there are never two
+            self._latest[key] = whole = self.formed(key)
+        return whole[start:stop]
+
+    def release(self, key: str) -> None:
+        """Release what was formed."""
+        self._latest.pop(key, None)
 
 
 @contextlib.contextmanager

@@ -14,14 +14,14 @@ import shlex
 import warnings
 import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 import clipmerge.checkpoint.unpickle as unpickle
-from clipmerge.checkpoint.source import Checkpoint, stored
+from clipmerge.checkpoint.source import FormedCheckpoint, stored
 from clipmerge.errors import CheckpointError, shorten
 from clipmerge.files.limits import LARGEST_PICKLE, LONGEST_NAME, MOST_SHARING
 from clipmerge.files.reading import format_size, open_regular
@@ -45,26 +45,14 @@ _PLAIN = ("_codecs.encode", "builtins.set", "__builtin__.set")
 
 
 @dataclass(frozen=True, kw_only=True)
-class StateDict(Checkpoint):
+class StateDict(FormedCheckpoint):
     """A checkpoint whose tensors are mapped by PyTorch."""
 
     tensors: dict[str, Tensor]
-    _laid_out: dict[str, Tensor] = field(default_factory=dict, repr=False, compare=False)
 
-    def array(self, key: str, start: int = 0, stop: int | None = None) -> Array:
-        """Read a run of elements; of a transpose a contiguous copy is kept: one per run would take quadratic time."""
-        tensor = self.tensors[key].detach()
-        if not tensor.is_contiguous():
-            laid_out = self._laid_out.get(key)
-            if laid_out is None:
-                self._laid_out.clear()  # before the next copy, so that there are never two
-                self._laid_out[key] = laid_out = tensor.contiguous()
-            tensor = laid_out
-        return stored(tensor.flatten()[start:stop])
-
-    def release(self, key: str) -> None:
-        """Release a tensor's contiguous copy, if there is one; the mapping belongs to PyTorch."""
-        self._laid_out.pop(key, None)
+    def formed(self, key: str) -> Array:
+        """View a tensor, or copy one in another order: one copy per run would take quadratic time."""
+        return stored(self.tensors[key].detach().contiguous().flatten())
 
 
 def read_state_dict(

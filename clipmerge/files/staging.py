@@ -124,9 +124,8 @@ def _stage(output: Path, target: Path) -> Iterator[Path]:
             with defer_signals():
                 cleanup.enter_context(_parents(target.parent))
                 _clear_stale(target)
-                parent = cleanup.enter_context(_opened(target.parent))
                 stage = Path(tempfile.mkdtemp(prefix=_stage_prefix(target), dir=target.parent))
-                cleanup.callback(_remove, stage, parent, left)
+                cleanup.callback(_remove, stage, left)
             lock = cleanup.enter_context((stage / "lock").open("wb"))
             if fcntl:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -138,25 +137,9 @@ def _stage(output: Path, target: Path) -> Iterator[Path]:
             raise explain(output, error, left=left) from None
 
 
-@contextlib.contextmanager
-def _opened(folder: Path) -> Iterator[int | None]:
-    """Hold a folder by its descriptor instead of its path, because it or a parent may be renamed."""
-    if os.name == "nt":  # pragma: no cover - Windows
-        yield None
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        yield handle
-    finally:
-        os.close(handle)
-
-
-def _remove(stage: Path, parent: int | None, left: list[Path]) -> None:
+def _remove(stage: Path, left: list[Path]) -> None:
     with defer_signals():  # users press Ctrl-C twice, and the message promises that nothing was left behind
-        if parent is None:  # pragma: no cover - Windows
-            shutil.rmtree(stage, ignore_errors=True)
-        else:
-            shutil.rmtree(stage.name, ignore_errors=True, dir_fd=parent)
+        shutil.rmtree(stage, ignore_errors=True)
         if stage.exists():
             left.append(stage)
 

@@ -185,24 +185,18 @@ def card_of(pinned: HubId, resolved: Resolved) -> dict[str, Any]:
         return {}
     file = download(pinned, [_CARD], cached=resolved.note is not None) / _CARD
     try:
-        text = read_bytes(file, LARGEST_TEXT).decode("utf-8", errors="replace")
+        return front_matter(read_bytes(file, LARGEST_TEXT).decode("utf-8", errors="replace"))
     except Unreadable as error:
         raise DataError(f"reading the card of {pinned}: it cannot be read ({error})") from None
-    return front_matter(str(pinned), text)
 
 
-def front_matter(where: str, card: str) -> dict[str, Any]:
+def front_matter(card: str) -> dict[str, Any]:
     """Read the metadata in front of a card's text; empty if there are none."""
     match = re.match(r"\s*---[ \t]*\r?\n(.*?)^---[ \t]*$", card, re.DOTALL | re.MULTILINE)
     text = match[1] if match else ""
     if len(text) > LARGEST_FRONT_MATTER:
-        raise DataError(
-            f"reading the card of {where}: its metadata are larger than {format_size(LARGEST_FRONT_MATTER)}"
-        )
-    try:
-        data = parse_yaml(text)
-    except Unreadable as error:
-        raise DataError(f"reading the card of {where}: its metadata cannot be read ({error})") from None
+        raise Unreadable(f"its metadata are larger than {format_size(LARGEST_FRONT_MATTER)}")
+    data = parse_yaml(text)
     return data if isinstance(data, dict) else {}
 
 

@@ -198,7 +198,7 @@ def test_two_keys_of_one_parameter_are_named_with_their_file(copies: Folders) ->
 # --- several fine-tuned checkpoints ---
 
 
-STAYS = f"1 parameters stay zero-shot because some fine-tuned checkpoints lack them: {KEY}"
+STAYS = f"1 parameters stay zero-shot because some fine-tuned ones lack them: {KEY}"
 LEFT_OUT = "1 parameters are left out because finetuned0, the first fine-tuned checkpoint, lacks them: "
 FIRSTS = (
     "1 parameters that the zero-shot checkpoint lacks are copied from finetuned0, the first fine-tuned "

@@ -92,9 +92,11 @@ def pickled(folder: Path) -> None:
 
 BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "a missing shard": (lambda f: (f / SECOND).unlink(), rf"1 of 3 shards are missing: {SECOND}"),
-    "a key that the shard lacks": (lambda f: edit_index(f, ghost=FIRST), "1 keys are not in the shard it names: ghost"),
-    "a key that the index lacks": (lambda f: add_key(f, FIRST, "extra.weight"), r"not in the index: extra\.weight"),
-    "a key in two shards": (lambda f: add_key(f, SECOND, next(iter(load_file(f / FIRST)))), "' is in two shards"),
+    "a key that the shard lacks": (
+        lambda f: edit_index(f, ghost=FIRST),
+        "1 keys are not in the shards as it",
+    ),
+    "a key that the index lacks": (lambda f: add_key(f, FIRST, "extra.weight"), r"as it says: extra\.weight"),
     "a key twice in the index": (twice_in_the_index, "'logit_scale' occurs twice"),
     "a truncated shard": (lambda f: os.truncate(f / THIRD, (f / THIRD).stat().st_size - 1), rf"{THIRD}: is truncated"),
     "a pickled shard": (pickled, "x.bin: is a pickle"),
@@ -114,7 +116,7 @@ def test_an_index_that_points_outside_or_is_none_is_refused(shards: Path) -> Non
         refused(shards, "'logit_scale' points outside its folder")
     for text in ('{"weight_map": [1]}', "[]", "{"):
         (shards / INDEX).write_text(text, encoding="latin-1")
-        refused(shards, f"{INDEX}: (has no weight_map|is not a JSON object|cannot be read as JSON)")
+        refused(shards, f"{INDEX}: (has no weight_map|cannot be read as JSON)")
 
 
 # --- folders ---
@@ -136,23 +138,6 @@ def test_other_folders_say_what_they_are(tmp_path: Path) -> None:
 def test_a_broken_config_is_refused(folder: Path, text: str) -> None:
     (folder / "config.json").write_text(text, encoding="latin-1")
     refused(folder, r"config\.json: (cannot be read as JSON|is not a JSON object)")
-
-
-DEAD = "is a link to a file that is gone; download it again"
-
-
-def test_a_link_whose_file_is_gone_is_no_folder_of_other_weights(folder: Path, tmp_path: Path) -> None:
-    for name in ("model.safetensors", "pytorch_model.bin"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / name).symlink_to(tmp_path / "gone")
-        assert refused(tmp_path / name, DEAD) == f"{tmp_path / name}: {name} {DEAD}"
-        assert refused(tmp_path / name / name, DEAD) == f"{tmp_path / name / name} {DEAD}"
-    for name in ("pytorch_model.bin", INDEX, "open_clip_model.safetensors"):  # beside weights they do not matter
-        (folder / name).symlink_to(tmp_path / "gone")
-    assert open_checkpoint(str(folder)).files == (folder / "model.safetensors",)
-    (folder / "config.json").unlink()
-    (folder / "config.json").symlink_to(tmp_path / "gone")
-    refused(folder, rf"config\.json {DEAD}")
 
 
 # --- names ---

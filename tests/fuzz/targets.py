@@ -220,10 +220,15 @@ def image(data: bytes, folder: Path) -> object:
 
 @target
 def card(data: bytes, folder: Path) -> object:
+    from clipmerge.errors import ClipmergeError
+    from clipmerge.files.reading import Unreadable
     from clipmerge.hub import ids
     from clipmerge.images import hub_dataset
 
-    found = hub_dataset.front_matter("x", data.decode("utf-8", "replace"))
+    try:
+        found = hub_dataset.front_matter(data.decode("utf-8", "replace"))
+    except Unreadable as error:
+        raise ClipmergeError(str(error)) from None
     dataset = ids.parse_dataset("hf://datasets/acme/cars")
     return hub_dataset._splits("x", dataset, found, ["data/train-00000-of-00001.parquet", "data/test.parquet"])
 
