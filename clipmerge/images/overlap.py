@@ -79,8 +79,8 @@ def find_overlap(ours: Fingerprints, theirs: Fingerprints) -> list[str]:
                 matches.append(f"{path} is in both" if other == path else f"{path} has the content of {other}")
         return matches
     pairs = []
-    for size in [size for size in ours.by_extent if size in theirs.by_extent]:
-        mine, others = ours.pixels(size), theirs.pixels(size)
+    for sides in [sides for sides in ours.by_extent if sides in theirs.by_extent]:
+        mine, others = ours.pixels(sides), theirs.pixels(sides)
         pairs += [f"{mine[digest]} has the pixels of {others[digest]}" for digest in mine if digest in others]
     return pairs
 
