@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterable
 from typing import Protocol
 
 _LOG = logging.getLogger("clipmerge")
-# The pace counts as known after `_GLANCE` seconds with `_MANY` reports, or after `_LONG_GLANCE` seconds with `_FEWEST`.
-_GLANCE, _MANY, _LONG_GLANCE, _FEWEST = 1.0, 24, 15.0, 3
+# Seconds after which the pace of work counts as known.
+_GLANCE = 10.0
 # Seconds from which on an estimate is worth a note.
 _LONG = 30.0
 
@@ -77,7 +77,7 @@ class Pace:
     def __init__(self, progress: Progress, sentence: Callable[[str], str] | None) -> None:
         """Start before the work; ``sentence`` tells of an estimated time, ``None`` for no sentence."""
         self._progress, self._sentence = progress, sentence
-        self._reports: list[tuple[float, float]] = []
+        self._first: tuple[float, float] | None = None
 
     def stage(self, name: str) -> None:
         """Forward the call."""
@@ -88,19 +88,14 @@ class Pace:
         self._progress.say(text)
 
     def advance(self, done: float, total: float) -> None:
-        """Forward the call; the first report is warm-up, and later ones count only after some time has passed."""
-        if self._sentence is not None:
-            self._reports.append((time.perf_counter(), done))
-            count, passed = len(self._reports), self._reports[-1][0] - self._reports[0][0]
-            if count >= _FEWEST and passed >= (_GLANCE if count >= _MANY else _LONG_GLANCE):
-                # without the longest wait: something is often prepared during the second report
-                pairs = zip(self._reports, self._reports[1:], strict=False)
-                waits = sorted((end - begin, work - before) for (begin, before), (end, work) in pairs)[:-1]
-                pace = sum(wait for wait, _ in waits) / max(sum(work for _, work in waits), 1.0)
-                seconds = pace * (total - self._reports[0][1])
-                if seconds >= _LONG:
-                    self._progress.say(self._sentence(format_seconds(seconds)))
-                self._sentence = None
+        """Forward the call; the first report is warm-up."""
+        now = time.perf_counter()
+        begin, before = self._first = self._first or (now, done)
+        if self._sentence is not None and now - begin >= _GLANCE and done > before:
+            seconds = (now - begin) * (total - before) / (done - before)
+            if seconds >= _LONG:
+                self._progress.say(self._sentence(format_seconds(seconds)))
+            self._sentence = None
         self._progress.advance(done, total)
 
 

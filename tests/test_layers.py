@@ -9,7 +9,7 @@ from transformers import CLIPConfig, CLIPModel
 from clipmerge.errors import CheckpointError, PlanError
 from clipmerge.families import tower_of
 from clipmerge.families.clip import FAMILY as CLIP
-from clipmerge.layers import block_of, match_layers, network_order
+from clipmerge.layers import match_layers, network_order
 from tests.support.tiny_clip import layer_of
 
 ATTN = [f"self_attn.{p}_proj.{kind}" for p in ("k", "v", "q", "out") for kind in ("weight", "bias")]
@@ -70,11 +70,6 @@ def test_every_parameter_of_the_real_models_is_in_exactly_one_layer(vision: int,
     assert sorted(name for names in groups.values() for name in names) == sorted(keys)
 
 
-@pytest.mark.parametrize("name", ["vision_model.embeddings.position_ids", "text_model.embeddings.position_ids"])
-def test_old_buffers_lie_with_their_embeddings(name: str) -> None:
-    assert layer_of(name) == f"{name.partition('_')[0]}.embeddings"
-
-
 @pytest.mark.parametrize("name", ["", "weight", "vision_model", "visual.conv1.weight", "xvision_model.embeddings.a"])
 def test_a_name_in_no_tower_of_clip_is_in_no_layer(name: str) -> None:
     with pytest.raises(CheckpointError, match=f"'{name}' belongs to no layer"):
@@ -119,18 +114,6 @@ def test_a_glob_that_matches_nothing_is_an_error(glob: str) -> None:
         match_layers(glob, LAYERS)
     with pytest.raises(PlanError, match=r"'visoin\.1\.attn' matches no layer\. Did you mean 'vision\.1\.attn'"):
         match_layers("visoin.1.attn", LAYERS)
-
-
-def test_blocks_have_a_depth_and_edges_none() -> None:
-    assert {name: block_of(name) for name in LAYERS if block_of(name)} == {
-        f"{t}.{i}.{h}": (t, i, h) for t in ("vision", "text") for i in range(12) for h in ("attn", "mlp")
-    }
-
-
-def test_names_that_become_one_are_refused() -> None:
-    message = r"'vision_model\.embeddings\.a' and 'embeddings\.a' are the same parameter"
-    with pytest.raises(CheckpointError, match=message):
-        CLIP.canonical_names(["vision_model.embeddings.a", "embeddings.a"])
 
 
 def test_a_tower_is_known_by_its_layers() -> None:

@@ -13,10 +13,6 @@ FOLDERS = ("clipmerge", "benchmarks", "examples", "scripts", "tests")
 FILES = sorted(file for folder in FOLDERS for file in (ROOT / folder).rglob("*.py"))
 
 
-def test_there_are_files_of_each_kind() -> None:
-    assert {file.relative_to(ROOT).parts[0] for file in FILES} == set(FOLDERS)
-
-
 def test_the_package_has_few_entries() -> None:
     entries = {path.name for path in (ROOT / "clipmerge").iterdir() if path.name != "__pycache__"}
     assert len(entries) <= 33, sorted(entries)

@@ -100,10 +100,3 @@ def test_an_option_that_is_mistyped_is_pythons_own_error(pair: tuple[Path, Path]
         api.merge(*pair, "wise-ft", aplha=0.3)  # type: ignore[call-arg]
     with pytest.raises(TypeError, match="unexpected keyword argument 'state_key'"):
         completed(options.RecipeOptions, {"state_key": "ema"})
-
-
-def test_a_function_takes_the_short_form_of_alpha(pair: tuple[Path, Path]) -> None:
-    plan = api.plan(*pair, "wise-ft", alpha=0.3)
-    assert {layer.alpha for layer in plan.layers.values()} == {0.3}
-    with pytest.raises(api.UsageError, match=r"--alpha and --set method\.alpha: both set the same option"):
-        api.plan(*pair, "wise-ft", alpha=0.3, set={"method.alpha": 0.4})

@@ -9,7 +9,7 @@ import pytest
 
 from clipmerge import plugins
 from clipmerge.errors import RecipeError
-from clipmerge.plugins import check_options, plugin_names, plugin_options, takes_several
+from clipmerge.plugins import check_options, plugin_options
 
 
 def test_options_are_taken_over_with_defaults_and_ranges() -> None:
@@ -25,12 +25,6 @@ def test_options_are_taken_over_with_defaults_and_ranges() -> None:
         check_options("methods", "straggler-shrink", {"density": 0.5})
     with pytest.raises(RecipeError, match="method random-matched: option 'pool' cannot be 0"):
         check_options("methods", "random-matched", {"pool": 0})
-
-
-def test_measures_of_several_checkpoints_say_so() -> None:
-    several = {name for name in plugin_names("measures") if takes_several("measures", name)}
-    assert {"soup-accuracy", "path-accuracy"} <= several
-    assert not several & {"path-barrier", "first-order", "worst-case", "average-case", "hessian-trace"}
 
 
 def test_what_is_taken_over_reaches_the_function() -> None:

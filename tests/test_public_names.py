@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import pkgutil
 import subprocess
 import sys
 from pathlib import Path
@@ -39,16 +38,6 @@ def test_the_types_of_the_stub_are_the_names_of_the_module() -> None:
     homes = {alias.name: node.module for node in imports for alias in node.names}
     assert all(alias.asname == alias.name for node in imports for alias in node.names)
     assert homes == clipmerge._HOMES
-
-
-def test_no_package_or_module_takes_the_place_of_a_function() -> None:
-    """An import of `clipmerge.plan` as a module would set the attribute that holds the function."""
-    assert not {module.name for module in pkgutil.iter_modules(clipmerge.__path__)} & set(NAMES)
-
-
-def test_another_name_is_an_attribute_error() -> None:
-    with pytest.raises(AttributeError, match="module 'clipmerge' has no attribute 'merg'"):
-        _ = clipmerge.merg  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize(

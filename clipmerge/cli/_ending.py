@@ -13,11 +13,11 @@ from collections.abc import Callable, Iterable, Iterator
 from io import TextIOWrapper
 from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn, ParamSpec, TypeVar
+from typing import NoReturn, ParamSpec, TypeVar
 
 from clipmerge.cli._early import HOW, end_at_once, standing
 from clipmerge.distributed import Terminated, instead_of, is_main_process, termination
-from clipmerge.errors import ClipmergeError, UsageError, printable
+from clipmerge.errors import ClipmergeError, printable
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -45,7 +45,7 @@ def preparing(function: Callable[P, R]) -> Callable[P, R]:
 def reporting_errors(command: Callable[P, R], *, done: Iterable[str] = ("the command was done",)) -> Callable[P, R]:
     """Turn exceptions of a command into one line on stderr and an exit code, without a traceback.
 
-    ``CLIPMERGE_DEBUG=1`` shows the traceback. The flag ``output`` may begin with ``~``.
+    ``CLIPMERGE_DEBUG=1`` shows the traceback.
     """
 
     @functools.wraps(command)
@@ -56,7 +56,6 @@ def reporting_errors(command: Callable[P, R], *, done: Iterable[str] = ("the com
         standing.clear()
         try:
             with _interruptible(), termination():
-                kwargs.update(_at_home(kwargs.get("output")))
                 result = command(*args, **kwargs)
                 with printing():
                     pass
@@ -100,19 +99,6 @@ def _interruptible() -> Iterator[None]:
         raise
     if signal.SIGINT in ours:
         signal.signal(signal.SIGINT, end_at_once)
-
-
-def _at_home(output: object) -> dict[str, Any]:
-    """Expand ``~`` in the flag: a shell does it in ``-o ~/x`` but not in ``--output=~/x``."""
-    if not isinstance(output, Path) or not str(output).startswith("~"):
-        return {}
-    try:
-        return {"output": output.expanduser()}
-    except RuntimeError:
-        raise UsageError(
-            f"--output {output}: there is no user with the home folder {output.parts[0]}; for a folder of that name, "
-            "give the whole path"
-        ) from None
 
 
 def leave_it_to_the_main_process() -> None:

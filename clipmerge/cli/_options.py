@@ -27,8 +27,6 @@ FineTuned = Annotated[
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="Folder written by merge or apply.")]
 
 _Function = Callable[..., None]
-# Endings of files; a folder may be called merged-0.4.
-_OF_FILES = frozenset((".bin", ".csv", ".html", ".json", ".md", ".pt", ".safetensors", ".txt", ".yaml", ".zip"))
 
 
 def flag_of(name: str, option: Option) -> Any:
@@ -45,17 +43,7 @@ def flag_of(name: str, option: Option) -> Any:
 
 def output_flag(help: str) -> Any:  # named like typer's own argument
     """The flag that says where a command writes."""
-    return typer.Option("--output", "-o", help=help, metavar="PATH", rich_help_panel="Output", callback=question_output)
-
-
-def question_output(context: typer.Context, output: Path | None) -> Path | None:
-    """Refuse a folder that is named like a file, which was probably meant to be one."""
-    if output is not None and context.command.name != "plan" and output.suffix.lower() in _OF_FILES:
-        raise typer.BadParameter(
-            f"{output} is named like a file, but `{context.command_path}` writes a folder; give a name without "
-            f"'{output.suffix}'"
-        )
-    return output
+    return typer.Option("--output", "-o", help=help, metavar="PATH", rich_help_panel="Output")
 
 
 def sources_flag(name: str, help: str) -> Any:

@@ -19,12 +19,12 @@ def show_merge(
     timed: bool = True,
 ) -> None:
     """Print the result of a merge, and how long it took if ``timed``."""
-    from clipmerge.report.terminal import summary, summary_table
+    from clipmerge.report.terminal import summary
 
     if record is None:
         return
     data = record.as_json() | ({"published": published} if published else {})
-    terminal.result("record", data, lambda: (summary_table if terminal.verbose else summary)(record, terminal.width))
+    terminal.result("record", data, lambda: summary(record, verbose=terminal.verbose))
     (terminal.end if timed else terminal.show)(last_line)
 
 

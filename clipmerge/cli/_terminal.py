@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import gc
 import os
-import shutil
 import sys
 import time
 import warnings
@@ -24,9 +23,6 @@ if TYPE_CHECKING:
 
 #: Seconds between two lines of progress if no bar is shown.
 LINE_SECONDS = 10.0
-# The pace since the first report is known well enough to tell the time left after so many seconds in which a part of
-# the work was done, or after many seconds.
-_GLANCE, _PART, _LONG_GLANCE = 2.0, 0.01, 20.0
 _STAGES = {
     "inspect": "comparing",
     "read": "reading",
@@ -78,7 +74,6 @@ class Terminal:
         self._said: set[str] = set()
         self._clock = clock
         self._begin = self._stage_begin = self._last_line = clock()
-        self._first: tuple[float, float] | None = None
         before_the_error.append(self.close)
         if applied.note:
             self.say(applied.note)
@@ -97,7 +92,6 @@ class Terminal:
             gc.enable()
         self._stage = _STAGES.get(name, name)
         self._stage_begin = self._last_line = self._clock()
-        self._first = None
         if self.verbose and not self._silent:
             self._err.print(f"{self._stage} ...")
 
@@ -106,24 +100,13 @@ class Terminal:
         if self._silent or self.format is Format.quiet:
             return
         now = self._clock()
-        if self._first is None:  # it includes the warm-up, which does not show the pace
-            self._first = (now, done)
         if sys.stderr.isatty():
             if self.format is Format.human:
                 self._move_bar(done, total)
         elif now - self._last_line >= LINE_SECONDS and 0 < done < total:
-            self._last_line = now
-            self._err.print(f"{self._stage}: {100 * done / total:.0f}%, {self._times(done, total)}")
-
-    def _times(self, done: float, total: float) -> str:
-        """The time that passed in this stage, and the time left at the pace since the first report."""
-        now = self._clock()
-        begin, before = self._first or (now, done)
-        elapsed = f"{format_seconds(now - self._stage_begin)} elapsed"
-        enough = _GLANCE if done - before >= _PART * total else _LONG_GLANCE
-        if done <= before or now - begin < enough:
-            return elapsed
-        return f"{elapsed}, {format_seconds((now - begin) * (total - done) / (done - before))} left"
+            self._last_line, elapsed = now, now - self._stage_begin
+            times = f"{format_seconds(elapsed)} elapsed, {format_seconds(elapsed * (total - done) / done)} left"
+            self._err.print(f"{self._stage}: {100 * done / total:.0f}%, {times}")
 
     def _move_bar(self, done: float, total: float) -> None:
         """Draw the bar; a stage that is done has none, as something without a count may follow."""
@@ -131,14 +114,15 @@ class Terminal:
             self.close()
             return
         if self._bar is None:
-            from rich.progress import BarColumn, Progress, TextColumn
+            from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
             stage = TextColumn("{task.description}", markup=False)  # a recipe or a source may be called "[/x]"
-            columns = (stage, BarColumn(), TextColumn("{task.percentage:>3.0f}%"), TextColumn("{task.fields[times]}"))
-            self._bar = Progress(*columns, console=self._err, transient=True)
+            times = (TimeElapsedColumn(), TextColumn("elapsed,"), TimeRemainingColumn(), TextColumn("left"))
+            percent = TextColumn("{task.percentage:>3.0f}%")
+            self._bar = Progress(stage, BarColumn(), percent, *times, console=self._err, transient=True)
             self._bar.start()
-            self._task = self._bar.add_task(self._stage, total=total, times="")
-        self._bar.update(self._task, completed=done, total=total, times=self._times(done, total))
+            self._task = self._bar.add_task(self._stage, total=total)
+        self._bar.update(self._task, completed=done, total=total)
 
     def end(self, line: str) -> None:
         """Print the last line of the human format, with the place of the output, and how long the command took."""
@@ -156,11 +140,6 @@ class Terminal:
     def shows_verdict(self) -> bool:
         """Whether the summary of a merge, which includes the warnings of its verdict, goes to this terminal."""
         return self.format is Format.human and sys.stdout.isatty()
-
-    @property
-    def width(self) -> int:
-        """Columns of standard output; 80 if it is not a terminal."""
-        return shutil.get_terminal_size().columns if sys.stdout.isatty() else 80
 
     def close(self) -> None:
         """Remove the progress bar."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Unpack
 
 import typer
 
-from clipmerge.cli._options import command, command_line, question_output
+from clipmerge.cli._options import command, command_line
 from clipmerge.cli._terminal import Terminal
 from clipmerge.distributed import is_main_process
 from clipmerge.options import ConvertOptions
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 def convert_command(
     terminal: Terminal,
     checkpoint: Annotated[str, typer.Argument(metavar="IN", help="Folder, .safetensors file or org/name[@revision].")],
-    output: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write.", callback=question_output)],
+    output: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write.")],
     to: Annotated[
         str, typer.Option("--to", metavar="LIBRARY", help="Library to load it with: transformers or open-clip.")
     ],

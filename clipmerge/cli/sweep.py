@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderResult
     from rich.table import Table
 
-# Longer names are cut to this many cells before columns are left out; then longer headings are cut too.
-_NAME, _TITLE = 30, 12
+# Longer names are cut to this many cells before columns are left out; longer headings always are.
+_NAME, _TITLE = 30, 16
 
 
 @command(SweepOptions)
@@ -57,24 +57,22 @@ class SweepTable:
         yield Text(headline(self._record), style="bold")
         yield Text()
 
-        # show sources, intervals of the gain and of OOD accuracy; longest heading
-        choices = [(True, True, True), (True, True, False), (True, False, False), (False, True, False), (False,) * 3]
-        shapes = [*((*choice, None) for choice in choices), (False, False, False, _TITLE)]
         wide = options.update(width=10_000)
 
-        def width(names: int, shape: tuple[bool, bool, bool, int | None]) -> int:
+        def width(names: int, shape: tuple[bool, bool]) -> int:
             return console.measure(self._table(names, *shape), options=wide).maximum
 
+        # single sources, and intervals, where there is room for them
+        shapes = ((True, True), (False, True), (False, False))
         shape = next((each for each in shapes if width(_NAME, each) <= options.max_width), shapes[-1])
-        sources, gain_spread, *_ = shape
         # names get the width left by the numbers, which are never cut
         yield self._table(max(1, 1 + options.max_width - width(1, shape)), *shape)
         yield Text()
         notes = ["gain: mean OOD minus the curve's at equal ID accuracy, in points.", *gain_notes(self._record)]
-        if gain_spread:
+        if shape[1]:
             level = self._record["bootstrap"]["level"]
             notes.append(f"[low, high]: {100 * level:.0f}% intervals over images, the same draws for all points.")
-        if not (sources and gain_spread):
+        if not all(shape):
             notes.append(f"More columns in a wider window, and in {self._page}.")
         for note in notes:
             yield Text(note, style="dim")
@@ -82,7 +80,7 @@ class SweepTable:
             yield Text()
             yield table
 
-    def _table(self, names: int, sources: bool, gain_spread: bool, ood_spread: bool, titles: int | None) -> Table:
+    def _table(self, names: int, sources: bool, spread: bool) -> Table:
         from rich.table import Table
         from rich.text import Text
 
@@ -90,11 +88,11 @@ class SweepTable:
 
         *others, gain = sweep_columns(self._record)
         shown = [column for column in others if sources or not column.is_source]
-        cells = [column.text(spread=ood_spread) for column in shown] + [gain.text(spread=gain_spread)]
+        cells = [column.text(spread=spread) for column in (*shown, gain)]
         table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
         table.add_column(Text(shortened("accuracy, %", names)), no_wrap=True)
         for title in (*[column.title for column in shown], "gain"):
-            table.add_column(Text(shortened(title, titles) if titles else title), justify="right", no_wrap=True)
+            table.add_column(Text(shortened(title, _TITLE)), justify="right", no_wrap=True)
         for place, (head, is_recipe) in enumerate(heads_of(self._record)):
             row = [shortened(head, names), *[column[place] for column in cells]]
             table.add_row(*map(Text, row), style="bold" if is_recipe else None)

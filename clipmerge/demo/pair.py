@@ -62,10 +62,9 @@ def prepare(folder: Path) -> DemoPair:
             built = Path(scratch) / "demo"
             _build(built)
             _write_manifest(built)
-            if not _is_finished(folder):  # by another run, which was faster
-                if folder.exists():
-                    folder.rename(Path(scratch) / "old")
-                built.rename(folder)
+            if folder.exists():
+                folder.rename(Path(scratch) / "old")
+            built.rename(folder)
     except OSError as error:
         raise OutputError(
             f"{folder}: the demo cannot be written there ({error.strerror or error}); choose another folder"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -12,8 +11,6 @@ from clipmerge.files.reading import Unreadable, read_json
 from clipmerge.files.safetensors import read_header
 from clipmerge.files.staging import RECORD, refuse_link, remember_checked
 
-# The commands that write a folder, by its record.
-_WRITERS = {RECORD: "merge or apply", "conversion.json": "convert", "sweep.json": "sweep", "bench.json": "bench"}
 # Prefixes of the names in a plan's tensors file; see `clipmerge.planning.tensors`.
 _PLAN_TENSORS = ("scores:", "coefficients:")
 
@@ -22,7 +19,6 @@ def check_output(
     output: Path, *, overwrite: bool, inputs: Iterable[Path] = (), read: Iterable[Path] = (), record: str = RECORD
 ) -> None:
     """Refuse an output that would destroy something or cannot be written, before any work is done."""
-    _check_length(output)
     for path in inputs:
         if _holds(output, path):
             raise OutputError(f"{output}: holds the checkpoint {path}; choose another --output")
@@ -44,11 +40,10 @@ def check_output(
     if not overwrite:
         raise OutputError(f"{output}: already exists; choose another --output, or pass --overwrite to replace it")
     if not (output / record).is_file():
-        origin = f"was not written by clipmerge (it holds no {record})"
-        for name, command in reversed(_WRITERS.items()):
-            if (output / name).is_file():
-                origin = f"was written by another command (clipmerge {command}; it holds {name} but no {record})"
-        raise OutputError(f"{output}: {origin}, so --overwrite leaves it alone; remove it yourself")
+        raise OutputError(
+            f"{output}: was not written by this command (it holds no {record}), so --overwrite leaves it alone; remove "
+            "it yourself"
+        )
 
 
 def _holds(output: Path, path: Path) -> bool:
@@ -60,7 +55,6 @@ def _holds(output: Path, path: Path) -> bool:
 
 def check_output_file(output: Path, beside: Path, *, overwrite: bool) -> None:
     """Refuse an output file that would destroy something or cannot be written, before any work is done."""
-    _check_length(output, beside)
     if output.is_dir() or output.suffix == beside.suffix:
         raise OutputError(f"{output}: a plan is a JSON file; choose another --output, such as plan.json")
     refuse_link(output)
@@ -93,19 +87,6 @@ def _holds_plan_tensors(path: Path) -> bool:
     except CheckpointError:
         return False
     return bool(names) and all(name.startswith(_PLAN_TENSORS) for name in names)
-
-
-def _check_length(output: Path, *more: Path) -> None:
-    """Refuse a path that is too long for the system, before any other check."""
-    for target in (output.resolve(), *(path.resolve() for path in more)):
-        existing = _existing(target)
-        # look each name up in an existing folder: in a missing one it would only be reported as not found
-        for location in (target, *(existing / name for name in target.relative_to(existing).parts)):
-            try:
-                location.lstat()
-            except OSError as error:
-                if error.errno == errno.ENAMETOOLONG:
-                    raise OutputError(f"{output}: the name is too long; choose a shorter --output") from None
 
 
 def _existing(target: Path) -> Path:

@@ -25,7 +25,6 @@ from clipmerge.plugins import (
     learns_from_unlabelled,
     plainly,
     plugin_names,
-    plugin_options,
 )
 
 _SECTIONS = {"measure": "measures", "method": "methods"}
@@ -217,8 +216,9 @@ def _validate(source: str, data: dict[str, Any]) -> Recipe:
     for key in data:
         if key not in Recipe.model_fields:
             known = list(Recipe.model_fields)
-            hint = _in_a_section(str(key), data) or did_you_mean(str(key), known)
-            raise RecipeError(f"{source}: unknown key '{key}' (keys: {', '.join(known)}).{hint}")
+            raise RecipeError(
+                f"{source}: unknown key '{key}' (keys: {', '.join(known)}).{did_you_mean(str(key), known)}"
+            )
     for section, package in _SECTIONS.items():
         if data.get(section) is not None:
             data[section] = _plugin_section(source, section, package, data[section])
@@ -230,15 +230,6 @@ def _validate(source: str, data: dict[str, Any]) -> Recipe:
         hint = f" (keys: {shorten(keys)}).{did_you_mean(str(first['loc'][-1]), keys)}"
         hint = hint if first["type"] == "extra_forbidden" else ""
         raise RecipeError(f"{source}: {where}: {plainly(first['msg'])}{hint}") from None
-
-
-def _in_a_section(key: str, data: dict[str, Any]) -> str:
-    """Point to an option that was given without its section, such as ``alpha`` for ``method.alpha``."""
-    for section, package in reversed(_SECTIONS.items()):
-        name = data[section].get("name") if isinstance(data.get(section), dict) else None
-        if name in plugin_names(package) and key in plugin_options(package, str(name)):
-            return f" Did you mean '{section}.{key}'?"
-    return ""
 
 
 def _plugin_section(source: str, section: str, package: str, value: Any) -> dict[str, Any]:

@@ -2,8 +2,7 @@
 
 A push reads before it writes: the folder, the token, the sources' licences and the contents of the repository. Only
 then is a repository created and one commit made, with the head that was read as its parent, so that a push never
-overwrites somebody else's. If an answer is lost, the head is read again, and a commit that arrived is reported as
-published.
+overwrites somebody else's. If an answer is lost, the error says so, and the same command sends what is missing.
 """
 
 from __future__ import annotations
@@ -259,7 +258,7 @@ def _is_weights(name: str) -> bool:
 def _commit(
     api: HfApi, job: Push, target: Target, changes: list[CommitOperationAdd | CommitOperationDelete]
 ) -> Published:
-    """Make the commit; if it fails, find out whether it arrived nevertheless."""
+    """Make the commit."""
     try:
         with quiet_client():
             done = api.create_commit(
@@ -271,34 +270,13 @@ def _commit(
                 create_pr=job.create_pr,
             )
     except Exception as error:
-        landed, state = _landed(api, job, changes, error)
-        if landed is None:
-            state = state or state_after(job, target)
-            raise explain(error, doing=job.doing, state=state, again=job.command) from error
-        return _published(api, job, target, landed)
+        state = state_after(job, target)
+        if out_of_reach(error):  # the commit may have arrived, and only its answer been lost
+            state = "Whether the files were published is not known; the same command finds out."
+            if job.create_pr:
+                state = f"A pull request may have been opened: look at {api.endpoint}/{job.repo_id}/discussions."
+        raise explain(error, doing=job.doing, state=state, again=job.command) from error
     return _published(api, job, target, done.oid, pull_request=done.pr_url)
-
-
-def _landed(
-    api: HfApi, job: Push, changes: list[CommitOperationAdd | CommitOperationDelete], error: Exception
-) -> tuple[str | None, str]:
-    """Return the head if it holds every change, else None, and a message if that cannot be determined."""
-    from huggingface_hub import CommitOperationAdd
-
-    unsure = out_of_reach(error)
-    if job.create_pr:
-        page = f"{api.endpoint}/{job.repo_id}/discussions"
-        return None, f"A pull request may have been opened: look at {page}." if unsure else NOTHING
-    try:
-        now = read_target(api, job, job.revision)
-    except Exception:  # the first error is the one to report
-        return None, "Whether the files were published is not known." if unsure else ""
-    for change in changes:
-        earlier = now.files.get(change.path_in_repo)
-        there = is_same(change, earlier) if isinstance(change, CommitOperationAdd) else earlier is None
-        if not there:
-            return None, ""
-    return now.head, ""
 
 
 def _published(

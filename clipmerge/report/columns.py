@@ -15,8 +15,6 @@ from clipmerge.planning.measurements import StatisticAbout
 from clipmerge.report.numbers import Scale, decimals_for, format_number, is_number, setting_decimals
 
 _SUBSCRIPT = re.compile(r"(\w)_([0-9a-z](?:,[0-9a-z])*)")
-# A longer symbol is put under the heading, and left out if there is little room.
-_SHORT = 12
 # Statistics of learning, which the applied plan's own numbers replace, because overrides and edits come later.
 _LEARNED = ("at_zero", "at_one", "straggler")
 
@@ -38,12 +36,6 @@ class Column:
     signed: bool = False
     additive: bool = False  # whether the sum has a meaning
     unit: str = ""
-
-    @property
-    def short_title(self) -> str:
-        """Heading of at most twelve characters, for a terminal."""
-        symbol = self.symbol if self.kind == "statistic" and len(self.symbol) <= _SHORT else ""
-        return (symbol or self.key.replace("alpha_range", "alpha range"))[:_SHORT]
 
     @property
     def markup(self) -> Markup:

@@ -16,19 +16,6 @@ from clipmerge.report.palette import MARKS, mark_styles
 
 #: Measures of other tasks that are drawn; the rest is in a table.
 DRAWN = ("accuracy", "image to text R@1", "text to image R@1")
-# Corners of the marks of recipes, in a square from -6 to 6, by their names in the palette.
-_CORNERS = {
-    "D": "0,-6 6,0 0,6 -6,0",
-    "^": "0,-5.5 5.5,5 -5.5,5",
-    "v": "0,5.5 5.5,-5 -5.5,-5",
-    "<": "-5.5,0 5,-5.5 5,5.5",
-    ">": "5.5,0 -5,-5.5 -5,5.5",
-    "s": "-4.7,-4.7 4.7,-4.7 4.7,4.7 -4.7,4.7",
-    "P": "-2,-5.5 2,-5.5 2,-2 5.5,-2 5.5,2 2,2 2,5.5 -2,5.5 -2,2 -5.5,2 -5.5,-2 -2,-2",
-    "X": "-5,-2.5 -2.5,-5 0,-2.5 2.5,-5 5,-2.5 2.5,0 5,2.5 2.5,5 0,2.5 -2.5,5 -5,2.5 -2.5,0",
-    "p": "0,-5.7 5.4,-1.8 3.4,4.6 -3.4,4.6 -5.4,-1.8",
-    "h": "0,-5.7 4.9,-2.8 4.9,2.8 0,5.7 -4.9,2.8 -4.9,-2.8",
-}
 _TICKS = 6
 
 
@@ -139,9 +126,9 @@ def _other_task(task: OtherTaskScores) -> Iterator[_Values]:
 
 
 def _marks(recipe: str) -> dict[str, Markup]:
-    """The marks of the models: the ends of the alpha curve, and the recipe's own."""
-    ((colour, shape),) = mark_styles([recipe])
-    merged = f'<polygon points="{_CORNERS[shape]}" fill="var(--mark-{MARKS.index(colour)})"/>'
+    """The marks of the models: the ends of the alpha curve, and a diamond in the recipe's own colour."""
+    ((colour, _),) = mark_styles([recipe])
+    merged = f'<polygon points="0,-6 6,0 0,6 -6,0" fill="var(--mark-{MARKS.index(colour)})"/>'
     shapes = {
         "zero-shot": '<circle r="4.2" fill="var(--card)" stroke="var(--curve)" stroke-width="2"/>',
         "fine-tuned": '<circle r="5.2" fill="var(--curve)"/>',

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -14,12 +13,12 @@ from typing import Any
 
 import pytest
 
-from clipmerge.api.bench import _Check, _write, executor_for, run_in_jobs
+from clipmerge.api.bench import _Check, executor_for, run_in_jobs
 from clipmerge.errors import MeasureError, UsageError
 from clipmerge.evaluation.suites import release
-from clipmerge.evaluation.suites.suite import load_suite, suite_names
+from clipmerge.evaluation.suites.suite import load_suite
 from clipmerge.output.schemas import BenchRecord
-from tests.support.command import clipmerge, done, printed, refused, start
+from tests.support.command import clipmerge, done, refused, start
 from tests.support.hub_double import FakeHub, environment, serving
 from tests.support.public_pairs import BASE, Releases, save_soups, serving_files, upload_fusionbench, upload_imagenets
 
@@ -43,13 +42,6 @@ def releases(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Releas
     with serving_files(tmp_path / "releases") as server:
         monkeypatch.setenv(release.MIRROR, server.url)
         yield server
-
-
-def test_bench_list_names_every_suite() -> None:
-    listed = clipmerge("bench", "list")
-    assert [line.split()[0] for line in listed.out.splitlines()] == list(suite_names())
-    as_json = printed("bench", "list")
-    assert as_json["suites"]["imagenet-l14"]["model"] == "ViT-L-14"
 
 
 def test_unknown_suites_and_outputs_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -175,12 +167,6 @@ def test_only_a_sample_may_be_off_by_its_sampling_error(limit: int | None, error
     assert [each["passed"] for each in check.outcomes] == [True, False]
 
 
-def test_only_the_main_process_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("RANK", "1")
-    _write({"suite": "mine", "pairs": []}, tmp_path / "out", overwrite=False)
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_jobs_return_what_the_work_returns_in_order() -> None:
     said: list[str] = []
     works = {str(number): partial(pow, number, 2) for number in (3, 2)}
@@ -198,36 +184,11 @@ def test_a_job_that_fails_is_named_with_its_output_and_the_others_finish(tmp_pat
     assert (tmp_path / "done").read_text() == "x"
 
 
-def test_a_job_that_is_killed_is_an_error() -> None:
-    with pytest.raises(MeasureError, match="1 of 1 jobs failed; first one"):
-        run_in_jobs("local", {"one": partial(signal.raise_signal, signal.SIGKILL)}, lambda _: None)
-
-
-def test_an_interruption_cancels_what_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted(_text: str) -> None:
-        raise KeyboardInterrupt
-
-    executor = executor_for("local")
-    monkeypatch.setattr("clipmerge.api.bench.executor_for", lambda _: executor)
-    job = executor.submit(time.sleep, 600)
-    monkeypatch.setattr(executor, "submit", lambda _work: job)
-    monkeypatch.setattr(job, "exception", lambda: interrupted(""))
-    with pytest.raises(KeyboardInterrupt):
-        run_in_jobs("local", {"long": partial(time.sleep, 600)}, lambda _: None)
-    job.wait()
-    assert job.done()
-
-
 @pytest.mark.parametrize(
     ("jobs", "said"),
     [
         ("cloud", r"--jobs: 'cloud' is not a place for jobs \(places: local, slurm\)"),
-        (
-            "local:colour=red",
-            "--jobs: Unknown executor .colour. in parameter|--jobs: Parameter .colour. need to be prefixed",
-        ),
         ("local:timeout_min", "--jobs: .*; for example slurm:"),
-        ("local:timeout_min=long", '--jobs: Parameter "timeout_min" expected type'),
     ],
 )
 def test_places_and_parameters_that_are_not_there(jobs: str, said: str) -> None:

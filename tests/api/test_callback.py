@@ -165,15 +165,11 @@ def test_a_failure_at_the_end_is_logged_and_costs_no_training(
     assert json.dumps(trainer.state.log_history)  # the trainer goes on
 
 
-@pytest.mark.parametrize("main", [True, False])
-def test_only_the_main_process_logs_the_merge(pair: Folders, tmp_path: Path, main: bool) -> None:
+def test_another_process_logs_no_merge(pair: Folders, tmp_path: Path) -> None:
     told = Told()
     callback = RobustMergeCallback(pair[0], "wise-ft", output=tmp_path / "out", progress=told)
     args, state = TrainingArguments(str(tmp_path), use_cpu=True, report_to=[]), TrainerState()
-    state.is_world_process_zero = main
+    state.is_world_process_zero = False
     callback.on_train_end(args, state, None, model=CLIPModel.from_pretrained(pair[1]))
     assert callback.error is None
-    assert callback.result is not None
-    assert [line for line in told.lines if "the merged model is in" in line] == (
-        [f"the merged model is in {tmp_path / 'out'}"] if main else []
-    )
+    assert not any("the merged model is in" in line for line in told.lines)

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from transformers import CLIPModel, CLIPProcessor
 
 from clipmerge.api.demo import demo as run_demo
-from tests.support.command import Outcome, clipmerge, done, printed
+from tests.support.command import Outcome, clipmerge, done
 
 pytestmark = [pytest.mark.slow, pytest.mark.uncounted]
 
@@ -37,11 +37,6 @@ def shown() -> tuple[dict[str, Any], Outcome]:
 @pytest.fixture(scope="module")
 def demo(shown: tuple[dict[str, Any], Outcome]) -> dict[str, Any]:
     return shown[0]
-
-
-def test_its_json_is_what_its_schema_says(demo: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("clipmerge.api.demo.demo", lambda *_, **__: demo)
-    assert printed("demo") == demo
 
 
 def shifted(accuracy: dict[str, float]) -> float:
@@ -102,18 +97,3 @@ def test_its_outputs_load_and_say_what_was_decided(demo: dict[str, Any]) -> None
             lowest, highest = bought["over_finetuned"]["clean"]["interval"]
             assert lowest <= accuracy["clean"] - demo["accuracy"]["fine-tuned"]["clean"] <= highest
             assert bought["images"] >= 139
-
-
-def test_the_command_prints_the_table_and_a_merge_to_run(shown: tuple[dict[str, Any], Outcome]) -> None:
-    demo, ended = shown
-    lines = ended.out.splitlines()
-    heads, *rows = lines[: 1 + len(demo["accuracy"])]
-    assert heads.split() == ["accuracy,", "%", "clean", "noise", "inversion", "rotation", "blur", "mean", "shifted"]
-    for row, (model, accuracy) in zip(rows, demo["accuracy"].items(), strict=True):
-        cells = [accuracy["clean"], *(accuracy[name] for name in heads.split()[3:-2]), shifted(accuracy)]
-        assert row.split() == [model, *(f"{100 * value:.1f}" for value in cells)]
-    assert f"  {demo['command']}" in lines
-    assert lines[-1] == "  clipmerge merge ZEROSHOT FINETUNED --recipe auto --data IMAGES --output merged"
-    assert Path(demo["report"]).is_file()
-    assert f"Report of auto: {demo['report']}" in lines
-    assert f"auto: {demo['verdict']}" in ended.out

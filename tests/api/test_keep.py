@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +16,11 @@ from torch.nn.functional import cross_entropy
 from transformers import CLIPModel, CLIPProcessor
 
 import clipmerge as api
-from clipmerge.api._merge_effect import add_other_task_scores
-from clipmerge.api.plan import prepare
-from clipmerge.errors import CheckpointError, DataError, UsageError
-from clipmerge.evaluation import other_tasks
-from clipmerge.planning.recipe import load_recipe
+from clipmerge.errors import DataError, UsageError
 from clipmerge.progress import Silent
-from clipmerge.request import Calibration, MergeRequest, Run
 from tests.evaluation.test_retrieval import by_sorting
 from tests.support.command import clipmerge, done, printed, refused
 from tests.support.tiny_clip import tiny_config, tiny_processor
-from tests.support.told import Told
 
 Folders = tuple[Path, Path]
 #: Colours by name; the model learns all of them, and is fine-tuned on two.
@@ -212,30 +205,6 @@ def test_a_plan_keeps_them_until_it_is_edited(models: Folders, others: dict[str,
     assert edited.record is not None
     assert edited.record.kept == ()
     assert any("not known" in warning for warning in edited.record.warnings)
-
-
-@pytest.mark.parametrize("fault", [None, CheckpointError("the model cannot be built")])
-def test_a_process_that_does_not_decide_measures_and_keeps_nothing(
-    pair: Folders, images: Path, monkeypatch: pytest.MonkeyPatch, fault: CheckpointError | None
-) -> None:
-    measured: list[list[str]] = []
-
-    def measure(_inputs: Any, _plan: Any, _tensors: Any, tasks: dict[str, Any], *_: Any) -> tuple[Any, ...]:
-        measured.append(list(tasks))
-        if fault is not None:
-            raise fault
-        return ()
-
-    monkeypatch.setattr(other_tasks, "measure_other_tasks", measure)
-    request = MergeRequest(
-        str(pair[0]), (str(pair[1]),), load_recipe("wise-ft"), Calibration(device="cpu"), keep={"own": str(images)}
-    )
-    told = Told()
-    run = Run(prepare(replace(request, keep={})).inputs, told)
-    add_other_task_scores(run, request)
-    assert measured == [["own"]]
-    assert run.plan is None
-    assert told.lines == ([] if fault is None else [f"the tasks of --keep could not be measured: {fault}"])
 
 
 def test_images_of_a_task_that_the_merge_was_decided_on_are_said(pair: Folders, images: Path) -> None:

@@ -9,7 +9,6 @@ import shutil
 from dataclasses import replace
 from html import unescape
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,12 +19,10 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPModel, CLIPProcessor
 
 import clipmerge as clipmerge_package
-from clipmerge.api._merge_effect import add_verdict
 from clipmerge.api._requests import check_request
 from clipmerge.api.apply import write_merge
 from clipmerge.api.plan import prepare
 from clipmerge.errors import UsageError, VerdictError
-from clipmerge.evaluation import verdict
 from clipmerge.evaluation.probe import RELATED, UNRELATED, corrupted
 from clipmerge.images.dataset import LabelledImages, load_images
 from clipmerge.images.held_back import sample_and_hold_back
@@ -37,7 +34,6 @@ from clipmerge.progress import Silent
 from clipmerge.request import Calibration, MergeRequest, Run
 from tests.support.command import clipmerge, done, printed, refused
 from tests.support.tiny_clip import save_images, save_pair
-from tests.support.told import Told
 
 Inputs = tuple[Path, Path]
 QUICK = ("measure.nodes=2",)
@@ -367,28 +363,3 @@ def test_a_sweep_warns_of_a_recipe_that_loses_id_accuracy(losing: Inputs, photos
     assert not [text for text in allowed.json["warnings"] if "--max-loss" in text]
     refused(clipmerge("sweep", *losing, *flags, "--strict", "-o", tmp_path / "strict"))
     assert not (tmp_path / "strict").exists()
-
-
-def test_a_warning_that_the_summary_shows_is_not_said_as_well(
-    pair: Inputs, photos: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    lost = SimpleNamespace(warnings=("the merge loses 9 points",))
-    monkeypatch.setattr(verdict, "measure_effect", lambda *_, **__: lost)
-    for shows_verdict in (False, True):
-        told = Told()
-        told.shows_verdict = shows_verdict
-        run = prepare(request_for(pair, "wise-ft", photos), told)
-        assert decided(run).bought is lost
-        assert lost.warnings[0] in decided(run).warnings
-        assert (lost.warnings[0] in told.lines) is not shows_verdict
-
-
-def test_a_process_that_does_not_decide_has_no_plan_to_put_the_warning_in(pair: Inputs, photos: Path) -> None:
-    request = request_for(pair, "straggler-outlier", photos)
-    run = Run(prepare(request_for(pair, "wise-ft", None)).inputs, Told())
-    add_verdict(run, request)
-    assert run.plan is None
-    assert isinstance(run.progress, Told)
-    assert run.progress.lines == [
-        "what the merge bought could not be measured: there are too few images to hold any back"
-    ]

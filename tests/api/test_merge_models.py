@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -13,10 +12,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import CLIPConfig, CLIPModel, CLIPProcessor
-from transformers.utils import logging
 
 import clipmerge
-from clipmerge.api._in_memory import _origin, as_sources, with_state_key
+from clipmerge.api._in_memory import with_state_key
 from clipmerge.errors import UsageError
 from clipmerge.progress import Silent
 from tests.support import tiny_open_clip
@@ -111,23 +109,6 @@ def test_models_of_open_clip_get_the_weights_that_files_give(images: Path, tmp_p
         clipmerge.merge_models(zeroshot, finetuned, "wise-ft", processor="ViT-Z-32", **QUIET)
 
 
-PARTS = tiny_open_clip.model_config()
-
-
-@pytest.mark.parametrize(
-    ("stated", "size"),
-    [({"model_cfg": PARTS, "preprocess_cfg": {"size": 7}}, 7), (PARTS, 9), ("ViT-B-32", 9)],
-)
-def test_a_configuration_of_open_clip_is_taken_as_it_is_or_by_its_name(stated: Any, size: int) -> None:
-    model = tiny_open_clip.build(PARTS)
-    model.visual.preprocess_cfg = {"size": 9}
-    with as_sources(model, [], stated) as (source, _):
-        config = json.loads(Path(source, "open_clip_config.json").read_text())
-    assert config["model_cfg"]["embed_dim"] == (512 if stated == "ViT-B-32" else 16)
-    assert config["preprocess_cfg"] == {"size": size}
-    assert not Path(source).exists()
-
-
 def test_mode_device_wrappers_and_dtype(pair: Folders) -> None:
     zeroshot, finetuned = (CLIPModel.from_pretrained(folder) for folder in pair)
     finetuned.train()
@@ -211,23 +192,6 @@ def test_inputs_stay_as_they_are_and_are_not_shared() -> None:
     assert theta_0["w"].tolist() == [0, 0]
     assert theta_1["w"].tolist() == [1, 1]
     assert theta_0["n"] == theta_1["n"] == 3
-
-
-@pytest.mark.parametrize("name", ["", "acme/never-downloaded", "a model, made by hand"])
-def test_a_model_from_nowhere_has_no_folder_of_origin(name: str) -> None:
-    assert _origin(name) is None
-
-
-@pytest.mark.parametrize("shown", [True, False])
-def test_saving_a_model_shows_no_bar_and_leaves_the_setting(pair: Folders, shown: bool) -> None:
-    model = CLIPModel.from_pretrained(pair[0])
-    before = logging.is_progress_bar_enabled()
-    (logging.enable_progress_bar if shown else logging.disable_progress_bar)()
-    try:
-        clipmerge.inspect(model, progress=Silent())
-        assert logging.is_progress_bar_enabled() == shown
-    finally:
-        (logging.enable_progress_bar if before else logging.disable_progress_bar)()
 
 
 def test_arguments_of_another_type_are_refused_in_one_line(pair: Folders) -> None:

@@ -34,11 +34,11 @@ def contents(folder: Path) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def given(pair: Folders, family: list[Path], images: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def given(pair: Folders, images: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("given")
     (folder / "names.txt").write_text("ant\nbee\ncow\n")
     other = save_images(folder / "other", seed=1)
-    return {"pair": pair, "family": family, "images": images, "other": other, "names": folder / "names.txt"}
+    return {"pair": pair, "images": images, "other": other, "names": folder / "names.txt"}
 
 
 TEMPLATE = "a bad photo of a {}."
@@ -81,10 +81,6 @@ CASES: dict[str, tuple[Callable[[Any], list[object]], Callable[[Any, Path], Any]
             output=out,
             **QUIET,
         ),
-    ),
-    "merge of several": (
-        lambda at: ["merge", *at["family"], "--recipe", "ties"],
-        lambda at, out: api.merge(at["family"][0], at["family"][1:], "ties", output=out, **QUIET),
     ),
     "sweep": (
         lambda at: [

@@ -9,23 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
-from clipmerge.api._requests import merge_request
-from clipmerge.api._unlabelled import unlabelled_images
 from clipmerge.api.sweep import check_sweep, load_source, overlap_notes, sweep
 from clipmerge.errors import UsageError
-from clipmerge.images.dataset import load_images
-from clipmerge.options import RecipeOptions, completed
 from clipmerge.output.record import MergeRecord
-from clipmerge.planning.provenance import CalibrationRecord
 from clipmerge.planning.recipe import load_recipe
 from clipmerge.progress import Silent
 from clipmerge.publish.card import model_card
 from clipmerge.publish.public import public_record
 from clipmerge.report.page import html_page
 from clipmerge.report.sweep_headline import gain_notes
-from clipmerge.request import Calibration, MergeRequest, SweepRequest
+from clipmerge.request import Calibration, SweepRequest
 from tests.support.command import clipmerge, done, refused
 from tests.support.merged_output import RECORD
 from tests.support.stopped_learning import GOES_ON, Stopping, save_every_step
@@ -36,11 +30,6 @@ QUICK = ("--batch-size", 8, "--set", "measure.steps=3", "--set", "measure.batch=
 # where features are held, half of the steps are taken
 HELD = ("--set", "measure.divergence=predictions")
 GIVEN = {"source": "/home/me/secret/camera", "revision": None, "images": 12, "sha256": "ab" * 32}
-
-
-def requested(pair: Pair, images: Path, unlabelled: Any) -> MergeRequest:
-    options = completed(RecipeOptions, {"data": str(images), "unlabelled": unlabelled})
-    return merge_request(str(pair[0]), [str(pair[1])], "auto", options)
 
 
 @pytest.fixture(scope="module")
@@ -178,21 +167,3 @@ def test_a_local_source_is_published_by_its_last_part_and_one_of_the_hub_is_pinn
     card = model_card(hub, repo_id=None)
     assert "--unlabelled hf://datasets/acme/camera@" + "a" * 40 + ":train" in card
     assert "- acme/camera\n" in card
-
-
-def test_records_without_unlabelled_images_stay_as_they_were() -> None:
-    text = json.dumps(RECORD["calibration"] | {"revision": None, "requested": None}, sort_keys=True)
-    record = CalibrationRecord.model_validate_json(text)
-    assert json.dumps(record.model_dump(mode="json"), sort_keys=True) == text
-    assert "unlabelled" not in html_page(MergeRecord.model_validate(RECORD))
-    assert "unlabelled" not in model_card(MergeRecord.model_validate(RECORD), repo_id=None)
-
-
-def test_preprocessed_images_cannot_be_compared_with_labelled_ones(pair: Pair, images: Path) -> None:
-    pixels = [torch.full((3, 32, 32), float(shade)) for shade in range(3)]
-    options = completed(RecipeOptions, {"data": str(images), "unlabelled": pixels})
-    request = merge_request(str(pair[0]), [str(pair[1])], "auto", options)
-    assert request.calibration.unlabelled is pixels
-    sample = unlabelled_images(request, [load_images(str(images))], Silent())
-    assert sample is not None
-    assert sorted(float(sample.store.batch([place])[0, 0, 0, 0]) for place in range(3)) == [0.0, 1.0, 2.0]

@@ -148,17 +148,6 @@ def test_both_ends_are_the_inputs(pair: Folders, tmp_path: Path, alpha: str, whi
     )
 
 
-def test_the_later_override_wins_and_density_brings_a_mask(pair: Folders, tmp_path: Path) -> None:
-    overrides = "overrides=[{layers: '*', alpha: 0.1}, {layers: text.*, alpha: 0.2, density: 0.5}]"
-    command = ("merge", *pair, "--recipe", "wise-ft", "--set", overrides, "--dry-run", "--format", "json")
-    layers = done(*command).json["layers"]
-    for name, layer in layers.items():
-        is_text = name.startswith("text.")
-        assert (layer["alpha"], layer["density"], layer["mask"]) == (
-            (0.2, 0.5, "magnitude") if is_text else (0.1, 1, None)
-        )
-
-
 def test_a_dry_run_writes_nothing_and_a_quiet_one_prints_nothing(pair: Folders, tmp_path: Path) -> None:
     outcome = done("merge", *pair, "--recipe", "lines", "--dry-run", "-o", tmp_path / "out", "--format", "json")
     assert outcome.json["output"] is None
@@ -166,15 +155,6 @@ def test_a_dry_run_writes_nothing_and_a_quiet_one_prints_nothing(pair: Folders, 
     for command in ("merge", "plan"):
         outcome = clipmerge(command, *pair, "--recipe", "wise-ft", "-o", tmp_path / command, "--format", "quiet")
         assert (outcome.code, outcome.out, outcome.err) == (0, "", "")
-
-
-def test_several_finetuned_checkpoints_are_averaged(pair: Folders, tmp_path: Path) -> None:
-    other = save_pair(tmp_path, change=0.2)[1]
-    record = printed("merge", *pair, other, "--recipe", "wise-ft", "-o", tmp_path / "out")
-    assert [each["source"] for each in record["finetuned"]] == [str(pair[1]), str(other)]
-    zeroshot, a, b, merged = (load_file(f / "model.safetensors") for f in (*pair, other, tmp_path / "out"))
-    for name, tensor in merged.items():
-        assert torch.allclose(tensor, 0.5 * zeroshot[name] + 0.25 * a[name] + 0.25 * b[name], atol=1e-6)
 
 
 def test_inspect_one_checkpoint_reads_no_weights(pair: Folders) -> None:
@@ -252,26 +232,3 @@ def test_recipes_are_listed_shown_and_copied(tmp_path: Path, monkeypatch: pytest
     assert "cannot be written" in refused(clipmerge("recipes", "copy", "wise-ft", tmp_path / "no" / "x.yaml"))
     assert "wise-ft.yaml: already exists" in refused(clipmerge("recipes", "copy", "wise-ft"))
     assert "Did you mean 'wise-ft'" in refused(clipmerge("recipes", "show", "wise-tf"))
-
-
-@pytest.mark.parametrize(
-    "arguments",
-    [("merge", "-r", "wise-ft"), ("plan", "-r", "wise-ft"), ("sweep", "--id", "a=digits", "--ood", "b=digits")],
-)
-def test_an_output_in_the_home_folder(
-    pair: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...]
-) -> None:
-    """A shell expands `-o ~/x` but not `--output=~/x`."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    command, *flags = arguments
-    line = refused(clipmerge(command, *pair, *flags, "--output=~nosuch/x"), 2)
-    assert line.startswith("error: --output ~nosuch/x: there is no user with the home folder ~nosuch")
-    (tmp_path / "home" / "x").mkdir(parents=True)
-    line = refused(clipmerge(command, *pair, *flags, "--output=~/x"))
-    assert line.startswith(f"error: {tmp_path / 'home' / 'x'}: ")
-    (tmp_path / "home" / "x").rmdir()
-    if command != "sweep":
-        done(command, *pair, *flags, "--output=~/x")
-        assert (tmp_path / "home" / "x").exists()
-    assert [path.name for path in tmp_path.iterdir()] == ["home"]

@@ -85,31 +85,6 @@ def test_a_mistyped_command_is_suggested(words: list[str], meant: str) -> None:
     )
 
 
-def test_a_mistyped_data_set_is_suggested(pair: Folders) -> None:
-    assert "Did you mean 'imagenet-r'?" in refused(clipmerge("evaluate", pair[0], "--data", "imagent-r"))
-
-
-@pytest.mark.parametrize(
-    "words", [("merge", "a", "b", "-r", "wise-ft", "-o", "out.txt"), ("convert", "a", "out.json", "--to", "open-clip")]
-)
-def test_an_output_folder_that_is_named_like_a_file_is_questioned(words: tuple[str, ...]) -> None:
-    line = refused(clipmerge(*words), 2)
-    assert f"is named like a file, but `clipmerge {words[0]}` writes a folder; give a name without '." in line
-
-
-@pytest.mark.parametrize("command", ["merge", "sweep"])
-def test_flags_are_under_headings_with_the_required_ones_first(command: str) -> None:
-    sections = clipmerge(command, "-h").out.split("\n\n")
-    headings = [section.partition(":")[0] for section in sections if section.partition("\n")[0].endswith(":")]
-    assert headings[:2] == ["Arguments", "Inputs"]
-    assert "Options" in headings
-    for section in sections:
-        required = [
-            "[required]" in " ".join(flag.split()) for flag in re.split(r"\n  (?=-)", section)[1:] if "--" in flag
-        ]
-        assert required == sorted(required, reverse=True), section
-
-
 def test_alpha_is_short_for_an_option_of_the_method(pair: Folders) -> None:
     outcome = clipmerge("merge", *pair, "--recipe", "wise-ft", "--alpha", "0.3", "--dry-run", "--format", "json")
     assert {layer["alpha"] for layer in outcome.json["layers"].values()} == {0.3}
@@ -117,11 +92,6 @@ def test_alpha_is_short_for_an_option_of_the_method(pair: Folders) -> None:
     assert "--alpha and --set method.alpha: both set the same option" in refused(both, code=2)
     none = clipmerge("merge", *pair, "--recipe", "model-stock", "--alpha", "0.3", "--dry-run")
     assert "no option 'alpha'" in refused(none)
-
-
-def test_an_option_without_its_section_is_recognised(pair: Folders) -> None:
-    outcome = clipmerge("merge", *pair, "--recipe", "wise-ft", "--set", "alpha=0.4", "--dry-run")
-    assert refused(outcome).endswith("Did you mean 'method.alpha'?")
 
 
 @pytest.mark.parametrize("command", ["merge", "plan", "sweep", "evaluate"])
@@ -136,20 +106,6 @@ def test_a_mistyped_checkpoint_is_told_before_anything_else(pair: Folders, tmp_p
     said = refused(clipmerge(command, *words[command]))
     assert said.startswith(f"error: {wrong}: no such folder or file")
     assert said.endswith(f"Did you mean '{pair[0].name}'?")
-
-
-def test_a_device_that_is_not_there_is_an_error_even_where_none_is_needed(pair: Folders) -> None:
-    outcome = clipmerge("merge", *pair, "--recipe", "wise-ft", "--device", "mps", "--dry-run")
-    assert "--device mps: torch finds no such device" in refused(outcome, code=2)
-
-
-@pytest.mark.parametrize("command", [name for name in COMMANDS if name not in ("data", "recipes")])
-def test_help_names_no_type_of_python(command: str) -> None:
-    text = clipmerge(command, "--help").out
-    options = re.split(r"\n\n(?!Arguments)", text.partition("Usage:")[2], maxsplit=2)[2]
-    assert not re.search(r"^  -.*<(?:str|int|float|path|list)\b", options, re.M), options
-    assert "Usage: clipmerge" in text
-    assert not re.search(r"\{[a-z_]+\}", text.splitlines()[0])
 
 
 def test_env_names_the_defaults_in_force(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

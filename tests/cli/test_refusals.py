@@ -57,9 +57,8 @@ def test_a_broken_checkpoint_is_one_line(copies: Folders, how: str) -> None:
     merge_refused(copies, message)
 
 
-@pytest.mark.parametrize("alpha", ["0", "1", "0.5"])
-@pytest.mark.parametrize("which", [0, 1])
-def test_nan_is_found_whatever_the_alpha(copies: Folders, alpha: str, which: int) -> None:
+@pytest.mark.parametrize(("alpha", "which"), [("0", 1), ("1", 0)])
+def test_nan_is_found_in_an_end_that_the_merge_does_not_use(copies: Folders, alpha: str, which: int) -> None:
     _entry(copies[which], float("nan"))
     merge_refused(copies, f"{copies[which]}: tensor .* holds NaN", "--set", f"method.alpha={alpha}")
 
@@ -68,12 +67,8 @@ def test_nan_is_found_whatever_the_alpha(copies: Folders, alpha: str, which: int
     ("flags", "message", "recipe"),
     [
         (("--set", "method.alhpa=1"), "Did you mean 'alpha'", "wise-ft"),
-        (("--set", "methodd.alpha=1"), "Did you mean 'method'", "wise-ft"),
-        (("--set", "method.alpha=high"), "cannot be 'high'", "wise-ft"),
-        ((), "no recipe 'wise-tf'.*Did you mean 'wise-ft'", "wise-tf"),
         ((), r"mine\.yaml: cannot be read", "mine.yaml"),
         (("--set", "overrides=[{layers: visoin.1.attn}]"), "matches no layer.*mean 'vision.1.attn'", "wise-ft"),
-        (("--set", "overrides=[{layers: 'vision.99.*', alpha: 0}]"), "matches no layer", "wise-ft"),
         (("--set", "overrides=[{layers: '*', density: 0.5}]"), "does not have", "monosoup"),
     ],
 )  # fmt: skip
@@ -90,11 +85,7 @@ def test_a_recipe_that_says_nonsense_is_one_line(
         ((), "recipe 'straggler-outlier' measures.*--data FOLDER"),
         (("--data", ".", "--template", "a photo"), r"--template 'a photo': has no \{\} for the class name"),
         (("--data", ".", "--device", "tpu"), "--device.*'tpu' is not one of 'auto', 'cpu', 'cuda', 'mps'"),
-        (("--data", ".", "--dtype", "int8"), "--dtype.*'int8' is not one of 'keep', 'float32'"),
         (("--data", ".", "--images", "0"), "--images.*greater than or equal to 1"),
-        (("--data", ".", "--batch-size", "x"), "--batch-size"),
-        (("--data", ".", "--seed", "-1"), "--seed"),
-        (("--data", ".", "--format", "yaml"), "--format.*'human', 'json', 'quiet'"),
         (("--nonsense",), "No such option: --nonsense"),
     ],
 )
@@ -106,10 +97,7 @@ def test_flags_that_contradict_themselves_are_usage(pair: Folders, flags: tuple[
     ("arguments", "message"),
     [
         (("merge",), "Missing argument"),
-        (("merge", "a", "b", "--output", "x"), "Missing option '--recipe'"),
         (("merge", "a", "b", "--recipe", "wise-ft"), "--output is missing"),
-        (("plan", "a", "b", "--recipe", "wise-ft"), "Missing option '--output'"),
-        (("apply", "x.json"), "Missing option '--output'"),
         (("mrege",), "No such command 'mrege'"),
     ],
 )
@@ -138,7 +126,7 @@ def test_an_output_that_is_an_input_or_exists_is_refused(copies: Folders, tmp_pa
             assert "holds the checkpoint" in refused(outcome)
     (tmp_path / "out").mkdir()
     merge_refused(copies, "out: already exists; choose another --output, or pass --overwrite")
-    merge_refused(copies, r"was not written by clipmerge \(it holds no clipmerge.json\)", "--overwrite")
+    merge_refused(copies, r"was not written by this command \(it holds no clipmerge.json\)", "--overwrite")
     (tmp_path / "out").rmdir()
     (tmp_path / "out").write_text("x")
     merge_refused(copies, "already exists")
@@ -155,10 +143,8 @@ def test_an_output_inside_an_input_leaves_the_input_usable(copies: Folders) -> N
 READ: dict[str, tuple[str, Callable[[Path], list[object]]]] = {
     "recipe": ("r.yaml", lambda at: ["merge", "ZEROSHOT", "FINETUNED", "-r", at / "r.yaml"]),
     "images": ("img", lambda at: [*MEASURING, "--data", at / "img"]),
-    "tars": ("1.tar", lambda at: [*MEASURING, "--data", at / "{0..1}.tar"]),
     "class names": ("classes.txt", lambda at: [*MEASURING, "--data", "IMAGES", "--classes", at / "classes.txt"]),
     "plan": ("plan.json", lambda at: ["apply", at / "plan.json"]),
-    "plan in a folder": ("plan/plan.json", lambda at: ["apply", at / "plan" / "plan.json"]),
     "checkpoint": ("x.safetensors", lambda at: ["merge", "ZEROSHOT", at / "x.safetensors", "-r", "wise-ft"]),
 }
 MEASURING = ("merge", "ZEROSHOT", "FINETUNED", "-r", "straggler-outlier")
@@ -172,8 +158,7 @@ def test_overwrite_deletes_nothing_that_is_read(pair: Folders, images: Path, tmp
     shutil.copy(pair[1] / "model.safetensors", output / "x.safetensors")
     (output / "r.yaml").write_text("method: {name: wise-ft, alpha: 0.5}\n")
     (output / "classes.txt").write_text("bird\ncat\ndog\n")
-    (output / "1.tar").write_text("x")
-    if "plan" in what:
+    if what == "plan":
         assert clipmerge("plan", *pair, "-r", "wise-ft", "-o", output / name).code == 0
     before = {path: path.read_bytes() for path in output.rglob("*") if path.is_file()}
     given = {"ZEROSHOT": pair[0], "FINETUNED": pair[1], "IMAGES": images}
@@ -182,23 +167,3 @@ def test_overwrite_deletes_nothing_that_is_read(pair: Folders, images: Path, tmp
     held = f"the checkpoint {output / name}" if what == "checkpoint" else f"{output / name}, which this command reads"
     assert line.startswith(f"error: {output}: holds {held}; choose another --output")
     assert {path: path.read_bytes() for path in output.rglob("*") if path.is_file()} == before
-
-
-def test_a_folder_that_is_called_like_the_recipe_is_replaced(
-    pair: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    for _ in range(2):
-        assert clipmerge("merge", *pair, "-r", "wise-ft", "-o", "wise-ft", "--overwrite").code == 0
-
-
-def test_inspecting_another_model_names_it(copies: Folders) -> None:
-    edit(copies[0], decoder__weight=torch.zeros(1))
-    for others in ((), (copies[1],)):
-        line = refused(clipmerge("inspect", copies[0], *others))
-        assert f"{copies[0]}: parameter 'decoder.weight' belongs to no layer" in line
-
-
-@pytest.mark.parametrize("flags", [("inspect", "nowhere/at-all.safetensors"), ("apply", "no.json", "-o", "out")])
-def test_other_commands_refuse_in_one_line_too(flags: tuple[str, ...]) -> None:
-    assert "no such folder or file" in (line := refused(clipmerge(*flags))) or "cannot be read" in line

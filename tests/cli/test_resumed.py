@@ -91,26 +91,6 @@ def test_the_command_goes_on_whether_it_merges_or_plans(
 @pytest.mark.slow
 @pytest.mark.uncounted
 @pytest.mark.usefixtures("often")
-def test_what_was_learned_is_kept_until_it_is_written(
-    pair: Folders, flags: list[object], tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def stop(*_: object, **__: object) -> None:
-        raise KeyboardInterrupt
-
-    assert clipmerge("merge", *pair, *flags, "--output", tmp_path / "whole").code == 0
-    merge = ["merge", *pair, *flags, "--output", tmp_path / "out"]
-    with monkeypatch.context() as patched:
-        patched.setattr("clipmerge.output.folder.write_weights", stop)
-        assert clipmerge(*merge).code == 130
-    found = clipmerge(*merge)
-    assert (found.code, notes(found.err)) == (0, [GOES_ON.format(4, 4)])
-    assert weights(tmp_path / "out") == weights(tmp_path / "whole")
-    assert list(cache.iterdir()) == []
-
-
-@pytest.mark.slow
-@pytest.mark.uncounted
-@pytest.mark.usefixtures("often")
 def test_a_sweep_that_fails_at_the_end_learns_nothing_twice(
     pair: Folders, images: Path, tmp_path: Path, cache: Path
 ) -> None:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import errno
-import gc
-import io
 import os
 import shutil
 import signal
@@ -12,14 +9,10 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from unittest.mock import Mock
 
 import pytest
 from rich.text import Text
 
-from clipmerge.cli import _early
-from clipmerge.cli._ending import Unprintable, printing
-from clipmerge.cli._help import complete_recipe
 from clipmerge.cli._terminal import Format, Terminal
 from clipmerge.errors import CheckpointError, printable
 from tests.support.command import clipmerge, done, refused
@@ -94,39 +87,6 @@ def test_other_processes_print_nothing(
     assert [path.name for path in tmp_path.iterdir()] == ["plan.json"]
 
 
-@pytest.mark.parametrize("folder", ["a" * 300 + "/", "no such folder/"])
-def test_completion_of_a_path_that_cannot_be_is_empty(folder: str) -> None:
-    assert complete_recipe(folder) == []
-
-
-@pytest.mark.parametrize(
-    ("failing", "told"),
-    [(BrokenPipeError(errno.EPIPE, "Broken pipe"), BrokenPipeError), (OSError(errno.ENOSPC, "Full"), Unprintable)],
-)
-def test_a_reader_that_has_gone_is_no_fault_of_standard_output(
-    failing: OSError, told: type[Exception], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A full disk is one."""
-    stream = io.StringIO()
-    monkeypatch.setattr(stream, "flush", Mock(side_effect=failing))
-    monkeypatch.setattr(sys, "stdout", stream)
-    with pytest.raises(told), printing():
-        stream.write("a line")
-
-
-@pytest.mark.parametrize(("rank", "line"), [("0", "error: interrupted; nothing was left behind\n"), ("1", "")])
-def test_of_several_processes_the_main_one_tells_of_a_signal(
-    rank: str, line: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
-    codes: list[int] = []
-    monkeypatch.setattr(os, "_exit", codes.append)
-    monkeypatch.setattr(_early, "standing", [])
-    monkeypatch.setenv("RANK", rank)
-    _early.end_at_once(signal.SIGINT, None)
-    assert codes == [130]
-    assert capfd.readouterr() == ("", line)
-
-
 SCRIPT = """
 import socket, sys
 def refuse(*arguments, **options):
@@ -160,41 +120,6 @@ def test_offline_is_honoured_and_the_blocking_works(pair: tuple[Path, Path]) -> 
     assert "a connection was opened" in online.stderr
 
 
-COMMANDS = {
-    "merge": ["merge", "{zeroshot}", "{finetuned}", "--recipe", "wise-ft", "--output", "{output}"],
-    "evaluate": ["evaluate", "{zeroshot}", "--data", "val={images}"],
-    "inspect": ["inspect", "{zeroshot}", "{finetuned}"],
-    "convert": ["convert", "{zeroshot}", "{output}", "--to", "open-clip"],
-}
-
-
-@pytest.fixture
-def disabled() -> Iterator[None]:
-    gc.collect()
-    gc.disable()
-    yield
-    gc.enable()
-    gc.unfreeze()
-
-
-@pytest.mark.usefixtures("disabled")
-@pytest.mark.parametrize("name", COMMANDS)
-def test_a_command_enables_it_before_it_computes(
-    name: str, pair: tuple[Path, Path], images: Path, tmp_path: Path
-) -> None:
-    places = {"zeroshot": pair[0], "finetuned": pair[1], "images": images, "output": tmp_path / "out"}
-    done(*(word.format(**places) for word in COMMANDS[name]))
-    assert gc.isenabled()
-    assert gc.get_freeze_count() > 0
-
-
-def test_the_process_disables_it_for_its_imports() -> None:
-    told = "import atexit, gc; atexit.register(lambda: print(gc.isenabled()))"
-    code = f"{told}\nfrom clipmerge.__main__ import run\nrun()"
-    ended = subprocess.run([sys.executable, "-c", code, "--version"], capture_output=True, text=True, check=True)
-    assert ended.stdout.splitlines()[-1] == "False"
-
-
 # root reads everything, unless it gives that up for one process
 AS_ANYBODY = ["setpriv", "--bounding-set", "-dac_override,-dac_read_search"] if os.geteuid() == 0 else []
 
@@ -223,16 +148,12 @@ def locked(pair: tuple[Path, Path], tmp_path: Path) -> Iterator[Path]:
     "arguments",
     [
         ("inspect", "HERE/folder"),
-        ("inspect", "HERE/folder/model"),
         ("inspect", "HERE/weights"),
-        ("convert", "HERE/folder/model", "HERE/out", "--to", "open-clip"),
         ("merge", "ZEROSHOT", "HERE/weights", "-r", "wise-ft", "-o", "HERE/out"),
         ("merge", "ZEROSHOT", "FINETUNED", "-r", "lines", "--data", "HERE/images", "-o", "HERE/out"),
         ("merge", "ZEROSHOT", "FINETUNED", "-r", "HERE/recipe.yaml", "-o", "HERE/out"),
         ("merge", "ZEROSHOT", "FINETUNED", "-r", "wise-ft", "-o", "HERE/folder/out"),
         ("report", "HERE/record"),
-        ("push", "HERE/record", "acme/robust"),
-        ("push", "HERE/folder/model", "acme/robust"),
     ],
 )
 def test_what_may_not_be_read_is_one_line(locked: Path, pair: tuple[Path, Path], arguments: tuple[str, ...]) -> None:
@@ -295,13 +216,6 @@ def test_a_name_is_neither_markup_nor_emoji(pair: tuple[Path, Path], images: Pat
     (next(folder.iterdir()) / "notes.txt").write_text("")
     ended = clipmerge("evaluate", pair[0], "--data", f"x={folder}")
     assert f"note: {folder}: left out" in ended.err
-
-
-def test_folders_of_classes(copies: tuple[Path, Path], tmp_path: Path) -> None:
-    (tmp_path / "photos" / EVIL).mkdir(parents=True)
-    (tmp_path / "photos" / EVIL / "1.png").write_bytes(png(0)[:40])
-    outcome = clipmerge("evaluate", copies[0], "--data", tmp_path / "photos")
-    assert is_plain(outcome.err)
 
 
 @pytest.mark.skipif(os.name == "nt" or sys.platform == "darwin", reason="such names are not allowed there")

@@ -262,11 +262,11 @@ def report(data: bytes, folder: Path) -> object:
 
     from clipmerge.output.record import parse_record
     from clipmerge.report import page
-    from clipmerge.report.terminal import summary_table
+    from clipmerge.report.terminal import summary
 
     record = parse_record(data.decode("utf-8", "replace"), "x")
     with (folder / "said").open("w", encoding="utf-8", errors="backslashreplace") as said:
-        Console(file=said, width=100).print(summary_table(record))
+        Console(file=said, width=100).print(summary(record, verbose=True))
     if zlib.crc32(data) % 8 == 0:
         return page.html_page(record)
     with patch.object(page, "_pictures", lambda *_: []):

@@ -69,56 +69,33 @@ WHERE = {
 }
 PUSH = [
     Row("push", "whoami", {"status": 401}, f"no token, or one that is not valid.*{NOTHING}"),
-    Row("push", "whoami", {"status": 503}, f"the Hub failed .HTTP 503.*{NOTHING}"),
-    Row("push", "whoami", {"cut_after": 0}, f"the connection broke.*{NOTHING}"),
-    Row("push", "whoami", SLOW, f"no answer in time.*{NOTHING}"),
     Row("push", "whoami", HTML, f"the answer was not the Hub's.*{NOTHING}"),
-    Row("push", "target", {"status": 403}, f"no right.*{NOTHING}"),
     Row("push", "target", {"status": 500}, f"the Hub failed .HTTP 500.*{NOTHING}"),
     Row("push", "create", {"status": 401}, f"not valid.*{NOTHING}. If the repository was created, it is empty"),
-    Row("push", "create", {"status": 403}, f"no right.*{NOTHING}"),
-    Row("push", "create", {"cut_after": 10}, f"the connection broke.*{NOTHING}"),
     Row("push", "tree", {"status": 503}, f"the Hub failed.*{NEW}"),
     Row("push", "yaml", BAD_YAML, f"Invalid metadata in README.*{NEW}"),
-    Row("push", "yaml", {"status": 500}, f"the Hub failed.*{NEW}"),
     Row("push", "preupload", {"status": 403}, f"no right.*{NEW}"),
-    Row("push", "preupload", GONE, f"not on the Hub.*{NEW}"),
     Row("push", "batch", {"status": 502}, f"the Hub failed.*{NEW}"),
     Row("push", "put", {"status": 403}, f"no right.*{NEW}"),
-    Row("push", "put", {"cut_after": 1000}, f"the connection broke.*{NEW}"),
-    Row("push", "put", SLOW, f"no answer in time.*{NEW}"),
     Row("push", "verify", {"status": 404}, f"does not know it.*{NEW}"),
-    Row("push", "commit", {"status": 409}, f"the name is taken.*{NEW}"),
     Row("push", "commit", {"status": 412}, f"somebody else committed meanwhile.*{NEW}"),
     Row("push", "commit", {"status": 413, "body": "<html>"}, f"the Hub refused .HTTP 413.*{NEW}"),
-    Row("push", "commit", {"status": 500}, f"the Hub failed .HTTP 500.*{NEW}"),
-    Row("push", "commit", {"cut_after": 100}, f"the connection broke.*{NEW}"),
-    Row("push", "commit", SLOW, f"no answer in time.*{NEW}"),
+    Row("push", "commit", {"status": 500}, "the Hub failed .HTTP 500.*Whether the files were published is not known"),
+    Row("push", "commit", SLOW, "no answer in time.*Whether the files were published is not known"),
 ]
 READ = [
     Row("merge", "model", {"status": 401}, "no token, or one that is not valid"),
     Row("merge", "model", {"status": 404}, "the Hub does not know it"),
     Row("merge", "model", GATED, "access to it is gated. Accept its conditions"),
-    Row("merge", "model", SLOW, "no answer in time.*CLIPMERGE_HUB_TIMEOUT"),
-    Row("merge", "model", HTML, "the answer was not the Hub's"),
     Row("merge", "config", {"status": 500}, "the Hub failed .HTTP 500"),
-    Row("merge", "weights", {"status": 403}, "the token has no right"),
-    Row("merge", "weights", GATED, "access to it is gated"),
     Row("merge", "weights", {"cut_response": 100}, "the connection broke"),
     Row("merge", "weights", SLOW, "no answer in time"),
     Row("inspect", "weights", HTML, "a safetensors header cannot be read"),
     Row("merge --push", "whoami", {"status": 403}, f"no right.*{NOTHING}"),
-    Row("merge --push", "target", {"status": 500}, f"the Hub failed.*{NOTHING}"),
-    Row("plan", "dataset", {"status": 401}, "reading hf://datasets/acme/cars: no token, or one that is not valid"),
     Row("plan", "dataset", GONE, "reading hf://datasets/acme/cars: not on the Hub, or private"),
-    Row("plan", "dataset", HTML, "the answer was not the Hub's"),
     Row("plan", "card", {"status": 500}, "downloading hf://datasets/acme/cars@.*: the Hub failed .HTTP 500"),
-    Row("plan", "rows", {"status": 403}, r"reading hf://datasets/acme/cars@.*\.parquet: the token has no right"),
-    Row("plan", "rows", {"cut_response": 20}, r"\.parquet: the connection broke"),
-    Row("plan", "rows", SLOW, r"\.parquet: no answer in time"),
     Row("plan", "rows", {"status": 200, "body": "<html></html>"}, r"\.parquet: cannot be read as Parquet"),
     Row("evaluate", "dataset", {"status": 503}, "reading hf://datasets/acme/cars: the Hub failed"),
-    Row("evaluate", "rows", {"cut_response": 20}, "downloading hf://datasets/acme/cars@.*"),
 ]
 
 
@@ -215,7 +192,6 @@ POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 5\n"
 INDEX = json.dumps({"weight_map": {"logit_scale": "model-00002-of-00002.safetensors"}}).encode()
 MODELS: dict[str, tuple[dict[str, bytes | None], str]] = {
     "a pointer instead of weights": ({"model.safetensors": POINTER}, "a safetensors header cannot be read"),
-    "an empty file": ({"model.safetensors": b""}, "a safetensors header cannot be read"),
     "a header that is not JSON": ({"model.safetensors": b"\x08" + b"\0" * 7 + b"no json!"}, "header cannot be read"),
     "an index that is not JSON": (
         {"model.safetensors": None, "model.safetensors.index.json": b"{"},
@@ -225,8 +201,6 @@ MODELS: dict[str, tuple[dict[str, bytes | None], str]] = {
         {"model.safetensors": None, "model.safetensors.index.json": INDEX},
         "a file of it is missing on the Hub",
     ),
-    "a config that is not JSON": ({"config.json": b"{"}, r"config\.json: cannot be read as JSON"),
-    "no weights": ({"model.safetensors": None}, "no weights among its"),
     "a damaged pickle": ({"model.safetensors": None, "pytorch_model.bin": b"x"}, r"pytorch_model\.bin: is damaged"),
 }
 
@@ -246,10 +220,8 @@ def test_a_model_that_is_broken_on_the_hub(bench: Bench, how: str) -> None:
 
 DATA: dict[str, tuple[dict[str, bytes], str]] = {
     "garbage": ({"test.parquet": b"PAR1 garbage PAR1"}, r"test\.parquet: cannot be read as Parquet"),
-    "nothing": ({"test.parquet": b""}, r"test\.parquet: cannot be read as Parquet"),
     "a bad card": ({"README.md": b"---\na: [\n---\n"}, "reading the card of hf://datasets/acme/cars"),
     # metadata of another shape is passed over, and splits are read off the files' names
-    "a card that is a list": ({"README.md": b"---\n- a\n---\n"}, ""),
     "configs of another shape": ({"README.md": b"---\nconfigs: {a: b}\n---\n"}, ""),
 }
 

@@ -124,8 +124,9 @@ def test_a_download_that_stalls_is_given_up(monkeypatch: pytest.MonkeyPatch) -> 
         fetch(HubId("acme/x"), endpoint=url)
 
 
-@pytest.mark.parametrize("header", ["ETag", "X-Linked-Etag", "X-Repo-Commit"])
-@pytest.mark.parametrize("value", ["../../../evil", "/tmp/evil", "..", "a\\b"])
+@pytest.mark.parametrize(
+    ("header", "value"), [("ETag", "../../../evil"), ("X-Linked-Etag", "/tmp/evil"), ("X-Repo-Commit", "a\\b")]
+)
 def test_a_header_that_leads_out_of_the_cache_is_refused(tmp_path: Path, header: str, value: str) -> None:
     def answer(connection: socket.socket, path: str) -> None:
         if "/resolve/" not in path:

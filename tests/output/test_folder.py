@@ -113,7 +113,7 @@ def test_shards_are_kept_as_the_finetuned_has_them(copies: Folders, which: tuple
         assert index["metadata"]["total_size"] == sum(t.numel() * t.element_size() for t in expected.values())
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 def test_the_config_says_the_dtype_of_the_weights(copies: Folders, dtype: str) -> None:
     output = merge(*copies, flags=("--dtype", dtype))
     works(output)
@@ -132,18 +132,9 @@ def test_a_config_that_says_another_dtype_is_corrected(copies: Folders) -> None:
     assert loads(output).dtype == torch.float32
 
 
-def test_half_precision_inputs_stay_half_precision(copies: Folders) -> None:
-    for folder in copies:
-        edit(folder, **{k: v.bfloat16() for k, v in load_file(folder / "model.safetensors").items()})
-    assert loads(merge(*copies)).dtype == torch.bfloat16
-
-
 @pytest.mark.parametrize(
-    "lacks",
-    [("processor_config.json",), ("tokenizer.json", "tokenizer_config.json"),
-     ("processor_config.json", "tokenizer.json", "tokenizer_config.json")],
-    ids=["processor", "tokenizer", "both"],
-)  # fmt: skip
+    "lacks", [("processor_config.json",), ("tokenizer.json", "tokenizer_config.json")], ids=["processor", "tokenizer"]
+)
 def test_what_the_finetuned_lacks_comes_from_the_zero_shot(copies: Folders, lacks: tuple[str, ...]) -> None:
     for name in lacks:
         (copies[1] / name).unlink()
@@ -172,11 +163,9 @@ def test_a_bare_finetuned_file_takes_the_zero_shots_side_files(copies: Folders) 
     works(merge(copies[0], Path(bare)))
 
 
-@pytest.mark.parametrize("prefix", ["module.", "model."])
-@pytest.mark.parametrize("which", [(0,), (1,), (0, 1)])
-def test_a_wrappers_prefix_is_not_written(copies: Folders, which: tuple[int, ...], prefix: str) -> None:
-    for index in which:
-        rename_keys(copies[index], lambda key: prefix + key)
+@pytest.mark.parametrize("which", [0, 1])
+def test_a_wrappers_prefix_is_not_written(copies: Folders, which: int) -> None:
+    rename_keys(copies[which], lambda key: f"module.{key}")
     works(merge(*copies))
 
 
@@ -207,25 +196,10 @@ def test_a_tower_alone_is_written_as_the_full_model(copies: Folders, name: str, 
         assert torch.equal(tensor, zeroshot[key]) is not key.startswith(f"{tower}_model.")
 
 
-def test_what_transformers_saves_of_a_fresh_tower_is_understood(copies: Folders) -> None:
-    for name in TOWERS:
-        kind, tower = TOWERS[name]
-        config = getattr(CLIPModel.from_pretrained(copies[0]).config, f"{tower}_config")
-        config.projection_dim = 16
-        fresh = copies[1].parent / name / "fresh"
-        kind(config).save_pretrained(fresh)
-        works(merge(copies[0], fresh))
-
-
-@pytest.mark.uncounted
-@pytest.mark.parametrize(
-    ("name", "bare"),  # transformers never saves a projection beside bare keys
-    [*((name, False) for name in TOWERS), ("CLIPVisionModel", True), ("CLIPTextModel", True)],
-)
-@pytest.mark.parametrize("prefix", ["", "module."])
-def test_two_towers_give_a_tower(copies: Folders, name: str, bare: bool, prefix: str) -> None:
+@pytest.mark.parametrize(("name", "bare"), [*((name, False) for name in TOWERS), ("CLIPVisionModel", True)])
+def test_two_towers_give_a_tower(copies: Folders, name: str, bare: bool) -> None:
     for folder in copies:
-        kind, _ = save_tower(folder, name, bare=bare, prefix=prefix)
+        kind, _ = save_tower(folder, name, bare=bare, prefix="module.")
     loads(merge(*copies), kind)
     shutil.rmtree(copies[1].parent / "out")
     shard(copies[1])
@@ -234,11 +208,10 @@ def test_two_towers_give_a_tower(copies: Folders, name: str, bare: bool, prefix:
     assert len(list(output.glob("*.safetensors"))) == 3
 
 
-@pytest.mark.parametrize("which", [(0,), (1,), (0, 1)])
-def test_old_position_ids_load(copies: Folders, which: tuple[int, ...]) -> None:
-    for index in which:
-        ids = {f"{t}_model.embeddings.position_ids": torch.arange(n)[None] for t, n in (("text", 32), ("vision", 17))}
-        edit(copies[index], **ids)
+@pytest.mark.parametrize("which", [0, 1])
+def test_old_position_ids_load(copies: Folders, which: int) -> None:
+    ids = {f"{t}_model.embeddings.position_ids": torch.arange(n)[None] for t, n in (("text", 32), ("vision", 17))}
+    edit(copies[which], **ids)
     works(merge(*copies))
 
 
@@ -281,14 +254,6 @@ def test_bare_files_of_both_libraries_give_a_bare_output(tmp_path: Path) -> None
         shutil.copy(file.with_suffix(".safetensors"), tmp_path / "bare" / f"{name}.safetensors")
     output = merge(tmp_path / "bare" / "a.safetensors", tmp_path / "bare" / "b.safetensors")
     assert {f.name for f in output.iterdir()} == {"model.safetensors", "clipmerge.json", "README.md", "report.html"}
-
-
-def test_a_folder_that_is_gone_when_its_side_files_are_copied_is_named(copies: Folders, tmp_path: Path) -> None:
-    inputs = aligned(copies)
-    shutil.rmtree(copies[1])
-    (tmp_path / "out").mkdir()
-    with pytest.raises(CheckpointError, match=r"finetuned: cannot be read \(No such file or directory\)$"):
-        write_side_files(tmp_path / "out", inputs, "keep")
 
 
 def test_a_config_that_was_replaced_meanwhile_is_read_as_strictly_as_before(copies: Folders, tmp_path: Path) -> None:

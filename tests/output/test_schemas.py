@@ -11,7 +11,7 @@ import yaml
 from jsonschema import Draft202012Validator
 
 from clipmerge.cli.app import COMMANDS
-from clipmerge.output.schemas import SCHEMAS, json_text, schema_text
+from clipmerge.output.schemas import SCHEMAS, schema_text
 from tests.support.command import clipmerge
 from tests.support.hub_double import FakeHub, serving
 from tests.support.schemas import PUBLISHED, check_schema, schema_of
@@ -92,8 +92,3 @@ def test_a_schema_refuses_what_no_command_writes(name: str) -> None:
     schema = json.loads(schema_text(name))
     assert schema["required"]
     assert list(Draft202012Validator(schema).iter_errors({"of no command": 1}))
-
-
-def test_what_no_schema_names_is_not_printed() -> None:
-    with pytest.raises(ValueError, match="Extra inputs are not permitted"):
-        json_text("templates", {"name": "x", "templates": [], "of no command": 1})

@@ -9,101 +9,19 @@ from typing import Annotated, Any
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
 from clipmerge.api.plan import prepare
 from clipmerge.errors import PlanError
 from clipmerge.files.limits import MOST_MEASURED
-from clipmerge.planning.distribution import histograms, zeroshot_shares
+from clipmerge.planning.distribution import histograms
 from clipmerge.planning.frozen import LittleMeasured, Plain
 from clipmerge.planning.layer_plan import Combination, LayerPlan
-from clipmerge.planning.measurements import Check, LossPath, Measurements, Statistic
 from clipmerge.planning.plan import Plan, read_plan
-from clipmerge.planning.provenance import CalibrationRecord, SourceRecord, TensorsRecord
+from clipmerge.planning.provenance import SourceRecord
 from clipmerge.planning.recipe import load_recipe
 from clipmerge.planning.verdict import verdict_on
-from clipmerge.plugins import plugin_names
 from clipmerge.request import MergeRequest
-
-SMALL = settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-floats = st.floats(allow_nan=False, allow_infinity=False)
-names = st.text(min_size=1, max_size=8)
-numbers = st.dictionaries(names, floats, max_size=3)
-values = st.none() | st.booleans() | st.integers(1 - 2**63, 2**63 - 1) | floats | names
-sources = st.builds(
-    SourceRecord, source=names, revision=st.none() | names, files=st.dictionaries(names, st.none() | names)
-)
-layer_plans = st.builds(
-    LayerPlan,
-    alpha=floats,
-    density=st.floats(0, 1, exclude_min=True),
-    mask=st.none() | st.sampled_from(plugin_names("masks")),
-    mask_options=st.dictionaries(names, values, max_size=2),
-    parameters=st.dictionaries(names, st.dictionaries(names, values, max_size=2), max_size=2),
-    reason=names,
-)
-statistics = st.builds(
-    Statistic,
-    name=names,
-    values=numbers,
-    batches=st.dictionaries(names, st.lists(floats, max_size=3).map(tuple), max_size=3),
-    signed=st.booleans(),
-    additive=st.booleans(),
-    unit=names,
-    title=names,
-    symbol=names,
-    about=names,
-)
-measurements = st.builds(
-    Measurements,
-    measure=names,
-    statistics=st.lists(statistics, max_size=2).map(tuple),
-    batch_sizes=st.lists(st.integers(1, 128), max_size=3).map(tuple),
-    path=st.none() | st.builds(LossPath, alphas=st.just((0.0, 0.5, 1.0)), losses=st.tuples(floats, floats, floats)),
-    checks=st.dictionaries(names, st.builds(Check, sum_of_layers=floats, measured=floats), max_size=2),
-    notes=st.lists(names, max_size=2).map(tuple),
-    gradients=st.just({}),
-)
-counts = st.integers(0, 2**31)
-plans = st.builds(
-    Plan,
-    recipe=st.fixed_dictionaries({"name": names, "method": st.dictionaries(names, values, max_size=3)}),
-    zeroshot=sources,
-    finetuned=st.lists(sources, min_size=1, max_size=3).map(tuple),
-    weights=st.lists(floats, min_size=1, max_size=3).map(tuple),
-    layers=st.dictionaries(names, layer_plans, max_size=4),
-    tensors=st.none() | st.builds(TensorsRecord, file=st.just("plan.tensors.safetensors"), sha256=names),
-    stragglers=st.lists(names, max_size=2).map(tuple),
-    straggler_scores=st.dictionaries(names, numbers, max_size=2),
-    verdict=names,
-    measurements=st.none() | measurements,
-    calibration=st.none()
-    | st.builds(
-        CalibrationRecord,
-        source=names,
-        revision=st.none() | names,
-        images=counts,
-        classes=counts,
-        batch_size=counts,
-        templates=st.lists(names, max_size=2).map(tuple),
-        seed=counts,
-    ),
-    seed=st.integers(0, 2**63),
-    warnings=st.lists(names, max_size=2).map(tuple),
-)
-
-
-@SMALL
-@given(plan=plans)
-def test_a_plan_survives_its_json(tmp_path: Path, plan: Plan) -> None:
-    file = tmp_path / "plan.json"
-    file.write_text(plan.to_json(), encoding="utf-8")
-    again = read_plan(file)
-    assert again == plan
-    assert again.to_json() == plan.to_json()
-
 
 LAYERS = {"vision.1.mlp": ("a.weight", "a.bias"), "vision.10.mlp": ("b.weight",)}
 
@@ -117,22 +35,15 @@ def plan_dict() -> dict[str, Any]:
     return data
 
 
-MEASURED_NAN = {"measure": "x", "statistics": [{"name": "b", "values": {"a": float("nan")}}]}
 EDITS: dict[str, tuple[tuple[str, ...], Any, str]] = {
     "unknown layer": (("layers", "vision.2.mlp"), {"alpha": 1}, r"names layer 'vision\.2\.mlp'.*Did you mean"),
     "unknown mask": (("layers", "vision.1.mlp", "mask"), "magnitud", "unknown mask 'magnitud'.*mean 'magnitude'"),
     "unknown option": (("layers", "vision.1.mlp", "alhpa"), 1, "alhpa: Extra inputs.*Did you mean 'alpha'"),
-    "unknown key": (("layer",), {}, "layer: Extra inputs.*Did you mean 'layers'"),
     "alpha NaN": (("layers", "vision.1.mlp", "alpha"), float("nan"), r"vision\.1\.mlp\.alpha: .*finite"),
-    "alpha a word": (("layers", "vision.1.mlp", "alpha"), "half", r"vision\.1\.mlp\.alpha: .*number"),
     "alpha true": (("layers", "vision.1.mlp", "alpha"), True, r"vision\.1\.mlp\.alpha: .*true or false"),
-    "density 0": (("layers", "vision.1.mlp", "density"), 0, r"vision\.1\.mlp\.density: .*greater than 0"),
     "density without mask": (("layers", "vision.1.mlp", "density"), 0.5, "has density 0.5 and no mask; name one"),
-    "weights NaN": (("weights",), [float("nan")], r"weights\.0: .*finite"),
     "weights too many": (("weights",), [1, 2], "2 weights for 1 fine-tuned checkpoints"),
-    "no finetuned": (("finetuned",), [], "finetuned: .*at least 1"),
     "another format": (("format",), "clipmerge-plan/2", "format: Input should be 'clipmerge-plan/1'"),
-    "measured NaN": (("measurements",), MEASURED_NAN, r"statistics\.0\.values\.a: .*finite"),
     "measure a number": (("recipe", "measure"), 5, r"recipe\.measure: .*dictionary"),
     "tensors elsewhere": (
         ("tensors",), {"file": "../x", "sha256": ""}, r"tensors\.file: .*not the name of a file beside the plan"
@@ -159,7 +70,6 @@ def test_an_edit_that_says_nonsense_is_refused(tmp_path: Path, what: str) -> Non
     ("layer", "message"),
     [
         ({"mask": "n-m", "mask_options": {"n": 0}}, "layer 'vision.1.mlp': mask n-m: option 'n' cannot be 0"),
-        ({"mask": "n-m", "mask_options": {"k": 1}}, "mask n-m: no option 'k'"),
         ({"mask": "n-m", "density": 0.5}, "has density 0.5, which the mask 'n-m' does not have"),
         ({"mask": "spectral", "parameters": {"a.weigth": {}}}, "'a.weigth', which it does not have.*mean 'a.weight'"),
         ({"mask": "spectral", "parameters": {"a.weight": {"low": float("nan")}}}, "option 'low' cannot be nan"),
@@ -173,7 +83,7 @@ def test_a_mask_rule_that_says_nonsense_is_refused(tmp_path: Path, layer: dict[s
         read_plan(tmp_path / "plan.json").checked(LAYERS)
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "{}", "null", "\xff"])
+@pytest.mark.parametrize("text", ["{", "[]", "\xff"])
 def test_a_file_that_is_no_plan_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "plan.json").write_text(text, encoding="latin-1")
     with pytest.raises(PlanError, match=r"plan\.json: ") as caught:
@@ -192,23 +102,6 @@ def test_a_plan_of_very_many_values_is_refused(tmp_path: Path) -> None:
     (tmp_path / "plan.json").write_text(json.dumps(plan | {"layers": layers}))
     with pytest.raises(PlanError, match="more than 1000 layers"):
         read_plan(tmp_path / "plan.json")
-
-
-def test_a_plan_that_is_not_there_says_how_to_make_one(tmp_path: Path) -> None:
-    with pytest.raises(PlanError, match=r"cannot be read.*make one with `clipmerge plan`"):
-        read_plan(tmp_path / "plan.json")
-
-
-@pytest.mark.parametrize(
-    ("total", "measured", "error"), [(1.0, 1.0, 0), (1.1, 1.0, 0.1), (0.0, 0.0, 0), (1, 0, float("inf"))]
-)
-def test_a_checks_error_is_relative_to_what_was_measured(total: float, measured: float, error: float) -> None:
-    assert Check(sum_of_layers=total, measured=measured).relative_error == pytest.approx(error)
-
-
-def test_a_statistic_that_was_not_measured_is_a_key_error() -> None:
-    with pytest.raises(KeyError, match="barrier"):
-        Measurements(measure="x")["barrier"]
 
 
 def test_the_digest_tells_parts_of_a_file_and_learned_coefficients_apart() -> None:
@@ -259,10 +152,6 @@ def test_parameters_without_coefficients_are_not_counted() -> None:
     found = histograms(COEFFICIENTS, TOWERS, SIZES)
     assert {tower: sum(counts) for tower, counts in found.items()} == {"vision": 4, "text": 2}
     assert (found["vision"][0], found["vision"][10], found["vision"][20]) == (2, 1, 1)
-
-
-def test_layers_without_coefficients_have_no_share_of_zeros() -> None:
-    assert zeroshot_shares(COEFFICIENTS, TOWERS, SIZES) == {"vision.0.mlp": 0.5, "text.0.mlp": 0.0}
 
 
 def test_a_method_keeps_its_own_words_while_nothing_changes_the_settings(pair: tuple[Path, Path]) -> None:

@@ -18,7 +18,7 @@ from clipmerge.errors import UsageError
 from clipmerge.output.record import PUBLISHED, MergeRecord
 from clipmerge.planning.measurements import LossPath
 from clipmerge.publish import card, evaluations, public
-from clipmerge.publish.evaluations import eval_result_files, hub_dataset_of
+from clipmerge.publish.evaluations import eval_result_files
 from clipmerge.report.merge_pictures import path_png
 from clipmerge.report.page import html_page
 from tests.support.command import printed
@@ -44,15 +44,6 @@ def test_the_card_files_the_model_where_it_belongs() -> None:
     assert data.tags == ["clip", "merge", "clipmerge"]
     assert data.model_name == "robust"
     assert [(r.dataset_name, r.metric_value) for r in data.eval_results] == [("ImageNet-R", 0.71), ("cars", 0.8)]
-
-
-def test_both_base_models_and_none() -> None:
-    tuned = {"source": "hf://acme/tuned@v1", "revision": "d" * 40, "files": {}}
-    both = ModelCard(model_card(RECORD | {"finetuned": [tuned]}, repo_id=None)).data
-    assert both.base_model == ["acme/base", "acme/tuned"]
-    local = {"source": "base", "revision": None, "files": {}}
-    none = ModelCard(model_card(RECORD | {"zeroshot": local}, repo_id=None)).data
-    assert (none.base_model, none.license) == (None, None)
 
 
 def test_the_card_says_what_was_done_and_how_to_repeat_it() -> None:
@@ -83,15 +74,6 @@ def test_the_picture_is_shown_where_it_lies_beside_the_card() -> None:
     assert path_png(path) == path_png(path.model_copy())
     assert path_png(LossPath(alphas=(0,), losses=(1.0,))) is None
     assert path_png(None) is None
-
-
-def test_a_record_with_the_needed_keys_alone_and_one_of_another_run() -> None:
-    other = copy.deepcopy(RECORD) | {"seconds": {"read": 9.0}, "output": "elsewhere"}
-    assert model_card(RECORD, repo_id=None) == model_card(other, repo_id=None)
-    needed = {key: RECORD[key] for key in ("layers", "recipe", "zeroshot", "finetuned")}
-    shown = ModelCard(model_card(needed, repo_id=None))
-    assert shown.data.eval_results is None
-    assert "clipmerge merge acme/base@" in shown.text
 
 
 def test_an_open_clip_output_gets_open_clips_snippet() -> None:
@@ -206,20 +188,7 @@ def test_a_command_that_no_shell_reads_names_nothing() -> None:
     assert public_record(broken)["command"] == ""
 
 
-def test_without_a_command_the_card_words_one_that_a_shell_reads() -> None:
-    recipe = RECORD["recipe"] | {"name": "what's mine"}
-    text = model_card(RECORD | {"command": "", "recipe": recipe}, repo_id="acme/robust")
-    (line,) = [line for line in text.splitlines() if line.startswith("clipmerge merge ")]
-    assert shlex.split(line)[-4:] == ["--recipe", "what's mine", "--output", "merged"]
-
-
-@pytest.mark.parametrize("source", ["hf://datasets/acme", "hf://datasets/a/b/c/d:x", "hf://models/a/b", "", None])
-def test_what_is_no_data_set_of_the_hub_has_no_id(source: str | None) -> None:
-    assert hub_dataset_of(source) is None
-    assert hub_dataset_of("hf://datasets/acme/cars@v1:test") == "acme/cars"
-
-
-@pytest.mark.parametrize("word", ["a", "1", "a.", "a_", "-", "a/", "\\", "~", "a, ", "<b>"])
+@pytest.mark.parametrize("word", ["1", "a_", "a/", "\\", "<b>"])
 def test_a_text_of_100_000_characters_takes_no_second(word: str) -> None:
     text = (word * 100_000)[:100_000]
     record = MergeRecord.model_validate(RECORD | {"warnings": [text], "verdict": text})
@@ -299,14 +268,8 @@ def test_a_sweeps_point_is_found_by_its_recipe(pair: Inputs, images: Path, tmp_p
 
 BAD: dict[str, tuple[str, str]] = {
     "not there": ("", "cannot be read as JSON"),
-    "not JSON": ("{", "cannot be read as JSON"),
     "a list": ("[]", "is not a JSON object"),
     "another": ('{"accuracy": 1}', r"not written by `clipmerge evaluate --format json` or `sweep` \("),
-    "a broken sweep": ('{"recipes": 3}', r"not written by `clipmerge evaluate"),
-    "a list in the place of shares": (
-        json.dumps({"checkpoint": {"source": "x", "files": WEIGHTS}, "accuracy": [1], "images": {}, "sources": {}}),
-        r"not written by `clipmerge evaluate",
-    ),
     "half of a pair": (r'{"accuracy": {"\ud800": 1}}', r"cannot be read as JSON \(a string with half of a surrogate"),
     "other weights": (
         json.dumps({"checkpoint": {"source": "x", "files": {"model.safetensors": "cd" * 32}}, "accuracy": {}}),

@@ -201,10 +201,8 @@ def turn_a_bit(file: Path) -> None:
     [
         (lambda folder: shutil.rmtree(folder), "no such folder"),
         (lambda folder: (folder / "clipmerge.json").unlink(), "no clipmerge.json in it"),
-        (lambda folder: (folder / "clipmerge.json").write_text("{"), "not a clipmerge record"),
         (lambda folder: (folder / "clipmerge.json").write_text("[]"), "not a clipmerge record"),
         (lambda folder: (folder / "model.safetensors").unlink(), r"model\.safetensors missing"),
-        (lambda folder: (folder / "model.safetensors").write_bytes(b"x"), "changed since the merge"),
         (
             lambda folder: turn_a_bit(folder / "model.safetensors"),
             r"changed since the merge\. Nothing was published\. Merge",
@@ -218,7 +216,7 @@ def test_a_folder_that_is_no_whole_output(hub: FakeHub, merged: Path, spoil: Any
     assert not hub.repos
 
 
-@pytest.mark.parametrize("name", ["robust", "alice/robust@v1", "hf://alice/robust", "a/b/c", "alice/ro bust"])
+@pytest.mark.parametrize("name", ["robust", "alice/robust@v1", "hf://alice/robust"])
 def test_a_name_that_is_none(merged: Path, name: str) -> None:
     with pytest.raises(UsageError, match="not a name on the Hub"):
         push(merged, name, endpoint="http://127.0.0.1:9")
@@ -273,16 +271,6 @@ def test_a_process_of_its_own_prints_no_progress_and_no_token(hub: FakeHub, merg
     assert again.stderr.startswith("error: push to alice/robust: the token has no right")
     assert again.stderr.count("\n") == 1
     assert hub.token not in again.stderr
-
-
-@pytest.mark.slow
-def test_an_unreachable_xet_store_ends_in_time(hub: FakeHub, merged: Path) -> None:
-    pytest.importorskip("hf_xet")
-    hub.xet_cas = "http://127.0.0.1:9"
-    run = publish_apart(hub, merged, HF_HUB_DISABLE_XET="0", CLIPMERGE_HUB_TIMEOUT="2")
-    assert run.returncode == 1
-    assert run.stderr.count("\n") == 1
-    assert re.search("storage cannot be reached.*no file was published.*Go on with `clipmerge push", run.stderr)
 
 
 def test_a_record_cannot_name_other_files_to_publish(hub: FakeHub, merged: Path) -> None:
@@ -359,25 +347,15 @@ def test_a_token_without_the_right(
     assert not hub.requests("POST", "/api/repos/create")
 
 
-def test_a_commit_whose_answer_is_lost_counts_as_published(hub: FakeHub, merged: Path) -> None:
+def test_a_commit_whose_answer_is_lost_is_not_guessed_about(hub: FakeHub, merged: Path) -> None:
     hub.fail("POST", "/commit/", lose_answer=True)
-    done = push(merged, "alice/robust", endpoint=hub.url)
-    assert done.changed
-    assert done.commit == hub.repos["model", "alice/robust"].refs["refs/heads/main"]
+    with pytest.raises(HubError, match="Whether the files were published is not known; the same command finds out"):
+        push(merged, "alice/robust", endpoint=hub.url)
     assert not push(merged, "alice/robust", endpoint=hub.url).changed
-
-
-def test_a_commit_whose_answer_is_lost_with_the_hub_is_not_guessed_about(hub: FakeHub, merged: Path) -> None:
-    push(merged, "alice/robust", endpoint=hub.url)
     (merged / "NOTICE").write_text("new")
     hub.fail("POST", "/commit/", lose_answer=True)
     with pytest.raises(HubError, match=r"A pull request may have been opened: look at http.*/discussions"):
         push(merged, "alice/robust", create_pr=True, endpoint=hub.url)
-    hub.fail("POST", "/commit/", lose_answer=True)
-    hub.fail("GET", "/api/models/alice/robust$", status=0, times=2)
-    hub.fail("GET", "/api/models/alice/robust$", status=503, times=99)
-    with pytest.raises(HubError, match="Whether the files were published is not known"):
-        push(merged, "alice/robust", endpoint=hub.url)
 
 
 def test_somebody_else_commits_meanwhile(hub: FakeHub, merged: Path) -> None:
@@ -418,37 +396,6 @@ def test_a_repository_that_a_visitor_may_not_see_is_not_taken_for_a_new_one(
     monkeypatch.delenv("HF_TOKEN")
     with pytest.raises(HubError, match=r"not on the Hub, or private\. Nothing was published.*set HF_TOKEN"):
         find_repository(api, asked)
-
-
-def test_a_record_that_cannot_be_read_counts_as_none(hub: FakeHub, merged: Path) -> None:
-    """What lies there was not left by an earlier push, so it is not overwritten as one."""
-    upload(hub, "alice/robust", {"clipmerge.json": b"{"})
-    assert push(merged, "alice/robust", endpoint=hub.url).changed
-
-
-@pytest.mark.parametrize("name", ["clipmerge.json", "README.md"])
-def test_a_text_that_is_too_large_is_not_read(
-    hub: FakeHub, merged: Path, name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("clipmerge.publish.push.LARGEST_TEXT", 1000)
-    upload(hub, "alice/robust", {name: b"---\nlicense: mit\n---\n" + b" " * 1001})
-    with pytest.raises((HubError, UsageError), match=rf"{name} there cannot be read .*Nothing was published"):
-        push(merged, "alice/robust", endpoint=hub.url)
-
-
-def test_a_new_branch_may_exist_after_a_failed_upload(hub: FakeHub, merged: Path) -> None:
-    upload(hub, "alice/robust", {})
-    hub.fail("POST", "/commit/", times=99, status=403)
-    with pytest.raises(HubError, match=r"The branch dev may have been created from main"):
-        push(merged, "alice/robust", revision="dev", endpoint=hub.url)
-    hub.faults.clear()
-    assert push(merged, "alice/robust", revision="dev", endpoint=hub.url).changed
-
-
-def test_a_token_that_the_hub_rejects_is_not_a_missing_repository(hub: FakeHub, merged: Path) -> None:
-    hub.fail("GET", "/api/models/alice/robust$", times=99, status=401)
-    with pytest.raises(HubError, match=r"no token, or one that is not valid.*Nothing was published"):
-        push(merged, "alice/robust", endpoint=hub.url)
 
 
 LOAD = """

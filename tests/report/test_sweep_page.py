@@ -92,14 +92,6 @@ def test_the_page_answers_first_and_claims_no_more_than_the_interval() -> None:
     assert first("open", "Alpha 0.25 has the highest mean OOD accuracy of the curve")
 
 
-def test_every_mark_says_its_numbers_under_the_pointer() -> None:
-    hints = re.findall(r'class="point"><title>([^<]*)</title>', curve_markup(RECORD))
-    count = len(RECORD["curve"]) + len(RECORD["recipes"])
-    assert len(hints) == 2 * count  # in the wide picture and in the narrow one
-    assert hints[0] == "alpha 0 (zero-shot): ID 40.0% [39.0, 41.0], mean OOD 54.0% [52.0, 56.0]"
-    assert hints[5] == "monosoup: ID 80.0% [79.0, 81.0], mean OOD 60.0% [58.0, 62.0], gain +7.8 [+6.8, +9.8]"
-
-
 @pytest.mark.parametrize("checked", [True, False])
 def test_only_a_check_lets_the_page_say_that_no_recipe_has_seen_an_ood_image(checked: bool) -> None:
     other = row(0.7, 0.52, 0.01, name="ours", alpha=None, checkpoint={"source": "mine", "revision": None})
@@ -240,12 +232,6 @@ def test_a_long_name_gives_way_and_numbers_never(name: str, width: int) -> None:
         assert f"{100 * each['ood']:.1f}" in line
     assert ("…" in table[-1]) == (cell_len(name) > 56 or width < 120)
     assert "…" not in "".join(line[30 if width > 60 else 12 :] for line in table[1:5])
-
-
-def test_names_get_the_room_that_numbers_leave() -> None:
-    lines = table_of(terminal(with_recipes(LONG[:60]), 160))
-    assert any(line.startswith(LONG[:60]) for line in lines)
-    assert cell_len(table_of(terminal(with_recipes(LONG), 100))[5]) == 100
 
 
 def test_several_id_sources_have_a_mean_and_long_names_of_sources_give_way() -> None:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 import io
 import warnings
 from typing import Any
-from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -49,16 +47,6 @@ def test_every_recipe_has_a_style_of_its_own_in_all_pictures() -> None:
     assert len({colour for colour, _ in few}) == 8  # as many as there are colours
 
 
-def test_the_pictures_are_the_same_again_and_whole() -> None:
-    first, again = curve_files(RECORD), curve_files(copy.deepcopy(RECORD))
-    assert first["curve.png"] == curve_png(RECORD, "")
-    Image.open(io.BytesIO(first["curve.png"])).verify()
-    assert first == again
-    assert ElementTree.fromstring(first["curve.svg"]).tag.endswith("svg")
-    assert first["curve.pdf"].startswith(b"%PDF")
-    assert first["curve.pdf"].rstrip().endswith(b"%%EOF")
-
-
 def test_each_recipe_has_a_mark_of_its_own_colour() -> None:
     whole, without = pixels_of(RECORD), pixels_of({**RECORD, "recipes": []})
     for colour, _ in mark_styles([each["name"] for each in RECORD["recipes"]]):
@@ -95,10 +83,6 @@ ODD: dict[str, dict[str, Any]] = {
         "curve": [row(0.9 + n / 10_000, 0.5 - n / 10_000, alpha=n / 30) for n in range(31)],
         "recipes": [recipe(f"recipe-{n}", 0.9 + n / 5_000, 0.5, 0.0) for n in range(8)],
     },
-    "one place": {
-        "curve": [row(0.5, 0.5, alpha=alpha) for alpha in (0.0, 1.0)],
-        "recipes": [recipe("x", 0.5, 0.5, 0.0)],
-    },
     "no recipes": {"recipes": []},
     "many sources": with_sources(9),
 }
@@ -111,8 +95,8 @@ def test_odd_records_are_drawn(case: str) -> None:
 
 @pytest.mark.parametrize(
     "names",
-    [("a", "b"), [f"{LONG}-{n}" for n in range(7)], ["W" * 90] * 3, [f"{LONG}-{n}" for n in range(70)], ["混" * 90]],
-    ids=["short", "long", "broad", "many", "wide"],
+    [["W" * 90] * 3, [f"{LONG}-{n}" for n in range(70)], ["混" * 90]],
+    ids=["broad", "many", "wide"],
 )
 def test_nothing_in_the_picture_is_cut_off_or_hidden_by_the_legend(names: list[str]) -> None:
     with warnings.catch_warnings():
@@ -140,16 +124,8 @@ def test_the_legend_has_as_many_columns_as_fit(name: str, rows: int) -> None:
     assert len({round(text.get_window_extent().y0) for text in legend.get_texts()}) == rows
 
 
-def test_the_names_of_sources_are_not_cut_off() -> None:
-    record = copy.deepcopy(with_sources(5))
-    record["id"], record["ood"] = ["x" * 150], [f"a long name of a source, number {n}" for n in range(5)]
-    axes = _draw(record).axes[0]
-    assert axes.get_xlabel() == f"ID accuracy, % ({'x' * 20}…{'x' * 19})"
-    assert axes.get_ylabel() == "mean OOD accuracy, % (5 sources)"
-
-
 @pytest.mark.uncounted
-@pytest.mark.parametrize("name", ["混合レシピ", "🚀 two\nlines", "_$x^{$ </script> \\frac"])
+@pytest.mark.parametrize("name", ["混合レシピ 🚀", "_$x^{$ </script> \\frac"])
 def test_names_in_any_script_are_drawn_without_a_warning(name: str, caplog: pytest.LogCaptureFixture) -> None:
     assert len(curve_files(with_recipes(name))["curve.png"]) > 10_000  # a warning is an error here
     assert caplog.text == ""

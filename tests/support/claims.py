@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from html import unescape
 from typing import Any
@@ -94,41 +94,6 @@ def _check_between(layer: str, theta_0: Tensor, theta_1: Tensor, merged: Tensor,
     slack = 1e-6 * (1 + theta_0.abs().max() + theta_1.abs().max())
     assert bool((merged >= ends[0].minimum(ends[1]) - slack).all()), (layer, low, high)
     assert bool((merged <= ends[0].maximum(ends[1]) + slack).all()), (layer, low, high)
-
-
-def terminal_rows(text: str, layers: list[str]) -> Iterator[tuple[list[str], str, str]]:
-    """The rows of the table on a terminal: layers, and the smallest and the largest alpha as printed."""
-    lines = text.splitlines()
-    for line, below in zip(lines, [*lines[1:], ""], strict=True):
-        found = re.match(r"(all \d+ layers|\w+: \d+ (?:other )?layers|[\w.]+) +(-?[\d.]+)(?: to (-?[\d.]+))?  ", line)
-        if not found:
-            continue
-        head, low, high = found.groups()
-        tower = head.partition(":")[0]
-        if head.startswith("all "):
-            members = layers
-        elif ":" in head:
-            members = [layer for layer in layers if layer.partition(".")[0] == tower]
-        elif head in layers:
-            last = re.match(r"… (\S+)", below)
-            members = layers[layers.index(head) : layers.index(last[1] if last else head) + 1]
-        else:
-            continue
-        yield members, low, high or low
-
-
-def check_terminal(text: str, record: MergeRecord) -> None:
-    """Check the alphas and the sentence that a terminal shows."""
-    stragglers = set(record.found_stragglers)
-    covered: list[str] = []
-    for members, low, high in terminal_rows(text, list(record.layers)):
-        shown = [each for each in members if len(members) == 1 or each not in stragglers or each not in covered]
-        alphas = [record.layers[layer].alpha for layer in shown]
-        assert abs(min(alphas) - float(low)) <= 0.0051, (members, low, alphas)
-        assert abs(max(alphas) - float(high)) <= 0.0051, (members, high, alphas)
-        covered += members
-    assert set(covered) == set(record.layers)
-    assert record.headline in " ".join(text.split())
 
 
 def check_advice(said: str, record: MergeRecord) -> None:

@@ -219,14 +219,6 @@ def printed(record: dict[str, Any], width: int = 80) -> str:
     """The summary of a record on a terminal of so many columns."""
     stream = io.StringIO()
     Console(file=stream, width=width, force_terminal=False).print(
-        terminal.summary_table(MergeRecord.model_validate(record), width)
+        terminal.summary(MergeRecord.model_validate(record), verbose=True)
     )
     return stream.getvalue()
-
-
-def varied(record: dict[str, Any]) -> dict[str, Any]:
-    """Give every layer its own alpha, as depth-dependent methods do."""
-    for index, layer in enumerate(record["layers"].values()):
-        layer["alpha"] = 0.3 + index / 200
-        layer["reason"] = f"depth {index}"
-    return record
