@@ -58,13 +58,12 @@ def expected_layers(vision: int, text: int) -> dict[str, list[str]]:
     }
 
 
-@pytest.mark.parametrize(("vision", "text"), [(12, 12), (24, 12)], ids=["ViT-B/32", "ViT-L/14"])
-def test_every_parameter_of_the_real_models_is_in_exactly_one_layer(vision: int, text: int) -> None:
-    config = CLIPConfig(vision_config={"num_hidden_layers": vision}, text_config={"num_hidden_layers": text})
+def test_every_parameter_of_a_real_model_is_in_exactly_one_layer() -> None:
+    config = CLIPConfig(vision_config={"num_hidden_layers": 24}, text_config={"num_hidden_layers": 12})
     with torch.device("meta"):
         keys = list(CLIPModel(config).state_dict())
     groups = CLIP.group(keys)
-    expected = expected_layers(vision, text)
+    expected = expected_layers(24, 12)
     assert list(groups) == list(expected)
     assert {layer: sorted(names) for layer, names in groups.items()} == {k: sorted(v) for k, v in expected.items()}
     assert sorted(name for names in groups.values() for name in names) == sorted(keys)

@@ -11,7 +11,6 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import pytest
 import torch
 from PIL.Image import Image
 
@@ -23,7 +22,7 @@ from clipmerge.planning.layer_plan import LayerPlan
 from clipmerge.planning.plan import Plan
 from clipmerge.request import MergeRequest, Run
 from tests.support.command import clipmerge
-from tests.support.image_files import png, save_hub_parquet, save_tar
+from tests.support.image_files import png
 
 Folders = tuple[Path, Path]
 ALPHA = 0.3141
@@ -60,23 +59,7 @@ def holds(value: Any, is_it: Callable[[Any], bool], depth: int = 2) -> bool:
     return is_it(value) or (depth > 0 and any(holds(each, is_it, depth - 1) for each in inner))
 
 
-def save_source(kind: str, folder: Path) -> Path:
-    """Eight images of two classes, as one of the kinds of source."""
-    if kind == "parquet":
-        return save_hub_parquet(folder / "x.parquet", [0, 1] * 4)
-    if kind == "tar":
-        members = {f"{number}.png": png(number) for number in range(8)}
-        labels = {f"{number}.cls": str(number % 2).encode() for number in range(8)}
-        return save_tar(folder / "x.tar", dict(sorted({**members, **labels}.items())))
-    for number in range(8):
-        file = folder / str(number % 2) / f"{number}.png"
-        file.parent.mkdir(exist_ok=True)
-        file.write_bytes(png(number))
-    return folder
-
-
-@pytest.mark.parametrize("kind", ["folder", "parquet", "tar"])
-def test_an_image_passes_six_modules_to_its_batch(pair: Folders, tmp_path: Path, kind: str) -> None:
+def test_an_image_passes_six_modules_to_its_batch(pair: Folders, tmp_path: Path) -> None:
     """As its path, as its encoded bytes, decoded, and as pixels."""
 
     def is_image(value: Any) -> bool:
@@ -84,12 +67,13 @@ def test_an_image_passes_six_modules_to_its_batch(pair: Folders, tmp_path: Path,
             return Path(value).name == "0.png"
         return isinstance(value, Image | Batch | torch.Tensor) or (isinstance(value, dict) and "bytes" in value)
 
-    source = save_source(kind, tmp_path)
-    classes = tmp_path / "classes.txt"
-    classes.write_text("cat\nbird\ndog\n" if kind == "parquet" else "cat\nbird\n")
+    for number in range(8):
+        file = tmp_path / str(number % 2) / f"{number}.png"
+        file.parent.mkdir(exist_ok=True)
+        file.write_bytes(png(number))
     model = load_model(open_checkpoint(str(pair[0])))
     with walked(is_image) as rooms:
-        (batch,) = read_batches(load_images(str(source), classes).sample(8, seed=0), 8, model.pixels)
+        (batch,) = read_batches(load_images(str(tmp_path)).sample(8, seed=0), 8, model.pixels)
     assert len(batch) == 8
     assert {"images.decoding", "images.batches", "models.transformers_clip"} <= set(rooms)
     assert len(rooms) <= 6, rooms

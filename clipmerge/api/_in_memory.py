@@ -112,15 +112,7 @@ def _source(checkpoint: CheckpointLike, folder: Path, processor: Any) -> str:
 
 def _write_transformers(model: Any, folder: Path, processor: Any) -> None:
     """Write weights, configuration and the processor: the given one, or the one in the model's original folder."""
-    from transformers.utils import logging
-
-    shows_bars = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        model.save_pretrained(folder)
-    finally:
-        if shows_bars:
-            logging.enable_progress_bar()
+    model.save_pretrained(folder)
     if processor is not None:
         processor.save_pretrained(folder)
         return

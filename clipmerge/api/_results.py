@@ -2,52 +2,20 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from clipmerge.planning.table import Rows, to_frame, to_html
+from clipmerge.planning.table import Rows, Tabular
 
 if TYPE_CHECKING:
-    import pandas
-
     from clipmerge.evaluation.scorer import Correct
     from clipmerge.output.record import MergeRecord, Published
     from clipmerge.planning.plan import Plan
 
 
-class _Tabular(ABC):
-    """A result that is a table."""
-
-    _index = "name"
-
-    @abstractmethod
-    def _rows(self) -> Rows:
-        """The table's rows."""
-
-    @abstractmethod
-    def _caption(self) -> str:
-        """The result in a few words."""
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({self._caption()})"
-
-    def _repr_html_(self) -> str:
-        """The table, for a notebook."""
-        return to_html(self._rows(), self._caption())
-
-    def to_frame(self) -> pandas.DataFrame:
-        """The table as a DataFrame.
-
-        Raises:
-            UsageError: If pandas is not installed.
-        """
-        return to_frame(self._rows(), self._index)
-
-
 @dataclass(frozen=True, repr=False)
-class MergeResult(_Tabular):
+class MergeResult(Tabular):
     """Result of `merge` and `apply`; only the main process of ``accelerate launch`` has more than ``path``.
 
     Attributes:
@@ -88,7 +56,7 @@ _LAYER_COLUMNS = ("alpha", "density", "mask", "size")
 
 
 @dataclass(frozen=True, repr=False)
-class EvaluateResult(_Tabular):
+class EvaluateResult(Tabular):
     """Result of `evaluate`.
 
     Attributes:
@@ -119,7 +87,7 @@ def _points(sweep: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
 
 
 @dataclass(frozen=True, repr=False)
-class SweepResult(_Tabular):
+class SweepResult(Tabular):
     """Result of `sweep`.
 
     Attributes:
@@ -147,7 +115,7 @@ class SweepResult(_Tabular):
 
 
 @dataclass(frozen=True, repr=False)
-class BenchResult(_Tabular):
+class BenchResult(Tabular):
     """Result of `bench`.
 
     Attributes:
@@ -172,7 +140,7 @@ class BenchResult(_Tabular):
 
 
 @dataclass(frozen=True, repr=False)
-class InspectResult(_Tabular):
+class InspectResult(Tabular):
     """Result of `inspect`.
 
     Attributes:
@@ -199,8 +167,8 @@ class InspectResult(_Tabular):
         return f"{self.family}, {len(self.layers)} layers, {len(self.mismatches)} mismatches"
 
 
-@dataclass(frozen=True, repr=False)
-class ConvertResult(_Tabular):
+@dataclass(frozen=True)
+class ConvertResult:
     """Result of `convert`.
 
     Attributes:
@@ -210,13 +178,5 @@ class ConvertResult(_Tabular):
     """
 
     path: Path
-    record: dict[str, Any]
+    record: dict[str, Any] = field(repr=False)
     warnings: tuple[str, ...] = ()
-
-    _index = "file"
-
-    def _rows(self) -> Rows:
-        return [{"file": name, "sha256": digest} for name, digest in self.record.get("files", {}).items()]
-
-    def _caption(self) -> str:
-        return str(self.path)

@@ -120,23 +120,11 @@ def _add_file(found: Defaults, file: Path, allowed: tuple[str, ...], more: str) 
             raise UsageError(
                 f"{file}: '{key}' cannot be set there (it may set {', '.join(known)}{more}).{did_you_mean(key, known)}"
             )
-        found.add(name, _of_file(file, key, name, value), str(file))
-
-
-def _of_file(file: Path, key: str, name: str, value: Any) -> Any:
-    """The value of a flag as the command line reads it: a switch, a list of texts, or a text."""
-    option = EVERY[name]
-    if option.default is False:
-        expected, fits = "true or false", isinstance(value, bool)
-    elif option.is_repeated:
-        value = value if isinstance(value, list) else [value]
-        expected, fits = "a text or a list of texts", all(isinstance(each, str) for each in value)
-    else:
-        expected, fits = "one value", isinstance(value, str | int | float) and not isinstance(value, bool)
-        value = str(value)
-    if not fits:
-        raise UsageError(f"{file}: {key}: expected {expected}")
-    return value
+        if EVERY[name].is_repeated:
+            value = value if isinstance(value, list) else [value]
+        elif not isinstance(value, str | int | float):
+            raise UsageError(f"{file}: {key}: expected one value")
+        found.add(name, value, str(file))
 
 
 def apply_defaults(context: Any, flags: Collection[str]) -> None:

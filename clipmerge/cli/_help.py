@@ -8,9 +8,8 @@ import textwrap
 from pathlib import Path
 from typing import Any, cast
 
-from typer.core import TyperCommand, TyperGroup
+from typer.core import TyperCommand
 
-from clipmerge.errors import did_you_mean
 from clipmerge.options import PANELS
 
 _WIDTH = 50
@@ -57,17 +56,6 @@ _EXAMPLES = {
         ("recipes copy auto mine.yaml", "a copy to edit; run it with --recipe mine.yaml"),
     ),
 }
-
-
-class SuggestingGroup(TyperGroup):
-    """A group of commands that suggests one for a mistyped name."""
-
-    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        """Find the command that the words name."""
-        name = args[0]
-        if self.get_command(ctx, name) is None and not name.startswith("-"):
-            ctx.fail(f"No such command '{name}'.{did_you_mean(name, self.list_commands(ctx))}")
-        return super().resolve_command(ctx, args)
 
 
 class GroupedHelp(TyperCommand):

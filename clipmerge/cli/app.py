@@ -14,6 +14,7 @@ from importlib import import_module
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 from typer.main import get_group
 
 from clipmerge.cli._defaults import apply_defaults
@@ -27,7 +28,7 @@ from clipmerge.cli._ending import (
     preparing,
     printing,
 )
-from clipmerge.cli._help import GroupedHelp, SuggestingGroup, examples
+from clipmerge.cli._help import GroupedHelp, examples
 from clipmerge.distributed import adopt_slurm
 from clipmerge.errors import UsageError
 
@@ -59,7 +60,7 @@ _DEFAULTS: dict[str, set[str]] = {
 _GROUPS = ("recipes", "data")
 
 
-class _Commands(SuggestingGroup):
+class _Commands(TyperGroup):
     """Knows only the name and the first line of a command until that command is used."""
 
     def resolve_command(self, context: Any, words: list[str]) -> Any:

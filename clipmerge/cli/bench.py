@@ -80,15 +80,16 @@ def _results(record: dict[str, Any]) -> RenderableType:
 
 def _cost(cost: dict[str, Any]) -> RenderableType:
     from rich.console import Group
+    from rich.filesize import decimal
     from rich.table import Column, Table
     from rich.text import Text
 
     columns = Column("download", overflow="fold"), Column("size", justify="right", no_wrap=True)
     table = Table(*columns, box=None, pad_edge=False)
     for download in cost["downloads"]:
-        size = "?" if download["bytes"] is None else format_bytes(download["bytes"])
+        size = "?" if download["bytes"] is None else decimal(download["bytes"])
         table.add_row(Text(download["what"]), "is here" if download["cached"] else size)
-    total = "not known" if cost["bytes"] is None else f"at most {format_bytes(cost['bytes'])}"
+    total = "not known" if cost["bytes"] is None else f"at most {decimal(cost['bytes'])}"
     time = "The time is unknown: a source does not state its number of images (--limit N sets one)."
     if cost["seconds"] is not None:
         time = (
@@ -98,16 +99,3 @@ def _cost(cost: dict[str, Any]) -> RenderableType:
         )
     problems = list(dict.fromkeys(download["problem"] for download in cost["downloads"] if download["problem"]))
     return Group(table, *map(Text, [f"In all {total}.", time, *problems, *cost["notes"]]))
-
-
-def format_bytes(count: int) -> str:
-    """Write a number of bytes for people.
-
-    Example:
-        >>> format_bytes(1_710_000_000), format_bytes(4300)
-        ('1.7 GB', '4.3 kB')
-    """
-    value, units = float(count), ["B", "kB", "MB", "GB", "TB"]
-    while value >= 1000 and len(units) > 1:
-        value, units = value / 1000, units[1:]
-    return f"{value:.1f} {units[0]}"

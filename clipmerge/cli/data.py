@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from clipmerge.cli._ending import preparing
-from clipmerge.cli._help import SuggestingGroup, examples
+from clipmerge.cli._help import examples
 from clipmerge.cli._options import FormatFlag, command, list_by_default
 from clipmerge.cli._terminal import Format, Terminal
 
@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
 data_app = typer.Typer(
-    cls=SuggestingGroup,
     help="Public data sets, class names and prompt templates by name.",
     invoke_without_command=True,
     epilog=examples("data"),

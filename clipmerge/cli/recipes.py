@@ -13,13 +13,12 @@ from typing import Annotated
 import typer
 
 from clipmerge.cli._ending import echo, preparing, reporting_errors
-from clipmerge.cli._help import SuggestingGroup, complete_recipe, examples
+from clipmerge.cli._help import complete_recipe, examples
 from clipmerge.cli._options import FormatFlag, command, list_by_default
 from clipmerge.cli._terminal import Format, Terminal
 from clipmerge.errors import OutputError
 
 recipes_app = typer.Typer(
-    cls=SuggestingGroup,
     help="List, show and copy the recipes.",
     invoke_without_command=True,
     epilog=examples("recipes"),

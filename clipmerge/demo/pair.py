@@ -61,7 +61,7 @@ def prepare(folder: Path) -> DemoPair:
         with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as scratch:
             built = Path(scratch) / "demo"
             _build(built)
-            _write_manifest(built)
+            (built / _MANIFEST).write_text(_manifest(), encoding="utf-8")
             if folder.exists():
                 folder.rename(Path(scratch) / "old")
             built.rename(folder)
@@ -80,21 +80,15 @@ def _fingerprint() -> str:
 
 
 def _is_finished(folder: Path) -> bool:
-    """Whether the folder holds all files in its manifest, made by this version."""
+    """Whether this version made the folder, which is written as a whole."""
     try:
-        manifest = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
-        return manifest["fingerprint"] == _fingerprint() and all(
-            (folder / name).stat().st_size == size for name, size in manifest["files"].items()
-        )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return (folder / _MANIFEST).read_text(encoding="utf-8") == _manifest()
+    except (OSError, ValueError):
         return False
 
 
-def _write_manifest(folder: Path) -> None:
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in files}
-    manifest = {"made_by": "clipmerge demo", "fingerprint": _fingerprint(), "files": sizes}
-    (folder / _MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+def _manifest() -> str:
+    return json.dumps({"made_by": "clipmerge demo", "fingerprint": _fingerprint()}, indent=1)
 
 
 def _build(folder: Path) -> None:

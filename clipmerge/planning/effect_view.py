@@ -38,7 +38,7 @@ class Row:
     model: str
     clean: str
     corrupted: str
-    related: str  # empty if there are no related corruptions
+    related: str
     corruptions: tuple[str, ...]
 
 
@@ -62,19 +62,18 @@ def effect_view(bought: MergeEffect) -> EffectView:
         f"{name} (compared with)" if name == compared else name: accuracy for name, accuracy in bought.models.items()
     }
     unrelated = ", ".join(name for name in bought.merged.corruptions if name not in bought.related)
-    explanation = f"Each image was seen under {bought.corruptions_per_image} of the generic corruptions {unrelated}"
-    if bought.related:
-        explanation += (
-            f", of kinds that no recipe learns from, and under {bought.related_per_image} of the related ones "
-            f"{', '.join(bought.related)}, stronger forms of changes that auto learns from; the verdict does not rest "
-            "on those"
-        )
+    explanation = (
+        f"Each image was seen under {bought.corruptions_per_image} of the generic corruptions {unrelated}, of kinds "
+        f"that no recipe learns from, and under {bought.related_per_image} of the related ones "
+        f"{', '.join(bought.related)}, stronger forms of changes that auto learns from; the verdict does not rest on "
+        "those."
+    )
     return EffectView(
         verdict=bought.verdict,
         reason=bought.reason,
         facts=_facts(bought),
         corruptions=tuple(bought.merged.corruptions),
-        explanation=f"{explanation}.",
+        explanation=explanation,
         rows=tuple(_row(name, accuracy) for name, accuracy in models.items()),
         warnings=bought.warnings,
     )
@@ -94,7 +93,7 @@ def _row(name: str, accuracy: ModelAccuracy) -> Row:
         model=name,
         clean=_with_interval(accuracy.clean),
         corrupted=_with_interval(accuracy.corrupted),
-        related=_with_interval(accuracy.related) if accuracy.related else "",
+        related=_with_interval(accuracy.related),
         corruptions=tuple(_percent(estimate) for estimate in accuracy.corruptions.values()),
     )
 

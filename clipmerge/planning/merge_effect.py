@@ -74,7 +74,7 @@ class ModelAccuracy(Frozen):
 
     clean: Estimate
     corrupted: Estimate
-    related: Estimate | None = None
+    related: Estimate
     corruptions: dict[str, Estimate]
 
 
@@ -126,8 +126,8 @@ class MergeEffect(Frozen):
     classes_without_images: Annotated[int, Field(ge=0)]
     classes_with_one_image: Annotated[int, Field(ge=0)]
     corruptions_per_image: Annotated[int, Field(ge=1)]
-    related: tuple[str, ...] = ()
-    related_per_image: Annotated[int, Field(ge=0)] = 0
+    related: tuple[str, ...]
+    related_per_image: Annotated[int, Field(ge=0)]
     level: Annotated[float, Field(gt=0, lt=1)] = LEVEL
     max_loss: Annotated[float, Field(ge=0)] = MAX_LOSS
     zeroshot: ModelAccuracy

@@ -11,7 +11,7 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, PrivateAttr, ValidationError
 
@@ -28,12 +28,11 @@ from clipmerge.planning.merge_effect import MergeEffect
 from clipmerge.planning.other_tasks import OtherTaskScores
 from clipmerge.planning.provenance import CalibrationRecord, HeadRecord, SourceRecord, TensorsRecord
 from clipmerge.planning.recipe import Recipe
-from clipmerge.planning.table import Rows, to_frame, to_html
+from clipmerge.planning.table import Rows, Tabular
 from clipmerge.planning.verdict import verdict_on
 from clipmerge.plugins import Alpha, check_options
 
 if TYPE_CHECKING:
-    import pandas
     from torch import Tensor
 
 #: The reason given for a layer whose settings were edited after its reason was written.
@@ -46,7 +45,7 @@ OTHER_CHECKPOINTS = "the plan was edited to other checkpoints than it was decide
 STALE = "the plan was edited after it was measured, so the effect of this merge is not known"
 
 
-class Plan(Frozen):
+class Plan(Tabular, Frozen):
     """A decided merge: the inputs by hash and the settings of each layer.
 
     Attributes:
@@ -111,15 +110,11 @@ class Plan(Frozen):
         """Whether both have the same JSON; tensors beside it are compared by the hash that `save` writes into it."""
         return self.to_json() == other.to_json() if isinstance(other, Plan) else NotImplemented
 
-    def __repr__(self) -> str:
-        """The recipe, the number of layers, and the range of their coefficients."""
-        return f"Plan({self._caption()})"
+    _index: ClassVar[str] = "layer"
 
-    __str__ = __repr__
-
-    def _repr_html_(self) -> str:
-        """The layers as a table, for a notebook."""
-        return to_html(self.rows(), self.verdict or self._caption())
+    def __str__(self) -> str:
+        """As its repr."""
+        return repr(self)
 
     def _caption(self) -> str:
         alphas = [layer.alpha for layer in self.layers.values()]
@@ -127,7 +122,7 @@ class Plan(Frozen):
         stragglers = f", {len(self.stragglers)} stragglers" if self.stragglers else ""
         return f"recipe {self.recipe.get('name', 'none')!r}, {len(self.layers)} layers{spread}{stragglers}"
 
-    def rows(self) -> Rows:
+    def _rows(self) -> Rows:
         """One row per layer: its settings, its statistics and the reason."""
         statistics = self.measurements.layers if self.measurements else {}
         return [
@@ -141,14 +136,6 @@ class Plan(Frozen):
             }
             for name, layer in self.layers.items()
         ]
-
-    def to_frame(self) -> pandas.DataFrame:
-        """The layers as a DataFrame, indexed by name.
-
-        Raises:
-            UsageError: If pandas is not installed.
-        """
-        return to_frame(self.rows(), "layer")
 
     @property
     def folder(self) -> Path | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import SerializerFunctionWrapHandler, field_validator, model_serializer
+from pydantic import field_validator
 
 from clipmerge.files.paths import is_plain_name, split_part
 from clipmerge.planning.frozen import Frozen
@@ -73,12 +73,12 @@ class CalibrationRecord(Frozen):
         requested: Number of images asked for, if others were held back; ``None`` if none were.
         copies: Number of drawn images that were left out because they are copies of others.
         classes: Number of classes.
-        classes_with_images: Number of classes that have an image among those used; ``None`` in earlier records.
+        classes_with_images: Number of classes that have an image among those used.
         batch_size: Images per batch.
         templates: Prompt templates.
         seed: Seed of the draw.
-        unlabelled: Images without labels that were used as well; absent from the JSON if there were none.
-        noise: Kind of device that drew the noise of changed copies; absent from the JSON if the CPU did.
+        unlabelled: Images without labels that were used as well, if any were.
+        noise: Kind of device that drew the noise of changed copies; ``None`` if the CPU did.
     """
 
     source: str
@@ -87,20 +87,12 @@ class CalibrationRecord(Frozen):
     requested: int | None = None
     copies: int = 0
     classes: int
-    classes_with_images: int | None = None
+    classes_with_images: int = 0
     batch_size: int
     templates: tuple[str, ...]
     seed: int
     unlabelled: UnlabelledRecord | None = None
     noise: str | None = None
-
-    @model_serializer(mode="wrap")
-    def _without_none(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        data: dict[str, Any] = handler(self)
-        absent = {name for name in ("unlabelled", "noise") if data.get(name) is None}
-        if self.classes_with_images is None:  # an earlier record
-            absent |= {"classes_with_images", "copies"}
-        return {name: value for name, value in data.items() if name not in absent}
 
 
 class HeadRecord(Frozen):

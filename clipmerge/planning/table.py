@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from html import escape
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from clipmerge.errors import UsageError
 
@@ -44,3 +45,32 @@ def to_frame(rows: Rows, index: str) -> pandas.DataFrame:
     except ImportError:
         raise UsageError("to_frame() needs pandas; install it with `pip install pandas`") from None
     return pandas.DataFrame(list(rows), columns=columns(rows) or [index]).set_index(index)
+
+
+class Tabular(ABC):
+    """A result that is a table: a short repr, an HTML table for notebooks, and a pandas DataFrame on request."""
+
+    _index: ClassVar[str] = "name"
+
+    @abstractmethod
+    def _rows(self) -> Rows:
+        """The table's rows."""
+
+    @abstractmethod
+    def _caption(self) -> str:
+        """The result in a few words."""
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self._caption()})"
+
+    def _repr_html_(self) -> str:
+        """The table, for a notebook."""
+        return to_html(self._rows(), self._caption())
+
+    def to_frame(self) -> pandas.DataFrame:
+        """The table as a DataFrame.
+
+        Raises:
+            UsageError: If pandas is not installed.
+        """
+        return to_frame(self._rows(), self._index)

@@ -96,9 +96,6 @@ def _held_back(bought: MergeEffect | None) -> Iterator[_Values]:
     counted = f"{bought.images:,} image{'s' * (bought.images > 1)} that the decision did not see"
     yield "Your images", counted, values("clean")
     views = f"{bought.corruptions_per_image} of {', '.join(unrelated)} for each image"
-    if not bought.related:  # a record from before they were told apart
-        yield "Your images under corruptions", views, values("corrupted")
-        return
     yield "Your images under unrelated corruptions", f"{views}; no recipe learns from these", values("corrupted")
     views = f"{bought.related_per_image} of {', '.join(bought.related)} for each image; auto learns from milder forms"
     yield "Your images under related corruptions", views, values("related")

@@ -146,23 +146,20 @@ def _draw_point(
 def _add_legend(figure: Figure, named: Sequence[_Named]) -> None:
     """Put the legend below the picture, with as many columns as fit, and enlarge the picture by its height."""
     marks, names = zip(*named, strict=True)
-    for columns in range(min(len(marks), 4), 0, -1):  # pragma: no branch - one column is taken
-        legend = figure.legend(
-            marks,
-            [str(number) for number in range(len(marks))],  # matplotlib leaves out names that begin with _
-            loc="outside lower center",
-            ncols=columns,
-            fontsize=9,
-            labelcolor=INK,
-            frameon=False,
-        )
-        for text, name in zip(legend.get_texts(), names, strict=True):
-            text.set(text=name, parse_math=False)  # a recipe's name is not a formula
-        for mark in legend.get_lines():
-            mark.set_markersize(min(mark.get_markersize(), 0.8 * _MARK))
-        box = legend.get_window_extent()
-        if box.width < 0.98 * figure.bbox.width or columns == 1:
-            break
-        legend.remove()
+    longest = max(map(cell_len, names))
+    legend = figure.legend(
+        marks,
+        [str(number) for number in range(len(marks))],  # matplotlib leaves out names that begin with _
+        loc="outside lower center",
+        ncols=max(1, int(0.9 * figure.bbox.width / _DOTS / (0.09 * longest + 0.6))),
+        fontsize=9,
+        labelcolor=INK,
+        frameon=False,
+    )
+    for text, name in zip(legend.get_texts(), names, strict=True):
+        text.set(text=name, parse_math=False)  # a recipe's name is not a formula
+    for mark in legend.get_lines():
+        mark.set_markersize(min(mark.get_markersize(), 0.8 * _MARK))
+    box = legend.get_window_extent()
     width, height = figure.get_size_inches()
     figure.set_size_inches(width, height + box.height / _DOTS)

@@ -167,13 +167,6 @@ def test_only_a_sample_may_be_off_by_its_sampling_error(limit: int | None, error
     assert [each["passed"] for each in check.outcomes] == [True, False]
 
 
-def test_jobs_return_what_the_work_returns_in_order() -> None:
-    said: list[str] = []
-    works = {str(number): partial(pow, number, 2) for number in (3, 2)}
-    assert run_in_jobs("local", works, said.append) == [9, 4]
-    assert said[0].startswith("2 jobs were started")
-
-
 def test_a_job_that_fails_is_named_with_its_output_and_the_others_finish(tmp_path: Path) -> None:
     works = {"good": partial((tmp_path / "done").write_text, "x"), "bad": partial(int, "x")}
     with pytest.raises(

@@ -185,14 +185,6 @@ def test_without_a_verdict_the_decision_sees_every_image(pair: Inputs, photos: P
     assert UNMEASURED not in said  # there were images
 
 
-def test_nothing_is_claimed_where_nothing_was_measured(pair: Inputs, tmp_path: Path) -> None:
-    ended = done("merge", *pair, "--recipe", "wise-ft", "--output", tmp_path / "out")
-    assert " ".join(ended.out.split()).startswith(UNMEASURED)
-    assert UNMEASURED in text_of(tmp_path / "out" / "report.html")
-    assert json.loads((tmp_path / "out" / "clipmerge.json").read_text())["bought"] is None
-    assert "What the merge bought" not in (tmp_path / "out" / "README.md").read_text()
-
-
 def test_a_loss_is_a_warning_everywhere(losing: Inputs, photos: Path, tmp_path: Path) -> None:
     flags = ("--recipe", "wise-ft", "--data", photos, "--output", tmp_path / "out")
     ended = done("merge", *losing, *flags)
@@ -305,19 +297,6 @@ def test_a_plan_of_a_wrong_pair_is_told_what_merge_is_told(pair: Inputs, tmp_pat
     file.write_text(json.dumps(plan | {"finetuned": [plan["zeroshot"]]}))
     for command in (("merge", folders[0], folders[0], "-r", "wise-ft"), ("apply", file)):
         assert "base: is given twice" in refused(clipmerge(*command, "-o", tmp_path / "three"), 2)
-
-
-def test_a_plan_without_hashes_keeps_its_effect_for_its_own_sources_alone(
-    losing: Inputs, photos: Path, tmp_path: Path
-) -> None:
-    file = tmp_path / "plan.json"
-    planned = clipmerge("plan", *losing, "-r", "wise-ft", "--data", photos, "--no-hash", "-o", file, "--format", "json")
-    other = shutil.copytree(losing[1], tmp_path / "other")
-    for finetuned, kept in ((losing[1], True), (other, False)):
-        found = clipmerge_package.apply(file, output=tmp_path / f"out-{kept}", zeroshot=losing[0], finetuned=finetuned)
-        assert found.record is not None
-        assert (found.record.bought is not None) is kept
-    assert planned.json["bought"]
 
 
 def test_of_several_the_most_accurate_is_the_one_to_compare_with(family: list[Path], photos: Path) -> None:

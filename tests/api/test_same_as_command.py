@@ -170,19 +170,6 @@ def test_evaluating_and_inspecting_report_what_the_command_reports(pair: Folders
     assert alone.record == command("inspect", pair[0], "--no-weights", "--format", "json").json
 
 
-def test_a_dry_run_decides_and_writes_nothing(pair: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    result = api.merge(*pair, "wise-ft", **QUIET)
-    assert result.path is None
-    assert result.record is not None
-    assert result.record.output is None
-    assert list(tmp_path.iterdir()) == []
-    api.apply(result.plan, output="applied", **QUIET)
-    api.merge(*pair, "wise-ft", output="merged", **QUIET)
-    weights = [Path(name, "model.safetensors").read_bytes() for name in ("applied", "merged")]
-    assert weights[0] == weights[1]
-
-
 def test_settings_may_be_given_together(pair: Folders, images: Path) -> None:
     held = api.Calibration(source=str(images), images=9, batch_size=4)
     one = api.plan(*pair, "wise-ft-id", data=held, **QUIET)

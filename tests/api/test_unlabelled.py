@@ -22,7 +22,6 @@ from clipmerge.report.sweep_headline import gain_notes
 from clipmerge.request import Calibration, SweepRequest
 from tests.support.command import clipmerge, done, refused
 from tests.support.merged_output import RECORD
-from tests.support.stopped_learning import GOES_ON, Stopping, save_every_step
 from tests.support.tiny_clip import save_images
 
 Pair = tuple[Path, Path]
@@ -72,27 +71,6 @@ def test_a_merge_learns_from_a_flat_folder_and_says_so(
     assert weights[0] == weights[1]
     assert clipmerge(*merge, "--output", tmp_path / "without").code == 0
     assert (tmp_path / "without" / "model.safetensors").read_bytes() != weights[0]
-    assert "unlabelled" not in (tmp_path / "without" / "plan" / "plan.json").read_text()
-
-
-def test_learning_resumes_only_with_the_same_unlabelled_images(
-    pair: Pair, images: Path, camera: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    save_every_step(monkeypatch)
-    other = Path(shutil.copytree(camera, tmp_path / "other"))
-
-    def goes_on(*flags: object) -> bool:
-        Stopping(monkeypatch)(1)
-        found = clipmerge("merge", *pair, "--recipe", "auto", "--data", images, *QUICK, *HELD, "--dry-run", *flags)
-        assert found.code == 130, found.err
-        return GOES_ON.format(1, 3) in found.err
-
-    assert not goes_on("--unlabelled", other)
-    assert not goes_on()
-    assert goes_on("--unlabelled", other)
-    shutil.copyfile(other / "1.png", other / "0.png")
-    assert not goes_on("--unlabelled", other)
 
 
 def test_what_cannot_be_used_is_refused(pair: Pair, images: Path, camera: Path, tmp_path: Path) -> None:

@@ -157,24 +157,6 @@ def test_a_dry_run_writes_nothing_and_a_quiet_one_prints_nothing(pair: Folders, 
         assert (outcome.code, outcome.out, outcome.err) == (0, "", "")
 
 
-def test_inspect_one_checkpoint_reads_no_weights(pair: Folders) -> None:
-    code = (
-        "import sys; sys.argv = ['clipmerge', 'inspect', sys.argv[1], '--format', 'json']\n"
-        "from clipmerge.cli.app import main\n"
-        "try: main()\n"
-        "except SystemExit as ended: assert not ended.code\n"
-        "heavy = {'torch', 'transformers', 'datasets'} & set(sys.modules)\n"
-        "assert not heavy, heavy"
-    )
-    done_process = subprocess.run([sys.executable, "-c", code, pair[0]], capture_output=True, text=True, check=False)
-    assert done_process.returncode == 0, done_process.stderr
-    record = json.loads(done_process.stdout)
-    tensors = load_file(pair[0] / "model.safetensors")
-    assert record["total"]["size"] == sum(tensor.numel() for tensor in tensors.values())
-    shapes = {name: shape for layer in record["layers"].values() for name, shape in layer["shapes"].items()}
-    assert shapes == {name: list(tensor.shape) for name, tensor in tensors.items()}
-
-
 @pytest.mark.parametrize("words", [[], ["merge"]])
 def test_help_imports_nothing_heavy_and_no_other_command(words: list[str]) -> None:
     """Typer itself imports pydantic, when it reads the words of a command."""

@@ -83,7 +83,6 @@ def test_a_mistyped_variable_is_told(pair: Folders, monkeypatch: pytest.MonkeyPa
     ("text", "said"),
     [
         ("seed = [1]", "seed: expected one value"),
-        ("template = 3", "template: expected a text or a list of texts"),
         ("seed", "cannot be read"),
         ("#" * 70_000, "larger than 64 KiB"),
         ("imags = 3", r"Did you mean 'images'\?"),

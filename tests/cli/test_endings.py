@@ -19,8 +19,7 @@ from clipmerge.cli._ending import reporting_errors
 from clipmerge.cli._terminal import Terminal
 from clipmerge.errors import HubError
 from clipmerge.files.staging import staged
-from clipmerge.output.record import Published
-from tests.support.command import clipmerge, refused, start
+from tests.support.command import clipmerge, refused
 from tests.support.counted import counted
 
 Folders = tuple[Path, Path]
@@ -87,18 +86,6 @@ def test_a_signal_while_pushing_says_that_nobody_knows(
     assert refused(clipmerge(*command), code) == f"error: {how}; {out} is complete; {said}"
     pushed = clipmerge("push", out, "acme/robust", "--license", "mit")
     assert refused(pushed, code) == f"error: {how}; {said}"
-
-
-def test_a_signal_after_a_push_says_where_it_went(
-    pair: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    out, said = tmp_path / "out", "Published hub/acme/robust at 1"
-    published = Published(url="hub/acme/robust", repo_id="acme/robust", commit="1", created=True, changed=True)
-    monkeypatch.setattr("clipmerge.publish.push.push", lambda *_, **__: published)
-    monkeypatch.setattr("clipmerge.publish.push.check_access", lambda *_, **__: None)
-    monkeypatch.setattr(Terminal, "result", stopping(signal.SIGINT))
-    outcome = clipmerge("merge", *pair, "-r", "wise-ft", "-o", out, "--push", "acme/robust")
-    assert refused(outcome, 130) == f"error: interrupted; {out} is complete; {said}"
 
 
 @pytest.mark.parametrize(
@@ -219,19 +206,6 @@ def test_a_signal_after_the_command_says_what_stands(
         assert (out / "clipmerge.json").is_file()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_stays_ignored_where_it_was(number: int) -> None:
-    code = (
-        "import signal\n"
-        f"signal.signal({number:d}, signal.SIG_IGN)\n"
-        "from clipmerge.__main__ import run\n"
-        "try: run()\n"
-        f"finally: assert signal.getsignal({number:d}) == signal.SIG_IGN"
-    )
-    ended = run("-c", code, "recipes", "list")
-    assert (ended.returncode, ended.stderr) == (0, "")
-
-
 @STOPS
 def test_a_signal_that_compiled_code_turned_into_an_error_is_still_a_signal(
     number: signal.Signals, code: int, how: str, capsys: pytest.CaptureFixture[str]
@@ -255,16 +229,6 @@ def test_a_signal_that_compiled_code_turned_into_an_error_is_still_a_signal(
             signal.signal(each, handler)
     assert ended.value.code == code
     assert capsys.readouterr().err == f"error: {how}; out is complete\n"
-
-
-def test_another_process_leaves_an_error_to_the_main_one() -> None:
-    """It waits for the launcher's SIGTERM, which comes as soon as the main process has ended."""
-    process = start("recipes", "show", "nonsense", env={"RANK": "1"})
-    with pytest.raises(subprocess.TimeoutExpired):
-        process.communicate(timeout=4)
-    process.terminate()
-    assert process.communicate() == ("", "")
-    assert process.returncode == -signal.SIGTERM
 
 
 @pytest.mark.parametrize("arguments", [("recipes", "show", "nonsense"), ("nonsense",)])

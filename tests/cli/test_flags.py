@@ -21,13 +21,6 @@ from tests.support.tiny_clip import save_images
 Folders = tuple[Path, Path]
 
 
-class Recorded(Silent):
-    """Remembers the progress of the last stage."""
-
-    def advance(self, done: float, total: float) -> None:
-        self.last = done / total
-
-
 @pytest.fixture(scope="module")
 def other(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_images(tmp_path_factory.mktemp("other"), seed=1)
@@ -36,12 +29,6 @@ def other(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def sources(images: Path, other: Path) -> list[object]:
     return ["--id", f"val={images}", "--ood", f"odd={other}", "--alphas", "0,1"]
-
-
-def test_progress_ends_at_the_end_with_another_dtype(pair: Folders, tmp_path: Path) -> None:
-    progress = Recorded()
-    api.merge(*pair, "wise-ft", dtype="bfloat16", output=tmp_path / "out", progress=progress)
-    assert progress.last == 1
 
 
 def test_recipes_alone_lists_them_in_the_format_asked_for() -> None:
@@ -166,24 +153,6 @@ def test_an_output_among_the_images_is_refused(pair: Pair, images: Path, tmp_pat
 def arguments(pair: Pair, images: Path, shifted: Path, output: Path, *more: str) -> list[str]:
     words = ["sweep", *map(str, pair), "--id", f"val={images}", "--ood", f"far={shifted}", "--alphas", "0,1"]
     return [*words, "--output", str(output), *more]
-
-
-def test_each_format_carries_what_it_is_for(pair: Pair, images: Path, shifted: Path, tmp_path: Path) -> None:
-    ended = done(*arguments(pair, images, shifted, tmp_path / "j", "--format", "json"))
-    assert set(ended.json["curve"][0]["accuracy"]) == {"val", "far"}
-    assert ended.json["output"] == str(tmp_path / "j")
-    ended = clipmerge(*arguments(pair, images, shifted, tmp_path / "q", "--format", "quiet"))
-    assert (ended.code, ended.out) == (0, "")
-    ended = clipmerge(*arguments(pair, images, shifted, tmp_path / "h", "--recipe", "lines"))
-    assert ended.code == 0
-    heads = [line.split("  ")[0] for line in ended.out.splitlines()]
-    assert [head for head in heads if head.startswith("alpha") or head == "lines"] == [
-        "alpha 0 (zero-shot)",
-        "alpha 1 (fine-tuned)",
-        "lines",
-    ]
-    ended = clipmerge(*arguments(pair, images, shifted, tmp_path / "out", "--ood", f"far={images}"))
-    assert "two --ood have the same name" in refused(ended, 2)
 
 
 @pytest.mark.slow

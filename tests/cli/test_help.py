@@ -7,9 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from clipmerge.cli._help import complete_recipe, examples, shipped_recipes
+from clipmerge.cli._help import complete_recipe, examples
 from clipmerge.cli.app import COMMANDS
-from clipmerge.planning.recipe import load_recipe, recipe_names
 from tests.support.command import clipmerge, printed, refused
 
 Folders = tuple[Path, Path]
@@ -40,15 +39,6 @@ def test_the_list_of_commands_says_what_their_own_help_says(command: str) -> Non
     assert re.search(rf"^  {command} +{re.escape(COMMANDS[command])}$", clipmerge("--help").out, re.M)
 
 
-def test_help_of_merge_names_every_recipe_and_choice() -> None:
-    text = " ".join(clipmerge("merge", "--help").out.split())
-    assert shipped_recipes() == recipe_names()
-    for recipe in recipe_names():
-        assert recipe in text
-    assert "auto|cpu|cuda|mps" in text
-    assert "keep|float32|bfloat16|float16" in text
-
-
 def test_commands_recipes_and_flags_are_completed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "straggler-mine.yaml").touch()
@@ -61,18 +51,6 @@ def test_commands_recipes_and_flags_are_completed(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("COMP_WORDS", "clipmerge re")
     monkeypatch.setenv("COMP_CWORD", "1")
     assert clipmerge().out.split() == ["report", "recipes"]
-
-
-def test_a_list_of_recipes_begins_with_the_recommended_ones_and_says_which_need_images() -> None:
-    head, *lines = clipmerge("recipes", "list").out.splitlines()
-    names, images = zip(*(line.split()[:2] for line in lines), strict=True)
-    assert head.split() == ["recipe", "images", "what", "it", "does"]
-    assert names[0] == "auto"
-    assert sorted(names) == sorted(recipe_names())
-    assert {name: word == "needed" for name, word in zip(names, images, strict=True)} == {
-        name: load_recipe(name).needs_data for name in names
-    }
-    assert all(line.endswith(".") for line in lines), lines
 
 
 @pytest.mark.parametrize(

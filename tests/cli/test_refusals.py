@@ -132,13 +132,6 @@ def test_an_output_that_is_an_input_or_exists_is_refused(copies: Folders, tmp_pa
     merge_refused(copies, "already exists")
 
 
-def test_an_output_inside_an_input_leaves_the_input_usable(copies: Folders) -> None:
-    before = {path: path.read_bytes() for path in copies[1].iterdir()}
-    assert clipmerge("merge", *copies, "--recipe", "wise-ft", "--output", copies[1] / "merged").code == 0
-    after = {path: path.read_bytes() for path in copies[1].iterdir() if path.is_file()}
-    assert before == after
-
-
 #: What an earlier output holds, and the command that reads it and would replace it.
 READ: dict[str, tuple[str, Callable[[Path], list[object]]]] = {
     "recipe": ("r.yaml", lambda at: ["merge", "ZEROSHOT", "FINETUNED", "-r", at / "r.yaml"]),

@@ -15,10 +15,9 @@ from rich.text import Text
 
 from clipmerge.cli._terminal import Format, Terminal
 from clipmerge.errors import CheckpointError, printable
-from tests.support.command import clipmerge, done, refused
+from tests.support.command import clipmerge, done
 from tests.support.counted import counted
 from tests.support.image_files import png
-from tests.support.raw_safetensors import entry, raw_file
 
 
 def test_a_reader_that_has_gone_ends_a_command_quietly() -> None:
@@ -189,14 +188,6 @@ def test_a_text_is_made_printable() -> None:
     assert str(CheckpointError(f"{EVIL}\n")) == printable(EVIL) + " "
 
 
-def test_names_of_tensors(tmp_path: Path) -> None:
-    raw_file(tmp_path / "model.safetensors", {EVIL: entry(dtype="F8_E4M3")}, bytes(8))
-    assert is_plain(refused(clipmerge("inspect", tmp_path)))
-    raw_file(tmp_path / "model.safetensors", {f"visual.{EVIL}": entry()}, bytes(8))
-    outcome = clipmerge("inspect", tmp_path)
-    assert is_plain(outcome.out + outcome.err)
-
-
 def test_paths_notes_and_tables(copies: tuple[Path, Path]) -> None:
     zeroshot, finetuned = copies
     strange = finetuned.rename(finetuned.parent / EVIL)
@@ -206,16 +197,6 @@ def test_paths_notes_and_tables(copies: tuple[Path, Path]) -> None:
     assert is_plain(outcome.err)
     assert r"\x1b[31m" in outcome.err
     assert r"\x1b[31m" in outcome.out
-
-
-def test_a_name_is_neither_markup_nor_emoji(pair: tuple[Path, Path], images: Path, tmp_path: Path) -> None:
-    ended = clipmerge("evaluate", pair[0], "--data", f"[red]a:key:b[/red]{100 * 'x'}={images}")
-    assert "[red]a:key:b[/red]" in ended.out
-    assert ended.out.count("x") == 100
-    folder = shutil.copytree(images, tmp_path / "a:key:b")
-    (next(folder.iterdir()) / "notes.txt").write_text("")
-    ended = clipmerge("evaluate", pair[0], "--data", f"x={folder}")
-    assert f"note: {folder}: left out" in ended.err
 
 
 @pytest.mark.skipif(os.name == "nt" or sys.platform == "darwin", reason="such names are not allowed there")

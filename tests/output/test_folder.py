@@ -18,9 +18,8 @@ from clipmerge.checkpoint import Inputs, align_checkpoints, open_checkpoint
 from clipmerge.errors import CheckpointError
 from clipmerge.families.clip import FAMILY as CLIP
 from clipmerge.output.side_files import write_side_files
-from tests.support.command import clipmerge, done, refused
+from tests.support.command import done
 from tests.support.raw_safetensors import edit, rename_keys, shard
-from tests.support.tiny_open_clip import model_config, save_open_clip_pair
 
 Folders = tuple[Path, Path]
 TOWERS: dict[str, Any] = {
@@ -146,23 +145,6 @@ def test_what_the_finetuned_lacks_comes_from_the_zero_shot(copies: Folders, lack
     assert any("the zero-shot one's was copied" in warning for warning in warnings)
 
 
-def test_training_leftovers_stay_behind(copies: Folders) -> None:
-    for name in ("optimizer.pt", "trainer_state.json", "clipmerge.json", ".hidden.json", "pytorch_model.bin"):
-        (copies[1] / name).write_text("{}")
-    (copies[1] / "merges.txt").write_text("#version: 0.2\n")
-    output = merge(*copies)
-    assert not {"optimizer.pt", "trainer_state.json", ".hidden.json", "pytorch_model.bin"} & {
-        f.name for f in output.iterdir()
-    }
-    assert (output / "merges.txt").exists()
-
-
-def test_a_bare_finetuned_file_takes_the_zero_shots_side_files(copies: Folders) -> None:
-    (copies[1].parent / "bare").mkdir()
-    bare = shutil.copy(copies[1] / "model.safetensors", copies[1].parent / "bare" / "clip.safetensors")
-    works(merge(copies[0], Path(bare)))
-
-
 @pytest.mark.parametrize("which", [0, 1])
 def test_a_wrappers_prefix_is_not_written(copies: Folders, which: int) -> None:
     rename_keys(copies[which], lambda key: f"module.{key}")
@@ -234,26 +216,6 @@ def test_a_config_without_a_dtype_gets_one_where_loaders_need_it(copies: Folders
         (folder / "config.json").write_text(json.dumps(config))
     written = json.loads((merge(*copies, flags=("--dtype", dtype)) / "config.json").read_text())
     assert written.get("dtype") == (dtype if dtype == "bfloat16" else None)
-
-
-def test_integers_that_differ_between_fine_tuned_checkpoints_are_refused(family: list[Path], tmp_path: Path) -> None:
-    folders = [Path(shutil.copytree(folder, tmp_path / folder.name)) for folder in family]
-    for number, folder in enumerate(folders):
-        edit(folder, **{"text_model.embeddings.position_ids": torch.arange(32)[None] + (number == 2)})
-    for recipe in ("ties", "wise-ft"):
-        line = refused(clipmerge("merge", *folders, "--recipe", recipe, "--output", tmp_path / "out"))
-        assert f"{folders[2]}: integer tensor text_model.embeddings.position_ids differs from the zero-shot one" in line
-        assert not (tmp_path / "out").exists()
-
-
-def test_bare_files_of_both_libraries_give_a_bare_output(tmp_path: Path) -> None:
-    zeroshot, finetuned = save_open_clip_pair(tmp_path, model_config())
-    assert clipmerge("convert", finetuned, tmp_path / "other", "--to", "transformers").code == 0
-    (tmp_path / "bare").mkdir()
-    for name, file in {"a": zeroshot / "open_clip_model", "b": tmp_path / "other" / "model"}.items():
-        shutil.copy(file.with_suffix(".safetensors"), tmp_path / "bare" / f"{name}.safetensors")
-    output = merge(tmp_path / "bare" / "a.safetensors", tmp_path / "bare" / "b.safetensors")
-    assert {f.name for f in output.iterdir()} == {"model.safetensors", "clipmerge.json", "README.md", "report.html"}
 
 
 def test_a_config_that_was_replaced_meanwhile_is_read_as_strictly_as_before(copies: Folders, tmp_path: Path) -> None:

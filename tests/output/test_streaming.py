@@ -8,7 +8,6 @@ import json
 import os
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -17,7 +16,6 @@ from clipmerge.api.apply import write_merge
 from clipmerge.api.plan import prepare
 from clipmerge.checkpoint import source
 from clipmerge.errors import OutputError
-from clipmerge.files import writer as output_file
 from clipmerge.files.finite import is_finite
 from clipmerge.merging.stream import MergedTensor
 from clipmerge.planning.recipe import load_recipe
@@ -130,12 +128,3 @@ def test_without_hashes_the_weights_are_the_same_and_published_without_evaluatio
     assert not hub.requests("POST", "")
     printed("push", out, "alice/robust")
     assert hub.content("alice/robust", WEIGHTS) == weights
-
-
-@pytest.mark.parametrize("size", [0, 1, 40 << 20])
-def test_an_unhashed_file_is_whole(tmp_path: Path, size: int) -> None:
-    data = np.arange(size, dtype=np.uint8)
-    with output_file.output_file(tmp_path / "file", size, hashed=False) as file:
-        file.append(data)
-        assert file.finish() is None
-    assert (tmp_path / "file").read_bytes() == data.tobytes()

@@ -18,7 +18,6 @@ from clipmerge.errors import UsageError
 from clipmerge.output.record import PUBLISHED, MergeRecord
 from clipmerge.planning.measurements import LossPath
 from clipmerge.publish import card, evaluations, public
-from clipmerge.publish.evaluations import eval_result_files
 from clipmerge.report.merge_pictures import path_png
 from clipmerge.report.page import html_page
 from tests.support.command import printed
@@ -110,16 +109,6 @@ def test_paths_with_blanks_quotes_and_ampersands_do_not_leave_it() -> None:
         "plain",
     ]
     assert shown["command"].startswith("clipmerge merge base cars --data=val -o ")
-
-
-def test_paths_and_tokens_that_no_field_names_do_not_leave_it() -> None:
-    """In a text of the record, where nothing tells which of its words is a path."""
-    layer = RECORD["layers"]["vision.0.attn"] | {"reason": "as in /srv/secret/runs/7, by hf_abcdefghijklmnop"}
-    held = RECORD | {"verdict": "better than ~/secret/old", "layers": RECORD["layers"] | {"vision.0.attn": layer}}
-    shown = public_record(held)
-    assert shown["verdict"] == "better than old"
-    assert shown["layers"]["vision.0.attn"]["reason"] == "as in 7, by hf_..."
-    assert "secret" not in model_card(held, repo_id="acme/robust")
 
 
 @pytest.mark.parametrize(
@@ -287,11 +276,3 @@ def test_evaluations_that_are_not_of_this_model(tmp_path: Path, how: str) -> Non
     record = copy.deepcopy(RECORD) | {"files": WEIGHTS}
     with pytest.raises(UsageError, match=f"--evaluation .*e.json: {message}"):
         add_results(record, [file])
-
-
-def test_two_names_that_read_alike_keep_their_files() -> None:
-    source = {"source": "hf://datasets/acme/cars:test", "revision": None}
-    record = RECORD | {"accuracy": {"a b": 0.5, "a-b": 0.75, "c": 1.0}, "sources": {"a b": source, "a-b": source}}
-    files = eval_result_files(MergeRecord.model_validate(record))
-    assert {yaml.safe_load(text)[0]["value"] for text in files.values()} == {0.5, 0.75}
-    assert len(files) == 2

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from huggingface_hub import HfApi, ModelCard, constants
+from huggingface_hub import ModelCard, constants
 from PIL import Image
 from transformers import CLIPModel
 
@@ -22,7 +22,7 @@ from clipmerge.errors import HubError, OutputError, UsageError
 from clipmerge.hub.download import fetch
 from clipmerge.hub.ids import HubId
 from clipmerge.output.record import Published
-from clipmerge.publish.push import Push, check_access, connect, find_repository, push
+from clipmerge.publish.push import check_access, push
 from clipmerge.report.page import html_page
 from tests.support.command import clipmerge
 from tests.support.hub_double import FakeHub, environment, upload
@@ -160,7 +160,7 @@ def test_the_picture_of_the_path_goes_up_with_the_card_in_one_commit(
 
 @pytest.mark.parametrize(
     ("base", "tuned", "expected"),
-    [("mit", "mit", "mit"), ("mit", "apache-2.0", None), ("mit", None, None), ("other", "other", None)],
+    [("mit", "mit", "mit"), ("mit", None, None), ("other", "other", None)],
 )
 def test_the_licence_comes_from_the_sources(
     hub: FakeHub, merged: Path, base: str, tuned: str | None, expected: str | None
@@ -181,13 +181,6 @@ def test_the_licence_comes_from_the_sources(
         push(merged, "alice/robust", endpoint=hub.url)
     card = ModelCard(hub.content("alice/robust", "README.md").decode())
     assert (card.data.license, card.data.base_model) == (expected, ["acme/base", "acme/tuned"])
-
-
-def test_a_source_that_is_gone_can_be_done_without(hub: FakeHub, merged: Path) -> None:
-    from_hub(merged, ("acme/gone", "a" * 40))
-    with pytest.raises(HubError, match=r"reading acme/gone@.*--license NAME sets it without asking the Hub"):
-        push(merged, "alice/robust", endpoint=hub.url)
-    assert push(merged, "alice/robust", license="mit", endpoint=hub.url).changed
 
 
 def turn_a_bit(file: Path) -> None:
@@ -231,46 +224,6 @@ def test_a_push_over_xet(hub: FakeHub, merged: Path, tmp_path: Path, monkeypatch
     folder = fetch(HubId("alice/robust").at(done.commit), endpoint=hub.url).folder
     assert (folder / "model.safetensors").read_bytes() == (merged / "model.safetensors").read_bytes()
     assert not push(merged, "alice/robust", endpoint=hub.url).changed
-
-
-SCRIPT = """
-import sys
-from pathlib import Path
-from clipmerge.errors import ClipmergeError
-from clipmerge.publish.push import push
-try:
-    print(push(Path(sys.argv[1]), sys.argv[2]).commit)
-except ClipmergeError as error:
-    sys.exit(f"error: {error}")
-"""
-
-
-def publish_apart(hub: FakeHub, merged: Path, **env: str) -> subprocess.CompletedProcess[str]:
-    variables = environment(hub, merged.parent) | {"PATH": "", "PYTHONPATH": str(Path.cwd())} | env
-    return subprocess.run(
-        [sys.executable, "-c", SCRIPT, str(merged), "alice/robust"],
-        env=variables,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120,
-    )
-
-
-@pytest.mark.slow
-def test_a_process_of_its_own_prints_no_progress_and_no_token(hub: FakeHub, merged: Path) -> None:
-    hub.token = "hf_" + "Zz9" * 11
-    hub.fail("PUT", "/_lfs/", status=503, headers={"Retry-After": "0"})
-    run = publish_apart(hub, merged)
-    assert (run.returncode, run.stderr) == (0, "")
-    assert run.stdout.strip() == HfApi(endpoint=hub.url, token=hub.token).model_info("alice/robust").sha
-    hub.fail("GET", "/api/whoami-v2", status=403, body={"error": f"token {hub.token} is tired"})
-    (merged / "NOTICE").write_text("new")
-    again = publish_apart(hub, merged)
-    assert again.returncode == 1
-    assert again.stderr.startswith("error: push to alice/robust: the token has no right")
-    assert again.stderr.count("\n") == 1
-    assert hub.token not in again.stderr
 
 
 def test_a_record_cannot_name_other_files_to_publish(hub: FakeHub, merged: Path) -> None:
@@ -358,22 +311,6 @@ def test_a_commit_whose_answer_is_lost_is_not_guessed_about(hub: FakeHub, merged
         push(merged, "alice/robust", create_pr=True, endpoint=hub.url)
 
 
-def test_somebody_else_commits_meanwhile(hub: FakeHub, merged: Path) -> None:
-    push(merged, "alice/robust", endpoint=hub.url)
-    (merged / "NOTICE").write_text("mine")
-
-    def commit_theirs() -> None:
-        tree = hub.files("alice/robust") | {"theirs.txt": hub.keep(b"theirs")}
-        hub.repos["model", "alice/robust"].add_commit("refs/heads/main", tree, "theirs")
-
-    hub.fail("POST", "/preupload/", status=0, then=commit_theirs)
-    with pytest.raises(HubError, match=r"somebody else committed meanwhile.*Nothing was published"):
-        push(merged, "alice/robust", endpoint=hub.url)
-    assert hub.content("alice/robust", "theirs.txt") == b"theirs"
-    assert "NOTICE" not in hub.files("alice/robust")
-    assert push(merged, "alice/robust", endpoint=hub.url).changed
-
-
 def test_without_a_hub_nothing_is_published(hub: FakeHub, merged: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UsageError, match=r"--create-pr opens a pull request on main: leave --revision out"):
         push(merged, "alice/robust", create_pr=True, revision="dev", endpoint=hub.url)
@@ -384,18 +321,6 @@ def test_without_a_hub_nothing_is_published(hub: FakeHub, merged: Path, monkeypa
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(HubError, match=r"HF_HUB_OFFLINE is set. Nothing was published"):
         push(merged, "alice/robust", endpoint=hub.url)
-
-
-def test_a_repository_that_a_visitor_may_not_see_is_not_taken_for_a_new_one(
-    hub: FakeHub, merged: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The client calls either answer a missing repository: 404, and 401 as when a token has just been revoked."""
-    api = connect(hub.url)
-    asked = Push(merged, "alice/robust", private=False, endpoint=hub.url)
-    assert find_repository(api, asked) is None
-    monkeypatch.delenv("HF_TOKEN")
-    with pytest.raises(HubError, match=r"not on the Hub, or private\. Nothing was published.*set HF_TOKEN"):
-        find_repository(api, asked)
 
 
 LOAD = """

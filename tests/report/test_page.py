@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 
 from clipmerge.output.record import MergeRecord
-from clipmerge.publish.card import model_card
 from clipmerge.report.effect_plot import effect_plot
 from tests.support.merge_records import CHANGE, RECORDS, bought, data_free, example, learned
 from tests.support.read_page import Page
@@ -221,21 +220,6 @@ def test_the_plot_puts_marks_and_intervals_where_the_numbers_say(html_of: Pages)
     assert "Further scores on other tasks" in html
     assert html.count("<td>image to text R@5</td>") == 1
     assert "<td>image to text R@1</td>" not in html  # it is drawn
-
-
-def test_a_record_from_before_corruptions_were_told_apart_calls_none_unrelated() -> None:
-    effect = bought()
-    del effect["related"], effect["related_per_image"]
-    for model in (effect["zeroshot"], *effect["finetuned"], effect["merged"]):
-        del model["related"]
-    record = MergeRecord.model_validate(learned() | {"bought": effect})
-    plot = effect_plot(record)
-    assert plot is not None
-    assert [group.title for group in plot.groups] == ["Your images", "Your images under corruptions"]
-    card = model_card(record, repo_id=None)
-    assert "| accuracy, % | target images | under corruptions | jpeg |" in card
-    assert "no recipe learns from" not in card
-    assert "under 2 of the generic corruptions jpeg, pixelate" in card
 
 
 def test_page_speaks_of_stragglers_only_where_somebody_looked(html_of: Pages) -> None:

@@ -116,14 +116,6 @@ def test_nothing_in_the_picture_is_cut_off_or_hidden_by_the_legend(names: list[s
     assert [text.get_text()[:1] for text in legend.get_texts()[3:]] == [name[:1] for name in names]
 
 
-@pytest.mark.parametrize(("name", "rows"), [("nnn", 2), ("n" * 36, 4), ("W" * 36, 8)])
-def test_the_legend_has_as_many_columns_as_fit(name: str, rows: int) -> None:
-    figure = _draw(with_recipes(*[name] * 5))
-    figure.draw_without_rendering()
-    (legend,) = figure.legends
-    assert len({round(text.get_window_extent().y0) for text in legend.get_texts()}) == rows
-
-
 @pytest.mark.uncounted
 @pytest.mark.parametrize("name", ["混合レシピ 🚀", "_$x^{$ </script> \\frac"])
 def test_names_in_any_script_are_drawn_without_a_warning(name: str, caplog: pytest.LogCaptureFixture) -> None:
