@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPModel, CLIPProcessor
 
 import clipmerge as clipmerge_package
+from clipmerge.api._merge_effect import add_verdict
 from clipmerge.api._requests import check_request
 from clipmerge.api.apply import write_merge
 from clipmerge.api.plan import prepare
