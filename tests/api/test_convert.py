@@ -228,25 +228,3 @@ def test_preprocessing_is_said_in_the_others_words() -> None:
     assert preprocess_cfg(said, 64) == (squash, [])
     with pytest.raises(CheckpointError, match="resize_mode=longest has no counterpart"):
         image_processor_config({"resize_mode": "longest"}, 64)
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"size": {"shortest_edge": 256}}, "resized to 256 there, but OpenCLIP resizes to the model's 224"),
-        ({"size": 224, "crop_size": 200}, "resized to 224"),
-        ({"resample": 0}, "Pillow's filter 0 there"),
-    ],
-)
-def test_preprocessing_that_open_clip_lacks_is_told(changes: dict[str, Any], message: str) -> None:
-    _, notes = preprocess_cfg({"size": 224, "crop_size": 224, **changes}, 224)
-    assert len(notes) == 1
-    assert message in notes[0]
-
-
-def test_a_conversion_is_not_a_side_file_of_a_merge(ours: Path, tmp_path: Path) -> None:
-    assert clipmerge("convert", ours, tmp_path / "zeroshot", "--to", "transformers").code == 0
-    shutil.copytree(tmp_path / "zeroshot", tmp_path / "finetuned")
-    arguments = (tmp_path / "zeroshot", tmp_path / "finetuned", "--recipe", "wise-ft", "--output", tmp_path / "merged")
-    assert clipmerge("merge", *arguments).code == 0
-    assert not (tmp_path / "merged" / "conversion.json").exists()
