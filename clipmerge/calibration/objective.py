@@ -18,10 +18,10 @@ from torch import Tensor
 from clipmerge.calibration.loss import CalibrationLoss
 from clipmerge.calibration.loss import Loss as Loss
 from clipmerge.calibration.path import PathWeights
+from clipmerge.calibration.prompt_cost import prompt_cost
 from clipmerge.calibration.prompts import Prompts
 from clipmerge.calibration.resume import LearningState
 from clipmerge.calibration.shares import Shares
-from clipmerge.calibration.tower_cost import TowerCost, tower_cost
 from clipmerge.checkpoint import Inputs
 from clipmerge.distributed import Processes
 from clipmerge.errors import MeasureError
@@ -148,9 +148,9 @@ class Objective:
     # Passes over this process's batches, and their work
 
     @cached_property
-    def tower_cost(self) -> TowerCost:
-        """The work of a prompt relative to that of an image."""
-        return tower_cost(self.criterion, self.shares)
+    def prompt_cost(self) -> float:
+        """The work of a prompt, in forward passes of an image."""
+        return prompt_cost(self.criterion, self.shares)
 
     def announce(self, *, forward: float = 0, gradient: float = 0, hessian: float = 0) -> None:
         """Announce all passes over the data before they start, so that their progress and time can be shown.
@@ -189,6 +189,19 @@ class Objective:
             MeasureError: If a loss is not finite.
         """
         prompts = self.criterion.prompts.features() if self.path.text_changes else self.criterion.prompt_features()
+        for batch, value, pull in self.image_gradients(prompts, loss_of):
+            if pull is not None:
+                prompts.backward(pull, retain_graph=True)  # type: ignore[no-untyped-call]
+            yield batch, value
+
+    def image_gradients(
+        self, prompts: Tensor, loss_of: Loss | None = None, pieces: Pieces | None = None
+    ) -> Iterator[tuple[Batch, float, Tensor | None]]:
+        """The same as `gradients` for given prompt features, without the text tower's gradient.
+
+        Yields:
+            The batch, its loss, and the loss's gradient of the prompt features; ``None`` if the text tower stays.
+        """
         for batch in self.shares.batches:
             features = prompts.detach().requires_grad_(self.path.text_changes)
 
@@ -197,11 +210,9 @@ class Objective:
                 features.grad = None
                 return self.criterion.add_gradients(batch, features, loss_of, most)
 
-            value = self._pieces.tried(len(batch), attempt)
-            if self.path.text_changes:
-                prompts.backward(features.grad, retain_graph=True)  # type: ignore[no-untyped-call]
+            value = (pieces or self._pieces).tried(len(batch), attempt)
             if not value < float("inf"):
                 raise MeasureError(f"the loss of calibration batch {batch.number} is {value}; check the checkpoints")
-            yield batch, value
+            yield batch, value, features.grad
             self.work.tick(GRADIENT * len(batch))
         self.path.clear_gradients()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import pytest
 import torch
@@ -11,7 +9,6 @@ import torch
 from clipmerge.calibration import activations, slopes
 from clipmerge.calibration.objective import Objective
 from clipmerge.calibration.slopes import Slopes
-from clipmerge.calibration.tower_cost import TowerCost
 from tests.support.small_objective import TEMPLATES, Ends, Reference, make_batches, objective_for, save_ends
 from tests.support.tiny_clip import layer_of
 
@@ -69,35 +66,6 @@ def test_all_prompts_give_every_batchs_own_slopes(
     assert found.at(ALPHA).slopes == close_to(expected)
 
 
-@pytest.mark.parametrize("images", [0, 1, 4, 10**9])
-def test_maps_of_images_have_tangents_or_gradients(
-    ends: Ends, expected: np.ndarray, monkeypatch: pytest.MonkeyPatch, images: int
-) -> None:
-    objective, wide = objective_of(ends), TowerCost.wide
-    monkeypatch.setattr(TowerCost, "wide", lambda cost, _images: wide(cost, images))
-    found = Slopes(objective, exact=True)
-    layers = {each.layer for each in found._tangents._maps}
-    vision = {place for place, layer in enumerate(objective.path.layers) if layer.startswith("vision.")}
-    assert vision & layers if images < 10**9 else not vision & layers
-    assert found.at(ALPHA).slopes == close_to(expected)
-
-
-def test_a_map_is_wide_if_it_writes_more_than_it_weighs(objective: Objective) -> None:
-    cost = objective.tower_cost
-    patches = next(each for each in cost.per_image if isinstance(each, torch.nn.Conv2d))
-    weights = sum(parameter.numel() for parameter in patches.parameters())
-    enough = weights // cost.per_image[patches] + 1
-    assert patches in cost.wide(enough)
-    assert patches not in cost.wide(enough - 1)
-    assert cost.per_image.keys() <= cost.called
-
-
-def test_the_loss_is_that_of_all_images(ends: Ends, objective: Objective) -> None:
-    reference = Reference(ends, templates=TEMPLATES[:2], classes=CLASSES).at(ALPHA)
-    losses = [float(reference.loss(batch).detach()) for batch in make_batches(SIZES, len(CLASSES))]
-    assert Slopes(objective).at(ALPHA).loss == pytest.approx(np.average(losses, weights=SIZES), rel=1e-5)
-
-
 @pytest.mark.parametrize("gradients", [False, True])
 def test_with_some_prompts_the_means_stay_exact(
     objective: Objective, expected: np.ndarray, gradients: bool, monkeypatch: pytest.MonkeyPatch
@@ -138,27 +106,6 @@ def test_gradients_are_weighted_by_their_points(ends: Ends, objective: Objective
         assert torch.allclose(found.gradients[name], value, rtol=1e-3, atol=1e-6), name
 
 
-def test_weights_ask_for_gradients_again_afterwards(objective: Objective) -> None:
-    Slopes(objective).at(ALPHA)
-    assert all(objective.path.parameters[name].requires_grad for name in objective.path.task_vector)
-    assert all(objective.path.parameters[name].grad is None for name in objective.path.task_vector)
-
-
-def test_few_prompts_are_held_with_their_tangents(ends: Ends, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tangents take as much memory as activations: a piece has half as many prompts."""
-    objective = objective_of(ends, prompts_at_once=10)
-    embedded: list[int] = []
-    features = objective.criterion.prompts.features
-
-    def counted(places: Any = None) -> Any:
-        embedded.extend([] if places is None else [len(places)])
-        return features(places=places)
-
-    monkeypatch.setattr(objective.criterion.prompts, "features", counted)
-    Slopes(objective).at(ALPHA)
-    assert max(embedded) == 5
-
-
 def test_images_whose_activations_do_not_fit_go_one_after_another(
     ends: Ends, expected: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -177,17 +124,6 @@ def test_images_whose_activations_do_not_fit_go_one_after_another(
     assert seen == [1] * sum(SIZES)
 
 
-def test_work_is_told_as_announced(ends: Ends) -> None:
-    seen: list[tuple[float, float]] = []
-    objective = objective_of(ends)
-    objective.work._report = lambda done, announced: seen.append((done, announced))
-    found = Slopes(objective)
-    objective.work.announce(found.work)
-    found.at(ALPHA)
-    assert seen[-1][0] == pytest.approx(seen[-1][1])
-    assert found.work > 3 * sum(SIZES)  # prompts are counted
-
-
 def test_a_draw_takes_each_place_as_often_as_its_chance() -> None:
     sizes = torch.tensor([0.0, 1.0, 2.0, 3.0, 50.0, 4.0])
     generator = torch.Generator().manual_seed(0)
@@ -198,8 +134,3 @@ def test_a_draw_takes_each_place_as_often_as_its_chance() -> None:
         assert torch.equal(chances, torch.tensor([0.0, 0.2, 0.4, 0.6, 1.0, 0.8], dtype=torch.float64)[places])
         times[places] += 1
     assert (times / 2000).tolist() == pytest.approx([0.0, 0.2, 0.4, 0.6, 1.0, 0.8], abs=0.05)
-
-
-def test_nothing_is_drawn_where_batches_agree() -> None:
-    places, _ = slopes._draw(torch.zeros(5), 3, torch.Generator())
-    assert len(places) == 0
