@@ -32,8 +32,6 @@ class MovingModel:
         self.model = model
         self.text_version = 0  # counts the moves that changed the text tower; prompts are embedded only after those
         self._pair = inputs
-        # those that interpolation has already set, of the parameters that are equal in all checkpoints
-        self._set_already: set[str] = set()
         self._dtype = None if dtype == "keep" else getattr(torch, dtype)
         model.load(inputs.theta_0, inputs.zeroshot.source)
         model.module.to(device)
@@ -48,26 +46,17 @@ class MovingModel:
         ):
             for name, tensor in ends.items():
                 require_finite(tensor, name, checkpoint.source)
-        self._shared = {
-            name
-            for name, theta_0 in self._theta_0.items()
-            if all(torch.equal(finetuned.get(name, theta_0), theta_0) for finetuned in self._finetuned)
-        }
 
     @torch.no_grad()
     def interpolate(self, alpha: float) -> None:
         """Set the weights to theta_0 + alpha * (theta_1 - theta_0), as `merge_tensor` computes it."""
         weights = (1.0 / len(self._finetuned),) * len(self._finetuned)
         for name, theta_0 in self._theta_0.items():
-            if name in self._set_already:
-                continue
             ends = [finetuned.get(name, theta_0) for finetuned in self._finetuned]
             merged = merge_tensor(theta_0, ends, alpha=alpha, weights=weights, dtype=self._dtype)
             if not is_finite(merged):
                 raise CheckpointError(f"tensor {name} overflows at alpha {alpha:g}; give --alphas in [0, 1]")
             self._set(name, merged)
-            if name in self._shared:
-                self._set_already.add(name)
 
     @torch.no_grad()
     def become_finetuned(self, which: int) -> None:
@@ -98,7 +87,6 @@ class MovingModel:
             )
 
     def _set(self, name: str, value: Tensor) -> None:
-        self._set_already.discard(name)
         target = self.model.parameters[name].data
         value = value.to(device=target.device, dtype=target.dtype)
         if self._pair.layer_of[name].startswith("text.") and not torch.equal(target, value):

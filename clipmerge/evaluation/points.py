@@ -7,8 +7,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
 from clipmerge.checkpoint import Inputs
-from clipmerge.checkpoint.alignment import is_incidental
-from clipmerge.merging.stream import merged_tensors
 from clipmerge.planning.layer_plan import LayerPlan, LearnedAlpha
 from clipmerge.planning.plan import Plan
 from clipmerge.planning.tensors import PlanTensors
@@ -64,15 +62,15 @@ def _key_of_alpha(alpha: float) -> tuple[str, float]:
 
 
 def weights_key(plan: Plan, inputs: Inputs) -> Any:
-    """Key that is equal for two plans or points of the curve if and only if they produce the same weights."""
+    """Key that is equal for two plans or points of the curve only if they produce the same weights."""
     layers = [layer for layer, names in inputs.layers.items() if any(map(inputs.merges, names))]
     entries = [plan.layers.get(layer, LayerPlan(alpha=0.0)) for layer in layers]
     coefficients = {entry.coefficient for entry in entries}
     learned = any(isinstance(coefficient, LearnedAlpha) for coefficient in coefficients)
     average = (1.0 / len(plan.weights),) * len(plan.weights)
-    other_parameters = _parameters(plan, inputs) != _parameters(plan.model_copy(update={"missing": "error"}), inputs)
-    is_plain = not (plan.combine or learned or other_parameters or any(entry.mask for entry in entries))
-    if is_plain and plan.weights == average:
+    masked = any(entry.mask for entry in entries)
+    # the curve has the zero-shot model's parameters
+    if not (plan.combine or learned or masked or plan.missing == "keep-finetuned") and plan.weights == average:
         alphas = {float(alpha) for alpha in coefficients if not isinstance(alpha, LearnedAlpha)}
         if len(alphas) == 1:
             return _key_of_alpha(alphas.pop())
@@ -80,10 +78,4 @@ def weights_key(plan: Plan, inputs: Inputs) -> Any:
     # the coefficients are determined by one method and one measurement
     origin = [plan.recipe["measure"], plan.recipe["method"] if learned else None]
     combine = plan.combine and plan.combine.model_dump(mode="json")
-    missing = plan.missing if other_parameters else None
-    return json.dumps([plan.weights, combine, missing, plan.seed, origin, settings], sort_keys=True)
-
-
-def _parameters(plan: Plan, inputs: Inputs) -> set[str]:
-    """The parameters in the plan's output; position ids and counters do not affect what a model computes."""
-    return {tensor.name for tensor in merged_tensors(inputs, plan) if not is_incidental(tensor.name)}
+    return json.dumps([plan.weights, combine, plan.missing, plan.seed, origin, settings], sort_keys=True)

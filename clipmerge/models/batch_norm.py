@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import Tensor
 from torch.nn.functional import batch_norm
@@ -15,8 +17,8 @@ class FrozenBatchNorm(torch.nn.Module):
         self.eps = norm.eps
         self.weight = torch.nn.Parameter(norm.weight.detach().clone())
         self.bias = torch.nn.Parameter(norm.bias.detach().clone())
-        self.running_mean = torch.nn.Parameter(_tensor(norm.running_mean).clone())
-        self.running_var = torch.nn.Parameter(_tensor(norm.running_var).clone())
+        self.running_mean = torch.nn.Parameter(cast(Tensor, norm.running_mean).detach().clone())
+        self.running_var = torch.nn.Parameter(cast(Tensor, norm.running_var).detach().clone())
         # timm's batch norms include the activation
         self.act: torch.nn.Module = getattr(norm, "act", torch.nn.Identity())
 
@@ -30,15 +32,9 @@ class FrozenBatchNorm(torch.nn.Module):
         return normalised
 
 
-def _tensor(statistic: Tensor | None) -> Tensor:
-    if statistic is None:
-        raise ValueError("a batch norm without running statistics has none to freeze")
-    return statistic.detach()
-
-
 def freeze_batch_norms(module: torch.nn.Module) -> None:
-    """Replace every batch norm inside a module, in place."""
+    """Replace every batch norm that has running statistics inside a module, in place."""
     for parent in list(module.modules()):
         for name, child in list(parent.named_children()):
-            if isinstance(child, torch.nn.BatchNorm2d):
+            if isinstance(child, torch.nn.BatchNorm2d) and child.track_running_stats:
                 setattr(parent, name, FrozenBatchNorm(child))
