@@ -9,44 +9,10 @@ import pytest
 import torch
 
 from benchmarks.digits import __main__ as command
-from benchmarks.digits import styles, training
+from benchmarks.digits import training
 from benchmarks.digits.training import Training
-from clipmerge.demo.data import ink_of
-from clipmerge.images.digits import CLASS_NAMES, as_rgb
 
 BRIEF = Training(zeroshot_steps=3, zeroshot_batch=8, finetune_steps=2, finetune_batch=8)
-
-
-def test_styles_are_seeded_stay_in_range_and_are_named_in_two_captions_of_three() -> None:
-    ink, digits = ink_of("train")
-    ink, words = ink[:200].float(), list(styles._STYLES)
-    (first, texts), again = (styles.styled_batch(ink, digits[:200], torch.Generator().manual_seed(3)) for _ in range(2))
-    assert torch.equal(first, again[0])
-    assert texts == again[1]
-    assert set(texts) <= set(styles.captions())
-    assert all(text.endswith(f" {CLASS_NAMES[digit]}.") for text, digit in zip(texts, digits[:200], strict=True))
-    for style in styles._STYLES.values():
-        styled = style(as_rgb(ink), torch.Generator().manual_seed(0))
-        assert -1e-6 <= styled.min() <= styled.max() <= 1 + 1e-6, "off by rounding at most"
-        assert ((styled - as_rgb(ink)).abs().amax(dim=(1, 2, 3)) > 0.02).all()
-    chosen = torch.eye(len(words), dtype=torch.bool).repeat(50, 1)
-    captions = styles._describe(torch.zeros(len(chosen), dtype=torch.long), chosen, torch.Generator().manual_seed(0))
-    said = [[word for word in caption.removesuffix(".").split() if word in words] for caption in captions]
-    assert all(named in ([], [words[row.index(True)]]) for named, row in zip(said, chosen.tolist(), strict=True))
-    assert 0.6 < sum(map(len, said)) / len(said) < 0.73
-
-
-def test_every_word_of_the_captions_is_one_token_and_nothing_is_unknown() -> None:
-    tokenizer, again = (training.caption_tokenizer(styles.captions()) for _ in range(2))
-    assert tokenizer.get_vocab() == again.get_vocab()
-    for caption in styles.captions():
-        words = caption.removesuffix(".").split()
-        assert tokenizer.tokenize(caption) == [f"{word}</w>" for word in [*words, "."]]
-    text = "hello, 42 zebras: ça va?"
-    ids = tokenizer(text)["input_ids"]
-    assert ids[0] == tokenizer.bos_token_id
-    assert ids.count(tokenizer.eos_token_id) == 1
-    assert tokenizer.decode(ids, skip_special_tokens=True).replace(" ", "") == text.replace(" ", "")
 
 
 def test_the_loss_equals_clips_own_when_captions_differ() -> None:

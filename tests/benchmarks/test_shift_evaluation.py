@@ -11,16 +11,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
-from benchmarks.shifts import densities, report, standing, summary
+from benchmarks.shifts import report, standing, summary
 from benchmarks.shifts.evaluation import Contestant, contestants, evaluate_pair, unpacked
 from benchmarks.shifts.experiment import TrainedPair
-from clipmerge.errors import RecipeError
 from clipmerge.planning.recipe import load_recipe
 from tests.benchmarks.conftest import SMALL, bits, record_of
-from tests.support.tiny_clip import CLASSES
 
 # --- evaluation
 
@@ -37,25 +34,6 @@ def test_the_file_holds_each_points_bits(evaluated: tuple[TrainedPair, Path]) ->
             assert unpacked(row["correct"][name]).mean() == row["accuracy"][name]
         # wise-ft is the curve's alpha 0.5
         assert np.array_equal(unpacked(record["recipes"][0]["correct"][name])[0], curve[1])
-
-
-def test_bits_are_in_the_order_of_the_drawings(evaluated: tuple[TrainedPair, Path]) -> None:
-    pair, file = evaluated
-    bits = unpacked(json.loads(file.read_text())["correct"]["odd"])[2]
-    for drawing in (0, 7):
-        pictures = pair.ood["odd"].rglob(f"{drawing:05d}-*.png")
-        assert bits[drawing].sum() == sum(_is_recognised(pair.finetuned, picture) for picture in pictures)
-
-
-def _is_recognised(checkpoint: Path, picture: Path) -> bool:
-    from transformers import CLIPModel, CLIPProcessor
-
-    model, processor = CLIPModel.from_pretrained(checkpoint), CLIPProcessor.from_pretrained(checkpoint)
-    texts = [f"a photo of a {name}." for name in CLASSES]
-    with Image.open(picture) as opened:
-        inputs = processor(text=texts, images=opened.convert("RGB"), return_tensors="pt", padding=True)
-    with torch.no_grad():
-        return CLASSES[int(model(**inputs).logits_per_image.argmax())] == picture.parent.name
 
 
 def test_only_what_is_missing_or_changed_is_evaluated(evaluated: tuple[TrainedPair, Path], tmp_path: Path) -> None:
@@ -79,22 +57,6 @@ def test_only_what_is_missing_or_changed_is_evaluated(evaluated: tuple[TrainedPa
     assert record["recipes"][2]["verdict"] != "not kept"
     evaluate_pair(pair, changed, file, SMALL, again=["lines"])
     assert "kept" not in [row["verdict"] for row in json.loads(file.read_text())["recipes"]]
-
-
-def test_contestants_may_have_their_own_pairs_and_images_and_must_exist(tmp_path: Path) -> None:
-    assert {"auto", "wise-ft", "lines", "monosoup"} <= {recipe.name for recipe in contestants()}
-    file = tmp_path / "list.yaml"
-    file.write_text("few:\n  pairs: ['*-1', mild-0]\n  recipes:\n    small: [auto, measure.steps=3, images=64]\n")
-    (small,) = contestants(file)
-    assert (small.group, small.images, small.recipe.measure["steps"]) == ("few", 64, 3)
-    assert [small.is_for(name) for name in ("long-1", "mild-0", "mild-10", "long-0")] == [True, True, False, False]
-    assert small.settings["images"] == 64
-    other = tmp_path / "other.yaml"
-    other.write_text("all: {pairs: ['*'], recipes: {mine: [no-such-recipe]}}\n")
-    with pytest.raises(RecipeError, match=r"other.yaml: no recipe 'no-such-recipe' \(recipes: auto"):
-        contestants(other)
-    with pytest.raises(RecipeError, match="no contestant 'wise'"):
-        contestants(only=("wise",))
 
 
 # --- standing
@@ -121,30 +83,6 @@ def test_copies_of_a_drawing_do_not_narrow_the_interval() -> None:
     assert widths[0][1] - widths[0][0] == pytest.approx(0.277, rel=0.2)
 
 
-def test_a_thing_weighs_the_same_in_every_source_that_shows_it() -> None:
-    """Sources that show halves of the things are drawn together with the one that shows all."""
-    times = standing.draws({"all": range(10), "even": range(0, 10, 2), "odd": range(1, 10, 2)}, 50)
-    assert bool((times["all"][0] == 1).all())
-    assert bool((times["all"].sum(axis=1) == 10).all())
-    assert np.array_equal(times["all"][:, ::2], times["even"])
-    assert np.array_equal(times["all"][:, 1::2], times["odd"])
-
-
-def test_accuracy_is_by_drawings_as_often_as_they_were_drawn() -> None:
-    right = np.array([[[1, 0], [1, 1], [0, 0]]], dtype=np.bool_)
-    assert standing.accuracy(np.array([[1.0, 1, 1], [2, 0, 1], [0, 3, 0]]), right).tolist() == [[0.5], [1 / 3], [1.0]]
-
-
-def test_pairs_share_the_drawings_that_are_drawn() -> None:
-    """The common part of two pairs does not cancel: the average of equal pairs has the spread of one."""
-    correct = {"test": bits([0.5, 0.5, 0.5]), "odd": bits([0.5, 0.3, 0.2])}
-    values = [standing.resampled(record_of(correct, {}, seed=seed), resamples=200).ood[:, 0] for seed in (1, 2)]
-    assert np.array_equal(values[0], values[1])
-    assert standing.over_pairs(values) == standing.over_pairs(values[:1]).__class__(
-        values[0][0], standing.over_pairs(values[:1]).interval, 2
-    )
-
-
 def test_the_interval_over_pairs_covers_their_spread() -> None:
     rng = random.Random(0)
     pairs = [np.full(401, rng.gauss(0, 1)) for _ in range(40)]
@@ -154,12 +92,6 @@ def test_the_interval_over_pairs_covers_their_spread() -> None:
     assert found.interval is not None
     error = np.std(means, ddof=1) / 40**0.5
     assert found.interval[1] - found.interval[0] == pytest.approx(2 * 1.96 * error, rel=0.25)
-
-
-def test_pairs_without_a_value_are_counted_out() -> None:
-    found = standing.over_pairs([np.full(11, np.nan), np.full(11, 2.0)])
-    assert (found.value, found.interval, found.pairs) == (2.0, (2.0, 2.0), 1)
-    assert standing.over_pairs([np.full(11, np.nan)]).value is None
 
 
 # --- page
@@ -185,25 +117,6 @@ def test_the_page_is_made_from_the_files_alone(evaluated: tuple[TrainedPair, Pat
     assert f"| `{row['name']}` | {100 * row['id']:.1f} / {100 * row['ood']:.1f} | {found.told} |" in page
     with Image.open(written[1]) as picture:
         assert picture.width > 500
-
-
-@pytest.mark.slow
-@pytest.mark.uncounted
-def test_further_pairs_and_other_machines_are_told(evaluated: tuple[TrainedPair, Path], tmp_path: Path) -> None:
-    record = json.loads(evaluated[1].read_text())
-    results = tmp_path / "results" / "emoji_shift"
-    results.mkdir(parents=True)
-    (tmp_path / "docs").mkdir()
-    for seed, cpu in ((1, "Acorn"), (3, "Zilog"), (4, "Zilog")):
-        machine = {**record["machine"], "cpu": cpu}
-        (results / f"mild-{seed}.json").write_text(
-            json.dumps({**record, "regime": "mild", "seed": seed, "machine": machine})
-        )
-    report.write_page(tmp_path / "results", tmp_path / "docs")
-    page = (tmp_path / "docs" / "results.md").read_text()
-    assert "`python -m benchmarks.shifts.emoji`, and once more with `--only mild-3,mild-4`, regenerates this." in page
-    assert ". mild-1: Acorn, Python" in page
-    assert "; mild-3, mild-4: Zilog, Python" in page
 
 
 @pytest.mark.slow
@@ -245,33 +158,3 @@ def test_the_first_screen_has_the_held_out_pairs_of_every_testbed() -> None:
     assert row[6] == "none"
     with Image.open(io.BytesIO(summary.summary_png(groups))) as picture:
         assert picture.width > 500
-
-
-def test_the_picture_of_accuracies_has_a_line_per_target_and_regime() -> None:
-    pairs = [pair_of({"auto": 0.7}, target=target, seed=seed) for target in ("art", "photo") for seed in (1, 2)]
-    one, two = (Image.open(io.BytesIO(summary.accuracies_png(some))) for some in (pairs[:2], pairs))
-    assert one.width == two.width > 500
-    assert one.height < two.height
-
-
-def test_gain_against_density_averages_random_sets() -> None:
-    recipes = {
-        "sharpest 0.5": 0.76,
-        "flattest 0.5": 0.7,
-        "random-1 0.5": 0.72,
-        "random-2 0.5": 0.78,
-        "random-1 0.1": 0.6,
-    }
-    pair = pair_of({**recipes, "random-matched": 0.9})
-    curves = densities.curves(pair)
-    assert curves["sharpest"][0.5].value == pytest.approx(0.06)
-    assert curves["random"][0.5].value == pytest.approx(0.05)
-    assert curves["random"][0.5].pairs == 2
-    assert list(curves["random"]) == [0.5, 0.1]
-    rows = densities.rows(pair)
-    assert [row[0] for row in rows] == ["0.5", "0.1"]
-    assert rows[0][3].endswith("(2 sets)")
-    assert rows[1][1:3] == ["", ""]
-    assert densities.curves(pair_of({"auto": 0.9})) == {}
-    with Image.open(io.BytesIO(densities.densities_png([pair]))) as picture:
-        assert picture.width > 300

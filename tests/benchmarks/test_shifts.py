@@ -13,13 +13,11 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from benchmarks.shifts import command, experiment, pictures
-from benchmarks.shifts.emoji import glyphs
+from benchmarks.shifts import command, experiment
 from benchmarks.shifts.emoji import shift as emoji
 from benchmarks.shifts.emoji_roles import shift as emoji_roles
 from benchmarks.shifts.experiment import Shift, Source, TrainedPair, chosen_pairs, prepare
 from benchmarks.shifts.fonts import shift as fonts
-from benchmarks.shifts.packages import fetch_packages
 from benchmarks.shifts.training import Pretraining, Regime
 from clipmerge.errors import DataError, UsageError
 from tests.benchmarks.conftest import SIZE
@@ -30,52 +28,7 @@ def inversion(taken: torch.Tensor, _: torch.Generator) -> torch.Tensor:
     return 1 - taken
 
 
-STILL = pictures.Strength(degrees=0, zoom=(1, 1), shift=0, background=1, contrast=0, noise=0, blur=0)
-
-
 # --- pictures
-
-
-def test_a_still_picture_is_the_drawing_on_white_at_half_the_size() -> None:
-    drawings = torch.rand(2, 4, 2 * SIZE, 2 * SIZE, generator=torch.Generator().manual_seed(0))
-    taken = pictures.photographed(drawings, STILL, torch.Generator().manual_seed(1))
-    for image, channel, row, column in [(0, 0, 0, 0), (0, 2, 31, 31), (1, 1, 7, 20)]:
-        total = 0.0
-        for down in (0, 1):
-            for right in (0, 1):
-                at = (2 * row + down, 2 * column + right)
-                cover = drawings[image, 3][at].item()
-                total += drawings[image, channel][at].item() * cover + (1 - cover)
-        assert taken[image, channel, row, column].item() == pytest.approx(total / 4, abs=1e-5)
-
-
-def test_every_style_is_drawn_from_the_seed_and_stays_a_picture() -> None:
-    drawings = torch.rand(40, 4, 2 * SIZE, 2 * SIZE, generator=torch.Generator().manual_seed(0))
-    for strength in (pictures.PLAIN, pictures.STRONG):
-        one, same, other = (
-            pictures.photographed(drawings, strength, torch.Generator().manual_seed(seed)) for seed in (3, 3, 4)
-        )
-        assert torch.equal(one, same)
-        assert not torch.equal(one, other)
-        assert one.shape == (40, 3, SIZE, SIZE)
-        assert one.min() >= 0
-        assert one.max() <= 1
-
-
-def test_several_drawings_of_a_thing_are_its_pictures(tmp_path: Path) -> None:
-    drawings = torch.zeros(4, 4, 2 * SIZE, 2 * SIZE, dtype=torch.uint8)
-    taken = pictures.Pictures(drawings, torch.tensor([0, 1, 0, 1]), 2, 5, None, torch.tensor([0, 2, 0, 2]))
-    pictures.write_pictures(tmp_path / "shared", ("ant", "bee"), taken)
-    names = sorted(file.relative_to(tmp_path / "shared").as_posix() for file in tmp_path.rglob("*.png"))
-    assert names == [f"{name}/0000{thing}-{copy}.png" for name, thing in (("ant", 0), ("bee", 2)) for copy in range(4)]
-
-
-def test_names_of_emoji_become_class_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert glyphs.class_folder(glyphs.plain("A_button_(blood_type)")) == "a_button_blood_type"
-    assert glyphs.class_folder(glyphs.plain("piñata")) == "pinata"
-    monkeypatch.setenv("PATH", "")
-    with pytest.raises(DataError, match=r"no `npm`; install Node"):
-        fetch_packages(["@fontsource/lora@5.3.0"], tmp_path)
 
 
 # --- training
@@ -118,18 +71,6 @@ def test_every_pair_is_trained_once_and_named(tiny_shift: Shift, prepared: tuple
     assert chosen_pairs(tiny_shift, ["both-3", "image", "both-2"]) == [("image", 0), ("both", 2), ("both", 3)]
     with pytest.raises(UsageError, match=r"no regime 'mild' \(regimes: both, image\)"):
         list(prepare(tiny_shift, folder, ["mild"]))
-
-
-def test_seeds_differ_and_a_frozen_text_tower_does_not_move(prepared: tuple[Path, list[TrainedPair]]) -> None:
-    found = []
-    for pair in prepared[1]:
-        theta_0, theta_1 = (load_file(folder / "model.safetensors") for folder in (pair.zeroshot, pair.finetuned))
-        moved = {name for name in theta_0 if not torch.equal(theta_0[name], theta_1[name])}
-        assert "logit_scale" not in moved
-        assert any(name.startswith("vision_model") for name in moved)
-        assert any(name.startswith("text_") for name in moved) == (pair.regime == "both")
-        found.append(theta_1["visual_projection.weight"])
-    assert not torch.equal(found[0], found[2])
 
 
 def test_sources_have_the_pictures_they_say(prepared: tuple[Path, list[TrainedPair]]) -> None:

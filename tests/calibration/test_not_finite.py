@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from hashlib import sha256
-from pathlib import Path
-
 import pytest
 import torch
 
 from clipmerge.calibration.coefficients import Coefficients
 from clipmerge.calibration.mixtures import try_mixture
 from clipmerge.calibration.objective import Objective
-from clipmerge.calibration.slopes import Slopes
 from clipmerge.errors import MeasureError
 from clipmerge.measures.path_barrier import path_barrier
 from tests.support.small_objective import Ends, make_batches, objective_for
@@ -32,21 +28,9 @@ def test_a_path_names_the_point(spoiled: Objective) -> None:
         path_barrier(spoiled)
 
 
-def test_slopes_name_the_batch(spoiled: Objective) -> None:
-    with pytest.raises(MeasureError, match=r"the loss of calibration batch 0 is nan; check the checkpoints"):
-        Slopes(spoiled).at(0.5)
-
-
 def test_a_mixture_names_its_weights(spoiled: Objective) -> None:
     with pytest.raises(MeasureError, match=r"the calibration loss at weights 0\.5 is nan"):
         try_mixture(spoiled, (0.5,))
-
-
-def test_coefficients_without_gradients_are_not_added_up(ends: Ends) -> None:
-    """A backward pass that reaches no weight of a tower leaves its coefficients without a gradient."""
-    coefficients = Coefficients(objective_for(ends, make_batches((2,))), "layer", 0.5)
-    coefficients.add_up()
-    assert {value.grad for value in coefficients.values.values()} == {None}
 
 
 def test_a_density_of_one_drops_nothing(ends: Ends) -> None:
@@ -59,14 +43,6 @@ def test_a_density_of_one_drops_nothing(ends: Ends) -> None:
     assert dropped == {
         name for name in objective.path.layers["vision.0.mlp"] if objective.path.theta_0[name].numel() > 1
     }
-
-
-def test_a_file_that_is_gone_is_known_by_its_name(tmp_path: Path) -> None:
-    from clipmerge.calibration.resume import _content
-
-    (tmp_path / "x").write_bytes(b"abc")
-    assert _content(tmp_path / "x") == sha256(b"abc").hexdigest()
-    assert _content(tmp_path / "gone") == str(tmp_path / "gone")
 
 
 def test_what_lies_in_memory_alone_is_copied(ends: Ends, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ from clipmerge.errors import DataError
 from clipmerge.evaluation.accuracy import load_model
 from clipmerge.images.prompts import class_prompts
 from clipmerge.models import ImageTextModel, zero_shot
-from clipmerge.models.zero_shot import class_embeddings, refuse_one_prompt
+from clipmerge.models.zero_shot import class_embeddings
 from tests.support.command import clipmerge, refused
 from tests.support.tiny_clip import save_images
 
@@ -35,25 +35,10 @@ def test_classes_of_one_prompt_are_refused(model: ImageTextModel, names: tuple[s
         Prompts(model, class_prompts(names, (template,)), 1, torch.device("cpu"))
 
 
-def test_names_that_some_classes_share_are_embedded(model: ImageTextModel) -> None:
-    features = class_embeddings(model, ("cat", "bird", "cat"), ("a {}.",), torch.device("cpu"))
-    assert torch.equal(features[0], features[2])
-    assert not torch.equal(features[0], features[1])
-
-
 def test_one_template_that_tells_classes_apart_is_enough(model: ImageTextModel) -> None:
     templates = (LONG, "a {}.")
     assert class_embeddings(model, ("bird", "cat"), templates, torch.device("cpu")).shape == (2, 16)
     assert Prompts(model, class_prompts(("bird", "cat"), templates), 2, torch.device("cpu")).classes == 2
-
-
-def test_padding_does_not_make_prompts_differ() -> None:
-    short = {"input_ids": torch.tensor([[1, 2]]), "attention_mask": torch.tensor([[1, 1]])}
-    padded = {"input_ids": torch.tensor([[1, 2, 9]]), "attention_mask": torch.tensor([[1, 1, 0]])}
-    with pytest.raises(DataError):
-        refuse_one_prompt([short, padded], 1)
-    refuse_one_prompt([short, {"input_ids": torch.tensor([[1, 2, 9]])}], 1)
-    refuse_one_prompt([short], 1)
 
 
 @pytest.mark.parametrize("command", ["evaluate", "merge"])

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from clipmerge.calibration import resume
 from clipmerge.calibration.resume import LearningState
-from clipmerge.errors import MeasureError
 
 SAVED = {"taken": torch.tensor(3), "values": torch.tensor([0.5, 0.25])}
 
@@ -46,12 +45,3 @@ def test_the_other_processes_get_the_state_of_the_main_one(
     for state in (main, other):
         for name, value in (SAVED if exists else blank()).items():
             assert torch.equal(state[name], value), name
-
-
-def test_a_process_that_is_gone_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def gone(_: Tensor) -> Tensor:
-        raise RuntimeError("Connection closed by peer")
-
-    monkeypatch.setattr(resume, "broadcast", gone)
-    with pytest.raises(MeasureError, match="another process of this run ended"):
-        process(tmp_path / "state.safetensors", main=False).restore(blank())

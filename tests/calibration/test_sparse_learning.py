@@ -14,8 +14,7 @@ from safetensors.torch import load_file
 
 from clipmerge.calibration.coefficients import Coefficients, _largest
 from clipmerge.calibration.objective import Objective
-from clipmerge.measures.learned_coefficients import learned_coefficients
-from clipmerge.measures.learned_sparse import layer_sharpness, learned_sparse, matched, sharpest
+from clipmerge.measures.learned_sparse import layer_sharpness, learned_sparse, sharpest
 from tests.support.command import clipmerge
 from tests.support.small_objective import Ends, Reference, make_batches, objective_for
 
@@ -60,25 +59,6 @@ def test_dropped_entries_are_the_zero_shot_models_and_their_scores_move(ends: En
     assert bool(slope[dropped].any())
 
 
-def test_moving_towards_fine_tuned_drops_nothing_less(ends: Ends) -> None:
-    objective = objective_for(ends, make_batches(SIZES))
-    names = [name for name, tau in objective.path.task_vector.items() if tau.ndim == 2]
-    coefficients = Coefficients(objective, "entry", 0.4)
-    coefficients.make_sparse(names[:1], 0.3)
-    coefficients.add_noise(0)
-    whole = coefficients.by_parameter()
-    coefficients.move(0.5, 0.25)
-    moved = coefficients.by_parameter()
-    for name, value in whole.items():
-        expected = 0.4 + 0.5 * (value - 0.4)
-        expected += 0.25 * (1 - expected)
-        if name == names[0]:
-            expected = torch.where(value == 0, 0.0, expected)
-        assert torch.allclose(moved[name], expected, atol=1e-6), name
-    coefficients.move(1.0)
-    assert all(torch.equal(value, whole[name]) for name, value in coefficients.by_parameter().items())
-
-
 def test_sharpness_is_the_norm_of_the_gradient_times_that_of_the_change(ends: Ends) -> None:
     batches = make_batches(SIZES)
     objective = objective_for(ends, batches)
@@ -91,26 +71,6 @@ def test_sharpness_is_the_norm_of_the_gradient_times_that_of_the_change(ends: En
             steep = sum(float(gradients[name].square().sum()) for name in names) ** 0.5
             far = sum(float((reference.ends[n][1] - reference.ends[n][0]).square().sum()) for n in names) ** 0.5
             assert measured[layer][number] == pytest.approx(steep * far, rel=1e-3), layer
-
-
-@given(st.lists(st.floats(0, 10), min_size=1, max_size=12), st.floats(0, 1))
-@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
-def test_the_sharpest_are_the_fewest_that_hold_the_share(values: list[float], share: float) -> None:
-    sharpness = {f"l{number}": value for number, value in enumerate(values)}
-    chosen = sharpest(sharpness, share)
-    held = sum(sharpness[layer] for layer in chosen)
-    assert chosen
-    assert held >= share * sum(values) * (1 - 1e-9)
-    left = [value for layer, value in sharpness.items() if layer not in chosen]
-    least = min(sharpness[layer] for layer in chosen)
-    assert all(value <= least for value in left)
-    assert len(chosen) == 1 or held - least < share * sum(values) + 1e-9
-
-
-def test_a_matched_set_has_about_as_many_entries() -> None:
-    sizes = {"a": 5, "b": 50, "c": 7, "d": 3}
-    assert matched(["a", "b", "c", "d"], sizes, 15) == ("a", "c", "d")
-    assert matched(["b", "a"], sizes, 26) == ("b",)
 
 
 def stragglers(found: Any, objective: Objective) -> list[str]:
@@ -129,22 +89,6 @@ def test_stragglers_keep_the_share_and_always_exist(ends: Ends, density: float) 
             assert torch.equal(found.coefficients[name] == 0, found.coefficients[name] <= 0)
     assert sum(found["sharpness_share"].values.values()) == pytest.approx(1)
     assert stragglers(learned_sparse(objective_for(ends, make_batches(SIZES)), **LEARN, steps=1, share=0.0), objective)
-
-
-def test_stragglers_stay_sparse_where_the_straight_path_is_better(ends: Ends) -> None:
-    objective = objective_for(ends, make_batches((8, 8, 8, 8, 8)))
-    # nothing is learned in one step so small, and dropping most of the sharpest layers costs
-    found = learned_sparse(objective, **LEARN, steps=1, rate=1e-9, density=0.05, share=0.9, held_back=0.3)
-    assert found.choice is not None
-    assert found.choice.goal > found.choice.path_goal
-    assert found.choice.alpha is None
-    sharp = stragglers(found, objective)
-    assert all(found["at_zero"].values[layer] >= 0.9 for layer in sharp)
-    dense = learned_coefficients(
-        objective_for(ends, make_batches((8, 8, 8, 8, 8))), **LEARN, steps=1, rate=1e-9, held_back=0.3
-    )
-    assert dense.choice is not None
-    assert dense.choice.goal <= dense.choice.path_goal
 
 
 @pytest.mark.slow

@@ -4,24 +4,20 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
-from clipmerge.calibration.augmentation import augmented
 from clipmerge.calibration.coefficients import Coefficients
-from clipmerge.calibration.goal import Goal, make_copies, with_teacher_targets
+from clipmerge.calibration.goal import Goal, with_teacher_targets
 from clipmerge.calibration.learning import Learned, LearningConfig, learn
 from clipmerge.calibration.objective import Objective
-from clipmerge.calibration.resume import LearningState
 from clipmerge.calibration.shares import Shares
 from clipmerge.calibration.steps import Step, lay_out, with_unlabelled
 from clipmerge.images.batches import Batch
 from tests.calibration.test_learning import SlowLearner
 from tests.support.small_objective import Ends, descend, make_batches, objective_for
-from tests.support.stopped_learning import GOES_ON, SAVED, Stopping, save_every_step
 
 SIZES, ELSEWHERE = (5, 5, 4), (4, 3)
 STILL = Goal(0.7, changes=(), copies=5)
@@ -69,21 +65,6 @@ def test_learning_minimises_the_goal_with_unlabelled_images(ends: Ends) -> None:
     assert without.divergence != pytest.approx(seen.divergence, rel=1e-2)
 
 
-def test_half_of_the_copies_are_changed_and_half_are_not(ends: Ends) -> None:
-    objective = objective_with(ends)
-    step = steps_of(objective, CHANGED, 3)[2]
-    assert step.unlabelled is not None
-    copies = make_copies(step, CHANGED, step.batch.pixels)
-    assert torch.equal(copies[:3], augmented(step.batch.pixels[:3], step.seed, CHANGED.changes))
-    assert torch.equal(copies[3:], step.unlabelled.pixels(range(len(step.unlabelled))))
-    shares = [replace(step, shard=(rank, 2)) for rank in range(2)]
-    parts = [make_copies(share, CHANGED, share.batch.pixels) for share in shares]
-    assert torch.equal(torch.stack(list(parts[0][:2]) + list(parts[1])), copies[[0, 2, 1, 3]])
-    plain = replace(step, unlabelled=None)
-    whole = augmented(step.batch.pixels, step.seed, CHANGED.changes)
-    assert torch.equal(make_copies(plain, CHANGED, step.batch.pixels), whole)
-
-
 def test_every_image_comes_once_before_any_comes_again(ends: Ends) -> None:
     order = [place for places in drawn(steps_of(objective_with(ends), STILL, 7)) for place in places]
     assert len(order) == 14
@@ -92,14 +73,6 @@ def test_every_image_comes_once_before_any_comes_again(ends: Ends) -> None:
     again = [place for places in drawn(steps_of(objective_with(ends), STILL, 7)) for place in places]
     other = [place for places in drawn(steps_of(objective_with(ends, seed=1), STILL, 7)) for place in places]
     assert again == order != other
-
-
-def test_held_back_images_back_are_looked_at_as_before(ends: Ends) -> None:
-    goal = replace(CHANGED, copies=None)
-    layouts = [lay_out(objective_with(ends, sizes=sizes), 2, share=0.3) for sizes in (ELSEWHERE, ())]
-    assert all(step.unlabelled is None for layout in layouts for step in layout.validation_steps)
-    looks = [[make_copies(step, goal, step.batch.pixels) for step in layout.validation_steps] for layout in layouts]
-    assert all(torch.equal(one, other) for one, other in zip(*looks, strict=True))
 
 
 @pytest.mark.parametrize("divergence", ["predictions", "features"])
@@ -122,27 +95,3 @@ def test_the_shares_of_a_step_add_up_to_it(ends: Ends, divergence: str) -> None:
     assert losses[1] + losses[2] == pytest.approx(losses[0], rel=1e-4)
     for key, whole in gradients[0].items():
         assert torch.allclose(gradients[1][key] + gradients[2][key], whole, rtol=1e-3, atol=1e-5), key
-
-
-def test_resumed_learning_ends_like_an_undisturbed_run(
-    ends: Ends, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    save_every_step(monkeypatch)
-    expected, whole = learned(objective_with(ends), CHANGED)
-    said: list[str] = []
-
-    def run() -> tuple[dict[str, Tensor], Learned]:
-        objective = objective_with(ends)
-        objective.learning_state = LearningState(
-            lambda: tmp_path / "state.safetensors", objective.shares.accelerator, said.append
-        )
-        with objective.learning_state.underway():
-            return learned(objective, CHANGED)
-
-    Stopping(monkeypatch)(2)
-    with pytest.raises(KeyboardInterrupt):
-        run()
-    found, resumed = run()
-    assert said == [SAVED.format(2, 4), GOES_ON.format(2, 4)]
-    assert resumed.trace == whole.trace
-    assert all(torch.equal(value, found[name]) for name, value in expected.items())

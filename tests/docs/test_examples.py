@@ -35,11 +35,6 @@ def half_way(first: Any, second: Any, merged: Any) -> bool:
     return all(torch.allclose(merged[key], (first[key] + second[key]) / 2, atol=1e-6) for key in first)
 
 
-def test_every_script_is_run_here() -> None:
-    tests = {f"after_{name}" for name in ("open_clip_train", "plain_torch", "sentence_transformers")}
-    assert {path.stem for path in EXAMPLES.glob("*.py")} == tests
-
-
 @pytest.mark.parametrize("by_name", [True, False])
 def test_open_clip_train(tmp_path: Path, by_name: bool) -> None:
     """epoch_N.pt as open_clip_train saves it after training on several processes."""
@@ -95,22 +90,3 @@ def test_sentence_transformers(pair: Folders, tmp_path: Path, inner: str) -> Non
     assert half_way(*weights)
     assert (tmp_path / "merged" / "modules.json").read_text() == (folder / "modules.json").read_text()
     assert CLIPModel.from_pretrained(tmp_path / "merged" / inner).config.model_type == "clip"
-
-
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")
-def test_sentence_transformers_itself(pair: Folders, tmp_path: Path) -> None:
-    """Where it is installed: trained by it, merged, and loaded by it."""
-    package = pytest.importorskip("sentence_transformers")
-    model = package.SentenceTransformer(str(pair[0]), device="cpu")
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=1e-2)
-    features = model.tokenize(["bird", "cat"])
-    model.train()
-    model(features)["sentence_embedding"].sum().backward()
-    optimizer.step()
-    model.save(str(tmp_path / "finetuned"))
-    flags = ["--recipe", "wise-ft", "--output", str(tmp_path / "merged")]
-    example("after_sentence_transformers").main([str(pair[0]), str(tmp_path / "finetuned"), *flags])
-    merged = package.SentenceTransformer(str(tmp_path / "merged"), device="cpu")
-    assert merged.encode(["bird"]).shape == (1, 16)

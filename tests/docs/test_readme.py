@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
 import shutil
@@ -119,12 +118,6 @@ def test_the_python_blocks_run(workplace: Path, monkeypatch: pytest.MonkeyPatch)
     assert len(found) == 2
     for block in found:
         exec(compile(block, "README.md", "exec"), {})
-
-
-def test_the_scripts_it_names_are_there_and_executable() -> None:
-    scripts = set(re.findall(r"scripts/[a-z]+", (ROOT / "README.md").read_text(encoding="utf-8")))
-    assert scripts == {"scripts/demo", "scripts/site"}
-    assert all(os.access(ROOT / script, os.X_OK) for script in scripts)
 
 
 def commands() -> list[str]:

@@ -17,7 +17,7 @@ from clipmerge.checkpoint import align_checkpoints, open_checkpoint
 from clipmerge.errors import CheckpointError
 from clipmerge.evaluation.answer_cache import AnswerCache
 from clipmerge.evaluation.moving_model import MovingModel
-from clipmerge.evaluation.points import Points, weights_key
+from clipmerge.evaluation.points import weights_key
 from clipmerge.evaluation.scorer import Move, Scorer
 from clipmerge.evaluation.settings import EvalSettings
 from clipmerge.images.dataset import load_images
@@ -25,7 +25,6 @@ from clipmerge.models.building import build_model
 from clipmerge.planning.recipe import load_recipe
 from clipmerge.progress import Silent
 from clipmerge.request import MergeRequest, Run
-from tests.support.small_objective import save_ends
 
 Folders = tuple[Path, Path]
 LACKING = "text_model.final_layer_norm.bias"
@@ -52,11 +51,6 @@ def key(run: Run) -> Any:
     return weights_key(run.plan, run.inputs)
 
 
-def test_an_even_pair_has_the_curves_points_whatever_the_recipe_says_of_missing_keys(pair: Folders) -> None:
-    for missing in ("error", "keep-zeroshot", "keep-finetuned"):
-        assert key(planned(pair, "wise-ft", missing=missing)) == ("alpha", 0.5)
-
-
 def test_a_recipe_that_drops_parameters_is_no_point_of_the_curve(uneven: Folders, tmp_path: Path) -> None:
     kept, dropped = (planned(uneven, "wise-ft", missing=f"keep-{side}") for side in ("zeroshot", "finetuned"))
     assert key(kept) == ("alpha", 0.5)
@@ -67,25 +61,6 @@ def test_a_recipe_that_drops_parameters_is_no_point_of_the_curve(uneven: Folders
     assert written[0] - written[1] == {LACKING}
 
 
-def test_points_are_told_apart_by_their_weights(pair: Folders) -> None:
-    same = planned(pair, "wise-ft")
-    points = Points(same.inputs)
-    assert [points.add_alpha(alpha) for alpha in (0.0, 0.5)] == [0, 1]
-    assert same.plan is not None
-    assert points.add_plan(same.plan, same.tensors) == 1
-    changes: list[dict[str, Any]] = [
-        {"method.alpha": 0.25},
-        {"overrides": [{"layers": "vision.0.*", "alpha": 0.1}]},
-        {"overrides": [{"layers": "vision.0.*", "density": 0.5}]},
-    ]
-    for number, change in enumerate(changes, start=2):
-        run = planned(pair, "wise-ft", **change)
-        assert run.plan is not None
-        assert points.add_plan(run.plan, run.tensors) == number
-        assert points.add_plan(run.plan, run.tensors) == number
-    assert [point.alpha for point in points.points] == [0.0, 0.5, None, None, None]
-
-
 def test_a_weight_that_overflows_is_named_with_its_alpha(pair: tuple[Path, Path]) -> None:
     zeroshot, finetuned = map(open_checkpoint, map(str, pair))
     inputs = align_checkpoints(zeroshot, [finetuned])
@@ -94,21 +69,6 @@ def test_a_weight_that_overflows_is_named_with_its_alpha(pair: tuple[Path, Path]
         moving.interpolate(1e9)
     moving.interpolate(1.0)
     assert all(bool(parameter.isfinite().all()) for parameter in moving.model.parameters.values())
-
-
-def test_shared_weights_are_set_again_after_something_else_moved_them(tmp_path: Path) -> None:
-    paths = [str(path) for path in save_ends(tmp_path, moves=("vision_model",))]
-    pair = align_checkpoints(open_checkpoint(paths[0]), [open_checkpoint(paths[1])])
-    moving = MovingModel(build_model(pair), pair, torch.device("cpu"))
-    name = "text_model.final_layer_norm.weight"
-    moving.interpolate(0.5)
-    before = moving.text_version
-    moving.interpolate(1.0)
-    assert moving.text_version == before
-    with torch.no_grad():
-        moving._set(name, moving.model.parameters[name] + 1)
-    moving.interpolate(0.5)
-    assert torch.equal(moving.model.parameters[name], pair.theta_0(name))
 
 
 def test_answers_to_the_same_images_are_found_again(tmp_path: Path) -> None:

@@ -49,21 +49,6 @@ def test_every_suite_is_well_formed() -> None:
                 assert published.alpha is None or published.alpha in suite.alphas
 
 
-def test_pairs_of_one_file_differ_where_they_must() -> None:
-    pairs = [load_suite(f"corrupted-gtsrb{size}").pairs[0] for size in SIZES]
-    assert len({(pair.zeroshot, pair.finetuned) for pair in pairs}) == 3
-    assert all(len(pair.ood) == 7 for pair in pairs)
-    assert pairs[2].finetuned == "tanganke/clip-vit-large-patch14_gtsrb"
-    for suite in map(load_suite, ("corrupted-cars", "corrupted-resisc45")):  # a broken file is left out
-        assert "pixelate" not in suite.pairs[0].ood
-        assert len(suite.pairs[0].ood) == 6
-        assert any("pixelate" in note for note in suite.notes)
-        assert any("train" in note and "seen" in note for note in suite.notes)
-    (pair,) = load_suite("imagenet-l14").pairs
-    assert isinstance(pair.zeroshot, Release)
-    assert pair.zeroshot.name == "zero-shot-vit-l14.pt"
-
-
 GOOD = """
 title: t
 model: m
@@ -81,10 +66,8 @@ ood: {far: imagenet-r}
         (GOOD.replace("title: t", "titel: t"), r"mine\.yaml: title: Field required"),
         (GOOD.replace("zeroshot: a/b", "zeroshot: {url: 'ftp://x/y'}"), r"mine\.yaml: pairs\.0\.zeroshot"),
         (GOOD + "sizes: {-b16: {}}\n", r"mine\.yaml: its sizes are '-b16'"),
-        (GOOD + "published: [{point: a, source: b, accuracy: {test: 101}}]\n", r"pairs\.0\.published\.0\.accuracy"),
         (GOOD + "pairs: 3\n", r"mine\.yaml: pairs: expected a list of pairs"),
         ("[", r"mine\.yaml: cannot be read as a suite"),
-        ("a: &x [1]\nb: *x\n", r"mine\.yaml: cannot be read as a suite \(an alias"),
         ("- 1", r"mine\.yaml: is not a suite"),
     ],
 )
@@ -163,23 +146,6 @@ def test_what_goes_wrong_is_one_line(server: Releases, monkeypatch: pytest.Monke
         fetch_release(release(), Silent())
     assert "\n" not in str(caught.value)
     assert size_of(release()) is None
-
-
-def test_a_part_of_another_file_is_thrown_away(server: Releases) -> None:
-    place = path_of(release())
-    place.parent.mkdir(parents=True)
-    (part := place.with_name(f"{place.name}.part")).write_bytes(CONTENT + b"more")
-    with pytest.raises(HubError):
-        fetch_release(release(), Silent())
-    assert not part.exists()
-    assert fetch_release(release(), Silent()).read_bytes() == CONTENT
-
-
-def test_a_file_larger_than_any_release_is_not_kept(server: Releases, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "LARGEST_RELEASE", 1 << 20)
-    with pytest.raises(HubError, match=r"it is larger than 0 GiB\. Is it the right file\?"):
-        fetch_release(release(), Silent())
-    assert not path_of(release()).exists()
 
 
 URL = f"https://github.com/{FILE}"
@@ -288,11 +254,27 @@ def test_what_cannot_be_looked_up_is_told(hub: FakeHub, tmp_path: Path) -> None:
     assert "the server does not state its size" in " ".join(told.out.split())
 
 
-@pytest.mark.parametrize("shape", [(), (4, 3, 8, 0), (8, 3)])
-def test_a_file_that_is_no_tower_with_a_head_is_refused(tmp_path: Path, shape: tuple[int, ...]) -> None:
+def test_a_file_that_is_no_tower_with_a_head_is_refused(tmp_path: Path) -> None:
     import torch
     from safetensors.torch import save_file
 
-    save_file({"visual.conv1.weight": torch.zeros(shape)}, tmp_path / "x.safetensors")
+    save_file({"visual.conv1.weight": torch.zeros(8, 3)}, tmp_path / "x.safetensors")
     with pytest.raises(CheckpointError, match=r"is not a ViT of OpenAI's CLIP with a head .*is it the right file"):
         write_config(tmp_path / "x.safetensors")
+
+
+def test_a_part_of_another_file_is_thrown_away(server: Releases) -> None:
+    place = path_of(release())
+    place.parent.mkdir(parents=True)
+    (part := place.with_name(f"{place.name}.part")).write_bytes(CONTENT + b"more")
+    with pytest.raises(HubError):
+        fetch_release(release(), Silent())
+    assert not part.exists()
+    assert fetch_release(release(), Silent()).read_bytes() == CONTENT
+
+
+def test_a_file_larger_than_any_release_is_not_kept(server: Releases, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "LARGEST_RELEASE", 1 << 20)
+    with pytest.raises(HubError, match=r"it is larger than 0 GiB\. Is it the right file\?"):
+        fetch_release(release(), Silent())
+    assert not path_of(release()).exists()

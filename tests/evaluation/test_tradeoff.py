@@ -30,52 +30,12 @@ def by_hand(curve_id: list[float], curve_ood: list[float], at: float) -> float |
     return float(max(heights)) if heights else None
 
 
-def test_height_of_a_bent_curve() -> None:
-    # at 0.7 an end of the second piece at 0.6 and of the last at 0.2: the best counts; at 0.81, more accurate than all,
-    # the most accurate point's
-    at = [0.5, 0.6, 0.7, 0.75, 0.8, 0.49, 0.81]
-    expected = [0.7, 0.65, 0.6, 0.55, 0.5, np.nan, 0.5]
-    found = height(np.array(BENT_ID), np.array(BENT_OOD), np.array(at))
-    assert found == pytest.approx(np.array(expected), nan_ok=True)
-    by_fractions = [by_hand(BENT_ID, BENT_OOD, each) for each in at]
-    assert [np.nan if each is None else each for each in by_fractions] == pytest.approx(expected, nan_ok=True)
-    assert height(np.array([0.5, 0.5]), np.array([0.2, 0.4]), np.array([0.5])).tolist() == [0.4]  # a vertical piece
-
-
-def test_accuracies_equal_but_for_rounding_are_equal() -> None:
-    """An end and a point of equal ID accuracy, whose means over sources round differently, both ways about."""
-    larger, smaller = (0.4 + 0.4) / 2, (0.7 + 0.1) / 2
-    assert larger > smaller
-    for end, at in ((smaller, larger), (larger, smaller)):
-        assert height(np.array([0.2, end]), np.array([0.5, 0.3]), np.array([at])).tolist() == [0.3]
-        assert height(np.array([end, 0.6]), np.array([0.5, 0.3]), np.array([at])).tolist() == [0.5]
-        # two points of the curve: of both, the better one
-        assert height(np.array([end, at]), np.array([0.2, 0.7]), np.array([end])).tolist() == [0.7]
-
-
-def test_one_image_in_ten_million_is_no_tie() -> None:
-    curve = np.array([0.5, 0.5 + 1e-7])
-    found = height(curve, np.array([0.2, 0.4]), np.array([0.5 - 1e-7, 0.5, 0.5 + 5e-8, 0.5 + 2e-7]))
-    assert np.isnan(found[0])
-    assert found[1:] == pytest.approx([0.2, 0.3, 0.4])
-
-
 def test_a_point_tied_with_the_end_of_the_curve_has_a_gain_and_an_interval() -> None:
     """The same images recognised in sources of 10 and 5; rounding puts the mean of one a bit above the other."""
     ids = [rows_of([2, 7, 4], 10), rows_of([2, 1, 4], 10)]
     found = standings(ids, [rows_of([9, 5, 6], 10)], range(2), seed=0, resamples=40)
     assert found[1].id_accuracy != found[2].id_accuracy
     assert found[2].gain == pytest.approx(0.1)
-
-
-def test_ties_hold_in_resampled_draws() -> None:
-    """If all images are alike every draw is a tie, so no draw may be lost to rounding."""
-    rng = np.random.default_rng(0)
-    thirds = rng.integers(1, 300, (500, 2)) / 300
-    end = thirds.mean(axis=1)
-    at = (thirds[:, ::-1] / 2).sum(axis=1) * (1 + 2e-16)
-    found = height(np.stack([end - 0.1, end], axis=1), np.array([0.5, 0.3]), at[:, None])
-    assert (found == 0.3).all()
 
 
 tenths = st.integers(0, 10).map(lambda n: n / 10)

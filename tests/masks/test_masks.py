@@ -121,13 +121,6 @@ def test_n_of_every_m_are_kept(shape: tuple[int, ...], n: int, m: int) -> None:
     assert load_plugin("masks", "n-m")(change, n=n, m=m).flatten().tolist() == expected
 
 
-def test_rescaling_keeps_the_mean() -> None:
-    change = torch.ones(400, 500)
-    masked = load_plugin("masks", "random-rescale")(change, key=RandomKey(0, "a"), density=0.2)
-    assert set(masked.unique().tolist()) == {0.0, 5.0}
-    assert float(masked.mean()) == pytest.approx(1, abs=0.03)
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_right_multiply_entry_by_entry(dtype: torch.dtype) -> None:
     change, score = example((3, 4))[0].to(dtype), example((4, 4))[1]

@@ -14,7 +14,6 @@ from clipmerge.api.apply import write_merge
 from clipmerge.api.plan import prepare
 from clipmerge.calibration.objective import Batch
 from clipmerge.checkpoint import Inputs, align_checkpoints, open_checkpoint
-from clipmerge.errors import RecipeError
 from clipmerge.methods import Decision, Task
 from clipmerge.planning.measurements import Measurements
 from clipmerge.planning.recipe import load_recipe
@@ -79,18 +78,6 @@ def test_with_one_image_a_batch_it_is_exact(ends: Ends) -> None:
             assert values[statistic] == pytest.approx(float(entries.mean()), rel=1e-3)
 
 
-def test_signs_take_the_cross_terms_away(ends: Ends) -> None:
-    """A batch's own squared gradient is several times off; random signs come close to the images' own squares."""
-    batches = make_batches((6, 5))
-    found = load_plugin("measures", "fisher")(objective_for(ends, batches), probes=100, labels="data")
-    expected = squared_gradients(ends, images_of(batches), 0.0)
-    for name, value in found.tensors["fisher_zeroshot"].items():
-        assert float(value.double().mean()) == pytest.approx(float(expected[name].mean()), rel=0.25), name
-    reference, name = Reference(ends).at(0.0), "visual_projection.weight"
-    plain = sum(float((len(batch) * reference.gradient(batch)[name]).square().mean()) for batch in batches)
-    assert not 0.6 < plain / 11 / float(expected[name].mean()) < 1.6
-
-
 @pytest.mark.slow
 def test_labels_are_drawn_from_the_models_own_predictions(ends: Ends) -> None:
     images = images_of(make_batches((4,)))
@@ -136,16 +123,6 @@ def test_coefficients_are_the_formula_entry_by_entry(ends: Ends, alpha: float, n
             expected.append(b / (a + b))
         assert found[name].flatten().tolist() == pytest.approx(expected, rel=1e-5)
         assert found[name].shape == first[name].shape
-
-
-def test_where_nothing_matters_alpha_decides_and_another_measure_is_refused(ends: Ends) -> None:
-    zeros = {name: torch.zeros_like(value) for name, value in made_up(ends)[0].items()}
-    task = task_of(ends, {"fisher_zeroshot": zeros, "fisher_finetuned": zeros})
-    for floor in (0.0, 0.1):
-        for value in decide(task, alpha=0.3, floor=floor).coefficients.values():
-            assert torch.allclose(value, torch.tensor(0.3))
-    with pytest.raises(RecipeError, match="which gram does not measure; measure with fisher"):
-        decide(task_of(ends, {}, "gram"))
 
 
 @pytest.mark.uncounted

@@ -98,12 +98,6 @@ def test_a_frozen_text_tower_is_left_out(frozen: Ends, name: str) -> None:
     assert all(layer.startswith("vision.") for layer in record.layers)
 
 
-@pytest.mark.parametrize("name", ["average-case", "hessian-trace", "learned-coefficients"])
-def test_the_seed_changes_what_is_drawn(found: dict[str, Measurements], ends: Ends, name: str) -> None:
-    other = measured(name, objective_for(ends, make_batches(SIZES), seed=1))
-    assert other != found[name]
-
-
 @pytest.mark.parametrize("name", MEASURES)
 def test_the_work_done_is_the_work_announced(alone: Alone, name: str) -> None:
     _, (done, total) = alone[name]

@@ -83,15 +83,3 @@ def test_a_signed_measure_with_its_column_touches_one_file(
     assert "rows of several layers: sum of T_l, median change" in table
     again = command("report", out, "--format", "json")
     assert again.json == json.loads((out / "clipmerge.json").read_text())
-
-
-def test_an_unsigned_statistic_is_compared_in_logarithms(
-    new_measure: Path, pair: tuple[Path, Path], images: Path, tmp_path: Path
-) -> None:
-    new_measure.write_text(NEW.replace("signed=True", "signed=False"))
-    (tmp_path / "recipe.yaml").write_text(RECIPE)
-    calibration = ("--data", images, "--images", "12", "--batch-size", "3", "--device", "cpu")
-    merged = command("merge", *pair, "-r", tmp_path / "recipe.yaml", *calibration, "--dry-run", "--format", "json")
-    assert merged.code == 0, merged.err
-    assert merged.json["stragglers"] == []
-    assert "1 layers to compare" in merged.json["verdict"]

@@ -12,16 +12,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from clipmerge.calibration import objective as calibration_objective
 from clipmerge.calibration.loss import CalibrationLoss
 from clipmerge.calibration.objective import Batch, Objective
 from clipmerge.measures.average_case import average_case
 from clipmerge.measures.first_order import first_order
-from clipmerge.measures.learned_sparse import learned_sparse
-from clipmerge.measures.path_barrier import path_barrier
 from clipmerge.measures.worst_case import worst_case
 from clipmerge.models.transformers_clip import TransformersClip
-from tests.support.small_objective import TEMPLATES, Ends, Reference, make_batches, objective_for
+from tests.support.small_objective import Ends, Reference, make_batches, objective_for
 from tests.support.tiny_clip import layer_of
 
 SIZES = (4, 4, 3)
@@ -128,45 +125,6 @@ def test_one_step_is_the_loss_at_the_first_order_maximiser(
         assert found["worst_case"].batches[layer] == pytest.approx(expected, rel=2e-4, abs=5e-6), layer
 
 
-def test_a_step_of_apgd_is_announced_as_a_gradient_of_every_layer(ends: Ends) -> None:
-    totals: list[float] = []
-    announced = {}
-    for steps in (2, 4):
-        objective = objective_for(ends, make_batches((2, 1)), progress=lambda _, total: totals.append(total))
-        worst_case(objective, rho=0.1, steps=steps, at=0.5)
-        announced[steps] = totals[-1]
-    assert announced[4] - announced[2] == 2 * 3 * len(objective.path.layers) * 3  # steps, cost of a gradient, images
-
-
-def test_apgd_finds_the_worst_logit_scale(ends: Ends, reference: Reference) -> None:
-    """A layer of one entry: its ball is an interval, searched point by point."""
-    batches = make_batches(SIZES[1:])
-    found = worst_case(objective_for(ends, batches), norm="linf", rho=0.3, steps=20, at=0.5)
-    centre = reference.parameters["logit_scale"].detach()
-    for number, batch in enumerate(batches):
-        shifts = np.linspace(-0.3, 0.3, 41) * abs(centre.item())
-        worst = max(rise(reference, batch, {"logit_scale": torch.tensor(shift)}) for shift in shifts)
-        assert found["worst_case"].batches["logit_scale"][number] == pytest.approx(worst, rel=1e-3, abs=1e-5)
-
-
-@pytest.mark.uncounted
-@pytest.mark.parametrize("norm", ["l2", "linf"])
-def test_apgd_finds_no_less_than_random_search(ends: Ends, reference: Reference, norm: Norm) -> None:
-    rho = 10 * RADIUS[norm]
-    (batch,) = make_batches(SIZES[:1])
-    found = worst_case(objective_for(ends, [batch]), norm=norm, rho=rho, steps=20, at=0.5)
-    rng = torch.Generator().manual_seed(0)
-    for layer in ("vision.norm", "text.1.mlp"):
-        names = layers_of(reference)[layer]
-        best = 0.0
-        for _ in range(20):
-            draw = {name: torch.randn(reference.parameters[name].shape, generator=rng).double() for name in names}
-            length = np.linalg.norm(flat(list(draw.values())), 2 if norm == "l2" else np.inf)
-            deltas = {name: rho / length * scale_of(reference, name, True) * draw[name] for name in names}
-            best = max(best, rise(reference, batch, deltas))
-        assert found["worst_case"].batches[layer][0] > best > 0
-
-
 def test_skipping_blocks_below_the_layer_changes_nothing(ends: Ends, monkeypatch: pytest.MonkeyPatch) -> None:
     objective, found = objective_for(ends, make_batches((3, 2))), list[dict[str, list[float]]]()
     for skipped in (True, False):
@@ -230,25 +188,3 @@ def test_average_case_is_the_mean_over_its_draws(
                 rises.append(rise(reference, batch, deltas))
             expected.append(sum(rises) / 3)
         assert found["average_case"].batches[layer] == pytest.approx(expected, rel=2e-4, abs=5e-6), layer
-
-
-def test_average_case_draws_standard_normals_anew_for_each_layer(objective: Objective) -> None:
-    module = importlib.import_module("clipmerge.measures.average_case")
-    parameters = [objective.path.parameters["visual_projection.weight"]]
-    draws = torch.stack([module._normal(objective, parameters, number)[0].flatten() for number in range(100)])
-    assert draws.unique(dim=0).shape[0] == 100
-    # 25,600 draws: five standard errors
-    assert abs(draws.mean()) < 5 / draws.numel() ** 0.5
-    assert abs(draws.var() - 1) < 5 * (2 / draws.numel()) ** 0.5
-
-
-def test_drawn_templates_are_told(ends: Ends, monkeypatch: pytest.MonkeyPatch) -> None:
-    objective = objective_for(ends, make_batches(SIZES), templates=TEMPLATES[:2])
-    assert first_order(objective).notes == ()
-    few = {"steps": 1, "start": 0.5, "held_back": 0.0}
-    assert learned_sparse(objective, **few).notes == ()
-    monkeypatch.setattr(calibration_objective, "PROMPTS_A_GRADIENT", objective.criterion.prompts.classes)
-    drawn = "measured with 1 of 2 templates, drawn at random, to bound the cost"
-    assert first_order(objective).notes == (drawn,)
-    assert path_barrier(objective, tolerance=1e9).notes[0] == drawn
-    assert learned_sparse(objective, **few).notes == (f"sharpness {drawn}",)

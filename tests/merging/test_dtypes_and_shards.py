@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from transformers import CLIPModel
 from clipmerge.api._requests import byte_count
 from clipmerge.checkpoint import open_checkpoint
 from clipmerge.errors import CheckpointError, UsageError
-from tests.support.command import clipmerge, refused
+from tests.support.command import clipmerge
 from tests.support.raw_safetensors import edit, shard
 
 Folders = tuple[Path, Path]
@@ -67,35 +66,6 @@ def test_mixed_dtypes_are_rounded_once_to_the_one_named(
         assert written.keys() == expected.keys()
     assert CLIPModel.from_pretrained(output).dtype == DTYPES[dtype]
     assert json.loads((output / "config.json").read_text())["dtype"] == dtype
-
-
-@pytest.mark.uncounted
-def test_measures_see_mixed_dtypes_in_float32(copies: Folders, images: Path, tmp_path: Path) -> None:
-    """The same weights, all saved in float32, measure the same; so do the sweep's points."""
-    tensors = (cast(copies[0], "float32"), cast(copies[1], "float16"))
-    wide = tuple(Path(shutil.copytree(folder, tmp_path / f"wide-{folder.name}")) for folder in copies)
-    for folder, weights in zip(wide, tensors, strict=True):
-        save_file({key: tensor.float() for key, tensor in weights.items()}, folder / "model.safetensors")
-    flags = ("--recipe", "straggler-outlier", "--data", images, "--images", 6, "--dry-run", "--format", "json")
-    found = clipmerge("merge", *copies, *flags, "--dtype", "float32")
-    assert found.code == 0, found.err
-    expected = clipmerge("merge", *wide, *flags)
-    assert found.json["measurements"] == expected.json["measurements"]
-    sources = ("--id", f"a={images}", "--ood", f"b={images}", "--alphas", "0.5,1", "--format", "json")
-    outcome = clipmerge("sweep", *copies, *sources, "--dtype", "float32", "--output", tmp_path / "sweep")
-    assert outcome.code == 0, outcome.err
-    again = clipmerge("sweep", *wide, *sources, "--output", tmp_path / "sweep-wide")
-    assert outcome.json["curve"] == again.json["curve"]
-    assert "--dtype" in refused(clipmerge("sweep", *copies, *sources, "--output", tmp_path / "refused"))
-
-
-def test_half_precision_is_measured_and_written(copies: Folders, images: Path, tmp_path: Path) -> None:
-    theta_0, theta_1 = (cast(folder, "bfloat16") for folder in copies)
-    flags = ("--set", "method.threshold=1e9", "--data", images, "--images", 6)  # no straggler, hence no mask
-    record = merge(copies, tmp_path / "out", "--recipe", "straggler-outlier", *flags)
-    assert {(entry["alpha"], entry["mask"]) for entry in record["layers"].values()} == {(0.5, None)}
-    written, plain = load_file(tmp_path / "out" / "model.safetensors"), plain_loop(theta_0, theta_1, 0.5, "bfloat16")
-    assert all(torch.equal(written[key], plain[key]) for key in plain)
 
 
 def shards_of(folder: Path) -> dict[str, dict[str, Tensor]]:
@@ -154,23 +124,14 @@ def test_sizes() -> None:
             byte_count("--max-shard-size", text)
 
 
-def test_a_wrong_size_is_said_before_anything_is_opened(tmp_path: Path) -> None:
-    flags = ("--output", tmp_path / "out", "--max-shard-size", "big")
-    assert "--max-shard-size big" in refused(clipmerge("merge", "a", "b", "--recipe", "wise-ft", *flags), 2)
-    assert "--max-shard-size big" in refused(clipmerge("apply", "no.json", *flags), 2)
-
-
 WEIGHT = "vision_model.encoder.layers.0.mlp.fc1.weight"
 QUANTISED: dict[str, tuple[dict[str, Tensor | None], str]] = {
     "bitsandbytes 4 bit": (
         {f"{WEIGHT}.absmax": torch.zeros(4), f"{WEIGHT}.quant_state.bitsandbytes__nf4": torch.zeros(3)},
         rf"bitsandbytes: .*{WEIGHT}\.",
     ),
-    "bitsandbytes 8 bit": ({WEIGHT.replace("weight", "SCB"): torch.zeros(4)}, "bitsandbytes"),
     "gptq": ({WEIGHT: None, WEIGHT.replace("weight", "qweight"): torch.zeros(4, dtype=torch.int32)}, "GPTQ or AWQ"),
     "fp8": ({f"{WEIGHT}_scale_inv": torch.zeros(1)}, "compressed-tensors or FP8"),
-    "quanto": ({f"{WEIGHT}._data": torch.zeros(4)}, "quanto"),
-    "hqq": ({WEIGHT.replace("weight", "W_q"): torch.zeros(4)}, "HQQ"),
 }
 
 

@@ -13,7 +13,6 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from clipmerge.checkpoint import open_checkpoint
 from clipmerge.merging.formula import weighted_change
 from clipmerge.merging.numpy_chunks import can_copy
 from clipmerge.merging.stream import merged_tensors
@@ -97,15 +96,6 @@ def test_bytes_are_those_of_the_merge_by_torch(pair: Folders, tmp_path: Path, dt
         expected = merge_tensor(zeroshot[tensor.key], finetuned[tensor.key], alpha=0.0 if left_alone else alpha)
         assert tensor.tensor().dtype == dtype
         assert tensor.tensor().numpy().tobytes() == expected.numpy().tobytes(), tensor.key
-
-
-def test_pages_are_given_back_and_read_again(pair: Folders) -> None:
-    checkpoint = open_checkpoint(str(pair[0]))
-    expected = load_file(pair[0] / "model.safetensors")
-    for key in checkpoint.entries:
-        view = checkpoint.tensor(key)
-        checkpoint.release(key)
-        assert torch.equal(view, expected[key])
 
 
 def test_a_narrow_result_is_stored_as_its_bits(pair: Folders) -> None:

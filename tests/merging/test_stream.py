@@ -13,7 +13,6 @@ from torch import Tensor
 from clipmerge.checkpoint import Inputs
 from clipmerge.errors import CheckpointError, PlanError
 from clipmerge.merging.chunks import CHUNK
-from clipmerge.merging.selection import RandomKey
 from clipmerge.merging.stream import merged_tensors
 from clipmerge.merging.tensor import merge_tensor
 from clipmerge.planning.layer_plan import LayerPlan
@@ -61,18 +60,6 @@ def test_chunks_never_show(pair: Folders, mask: str | None) -> None:
     whole = stream(opened_pair, plan_for(opened_pair, layer))
     for name, tensor in stream(opened_pair, plan_for(opened_pair, layer), chunk=17).items():
         assert torch.equal(tensor, whole[name])
-
-
-@pytest.mark.parametrize("mask", ["saliency", "random"])
-def test_every_tensor_is_the_arithmetic_on_it(pair: Folders, mask: str) -> None:
-    zeroshot, finetuned = (load_file(folder / "model.safetensors") for folder in pair)
-    inputs = inputs_of(pair)
-    scores = {name: torch.randn(tensor.shape) for name, tensor in zeroshot.items()} if mask == "saliency" else {}
-    plan = plan_for(inputs, LayerPlan(alpha=0.3, mask=mask, density=0.25), seed=5)
-    for name, tensor in stream(inputs, plan, scores).items():
-        needed = {"score": scores[name]} if scores else {"key": RandomKey(5, name)}
-        expected = merge_tensor(zeroshot[name], finetuned[name], alpha=0.3, mask=mask, density=0.25, **needed)
-        assert torch.equal(tensor, expected)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
@@ -157,29 +144,6 @@ def test_position_ids_of_one_side_or_of_another_length(copies: Folders) -> None:
         edit(folder, **{IDS: torch.arange(length)[None]})
     with pytest.raises(CheckpointError, match=f"tensor {IDS} differs in shape"):
         stream(inputs_of(copies), plan_for(inputs_of(copies)))
-
-
-def test_missing_keys_follow_the_side_that_was_chosen(copies: Folders) -> None:
-    bias = "vision_model.encoder.layers.1.mlp.fc1.bias"
-    edit(copies[0], **{FC1: None})
-    edit(copies[1], **{bias: None})
-    zeroshot, finetuned = (load_file(folder / "model.safetensors") for folder in copies)
-    for missing, kept, tensor, gone in (
-        ("keep-zeroshot", bias, zeroshot[bias], FC1),
-        ("keep-finetuned", FC1, finetuned[FC1], bias),
-    ):
-        chosen = inputs_of(copies, missing=missing)
-        merged = stream(chosen, plan_for(chosen, missing=missing))
-        assert torch.equal(merged[kept], tensor)
-        assert gone not in merged
-        assert len(merged) == len(zeroshot)
-
-
-def test_empty_tensors_pass_through(copies: Folders) -> None:
-    for folder in copies:
-        edit(folder, **{FC1: torch.empty(0, 32)})
-    for layer in (LayerPlan(alpha=0.5), LayerPlan(alpha=0.5, mask="magnitude", density=0.5)):
-        assert stream(inputs_of(copies), plan_for(inputs_of(copies), layer))[FC1].shape == (0, 32)
 
 
 def test_a_saliency_mask_without_scores_is_refused_unless_nothing_changed(pair: Folders, copies: Folders) -> None:

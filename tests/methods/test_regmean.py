@@ -10,10 +10,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from clipmerge.errors import RecipeError
 from clipmerge.planning.measurements import Measurements
 from clipmerge.plugins import load_plugin
-from tests.support.command import clipmerge, refused
+from tests.support.command import clipmerge
 from tests.support.small_objective import Ends, Reference, make_batches, objective_for
 from tests.support.tasks import decide, task_of
 
@@ -60,12 +59,6 @@ def test_gram_matrices_are_those_of_all_inputs(ends: Ends, found: Measurements, 
     assert found.notes == ("4 weights of two or more dimensions are not linear maps",)
 
 
-def test_many_prompts_are_embedded_in_pieces_with_the_same_result(ends: Ends, found: Measurements) -> None:
-    again = measure(ends, prompts_at_once=2)
-    for name, gram in found.tensors["gram_finetuned"].items():
-        assert torch.allclose(again.tensors["gram_finetuned"][name], gram, rtol=1e-4, atol=1e-3), name
-
-
 @pytest.mark.parametrize(("name", "alpha"), [(VISION, 0.2), (TEXT, 0.5)])
 def test_the_merge_is_least_squares_on_the_outputs(ends: Ends, found: Measurements, name: str, alpha: float) -> None:
     """Inputs and outputs of both checkpoints stacked, weighted by alpha, and solved without a Gram matrix."""
@@ -81,28 +74,6 @@ def test_the_merge_is_least_squares_on_the_outputs(ends: Ends, found: Measuremen
     merged, plain = weights[0] + alpha * change @ factor, weights[0] + alpha * change
     assert np.allclose(merged, expected, atol=5e-3 * np.abs(change).max())
     assert np.abs(merged - plain).max() > 20 * np.abs(merged - expected).max()  # or the factor says nothing
-
-
-def test_without_the_off_diagonal_each_input_has_its_own_coefficient(ends: Ends, found: Measurements) -> None:
-    factor = decide(task_of(ends, found), "regmean", alpha=0.25, off_diagonal=0.0).scores[TEXT]
-    g_0, g_1 = (found.tensors[f"gram_{end}"][TEXT].diagonal().tolist() for end in ("zeroshot", "finetuned"))
-    expected = [b / (0.75 * a + 0.25 * b) for a, b in zip(g_0, g_1, strict=True)]
-    assert factor.diagonal().tolist() == pytest.approx(expected, rel=1e-4)
-    assert float((factor - torch.diag(factor.diagonal())).abs().max()) < 1e-6
-
-
-def test_equal_inputs_or_none_at_all_leave_the_plain_interpolation(ends: Ends, found: Measurements) -> None:
-    same = dict.fromkeys(found.tensors, found.tensors["gram_zeroshot"])
-    none = {end: {n: torch.zeros_like(g) for n, g in grams.items()} for end, grams in found.tensors.items()}
-    for tensors in (same, none):
-        task = task_of(ends, found.model_copy(update={"tensors": tensors}))
-        for factor in decide(task, "regmean", off_diagonal=1.0).scores.values():
-            assert torch.allclose(factor, torch.eye(len(factor)), atol=1e-4)
-
-
-def test_another_measure_is_refused(ends: Ends) -> None:
-    with pytest.raises(RecipeError, match="which fisher does not measure; measure with gram"):
-        decide(task_of(ends, Measurements(measure="fisher")), "regmean")
 
 
 def test_the_command_merges_and_a_plan_gives_the_same_bytes(
@@ -124,14 +95,3 @@ def test_the_command_merges_and_a_plan_gives_the_same_bytes(
         assert torch.allclose(value.double(), ends[0][name].double() + change, atol=1e-6), name
     assert len(scores) == 3 * 2 * 6 + 2
     assert made.json["layers"]["vision.0.mlp"]["reason"] == "2 of 6 parameters by regression"
-
-
-def test_a_mask_that_needs_scores_still_asks_for_them(pair: tuple[Path, Path], tmp_path: Path) -> None:
-    """The matrix of `right-multiply` may be missing, the gradient of `saliency` may not."""
-    plan = tmp_path / "plan.json"
-    assert clipmerge("plan", *pair, "--recipe", "wise-ft", "--output", plan).code == 0
-    text = plan.read_text()
-    plan.write_text(text.replace('"mask": null', '"mask": "saliency"'))
-    assert "holds no scores for" in refused(clipmerge("apply", plan, "--output", tmp_path / "x"))
-    plan.write_text(text.replace('"mask": null', '"mask": "right-multiply"'))
-    assert clipmerge("apply", plan, "--output", tmp_path / "y").code == 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,6 @@ from clipmerge.planning.recipe import load_recipe
 from clipmerge.plugins import load_plugin
 from clipmerge.request import Calibration, MergeRequest
 from tests.support.command import clipmerge
-from tests.support.raw_safetensors import edit
 from tests.support.small_objective import make_batches
 from tests.support.tasks import decide, inputs_of, merged, task_of
 from tests.support.tiny_clip import CLASSES, layer_of, save_family, tiny_processor
@@ -110,16 +108,6 @@ def test_a_soup_of_one_is_that_checkpoint_bit_for_bit(far: list[Path]) -> None:
     assert decide(task_of(far[:3], found.model_copy(update={"mixtures": tie})), "greedy-soup").weights == (0.5, 0.5)
 
 
-def test_equal_accuracy_keeps_the_larger_soup(far: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    accuracies = {(1.0, 0, 0): 0.5, (0, 1.0, 0): 0.5, (0, 0, 1.0): 0.25, (0.5, 0.5, 0): 0.5, (1 / 3,) * 3: 0.25}
-    monkeypatch.setattr(
-        "clipmerge.measures.soup_accuracy.try_mixture",
-        lambda _objective, weights: Mixture(weights=weights, loss=1.0, accuracy=accuracies[weights]),
-    )
-    found = load_plugin("measures", "soup-accuracy")(objective_of(far))
-    assert [mixture.weights for mixture in found.mixtures] == list(accuracies)
-
-
 @pytest.mark.parametrize("count", [1, 2])
 def test_the_path_is_what_transformers_says_of_each_point(far: list[Path], count: int) -> None:
     folders = far[: 1 + count]
@@ -191,37 +179,6 @@ def test_model_stock_is_its_formula_on_every_layer(family: list[Path], count: in
         alpha = decision.layers[layer_of(name)].alpha
         average = sum(other[name] - value for other in others) / count
         assert torch.allclose(expected_weights[name].double(), value + alpha * average, atol=1e-6)
-
-
-def test_model_stock_lands_nearest_to_the_centre_that_checkpoints_scatter_around(
-    family: list[Path], tmp_path: Path
-) -> None:
-    """Three task vectors centre + scatter, scatter orthogonal to all else: the nearest point is least squares."""
-    folders = [Path(shutil.copytree(family[0], tmp_path / f"{i}")) for i in range(4)]
-    key = "text_projection.weight"
-    base = load_file(family[0] / "model.safetensors")[key]
-    basis = np.linalg.qr(np.random.default_rng(0).normal(size=(base.numel(), 4)))[0].T
-    centre, *scatter = (torch.tensor(row).view(base.shape) for row in basis)
-    ends = [(base.double() + 0.5 * centre + 0.8 * each) for each in scatter]
-    for folder, end in zip(folders[1:], ends, strict=True):
-        edit(folder, **{key: end.float()})
-    average = sum(ends) / 3 - base.double()
-    nearest = float((0.5 * centre * average).sum() / (average * average).sum())
-    decision = decide(task_of(folders), "model-stock")
-    assert decision.layers["text.projection"].alpha == pytest.approx(nearest, abs=1e-5)
-    assert decision.layers["vision.projection"].alpha == 0
-    assert "no two checkpoints moved it" in decision.layers["vision.projection"].reason
-
-
-def test_model_stock_of_opposed_checkpoints_stays_and_of_equal_ones_goes(family: list[Path], tmp_path: Path) -> None:
-    folders = [Path(shutil.copytree(family[0], tmp_path / f"{i}")) for i in range(3)]
-    state = load_file(family[0] / "model.safetensors")
-    scale, projection = "logit_scale", "text_projection.weight"
-    for folder, sign in zip(folders[1:], (1, -1), strict=True):
-        edit(folder, **{scale: state[scale] + 0.25, projection: state[projection] + sign * 0.5})
-    layers = decide(task_of(folders), "model-stock").layers
-    assert layers["logit_scale"].alpha == 1
-    assert layers["text.projection"].alpha == 0
 
 
 @pytest.mark.parametrize(

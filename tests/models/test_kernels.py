@@ -61,13 +61,6 @@ def test_products_give_the_softmax_average(mask: str) -> None:
     assert torch.allclose(found.double(), written_out(*given, seen), atol=0.03)
 
 
-def test_the_scale_is_the_one_given() -> None:
-    query, key, value = inputs()
-    with FasterKernels():
-        found = scaled_dot_product_attention(query, key, value, scale=0.0)
-    assert torch.allclose(found, value.mean(2, keepdim=True).expand_as(value), atol=0.02)
-
-
 @pytest.mark.parametrize(("dtype", "options"), [(torch.float32, {}), (torch.bfloat16, {"dropout_p": 0.5})])
 def test_other_attention_is_pytorchs(dtype: torch.dtype, options: dict[str, float]) -> None:
     torch.manual_seed(0)

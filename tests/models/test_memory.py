@@ -31,23 +31,17 @@ def _groups(folder: Path, own: str, files: dict[str, str]) -> tuple[Path, Path]:
     ("own", "files", "limits"),
     [
         ("0::/\n", {"memory.max": "17179869184\n"}, [1 << 34]),  # a container of version 2
-        ("0::/\n", {"memory.max": "max\n"}, []),
         # a batch job: its own group has no limit, and one around it has
         ("0::/slurm/job_7/step_0\n", {"slurm/job_7/step_0/memory.max": "max\n", "slurm/job_7/memory.max": "5\n"}, [5]),
         ("9:name=systemd:/\n4:cpu,memory:/a\n", {"memory/a/memory.limit_in_bytes": "7\n"}, [7]),  # version 1
         # a container of version 1 sees the host's path, and its own group at the root
         ("4:memory:/docker/0a\n3:cpu:/docker/0a\n", {"memory/memory.limit_in_bytes": "9\n"}, [9]),
-        ("nothing that the kernel writes", {}, []),
     ],
 )
 def test_limits_of_containers_and_batch_jobs(
     tmp_path: Path, own: str, files: dict[str, str], limits: list[int]
 ) -> None:
     assert list(_limits(*_groups(tmp_path, own, files))) == limits
-
-
-def test_a_system_without_control_groups_has_no_limits(tmp_path: Path) -> None:
-    assert list(_limits(tmp_path / "none", tmp_path)) == []
 
 
 @pytest.mark.parametrize(("limits", "expected"), [([], PHYSICAL), ([3, PHYSICAL * 2], 3), ([1 << 62], PHYSICAL)])

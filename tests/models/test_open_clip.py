@@ -5,16 +5,14 @@ from __future__ import annotations
 import re
 import sys
 from pathlib import Path
-from typing import Any
 
 import open_clip
 import pytest
 import torch
 from PIL import Image
 
-from clipmerge.calibration.objective import Batch, Objective
+from clipmerge.calibration.objective import Batch
 from clipmerge.checkpoint import align_checkpoints, open_checkpoint
-from clipmerge.errors import CheckpointError
 from clipmerge.models import ImageTextModel, model_for
 from clipmerge.plugins import load_plugin
 from tests.support.command import clipmerge, refused
@@ -112,18 +110,14 @@ def converted(pairs: dict[str, Folders], tmp_path_factory: pytest.TempPathFactor
     return folder / "zeroshot", folder / "finetuned"
 
 
-@pytest.mark.parametrize("measure", ["path-barrier", "first-order", "worst-case", "average-case"])
+@pytest.mark.parametrize("measure", ["path-barrier", "worst-case"])
 def test_measures_agree_with_transformers(pairs: dict[str, Folders], converted: Folders, measure: str) -> None:
     batches = make_batches((4, 3))
-    options: dict[str, Any] = {"draws": 1} if measure == "average-case" else {}
-    records = [
-        load_plugin("measures", measure)(objective_for(f, batches), **options) for f in (pairs["vit"], converted)
-    ]
-    ours, theirs = (record.layers for record in records)
+    ours, theirs = (
+        load_plugin("measures", measure)(objective_for(folders, batches)).layers
+        for folders in (pairs["vit"], converted)
+    )
     assert ours.keys() == theirs.keys()
-    if measure == "average-case":  # its draws go by parameter, and OpenCLIP stacks three
-        del ours, theirs
-        ours, theirs = ({k: v for k, v in r.layers.items() if "attn" not in k and "proj" not in k} for r in records)
     for layer, statistics in ours.items():
         for name, value in statistics.items():
             assert value == pytest.approx(theirs[layer][name], rel=1e-5, abs=1e-5), (layer, name)
@@ -151,7 +145,7 @@ def accuracy_by_hand(folder: Path, images: Path) -> float:
     return sum(right) / len(right)
 
 
-@pytest.mark.parametrize("kind", ["mixed", "resnet", "coca"])
+@pytest.mark.parametrize("kind", ["mixed", "resnet"])
 def test_a_sweep_ends_at_both_checkpoints(
     pairs: dict[str, Folders], converted: Folders, kind: str, square_images: Path, images: Path, tmp_path: Path
 ) -> None:
@@ -162,16 +156,6 @@ def test_a_sweep_ends_at_both_checkpoints(
     points = {point["alpha"]: point["accuracy"] for point in done.json["curve"]}
     for alpha, folder in zip((0, 1), ends, strict=True):
         assert points[alpha]["a"] == pytest.approx(accuracy_by_hand(folder, square_images))
-
-
-def test_a_mixed_pair_is_measured(pairs: dict[str, Folders], converted: Folders, square_images: Path) -> None:
-    for folders in ((pairs["vit"][0], converted[1]), (converted[0], pairs["vit"][1])):
-        done = clipmerge(
-            *("merge", *folders, "--recipe", "straggler-outlier", "--data", square_images, "--dry-run"),
-            *("--set", "measure.nodes=2", "--no-verdict", "--format", "json"),
-        )
-        assert done.code == 0, done.err
-        assert done.json["path"]["losses"][0] > 0
 
 
 def test_without_open_clip_one_line_says_what_to_install(
@@ -199,19 +183,3 @@ def test_what_open_clip_cannot_build_is_one_line(
     config = folder / "open_clip_config.json"
     config.write_text(config.read_text().replace(before, after))
     assert re.search(told, refused(clipmerge("evaluate", folder, "--data", f"val={square_images}")))
-
-
-def test_an_objective_moves_batch_norms(pairs: dict[str, Folders]) -> None:
-    objective: Objective = objective_for(pairs["resnet"], square_batches(64, "resnet"))
-    objective.path.move_to(0.5)
-    name = "visual.layer2.1.bn1.running_var"
-    expected = objective.path.theta_0[name] + 0.5 * objective.path.task_vector[name]
-    assert torch.equal(objective.path.parameters[name].detach(), expected)
-
-
-def test_the_model_needs_every_weight(pairs: dict[str, Folders]) -> None:
-    checkpoint = open_checkpoint(str(pairs["vit"][0]))
-    pair = align_checkpoints(checkpoint, [checkpoint])
-    model = model_for(pair.family, checkpoint.config or {}, pairs["vit"][0])
-    with pytest.raises(CheckpointError, match=r"has no |does not fit"):
-        model.load(lambda name: {}[name], "merged")

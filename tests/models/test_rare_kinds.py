@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from clipmerge.errors import CheckpointError
 from clipmerge.families.vision_text_dual_encoder import FAMILY
-from clipmerge.models.batch_norm import FrozenBatchNorm
 from clipmerge.models.blocks import entering
 from clipmerge.models.open_clip import _tokenizer, build_module, transform_for
 from clipmerge.models.transformers_clip import TransformersClip
@@ -46,11 +45,6 @@ def test_blocks_that_do_not_pass_on_what_they_get_have_no_states_between_them() 
             assert len(states) == 4
             assert torch.equal(states[0], pixels)
             assert torch.equal(states[-1], tower(pixels))
-
-
-def test_a_batch_norm_without_statistics_has_nothing_to_freeze() -> None:
-    with pytest.raises(ValueError, match="without running statistics"):
-        FrozenBatchNorm(nn.BatchNorm2d(3, track_running_stats=False))
 
 
 def test_a_configuration_without_towers_is_refused() -> None:

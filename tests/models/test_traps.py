@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 from collections.abc import Callable
@@ -78,16 +77,10 @@ DAMAGED: dict[str, tuple[Change, str]] = {
     "a missing weight": (lambda folder: edit(folder, **{KEY.replace(".", "__"): None}), f"has no {KEY}"),
     "another width": (config(projection_dim=24), "config.json does not match the weights"),
     "many layers": (config(vision_config={"num_hidden_layers": 10**7}), LARGER),
-    "many words": (config(text_config={"vocab_size": 10**12}), LARGER),
     "an activation that runs code": (
         config(vision_config={"hidden_act": "exec"}),
         "cannot build the model of its configuration ('exec')",
     ),
-    "no patch size": (
-        config(vision_config={"patch_size": 0}),
-        "cannot build the model of its configuration (integer division",
-    ),
-    "a huge image": (config(vision_config={"image_size": 10**9, "patch_size": 1}), "its configuration"),
     "huge images": (
         replaced('"shortest_edge": 32', '"shortest_edge": 20000'),
         "its image processor makes images of more than 2048 pixels per side",
@@ -98,16 +91,11 @@ DAMAGED: dict[str, tuple[Change, str]] = {
     ),
     "unknown words": (unknown_words, "its tokenizer has token 1000000, but its text tower knows"),
     "a list for a tokenizer": (wrote("tokenizer.json", "[1]"), ""),
-    "an empty tokenizer": (wrote("tokenizer.json", '{"model": {}}'), ""),
-    "a list for its settings": (wrote("tokenizer_config.json", "[]"), ""),
-    "no padding": (wrote("tokenizer_config.json", '{"tokenizer_class": "CLIPTokenizer", "pad_token": null}'), ""),
-    "null for a processor": (wrote("*processor_config.json", "null"), ""),
     "a class out of its folder": (
         wrote("*processor_config.json", '{"processor_class": "../x", "image_processor_type": 5}'),
         "",
     ),
     "a text for a size": (wrote("*processor_config.json", PROCESSOR + '"x"}}'), ""),
-    "a negative size": (wrote("*processor_config.json", PROCESSOR + '{"shortest_edge": -3}}}'), ""),
 }
 
 
@@ -149,13 +137,6 @@ def test_a_tokenizer_of_open_clip_runs_no_code_of_its_folder(images: Path, tmp_p
     assert not (tmp_path / "it ran").exists()
 
 
-def test_a_tokenizer_of_open_clip_opens_no_file_that_its_configuration_names(images: Path, tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / "pipe")
-    options = {"tokenizer_kwargs": {"bpe_path": str(tmp_path / "pipe")}}
-    folder = open_clip_with(tmp_path / "oc", vocabulary=49408, text=options)
-    assert "not allowed (bpe_path)" in refused(clipmerge("evaluate", folder, "--data", f"val={images}"))
-
-
 FAR = "it describes a far larger model|open_clip cannot build the model"
 UNPREPARED = r"its images cannot be prepared \("
 
@@ -163,26 +144,11 @@ UNPREPARED = r"its images cannot be prepared \("
 @pytest.mark.parametrize(
     ("vision", "preprocessing", "told"),
     [
-        *(({"timm_model_name": name}, None, "is not in timm's own list of models") for name in ("hf-hub:e/m", "../x")),
-        *(
-            ({key: value, **more}, None, FAR)
-            for key, value, more in (
-                ("layers", 10**7, {}),
-                ("width", 10**6, {"head_width": 10**6}),
-                ("image_size", 10**6, {"patch_size": 1}),
-            )
-        ),
-        *(
-            (None, stated, UNPREPARED)
-            for stated in (
-                {"mean": "x"},
-                {"mean": [1, 2, 3, 4]},
-                {"std": [0, 0, 0]},
-                {"interpolation": "x"},
-                {"mode": "XYZ"},
-                5,
-            )
-        ),
+        ({"timm_model_name": "hf-hub:e/m"}, None, "is not in timm's own list of models"),
+        ({"layers": 10**7}, None, FAR),
+        ({"image_size": 10**6, "patch_size": 1}, None, FAR),
+        (None, {"mean": [1, 2, 3, 4]}, UNPREPARED),
+        (None, 5, UNPREPARED),
     ],
 )
 def test_what_open_clip_cannot_build_is_one_line(
@@ -193,12 +159,6 @@ def test_what_open_clip_cannot_build_is_one_line(
         file = folder / "open_clip_config.json"
         file.write_text(json.dumps(json.loads(file.read_text()) | {"preprocess_cfg": preprocessing}))
     assert re.search(told, refused(clipmerge("evaluate", folder, "--data", f"val={images}")))
-
-
-def test_words_that_the_text_tower_of_open_clip_does_not_know(images: Path, tmp_path: Path) -> None:
-    folder = open_clip_with(tmp_path / "oc")
-    unknown_words(folder)
-    assert "its tokenizer has token 1000000, but" in refused(clipmerge("evaluate", folder, "--data", f"val={images}"))
 
 
 def test_nobody_is_asked_whether_code_may_run(

@@ -203,22 +203,6 @@ TINY: dict[str, Tiny] = {
         blocks=("vision.0.attn", "vision.1.mlp"),
         base="CLIP",
     ),
-    "MetaCLIP2 classifier": Tiny(
-        hf.MetaClip2ForImageClassification,
-        lambda: _config(hf.MetaClip2Config, projection_dim=16, num_labels=3),
-        _VIT_HEAD,
-        "MetaCLIP 2",
-        blocks=("vision.0.attn", "vision.1.mlp"),
-        base="MetaCLIP2",
-    ),
-    "SigLIP classifier": Tiny(
-        hf.SiglipForImageClassification,
-        lambda: _config(hf.SiglipConfig, num_labels=3),
-        ("vision.embeddings", "vision.norm", "vision.pooler", "head"),
-        "SigLIP",
-        blocks=("vision.0.attn", "vision.1.mlp"),
-        base="SigLIP",
-    ),
 }  # fmt: skip
 
 
