@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 
@@ -13,7 +15,7 @@ from clipmerge.calibration.learning import Learned, LearningConfig, learn
 from clipmerge.calibration.objective import Objective
 from clipmerge.models.precision import Precision
 from clipmerge.planning.measurements import HeldBackChoice, Measurements, Statistic
-from clipmerge.plugins import Augmentation, Count, NonNegative, PartialShare, Points, Positive, Share
+from clipmerge.plugins import Augmentation, Count, NonNegative, PartialShare, Points, Positive, Share, options_of
 
 #: Difference in accuracy between the images that learning saw and those held back from which a note warns.
 OVERFIT = 0.1
@@ -21,36 +23,11 @@ OVERFIT = 0.1
 UNLABELLED = True
 
 
-def learned_coefficients(
-    objective: Objective,
-    *,
-    granularity: Granularity = "entry",
-    robustness: NonNegative = 0.5,
-    steps: Count = 200,
-    batch: Count = 64,
-    copies: Count = 64,
-    rate: Positive = 0.04,
-    start: Share | None = None,
-    ceiling: Positive | None = None,
-    views: NonNegative = 1.0,
-    held_back: PartialShare = 0.2,
-    max_loss: Points = 3.0,
-    divergence: Divergence | Literal["auto"] = "auto",
-    changes: tuple[Augmentation, ...] = KINDS,
-    precision: Precision = "auto",
-) -> Measurements:
-    """Learn one coefficient per layer, parameter, output channel or entry.
+@dataclass(frozen=True, kw_only=True)
+class LearningOptions:
+    """How `learned_coefficients` learns.
 
-    Minimises the cross-entropy on fresh views of the calibration images plus ``robustness`` times the divergence from
-    the zero-shot model on generically changed copies of them, over coefficients from 0 to ``ceiling``. With a
-    ceiling of 1 the merged weights stay in the box between both checkpoints. Uses Adam with a few images per step and
-    new views and changes in every step.
-    Images held back from learning choose the starting point and, at the end, between the learned point, points on the
-    way to it and points of the straight path. With one coefficient per entry it needs six bytes per entry on a CPU,
-    and eight more on other devices, in addition to the model.
-
-    Args:
-        objective: Calibration loss; left at the chosen coefficients.
+    Attributes:
         granularity: Unit that has its own coefficient.
         robustness: Weight of the divergence, which controls the trade-off; 0 minimises the loss on the calibration
             images alone.
@@ -72,6 +49,54 @@ def learned_coefficients(
             of the uncertainty about the labels, else features of the path.
         changes: Kinds of change made in the copies.
         precision: Precision of forward passes; ``auto`` uses bfloat16 if the processor or GPU multiplies it faster.
+    """
+
+    granularity: Granularity = "entry"
+    robustness: NonNegative = 0.5
+    steps: Count = 200
+    batch: Count = 64
+    copies: Count = 64
+    rate: Positive = 0.04
+    start: Share | None = None
+    ceiling: Positive | None = None
+    views: NonNegative = 1.0
+    held_back: PartialShare = 0.2
+    max_loss: Points = 3.0
+    divergence: Divergence | Literal["auto"] = "auto"
+    changes: tuple[Augmentation, ...] = KINDS
+    precision: Precision = "auto"
+
+    def config(self, sparsify: Callable[[], tuple[Sequence[str], float]] | None = None) -> LearningConfig:
+        """The settings of learning."""
+        kind: Divergence = "predictions" if self.divergence == "auto" else self.divergence
+        return LearningConfig(
+            Goal(self.robustness, self.changes, kind, self.views, self.copies, self.precision),
+            self.steps,
+            self.rate,
+            sparsify=sparsify,
+            batch=self.batch,
+            held_back=self.held_back,
+            max_loss=self.max_loss,
+            ceiling=self.ceiling,
+            judges_zeroshot=self.divergence == "auto",
+        )
+
+
+@options_of(LearningOptions)
+def learned_coefficients(objective: Objective, **options: Any) -> Measurements:
+    """Learn one coefficient per layer, parameter, output channel or entry.
+
+    Minimises the cross-entropy on fresh views of the calibration images plus ``robustness`` times the divergence from
+    the zero-shot model on generically changed copies of them, over coefficients from 0 to ``ceiling``. With a
+    ceiling of 1 the merged weights stay in the box between both checkpoints. Uses Adam with a few images per step and
+    new views and changes in every step.
+    Images held back from learning choose the starting point and, at the end, between the learned point, points on the
+    way to it and points of the straight path. With one coefficient per entry it needs six bytes per entry on a CPU,
+    and eight more on other devices, in addition to the model.
+
+    Args:
+        objective: Calibration loss; left at the chosen coefficients.
+        **options: See `LearningOptions`.
 
     Returns:
         Statistics ``at_zero`` and ``at_one``, shares of a layer's entries whose coefficient is 0, or 1 and above; the
@@ -84,51 +109,10 @@ def learned_coefficients(
         One coefficient per layer: AdaMerging, Yang et al. 2023, arXiv:2310.02575; regularised by the predictions of
         the old model: Li and Hoiem 2016, arXiv:1606.09282. The combination, bounded and per entry, is ours.
     """
-    coefficients = Coefficients(objective, granularity, start)
-    config = learning_config(
-        robustness=robustness,
-        steps=steps,
-        batch=batch,
-        copies=copies,
-        rate=rate,
-        ceiling=ceiling,
-        views=views,
-        held_back=held_back,
-        max_loss=max_loss,
-        divergence=divergence,
-        changes=changes,
-        precision=precision,
-    )
-    return learned_measurements("learned-coefficients", objective, coefficients, learn(objective, coefficients, config))
-
-
-def learning_config(
-    *,
-    robustness: float,
-    steps: int,
-    batch: int,
-    copies: int,
-    rate: float,
-    ceiling: float | None,
-    views: float,
-    held_back: float,
-    max_loss: float,
-    divergence: Divergence | Literal["auto"],
-    changes: tuple[Augmentation, ...],
-    precision: Precision,
-) -> LearningConfig:
-    """Collect the options of `learned_coefficients`."""
-    kind: Divergence = "predictions" if divergence == "auto" else divergence
-    return LearningConfig(
-        Goal(robustness, changes, kind, views, copies, precision),
-        steps,
-        rate,
-        batch=batch,
-        held_back=held_back,
-        max_loss=max_loss,
-        ceiling=ceiling,
-        judges_zeroshot=divergence == "auto",
-    )
+    chosen = LearningOptions(**options)
+    coefficients = Coefficients(objective, chosen.granularity, chosen.start)
+    learned = learn(objective, coefficients, chosen.config())
+    return learned_measurements("learned-coefficients", objective, coefficients, learned)
 
 
 def _overfit(choice: HeldBackChoice | None) -> tuple[str, ...]:

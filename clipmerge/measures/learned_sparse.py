@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any, Literal
 
 from torch import Tensor
@@ -15,17 +14,17 @@ from clipmerge.calibration.learning import learn
 from clipmerge.calibration.objective import Objective
 from clipmerge.layers import block_of
 from clipmerge.measures._statistics import statistic
-from clipmerge.measures.learned_coefficients import learned_coefficients, learned_measurements, learning_config
+from clipmerge.measures.learned_coefficients import LearningOptions, learned_measurements
 from clipmerge.planning.measurements import Measurements, Statistic
 from clipmerge.planning.stragglers import find_stragglers
-from clipmerge.plugins import Count, Density, Points, Share, options_of, plugin_options
+from clipmerge.plugins import Count, Density, Points, Share, options_of
 
 #: Whether it can also learn from unlabelled images.
 UNLABELLED = True
 Rule = Literal["share", "outlier", "flattest", "random"]
 
 
-@options_of(learned_coefficients, without=("max_loss",))
+@options_of(LearningOptions, without=("max_loss",))
 def learned_sparse(
     objective: Objective,
     *,
@@ -65,11 +64,10 @@ def learned_sparse(
         Inspired by Abdollahpoorrostam 2024, arXiv:2410.16476; straight-through: Bengio et al. 2013, arXiv:1308.3432.
         The definitions are ours.
     """
-    settings = {**plugin_options("measures", "learned-coefficients"), **options, "max_loss": max_loss}
+    chosen = LearningOptions(max_loss=max_loss, **options)
     finder = _Finder(objective, rule, share, draw)
-    coefficients = Coefficients(objective, settings.pop("granularity"), settings.pop("start"))
-    config = replace(learning_config(**settings), sparsify=lambda: (finder.parameters(), density))
-    learned = learn(objective, coefficients, config)
+    coefficients = Coefficients(objective, chosen.granularity, chosen.start)
+    learned = learn(objective, coefficients, chosen.config(lambda: (finder.parameters(), density)))
     if not learned.trace:
         objective.announce(gradient=1)
         finder.measure()
