@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import filecmp
+import os
 import shutil
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 from clipmerge.api import demo as of_the_api
 from clipmerge.api.merge import merge
@@ -76,6 +80,21 @@ def test_both_checkpoints_load_as_ordinary_ones(pair: DemoPair) -> None:
         tokens = [tokenizer([TEMPLATE.format("seven")], return_tensors="pt", **each) for each in padding]
         with torch.no_grad():
             assert torch.allclose(*(model.text_model(**each).pooler_output for each in tokens), atol=1e-5)
+
+
+def test_another_processor_gets_the_same_models_and_images_to_the_byte(pair: DemoPair, tmp_path: Path) -> None:
+    """README's numbers are those of one pair: nothing of it is computed so that a processor's own rounding shows."""
+    code = "import pathlib, sys; from clipmerge.demo.pair import prepare; prepare(pathlib.Path(sys.argv[1]))"
+    plain = {"ATEN_CPU_CAPABILITY": "default", "MKL_ENABLE_INSTRUCTIONS": "SSE4_2"}
+    subprocess.run([sys.executable, "-c", code, tmp_path / "pair"], env=os.environ | plain, check=True)
+    files = [path.relative_to(tmp_path / "pair") for path in (tmp_path / "pair").rglob("*") if path.is_file()]
+    assert len(files) > 697 + 5 * 400
+    assert filecmp.cmpfiles(pair.zeroshot.parent, tmp_path / "pair", files, shallow=False)[1:] == ([], [])
+    for folder in (pair.zeroshot, pair.finetuned):
+        shipped = load_file(demo.MODELS / f"{folder.name}.safetensors")
+        written = load_file(folder / "model.safetensors")
+        assert all(torch.equal(written.pop(name), tensor.float()) for name, tensor in shipped.items())
+        assert written == {}
 
 
 def test_images_lie_in_a_folder_per_class_and_pair_up(pair: DemoPair) -> None:
