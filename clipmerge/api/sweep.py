@@ -34,7 +34,7 @@ from clipmerge.api._unlabelled import check_unlabelled
 from clipmerge.api.plan import Known, check_ancestry, open_inputs, prepare
 from clipmerge.checkpoint import Inputs, align_checkpoints
 from clipmerge.errors import UsageError, VerdictError
-from clipmerge.evaluation.conclusion import loss_warnings
+from clipmerge.evaluation.conclusion import loses, loss_warnings
 from clipmerge.evaluation.points import Point, Points
 from clipmerge.evaluation.tradeoff import RESAMPLES, standings
 from clipmerge.images.dataset import LabelledImages, load_images, load_unlabelled
@@ -232,6 +232,7 @@ def _rows(request: SweepRequest, correct: dict[str, Correct]) -> list[dict[str, 
         range(len(request.alphas)),
         seed=request.seed,
     )
+    finetuned = places[request.alphas.index(1.0)].id_accuracy if 1.0 in request.alphas else None
     return [
         {
             "accuracy": {name: float(right[number].mean()) for name, right in correct.items()},
@@ -242,6 +243,7 @@ def _rows(request: SweepRequest, correct: dict[str, Correct]) -> list[dict[str, 
             "gain": place.gain,
             "gain_interval": list(place.gain_interval) if place.gain_interval else None,
             "gain_note": place.gain_note,
+            "loses": None if finetuned is None else loses(place.id_accuracy - finetuned, request.max_loss),
         }
         for number, place in enumerate(places)
     ]

@@ -10,7 +10,7 @@ from typing import TypeAlias
 
 from clipmerge.errors import UsageError
 from clipmerge.files.hashes import sha256_of
-from clipmerge.images.content import read_file
+from clipmerge.images.content import first_copies, read_file
 from clipmerge.images.dataset import LabelledImages
 from clipmerge.images.decoding import decode, extent
 from clipmerge.images.retrieval import CaptionedImages
@@ -92,7 +92,10 @@ def check_overlap(
     unlabelled: LabelledImages | None = None,
     tasks: Mapping[str, Images] | None = None,
 ) -> list[str]:
-    """Refuse OOD images that recipes are calibrated on, and unlabelled ones used again; note others used twice."""
+    """Refuse OOD images that recipes are calibrated on, and unlabelled ones used again; note others used twice.
+
+    Copies inside one source are noted too, since each counts in its accuracy.
+    """
     id_prints = {f"--id {name}": Fingerprints(images) for name, images in ids.items()}
     ood_prints = {f"--ood {name}": Fingerprints(images) for name, images in oods.items()}
     task_prints = {f"--keep {name}": Fingerprints(images) for name, images in (tasks or {}).items()}
@@ -102,6 +105,12 @@ def check_overlap(
     own = (("the calibration source", calibration), ("--unlabelled", unlabelled))
     stores |= {name: images.store for name, images in own if images is not None}
     notes = [f"{name}{NOT_COMPARED}" for name, store in stores.items() if isinstance(store, Pixels)]
+    judged = [(f"--id {name}", images) for name, images in ids.items()]
+    for name, images in judged + [(f"--ood {name}", images) for name, images in oods.items()]:
+        if not isinstance(images.store, Pixels):
+            copies = len(images) - len(first_copies(images.store, len(images)))
+            alike = "1 image is a copy" if copies == 1 else f"{copies} images are copies"
+            notes += [f"{name}: {alike} of others in it; each counts in its accuracy"] if copies else []
     if calibration is not None:
         theirs = Fingerprints(calibration)
         for name, prints in ood_prints.items():

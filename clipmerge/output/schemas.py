@@ -58,7 +58,10 @@ class EvaluationRecord(Frozen):
 
 
 class SweepPoint(Frozen):
-    """The numbers of one point: accuracies by source and their means, the gain at equal ID accuracy, other tasks."""
+    """The numbers of one point: accuracies by source and their means, the gain at equal ID accuracy, other tasks.
+
+    ``loses`` says whether it has lost more ID accuracy than ``--max-loss`` allows; ``None`` if the curve lacks alpha 1.
+    """
 
     alpha: float | None
     accuracy: dict[str, ShareOfImages]
@@ -69,6 +72,7 @@ class SweepPoint(Frozen):
     gain: DifferenceOfShares | None
     gain_interval: Interval | None
     gain_note: str
+    loses: bool | None = None
     kept: dict[str, Score] = Field(default_factory=dict)
 
 

@@ -23,12 +23,12 @@ def headline(record: dict[str, Any]) -> str:
 def answer(record: dict[str, Any]) -> Answer:
     """Compare the best recipe with the alpha curve, or say why that is not possible.
 
-    A recipe is recommended only if it is off the curve, its gain has an interval, and no warning says that it loses.
+    A recipe is recommended only if it is off the curve, its gain has an interval, and it does not lose too much.
     """
     placed = [*record["recipes"], *record.get("points", [])]
     judged = [row for row in placed if row["gain_interval"]]
     if judged:
-        return _compared(max(judged, key=lambda row: float(row["gain"])), record.get("warnings", []))
+        return _compared(max(judged, key=lambda row: float(row["gain"])))
     unjudged = [row for row in placed if row["alpha"] is None]
     best = max(unjudged or record["curve"], key=lambda row: float(row["ood"]))
     ood, id = (f"{100 * best[mean]:.1f}%" for mean in ("ood", "id"))
@@ -43,15 +43,15 @@ def answer(record: dict[str, Any]) -> Answer:
     )
 
 
-def _compared(row: dict[str, Any], warnings: Sequence[str]) -> Answer:
+def _compared(row: dict[str, Any]) -> Answer:
     low, high = row["gain_interval"]
     where = "its most accurate point" if row["gain_note"] else "equal ID accuracy"
     numbers = f"{signed(row['gain'])} points {interval(row['gain_interval'])}"
     numbers = f"{numbers} of mean OOD accuracy against the alpha curve at {where}"
     name = row["name"]
     if low > 0:
-        loses = any(warning.startswith((f"recipe {name} loses ", f"point {name} loses ")) for warning in warnings)
-        return Answer("open", f"{name} gains", f"{numbers}.") if loses else Answer("yes", f"Use {name}", f"{numbers}.")
+        advised = ("open", f"{name} gains") if row.get("loses") else ("yes", f"Use {name}")
+        return Answer(*advised, f"{numbers}.")
     if high < 0:
         return Answer("no", "Keep to the alpha curve", f"{name}, the best of the others, has {numbers}.")
     return Answer("open", "No difference is shown", f"{name} has {numbers}; more images would tell.")

@@ -100,3 +100,22 @@ def test_images_that_cannot_be_compared_are_named(images: Path, other: Path) -> 
     assert check_overlap(near, {}, {"far": pixels}) == [f"--ood far{NOT_COMPARED}"]
     assert check_overlap(pixels, {}, {"far": far}) == [f"the calibration source{NOT_COMPARED}"]
     assert check_overlap(near, {}, {"far": far}, pixels) == [f"--unlabelled{NOT_COMPARED}"]
+
+
+def test_copies_inside_a_source_are_counted(images: Path, other: Path, tmp_path: Path) -> None:
+    """In a folder and in a tar, byte for byte; other forms of one image are not copies."""
+    for number in range(2):
+        shutil.copyfile(other / "cat" / "0.png", other / "dog" / f"again-{number}.png")
+    tar = load_images(
+        str(save_tar(tmp_path / "x.tar", {"a.png": png(1), "a.txt": b"a", "b.png": png(1), "b.txt": b"b"}))
+    )
+    near, far, pixels = (
+        load_images(str(images)),
+        load_images(str(other)),
+        load_images([(torch.zeros(3, 32, 32), "a")] * 2),
+    )
+    assert check_overlap(None, {"near": near, "tar": tar}, {"far": far, "pixels": pixels}) == [
+        f"--ood pixels{NOT_COMPARED}",
+        "--id tar: 1 image is a copy of others in it; each counts in its accuracy",
+        "--ood far: 2 images are copies of others in it; each counts in its accuracy",
+    ]

@@ -16,7 +16,6 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from clipmerge.cli.sweep import SweepTable
-from clipmerge.evaluation.conclusion import loss_warnings
 from clipmerge.evaluation.tradeoff import standings
 from clipmerge.report.sweep_headline import gain_notes, headline, signed
 from clipmerge.report.sweep_page import sweep_page
@@ -82,7 +81,7 @@ def test_the_page_answers_first_and_claims_no_more_than_the_interval() -> None:
         return f'<header class="answer {kind}">' in page and f'<p class="label">{label}</p>' in page
 
     assert first("yes", "Use monosoup")
-    record["warnings"] = list(loss_warnings({"recipe monosoup": 0.90}, "ID accuracy", 0.95, 3))  # as `sweep` does
+    record["recipes"][1]["loses"] = True
     assert first("open", "monosoup gains")
     record["recipes"][1]["gain_interval"] = [-0.01, 0.1]
     assert first("open", "No difference is shown")
@@ -98,17 +97,6 @@ def test_only_a_check_lets_the_page_say_that_no_recipe_has_seen_an_ood_image(che
     text = sweep_page({**RECORD, "ood_checked": checked, "points": [other]}, "")
     assert ("No recipe has seen an OOD image" in text) == checked
     assert ("Of the other checkpoints, nobody knows." in text) == checked
-
-
-def test_what_loses_too_much_is_not_recommended() -> None:
-    row = {"name": "mine", "alpha": None, "gain": 0.05, "gain_interval": [0.02, 0.08], "gain_note": None}
-    record = {"curve": [], "recipes": [], "points": [row]}
-    assert headline(record).startswith("Use mine: ")
-    for who in ("point mine", "recipe mine"):
-        lost = {"warnings": [f"{who} loses 4.0 points of the fine-tuned model's ID accuracy"]}
-        assert headline(record | lost).startswith("mine gains: ")
-    other = {"warnings": ["point mine-2 loses 4.0 points of the fine-tuned model's ID accuracy"]}
-    assert headline(record | other).startswith("Use mine: ")
 
 
 shares = st.integers(0, 8).map(lambda eighth: eighth / 8)
