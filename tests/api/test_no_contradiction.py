@@ -13,33 +13,36 @@ from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from clipmerge.api.plan import Known, prepare, write_plan
+from clipmerge.api.plan import prepare, write_plan
 from clipmerge.methods import Task
 from clipmerge.output.record import read_output
 from clipmerge.planning.effect_view import UNKNOWN_SINCE
 from clipmerge.planning.plan import EDITED, OTHER_CHECKPOINTS, Plan
 from clipmerge.planning.recipe import Override, load_recipe
 from clipmerge.request import Calibration, MergeRequest
-from tests.support.claims import check_advice, check_effect, check_verdict, check_weights, text_of
+from tests.support.claims import check_advice, check_combined, check_effect, check_verdict, check_weights, text_of
 from tests.support.command import clipmerge, done
+from tests.support.tiny_clip import save_family
 
+RECIPES = sorted(path.stem for path in (Path(__file__).parents[2] / "recipes").glob("*.yaml"))
 LOOSE = ["measure.nodes=2", "method.threshold=1", "method.mirror=0", "method.stability=0.3"]
-#: Recipes by name, with settings that make them quick.
+#: Settings that make recipes quick.
 QUICK = {
-    "wise-ft": [],
-    "lines": [],
-    "monosoup": [],
-    "wise-ft-id": [],
     "auto": ["measure.steps=2"],
-    "straggler-sparse": ["measure.steps=2"],
-    "straggler-outlier": LOOSE,
+    "fisher": ["measure.probes=1"],
     "random-matched": [*LOOSE, "method.bootstraps=20"],
+    "straggler-cumulative": ["measure.points=1"],
+    "straggler-instability": ["measure.points=1"],
+    "straggler-outlier": LOOSE,
+    "straggler-shrink": LOOSE,
+    "straggler-sparse": ["measure.steps=2"],
+    "tpgm": ["measure.steps=2"],
+    "wise-ft-id": ["measure.steps=2"],
 }
-#: Those that measure, in seconds each.
-MEASURED = ("auto", "straggler-sparse", "straggler-outlier", "random-matched")
-#: Those that the fast tests run: seconds each too.
+#: Those that merge several fine-tuned checkpoints.
+SEVERAL = ("breadcrumbs", "dare", "della", "greedy-soup", "model-stock", "task-arithmetic", "ties", "uniform-soup")
+#: Those that the fast tests run: seconds each.
 FAST = ("wise-ft", "lines")
-TAKES_ALPHA = ("wise-ft", "auto", "straggler-sparse", "straggler-outlier")
 shares = st.sampled_from([0.0, 0.1, 0.5, 1.0])
 overrides = st.builds(Override, layers=st.sampled_from(["text.*", "*.mlp", "logit_scale", "*"]), alpha=shares)
 #: The place of a layer, and what a hand does to it: another alpha, another mask, or out with it.
@@ -47,20 +50,17 @@ edits = st.lists(st.tuples(st.integers(0, 99), shares | st.sampled_from(["mask",
 
 
 @pytest.fixture(scope="module")
-def known() -> Known:
-    """Shared by all merges of this file, which differ only in the recipe."""
-    return Known()
+def family(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, ...]:
+    """One base and two models fine-tuned from it."""
+    return tuple(save_family(tmp_path_factory.mktemp("family"), count=2))
 
 
 @pytest.mark.parametrize(
     "method",
-    [
-        pytest.param(name, marks=[pytest.mark.slow] * (name not in FAST) + [pytest.mark.uncounted] * (name in MEASURED))
-        for name in QUICK
-    ],
+    [pytest.param(name, marks=[pytest.mark.slow, pytest.mark.uncounted] * (name not in FAST)) for name in RECIPES],
 )
 @settings(
-    max_examples=2,
+    max_examples=1,
     phases=[Phase.explicit, Phase.generate],
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
@@ -76,8 +76,8 @@ def known() -> Known:
 )
 def test_what_is_written_is_what_the_plan_says(
     pair: tuple[Path, Path],
+    family: tuple[Path, ...],
     images: Path,
-    known: Known,
     tmp_path: Path,
     method: str,
     alpha: float | None,
@@ -88,11 +88,12 @@ def test_what_is_written_is_what_the_plan_says(
 ) -> None:
     shutil.rmtree(tmp_path)
     tmp_path.mkdir()
-    sets = [*QUICK[method], *([f"method.alpha={alpha!r}"] if method in TAKES_ALPHA and alpha is not None else [])]
+    takes_alpha = alpha is not None and "alpha" in load_recipe(method).method
+    sets = [*QUICK.get(method, ()), *([f"method.alpha={alpha!r}"] if takes_alpha else [])]
     recipe = load_recipe(method, sets).model_copy(update={"overrides": tuple(overrides)})
     calibration = Calibration(str(images), images=12, batch_size=3, device="cpu")
-    known = Known() if judged and recipe.measure else known  # images are held back where a measurement is taken
-    run = prepare(MergeRequest(str(pair[0]), (str(pair[1]),), recipe, calibration), known=known, judged=judged)
+    zeroshot, *finetuned = map(str, family if method in SEVERAL else pair)
+    run = prepare(MergeRequest(zeroshot, tuple(finetuned), recipe, calibration), judged=judged)
     write_plan(run, tmp_path / "plan.json")
     edited = edit(tmp_path / "plan.json", edits, swapped=swapped)
     layers = Task(run.inputs).layers
@@ -113,10 +114,9 @@ def test_what_is_written_is_what_the_plan_says(
         assert {key: written[key] for key in ("alpha", "density", "mask", "alpha_range")} == {
             key: wanted[key] for key in ("alpha", "density", "mask", "alpha_range")
         }
-    check_weights(
-        {name: entry.model_dump() for name, entry in record.layers.items()},
-        versions(run, layers, tmp_path, swapped=swapped),
-    )
+    settings = {name: entry.model_dump() for name, entry in record.layers.items()}
+    tensors = versions(run, layers, tmp_path, swapped=swapped)
+    (check_combined if record.combine else check_weights)(settings, tensors, record)
 
     # so do the page, the card and the terminal, now and when the report is asked for again
     page = text_of((tmp_path / "out" / "report.html").read_text())
@@ -126,7 +126,7 @@ def test_what_is_written_is_what_the_plan_says(
     assert record.headline in page
     for said in (card, " ".join(ended.out.split()), " ".join(again.split())):
         check_effect(said, record)
-        assert record.headline in said
+        assert (record.headline if said != card else record.headline.replace(f"{family[0].parent}/", "")) in said
     short = " ".join(clipmerge("report", tmp_path / "out").out.split())
     check_effect(short, record)
     assert record.headline.partition(" coefficients")[0].rpartition("; ")[0] in short
@@ -157,20 +157,19 @@ def edit(file: Path, edits: list[tuple[int, Any]], *, swapped: bool) -> dict[str
         masked = {**plain, "mask": "magnitude", "density": 0.5, "mask_options": {}}
         plan["layers"][name] |= masked if change == "mask" else {**plain, "alpha": change}
     if swapped:
-        plan |= {"zeroshot": plan["finetuned"][0], "finetuned": [plan["zeroshot"]]}
+        plan |= {"zeroshot": plan["finetuned"][0], "finetuned": [plan["zeroshot"], *plan["finetuned"][1:]]}
     file.write_text(json.dumps(plan, indent=2))
     return plan
 
 
 def versions(run: Any, layers: dict[str, tuple[str, ...]], folder: Path, *, swapped: bool) -> dict[str, list[Any]]:
-    """Zero-shot, fine-tuned and merged version of each layer's tensors, read by another library."""
+    """Zero-shot, fine-tuned and merged versions of each layer's tensors, in this order, read by another library."""
     inputs = run.inputs
-    zeroshot = load_file(Path(inputs.zeroshot.source) / "model.safetensors")
-    finetuned = load_file(Path(inputs.finetuned[0].source) / "model.safetensors")
-    zeroshot, finetuned = (finetuned, zeroshot) if swapped else (zeroshot, finetuned)
-    merged = load_file(folder / "out" / "model.safetensors")
+    first, second, *rest = (Path(each.source) for each in (inputs.zeroshot, *inputs.finetuned))
+    models = [second, first, *rest] if swapped else [first, second, *rest]
+    states = [load_file(model / "model.safetensors") for model in (*models, folder / "out")]
     keys = inputs.zeroshot_keys
     return {
-        layer: [(zeroshot[keys[name]], finetuned[keys[name]], merged[keys[name]]) for name in names]
+        layer: [tuple(state[keys[name]].double() for state in states) for name in names]
         for layer, names in layers.items()
     }

@@ -8,6 +8,7 @@ from dataclasses import asdict
 from html import unescape
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from clipmerge.evaluation.conclusion import concluded
@@ -43,6 +44,21 @@ CLAIMS: dict[str, Callable[[Alphas, Plan, re.Match[str]], bool]] = {
         {f"{alpha:g}" for alpha in alphas} == {f"{float(m[1]):g}", f"{float(m[2]):g}"}
     ),
     rf"the coefficient grows with depth from {N} to {N}": lambda alphas, _, m: spans(alphas, m[1], m[2]),
+    rf"(?:the sum of )?{N} task vectors, .*times {N}": lambda alphas, plan, m: (
+        len(plan.finetuned) == int(m[1]) and spans(alphas, m[2], m[2])
+    ),
+    r"(\d+) of (\d+) fine-tuned checkpoints are in the soup": lambda alphas, plan, m: (
+        [sum(weight > 0 for weight in plan.weights), len(plan.weights)] == [int(m[1]), int(m[2])]
+    ),
+    rf"^layers go {N} to {N} of the way": lambda alphas, _, m: (
+        [f"{min(alphas):.2f}", f"{max(alphas):.2f}"] == [m[1], m[2]]
+    ),
+    rf"weighed by its Fisher information at both ends, the fine-tuned one {N}": lambda alphas, plan, m: all(
+        entry.alpha_range is not None for entry in plan.layers.values()
+    ),
+    rf"(\d+) weight matrices by regression on their inputs, everything else {N}": lambda alphas, plan, m: (
+        len(plan.held_tensors) == int(m[1]) and spans(alphas, m[2], m[2])
+    ),
     r"every matrix keeps its strong directions": lambda alphas, plan, m: (
         set(alphas) == {1.0} and "spectral" in {entry.mask for entry in plan.layers.values()}
     ),
@@ -79,14 +95,36 @@ def text_of(page: str) -> str:
     return " ".join(unescape(re.sub(r"<[^>]+>", "", words.replace("\n", " "))).replace("\N{MINUS SIGN}", "-").split())
 
 
-def check_weights(settings: Mapping[str, Any], tensors: Mapping[str, Any]) -> None:
+def check_weights(settings: Mapping[str, Any], tensors: Mapping[str, Any], record: MergeRecord) -> None:
     """Check that the weights went as far as the settings say."""
     for layer, entry in settings.items():
         if entry["mask"]:
             continue
         low, high = entry["alpha_range"] or (entry["alpha"], entry["alpha"])
-        for theta_0, theta_1, merged in tensors[layer]:
-            _check_between(layer, theta_0.double(), theta_1.double(), merged.double(), low, high)
+        for theta_0, *finetuned, merged in tensors[layer]:
+            moved = zip(record.weights, finetuned, strict=True)
+            theta_1 = theta_0 + sum(weight * (theta_i - theta_0) for weight, theta_i in moved)
+            _check_between(layer, theta_0, theta_1, merged, low, high)
+
+
+def check_combined(settings: Mapping[str, Any], tensors: Mapping[str, Any], record: MergeRecord) -> None:
+    """Check that every entry moved by alpha times what a rule may take of two task vectors: none, one or both."""
+    assert record.combine is not None
+    rule, density = record.combine.rule, record.combine.options["density"]
+    for layer, entry in settings.items():
+        for theta_0, first, second, merged in tensors[layer] if entry["mask"] is None else ():
+            one, other, moved = first - theta_0, second - theta_0, merged - theta_0
+            slack = 1e-6 * (1 + theta_0.abs().max() + first.abs().max() + second.abs().max())
+            if rule == "della":  # a mean, each divided by a probability of its own
+                most = (
+                    entry["alpha"] * one.abs().maximum(other.abs()) / (density - record.combine.options["window"] / 2)
+                )
+                assert bool((moved.abs() <= most + slack).all()), layer
+                continue
+            both = (one + other) / 2 if rule == "ties" else one + other
+            rescaled = [each / density for each in (one, other, both)] if rule == "dare" else [one, other]
+            misses = [(moved - entry["alpha"] * change).abs() for change in (0 * one, both, *rescaled)]
+            assert bool((torch.stack(misses).amin(dim=0) <= slack).all()), layer
 
 
 def _check_between(layer: str, theta_0: Tensor, theta_1: Tensor, merged: Tensor, low: float, high: float) -> None:
