@@ -26,13 +26,14 @@ def summary(record: MergeRecord, *, verbose: bool = False) -> RenderableType:
 
 
 def _learned(record: MergeRecord, images: int) -> list[str]:
-    """What was learned, in a sentence."""
+    """What was learned, or measured without learning, in a sentence."""
     stragglers = record.headline.partition(" coefficients")[0].rpartition("; ")[0]
-    learned = f"learned on {images:,} of your images"
-    sentence = f"How far each weight goes from zero-shot to fine-tuned was {learned}"
+    where = f"on {images:,} of your images"
+    verb = "learned" if any(record.trace.values()) else "decided"
+    sentence = f"How far each weight goes from zero-shot to fine-tuned was {verb} {where}"
     if record.choice and record.choice.alpha is not None:
         alpha = f"alpha {record.choice.alpha:g} for all weights"
-        sentence = f"Nothing {learned} is proven better than {alpha}, which was taken"
+        sentence = f"Nothing learned {where} is proven better than {alpha}, which was taken"
         if record.choice.finetuned_rank is not None and not any(record.trace.values()):
             kept = f"{record.choice.finetuned_rank:.0%} of the effective rank of its features"
             sentence = f"Fine-tuning left the zero-shot model {kept}, so nothing was learned, and {alpha} was taken"

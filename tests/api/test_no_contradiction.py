@@ -14,14 +14,18 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from clipmerge.api.plan import prepare, write_plan
+from clipmerge.errors import OutputError
 from clipmerge.methods import Task
-from clipmerge.output.record import read_output
+from clipmerge.output.record import parse_record, read_output
 from clipmerge.planning.effect_view import UNKNOWN_SINCE
 from clipmerge.planning.plan import EDITED, OTHER_CHECKPOINTS, Plan
 from clipmerge.planning.recipe import Override, load_recipe
+from clipmerge.publish.card import model_card
+from clipmerge.report.page import html_page
 from clipmerge.request import Calibration, MergeRequest
 from tests.support.claims import check_advice, check_combined, check_effect, check_verdict, check_weights, text_of
 from tests.support.command import clipmerge, done
+from tests.support.merge_records import printed
 from tests.support.tiny_clip import save_family
 
 RECIPES = sorted(path.stem for path in (Path(__file__).parents[2] / "recipes").glob("*.yaml"))
@@ -143,6 +147,54 @@ def test_what_is_written_is_what_the_plan_says(
         assert "straggler layers found" not in page
         reasons = {entry.reason for entry in record.layers.values()}
         assert reasons <= {"decided for other checkpoints", "not in the plan: zero-shot"}
+
+
+@pytest.fixture(scope="module")
+def told(pair: tuple[Path, Path], images: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The record of a merge that measured, held back and looked for stragglers."""
+    output = tmp_path_factory.mktemp("told") / "out"
+    sets = ["--set", "measure.steps=2", "--images", 12, "--batch-size", 3]
+    return done(
+        "merge", *pair, "-r", "straggler-sparse", *sets, "--data", images, "-o", output, "--format", "json"
+    ).json
+
+
+@pytest.mark.slow
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(data=st.data())
+def test_an_old_record_is_told_as_it_is_or_refused_in_a_line(told: dict[str, Any], data: st.DataObject) -> None:
+    """Records of earlier versions lack fields; whatever is left says the same as before, or that it is not known."""
+    old = json.loads(json.dumps({**told, "clipmerge": "0.0.1", "seconds": {}}))
+    drawn = st.sampled_from(["", "", "", "bought", "calibration", "choice", "bought.merged", "bought.finetuned.0"])
+    for path in data.draw(st.lists(drawn, min_size=1, max_size=3), label="places"):
+        part = old
+        for step in filter(None, path.split(".")):
+            part = part[int(step)] if isinstance(part, list) else part.get(step) or {}
+        if part:
+            del part[data.draw(st.sampled_from(sorted(part)), label=path)]
+    try:
+        record = parse_record(json.dumps(old), "clipmerge.json")
+    except OutputError as error:
+        refusal = str(error)
+    else:
+        refusal = ""
+    if refusal:
+        assert re.fullmatch(
+            r"clipmerge\.json: (not a clipmerge record \(.+\)\. M|has the format .+, or m)erge again\.?", refusal
+        )
+        return
+    page, card = text_of(html_page(record)), model_card(record, repo_id=None).replace("\\", "")
+    long, short = (" ".join(printed(old, verbose=verbose).split()) for verbose in (True, False))
+    check_advice(page, record)
+    for said in (card, long, short):
+        check_effect(said, record)
+    assert record.headline in page
+    assert record.headline in long
+    assert ("was learned on" in short) <= any(record.trace.values())
+    counted = re.findall(r"([\d,]+) images that the decision did not see", f"{page} {card} {long} {short}")
+    assert set(counted) == ({str(told["bought"]["images"])} if record.bought else set())
+    if record.bought:
+        assert record.bought.merged == parse_record(json.dumps(told), "told").bought.merged
 
 
 def edit(file: Path, edits: list[tuple[int, Any]], *, swapped: bool) -> dict[str, Any]:

@@ -215,10 +215,10 @@ RECORDS = {
 }
 
 
-def printed(record: dict[str, Any], width: int = 80) -> str:
+def printed(record: dict[str, Any], width: int = 80, *, verbose: bool = True) -> str:
     """The summary of a record on a terminal of so many columns."""
     stream = io.StringIO()
     Console(file=stream, width=width, force_terminal=False).print(
-        terminal.summary(MergeRecord.model_validate(record), verbose=True)
+        terminal.summary(MergeRecord.model_validate(record), verbose=verbose)
     )
     return stream.getvalue()
