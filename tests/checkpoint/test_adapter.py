@@ -87,7 +87,7 @@ def test_it_is_what_peft_makes_of_the_base(pair: Folders, tmp_path: Path, kind: 
 
 
 @pytest.mark.uncounted
-@pytest.mark.parametrize(("kind", "sharded"), [("plain", False), ("dora", True), ("modules to save", False)])
+@pytest.mark.parametrize(("kind", "sharded"), [("plain", False), ("dora", True)])
 def test_the_output_is_a_full_checkpoint(copies: Folders, tmp_path: Path, kind: str, sharded: bool) -> None:
     base = copies[0]
     adapter = save_adapter(base, tmp_path / "adapter", **CONFIGS[kind])

@@ -13,10 +13,8 @@ from clipmerge.images.dataset import load_images
 from clipmerge.images.file_store import local_inputs
 from clipmerge.images.retrieval import load_captions
 from tests.support.benchmark_sets import TEMPLATES, save_files, webdataset
-from tests.support.command import clipmerge
 from tests.support.hub_double import FakeHub, upload
 from tests.support.image_files import assert_images
-from tests.support.tiny_clip import save_pair
 
 V2 = "hf://datasets/clip-benchmark/wds_imagenetv2"
 NAMES = ("tench", "sea_lion", "great white shark", "cock")
@@ -74,24 +72,6 @@ def test_shards_in_the_order_of_classes_are_read_until_the_sample_is_balanced(hu
     assert Counter(found.sample(8, seed=0).labels) == {0: 2, 1: 2, 2: 2, 3: 2}
     assert len(fetched(hub)) < 8
     assert found.notes[-1].startswith(f"{V2}:test: 4 of 8 shards hold ")
-
-
-def test_evaluate_needs_no_other_flag(hub: FakeHub, tmp_path: Path) -> None:
-    files = webdataset(tmp_path / "tars", SHARDS[:2], ("cat", "dog", "bird", "fish"), templates=["a {c}.", "the {c}."])
-    files |= {"train/0.tar": files["test/0.tar"], "train/nshards.txt": b"1\n"}
-    upload(hub, "clip-benchmark/wds_imagenetv2", files, kind="dataset")
-    clip, _ = save_pair(tmp_path)
-    weights = {file.name: file.read_bytes() for file in clip.iterdir()}
-    upload(hub, "acme/clip", weights)
-    ended = clipmerge("evaluate", "hf://acme/clip", "--data", f"{V2}:test", "--format", "json")
-    assert ended.code == 0, ended.err
-    (name,) = ended.json["accuracy"]
-    assert ended.json["images"] == {name: 16}
-    assert ended.json["own_templates"] == {name: ["a {}.", "the {}."]}
-    assert sorted(fetched(hub)) == ["test/0.tar", "test/1.tar"]
-    spelled = ["--template", "a {}.", "--template", "the {}."]
-    same = clipmerge("evaluate", clip, f"--data={V2}:test", *spelled, "--format", "json")
-    assert same.json["accuracy"] == ended.json["accuracy"]
 
 
 def test_a_local_copy_reads_the_same(tmp_path: Path) -> None:

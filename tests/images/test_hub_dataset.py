@@ -14,7 +14,6 @@ from clipmerge.hub.download import download
 from clipmerge.hub.ids import HubId
 from clipmerge.images import hub_dataset
 from clipmerge.images.dataset import load_images
-from tests.support.command import clipmerge
 from tests.support.hub_double import FakeHub, upload
 from tests.support.image_files import assert_images, save_hub_parquet
 
@@ -176,26 +175,6 @@ def hub_repo_add(hub: FakeHub, name: str, data: bytes) -> None:
     repo = hub.repos.setdefault(("dataset", "acme/cars"), Repo("acme/cars", "dataset"))
     commit = repo.resolve("main")
     repo.add_commit("refs/heads/main", {**(commit.tree if commit else {}), name: hub.keep(data)}, "git")
-
-
-def test_the_merge_and_its_record(hub: FakeHub, sha: str, pair: tuple[Path, Path]) -> None:
-    ended = clipmerge(
-        *("merge", *pair, "-r", "straggler-outlier", "--data", f"{CARS}:train", "--dry-run", "--format", "json"),
-        *("--set", "measure.nodes=2", "--images", "9", "--batch-size", "9"),
-    )
-    assert ended.code == 0, ended.err
-    assert ended.json["calibration"] | {"templates": None} == {
-        "source": f"{CARS}:train",
-        "revision": sha,
-        "images": 9,
-        "requested": 9,
-        "copies": 0,
-        "classes": 3,
-        "classes_with_images": 3,
-        "batch_size": 9,
-        "templates": None,
-        "seed": 0,
-    }
 
 
 def test_offline_a_whole_split_is_there_and_a_sampled_one_is_not(

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import io
-import re
 import shutil
 from pathlib import Path
 
@@ -9,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from clipmerge.errors import DataError, UsageError
+from clipmerge.errors import UsageError
 from clipmerge.images.dataset import load_images
 from clipmerge.images.overlap import NOT_COMPARED, Fingerprints, check_overlap, find_overlap
 from clipmerge.images.retrieval import load_captions
@@ -48,17 +47,6 @@ def test_one_file_is_enough_and_the_message_names_both(images: Path, other: Path
     content[-20] ^= 1  # of the same size
     target.write_bytes(bytes(content))
     assert overlap_of(other, images) == 0
-
-
-@pytest.mark.parametrize("first", [True, False])
-def test_an_image_that_is_gone_is_reported_as_where_it_is_read(images: Path, other: Path, first: bool) -> None:
-    found, rest = load_images(str(other)), load_images(str(images))
-    gone = other / "cat" / "0.png"
-    gone.unlink()
-    with pytest.raises(DataError, match=r"cat/0\.png: cannot be read as an image \(.*\); repair or remove it") as read:
-        found.image(found.store.paths.index(str(gone)))
-    with pytest.raises(DataError, match=f"^{re.escape(str(read.value))}$"):
-        find_overlap(*map(Fingerprints, (found, rest) if first else (rest, found)))
 
 
 def test_pixels_shared_between_a_table_a_tar_and_a_folder_are_seen(tmp_path: Path) -> None:

@@ -25,7 +25,6 @@ from clipmerge.images.dataset import load_images, load_unlabelled
 from clipmerge.images.hub_dataset import front_matter
 from clipmerge.images.prompts import class_prompts
 from clipmerge.images.retrieval import load_captions
-from tests.support.command import clipmerge, refused
 from tests.support.image_files import png, save_hub_parquet, save_plain_parquet, save_tar
 
 P, Q, R = png(0), png(1), png(2)
@@ -299,24 +298,11 @@ def test_a_name_of_no_source_is_one_line(source: str, message: str) -> None:
         load_images(source)
 
 
-def test_the_command_line_says_it_in_one_line_and_writes_nothing(pair: tuple[Path, Path], tmp_path: Path) -> None:
-    root = photos(write("cat/0.png", P[:200]))(tmp_path)
+def test_a_class_folder_whose_name_is_not_utf8(tmp_path: Path) -> None:
+    root = photos()(tmp_path)
     (root / "dog").rename(os.fsdecode(os.fsencode(root) + b"/bad\xff"))
-    (tmp_path / "names.txt").write_text("a cat\na dog\n")
-    before = sorted(tmp_path.rglob("*"))
-    merge = ("merge", *pair, "--recipe", "straggler-outlier", "--output", tmp_path / "out", "--data", root)
-    not_utf8 = r"class 'bad\\+udcff' has a name that is not UTF-8; rename it, or pass names with --classes"
-    assert re.search(not_utf8, refused(clipmerge(*merge)))
-    assert re.search(not_utf8, refused(clipmerge("evaluate", pair[0], "--data", root)))
-    named = re.escape(str(tmp_path / "names.txt"))
-    (tmp_path / "names.txt").write_text("a cat\n")
-    assert re.search(
-        f"{named}: has 1 class names, there are 2 classes",
-        refused(clipmerge(*merge, "--classes", tmp_path / "names.txt")),
-    )
-    (tmp_path / "names.txt").write_text("a cat\na dog\n")
-    assert re.search(rf"0\.png: {NOT_AN_IMAGE}", refused(clipmerge(*merge, "--classes", tmp_path / "names.txt")))
-    assert sorted(tmp_path.rglob("*")) == before
+    with pytest.raises(DataError, match=r"class 'bad\\+udcff' has a name that is not UTF-8; rename it, or pass names"):
+        load_images(str(root))
 
 
 @pytest.mark.parametrize(
