@@ -145,19 +145,13 @@ class OutputFile:
 
 @contextlib.contextmanager
 def output_file(path: Path, size: int, *, hashed: bool = True, pacing: Pacing = PACING) -> Iterator[OutputFile]:
-    """Create a file and reserve its space on disk."""
+    """Create a file, if the disk has room for it."""
     file, direct = _open(path, size, pacing)
     try:
         disk = shutil.disk_usage(path.parent)
         # fail now, not after minutes of work, if the disk cannot hold the file; some network file systems report 0 of 0
         if size > disk.free and disk.total:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        if size and hasattr(os, "posix_fallocate"):
-            try:
-                os.posix_fallocate(file, 0, size)
-            except OSError as error:  # many file systems cannot reserve space, which is fine
-                if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                    raise
         with contextlib.ExitStack() as threads:
             yield OutputFile(file, threads, direct=direct, hashed=hashed, pacing=pacing)
     finally:

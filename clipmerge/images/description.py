@@ -7,9 +7,9 @@ CLIP_benchmark writes them as follows: ``classnames.txt`` (line i names class i)
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from clipmerge.errors import DataError
 from clipmerge.files.reading import Unreadable, read_text
@@ -48,6 +48,17 @@ class Description:
                 f"{source}: {KIND} says '{self.kind}'; accuracy needs one class per image (dataset_type "
                 f"'{_CLASSIFICATION}')"
             )
+
+    def counted_shards(self, source: str, folder: PurePath, there: Container[str]) -> list[str]:
+        """Names of the split's shards, as they are counted in its folder; none may be missing."""
+        names = [f"{number}.tar" for number in range(self.shards or 0)]
+        missing = [name for name in names if name not in there]
+        if missing:
+            raise DataError(
+                f"{source}: {folder / SHARDS} counts {len(names)} shards, {len(missing)} of them are not there "
+                f"(first {missing[0]}); add them, or correct the number"
+            )
+        return names
 
 
 def read_description(find: Callable[[str], Path | None]) -> Description:

@@ -145,14 +145,8 @@ def _in_folder(source: str, folder: Path, suffix: str, split: str | None) -> lis
     if leading_out:
         raise DataError(f"{source}: {shorten(leading_out, 3)} are links out of it; give the files themselves")
     if suffix == ".tar" and (folder / SHARDS).is_file():
-        counted = [folder / f"{number}.tar" for number in range(describe_folder(folder).shards or 0)]
-        missing = [file.name for file in counted if file not in files]
-        if missing:
-            raise DataError(
-                f"{source}: {folder / SHARDS} counts {len(counted)} shards, {len(missing)} of them are not there "
-                f"(first {missing[0]}); copy them, or correct the number"
-            )
-        files = counted
+        described, there = describe_folder(folder), {file.name for file in files}
+        files = [folder / name for name in described.counted_shards(source, folder, there)]
     splits: dict[str, list[str]] = {}
     for file in files:
         splits.setdefault(_SHARD.sub("", file.stem), []).append(str(file))

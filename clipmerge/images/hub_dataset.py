@@ -76,17 +76,14 @@ class Split:
     @cached_property
     def shards(self) -> tuple[str, ...]:
         """The tar files, in order; none that is counted beside them may be missing."""
-        folder, count = PurePosixPath(self.files[0]).parent, self.described.shards
-        if count is None:
+        if self.described.shards is None:
             return self.files
-        counted = tuple(str(folder / f"{number}.tar") for number in range(count))
-        missing = [Path(name).name for name in counted if name not in self.files]
-        if missing and not self.cached:
-            raise DataError(
-                f"{self.source}: {folder / SHARDS} counts {count} shards, {len(missing)} of them are not there "
-                f"(first {missing[0]}); upload them, or correct the number"
-            )
-        return counted
+        folder = PurePosixPath(self.files[0]).parent
+        # in the cache, only the shards of earlier samples may be there
+        there = (
+            {f"{n}.tar" for n in range(self.described.shards)} if self.cached else {Path(f).name for f in self.files}
+        )
+        return tuple(str(folder / name) for name in self.described.counted_shards(self.source, folder, there))
 
     def read_shards(self, columns: Columns, seed: int | None, enough: Callable[[list[Shard]], bool]) -> list[Shard]:
         """Download shards until there are enough, in a seeded order or from the first to the last; in order."""

@@ -6,7 +6,7 @@ import re
 import tarfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import IO, Self
+from typing import IO, NamedTuple, Self
 
 from clipmerge.errors import DataError, did_you_mean, shorten
 from clipmerge.files.limits import LARGEST_IMAGE, LARGEST_LABEL, LARGEST_TAR_HEADER
@@ -31,10 +31,11 @@ _ABOUT_THE_NEXT = (
 _CAPTIONS = 0.5
 
 
-@dataclass(frozen=True)
-class _Member:
-    """Position of a file in the archive."""
+class Member(NamedTuple):
+    """A file in an archive, and its position there."""
 
+    archive: str
+    name: str
     offset: int
     size: int
 
@@ -42,17 +43,17 @@ class _Member:
 class TarImages(Store):
     """Images of several archives, read in place."""
 
-    def __init__(self, files: FileStore, members: list[tuple[str, str, _Member]]) -> None:
+    def __init__(self, files: FileStore, members: list[Member]) -> None:
         self._files, self._members = files, members
 
     def read(self, positions: Sequence[int]) -> list[Encoded]:
         """Read images, each archive opened once."""
         images: dict[int, Encoded] = {}
-        for archive in sorted({self._members[position][0] for position in positions}):
-            here = [position for position in positions if self._members[position][0] == archive]
+        for archive in sorted({self._members[position].archive for position in positions}):
+            here = [position for position in positions if self._members[position].archive == archive]
             with self._files.open(archive) as file:
                 for position in sorted(here):
-                    member = self._members[position][2]
+                    member = self._members[position]
                     if member.size > LARGEST_IMAGE:
                         raise DataError(f"{self.name(position)}: is larger than {format_size(LARGEST_IMAGE)}")
                     images[position] = {"bytes": _content(file, member), "path": None}
@@ -60,8 +61,8 @@ class TarImages(Store):
 
     def name(self, position: int) -> str:
         """Archive and member."""
-        archive, member, _ = self._members[position]
-        return f"{self._files.title(archive)}, {member}"
+        member = self._members[position]
+        return f"{self._files.title(member.archive)}, {member.name}"
 
 
 @dataclass
@@ -69,7 +70,7 @@ class Shard:
     """One archive, its headers and labels read: the position of each image, and its label (captions are one text)."""
 
     archive: str
-    members: list[tuple[str, str, _Member]] = field(default_factory=list, repr=False)
+    members: list[Member] = field(default_factory=list, repr=False)
     labels: list[int | str] = field(default_factory=list, repr=False)
 
 
@@ -90,11 +91,11 @@ def read_shard(files: FileStore, archive: str, columns: Columns) -> Shard:
     """Read the headers and labels of one archive."""
     shard = Shard(archive)
     with files.open(archive) as file:
-        for key, endings in _samples(file):
+        for key, endings in _samples(file, archive):
             where = f"{files.title(archive)}, {key}"
             named = columns.image if columns.labelled or (columns.image or "").lower() in endings else None
             image = _image_ending(where, list(endings), named)
-            shard.members.append((archive, f"{key}.{image}", endings[image]))
+            shard.members.append(endings[image])
             shard.labels.append(_label(where, file, endings, columns.label) if columns.labelled else 0)
             check_count(files.title(archive), len(shard.labels))
     return shard
@@ -120,9 +121,9 @@ def numbers_of(shards: Sequence[Shard]) -> list[int | str]:
     return labels
 
 
-def _samples(file: IO[bytes]) -> Iterator[tuple[str, dict[str, _Member]]]:
+def _samples(file: IO[bytes], name: str) -> Iterator[tuple[str, dict[str, Member]]]:
     """Consecutive files that share a key: members by ending. Archives are walked header by header."""
-    last, endings = "", dict[str, _Member]()
+    last, endings = "", dict[str, Member]()
     with tarfile.open(fileobj=file, mode="r:", tarinfo=_Header) as archive:
         for info in archive:
             archive.members = []  # type: ignore[attr-defined]  # otherwise it keeps every header it has read
@@ -133,7 +134,7 @@ def _samples(file: IO[bytes]) -> Iterator[tuple[str, dict[str, _Member]]]:
                 yield last, endings
                 endings = {}
             last = match["key"]
-            endings[match["ending"].lower()] = _Member(info.offset_data, info.size)
+            endings[match["ending"].lower()] = Member(name, info.name, info.offset_data, info.size)
         file.seek(archive.offset)
         if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):  # the walk mistakes a truncated header for the end
             raise EOFError("it ends before its end mark")
@@ -168,7 +169,7 @@ def _image_ending(where: str, endings: list[str], wanted: str | None) -> str:
     return candidates[0]
 
 
-def _label(where: str, file: IO[bytes], endings: dict[str, _Member], wanted: str | None) -> int | str:
+def _label(where: str, file: IO[bytes], endings: dict[str, Member], wanted: str | None) -> int | str:
     """Read a sample's label: the text of its ``cls`` or ``txt``, or the label in its ``json``."""
     ending, _, key = (wanted or "").partition(".")
     candidates = [ending.lower()] if wanted else [ending for ending in _LABELS if ending in endings]
@@ -197,7 +198,7 @@ def _from_json(where: str, text: str, key: str) -> int | str | None:
     return label if isinstance(label, int | str) and not isinstance(label, bool) else None
 
 
-def _content(file: IO[bytes], member: _Member) -> bytes:
+def _content(file: IO[bytes], member: Member) -> bytes:
     # no need to seek back: the walk of the archive seeks to every header itself
     file.seek(member.offset)
     content = file.read(member.size)

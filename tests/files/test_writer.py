@@ -144,18 +144,3 @@ def test_a_disk_without_room_is_an_error_before_the_work(tmp_path: Path, monkeyp
     ):
         pass
     write(tmp_path / "small", content(10))
-
-
-@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EOPNOTSUPP])
-def test_a_file_system_that_cannot_reserve_room_is_fine_and_a_full_one_is_not(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
-) -> None:
-    def refuse(*_: object) -> None:
-        raise OSError(code, os.strerror(code))
-
-    monkeypatch.setattr(os, "posix_fallocate", refuse, raising=False)
-    if code == errno.EOPNOTSUPP:  # many file systems cannot
-        write(tmp_path / "file", content(BLOCK))
-        return
-    with pytest.raises(OSError, match=os.strerror(code)), output_file(tmp_path / "file", BLOCK, pacing=SMALL):
-        pass
