@@ -49,10 +49,10 @@ class Description:
                 f"'{_CLASSIFICATION}')"
             )
 
-    def counted_shards(self, source: str, folder: PurePath, there: Container[str]) -> list[str]:
-        """Names of the split's shards, as they are counted in its folder; none may be missing."""
+    def counted_shards(self, source: str, folder: PurePath, there: Container[str] | None) -> list[str]:
+        """Names of the split's shards, as they are counted in its folder; none may be missing from ``there``."""
         names = [f"{number}.tar" for number in range(self.shards or 0)]
-        missing = [name for name in names if name not in there]
+        missing = [name for name in names if there is not None and name not in there]
         if missing:
             raise DataError(
                 f"{source}: {folder / SHARDS} counts {len(names)} shards, {len(missing)} of them are not there "

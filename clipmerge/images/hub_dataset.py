@@ -28,7 +28,7 @@ from clipmerge.images.file_store import HubFiles, LocalFiles
 from clipmerge.images.parquet import load_parquet
 from clipmerge.images.sampling import holds_a_balanced_sample
 from clipmerge.images.store import Labelled
-from clipmerge.images.webdataset import Shard, joined, load_tars, numbers_of, read_shard
+from clipmerge.images.webdataset import Sample, joined, load_tars, numbers_of, read_samples
 
 _CARD = "README.md"
 # Number of shards after which a note says that classes are still missing, because they seem to come in order.
@@ -79,22 +79,19 @@ class Split:
         if self.described.shards is None:
             return self.files
         folder = PurePosixPath(self.files[0]).parent
-        # in the cache, only the shards of earlier samples may be there
-        there = (
-            {f"{n}.tar" for n in range(self.described.shards)} if self.cached else {Path(f).name for f in self.files}
-        )
+        there = None if self.cached else {Path(file).name for file in self.files}  # of a sample, not all are cached
         return tuple(str(folder / name) for name in self.described.counted_shards(self.source, folder, there))
 
-    def read_shards(self, columns: Columns, seed: int | None, enough: Callable[[list[Shard]], bool]) -> list[Shard]:
-        """Download shards until there are enough, in a seeded order or from the first to the last; in order."""
-        count, taken = len(self.shards), dict[int, Shard]()
+    def read_samples(self, columns: Columns, seed: int | None, enough: Callable[[list[Sample]], bool]) -> list[Sample]:
+        """Download shards until they hold enough, in a seeded order or from the first to the last; samples in order."""
+        count, taken = len(self.shards), dict[int, list[Sample]]()
         order = range(count) if seed is None else np.random.default_rng([seed, count]).permutation(count).tolist()
         for number in order:
             folder = download(self.pinned, [self.shards[number]], cached=self.cached)
-            taken[number] = read_shard(LocalFiles(), str(folder / self.shards[number]), columns)
-            if enough(list(taken.values())):
+            taken[number] = read_samples(LocalFiles(), str(folder / self.shards[number]), columns)
+            if enough([sample for shard in taken.values() for sample in shard]):
                 break
-        return [taken[number] for number in sorted(taken)]
+        return [sample for number in sorted(taken) for sample in taken[number]]
 
 
 def open_split(source: str) -> Split:
@@ -161,18 +158,18 @@ def _load_tars(split: Split, columns: Columns, most: int | None, seed: int) -> L
         return load_tars(split.source, LocalFiles(), paths, columns, split.described)
     notes: list[str] = []
 
-    def enough(taken: list[Shard]) -> bool:
+    def enough(taken: list[Sample]) -> bool:
         labels = numbers_of(taken)
         if holds_a_balanced_sample(labels, most, classes):
             return True
-        if len(taken) == _PATIENCE and len(split.shards) > _PATIENCE:
+        if len({member.archive for member, _ in taken}) == _PATIENCE < len(split.shards):
             notes.append(
                 f"{split.source}: {_PATIENCE} of {len(split.shards)} shards hold {len(set(labels))} classes, too few "
                 "for a balanced sample; reading further shards"
             )
         return False
 
-    opened = joined(split.source, LocalFiles(), split.read_shards(columns, seed, enough), split.described)
+    opened = joined(split.source, LocalFiles(), split.read_samples(columns, seed, enough), split.described)
     return replace(opened, notes=(*notes, *opened.notes))
 
 

@@ -24,7 +24,7 @@ from clipmerge.images.folder import FolderStore, is_image_name
 from clipmerge.images.hub_dataset import open_split
 from clipmerge.images.known import find_known
 from clipmerge.images.store import Store, check_count
-from clipmerge.images.webdataset import Shard, TarImages, read_shard
+from clipmerge.images.webdataset import Sample, TarImages, read_samples
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -82,7 +82,7 @@ def load_captions(
             "KEY.jpg, such as hf://datasets/clip-benchmark/wds_flickr8k:test"
         )
     _require_captions(source, describe_folder(Path(tars[0]).parent))
-    return _captioned(source, [read_shard(LocalFiles(), tar, columns) for tar in tars])
+    return _captioned(source, [sample for tar in tars for sample in read_samples(LocalFiles(), tar, columns)])
 
 
 def has_captions(source: str) -> bool:
@@ -104,11 +104,11 @@ def _from_hub(source: str, columns: Columns, most: int | None, seed: int) -> Cap
         raise DataError(f"{source}: holds Parquet files; images with captions are read from tar files")
     _require_captions(source, split.described)
 
-    def enough(taken: list[Shard]) -> bool:
-        return most is not None and sum(len(shard.labels) for shard in taken) >= most
+    def enough(taken: list[Sample]) -> bool:
+        return most is not None and len(taken) >= most
 
-    shards = split.read_shards(columns, None if most is None else seed, enough)
-    return replace(_captioned(source, shards), revision=split.resolved.sha, notes=split.notes)
+    samples = split.read_samples(columns, None if most is None else seed, enough)
+    return replace(_captioned(source, samples), revision=split.resolved.sha, notes=split.notes)
 
 
 def _captioned_files(folder: Path) -> list[Path]:
@@ -153,9 +153,8 @@ def _require_captions(source: str, described: Description) -> None:
         raise DataError(f"{source}: is a set for classification ({CLASS_NAMES} lies beside it); its labels are classes")
 
 
-def _captioned(source: str, shards: Sequence[Shard]) -> CaptionedImages:
-    members = [member for shard in shards for member in shard.members]
-    if not members:
+def _captioned(source: str, samples: Sequence[Sample]) -> CaptionedImages:
+    if not samples:
         raise DataError(f"{source}: holds no images")
-    captions = tuple(_lines(str(text)) for shard in shards for text in shard.labels)
-    return CaptionedImages(source, TarImages(LocalFiles(), members), captions)
+    captions = tuple(_lines(str(text)) for _, text in samples)
+    return CaptionedImages(source, TarImages(LocalFiles(), [member for member, _ in samples]), captions)

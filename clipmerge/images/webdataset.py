@@ -5,8 +5,7 @@ from __future__ import annotations
 import re
 import tarfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import IO, NamedTuple, Self
+from typing import IO, NamedTuple, Self, TypeAlias
 
 from clipmerge.errors import DataError, did_you_mean, shorten
 from clipmerge.files.limits import LARGEST_IMAGE, LARGEST_LABEL, LARGEST_TAR_HEADER
@@ -40,6 +39,10 @@ class Member(NamedTuple):
     size: int
 
 
+#: An image of an archive, and its label (captions are one text).
+Sample: TypeAlias = tuple[Member, int | str]
+
+
 class TarImages(Store):
     """Images of several archives, read in place."""
 
@@ -65,57 +68,47 @@ class TarImages(Store):
         return f"{self._files.title(member.archive)}, {member.name}"
 
 
-@dataclass
-class Shard:
-    """One archive, its headers and labels read: the position of each image, and its label (captions are one text)."""
-
-    archive: str
-    members: list[Member] = field(default_factory=list, repr=False)
-    labels: list[int | str] = field(default_factory=list, repr=False)
-
-
 def load_tars(
     source: str, files: FileStore, archives: Sequence[str], columns: Columns, described: Description
 ) -> Labelled:
     """Open tar files as one source; member headers and labels are read, images are not."""
     if columns.labelled:
         described.require_classes(source)
-    shards: list[Shard] = []
+    samples: list[Sample] = []
     for archive in archives:
-        shards.append(read_shard(files, archive, columns))
-        check_count(source, sum(len(shard.labels) for shard in shards))
-    return joined(source, files, shards, described)
+        samples += read_samples(files, archive, columns)
+        check_count(source, len(samples))
+    return joined(source, files, samples, described)
 
 
-def read_shard(files: FileStore, archive: str, columns: Columns) -> Shard:
+def read_samples(files: FileStore, archive: str, columns: Columns) -> list[Sample]:
     """Read the headers and labels of one archive."""
-    shard = Shard(archive)
+    samples: list[Sample] = []
     with files.open(archive) as file:
         for key, endings in _samples(file, archive):
             where = f"{files.title(archive)}, {key}"
             named = columns.image if columns.labelled or (columns.image or "").lower() in endings else None
             image = _image_ending(where, list(endings), named)
-            shard.members.append(endings[image])
-            shard.labels.append(_label(where, file, endings, columns.label) if columns.labelled else 0)
-            check_count(files.title(archive), len(shard.labels))
-    return shard
+            samples.append((endings[image], _label(where, file, endings, columns.label) if columns.labelled else 0))
+            check_count(files.title(archive), len(samples))
+    return samples
 
 
-def joined(source: str, files: FileStore, shards: Sequence[Shard], described: Description) -> Labelled:
+def joined(source: str, files: FileStore, samples: Sequence[Sample], described: Description) -> Labelled:
     """Make one source of several archives and the texts beside them."""
-    labels = numbers_of(shards)
+    labels = numbers_of(samples)
     indices, classes, named = number_classes(source, labels, described.class_names)
     verbatim = described.class_names is not None and classes == described.class_names
     notes: tuple[str, ...] = ()
     if named and not verbatim and len(classes) > max(100, _CAPTIONS * len(labels)):
         notes = (f"{source}: {len(classes)} classes for {len(labels)} images; are the labels captions?",)
-    store = TarImages(files, [member for shard in shards for member in shard.members])
+    store = TarImages(files, [member for member, _ in samples])
     return Labelled(store, indices, classes, named, notes=notes, templates=described.templates, verbatim=verbatim)
 
 
-def numbers_of(shards: Sequence[Shard]) -> list[int | str]:
+def numbers_of(samples: Sequence[Sample]) -> list[int | str]:
     """Labels of all images, as numbers where all of them are numbers."""
-    labels = [label for shard in shards for label in shard.labels]
+    labels = [label for _, label in samples]
     if labels and all(isinstance(label, str) and re.fullmatch(r"-?\d{1,18}", label) for label in labels):
         return [int(label) for label in labels]
     return labels

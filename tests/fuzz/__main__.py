@@ -20,8 +20,10 @@ import tempfile
 import time
 import traceback
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from clipmerge.errors import ClipmergeError
 from tests.fuzz.mutation import mutated
@@ -48,6 +50,8 @@ def _alarm(_number: int, _frame: FrameType | None) -> None:
 def verdict(name: str, data: bytes, folder: Path) -> str:
     """Run one file through a target."""
     begin, before = time.process_time(), peak()
+    signal.signal(signal.SIGPROF, _alarm)
+    signal.setitimer(signal.ITIMER_PROF, 2 * SLOWEST)
     try:
         TARGETS[name](data, folder)
     except ClipmergeError as error:
@@ -58,6 +62,8 @@ def verdict(name: str, data: bytes, folder: Path) -> str:
         return f"took over {SLOWEST} s"
     except Exception as error:
         return f"{type(error).__name__}, {_place(error)}"
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
     took, grown = time.process_time() - begin, peak() - before
     if grown > LARGEST:
         return f"took {grown >> 20} MiB more"
@@ -82,36 +88,37 @@ def fuzz(name: str, seconds: float, seed: int, most: int) -> tuple[int, dict[str
     The number of executions and the file being read are in shared memory, so that they are known even after a fork that
     a library has ended.
     """
-    notes, (reading, writing) = mmap.mmap(-1, 16 + (1 << 20)), os.pipe()
+    notes = mmap.mmap(-1, 16 + (1 << 20))
+    found = apart(lambda: _fuzzed(name, seconds, random.Random(f"{name} {seed}"), most, notes))
+    count, size = (int.from_bytes(notes[at : at + 8], "little") for at in (0, 8))
+    return count, found if isinstance(found, dict) else {found: _keep(name, notes[16 : 16 + size])}
+
+
+def apart(work: Callable[[], Any]) -> Any:
+    """Do something in a fork; what it returns, or how it ended."""
+    reading, writing = os.pipe()
     child = os.fork()
     if not child:
         os.close(reading)
         with os.fdopen(writing, "w") as told:
-            json.dump(_fuzzed(name, seconds, random.Random(f"{name} {seed}"), most, notes), told)
+            json.dump(work(), told)
         os._exit(0)
     os.close(writing)
     with os.fdopen(reading) as told:
         text = told.read()
     _, status = os.waitpid(child, 0)
-    count, size = (int.from_bytes(notes[at : at + 8], "little") for at in (0, 8))
-    if text:
-        return count, json.loads(text)
-    ended = f"ends the process ({os.waitstatus_to_exitcode(status)})"
-    return count, {ended: _keep(name, notes[16 : 16 + size])}
+    return json.loads(text) if text else f"ends the process ({os.waitstatus_to_exitcode(status)})"
 
 
 def _fuzzed(name: str, seconds: float, chance: random.Random, most: int, notes: mmap.mmap) -> dict[str, str]:
     known, found = corpus(name), dict[str, str]()
-    signal.signal(signal.SIGPROF, _alarm)
     begin, count = time.monotonic(), 0
     memory = "/dev/shm" if Path("/dev/shm").is_dir() else None
     with tempfile.TemporaryDirectory(dir=memory) as folder:
         while count < most and time.monotonic() - begin < seconds and len(found) < MOST_FOUND:
             data = known[count] if count < len(known) else mutated(chance.choice(known), known, chance)
             notes[: 16 + len(data)] = count.to_bytes(8, "little") + len(data).to_bytes(8, "little") + data
-            signal.setitimer(signal.ITIMER_PROF, 2 * SLOWEST)
             said = verdict(name, data, Path(folder))
-            signal.setitimer(signal.ITIMER_PROF, 0)
             count += 1
             if said and said not in found:
                 found[said] = _keep(name, data)
