@@ -8,14 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from accelerate import Accelerator
 
 from benchmarks.shifts import claims, claims_page, ranks, standing
 from benchmarks.shifts.experiment import TrainedPair
-from benchmarks.shifts.laboratory import Laboratory
-from clipmerge.evaluation.accuracy import evaluate_sources
-from clipmerge.evaluation.settings import EvalSettings
-from clipmerge.progress import Silent
 
 
 def test_kendall_by_counting_pairs() -> None:
@@ -37,23 +32,6 @@ def test_kendall_by_counting_pairs() -> None:
     assert ranks.partial_kendall(np.array(x), np.array(y), np.array(z)) == pytest.approx(expected)
     assert np.isnan(ranks.kendall(np.ones(4), np.arange(4.0)))
     assert np.isnan(ranks.partial_kendall(np.arange(4.0), np.array([1.0, 3, 2, 4]), np.arange(4.0)))
-
-
-@pytest.fixture(scope="module")
-def laboratory(evaluated: tuple[TrainedPair, Path]) -> Laboratory:
-    return Laboratory(evaluated[0])
-
-
-def test_an_edited_layer_is_evaluated_as_if_it_had_been_written(laboratory: Laboratory, tmp_path: Path) -> None:
-    layer = next(name for name in laboratory.layers if name.startswith("vision") and "." in name)
-    written = laboratory.altered(tmp_path / "altered", layer, 0.0)
-    point = laboratory.planned({layer: {"alpha": 0.0}}, alpha=1.0)
-    id_, ood = laboratory.accuracy([point], draws=2)
-    named = {"test": str(laboratory.trained.test), "odd": str(laboratory.trained.ood["odd"])}
-    told = evaluate_sources(
-        str(written), named, EvalSettings(Accelerator(cpu=True), ("a photo of a {}.",)), progress=Silent()
-    )["accuracy"]
-    assert (id_[0, 0], ood[0, 0]) == (pytest.approx(told["test"]), pytest.approx(told["odd"]))
 
 
 @pytest.mark.slow

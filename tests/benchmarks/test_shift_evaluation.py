@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import io
 import json
 import random
 import shutil
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks.shifts import report, standing, summary
+from benchmarks.shifts import report, standing
 from benchmarks.shifts.evaluation import Contestant, contestants, evaluate_pair, unpacked
 from benchmarks.shifts.experiment import TrainedPair
 from clipmerge.planning.recipe import load_recipe
@@ -125,36 +123,3 @@ def test_the_shipped_page_is_what_the_shipped_files_make(tmp_path: Path) -> None
     (tmp_path / "docs").mkdir()
     report.write_page(docs=tmp_path / "docs")
     assert (tmp_path / "docs" / "results.md").read_text() == (report.DOCS / "results.md").read_text()
-
-
-def pair_of(recipes: dict[str, float], **told: Any) -> standing.Resampled:
-    """A pair whose recipes have ID accuracy 0.8, where the curve's OOD accuracy is 0.7, and these OOD accuracies."""
-    correct = {
-        "test": bits([0.4, 0.6, 1.0, *(0.8 for _ in recipes)]),
-        "far": bits([0.8, 0.9, 0.5, *recipes.values()]),
-    }
-    places = {name: 3 + number for number, name in enumerate(recipes)}
-    return standing.resampled(record_of(correct, places, **told), resamples=50)
-
-
-def test_the_first_screen_has_the_held_out_pairs_of_every_testbed() -> None:
-    pairs = {
-        "letters": [pair_of({"auto": 0.76, "straggler-sparse": 0.72}), pair_of({"auto": 0.78}, seed=2)],
-        "clothes": [
-            pair_of({"auto": 0.7}, regime="aggressive"),
-            pair_of({"auto": 0.9}, tuning=True),
-            pair_of({"lines": 0.7}),
-        ],
-    }
-    groups = summary.held_out(pairs)
-    assert [(key, len(each)) for key, each in groups.items()] == [
-        (("clothes", "aggressive"), 1),
-        (("letters", "mild"), 2),
-    ]
-    row = summary.rows(groups)[1]
-    assert row[:4] == ["letters, mild (2)", "40.0 / 80.0", "100.0 / 50.0", "80.0 / 77.0"]
-    assert row[4].startswith("+7.0 [")
-    assert row[5].startswith("+2.0 [")
-    assert row[6] == "none"
-    with Image.open(io.BytesIO(summary.summary_png(groups))) as picture:
-        assert picture.width > 500

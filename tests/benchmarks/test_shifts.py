@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import json
 import subprocess
-from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file
 
-from benchmarks.shifts import command, experiment
+from benchmarks.shifts import command
 from benchmarks.shifts.emoji import shift as emoji
 from benchmarks.shifts.emoji_roles import shift as emoji_roles
 from benchmarks.shifts.experiment import Shift, Source, TrainedPair, chosen_pairs, prepare
@@ -83,27 +80,6 @@ def test_sources_have_the_pictures_they_say(prepared: tuple[Path, list[TrainedPa
     assert len(set(contents)) == len(contents)
     with Image.open(next(pair.test.rglob("red_dog/*.png"))) as picture:
         assert picture.size == (SIZE, SIZE)
-
-
-def test_stills_are_the_calibration_pictures_and_those_alone_are_learned(tiny_shift: Shift, tmp_path: Path) -> None:
-    still = replace(tiny_shift, stills=3, seeds={"image": (0,)})
-    (pair,) = prepare(still, tmp_path, ["image"])
-    stills = experiment._stills(still)
-    assert stills.pixels.shape == (9, 3, SIZE, SIZE)
-    assert stills.labels.tolist() == [0, 1, 2] * 3
-    for place in range(6):  # two copies of three drawings are for calibration
-        drawing, copy = place % 3, place // 3
-        file = pair.calibration / still.folders[drawing] / f"{drawing:05d}-{copy}.png"
-        with Image.open(file) as picture:
-            assert np.array_equal(np.asarray(picture), stills.pixels[place].permute(1, 2, 0))
-    drawn, labels = stills.pictures(50, torch.Generator().manual_seed(0))
-    known = {(image.numpy().tobytes(), label) for image, label in zip(stills.pixels, [0, 1, 2] * 3, strict=True)}
-    pixels = (255 * drawn).round().to(torch.uint8)
-    assert {(image.numpy().tobytes(), label.item()) for image, label in zip(pixels, labels, strict=True)} == known
-    (fresh,) = prepare(replace(still, stills=0), tmp_path, ["image"])
-    assert fresh.zeroshot == pair.zeroshot
-    weights = [load_file(each.finetuned / "model.safetensors")["visual_projection.weight"] for each in (pair, fresh)]
-    assert not torch.equal(*weights)
 
 
 # --- the whole

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,7 +16,6 @@ from clipmerge.calibration.anchor import Anchor
 from clipmerge.calibration.augmentation import augmented, corrupted, viewed
 from clipmerge.calibration.choice import CANDIDATES, Candidate, ValidationScore, choose, validate
 from clipmerge.calibration.coefficients import Coefficients
-from clipmerge.calibration.descent import Descent
 from clipmerge.calibration.goal import Divergence, Goal, with_teacher_targets
 from clipmerge.calibration.learning import ALPHAS, LearningConfig, learn, prepare
 from clipmerge.calibration.objective import Objective
@@ -27,7 +25,7 @@ from clipmerge.measures.learned_sparse import learned_sparse
 from clipmerge.methods import Task
 from clipmerge.methods.learned import learned
 from clipmerge.methods.straggler_sparse import straggler_sparse
-from tests.support.small_objective import Ends, Reference, descend, make_batches, objective_for, save_ends
+from tests.support.small_objective import Ends, Reference, descend, make_batches, objective_for
 
 SIZES = (8, 8, 7)
 
@@ -101,16 +99,6 @@ def test_without_evidence_the_path_is_taken() -> None:
     rows = torch.stack([PATH[0.5].goals - better.goals - noise[0]])
     low, high = scipy_interval(rows[0])
     assert choose(PATH, {WHOLE: ValidationScore(better.rows + noise)}, max_loss=100).gain == pytest.approx((low, high))
-
-
-def test_the_path_leaves_one_half_only_with_evidence() -> None:
-    noise = torch.tensor([0.5, -0.5] * 10, dtype=torch.float64)
-    unsure = ValidationScore(score(1.1, 0.9).rows + torch.stack([noise, *torch.zeros(3, 20, dtype=torch.float64)]))
-    path = {0.3: score(2.0, 0.9), 0.7: unsure, 0.9: score(1.0, 0.9), 1.0: score(1.05, 0.9)}
-    worse = {WHOLE: score(5.0, 0.9)}
-    assert choose(path | {0.5: score(1.5, 0.9)}, worse, max_loss=100).alpha == 0.7  # 0.1 +- 0.24 nats from the best
-    assert choose(path | {0.5: unsure}, worse, max_loss=100).alpha == 0.5
-    assert choose({1.0: score(1.0, 0.9, images=1), 0.5: score(1.1, 0.9, images=1)}, worse, max_loss=3).alpha == 1.0
 
 
 def test_the_path_stays_at_an_anchor_that_keeps_the_accuracy() -> None:
@@ -226,37 +214,6 @@ def changed(objective: Objective, coefficients: Coefficients) -> dict[str, torch
     }
 
 
-def test_a_learning_that_makes_it_worse_gives_the_straight_path(
-    ends: Ends, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    options: dict[str, Any] = {"granularity": "layer", "steps": 12, "rate": 0.1, "held_back": 0.3}
-    options["divergence"] = "predictions"
-    # steps in the wrong direction: whatever is learned, the path is better
-    real = Descent.step
-
-    def away(descent: Descent, ceiling: float) -> None:
-        for value in descent.state.values():
-            if value.grad is not None:
-                value.grad.neg_()
-        real(descent, ceiling)
-
-    monkeypatch.setattr(Descent, "step", away)
-    found = learned_coefficients(objective_for(ends, make_batches(SIZES)), **options)
-    assert found.choice is not None
-    assert found.choice.alpha == found.choice.path_alpha
-    assert found.choice.alpha in ALPHAS
-    assert found.choice.goal == found.choice.path_goal
-    for value in found.coefficients.values():
-        assert torch.equal(value, torch.full_like(value, found.choice.alpha))
-    from clipmerge.checkpoint import align_checkpoints, open_checkpoint
-
-    inputs = align_checkpoints(open_checkpoint(str(ends[0])), [open_checkpoint(str(ends[1]))])
-    verdict = learned(Task(inputs, found)).verdict
-    assert (
-        f"nothing that was learned is proven better than alpha {found.choice.alpha:g} of the straight path" in verdict
-    )
-
-
 def test_the_choice_is_the_best_candidate_and_is_where_the_model_is_left(
     ends: Ends, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -288,29 +245,6 @@ def test_the_choice_is_the_best_candidate_and_is_where_the_model_is_left(
     coefficients.place()
     for name, value in changed(objective, coefficients).items():
         assert torch.allclose(value, left[name], atol=1e-6)
-
-
-def test_views_move_a_point_no_further_than_they_may() -> None:
-    size, count = 64, 200
-    pixels = torch.zeros(count, 3, size, size)
-    pixels[:, :, 44:52, 44:52] = 1.0
-    grid = torch.arange(size) + 0.5
-
-    def centres(images: torch.Tensor) -> torch.Tensor:
-        mass = images[:, 0] / images[:, 0].sum((1, 2), keepdim=True)
-        return torch.stack([(mass.sum(1) * grid).sum(1), (mass.sum(2) * grid).sum(1)], 1) - size / 2
-
-    seen = viewed(pixels, 3)
-    moved = (centres(seen) - centres(pixels)).norm(dim=1)
-    radius = 16 * 2**0.5
-    farthest = radius * (0.08 + 0.105) + 0.03 * size * 2**0.5
-    assert float(moved.max()) < 1.15 * farthest
-    assert float(moved.max()) > 0.4 * farthest
-    assert float(moved.std()) > 0.5
-    assert torch.equal(viewed(pixels, 3), seen)
-    assert not torch.equal(viewed(pixels, 4), seen)
-    assert viewed(pixels, 3, 0.0) is pixels
-    assert float((centres(viewed(pixels, 3, 0.1)) - centres(pixels)).norm(dim=1).max()) < 0.15 * farthest
 
 
 def test_the_calibration_loss_is_taken_on_views_and_the_divergence_on_changes(ends: Ends) -> None:
@@ -375,48 +309,8 @@ def test_learning_by_heart_is_noted(ends: Ends) -> None:
     assert learned_coefficients(objective_for(ends, make_batches(sizes)), steps=1, held_back=0.4).notes == ()
 
 
-def test_other_corruptions_hide_a_square_or_round_the_values() -> None:
-    pixels = torch.rand(40, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    seen = corrupted(pixels, 3)
-    assert torch.equal(corrupted(pixels, 3), seen)
-    assert not torch.equal(corrupted(pixels, 4), seen)
-    hidden = rounded = 0
-    for before, after in zip(pixels, seen, strict=True):
-        changed_at = (before != after).any(0)
-        if len(after.unique()) <= 3:
-            rounded += 1
-            assert float((before - after).abs().max()) <= 0.26
-        else:
-            hidden += 1
-            assert int(changed_at.sum()) in range(15 * 15, 17 * 17)
-            assert torch.allclose(after[:, changed_at].std(1), torch.zeros(3), atol=1e-6)
-    assert hidden > 10
-    assert rounded > 10
-    packed = torch.rand(4, 9, 12)
-    assert corrupted(packed, 3) is packed
-
-
-def test_only_some_images_of_a_step_have_changed_copies(ends: Ends) -> None:
+def test_in_bfloat16_the_goal_follows_weights_that_move_in_place(ends: Ends) -> None:
     objective = objective_for(ends, make_batches(SIZES))
-    goal = Goal(1.0, copies=3)
-    step = prepare(objective, goal, 1)[0]
-    assert step.target is not None
-    assert len(step.target) == 3
-    objective.path.move_to(1.0)
-    seen = descend(objective, step, goal)
-    pixels = augmented(step.batch.pixels[:3], step.seed).double()
-    own, target = (
-        each.model(pixel_values=pixels, **each.tokens).logits_per_image.softmax(-1)
-        for each in (Reference(ends).at(1.0), Reference(ends).at(0.0))
-    )
-    assert seen.divergence == pytest.approx((target * (target / own).log()).sum(-1).mean().item(), rel=1e-3)
-    reference = Reference(ends).at(1.0)
-    assert seen.calibration == pytest.approx(reference.loss(step.batch).item(), rel=1e-4)
-
-
-@pytest.mark.parametrize("moves", [("",), ("vision_", "visual_")])
-def test_in_bfloat16_the_goal_follows_weights_that_move_in_place(tmp_path: Path, moves: tuple[str, ...]) -> None:
-    objective = objective_for(save_ends(tmp_path, moves=moves), make_batches(SIZES))
     exact, quick = Goal(0.5), Goal(0.5, precision="bfloat16")
     step = prepare(objective, exact, 1)[0]
     rough = prepare(objective, quick, 1)[0]

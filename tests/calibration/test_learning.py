@@ -16,7 +16,6 @@ from clipmerge.calibration.descent import Descent
 from clipmerge.calibration.goal import Goal
 from clipmerge.calibration.learning import PATH_STEPS, LearningConfig, learn, prepare
 from clipmerge.calibration.objective import Batch, Objective
-from clipmerge.calibration.steps import Step, lay_out
 from clipmerge.errors import MeasureError, RecipeError
 from clipmerge.measures.learned_coefficients import learned_coefficients
 from clipmerge.measures.projection_radii import projection_radii
@@ -160,110 +159,6 @@ def test_steps_are_adams_with_a_falling_rate_in_the_box(ends: Ends) -> None:
     assert any(value in (0.0, 1.0) for value in values.values())
     for key, value in values.items():
         assert float(coefficients.values[key]) == pytest.approx(value, abs=2e-3), key
-
-
-@pytest.mark.parametrize("granularity", GRANULARITIES)
-def test_learning_lowers_the_goal_and_stays_in_the_box(ends: Ends, granularity: Any) -> None:
-    objective = objective_for(ends, make_batches(SIZES))
-    found = learned_coefficients(
-        objective,
-        granularity=granularity,
-        steps=30,
-        changes=(),
-        robustness=0.3,
-        start=0.5,
-        rate=0.05,
-        views=0.0,
-        held_back=0.0,
-    )
-    goal = [c + 0.3 * d for c, d in zip(found.trace["calibration"], found.trace["divergence"], strict=True)]
-    assert sum(goal[-3:]) < 0.85 * sum(goal[:3])
-    for value in found.coefficients.values():
-        assert value.dtype == torch.float32
-        assert 0 <= float(value.min()) <= float(value.max()) <= 1
-    assert found.layers.keys() == objective.path.layers.keys()
-
-
-def test_the_model_is_left_at_what_was_learned(ends: Ends) -> None:
-    objective = objective_for(ends, make_batches(SIZES))
-    found = learned_coefficients(objective, steps=3, held_back=0.0)
-    both = Reference(ends).ends
-    for name, value in found.coefficients.items():
-        zero, fine = (end.float() for end in both[name])
-        assert torch.allclose(objective.path.parameters[name], zero + value * (fine - zero), atol=1e-6), name
-
-
-@pytest.mark.slow
-def test_more_robustness_stays_closer_to_the_zero_shot_predictions(ends: Ends) -> None:
-    def ending(robustness: float) -> tuple[float, float]:
-        objective = objective_for(ends, make_batches(SIZES))
-        learned_coefficients(
-            objective,
-            robustness=robustness,
-            steps=40,
-            granularity="channel",
-            rate=0.05,
-            held_back=0.0,
-            divergence="predictions",
-        )
-        step = prepare_still(objective)
-        seen = descend(objective, step, STILL)
-        return seen.calibration, seen.divergence
-
-    def prepare_still(objective: Objective) -> Step:
-        weights = {name: objective.path.parameters[name].detach().clone() for name in objective.path.task_vector}
-        step = prepare(objective, STILL, 1)[0]
-        for name, value in weights.items():
-            objective.path.parameters[name].data.copy_(value)
-        return step
-
-    little, much = ending(0.1), ending(10.0)
-    assert much[0] > little[0]
-    assert much[1] < little[1]
-
-
-def test_the_same_seed_learns_the_same_and_another_something_else(ends: Ends) -> None:
-    found = [
-        learned_coefficients(
-            objective_for(ends, make_batches(SIZES), seed=s), steps=5, held_back=0.0, divergence="predictions"
-        )
-        for s in (0, 0, 1)
-    ]
-    for name, value in found[0].coefficients.items():
-        assert torch.equal(value, found[1].coefficients[name])
-    assert any(not torch.equal(v, found[2].coefficients[name]) for name, v in found[0].coefficients.items())
-
-
-def test_features_can_be_held_instead_of_predictions(ends: Ends) -> None:
-    objective = objective_for(ends, make_batches(SIZES))
-    goal = Goal(1.0, changes=(), divergence="features")
-    step = prepare(objective, goal, 1)[0]
-    objective.path.move_to(1.0)
-    seen = descend(objective, step, goal)
-    images = {}
-    for alpha in (0.0, 1.0):
-        model = Reference(ends).at(alpha).model
-        output = model.get_image_features(pixel_values=step.batch.pixels.double()).pooler_output
-        images[alpha] = output / output.norm(dim=-1, keepdim=True)
-    expected = 1 - (images[0.0] * images[1.0]).sum(-1).mean()
-    assert seen.divergence == pytest.approx(expected.item(), rel=1e-4)
-
-
-def test_every_image_comes_once_before_any_comes_again(ends: Ends) -> None:
-    objective = objective_for(ends, make_batches((5, 4)))
-    steps = lay_out(objective, 6, batch=2).steps
-    assert [len(step) for step in steps] == [2] * 6
-    positions = [position for step in steps for position in step.positions]
-    assert sorted(positions[:9]) == list(range(9))
-    assert len(set(positions[9:])) == 3
-    assert positions[:9] != list(range(9))
-    pixels = torch.cat([batch.pixels for batch in make_batches((5, 4))])
-    labels = torch.cat([batch.labels for batch in make_batches((5, 4))])
-    for step in steps:
-        assert torch.equal(step.batch.pixels, pixels[list(step.positions)])
-        assert torch.equal(step.batch.labels, labels[list(step.positions)])
-    assert [len(step) for step in lay_out(objective, 2, batch=64).steps] == [9, 9]
-    assert [len(step) for step in lay_out(objective, 2).steps] == [5, 5]
 
 
 # with one step, all prompts would be more than the step's own: each step embeds its own, else all are embedded once
