@@ -245,17 +245,30 @@ def clear_line(result: subprocess.CompletedProcess[str], where: Path) -> str:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("lost", ["0", "1"])
-def test_a_process_that_is_killed_ends_the_run(pair: Folders, images: Path, tmp_path: Path, lost: str) -> None:
-    result, seconds = run(2, "tests.support.lose_a_process", lost, "SIGKILL", *merge(pair, images, tmp_path / "out"))
+@pytest.mark.parametrize(
+    ("processes", "how", "says"),
+    [
+        (2, "killed", "another process of this run ended"),
+        (4, "killed", "another process of this run ended"),
+        (2, "hangs", "another process of this run ended or does not answer"),
+        (4, "launcher", "ended from outside (SIGTERM"),
+    ],
+)
+def test_a_process_that_is_lost_ends_the_run(
+    pair: Folders, images: Path, tmp_path: Path, processes: int, how: str, says: str
+) -> None:
+    """The last process; the launcher then ends the others, or was itself ended from outside, as Slurm does."""
+    words = merge(pair, images, tmp_path / "out")
+    result, seconds = run(processes, "tests.support.lose_a_process", str(processes - 1), how, *words)
     line = clear_line(result, tmp_path)
-    assert "another process of this run ended" in line or "ended from outside (SIGTERM" in line
+    assert says in line or "ended from outside (SIGTERM" in line
     assert seconds < SECONDS_TO_END
 
 
 @pytest.mark.slow
 def test_what_one_process_cannot_read_ends_the_run(pair: Folders, images: Path, tmp_path: Path) -> None:
-    result, seconds = run(2, "tests.support.lose_a_process", "1", "fail", *merge(pair, images, tmp_path / "out"))
+    words = merge(pair, images, tmp_path / "out")
+    result, seconds = run(2, "tests.support.lose_a_process", "1", "fails", *words)
     lines = {line for line in result.stderr.splitlines() if line.startswith("error: ")}
     assert "error: images/7.png: cannot be read" in lines
     assert len(lines) <= 2  # the other process may have had the time to say that it was left alone
@@ -278,15 +291,16 @@ def test_a_disk_that_fills_ends_the_run(pair: Folders, images: Path, tmp_path: P
 
 
 @pytest.mark.slow
-def test_two_processes_write_the_bytes_of_one(pair: Folders, images: Path, tmp_path: Path) -> None:
+def test_several_processes_write_the_bytes_of_one(pair: Folders, images: Path, tmp_path: Path) -> None:
+    """Some of eight have no images; of two, one is slow."""
     assert clipmerge(*merge(pair, images, tmp_path / "1", *MASKED)).code == 0
-    for processes in (2, 3):
+    for processes, *module in ((2, "tests.support.lose_a_process", "1", "slow"), (3, "clipmerge"), (8, "clipmerge")):
         words = merge(pair, images, tmp_path / str(processes), *MASKED)
-        result, _ = run(processes, "clipmerge", *words, env=counted())
+        result, _ = run(processes, *module, *words, env=counted())
         assert result.returncode == 0, result.stderr[-3000:]
-    files = [(tmp_path / name / "model.safetensors").read_bytes() for name in "123"]
+    files = [(tmp_path / name / "model.safetensors").read_bytes() for name in "1238"]
     assert '"density": 0.5' in (tmp_path / "1" / "clipmerge.json").read_text()
-    assert [hashlib.sha256(each).hexdigest() for each in files[1:]] == [hashlib.sha256(files[0]).hexdigest()] * 2
+    assert [hashlib.sha256(each).hexdigest() for each in files[1:]] == [hashlib.sha256(files[0]).hexdigest()] * 3
 
 
 @pytest.mark.slow

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from scipy.special import stdtrit
@@ -18,6 +19,7 @@ from clipmerge.distributed import sent
 from clipmerge.planning.measurements import HeldBackChoice
 
 Interval = tuple[float, float]
+Intervals = tuple[Interval | None, Interval | None]
 
 
 @dataclass(frozen=True)
@@ -48,11 +50,10 @@ UNDER_A_MASK = tuple(Candidate(part=part, beyond=beyond) for part, row in _MASKE
 
 @dataclass(frozen=True, eq=False)
 class ValidationScore:
-    """A point on the held-back images: four rows of one number per image, averaged over its changes.
+    """A point on the held-back images: three rows of one number per image, averaged over its changes.
 
     Attributes:
-        rows: (4, images), float64: the goal, in nats; whether the view is recognised; the cross-entropy of the view;
-            and the goal under corruptions of other kinds than the changes that learning sees.
+        rows: (3, images), float64: the goal, in nats; whether the view is recognised; the cross-entropy of the view.
     """
 
     rows: Tensor
@@ -77,37 +78,53 @@ class ValidationScore:
         """Mean cross-entropy of the views, in nats."""
         return float(self.rows[2].mean())
 
-    @property
-    def corrupted(self) -> Tensor:
-        """The goal of every image under other corruptions, (images,), in nats."""
-        return self.rows[3]
+
+def validate(objective: Objective, steps: Sequence[Step], goal: Goal) -> ValidationScore:
+    """Score the current weights, for which nothing is cached, on the images of all steps."""
+
+    def rows_of(step: Step, classes: Tensor) -> Tensor:
+        terms = terms_of(objective, goal, make_pictures(step, goal), classes)
+        goals = terms.views.clone()
+        goals[: len(terms.divergence)] += goal.weight * terms.divergence
+        objective.work.tick(FORWARD * goal.picture_count(len(step)) * step.work_share)
+        return torch.stack([goals, terms.correct.to(goals), terms.views])
+
+    return ValidationScore(_by_image(objective, steps, goal, rows_of))
+
+
+def validate_corrupted(objective: Objective, steps: Sequence[Step], goal: Goal) -> Tensor:
+    """The goal at the current weights under corruptions of other kinds than the changes that learning sees, by image.
+
+    Returns:
+        Shape (images,), float64, in nats, averaged over the steps that have an image.
+    """
+
+    def rows_of(step: Step, classes: Tensor) -> Tensor:
+        objective.work.announce(FORWARD * len(step) * step.work_share)  # few points need it, unknown before
+        goals = corrupted_goals(objective, goal, step, classes)
+        objective.work.tick(FORWARD * len(step) * step.work_share)
+        return goals[None]
+
+    return _by_image(objective, steps, goal, rows_of)[0]
 
 
 @torch.no_grad()
-def validate(objective: Objective, steps: Sequence[Step], goal: Goal) -> ValidationScore:
-    """Score the current weights, for which nothing is cached, on the images of all steps."""
+def _by_image(
+    objective: Objective, steps: Sequence[Step], goal: Goal, rows_of: Callable[[Step, Tensor], Tensor]
+) -> Tensor:
+    """Rows of numbers of all steps' images, over all processes, averaged by image: (rows, images), float64."""
     cached = embeds_less_at_once(objective, steps)
-    row_of = {position: row for row, position in enumerate(sorted({p for step in steps for p in step.positions}))}
-    sums = torch.zeros(5, len(row_of), device=objective.shares.accelerator.device)
+    place_of = {position: place for place, position in enumerate(sorted({p for step in steps for p in step.positions}))}
+    found, places = [], list[int]()
     for step in steps:
-        classes = class_features(objective, step, goal, cached=cached)  # once for the goal and the corruptions
-        pictures = make_pictures(step, goal)
-        terms = terms_of(objective, goal, pictures, classes)
-        goals = terms.views.clone()
-        goals[: len(terms.divergence)] += goal.weight * terms.divergence
-        other = corrupted_goals(objective, goal, step, pictures.labels, classes)
-        values = torch.stack([goals, terms.correct.to(goals), terms.views, other, torch.ones_like(goals)])
-        rows = sent(torch.tensor([row_of[position] for position in step.positions[step.own_rows]]), sums.device)
-        sums.index_add_(1, rows, values)
-        objective.work.tick(FORWARD * validation_pictures(goal, len(step)) * step.work_share)
+        found.append(rows_of(step, class_features(objective, step, goal, cached=cached)))
+        places += [place_of[position] for position in step.positions[step.own_rows]]
+    rows = torch.cat(found, 1)
+    sums = torch.zeros(len(rows) + 1, len(place_of), device=rows.device)
+    sums.index_add_(1, sent(torch.tensor(places), rows.device), torch.cat([rows, torch.ones_like(rows[:1])]))
     if any(step.shard[1] > 1 for step in steps):
         objective.shares.add_up(sums)
-    return ValidationScore((sums[:-1] / sums[-1]).cpu().double())
-
-
-def validation_pictures(goal: Goal, images: int) -> int:
-    """Number of pictures per validated point for a number of images: those of the goal, and corrupted ones."""
-    return goal.picture_count(images) + images
+    return (sums[:-1] / sums[-1]).cpu().double()
 
 
 def embeds_less_at_once(objective: Objective, steps: Sequence[Step]) -> bool:
@@ -127,7 +144,9 @@ def own_prompts(objective: Objective, steps: Sequence[Step]) -> int:
 
 def choose(
     path: Mapping[float, ValidationScore],
-    learned: Mapping[Candidate, ValidationScore],
+    candidates: Sequence[Candidate],
+    score_of: Callable[[Candidate], ValidationScore],
+    corrupted_of: Callable[[Candidate], Tensor],
     *,
     max_loss: float,
     anchor: float | None = None,
@@ -137,7 +156,9 @@ def choose(
 
     Args:
         path: Score by alpha, including alpha 1.
-        learned: Score by learned point; empty if nothing was learned.
+        candidates: The learned points; empty if nothing was learned.
+        score_of: Scores a learned point; called for no more of them than the choice needs.
+        corrupted_of: The goal of every image under other corruptions at a point, likewise.
         max_loss: Points of accuracy on the held-back images that may be lost against the fine-tuned model, beyond the
             standard error of that loss.
         anchor: Point of the path that is taken for it if it keeps enough accuracy, else the nearest one that does.
@@ -153,26 +174,24 @@ def choose(
     accurate = {alpha: score for alpha, score in path.items() if _keeps_accuracy(score, finetuned, limit)}
     alpha = _path_point(accurate) if anchor is None else min(accurate, key=lambda alpha: abs(alpha - anchor))
     best, score = Candidate(alpha=alpha), path[alpha]
-    intervals: tuple[Interval | None, Interval | None] = (None, None)
-    if learned:
-        kept = [candidate for candidate, score in learned.items() if _keeps_accuracy(score, finetuned, limit)]
-        if anchor is None:
-            ranked = sorted(kept, key=lambda candidate: learned[candidate].goal)
-        else:  # learning from the path's middle soon overshoots what these images can show: no further than needed
-            ranked = sorted(kept, key=lambda candidate: (candidate.beyond, candidate.part))
-        ranked = ranked or [max(learned, key=lambda candidate: learned[candidate].accuracy)]
-        gains = {
-            candidate: (
-                paired_interval(path[alpha].goals - learned[candidate].goals),
-                paired_interval(path[alpha].corrupted - learned[candidate].corrupted),
-            )
-            for candidate in ranked
-        }
-        proven = [at for at, (gain, other) in gains.items() if kept and gain and other and gain[0] > 0 <= other[1]]
-        tried = (proven or ranked)[0]
-        intervals = gains[tried]
+    intervals: Intervals = (None, None)
+    if candidates:
+        scores, corrupted = cache(score_of), cache(corrupted_of)
+
+        def gains(candidate: Candidate) -> Iterator[Tensor]:
+            yield path[alpha].goals - scores(candidate).goals
+            yield corrupted(Candidate(alpha=alpha)) - corrupted(candidate)
+
+        if anchor is not None:  # learning from the path's middle soon overshoots what these images can show
+            candidates = sorted(candidates, key=lambda candidate: (candidate.beyond, candidate.part))
+        kept = (candidate for candidate in candidates if _keeps_accuracy(scores(candidate), finetuned, limit))
+        ranked = sorted(kept, key=lambda candidate: scores(candidate).goal) if anchor is None else kept
+        tried, intervals, proven = _first_proven(ranked, gains)
+        if tried is None:
+            tried = max(candidates, key=lambda candidate: scores(candidate).accuracy)
+            intervals = _first_proven([tried], gains)[1]
         if proven or not path_counts:
-            best, score = tried, learned[tried]
+            best, score = tried, scores(tried)
     return HeldBackChoice(
         images=len(score.goals),
         alpha=best.alpha,
@@ -186,6 +205,30 @@ def choose(
         gain=intervals[0],
         corrupted_gain=intervals[1],
     )
+
+
+def _first_proven(
+    ranked: Iterable[Candidate], gains: Callable[[Candidate], Iterator[Tensor]]
+) -> tuple[Candidate | None, Intervals, bool]:
+    """The first point that is better, and not worse under other corruptions; else the first one, which is not proven.
+
+    Args:
+        ranked: Points in order; no more of them are scored than it needs.
+        gains: By how much a point is better, for each image, and then, if it is asked for, under other corruptions.
+    """
+    first: tuple[Candidate | None, Intervals, bool] = (None, (None, None), False)
+    for candidate in ranked:
+        found = gains(candidate)
+        gain = paired_interval(next(found))
+        better = gain is not None and gain[0] > 0
+        if not better and first[0] is not None:
+            continue
+        other = paired_interval(next(found))
+        if better and other and other[1] >= 0:
+            return candidate, (gain, other), True
+        if first[0] is None:
+            first = (candidate, (gain, other), False)
+    return first
 
 
 def _keeps_accuracy(score: ValidationScore, finetuned: ValidationScore, limit: float) -> bool:

@@ -22,6 +22,7 @@ from clipmerge.calibration.objective import FORWARD, Objective
 from clipmerge.calibration.steps import Step
 from clipmerge.distributed import sent
 from clipmerge.errors import MeasureError
+from clipmerge.images.batches import Batch
 from clipmerge.models.precision import Precision, casts_repeated, passes
 from clipmerge.plugins import Augmentation
 
@@ -146,10 +147,14 @@ def make_pictures(step: Step, goal: Goal) -> Pictures:
     pixels = viewed(batch.pixels, step.seed + 1, goal.views, len(step), step.own_rows)
     if copies:
         pixels = torch.cat([pixels, make_copies(step, goal, batch.pixels)])
-    labels = batch.labels
-    if step.classes is not None:
-        labels = torch.searchsorted(sent(step.classes, labels.device), labels)
-    return Pictures(pixels, labels, step.target, len(step), copies)
+    return Pictures(pixels, _labels(step, batch), step.target, len(step), copies)
+
+
+def _labels(step: Step, batch: Batch) -> Tensor:
+    """Labels of a step's images among its classes."""
+    if step.classes is None:
+        return batch.labels
+    return torch.searchsorted(sent(step.classes, batch.labels.device), batch.labels)
 
 
 def make_copies(step: Step, goal: Goal, pixels: Tensor) -> Tensor:
@@ -187,16 +192,16 @@ def with_teacher_targets(
             targets_of = partial(_teacher_targets, objective, step, goal, cached=cached)
             target, other = targets_of(make_copies(step, goal, step.batch.pixels), before=step.target), step.corrupted
             if judged:
-                other = targets_of(make_corrupted(step), before=step.corrupted)
+                other = targets_of(_make_corrupted(step, step.batch), before=step.corrupted)
             steps[place] = replace(step, target=target, corrupted=other)
             pictures = goal.copy_count(len(step)) + judged * len(step)
             objective.work.tick(FORWARD * pictures * step.work_share)
     return steps
 
 
-def make_corrupted(step: Step) -> Tensor:
+def _make_corrupted(step: Step, batch: Batch) -> Tensor:
     """This process's images of a step under corruptions of other kinds than the changes that learning sees."""
-    return corrupted(step.batch.pixels, step.seed, len(step), step.own_rows)
+    return corrupted(batch.pixels, step.seed, len(step), step.own_rows)
 
 
 def _teacher_targets(
@@ -253,11 +258,12 @@ def terms_of(objective: Objective, goal: Goal, pictures: Pictures, classes: Tens
     )
 
 
-def corrupted_goals(objective: Objective, goal: Goal, step: Step, labels: Tensor, classes: Tensor) -> Tensor:
+def corrupted_goals(objective: Objective, goal: Goal, step: Step, classes: Tensor) -> Tensor:
     """The goal at the current weights for a step's images under other corruptions, one number per image, in nats."""
-    features = _features(objective, goal, make_corrupted(step))
+    batch = step.batch
+    features = _features(objective, goal, _make_corrupted(step, batch))
     logits = objective.criterion.class_logits(features, classes)
-    loss = cross_entropy(logits, labels, reduction="none")
+    loss = cross_entropy(logits, _labels(step, batch), reduction="none")
     return loss + goal.weight * _divergence(goal, features, logits, step.corrupted)
 
 

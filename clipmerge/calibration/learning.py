@@ -16,12 +16,13 @@ from clipmerge.calibration.anchor import UNTUNED, find_anchor, finetuned_rank
 from clipmerge.calibration.choice import (
     CANDIDATES,
     UNDER_A_MASK,
+    Candidate,
     ValidationScore,
     choose,
     embeds_less_at_once,
     own_prompts,
     validate,
-    validation_pictures,
+    validate_corrupted,
 )
 from clipmerge.calibration.coefficients import Coefficients
 from clipmerge.calibration.descent import Descent
@@ -139,8 +140,7 @@ def _zeroshot_skill(objective: Objective, goal: Goal, steps: Sequence[Step]) -> 
     """Share of the uncertainty about the labels of the steps' images that the zero-shot predictions remove."""
     goal = replace(goal, robustness=0.0)
     steps = shard_steps(objective, steps, min(map(len, steps)))
-    pictures = sum(validation_pictures(goal, len(step)) * step.work_share for step in steps)
-    objective.work.announce(FORWARD * pictures)
+    objective.work.announce(FORWARD * sum(len(step) * step.work_share for step in steps))
     _embed_fixed_prompts(objective)
     objective.path.move_to(0.0)
     every = objective.criterion.prompts.classes
@@ -186,7 +186,7 @@ class _Run:
         self._path_steps = _path_steps(self._layout)
         images = len({position for step in self._path_steps for position in step.positions})
         # the scores of all points of the path, and the alpha where learning starts
-        self._path = torch.zeros(len(ALPHAS), 4, images, dtype=torch.float64)
+        self._path = torch.zeros(len(ALPHAS), 3, images, dtype=torch.float64)
         self._start = torch.zeros((), dtype=torch.float64)
         self._state = {"trace": self._trace, "path": self._path, "start": self._start, **self._descent.state}
 
@@ -204,7 +204,8 @@ class _Run:
         pieces = self._pieces(steps)
         goal = self._config.goal
         whole = replace(goal, copies=None)
-        path_steps = self._with_targets(self._path_steps, whole, judged=True) if tries_path or validates else []
+        judged = validates and bool(self._candidates)
+        path_steps = self._with_targets(self._path_steps, whole, judged=judged) if tries_path or validates else []
         if tries_path:
             self._try_path(path_steps, whole)
         self._start.fill_(coefficients.start)
@@ -242,10 +243,11 @@ class _Run:
 
         teachers = FORWARD * len(goal.teachers)
         work = passes(teachers, steps, goal.copy_count) + passes(GRADIENT, steps, goal.picture_count)
-        work += passes(teachers, validation_steps or path_steps, whole.picture_count)
-        scored = partial(validation_pictures, whole)
-        work += passes(FORWARD * len(ALPHAS), path_steps, scored)
-        work += passes(FORWARD * len(self._candidates), validation_steps, scored)
+        work += passes(teachers, validation_steps or path_steps, whole.copy_count)
+        if self._candidates:
+            work += passes(teachers, validation_steps, int)
+        work += passes(FORWARD * len(ALPHAS), path_steps, whole.picture_count)
+        work += passes(FORWARD * len(self._candidates), validation_steps, whole.picture_count)
         if self._config.sparsify:
             work += GRADIENT * sum(len(batch) for batch in self._objective.shares.batches)
         self._objective.work.announce(work)
@@ -276,11 +278,13 @@ class _Run:
     def _pieces(self, steps: Sequence[Step]) -> Pieces:
         """Pictures of a step that go through the model at once; on a card, tell how much memory learning takes."""
         objective, goal = self._objective, self._config.goal
+        if not steps:
+            return objective.pieces(None)
         device = objective.shares.accelerator.device
-        prompts = max((own_prompts(objective, [step]) for step in steps), default=0)
+        prompts = max(own_prompts(objective, [step]) for step in steps)
         activations = Activations(objective, goal.precision, prompts)
         pieces = objective.pieces(activations.images())
-        if device.type == "cpu" or not steps or not activations.image:
+        if device.type == "cpu" or not activations.image:
             return pieces
         pictures = max(math.ceil(goal.picture_count(len(step)) * step.work_share) for step in steps)
         at_once = min(pieces.most or pictures, pictures)
@@ -318,17 +322,41 @@ class _Run:
         last = self._coefficients.collect_gradients
         return backpropagate(self._objective, step, goal, pictures, at_once=at_once, last=last)
 
+    def _go_to(self, at: Candidate) -> None:
+        """Set the weights to a point that can be chosen."""
+        if at.alpha is not None:
+            self._objective.path.move_to(at.alpha)
+        else:
+            self._coefficients.move(at.part, at.beyond)
+            self._coefficients.place()
+
     def _choose(self, steps: Sequence[Step], goal: Goal) -> HeldBackChoice:
         """Let the held-back images choose, and move to their choice."""
+        objective = self._objective
         path = {alpha: ValidationScore(rows) for alpha, rows in zip(ALPHAS, self._path, strict=True)}
-        learned = {}
-        for candidate in self._candidates:
-            self._coefficients.move(candidate.part, candidate.beyond)
-            self._coefficients.place()
-            learned[candidate] = validate(self._objective, steps, goal)
-        sparse = bool(self._coefficients.sparse)
-        anchor = goal.anchor if goal.divergence == "path-features" else None
-        choice = choose(path, learned, max_loss=self._config.max_loss, anchor=anchor, path_counts=not sparse)
+        unscored = set(self._candidates)
+
+        def score_of(candidate: Candidate) -> ValidationScore:
+            unscored.remove(candidate)
+            self._go_to(candidate)
+            return validate(objective, steps, goal)
+
+        def corrupted_of(candidate: Candidate) -> Tensor:
+            self._go_to(candidate)
+            return validate_corrupted(objective, steps, goal)
+
+        choice = choose(
+            path,
+            self._candidates,
+            score_of,
+            corrupted_of,
+            max_loss=self._config.max_loss,
+            anchor=goal.anchor if goal.divergence == "path-features" else None,
+            path_counts=not self._coefficients.sparse,
+        )
+        spared = sum(goal.picture_count(len(step)) * step.work_share for step in steps) * len(unscored)
+        objective.work.announce(-FORWARD * spared)
+        objective.work.tick(0)
         if choice.alpha is None:
             self._coefficients.move(choice.part, choice.beyond)
         else:

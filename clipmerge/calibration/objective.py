@@ -216,3 +216,12 @@ class Objective:
             yield batch, value, features.grad
             self.work.tick(GRADIENT * len(batch))
         self.path.clear_gradients()
+
+    def mean_of_pieces(self, batch: Batch, values_of: Callable[[Batch], list[float]]) -> list[float]:
+        """Compute values that are means over a batch's images, from pieces of it where memory runs out."""
+
+        def attempt(most: int) -> list[float]:
+            pieces = [(len(piece) / len(batch), values_of(piece)) for piece in batch.pieces(most)]
+            return [sum(values) for values in zip(*([part * x for x in found] for part, found in pieces), strict=True)]
+
+        return self._pieces.tried(len(batch), attempt)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -38,7 +40,7 @@ def hessian_trace(objective: Objective, *, probes: Count = 8, adaptive: bool = F
     for probe in range(probes):
         vectors = _rademacher(objective, probe)
         for batch in objective.shares.batches:
-            products = _hessian_vector(objective, batch, vectors, adaptive)
+            products = objective.mean_of_pieces(batch, partial(_hessian_vector, objective, vectors, adaptive))
             for column, value in enumerate(products):
                 found[batch.number][column] += value / probes
             objective.work.tick(HESSIAN * len(batch))
@@ -78,7 +80,7 @@ def _rademacher(objective: Objective, probe: int) -> dict[str, torch.Tensor]:
 
 
 def _hessian_vector(
-    objective: Objective, batch: Batch, vectors: dict[str, torch.Tensor], adaptive: bool
+    objective: Objective, vectors: dict[str, torch.Tensor], adaptive: bool, batch: Batch
 ) -> list[float]:
     """(C v)_l . (H C v)_l of one batch for every layer."""
     names = list(vectors)

@@ -30,6 +30,7 @@ from clipmerge.evaluation.other_tasks import recall_of
 from clipmerge.evaluation.scorer import Scorer
 from clipmerge.evaluation.settings import EvalSettings
 from clipmerge.images.dataset import load_images
+from clipmerge.measures.hessian_trace import hessian_trace
 from clipmerge.models.building import build_model
 from clipmerge.plugins import Augmentation, plugin_names
 from clipmerge.progress import Silent
@@ -197,6 +198,18 @@ def test_memory_that_runs_out_halves_the_pieces(tmp_path: Path, monkeypatch: pyt
         device_work(),
     ):
         learned_with(ends, pretended_device.taken() + peak // 10, (16,))
+
+
+def test_products_with_the_hessian_are_tried_again(ends: Ends) -> None:
+    """Memory runs out in a forward pass: torch aborts if Python raises in a second derivative on a device."""
+    objective = objective_on(pretended_device.NAME, ends)
+    found = [hessian_trace(objective, probes=1)["hessian_trace"].values]
+    probe = sum(each.nbytes for each in objective.path.task_vector.values())
+    with counted(most=pretended_device.taken() + probe + 1000) as counts:
+        objective.say = lambda _: setattr(counts, "most", None)
+        found.append(hessian_trace(objective, probes=1)["hessian_trace"].values)
+    assert objective.notes == ["memory does not suffice for 3 images at once: going on with 1"]
+    assert found[1] == pytest.approx(found[0], rel=1e-3)
 
 
 def test_pieces_are_as_small_as_what_is_free(tmp_path: Path) -> None:

@@ -14,7 +14,14 @@ from clipmerge.calibration import choice as choice_module
 from clipmerge.calibration import learning
 from clipmerge.calibration.anchor import Anchor
 from clipmerge.calibration.augmentation import augmented, corrupted, viewed
-from clipmerge.calibration.choice import CANDIDATES, Candidate, ValidationScore, choose, validate
+from clipmerge.calibration.choice import (
+    CANDIDATES,
+    Candidate,
+    ValidationScore,
+    choose,
+    validate,
+    validate_corrupted,
+)
 from clipmerge.calibration.coefficients import Coefficients
 from clipmerge.calibration.goal import Divergence, Goal, with_teacher_targets
 from clipmerge.calibration.learning import ALPHAS, LearningConfig, learn, prepare
@@ -25,6 +32,7 @@ from clipmerge.measures.learned_sparse import learned_sparse
 from clipmerge.methods import Task
 from clipmerge.methods.learned import learned
 from clipmerge.methods.straggler_sparse import straggler_sparse
+from clipmerge.planning.measurements import HeldBackChoice
 from tests.support.small_objective import Ends, Reference, descend, make_batches, objective_for
 
 SIZES = (8, 8, 7)
@@ -35,6 +43,25 @@ def score(goal: float, accuracy: float, corrupted: float = 1.0, images: int = 20
     spread = torch.linspace(-0.01, 0.01, images, dtype=torch.float64)
     rows = [goal + spread, torch.full_like(spread, accuracy), torch.full_like(spread, goal), corrupted - spread]
     return ValidationScore(torch.stack(rows))
+
+
+def chosen(
+    path: dict[float, ValidationScore], points: dict[Candidate, ValidationScore], **options: Any
+) -> HeldBackChoice:
+    """The choice between scores whose last row is the goal under other corruptions; each is asked for once at most."""
+    asked: list[tuple[str, Candidate]] = []
+
+    def score_of(candidate: Candidate) -> ValidationScore:
+        asked.append(("score", candidate))
+        return points[candidate]
+
+    def corrupted_of(candidate: Candidate) -> torch.Tensor:
+        asked.append(("corrupted", candidate))
+        return (points[candidate] if candidate.alpha is None else path[candidate.alpha]).rows[3]
+
+    found = choose(path, tuple(points), score_of, corrupted_of, **options)
+    assert len(asked) == len(set(asked))
+    return found
 
 
 PATH = {0.0: score(3.0, 0.5), 0.5: score(1.0, 0.9), 1.0: score(2.0, 0.95)}
@@ -56,7 +83,7 @@ WHOLE, HALF = Candidate(), Candidate(part=0.5)
 def test_the_lowest_goal_is_taken_of_what_keeps_the_accuracy(
     learned_points: dict[Candidate, ValidationScore], max_loss: float, expected: Candidate
 ) -> None:
-    choice = choose(PATH, learned_points, max_loss=max_loss)
+    choice = chosen(PATH, learned_points, max_loss=max_loss)
     assert (choice.alpha, choice.part, choice.beyond) == (expected.alpha, expected.part, expected.beyond)
     assert choice.finetuned_right == 0.95
     assert choice.path_goal == (1.0 if max_loss == 100 else 2.0)
@@ -76,7 +103,7 @@ def test_the_lowest_goal_is_taken_of_what_keeps_the_accuracy(
 def test_where_the_path_does_not_count_a_learned_point_is_taken(
     learned_points: dict[Candidate, ValidationScore], max_loss: float, expected: Candidate
 ) -> None:
-    choice = choose(PATH, learned_points, max_loss=max_loss, path_counts=False)
+    choice = chosen(PATH, learned_points, max_loss=max_loss, path_counts=False)
     assert choice.alpha is None
     assert (choice.part, choice.goal) == (expected.part, learned_points[expected].goal)
     assert choice.path_goal == (1.0 if max_loss == 100 else 2.0)
@@ -94,18 +121,18 @@ def test_without_evidence_the_path_is_taken() -> None:
         (score(0.9, 0.9, images=1), False),
     ):
         path = {alpha: ValidationScore(at.rows[:, : candidate.rows.shape[1]]) for alpha, at in PATH.items()}
-        choice = choose(path, {WHOLE: candidate}, max_loss=100)
+        choice = chosen(path, {WHOLE: candidate}, max_loss=100)
         assert (choice.alpha is None) is taken
     rows = torch.stack([PATH[0.5].goals - better.goals - noise[0]])
     low, high = scipy_interval(rows[0])
-    assert choose(PATH, {WHOLE: ValidationScore(better.rows + noise)}, max_loss=100).gain == pytest.approx((low, high))
+    assert chosen(PATH, {WHOLE: ValidationScore(better.rows + noise)}, max_loss=100).gain == pytest.approx((low, high))
 
 
 def test_the_path_stays_at_an_anchor_that_keeps_the_accuracy() -> None:
     path = {0.5: score(0.5, 0.80), 0.8: score(3.0, 0.90), 1.0: score(4.0, 0.95)}
-    assert choose(path, {}, max_loss=100, anchor=0.5).alpha == 0.5
-    assert choose(path, {}, max_loss=6, anchor=0.5).alpha == 0.8
-    found = choose(path, {}, max_loss=6, anchor=1.0)
+    assert chosen(path, {}, max_loss=100, anchor=0.5).alpha == 0.5
+    assert chosen(path, {}, max_loss=6, anchor=0.5).alpha == 0.8
+    found = chosen(path, {}, max_loss=6, anchor=1.0)
     assert (found.alpha, found.gain, found.corrupted_gain, found.right) == (1.0, None, None, pytest.approx(0.95))
 
 
@@ -117,15 +144,36 @@ def test_from_an_anchor_it_goes_no_further_than_the_accuracy_needs() -> None:
         Candidate(part=0.3): score(0.8, 0.90),
         Candidate(part=0.3, beyond=0.2): score(0.6, 0.95),
     }
-    found = {limit: choose(path, points, max_loss=limit, anchor=0.5) for limit in (0, 1, 6)}
+    found = {limit: chosen(path, points, max_loss=limit, anchor=0.5) for limit in (0, 1, 6)}
     assert {limit: (choice.part, choice.beyond) for limit, choice in found.items()} == {
         0: (1, 0),
         1: (0.5, 0),
         6: (0.3, 0),
     }
-    assert choose(path, points, max_loss=6).part == 1.0
+    assert chosen(path, points, max_loss=6).part == 1.0
     worse = points | {Candidate(part=0.3): score(2.5, 0.90)}
-    assert choose(path, worse, max_loss=6, anchor=0.5).part == 0.5
+    assert chosen(path, worse, max_loss=6, anchor=0.5).part == 0.5
+
+
+def test_no_more_points_are_scored_than_the_choice_needs() -> None:
+    scored, judged = [], []
+    points = {Candidate(part=0.3): score(1.1, 0.9), HALF: score(0.8, 0.9), WHOLE: score(0.7, 0.9)}
+
+    def score_of(candidate: Candidate) -> ValidationScore:
+        scored.append(candidate.part)
+        return points[candidate]
+
+    def corrupted_of(candidate: Candidate) -> torch.Tensor:
+        judged.append(candidate.alpha or candidate.part)
+        return torch.linspace(0.9, 1.0, 20) * (candidate.part if candidate.alpha is None else 1)
+
+    for anchor, seen in ((0.5, [0.3, 0.5]), (None, [0.3, 0.5, 1.0])):
+        scored.clear()
+        judged.clear()
+        choice = choose(PATH, tuple(points), score_of, corrupted_of, max_loss=100, anchor=anchor)
+        assert scored == seen
+        assert (choice.part, choice.path_alpha) == (scored[-1], 0.5)
+        assert judged == ([0.5, 0.3, 0.5] if anchor else [0.5, 1.0])
 
 
 def test_nothing_is_learned_where_fine_tuning_harmed_little(ends: Ends, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -185,7 +233,7 @@ def test_other_corruptions_are_judged_by_the_whole_goal(ends: Ends, divergence: 
     looks = lay_out(objective, 1, share=0.3).validation_steps
     steps = with_teacher_targets(objective, looks, goal, cached=False, judged=True)
     objective.path.move_to(0.7)
-    seen = validate(objective, steps, goal)
+    seen = validate_corrupted(objective, steps, goal)
     reference, old, anchor = (Reference(ends).at(alpha) for alpha in (0.7, 0.0, 0.6))
     values: dict[int, list[float]] = {}
     for step in looks:
@@ -204,7 +252,7 @@ def test_other_corruptions_are_judged_by_the_whole_goal(ends: Ends, divergence: 
         for position, value in zip(step.positions, (loss + 0.5 * apart).tolist(), strict=True):
             values.setdefault(position, []).append(value)
     expected = [sum(values[position]) / len(values[position]) for position in sorted(values)]
-    assert seen.corrupted.tolist() == pytest.approx(expected, rel=1e-3)
+    assert seen.tolist() == pytest.approx(expected, rel=1e-3)
 
 
 def changed(objective: Objective, coefficients: Coefficients) -> dict[str, torch.Tensor]:

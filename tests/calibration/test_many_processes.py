@@ -1,4 +1,4 @@
-"""Two and eight processes learn what one does, and collectives get what NCCL takes."""
+"""Two, four and eight processes learn what one does, and collectives get what NCCL takes."""
 
 from __future__ import annotations
 
@@ -25,13 +25,14 @@ def learned(folder: Path, device: str, processes: int) -> list[dict[str, torch.T
     return [load_file(folder / f"{device}-{processes}-{number}.safetensors") for number in range(processes)]
 
 
-@pytest.mark.parametrize(("device", "count"), [(pretended_device.NAME, 2), ("cpu", 8)])
-def test_processes_learn_what_one_does(tmp_path: Path, device: str, count: int) -> None:
+@pytest.mark.parametrize(("device", "counts"), [(pretended_device.NAME, (2,)), ("cpu", (4, 8))])
+def test_processes_learn_what_one_does(tmp_path: Path, device: str, counts: tuple[int, ...]) -> None:
     save_ends(tmp_path)
     alone = learned(tmp_path, device, 1)[0]
     assert max(float((value - value.flatten()[0]).abs().max()) for value in alone.values()) > 0.01
-    every = learned(tmp_path, device, count)
-    for name, value in alone.items():
-        assert all(torch.equal(each[name], every[0][name]) for each in every), name
-        if not name.endswith("k_proj.bias"):  # a softmax does not see it: its gradient is rounding
-            assert torch.allclose(every[0][name], value, atol=1e-3), name
+    for count in counts:
+        every = learned(tmp_path, device, count)
+        for name, value in alone.items():
+            assert all(torch.equal(each[name], every[0][name]) for each in every), name
+            if not name.endswith("k_proj.bias"):  # a softmax does not see it: its gradient is rounding
+                assert torch.allclose(every[0][name], value, atol=1e-3), name

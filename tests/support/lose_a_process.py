@@ -1,4 +1,4 @@
-"""The command line, in which one process of several is killed or fails after its first pass; see test_processes.py."""
+"""The command line, in which one process of several is lost, slow or hangs after its first pass; test_processes.py."""
 
 from __future__ import annotations
 
@@ -6,12 +6,30 @@ import os
 import signal
 import sys
 import time
+from datetime import timedelta
 
+from clipmerge import distributed
 from clipmerge.calibration.objective import Work
 from clipmerge.cli.app import main
 from clipmerge.errors import DataError
 
 LOST = "lost at "
+#: Seconds after which a process that hangs is given up here.
+LIMIT = 10
+
+
+def fail() -> None:
+    raise DataError("images/7.png: cannot be read")
+
+
+# what happens to the process: a signal to it or to its launcher, an error, a pause after every pass, or a long one
+HOW = {
+    "killed": lambda: os.kill(os.getpid(), signal.SIGKILL),
+    "launcher": lambda: (os.kill(os.getppid(), signal.SIGTERM), time.sleep(LIMIT)),
+    "fails": fail,
+    "slow": lambda: time.sleep(0.3),
+    "hangs": lambda: time.sleep(60 * LIMIT),
+}
 
 
 def lose(rank: str, how: str) -> None:
@@ -21,12 +39,12 @@ def lose(rank: str, how: str) -> None:
         if os.environ["RANK"] == rank:
             sys.stderr.write(f"{LOST}{time.time()}\n")
             sys.stderr.flush()
-            if how == "fail":
-                raise DataError("images/7.png: cannot be read")
-            os.kill(os.getpid(), getattr(signal, how))
+            HOW[how]()
         tick(self, cost)
 
     Work.tick = ticked  # type: ignore[method-assign]
+    if how == "hangs":
+        distributed.timedelta = lambda minutes: timedelta(seconds=LIMIT)  # type: ignore[misc,assignment]
 
 
 if __name__ == "__main__":

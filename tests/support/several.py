@@ -1,7 +1,8 @@
 """Run a module in several processes of one run, as torchrun does, but import torch and transformers once for all.
 
 ``python -m tests.support.several COUNT MODULE ARGUMENTS`` starts them, by a fork of what has imported them. The first
-one that fails ends the others with SIGTERM. torchrun itself runs in the tests of README and of endings.
+one that fails ends the others with SIGTERM, and SIGTERM from outside ends all. torchrun itself runs in the tests of
+README and of endings.
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ def main(count: int, module: str) -> int:
         return 0
     run = {"WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     os.environ.update({name: str(value) for name, value in run.items()}, TORCHELASTIC_USE_AGENT_STORE="True")
-    running = set()
+    running = set[int]()
     for rank in range(count):
         os.environ["RANK"] = os.environ["LOCAL_RANK"] = str(rank)
         process = os.fork()
@@ -69,14 +70,19 @@ def main(count: int, module: str) -> int:
             return 0
         running.add(process)
     store = TCPStore("127.0.0.1", port, is_master=True, wait_for_workers=False)
+
+    def end_all(*_: object) -> None:
+        for other in running:
+            os.kill(other, signal.SIGTERM)
+
+    signal.signal(signal.SIGTERM, end_all)
     failed = False
     while running:
         process, status = os.wait()
         running.remove(process)
         if status and not failed:
             failed = True
-            for other in running:
-                os.kill(other, signal.SIGTERM)
+            end_all()
     del store
     return int(failed)
 
