@@ -29,8 +29,9 @@ before_the_error: list[Callable[[], None]] = []
 pressed: list[int] = []
 # When one process fails, a launcher ends the others within 0.1 s (older launchers: 5 s).
 SECONDS_FOR_THE_MAIN_PROCESS = 10.0
-# When SIGTERM ends all processes of a run, they all clean up within this time.
-SECONDS_TO_END = 1.0
+# A file with this name tells that a process of a run has said how it ended; all others end within this time.
+_SIGN = "clipmerge-ended-"
+SECONDS_OF_A_SIGN = 60.0
 
 
 class Unprintable(Exception):
@@ -63,7 +64,8 @@ def reporting_errors(command: Callable[P, R], *, done: Iterable[str] = ("the com
                 return result
         except ClipmergeError as error:
             leave_it_to_the_main_process()
-            fail(str(error), error.exit_code)
+            with _said_once(error.exit_code):
+                fail(str(error), error.exit_code)
         except (KeyboardInterrupt, Terminated) as error:
             _fail_stopped(error)
         except BrokenPipeError:
@@ -122,27 +124,41 @@ def _repeats_the_main_process() -> bool:
 
 def _fail_stopped(error: BaseException) -> NoReturn:
     """End after Ctrl-C or SIGTERM, and say which outputs exist."""
-    if isinstance(error, Terminated) and (_repeats_the_main_process() or not _is_first_of_its_run()):
-        raise SystemExit(143)  # the launcher ends this process because another one failed and reported its error
     number = signal.SIGTERM if isinstance(error, Terminated) else signal.SIGINT
-    fail("; ".join([HOW[number], *(_what_stands(error) or ["nothing was left behind"])]), 128 + number)
+    if number == signal.SIGTERM and _repeats_the_main_process():
+        raise SystemExit(143)  # the launcher ends this process because another one failed and reported its error
+    with _said_once(128 + number):
+        fail("; ".join([HOW[number], *(_what_stands(error) or ["nothing was left behind"])]), 128 + number)
 
 
-def _is_first_of_its_run() -> bool:
-    """Whether no other process of this run on this machine has said that it was ended; true without a launcher."""
-    if int(os.environ.get("LOCAL_WORLD_SIZE", "1")) == 1:
-        return True
-    name = f"clipmerge-ended-{os.getppid()}-{os.environ.get('MASTER_PORT')}"
-    place = Path(tempfile.gettempdir()) / name
+@contextlib.contextmanager
+def _said_once(code: int) -> Iterator[None]:
+    """Run this block in one of the processes of a run on this machine that end together; the others exit silently.
+
+    Each adds a byte to a file, and the last one removes it. Those that wait for another one come when that has ended.
+    """
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if processes == 1 or not have_met():
+        yield
+        return
+    sign = Path(tempfile.gettempdir()) / f"{_SIGN}{os.getppid()}-{os.environ.get('MASTER_PORT')}"
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)  # Slurm and the launcher both send it
+    place = 1
+    with contextlib.suppress(OSError):  # else there is no folder to leave a sign in
+        for old in sign.parent.glob(f"{_SIGN}*"):  # of runs of which a process was killed
+            if time.time() - old.stat().st_mtime > SECONDS_OF_A_SIGN:
+                old.unlink(missing_ok=True)
+        with sign.open("ab", buffering=0) as file:
+            file.write(b".")
+            place = file.tell()
+        if place >= processes:
+            sign.unlink(missing_ok=True)
     try:
-        place.touch(exist_ok=False)
-    except FileExistsError:
-        return False
-    except OSError:  # no folder to leave a sign in
-        return True
-    time.sleep(SECONDS_TO_END)  # the launcher ends all processes at the same time
-    place.unlink(missing_ok=True)
-    return True
+        if place > 1:
+            raise SystemExit(code)
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _what_stands(error: BaseException | None = None) -> list[str]:
