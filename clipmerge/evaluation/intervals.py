@@ -70,20 +70,21 @@ def mean_of_sources(correct: Sequence[NDArray[np.bool_]]) -> tuple[float, float]
 def paired(differences: NDArray[np.float64], views: int = 1) -> tuple[float, float]:
     """Interval, in [-1, 1], of the mean difference of two models on the same images.
 
-    Bonett and Price add two images to those measured, one that only the first model recognises and one that only the
-    second does, and take the normal interval. It does not shrink to a point if the models never differ, and approaches
-    the bootstrap over images when there are many. ``differences`` is the first model minus the second on each image
-    (images,), in [-1, 1]; where each is the mean over several ``views``, that of the added images is smaller too.
+    Agresti and Min add half an image to each of the four outcomes of a pair (both models recognise it, only the first,
+    only the second, neither) and take the normal interval. It does not shrink to a point if the models never differ,
+    and approaches the bootstrap over images when there are many. ``differences`` is the first model minus the second on
+    each image (images,), in [-1, 1]; where each is the mean over several ``views``, that of the added images is
+    smaller too.
 
     Source:
-        Bonett and Price 2012, Journal of Educational and Behavioral Statistics 37.
+        Agresti and Min 2005, Statistics in Medicine 24.
 
     Example:
         >>> [round(end, 3) for end in paired(np.zeros(50))]
-        [-0.053, 0.053]
+        [-0.038, 0.038]
     """
     images = len(differences) + 2
     mean = float(differences.sum()) / images
-    square = (float((differences**2).sum()) + 2 / views) / images
+    square = (float((differences**2).sum()) + 1 / views) / images
     half = _Z * math.sqrt((square - mean**2) / images)
     return max(-1.0, mean - half), min(1.0, mean + half)

@@ -20,7 +20,7 @@ Right = NDArray[np.float64]
 
 def accuracy(clean: Right, corrupted: Right) -> ModelAccuracy:
     found = [Estimate(value=float(x.mean()), interval=wilson(float(x.mean()), len(x))) for x in (clean, corrupted)]
-    return ModelAccuracy(clean=found[0], corrupted=found[1], corruptions={})
+    return ModelAccuracy(clean=found[0], corrupted=found[1], related=found[1], corruptions={})
 
 
 def difference(first: Right, second: Right) -> Difference:
