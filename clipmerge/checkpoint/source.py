@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import mmap
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, fields
@@ -128,14 +129,14 @@ class Checkpoint:
 
 
 @dataclass(frozen=True, kw_only=True)
-class FormedCheckpoint(Checkpoint):
+class FormedCheckpoint(Checkpoint, ABC):
     """A checkpoint whose tensors are formed whole when they are read; the last one is kept."""
 
     _latest: dict[str, Array] = field(default_factory=dict, repr=False, compare=False)
 
+    @abstractmethod
     def formed(self, key: str) -> Array:
         """Form one whole tensor, in the form of `array`; this is what kinds of checkpoints define."""
-        raise NotImplementedError
 
     def array(self, key: str, start: int = 0, stop: int | None = None) -> Array:
         """Take a run of one tensor's elements; see `Checkpoint.array`."""

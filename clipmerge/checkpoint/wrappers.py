@@ -145,9 +145,8 @@ def _classifier(names: dict[str, str]) -> dict[str, str] | None:
 
 
 def _note(taken: list[str], copies: list[str], outside: list[str]) -> str:
-    notes = []
-    if any(taken):
-        notes.append(f"the CLIP is what lies under {' and '.join(prefix[:-1] or 'no name' for prefix in taken)}")
+    places = " and ".join(prefix[:-1] or "no name" for prefix in taken)
+    notes = [f"the CLIP is what lies under {places}"] if any(taken) else []
     if copies:
         other = copies[0][:-1]
         notes.append(

@@ -127,7 +127,7 @@ def _stage(output: Path, target: Path) -> Iterator[Path]:
                 stage = Path(tempfile.mkdtemp(prefix=_stage_prefix(target), dir=target.parent))
                 cleanup.callback(_remove, stage, left)
             lock = cleanup.enter_context((stage / "lock").open("wb"))
-            if fcntl:
+            if fcntl:  # pragma: no branch - absent on Windows
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             (stage / "new").mkdir()
             yield stage / "new"
@@ -185,7 +185,7 @@ def _stage_prefix(target: Path) -> str:
 
 def _clear_stale(target: Path) -> None:
     """Remove stages whose process is gone (their lock is free), and restore an output that they had set aside."""
-    if fcntl is None:
+    if fcntl is None:  # pragma: no cover - Windows
         return
     prefix = _stage_prefix(target)
     for stage in [path for path in target.parent.iterdir() if path.name.startswith(prefix)]:

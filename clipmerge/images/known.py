@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import yaml
-from pydantic import Field, field_validator
+from pydantic import Field
 
 from clipmerge.errors import DataError, UsageError, did_you_mean, shorten
 from clipmerge.files.paths import local_path
-from clipmerge.images.prompts import check_templates, template_sets
+from clipmerge.images.prompts import check_templates
 from clipmerge.images.store import Labelled
 from clipmerge.planning.frozen import Frozen
 
@@ -62,13 +62,6 @@ class KnownSet(Frozen):
     note: str = ""
     zeroshot: Mapping[str, float] = {}
     recall: Mapping[str, Mapping[str, float]] = {}
-
-    @field_validator("templates")
-    @classmethod
-    def _known_templates(cls, value: str | tuple[str, ...]) -> str | tuple[str, ...]:
-        if isinstance(value, str) and value not in template_sets():
-            raise ValueError(f"no template set '{value}'")
-        return value
 
     @property
     def class_names(self) -> tuple[str, ...]:

@@ -194,6 +194,14 @@ def test_a_part_is_named_in_the_source_too(pair: Folders, tmp_path: Path, monkey
     assert str(open_checkpoint("y.pt#ema").note).endswith("ema holds weights too (--state-key ema takes them)")
 
 
+def test_of_a_part_the_weights_are_searched_in_it_alone(tmp_path: Path) -> None:
+    one, other = ({"visual.w": torch.full((2,), value)} for value in (1.0, 2.0))
+    torch.save({"run": {"state_dict": one, "ema": other}, "state_dict": other}, tmp_path / "x.pt")
+    found = open_checkpoint(f"{tmp_path / 'x.pt'}#run")
+    assert torch.equal(found.tensor("visual.w"), one["visual.w"])
+    assert str(found.note).endswith("the weights are those under run.state_dict")  # the user has chosen
+
+
 # --- folders of other libraries ---
 
 

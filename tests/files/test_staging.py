@@ -9,6 +9,7 @@ import shutil
 import signal
 import tempfile
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -87,8 +88,17 @@ def test_when_the_move_fails_the_old_output_comes_back(tmp_path: Path, monkeypat
     monkeypatch.setattr(Path, "rename", failing)
     with pytest.raises(OutputError, match=r"out: cannot be written \(Input/output error\); nothing was left behind$"):
         write(tmp_path / "out", "new", overwrite=True)
+    with pytest.raises(OutputError, match="cannot be written"):
+        write(tmp_path / "another", "new")
     assert content(tmp_path) == REPLACED
     assert text_of(tmp_path / "out") == "old"
+
+
+def test_a_folder_is_staged_in_any_thread(tmp_path: Path) -> None:
+    """Signals reach the main thread only; nothing has to wait in another one."""
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(write, tmp_path / "out", "new").result()
+    assert content(tmp_path) == REPLACED
 
 
 # --- what other runs left or are writing ---

@@ -159,3 +159,9 @@ def test_a_datasets_column_of_bytes_is_decoded() -> None:
     loaded = load_images(datasets.Dataset.from_dict({"image": [png(0), png(1)], "label": ["cat", "dog"]}))
     assert loaded.class_names == ("cat", "dog")
     assert_images(loaded, [0, 1])
+
+
+def test_grey_values_with_a_channel_are_a_grey_image() -> None:
+    grey = np.arange(64, dtype=np.uint8).reshape(8, 8)
+    data = Pairs([(grey, 0), (grey[:, :, None], 1)], classes=["a", "b"])
+    assert len(set(pixels_of(load_images(data)))) == 1
