@@ -302,9 +302,13 @@ def read_adapter_config(path: Path) -> AdapterConfig:
     """Read ``adapter_config.json``."""
     try:
         data = read_json(path)
-        kind = str(data.get("peft_type", "")).upper()
-    except (ValueError, AttributeError) as error:
-        raise CheckpointError(f"{path}: cannot be read as an adapter's configuration ({error})") from None
+        return _parsed(data, path)
+    except (LookupError, TypeError, ValueError, AttributeError, OverflowError, RecursionError, re.error) as error:
+        raise CheckpointError(f"{path}: not a LoRA configuration ({error!r}); save the adapter again") from None
+
+
+def _parsed(data: dict[str, Any], path: Path) -> AdapterConfig:
+    kind = str(data.get("peft_type", "")).upper()
     if kind != "LORA":
         raise CheckpointError(f"{path}: a peft adapter of type {kind or 'unknown'}; clipmerge reads LORA. {MERGE_IT}")
     unknown = sorted(key for key, value in data.items() if key not in _HARMLESS and value)
@@ -316,13 +320,6 @@ def read_adapter_config(path: Path) -> AdapterConfig:
             f"{path}: started with init_lora_weights={start!r}, which changes the base model's weights, so the "
             f"adapter does not fit the published base. {MERGE_IT}"
         )
-    try:
-        return _parsed(data)
-    except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError, re.error) as error:
-        raise CheckpointError(f"{path}: not a LoRA configuration ({error!r}); save the adapter again") from None
-
-
-def _parsed(data: dict[str, Any]) -> AdapterConfig:
     ranks = {str(key): int(value) for key, value in (data.get("rank_pattern") or {}).items()}
     alphas = {str(key): float(value) for key, value in (data.get("alpha_pattern") or {}).items()}
     patterns = [*ranks, *alphas]

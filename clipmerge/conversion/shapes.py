@@ -32,43 +32,20 @@ def check_shapes(config: dict[str, Any], shapes: dict[str, Shape], file: str) ->
 
 
 def _expected(config: dict[str, Any]) -> dict[str, Shape]:
+    """Shapes of the tensors that show every size of a model."""
     vision, text = (transformers_section(config, side) for side in ("vision", "text"))
-    features = config.get("projection_dim", 512)
-    patches = (vision["image_size"] // vision["patch_size"]) ** 2
-    width, patch = vision["hidden_size"], vision["patch_size"]
-    text_width = text["hidden_size"]
-    return {
-        "vision_model.embeddings.class_embedding": (width,),
-        "vision_model.embeddings.patch_embedding.weight": (width, 3, patch, patch),
-        "vision_model.embeddings.position_embedding.weight": (patches + 1, width),
-        **_norm("vision_model.pre_layrnorm", width),
-        **_blocks("vision_model", vision),
-        **_norm("vision_model.post_layernorm", width),
-        "visual_projection.weight": (features, width),
-        "text_model.embeddings.token_embedding.weight": (text["vocab_size"], text_width),
-        "text_model.embeddings.position_embedding.weight": (text["max_position_embeddings"], text_width),
-        **_blocks("text_model", text),
-        **_norm("text_model.final_layer_norm", text_width),
-        "text_projection.weight": (features, text_width),
-        "logit_scale": (),
+    patch, patches = vision["patch_size"], (vision["image_size"] // vision["patch_size"]) ** 2
+    words, positions = text["vocab_size"], text["max_position_embeddings"]
+    shapes: dict[str, Shape] = {
+        "vision_model.embeddings.patch_embedding.weight": (vision["hidden_size"], 3, patch, patch),
+        "vision_model.embeddings.position_embedding.weight": (patches + 1, vision["hidden_size"]),
+        "text_model.embeddings.token_embedding.weight": (words, text["hidden_size"]),
+        "text_model.embeddings.position_embedding.weight": (positions, text["hidden_size"]),
     }
-
-
-def _norm(name: str, width: int) -> dict[str, Shape]:
-    return {f"{name}.weight": (width,), f"{name}.bias": (width,)}
-
-
-def _linear(name: str, inputs: int, outputs: int) -> dict[str, Shape]:
-    return {f"{name}.weight": (outputs, inputs), f"{name}.bias": (outputs,)}
-
-
-def _blocks(tower: str, section: dict[str, Any]) -> dict[str, Shape]:
-    width, hidden = section["hidden_size"], section["intermediate_size"]
-    shapes: dict[str, Shape] = {}
-    for index in range(section["num_hidden_layers"]):
-        block = f"{tower}.encoder.layers.{index}"
-        for name in ("q_proj", "k_proj", "v_proj", "out_proj"):
-            shapes |= _linear(f"{block}.self_attn.{name}", width, width)
-        shapes |= _linear(f"{block}.mlp.fc1", width, hidden) | _linear(f"{block}.mlp.fc2", hidden, width)
-        shapes |= _norm(f"{block}.layer_norm1", width) | _norm(f"{block}.layer_norm2", width)
+    for tower, projection, section in (("vision_model", "visual", vision), ("text_model", "text", text)):
+        shapes[f"{projection}_projection.weight"] = (config.get("projection_dim", 512), section["hidden_size"])
+        for index in range(section["num_hidden_layers"]):
+            block = f"{tower}.encoder.layers.{index}"
+            shapes[f"{block}.self_attn.q_proj.weight"] = (section["hidden_size"], section["hidden_size"])
+            shapes[f"{block}.mlp.fc1.weight"] = (section["intermediate_size"], section["hidden_size"])
     return shapes

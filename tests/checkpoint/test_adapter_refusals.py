@@ -68,7 +68,7 @@ def test_patterns_as_they_are_written_are_understood(adapter: Path) -> None:
 
 def test_a_broken_configuration_is_refused(pair: tuple[Path, Path], adapter: Path) -> None:
     file = adapter / "adapter_config.json"
-    cannot_be_read = r"adapter_config.json: (not a LoRA configuration|cannot be read as an adapter's configuration)"
+    cannot_be_read = r"adapter_config.json: not a LoRA configuration"
     for text in ("[]", "{", '{"peft_type": "LORA", "lora_alpha": 1, "r": 1e999}'):
         file.write_text(text)
         refuse(adapter, pair[0], cannot_be_read)
