@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import struct
 import subprocess
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -132,18 +131,11 @@ def test_a_pipe_by_the_name_of_an_image_is_refused_at_once(tmp_path: Path) -> No
 # --- images made to keep a decoder busy
 
 
-def profile(tags: bytes) -> bytes:
-    """Metadata in a comment of a PNG, as ImageMagick writes them."""
-    text = f"\nexif\n{len(tags):8}\n{tags.hex()}\n"
-    return chunk(b"zTXt", b"Raw profile type exif\0\0" + zlib.compress(text.encode()))
-
-
 MANY = metadata(2000, 10_000)
 BUSY: dict[str, tuple[Callable[[], bytes], str]] = {
     "scans": (lambda: drawn_over(200, 64), "more than 50 scans over its pixels"),
     "tags": (lambda: MANY, "its tags together are larger than the file"),
     "tags of a PNG": (lambda: with_chunk(NOISE, chunk(b"eXIf", MANY)), "its tags together are larger"),
-    "tags in a comment of a PNG": (lambda: with_chunk(NOISE, profile(MANY)), "its tags together are larger"),
 }
 
 

@@ -65,16 +65,6 @@ def test_the_share(available: int, wanted: int, decided_on: int, held_back: int)
     assert (len(samples.decide), len(names(samples.held_back))) == (decided_on, held_back)
 
 
-def test_files_stay_files_and_no_share_leaves_the_sample_as_it_is(images: Path) -> None:
-    found = load_images(str(images))
-    samples = sample_and_hold_back(found, 1024, seed=0)
-    assert samples.held_back is not None
-    assert (len(samples.decide.store.paths), len(samples.held_back.store.paths)) == (24, 6)
-    assert Counter(samples.held_back.labels) == {0: 2, 1: 2, 2: 2}
-    samples = sample_and_hold_back(found, 20, 1, share=0.0)
-    assert (samples.decide, samples.held_back) == (found.sample(20, 1), None)
-
-
 @given(st.lists(st.integers(5, 40), min_size=2, max_size=6), st.integers(0, 3))
 def test_every_class_gives_its_share(sizes: list[int], seed: int) -> None:
     labels = tuple(label for label, size in enumerate(sizes) for _ in range(size))
