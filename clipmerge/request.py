@@ -161,8 +161,7 @@ class Run:
         """Put a warning into the plan, and report it."""
         if aloud:
             self.progress.say(text)
-        if self.plan is not None:
-            self.plan = self.plan.model_copy(update={"warnings": (*self.plan.warnings, text)})
+        self.plan = self.plan and self.plan.model_copy(update={"warnings": (*self.plan.warnings, text)})
 
     @property
     def is_main(self) -> bool:

@@ -164,8 +164,7 @@ def _write_open_clip(model: Any, folder: Path, config: Any) -> None:
             if file.suffix in _SIDE_SUFFIXES and file.name != "config.json":
                 shutil.copyfile(file, folder / file.name)
         return
-    stated = dict(config) if "model_cfg" in config else {"model_cfg": dict(config)}
     preprocessing = getattr(model.visual, "preprocess_cfg", None)
-    if "preprocess_cfg" not in stated and preprocessing:
-        stated["preprocess_cfg"] = dict(preprocessing)
+    stated = {"preprocess_cfg": dict(preprocessing)} if preprocessing else {}
+    stated |= config if "model_cfg" in config else {"model_cfg": dict(config)}
     (folder / OPEN_CLIP_CONFIG).write_text(json.dumps(stated, indent=2) + "\n", encoding="utf-8")

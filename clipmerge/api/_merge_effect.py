@@ -145,8 +145,7 @@ def add_other_task_scores(run: Run, request: MergeRequest) -> None:
                 raise VerdictError(f"{text}; nothing was written (--strict)") from None
             run.warn(text)
             return
-    if run.plan is not None:
-        run.plan = run.plan.model_copy(update={"kept": kept})
+    run.plan = run.plan and run.plan.model_copy(update={"kept": kept})
 
 
 def score_other_tasks(

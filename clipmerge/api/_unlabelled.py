@@ -46,9 +46,8 @@ def _problem(recipe: Recipe) -> str:
 
 
 def _same_place(one: Any, other: Any) -> bool:
-    if not (isinstance(one, str) and isinstance(other, str)):
-        return False
-    return one == other or (Path(one).exists() and Path(one).resolve() == Path(other).resolve())
+    texts = isinstance(one, str) and isinstance(other, str)
+    return texts and (one == other or (Path(one).exists() and Path(one).resolve() == Path(other).resolve()))
 
 
 def unlabelled_images(

@@ -15,6 +15,7 @@ from clipmerge.api._commands import in_order, recipe_word, spelled_out
 from clipmerge.api._requests import alphas_from, calibration_from, recipe_files
 from clipmerge.api._results import BenchResult
 from clipmerge.api.sweep import check_sweep, run_sweep
+from clipmerge.distributed import is_main_process
 from clipmerge.errors import MeasureError, UsageError
 from clipmerge.evaluation.suites.cost import cost_of
 from clipmerge.evaluation.suites.release import fetch_release, write_config
@@ -119,7 +120,7 @@ def bench(
             pair.name or chosen.name: partial(_run, chosen, pair, given, command, Logged()) for pair in chosen.pairs
         }
         record["pairs"] = run_in_jobs(given["jobs"], works, reports.say)
-    if target is not None:
+    if target is not None and is_main_process():
         _write(record, target, overwrite=given["overwrite"])
     return BenchResult(target, record)
 
@@ -264,14 +265,11 @@ def _record(suite: Suite, options: BenchOptions, command: str) -> dict[str, Any]
 
 
 def _write(record: dict[str, Any], output: Path, *, overwrite: bool) -> None:
-    from clipmerge.distributed import is_main_process
     from clipmerge.files.staging import staged
     from clipmerge.output.schemas import json_text
     from clipmerge.report.bench_page import bench_page, picture_name
     from clipmerge.report.sweep_picture import curve_files
 
-    if not is_main_process():
-        return
     pictures = {
         picture_name(record["suite"], pair["name"]): curve_files(pair["sweep"])["curve.png"] for pair in record["pairs"]
     }

@@ -100,7 +100,7 @@ def _inspected(zeroshot: str, finetuned: str | None, progress: Progress, *, weig
 
 
 def _find_faults(inputs: Inputs, layers: dict[str, dict[str, Any]]) -> list[str]:
-    """Find faults that a merge notices only while reading: NaN, Inf, and integers or position ids that differ."""
+    """Find the first fault that a merge notices only while reading: NaN, Inf, and integers or position ids that differ."""
     # importing a plan's records takes longer than describing one checkpoint
     from clipmerge.merging.stream import merged_tensors
     from clipmerge.planning.plan import Plan
@@ -114,18 +114,13 @@ def _find_faults(inputs: Inputs, layers: dict[str, dict[str, Any]]) -> list[str]
         for name in names
         if inputs.merges(name) and layers[layer]["change"] is not None
     }
-    faults = []
     try:
-        suspects = [tensor for tensor in merged_tensors(inputs, copies) if tensor.name not in sound]
+        for tensor in merged_tensors(inputs, copies):
+            for _ in tensor.chunks(np.empty) if tensor.name not in sound else ():
+                pass
     except CheckpointError as error:
         return [str(error)]
-    for tensor in suspects:
-        try:
-            for _ in tensor.chunks(np.empty):
-                pass
-        except CheckpointError as error:
-            faults.append(str(error))
-    return faults
+    return []
 
 
 def _origin(checkpoint: Checkpoint) -> dict[str, Any]:

@@ -108,7 +108,4 @@ def complete_recipe(incomplete: str) -> list[str]:
 
 def _files(incomplete: str) -> list[str]:
     folder = incomplete.rpartition("/")[0]
-    try:
-        return sorted(str(path) for path in Path(folder).glob("*.y*ml"))
-    except OSError:
-        return []
+    return sorted(str(path) for path in Path(folder).glob("*.y*ml"))

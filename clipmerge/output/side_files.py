@@ -115,10 +115,7 @@ def _side_files(checkpoint: Checkpoint) -> dict[str, Path]:
 
 def _left_behind(checkpoint: Checkpoint) -> list[str]:
     """Note files beside the weights that seem to belong to them but are not copied."""
-    try:
-        names = sorted(path.name for path in checkpoint.folder.iterdir())
-    except OSError as error:
-        raise CheckpointError(f"{checkpoint.folder}: cannot be read ({error.strerror})") from None
+    names = sorted(path.name for path in checkpoint.folder.iterdir())
     names = [name for name in names if not name.startswith((".", *_NEVER_SIDE))]
     strange = [name for name in names if name.endswith(_TEXTS) and name not in SIDE_FILES]
     strange = [name for name in strange if not name.endswith(".index.json")]

@@ -43,9 +43,7 @@ class Check(Frozen):
     def relative_error(self) -> float:
         """|sum - measured| / |measured|; infinite if only the latter is zero."""
         gap = abs(self.sum_of_layers - self.measured)
-        if gap == 0:
-            return 0.0
-        return gap / abs(self.measured) if self.measured else float("inf")
+        return gap / abs(self.measured) if self.measured else gap and float("inf")
 
 
 class Mixture(Frozen):
@@ -189,7 +187,4 @@ class Measurements(Frozen):
 
     def __getitem__(self, name: str) -> Statistic:
         """Return the statistic of this name."""
-        for statistic in self.statistics:
-            if statistic.name == name:
-                return statistic
-        raise KeyError(name)
+        return {statistic.name: statistic for statistic in self.statistics}[name]

@@ -21,7 +21,7 @@ from clipmerge.files.reading import Unreadable, read_bytes
 from clipmerge.files.side_files import SIDE_FILES, holds_a_secret, inside, side_file_bytes
 from clipmerge.files.staging import PLAN_FOLDER, RECORD
 from clipmerge.hub.download import connect, download, patiently, timeout_seconds
-from clipmerge.hub.errors import explain, explained, http_status, out_of_reach, quiet_client
+from clipmerge.hub.errors import explain, explained, out_of_reach, quiet_client
 from clipmerge.hub.ids import HubId, parse_hub_id
 from clipmerge.output.record import MergeRecord, Published, parse_record, read_output
 from clipmerge.publish.card import PICTURE, blob_id, body_of, published_texts
@@ -300,9 +300,7 @@ def find_repository(api: HfApi, job: Push) -> Target | None:
     with explained(job.doing, state=NOTHING, again=job.command):
         try:
             info = patiently(lambda: api.model_info(job.repo_id, timeout=timeout_seconds()))
-        except RepositoryNotFoundError as error:
-            if http_status(error) != 404:  # 401 without a code means that the Hub rejects the token
-                raise
+        except RepositoryNotFoundError:
             return None
         if job.private and info.private is False:
             raise UsageError(
@@ -385,8 +383,6 @@ def state_after(job: Push, target: Target) -> str:
     """Describe the state of the repository after a failed upload."""
     if target.created:
         return f"The repository {job.repo_id} was created and is empty: no file was published."
-    if target.needs_branch:
-        return f"{NOTHING} The branch {job.revision} may have been created from main."
     return NOTHING
 
 

@@ -46,6 +46,7 @@ def releases(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Releas
 
 def test_unknown_suites_and_outputs_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    assert "corrupted-cars" in done("bench", "list").out
     assert "Did you mean 'corrupted-cars'" in refused(clipmerge("bench", "corrupted-car"), 2)
     (tmp_path / "bench-corrupted-cars").mkdir()
     assert "already exists" in refused(clipmerge("bench", "corrupted-cars"))
@@ -193,3 +194,18 @@ def test_without_submitit_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setitem(sys.modules, "submitit", None)
     with pytest.raises(UsageError, match=r"pip install 'clipmerge\[jobs\]'"):
         executor_for("local")
+
+
+def test_an_interruption_cancels_what_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(_text: str) -> None:
+        raise KeyboardInterrupt
+
+    executor = executor_for("local")
+    monkeypatch.setattr("clipmerge.api.bench.executor_for", lambda _: executor)
+    job = executor.submit(time.sleep, 600)
+    monkeypatch.setattr(executor, "submit", lambda _work: job)
+    monkeypatch.setattr(job, "exception", lambda: interrupted(""))
+    with pytest.raises(KeyboardInterrupt):
+        run_in_jobs("local", {"long": partial(time.sleep, 600)}, lambda _: None)
+    job.wait()
+    assert job.done()

@@ -228,3 +228,16 @@ def test_preprocessing_is_said_in_the_others_words() -> None:
     assert preprocess_cfg(said, 64) == (squash, [])
     with pytest.raises(CheckpointError, match="resize_mode=longest has no counterpart"):
         image_processor_config({"resize_mode": "longest"}, 64)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"size": {"shortest_edge": 256}}, "resized to 256 there, but OpenCLIP resizes to the model's 224"),
+        ({"resample": 0}, "Pillow's filter 0 there"),
+    ],
+)
+def test_preprocessing_that_open_clip_lacks_is_told(changes: dict[str, Any], message: str) -> None:
+    _, notes = preprocess_cfg({"size": 224, "crop_size": 224, **changes}, 224)
+    assert len(notes) == 1
+    assert message in notes[0]

@@ -12,11 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import load_file
 from transformers import CLIPModel
 
 import clipmerge as api
 from clipmerge.api.apply import write_merge
+from clipmerge.api.env import _version
+from clipmerge.api.merge_models import _filled
 from clipmerge.api.plan import prepare
 from clipmerge.errors import CheckpointError, UsageError, VerdictError
 from clipmerge.planning.recipe import load_recipe
@@ -144,3 +147,19 @@ def test_nan_and_inf_are_told_by_name_as_merge_does(tmp_path: Path, which: int, 
     merged = clipmerge("merge", *pair, "-r", "wise-ft", "-o", tmp_path / "out")
     assert fault in merged.err
     assert "they can be merged" not in clipmerge("inspect", *pair).out
+
+
+def test_a_model_with_further_weights_is_refused(pair: Folders) -> None:
+    """A name that no file of the model has cannot be filled."""
+    model = CLIPModel.from_pretrained(pair[0])
+    weights = {name: torch.zeros_like(value) for name, value in model.state_dict().items()}
+    assert not any(bool(value.any()) for value in _filled(model, weights, "keep").state_dict().values())
+    with pytest.raises(
+        CheckpointError, match=r"CLIPModel: its merged weights have names that the model lacks, such as x"
+    ):
+        _filled(model, weights | {"x": torch.zeros(1)}, "keep")
+
+
+def test_a_package_that_is_not_installed_has_no_version() -> None:
+    assert _version("no-such-package") is None
+    assert _version("torch") is not None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from torch import Tensor
 from transformers import CLIPConfig, CLIPModel, CLIPProcessor
 
 import clipmerge
-from clipmerge.api._in_memory import with_state_key
+from clipmerge.api._in_memory import _origin, as_sources, with_state_key
 from clipmerge.errors import UsageError
 from clipmerge.progress import Silent
 from tests.support import tiny_open_clip
@@ -220,3 +221,16 @@ def test_a_model_is_evaluated_like_its_files_with_classes_by_name(pair: Folders,
     found = clipmerge.evaluate(model, {"val": images}, processor=processor, classes=classes, **QUIET)
     assert found.accuracy == files.accuracy
     assert found.record["checkpoint"]["source"] == "CLIPModel in memory"
+
+
+def test_a_model_from_nowhere_has_no_folder_of_origin() -> None:
+    assert [_origin(name) for name in ("", "acme/never-downloaded", "a model, made by hand")] == [None] * 3
+
+
+def test_a_configuration_of_open_clip_is_found_by_its_name() -> None:
+    model = tiny_open_clip.build(tiny_open_clip.model_config())
+    model.visual.preprocess_cfg = {"size": 9}
+    with as_sources(model, [], "ViT-B-32") as (source, _):
+        config = json.loads(Path(source, "open_clip_config.json").read_text())
+    assert (config["model_cfg"]["embed_dim"], config["preprocess_cfg"]) == (512, {"size": 9})
+    assert not Path(source).exists()

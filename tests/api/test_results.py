@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 import clipmerge
+from clipmerge.api._results import MergeResult
 from clipmerge.progress import Silent
 from tests.support.tiny_clip import save_images
 
@@ -96,3 +97,9 @@ def test_a_plan_is_saved_and_loaded_with_its_tensors(pair: Folders, images: Path
         clipmerge.Plan.load(tmp_path / "plan.json")
     with pytest.raises(clipmerge.PlanError, match="cannot be read"):
         clipmerge.Plan.load(tmp_path / "none.json")
+
+
+def test_a_process_that_wrote_nothing_has_an_empty_table(results: dict[str, Any]) -> None:
+    other = MergeResult(Path("out"), results["plan"], None)
+    assert other.to_frame().empty
+    assert repr(other).startswith("MergeResult(")

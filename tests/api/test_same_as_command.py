@@ -166,6 +166,7 @@ def test_evaluating_and_inspecting_report_what_the_command_reports(pair: Folders
     both = api.inspect(*pair, **QUIET)
     assert both.record == command("inspect", *pair, "--format", "json").json
     assert (both.family, both.mismatches) == ("CLIP", ())
+    assert api.inspect(*pair, weights=False, **QUIET).record["ancestry"] is None
     alone = api.inspect(pair[0], weights=False, **QUIET)
     assert alone.record == command("inspect", pair[0], "--no-weights", "--format", "json").json
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file
-from transformers import CLIPModel
+from transformers import CLIPModel, CLIPVisionModel
 
 import clipmerge as api
 from clipmerge.api import measure as measuring
@@ -388,7 +388,8 @@ def test_only_what_was_compared_is_said_to_be_checked(
         (pixels, True, False),
         (None, True, False),
     ):
-        request = request_for(far, images, shifted, calibration=Calibration(source=source), checks_overlap=compares)
+        given: dict[str, Any] = {"calibration": Calibration(source=source), "checks_overlap": compares}
+        request = request_for(far, images, shifted, alphas=(0.0, 0.5), **given)
         assert run_sweep(request)[0]["ood_checked"] is checked
 
 
@@ -409,9 +410,27 @@ def test_contradictions_are_refused(far: Folders, images: Path, shifted: Path) -
     for request, told in (
         (request_for(far, images, shifted, "straggler-outlier"), "straggler-outlier' measures"),
         (request_for(far, images, shifted, "lines", "lines"), "two recipes are named 'lines'"),
+        (request_for(far, images, shifted, "lines", points={"lines": "x"}), "--point lines: a recipe has this name"),
         (request_for(far, images, shifted, alphas=(0.5, 0.5)), "two different values"),
         (SweepRequest("a", "b", {"val": "x"}, {"val": "y"}), "both have a source named 'val'"),
         (SweepRequest("a", "b", {"val": "x"}, {}), "at least one"),
     ):
         with pytest.raises(UsageError, match=told):
             check_sweep(request)
+
+
+def test_a_fine_tuned_tower_is_swept_within_the_whole_model(
+    far: Folders, images: Path, shifted: Path, tmp_path: Path
+) -> None:
+    tower = tmp_path / "tower"
+    CLIPVisionModel.from_pretrained(far[1]).save_pretrained(tower)
+    record, _ = run_sweep(request_for((far[0], tower), images, shifted, "lines"))
+    sources = [f"val={images}", f"shifted={shifted}"]
+    for row, recipe, sets in (
+        (record["curve"][1], "wise-ft", ["method.alpha=0.3"]),
+        (record["curve"][2], "wise-ft", ["method.alpha=1"]),
+        (record["recipes"][0], "lines", []),
+    ):
+        folder = tmp_path / f"{recipe}{sets}"
+        assert row["accuracy"] == written_accuracy((far[0], tower), recipe, sets, sources, folder)
+    assert any("vision tower only" in note for note in record["warnings"])

@@ -104,3 +104,8 @@ def test_env_says_what_a_bug_report_needs_and_no_secret(monkeypatch: pytest.Monk
     text = clipmerge("env").out
     assert "hf_secret" not in record.out + text
     assert re.search(r"^devices +cpu", text, re.M)
+
+
+def test_a_device_that_is_not_there_is_an_error_even_where_none_is_needed(pair: Folders) -> None:
+    outcome = clipmerge("merge", *pair, "--recipe", "wise-ft", "--device", "mps", "--dry-run")
+    assert "--device mps: torch finds no such device" in refused(outcome, code=2)

@@ -160,3 +160,10 @@ def test_overwrite_deletes_nothing_that_is_read(pair: Folders, images: Path, tmp
     held = f"the checkpoint {output / name}" if what == "checkpoint" else f"{output / name}, which this command reads"
     assert line.startswith(f"error: {output}: holds {held}; choose another --output")
     assert {path: path.read_bytes() for path in output.rglob("*") if path.is_file()} == before
+
+
+def test_inspecting_another_model_names_it(copies: Folders) -> None:
+    edit(copies[0], decoder__weight=torch.zeros(1))
+    for others in ((), (copies[1],)):
+        line = refused(clipmerge("inspect", copies[0], *others))
+        assert f"{copies[0]}: parameter 'decoder.weight' belongs to no layer" in line

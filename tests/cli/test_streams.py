@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from rich.text import Text
 
+from clipmerge.cli import _early
 from clipmerge.cli._terminal import Format, Terminal
 from clipmerge.errors import CheckpointError, printable
 from tests.support.command import clipmerge, done
@@ -231,3 +232,16 @@ def test_a_working_folder_that_is_gone(pair: tuple[Path, Path], tmp_path: Path, 
     assert ended.returncode == 1
     assert lines[-1].startswith(told)
     assert not any("DEBUG" in line or "unexpectedly" in line for line in lines)
+
+
+@pytest.mark.parametrize(("rank", "line"), [("0", "error: interrupted; nothing was left behind\n"), ("1", "")])
+def test_of_several_processes_the_main_one_tells_of_a_signal(
+    rank: str, line: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    codes: list[int] = []
+    monkeypatch.setattr(os, "_exit", codes.append)
+    monkeypatch.setattr(_early, "standing", [])
+    monkeypatch.setenv("RANK", rank)
+    _early.end_at_once(signal.SIGINT, None)
+    assert codes == [130]
+    assert capfd.readouterr() == ("", line)

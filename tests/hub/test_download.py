@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import time
 from typing import Any
 
 import pytest
 import torch
-from huggingface_hub import constants
+from huggingface_hub import constants, file_download
 from safetensors.torch import save
 
 from clipmerge.errors import CheckpointError, ClipmergeError, HubError
@@ -229,3 +230,27 @@ def test_an_index_of_something_else_than_shards_is_refused(hub: FakeHub) -> None
         upload(hub, repo.repo_id, {part: b"x", "model.safetensors.index.json": index, "config.json": b"{}"})
         with pytest.raises(CheckpointError, match=r"model\.safetensors\.index\.json: not an index of shards"):
             fetch(repo)
+
+
+def test_a_repository_without_weights_is_no_checkpoint(hub: FakeHub) -> None:
+    upload(hub, "alice/none", {"config.json": b"{}"})
+    with pytest.raises(CheckpointError, match="alice/none"):
+        fetch(HubId("alice/none"))
+
+
+@pytest.mark.usefixtures("sha")
+def test_a_cache_without_links_holds_the_files_themselves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on Windows."""
+    monkeypatch.setattr(file_download, "are_symlinks_supported", lambda *_: False)
+    file = fetch(MODEL).folder / "model.safetensors"
+    assert not file.is_symlink()
+    assert file.read_bytes() == FILES[file.name]
+
+
+def test_every_request_has_a_timeout(hub: FakeHub, sha: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CLIPMERGE_HUB_TIMEOUT", "0.2")
+    hub.fail("GET", "/tree/", status=0, delay=1.0, times=99)
+    started = time.monotonic()
+    with pytest.raises(HubError, match="no answer in time"):
+        fetch(MODEL)
+    assert time.monotonic() - started < 30

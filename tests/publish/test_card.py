@@ -18,6 +18,7 @@ from clipmerge.errors import UsageError
 from clipmerge.output.record import PUBLISHED, MergeRecord
 from clipmerge.planning.measurements import LossPath
 from clipmerge.publish import card, evaluations, public
+from clipmerge.publish.evaluations import hub_dataset_of
 from clipmerge.report.merge_pictures import path_png
 from clipmerge.report.page import html_page
 from tests.support.command import printed
@@ -276,3 +277,8 @@ def test_evaluations_that_are_not_of_this_model(tmp_path: Path, how: str) -> Non
     record = copy.deepcopy(RECORD) | {"files": WEIGHTS}
     with pytest.raises(UsageError, match=f"--evaluation .*e.json: {message}"):
         add_results(record, [file])
+
+
+def test_what_is_no_data_set_of_the_hub_has_no_id() -> None:
+    assert hub_dataset_of("hf://datasets/acme") is None
+    assert hub_dataset_of("hf://datasets/acme/cars@v1:test") == "acme/cars"

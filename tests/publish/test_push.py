@@ -97,6 +97,7 @@ def test_a_branch_is_made_when_it_is_missing(hub: FakeHub, merged: Path) -> None
     assert "model.safetensors" in hub.files("alice/robust", "half")
     assert hub.repos["model", "alice/robust"].commits[done.commit].title == "Half way"
     assert not push(merged, "alice/robust", revision="half", endpoint=hub.url).changed
+    assert push(merged, "alice/robust", revision="other", endpoint=hub.url).changed
 
 
 def test_a_pull_request_to_somebody_elses_model(hub: FakeHub, merged: Path) -> None:
@@ -366,3 +367,10 @@ def test_merge_push_and_merge_again_from_the_pushed_id_in_processes_of_their_own
     assert "a photo of a cat" in loaded.stdout
     weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("out", "out2")]
     assert weights[0] == weights[1]
+
+
+def test_a_text_that_is_too_large_is_not_read(hub: FakeHub, merged: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("clipmerge.publish.push.LARGEST_TEXT", 1000)
+    upload(hub, "alice/robust", {"README.md": b"---\nlicense: mit\n---\n" + b" " * 1001})
+    with pytest.raises((HubError, UsageError), match=r"README.md there cannot be read .*Nothing was published"):
+        push(merged, "alice/robust", endpoint=hub.url)

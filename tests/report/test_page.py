@@ -243,3 +243,13 @@ def test_page_flags_shares_that_do_not_add_up(html_of: Pages) -> None:
     assert "Not every sum agrees within 1%: raise measure.nodes" in Page(html_of(record)).text
     record["checks"]["barrier"]["measured"] = 1.009
     assert "They do, within 1%." in Page(html_of(record)).text
+
+
+@pytest.mark.parametrize("others", [None, "magnitude"])
+def test_the_page_says_where_a_mask_sends_the_remaining_weights(html_of: Pages, others: str | None) -> None:
+    record = data_free()
+    for number, layer in enumerate(record["layers"].values()):
+        layer |= {"density": 0.5, "mask": others if number and others else "weights-random"}
+    text = Page(html_of(record)).text
+    assert ("the mask returns the remaining weights to zero-shot" in text) == (others is not None)
+    assert "to zero." in text
