@@ -100,7 +100,7 @@ def _inspected(zeroshot: str, finetuned: str | None, progress: Progress, *, weig
 
 
 def _find_faults(inputs: Inputs, layers: dict[str, dict[str, Any]]) -> list[str]:
-    """Find the first fault that a merge notices only while reading: NaN, Inf, and integers or position ids that differ."""
+    """Find the first fault that a merge notices only while reading: NaN, Inf, or integers that differ."""
     # importing a plan's records takes longer than describing one checkpoint
     from clipmerge.merging.stream import merged_tensors
     from clipmerge.planning.plan import Plan

@@ -14,7 +14,6 @@ import hashlib
 import json
 import os
 import re
-import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
@@ -88,10 +87,8 @@ def timeout_seconds() -> float:
 
 
 def connect(endpoint: str | None = None) -> HfApi:
-    """Return a client with a timeout on every request; it draws progress bars on terminals only."""
+    """Return a client with a timeout on every request."""
     import huggingface_hub
-    from huggingface_hub import constants
-    from huggingface_hub.utils.tqdm import disable_progress_bars
 
     from clipmerge.hub.bounds import bounded_clients
 
@@ -100,8 +97,6 @@ def connect(endpoint: str | None = None) -> HfApi:
     os.environ.setdefault("HF_XET_CLIENT_RETRY_MAX_DURATION", f"{round(seconds)}s")
     os.environ.setdefault("HF_XET_CLIENT_RETRY_MAX_ATTEMPTS", "3")
     huggingface_hub.set_client_factory(bounded_clients(seconds))
-    if constants.HF_HUB_DISABLE_PROGRESS_BARS is None and not sys.stderr.isatty():
-        disable_progress_bars()
     return huggingface_hub.HfApi(endpoint=endpoint, library_name="clipmerge")
 
 

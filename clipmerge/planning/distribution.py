@@ -42,7 +42,6 @@ def zeroshot_shares(
     shares = {}
     for layer, names in layers.items():
         learned = [name for name in names if name in coefficients]
-        if learned:
-            zeros = sum(float((coefficients[name] == 0).double().mean()) * sizes[name] for name in learned)
-            shares[layer] = zeros / max(1, sum(sizes[name] for name in learned))
+        zeros = sum(float((coefficients[name] == 0).double().mean()) * sizes[name] for name in learned)
+        shares[layer] = zeros / max(1, sum(sizes[name] for name in learned))
     return shares

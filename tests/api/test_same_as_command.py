@@ -48,22 +48,6 @@ CASES: dict[str, tuple[Callable[[Any], list[object]], Callable[[Any, Path], Any]
         lambda at: ["merge", *at["pair"], "--recipe", "wise-ft", "--set", "method.alpha=0.3"],
         lambda at, out: api.merge(*at["pair"], "wise-ft", set={"method.alpha": 0.3}, output=out, **QUIET),
     ),
-    "merge with other options": (
-        lambda at: [
-            *("merge", *at["pair"], "--recipe", "lines", "--set", "method.alpha=0.3"),
-            *("--dtype", "bfloat16", "--no-hash", "--max-shard-size", "40KB"),
-        ],
-        lambda at, out: api.merge(
-            *at["pair"],
-            "lines",
-            set=["method.alpha=0.3"],
-            dtype="bfloat16",
-            max_shard_size="40KB",
-            hash=False,
-            output=out,
-            **QUIET,
-        ),
-    ),
     "merge that measures": (
         lambda at: [
             *("merge", *at["pair"], "--recipe", "straggler-outlier", "--data", at["images"], "--classes", at["names"]),

@@ -9,6 +9,7 @@ from clipmerge.planning.measurements import LossPath
 from clipmerge.report.bench_page import bench_page
 from clipmerge.report.loss_path import barrier_of
 from clipmerge.report.merge_pictures import path_figure, path_picture
+from clipmerge.report.numbers import decimals_for, format_number
 from tests.support.merge_records import example
 
 
@@ -93,3 +94,8 @@ def test_a_sample_is_called_one() -> None:
     assert (
         "**Not a reproduction:** 64 images per source were sampled (seed 0), so one image counts for 1.6 points" in page
     )
+
+
+def test_zeros_and_large_numbers_are_printed_like_their_column() -> None:
+    assert format_number(0.0, decimals_for([0.0, None])) == "0.00"
+    assert (format_number(1234567.0, None), format_number(0.0, None, signed=True)) == ("1.23e+06", "0")

@@ -20,7 +20,7 @@ from clipmerge.evaluation.tradeoff import standings
 from clipmerge.report.sweep_headline import gain_notes, headline, signed
 from clipmerge.report.sweep_page import sweep_page
 from clipmerge.report.sweep_picture import curve_markup
-from clipmerge.report.sweep_table import heads_of, shortened, sweep_csv
+from clipmerge.report.sweep_table import heads_of, shortened, sweep_columns, sweep_csv
 from tests.support.claims import text_of
 from tests.support.read_page import Page
 from tests.support.sweep_records import SWEEP as RECORD
@@ -203,3 +203,8 @@ def test_the_terminal_gets_what_fits(count: int, width: int, sources: bool, spre
     assert "+7.8" in text
     assert "lines: the same weights as alpha 0.5, a point of the curve." in " ".join(text.split())
     assert "…" not in text
+
+
+def test_several_id_sources_have_a_mean() -> None:
+    record = {**RECORD, "id": ["val", "sketch"], "ood": ["noise"]}
+    assert [column.title for column in sweep_columns(record)][:3] == ["val", "sketch", "mean ID"]
