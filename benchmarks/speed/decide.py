@@ -184,7 +184,7 @@ def measures(options: argparse.Namespace) -> dict[str, Callable[[Objective], Any
 
 def _look(objective: Objective, options: argparse.Namespace) -> None:
     goal = Goal(0.5, views=1.0, precision=options.precision)
-    validate(objective, prepare(objective, replace(goal, divergence_weight=0.0), 1, batch=options.batch), goal)
+    validate(objective, prepare(objective, replace(goal, robustness=0.0), 1, batch=options.batch), goal)
 
 
 def timed(function: Callable[[], Any]) -> dict[str, float]:
