@@ -8,9 +8,6 @@ from collections.abc import Callable
 
 import pytest
 import typer
-from rich.console import Group
-from rich.table import Table
-from rich.text import Text
 
 from clipmerge.cli import _ending
 from clipmerge.cli import app as cli
@@ -78,15 +75,6 @@ def test_an_interruption_between_commands_ends_with_130(monkeypatch: pytest.Monk
     assert (outcome.code, outcome.err) == (130, "error: interrupted; nothing was left behind\n")
 
 
-def test_failing_outside_an_error_works_while_debugging(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setenv(DEBUG, "1")
-    with pytest.raises(SystemExit):
-        fail("x", 1)
-    assert capsys.readouterr().err == "error: x\n"
-
-
 def show_everything(terminal: Terminal) -> None:
     terminal.stage("measure")
     terminal.advance(1, 4)
@@ -119,18 +107,6 @@ def test_each_format_prints_what_it_is_for(
 def test_verbose_says_each_stage(capsys: pytest.CaptureFixture[str]) -> None:
     show_everything(Terminal(Format.json, verbose=True))
     assert "measuring ...\n" in capsys.readouterr().err
-
-
-def test_off_a_terminal_a_paragraph_is_one_line_and_no_line_ends_in_blanks(capsys: pytest.CaptureFixture[str]) -> None:
-    table = Table("layer", "reason", box=None)
-    table.add_row("vision.0.mlp", "short")
-    table.add_row("x", "a reason that is longer than the other one")
-    Terminal(Format.human).show(Group(Text("word " * 40), Text(), table))
-    out = capsys.readouterr().out
-    assert out.startswith(("word " * 40).strip() + "\n\n")
-    assert out.endswith("\n")
-    assert all(line == line.rstrip() for line in out.splitlines())
-    assert len(out.splitlines()) == 5
 
 
 class Clock:

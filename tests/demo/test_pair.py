@@ -13,18 +13,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from safetensors.torch import load_file
 
 from clipmerge.api import demo as of_the_api
 from clipmerge.api.merge import merge
 from clipmerge.demo import data as demo_data
 from clipmerge.demo import pair as demo
-from clipmerge.demo.data import SHIFTS, TEMPLATE
+from clipmerge.demo.data import TEMPLATE
 from clipmerge.demo.pair import DemoPair, prepare
 from clipmerge.errors import DataError, OutputError
 from clipmerge.images.dataset import load_images
-from clipmerge.images.digits import CLASS_NAMES, read_digits
+from clipmerge.images.digits import read_digits
 from tests.support.command import done
 
 
@@ -95,21 +94,6 @@ def test_another_processor_gets_the_same_models_and_images_to_the_byte(pair: Dem
         written = load_file(folder / "model.safetensors")
         assert all(torch.equal(written.pop(name), tensor.float()) for name, tensor in shipped.items())
         assert written == {}
-
-
-def test_images_lie_in_a_folder_per_class_and_pair_up(pair: DemoPair) -> None:
-    assert tuple(pair.shifted) == SHIFTS
-    names: dict[str, set[Path]] = {}
-    for name, folder in {"calibration": pair.calibration, "clean": pair.clean, **pair.shifted}.items():
-        assert folder.name == name
-        assert sorted(path.name for path in folder.iterdir()) == sorted(CLASS_NAMES)
-        names[name] = {path.relative_to(folder) for path in folder.glob("*/*.png")}
-        assert len(names[name]) == (697 if name == "calibration" else 400)
-        assert name == "calibration" or names[name] == names["clean"]
-    for path in sorted(names["clean"])[::50]:
-        upright = np.asarray(Image.open(pair.clean / path), dtype=int)
-        inverted = np.asarray(Image.open(pair.shifted["inversion"] / path), dtype=int)
-        assert np.abs(upright + inverted - 255).max() <= 1
 
 
 @pytest.fixture

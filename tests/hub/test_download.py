@@ -185,24 +185,6 @@ def test_offline_with_half_a_copy(hub: FakeHub, sha: str, monkeypatch: pytest.Mo
         fetch(HubId("alice/sharded"))
 
 
-@pytest.mark.parametrize(
-    ("fault", "message"),
-    [
-        ({"status": 500}, "the Hub failed .HTTP 500"),
-        ({"status": 403}, "no right"),
-        ({"cut_response": 10}, "downloading alice/clip@"),
-    ],
-)
-def test_a_download_that_fails_leaves_no_whole_copy(
-    hub: FakeHub, sha: str, fault: dict[str, Any], message: str
-) -> None:
-    hub.fail("GET", "/resolve/.*/model.safetensors", times=99, **fault)
-    with pytest.raises(HubError, match=message):
-        fetch(MODEL)
-    hub.faults.clear()
-    assert (fetch(MODEL).folder / "model.safetensors").is_file()
-
-
 @pytest.mark.parametrize("asked", ["soon", "0", "inf"])
 def test_a_timeout_that_is_no_time(asked: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CLIPMERGE_HUB_TIMEOUT", asked)

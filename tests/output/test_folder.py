@@ -123,15 +123,6 @@ def test_the_config_says_the_dtype_of_the_weights(copies: Folders, dtype: str) -
     assert loads(output).dtype == getattr(torch, dtype)
 
 
-def test_a_config_that_says_another_dtype_is_corrected(copies: Folders) -> None:
-    config = json.loads((copies[1] / "config.json").read_text())
-    config.pop("dtype")
-    (copies[1] / "config.json").write_text(json.dumps({**config, "torch_dtype": "float16"}))
-    output = merge(*copies)
-    assert json.loads((output / "config.json").read_text())["torch_dtype"] == "float32"
-    assert loads(output).dtype == torch.float32
-
-
 @pytest.mark.parametrize(
     "lacks", [("processor_config.json",), ("tokenizer.json", "tokenizer_config.json")], ids=["processor", "tokenizer"]
 )
@@ -189,13 +180,6 @@ def test_two_towers_give_a_tower(copies: Folders, name: str, bare: bool) -> None
     output = merge(*copies)
     loads(output, kind)
     assert len(list(output.glob("*.safetensors"))) == 3
-
-
-@pytest.mark.parametrize("which", [0, 1])
-def test_old_position_ids_load(copies: Folders, which: int) -> None:
-    ids = {f"{t}_model.embeddings.position_ids": torch.arange(n)[None] for t, n in (("text", 32), ("vision", 17))}
-    edit(copies[which], **ids)
-    works(merge(*copies))
 
 
 @pytest.mark.parametrize("missing", ["keep-zeroshot", "keep-finetuned"])

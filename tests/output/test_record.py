@@ -10,7 +10,6 @@ import pytest
 
 from clipmerge.errors import OutputError
 from clipmerge.output.record import PUBLISHED, parse_record, read_output
-from clipmerge.planning.recipe import load_recipe
 from tests.support.command import clipmerge, done, refused
 from tests.support.merged_output import RECORD
 
@@ -76,17 +75,6 @@ def test_a_folder_that_no_merge_wrote_is_told_what_to_give(tmp_path: Path, state
         folder.mkdir()
     for arguments in (["report", folder], ["push", folder, "alice/robust"]):
         assert "Give a folder written by `clipmerge merge --output`" in refused(clipmerge(*arguments), 1)
-
-
-def test_the_recipe_of_a_record_merges_the_same_again(tmp_path: Path) -> None:
-    for assignments in (
-        ["method.mask=null"],
-        ["method.mask=n-m", "method.mask_options={n: 1, m: 4}", "missing=keep-zeroshot"],
-        ["overrides=[{layers: 'text.*', alpha: 0}, {layers: '*', density: 0.5}]"],
-    ):
-        recipe = load_recipe("straggler-outlier", assignments)
-        (tmp_path / "recipe.yaml").write_text(recipe.to_yaml())
-        assert load_recipe(str(tmp_path / "recipe.yaml")) == recipe
 
 
 def test_a_record_of_very_many_values_is_refused(tmp_path: Path) -> None:

@@ -24,8 +24,6 @@ from clipmerge.planning.layer_plan import LayerPlan
 from clipmerge.planning.plan import read_plan
 from clipmerge.planning.recipe import load_recipe
 from clipmerge.planning.tensors import coefficients_of_run, rows_shape
-from clipmerge.publish.card import model_card
-from clipmerge.report.page import html_page
 from clipmerge.request import MergeRequest, Run
 from tests.support.tiny_clip import layer_of
 
@@ -112,17 +110,6 @@ def test_the_plan_tells_mean_and_range(decided: Any) -> None:
         told = run.plan.layers[layer]
         assert told.alpha == pytest.approx(sum(entries) / len(entries), abs=1e-7)
         assert told.alpha_range == (min(entries), max(entries))
-
-
-def test_report_and_card_show_mean_and_range(decided: Any, tmp_path: Path) -> None:
-    record = write_merge(decided(), tmp_path / "out")
-    entry = record.layers["vision.1.mlp"]
-    assert entry.alpha_range is not None
-    low, high = entry.alpha_range
-    assert 0 <= low < entry.alpha < high <= 1
-    told = f"{low:.2f} to {high:.2f}"
-    assert told in html_page(record)
-    assert f"{entry.alpha:.4g} ({low:.4g} to {high:.4g})" in model_card(record, repo_id=None)
 
 
 def test_an_override_gives_its_layers_one_alpha(decided: Any, pair: Folders, tmp_path: Path) -> None:

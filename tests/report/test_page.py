@@ -127,22 +127,6 @@ def test_page_escapes_what_the_user_named(html_of: Pages, path: str) -> None:
     assert "<script>alert(" in page.text
 
 
-def test_page_shows_the_verdict_first_and_the_settings_with_their_reasons(html_of: Pages) -> None:
-    record = example()
-    text = Page(html_of(record)).text
-    assert text.index(record["verdict"]) < text.index("What was merged")
-    for wanted in (
-        "openai/clip-vit-large-patch14",
-        "32bd64288804d66eefd0ccbe215aa642df71cc41",
-        "straggler: barrier z 4.1, in 97% of the resamples",
-        "819 images in 10 classes",
-        "0.0203%",
-        "ab" * 32,
-        record["warnings"][0][1:] + ".",  # as a sentence
-    ):
-        assert wanted in text
-
-
 @pytest.mark.parametrize(
     ("middle", "fact", "picture", "caption"),
     [
