@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from clipmerge.checkpoint.source import OPEN_CLIP_CONFIG, Checkpoint, FormedCheckpoint, naming, stored
-from clipmerge.conversion.config import open_clip_config, transformers_config
+from clipmerge.conversion.config import Shape, check_shapes, open_clip_config, transformers_config
 from clipmerge.conversion.keys import Layout, Match, is_made_anew, layout_of, match_keys
-from clipmerge.conversion.shapes import Shape, check_shapes
 from clipmerge.conversion.timm import is_timm_vit, open_clip_name
 from clipmerge.errors import CheckpointError
 from clipmerge.files.safetensors import DTYPES, Array, TensorEntry
