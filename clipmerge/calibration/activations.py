@@ -122,11 +122,9 @@ class Forecast:
     step: int
 
     def __str__(self) -> str:
-        total, unit = (self.permanent + self.step) / 1e6, "MB"
-        if total >= 1000:
-            total, unit = total / 1000, "GB"
         weights = f"{self.weights / 1e6:,.1f} million weights that move"
-        return f"about {total:.1f} {unit} of the device's memory, {self.per_weight:.0f} bytes for each of {weights}"
+        total = f"{(self.permanent + self.step) / 1e6:,.1f} MB"
+        return f"about {total} of the device's memory, {self.per_weight:.0f} bytes for each of {weights}"
 
 
 def forecast(

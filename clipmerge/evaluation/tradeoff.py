@@ -17,6 +17,7 @@ from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import stdtrit
 
 from clipmerge.evaluation.intervals import mean_of_sources
 from clipmerge.planning.merge_effect import LEVEL
@@ -151,9 +152,7 @@ def gain_interval(gain: float, drawn: Floats, images: int) -> tuple[float, float
     """
     images = max(2, images)
     widening = math.sqrt(images / (images - 1))
-    # Student's quantile: Abramowitz and Stegun, 26.7.5, good from 5 degrees of freedom on
-    z, freedom = NormalDist().inv_cdf((1 + LEVEL) / 2), images - 1
-    quantile = z + (z**3 + z) / (4 * freedom) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)
+    quantile = float(stdtrit(images - 1, (1 + LEVEL) / 2))
     ends = interval(drawn, 2 * NormalDist().cdf(widening * quantile) - 1)
     if ends is None:
         return None

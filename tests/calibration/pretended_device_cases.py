@@ -118,8 +118,11 @@ def test_a_measure_is_that_of_the_cpu(ends: Ends, name: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-def test_steps_of_learning_are_those_of_the_cpu(tmp_path: Path, dtype: torch.dtype) -> None:
-    """Also where the device holds both ends in 16 bits."""
+def test_steps_of_learning_are_those_of_the_cpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype
+) -> None:
+    """Also where the device holds both ends in 16 bits, and where weights do not move all at once."""
+    monkeypatch.setattr(coefficients, "LARGE", 1000)
     ends = save_ends(tmp_path, dtype=dtype)
     goal = Goal(0.7, views=1.0, copies=4, changes=("geometry", "colour", "grey", "blur"))
     learned, placed = {}, {}

@@ -152,6 +152,14 @@ def test_a_weight_that_is_not_finite_is_named(tmp_path: Path) -> None:
         objective_for(broken, make_batches((2,)))
 
 
+def test_a_note_is_said_once(ends: Ends) -> None:
+    objective, said = objective_for(ends, make_batches((2,))), list[str]()
+    objective.say = said.append
+    for _ in range(2):
+        objective.note("memory does not suffice")
+    assert objective.notes == said == ["memory does not suffice"]
+
+
 def test_equal_checkpoints_are_refused(ends: Ends) -> None:
     with pytest.raises(MeasureError, match="hold the same weights"):
         objective_for((ends[0], ends[0]), make_batches((2,)))

@@ -1,8 +1,7 @@
-"""Perturbations of a layer on a quadratic loss, whose worst point can be enumerated or computed."""
+"""Perturbations of a layer on a quadratic loss, whose worst point can be computed."""
 
 from __future__ import annotations
 
-import itertools
 from typing import Literal
 
 import numpy as np
@@ -44,10 +43,6 @@ class Quadratic:
     def scale(self, adaptive: bool) -> np.ndarray:
         return np.abs(self.origin) if adaptive else np.ones(SIZE)
 
-    def worst_corner(self, radius: float, *, adaptive: bool) -> float:
-        corners = itertools.product((-radius, radius), repeat=SIZE)
-        return max(self.rise(np.array(corner), self.scale(adaptive)) for corner in corners)
-
     def worst_on_sphere(self, radius: float, *, adaptive: bool) -> float:
         """Solve max g.u + u.A.u/2, ||u|| <= r: (k I - A) u = g with k above A's eigenvalues and ||u|| = r."""
         scale = self.scale(adaptive)
@@ -61,10 +56,6 @@ class Quadratic:
             else:
                 high = middle
         return self.rise(vectors @ (g / (high - values)), scale)
-
-    def worst(self, norm: Norm, radius: float, *, adaptive: bool) -> float:
-        find = self.worst_corner if norm == "linf" else self.worst_on_sphere
-        return find(radius, adaptive=adaptive)
 
 
 def ball_on(quadratic: Quadratic, norm: Norm, radius: float, *, adaptive: bool = True) -> LayerBall:

@@ -158,6 +158,15 @@ def test_going_on_gives_what_an_undisturbed_run_gives(
     assert list(tmp_path.glob("*.*")) == []
 
 
+def test_an_interruption_before_the_first_step_leaves_nothing(ends: Ends, tmp_path: Path, stop_after: Stopping) -> None:
+    stopped = Learning(ends, tmp_path / "state.safetensors")
+    stop_after(0)
+    with pytest.raises(KeyboardInterrupt):
+        stopped.run()
+    assert stopped.said == []
+    assert not stopped.file.exists()
+
+
 def test_a_save_waits_for_its_time_and_the_last_one_needs_an_earlier(
     ends: Ends, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

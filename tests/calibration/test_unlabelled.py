@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from clipmerge.calibration.coefficients import Coefficients
-from clipmerge.calibration.goal import Goal, with_teacher_targets
+from clipmerge.calibration.goal import Goal, make_copies, with_teacher_targets
 from clipmerge.calibration.learning import Learned, LearningConfig, learn
 from clipmerge.calibration.objective import Objective
 from clipmerge.calibration.shares import Shares
@@ -75,10 +75,16 @@ def test_every_image_comes_once_before_any_comes_again(ends: Ends) -> None:
     assert again == order != other
 
 
-@pytest.mark.parametrize("divergence", ["predictions", "features"])
-def test_the_shares_of_a_step_add_up_to_it(ends: Ends, divergence: str) -> None:
-    goal = replace(CHANGED, divergence=divergence)  # type: ignore[arg-type]
-    objective = objective_with(ends)
+def test_a_process_may_have_unlabelled_images_alone(ends: Ends) -> None:
+    goal = replace(CHANGED, copies=2)
+    (step,) = steps_of(objective_with(ends), goal, 1)
+    assert step.unlabelled is not None
+    copies = make_copies(replace(step, shard=(1, 2)), goal, step.batch.pixels[1::2])
+    assert torch.equal(copies, step.unlabelled.pixels([0]))
+
+
+def test_the_shares_of_a_step_add_up_to_it(ends: Ends) -> None:
+    goal, objective = CHANGED, objective_with(ends)
     laid_out = steps_of(objective, goal, 1)
     shares = [laid_out[0], *(replace(laid_out[0], shard=(rank, 2)) for rank in range(2))]
     answered = with_teacher_targets(objective, shares, goal, cached=False)

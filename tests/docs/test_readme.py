@@ -142,7 +142,3 @@ def test_a_command_parses(line: str) -> None:
             name, command, rest = command.resolve_command(context, rest)
         with command.make_context(name, rest, parent=context):
             pass
-
-
-def test_the_readme_is_short() -> None:
-    assert len((ROOT / "README.md").read_text(encoding="utf-8").split()) <= 900

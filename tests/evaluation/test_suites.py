@@ -15,6 +15,9 @@ from clipmerge.errors import CheckpointError, ClipmergeError, HubError, RecipeEr
 from clipmerge.evaluation.suites import release as module
 from clipmerge.evaluation.suites.release import MIRROR, fetch_release, path_of, size_of, write_config
 from clipmerge.evaluation.suites.suite import Release, load_suite, suite_names
+from clipmerge.hub.download import fetch
+from clipmerge.hub.ids import HubId
+from clipmerge.images.dataset import load_images
 from clipmerge.images.known import find_known
 from clipmerge.planning.recipe import load_recipe
 from clipmerge.progress import Silent
@@ -251,3 +254,27 @@ def test_a_file_larger_than_any_release_is_not_kept(server: Releases, monkeypatc
     with pytest.raises(HubError, match=r"it is larger than 0 GiB\. Is it the right file\?"):
         fetch_release(release(), Silent())
     assert not path_of(release()).exists()
+
+
+def test_what_is_on_this_machine_costs_nothing(hub: FakeHub, cars: bytes, tmp_path: Path) -> None:
+    upload(hub, "acme/base", {"model.safetensors": bytes(1000), "config.json": b"{}"})
+    upload(hub, "acme/cars", {"data/test-0.parquet": cars}, kind="dataset")
+    fetch(HubId("acme/base"), endpoint=hub.url)
+    place = path_of(Release(url=URL))
+    place.parent.mkdir(parents=True)
+    place.write_bytes(bytes(5000))
+    everything = suite(tmp_path, finetuned=URL, ood="hf://datasets/acme/cars:test")
+    cost = bench_cost(everything, {"limit": 4})
+    found = by_name(cost)
+    assert found["acme/base"]["cached"]
+    assert found[URL]["cached"]
+    assert cost["bytes"] == len(cars)
+    assert found["hf://datasets/acme/cars:test"]["images"] is None  # its card tells nothing
+    assert cost["forward_passes"] == 16
+    load_images("hf://datasets/acme/cars:test", whole=True)  # brings the images here
+    cost = bench_cost(everything, {"limit": 4})
+    assert cost["bytes"] == 0
+    assert by_name(cost)["hf://datasets/acme/cars:test"]["cached"]
+    local = bench_cost(suite(tmp_path, finetuned=URL, ood=str(tmp_path / "releases"), zeroshot=str(tmp_path)), {})
+    found = by_name(local)[str(tmp_path)]
+    assert (found["bytes"], found["cached"], found["problem"]) == (0, True, None)

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import t
 
-from clipmerge.evaluation.tradeoff import gain_interval, height, interval, resampled_accuracy, standings
+from clipmerge.evaluation.tradeoff import gain_interval, height, interval, standings
 
 # ID rises to 0.8 and turns back to 0.7: at 0.75 the curve passes twice, at OOD 0.55 and 0.35
 BENT_ID, BENT_OOD = [0.5, 0.7, 0.8, 0.7], [0.7, 0.6, 0.5, 0.2]
@@ -89,17 +89,6 @@ def test_a_gain_without_an_interval_says_why() -> None:
     assert found.gain == pytest.approx(0.1)
     assert found.gain_interval is None
     assert re.fullmatch(r"the curve has this ID accuracy in only \d+% of the resamples, so .*", found.gain_note)
-
-
-def test_resampling_is_seeded_and_draws_the_same_images_for_every_point_of_a_source() -> None:
-    right = np.random.default_rng(1).random((1, 60)) < 0.6
-    points = np.concatenate([right, right, ~right])
-    first, again = (resampled_accuracy([points, points], seed=3, resamples=40) for _ in range(2))
-    assert (first[0][:, 0] == first[0][:, 1]).all()
-    assert first[0][:, 0] + first[0][:, 2] == pytest.approx(np.ones(40))
-    assert (first[0] == again[0]).all()
-    assert (first[0] != first[1]).any()
-    assert (first[0] != resampled_accuracy([points], seed=4, resamples=40)[0]).any()
 
 
 def test_the_interval_of_a_gain_holds_the_percentiles_and_the_normal_interval() -> None:

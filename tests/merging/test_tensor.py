@@ -193,3 +193,11 @@ def test_a_spectral_split_is_the_truncated_svd(shape: tuple[int, ...], rank: int
     assert np.allclose(principal.reshape(shape[0], -1).numpy(), expected, atol=1e-6)
     assert torch.allclose(principal + rest, matrix, atol=1e-6)
     assert np.allclose(singular_values(matrix).numpy(), s, atol=1e-12)
+
+
+def test_small_singular_values_are_as_exact_as_large_ones() -> None:
+    generator = np.random.default_rng(3)
+    left, right = (np.linalg.qr(generator.standard_normal((size, 12)))[0] for size in (12, 30))
+    expected = np.geomspace(5, 5e-7, 12)
+    found = singular_values(torch.from_numpy(left * expected @ right.T))
+    assert np.allclose(found.numpy(), expected, rtol=1e-8, atol=1e-14)

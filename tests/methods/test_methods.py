@@ -126,3 +126,10 @@ def test_a_mask_that_does_not_beat_the_path_says_so() -> None:
         goal: _chosen(HeldBackChoice(**SEEN, alpha=None, part=1.0, beyond=0.0, goal=goal)) for goal in (1.4, 1.5, 1.6)
     }
     assert [worse in told[goal] for goal in (1.4, 1.5, 1.6)] == [False, True, True]
+
+
+def test_monosoup_of_equal_models_changes_nothing(pair: Folders) -> None:
+    same = task_of((pair[0], pair[0]))
+    zeroshot = load_file(pair[0] / "model.safetensors")
+    for name, tensor in merged(same, decide(same, "monosoup")).items():
+        assert torch.equal(tensor, zeroshot[name])

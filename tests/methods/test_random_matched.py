@@ -119,3 +119,9 @@ def test_a_mask_that_is_not_there_or_lacks_its_gradients_is_refused(pair: tuple[
     assert decide(task, method, mask="magnitude").scores == {}
     with pytest.raises(RecipeError, match=r"option 'mask' cannot be 'saliancy': .*masks: magnitude.*mean 'saliency'"):
         check_options("methods", method, {"mask": "saliancy"})
+
+
+def test_another_measure_makes_no_layer_sparse(pair: tuple[Path, Path]) -> None:
+    told = r"method straggler-sparse: made-up makes no layer sparse; measure with learned-sparse, or use the method"
+    with pytest.raises(RecipeError, match=told):
+        load_plugin("methods", "straggler-sparse")(task_with(pair))

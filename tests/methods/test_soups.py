@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from clipmerge.planning.recipe import load_recipe
 from clipmerge.plugins import load_plugin
 from clipmerge.request import Calibration, MergeRequest
 from tests.support.command import clipmerge
+from tests.support.raw_safetensors import edit
 from tests.support.small_objective import make_batches
 from tests.support.tasks import decide, inputs_of, merged, task_of
 from tests.support.tiny_clip import CLASSES, layer_of, save_family, tiny_processor
@@ -153,6 +155,9 @@ def test_methods_name_the_measure_that_they_need(far: list[Path]) -> None:
         decide(task_of(far[:2], other), "wise-ft-id")
     with pytest.raises(RecipeError, match="which first-order does not do; measure with soup-accuracy"):
         decide(task_of(far, other), "greedy-soup")
+    for method, measure in (("fisher", "fisher"), ("regmean", "gram")):
+        with pytest.raises(RecipeError, match=f"which first-order does not measure; measure with {measure}"):
+            decide(task_of(far[:2], other), method)
     for method in ("model-stock", "greedy-soup"):
         with pytest.raises(RecipeError, match=rf"method {method}: needs at least two fine-tuned checkpoints; with one"):
             decide(task_of(far[:2]), method)
@@ -201,3 +206,14 @@ def test_the_command_merges_several_to_the_same_bytes_each_time(
         alpha = records[0]["layers"][layer]["alpha"]
         expected = mixed(base, others, [alpha * weight for weight in records[0]["weights"]])[name]
         assert torch.allclose(result[name].double(), expected, atol=1e-5), name
+
+
+def test_model_stock_of_opposed_checkpoints_stays_and_of_equal_ones_goes(family: list[Path], tmp_path: Path) -> None:
+    folders = [Path(shutil.copytree(family[0], tmp_path / f"{i}")) for i in range(3)]
+    state = load_file(family[0] / "model.safetensors")
+    scale, projection = "logit_scale", "text_projection.weight"
+    for folder, sign in zip(folders[1:], (1, -1), strict=True):
+        edit(folder, **{scale: state[scale] + 0.25, projection: state[projection] + sign * 0.5})
+    layers = decide(task_of(folders), "model-stock").layers
+    assert layers["logit_scale"].alpha == 1
+    assert layers["text.projection"].alpha == 0

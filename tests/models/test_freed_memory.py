@@ -11,6 +11,9 @@ import sys
 
 import pytest
 
+from clipmerge.models import memory as module
+from clipmerge.models.memory import freed_memory_kept
+
 pytestmark = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc's allocator is told")
 CHECKS = """
 import resource, sys
@@ -46,3 +49,9 @@ else:
 def test_memory_is(check: str) -> None:
     ended = subprocess.run([sys.executable, "-c", CHECKS, check], capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stderr
+
+
+def test_another_library_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module.platform, "libc_ver", lambda: ("", ""))
+    with freed_memory_kept():
+        pass

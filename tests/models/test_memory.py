@@ -110,3 +110,7 @@ def test_other_errors_are_not_tried_again() -> None:
     with pytest.raises(RuntimeError, match="assert"), device_work():
         Pieces(4, str).tried(9, work)
     assert attempts == [4]
+
+
+def test_a_system_without_control_groups_has_no_limits(tmp_path: Path) -> None:
+    assert list(_limits(tmp_path / "none", tmp_path)) == []
