@@ -128,6 +128,15 @@ def test_without_evidence_the_path_is_taken() -> None:
     assert chosen(PATH, {WHOLE: ValidationScore(better.rows + noise)}, max_loss=100).gain == pytest.approx((low, high))
 
 
+def test_the_path_leaves_one_half_only_with_evidence() -> None:
+    noise = torch.tensor([0.5, -0.5] * 10, dtype=torch.float64)
+    unsure = ValidationScore(score(1.1, 0.9).rows + torch.stack([noise, *torch.zeros(3, 20, dtype=torch.float64)]))
+    path = {0.3: score(2.0, 0.9), 0.7: unsure, 0.9: score(1.0, 0.9), 1.0: score(1.05, 0.9)}
+    assert chosen(path | {0.5: score(1.5, 0.9)}, {}, max_loss=100).alpha == 0.7  # 0.1 +- 0.24 nats from the best
+    assert chosen(path | {0.5: unsure}, {}, max_loss=100).alpha == 0.5
+    assert chosen({1.0: score(1.0, 0.9, images=1), 0.5: score(1.1, 0.9, images=1)}, {}, max_loss=3).alpha == 1.0
+
+
 def test_the_path_stays_at_an_anchor_that_keeps_the_accuracy() -> None:
     path = {0.5: score(0.5, 0.80), 0.8: score(3.0, 0.90), 1.0: score(4.0, 0.95)}
     assert chosen(path, {}, max_loss=100, anchor=0.5).alpha == 0.5
