@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from tests.support.hub_double import FakeHub
 
 os.environ["HF_HUB_OFFLINE"] = "0"  # huggingface_hub reads it at import; a Hub double is the only Hub here
+os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"  # this too; the command line sets it before its client is imported
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 gc.set_threshold(50_000, 20, 50)  # looking for garbage among the objects of torch and transformers took a twentieth
 
