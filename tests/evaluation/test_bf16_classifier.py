@@ -71,3 +71,22 @@ def test_answers_are_those_of_float32(
     assert counting.exact in exact
     only = class_embeddings(model, ("only",), ("a {}.",), "cpu")  # a single class needs no second look
     assert Bf16Classifier(model, only, Pieces(None, str)).classify(pictures(3)).tolist() == [0, 0, 0]
+
+
+class Sure:
+    """A model whose features are those of one class each, without any doubt."""
+
+    def __init__(self) -> None:
+        self.seen: list[int] = []
+
+    def image_features(self, pixels: Tensor, prefix: Prefix | None = None) -> Tensor:
+        self.seen.append(len(pixels))
+        return torch.eye(len(CLASSES))[pixels[:, 0, 0, 0].long()]
+
+
+def test_images_without_a_doubt_are_seen_once() -> None:
+    right = torch.arange(40) % len(CLASSES)
+    model = Sure()
+    one = Bf16Classifier(model, torch.eye(len(CLASSES)), Pieces(None, str))  # type: ignore[arg-type]
+    assert torch.equal(one.classify(right[:, None, None, None].expand(-1, 3, 2, 2).float()), right)
+    assert model.seen == [COMPARED, COMPARED, 40 - COMPARED]  # without a piece of no images
