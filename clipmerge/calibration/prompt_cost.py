@@ -20,9 +20,8 @@ def prompt_cost(criterion: CalibrationLoss, shares: Shares) -> float:
     """
     work = [0.0]
 
-    def count(module: Any, _given: Any, output: Any) -> None:
-        if isinstance(output, Tensor):
-            work[-1] += output.numel() * (module.weight.numel() // module.weight.shape[0])
+    def count(module: Any, _given: Any, output: Tensor) -> None:
+        work[-1] += output.numel() * (module.weight.numel() // module.weight.shape[0])
 
     with ExitStack() as hooks:
         for module in criterion.model.module.modules():
