@@ -75,7 +75,7 @@ def apgd(quadratic: Quadratic, ball: LayerBall, steps: int = 20) -> float:
 def test_apgd_finds_the_worst_point_of_the_l2_ball(adaptive: bool, radius: float, seed: int) -> None:
     quadratic = Quadratic(seed)
     found = apgd(quadratic, ball_on(quadratic, "l2", radius, adaptive=adaptive))
-    assert found == pytest.approx(quadratic.worst("l2", radius, adaptive=adaptive), rel=1e-3)
+    assert found == pytest.approx(quadratic.worst_on_sphere(radius, adaptive=adaptive), rel=1e-3)
 
 
 @pytest.mark.parametrize("norm", ["l2", "linf"])
