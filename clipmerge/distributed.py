@@ -166,8 +166,7 @@ def add_up(processes: Processes | Accelerator, tensor: Tensor) -> None:
         with together():
             carried = tensor.to(processes.state.device)  # NCCL takes no tensor on the CPU
             torch.distributed.all_reduce(carried)
-            if carried is not tensor:
-                tensor.copy_(carried)
+            tensor.copy_(carried)
 
 
 def sent(tensor: Tensor, device: torch.device) -> Tensor:

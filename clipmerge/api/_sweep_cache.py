@@ -34,7 +34,7 @@ class SweepCache:
     folder: Path  # its name is a hash of the checkpoints, the dtype and the code
 
     @classmethod
-    def of(cls, request: SweepRequest, inputs: Inputs) -> SweepCache | None:
+    def of(cls, request: SweepRequest, inputs: Inputs) -> SweepCache:
         """Find where answers and plans for two checkpoints are kept."""
         package = Path(__file__).parents[1]
         code = sorted(file for pattern in _CODE for file in package.glob(pattern))
@@ -44,9 +44,7 @@ class SweepCache:
             "checkpoints": [checkpoint.identity for checkpoint in inputs.everyone],
             "dtype": request.dtype,
         }
-        with contextlib.suppress(RuntimeError):
-            return cls(user_cache("bench") / _digest(what))
-        return None
+        return cls(user_cache("bench") / _digest(what))
 
     def answers(self, request: SweepRequest, loaded: Mapping[str, LabelledImages]) -> AnswerCache:
         """The kept answers for some sources."""

@@ -180,7 +180,7 @@ class Coefficients:
         value = self.values[self._key[name]]
         gradient = cast(Tensor, parameter.grad)  # the hook runs after it was added
         takes_over = value.grad is None and value.shape == parameter.shape
-        if takes_over and parameter.device.type != "cpu":
+        if takes_over and parameter.device.type != "cpu":  # pragma: no cover - runs in a thread of torch's own
             self._waiting.append(name)
             if sum(self._objective.path.parameters[each].numel() for each in self._waiting) >= LARGE:
                 self._take_waiting()

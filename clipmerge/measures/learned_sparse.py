@@ -176,8 +176,8 @@ def sharpest(sharpness: dict[str, float], share: float) -> tuple[str, ...]:
     """Choose the fewest layers, sharpest first, that together hold a share of the total; at least one.
 
     Example:
-        >>> sharpest({"a": 1.0, "b": 6.0, "c": 3.0}, 0.65)
-        ('b', 'c')
+        >>> sharpest({"a": 1.0, "b": 6.0, "c": 3.0}, 0.65), sharpest({"a": 1.0}, 1.0)
+        (('b', 'c'), ('a',))
     """
     total = sum(sharpness.values())
     chosen: list[str] = []

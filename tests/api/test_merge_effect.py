@@ -35,6 +35,7 @@ from clipmerge.progress import Silent
 from clipmerge.request import Calibration, MergeRequest, Run
 from tests.support.command import clipmerge, done, printed, refused
 from tests.support.tiny_clip import save_images, save_pair
+from tests.support.told import Told
 
 Inputs = tuple[Path, Path]
 QUICK = ("measure.nodes=2",)
@@ -206,6 +207,25 @@ def test_a_loss_is_a_warning_everywhere(losing: Inputs, photos: Path, tmp_path: 
     assert bought["verdict"].replace("your images", "the target images") in card
     again = clipmerge("report", tmp_path / "out")
     assert warning in " ".join(again.out.split())
+
+
+def test_a_warning_that_the_summary_shows_is_not_said_before_it(losing: Inputs, photos: Path) -> None:
+    for shown in (False, True):
+        told = Told()
+        told.shows_verdict = shown  # type: ignore[attr-defined]
+        bought = decided(prepare(request_for(losing, "wise-ft", photos), told)).bought
+        assert bought is not None
+        assert (bought.warnings[0] in told.lines) is not shown
+
+
+def test_copies_are_measured_once(far: Inputs, photos: Path, tmp_path: Path) -> None:
+    twice, told = shutil.copytree(photos, tmp_path / "twice"), Told()
+    for file in [*twice.rglob("*.png")]:
+        shutil.copyfile(file, file.with_stem(f"{file.stem}-again"))
+    bought = decided(prepare(request_for(far, "wise-ft", twice), told)).bought
+    assert bought is not None
+    assert bought.images == 120
+    assert sum("copies" in line for line in told.lines) == 1
 
 
 def test_strict_makes_a_loss_an_error_and_writes_nothing(losing: Inputs, photos: Path, tmp_path: Path) -> None:

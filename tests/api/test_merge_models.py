@@ -104,6 +104,8 @@ def test_models_of_open_clip_get_the_weights_that_files_give(images: Path, tmp_p
     assert same({name: merged.state_dict()[name] for name in expected}, expected)
     plain = clipmerge.merge_models(zeroshot, finetuned, "wise-ft", **QUIET)
     assert same(plain.state_dict(), merged_by_files(folders, "wise-ft", tmp_path / "plain"))
+    configured = clipmerge.merge_models(zeroshot, finetuned, "wise-ft", processor=config, **QUIET)
+    assert same(configured.state_dict(), plain.state_dict())
     with pytest.raises(clipmerge.CheckpointError, match="measuring needs the open_clip_config"):
         clipmerge.merge_models(zeroshot, finetuned, "straggler-outlier", **options)
     with pytest.raises(clipmerge.UsageError, match="no model of this name"):

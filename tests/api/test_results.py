@@ -51,6 +51,7 @@ def test_a_result_is_short_and_a_table(results: dict[str, Any], name: str) -> No
     start, count, columns = SHOWN[name]
     assert repr(result).startswith(start)
     assert len(repr(result)) < 400
+    assert str(result) == repr(result)
     frame = result.to_frame()
     assert count == len(frame)
     assert columns <= set(frame.columns)

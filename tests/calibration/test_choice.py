@@ -123,6 +123,8 @@ def test_without_evidence_the_path_is_taken() -> None:
         path = {alpha: ValidationScore(at.rows[:, : candidate.rows.shape[1]]) for alpha, at in PATH.items()}
         choice = chosen(path, {WHOLE: candidate}, max_loss=100)
         assert (choice.alpha is None) is taken
+    points = {WHOLE: score(0.8, 0.9, corrupted=1.1), HALF: score(0.9, 0.9, corrupted=1.1)}
+    assert chosen(PATH, points, max_loss=100).corrupted_gain is not None  # that of the first point
     rows = torch.stack([PATH[0.5].goals - better.goals - noise[0]])
     low, high = scipy_interval(rows[0])
     assert chosen(PATH, {WHOLE: ValidationScore(better.rows + noise)}, max_loss=100).gain == pytest.approx((low, high))

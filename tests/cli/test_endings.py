@@ -37,6 +37,18 @@ def run(*arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, *words], text=True, check=False, timeout=120, **options)
 
 
+def test_signals_that_a_shell_ignores_stay_ignored() -> None:
+    code = """import atexit, signal, sys
+signals = signal.SIGINT, signal.SIGTERM
+for each in signals:
+    signal.signal(each, signal.SIG_IGN)
+atexit.register(lambda: print(*(signal.getsignal(each).name for each in signals)))
+sys.argv = ["clipmerge", "--version"]
+from clipmerge.__main__ import run
+run()"""
+    assert run("-c", code).stdout.split()[-2:] == ["SIG_IGN", "SIG_IGN"]
+
+
 def stopping(number: int) -> Callable[..., Any]:
     def stop(*_: object, **__: object) -> None:
         signal.raise_signal(number)

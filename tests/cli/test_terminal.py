@@ -146,6 +146,7 @@ def test_a_bar_tells_the_times_and_goes_when_it_is_full(
     terminal.stage("evaluating [/x] [link=file:///etc]y[/link]")
     terminal.advance(1, 4)
     assert terminal._bar is not None
+    terminal.advance(2, 4)
     terminal._bar.refresh()
     terminal.advance(4, 4)
     assert terminal._bar is None

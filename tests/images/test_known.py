@@ -105,6 +105,7 @@ def test_names_on_the_command_line(pair: tuple[Path, Path], images: Path) -> Non
     assert clipmerge("data", "show", "simple").out == "a photo of a {}.\n"
     simple = clipmerge("data", "show", "simple", "--format", "json").json
     assert simple == {"name": "simple", "templates": ["a photo of a {}."]}
+    assert "200, listed below" in clipmerge("data", "show", "imagenet-a").out
     assert "captions" in clipmerge("data", "show", "flickr8k").out
     assert "Did you mean 'imagenet'?" in refused(clipmerge("data", "show", "imagnet"), 2)
     refused(clipmerge("data", "--format", "json", "list"), 2)
