@@ -80,6 +80,10 @@ def test_the_rows_hold_every_layer_once_in_network_order(html_of: Pages, name: s
     for row in rows:  # only what is equal shares a row
         assert len({repr(record["layers"][layer] | {"parameters": 0, "size": 0}) for layer in row}) == 1
         assert len(row) == 1 or not set(row) & set(record["stragglers"])
+    title, *body = [cells for cells in Page(html).rows if cells[0].startswith(("layer", *record["layers"]))]
+    for row, cells in zip(rows, body, strict=True):
+        told, alpha = dict(zip(title, cells, strict=True)), record["layers"][row[0]]["alpha"]
+        assert float(told.get("alphacoefficient", alpha)) == pytest.approx(alpha, abs=5e-4)
     marked = re.findall(r'<tr class="straggler" id="([^"]+)"', html)
     assert marked == [layer for layer in record["layers"] if layer in record["stragglers"]]
 
