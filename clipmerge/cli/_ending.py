@@ -186,6 +186,10 @@ def _fail_unexpectedly(error: Exception) -> NoReturn:
 def _of_the_system(error: OSError) -> str:
     """Name the file or folder that the system refused, and the reason, so that the user can fix it."""
     reason = error.strerror or str(error) or type(error).__name__
+    try:
+        Path.cwd()
+    except OSError:  # pragma: no cover - tested, but coverage can write nothing in such a folder
+        return f"the working folder is gone or cannot be read ({reason}); go to another one and run again"
     place = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes) else "the system refused: "
     return f"{place}{reason}; check that it is there and that you may read or write it"
 
