@@ -88,6 +88,53 @@ def test_the_command_goes_on_whether_it_merges_or_plans(
     assert list(state.iterdir()) == []
 
 
+@pytest.mark.slow
+@pytest.mark.uncounted
+@pytest.mark.usefixtures("often")
+def test_what_was_learned_is_kept_until_it_is_written(
+    pair: Folders, flags: list[object], tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    assert clipmerge("merge", *pair, *flags, "--output", tmp_path / "whole").code == 0
+    merge = ["merge", *pair, *flags, "--output", tmp_path / "out"]
+    with monkeypatch.context() as patched:
+        patched.setattr("clipmerge.output.folder.write_weights", stop)
+        assert clipmerge(*merge).code == 130
+    found = clipmerge(*merge)
+    assert (found.code, notes(found.err)) == (0, [GOES_ON.format(4, 4)])
+    assert weights(tmp_path / "out") == weights(tmp_path / "whole")
+    assert list(cache.iterdir()) == []
+
+
+@pytest.mark.slow
+@pytest.mark.uncounted
+@pytest.mark.usefixtures("often")
+def test_a_sweep_that_fails_at_the_end_learns_nothing_twice(
+    pair: Folders, images: Path, tmp_path: Path, cache: Path
+) -> None:
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text(
+        "measure: {name: learned-coefficients, steps: 4, divergence: predictions}\nmethod: {name: learned}\n"
+    )
+    shifted = save_images(tmp_path / "shifted", seed=3)
+    broken = shifted / "cat" / "3.png"
+    content = broken.read_bytes()
+    broken.write_bytes(content[:100])
+    shift = ("--id", f"near={images}", "--ood", f"far={shifted}", "--alphas", "0,1")
+    flags = ("--data", images, "--batch-size", 8, "-r", recipe, "-r", "wise-ft")
+    sweep = ["sweep", *pair, *shift, *flags, "-o", tmp_path / "s"]
+    stopped = clipmerge(*sweep)
+    assert (stopped.code, notes(stopped.err)) == (1, [])
+    assert "3.png" in stopped.err
+    assert len(list(cache.iterdir())) == 1
+    broken.write_bytes(content)
+    found = clipmerge(*sweep)
+    assert (found.code, notes(found.err)) == (0, [GOES_ON.format(4, 4)])
+    assert list(cache.iterdir()) == []
+
+
 CHANGES: dict[str, tuple[object, ...]] = {
     "option": ("--set", "measure.robustness=0.2"),
     "granularity": ("--set", "measure.granularity=channel"),

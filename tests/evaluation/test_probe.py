@@ -8,7 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from PIL.ImageFilter import GaussianBlur
 
 from clipmerge.calibration import augmentation
 from clipmerge.checkpoint import align_checkpoints, open_checkpoint
@@ -70,6 +72,19 @@ def test_noise_sets_its_share_of_entries_to_black_or_white() -> None:
     assert (pixels == 255).mean() == pytest.approx(probing.NOISE / 2, abs=0.003)
 
 
+def test_contrast_brightness_and_blur(photo: Image.Image) -> None:
+    before = np.asarray(photo, dtype=float)
+    after = np.asarray(corrupted(photo, "contrast", 0), dtype=float)
+    assert after.mean(axis=(0, 1)) == pytest.approx(before.mean(axis=(0, 1)), abs=0.5)
+    assert after.std(axis=(0, 1)) == pytest.approx(0.3 * before.std(axis=(0, 1)), rel=0.02)
+    for level, expected in ((60, 136), (250, 255)):
+        grey = Image.new("RGB", (4, 4), (level,) * 3)
+        assert corrupted(grey, "brightness", 0).getpixel((0, 0)) == (expected,) * 3
+    large = photo.resize((800, 640))
+    assert corrupted(large, "blur", 0).tobytes() == large.filter(GaussianBlur(10)).tobytes()
+    assert corrupted(photo, "blur", 0).tobytes() == photo.filter(GaussianBlur(1)).tobytes()
+
+
 def test_rotation_turns_the_centre_and_fills_the_corners_with_the_borders_colour() -> None:
     cross = Image.new("RGB", (101, 101), (10, 200, 30))
     cross.paste((255, 255, 255), (49, 10, 52, 50))  # a hand that points up
@@ -81,12 +96,43 @@ def test_rotation_turns_the_centre_and_fills_the_corners_with_the_borders_colour
     assert abs(angle) == pytest.approx(40, abs=3)
 
 
+def test_rotation_fills_with_the_mean_of_all_four_sides() -> None:
+    width, height = 60, 40
+    sides = {(0, 0, width, 1): (240, 0, 0), (0, height - 1, width, height): (0, 200, 0)}
+    sides |= {(0, 1, 1, height - 1): (0, 0, 160), (width - 1, 1, width, height - 1): (80, 80, 0)}
+    image = Image.new("RGB", (width, height))
+    for place, colour in sides.items():
+        image.paste(colour, place)
+    border = [image.getpixel((x, y)) for x in range(width) for y in (0, height - 1)]
+    border += [image.getpixel((x, y)) for y in range(height) for x in (0, width - 1)]
+    turned = np.asarray(corrupted(image, "rotation", 0), dtype=int)
+    assert turned[0, 0] == pytest.approx(np.mean(border, axis=0), abs=1)
+
+
 def test_pixelating_leaves_few_colours_and_jpeg_what_pillow_writes(photo: Image.Image) -> None:
     pixels = np.asarray(corrupted(photo, "pixelate", 0))
     assert len(np.unique(pixels.reshape(-1, 3), axis=0)) <= 26 * 32
     file = io.BytesIO()
     photo.save(file, "JPEG", quality=10)
     assert corrupted(photo, "jpeg", 0).tobytes() == Image.open(file).tobytes()
+
+
+def test_related_corruptions_are_stronger_than_what_is_learned_from() -> None:
+    assert math.degrees(augmentation._TURN) < probing.ROTATION
+    assert probing.CONTRAST < 1 - augmentation._CONTRAST
+    # brightness there is added in units of the processor's standard deviation, CLIP's largest being 0.28
+    assert probing.BRIGHTNESS > 0.28 * augmentation._BRIGHTNESS
+    for side in (32, 64, 96, 224, 336, 512):
+        point = torch.zeros(1, 3, side, side)
+        point[..., side // 2, side // 2] = 1
+        places = torch.arange(side, dtype=torch.float32) - side // 2
+        blurred = next(
+            image
+            for seed in range(50)
+            if (image := augmentation.augmented(point, seed, ("blur",)))[0, 0, side // 2, side // 2] < 1
+        )
+        theirs = float((blurred[0, 0].sum(0) * places**2).sum()) ** 0.5
+        assert max(1.0, probing.BLUR * side) > theirs
 
 
 def of_count(count: int) -> LabelledImages:
