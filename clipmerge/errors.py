@@ -137,6 +137,16 @@ def shorten(names: Iterable[str], limit: int = 5) -> str:
     return f"{head} and {rest} more" if rest > 0 else head
 
 
+def counted(number: int, one: str, several: str) -> str:
+    """Put a number before what is counted, as it is said of one or of several.
+
+    Example:
+        >>> counted(1, "image is", "images are"), counted(2, "image is", "images are")
+        ('1 image is', '2 images are')
+    """
+    return f"{number} {one if number == 1 else several}"
+
+
 @contextlib.contextmanager
 def noting(text: str) -> Iterator[None]:
     """Add a note to any exception of this block, about the state of the outside world from here on."""

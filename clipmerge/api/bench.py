@@ -16,7 +16,7 @@ from clipmerge.api._requests import alphas_from, calibration_from, recipe_files
 from clipmerge.api._results import BenchResult
 from clipmerge.api.sweep import check_sweep, run_sweep
 from clipmerge.distributed import is_main_process
-from clipmerge.errors import MeasureError, UsageError
+from clipmerge.errors import MeasureError, UsageError, counted
 from clipmerge.evaluation.suites.cost import cost_of
 from clipmerge.evaluation.suites.release import fetch_release, write_config
 from clipmerge.evaluation.suites.suite import Pair, Release, Suite, load_suite
@@ -149,7 +149,7 @@ def run_in_jobs(jobs: str, works: Mapping[str, Callable[[], Any]], say: Callable
     """Run every work in a job of its own, and return what they return; if this process is stopped, so are the jobs."""
     executor = executor_for(jobs)
     started = {name: executor.submit(work) for name, work in works.items()}
-    say(f"{len(started)} jobs were started; their output is in {executor.folder}")
+    say(f"started {counted(len(started), 'job', 'jobs')}, with the output in {executor.folder}")
     try:
         failed = {}
         for name, job in started.items():

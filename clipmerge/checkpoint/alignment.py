@@ -10,7 +10,7 @@ from typing import Any
 from clipmerge.checkpoint.converted import in_one_layout
 from clipmerge.checkpoint.inputs import Inputs
 from clipmerge.checkpoint.source import Checkpoint, naming
-from clipmerge.errors import CheckpointError, shorten
+from clipmerge.errors import CheckpointError, counted, shorten
 from clipmerge.families import Family, family_of, is_buffer, is_counter, is_statistic, known_keys, tower_of
 from clipmerge.files.safetensors import DTYPES
 from clipmerge.files.side_files import read_side_json
@@ -219,10 +219,9 @@ def _key_mismatches(inputs: Inputs, which: int) -> list[str]:
     problems = []
     for side, names in (("zero-shot", only_ours), ("fine-tuned", only_theirs)):
         if names:
-            keys = "1 key is" if len(names) == 1 else f"{len(names)} keys are"
             problems.append(
-                f"{keys} only in the {side} checkpoint: {shorten(names)}; if that is meant, set "
-                "`missing=keep-zeroshot` or `missing=keep-finetuned`"
+                f"{counted(len(names), 'key is', 'keys are')} only in the {side} checkpoint: {shorten(names)}; "
+                "if that is meant, set `missing=keep-zeroshot` or `missing=keep-finetuned`"
             )
     return problems
 
@@ -239,9 +238,9 @@ def _field_mismatch(inputs: Inputs, which: int, what: str, get: Callable[[Any], 
     if not differing:
         return []
     name, a, b = differing[0]
+    differ = counted(len(differing), f"of {len(shared)} tensors differs", f"of {len(shared)} tensors differ")
     return [
-        f"{len(differing)} of {len(shared)} tensors differ in {what}; first {name}: zeroshot {a}, finetuned {b}. "
-        f"Compare both with `clipmerge inspect`.{advice}"
+        f"{differ} in {what}; first {name}: zeroshot {a}, finetuned {b}. Compare both with `clipmerge inspect`.{advice}"
     ]
 
 
@@ -263,7 +262,8 @@ def notes_on(inputs: Inputs) -> list[str]:
         notes.append(f"the fine-tuned checkpoint holds the {inputs.tower} tower only; the rest stays zero-shot")
     strange = dict.fromkeys(layer for name, layer in inputs.layer_of.items() if not inputs.family.knows(name))
     if strange:
-        notes.append(f"{len(strange)} layers are not known and are named after their modules: {shorten(strange)}")
+        layers = counted(len(strange), "layer that is not known is", "layers that are not known are")
+        notes.append(f"{layers} named after their modules: {shorten(strange)}")
     statistics = sum(is_statistic(name) for name in inputs.zeroshot_keys)
     if statistics:
         notes.append(

@@ -16,7 +16,7 @@ from clipmerge.checkpoint.source import INDEX, OPEN_CLIP_CONFIG, OPEN_CLIP_WEIGH
 from clipmerge.checkpoint.state_dict import StateDict, read_state_dict
 from clipmerge.checkpoint.wrappers import unwrap
 from clipmerge.conversion.keys import layout_of
-from clipmerge.errors import CheckpointError, did_you_mean, shorten
+from clipmerge.errors import CheckpointError, counted, did_you_mean, shorten
 from clipmerge.files.paths import is_plain_name, local_path, split_part
 from clipmerge.files.reading import Unreadable, read_json
 from clipmerge.files.safetensors import PICKLE_SUFFIXES, TensorEntry, is_pickle, read_header, unique_keys
@@ -205,7 +205,7 @@ def _open_index(source: str, index: Path, *, part: str | None = None, **facts: s
     files = tuple(index.parent / name for name in dict.fromkeys(weight_map.values()))
     missing = [file.name for file in files if not file.is_file()]
     if missing:
-        raise CheckpointError(f"{index}: {len(missing)} of {len(files)} shards are missing: {shorten(missing)}")
+        raise CheckpointError(f"{index}: lacks {len(missing)} of its {len(files)} shards: {shorten(missing)}")
     entries: dict[str, TensorEntry] = {}
     tensors: dict[str, Tensor] = {}
     for file in files:
@@ -220,7 +220,8 @@ def _open_index(source: str, index: Path, *, part: str | None = None, **facts: s
     wrong = [key for key in {**weight_map, **held} if weight_map.get(key) != held.get(key)]
     if wrong:
         raise CheckpointError(
-            f"{index}: {len(wrong)} keys are not in the shards as it says: {shorten(wrong)}; download or copy it again"
+            f"{index}: {counted(len(wrong), 'key is', 'keys are')} not in the shards as it says: {shorten(wrong)}; "
+            "download or copy it again"
         )
     return _checkpoint(source, files, entries, tensors, part=part, sharded=True, **facts)
 

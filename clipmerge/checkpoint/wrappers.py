@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from clipmerge.errors import CheckpointError, shorten
+from clipmerge.errors import CheckpointError, counted, shorten
 
 # Where a tower's part of a key begins, whatever comes before it.
 _TOWER = re.compile(r"(?:^|\.)(?=(?:vision_model|text_model|visual)\.)")
@@ -153,5 +153,6 @@ def _note(taken: list[str], copies: list[str], outside: list[str]) -> str:
             f"{shorten(copy[:-1] for copy in copies)} holds the same parameters (--state-key {other} takes it)"
         )
     if outside:
-        notes.append(f"{len(outside)} tensors beside it are not part of a CLIP and are left out: {shorten(outside, 3)}")
+        tensors = counted(len(outside), "tensor", "tensors")
+        notes.append(f"left out {tensors} beside it, not part of a CLIP: {shorten(outside, 3)}")
     return "; ".join(notes)

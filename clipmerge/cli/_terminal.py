@@ -74,6 +74,7 @@ class Terminal:
         self._said: set[str] = set()
         self._clock = clock
         self._begin = self._stage_begin = self._last_line = clock()
+        self._first: tuple[float, float] | None = None
         before_the_error.append(self.close)
         if applied.note:
             self.say(applied.note)
@@ -92,6 +93,7 @@ class Terminal:
             gc.enable()
         self._stage = _STAGES.get(name, name)
         self._stage_begin = self._last_line = self._clock()
+        self._first = None
         if self.verbose and not self._silent:
             self._err.print(f"{self._stage} ...")
 
@@ -100,12 +102,15 @@ class Terminal:
         if self._silent or self.format is Format.quiet:
             return
         now = self._clock()
+        begin, before = self._first = self._first or (now, done)  # loading and the first step are no measure
         if sys.stderr.isatty():
             if self.format is Format.human:
                 self._move_bar(done, total)
         elif now - self._last_line >= LINE_SECONDS and 0 < done < total:
-            self._last_line, elapsed = now, now - self._stage_begin
-            times = f"{format_seconds(elapsed)} elapsed, {format_seconds(elapsed * (total - done) / done)} left"
+            self._last_line = now
+            times = f"{format_seconds(now - self._stage_begin)} elapsed"
+            if done > before:
+                times += f", {format_seconds((now - begin) * (total - done) / (done - before))} left"
             self._err.print(f"{self._stage}: {100 * done / total:.0f}%, {times}")
 
     def _move_bar(self, done: float, total: float) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated, Unpack
 
@@ -29,4 +30,5 @@ def plan_command(
     from clipmerge.output.record import merge_record
 
     record = merge_record(run, run.light_plan, output=output)
-    show_merge(terminal, record, f"Wrote {output}; apply it with: clipmerge apply {output} --output DIR")
+    apply = shlex.join(["clipmerge", "apply", str(output), "--output", "DIR"])
+    show_merge(terminal, record, f"Wrote {output}; apply it with: {apply}")

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from clipmerge.errors import CheckpointError, shorten
+from clipmerge.errors import CheckpointError, counted, shorten
 
 Layout = Literal["transformers", "open-clip"]
 
@@ -71,11 +71,13 @@ def match_keys(keys: Iterable[str], layout: Layout, *, text_prefix: str = "") ->
     other = "a transformers CLIPModel" if layout == "open-clip" else "OpenCLIP"
     if extra := sorted(names - expected):
         raise CheckpointError(
-            f"{len(extra)} tensors have no counterpart in {other}: {shorten(extra, 3)}; only a plain ViT CLIP, with "
-            "OpenCLIP's own text tower, has both layouts"
+            f"{counted(len(extra), 'tensor has', 'tensors have')} no counterpart in {other}: "
+            f"{shorten(extra, 3)}; only a plain ViT CLIP, with OpenCLIP's own text tower, has both layouts"
         )
     if missing := sorted(expected - names):
-        raise CheckpointError(f"{len(missing)} tensors of a CLIP are missing: {shorten(missing, 3)}")
+        raise CheckpointError(
+            f"{counted(len(missing), 'tensor of a CLIP is', 'tensors of a CLIP are')} missing: {shorten(missing, 3)}"
+        )
     return matches
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from clipmerge.errors import DataError, is_utf8, shorten
+from clipmerge.errors import DataError, counted, is_utf8, shorten
 from clipmerge.files.reading import Unreadable, parse_json, read_text
 from clipmerge.images.store import Labelled
 
@@ -67,7 +67,7 @@ def read_class_names(given: Path | Sequence[str], classes: list[str], *, numbere
     if isinstance(data, dict):
         missing = [name for name in classes if name not in data]
         if missing:
-            raise DataError(f"{path}: has no name for {len(missing)} classes: {shorten(missing)}")
+            raise DataError(f"{path}: has no name for {counted(len(missing), 'class', 'classes')}: {shorten(missing)}")
         data = [data[name] for name in classes]
     names: list[Any] = data if isinstance(data, list) else []
     if numbered and 0 < len(names) < len(classes):

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from clipmerge.errors import DataError
+from clipmerge.errors import DataError, did_you_mean, shorten
 from clipmerge.files.paths import local_path
 from clipmerge.images import Columns, Labelled, Store
 from clipmerge.images.class_names import ClassNames, names_of
@@ -149,5 +149,9 @@ def open_source(source: str, columns: Columns, *, whole: bool = False, most: int
         return load_tars(source, LocalFiles(), tars, columns, describe_folder(Path(tars[0]).parent))
     path, split = local_split(source)
     if split is not None:
-        raise DataError(f"{source}: {path} has no folder '{split}' and no files of a split of that name")
+        there = sorted(entry.name for entry in path.iterdir() if entry.is_dir())
+        raise DataError(
+            f"{source}: {path} has no folder '{split}' and no files of a split of that name (folders: "
+            f"{shorten(there) or 'none'}).{did_you_mean(split, there)}"
+        )
     return load_folder(source, path, others=known_sets()) if columns.labelled else load_flat(source, path)

@@ -55,7 +55,7 @@ class Description:
         missing = [name for name in names if there is not None and name not in there]
         if missing:
             raise DataError(
-                f"{source}: {folder / SHARDS} counts {len(names)} shards, {len(missing)} of them are not there "
+                f"{source}: {folder / SHARDS} counts {len(names)} shards, but {len(missing)} of them cannot be found "
                 f"(first {missing[0]}); add them, or correct the number"
             )
         return names

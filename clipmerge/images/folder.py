@@ -41,8 +41,8 @@ def load_folder(source: str, folder: Path, *, others: Iterable[str] = ()) -> Lab
     """List the images of a folder without opening any; its classes are the subfolders, ``others`` names to suggest."""
     if not folder.is_dir():
         raise DataError(
-            f"{source}: no such folder; --data takes a folder with one subfolder per class, Parquet or tar files, "
-            f"hf://datasets/ORG/NAME:SPLIT, or 'digits'.{did_you_mean(source, others)}"
+            f"{source}: {_not_a_folder(folder)}; --data takes a folder with one subfolder per class, Parquet or tar "
+            f"files, hf://datasets/ORG/NAME:SPLIT, or 'digits'.{did_you_mean(source, others)}"
         )
     folders = [subfolder for subfolder in _listed(source, folder, folder) if subfolder.is_dir()]
     if not folders:
@@ -88,8 +88,8 @@ def load_flat(source: str, folder: Path) -> Labelled:
     """List the images of a folder and of all inside it, sorted by path; they have no labels, so all get the label 0."""
     if not folder.is_dir():
         raise DataError(
-            f"{source}: no such folder; --unlabelled takes a folder with images at any depth, Parquet or tar files, or "
-            "hf://datasets/ORG/NAME:SPLIT"
+            f"{source}: {_not_a_folder(folder)}; --unlabelled takes a folder with images at any depth, Parquet or tar "
+            "files, or hf://datasets/ORG/NAME:SPLIT"
         )
     paths: list[str] = []
     waiting, left_out = [folder], list[os.DirEntry[str]]()
@@ -102,6 +102,10 @@ def load_flat(source: str, folder: Path) -> Labelled:
         check_count(source, len(paths))
     notes = _left_out(source, left_out)
     return Labelled(FolderStore(tuple(sorted(paths))), (0,) * len(paths), ("0",), named=False, notes=notes)
+
+
+def _not_a_folder(path: Path) -> str:
+    return "is not a kind of file that is read" if path.exists() else "no such folder"
 
 
 def _listed(source: str, root: Path, folder: Path) -> list[os.DirEntry[str]]:

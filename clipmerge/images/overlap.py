@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TypeAlias
 
-from clipmerge.errors import UsageError
+from clipmerge.errors import UsageError, counted
 from clipmerge.files.hashes import sha256_of
 from clipmerge.images.content import first_copies, read_file
 from clipmerge.images.dataset import LabelledImages
@@ -109,7 +109,7 @@ def check_overlap(
     for name, images in judged + [(f"--ood {name}", images) for name, images in oods.items()]:
         if not isinstance(images.store, Pixels):
             copies = len(images) - len(first_copies(images.store, len(images)))
-            alike = "1 image is a copy" if copies == 1 else f"{copies} images are copies"
+            alike = counted(copies, "image is a copy", "images are copies")
             notes += [f"{name}: {alike} of others in it; each counts in its accuracy"] if copies else []
     if calibration is not None:
         theirs = Fingerprints(calibration)
@@ -151,4 +151,4 @@ def note_shared(ours: dict[str, Fingerprints], others: dict[str, Fingerprints], 
 
 
 def _how_many(overlap: Sequence[str]) -> str:
-    return "1 image is" if len(overlap) == 1 else f"{len(overlap)} images are"
+    return counted(len(overlap), "image is", "images are")

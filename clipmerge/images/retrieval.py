@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from clipmerge.errors import DataError, shorten
+from clipmerge.errors import DataError, counted, shorten
 from clipmerge.files.reading import Unreadable, read_text
 from clipmerge.files.side_files import lies_in
 from clipmerge.images.columns import Columns
@@ -139,9 +139,10 @@ def _from_folder(source: str, folder: Path) -> CaptionedImages:
         if not captions[-1]:
             raise DataError(f"{source}: {file.name} holds no caption; write one per line")
     texts = sorted({path.name for path in folder.glob(f"*{_ENDING}")} - {path.name for path in everything})
-    without = f"{source}: left out {len(texts)} texts without an image beside them ({shorten(texts, 3)})"
+    without = counted(len(texts), "text without its image", "texts without their images")
+    notes = (f"{source}: left out {without} ({shorten(texts, 3)})",)
     store = FolderStore(tuple(map(str, files)))
-    return CaptionedImages(source, store, tuple(captions), notes=(without,) if texts else ())
+    return CaptionedImages(source, store, tuple(captions), notes=notes if texts else ())
 
 
 def _lines(text: str) -> tuple[str, ...]:

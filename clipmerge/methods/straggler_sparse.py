@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from clipmerge.errors import RecipeError
+from clipmerge.errors import RecipeError, counted
 from clipmerge.methods import Decision, Task
 from clipmerge.methods.learned import learned
 from clipmerge.plugins import Share
@@ -41,7 +41,7 @@ def straggler_sparse(task: Task, *, alpha: Share = 1.0) -> Decision:
     entries = sum(task.sizes[layer] for layer in stragglers)
     dropped = sum(task.sizes[layer] * known["at_zero"][layer] for layer in stragglers) / max(1, entries)
     many = len(stragglers) != 1
-    found = f"{len(stragglers)} straggler{'s' * many} of {len(shares)} layers"
+    found = f"{counted(len(stragglers), 'straggler', 'stragglers')} of {len(shares)} layers"
     summary = f"{found}, {dropped:.0%} of {'their' if many else 'its'} weights back at zero-shot"
     none = "no straggler layers found"
     finding = found if stragglers else none

@@ -6,6 +6,7 @@ from typing import Any
 
 from pydantic import field_validator
 
+from clipmerge.errors import counted
 from clipmerge.files.paths import is_plain_name, split_part
 from clipmerge.planning.frozen import Frozen
 
@@ -59,8 +60,8 @@ class UnlabelledRecord(Frozen):
     @property
     def sentence(self) -> str:
         """The fact in one sentence."""
-        count = "1 unlabelled image" if self.images == 1 else f"{self.images} unlabelled images"
-        return f"It also learned from {count} of {self.source}."
+        images = counted(self.images, "unlabelled image", "unlabelled images")
+        return f"It also learned from {images} of {self.source}."
 
 
 class CalibrationRecord(Frozen):

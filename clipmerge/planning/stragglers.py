@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from clipmerge.errors import RecipeError, did_you_mean, shorten
+from clipmerge.errors import RecipeError, counted, did_you_mean, shorten
 from clipmerge.layers import block_of, may_precede_blocks
 from clipmerge.planning.measurements import Measurements
 
@@ -107,8 +107,7 @@ def _verdict(
     stability: float,
 ) -> str:
     if names:
-        word = "layer" if len(names) == 1 else "layers"
-        return f"{len(names)} straggler {word} found by {statistic}: {shorten(names)}"
+        return f"{counted(len(names), 'straggler layer', 'straggler layers')} found by {statistic}: {shorten(names)}"
     top = max(scores, key=lambda layer: scores[layer]["z"])
     z, share = scores[top]["z"], scores[top]["stability"]
     if z > limit:

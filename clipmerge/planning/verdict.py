@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 
+from clipmerge.errors import counted
 from clipmerge.planning.layer_plan import Combination, LayerPlan, LearnedAlpha
 
 
@@ -28,7 +29,8 @@ def verdict_on(
         densities = sorted({entry.density for entry in masked})
         ends = [f"{density:g}" for density in dict.fromkeys((densities[0], densities[-1]))]
         shares = "" if densities == [1.0] else f", density {' to '.join(ends)}"
-        parts.append(f"{len(masked)} of {len(names)} layers have a mask ({rules}{shares})")
+        layers_have = counted(len(masked), f"of {len(names)} layers has", f"of {len(names)} layers have")
+        parts.append(f"{layers_have} a mask ({rules}{shares})")
     return "; ".join(part for part in parts if part)
 
 
@@ -43,7 +45,8 @@ def _distance(entries: Sequence[LayerPlan], rest: int, target: str) -> str:
     if low == high:
         return "every layer stays zero-shot" if high == 0 else f"every layer goes {high:g} {way}"
     kind = "coefficients go" if learned else "layers go"
-    left = f", and {rest} of them that the plan does not name stay zero-shot" if rest else ""
+    they_stay = counted(rest, "layer that the plan does not name stays", "layers that the plan does not name stay")
+    left = f", and {they_stay} zero-shot" if rest else ""
     return f"the {kind} {low:g} to {high:g} {way}{left}"
 
 

@@ -6,6 +6,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from clipmerge.errors import counted
 from clipmerge.output.record import MergeRecord
 from clipmerge.planning.effect_view import effect_view, unmeasured
 from clipmerge.planning.other_tasks import EXPLANATION, HEADS, other_task_rows
@@ -35,8 +36,8 @@ def _learned(record: MergeRecord, images: int) -> list[str]:
         alpha = f"alpha {record.choice.alpha:g} for all weights"
         sentence = f"Nothing learned {where} is proven better than {alpha}, which was taken"
         if record.choice.finetuned_rank is not None and not any(record.trace.values()):
-            kept = f"{record.choice.finetuned_rank:.0%} of the effective rank of its features"
-            sentence = f"Fine-tuning left the zero-shot model {kept}, so nothing was learned, and {alpha} was taken"
+            kept = f"{record.choice.finetuned_rank:.0%} of the effective rank of the zero-shot model's features"
+            sentence = f"Fine-tuning kept {kept}, so nothing was learned, and {alpha} was taken"
     return [f"{stragglers}."] * bool(stragglers) + [f"{sentence} (-v says more)."]
 
 
@@ -48,7 +49,8 @@ def _stragglers(record: MergeRecord) -> list[str]:
         layer = record.layers[name]
         mask = f", mask {layer.mask}" if layer.mask else ""
         lines.append(f"{name}: alpha {layer.alpha:.3g}, density {layer.density:.3g}{mask}; {layer.reason}")
-    return [*lines, *([f"and {len(found) - _NAMED} more stragglers"] if len(found) > _NAMED else [])]
+    more = counted(len(found) - _NAMED, "more straggler", "more stragglers")
+    return [*lines, *([f"and {more}"] if len(found) > _NAMED else [])]
 
 
 def _effect_lines(record: MergeRecord) -> list[Text]:

@@ -91,10 +91,10 @@ def pickled(folder: Path) -> None:
 
 
 BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
-    "a missing shard": (lambda f: (f / SECOND).unlink(), rf"1 of 3 shards are missing: {SECOND}"),
+    "a missing shard": (lambda f: (f / SECOND).unlink(), rf"lacks 1 of its 3 shards: {SECOND}"),
     "a key that the shard lacks": (
         lambda f: edit_index(f, ghost=FIRST),
-        "1 keys are not in the shards as it",
+        "1 key is not in the shards as it",
     ),
     "a key that the index lacks": (lambda f: add_key(f, FIRST, "extra.weight"), r"as it says: extra\.weight"),
     "a key twice in the index": (twice_in_the_index, "'logit_scale' occurs twice"),

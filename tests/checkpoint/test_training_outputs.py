@@ -59,7 +59,7 @@ def with_towers_apart(weights: Weights) -> Weights:
 STEP = torch.tensor(9)
 # each block under FSDP, each MLP in a checkpoint of activations
 WRAPPED, WRAPPERS = re.compile(r"(layers\.\d+\.)(mlp\.)?"), r"\1_fsdp_wrapped_module.\2_checkpoint_wrapped_module."
-HEAD_LEFT = "2 tensors beside it are not part of a CLIP and are left out: "
+HEAD_LEFT = "left out 2 tensors beside it, not part of a CLIP: "
 #: What is saved, and a part of the note.
 FORMS: dict[str, tuple[Callable[[Weights], Any], str]] = {
     "beside other things": (lambda w: {**w, "_metadata": {"version": 1}, "step": 3}, ""),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -124,6 +125,12 @@ def test_plan_then_apply_is_merge(
     assert planned["layers"] == applied["layers"] == sparse[1]["layers"]
     assert applied["files"] == sparse[1]["files"]
     assert hashes(tmp_path / "out").keys() == hashes(sparse[0]).keys()
+
+
+def test_the_command_that_applies_a_plan_can_be_pasted(pair: Folders, tmp_path: Path) -> None:
+    plan = tmp_path / "my plan.json"
+    line = done("plan", *pair, "--recipe", "wise-ft", "--output", plan).out.partition("apply it with: ")[2]
+    assert shlex.split(line.splitlines()[0]) == ["clipmerge", "apply", str(plan), "--output", "DIR"]
 
 
 def test_a_plan_whose_input_changed_is_refused(tmp_path: Path) -> None:

@@ -135,6 +135,17 @@ def test_off_a_terminal_progress_is_a_line_now_and_then(fmt: Format, capsys: pyt
     assert LINE_SECONDS == 10
 
 
+def test_loading_says_nothing_of_the_pace(capsys: pytest.CaptureFixture[str]) -> None:
+    clock = Clock()
+    terminal = Terminal(Format.human, clock=clock)
+    terminal.stage("measure")
+    for seconds, done in ((25, 1), (5, 2), (6, 4)):
+        clock.now += seconds
+        terminal.advance(done, 100)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == ["measuring: 1%, 25 s elapsed", "measuring: 4%, 36 s elapsed, 5 min 52 s left"]
+
+
 def test_a_bar_tells_the_times_and_goes_when_it_is_full(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

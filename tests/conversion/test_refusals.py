@@ -87,12 +87,12 @@ def test_what_open_clip_cannot_compute_is_refused(changes: dict[str, Any], messa
 
 HALF = torch.zeros(32, dtype=torch.float16)
 TENSORS: list[tuple[str, str, torch.Tensor | None, str]] = [
-    ("ours", "text_projection.bias", HALF, "1 tensors have no counterpart in"),
+    ("ours", "text_projection.bias", HALF, "1 tensor has no counterpart in"),
     (
         "ours",
         "visual.transformer.resblocks.1.attn.in_proj_bias",
         None,
-        "1 tensors of a CLIP are missing: visual.*in_pr",
+        "1 tensor of a CLIP is missing: visual.*in_pr",
     ),
     (
         *("ours", "visual.transformer.resblocks.0.attn.in_proj_bias", torch.zeros(95)),
@@ -103,7 +103,7 @@ TENSORS: list[tuple[str, str, torch.Tensor | None, str]] = [
         *("theirs", "vision_model.encoder.layers.0.self_attn.q_proj.bias", HALF),
         r"self_attn\.[qk]_proj\.bias and its key and value differ in shape or dtype",
     ),
-    ("theirs", "text_projection.weight", None, "1 tensors of a CLIP are missing: text_projection.weight"),
+    ("theirs", "text_projection.weight", None, "1 tensor of a CLIP is missing: text_projection.weight"),
 ]
 
 

@@ -85,7 +85,7 @@ def test_a_local_copy_reads_the_same(tmp_path: Path) -> None:
         load_images(str(folder))
     assert {folder} <= set(local_inputs(f"{folder}:train"))
     (folder / "test" / "0.tar").unlink()
-    with pytest.raises(DataError, match=r"nshards\.txt counts 2 shards, 1 of them are not there \(first 0\.tar\)"):
+    with pytest.raises(DataError, match=r"nshards\.txt counts 2 shards, but 1 of them .* \(first 0\.tar\)"):
         load_images(f"{folder}:test")
 
 
@@ -98,7 +98,7 @@ def test_a_local_copy_reads_the_same(tmp_path: Path) -> None:
         ("dataset_type.txt", b"multilabel\n", r"dataset_type\.txt says 'multilabel'; accuracy needs one class"),
         ("dataset_type.txt", b"retrieval\n", r"is a retrieval set, whose images have captions and no classes"),
         ("test/nshards.txt", b"two\n", r"nshards\.txt: 'two' is not a number of shards"),
-        ("test/nshards.txt", b"3\n", r"test/nshards\.txt counts 3 shards, 2 of them .* \(first 1\.tar\)"),
+        ("test/nshards.txt", b"3\n", r"test/nshards\.txt counts 3 shards, but 2 of them .* \(first 1\.tar\)"),
     ],
 )
 def test_texts_that_cannot_be_used(hub: FakeHub, tmp_path: Path, name: str, content: bytes, message: str) -> None:

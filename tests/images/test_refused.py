@@ -204,6 +204,7 @@ CASES = {
     "too high": Case(photos(below=".."), r"photos: holds folders \(cat, dog\), not images; give the folder right"),
     "too low": Case(photos(below="cat"), "cat: has no subfolders; expected one per class"),
     "not there": Case(photos(below="nothing"), "nothing: no such folder; --data takes a folder"),
+    "a table": Case(photos(write("x.csv", b"cat"), below="x.csv"), r"x\.csv: is not a kind of file that is read"),
     # damage
     "truncated": Case(photos(write("cat/0.png", P[:200])), rf"0\.png: {NOT_AN_IMAGE}", read=first),
     "a damaged row": Case(

@@ -27,9 +27,7 @@ def test_each_line_of_a_text_is_a_caption_of_the_image_beside_it(tmp_path: Path)
     for name in "cd":
         (tmp_path / f"{name}.heic").write_bytes(b"x")
         (tmp_path / f"{name}.txt").write_text("a caption")
-    assert load_captions(str(tmp_path)).notes == (
-        f"{tmp_path}: left out 2 texts without an image beside them (c.txt, d.txt)",
-    )
+    assert load_captions(str(tmp_path)).notes == (f"{tmp_path}: left out 2 texts without their images (c.txt, d.txt)",)
 
 
 def test_captions_in_tars_are_lines(hub: FakeHub, tmp_path: Path) -> None:

@@ -123,8 +123,8 @@ def test_a_split_of_a_folder_is_read(tmp_path: Path) -> None:
     save_folder(tmp_path, *(f"val/{name}/{n}.png" for name in ("cat", "dog") for n in range(2)))
     assert len(load_images(f"{tmp_path}:val")) == 4
     assert len(load_images(str(tmp_path / "train"))) == 6
-    with pytest.raises(DataError, match=rf"{tmp_path}:test: .* has no folder 'test' and no files of a split of that"):
-        load_images(f"{tmp_path}:test")
+    with pytest.raises(DataError, match=r"no folder 'vall' .* \(folders: train, val\)\. Did you mean 'val'\?"):
+        load_images(f"{tmp_path}:vall")
 
 
 def test_class_folders_with_doubtful_names_are_noted(tmp_path: Path) -> None:

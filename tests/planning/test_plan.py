@@ -184,7 +184,13 @@ def entry(alpha: float, **more: Any) -> LayerPlan:
     [
         ((0.5, 0.5), (1.0,), None, "every layer goes 0.5 of the way from zero-shot to the fine-tuned model"),
         ((0.0, 0.0), (1.0,), None, "every layer stays zero-shot"),
-        ((0.5, None), (1.0,), None, "the layers go 0 to 0.5 of the way .*, and 1 of them .* stay zero-shot"),
+        (
+            (0.5, None),
+            (1.0,),
+            None,
+            "the layers go 0 to 0.5 of the way .*, and 1 layer that the plan does not name stays",
+        ),
+        ((0.5, None, None), (1.0,), None, ", and 2 layers that the plan does not name stay zero-shot"),
         ((0.5, 0.5), (0.5, 0.5), None, "to the average of 2 fine-tuned models"),
         ((0.5, 0.5), (0.2, 0.8), None, "to the sum of 2 fine-tuned changes weighted 0.2, 0.8"),
         ((0.5, 0.5), (2.0,), None, "to 2 times the fine-tuned change"),
@@ -196,6 +202,11 @@ def test_settings_in_words(layers: tuple[Any, ...], weights: tuple[float, ...], 
     known = {name: entry(alpha) for name, alpha in zip(names, layers, strict=True) if alpha is not None}
     rule = Combination(rule=combine) if combine else None
     assert re.search(sentence, verdict_on(known, names, weights, rule))
+
+
+def test_one_layer_has_a_mask() -> None:
+    layers = {"vision.0.mlp": entry(0.4), "vision.1.mlp": entry(0.4, mask="n-m")}
+    assert verdict_on(layers, layers, (1.0,), None).endswith("; 1 of 2 layers has a mask (n-m)")
 
 
 def test_learned_coefficients_and_masks_in_words() -> None:

@@ -25,8 +25,8 @@ PATH = {"images": 204, "alpha": 0.4, "part": 0.0, "beyond": 0.0, "goal": 0.4, "r
         (learned() | {"choice": PATH}, "Nothing learned on 819 of your images is proven better than alpha 0.4 for all"),
         (
             learned(stragglers=("vision.3.mlp",)) | {"choice": PATH | {"finetuned_rank": 0.8}, "trace": {}},
-            "1 stragglers of 55 layers, 50% of their weights back at zero-shot.\nFine-tuning left the zero-shot model "
-            "80% of the effective rank of its features, so nothing was learned, and alpha 0.4 for all weights was",
+            "1 stragglers of 55 layers, 50% of their weights back at zero-shot.\nFine-tuning kept 80% of the "
+            "effective rank of the zero-shot model's features, so nothing was learned, and alpha 0.4 for all weights",
         ),
     ],
 )

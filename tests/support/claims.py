@@ -68,10 +68,10 @@ MORE: dict[str, Callable[[Plan, re.Match[str]], bool]] = {
     r"(\d+) stragglers? of \d+ layers": lambda plan, m: len(plan.stragglers) == int(m[1]),
     r"(\d+) straggler layers? found": lambda plan, m: len(plan.stragglers) == int(m[1]),
     r"no straggler layers found": lambda plan, m: not plan.stragglers and plan.straggler_statistic is not None,
-    r"(\d+) of \d+ layers have a mask": lambda plan, m: (
+    r"(\d+) of \d+ layers ha(?:s|ve) a mask": lambda plan, m: (
         sum(entry.mask is not None for entry in plan.layers.values()) == int(m[1])
     ),
-    r"(\d+) of them that the plan does not name": lambda plan, m: int(m[1]) > 0,
+    r"(\d+) layers? that the plan does not name": lambda plan, m: int(m[1]) > 0,
     r"and the ([\w-]+) mask": lambda plan, m: m[1] in {entry.mask for entry in plan.layers.values()},
 }
 
