@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
 
-from clipmerge.planning.merge_effect import Estimate, MergeEffect, ModelAccuracy
+from clipmerge.planning.merge_effect import Estimate, MergeEffect
 from clipmerge.planning.plan import STALE
 
 #: Shown if there were no images.
@@ -31,55 +30,8 @@ def unmeasured(*, with_images: bool, warnings: Collection[str] = ()) -> str:
     return UNVERIFIED if with_images else UNMEASURED
 
 
-@dataclass(frozen=True)
-class Row:
-    """One model of the table; its accuracies in per cent, those on several kinds of images with intervals."""
-
-    model: str
-    clean: str
-    corrupted: str
-    related: str
-    corruptions: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class EffectView:
-    """The content of a page or a card."""
-
-    verdict: str
-    reason: str
-    facts: str  # about the images of the measurement
-    corruptions: tuple[str, ...]  # their names, unrelated ones first
-    explanation: str  # of the corruptions
-    rows: tuple[Row, ...]
-    warnings: tuple[str, ...]
-
-
-def effect_view(bought: MergeEffect) -> EffectView:
-    """Format the measured effect of a merge."""
-    compared = f"fine-tuned {bought.reference + 1}"
-    models = {
-        f"{name} (compared with)" if name == compared else name: accuracy for name, accuracy in bought.models.items()
-    }
-    unrelated = ", ".join(name for name in bought.merged.corruptions if name not in bought.related)
-    explanation = (
-        f"Each image was seen under {bought.corruptions_per_image} of the generic corruptions {unrelated}, of kinds "
-        f"that no recipe learns from, and under {bought.related_per_image} of the related ones "
-        f"{', '.join(bought.related)}, stronger forms of changes that auto learns from; the verdict does not rest on "
-        "those."
-    )
-    return EffectView(
-        verdict=bought.verdict,
-        reason=bought.reason,
-        facts=_facts(bought),
-        corruptions=tuple(bought.merged.corruptions),
-        explanation=explanation,
-        rows=tuple(_row(name, accuracy) for name, accuracy in models.items()),
-        warnings=bought.warnings,
-    )
-
-
-def _facts(bought: MergeEffect) -> str:
+def effect_facts(bought: MergeEffect) -> str:
+    """Sentences about the images of the measurement."""
     facts = (
         f"On {_percent(bought.agreement)}% of these {bought.images} images the merged and the zero-shot model agree."
     )
@@ -88,14 +40,28 @@ def _facts(bought: MergeEffect) -> str:
     return " ".join([facts, *([f"Of {bought.classes} classes, {' and '.join(rare)} among them."] if rare else [])])
 
 
-def _row(name: str, accuracy: ModelAccuracy) -> Row:
-    return Row(
-        model=name,
-        clean=_with_interval(accuracy.clean),
-        corrupted=_with_interval(accuracy.corrupted),
-        related=_with_interval(accuracy.related),
-        corruptions=tuple(_percent(estimate) for estimate in accuracy.corruptions.values()),
+def effect_explanation(bought: MergeEffect) -> str:
+    """A sentence about the corruptions."""
+    unrelated = ", ".join(name for name in bought.merged.corruptions if name not in bought.related)
+    return (
+        f"Each image was seen under {bought.corruptions_per_image} of the generic corruptions {unrelated}, of kinds "
+        f"that no recipe learns from, and under {bought.related_per_image} of the related ones "
+        f"{', '.join(bought.related)}, stronger forms of changes that auto learns from; the verdict does not rest on "
+        "those."
     )
+
+
+def effect_rows(bought: MergeEffect) -> list[list[str]]:
+    """A row per model, in per cent: clean, under unrelated and related corruptions, and under each by itself."""
+    compared = f"fine-tuned {bought.reference + 1}"
+    return [
+        [
+            f"{name} (compared with)" if name == compared else name,
+            *map(_with_interval, (model.clean, model.corrupted, model.related)),
+            *map(_percent, model.corruptions.values()),
+        ]
+        for name, model in bought.models.items()
+    ]
 
 
 def _with_interval(estimate: Estimate) -> str:

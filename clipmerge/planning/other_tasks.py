@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from statistics import fmean
 from typing import Annotated, Literal
 
@@ -84,14 +83,6 @@ def measures_of(score: Score) -> dict[str, float]:
     return {f"{way} R@{rank}": value for way, by_rank in ways for rank, value in by_rank.items()}
 
 
-@dataclass(frozen=True)
-class OtherTaskRow:
-    """One number of one task, for all models, in per cent or points."""
-
-    task: str  # empty in all but the first row of a task
-    cells: tuple[str, ...]  # the name of the number, such as ``image to text R@5``, and its values, as in `HEADS`
-
-
 #: Headings of the columns after the task.
 HEADS = ("measure", "zero-shot", "fine-tuned", "merged", "change", "back")
 #: Explanation of the last two columns.
@@ -101,8 +92,8 @@ EXPLANATION = (
 )
 
 
-def other_task_rows(kept: Sequence[OtherTaskScores]) -> tuple[OtherTaskRow, ...]:
-    """Lay out the tasks, one row per number."""
+def other_task_rows(kept: Sequence[OtherTaskScores]) -> list[list[str]]:
+    """A row per number of a task: the task, in its first row only, then what `HEADS` says, in per cent and points."""
     rows = []
     for task in kept:
         finetuned = [measures_of(score) for score in task.finetuned]
@@ -111,8 +102,8 @@ def other_task_rows(kept: Sequence[OtherTaskScores]) -> tuple[OtherTaskRow, ...]
             middle = fmean(score[measure] for score in finetuned)
             values = [f"{100 * value:.1f}" for value in (zeroshot, middle, merged[measure])]
             changes = [f"{100 * change:+.1f}" for change in (middle - zeroshot, merged[measure] - middle)]
-            rows.append(OtherTaskRow("" if index else task.name, (measure, *values, *changes)))
-    return tuple(rows)
+            rows.append(["" if index else task.name, measure, *values, *changes])
+    return rows
 
 
 def other_task_facts(kept: Sequence[OtherTaskScores]) -> str:

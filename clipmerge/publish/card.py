@@ -11,7 +11,6 @@ import html
 import re
 import shlex
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,8 +20,9 @@ from clipmerge.families import families
 from clipmerge.files.staging import RECORD
 from clipmerge.files.templates import render
 from clipmerge.hub.ids import parse_dataset, parse_hub_id
-from clipmerge.output.record import MergeRecord
-from clipmerge.planning.effect_view import EffectView, effect_view
+from clipmerge.output.record import MergeRecord, map_text
+from clipmerge.planning.effect_view import effect_explanation, effect_facts, effect_rows
+from clipmerge.planning.merge_effect import MergeEffect
 from clipmerge.planning.other_tasks import EXPLANATION, HEADS, other_task_facts, other_task_rows
 from clipmerge.publish.evaluations import eval_result_files, hub_dataset_of, model_index
 from clipmerge.publish.public import data_sources, public_record
@@ -47,7 +47,10 @@ def model_card(record: MergeRecord, *, repo_id: str | None, license: str | None 
         "where": repo_id or ".",
         "open_clip": _is_open_clip(shown),
         "record": shown,
-        "bought": _for_readers(effect_view(shown.bought)) if shown.bought else None,
+        "bought": shown.bought and _for_readers(shown.bought),
+        "bought_facts": shown.bought and effect_facts(shown.bought),
+        "bought_rows": shown.bought and effect_rows(shown.bought),
+        "bought_explanation": shown.bought and effect_explanation(shown.bought),
         "kept": other_task_rows(shown.kept),
         "kept_heads": HEADS,
         "kept_facts": other_task_facts(shown.kept),
@@ -85,14 +88,10 @@ def published_texts(
     return contents if drawn is None else contents | {PICTURE: drawn}
 
 
-def _for_readers(bought: EffectView) -> EffectView:
+def _for_readers(bought: MergeEffect) -> MergeEffect:
     """Rename the images for readers of the card, who do not own them."""
-
-    def changed(text: str) -> str:
-        return text.replace("your images", "the target images")
-
-    warnings = tuple(map(changed, bought.warnings))
-    return replace(bought, verdict=changed(bought.verdict), reason=changed(bought.reason), warnings=warnings)
+    texts = bought.model_dump(include={"verdict", "reason", "warnings"})
+    return bought.model_copy(update=map_text(texts, lambda text: text.replace("your images", "the target images")))
 
 
 def _is_open_clip(record: MergeRecord) -> bool:

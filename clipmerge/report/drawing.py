@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from html import escape
 
 import matplotlib
+from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -69,7 +70,7 @@ def _saved(figure: Figure, kind: str, metadata: dict[str, None], *, fonttype: st
     return file.getvalue()
 
 
-def markup(figure: Figure, name: str, label: str, *, style: str = "", hints: Mapping[str, str] | None = None) -> str:
+def markup(figure: Figure, name: str, label: str, *, style: str = "", hints: Mapping[str, str] | None = None) -> Markup:
     """A figure as an ``svg`` element in the page's colours, light or dark, that refers to nothing outside itself.
 
     ``name`` begins its ids, ``label`` describes it to those who cannot see it, ``style`` is a class of the style sheet,
@@ -85,7 +86,7 @@ def markup(figure: Figure, name: str, label: str, *, style: str = "", hints: Map
         text = text.replace(f"{group}>", f'{group} class="point"><title>{escape(hint)}</title>')
     text = _COLOUR.sub(lambda found: f"var({VARIABLES[found[0]]})" if found[0] in VARIABLES else found[0], text)
     opening = f'<svg {box[0]} role="img" aria-label="{escape(label)}" class="{style or "figure"}"'
-    return f'{opening} stroke-linejoin="round" stroke-linecap="butt">{text.strip()}'
+    return Markup(f'{opening} stroke-linejoin="round" stroke-linecap="butt">{text.strip()}')
 
 
 def legend_above(axes: Axes, colour: str, *, columns: int) -> None:

@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from markupsafe import Markup
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
@@ -13,7 +14,6 @@ from clipmerge.output.record import MergeRecord
 from clipmerge.planning.distribution import TOP
 from clipmerge.planning.measurements import LossPath
 from clipmerge.report import drawing
-from clipmerge.report.loss_path import barrier_of, path_points
 from clipmerge.report.palette import CURVE, INK, MARKS, MUTED, SECOND, SET
 
 # In inches: as wide as a telephone, so that text stays readable there; a page puts several side by side.
@@ -28,7 +28,7 @@ class Picture:
     """One picture of a page; the caption is empty if it is the previous one's."""
 
     title: str
-    svg: str
+    svg: Markup
     caption: str
 
 
@@ -54,16 +54,15 @@ def learned_pictures(record: MergeRecord, towers: dict[str, str]) -> list[Pictur
 
 def path_figure(path: LossPath | None, inches: tuple[float, float] = _CARD_INCHES) -> Figure | None:
     """Draw the loss against the coefficient of all layers, with the straight line that a barrier is measured from."""
-    points = path_points(path)
-    if len(points) < 2 or points[0][0] == points[-1][0]:
+    points = path.points if path else []
+    if path is None or len(points) < 2 or points[0][0] == points[-1][0]:
         return None
     figure, axes = drawing.new_figure(*inches)
     (first, loss_0), (last, loss_1) = points[0], points[-1]
     axes.plot([first, last], [loss_0, loss_1], "--", color=MUTED, linewidth=1.2, label="line between the ends")
     axes.plot(*zip(*points, strict=True), "o-", color=CURVE, linewidth=2.2, markersize=5, label="measured loss")
-    found = barrier_of(points)
-    if found:
-        barrier, average = found
+    if path.barrier:
+        barrier, average = path.barrier
         label = f"barrier: {barrier:.3g}" if barrier > 0 else f"{-barrier:.3g} below that line"
         axes.plot([0.5, 0.5], [average, average + barrier], color=SECOND, linewidth=2.2, label=label, zorder=1.5)
     axes.set_xlabel("alpha of all layers (0 = zero-shot, 1 = fine-tuned)")
@@ -81,19 +80,18 @@ def path_png(path: LossPath | None) -> bytes | None:
 
 def path_picture(record: MergeRecord) -> Picture | None:
     """The loss along the straight path, if it was measured."""
-    figure = path_figure(record.path, (_WIDTH, _HEIGHT))
-    if figure is None:
+    figure, path = path_figure(record.path, (_WIDTH, _HEIGHT)), record.path
+    if figure is None or path is None:
         return None
-    found = barrier_of(path_points(record.path))
     caption = "Cross-entropy on the calibration images when every layer has the same alpha and nothing is masked."
-    if found:
-        barrier, average = found
+    if path.barrier:
+        barrier, average = path.barrier
         side, verb = ("above", "there is a barrier") if barrier > 0 else ("below", "there is no barrier")
         caption += (
             f" At alpha 0.5 it is {average + barrier:.3f} nats, {abs(barrier):.3f} {side} the average of the ends "
             f"({average:.3f}): {verb} between the two models."
         )
-    values = "; ".join(f"alpha {alpha:g}: {loss:.3f} nats" for alpha, loss in path_points(record.path))
+    values = "; ".join(f"alpha {alpha:g}: {loss:.3f} nats" for alpha, loss in path.points)
     label = f"Loss on the straight path from zero-shot to fine-tuned. {values}."
     return Picture("Loss along the path", drawing.markup(figure, "path", label), caption)
 

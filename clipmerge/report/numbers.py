@@ -7,8 +7,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, TypeGuard
 
-from markupsafe import Markup, escape
-
 
 def is_number(value: Any) -> TypeGuard[float]:
     """Return whether ``value`` is a finite int or float (a bool is not)."""
@@ -47,17 +45,6 @@ def format_number(value: Any, decimals: int | None, *, signed: bool = False) -> 
     if vanishes and value and decimals > 1:
         return f"{value:{sign}.0e}"
     return f"{0.0 if vanishes else value:{sign}.{decimals}f}"
-
-
-def ranged(text: str) -> Markup:
-    """Mark the interval behind a number, which a narrow page puts below it.
-
-    Example:
-        >>> ranged("54.0 [52.0, 56.0]"), ranged("54.0")
-        (Markup('54.0 <span class="range">[52.0, 56.0]</span>'), Markup('54.0'))
-    """
-    number, bracket, interval = text.partition(" [")
-    return Markup('{} <span class="range">[{}</span>').format(number, interval) if bracket else Markup(escape(text))
 
 
 def setting_decimals(values: Iterable[Any]) -> int:

@@ -8,24 +8,16 @@ day. There is no section for what was not measured or looked for.
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-from markupsafe import Markup
-
-from clipmerge.files.templates import render
 from clipmerge.output.record import MergeRecord
-from clipmerge.planning.effect_view import effect_view, unmeasured
+from clipmerge.planning.effect_view import effect_facts, effect_rows, unmeasured
 from clipmerge.planning.merge_effect import ADVICE
 from clipmerge.planning.other_tasks import EXPLANATION, HEADS, other_task_rows
 from clipmerge.report.columns import Column, columns_of
 from clipmerge.report.effect_plot import DRAWN, effect_plot
 from clipmerge.report.layer_table import layer_table
-from clipmerge.report.loss_path import barrier_of, path_points
-from clipmerge.report.numbers import ranged
-from clipmerge.report.palette import DARK_MARKS, MARKS
-from clipmerge.report.prose import flags, sentence, with_minus_signs, words
+from clipmerge.report.prose import minus, page_of
 
 TOLERANCE = 0.01  # the completeness checks' promise: sums within 1% of what was measured
 
@@ -51,7 +43,9 @@ def html_page(record: MergeRecord) -> str:
         "version": record.clipmerge,
         "recipe_name": record.recipe.name,
         "verdict": record.headline,
-        "bought": effect_view(record.bought) if record.bought else None,
+        "bought": record.bought,
+        "bought_facts": record.bought and effect_facts(record.bought),
+        "bought_rows": record.bought and effect_rows(record.bought),
         "unmeasured": unmeasured(with_images=record.calibration is not None, warnings=record.warnings),
         "answer": {
             "label": ADVICE[recommendation] if recommendation else "Not measured",
@@ -75,29 +69,17 @@ def html_page(record: MergeRecord) -> str:
         "recipe_yaml": record.recipe.to_yaml(),
         "command": _command(record),
         "hashes": _hashes(record),
-        "marks": MARKS,
-        "dark_marks": DARK_MARKS,
     }
-    template = Path(__file__).parent / "templates" / "report.html.j2"
-    filters: dict[str, Callable[..., Any]] = {
-        "minus": _with_minus_signs,
-        "prose": with_minus_signs,
-        "drawn": Markup,
-        "ranged": ranged,
-        "sentence": sentence,
-        "flags": flags,
-        "words": words,
-    }
-    return render(template, values, html=True, filters=filters)
+    return page_of("report.html.j2", values)
 
 
-def _undrawn_scores(record: MergeRecord) -> list[tuple[str, tuple[str, ...]]]:
+def _undrawn_scores(record: MergeRecord) -> list[tuple[str, list[str]]]:
     """Task and cells of each score on other tasks that the plot leaves out."""
     rows, task = [], ""
-    for row in other_task_rows(record.kept):
-        task = row.task or task  # only the first row of a task names it
-        if row.cells[0] not in DRAWN:  # the name of the number
-            rows.append((task, row.cells))
+    for name, *cells in other_task_rows(record.kept):
+        task = name or task
+        if cells[0] not in DRAWN:  # the name of the number
+            rows.append((task, cells))
     return rows
 
 
@@ -120,10 +102,6 @@ def _pictures(record: MergeRecord) -> list[Any]:
     return [*learned_pictures(record, _TOWERS), *([path] if path else [])]
 
 
-def _with_minus_signs(text: object) -> str:
-    return str(text).replace("-", "\N{MINUS SIGN}")
-
-
 def _hashes(record: MergeRecord) -> list[tuple[str, str, str]]:
     rows = [(role, model.files) for role, model in record.checkpoints]
     rows.append(("merged", record.files))
@@ -139,7 +117,7 @@ def _facts(record: MergeRecord, columns: list[Column]) -> list[tuple[str, str]]:
         facts.append(("straggler layers" if found != 1 else "straggler layer", f"{found or 'none'}"))
     learned = tuple(layer for layer, entry in layers.items() if entry.alpha_range)
     name = "mean of a layer's learned coefficients" if learned else "coefficient alpha"
-    facts.append((name, _with_minus_signs(columns[0].span(learned or tuple(layers)))))
+    facts.append((name, minus(columns[0].span(learned or tuple(layers)))))
     if record.coefficients:
         facts.append(("weights with a learned coefficient", f"{sum(map(sum, record.coefficients.values())):,}"))
     size = sum(entry.size or 0 for entry in layers.values())
@@ -149,8 +127,7 @@ def _facts(record: MergeRecord, columns: list[Column]) -> list[tuple[str, str]]:
     if size and any(entry.zeroshot_share for entry in layers.values()):
         back = sum((entry.size or 0) * (entry.zeroshot_share or 0.0) for entry in layers.values()) / size
         facts.append(("of the weights at zero-shot", f"{100 * back:.3g}%"))
-    barrier = barrier_of(path_points(record.path))
-    if barrier:
+    if record.path and (barrier := record.path.barrier):
         facts.append(("barrier at alpha 0.5", f"{barrier[0]:.3f} nats" if barrier[0] > 0 else "none"))
     return facts
 

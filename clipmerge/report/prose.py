@@ -1,11 +1,16 @@
-"""Prose on a page: whole sentences, signs, and flags and commands that break between words only."""
+"""Pages, and the prose on them: whole sentences, signs, and flags and commands that break between words only."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
 
 from markupsafe import Markup, escape
+
+from clipmerge.files.templates import render
+from clipmerge.report.palette import DARK_MARKS, MARKS
 
 _COMMAND = re.compile(r"`([^`]+)`")
 _FLAG = re.compile(r"(?<![\w-])--[a-z][a-z-]*")
@@ -41,6 +46,22 @@ def with_minus_signs(text: str) -> str:
     return _NEGATIVE.sub("\N{MINUS SIGN}", text)
 
 
+def minus(number: object) -> str:
+    """Write a number, or a range of numbers, with minus signs instead of hyphens."""
+    return str(number).replace("-", "\N{MINUS SIGN}")
+
+
+def ranged(text: str) -> Markup:
+    """Mark the interval behind a number, which a narrow page puts below it.
+
+    Example:
+        >>> ranged("54.0 [52.0, 56.0]"), ranged("54.0")
+        (Markup('54.0 <span class="range">[52.0, 56.0]</span>'), Markup('54.0'))
+    """
+    number, bracket, interval = text.partition(" [")
+    return Markup('{} <span class="range">[{}</span>').format(number, interval) if bracket else Markup(escape(text))
+
+
 def flags(text: str) -> Markup:
     """Mark commands between backticks, and flags of the command line, which a narrow page must not break.
 
@@ -60,3 +81,19 @@ def words(command: str) -> Markup:
         Markup('<span>clipmerge</span> <span>env</span>')
     """
     return Markup(" ").join(Markup("<span>{}</span>").format(word) for word in command.split(" "))
+
+
+_FILTERS = {
+    "minus": minus,
+    "prose": with_minus_signs,
+    "ranged": ranged,
+    "sentence": sentence,
+    "flags": flags,
+    "words": words,
+}
+
+
+def page_of(template: str, values: Mapping[str, Any]) -> str:
+    """Render a page that loads nothing from the network, in the colours of all pages."""
+    file = Path(__file__).parent / "templates" / template
+    return render(file, {"marks": MARKS, "dark_marks": DARK_MARKS, **values}, html=True, filters=_FILTERS)

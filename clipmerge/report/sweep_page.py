@@ -2,31 +2,25 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from markupsafe import Markup
 
-from clipmerge.files.templates import render
-from clipmerge.report.numbers import ranged
-from clipmerge.report.palette import DARK_MARKS, MARKS
-from clipmerge.report.prose import flags, sentence, with_minus_signs, words
+from clipmerge.report.prose import page_of
 from clipmerge.report.sweep_headline import answer, gain_notes
 from clipmerge.report.sweep_table import heads_of, marks_of, other_tasks_section, sweep_columns
 
 
-def sweep_page(record: dict[str, Any], picture: str) -> str:
+def sweep_page(record: dict[str, Any], picture: Markup) -> str:
     """Render the page, which loads nothing from the network."""
     single = [column for column in sweep_columns(record) if column.is_source and column.title in record["ood"]]
     columns = [*(column for column in sweep_columns(record) if column not in single), *single]  # a telephone shows few
-    return render(
-        Path(__file__).parent / "templates" / "sweep.html.j2",
+    return page_of(
+        "sweep.html.j2",
         {
             "record": record,
-            "marks": MARKS,
-            "dark_marks": DARK_MARKS,
             "points": record.get("points", []),
-            "picture": Markup(picture),
+            "picture": picture,
             "columns": [column.title for column in columns],
             "rows": [
                 {"head": head, "is_mark": is_mark, "cells": [column.text()[place] for column in columns]}
@@ -38,6 +32,4 @@ def sweep_page(record: dict[str, Any], picture: str) -> str:
             **other_tasks_section(record),
             "level": f"{100 * record['bootstrap']['level']:.0f}%",
         },
-        html=True,
-        filters={"ranged": ranged, "sentence": sentence, "flags": flags, "words": words, "prose": with_minus_signs},
     )

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import matplotlib
+from markupsafe import Markup
 from matplotlib import font_manager
 from rich.cells import cell_len
 
@@ -55,7 +56,7 @@ def curve_files(record: dict[str, Any]) -> dict[str, bytes]:
         return {"curve.png": drawing.png(figure), "curve.svg": drawing.svg(figure), "curve.pdf": drawing.pdf(figure)}
 
 
-def curve_markup(record: dict[str, Any]) -> str:
+def curve_markup(record: dict[str, Any]) -> Markup:
     """Draw two ``svg`` elements for a page, of the classes ``wide`` and ``narrow``, whose marks say their numbers."""
     label = (
         "ID accuracy from left to right, mean OOD accuracy from bottom to top: the alpha curve from zero-shot to "

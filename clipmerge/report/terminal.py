@@ -8,7 +8,7 @@ from rich.text import Text
 
 from clipmerge.errors import counted
 from clipmerge.output.record import MergeRecord
-from clipmerge.planning.effect_view import effect_view, unmeasured
+from clipmerge.planning.effect_view import effect_facts, unmeasured
 from clipmerge.planning.other_tasks import EXPLANATION, HEADS, other_task_rows
 
 # stragglers that are listed
@@ -23,7 +23,7 @@ def summary(record: MergeRecord, *, verbose: bool = False) -> RenderableType:
         lines = _learned(record, images.images)
     if images is not None and images.unlabelled:
         lines.append(images.unlabelled.sentence)
-    return Group(*_effect_lines(record), *_other_task_lines(record), *(Text(_printable(line)) for line in lines))
+    return Group(*_effect_lines(record), *_other_task_lines(record), *map(Text, lines))
 
 
 def _learned(record: MergeRecord, images: int) -> list[str]:
@@ -57,13 +57,11 @@ def _effect_lines(record: MergeRecord) -> list[Text]:
     """The measured effect of the merge, which users look for first."""
     if record.bought is None:
         return [Text(unmeasured(with_images=record.calibration is not None, warnings=record.warnings), style="dim")]
-    view = effect_view(record.bought)
-    warnings = [Text(_printable(f"Warning: {warning}"), style="bold yellow") for warning in view.warnings]
     return [
-        Text(_printable(view.verdict), style="bold"),
-        *warnings,
-        Text(_printable(view.reason)),
-        Text(view.facts, style="dim"),
+        Text(record.bought.verdict, style="bold"),
+        *(Text(f"Warning: {warning}", style="bold yellow") for warning in record.bought.warnings),
+        Text(record.bought.reason),
+        Text(effect_facts(record.bought), style="dim"),
     ]
 
 
@@ -75,10 +73,5 @@ def _other_task_lines(record: MergeRecord) -> list[Table | Text]:
     for place, head in enumerate(("other tasks", *HEADS)):
         table.add_column(head, justify="left" if place < 2 else "right", no_wrap=place > 0)
     for row in other_task_rows(record.kept):
-        table.add_row(*map(Text, (_printable(row.task), *row.cells)))
+        table.add_row(*map(Text, row))
     return [Text(), table, Text(EXPLANATION, style="dim")]
-
-
-def _printable(text: str) -> str:
-    """Replace control characters, which could manipulate a terminal, by blanks."""
-    return "".join(char if char.isprintable() else " " for char in text)

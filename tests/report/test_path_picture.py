@@ -7,7 +7,6 @@ from typing import Any
 from clipmerge.output.record import MergeRecord
 from clipmerge.planning.measurements import LossPath
 from clipmerge.report.bench_page import bench_page
-from clipmerge.report.loss_path import barrier_of
 from clipmerge.report.merge_pictures import path_figure, path_picture
 from clipmerge.report.numbers import decimals_for, format_number
 from tests.support.merge_records import example
@@ -21,7 +20,7 @@ def test_loss_chart_keeps_order_and_scale():
     assert curve.get_xydata().tolist() == [[0, 3], [0.5, 1], [1, 1]]
     assert straight.get_xydata().tolist() == [[0, 3], [1, 1]]
     assert gap.get_xydata().tolist() == [[0.5, 2], [0.5, 1]]
-    assert barrier_of([(0.0, 3.0), (0.5, 1.0), (1.0, 1.0)]) == (-1.0, 2.0)
+    assert path.barrier == (-1.0, 2.0)
 
 
 def test_without_the_middle_no_barrier_is_drawn():

@@ -6,8 +6,7 @@ import io
 import math
 from typing import Any
 
-from rich.console import Console
-
+from clipmerge.cli._console import SafeConsole
 from clipmerge.evaluation.probe import RELATED, UNRELATED
 from clipmerge.output.record import MergeRecord
 from clipmerge.report import terminal
@@ -218,7 +217,7 @@ RECORDS = {
 def printed(record: dict[str, Any], width: int = 80, *, verbose: bool = True) -> str:
     """The summary of a record on a terminal of so many columns."""
     stream = io.StringIO()
-    Console(file=stream, width=width, force_terminal=False).print(
+    SafeConsole(file=stream, width=width, force_terminal=False).print(
         terminal.summary(MergeRecord.model_validate(record), verbose=verbose)
     )
     return stream.getvalue()
