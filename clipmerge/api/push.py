@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
+from clipmerge.api._commands import in_order, spelled_out
 from clipmerge.errors import UsageError, shorten
 from clipmerge.options import PushOptions, completed, with_options
 from clipmerge.progress import Logged, Progress
@@ -43,9 +44,10 @@ def push(
 
     given: dict[str, Any] = {**completed(PushOptions, options)}
     given["evaluations"] = tuple(map(Path, given["evaluations"] or ()))
+    command = spelled_out("push", folder, repo_id, **in_order(options))
     reports = progress or Logged()
     reports.stage("publish")
-    published = publishing.push(Path(folder), repo_id, **given, page=html_page, picture=card_picture)
+    published = publishing.push(Path(folder), repo_id, **given, command=command, page=html_page, picture=card_picture)
     if published.left_behind:
         reports.say(f"{shorten(published.left_behind)} not pushed from {folder}: not written by the merge")
     return published
@@ -57,4 +59,4 @@ def check_push(repo_id: str, output: Path | None, *, private: bool) -> None:
 
     if output is None:
         raise UsageError("--push needs --output: a dry run writes nothing to push")
-    check_access(output, repo_id, private=private)
+    check_access(output, repo_id, private=private, command=spelled_out("push", output, repo_id, private=private))

@@ -86,7 +86,7 @@ def timeout_seconds() -> float:
     return seconds
 
 
-def connect(endpoint: str | None = None) -> HfApi:
+def connect() -> HfApi:
     """Return a client with a timeout on every request."""
     import huggingface_hub
 
@@ -97,7 +97,7 @@ def connect(endpoint: str | None = None) -> HfApi:
     os.environ.setdefault("HF_XET_CLIENT_RETRY_MAX_DURATION", f"{round(seconds)}s")
     os.environ.setdefault("HF_XET_CLIENT_RETRY_MAX_ATTEMPTS", "3")
     huggingface_hub.set_client_factory(bounded_clients(seconds))
-    return huggingface_hub.HfApi(endpoint=endpoint, library_name="clipmerge")
+    return huggingface_hub.HfApi(library_name="clipmerge")
 
 
 def patiently(call: Callable[[], T]) -> T:
@@ -112,7 +112,7 @@ def patiently(call: Callable[[], T]) -> T:
     return call()
 
 
-def resolve(hub_id: HubId, *, endpoint: str | None = None) -> Resolved:
+def resolve(hub_id: HubId) -> Resolved:
     """Ask the Hub for the commit of a revision.
 
     With ``HF_HUB_OFFLINE`` set the cached commit is used and ``note`` says so. If the Hub is down, a cached full
@@ -122,7 +122,7 @@ def resolve(hub_id: HubId, *, endpoint: str | None = None) -> Resolved:
 
     if constants.HF_HUB_OFFLINE:
         return _cached(hub_id, "HF_HUB_OFFLINE is set")
-    api, seconds = connect(endpoint), timeout_seconds()
+    api, seconds = connect(), timeout_seconds()
     try:
         options: dict[str, Any] = {"revision": hub_id.revision, "repo_type": hub_id.kind, "timeout": seconds}
         info: Any = patiently(lambda: api.repo_info(hub_id.repo_id, **options))
@@ -146,9 +146,9 @@ def resolve(hub_id: HubId, *, endpoint: str | None = None) -> Resolved:
     return Resolved(info.sha, files=files)
 
 
-def fetch(hub_id: HubId, *, endpoint: str | None = None) -> FetchedRepo:
+def fetch(hub_id: HubId) -> FetchedRepo:
     """Download the files a merge needs, at one commit, into the Hub cache; a partial download is resumed next time."""
-    resolved = resolve(hub_id, endpoint=endpoint)
+    resolved = resolve(hub_id)
     pinned = hub_id.at(resolved.sha)
     cached = resolved.note is not None
     try:
@@ -157,7 +157,7 @@ def fetch(hub_id: HubId, *, endpoint: str | None = None) -> FetchedRepo:
         if not cached:
             raise
         raise HubError(f"{pinned}: its weights are not in the cache. Go online and run again.") from error
-    folder = download(pinned, wanted, cached=cached, endpoint=endpoint)
+    folder = download(pinned, wanted, cached=cached)
     index = next((folder / name for name in (INDEX, PICKLED_INDEX) if name in wanted), folder / INDEX)
     if index.is_file():
         try:
@@ -170,18 +170,18 @@ def fetch(hub_id: HubId, *, endpoint: str | None = None) -> FetchedRepo:
     return FetchedRepo(resolved.sha, folder, resolved.note)
 
 
-def download(pinned: HubId, names: Iterable[str], *, cached: bool = False, endpoint: str | None = None) -> Path:
+def download(pinned: HubId, names: Iterable[str], *, cached: bool = False) -> Path:
     """Download files of one commit, from `resolve`, into the Hub cache; with ``cached`` only look them up there."""
     import huggingface_hub
 
     names, folder = list(names), _snapshot(pinned)
     new = [name for name in names if not (folder / name).is_file()]
     if not cached:
-        connect(endpoint)
+        connect()
         where: dict[str, Any] = {"repo_id": pinned.repo_id, "revision": pinned.revision, "repo_type": pinned.kind}
         patterns = [glob.escape(name) for name in names]
         with explained(f"downloading {pinned}", state="What was downloaded is kept for the next run."):
-            patiently(lambda: huggingface_hub.snapshot_download(**where, allow_patterns=patterns, endpoint=endpoint))
+            patiently(lambda: huggingface_hub.snapshot_download(**where, allow_patterns=patterns))
     _check_there(pinned, folder, names)
     for name in new:
         _check_content(pinned, name, folder / name)

@@ -8,7 +8,6 @@ overwrites somebody else's. If an answer is lost, the error says so, and the sam
 from __future__ import annotations
 
 import contextlib
-import shlex
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -52,26 +51,12 @@ class Push:
     license: str | None = None
     yes: bool = False
     evaluations: tuple[Path, ...] = ()
-    endpoint: str | None = None
+    command: str = ""  # repeats this push
 
     @property
     def doing(self) -> str:
         """Start of an error line."""
         return f"push to {self.repo_id}"
-
-    @property
-    def command(self) -> str:
-        """The command line of this push."""
-        words = ["clipmerge", "push", str(self.folder), self.repo_id]
-        for flag in ("revision", "message", "license"):
-            if getattr(self, flag) is not None:
-                words += [f"--{flag}", str(getattr(self, flag))]
-        for file in self.evaluations:
-            words += ["--evaluation", str(file)]
-        for flag in ("private", "create_pr", "yes"):
-            if getattr(self, flag):
-                words.append(f"--{flag.replace('_', '-')}")
-        return shlex.join(words)
 
 
 @dataclass(frozen=True)
@@ -101,7 +86,7 @@ def push(
     """
     job = Push(folder, repo_id, **settings)
     _check_names(job)
-    record, api = add_results(read_output(job.folder), job.evaluations), connect(job.endpoint)
+    record, api = add_results(read_output(job.folder), job.evaluations), connect()
     _check_token(api, job)
     licence = job.license or _common_licence(api, job, record)
     target = find_repository(api, job)
@@ -130,9 +115,9 @@ def _sent(api: HfApi, job: Push, found: Target | None, additions: list[CommitOpe
     return _commit(api, job, target, changes)
 
 
-def check_access(folder: Path, repo_id: str, *, private: bool = False, endpoint: str | None = None) -> None:
+def check_access(folder: Path, repo_id: str, *, private: bool, command: str) -> None:
     """Check a push's name, token and repository before the output exists."""
-    job, api = Push(folder, repo_id, private, endpoint=endpoint), connect(endpoint)
+    job, api = Push(folder, repo_id, private, command=command), connect()
     _check_names(job)
     _check_token(api, job)
     target = find_repository(api, job)
@@ -337,7 +322,7 @@ def read_target(api: HfApi, job: Push, revision: str | None) -> Target:
 
 
 def _download(job: Push, target: Target, name: str) -> str:
-    folder = download(HubId(job.repo_id, target.head), [name], endpoint=job.endpoint)
+    folder = download(HubId(job.repo_id, target.head), [name])
     try:
         return read_bytes(folder / name, LARGEST_TEXT).decode("utf-8", errors="replace")
     except Unreadable as error:
@@ -360,7 +345,7 @@ def check_card(job: Push, target: Target, ours: bytes = b"") -> None:
     origin = "was edited since clipmerge wrote it" if target.record else "was not written by clipmerge"
     raise UsageError(
         f"{job.doing}: {CARD} there {origin}, and would be overwritten. {NOTHING} Save what you need of it, then "
-        f"`{replace(job, yes=True).command}`, or open a pull request with --create-pr."
+        f"`{job.command} --yes`, or open a pull request with --create-pr."
     )
 
 

@@ -20,7 +20,7 @@ from clipmerge.hub.ids import HubId
 from clipmerge.images.dataset import load_images
 from clipmerge.images.known import find_known
 from clipmerge.planning.recipe import load_recipe
-from clipmerge.progress import Silent
+from clipmerge.progress import Progress
 from tests.support.command import clipmerge
 from tests.support.hub_double import FakeHub, serving, upload
 from tests.support.image_files import save_hub_parquet
@@ -109,9 +109,9 @@ def release(**known: object) -> Release:
 
 
 def test_a_file_is_fetched_once(server: Releases) -> None:
-    path = fetch_release(release(sha256=DIGEST, size=len(CONTENT)), Silent())
+    path = fetch_release(release(sha256=DIGEST, size=len(CONTENT)), Progress())
     assert path.read_bytes() == CONTENT
-    assert fetch_release(release(), Silent()) == path
+    assert fetch_release(release(), Progress()) == path
     assert server.asked == [(f"/{FILE}", None)]
     assert size_of(release()) == len(CONTENT)
 
@@ -119,9 +119,9 @@ def test_a_file_is_fetched_once(server: Releases) -> None:
 def test_a_broken_download_goes_on(server: Releases) -> None:
     server.cut_after = 1_000_000
     with pytest.raises(HubError, match=r"broke after 1000000 of 2304000 bytes\. The part received is kept"):
-        fetch_release(release(sha256=DIGEST), Silent())
+        fetch_release(release(sha256=DIGEST), Progress())
     assert not path_of(release()).exists()
-    assert fetch_release(release(sha256=DIGEST), Silent()).read_bytes() == CONTENT
+    assert fetch_release(release(sha256=DIGEST), Progress()).read_bytes() == CONTENT
     assert server.asked[1] == (f"/{FILE}", "bytes=1000000-")
 
 
@@ -134,16 +134,16 @@ def test_a_broken_download_goes_on(server: Releases) -> None:
 )
 def test_other_content_is_refused(server: Releases, known: dict[str, object], message: str) -> None:
     with pytest.raises(CheckpointError, match=message):
-        fetch_release(release(**known), Silent())
+        fetch_release(release(**known), Progress())
     assert not path_of(release()).exists()
 
 
 def test_what_goes_wrong_is_one_line(server: Releases, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(HubError, match=r"no_such\.pt: the server refused \(HTTP 404\)"):
-        fetch_release(Release(url="https://github.com/acme/no_such.pt"), Silent())
+        fetch_release(Release(url="https://github.com/acme/no_such.pt"), Progress())
     monkeypatch.setenv(MIRROR, "http://127.0.0.1:9")
     with pytest.raises(HubError, match=r"run again\. CLIPMERGE_GITHUB names a mirror") as caught:
-        fetch_release(release(), Silent())
+        fetch_release(release(), Progress())
     assert "\n" not in str(caught.value)
     assert size_of(release()) is None
 
@@ -244,22 +244,22 @@ def test_a_part_of_another_file_is_thrown_away(server: Releases) -> None:
     place.parent.mkdir(parents=True)
     (part := place.with_name(f"{place.name}.part")).write_bytes(CONTENT + b"more")
     with pytest.raises(HubError):
-        fetch_release(release(), Silent())
+        fetch_release(release(), Progress())
     assert not part.exists()
-    assert fetch_release(release(), Silent()).read_bytes() == CONTENT
+    assert fetch_release(release(), Progress()).read_bytes() == CONTENT
 
 
 def test_a_file_larger_than_any_release_is_not_kept(server: Releases, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "LARGEST_RELEASE", 1 << 20)
     with pytest.raises(HubError, match=r"it is larger than 0 GiB\. Is it the right file\?"):
-        fetch_release(release(), Silent())
+        fetch_release(release(), Progress())
     assert not path_of(release()).exists()
 
 
 def test_what_is_on_this_machine_costs_nothing(hub: FakeHub, cars: bytes, tmp_path: Path) -> None:
     upload(hub, "acme/base", {"model.safetensors": bytes(1000), "config.json": b"{}"})
     upload(hub, "acme/cars", {"data/test-0.parquet": cars}, kind="dataset")
-    fetch(HubId("acme/base"), endpoint=hub.url)
+    fetch(HubId("acme/base"))
     place = path_of(Release(url=URL))
     place.parent.mkdir(parents=True)
     place.write_bytes(bytes(5000))

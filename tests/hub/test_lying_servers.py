@@ -19,14 +19,15 @@ from clipmerge.hub.bounds import check_listing
 from clipmerge.hub.download import fetch, resolve
 from clipmerge.hub.ids import HubId
 from tests.support.hub_double import FakeHub, serving, upload
+from tests.support.hub_double.client import FILE_URL
 
 SHA = "a" * 40
 Answer = Callable[[socket.socket, str], None]
 
 
 @contextlib.contextmanager
-def server(answer: Answer) -> Iterator[str]:
-    """The URL of a server that gives a test's answer to every request."""
+def server(answer: Answer) -> Iterator[None]:
+    """Make a server that gives a test's answer to every request the Hub of this process."""
     listening = socket.create_server(("127.0.0.1", 0))
     listening.settimeout(0.2)
     over = threading.Event()
@@ -45,8 +46,12 @@ def server(answer: Answer) -> Iterator[str]:
 
     thread = threading.Thread(target=accept, daemon=True)
     thread.start()
+    url = f"http://127.0.0.1:{listening.getsockname()[1]}"
     try:
-        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(constants, "ENDPOINT", url)
+            patch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", url + FILE_URL)
+            yield
     finally:
         over.set()
         thread.join()
@@ -106,8 +111,8 @@ def tell(connection: socket.socket, path: str) -> None:
 )
 def test_an_answer_is_bounded(answer: Answer, told: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bounds, "LARGEST_ANSWER", 1 << 20)
-    with server(answer) as url, pytest.raises(HubError, match=told):
-        resolve(HubId("acme/x"), endpoint=url)
+    with server(answer), pytest.raises(HubError, match=told):
+        resolve(HubId("acme/x"))
 
 
 def test_a_download_that_stalls_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -120,8 +125,8 @@ def test_a_download_that_stalls_is_given_up(monkeypatch: pytest.MonkeyPatch) -> 
         connection.sendall(headers("Content-Length: 1000000", f"X-Repo-Commit: {SHA}", 'ETag: "abc"') + b"x")
         silent(connection, path)
 
-    with server(answer) as url, pytest.raises(HubError, match="no answer in time"):
-        fetch(HubId("acme/x"), endpoint=url)
+    with server(answer), pytest.raises(HubError, match="no answer in time"):
+        fetch(HubId("acme/x"))
 
 
 @pytest.mark.parametrize(
@@ -135,8 +140,8 @@ def test_a_header_that_leads_out_of_the_cache_is_refused(tmp_path: Path, header:
         told = {"ETag": '"abc"', "X-Repo-Commit": SHA} | {header: f'"{value}"' if "Etag" in header.title() else value}
         connection.sendall(headers("Content-Length: 3", *(f"{name}: {text}" for name, text in told.items())) + b"abc")
 
-    with server(answer) as url, pytest.raises(HubError, match=r"cannot be a file name|its commit is not a commit hash"):
-        fetch(HubId("acme/x"), endpoint=url)
+    with server(answer), pytest.raises(HubError, match=r"cannot be a file name|its commit is not a commit hash"):
+        fetch(HubId("acme/x"))
     assert not [path for path in tmp_path.rglob("*") if "evil" in path.name]
 
 
@@ -162,5 +167,5 @@ def test_other_bytes_of_the_same_size_are_refused(tmp_path: Path, monkeypatch: p
         for path in stored:
             path.write_bytes(b"y" * 2000)
         with pytest.raises(HubError, match=r"model.safetensors differs from the file on the Hub and was removed"):
-            fetch(HubId("acme/x"), endpoint=hub.url)
+            fetch(HubId("acme/x"))
         assert not [path for path in (tmp_path / "cache").rglob("*") if path.is_file() and b"yyy" in path.read_bytes()]

@@ -18,12 +18,11 @@ from huggingface_hub import ModelCard, constants
 from PIL import Image
 from transformers import CLIPModel
 
+from clipmerge.api.push import check_push, push
 from clipmerge.errors import HubError, OutputError, UsageError
 from clipmerge.hub.download import fetch
 from clipmerge.hub.ids import HubId
 from clipmerge.output.record import Published
-from clipmerge.publish.push import check_access, push
-from clipmerge.report.page import html_page
 from tests.support.command import clipmerge
 from tests.support.hub_double import FakeHub, environment, upload
 
@@ -42,32 +41,31 @@ def commits(hub: FakeHub) -> int:
 
 def test_a_push_makes_one_commit_and_the_model_loads(hub: FakeHub, merged: Path) -> None:
     before = {path.name: path.read_bytes() for path in merged.iterdir()}
-    done = push(merged, "alice/robust", license="mit", endpoint=hub.url)
+    done = push(merged, "alice/robust", license="mit")
     head = hub.repos["model", "alice/robust"].refs["refs/heads/main"]
-    left = ("report.html",)  # the page is published as made from the public record, and none was made here
     names = {"url": f"{hub.url}/alice/robust", "repo_id": "alice/robust", "commit": head}
-    assert done == Published(**names, created=True, changed=True, left_behind=left)
+    assert done == Published(**names, created=True, changed=True)
     assert commits(hub) == 1
-    assert set(hub.files("alice/robust")) == {".gitattributes", *before} - set(left)
+    assert set(hub.files("alice/robust")) == {".gitattributes", *before}
     assert {path.name: path.read_bytes() for path in merged.iterdir()} == before
     card = ModelCard(hub.content("alice/robust", "README.md").decode())
     assert 'from_pretrained("alice/robust")' in card.text
     assert card.data.license == "mit"
-    folder = fetch(HubId("alice/robust").at(head), endpoint=hub.url).folder
+    folder = fetch(HubId("alice/robust").at(head)).folder
     _, loading = CLIPModel.from_pretrained(folder, output_loading_info=True)
     assert not any(loading.values())
 
 
 def test_a_second_push_sends_what_changed_and_nothing_of_this_machine(hub: FakeHub, merged: Path) -> None:
-    first = push(merged, "alice/robust", endpoint=hub.url, page=html_page)
+    first = push(merged, "alice/robust")
     for name in ("clipmerge.json", "README.md", "report.html"):
         assert b"/home" not in hub.content("alice/robust", name)
     assert b"base" in hub.content("alice/robust", "report.html")
-    second = push(merged, "alice/robust", endpoint=hub.url, page=html_page)
+    second = push(merged, "alice/robust")
     assert (second.changed, second.created, second.commit) == (False, False, first.commit)
     assert commits(hub) == 1
     # stale weights are replaced, and our own card
-    check_access(merged, "alice/robust", endpoint=hub.url)
+    check_push("alice/robust", merged, private=False)
     shard = "model-00001-of-00001.safetensors"
     (merged / "model.safetensors").rename(merged / shard)
     weight_map = {"weight_map": {"logit_scale": shard}}
@@ -75,7 +73,7 @@ def test_a_second_push_sends_what_changed_and_nothing_of_this_machine(hub: FakeH
     record = json.loads((merged / "clipmerge.json").read_text())
     changed = {"files": {shard: record["files"]["model.safetensors"]}, "verdict": "Another verdict."}
     (merged / "clipmerge.json").write_text(json.dumps(record | changed))
-    assert push(merged, "alice/robust", endpoint=hub.url).changed
+    assert push(merged, "alice/robust").changed
     assert "model.safetensors" not in hub.files("alice/robust")
     assert shard in hub.files("alice/robust")
     assert b"Another verdict." in hub.content("alice/robust", "README.md")
@@ -83,31 +81,31 @@ def test_a_second_push_sends_what_changed_and_nothing_of_this_machine(hub: FakeH
 
 
 def test_private_is_private(hub: FakeHub, merged: Path) -> None:
-    push(merged, "alice/robust", private=True, endpoint=hub.url)
+    push(merged, "alice/robust", private=True)
     assert hub.repos["model", "alice/robust"].private
-    push(merged, "alice/open", endpoint=hub.url)
+    push(merged, "alice/open")
     with pytest.raises(UsageError, match=r"exists and is public: --private cannot hide it. Nothing was pub"):
-        push(merged, "alice/open", private=True, endpoint=hub.url)
+        push(merged, "alice/open", private=True)
 
 
 def test_a_branch_is_made_when_it_is_missing(hub: FakeHub, merged: Path) -> None:
-    done = push(merged, "alice/robust", revision="half", message="Half way", endpoint=hub.url)
+    done = push(merged, "alice/robust", revision="half", message="Half way")
     assert done.url == f"{hub.url}/alice/robust/tree/half"
     assert "model.safetensors" not in hub.files("alice/robust")
     assert "model.safetensors" in hub.files("alice/robust", "half")
     assert hub.repos["model", "alice/robust"].commits[done.commit].title == "Half way"
-    assert not push(merged, "alice/robust", revision="half", endpoint=hub.url).changed
-    assert push(merged, "alice/robust", revision="other", endpoint=hub.url).changed
+    assert not push(merged, "alice/robust", revision="half").changed
+    assert push(merged, "alice/robust", revision="other").changed
 
 
 def test_a_pull_request_to_somebody_elses_model(hub: FakeHub, merged: Path) -> None:
     with pytest.raises(HubError, match=r"no pull request can be opened. Nothing was published"):
-        push(merged, "bob/robust", create_pr=True, endpoint=hub.url)
+        push(merged, "bob/robust", create_pr=True)
     hub.orgs = ("acme", "bob")
-    push(merged, "bob/robust", endpoint=hub.url)
+    push(merged, "bob/robust")
     hub.orgs = ("acme",)
     (merged / "NOTICE").write_text("new")
-    done = push(merged, "bob/robust", create_pr=True, endpoint=hub.url)
+    done = push(merged, "bob/robust", create_pr=True)
     assert done.pull_request == f"{hub.url}/bob/robust/discussions/1"
     assert "NOTICE" not in hub.files("bob/robust")
     assert "NOTICE" in hub.files("bob/robust", "refs/pr/1")
@@ -118,32 +116,32 @@ def edit_card(hub: FakeHub, text: bytes) -> None:
 
 
 def test_a_card_edited_on_the_hub_is_not_run_over(hub: FakeHub, merged: Path) -> None:
-    push(merged, "alice/robust", endpoint=hub.url)
+    push(merged, "alice/robust")
     edit_card(hub, b"---\nlicense: mit\n---\n# By hand\n")
     told = r"README.md there was edited since clipmerge wrote it, .*Nothing was published.*--yes`, or open a pull"
     with pytest.raises(UsageError, match=told):
-        push(merged, "alice/robust", endpoint=hub.url)
+        push(merged, "alice/robust")
     with pytest.raises(UsageError, match=told):
-        check_access(merged, "alice/robust", endpoint=hub.url)
+        check_push("alice/robust", merged, private=False)
     assert commits(hub) == 2
-    assert push(merged, "alice/robust", create_pr=True, endpoint=hub.url).pull_request
+    assert push(merged, "alice/robust", create_pr=True).pull_request
     assert hub.content("alice/robust", "README.md").endswith(b"# By hand\n")
-    assert push(merged, "alice/robust", yes=True, endpoint=hub.url).changed
+    assert push(merged, "alice/robust", yes=True).changed
     assert b"By hand" not in hub.content("alice/robust", "README.md")
     (merged / "NOTICE").write_text("new")
-    assert push(merged, "alice/robust", endpoint=hub.url).changed
+    assert push(merged, "alice/robust").changed
 
 
 def test_other_content_is_left_alone_unless_told_but_for_a_card_of_front_matter(hub: FakeHub, merged: Path) -> None:
     edit_card(hub, b"---\nlicense: mit\n---\n")
-    assert push(merged, "alice/robust", endpoint=hub.url).changed
+    assert push(merged, "alice/robust").changed
     upload(hub, "alice/other", {"README.md": b"---\nlicense: mit\n---\n# Coming soon\n"})
     with pytest.raises(UsageError, match=r"README.md there was not written by clipmerge"):
-        push(merged, "alice/other", endpoint=hub.url)
+        push(merged, "alice/other")
     upload(hub, "alice/blog", {"README.md": b"---\nlicense: mit\n---\n", "post.md": b"hello"})
     with pytest.raises(UsageError, match=r"holds other files \(post.md\). Nothing was published.*--yes"):
-        push(merged, "alice/blog", endpoint=hub.url)
-    assert push(merged, "alice/blog", yes=True, endpoint=hub.url).changed
+        push(merged, "alice/blog")
+    assert push(merged, "alice/blog", yes=True).changed
     assert hub.content("alice/blog", "post.md") == b"hello"
 
 
@@ -174,12 +172,12 @@ def test_the_licence_comes_from_the_sources(
     if expected is None:
         told = rf"acme/base: {base}, acme/tuned: {tuned or 'none stated'}\). Nothing was published. Pass --license"
         with pytest.raises(UsageError, match=told):
-            push(merged, "alice/robust", endpoint=hub.url)
+            push(merged, "alice/robust")
         assert ("model", "alice/robust") not in hub.repos
         expected = "cc-by-4.0"
-        push(merged, "alice/robust", license=expected, endpoint=hub.url)
+        push(merged, "alice/robust", license=expected)
     else:
-        push(merged, "alice/robust", endpoint=hub.url)
+        push(merged, "alice/robust")
     card = ModelCard(hub.content("alice/robust", "README.md").decode())
     assert (card.data.license, card.data.base_model) == (expected, ["acme/base", "acme/tuned"])
 
@@ -206,25 +204,25 @@ def turn_a_bit(file: Path) -> None:
 def test_a_folder_that_is_no_whole_output(hub: FakeHub, merged: Path, spoil: Any, message: str) -> None:
     spoil(merged)
     with pytest.raises(OutputError, match=message):
-        push(merged, "alice/robust", endpoint=hub.url)
+        push(merged, "alice/robust")
     assert not hub.repos
 
 
 @pytest.mark.parametrize("name", ["robust", "alice/robust@v1", "hf://alice/robust"])
 def test_a_name_that_is_none(merged: Path, name: str) -> None:
     with pytest.raises(UsageError, match="not a name on the Hub"):
-        push(merged, name, endpoint="http://127.0.0.1:9")
+        push(merged, name)
 
 
 def test_a_push_over_xet(hub: FakeHub, merged: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("hf_xet")
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", False)
     hub.xet_cas = f"local://{tmp_path / 'cas'}"
-    done = push(merged, "alice/robust", endpoint=hub.url)
+    done = push(merged, "alice/robust")
     assert hub.files("alice/robust")["model.safetensors"].xet
-    folder = fetch(HubId("alice/robust").at(done.commit), endpoint=hub.url).folder
+    folder = fetch(HubId("alice/robust").at(done.commit)).folder
     assert (folder / "model.safetensors").read_bytes() == (merged / "model.safetensors").read_bytes()
-    assert not push(merged, "alice/robust", endpoint=hub.url).changed
+    assert not push(merged, "alice/robust").changed
 
 
 def test_a_record_cannot_name_other_files_to_publish(hub: FakeHub, merged: Path) -> None:
@@ -234,7 +232,7 @@ def test_a_record_cannot_name_other_files_to_publish(hub: FakeHub, merged: Path)
     path.write_text(json.dumps(record | {"files": record["files"] | {"keys.txt": None, "id_rsa": None}}))
     for name in ("keys.txt", "id_rsa"):
         (merged / name).write_text("nobody's business")
-    done = push(merged, "alice/robust", license="mit", endpoint=hub.url)
+    done = push(merged, "alice/robust", license="mit")
     assert not {"keys.txt", "id_rsa"} & set(hub.files("alice/robust"))
     assert {"keys.txt", "id_rsa"} <= set(done.left_behind)
 
@@ -243,7 +241,7 @@ def test_a_link_by_the_name_of_a_file_of_the_output_is_refused(hub: FakeHub, mer
     (tmp_path / "id_rsa").write_text("PRIVATE KEY")
     (merged / "LICENSE").symlink_to(tmp_path / "id_rsa")
     with pytest.raises(OutputError, match=r"LICENSE not a file of this folder. Nothing was published"):
-        push(merged, "alice/robust", endpoint=hub.url)
+        push(merged, "alice/robust")
     assert ("model", "alice/robust") not in hub.repos
 
 
@@ -254,13 +252,13 @@ def test_a_changed_file_is_noticed_although_its_paths_are_not_published(hub: Fak
     record = json.loads(path.read_text())
     record["files"]["config.json"] = hashlib.sha256(config.read_bytes()).hexdigest()
     path.write_text(json.dumps(record))
-    assert push(merged, "alice/robust", license="mit", endpoint=hub.url).changed
+    assert push(merged, "alice/robust", license="mit").changed
     assert b"/home/me" not in hub.content("alice/robust", "config.json")
     config.write_text(config.read_text().replace("quick_gelu", "gelu") + " ")
     with pytest.raises(
         OutputError, match=r"config\.json changed since the merge\. Nothing was published\. Merge again"
     ):
-        push(merged, "alice/robust", license="mit", endpoint=hub.url)
+        push(merged, "alice/robust", license="mit")
 
 
 PASSING = (
@@ -272,7 +270,7 @@ PASSING = (
 @pytest.mark.parametrize("fault", [{"status": 503}, {"cut_after": 0}])
 def test_passing_faults_are_sat_out(hub: FakeHub, merged: Path, fault: dict[str, Any]) -> None:
     passing = [hub.fail(*where, times=1, **fault) for where in PASSING]
-    assert push(merged, "alice/robust", endpoint=hub.url).changed
+    assert push(merged, "alice/robust").changed
     assert [each.times for each in passing] == [0] * len(PASSING)
     assert commits(hub) == 1
 
@@ -296,7 +294,7 @@ def test_a_token_without_the_right(
     hub.read_only_tokens.add("hf_read")
     monkeypatch.setenv("HF_TOKEN", token)
     with pytest.raises(HubError, match=message) as caught:
-        push(merged, repo_id, endpoint=hub.url)
+        push(merged, repo_id)
     assert not token or token not in str(caught.value)
     assert not hub.requests("POST", "/api/repos/create")
 
@@ -304,24 +302,24 @@ def test_a_token_without_the_right(
 def test_a_commit_whose_answer_is_lost_is_not_guessed_about(hub: FakeHub, merged: Path) -> None:
     hub.fail("POST", "/commit/", lose_answer=True)
     with pytest.raises(HubError, match="Whether the files were published is not known; the same command finds out"):
-        push(merged, "alice/robust", endpoint=hub.url)
-    assert not push(merged, "alice/robust", endpoint=hub.url).changed
+        push(merged, "alice/robust")
+    assert not push(merged, "alice/robust").changed
     (merged / "NOTICE").write_text("new")
     hub.fail("POST", "/commit/", lose_answer=True)
     with pytest.raises(HubError, match=r"A pull request may have been opened: look at http.*/discussions"):
-        push(merged, "alice/robust", create_pr=True, endpoint=hub.url)
+        push(merged, "alice/robust", create_pr=True)
 
 
 def test_without_a_hub_nothing_is_published(hub: FakeHub, merged: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UsageError, match=r"--create-pr opens a pull request on main: leave --revision out"):
-        push(merged, "alice/robust", create_pr=True, revision="dev", endpoint=hub.url)
+        push(merged, "alice/robust", create_pr=True, revision="dev")
     assert not hub.log
     hub.stop()
     with pytest.raises(HubError, match=r"the Hub cannot be reached. Nothing was published"):
-        push(merged, "alice/robust", endpoint=hub.url)
+        push(merged, "alice/robust")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(HubError, match=r"HF_HUB_OFFLINE is set. Nothing was published"):
-        push(merged, "alice/robust", endpoint=hub.url)
+        push(merged, "alice/robust")
 
 
 LOAD = """
@@ -373,4 +371,4 @@ def test_a_text_that_is_too_large_is_not_read(hub: FakeHub, merged: Path, monkey
     monkeypatch.setattr("clipmerge.publish.push.LARGEST_TEXT", 1000)
     upload(hub, "alice/robust", {"README.md": b"---\nlicense: mit\n---\n" + b" " * 1001})
     with pytest.raises((HubError, UsageError), match=r"README.md there cannot be read .*Nothing was published"):
-        push(merged, "alice/robust", endpoint=hub.url)
+        push(merged, "alice/robust")
