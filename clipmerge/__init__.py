@@ -15,46 +15,9 @@ from typing import Any
 
 __version__ = "0.1.0"
 
-# modules of the public names; `__init__.pyi` repeats them for type checkers
-_NAMES = {
-    "clipmerge.api._results": (
-        "BenchResult",
-        "ConvertResult",
-        "EvaluateResult",
-        "InspectResult",
-        "MergeResult",
-        "SweepResult",
-    ),
-    "clipmerge.api.apply": ("apply",),
-    "clipmerge.api.bench": ("bench",),
-    "clipmerge.api.callback": ("RobustMergeCallback",),
-    "clipmerge.api.convert": ("convert",),
-    "clipmerge.api.evaluate": ("evaluate",),
-    "clipmerge.api.inspect": ("inspect",),
-    "clipmerge.api.merge": ("merge",),
-    "clipmerge.api.merge_models": ("merge_models", "merge_state_dicts"),
-    "clipmerge.api.plan": ("plan",),
-    "clipmerge.api.push": ("push",),
-    "clipmerge.api.sweep": ("sweep",),
-    "clipmerge.errors": (
-        "CheckpointError",
-        "ClipmergeError",
-        "DataError",
-        "HubError",
-        "MeasureError",
-        "OutputError",
-        "PlanError",
-        "RecipeError",
-        "UsageError",
-    ),
-    "clipmerge.planning.measurements": ("Measurements",),
-    "clipmerge.output.record": ("Published",),
-    "clipmerge.planning.plan": ("Plan",),
-    "clipmerge.planning.recipe": ("Recipe", "load_recipe"),
-    "clipmerge.progress": ("Progress",),
-    "clipmerge.request": ("Calibration",),
-}
-_HOMES = {name: module for module, names in _NAMES.items() for name in names}
+# the public names and their modules, as the stub lists them for type checkers
+with open(f"{__file__}i", encoding="utf-8") as _stub:  # noqa: PTH123 - pathlib takes as long as everything else here
+    _HOMES = {words[3]: words[1] for line in _stub if (words := line.split())[:1] == ["from"]}
 __all__ = ["__version__", *sorted(_HOMES)]
 
 

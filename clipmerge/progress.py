@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterable
-from typing import Protocol
 
 _LOG = logging.getLogger("clipmerge")
 # Seconds after which the pace of work counts as known.
@@ -14,8 +13,8 @@ _GLANCE = 10.0
 _LONG = 30.0
 
 
-class Progress(Protocol):
-    """Receives the reports of stages; it may ignore any call."""
+class Progress:
+    """Receives the reports of stages, and ignores those that a subclass has no use for."""
 
     def stage(self, name: str) -> None:
         """A stage starts."""
@@ -33,20 +32,7 @@ def say_all(progress: Progress, notes: Iterable[str]) -> None:
         progress.say(note)
 
 
-class Silent:
-    """Reports nothing."""
-
-    def stage(self, name: str) -> None:
-        """Ignore."""
-
-    def advance(self, done: float, total: float) -> None:
-        """Ignore."""
-
-    def say(self, text: str) -> None:
-        """Ignore."""
-
-
-class Logged(Silent):
+class Logged(Progress):
     """Reports to Python's logger ``clipmerge``: stages at level INFO, notes at level WARNING; the API's default."""
 
     def stage(self, name: str) -> None:
@@ -71,17 +57,13 @@ class ByteCount:
         self._progress.advance(self._done, self._total)
 
 
-class Pace:
-    """Forwards progress, and states how long work takes, if it takes long, once its first steps were timed."""
+class Pace(Progress):
+    """Forwards progress and notes, and states how long work takes, if long, once its first steps were timed."""
 
     def __init__(self, progress: Progress, sentence: Callable[[str], str] | None) -> None:
         """Start before the work; ``sentence`` tells of an estimated time, ``None`` for no sentence."""
         self._progress, self._sentence = progress, sentence
         self._first: tuple[float, float] | None = None
-
-    def stage(self, name: str) -> None:
-        """Forward the call."""
-        self._progress.stage(name)
 
     def say(self, text: str) -> None:
         """Forward the call."""

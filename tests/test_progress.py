@@ -47,9 +47,7 @@ def test_long_work_says_once_how_long_it_takes(monkeypatch: pytest.MonkeyPatch) 
     assert stated(monkeypatch, [3.0, *[0.2] * 99]).notes == []  # twenty seconds are not worth a note
 
 
-def test_stages_and_notes_pass_through() -> None:
+def test_notes_pass_through() -> None:
     said = Said()
-    pace = Pace(said, None)
-    pace.stage("measuring")
-    pace.say("a note")
-    assert (said.stages, said.notes) == (["measuring"], ["a note"])
+    Pace(said, None).say("a note")
+    assert said.notes == ["a note"]

@@ -27,7 +27,7 @@ from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcesso
 
 import clipmerge
 from clipmerge.plugins import plugin_names
-from clipmerge.progress import Silent
+from clipmerge.progress import Progress
 from tests.support.tiny_clip import END, START, tiny_config, vocabulary
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -115,7 +115,7 @@ def measured(work: Callable[[], Any], device: str) -> dict[str, Any]:
     return figures
 
 
-class Notes(Silent):
+class Notes(Progress):
     """Keeps what is said: the forecast of the cost is among it."""
 
     def __init__(self) -> None:

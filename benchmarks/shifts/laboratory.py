@@ -34,7 +34,7 @@ from clipmerge.planning.layer_plan import LayerPlan
 from clipmerge.planning.measurements import Measurements
 from clipmerge.planning.plan import Plan
 from clipmerge.planning.recipe import Recipe
-from clipmerge.progress import Silent
+from clipmerge.progress import Progress
 from clipmerge.request import Calibration, MergeRequest
 
 Floats = NDArray[np.float64]
@@ -75,7 +75,7 @@ class Laboratory:
         calibration = Calibration(source=str(self.trained.calibration), images=IMAGES, device="cpu", held_back=0.0)
         sources = (str(self.trained.zeroshot), (str(finetuned or self.trained.finetuned),))
         with sdpa_kernel(SDPBackend.MATH):
-            plan = prepare(MergeRequest(*sources, recipe, calibration, seed=seed), Silent()).plan
+            plan = prepare(MergeRequest(*sources, recipe, calibration, seed=seed), Progress()).plan
         assert plan is not None
         assert plan.measurements is not None  # it was asked for
         return plan.measurements
@@ -83,7 +83,9 @@ class Laboratory:
     def planned(self, layers: Mapping[str, Mapping[str, Any]], seed: int = 0, **others: Any) -> Point:
         """Make a plan with settings for some layers, and others for all the rest."""
         recipe = Recipe(name="laboratory", method={"name": "wise-ft", "alpha": 0.5})
-        plan = prepare(MergeRequest(str(self.trained.zeroshot), (str(self.trained.finetuned),), recipe), Silent()).plan
+        plan = prepare(
+            MergeRequest(str(self.trained.zeroshot), (str(self.trained.finetuned),), recipe), Progress()
+        ).plan
         assert plan is not None
         entries = {name: LayerPlan(**{**others, **layers.get(name, {})}) for name in plan.layers}
         return Point(None, Plan(**{**dict(plan), "layers": entries, "seed": seed}))
@@ -99,7 +101,7 @@ class Laboratory:
         scorer = Scorer(
             build_model(self.inputs), self.inputs, EvalSettings(accelerator_for("cpu"), (DEFAULT_TEMPLATE,))
         )
-        correct = scorer.score([point.move for point in points], loaded, Silent())
+        correct = scorer.score([point.move for point in points], loaded, Progress())
         ordered = {name: by_drawing(right, sources[name]) for name, right in correct.items()}
         times = drawn({name: each.things for name, each in ordered.items()}, draws)
         found = {}

@@ -50,7 +50,7 @@ from clipmerge.measures.learned_sparse import learned_sparse
 from clipmerge.measures.path_barrier import path_barrier
 from clipmerge.models import model_for
 from clipmerge.models.memory import freed_memory_kept
-from clipmerge.progress import Pace, Silent
+from clipmerge.progress import Pace, Progress
 from tests.support.tiny_clip import END, START, vocabulary
 
 # Size of a change relative to the mean size of a parameter's entries: small, as in fine-tuning.
@@ -93,7 +93,7 @@ def prompts_for(classes: int, templates: int, words: int) -> list[str]:
     return [f"a photo of {kind} {name}{' a' * words}." for name in names for kind in kinds]
 
 
-class Told(Silent):
+class Told(Progress):
     """Keeps the statement of the cost, and the time at which it is made."""
 
     def __init__(self) -> None:

@@ -22,7 +22,7 @@ from clipmerge.options import ApplyOptions, completed, with_options
 from clipmerge.planning.plan import Plan, tensors_path, write_plan_files
 from clipmerge.planning.provenance import SourceRecord
 from clipmerge.planning.tensors import PlanTensors, check_coefficients
-from clipmerge.progress import ByteCount, Logged, Progress, Silent, say_all
+from clipmerge.progress import ByteCount, Logged, Progress, say_all
 from clipmerge.request import Run
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ def open_plan(
     """Open a plan's inputs, and check that the plan was made for them."""
     if isinstance(plan, Path):
         plan, name = Plan.load(plan), str(plan)
-    progress = progress or Silent()
+    progress = progress or Progress()
     progress.stage("read")
     begin = time.perf_counter()
     zeroshot, *finetuned = _open_all(name, plan, sources)

@@ -59,48 +59,39 @@ def convert(
         CheckpointError: If it already has that layout, or a part of it has no counterpart.
         OutputError: If the folder cannot be written.
     """
-    overwrite = completed(ConvertOptions, options)["overwrite"]
-    layout = choice("--to", to, get_args(Layout))
+    overwrite, reports = completed(ConvertOptions, options)["overwrite"], progress or Logged()
+    layout, target = cast(Layout, choice("--to", to, get_args(Layout))), Path(output)
     if not is_main_process():  # only one process writes
-        return ConvertResult(Path(output), {})
+        return ConvertResult(target, {})
     with as_sources(checkpoint, [], processor) as (source, _):
-        words = command or spelled_out("convert", source, output, to=to, **options)
-        record = _convert(source, cast(Layout, layout), Path(output), overwrite, progress or Logged(), words)
-    return ConvertResult(Path(output), record, tuple(record["warnings"]))
-
-
-def _convert(
-    source: str, to: Layout, output: Path, overwrite: bool, progress: Progress, command: str
-) -> dict[str, Any]:
-    """Convert; returns JSON-ready ``output``, ``files``, ``to``, ``source`` {source, revision, files}, ``warnings``."""
-    progress.stage("read")
-    checkpoint = open_source(source)
-    check_output(output, overwrite=overwrite, inputs=[checkpoint.folder], record=CONVERSION)
-    converted = convert_checkpoint(checkpoint, to)
-    if not isinstance(converted, ConvertedCheckpoint):
-        raise CheckpointError(f"{source}: is already in the layout of {to}; there is nothing to convert")
-    if converted.config is None:
-        needed = OPEN_CLIP_CONFIG if to == "transformers" else "config.json"
-        raise CheckpointError(
-            f"{source}: has no {needed} beside it, which holds settings that the weights do not (QuickGELU, heads)"
-        )
-    notes = [converted.note] if converted.note else []
-    with staged(output, overwrite=overwrite) as folder:
-        progress.stage("write")
-        single = WEIGHTS if to == "transformers" else OPEN_CLIP_WEIGHTS[0]
-        advance = ByteCount(progress, converted.bytes)
-        files = write_weights(folder, copied_tensors(converted), None, advance, single=single)
-        notes += write_layout_files(folder, converted, "keep")
-        files |= {path.name: sha256_of(path) for path in sorted(folder.iterdir()) if path.name not in files}
-        record = {
-            "clipmerge": __version__,
-            "output": str(output),
-            "files": files,
-            "to": to,
-            "source": checkpoint.provenance(),
-            "warnings": notes,
-            "command": command,
-        }
-        (folder / CONVERSION).write_text(json_text("convert", record), encoding="utf-8")
-    say_all(progress, notes)
-    return record
+        reports.stage("read")
+        opened = open_source(source)
+        check_output(target, overwrite=overwrite, inputs=[opened.folder], record=CONVERSION)
+        converted = convert_checkpoint(opened, layout)
+        if not isinstance(converted, ConvertedCheckpoint):
+            raise CheckpointError(f"{source}: is already in the layout of {layout}; there is nothing to convert")
+        if converted.config is None:
+            needed = OPEN_CLIP_CONFIG if layout == "transformers" else "config.json"
+            raise CheckpointError(
+                f"{source}: has no {needed} beside it, which holds settings that the weights do not (QuickGELU, heads)"
+            )
+        notes = [converted.note] if converted.note else []
+        with staged(target, overwrite=overwrite) as folder:
+            reports.stage("write")
+            single = WEIGHTS if layout == "transformers" else OPEN_CLIP_WEIGHTS[0]
+            advance = ByteCount(reports, converted.bytes)
+            files = write_weights(folder, copied_tensors(converted), None, advance, single=single)
+            notes += write_layout_files(folder, converted, "keep")
+            files |= {path.name: sha256_of(path) for path in sorted(folder.iterdir()) if path.name not in files}
+            record = {
+                "clipmerge": __version__,
+                "output": str(output),
+                "files": files,
+                "to": layout,
+                "source": opened.provenance(),
+                "warnings": notes,
+                "command": command or spelled_out("convert", source, output, to=to, **options),
+            }
+            (folder / CONVERSION).write_text(json_text("convert", record), encoding="utf-8")
+    say_all(reports, notes)
+    return ConvertResult(target, record, tuple(notes))

@@ -33,7 +33,7 @@ from clipmerge.planning.provenance import CalibrationRecord, HeadRecord, SourceR
 from clipmerge.planning.recipe import Recipe
 from clipmerge.planning.tensors import PlanTensors, with_coefficients
 from clipmerge.plugins import load_plugin, plugin_names, takes_several
-from clipmerge.progress import Logged, Progress, Silent, say_all
+from clipmerge.progress import Logged, Progress, say_all
 from clipmerge.request import Calibration, MergeRequest, Run
 
 Measured = tuple[Measurements, dict[str, Any]]
@@ -120,7 +120,7 @@ def prepare(
 ) -> Run:
     """Read, measure, decide, and measure the effect of the decision."""
     known = known or Known()
-    run = _read(request, progress or Silent(), known)
+    run = _read(request, progress or Progress(), known)
     _early_checks(run, request.recipe)
     measurements, calibration = None, None
     if request.recipe.measure:

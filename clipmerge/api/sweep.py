@@ -35,7 +35,7 @@ from clipmerge.api.plan import Known, check_ancestry, open_inputs, prepare
 from clipmerge.checkpoint import Inputs, align_checkpoints
 from clipmerge.errors import UsageError, VerdictError
 from clipmerge.evaluation.conclusion import loses, loss_warnings
-from clipmerge.evaluation.points import Point, Points
+from clipmerge.evaluation.points import Point, weights_key
 from clipmerge.evaluation.tradeoff import RESAMPLES, standings
 from clipmerge.images.dataset import LabelledImages, load_images, load_unlabelled
 from clipmerge.images.file_store import local_inputs
@@ -48,7 +48,7 @@ from clipmerge.output.record import SWEEP_FORMAT
 from clipmerge.planning.merge_effect import LEVEL
 from clipmerge.planning.plan import Plan
 from clipmerge.planning.recipe import Recipe, load_recipe
-from clipmerge.progress import Logged, Progress, Silent, say_all
+from clipmerge.progress import Logged, Progress, say_all
 from clipmerge.report.sweep_headline import headline
 from clipmerge.request import SweepRequest
 
@@ -160,7 +160,7 @@ def run_sweep(
     check: Callable[[dict[str, float]], None] | None = None,
 ) -> tuple[dict[str, Any], dict[str, Correct]]:
     """Evaluate the curve and the recipes of a checked request."""
-    progress = progress or Silent()
+    progress = progress or Progress()
     begin = time.perf_counter()
     progress.stage("read")
     loaded = {name: load_source(source, request, progress) for name, source in request.sources.items()}
@@ -190,12 +190,11 @@ def run_sweep(
         plan.finish()
     progress.stage("bootstrap")
     rows = _rows(request, correct)
-    lost: tuple[str, ...] = ()
-    if 1.0 in request.alphas:  # the curve includes the fine-tuned model
-        numbers = {f"recipe {each.recipe.name}": each.point for each in planned}
-        numbers |= {f"point {name}": number for number, name in enumerate(placed, first)}
-        accuracies = {who: float(rows[number]["id"]) for who, number in numbers.items()}
-        lost = loss_warnings(accuracies, "ID accuracy", rows[request.alphas.index(1.0)]["id"], request.max_loss)
+    numbers = {f"recipe {each.recipe.name}": each.point for each in planned}
+    numbers |= {f"point {name}": number for number, name in enumerate(placed, first)}
+    losing = {who: float(rows[number]["id"]) for who, number in numbers.items() if rows[number]["loses"]}
+    finetuned = rows[request.alphas.index(1.0)]["id"] if losing else 0.0
+    lost = loss_warnings(losing, "ID accuracy", finetuned, request.max_loss)
     say_all(progress, lost)
     if lost and request.strict:
         raise VerdictError(f"{lost[0]}; nothing was written (--strict)")
@@ -305,7 +304,7 @@ def write_sweep(
     record, correct = run_sweep(request, progress)
     record["output"] = str(output)
     if is_main_process():
-        (progress or Silent()).stage("draw")
+        (progress or Progress()).stage("draw")
         pictures, page = curve_files(record), sweep_page(record, curve_markup(record))
         with staged(output, overwrite=overwrite) as folder:
             for name, picture in pictures.items():
@@ -360,9 +359,7 @@ def _plan_points(
     request: SweepRequest, inputs: Inputs, known: Known, progress: Progress, kept: SweepCache | None
 ) -> tuple[list[Point], list[_PlannedRecipe]]:
     """The distinct points, those of the curve first, and the recipes with the index of their point."""
-    points = Points(inputs)
-    for alpha in request.alphas:
-        points.add_alpha(alpha)
+    points: dict[Any, Point] = {float(alpha): Point(alpha) for alpha in request.alphas}  # equal weights are one point
     planned = []
     for recipe in request.recipes:
         cached = kept.plan(request, recipe) if kept else None
@@ -374,8 +371,10 @@ def _plan_points(
                 kept.keep_plan(request, recipe, plan, tensors)
         else:
             (plan, tensors), finish = cached, lambda: None
-        planned.append(_PlannedRecipe(recipe, points.add_plan(plan, tensors), plan, finish))
-    return points.points, planned
+        key = weights_key(plan, inputs)
+        points.setdefault(key, Point(None, plan, tensors))
+        planned.append(_PlannedRecipe(recipe, list(points).index(key), plan, finish))
+    return list(points.values()), planned
 
 
 def _score(

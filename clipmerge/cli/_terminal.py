@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from clipmerge.cli._defaults import applied
 from clipmerge.cli._ending import before_the_error, echo, printing
 from clipmerge.distributed import is_main_process
-from clipmerge.progress import format_seconds
+from clipmerge.progress import Progress, format_seconds
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -48,7 +48,7 @@ class Format(StrEnum):
     quiet = "quiet"
 
 
-class Terminal:
+class Terminal(Progress):
     """Prints results and progress in the format asked for; the pipeline's `Progress`."""
 
     def __init__(self, fmt: Format, *, verbose: bool = False, clock: Callable[[], float] = time.monotonic) -> None:

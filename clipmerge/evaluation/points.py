@@ -1,4 +1,4 @@
-"""Points that a sweep evaluates: points of the alpha curve and plans; equal weights are one point."""
+"""Points that a sweep evaluates: points of the alpha curve, plans and checkpoints."""
 
 from __future__ import annotations
 
@@ -34,35 +34,8 @@ class Point:
             model.interpolate(cast(float, self.alpha))
 
 
-@dataclass
-class Points:
-    """Distinct points of the same checkpoints, in the order in which they were added."""
-
-    inputs: Inputs
-    points: list[Point] = field(default_factory=list)
-    _keys: list[Any] = field(default_factory=list, repr=False)
-
-    def add_alpha(self, alpha: float) -> int:
-        """Add a point of the curve, and return its index."""
-        return self._add(_key_of_alpha(alpha), Point(alpha))
-
-    def add_plan(self, plan: Plan, tensors: PlanTensors) -> int:
-        """Add a plan unless there is a point with the same weights, and return the index of the point."""
-        return self._add(weights_key(plan, self.inputs), Point(None, plan, tensors))
-
-    def _add(self, key: Any, point: Point) -> int:
-        if key not in self._keys:
-            self._keys.append(key)
-            self.points.append(point)
-        return self._keys.index(key)
-
-
-def _key_of_alpha(alpha: float) -> tuple[str, float]:
-    return ("alpha", float(alpha))
-
-
 def weights_key(plan: Plan, inputs: Inputs) -> Any:
-    """Key that is equal for two plans or points of the curve only if they produce the same weights."""
+    """Key that is equal for two plans only if they give the same weights; if these are on the curve, their alpha."""
     layers = [layer for layer, names in inputs.layers.items() if any(map(inputs.merges, names))]
     entries = [plan.layers.get(layer, LayerPlan(alpha=0.0)) for layer in layers]
     coefficients = {entry.coefficient for entry in entries}
@@ -73,7 +46,7 @@ def weights_key(plan: Plan, inputs: Inputs) -> Any:
     if not (plan.combine or learned or masked or plan.missing == "keep-finetuned") and plan.weights == average:
         alphas = {float(alpha) for alpha in coefficients if not isinstance(alpha, LearnedAlpha)}
         if len(alphas) == 1:
-            return _key_of_alpha(alphas.pop())
+            return alphas.pop()
     settings = [entry.model_dump(mode="json", exclude={"reason"}) for entry in entries]
     # the coefficients are determined by one method and one measurement
     origin = [plan.recipe["measure"], plan.recipe["method"] if learned else None]

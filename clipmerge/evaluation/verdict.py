@@ -117,17 +117,12 @@ def measure_effect(
 
 def moves_of(plan: Plan, tensors: PlanTensors) -> list[Move]:
     """List the functions that move the model to each model compared: zero-shot, each fine-tuned one, merged."""
-
-    def finetuned(which: int) -> Move:
-        return lambda model: model.become_finetuned(which)
-
-    def zeroshot(model: MovingModel) -> None:
-        model.interpolate(0.0)
-
-    def merged(model: MovingModel) -> None:
-        model.follow(plan, tensors)
-
-    return [zeroshot, *(finetuned(which) for which in range(len(plan.finetuned))), merged]
+    finetuned = [partial(MovingModel.become_finetuned, which=which) for which in range(len(plan.finetuned))]
+    return [
+        partial(MovingModel.interpolate, alpha=0.0),
+        *finetuned,
+        partial(MovingModel.follow, plan=plan, tensors=tensors),
+    ]
 
 
 def estimate(share: float, images: int) -> Estimate:

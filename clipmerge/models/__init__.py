@@ -11,6 +11,7 @@ from torch import Tensor
 
 from clipmerge.errors import CheckpointError
 from clipmerge.families import Family
+from clipmerge.models.loading import fill
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -35,6 +36,7 @@ class ImageTextModel(Protocol):
 
     def load(self, read: Callable[[str], Tensor], source: str) -> None:
         """Load every weight; see `clipmerge.models.loading.fill`."""
+        fill(self.parameters, read, source)
 
     def pixels(self, images: list[Image]) -> Tensor:
         """Preprocess RGB images like the checkpoint: one tensor, with images along its first dimension."""

@@ -17,10 +17,11 @@ from clipmerge.errors import CheckpointError, shorten
 from clipmerge.families import Family
 from clipmerge.files.side_files import read_side_json
 from clipmerge.layers import block_of
+from clipmerge.models import ImageTextModel
 from clipmerge.models.batch_norm import freeze_batch_norms
 from clipmerge.models.blocks import entering, starting_at
 from clipmerge.models.kernels import image_layout
-from clipmerge.models.loading import blaming, check_words, fill, preparing
+from clipmerge.models.loading import blaming, check_words, preparing
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -37,8 +38,8 @@ _TIMM_NAME = re.compile(r"[\w.\-]+")
 _CANNOT_BUILD = (TypeError, ValueError, LookupError, AttributeError, AssertionError, RuntimeError, OSError)
 
 
-class OpenClip:
-    """A model of open_clip; see `ImageTextModel`."""
+class OpenClip(ImageTextModel):
+    """A model of open_clip."""
 
     def __init__(self, family: Family, config: dict[str, Any], folder: Path) -> None:
         library = import_open_clip()
@@ -53,10 +54,6 @@ class OpenClip:
         self.parameters = {canonical: named[name] for name, canonical in family.canonical_names(named).items()}
         blocks = {found[:2] for layer in family.layers_of(self.parameters).values() if (found := block_of(layer))}
         self._blocks = Counter(tower for tower, _ in blocks)
-
-    def load(self, read: Callable[[str], Tensor], source: str) -> None:
-        """Load every weight."""
-        fill(self.parameters, read, source)
 
     def pixels(self, images: list[Image]) -> Tensor:
         """Preprocess RGB images like open_clip: (batch, 3, height, width), float32."""

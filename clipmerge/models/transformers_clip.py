@@ -14,13 +14,14 @@ from torch.nn.functional import normalize
 from clipmerge.errors import CheckpointError
 from clipmerge.families import Family
 from clipmerge.files.limits import LARGEST_SIDE
+from clipmerge.models import ImageTextModel
 from clipmerge.models.batch_norm import freeze_batch_norms
 from clipmerge.models.blocks import entering, starting_at
 from clipmerge.models.kernels import image_layout
-from clipmerge.models.loading import blaming, check_words, fill, preparing
+from clipmerge.models.loading import blaming, check_words, preparing
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
 
     from PIL.Image import Image
 
@@ -30,8 +31,8 @@ _KERNELS = re.compile(r"_implementation|^(torch_)?dtype$|^quantization_config$|^
 _UNINITIALISED = ("position_ids", "token_type_ids", "running_mean", "running_var", "num_batches_tracked")
 
 
-class TransformersClip:
-    """A two-tower model of transformers; see `ImageTextModel`."""
+class TransformersClip(ImageTextModel):
+    """A two-tower model of transformers."""
 
     def __init__(self, family: Family, config: dict[str, Any], folder: Path) -> None:
         self._folder = folder
@@ -45,10 +46,6 @@ class TransformersClip:
         self._reads_padding = family.reads_padding
         named = dict(self.module.named_parameters())
         self.parameters = {canonical: named[name] for name, canonical in family.canonical_names(named).items()}
-
-    def load(self, read: Callable[[str], Tensor], source: str) -> None:
-        """Load every weight."""
-        fill(self.parameters, read, source)
 
     def pixels(self, images: list[Image]) -> Tensor:
         """Preprocess RGB images: (batch, 3, height, width), float32; for SigLIP 2 see `_pack`."""

@@ -18,7 +18,7 @@ from transformers import CLIPModel, Trainer, TrainerState, TrainingArguments
 import clipmerge as api
 from clipmerge import RobustMergeCallback
 from clipmerge.errors import CheckpointError, OutputError, RecipeError, UsageError
-from clipmerge.progress import Silent
+from clipmerge.progress import Progress
 from tests.support.hub_double import serving
 from tests.support.tiny_clip import tiny_processor
 from tests.support.told import Told
@@ -70,7 +70,7 @@ def test_training_ends_with_the_merge_that_the_command_makes_and_pushes_it(
     merged = tmp_path / "run" / "merged"
     assert callback.result.path == merged
     trainer.save_model(str(tmp_path / "trained"))
-    api.merge(pair[0], tmp_path / "trained", **merge, output=tmp_path / "same", progress=Silent())
+    api.merge(pair[0], tmp_path / "trained", **merge, output=tmp_path / "same", progress=Progress())
     zeroshot, trained, same = (
         load_file(folder / "model.safetensors") for folder in (pair[0], tmp_path / "trained", tmp_path / "same")
     )
@@ -102,7 +102,7 @@ def test_a_clip_inside_a_model_of_ones_own_and_a_base_in_memory(pair: Folders, t
             return {"loss": found.loss + self.head(found.image_embeds).square().mean()}
 
     model = Own()
-    callback = RobustMergeCallback(copy.deepcopy(model.clip), "wise-ft", output=tmp_path / "out", progress=Silent())
+    callback = RobustMergeCallback(copy.deepcopy(model.clip), "wise-ft", output=tmp_path / "out", progress=Progress())
     trainer_for(model, tmp_path / "run", callback).train()
     assert callback.error is None
     assert CLIPModel.from_pretrained(tmp_path / "out").config.projection_dim == 16
@@ -113,7 +113,7 @@ def test_an_adapter_is_merged_with_its_base(pair: Folders, tmp_path: Path) -> No
     from peft import LoraConfig, get_peft_model
 
     model = get_peft_model(CLIPModel.from_pretrained(pair[0]), LoraConfig(r=2, target_modules=["q_proj", "v_proj"]))
-    callback = RobustMergeCallback(pair[0], "wise-ft", output=tmp_path / "out", progress=Silent())
+    callback = RobustMergeCallback(pair[0], "wise-ft", output=tmp_path / "out", progress=Progress())
     trainer_for(model, tmp_path / "run", callback).train()
     assert callback.error is None
     merged, base = (load_file(folder / "model.safetensors") for folder in (tmp_path / "out", pair[0]))
@@ -153,7 +153,7 @@ def test_a_failure_at_the_end_is_logged_and_costs_no_training(
     pair: Folders, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     model = CLIPModel.from_pretrained(pair[0])
-    callback = RobustMergeCallback(pair[0], "wise-ft", output=tmp_path / "out", progress=Silent())
+    callback = RobustMergeCallback(pair[0], "wise-ft", output=tmp_path / "out", progress=Progress())
     trainer = trainer_for(model, tmp_path / "run", callback, learning_rate=1e38)  # ends in infinities
     with caplog.at_level(logging.ERROR, logger="clipmerge"):
         trainer.train()

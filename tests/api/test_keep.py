@@ -17,7 +17,7 @@ from transformers import CLIPModel, CLIPProcessor
 
 import clipmerge as api
 from clipmerge.errors import DataError, UsageError
-from clipmerge.progress import Silent
+from clipmerge.progress import Progress
 from tests.evaluation.test_retrieval import by_sorting
 from tests.support.command import clipmerge, done, printed, refused
 from tests.support.tiny_clip import tiny_config, tiny_processor
@@ -174,7 +174,7 @@ def test_a_sweep_has_them_at_every_point(
 
 
 def test_tasks_are_checked(models: Folders, others: dict[str, Path], tmp_path: Path) -> None:
-    quiet: dict[str, Any] = {"progress": Silent()}
+    quiet: dict[str, Any] = {"progress": Progress()}
     with pytest.raises(UsageError, match="two --keep have the same name"):
         api.merge(*models, "wise-ft", keep=["a=x", "a=y"], **quiet)
     with pytest.raises(DataError, match="nowhere"):
@@ -193,15 +193,15 @@ def test_tasks_are_checked(models: Folders, others: dict[str, Path], tmp_path: P
 
 
 def test_a_plan_keeps_them_until_it_is_edited(models: Folders, others: dict[str, Path], tmp_path: Path) -> None:
-    plan = api.plan(*models, "wise-ft", keep={"c": others["captions"]}, progress=Silent())
+    plan = api.plan(*models, "wise-ft", keep={"c": others["captions"]}, progress=Progress())
     plan.save(tmp_path / "plan.json")
-    result = api.apply(tmp_path / "plan.json", output=tmp_path / "out", progress=Silent())
+    result = api.apply(tmp_path / "plan.json", output=tmp_path / "out", progress=Progress())
     assert result.record is not None
     assert result.record.kept == plan.kept
     text = json.loads((tmp_path / "plan.json").read_text())
     text["layers"]["vision.0.attn"]["alpha"] = 0.1
     (tmp_path / "plan.json").write_text(json.dumps(text))
-    edited = api.apply(tmp_path / "plan.json", output=tmp_path / "edited", progress=Silent())
+    edited = api.apply(tmp_path / "plan.json", output=tmp_path / "edited", progress=Progress())
     assert edited.record is not None
     assert edited.record.kept == ()
     assert any("not known" in warning for warning in edited.record.warnings)

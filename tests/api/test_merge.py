@@ -23,7 +23,7 @@ from clipmerge.api.merge_models import _filled
 from clipmerge.api.plan import prepare
 from clipmerge.errors import CheckpointError, UsageError, VerdictError
 from clipmerge.planning.recipe import load_recipe
-from clipmerge.progress import Silent
+from clipmerge.progress import Progress
 from clipmerge.request import Calibration, MergeRequest
 from tests.support.command import clipmerge, printed, refused
 from tests.support.raw_safetensors import edit
@@ -31,7 +31,7 @@ from tests.support.tiny_clip import save_pair
 from tests.support.told import Told
 
 Folders = tuple[Path, Path]
-QUIET: dict[str, Any] = {"progress": Silent()}
+QUIET: dict[str, Any] = {"progress": Progress()}
 
 
 def request_for(pair: Folders, recipe: str, images: Path | None = None, *sets: str) -> MergeRequest:

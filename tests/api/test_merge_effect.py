@@ -31,7 +31,7 @@ from clipmerge.planning.effect_view import UNMEASURED, UNVERIFIED
 from clipmerge.planning.measurements import HeldBackChoice, Measurements
 from clipmerge.planning.plan import Plan
 from clipmerge.planning.recipe import load_recipe
-from clipmerge.progress import Silent
+from clipmerge.progress import Progress
 from clipmerge.request import Calibration, MergeRequest, Run
 from tests.support.command import clipmerge, done, printed, refused
 from tests.support.tiny_clip import save_images, save_pair
@@ -344,7 +344,7 @@ def test_preprocessed_pixels_cannot_be_corrupted_and_that_is_said(pair: Inputs, 
     data = ImageFolder(
         photos, transform=lambda image: processor.image_processor(image, return_tensors="pt")["pixel_values"][0]
     )
-    plan = clipmerge_package.plan(*pair, "straggler-outlier", data=data, set=list(QUICK), progress=Silent())
+    plan = clipmerge_package.plan(*pair, "straggler-outlier", data=data, set=list(QUICK), progress=Progress())
     assert plan.bought is None
     assert any("holds preprocessed pixels" in warning for warning in plan.warnings)
 

@@ -10,11 +10,11 @@ import pytest
 
 import clipmerge
 from clipmerge.api._results import MergeResult
-from clipmerge.progress import Silent
+from clipmerge.progress import Progress
 from tests.support.tiny_clip import save_images
 
 Folders = tuple[Path, Path]
-QUIET: dict[str, Any] = {"progress": Silent()}
+QUIET: dict[str, Any] = {"progress": Progress()}
 
 
 @pytest.fixture(scope="module")

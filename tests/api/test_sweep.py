@@ -35,14 +35,14 @@ from clipmerge.models.building import build_model
 from clipmerge.models.transformers_clip import TransformersClip
 from clipmerge.planning.recipe import load_recipe
 from clipmerge.planning.tensors import PlanTensors
-from clipmerge.progress import Silent
+from clipmerge.progress import Progress
 from clipmerge.request import Calibration, MergeRequest, SweepRequest
 from tests.support.command import clipmerge, done
 from tests.support.tiny_clip import save_images
 
 TEMPLATE = ("a photo of a {}.",)
 Folders = tuple[Path, Path]
-QUIET: dict[str, Any] = {"progress": Silent()}
+QUIET: dict[str, Any] = {"progress": Progress()}
 #: Quick settings of path-barrier and the rule for stragglers; the path of `far` would take many points.
 QUICK = ["measure.nodes=1", "measure.tolerance=100", "method.bootstraps=5"]
 
@@ -71,9 +71,8 @@ def written_accuracy(pair: Folders, recipe: str, sets: list[str], sources: list[
     )
     write_merge(prepare(request, judged=False), folder)
     measured = [text for text in sources if not text.startswith("calibration=")]
-    record = evaluate_sources(
-        str(folder), named_sources("--data", measured), EvalSettings(Accelerator(cpu=True), TEMPLATE), progress=Silent()
-    )
+    settings = EvalSettings(Accelerator(cpu=True), TEMPLATE)
+    record = evaluate_sources(str(folder), named_sources("--data", measured), settings, progress=Progress())
     accuracy: dict[str, float] = record["accuracy"]
     return accuracy
 
@@ -169,7 +168,7 @@ def test_several_are_swept_around_the_curve_to_their_average(
             str(folder),
             {"val": str(images), "shifted": str(shifted)},
             EvalSettings(Accelerator(cpu=True), TEMPLATE),
-            progress=Silent(),
+            progress=Progress(),
         )
         assert row["accuracy"] == measured["accuracy"], name
     assert record["recipes"][0]["alpha"] == 1  # the uniform soup is the curve's end
@@ -242,7 +241,7 @@ def test_how_many_images_are_held_changes_nothing(
             counting = Counting(patched)
             loaded = {"val": load_images(str(images)), "shifted": load_images(str(shifted))}
             settings = EvalSettings(Accelerator(cpu=True), TEMPLATE)
-            found = Scorer(build_model(opened), opened, settings, load_bytes=held).score(moves, loaded, Silent())
+            found = Scorer(build_model(opened), opened, settings, load_bytes=held).score(moves, loaded, Progress())
         assert all((found[name] == expected[name]).all() for name in expected)
         assert set(counting.decoded.values()) == {1}
         assert counting.prompts == 4
@@ -399,7 +398,7 @@ def test_images_used_twice_are_noted(far: Folders, images: Path, calibration: Pa
         (request_for(far, images, images), "30 images are also in --id val"),
         (request_for(far, calibration, images, calibration=used_twice), "flatters"),
     ):
-        loaded = {name: load_source(source, request, Silent()) for name, source in request.sources.items()}
+        loaded = {name: load_source(source, request, Progress()) for name, source in request.sources.items()}
         assert any(told in note for note in overlap_notes(request, loaded, {}))
     request = request_for(far, images, Path("digits"), calibration=Calibration(source="digits"))
     with pytest.raises(UsageError, match="not out of distribution"):

@@ -14,7 +14,7 @@ from clipmerge.api.sweep import check_sweep, load_source, overlap_notes, sweep
 from clipmerge.errors import UsageError
 from clipmerge.output.record import MergeRecord
 from clipmerge.planning.recipe import load_recipe
-from clipmerge.progress import Silent
+from clipmerge.progress import Progress
 from clipmerge.publish.card import model_card
 from clipmerge.publish.public import public_record
 from clipmerge.report.page import html_page
@@ -111,7 +111,7 @@ def test_a_sweep_refuses_to_judge_on_unlabelled_images(
     mixed = Path(shutil.copytree(camera, tmp_path / "mixed"))
     shutil.copyfile((images if flag == "--id near" else far) / "dog" / "1.png", mixed / "x.png")
     request = sweep_of(pair, images, far, mixed, "auto")
-    loaded = {name: load_source(source, request, Silent()) for name, source in request.sources.items()}
+    loaded = {name: load_source(source, request, Progress()) for name, source in request.sources.items()}
     with pytest.raises(UsageError, match=f"--unlabelled {mixed}: 1 image is also in {flag} .*a model is not judged"):
         overlap_notes(request, loaded, {})
     assert overlap_notes(sweep_of(pair, images, far, camera, "auto"), loaded, {})  # images of --data in --id are noted

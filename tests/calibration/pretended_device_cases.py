@@ -33,7 +33,7 @@ from clipmerge.images.dataset import load_images
 from clipmerge.measures.hessian_trace import hessian_trace
 from clipmerge.models.building import build_model
 from clipmerge.plugins import Augmentation, plugin_names
-from clipmerge.progress import Silent
+from clipmerge.progress import Progress
 from tests.support import pretended_device
 from tests.support.measure_everything import measured
 from tests.support.pretended_device import Pretended, counted
@@ -280,7 +280,9 @@ def test_evaluation_is_that_of_the_cpu(pair: tuple[Path, Path], images: Path) ->
     for device in ("cpu", pretended_device.NAME):
         with counted(has_float64=False):
             settings = EvalSettings(Processes(torch.device(device)))
-            accuracies.append(zero_shot_accuracy(load_model(open_checkpoint(str(pair[0]))), loaded, settings, Silent()))
+            accuracies.append(
+                zero_shot_accuracy(load_model(open_checkpoint(str(pair[0]))), loaded, settings, Progress())
+            )
     assert accuracies[0] == accuracies[1]
 
 
@@ -292,7 +294,7 @@ def test_points_are_classified_as_on_the_cpu(pair: tuple[Path, Path], images: Pa
         inputs = align_checkpoints(open_checkpoint(str(pair[0])), [open_checkpoint(str(pair[1]))])
         with counted(has_float64=False), torch.inference_mode():  # the device makes no views of others in it
             scorer = Scorer(build_model(inputs), inputs, EvalSettings(Processes(torch.device(device)), batch_size=7))
-            answers.append(scorer.answer(moves, {"a": loaded}, Silent())["a"])
+            answers.append(scorer.answer(moves, {"a": loaded}, Progress())["a"])
     assert (answers[0] == answers[1]).all()
 
 

@@ -12,7 +12,7 @@ import clipmerge as api
 from clipmerge.api._requests import alphas_from
 from clipmerge.errors import PlanError, UsageError
 from clipmerge.evaluation.scorer import write_correct
-from clipmerge.progress import Silent
+from clipmerge.progress import Progress
 from tests.support.command import clipmerge, done, printed, refused
 from tests.support.counted import counted
 from tests.support.several import several
@@ -75,9 +75,9 @@ def test_a_plan_without_hashes_is_applied_and_a_plan_with_them_may_be(pair: Fold
 def test_what_cannot_be_is_refused(pair: Folders, tmp_path: Path) -> None:
     asked = clipmerge("merge", *pair, "--recipe", "wise-ft", "--dry-run", "--push", "acme/robust")
     assert "--push needs --output: a dry run writes nothing to push" in refused(asked, code=2)
-    plan = api.plan(*pair, "wise-ft", progress=Silent())
+    plan = api.plan(*pair, "wise-ft", progress=Progress())
     with pytest.raises(PlanError, match="is for 1 fine-tuned checkpoints, but 2 were given"):
-        api.apply(plan, output=tmp_path / "out", zeroshot=pair[0], finetuned=[pair[1], pair[1]], progress=Silent())
+        api.apply(plan, output=tmp_path / "out", zeroshot=pair[0], finetuned=[pair[1], pair[1]], progress=Progress())
     asked = clipmerge("merge", *pair, "--recipe", "wise-ft", "--alpha", "1e39", "--output", tmp_path / "out")
     assert "overflow" in refused(asked)
     assert not (tmp_path / "out").exists()

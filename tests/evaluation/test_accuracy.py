@@ -11,7 +11,7 @@ from transformers import CLIPModel, CLIPProcessor
 from clipmerge.errors import UsageError
 from clipmerge.evaluation.accuracy import evaluate_sources
 from clipmerge.evaluation.settings import EvalSettings, named_sources, parse_named_source
-from clipmerge.progress import Silent
+from clipmerge.progress import Progress
 from tests.support.command import clipmerge, refused
 from tests.support.tiny_clip import CLASSES, save_images
 
@@ -43,7 +43,7 @@ def test_accuracy_is_that_of_the_obvious_loop(
         str(pair[1]),
         {"val": str(images)},
         EvalSettings(Accelerator(cpu=True), templates, batch_size=7),
-        progress=Silent(),
+        progress=Progress(),
     )
     assert record["images"] == {"val": 30}
     assert record["accuracy"]["val"] == pytest.approx(accuracy_by_hand(pair[1], images, templates))

@@ -20,7 +20,7 @@ from clipmerge.images.retrieval import CaptionedImages, load_captions
 from clipmerge.models import ImageTextModel
 from clipmerge.models.transformers_clip import TransformersClip
 from clipmerge.planning.other_tasks import Score
-from clipmerge.progress import Silent
+from clipmerge.progress import Progress
 from tests.support.small_objective import save_ends
 
 COLOURS = {"aa": (220, 30, 30), "bb": (30, 200, 40), "cc": (40, 60, 220), "dd": (90, 90, 90), "ee": (250, 250, 10)}
@@ -45,7 +45,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> CaptionedImages:
 
 
 def recall_alone(model: ImageTextModel, pictures: CaptionedImages, settings: EvalSettings) -> Score:
-    return recall_score(model, pictures, settings, caption_embeddings(model, pictures, torch.device("cpu")), Silent())
+    return recall_score(model, pictures, settings, caption_embeddings(model, pictures, torch.device("cpu")), Progress())
 
 
 @torch.inference_mode()
@@ -61,7 +61,7 @@ def test_captions_are_embedded_once_where_the_text_tower_stays(
 
     monkeypatch.setattr(TransformersClip, "text_features", counted)
     moves = [lambda model, alpha=alpha: model.interpolate(alpha) for alpha in (0.0, 0.5, 1.0)]
-    found = score_tasks(ends, moves, {"pictures": pictures}, SETTINGS, Silent())["pictures"]
+    found = score_tasks(ends, moves, {"pictures": pictures}, SETTINGS, Progress())["pictures"]
     assert sum(embedded) == 2 * len(COLOURS)
     for place, checkpoint in ((0, ends.zeroshot), (2, ends.finetuned[0])):
         assert found[place] == recall_alone(load_model(checkpoint), pictures, SETTINGS)

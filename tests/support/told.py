@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from clipmerge.progress import Silent
+from clipmerge.progress import Progress
 
 
-class Told(Silent):
+class Told(Progress):
     """Keeps the lines that it is told."""
 
     def __init__(self) -> None:

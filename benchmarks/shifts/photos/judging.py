@@ -12,7 +12,7 @@ from benchmarks.shifts.evaluation import Contestant, Evaluation, request_of, row
 from benchmarks.shifts.experiment import TrainedPair
 from clipmerge.api.merge import merge
 from clipmerge.output.record import MergeRecord
-from clipmerge.progress import Silent
+from clipmerge.progress import Progress
 
 
 def judged(pair: TrainedPair, contestant: Contestant, how: Evaluation) -> dict[str, Any]:
@@ -29,7 +29,7 @@ def judged(pair: TrainedPair, contestant: Contestant, how: Evaluation) -> dict[s
             images=how.images,
             device="cpu",
             seed=how.seed,
-            progress=Silent(),
+            progress=Progress(),
         )
         seconds = time.perf_counter() - begin
         request = replace(request_of(pair, how, (), (0.0, 1.0)), points={contestant.name: str(output)})
