@@ -1,0 +1,140 @@
+"""Commands that are stopped at random moments leave their whole output or none, and say one line that is true of it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+import re
+import signal
+import sys
+import time
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import pytest
+
+from clipmerge.__main__ import run
+from tests.support.several import IMPORTED
+from tests.support.tiny_clip import save_images
+
+#: Signals per command.
+TRIALS = int(os.environ.get("CLIPMERGE_TRIALS", "1"))
+PLAIN, MASKED = (f"merge ZEROSHOT FINETUNED -r {recipe} -o OUT" for recipe in ("wise-ft", "breadcrumbs"))
+FEW = "--set measure.steps=6 --set measure.batch=8 --set measure.copies=4 --no-verdict"
+LEARNED = f"merge ZEROSHOT FINETUNED -r auto --data IMAGES {FEW} -o OUT"
+#: Commands, and others whose output they replace.
+COMMANDS = {
+    "plain": (PLAIN, ""),
+    "plain over another": (f"{PLAIN} --overwrite", MASKED),
+    "masked": (MASKED, ""),
+    "masked over another": (f"{MASKED} --overwrite", PLAIN),
+    "learned": (LEARNED, ""),
+    "learned over another": (f"{LEARNED} --overwrite", PLAIN),
+    "sweep": ("sweep ZEROSHOT FINETUNED --id IMAGES --ood OTHERS --alphas 0,1 -o OUT", ""),
+    "convert": ("convert ZEROSHOT OUT --to open-clip", ""),
+}
+#: Lines on stderr that say how a command gets on.
+PROGRESS = re.compile(r"note: |[\w: -]+: \d+%, .* elapsed")
+#: Exit code of a command that was stopped before its first statement.
+STARTING = 77
+
+_context = get_context("forkserver")  # a command imports little: what it needs is there when its process begins
+_context.set_forkserver_preload([__name__, *IMPORTED, "clipmerge.api.sweep", "clipmerge.api.convert"])
+
+
+def become(words: list[str], home: Path, begun: Connection) -> None:
+    """In a process of its own: become a command, and end as it does."""
+    code: object = 0
+    try:
+        os.environ["TMPDIR"] = str(home / "tmp")
+        for stream, file in ((1, os.devnull), (2, str(home / "said"))):
+            os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), stream)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        sys.argv = ["clipmerge", *words]
+        begun.send(None)
+        run()
+    except SystemExit as end:
+        code = end.code
+    except KeyboardInterrupt:
+        code = STARTING
+    finally:
+        os._exit(code if isinstance(code, int) else int(code is not None))
+
+
+class Trial:
+    """Runs commands in a folder of its own; their words in capitals stand for paths."""
+
+    def __init__(self, home: Path, paths: dict[str, Path]) -> None:
+        (home / "tmp").mkdir(parents=True)
+        self.home, self.out = home, home / "out"
+        self.paths = {**paths, "OUT": self.out}
+
+    def run(self, command: str, moment: float = 600, number: int = signal.SIGKILL) -> tuple[int, float]:
+        """Run a command, and send it a signal after so many seconds; its exit code, and how long it took."""
+        words = [str(self.paths.get(word, word)) for word in command.split()]
+        reading, writing = _context.Pipe(duplex=False)
+        process = _context.Process(target=become, args=(words, self.home, writing))
+        process.start()
+        reading.recv()
+        begin = time.monotonic()
+        process.join(moment)
+        if process.exitcode is None:
+            os.kill(process.pid or 0, number)
+        process.join(600)
+        assert process.exitcode is not None
+        return process.exitcode, time.monotonic() - begin
+
+    def whole(self, command: str) -> tuple[dict[str, str], float]:
+        """The output of a command that is not stopped, and its seconds."""
+        code, seconds = self.run(command)
+        assert code == 0, (self.home / "said").read_text()
+        return contents(self.out), seconds
+
+
+def contents(folder: Path) -> dict[str, str]:
+    """Hashes of files by name; of records and pages, which have times, only the keys and whether there is one."""
+    found = {}
+    for path in filter(Path.is_file, folder.rglob("*")):
+        data = path.read_bytes()
+        if path.name in ("clipmerge.json", "sweep.json", "conversion.json"):
+            data = " ".join(json.loads(data)).encode()
+        elif path.suffix in (".html", ".md", ".png"):
+            data = data[:1]
+        found[str(path.relative_to(folder))] = hashlib.sha256(data).hexdigest()
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_stopped_command_leaves_its_whole_output_or_none(name: str, pair: tuple[Path, Path], tmp_path: Path) -> None:
+    command, earlier = COMMANDS[name]
+    paths = {"ZEROSHOT": pair[0], "FINETUNED": pair[1], "IMAGES": save_images(tmp_path / "images")}
+    paths["OTHERS"] = save_images(tmp_path / "others", each=4, seed=9)
+    first = Trial(tmp_path / "whole", paths)
+    before = first.whole(earlier)[0] if earlier else None
+    after, seconds = first.whole(command)
+    chance, received, tried = random.Random(name), 0, 0
+    while received < TRIALS:
+        tried += 1
+        trial = Trial(tmp_path / str(tried), paths)
+        if earlier:
+            trial.whole(earlier)
+        number, ends = chance.choice(((signal.SIGINT, 130), (signal.SIGTERM, 143)))
+        code, _ = trial.run(command, chance.uniform(0, seconds), number)
+        said = [line for line in (trial.home / "said").read_text().splitlines() if not PROGRESS.match(line)]
+        if code == 0 or (code in (STARTING, -signal.SIGTERM) and not said):
+            continue  # the signal came before clipmerge began, or after it ended
+        received += 1
+        assert code == ends, said
+        (line,) = said
+        found = contents(trial.out) if trial.out.exists() else None
+        assert found in (before, after), line
+        assert {path.name for path in trial.home.iterdir()} <= {"tmp", "said", "out"}
+        assert not list((trial.home / "tmp").iterdir())
+        # where learning was saved, the line does not say that nothing is left
+        nothing = "nothing was left behind" in line or "no output was written" in line
+        assert line.startswith("error: ")
+        assert "is not known" in line or nothing == (found == before), line
