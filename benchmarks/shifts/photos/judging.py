@@ -50,5 +50,6 @@ def _said(record: MergeRecord) -> dict[str, Any]:
         "returned": sum(share * size for share, size in shares) / sum(size for _, size in shares),
         "recommendation": effect and effect.recommendation,
         "effect": effect and effect.verdict,
+        "over_finetuned": effect and effect.over_finetuned.model_dump(mode="json"),
         "warnings": list(record.warnings),
     }
