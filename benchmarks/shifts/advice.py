@@ -42,10 +42,29 @@ def tables(pairs: Sequence[Resampled], recipes: Sequence[str] = _RECIPES) -> lis
     return [_ABOUT, *parts] if parts else []
 
 
+def kept_accuracy(pairs: Sequence[Resampled], recipes: Sequence[str] = _RECIPES) -> list[str]:
+    """Sentences on the robustness of merges that keep the fine-tuned model's ID accuracy, by recipe."""
+    sentences = []
+    for recipe in recipes:
+        kept = [pair for pair in pairs if pair.has(recipe) and _over_finetuned(pair.id, pair, recipe) >= -_LIMIT]
+        gains = [
+            [_over_finetuned(pair.ood, pair, recipe) for pair in kept if pair.record["tuning"] == tuning]
+            for tuning in (False, True)
+        ]
+        if any(gains):
+            held_out, tuned = [f"{sum(gain >= 0 for gain in found)} of {len(found)}" for found in gains]
+            sentences.append(
+                f"Where `{recipe}` loses at most 3 points of the fine-tuned model's ID accuracy, it has at least its "
+                f"OOD accuracy on {held_out} held-out and {tuned} tuning pairs; the worst difference is "
+                f"{100 * min(min(found, default=1.0) for found in gains):+.1f} points."
+            )
+    return sentences
+
+
 def agrees(pair: Resampled, recipe: str) -> bool | None:
     """Whether the test pictures agree with the advice; ``None`` if it was that there were too few images to tell."""
-    advice, at, finetuned = _advice(pair, recipe), pair.point(recipe), pair.curve.stop - 1
-    lost, gained = pair.id[0, finetuned] - pair.id[0, at], pair.ood[0, at] - pair.ood[0, finetuned]
+    advice, at = _advice(pair, recipe), pair.point(recipe)
+    lost, gained = -_over_finetuned(pair.id, pair, recipe), _over_finetuned(pair.ood, pair, recipe)
     if advice == "use":
         return bool(gained >= 0 and lost <= _LIMIT)
     if advice == "prefer-finetuned":
@@ -53,6 +72,10 @@ def agrees(pair: Resampled, recipe: str) -> bool | None:
     if advice == "prefer-zeroshot":
         return bool(pair.id[0, 0] >= pair.id[0, at] and pair.ood[0, 0] >= pair.ood[0, at])
     return bool(abs(gained) <= _LIMIT and abs(lost) <= _LIMIT) if advice == "either" else None
+
+
+def _over_finetuned(accuracy: Floats, pair: Resampled, recipe: str) -> float:
+    return float(accuracy[0, pair.point(recipe)] - accuracy[0, pair.curve.stop - 1])
 
 
 def _advice(pair: Resampled, recipe: str) -> str:

@@ -81,7 +81,8 @@ def section(about: About, pairs: Sequence[Resampled]) -> str:
     if held_out:
         parts += [_held_out_table(about, held_out)]
         parts += ["\n".join(f"![{regime}](results/{about.name}-{regime}.png)" for regime in _regimes(held_out))]
-    return "\n\n".join([*parts, *advice.tables(pairs), *_ablations(pairs), *_densities(about, pairs)])
+    told = [*advice.tables(pairs), " ".join(advice.kept_accuracy(pairs))]
+    return "\n\n".join([*parts, *filter(None, told), *_ablations(pairs), *_densities(about, pairs)])
 
 
 def _images(pairs: Sequence[Resampled]) -> str:

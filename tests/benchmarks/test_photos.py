@@ -207,3 +207,12 @@ def test_advice_is_held_against_the_test_pictures(said: str, merged: tuple[float
     assert f"{said}: { {True: 'right', False: 'wrong', None: 'undecided'}[right] }" in text
     assert "| mild-art-1 |" in text
     assert advice.tables([standing.resampled(record_of(correct, {"auto": 3}, alphas=[0, 0.5, 1]), resamples=20)]) == []
+
+
+def test_robustness_is_counted_where_accuracy_is_kept() -> None:
+    pairs = []
+    for merged in ((0.78, 0.7), (0.78, 0.4), (0.7, 0.2)):
+        correct = {"test": bits([0.4, 0.6, 0.8, merged[0]]), "far": bits([0.6, 0.6, 0.5, merged[1]])}
+        pairs.append(standing.resampled(record_of(correct, {"auto": 3}, alphas=[0, 0.5, 1]), resamples=20))
+    (sentence,) = advice.kept_accuracy(pairs)
+    assert "on 1 of 2 held-out and 0 of 0 tuning pairs; the worst difference is -10.0 points" in sentence
