@@ -116,12 +116,12 @@ def _recommended(
             f"rank, a sign of lost robustness; the merged model {cost} on your images"
             + (f", and loses {lost} under unrelated corruptions." if lost else ".")
         )
-    uncertain = f"under unrelated corruptions it differs by {' to '.join(map(_signed, corrupted.interval))} points"
+    probed = " to ".join(map(_signed, corrupted.interval))
     if finetuned_rank is not None:
         return "use", (
-            f"On your images the merged model differs by {_signed(low)} to {_signed(high)} points from the fine-tuned "
-            f"one; {uncertain}, which foretells little of real shifts. Where this recipe kept the accuracy, it nearly "
-            "always kept or raised robustness too (docs/verdict.md)."
+            f"The merged model differs from the fine-tuned one by {_signed(low)} to {_signed(high)} points on your "
+            f"images and by {probed} under unrelated corruptions. That shows no change of robustness; but where this "
+            "recipe kept the accuracy, it was nearly always at least as robust under the real shifts that were tried."
         )
     if all(-limit <= low and high <= limit for low, high in (clean.interval, corrupted.interval)):
         return "either", (
@@ -129,7 +129,8 @@ def _recommended(
             "unrelated corruptions."
         )
     return "too-few-images", (
-        f"Whether the merged model is more robust cannot be told: {uncertain}; more images would tell."
+        f"Whether the merged model is more robust cannot be told: under unrelated corruptions it differs by {probed} "
+        "points; more images would tell."
     )
 
 
