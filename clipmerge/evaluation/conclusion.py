@@ -119,9 +119,9 @@ def _recommended(
     probed = " to ".join(map(_signed, corrupted.interval))
     if finetuned_rank is not None:
         return "use", (
-            f"The merged model differs from the fine-tuned one by {_signed(low)} to {_signed(high)} points on your "
-            f"images and by {probed} under unrelated corruptions. That shows no change of robustness; but where this "
-            "recipe kept the accuracy, it was nearly always at least as robust under the real shifts that were tried."
+            f"The merged model keeps the accuracy on your images ({_signed(low)} to {_signed(high)} points against the "
+            f"fine-tuned one), and unrelated corruptions show no difference ({probed}). On the real shifts that were "
+            "tried, merges by this recipe that kept the accuracy were nearly always at least as robust."
         )
     if all(-limit <= low and high <= limit for low, high in (clean.interval, corrupted.interval)):
         return "either", (

@@ -128,7 +128,7 @@ def test_the_recommendation_follows_from_the_numbers(case: Case) -> None:
 def test_the_advice_and_the_reason_are_the_recommendations(case: Case) -> None:
     conclusion = case.conclusion
     advice = {
-        "use": ("Use it.", "gains|narrowed the image features to 20%|recipe kept the accuracy"),
+        "use": ("Use it.", "gains|narrowed the image features to 20%|recipe that kept the accuracy"),
         "prefer-finetuned": ("Do not use it: keep the fine-tuned model.", "loses"),
         "prefer-zeroshot": ("Do not use it: take the zero-shot model.", "zero-shot model recognises as many"),
         "either": ("Either will do.", "differ by no more"),
