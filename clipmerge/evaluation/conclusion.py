@@ -90,9 +90,10 @@ def _recommended(
             f"loses {losses} against it."
         )
     low, high = clean.interval
+    coarse = high - low > 4 * limit and loses(low, 200 * limit)
     if loses(high, 100 * limit):
         return "prefer-finetuned", f"The merged model loses {_points(_negative(clean))} of accuracy on your images."
-    if loses(clean.value, 100 * limit) or loses(low, 200 * limit):
+    if loses(clean.value, 100 * limit) or coarse:
         return "too-few-images", (
             f"The accuracy may have changed by anything from {_signed(low)} to {_signed(high)} points; more images "
             "would tell."
