@@ -181,3 +181,12 @@ def test_the_advice_and_the_reason_are_the_recommendations(case: Case) -> None:
 )
 def test_cases_as_in_the_docs(case: Case, recommendation: str) -> None:
     assert case.conclusion.recommendation == recommendation
+
+
+def test_an_accuracy_that_is_narrowly_known_lacks_no_images() -> None:
+    """16 images lost and 12 gained of 210: -1.9 points [-6.9, 3.1], less than four limits wide."""
+    finetuned, merged = np.ones(210), np.ones(210)
+    finetuned[:12], merged[-16:] = 0, 0
+    right = np.array([[finetuned, finetuned], [finetuned, finetuned], [merged, finetuned]])
+    assert Case(right, 3.0, 0.9).conclusion.recommendation == "use"
+    assert Case(right, 2.0, 0.9).conclusion.recommendation == "too-few-images"
