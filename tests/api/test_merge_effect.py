@@ -124,7 +124,7 @@ def test_the_numbers_are_those_of_the_models_written(far: Inputs, photos: Path, 
     if recipe == "straggler-outlier":
         held = sample_and_hold_back(everything, 1024, 0).held_back
     assert held is not None
-    assert bought.images == len(held) == (24 if recipe == "straggler-outlier" else 120)
+    assert bought.images == len(held) == (36 if recipe == "straggler-outlier" else 120)
     images = [held.image(at) for at in range(len(held))]
     scaled = [image.resize((32, 36), Image.Resampling.BICUBIC) for image in images]  # 36 x 40, seen at 32
     models = {"zeroshot": far[0], "finetuned": far[1], "merged": tmp_path / "merged"}
