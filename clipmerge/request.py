@@ -18,7 +18,6 @@ from clipmerge.options import EVERY, Device, OutputDtype
 from clipmerge.planning.plan import Plan
 from clipmerge.planning.provenance import HeadRecord, SourceRecord
 from clipmerge.planning.recipe import Recipe
-from clipmerge.planning.tensors import PlanTensors
 from clipmerge.progress import Progress
 
 if TYPE_CHECKING:  # a merge without images imports no module that reads images
@@ -139,7 +138,6 @@ class Run:
     inputs: Inputs
     progress: Progress
     plan: Plan | None = None  # until it is decided
-    tensors: PlanTensors = field(default_factory=PlanTensors)  # the plan's scores and learned coefficients
     seconds: dict[str, float] = field(default_factory=dict)  # by stage
     command: str = ""  # repeats the merge
     head: HeadRecord | None = None  # the classes of a head whose zero-shot counterpart was built
@@ -175,7 +173,7 @@ class Run:
             measured = self.plan.measurements
             # tensors that a measure keeps for methods can be as large as the model
             light = measured and measured.model_copy(update={"coefficients": {}, "gradients": {}, "tensors": {}})
-            return self.plan.model_copy(update={"measurements": light}).with_tensors(self.tensors.to_file())
+            return self.plan.model_copy(update={"measurements": light})
         zeroshot, *finetuned = (SourceRecord(**each.provenance(hashed=False)) for each in self.inputs.everyone)
         weights = (1.0 / len(finetuned),) * len(finetuned)
         return Plan(recipe={}, zeroshot=zeroshot, finetuned=tuple(finetuned), weights=weights, layers={})
@@ -199,5 +197,4 @@ class Run:
         for future in self.hashing:
             future.result()
         zeroshot, *finetuned = (SourceRecord(**each.provenance(hashed=self.hashed)) for each in self.inputs.everyone)
-        plan = self.plan.model_copy(update={"zeroshot": zeroshot, "finetuned": tuple(finetuned)})
-        return plan.with_tensors(self.tensors.to_file()).signed()
+        return self.plan.model_copy(update={"zeroshot": zeroshot, "finetuned": tuple(finetuned)}).signed()

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from clipmerge.images.dataset import LabelledImages
     from clipmerge.options import OutputDtype
     from clipmerge.planning.plan import Plan
-    from clipmerge.planning.tensors import PlanTensors
     from clipmerge.progress import Progress
     from clipmerge.request import Calibration, MergeRequest, Run, SweepRequest
 
@@ -38,14 +37,13 @@ def add_verdict(run: Run, request: MergeRequest) -> None:
 
     with run.timed("bought"):
         settings = settings_for(request.calibration)
-        plan, tensors = shared_plan(run)
+        plan = shared_plan(run)
         try:
             images = _held_back(run, request)
             measured = run.plan and run.plan.measurements
             bought = measure_effect(
                 run.inputs,
                 plan,
-                tensors,
                 images,
                 settings,
                 max_loss=request.max_loss,
@@ -101,13 +99,13 @@ def settings_for(calibration: Calibration, dtype: OutputDtype = "keep", *, of_ta
     return EvalSettings(accelerator, templates, calibration.batch_size, calibration.images_at_once, dtype=dtype)
 
 
-def shared_plan(run: Run) -> tuple[Plan, PlanTensors]:
+def shared_plan(run: Run) -> Plan:
     """Give every process the main one's plan, without its measurements, which are as large as the model."""
     from accelerate.utils import broadcast_object_list
 
-    decided: list[Any] = [run.plan and run.plan.model_copy(update={"measurements": None}), run.tensors]
+    decided: list[Any] = [run.plan and run.plan.model_copy(update={"measurements": None})]
     broadcast_object_list(decided)
-    return decided[0], decided[1]
+    return decided[0]  # type: ignore[no-any-return]
 
 
 def load_tasks(
@@ -136,9 +134,9 @@ def add_other_task_scores(run: Run, request: MergeRequest) -> None:
             if images is not None:
                 say_all(run.progress, note_shared(prints, {f"--data {images.source}": Fingerprints(images)}))
         settings = settings_for(request.calibration, of_tasks=True)
-        plan, tensors = shared_plan(run)
+        plan = shared_plan(run)
         try:
-            kept = measure_other_tasks(run.inputs, plan, tensors, tasks, settings, run.progress)
+            kept = measure_other_tasks(run.inputs, plan, tasks, settings, run.progress)
         except CheckpointError as error:
             text = f"the tasks of --keep could not be measured: {error}"
             if request.strict:

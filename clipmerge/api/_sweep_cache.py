@@ -20,7 +20,6 @@ from clipmerge.images.dataset import LabelledImages
 from clipmerge.images.prompts import templates_for
 from clipmerge.planning.plan import Plan, write_plan_files
 from clipmerge.planning.recipe import Recipe
-from clipmerge.planning.tensors import PlanTensors
 from clipmerge.request import SweepRequest
 
 # The code that decides which class an image gets: it may change between commits that have the same version.
@@ -51,22 +50,21 @@ class SweepCache:
         described = {name: _described(request, images) for name, images in loaded.items()}
         return AnswerCache(self.folder, {name: text for name, text in described.items() if text is not None})
 
-    def plan(self, request: SweepRequest, recipe: Recipe) -> tuple[Plan, PlanTensors] | None:
+    def plan(self, request: SweepRequest, recipe: Recipe) -> Plan | None:
         """The plan that an earlier run made for a recipe; ``None`` if there is none, or it cannot be read."""
         file = self._file(request, recipe)
         try:
-            plan = Plan.load(file) if file is not None and file.is_file() else None
+            return Plan.load(file) if file is not None and file.is_file() else None
         except (ClipmergeError, OSError):
             return None
-        return None if plan is None else (plan, PlanTensors.from_file(plan.held_tensors))
 
-    def keep_plan(self, request: SweepRequest, recipe: Recipe, plan: Plan, tensors: PlanTensors) -> None:
+    def keep_plan(self, request: SweepRequest, recipe: Recipe, plan: Plan) -> None:
         """Keep a plan; a folder that cannot be written costs only the resumption."""
         file = self._file(request, recipe)
         if file is not None:
             with contextlib.suppress(ClipmergeError, OSError):
                 file.parent.mkdir(parents=True, exist_ok=True)
-                write_plan_files(file, plan.with_tensors(tensors.to_file()))
+                write_plan_files(file, plan)
 
     def _file(self, request: SweepRequest, recipe: Recipe) -> Path | None:
         """The file of a recipe's plan; ``None`` if images may change while their name stays."""
@@ -84,11 +82,7 @@ def key_of(point: Point) -> str:
         return f"checkpoint {_digest([checkpoint.identity for checkpoint in point.checkpoint.finetuned])}"
     if point.plan is None:
         return f"alpha {point.alpha!r}"
-    digest = hashlib.sha256(point.plan.settings_digest.encode())
-    for name, tensor in sorted(point.tensors.to_file().items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-    return f"plan {digest.hexdigest()}"
+    return f"plan {point.plan.digest}"
 
 
 def _described(request: SweepRequest, images: LabelledImages) -> str | None:

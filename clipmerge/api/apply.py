@@ -21,7 +21,7 @@ from clipmerge.methods import Task
 from clipmerge.options import ApplyOptions, completed, with_options
 from clipmerge.planning.plan import Plan, tensors_path, write_plan_files
 from clipmerge.planning.provenance import SourceRecord
-from clipmerge.planning.tensors import PlanTensors, check_coefficients
+from clipmerge.planning.tensors import check_coefficients
 from clipmerge.progress import ByteCount, Logged, Progress, say_all
 from clipmerge.request import Run
 
@@ -115,8 +115,7 @@ def open_plan(
         plan = plan.model_copy(update={"warnings": (*plan.warnings, *notes)})
     task = Task(inputs)
     run = Run(inputs, progress, plan=plan.checked(task.layers), head=plan.head, hashed=hashed)
-    run.tensors = PlanTensors.from_file(plan.held_tensors)
-    check_coefficients(plan, run.tensors.coefficients, task.layers, task.shapes)
+    check_coefficients(plan, task.layers, task.shapes)
     run.seconds["read"] = round(time.perf_counter() - begin, 3)
     return run
 
@@ -213,7 +212,7 @@ def write_merge(run: Run, output: Path, *, overwrite: bool = False, max_shard_si
 
     with staged(output, overwrite=overwrite) as folder:
         with run.timed("apply"):
-            tensors = merged_tensors(inputs, run.plan, run.tensors)
+            tensors = merged_tensors(inputs, run.plan)
             count = ByteCount(run.progress, sum(tensor.nbytes for tensor in tensors))
             layout = output_layout(inputs, tensors, max_shard_size)
             files = write_weights(folder, tensors, layout, count, single=inputs.weights_file, hashed=run.hashed)
@@ -222,8 +221,8 @@ def write_merge(run: Run, output: Path, *, overwrite: bool = False, max_shard_si
             for note in notes:
                 run.warn(note)
             plan = run.hashed_plan()
-            if run.tensors.coefficients:  # kept with the output, because learning them takes minutes
-                plan = write_plan_files(folder / PLAN_FOLDER / "plan.json", plan.with_tensors(run.tensors.to_file()))
+            if plan.coefficients:  # kept with the output, because learning them takes minutes
+                plan = write_plan_files(folder / PLAN_FOLDER / "plan.json", plan)
         run.plan = plan
         # made after the stages, so that the returned and the written record are the same
         record = merge_record(run, plan, output=output, files={**files, **side_files})

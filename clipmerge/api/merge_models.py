@@ -73,7 +73,7 @@ def merge_models(
         run = prepare(merge_request(base, others, recipe, completed(RecipeOptions, options)), progress or Logged())
         if run.plan is None:
             raise UsageError("merge_models works in one process; under `accelerate launch` use merge")
-        tensors = merged_tensors(run.inputs, run.plan, run.tensors)
+        tensors = merged_tensors(run.inputs, run.plan)
         with closing(contents_of(tensors, np.empty)) as contents:
             weights = {tensor.key: tensor.tensor(content) for tensor, content in zip(tensors, contents, strict=True)}
         form = unwrapped(zeroshot) if run.inputs.takes_zeroshot_form else models[0]

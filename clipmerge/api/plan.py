@@ -31,7 +31,7 @@ from clipmerge.planning.measurements import Measurements
 from clipmerge.planning.plan import Plan, tensors_path, worded_for, write_plan_files
 from clipmerge.planning.provenance import CalibrationRecord, HeadRecord, SourceRecord
 from clipmerge.planning.recipe import Recipe
-from clipmerge.planning.tensors import PlanTensors, with_coefficients
+from clipmerge.planning.tensors import named_tensors, with_coefficients
 from clipmerge.plugins import load_plugin, plugin_names, takes_several
 from clipmerge.progress import Logged, Progress, say_all
 from clipmerge.request import Calibration, MergeRequest, Run
@@ -252,10 +252,10 @@ def _decide(
     layers = apply_overrides(decided, request.recipe)
     worded = {name: worded_for(entry) for name, entry in layers.items()}
     changes = {"verdict_digest": plan.settings_digest, "layers": layers, "worded": worded}
-    run.plan = plan.model_copy(update=changes).checked(task.layers)
     # a layer whose alpha is overridden needs no coefficients
     used = {n: learned[n] for layer, e in layers.items() if e.alpha_range for n in task.layers[layer] if n in learned}
-    run.tensors = PlanTensors(decision.scores, used)
+    plan = plan.model_copy(update=changes).checked(task.layers)
+    run.plan = plan.with_tensors(named_tensors(decision.scores, used))
     say_all(run.progress, notes)
 
 
@@ -277,5 +277,5 @@ def apply_overrides(layers: dict[str, LayerPlan], recipe: Recipe) -> dict[str, L
 def write_plan(run: Run, path: Path) -> None:
     """Write the plan, and its tensors beside it."""
     run.hash_inputs()
-    run.plan = write_plan_files(path, run.hashed_plan().with_tensors(run.tensors.to_file()))
+    run.plan = write_plan_files(path, run.hashed_plan())
     run.finish()

@@ -50,7 +50,7 @@ from clipmerge.planning.plan import Plan
 from clipmerge.planning.recipe import Recipe, load_recipe
 from clipmerge.progress import Logged, Progress, say_all
 from clipmerge.report.sweep_headline import headline
-from clipmerge.request import SweepRequest
+from clipmerge.request import Run, SweepRequest
 
 if TYPE_CHECKING:
     from clipmerge.evaluation.scorer import Correct
@@ -66,7 +66,7 @@ class _PlannedRecipe:
     recipe: Recipe
     point: int  # index of its point
     plan: Plan  # without measurements
-    finish: Callable[[], None]  # to be called after its evaluation
+    run: Run | None  # to be finished after its evaluation; ``None`` if an earlier run's plan was found
 
 
 @with_options(SweepOptions)
@@ -186,8 +186,9 @@ def run_sweep(
     planning = time.perf_counter()
     progress.stage("evaluate")
     correct = _score(request, inputs, points, loaded, progress, kept)
-    for plan in planned:
-        plan.finish()
+    for recipe in planned:
+        if recipe.run:
+            recipe.run.finish()
     progress.stage("bootstrap")
     rows = _rows(request, correct)
     numbers = {f"recipe {each.recipe.name}": each.point for each in planned}
@@ -362,18 +363,15 @@ def _plan_points(
     points: dict[Any, Point] = {float(alpha): Point(alpha) for alpha in request.alphas}  # equal weights are one point
     planned = []
     for recipe in request.recipes:
-        cached = kept.plan(request, recipe) if kept else None
-        if cached is None:
+        plan, run = kept.plan(request, recipe) if kept else None, None
+        if plan is None:
             run = prepare(request.merge_request(recipe), progress, known=known, judged=False)
-            plan, tensors = shared_plan(run)
-            finish = run.finish
+            plan = shared_plan(run)
             if kept is not None and run.is_main:
-                kept.keep_plan(request, recipe, plan, tensors)
-        else:
-            (plan, tensors), finish = cached, lambda: None
+                kept.keep_plan(request, recipe, plan)
         key = weights_key(plan, inputs)
-        points.setdefault(key, Point(None, plan, tensors))
-        planned.append(_PlannedRecipe(recipe, list(points).index(key), plan, finish))
+        points.setdefault(key, Point(None, plan))
+        planned.append(_PlannedRecipe(recipe, list(points).index(key), plan, run))
     return list(points.values()), planned
 
 

@@ -20,7 +20,6 @@ from clipmerge.models import ImageTextModel
 from clipmerge.models.headed_tower import HeadedTower
 from clipmerge.options import OutputDtype
 from clipmerge.planning.plan import Plan
-from clipmerge.planning.tensors import PlanTensors
 
 
 class MovingModel:
@@ -73,10 +72,10 @@ class MovingModel:
             self._set(name, value if self._dtype is None else value.to(self._dtype))
 
     @torch.no_grad()
-    def follow(self, plan: Plan, tensors: PlanTensors) -> None:
+    def follow(self, plan: Plan) -> None:
         """Set the weights to those of a plan, as `merged_tensors` computes them."""
         left = set(self.model.parameters)
-        merged = [tensor for tensor in merged_tensors(self._pair, plan, tensors) if tensor.name in left]
+        merged = [tensor for tensor in merged_tensors(self._pair, plan) if tensor.name in left]
         with closing(contents_of(merged, np.empty)) as contents:
             for tensor, content in zip(merged, contents, strict=True):
                 self._set(tensor.name, tensor.tensor(content))

@@ -29,7 +29,6 @@ from clipmerge.planning.other_tasks import RANKS, OtherTaskScores, Recall, Score
 if TYPE_CHECKING:
     from clipmerge.checkpoint import Inputs
     from clipmerge.planning.plan import Plan
-    from clipmerge.planning.tensors import PlanTensors
     from clipmerge.progress import Progress
 
 # Scores computed at once.
@@ -50,10 +49,10 @@ def load_task(source: Any, *, most: int | None = None, seed: int = 0) -> Task:
 
 
 def measure_other_tasks(
-    inputs: Inputs, plan: Plan, tensors: PlanTensors, tasks: dict[str, Task], settings: EvalSettings, progress: Progress
+    inputs: Inputs, plan: Plan, tasks: dict[str, Task], settings: EvalSettings, progress: Progress
 ) -> tuple[OtherTaskScores, ...]:
     """Measure zero-shot, fine-tuned and merged model on every task, with the same result in every process."""
-    scores = score_tasks(inputs, moves_of(plan, tensors), tasks, settings, progress)
+    scores = score_tasks(inputs, moves_of(plan), tasks, settings, progress)
     return tuple(
         OtherTaskScores(
             **facts_of(name, task),

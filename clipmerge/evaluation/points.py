@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 from clipmerge.checkpoint import Inputs
 from clipmerge.planning.layer_plan import LayerPlan, LearnedAlpha
 from clipmerge.planning.plan import Plan
-from clipmerge.planning.tensors import PlanTensors
 
 if TYPE_CHECKING:
     from clipmerge.evaluation.moving_model import MovingModel
@@ -21,7 +20,6 @@ class Point:
 
     alpha: float | None
     plan: Plan | None = None
-    tensors: PlanTensors = field(default_factory=PlanTensors)
     checkpoint: Inputs | None = None
 
     def move(self, model: MovingModel) -> None:
@@ -29,7 +27,7 @@ class Point:
         if self.checkpoint is not None:
             model.become(self.checkpoint)
         elif self.plan is not None:
-            model.follow(self.plan, self.tensors)
+            model.follow(self.plan)
         else:
             model.interpolate(cast(float, self.alpha))
 

@@ -28,7 +28,6 @@ from clipmerge.progress import Pace, Progress
 if TYPE_CHECKING:
     from clipmerge.checkpoint import Inputs
     from clipmerge.planning.plan import Plan
-    from clipmerge.planning.tensors import PlanTensors
 
 # Bytes of preprocessed images in memory at once. Moving a model costs as much as a few images, so this can be small.
 _LOAD_BYTES = 256 << 20
@@ -38,7 +37,6 @@ _CLEAN = "clean"
 def measure_effect(
     inputs: Inputs,
     plan: Plan,
-    tensors: PlanTensors,
     images: LabelledImages,
     settings: EvalSettings,
     *,
@@ -59,7 +57,7 @@ def measure_effect(
     pace = Pace(progress, partial("{} {} (--no-verdict skips it)".format, sentence) if on_cpu else None)
     scorer = Scorer(model, inputs, settings, load_bytes=_LOAD_BYTES)
     sources = {_CLEAN: images, **unrelated.sources, **related.sources}
-    answers = scorer.answer(moves_of(plan, tensors), sources, pace)
+    answers = scorer.answer(moves_of(plan), sources, pace)
     # by source, shape (models, images): row 0 is zero-shot, then come the fine-tuned models, the last row is merged
     right = {name: answers[name] == np.asarray(source.labels) for name, source in sources.items()}
     clean = right.pop(_CLEAN)
@@ -115,14 +113,10 @@ def measure_effect(
     )
 
 
-def moves_of(plan: Plan, tensors: PlanTensors) -> list[Move]:
+def moves_of(plan: Plan) -> list[Move]:
     """List the functions that move the model to each model compared: zero-shot, each fine-tuned one, merged."""
     finetuned = [partial(MovingModel.become_finetuned, which=which) for which in range(len(plan.finetuned))]
-    return [
-        partial(MovingModel.interpolate, alpha=0.0),
-        *finetuned,
-        partial(MovingModel.follow, plan=plan, tensors=tensors),
-    ]
+    return [partial(MovingModel.interpolate, alpha=0.0), *finetuned, partial(MovingModel.follow, plan=plan)]
 
 
 def estimate(share: float, images: int) -> Estimate:

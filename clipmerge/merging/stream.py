@@ -26,7 +26,6 @@ from clipmerge.merging.chunks import CHUNK, Room, may_be_thinned
 from clipmerge.parallel import side_by_side
 from clipmerge.planning.layer_plan import LayerPlan, LearnedAlpha
 from clipmerge.planning.plan import Plan
-from clipmerge.planning.tensors import PlanTensors
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -79,9 +78,7 @@ def _begun(tensor: MergedTensor) -> Iterable[Array]:
     return itertools.chain(list(itertools.islice(chunks, 1)), chunks)
 
 
-def merged_tensors(
-    inputs: Inputs, plan: Plan, tensors: PlanTensors | None = None, *, chunk: int = CHUNK
-) -> list[MergedTensor]:
+def merged_tensors(inputs: Inputs, plan: Plan, *, chunk: int = CHUNK) -> list[MergedTensor]:
     """List the output's tensors, each with its content on demand; nothing is read yet."""
     outputs = []
     for name, key in inputs.zeroshot_keys.items():
@@ -95,7 +92,7 @@ def merged_tensors(
         if layer is not None and inputs.merges(name):
             masked = layer.mask is not None and may_be_thinned(inputs, name)
             is_whole = masked or plan.combine is not None
-            chunks = partial(_merged, inputs, plan, name, layer, tensors or PlanTensors(), dtype, chunk, is_whole)
+            chunks = partial(_merged, inputs, plan, name, layer, dtype, chunk, is_whole)
         else:
             chunks = _unmerged(inputs, name, layer, dtype, chunk)
         shape = inputs.output_shape(name, entry)
@@ -138,7 +135,6 @@ def _merged(
     plan: Plan,
     name: str,
     layer: LayerPlan,
-    tensors: PlanTensors,
     dtype: str,
     chunk: int,
     is_whole: bool,
@@ -152,7 +148,7 @@ def _merged(
         return numpy_chunks.merged(inputs, name, alpha, plan.weights, room, chunk)
     from clipmerge.merging import torch_chunks
 
-    return torch_chunks.merged(inputs, plan, name, layer, tensors, dtype, chunk)
+    return torch_chunks.merged(inputs, plan, name, layer, dtype, chunk)
 
 
 def _unmerged(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -25,24 +24,22 @@ from clipmerge.merging.selection import RandomKey
 from clipmerge.merging.tensor import combination, mask_options, merge_tensor, moved, whole_change
 from clipmerge.parallel import one_thread
 from clipmerge.planning.layer_plan import LayerPlan, LearnedAlpha
-from clipmerge.planning.plan import Plan
-from clipmerge.planning.tensors import PlanTensors, coefficients_of_run
-from clipmerge.plugins import load_plugin
+from clipmerge.planning.plan import COEFFICIENTS, SCORES, Plan
+from clipmerge.planning.tensors import coefficients_of_run
+from clipmerge.plugins import requires
 
 
-def merged(
-    inputs: Inputs, plan: Plan, name: str, layer: LayerPlan, tensors: PlanTensors, dtype: str, length: int
-) -> Iterator[Array]:
+def merged(inputs: Inputs, plan: Plan, name: str, layer: LayerPlan, dtype: str, length: int) -> Iterator[Array]:
     """Merge a parameter under a plan: runs of elements in memory order, 1-D, in stored form (bfloat16 as its bits)."""
     entry = inputs.zeroshot.entries[inputs.zeroshot_keys[name]]
     coefficient: float | Tensor
     if isinstance(layer.coefficient, LearnedAlpha):  # a parameter without coefficients of its own goes with the others
-        coefficient = tensors.coefficients.get(name, layer.coefficient.mean)
+        coefficient = plan.held_tensors.get(f"{COEFFICIENTS}{name}", layer.coefficient.mean)
     else:
         coefficient = layer.coefficient
     thinned = may_be_thinned(inputs, name)
-    arguments = _mask_inputs(plan, name, layer, tensors.scores) if layer.mask and thinned else {}
-    if arguments and _lacks_score(str(layer.mask), name, tensors):
+    arguments = _mask_inputs(plan, name, layer) if layer.mask and thinned else {}
+    if arguments and "score" not in arguments and requires("masks", str(layer.mask), "score"):
         if not torch.equal(inputs.theta_0(name), inputs.theta_1(name)):  # of what is unchanged none is needed
             raise PlanError(
                 f"layer '{inputs.layer_of[name]}' has the mask '{layer.mask}', but the plan holds no scores for "
@@ -93,18 +90,12 @@ def _whole_change(inputs: Inputs, name: str, **rule: Any) -> Tensor:
         return whole_change(theta_0, finetuned, **rule).flatten()
 
 
-def _mask_inputs(plan: Plan, name: str, layer: LayerPlan, scores: dict[str, Tensor]) -> dict[str, Any]:
+def _mask_inputs(plan: Plan, name: str, layer: LayerPlan) -> dict[str, Any]:
     mask = str(layer.mask)
     options = {**layer.mask_options, **layer.parameters.get(name, {})}
     arguments = {"mask": mask, **mask_options(mask, layer.density, options), "key": RandomKey(plan.seed, name)}
-    if name in scores:
-        arguments["score"] = scores[name]
-    return arguments
-
-
-def _lacks_score(mask: str, name: str, tensors: PlanTensors) -> bool:
-    score = inspect.signature(load_plugin("masks", mask)).parameters.get("score")
-    return score is not None and score.default is score.empty and name not in tensors.scores
+    score = plan.held_tensors.get(f"{SCORES}{name}")
+    return arguments if score is None else arguments | {"score": score}
 
 
 def copied(name: str, holder: Location, others: Sequence[Location], dtype: str, length: int) -> Iterator[Array]:

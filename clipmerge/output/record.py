@@ -238,7 +238,7 @@ def merge_record(
     run: Run, plan: Plan, *, output: Path | None = None, files: Mapping[str, str | None] | None = None
 ) -> MergeRecord:
     """Make the record of a merge."""
-    inputs, coefficients = run.inputs, run.tensors.coefficients
+    inputs, coefficients = run.inputs, plan.coefficients
     merged = inputs.merged_layers
     plan = plan.checked(merged)
     measured = plan.measurements

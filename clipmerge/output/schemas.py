@@ -13,7 +13,7 @@ from clipmerge.checkpoint.ancestry import Ancestry
 from clipmerge.output.record import DataSource, MergeRecord, Published
 from clipmerge.planning.frozen import Frozen
 from clipmerge.planning.merge_effect import DifferenceOfShares, ShareOfImages
-from clipmerge.planning.other_tasks import Score
+from clipmerge.planning.other_tasks import OtherTask, Score
 from clipmerge.planning.plan import Plan
 from clipmerge.planning.provenance import CalibrationRecord, SourceRecord
 from clipmerge.planning.recipe import Recipe
@@ -27,19 +27,7 @@ class PrintedRecord(MergeRecord):
     published: Published | None = None
 
 
-class Task(Frozen):
-    """A task that the models were not fine-tuned for: images with classes or with captions."""
-
-    name: str
-    kind: Literal["accuracy", "retrieval"]
-    source: str
-    revision: str | None = None
-    images: int
-    classes: int = 0
-    captions: int = 0
-
-
-class ScoredTask(Task):
+class ScoredTask(OtherTask):
     """A task, and the score of one model."""
 
     score: Score
@@ -118,7 +106,7 @@ class _Sweep(Frozen):
     curve: tuple[SweepPoint, ...]
     recipes: tuple[RecipePoint, ...]
     points: tuple[PlacedPoint, ...] = ()
-    kept: tuple[Task, ...] = ()
+    kept: tuple[OtherTask, ...] = ()
     seconds: dict[str, float]
     headline: str
 

@@ -39,8 +39,8 @@ class Score(Frozen):
     recall: Recall | None = None
 
 
-class OtherTaskScores(Frozen):
-    """One task that the models were not fine-tuned for.
+class OtherTask(Frozen):
+    """A task that the models were not fine-tuned for: images with classes or with captions.
 
     Attributes:
         name: Name of the task.
@@ -50,10 +50,6 @@ class OtherTaskScores(Frozen):
         images: Number of images.
         captions: Number of captions; 0 for images with classes.
         classes: Number of classes to choose from; 0 for images with captions.
-        zeroshot: Score of the zero-shot model.
-        finetuned: Score of each fine-tuned model, in the order given.
-        merged: Score of the merged model.
-        plan: `Plan.digest` of the plan that was measured; empty until the plan is written.
     """
 
     name: str
@@ -63,6 +59,18 @@ class OtherTaskScores(Frozen):
     images: Annotated[int, Field(ge=1)]
     captions: Annotated[int, Field(ge=0)] = 0
     classes: Annotated[int, Field(ge=0)] = 0
+
+
+class OtherTaskScores(OtherTask):
+    """The scores of the models of a merge on such a task.
+
+    Attributes:
+        zeroshot: Score of the zero-shot model.
+        finetuned: Score of each fine-tuned model, in the order given.
+        merged: Score of the merged model.
+        plan: `Plan.digest` of the plan that was measured; empty until the plan is written.
+    """
+
     zeroshot: Score
     finetuned: tuple[Score, ...] = Field(min_length=1)
     merged: Score

@@ -35,6 +35,9 @@ from clipmerge.plugins import Alpha, check_options
 if TYPE_CHECKING:
     from torch import Tensor
 
+#: Beginnings of the names of a plan's tensors, followed by the parameter: saliency for masks, and learned coefficients,
+#: float32 of shape (), (rows, 1, ...) or the parameter's.
+SCORES, COEFFICIENTS = "scores:", "coefficients:"
 #: The reason given for a layer whose settings were edited after its reason was written.
 EDITED = "edited by hand"
 #: The reason given for every layer of a plan that was edited to other checkpoints.
@@ -146,6 +149,12 @@ class Plan(Tabular, Frozen):
     def held_tensors(self) -> Mapping[str, Tensor]:
         """Scores and learned coefficients in memory, by their names in the file beside the plan."""
         return self._tensors
+
+    @property
+    def coefficients(self) -> dict[str, Tensor]:
+        """Learned coefficients in memory, by parameter."""
+        held = self._tensors.items()
+        return {name.removeprefix(COEFFICIENTS): each for name, each in held if name.startswith(COEFFICIENTS)}
 
     def with_tensors(self, tensors: Mapping[str, Tensor]) -> Plan:
         """Return the plan with its scores and learned coefficients, by their names in the file beside it."""

@@ -7,45 +7,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from clipmerge.errors import PlanError
 from clipmerge.planning.layer_plan import LayerPlan, LearnedAlpha
-from clipmerge.planning.plan import Plan
+from clipmerge.planning.plan import COEFFICIENTS, SCORES, Plan
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-_SCORES, _COEFFICIENTS = "scores:", "coefficients:"
 # Tolerance for a plan's mean and range, computed in float64 from float32 numbers: only the order of a sum may differ.
 _SAME = 1e-6
 
 
-@dataclass(frozen=True)
-class PlanTensors:
-    """The tensors of a plan: saliency for the masks that need it, and learned coefficients, by parameter."""
-
-    scores: dict[str, Tensor] = field(default_factory=dict)
-    coefficients: dict[str, Tensor] = field(default_factory=dict)  # float32: (), (rows, 1, ...), or the parameter's
-
-    def __bool__(self) -> bool:
-        """Whether there are any tensors."""
-        return bool(self.scores or self.coefficients)
-
-    def to_file(self) -> dict[str, Tensor]:
-        """Flatten into the names used in the file: ``scores:NAME`` and ``coefficients:NAME``."""
-        scores = {_SCORES + name: tensor for name, tensor in self.scores.items()}
-        return scores | {_COEFFICIENTS + name: tensor for name, tensor in self.coefficients.items()}
-
-    @classmethod
-    def from_file(cls, tensors: Mapping[str, Tensor]) -> PlanTensors:
-        """Inverse of `to_file`."""
-
-        def under(prefix: str) -> dict[str, Tensor]:
-            return {key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.startswith(prefix)}
-
-        return cls(under(_SCORES), under(_COEFFICIENTS))
+def named_tensors(scores: Mapping[str, Tensor], coefficients: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Scores for the masks that need them, and coefficients, by parameter, under their names in the plan."""
+    named = {f"{SCORES}{name}": tensor for name, tensor in scores.items()}
+    return named | {f"{COEFFICIENTS}{name}": tensor for name, tensor in coefficients.items()}
 
 
 def with_coefficients(
@@ -71,13 +49,9 @@ def _summary(learned: list[tuple[Tensor, tuple[int, ...]]]) -> LearnedAlpha:
     return LearnedAlpha(mean, min(float(c.min()) for c, _ in learned), max(float(c.max()) for c, _ in learned))
 
 
-def check_coefficients(
-    plan: Plan,
-    coefficients: Mapping[str, Tensor],
-    names: Mapping[str, tuple[str, ...]],
-    shapes: Mapping[str, tuple[int, ...]],
-) -> None:
+def check_coefficients(plan: Plan, names: Mapping[str, tuple[str, ...]], shapes: Mapping[str, tuple[int, ...]]) -> None:
     """Check a plan, which may have been edited, against its coefficients."""
+    coefficients = plan.coefficients
     for name, coefficient in coefficients.items():
         if name not in shapes:
             raise PlanError(f"the plan has coefficients for {name}, which does not exist; plan again")

@@ -34,7 +34,6 @@ from clipmerge.images.dataset import load_images
 from clipmerge.models.building import build_model
 from clipmerge.models.transformers_clip import TransformersClip
 from clipmerge.planning.recipe import load_recipe
-from clipmerge.planning.tensors import PlanTensors
 from clipmerge.progress import Progress
 from clipmerge.request import Calibration, MergeRequest, SweepRequest
 from tests.support.command import clipmerge, done
@@ -127,7 +126,7 @@ def test_weights_are_those_that_merge_writes_bit_for_bit(
         written = load_file(folder / "model.safetensors")
         if alpha is None:
             assert run.plan is not None
-            moving.follow(run.plan, run.tensors)
+            moving.follow(run.plan)
         else:
             moving.interpolate(alpha)
         for name, parameter in moving.model.parameters.items():
@@ -235,7 +234,7 @@ def test_how_many_images_are_held_changes_nothing(
     opened = align_checkpoints(open_checkpoint(str(far[0])), [open_checkpoint(str(far[1]))])
     plan = prepare(MergeRequest(str(far[0]), (str(far[1]),), load_recipe("lines"))).plan
     assert plan is not None
-    moves = [*[lambda m, a=a: m.interpolate(a) for a in request.alphas], lambda m: m.follow(plan, {})]
+    moves = [*[lambda m, a=a: m.interpolate(a) for a in request.alphas], lambda m: m.follow(plan)]
     for held in (1, 100_000, 10**9):
         with monkeypatch.context() as patched:
             counting = Counting(patched)
@@ -331,16 +330,16 @@ def test_plans_are_kept_where_images_have_a_commit(
         kept = SweepCache(cache)
         free = cached_request(pair, "hf://datasets/acme/cars@1:test", "wise-ft")
         assert kept.plan(free, load_recipe("wise-ft")) is None
-        kept.keep_plan(free, load_recipe("wise-ft"), plan, PlanTensors())
+        kept.keep_plan(free, load_recipe("wise-ft"), plan)
         found = kept.plan(free, load_recipe("wise-ft"))
         assert (found is not None) is (cache == tmp_path)
-        assert found is None or found[0].settings_digest == plan.settings_digest
+        assert found is None or found.settings_digest == plan.settings_digest
     kept = SweepCache(tmp_path)
     for file in (tmp_path / "plans").iterdir():
         file.write_text("{")
     assert kept.plan(free, load_recipe("wise-ft")) is None
     local = cached_request(pair, "some folder", "straggler-outlier")
-    kept.keep_plan(local, load_recipe("straggler-outlier"), plan, PlanTensors())
+    kept.keep_plan(local, load_recipe("straggler-outlier"), plan)
     assert kept.plan(local, load_recipe("straggler-outlier")) is None
     assert len(list((tmp_path / "plans").iterdir())) == 1
 
@@ -348,11 +347,11 @@ def test_plans_are_kept_where_images_have_a_commit(
 def test_points_are_told_apart(pair: Folders) -> None:
     ends = [align_checkpoints(open_checkpoint(str(pair[0])), [open_checkpoint(str(end))]) for end in pair[::-1]]
     plan = api.plan(*pair, "wise-ft", **QUIET)
-    learned = [PlanTensors(coefficients={"a": torch.full((2,), value)}) for value in (0.5, 0.25)]
+    learned = [plan.with_tensors({"coefficients:a": torch.full((2,), value)}) for value in (0.5, 0.25)]
     points = [
         *(Point(None, checkpoint=inputs) for inputs in ends),
         *(Point(alpha) for alpha in (0.0, 0.5)),
-        *(Point(None, plan, tensors=tensors) for tensors in learned),
+        *(Point(None, each) for each in learned),
     ]
     keys = [key_of(point) for point in points]
     assert len(set(keys)) == len(points)

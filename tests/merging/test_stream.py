@@ -17,7 +17,7 @@ from clipmerge.merging.stream import merged_tensors
 from clipmerge.merging.tensor import merge_tensor
 from clipmerge.planning.layer_plan import LayerPlan
 from clipmerge.planning.plan import Plan
-from clipmerge.planning.tensors import PlanTensors
+from clipmerge.planning.tensors import named_tensors
 from tests.support.raw_safetensors import edit
 from tests.support.tasks import inputs_of, plan_with
 from tests.support.tiny_clip import layer_of
@@ -37,7 +37,8 @@ def plan_for(inputs: Inputs, layer: LayerPlan | None = None, **options: Any) -> 
 def stream(
     inputs: Inputs, plan: Plan, scores: dict[str, Tensor] | None = None, *, chunk: int = CHUNK
 ) -> dict[str, Tensor]:
-    return {each.key: each.tensor() for each in merged_tensors(inputs, plan, PlanTensors(scores or {}), chunk=chunk)}
+    plan = plan.with_tensors(named_tensors(scores or {}, {}))
+    return {each.key: each.tensor() for each in merged_tensors(inputs, plan, chunk=chunk)}
 
 
 def test_a_layer_that_the_plan_does_not_name_is_zero_shot(pair: Folders) -> None:

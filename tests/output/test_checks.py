@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from clipmerge.errors import OutputError
 from clipmerge.files.staging import staged_files
 from clipmerge.output.checks import check_output, check_output_file
-from clipmerge.planning.tensors import PlanTensors
+from clipmerge.planning.tensors import named_tensors
 from tests.files.test_staging import content, write
 
 
@@ -66,8 +66,7 @@ PLAN = '{"format": "clipmerge-plan/1"}'
 
 
 def write_tensors(file: Path) -> None:
-    tensors = PlanTensors(scores={"a": torch.zeros(2)}, coefficients={"b": torch.zeros(1)})
-    save_file(tensors.to_file(), file)
+    save_file(named_tensors({"a": torch.zeros(2)}, {"b": torch.zeros(1)}), file)
 
 
 def test_a_plan_never_takes_the_place_of_something_else(tmp_path: Path) -> None:

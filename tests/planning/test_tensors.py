@@ -81,7 +81,7 @@ def test_the_merge_is_the_formula_entry_by_entry(decided: Any, pair: Folders, tm
             checked += 1
     assert checked > 2000
     assert run.plan
-    for tensor in merged_tensors(run.inputs, run.plan, run.tensors, chunk=17):
+    for tensor in merged_tensors(run.inputs, run.plan, chunk=17):
         assert torch.equal(tensor.tensor(), merged[tensor.key])
 
 
@@ -92,7 +92,7 @@ def test_zeros_and_ones_are_the_sources_bytes(
     decided: Any, pair: Folders, tmp_path: Path, value: int, form: str
 ) -> None:
     run = decided((form,))
-    for coefficient in run.tensors.coefficients.values():
+    for coefficient in run.plan.coefficients.values():
         coefficient.fill_(value)
     write_merge(run, tmp_path / "out")
     merged, source = (load_file(f / "model.safetensors") for f in (tmp_path / "out", pair[value]))
@@ -114,7 +114,7 @@ def test_the_plan_tells_mean_and_range(decided: Any) -> None:
 
 def test_an_override_gives_its_layers_one_alpha(decided: Any, pair: Folders, tmp_path: Path) -> None:
     run = decided(sets=("overrides=[{layers: vision.*, alpha: 0}, {layers: text.1.mlp, density: 0.5}]",))
-    assert not any(layer_of(name).startswith("vision.") for name in run.tensors.coefficients)
+    assert not any(layer_of(name).startswith("vision.") for name in run.plan.coefficients)
     write_merge(run, tmp_path / "out")
     zeroshot, merged = (load_file(f / "model.safetensors") for f in (pair[0], tmp_path / "out"))
     for name, tensor in merged.items():

@@ -16,7 +16,7 @@ from clipmerge.planning.layer_plan import LayerPlan
 from clipmerge.planning.measurements import Measurements
 from clipmerge.planning.plan import Plan
 from clipmerge.planning.provenance import SourceRecord
-from clipmerge.planning.tensors import PlanTensors
+from clipmerge.planning.tensors import named_tensors
 from clipmerge.plugins import load_plugin
 
 RECORD = SourceRecord(source="x", files={})
@@ -45,5 +45,6 @@ def plan_with(layers: Mapping[str, LayerPlan], weights: tuple[float, ...] = (1.0
 def merged(task: Task, decision: Decision, *, seed: int = 0, chunk: int = CHUNK) -> dict[str, Tensor]:
     """The tensors that a decision gives, by parameter."""
     plan = plan_with(decision.layers, decision.weights, combine=decision.combine, seed=seed).checked(task.layers)
-    tensors = merged_tensors(task.inputs, plan, PlanTensors(decision.scores), chunk=chunk)
+    plan = plan.with_tensors(named_tensors(decision.scores, {}))
+    tensors = merged_tensors(task.inputs, plan, chunk=chunk)
     return {tensor.name: tensor.tensor() for tensor in tensors}
