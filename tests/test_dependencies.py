@@ -1,7 +1,5 @@
 """The bill of materials and the check of licences: offline, and of what clipmerge really needs."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys

@@ -4,8 +4,6 @@ Skipped without a device. Two kinds of processor sum in different orders, so val
 largest of their statistic; what is written is computed on the CPU everywhere, so bytes are compared exactly.
 """
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

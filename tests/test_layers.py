@@ -1,7 +1,5 @@
 """Layers of parameter names, on the key lists of real CLIP models."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from transformers import CLIPConfig, CLIPModel

@@ -1,7 +1,5 @@
 """Few entries in the package, imports without circles, and no private name of another library."""
 
-from __future__ import annotations
-
 import ast
 from graphlib import TopologicalSorter
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The ratchet on code lines per package, and the script that counts them."""
 
-from __future__ import annotations
-
 import runpy
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """The one list of options: adding one touches four files, and every function shows, checks and takes its own."""
 
-from __future__ import annotations
-
 import inspect
 import os
 import shutil

@@ -1,7 +1,5 @@
 """Parallel work: in order, within bounds, one thread each, and the same bytes for any number of threads."""
 
-from __future__ import annotations
-
 import threading
 import time
 import warnings

@@ -1,7 +1,5 @@
 """Options that one plugin adopts from another."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Several processes write the bytes of one, and what a process does about the others: waiting, and being ended."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 import resource

@@ -1,7 +1,5 @@
 """The estimate that long work states before it goes on."""
 
-from __future__ import annotations
-
 import time
 
 import pytest

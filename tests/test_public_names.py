@@ -1,7 +1,5 @@
 """The public names: their list, their modules, and the cost of importing them."""
 
-from __future__ import annotations
-
 import ast
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """What a release needs: one version, files that others can read, and a source distribution that tests itself."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

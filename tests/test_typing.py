@@ -1,7 +1,5 @@
 """A user's program is type-checked against the installed package: what is right passes, what is wrong is named."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 from pathlib import Path

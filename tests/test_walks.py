@@ -1,7 +1,5 @@
 """The modules that a value passes: from image to batch, from coefficient to arithmetic, from request to output."""
 
-from __future__ import annotations
-
 import sys
 import threading
 from collections.abc import Callable, Iterator

@@ -1,7 +1,5 @@
 """`clipmerge bench` against repositories and files of the public layouts, and its jobs, which submitit runs here."""
 
-from __future__ import annotations
-
 import json
 import math
 import sys

@@ -1,7 +1,5 @@
 """The merge at the end of a real training with transformers' Trainer."""
 
-from __future__ import annotations
-
 import copy
 import json
 import logging

@@ -1,7 +1,5 @@
 """`clipmerge convert`: the target library loads its output, including processor and tokenizer."""
 
-from __future__ import annotations
-
 import hashlib
 import importlib.util
 import json

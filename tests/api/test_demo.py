@@ -1,7 +1,5 @@
 """The whole demo, run once and then checked in every respect."""
 
-from __future__ import annotations
-
 import json
 import shlex
 from pathlib import Path

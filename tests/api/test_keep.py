@@ -1,7 +1,5 @@
 """--keep: a real small fine-tune loses what it was not trained on, and the merge gives some of it back."""
 
-from __future__ import annotations
-
 import json
 import re
 import shutil

@@ -1,7 +1,5 @@
 """Merges by the pipeline, what inspecting says before them, and what is refused."""
 
-from __future__ import annotations
-
 import errno
 import hashlib
 import json

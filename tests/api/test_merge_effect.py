@@ -1,7 +1,5 @@
 """The measured effect of a merge: against transformers itself, and from the command line to the card."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import re

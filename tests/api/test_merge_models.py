@@ -1,7 +1,5 @@
 """Models in memory: the same weights as from files, and nothing changed or left behind."""
 
-from __future__ import annotations
-
 import copy
 import json
 import tempfile

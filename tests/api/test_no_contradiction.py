@@ -1,7 +1,5 @@
 """Plans are decided, edited by hand and applied: no verdict, headline or table contradicts the plan or the weights."""
 
-from __future__ import annotations
-
 import json
 import re
 import shutil

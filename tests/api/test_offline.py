@@ -1,7 +1,5 @@
 """Everything from the Hub's cache, offline: each command tells of the commit that it uses unchecked."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 

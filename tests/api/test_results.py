@@ -1,7 +1,5 @@
 """Results: a short repr, a table in a notebook, a DataFrame if pandas is installed."""
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """The functions and the commands write the same bytes and report the same numbers."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Sweeps: every point is what `merge` and `evaluate` say of it, and nothing is evaluated twice."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from collections import Counter

@@ -1,7 +1,5 @@
 """`--unlabelled` from the command to the card: used, recorded, published without local paths, and refused."""
 
-from __future__ import annotations
-
 import copy
 import json
 import shutil

@@ -1,7 +1,5 @@
 """A tiny pair with pictures, evaluated like those of the benchmarks, and records made of shares of drawings."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

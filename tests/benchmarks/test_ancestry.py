@@ -1,7 +1,5 @@
 """The pairs of the ancestry benchmark, and that its published result is what its judgements say."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

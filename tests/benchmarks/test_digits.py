@@ -1,7 +1,5 @@
 """Training of the demo's models: styles, captions, the tokenizer, the loss, and the same bytes in every run."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

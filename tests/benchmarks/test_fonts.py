@@ -1,7 +1,5 @@
 """Characters as drawings: names, faces, roles."""
 
-from __future__ import annotations
-
 from itertools import combinations
 
 from benchmarks.shifts.fonts import shift as fonts

@@ -1,7 +1,5 @@
 """The benchmark of a GPU, run on the CPU at a tiny size: its cases, its file, and its table."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """The benchmark of real pictures, with generated pictures and an untrained backbone."""
 
-from __future__ import annotations
-
 import io
 import json
 import tarfile

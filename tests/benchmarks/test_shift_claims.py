@@ -1,7 +1,5 @@
 """The paper's claims."""
 
-from __future__ import annotations
-
 import json
 import random
 from pathlib import Path

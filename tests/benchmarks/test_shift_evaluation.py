@@ -1,7 +1,5 @@
 """Every recipe on a pair, as JSON; standings, and the page from it."""
 
-from __future__ import annotations
-
 import json
 import random
 import shutil

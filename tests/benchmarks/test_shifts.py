@@ -1,7 +1,5 @@
 """Distribution shifts: pictures, training, and the commands, from nothing."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Benchmarks of speed: random checkpoints have the architectures that they claim, and docs/cost.md has the results."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

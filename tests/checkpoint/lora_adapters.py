@@ -1,7 +1,5 @@
 """LoRA adapters, saved by peft as after training."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

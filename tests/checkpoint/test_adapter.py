@@ -1,7 +1,5 @@
 """peft adapters as the fine-tuned side: the same weights as peft's own merge."""
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Iterator
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Unsupported or broken adapters, and adapters without a base, are refused in one line."""
 
-from __future__ import annotations
-
 import shutil
 import warnings
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Which checkpoint started from which, on small models that are really trained."""
 
-from __future__ import annotations
-
 import shutil
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Checkpoints as other libraries write them, read or named: state dicts of timm, open_clip and transformers."""
 
-from __future__ import annotations
-
 import argparse
 import json
 from collections.abc import Callable

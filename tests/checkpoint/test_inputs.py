@@ -1,7 +1,5 @@
 """Two aligned checkpoints: those that match, those that do not, and messages that name the place."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from pathlib import Path

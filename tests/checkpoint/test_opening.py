@@ -1,7 +1,5 @@
 """Opening folders, files, shards and Hub ids; each refusal is one line that names the file."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

@@ -1,7 +1,5 @@
 """Pairs from the Hub that do not match are refused by their headers: the request log shows no weights."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 

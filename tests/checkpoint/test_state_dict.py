@@ -1,7 +1,5 @@
 """PyTorch files: their tensors are read in any order and wrapping, and their code is never run."""
 
-from __future__ import annotations
-
 import argparse
 import json
 import os

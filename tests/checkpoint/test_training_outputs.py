@@ -1,7 +1,5 @@
 """Checkpoints as training libraries write them: each is read as a plain folder is, or names the way there."""
 
-from __future__ import annotations
-
 import argparse
 import json
 import re

@@ -1,7 +1,5 @@
 """WiSE-FT classifiers: an image encoder and a head, merged with a zero-shot model without or with a head."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

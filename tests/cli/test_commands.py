@@ -1,7 +1,5 @@
 """The command line on good input: its output on the terminal and on disk, and that plan and apply equal merge."""
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import json

@@ -1,7 +1,5 @@
 """Defaults of flags from the environment and from files, and what a stranger's file cannot set."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Commands that are ended from outside: the message after a signal or a failure of stdout, and its process."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os

@@ -1,7 +1,5 @@
 """Flags that several commands share, errors that name the right command, and the flags and outputs of a sweep."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

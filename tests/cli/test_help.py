@@ -1,7 +1,5 @@
 """Help, completion, hints, and `clipmerge env`."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 

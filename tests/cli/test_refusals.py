@@ -1,7 +1,5 @@
 """The command line on bad input: one line on stderr, the right exit code, nothing written."""
 
-from __future__ import annotations
-
 import re
 import shutil
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """Commands that are stopped while they learn and run again: the same bytes, and only the same command resumes."""
 
-from __future__ import annotations
-
 import json
 import os
 import signal

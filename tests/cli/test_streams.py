@@ -1,7 +1,5 @@
 """What a command meets around it: readers, folders, terminals and launchers that have gone, and strange names."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import signal

@@ -1,7 +1,5 @@
 """Output on stdout and stderr, progress, and the end of commands for every exception."""
 
-from __future__ import annotations
-
 import json
 import sys
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """Rules for several task vectors: their common properties, and each against peft and entry-by-entry loops."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from pathlib import Path

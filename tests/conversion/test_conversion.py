@@ -1,7 +1,5 @@
 """OpenCLIP's and transformers' layouts: both libraries' real models must agree on the same input."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Configurations and weights that one of the two layouts cannot express, each refused by name."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """The demo's folder: models that load anywhere, images by class, written once, whole or not at all."""
 
-from __future__ import annotations
-
 import filecmp
 import os
 import shutil

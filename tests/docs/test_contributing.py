@@ -1,7 +1,5 @@
 """The files that CONTRIBUTING shows: each works where its package looks for it, and nothing else is touched."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The examples, each run with a small real model."""
 
-from __future__ import annotations
-
 import importlib.util
 import json
 import shutil

@@ -1,7 +1,5 @@
 """The pages: no dead link, all in the navigation, the API reference complete, and the site built without a warning."""
 
-from __future__ import annotations
-
 import html
 import inspect
 import re

@@ -1,7 +1,5 @@
 """The Python guide's code runs as it stands, in order, and the notebook from top to bottom."""
 
-from __future__ import annotations
-
 import logging
 import re
 import shutil

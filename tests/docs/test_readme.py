@@ -1,7 +1,5 @@
 """Every command of README and docs: those in `sh` blocks run as they stand, all others parse."""
 
-from __future__ import annotations
-
 import re
 import shlex
 import shutil

@@ -1,7 +1,5 @@
 """Every family: a merged real model loads with its own class and agrees with its sources."""
 
-from __future__ import annotations
-
 import json
 import re
 import shutil

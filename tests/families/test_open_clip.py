@@ -1,7 +1,5 @@
 """Merging OpenCLIP checkpoints of every kind: open_clip loads the output strictly."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from pathlib import Path

@@ -1,7 +1,5 @@
 """sha256 of files, and the conditions for using a remembered one."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import mmap

@@ -1,7 +1,5 @@
 """Files and names that cannot be read, and paths as users write them."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """The header reader: files of safetensors are read, and all others refused in one line that says what they are."""
 
-from __future__ import annotations
-
 import json
 import pickle
 import struct

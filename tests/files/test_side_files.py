@@ -1,7 +1,5 @@
 """Only known, regular files of the folder are copied with the weights: no link, no secret, no local path."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

@@ -1,7 +1,5 @@
 """The output is complete or absent, the old one is kept until the new one exists, and nothing is left over."""
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import os

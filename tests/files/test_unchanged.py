@@ -1,7 +1,5 @@
 """Inputs that are overwritten, replaced or truncated while they are read give one line, with nothing left behind."""
 
-from __future__ import annotations
-
 import os
 import resource
 import shutil

@@ -1,7 +1,5 @@
 """The output file: the bytes appended and their hash, on every kind of disk, or the disk's error."""
 
-from __future__ import annotations
-
 import errno
 import hashlib
 import os

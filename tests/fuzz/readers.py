@@ -1,7 +1,5 @@
 """Readers by name, from bytes to an answer or a `ClipmergeError`, and valid files for each."""
 
-from __future__ import annotations
-
 import contextlib
 import io
 import json

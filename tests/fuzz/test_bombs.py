@@ -1,7 +1,5 @@
 """Files made to fill memory or to take for ever, at full size: one line or an answer, in seconds and below 1 GiB."""
 
-from __future__ import annotations
-
 import io
 import json
 import struct

@@ -1,7 +1,5 @@
 """Every reader against files that were found to do harm, and against some hundred damaged ones."""
 
-from __future__ import annotations
-
 import random
 import tempfile
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Reading from the Hub: every fault by the real client against the double, and no silent use of a stale cache."""
 
-from __future__ import annotations
-
 import json
 import time
 from typing import Any

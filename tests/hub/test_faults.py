@@ -4,8 +4,6 @@ Each row is one fault that lasts. A command ends with one line that says what we
 absent, empty or whole, a merge leaves no output; and when the fault is gone the same command works.
 """
 
-from __future__ import annotations
-
 import json
 import re
 import time

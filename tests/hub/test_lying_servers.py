@@ -1,7 +1,5 @@
 """Servers that lie, stall or never end: one line, within the timeout, and nothing outside the cache."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import socket

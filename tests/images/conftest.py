@@ -1,7 +1,5 @@
 """Fixtures for tests of images: a Hub with the organisations of public data sets, and sources of each kind."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Batches: the same pixels in the same order as one image after another, however many threads decode them."""
 
-from __future__ import annotations
-
 import threading
 from collections.abc import Callable
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The public layout of tar shards with texts beside them, on the Hub and on the disk; and images with captions."""
 
-from __future__ import annotations
-
 from collections import Counter
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """One image decoded: every depth and mode becomes eight bits of RGB, and what would keep a decoder busy is refused."""
 
-from __future__ import annotations
-
 import os
 import struct
 import subprocess

@@ -1,7 +1,5 @@
 """Datasets on the Hub: real files, the real client, and the small part of a large split that is downloaded."""
 
-from __future__ import annotations
-
 from collections import Counter
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Images in memory: found, labelled and sampled like those of files."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

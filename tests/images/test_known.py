@@ -1,7 +1,5 @@
 """Public data sets by name: each is well formed, and is read with its names and templates."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

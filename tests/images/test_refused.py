@@ -3,8 +3,6 @@
 Only files inside a source are opened, nothing blocks, and small files stay small in memory.
 """
 
-from __future__ import annotations
-
 import io
 import os
 import re

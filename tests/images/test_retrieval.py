@@ -1,7 +1,5 @@
 """Images with captions, from folders and tar files on this machine and on the Hub."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

@@ -1,7 +1,5 @@
 """Sources on this machine: images found, named and sampled, from folders, Parquet and WebDataset files."""
 
-from __future__ import annotations
-
 import json
 from collections import Counter
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Images without labels: the same images from every kind of source, and nothing but images."""
 
-from __future__ import annotations
-
 import hashlib
 import io
 from pathlib import Path

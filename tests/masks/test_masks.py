@@ -1,7 +1,5 @@
 """The common properties of all masks, and each rule against a slow one."""
 
-from __future__ import annotations
-
 import inspect
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Ends of a path for tests of measures; read only."""
 
-from __future__ import annotations
-
 import pytest
 
 from tests.support.small_objective import Ends, save_ends

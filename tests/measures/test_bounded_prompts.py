@@ -1,7 +1,5 @@
 """Every measure takes a bounded number of prompts at once, and back through the text tower."""
 
-from __future__ import annotations
-
 from string import ascii_lowercase
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Fisher merging: the estimate against each image's own gradient, the merge against its formula, entry by entry."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Trace estimates against the exact Hessian of a really tiny CLIP."""
 
-from __future__ import annotations
-
 import importlib
 
 import numpy as np

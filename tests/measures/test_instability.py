@@ -1,7 +1,5 @@
 """Interpolation instability of single layers and of sets that grow, against the model run once more in float64."""
 
-from __future__ import annotations
-
 from collections.abc import Collection
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """The requirements for every measure, found by their files."""
 
-from __future__ import annotations
-
 import json
 import math
 

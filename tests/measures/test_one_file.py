@@ -1,7 +1,5 @@
 """A new measure is one file: its column, its sign and its sum reach the report and the straggler rule."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator
 from pathlib import Path

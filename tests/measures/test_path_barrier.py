@@ -1,7 +1,5 @@
 """The path's attribution against dense integration in float64, and against its Hessian-vector form."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

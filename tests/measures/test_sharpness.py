@@ -1,7 +1,5 @@
 """First-order, worst-case and average-case sharpness, each computed by hand in float64, layer by layer."""
 
-from __future__ import annotations
-
 import importlib
 from collections.abc import Iterator
 from contextlib import contextmanager

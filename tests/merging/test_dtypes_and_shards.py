@@ -1,7 +1,5 @@
 """Half, single and mixed precision, and shards of any size: the numbers are those of a plain loop."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Merges without torch: the formula in Python's own floats, torch's bytes, and torch really not imported."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys

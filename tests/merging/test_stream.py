@@ -1,7 +1,5 @@
 """The streamed merge: layers that a plan does not name, tensors that cannot be averaged, and NaN in any place."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The merge arithmetic against entry-by-entry loops in numpy scalars, and the masks' selections against sorting."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

@@ -1,7 +1,5 @@
 """The data-free methods against their formulas, written out on dense matrices."""
 
-from __future__ import annotations
-
 import math
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """straggler-outlier, its variants and its control: masks, errors in their own names, and the choice of stand-ins."""
 
-from __future__ import annotations
-
 import dataclasses
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """RegMean: inputs against hooks on transformers' own model, the merge against least squares on stacked inputs."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

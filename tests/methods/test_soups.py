@@ -1,7 +1,5 @@
 """Soups, Model Stock and the alpha chosen on target data, against plain averages through transformers' own model."""
 
-from __future__ import annotations
-
 import shutil
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """The straggler rule on made-up statistics: planted stragglers are found, placebo pairs are left alone."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 

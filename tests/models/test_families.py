@@ -1,7 +1,5 @@
 """The forward pass of every family: the library's own numbers, forwards, backwards and from the middle on."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any

@@ -3,8 +3,6 @@
 The checks run in processes of their own: what other tests left free in this one would be used again in any case.
 """
 
-from __future__ import annotations
-
 import platform
 import subprocess
 import sys

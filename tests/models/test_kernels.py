@@ -1,7 +1,5 @@
 """Attention, convolutions and batch norms against their definitions in float64 and PyTorch's own operations."""
 
-from __future__ import annotations
-
 import math
 
 import pytest

@@ -1,7 +1,5 @@
 """Memory that a process may use, and what happens when it runs out."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Measuring and evaluating OpenCLIP checkpoints: the same numbers as open_clip's own, and as transformers'."""
 
-from __future__ import annotations
-
 import re
 import sys
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Towers that are built in unusual ways, and configurations that leave something out."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

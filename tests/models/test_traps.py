@@ -1,7 +1,5 @@
 """Configurations from strangers: no code of theirs runs, no file is opened that they name, and no model grows."""
 
-from __future__ import annotations
-
 import json
 import re
 import shutil

@@ -1,7 +1,5 @@
 """Outputs that would destroy something or cannot be written are refused before any work."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 

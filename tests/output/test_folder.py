@@ -1,7 +1,5 @@
 """The output loads like any CLIP: no missing or unexpected keys, with correct config and side files."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Merges that are killed, interrupted or out of disk space: never a partial output, and nothing in the way."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import random

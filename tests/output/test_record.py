@@ -1,7 +1,5 @@
 """The record: typed, versioned, read back unchanged, and refused in one line if it is invalid."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

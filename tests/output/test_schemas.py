@@ -1,7 +1,5 @@
 """The published JSON Schemas are those of the models, and every command prints and writes what they say."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator
 from pathlib import Path

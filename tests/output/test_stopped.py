@@ -1,7 +1,5 @@
 """Commands that are stopped at random moments leave their whole output or none, and say one line that is true of it."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

@@ -1,7 +1,5 @@
 """The streamed output: the bytes of a plain loop, for any threads, flushing and disk, and without hashes."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import shutil

@@ -1,7 +1,5 @@
 """The plan: JSON both ways, and impossible edits are refused in one line."""
 
-from __future__ import annotations
-
 import json
 import re
 from pathlib import Path

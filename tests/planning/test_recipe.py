@@ -1,7 +1,5 @@
 """Recipes: every shipped file is valid and complete, and every fault gives one line that names it."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

@@ -1,7 +1,5 @@
 """Learned coefficients: entry by entry in float32 scalars, kept beside the plan, and refused when they do not fit."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The model card and published accuracies: true, repeatable, and silent about the author's machine."""
 
-from __future__ import annotations
-
 import copy
 import json
 import re

@@ -1,7 +1,5 @@
 """Publishing: one commit or none, and nothing overwritten unasked."""
 
-from __future__ import annotations
-
 import hashlib
 import io
 import json

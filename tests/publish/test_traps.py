@@ -1,7 +1,5 @@
 """A merge among traps, pushed: no byte of them arrives, wherever the server looks."""
 
-from __future__ import annotations
-
 import json
 import re
 import shutil

@@ -1,7 +1,5 @@
 """Pages of made-up records, drawn once for all tests that read them."""
 
-from __future__ import annotations
-
 import functools
 import json
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """The pages in a real, headless browser: light and dark, in three widths, and printed."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """The report: read back by a parser and by eye-level rules, never compared with a stored page."""
 
-from __future__ import annotations
-
 import copy
 import re
 from collections.abc import Callable

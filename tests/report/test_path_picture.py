@@ -1,7 +1,5 @@
 """The picture of the loss path, the bars of the page, numbers as the report prints them, and the page of `bench`."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from clipmerge.output.record import MergeRecord

@@ -1,7 +1,5 @@
 """The page of a sweep, its headline, and its table on a terminal."""
 
-from __future__ import annotations
-
 import copy
 import csv
 import io

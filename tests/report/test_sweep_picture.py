@@ -1,7 +1,5 @@
 """The picture of a sweep."""
 
-from __future__ import annotations
-
 import warnings
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The summary on the terminal: its size, its rows, and names from strangers."""
 
-from __future__ import annotations
-
 import io
 
 import pytest

@@ -1,7 +1,5 @@
 """A page is the same for any number of threads, but for the hash of weights that were learned."""
 
-from __future__ import annotations
-
 import os
 import re
 import subprocess

@@ -1,7 +1,5 @@
 """Data sets laid out as CLIP_benchmark's are: tar shards with texts beside them."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 

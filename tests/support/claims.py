@@ -1,7 +1,5 @@
 """What a merge's sentences and tables may claim, each checked against its plan, its record and its weights."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict

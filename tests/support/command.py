@@ -1,7 +1,5 @@
 """Run the command line: in this process, where imports are paid once, or in a new one."""
 
-from __future__ import annotations
-
 import contextlib
 import io
 import json

@@ -1,7 +1,5 @@
 """Count the lines that a started process runs, if coverage counts those of this one."""
 
-from __future__ import annotations
-
 import os
 import sys
 from pathlib import Path

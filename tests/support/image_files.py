@@ -1,7 +1,5 @@
 """Labelled images in the formats that data sets come in, written by the formats' own libraries."""
 
-from __future__ import annotations
-
 import io
 import struct
 import tarfile

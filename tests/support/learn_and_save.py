@@ -4,8 +4,6 @@ Arguments: ``wait`` takes every step slowly, a number kills process 0 after so m
 process other than the first has a cache of its own, as on another machine.
 """
 
-from __future__ import annotations
-
 import os
 import signal
 import sys

@@ -3,8 +3,6 @@
 On the pretended device a collective refuses tensors of the CPU, as NCCL's do.
 """
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 from types import SimpleNamespace

@@ -1,7 +1,5 @@
 """The command line, in which one process of several is lost, slow or hangs after its first pass; test_processes.py."""
 
-from __future__ import annotations
-
 import os
 import signal
 import sys

@@ -1,7 +1,5 @@
 """Run every measure and print its record as JSON; started by test_measures.py in several processes."""
 
-from __future__ import annotations
-
 import json
 import sys
 from pathlib import Path

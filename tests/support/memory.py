@@ -1,7 +1,5 @@
 """The highest memory that a process has taken."""
 
-from __future__ import annotations
-
 import resource
 import sys
 from pathlib import Path

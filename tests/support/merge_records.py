@@ -1,7 +1,5 @@
 """Made-up records of merges, for what is drawn from records alone."""
 
-from __future__ import annotations
-
 import io
 import math
 from typing import Any

@@ -1,7 +1,5 @@
 """A merge output to publish: a real tiny model's folder with a record of how it came to be."""
 
-from __future__ import annotations
-
 import copy
 import hashlib
 import json

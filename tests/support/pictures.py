@@ -1,7 +1,5 @@
 """Frames in place of pictures: tests that only pass by a report need not wait for matplotlib to draw it."""
 
-from __future__ import annotations
-
 import io
 from typing import IO, Any
 

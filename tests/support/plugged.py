@@ -1,7 +1,5 @@
 """Files of measures, methods, masks and combinations, found beside those of clipmerge."""
 
-from __future__ import annotations
-
 import importlib
 import sys
 from collections.abc import Iterator, Sequence

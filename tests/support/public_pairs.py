@@ -3,8 +3,6 @@
 Labels are chosen so that the zero-shot model has a given accuracy, computed here by the libraries themselves.
 """
 
-from __future__ import annotations
-
 import io
 from collections.abc import Iterator
 from contextlib import contextmanager

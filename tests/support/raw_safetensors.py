@@ -1,7 +1,5 @@
 """Write safetensors files byte by byte, so that a header can say anything."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

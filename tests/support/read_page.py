@@ -1,7 +1,5 @@
 """An HTML page read back: its tags, its words and the cells of its tables, and whether every element is closed."""
 
-from __future__ import annotations
-
 from html.parser import HTMLParser
 
 #: Elements without an end.

@@ -1,7 +1,5 @@
 """Whether the JSON of a command is what its published schema says, judged by the library `jsonschema`."""
 
-from __future__ import annotations
-
 import functools
 import json
 from collections.abc import Sequence

@@ -5,8 +5,6 @@ one that fails ends the others with SIGTERM, and SIGTERM from outside ends all. 
 README and of endings.
 """
 
-from __future__ import annotations
-
 import os
 import runpy
 import signal

@@ -1,7 +1,5 @@
 """Learning that is stopped in the middle and saves after every step, and its messages."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

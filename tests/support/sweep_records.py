@@ -1,7 +1,5 @@
 """A made-up record of a sweep, for what is drawn from records alone."""
 
-from __future__ import annotations
-
 import copy
 from typing import Any
 

@@ -1,7 +1,5 @@
 """What methods are given and what becomes of their decisions: tasks, plans, merged tensors."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any

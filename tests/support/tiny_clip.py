@@ -1,7 +1,5 @@
 """Small real CLIP checkpoints with processor and tokenizer, made on the spot."""
 
-from __future__ import annotations
-
 import string
 from pathlib import Path
 

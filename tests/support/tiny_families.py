@@ -1,7 +1,5 @@
 """Small real models of every family, random weights, and the inputs that they take."""
 
-from __future__ import annotations
-
 import string
 from collections.abc import Callable
 from dataclasses import dataclass

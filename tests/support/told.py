@@ -1,7 +1,5 @@
 """A listener that keeps what it is told."""
 
-from __future__ import annotations
-
 from clipmerge.progress import Progress
 
 

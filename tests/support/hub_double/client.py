@@ -1,7 +1,5 @@
 """This side of the double: pointing the real client at it, and filling it."""
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager

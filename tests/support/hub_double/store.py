@@ -1,7 +1,5 @@
 """State of the double: repositories, their commits, and pending faults."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import re
