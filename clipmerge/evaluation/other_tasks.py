@@ -20,7 +20,7 @@ from clipmerge.evaluation.verdict import estimate, moves_of
 from clipmerge.files.limits import LONGEST_PROMPT
 from clipmerge.images.batches import batch_size_for, read_pixels
 from clipmerge.images.dataset import LabelledImages, load_images
-from clipmerge.images.retrieval import CaptionedImages, has_captions, load_captions
+from clipmerge.images.retrieval import CaptionedImages, load_captions
 from clipmerge.models import ImageTextModel
 from clipmerge.models.building import build_model
 from clipmerge.models.memory import Pieces
@@ -40,8 +40,8 @@ Task = LabelledImages | CaptionedImages
 
 def load_task(source: Any, *, most: int | None = None, seed: int = 0) -> Task:
     """Load at most so many images of a task, which keep their own class names and templates: classes or captions."""
-    if isinstance(source, str) and has_captions(source):
-        captioned = load_captions(source, most=most, seed=seed)
+    captioned = load_captions(source, most=most, seed=seed) if isinstance(source, str) else None
+    if captioned is not None:
         return captioned if most is None else captioned.sample(most, seed)
     images = load_images(source, whole=most is None, most=most, seed=seed)
     images.require_classes()

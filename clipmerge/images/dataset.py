@@ -10,7 +10,7 @@ from clipmerge.errors import DataError, did_you_mean, shorten
 from clipmerge.files.paths import local_path
 from clipmerge.images import Columns, Labelled, Store
 from clipmerge.images.class_names import ClassNames, names_of
-from clipmerge.images.decoding import decode
+from clipmerge.images.decoding import image_of
 from clipmerge.images.description import describe_folder
 from clipmerge.images.digits import load_digits
 from clipmerge.images.file_store import LocalFiles, expand, local_split
@@ -42,8 +42,7 @@ class LabelledImages:
 
     def image(self, index: int) -> Image:
         """Decode one image, as RGB."""
-        (encoded,) = self.store.read([index])
-        return decode(self.store.name(index), encoded)
+        return image_of(self.store, index)
 
     def require_classes(self) -> None:
         """Refuse images of a single class, which every model would recognise."""
@@ -89,10 +88,7 @@ def load_images(
         if known.kind == "retrieval":
             raise DataError(f"{source}: is a retrieval set, whose images have captions and no classes")
         source = source.address
-    if isinstance(source, str):
-        opened = open_source(source, columns, whole=whole, most=most, seed=seed)
-    else:
-        source, opened = open_in_memory(source, columns, most)
+    source, opened = _opened(source, columns, whole=whole, most=most, seed=seed)
     opened = known.describe(opened) if known is not None else opened
     names, notes = names_of(source, opened, classes)
     images = LabelledImages(
@@ -113,11 +109,8 @@ def load_images(
 def load_unlabelled(source: Any, columns: Columns | None = None, *, most: int, seed: int = 0) -> LabelledImages:
     """Find images whose labels are neither needed nor read, in any source of `load_images`: all get one class."""
     columns = replace(columns or Columns(), label=None, labelled=False)
-    if isinstance(source, str):
-        source = str(find_source(source))
-        opened = open_source(source, columns, most=most, seed=seed)
-    else:
-        source, opened = open_in_memory(source, columns, most)
+    named = str(find_source(source)) if isinstance(source, str) else source
+    source, opened = _opened(named, columns, most=most, seed=seed)
     if not opened.labels:
         raise DataError(f"{source}: holds no images; give --unlabelled images from where the model will be used")
     labels = (0,) * len(opened.labels)
@@ -131,22 +124,24 @@ def find_source(source: str) -> Named | str:
     return find_known(source) or source
 
 
-def open_source(source: str, columns: Columns, *, whole: bool = False, most: int | None, seed: int) -> Labelled:
-    """Open a folder, files, a data set on the Hub, or ``digits``; see `load_images` for the arguments."""
+def _opened(source: Any, columns: Columns, *, whole: bool = False, most: int | None, seed: int) -> tuple[str, Labelled]:
+    """Open a folder, files, a data set on the Hub, ``digits`` or images in memory: its name, and what it holds."""
+    if not isinstance(source, str):
+        return open_in_memory(source, columns, most)
     if source == "digits" and not local_path(source).is_dir():
-        return load_digits()
+        return source, load_digits()
     if source.startswith("hf://"):
         from clipmerge.images.hub_dataset import load_hub_dataset
 
-        return load_hub_dataset(source, columns, whole=whole, most=most, seed=seed)
+        return source, load_hub_dataset(source, columns, whole=whole, most=most, seed=seed)
     if parquet := expand(source, ".parquet"):
         from clipmerge.images.parquet import load_parquet
 
-        return load_parquet(source, LocalFiles(), parquet, columns)
+        return source, load_parquet(source, LocalFiles(), parquet, columns)
     if tars := expand(source, ".tar"):
         from clipmerge.images.webdataset import load_tars
 
-        return load_tars(source, LocalFiles(), tars, columns, describe_folder(Path(tars[0]).parent))
+        return source, load_tars(source, LocalFiles(), tars, columns, describe_folder(Path(tars[0]).parent))
     path, split = local_split(source)
     if split is not None:
         there = sorted(entry.name for entry in path.iterdir() if entry.is_dir())
@@ -154,4 +149,4 @@ def open_source(source: str, columns: Columns, *, whole: bool = False, most: int
             f"{source}: {path} has no folder '{split}' and no files of a split of that name (folders: "
             f"{shorten(there) or 'none'}).{did_you_mean(split, there)}"
         )
-    return load_folder(source, path, others=known_sets()) if columns.labelled else load_flat(source, path)
+    return source, load_folder(source, path, others=known_sets()) if columns.labelled else load_flat(source, path)

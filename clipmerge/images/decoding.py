@@ -18,7 +18,7 @@ from clipmerge.files.reading import format_size, open_regular
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from clipmerge.images.store import Encoded
+    from clipmerge.images.store import Encoded, Store
 
 # The formats that are decoded, whatever a file is called. Other Pillow plugins run programs (EPS) or are slow.
 _FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
@@ -55,6 +55,12 @@ def decode(name: str, encoded: Encoded) -> Image:
         raise
     except Exception as error:  # a damaged file can make a decoder raise anything
         raise unreadable(name, error) from None
+
+
+def image_of(store: Store, position: int) -> Image:
+    """Decode one image of a source; see `decode`."""
+    (encoded,) = store.read([position])
+    return decode(store.name(position), encoded)
 
 
 def extent(name: str, encoded: Encoded) -> tuple[int, int]:

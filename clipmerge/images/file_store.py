@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -141,9 +141,7 @@ def expand_ranges(text: str) -> list[str]:
 
 def _in_folder(source: str, folder: Path, suffix: str, split: str | None) -> list[str]:
     files = sorted(file for file in folder.glob(f"*{suffix}") if file.is_file() and not file.name.startswith("."))
-    leading_out = [file.name for file in files if file.is_symlink() and not lies_in(folder, file)]
-    if leading_out:
-        raise DataError(f"{source}: {shorten(leading_out, 3)} are links out of it; give the files themselves")
+    refuse_links(source, folder, files)
     if suffix == ".tar" and (folder / SHARDS).is_file():
         described, there = describe_folder(folder), {file.name for file in files}
         files = [folder / name for name in described.counted_shards(source, folder, there)]
@@ -159,6 +157,16 @@ def _in_folder(source: str, folder: Path, suffix: str, split: str | None) -> lis
     if len(sharded) > 1:
         raise DataError(f"{source}: holds several splits ({shorten(sharded)}); write {source}:{sharded[0]}")
     return [str(file) for file in files]
+
+
+def refuse_links(source: str, folder: Path, files: Iterable[Path]) -> None:
+    """Refuse files of a source that are links out of its folder, because they may lead to anything."""
+    leading_out = [str(file) for file in files if file.is_symlink() and not lies_in(folder, file)]
+    if leading_out:
+        raise DataError(
+            f"{source}: {shorten(leading_out, 3)} are links out of it; put the files themselves there, or give the "
+            "folder that holds them"
+        )
 
 
 def local_inputs(*named: str | Path | None) -> list[Path]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from clipmerge.errors import DataError, did_you_mean, shorten
-from clipmerge.files.side_files import lies_in
+from clipmerge.images.file_store import refuse_links
 from clipmerge.images.store import Encoded, Labelled, Store, check_count
 
 _IMAGE_SUFFIXES = frozenset(
@@ -117,12 +117,7 @@ def _listed(source: str, root: Path, folder: Path) -> list[os.DirEntry[str]]:
             )
     except OSError as error:
         raise DataError(f"{folder}: cannot be read ({error.strerror or error})") from None
-    leading_out = [entry.path for entry in listed if entry.is_symlink() and not lies_in(root, Path(entry))]
-    if leading_out:
-        raise DataError(
-            f"{source}: {shorten(leading_out, 3)} are links out of it; put the images themselves there, or give "
-            "the folder that holds them"
-        )
+    refuse_links(source, root, map(Path, listed))
     return listed
 
 

@@ -12,7 +12,7 @@ from clipmerge.errors import UsageError, counted
 from clipmerge.files.hashes import sha256_of
 from clipmerge.images.content import first_copies, read_file
 from clipmerge.images.dataset import LabelledImages
-from clipmerge.images.decoding import decode, extent
+from clipmerge.images.decoding import extent, image_of
 from clipmerge.images.retrieval import CaptionedImages
 from clipmerge.images.store import Pixels
 
@@ -58,8 +58,7 @@ class Fingerprints:
         if size not in self._pixels:
             names = {}
             for position in self.by_extent[size]:
-                (encoded,) = self.store.read([position])
-                image = decode(self.store.name(position), encoded)
+                image = image_of(self.store, position)
                 digest = hashlib.sha256(f"{image.size}".encode() + image.tobytes()).hexdigest()
                 names[digest] = self.store.name(position)
             self._pixels[size] = names

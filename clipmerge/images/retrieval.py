@@ -15,11 +15,10 @@ import numpy as np
 
 from clipmerge.errors import DataError, counted, shorten
 from clipmerge.files.reading import Unreadable, read_text
-from clipmerge.files.side_files import lies_in
 from clipmerge.images.columns import Columns
-from clipmerge.images.decoding import decode
-from clipmerge.images.description import CLASS_NAMES, Description, describe_folder
-from clipmerge.images.file_store import LocalFiles, expand, local_split
+from clipmerge.images.decoding import image_of
+from clipmerge.images.description import describe_folder
+from clipmerge.images.file_store import LocalFiles, expand, local_split, refuse_links
 from clipmerge.images.folder import FolderStore, is_image_name
 from clipmerge.images.hub_dataset import open_split
 from clipmerge.images.known import find_known
@@ -48,8 +47,7 @@ class CaptionedImages:
 
     def image(self, index: int) -> Image:
         """Decode one image, as RGB."""
-        (encoded,) = self.store.read([index])
-        return decode(self.store.name(index), encoded)
+        return image_of(self.store, index)
 
     def sample(self, count: int, seed: int) -> CaptionedImages:
         """Sample images, with all their captions."""
@@ -61,54 +59,29 @@ class CaptionedImages:
         return replace(self, store=self.store.take(positions), captions=captions)
 
 
-def load_captions(
-    source: str, *, columns: Columns | None = None, most: int | None = None, seed: int = 0
-) -> CaptionedImages:
-    """Find images with captions; none is decoded."""
-    columns = columns or Columns()
-    columns = Columns(columns.image, columns.label or _CAPTIONS)
+def load_captions(source: str, *, most: int | None = None, seed: int = 0) -> CaptionedImages | None:
+    """Find images with captions, without decoding any; ``None`` if a source's name and texts tell of no captions."""
     named = find_known(source)
-    if named is not None:
-        source = named.address
-    if source.startswith("hf://"):
-        return _from_hub(source, columns, most, seed)
-    tars = expand(source, ".tar")
-    folder, _ = local_split(source)
-    if not tars and _captioned_files(folder):
-        return _from_folder(source, folder)
-    if not tars:
-        raise DataError(
-            f"{source}: holds no tar files; images with captions are a folder or tar files with KEY.{_CAPTIONS} beside "
-            "KEY.jpg, such as hf://datasets/clip-benchmark/wds_flickr8k:test"
-        )
-    _require_captions(source, describe_folder(Path(tars[0]).parent))
-    return _captioned(source, [sample for tar in tars for sample in read_samples(LocalFiles(), tar, columns)])
-
-
-def has_captions(source: str) -> bool:
-    """Whether a source is known, by its texts and without reading images, to hold captions instead of classes."""
-    named = find_known(source)
-    if named is not None:
-        return named.known.kind == "retrieval"
+    if named is not None and named.known.kind != "retrieval":
+        return None
+    source = named.address if named is not None else source
+    columns = Columns(label=_CAPTIONS)
     if source.startswith("hf://"):
         split = open_split(source)
-        return split.is_tar and split.described.is_retrieval
+        if not (split.is_tar and split.described.is_retrieval):
+            return None
+
+        def enough(taken: list[Sample]) -> bool:
+            return most is not None and len(taken) >= most
+
+        samples = split.read_samples(columns, None if most is None else seed, enough)
+        return replace(_captioned(source, samples), revision=split.resolved.sha, notes=split.notes)
     if tars := expand(source, ".tar"):
-        return describe_folder(Path(tars[0]).parent).is_retrieval
-    return bool(_captioned_files(local_split(source)[0]))
-
-
-def _from_hub(source: str, columns: Columns, most: int | None, seed: int) -> CaptionedImages:
-    split = open_split(source)
-    if not split.is_tar:
-        raise DataError(f"{source}: holds Parquet files; images with captions are read from tar files")
-    _require_captions(source, split.described)
-
-    def enough(taken: list[Sample]) -> bool:
-        return most is not None and len(taken) >= most
-
-    samples = split.read_samples(columns, None if most is None else seed, enough)
-    return replace(_captioned(source, samples), revision=split.resolved.sha, notes=split.notes)
+        if not describe_folder(Path(tars[0]).parent).is_retrieval:
+            return None
+        return _captioned(source, [sample for tar in tars for sample in read_samples(LocalFiles(), tar, columns)])
+    folder, _ = local_split(source)
+    return _from_folder(source, folder) if _captioned_files(folder) else None
 
 
 def _captioned_files(folder: Path) -> list[Path]:
@@ -127,9 +100,7 @@ def _from_folder(source: str, folder: Path) -> CaptionedImages:
         raise DataError(f"{source}: {shorten(alone, 3)} has no captions beside it; write them to the same name in .txt")
     check_count(source, len(files))
     everything = [file for path in files for file in (path, path.with_suffix(_ENDING))]
-    leading_out = [path.name for path in everything if not lies_in(folder, path)]
-    if leading_out:
-        raise DataError(f"{source}: {shorten(leading_out, 3)} are links out of it; put the files themselves there")
+    refuse_links(source, folder, everything)
     captions = []
     for file in (path.with_suffix(_ENDING) for path in files):
         try:
@@ -147,11 +118,6 @@ def _from_folder(source: str, folder: Path) -> CaptionedImages:
 
 def _lines(text: str) -> tuple[str, ...]:
     return tuple(line.strip() for line in text.splitlines() if line.strip())
-
-
-def _require_captions(source: str, described: Description) -> None:
-    if not described.is_retrieval and described.class_names is not None:
-        raise DataError(f"{source}: is a set for classification ({CLASS_NAMES} lies beside it); its labels are classes")
 
 
 def _captioned(source: str, samples: Sequence[Sample]) -> CaptionedImages:

@@ -262,7 +262,9 @@ def _first_images(path: Path) -> object:
 
 
 def _first_captions(path: Path) -> object:
+    (path.parent / "dataset_type.txt").write_text("retrieval")
     found = load_captions(str(path))
+    assert found is not None
     return [found.captions[at] for at in range(min(4, len(found)))]
 
 

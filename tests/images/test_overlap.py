@@ -67,6 +67,7 @@ def test_images_of_other_tasks_are_compared_with_all_others(images: Path, other:
     for name, source in (("a", images / "cat" / "3.png"), ("b", other / "dog" / "1.png")):
         shutil.copyfile(source, captioned / f"{name}.png")
         (captioned / f"{name}.txt").write_text("a caption")
+    (tmp_path / "dataset_type.txt").write_text("retrieval")
     tar = save_tar(tmp_path / "x.tar", {"a.png": (other / "dog" / "2.png").read_bytes(), "a.txt": b"a caption"})
     tasks = {"folder": load_captions(str(captioned)), "tar": load_captions(str(tar))}
     calibration, far = load_images(str(images)), load_images(str(other))

@@ -45,6 +45,15 @@ def tar_of(**members: bytes) -> Make:
     return lambda at: save_tar(at / "x.tar", {name.replace("__", "."): data for name, data in members.items()})
 
 
+def empty_retrieval_tar(at: Path) -> Path:
+    (at / "dataset_type.txt").write_text("retrieval")
+    return save_tar(at / "x.tar", {})
+
+
+def captions_of(source: str, columns: object) -> object:
+    return load_captions(source)
+
+
 def photos(change: Change = lambda _: None, below: str = ".") -> Make:
     """A folder with three images in two classes, changed; and the part of it that is given."""
 
@@ -217,7 +226,7 @@ CASES = {
         rows({"bytes": P}, {"path": "/etc/hostname"}), "row 1: holds no image; a path beside it is not", read=second
     ),
     "a pipe": Case(pipe, "no such file"),
-    "a link to an image": Case(photos(link("cat/2.png")), r"photos: .*2\.png are links out of it; put the images"),
+    "a link to an image": Case(photos(link("cat/2.png")), r"photos: .*2\.png are links out of it; put the files"),
     "a link to a table": Case(linked_table, r"x\.parquet are links out of it"),
     "a link to names": Case(shards_with_linked_names, r"names\.txt: is a link out of its folder, to .*holiday\.png"),
     # what stays small
@@ -257,7 +266,7 @@ CASES = {
     },
     # with captions
     **{
-        f"captions: {name}": Case(captioned(change), told, load=load_captions)
+        f"captions: {name}": Case(captioned(change), told, load=captions_of)
         for name, (change, told) in {
             "alone": (lambda f: (f / "a.txt").unlink(), r"a\.png has no captions beside it"),
             "empty": (write("a.txt", b" \n"), r"a\.txt holds no caption"),
@@ -265,10 +274,7 @@ CASES = {
             "out of it": (link("a.txt"), r"a\.txt are links out of it; put the files themselves there"),
         }.items()
     },
-    "no captions": Case(
-        photos(), "holds no tar files; images with captions are a folder or tar files", load=load_captions
-    ),
-    "an empty tar of captions": Case(tar_of(), "holds no images", load=load_captions),
+    "an empty tar of captions": Case(empty_retrieval_tar, "holds no images", load=captions_of),
 }
 
 
