@@ -187,7 +187,7 @@ def stability(laboratory: Laboratory) -> dict[str, Any]:
 
 
 def _scored(laboratory: Laboratory, found: Measurements) -> tuple[tuple[str, ...], dict[str, float]]:
-    stragglers = find_stragglers(found, Task(laboratory.inputs).sizes, method="straggler-outlier")
+    stragglers = find_stragglers(found, Task(laboratory.inputs).sizes)
     return stragglers.names, {layer: score["z"] for layer, score in stragglers.scores.items()}
 
 

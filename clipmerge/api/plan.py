@@ -24,7 +24,7 @@ from clipmerge.checkpoint.preview import compare_before_download
 from clipmerge.errors import CheckpointError, RecipeError
 from clipmerge.evaluation.zero_shot_head import build_zeroshot_head, lacks_zeroshot_head
 from clipmerge.layers import match_layers
-from clipmerge.methods import Decision, Task
+from clipmerge.methods import Task, decide
 from clipmerge.options import Missing, PlanOptions, completed, with_options
 from clipmerge.planning.layer_plan import LayerPlan
 from clipmerge.planning.measurements import Measurements
@@ -32,7 +32,7 @@ from clipmerge.planning.plan import Plan, tensors_path, worded_for, write_plan_f
 from clipmerge.planning.provenance import CalibrationRecord, HeadRecord, SourceRecord
 from clipmerge.planning.recipe import Recipe
 from clipmerge.planning.tensors import named_tensors, with_coefficients
-from clipmerge.plugins import load_plugin, plugin_names, takes_several
+from clipmerge.plugins import plugin_names, takes_several
 from clipmerge.progress import Logged, Progress, say_all
 from clipmerge.request import Calibration, MergeRequest, Run
 
@@ -222,7 +222,7 @@ def _decide(
 ) -> None:
     task = Task(run.inputs, measurements, request.seed)
     options = {key: value for key, value in request.recipe.method.items() if key != "name"}
-    decision: Decision = load_plugin("methods", request.recipe.method["name"])(task, **options)
+    decision = decide(task, request.recipe.method["name"], options)
     learned = {name: c.detach().float().cpu().contiguous() for name, c in decision.coefficients.items()}
     decided = with_coefficients(decision.layers, learned, task.layers, task.shapes) if learned else decision.layers
     notes = measurements.notes if measurements else ()

@@ -121,9 +121,7 @@ class _Finder:
             measured = Measurements(
                 measure="learned-sparse", statistics=(self._sharpness,), batch_sizes=self._objective.shares.batch_sizes
             )
-            return find_stragglers(
-                measured, sizes, method="learned-sparse", statistic="sharpness", seed=self._objective.seed
-            ).names
+            return find_stragglers(measured, sizes, statistic="sharpness", seed=self._objective.seed).names
         entries = sum(sizes[layer] for layer in sharpest(values, self._share))
         order = sorted(values, key=values.__getitem__)
         if self._rule == "random":

@@ -1,6 +1,7 @@
 """Methods that choose coefficients and masks, one file per method.
 
-A method is a function of a `Task` that returns a `Decision`; its keyword-only parameters are its options.
+A method is a function of a `Task` that returns a `Decision`; its keyword-only parameters are its options. A
+`RecipeError` that it raises is told with its name before it.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from clipmerge.errors import RecipeError
 from clipmerge.files.finite import require_finite
 from clipmerge.planning.layer_plan import Combination, LayerPlan
 from clipmerge.planning.measurements import Measurements
+from clipmerge.plugins import load_plugin
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -80,36 +82,35 @@ class Task:
             vectors.append(theta_i.double() - theta_0.double())
         return vectors
 
-    def need_several_finetuned(self, method: str, instead: str) -> None:
+    def need_several_finetuned(self, instead: str) -> None:
         """Refuse a single fine-tuned checkpoint if the method would then equal another one.
 
         Args:
-            method: The method's name.
             instead: The end of the message: the other method, and how to choose it.
 
         Raises:
             RecipeError: If there is only one.
         """
         if len(self.inputs.finetuned) < 2:
-            raise RecipeError(f"method {method}: needs at least two fine-tuned checkpoints; with one, {instead}")
+            raise RecipeError(f"needs at least two fine-tuned checkpoints; with one, {instead}")
 
-    def need_one_finetuned(self, method: str) -> None:
+    def need_one_finetuned(self) -> None:
         """Refuse several fine-tuned checkpoints.
 
         Raises:
             RecipeError: If there are several.
         """
         if len(self.inputs.finetuned) > 1:
-            raise RecipeError(f"method {method}: takes one fine-tuned checkpoint; for several use 'wise-ft'")
+            raise RecipeError("takes one fine-tuned checkpoint; for several use 'wise-ft'")
 
-    def need_measurements(self, method: str) -> Measurements:
+    def need_measurements(self) -> Measurements:
         """Return the measurements; fail if the recipe has no measure.
 
         Raises:
             RecipeError: If there are none.
         """
         if self.measurements is None:
-            raise RecipeError(f"method {method}: needs a `measure:` in the recipe, such as `name: path-barrier`")
+            raise RecipeError("needs a `measure:` in the recipe, such as `name: path-barrier`")
         return self.measurements
 
 
@@ -141,3 +142,12 @@ class Decision:
     straggler_scores: dict[str, dict[str, float]] = field(default_factory=dict)
     scores: dict[str, Tensor] = field(default_factory=dict)
     coefficients: dict[str, Tensor] = field(default_factory=dict)
+
+
+def decide(task: Task, method: str, options: dict[str, Any]) -> Decision:
+    """Run a method by its recipe name, which precedes its errors."""
+    try:
+        decision: Decision = load_plugin("methods", method)(task, **options)
+    except RecipeError as error:
+        raise RecipeError(f"method {method}: {error}") from None
+    return decision

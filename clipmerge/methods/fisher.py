@@ -34,12 +34,11 @@ def fisher(task: Task, *, alpha: Share = 0.5, floor: NonNegative = 1e-3, normali
     Source:
         Fisher merging, Matena and Raffel 2022, arXiv:2111.09832.
     """
-    task.need_one_finetuned("fisher")
-    measurements = task.need_measurements("fisher")
+    task.need_one_finetuned()
+    measurements = task.need_measurements()
     if "fisher_finetuned" not in measurements.tensors:
         raise RecipeError(
-            f"method fisher: needs the Fisher information, which {measurements.measure} does not measure; measure with "
-            "fisher"
+            f"needs the Fisher information, which {measurements.measure} does not measure; measure with fisher"
         )
     first, second = (measurements.tensors[f"fisher_{end}"] for end in ("zeroshot", "finetuned"))
     scale = _total(first) / _total(second) if normalise and _total(first) * _total(second) > 0 else 1.0

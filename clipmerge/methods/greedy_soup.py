@@ -23,12 +23,11 @@ def greedy_soup(task: Task, *, alpha: Alpha = 1.0) -> Decision:
     Source:
         Model soups, Wortsman et al. 2022, arXiv:2203.05482.
     """
-    task.need_several_finetuned("greedy-soup", "there is no choice: use 'wise-ft'")
-    measurements = task.need_measurements("greedy-soup")
+    task.need_several_finetuned("there is no choice: use 'wise-ft'")
+    measurements = task.need_measurements()
     if measurements.measure != "soup-accuracy":
         raise RecipeError(
-            f"method greedy-soup: needs averages tried one by one, which {measurements.measure} does not do; "
-            "measure with soup-accuracy"
+            f"needs averages tried one by one, which {measurements.measure} does not do; measure with soup-accuracy"
         )
     # the soup never gets worse while it grows, and rejected averages are worse than the soup at that time
     soup = max(measurements.mixtures, key=lambda tried: (tried.accuracy, sum(weight > 0 for weight in tried.weights)))

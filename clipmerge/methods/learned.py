@@ -24,12 +24,10 @@ def learned(task: Task, *, alpha: Share = 1.0) -> Decision:
         See the measure; the factor is WiSE-FT, Wortsman et al. 2022, arXiv:2109.01903, between the zero-shot and the
         learned model.
     """
-    task.need_one_finetuned("learned")
-    measurements = task.need_measurements("learned")
+    task.need_one_finetuned()
+    measurements = task.need_measurements()
     if not measurements.coefficients:
-        raise RecipeError(
-            f"method learned: {measurements.measure} learns no coefficients; measure with learned-coefficients"
-        )
+        raise RecipeError(f"{measurements.measure} learns no coefficients; measure with learned-coefficients")
     coefficients = {name: alpha * value for name, value in measurements.coefficients.items()}
     layers = {layer: LayerPlan(alpha=0.0, reason="fine-tuning did not change it") for layer in task.layers}
     if HEAD in layers:  # measures classify by prompts

@@ -25,7 +25,7 @@ def model_stock(task: Task) -> Decision:
     Source:
         Model Stock, Jang et al. 2024, arXiv:2403.19522.
     """
-    task.need_several_finetuned("model-stock", "there is no angle: use 'wise-ft' or 'monosoup'")
+    task.need_several_finetuned("there is no angle: use 'wise-ft' or 'monosoup'")
     count = len(task.inputs.finetuned)
     layers = {}
     for layer, names in task.layers.items():

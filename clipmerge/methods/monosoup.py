@@ -35,7 +35,7 @@ def monosoup(task: Task, *, rank: Literal["effective", "energy"] = "effective", 
     Source:
         MonoSoup, arXiv:2602.09689.
     """
-    task.need_one_finetuned("monosoup")
+    task.need_one_finetuned()
     entries = {name: task.inputs.entries(name)[0] for names in task.layers.values() for name in names}
     matrices = [name for name, entry in entries.items() if len(entry.shape) >= 2 and entry.size]
     jobs = [(4 * entries[name].size, partial(_split_of, task, name, rank, energy)) for name in matrices]

@@ -9,11 +9,11 @@ import numpy as np
 
 from clipmerge.errors import RecipeError
 from clipmerge.methods import Decision, Task
-from clipmerge.methods._hold_back import hold_back, scores_for
+from clipmerge.methods.straggler_outlier import scores_for, straggler_outlier
 from clipmerge.plugins import Count, options_of
 
 
-@options_of(hold_back)
+@options_of(straggler_outlier)
 def random_matched(task: Task, *, pool: Count = 3, **options: Any) -> Decision:
     """Find stragglers, leave them unchanged, and in place of each edit another layer that moved about equally far.
 
@@ -23,7 +23,7 @@ def random_matched(task: Task, *, pool: Count = 3, **options: Any) -> Decision:
         task: The checkpoints, and the measurements if the recipe has a measure.
         pool: A stand-in is drawn from this many layers with the most similar norm of the task vector; 1 takes the most
             similar layer, a large number ignores the norm.
-        **options: See `clipmerge.methods._hold_back.hold_back`.
+        **options: See `straggler-outlier`.
 
     Returns:
         The decision of ``straggler-outlier``, with each straggler's settings given to its stand-in.
@@ -34,13 +34,13 @@ def random_matched(task: Task, *, pool: Count = 3, **options: Any) -> Decision:
     Source:
         Ours: a control that could falsify the claim.
     """
-    decision = hold_back(task, "random-matched", **options)
+    decision = straggler_outlier(task, **options)
     layers, norms = dict(decision.layers), _norms(task)
     rng = np.random.default_rng(task.seed)
     free = [layer for layer in task.layers if layer not in decision.stragglers and norms[layer] > 0]
     if len(free) < len(decision.stragglers):
         raise RecipeError(
-            f"method random-matched: {len(decision.stragglers)} stragglers and only {len(free)} other layers that "
+            f"{len(decision.stragglers)} stragglers and only {len(free)} other layers that "
             "fine-tuning moved; raise method.threshold"
         )
     edits = []

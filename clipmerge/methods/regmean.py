@@ -37,12 +37,11 @@ def regmean(task: Task, *, alpha: Share = 0.5, off_diagonal: Share = 0.9) -> Dec
     Source:
         RegMean, Jin et al. 2022, arXiv:2212.09849.
     """
-    task.need_one_finetuned("regmean")
-    measurements = task.need_measurements("regmean")
+    task.need_one_finetuned()
+    measurements = task.need_measurements()
     if "gram_finetuned" not in measurements.tensors:
         raise RecipeError(
-            f"method regmean: needs the inputs of linear maps, which {measurements.measure} does not measure; measure "
-            "with gram"
+            f"needs the inputs of linear maps, which {measurements.measure} does not measure; measure with gram"
         )
     first, second = (measurements.tensors[f"gram_{end}"] for end in ("zeroshot", "finetuned"))
     scores = {name: _factor(first[name].double(), second[name].double(), alpha, off_diagonal) for name in first}

@@ -2,25 +2,110 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from clipmerge.errors import RecipeError
 from clipmerge.methods import Decision, Task
-from clipmerge.methods._hold_back import hold_back
-from clipmerge.plugins import options_of
+from clipmerge.planning.layer_plan import LayerPlan
+from clipmerge.planning.stragglers import find_stragglers
+from clipmerge.plugins import (
+    Alpha,
+    Count,
+    Density,
+    MaskName,
+    NonNegative,
+    Positive,
+    Share,
+    plugin_options,
+    requires,
+)
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
-@options_of(hold_back)
-def straggler_outlier(task: Task, **options: Any) -> Decision:
+def straggler_outlier(
+    task: Task,
+    *,
+    alpha: Alpha = 0.5,
+    straggler_alpha: Alpha = 0.25,
+    density: Density = 0.5,
+    mask: MaskName | None = "saliency",
+    mask_options: dict[str, Any] | None = None,
+    statistic: str = "barrier",
+    threshold: Positive = 3.5,
+    mirror: NonNegative = 2.5,
+    stability: Share = 0.9,
+    bootstraps: Count = 200,
+) -> Decision:
     """Merge with one alpha; straggler layers get a smaller alpha and a mask.
 
     Args:
         task: The checkpoints and the measurements.
-        **options: See `clipmerge.methods._hold_back.hold_back`.
+        alpha: Coefficient of the layers that are not stragglers.
+        straggler_alpha: Coefficient of the stragglers.
+        density: Share of the stragglers' task vector that is kept, by masks that have a density.
+        mask: The mask that selects this share; ``None`` keeps everything.
+        mask_options: The mask's own options, such as ``{n: 2, m: 4}``.
+        statistic: Statistic that identifies stragglers.
+        threshold: Robust z-score above which a layer is flagged.
+        mirror: Minimum distance above the others, as a multiple of the largest distance below them; 0 to disable.
+        stability: Share of the bootstrap resamples that must flag a layer.
+        bootstraps: Number of bootstrap resamples of the calibration batches.
 
     Returns:
         Two kinds of layers; only one kind if no straggler is found.
 
+    Raises:
+        RecipeError: If there are several fine-tuned checkpoints, or the measure lacks the statistic or the gradients.
+
     Source:
         Inspired by Abdollahpoorrostam 2024, arXiv:2410.16476; the definitions are ours.
     """
-    return hold_back(task, "straggler-outlier", **options)
+    task.need_one_finetuned()
+    measurements = task.need_measurements()
+    stragglers = find_stragglers(
+        measurements,
+        task.sizes,
+        statistic=statistic,
+        threshold=threshold,
+        mirror=mirror,
+        stability=stability,
+        bootstraps=bootstraps,
+        seed=task.seed,
+    )
+    if mask and requires("masks", mask, "score") and not measurements.gradients:
+        raise RecipeError(
+            f"the {mask} mask needs gradients, which {measurements.measure} does not keep; "
+            "measure with path-barrier, or set method.mask=magnitude"
+        )
+    straggler = LayerPlan(
+        alpha=straggler_alpha,
+        density=density if mask and "density" in plugin_options("masks", mask) else 1.0,
+        mask=mask,
+        mask_options=mask_options or {},
+    )
+    layers = {layer: LayerPlan(alpha=alpha, reason="base alpha") for layer in task.layers}
+    for layer in stragglers.names:
+        z, stable = (stragglers.scores[layer][name] for name in ("z", "stability"))
+        reason = f"straggler: {statistic} z {z:.1f}, in {stable:.0%} of the resamples"
+        layers[layer] = straggler.model_copy(update={"reason": reason})
+    edit = f"alpha {straggler_alpha:g}" + (f" and the {mask} mask" if mask else "")
+    they_get = "it gets" if len(stragglers.names) == 1 else "they get"
+    rest = f"{they_get} {edit}, the rest alpha {alpha:g}" if stragglers.names else f"every layer gets alpha {alpha:g}"
+    return Decision(
+        layers,
+        f"{stragglers.verdict}; {rest}",
+        finding=stragglers.verdict,
+        stragglers=stragglers.names,
+        straggler_statistic=statistic,
+        straggler_scores=stragglers.scores,
+        scores=scores_for(task, layers),
+    )
+
+
+def scores_for(task: Task, layers: dict[str, LayerPlan]) -> dict[str, Tensor]:
+    """The mean gradients along the path, by parameter, of the layers whose mask ranks entries by them."""
+    gradients = task.measurements.gradients if task.measurements else {}
+    scored = [layer for layer, entry in layers.items() if entry.mask and requires("masks", entry.mask, "score")]
+    return {name: gradients[name] for layer in scored for name in task.layers[layer] if name in gradients}

@@ -24,12 +24,12 @@ def straggler_sparse(task: Task, *, alpha: Share = 1.0) -> Decision:
     Source:
         Inspired by Abdollahpoorrostam 2024, arXiv:2410.16476; the definitions are ours.
     """
-    task.need_one_finetuned("straggler-sparse")
-    measurements = task.need_measurements("straggler-sparse")
+    task.need_one_finetuned()
+    measurements = task.need_measurements()
     known = {statistic.name: statistic.values for statistic in measurements.statistics}
     if "straggler" not in known:
         raise RecipeError(
-            f"method straggler-sparse: {measurements.measure} makes no layer sparse; measure with learned-sparse, or "
+            f"{measurements.measure} makes no layer sparse; measure with learned-sparse, or "
             "use the method straggler-outlier"
         )
     decision = learned(task, alpha=alpha)

@@ -6,7 +6,7 @@ from typing import Any
 
 from clipmerge.errors import RecipeError
 from clipmerge.methods import Decision, Task
-from clipmerge.methods._hold_back import scores_for
+from clipmerge.methods.straggler_outlier import scores_for
 from clipmerge.planning.layer_plan import LayerPlan
 from clipmerge.plugins import Alpha, Count, Density, MaskName, plugin_options
 
@@ -44,12 +44,10 @@ def straggler_top(
         Our reading of Abdollahpoorrostam 2024, arXiv:2410.16476, as reviews describe it: sparsity in the layers with
         the largest interpolation instability. Its definitions are not public.
     """
-    task.need_one_finetuned("straggler-top")
-    known = {each.name: each for each in task.need_measurements("straggler-top").statistics}
+    task.need_one_finetuned()
+    known = {each.name: each for each in task.need_measurements().statistics}
     if statistic not in known:
-        raise RecipeError(
-            f"method straggler-top: the measure has no statistic '{statistic}' (statistics: {', '.join(known)})"
-        )
+        raise RecipeError(f"the measure has no statistic '{statistic}' (statistics: {', '.join(known)})")
     values, title = known[statistic].values, known[statistic].title or statistic
     chosen = set(sorted(values, key=values.__getitem__, reverse=True)[:count])
     layers = {layer: LayerPlan(alpha=alpha, reason="base alpha") for layer in task.layers}

@@ -19,7 +19,7 @@ def task_arithmetic(task: Task, *, alpha: Alpha = 0.3) -> Decision:
     Source:
         Task arithmetic, Ilharco et al. 2022, arXiv:2212.04089.
     """
-    task.need_several_finetuned("task-arithmetic", "it is 'wise-ft'")
+    task.need_several_finetuned("it is 'wise-ft'")
     count = len(task.inputs.finetuned)
     return Decision(
         task.everywhere(alpha, "one alpha for all layers"),

@@ -25,7 +25,7 @@ def ties(task: Task, *, alpha: Alpha = 1.0, **options: Any) -> Decision:
         TIES, Yadav et al. 2023, arXiv:2306.01708.
     """
     task.need_several_finetuned(
-        "ties", "there is no election of signs, only trimming: use 'breadcrumbs' with method.outliers=0"
+        "there is no election of signs, only trimming: use 'breadcrumbs' with method.outliers=0"
     )
     count = len(task.inputs.finetuned)
     verdict = (

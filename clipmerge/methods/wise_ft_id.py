@@ -31,16 +31,16 @@ def wise_ft_id(task: Task, *, criterion: Literal["accuracy", "loss"] = "accuracy
         WiSE-FT, Wortsman et al. 2022, arXiv:2109.01903; chosen on held-out data as in PAINT, Ilharco et al. 2022,
         arXiv:2208.05592.
     """
-    measurements = task.need_measurements("wise-ft-id")
+    measurements = task.need_measurements()
     if measurements.path is None or len(measurements.mixtures) != len(measurements.path.alphas):
         raise RecipeError(
-            f"method wise-ft-id: needs the accuracy along the path, which {measurements.measure} does not measure; "
+            f"needs the accuracy along the path, which {measurements.measure} does not measure; "
             "measure with path-accuracy"
         )
     points = zip(measurements.path.alphas, measurements.mixtures, strict=True)
     considered = {alpha: mixture for alpha, mixture in points if alpha <= at_most}
     if not considered:
-        raise RecipeError(f"method wise-ft-id: no point of the path has an alpha of at most {at_most:g}")
+        raise RecipeError(f"no point of the path has an alpha of at most {at_most:g}")
     if criterion == "accuracy":
         alpha = min(considered, key=lambda alpha: (-considered[alpha].accuracy, alpha))
         score = f"accuracy {considered[alpha].accuracy:.1%}"

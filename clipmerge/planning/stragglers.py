@@ -44,7 +44,6 @@ def find_stragglers(
     measurements: Measurements,
     sizes: dict[str, int],
     *,
-    method: str,
     statistic: str = "barrier",
     threshold: float = 3.5,
     mirror: float = 2.5,
@@ -60,7 +59,7 @@ def find_stragglers(
     known = {each.name: each for each in measurements.statistics if each.batches}
     if statistic not in known:
         raise RecipeError(
-            f"method {method}: statistic '{statistic}' is not measured by {measurements.measure} "
+            f"statistic '{statistic}' is not measured by {measurements.measure} "
             f"({', '.join(sorted(known)) or 'none'}).{did_you_mean(statistic, known)}"
         )
     signed = known[statistic].signed

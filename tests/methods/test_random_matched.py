@@ -11,7 +11,8 @@ from safetensors.torch import load_file
 from clipmerge.errors import RecipeError
 from clipmerge.methods import Decision, Task
 from clipmerge.planning.measurements import Measurements, Statistic
-from clipmerge.plugins import check_options, load_plugin
+from clipmerge.plugins import check_options
+from tests.support import tasks
 from tests.support.tasks import inputs_of, task_of
 
 STRAGGLERS = ("vision.1.mlp", "text.0.attn")
@@ -35,7 +36,7 @@ def task_with(pair: tuple[Path, Path], stragglers: tuple[str, ...] = STRAGGLERS,
 
 
 def decide(task: Task, method: str, **options: object) -> Decision:
-    return load_plugin("methods", method)(task, bootstraps=20, **options)
+    return tasks.decide(task, method, bootstraps=20, **options)
 
 
 def norms(pair: tuple[Path, Path], task: Task) -> dict[str, float]:
@@ -104,7 +105,7 @@ def test_errors_name_the_method_that_was_asked_for(pair: tuple[Path, Path], meth
     ):
         if reason is not None:
             with pytest.raises(RecipeError, match=rf"^method {method}: {reason}"):
-                load_plugin("methods", method)(wrong, **options)
+                tasks.decide(wrong, method, **options)
 
 
 @pytest.mark.parametrize("method", ["straggler-outlier", "random-matched"])
@@ -122,4 +123,4 @@ def test_a_mask_that_is_not_there_or_lacks_its_gradients_is_refused(pair: tuple[
 def test_another_measure_makes_no_layer_sparse(pair: tuple[Path, Path]) -> None:
     told = r"method straggler-sparse: made-up makes no layer sparse; measure with learned-sparse, or use the method"
     with pytest.raises(RecipeError, match=told):
-        load_plugin("methods", "straggler-sparse")(task_with(pair))
+        tasks.decide(task_with(pair), "straggler-sparse")

@@ -1,7 +1,6 @@
 """The straggler rule on made-up statistics: planted stragglers are found, placebo pairs are left alone."""
 
 import dataclasses
-import functools
 
 import numpy as np
 import pytest
@@ -9,7 +8,7 @@ import pytest
 from clipmerge.planning import stragglers
 from clipmerge.planning.measurements import Measurements, Statistic
 
-find_stragglers = functools.partial(stragglers.find_stragglers, method="straggler-outlier")
+find_stragglers = stragglers.find_stragglers
 WIDTH, BLOCKS, BATCHES = 768, 12, 8
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
+from clipmerge import methods
 from clipmerge.checkpoint import Inputs, align_checkpoints, open_checkpoint
 from clipmerge.merging.chunks import CHUNK
 from clipmerge.merging.stream import merged_tensors
@@ -15,7 +16,6 @@ from clipmerge.planning.measurements import Measurements
 from clipmerge.planning.plan import Plan
 from clipmerge.planning.provenance import SourceRecord
 from clipmerge.planning.tensors import named_tensors
-from clipmerge.plugins import load_plugin
 
 RECORD = SourceRecord(source="x", files={})
 
@@ -31,8 +31,7 @@ def task_of(folders: Sequence[Path], measurements: Measurements | None = None, s
 
 
 def decide(task: Task, method: str, **options: Any) -> Decision:
-    decision: Decision = load_plugin("methods", method)(task, **options)
-    return decision
+    return methods.decide(task, method, options)
 
 
 def plan_with(layers: Mapping[str, LayerPlan], weights: tuple[float, ...] = (1.0,), **options: Any) -> Plan:
