@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, Unpack
@@ -34,42 +33,6 @@ _ERRORS = 3.0
 _CLUSTERS = ("local", "slurm")
 # A job's limit unless one is given: submitit's own is two to five minutes.
 _MINUTES = 24 * 60
-
-
-@dataclass
-class _Check:
-    """Compares zero-shot accuracy with the published figure."""
-
-    suite: Suite
-    pair: Pair
-    limit: int | None
-    stops: bool
-    say: Callable[[str], None]
-    outcomes: list[dict[str, Any]] = field(default_factory=list)
-
-    def __call__(self, found: dict[str, float]) -> None:
-        """Compare, and raise an error unless checks are off."""
-        for name, published in self.pair.expected().items():
-            share, percent, allowed = published / 100, 100 * found[name], self.suite.tolerance
-            if self.limit is not None:  # a sample's accuracy may differ from that on all images
-                allowed += 100 * _ERRORS * math.sqrt(share * (1 - share) / self.limit)
-            passed = abs(percent - published) <= allowed
-            outcome = {"source": name, "found": percent, "published": published, "allowed": allowed, "passed": passed}
-            self.outcomes.append(outcome)
-            if passed:
-                continue
-            source = self.pair.sources[name]
-            text = (
-                f"{self.suite.name}: zero-shot accuracy on {name} ({source}) is {percent:.1f}%; published is "
-                f"{published:g}%, and they may differ by {allowed:.1f} points"
-            )
-            if self.stops:
-                raise MeasureError(
-                    f"{text}. Nothing was swept: the checkpoint, class names, templates or preprocessing are not those "
-                    f"of the published figure. Compare `clipmerge data show {source.partition(':')[0]}`, or pass "
-                    "--no-check to continue regardless"
-                )
-            self.say(f"{text}; continuing because of --no-check")
 
 
 @with_options(BenchOptions)
@@ -210,7 +173,11 @@ def _named(source: str | None) -> Any:
 
 def _run(suite: Suite, pair: Pair, options: BenchOptions, command: str, progress: Progress) -> dict[str, Any]:
     zeroshot, finetuned = (_on_disk(end, progress) for end in (pair.zeroshot, pair.finetuned))
-    check = _Check(suite, pair, options["limit"], options["check"], progress.say)
+    checks: list[dict[str, Any]] = []
+
+    def check(found: dict[str, float]) -> None:
+        checks.extend(compared(suite, pair, options, found, progress.say))
+
     sweep, _ = run_sweep(_request(pair, zeroshot, finetuned, options, command), progress, resumes=True, check=check)
     provenances = [sweep.pop("zeroshot"), *sweep.pop("finetuned")]
     addresses, counts, revisions = sweep.pop("sources"), sweep.pop("images"), sweep.pop("revisions")
@@ -222,10 +189,36 @@ def _run(suite: Suite, pair: Pair, options: BenchOptions, command: str, progress
             name: {"source": addresses[name], "revision": revisions.get(name), "images": counts[name]}
             for name in addresses
         },
-        "checks": check.outcomes,
+        "checks": checks,
         "published": [each.model_dump(mode="json") for each in pair.published],
         "sweep": sweep,
     }
+
+
+def compared(
+    suite: Suite, pair: Pair, options: BenchOptions, found: Mapping[str, float], say: Callable[[str], None]
+) -> Iterator[dict[str, Any]]:
+    """Compare zero-shot accuracies with the published figures, and stop at a wrong one unless checks are off."""
+    for name, published in pair.expected().items():
+        share, percent, allowed = published / 100, 100 * found[name], suite.tolerance
+        if options["limit"] is not None:  # a sample's accuracy may differ from that on all images
+            allowed += 100 * _ERRORS * math.sqrt(share * (1 - share) / options["limit"])
+        passed = abs(percent - published) <= allowed
+        yield {"source": name, "found": percent, "published": published, "allowed": allowed, "passed": passed}
+        if passed:
+            continue
+        source = pair.sources[name]
+        text = (
+            f"{suite.name}: zero-shot accuracy on {name} ({source}) is {percent:.1f}%; published is {published:g}%, "
+            f"and they may differ by {allowed:.1f} points"
+        )
+        if options["check"]:
+            raise MeasureError(
+                f"{text}. Nothing was swept: the checkpoint, class names, templates or preprocessing are not those "
+                f"of the published figure. Compare `clipmerge data show {source.partition(':')[0]}`, or pass "
+                "--no-check to continue regardless"
+            )
+        say(f"{text}; continuing because of --no-check")
 
 
 def _on_disk(checkpoint: str | Release, progress: Progress) -> str:

@@ -45,7 +45,7 @@ def preview_checkpoint(source: str) -> Checkpoint | None:
         return None
     folder = download(pinned, [name for name in (config,) if name in resolved.files])
     entries = {}
-    for name, (dtype, shape) in remote_metadata(pinned, resolved.sha).items():
+    for name, (dtype, shape) in remote_metadata(pinned, weights).items():
         if dtype not in DTYPES:
             kinds = ", ".join(sorted(FLOATS))
             raise CheckpointError(f"{pinned}, {name}: has dtype {dtype}; clipmerge merges {kinds}")

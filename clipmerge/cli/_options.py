@@ -12,8 +12,8 @@ from typing import Annotated, Any, get_type_hints
 import typer
 
 from clipmerge.cli._defaults import applied
-from clipmerge.cli._ending import reporting_errors
-from clipmerge.cli._help import complete_recipe
+from clipmerge.cli._ending import preparing, reporting_errors
+from clipmerge.cli._help import complete_recipe, examples
 from clipmerge.cli._terminal import Format, Terminal
 from clipmerge.errors import UsageError
 from clipmerge.options import RECIPE, VERBOSE, Option, declared
@@ -89,13 +89,20 @@ def command(options: type | None = None, *, verbose: bool = True) -> Callable[[_
     return decorate
 
 
-def list_by_default(context: typer.Context, listing: _Function, fmt: Format) -> None:
-    """Run a group's listing command if no command of the group was given; ``--format`` must follow one that was."""
-    if context.invoked_subcommand is None:
-        listing(fmt=fmt)
-    elif fmt is not Format.human:
-        group, command = context.info_name, context.invoked_subcommand
-        raise UsageError(f"--format goes after the command: clipmerge {group} {command} --format")
+def command_group(name: str, help: str) -> typer.Typer:
+    """A group of commands that runs its ``list`` if none of them was given; ``--format`` must follow one that was."""
+    group = typer.Typer(help=help, invoke_without_command=True, epilog=examples(name))
+
+    @group.callback()
+    @preparing
+    def list_by_default(context: typer.Context, fmt: FormatFlag = Format.human) -> None:
+        if context.invoked_subcommand is None:
+            group_command: Any = context.command
+            group_command.commands["list"].callback(fmt=fmt)
+        elif fmt is not Format.human:
+            raise UsageError(f"--format goes after the command: clipmerge {name} {context.invoked_subcommand} --format")
+
+    return group
 
 
 def command_line() -> str:

@@ -6,25 +6,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from clipmerge.cli._ending import preparing
-from clipmerge.cli._help import examples
-from clipmerge.cli._options import FormatFlag, command, list_by_default
-from clipmerge.cli._terminal import Format, Terminal
+from clipmerge.cli._options import command, command_group
+from clipmerge.cli._terminal import Terminal
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-data_app = typer.Typer(
-    help="Public data sets, class names and prompt templates by name.",
-    invoke_without_command=True,
-    epilog=examples("data"),
-)
-
-
-@data_app.callback()
-@preparing
-def _data(context: typer.Context, fmt: FormatFlag = Format.human) -> None:
-    list_by_default(context, list_data, fmt)
+data_app = command_group("data", "Public data sets, class names and prompt templates by name.")
 
 
 @data_app.command("list")

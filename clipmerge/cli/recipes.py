@@ -12,28 +12,18 @@ from typing import Annotated
 
 import typer
 
-from clipmerge.cli._ending import echo, preparing, reporting_errors
-from clipmerge.cli._help import complete_recipe, examples
-from clipmerge.cli._options import FormatFlag, command, list_by_default
-from clipmerge.cli._terminal import Format, Terminal
+from clipmerge.cli._ending import echo, reporting_errors
+from clipmerge.cli._help import complete_recipe
+from clipmerge.cli._options import command, command_group
+from clipmerge.cli._terminal import Terminal
 from clipmerge.errors import OutputError
 
-recipes_app = typer.Typer(
-    help="List, show and copy the recipes.",
-    invoke_without_command=True,
-    epilog=examples("recipes"),
-)
+recipes_app = command_group("recipes", "List, show and copy the recipes.")
 # A width that no terminal has: from there on sentences are not wrapped, so that a pipe gets one line per recipe.
 _WIDEST = 10_000
 # The others follow by name.
 _RECOMMENDED = ("auto", "wise-ft", "straggler-sparse", "lines", "monosoup")
 _Name = Annotated[str, typer.Argument(metavar="NAME", help="Name of a recipe.", autocompletion=complete_recipe)]
-
-
-@recipes_app.callback()
-@preparing
-def _recipes(context: typer.Context, fmt: FormatFlag = Format.human) -> None:
-    list_by_default(context, list_recipes, fmt)
 
 
 @recipes_app.command("list")

@@ -219,16 +219,12 @@ def _check_there(pinned: HubId, folder: Path, names: Iterable[str]) -> None:
         raise HubError(f"{pinned}: {shorten(missing)} missing from {folder}. Go online and run again.")
 
 
-def remote_metadata(hub_id: HubId, sha: str) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """Read (safetensors dtype, shape) by name of a model's tensors without downloading them, in name order."""
-    api, pinned, seconds = connect(), hub_id.at(sha), timeout_seconds()
-    where: dict[str, Any] = {"repo_id": hub_id.repo_id, "revision": sha}
+def remote_metadata(pinned: HubId, weights: Sequence[str]) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Read (safetensors dtype, shape) by name of the tensors in a model's safetensors files, without their content."""
+    api, seconds = connect(), timeout_seconds()
+    where: dict[str, Any] = {"repo_id": pinned.repo_id, "revision": pinned.revision}
     with explained(f"reading the tensor names of {pinned}"):
-        names = patiently(lambda: api.list_repo_files(**where))
-        chosen = choose_weights(names, pinned)
-        if not all(name.endswith((".safetensors", INDEX)) for name in chosen):
-            raise CheckpointError(f"{pinned}: cannot list the tensors of a PyTorch pickle without downloading it.")
-        if STANDARD & set(chosen):
+        if STANDARD & set(weights):
             try:
                 whole = patiently(lambda: api.get_safetensors_metadata(**where, timeout=seconds))
             except json.JSONDecodeError:
@@ -236,7 +232,7 @@ def remote_metadata(hub_id: HubId, sha: str) -> dict[str, tuple[str, tuple[int, 
             files = list(whole.files_metadata.values())
         else:
             files = [
-                patiently(lambda: api.parse_safetensors_file_metadata(**where, filename=chosen[0], timeout=seconds))
+                patiently(lambda: api.parse_safetensors_file_metadata(**where, filename=weights[0], timeout=seconds))
             ]
     tensors = {name: info for file in files for name, info in file.tensors.items()}
     return {name: (str(info.dtype), tuple(info.shape)) for name, info in sorted(tensors.items())}

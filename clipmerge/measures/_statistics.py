@@ -46,6 +46,12 @@ def statistic(objective: Objective, name: str, batches: Mapping[str, Sequence[fl
     )
 
 
+def sizes_of(objective: Objective) -> dict[str, int]:
+    """Number of entries by layer."""
+    parameters = objective.path.parameters
+    return {layer: sum(parameters[name].numel() for name in names) for layer, names in objective.path.layers.items()}
+
+
 def with_few_prompts(measure: Callable[..., Measurements]) -> Callable[..., Measurements]:
     """Run a measure inside `Objective.fewer_prompts`, and add the note to its result."""
 

@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 
 from clipmerge.calibration.objective import Objective
-from clipmerge.measures._statistics import by_layer, statistic, with_few_prompts
+from clipmerge.measures._statistics import by_layer, sizes_of, statistic, with_few_prompts
 from clipmerge.planning.measurements import Measurements
 from clipmerge.plugins import Alpha, Positive
 
@@ -54,10 +54,7 @@ def first_order(
             )
         found[batch.number] = (rho * torch.stack(norms)).tolist()
     rises = by_layer(objective, found)
-    roots = {
-        layer: sum(objective.path.parameters[name].numel() for name in names) ** 0.5
-        for layer, names in objective.path.layers.items()
-    }
+    roots = {layer: size**0.5 for layer, size in sizes_of(objective).items()}
     constant = statistic(
         objective,
         "first_order",

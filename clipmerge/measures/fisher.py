@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from clipmerge.calibration.objective import Batch, Loss, Objective
-from clipmerge.measures._statistics import by_layer, statistic, with_few_prompts
+from clipmerge.measures._statistics import by_layer, sizes_of, statistic, with_few_prompts
 from clipmerge.planning.measurements import Measurements
 from clipmerge.plugins import Count
 
@@ -67,7 +67,7 @@ def _squares(
     """Sum over this process's images and probes per entry; average over a layer's entries and a batch's images."""
     squares = {name: torch.zeros_like(value) for name, value in objective.path.task_vector.items()}
     values = {batch.number: [0.0] * len(objective.path.layers) for batch in objective.shares.batches}
-    sizes = [sum(objective.path.parameters[name].numel() for name in names) for names in objective.path.layers.values()]
+    sizes = list(sizes_of(objective).values())
     for probe in range(probes):
         for batch, _ in objective.gradients(_signed(objective, probe, labels)):
             sums = {}

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -61,10 +61,14 @@ def _sums(objective: Objective) -> dict[str, Tensor]:
     }
     kept: list[Tensor | None] = [None]
 
-    def see(name: str, inputs: Tensor) -> None:
-        sums[name].add_(_gram(inputs, kept[0]))
+    def see(name: str, _module: torch.nn.Module, positional: tuple[Tensor, ...]) -> None:
+        inputs, mask = positional[0], kept[0]
+        rows = inputs[mask.bool()] if mask is not None and inputs.shape[:-1] == mask.shape else inputs.flatten(0, -2)
+        sums[name].add_(rows.T @ rows)
 
-    with _watching(linear, see):
+    with ExitStack() as hooks:
+        for name, module in linear.items():
+            hooks.callback(module.register_forward_pre_hook(partial(see, name)).remove)
         for batch in objective.shares.batches:
             objective.criterion.embed(batch.pixels)
             objective.work.tick(FORWARD * len(batch))
@@ -72,23 +76,3 @@ def _sums(objective: Objective) -> dict[str, Tensor]:
             for tokens in objective.criterion.prompts.embed():
                 kept[0] = tokens.get("attention_mask")
     return sums
-
-
-def _gram(inputs: Tensor, kept: Tensor | None) -> Tensor:
-    rows = inputs[kept.bool()] if kept is not None and inputs.shape[:-1] == kept.shape else inputs.flatten(0, -2)
-    return rows.T @ rows
-
-
-@contextmanager
-def _watching(modules: dict[str, torch.nn.Linear], see: Callable[[str, Tensor], None]) -> Iterator[None]:
-    """Pass the inputs of each module to a function, with the module's name."""
-    hooks = [module.register_forward_pre_hook(_hook(name, see)) for name, module in modules.items()]
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-
-def _hook(name: str, see: Callable[[str, Tensor], None]) -> Callable[[torch.nn.Module, tuple[Tensor, ...]], None]:
-    return lambda _module, inputs: see(name, inputs[0])

@@ -8,7 +8,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from clipmerge.calibration.objective import HESSIAN, Batch, Objective
-from clipmerge.measures._statistics import by_layer, statistic, with_few_prompts
+from clipmerge.measures._statistics import by_layer, sizes_of, statistic, with_few_prompts
 from clipmerge.planning.measurements import Measurements
 from clipmerge.plugins import Alpha, Count
 
@@ -45,10 +45,7 @@ def hessian_trace(objective: Objective, *, probes: Count = 8, adaptive: bool = F
                 found[batch.number][column] += value / probes
             objective.work.tick(HESSIAN * len(batch))
     traces = by_layer(objective, found)
-    sizes = {
-        layer: sum(objective.path.parameters[n].numel() for n in names)
-        for layer, names in objective.path.layers.items()
-    }
+    sizes = sizes_of(objective)
     trace = statistic(
         objective,
         "hessian_trace",

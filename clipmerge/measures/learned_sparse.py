@@ -13,7 +13,7 @@ from clipmerge.calibration.coefficients import Coefficients
 from clipmerge.calibration.learning import learn
 from clipmerge.calibration.objective import Objective
 from clipmerge.layers import block_of
-from clipmerge.measures._statistics import statistic
+from clipmerge.measures._statistics import by_layer, sizes_of, statistic
 from clipmerge.measures.learned_coefficients import LearningOptions, learned_measurements
 from clipmerge.planning.measurements import Measurements, Statistic
 from clipmerge.planning.stragglers import find_stragglers
@@ -113,10 +113,7 @@ class _Finder:
         values = {layer: value for layer, value in self._sharpness.values.items() if block_of(layer)}
         if self._rule == "share":
             return sharpest(values, self._share)
-        sizes = {
-            layer: sum(self._objective.path.theta_0[name].numel() for name in names)
-            for layer, names in self._objective.path.layers.items()
-        }
+        sizes = sizes_of(self._objective)
         if self._rule == "outlier":
             measured = Measurements(
                 measure="learned-sparse", statistics=(self._sharpness,), batch_sizes=self._objective.shares.batch_sizes
@@ -166,8 +163,7 @@ def layer_sharpness(objective: Objective) -> dict[str, tuple[float, ...]]:
             for layer, names in objective.path.layers.items()
         }
         rows[batch.number] = [gradients[layer] * radii[layer] for layer in objective.path.layers]
-    ordered = objective.shares.by_batch(rows)
-    return {layer: tuple(row[column] for row in ordered) for column, layer in enumerate(objective.path.layers)}
+    return by_layer(objective, rows)
 
 
 def sharpest(sharpness: dict[str, float], share: float) -> tuple[str, ...]:

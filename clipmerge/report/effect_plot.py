@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 from statistics import fmean
+from typing import Any
 
 from markupsafe import Markup
 
@@ -19,41 +19,15 @@ DRAWN = ("accuracy", "image to text R@1", "text to image R@1")
 _TICKS = 6
 
 
-@dataclass(frozen=True)
-class Dot:
-    """One model: its mark, and where it and its interval lie, in per cent of the plot's width."""
-
-    model: str
-    mark: Markup
-    text: str
-    at: float
-    start: float
-    length: float
-
-
-@dataclass(frozen=True)
-class DotGroup:
-    """The models on the same images."""
-
-    title: str
-    note: str
-    dots: tuple[Dot, ...]
-
-
-@dataclass(frozen=True)
-class EffectPlot:
-    """All groups on one axis; ``ticks`` are positions in per cent of the width, and accuracies in per cent."""
-
-    groups: tuple[DotGroup, ...]
-    ticks: tuple[tuple[float, str], ...]
-
-
 #: Title and note of a group, and by model the value and its interval, if it has one.
 _Values = tuple[str, str, dict[str, tuple[float, tuple[float, float] | None]]]
 
 
-def effect_plot(record: MergeRecord) -> EffectPlot | None:
-    """Lay out the accuracies on the images held back and the scores on other tasks; ``None`` if there are none."""
+def effect_plot(record: MergeRecord) -> dict[str, Any] | None:
+    """Lay out the accuracies on the images held back and the scores on other tasks; ``None`` if there are none.
+
+    Positions and lengths are in per cent of the plot's width; all groups of models share one axis.
+    """
     groups = [*_held_back(record.bought), *(group for task in record.kept for group in _other_task(task))]
     if not groups:
         return None
@@ -67,20 +41,21 @@ def effect_plot(record: MergeRecord) -> EffectPlot | None:
     def place(share: float) -> float:
         return round(100 * (share - low) / (high - low), 2)
 
-    def dot(model: str, value: float, interval: tuple[float, float] | None) -> Dot:
+    def dot(model: str, value: float, interval: tuple[float, float] | None) -> dict[str, Any]:
         start, stop = interval or (value, value)
         text = f"{100 * value:.1f}" + (f" [{100 * start:.1f}, {100 * stop:.1f}]" if interval else "")
-        mark = marks.get(model, marks["fine-tuned"])
-        return Dot(model, mark, text, place(value), place(start), round(place(stop) - place(start), 2))
+        mark, length = marks.get(model, marks["fine-tuned"]), round(place(stop) - place(start), 2)
+        where = {"at": place(value), "start": place(start), "length": length}
+        return {"model": model, "mark": mark, "text": text, **where}
 
     ticks = [low + step * number for number in range(1 + round((high - low) / step - 0.499))]
-    return EffectPlot(
-        tuple(
-            DotGroup(title, note, tuple(dot(model, *where) for model, where in models.items()))
+    return {
+        "groups": [
+            {"title": title, "note": note, "dots": [dot(model, *where) for model, where in models.items()]}
             for title, note, models in groups
-        ),
-        tuple((place(tick), f"{100 * tick:.0f}%") for tick in ticks),
-    )
+        ],
+        "ticks": [(place(tick), f"{100 * tick:.0f}%") for tick in ticks],
+    }
 
 
 def _held_back(bought: MergeEffect | None) -> Iterator[_Values]:

@@ -4,64 +4,18 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from itertools import groupby
+from typing import Any
 
-from markupsafe import Markup, escape
+from markupsafe import escape
 
 from clipmerge.output.record import MergeRecord
 from clipmerge.report.columns import Column
 from clipmerge.report.numbers import is_number
 
 
-@dataclass(frozen=True)
-class Cell:
-    """One number: as text, and as a bar in percent of the column's range."""
-
-    text: str
-    start: float
-    length: float
-    negative: bool
-
-
-@dataclass(frozen=True)
-class LayerRow:
-    """One layer, or neighbours with equal cells; a straggler has its own row."""
-
-    head: str
-    layers: tuple[str, ...]
-    straggler: bool
-    cells: tuple[Cell, ...]
-    mask: str
-    reason: str
-
-
-@dataclass(frozen=True)
-class TowerRows:
-    """The rows of one tower, and its totals."""
-
-    title: str
-    rows: tuple[LayerRow, ...]
-    count: int
-    size: int
-    sums: tuple[tuple[Markup, str, str], ...]
-
-
-@dataclass(frozen=True)
-class LayerTable:
-    """The whole table."""
-
-    columns: tuple[Column, ...]  # those in which layers differ
-    equal: str  # the others, as a sentence
-    towers: tuple[TowerRows, ...]
-    reason: str  # shared by all layers, and then without a column
-    usual_reason: str  # written only once if more than half of the layers share it
-    has_usual: bool
-    has_masks: bool
-
-
-def layer_table(record: MergeRecord, columns: Sequence[Column], towers: Mapping[str, str]) -> LayerTable:
-    """Lay out the table."""
+def layer_table(record: MergeRecord, columns: Sequence[Column], towers: Mapping[str, str]) -> dict[str, Any]:
+    """Lay out the table for the page."""
     layers = tuple(record.layers)
     differing = (c for c in columns if len({c.text(c.values.get(layer)) for layer in layers}) > 1)
     shown = tuple(differing) or tuple(columns[:1])
@@ -69,18 +23,19 @@ def layer_table(record: MergeRecord, columns: Sequence[Column], towers: Mapping[
     left_out = [column for column in columns if column not in shown and (masks or column.key != "density")]
     spans = [column.span(layers).replace("-", "\N{MINUS SIGN}") for column in left_out]
     reasons = Counter(entry.reason for entry in record.layers.values())
-    return LayerTable(
-        columns=shown,
-        equal=", ".join(f"{column.title} {span}" for column, span in zip(left_out, spans, strict=True)),
-        towers=tuple(_towers(record, shown, towers)),
-        reason=next(iter(reasons)) if len(reasons) == 1 else "",
-        usual_reason=reasons.most_common(1)[0][0],
-        has_usual=len(reasons) > 1 and 2 * reasons.most_common(1)[0][1] > len(record.layers),
-        has_masks=masks,
-    )
+    return {
+        "columns": shown,  # those in which layers differ
+        "equal": ", ".join(f"{column.title} {span}" for column, span in zip(left_out, spans, strict=True)),
+        "towers": _towers(record, shown, towers),
+        "reason": next(iter(reasons)) if len(reasons) == 1 else "",  # shared by all layers, and then without a column
+        "usual_reason": reasons.most_common(1)[0][0],  # written only once if more than half of the layers share it
+        "has_usual": len(reasons) > 1 and 2 * reasons.most_common(1)[0][1] > len(record.layers),
+        "has_masks": masks,
+    }
 
 
-def _towers(record: MergeRecord, columns: Sequence[Column], towers: Mapping[str, str]) -> list[TowerRows]:
+def _towers(record: MergeRecord, columns: Sequence[Column], towers: Mapping[str, str]) -> list[dict[str, Any]]:
+    """The rows of each tower, and its totals."""
     found = []
     for tower, members in groupby(record.layers, key=lambda layer: layer.partition(".")[0]):
         layers = list(members)
@@ -90,12 +45,13 @@ def _towers(record: MergeRecord, columns: Sequence[Column], towers: Mapping[str,
             if c.additive and c.total(layers) is not None
         )
         size = sum(record.layers[layer].size or 0 for layer in layers)
-        rows = tuple(_rows(record, columns, layers))
-        found.append(TowerRows(towers.get(tower, tower), rows, len(layers), size, sums))
+        title, rows = towers.get(tower, tower), _rows(record, columns, layers)
+        found.append({"title": title, "rows": rows, "count": len(layers), "size": size, "sums": sums})
     return found
 
 
-def _rows(record: MergeRecord, columns: Sequence[Column], layers: Sequence[str]) -> list[LayerRow]:
+def _rows(record: MergeRecord, columns: Sequence[Column], layers: Sequence[str]) -> list[dict[str, Any]]:
+    """A row per layer, or per neighbours with equal cells; a straggler has its own row."""
     stragglers = set(record.found_stragglers)
 
     def shown(layer: str) -> tuple[object, ...]:
@@ -108,19 +64,21 @@ def _rows(record: MergeRecord, columns: Sequence[Column], layers: Sequence[str])
         members = tuple(group)
         entry = record.layers[members[0]]
         rows.append(
-            LayerRow(
-                head=members[0] if len(members) == 1 else f"{members[0]} … {members[-1]}",
-                layers=members,
-                straggler=members[0] in stragglers,
-                cells=tuple(_cell(column, members[0]) for column in columns),
-                mask=entry.mask or "",
-                reason=entry.reason,
-            )
+            {
+                "head": members[0] if len(members) == 1 else f"{members[0]} … {members[-1]}",
+                "layers": members,
+                "straggler": members[0] in stragglers,
+                "cells": [_cell(column, members[0]) for column in columns],
+                "mask": entry.mask or "",
+                "reason": entry.reason,
+            }
         )
     return rows
 
 
-def _cell(column: Column, layer: str) -> Cell:
+def _cell(column: Column, layer: str) -> dict[str, Any]:
+    """One number: as text, and as a bar in percent of the column's range."""
     value = column.values.get(layer)
     start, length = column.scale.bar(value)
-    return Cell(column.text(value), start, length, is_number(value) and value < 0)
+    negative = is_number(value) and value < 0
+    return {"text": column.text(value), "start": start, "length": length, "negative": negative}

@@ -23,16 +23,16 @@ def sentence(text: str, names: Collection[str] = ()) -> str:
     """Begin with a capital letter, unless the first word is a name, and end with a full stop.
 
     Example:
-        >>> sentence("the merged model loses 3.3 points"), sentence("auto loses 5.0 points", ["auto"])
-        ('The merged model loses 3.3 points.', 'auto loses 5.0 points.')
+        >>> sentence("the merged model loses 3.3 points"), sentence("auto, the best, loses 5.0 points", ["auto"])
+        ('The merged model loses 3.3 points.', 'auto, the best, loses 5.0 points.')
         >>> sentence("vision.3.mlp has no images"), sentence("")
         ('vision.3.mlp has no images.', '')
     """
     text = text.strip()
     if not text:
         return ""
-    first = text.split()[0]
-    begin = text[0] if first in names or _NAME.search(first.rstrip(".:,;")) else text[0].upper()
+    first = text.split()[0].rstrip(".:,;")
+    begin = text[0] if first in names or _NAME.search(first) else text[0].upper()
     return begin + text[1:] + ("" if text[-1] in ".!?:" else ".")
 
 

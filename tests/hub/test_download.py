@@ -106,14 +106,11 @@ def sharded(hub: FakeHub, name: str) -> str:
 
 def test_remote_metadata_reads_headers_only(hub: FakeHub, sha: str) -> None:
     expected = {"a.weight": ("F32", (2, 3)), "b": ("BF16", ())}
-    assert remote_metadata(MODEL, sha) == expected
+    assert remote_metadata(MODEL.at(sha), ["model.safetensors"]) == expected
     assert {status for _, _, status in hub.requests("GET", "/resolve/")} == {206}
-    assert remote_metadata(HubId("alice/sharded"), sharded(hub, "alice/sharded")) == expected
+    assert remote_metadata(HubId("alice/sharded").at(sharded(hub, "alice/sharded")), SHARDS) == expected
     single = upload(hub, "alice/open", {"open_clip_model.safetensors": save(TENSORS)})
-    assert remote_metadata(HubId("alice/open"), single) == expected
-    pickled = upload(hub, "alice/pickled", {"pytorch_model.bin": b"x", "config.json": b"{}"})
-    with pytest.raises(CheckpointError, match=r"cannot list the tensors of a PyTorch pickle without downloading it"):
-        remote_metadata(HubId("alice/pickled"), pickled)
+    assert remote_metadata(HubId("alice/open").at(single), ["open_clip_model.safetensors"]) == expected
 
 
 @pytest.mark.parametrize("fault", [{"status": 503}, {"cut_after": 0}])
@@ -156,7 +153,7 @@ def test_a_hub_that_is_sick_or_down_does_not_give_a_stale_commit(hub: FakeHub, s
     with pytest.raises(HubError, match=r"cannot be reached\. Check the connection"):
         fetch(HubId("alice/other"))
     with pytest.raises(HubError, match="cannot be reached"):
-        remote_metadata(MODEL, sha)
+        remote_metadata(MODEL.at(sha), ["model.safetensors"])
 
 
 def test_offline_on_purpose_uses_the_cache_and_says_so(hub: FakeHub, sha: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -180,7 +180,7 @@ def test_the_plot_puts_marks_and_intervals_where_the_numbers_say(html_of: Pages)
     record = MergeRecord.model_validate(learned() | {"kept": OTHER_TASKS})
     plot = effect_plot(record)
     assert plot is not None
-    titles = [group.title for group in plot.groups]
+    titles = [group["title"] for group in plot["groups"]]
     assert titles[:3] == [
         "Your images",
         *(f"Your images under {kind} corruptions" for kind in ("unrelated", "related")),
@@ -190,19 +190,19 @@ def test_the_plot_puts_marks_and_intervals_where_the_numbers_say(html_of: Pages)
         "Other task: coco, image to text R@1",
         "Other task: coco, text to image R@1",
     ]
-    (low, first), *_, (high, last) = plot.ticks
+    (low, first), *_, (high, last) = plot["ticks"]
     per_point = (high - low) / (float(last[:-1]) - float(first[:-1]))
-    for group in plot.groups:
-        for dot in group.dots:
-            value, *ends = map(float, re.findall(r"[\d.]+", dot.text))
-            assert dot.at == pytest.approx(low + per_point * (value - float(first[:-1])), abs=0.1)
+    for group in plot["groups"]:
+        for dot in group["dots"]:
+            value, *ends = map(float, re.findall(r"[\d.]+", dot["text"]))
+            assert dot["at"] == pytest.approx(low + per_point * (value - float(first[:-1])), abs=0.1)
             start, stop = ends or (value, value)
-            assert dot.start == pytest.approx(low + per_point * (start - float(first[:-1])), abs=0.1)
-            assert dot.length == pytest.approx(per_point * (stop - start), abs=0.2)
-            assert 0 <= dot.start <= dot.at <= dot.start + dot.length + 0.02 <= 100.04
-    merged = plot.groups[0].dots[-1]
-    assert merged.text == "94.6 [90.6, 97.6]"
-    assert 'fill="var(--mark-0)"' in merged.mark  # auto's colour in every picture
+            assert dot["start"] == pytest.approx(low + per_point * (start - float(first[:-1])), abs=0.1)
+            assert dot["length"] == pytest.approx(per_point * (stop - start), abs=0.2)
+            assert 0 <= dot["start"] <= dot["at"] <= dot["start"] + dot["length"] + 0.02 <= 100.04
+    merged = plot["groups"][0]["dots"][-1]
+    assert merged["text"] == "94.6 [90.6, 97.6]"
+    assert 'fill="var(--mark-0)"' in merged["mark"]  # auto's colour in every picture
     html = html_of(record.model_dump(mode="json"))
     assert "Further scores on other tasks" in html
     assert html.count("<td>image to text R@5</td>") == 1
