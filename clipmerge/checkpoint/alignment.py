@@ -25,11 +25,7 @@ _TOWER_WORDS = {"full": "both towers", "vision": "the vision tower only", "text"
 
 
 def align_checkpoints(
-    zeroshot: Checkpoint,
-    finetuned: list[Checkpoint],
-    *,
-    missing: Missing = "error",
-    mixed_dtypes: bool = False,
+    zeroshot: Checkpoint, finetuned: list[Checkpoint], *, missing: Missing = "error", mixed_dtypes: bool = False
 ) -> Inputs:
     """Align checkpoints and refuse mismatches, without reading weights."""
     inputs = align(zeroshot, finetuned, missing=missing)

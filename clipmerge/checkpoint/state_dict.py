@@ -92,11 +92,7 @@ def _load(file: Path) -> tuple[Any, bool]:
     numbers = [(scalar, "numpy.core.multiarray.scalar"), (scalar, "numpy._core.multiarray.scalar"), np.dtype, *dtypes]
     harmless: list[Any] = [argparse.Namespace, *numbers, *paths]
     try:
-        with (
-            open_regular(file) as content,
-            warnings.catch_warnings(),
-            torch.serialization.safe_globals(harmless),
-        ):
+        with open_regular(file) as content, warnings.catch_warnings(), torch.serialization.safe_globals(harmless):
             warnings.simplefilter("ignore")  # about TorchScript and pickle protocols, both handled below
             is_archive = content.read(4) == _ZIP_START
             for member in zipfile.ZipFile(content).infolist() if is_archive else ():

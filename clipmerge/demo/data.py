@@ -67,10 +67,7 @@ def posed(pixels: Tensor, degrees: Tensor, zoom: Tensor, offset: Tensor) -> Tens
     from torch.nn.functional import affine_grid, grid_sample
 
     cosine, sine = torch.cos(torch.deg2rad(degrees)) / zoom, torch.sin(torch.deg2rad(degrees)) / zoom
-    rows = [
-        torch.stack([cosine, -sine, offset[:, 0]], dim=1),
-        torch.stack([sine, cosine, offset[:, 1]], dim=1),
-    ]
+    rows = [torch.stack([cosine, -sine, offset[:, 0]], dim=1), torch.stack([sine, cosine, offset[:, 1]], dim=1)]
     grid = affine_grid(torch.stack(rows, dim=1), list(pixels.shape), align_corners=False)
     return grid_sample(pixels, grid, mode="bilinear", padding_mode="border", align_corners=False)
 

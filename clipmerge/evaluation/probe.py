@@ -135,9 +135,7 @@ def probe(scaled: ScaledImages, corruptions: tuple[str, ...], *, enough: int, fe
     }
     sources = {
         corruption: replace(
-            images,
-            store=_Corrupted(scaled, corruption, chosen),
-            labels=tuple(images.labels[at] for at in chosen),
+            images, store=_Corrupted(scaled, corruption, chosen), labels=tuple(images.labels[at] for at in chosen)
         )
         for corruption, chosen in positions.items()
     }

@@ -56,10 +56,7 @@ _BY_CLASS = {
     "LocalTokenNotFoundError": ("no token", _LOG_IN),
     "OfflineModeIsEnabled": ("HF_HUB_OFFLINE is set", "Unset it to reach the Hub."),
     "ConnectError": ("the Hub cannot be reached", "Check the connection and HF_ENDPOINT."),
-    "TimeoutException": (
-        "no answer in time",
-        f"{_TRY_LATER} CLIPMERGE_HUB_TIMEOUT sets the seconds to wait.",
-    ),
+    "TimeoutException": ("no answer in time", f"{_TRY_LATER} CLIPMERGE_HUB_TIMEOUT sets the seconds to wait."),
     "TransportError": ("the connection broke", _TRY_LATER),
     "ConnectionError": (
         "the Hub's storage cannot be reached",
@@ -69,10 +66,7 @@ _BY_CLASS = {
         "the answer was not the Hub's",
         "A proxy or a login page may have answered: check the connection and HF_ENDPOINT.",
     ),
-    "SafetensorsParsingError": (
-        "a safetensors header cannot be read",
-        "The file is damaged: upload it again.",
-    ),
+    "SafetensorsParsingError": ("a safetensors header cannot be read", "The file is damaged: upload it again."),
     "LocalEntryNotFoundError": ("it cannot be read from the Hub and is not cached", _TRY_LATER),
 }
 _BY_STATUS = {

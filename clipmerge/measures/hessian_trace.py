@@ -86,10 +86,7 @@ def _hessian_vector(
     # the fused attention kernels have no second derivative
     with sdpa_kernel(SDPBackend.MATH):
         gradients = torch.autograd.grad(
-            objective.criterion.joint_loss(batch),
-            parameters,
-            create_graph=True,
-            materialize_grads=True,
+            objective.criterion.joint_loss(batch), parameters, create_graph=True, materialize_grads=True
         )
         parts = [(g * v).sum() for g, v in zip(gradients, scaled, strict=True) if g.requires_grad]
         inner = torch.stack(parts).sum()

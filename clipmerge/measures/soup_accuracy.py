@@ -37,11 +37,7 @@ def soup_accuracy(objective: Objective) -> Measurements:
         if tried[-1].accuracy >= best:
             soup.append(which)
             best = tried[-1].accuracy
-    return Measurements(
-        measure="soup-accuracy",
-        batch_sizes=objective.shares.batch_sizes,
-        mixtures=tuple(tried),
-    )
+    return Measurements(measure="soup-accuracy", batch_sizes=objective.shares.batch_sizes, mixtures=tuple(tried))
 
 
 def _average(chosen: list[int], count: int) -> tuple[float, ...]:

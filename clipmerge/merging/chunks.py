@@ -17,10 +17,10 @@ CHUNK = 1 << 17
 Room = Callable[[int, str], Array]
 
 
-def runs(size: int, length: int = CHUNK) -> Iterator[tuple[int, int]]:
-    """Divide a tensor into runs of elements, each given by its start and stop."""
-    for start in range(0, size, length):
-        yield start, min(start + length, size)
+def runs(size: int) -> Iterator[tuple[int, int]]:
+    """Divide a tensor into runs of `CHUNK` elements, each given by its start and stop."""
+    for start in range(0, size, CHUNK):
+        yield start, min(start + CHUNK, size)
 
 
 def may_be_thinned(inputs: Inputs, name: str) -> bool:

@@ -22,12 +22,10 @@ def can_copy(dtypes: Sequence[str]) -> bool:
     return all(dtype in _COPIED for dtype in dtypes)
 
 
-def merged(
-    inputs: Inputs, name: str, alpha: float, weights: Sequence[float], room: Room, length: int
-) -> Iterator[Array]:
+def merged(inputs: Inputs, name: str, alpha: float, weights: Sequence[float], room: Room) -> Iterator[Array]:
     """Merge, without a mask, a parameter of one dtype in `COMPUTED`: 1-D runs, in buffers from ``room``."""
     entry = inputs.entries(name)[0]
-    for start, out in _places(entry.size, STORED[entry.dtype], room, length):
+    for start, out in _places(entry.size, STORED[entry.dtype], room):
         theta_0, finetuned = inputs.arrays(name, start, start + len(out))
         unchanged = copied_input(theta_0, finetuned, alpha, weights)
         if unchanged is not None:  # NaN and Inf in the other inputs do not affect the result
@@ -44,11 +42,11 @@ def merged(
     inputs.release(name)
 
 
-def copied(name: str, holder: Location, others: Sequence[Location], room: Room, length: int) -> Iterator[Array]:
+def copied(name: str, holder: Location, others: Sequence[Location], room: Room) -> Iterator[Array]:
     """Copy a tensor of one checkpoint in its own dtype, and check the others' tensors of that name."""
     checkpoint, key = holder
     entry = checkpoint.entries[key]
-    for start, out in _places(entry.size, STORED[entry.dtype], room, length):
+    for start, out in _places(entry.size, STORED[entry.dtype], room):
         stop = start + len(out)
         values = checkpoint.array(key, start, stop)
         if values.dtype.kind == "f":
@@ -65,9 +63,9 @@ def copied(name: str, holder: Location, others: Sequence[Location], room: Room, 
         stored.release(stored_key)
 
 
-def _places(size: int, dtype: str, room: Room, length: int) -> Iterator[tuple[int, Array]]:
+def _places(size: int, dtype: str, room: Room) -> Iterator[tuple[int, Array]]:
     """Divide a tensor into runs that fit the buffers; yields the first element and the buffer of each."""
-    for begin, end in runs(size, length):
+    for begin, end in runs(size):
         start = begin
         while start < end:
             out = room(end - start, dtype)

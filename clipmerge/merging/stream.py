@@ -22,7 +22,7 @@ from clipmerge.families import is_counter, is_variance
 from clipmerge.files.safetensors import DTYPES, STORED, Array
 from clipmerge.layers import HEAD
 from clipmerge.merging import numpy_chunks
-from clipmerge.merging.chunks import CHUNK, Room, may_be_thinned
+from clipmerge.merging.chunks import Room, may_be_thinned
 from clipmerge.parallel import side_by_side
 from clipmerge.planning.layer_plan import LayerPlan, LearnedAlpha
 from clipmerge.planning.plan import Plan
@@ -78,7 +78,7 @@ def _begun(tensor: MergedTensor) -> Iterable[Array]:
     return itertools.chain(list(itertools.islice(chunks, 1)), chunks)
 
 
-def merged_tensors(inputs: Inputs, plan: Plan, *, chunk: int = CHUNK) -> list[MergedTensor]:
+def merged_tensors(inputs: Inputs, plan: Plan) -> list[MergedTensor]:
     """List the output's tensors, each with its content on demand; nothing is read yet."""
     outputs = []
     for name, key in inputs.zeroshot_keys.items():
@@ -92,9 +92,9 @@ def merged_tensors(inputs: Inputs, plan: Plan, *, chunk: int = CHUNK) -> list[Me
         if layer is not None and inputs.merges(name):
             masked = layer.mask is not None and may_be_thinned(inputs, name)
             is_whole = masked or plan.combine is not None
-            chunks = partial(_merged, inputs, plan, name, layer, dtype, chunk, is_whole)
+            chunks = partial(_merged, inputs, plan, name, layer, dtype, is_whole)
         else:
-            chunks = _unmerged(inputs, name, layer, dtype, chunk)
+            chunks = _unmerged(inputs, name, layer, dtype)
         shape = inputs.output_shape(name, entry)
         outputs.append(MergedTensor(inputs.output_keys[name], name, dtype, shape, chunks, is_whole))
     first = inputs.finetuned[0]
@@ -103,7 +103,7 @@ def merged_tensors(inputs: Inputs, plan: Plan, *, chunk: int = CHUNK) -> list[Me
         if is_kept and name not in inputs.zeroshot_keys:
             entry = first.entries[key]
             dtype, shape = _output_dtype(plan, entry), inputs.output_shape(name, entry)
-            chunks = partial(_copied, name, (first, key), (), dtype, chunk)
+            chunks = partial(_copied, name, (first, key), (), dtype)
             outputs.append(MergedTensor(inputs.output_keys[name], name, dtype, shape, chunks))
     return outputs
 
@@ -111,23 +111,19 @@ def merged_tensors(inputs: Inputs, plan: Plan, *, chunk: int = CHUNK) -> list[Me
 def copied_tensors(checkpoint: Checkpoint) -> list[MergedTensor]:
     """List the unchanged tensors of one checkpoint, each with its content on demand."""
     return [
-        MergedTensor(
-            key, key, entry.dtype, entry.shape, partial(_copied, key, (checkpoint, key), (), entry.dtype, CHUNK)
-        )
+        MergedTensor(key, key, entry.dtype, entry.shape, partial(_copied, key, (checkpoint, key), (), entry.dtype))
         for key, entry in checkpoint.entries.items()
     ]
 
 
-def _copied(
-    name: str, holder: Location, others: Sequence[Location], dtype: str, chunk: int, room: Room
-) -> Iterator[Array]:
+def _copied(name: str, holder: Location, others: Sequence[Location], dtype: str, room: Room) -> Iterator[Array]:
     """Copy a tensor of one checkpoint, and check the others': with numpy if it has the dtypes, else with torch."""
     own, *dtypes = (checkpoint.entries[key].dtype for checkpoint, key in (holder, *others))
     if own == dtype and numpy_chunks.can_copy([own, *dtypes]):
-        return numpy_chunks.copied(name, holder, others, room, chunk)
+        return numpy_chunks.copied(name, holder, others, room)
     from clipmerge.merging import torch_chunks
 
-    return torch_chunks.copied(name, holder, others, dtype, chunk)
+    return torch_chunks.copied(name, holder, others, dtype)
 
 
 def _merged(
@@ -136,7 +132,6 @@ def _merged(
     name: str,
     layer: LayerPlan,
     dtype: str,
-    chunk: int,
     is_whole: bool,
     room: Room,
 ) -> Iterator[Array]:
@@ -145,15 +140,13 @@ def _merged(
     alpha = layer.coefficient
     is_plain = len(dtypes) == 1 and dtypes <= numpy_chunks.COMPUTED and not is_variance(name)
     if is_plain and not is_whole and not isinstance(alpha, LearnedAlpha):
-        return numpy_chunks.merged(inputs, name, alpha, plan.weights, room, chunk)
+        return numpy_chunks.merged(inputs, name, alpha, plan.weights, room)
     from clipmerge.merging import torch_chunks
 
-    return torch_chunks.merged(inputs, plan, name, layer, dtype, chunk)
+    return torch_chunks.merged(inputs, plan, name, layer, dtype)
 
 
-def _unmerged(
-    inputs: Inputs, name: str, layer: LayerPlan | None, dtype: str, chunk: int
-) -> Callable[[Room], Iterator[Array]]:
+def _unmerged(inputs: Inputs, name: str, layer: LayerPlan | None, dtype: str) -> Callable[[Room], Iterator[Array]]:
     """The content of a zero-shot tensor that is not merged: of another kind, or of a layer that the plan leaves out."""
     holder, *others = inputs.holders(name)
     if is_counter(name):  # counters may differ without any effect on the model
@@ -165,7 +158,7 @@ def _unmerged(
         shape = checkpoint.entries[key].shape
         if shape != entry.shape:
             raise CheckpointError(f"tensor {name} differs in shape: zeroshot {entry.shape}, finetuned {shape}")
-    return partial(_copied, name, holder, others, dtype, chunk)
+    return partial(_copied, name, holder, others, dtype)
 
 
 def _is_left_out(inputs: Inputs, plan: Plan, name: str) -> bool:

@@ -13,13 +13,7 @@ from clipmerge.errors import CheckpointError, PlanError
 from clipmerge.families import is_variance
 from clipmerge.files.finite import is_finite, require_finite
 from clipmerge.files.safetensors import DTYPES, STORED, Array
-from clipmerge.merging.chunks import (
-    integers_differ,
-    may_be_thinned,
-    overflow,
-    require_finite_inputs,
-    runs,
-)
+from clipmerge.merging.chunks import integers_differ, may_be_thinned, overflow, require_finite_inputs, runs
 from clipmerge.merging.selection import RandomKey
 from clipmerge.merging.tensor import combination, mask_options, merge_tensor, moved, whole_change
 from clipmerge.parallel import one_thread
@@ -29,7 +23,7 @@ from clipmerge.planning.tensors import coefficients_of_run
 from clipmerge.plugins import requires
 
 
-def merged(inputs: Inputs, plan: Plan, name: str, layer: LayerPlan, dtype: str, length: int) -> Iterator[Array]:
+def merged(inputs: Inputs, plan: Plan, name: str, layer: LayerPlan, dtype: str) -> Iterator[Array]:
     """Merge a parameter under a plan: runs of elements in memory order, 1-D, in stored form (bfloat16 as its bits)."""
     entry = inputs.zeroshot.entries[inputs.zeroshot_keys[name]]
     coefficient: float | Tensor
@@ -46,7 +40,7 @@ def merged(inputs: Inputs, plan: Plan, name: str, layer: LayerPlan, dtype: str, 
                 f"{name}; use 'magnitude' there, or plan again"
             )
         holder, *others = inputs.holders(name)
-        yield from copied(name, holder, others, dtype, length)
+        yield from copied(name, holder, others, dtype)
         return
     combine = None
     if plan.combine is not None:
@@ -57,7 +51,7 @@ def merged(inputs: Inputs, plan: Plan, name: str, layer: LayerPlan, dtype: str, 
     if arguments or combine is not None:
         alpha = coefficients_of_run(coefficient, entry.shape, 0, None)
         change = _whole_change(inputs, name, alpha=alpha, weights=plan.weights, combine=combine, **arguments)
-    for start, stop in runs(entry.size, length):
+    for start, stop in runs(entry.size):
         theta_0, finetuned = inputs.theta_0(name, start, stop), []
         with one_thread():
             if change is not None:  # the change includes the fine-tuned checkpoints, which were checked
@@ -98,11 +92,11 @@ def _mask_inputs(plan: Plan, name: str, layer: LayerPlan) -> dict[str, Any]:
     return arguments if score is None else arguments | {"score": score}
 
 
-def copied(name: str, holder: Location, others: Sequence[Location], dtype: str, length: int) -> Iterator[Array]:
+def copied(name: str, holder: Location, others: Sequence[Location], dtype: str) -> Iterator[Array]:
     """Copy a tensor of one checkpoint, rounded to the output's dtype, and check the others' tensors of that name."""
     checkpoint, key = holder
     entry = checkpoint.entries[key]
-    for start, stop in runs(entry.size, length):
+    for start, stop in runs(entry.size):
         with one_thread():
             values = checkpoint.tensor(key, start, stop)
             if entry.is_float:

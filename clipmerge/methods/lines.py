@@ -38,7 +38,5 @@ def lines(task: Task, *, alpha: Alpha = 0.5, slope: Alpha | None = None) -> Deci
         coefficient = alpha + rise * depth / max(last[tower], 1)
         layers[layer] = LayerPlan(alpha=coefficient, reason=f"block {depth + 1} of {last[tower] + 1}, {tower} tower")
     return Decision(
-        layers,
-        f"the coefficient grows with depth from {alpha:g} to {alpha + rise:g}",
-        weights=task.uniform_weights,
+        layers, f"the coefficient grows with depth from {alpha:g} to {alpha + rise:g}", weights=task.uniform_weights
     )

@@ -8,17 +8,7 @@ from clipmerge.errors import RecipeError
 from clipmerge.methods import Decision, Task
 from clipmerge.planning.layer_plan import LayerPlan
 from clipmerge.planning.stragglers import find_stragglers
-from clipmerge.plugins import (
-    Alpha,
-    Count,
-    Density,
-    MaskName,
-    NonNegative,
-    Positive,
-    Share,
-    plugin_options,
-    requires,
-)
+from clipmerge.plugins import Alpha, Count, Density, MaskName, NonNegative, Positive, Share, plugin_options, requires
 
 if TYPE_CHECKING:
     from torch import Tensor

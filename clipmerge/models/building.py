@@ -83,10 +83,7 @@ def no_larger_than(source: str, weights: Iterable[TensorEntry]) -> Iterator[None
                 f"{source}: its configuration does not match the weights: it describes a far larger model; correct it"
             )
 
-    handles = [
-        register_module_parameter_registration_hook(count),
-        register_module_buffer_registration_hook(count),
-    ]
+    handles = [register_module_parameter_registration_hook(count), register_module_buffer_registration_hook(count)]
     try:
         yield
     finally:

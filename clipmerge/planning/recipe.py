@@ -18,14 +18,7 @@ from clipmerge.files.limits import LARGEST_RECIPE, MOST_DIGITS
 from clipmerge.files.reading import Unreadable, format_size, read_text
 from clipmerge.options import Missing
 from clipmerge.planning.frozen import Plain
-from clipmerge.plugins import (
-    Alpha,
-    Density,
-    check_options,
-    learns_from_unlabelled,
-    plainly,
-    plugin_names,
-)
+from clipmerge.plugins import Alpha, Density, check_options, learns_from_unlabelled, plainly, plugin_names
 
 _SECTIONS = {"measure": "measures", "method": "methods"}
 

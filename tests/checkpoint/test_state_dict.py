@@ -22,7 +22,6 @@ from transformers import CLIPModel
 
 from clipmerge.checkpoint import open_checkpoint, state_dict, unpickle
 from clipmerge.errors import CheckpointError
-from clipmerge.merging.chunks import runs
 from tests.support.command import clipmerge, refused
 from tests.support.hub_double import FakeHub, upload
 from tests.support.raw_safetensors import shard
@@ -70,7 +69,7 @@ def test_every_tensor_is_read_whole_and_in_runs(tmp_path: Path, name: str, zippe
         assert found.dtype == tensor.dtype
         assert checkpoint.entries[key].shape == tuple(tensor.shape) == tuple(found.shape)
         assert torch.equal(found, tensor), key
-        for start, stop in runs(48, 5):
+        for start, stop in ((start, min(start + 5, 48)) for start in range(0, 48, 5)):
             assert torch.equal(checkpoint.tensor(key, start, stop), tensor.flatten()[start:stop])
     assert checkpoint.bytes == sum(tensor.numel() * tensor.element_size() for tensor in TENSORS.values())
     assert ("read into memory" in str(checkpoint.note)) is (not zipped or name == "renamed.safetensors")

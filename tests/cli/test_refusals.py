@@ -43,7 +43,7 @@ def _cut(folder: Path) -> None:
 BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
     "truncated": (_cut, "is truncated"),
     "inf": (lambda folder: _entry(folder, float("-inf")), f"tensor {re.escape(KEY)} holds Inf"),
-    "shape": (lambda folder: edit(folder, **{KEY: torch.zeros(3)}), f"differ in shape; first {re.escape(KEY)}"),
+    "shape": (lambda folder: edit(folder, **{KEY: torch.zeros(3)}), f"differs in shape; first {re.escape(KEY)}"),
     "empty": (lambda folder: (folder / "model.safetensors").unlink(), r"no model\.safetensors in this folder"),
 }
 

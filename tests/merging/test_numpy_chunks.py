@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from clipmerge.merging import chunks
 from clipmerge.merging.formula import weighted_change
 from clipmerge.merging.numpy_chunks import can_copy
 from clipmerge.merging.stream import merged_tensors
@@ -82,12 +83,15 @@ def with_dtype(folders: Folders, place: Path, dtype: torch.dtype) -> list[Path]:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("alpha", [0.0, 0.3, 1.0, 1.7])
-def test_bytes_are_those_of_the_merge_by_torch(pair: Folders, tmp_path: Path, dtype: torch.dtype, alpha: float) -> None:
+def test_bytes_are_those_of_the_merge_by_torch(
+    pair: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, alpha: float
+) -> None:
+    monkeypatch.setattr(chunks, "CHUNK", 37)
     folders = with_dtype(pair, tmp_path, dtype)
     opened = inputs_of(folders)
     plan = plan_with({layer: LayerPlan(alpha=alpha) for layer in opened.layers if layer != "text.0.mlp"})
     zeroshot, finetuned = (load_file(folder / "model.safetensors") for folder in folders)
-    for tensor in merged_tensors(opened, plan, chunk=37):
+    for tensor in merged_tensors(opened, plan):
         left_alone = tensor.name.startswith("text_model.encoder.layers.0.mlp") or (
             tensor.name.startswith("text_model.encoder.layers.0.layer_norm2")
         )

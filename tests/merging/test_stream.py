@@ -11,13 +11,12 @@ from torch import Tensor
 from clipmerge.checkpoint import Inputs
 from clipmerge.errors import CheckpointError, PlanError
 from clipmerge.merging.chunks import CHUNK
-from clipmerge.merging.stream import merged_tensors
 from clipmerge.merging.tensor import merge_tensor
 from clipmerge.planning.layer_plan import LayerPlan
 from clipmerge.planning.plan import Plan
 from clipmerge.planning.tensors import named_tensors
 from tests.support.raw_safetensors import edit
-from tests.support.tasks import inputs_of, plan_with
+from tests.support.tasks import in_chunks, inputs_of, plan_with
 from tests.support.tiny_clip import layer_of
 
 Folders = tuple[Path, Path]
@@ -36,7 +35,7 @@ def stream(
     inputs: Inputs, plan: Plan, scores: dict[str, Tensor] | None = None, *, chunk: int = CHUNK
 ) -> dict[str, Tensor]:
     plan = plan.with_tensors(named_tensors(scores or {}, {}))
-    return {each.key: each.tensor() for each in merged_tensors(inputs, plan, chunk=chunk)}
+    return in_chunks(inputs, plan, chunk)
 
 
 def test_a_layer_that_the_plan_does_not_name_is_zero_shot(pair: Folders) -> None:

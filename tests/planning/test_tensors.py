@@ -11,18 +11,18 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from clipmerge.api import plan as planning
+from clipmerge import methods
 from clipmerge.api.apply import open_plan, write_merge
 from clipmerge.api.plan import prepare, write_plan
 from clipmerge.errors import PlanError
 from clipmerge.files.hashes import sha256_of
-from clipmerge.merging.stream import merged_tensors
 from clipmerge.methods import Decision, Task
 from clipmerge.planning.layer_plan import LayerPlan
 from clipmerge.planning.plan import read_plan
 from clipmerge.planning.recipe import load_recipe
 from clipmerge.planning.tensors import coefficients_of_run, rows_shape
 from clipmerge.request import MergeRequest, Run
+from tests.support.tasks import in_chunks
 from tests.support.tiny_clip import layer_of
 
 Folders = tuple[Path, Path]
@@ -50,7 +50,7 @@ def decided(pair: Folders, monkeypatch: pytest.MonkeyPatch) -> Any:
             layers = {layer: LayerPlan(alpha=0.5, reason="learned") for layer in task.layers}
             return Decision(layers, "learned", coefficients=coefficients_for(task, forms))
 
-        monkeypatch.setattr(planning, "load_plugin", lambda package, name: method)
+        monkeypatch.setattr(methods, "load_plugin", lambda package, name: method)
         made = prepare(MergeRequest(str(pair[0]), (str(pair[1]),), load_recipe("wise-ft", list(sets))))
         monkeypatch.undo()
         return made
@@ -79,8 +79,8 @@ def test_the_merge_is_the_formula_entry_by_entry(decided: Any, pair: Folders, tm
             checked += 1
     assert checked > 2000
     assert run.plan
-    for tensor in merged_tensors(run.inputs, run.plan, chunk=17):
-        assert torch.equal(tensor.tensor(), merged[tensor.key])
+    for name, tensor in in_chunks(run.inputs, run.plan, 17).items():
+        assert torch.equal(tensor, merged[name])
 
 
 @pytest.mark.uncounted

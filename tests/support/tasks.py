@@ -4,11 +4,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import pytest
 from torch import Tensor
 
 from clipmerge import methods
 from clipmerge.checkpoint import Inputs, align_checkpoints, open_checkpoint
-from clipmerge.merging.chunks import CHUNK
+from clipmerge.merging import chunks
 from clipmerge.merging.stream import merged_tensors
 from clipmerge.methods import Decision, Task
 from clipmerge.planning.layer_plan import LayerPlan
@@ -39,9 +40,15 @@ def plan_with(layers: Mapping[str, LayerPlan], weights: tuple[float, ...] = (1.0
     return Plan(recipe={}, zeroshot=RECORD, finetuned=records, weights=weights, layers=dict(layers), **options)
 
 
-def merged(task: Task, decision: Decision, *, seed: int = 0, chunk: int = CHUNK) -> dict[str, Tensor]:
+def in_chunks(inputs: Inputs, plan: Plan, chunk: int = chunks.CHUNK) -> dict[str, Tensor]:
+    """The tensors that a plan gives, by parameter, made in chunks of so many elements."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(chunks, "CHUNK", chunk)
+        return {tensor.name: tensor.tensor() for tensor in merged_tensors(inputs, plan)}
+
+
+def merged(task: Task, decision: Decision, *, seed: int = 0, chunk: int = chunks.CHUNK) -> dict[str, Tensor]:
     """The tensors that a decision gives, by parameter."""
     plan = plan_with(decision.layers, decision.weights, combine=decision.combine, seed=seed).checked(task.layers)
     plan = plan.with_tensors(named_tensors(decision.scores, {}))
-    tensors = merged_tensors(task.inputs, plan, chunk=chunk)
-    return {tensor.name: tensor.tensor() for tensor in tensors}
+    return in_chunks(task.inputs, plan, chunk)
