@@ -205,7 +205,7 @@ def refuse_twice(sources: Sequence[str]) -> None:
     for source in sources:
         place = str(Path(source).resolve()) if Path(source).exists() else source
         if place in seen:
-            raise UsageError(f"{source}: is given twice; name the zero-shot and the fine-tuned checkpoint")
+            raise UsageError(f"{source}: is given twice; give each checkpoint once, the zero-shot one first")
         seen.add(place)
 
 

@@ -217,7 +217,7 @@ def _key_mismatches(inputs: Inputs, which: int) -> list[str]:
         if names:
             problems.append(
                 f"{counted(len(names), 'key is', 'keys are')} only in the {side} checkpoint: {shorten(names)}; "
-                "if that is meant, set `missing=keep-zeroshot` or `missing=keep-finetuned`"
+                "if that is meant, pass `--set missing=keep-zeroshot` or `missing=keep-finetuned`"
             )
     return problems
 
@@ -284,11 +284,11 @@ def _what_some_lack(inputs: Inputs) -> list[str]:
     source = f"{inputs.finetuned[0].source}, the first fine-tuned checkpoint"
     stay = [name for name in some if name in first or not drops]
     treated = (
-        (stay, "stay zero-shot because some fine-tuned ones lack them"),
-        (lost, f"are left out because {source}, lacks them"),
-        (extra, f"that the zero-shot checkpoint lacks are copied from {source}, not averaged"),
+        (stay, "some fine-tuned checkpoints lack stay zero-shot"),
+        (lost, f"{source}, lacks are left out"),
+        (extra, f"the zero-shot checkpoint lacks are copied from {source}, not averaged"),
     )
-    return [f"{len(names)} parameters {treatment}: {shorten(names)}" for names, treatment in treated if names]
+    return [f"parameters that {treatment}: {shorten(names)}" for names, treatment in treated if names]
 
 
 def is_incidental(name: str) -> bool:

@@ -98,7 +98,9 @@ def read_header(path: Path) -> tuple[dict[str, TensorEntry], dict[str, str]]:
             )
         if not raw or length > LARGEST_HEADER:
             size = path.stat().st_size
-            raise CheckpointError(f"{path}: is not a safetensors file (size {size} bytes, no valid header)")
+            raise CheckpointError(
+                f"{path}: is not a safetensors file ({size} bytes, no valid header); download or copy it again"
+            )
         with safe_open(path, framework="numpy"):  # checks that the tensors fill the file, one after another
             header = parse_json(raw.decode("utf-8"), pairs=partial(unique_keys, path))
     except SafetensorError as error:

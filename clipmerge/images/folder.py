@@ -44,6 +44,11 @@ def load_folder(source: str, folder: Path, *, others: Iterable[str] = ()) -> Lab
             f"{source}: {_not_a_folder(folder)}; --data takes a folder with one subfolder per class, Parquet or tar "
             f"files, hf://datasets/ORG/NAME:SPLIT, or 'digits'.{did_you_mean(source, others)}"
         )
+    if any((folder / name).is_file() for name in ("state.json", "dataset_dict.json")):
+        raise DataError(
+            f"{source}: was written by save_to_disk; write each split as Parquet, which is read: "
+            "datasets.load_from_disk(FOLDER).to_parquet(FILE)"
+        )
     folders = [subfolder for subfolder in _listed(source, folder, folder) if subfolder.is_dir()]
     if not folders:
         raise DataError(f"{source}: has no subfolders; expected one per class, such as {source}/cat/1.jpg")
@@ -54,11 +59,11 @@ def load_folder(source: str, folder: Path, *, others: Iterable[str] = ()) -> Lab
         listed = _listed(source, folder, Path(subfolder.path))
         files = [file.path for file in listed if _is_image(file)]
         if not files:
-            inner = [entry.name for entry in listed if entry.is_dir()]
+            inner = [entry.name for entry in listed if entry.is_dir() or entry.name.endswith((".parquet", ".tar"))]
             if inner:
                 raise DataError(
-                    f"{subfolder.path}: holds folders ({shorten(inner, 3)}), not images; give the folder right above "
-                    f"the class folders, such as {subfolder.path}"
+                    f"{subfolder.path}: holds {shorten(inner, 3)}, not images; give the folder right above the class "
+                    f"folders, or that of Parquet or tar files, such as {subfolder.path}"
                 )
             raise DataError(f"{subfolder.path}: this class folder holds no images; add some or remove the folder")
         left_out += [entry for entry in listed if not _is_image(entry)]

@@ -69,6 +69,7 @@ class Plan(Tabular, Frozen):
         verdict: The plan in one sentence; `checked` rewrites it if it does not match the settings.
         finding: The part of the verdict that does not depend on the settings.
         verdict_digest: `settings_digest` of the plan that the method's verdict describes.
+        recipe_digest: Hash of the recipe, which says how the plan was made, so that an edit of it would do nothing.
         inputs_digest: `digest_of_inputs` of the checkpoints that the plan was decided for.
         worded: `worded_for` of the settings that each layer's reason describes, by layer.
         bought: The effect of the merge, measured on images that the decision did not see.
@@ -96,6 +97,7 @@ class Plan(Tabular, Frozen):
     verdict: str = ""
     finding: str = ""
     verdict_digest: str = ""
+    recipe_digest: str = ""
     inputs_digest: str = ""
     worded: dict[str, str] = Field(default_factory=dict)
     bought: MergeEffect | None = None
@@ -237,6 +239,7 @@ class Plan(Tabular, Frozen):
         digest = self.digest
         return self.model_copy(
             update={
+                "recipe_digest": _digest(self.recipe),
                 "inputs_digest": self.digest_of_inputs,
                 "bought": self.bought and self.bought.model_copy(update={"plan": digest}),
                 "kept": tuple(task.model_copy(update={"plan": digest}) for task in self.kept),
@@ -262,6 +265,11 @@ class Plan(Tabular, Frozen):
 
     def checked(self, layers: dict[str, tuple[str, ...]]) -> Plan:
         """Check the plan against the existing layers, and its mask rules against the available masks."""
+        if self.recipe_digest and self.recipe_digest != _digest(self.recipe):
+            raise PlanError(
+                "the plan's 'recipe' was edited, but only says how it was made; edit 'layers', or plan again with "
+                "`clipmerge plan` and --set"
+            )
         if len(self.weights) != len(self.finetuned):
             raise PlanError(
                 f"the plan has {len(self.weights)} weights for {len(self.finetuned)} fine-tuned checkpoints"

@@ -53,8 +53,8 @@ HALF, WHOLE = (torch.zeros(64, 32, dtype=dtype) for dtype in (torch.float16, tor
 TENSORS: list[tuple[int, str, Any, str]] = [
     (1, KEY, torch.zeros(64, 31), rf"1 of \d+ .* shape; first {KEY}: zeroshot \(64, 32\), finetuned \(64, 31\)"),
     (1, KEY, HALF, rf"1 of \d+ .* dtype; first {KEY}: zeroshot float32, finetuned float16.*`--dtype`"),
-    (1, KEY, None, f"1 key is only in the zero-shot checkpoint: {KEY}; .* set `missing=keep-zeroshot`"),
-    (0, KEY, None, f"1 key is only in the fine-tuned checkpoint: {KEY}; .* set `missing=keep-zeroshot`"),
+    (1, KEY, None, f"1 key is only in the zero-shot checkpoint: {KEY}; .* `--set missing=keep-zeroshot`"),
+    (0, KEY, None, f"1 key is only in the fine-tuned checkpoint: {KEY}; .* `--set missing=keep-zeroshot`"),
     (0, "decoder.weight", HALF, r"zeroshot: parameter 'decoder\.weight' belongs to no layer of a CLIP model"),
 ]
 
@@ -196,10 +196,10 @@ def test_two_keys_of_one_parameter_are_named_with_their_file(copies: Folders) ->
 # --- several fine-tuned checkpoints ---
 
 
-STAYS = f"1 parameters stay zero-shot because some fine-tuned ones lack them: {KEY}"
-LEFT_OUT = "1 parameters are left out because finetuned0, the first fine-tuned checkpoint, lacks them: "
+STAYS = f"parameters that some fine-tuned checkpoints lack stay zero-shot: {KEY}"
+LEFT_OUT = "parameters that finetuned0, the first fine-tuned checkpoint, lacks are left out: "
 FIRSTS = (
-    "1 parameters that the zero-shot checkpoint lacks are copied from finetuned0, the first fine-tuned "
+    "parameters that the zero-shot checkpoint lacks are copied from finetuned0, the first fine-tuned "
     "checkpoint, not averaged: classifier.weight"
 )
 NONE, LACKS, HEAD = dict[str, Any](), {KEY: None}, {"classifier.weight": torch.zeros(3, 32)}
@@ -228,4 +228,4 @@ def test_what_becomes_of_keys_that_only_some_of_several_have(
 def test_several_finetuned_checkpoints_must_all_fit(copies: Folders, pair: Folders) -> None:
     assert len(inputs_of((copies[0], pair[1], copies[1])).finetuned) == 2
     edit(copies[1], **{KEY: torch.zeros(2)})
-    refused((copies[0], pair[1], copies[1]), "differ in shape")
+    refused((copies[0], pair[1], copies[1]), "differs in shape")

@@ -208,7 +208,11 @@ CASES = {
     "no JSON": Case(tar_of(k__png=b"", k__json=b"{"), r"k\.json: cannot be read as JSON"),
     # folders
     "empty class": Case(photos(lambda f: (f / "empty").mkdir()), "empty: this class folder holds no images; add some"),
-    "too high": Case(photos(below=".."), r"photos: holds folders \(cat, dog\), not images; give the folder right"),
+    "too high": Case(photos(below=".."), r"photos: holds cat, dog, not images; give the folder right"),
+    "tables in a folder": Case(
+        photos(write("data/test.parquet", P)), r"data: holds test\.parquet, not images; .* such as .*photos/data$"
+    ),
+    "saved to disk": Case(photos(write("state.json", b"{}")), r"save_to_disk; write .*to_parquet\(FILE\)$"),
     "too low": Case(photos(below="cat"), "cat: has no subfolders; expected one per class"),
     "not there": Case(photos(below="nothing"), "nothing: no such folder; --data takes a folder"),
     "a table": Case(photos(write("x.csv", b"cat"), below="x.csv"), r"x\.csv: is not a kind of file that is read"),

@@ -29,7 +29,7 @@ def plan_dict() -> dict[str, Any]:
     layers = {name: LayerPlan(alpha=0.5) for name in LAYERS}
     recipe = {"name": "wise-ft", "method": {"name": "wise-ft"}}
     plan = Plan(recipe=recipe, zeroshot=record, finetuned=(record,), weights=(1.0,), layers=layers)
-    data: dict[str, Any] = json.loads(plan.to_json())
+    data: dict[str, Any] = json.loads(plan.signed().to_json())
     return data
 
 
@@ -43,6 +43,7 @@ EDITS: dict[str, tuple[tuple[str, ...], Any, str]] = {
     "weights too many": (("weights",), [1, 2], "2 weights for 1 fine-tuned checkpoints"),
     "another format": (("format",), "clipmerge-plan/2", "format: Input should be 'clipmerge-plan/1'"),
     "measure a number": (("recipe", "measure"), 5, r"recipe\.measure: .*dictionary"),
+    "recipe without effect": (("recipe", "method", "alpha"), 0.1, "'recipe' was edited, .*edit 'layers', or plan"),
     "tensors elsewhere": (
         ("tensors",), {"file": "../x", "sha256": ""}, r"tensors\.file: .*not the name of a file beside the plan"
     ),
