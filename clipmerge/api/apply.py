@@ -83,18 +83,8 @@ def apply(
         return finished(run, Path(output), overwrite=given["overwrite"], max_shard_size=limit)
 
 
-def open_plan(
-    plan: Plan | Path,
-    progress: Progress | None = None,
-    *,
-    name: str = "the plan",
-    hashed: bool = True,
-    sources: Sequence[str] = (),
-) -> Run:
+def open_plan(plan: Plan, progress: Progress, *, name: str, hashed: bool, sources: Sequence[str] = ()) -> Run:
     """Open a plan's inputs, and check that the plan was made for them."""
-    if isinstance(plan, Path):
-        plan, name = Plan.load(plan), str(plan)
-    progress = progress or Progress()
     progress.stage("read")
     begin = time.perf_counter()
     zeroshot, *finetuned = _open_all(name, plan, sources)

@@ -133,8 +133,14 @@ def recall_score(
 
 
 def caption_embeddings(model: ImageTextModel, images: CaptionedImages, device: torch.device) -> Tensor:
-    """Embed all captions, image by image: (captions, width), on the CPU."""
-    return text_embeddings(model, [caption for captions in images.captions for caption in captions], device)
+    """Embed all captions, image by image, cut off where too long: (captions, width), unit length, on the CPU."""
+    captions = [caption for captions in images.captions for caption in captions]
+    pieces = []
+    for start in range(0, len(captions), _TEXTS_AT_ONCE):
+        # the time that some tokenizers take for one word grows with the square of its length
+        tokens = model.tokens([caption[:LONGEST_PROMPT] for caption in captions[start : start + _TEXTS_AT_ONCE]])
+        pieces.append(model.text_features({key: value.to(device) for key, value in tokens.items()}).cpu())
+    return torch.cat(pieces)
 
 
 @torch.inference_mode()
@@ -202,13 +208,3 @@ def _ranks_of_images(images: Tensor, texts: Tensor, owners: Tensor) -> Iterator[
 def _better(scores: Tensor, own: Tensor, own_position: Tensor, positions: Tensor) -> Tensor:
     """Count in each row the scores above its own, and those equal to it that come first."""
     return ((scores > own) | ((scores == own) & (positions < own_position))).sum(dim=1)
-
-
-def text_embeddings(model: ImageTextModel, captions: Sequence[str], device: torch.device) -> Tensor:
-    """Embed captions, cut off where they are too long: (captions, width), unit length, on the CPU."""
-    pieces = []
-    for start in range(0, len(captions), _TEXTS_AT_ONCE):
-        # the time that some tokenizers take for one word grows with the square of its length
-        tokens = model.tokens([caption[:LONGEST_PROMPT] for caption in captions[start : start + _TEXTS_AT_ONCE]])
-        pieces.append(model.text_features({key: value.to(device) for key, value in tokens.items()}).cpu())
-    return torch.cat(pieces)

@@ -10,7 +10,6 @@ import os
 import re
 import threading
 import time
-from collections.abc import Callable
 from concurrent.futures import CancelledError
 from pathlib import Path
 
@@ -32,30 +31,23 @@ def abandon() -> None:
     _abandoned.set()
 
 
-def sha256_of(path: Path, *, window_bytes: int = WINDOW) -> str:
+def sha256_of(path: Path) -> str:
     """Hash one file by large mapped windows: between two of them a thread waits for the interpreter lock."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         size = os.fstat(file.fileno()).st_size
-        for offset in range(0, size, window_bytes):
+        for offset in range(0, size, WINDOW):
             if _abandoned.is_set():
                 raise CancelledError
-            with mmap.mmap(
-                file.fileno(), min(window_bytes, size - offset), access=mmap.ACCESS_READ, offset=offset
-            ) as window:
+            length = min(WINDOW, size - offset)
+            with mmap.mmap(file.fileno(), length, access=mmap.ACCESS_READ, offset=offset) as window:
                 if hasattr(mmap, "MADV_WILLNEED"):  # pragma: no branch - absent on Windows
                     window.madvise(mmap.MADV_WILLNEED)
                 digest.update(window)
     return digest.hexdigest()
 
 
-def remembered_sha256(
-    path: Path,
-    *,
-    least: int = REMEMBERED_BYTES,
-    settled_ns: int = SETTLED_NS,
-    hash_file: Callable[[Path], str] = sha256_of,
-) -> str:
+def remembered_sha256(path: Path) -> str:
     """Hash one file, unless it was hashed before and has not changed since.
 
     A file is unchanged if its device, inode, size, time of modification and time of status change are the same; the
@@ -63,8 +55,8 @@ def remembered_sha256(
     only time.
     """
     before = state_of(path)
-    if before["size"] < least:
-        return hash_file(path)
+    if before["size"] < REMEMBERED_BYTES:
+        return sha256_of(path)
     entry = None
     # RuntimeError: a user without a home
     with contextlib.suppress(OSError, RuntimeError, ValueError, KeyError):
@@ -73,8 +65,8 @@ def remembered_sha256(
         digest = record["sha256"] if isinstance(record, dict) and record.get("state") == before else None
         if isinstance(digest, str) and re.fullmatch("[0-9a-f]{64}", digest):
             return digest
-    digest = hash_file(path)
-    settled = time.time_ns() - max(before["changed"], before["modified"]) > settled_ns
+    digest = sha256_of(path)
+    settled = time.time_ns() - max(before["changed"], before["modified"]) > SETTLED_NS
     if entry and settled and state_of(path) == before:
         with contextlib.suppress(OSError):
             replace_bytes(entry, json.dumps({"state": before, "sha256": digest}).encode())

@@ -40,16 +40,21 @@ def file(tmp_path: Path) -> Path:
     return path
 
 
-def remembered(path: Path, **options: Any) -> str:
+def remembered(path: Path, *, least: int = 1, settled_ns: int = 0, hash_file: Any = sha256_of) -> str:
     """Hash a file; even the smallest is remembered, as soon as it is written."""
-    return remembered_sha256(path, **{"least": 1, "settled_ns": 0, **options})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(hashes, "REMEMBERED_BYTES", least)
+        patch.setattr(hashes, "SETTLED_NS", settled_ns)
+        patch.setattr(hashes, "sha256_of", hash_file)
+        return remembered_sha256(path)
 
 
 @pytest.mark.parametrize("extra", [-3 * mmap.PAGESIZE, 0, 1])
-def test_a_large_file_is_hashed_in_pieces(tmp_path: Path, extra: int) -> None:
+def test_a_large_file_is_hashed_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, extra: int) -> None:
+    monkeypatch.setattr(hashes, "WINDOW", mmap.ALLOCATIONGRANULARITY)
     content = random.Random(0).randbytes(3 * mmap.PAGESIZE + extra)
     (tmp_path / "x").write_bytes(content)
-    assert sha256_of(tmp_path / "x", window_bytes=mmap.ALLOCATIONGRANULARITY) == sha256(content)
+    assert sha256_of(tmp_path / "x") == sha256(content)
 
 
 def test_a_file_is_read_once(cache: Path, file: Path, tmp_path: Path) -> None:

@@ -12,7 +12,9 @@ from PIL import Image
 
 from clipmerge.checkpoint import open_checkpoint
 from clipmerge.evaluation.accuracy import load_model
-from clipmerge.evaluation.other_tasks import text_embeddings
+from clipmerge.evaluation.other_tasks import caption_embeddings
+from clipmerge.images.folder import FolderStore
+from clipmerge.images.retrieval import CaptionedImages
 from tests.support.command import clipmerge, refused
 from tests.support.raw_safetensors import edit
 from tests.support.tiny_open_clip import build, model_config, save
@@ -188,7 +190,8 @@ def test_a_long_caption_is_cut_before_it_is_put_into_words(pair: tuple[Path, Pat
     seen: list[str] = []
     tokens = model.tokens
     model.tokens = lambda texts: (seen.extend(texts), tokens(texts))[1]  # type: ignore[method-assign]
-    text_embeddings(model, ["ab" * 1_000_000], next(model.module.parameters()).device)
+    captioned = CaptionedImages("x", FolderStore(("x.png",)), (("ab" * 1_000_000,),))
+    caption_embeddings(model, captioned, next(model.module.parameters()).device)
     assert [len(text) for text in seen] == [2000]
 
 

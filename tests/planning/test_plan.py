@@ -15,10 +15,9 @@ from clipmerge.files.limits import MOST_MEASURED
 from clipmerge.planning.distribution import histograms
 from clipmerge.planning.frozen import LittleMeasured, Plain
 from clipmerge.planning.layer_plan import Combination, LayerPlan
-from clipmerge.planning.plan import Plan, read_plan
+from clipmerge.planning.plan import Plan, read_plan, verdict_on
 from clipmerge.planning.provenance import SourceRecord
 from clipmerge.planning.recipe import load_recipe
-from clipmerge.planning.verdict import verdict_on
 from clipmerge.request import MergeRequest
 
 LAYERS = {"vision.1.mlp": ("a.weight", "a.bias"), "vision.10.mlp": ("b.weight",)}

@@ -18,9 +18,10 @@ from clipmerge.errors import PlanError
 from clipmerge.files.hashes import sha256_of
 from clipmerge.methods import Decision, Task
 from clipmerge.planning.layer_plan import LayerPlan
-from clipmerge.planning.plan import read_plan
+from clipmerge.planning.plan import Plan, read_plan
 from clipmerge.planning.recipe import load_recipe
 from clipmerge.planning.tensors import coefficients_of_run, rows_shape
+from clipmerge.progress import Progress
 from clipmerge.request import MergeRequest, Run
 from tests.support.tasks import in_chunks
 from tests.support.tiny_clip import layer_of
@@ -157,6 +158,10 @@ def rewrite(plan: Path, **changes: Tensor | None) -> None:
     plan.write_text(json.dumps(data))
 
 
+def opened(plan: Path) -> Run:
+    return open_plan(Plan.load(plan), Progress(), name=str(plan), hashed=True)
+
+
 def test_a_plan_whose_coefficients_are_gone_or_changed_is_refused(planned: Path) -> None:
     file = planned.with_suffix(".tensors.safetensors")
     shutil.copy(file, file.with_name("kept"))
@@ -164,12 +169,12 @@ def test_a_plan_whose_coefficients_are_gone_or_changed_is_refused(planned: Path)
     data[-1] ^= 1
     file.write_bytes(data)
     with pytest.raises(PlanError, match="the tensors beside the plan: the file has changed; plan again"):
-        open_plan(planned)
+        opened(planned)
     file.unlink()
     with pytest.raises(PlanError, match="the tensors beside the plan: the file is missing; plan again"):
-        open_plan(planned)
+        opened(planned)
     file.with_name("kept").rename(file)
-    open_plan(planned)
+    opened(planned)
 
 
 @pytest.mark.parametrize(
@@ -186,13 +191,13 @@ def test_a_hand_edit_that_contradicts_the_coefficients_is_refused(
 ) -> None:
     edit(planned, "vision.1.mlp", **changes)
     with pytest.raises(PlanError, match=message) as caught:
-        open_plan(planned)
+        opened(planned)
     assert "\n" not in str(caught.value)
 
 
 def test_a_hand_edit_gives_a_layer_one_alpha(planned: Path, pair: Folders, tmp_path: Path) -> None:
     edit(planned, "vision.1.mlp", alpha=1, alpha_range=None)
-    write_merge(open_plan(planned), tmp_path / "out")
+    write_merge(opened(planned), tmp_path / "out")
     finetuned, merged = (load_file(f / "model.safetensors") for f in (pair[1], tmp_path / "out"))
     assert torch.equal(merged[FC1], finetuned[FC1])
 
@@ -209,17 +214,17 @@ def test_a_hand_edit_gives_a_layer_one_alpha(planned: Path, pair: Folders, tmp_p
 def test_tensors_that_do_not_fit_are_refused(planned: Path, changes: dict[str, Tensor], message: str) -> None:
     rewrite(planned, **changes)
     with pytest.raises(PlanError, match=message):
-        open_plan(planned)
+        opened(planned)
 
 
 def test_a_range_without_coefficients_is_refused(planned: Path, tmp_path: Path) -> None:
     held = load_file(planned.with_suffix(".tensors.safetensors"))
     rewrite(planned, **{key: None for key in held if layer_of(key.partition(":")[2]) == "vision.1.mlp"})
     with pytest.raises(PlanError, match=r"'vision.1.mlp' has an alpha_range, but the plan holds no coefficients"):
-        open_plan(planned)
+        opened(planned)
     data = json.loads(planned.read_text())
     data["tensors"] = None
     (tmp_path / "bare.json").write_text(json.dumps(data))
     with pytest.raises(PlanError, match="has an alpha_range, but the plan holds no coefficients"):
-        open_plan(tmp_path / "bare.json")
+        opened(tmp_path / "bare.json")
     assert read_plan(tmp_path / "bare.json").tensors is None
