@@ -117,17 +117,17 @@ def _recommended(
             f"rank, a sign of lost robustness; the merged model {cost} on your images"
             + (f", and loses {lost} under unrelated corruptions." if lost else ".")
         )
+    if all(-limit <= low and high <= limit for low, high in (clean.interval, corrupted.interval)):
+        return "either", (
+            f"The merged and the fine-tuned model differ by no more than {100 * limit:g} points, with and without "
+            "unrelated corruptions."
+        )
     probed = " to ".join(map(_signed, corrupted.interval))
     if finetuned_rank is not None:
         return "use", (
             f"The merged model keeps the accuracy on your images ({_signed(low)} to {_signed(high)} points against the "
             f"fine-tuned one), and unrelated corruptions show no difference ({probed}). On the real shifts that were "
             "tried, merges by this recipe that kept the accuracy were nearly always at least as robust."
-        )
-    if all(-limit <= low and high <= limit for low, high in (clean.interval, corrupted.interval)):
-        return "either", (
-            f"The merged and the fine-tuned model differ by no more than {100 * limit:g} points, with and without "
-            "unrelated corruptions."
         )
     return "too-few-images", (
         f"Whether the merged model is more robust cannot be told: under unrelated corruptions it differs by {probed} "
