@@ -242,7 +242,7 @@ class DecisionOptions(DataOptions, PromptOptions, SampleOptions, MachineOptions,
         bool,
         Option(
             True,
-            "Hold back 30% of the images from the decision, and measure on them what the merge bought.",
+            "Hold back a fifth of the images from the decision, and measure on them what the merge bought.",
             "Decision",
             flags=("--verdict/--no-verdict",),
         ),

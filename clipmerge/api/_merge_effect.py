@@ -48,6 +48,7 @@ def add_verdict(run: Run, request: MergeRequest) -> None:
                 settings,
                 max_loss=request.max_loss,
                 finetuned_rank=measured.choice.finetuned_rank if measured and measured.choice else None,
+                learned=bool(measured and any(measured.trace.values())),
                 progress=run.progress,
             )
         except (CheckpointError, _Unmeasurable) as error:

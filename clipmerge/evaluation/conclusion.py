@@ -33,10 +33,14 @@ def concluded(
     images: int,
     max_loss: float,
     finetuned_rank: float | None = None,
+    learned: bool = False,
 ) -> Conclusion:
-    """Recommend whether to use a merged model."""
+    """Recommend whether to use a merged model.
+
+    Recipes that look at the rank of the fine-tuned model's features also give ``learned``: whether anything was.
+    """
     recommendation, reason = _recommended(
-        zeroshot, finetuned, over_finetuned, over_zeroshot, max_loss / 100, finetuned_rank
+        zeroshot, finetuned, over_finetuned, over_zeroshot, max_loss / 100, finetuned_rank, learned
     )
     low, high = merged.clean.interval
     verdict = (
@@ -78,6 +82,7 @@ def _recommended(
     over_zeroshot: Gain,
     limit: float,
     finetuned_rank: float | None,
+    learned: bool,
 ) -> tuple[Recommendation, str]:
     """Apply the rules in order; the first that applies decides."""
     clean, corrupted = over_finetuned.clean, over_finetuned.corrupted
@@ -117,17 +122,25 @@ def _recommended(
             f"rank, a sign of lost robustness; the merged model {cost} on your images"
             + (f", and loses {lost} under unrelated corruptions." if lost else ".")
         )
+    probed = " to ".join(map(_signed, corrupted.interval))
+    if finetuned_rank is not None:
+        kept = (
+            f"The merged model keeps the accuracy on your images ({_signed(low)} to {_signed(high)} points against the "
+            f"fine-tuned one), and unrelated corruptions show no difference ({probed})."
+        )
+        if learned:
+            return "use", (
+                f"{kept} On the real shifts that were tried, merges by this recipe that kept the accuracy were nearly "
+                "always at least as robust."
+            )
+        return (
+            "either",
+            f"{kept} Fine-tuning kept {finetuned_rank:.0%} of the features' effective rank: little to mend.",
+        )
     if all(-limit <= low and high <= limit for low, high in (clean.interval, corrupted.interval)):
         return "either", (
             f"The merged and the fine-tuned model differ by no more than {100 * limit:g} points, with and without "
             "unrelated corruptions."
-        )
-    probed = " to ".join(map(_signed, corrupted.interval))
-    if finetuned_rank is not None:
-        return "use", (
-            f"The merged model keeps the accuracy on your images ({_signed(low)} to {_signed(high)} points against the "
-            f"fine-tuned one), and unrelated corruptions show no difference ({probed}). On the real shifts that were "
-            "tried, merges by this recipe that kept the accuracy were nearly always at least as robust."
         )
     return "too-few-images", (
         f"Whether the merged model is more robust cannot be told: under unrelated corruptions it differs by {probed} "

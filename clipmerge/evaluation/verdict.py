@@ -42,11 +42,12 @@ def measure_effect(
     *,
     max_loss: float,
     finetuned_rank: float | None = None,
+    learned: bool = False,
     progress: Progress,
 ) -> MergeEffect:
     """Measure the effect of a plan on images that its decision did not see, which are in a random order.
 
-    ``finetuned_rank`` is that of the plan's choice.
+    ``finetuned_rank`` is that of the plan's choice, and ``learned`` whether anything was learned.
     """
     model = build_model(inputs)
     scaled = ScaledImages(images, side_of(model))
@@ -90,6 +91,7 @@ def measure_effect(
         images=len(images),
         max_loss=max_loss,
         finetuned_rank=finetuned_rank,
+        learned=learned,
     )
     return MergeEffect(
         source=images.source,

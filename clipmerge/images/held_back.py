@@ -13,10 +13,9 @@ if TYPE_CHECKING:
     from clipmerge.images.dataset import LabelledImages
 
 #: Share of the sampled images that is held back.
-SHARE = 0.3
+SHARE = 0.2
 #: Maximum number of images held back: more would cost time and narrow the intervals very little.
 MOST = 256
-_ROUNDING = 1e-9
 
 
 @dataclass(frozen=True)
@@ -40,7 +39,8 @@ def sample_and_hold_back(
     drawn = images.sample(count + wanted, seed)
     sampled = without_copies(drawn)
     copies = len(drawn) - len(sampled)
-    aside = min(wanted, int(len(sampled) * share + _ROUNDING))
+    # halves are rounded up, unlike in round(): a fifth of three to seven images is always one
+    aside = min(wanted, int(len(sampled) * share + 0.5))
     if aside == 0:
         return Samples(sampled, None, copies)
     back = set(held_back_positions(sampled.labels, aside, seed))
@@ -62,7 +62,7 @@ def copies_note(source: str, copies: int) -> str:
 
 def wanted_back(count: int, share: float, *, most: int = MOST) -> int:
     """Number of images to hold back if there are enough."""
-    return min(most, int(count * share / (1 - share) + _ROUNDING))
+    return min(most, round(count * share / (1 - share)))
 
 
 def held_back_positions(labels: tuple[int, ...], count: int, seed: int) -> list[int]:

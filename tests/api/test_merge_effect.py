@@ -95,18 +95,26 @@ def text_of(page: Path) -> str:
 def test_narrowed_features_speak_for_the_merge(far: Inputs, photos: Path) -> None:
     request = request_for((far[1], far[0]), "wise-ft", photos, "method.alpha=1", max_loss=100.0)
     run = prepare(request)
-    for rank, expected in ((0.5, "either"), (0.2, "use")):
+    for rank, learned, expected in (
+        (None, False, "either"),
+        (0.5, False, "either"),
+        (0.5, True, "use"),
+        (0.2, True, "use"),
+    ):
         choice = HeldBackChoice(
             images=24, alpha=1, part=1, beyond=0, goal=1, right=1, path_alpha=1, path_goal=1, finetuned_right=1
         )
         measured = Measurements(
-            measure="learned-coefficients", choice=choice.model_copy(update={"finetuned_rank": rank})
+            measure="learned-coefficients",
+            choice=choice.model_copy(update={"finetuned_rank": rank}),
+            trace={"loss": (1.0,)} if learned else {},
         )
         run.plan = decided(run).model_copy(update={"measurements": measured})
         add_verdict(run, request)
         bought = decided(run).bought
         assert bought is not None
-        assert (bought.recommendation, "narrowed" in bought.reason) == (expected, expected == "use")
+        assert (bought.recommendation, "narrowed" in bought.reason) == (expected, rank == 0.2)
+        assert ("little to mend" in bought.reason) == (rank == 0.5 and not learned)
 
 
 @pytest.mark.parametrize("recipe", [pytest.param("straggler-outlier", marks=pytest.mark.slow), "wise-ft"])
@@ -122,7 +130,7 @@ def test_the_numbers_are_those_of_the_models_written(far: Inputs, photos: Path, 
     if recipe == "straggler-outlier":
         held = sample_and_hold_back(everything, 1024, 0).held_back
     assert held is not None
-    assert bought.images == len(held) == (36 if recipe == "straggler-outlier" else 120)
+    assert bought.images == len(held) == (24 if recipe == "straggler-outlier" else 120)
     images = [held.image(at) for at in range(len(held))]
     scaled = [image.resize((32, 36), Image.Resampling.BICUBIC) for image in images]  # 36 x 40, seen at 32
     models = {"zeroshot": far[0], "finetuned": far[1], "merged": tmp_path / "merged"}
@@ -159,7 +167,7 @@ def test_the_decision_never_sees_what_is_held_back(pair: Inputs, tmp_path: Path)
     held = sample_and_hold_back(load_images(str(tmp_path / "copy")), 1024, 0).held_back
     assert held is not None
     assert first.calibration is not None
-    assert (first.calibration.images, len(held)) == (42, 18)
+    assert (first.calibration.images, len(held)) == (48, 12)
     for number, path in enumerate(held.store.paths):  # all different: of copies, one would be used
         Image.new("RGB", (40, 36), (200, number, 200)).save(path)
     second = decided(prepare(request))
@@ -253,7 +261,7 @@ def test_few_images_tell_nothing_and_two_are_not_split(pair: Inputs, tmp_path: P
     images = save_images(tmp_path / "few", each=5)
     bought = decided(prepare(request_for(pair, "straggler-outlier", images, *QUICK))).bought
     assert bought is not None
-    assert (bought.images, bought.classes_with_one_image) == (4, 2)
+    assert (bought.images, bought.classes_with_one_image) == (3, 3)
     assert bought.recommendation == "too-few-images"
     assert "Too few images to tell." in bought.verdict
     images = save_images(tmp_path / "two", each=1, classes=("bird", "dog"))
