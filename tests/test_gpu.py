@@ -17,10 +17,7 @@ from clipmerge.plugins import load_plugin
 from tests.support.command import start
 from tests.support.small_objective import make_batches, objective_for
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
-]
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 Folders = tuple[Path, Path]
 SIZES = (4, 4, 3)
 

@@ -152,9 +152,7 @@ def test_tasks_of_srun_are_processes_of_one_run(launched: Callable[..., list[str
     assert launched(**STEP | {"SLURM_STEP_NODELIST": "login"})[3] == "login"
 
 
-def test_one_task_a_batch_script_and_another_launcher_are_left_alone(
-    launched: Callable[..., list[str | None]],
-) -> None:
+def test_one_task_a_batch_script_and_another_launcher_are_left_alone(launched: Callable[..., list[str | None]]) -> None:
     assert launched(**STEP | {"SLURM_STEP_NUM_TASKS": "1"}) == [None] * 5
     batch = {name: value for name, value in STEP.items() if "STEP" not in name}
     assert launched(**batch, SLURM_NTASKS="4") == [None] * 5

@@ -47,9 +47,6 @@ def test_a_release_that_is_not_ready_says_why(files: dict[str, str], version: st
     assert (run.returncode, run.stderr) == (1, f"not ready: {said}\n")
 
 
-ROOT = Path(__file__).parents[1]
-
-
 @pytest.fixture(scope="module")
 def unpacked(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The one folder of a freshly built sdist."""

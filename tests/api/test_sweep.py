@@ -248,7 +248,7 @@ def test_the_record_and_the_files_tell_the_same(far: Folders, images: Path, shif
     request = request_for(far, images, shifted, "lines")
     record, _ = write_sweep(request, tmp_path / "out")
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
-        *("correct.safetensors", "curve.pdf", "curve.png", "curve.svg", "sweep.csv", "sweep.html", "sweep.json"),
+        *("correct.safetensors", "curve.pdf", "curve.png", "curve.svg", "sweep.csv", "sweep.html", "sweep.json")
     }
     assert json.loads((tmp_path / "out" / "sweep.json").read_text()) == record
     assert record["format"] == "clipmerge-sweep/2"

@@ -133,9 +133,6 @@ def test_no_picture_and_no_near_copy_is_in_two_roles(tars: Path, target: str) ->
     assert {pictures[at].label for at in one.finetuning} <= set(one.classes)
 
 
-# --- models
-
-
 # --- the command
 
 

@@ -23,9 +23,6 @@ def inversion(taken: torch.Tensor, _: torch.Generator) -> torch.Tensor:
     return 1 - taken
 
 
-# --- pictures
-
-
 # --- training
 
 
@@ -94,10 +91,7 @@ def test_sources_have_the_pictures_they_say(prepared: tuple[Path, list[TrainedPa
 def test_the_quick_size_runs_from_nothing(
     name: str, recipes: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    about, layout = {
-        "emoji": (emoji.ABOUT, emoji.emoji_shift),
-        "fonts": (fonts.ABOUT, fonts.fonts),
-    }[name]
+    about, layout = {"emoji": (emoji.ABOUT, emoji.emoji_shift), "fonts": (fonts.ABOUT, fonts.fonts)}[name]
     try:
         layout(tmp_path, True)
     except (DataError, subprocess.TimeoutExpired) as error:

@@ -160,9 +160,7 @@ def test_a_tower_alone_is_found_in_the_full_model(copies: Folders, side: str, ba
     root = f"{side}_model."
     expected = {k: v for k, v in load_file(copies[1] / "model.safetensors").items() if k.startswith(root)}
     rename_keys(
-        copies[1],
-        lambda key: prefix + (key.removeprefix(root) if bare else key),
-        keep=lambda key: key.startswith(root),
+        copies[1], lambda key: prefix + (key.removeprefix(root) if bare else key), keep=lambda key: key.startswith(root)
     )
     config = json.loads((copies[1] / "config.json").read_text())[f"{side}_config"]
     (copies[1] / "config.json").write_text(json.dumps({**config, "model_type": f"clip_{side}_model"}))

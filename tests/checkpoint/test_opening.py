@@ -90,10 +90,7 @@ def pickled(folder: Path) -> None:
 
 BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "a missing shard": (lambda f: (f / SECOND).unlink(), rf"lacks 1 of its 3 shards: {SECOND}"),
-    "a key that the shard lacks": (
-        lambda f: edit_index(f, ghost=FIRST),
-        "1 key is not in the shards as it",
-    ),
+    "a key that the shard lacks": (lambda f: edit_index(f, ghost=FIRST), "1 key is not in the shards as it"),
     "a key that the index lacks": (lambda f: add_key(f, FIRST, "extra.weight"), r"as it says: extra\.weight"),
     "a key twice in the index": (twice_in_the_index, "'logit_scale' occurs twice"),
     "a truncated shard": (lambda f: os.truncate(f / THIRD, (f / THIRD).stat().st_size - 1), rf"{THIRD}: is truncated"),

@@ -43,18 +43,14 @@ def headers(hub: FakeHub) -> int:
 
 
 @pytest.mark.parametrize(
-    ("command", "local"),
-    [("merge", "neither"), ("merge", "zeroshot"), ("merge", "finetuned"), ("sweep", "neither")],
+    ("command", "local"), [("merge", "neither"), ("merge", "zeroshot"), ("merge", "finetuned"), ("sweep", "neither")]
 )
 def test_a_pair_that_does_not_fit_downloads_no_weights(
     hub: FakeHub, pair: Inputs, wide: Path, images: Path, tmp_path: Path, command: str, local: str
 ) -> None:
     put(hub, "acme/base", pair[0])
     put(hub, "acme/wide", wide)
-    sources = [
-        str(pair[0]) if local == "zeroshot" else "acme/base",
-        str(wide) if local == "finetuned" else "acme/wide",
-    ]
+    sources = [str(pair[0]) if local == "zeroshot" else "acme/base", str(wide) if local == "finetuned" else "acme/wide"]
     flags = {
         "merge": ["-r", "wise-ft", "-o", tmp_path / "out"],
         "sweep": ["--id", f"a={images}", "--ood", f"b={images}", "-o", tmp_path / "out"],

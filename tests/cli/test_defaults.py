@@ -53,13 +53,7 @@ def test_the_nearer_default_wins_and_a_flag_over_all(
 
 
 @pytest.mark.parametrize(
-    "line",
-    [
-        'push = "me/mine"',
-        "overwrite = true",
-        'data = "hf://datasets/a/b"',
-        "max-loss = 90",
-    ],
+    "line", ['push = "me/mine"', "overwrite = true", 'data = "hf://datasets/a/b"', "max-loss = 90"]
 )
 def test_a_file_in_the_working_folder_cannot_publish_overwrite_or_mislead(
     pair: Folders, elsewhere: Path, line: str

@@ -52,8 +52,7 @@ def test_commands_recipes_and_flags_are_completed(monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize(
-    ("words", "meant"),
-    [(["mrege"], "merge"), (["recipes", "shwo", "auto"], "show"), (["data", "lits"], "list")],
+    ("words", "meant"), [(["mrege"], "merge"), (["recipes", "shwo", "auto"], "show"), (["data", "lits"], "list")]
 )
 def test_a_mistyped_command_is_suggested(words: list[str], meant: str) -> None:
     assert f"No such command '{words[-1] if len(words) < 3 else words[1]}'. Did you mean '{meant}'?" in refused(

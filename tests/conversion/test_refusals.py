@@ -86,12 +86,7 @@ def test_what_open_clip_cannot_compute_is_refused(changes: dict[str, Any], messa
 HALF = torch.zeros(32, dtype=torch.float16)
 TENSORS: list[tuple[str, str, torch.Tensor | None, str]] = [
     ("ours", "text_projection.bias", HALF, "1 tensor has no counterpart in"),
-    (
-        "ours",
-        "visual.transformer.resblocks.1.attn.in_proj_bias",
-        None,
-        "1 tensor of a CLIP is missing: visual.*in_pr",
-    ),
+    ("ours", "visual.transformer.resblocks.1.attn.in_proj_bias", None, "1 tensor of a CLIP is missing: visual.*in_pr"),
     (
         *("ours", "visual.transformer.resblocks.0.attn.in_proj_bias", torch.zeros(95)),
         r"attn\.in_proj_bias has shape \(95,\), which is not a stack of query, key and value",

@@ -136,9 +136,6 @@ def test_nothing_is_written_over_or_in_no_folder(tmp_path: Path) -> None:
 def test_a_disk_without_room_is_an_error_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = shutil.disk_usage(tmp_path)._replace(free=10)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
-    with (
-        pytest.raises(OSError, match=os.strerror(errno.ENOSPC)),
-        output_file(tmp_path / "large", 11, pacing=SMALL),
-    ):
+    with pytest.raises(OSError, match=os.strerror(errno.ENOSPC)), output_file(tmp_path / "large", 11, pacing=SMALL):
         pass
     write(tmp_path / "small", content(10))

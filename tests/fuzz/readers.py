@@ -418,8 +418,7 @@ READERS = {
         _names_of_places, lambda: [b"acme/clip@v1", b"hf://datasets/a/b@c:d/e", b"x-{00..11}-{1..2}.tar"]
     ),
     "class_names": Reader(
-        _class_names,
-        lambda: [b"cat\ndog\n", b"0\tcat\n1\tdog", b'["cat", "dog"]', b'{"0": "cat", "1": "dog"}'],
+        _class_names, lambda: [b"cat\ndog\n", b"0\tcat\n1\tdog", b'["cat", "dog"]', b'{"0": "cat", "1": "dog"}']
     ),
     "texts_of_a_set": Reader(_texts_of_a_set, lambda: [b"cat\ndog\n\0a {c}.\n\0retrieval\n\0002\n"]),
     "image": Reader(lambda data, _: decode("x", {"bytes": data, "path": None}), _images, slow=True),
@@ -449,8 +448,6 @@ READERS = {
     ),
     "record": Reader(_file("clipmerge.json", _record), _json(PUBLISHED)),
     "report": Reader(
-        _report,
-        _json(PUBLISHED | {"measurements": {"vision.0.attn": {"change": 0.5, "barrier": -1.0}}}),
-        slow=True,
+        _report, _json(PUBLISHED | {"measurements": {"vision.0.attn": {"change": 0.5, "barrier": -1.0}}}), slow=True
     ),
 }

@@ -152,10 +152,7 @@ BOMBS: dict[str, tuple[str, Callable[[], bytes]]] = {
         "tar",
         lambda: _member("x", b"9" * (50 * MIB), tarfile.XHDTYPE) + _member("a.png", b"") + bytes(1024),
     ),
-    "tar label of 50 MB": (
-        "tar",
-        lambda: _member("a.png", b"x") + _member("a.json", b"[" * (50 * MIB)) + bytes(1024),
-    ),
+    "tar label of 50 MB": ("tar", lambda: _member("a.png", b"x") + _member("a.json", b"[" * (50 * MIB)) + bytes(1024)),
     "tar member of an exabyte": ("tar", lambda: _member("a.png", bytes(2048), size=1 << 60)),
     "tensors of one number": (
         "pickle",
@@ -171,10 +168,7 @@ BOMBS: dict[str, tuple[str, Callable[[], bytes]]] = {
 SLOW: dict[str, tuple[str, Callable[[], bytes]]] = {
     "header of lists within its limit": ("header", lambda: _headed(b'{"a":[' + b"[]," * 1_240_000 + b"[]]}")),
     "brackets of 60 MB": ("configuration", lambda: b"[" * (60 * MIB)),
-    "index of a million tensors": (
-        "index",
-        lambda: _json({"weight_map": _numbered("a.", 1_000_000, "x.safetensors")}),
-    ),
+    "index of a million tensors": ("index", lambda: _json({"weight_map": _numbered("a.", 1_000_000, "x.safetensors")})),
     "tokenizer of 250 MB": ("side_file", lambda: b'{"_name_or_path": "' + b"a" * (250 * MIB) + b'"}'),
     "report of 1000 layers": ("report", _report_of_1000_layers),
     "png of 16 bits at the limit": ("image", _blank_png),

@@ -104,10 +104,7 @@ SEEN: dict[str, Any] = {"images": 20, "right": 0.9, "path_alpha": 0.5, "path_goa
 @pytest.mark.parametrize(
     ("choice", "said"),
     [
-        (
-            {"alpha": 0.5, "part": 1.0, "goal": 1.5},
-            "better than alpha 0.5 of the straight path; it recognises 90.0%",
-        ),
+        ({"alpha": 0.5, "part": 1.0, "goal": 1.5}, "better than alpha 0.5 of the straight path; it recognises 90.0%"),
         ({"part": 1.0, "goal": 1.2}, "20 images held back chose all of what was learned; it recognises 90.0% of"),
         ({"part": 0.4, "goal": 1.2}, "chose 40% of the way to what was learned; "),
         ({"part": 0.0, "goal": 1.2}, "chose one coefficient for all that the mask keeps; "),

@@ -130,10 +130,7 @@ def test_a_tower_starts_at_any_block(name: str, tower: Any, family_pairs: Pairs)
         assert torch.equal(run(inputs), whole)  # nothing is left behind
 
 
-@pytest.mark.parametrize(
-    "name",
-    [pytest.param("SigLIP2", marks=pytest.mark.uncounted), "CLIP classifier"],
-)
+@pytest.mark.parametrize("name", [pytest.param("SigLIP2", marks=pytest.mark.uncounted), "CLIP classifier"])
 def test_a_recipe_that_measures_adds_up(name: str, family_pairs: Pairs, images: Path, tmp_path: Path) -> None:
     output = tmp_path / "out"
     flags = ("--data", images, "--images", 12, *FEW_RESAMPLES, "--output", output, "--format", "json")

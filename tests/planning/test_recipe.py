@@ -100,12 +100,7 @@ def test_what_is_wrong_is_named_in_one_line(what: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        *("", "a: [", "method: wise-ft", "name: x", "\xff", "1: 2"),
-    ],
-)
+@pytest.mark.parametrize("text", [*("", "a: [", "method: wise-ft", "name: x", "\xff", "1: 2")])
 def test_a_file_that_is_no_recipe_is_refused(tmp_path: Path, text: str) -> None:
     file = tmp_path / "mine.yaml"
     file.write_text(text, encoding="latin-1")

@@ -156,8 +156,7 @@ def test_the_picture_of_the_path_goes_up_with_the_card_in_one_commit(
 
 
 @pytest.mark.parametrize(
-    ("base", "tuned", "expected"),
-    [("mit", "mit", "mit"), ("mit", None, None), ("other", "other", None)],
+    ("base", "tuned", "expected"), [("mit", "mit", "mit"), ("mit", None, None), ("other", "other", None)]
 )
 def test_the_licence_comes_from_the_sources(
     hub: FakeHub, merged: Path, base: str, tuned: str | None, expected: str | None

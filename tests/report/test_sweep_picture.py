@@ -57,9 +57,7 @@ def test_odd_records_are_drawn(case: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "names",
-    [["W" * 90] * 3, [f"{LONG}-{n}" for n in range(70)], ["混" * 90]],
-    ids=["broad", "many", "wide"],
+    "names", [["W" * 90] * 3, [f"{LONG}-{n}" for n in range(70)], ["混" * 90]], ids=["broad", "many", "wide"]
 )
 def test_nothing_in_the_picture_is_cut_off_or_hidden_by_the_legend(names: list[str]) -> None:
     with warnings.catch_warnings():

@@ -48,10 +48,7 @@ def example(vision: int = 24, text: int = 12, stragglers: tuple[str, ...] = ("vi
         }
         barrier = 0.094 if flagged else -0.003 * block * (0.2 if name.startswith("text") else 1.0)
         measured[name] = {"barrier": barrier, "loss_drop": -0.002 * block - 0.01 * (index % 3)}
-        scores[name] = {
-            "z": 4.1 if flagged else math.cos(index) * 1.3,
-            "stability": 0.97 if flagged else 0.02,
-        }
+        scores[name] = {"z": 4.1 if flagged else math.cos(index) * 1.3, "stability": 0.97 if flagged else 0.02}
     alphas = [0.0, 0.0563, 0.25, 0.4437, 0.5, 0.5563, 0.75, 0.9437, 1.0]
     return {
         "format": "clipmerge-record/2",
@@ -70,9 +67,7 @@ def example(vision: int = 24, text: int = 12, stragglers: tuple[str, ...] = ("vi
             "revision": "32bd64288804d66eefd0ccbe215aa642df71cc41",
             "files": {"model.safetensors": "01" * 32},
         },
-        "finetuned": [
-            {"source": "runs/vit-l-imagenet", "revision": None, "files": {"model.safetensors": "23" * 32}},
-        ],
+        "finetuned": [{"source": "runs/vit-l-imagenet", "revision": None, "files": {"model.safetensors": "23" * 32}}],
         "layers": layers,
         "stragglers": list(stragglers),
         "straggler_scores": scores,

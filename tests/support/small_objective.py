@@ -108,11 +108,7 @@ class Reference:
     """
 
     def __init__(
-        self,
-        ends: Ends,
-        *,
-        templates: tuple[str, ...] = TEMPLATES[:1],
-        classes: tuple[str, ...] = CLASSES,
+        self, ends: Ends, *, templates: tuple[str, ...] = TEMPLATES[:1], classes: tuple[str, ...] = CLASSES
     ) -> None:
         first, second = (CLIPModel.from_pretrained(path, attn_implementation="sdpa").double().eval() for path in ends)
         other = dict(second.named_parameters())

@@ -15,16 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from tests.support.hub_double.store import (
-    LFS_SUFFIXES,
-    Commit,
-    Entry,
-    Refusal,
-    Repo,
-    git_oid,
-    lfs_pointer,
-    xet_hashes,
-)
+from tests.support.hub_double.store import LFS_SUFFIXES, Commit, Entry, Refusal, Repo, git_oid, lfs_pointer, xet_hashes
 
 if TYPE_CHECKING:
     from tests.support.hub_double.server import FakeHub
