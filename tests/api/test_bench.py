@@ -17,7 +17,7 @@ from clipmerge.evaluation.suites import release
 from clipmerge.evaluation.suites.suite import load_suite
 from clipmerge.output.schemas import BenchRecord
 from tests.support.command import clipmerge, done, refused, start
-from tests.support.hub_double import FakeHub, environment, serving
+from tests.support.hub_double import FakeHub, environment
 from tests.support.public_pairs import BASE, Releases, save_soups, serving_files, upload_fusionbench, upload_imagenets
 
 QUICK = ("--recipe", "lines", "--alphas", "0,0.5,1")
@@ -29,10 +29,9 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
+def hub(hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeHub:
     monkeypatch.chdir(tmp_path)
-    with serving(tmp_path, monkeypatch) as server:
-        yield server
+    return hub
 
 
 @pytest.fixture

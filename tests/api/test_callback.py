@@ -18,10 +18,9 @@ from clipmerge import RobustMergeCallback
 from clipmerge.errors import CheckpointError, OutputError, RecipeError, UsageError
 from clipmerge.progress import Progress
 from tests.support.hub_double import serving
-from tests.support.tiny_clip import tiny_processor
+from tests.support.tiny_clip import Folders, tiny_processor
 from tests.support.told import Told
 
-Folders = tuple[Path, Path]
 pytestmark = pytest.mark.filterwarnings("ignore:.*pin_memory.*:UserWarning")
 
 

@@ -18,9 +18,8 @@ from clipmerge.errors import DataError, UsageError
 from clipmerge.progress import Progress
 from tests.evaluation.test_retrieval import by_sorting
 from tests.support.command import clipmerge, done, printed, refused
-from tests.support.tiny_clip import tiny_config, tiny_processor
+from tests.support.tiny_clip import Folders, tiny_config, tiny_processor
 
-Folders = tuple[Path, Path]
 #: Colours by name; the model learns all of them, and is fine-tuned on two.
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 40), "blue": (40, 60, 220), "grey": (120, 120, 120)}
 TASK = ("red", "green")

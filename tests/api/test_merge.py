@@ -25,10 +25,9 @@ from clipmerge.progress import Progress
 from clipmerge.request import Calibration, MergeRequest
 from tests.support.command import clipmerge, printed, refused
 from tests.support.raw_safetensors import edit
-from tests.support.tiny_clip import save_pair
+from tests.support.tiny_clip import Folders, save_pair
 from tests.support.told import Told
 
-Folders = tuple[Path, Path]
 QUIET: dict[str, Any] = {"progress": Progress()}
 
 

@@ -32,15 +32,14 @@ from clipmerge.planning.recipe import load_recipe
 from clipmerge.progress import Progress
 from clipmerge.request import Calibration, MergeRequest, Run
 from tests.support.command import clipmerge, done, printed, refused
-from tests.support.tiny_clip import save_images, save_pair
+from tests.support.tiny_clip import Folders, save_images, save_pair
 from tests.support.told import Told
 
-Inputs = tuple[Path, Path]
 QUICK = ("measure.nodes=2",)
 
 
 @pytest.fixture(scope="module")
-def losing(tmp_path_factory: pytest.TempPathFactory) -> Inputs:
+def losing(tmp_path_factory: pytest.TempPathFactory) -> Folders:
     """Such a pair whose merge loses accuracy: in the other order, without parameters that no training has touched."""
     changed, original = reversed(save_pair(tmp_path_factory.mktemp("losing"), change=1.0))
     model, generator = CLIPModel.from_pretrained(original), torch.Generator().manual_seed(0)
@@ -57,7 +56,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_images(tmp_path_factory.mktemp("photos"), each=40)
 
 
-def request_for(pair: Inputs, recipe: str, images: Path | None, *sets: str, **changes: Any) -> MergeRequest:
+def request_for(pair: Folders, recipe: str, images: Path | None, *sets: str, **changes: Any) -> MergeRequest:
     calibration = Calibration(source=str(images) if images else None, device="cpu")
     request = MergeRequest(str(pair[0]), (str(pair[1]),), load_recipe(recipe, list(sets)), calibration)
     return replace(request, **changes)
@@ -92,7 +91,7 @@ def text_of(page: Path) -> str:
     return unescape(re.sub(r"<[^>]+>", "", page.read_text()))
 
 
-def test_narrowed_features_speak_for_the_merge(far: Inputs, photos: Path) -> None:
+def test_narrowed_features_speak_for_the_merge(far: Folders, photos: Path) -> None:
     request = request_for((far[1], far[0]), "wise-ft", photos, "method.alpha=1", max_loss=100.0)
     run = prepare(request)
     for rank, learned, expected in (
@@ -118,7 +117,7 @@ def test_narrowed_features_speak_for_the_merge(far: Inputs, photos: Path) -> Non
 
 
 @pytest.mark.parametrize("recipe", [pytest.param("straggler-outlier", marks=pytest.mark.slow), "wise-ft"])
-def test_the_numbers_are_those_of_the_models_written(far: Inputs, photos: Path, tmp_path: Path, recipe: str) -> None:
+def test_the_numbers_are_those_of_the_models_written(far: Folders, photos: Path, tmp_path: Path, recipe: str) -> None:
     sets = ["overrides=[{layers: vision.*, alpha: 0.6}]"]
     run = prepare(request_for(far, recipe, photos, *sets))
     bought = decided(run).bought
@@ -161,7 +160,7 @@ def test_the_numbers_are_those_of_the_models_written(far: Inputs, photos: Path, 
             assert getattr(measured[name], mean).value == pytest.approx(by_image.mean() / per_image[group])
 
 
-def test_the_decision_never_sees_what_is_held_back(pair: Inputs, tmp_path: Path) -> None:
+def test_the_decision_never_sees_what_is_held_back(pair: Folders, tmp_path: Path) -> None:
     request = request_for(pair, "straggler-outlier", save_images(tmp_path / "copy", each=20), *QUICK)
     first = decided(prepare(request))
     held = sample_and_hold_back(load_images(str(tmp_path / "copy")), 1024, 0).held_back
@@ -179,7 +178,7 @@ def test_the_decision_never_sees_what_is_held_back(pair: Inputs, tmp_path: Path)
     assert measured_by(decided(prepare(request))) != measured_by(first)
 
 
-def test_without_a_verdict_the_decision_sees_every_image(pair: Inputs, photos: Path, tmp_path: Path) -> None:
+def test_without_a_verdict_the_decision_sees_every_image(pair: Folders, photos: Path, tmp_path: Path) -> None:
     flags = ("--recipe", "straggler-outlier", "--set", *QUICK, "--data", photos, "--no-verdict")
     ended = done("merge", *pair, *flags, "--output", tmp_path / "out", "--format", "json")
     assert ended.json["bought"] is None
@@ -193,7 +192,7 @@ def test_without_a_verdict_the_decision_sees_every_image(pair: Inputs, photos: P
     assert UNMEASURED not in said  # there were images
 
 
-def test_a_loss_is_a_warning_everywhere(losing: Inputs, photos: Path, tmp_path: Path) -> None:
+def test_a_loss_is_a_warning_everywhere(losing: Folders, photos: Path, tmp_path: Path) -> None:
     flags = ("--recipe", "wise-ft", "--data", photos, "--output", tmp_path / "out")
     ended = done("merge", *losing, *flags)
     record = json.loads((tmp_path / "out" / "clipmerge.json").read_text())
@@ -215,7 +214,7 @@ def test_a_loss_is_a_warning_everywhere(losing: Inputs, photos: Path, tmp_path: 
     assert warning in " ".join(again.out.split())
 
 
-def test_a_warning_that_the_summary_shows_is_not_said_before_it(losing: Inputs, photos: Path) -> None:
+def test_a_warning_that_the_summary_shows_is_not_said_before_it(losing: Folders, photos: Path) -> None:
     for shown in (False, True):
         told = Told()
         told.shows_verdict = shown  # type: ignore[attr-defined]
@@ -224,7 +223,7 @@ def test_a_warning_that_the_summary_shows_is_not_said_before_it(losing: Inputs, 
         assert (bought.warnings[0] in told.lines) is not shown
 
 
-def test_copies_are_measured_once(far: Inputs, photos: Path, tmp_path: Path) -> None:
+def test_copies_are_measured_once(far: Folders, photos: Path, tmp_path: Path) -> None:
     twice, told = shutil.copytree(photos, tmp_path / "twice"), Told()
     for file in [*twice.rglob("*.png")]:
         shutil.copyfile(file, file.with_stem(f"{file.stem}-again"))
@@ -234,7 +233,7 @@ def test_copies_are_measured_once(far: Inputs, photos: Path, tmp_path: Path) -> 
     assert sum("copies" in line for line in told.lines) == 1
 
 
-def test_strict_makes_a_loss_an_error_and_writes_nothing(losing: Inputs, photos: Path, tmp_path: Path) -> None:
+def test_strict_makes_a_loss_an_error_and_writes_nothing(losing: Folders, photos: Path, tmp_path: Path) -> None:
     flags = ("--recipe", "wise-ft", "--data", photos, "--strict")
     line = refused(clipmerge("merge", *losing, *flags, "--output", tmp_path / "out"))
     assert "more than the 3 of --max-loss; nothing was written (--strict)" in line
@@ -243,7 +242,7 @@ def test_strict_makes_a_loss_an_error_and_writes_nothing(losing: Inputs, photos:
 
 
 def test_strict_needs_something_to_be_strict_about_and_shares_are_shares(
-    pair: Inputs, photos: Path, tmp_path: Path
+    pair: Folders, photos: Path, tmp_path: Path
 ) -> None:
     flags = ("-r", "wise-ft", "--data", photos, "--strict", "--no-verdict", "-o", tmp_path / "out")
     assert "leave out --no-verdict" in refused(clipmerge("merge", *pair, *flags), 2)
@@ -257,7 +256,7 @@ def test_strict_needs_something_to_be_strict_about_and_shares_are_shares(
         check_request(replace(request, max_loss=3, calibration=replace(request.calibration, held_back=1.0)))
 
 
-def test_few_images_tell_nothing_and_two_are_not_split(pair: Inputs, tmp_path: Path) -> None:
+def test_few_images_tell_nothing_and_two_are_not_split(pair: Folders, tmp_path: Path) -> None:
     images = save_images(tmp_path / "few", each=5)
     bought = decided(prepare(request_for(pair, "straggler-outlier", images, *QUICK))).bought
     assert bought is not None
@@ -273,7 +272,7 @@ def test_few_images_tell_nothing_and_two_are_not_split(pair: Inputs, tmp_path: P
         prepare(request_for(pair, "straggler-outlier", images, *QUICK, strict=True))
 
 
-def test_a_merge_that_cannot_be_evaluated_is_still_made(pair: Inputs, photos: Path, tmp_path: Path) -> None:
+def test_a_merge_that_cannot_be_evaluated_is_still_made(pair: Folders, photos: Path, tmp_path: Path) -> None:
     bare = []
     for folder in pair:
         (tmp_path / folder.name).mkdir()
@@ -292,7 +291,7 @@ def record_of(folder: Path) -> dict[str, Any]:
 
 
 def test_a_plan_keeps_what_was_found_for_a_checkpoint_that_was_moved(
-    pair: Inputs, photos: Path, tmp_path: Path
+    pair: Folders, photos: Path, tmp_path: Path
 ) -> None:
     file = tmp_path / "plan.json"
     planned = printed("plan", *pair, "-r", "wise-ft", "--data", photos, "-o", file)
@@ -304,7 +303,7 @@ def test_a_plan_keeps_what_was_found_for_a_checkpoint_that_was_moved(
     assert record["finetuned"] == [record_of(moved)]
 
 
-def test_a_plan_of_a_wrong_pair_is_told_what_merge_is_told(pair: Inputs, tmp_path: Path) -> None:
+def test_a_plan_of_a_wrong_pair_is_told_what_merge_is_told(pair: Folders, tmp_path: Path) -> None:
     """A base in half precision, as OpenAI's, shows the order."""
     folders = [shutil.copytree(pair[0], tmp_path / name) for name in ("base", "tuned")]
     base = {key: value.half().float() for key, value in load_file(pair[0] / "model.safetensors").items()}
@@ -343,7 +342,7 @@ def test_of_several_the_most_accurate_is_the_one_to_compare_with(family: list[Pa
     assert bought.over_finetuned.clean.value == pytest.approx(bought.merged.clean.value - max(shares))
 
 
-def test_preprocessed_pixels_cannot_be_corrupted_and_that_is_said(pair: Inputs, photos: Path) -> None:
+def test_preprocessed_pixels_cannot_be_corrupted_and_that_is_said(pair: Folders, photos: Path) -> None:
     from torchvision.datasets import ImageFolder
 
     processor = CLIPProcessor.from_pretrained(pair[0])
@@ -355,7 +354,7 @@ def test_preprocessed_pixels_cannot_be_corrupted_and_that_is_said(pair: Inputs, 
     assert any("holds preprocessed pixels" in warning for warning in plan.warnings)
 
 
-def test_a_sweep_warns_of_a_recipe_that_loses_id_accuracy(losing: Inputs, photos: Path, tmp_path: Path) -> None:
+def test_a_sweep_warns_of_a_recipe_that_loses_id_accuracy(losing: Folders, photos: Path, tmp_path: Path) -> None:
     other = save_images(tmp_path / "other", each=4, seed=3)
     flags = ("--id", f"val={photos}", "--ood", f"other={other}", "--alphas", "0,0.5,1", "-r", "wise-ft")
     ended = done("sweep", *losing, *flags, "-o", tmp_path / "sweep", "--format", "json")

@@ -1,6 +1,5 @@
 """Everything from the Hub's cache, offline: each command tells of the commit that it uses unchecked."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -8,7 +7,7 @@ from huggingface_hub import constants
 
 from clipmerge.images.dataset import load_images
 from tests.support.command import clipmerge, done
-from tests.support.hub_double import FakeHub, serving, upload
+from tests.support.hub_double import FakeHub, upload
 from tests.support.image_files import save_hub_parquet
 
 Folders = tuple[Path, Path]
@@ -16,17 +15,16 @@ CARS = "hf://datasets/acme/cars"
 
 
 @pytest.fixture
-def hub(pair: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
+def hub(hub: FakeHub, pair: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeHub:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    with serving(tmp_path, monkeypatch) as server:
-        for name, folder in zip(("acme/base", "acme/tuned"), pair, strict=True):
-            upload(server, name, {path.name: path.read_bytes() for path in folder.iterdir()})
-        files = {
-            f"{split}.parquet": save_hub_parquet(tmp_path / "x.parquet", [0, 1, 2] * 8, first=at).read_bytes()
-            for split, at in (("test", 0), ("train", 100), ("validation", 200))
-        }
-        upload(server, "acme/cars", files, kind="dataset")
-        yield server
+    for name, folder in zip(("acme/base", "acme/tuned"), pair, strict=True):
+        upload(hub, name, {path.name: path.read_bytes() for path in folder.iterdir()})
+    files = {
+        f"{split}.parquet": save_hub_parquet(tmp_path / "x.parquet", [0, 1, 2] * 8, first=at).read_bytes()
+        for split, at in (("test", 0), ("train", 100), ("validation", 200))
+    }
+    upload(hub, "acme/cars", files, kind="dataset")
+    return hub
 
 
 def test_every_command_tells_what_it_takes_unchecked(

@@ -9,9 +9,8 @@ import pytest
 import clipmerge
 from clipmerge.api._results import MergeResult
 from clipmerge.progress import Progress
-from tests.support.tiny_clip import save_images
+from tests.support.tiny_clip import Folders, save_images
 
-Folders = tuple[Path, Path]
 QUIET: dict[str, Any] = {"progress": Progress()}
 
 

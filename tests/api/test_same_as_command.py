@@ -11,9 +11,8 @@ import clipmerge as api
 from clipmerge.progress import Progress
 from tests.support.command import clipmerge as command
 from tests.support.command import done
-from tests.support.tiny_clip import save_images
+from tests.support.tiny_clip import Folders, save_images
 
-Folders = tuple[Path, Path]
 QUIET: dict[str, Any] = {"progress": Progress()}
 TIMED = ("seconds", "command", "output")
 pytestmark = pytest.mark.draws

@@ -35,10 +35,9 @@ from clipmerge.planning.recipe import load_recipe
 from clipmerge.progress import Progress
 from clipmerge.request import Calibration, MergeRequest, SweepRequest
 from tests.support.command import clipmerge, done
-from tests.support.tiny_clip import save_images
+from tests.support.tiny_clip import Folders, save_images
 
 TEMPLATE = ("a photo of a {}.",)
-Folders = tuple[Path, Path]
 QUIET: dict[str, Any] = {"progress": Progress()}
 #: Quick settings of path-barrier and the rule for stragglers; the path of `far` would take many points.
 QUICK = ["measure.nodes=1", "measure.tolerance=100", "method.bootstraps=5"]

@@ -20,9 +20,8 @@ from clipmerge.report.sweep_headline import gain_notes
 from clipmerge.request import Calibration, SweepRequest
 from tests.support.command import clipmerge, done, refused
 from tests.support.merged_output import RECORD
-from tests.support.tiny_clip import save_images
+from tests.support.tiny_clip import Folders, save_images
 
-Pair = tuple[Path, Path]
 QUICK = ("--batch-size", 8, "--set", "measure.steps=3", "--set", "measure.batch=8", "--no-verdict")
 # where features are held, half of the steps are taken
 HELD = ("--set", "measure.divergence=predictions")
@@ -47,7 +46,7 @@ def with_unlabelled(given: dict[str, Any]) -> MergeRecord:
 
 
 def test_a_merge_learns_from_a_flat_folder_and_says_so(
-    pair: Pair, images: Path, camera: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    pair: Folders, images: Path, camera: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     # with a few images held back nothing is proven, and the path would be taken whatever was learned
@@ -71,7 +70,7 @@ def test_a_merge_learns_from_a_flat_folder_and_says_so(
     assert (tmp_path / "without" / "model.safetensors").read_bytes() != weights[0]
 
 
-def test_what_cannot_be_used_is_refused(pair: Pair, images: Path, camera: Path, tmp_path: Path) -> None:
+def test_what_cannot_be_used_is_refused(pair: Folders, images: Path, camera: Path, tmp_path: Path) -> None:
     given = ("--unlabelled", camera)
     for recipe, flags, said in (
         ("wise-ft", given, "recipe 'wise-ft' does not learn from unlabelled images; leave out --unlabelled"),
@@ -90,7 +89,7 @@ def test_what_cannot_be_used_is_refused(pair: Pair, images: Path, camera: Path, 
     assert f"--unlabelled {mixed}: 1 image is also in --data {images}" in found.err
 
 
-def sweep_of(pair: Pair, near: Path, far: Path, unlabelled: Path, *recipes: str) -> SweepRequest:
+def sweep_of(pair: Folders, near: Path, far: Path, unlabelled: Path, *recipes: str) -> SweepRequest:
     return SweepRequest(
         str(pair[0]),
         str(pair[1]),
@@ -103,7 +102,7 @@ def sweep_of(pair: Pair, near: Path, far: Path, unlabelled: Path, *recipes: str)
 
 @pytest.mark.parametrize("flag", ["--id near", "--ood far"])
 def test_a_sweep_refuses_to_judge_on_unlabelled_images(
-    pair: Pair, images: Path, camera: Path, tmp_path: Path, flag: str
+    pair: Folders, images: Path, camera: Path, tmp_path: Path, flag: str
 ) -> None:
     far = save_images(tmp_path / "far", each=2, seed=5)
     mixed = Path(shutil.copytree(camera, tmp_path / "mixed"))
@@ -115,7 +114,7 @@ def test_a_sweep_refuses_to_judge_on_unlabelled_images(
     assert overlap_notes(sweep_of(pair, images, far, camera, "auto"), loaded, {})  # images of --data in --id are noted
 
 
-def test_a_sweep_gives_them_to_the_recipes_that_learn(pair: Pair, images: Path, camera: Path) -> None:
+def test_a_sweep_gives_them_to_the_recipes_that_learn(pair: Folders, images: Path, camera: Path) -> None:
     request = sweep_of(pair, images, images, camera, "auto", "lines")
     check_sweep(request)
     given = [request.merge_request(recipe).calibration.unlabelled for recipe in request.recipes]

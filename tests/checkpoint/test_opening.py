@@ -62,15 +62,6 @@ def test_every_form_gives_the_same_tensors_and_runs_of_them(folder: Path, what: 
     assert checkpoint.hashes == {f.name: hashlib.sha256(f.read_bytes()).hexdigest() for f in checkpoint.files}
 
 
-def test_links_like_those_of_the_hub_cache_are_followed(shards: Path, tmp_path: Path) -> None:
-    linked, blobs = tmp_path / "models--acme--clip" / "snapshots" / "abc", tmp_path / "models--acme--clip" / "blobs"
-    linked.mkdir(parents=True)
-    shards.rename(blobs)
-    for file in blobs.iterdir():
-        (linked / file.name).symlink_to(file)
-    assert len(open_checkpoint(str(linked)).files) == 3
-
-
 # --- indices and shards ---
 
 

@@ -14,9 +14,7 @@ from clipmerge.checkpoint.preview import preview_checkpoint
 from clipmerge.errors import CheckpointError
 from tests.support.command import clipmerge, refused
 from tests.support.hub_double import FakeHub, upload
-from tests.support.tiny_clip import tiny_config, tiny_processor
-
-Inputs = tuple[Path, Path]
+from tests.support.tiny_clip import Folders, tiny_config, tiny_processor
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +44,7 @@ def headers(hub: FakeHub) -> int:
     ("command", "local"), [("merge", "neither"), ("merge", "zeroshot"), ("merge", "finetuned"), ("sweep", "neither")]
 )
 def test_a_pair_that_does_not_fit_downloads_no_weights(
-    hub: FakeHub, pair: Inputs, wide: Path, images: Path, tmp_path: Path, command: str, local: str
+    hub: FakeHub, pair: Folders, wide: Path, images: Path, tmp_path: Path, command: str, local: str
 ) -> None:
     put(hub, "acme/base", pair[0])
     put(hub, "acme/wide", wide)
@@ -62,18 +60,7 @@ def test_a_pair_that_does_not_fit_downloads_no_weights(
     assert not (tmp_path / "out").exists()
 
 
-def test_a_pair_that_fits_is_downloaded_once_and_then_not_previewed(hub: FakeHub, pair: Inputs, tmp_path: Path) -> None:
-    for name, folder in zip(("acme/base", "acme/tuned"), pair, strict=True):
-        put(hub, name, folder)
-    merge = ("merge", "acme/base", "acme/tuned", "-r", "wise-ft", "--dry-run", "--format", "json")
-    assert clipmerge(*merge).code == 0
-    assert downloaded(hub) == ["model.safetensors"] * 2
-    seen = headers(hub)
-    assert clipmerge(*merge).code == 0
-    assert (len(downloaded(hub)), headers(hub)) == (2, seen)
-
-
-def test_inspect_needs_headers_alone_where_it_can(hub: FakeHub, pair: Inputs, wide: Path) -> None:
+def test_inspect_needs_headers_alone_where_it_can(hub: FakeHub, pair: Folders, wide: Path) -> None:
     for name, folder in zip(("acme/base", "acme/tuned", "acme/wide"), (*pair, wide), strict=True):
         put(hub, name, folder)
     here = clipmerge("inspect", pair[0], "--format", "json").json
@@ -94,7 +81,7 @@ def test_inspect_needs_headers_alone_where_it_can(hub: FakeHub, pair: Inputs, wi
 
 
 def test_a_preview_says_what_opening_says_or_is_not_made(
-    hub: FakeHub, pair: Inputs, wide: Path, monkeypatch: pytest.MonkeyPatch
+    hub: FakeHub, pair: Folders, wide: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sha = put(hub, "acme/wide", wide)
     seen = preview_checkpoint("acme/wide")

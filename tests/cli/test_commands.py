@@ -15,9 +15,8 @@ from safetensors.torch import load_file
 
 from tests.support.command import clipmerge, done, printed, refused
 from tests.support.raw_safetensors import edit
-from tests.support.tiny_clip import layer_of, save_pair
+from tests.support.tiny_clip import Folders, layer_of, save_pair
 
-Folders = tuple[Path, Path]
 pytestmark = pytest.mark.draws
 # flags what stands out at all, so that masks have something to do
 STRAGGLER = "vision.1.mlp"

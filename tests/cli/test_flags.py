@@ -14,9 +14,7 @@ from clipmerge.progress import Progress
 from tests.support.command import clipmerge, done, printed, refused
 from tests.support.counted import counted
 from tests.support.several import several
-from tests.support.tiny_clip import save_images
-
-Folders = tuple[Path, Path]
+from tests.support.tiny_clip import Folders, save_images
 
 
 @pytest.fixture(scope="module")

@@ -16,13 +16,12 @@ from tests.support.command import clipmerge, start
 from tests.support.learn_and_save import HOLDS
 from tests.support.several import several
 from tests.support.stopped_learning import GOES_ON, SAVED, Stopping, save_every_step
-from tests.support.tiny_clip import save_images, save_pair
+from tests.support.tiny_clip import Folders, save_images, save_pair
 
 # as many as the processes that are started have
 torch.set_num_threads(1)
 
 ROOT = Path(__file__).parents[2]
-Folders = tuple[Path, Path]
 # where features are held, half of the steps are taken
 HELD = ("--set", "measure.divergence=predictions")
 

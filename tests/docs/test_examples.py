@@ -13,9 +13,8 @@ from safetensors.torch import load_file
 from transformers import CLIPModel
 
 from tests.support import tiny_open_clip
-from tests.support.tiny_clip import save_images
+from tests.support.tiny_clip import Folders, save_images
 
-Folders = tuple[Path, Path]
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 

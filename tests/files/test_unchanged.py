@@ -13,7 +13,6 @@ from safetensors.torch import load_file, save_file
 
 from clipmerge.checkpoint import open_checkpoint
 from clipmerge.errors import CheckpointError
-from clipmerge.files.unchanged import require_unchanged, watch
 from clipmerge.output import folder as output_folder
 from tests.support.command import clipmerge, refused
 
@@ -79,12 +78,3 @@ def test_an_input_that_is_cut_short_is_said(tmp_path: Path) -> None:
         found.array("a.weight")
     with pytest.raises(CheckpointError, match=r"x\.safetensors: changed while it was read"):
         found.provenance(hashed=False)
-
-
-def test_what_nobody_watches_and_what_stays_is_accepted(tmp_path: Path) -> None:
-    (tmp_path / "a").write_text("a")
-    watch(tmp_path / "a")
-    require_unchanged([tmp_path / "a", tmp_path / "nowhere"])
-    (tmp_path / "a").write_text("b")
-    with pytest.raises(CheckpointError, match="a: changed"):
-        require_unchanged([tmp_path / "a"])

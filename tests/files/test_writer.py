@@ -3,7 +3,6 @@
 import errno
 import hashlib
 import os
-import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -113,16 +112,6 @@ def test_what_the_disk_refuses_is_raised(tmp_path: Path, monkeypatch: pytest.Mon
         write(tmp_path / "file", content(20 * BLOCK), replace(SLOW_DISK, flush=1000))
 
 
-def test_flushing_on_the_way_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    flushes = []
-    name = "fdatasync" if hasattr(os, "fdatasync") else "fsync"
-    flush = getattr(os, name)
-    monkeypatch.setattr(os, name, lambda file: flushes.append(file) or flush(file))
-    refuse_direct(monkeypatch)
-    write(tmp_path / "file", content(20 * BLOCK + 3), replace(SMALL, flush=1000))
-    assert flushes
-
-
 def test_nothing_is_written_over_or_in_no_folder(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
     with pytest.raises(FileExistsError), output_file(tmp_path / "file", 5):
@@ -131,11 +120,3 @@ def test_nothing_is_written_over_or_in_no_folder(tmp_path: Path) -> None:
     for size in (5, 20 * BLOCK):
         with pytest.raises(FileNotFoundError), output_file(tmp_path / "no" / "file", size, pacing=SMALL):
             pass
-
-
-def test_a_disk_without_room_is_an_error_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    usage = shutil.disk_usage(tmp_path)._replace(free=10)
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
-    with pytest.raises(OSError, match=os.strerror(errno.ENOSPC)), output_file(tmp_path / "large", 11, pacing=SMALL):
-        pass
-    write(tmp_path / "small", content(10))

@@ -1,19 +1,17 @@
 """Fixtures for tests of images: a Hub with the organisations of public data sets, and sources of each kind."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.support.hub_double import FakeHub, serving
+from tests.support.hub_double import FakeHub
 from tests.support.image_files import png, save_plain_parquet, save_tar
 
 
 @pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
-    with serving(tmp_path, monkeypatch) as server:
-        server.orgs = ("acme", "clip-benchmark", "tanganke")
-        yield server
+def hub(hub: FakeHub) -> FakeHub:
+    hub.orgs = ("acme", "clip-benchmark", "tanganke")
+    return hub
 
 
 @pytest.fixture

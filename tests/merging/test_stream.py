@@ -1,6 +1,5 @@
 """The streamed merge: layers that a plan does not name, tensors that cannot be averaged, and NaN in any place."""
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,9 +16,8 @@ from clipmerge.planning.plan import Plan
 from clipmerge.planning.tensors import named_tensors
 from tests.support.raw_safetensors import edit
 from tests.support.tasks import in_chunks, inputs_of, plan_with
-from tests.support.tiny_clip import layer_of
+from tests.support.tiny_clip import Folders, layer_of
 
-Folders = tuple[Path, Path]
 FC1 = "vision_model.encoder.layers.1.mlp.fc1.weight"
 IDS = "text_model.embeddings.position_ids"
 

@@ -15,10 +15,9 @@ from clipmerge.models import ImageTextModel, model_for
 from clipmerge.plugins import load_plugin
 from tests.support.command import clipmerge, refused
 from tests.support.small_objective import objective_for
-from tests.support.tiny_clip import CLASSES, save_images
+from tests.support.tiny_clip import CLASSES, Folders, save_images
 from tests.support.tiny_open_clip import ARCHITECTURES, load, model_config, save_open_clip_pair
 
-Folders = tuple[Path, Path]
 KINDS = [*ARCHITECTURES]
 
 

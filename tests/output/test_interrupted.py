@@ -15,10 +15,9 @@ import torch
 from safetensors.torch import save_file
 
 from tests.support.command import clipmerge, start
-from tests.support.tiny_clip import tiny_config
+from tests.support.tiny_clip import Folders, tiny_config
 
 pytestmark = pytest.mark.slow
-Folders = tuple[Path, Path]
 KILLS = 10
 
 

@@ -1,7 +1,6 @@
 """The published JSON Schemas are those of the models, and every command prints and writes what they say."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,15 +10,9 @@ from jsonschema import Draft202012Validator
 from clipmerge.cli.app import COMMANDS
 from clipmerge.output.schemas import SCHEMAS, schema_text
 from tests.support.command import clipmerge
-from tests.support.hub_double import FakeHub, serving
+from tests.support.hub_double import FakeHub
 from tests.support.schemas import PUBLISHED, check_schema, schema_of
 from tests.support.tiny_clip import save_images
-
-
-@pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
-    with serving(tmp_path, monkeypatch) as server:
-        yield server
 
 
 def test_the_published_schemas_are_current() -> None:

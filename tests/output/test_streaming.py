@@ -84,7 +84,6 @@ def test_one_entry_that_is_not_finite_shows_among_any_others(dtype: torch.dtype,
         tensor[(where + 1) % 10_000] = 0.0
 
 
-Inputs = tuple[Path, Path]
 WEIGHTS = "model.safetensors"
 
 

@@ -121,15 +121,6 @@ def test_values_that_do_not_fit_their_tags(value: str) -> None:
         load_recipe("wise-ft", [f"method.alpha={value}"])
 
 
-def test_aliases_of_aliases_are_refused(tmp_path: Path) -> None:
-    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
-    lines += [f"a{at}: &a{at} [{', '.join([f'*a{at - 1}'] * 10)}]" for at in range(1, 12)]
-    path = tmp_path / "x.yaml"
-    path.write_text("\n".join(lines))
-    with pytest.raises(RecipeError, match=r"x.yaml: is not YAML: an alias"):
-        load_recipe(path)
-
-
 def test_a_recipe_of_very_many_keys(tmp_path: Path) -> None:
     path = tmp_path / "x.yaml"
     path.write_text("\n".join(f"k{at}: 1" for at in range(40_000)))

@@ -24,9 +24,8 @@ from clipmerge.planning.tensors import coefficients_of_run, rows_shape
 from clipmerge.progress import Progress
 from clipmerge.request import MergeRequest, Run
 from tests.support.tasks import in_chunks
-from tests.support.tiny_clip import layer_of
+from tests.support.tiny_clip import Folders, layer_of
 
-Folders = tuple[Path, Path]
 FC1 = "vision_model.encoder.layers.1.mlp.fc1.weight"
 
 

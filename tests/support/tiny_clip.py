@@ -10,6 +10,8 @@ from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcesso
 
 from clipmerge.families.clip import FAMILY as CLIP
 
+#: Two folders, of a zero-shot and a fine-tuned model.
+Folders = tuple[Path, Path]
 CLASSES = ("bird", "cat", "dog")
 START, END = "<|startoftext|>", "<|endoftext|>"
 

@@ -12,7 +12,6 @@ import urllib.parse
 from collections.abc import Callable
 from http.server import ThreadingHTTPServer
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from tests.support.hub_double.routes import Routes
@@ -60,9 +59,7 @@ class FakeHub:
         threading.Thread(target=self.server.serve_forever, args=(0.02,), daemon=True).start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.stop()
 
     def stop(self) -> None:
@@ -168,7 +165,6 @@ ROUTES: list[tuple[str, re.Pattern[str], Callable[..., None]]] = [
         ("GET", API, Handler.info),
         ("GET", rf"{API}/revision/{REVISION}", Handler.info),
         ("GET", rf"{API}/tree/{REVISION}(?:/(?P<path>.+))?", Handler.tree),
-        ("GET", rf"{API}/commits/{REVISION}", Handler.commits),
         ("POST", rf"{API}/branch/(?P<name>[^/]+)", Handler.make_branch),
         ("POST", rf"{API}/preupload/{REVISION}", Handler.preupload),
         ("POST", rf"{API}/commit/{REVISION}", Handler.commit),
