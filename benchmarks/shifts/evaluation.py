@@ -26,7 +26,8 @@ from benchmarks.shifts.experiment import TrainedPair
 from clipmerge.api.sweep import run_sweep
 from clipmerge.errors import RecipeError
 from clipmerge.images.dataset import load_images
-from clipmerge.planning.recipe import Recipe, load_recipe, recipe_names
+from clipmerge.files.paths import recipe_names
+from clipmerge.planning.recipe import Recipe, load_recipe
 from clipmerge.request import Calibration, SweepRequest
 
 _LOG = logging.getLogger("benchmarks")

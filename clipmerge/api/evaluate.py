@@ -50,13 +50,13 @@ def evaluate(
     with as_sources(checkpoint, [], processor) as (source, _):
         (place,) = with_state_key([source], given["state_key"])
         require_places((str(place),))
-        record = evaluate_sources(
+        record, model = evaluate_sources(
             place, sources, settings_for(wanted), classes=wanted.classes, columns=wanted.columns, progress=reports
         )
         if tasks:
             from clipmerge.evaluation.other_tasks import evaluate_other_tasks
 
             settings = settings_for(wanted, of_tasks=True)
-            record["kept"] = evaluate_other_tasks(place, load_tasks(tasks, reports), settings, reports)
+            record["kept"] = evaluate_other_tasks(model, load_tasks(tasks, reports), settings, reports)
         record["checkpoint"]["source"] = title_of(source) or record["checkpoint"]["source"]
     return EvaluateResult(record["accuracy"], record["images"], record)

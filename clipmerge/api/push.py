@@ -40,14 +40,13 @@ def push(
         HubError: If the Hub refuses or fails; the message says what was published and how to go on.
     """
     from clipmerge.publish import push as publishing
-    from clipmerge.report.page import card_picture, html_page
 
     given: dict[str, Any] = {**completed(PushOptions, options)}
     given["evaluations"] = tuple(map(Path, given["evaluations"] or ()))
     command = spelled_out("push", folder, repo_id, **in_order(options))
     reports = progress or Logged()
     reports.stage("publish")
-    published = publishing.push(Path(folder), repo_id, **given, command=command, page=html_page, picture=card_picture)
+    published = publishing.push(Path(folder), repo_id, **given, command=command)
     if published.left_behind:
         reports.say(f"{shorten(published.left_behind)} not pushed from {folder}: not written by the merge")
     return published

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import re
 import textwrap
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any, cast
 
 from typer.core import TyperCommand
 
+from clipmerge.files.paths import recipe_names
 from clipmerge.options import PANELS
 
 _WIDTH = 50
@@ -84,7 +84,7 @@ def examples(command: str) -> str:
         lines += [f"  # {what}", f"  {folded}"]
     if command in ("merge", "plan", "sweep"):
         lines += ["", "\b", "Recipes (`clipmerge recipes` says what each one does):"]
-        lines += [f"  {line}" for line in _in_lines(", ".join(shipped_recipes()))]
+        lines += [f"  {line}" for line in _in_lines(", ".join(recipe_names()))]
     return "\n".join(lines)
 
 
@@ -93,17 +93,9 @@ def _in_lines(words: str) -> list[str]:
     return textwrap.wrap(words, _WIDTH, break_long_words=False, break_on_hyphens=False)
 
 
-@functools.cache
-def shipped_recipes() -> tuple[str, ...]:
-    """Names of the shipped recipes, read from the folder's listing; see `clipmerge.planning.recipe.recipe_names`."""
-    packaged = Path(__file__).parents[1] / "recipes"
-    folder = packaged if packaged.is_dir() else packaged.parents[1] / "recipes"
-    return tuple(sorted(path.stem for path in folder.iterdir() if path.suffix == ".yaml"))
-
-
 def complete_recipe(incomplete: str) -> list[str]:
     """Complete a recipe: a shipped one, or a YAML file here."""
-    return [name for name in (*shipped_recipes(), *_files(incomplete)) if name.startswith(incomplete)]
+    return [name for name in (*recipe_names(), *_files(incomplete)) if name.startswith(incomplete)]
 
 
 def _files(incomplete: str) -> list[str]:

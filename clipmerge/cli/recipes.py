@@ -17,6 +17,7 @@ from clipmerge.cli._help import complete_recipe
 from clipmerge.cli._options import command, command_group
 from clipmerge.cli._terminal import Terminal
 from clipmerge.errors import OutputError
+from clipmerge.files.paths import recipe_names
 
 recipes_app = command_group("recipes", "List, show and copy the recipes.")
 # A width that no terminal has: from there on sentences are not wrapped, so that a pipe gets one line per recipe.
@@ -30,7 +31,7 @@ _Name = Annotated[str, typer.Argument(metavar="NAME", help="Name of a recipe.", 
 @command(verbose=False)
 def list_recipes(terminal: Terminal) -> None:
     """List the recipes, the recommended ones first."""
-    from clipmerge.planning.recipe import recipe_names, recipe_text
+    from clipmerge.planning.recipe import recipe_text
 
     texts = {name: recipe_text(name) for name in (*_RECOMMENDED, *recipe_names())}
     about = {name: _about(text) for name, text in texts.items()}

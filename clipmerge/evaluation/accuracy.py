@@ -84,8 +84,8 @@ def evaluate_sources(
     classes: ClassNames = None,
     columns: Columns | None = None,
     progress: Progress,
-) -> dict[str, Any]:
-    """Measure one checkpoint on several sources, each in a form that `load_images` accepts: JSON-ready."""
+) -> tuple[dict[str, Any], ImageTextModel]:
+    """Measure a checkpoint on sources in forms that `load_images` accepts: JSON-ready, and the model."""
     loaded = {name: load_images(images, classes, columns=columns, whole=True) for name, images in named.items()}
     checkpoint = open_checkpoint(source)
     if checkpoint.note:
@@ -100,7 +100,7 @@ def evaluate_sources(
         sentence = f"classifying {len(images):,} images of {name} on the CPU takes about"
         pace = Pace(progress, partial("{} {}".format, sentence) if on_cpu else None)
         accuracy[name] = zero_shot_accuracy(model, images, settings, pace)
-    return {
+    record = {
         "checkpoint": checkpoint.provenance(),
         "accuracy": accuracy,
         "images": {name: len(images) for name, images in loaded.items()},
@@ -108,3 +108,4 @@ def evaluate_sources(
         "templates": list(templates_for(settings.templates, ())),
         "own_templates": own_templates(settings.templates, loaded),
     }
+    return record, model

@@ -10,9 +10,8 @@ import torch
 from accelerate.utils import gather_object
 from torch import Tensor
 
-from clipmerge.checkpoint import open_checkpoint
 from clipmerge.distributed import device_work, together
-from clipmerge.evaluation.accuracy import load_model, zero_shot_accuracy
+from clipmerge.evaluation.accuracy import zero_shot_accuracy
 from clipmerge.evaluation.moving_model import MovingModel
 from clipmerge.evaluation.scorer import Move, Scorer
 from clipmerge.evaluation.settings import EvalSettings
@@ -146,10 +145,9 @@ def caption_embeddings(model: ImageTextModel, images: CaptionedImages, device: t
 @torch.inference_mode()
 @device_work()
 def evaluate_other_tasks(
-    source: str, tasks: dict[str, Task], settings: EvalSettings, progress: Progress
+    model: ImageTextModel, tasks: dict[str, Task], settings: EvalSettings, progress: Progress
 ) -> list[dict[str, Any]]:
-    """Score one checkpoint on every task: JSON-ready descriptions of the tasks by `facts_of`, with their ``score``."""
-    model = load_model(open_checkpoint(source))
+    """Score one model on every task: JSON-ready descriptions of the tasks by `facts_of`, with their ``score``."""
     model.module.to(settings.accelerator.device)
     rows = []
     for name, task in tasks.items():

@@ -1,4 +1,4 @@
-"""Paths as users write them."""
+"""Paths as users write them, and the place of the recipes; imports nothing that takes time."""
 
 from __future__ import annotations
 
@@ -13,6 +13,17 @@ def is_plain_name(name: object) -> bool:
     if not isinstance(name, str) or not name.isprintable() or name in ("", ".", ".."):
         return False
     return "/" not in name and "\\" not in name and len(name.encode()) <= _LONGEST_NAME
+
+
+def recipes_folder() -> Path:
+    """Folder of the shipped recipes: inside the package in a wheel, at the top in a checkout."""
+    packaged = Path(__file__).parents[1] / "recipes"
+    return packaged if packaged.is_dir() else packaged.parents[1] / "recipes"
+
+
+def recipe_names() -> tuple[str, ...]:
+    """Names of the shipped recipes, sorted."""
+    return tuple(sorted(path.stem for path in recipes_folder().glob("*.yaml")))
 
 
 def local_path(source: str) -> Path:

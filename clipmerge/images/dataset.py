@@ -141,7 +141,7 @@ def _opened(source: Any, columns: Columns, *, whole: bool = False, most: int | N
     if tars := expand(source, ".tar"):
         from clipmerge.images.webdataset import load_tars
 
-        return source, load_tars(source, LocalFiles(), tars, columns, describe_folder(Path(tars[0]).parent))
+        return source, load_tars(source, tars, columns, describe_folder(Path(tars[0]).parent))
     path, split = local_split(source)
     if split is not None:
         there = sorted(entry.name for entry in path.iterdir() if entry.is_dir())

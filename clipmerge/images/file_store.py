@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Protocol
+from typing import IO, TYPE_CHECKING, TypeAlias
 
 from clipmerge.errors import ClipmergeError, DataError, did_you_mean, shorten
 from clipmerge.files.limits import MOST_FILES
@@ -23,23 +23,13 @@ _RANGE = re.compile(r"\{(\d{1,18})\.\.(\d{1,18})\}")
 _SHARD = re.compile(r"-\d+-of-\d+$")
 
 
-class FileStore(Protocol):
-    """Files that can be opened by name."""
-
-    def open(self, name: str) -> AbstractContextManager[IO[bytes]]:
-        """Open a file for reading anywhere in it; an error while it is read becomes one line."""
-
-    def title(self, name: str) -> str:
-        """The name of a file in messages."""
-
-
 @dataclass(frozen=True)
 class LocalFiles:
     """Files on this machine; their names are paths."""
 
     @contextmanager
     def open(self, name: str) -> Iterator[IO[bytes]]:
-        """Open a file."""
+        """Open a file for reading anywhere in it; an error while it is read becomes one line."""
         try:
             with open_regular(Path(name)) as file:
                 yield file
@@ -49,7 +39,7 @@ class LocalFiles:
             raise _damaged(name, error) from None
 
     def title(self, name: str) -> str:
-        """The path."""
+        """The name of a file in messages: its path."""
         return name
 
 
@@ -77,6 +67,10 @@ class HubFiles:
     def title(self, name: str) -> str:
         """The dataset's address and the file's name."""
         return f"hf://{self.root}/{name}"
+
+
+#: Files that are opened by name.
+FileStore: TypeAlias = LocalFiles | HubFiles
 
 
 def _damaged(name: str, error: Exception) -> DataError:

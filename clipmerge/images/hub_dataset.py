@@ -88,7 +88,7 @@ class Split:
         order = range(count) if seed is None else np.random.default_rng([seed, count]).permutation(count).tolist()
         for number in order:
             folder = download(self.pinned, [self.shards[number]], cached=self.cached)
-            taken[number] = read_samples(LocalFiles(), str(folder / self.shards[number]), columns)
+            taken[number] = read_samples(str(folder / self.shards[number]), columns)
             if enough([sample for shard in taken.values() for sample in shard]):
                 break
         return [sample for number in sorted(taken) for sample in taken[number]]
@@ -155,7 +155,7 @@ def _load_tars(split: Split, columns: Columns, most: int | None, seed: int) -> L
     if most is None:
         folder = download(split.pinned, split.shards, cached=split.cached)
         paths = [str(folder / name) for name in split.shards]
-        return load_tars(split.source, LocalFiles(), paths, columns, split.described)
+        return load_tars(split.source, paths, columns, split.described)
     notes: list[str] = []
 
     def enough(taken: list[Sample]) -> bool:
@@ -169,7 +169,7 @@ def _load_tars(split: Split, columns: Columns, most: int | None, seed: int) -> L
             )
         return False
 
-    opened = joined(split.source, LocalFiles(), split.read_samples(columns, seed, enough), split.described)
+    opened = joined(split.source, split.read_samples(columns, seed, enough), split.described)
     return replace(opened, notes=(*notes, *opened.notes))
 
 

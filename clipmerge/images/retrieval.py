@@ -18,7 +18,7 @@ from clipmerge.files.reading import Unreadable, read_text
 from clipmerge.images.columns import Columns
 from clipmerge.images.decoding import image_of
 from clipmerge.images.description import describe_folder
-from clipmerge.images.file_store import LocalFiles, expand, local_split, refuse_links
+from clipmerge.images.file_store import expand, local_split, refuse_links
 from clipmerge.images.folder import FolderStore, is_image_name
 from clipmerge.images.hub_dataset import open_split
 from clipmerge.images.known import find_known
@@ -79,7 +79,7 @@ def load_captions(source: str, *, most: int | None = None, seed: int = 0) -> Cap
     if tars := expand(source, ".tar"):
         if not describe_folder(Path(tars[0]).parent).is_retrieval:
             return None
-        return _captioned(source, [sample for tar in tars for sample in read_samples(LocalFiles(), tar, columns)])
+        return _captioned(source, [sample for tar in tars for sample in read_samples(tar, columns)])
     folder, _ = local_split(source)
     return _from_folder(source, folder) if _captioned_files(folder) else None
 
@@ -124,4 +124,4 @@ def _captioned(source: str, samples: Sequence[Sample]) -> CaptionedImages:
     if not samples:
         raise DataError(f"{source}: holds no images")
     captions = tuple(_lines(str(text)) for _, text in samples)
-    return CaptionedImages(source, TarImages(LocalFiles(), [member for member, _ in samples]), captions)
+    return CaptionedImages(source, TarImages([member for member, _ in samples]), captions)

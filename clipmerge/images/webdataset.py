@@ -12,7 +12,7 @@ from clipmerge.files.limits import LARGEST_IMAGE, LARGEST_LABEL, LARGEST_TAR_HEA
 from clipmerge.files.reading import Unreadable, format_size, parse_json
 from clipmerge.images.columns import LABEL_NAMES, Columns, number_classes
 from clipmerge.images.description import Description
-from clipmerge.images.file_store import FileStore
+from clipmerge.images.file_store import LocalFiles
 from clipmerge.images.store import Encoded, Labelled, Store, check_count
 
 _MEMBER = re.compile(r"(?P<key>(?:.*/)?[^./][^.]*)\.(?P<ending>[^/]+)", re.DOTALL)
@@ -46,15 +46,15 @@ Sample: TypeAlias = tuple[Member, int | str]
 class TarImages(Store):
     """Images of several archives, read in place."""
 
-    def __init__(self, files: FileStore, members: list[Member]) -> None:
-        self._files, self._members = files, members
+    def __init__(self, members: list[Member]) -> None:
+        self._members = members
 
     def read(self, positions: Sequence[int]) -> list[Encoded]:
         """Read images, each archive opened once."""
         images: dict[int, Encoded] = {}
         for archive in sorted({self._members[position].archive for position in positions}):
             here = [position for position in positions if self._members[position].archive == archive]
-            with self._files.open(archive) as file:
+            with LocalFiles().open(archive) as file:
                 for position in sorted(here):
                     member = self._members[position]
                     if member.size > LARGEST_IMAGE:
@@ -65,36 +65,34 @@ class TarImages(Store):
     def name(self, position: int) -> str:
         """Archive and member."""
         member = self._members[position]
-        return f"{self._files.title(member.archive)}, {member.name}"
+        return f"{member.archive}, {member.name}"
 
 
-def load_tars(
-    source: str, files: FileStore, archives: Sequence[str], columns: Columns, described: Description
-) -> Labelled:
+def load_tars(source: str, archives: Sequence[str], columns: Columns, described: Description) -> Labelled:
     """Open tar files as one source; member headers and labels are read, images are not."""
     if columns.labelled:
         described.require_classes(source)
     samples: list[Sample] = []
     for archive in archives:
-        samples += read_samples(files, archive, columns)
+        samples += read_samples(archive, columns)
         check_count(source, len(samples))
-    return joined(source, files, samples, described)
+    return joined(source, samples, described)
 
 
-def read_samples(files: FileStore, archive: str, columns: Columns) -> list[Sample]:
+def read_samples(archive: str, columns: Columns) -> list[Sample]:
     """Read the headers and labels of one archive."""
     samples: list[Sample] = []
-    with files.open(archive) as file:
+    with LocalFiles().open(archive) as file:
         for key, endings in _samples(file, archive):
-            where = f"{files.title(archive)}, {key}"
+            where = f"{archive}, {key}"
             named = columns.image if columns.labelled or (columns.image or "").lower() in endings else None
             image = _image_ending(where, list(endings), named)
             samples.append((endings[image], _label(where, file, endings, columns.label) if columns.labelled else 0))
-            check_count(files.title(archive), len(samples))
+            check_count(archive, len(samples))
     return samples
 
 
-def joined(source: str, files: FileStore, samples: Sequence[Sample], described: Description) -> Labelled:
+def joined(source: str, samples: Sequence[Sample], described: Description) -> Labelled:
     """Make one source of several archives and the texts beside them."""
     labels = numbers_of(samples)
     indices, classes, named = number_classes(source, labels, described.class_names)
@@ -102,7 +100,7 @@ def joined(source: str, files: FileStore, samples: Sequence[Sample], described: 
     notes: tuple[str, ...] = ()
     if named and not verbatim and len(classes) > max(100, _CAPTIONS * len(labels)):
         notes = (f"{source}: {len(classes)} classes for {len(labels)} images; are the labels captions?",)
-    store = TarImages(files, [member for member, _ in samples])
+    store = TarImages([member for member, _ in samples])
     return Labelled(store, indices, classes, named, notes=notes, templates=described.templates, verbatim=verbatim)
 
 

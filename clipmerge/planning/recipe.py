@@ -6,7 +6,6 @@ import copy
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from clipmerge.errors import RecipeError, did_you_mean, printable, shorten
 from clipmerge.files.limits import LARGEST_RECIPE, MOST_DIGITS
+from clipmerge.files.paths import recipe_names, recipes_folder
 from clipmerge.files.reading import Unreadable, format_size, read_text
 from clipmerge.options import Missing
 from clipmerge.planning.frozen import Plain
@@ -80,17 +80,6 @@ class Recipe(BaseModel):
         data["overrides"] = [override.model_dump(exclude_none=True) for override in self.overrides]
         content = {key: value for key, value in data.items() if value not in (None, [])}
         return yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=100)
-
-
-def recipes_folder() -> Path:
-    """Folder of the shipped recipes: inside the package in a wheel, at the top in a checkout."""
-    packaged = Path(str(files("clipmerge"))) / "recipes"
-    return packaged if packaged.is_dir() else packaged.parents[1] / "recipes"
-
-
-def recipe_names() -> tuple[str, ...]:
-    """Names of the shipped recipes, sorted."""
-    return tuple(sorted(path.stem for path in recipes_folder().glob("*.yaml")))
 
 
 def recipe_text(name: str) -> str:

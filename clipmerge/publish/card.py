@@ -10,7 +10,6 @@ import hashlib
 import html
 import re
 import shlex
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,6 +25,7 @@ from clipmerge.planning.merge_effect import MergeEffect
 from clipmerge.planning.other_tasks import EXPLANATION, HEADS, other_task_facts, other_task_rows
 from clipmerge.publish.evaluations import eval_result_files, hub_dataset_of, model_index
 from clipmerge.publish.public import data_sources, public_record
+from clipmerge.report.page import card_picture, html_page
 
 if TYPE_CHECKING:
     from huggingface_hub import ModelCardData
@@ -72,18 +72,16 @@ def published_texts(
     *,
     repo_id: str,
     license: str | None = None,
-    page: Callable[[MergeRecord], str] | None = None,
-    picture: Callable[[MergeRecord], bytes | None] | None = None,
 ) -> dict[str, bytes]:
     """Make the files of an output whose published form differs from that in its folder."""
     shown = public_record(record)
-    drawn = picture(shown) if picture is not None and (folder / PICTURE).is_file() else None
+    drawn = card_picture(shown) if (folder / PICTURE).is_file() else None
     card = model_card(record, repo_id=repo_id, license=license, picture=drawn is not None)
     # identifies the card as clipmerge's own in a later push
     shown = shown.model_copy(update={"card": blob_id(card.encode())})
     texts = {"README.md": card, RECORD: shown.to_text(), **eval_result_files(shown)}
-    if page is not None and (folder / REPORT).is_file():
-        texts[REPORT] = page(shown)
+    if (folder / REPORT).is_file():
+        texts[REPORT] = html_page(shown)
     contents = {name: text.encode() for name, text in texts.items()}
     return contents if drawn is None else contents | {PICTURE: drawn}
 

@@ -8,7 +8,7 @@ overwrites somebody else's. If an answer is lost, the error says so, and the sam
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -70,14 +70,7 @@ class Target:
     needs_branch: bool = False  # the branch does not exist yet, and ``head`` is that of the default branch
 
 
-def push(
-    folder: Path,
-    repo_id: str,
-    *,
-    page: Callable[[MergeRecord], str] | None = None,
-    picture: Callable[[MergeRecord], bytes | None] | None = None,
-    **settings: Any,
-) -> Published:
+def push(folder: Path, repo_id: str, **settings: Any) -> Published:
     """Publish a merged model's folder, which is not changed itself, with the further settings of a `Push`.
 
     The model card is written again with the repository's name, and local paths in ``clipmerge.json`` and
@@ -94,7 +87,7 @@ def push(
     if earlier and record.files and record.files == earlier.files:  # the same weights keep their accuracies
         accuracies = {key: getattr(earlier, key) for key in KEYS}
         record = record.model_copy(update={key: value for key, value in accuracies.items() if value is not None})
-    texts = published_texts(job.folder, record, repo_id=repo_id, license=licence, page=page, picture=picture)
+    texts = published_texts(job.folder, record, repo_id=repo_id, license=licence)
     additions = _additions(job, record, texts)
     if target:
         check_card(job, target, texts[CARD])

@@ -68,7 +68,7 @@ def written_accuracy(pair: Folders, recipe: str, sets: list[str], sources: list[
     write_merge(prepare(request, judged=False), folder)
     measured = [text for text in sources if not text.startswith("calibration=")]
     settings = EvalSettings(Accelerator(cpu=True), TEMPLATE)
-    record = evaluate_sources(str(folder), named_sources("--data", measured), settings, progress=Progress())
+    record, _ = evaluate_sources(str(folder), named_sources("--data", measured), settings, progress=Progress())
     accuracy: dict[str, float] = record["accuracy"]
     return accuracy
 
@@ -160,7 +160,7 @@ def test_several_are_swept_around_the_curve_to_their_average(
         request = MergeRequest(sources[0], tuple(sources[1:]), load_recipe(name, sets), calibration)
         folder = tmp_path / f"{name}{sets}"
         write_merge(prepare(request, judged=False), folder)
-        measured = evaluate_sources(
+        measured, _ = evaluate_sources(
             str(folder),
             {"val": str(images), "shifted": str(shifted)},
             EvalSettings(Accelerator(cpu=True), TEMPLATE),

@@ -39,7 +39,7 @@ def accuracy_by_hand(folder: Path, images: Path, templates: tuple[str, ...]) -> 
 def test_accuracy_is_that_of_the_obvious_loop(
     pair: tuple[Path, Path], images: Path, templates: tuple[str, ...]
 ) -> None:
-    record = evaluate_sources(
+    record, _ = evaluate_sources(
         str(pair[1]),
         {"val": str(images)},
         EvalSettings(Accelerator(cpu=True), templates, batch_size=7),

@@ -6,7 +6,8 @@ import pytest
 import yaml
 
 from clipmerge.errors import RecipeError
-from clipmerge.planning.recipe import load_recipe, recipe_names, recipe_text
+from clipmerge.files.paths import recipe_names
+from clipmerge.planning.recipe import load_recipe, recipe_text
 from clipmerge.plugins import plugin_names, plugin_options
 
 FILES = sorted((Path(__file__).parents[2] / "recipes").rglob("*.yaml"))

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from clipmerge.planning.recipe import recipe_names
+from clipmerge.files.paths import recipe_names
 from clipmerge.report.palette import RECIPES, mark_styles
 from clipmerge.report.sweep_picture import _draw, curve_files, curve_png
 from tests.support.sweep_records import LONG, with_recipes, with_sources
