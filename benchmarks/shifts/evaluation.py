@@ -25,8 +25,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from benchmarks.shifts.experiment import TrainedPair
 from clipmerge.api.sweep import run_sweep
 from clipmerge.errors import RecipeError
-from clipmerge.images.dataset import load_images
 from clipmerge.files.paths import recipe_names
+from clipmerge.images.dataset import load_images
 from clipmerge.planning.recipe import Recipe, load_recipe
 from clipmerge.request import Calibration, SweepRequest
 
