@@ -174,9 +174,13 @@ class Run:
             # tensors that a measure keeps for methods can be as large as the model
             light = measured and measured.model_copy(update={"coefficients": {}, "gradients": {}, "tensors": {}})
             return self.plan.model_copy(update={"measurements": light})
-        zeroshot, *finetuned = (SourceRecord(**each.provenance(hashed=False)) for each in self.inputs.everyone)
-        weights = (1.0 / len(finetuned),) * len(finetuned)
-        return Plan(recipe={}, zeroshot=zeroshot, finetuned=tuple(finetuned), weights=weights, layers={})
+        count = len(self.inputs.finetuned)
+        return Plan(recipe={}, **self.sources(hashed=False), weights=(1.0 / count,) * count, layers={})
+
+    def sources(self, *, hashed: bool) -> dict[str, Any]:
+        """The inputs as fields of a plan."""
+        zeroshot, *finetuned = (SourceRecord(**each.provenance(hashed=hashed)) for each in self.inputs.everyone)
+        return {"zeroshot": zeroshot, "finetuned": tuple(finetuned)}
 
     def finish(self) -> None:
         """Remove the files for resuming, because the result is complete."""
@@ -196,5 +200,4 @@ class Run:
         assert self.plan is not None  # called only after the decision
         for future in self.hashing:
             future.result()
-        zeroshot, *finetuned = (SourceRecord(**each.provenance(hashed=self.hashed)) for each in self.inputs.everyone)
-        return self.plan.model_copy(update={"zeroshot": zeroshot, "finetuned": tuple(finetuned)}).signed()
+        return self.plan.model_copy(update=self.sources(hashed=self.hashed)).signed()

@@ -5,7 +5,8 @@ Every process of ``accelerate launch`` takes part.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from clipmerge.errors import CheckpointError, VerdictError
@@ -35,34 +36,35 @@ def add_verdict(run: Run, request: MergeRequest) -> None:
         return
     from clipmerge.evaluation.verdict import measure_effect
 
-    with run.timed("bought"):
-        settings = settings_for(request.calibration)
-        plan = shared_plan(run)
-        try:
-            images = _held_back(run, request)
-            measured = run.plan and run.plan.measurements
-            bought = measure_effect(
-                run.inputs,
-                plan,
-                images,
-                settings,
-                max_loss=request.max_loss,
-                finetuned_rank=measured.choice.finetuned_rank if measured and measured.choice else None,
-                learned=bool(measured and any(measured.trace.values())),
-                progress=run.progress,
-            )
-        except (CheckpointError, _Unmeasurable) as error:
-            text = f"what the merge bought could not be measured: {error}"
-            if request.strict:
-                raise VerdictError(f"{text}; nothing was written, because --strict needs its accuracy") from None
-            run.warn(text)
-            return
-    if request.strict and bought.warnings:
-        raise VerdictError(f"{bought.warnings[0]}; nothing was written (--strict)")
-    if run.plan is not None:
-        run.plan = run.plan.model_copy(update={"bought": bought})
-    for warning in bought.warnings:
-        run.warn(warning, aloud=not getattr(run.progress, "shows_verdict", False))
+    with run.timed("bought"), _wanted(run, request, "what the merge bought"):
+        measured = run.plan and run.plan.measurements
+        bought = measure_effect(
+            run.inputs,
+            shared_plan(run),
+            _held_back(run, request),
+            settings_for(request.calibration),
+            max_loss=request.max_loss,
+            finetuned_rank=measured.choice.finetuned_rank if measured and measured.choice else None,
+            learned=bool(measured and any(measured.trace.values())),
+            progress=run.progress,
+        )
+        if request.strict and bought.warnings:
+            raise VerdictError(f"{bought.warnings[0]}; nothing was written (--strict)")
+        run.plan = run.plan and run.plan.model_copy(update={"bought": bought})
+        for warning in bought.warnings:
+            run.warn(warning, aloud=not getattr(run.progress, "shows_verdict", False))
+
+
+@contextmanager
+def _wanted(run: Run, request: MergeRequest, what: str) -> Iterator[None]:
+    """Warn of what cannot be measured; with ``--strict`` it is an error."""
+    try:
+        yield
+    except (CheckpointError, _Unmeasurable) as error:
+        text = f"{what} could not be measured: {error}"
+        if request.strict:
+            raise VerdictError(f"{text}; nothing was written (--strict)") from None
+        run.warn(text)
 
 
 def _held_back(run: Run, request: MergeRequest) -> LabelledImages:
@@ -128,23 +130,15 @@ def add_other_task_scores(run: Run, request: MergeRequest) -> None:
     from clipmerge.evaluation.other_tasks import measure_other_tasks
     from clipmerge.images.overlap import Fingerprints, note_shared
 
-    with run.timed("kept"):
+    with run.timed("kept"), _wanted(run, request, "the tasks of --keep"):
         tasks = load_tasks(request.keep, run.progress, most=request.calibration.images, seed=request.seed)
         prints = {f"--keep {name}": Fingerprints(task) for name, task in tasks.items()}
         for images in (run.measured_on, run.held_back):
             if images is not None:
                 say_all(run.progress, note_shared(prints, {f"--data {images.source}": Fingerprints(images)}))
         settings = settings_for(request.calibration, of_tasks=True)
-        plan = shared_plan(run)
-        try:
-            kept = measure_other_tasks(run.inputs, plan, tasks, settings, run.progress)
-        except CheckpointError as error:
-            text = f"the tasks of --keep could not be measured: {error}"
-            if request.strict:
-                raise VerdictError(f"{text}; nothing was written (--strict)") from None
-            run.warn(text)
-            return
-    run.plan = run.plan and run.plan.model_copy(update={"kept": kept})
+        kept = measure_other_tasks(run.inputs, shared_plan(run), tasks, settings, run.progress)
+        run.plan = run.plan and run.plan.model_copy(update={"kept": kept})
 
 
 def score_other_tasks(

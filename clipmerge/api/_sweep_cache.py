@@ -8,7 +8,6 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from clipmerge import __version__
 from clipmerge.checkpoint import Inputs
@@ -18,7 +17,7 @@ from clipmerge.evaluation.points import Point
 from clipmerge.files.cache import user_cache
 from clipmerge.images.dataset import LabelledImages
 from clipmerge.images.prompts import templates_for
-from clipmerge.planning.plan import Plan, write_plan_files
+from clipmerge.planning.plan import Plan, digest_of, write_plan_files
 from clipmerge.planning.recipe import Recipe
 from clipmerge.request import SweepRequest
 
@@ -43,7 +42,7 @@ class SweepCache:
             "checkpoints": [checkpoint.identity for checkpoint in inputs.everyone],
             "dtype": request.dtype,
         }
-        return cls(user_cache("bench") / _digest(what))
+        return cls(user_cache("bench") / digest_of(what))
 
     def answers(self, request: SweepRequest, loaded: Mapping[str, LabelledImages]) -> AnswerCache:
         """The kept answers for some sources."""
@@ -73,13 +72,13 @@ class SweepCache:
             return None
         settings = [recipe.model_dump(mode="json"), request.seed, data.images, data.held_back, data.templates]
         images = [str(data.source), str(data.classes), data.batch_size] if recipe.needs_data else []
-        return self.folder / "plans" / f"{_digest([settings, images])}.json"
+        return self.folder / "plans" / f"{digest_of([settings, images])}.json"
 
 
 def key_of(point: Point) -> str:
     """Key of a point among the answers of two checkpoints."""
     if point.checkpoint is not None:
-        return f"checkpoint {_digest([checkpoint.identity for checkpoint in point.checkpoint.finetuned])}"
+        return f"checkpoint {digest_of([checkpoint.identity for checkpoint in point.checkpoint.finetuned])}"
     if point.plan is None:
         return f"alpha {point.alpha!r}"
     return f"plan {point.plan.digest}"
@@ -91,10 +90,6 @@ def _described(request: SweepRequest, images: LabelledImages) -> str | None:
         return None
     data = request.calibration
     what = [images.source, images.revision, len(images), images.class_names, images.imagenet_rows]
-    what += [_digest([images.store.name(place) for place in range(len(images))])]
+    what += [digest_of([images.store.name(place) for place in range(len(images))])]
     what += [templates_for(data.templates, images.templates), data.batch_size, request.limit, request.seed]
     return json.dumps(what)
-
-
-def _digest(what: Any) -> str:
-    return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:32]

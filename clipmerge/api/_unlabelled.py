@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clipmerge.errors import UsageError
+from clipmerge.planning.provenance import UnlabelledRecord
 from clipmerge.progress import say_all
 
 if TYPE_CHECKING:
@@ -69,13 +70,10 @@ def unlabelled_images(
     return sample
 
 
-def record_of(images: LabelledImages) -> dict[str, Any]:
+def record_of(images: LabelledImages) -> UnlabelledRecord:
     """Describe the images for the record."""
     from clipmerge.images.content import content_digest
 
-    return {
-        "source": images.source,
-        "revision": images.revision,
-        "images": len(images),
-        "sha256": content_digest(images),
-    }
+    return UnlabelledRecord(
+        source=images.source, revision=images.revision, images=len(images), sha256=content_digest(images)
+    )

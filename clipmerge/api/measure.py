@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ from clipmerge.images.prompts import class_prompts, templates_for
 from clipmerge.models.building import build_model
 from clipmerge.models.memory import freed_memory_kept
 from clipmerge.planning.measurements import Measurements, Statistic
+from clipmerge.planning.provenance import CalibrationRecord, UnlabelledRecord
 from clipmerge.plugins import load_plugin, plugin_options, requires
 from clipmerge.progress import Pace, say_all
 
@@ -33,12 +34,12 @@ if TYPE_CHECKING:
 
 
 @device_work()
-def measure(run: Run, request: MergeRequest) -> tuple[Measurements, dict[str, Any]]:
+def measure(run: Run, request: MergeRequest) -> tuple[Measurements, CalibrationRecord]:
     """Run the recipe's measure."""
     objective, images, record = objective_for(run, request)
     options = {key: value for key, value in (request.recipe.measure or {}).items() if key != "name"}
     objective.wants_gradients = ranks_by_gradients(request.recipe)
-    objective.learning_state = _saved(objective, images, request, record.get("unlabelled"), run.progress)
+    objective.learning_state = _saved(objective, images, request, record.unlabelled, run.progress)
     with freed_memory_kept(), objective.learning_state.underway():
         measurements: Measurements = load_plugin("measures", (request.recipe.measure or {})["name"])(
             objective, **options
@@ -46,7 +47,7 @@ def measure(run: Run, request: MergeRequest) -> tuple[Measurements, dict[str, An
     run.cleanups.append(objective.learning_state.remove)
     with together():
         objective.shares.accelerator.wait_for_everyone()  # no process leaves while another still gathers
-    return _with_change(measurements, objective), record | {"noise": objective.noise_drawn_on}
+    return _with_change(measurements, objective), record.model_copy(update={"noise": objective.noise_drawn_on})
 
 
 def ranks_by_gradients(recipe: Recipe) -> bool:
@@ -56,7 +57,7 @@ def ranks_by_gradients(recipe: Recipe) -> bool:
     return bool(mask) and requires("masks", mask, "score")
 
 
-def objective_for(run: Run, request: MergeRequest) -> tuple[Objective, LabelledImages, dict[str, Any]]:
+def objective_for(run: Run, request: MergeRequest) -> tuple[Objective, LabelledImages, CalibrationRecord]:
     """Move images and model to the device."""
     calibration = request.calibration
     most = calibration.images + wanted_back(calibration.images, calibration.held_back)
@@ -91,22 +92,22 @@ def objective_for(run: Run, request: MergeRequest) -> tuple[Objective, LabelledI
         progress=pace.advance,
         say=run.progress.say,
     )
-    record: dict[str, Any] = {
-        "source": images.source,
-        "revision": images.revision,
-        "images": len(images),
-        "requested": calibration.images if run.held_back else None,
-        "copies": samples.copies,
-        "classes": len(images.class_names),
-        "classes_with_images": len(set(images.labels)),
-        "batch_size": batch_size,
-        "templates": list(templates),
-        "seed": request.seed,
-    }
     unlabelled = unlabelled_images(request, [images, run.held_back], run.progress)
     if unlabelled is not None:
         objective.unlabelled = Shares(read_batches(unlabelled, batch_size, model.pixels, share=share), accelerator)
-        record["unlabelled"] = record_of(unlabelled)
+    record = CalibrationRecord(
+        source=images.source,
+        revision=images.revision,
+        images=len(images),
+        requested=calibration.images if run.held_back else None,
+        copies=samples.copies,
+        classes=len(images.class_names),
+        classes_with_images=len(set(images.labels)),
+        batch_size=batch_size,
+        templates=templates,
+        seed=request.seed,
+        unlabelled=None if unlabelled is None else record_of(unlabelled),
+    )
     return objective, images, record
 
 
@@ -114,7 +115,7 @@ def _saved(
     objective: Objective,
     images: LabelledImages,
     request: MergeRequest,
-    unlabelled: dict[str, Any] | None,
+    unlabelled: UnlabelledRecord | None,
     progress: Progress,
 ) -> LearningState:
     """Storage for the state of learning, named by everything that determines the result."""
@@ -126,7 +127,7 @@ def _saved(
         images.class_names,
         objective.criterion.prompts.templates,
         objective.shares.accelerator.device.type,
-        unlabelled and [unlabelled["images"], unlabelled["sha256"]],
+        unlabelled and [unlabelled.images, unlabelled.sha256],
     ]
 
     def find() -> Path:  # called in the main process, which has the first batch

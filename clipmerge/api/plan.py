@@ -29,14 +29,14 @@ from clipmerge.options import Missing, PlanOptions, completed, with_options
 from clipmerge.planning.layer_plan import LayerPlan
 from clipmerge.planning.measurements import Measurements
 from clipmerge.planning.plan import Plan, tensors_path, worded_for, write_plan_files
-from clipmerge.planning.provenance import CalibrationRecord, HeadRecord, SourceRecord
+from clipmerge.planning.provenance import CalibrationRecord, HeadRecord
 from clipmerge.planning.recipe import Recipe
 from clipmerge.planning.tensors import named_tensors, with_coefficients
 from clipmerge.plugins import plugin_names, takes_several
 from clipmerge.progress import Logged, Progress, say_all
 from clipmerge.request import Calibration, MergeRequest, Run
 
-Measured = tuple[Measurements, dict[str, Any]]
+Measured = tuple[Measurements, CalibrationRecord]
 
 
 @dataclass
@@ -218,7 +218,7 @@ def _early_checks(run: Run, recipe: Recipe) -> None:
 
 
 def _decide(
-    run: Run, request: MergeRequest, measurements: Measurements | None, calibration: dict[str, Any] | None
+    run: Run, request: MergeRequest, measurements: Measurements | None, calibration: CalibrationRecord | None
 ) -> None:
     task = Task(run.inputs, measurements, request.seed)
     options = {key: value for key, value in request.recipe.method.items() if key != "name"}
@@ -226,13 +226,9 @@ def _decide(
     learned = {name: c.detach().float().cpu().contiguous() for name, c in decision.coefficients.items()}
     decided = with_coefficients(decision.layers, learned, task.layers, task.shapes) if learned else decision.layers
     notes = measurements.notes if measurements else ()
-    zeroshot, *finetuned = (
-        SourceRecord(source=each.source, revision=each.revision, files={}) for each in run.inputs.everyone
-    )
     plan = Plan(
         recipe=request.recipe.model_dump(mode="json"),
-        zeroshot=zeroshot,
-        finetuned=tuple(finetuned),
+        **run.sources(hashed=False),
         weights=decision.weights,
         combine=decision.combine,
         dtype=request.dtype,
@@ -245,7 +241,7 @@ def _decide(
         verdict=decision.verdict,
         finding=decision.finding,
         measurements=measurements,
-        calibration=CalibrationRecord(**calibration) if calibration else None,
+        calibration=calibration,
         seed=request.seed,
         warnings=(*run.inputs.notes, *notes),
     )

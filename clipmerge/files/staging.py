@@ -12,7 +12,9 @@ import stat
 import tempfile
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 
 from clipmerge.errors import OutputError
@@ -69,8 +71,7 @@ def _identity(path: Path) -> _Identity:
     return tuple(found)
 
 
-@contextlib.contextmanager
-def staged(output: Path, *, overwrite: bool = False) -> Iterator[Path]:
+def staged(output: Path, *, overwrite: bool = False) -> AbstractContextManager[Path]:
     """Yield a folder to write into, and move it to ``output`` if the block succeeds.
 
     However the process ends, ``output`` is absent, the old one, or the complete new one. Stages left by a killed run
@@ -78,13 +79,7 @@ def staged(output: Path, *, overwrite: bool = False) -> Iterator[Path]:
     """
     target = output.resolve()  # a link stays a link: its target is replaced
     expected = _checked.pop(target, None) or _identity(target)
-    with _stage(output, target) as folder:
-        yield folder
-        _sync(folder)
-        with defer_signals():
-            _move_in(folder, folder.with_name("old"), target, expected, overwrite=overwrite)
-            _completed.append(output)
-        _sync_folder(target.parent)
+    return _stage(output, target, partial(_move_in, target=target, expected=expected, overwrite=overwrite))
 
 
 def refuse_link(output: Path) -> None:
@@ -93,8 +88,7 @@ def refuse_link(output: Path) -> None:
         raise OutputError(f"{output}: is a link to {output.readlink()}; give the file itself as --output")
 
 
-@contextlib.contextmanager
-def staged_files(output: Path) -> Iterator[Path]:
+def staged_files(output: Path) -> AbstractContextManager[Path]:
     """Yield a folder to write files into; they are synced and moved beside ``output`` if the block succeeds."""
     refuse_link(output)
     target = output.resolve()
@@ -102,22 +96,20 @@ def staged_files(output: Path) -> Iterator[Path]:
     for location in expected:
         del _checked[location]
     expected.setdefault(target, _identity(target))
-    with _stage(output, target) as folder:
-        yield folder
-        _sync(folder)
-        with defer_signals():
-            files = sorted(folder.iterdir(), key=lambda file: file.name == target.name)
-            for location in (target.parent / file.name for file in files):
-                _require_same(location, expected.get(location, _identity(location)))
-            for file in files:
-                file.replace(target.parent / file.name)
-            _completed.append(output)
-        _sync_folder(target.parent)
+
+    def move(folder: Path) -> None:
+        files = sorted(folder.iterdir(), key=lambda file: file.name == target.name)
+        for location in (target.parent / file.name for file in files):
+            _require_same(location, expected.get(location, _identity(location)))
+        for file in files:
+            file.replace(target.parent / file.name)
+
+    return _stage(output, target, move)
 
 
 @contextlib.contextmanager
-def _stage(output: Path, target: Path) -> Iterator[Path]:
-    """Yield ``new`` in a hidden, locked folder beside the target, removed after it; system errors are explained."""
+def _stage(output: Path, target: Path, move: Callable[[Path], None]) -> Iterator[Path]:
+    """Yield ``new`` in a hidden, locked folder beside the target, sync and move it; system errors are explained."""
     left: list[Path] = []
     with contextlib.ExitStack() as cleanup:
         try:
@@ -131,6 +123,11 @@ def _stage(output: Path, target: Path) -> Iterator[Path]:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             (stage / "new").mkdir()
             yield stage / "new"
+            _sync(stage / "new")
+            with defer_signals():
+                move(stage / "new")
+                _completed.append(output)
+            _sync_folder(target.parent)
         except OSError as error:
             with contextlib.suppress(OSError):  # clean up first, so that the message is true
                 cleanup.__exit__(type(error), error, error.__traceback__)
@@ -198,7 +195,8 @@ def _clear_stale(target: Path) -> None:
             shutil.rmtree(stage, ignore_errors=True)
 
 
-def _move_in(folder: Path, aside: Path, target: Path, expected: _Identity, *, overwrite: bool) -> None:
+def _move_in(folder: Path, target: Path, expected: _Identity, *, overwrite: bool) -> None:
+    aside = folder.with_name("old")
     if target.exists() and not overwrite:
         raise OutputError(f"{target}: appeared while the merge ran; choose another --output")
     _require_same(target, expected)

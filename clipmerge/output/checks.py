@@ -10,9 +10,7 @@ from clipmerge.errors import CheckpointError, OutputError
 from clipmerge.files.reading import Unreadable, read_json
 from clipmerge.files.safetensors import read_header
 from clipmerge.files.staging import RECORD, refuse_link, remember_checked
-
-# Prefixes of the names in a plan's tensors file; see `clipmerge.planning.tensors`.
-_PLAN_TENSORS = ("scores:", "coefficients:")
+from clipmerge.planning.plan import COEFFICIENTS, SCORES
 
 
 def check_output(
@@ -86,7 +84,7 @@ def _holds_plan_tensors(path: Path) -> bool:
         names = list(read_header(path)[0]) if path.is_file() else []
     except CheckpointError:
         return False
-    return bool(names) and all(name.startswith(_PLAN_TENSORS) for name in names)
+    return bool(names) and all(name.startswith((SCORES, COEFFICIENTS)) for name in names)
 
 
 def _existing(target: Path) -> Path:

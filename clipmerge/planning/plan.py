@@ -207,19 +207,19 @@ class Plan(Tabular, Frozen):
     @property
     def digest(self) -> str:
         """Hash of everything that determines the merged weights: settings, inputs, scores and learned coefficients."""
-        return _digest([self.settings_digest, self.digest_of_inputs, self._digest_of_tensors])
+        return digest_of([self.settings_digest, self.digest_of_inputs, self._digest_of_tensors])
 
     @property
     def settings_digest(self) -> str:
         """Hash of everything that determines the merged weights, given the inputs and tensors."""
         what = self.model_dump(mode="json", include={"weights", "combine", "dtype", "missing", "head", "seed"})
         layers = {name: layer.model_dump(mode="json", exclude={"reason"}) for name, layer in self.layers.items()}
-        return _digest([what, layers])
+        return digest_of([what, layers])
 
     @property
     def digest_of_inputs(self) -> str:
         """Hash of the checkpoints: of their files' hashes, or of their sources where the files are not hashed."""
-        return _digest([source.identity for source in (self.zeroshot, *self.finetuned)])
+        return digest_of([source.identity for source in (self.zeroshot, *self.finetuned)])
 
     @property
     def _digest_of_tensors(self) -> list[Any]:
@@ -238,7 +238,7 @@ class Plan(Tabular, Frozen):
         digest = self.digest
         return self.model_copy(
             update={
-                "recipe_digest": _digest(self.recipe),
+                "recipe_digest": digest_of(self.recipe),
                 "inputs_digest": self.digest_of_inputs,
                 "bought": self.bought and self.bought.model_copy(update={"plan": digest}),
                 "kept": tuple(task.model_copy(update={"plan": digest}) for task in self.kept),
@@ -264,7 +264,7 @@ class Plan(Tabular, Frozen):
 
     def checked(self, layers: dict[str, tuple[str, ...]]) -> Plan:
         """Check the plan against the existing layers, and its mask rules against the available masks."""
-        if self.recipe_digest and self.recipe_digest != _digest(self.recipe):
+        if self.recipe_digest and self.recipe_digest != digest_of(self.recipe):
             raise PlanError(
                 "the plan's 'recipe' was edited, but only says how it was made; edit 'layers', or plan again with "
                 "`clipmerge plan` and --set"
@@ -306,7 +306,8 @@ def worded_for(entry: LayerPlan) -> str:
     return "-".join(hashlib.sha256(text.encode()).hexdigest()[:8] for text in (settings, entry.reason))
 
 
-def _digest(what: Any) -> str:
+def digest_of(what: Any) -> str:
+    """Hash of a JSON value."""
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
 
 
