@@ -232,18 +232,12 @@ def _rows(request: SweepRequest, correct: dict[str, Correct]) -> list[dict[str, 
         range(len(request.alphas)),
         seed=request.seed,
     )
-    finetuned = places[request.alphas.index(1.0)].id_accuracy if 1.0 in request.alphas else None
+    finetuned = places[request.alphas.index(1.0)]["id"] if 1.0 in request.alphas else None
     return [
         {
             "accuracy": {name: float(right[number].mean()) for name, right in correct.items()},
-            "id": place.id_accuracy,
-            "id_interval": list(place.id_interval),
-            "ood": place.ood_accuracy,
-            "ood_interval": list(place.ood_interval),
-            "gain": place.gain,
-            "gain_interval": list(place.gain_interval) if place.gain_interval else None,
-            "gain_note": place.gain_note,
-            "loses": None if finetuned is None else loses(place.id_accuracy - finetuned, request.max_loss),
+            **place,
+            "loses": None if finetuned is None else loses(place["id"] - finetuned, request.max_loss),
         }
         for number, place in enumerate(places)
     ]

@@ -261,10 +261,8 @@ def refuse_quantised(source: str, keys: Iterable[str], config: dict[str, Any] | 
     how = settings.get("quant_method", "a method it does not name") if isinstance(settings, dict) else None
     found = [f"quantization_config in its config.json: {how or settings}"] if settings else []
     found += [f"{mark}: {key}" for pattern, mark in _MARKS for key in keys if re.search(pattern, key)]
-    if not found:
-        return
-    evidence = found[0]
-    raise CheckpointError(
-        f"{source}: is quantised ({evidence}), so its tensors are codes and cannot be averaged; give the checkpoint it "
-        "was made from, or save it dequantised: model.dequantize().save_pretrained(FOLDER)"
-    )
+    if found:
+        raise CheckpointError(
+            f"{source}: is quantised ({found[0]}), so its tensors are codes and cannot be averaged; give the "
+            "checkpoint it was made from, or save it dequantised: model.dequantize().save_pretrained(FOLDER)"
+        )

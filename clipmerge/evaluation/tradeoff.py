@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from statistics import NormalDist
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -72,22 +72,6 @@ def resampled_accuracy(correct: Sequence[NDArray[np.bool_]], seed: int, resample
     return accuracies
 
 
-@dataclass(frozen=True)
-class Standing:
-    """A point's accuracies and gain, with their intervals."""
-
-    id_accuracy: float  # mean over the ID sources
-    id_interval: tuple[float, float]
-    ood_accuracy: float  # mean over the OOD sources
-    ood_interval: tuple[float, float]
-    gain: float | None  # gain at equal ID accuracy; ``None`` below the curve's range and for the curve's own points
-    # interval of the gain; ``None`` also if too many resampled curves do not reach the point
-    gain_interval: tuple[float, float] | None
-    # why the gain or its interval is missing, or what the gain is compared with if no alpha is as accurate; otherwise
-    # empty
-    gain_note: str
-
-
 def standings(
     id_correct: Sequence[NDArray[np.bool_]],
     ood_correct: Sequence[NDArray[np.bool_]],
@@ -95,8 +79,12 @@ def standings(
     *,
     seed: int,
     resamples: int = RESAMPLES,
-) -> list[Standing]:
-    """Compare every point with the curve, whose points have the indices ``curve`` in order of alpha."""
+) -> list[dict[str, Any]]:
+    """Compare every point with the curve, whose points have the indices ``curve`` in order of alpha.
+
+    Each gets its mean accuracies and its gain, with their intervals, and a note that says why the gain or its interval
+    is missing, or that no alpha is as accurate, under the names of the sweep's record.
+    """
     on_curve = list(curve)
     measured = [_mean([right.mean(axis=1)[None] for right in sources]) for sources in (id_correct, ood_correct)]
     drawn = resampled_accuracy([*id_correct, *ood_correct], seed, resamples)
@@ -111,16 +99,17 @@ def standings(
         value = float(gain[0, point])
         reached = not np.isnan(value) and point not in on_curve
         note = ON_CURVE if point in on_curve else _note(value, gain_drawn[:, point], beyond=bool(beyond[point]))
+        spread = gain_interval(value, gain_drawn[:, point], fewest) if reached else None
         found.append(
-            Standing(
-                id_accuracy=float(id_accuracy[0, point]),
-                id_interval=mean_of_sources([right[point] for right in id_correct]),
-                ood_accuracy=float(ood_accuracy[0, point]),
-                ood_interval=mean_of_sources([right[point] for right in ood_correct]),
-                gain=value if reached else None,
-                gain_interval=gain_interval(value, gain_drawn[:, point], fewest) if reached else None,
-                gain_note=note,
-            )
+            {
+                "id": float(id_accuracy[0, point]),
+                "id_interval": list(mean_of_sources([right[point] for right in id_correct])),
+                "ood": float(ood_accuracy[0, point]),
+                "ood_interval": list(mean_of_sources([right[point] for right in ood_correct])),
+                "gain": value if reached else None,
+                "gain_interval": spread and list(spread),
+                "gain_note": note,
+            }
         )
     return found
 

@@ -113,9 +113,9 @@ def test_a_sweeps_intervals_cover(images: int) -> None:
         truth = float(far[-1] - height(near[None, :-1], far[None, :-1], near[None, -1:])[0, 0])
         right = [recognised(near, images, rng), *(recognised(far, images, rng) for _ in range(2))]
         found = standings(right[:1], right[1:], range(len(ALPHAS)), seed=trial, resamples=200)[-1]
-        means.append(found.ood_interval[0] <= far[-1] <= found.ood_interval[1])
-        if found.gain_interval is not None and not math.isnan(truth):
-            gains.append(found.gain_interval[0] <= truth <= found.gain_interval[1])
+        means.append(found["ood_interval"][0] <= far[-1] <= found["ood_interval"][1])
+        if found["gain_interval"] is not None and not math.isnan(truth):
+            gains.append(found["gain_interval"][0] <= truth <= found["gain_interval"][1])
     assert len(gains) > 270
     assert within(gains), np.mean(gains)
     assert within(means), np.mean(means)

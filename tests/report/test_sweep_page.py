@@ -114,9 +114,7 @@ def test_no_headline_contradicts_the_table(
     accuracies = [*curve, *[(x, y) for x, y, _ in beside]]
     id_right, ood_right = (np.array([rng.random(12) < pair[axis] for pair in accuracies]) for axis in (0, 1))
     places = standings([id_right], [ood_right], range(len(curve)), seed=seed, resamples=30)
-    rows = [{"accuracy": {}, **vars(place)} for place in places]
-    for each in rows:
-        each |= {"id": each.pop("id_accuracy"), "ood": each.pop("ood_accuracy")}
+    rows = [{"accuracy": {}, **place} for place in places]
     recipes = [{**row, "name": f"r{n}", "alpha": None} for n, row in enumerate(rows[len(curve) :])]
     record = {"curve": [{**row, "alpha": n} for n, row in enumerate(rows[: len(curve)])], "recipes": recipes}
     said = headline(record)
