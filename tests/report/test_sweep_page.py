@@ -152,7 +152,7 @@ def check_page_and_table(points: dict[str, Any], said: str) -> None:
         assert cells[1] == f"{100 * each['id']:.1f}"
         assert cells[2].startswith(f"{100 * each['ood']:.1f} [")
         gain = "" if "name" not in each else "–" if each["gain"] is None else signed(each["gain"])  # noqa: RUF001
-        assert cells[3].partition(" ")[0] == gain
+        assert cells[3].partition(" ")[0] == gain.replace("-", "\N{MINUS SIGN}")
         assert ("[" in cells[3]) == (each["gain_interval"] is not None)
         assert (line["gain"] == "") == (each["gain"] is None)
         assert (line["gain_low"] == "") == (each["gain_interval"] is None)
