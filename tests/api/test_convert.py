@@ -170,6 +170,7 @@ def test_what_cannot_be_converted_is_one_line(ours: Path, theirs: Path, tmp_path
         ("ours", "model_cfg.vision_cfg", [1], "cannot be understood"),
         ("ours", "model_cfg.vision_cfg.head_width", 64, "head_width makes 0 heads, which do not divide 32 channels"),
         ("ours", "model_cfg.vision_cfg.norm_kwargs", {"eps": "x"}, "cannot be understood .*float: 'x'"),
+        ("ours", "model_cfg.vision_cfg.patch_size", 16, r"json requires .* shape \(32, 3, 16, 16\).*\(32, 3, 8, 8\)"),
         ("ours", "model_cfg.text_cfg.heads", 5, "text_cfg.heads makes 5 heads, which do not divide 32 channels"),
         ("ours", "preprocess_cfg.interpolation", "lanczos", "preprocessing cannot be understood"),
         ("theirs", "text_config.hidden_size", "32", "cannot be understood .*TypeError"),

@@ -36,19 +36,6 @@ def request_for(pair: Folders, recipe: str, images: Path | None = None, *sets: s
     return MergeRequest(str(pair[0]), (str(pair[1]),), load_recipe(recipe, list(sets)), calibration)
 
 
-def test_shares_add_up_to_what_forward_passes_measure(pair: Folders, images: Path) -> None:
-    plan = prepare(request_for(pair, "straggler-outlier", images)).plan
-    assert plan is not None
-    assert plan.measurements is not None
-    path = plan.measurements.path
-    assert path is not None
-    loss = dict(zip(path.alphas, path.losses, strict=True))
-    layers = plan.measurements.layers.values()
-    barrier = loss[0.5] - (loss[0.0] + loss[1.0]) / 2
-    assert sum(layer["barrier"] for layer in layers) == pytest.approx(barrier, rel=0.01)
-    assert sum(layer["loss_drop"] for layer in layers) == pytest.approx(loss[1.0] - loss[0.0], rel=0.01)
-
-
 def test_an_input_that_cannot_be_read_is_blamed_itself(
     pair: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -19,7 +19,6 @@ from clipmerge.api._sweep_cache import SweepCache, key_of
 from clipmerge.api.apply import write_merge
 from clipmerge.api.plan import prepare
 from clipmerge.api.sweep import check_sweep, load_source, overlap_notes, run_sweep, write_sweep
-from clipmerge.checkpoint import align_checkpoints, open_checkpoint
 from clipmerge.errors import UsageError
 from clipmerge.evaluation import bf16_classifier
 from clipmerge.evaluation.accuracy import evaluate_sources
@@ -35,6 +34,7 @@ from clipmerge.planning.recipe import load_recipe
 from clipmerge.progress import Progress
 from clipmerge.request import Calibration, MergeRequest, SweepRequest
 from tests.support.command import clipmerge, done
+from tests.support.tasks import inputs_of
 from tests.support.tiny_clip import Folders, save_images
 
 TEMPLATE = ("a photo of a {}.",)
@@ -107,7 +107,7 @@ def test_weights_are_those_that_merge_writes_bit_for_bit(
     far: Folders, tmp_path: Path, dtype: str, calibration: Path
 ) -> None:
     pair = cast(far, dtype, tmp_path)
-    opened = align_checkpoints(open_checkpoint(str(pair[0])), [open_checkpoint(str(pair[1]))])
+    opened = inputs_of(pair)
     moving = MovingModel(build_model(opened), opened, torch.device("cpu"))
     order = [("wise-ft", 0.7), ("wise-ft", 1.0), ("wise-ft", 0.1), ("monosoup", None), ("wise-ft", 0.0)]
     for recipe, alpha in order if dtype == "bfloat16" else [*order, ("straggler-outlier", None), ("wise-ft", 0.35)]:
@@ -228,7 +228,7 @@ def test_how_many_images_are_held_changes_nothing(
 ) -> None:
     request = request_for(far, images, shifted, "lines")
     _, expected = run_sweep(request)
-    opened = align_checkpoints(open_checkpoint(str(far[0])), [open_checkpoint(str(far[1]))])
+    opened = inputs_of(far)
     plan = prepare(MergeRequest(str(far[0]), (str(far[1]),), load_recipe("lines"))).plan
     assert plan is not None
     moves = [*[lambda m, a=a: m.interpolate(a) for a in request.alphas], lambda m: m.follow(plan)]
@@ -342,7 +342,7 @@ def test_plans_are_kept_where_images_have_a_commit(
 
 
 def test_points_are_told_apart(pair: Folders) -> None:
-    ends = [align_checkpoints(open_checkpoint(str(pair[0])), [open_checkpoint(str(end))]) for end in pair[::-1]]
+    ends = [inputs_of([pair[0], end]) for end in pair[::-1]]
     plan = api.plan(*pair, "wise-ft", **QUIET)
     learned = [plan.with_tensors({"coefficients:a": torch.full((2,), value)}) for value in (0.5, 0.25)]
     points = [

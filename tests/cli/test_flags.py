@@ -34,13 +34,6 @@ def test_recipes_alone_lists_them_in_the_format_asked_for() -> None:
     assert "--format goes after the command" in refused(clipmerge("recipes", "--format", "json", "show", "auto"), 2)
 
 
-def test_the_measure_is_named_that_takes_one_checkpoint(family: list[Path], images: Path, tmp_path: Path) -> None:
-    flags = ["--recipe", "straggler-outlier", "--set", "method={name: wise-ft}", "--data", images]
-    line = refused(clipmerge("merge", *family, *flags, "-o", tmp_path / "out"))
-    assert "measure path-barrier: takes one fine-tuned checkpoint, but 3 were given" in line
-    assert "soup-accuracy" in line
-
-
 def test_fewer_images_at_once_change_no_number(pair: Folders, sources: list[object], tmp_path: Path) -> None:
     swept = []
     for name, flags in (("whole", []), ("pieces", ["--images-at-once", 3])):

@@ -39,12 +39,6 @@ def refused(folder: Path, message: str) -> None:
     assert str(caught.value).startswith(str(folder))
 
 
-def configure(file: Path, change: Any) -> None:
-    config = json.loads(file.read_text())
-    change(config)
-    file.write_text(json.dumps(config))
-
-
 REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"vision": {"no_ln_pre": True}}, "vision_cfg.no_ln_pre=True"),
     ({"vision": {"rope": 1}}, "vision_cfg.rope=1"),
@@ -75,7 +69,6 @@ def test_options_that_say_what_is_usual_anyway_are_taken() -> None:
         ({"vision_config": {"hidden_act": "gelu"}}, "the vision tower has gelu, the text tower quick_gelu"),
         ({"vision_config": {"hidden_act": "relu"}, "text_config": {"hidden_act": "relu"}}, "hidden_act relu"),
         ({"vision_config": {"num_channels": 1}}, "takes 1 channels"),
-        ({"vision_config": {"hidden_size": 32, "num_attention_heads": 5}}, "5 heads, which do not divide 32 channels"),
     ],
 )
 def test_what_open_clip_cannot_compute_is_refused(changes: dict[str, Any], message: str) -> None:
@@ -109,19 +102,6 @@ def test_tensors_without_a_counterpart_are_named(
     tensors = {**load_file(file), name: tensor}
     save_file({key: value for key, value in tensors.items() if value is not None}, file, metadata={"format": "pt"})
     refused(folder, message)
-
-
-def test_a_config_of_another_model_is_refused(ours: Path, theirs: Path) -> None:
-    other = r"requires .*patch_embedding.weight of shape \(32, 3, 16, 16\).*\(32, 3, 8, 8\)"
-    configure(ours / "open_clip_config.json", lambda config: config["model_cfg"]["vision_cfg"].update(patch_size=16))
-    refused(ours, other)
-    configure(theirs / "config.json", lambda config: config["vision_config"].update(patch_size=16))
-    refused(theirs, other)
-    configure(theirs / "config.json", lambda config: config["text_config"].update(num_hidden_layers=2))
-    refused(theirs, r"config\.json says that the text tower has 2 layers, but the weights have 3")
-    for senseless in ({"model_cfg": {"embed_dim": 16, "vision_cfg": 3, "text_cfg": {}}}, {"model_cfg": []}):
-        (ours / "open_clip_config.json").write_text(json.dumps(senseless))
-        refused(ours, r"open_clip_config\.json")
 
 
 def test_a_blocks_number_lists_no_blocks() -> None:

@@ -14,15 +14,13 @@ from clipmerge.images import Columns
 from clipmerge.images.content import content_digest
 from clipmerge.images.dataset import load_unlabelled
 from tests.support.hub_double import FakeHub, upload
-from tests.support.image_files import save_plain_parquet, save_tar
+from tests.support.image_files import save_plain_parquet, save_tar, saved
 
 COUNT = 6
 
 
 def png(number: int) -> bytes:
-    file = io.BytesIO()
-    Image.fromarray(np.full((9, 8, 3), 20 * number, np.uint8)).save(file, "PNG")
-    return file.getvalue()
+    return saved(Image.new("RGB", (8, 9), (20 * number,) * 3), "PNG")
 
 
 def sha256(data: bytes) -> str:

@@ -11,7 +11,6 @@ from torch import Tensor
 from clipmerge.api.apply import write_merge
 from clipmerge.api.plan import prepare
 from clipmerge.calibration.objective import Batch
-from clipmerge.checkpoint import Inputs, align_checkpoints, open_checkpoint
 from clipmerge.methods import Decision, Task
 from clipmerge.planning.measurements import Measurements
 from clipmerge.planning.recipe import load_recipe
@@ -19,6 +18,7 @@ from clipmerge.plugins import load_plugin
 from clipmerge.request import Calibration, MergeRequest
 from tests.support.command import clipmerge
 from tests.support.small_objective import Ends, Reference, make_batches, objective_for
+from tests.support.tasks import inputs_of
 
 ENDS = {"fisher_zeroshot": 0.0, "fisher_finetuned": 1.0}
 
@@ -26,10 +26,6 @@ ENDS = {"fisher_zeroshot": 0.0, "fisher_finetuned": 1.0}
 @pytest.fixture(scope="module")
 def ends(short_ends: Ends) -> Ends:
     return short_ends
-
-
-def opened(ends: Ends) -> Inputs:
-    return align_checkpoints(open_checkpoint(str(ends[0])), [open_checkpoint(str(ends[1]))])
 
 
 def images_of(batches: list[Batch]) -> list[Batch]:
@@ -64,7 +60,7 @@ def expected_fisher(ends: Ends, images: list[Batch], alpha: float) -> dict[str, 
 def test_with_one_image_a_batch_it_is_exact(ends: Ends) -> None:
     images = images_of(make_batches((3, 2)))
     found = load_plugin("measures", "fisher")(objective_for(ends, images), probes=1, labels="data")
-    pair = opened(ends)
+    pair = inputs_of(ends)
     for statistic, alpha in ENDS.items():
         expected = squared_gradients(ends, images, alpha)
         for name, value in found.tensors[statistic].items():
@@ -89,7 +85,7 @@ def test_labels_are_drawn_from_the_models_own_predictions(ends: Ends) -> None:
 
 
 def task_of(ends: Ends, tensors: dict[str, dict[str, Tensor]], measure: str = "fisher") -> Task:
-    return Task(opened(ends), Measurements(measure=measure, tensors=tensors))
+    return Task(inputs_of(ends), Measurements(measure=measure, tensors=tensors))
 
 
 def decide(task: Task, **options: Any) -> Decision:

@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from clipmerge.checkpoint import align_checkpoints, open_checkpoint
 from clipmerge.measures.cumulative_barrier import cumulative_barrier
 from clipmerge.measures.layer_instability import layer_instability
 from clipmerge.methods import Task
@@ -14,6 +13,7 @@ from clipmerge.methods.straggler_top import straggler_top
 from clipmerge.planning.measurements import Measurements, Statistic
 from tests.support.command import clipmerge
 from tests.support.small_objective import Ends, Reference, make_batches, objective_for, save_ends
+from tests.support.tasks import inputs_of
 
 SIZES = (5, 3)
 POINTS = 2
@@ -74,7 +74,7 @@ def test_cumulative_barriers_grow_by_one_layer_and_sum_to_the_paths(ends: Ends) 
     ],
 )
 def test_the_largest_are_thinned(pair: tuple[Path, Path], count: int, finding: str) -> None:
-    inputs = align_checkpoints(open_checkpoint(str(pair[0])), [open_checkpoint(str(pair[1]))])
+    inputs = inputs_of(pair)
     values = {layer: float(place) for place, layer in enumerate(inputs.layers)}
     measurements = Measurements(measure="layer-instability", statistics=(Statistic(name="instability", values=values),))
     decision = straggler_top(Task(inputs, measurements), count=count, alpha=0.6, straggler_alpha=0.4, density=0.3)

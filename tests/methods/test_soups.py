@@ -161,7 +161,9 @@ def test_methods_name_the_measure_that_they_need(far: list[Path]) -> None:
             decide(task_of(far[:2]), method)
     calibration, paths = Calibration(source="nowhere"), list(map(str, far))
     request = MergeRequest(paths[0], tuple(paths[1:]), load_recipe("straggler-outlier"), calibration)
-    with pytest.raises(RecipeError, match="measure path-barrier: takes one fine-tuned checkpoint"):
+    with pytest.raises(
+        RecipeError, match=r"measure path-barrier: takes one fine-tuned checkpoint, but \d were given.*soup-accuracy"
+    ):
         prepare(request)  # before it looks for images
 
 

@@ -12,12 +12,13 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPModel, CLIPProcessor, CLIPTextModel, CLIPVisionModel, CLIPVisionModelWithProjection
 from transformers.utils import logging as transformers_logging
 
-from clipmerge.checkpoint import Inputs, align_checkpoints, open_checkpoint
+from clipmerge.checkpoint import open_checkpoint
 from clipmerge.errors import CheckpointError
 from clipmerge.families.clip import FAMILY as CLIP
 from clipmerge.output.side_files import write_side_files
 from tests.support.command import clipmerge, done
 from tests.support.raw_safetensors import edit, rename_keys, shard
+from tests.support.tasks import inputs_of
 from tests.support.tiny_open_clip import model_config, save_open_clip_pair
 
 Folders = tuple[Path, Path]
@@ -38,11 +39,6 @@ def merge(*inputs: Path, flags: tuple[object, ...] = ()) -> Path:
     output = inputs[1].parent / "out" if inputs[1].is_dir() else inputs[1].parent.parent / "out"
     done("merge", *inputs, "--recipe", "wise-ft", "--output", output, "--format", "quiet", *flags)
     return output
-
-
-def aligned(folders: Folders) -> Inputs:
-    zeroshot, finetuned = (open_checkpoint(str(folder)) for folder in folders)
-    return align_checkpoints(zeroshot, [finetuned])
 
 
 def loads(output: Path, model: Any = CLIPModel) -> Any:
@@ -202,7 +198,7 @@ def test_a_config_without_a_dtype_gets_one_where_loaders_need_it(copies: Folders
 
 
 def test_a_config_that_was_replaced_meanwhile_is_read_as_strictly_as_before(copies: Folders, tmp_path: Path) -> None:
-    inputs = aligned(copies)
+    inputs = inputs_of(copies)
     (copies[1] / "config.json").write_text(r'{"model_type": "clip", "note": "\ud800"}')
     (tmp_path / "out").mkdir()
     with pytest.raises(CheckpointError, match=r"config\.json: cannot be read \(a string with half of a surrogate pair"):
