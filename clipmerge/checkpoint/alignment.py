@@ -13,14 +13,13 @@ from clipmerge.checkpoint.source import Checkpoint, naming
 from clipmerge.errors import CheckpointError, counted, shorten
 from clipmerge.families import Family, family_of, is_buffer, is_counter, is_statistic, known_keys, tower_of
 from clipmerge.files.safetensors import DTYPES
-from clipmerge.files.side_files import read_side_json
+from clipmerge.files.side_files import read_image_processor
 from clipmerge.layers import HEAD
 from clipmerge.options import Missing
 
 _POSITIONS = re.compile(r"positional_embedding$|position_embedding\.weight$|pos_embed$")
 # Share of a fine-tuned checkpoint's keys that must be in the zero-shot one to call the rest an addition.
 _MOST = 0.5
-_PROCESSORS = ("preprocessor_config.json", "processor_config.json")
 _TOWER_WORDS = {"full": "both towers", "vision": "the vision tower only", "text": "the text tower only"}
 
 
@@ -176,13 +175,11 @@ def _config_mismatches(inputs: Inputs, finetuned: Checkpoint) -> list[str]:
 def _preprocessing(checkpoint: Checkpoint) -> dict[str, Any]:
     """Mean, deviation and interpolation according to the files beside a checkpoint, as far as they are given."""
     settings = (checkpoint.config or {}).get("preprocess_cfg")
-    with contextlib.suppress(CheckpointError, LookupError, TypeError, ValueError, AttributeError, StopIteration):
+    with contextlib.suppress(CheckpointError, LookupError, TypeError, ValueError, AttributeError):
         if settings is not None:
             mean, std, interpolation = (settings.get(key) for key in ("mean", "std", "interpolation"))
         else:
-            name = next(name for name in _PROCESSORS if (checkpoint.folder / name).is_file())
-            processor = read_side_json(checkpoint.folder, name) or {}
-            processor = processor.get("image_processor", processor)
+            processor = read_image_processor(checkpoint.folder) or {}
             mean, std = processor.get("image_mean"), processor.get("image_std")
             interpolation = {2: "bilinear", 3: "bicubic"}.get(processor.get("resample", -1))
         known: dict[str, Any] = {"interpolation": interpolation} if interpolation in ("bilinear", "bicubic") else {}

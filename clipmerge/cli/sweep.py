@@ -84,7 +84,7 @@ class SweepTable:
         from rich.table import Table
         from rich.text import Text
 
-        from clipmerge.report.sweep_table import heads_of, shortened, sweep_columns
+        from clipmerge.report.sweep_table import rows_of, shortened, sweep_columns
 
         *others, gain = sweep_columns(self._record)
         shown = [column for column in others if sources or not column.is_source]
@@ -93,7 +93,7 @@ class SweepTable:
         table.add_column(Text(shortened("accuracy, %", names)), no_wrap=True)
         for title in (*[column.title for column in shown], "gain"):
             table.add_column(Text(shortened(title, _TITLE)), justify="right", no_wrap=True)
-        for place, (head, is_recipe) in enumerate(heads_of(self._record)):
+        for place, (head, is_recipe, _) in enumerate(rows_of(self._record)):
             row = [shortened(head, names), *[column[place] for column in cells]]
             table.add_row(*map(Text, row), style="bold" if is_recipe else None)
         return table

@@ -19,6 +19,8 @@ from clipmerge.files.reading import Unreadable, parse_json, read_bytes, read_jso
 
 #: Vocabularies: a folder with one of these has a tokenizer.
 VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "spiece.model", "sentencepiece.bpe.model")
+#: Files of an image processor, the one that is read first in front.
+PROCESSORS = ("preprocessor_config.json", "processor_config.json")
 #: All files that a tokenizer may consist of.
 TOKENIZER_FILES = (
     *VOCABULARIES,
@@ -29,7 +31,7 @@ TOKENIZER_FILES = (
 SIDE_FILES = frozenset(
     {
         *("config.json", "open_clip_config.json", "generation_config.json"),
-        *("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json"),
+        *(*PROCESSORS, "video_preprocessor_config.json"),
         *TOKENIZER_FILES,
         "tokenizer.model",
         *("chat_template.jinja", "chat_template.json"),
@@ -178,3 +180,13 @@ def read_side_json(folder: Path, name: str) -> dict[str, Any] | None:
     if not isinstance(data, dict):
         raise CheckpointError(f"{folder / name}: is not a JSON object")
     return data
+
+
+def read_image_processor(folder: Path) -> dict[str, Any] | None:
+    """Read the settings of the image processor beside the weights; ``None`` if there are none."""
+    for name in PROCESSORS:
+        data = read_side_json(folder, name) or {}
+        settings = data.get("image_processor", data)
+        if isinstance(settings, dict) and settings:
+            return settings
+    return None

@@ -52,12 +52,11 @@ class MergedTensor:
         """Size of the content."""
         return math.prod(self.shape) * DTYPES[self.dtype][1]
 
-    def tensor(self, content: Iterable[Array] | None = None) -> Tensor:
+    def tensor(self, content: Iterable[Array]) -> Tensor:
         """The whole content as a tensor of its own."""
         import torch
 
-        content_runs = self.chunks(np.empty) if content is None else content
-        stored = np.concatenate([np.empty(0, STORED[self.dtype]), *content_runs])
+        stored = np.concatenate([np.empty(0, STORED[self.dtype]), *content])
         return torch.from_numpy(stored).view(getattr(torch, DTYPES[self.dtype][0])).view(self.shape)
 
 

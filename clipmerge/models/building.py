@@ -19,7 +19,7 @@ from clipmerge.checkpoint.source import OPEN_CLIP_CONFIG
 from clipmerge.errors import CheckpointError
 from clipmerge.families import Family
 from clipmerge.files.limits import MOST_SPARE_NUMBERS, MOST_TENSORS, MOST_TIMES_THE_WEIGHTS
-from clipmerge.files.side_files import VOCABULARIES
+from clipmerge.files.side_files import PROCESSORS, VOCABULARIES
 from clipmerge.models import ImageTextModel, model_for
 from clipmerge.models.headed_tower import HeadedTower
 
@@ -61,7 +61,7 @@ def has_processor(folder: Path, family: Family) -> bool:
     """Whether a folder holds an image processor and a tokenizer; OpenCLIP's configuration counts as both."""
     if family.config == OPEN_CLIP_CONFIG:
         return (folder / OPEN_CLIP_CONFIG).is_file()
-    images = any((folder / name).is_file() for name in ("preprocessor_config.json", "processor_config.json"))
+    images = any((folder / name).is_file() for name in PROCESSORS)
     return images and any((folder / name).is_file() for name in VOCABULARIES)
 
 

@@ -15,7 +15,7 @@ from clipmerge.conversion.preprocessing import image_processor_config, preproces
 from clipmerge.conversion.tokens import is_clips_own, write_clip_tokenizer
 from clipmerge.errors import CheckpointError
 from clipmerge.files.safetensors import DTYPES
-from clipmerge.files.side_files import SIDE_FILES, TOKENIZER_FILES, copy_side_file, read_side_json, require_inside
+from clipmerge.files.side_files import SIDE_FILES, TOKENIZER_FILES, copy_side_file, read_image_processor, require_inside
 
 # size of the vocabulary of OpenCLIP's own tokenizer
 _CLIP_WORDS = 49408
@@ -42,9 +42,8 @@ def write_layout_files(folder: Path, converted: ConvertedCheckpoint, dtype: str)
 def _transformers_files(folder: Path, checkpoint: Checkpoint, config: dict[str, Any], dtype: str) -> None:
     """Write ``config.json``, ``preprocessor_config.json`` and the tokenizer."""
     ours = checkpoint.config or {}
-    floats = {DTYPES[entry.dtype][0] for entry in checkpoint.entries.values() if entry.is_float}
-    if dtype != "keep" or len(floats) == 1:
-        config = {**config, "dtype": floats.pop() if dtype == "keep" else dtype}
+    if actual := dtype_of(checkpoint, dtype):
+        config = {**config, "dtype": actual}
     _write_json(folder / "config.json", config)
     size = config["vision_config"]["image_size"]
     _write_json(folder / "preprocessor_config.json", image_processor_config(ours.get("preprocess_cfg") or {}, size))
@@ -70,7 +69,7 @@ def _open_clip_files(folder: Path, checkpoint: Checkpoint, config: dict[str, Any
     """Write ``open_clip_config.json`` and copy the tokenizer; return notes for the user."""
     model_cfg = deepcopy(config["model_cfg"])
     name = checkpoint.folder.resolve().name
-    processor = _image_processor(checkpoint.folder)
+    processor = read_image_processor(checkpoint.folder)
     notes = []
     if processor is None:
         notes.append(f"{checkpoint.source}: has no preprocessor_config.json; OpenAI's mean and deviation were written")
@@ -91,13 +90,10 @@ def _open_clip_files(folder: Path, checkpoint: Checkpoint, config: dict[str, Any
     return notes + preprocessing_notes
 
 
-def _image_processor(folder: Path) -> dict[str, Any] | None:
-    for name in ("preprocessor_config.json", "processor_config.json"):
-        data = read_side_json(folder, name) or {}
-        settings = data.get("image_processor", data)
-        if isinstance(settings, dict) and settings:
-            return settings
-    return None
+def dtype_of(checkpoint: Checkpoint, asked: str) -> str | None:
+    """The dtype that a configuration states for the weights; ``None`` if they have several."""
+    floats = {DTYPES[entry.dtype][0] for entry in checkpoint.entries.values() if entry.is_float}
+    return asked if asked != "keep" else floats.pop() if len(floats) == 1 else None
 
 
 def _copy(folder: Path, source: Path, names: Iterable[str]) -> None:

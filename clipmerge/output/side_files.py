@@ -14,9 +14,9 @@ from clipmerge.conversion.keys import layout_of
 from clipmerge.errors import CheckpointError, shorten
 from clipmerge.files.hashes import sha256_of
 from clipmerge.files.reading import Unreadable, parse_json
-from clipmerge.files.safetensors import DTYPES
 from clipmerge.files.side_files import (
     NOT_COPIED,
+    PROCESSORS,
     SIDE_FILES,
     VOCABULARIES,
     NotJsonError,
@@ -24,7 +24,7 @@ from clipmerge.files.side_files import (
     inside,
     side_file_bytes,
 )
-from clipmerge.output.layout_files import write_layout_files
+from clipmerge.output.layout_files import dtype_of, write_layout_files
 
 _TEXTS = (".json", ".txt", ".model", ".jinja")
 # Files left by training and by clipmerge itself, which nobody expects in the output.
@@ -32,7 +32,6 @@ _NEVER_SIDE = (
     *("clipmerge.json", "conversion.json"),
     *("trainer_state.json", "all_results.json", "train_results.json", "eval_results.json"),
 )
-_PROCESSOR = ("preprocessor_config.json", "processor_config.json")
 _DTYPE_KEYS = ("dtype", "torch_dtype")
 
 
@@ -56,7 +55,7 @@ def write_side_files(folder: Path, inputs: Inputs, dtype: str) -> tuple[dict[str
     for part, names in _lendable(inputs).items():
         if form is not inputs.zeroshot and not any(name in chosen for name in names):
             lent = {name: path for name, path in _side_files(inputs.zeroshot).items() if name not in chosen}
-            other = VOCABULARIES if names is _PROCESSOR else _PROCESSOR
+            other = VOCABULARIES if names is PROCESSORS else PROCESSORS
             lent = {name: path for name, path in lent.items() if name not in ("config.json", *other)}
             if any(name in lent for name in names):
                 chosen |= lent
@@ -100,7 +99,7 @@ def _lendable(inputs: Inputs) -> dict[str, tuple[str, ...]]:
         return {}  # they are for another library
     parts: dict[str, tuple[str, ...]] = {}
     if layout_of(inputs.zeroshot.entries) != "open-clip":
-        parts["processor"] = _PROCESSOR
+        parts["processor"] = PROCESSORS
     return parts if inputs.keeps_head else {**parts, "tokenizer": VOCABULARIES}  # a classifier needs none
 
 
@@ -131,8 +130,7 @@ def _config_text(path: Path, form: Checkpoint, dtype: str) -> str:
         config = parse_json(text)
     except Unreadable as error:
         raise CheckpointError(f"{path}: cannot be read ({error})") from None
-    floats = {DTYPES[entry.dtype][0] for entry in form.entries.values() if entry.is_float}
-    actual = dtype if dtype != "keep" else floats.pop() if len(floats) == 1 else None
+    actual = dtype_of(form, dtype)
     if actual is None:
         return text
     stated = deepcopy(config)

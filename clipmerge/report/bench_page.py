@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from clipmerge.files.templates import render
-from clipmerge.report.sweep_table import heads_of, marks_of
+from clipmerge.report.sweep_table import rows_of
 
 _DASH = "\N{EN DASH}"
 
@@ -43,8 +43,8 @@ def _pair(record: Mapping[str, Any], pair: Mapping[str, Any]) -> dict[str, Any]:
     names, mean = [*sweep["id"], *sweep["ood"]], ["mean OOD"] if len(sweep["ood"]) > 1 else []
     published = {model["alpha"]: model for model in pair["published"] if model["alpha"] is not None}
     rows = []
-    for (head, _), point in zip(heads_of(sweep), [*sweep["curve"], *marks_of(sweep)], strict=True):
-        theirs = published.get(point["alpha"], {}).get("accuracy", {}) if "name" not in point else {}
+    for head, is_mark, point in rows_of(sweep):
+        theirs = {} if is_mark else published.get(point["alpha"], {}).get("accuracy", {})
         cells = [figure(100 * point["accuracy"][name], theirs.get(name)) for name in names]
         gain = _DASH if point["gain"] is None else f"{100 * point['gain']:+.1f}"
         rows.append({"head": head, "cells": [*cells, *[f"{100 * point['ood']:.1f}"] * len(mean), gain]})

@@ -14,6 +14,11 @@ class Answer(NamedTuple):
     numbers: str
 
 
+def marks_of(record: dict[str, Any]) -> list[dict[str, Any]]:
+    """The rows that are not points of the curve: recipes, then other checkpoints."""
+    return [*record["recipes"], *record.get("points", [])]
+
+
 def headline(record: dict[str, Any]) -> str:
     """The answer as one sentence."""
     _, label, numbers = answer(record)
@@ -25,11 +30,10 @@ def answer(record: dict[str, Any]) -> Answer:
 
     A recipe is recommended only if it is off the curve, its gain has an interval, and it does not lose too much.
     """
-    placed = [*record["recipes"], *record.get("points", [])]
-    judged = [row for row in placed if row["gain_interval"]]
+    judged = [row for row in marks_of(record) if row["gain_interval"]]
     if judged:
         return _compared(max(judged, key=lambda row: float(row["gain"])))
-    unjudged = [row for row in placed if row["alpha"] is None]
+    unjudged = [row for row in marks_of(record) if row["alpha"] is None]
     best = max(unjudged or record["curve"], key=lambda row: float(row["ood"]))
     ood, id = (f"{100 * best[mean]:.1f}%" for mean in ("ood", "id"))
     if not unjudged:
@@ -64,7 +68,7 @@ def gain_notes(record: dict[str, Any]) -> list[str]:
         for row in record["recipes"]
         if (given := (row.get("calibration") or {}).get("unlabelled"))
     ]
-    for row in (*record["recipes"], *record.get("points", [])):
+    for row in marks_of(record):
         if row["alpha"] is not None:
             notes.append(f"{row['name']}: the same weights as alpha {row['alpha']:g}, a point of the curve.")
         elif row.get("gain_note"):

@@ -7,8 +7,8 @@ from typing import Any
 from markupsafe import Markup
 
 from clipmerge.report.prose import page_of
-from clipmerge.report.sweep_headline import answer, gain_notes
-from clipmerge.report.sweep_table import heads_of, marks_of, other_tasks_section, sweep_columns
+from clipmerge.report.sweep_headline import answer, gain_notes, marks_of
+from clipmerge.report.sweep_table import other_tasks_section, rows_of, sweep_columns
 
 
 def sweep_page(record: dict[str, Any], picture: Markup) -> str:
@@ -24,7 +24,7 @@ def sweep_page(record: dict[str, Any], picture: Markup) -> str:
             "columns": [column.title for column in columns],
             "rows": [
                 {"head": head, "is_mark": is_mark, "cells": [column.text()[place] for column in columns]}
-                for place, (head, is_mark) in enumerate(heads_of(record))
+                for place, (head, is_mark, _) in enumerate(rows_of(record))
             ],
             "answer": answer(record),
             "gain_notes": gain_notes(record),

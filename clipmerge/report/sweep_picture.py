@@ -18,7 +18,8 @@ from rich.cells import cell_len
 
 from clipmerge.report import drawing
 from clipmerge.report.palette import CARD, CURVE, INK, mark_styles
-from clipmerge.report.sweep_table import ends_of, hints_of, marks_of, shortened
+from clipmerge.report.sweep_headline import marks_of
+from clipmerge.report.sweep_table import ends_of, hints_of, shortened
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -10,7 +10,7 @@ from typing import Any
 from rich.cells import cell_len, set_cell_size
 
 from clipmerge.planning.other_tasks import Score, measures_of
-from clipmerge.report.sweep_headline import interval, signed
+from clipmerge.report.sweep_headline import interval, marks_of, signed
 
 _DASH = "\N{EN DASH}"
 _MEANS = ("id", "ood", "gain")
@@ -36,11 +36,6 @@ def ends_of(record: dict[str, Any]) -> dict[float, str]:
     return {0.0: "zero-shot", 1.0: f"average of {count}" if count > 1 else "fine-tuned"}
 
 
-def marks_of(record: dict[str, Any]) -> list[dict[str, Any]]:
-    """The rows that are not points of the curve: recipes, then other checkpoints."""
-    return [*record["recipes"], *record.get("points", [])]
-
-
 @dataclass(frozen=True)
 class SweepColumn:
     """One column of the table: its heading, one cell per row, and the interval of each cell."""
@@ -56,19 +51,19 @@ class SweepColumn:
         return [f"{cell} {interval}".rstrip() if spread else cell for cell, interval in pairs]
 
 
-def heads_of(record: dict[str, Any]) -> list[tuple[str, bool]]:
-    """Heading of each row, and whether it is a recipe or a checkpoint instead of a point of the curve."""
-    heads, ends = [], ends_of(record)
+def rows_of(record: dict[str, Any]) -> list[tuple[str, bool, dict[str, Any]]]:
+    """Heading of each row, whether it is a recipe or a checkpoint instead of a point of the curve, and its numbers."""
+    rows, ends = [], ends_of(record)
     for row in record["curve"]:
         end = ends.get(row["alpha"])
-        heads.append((f"alpha {row['alpha']:g}" + (f" ({end})" if end else ""), False))
-    return heads + [(row["name"], True) for row in marks_of(record)]
+        rows.append((f"alpha {row['alpha']:g}" + (f" ({end})" if end else ""), False, row))
+    return rows + [(row["name"], True, row) for row in marks_of(record)]
 
 
 def hints_of(record: dict[str, Any]) -> list[str]:
     """The numbers of each row in one line, to be shown when the pointer is over its mark."""
     hints = []
-    for (head, _), row in zip(heads_of(record), [*record["curve"], *marks_of(record)], strict=True):
+    for head, _, row in rows_of(record):
         shares = [
             f"{name} {100 * row[kind]:.1f}% {interval(row[f'{kind}_interval'], with_sign=False)}"
             for kind, name in (("id", "ID"), ("ood", "mean OOD"))
@@ -80,7 +75,7 @@ def hints_of(record: dict[str, Any]) -> list[str]:
 
 def sweep_columns(record: dict[str, Any]) -> list[SweepColumn]:
     """Columns of the table: each source, the means, and the gain."""
-    rows = [*record["curve"], *marks_of(record)]
+    rows = [row for _, _, row in rows_of(record)]
     none = [""] * len(rows)
 
     def source(name: str) -> SweepColumn:
@@ -102,19 +97,15 @@ def sweep_columns(record: dict[str, Any]) -> list[SweepColumn]:
 
 def other_tasks_section(record: dict[str, Any]) -> dict[str, Any]:
     """Scores on tasks that the model was not fine-tuned for: one column per number, one row per point."""
-    cells = [
-        {
+    rows, cells = [], dict[str, str]()
+    for head, is_mark, row in rows_of(record):
+        cells = {
             f"{task['name']}: {measure}": f"{100 * value:.1f}"
             for task in record.get("kept", [])
-            for measure, value in measures_of(Score.model_validate(point["kept"][task["name"]])).items()
+            for measure, value in measures_of(Score.model_validate(row["kept"][task["name"]])).items()
         }
-        for point in (*record["curve"], *marks_of(record))
-    ]
-    rows = [
-        {"head": head, "is_mark": is_mark, "cells": list(row.values())}
-        for (head, is_mark), row in zip(heads_of(record), cells, strict=True)
-    ]
-    return {"kept_columns": list(cells[0]), "kept_rows": rows}
+        rows.append({"head": head, "is_mark": is_mark, "cells": list(cells.values())})
+    return {"kept_columns": list(cells), "kept_rows": rows}
 
 
 def sweep_csv(record: dict[str, Any]) -> str:

@@ -18,7 +18,7 @@ from clipmerge.evaluation.tradeoff import standings
 from clipmerge.report.sweep_headline import gain_notes, headline, signed
 from clipmerge.report.sweep_page import sweep_page
 from clipmerge.report.sweep_picture import curve_markup
-from clipmerge.report.sweep_table import heads_of, shortened, sweep_columns, sweep_csv
+from clipmerge.report.sweep_table import rows_of, shortened, sweep_columns, sweep_csv
 from tests.support.claims import text_of
 from tests.support.read_page import Page
 from tests.support.sweep_records import SWEEP as RECORD
@@ -161,8 +161,8 @@ def check_page_and_table(points: dict[str, Any], said: str) -> None:
 def test_checkpoints_that_were_placed_stand_beside_the_recipes() -> None:
     placed = row(0.7, 0.52, 0.01, name="=ours", alpha=None, checkpoint={"source": "mine", "revision": None})
     record = {**RECORD, "points": [placed]}
-    assert heads_of(record)[-1] == ("=ours", True)
-    assert [head for head, is_recipe in heads_of(RECORD) if is_recipe] == ["lines", "monosoup", "beyond"]
+    assert rows_of(record)[-1][:2] == ("=ours", True)
+    assert [head for head, is_recipe, _ in rows_of(RECORD) if is_recipe] == ["lines", "monosoup", "beyond"]
     assert "<dt>=ours</dt><dd><code>mine</code>" in sweep_page(record, "")
     lines = list(csv.DictReader(io.StringIO(sweep_csv(record))))
     assert [line["kind"] for line in lines] == ["curve"] * 4 + ["recipe"] * 3 + ["checkpoint"]

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from torch import Tensor
 
@@ -44,7 +45,7 @@ def in_chunks(inputs: Inputs, plan: Plan, chunk: int = chunks.CHUNK) -> dict[str
     """The tensors that a plan gives, by parameter, made in chunks of so many elements."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(chunks, "CHUNK", chunk)
-        return {tensor.name: tensor.tensor() for tensor in merged_tensors(inputs, plan)}
+        return {tensor.name: tensor.tensor(tensor.chunks(np.empty)) for tensor in merged_tensors(inputs, plan)}
 
 
 def merged(task: Task, decision: Decision, *, seed: int = 0, chunk: int = chunks.CHUNK) -> dict[str, Tensor]:
