@@ -96,7 +96,6 @@ def test_flags_that_contradict_themselves_are_usage(pair: Folders, flags: tuple[
     [
         (("merge",), "Missing argument"),
         (("merge", "a", "b", "--recipe", "wise-ft"), "--output is missing"),
-        (("mrege",), "No such command 'mrege'"),
     ],
 )
 def test_what_is_missing_is_usage(arguments: tuple[str, ...], message: str) -> None:

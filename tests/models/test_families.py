@@ -14,10 +14,11 @@ from torch.nn.functional import cross_entropy
 from transformers import AutoProcessor
 
 from clipmerge.calibration.objective import Batch, Objective
-from clipmerge.checkpoint import Inputs, align_checkpoints, open_checkpoint
+from clipmerge.checkpoint import Inputs
 from clipmerge.evaluation.moving_model import MovingModel
 from clipmerge.models import ImageTextModel, model_for
 from tests.support.command import clipmerge
+from tests.support.tasks import inputs_of
 from tests.support.tiny_families import TINY
 
 Folders = tuple[Path, Path]
@@ -33,7 +34,7 @@ def pictures(count: int = 4) -> list[Image.Image]:
 
 
 def opened(folders: Folders) -> tuple[Inputs, ImageTextModel]:
-    pair = align_checkpoints(*(lambda zs, ft: (zs, [ft]))(*(open_checkpoint(str(folder)) for folder in folders)))
+    pair = inputs_of(folders)
     assert pair.zeroshot.config is not None
     return pair, model_for(pair.family, pair.zeroshot.config, folders[0])
 
