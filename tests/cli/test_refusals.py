@@ -93,10 +93,7 @@ def test_flags_that_contradict_themselves_are_usage(pair: Folders, flags: tuple[
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [
-        (("merge",), "Missing argument"),
-        (("merge", "a", "b", "--recipe", "wise-ft"), "--output is missing"),
-    ],
+    [(("merge",), "Missing argument"), (("merge", "a", "b", "--recipe", "wise-ft"), "--output is missing")],
 )
 def test_what_is_missing_is_usage(arguments: tuple[str, ...], message: str) -> None:
     assert message in refused(clipmerge(*arguments), 2)
