@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
 
 _LOG = logging.getLogger("clipmerge")
 # Seconds after which the pace of work counts as known.
@@ -60,9 +64,10 @@ class ByteCount:
 class Pace(Progress):
     """Forwards progress and notes, and states how long work takes, if long, once its first steps were timed."""
 
-    def __init__(self, progress: Progress, sentence: Callable[[str], str] | None) -> None:
-        """Start before the work; ``sentence`` tells of an estimated time, ``None`` for no sentence."""
-        self._progress, self._sentence = progress, sentence
+    def __init__(self, progress: Progress, device: torch.device, before: str, after: str = "") -> None:
+        """Start before the work; the texts are said before and after the estimated time, on a CPU only."""
+        self._progress, self._before, self._after = progress, before, after
+        self._tells = device.type == "cpu"
         self._first: tuple[float, float] | None = None
 
     def say(self, text: str) -> None:
@@ -73,11 +78,11 @@ class Pace(Progress):
         """Forward the call; the first report is warm-up."""
         now = time.perf_counter()
         begin, before = self._first = self._first or (now, done)
-        if self._sentence is not None and now - begin >= _GLANCE and done > before:
+        if self._tells and now - begin >= _GLANCE and done > before:
             seconds = (now - begin) * (total - before) / (done - before)
             if seconds >= _LONG:
-                self._progress.say(self._sentence(format_seconds(seconds)))
-            self._sentence = None
+                self._progress.say(f"{self._before} {format_seconds(seconds)}{self._after}")
+            self._tells = False
         self._progress.advance(done, total)
 
 

@@ -3,6 +3,7 @@
 import time
 
 import pytest
+import torch
 
 from clipmerge.progress import Pace
 
@@ -29,7 +30,7 @@ def stated(monkeypatch: pytest.MonkeyPatch, waits: list[float]) -> Said:
     """Work of 1,000 units, 10 of them after each wait."""
     now, said = [100.0], Said()
     monkeypatch.setattr(time, "perf_counter", lambda: now[0])
-    pace = Pace(said, lambda seconds: f"about {seconds}")
+    pace = Pace(said, torch.device("cpu"), "about", ".")
     for number, wait in enumerate(waits, start=1):
         now[0] += wait
         pace.advance(10 * number, 1000)
@@ -40,12 +41,12 @@ def stated(monkeypatch: pytest.MonkeyPatch, waits: list[float]) -> Said:
 
 def test_long_work_says_once_how_long_it_takes(monkeypatch: pytest.MonkeyPatch) -> None:
     said = stated(monkeypatch, [30.0, *[4.0] * 40])  # the first report is warm-up
-    assert said.notes == ["about 6 min 36 s"]
+    assert said.notes == ["about 6 min 36 s."]
     assert said.moved == 4
     assert stated(monkeypatch, [3.0, *[0.2] * 99]).notes == []  # twenty seconds are not worth a note
 
 
 def test_notes_pass_through() -> None:
     said = Said()
-    Pace(said, None).say("a note")
+    Pace(said, torch.device("cpu"), "about").say("a note")
     assert said.notes == ["a note"]

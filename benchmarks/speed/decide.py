@@ -118,7 +118,7 @@ def objective_for(paths: tuple[Path, Path], options: argparse.Namespace, told: T
     ]
     accelerator = Accelerator(cpu=True)
     prompts = prompts_for(options.classes, options.templates, options.words)
-    pace = Pace(told or Told(), cost_sentence(options.images, torch.device("cpu")))
+    pace = Pace(told or Told(), torch.device("cpu"), *cost_sentence(options.images))
     pair = align_checkpoints(open_checkpoint(str(paths[0])), [open_checkpoint(str(paths[1]))])
     assert pair.zeroshot.config is not None
     return Objective(

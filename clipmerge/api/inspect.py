@@ -142,7 +142,7 @@ def _describe_alone(checkpoint: Checkpoint) -> tuple[str, dict[str, dict[str, An
     checkpoint = as_open_clip(checkpoint)
     try:
         family = family_of(checkpoint.config, checkpoint.entries)
-        keys = {name: key for key, name in family.canonical_names(checkpoint.entries).items()}
+        keys = family.by_canonical_name(checkpoint.entries)
         return family.name, _describe(checkpoint, keys, family.group(keys))
     except CheckpointError as error:
         raise CheckpointError(f"{checkpoint.source}: {error}") from None

@@ -24,7 +24,6 @@ from clipmerge.plugins import load_plugin, plugin_options, requires
 from clipmerge.progress import Pace, say_all
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from pathlib import Path
 
     from clipmerge.images.dataset import LabelledImages
@@ -78,7 +77,7 @@ def objective_for(run: Run, request: MergeRequest) -> tuple[Objective, LabelledI
     model = build_model(run.inputs)
     share = (accelerator.process_index, accelerator.num_processes)
     prompts = class_prompts(images.class_names, templates)
-    pace = Pace(run.progress, cost_sentence(len(images), accelerator.device, learns=request.recipe.learns))
+    pace = Pace(run.progress, accelerator.device, *cost_sentence(len(images), learns=request.recipe.learns))
     batches = list(read_batches(images, batch_size, model.pixels, share=share))
     objective = Objective(
         model,
@@ -161,11 +160,9 @@ def _norm(tensors: list[Tensor]) -> float:
     return float(torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(t) for t in tensors])))
 
 
-def cost_sentence(images: int, device: torch.device, *, learns: bool = False) -> Callable[[str], str] | None:
-    """Sentence about the time on a CPU; elsewhere it is short."""
-    if device.type != "cpu":  # pragma: no cover - needs a GPU
-        return None
+def cost_sentence(images: int, *, learns: bool = False) -> tuple[str, str]:
+    """What is said before and after the time on a CPU."""
     # its steps take as many images, however many there are
     cheaper = "fewer steps take less: --set measure.steps=100" if learns else "fewer --images cost less"
     verb = "learning" if learns else "measuring"
-    return f"{verb} on {images} images takes about {{}} on this CPU ({cheaper})".format
+    return f"{verb} on {images} images takes about", f" on this CPU ({cheaper})"

@@ -41,7 +41,7 @@ def align(zeroshot: Checkpoint, finetuned: list[Checkpoint], *, missing: Missing
     keys = []
     for checkpoint in checkpoints:
         with naming(checkpoint.source):
-            keys.append({name: key for key, name in family.canonical_names(checkpoint.entries).items()})
+            keys.append(family.by_canonical_name(checkpoint.entries))
     with naming(zeroshot.source):
         family.layers_of(keys[0])
     heads = _other_heads(family, checkpoints, keys)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,7 +20,7 @@ from clipmerge.models import ImageTextModel, model_for
 from clipmerge.models.building import no_larger_than
 from clipmerge.models.memory import Pieces
 from clipmerge.models.zero_shot import class_embeddings
-from clipmerge.progress import Pace
+from clipmerge.progress import Pace, say_all
 
 if TYPE_CHECKING:
     from clipmerge.images import Columns
@@ -33,7 +32,7 @@ def load_model(checkpoint: Checkpoint) -> ImageTextModel:
     """Load a full CLIP with its weights, in float32."""
     checkpoint = as_open_clip(checkpoint)
     family = family_of(checkpoint.config, checkpoint.entries)
-    keys = {name: key for key, name in family.canonical_names(checkpoint.entries).items()}
+    keys = family.by_canonical_name(checkpoint.entries)
     layers = family.layers_of(filter(family.has_layer, keys))
     tower = tower_of(layers.values())
     if tower != "full":
@@ -91,14 +90,12 @@ def evaluate_sources(
     if checkpoint.note:
         progress.say(checkpoint.note)
     model = load_model(checkpoint)
-    on_cpu = settings.accelerator.device.type == "cpu"
     accuracy = {}
     for name, images in loaded.items():
         progress.stage(f"evaluating {name}")
-        for note in images.notes:
-            progress.say(note)
+        say_all(progress, images.notes)
         sentence = f"classifying {len(images):,} images of {name} on the CPU takes about"
-        pace = Pace(progress, partial("{} {}".format, sentence) if on_cpu else None)
+        pace = Pace(progress, settings.accelerator.device, sentence)
         accuracy[name] = zero_shot_accuracy(model, images, settings, pace)
     record = {
         "checkpoint": checkpoint.provenance(),

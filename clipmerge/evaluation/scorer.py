@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -91,9 +90,8 @@ class Scorer:
     ) -> dict[str, Correct]:
         """Whether each image was recognised, by source, shape (points, images); arguments as for `answer`."""
         images = sum(map(len, sources.values()))
-        on_cpu = self._settings.accelerator.device.type == "cpu"
         sentence = f"classifying {images:,} images by {len(moves)} models on the CPU takes about"
-        pace = Pace(progress, partial("{} {}".format, sentence) if on_cpu else None)
+        pace = Pace(progress, self._settings.accelerator.device, sentence)
         given = self.answer(moves, sources, pace, keys=keys)
         return {name: given[name] == np.asarray(images.labels) for name, images in sources.items()}
 

@@ -54,8 +54,7 @@ def measure_effect(
     unrelated = probe(scaled, UNRELATED, enough=512, fewest=2)
     related = probe(scaled, RELATED, enough=256, fewest=1)
     sentence = f"measuring what the merge bought, on {len(images)} images held back, takes about"
-    on_cpu = settings.accelerator.device.type == "cpu"
-    pace = Pace(progress, partial("{} {} (--no-verdict skips it)".format, sentence) if on_cpu else None)
+    pace = Pace(progress, settings.accelerator.device, sentence, " (--no-verdict skips it)")
     scorer = Scorer(model, inputs, settings, load_bytes=_LOAD_BYTES)
     sources = {_CLEAN: images, **unrelated.sources, **related.sources}
     answers = scorer.answer(moves_of(plan), sources, pace)

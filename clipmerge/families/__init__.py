@@ -81,8 +81,8 @@ class Family:
     weights: str = "model.safetensors"
     config: str = "config.json"
 
-    def canonical_names(self, keys: Iterable[str]) -> dict[str, str]:
-        """Map a file's keys to canonical names.
+    def by_canonical_name(self, keys: Iterable[str]) -> dict[str, str]:
+        """Map canonical names to a file's keys.
 
         Towers saved alone lack their prefix (``embeddings.class_embedding``), and wrapped models have one too many
         (``module.vision_model...``, ``clip.text_model...``); both are normalised.
@@ -90,19 +90,17 @@ class Family:
         keys = list(keys)
         prefix = self.wrapper_prefix(keys)
         is_text = any(mark in key.removeprefix(prefix) for key in keys for mark in self.text_marks)
-        names: dict[str, str] = {}
-        owner: dict[str, str] = {}
+        named: dict[str, str] = {}
         for key in keys:
             name = key.removeprefix(prefix)
             if self.bare and name.startswith(self.bare):
                 name = f"{'text_model' if is_text else 'vision_model'}.{name}"
             for pattern, replacement in self.renames:
                 name = re.sub(pattern, replacement, name)
-            if name in owner:
-                raise CheckpointError(f"keys '{owner[name]}' and '{key}' are the same parameter, {name}")
-            owner[name] = key
-            names[key] = name
-        return names
+            if name in named:
+                raise CheckpointError(f"keys '{named[name]}' and '{key}' are the same parameter, {name}")
+            named[name] = key
+        return named
 
     def wrapper_prefix(self, keys: Iterable[str]) -> str:
         """Return the prefix before the family's own names in a file, such as ``module.``; usually empty."""
@@ -204,10 +202,9 @@ def family_of(config: dict[str, Any] | None, keys: Iterable[str]) -> Family:
 def known_keys(family: Family, keys: Iterable[str]) -> int:
     """Count the keys of a file that a family has a layer for."""
     try:
-        names = family.canonical_names(keys)
+        return sum(map(family.knows, family.by_canonical_name(keys)))
     except CheckpointError:
         return 0
-    return sum(family.knows(name) for name in names.values())
 
 
 def tower_of(layers: Iterable[str]) -> str:

@@ -6,9 +6,6 @@ import math
 from functools import partial
 from typing import Literal
 
-from torch import Tensor
-
-from clipmerge.files.finite import require_finite
 from clipmerge.merging.spectral import singular_values
 from clipmerge.methods import Decision, Task
 from clipmerge.parallel import side_by_side
@@ -38,7 +35,7 @@ def monosoup(task: Task, *, rank: Literal["effective", "energy"] = "effective", 
     task.need_one_finetuned()
     entries = {name: task.inputs.entries(name)[0] for names in task.layers.values() for name in names}
     matrices = [name for name, entry in entries.items() if len(entry.shape) >= 2 and entry.size]
-    jobs = [(4 * entries[name].size, partial(_split_of, task, name, rank, energy)) for name in matrices]
+    jobs = [(4 * entries[name].size, partial(_split, task, name, rank, energy)) for name in matrices]
     found = dict(zip(matrices, side_by_side(jobs), strict=True))
     layers = {}
     for layer, names in task.layers.items():
@@ -49,15 +46,8 @@ def monosoup(task: Task, *, rank: Literal["effective", "energy"] = "effective", 
     return Decision(layers, "every matrix keeps its strong directions, and a smaller part of the weak ones")
 
 
-def _split_of(task: Task, name: str, rank: str, energy: float) -> dict[str, float | int]:
-    theta_0, theta_1 = task.inputs.theta_0(name), task.inputs.theta_1(name)
-    require_finite(theta_0, name, task.inputs.zeroshot.source)
-    require_finite(theta_1, name, task.inputs.finetuned[0].source)
-    return _split(theta_1.double() - theta_0.double(), rank, energy)
-
-
-def _split(task_vector: Tensor, rank: str, energy: float) -> dict[str, float | int]:
-    s = singular_values(task_vector)
+def _split(task: Task, name: str, rank: str, energy: float) -> dict[str, float | int]:
+    s = singular_values(task.task_vectors(name)[0])
     total = float((s**2).sum())
     if total == 0:
         return {"rank": 1, "high": 1.0, "low": 1.0}

@@ -40,7 +40,7 @@ class HeadedTower:
         self._folder = folder
         self._transform = transform_for(config, folder, model.visual.image_size)
         named = {f"visual.{name}": parameter for name, parameter in model.visual.named_parameters()}
-        self.parameters = {canonical: named[name] for name, canonical in family.canonical_names(named).items()}
+        self.parameters = {name: named[key] for name, key in family.by_canonical_name(named).items()}
         self.parameters |= {HEAD_WEIGHT: self._head.weight, HEAD_BIAS: self._head.bias}
 
     @property

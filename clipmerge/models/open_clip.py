@@ -51,7 +51,7 @@ class OpenClip(ImageTextModel):
         self._transform = transform_for(config, folder, self.module.visual.image_size)
         self._tokenize = _tokenizer(library, model_cfg, folder)
         named = dict(self.module.named_parameters())
-        self.parameters = {canonical: named[name] for name, canonical in family.canonical_names(named).items()}
+        self.parameters = {name: named[key] for name, key in family.by_canonical_name(named).items()}
         blocks = {found[:2] for layer in family.layers_of(self.parameters).values() if (found := block_of(layer))}
         self._blocks = Counter(tower for tower, _ in blocks)
 

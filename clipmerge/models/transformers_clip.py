@@ -45,7 +45,7 @@ class TransformersClip(ImageTextModel):
         self._layout = image_layout(self.module)
         self._reads_padding = family.reads_padding
         named = dict(self.module.named_parameters())
-        self.parameters = {canonical: named[name] for name, canonical in family.canonical_names(named).items()}
+        self.parameters = {name: named[key] for name, key in family.by_canonical_name(named).items()}
 
     def pixels(self, images: list[Image]) -> Tensor:
         """Preprocess RGB images: (batch, 3, height, width), float32; for SigLIP 2 see `_pack`."""

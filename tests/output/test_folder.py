@@ -46,9 +46,9 @@ def loads(output: Path, model: Any = CLIPModel) -> Any:
     loaded, info = model.from_pretrained(output, output_loading_info=True)
     assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs")), info
     written = open_checkpoint(str(output))
-    keys = {name: key for key, name in CLIP.canonical_names(written.entries).items()}
+    keys = CLIP.by_canonical_name(written.entries)
     state = loaded.state_dict()
-    for key, name in CLIP.canonical_names(state).items():
+    for name, key in CLIP.by_canonical_name(state).items():
         assert torch.equal(state[key], written.tensor(keys[name])), name
     return loaded
 
