@@ -17,7 +17,7 @@ import typer
 from typer.core import TyperGroup
 from typer.main import get_group
 
-from clipmerge.cli._defaults import apply_defaults
+from clipmerge.cli._defaults import applied, apply_defaults
 from clipmerge.cli._ending import (
     Unprintable,
     echo,
@@ -129,6 +129,9 @@ def _run() -> int:
         leave_it_to_the_main_process()
         where = error.ctx.command_path if error.ctx else "clipmerge"
         message = error.format_message().replace("Value error, ", "").rstrip(".")
+        name = getattr(getattr(error, "param", None), "name", None)
+        if name and error.ctx and error.ctx.get_parameter_source(name).name == "DEFAULT_MAP":
+            message = f"{applied.origins[name]}: {message}"
         fail(f"{message}{' See' if message.endswith('?') else '; see'} `{where} --help`", UsageError.exit_code)
 
 

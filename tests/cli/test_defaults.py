@@ -52,6 +52,17 @@ def test_the_nearer_default_wins_and_a_flag_over_all(
     assert "--seed 3" not in str(record["command"])
 
 
+def test_a_wrong_default_is_told_with_its_place(
+    pair: Folders, elsewhere: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = ("merge", *pair, "-r", "wise-ft", "--dry-run")
+    (elsewhere / "clipmerge.toml").write_text('images = "few"\n')
+    assert "error: clipmerge.toml: Invalid value for '--images': " in refused(clipmerge(*command), 2)
+    monkeypatch.setenv("CLIPMERGE_IMAGES", "0")
+    assert "error: CLIPMERGE_IMAGES: Invalid value for '--images': " in refused(clipmerge(*command), 2)
+    assert "error: Invalid value for '--images': " in refused(clipmerge(*command, "--images", "x"), 2)
+
+
 @pytest.mark.parametrize(
     "line", ['push = "me/mine"', "overwrite = true", 'data = "hf://datasets/a/b"', "max-loss = 90"]
 )
