@@ -40,7 +40,7 @@ def test_the_guides_code_runs_in_order(
     blocks = re.findall(r"```python\n(.*?)```", GUIDE.read_text(encoding="utf-8"), re.DOTALL)
     assert len(blocks) >= 12
     names: dict[str, Any] = {"__name__": "guide"}
-    for block in blocks:
+    for block in (FEW_STEPS, *blocks):
         exec(compile(block, str(GUIDE), "exec"), names)
     assert "Did you mean 'wise-ft'?" in capsys.readouterr().out
     weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("applied", "merged")]
