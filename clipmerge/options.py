@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypedDict, TypeVar, cast, get_args
 
-from clipmerge.errors import did_you_mean
+from clipmerge.errors import UsageError, did_you_mean
 
 #: Device to measure on.
 Device = Literal["auto", "cpu", "cuda", "mps", "xpu"]
@@ -432,9 +432,12 @@ EVERY = {
 def completed(options: type[Options], given: Mapping[str, Any]) -> Options:
     """Add the defaults of the options that are not given."""
     known = declared(options)
-    for name in given:
+    for name, value in given.items():
         if name not in known:  # as Python itself says
             raise TypeError(f"got an unexpected keyword argument '{name}'.{did_you_mean(name, known)}")
+        option = known[name][1]
+        if option.least is not None and value is not None and not value >= option.least:  # true for NaN too
+            raise UsageError(f"{option.flag(name)} {value}: expected at least {option.least}")
     return cast(Options, {name: given.get(name, option.default) for name, (_, option) in known.items()})
 
 

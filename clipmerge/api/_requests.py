@@ -217,7 +217,9 @@ def choice(flag: str, value: str, options: Sequence[str]) -> str:
 
 
 def several(finetuned: CheckpointLike | Sequence[CheckpointLike]) -> list[CheckpointLike]:
-    """One checkpoint or several as a list."""
+    """One checkpoint or several as a list, which must not be empty."""
+    if isinstance(finetuned, (list, tuple)) and not finetuned:
+        raise UsageError("finetuned: an empty list; give at least one fine-tuned checkpoint")
     return list(finetuned) if isinstance(finetuned, (list, tuple)) else [cast("CheckpointLike", finetuned)]
 
 

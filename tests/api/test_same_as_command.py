@@ -1,6 +1,7 @@
 """The functions and the commands write the same bytes and report the same numbers."""
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -167,6 +168,9 @@ def test_what_is_wrong_is_one_error_of_the_tree(pair: Folders, images: Path, tmp
         (api.UsageError, "is given twice", lambda: api.merge(pair[0], pair[0], "wise-ft")),
         (api.UsageError, "measures, and needs labelled images", lambda: api.plan(*pair, "auto")),
         (api.UsageError, "--device tpu: choose from", lambda: api.plan(*pair, "auto", data=images, device="tpu")),
+        (api.UsageError, "--images 0: expected at least 1", lambda: api.plan(*pair, "wise-ft", data=images, images=0)),
+        (api.UsageError, "--max-loss nan: expected", lambda: api.plan(*pair, "wise-ft", max_loss=math.nan)),
+        (api.UsageError, "finetuned: an empty list; give", lambda: api.plan(pair[0], [], "wise-ft")),
         (api.UsageError, "holds these settings itself", lambda: api.plan(*pair, "auto", data=held, images=5)),
         (api.RecipeError, "no option 'alhpa'", lambda: api.plan(*pair, {"method": {"name": "wise-ft", "alhpa": 1}})),
         (api.OutputError, "already exists", lambda: api.merge(*pair, "wise-ft", output=tmp_path / "there")),

@@ -80,7 +80,7 @@ def test_a_mistyped_checkpoint_is_told_before_anything_else(pair: Folders, tmp_p
     }
     said = refused(clipmerge(command, *words[command]))
     assert said.startswith(f"error: {wrong}: no such folder or file")
-    assert said.endswith(f"Did you mean '{pair[0].name}'?")
+    assert said.endswith(f"Did you mean '{pair[0]}'?")
 
 
 def test_env_names_the_defaults_in_force(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
