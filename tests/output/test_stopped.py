@@ -1,13 +1,18 @@
-"""Commands that are stopped at random moments leave their whole output or none, and say one line that is true of it."""
+"""Commands that are stopped or killed at random moments leave their whole output or none, and say what is true."""
 
 import hashlib
 import json
 import os
 import random
 import re
+import resource
+import shutil
 import signal
+import subprocess
 import sys
+import tempfile
 import time
+from dataclasses import dataclass
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -15,6 +20,7 @@ from pathlib import Path
 import pytest
 
 from clipmerge.__main__ import run
+from tests.support.command import start
 from tests.support.several import IMPORTED
 from tests.support.tiny_clip import save_images
 
@@ -105,34 +111,100 @@ def contents(folder: Path) -> dict[str, str]:
     return found
 
 
+@dataclass
+class Trials:
+    """Runs of one command, each over the same earlier output, and what that and a whole output hold."""
+
+    name: str
+    pair: tuple[Path, Path]
+    home: Path
+
+    def __post_init__(self) -> None:
+        self.command, self.earlier = COMMANDS[self.name]
+        self.paths = {"ZEROSHOT": self.pair[0], "FINETUNED": self.pair[1], "IMAGES": save_images(self.home / "images")}
+        self.paths["OTHERS"] = save_images(self.home / "others", each=4, seed=9)
+        self.chance = random.Random(self.name)
+        first = Trial(self.home / "whole", self.paths)
+        self.before = first.whole(self.earlier)[0] if self.earlier else None
+        self.after, self.seconds = first.whole(self.command)
+
+    def stop(self, number: int) -> tuple[Trial, int, bool]:
+        """Send a signal at a random moment; the trial, its exit code, and whether all is as before."""
+        trial = Trial(Path(tempfile.mkdtemp(dir=self.home)), self.paths)
+        if self.earlier:
+            trial.whole(self.earlier)
+        code, _ = trial.run(self.command, self.chance.uniform(0, self.seconds), number)
+        found = contents(trial.out) if trial.out.exists() else None
+        assert found in (self.before, self.after)
+        return trial, code, found == self.before
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", COMMANDS)
 def test_a_stopped_command_leaves_its_whole_output_or_none(name: str, pair: tuple[Path, Path], tmp_path: Path) -> None:
-    command, earlier = COMMANDS[name]
-    paths = {"ZEROSHOT": pair[0], "FINETUNED": pair[1], "IMAGES": save_images(tmp_path / "images")}
-    paths["OTHERS"] = save_images(tmp_path / "others", each=4, seed=9)
-    first = Trial(tmp_path / "whole", paths)
-    before = first.whole(earlier)[0] if earlier else None
-    after, seconds = first.whole(command)
-    chance, received, tried = random.Random(name), 0, 0
+    trials, received = Trials(name, pair, tmp_path), 0
     while received < TRIALS:
-        tried += 1
-        trial = Trial(tmp_path / str(tried), paths)
-        if earlier:
-            trial.whole(earlier)
-        number, ends = chance.choice(((signal.SIGINT, 130), (signal.SIGTERM, 143)))
-        code, _ = trial.run(command, chance.uniform(0, seconds), number)
+        number, ends = trials.chance.choice(((signal.SIGINT, 130), (signal.SIGTERM, 143)))
+        trial, code, unchanged = trials.stop(number)
         said = [line for line in (trial.home / "said").read_text().splitlines() if not PROGRESS.match(line)]
         if code == 0 or (code in (STARTING, -signal.SIGTERM) and not said):
             continue  # the signal came before clipmerge began, or after it ended
         received += 1
         assert code == ends, said
         (line,) = said
-        found = contents(trial.out) if trial.out.exists() else None
-        assert found in (before, after), line
         assert {path.name for path in trial.home.iterdir()} <= {"tmp", "said", "out"}
         assert not list((trial.home / "tmp").iterdir())
         # where learning was saved, the line does not say that nothing is left
         nothing = "nothing was left behind" in line or "no output was written" in line
         assert line.startswith("error: ")
-        assert "is not known" in line or nothing == (found == before), line
+        assert "is not known" in line or nothing == unchanged, line
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["plain", "plain over another"])
+def test_a_killed_command_leaves_its_whole_output_or_none(name: str, pair: tuple[Path, Path], tmp_path: Path) -> None:
+    trials, staged = Trials(name, pair, tmp_path), 0
+    while staged < 5 * TRIALS:
+        trial, *_ = trials.stop(signal.SIGKILL)
+        left = [path for path in trial.home.iterdir() if path.name not in ("tmp", "said", "out")]
+        assert len(left) <= 1
+        staged += len(left)
+        for stage in left:
+            os.utime(stage, (0, 0))  # one without its lock might be another run's, which begins
+        if not trials.earlier:
+            shutil.rmtree(trial.out, ignore_errors=True)
+        assert trial.whole(trials.command)[0] == trials.after
+        assert {path.name for path in trial.home.iterdir()} == {"tmp", "said", "out"}  # what the other left is gone
+
+
+@pytest.mark.slow
+def test_an_error_waits_for_no_hash(tmp_path: Path) -> None:
+    """Nor does a first Ctrl-C, after which people press it again."""
+    endless = tmp_path / "endless.safetensors"
+    with endless.open("wb") as file:
+        file.truncate(1 << 38)  # takes up no room, and minutes to hash
+    code = (
+        "import signal, sys\n"
+        "from concurrent.futures import ThreadPoolExecutor\n"
+        "from pathlib import Path\n"
+        "from clipmerge.__main__ import run\n"
+        "from clipmerge.files.hashes import sha256_of\n"
+        "ThreadPoolExecutor(1).submit(sha256_of, Path(sys.argv.pop()))\n"
+        "try: run()\n"
+        "finally: assert signal.getsignal(signal.SIGINT) == signal.SIG_DFL"
+    )
+    command = [sys.executable, "-c", code, "recipes", "show", "nonsense", endless]
+    failed = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert failed.returncode == 1
+    assert failed.stderr.startswith("error: ")
+    assert len(failed.stderr.splitlines()) == 1
+
+
+@pytest.mark.slow
+def test_a_file_too_large_for_the_disk_is_one_line_and_leaves_nothing(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    command = ("merge", *pair, "--recipe", "wise-ft", "--output", tmp_path / "out")
+    process = start(*command, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000)))
+    out, err = process.communicate()
+    assert (process.returncode, out) == (1, "")
+    assert err == f"error: {tmp_path / 'out'}: cannot be written (File too large); nothing was left behind\n"
+    assert list(tmp_path.iterdir()) == []
