@@ -164,12 +164,10 @@ def _describe(
 def _relative_change(inputs: Inputs, names: tuple[str, ...]) -> float | None:
     """||task_vector|| / ||theta_0|| of a layer; ``None`` if nothing can be compared."""
     change = base = 0.0
-    ours, theirs = inputs.zeroshot.entries, inputs.finetuned[0].entries
     sizes = {
-        name: ours[inputs.zeroshot_keys[name]].size
+        name: inputs.entries(name)[0].size
         for name in names
-        if inputs.merges(name)
-        and ours[inputs.zeroshot_keys[name]].shape == theirs[inputs.finetuned_keys[0][name]].shape
+        if inputs.merges(name) and len({entry.shape for entry in inputs.entries(name)}) == 1
     }
     if not sizes:
         return None

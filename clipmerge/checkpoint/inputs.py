@@ -150,9 +150,7 @@ class Inputs:
         """Whether a parameter is a float that every checkpoint holds, so that it can be merged."""
         if name not in self.zeroshot_keys or not all(name in keys for keys in self.finetuned_keys):
             return False
-        entries = [self.zeroshot.entries[self.zeroshot_keys[name]]]
-        entries += [c.entries[keys[name]] for c, keys in zip(self.finetuned, self.finetuned_keys, strict=True)]
-        return all(entry.is_float for entry in entries) and not is_buffer(name)
+        return all(entry.is_float for entry in self.entries(name)) and not is_buffer(name)
 
     @property
     def merged_layers(self) -> dict[str, tuple[str, ...]]:

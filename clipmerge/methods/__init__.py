@@ -42,14 +42,13 @@ class Task:
     @property
     def sizes(self) -> dict[str, int]:
         """Number of entries by layer."""
-        entries, keys = self.inputs.zeroshot.entries, self.inputs.zeroshot_keys
-        return {layer: sum(entries[keys[name]].size for name in names) for layer, names in self.layers.items()}
+        entries = self.inputs.entries
+        return {layer: sum(entries(name)[0].size for name in names) for layer, names in self.layers.items()}
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Shapes of the mergeable parameters."""
-        entries, keys = self.inputs.zeroshot.entries, self.inputs.zeroshot_keys
-        return {name: entries[keys[name]].shape for names in self.layers.values() for name in names}
+        return {name: self.inputs.entries(name)[0].shape for names in self.layers.values() for name in names}
 
     def everywhere(self, alpha: float, reason: str) -> dict[str, LayerPlan]:
         """The same coefficient for every layer."""

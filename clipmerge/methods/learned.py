@@ -29,7 +29,7 @@ def learned(task: Task, *, alpha: Share = 1.0) -> Decision:
     if not measurements.coefficients:
         raise RecipeError(f"{measurements.measure} learns no coefficients; measure with learned-coefficients")
     coefficients = {name: alpha * value for name, value in measurements.coefficients.items()}
-    layers = {layer: LayerPlan(alpha=0.0, reason="fine-tuning did not change it") for layer in task.layers}
+    layers = task.everywhere(0.0, "fine-tuning did not change it")
     if HEAD in layers:  # measures classify by prompts
         layers[HEAD] = LayerPlan(alpha=alpha, reason="a classifier's head takes no part in measuring: fine-tuned")
     for layer in measurements["at_zero"].values:

@@ -75,7 +75,7 @@ def straggler_outlier(
         mask=mask,
         mask_options=mask_options or {},
     )
-    layers = {layer: LayerPlan(alpha=alpha, reason="base alpha") for layer in task.layers}
+    layers = task.everywhere(alpha, "base alpha")
     for layer in stragglers.names:
         z, stable = (stragglers.scores[layer][name] for name in ("z", "stability"))
         reason = f"straggler: {statistic} z {z:.1f}, in {stable:.0%} of the resamples"

@@ -50,7 +50,7 @@ def straggler_top(
         raise RecipeError(f"the measure has no statistic '{statistic}' (statistics: {', '.join(known)})")
     values, title = known[statistic].values, known[statistic].title or statistic
     chosen = set(sorted(values, key=values.__getitem__, reverse=True)[:count])
-    layers = {layer: LayerPlan(alpha=alpha, reason="base alpha") for layer in task.layers}
+    layers = task.everywhere(alpha, "base alpha")
     for layer in chosen:
         layers[layer] = LayerPlan(
             alpha=straggler_alpha,
