@@ -32,14 +32,17 @@ def learned(task: Task, *, alpha: Share = 1.0) -> Decision:
     layers = task.everywhere(0.0, "fine-tuning did not change it")
     if HEAD in layers:  # measures classify by prompts
         layers[HEAD] = LayerPlan(alpha=alpha, reason="a classifier's head takes no part in measuring: fine-tuned")
+    choice = measurements.choice
+    taken = any(measurements.trace.values()) and not (choice and choice.alpha is not None)
+    reason = "learned" if taken else "a point of the straight path"
     for layer in measurements["at_zero"].values:
-        layers[layer] = LayerPlan(alpha=0.0, reason="learned")
+        layers[layer] = LayerPlan(alpha=0.0, reason=reason)
     numbers = sum(value.numel() for value in coefficients.values())
     scaled = "" if alpha == 1 else f" times {alpha:g}"
     finding = _told(measurements.trace)
-    if measurements.choice:
-        finding += f"; {_chosen(measurements.choice, learned=any(measurements.trace.values()))}"
-    kind = "learned coefficients" if any(measurements.trace.values()) else "coefficients"
+    if choice:
+        finding += f"; {_chosen(choice, learned=any(measurements.trace.values()))}"
+    kind = "learned coefficients" if taken else "coefficients"
     return Decision(layers, f"{numbers:,} {kind}{scaled}; {finding}", finding=finding, coefficients=coefficients)
 
 

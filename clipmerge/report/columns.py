@@ -117,7 +117,7 @@ def _settings(record: MergeRecord) -> list[Column]:
         columns.append(Column(key, key, symbol, term, about, values, decimals, scale, kind="setting"))
     ranges = {layer: entry.alpha_range for layer, entry in record.layers.items() if entry.alpha_range}
     if ranges:
-        about = "smallest and largest of the layer's learned coefficients; its alpha is their mean."
+        about = "smallest and largest coefficient of the layer's weights; its alpha is their mean."
         scale = Scale(0.0, 1.0)
         columns.append(
             Column("alpha_range", "alpha range", "learned", "Alpha range", about, ranges, 2, scale, "setting", False)

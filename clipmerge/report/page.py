@@ -116,9 +116,10 @@ def _facts(record: MergeRecord, columns: list[Column]) -> list[tuple[str, str]]:
         found = len(record.found_stragglers)
         facts.append(("straggler layers" if found != 1 else "straggler layer", f"{found or 'none'}"))
     learned = tuple(layer for layer, entry in layers.items() if entry.alpha_range)
-    name = "mean of a layer's learned coefficients" if learned else "coefficient alpha"
+    taken = any(record.trace.values()) and not (record.choice and record.choice.alpha is not None)
+    name = "mean of a layer's learned coefficients" if learned and taken else "coefficient alpha"
     facts.append((name, minus(columns[0].span(learned or tuple(layers)))))
-    if record.coefficients:
+    if record.coefficients and taken:
         facts.append(("weights with a learned coefficient", f"{sum(map(sum, record.coefficients.values())):,}"))
     size = sum(entry.size or 0 for entry in layers.values())
     if size and any(entry.mask for entry in layers.values()):

@@ -202,7 +202,9 @@ def test_nothing_is_learned_where_fine_tuning_harmed_little(ends: Ends, monkeypa
 
     inputs = align_checkpoints(open_checkpoint(str(ends[0])), [open_checkpoint(str(ends[1]))])
     told = "coefficients; nothing was learned; 7 images held back: alpha 0.8 of the straight path; it"
-    assert told in learned(Task(inputs, found)).verdict
+    decision = learned(Task(inputs, found))
+    assert told in decision.verdict
+    assert "learned" not in {entry.reason for entry in decision.layers.values()}
     sparse = learned_sparse(objective, steps=4, held_back=0.3, max_loss=100)
     assert all(torch.equal(value, torch.full_like(value, 0.8)) for value in sparse.coefficients.values())
     decision = straggler_sparse(Task(inputs, sparse))

@@ -145,6 +145,16 @@ def test_page_says_whether_there_is_a_barrier(
     assert f"{caption}: there is {'no' if middle < 1 else 'a'} barrier" in text
 
 
+def test_a_point_of_the_straight_path_is_not_called_learned(html_of: Pages) -> None:
+    choice = {"images": 9, "alpha": 0.4, "part": 0.0, "beyond": 0.0, "goal": 0.4, "right": 0.9, "path_alpha": 0.4}
+    choice |= {"path_goal": 0.4, "finetuned_right": 0.9}
+    assert "weights with a learned coefficient" in html_of(learned())
+    for path in (learned() | {"choice": choice}, learned() | {"choice": choice, "trace": {}}):
+        page = html_of(path)
+        assert "weights with a learned coefficient" not in page
+        assert "mean of a layer's learned coefficients" not in page
+
+
 def test_page_of_a_learned_recipe_leads_with_what_was_bought_and_draws_what_was_learned(html_of: Pages) -> None:
     html = html_of(learned(stragglers=("vision.3.mlp",)))
     text = Page(html).text
