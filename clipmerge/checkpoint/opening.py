@@ -138,7 +138,10 @@ def _no_weights(source: str, folder: Path) -> CheckpointError:
     others = sorted(file.name for file in folder.iterdir() if file.suffix in PICKLE_SUFFIXES)
     if others:
         return CheckpointError(f"{source}: has no {WEIGHTS} but {shorten(others)}; give the file you mean")
-    return CheckpointError(f"{source}: no {WEIGHTS} in this folder; is it the folder that save_pretrained wrote?")
+    inner = sorted(str(file.parent) for file in folder.glob(f"*/{WEIGHTS}"))
+    inner = inner or sorted(str(file) for file in folder.glob("*/*") if file.suffix in PICKLE_SUFFIXES)
+    what = f"give the one that you mean: {shorten(inner)}" if inner else "is it the folder that save_pretrained wrote?"
+    return CheckpointError(f"{source}: no {WEIGHTS} in this folder; {what}")
 
 
 def _inner_clip(source: str, folder: Path) -> tuple[Path | None, str]:
