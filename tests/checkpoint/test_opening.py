@@ -110,6 +110,13 @@ def test_an_index_that_points_outside_or_is_none_is_refused(shards: Path) -> Non
 
 def test_other_folders_say_what_they_are(tmp_path: Path) -> None:
     refused(tmp_path, r"no model\.safetensors in this folder; is it the folder that save_pretrained wrote\?")
+    for inside, meant in (
+        ("checkpoints/epoch_3.pt", r"epoch_3\.pt"),
+        ("checkpoint-5/model.safetensors", "checkpoint-5"),
+    ):
+        (tmp_path / inside).parent.mkdir()
+        (tmp_path / inside).write_bytes(b"")
+        refused(tmp_path, rf"in this folder; give the one that you mean: \S+{meant}$")
     save_file({"a": torch.zeros(1)}, tmp_path / "ema.safetensors")
     refused(tmp_path, r"has no model\.safetensors but ema\.safetensors; give the file you mean")
     (tmp_path / "ema.safetensors").rename(tmp_path / "training_args.bin")
