@@ -205,10 +205,13 @@ def test_the_first_process_that_is_ended_says_so(tmp_path: Path, monkeypatch: py
     say()
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
     say()
-    for left in (1, 0):
+    gone = tmp_path / "clipmerge-ended-of-others"  # as a sign that another process removes after it was listed
+    gone.symlink_to("nowhere")
+    for left in (2, 1):
         with pytest.raises(SystemExit):
             say()
         assert len(list(tmp_path.iterdir())) == left
+    gone.unlink()
     assert said == [False, True]
     say()
     (sign,) = tmp_path.iterdir()

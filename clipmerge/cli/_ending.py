@@ -144,10 +144,11 @@ def _said_once(code: int) -> Iterator[None]:
     sign = Path(tempfile.gettempdir()) / f"{_SIGN}{os.getppid()}-{os.environ.get('MASTER_PORT')}"
     before = signal.signal(signal.SIGTERM, signal.SIG_IGN)  # Slurm and the launcher both send it
     place = 1
-    with contextlib.suppress(OSError):  # else there is no folder to leave a sign in
-        for old in sign.parent.glob(f"{_SIGN}*"):  # of runs of which a process was killed
+    for old in sign.parent.glob(f"{_SIGN}*"):  # of runs of which a process was killed
+        with contextlib.suppress(OSError):  # another process removes it too
             if time.time() - old.stat().st_mtime > SECONDS_OF_A_SIGN:
-                old.unlink(missing_ok=True)
+                old.unlink()
+    with contextlib.suppress(OSError):  # else there is no folder to leave a sign in
         with sign.open("ab", buffering=0) as file:
             file.write(b".")
             place = file.tell()
