@@ -33,7 +33,7 @@ CLAIMS: dict[str, Callable[[Alphas, Plan, re.Match[str]], bool]] = {
     rf"the coefficients go {N} to {N} of the way": lambda alphas, plan, m: spans(
         [end for entry in plan.layers.values() for end in entry.alpha_range or [entry.alpha]] + alphas, m[1], m[2]
     ),
-    r"([\d,]+) learned coefficients": lambda alphas, plan, m: any(e.alpha_range for e in plan.layers.values()),
+    r"([\d,]+) (?:learned )?coefficients": lambda alphas, plan, m: any(e.alpha_range for e in plan.layers.values()),
     r"([\d,]+) coefficients(?: times [\d.]+)?; nothing was learned": lambda alphas, plan, m: all(
         entry.alpha_range[0] == entry.alpha_range[1] for entry in plan.layers.values() if entry.alpha_range
     ),
