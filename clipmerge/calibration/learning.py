@@ -45,7 +45,7 @@ from clipmerge.planning.measurements import HeldBackChoice, LossPath
 ALPHAS, PATH_STEPS = tuple(tenth / 10 for tenth in range(11)), 4
 #: The zero-shot model's predictions teach if they remove this share of the uncertainty about the labels, else features
 #: of the straight path do: predictions that are sure and wrong would be held with great force, a cosine is bounded.
-SKILLED = 1 / 3
+SKILLED = 1 / 4
 
 
 @dataclass(frozen=True)
