@@ -43,7 +43,9 @@ def add_results(record: MergeRecord, files: Iterable[Path]) -> MergeRecord:
             measured = {key: value for key, value in merged.items() if value}
             record = MergeRecord.model_validate(record.as_json() | measured)
         except (KeyError, TypeError, AttributeError, ValueError) as error:
-            reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else repr(error)
+            reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
+            if isinstance(error, KeyError):
+                reason = f"it has no {error}"
             raise UsageError(
                 f"--evaluation {file}: not written by `clipmerge evaluate --format json` or `sweep` ({reason})"
             ) from None

@@ -257,7 +257,10 @@ def test_a_sweeps_point_is_found_by_its_recipe(pair: Inputs, images: Path, tmp_p
 BAD: dict[str, tuple[str, str]] = {
     "not there": ("", "cannot be read as JSON"),
     "a list": ("[]", "is not a JSON object"),
-    "another": ('{"accuracy": 1}', r"not written by `clipmerge evaluate --format json` or `sweep` \("),
+    "another": (
+        '{"accuracy": 1}',
+        r"not written by `clipmerge evaluate --format json` or `sweep` \(it has no 'checkpoint'\)",
+    ),
     "half of a pair": (r'{"accuracy": {"\ud800": 1}}', r"cannot be read as JSON \(a string with half of a surrogate"),
     "other weights": (
         json.dumps({"checkpoint": {"source": "x", "files": {"model.safetensors": "cd" * 32}}, "accuracy": {}}),
