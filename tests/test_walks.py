@@ -80,7 +80,7 @@ def test_an_image_passes_six_modules_to_its_batch(pair: Folders, tmp_path: Path)
 def test_a_coefficient_passes_five_modules_to_the_arithmetic(pair: Folders, tmp_path: Path) -> None:
     """It is a float, alone, in a layer's plan or in the plan.
 
-    The walk begins with a method's `Decision`, in `api.plan`, which runs the method and makes the plan.
+    The walk begins with a method's `Decision`, which `api.plan` makes a plan of.
     """
 
     def is_alpha(value: Any) -> bool:
@@ -93,7 +93,8 @@ def test_a_coefficient_passes_five_modules_to_the_arithmetic(pair: Folders, tmp_
             "merge", *pair, "--set", f"method.alpha={ALPHA}", "--recipe", "wise-ft", "--output", tmp_path / "out"
         ).code
     rooms.remove("api.plan")
-    walk = rooms[rooms.index("methods") + 1 : rooms.index("merging.formula") + 1]
+    walk = rooms[rooms.index("methods.wise_ft") + 1 : rooms.index("merging.formula") + 1]
+    assert "methods" not in walk
     assert len(walk) <= 5, walk
 
 
