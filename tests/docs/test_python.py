@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from clipmerge.planning import recipe
 from tests.support.tiny_clip import save_images
 
 ROOT = Path(__file__).parents[2]
@@ -36,6 +37,7 @@ def test_the_guides_code_runs_in_order(
         shutil.copytree(source, tmp_path / name)
     save_images(tmp_path / "shifted", seed=2)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(recipe, "recipe_text", recipe.recipe_text)  # puts back what FEW_STEPS changes
     logging.getLogger("clipmerge").setLevel(logging.ERROR)
     blocks = re.findall(r"```python\n(.*?)```", GUIDE.read_text(encoding="utf-8"), re.DOTALL)
     assert len(blocks) >= 12
