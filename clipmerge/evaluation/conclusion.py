@@ -37,7 +37,8 @@ def concluded(
 ) -> Conclusion:
     """Recommend whether to use a merged model.
 
-    Recipes that look at the rank of the fine-tuned model's features also give ``learned``: whether anything was.
+    Recipes that measure the rank of the fine-tuned features give ``finetuned_rank``, and ``learned``: whether
+    they learned coefficients or took a point of the straight path without learning.
     """
     recommendation, reason = _recommended(
         zeroshot, finetuned, over_finetuned, over_zeroshot, max_loss / 100, finetuned_rank, learned

@@ -6,6 +6,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from clipmerge.errors import counted
 from clipmerge.images.content import first_copies
 from clipmerge.images.sampling import balanced_sample
 
@@ -56,7 +57,7 @@ def without_copies(images: LabelledImages) -> LabelledImages:
 
 def copies_note(source: str, copies: int) -> str:
     """Say that copies were left out."""
-    images = "1 sampled image is a copy" if copies == 1 else f"{copies} sampled images are copies"
+    images = counted(copies, "sampled image is a copy", "sampled images are copies")
     return f"{source}: {images} of others and left out, so that none is both seen and held back"
 
 

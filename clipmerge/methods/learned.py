@@ -6,7 +6,7 @@ from clipmerge.errors import RecipeError
 from clipmerge.layers import HEAD
 from clipmerge.methods import Decision, Task
 from clipmerge.planning.layer_plan import LayerPlan
-from clipmerge.planning.measurements import HeldBackChoice
+from clipmerge.planning.measurements import HeldBackChoice, takes_learned
 from clipmerge.plugins import Share
 
 
@@ -33,7 +33,7 @@ def learned(task: Task, *, alpha: Share = 1.0) -> Decision:
     if HEAD in layers:  # measures classify by prompts
         layers[HEAD] = LayerPlan(alpha=alpha, reason="a classifier's head takes no part in measuring: fine-tuned")
     choice = measurements.choice
-    taken = any(measurements.trace.values()) and not (choice and choice.alpha is not None)
+    taken = takes_learned(measurements.trace, choice)
     reason = "learned" if taken else "a point of the straight path"
     for layer in measurements["at_zero"].values:
         layers[layer] = LayerPlan(alpha=0.0, reason=reason)

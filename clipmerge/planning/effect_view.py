@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
+from clipmerge.errors import counted
 from clipmerge.planning.merge_effect import Estimate, MergeEffect
 from clipmerge.planning.plan import STALE
 
@@ -36,7 +37,7 @@ def effect_facts(bought: MergeEffect) -> str:
         f"On {_percent(bought.agreement)}% of these {bought.images} images the merged and the zero-shot model agree."
     )
     counts = ((bought.classes_without_images, "no image"), (bought.classes_with_one_image, "one image"))
-    rare = [f"{count} {'has' if count == 1 else 'have'} {number}" for count, number in counts if count]
+    rare = [counted(count, f"has {number}", f"have {number}") for count, number in counts if count]
     return " ".join([facts, *([f"Of {bought.classes} classes, {' and '.join(rare)} among them."] if rare else [])])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pydantic import Field, model_validator
@@ -157,6 +158,11 @@ class HeldBackChoice(Frozen):
     divergence: str = "predictions"
     zeroshot_skill: float | None = None
     finetuned_rank: float | None = None
+
+
+def takes_learned(trace: Mapping[str, Sequence[float]], choice: HeldBackChoice | None) -> bool:
+    """Whether a merge takes learned coefficients, not a point of the straight path."""
+    return any(trace.values()) and not (choice and choice.alpha is not None)
 
 
 class Measurements(Frozen):

@@ -12,6 +12,7 @@ from typing import Any
 
 from clipmerge.output.record import MergeRecord
 from clipmerge.planning.effect_view import effect_facts, effect_rows, unmeasured
+from clipmerge.planning.measurements import takes_learned
 from clipmerge.planning.merge_effect import ADVICE
 from clipmerge.planning.other_tasks import EXPLANATION, HEADS, other_task_rows
 from clipmerge.report.columns import Column, columns_of
@@ -116,7 +117,7 @@ def _facts(record: MergeRecord, columns: list[Column]) -> list[tuple[str, str]]:
         found = len(record.found_stragglers)
         facts.append(("straggler layers" if found != 1 else "straggler layer", f"{found or 'none'}"))
     learned = tuple(layer for layer, entry in layers.items() if entry.alpha_range)
-    taken = any(record.trace.values()) and not (record.choice and record.choice.alpha is not None)
+    taken = takes_learned(record.trace, record.choice)
     name = "mean of a layer's learned coefficients" if learned and taken else "coefficient alpha"
     facts.append((name, minus(columns[0].span(learned or tuple(layers)))))
     if record.coefficients and taken:
