@@ -170,11 +170,7 @@ class _Run:
     """One run of learning, from its layout to its choice."""
 
     def __init__(
-        self,
-        objective: Objective,
-        coefficients: Coefficients,
-        config: LearningConfig,
-        layout: Layout,
+        self, objective: Objective, coefficients: Coefficients, config: LearningConfig, layout: Layout
     ) -> None:
         self._objective, self._coefficients, self._config = objective, coefficients, config
         self._layout = layout

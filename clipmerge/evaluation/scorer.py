@@ -81,12 +81,7 @@ class Scorer:
         self._last: dict[_ClassPrompts, tuple[int, Tensor]] = {}
 
     def score(
-        self,
-        moves: Sequence[Move],
-        sources: dict[str, LabelledImages],
-        progress: Progress,
-        *,
-        keys: Sequence[str] = (),
+        self, moves: Sequence[Move], sources: dict[str, LabelledImages], progress: Progress, *, keys: Sequence[str] = ()
     ) -> dict[str, Correct]:
         """Whether each image was recognised, by source, shape (points, images); arguments as for `answer`."""
         images = sum(map(len, sources.values()))
@@ -99,12 +94,7 @@ class Scorer:
     @device_work()
     @freed_memory_kept()
     def answer(
-        self,
-        moves: Sequence[Move],
-        sources: dict[str, LabelledImages],
-        progress: Progress,
-        *,
-        keys: Sequence[str] = (),
+        self, moves: Sequence[Move], sources: dict[str, LabelledImages], progress: Progress, *, keys: Sequence[str] = ()
     ) -> dict[str, Answers]:
         """Class indices by source (points, images), in every process; answers are kept under the points' ``keys``."""
         _, processes = self._settings.share

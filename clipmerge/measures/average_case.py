@@ -53,14 +53,7 @@ def average_case(
 
 
 def _mean_rise(
-    objective: Objective,
-    batch: Batch,
-    layer: str,
-    base: float,
-    first_draw: int,
-    draws: int,
-    rho: float,
-    adaptive: bool,
+    objective: Objective, batch: Batch, layer: str, base: float, first_draw: int, draws: int, rho: float, adaptive: bool
 ) -> float:
     parameters = [objective.path.parameters[name] for name in objective.path.layers[layer]]
     ball = LayerBall(parameters, norm="l2", radius=rho, adaptive=adaptive)

@@ -77,13 +77,7 @@ def worst_case(
 
 
 def _rise(
-    objective: Objective,
-    batch: Batch,
-    layer: str,
-    ball: LayerBall,
-    gradient: list[Tensor],
-    base: float,
-    steps: int,
+    objective: Objective, batch: Batch, layer: str, ball: LayerBall, gradient: list[Tensor], base: float, steps: int
 ) -> float:
     loss = objective.criterion.layer_loss(batch, layer)
     try:

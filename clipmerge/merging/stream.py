@@ -126,13 +126,7 @@ def _copied(name: str, holder: Location, others: Sequence[Location], dtype: str,
 
 
 def _merged(
-    inputs: Inputs,
-    plan: Plan,
-    name: str,
-    layer: LayerPlan,
-    dtype: str,
-    is_whole: bool,
-    room: Room,
+    inputs: Inputs, plan: Plan, name: str, layer: LayerPlan, dtype: str, is_whole: bool, room: Room
 ) -> Iterator[Array]:
     """Merge a parameter: with numpy if only the formula is needed and the dtype does not change, else with torch."""
     dtypes = {dtype, *(entry.dtype for entry in inputs.entries(name))}
