@@ -181,7 +181,13 @@ def download(pinned: HubId, names: Iterable[str], *, cached: bool = False) -> Pa
         where: dict[str, Any] = {"repo_id": pinned.repo_id, "revision": pinned.revision, "repo_type": pinned.kind}
         patterns = [glob.escape(name) for name in names]
         with explained(f"downloading {pinned}", state="What was downloaded is kept for the next run."):
-            patiently(lambda: huggingface_hub.snapshot_download(**where, allow_patterns=patterns))
+            try:
+                patiently(lambda: huggingface_hub.snapshot_download(**where, allow_patterns=patterns))
+            except FileNotFoundError as error:
+                if error.filename is None:  # the client's own, for what the Hub does not have
+                    raise
+                # A cache without links moves a file out of the blobs, where another thread may look for an equal one.
+                huggingface_hub.snapshot_download(**where, allow_patterns=patterns, max_workers=1)
     _check_there(pinned, folder, names)
     for name in new:
         _check_content(pinned, name, folder / name)

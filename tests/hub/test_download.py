@@ -1,7 +1,9 @@
 """Reading from the Hub: every fault by the real client against the double, and no silent use of a stale cache."""
 
 import json
+import shutil
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -216,10 +218,22 @@ def test_a_repository_without_weights_is_no_checkpoint(hub: FakeHub) -> None:
 
 
 @pytest.mark.usefixtures("sha")
-def test_a_cache_without_links_holds_the_files_themselves(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As on Windows."""
+def test_a_cache_without_links_holds_the_files_themselves(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on Windows, where a file that another thread moves away while this one copies it is fetched again."""
+    fetch(MODEL)
+    upload(hub, MODEL.repo_id, FILES | {"config.json": b'{"a": 1}'})
+    moved = []
+
+    def copyfile(source: str, target: str) -> None:
+        if not moved:
+            moved.append(source)
+            Path(source).unlink()
+        Path(target).write_bytes(Path(source).read_bytes())
+
     monkeypatch.setattr(file_download, "are_symlinks_supported", lambda *_: False)
+    monkeypatch.setattr(shutil, "copyfile", copyfile)
     file = fetch(MODEL).folder / "model.safetensors"
+    assert moved
     assert not file.is_symlink()
     assert file.read_bytes() == FILES[file.name]
 
