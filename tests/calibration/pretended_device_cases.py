@@ -1,7 +1,5 @@
 """Measures, steps of learning, evaluation and retrieval on a device that refuses and counts what a card does."""
 
-from __future__ import annotations
-
 import gc
 import re
 from functools import partial

@@ -1,7 +1,5 @@
 """Tests of the point of the straight path whose features are held."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch

@@ -1,7 +1,5 @@
 """Changed images: the effect of each kind of change on the pixels."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from torch import Tensor

@@ -1,7 +1,5 @@
 """The choice of the held-back images: learned points, the straight path, and the limit on lost accuracy."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import replace
 from typing import Any
@@ -14,14 +12,7 @@ from clipmerge.calibration import choice as choice_module
 from clipmerge.calibration import learning
 from clipmerge.calibration.anchor import Anchor
 from clipmerge.calibration.augmentation import augmented, corrupted, viewed
-from clipmerge.calibration.choice import (
-    CANDIDATES,
-    Candidate,
-    ValidationScore,
-    choose,
-    validate,
-    validate_corrupted,
-)
+from clipmerge.calibration.choice import CANDIDATES, Candidate, ValidationScore, choose, validate, validate_corrupted
 from clipmerge.calibration.coefficients import Coefficients
 from clipmerge.calibration.goal import Divergence, Goal, with_teacher_targets
 from clipmerge.calibration.learning import ALPHAS, LearningConfig, learn, prepare

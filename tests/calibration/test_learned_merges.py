@@ -1,7 +1,5 @@
 """Merges with learned coefficients, from the command to the written weights."""
 
-from __future__ import annotations
-
 import json
 import re
 from pathlib import Path

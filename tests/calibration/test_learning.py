@@ -1,7 +1,5 @@
 """Learned coefficients against transformers' own forward in float64, autograd and an Adam written out."""
 
-from __future__ import annotations
-
 import math
 from pathlib import Path
 from typing import Any

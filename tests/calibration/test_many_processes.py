@@ -1,7 +1,5 @@
 """Two, four and eight processes learn what one does, and collectives get what NCCL takes."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

@@ -1,7 +1,5 @@
 """Evaluated mixtures: the model is the one that a merge would write."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

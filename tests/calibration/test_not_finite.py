@@ -1,7 +1,5 @@
 """Losses that are no number are refused where they appear, with the place on the path."""
 
-from __future__ import annotations
-
 from hashlib import sha256
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Perturbations of a layer on a quadratic loss, whose worst point can be computed."""
 
-from __future__ import annotations
-
 from typing import Literal
 
 import numpy as np

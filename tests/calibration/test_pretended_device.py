@@ -3,8 +3,6 @@
 Autograd's engine counts the kinds of devices at its first backward pass, which other tests run in this process.
 """
 
-from __future__ import annotations
-
 import re
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """Learning that is interrupted and resumed gives the numbers of an uninterrupted run, and refuses any other state."""
 
-from __future__ import annotations
-
 import dataclasses
 import errno
 import inspect

@@ -1,7 +1,5 @@
 """Steps shared among processes, and learning with less memory: the same results as without either."""
 
-from __future__ import annotations
-
 from dataclasses import astuple, replace
 from typing import Any
 

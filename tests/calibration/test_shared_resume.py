@@ -1,7 +1,5 @@
 """The state of an interrupted run in several processes: the main one reads it, and the others get it from there."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any

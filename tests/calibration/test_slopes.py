@@ -1,7 +1,5 @@
 """Slopes of every layer, batch by batch: against float64 gradients of transformers' own forward pass."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch

@@ -1,7 +1,5 @@
 """Learned sparse masks: an exact number of entries is kept, all others are zero-shot's bytes, and scores still move."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Images held back from learning: their number and classes."""
 
-from __future__ import annotations
-
 from collections import Counter
 
 import pytest

@@ -1,7 +1,5 @@
 """The goal with unlabelled images against a slow one in float64; their order, their shares, and resumed learning."""
 
-from __future__ import annotations
-
 from collections import Counter
 from dataclasses import replace
 

@@ -1,7 +1,5 @@
 """Answers that are found in bfloat16 are those of float32."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from torch import Tensor

@@ -1,7 +1,5 @@
 """Accuracy and recall on a folder of CLIP_benchmark are those that the package `clip-benchmark` itself finds there."""
 
-from __future__ import annotations
-
 import inspect
 import io
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The verdict never contradicts the numbers it was drawn from."""
 
-from __future__ import annotations
-
 import re
 from typing import Any
 

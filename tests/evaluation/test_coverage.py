@@ -5,8 +5,6 @@ of the model and of the view, so that outcomes of one image or one class are as 
 those of the whole population: the classes at hand, and all images that they could have.
 """
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

@@ -3,8 +3,6 @@
 Every image is labelled with the reference's answer, so that an accuracy of 1 is agreement to the image.
 """
 
-from __future__ import annotations
-
 import io
 from pathlib import Path
 

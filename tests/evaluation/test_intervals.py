@@ -1,7 +1,5 @@
 """Intervals against an independent library, and their coverage for every possible outcome."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

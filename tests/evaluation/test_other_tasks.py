@@ -1,7 +1,5 @@
 """Recall along a path, and shared among processes: the numbers of one model in one process."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any

@@ -1,7 +1,5 @@
 """Points of a sweep: plans of equal weights are one, a model is moved between them, and answers are found again."""
 
-from __future__ import annotations
-
 import shutil
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """The robustness probe: the same in every run, and nothing that a recipe learns from."""
 
-from __future__ import annotations
-
 import io
 import math
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Recall against a slow reference that sorts every row."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from torch import Tensor

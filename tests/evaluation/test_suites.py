@@ -1,7 +1,5 @@
 """Suites of public pairs: their files, release files from a real server, and their cost without a download."""
 
-from __future__ import annotations
-
 import hashlib
 import textwrap
 from collections.abc import Iterator
@@ -202,7 +200,7 @@ def test_sizes_counts_and_time_come_from_the_servers(hub: FakeHub, cars: bytes, 
     assert found["acme/base"]["bytes"] == 1002
     assert found[URL]["bytes"] == 5000
     assert found["hf://datasets/acme/cars:test"] | {"problem": None} == {
-        **{"what": "hf://datasets/acme/cars:test", "bytes": len(cars), "cached": False, "images": 9, "problem": None},
+        **{"what": "hf://datasets/acme/cars:test", "bytes": len(cars), "cached": False, "images": 9, "problem": None}
     }
     assert (found[str(tmp_path / "local")]["bytes"], found[str(tmp_path / "local")]["cached"]) == (0, True)
     assert cost["bytes"] == 1002 + 5000 + len(cars)

@@ -1,7 +1,5 @@
 """Images held back: their number and classes, and that the decision never sees them."""
 
-from __future__ import annotations
-
 import hashlib
 from collections import Counter
 from pathlib import Path

@@ -1,14 +1,12 @@
 """A real, headless browser: where it is, and what is wrong with a page in it."""
 
-from __future__ import annotations
-
 import contextlib
 import importlib.util
 import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 #: Names of the browsers that will do; CLIPMERGE_BROWSER names another.
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
@@ -61,7 +59,7 @@ class Visit:
         self.page.goto(file.as_uri())
         self.asked.remove(file.as_uri())
 
-    def __enter__(self) -> Visit:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

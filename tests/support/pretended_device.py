@@ -6,12 +6,10 @@ a number, and for a copy that is not told to go on by itself. Memory is counted,
 stand in for a backend since 2.9, without a compiler.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -131,7 +129,7 @@ class Pretended(Tensor):
     part: _Taken
 
     @staticmethod
-    def __new__(cls, raw: Tensor) -> Pretended:
+    def __new__(cls, raw: Tensor) -> Self:
         if raw.dtype == torch.float64 and not counts.has_float64:
             raise TypeError("the device has no float64")
         made: Pretended = Tensor._make_wrapper_subclass(

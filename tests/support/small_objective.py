@@ -1,11 +1,9 @@
 """An `Objective` over a really small CLIP, and its loss once more through transformers' own forward."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable
 from copy import deepcopy
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from accelerate import Accelerator
@@ -125,7 +123,7 @@ class Reference:
     def parameters(self) -> dict[str, torch.nn.Parameter]:
         return dict(self.model.named_parameters())
 
-    def at(self, alpha: float) -> Reference:
+    def at(self, alpha: float) -> Self:
         with torch.no_grad():
             for name, parameter in self.parameters.items():
                 zeroshot, finetuned = self.ends[name]

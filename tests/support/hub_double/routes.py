@@ -1,7 +1,5 @@
 """The routes of the double: reading a request's body, answering, checking tokens and names, and each route's work."""
 
-from __future__ import annotations
-
 import base64
 import json
 import re
@@ -34,7 +32,7 @@ class Routes(BaseHTTPRequestHandler):
 
     protocol_version = "HTTP/1.1"  # keep-alive, so every answer needs a Content-Length
     disable_nagle_algorithm = True  # headers and body are two writes: 40 ms apart with it
-    hub: FakeHub
+    hub: "FakeHub"
     query: dict[str, str]
     body_read: bool = False
     recorded: bool = False

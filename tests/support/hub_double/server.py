@@ -1,7 +1,5 @@
 """The server: routes, dispatch, and faults before and after the work."""
 
-from __future__ import annotations
-
 import contextlib
 import re
 import socket
@@ -12,7 +10,7 @@ import urllib.parse
 from collections.abc import Callable
 from http.server import ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from tests.support.hub_double.routes import Routes
 from tests.support.hub_double.store import Entry, Fault, Refusal, Repo, git_oid
@@ -55,7 +53,7 @@ class FakeHub:
         self.server = Server(("127.0.0.1", 0), handler)
         self.url = f"http://127.0.0.1:{self.server.server_address[1]}"
 
-    def __enter__(self) -> FakeHub:
+    def __enter__(self) -> Self:
         threading.Thread(target=self.server.serve_forever, args=(0.02,), daemon=True).start()
         return self
 
