@@ -17,11 +17,7 @@ if TYPE_CHECKING:
 
 @with_options(PushOptions)
 def push(
-    folder: str | os.PathLike[str],
-    repo_id: str,
-    *,
-    progress: Progress | None = None,
-    **options: Unpack[PushOptions],
+    folder: str | os.PathLike[str], repo_id: str, *, progress: Progress | None = None, **options: Unpack[PushOptions]
 ) -> Published:
     """Check an output folder and publish it on the Hugging Face Hub, in one commit or none.
 

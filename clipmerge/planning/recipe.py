@@ -91,8 +91,7 @@ def recipe_text(name: str) -> str:
 
 
 def load_recipe(
-    recipe: str | os.PathLike[str] | Mapping[str, Any] | Recipe,
-    set: Mapping[str, Any] | Sequence[str] | None = None,
+    recipe: str | os.PathLike[str] | Mapping[str, Any] | Recipe, set: Mapping[str, Any] | Sequence[str] | None = None
 ) -> Recipe:
     """Load a recipe and apply overrides.
 

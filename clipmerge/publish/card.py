@@ -66,13 +66,7 @@ def model_card(record: MergeRecord, *, repo_id: str | None, license: str | None 
     return render(template, values, html=False, filters={"cell": _cell, "digest": _digest, "fence": _fence})
 
 
-def published_texts(
-    folder: Path,
-    record: MergeRecord,
-    *,
-    repo_id: str,
-    license: str | None = None,
-) -> dict[str, bytes]:
+def published_texts(folder: Path, record: MergeRecord, *, repo_id: str, license: str | None = None) -> dict[str, bytes]:
     """Make the files of an output whose published form differs from that in its folder."""
     shown = public_record(record)
     drawn = card_picture(shown) if (folder / PICTURE).is_file() else None
