@@ -81,8 +81,7 @@ class StatisticAbout(Frozen):
     Attributes:
         signed: Whether values below zero are meaningful. Signed values are compared directly, others by their
             logarithms; bars of signed values have one colour per sign.
-        additive: Whether the sum over layers is meaningful. If so, the sum is shown for several layers, else their
-            median.
+        additive: Whether the sum over layers is meaningful, and shown for each tower.
         unit: Unit of the values, such as ``nats``; empty for a pure number.
         title: Heading of its column; empty for the name.
         symbol: Its symbol for narrow tables, such as ``B_l``; empty for none.

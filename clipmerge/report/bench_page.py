@@ -16,7 +16,7 @@ def bench_page(record: Mapping[str, Any]) -> str:
     """Make the page in Markdown from the record of `clipmerge.api.bench.bench`; the pictures lie beside it."""
     return render(
         Path(__file__).parent / "templates" / "bench.md.j2",
-        {"record": record, "pairs": [_pair(record, pair) for pair in record["pairs"]]},
+        {"record": record, "tables": [_table(pair) for pair in record["pairs"]], "picture_name": picture_name},
         html=False,
         filters={"cell": lambda text: " ".join(str(text).replace("|", "\\|").split())},  # of a Markdown table
     )
@@ -38,7 +38,8 @@ def figure(own: float | None, published: float | None) -> str:
     return text if published is None else f"{text} ({published:.1f})"
 
 
-def _pair(record: Mapping[str, Any], pair: Mapping[str, Any]) -> dict[str, Any]:
+def _table(pair: Mapping[str, Any]) -> dict[str, Any]:
+    """The columns and rows of a pair's table."""
     sweep = pair["sweep"]
     names, mean = [*sweep["id"], *sweep["ood"]], ["mean OOD"] if len(sweep["ood"]) > 1 else []
     published = {model["alpha"]: model for model in pair["published"] if model["alpha"] is not None}
@@ -52,16 +53,4 @@ def _pair(record: Mapping[str, Any], pair: Mapping[str, Any]) -> dict[str, Any]:
         if model["alpha"] is None:
             cells = [figure(None, model["accuracy"][name]) if name in model["accuracy"] else "" for name in names]
             rows.append({"head": model["point"], "cells": [*cells, *[""] * len(mean), ""]})
-    return {
-        "name": pair["name"],
-        "headline": sweep["headline"],
-        "columns": [*names, *mean, "gain"],
-        "rows": rows,
-        "picture": picture_name(record["suite"], pair["name"]),
-        "checks": pair["checks"],
-        "checkpoints": [pair["zeroshot"], pair["finetuned"]],
-        "data": [{"name": name, **pair["data"][name]} for name in names],
-        "origins": list(dict.fromkeys(model["source"] for model in pair["published"])),
-        "seconds": sum(sweep["seconds"].values()),
-        "warnings": sweep["warnings"],
-    }
+    return {"columns": [*names, *mean, "gain"], "rows": rows}

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import re
-import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -12,7 +11,7 @@ from markupsafe import Markup, escape
 
 from clipmerge.output.record import MergeRecord
 from clipmerge.planning.measurements import StatisticAbout
-from clipmerge.report.numbers import Scale, decimals_for, format_number, is_number, setting_decimals
+from clipmerge.report.numbers import Scale, decimals_for, format_number, setting_decimals
 
 _SUBSCRIPT = re.compile(r"(\w)_([0-9a-z](?:,[0-9a-z])*)")
 # Statistics of learning, which the applied plan's own numbers replace, because overrides and edits come later.
@@ -25,8 +24,8 @@ class Column:
 
     key: str
     title: str
-    symbol: str  # second line of the heading
-    term: str  # start of the explanation
+    symbol: str | Markup  # second line of the heading
+    term: str | Markup  # start of the explanation
     about: str
     values: Mapping[str, Any]
     decimals: int | None  # ``None`` for scientific notation
@@ -37,48 +36,11 @@ class Column:
     additive: bool = False  # whether the sum has a meaning
     unit: str = ""
 
-    @property
-    def markup(self) -> Markup:
-        """The symbol for a page: letters in italics, indices as subscripts."""
-        if self.kind != "statistic":
-            return escape(self.symbol)
-        return Markup(_SUBSCRIPT.sub(r"<i>\1</i><sub>\2</sub>", str(escape(self.symbol))))
-
-    @property
-    def term_markup(self) -> Markup:
-        """The term for a page, followed by a statistic's symbol."""
-        has_symbol = self.kind == "statistic" and self.symbol
-        return Markup("{} {}").format(self.term, self.markup) if has_symbol else escape(self.term)
-
-    @property
-    def is_range(self) -> bool:
-        """Whether a value is a pair: the smallest and the largest number."""
-        return self.key == "alpha_range"
-
     def text(self, value: Any) -> str:
         """Print one of the column's numbers."""
-        if self.is_range and value:
+        if isinstance(value, tuple):  # the smallest and the largest
             return " to ".join(f"{end:.2f}" for end in value)
         return format_number(value, self.decimals, signed=self.signed)
-
-    def total(self, layers: Sequence[str]) -> Any:
-        """One number for several layers: the sum of an additive statistic, the median of any other."""
-        numbers = [self.values[layer] for layer in layers if is_number(self.values.get(layer))]
-        if not numbers:
-            return None
-        return sum(numbers) if self.additive else statistics.median(numbers)
-
-    def span(self, layers: Sequence[str]) -> str:
-        """One cell for several layers: their setting or its range; the sum or the median of a statistic."""
-        if self.kind != "setting":
-            return self.text(self.total(layers))
-        values = [self.values.get(layer) for layer in layers]
-        if self.is_range:
-            ranges = [value for value in values if value]
-            return self.text([min(r[0] for r in ranges), max(r[1] for r in ranges)] if ranges else None)
-        numbers = [value for value in values if is_number(value)]
-        low, high = (self.text(end(numbers)) if numbers else self.text(None) for end in (min, max))
-        return low if low == high else f"{low} to {high}"
 
 
 def columns_of(record: MergeRecord) -> list[Column]:
@@ -130,11 +92,14 @@ def _statistic(record: MergeRecord, name: str, values: dict[str, float]) -> Colu
     title = reading.title or name.replace("_", " ")
     measure = (record.recipe.measure or {}).get("name")
     about = reading.about or (f"statistic of the measure {measure}." if measure else "as recorded.")
+    # letters in italics, indices as subscripts
+    symbol = Markup(_SUBSCRIPT.sub(r"<i>\1</i><sub>\2</sub>", str(escape(reading.symbol))))
+    term = f"{title[:1].upper()}{title[1:]}" if reading.about else title
     return Column(
         name,
         title,
-        reading.symbol,
-        f"{title[:1].upper()}{title[1:]}" if reading.about else title,
+        symbol,
+        Markup("{} {}").format(term, symbol) if symbol else term,
         about,
         values,
         decimals_for(values.values()),
@@ -146,18 +111,17 @@ def _statistic(record: MergeRecord, name: str, values: dict[str, float]) -> Colu
 
 
 def _scores(record: MergeRecord) -> list[Column]:
-    rows = record.straggler_scores.items()
+    distance = "how far the layer stands out from the other layers, in robust standard deviations."
+    share = "share of bootstrap resamples of the calibration batches in which the layer stands out."
     columns = []
-    if z := {layer: row["z"] for layer, row in rows if "z" in row}:
-        about = "how far the layer stands out from the other layers, in robust standard deviations."
-        scale = Scale.of(z.values())
-        columns.append(
-            Column("z", "outlier score", "z", "Outlier score z", about, z, 1, scale, "score", False, scale.low < 0)
-        )
-    if shares := {layer: row["stability"] for layer, row in rows if "stability" in row}:
-        about = "share of bootstrap resamples of the calibration batches in which the layer stands out."
-        scale = Scale(0.0, 1.0)
-        columns.append(
-            Column("stability", "stability", "of resamples", "Stability", about, shares, 2, scale, "score", False)
-        )
+    for key, title, symbol, term, about, decimals in (
+        ("z", "outlier score", "z", "Outlier score z", distance, 1),
+        ("stability", "stability", "of resamples", "Stability", share, 2),
+    ):
+        values = {layer: row[key] for layer, row in record.straggler_scores.items() if key in row}
+        if values:
+            scale = Scale.of(values.values())
+            columns.append(
+                Column(key, title, symbol, term, about, values, decimals, scale, "score", False, scale.low < 0)
+            )
     return columns

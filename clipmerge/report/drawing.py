@@ -89,7 +89,7 @@ def markup(figure: Figure, name: str, label: str, *, style: str = "", hints: Map
     return Markup(f'{opening} stroke-linejoin="round" stroke-linecap="butt">{text.strip()}')
 
 
-def legend_above(axes: Axes, colour: str, *, columns: int) -> None:
+def legend_above(axes: Axes, *, columns: int) -> None:
     """Put the legend above the axes, where it covers nothing."""
     axes.legend(
         loc="lower left",
@@ -97,7 +97,7 @@ def legend_above(axes: Axes, colour: str, *, columns: int) -> None:
         borderaxespad=0.2,
         handlelength=1.6,
         frameon=False,
-        labelcolor=colour,
+        labelcolor=INK,
         ncols=columns,
         columnspacing=1.2,
         fontsize=9,

@@ -7,8 +7,6 @@ from collections.abc import Iterator
 from statistics import fmean
 from typing import Any
 
-from markupsafe import Markup
-
 from clipmerge.output.record import MergeRecord
 from clipmerge.planning.merge_effect import Estimate, MergeEffect
 from clipmerge.planning.other_tasks import OtherTaskScores, measures_of
@@ -36,7 +34,7 @@ def effect_plot(record: MergeRecord) -> dict[str, Any] | None:
     low, high = math.floor(10 * min(ends) + 1e-9) / 10, math.ceil(10 * max(ends) - 1e-9) / 10
     low, high = max(0.0, min(low, high - 0.1)), max(high, low + 0.1)
     step = 0.1 * math.ceil((high - low) / 0.1 / _TICKS)
-    marks = _marks(record.recipe.name)
+    ((colour, _),) = mark_styles([record.recipe.name])
 
     def place(share: float) -> float:
         return round(100 * (share - low) / (high - low), 2)
@@ -44,9 +42,8 @@ def effect_plot(record: MergeRecord) -> dict[str, Any] | None:
     def dot(model: str, value: float, interval: tuple[float, float] | None) -> dict[str, Any]:
         start, stop = interval or (value, value)
         text = f"{100 * value:.1f}" + (f" [{100 * start:.1f}, {100 * stop:.1f}]" if interval else "")
-        mark, length = marks.get(model, marks["fine-tuned"]), round(place(stop) - place(start), 2)
-        where = {"at": place(value), "start": place(start), "length": length}
-        return {"model": model, "mark": mark, "text": text, **where}
+        where = {"at": place(value), "start": place(start), "length": round(place(stop) - place(start), 2)}
+        return {"model": model, "text": text, **where}
 
     ticks = [low + step * number for number in range(1 + round((high - low) / step - 0.499))]
     return {
@@ -55,6 +52,7 @@ def effect_plot(record: MergeRecord) -> dict[str, Any] | None:
             for title, note, models in groups
         ],
         "ticks": [(place(tick), f"{100 * tick:.0f}%") for tick in ticks],
+        "mark": MARKS.index(colour),  # the recipe's own colour, in every picture
     }
 
 
@@ -95,16 +93,3 @@ def _other_task(task: OtherTaskScores) -> Iterator[_Values]:
             changes = f"fine-tuning changed it by {100 * lost:+.1f} points, the merge gives back {100 * back:+.1f}"
             note = f"{task.images:,} images, {what}; {changes}"
             yield title, note, {name: (share, intervals.get(name)) for name, share in shares.items()}
-
-
-def _marks(recipe: str) -> dict[str, Markup]:
-    """The marks of the models: the ends of the alpha curve, and a diamond in the recipe's own colour."""
-    ((colour, _),) = mark_styles([recipe])
-    merged = f'<polygon points="0,-6 6,0 0,6 -6,0" fill="var(--mark-{MARKS.index(colour)})"/>'
-    shapes = {
-        "zero-shot": '<circle r="4.2" fill="var(--card)" stroke="var(--curve)" stroke-width="2"/>',
-        "fine-tuned": '<circle r="5.2" fill="var(--curve)"/>',
-        "merged": merged,
-    }
-    svg = Markup('<svg class="mark" viewBox="-7 -7 14 14" aria-hidden="true">{}</svg>')
-    return {name: svg.format(Markup(inner)) for name, inner in shapes.items()}

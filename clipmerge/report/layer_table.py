@@ -7,11 +7,9 @@ from collections.abc import Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
-from markupsafe import escape
-
 from clipmerge.output.record import MergeRecord
 from clipmerge.report.columns import Column
-from clipmerge.report.numbers import is_number
+from clipmerge.report.prose import minus
 
 
 def layer_table(record: MergeRecord, columns: Sequence[Column], towers: Mapping[str, str]) -> dict[str, Any]:
@@ -21,11 +19,10 @@ def layer_table(record: MergeRecord, columns: Sequence[Column], towers: Mapping[
     shown = tuple(differing) or tuple(columns[:1])
     masks = any(entry.mask for entry in record.layers.values())
     left_out = [column for column in columns if column not in shown and (masks or column.key != "density")]
-    spans = [column.span(layers).replace("-", "\N{MINUS SIGN}") for column in left_out]
     reasons = Counter(entry.reason for entry in record.layers.values())
     return {
         "columns": shown,  # those in which layers differ
-        "equal": ", ".join(f"{column.title} {span}" for column, span in zip(left_out, spans, strict=True)),
+        "equal": ", ".join(f"{c.title} {minus(c.text(c.values.get(layers[0])))}" for c in left_out),
         "towers": _towers(record, shown, towers),
         "reason": next(iter(reasons)) if len(reasons) == 1 else "",  # shared by all layers, and then without a column
         "usual_reason": reasons.most_common(1)[0][0],  # written only once if more than half of the layers share it
@@ -39,11 +36,8 @@ def _towers(record: MergeRecord, columns: Sequence[Column], towers: Mapping[str,
     found = []
     for tower, members in groupby(record.layers, key=lambda layer: layer.partition(".")[0]):
         layers = list(members)
-        sums = tuple(
-            (c.markup or escape(c.title), c.text(c.total(layers)), c.unit)
-            for c in columns
-            if c.additive and c.total(layers) is not None
-        )
+        numbers = [(c, [c.values[layer] for layer in layers if layer in c.values]) for c in columns if c.additive]
+        sums = [(column, sum(values)) for column, values in numbers if values]
         size = sum(record.layers[layer].size or 0 for layer in layers)
         title, rows = towers.get(tower, tower), _rows(record, columns, layers)
         found.append({"title": title, "rows": rows, "count": len(layers), "size": size, "sums": sums})
@@ -68,17 +62,8 @@ def _rows(record: MergeRecord, columns: Sequence[Column], layers: Sequence[str])
                 "head": members[0] if len(members) == 1 else f"{members[0]} … {members[-1]}",
                 "layers": members,
                 "straggler": members[0] in stragglers,
-                "cells": [_cell(column, members[0]) for column in columns],
                 "mask": entry.mask or "",
                 "reason": entry.reason,
             }
         )
     return rows
-
-
-def _cell(column: Column, layer: str) -> dict[str, Any]:
-    """One number: as text, and as a bar in percent of the column's range."""
-    value = column.values.get(layer)
-    start, length = column.scale.bar(value)
-    negative = is_number(value) and value < 0
-    return {"text": column.text(value), "start": start, "length": length, "negative": negative}

@@ -14,7 +14,7 @@ from clipmerge.output.record import MergeRecord
 from clipmerge.planning.distribution import TOP
 from clipmerge.planning.measurements import LossPath
 from clipmerge.report import drawing
-from clipmerge.report.palette import CURVE, INK, MARKS, MUTED, SECOND, SET
+from clipmerge.report.palette import CURVE, MARKS, MUTED, SECOND, SET
 
 # In inches: as wide as a telephone, so that text stays readable there; a page puts several side by side.
 _WIDTH, _HEIGHT = 4.6, 2.9
@@ -32,8 +32,8 @@ class Picture:
     caption: str
 
 
-def learned_pictures(record: MergeRecord, towers: dict[str, str]) -> list[Picture]:
-    """Pictures of learning: the coefficients by tower, and the losses by step."""
+def pictures_of(record: MergeRecord, towers: dict[str, str]) -> list[Picture]:
+    """What was learned, the coefficients by tower and the losses by step, and the loss along the path."""
     pictures = []
     spread = {tower: counts for tower, counts in record.coefficients.items() if sum(counts) > 1}  # a scalar has none
     for tower, counts in itertools.islice(spread.items(), _MOST_PARTS):
@@ -49,13 +49,14 @@ def learned_pictures(record: MergeRecord, towers: dict[str, str]) -> list[Pictur
         if record.teacher:
             caption += f" The divergence is that from {record.teacher}, on changed images."
         pictures.append(Picture(title, drawing.markup(_trace(record), "trace", title), caption))
-    return pictures
+    path = record.path and path_picture(record.path)
+    return [*pictures, *([path] if path else [])]
 
 
-def path_figure(path: LossPath | None, inches: tuple[float, float] = _CARD_INCHES) -> Figure | None:
+def path_figure(path: LossPath, inches: tuple[float, float] = _CARD_INCHES) -> Figure | None:
     """Draw the loss against the coefficient of all layers, with the straight line that a barrier is measured from."""
-    points = path.points if path else []
-    if path is None or len(points) < 2 or points[0][0] == points[-1][0]:
+    points = path.points
+    if len(points) < 2 or points[0][0] == points[-1][0]:
         return None
     figure, axes = drawing.new_figure(*inches)
     (first, loss_0), (last, loss_1) = points[0], points[-1]
@@ -68,20 +69,20 @@ def path_figure(path: LossPath | None, inches: tuple[float, float] = _CARD_INCHE
     axes.set_xlabel("alpha of all layers (0 = zero-shot, 1 = fine-tuned)")
     axes.set_ylabel("loss, nats")
     axes.margins(0.04, 0.1)
-    drawing.legend_above(axes, INK, columns=3 if inches == _CARD_INCHES else 2)
+    drawing.legend_above(axes, columns=3 if inches == _CARD_INCHES else 2)
     return figure
 
 
-def path_png(path: LossPath | None) -> bytes | None:
+def path_png(path: LossPath) -> bytes | None:
     """Draw the path for the model card."""
     figure = path_figure(path)
     return drawing.png(figure) if figure else None
 
 
-def path_picture(record: MergeRecord) -> Picture | None:
-    """The loss along the straight path, if it was measured."""
-    figure, path = path_figure(record.path, (_WIDTH, _HEIGHT)), record.path
-    if figure is None or path is None:
+def path_picture(path: LossPath) -> Picture | None:
+    """The loss along the straight path, if it was measured at two points."""
+    figure = path_figure(path, (_WIDTH, _HEIGHT))
+    if figure is None:
         return None
     caption = "Cross-entropy on the calibration images when every layer has the same alpha and nothing is masked."
     if path.barrier:
@@ -128,5 +129,5 @@ def _trace(record: MergeRecord) -> Figure:
     axes.set_ylabel("nats")
     axes.set_ylim(bottom=0.0)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    drawing.legend_above(axes, INK, columns=2)
+    drawing.legend_above(axes, columns=2)
     return figure

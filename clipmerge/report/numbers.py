@@ -5,12 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, TypeGuard
-
-
-def is_number(value: Any) -> TypeGuard[float]:
-    """Return whether ``value`` is a finite int or float (a bool is not)."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+from typing import Any
 
 
 def decimals_for(values: Iterable[Any]) -> int | None:
@@ -20,7 +15,7 @@ def decimals_for(values: Iterable[Any]) -> int | None:
         >>> decimals_for([0.21, -0.0004]), decimals_for([31.0, 2.5]), decimals_for([3e9])
         (3, 1, None)
     """
-    top = max((abs(value) for value in values if is_number(value)), default=0.0)
+    top = max((abs(value) for value in values if isinstance(value, float)), default=0.0)
     if top == 0:
         return 2
     exponent = math.floor(math.log10(top))
@@ -49,7 +44,7 @@ def format_number(value: Any, decimals: int | None, *, signed: bool = False) -> 
 
 def setting_decimals(values: Iterable[Any]) -> int:
     """Two decimals for coefficients and densities, three if two would hide a difference."""
-    return 2 if all(abs(value - round(value, 2)) < 1e-9 for value in values if is_number(value)) else 3
+    return 2 if all(abs(value - round(value, 2)) < 1e-9 for value in values if isinstance(value, float)) else 3
 
 
 @dataclass(frozen=True)
@@ -62,19 +57,11 @@ class Scale:
     @classmethod
     def of(cls, values: Iterable[Any], *, at_least: float = 0.0) -> Scale:
         """Fit the range to ``values``, at least up to ``at_least``."""
-        numbers = [float(value) for value in values if is_number(value)]
+        numbers = [value for value in values if isinstance(value, float)]
         return cls(min([0.0, *numbers]), max([at_least, *numbers]))
 
     def bar(self, value: Any) -> tuple[float, float]:
-        """Start and length of a bar in percent of the range; length 0 without a number."""
-        span = self.high - self.low
-        if not is_number(value) or span <= 0:
-            return round(self.zero, 2), 0.0
-        start = min(value, 0.0) - self.low
-        return round(100 * start / span, 2), round(100 * abs(value) / span, 2)
-
-    @property
-    def zero(self) -> float:
-        """Position of zero, in percent of the range."""
-        span = self.high - self.low
-        return round(-100 * self.low / span, 2) if span > 0 else 0.0
+        """Start and length of a bar in percent of the range; length 0, at zero, without a number."""
+        number = value if isinstance(value, float) else 0.0
+        span = self.high - self.low or 1.0
+        return round(100 * (min(number, 0.0) - self.low) / span, 2), round(100 * abs(number) / span, 2)

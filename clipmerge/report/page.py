@@ -38,13 +38,9 @@ _CHECKS = {
 def html_page(record: MergeRecord) -> str:
     """Render the whole report as one HTML page that loads nothing from the network."""
     columns = columns_of(record)
-    table = layer_table(record, columns, _TOWERS)
     recommendation = record.bought.recommendation if record.bought else None
     values = {
-        "version": record.clipmerge,
-        "recipe_name": record.recipe.name,
-        "verdict": record.headline,
-        "bought": record.bought,
+        "record": record,
         "bought_facts": record.bought and effect_facts(record.bought),
         "bought_rows": record.bought and effect_rows(record.bought),
         "unmeasured": unmeasured(with_images=record.calibration is not None, warnings=record.warnings),
@@ -56,18 +52,11 @@ def html_page(record: MergeRecord) -> str:
         "kept": _undrawn_scores(record),
         "kept_heads": HEADS,
         "kept_explanation": EXPLANATION,
-        "warnings": record.warnings,
-        "models": record.checkpoints,
-        "calibration": record.calibration,
-        "facts": _facts(record, columns),
+        "facts": _facts(record, columns[0]),
         "why": _pictures(record),
-        "table": table,
-        "stragglers": record.found_stragglers,
-        "straggler_rule": _straggler_rule(record),
-        "looked_for_stragglers": record.looked_for_stragglers,
-        "checks": _checks(record),
+        "table": layer_table(record, columns, _TOWERS),
+        "check_titles": _CHECKS,
         "tolerance": TOLERANCE,
-        "recipe_yaml": record.recipe.to_yaml(),
         "command": _command(record),
         "hashes": _hashes(record),
     }
@@ -97,10 +86,9 @@ def _pictures(record: MergeRecord) -> list[Any]:
     """Pictures of the whole model's measurements; importing matplotlib takes longer than a small merge."""
     if not (record.path or record.trace or record.coefficients):
         return []
-    from clipmerge.report.merge_pictures import learned_pictures, path_picture
+    from clipmerge.report.merge_pictures import pictures_of
 
-    path = path_picture(record)
-    return [*learned_pictures(record, _TOWERS), *([path] if path else [])]
+    return pictures_of(record, _TOWERS)
 
 
 def _hashes(record: MergeRecord) -> list[tuple[str, str, str]]:
@@ -109,7 +97,7 @@ def _hashes(record: MergeRecord) -> list[tuple[str, str, str]]:
     return [(role, name, files[name] or "not hashed") for role, files in rows for name in sorted(files)]
 
 
-def _facts(record: MergeRecord, columns: list[Column]) -> list[tuple[str, str]]:
+def _facts(record: MergeRecord, alpha: Column) -> list[tuple[str, str]]:
     """The few numbers that a reader looks for first: names and values."""
     layers = record.layers
     facts = [("layers", f"{len(layers)}")]
@@ -119,7 +107,9 @@ def _facts(record: MergeRecord, columns: list[Column]) -> list[tuple[str, str]]:
     learned = tuple(layer for layer, entry in layers.items() if entry.alpha_range)
     taken = takes_learned(record.trace, record.choice)
     name = "mean of a layer's learned coefficients" if learned and taken else "coefficient alpha"
-    facts.append((name, minus(columns[0].span(learned or tuple(layers)))))
+    alphas = [layers[layer].alpha for layer in learned or layers]
+    low, high = (minus(alpha.text(end(alphas))) for end in (min, max))
+    facts.append((name, low if low == high else f"{low} to {high}"))
     if record.coefficients and taken:
         facts.append(("weights with a learned coefficient", f"{sum(map(sum, record.coefficients.values())):,}"))
     size = sum(entry.size or 0 for entry in layers.values())
@@ -132,30 +122,6 @@ def _facts(record: MergeRecord, columns: list[Column]) -> list[tuple[str, str]]:
     if record.path and (barrier := record.path.barrier):
         facts.append(("barrier at alpha 0.5", f"{barrier[0]:.3f} nats" if barrier[0] > 0 else "none"))
     return facts
-
-
-def _straggler_rule(record: MergeRecord) -> str:
-    """Explain the straggler rule: the outlier rule records z-scores, other rules give a reason per layer."""
-    if any("z" in scores for scores in record.straggler_scores.values()):
-        return (
-            "a layer whose statistic stands out from the other layers by a robust outlier rule, and does so in nearly "
-            "every bootstrap resample of the calibration batches."
-        )
-    return (
-        f"a layer that the method singled out by its {record.straggler_statistic or 'statistic'}; its reason says why."
-    )
-
-
-def _checks(record: MergeRecord) -> list[dict[str, Any]]:
-    """Each completeness check with its relative difference (absolute if zero was measured)."""
-    rows = []
-    for name, check in record.checks.items():
-        total, measured = check.sum_of_layers, check.measured
-        relative = abs(total - measured) / (abs(measured) or 1.0)
-        title = _CHECKS.get(name, name.replace("_", " "))
-        good = relative <= TOLERANCE
-        rows.append({"title": title, "total": total, "measured": measured, "relative": relative, "good": good})
-    return rows
 
 
 def _command(record: MergeRecord) -> str:

@@ -71,7 +71,6 @@ def test_the_picture_is_shown_where_it_lies_beside_the_card() -> None:
     path = LossPath(alphas=(0, 0.5, 1), losses=(1.0, 1.5, 0.5))
     assert path_png(path) == path_png(path.model_copy())
     assert path_png(LossPath(alphas=(0,), losses=(1.0,))) is None
-    assert path_png(None) is None
 
 
 def test_an_open_clip_output_gets_open_clips_snippet() -> None:

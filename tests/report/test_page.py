@@ -212,8 +212,8 @@ def test_the_plot_puts_marks_and_intervals_where_the_numbers_say(html_of: Pages)
             assert 0 <= dot["start"] <= dot["at"] <= dot["start"] + dot["length"] + 0.02 <= 100.04
     merged = plot["groups"][0]["dots"][-1]
     assert merged["text"] == "94.6 [90.6, 97.6]"
-    assert 'fill="var(--mark-0)"' in merged["mark"]  # auto's colour in every picture
     html = html_of(record.model_dump(mode="json"))
+    assert 'fill="var(--mark-0)"' in html  # auto's colour in every picture
     assert "Further scores on other tasks" in html
     assert html.count("<td>image to text R@5</td>") == 1
     assert "<td>image to text R@1</td>" not in html  # it is drawn

@@ -2,12 +2,10 @@
 
 from typing import Any
 
-from clipmerge.output.record import MergeRecord
 from clipmerge.planning.measurements import LossPath
 from clipmerge.report.bench_page import bench_page
 from clipmerge.report.merge_pictures import path_figure, path_picture
 from clipmerge.report.numbers import decimals_for, format_number
-from tests.support.merge_records import example
 
 
 def test_loss_chart_keeps_order_and_scale():
@@ -26,8 +24,7 @@ def test_without_the_middle_no_barrier_is_drawn():
     figure = path_figure(path)
     assert figure is not None
     assert len(figure.axes[0].get_lines()) == 2
-    record = MergeRecord.model_validate(example() | {"path": path.model_dump()})
-    picture = path_picture(record)
+    picture = path_picture(path)
     assert picture is not None
     assert "alpha 0.3: 1.000 nats" in picture.svg
     assert "barrier" not in picture.caption
