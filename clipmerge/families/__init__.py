@@ -4,7 +4,7 @@ To add a family, add a file here that ends with one constant::
 
     FAMILY = Family(
         name="CLIP",                                   # name in messages
-        model_types={"clip": "full", "clip_vision_model": "vision", "clip_text_model": "text"},
+        model_type="clip",                             # in a config; its towers' are clip_vision_model, ...
         rules=(                                        # start of a canonical name -> layer; the first match wins
             (r"vision_model\.encoder\.layers\.(\d+)\.(?:layer_norm1|self_attn)\.", "vision.{}.attn"),
             ...
@@ -27,7 +27,7 @@ from __future__ import annotations
 
 import pkgutil
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache, cached_property
 from importlib import import_module
@@ -48,7 +48,7 @@ class Family:
 
     Attributes:
         name: Name in messages.
-        model_types: Towers (``full``, ``vision`` or ``text``) by ``model_type`` of a config.
+        model_type: ``model_type`` in a config, if it has one; a tower's ends with ``_vision_model`` or ``_text_model``.
         rules: Regex for the start of a canonical name, and the layer; ``{}`` is replaced by the block's number.
         roots: Starts of canonical names.
         settings: Function from a config to the settings that change the function but no shape, with defaults;
@@ -56,7 +56,7 @@ class Family:
         bare: Starts of names if a tower was saved alone, without ``vision_model.`` or ``text_model.``.
         text_marks: Parts of names that identify a tower saved alone as the text tower.
         renames: Regex and replacement, applied to every key in order: from other spellings to the canonical one.
-        model: Module of `clipmerge.models` with the forward pass; empty if the family cannot be measured.
+        model: Module of `clipmerge.models` with the forward pass.
         model_class: transformers' class of the full model.
         towers: Starts of canonical names, and the tower that such a parameter is in if no rule matches it.
         reads_padding: Whether the text tower reads padding as text, so that prompts are padded to its full length.
@@ -66,10 +66,10 @@ class Family:
     """
 
     name: str
-    model_types: Mapping[str, str]
     rules: tuple[tuple[str, str], ...]
     roots: tuple[str, ...]
     settings: Callable[[dict[str, Any]], Settings]
+    model_type: str | None = None
     bare: tuple[str, ...] = ()
     text_marks: tuple[str, ...] = ()
     renames: tuple[tuple[str, str], ...] = ()
@@ -182,7 +182,8 @@ def family_of(config: dict[str, Any] | None, keys: Iterable[str]) -> Family:
     """Recognise a checkpoint's family: that of the config's ``model_type``, or the one that knows most of the keys."""
     keys, settings = list(keys), config or {}
     model_type = settings.get("model_type")
-    named = [family for family in families() if str(model_type) in family.model_types]
+    whole = str(model_type).removesuffix("_vision_model").removesuffix("_text_model")
+    named = [family for family in families() if whole == family.model_type]
     if model_type is not None and not named:
         raise CheckpointError(
             f"is a '{model_type}' checkpoint; clipmerge merges {', '.join(family.name for family in families())}"

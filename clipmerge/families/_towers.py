@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 from clipmerge.conversion.config import stated_section
@@ -60,15 +60,15 @@ CLIP_VIT: dict[str, Any] = {
 
 
 def transformers_settings(
-    model_types: Mapping[str, str], *, vision: dict[str, Any], text: dict[str, Any], both: dict[str, Any] | None = None
+    *, vision: dict[str, Any], text: dict[str, Any], both: dict[str, Any] | None = None
 ) -> Callable[[dict[str, Any]], Settings]:
-    """Make the function that reads settings from a transformers config."""
+    """Make the function that reads settings from a transformers config, of the whole model or of one tower."""
 
     def settings(config: dict[str, Any]) -> Settings:
-        lone = model_types.get(str(config.get("model_type")), "full")
         values = {"": {key: config.get(key, default) for key, default in (both or {}).items()}}
         for side, defaults in (("vision", vision), ("text", text)):
-            section = config if lone == side else stated_section(config, side)
+            is_lone = str(config.get("model_type")).endswith(f"_{side}_model")
+            section = config if is_lone else stated_section(config, side)
             values[side] = {key: section.get(key, default) for key, default in defaults.items()}
         return values
 

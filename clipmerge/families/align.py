@@ -3,7 +3,6 @@
 from clipmerge.families import Family
 from clipmerge.families._towers import AROUND, BERT_TEXT, transformers_settings
 
-_MODEL_TYPES = {"align": "full", "align_vision_model": "vision", "align_text_model": "text"}
 _VISION = (
     (r"vision_model\.encoder\.blocks\.(\d+)\.", "vision.{}.conv"),
     (r"vision_model\.embeddings\.", "vision.embeddings"),
@@ -11,13 +10,12 @@ _VISION = (
 
 FAMILY = Family(
     name="ALIGN",
-    model_types=_MODEL_TYPES,
+    model_type="align",
     rules=(*_VISION, *BERT_TEXT, *AROUND, (r"temperature$", "logit_scale")),
     roots=("vision_model.", "text_model.", "text_projection.", "temperature"),
     bare=("embeddings.", "encoder.", "pooler."),
     text_marks=("word_embeddings.",),
     settings=transformers_settings(
-        _MODEL_TYPES,
         vision={"hidden_act": "swish", "pooling_type": "mean", "batch_norm_eps": 0.001},
         text={"hidden_act": "gelu", "num_attention_heads": 12, "layer_norm_eps": 1e-12},
         both={"projection_dim": 640},

@@ -3,7 +3,6 @@
 from clipmerge.families import Family
 from clipmerge.families._towers import AROUND, BARE, CLIP_VISION, CLIP_VIT, ROOTS, blocks_of_bert, transformers_settings
 
-_MODEL_TYPES = {"altclip": "full", "altclip_vision_model": "vision", "altclip_text_model": "text"}
 _TEXT = (
     *blocks_of_bert(r"text_model\.roberta\."),
     (r"text_model\.roberta\.embeddings\.", "text.embeddings"),
@@ -13,7 +12,7 @@ _TEXT = (
 
 FAMILY = Family(
     name="AltCLIP",
-    model_types=_MODEL_TYPES,
+    model_type="altclip",
     rules=(*CLIP_VISION, *_TEXT, *AROUND),
     roots=ROOTS,
     bare=(*BARE, "roberta.", "transformation.", "pre_LN."),
@@ -24,7 +23,6 @@ FAMILY = Family(
         (r"^vision_model\.encoder\.layer\.", "vision_model.encoder.layers."),
     ),
     settings=transformers_settings(
-        _MODEL_TYPES,
         vision=CLIP_VIT,
         text={"hidden_act": "gelu", "num_attention_heads": 16, "layer_norm_eps": 1e-5},
         both={"projection_dim": 768},

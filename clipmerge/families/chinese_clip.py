@@ -3,17 +3,14 @@
 from clipmerge.families import Family
 from clipmerge.families._towers import AROUND, BARE, BERT_TEXT, CLIP_VISION, CLIP_VIT, ROOTS, transformers_settings
 
-_MODEL_TYPES = {"chinese_clip": "full", "chinese_clip_vision_model": "vision", "chinese_clip_text_model": "text"}
-
 FAMILY = Family(
     name="Chinese-CLIP",
-    model_types=_MODEL_TYPES,
+    model_type="chinese_clip",
     rules=(*CLIP_VISION, *BERT_TEXT, *AROUND),
     roots=ROOTS,
     bare=(*BARE, "pooler."),
     text_marks=("word_embeddings.",),
     settings=transformers_settings(
-        _MODEL_TYPES,
         vision=CLIP_VIT,
         text={"hidden_act": "gelu", "num_attention_heads": 12, "layer_norm_eps": 1e-12},
         both={"projection_dim": 512},

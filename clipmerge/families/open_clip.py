@@ -125,7 +125,6 @@ def _section(config: dict[str, Any], name: str) -> dict[str, Any]:
 
 FAMILY = Family(
     name="OpenCLIP",
-    model_types={},
     rules=(
         *(*_VIT, *_RESNET, *_TIMM),
         *(*_TEXT, *_HUGGING_FACE_TEXT, *_DECODER),

@@ -7,12 +7,10 @@ from clipmerge.families._towers import transformers_settings
 from clipmerge.families.siglip import FAMILY as SIGLIP
 from clipmerge.families.siglip import TOWER
 
-_MODEL_TYPES = {"siglip2": "full", "siglip2_vision_model": "vision", "siglip2_text_model": "text"}
-
 FAMILY: Family = replace(
     SIGLIP,
     name="SigLIP 2",
-    model_types=_MODEL_TYPES,
-    settings=transformers_settings(_MODEL_TYPES, vision={**TOWER, "patch_size": 16, "num_patches": 256}, text=TOWER),
+    model_type="siglip2",
+    settings=transformers_settings(vision={**TOWER, "patch_size": 16, "num_patches": 256}, text=TOWER),
     model_class="Siglip2Model",
 )

@@ -7,7 +7,6 @@ to, follow from a few words that all of them share.
 from clipmerge.families import Family
 from clipmerge.families._towers import AROUND, ROOTS, transformers_settings
 
-_MODEL_TYPES = {"vision-text-dual-encoder": "full"}
 _BLOCK = r"_model\.(?:encoder\.|transformer\.)?(?:layers?|blocks)\.(\d+)\."
 _ATTENTION = r"(?:attention|self_attn|layernorm_before|layer_norm1|norm1|layer_scale1|sa_layer_norm)\b"
 
@@ -27,7 +26,7 @@ _ANY_TOWER = dict.fromkeys(("model_type", "hidden_act", "num_attention_heads", "
 
 FAMILY = Family(
     name="VisionTextDualEncoder",
-    model_types=_MODEL_TYPES,
+    model_type="vision-text-dual-encoder",
     rules=(*_tower("vision"), *_tower("text"), *AROUND),
     roots=ROOTS,
     renames=(
@@ -43,7 +42,6 @@ FAMILY = Family(
         (r"^(vision_model\.encoder\.layer\.\d+\.attention\.)o_proj\.", r"\1output.dense."),
     ),
     settings=transformers_settings(
-        _MODEL_TYPES,
         vision={**_ANY_TOWER, "patch_size": None, "image_size": None},
         text=_ANY_TOWER,
         both={"projection_dim": 512},

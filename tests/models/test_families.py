@@ -143,20 +143,3 @@ def test_a_recipe_that_measures_adds_up(name: str, family_pairs: Pairs, images: 
     towers = {layer.partition(".")[0] for layer in outcome.json["measurements"]}
     assert ("text" in towers) == (TINY[name].base is None)
     TINY[name].model.from_pretrained(output)
-
-
-def test_what_cannot_be_measured_says_so_in_a_line_and_still_merges(
-    family_pairs: Pairs, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from clipmerge.families.siglip import FAMILY
-
-    monkeypatch.setitem(FAMILY.__dict__, "model", "")
-    folders = family_pairs("SigLIP")
-    for command in (
-        ("merge", *folders, "--recipe", "straggler-outlier", "--data", images, "--output", tmp_path / "no"),
-        ("evaluate", folders[0], "--data", images),
-    ):
-        outcome = clipmerge(*command)
-        assert outcome.code == 1
-        assert "SigLIP models can be merged but not measured" in outcome.err.strip().splitlines()[-1]
-    assert clipmerge("merge", *folders, "--recipe", "wise-ft", "--output", tmp_path / "out").code == 0
