@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from collections import Counter
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
 
-from clipmerge.errors import CheckpointError
 from clipmerge.families import Family
+from clipmerge.layers import block_of
+from clipmerge.models.batch_norm import freeze_batch_norms
+from clipmerge.models.blocks import Prefix, entering
+from clipmerge.models.kernels import image_layout
 from clipmerge.models.loading import fill
 
 if TYPE_CHECKING:
@@ -18,52 +23,64 @@ if TYPE_CHECKING:
 
     from PIL.Image import Image
 
-# Index of a tower's block, and the hidden states that enter it.
-Prefix = tuple[int, Tensor]
 Tower = Literal["vision", "text"]
 
 
-class ImageTextModel(Protocol):
-    """A two-tower model in eval mode whose weights are set from outside.
+class ImageTextModel(ABC):
+    """A two-tower model in eval mode whose weights are set from outside; each library has its own subclass.
 
     Attributes:
         module: The model, float32.
         parameters: Parameters by canonical name, including the statistics of batch norms.
+        folder: Folder of the processor and the tokenizer.
+        towers: Modules of the two towers.
+        layout: Order of an image's entries.
     """
 
-    module: torch.nn.Module
-    parameters: dict[str, torch.nn.Parameter]
+    def __init__(self, family: Family, folder: Path, module: Any, towers: dict[Tower, torch.nn.Module]) -> None:
+        freeze_batch_norms(module)
+        self.module, self.folder, self.towers = module, folder, towers
+        self.layout = image_layout(module)
+        named: dict[str, torch.nn.Parameter] = dict(module.named_parameters())
+        self.parameters = {name: named[key] for name, key in family.by_canonical_name(named).items()}
+        layers = family.layers_of(filter(family.has_layer, self.parameters)).values()
+        blocks = {found[:2] for found in map(block_of, layers) if found}
+        self._blocks = Counter(tower for tower, _ in blocks)
 
     def load(self, read: Callable[[str], Tensor], source: str) -> None:
         """Load every weight; see `clipmerge.models.loading.fill`."""
         fill(self.parameters, read, source)
 
+    @abstractmethod
     def pixels(self, images: list[Image]) -> Tensor:
         """Preprocess RGB images like the checkpoint: one tensor, with images along its first dimension."""
 
+    @abstractmethod
     def tokens(self, prompts: list[str]) -> dict[str, Tensor]:
         """Tokenise prompts: ``input_ids`` and other inputs of the text tower, prompts along the first dimension."""
 
+    @abstractmethod
     def image_features(self, pixels: Tensor, prefix: Prefix | None = None) -> Tensor:
         """Embed images: (batch, width), unit length. With a prefix the blocks below it do not run."""
 
+    @abstractmethod
     def text_features(self, tokens: dict[str, Tensor], prefix: Prefix | None = None) -> Tensor:
         """Embed prompts: (prompts, width), unit length. With a prefix the blocks below it do not run."""
 
-    def hidden_states(self, tower: Tower, inputs: Tensor | dict[str, Tensor]) -> tuple[Tensor, ...] | None:
-        """Run a tower and return the input of each block and the output of the last; ``None`` if it takes no prefix."""
-
+    @abstractmethod
     def logits(self, images: Tensor, classes: Tensor) -> Tensor:
         """Score unit features (batch, width) against unit features (classes, width): (batch, classes)."""
+
+    @torch.no_grad()
+    def hidden_states(self, tower: Tower, inputs: Any) -> tuple[Tensor, ...] | None:
+        """Input of each block of a tower, and output of the last; ``None`` if they are not a chain of its layers."""
+        run: Callable[[Any], Tensor] = self.image_features if tower == "vision" else self.text_features
+        states = entering(self.towers[tower], lambda: run(inputs))
+        return states if states is not None and len(states) == self._blocks[tower] + 1 else None
 
 
 def model_for(family: Family, config: dict[str, Any], folder: Path) -> ImageTextModel:
     """Build a family's model without weights, to be loaded with `load`."""
-    if not family.model:
-        raise CheckpointError(
-            f"{family.name} models can be merged but not measured or evaluated here; use a data-free recipe: "
-            "wise-ft, lines or monosoup"
-        )
     model: ImageTextModel = import_module(f"{__name__}.{family.model}").build(family, config, folder)
     return model
 

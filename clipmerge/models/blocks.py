@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,10 +13,8 @@ from torch.utils.checkpoint import checkpoint
 
 from clipmerge.models.kernels import FasterKernels
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from clipmerge.models import Prefix
+#: Index of a tower's block, and the hidden states that enter it.
+Prefix = tuple[int, Tensor]
 
 
 class _Given(torch.nn.Module):

@@ -36,18 +36,13 @@ class HeadedTower:
         if len(shape) != 2 or shape[1] != settings["embed_dim"]:
             raise CheckpointError(f"{folder}: the head has shape {shape}, the tower {settings['embed_dim']} features")
         self.classes = shape[0]  # rows of the head
-        self.module = nn.ModuleDict({"visual": model.visual, "head": nn.Linear(shape[1], shape[0])}).eval()
+        self._head = nn.Linear(shape[1], shape[0])
+        self.module = nn.ModuleDict({"visual": model.visual, "head": self._head}).eval()
         self._folder = folder
         self._transform = transform_for(config, folder, model.visual.image_size)
         named = {f"visual.{name}": parameter for name, parameter in model.visual.named_parameters()}
         self.parameters = {name: named[key] for name, key in family.by_canonical_name(named).items()}
         self.parameters |= {HEAD_WEIGHT: self._head.weight, HEAD_BIAS: self._head.bias}
-
-    @property
-    def _head(self) -> nn.Linear:
-        head = self.module["head"]
-        assert isinstance(head, nn.Linear)
-        return head
 
     def load(self, read: Callable[[str], Tensor], source: str) -> None:
         """Load every weight."""

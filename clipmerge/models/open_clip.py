@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections import Counter
 from copy import deepcopy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,19 +15,14 @@ from clipmerge.checkpoint.source import OPEN_CLIP_CONFIG
 from clipmerge.errors import CheckpointError, shorten
 from clipmerge.families import Family
 from clipmerge.files.side_files import read_side_json
-from clipmerge.layers import block_of
-from clipmerge.models import ImageTextModel
-from clipmerge.models.batch_norm import freeze_batch_norms
-from clipmerge.models.blocks import entering, starting_at
-from clipmerge.models.kernels import image_layout
+from clipmerge.models import ImageTextModel, Prefix
+from clipmerge.models.blocks import starting_at
 from clipmerge.models.loading import blaming, check_words, preparing
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from PIL.Image import Image
-
-    from clipmerge.models import Prefix, Tower
 
 # Tokenizer options that only change how texts are read; others open files, or run code from the folder.
 _TOKENIZER_OPTIONS = frozenset({"clean", "strip_sep_token", "language", "additional_special_tokens", "reduction_mask"})
@@ -44,54 +38,35 @@ class OpenClip(ImageTextModel):
     def __init__(self, family: Family, config: dict[str, Any], folder: Path) -> None:
         library = import_open_clip()
         model_cfg: dict[str, Any] = config.get("model_cfg", config)
-        self.module = build_module(library, model_cfg)
-        freeze_batch_norms(self.module)
-        self._layout = image_layout(self.module)
-        self._folder = folder
-        self._transform = transform_for(config, folder, self.module.visual.image_size)
+        module = build_module(library, model_cfg)
+        text = module.text if hasattr(module, "text") else module.transformer
+        super().__init__(family, folder, module, {"vision": module.visual, "text": text})
+        self._transform = transform_for(config, folder, module.visual.image_size)
         self._tokenize = _tokenizer(library, model_cfg, folder)
-        named = dict(self.module.named_parameters())
-        self.parameters = {name: named[key] for name, key in family.by_canonical_name(named).items()}
-        blocks = {found[:2] for layer in family.layers_of(self.parameters).values() if (found := block_of(layer))}
-        self._blocks = Counter(tower for tower, _ in blocks)
 
     def pixels(self, images: list[Image]) -> Tensor:
         """Preprocess RGB images like open_clip: (batch, 3, height, width), float32."""
-        with preparing(self._folder, "images"):
+        with preparing(self.folder, "images"):
             return torch.stack([self._transform(image) for image in images])
 
     def tokens(self, prompts: list[str]) -> dict[str, Tensor]:
         """Tokenise prompts, padded and cut to the text tower's length: ``input_ids`` (prompts, length), int64."""
-        with preparing(self._folder, "prompts"):
+        with preparing(self.folder, "prompts"):
             ids = torch.as_tensor(self._tokenize(prompts))
-            check_words(self._folder, ids, self.module)
+            check_words(self.folder, ids, self.module)
             return {"input_ids": ids}
 
     def image_features(self, pixels: Tensor, prefix: Prefix | None = None) -> Tensor:
         """Embed images: (batch, width), unit length; with a prefix the blocks below it do not run."""
-        with starting_at(self.module.visual, prefix):
-            features: Tensor = self.module.encode_image(pixels.contiguous(memory_format=self._layout), normalize=True)
+        with starting_at(self.towers["vision"], prefix):
+            features: Tensor = self.module.encode_image(pixels.contiguous(memory_format=self.layout), normalize=True)
         return features
 
     def text_features(self, tokens: dict[str, Tensor], prefix: Prefix | None = None) -> Tensor:
         """Embed prompts: (prompts, width), unit length; with a prefix the blocks below it do not run."""
-        with starting_at(self._text_tower, prefix):
+        with starting_at(self.towers["text"], prefix):
             features: Tensor = self.module.encode_text(tokens["input_ids"], normalize=True)
         return features
-
-    @property
-    def _text_tower(self) -> torch.nn.Module:
-        tower: torch.nn.Module = self.module.text if hasattr(self.module, "text") else self.module.transformer
-        return tower
-
-    @torch.no_grad()
-    def hidden_states(self, tower: Tower, inputs: Tensor | dict[str, Tensor]) -> tuple[Tensor, ...] | None:
-        """See `ImageTextModel.hidden_states`; ``None`` also if a tower's blocks are not its layers."""
-        if isinstance(inputs, Tensor):
-            states = entering(self.module.visual, lambda: self.image_features(inputs))
-        else:
-            states = entering(self._text_tower, lambda: self.text_features(inputs))
-        return states if states is not None and len(states) == self._blocks[tower] + 1 else None
 
     def logits(self, images: Tensor, classes: Tensor) -> Tensor:
         """Score (batch, width) against (classes, width), both of unit length: (batch, classes)."""

@@ -14,18 +14,14 @@ from torch.nn.functional import normalize
 from clipmerge.errors import CheckpointError
 from clipmerge.families import Family
 from clipmerge.files.limits import LARGEST_SIDE
-from clipmerge.models import ImageTextModel
-from clipmerge.models.batch_norm import freeze_batch_norms
-from clipmerge.models.blocks import entering, starting_at
-from clipmerge.models.kernels import image_layout
+from clipmerge.models import ImageTextModel, Prefix
+from clipmerge.models.blocks import starting_at
 from clipmerge.models.loading import blaming, check_words, preparing
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from PIL.Image import Image
-
-    from clipmerge.models import Prefix, Tower
 
 _KERNELS = re.compile(r"_implementation|^(torch_)?dtype$|^quantization_config$|^compression_config$")
 _UNINITIALISED = ("position_ids", "token_type_ids", "running_mean", "running_var", "num_batches_tracked")
@@ -35,21 +31,17 @@ class TransformersClip(ImageTextModel):
     """A two-tower model of transformers."""
 
     def __init__(self, family: Family, config: dict[str, Any], folder: Path) -> None:
-        self._folder = folder
         self.processor = _load_processor(folder)
         with blaming(
             lambda reason: f"{folder}: transformers cannot build the model of its configuration ({reason}); correct it"
         ):
-            self.module = _without_weights(getattr(transformers, family.model_class), _plain(config))
-        freeze_batch_norms(self.module)
-        self._layout = image_layout(self.module)
+            module = _without_weights(getattr(transformers, family.model_class), _plain(config))
+        super().__init__(family, folder, module, {"vision": module.vision_model, "text": module.text_model})
         self._reads_padding = family.reads_padding
-        named = dict(self.module.named_parameters())
-        self.parameters = {name: named[key] for name, key in family.by_canonical_name(named).items()}
 
     def pixels(self, images: list[Image]) -> Tensor:
         """Preprocess RGB images: (batch, 3, height, width), float32; for SigLIP 2 see `_pack`."""
-        with preparing(self._folder, "images"):
+        with preparing(self.folder, "images"):
             processed = self.processor.image_processor(images, return_tensors="pt")
             if "spatial_shapes" in processed:
                 return _pack(processed)
@@ -57,7 +49,7 @@ class TransformersClip(ImageTextModel):
 
     def tokens(self, prompts: list[str]) -> dict[str, Tensor]:
         """Tokenise prompts: (prompts, length), int64; without a mask if the family reads padding as text."""
-        with preparing(self._folder, "prompts"):
+        with preparing(self.folder, "prompts"):
             encoded = self.processor.tokenizer(
                 prompts,
                 padding="max_length" if self._reads_padding else True,
@@ -65,12 +57,12 @@ class TransformersClip(ImageTextModel):
                 max_length=self._text_length(),
                 return_tensors="pt",
             )
-            check_words(self._folder, encoded["input_ids"], self.module)
+            check_words(self.folder, encoded["input_ids"], self.module)
             return {key: encoded[key] for key in ("input_ids", "attention_mask")[: 1 if self._reads_padding else 2]}
 
     def _text_length(self) -> int:
         """Number of tokens with positions in the text tower; RoBERTa's positions start after the padding's."""
-        for name, embedding in self.module.text_model.named_modules():
+        for name, embedding in self.towers["text"].named_modules():
             if name.endswith(("position_embedding", "position_embeddings")):
                 offset = 0 if embedding.padding_idx is None else embedding.padding_idx + 1
                 return int(embedding.num_embeddings) - int(offset)
@@ -78,29 +70,22 @@ class TransformersClip(ImageTextModel):
 
     def image_features(self, pixels: Tensor, prefix: Prefix | None = None) -> Tensor:
         """Embed images: (batch, width), unit length; with a prefix the blocks below it do not run."""
-        with starting_at(self.module.vision_model, prefix):
+        with starting_at(self.towers["vision"], prefix):
             whole = pixels.ndim == 4
-            inputs = {"pixel_values": pixels.contiguous(memory_format=self._layout)} if whole else _unpack(pixels)
+            inputs = {"pixel_values": pixels.contiguous(memory_format=self.layout)} if whole else _unpack(pixels)
             try:
                 output = self.module.get_image_features(**inputs)
             except ValueError as error:  # images whose size is not the model's
                 raise CheckpointError(
-                    f"{self._folder}: its image processor does not fit its model ({error}); copy the base model's files"
+                    f"{self.folder}: its image processor does not fit its model ({error}); copy the base model's files"
                 ) from None
         return normalize(output.pooler_output, dim=-1)
 
     def text_features(self, tokens: dict[str, Tensor], prefix: Prefix | None = None) -> Tensor:
         """Embed prompts: (prompts, width), unit length; with a prefix the blocks below it do not run."""
-        with starting_at(self.module.text_model, prefix):
+        with starting_at(self.towers["text"], prefix):
             output = self.module.get_text_features(**tokens)
         return normalize(output.pooler_output, dim=-1)
-
-    @torch.no_grad()
-    def hidden_states(self, tower: Tower, inputs: Tensor | dict[str, Tensor]) -> tuple[Tensor, ...] | None:
-        """See `ImageTextModel.hidden_states`."""
-        if isinstance(inputs, Tensor):
-            return entering(self.module.vision_model, lambda: self.image_features(inputs))
-        return entering(self.module.text_model, lambda: self.text_features(inputs))
 
     def logits(self, images: Tensor, classes: Tensor) -> Tensor:
         """Score (batch, width) against (classes, width), both of unit length: (batch, classes)."""
