@@ -10,19 +10,17 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from clipmerge.checkpoint.source import Checkpoint, FormedCheckpoint, stored
+from clipmerge.checkpoint.source import Checkpoint, Form, FormedCheckpoint, stored
 from clipmerge.errors import CheckpointError, shorten
 from clipmerge.files.limits import LONGEST_PATTERN, MOST_CHOICES, MOST_GROUPS, MOST_PATTERNS, MOST_REPEATS
 from clipmerge.files.paths import local_path
 from clipmerge.files.reading import read_json
 from clipmerge.files.safetensors import Array
 from clipmerge.parallel import one_thread
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 CONFIG = "adapter_config.json"
 #: Advice for an adapter that is not supported.
@@ -73,26 +71,8 @@ class Change:
     embedding: bool = False  # whether B A is transposed, as peft does for embeddings
 
 
-@dataclass(frozen=True, kw_only=True)
 class Adapted(FormedCheckpoint):
-    """A base checkpoint changed by an adapter; read like any other checkpoint."""
-
-    base: Checkpoint  # the checkpoint that the adapter is applied to, which has the side files
-    adapter: Checkpoint
-    changes: dict[str, Change]  # the adapter's part for each parameter, by the parameter's key
-
-    def formed(self, key: str) -> Array:
-        """Compute a tensor, unrounded."""
-        if key not in self.changes:
-            return self.base.array(key)
-        with one_thread():
-            return stored(_formed(self, key).flatten())
-
-    def release(self, key: str) -> None:
-        """Release the base's pages too; see `Checkpoint.release`."""
-        FormedCheckpoint.release(self, key)
-        if key in self.base.entries:
-            self.base.release(key)
+    """A base checkpoint, which has the side files, changed by an adapter."""
 
 
 def adapt(base: Checkpoint, adapter: Checkpoint) -> Checkpoint:
@@ -135,7 +115,11 @@ def adapt(base: Checkpoint, adapter: Checkpoint) -> Checkpoint:
         entries={**base.entries, **extra},
         note="; ".join(notes) or None,
     )
-    return Adapted(**facts, base=base, adapter=adapter, changes=placed)
+    forms = {
+        key: Form((key,) if key in base.entries else (), partial(_formed, base, adapter, key, change))
+        for key, change in placed.items()
+    }
+    return Adapted(**facts, original=base, forms=forms)
 
 
 def _changes(adapter: Checkpoint, config: AdapterConfig) -> dict[str, Change]:
@@ -168,7 +152,7 @@ def _keys_in_base(
 ) -> dict[str, str]:
     """Find the base's key for each parameter; the two may be in different numbers of wrappers, or in a bare tower."""
     needed = [name for name in changes if name not in optional] or list(changes)
-    candidates = [place for place in _places(base, needed) if all(_key(base, name, *place) for name in needed)]
+    candidates = _places(base, needed)
     candidates = [
         place
         for place in candidates
@@ -195,13 +179,13 @@ def _keys_in_base(
 
 
 def _places(base: Checkpoint, names: list[str]) -> list[tuple[str, str]]:
-    """Pairs of possible prefixes of the base's keys and of the adapter's names, for names with the same end."""
+    """Pairs of prefixes, of the base's keys and of the adapter's names, with which all names are keys of the base."""
     first, parts = names[0], names[0].split(".")
     for skipped in range(len(parts) - 1):
         end = ".".join(parts[skipped:])
         hits = {key[: -len(end)] for key in base.entries if f".{key}".endswith(f".{end}")}
-        places = [(hit, first[: -len(end)]) for hit in sorted(hits)]
-        if any(all(_key(base, name, *place) for name in names) for place in places):
+        cut = first[: -len(end)]
+        if places := [(hit, cut) for hit in sorted(hits) if all(_key(base, name, hit, cut) for name in names)]:
             return places
     return []
 
@@ -241,29 +225,29 @@ def _product_shape(down: tuple[int, ...], up: tuple[int, ...], embedding: bool) 
     return (columns, rows) if embedding else (rows, columns)
 
 
-def _formed(adapted: Adapted, key: str) -> Tensor:
-    """theta_1 of one whole parameter, by LoRA (arXiv:2106.09685) or DoRA (arXiv:2402.09353)."""
+@one_thread()
+def _formed(base: Checkpoint, adapter: Checkpoint, key: str, change: Change) -> Array:
+    """theta_1 of one parameter, unrounded, by LoRA (arXiv:2106.09685) or DoRA (arXiv:2402.09353)."""
     import torch
 
-    change = adapted.changes[key]
-    parts = {part: adapted.adapter.tensor(name) for part in _PARTS if (name := getattr(change, part))}
-    start = parts.pop("whole") if change.whole else adapted.base.tensor(key)
+    parts = {part: adapter.tensor(name) for part in _PARTS if (name := getattr(change, part))}
+    formed = parts.pop("whole") if change.whole else base.tensor(key)
     if not parts:
-        return start
-    wide = torch.float64 if torch.float64 in {start.dtype, *(each.dtype for each in parts.values())} else torch.float32
+        return stored(formed.flatten())
+    dtypes = {formed.dtype, *(tensor.dtype for tensor in parts.values())}
+    wide = torch.float64 if torch.float64 in dtypes else torch.float32
     parts = {part: tensor.to(wide) for part, tensor in parts.items()}
-    start = start.to(wide)
+    formed = formed.to(wide)
     if "added" in parts:
-        return start + change.scale * parts["added"]
+        return stored((formed + change.scale * parts["added"]).flatten())
     product = parts["up"].flatten(1) @ parts["down"].flatten(1)
-    product = (product.T if change.embedding else product).reshape(start.shape)
-    formed = product.mul_(change.scale).add_(start)
-    if "length" not in parts:
-        return formed
-    axis = 1 if change.embedding else 0  # of the rows, or of an embedding's columns, that are scaled to their length
-    lengths = torch.linalg.vector_norm(formed, dim=[each for each in range(formed.ndim) if each != axis], keepdim=True)
-    lengthened: Tensor = formed * (parts["length"].view_as(lengths) / lengths)
-    return lengthened
+    product = (product.T if change.embedding else product).reshape(formed.shape)
+    formed = product.mul_(change.scale).add_(formed)
+    if "length" in parts:  # to which the rows are scaled, or an embedding's columns
+        axes = [axis for axis in range(formed.ndim) if axis != (1 if change.embedding else 0)]
+        lengths = torch.linalg.vector_norm(formed, dim=axes, keepdim=True)
+        formed = formed * (parts["length"].view_as(lengths) / lengths)
+    return stored(formed.flatten())
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from clipmerge.checkpoint.converted import in_one_layout
@@ -28,7 +28,7 @@ def align_checkpoints(
 ) -> Inputs:
     """Align checkpoints and refuse mismatches, without reading weights."""
     inputs = align(zeroshot, finetuned, missing=missing)
-    for problem in find_mismatches(inputs, missing=missing, mixed_dtypes=mixed_dtypes):
+    for problem in find_mismatches(inputs, mixed_dtypes=mixed_dtypes):
         raise CheckpointError(problem)
     return inputs
 
@@ -91,7 +91,7 @@ def _common_family(checkpoints: tuple[Checkpoint, ...]) -> Family:
     return first
 
 
-def find_mismatches(inputs: Inputs, *, missing: Missing = "error", mixed_dtypes: bool = False) -> list[str]:
+def find_mismatches(inputs: Inputs, *, mixed_dtypes: bool = False) -> list[str]:
     """List the mismatches that prevent a merge, most informative first, one line each."""
     problems = []
     tower = tower_of(inputs.layers)
@@ -117,7 +117,7 @@ def find_mismatches(inputs: Inputs, *, missing: Missing = "error", mixed_dtypes:
                 for key in ours.keys() & theirs.keys()
                 if ours[key] != theirs[key]
             ]
-        if missing == "error":
+        if inputs.missing == "error":
             problems += _key_mismatches(inputs, which)
         problems += _field_mismatch(inputs, which, "shape", lambda entry: entry.shape)
         if mixed_dtypes:
@@ -135,7 +135,7 @@ def find_mismatches(inputs: Inputs, *, missing: Missing = "error", mixed_dtypes:
     return problems
 
 
-def _position_mismatch(inputs: Inputs) -> list[str]:
+def _position_mismatch(inputs: Inputs) -> Iterator[str]:
     """Name the models that read longer texts or larger images, which no other key tells of."""
     for finetuned, keys in zip(inputs.finetuned, inputs.finetuned_keys, strict=True):
         for name in (name for name in keys if name in inputs.zeroshot_keys and _POSITIONS.search(name)):
@@ -143,18 +143,17 @@ def _position_mismatch(inputs: Inputs) -> list[str]:
             if len(ours.shape) == len(theirs.shape) == 2 and ours.shape[0] != theirs.shape[0]:
                 text = inputs.layer_of[name].startswith("text")
                 what = "texts of another length (Long-CLIP has 248 tokens)" if text else "images of another size"
-                return [
+                yield (
                     f"{finetuned.source} reads {what}: {name} has {theirs.shape[0]} positions, that of "
                     f"{inputs.zeroshot.source} {ours.shape[0]}; give the zero-shot model with {theirs.shape[0]} "
                     "positions that was fine-tuned"
-                ]
-    return []
+                )
+                return
 
 
-def _config_mismatches(inputs: Inputs, finetuned: Checkpoint) -> list[str]:
+def _config_mismatches(inputs: Inputs, finetuned: Checkpoint) -> Iterator[str]:
     if inputs.zeroshot.config is None or finetuned.config is None:
-        return []
-    problems = []
+        return
     ours, theirs = inputs.family.settings(inputs.zeroshot.config), inputs.family.settings(finetuned.config)
     for side in ("vision", "text", ""):
         if inputs.tower not in ("full", side):
@@ -163,13 +162,12 @@ def _config_mismatches(inputs: Inputs, finetuned: Checkpoint) -> list[str]:
             b = theirs.get(side, {}).get(key)
             if a == b or None in (a, b):
                 continue
-            problems.append(
+            yield (
                 f"the {side} towers differ in {key}: zeroshot {a}, finetuned {b}; the weights would merge "
                 "silently and wrongly. Use the base that was fine-tuned, or correct the wrong config.json"
                 if side
                 else f"{key} differs: zeroshot {a}, finetuned {b}; these are not the same {inputs.family.name}"
             )
-    return problems
 
 
 def _preprocessing(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -190,7 +188,7 @@ def _preprocessing(checkpoint: Checkpoint) -> dict[str, Any]:
     return {}  # loaders refuse what cannot be understood
 
 
-def _key_mismatches(inputs: Inputs, which: int) -> list[str]:
+def _key_mismatches(inputs: Inputs, which: int) -> Iterator[str]:
     ours, theirs = inputs.zeroshot_keys, inputs.finetuned_keys[which]
     only_ours = [n for n in ours if n not in theirs and not is_incidental(n) and inputs.expects(n)]
     only_theirs = [n for n in theirs if n not in ours and not is_incidental(n)]
@@ -199,27 +197,28 @@ def _key_mismatches(inputs: Inputs, which: int) -> list[str]:
     shared = len(ours.keys() & theirs.keys())
     source = inputs.finetuned[which].source
     if not shared:
-        return [
+        yield (
             f"{source}: holds no parameter of the {inputs.family.name} model {inputs.zeroshot.source}, but "
             f"{shorten(only_theirs)}; give the fine-tuned model as a whole, or one of its towers"
-        ]
-    if only_theirs and shared < _MOST * len(theirs):
-        return [
+        )
+    elif only_theirs and shared < _MOST * len(theirs):
+        yield (
             f"{source}: only {shared} of its {len(theirs)} keys are in "
             f"{inputs.zeroshot.source}, which lacks {shorten(only_theirs)}; give the zero-shot model of this "
             "fine-tuned one"
-        ]
-    problems = []
-    for side, names in (("zero-shot", only_ours), ("fine-tuned", only_theirs)):
-        if names:
-            problems.append(
-                f"{counted(len(names), 'key is', 'keys are')} only in the {side} checkpoint: {shorten(names)}; "
-                "if that is meant, pass `--set missing=keep-zeroshot` or `missing=keep-finetuned`"
-            )
-    return problems
+        )
+    else:
+        for side, names in (("zero-shot", only_ours), ("fine-tuned", only_theirs)):
+            if names:
+                yield (
+                    f"{counted(len(names), 'key is', 'keys are')} only in the {side} checkpoint: {shorten(names)}; "
+                    "if that is meant, pass `--set missing=keep-zeroshot` or `missing=keep-finetuned`"
+                )
 
 
-def _field_mismatch(inputs: Inputs, which: int, what: str, get: Callable[[Any], Any], advice: str = "") -> list[str]:
+def _field_mismatch(
+    inputs: Inputs, which: int, what: str, get: Callable[[Any], Any], advice: str = ""
+) -> Iterator[str]:
     keys = inputs.finetuned_keys[which]
     shared = [name for name in inputs.zeroshot_keys if name in keys and not is_incidental(name)]
     differing = []
@@ -228,48 +227,45 @@ def _field_mismatch(inputs: Inputs, which: int, what: str, get: Callable[[Any], 
         b = get(inputs.finetuned[which].entries[keys[name]])
         if a != b:
             differing.append((name, a, b))
-    if not differing:
-        return []
-    name, a, b = differing[0]
-    differ = counted(len(differing), f"of {len(shared)} tensors differs", f"of {len(shared)} tensors differ")
-    return [
-        f"{differ} in {what}; first {name}: zeroshot {a}, finetuned {b}. Compare both with `clipmerge inspect`.{advice}"
-    ]
+    if differing:
+        name, a, b = differing[0]
+        differ = counted(len(differing), f"of {len(shared)} tensors differs", f"of {len(shared)} tensors differ")
+        compare = f"Compare both with `clipmerge inspect`.{advice}"
+        yield f"{differ} in {what}; first {name}: zeroshot {a}, finetuned {b}. {compare}"
 
 
-def notes_on(inputs: Inputs) -> list[str]:
+def notes_on(inputs: Inputs) -> Iterator[str]:
     """Describe the parameters that are not simply merged (kept, copied or left out), one line each."""
-    notes = []
     if inputs.has_built_head:
-        notes.append(
+        yield (
             "the fine-tuned checkpoint is a classifier: the zero-shot side of its head is built from class prompts, "
             "and the output is a classifier too"
         )
     elif inputs.keeps_head:
-        notes.append(
+        yield (
             "the fine-tuned checkpoint is a classifier: its head is kept unchanged, and the output is a classifier "
             "too, without the rest of the zero-shot model (`--set missing=keep-zeroshot` writes the whole zero-shot "
             "model with the merged tower instead)"
         )
     elif inputs.is_partial:
-        notes.append(f"the fine-tuned checkpoint holds the {inputs.tower} tower only; the rest stays zero-shot")
+        yield f"the fine-tuned checkpoint holds the {inputs.tower} tower only; the rest stays zero-shot"
     strange = dict.fromkeys(layer for name, layer in inputs.layer_of.items() if not inputs.family.knows(name))
     if strange:
         layers = counted(len(strange), "layer that is not known is", "layers that are not known are")
-        notes.append(f"{layers} named after their modules: {shorten(strange)}")
+        yield f"{layers} named after their modules: {shorten(strange)}"
     statistics = sum(is_statistic(name) for name in inputs.zeroshot_keys)
     if statistics:
-        notes.append(
+        yield (
             f"{statistics} running means and variances of batch norms are interpolated like their layers' weights, and "
             "never masked"
         )
-    return notes + _what_some_lack(inputs)
+    yield from _what_some_lack(inputs)
 
 
-def _what_some_lack(inputs: Inputs) -> list[str]:
+def _what_some_lack(inputs: Inputs) -> Iterator[str]:
     """Describe the treatment of parameters that only some of several fine-tuned checkpoints have."""
     if inputs.missing == "error" or len(inputs.finetuned) < 2:
-        return []
+        return
     ours, first, several = inputs.zeroshot_keys, inputs.finetuned_keys[0], inputs.finetuned_keys
     names = dict.fromkeys(name for keys in several for name in keys if not is_incidental(name))
     keeps_finetuned = inputs.missing == "keep-finetuned"
@@ -285,7 +281,7 @@ def _what_some_lack(inputs: Inputs) -> list[str]:
         (lost, f"{source}, lacks are left out"),
         (extra, f"the zero-shot checkpoint lacks are copied from {source}, not averaged"),
     )
-    return [f"parameters that {treatment}: {shorten(names)}" for names, treatment in treated if names]
+    yield from (f"parameters that {treatment}: {shorten(names)}" for names, treatment in treated if names)
 
 
 def is_incidental(name: str) -> bool:

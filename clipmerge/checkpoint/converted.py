@@ -3,55 +3,28 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from clipmerge.checkpoint.source import OPEN_CLIP_CONFIG, Checkpoint, FormedCheckpoint, naming, stored
+from clipmerge.checkpoint.source import OPEN_CLIP_CONFIG, Checkpoint, Form, FormedCheckpoint, naming, stored
 from clipmerge.conversion.config import Shape, check_shapes, open_clip_config, transformers_config
 from clipmerge.conversion.keys import Layout, Match, is_made_anew, layout_of, match_keys
 from clipmerge.conversion.timm import is_timm_vit, open_clip_name
 from clipmerge.errors import CheckpointError
-from clipmerge.files.safetensors import DTYPES, Array, TensorEntry
+from clipmerge.files.safetensors import DTYPES, TensorEntry
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-@dataclass(frozen=True)
-class _Formed:
-    """Construction of a tensor: the file's tensors it is made from, and a function that makes it, 1-D."""
-
-    keys: tuple[str, ...]
-    make: Callable[[], Array]
-
-
-@dataclass(frozen=True, kw_only=True)
-class _View(FormedCheckpoint):
-    """A checkpoint some of whose tensors are formed from the original's; the others are the original's own."""
-
-    original: Checkpoint
-    forms: dict[str, _Formed] = field(repr=False, compare=False)
-
-    def formed(self, key: str) -> Array:
-        """Form a tensor; see `FormedCheckpoint.formed`."""
-        return self.forms[key].make() if key in self.forms else self.original.array(key)
-
-    def release(self, key: str) -> None:
-        """Release the mapped pages that a tensor was made from, too."""
-        FormedCheckpoint.release(self, key)
-        for each in self.forms[key].keys if key in self.forms else (key,):
-            self.original.release(each)
-
-
-class ConvertedCheckpoint(_View):
+class ConvertedCheckpoint(FormedCheckpoint):
     """A checkpoint in the other library's layout."""
 
 
-class TimmTower(_View):
+class TimmTower(FormedCheckpoint):
     """A ViT of timm, read as a vision tower of OpenCLIP and a head; an output of this form is timm's again."""
 
     def timm_key(self, key: str) -> str:
@@ -59,7 +32,7 @@ class TimmTower(_View):
         return self.forms[key].keys[0]
 
 
-class WithHead(_View):
+class WithHead(FormedCheckpoint):
     """A zero-shot checkpoint with a head that was made for it."""
 
 
@@ -67,7 +40,7 @@ def with_head(checkpoint: Checkpoint, like: Checkpoint, head: dict[str, Tensor])
     """Add a head to a zero-shot checkpoint, with the dtypes that it has in the fine-tuned one, ``like``."""
     entries = {key: replace(like.entries[key], file=checkpoint.files[0]) for key in head}
     facts = checkpoint.facts(entries={**checkpoint.entries, **entries})
-    forms = {key: _Formed((), partial(stored, values.flatten())) for key, values in head.items()}
+    forms = {key: Form((), partial(stored, values.flatten())) for key, values in head.items()}
     return WithHead(**facts, original=checkpoint, forms=forms)
 
 
@@ -83,7 +56,7 @@ def as_open_clip(checkpoint: Checkpoint) -> Checkpoint:
     head = " and its head as a classifier" if "classifier.weight" in keys else ""
     note = f"{checkpoint.source}: is a ViT of timm, read as a vision tower{head}"
     values = checkpoint.facts(entries=entries, config=None, note="; ".join(filter(None, (checkpoint.note, note))))
-    forms = {name: _Formed((key,), partial(checkpoint.array, key)) for name, key in keys.items()}
+    forms = {name: Form((key,), partial(checkpoint.array, key)) for name, key in keys.items()}
     return TimmTower(**values, original=checkpoint, forms=forms)
 
 
@@ -138,49 +111,37 @@ def _convert_config(config: dict[str, Any], to: Layout, prefix: str, shapes: dic
 
 def _formed(
     checkpoint: Checkpoint, plain: dict[str, str], match: Match, to: Layout
-) -> dict[str, tuple[TensorEntry, _Formed]]:
+) -> dict[str, tuple[TensorEntry, Form]]:
     """The tensors of one match in the other layout: entries, and how their elements are formed."""
-    parts = len(match.transformers)
-    if parts == 1:
-        ours, theirs = match.open_clip, match.transformers[0]
-        key, name = (plain[ours], theirs) if to == "transformers" else (plain[theirs], ours)
-        return {name: _lone(checkpoint, key, match, scalar=name == "logit_scale")}
-    if to == "open-clip":
-        keys = [plain[each] for each in match.transformers]
-        first, *others = (checkpoint.entries[key] for key in keys)
-        if any((other.shape, other.dtype) != (first.shape, first.dtype) for other in others):
-            raise CheckpointError(f"{match.transformers[0]} and its key and value differ in shape or dtype")
-        entry = _entry(first, (parts * first.shape[0], *first.shape[1:]))
-        return {match.open_clip: (entry, _Formed(tuple(keys), lambda: np.concatenate([*map(checkpoint.array, keys)])))}
-    key = plain[match.open_clip]
-    stack = checkpoint.entries[key]
-    if not stack.shape or stack.shape[0] % parts:
-        raise CheckpointError(
-            f"{match.open_clip} has shape {stack.shape}, which is not a stack of query, key and value"
-        )
-    entry = _entry(stack, (stack.shape[0] // parts, *stack.shape[1:]))
-    size = entry.size
-    return {
-        name: (entry, _Formed((key,), partial(checkpoint.array, key, place * size, (place + 1) * size)))
-        for place, name in enumerate(match.transformers)
-    }
-
-
-def _lone(checkpoint: Checkpoint, key: str, match: Match, *, scalar: bool) -> tuple[TensorEntry, _Formed]:
-    """A tensor with one counterpart: the same, its transpose, or a scalar with or without a dimension."""
-    entry = checkpoint.entries[key]
-    same = _Formed((key,), partial(checkpoint.array, key))
-    if scalar and entry.size == 1:
-        return _entry(entry, ()), same
-    if not match.transposed:
-        return _entry(entry, entry.shape), same
-    if len(entry.shape) != 2:
-        raise CheckpointError(f"{key} has shape {entry.shape}; a projection is a matrix")
-
-    def transpose() -> Array:
-        return checkpoint.array(key).reshape(entry.shape).T.flatten()
-
-    return _entry(entry, entry.shape[::-1]), _Formed((key,), transpose)
+    ours, theirs = (match.open_clip,), match.transformers
+    names, originals = (theirs, ours) if to == "transformers" else (ours, theirs)
+    keys = tuple(plain[name] for name in originals)
+    first, *others = (checkpoint.entries[key] for key in keys)
+    shape, parts = first.shape, len(theirs)
+    if others:
+        if any((other.shape, other.dtype) != (shape, first.dtype) for other in others):
+            raise CheckpointError(f"{theirs[0]} and its key and value differ in shape or dtype")
+        entry = _entry(first, (parts * shape[0], *shape[1:]))
+        form = Form(keys, lambda: np.concatenate([*map(checkpoint.array, keys)]))
+    elif parts > 1:
+        if not shape or shape[0] % parts:
+            raise CheckpointError(f"{ours[0]} has shape {shape}, which is not a stack of query, key and value")
+        entry = _entry(first, (shape[0] // parts, *shape[1:]))
+        size = entry.size
+        return {
+            name: (entry, Form(keys, partial(checkpoint.array, keys[0], place * size, (place + 1) * size)))
+            for place, name in enumerate(names)
+        }
+    elif match.transposed:
+        if len(shape) != 2:
+            raise CheckpointError(f"{keys[0]} has shape {shape}; a projection is a matrix")
+        entry = _entry(first, shape[::-1])
+        form = Form(keys, lambda: checkpoint.array(keys[0]).reshape(shape).T.flatten())
+    else:
+        is_scalar = names[0] == "logit_scale" and first.size == 1  # with or without a dimension
+        entry = _entry(first, () if is_scalar else shape)
+        form = Form(keys, partial(checkpoint.array, keys[0]))
+    return {names[0]: (entry, form)}
 
 
 def _entry(entry: TensorEntry, shape: tuple[int, ...]) -> TensorEntry:

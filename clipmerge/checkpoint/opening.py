@@ -12,8 +12,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clipmerge.checkpoint.adapter import adapt
-from clipmerge.checkpoint.source import INDEX, OPEN_CLIP_CONFIG, OPEN_CLIP_WEIGHTS, WEIGHTS, Checkpoint, naming
-from clipmerge.checkpoint.state_dict import StateDict, read_state_dict
+from clipmerge.checkpoint.source import (
+    INDEX,
+    OPEN_CLIP_CONFIG,
+    OPEN_CLIP_WEIGHTS,
+    WEIGHTS,
+    Checkpoint,
+    Form,
+    FormedCheckpoint,
+    naming,
+)
+from clipmerge.checkpoint.state_dict import read_state_dict
 from clipmerge.checkpoint.wrappers import unwrap
 from clipmerge.conversion.keys import layout_of
 from clipmerge.errors import CheckpointError, counted, did_you_mean, shorten
@@ -24,8 +33,6 @@ from clipmerge.files.side_files import lies_in, read_side_json
 from clipmerge.files.unchanged import watch
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from clipmerge.hub.ids import HubId
 
 ADAPTER = "adapter_model.safetensors"
@@ -186,11 +193,10 @@ def _conversion_command(folder: Path) -> tuple[str, str] | None:
 def _open_single(source: str, file: Path, *, part: str | None = None, **facts: str | None) -> Checkpoint:
     watch(file)
     if is_pickle(file):
-        tensors, entries, state_note = read_state_dict(file, part)
+        forms, entries, state_note = read_state_dict(file, part)
         facts["note"] = "; ".join(filter(None, (facts.get("note"), state_note))) or None
-        return _checkpoint(source, (file,), entries, tensors, part=None, sharded=False, **facts)
-    entries, _ = read_header(file)
-    return _checkpoint(source, (file,), entries, {}, part=part, sharded=False, **facts)
+        return _checkpoint(source, (file,), entries, forms, part=None, sharded=False, **facts)
+    return _checkpoint(source, (file,), read_header(file), {}, part=part, sharded=False, **facts)
 
 
 def _open_index(source: str, index: Path, *, part: str | None = None, **facts: str | None) -> Checkpoint:
@@ -211,14 +217,14 @@ def _open_index(source: str, index: Path, *, part: str | None = None, **facts: s
     if missing:
         raise CheckpointError(f"{index}: lacks {len(missing)} of its {len(files)} shards: {shorten(missing)}")
     entries: dict[str, TensorEntry] = {}
-    tensors: dict[str, Tensor] = {}
+    forms: dict[str, Form] = {}
     for file in files:
         watch(file)
         if index.name == _PICKLED_INDEX and is_pickle(file):
             mapped, stored, _ = read_state_dict(file)
-            tensors |= mapped
+            forms |= mapped
         else:
-            stored, _ = read_header(file)
+            stored = read_header(file)
         entries.update(stored)
     held = {key: entry.file.name for key, entry in entries.items()}
     wrong = [key for key in {**weight_map, **held} if weight_map.get(key) != held.get(key)]
@@ -227,14 +233,14 @@ def _open_index(source: str, index: Path, *, part: str | None = None, **facts: s
             f"{index}: {counted(len(wrong), 'key is', 'keys are')} not in the shards as it says: {shorten(wrong)}; "
             "download or copy it again"
         )
-    return _checkpoint(source, files, entries, tensors, part=part, sharded=True, **facts)
+    return _checkpoint(source, files, entries, forms, part=part, sharded=True, **facts)
 
 
 def _checkpoint(
     source: str,
     files: tuple[Path, ...],
     entries: dict[str, TensorEntry],
-    tensors: dict[str, Tensor],
+    forms: dict[str, Form],
     *,
     part: str | None,
     sharded: bool,
@@ -246,16 +252,16 @@ def _checkpoint(
     folder = files[0].parent
     if not _is_adapter(files[0]):  # an adapter's own reader knows every tensor it may have
         with naming(files[0]):
-            found = unwrap(entries, part)
-        entries = {name: entries[key] for name, key in found.keys.items()}
-        tensors = {name: tensors[key] for name, key in found.keys.items() if key in tensors}
-        note = "; ".join(filter(None, (note, found.note and f"{files[0]}: {found.note}"))) or None
+            keys, taken = unwrap(entries, part)
+        entries = {name: entries[key] for name, key in keys.items()}
+        forms = {name: forms[key] for name, key in keys.items() if key in forms}
+        note = "; ".join(filter(None, (note, taken and f"{files[0]}: {taken}"))) or None
     # folders on the Hub may hold both layouts and both configurations
     name = OPEN_CLIP_CONFIG if layout_of(entries) == "open-clip" else "config.json"
     config = read_side_json(folder, name)
     refuse_quantised(source, entries, config)
     checkpoint = Checkpoint(source, revision, folder, files, entries, config, sharded, note)
-    return StateDict(**checkpoint.facts(), tensors=tensors) if tensors else checkpoint
+    return FormedCheckpoint(**checkpoint.facts(), original=checkpoint, forms=forms) if forms else checkpoint
 
 
 def refuse_quantised(source: str, keys: Iterable[str], config: dict[str, Any] | None) -> None:

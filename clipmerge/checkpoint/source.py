@@ -5,8 +5,7 @@ from __future__ import annotations
 import contextlib
 import mmap
 import warnings
-from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, fields
 from functools import cache
@@ -128,27 +127,35 @@ class Checkpoint:
         return sum(entry.end - entry.begin for entry in self.entries.values())
 
 
+@dataclass(frozen=True)
+class Form:
+    """How a tensor is formed: the original's tensors that are read for it, and a function that makes it, 1-D."""
+
+    keys: tuple[str, ...]
+    make: Callable[[], Array]
+
+
 @dataclass(frozen=True, kw_only=True)
-class FormedCheckpoint(Checkpoint, ABC):
-    """A checkpoint whose tensors are formed whole when they are read; the last one is kept."""
+class FormedCheckpoint(Checkpoint):
+    """A view of a checkpoint some of whose tensors are formed, whole, when they are read; the last one is kept."""
 
+    original: Checkpoint  # which has all other tensors
+    forms: dict[str, Form] = field(repr=False, compare=False)
     _latest: dict[str, Array] = field(default_factory=dict, repr=False, compare=False)
-
-    @abstractmethod
-    def formed(self, key: str) -> Array:
-        """Form one whole tensor, in the form of `array`; this is what kinds of checkpoints define."""
 
     def array(self, key: str, start: int = 0, stop: int | None = None) -> Array:
         """Take a run of one tensor's elements; see `Checkpoint.array`."""
         whole = self._latest.get(key)
         if whole is None:  # several threads may get here, each with its own key
             self._latest.clear()  # before the next one is formed, so that there are never two
-            self._latest[key] = whole = self.formed(key)
+            self._latest[key] = whole = self.forms[key].make() if key in self.forms else self.original.array(key)
         return whole[start:stop]
 
     def release(self, key: str) -> None:
-        """Release what was formed."""
+        """Release what was formed, and the mapped pages that it was made from."""
         self._latest.pop(key, None)
+        for each in self.forms[key].keys if key in self.forms else (key,):
+            self.original.release(each)
 
 
 @contextlib.contextmanager

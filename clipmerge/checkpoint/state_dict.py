@@ -14,14 +14,14 @@ import shlex
 import warnings
 import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 import clipmerge.checkpoint.unpickle as unpickle
-from clipmerge.checkpoint.source import FormedCheckpoint, stored
+from clipmerge.checkpoint.source import Form, stored
 from clipmerge.errors import CheckpointError, shorten
 from clipmerge.files.limits import LARGEST_PICKLE, LONGEST_NAME, MOST_SHARING
 from clipmerge.files.reading import format_size, open_regular
@@ -44,21 +44,10 @@ _BUILDERS = ("torch.", "collections.", "_rebuild")
 _PLAIN = ("_codecs.encode", "builtins.set", "__builtin__.set")
 
 
-@dataclass(frozen=True, kw_only=True)
-class StateDict(FormedCheckpoint):
-    """A checkpoint whose tensors are mapped by PyTorch."""
-
-    tensors: dict[str, Tensor]
-
-    def formed(self, key: str) -> Array:
-        """View a tensor, or copy one in another order: one copy per run would take quadratic time."""
-        return stored(self.tensors[key].detach().contiguous().flatten())
-
-
 def read_state_dict(
     file: Path, state_key: str | None = None
-) -> tuple[dict[str, Tensor], dict[str, TensorEntry], str | None]:
-    """Map the tensors of a file written by ``torch.save``: tensors and entries by key, and a note for the user."""
+) -> tuple[dict[str, Form], dict[str, TensorEntry], str | None]:
+    """Map the tensors of a file written by ``torch.save``: forms and entries by key, and a note for the user."""
     loaded, in_memory = _load(file)
     tensors, inside, others = _find(file, loaded, state_key)
     check_names(file, tensors)
@@ -78,7 +67,13 @@ def read_state_dict(
         notes.append(f"{file}: the weights are those under {inside}{beside}")
     if in_memory:
         notes.append(f"{file}: is read into memory; saved again as .pt by torch 1.6 or newer, it would be mapped")
-    return tensors, entries, "; ".join(notes) or None
+    forms = {key: Form((), partial(_in_order, tensor)) for key, tensor in tensors.items()}
+    return forms, entries, "; ".join(notes) or None
+
+
+def _in_order(tensor: Tensor) -> Array:
+    """View a tensor, or copy one in another order: one copy per run would take quadratic time."""
+    return stored(tensor.detach().contiguous().flatten())
 
 
 def _load(file: Path) -> tuple[Any, bool]:

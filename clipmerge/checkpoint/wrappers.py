@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 from clipmerge.errors import CheckpointError, counted, shorten
 
@@ -61,15 +60,11 @@ _NO_WEIGHTS = (
 )
 
 
-@dataclass(frozen=True)
-class Unwrapped:
-    """The keys of the CLIP in a file."""
-
-    keys: dict[str, str]  # keys in the file by the CLIP's own names
-    note: str | None = None  # what was taken and what was left out; ``None`` if the file holds a CLIP and nothing else
+# Keys in the file by the CLIP's own names, and what was taken and left out; empty if nothing was.
+_Unwrapped = tuple[dict[str, str], str]
 
 
-def unwrap(keys: Iterable[str], part: str | None = None) -> Unwrapped:
+def unwrap(keys: Iterable[str], part: str | None = None) -> _Unwrapped:
     """Find the CLIP among the keys of a file, or what lies under the attribute ``part``."""
     file_keys = list(keys)
     if part is not None:
@@ -77,7 +72,7 @@ def unwrap(keys: Iterable[str], part: str | None = None) -> Unwrapped:
         if not under:
             firsts = dict.fromkeys(key.partition(".")[0] for key in file_keys)
             raise CheckpointError(f"nothing lies under '{part}'; its keys begin with {shorten(firsts)}")
-        return Unwrapped(under)
+        return under, ""
     for mark, what, way_out in _NO_WEIGHTS:
         found = [key for key in file_keys if re.search(mark, key)]
         if found:
@@ -94,7 +89,7 @@ def unwrap(keys: Iterable[str], part: str | None = None) -> Unwrapped:
         return lone
     classifier = _classifier(plain)
     if classifier is not None:
-        return Unwrapped(classifier)
+        return classifier, ""
     names = list(plain)
     # prefixes of the towers, the most common first, ties in the file's order; averages and copies last
     matches = [match for match in map(_TOWER.search, names) if match]
@@ -115,11 +110,11 @@ def unwrap(keys: Iterable[str], part: str | None = None) -> Unwrapped:
     known, copied = set(clip.values()), tuple(filter(None, copies))
     outside = [name for name in names if plain[name] not in known and not name.startswith(copied)]
     if not prefixes or (len(taken) == 1 and not copies and not outside):
-        return Unwrapped(plain)
-    return Unwrapped(clip, _note(taken, copies, outside))
+        return plain, ""
+    return clip, _note(taken, copies, outside)
 
 
-def _lone_tower(names: dict[str, str]) -> Unwrapped | None:
+def _lone_tower(names: dict[str, str]) -> _Unwrapped | None:
     """The keys of a tower that was saved by itself, under the names that it has in the whole model."""
     for (first, *others), attribute in _LONE_TOWERS:
         for outer in (name.removesuffix(first) for name in names if f".{name}".endswith(f".{first}")):
@@ -127,7 +122,7 @@ def _lone_tower(names: dict[str, str]) -> Unwrapped | None:
                 continue
             inside = {attribute + name.removeprefix(outer): names[name] for name in names if name.startswith(outer)}
             outside = [name for name in names if not name.startswith(outer)]
-            return Unwrapped(inside, _note([outer], [], outside) or None if outside else None)
+            return inside, _note([outer], [], outside) if outside else ""
     return None
 
 

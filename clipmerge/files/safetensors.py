@@ -81,7 +81,7 @@ def is_pickle(path: Path) -> bool:
     return path.suffix in PICKLE_SUFFIXES or start.startswith(_PICKLE_STARTS)
 
 
-def read_header(path: Path) -> tuple[dict[str, TensorEntry], dict[str, str]]:
+def read_header(path: Path) -> dict[str, TensorEntry]:
     """Read the header of a safetensors file: its length in 8 bytes, little-endian, JSON, data."""
     from safetensors import SafetensorError, safe_open
 
@@ -108,7 +108,7 @@ def read_header(path: Path) -> tuple[dict[str, TensorEntry], dict[str, str]]:
         raise CheckpointError(f"{path}: is truncated or damaged ({reason}); download or copy it again") from None
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path}: its header cannot be read ({error})") from None
-    metadata: dict[str, str] = header.pop("__metadata__", None) or {}
+    header.pop("__metadata__", None)
     check_names(path, header)
     entries = {}
     for name, described in header.items():
@@ -119,7 +119,7 @@ def read_header(path: Path) -> tuple[dict[str, TensorEntry], dict[str, str]]:
                 f"{', '.join(sorted(FLOATS))} of at most {MOST_DIMENSIONS}. Dequantise the checkpoint first"
             )
         entries[name] = TensorEntry(path, dtype, shape, 8 + length + begin, 8 + length + end)
-    return entries, metadata
+    return entries
 
 
 def check_names(path: Path, names: Collection[str]) -> None:

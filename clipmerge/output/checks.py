@@ -81,7 +81,7 @@ def _is_plan(path: Path) -> bool:
 
 def _holds_plan_tensors(path: Path) -> bool:
     try:
-        names = list(read_header(path)[0]) if path.is_file() else []
+        names = list(read_header(path)) if path.is_file() else []
     except CheckpointError:
         return False
     return bool(names) and all(name.startswith((SCORES, COEFFICIENTS)) for name in names)
