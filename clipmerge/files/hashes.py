@@ -7,7 +7,6 @@ import hashlib
 import json
 import mmap
 import os
-import re
 import threading
 import time
 from concurrent.futures import CancelledError
@@ -59,12 +58,11 @@ def remembered_sha256(path: Path) -> str:
         return sha256_of(path)
     entry = None
     # RuntimeError: a user without a home
-    with contextlib.suppress(OSError, RuntimeError, ValueError, KeyError):
+    with contextlib.suppress(OSError, RuntimeError, ValueError, TypeError):
         entry = user_cache("hashes") / f"{hashlib.sha256(os.fsencode(path.resolve())).hexdigest()[:32]}.json"
         record = json.loads(entry.read_text(encoding="ascii"))
-        digest = record["sha256"] if isinstance(record, dict) and record.get("state") == before else None
-        if isinstance(digest, str) and re.fullmatch("[0-9a-f]{64}", digest):
-            return digest
+        if record["state"] == before:
+            return str(record["sha256"])
     digest = sha256_of(path)
     settled = time.time_ns() - max(before["changed"], before["modified"]) > SETTLED_NS
     if entry and settled and state_of(path) == before:

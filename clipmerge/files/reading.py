@@ -40,10 +40,8 @@ def read_bytes(path: Path, limit: int) -> bytes:
     try:
         with open_regular(path) as file:
             content = file.read(limit + 1)
-    except OSError as error:
-        raise Unreadable(error.strerror or str(error)) from None
-    except ValueError as error:  # a name with a zero byte
-        raise Unreadable(str(error)) from None
+    except (OSError, ValueError) as error:  # ValueError: a name with a zero byte
+        raise Unreadable(getattr(error, "strerror", None) or str(error)) from None
     if len(content) > limit:
         raise Unreadable(f"larger than {format_size(limit)}")
     return content
@@ -57,9 +55,9 @@ def read_text(path: Path, limit: int = LARGEST_TEXT, *, encoding: str = "utf-8")
         raise Unreadable(f"not UTF-8: {error.reason} at byte {error.start}") from None
 
 
-def read_json(path: Path, *, limit: int = LARGEST_JSON, pairs: PairsHook | None = None) -> Any:
+def read_json(path: Path, *, pairs: PairsHook | None = None) -> Any:
     """Read a JSON file; see `parse_json`."""
-    return parse_json(read_text(path, limit, encoding="utf-8-sig"), pairs=pairs)
+    return parse_json(read_text(path, LARGEST_JSON, encoding="utf-8-sig"), pairs=pairs)
 
 
 def check_values(text: str, most: int = MOST_VALUES) -> None:

@@ -123,11 +123,12 @@ def _stage(output: Path, target: Path, move: Callable[[Path], None]) -> Iterator
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             (stage / "new").mkdir()
             yield stage / "new"
-            _sync(stage / "new")
+            for path in (*(stage / "new").rglob("*"), stage / "new"):
+                _sync(path)
             with defer_signals():
                 move(stage / "new")
                 _completed.append(output)
-            _sync_folder(target.parent)
+            _sync(target.parent)
         except OSError as error:
             with contextlib.suppress(OSError):  # clean up first, so that the message is true
                 cleanup.__exit__(type(error), error, error.__traceback__)
@@ -222,19 +223,10 @@ def _require_same(location: Path, expected: _Identity, shown: Path | None = None
         )
 
 
-def _sync(folder: Path) -> None:
-    for path in folder.iterdir():
-        if path.is_dir():
-            _sync(path)
-            continue
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
-    _sync_folder(folder)
-
-
-def _sync_folder(folder: Path) -> None:
-    with contextlib.suppress(OSError):  # some file systems cannot sync a folder
-        handle = os.open(folder, os.O_RDONLY)
+def _sync(path: Path) -> None:
+    # some file systems cannot sync a folder
+    with contextlib.suppress(OSError) if path.is_dir() else contextlib.nullcontext():
+        handle = os.open(path, os.O_RDONLY)
         try:
             os.fsync(handle)
         finally:

@@ -12,7 +12,6 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -29,38 +28,28 @@ _ALIGNMENT = 4096
 _DIRECT = getattr(os, "O_DIRECT", 0) if fcntl else 0
 
 
-@dataclass(frozen=True)
-class Pacing:
-    """The sizes in which a file is written.
-
-    Direct writing to a fast disk saves a copy and memory. On a slow disk the file goes through the page cache, because
-    loading the result from the disk would be slow.
-    """
-
-    block: int = 4 << 20  # bytes of a block, a multiple of the disk's alignment
-    blocks: int = 6  # number of blocks in memory
-    timed: int = 8  # number of blocks after which the disk is judged
-    fast: float = 300e6  # bytes per second of a fast disk, reached by the fastest block
-    flush: int = 256 << 20  # bytes written through the page cache between two requests to flush it to disk
-
-
-PACING = Pacing()
+# Direct writing to a fast disk saves a copy and memory. On a slow disk the file goes through the page cache, because
+# loading the result from the disk would be slow.
+BLOCK = 4 << 20  # bytes of a block, a multiple of the disk's alignment
+BLOCKS = 6  # number of blocks in memory
+TIMED = 8  # number of blocks after which the disk is judged
+FAST = 300e6  # bytes per second of a fast disk, reached by the fastest block
+FLUSH = 256 << 20  # bytes written through the page cache between two requests to flush it to disk
 
 
 class OutputFile:
     """A new file of known size; make one with `output_file`."""
 
-    def __init__(self, file: int, threads: contextlib.ExitStack, *, direct: bool, hashed: bool, pacing: Pacing) -> None:
+    def __init__(self, file: int, threads: contextlib.ExitStack, *, direct: bool, hashed: bool) -> None:
         self._file = file
-        self._pacing = pacing
         self._digest = hashlib.sha256() if hashed else None
         self._hasher, self._writer, self._flusher = (threads.enter_context(ThreadPoolExecutor(1)) for _ in range(3))
         self._direct = direct
         self._quickest = float("inf")
         self._unflushed, self._flushing = 0, self._flusher.submit(int)
         # aligned to pages, as direct writing requires
-        memory = np.frombuffer(mmap.mmap(-1, pacing.block * pacing.blocks), np.uint8)
-        self._free = deque(np.split(memory, pacing.blocks))
+        memory = np.frombuffer(mmap.mmap(-1, BLOCK * BLOCKS), np.uint8)
+        self._free = deque(np.split(memory, BLOCKS))
         self._busy: deque[tuple[Array, list[Future[None]]]] = deque()
         self._block, self._filled, self._offset = self._free.popleft(), 0, 0
         self._lent: Array | None = None
@@ -108,8 +97,7 @@ class OutputFile:
         self._free.append(block)
 
     def _write(self, data: memoryview, offset: int) -> None:
-        pacing = self._pacing
-        is_slow = offset == pacing.timed * pacing.block and self._quickest > pacing.block / pacing.fast
+        is_slow = offset == TIMED * BLOCK and self._quickest > BLOCK / FAST
         if self._direct and (len(data) % _ALIGNMENT or is_slow):
             self._go_through_the_cache()
         begin = time.perf_counter()
@@ -125,7 +113,7 @@ class OutputFile:
             data, offset = data[count:], offset + count
             self._unflushed += 0 if self._direct else count
         self._quickest = min(self._quickest, time.perf_counter() - begin)
-        if self._unflushed > pacing.flush and self._flushing.done():
+        if self._unflushed > FLUSH and self._flushing.done():
             self._flushing.result()
             self._unflushed, self._flushing = 0, self._flusher.submit(_flush, self._file)
 
@@ -144,23 +132,23 @@ class OutputFile:
 
 
 @contextlib.contextmanager
-def output_file(path: Path, size: int, *, hashed: bool = True, pacing: Pacing = PACING) -> Iterator[OutputFile]:
+def output_file(path: Path, size: int, *, hashed: bool = True) -> Iterator[OutputFile]:
     """Create a file, if the disk has room for it."""
-    file, direct = _open(path, size, pacing)
+    file, direct = _open(path, size)
     try:
         disk = shutil.disk_usage(path.parent)
         # fail now, not after minutes of work, if the disk cannot hold the file; some network file systems report 0 of 0
         if size > disk.free and disk.total:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         with contextlib.ExitStack() as threads:
-            yield OutputFile(file, threads, direct=direct, hashed=hashed, pacing=pacing)
+            yield OutputFile(file, threads, direct=direct, hashed=hashed)
     finally:
         os.close(file)
 
 
-def _open(path: Path, size: int, pacing: Pacing) -> tuple[int, bool]:
+def _open(path: Path, size: int) -> tuple[int, bool]:
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
-    if _DIRECT and size > pacing.block * pacing.timed:  # small files will be loaded from the cache soon
+    if _DIRECT and size > BLOCK * TIMED:  # small files will be loaded from the cache soon
         try:
             return os.open(path, flags | _DIRECT, 0o666), True
         except OSError as error:

@@ -1,7 +1,6 @@
 """sha256 of files, and the conditions for using a remembered one."""
 
 import hashlib
-import json
 import mmap
 import os
 import random
@@ -98,13 +97,11 @@ def test_a_file_that_is_small_just_changed_or_changes_meanwhile_is_not_remembere
         assert not cache.exists()
 
 
-@pytest.mark.parametrize("record", ["[]", "{", "digest"])
+@pytest.mark.parametrize("record", ["[]", "{"])
 def test_a_broken_record_is_made_anew(cache: Path, file: Path, record: str) -> None:
     reading = Mock(side_effect=sha256_of)
     remembered(file, hash_file=reading)
-    place = next(cache.iterdir())
-    told = json.loads(place.read_text(encoding="ascii"))
-    place.write_text(json.dumps(told | {"sha256": "x" * 64}) if record == "digest" else record, encoding="ascii")
+    next(cache.iterdir()).write_text(record, encoding="ascii")
     assert remembered(file, hash_file=reading) == sha256(CONTENT)
     assert remembered(file, hash_file=reading) == sha256(CONTENT)
     assert reading.call_count == 2

@@ -4,18 +4,15 @@ import errno
 import hashlib
 import os
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from clipmerge.files import writer as module
-from clipmerge.files.writer import OutputFile, Pacing, output_file
+from clipmerge.files.writer import OutputFile, output_file
 
 BLOCK = 8192
-SMALL = Pacing(block=BLOCK, blocks=3, timed=2)
-SLOW_DISK = replace(SMALL, fast=float("inf"))
 SIZES = (0, 1, 4096, 3 * BLOCK, 7 * BLOCK + 1234)
 
 
@@ -33,8 +30,15 @@ def pieces(data: bytes) -> Iterator[bytes]:
         start += lengths[turn % len(lengths)]
 
 
-def write(path: Path, data: bytes, pacing: Pacing = SMALL) -> OutputFile:
-    with output_file(path, len(data), pacing=pacing) as file:
+@pytest.fixture(autouse=True)
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small blocks, and an early judgement of the disk."""
+    for name, value in {"BLOCK": BLOCK, "BLOCKS": 3, "TIMED": 2}.items():
+        monkeypatch.setattr(module, name, value)
+
+
+def write(path: Path, data: bytes) -> OutputFile:
+    with output_file(path, len(data)) as file:
         for piece in pieces(data):
             file.append(np.frombuffer(piece, np.uint8))
         assert file.finish() == hashlib.sha256(data).hexdigest()
@@ -71,8 +75,10 @@ def test_the_file_is_what_was_appended(tmp_path: Path, monkeypatch: pytest.Monke
         refuse_direct(monkeypatch)
     elif disk == "of another alignment":
         refuse_alignment(monkeypatch)
+    elif disk == "slow":
+        monkeypatch.setattr(module, "FAST", float("inf"))
     for size in SIZES:
-        file = write(tmp_path / f"{size}", content(size), SLOW_DISK if disk == "slow" else SMALL)
+        file = write(tmp_path / f"{size}", content(size))
         assert disk == "fast" or size <= 3 * BLOCK or not file._direct
 
 
@@ -86,7 +92,7 @@ def test_short_writes_are_taken_up_where_they_stopped(tmp_path: Path, monkeypatc
 def test_what_is_computed_in_place_is_what_is_written(tmp_path: Path) -> None:
     values = np.arange(10_000, dtype=np.float32)
     header = b"x" * 104
-    with output_file(tmp_path / "file", len(header) + values.nbytes, pacing=SMALL) as file:
+    with output_file(tmp_path / "file", len(header) + values.nbytes) as file:
         file.append(np.frombuffer(header, np.uint8))
         start, places = 0, set()
         while start < len(values):
@@ -108,8 +114,10 @@ def test_what_the_disk_refuses_is_raised(tmp_path: Path, monkeypatch: pytest.Mon
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
     monkeypatch.setattr(os, name, fail)
+    monkeypatch.setattr(module, "FAST", float("inf"))
+    monkeypatch.setattr(module, "FLUSH", 1000)
     with pytest.raises(OSError, match=os.strerror(errno.EIO)):
-        write(tmp_path / "file", content(20 * BLOCK), replace(SLOW_DISK, flush=1000))
+        write(tmp_path / "file", content(20 * BLOCK))
 
 
 def test_nothing_is_written_over_or_in_no_folder(tmp_path: Path) -> None:
@@ -118,5 +126,5 @@ def test_nothing_is_written_over_or_in_no_folder(tmp_path: Path) -> None:
         pass
     assert (tmp_path / "file").read_text() == "mine"
     for size in (5, 20 * BLOCK):
-        with pytest.raises(FileNotFoundError), output_file(tmp_path / "no" / "file", size, pacing=SMALL):
+        with pytest.raises(FileNotFoundError), output_file(tmp_path / "no" / "file", size):
             pass
