@@ -12,51 +12,43 @@ from typing import Any
 from clipmerge.errors import CheckpointError
 
 Shape = tuple[int, ...]
-# Defaults of each library.
-_OPEN_CLIP: dict[str, dict[str, Any]] = {
-    "vision": {"layers": 12, "width": 768, "head_width": 64, "mlp_ratio": 4.0, "patch_size": 16, "image_size": 224},
-    "text": {
-        "layers": 12,
-        "width": 512,
-        "heads": 8,
-        "mlp_ratio": 4.0,
-        "context_length": 77,
-        "vocab_size": 49408,
-        "eos_id": 2,
-        "pool_type": "argmax",
-    },
+# One tower's settings that both libraries have: OpenCLIP's name and default, and transformers'.
+_BOTH: dict[str, tuple[tuple[str, int, str, int], ...]] = {
+    "vision": (
+        ("layers", 12, "num_hidden_layers", 12),
+        ("width", 768, "hidden_size", 768),
+        ("patch_size", 16, "patch_size", 32),
+        ("image_size", 224, "image_size", 224),
+    ),
+    "text": (
+        ("layers", 12, "num_hidden_layers", 12),
+        ("width", 512, "hidden_size", 512),
+        ("heads", 8, "num_attention_heads", 8),
+        ("context_length", 77, "max_position_embeddings", 77),
+        ("vocab_size", 49408, "vocab_size", 49408),
+    ),
 }
-_TRANSFORMERS: dict[str, dict[str, Any]] = {
-    "vision": {
-        "hidden_size": 768,
-        "intermediate_size": 3072,
-        "num_hidden_layers": 12,
-        "num_attention_heads": 12,
-        "image_size": 224,
-        "patch_size": 32,
-        "num_channels": 3,
-    },
-    "text": {
-        "vocab_size": 49408,
-        "hidden_size": 512,
-        "intermediate_size": 2048,
-        "num_hidden_layers": 12,
-        "num_attention_heads": 8,
-        "max_position_embeddings": 77,
-        "eos_token_id": 49407,
-    },
+# Settings that have another form in the other library, with defaults.
+_OPEN_CLIP: dict[str, dict[str, Any]] = {
+    "vision": {"head_width": 64, "mlp_ratio": 4.0},
+    "text": {"mlp_ratio": 4.0, "eos_id": 2, "pool_type": "argmax"},
 }
 _COMMON = {"hidden_act": "quick_gelu", "layer_norm_eps": 1e-5}
-# OpenCLIP's settings that change the function, with the value of a plain ViT CLIP; ``None`` is any false value.
-_PLAIN: dict[str, dict[str, Any]] = {
-    "vision": {"pool_type": "tok", "pos_embed_type": ("learnable", "sin_cos_2d"), "no_ln_pre": None},
-    "text": {"proj_type": "linear", "proj_bias": None, "embed_cls": None, "no_causal_mask": None},
+_TRANSFORMERS: dict[str, dict[str, Any]] = {
+    "vision": {**_COMMON, "intermediate_size": 3072, "num_attention_heads": 12, "num_channels": 3},
+    "text": {**_COMMON, "intermediate_size": 2048, "eos_token_id": 49407},
+}
+# OpenCLIP's settings that change the function, with the values of a plain ViT CLIP; ``None`` is any false value.
+_PLAIN: dict[str, dict[str, tuple[Any, ...]]] = {
+    "vision": {"pool_type": ("tok",), "pos_embed_type": ("learnable", "sin_cos_2d"), "no_ln_pre": (None,)},
+    "text": {"proj_type": ("linear",), **dict.fromkeys(("proj_bias", "embed_cls", "no_causal_mask"), (None,))},
 }
 _PLAIN_TOWER = dict.fromkeys(
     (
         *("ls_init_value", "attentional_pool", "output_tokens", "qk_norm", "scaled_cosine_attn", "scale_heads"),
         *("scale_attn_inner", "scale_attn", "scale_fc", "timm_model_name", "hf_model_name", "tokenizer_kwargs"),
-    )
+    ),
+    (None,),
 ) | {"block_type": ("default", None)}
 # Settings that matter only in training, or not at all for a plain ViT CLIP.
 _IGNORED = frozenset(
@@ -98,23 +90,16 @@ def transformers_config(model_cfg: dict[str, Any]) -> dict[str, Any]:
         "projection_dim": model_cfg["embed_dim"],
         "vision_config": {
             "model_type": "clip_vision_model",
-            "hidden_size": vision["width"],
+            **{theirs: vision[ours] for ours, _, theirs, _ in _BOTH["vision"]},
             "intermediate_size": int(vision["width"] * vision["mlp_ratio"]),
-            "num_hidden_layers": vision["layers"],
             "num_attention_heads": vision["width"] // vision["head_width"],
-            "image_size": vision["image_size"],
-            "patch_size": vision["patch_size"],
             "projection_dim": model_cfg["embed_dim"],
             **shared["vision"],
         },
         "text_config": {
             "model_type": "clip_text_model",
-            "vocab_size": text["vocab_size"],
-            "hidden_size": text["width"],
+            **{theirs: text[ours] for ours, _, theirs, _ in _BOTH["text"]},
             "intermediate_size": int(text["width"] * text["mlp_ratio"]),
-            "num_hidden_layers": text["layers"],
-            "num_attention_heads": text["heads"],
-            "max_position_embeddings": text["context_length"],
             "projection_dim": model_cfg["embed_dim"],
             "bos_token_id": text["vocab_size"] - 2,
             "eos_token_id": eos,
@@ -126,15 +111,15 @@ def transformers_config(model_cfg: dict[str, Any]) -> dict[str, Any]:
 def _tower(model_cfg: dict[str, Any], side: str) -> dict[str, Any]:
     """One tower's settings with OpenCLIP's defaults; settings that a plain ViT CLIP lacks are refused by name."""
     settings = model_cfg.get(f"{side}_cfg") or {}
+    defaults = {**{ours: default for ours, default, _, _ in _BOTH[side]}, **_OPEN_CLIP[side]}
     plain = {**_PLAIN_TOWER, **_PLAIN[side]}
     for name, value in settings.items():
+        fits = name in defaults or name in _IGNORED
         if name in plain:
-            allowed = plain[name] if isinstance(plain[name], tuple) else (plain[name],)
-            if value not in allowed and (value or None not in allowed):
-                raise _no_counterpart(f"{side}_cfg.{name}={_short(value)}")
-        elif name not in _OPEN_CLIP[side] and name not in _IGNORED:
+            fits = value in plain[name] or (not value and None in plain[name])
+        if not fits:
             raise _no_counterpart(f"{side}_cfg.{name}={_short(value)}")
-    return {**_OPEN_CLIP[side], **settings}
+    return {**defaults, **settings}
 
 
 def _shared(model_cfg: dict[str, Any], side: str) -> dict[str, Any]:
@@ -183,19 +168,12 @@ def open_clip_config(config: dict[str, Any]) -> dict[str, Any]:
         "embed_dim": config.get("projection_dim", 512),
         "quick_gelu": vision["hidden_act"] == "quick_gelu",
         "vision_cfg": {
-            "image_size": vision["image_size"],
-            "patch_size": vision["patch_size"],
-            "layers": vision["num_hidden_layers"],
-            "width": vision["hidden_size"],
+            **{ours: vision[theirs] for ours, _, theirs, _ in _BOTH["vision"]},
             "head_width": vision["hidden_size"] // vision["num_attention_heads"],
             **_mlp_and_norm(vision, "vision"),
         },
         "text_cfg": {
-            "context_length": text["max_position_embeddings"],
-            "vocab_size": text["vocab_size"],
-            "width": text["hidden_size"],
-            "heads": text["num_attention_heads"],
-            "layers": text["num_hidden_layers"],
+            **{ours: text[theirs] for ours, _, theirs, _ in _BOTH["text"]},
             **pooling,
             **_mlp_and_norm(text, "text"),
         },
@@ -204,7 +182,8 @@ def open_clip_config(config: dict[str, Any]) -> dict[str, Any]:
 
 def transformers_section(config: dict[str, Any], side: str) -> dict[str, Any]:
     """One tower's settings of a ``config.json`` with transformers' defaults."""
-    return {**_COMMON, **_TRANSFORMERS[side], **stated_section(config, side)}
+    defaults = {theirs: default for _, _, theirs, default in _BOTH[side]}
+    return {**defaults, **_TRANSFORMERS[side], **stated_section(config, side)}
 
 
 def stated_section(config: dict[str, Any], side: str) -> dict[str, Any]:
