@@ -122,10 +122,9 @@ def resolve(hub_id: HubId) -> Resolved:
 
     if constants.HF_HUB_OFFLINE:
         return _cached(hub_id, "HF_HUB_OFFLINE is set")
-    api, seconds = connect(), timeout_seconds()
+    api = connect()
     try:
-        options: dict[str, Any] = {"revision": hub_id.revision, "repo_type": hub_id.kind, "timeout": seconds}
-        info: Any = patiently(lambda: api.repo_info(hub_id.repo_id, **options))
+        info: Any = patiently(lambda: api.repo_info(hub_id.repo_id, revision=hub_id.revision, repo_type=hub_id.kind))
     except Exception as error:
         sha = _cached_sha(hub_id) if out_of_reach(error) else None
         if sha is not None and hub_id.revision == sha:
@@ -227,28 +226,26 @@ def _check_there(pinned: HubId, folder: Path, names: Iterable[str]) -> None:
 
 def remote_metadata(pinned: HubId, weights: Sequence[str]) -> dict[str, tuple[str, tuple[int, ...]]]:
     """Read (safetensors dtype, shape) by name of the tensors in a model's safetensors files, without their content."""
-    api, seconds = connect(), timeout_seconds()
+    api = connect()
     where: dict[str, Any] = {"repo_id": pinned.repo_id, "revision": pinned.revision}
     with explained(f"reading the tensor names of {pinned}"):
         if STANDARD & set(weights):
             try:
-                whole = patiently(lambda: api.get_safetensors_metadata(**where, timeout=seconds))
+                whole = patiently(lambda: api.get_safetensors_metadata(**where))
             except json.JSONDecodeError:
                 raise CheckpointError(f"{pinned}: {INDEX} cannot be read as JSON; upload it again") from None
             files = list(whole.files_metadata.values())
         else:
-            files = [
-                patiently(lambda: api.parse_safetensors_file_metadata(**where, filename=weights[0], timeout=seconds))
-            ]
+            files = [patiently(lambda: api.parse_safetensors_file_metadata(**where, filename=weights[0]))]
     tensors = {name: info for file in files for name, info in file.tensors.items()}
     return {name: (str(info.dtype), tuple(info.shape)) for name, info in sorted(tensors.items())}
 
 
 def file_sizes(pinned: HubId) -> dict[str, int]:
     """Ask for the sizes of a repository's files."""
-    options: dict[str, Any] = {"revision": pinned.revision, "repo_type": pinned.kind, "timeout": timeout_seconds()}
+    which: dict[str, Any] = {"revision": pinned.revision, "repo_type": pinned.kind}
     with explained(f"reading {pinned}"):
-        info: Any = patiently(lambda: connect().repo_info(pinned.repo_id, files_metadata=True, **options))
+        info: Any = patiently(lambda: connect().repo_info(pinned.repo_id, files_metadata=True, **which))
     return {item.rfilename: int(item.size or 0) for item in info.siblings or ()}
 
 

@@ -13,7 +13,7 @@ from clipmerge.images.class_names import ClassNames, names_of
 from clipmerge.images.decoding import image_of
 from clipmerge.images.description import describe_folder
 from clipmerge.images.digits import load_digits
-from clipmerge.images.file_store import LocalFiles, expand, local_split
+from clipmerge.images.file_store import expand, local_split, open_local
 from clipmerge.images.folder import load_flat, load_folder
 from clipmerge.images.in_memory import open_in_memory
 from clipmerge.images.known import Named, find_known, known_sets
@@ -137,7 +137,7 @@ def _opened(source: Any, columns: Columns, *, whole: bool = False, most: int | N
     if parquet := expand(source, ".parquet"):
         from clipmerge.images.parquet import load_parquet
 
-        return source, load_parquet(source, LocalFiles(), parquet, columns)
+        return source, load_parquet(source, open_local, parquet, columns)
     if tars := expand(source, ".tar"):
         from clipmerge.images.webdataset import load_tars
 

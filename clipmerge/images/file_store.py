@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, TypeAlias
 
@@ -23,54 +22,36 @@ _RANGE = re.compile(r"\{(\d{1,18})\.\.(\d{1,18})\}")
 _SHARD = re.compile(r"-\d+-of-\d+$")
 
 
-@dataclass(frozen=True)
-class LocalFiles:
-    """Files on this machine; their names are paths."""
+#: Opens a file of a source by its name.
+Opener: TypeAlias = Callable[[str], AbstractContextManager[IO[bytes]]]
 
-    @contextmanager
-    def open(self, name: str) -> Iterator[IO[bytes]]:
-        """Open a file for reading anywhere in it; an error while it is read becomes one line."""
+
+@contextmanager
+def open_local(name: str) -> Iterator[IO[bytes]]:
+    """Open a file on this machine for reading anywhere in it; an error while it is read becomes one line."""
+    try:
+        with open_regular(Path(name)) as file:
+            yield file
+    except ClipmergeError:
+        raise
+    except Exception as error:  # pyarrow and tarfile raise their own for damaged files
+        raise _damaged(name, error) from None
+
+
+@contextmanager
+def open_on_hub(system: HfFileSystem, address: str) -> Iterator[IO[bytes]]:
+    """Open a file of a dataset on the Hub, of which only the ranges that are read are downloaded."""
+    import pyarrow
+
+    from clipmerge.hub.errors import explained
+
+    with explained(f"reading {address}"):
         try:
-            with open_regular(Path(name)) as file:
+            # without read-ahead: the reader knows which ranges it needs
+            with system.open(address, "rb", cache_type="none") as file:
                 yield file
-        except ClipmergeError:
-            raise
-        except Exception as error:  # pyarrow and tarfile raise their own for damaged files
-            raise _damaged(name, error) from None
-
-    def title(self, name: str) -> str:
-        """The name of a file in messages: its path."""
-        return name
-
-
-@dataclass(frozen=True)
-class HubFiles:
-    """Files of a dataset on the Hub, at one commit; only the ranges that are read are downloaded."""
-
-    system: HfFileSystem
-    root: str
-
-    @contextmanager
-    def open(self, name: str) -> Iterator[IO[bytes]]:
-        """Open a file without read-ahead: the reader knows which ranges it needs."""
-        import pyarrow
-
-        from clipmerge.hub.errors import explained
-
-        with explained(f"reading {self.title(name)}"):
-            try:
-                with self.system.open(f"{self.root}/{name}", "rb", cache_type="none") as file:
-                    yield file
-            except (pyarrow.ArrowException, EOFError) as error:
-                raise _damaged(self.title(name), error) from None
-
-    def title(self, name: str) -> str:
-        """The dataset's address and the file's name."""
-        return f"hf://{self.root}/{name}"
-
-
-#: Files that are opened by name.
-FileStore: TypeAlias = LocalFiles | HubFiles
+        except (pyarrow.ArrowException, EOFError) as error:
+            raise _damaged(address, error) from None
 
 
 def _damaged(name: str, error: Exception) -> DataError:

@@ -28,15 +28,13 @@ class Samples:
     copies: int
 
 
-def sample_and_hold_back(
-    images: LabelledImages, count: int, seed: int, *, share: float = SHARE, most: int = MOST
-) -> Samples:
+def sample_and_hold_back(images: LabelledImages, count: int, seed: int, *, share: float = SHARE) -> Samples:
     """Sample images for a decision, and others that it will not see.
 
     With enough images the decision gets the requested number, and the images held back are additional. With fewer, the
     available images are divided by the share. Of images that are copies of one another, one is used.
     """
-    wanted = wanted_back(count, share, most=most)
+    wanted = wanted_back(count, share)
     drawn = images.sample(count + wanted, seed)
     sampled = without_copies(drawn)
     copies = len(drawn) - len(sampled)
@@ -61,9 +59,9 @@ def copies_note(source: str, copies: int) -> str:
     return f"{source}: {images} of others and left out, so that none is both seen and held back"
 
 
-def wanted_back(count: int, share: float, *, most: int = MOST) -> int:
+def wanted_back(count: int, share: float) -> int:
     """Number of images to hold back if there are enough."""
-    return min(most, round(count * share / (1 - share)))
+    return min(MOST, round(count * share / (1 - share)))
 
 
 def held_back_positions(labels: tuple[int, ...], count: int, seed: int) -> list[int]:

@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -24,7 +24,7 @@ from clipmerge.hub.download import Resolved, connect, download, resolve
 from clipmerge.hub.ids import PREFIX, DatasetId, HubId, parse_dataset
 from clipmerge.images.columns import Columns
 from clipmerge.images.description import CLASS_NAMES, KIND, SHARDS, TEMPLATES, Description, read_description
-from clipmerge.images.file_store import HubFiles, LocalFiles
+from clipmerge.images.file_store import open_local, open_on_hub
 from clipmerge.images.parquet import load_parquet
 from clipmerge.images.sampling import holds_a_balanced_sample
 from clipmerge.images.store import Labelled
@@ -128,21 +128,21 @@ def open_split(source: str) -> Split:
     return Split(source, resolved, pinned, name, tuple(splits[name]), notes)
 
 
-def load_hub_dataset(source: str, columns: Columns, *, whole: bool, most: int | None = None, seed: int = 0) -> Labelled:
+def load_hub_dataset(source: str, columns: Columns, *, whole: bool, most: int | None, seed: int) -> Labelled:
     """Open one split of a dataset on the Hub; see `clipmerge.images.dataset.load_images` for the arguments."""
     split = open_split(source)
     if split.is_tar:
         labelled = _load_tars(split, columns, None if whole else most, seed)
     elif whole or split.cached:
         folder = download(split.pinned, split.files, cached=split.cached)
-        labelled = load_parquet(source, LocalFiles(), [str(folder / file) for file in split.files], columns)
+        labelled = load_parquet(source, open_local, [str(folder / file) for file in split.files], columns)
     else:
         from huggingface_hub import HfFileSystem
 
         # a revision may hold slashes, which the file system expects quoted; a commit does not
         system = HfFileSystem(endpoint=connect().endpoint, skip_instance_cache=True)
-        root = f"datasets/{split.pinned.repo_id}@{split.pinned.revision}"
-        labelled = load_parquet(source, HubFiles(system, root), split.files, columns)
+        addresses = [f"{split.pinned}/{file}" for file in split.files]
+        labelled = load_parquet(source, partial(open_on_hub, system), addresses, columns)
     return replace(labelled, revision=split.resolved.sha, notes=(*split.notes, *labelled.notes))
 
 

@@ -32,26 +32,19 @@ def open_in_memory(data: Any, columns: Columns, most: int | None) -> tuple[str, 
 
 
 @dataclass(frozen=True)
-class _Rows(Store):
-    """The image column of a `datasets.Dataset`, with the images as they are encoded there."""
+class _Items(Store):
+    """Images by position, encoded when they are read."""
 
-    table: Any
-    column: str
+    get: Callable[[int], Encoded]
     title: str
 
     def read(self, positions: Sequence[int]) -> list[Encoded]:
-        """Read rows."""
-        values = self.table[list(positions)][self.column]
-        return [
-            {"bytes": value.get("bytes"), "path": value.get("path")}
-            if isinstance(value, Mapping)
-            else {"bytes": value, "path": None}
-            for value in values
-        ]
+        """Read images."""
+        return [self.get(at) for at in positions]
 
     def name(self, position: int) -> str:
-        """Data set and row."""
-        return f"{self.title}, row {position}"
+        """Data set and position."""
+        return f"{self.title}, image {position}"
 
 
 def _open_table(title: str, data: Any, columns: Columns) -> Labelled:
@@ -65,23 +58,14 @@ def _open_table(title: str, data: Any, columns: Columns) -> Labelled:
         table = table.cast_column(chosen.image, datasets.Image(decode=False))
     given = [0] * len(table) if chosen.label is None else list(table[chosen.label])
     labels, classes, named = number_classes(title, given, chosen.names)
-    return Labelled(_Rows(table, chosen.image, title), labels, classes, named)
 
+    def encoded(row: int) -> Encoded:
+        value = table[row][chosen.image]
+        if isinstance(value, Mapping):
+            return {"bytes": value.get("bytes"), "path": value.get("path")}
+        return {"bytes": value, "path": None}
 
-@dataclass(frozen=True)
-class _Items(Store):
-    """Images by position, encoded losslessly when they are read."""
-
-    get: Callable[[int], Any]
-    title: str
-
-    def read(self, positions: Sequence[int]) -> list[Encoded]:
-        """Read images."""
-        return [{"bytes": _png(self.name(at), self.get(at)), "path": None} for at in positions]
-
-    def name(self, position: int) -> str:
-        """Data set and position."""
-        return f"{self.title}, image {position}"
+    return Labelled(_Items(encoded, title), labels, classes, named)
 
 
 def _picture(item: Any) -> Any:
@@ -108,10 +92,10 @@ def _open_items(title: str, data: Any, *, labelled: bool) -> Labelled:
 
 
 def _store(get: Callable[[int], Any], count: int, title: str) -> Store:
-    """Images by position, of which arrays or tensors of floats are preprocessed already."""
+    """Images by position: arrays or tensors of floats are preprocessed already, others are encoded losslessly."""
     if count and "float" in str(getattr(get(0), "dtype", "")):
         return Pixels(get, tuple(range(count)), title)
-    return _Items(get, title)
+    return _Items(lambda at: {"bytes": _png(f"{title}, image {at}", get(at)), "path": None}, title)
 
 
 def _names_of(data: Any) -> tuple[str, ...] | None:

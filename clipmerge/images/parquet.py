@@ -19,7 +19,7 @@ from clipmerge.files.limits import (
 )
 from clipmerge.files.reading import format_size
 from clipmerge.images.columns import Columns, Found, find_columns, number_classes
-from clipmerge.images.file_store import FileStore
+from clipmerge.images.file_store import Opener
 from clipmerge.images.store import Encoded, Labelled, Store, check_count
 
 if TYPE_CHECKING:
@@ -55,9 +55,9 @@ class _Group:
 class ParquetImages(Store):
     """The image column of several files, row group by row group; the last one read stays open."""
 
-    def __init__(self, files: FileStore, groups: list[_Group], blocks: tuple[int, ...]) -> None:
+    def __init__(self, opener: Opener, groups: list[_Group], blocks: tuple[int, ...]) -> None:
         self.blocks = blocks
-        self._files, self._groups = files, groups
+        self._opener, self._groups = opener, groups
         self._rows: Generator[bytes | None, None, None] | None = None
         self._block, self._next = -1, 0
 
@@ -72,7 +72,7 @@ class ParquetImages(Store):
                 if self._rows is not None:
                     self._rows.close()
                 self._block, self._next = block, self._groups[block].start
-                self._rows = _images(self._files, self._groups[block])
+                self._rows = _images(self._opener, self._groups[block])
             rows, self._rows = self._rows, None  # after a fault the row group is opened again
             for _ in range(position - self._next):
                 next(rows)
@@ -97,21 +97,21 @@ class ParquetImages(Store):
     def name(self, position: int) -> str:
         """File and row."""
         group = self._groups[self.blocks[position]]
-        return f"{self._files.title(group.file.name)}, row {group.row + position - group.start}"
+        return f"{group.file.name}, row {group.row + position - group.start}"
 
 
-def load_parquet(source: str, files: FileStore, names: Sequence[str], columns: Columns) -> Labelled:
+def load_parquet(source: str, opener: Opener, names: Sequence[str], columns: Columns) -> Labelled:
     """Open Parquet files as one source; schema and labels are read, images are not."""
     with ThreadPoolExecutor(max_workers=_FILES_AT_ONCE) as pool:
-        parts = list(pool.map(lambda name: _index(files, name, columns), names))
+        parts = list(pool.map(lambda name: _index(opener, name, columns), names))
     first, groups = parts[0][0], list[_Group]()
     labels: list[Any] = []
     blocks: list[int] = []
     for part, labels_here in parts:
         if part.columns != first.columns:
             raise DataError(
-                f"{files.title(part.name)}: its columns or class names differ from those of {files.title(first.name)}; "
-                "give the files of one split"
+                f"{part.name}: its columns or class names differ from those of {first.name}; give the files of one "
+                "split"
             )
         start = len(labels)
         for number in range(part.metadata.num_row_groups):
@@ -122,16 +122,16 @@ def load_parquet(source: str, files: FileStore, names: Sequence[str], columns: C
         labels += labels_here
         check_count(source, len(labels))
     indices, classes, named = number_classes(source, labels, first.columns.names)
-    return Labelled(ParquetImages(files, groups, tuple(blocks)), indices, classes, named)
+    return Labelled(ParquetImages(opener, groups, tuple(blocks)), indices, classes, named)
 
 
-def _index(files: FileStore, name: str, wanted: Columns) -> tuple[_File, list[Any]]:
+def _index(opener: Opener, name: str, wanted: Columns) -> tuple[_File, list[Any]]:
     """Read the footer and the labels of one file, and check the sizes that it declares."""
-    with files.open(name) as file:
+    with opener(name) as file:
         parquet, size = _parquet(file), file.seek(0, io.SEEK_END)
         metadata = parquet.metadata
-        check_count(files.title(name), metadata.num_rows)
-        columns = find_columns(files.title(name), parquet.schema_arrow, wanted)
+        check_count(name, metadata.num_rows)
+        columns = find_columns(name, parquet.schema_arrow, wanted)
         # the columns of a group are not looked at: pyarrow ends the process if one contradicts itself
         groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
         rows = [group.num_rows for group in groups]
@@ -142,7 +142,7 @@ def _index(files: FileStore, name: str, wanted: Columns) -> tuple[_File, list[An
             raise EOFError(f"a row group would become {format_size(largest)}")
         labels = [0] * metadata.num_rows
         if columns.label is not None:
-            labels = _labels(files.title(name), file, metadata, columns.label)
+            labels = _labels(name, file, metadata, columns.label)
         if len(labels) != metadata.num_rows:
             raise EOFError("it has fewer labels than its footer says")
         is_struct = parquet.schema_arrow.field(columns.image).type.num_fields > 0
@@ -167,9 +167,9 @@ def _labels(where: str, file: IO[bytes], metadata: pyarrow.parquet.FileMetaData,
     return labels
 
 
-def _images(files: FileStore, group: _Group) -> Generator[bytes | None, None, None]:
+def _images(opener: Opener, group: _Group) -> Generator[bytes | None, None, None]:
     """Read the images of one row group, a few rows at a time."""
-    with files.open(group.file.name) as file:
+    with opener(group.file.name) as file:
         batches = _parquet(file, metadata=group.file.metadata).iter_batches(
             _ROWS_AT_ONCE, row_groups=[group.number], columns=[group.file.image_path], use_threads=False
         )

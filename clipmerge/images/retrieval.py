@@ -81,7 +81,8 @@ def load_captions(source: str, *, most: int | None = None, seed: int = 0) -> Cap
             return None
         return _captioned(source, [sample for tar in tars for sample in read_samples(tar, columns)])
     folder, _ = local_split(source)
-    return _from_folder(source, folder) if _captioned_files(folder) else None
+    files = _captioned_files(folder)
+    return _from_folder(source, folder, files) if files else None
 
 
 def _captioned_files(folder: Path) -> list[Path]:
@@ -92,9 +93,8 @@ def _captioned_files(folder: Path) -> list[Path]:
     return [path for path in listed if path.with_suffix(_ENDING).is_file()]
 
 
-def _from_folder(source: str, folder: Path) -> CaptionedImages:
-    """The images of a folder and the captions beside them, with a note on texts without an image."""
-    files = _captioned_files(folder)
+def _from_folder(source: str, folder: Path, files: list[Path]) -> CaptionedImages:
+    """Images of a folder and the captions beside them, with a note on texts without an image."""
     alone = [path.name for path in sorted(folder.iterdir()) if is_image_name(path.name) and path not in set(files)]
     if alone:
         raise DataError(f"{source}: {shorten(alone, 3)} has no captions beside it; write them to the same name in .txt")

@@ -12,7 +12,7 @@ from clipmerge.files.limits import LARGEST_IMAGE, LARGEST_LABEL, LARGEST_TAR_HEA
 from clipmerge.files.reading import Unreadable, format_size, parse_json
 from clipmerge.images.columns import LABEL_NAMES, Columns, number_classes
 from clipmerge.images.description import Description
-from clipmerge.images.file_store import LocalFiles
+from clipmerge.images.file_store import open_local
 from clipmerge.images.store import Encoded, Labelled, Store, check_count
 
 _MEMBER = re.compile(r"(?P<key>(?:.*/)?[^./][^.]*)\.(?P<ending>[^/]+)", re.DOTALL)
@@ -54,7 +54,7 @@ class TarImages(Store):
         images: dict[int, Encoded] = {}
         for archive in sorted({self._members[position].archive for position in positions}):
             here = [position for position in positions if self._members[position].archive == archive]
-            with LocalFiles().open(archive) as file:
+            with open_local(archive) as file:
                 for position in sorted(here):
                     member = self._members[position]
                     if member.size > LARGEST_IMAGE:
@@ -82,7 +82,7 @@ def load_tars(source: str, archives: Sequence[str], columns: Columns, described:
 def read_samples(archive: str, columns: Columns) -> list[Sample]:
     """Read the headers and labels of one archive."""
     samples: list[Sample] = []
-    with LocalFiles().open(archive) as file:
+    with open_local(archive) as file:
         for key, endings in _samples(file, archive):
             where = f"{archive}, {key}"
             named = columns.image if columns.labelled or (columns.image or "").lower() in endings else None

@@ -19,7 +19,7 @@ from clipmerge.files.limits import LARGEST_TEXT
 from clipmerge.files.reading import Unreadable, read_bytes
 from clipmerge.files.side_files import SIDE_FILES, holds_a_secret, inside, side_file_bytes
 from clipmerge.files.staging import PLAN_FOLDER, RECORD
-from clipmerge.hub.download import connect, download, patiently, timeout_seconds
+from clipmerge.hub.download import connect, download, patiently
 from clipmerge.hub.errors import explain, explained, out_of_reach, quiet_client
 from clipmerge.hub.ids import HubId, parse_hub_id
 from clipmerge.output.record import MergeRecord, Published, parse_record, read_output
@@ -166,9 +166,8 @@ def _common_licence(api: HfApi, job: Push, record: MergeRecord) -> str | None:
 
 def _licence_of(api: HfApi, job: Push, hub_id: HubId) -> str | None:
     state = f"{NOTHING} Its licence is needed: --license NAME sets it without asking the Hub."
-    seconds = timeout_seconds()
     with explained(f"reading {hub_id}", state=state, again=job.command):
-        info = patiently(lambda: api.model_info(hub_id.repo_id, revision=hub_id.revision, timeout=seconds))
+        info = patiently(lambda: api.model_info(hub_id.repo_id, revision=hub_id.revision))
     licence = info.card_data and info.card_data.get("license")
     return str(licence) if licence else None
 
@@ -277,7 +276,7 @@ def find_repository(api: HfApi, job: Push) -> Target | None:
 
     with explained(job.doing, state=NOTHING, again=job.command):
         try:
-            info = patiently(lambda: api.model_info(job.repo_id, timeout=timeout_seconds()))
+            info = patiently(lambda: api.model_info(job.repo_id))
         except RepositoryNotFoundError:
             return None
         if job.private and info.private is False:
@@ -305,7 +304,7 @@ def read_target(api: HfApi, job: Push, revision: str | None) -> Target:
     """Read the head of a revision and its files."""
     from huggingface_hub import RepoFile
 
-    info = patiently(lambda: api.model_info(job.repo_id, revision=revision, timeout=timeout_seconds()))
+    info = patiently(lambda: api.model_info(job.repo_id, revision=revision))
     head = str(info.sha)
     tree = patiently(lambda: list(api.list_repo_tree(job.repo_id, recursive=True, revision=head)))
     files = {
