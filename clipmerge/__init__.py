@@ -10,9 +10,6 @@ Names are imported on first use, so that ``import clipmerge`` takes a millisecon
 
 from __future__ import annotations
 
-import importlib
-from typing import Any
-
 __version__ = "0.1.0"
 
 # the public names and their modules, as the stub lists them for type checkers
@@ -21,8 +18,10 @@ with open(f"{__file__}i", encoding="utf-8") as _stub:  # noqa: PTH123 - pathlib 
 __all__ = ["__version__", *sorted(_HOMES)]
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     """Import a public name on first use."""
+    import importlib  # nothing is imported before that: until `__main__` begins, Ctrl-C prints a traceback
+
     if name not in _HOMES:
         raise AttributeError(f"module 'clipmerge' has no attribute '{name}'")
     value = globals()[name] = getattr(importlib.import_module(_HOMES[name]), name)

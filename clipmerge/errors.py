@@ -120,7 +120,8 @@ def did_you_mean(word: str, options: Iterable[str]) -> str:
     """
     import difflib  # takes longer to import than everything else here
 
-    close = difflib.get_close_matches(word, list(options), n=1, cutoff=0.6)
+    others = [option for option in options if option != word]  # such as a link that leads nowhere
+    close = difflib.get_close_matches(word, others, n=1, cutoff=0.6)
     return f" Did you mean '{close[0]}'?" if close else ""
 
 

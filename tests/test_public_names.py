@@ -58,3 +58,14 @@ def test_importing_takes_nothing_that_is_not_needed(code: str, absent: str) -> N
         [sys.executable, "-c", program, *absent.split()], capture_output=True, text=True, check=True
     )
     assert loaded.stdout.split() == []
+
+
+def test_the_package_itself_imports_nothing() -> None:
+    """Until the command line begins, Ctrl-C prints Python's traceback."""
+    program = (
+        "import sys\nsys.path.insert(0, sys.argv[1])\nbefore = set(sys.modules)\nimport clipmerge\n"
+        "print(*sorted(set(sys.modules) - before))"
+    )
+    root = Path(clipmerge.__file__).parents[1]
+    loaded = subprocess.run([sys.executable, "-S", "-c", program, root], capture_output=True, text=True, check=True)
+    assert loaded.stdout.split() == ["__future__", "clipmerge"]

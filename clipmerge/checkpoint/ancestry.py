@@ -10,6 +10,7 @@ nothing.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import groupby
@@ -71,9 +72,15 @@ class _Matrix:
 
 
 def ancestry_warnings(inputs: Inputs) -> list[str]:
-    """Name the fine-tuned checkpoints that probably did not start from the zero-shot one, one line each."""
+    """Name the fine-tuned checkpoints that are equal to the zero-shot one or probably did not start from it."""
     warnings = []
     for which, finetuned in enumerate(inputs.finetuned):
+        if _are_equal(inputs, which):
+            warnings.append(
+                f"{inputs.zeroshot.source} and {finetuned.source} are equal in all weights that can be merged, so "
+                "merging them changes nothing"
+            )
+            continue
         found = ancestry_of(inputs, which)
         if found.relation != "related":
             swapped = "the two are probably swapped: " if found.relation == "swapped" else ""
@@ -82,6 +89,12 @@ def ancestry_warnings(inputs: Inputs) -> list[str]:
                 f"({swapped}{'; '.join(found.evidence)})"
             )
     return warnings
+
+
+def _are_equal(inputs: Inputs, which: int) -> bool:
+    """Whether a checkpoint holds the zero-shot one's weights; no more than samples are read of most that do not."""
+    names = [*filter(inputs.merges, inputs.zeroshot_keys)]
+    return all(np.array_equal(*_samples(inputs, which, name, most)) for most in (SAMPLE, sys.maxsize) for name in names)
 
 
 def ancestry_of(inputs: Inputs, which: int = 0) -> Ancestry:

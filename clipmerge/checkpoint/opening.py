@@ -106,7 +106,7 @@ def hub_id_of(source: str) -> HubId:
         hint = did_you_mean(path.name, [each.name for each in beside])
         hint = hint.replace("'", f"'{path.parent}/", 1) if path.parent.name else hint
         raise CheckpointError(
-            f"{source}: no such folder or file, and not a Hub id; "
+            f"{source}: {'is a link to nothing' if path.is_symlink() else 'no such folder or file'}, and not a Hub id; "
             f"give a folder, a .safetensors or .pt file, org/name or org/name@revision{f'.{hint}' if hint else ''}"
         )
     return hub_id

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import stdtrit
 
-from clipmerge.evaluation.intervals import mean_of_sources
+from clipmerge.evaluation.intervals import mean_of_sources, paired
 from clipmerge.planning.merge_effect import LEVEL
 
 Floats = NDArray[np.float64]
@@ -94,12 +94,14 @@ def standings(
     gain_drawn = ood_drawn - height(id_drawn[:, on_curve], ood_drawn[:, on_curve], id_drawn)
     beyond = id_accuracy[0] > id_accuracy[0, on_curve].max() + _ROUNDING
     fewest = min(right.shape[1] for right in (*id_correct, *ood_correct))
+    # half the interval between points that recognise the same images, among which resamples know no difference
+    least = paired(np.zeros(min(right.shape[1] for right in ood_correct)))[1] / math.sqrt(len(ood_correct))
     found = []
     for point in range(id_accuracy.shape[1]):
         value = float(gain[0, point])
         reached = not np.isnan(value) and point not in on_curve
         note = ON_CURVE if point in on_curve else _note(value, gain_drawn[:, point], beyond=bool(beyond[point]))
-        spread = gain_interval(value, gain_drawn[:, point], fewest) if reached else None
+        spread = gain_interval(value, gain_drawn[:, point], fewest, least) if reached else None
         found.append(
             {
                 "id": float(id_accuracy[0, point]),
@@ -129,12 +131,12 @@ def _mean(sources: Sequence[Floats]) -> Floats:
     return average
 
 
-def gain_interval(gain: float, drawn: Floats, images: int) -> tuple[float, float] | None:
+def gain_interval(gain: float, drawn: Floats, images: int, least: float = 0.0) -> tuple[float, float] | None:
     """Interval of a gain from resampled gains; ``None`` if fewer than nine in ten are numbers.
 
     The best point of a curve that was measured on few images is better than it should be, in a resample twice so. The
     interval therefore reaches as far as the percentiles and as the normal interval around the measured gain, both
-    widened for few images. ``images`` is the number of images of the smallest source.
+    widened for few images, and by ``least`` on either side. ``images`` is the number of images of the smallest source.
 
     Source:
         Hesterberg 2015, The American Statistician 69, for the widened percentiles.
@@ -145,7 +147,7 @@ def gain_interval(gain: float, drawn: Floats, images: int) -> tuple[float, float
     ends = interval(drawn, 2 * NormalDist().cdf(widening * quantile) - 1)
     if ends is None:
         return None
-    half = quantile * widening * float(np.nanstd(drawn))
+    half = max(least, quantile * widening * float(np.nanstd(drawn)))
     return min(ends[0], gain - half), max(ends[1], gain + half)
 
 

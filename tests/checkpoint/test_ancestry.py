@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch.nn.functional import cross_entropy
 from transformers import CLIPModel
 
-from clipmerge.checkpoint.ancestry import Ancestry, _matrices, ancestry_of, shrinkage
+from clipmerge.checkpoint.ancestry import Ancestry, _matrices, ancestry_of, ancestry_warnings, shrinkage
 from tests.support.command import clipmerge, refused
 from tests.support.tasks import inputs_of
 from tests.support.tiny_clip import tiny_config, tiny_processor
@@ -165,6 +165,16 @@ def test_a_broken_matrix_is_left_to_the_merge(models: Models, tmp_path: Path) ->
     weights = load_file(models["mild-0"] / "model.safetensors")
     weights["visual_projection.weight"][0, 0] = torch.nan
     assert judged(models["base-0"], _with_weights(models["mild-0"], tmp_path / "x", weights)).relation == "related"
+
+
+def test_equal_weights_are_named_and_unequal_ones_are_not(models: Models, tmp_path: Path) -> None:
+    weights = load_file(models["base-0"] / "model.safetensors")
+    copy = _with_weights(models["base-0"], tmp_path / "copy", weights)
+    expected = f"{models['base-0']} and {copy} are equal in all weights that can be merged"
+    assert ancestry_warnings(inputs_of((models["base-0"], copy))) == [f"{expected}, so merging them changes nothing"]
+    weights["logit_scale"] += 1e-3
+    changed = _with_weights(models["base-0"], tmp_path / "changed", weights)
+    assert ancestry_warnings(inputs_of((models["base-0"], changed))) == []
 
 
 def test_it_is_a_warning_in_every_place_and_an_error_if_asked(models: Models, tmp_path: Path) -> None:

@@ -141,6 +141,11 @@ def test_what_is_not_there_is_not_looked_for_on_the_hub(source: str) -> None:
     refused(source, "no such folder or file, and not a Hub id; give a folder")
 
 
+def test_a_link_that_leads_nowhere_is_not_suggested_in_its_own_place(tmp_path: Path) -> None:
+    (tmp_path / "zeroshot").symlink_to("moved")
+    refused(tmp_path / "zeroshot", r"is a link to nothing.* org/name or org/name@revision$")
+
+
 @pytest.mark.parametrize("source", ["", "  "])
 def test_an_empty_name_is_not_the_current_folder(folder: Path, monkeypatch: pytest.MonkeyPatch, source: str) -> None:
     monkeypatch.chdir(folder)

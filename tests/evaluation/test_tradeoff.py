@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import t
 
+from clipmerge.evaluation.intervals import paired
 from clipmerge.evaluation.tradeoff import gain_interval, height, interval, standings
 
 # ID rises to 0.8 and turns back to 0.7: at 0.75 the curve passes twice, at OOD 0.55 and 0.35
@@ -87,6 +88,13 @@ def test_a_gain_without_an_interval_says_why() -> None:
     assert found["gain"] == pytest.approx(0.1)
     assert found["gain_interval"] is None
     assert re.fullmatch(r"the curve has this ID accuracy in only \d+% of the resamples, so .*", found["gain_note"])
+
+
+def test_a_gain_of_a_point_that_gives_the_same_answers_is_not_certain() -> None:
+    ids = np.array([[True] * 6 + [False] * 4, [True] * 9 + [False], [True] * 9 + [False]])
+    same = rows_of([5, 5, 5], 10)
+    low, high = standings([ids], [same, same], range(2), seed=0, resamples=100)[2]["gain_interval"]
+    assert high == -low == pytest.approx(paired(np.zeros(10))[1] / math.sqrt(2))
 
 
 def test_the_interval_of_a_gain_holds_the_percentiles_and_the_normal_interval() -> None:
