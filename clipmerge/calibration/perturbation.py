@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Literal
 
@@ -14,29 +13,6 @@ from torch.nn import Parameter
 
 _MOMENTUM = 0.75
 _SUCCESS_SHARE = 0.75
-
-
-@dataclass
-class _Search:
-    """State of one APGD run.
-
-    Attributes:
-        point: Current u, one tensor per parameter.
-        previous: Previous u.
-        best: The u with the largest loss.
-        best_loss: That loss.
-        best_gradient: The gradient there.
-        step: Step size in u.
-        losses: Loss at every point visited.
-    """
-
-    point: list[Tensor]
-    previous: list[Tensor]
-    best: list[Tensor]
-    best_loss: float
-    best_gradient: list[Tensor]
-    step: float
-    losses: list[float] = field(default_factory=list)
 
 
 class LayerBall:
@@ -92,44 +68,34 @@ class LayerBall:
         Source:
             Croce and Hein 2020, arXiv:2003.01690, algorithm 1.
         """
-        centre = [torch.zeros_like(origin) for origin in self._origin]
-        search = _Search(centre, centre, centre, base, gradient, 2 * self.radius, [base])
+        point = previous = [torch.zeros_like(origin) for origin in self._origin]
+        best, best_loss, best_gradient = point, base, gradient
+        step, losses = 2 * self.radius, [base]
         checkpoints = _checkpoints(steps)
-        last, last_step, last_best = 0, search.step, base
+        last, last_step, last_best = 0, step, base
         for iteration in range(1, steps + 1):
-            self._advance(search, gradient, first=iteration == 1)
-            gradient = self._evaluate(search, loss, last=iteration == steps)
+            direction = self._ascent(gradient)
+            ahead = self._project([u + step * d for u, d in zip(point, direction, strict=True)])
+            if iteration > 1:
+                triples = zip(point, ahead, previous, strict=True)
+                ahead = self._project([u + _MOMENTUM * (a - u) + (1 - _MOMENTUM) * (u - p) for u, a, p in triples])
+            previous, point = point, ahead
+            self.place(point)
+            with torch.set_grad_enabled(iteration < steps):
+                value = loss()
+            losses.append(float(value.detach()))
+            if iteration < steps:  # the last point needs no gradient
+                gradient = list(torch.autograd.grad(value, self.parameters, materialize_grads=True))
+            if losses[-1] > best_loss:
+                best, best_loss, best_gradient = point, losses[-1], gradient
             if iteration in checkpoints:
-                stalled = _stalled(search.losses[last:]) or (last_step == search.step and last_best == search.best_loss)
-                last, last_step, last_best = iteration, search.step, search.best_loss
+                stalled = _stalled(losses[last:]) or (last_step == step and last_best == best_loss)
+                last, last_step, last_best = iteration, step, best_loss
                 if stalled:
-                    search.step /= 2
-                    search.point = search.previous = search.best
-                    gradient = search.best_gradient
-        return search.best_loss
-
-    def _advance(self, search: _Search, gradient: list[Tensor], *, first: bool) -> None:
-        direction = self._ascent(gradient)
-        ahead = self._project([u + search.step * d for u, d in zip(search.point, direction, strict=True)])
-        if not first:
-            ahead = self._project(
-                [
-                    u + _MOMENTUM * (a - u) + (1 - _MOMENTUM) * (u - p)
-                    for u, a, p in zip(search.point, ahead, search.previous, strict=True)
-                ]
-            )
-        search.previous, search.point = search.point, ahead
-        self.place(ahead)
-
-    def _evaluate(self, search: _Search, loss: Callable[[], Tensor], *, last: bool) -> list[Tensor]:
-        """Compute the loss and the gradient at the layer's current weights; the last point needs no gradient."""
-        with torch.set_grad_enabled(not last):
-            value = loss()
-        search.losses.append(float(value.detach()))
-        gradient = [] if last else list(torch.autograd.grad(value, self.parameters, materialize_grads=True))
-        if search.losses[-1] > search.best_loss:
-            search.best, search.best_loss, search.best_gradient = search.point, search.losses[-1], gradient
-        return gradient
+                    step /= 2
+                    point = previous = best
+                    gradient = best_gradient
+        return best_loss
 
 
 def _stalled(losses: list[float]) -> bool:
