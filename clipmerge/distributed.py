@@ -16,7 +16,6 @@ from clipmerge.errors import MeasureError, UsageError
 
 if TYPE_CHECKING:
     import torch
-    from accelerate import Accelerator
     from torch import Tensor
 
     from clipmerge.options import Device
@@ -158,7 +157,7 @@ def accelerator_for(device: Device) -> Processes:
     return Processes(found or torch.device("cpu"))
 
 
-def add_up(processes: Processes | Accelerator, tensor: Tensor) -> None:
+def add_up(processes: Processes, tensor: Tensor) -> None:
     """Replace a tensor by its sum over all processes, in place; the same bits in each of them."""
     import torch
 

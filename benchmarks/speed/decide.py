@@ -38,10 +38,10 @@ from benchmarks.speed.processes import memory_mb, write_results
 from clipmerge.api.measure import cost_sentence
 from clipmerge.calibration import activations
 from clipmerge.calibration.choice import validate
-from clipmerge.calibration.goal import Goal
-from clipmerge.calibration.learning import prepare
+from clipmerge.calibration.goal import Goal, with_teacher_targets
 from clipmerge.calibration.objective import Batch, Objective
 from clipmerge.calibration.slopes import Slopes
+from clipmerge.calibration.steps import lay_out
 from clipmerge.checkpoint import align_checkpoints, open_checkpoint
 from clipmerge.images.batches import batch_size_for
 from clipmerge.measures.first_order import first_order
@@ -184,7 +184,8 @@ def measures(options: argparse.Namespace) -> dict[str, Callable[[Objective], Any
 
 def _look(objective: Objective, options: argparse.Namespace) -> None:
     goal = Goal(0.5, views=1.0, precision=options.precision)
-    validate(objective, prepare(objective, replace(goal, robustness=0.0), 1, batch=options.batch), goal)
+    steps = lay_out(objective, 1, batch=options.batch).steps
+    validate(objective, with_teacher_targets(objective, steps, replace(goal, robustness=0.0)), goal)
 
 
 def timed(function: Callable[[], Any]) -> dict[str, float]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -47,6 +46,7 @@ class Activations:
             prompts: Number of prompts whose activations are held together with those of images.
         """
         device, path = objective.shares.accelerator.device, objective.path
+        self._objective = objective
         self.image = _bytes_per_image(objective, precision)
         self.prompts = self.gradients = 0
         self._room = _SHARE * memory(device)
@@ -67,9 +67,36 @@ class Activations:
         self.gradients = sum(path.parameters[name].nbytes for name in own)
         self._room = _SHARE_OF_FREE * free - self.gradients - self.prompts
 
-    def images(self, times: int = 1) -> int | None:
-        """How many images' activations fit this many times; at least one, and ``None`` if it is unknown."""
-        return max(1, int(self._room / (times * self.image))) if self.image else None
+    def images(self) -> int | None:
+        """How many images' activations fit; at least one, and ``None`` if it is unknown."""
+        return max(1, int(self._room / self.image)) if self.image else None
+
+    def forecast(self, state: Mapping[str, Tensor], pictures: int, at_once: int) -> str:
+        """Say how much of a card's memory learning takes.
+
+        Args:
+            state: What learning holds.
+            pictures: Pictures of a step.
+            at_once: Those of them whose activations are held at once.
+        """
+        objective, path = self._objective, self._objective.path
+        module, device = objective.criterion.model.module, objective.shares.accelerator.device
+        weights = sum(path.parameters[name].numel() for name in path.task_vector)
+        learned = path.ends_nbytes + sum(each.nbytes for each in state.values() if each.device == device)
+        every = sum(each.nbytes for each in (*module.parameters(), *module.buffers()))
+        shares = [objective.shares, *([objective.unlabelled] if objective.unlabelled else [])]
+        images = [batch.pixels for share in shares for batch in share.batches]
+        pixels = pictures * images[0][0].nbytes
+        step = at_once * self.image + self.prompts + pixels
+        if at_once < pictures:
+            step += self.gradients + at_once * images[0][0].nbytes
+        # beside what a card computes at once, when activations are gone
+        least = max((_BUFFERS + path.has_short_ends) * 4 * min(weights, LARGE), _PICTURES * pixels)
+        total = every + learned + sum(each.nbytes for each in images) + max(step, least)
+        return (
+            f"about {total / 1e6:,.1f} MB of the device's memory, {4 + learned / weights:.0f} bytes for each of "
+            f"{weights / 1e6:,.1f} million weights that move"
+        )
 
 
 def _bytes_per_image(objective: Objective, precision: Precision) -> int:
@@ -103,53 +130,3 @@ def _saved(run: Callable[[], Tensor], precision: Precision, device: torch.device
         graph = run()  # kept alive until all is counted, or its memory would be reused
     del graph
     return sum(sizes.values())
-
-
-@dataclass(frozen=True)
-class Forecast:
-    """Memory of a card that learning takes, in bytes.
-
-    Attributes:
-        weights: Number of weights that move.
-        per_weight: Held for each of them: itself, its coefficient and moment, and both ends.
-        permanent: Held all the time: that, the other weights, and the calibration images.
-        step: Taken by a step beside it: activations of its images and prompts, and its pictures.
-    """
-
-    weights: int
-    per_weight: float
-    permanent: int
-    step: int
-
-    def __str__(self) -> str:
-        weights = f"{self.weights / 1e6:,.1f} million weights that move"
-        total = f"{(self.permanent + self.step) / 1e6:,.1f} MB"
-        return f"about {total} of the device's memory, {self.per_weight:.0f} bytes for each of {weights}"
-
-
-def forecast(
-    objective: Objective, state: Mapping[str, Tensor], activations: Activations, pictures: int, at_once: int
-) -> Forecast:
-    """Forecast the memory of learning with steps of so many pictures.
-
-    Args:
-        objective: Calibration loss, which holds the weights, both ends and the images.
-        state: What learning holds.
-        activations: What activations take.
-        pictures: Pictures of a step.
-        at_once: Those of them whose activations are held at once.
-    """
-    path, module, device = objective.path, objective.criterion.model.module, objective.shares.accelerator.device
-    weights = sum(path.parameters[name].numel() for name in path.task_vector)
-    learned = path.ends_nbytes + sum(each.nbytes for each in state.values() if each.device == device)
-    every = sum(each.nbytes for each in (*module.parameters(), *module.buffers()))
-    shares = [objective.shares, *([objective.unlabelled] if objective.unlabelled else [])]
-    images = [batch.pixels for share in shares for batch in share.batches]
-    pixels = pictures * images[0][0].nbytes
-    step = at_once * activations.image + activations.prompts + pixels
-    if at_once < pictures:
-        step += activations.gradients + at_once * images[0][0].nbytes
-    # beside what a card computes at once, when activations are gone
-    least = max((_BUFFERS + path.has_short_ends) * 4 * min(weights, LARGE), _PICTURES * pixels)
-    permanent = every + learned + sum(each.nbytes for each in images)
-    return Forecast(weights, 4 + learned / weights, permanent, max(step, least))

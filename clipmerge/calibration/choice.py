@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -12,14 +12,20 @@ from scipy.special import stdtrit
 from torch import Tensor
 
 from clipmerge.calibration.anchor import UNTUNED
-from clipmerge.calibration.goal import Goal, class_features, corrupted_goals, make_pictures, terms_of
+from clipmerge.calibration.goal import (
+    Goal,
+    class_features,
+    corrupted_goals,
+    embeds_less_at_once,
+    make_pictures,
+    terms_of,
+)
 from clipmerge.calibration.objective import FORWARD, Objective
 from clipmerge.calibration.steps import Step
 from clipmerge.distributed import sent
 from clipmerge.planning.measurements import HeldBackChoice
 
 Interval = tuple[float, float]
-Intervals = tuple[Interval | None, Interval | None]
 
 
 @dataclass(frozen=True)
@@ -83,11 +89,11 @@ def validate(objective: Objective, steps: Sequence[Step], goal: Goal) -> Validat
     """Score the current weights, for which nothing is cached, on the images of all steps."""
 
     def rows_of(step: Step, classes: Tensor) -> Tensor:
-        terms = terms_of(objective, goal, make_pictures(step, goal), classes)
-        goals = terms.views.clone()
-        goals[: len(terms.divergence)] += goal.weight * terms.divergence
+        views, recognised, divergence = terms_of(objective, goal, make_pictures(step, goal), classes)
+        goals = views.clone()
+        goals[: len(divergence)] += goal.weight * divergence
         objective.work.tick(FORWARD * goal.picture_count(len(step)) * step.work_share)
-        return torch.stack([goals, terms.correct.to(goals), terms.views])
+        return torch.stack([goals, recognised.to(goals), views])
 
     return ValidationScore(_by_image(objective, steps, goal, rows_of))
 
@@ -127,21 +133,6 @@ def _by_image(
     return (sums[:-1] / sums[-1]).cpu().double()
 
 
-def embeds_less_at_once(objective: Objective, steps: Sequence[Step]) -> bool:
-    """Whether embedding all prompts once, with fixed weights, costs no more than the steps' own prompts."""
-    return objective.criterion.prompts.count <= own_prompts(objective, steps)
-
-
-def own_prompts(objective: Objective, steps: Sequence[Step]) -> int:
-    """Count the prompts of steps, each with its own classes and templates."""
-    classes, templates = objective.criterion.prompts.classes, objective.criterion.prompts.templates
-    return sum(
-        (classes if step.classes is None else len(step.classes))
-        * (templates if step.templates is None else len(step.templates))
-        for step in steps
-    )
-
-
 def choose(
     path: Mapping[float, ValidationScore],
     candidates: Sequence[Candidate],
@@ -174,22 +165,34 @@ def choose(
     accurate = {alpha: score for alpha, score in path.items() if _keeps_accuracy(score, finetuned, limit)}
     alpha = _path_point(accurate) if anchor is None else min(accurate, key=lambda alpha: abs(alpha - anchor))
     best, score = Candidate(alpha=alpha), path[alpha]
-    intervals: Intervals = (None, None)
+    gains: list[Interval | None] = [None, None]
     if candidates:
         scores, corrupted = cache(score_of), cache(corrupted_of)
 
-        def gains(candidate: Candidate) -> Iterator[Tensor]:
-            yield path[alpha].goals - scores(candidate).goals
-            yield corrupted(Candidate(alpha=alpha)) - corrupted(candidate)
+        def gain(candidate: Candidate) -> Interval | None:
+            return paired_interval(path[alpha].goals - scores(candidate).goals)
 
-        if anchor is not None:  # learning from the path's middle soon overshoots what these images can show
-            candidates = sorted(candidates, key=lambda candidate: (candidate.beyond, candidate.part))
-        kept = (candidate for candidate in candidates if _keeps_accuracy(scores(candidate), finetuned, limit))
-        ranked = sorted(kept, key=lambda candidate: scores(candidate).goal) if anchor is None else kept
-        tried, intervals, proven = _first_proven(ranked, gains)
-        if tried is None:
-            tried = max(candidates, key=lambda candidate: scores(candidate).accuracy)
-            intervals = _first_proven([tried], gains)[1]
+        def corrupted_gain(candidate: Candidate) -> Interval | None:
+            return paired_interval(corrupted(Candidate(alpha=alpha)) - corrupted(candidate))
+
+        def is_proven(candidate: Candidate) -> bool:
+            better = gain(candidate)
+            if better is None or better[0] <= 0:
+                return False
+            other = corrupted_gain(candidate)
+            return other is not None and other[1] >= 0
+
+        def ranked() -> Iterator[Candidate]:
+            """The points that keep enough accuracy, in order; no more of them are scored than are asked for."""
+            if anchor is not None:  # learning from the path's middle soon overshoots what these images can show
+                order = sorted(candidates, key=lambda candidate: (candidate.beyond, candidate.part))
+                return (candidate for candidate in order if _keeps_accuracy(scores(candidate), finetuned, limit))
+            kept = [candidate for candidate in candidates if _keeps_accuracy(scores(candidate), finetuned, limit)]
+            return iter(sorted(kept, key=lambda candidate: scores(candidate).goal))
+
+        proven = next(filter(is_proven, ranked()), None)
+        tried = proven or next(ranked(), None) or max(candidates, key=lambda candidate: scores(candidate).accuracy)
+        gains = [gain(tried), corrupted_gain(tried)]
         if proven or not path_counts:
             best, score = tried, scores(tried)
     return HeldBackChoice(
@@ -202,33 +205,9 @@ def choose(
         path_alpha=alpha,
         path_goal=path[alpha].goal,
         finetuned_right=path[1.0].accuracy,
-        gain=intervals[0],
-        corrupted_gain=intervals[1],
+        gain=gains[0],
+        corrupted_gain=gains[1],
     )
-
-
-def _first_proven(
-    ranked: Iterable[Candidate], gains: Callable[[Candidate], Iterator[Tensor]]
-) -> tuple[Candidate | None, Intervals, bool]:
-    """The first point that is better, and not worse under other corruptions; else the first one, which is not proven.
-
-    Args:
-        ranked: Points in order; no more of them are scored than it needs.
-        gains: By how much a point is better, for each image, and then, if it is asked for, under other corruptions.
-    """
-    first: tuple[Candidate | None, Intervals, bool] = (None, (None, None), False)
-    for candidate in ranked:
-        found = gains(candidate)
-        gain = paired_interval(next(found))
-        better = gain is not None and gain[0] > 0
-        if not better and first[0] is not None:
-            continue
-        other = paired_interval(next(found))
-        if better and other and other[1] >= 0:
-            return candidate, (gain, other), True
-        if first[0] is None:
-            first = (candidate, (gain, other), False)
-    return first
 
 
 def _keeps_accuracy(score: ValidationScore, finetuned: ValidationScore, limit: float) -> bool:

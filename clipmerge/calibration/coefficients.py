@@ -38,14 +38,13 @@ class Coefficients:
 
     Attributes:
         values: Coefficients (scores of sparse parameters) by parameter or layer; float32 on the objective's device.
-        start: The initial coefficient.
-        has_start: Whether `fill` or the constructor has set the initial coefficient.
+        start: The initial coefficient; ``None`` if it is still to be found.
     """
 
     def __init__(self, objective: Objective, granularity: Granularity, start: float | None = None) -> None:
         """Start with one coefficient everywhere."""
         self._objective = objective
-        self.has_start = start is not None
+        self.start = start
         whole = granularity in ("layer", "parameter")
         self._key = {
             name: layer if granularity == "layer" else name
@@ -57,7 +56,6 @@ class Coefficients:
         # whether weights have given their memory to gradients, and weights whose gradients have not got it yet
         self._overwritten = False
         self._waiting: list[str] = []
-        self.start = start or 0.0
         self.values: dict[str, Tensor] = {}
         for name, key in self._key.items():
             task_vector = objective.path.task_vector[name]
@@ -66,13 +64,9 @@ class Coefficients:
                 shape = rows_shape(shape)
             self.values[key] = torch.full(() if whole else shape, start or 0.0, device=task_vector.device)
 
-    def begin_at(self, start: float) -> None:
-        """Record the initial coefficient without changing coefficients."""
-        self.has_start, self.start = True, start
-
     def fill(self, value: float) -> None:
         """Set all coefficients to this initial value."""
-        self.begin_at(value)
+        self.start = value
         for values in self.values.values():
             values.fill_(value)
 
@@ -102,7 +96,7 @@ class Coefficients:
         if key not in self._kept_counts and self._position == UNMOVED:
             return value
         part, beyond = self._position
-        moved = torch.lerp(torch.full_like(value, self.start), value, part)
+        moved = torch.lerp(torch.full_like(value, self.start or 0.0), value, part)
         moved = torch.lerp(moved, torch.ones_like(value), beyond)
         return moved.where(_largest(value, self._kept_counts[key]), 0.0) if key in self._kept_counts else moved
 

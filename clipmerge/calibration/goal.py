@@ -100,7 +100,7 @@ class Losses:
 
     calibration: float
     divergence: float
-    accuracy: float = 0.0
+    accuracy: float
 
 
 @dataclass(frozen=True)
@@ -176,16 +176,31 @@ def make_copies(step: Step, goal: Goal, pixels: Tensor) -> Tensor:
     return torch.cat([copies, step.unlabelled.pixels([row - changed for row in own[count:]])])
 
 
+def embeds_less_at_once(objective: Objective, steps: Sequence[Step]) -> bool:
+    """Whether embedding all prompts once, with fixed weights, costs no more than the steps' own prompts."""
+    return objective.criterion.prompts.count <= own_prompts(objective, steps)
+
+
+def own_prompts(objective: Objective, steps: Sequence[Step]) -> int:
+    """Count the prompts of steps, each with its own classes and templates."""
+    classes, templates = objective.criterion.prompts.classes, objective.criterion.prompts.templates
+    return sum(
+        (classes if step.classes is None else len(step.classes))
+        * (templates if step.templates is None else len(step.templates))
+        for step in steps
+    )
+
+
 @torch.no_grad()
 def with_teacher_targets(
-    objective: Objective, steps: Sequence[Step], goal: Goal, *, cached: bool, judged: bool = False
+    objective: Objective, steps: Sequence[Step], goal: Goal, *, judged: bool = False
 ) -> list[Step]:
     """Add what the divergence holds for the changed images to every step.
 
     With ``judged``, the same for the images under other corruptions. Leaves the objective at the last of the
-    `Goal.teachers`; for ``cached`` see `CalibrationLoss.class_features`.
+    `Goal.teachers`.
     """
-    steps = list(steps)
+    steps, cached = list(steps), embeds_less_at_once(objective, steps)
     for alpha in goal.teachers:
         objective.path.move_to(alpha)
         for place, step in enumerate(steps):
@@ -231,31 +246,18 @@ def class_features(objective: Objective, step: Step, goal: Goal, *, cached: bool
         return objective.criterion.class_features(step.classes, step.templates, cached=cached).float()
 
 
-@dataclass(frozen=True)
-class Terms:
-    """The terms of the goal, one number per picture.
+def terms_of(objective: Objective, goal: Goal, pictures: Pictures, classes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Compute the terms of the goal at the current weights, for classes (classes, projection_dim).
 
-    Attributes:
-        views: Cross-entropy of every view, in nats.
-        correct: Whether it is recognised.
-        divergence: Divergence of every changed copy from the zero-shot model.
+    Returns:
+        The cross-entropy of every view, in nats, whether it is recognised, and the divergence of every changed copy.
     """
-
-    views: Tensor
-    correct: Tensor
-    divergence: Tensor
-
-
-def terms_of(objective: Objective, goal: Goal, pictures: Pictures, classes: Tensor) -> Terms:
-    """Compute the terms of pictures at the current weights, for classes (classes, projection_dim)."""
     features = _features(objective, goal, pictures.pixels)
     logits = objective.criterion.class_logits(features, classes)
     views, copies = logits.tensor_split([len(pictures.labels)])
-    return Terms(
-        views=cross_entropy(views, pictures.labels, reduction="none"),
-        correct=views.detach().argmax(1) == pictures.labels,
-        divergence=_divergence(goal, features[len(views) :], copies, pictures.target),
-    )
+    losses = cross_entropy(views, pictures.labels, reduction="none")
+    recognised = views.detach().argmax(1) == pictures.labels
+    return losses, recognised, _divergence(goal, features[len(views) :], copies, pictures.target)
 
 
 def corrupted_goals(objective: Objective, goal: Goal, step: Step, classes: Tensor) -> Tensor:
@@ -285,12 +287,11 @@ def _goal_of(objective: Objective, goal: Goal, pictures: Pictures, classes: Tens
         pictures: The pictures.
         classes: Features of the step's classes, (classes, projection_dim).
     """
-    terms = terms_of(objective, goal, pictures, classes)
-    calibration = terms.views.sum() / pictures.step_views
-    divergence = terms.divergence.sum() / max(pictures.step_copies, 1)
-    accuracy = terms.correct.sum() / pictures.step_views
-    losses = torch.stack([calibration.detach(), divergence.detach(), accuracy])
-    return calibration + goal.weight * divergence, losses
+    losses, recognised, divergences = terms_of(objective, goal, pictures, classes)
+    calibration, divergence = losses.sum() / pictures.step_views, divergences.sum() / max(pictures.step_copies, 1)
+    accuracy = recognised.sum() / pictures.step_views
+    parts = torch.stack([calibration.detach(), divergence.detach(), accuracy])
+    return calibration + goal.weight * divergence, parts
 
 
 def backpropagate(

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import astuple, dataclass, fields, replace
 from functools import partial
 
 import torch
 from torch import Tensor
 
-from clipmerge.calibration.activations import Activations, forecast
+from clipmerge.calibration.activations import Activations
 from clipmerge.calibration.anchor import UNTUNED, find_anchor, finetuned_rank
 from clipmerge.calibration.choice import (
     CANDIDATES,
@@ -19,8 +18,6 @@ from clipmerge.calibration.choice import (
     Candidate,
     ValidationScore,
     choose,
-    embeds_less_at_once,
-    own_prompts,
     validate,
     validate_corrupted,
 )
@@ -33,10 +30,12 @@ from clipmerge.calibration.goal import (
     backpropagate,
     losses_of,
     make_pictures,
+    own_prompts,
     with_teacher_targets,
 )
 from clipmerge.calibration.objective import FORWARD, GRADIENT, Objective
 from clipmerge.calibration.steps import Layout, Step, lay_out, shard_steps, with_unlabelled
+from clipmerge.files.staging import defer_signals
 from clipmerge.models.memory import Pieces
 from clipmerge.planning.measurements import HeldBackChoice, LossPath
 
@@ -127,7 +126,7 @@ def learn(objective: Objective, coefficients: Coefficients, config: LearningConf
         anchor = find_anchor(objective, config.max_loss)
         rank = anchor.finetuned_rank
         config = replace(config, goal=replace(config.goal, anchor=anchor.alpha))
-        if not anchor.harmed and anchor.alpha > UNTUNED and not coefficients.has_start:
+        if not anchor.harmed and anchor.alpha > UNTUNED and coefficients.start is None:
             # where fine-tuning has done little harm, learning and masks lose more than they mend
             config = replace(config, steps=0, sparsify=None)
     found = _Run(objective, coefficients, config, layout).learn()
@@ -159,28 +158,18 @@ def _path_steps(layout: Layout) -> Sequence[Step]:
     return layout.validation_steps or layout.steps[:PATH_STEPS]
 
 
-def prepare(objective: Objective, goal: Goal, steps: int, *, batch: int | None = None) -> list[Step]:
-    """Lay out steps with the zero-shot model's targets and nothing held back; leaves the objective at its weights."""
-    layout = lay_out(objective, steps, batch=batch)
-    cached = embeds_less_at_once(objective, layout.steps)
-    return with_teacher_targets(objective, layout.steps, goal, cached=cached)
-
-
 class _Run:
     """One run of learning, from its layout to its choice."""
 
     def __init__(
         self, objective: Objective, coefficients: Coefficients, config: LearningConfig, layout: Layout
     ) -> None:
-        self._objective, self._coefficients, self._config = objective, coefficients, config
-        self._layout = layout
+        self._objective, self._coefficients, self._config, self._layout = objective, coefficients, config, layout
         self._storage = objective.learning_state
-        masked = () if config.sparsify is None else UNDER_A_MASK
-        self._candidates = (CANDIDATES if config.steps else ()) + masked
+        self._candidates = (CANDIDATES if config.steps else ()) + (UNDER_A_MASK if config.sparsify else ())
         self._descent = Descent(coefficients.values, config.rate, config.steps)
         self._trace = torch.zeros(config.steps, len(fields(Losses)), dtype=torch.float64)
-        self._path_steps = _path_steps(self._layout)
-        images = len({position for step in self._path_steps for position in step.positions})
+        images = len({position for step in _path_steps(layout) for position in step.positions})
         # the scores of all points of the path, and the alpha where learning starts
         self._path = torch.zeros(len(ALPHAS), 3, images, dtype=torch.float64)
         self._start = torch.zeros((), dtype=torch.float64)
@@ -188,26 +177,25 @@ class _Run:
 
     def learn(self) -> Learned:
         """Learn, or resume learning, and choose."""
-        objective, coefficients = self._objective, self._coefficients
+        objective, coefficients, goal = self._objective, self._coefficients, self._config.goal
         begin = self._restore()
         laid_out = self._layout.steps[: self._config.steps]
-        steps = self._shard(with_unlabelled(objective, laid_out, self._config.goal.unlabelled_count)[begin or 0 :])
-        self._path_steps = self._shard(self._path_steps)
+        steps = self._shard(with_unlabelled(objective, laid_out, goal.unlabelled_count)[begin or 0 :])
         validates = bool(self._layout.validation_steps)
-        tries_path = begin is None and (validates or not coefficients.has_start)
-        self._announce(steps, tries_path=tries_path)
+        tries_path = begin is None and (validates or coefficients.start is None)
+        path_steps = self._shard(_path_steps(self._layout)) if tries_path or validates else []
+        judged = validates and bool(self._candidates)
+        self._announce(steps, path_steps, len(ALPHAS) * tries_path + len(self._candidates) * validates, judged=judged)
         _embed_fixed_prompts(objective)
         pieces = self._pieces(steps)
-        goal = self._config.goal
         whole = replace(goal, copies=None)
-        judged = validates and bool(self._candidates)
-        path_steps = self._with_targets(self._path_steps, whole, judged=judged) if tries_path or validates else []
+        path_steps = with_teacher_targets(objective, path_steps, whole, judged=judged)
         if tries_path:
             self._try_path(path_steps, whole)
-        self._start.fill_(coefficients.start)
-        steps = self._with_targets(steps, goal)
+        self._start.fill_(coefficients.start or 0.0)
+        steps = with_teacher_targets(objective, steps, goal)
         self._sparsify(anew=begin is None)
-        self._descend(steps, goal, pieces)
+        self._descend(steps, pieces)
         choice = self._choose(path_steps, whole) if validates else None
         coefficients.place()
         losses = [ValidationScore(rows).loss for rows in self._path]
@@ -219,7 +207,7 @@ class _Run:
         if not self._storage or not self._storage.restore(self._state):
             return None
         number = int(self._descent.steps_taken)
-        self._coefficients.begin_at(float(self._start))
+        self._coefficients.start = float(self._start)
         self._storage.say(f"learning resumes after step {number} of {self._config.steps}, saved by an earlier run")
         return number
 
@@ -229,35 +217,27 @@ class _Run:
         counts = [count for step in steps for count in (len(step), goal.copy_count(len(step))) if count]
         return shard_steps(self._objective, steps, min(counts, default=0))
 
-    def _announce(self, steps: Sequence[Step], *, tries_path: bool) -> None:
+    def _announce(self, steps: Sequence[Step], path_steps: Sequence[Step], points: int, *, judged: bool) -> None:
+        """Announce the steps' work, and that of so many points scored on the images of ``path_steps``."""
         goal, whole = self._config.goal, replace(self._config.goal, copies=None)
-        path_steps = self._path_steps if tries_path else []
-        validation_steps = self._path_steps if self._layout.validation_steps else []
-
-        def passes(count: int, steps: Sequence[Step], pictures: Callable[[int], int]) -> float:
-            return count * sum(pictures(len(step)) * step.work_share for step in steps)
-
         teachers = FORWARD * len(goal.teachers)
-        work = passes(teachers, steps, goal.copy_count) + passes(GRADIENT, steps, goal.picture_count)
-        work += passes(teachers, validation_steps or path_steps, whole.copy_count)
-        if self._candidates:
-            work += passes(teachers, validation_steps, int)
-        work += passes(FORWARD * len(ALPHAS), path_steps, whole.picture_count)
-        work += passes(FORWARD * len(self._candidates), validation_steps, whole.picture_count)
+        work = 0.0
+        for step in steps:
+            taught, images = goal.copy_count(len(step)), goal.picture_count(len(step))
+            work += (teachers * taught + GRADIENT * images) * step.work_share
+        for step in path_steps:
+            taught, images = whole.copy_count(len(step)) + judged * len(step), whole.picture_count(len(step))
+            work += (teachers * taught + FORWARD * points * images) * step.work_share
         if self._config.sparsify:
             work += GRADIENT * sum(len(batch) for batch in self._objective.shares.batches)
         self._objective.work.announce(work)
-
-    def _with_targets(self, steps: Sequence[Step], goal: Goal, *, judged: bool = False) -> list[Step]:
-        cached = embeds_less_at_once(self._objective, steps)
-        return with_teacher_targets(self._objective, steps, goal, cached=cached, judged=judged)
 
     def _try_path(self, steps: Sequence[Step], goal: Goal) -> None:
         """Evaluate points of the straight path, and start at one of them unless a start is given."""
         for row, alpha in enumerate(ALPHAS):
             self._objective.path.move_to(alpha)
             self._path[row] = validate(self._objective, steps, goal).rows
-        if not self._coefficients.has_start:
+        if self._coefficients.start is None:
             best = ALPHAS[int(self._path[:, 0].mean(-1).argmin())]
             # where fine-tuning has moved all features, the best is nearly fine-tuned: nothing is regained from there
             self._coefficients.fill(goal.anchor if goal.holds_features else best)
@@ -266,7 +246,7 @@ class _Run:
         """Make parameters sparse, the same ones in every run that resumes with these scores."""
         if self._config.sparsify is None:
             return
-        self._objective.path.move_to(self._coefficients.start)
+        self._objective.path.move_to(float(self._start))
         self._coefficients.make_sparse(*self._config.sparsify())
         if anew:
             self._coefficients.add_noise(self._objective.seed)
@@ -284,39 +264,39 @@ class _Run:
             return pieces
         pictures = max(math.ceil(goal.picture_count(len(step)) * step.work_share) for step in steps)
         at_once = min(pieces.most or pictures, pictures)
-        found = forecast(objective, self._state, activations, pictures, at_once)
+        found = activations.forecast(self._state, pictures, at_once)
         objective.say(f"learning takes {found}; {at_once} of the {pictures} images of a step go through at once")
         if "noise" in goal.changes and goal.robustness:
             objective.noise_drawn_on = device.type
         return pieces
 
-    def _descend(self, steps: Sequence[Step], goal: Goal, pieces: Pieces) -> None:
-        objective, coefficients = self._objective, self._coefficients
-        ceiling = self._config.ceiling_from(coefficients.start)
+    def _descend(self, steps: Sequence[Step], pieces: Pieces) -> None:
+        objective, coefficients, goal = self._objective, self._coefficients, self._config.goal
+        ceiling = self._config.ceiling_from(float(self._start))
         on_card = objective.shares.accelerator.device.type != "cpu"
         ahead: Pictures | None = None
         for place, step in enumerate(steps):
             pictures = ahead or make_pictures(step, goal)
-            sums = pieces.tried(len(pictures.pixels), partial(self._backpropagate, step, goal, pictures))
+            sums = pieces.tried(len(pictures.pixels), partial(self._backpropagate, step, pictures))
             if on_card and place + 1 < len(steps):  # the CPU goes on while the card computes this step
                 ahead = make_pictures(steps[place + 1], goal)
             losses = losses_of(objective, step, sums)
             self._trace[step.number] = torch.tensor(astuple(losses))
             whole = step.shard[1] == 1  # computed by every process
             coefficients.add_up(objective.shares.accelerator.num_processes if whole else 1)
-            with self._storage.changing(self._state) if self._storage else nullcontext():
+            with defer_signals():  # an interruption finds the state whole
                 self._descent.step(ceiling)
-            coefficients.drop_gradients()
+                coefficients.drop_gradients()
+                if self._storage:
+                    self._storage.save(self._state, last=step.number + 1 == self._config.steps)
             objective.work.tick(GRADIENT * goal.picture_count(len(step)) * step.work_share)
-            if self._storage:
-                self._storage.save(self._state, last=step.number + 1 == self._config.steps)
 
-    def _backpropagate(self, step: Step, goal: Goal, pictures: Pictures, at_once: int) -> Tensor:
+    def _backpropagate(self, step: Step, pictures: Pictures, at_once: int) -> Tensor:
         """Compute the gradients of a step, whatever an attempt with more pictures at once has left."""
         self._objective.path.clear_gradients()
         self._coefficients.place()
         last = self._coefficients.collect_gradients
-        return backpropagate(self._objective, step, goal, pictures, at_once=at_once, last=last)
+        return backpropagate(self._objective, step, self._config.goal, pictures, at_once=at_once, last=last)
 
     def _go_to(self, at: Candidate) -> None:
         """Set the weights to a point that can be chosen."""

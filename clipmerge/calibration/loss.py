@@ -22,9 +22,6 @@ from clipmerge.models import ImageTextModel, Prefix
 from clipmerge.models.memory import Pieces
 from clipmerge.models.zero_shot import averaged
 
-#: Loss of a batch, given prompt features (prompts, projection_dim).
-Loss = Callable[[Batch, Tensor], Tensor]
-
 
 class CalibrationLoss:
     """The loss as a function of the weights on the path, plus any perturbation of them.
@@ -140,14 +137,3 @@ class CalibrationLoss:
         place = block_of(layer)
         first = place[1] if place else len(states) - 1
         return first, states[first]
-
-    def add_gradients(
-        self, batch: Batch, prompt_features: Tensor, loss_of: Loss | None, images_at_once: int | None
-    ) -> float:
-        """Add a batch's gradient to each parameter's ``grad``, the default loss's piece by piece; returns the loss."""
-        value = 0.0
-        for piece in [batch] if loss_of else batch.pieces(images_at_once):
-            loss = (loss_of or self.loss)(piece, prompt_features) * (len(piece) / len(batch))
-            loss.backward()  # type: ignore[no-untyped-call]
-            value += float(loss.detach())
-        return value

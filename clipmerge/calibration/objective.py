@@ -9,16 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
-from functools import cached_property
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor
 
 from clipmerge.calibration.loss import CalibrationLoss
-from clipmerge.calibration.loss import Loss as Loss
 from clipmerge.calibration.path import PathWeights
-from clipmerge.calibration.prompt_cost import prompt_cost
 from clipmerge.calibration.prompts import Prompts
 from clipmerge.calibration.resume import LearningState
 from clipmerge.calibration.shares import Shares
@@ -28,8 +24,9 @@ from clipmerge.errors import MeasureError
 from clipmerge.images.batches import Batch as Batch
 from clipmerge.models import ImageTextModel
 from clipmerge.models.memory import Pieces
-from clipmerge.models.zero_shot import PROMPTS_AT_ONCE
 
+#: Loss of a batch, given prompt features (prompts, projection_dim).
+Loss = Callable[[Batch, Tensor], Tensor]
 #: Number of prompts that measures backpropagate through the text tower; if there are more, templates are drawn.
 PROMPTS_A_GRADIENT = 1024
 
@@ -87,10 +84,9 @@ class Objective:
         prompts: list[str],
         *,
         templates: int,
-        accelerator: Processes | Accelerator,
+        accelerator: Processes,
         seed: int = 0,
         images_at_once: int | None = None,
-        prompts_at_once: int = PROMPTS_AT_ONCE,
         progress: Callable[[float, float], None] | None = None,
         say: Callable[[str], None] = lambda _: None,
     ) -> None:
@@ -106,7 +102,6 @@ class Objective:
             seed: Seed for measures that draw random numbers.
             images_at_once: Images whose activations `gradients` holds at once, with the same gradient of the batch;
                 ``None`` for a whole batch.
-            prompts_at_once: Prompts whose activations are held at once, with the same gradient.
             progress: Called with work done and work announced, in images x forward passes.
             say: Called with what the user should know.
 
@@ -119,7 +114,7 @@ class Objective:
         self.seed = seed
         self.work = Work(progress)
         self.path = PathWeights(model, inputs, accelerator.device)
-        embedder = Prompts(model, prompts, templates, accelerator.device, at_once=prompts_at_once)
+        embedder = Prompts(model, prompts, templates, accelerator.device)
         self.notes: list[str] = []
         self.say = say
         self.criterion = CalibrationLoss(model, self.path, embedder, Pieces(None, self.note))
@@ -146,11 +141,6 @@ class Objective:
         return Pieces(self._images_at_once or most, self.note)
 
     # Passes over this process's batches, and their work
-
-    @cached_property
-    def prompt_cost(self) -> float:
-        """The work of a prompt, in forward passes of an image."""
-        return prompt_cost(self.criterion, self.shares)
 
     def announce(self, *, forward: float = 0, gradient: float = 0, hessian: float = 0) -> None:
         """Announce all passes over the data before they start, so that their progress and time can be shown.
@@ -208,7 +198,12 @@ class Objective:
             def attempt(most: int, batch: Batch = batch, features: Tensor = features) -> float:
                 self.path.clear_gradients()
                 features.grad = None
-                return self.criterion.add_gradients(batch, features, loss_of, most)
+                value = 0.0
+                for piece in [batch] if loss_of else batch.pieces(most):
+                    loss = (loss_of or self.criterion.loss)(piece, features) * (len(piece) / len(batch))
+                    loss.backward()  # type: ignore[no-untyped-call]
+                    value += float(loss.detach())
+                return value
 
             value = (pieces or self._pieces).tried(len(batch), attempt)
             if not value < float("inf"):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 
@@ -196,11 +196,12 @@ class PathWeights:
         return any(layer.startswith("text.") for layer in self.layers)
 
     @torch.no_grad()
-    def move_to(self, alpha: float) -> None:
-        """Set the weights to theta_0 + alpha * task_vector, in place."""
-        self.forget(text=self.text_changes)
-        for name, task_vector in self.task_vector.items():
-            torch.add(self.theta_0[name], task_vector, alpha=alpha, out=self.parameters[name].data)
+    def move_to(self, alpha: float, layers: Collection[str] | None = None) -> None:
+        """Set the weights, or those of some layers, to theta_0 + alpha * task_vector, in place."""
+        moved = self.layers if layers is None else layers
+        self.forget(text=any(layer.startswith("text.") for layer in moved))
+        for name in (name for layer in moved for name in self.layers[layer]):
+            torch.add(self.theta_0[name], self.task_vector[name], alpha=alpha, out=self.parameters[name].data)
 
     def forget(self, *, text: bool) -> None:
         """Count a move made by other code, so that values cached for the old weights are not used again."""

@@ -27,15 +27,7 @@ class Prompts:
         at_once: Prompts whose activations are held at once.
     """
 
-    def __init__(
-        self,
-        model: ImageTextModel,
-        texts: list[str],
-        templates: int,
-        device: torch.device,
-        *,
-        at_once: int = PROMPTS_AT_ONCE,
-    ) -> None:
+    def __init__(self, model: ImageTextModel, texts: list[str], templates: int, device: torch.device) -> None:
         """Tokenise the prompts."""
         self.templates = templates
         self.classes = len(texts) // templates
@@ -43,7 +35,7 @@ class Prompts:
         tokens = model.tokens(texts)
         refuse_one_prompt([tokens], templates)
         self.tokens = {key: value.to(device) for key, value in tokens.items()}
-        self.at_once = max(1, min(at_once, _TOKENS_AT_ONCE // self.tokens["input_ids"].shape[1]))
+        self.at_once = max(1, min(PROMPTS_AT_ONCE, _TOKENS_AT_ONCE // self.tokens["input_ids"].shape[1]))
 
     @property
     def count(self) -> int:

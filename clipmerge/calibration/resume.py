@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import torch
-from accelerate import Accelerator
 from accelerate.utils import broadcast
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -29,7 +28,6 @@ from clipmerge.distributed import Processes, Terminated, together
 from clipmerge.files.cache import user_cache
 from clipmerge.files.hashes import sha256_of
 from clipmerge.files.safetensors import DTYPES, header_bytes
-from clipmerge.files.staging import defer_signals
 
 if TYPE_CHECKING:
     from clipmerge.checkpoint import Inputs
@@ -48,9 +46,7 @@ _NAMES = {getattr(torch, name): stored for stored, (name, _) in DTYPES.items()}
 class LearningState:
     """The state of one run of learning, in one file that only the main process reads and writes."""
 
-    def __init__(
-        self, find: Callable[[], Path], accelerator: Processes | Accelerator, say: Callable[[str], None]
-    ) -> None:
+    def __init__(self, find: Callable[[], Path], accelerator: Processes, say: Callable[[str], None]) -> None:
         """Store the arguments; nothing is read or written."""
         self._find = find
         self._accelerator = accelerator
@@ -120,14 +116,6 @@ class LearningState:
         except (OSError, RuntimeError) as error:
             self._failed = True
             self.say(f"the state of learning cannot be saved ({_reason(error)}); learning continues without saving")
-
-    @contextlib.contextmanager
-    def changing(self, state: Mapping[str, Tensor]) -> Iterator[None]:
-        """Change the state in this block; Ctrl-C and SIGTERM wait for its end, where the state is whole again."""
-        self._whole = None
-        with defer_signals():
-            yield
-            self._whole = state
 
     @contextlib.contextmanager
     def underway(self) -> Iterator[None]:
@@ -210,7 +198,7 @@ def state_file(
         "code": [_digest(file.read_bytes()) for file in code_files()],
         "checkpoints": [checkpoint.identity for checkpoint in (inputs.zeroshot, *inputs.finetuned)],
         "images": [
-            _digest(image["bytes"]) if image["bytes"] else _content(Path(str(image["path"]))) for image in encoded
+            _digest(image["bytes"]) if image["bytes"] else sha256_of(Path(str(image["path"]))) for image in encoded
         ],
         "labels": images.labels,
         "seen": [_digest(_bytes(tensor)) for tensor in seen],
@@ -223,13 +211,6 @@ def code_files() -> list[Path]:
     """The source files that determine the learned coefficients for given inputs, sorted."""
     package = Path(__file__).parents[1]
     return sorted(file for pattern in _CODE for file in package.glob(pattern))
-
-
-def _content(file: Path) -> str:
-    try:
-        return sha256_of(file)
-    except OSError:  # removed after it was read
-        return str(file)
 
 
 def _digest(content: bytes | memoryview) -> str:

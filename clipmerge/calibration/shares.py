@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor
 
@@ -22,7 +21,7 @@ class Shares:
         batch_sizes: Images in every batch of all processes, in batch order.
     """
 
-    def __init__(self, batches: Iterable[Batch], accelerator: Processes | Accelerator) -> None:
+    def __init__(self, batches: Iterable[Batch], accelerator: Processes) -> None:
         """Move the batches to the device and get the sizes of the other processes' batches."""
         self.accelerator = accelerator
         self.batches = [batch.to(accelerator.device) for batch in batches]

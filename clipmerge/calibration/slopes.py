@@ -10,7 +10,9 @@ about them.
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -61,7 +63,7 @@ class Slopes:
         self.drawn, self._text_work = 0, 0.0
         if path.text_changes:
             prompts, batches = objective.criterion.prompts.count, len(shares.batch_sizes)
-            cost = objective.prompt_cost
+            cost = _prompt_cost(objective)
             self.drawn = prompts if exact or batches == 1 else _affordable(shares.images, prompts, batches, cost)
             passes = prompts * (1 + GRADIENT) + self.drawn * (1 + 2 * batches) * (batches > 1)
             self._text_work = cost * passes / shares.accelerator.num_processes
@@ -139,6 +141,28 @@ class Slopes:
                 embedded.backward(cotangent[piece.to(cotangent.device)], retain_graph=True)  # type: ignore[no-untyped-call]
                 total[row] += self._taken(part)
         return shares.total({"slopes": total})["slopes"]
+
+
+@torch.no_grad()
+def _prompt_cost(objective: Objective) -> float:
+    """The work of a prompt in forward passes of an image: multiplications in the model's matrices by one of each."""
+    work = [0.0]
+
+    def count(module: Any, _given: Any, output: Tensor) -> None:
+        work[-1] += output.numel() * (module.weight.numel() // module.weight.shape[0])
+
+    criterion, shares = objective.criterion, objective.shares
+    with ExitStack() as hooks:
+        for module in criterion.model.module.modules():
+            if isinstance(module, torch.nn.Linear | torch.nn.Conv2d):
+                hooks.callback(module.register_forward_hook(count).remove)
+        for batch in shares.batches[:1]:
+            criterion.embed(batch.pixels[:1])
+        work.append(0.0)
+        criterion.prompts.features(places=torch.zeros(1, dtype=torch.int64, device=shares.accelerator.device))
+    image, prompt = work
+    # a process without a batch cannot measure it
+    return max(shares.gather([prompt / image if image else 0.0])) or 1.0
 
 
 def _affordable(images: int, prompts: int, batches: int, cost: float) -> int:

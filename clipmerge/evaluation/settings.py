@@ -11,8 +11,6 @@ from clipmerge.errors import UsageError
 from clipmerge.files.paths import local_path
 
 if TYPE_CHECKING:
-    from accelerate import Accelerator
-
     from clipmerge.distributed import Processes
     from clipmerge.options import OutputDtype
 
@@ -21,7 +19,7 @@ if TYPE_CHECKING:
 class EvalSettings:
     """How images go through a model in an evaluation."""
 
-    accelerator: Processes | Accelerator  # places the model, and gathers the results of several processes
+    accelerator: Processes  # places the model, and gathers the results of several processes
     templates: tuple[str, ...] = ()  # prompt templates for every source; if empty, each source's own, or the default
     batch_size: int | None = None  # images per batch; ``None`` for the default
     images_at_once: int | None = None  # images that go through the model at once; ``None`` for a batch

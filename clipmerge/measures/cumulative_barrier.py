@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from clipmerge.calibration.objective import Objective
-from clipmerge.calibration.one_set import instabilities
-from clipmerge.measures._statistics import by_layer, statistic, with_few_prompts
+from clipmerge.measures._statistics import by_layer, instabilities, statistic, with_few_prompts
 from clipmerge.planning.measurements import Measurements, Statistic
 from clipmerge.plugins import Count
 

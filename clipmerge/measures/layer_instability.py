@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from clipmerge.calibration.objective import Objective
-from clipmerge.calibration.one_set import instabilities
-from clipmerge.measures._statistics import by_layer, statistic, with_few_prompts
+from clipmerge.measures._statistics import by_layer, instabilities, statistic, with_few_prompts
 from clipmerge.planning.measurements import Measurements
 from clipmerge.plugins import Count
 

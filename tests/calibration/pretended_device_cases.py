@@ -240,7 +240,7 @@ def test_the_memory_of_learning_is_foretold(
     """Mostly activations with many images, mostly weights with few."""
     ends = save_ends(tmp_path, blocks=3, width=64, dtype=dtype)
     if not whole:
-        monkeypatch.setattr(activations.Activations, "images", lambda self, times=1: 4)
+        monkeypatch.setattr(activations.Activations, "images", lambda self: 4)
     objective, _, peak = learned_with(ends, None, (images,), KINDS)
     told = re.search(r"about ([\d.]+) MB", objective.notes[-1])
     assert told, objective.notes

@@ -15,7 +15,7 @@ from clipmerge.calibration.augmentation import augmented, corrupted, viewed
 from clipmerge.calibration.choice import CANDIDATES, Candidate, ValidationScore, choose, validate, validate_corrupted
 from clipmerge.calibration.coefficients import Coefficients
 from clipmerge.calibration.goal import Divergence, Goal, with_teacher_targets
-from clipmerge.calibration.learning import ALPHAS, LearningConfig, learn, prepare
+from clipmerge.calibration.learning import ALPHAS, LearningConfig, learn
 from clipmerge.calibration.objective import Objective
 from clipmerge.calibration.steps import lay_out
 from clipmerge.measures.learned_coefficients import learned_coefficients
@@ -24,7 +24,7 @@ from clipmerge.methods import Task
 from clipmerge.methods.learned import learned
 from clipmerge.methods.straggler_sparse import straggler_sparse
 from clipmerge.planning.measurements import HeldBackChoice
-from tests.support.small_objective import Ends, Reference, descend, make_batches, objective_for
+from tests.support.small_objective import Ends, Reference, descend, make_batches, objective_for, prepare
 
 SIZES = (8, 8, 7)
 
@@ -175,7 +175,7 @@ def test_no_more_points_are_scored_than_the_choice_needs() -> None:
         choice = choose(PATH, tuple(points), score_of, corrupted_of, max_loss=100, anchor=anchor)
         assert scored == seen
         assert (choice.part, choice.path_alpha) == (scored[-1], 0.5)
-        assert judged == ([0.5, 0.3, 0.5] if anchor else [0.5, 1.0])
+        assert judged == ([0.5, 0.5] if anchor else [0.5, 1.0])
 
 
 def test_nothing_is_learned_where_fine_tuning_harmed_little(ends: Ends, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -235,7 +235,7 @@ def test_other_corruptions_are_judged_by_the_whole_goal(ends: Ends, divergence: 
     objective = objective_for(ends, make_batches(SIZES))
     goal = Goal(0.5, divergence=divergence, anchor=0.6)
     looks = lay_out(objective, 1, share=0.3).validation_steps
-    steps = with_teacher_targets(objective, looks, goal, cached=False, judged=True)
+    steps = with_teacher_targets(objective, looks, goal, judged=True)
     objective.path.move_to(0.7)
     seen = validate_corrupted(objective, steps, goal)
     reference, old, anchor = (Reference(ends).at(alpha) for alpha in (0.7, 0.0, 0.6))
@@ -283,7 +283,7 @@ def test_the_choice_is_the_best_candidate_and_is_where_the_model_is_left(
     looks = list(lay_out(objective, 8, share=0.3).validation_steps)
     from clipmerge.calibration.goal import with_teacher_targets
 
-    looks = with_teacher_targets(objective, looks, goal, cached=False)
+    looks = with_teacher_targets(objective, looks, goal)
     goals = {}
     for candidate in CANDIDATES:
         coefficients.move(candidate.part, candidate.beyond)

@@ -12,14 +12,23 @@ from clipmerge.calibration import steps as step_layout
 from clipmerge.calibration.coefficients import Coefficients
 from clipmerge.calibration.descent import Descent
 from clipmerge.calibration.goal import Goal
-from clipmerge.calibration.learning import PATH_STEPS, LearningConfig, learn, prepare
+from clipmerge.calibration.learning import PATH_STEPS, LearningConfig, learn
 from clipmerge.calibration.objective import Batch, Objective
 from clipmerge.errors import MeasureError, RecipeError
 from clipmerge.measures.learned_coefficients import learned_coefficients
 from clipmerge.measures.projection_radii import projection_radii
 from clipmerge.methods.learned import learned
 from clipmerge.planning.measurements import Measurements
-from tests.support.small_objective import TEMPLATES, Ends, Reference, descend, make_batches, objective_for, save_ends
+from tests.support.small_objective import (
+    TEMPLATES,
+    Ends,
+    Reference,
+    descend,
+    make_batches,
+    objective_for,
+    prepare,
+    save_ends,
+)
 
 SIZES = (4, 4, 3)
 STILL = Goal(0.7, changes=())

@@ -1,8 +1,5 @@
 """Losses that are no number are refused where they appear, with the place on the path."""
 
-from hashlib import sha256
-from pathlib import Path
-
 import pytest
 import torch
 
@@ -60,11 +57,3 @@ def test_what_lies_in_memory_alone_is_copied(ends: Ends, monkeypatch: pytest.Mon
     assert all(torch.equal(value, mapped.path.parameters[name]) for name, value in held.path.parameters.items())
     first, second = held.path.theta_0, mapped.path.theta_0
     assert all(torch.equal(first[name], second[name]) for name in second)
-
-
-def test_a_file_that_is_gone_is_known_by_its_name(tmp_path: Path) -> None:
-    from clipmerge.calibration.resume import _content
-
-    (tmp_path / "x").write_bytes(b"abc")
-    assert _content(tmp_path / "x") == sha256(b"abc").hexdigest()
-    assert _content(tmp_path / "gone") == str(tmp_path / "gone")

@@ -10,12 +10,12 @@ from torch import Tensor
 from clipmerge.calibration import activations, path
 from clipmerge.calibration.coefficients import Coefficients
 from clipmerge.calibration.goal import Goal, Losses
-from clipmerge.calibration.learning import LearningConfig, learn, prepare
+from clipmerge.calibration.learning import LearningConfig, learn
 from clipmerge.calibration.objective import Objective
 from clipmerge.calibration.path import Ends
 from clipmerge.calibration.steps import Step
 from tests.support.small_objective import Ends as Paths
-from tests.support.small_objective import descend, make_batches, objective_for
+from tests.support.small_objective import descend, make_batches, objective_for, prepare
 
 SIZES = (5, 5)
 GOAL = Goal(0.7, views=1.0, copies=3)

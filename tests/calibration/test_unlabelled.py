@@ -85,7 +85,7 @@ def test_the_shares_of_a_step_add_up_to_it(ends: Ends) -> None:
     goal, objective = CHANGED, objective_with(ends)
     laid_out = steps_of(objective, goal, 1)
     shares = [laid_out[0], *(replace(laid_out[0], shard=(rank, 2)) for rank in range(2))]
-    answered = with_teacher_targets(objective, shares, goal, cached=False)
+    answered = with_teacher_targets(objective, shares, goal)
     coefficients = Coefficients(objective, "layer", 0.3)
     coefficients.place()
     losses, gradients = [], []

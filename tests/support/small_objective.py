@@ -11,9 +11,9 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import CLIPModel
 
-from clipmerge.calibration.goal import Goal, Losses, backpropagate, losses_of, make_pictures
+from clipmerge.calibration.goal import Goal, Losses, backpropagate, losses_of, make_pictures, with_teacher_targets
 from clipmerge.calibration.objective import Batch, Objective
-from clipmerge.calibration.steps import Step
+from clipmerge.calibration.steps import Step, lay_out
 from clipmerge.checkpoint import align_checkpoints, open_checkpoint
 from clipmerge.models import model_for
 from clipmerge.options import Missing
@@ -77,7 +77,7 @@ def objective_for(
 ) -> Objective:
     pair = align_checkpoints(open_checkpoint(str(ends[0])), [open_checkpoint(str(ends[1]))], missing=missing)
     assert pair.zeroshot.config is not None
-    return Objective(
+    objective = Objective(
         model_for(pair.family, pair.zeroshot.config, ends[0]),
         pair,
         batches,
@@ -86,9 +86,16 @@ def objective_for(
         accelerator=accelerator or Accelerator(cpu=True),
         seed=seed,
         images_at_once=images_at_once,
-        prompts_at_once=prompts_at_once,
         progress=progress,
     )
+    prompts = objective.criterion.prompts
+    prompts.at_once = min(prompts.at_once, prompts_at_once)
+    return objective
+
+
+def prepare(objective: Objective, goal: Goal, steps: int) -> list[Step]:
+    """Steps with the zero-shot model's targets and nothing held back; leaves the objective at its weights."""
+    return with_teacher_targets(objective, lay_out(objective, steps).steps, goal)
 
 
 def descend(objective: Objective, step: Step, goal: Goal, **options: Any) -> Losses:
