@@ -84,6 +84,11 @@ class LayerRecord(Frozen):
     change: float | None = None
     zeroshot_share: ShareOfImages | None = None
 
+    @property
+    def kept(self) -> float:
+        """Share of the change that is kept: by the mask, and by learned coefficients, some of which are 0."""
+        return min(self.density, 1 - (self.zeroshot_share or 0.0))
+
 
 class Published(Frozen):
     """The place of a published model.

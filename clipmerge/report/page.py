@@ -8,6 +8,7 @@ day. There is no section for what was not measured or looked for.
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
 from typing import Any
 
 from clipmerge.output.record import MergeRecord
@@ -112,16 +113,21 @@ def _facts(record: MergeRecord, alpha: Column) -> list[tuple[str, str]]:
     facts.append((name, low if low == high else f"{low} to {high}"))
     if record.coefficients and taken:
         facts.append(("weights with a learned coefficient", f"{sum(map(sum, record.coefficients.values())):,}"))
-    size = sum(entry.size or 0 for entry in layers.values())
-    if size and any(entry.mask for entry in layers.values()):
-        kept = sum((entry.size or 0) * entry.density for entry in layers.values()) / size
-        facts.append(("of the change kept by masks", f"{100 * kept:.3g}%"))
-    if size and any(entry.zeroshot_share for entry in layers.values()):
-        back = sum((entry.size or 0) * (entry.zeroshot_share or 0.0) for entry in layers.values()) / size
-        facts.append(("of the weights at zero-shot", f"{100 * back:.3g}%"))
+        back = [
+            (entry.size or 0, entry.zeroshot_share) for entry in layers.values() if entry.zeroshot_share is not None
+        ]
+        facts += [("of these at zero-shot", _mean(back))] * any(share for _, share in back)
+    if any(entry.mask for entry in layers.values()):
+        kept = [(entry.size or 0, entry.density) for entry in layers.values() if entry.alpha]  # others do not change
+        facts.append(("of the change kept by masks", _mean(kept)))
     if record.path and (barrier := record.path.barrier):
         facts.append(("barrier at alpha 0.5", f"{barrier[0]:.3f} nats" if barrier[0] > 0 else "none"))
     return facts
+
+
+def _mean(shares: Sequence[tuple[int, float]]) -> str:
+    """The mean of layers' shares, weighted by their sizes, in per cent."""
+    return f"{100 * sum(size * share for size, share in shares) / max(1, sum(size for size, _ in shares)):.3g}%"
 
 
 def _command(record: MergeRecord) -> str:

@@ -48,7 +48,7 @@ def _stragglers(record: MergeRecord) -> list[str]:
     for name in found[:_NAMED]:
         layer = record.layers[name]
         mask = f", mask {layer.mask}" if layer.mask else ""
-        lines.append(f"{name}: alpha {layer.alpha:.3g}, density {layer.density:.3g}{mask}; {layer.reason}")
+        lines.append(f"{name}: alpha {layer.alpha:.3g}, density {layer.kept:.3g}{mask}; {layer.reason}")
     more = counted(len(found) - _NAMED, "more straggler", "more stragglers")
     return [*lines, *([f"and {more}"] if len(found) > _NAMED else [])]
 

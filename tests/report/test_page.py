@@ -155,6 +155,16 @@ def test_a_point_of_the_straight_path_is_not_called_learned(html_of: Pages) -> N
         assert "mean of a layer's learned coefficients" not in page
 
 
+def test_shares_are_of_the_weights_that_fine_tuning_changed(html_of: Pages) -> None:
+    sparse, masked = learned(), data_free()
+    for record, changed in ((sparse, {"zeroshot_share": 0.25}), (masked, {"density": 0.5, "mask": "magnitude"})):
+        for name, layer in record["layers"].items():
+            unchanged = {"alpha": 0.0, "alpha_range": None, "zeroshot_share": None}
+            layer |= changed if name.startswith("vision") else unchanged
+    assert "of these at zero-shot 25%" in Page(html_of(sparse)).text
+    assert "of the change kept by masks 50%" in Page(html_of(masked)).text
+
+
 def test_page_of_a_learned_recipe_leads_with_what_was_bought_and_draws_what_was_learned(html_of: Pages) -> None:
     html = html_of(learned(stragglers=("vision.3.mlp",)))
     text = Page(html).text

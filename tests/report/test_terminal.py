@@ -1,11 +1,13 @@
 """The summary on the terminal: its size, its rows, and names from strangers."""
 
 import io
+import re
 
 import pytest
 from rich.console import Console
 
 from clipmerge.output.record import MergeRecord
+from clipmerge.publish.card import model_card
 from clipmerge.report.terminal import summary
 from tests.support.merge_records import RECORDS, example, learned, printed
 
@@ -38,6 +40,9 @@ def test_stragglers_are_spelled_out_and_many_are_counted():
     text = " ".join(printed(example(stragglers=("vision.3.mlp",))).split())
     assert "vision.3.mlp: alpha 0.2, density 0.5, mask saliency; straggler: barrier z 4.1, in 97% of" in text
     assert "and 17 more stragglers" in printed(RECORDS["many stragglers"])
+    sparse = MergeRecord.model_validate(learned(stragglers=("vision.3.mlp",)))  # without a mask
+    assert "density 0.5; straggler" in str(summary(sparse, verbose=True).renderables)
+    assert re.search(r"\| vision\.3\.mlp \| \S+ \(0 to 0\.86\) \| 0\.5 \|", model_card(sparse, repo_id=None))
 
 
 def test_markup_and_control_characters_stay_out_of_the_terminal():
