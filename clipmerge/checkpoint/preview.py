@@ -29,31 +29,30 @@ _CONFIGS = {
 
 def preview_checkpoint(source: str) -> Checkpoint | None:
     """Describe a model on the Hub without its weights; ``None`` if it is here, in the cache, or no safetensors."""
-    from clipmerge.hub.download import choose_weights, download, is_cached, remote_metadata, resolve
+    from clipmerge.hub.download import choose_weights, remote_metadata, resolve
     from clipmerge.hub.ids import parse_hub_id
 
     hub_id = None if local_path(source).exists() else parse_hub_id(source)
     if hub_id is None:
         return None
-    resolved = resolve(hub_id)
-    pinned = hub_id.at(resolved.sha)
-    if resolved.note is not None:
+    snapshot = resolve(hub_id)
+    if snapshot.note is not None:
         return None
-    weights = choose_weights(resolved.files, pinned)
+    weights = choose_weights(snapshot.files, snapshot.hub_id)
     config = next((_CONFIGS[name] for name in sorted(weights) if name in _CONFIGS), None)
-    if config is None or is_cached(pinned, weights):
+    if config is None or not snapshot.missing(weights):
         return None
-    folder = download(pinned, [name for name in (config,) if name in resolved.files])
+    folder = snapshot.download([name for name in (config,) if name in snapshot.files])
     entries = {}
-    for name, (dtype, shape) in remote_metadata(pinned, weights).items():
+    for name, (dtype, shape) in remote_metadata(snapshot.hub_id, weights).items():
         if dtype not in DTYPES:
             kinds = ", ".join(sorted(FLOATS))
-            raise CheckpointError(f"{pinned}, {name}: has dtype {dtype}; clipmerge merges {kinds}")
+            raise CheckpointError(f"{snapshot.hub_id}, {name}: has dtype {dtype}; clipmerge merges {kinds}")
         entries[name] = TensorEntry(Path(), dtype, shape, 0, math.prod(shape) * DTYPES[dtype][1])
     files = tuple(Path(name) for name in sorted(weights) if name.endswith(".safetensors"))
     described = read_side_json(folder, config)
     refuse_quantised(source, entries, described)
-    return Checkpoint(source, resolved.sha, folder, files, entries, described, sharded=len(files) > 1)
+    return Checkpoint(source, snapshot.revision, folder, files, entries, described, sharded=len(files) > 1)
 
 
 def compare_before_download(

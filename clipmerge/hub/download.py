@@ -57,21 +57,54 @@ _PICKLED_WEIGHTS = (
 
 
 @dataclasses.dataclass(frozen=True)
-class Resolved:
-    """The commit of a revision; ``note`` says so if the Hub was not asked."""
+class Snapshot:
+    """A repository at one commit, whose files lie in the Hub's cache once they are downloaded."""
 
-    sha: str
-    note: str | None = None
+    hub_id: HubId  # its revision is the commit
+    note: str | None = None  # says that the Hub was not asked; then only files in the cache are used
     files: tuple[str, ...] = dataclasses.field(default=(), repr=False)
 
+    @property
+    def revision(self) -> str:
+        """The commit."""
+        return str(self.hub_id.revision)
 
-@dataclasses.dataclass(frozen=True)
-class FetchedRepo:
-    """A model's files on this machine: ``folder`` holds them as of commit ``revision``."""
+    @property
+    def folder(self) -> Path:
+        """The folder of the files in the cache."""
+        return _storage(self.hub_id) / "snapshots" / self.revision
 
-    revision: str
-    folder: Path
-    note: str | None = None
+    def missing(self, names: Iterable[str]) -> list[str]:
+        """Those of these files that are not in the cache."""
+        return [name for name in names if not (self.folder / name).is_file()]
+
+    def require(self, names: Iterable[str]) -> None:
+        """Refuse to go on if one of these files is not in the cache."""
+        if missing := self.missing(names):
+            raise HubError(f"{self.hub_id}: {shorten(missing)} missing from {self.folder}. Go online and run again.")
+
+    def download(self, names: Iterable[str]) -> Path:
+        """Download files into the cache, and return their folder; if the Hub was not asked, only look them up."""
+        import huggingface_hub
+
+        names = list(names)
+        new = self.missing(names)
+        if self.note is None:
+            connect()
+            where: dict[str, Any] = {"repo_id": self.hub_id.repo_id, "revision": self.revision}
+            where |= {"repo_type": self.hub_id.kind, "allow_patterns": [glob.escape(name) for name in names]}
+            with explained(f"downloading {self.hub_id}", state="What was downloaded is kept for the next run."):
+                try:
+                    patiently(lambda: huggingface_hub.snapshot_download(**where))
+                except FileNotFoundError as error:
+                    if error.filename is None:  # the client's own, for what the Hub does not have
+                        raise
+                    # a cache without links moves a file out of the blobs, where another thread looks for an equal one
+                    huggingface_hub.snapshot_download(**where, max_workers=1)
+        self.require(names)
+        for name in new:
+            _check_content(self.hub_id, name, self.folder / name)
+        return self.folder
 
 
 def timeout_seconds() -> float:
@@ -112,7 +145,7 @@ def patiently(call: Callable[[], T]) -> T:
     return call()
 
 
-def resolve(hub_id: HubId) -> Resolved:
+def resolve(hub_id: HubId) -> Snapshot:
     """Ask the Hub for the commit of a revision.
 
     With ``HF_HUB_OFFLINE`` set the cached commit is used and ``note`` says so. If the Hub is down, a cached full
@@ -142,21 +175,19 @@ def resolve(hub_id: HubId) -> Resolved:
     files = tuple(item.rfilename for item in info.siblings or ())
     check_listing(f"reading {hub_id}", files, MOST_FILES)
     _remember(hub_id, info.sha)
-    return Resolved(info.sha, files=files)
+    return Snapshot(hub_id.at(info.sha), files=files)
 
 
-def fetch(hub_id: HubId) -> FetchedRepo:
+def fetch(hub_id: HubId) -> Snapshot:
     """Download the files a merge needs, at one commit, into the Hub cache; a partial download is resumed next time."""
-    resolved = resolve(hub_id)
-    pinned = hub_id.at(resolved.sha)
-    cached = resolved.note is not None
+    snapshot = resolve(hub_id)
     try:
-        wanted = choose_files(resolved.files, pinned)
+        wanted = choose_files(snapshot.files, snapshot.hub_id)
     except CheckpointError as error:
-        if not cached:
+        if snapshot.note is None:
             raise
-        raise HubError(f"{pinned}: its weights are not in the cache. Go online and run again.") from error
-    folder = download(pinned, wanted, cached=cached)
+        raise HubError(f"{snapshot.hub_id}: its weights are not in the cache. Go online and run again.") from error
+    folder = snapshot.download(wanted)
     index = next((folder / name for name in (INDEX, PICKLED_INDEX) if name in wanted), folder / INDEX)
     if index.is_file():
         try:
@@ -165,32 +196,8 @@ def fetch(hub_id: HubId) -> FetchedRepo:
                 raise ValueError("the name of a shard cannot be a file name")
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise CheckpointError(f"{index}: not an index of shards ({error!r}).") from error
-        _check_there(pinned, folder, shards)
-    return FetchedRepo(resolved.sha, folder, resolved.note)
-
-
-def download(pinned: HubId, names: Iterable[str], *, cached: bool = False) -> Path:
-    """Download files of one commit, from `resolve`, into the Hub cache; with ``cached`` only look them up there."""
-    import huggingface_hub
-
-    names, folder = list(names), _snapshot(pinned)
-    new = [name for name in names if not (folder / name).is_file()]
-    if not cached:
-        connect()
-        where: dict[str, Any] = {"repo_id": pinned.repo_id, "revision": pinned.revision, "repo_type": pinned.kind}
-        patterns = [glob.escape(name) for name in names]
-        with explained(f"downloading {pinned}", state="What was downloaded is kept for the next run."):
-            try:
-                patiently(lambda: huggingface_hub.snapshot_download(**where, allow_patterns=patterns))
-            except FileNotFoundError as error:
-                if error.filename is None:  # the client's own, for what the Hub does not have
-                    raise
-                # A cache without links moves a file out of the blobs, where another thread may look for an equal one.
-                huggingface_hub.snapshot_download(**where, allow_patterns=patterns, max_workers=1)
-    _check_there(pinned, folder, names)
-    for name in new:
-        _check_content(pinned, name, folder / name)
-    return folder
+        snapshot.require(shards)
+    return snapshot
 
 
 def _check_content(pinned: HubId, name: str, file: Path) -> None:
@@ -211,17 +218,6 @@ def _check_content(pinned: HubId, name: str, file: Path) -> None:
     if not same:
         blob.unlink(missing_ok=True)
         raise HubError(f"downloading {pinned}: {name} differs from the file on the Hub and was removed. Run again.")
-
-
-def is_cached(pinned: HubId, names: Iterable[str]) -> bool:
-    """Return whether all these files of one commit are in the Hub cache."""
-    return all((_snapshot(pinned) / name).is_file() for name in names)
-
-
-def _check_there(pinned: HubId, folder: Path, names: Iterable[str]) -> None:
-    missing = [name for name in names if not (folder / name).is_file()]
-    if missing:
-        raise HubError(f"{pinned}: {shorten(missing)} missing from {folder}. Go online and run again.")
 
 
 def remote_metadata(pinned: HubId, weights: Sequence[str]) -> dict[str, tuple[str, tuple[int, ...]]]:
@@ -257,26 +253,23 @@ def _storage(hub_id: HubId) -> Path:
     return Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=hub_id.repo_id, repo_type=hub_id.kind)
 
 
-def _snapshot(hub_id: HubId) -> Path:
-    return _storage(hub_id) / "snapshots" / str(hub_id.revision)
-
-
 def _cached_sha(hub_id: HubId) -> str | None:
     """Return the cached commit of a revision, or None if no commit is cached."""
     sha = hub_id.revision or "main"
     ref = _storage(hub_id) / "refs" / sha
     if not FULL_SHA.fullmatch(sha):
         sha = ref.read_text().strip() if ref.is_file() else ""
-    return sha if sha and _snapshot(hub_id.at(sha)).is_dir() else None
+    return sha if sha and Snapshot(hub_id.at(sha)).folder.is_dir() else None
 
 
-def _cached(hub_id: HubId, why: str) -> Resolved:
+def _cached(hub_id: HubId, why: str) -> Snapshot:
     sha = _cached_sha(hub_id)
     if sha is None:
         raise HubError(f"reading {hub_id}: {why}, and it is not in the cache. Go online, or pass a folder.")
-    folder = _snapshot(hub_id.at(sha))
+    folder = Snapshot(hub_id.at(sha)).folder
     files = tuple(sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()))
-    return Resolved(sha, f"{why}: {hub_id} is the cached commit {sha}, not checked against the Hub", files)
+    note = f"{why}: {hub_id} is the cached commit {sha}, not checked against the Hub"
+    return Snapshot(hub_id.at(sha), note, files)
 
 
 def _remember(hub_id: HubId, sha: str) -> None:

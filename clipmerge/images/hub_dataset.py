@@ -20,8 +20,8 @@ import numpy as np
 from clipmerge.errors import DataError, did_you_mean, shorten
 from clipmerge.files.limits import LARGEST_FRONT_MATTER, LARGEST_TEXT
 from clipmerge.files.reading import Unreadable, format_size, parse_yaml, read_bytes
-from clipmerge.hub.download import Resolved, connect, download, resolve
-from clipmerge.hub.ids import PREFIX, DatasetId, HubId, parse_dataset
+from clipmerge.hub.download import Snapshot, connect, resolve
+from clipmerge.hub.ids import PREFIX, DatasetId, parse_dataset
 from clipmerge.images.columns import Columns
 from clipmerge.images.description import CLASS_NAMES, KIND, SHARDS, TEMPLATES, Description, read_description
 from clipmerge.images.file_store import open_local, open_on_hub
@@ -48,8 +48,7 @@ class Split:
     """One split of a data set on the Hub, at the commit to which its revision points now."""
 
     source: str
-    resolved: Resolved  # the commit, and the files of the repository
-    pinned: HubId
+    snapshot: Snapshot
     name: str
     files: tuple[str, ...]  # the split's Parquet or tar files
     notes: tuple[str, ...]
@@ -59,18 +58,13 @@ class Split:
         """Whether the files are tar files."""
         return self.files[0].endswith(".tar")
 
-    @property
-    def cached(self) -> bool:
-        """Whether to use only files in the cache."""
-        return self.resolved.note is not None
-
     @cached_property
     def described(self) -> Description:
         """The texts beside the tar files, downloaded."""
         folder = PurePosixPath(self.files[0]).parent
         texts = {name: name for name in (CLASS_NAMES, TEMPLATES, KIND)} | {SHARDS: str(folder / SHARDS)}
-        there = {name: path for name, path in texts.items() if path in self.resolved.files}
-        root = download(self.pinned, there.values(), cached=self.cached) if there else Path()
+        there = {name: path for name, path in texts.items() if path in self.snapshot.files}
+        root = self.snapshot.download(there.values()) if there else Path()
         return read_description(lambda name: root / there[name] if name in there else None)
 
     @cached_property
@@ -79,7 +73,8 @@ class Split:
         if self.described.shards is None:
             return self.files
         folder = PurePosixPath(self.files[0]).parent
-        there = None if self.cached else {Path(file).name for file in self.files}  # of a sample, not all are cached
+        # of a sample, not all are in the cache
+        there = None if self.snapshot.note else {Path(file).name for file in self.files}
         return tuple(str(folder / name) for name in self.described.counted_shards(self.source, folder, there))
 
     def read_samples(self, columns: Columns, seed: int | None, enough: Callable[[list[Sample]], bool]) -> list[Sample]:
@@ -87,7 +82,7 @@ class Split:
         count, taken = len(self.shards), dict[int, list[Sample]]()
         order = range(count) if seed is None else np.random.default_rng([seed, count]).permutation(count).tolist()
         for number in order:
-            folder = download(self.pinned, [self.shards[number]], cached=self.cached)
+            folder = self.snapshot.download([self.shards[number]])
             taken[number] = read_samples(str(folder / self.shards[number]), columns)
             if enough([sample for shard in taken.values() for sample in shard]):
                 break
@@ -97,24 +92,23 @@ class Split:
 def open_split(source: str) -> Split:
     """Find the files of one split of ``hf://datasets/ORG/NAME[@REVISION][:SPLIT]``."""
     dataset = parse_dataset(source)
-    resolved = resolve(dataset.hub_id)
-    pinned = dataset.hub_id.at(resolved.sha)
-    usable = [file for file in resolved.files if file.endswith((".parquet", ".tar"))]
-    if resolved.note and not usable:
+    snapshot = resolve(dataset.hub_id)
+    usable = [file for file in snapshot.files if file.endswith((".parquet", ".tar"))]
+    if snapshot.note and not usable:
         raise DataError(f"{source}: its images are not in the cache; go online and run again")
     if not usable:
-        kinds = sorted({PurePosixPath(file).suffix or file for file in resolved.files} - {".gitattributes", ".md"})
+        kinds = sorted({PurePosixPath(file).suffix or file for file in snapshot.files} - {".gitattributes", ".md"})
         raise DataError(
             f"{source}: holds no Parquet or tar files (it holds {shorten(kinds) or 'nothing'}); the Hub's own Parquet "
             f"copy of a dataset is at {PREFIX}{dataset.hub_id.repo_id}@refs/convert/parquet"
         )
-    splits = _splits(source, dataset, card_of(pinned, resolved), usable)
-    if resolved.note:  # the names of a split's files say how many there are
+    splits = _splits(source, dataset, card_of(snapshot), usable)
+    if snapshot.note:  # the names of a split's files say how many there are
         files = splits.get(dataset.split or "", [])
         count = max((int(match["count"]) for file in files if (match := _SHARDED.fullmatch(file))), default=0)
         if count > len(files):
             raise DataError(f"{source}: {len(files)} of its {count} files are in the cache; go online and run again")
-    notes: tuple[str, ...] = (resolved.note,) if resolved.note else ()
+    notes: tuple[str, ...] = (snapshot.note,) if snapshot.note else ()
     name = dataset.split
     if name is None and len(splits) == 1:
         (name,) = splits
@@ -125,7 +119,7 @@ def open_split(source: str) -> Split:
         hint = did_you_mean(name or "", splits)
         what = f"no split '{dataset.split}'" if dataset.split else "which split?"
         raise DataError(f"{source}: {what} (splits: {shorten(splits, 12)}); write it after a colon.{hint}")
-    return Split(source, resolved, pinned, name, tuple(splits[name]), notes)
+    return Split(source, snapshot, name, tuple(splits[name]), notes)
 
 
 def load_hub_dataset(source: str, columns: Columns, *, whole: bool, most: int | None, seed: int) -> Labelled:
@@ -133,17 +127,17 @@ def load_hub_dataset(source: str, columns: Columns, *, whole: bool, most: int | 
     split = open_split(source)
     if split.is_tar:
         labelled = _load_tars(split, columns, None if whole else most, seed)
-    elif whole or split.cached:
-        folder = download(split.pinned, split.files, cached=split.cached)
+    elif whole or split.snapshot.note:
+        folder = split.snapshot.download(split.files)
         labelled = load_parquet(source, open_local, [str(folder / file) for file in split.files], columns)
     else:
         from huggingface_hub import HfFileSystem
 
         # a revision may hold slashes, which the file system expects quoted; a commit does not
         system = HfFileSystem(endpoint=connect().endpoint, skip_instance_cache=True)
-        addresses = [f"{split.pinned}/{file}" for file in split.files]
+        addresses = [f"{split.snapshot.hub_id}/{file}" for file in split.files]
         labelled = load_parquet(source, partial(open_on_hub, system), addresses, columns)
-    return replace(labelled, revision=split.resolved.sha, notes=(*split.notes, *labelled.notes))
+    return replace(labelled, revision=split.snapshot.revision, notes=(*split.notes, *labelled.notes))
 
 
 def _load_tars(split: Split, columns: Columns, most: int | None, seed: int) -> Labelled:
@@ -153,7 +147,7 @@ def _load_tars(split: Split, columns: Columns, most: int | None, seed: int) -> L
         split.described.require_classes(split.source)
         classes = len(split.described.class_names or ())
     if most is None:
-        folder = download(split.pinned, split.shards, cached=split.cached)
+        folder = split.snapshot.download(split.shards)
         paths = [str(folder / name) for name in split.shards]
         return load_tars(split.source, paths, columns, split.described)
     notes: list[str] = []
@@ -173,15 +167,15 @@ def _load_tars(split: Split, columns: Columns, most: int | None, seed: int) -> L
     return replace(opened, notes=(*notes, *opened.notes))
 
 
-def card_of(pinned: HubId, resolved: Resolved) -> dict[str, Any]:
+def card_of(snapshot: Snapshot) -> dict[str, Any]:
     """Read the metadata of the dataset's card."""
-    if _CARD not in resolved.files:
+    if _CARD not in snapshot.files:
         return {}
-    file = download(pinned, [_CARD], cached=resolved.note is not None) / _CARD
+    file = snapshot.download([_CARD]) / _CARD
     try:
         return front_matter(read_bytes(file, LARGEST_TEXT).decode("utf-8", errors="replace"))
     except Unreadable as error:
-        raise DataError(f"reading the card of {pinned}: it cannot be read ({error})") from None
+        raise DataError(f"reading the card of {snapshot.hub_id}: it cannot be read ({error})") from None
 
 
 def front_matter(card: str) -> dict[str, Any]:

@@ -75,7 +75,7 @@ def load_captions(source: str, *, most: int | None = None, seed: int = 0) -> Cap
             return most is not None and len(taken) >= most
 
         samples = split.read_samples(columns, None if most is None else seed, enough)
-        return replace(_captioned(source, samples), revision=split.resolved.sha, notes=split.notes)
+        return replace(_captioned(source, samples), revision=split.snapshot.revision, notes=split.notes)
     if tars := expand(source, ".tar"):
         if not describe_folder(Path(tars[0]).parent).is_retrieval:
             return None

@@ -19,7 +19,7 @@ from clipmerge.files.limits import LARGEST_TEXT
 from clipmerge.files.reading import Unreadable, read_bytes
 from clipmerge.files.side_files import SIDE_FILES, holds_a_secret, inside, side_file_bytes
 from clipmerge.files.staging import PLAN_FOLDER, RECORD
-from clipmerge.hub.download import connect, download, patiently
+from clipmerge.hub.download import Snapshot, connect, patiently
 from clipmerge.hub.errors import explain, explained, out_of_reach, quiet_client
 from clipmerge.hub.ids import HubId, parse_hub_id
 from clipmerge.output.record import MergeRecord, Published, parse_record, read_output
@@ -314,7 +314,7 @@ def read_target(api: HfApi, job: Push, revision: str | None) -> Target:
 
 
 def _download(job: Push, target: Target, name: str) -> str:
-    folder = download(HubId(job.repo_id, target.head), [name])
+    folder = Snapshot(HubId(job.repo_id, target.head)).download([name])
     try:
         return read_bytes(folder / name, LARGEST_TEXT).decode("utf-8", errors="replace")
     except Unreadable as error:

@@ -13,7 +13,7 @@ from safetensors.torch import save
 
 from clipmerge.errors import CheckpointError, ClipmergeError, HubError
 from clipmerge.hub import download as hub_module
-from clipmerge.hub.download import choose_files, download, fetch, remote_metadata, resolve
+from clipmerge.hub.download import choose_files, fetch, remote_metadata, resolve
 from clipmerge.hub.errors import explain
 from clipmerge.hub.ids import HubId, parse_hub_id
 from tests.support.hub_double import FakeHub, upload
@@ -170,7 +170,7 @@ def test_offline_on_purpose_uses_the_cache_and_says_so(hub: FakeHub, sha: str, m
 
 
 def test_offline_with_half_a_copy(hub: FakeHub, sha: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    download(MODEL.at(resolve(MODEL).sha), ["config.json"])
+    resolve(MODEL).download(["config.json"])
     sharded(hub, "alice/sharded")
     found = fetch(HubId("alice/sharded"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)

@@ -8,7 +8,7 @@ import pytest
 from huggingface_hub import constants
 
 from clipmerge.errors import ClipmergeError, DataError, HubError
-from clipmerge.hub.download import download
+from clipmerge.hub.download import Snapshot
 from clipmerge.hub.ids import HubId
 from clipmerge.images import hub_dataset
 from clipmerge.images.dataset import load_images
@@ -199,7 +199,7 @@ def test_offline_part_of_a_split_is_refused(
     (part,) = tmp_path.rglob("snapshots/*/data/train-00001-of-00002.parquet")
     part.unlink()
     bare = upload(hub, "acme/bare", {"README.md": b"---\nlicense: mit\n---\n", "test.parquet": b""}, kind="dataset")
-    download(HubId("acme/bare", bare, "dataset"), ["README.md"])
+    Snapshot(HubId("acme/bare", bare, "dataset")).download(["README.md"])
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(DataError, match=r"1 of its 2 files are in the cache; go online and run again"):
         load_images(f"{CARS}:train")

@@ -9,7 +9,7 @@ from typing import Any
 from clipmerge.errors import ClipmergeError
 from clipmerge.evaluation.suites.release import path_of, size_of
 from clipmerge.evaluation.suites.suite import Release, Suite
-from clipmerge.hub.download import choose_files, file_sizes, is_cached, resolve
+from clipmerge.hub.download import choose_files, file_sizes, resolve
 from clipmerge.hub.ids import parse_hub_id
 from clipmerge.images.hub_dataset import card_of, open_split
 from clipmerge.images.known import find_known
@@ -64,12 +64,11 @@ def _checkpoint(checkpoint: str | Release) -> Download:
     if hub_id is None:
         return Download(what=checkpoint, bytes=0, cached=True)
     try:
-        resolved = resolve(hub_id)
-        pinned = hub_id.at(resolved.sha)
-        wanted = choose_files(resolved.files, pinned)
-        if is_cached(pinned, wanted):
+        snapshot = resolve(hub_id)
+        wanted = choose_files(snapshot.files, snapshot.hub_id)
+        if not snapshot.missing(wanted):
             return Download(what=checkpoint, bytes=0, cached=True)
-        sizes = file_sizes(pinned)
+        sizes = file_sizes(snapshot.hub_id)
         return Download(what=checkpoint, bytes=sum(sizes[name] for name in wanted))
     except ClipmergeError as error:
         return Download(what=checkpoint, problem=str(error))
@@ -83,10 +82,10 @@ def _split(source: str) -> Download:
         return Download(what=source, bytes=0, cached=True)
     try:
         split = open_split(address)
-        images = known or _images_on_card(card_of(split.pinned, split.resolved), split.name)
-        if is_cached(split.pinned, split.files):
+        images = known or _images_on_card(card_of(split.snapshot), split.name)
+        if not split.snapshot.missing(split.files):
             return Download(what=address, bytes=0, cached=True, images=images)
-        sizes = file_sizes(split.pinned)
+        sizes = file_sizes(split.snapshot.hub_id)
         return Download(what=address, bytes=sum(sizes[name] for name in split.files), images=images)
     except ClipmergeError as error:
         return Download(what=address, problem=str(error), images=known)
