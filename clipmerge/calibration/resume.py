@@ -26,8 +26,8 @@ from torch import Tensor
 from clipmerge import __version__
 from clipmerge.distributed import Processes, Terminated, together
 from clipmerge.files.cache import user_cache
-from clipmerge.files.hashes import sha256_of
 from clipmerge.files.safetensors import DTYPES, header_bytes
+from clipmerge.images.content import content_digest
 
 if TYPE_CHECKING:
     from clipmerge.checkpoint import Inputs
@@ -192,14 +192,11 @@ def state_file(
     inputs: Inputs, images: LabelledImages, seen: list[Tensor], settings: Any, folder: Path | None = None
 ) -> Path:
     """The file of the state of one run of learning, named by everything that determines its result."""
-    encoded = images.store.read(range(len(images)))
     what = {
         "versions": [__version__, torch.__version__],
         "code": [_digest(file.read_bytes()) for file in code_files()],
         "checkpoints": [checkpoint.identity for checkpoint in (inputs.zeroshot, *inputs.finetuned)],
-        "images": [
-            _digest(image["bytes"]) if image["bytes"] else sha256_of(Path(str(image["path"]))) for image in encoded
-        ],
+        "images": content_digest(images),
         "labels": images.labels,
         "seen": [_digest(_bytes(tensor)) for tensor in seen],
         "settings": settings,

@@ -22,7 +22,6 @@ from clipmerge.checkpoint.source import (
     FormedCheckpoint,
     naming,
 )
-from clipmerge.checkpoint.state_dict import read_state_dict
 from clipmerge.checkpoint.wrappers import unwrap
 from clipmerge.conversion.keys import layout_of
 from clipmerge.errors import CheckpointError, counted, did_you_mean, shorten
@@ -95,13 +94,9 @@ def hub_id_of(source: str) -> HubId:
     from clipmerge.hub.ids import parse_hub_id
 
     place, _ = split_part(source)
-    path = local_path(place)
     hub_id = parse_hub_id(place)
-    if (
-        hub_id is None
-        or source.startswith((".", "/", "~"))
-        or path.suffix in (".safetensors", ".json", *PICKLE_SUFFIXES)
-    ):
+    if hub_id is None:
+        path = local_path(place)
         beside = itertools.islice(path.parent.glob("*"), _LOOKED_AT)
         hint = did_you_mean(path.name, [each.name for each in beside])
         hint = hint.replace("'", f"'{path.parent}/", 1) if path.parent.name else hint
@@ -193,6 +188,8 @@ def _conversion_command(folder: Path) -> tuple[str, str] | None:
 def _open_single(source: str, file: Path, *, part: str | None = None, **facts: str | None) -> Checkpoint:
     watch(file)
     if is_pickle(file):
+        from clipmerge.checkpoint.state_dict import read_state_dict  # imports torch
+
         forms, entries, state_note = read_state_dict(file, part)
         facts["note"] = "; ".join(filter(None, (facts.get("note"), state_note))) or None
         return _checkpoint(source, (file,), entries, forms, part=None, sharded=False, **facts)
@@ -221,6 +218,8 @@ def _open_index(source: str, index: Path, *, part: str | None = None, **facts: s
     for file in files:
         watch(file)
         if index.name == _PICKLED_INDEX and is_pickle(file):
+            from clipmerge.checkpoint.state_dict import read_state_dict
+
             mapped, stored, _ = read_state_dict(file)
             forms |= mapped
         else:

@@ -16,9 +16,11 @@ import zipfile
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 import clipmerge.checkpoint.unpickle as unpickle
 from clipmerge.checkpoint.source import Form, stored
@@ -26,9 +28,6 @@ from clipmerge.errors import CheckpointError, shorten
 from clipmerge.files.limits import LARGEST_PICKLE, LONGEST_NAME, MOST_SHARING
 from clipmerge.files.reading import format_size, open_regular
 from clipmerge.files.safetensors import DTYPES, FLOATS, Array, TensorEntry, check_names
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 _NAMES = {torch_name: name for name, (torch_name, _) in DTYPES.items()}
 # Keys under which training scripts store the model's weights, in order of preference.
@@ -78,8 +77,6 @@ def _in_order(tensor: Tensor) -> Array:
 
 def _load(file: Path) -> tuple[Any, bool]:
     """Content of the file, and whether it had to be read into memory."""
-    import torch
-
     # classes beside the weights of many trainings that hold values and run no code: options, numbers, paths
     scalar = np.float64(0).__reduce__()[0]  # numpy's function has had two places
     paths = ((cls, f"{module}.{name}") for module in ("pathlib", "pathlib._local") for name, cls in _PATHS.items())
@@ -175,7 +172,7 @@ def _find(file: Path, loaded: Any, state_key: str | None) -> tuple[dict[str, Ten
         loaded = loaded[inside]
     if not isinstance(loaded, Mapping):
         raise CheckpointError(f"{file}: holds a {type(loaded).__name__}, not a state_dict")
-    weights = {str(key): value for key, value in loaded.items() if _is_tensor(value)}
+    weights = {str(key): value for key, value in loaded.items() if isinstance(value, Tensor)}
     return weights, ".".join(path), others
 
 
@@ -187,7 +184,7 @@ def _is_state_dict(loaded: Mapping[Any, Any]) -> bool:
 
 
 def _direct(loaded: Mapping[Any, Any]) -> int:
-    return sum(map(_is_tensor, loaded.values()))
+    return sum(isinstance(value, Tensor) for value in loaded.values())
 
 
 def _tensors(loaded: Any) -> int:
@@ -195,7 +192,7 @@ def _tensors(loaded: Any) -> int:
     count, stack, seen = 0, [loaded], set[int]()
     while stack:
         value = stack.pop()
-        if _is_tensor(value):
+        if isinstance(value, Tensor):
             count += 1
         elif isinstance(value, Mapping) and id(value) not in seen:
             seen.add(id(value))
@@ -233,15 +230,7 @@ def _other_weights(loaded: Mapping[Any, Any], taken: str) -> list[str]:
     return found
 
 
-def _is_tensor(value: Any) -> bool:
-    import torch
-
-    return isinstance(value, torch.Tensor)
-
-
 def _entry(file: Path, key: str, tensor: Tensor) -> TensorEntry:
-    import torch
-
     dtype = _NAMES.get(str(tensor.dtype).removeprefix("torch."))
     if dtype is None or tensor.layout != torch.strided or tensor.is_meta:
         kind = "without content" if tensor.is_meta else f"{str(tensor.layout).removeprefix('torch.')} of {tensor.dtype}"

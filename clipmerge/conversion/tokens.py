@@ -21,21 +21,14 @@ def is_clips_own(folder: Path) -> bool | None:
     """Whether a folder's tokenizer has CLIP's vocabulary, for which OpenCLIP needs no files; ``None`` without one."""
     if not any((folder / name).is_file() for name in VOCABULARIES):
         return None
-    vocabulary = _vocabulary(folder)
-    return vocabulary is not None and _digest(vocabulary) == _CLIP_VOCABULARY
-
-
-def _vocabulary(folder: Path) -> dict[str, int] | None:
-    for name in ("vocab.json", "tokenizer.json"):
-        try:
-            data = read_side_json(folder, name)
-            if data is None:
-                continue
-            vocabulary: dict[str, int] = data["model"]["vocab"] if name == "tokenizer.json" else data
-            return {str(token): int(index) for token, index in vocabulary.items()}
-        except (CheckpointError, ValueError, KeyError, TypeError, AttributeError, OverflowError):
-            return None
-    return None
+    try:
+        vocabulary: Any = read_side_json(folder, "vocab.json")
+        if vocabulary is None:
+            tokenizer: Any = read_side_json(folder, "tokenizer.json")
+            vocabulary = tokenizer["model"]["vocab"]
+        return _digest({str(token): int(index) for token, index in vocabulary.items()}) == _CLIP_VOCABULARY
+    except (CheckpointError, ValueError, KeyError, TypeError, AttributeError, OverflowError):
+        return False
 
 
 def _digest(vocabulary: dict[str, int]) -> str:

@@ -183,7 +183,7 @@ class _Corrupted(Store):
         for at in (self.positions[position] for position in positions):
             file = io.BytesIO()
             corrupted(self.scaled.image(at), self.corruption, at).save(file, "BMP")
-            encoded.append({"bytes": file.getvalue(), "path": None})
+            encoded.append(file.getvalue())
         return encoded
 
     def name(self, position: int) -> str:

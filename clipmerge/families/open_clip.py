@@ -5,9 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from clipmerge.families import Family, Settings
-from clipmerge.families._towers import blocks_of_bert
-
-Rules = tuple[tuple[str, str], ...]
+from clipmerge.families._towers import Rules, blocks_of_bert
 
 
 def _resblocks(start: str, tower: str) -> Rules:

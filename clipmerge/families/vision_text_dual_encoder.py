@@ -5,13 +5,13 @@ to, follow from a few words that all of them share.
 """
 
 from clipmerge.families import Family
-from clipmerge.families._towers import AROUND, ROOTS, transformers_settings
+from clipmerge.families._towers import AROUND, ROOTS, Rules, transformers_settings
 
 _BLOCK = r"_model\.(?:encoder\.|transformer\.)?(?:layers?|blocks)\.(\d+)\."
 _ATTENTION = r"(?:attention|self_attn|layernorm_before|layer_norm1|norm1|layer_scale1|sa_layer_norm)\b"
 
 
-def _tower(side: str) -> tuple[tuple[str, str], ...]:
+def _tower(side: str) -> Rules:
     return (
         (rf"{side}{_BLOCK}{_ATTENTION}", f"{side}.{{}}.attn"),
         (rf"{side}{_BLOCK}", f"{side}.{{}}.mlp"),

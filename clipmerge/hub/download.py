@@ -27,6 +27,7 @@ from clipmerge.files.hashes import remembered_sha256
 from clipmerge.files.limits import MOST_FILES
 from clipmerge.files.paths import is_plain_name
 from clipmerge.files.reading import read_json
+from clipmerge.files.safetensors import PICKLE_SUFFIXES
 from clipmerge.hub.errors import explain, explained, out_of_reach, timed_out
 from clipmerge.hub.ids import FULL_SHA, HubId
 
@@ -37,8 +38,6 @@ T = TypeVar("T")
 
 _WAITS = (1.0, 2.0)  # seconds before the second and third try of a read
 INDEX = "model.safetensors.index.json"
-_SIDE_FILES = ("*.json", "*.txt", "*.model")
-_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 STANDARD = {"model.safetensors", INDEX}
 _STANDARD_WEIGHTS = (
     ("model.safetensors",),
@@ -284,7 +283,7 @@ def _remember(hub_id: HubId, sha: str) -> None:
 def choose_files(names: Sequence[str], hub_id: HubId) -> list[str]:
     """Pick the files that a merge needs from a listing: one set of weights, and the small files beside it."""
     root = [name for name in names if "/" not in name]
-    side = [name for name in root if _matches(name, _SIDE_FILES) and not name.endswith(".index.json")]
+    side = [name for name in root if name.endswith((".json", ".txt", ".model")) and not name.endswith(".index.json")]
     return sorted(side + choose_weights(names, hub_id))
 
 
@@ -313,7 +312,7 @@ def choose_weights(names: Sequence[str], hub_id: HubId) -> list[str]:
     chosen = _first_set(root, _PICKLED_WEIGHTS)
     if chosen:
         return chosen
-    pickles = [name for name in root if _matches(name, _PICKLES)]
+    pickles = [name for name in root if name.endswith(PICKLE_SUFFIXES)]
     if pickles:
         raise CheckpointError(
             f"{hub_id}: no weights under a known name, but {shorten(pickles)}. "
@@ -325,8 +324,4 @@ def choose_weights(names: Sequence[str], hub_id: HubId) -> list[str]:
 def _first_set(root: list[str], sets: Iterable[tuple[str, ...]]) -> list[str]:
     """The files of the first set of weights whose first file exists."""
     patterns = next((patterns for patterns in sets if patterns[0] in root), ())
-    return [name for name in root if _matches(name, patterns)]
-
-
-def _matches(name: str, patterns: Iterable[str]) -> bool:
-    return any(fnmatch(name, pattern) for pattern in patterns)
+    return [name for name in root if any(fnmatch(name, pattern) for pattern in patterns)]

@@ -31,9 +31,7 @@ def digest_of(store: Store, position: int) -> str:
     if isinstance(store, Pixels):
         return hashlib.sha256(store.batch([position]).numpy().tobytes()).hexdigest()
     (image,) = store.read([position])
-    if image["bytes"] is not None:
-        return hashlib.sha256(image["bytes"]).hexdigest()
-    return read_file(str(image["path"]), sha256_of)
+    return hashlib.sha256(image).hexdigest() if isinstance(image, bytes) else read_file(image, sha256_of)
 
 
 def content_digest(images: LabelledImages) -> str:

@@ -13,7 +13,7 @@ import numpy as np
 
 from clipmerge.errors import DataError
 from clipmerge.files.limits import LARGEST_IMAGE, MOST_PIXELS, MOST_SCANS, MOST_STRETCHED
-from clipmerge.files.reading import format_size, open_regular
+from clipmerge.files.reading import read_bytes
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -83,12 +83,7 @@ def _opened(encoded: Encoded) -> Iterator[Image]:
     """Open an image, and refuse one that would take too much memory, or hours."""
     from PIL import Image
 
-    content = encoded["bytes"]
-    if content is None:
-        with open_regular(Path(str(encoded["path"]))) as file:
-            content = file.read(LARGEST_IMAGE + 1)
-        if len(content) > LARGEST_IMAGE:
-            raise ValueError(f"larger than {format_size(LARGEST_IMAGE)}")
+    content = encoded if isinstance(encoded, bytes) else read_bytes(Path(encoded), LARGEST_IMAGE)
     if content.startswith(b"\xff\xd8") and content.count(b"\xff\xda") > MOST_SCANS:
         raise ValueError(f"more than {MOST_SCANS} scans over its pixels; save it again")
     if content.startswith((b"II", b"MM")):

@@ -60,5 +60,4 @@ def load_digits() -> Labelled:
         image.save(file, "PNG")
         encoded.append(file.getvalue())
     names = tuple(f"digits, image {number}" for number in range(len(encoded)))
-    images = MemoryStore(tuple({"bytes": content, "path": None} for content in encoded), names)
-    return Labelled(images, tuple(labels.tolist()), CLASS_NAMES)
+    return Labelled(MemoryStore(tuple(encoded), names), tuple(labels.tolist()), CLASS_NAMES)

@@ -26,7 +26,7 @@ class FolderStore(Store):
 
     def read(self, positions: Sequence[int]) -> list[Encoded]:
         """Return the files' paths; the files are read when they are decoded."""
-        return [{"bytes": None, "path": self.paths[position]} for position in positions]
+        return [self.paths[position] for position in positions]
 
     def name(self, position: int) -> str:
         """The file."""

@@ -62,8 +62,8 @@ def _open_table(title: str, data: Any, columns: Columns) -> Labelled:
     def encoded(row: int) -> Encoded:
         value = table[row][chosen.image]
         if isinstance(value, Mapping):
-            return {"bytes": value.get("bytes"), "path": value.get("path")}
-        return {"bytes": value, "path": None}
+            value = value.get("bytes") or value.get("path")
+        return value if isinstance(value, bytes) else str(value)
 
     return Labelled(_Items(encoded, title), labels, classes, named)
 
@@ -95,7 +95,7 @@ def _store(get: Callable[[int], Any], count: int, title: str) -> Store:
     """Images by position: arrays or tensors of floats are preprocessed already, others are encoded losslessly."""
     if count and "float" in str(getattr(get(0), "dtype", "")):
         return Pixels(get, tuple(range(count)), title)
-    return _Items(lambda at: {"bytes": _png(f"{title}, image {at}", get(at)), "path": None}, title)
+    return _Items(lambda at: _png(f"{title}, image {at}", get(at)), title)
 
 
 def _names_of(data: Any) -> tuple[str, ...] | None:

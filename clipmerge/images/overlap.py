@@ -26,7 +26,7 @@ class Fingerprints:
     """Fingerprints of the images of one source, read on demand."""
 
     def __init__(self, images: Images) -> None:
-        self.store, self._count = images.store, len(images)
+        self.store, self.count = images.store, len(images)
         self._hashes: dict[int, dict[str, str]] = {}
         self._pixels: dict[tuple[int, int], dict[str, str]] = {}
 
@@ -48,7 +48,7 @@ class Fingerprints:
     def by_extent(self) -> dict[tuple[int, int], list[int]]:
         """Images by shorter and longer side: only images of equal extent can have the same pixels, rotated or not."""
         positions: dict[tuple[int, int], list[int]] = {}
-        for position in range(self._count):
+        for position in range(self.count):
             (encoded,) = self.store.read([position])
             positions.setdefault(extent(self.store.name(position), encoded), []).append(position)
         return positions
@@ -104,10 +104,9 @@ def check_overlap(
     own = (("the calibration source", calibration), ("--unlabelled", unlabelled))
     stores |= {name: images.store for name, images in own if images is not None}
     notes = [f"{name}{NOT_COMPARED}" for name, store in stores.items() if isinstance(store, Pixels)]
-    judged = [(f"--id {name}", images) for name, images in ids.items()]
-    for name, images in judged + [(f"--ood {name}", images) for name, images in oods.items()]:
-        if not isinstance(images.store, Pixels):
-            copies = len(images) - len(first_copies(images.store, len(images)))
+    for name, prints in (id_prints | ood_prints).items():
+        if not isinstance(prints.store, Pixels):
+            copies = prints.count - len(first_copies(prints.store, prints.count))
             alike = counted(copies, "image is a copy", "images are copies")
             notes += [f"{name}: {alike} of others in it; each counts in its accuracy"] if copies else []
     if calibration is not None:

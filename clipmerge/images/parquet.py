@@ -91,7 +91,7 @@ class ParquetImages(Store):
                     f"{self.name(position)}: {format_size(stored)} of the file became {format_size(total)} of "
                     "images; it is damaged, or made to fill memory"
                 )
-            images[position] = {"bytes": image, "path": None}
+            images[position] = image
         return [images[position] for position in positions]
 
     def name(self, position: int) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from clipmerge.errors import DataError
 from clipmerge.files.limits import MOST_IMAGES
@@ -14,11 +14,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-class Encoded(TypedDict):
-    """An encoded image: the bytes of its file, or the file's path."""
-
-    bytes: bytes | None
-    path: str | None
+#: An encoded image: the content of its file, or the file's path.
+Encoded: TypeAlias = bytes | str
 
 
 class Store(ABC):

@@ -59,7 +59,7 @@ class TarImages(Store):
                     member = self._members[position]
                     if member.size > LARGEST_IMAGE:
                         raise DataError(f"{self.name(position)}: is larger than {format_size(LARGEST_IMAGE)}")
-                    images[position] = {"bytes": _content(file, member), "path": None}
+                    images[position] = _content(file, member)
         return [images[position] for position in positions]
 
     def name(self, position: int) -> str:

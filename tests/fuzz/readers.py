@@ -421,7 +421,7 @@ READERS = {
         _class_names, lambda: [b"cat\ndog\n", b"0\tcat\n1\tdog", b'["cat", "dog"]', b'{"0": "cat", "1": "dog"}']
     ),
     "texts_of_a_set": Reader(_texts_of_a_set, lambda: [b"cat\ndog\n\0a {c}.\n\0retrieval\n\0002\n"]),
-    "image": Reader(lambda data, _: decode("x", {"bytes": data, "path": None}), _images, slow=True),
+    "image": Reader(lambda data, _: decode("x", data), _images, slow=True),
     "card": Reader(
         _card,
         lambda: [

@@ -13,7 +13,6 @@ from PIL import Image
 from clipmerge.errors import DataError
 from clipmerge.images.dataset import load_images
 from clipmerge.images.decoding import decode, extent
-from clipmerge.images.store import Encoded
 from tests.support.image_files import chunk, drawn_over, metadata, save_plain_parquet, saved, with_chunk
 
 SHADES = np.random.default_rng(0).integers(0, 65536, (6, 5)).astype(np.uint16)
@@ -26,13 +25,9 @@ def eight_bits(values: np.ndarray, white: int = 65535) -> list[list[int]]:
     return [[(2 * 255 * int(value) + white) // (2 * white) for value in row] for row in values]
 
 
-def of_bytes(content: bytes) -> Encoded:
-    return {"bytes": content, "path": None}
-
-
 def grey(content: bytes) -> list[list[int]]:
     """The shades of an image, which is grey."""
-    image = decode("x", of_bytes(content))
+    image = decode("x", content)
     assert image.mode == "RGB"
     red, green, blue = np.moveaxis(np.asarray(image), 2, 0)
     assert (red == green).all()
@@ -80,7 +75,7 @@ def test_grey_images_of_any_depth_become_eight_bits(name: str) -> None:
 
 def test_every_mode_becomes_rgb() -> None:
     for mode in ("1", "LA", "P", "RGBA", "CMYK"):
-        image = decode("x", of_bytes(saved(Image.new(mode, (4, 4)), "TIFF" if mode == "CMYK" else "PNG")))
+        image = decode("x", saved(Image.new(mode, (4, 4)), "TIFF" if mode == "CMYK" else "PNG"))
         assert (image.mode, image.size) == ("RGB", (4, 4))
 
 
@@ -88,7 +83,7 @@ def test_what_a_palette_hides_is_shown_in_its_own_colour() -> None:
     image = Image.new("P", (2, 1))
     image.putpalette([255, 0, 0, 0, 0, 255])
     image.putpixel((1, 0), 1)
-    found = decode("x", of_bytes(saved(image, "PNG", transparency=1)))
+    found = decode("x", saved(image, "PNG", transparency=1))
     assert (found.mode, found.getpixel((0, 0)), found.getpixel((1, 0))) == ("RGB", (255, 0, 0), (0, 0, 255))
 
 
@@ -117,13 +112,13 @@ def test_only_formats_that_run_no_program_are_decoded(tmp_path: Path, monkeypatc
     Image.open(tmp_path / "x.png").close()  # Pillow would, whatever the file is called
     monkeypatch.setattr(subprocess, "Popen", lambda *_args, **_options: pytest.fail("a program was started"))
     with pytest.raises(DataError, match=r"x.png: cannot be read as an image \(cannot identify image file\)"):
-        decode("x.png", {"bytes": None, "path": str(tmp_path / "x.png")})
+        decode("x.png", str(tmp_path / "x.png"))
 
 
 def test_a_pipe_by_the_name_of_an_image_is_refused_at_once(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "x.png")
     with pytest.raises(DataError, match=r"x.png: cannot be read as an image \(.*not a regular file"):
-        decode("x.png", {"bytes": None, "path": str(tmp_path / "x.png")})
+        decode("x.png", str(tmp_path / "x.png"))
 
 
 # --- images made to keep a decoder busy
@@ -142,7 +137,7 @@ def test_an_image_made_to_fill_time_or_memory_is_refused(name: str) -> None:
     content, told = BUSY[name][0](), rf"x: cannot be read as an image \(.*{BUSY[name][1]}.*\); repair or remove it"
     for read in (decode, extent) if name in ("scans", "tags") else (decode,):
         with pytest.raises(DataError, match=told):
-            read("x", of_bytes(content))
+            read("x", content)
 
 
 @pytest.mark.parametrize(
@@ -157,7 +152,7 @@ def test_an_image_made_to_fill_time_or_memory_is_refused(name: str) -> None:
     ],
 )
 def test_images_as_people_save_them_are_decoded(kind: str, options: dict[str, object]) -> None:
-    content = of_bytes(saved(NOISE, kind, **options))
+    content = saved(NOISE, kind, **options)
     image = decode("x", content)
     assert (image.size, image.mode) == ((300, 300), "RGB")
     assert extent("x", content) == (300, 300)

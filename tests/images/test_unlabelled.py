@@ -58,7 +58,7 @@ def test_a_folder_has_images_at_any_depth(nested: Path, tmp_path: Path) -> None:
 
 
 def test_tables_and_tars_need_no_label_and_none_is_read(hub: FakeHub, tmp_path: Path) -> None:
-    pixels = [{"bytes": png(number), "path": None} for number in range(COUNT)]
+    pixels = [png(number) for number in range(COUNT)]
     for columns in ({}, {"label": [[1]] * COUNT}, {"label": [None] * COUNT}):
         table = str(save_plain_parquet(tmp_path / "x.parquet", {"image": pixels, **columns}))
         assert colours(table) == colours(table, image="elsewhere") == list(range(COUNT))
