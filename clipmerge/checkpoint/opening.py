@@ -133,10 +133,8 @@ def _open_folder(source: str, folder: Path, **facts: str | None) -> Checkpoint:
 
 
 def _no_weights(source: str, folder: Path) -> CheckpointError:
-    pieces = _conversion_command(folder)
-    if pieces is not None:
-        what, command = pieces
-        return CheckpointError(f"{source}: {what}; put them together with `{command}`, and give the result")
+    if pieces := _in_pieces(folder):
+        return CheckpointError(f"{source}: {pieces}")
     others = sorted(file.name for file in folder.iterdir() if file.suffix in PICKLE_SUFFIXES)
     if others:
         return CheckpointError(f"{source}: has no {WEIGHTS} but {shorten(others)}; give the file you mean")
@@ -168,21 +166,20 @@ def _inner_clip(source: str, folder: Path) -> tuple[Path | None, str]:
     return None, ""
 
 
-def _conversion_command(folder: Path) -> tuple[str, str] | None:
-    """Describe a training checkpoint that lies in pieces, and give the command that puts them together."""
-    for place in (folder, folder.parent):
-        if (place / "zero_to_fp32.py").is_file() and (place == folder or any(folder.glob("*_model_states.pt"))):
-            command = shlex.join(["python", str(place / "zero_to_fp32.py"), str(place), f"{place}-weights"])
-            return "is a DeepSpeed checkpoint, whose weights lie in pieces", command
-    if any(folder.glob("*_model_states.pt")) or any(folder.glob("global_step*/*_model_states.pt")):
-        command = f"python -m deepspeed.utils.zero_to_fp32 {shlex.join([str(folder), f'{folder}-weights'])}"
-        return "is a DeepSpeed checkpoint, whose weights lie in pieces", command
-    for place in (folder, *sorted(path.parent for path in folder.glob("*/.metadata"))):
-        if (place / ".metadata").is_file():
-            words = ["python", "-m", "torch.distributed.checkpoint.format_utils", "dcp_to_torch"]
-            command = shlex.join([*words, str(place), f"{place}.pt"])
-            return "is a checkpoint of torch.distributed.checkpoint (FSDP), whose weights lie in pieces", command
-    return None
+def _in_pieces(folder: Path) -> str | None:
+    """Describe a training checkpoint that lies in pieces, with the command that puts them together."""
+    is_step = any(folder.glob("*_model_states.pt"))
+    parts = [place for place in (folder, *sorted(folder.glob("*/"))) if (place / ".metadata").is_file()]
+    if is_step or any(folder.glob("global_step*/*_model_states.pt")):
+        whole = folder.parent if is_step else folder
+        kind, words = "DeepSpeed checkpoint", ["deepspeed.utils.zero_to_fp32", str(whole), f"{whole}-weights"]
+    elif parts:
+        kind = "checkpoint of torch.distributed.checkpoint (FSDP)"
+        words = ["torch.distributed.checkpoint.format_utils", "dcp_to_torch", str(parts[0]), f"{parts[0]}.pt"]
+    else:
+        return None
+    command = shlex.join(["python", "-m", *words])
+    return f"is a {kind}, whose weights lie in pieces; put them together with `{command}`, and give the result"
 
 
 def _open_single(source: str, file: Path, *, part: str | None = None, **facts: str | None) -> Checkpoint:

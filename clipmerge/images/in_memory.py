@@ -57,7 +57,6 @@ def _open_table(title: str, data: Any, columns: Columns) -> Labelled:
     if isinstance(table.features[chosen.image], datasets.Image):
         table = table.cast_column(chosen.image, datasets.Image(decode=False))
     given = [0] * len(table) if chosen.label is None else list(table[chosen.label])
-    labels, classes, named = number_classes(title, given, chosen.names)
 
     def encoded(row: int) -> Encoded:
         value = table[row][chosen.image]
@@ -65,7 +64,7 @@ def _open_table(title: str, data: Any, columns: Columns) -> Labelled:
             value = value.get("bytes") or value.get("path")
         return value if isinstance(value, bytes) else str(value)
 
-    return Labelled(_Items(encoded, title), labels, classes, named)
+    return Labelled(_Items(encoded, title), *number_classes(title, given, chosen.names))
 
 
 def _picture(item: Any) -> Any:
@@ -87,8 +86,9 @@ def _open_items(title: str, data: Any, *, labelled: bool) -> Labelled:
     targets = getattr(data, "targets", None)  # the list that torchvision's data sets keep
     if targets is None or isinstance(targets, Mapping) or len(targets) != len(data):
         targets = [data[at][1] for at in range(len(data))]
-    labels, classes, named = number_classes(title, [_label(label) for label in targets], _names_of(data))
-    return Labelled(_store(lambda at: data[at][0], len(data), title), labels, classes, named)
+    labels = [_label(label) for label in targets]
+    store = _store(lambda at: data[at][0], len(data), title)
+    return Labelled(store, *number_classes(title, labels, _names_of(data)))
 
 
 def _store(get: Callable[[int], Any], count: int, title: str) -> Store:

@@ -121,8 +121,8 @@ def load_parquet(source: str, opener: Opener, names: Sequence[str], columns: Col
             start += rows
         labels += labels_here
         check_count(source, len(labels))
-    indices, classes, named = number_classes(source, labels, first.columns.names)
-    return Labelled(ParquetImages(opener, groups, tuple(blocks)), indices, classes, named)
+    store = ParquetImages(opener, groups, tuple(blocks))
+    return Labelled(store, *number_classes(source, labels, first.columns.names))
 
 
 def _index(opener: Opener, name: str, wanted: Columns) -> tuple[_File, list[Any]]:

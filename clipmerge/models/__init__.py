@@ -13,9 +13,8 @@ from torch import Tensor
 
 from clipmerge.families import Family
 from clipmerge.layers import block_of
-from clipmerge.models.batch_norm import freeze_batch_norms
 from clipmerge.models.blocks import Prefix, entering
-from clipmerge.models.kernels import image_layout
+from clipmerge.models.kernels import freeze_batch_norms, image_layout
 from clipmerge.models.loading import fill
 
 if TYPE_CHECKING:

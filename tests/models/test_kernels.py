@@ -8,9 +8,8 @@ from torch import Tensor, nn
 from torch.nn.functional import conv2d, scaled_dot_product_attention
 
 from clipmerge.models import kernels as attention
-from clipmerge.models.batch_norm import FrozenBatchNorm
 from clipmerge.models.blocks import run_twice
-from clipmerge.models.kernels import FasterKernels, image_layout
+from clipmerge.models.kernels import FasterKernels, FrozenBatchNorm, image_layout
 from clipmerge.models.precision import passes
 
 TOKENS = 6
