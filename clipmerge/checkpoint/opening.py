@@ -26,7 +26,7 @@ from clipmerge.checkpoint.wrappers import unwrap
 from clipmerge.conversion.keys import layout_of
 from clipmerge.errors import CheckpointError, counted, did_you_mean, shorten
 from clipmerge.files.paths import is_plain_name, local_path, split_part
-from clipmerge.files.reading import Unreadable, read_json
+from clipmerge.files.reading import Unreadable, read_json, refusing
 from clipmerge.files.safetensors import PICKLE_SUFFIXES, TensorEntry, is_pickle, read_header, unique_keys
 from clipmerge.files.side_files import lies_in, read_side_json
 from clipmerge.files.unchanged import watch
@@ -194,10 +194,8 @@ def _open_single(source: str, file: Path, *, part: str | None = None, **facts: s
 
 
 def _open_index(source: str, index: Path, *, part: str | None = None, **facts: str | None) -> Checkpoint:
-    try:
+    with refusing(CheckpointError, f"{index}: cannot be read as JSON"):
         value = read_json(index, pairs=partial(unique_keys, index))
-    except Unreadable as error:
-        raise CheckpointError(f"{index}: cannot be read as JSON ({error})") from None
     weight_map = value.get("weight_map") if isinstance(value, dict) else None
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{index}: has no weight_map; it is not a safetensors index")

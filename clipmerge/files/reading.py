@@ -11,10 +11,12 @@ import json
 import os
 import re
 import stat
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+from clipmerge.errors import ClipmergeError
 from clipmerge.files.limits import LARGEST_JSON, LARGEST_TEXT, MIB, MOST_DIGITS, MOST_VALUES
 
 # Half of a surrogate pair, alone or in a whole pair.
@@ -24,6 +26,15 @@ PairsHook = Callable[[Iterable[tuple[str, Any]]], Any]
 
 class Unreadable(ValueError):
     """Why a file cannot be read, without its name."""
+
+
+@contextmanager
+def refusing(kind: type[ClipmergeError], what: str, then: str = "") -> Iterator[None]:
+    """Make an error of the reason why something cannot be read: ``what (reason)then``."""
+    try:
+        yield
+    except Unreadable as error:
+        raise kind(f"{what} ({error}){then}") from None
 
 
 def open_regular(path: Path) -> IO[bytes]:

@@ -15,7 +15,7 @@ from typing import Any
 
 from clipmerge.errors import CheckpointError
 from clipmerge.files.limits import LARGEST_SIDE_FILE
-from clipmerge.files.reading import Unreadable, parse_json, read_bytes, read_json
+from clipmerge.files.reading import parse_json, read_bytes, read_json, refusing
 
 #: Vocabularies: a folder with one of these has a tokenizer.
 VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "spiece.model", "sentencepiece.bpe.model")
@@ -110,10 +110,8 @@ def copy_side_file(source: Path, target: Path) -> None:
 
 def side_file_bytes(source: Path, name: str, *, kept: Container[str] = ()) -> bytes:
     """Read the content of one file to pass on; JSON loses the fields with paths on the machine that saved it."""
-    try:
+    with refusing(CheckpointError, f"{source}: cannot be read"):
         content = read_bytes(source, LARGEST_SIDE_FILE)
-    except Unreadable as error:
-        raise CheckpointError(f"{source}: cannot be read ({error})") from None
     try:
         return _without_places(content, kept, words=name in _WORDS) if name.endswith(".json") else content
     except ValueError as error:  # it could hold anything, and loaders do not read it
@@ -173,10 +171,8 @@ def read_side_json(folder: Path, name: str) -> dict[str, Any] | None:
     path = require_inside(folder, name)
     if path is None:
         return None
-    try:
+    with refusing(CheckpointError, f"{folder / name}: cannot be read as JSON"):
         data = read_json(path)
-    except Unreadable as error:
-        raise CheckpointError(f"{folder / name}: cannot be read as JSON ({error})") from None
     if not isinstance(data, dict):
         raise CheckpointError(f"{folder / name}: is not a JSON object")
     return data

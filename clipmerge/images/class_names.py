@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from clipmerge.errors import DataError, counted, is_utf8, shorten
-from clipmerge.files.reading import Unreadable, parse_json, read_text
+from clipmerge.files.reading import parse_json, read_text, refusing
 from clipmerge.images.store import Labelled
 
 #: A file with class names, the names in the order of the classes, or ``None`` for the source's own.
@@ -57,11 +57,9 @@ def read_class_names(given: Path | Sequence[str], classes: list[str], *, numbere
     path = _title(given)
     data: Any = None if isinstance(given, Path) else list(given)
     if isinstance(given, Path):
-        try:
+        with refusing(DataError, f"{path}: cannot be read as class names"):
             text = read_text(given, encoding="utf-8-sig")  # editors on Windows put a byte order mark in front
             data = parse_json(text) if given.suffix == ".json" else None
-        except Unreadable as error:
-            raise DataError(f"{path}: cannot be read as class names ({error})") from None
         if data is None:
             data = [line.strip() for line in text.splitlines() if line.strip()]
     if isinstance(data, dict):

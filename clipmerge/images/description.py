@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 
 from clipmerge.errors import DataError
-from clipmerge.files.reading import Unreadable, read_text
+from clipmerge.files.reading import read_text, refusing
 from clipmerge.files.side_files import lies_in
 
 CLASS_NAMES = "classnames.txt"
@@ -97,7 +97,5 @@ def _lines(file: Path | None) -> list[str]:
     """Lines without surrounding white space, and without empty lines at the end."""
     if file is None:
         return []
-    try:
+    with refusing(DataError, f"{file}: cannot be read"):
         return [line.strip() for line in read_text(file, encoding="utf-8-sig").rstrip().splitlines()]
-    except Unreadable as error:
-        raise DataError(f"{file}: cannot be read ({error})") from None

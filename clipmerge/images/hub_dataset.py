@@ -19,7 +19,7 @@ import numpy as np
 
 from clipmerge.errors import DataError, did_you_mean, shorten
 from clipmerge.files.limits import LARGEST_FRONT_MATTER, LARGEST_TEXT
-from clipmerge.files.reading import Unreadable, format_size, parse_yaml, read_bytes
+from clipmerge.files.reading import Unreadable, format_size, parse_yaml, read_bytes, refusing
 from clipmerge.hub.download import Snapshot, connect, resolve
 from clipmerge.hub.ids import PREFIX, DatasetId, parse_dataset
 from clipmerge.images.columns import Columns
@@ -172,10 +172,8 @@ def card_of(snapshot: Snapshot) -> dict[str, Any]:
     if _CARD not in snapshot.files:
         return {}
     file = snapshot.download([_CARD]) / _CARD
-    try:
+    with refusing(DataError, f"reading the card of {snapshot.hub_id}: it cannot be read"):
         return front_matter(read_bytes(file, LARGEST_TEXT).decode("utf-8", errors="replace"))
-    except Unreadable as error:
-        raise DataError(f"reading the card of {snapshot.hub_id}: it cannot be read ({error})") from None
 
 
 def front_matter(card: str) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from clipmerge.errors import DataError, counted, shorten
-from clipmerge.files.reading import Unreadable, read_text
+from clipmerge.files.reading import read_text, refusing
 from clipmerge.images.columns import Columns
 from clipmerge.images.decoding import image_of
 from clipmerge.images.description import describe_folder
@@ -103,10 +103,8 @@ def _from_folder(source: str, folder: Path, files: list[Path]) -> CaptionedImage
     refuse_links(source, folder, everything)
     captions = []
     for file in (path.with_suffix(_ENDING) for path in files):
-        try:
+        with refusing(DataError, f"{source}: {file.name} cannot be read"):
             captions.append(_lines(read_text(file)))
-        except Unreadable as error:
-            raise DataError(f"{source}: {file.name} cannot be read ({error})") from None
         if not captions[-1]:
             raise DataError(f"{source}: {file.name} holds no caption; write one per line")
     texts = sorted({path.name for path in folder.glob(f"*{_ENDING}")} - {path.name for path in everything})

@@ -9,7 +9,7 @@ from typing import IO, NamedTuple, Self, TypeAlias
 
 from clipmerge.errors import DataError, did_you_mean, shorten
 from clipmerge.files.limits import LARGEST_IMAGE, LARGEST_LABEL, LARGEST_TAR_HEADER
-from clipmerge.files.reading import Unreadable, format_size, parse_json
+from clipmerge.files.reading import format_size, parse_json, refusing
 from clipmerge.images.columns import LABEL_NAMES, Columns, number_classes
 from clipmerge.images.description import Description
 from clipmerge.images.file_store import open_local
@@ -178,10 +178,8 @@ def _label(where: str, file: IO[bytes], endings: dict[str, Member], wanted: str 
 
 
 def _from_json(where: str, text: str, key: str) -> int | str | None:
-    try:
+    with refusing(DataError, f"{where}.json: cannot be read as JSON"):
         value = parse_json(text)
-    except Unreadable as error:
-        raise DataError(f"{where}.json: cannot be read as JSON ({error})") from None
     if not isinstance(value, dict):
         return None
     names = [key] if key else [name for name in LABEL_NAMES if name in value]

@@ -12,7 +12,7 @@ from pydantic import BeforeValidator, Field, ValidationError
 from clipmerge import __version__
 from clipmerge.errors import OutputError, shorten
 from clipmerge.files.limits import MOST_RECORD_VALUES
-from clipmerge.files.reading import Unreadable, check_values, parse_json, read_text
+from clipmerge.files.reading import check_values, parse_json, read_text, refusing
 from clipmerge.files.side_files import inside
 from clipmerge.files.staging import RECORD
 from clipmerge.options import OutputDtype
@@ -313,10 +313,8 @@ def read_output(folder: Path) -> MergeRecord:
     if not path.is_file():
         what = "no such folder" if not folder.is_dir() else f"no {RECORD} in it"
         raise OutputError(f"{folder}: {what}. Give a folder written by `clipmerge merge --output`.")
-    try:
+    with refusing(OutputError, f"{path}: cannot be read", ". Merge again."):
         text = read_text(path)
-    except Unreadable as error:
-        raise OutputError(f"{path}: cannot be read ({error}). Merge again.") from None
     record = parse_record(text, str(path))
     missing = [name for name in record.files if inside(folder, name) is None]
     if missing or not list(folder.glob("*.safetensors")):

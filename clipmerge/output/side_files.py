@@ -13,7 +13,7 @@ from clipmerge.checkpoint.source import OPEN_CLIP_CONFIG
 from clipmerge.conversion.keys import layout_of
 from clipmerge.errors import CheckpointError, shorten
 from clipmerge.files.hashes import sha256_of
-from clipmerge.files.reading import Unreadable, parse_json
+from clipmerge.files.reading import parse_json, refusing
 from clipmerge.files.side_files import (
     NOT_COPIED,
     PROCESSORS,
@@ -126,10 +126,8 @@ def _left_behind(checkpoint: Checkpoint) -> list[str]:
 def _config_text(path: Path, form: Checkpoint, dtype: str) -> str:
     """The config with the dtype of the weights, because transformers follows the config, not the file."""
     text = side_file_bytes(path, "config.json").decode("utf-8-sig")
-    try:
+    with refusing(CheckpointError, f"{path}: cannot be read"):
         config = parse_json(text)
-    except Unreadable as error:
-        raise CheckpointError(f"{path}: cannot be read ({error})") from None
     actual = dtype_of(form, dtype)
     if actual is None:
         return text

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from clipmerge.errors import RecipeError, did_you_mean, printable, shorten
 from clipmerge.files.limits import LARGEST_RECIPE, MOST_DIGITS
 from clipmerge.files.paths import recipe_names, recipes_folder
-from clipmerge.files.reading import Unreadable, format_size, read_text
+from clipmerge.files.reading import format_size, read_text, refusing
 from clipmerge.options import Missing
 from clipmerge.planning.frozen import Plain
 from clipmerge.plugins import Alpha, Density, check_options, learns_from_unlabelled, plainly, plugin_names
@@ -133,10 +133,8 @@ def _raw(recipe: str | os.PathLike[str] | Mapping[str, Any] | Recipe) -> tuple[s
     path = Path(name)
     # in a stranger's folder, a file may have the name of a recipe
     if name not in recipe_names() and (path.suffix in (".yaml", ".yml") or path.is_file()):
-        try:
+        with refusing(RecipeError, f"{name}: cannot be read"):
             text = read_text(path, LARGEST_RECIPE)
-        except Unreadable as error:
-            raise RecipeError(f"{name}: cannot be read ({error})") from None
     else:
         text = recipe_text(name)
     data = _from_yaml(f"{name}:", text)

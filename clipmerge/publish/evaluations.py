@@ -15,7 +15,7 @@ import yaml
 from pydantic import ValidationError
 
 from clipmerge.errors import ClipmergeError, UsageError, shorten
-from clipmerge.files.reading import Unreadable, read_json
+from clipmerge.files.reading import read_json, refusing
 from clipmerge.hub.ids import PREFIX, parse_dataset
 from clipmerge.output.record import SWEEP_FORMAT, DataSource, MergeRecord
 
@@ -53,10 +53,8 @@ def add_results(record: MergeRecord, files: Iterable[Path]) -> MergeRecord:
 
 
 def _read(file: Path) -> dict[str, Any]:
-    try:
+    with refusing(UsageError, f"--evaluation {file}: cannot be read as JSON"):
         value = read_json(file)
-    except Unreadable as error:
-        raise UsageError(f"--evaluation {file}: cannot be read as JSON ({error})") from None
     if not isinstance(value, dict):
         raise UsageError(f"--evaluation {file}: is not a JSON object")
     return value

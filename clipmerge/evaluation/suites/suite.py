@@ -10,7 +10,7 @@ from pydantic import Field, ValidationError
 
 from clipmerge.errors import RecipeError, UsageError, did_you_mean
 from clipmerge.files.limits import LARGEST_RECIPE
-from clipmerge.files.reading import Unreadable, parse_yaml, read_text
+from clipmerge.files.reading import parse_yaml, read_text, refusing
 from clipmerge.planning.frozen import Frozen
 
 _FILES = Path(__file__).parent / "files"
@@ -128,10 +128,8 @@ def _sizes(data: dict[str, Any]) -> list[str]:
 
 
 def _read(file: Path) -> dict[str, Any]:
-    try:
+    with refusing(RecipeError, f"{file}: cannot be read as a suite"):
         data = parse_yaml(read_text(file, LARGEST_RECIPE))
-    except Unreadable as error:
-        raise RecipeError(f"{file}: cannot be read as a suite ({error})") from None
     if not isinstance(data, dict) or not isinstance(data.get("sizes", {}), dict):
         raise RecipeError(f"{file}: is not a suite; see docs/bench.md")
     return data
