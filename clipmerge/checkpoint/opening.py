@@ -9,7 +9,7 @@ import shlex
 from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from clipmerge.checkpoint.adapter import adapt
 from clipmerge.checkpoint.source import (
@@ -30,9 +30,7 @@ from clipmerge.files.reading import Unreadable, read_json, refusing
 from clipmerge.files.safetensors import PICKLE_SUFFIXES, TensorEntry, is_pickle, read_header, unique_keys
 from clipmerge.files.side_files import lies_in, read_side_json
 from clipmerge.files.unchanged import watch
-
-if TYPE_CHECKING:
-    from clipmerge.hub.ids import HubId
+from clipmerge.hub.ids import HubId, parse_hub_id
 
 ADAPTER = "adapter_model.safetensors"
 # Maximum number of a folder's entries that are searched for a name like a mistyped one.
@@ -91,8 +89,6 @@ def _open(source: str) -> Checkpoint:
 
 def hub_id_of(source: str) -> HubId:
     """Read a source that is not on disk as a Hub id, or refuse it."""
-    from clipmerge.hub.ids import parse_hub_id
-
     place, _ = split_part(source)
     hub_id = parse_hub_id(place)
     if hub_id is None:

@@ -9,17 +9,16 @@ from collections.abc import Callable, Container, Generator, Iterable, Iterator, 
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
+
+import torch
+from PIL.Image import Image
+from torch import Tensor
 
 from clipmerge.distributed import sent
 from clipmerge.images.dataset import LabelledImages
 from clipmerge.images.decoding import decode
 from clipmerge.images.store import Encoded, Pixels, Store
-
-if TYPE_CHECKING:
-    import torch
-    from PIL.Image import Image
-    from torch import Tensor
 
 T = TypeVar("T")
 # More threads than this do not decode faster: part of Pillow's work holds Python's lock.
@@ -42,8 +41,6 @@ class Batch:
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on another device."""
-        import torch
-
         place = torch.device(device)
         return Batch(self.number, sent(self.pixels, place), sent(self.labels, place))
 
@@ -51,8 +48,6 @@ class Batch:
         """Split the batch into pieces of at most ``size`` images; ``None`` leaves it whole."""
         if size is None or size >= len(self):
             return [self]
-        import torch
-
         parts = zip(torch.split(self.pixels, size), torch.split(self.labels, size), strict=True)
         return [Batch(self.number, pixels, labels) for pixels, labels in parts]
 
@@ -81,8 +76,6 @@ def read_batches(
     batches of pixels, and as many decoded images as there are threads, are in memory. ``share`` is this process's index
     and the number of processes; batches are dealt out in turn, and those whose numbers are ``skipped`` not decoded.
     """
-    import torch
-
     with contextlib.closing(read_pixels(images.store, len(images), batch_size, to_pixels, share, skipped)) as reading:
         for number, pixels in reading:
             labels = images.labels[number * batch_size : (number + 1) * batch_size]
@@ -114,8 +107,6 @@ def read_pixels(
 def _decoded(
     store: Store, batches: Sequence[range], to_pixels: Callable[[list[Image]], Tensor], workers: int
 ) -> Generator[Tensor, None, None]:
-    import torch
-
     def ready(position: int, encoded: Encoded) -> Tensor:
         return to_pixels([decode(store.name(position), encoded)])
 

@@ -12,7 +12,6 @@ from clipmerge.images import Columns, Labelled, Store
 from clipmerge.images.class_names import ClassNames, names_of
 from clipmerge.images.decoding import image_of
 from clipmerge.images.description import describe_folder
-from clipmerge.images.digits import load_digits
 from clipmerge.images.file_store import expand, local_split, open_local
 from clipmerge.images.folder import load_flat, load_folder
 from clipmerge.images.in_memory import open_in_memory
@@ -129,6 +128,8 @@ def _opened(source: Any, columns: Columns, *, whole: bool = False, most: int | N
     if not isinstance(source, str):
         return open_in_memory(source, columns, most)
     if source == "digits" and not local_path(source).is_dir():
+        from clipmerge.images.digits import load_digits
+
         return source, load_digits()
     if source.startswith("hf://"):
         from clipmerge.images.hub_dataset import load_hub_dataset

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import io
 from functools import cache
-from typing import TYPE_CHECKING
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn.functional import interpolate
 
 from clipmerge.errors import DataError
 from clipmerge.images.store import Labelled, MemoryStore
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
-    from torch import Tensor
 
 #: Words for the digits 0 to 9.
 CLASS_NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -22,9 +22,6 @@ SIZE = 32
 @cache
 def read_digits() -> tuple[Tensor, Tensor]:
     """Read scikit-learn's digits once: ink in [0, 1] of shape (1797, 1, SIZE, SIZE), float64, and labels (1797,)."""
-    import torch
-    from torch.nn.functional import interpolate
-
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
@@ -42,11 +39,8 @@ def as_rgb(ink: Tensor) -> Tensor:
     return ink.expand(-1, 3, -1, -1)
 
 
-def as_images(pixels: Tensor) -> list[Image]:
+def as_images(pixels: Tensor) -> list[Image.Image]:
     """Turn pixels in [0, 1], shape (N, 3, H, W), into 8-bit RGB images."""
-    import torch
-    from PIL import Image
-
     eight_bit = pixels.mul(255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()
     return [Image.fromarray(array) for array in eight_bit]
 

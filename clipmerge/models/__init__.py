@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import Counter
+from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
+from PIL.Image import Image
 from torch import Tensor
 
 from clipmerge.families import Family
@@ -16,11 +18,6 @@ from clipmerge.layers import block_of
 from clipmerge.models.blocks import Prefix, entering
 from clipmerge.models.kernels import freeze_batch_norms, image_layout
 from clipmerge.models.loading import fill
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from PIL.Image import Image
 
 Tower = Literal["vision", "text"]
 

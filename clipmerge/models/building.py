@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch.nn.modules.module import (
     register_module_buffer_registration_hook,
@@ -19,12 +19,10 @@ from clipmerge.checkpoint.source import OPEN_CLIP_CONFIG
 from clipmerge.errors import CheckpointError
 from clipmerge.families import Family
 from clipmerge.files.limits import MOST_SPARE_NUMBERS, MOST_TENSORS, MOST_TIMES_THE_WEIGHTS
+from clipmerge.files.safetensors import TensorEntry
 from clipmerge.files.side_files import PROCESSORS, VOCABULARIES
 from clipmerge.models import ImageTextModel, model_for
 from clipmerge.models.headed_tower import HeadedTower
-
-if TYPE_CHECKING:
-    from clipmerge.files.safetensors import TensorEntry
 
 
 def build_model(inputs: Inputs) -> ImageTextModel:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import re
+from collections.abc import Callable, Iterator
 from copy import deepcopy
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from PIL.Image import Image
 from torch import Tensor
 
 from clipmerge.checkpoint.source import OPEN_CLIP_CONFIG
@@ -18,11 +20,6 @@ from clipmerge.files.side_files import read_side_json
 from clipmerge.models import ImageTextModel, Prefix
 from clipmerge.models.blocks import starting_at
 from clipmerge.models.loading import blaming, check_words, preparing
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-    from PIL.Image import Image
 
 # Tokenizer options that only change how texts are read; others open files, or run code from the folder.
 _TOKENIZER_OPTIONS = frozenset({"clean", "strip_sep_token", "language", "additional_special_tokens", "reduction_mask"})

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import transformers
+from PIL.Image import Image
 from torch import Tensor
 from torch.nn.functional import normalize
 
@@ -17,11 +19,6 @@ from clipmerge.files.limits import LARGEST_SIDE
 from clipmerge.models import ImageTextModel, Prefix
 from clipmerge.models.blocks import starting_at
 from clipmerge.models.loading import blaming, check_words, preparing
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from PIL.Image import Image
 
 _KERNELS = re.compile(r"_implementation|^(torch_)?dtype$|^quantization_config$|^compression_config$")
 _UNINITIALISED = ("position_ids", "token_type_ids", "running_mean", "running_var", "num_batches_tracked")
