@@ -58,7 +58,7 @@ def remembered_sha256(path: Path) -> str:
         return sha256_of(path)
     entry = None
     # RuntimeError: a user without a home
-    with contextlib.suppress(OSError, RuntimeError, ValueError, TypeError):
+    with contextlib.suppress(OSError, RuntimeError, ValueError, TypeError, KeyError):
         entry = user_cache("hashes") / f"{hashlib.sha256(os.fsencode(path.resolve())).hexdigest()[:32]}.json"
         record = json.loads(entry.read_text(encoding="ascii"))
         if record["state"] == before:
