@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -13,22 +15,24 @@ from clipmerge.planning.other_tasks import EXPLANATION, HEADS, other_task_rows
 
 # stragglers that are listed
 _NAMED = 3
+# A verdict of methods that learn, with what it says before its numbers, and the factor of all coefficients; after
+# overrides and edits of the plan a verdict has another form.
+_LEARNED = re.compile(r"(?:(.*); )?[\d,]+ (?:learned )?coefficients(?: times (\S+))?; ")
 
 
 def summary(record: MergeRecord, *, verbose: bool = False) -> RenderableType:
     """Summarise a merge in a few lines; of learned coefficients only the verbose form repeats the whole verdict."""
-    images, learned = record.calibration, any(layer.alpha_range for layer in record.layers.values())
+    images, learned = record.calibration, _LEARNED.match(record.headline)
     lines = [record.headline, *_stragglers(record)]
     if images is not None and learned and not verbose:
-        lines = _learned(record, images.images)
+        lines = _learned(record, images.images, *learned.groups())
     if images is not None and images.unlabelled:
         lines.append(images.unlabelled.sentence)
     return Group(*_effect_lines(record), *_other_task_lines(record), *map(Text, lines))
 
 
-def _learned(record: MergeRecord, images: int) -> list[str]:
+def _learned(record: MergeRecord, images: int, stragglers: str | None, factor: str | None) -> list[str]:
     """What was learned, or measured without learning, in a sentence."""
-    stragglers = record.headline.partition(" coefficients")[0].rpartition("; ")[0]
     where = f"on {images:,} of your images"
     verb = "learned" if any(record.trace.values()) else "decided"
     sentence = f"How far each weight goes from zero-shot to fine-tuned was {verb} {where}"
@@ -38,7 +42,8 @@ def _learned(record: MergeRecord, images: int) -> list[str]:
         if record.choice.finetuned_rank is not None and not any(record.trace.values()):
             kept = f"{record.choice.finetuned_rank:.0%} of the effective rank of the zero-shot model's features"
             sentence = f"Fine-tuning kept {kept}, so nothing was learned, and {alpha} was taken"
-    return [f"{stragglers}."] * bool(stragglers) + [f"{sentence} (-v says more)."]
+    times = f", and multiplied by {factor}" if factor else ""
+    return [f"{stragglers}."] * bool(stragglers) + [f"{sentence}{times} (-v says more)."]
 
 
 def _stragglers(record: MergeRecord) -> list[str]:

@@ -22,6 +22,11 @@ PATH = {"images": 204, "alpha": 0.4, "part": 0.0, "beyond": 0.0, "goal": 0.4, "r
     [
         (learned(), "How far each weight goes from zero-shot to fine-tuned was learned on 819 of your images"),
         (learned(stragglers=("vision.3.mlp",)), "1 stragglers of 55 layers, 50% of their weights back at zero-shot."),
+        (learned() | {"verdict": "900 coefficients times 0.5; nothing was learned"}, ", and multiplied by 0.5 (-v"),
+        (
+            learned() | {"verdict": "loss from 2 to 1; the coefficients go 0 to 1 of the way"},
+            "Loss from 2 to 1; the coef",
+        ),
         (learned() | {"choice": PATH}, "Nothing learned on 819 of your images is proven better than alpha 0.4 for all"),
         (
             learned(stragglers=("vision.3.mlp",)) | {"choice": PATH | {"finetuned_rank": 0.8}, "trace": {}},
