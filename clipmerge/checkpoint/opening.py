@@ -203,7 +203,8 @@ def _open_index(source: str, index: Path, *, part: str | None = None, **facts: s
     files = tuple(index.parent / name for name in dict.fromkeys(weight_map.values()))
     missing = [file.name for file in files if not file.is_file()]
     if missing:
-        raise CheckpointError(f"{index}: lacks {len(missing)} of its {len(files)} shards: {shorten(missing)}")
+        lacks = f"lacks {len(missing)} of its {len(files)} shards: {shorten(missing)}"
+        raise CheckpointError(f"{index}: {lacks}; download or copy them too")
     entries: dict[str, TensorEntry] = {}
     forms: dict[str, Form] = {}
     for file in files:

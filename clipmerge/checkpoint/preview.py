@@ -40,7 +40,8 @@ def preview_checkpoint(source: str) -> Checkpoint | None:
         return None
     weights = choose_weights(snapshot.files, snapshot.hub_id)
     config = next((_CONFIGS[name] for name in sorted(weights) if name in _CONFIGS), None)
-    if config is None or not snapshot.missing(weights):
+    files = tuple(Path(name) for name in sorted(weights) if name.endswith(".safetensors"))
+    if config is None or not files or not snapshot.missing(weights):
         return None
     folder = snapshot.download([name for name in (config,) if name in snapshot.files])
     entries = {}
@@ -49,7 +50,6 @@ def preview_checkpoint(source: str) -> Checkpoint | None:
             kinds = ", ".join(sorted(FLOATS))
             raise CheckpointError(f"{snapshot.hub_id}, {name}: has dtype {dtype}; clipmerge merges {kinds}")
         entries[name] = TensorEntry(Path(), dtype, shape, 0, math.prod(shape) * DTYPES[dtype][1])
-    files = tuple(Path(name) for name in sorted(weights) if name.endswith(".safetensors"))
     described = read_side_json(folder, config)
     refuse_quantised(source, entries, described)
     return Checkpoint(source, snapshot.revision, folder, files, entries, described, sharded=len(files) > 1)

@@ -11,13 +11,13 @@ from __future__ import annotations
 import dataclasses
 import glob
 import hashlib
-import json
 import os
 import re
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from fnmatch import fnmatch
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -25,8 +25,6 @@ from clipmerge.errors import CheckpointError, HubError, shorten
 from clipmerge.files.cache import replace_bytes
 from clipmerge.files.hashes import remembered_sha256
 from clipmerge.files.limits import MOST_FILES
-from clipmerge.files.paths import is_plain_name
-from clipmerge.files.reading import read_json
 from clipmerge.files.safetensors import PICKLE_SUFFIXES
 from clipmerge.hub.errors import explain, explained, out_of_reach, timed_out
 from clipmerge.hub.ids import FULL_SHA, HubId
@@ -37,19 +35,16 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _WAITS = (1.0, 2.0)  # seconds before the second and third try of a read
-INDEX = "model.safetensors.index.json"
-STANDARD = {"model.safetensors", INDEX}
 _STANDARD_WEIGHTS = (
     ("model.safetensors",),
-    (INDEX, "model-*-of-*.safetensors"),
+    ("model.safetensors.index.json", "model-*-of-*.safetensors"),
     ("open_clip_model.safetensors",),
     ("adapter_model.safetensors",),
 )
-PICKLED_INDEX = "pytorch_model.bin.index.json"
 # only the tensors are read, and only if there is nothing better
 _PICKLED_WEIGHTS = (
     ("pytorch_model.bin",),
-    (PICKLED_INDEX, "pytorch_model-*-of-*.bin"),
+    ("pytorch_model.bin.index.json", "pytorch_model-*-of-*.bin"),
     ("open_clip_pytorch_model.bin",),
     ("adapter_model.bin",),
 )
@@ -77,11 +72,6 @@ class Snapshot:
         """Those of these files that are not in the cache."""
         return [name for name in names if not (self.folder / name).is_file()]
 
-    def require(self, names: Iterable[str]) -> None:
-        """Refuse to go on if one of these files is not in the cache."""
-        if missing := self.missing(names):
-            raise HubError(f"{self.hub_id}: {shorten(missing)} missing from {self.folder}. Go online and run again.")
-
     def download(self, names: Iterable[str]) -> Path:
         """Download files into the cache, and return their folder; if the Hub was not asked, only look them up."""
         import huggingface_hub
@@ -100,7 +90,8 @@ class Snapshot:
                         raise
                     # a cache without links moves a file out of the blobs, where another thread looks for an equal one
                     huggingface_hub.snapshot_download(**where, max_workers=1)
-        self.require(names)
+        if missing := self.missing(names):
+            raise HubError(f"{self.hub_id}: {shorten(missing)} missing from {self.folder}. Go online and run again.")
         for name in new:
             _check_content(self.hub_id, name, self.folder / name)
         return self.folder
@@ -186,16 +177,7 @@ def fetch(hub_id: HubId) -> Snapshot:
         if snapshot.note is None:
             raise
         raise HubError(f"{snapshot.hub_id}: its weights are not in the cache. Go online and run again.") from error
-    folder = snapshot.download(wanted)
-    index = next((folder / name for name in (INDEX, PICKLED_INDEX) if name in wanted), folder / INDEX)
-    if index.is_file():
-        try:
-            shards = sorted(set(read_json(index)["weight_map"].values()))
-            if not all(map(is_plain_name, shards)):
-                raise ValueError("the name of a shard cannot be a file name")
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise CheckpointError(f"{index}: not an index of shards ({error!r}).") from error
-        snapshot.require(shards)
+    snapshot.download(wanted)
     return snapshot
 
 
@@ -221,18 +203,12 @@ def _check_content(pinned: HubId, name: str, file: Path) -> None:
 
 def remote_metadata(pinned: HubId, weights: Sequence[str]) -> dict[str, tuple[str, tuple[int, ...]]]:
     """Read (safetensors dtype, shape) by name of the tensors in a model's safetensors files, without their content."""
-    api = connect()
     where: dict[str, Any] = {"repo_id": pinned.repo_id, "revision": pinned.revision}
+    tensors: dict[str, Any] = {}
     with explained(f"reading the tensor names of {pinned}"):
-        if STANDARD & set(weights):
-            try:
-                whole = patiently(lambda: api.get_safetensors_metadata(**where))
-            except json.JSONDecodeError:
-                raise CheckpointError(f"{pinned}: {INDEX} cannot be read as JSON; upload it again") from None
-            files = list(whole.files_metadata.values())
-        else:
-            files = [patiently(lambda: api.parse_safetensors_file_metadata(**where, filename=weights[0]))]
-    tensors = {name: info for file in files for name, info in file.tensors.items()}
+        for name in (name for name in weights if name.endswith(".safetensors")):
+            read = partial(connect().parse_safetensors_file_metadata, **where, filename=name)
+            tensors |= patiently(read).tensors
     return {name: (str(info.dtype), tuple(info.shape)) for name, info in sorted(tensors.items())}
 
 
