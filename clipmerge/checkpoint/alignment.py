@@ -35,8 +35,7 @@ def align_checkpoints(
 
 def align(zeroshot: Checkpoint, finetuned: list[Checkpoint], *, missing: Missing = "error") -> Inputs:
     """Match keys by canonical name, without checking for mismatches."""
-    zeroshot, finetuned = in_one_layout(zeroshot, finetuned)
-    checkpoints = (zeroshot, *finetuned)
+    zeroshot, *finetuned = checkpoints = in_one_layout([zeroshot, *finetuned])
     family = _common_family(checkpoints)
     keys = []
     for checkpoint in checkpoints:
@@ -58,7 +57,7 @@ def align(zeroshot: Checkpoint, finetuned: list[Checkpoint], *, missing: Missing
     return inputs
 
 
-def _other_heads(family: Family, checkpoints: tuple[Checkpoint, ...], keys: list[dict[str, str]]) -> list[str]:
+def _other_heads(family: Family, checkpoints: list[Checkpoint], keys: list[dict[str, str]]) -> list[str]:
     """Leave out the zero-shot checkpoint's head if it has other classes than the fine-tuned one's, and say so."""
     zeroshot, finetuned = checkpoints[:2]
     ours, theirs = keys[:2]
@@ -71,7 +70,7 @@ def _other_heads(family: Family, checkpoints: tuple[Checkpoint, ...], keys: list
     return [f"{zeroshot.source}: its head has {classes[0]} rows, the fine-tuned one's {classes[1]}; it is left out"]
 
 
-def _common_family(checkpoints: tuple[Checkpoint, ...]) -> Family:
+def _common_family(checkpoints: list[Checkpoint]) -> Family:
     """The common family; checkpoints without a config take the first one's if their keys match it."""
     families = []
     for checkpoint in checkpoints:

@@ -80,19 +80,20 @@ def convert_checkpoint(checkpoint: Checkpoint, to: Layout, *, text_prefix: str =
     return ConvertedCheckpoint(**values, original=checkpoint, forms=forms)
 
 
-def in_one_layout(zeroshot: Checkpoint, finetuned: list[Checkpoint]) -> tuple[Checkpoint, list[Checkpoint]]:
-    """View every checkpoint in the layout of the first fine-tuned one, OpenCLIP's or transformers'."""
-    zeroshot, finetuned = as_open_clip(zeroshot), [as_open_clip(each) for each in finetuned]
-    wanted = layout_of(finetuned[0].entries)
-    prefix = "text." if any(key.endswith("text.ln_final.weight") for key in finetuned[0].entries) else ""
+def in_one_layout(checkpoints: list[Checkpoint]) -> list[Checkpoint]:
+    """View all checkpoints in the layout of the second, the first fine-tuned one: OpenCLIP's or transformers'."""
+    checkpoints = [as_open_clip(each) for each in checkpoints]
+    finetuned = checkpoints[1]
+    wanted = layout_of(finetuned.entries)
+    prefix = "text." if any(key.endswith("text.ln_final.weight") for key in finetuned.entries) else ""
     shown = []
-    for each in (zeroshot, *finetuned):
+    for each in checkpoints:
         converted = convert_checkpoint(each, wanted, text_prefix=prefix)
         if converted is not each:
-            note = f"{each.source}: is converted to the layout of {wanted}, like {finetuned[0].source}"
+            note = f"{each.source}: is converted to the layout of {wanted}, like {finetuned.source}"
             converted = replace(converted, note=f"{each.note}; {note}" if each.note else note)
         shown.append(converted)
-    return shown[0], shown[1:]
+    return shown
 
 
 def _convert_config(config: dict[str, Any], to: Layout, prefix: str, shapes: dict[str, Shape]) -> dict[str, Any]:

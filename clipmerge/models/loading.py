@@ -32,7 +32,7 @@ def fill(parameters: dict[str, torch.nn.Parameter], read: Callable[[str], Tensor
 
 
 @contextmanager
-def blaming(line: Callable[[str], str]) -> Iterator[None]:
+def blaming(what: str, advice: str = "correct it") -> Iterator[None]:
     """Attribute to a checkpoint's files whatever a library raises while it works with them."""
     try:
         yield
@@ -40,17 +40,13 @@ def blaming(line: Callable[[str], str]) -> Iterator[None]:
         raise
     except Exception as error:  # an odd configuration can make it raise anything
         reason = (str(error) or type(error).__name__).strip().splitlines()[0][:160]
-        raise CheckpointError(line(reason)) from None
+        raise CheckpointError(f"{what} ({reason}); {advice}") from None
 
 
 def preparing(folder: Path, what: str) -> AbstractContextManager[None]:
     """Attribute failures to the files of a processor that loads, but fails when it is used; see `blaming`."""
-    return blaming(
-        lambda reason: (
-            f"{folder}: its {what} cannot be prepared ({reason}); copy the base model's processor and tokenizer files "
-            "into it"
-        )
-    )
+    advice = "copy the base model's processor and tokenizer files into it"
+    return blaming(f"{folder}: its {what} cannot be prepared", advice)
 
 
 def check_words(folder: Path, ids: Tensor, module: nn.Module) -> None:

@@ -104,7 +104,7 @@ def build_module(library: Any, model_cfg: dict[str, Any]) -> Any:
     kind = library.CLIP
     if settings.pop("custom_text", False) or "hf_model_name" in text:
         kind = library.CoCa if "multimodal_cfg" in settings else library.CustomTextCLIP
-    with blaming(lambda reason: f"open_clip cannot build the model of open_clip_config.json: {reason}"), _unasked():
+    with blaming("open_clip cannot build the model of open_clip_config.json"), _unasked():
         # first without memory, which shows how large the model is
         with contextlib.suppress(*_CANNOT_BUILD), torch.device("meta"):
             kind(**deepcopy(settings))
@@ -146,12 +146,8 @@ def _tokenizer(library: Any, model_cfg: dict[str, Any], folder: Path) -> Any:
             f"{folder}: open_clip_config.json has tokenizer_kwargs that are not allowed ({shorten(strange)}): they may "
             "open files or run code; remove them"
         )
-    with blaming(
-        lambda reason: (
-            f"{folder}: its tokenizer cannot be loaded ({reason}); copy the files of "
-            f"{text.get('hf_tokenizer_name') or 'CLIP'}'s tokenizer beside the weights"
-        )
-    ):
+    advice = f"copy the files of {text.get('hf_tokenizer_name') or 'CLIP'}'s tokenizer beside the weights"
+    with blaming(f"{folder}: its tokenizer cannot be loaded", advice):
         if not text.get("hf_tokenizer_name"):
             tokenizer = library.SimpleTokenizer(context_length=length, **options)
         else:

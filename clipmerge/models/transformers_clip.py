@@ -16,6 +16,7 @@ from torch.nn.functional import normalize
 from clipmerge.errors import CheckpointError
 from clipmerge.families import Family
 from clipmerge.files.limits import LARGEST_SIDE
+from clipmerge.files.side_files import PROCESSORS
 from clipmerge.models import ImageTextModel, Prefix
 from clipmerge.models.blocks import starting_at
 from clipmerge.models.loading import blaming, check_words, preparing
@@ -29,9 +30,7 @@ class TransformersClip(ImageTextModel):
 
     def __init__(self, family: Family, config: dict[str, Any], folder: Path) -> None:
         self.processor = _load_processor(folder)
-        with blaming(
-            lambda reason: f"{folder}: transformers cannot build the model of its configuration ({reason}); correct it"
-        ):
+        with blaming(f"{folder}: transformers cannot build the model of its configuration"):
             module = _without_weights(getattr(transformers, family.model_class), _plain(config))
         super().__init__(family, folder, module, {"vision": module.vision_model, "text": module.text_model})
         self._reads_padding = family.reads_padding
@@ -137,12 +136,8 @@ def _without_weights(model_class: Any, config: dict[str, Any]) -> Any:
 
 
 def _load_processor(folder: Path) -> Any:
-    with blaming(
-        lambda reason: (
-            f"{folder}: its processor cannot be loaded ({reason}); measuring needs preprocessor_config.json or "
-            "processor_config.json and the tokenizer's files beside the weights"
-        )
-    ):
+    needed = f"{' or '.join(PROCESSORS)} and the tokenizer's files"
+    with blaming(f"{folder}: its processor cannot be loaded", f"measuring needs {needed} beside the weights"):
         # False: otherwise it asks whether to run code from the folder, and a "y" on standard input would agree
         processor = transformers.AutoProcessor.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     if not (hasattr(processor, "image_processor") and hasattr(processor, "tokenizer")):
@@ -155,6 +150,6 @@ def _load_processor(folder: Path) -> Any:
     if any(isinstance(side, int | float) and side > LARGEST_SIDE for side in sides):
         raise CheckpointError(
             f"{folder}: its image processor makes images of more than {LARGEST_SIDE} pixels per side; correct "
-            "preprocessor_config.json or processor_config.json"
+            f"{' or '.join(PROCESSORS)}"
         )
     return processor
