@@ -46,8 +46,7 @@ class Batch:
 
     def pieces(self, size: int | None) -> list[Batch]:
         """Split the batch into pieces of at most ``size`` images; ``None`` leaves it whole."""
-        if size is None or size >= len(self):
-            return [self]
+        size = size or len(self)
         parts = zip(torch.split(self.pixels, size), torch.split(self.labels, size), strict=True)
         return [Batch(self.number, pixels, labels) for pixels, labels in parts]
 

@@ -55,13 +55,12 @@ def _shared(source: str, names: Iterable[str]) -> tuple[str, ...]:
 def read_class_names(given: Path | Sequence[str], classes: list[str], *, numbered: bool = False) -> tuple[str, ...]:
     """Read class names, in order or by class, or take those that were given."""
     path = _title(given)
-    data: Any = None if isinstance(given, Path) else list(given)
+    data: Any = list(given) if not isinstance(given, Path) else None
     if isinstance(given, Path):
         with refusing(DataError, f"{path}: cannot be read as class names"):
             text = read_text(given, encoding="utf-8-sig")  # editors on Windows put a byte order mark in front
-            data = parse_json(text) if given.suffix == ".json" else None
-        if data is None:
-            data = [line.strip() for line in text.splitlines() if line.strip()]
+            lines = (line.strip() for line in text.splitlines())
+            data = parse_json(text) if given.suffix == ".json" else list(filter(None, lines))
     if isinstance(data, dict):
         missing = [name for name in classes if name not in data]
         if missing:

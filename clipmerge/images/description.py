@@ -39,10 +39,6 @@ class Description:
 
     def require_classes(self, source: str) -> None:
         """Refuse a set whose images have no single class."""
-        if self.is_retrieval:
-            raise DataError(
-                f"{source}: is a retrieval set, whose images have captions and no classes; give a set with classes"
-            )
         if self.kind != _CLASSIFICATION:
             raise DataError(
                 f"{source}: {KIND} says '{self.kind}'; accuracy needs one class per image (dataset_type "

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from clipmerge.errors import DataError
-from clipmerge.images.store import Labelled, MemoryStore
+from clipmerge.images.store import ImageList, Labelled
 
 #: Words for the digits 0 to 9.
 CLASS_NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -54,4 +54,4 @@ def load_digits() -> Labelled:
         image.save(file, "PNG")
         encoded.append(file.getvalue())
     names = tuple(f"digits, image {number}" for number in range(len(encoded)))
-    return Labelled(MemoryStore(tuple(encoded), names), tuple(labels.tolist()), CLASS_NAMES)
+    return Labelled(ImageList(tuple(encoded), names), tuple(labels.tolist()), CLASS_NAMES)

@@ -4,37 +4,17 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable
 from pathlib import Path
 
 from clipmerge.errors import DataError, did_you_mean, shorten
 from clipmerge.images.file_store import refuse_links
-from clipmerge.images.store import Encoded, Labelled, Store, check_count
+from clipmerge.images.store import Labelled, check_count, image_files
 
 _IMAGE_SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".webp", ".avif", ".tif", ".tiff"}
     | {".ppm", ".pgm", ".pbm", ".pnm"}
 )
-
-
-@dataclass(frozen=True)
-class FolderStore(Store):
-    """Images stored one per file."""
-
-    paths: tuple[str, ...]
-
-    def read(self, positions: Sequence[int]) -> list[Encoded]:
-        """Return the files' paths; the files are read when they are decoded."""
-        return [self.paths[position] for position in positions]
-
-    def name(self, position: int) -> str:
-        """The file."""
-        return self.paths[position]
-
-    def take(self, positions: Sequence[int]) -> FolderStore:
-        """Some of the files."""
-        return FolderStore(tuple(self.paths[position] for position in positions))
 
 
 def load_folder(source: str, folder: Path, *, others: Iterable[str] = ()) -> Labelled:
@@ -71,7 +51,7 @@ def load_folder(source: str, folder: Path, *, others: Iterable[str] = ()) -> Lab
         labels += [label] * len(files)
         check_count(source, len(paths))
     names = tuple(subfolder.name for subfolder in folders)
-    return Labelled(FolderStore(tuple(paths)), tuple(labels), names, notes=_left_out(source, left_out))
+    return Labelled(image_files(paths), tuple(labels), names, notes=_left_out(source, left_out))
 
 
 def _left_out(source: str, entries: Iterable[os.DirEntry[str]]) -> tuple[str, ...]:
@@ -106,7 +86,7 @@ def load_flat(source: str, folder: Path) -> Labelled:
         left_out += [entry for entry in listed if not entry.is_dir() and not _is_image(entry)]
         check_count(source, len(paths))
     notes = _left_out(source, left_out)
-    return Labelled(FolderStore(tuple(sorted(paths))), (0,) * len(paths), ("0",), named=False, notes=notes)
+    return Labelled(image_files(sorted(paths)), (0,) * len(paths), ("0",), named=False, notes=notes)
 
 
 def _not_a_folder(path: Path) -> str:

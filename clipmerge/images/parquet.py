@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Generator, Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, Any
@@ -58,8 +59,8 @@ class ParquetImages(Store):
     def __init__(self, opener: Opener, groups: list[_Group], blocks: tuple[int, ...]) -> None:
         self.blocks = blocks
         self._opener, self._groups = opener, groups
-        self._rows: Generator[bytes | None, None, None] | None = None
-        self._block, self._next = -1, 0
+        self._rows: Iterator[bytes | None] = iter(())
+        self._block, self._next = -1, 0  # the open row group, and the position of its next row
 
     def read(self, positions: Sequence[int]) -> list[Encoded]:
         """Read images, each row group once."""
@@ -68,23 +69,17 @@ class ParquetImages(Store):
         stored, total = sum(files.values()), 0
         for position in sorted(positions):  # ascending positions visit the blocks in order
             block = self.blocks[position]
-            if self._rows is None or block != self._block or position < self._next:
-                if self._rows is not None:
-                    self._rows.close()
-                self._block, self._next = block, self._groups[block].start
-                self._rows = _images(self._opener, self._groups[block])
-            rows, self._rows = self._rows, None  # after a fault the row group is opened again
-            for _ in range(position - self._next):
-                next(rows)
-            image = next(rows)
-            self._next = position + 1
+            if block != self._block or position < self._next:
+                self._rows, self._next = _images(self._opener, self._groups[block]), self._groups[block].start
+            self._block = -1  # after a fault the row group is opened again
+            image = next(itertools.islice(self._rows, position - self._next, None))
             if image is None:  # there may be a path instead: a file on this machine that somebody else chose
                 raise DataError(
                     f"{self.name(position)}: holds no image; a path beside it is not followed, store the images' bytes"
                 )
             if len(image) > LARGEST_IMAGE:
                 raise DataError(f"{self.name(position)}: its image is larger than {format_size(LARGEST_IMAGE)}")
-            self._rows = rows
+            self._block, self._next = block, position + 1
             total += len(image)
             if total > max(LARGEST_HELD, MOST_INFLATION * stored):
                 raise DataError(
@@ -167,7 +162,7 @@ def _labels(where: str, file: IO[bytes], metadata: pyarrow.parquet.FileMetaData,
     return labels
 
 
-def _images(opener: Opener, group: _Group) -> Generator[bytes | None, None, None]:
+def _images(opener: Opener, group: _Group) -> Iterator[bytes | None]:
     """Read the images of one row group, a few rows at a time."""
     with opener(group.file.name) as file:
         batches = _parquet(file, metadata=group.file.metadata).iter_batches(

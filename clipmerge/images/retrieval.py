@@ -19,10 +19,10 @@ from clipmerge.images.columns import Columns
 from clipmerge.images.decoding import image_of
 from clipmerge.images.description import describe_folder
 from clipmerge.images.file_store import expand, local_split, refuse_links
-from clipmerge.images.folder import FolderStore, is_image_name
+from clipmerge.images.folder import is_image_name
 from clipmerge.images.hub_dataset import open_split
 from clipmerge.images.known import find_known
-from clipmerge.images.store import Store, check_count
+from clipmerge.images.store import Store, check_count, image_files
 from clipmerge.images.webdataset import Sample, TarImages, read_samples
 
 if TYPE_CHECKING:
@@ -70,11 +70,8 @@ def load_captions(source: str, *, most: int | None = None, seed: int = 0) -> Cap
         split = open_split(source)
         if not (split.is_tar and split.described.is_retrieval):
             return None
-
-        def enough(taken: list[Sample]) -> bool:
-            return most is not None and len(taken) >= most
-
-        samples = split.read_samples(columns, None if most is None else seed, enough)
+        order = None if most is None else seed
+        samples = split.read_samples(columns, order, lambda taken: most is not None and len(taken) >= most)
         return replace(_captioned(source, samples), revision=split.snapshot.revision, notes=split.notes)
     if tars := expand(source, ".tar"):
         if not describe_folder(Path(tars[0]).parent).is_retrieval:
@@ -110,7 +107,7 @@ def _from_folder(source: str, folder: Path, files: list[Path]) -> CaptionedImage
     texts = sorted({path.name for path in folder.glob(f"*{_ENDING}")} - {path.name for path in everything})
     without = counted(len(texts), "text without its image", "texts without their images")
     notes = (f"{source}: left out {without} ({shorten(texts, 3)})",)
-    store = FolderStore(tuple(map(str, files)))
+    store = image_files(map(str, files))
     return CaptionedImages(source, store, tuple(captions), notes=notes if texts else ())
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -34,7 +34,8 @@ class Store(ABC):
 
     def take(self, positions: Sequence[int]) -> Store:
         """Some of the images, in the order of the positions; they are read into memory if they are not files."""
-        return MemoryStore(tuple(self.read(positions)), tuple(self.name(position) for position in positions))
+        paths = tuple(self.paths[position] for position in positions) if self.paths else ()
+        return ImageList(tuple(self.read(positions)), tuple(self.name(position) for position in positions), paths)
 
 
 @dataclass(frozen=True)
@@ -52,11 +53,12 @@ class Labelled:
 
 
 @dataclass(frozen=True)
-class MemoryStore(Store):
-    """Images in memory, with their names at their source."""
+class ImageList(Store):
+    """Images one by one, with their names at their source: in memory, or in files if all have ``paths``."""
 
     images: tuple[Encoded, ...]
     names: tuple[str, ...]
+    paths: tuple[str, ...] = ()
 
     def read(self, positions: Sequence[int]) -> list[Encoded]:
         """Return images."""
@@ -65,6 +67,12 @@ class MemoryStore(Store):
     def name(self, position: int) -> str:
         """Its name at its source."""
         return self.names[position]
+
+
+def image_files(paths: Iterable[str]) -> ImageList:
+    """Images stored one per file, which is read when it is decoded."""
+    files = tuple(paths)
+    return ImageList(files, files, files)
 
 
 @dataclass(frozen=True)

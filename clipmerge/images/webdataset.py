@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 import tarfile
 from collections.abc import Iterator, Sequence
+from itertools import groupby
+from operator import itemgetter
 from typing import IO, NamedTuple, Self, TypeAlias
 
 from clipmerge.errors import DataError, did_you_mean, shorten
@@ -83,7 +85,8 @@ def read_samples(archive: str, columns: Columns) -> list[Sample]:
     """Read the headers and labels of one archive."""
     samples: list[Sample] = []
     with open_local(archive) as file:
-        for key, endings in _samples(file, archive):
+        for key, members in groupby(_members(file, archive), key=itemgetter(0)):
+            endings = {ending: member for _, ending, member in members}
             where = f"{archive}, {key}"
             named = columns.image if columns.labelled or (columns.image or "").lower() in endings else None
             image = _image_ending(where, list(endings), named)
@@ -112,25 +115,17 @@ def numbers_of(samples: Sequence[Sample]) -> list[int | str]:
     return labels
 
 
-def _samples(file: IO[bytes], name: str) -> Iterator[tuple[str, dict[str, Member]]]:
-    """Consecutive files that share a key: members by ending. Archives are walked header by header."""
-    last, endings = "", dict[str, Member]()
+def _members(file: IO[bytes], name: str) -> Iterator[tuple[str, str, Member]]:
+    """Files with their key, which those of one sample share, and their ending; archives are walked header by header."""
     with tarfile.open(fileobj=file, mode="r:", tarinfo=_Header) as archive:
         for info in archive:
             archive.members = []  # type: ignore[attr-defined]  # otherwise it keeps every header it has read
             match = _MEMBER.fullmatch(info.name)
-            if not info.isreg() or match is None:
-                continue
-            if match["key"] != last and endings:
-                yield last, endings
-                endings = {}
-            last = match["key"]
-            endings[match["ending"].lower()] = Member(name, info.name, info.offset_data, info.size)
+            if info.isreg() and match is not None:
+                yield match["key"], match["ending"].lower(), Member(name, info.name, info.offset_data, info.size)
         file.seek(archive.offset)
         if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):  # the walk mistakes a truncated header for the end
             raise EOFError("it ends before its end mark")
-    if endings:
-        yield last, endings
 
 
 class _Header(tarfile.TarInfo):

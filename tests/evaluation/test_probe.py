@@ -15,7 +15,7 @@ from clipmerge.checkpoint import align_checkpoints, open_checkpoint
 from clipmerge.evaluation import probe as probing
 from clipmerge.evaluation.probe import RELATED, UNRELATED, ScaledImages, corrupted, probe, side_of
 from clipmerge.images.dataset import LabelledImages, load_images
-from clipmerge.images.folder import FolderStore
+from clipmerge.images.store import image_files
 from clipmerge.models.building import build_model
 from tests.support.tiny_clip import save_images
 
@@ -135,7 +135,7 @@ def test_related_corruptions_are_stronger_than_what_is_learned_from() -> None:
 
 def of_count(count: int) -> LabelledImages:
     paths = tuple(f"{at}.png" for at in range(count))
-    return LabelledImages("here", FolderStore(paths), tuple(at % 2 for at in range(count)), ("one", "two"))
+    return LabelledImages("here", image_files(paths), tuple(at % 2 for at in range(count)), ("one", "two"))
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from clipmerge.evaluation.accuracy import load_model
 from clipmerge.images import batches
 from clipmerge.images.batches import batch_size_for, read_batches
 from clipmerge.images.dataset import LabelledImages, load_images
-from clipmerge.images.folder import FolderStore
+from clipmerge.images.store import image_files
 from tests.support.image_files import save_hub_parquet
 
 Pixels = Callable[[list[Any]], Tensor]
@@ -110,7 +110,7 @@ def test_decoded_images_in_memory_are_bounded_and_the_next_batch_is_prepared(
 def test_a_fault_is_raised_with_its_name_and_ends_the_threads(photos: LabelledImages, tmp_path: Path) -> None:
     path = tmp_path / "x.png"
     path.write_bytes(b"no image")
-    images = LabelledImages("x", FolderStore((*photos.store.paths[:2], str(path))), (0, 1, 0), ("a", "b"))
+    images = LabelledImages("x", image_files((*photos.store.paths[:2], str(path))), (0, 1, 0), ("a", "b"))
     threads = torch.get_num_threads()
     with pytest.raises(DataError, match=r"x\.png: cannot be read as an image"):
         list(read_batches(images, 2, first_pixel))

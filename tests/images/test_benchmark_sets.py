@@ -94,7 +94,7 @@ def test_a_local_copy_reads_the_same(tmp_path: Path) -> None:
         ("classnames.txt", b"\xff\xfe", r"classnames\.txt: cannot be read \(not UTF-8"),
         ("zeroshot_classification_templates.txt", b"a photo\n", r"'a photo' has no \{c\} for the class name"),
         ("dataset_type.txt", b"multilabel\n", r"dataset_type\.txt says 'multilabel'; accuracy needs one class"),
-        ("dataset_type.txt", b"retrieval\n", r"is a retrieval set, whose images have captions and no classes"),
+        ("dataset_type.txt", b"retrieval\n", r"dataset_type\.txt says 'retrieval'; accuracy needs one class"),
         ("test/nshards.txt", b"two\n", r"nshards\.txt: 'two' is not a number of shards"),
         ("test/nshards.txt", b"3\n", r"test/nshards\.txt counts 3 shards, but 2 of them .* \(first 1\.tar\)"),
     ],

@@ -12,14 +12,14 @@ from hypothesis import strategies as st
 
 from clipmerge.images.dataset import LabelledImages, load_images
 from clipmerge.images.held_back import copies_note, held_back_positions, sample_and_hold_back, without_copies
-from clipmerge.images.store import MemoryStore, Pixels
+from clipmerge.images.store import ImageList, Pixels
 from tests.support.command import clipmerge
 from tests.support.tiny_clip import save_images
 
 
 def labelled(labels: tuple[int, ...]) -> LabelledImages:
     names = tuple(f"class {label}" for label in range(max(labels) + 1))
-    store = MemoryStore(tuple(str(at).encode() for at in range(len(labels))), tuple(map(str, range(len(labels)))))
+    store = ImageList(tuple(str(at).encode() for at in range(len(labels))), tuple(map(str, range(len(labels)))))
     return LabelledImages("here", store, labels, names)
 
 
@@ -110,7 +110,7 @@ def test_copies_are_said_and_counted(pair: tuple[Path, Path], tmp_path: Path) ->
 
 def test_copies_are_found_where_there_are_no_files() -> None:
     contents = [0, 1, 2, 3, 4, 0, 1, 1]
-    store = MemoryStore(tuple(str(at).encode() for at in contents), tuple(map(str, contents)))
+    store = ImageList(tuple(str(at).encode() for at in contents), tuple(map(str, contents)))
     images = LabelledImages("here", store, (0,) * 4 + (1,) * 4, ("a", "b"))
     assert names(without_copies(images)) == ["0", "1", "2", "3", "4"]
     pixels = [torch.full((3, 2, 2), float(value)) for value in contents]

@@ -10,7 +10,7 @@ from clipmerge.images.dataset import load_images
 from clipmerge.images.known import class_list, class_lists, find_known, known_sets
 from clipmerge.images.prompts import check_templates, template_set, template_sets
 from clipmerge.images.retrieval import load_captions
-from clipmerge.images.store import Labelled, MemoryStore
+from clipmerge.images.store import ImageList, Labelled
 from tests.support.benchmark_sets import retrieval_set, webdataset
 from tests.support.command import clipmerge, refused
 from tests.support.hub_double import FakeHub, upload
@@ -114,6 +114,6 @@ def test_names_on_the_command_line(pair: tuple[Path, Path], images: Path) -> Non
 def test_a_label_without_a_name_is_refused() -> None:
     known = known_sets()["fusionbench-eurosat"]
     labels = list(range(len(known.class_names)))
-    assert known.describe(Labelled(MemoryStore((), ()), tuple(labels), ())).classes == known.class_names
+    assert known.describe(Labelled(ImageList((), ()), tuple(labels), ())).classes == known.class_names
     with pytest.raises(DataError, match=f"label {len(labels)} has no name; {len(labels)} classes are known"):
-        known.describe(Labelled(MemoryStore((), ()), (*labels, len(labels)), ()))
+        known.describe(Labelled(ImageList((), ()), (*labels, len(labels)), ()))

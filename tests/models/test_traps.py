@@ -13,8 +13,8 @@ from PIL import Image
 from clipmerge.checkpoint import open_checkpoint
 from clipmerge.evaluation.accuracy import load_model
 from clipmerge.evaluation.other_tasks import caption_embeddings
-from clipmerge.images.folder import FolderStore
 from clipmerge.images.retrieval import CaptionedImages
+from clipmerge.images.store import image_files
 from tests.support.command import clipmerge, refused
 from tests.support.raw_safetensors import edit
 from tests.support.tiny_open_clip import build, model_config, save
@@ -190,7 +190,7 @@ def test_a_long_caption_is_cut_before_it_is_put_into_words(pair: tuple[Path, Pat
     seen: list[str] = []
     tokens = model.tokens
     model.tokens = lambda texts: (seen.extend(texts), tokens(texts))[1]  # type: ignore[method-assign]
-    captioned = CaptionedImages("x", FolderStore(("x.png",)), (("ab" * 1_000_000,),))
+    captioned = CaptionedImages("x", image_files(("x.png",)), (("ab" * 1_000_000,),))
     caption_embeddings(model, captioned, next(model.module.parameters()).device)
     assert [len(text) for text in seen] == [2000]
 
