@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -47,8 +46,15 @@ class Activations:
         """
         device, path = objective.shares.accelerator.device, objective.path
         self._objective = objective
-        self.image = _bytes_per_image(objective, precision)
-        self.prompts = self.gradients = 0
+        self.image = self.prompts = self.gradients = 0
+        if objective.shares.batches:
+            pixels = objective.shares.batches[0].pixels[:1]
+            # repeated, as a view of the batch would count all of its images
+            self.image = _difference(
+                lambda count: objective.criterion.embed(pixels.repeat(count, *[1] * (pixels.ndim - 1))),
+                precision,
+                device,
+            )
         self._room = _SHARE * memory(device)
         if device.type == "cpu":
             return
@@ -99,26 +105,12 @@ class Activations:
         )
 
 
-def _bytes_per_image(objective: Objective, precision: Precision) -> int:
-    """Bytes kept for the backward pass per additional image; weights, which it needs too, are not counted."""
-    if not objective.shares.batches:
-        return 0
-    pixels = objective.shares.batches[0].pixels[:1]
-    # repeated, as a view of the batch would count all of its images
-    return _difference(
-        lambda count: objective.criterion.embed(pixels.repeat(count, *[1] * (pixels.ndim - 1))),
-        precision,
-        pixels.device,
-    )
-
-
 def _difference(run: Callable[[int], Tensor], precision: Precision, device: torch.device) -> int:
-    """Bytes kept for the backward pass of two inputs less those of one."""
-    one, two = (_saved(partial(run, count), precision, device) for count in (1, 2))
-    return two - one
+    """Bytes kept for the backward pass of two inputs less those of one: weights, which both need, are not counted."""
+    return _saved(run, 2, precision, device) - _saved(run, 1, precision, device)
 
 
-def _saved(run: Callable[[], Tensor], precision: Precision, device: torch.device) -> int:
+def _saved(run: Callable[[int], Tensor], count: int, precision: Precision, device: torch.device) -> int:
     sizes: dict[int, int] = {}
 
     def keep(tensor: Tensor) -> Tensor:
@@ -127,6 +119,6 @@ def _saved(run: Callable[[], Tensor], precision: Precision, device: torch.device
         return tensor.detach()  # with its graph, an operation that saves its own output would never be freed
 
     with saved_tensors_hooks(keep, lambda tensor: tensor), passes(device, precision):
-        graph = run()  # kept alive until all is counted, or its memory would be reused
+        graph = run(count)  # kept alive until all is counted, or its memory would be reused
     del graph
     return sum(sizes.values())

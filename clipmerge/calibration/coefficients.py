@@ -45,7 +45,6 @@ class Coefficients:
         """Start with one coefficient everywhere."""
         self._objective = objective
         self.start = start
-        whole = granularity in ("layer", "parameter")
         self._key = {
             name: layer if granularity == "layer" else name
             for layer, names in objective.path.layers.items()
@@ -59,10 +58,8 @@ class Coefficients:
         self.values: dict[str, Tensor] = {}
         for name, key in self._key.items():
             task_vector = objective.path.task_vector[name]
-            shape = tuple(task_vector.shape)
-            if granularity == "channel":
-                shape = rows_shape(shape)
-            self.values[key] = torch.full(() if whole else shape, start or 0.0, device=task_vector.device)
+            shape = {"entry": task_vector.shape, "channel": rows_shape(task_vector.shape)}.get(granularity, ())
+            self.values[key] = torch.full(shape, start or 0.0, device=task_vector.device)
 
     def fill(self, value: float) -> None:
         """Set all coefficients to this initial value."""

@@ -56,18 +56,18 @@ class CalibrationLoss:
     def fewer_prompts(self, most: int, seed: int) -> Iterator[tuple[str, ...]]:
         """In this context, use fewer templates if there are many prompts (`Prompts.drawn`); yields a note about it."""
         every, kept = self.prompts, self._prompt_features
-        self.prompts = every.drawn(most, seed)
-        if self.prompts is not every:
-            self._prompt_features = None
-            self._hidden.pop("text", None)
-        used, written = self.prompts.templates, every.templates
-        note = f"measured with {used} of {written} templates, drawn at random, to bound the cost"
+        fewer = every.drawn(most, seed)
+        if fewer is every:
+            yield ()
+            return
+        self.prompts, self._prompt_features = fewer, None
+        self._hidden.pop("text", None)
+        used = f"{fewer.templates} of {every.templates} templates"
         try:
-            yield (note,) if used < written else ()
+            yield (f"measured with {used}, drawn at random, to bound the cost",)
         finally:
-            if self.prompts is not every:
-                self.prompts, self._prompt_features = every, kept
-                self._hidden.pop("text", None)
+            self.prompts, self._prompt_features = every, kept
+            self._hidden.pop("text", None)
 
     def class_features(
         self, classes: Tensor | None = None, templates: Tensor | None = None, *, cached: bool = False

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -99,14 +99,11 @@ def _recalls(
     progress: Progress,
 ) -> list[Score]:
     """Recall at every point; images are decoded once per point, captions embedded only if the text tower changed."""
-    texts: Tensor | None = None
-    version = -1
-    scores = []
+    scores, version = list[Score](), -1
     for number, move in enumerate(moves):
         move(moving)
-        if texts is None or moving.text_version != version:
-            texts = caption_embeddings(model, images, settings.accelerator.device)
-            version = moving.text_version
+        if moving.text_version != version:
+            texts, version = caption_embeddings(model, images, settings.accelerator.device), moving.text_version
         scores.append(recall_score(model, images, settings, texts, progress))
         progress.advance(number + 1, len(moves))
     return scores
@@ -172,37 +169,23 @@ def recall_of(images: Tensor, texts: Tensor, owners: Tensor, *, ranks: Sequence[
     ``images`` are (images, width) and ``texts`` (captions, width), both of unit length; ``owners`` (captions,) has the
     image of each caption, and every image has one or more.
     """
-    of_images = torch.cat([*_ranks_of_captions(images, texts, owners)])
-    of_texts = torch.cat([*_ranks_of_images(images, texts, owners)])
+    numbers = torch.arange(len(images), device=images.device)
+    of_images, of_texts = _ranks(images, texts, numbers, owners), _ranks(texts, images, owners, numbers)
     return Recall(
         image_to_text={str(rank): int((of_images < rank).sum()) / len(of_images) for rank in ranks},
         text_to_image={str(rank): int((of_texts < rank).sum()) / len(of_texts) for rank in ranks},
     )
 
 
-def _ranks_of_captions(images: Tensor, texts: Tensor, owners: Tensor) -> Iterator[Tensor]:
-    """For each image, the number of captions that match better than the best of its own."""
-    positions = torch.arange(len(texts), device=texts.device)
-    block = max(1, _SCORES // len(texts))
-    for start in range(0, len(images), block):
-        scores = images[start : start + block] @ texts.T
-        numbers = torch.arange(start, start + len(scores), device=owners.device)
-        own = owners[None, :] == numbers[:, None]
+def _ranks(rows: Tensor, columns: Tensor, row_owners: Tensor, column_owners: Tensor) -> Tensor:
+    """For each row, the number of columns that match better than the best of its own, those of its owner: (rows,)."""
+    positions = torch.arange(len(columns), device=columns.device)
+    block = max(1, _SCORES // len(columns))
+    ranks = []
+    for start in range(0, len(rows), block):
+        scores = rows[start : start + block] @ columns.T
+        own = column_owners == row_owners[start : start + block, None]
         best = scores.masked_fill(~own, -torch.inf).amax(dim=1, keepdim=True)
-        first = torch.where(own & (scores == best), positions, len(texts)).amin(dim=1, keepdim=True)
-        yield _better(scores, best, first, positions)
-
-
-def _ranks_of_images(images: Tensor, texts: Tensor, owners: Tensor) -> Iterator[Tensor]:
-    """For each caption, the number of images that match better than its own."""
-    positions = torch.arange(len(images), device=images.device)
-    block = max(1, _SCORES // len(images))
-    for start in range(0, len(texts), block):
-        scores = texts[start : start + block] @ images.T
-        own = owners[start : start + block, None]
-        yield _better(scores, scores.gather(1, own), own, positions)
-
-
-def _better(scores: Tensor, own: Tensor, own_position: Tensor, positions: Tensor) -> Tensor:
-    """Count in each row the scores above its own, and those equal to it that come first."""
-    return ((scores > own) | ((scores == own) & (positions < own_position))).sum(dim=1)
+        first = torch.where(own & (scores == best), positions, len(columns)).amin(dim=1, keepdim=True)
+        ranks.append(((scores > best) | ((scores == best) & (positions < first))).sum(dim=1))
+    return torch.cat(ranks)

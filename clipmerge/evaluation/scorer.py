@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -42,19 +41,12 @@ Move = Callable[[MovingModel], None]
 _LOAD_BYTES = 2 << 30
 # Share of what is free on a card that they may take there.
 _SHARE_OF_FREE = 0.25
+# Source, position of the batch's first image in it, and the batch.
+_SourceBatch = tuple[str, int, Batch]
 # Source, number of the point, first image of a batch, and the classes that its images were given.
 _Outcome = tuple[str, int, int, list[int]]
 # Class names and templates.
 _ClassPrompts = tuple[tuple[str, ...], tuple[str, ...]]
-
-
-@dataclass(frozen=True)
-class _SourceBatch:
-    """One batch of a source, and the position of its first image in the source."""
-
-    source: str
-    start: int
-    batch: Batch
 
 
 class Scorer:
@@ -108,14 +100,14 @@ class Scorer:
         pieces = Pieces(self._settings.images_at_once, progress.say)
         for load in loads(self._batches(sources, known, len(moves)), most):
             for number, move in enumerate(moves):
-                parts = [part for part in load if (part.source, number, part.start) not in known]
+                parts = [part for part in load if (part[0], number, part[1]) not in known]
                 if parts:
                     move(self._moving)
-                for part in parts:
-                    best = self._answers(number, part.batch, sources[part.source], pieces, progress)
-                    outcomes.append((part.source, number, part.start, best))
+                for name, start, batch in parts:
+                    best = self._answers(number, batch, sources[name], pieces, progress)
+                    outcomes.append((name, number, start, best))
                     if self._cache is not None:
-                        self._cache.add(part.source, part.start, {keys[number]: best})
+                        self._cache.add(name, start, {keys[number]: best})
                     done += len(best)
                     progress.advance(done, total)
         if processes > 1:
@@ -147,7 +139,7 @@ class Scorer:
             starts = Counter(start for source, _, start in known if source == name)
             skipped = {start // size for start, count in starts.items() if count == points}
             for batch in read_batches(images, size, self._model.pixels, share=self._settings.share, skipped=skipped):
-                yield _SourceBatch(name, batch.number * size, batch.to(self._settings.accelerator.device))
+                yield name, batch.number * size, batch.to(self._settings.accelerator.device)
 
     def _answers(
         self, number: int, batch: Batch, images: LabelledImages, pieces: Pieces, progress: Progress
@@ -181,14 +173,14 @@ class Scorer:
 
 def loads(batches: Iterable[_SourceBatch], most: int) -> Iterator[list[_SourceBatch]]:
     """Group batches into loads of at most so many bytes, and at least one batch."""
-    load: list[_SourceBatch] = []
-    size = 0
+    load, size = list[_SourceBatch](), 0
     for part in batches:
-        size += part.batch.pixels.nbytes
-        if load and size > most:
+        nbytes = part[-1].pixels.nbytes
+        if load and size + nbytes > most:
             yield load
-            load, size = [], part.batch.pixels.nbytes
+            load, size = [], 0
         load.append(part)
+        size += nbytes
     if load:
         yield load
 

@@ -9,7 +9,7 @@ import numpy as np
 from clipmerge.calibration.objective import FORWARD, Objective
 from clipmerge.calibration.slopes import Slopes
 from clipmerge.errors import MeasureError
-from clipmerge.measures._statistics import statistic
+from clipmerge.measures._statistics import statistic, with_few_prompts
 from clipmerge.planning.measurements import Check, LossPath, Measurements
 from clipmerge.plugins import Count, Positive
 
@@ -40,6 +40,7 @@ _READINGS: dict[str, dict[str, Any]] = {
 }
 
 
+@with_few_prompts
 def path_barrier(
     objective: Objective,
     *,
@@ -78,13 +79,7 @@ def path_barrier(
         et al. 2022, arXiv:2109.01903.
     """
     wanted = objective.wants_gradients if gradients is None else gradients
-    with objective.fewer_prompts() as notes:
-        found = _measured(objective, nodes, tolerance, exact=exact, gradients=wanted)
-    return found.model_copy(update={"notes": (*notes, *found.notes)})
-
-
-def _measured(objective: Objective, nodes: int, tolerance: float, *, exact: bool, gradients: bool) -> Measurements:
-    slopes = Slopes(objective, exact=exact, gradients=gradients)
+    slopes = Slopes(objective, exact=exact, gradients=wanted)
     middle_work = FORWARD * sum(len(batch) for batch in objective.shares.batches)
     objective.work.announce(middle_work + 2 * nodes * slopes.work)
     objective.path.move_to(0.5)
@@ -95,11 +90,12 @@ def _measured(objective: Objective, nodes: int, tolerance: float, *, exact: bool
         losses[0.5] = middle
         checks = _checks(objective, shares, losses)
         rounding = _ROUNDING * max(losses[0.0], middle, losses[1.0])
-        worst = max(_error(check, rounding) for check in checks.values())
+        wrong = [check for check in checks.values() if abs(check.sum_of_layers - check.measured) > rounding]
+        worst = max((check.relative_error for check in wrong), default=0.0)
         if worst <= tolerance or 2 * nodes > _MOST_NODES:
             break
         nodes *= 2
-        slopes = Slopes(objective, exact=exact, gradients=gradients)
+        slopes = Slopes(objective, exact=exact, gradients=wanted)
         objective.work.announce(2 * nodes * slopes.work)
         notes = (f"the loss bends along the path: {nodes} points on each half were needed for shares that add up",)
     if worst > tolerance:
@@ -166,8 +162,3 @@ def _checks(
     zeroshot, middle, finetuned = (losses[alpha] for alpha in (0.0, 0.5, 1.0))
     measured = {"barrier": middle - (zeroshot + finetuned) / 2, "loss_drop": finetuned - zeroshot}
     return {name: Check(sum_of_layers=sums[name], measured=measured[name]) for name in sums}
-
-
-def _error(check: Check, rounding: float) -> float:
-    within = abs(check.sum_of_layers - check.measured) <= rounding
-    return 0.0 if within else check.relative_error

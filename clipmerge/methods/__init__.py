@@ -112,6 +112,17 @@ class Task:
             raise RecipeError("needs a `measure:` in the recipe, such as `name: path-barrier`")
         return self.measurements
 
+    def need_tensors(self, measure: str, what: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Return the tensors that a measure takes at the zero-shot and at the fine-tuned end, by parameter.
+
+        Raises:
+            RecipeError: If the recipe has another measure, or none.
+        """
+        measured = self.need_measurements()
+        if f"{measure}_finetuned" not in measured.tensors:
+            raise RecipeError(f"needs {what}, which {measured.measure} does not measure; measure with {measure}")
+        return measured.tensors[f"{measure}_zeroshot"], measured.tensors[f"{measure}_finetuned"]
+
 
 @dataclass(frozen=True)
 class Decision:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from clipmerge.errors import RecipeError
 from clipmerge.methods import Decision, Task
 from clipmerge.plugins import NonNegative, Share
 
@@ -35,12 +34,7 @@ def fisher(task: Task, *, alpha: Share = 0.5, floor: NonNegative = 1e-3, normali
         Fisher merging, Matena and Raffel 2022, arXiv:2111.09832.
     """
     task.need_one_finetuned()
-    measurements = task.need_measurements()
-    if "fisher_finetuned" not in measurements.tensors:
-        raise RecipeError(
-            f"needs the Fisher information, which {measurements.measure} does not measure; measure with fisher"
-        )
-    first, second = (measurements.tensors[f"fisher_{end}"] for end in ("zeroshot", "finetuned"))
+    first, second = task.need_tensors("fisher", "the Fisher information")
     scale = _total(first) / _total(second) if normalise and _total(first) * _total(second) > 0 else 1.0
     coefficients = {
         name: _coefficient(first[name].double(), second[name].double() * scale, alpha, floor) for name in first

@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from clipmerge.errors import RecipeError
 from clipmerge.methods import Decision, Task
 from clipmerge.parallel import one_thread
 from clipmerge.planning.layer_plan import LayerPlan
@@ -38,12 +37,7 @@ def regmean(task: Task, *, alpha: Share = 0.5, off_diagonal: Share = 0.9) -> Dec
         RegMean, Jin et al. 2022, arXiv:2212.09849.
     """
     task.need_one_finetuned()
-    measurements = task.need_measurements()
-    if "gram_finetuned" not in measurements.tensors:
-        raise RecipeError(
-            f"needs the inputs of linear maps, which {measurements.measure} does not measure; measure with gram"
-        )
-    first, second = (measurements.tensors[f"gram_{end}"] for end in ("zeroshot", "finetuned"))
+    first, second = task.need_tensors("gram", "the inputs of linear maps")
     scores = {name: _factor(first[name].double(), second[name].double(), alpha, off_diagonal) for name in first}
     layers = {}
     for layer, names in task.layers.items():

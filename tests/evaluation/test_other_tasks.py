@@ -80,8 +80,7 @@ def test_processes_share_the_images(ends: Inputs, pictures: CaptionedImages, mon
         return gathered
 
     monkeypatch.setattr(other_tasks, "gather_object", gather)
-    with pytest.raises(RuntimeError):  # half of the images is no task
-        recall_alone(model, pictures, share(1))
+    recall_alone(model, pictures, share(1))
     assert [number for number, _ in gathered] == [1]
     assert recall_alone(model, pictures, share(0)) == whole
     assert [number for number, _ in gathered] == [1, 0, 2]

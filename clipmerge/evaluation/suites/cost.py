@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from clipmerge.errors import ClipmergeError
 from clipmerge.evaluation.suites.release import path_of, size_of
 from clipmerge.evaluation.suites.suite import Release, Suite
-from clipmerge.hub.download import choose_files, file_sizes, resolve
+from clipmerge.hub.download import Snapshot, choose_files, file_sizes, resolve
 from clipmerge.hub.ids import parse_hub_id
 from clipmerge.images.hub_dataset import card_of, open_split
 from clipmerge.images.known import find_known
@@ -65,11 +65,7 @@ def _checkpoint(checkpoint: str | Release) -> Download:
         return Download(what=checkpoint, bytes=0, cached=True)
     try:
         snapshot = resolve(hub_id)
-        wanted = choose_files(snapshot.files, snapshot.hub_id)
-        if not snapshot.missing(wanted):
-            return Download(what=checkpoint, bytes=0, cached=True)
-        sizes = file_sizes(snapshot.hub_id)
-        return Download(what=checkpoint, bytes=sum(sizes[name] for name in wanted))
+        return _files(checkpoint, snapshot, choose_files(snapshot.files, snapshot.hub_id))
     except ClipmergeError as error:
         return Download(what=checkpoint, problem=str(error))
 
@@ -83,12 +79,17 @@ def _split(source: str) -> Download:
     try:
         split = open_split(address)
         images = known or _images_on_card(card_of(split.snapshot), split.name)
-        if not split.snapshot.missing(split.files):
-            return Download(what=address, bytes=0, cached=True, images=images)
-        sizes = file_sizes(split.snapshot.hub_id)
-        return Download(what=address, bytes=sum(sizes[name] for name in split.files), images=images)
+        return _files(address, split.snapshot, split.files, images)
     except ClipmergeError as error:
         return Download(what=address, problem=str(error), images=known)
+
+
+def _files(what: str, snapshot: Snapshot, names: Sequence[str], images: int | None = None) -> Download:
+    """The download of some files of the Hub, if they are not here."""
+    if not snapshot.missing(names):
+        return Download(what=what, bytes=0, cached=True, images=images)
+    sizes = file_sizes(snapshot.hub_id)
+    return Download(what=what, bytes=sum(sizes[name] for name in names), images=images)
 
 
 def _images_on_card(card: dict[str, Any], split: str) -> int | None:
