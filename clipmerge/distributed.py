@@ -178,10 +178,10 @@ def sent(tensor: Tensor, device: torch.device) -> Tensor:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether a device or the system has too little memory, which Apple's and the CPU say in plain errors."""
+    """Whether a device or the system has too little memory; Apple's, CUDA's libraries and the CPU say it plainly."""
     import torch
 
-    words = ("out of memory", "can't allocate memory", "not enough memory")
+    words = ("out of memory", "can't allocate memory", "not enough memory", "STATUS_ALLOC_FAILED")
     plain = type(error) is RuntimeError and any(word in str(error) for word in words)
     return plain or isinstance(error, torch.OutOfMemoryError | MemoryError)
 

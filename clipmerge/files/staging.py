@@ -75,7 +75,7 @@ def staged(output: Path, *, overwrite: bool = False) -> AbstractContextManager[P
     """Yield a folder to write into, and move it to ``output`` if the block succeeds.
 
     However the process ends, ``output`` is absent, the old one, or the complete new one. Stages left by a killed run
-    are removed by the next run.
+    are removed by the next run with the same output: not every network disk shows the locks of other machines.
     """
     target = output.resolve()  # a link stays a link: its target is replaced
     expected = _checked.pop(target, None) or _identity(target)

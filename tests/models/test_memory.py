@@ -77,6 +77,7 @@ def test_images_go_through_in_halves_until_memory_suffices() -> None:
 OUT = [
     torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB. GPU 0 has 80 GiB"),
     RuntimeError("MPS backend out of memory (MPS allocated: 18.00 GB). Tried to allocate 2 GB"),
+    RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
     RuntimeError("[enforce fail at alloc_cpu.cpp:119] DefaultCPUAllocator: can't allocate memory: 8 bytes. Error 12"),
     MemoryError(),
 ]
