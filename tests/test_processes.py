@@ -29,7 +29,7 @@ from clipmerge.distributed import (
     together,
 )
 from clipmerge.errors import MeasureError, UsageError
-from tests.support.command import clipmerge, refused, start
+from tests.support.command import clipmerge, done, refused, start
 from tests.support.counted import counted
 from tests.support.lose_a_process import LOST
 from tests.support.several import several
@@ -298,7 +298,7 @@ def test_a_disk_that_fills_ends_the_run(pair: Folders, images: Path, tmp_path: P
 @pytest.mark.slow
 def test_several_processes_write_the_bytes_of_one(pair: Folders, images: Path, tmp_path: Path) -> None:
     """Some of eight have no images; of two, one is slow."""
-    assert clipmerge(*merge(pair, images, tmp_path / "1", *MASKED)).code == 0
+    done(*merge(pair, images, tmp_path / "1", *MASKED))
     for processes, *module in ((2, "tests.support.lose_a_process", "1", "slow"), (3, "clipmerge"), (8, "clipmerge")):
         words = merge(pair, images, tmp_path / str(processes), *MASKED)
         result, _ = run(processes, *module, *words, env=counted())
@@ -311,7 +311,7 @@ def test_several_processes_write_the_bytes_of_one(pair: Folders, images: Path, t
 @pytest.mark.slow
 def test_tasks_of_srun_write_the_bytes_of_one_process(pair: Folders, images: Path, tmp_path: Path) -> None:
     """Two processes with the variables that Slurm gives the tasks of a step."""
-    assert clipmerge(*merge(pair, images, tmp_path / "1")).code == 0
+    done(*merge(pair, images, tmp_path / "1"))
     step = {"SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_NODELIST": "localhost", "SLURM_JOB_ID": str(os.getpid())}
     tasks = [
         start(

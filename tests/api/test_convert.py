@@ -102,8 +102,8 @@ def test_transformers_becomes_open_clip(theirs: Path, tmp_path: Path) -> None:
 def test_there_and_back_gives_the_same_bytes(first: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     folder: Path = request.getfixturevalue(first)
     there, back = ("transformers", "open-clip") if first == "ours" else ("open-clip", "transformers")
-    assert clipmerge("convert", folder, tmp_path / "there", "--to", there).code == 0
-    assert clipmerge("convert", tmp_path / "there", tmp_path / "back", "--to", back).code == 0
+    done("convert", folder, tmp_path / "there", "--to", there)
+    done("convert", tmp_path / "there", tmp_path / "back", "--to", back)
     name = "open_clip_model.safetensors" if first == "ours" else "model.safetensors"
     before, after = load_file(folder / name), load_file(tmp_path / "back" / name)
     assert before.keys() == after.keys()
@@ -118,14 +118,14 @@ def with_clips_words(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_clips_own_tokenizer_is_made(with_clips_words: Path, tmp_path: Path) -> None:
-    assert clipmerge("convert", with_clips_words, tmp_path / "out", "--to", "transformers").code == 0
+    done("convert", with_clips_words, tmp_path / "out", "--to", "transformers")
     ids = CLIPTokenizer.from_pretrained(tmp_path / "out")(TEXTS, padding="max_length", truncation=True).input_ids
     expected = open_clip.get_tokenizer(f"local-dir:{with_clips_words}")(TEXTS)
     length = expected.argmax(dim=-1)  # behind the end OpenCLIP pads with 0, transformers with the end
     for row, end in enumerate(length.tolist()):
         assert ids[row][: end + 1] == expected[row, : end + 1].tolist()
     assert tokens.is_clips_own(tmp_path / "out")
-    assert clipmerge("convert", tmp_path / "out", tmp_path / "back", "--to", "open-clip").code == 0
+    done("convert", tmp_path / "out", tmp_path / "back", "--to", "open-clip")
     back = json.loads((tmp_path / "back" / "open_clip_config.json").read_text())
     assert "hf_tokenizer_name" not in back["model_cfg"]["text_cfg"]
     assert torch.equal(open_clip.get_tokenizer(f"local-dir:{tmp_path / 'back'}")(TEXTS), expected)
@@ -202,8 +202,8 @@ def test_an_output_is_replaced_only_when_asked(ours: Path, tmp_path: Path) -> No
     assert "already exists" in refused(clipmerge(*arguments))
     assert "holds no conversion.json" in refused(clipmerge(*arguments, "--overwrite"))
     (tmp_path / "out").rmdir()
-    assert clipmerge(*arguments).code == 0
-    assert clipmerge(*arguments, "--overwrite").code == 0
+    done(*arguments)
+    done(*arguments, "--overwrite")
     assert "holds the checkpoint" in refused(clipmerge("convert", ours, ours, "--to", "transformers"))
 
 
@@ -216,7 +216,7 @@ def test_a_broken_weight_is_named_and_half_precision_stays(ours: Path, tmp_path:
     assert [path.name for path in tmp_path.iterdir()] == ["ours"]
     weights["visual.proj"][0, 0] = 0.0  # and half precision stays half
     save_file({key: value.bfloat16() for key, value in weights.items()}, ours / "open_clip_model.safetensors")
-    assert clipmerge("convert", ours, tmp_path / "out", "--to", "transformers").code == 0
+    done("convert", ours, tmp_path / "out", "--to", "transformers")
     assert CLIPModel.from_pretrained(tmp_path / "out").dtype is torch.bfloat16
 
 

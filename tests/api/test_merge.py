@@ -23,7 +23,7 @@ from clipmerge.errors import CheckpointError, UsageError, VerdictError
 from clipmerge.planning.recipe import load_recipe
 from clipmerge.progress import Progress
 from clipmerge.request import Calibration, MergeRequest
-from tests.support.command import clipmerge, printed, refused
+from tests.support.command import clipmerge, done, printed, refused
 from tests.support.raw_safetensors import edit
 from tests.support.tiny_clip import Folders, save_pair
 from tests.support.told import Told
@@ -65,17 +65,17 @@ def test_a_plan_applied_elsewhere_says_which_input_it_cannot_find(
     monkeypatch.chdir(inputs)
     sources = [f"deep/{source.name}" for source in pair]
     plan = plans / "plan.json"
-    assert clipmerge("plan", *sources, "-r", "wise-ft", "-o", plan).code == 0
+    done("plan", *sources, "-r", "wise-ft", "-o", plan)
     monkeypatch.chdir(elsewhere)
     line = refused(clipmerge("apply", plan, "-o", "out"))
     assert f"{plan}: {sources[0]} is not in the working folder or beside the plan" in line
     (inputs / "deep").rename(plans / "deep")
-    assert clipmerge("apply", plan, "-o", "out").code == 0
+    done("apply", plan, "-o", "out")
 
 
 def test_a_plan_with_a_head_or_tensors_that_do_not_fit_is_refused(pair: Folders, tmp_path: Path) -> None:
     plan = tmp_path / "plan.json"
-    assert clipmerge("plan", *pair, "-r", "wise-ft", "-o", plan).code == 0
+    done("plan", *pair, "-r", "wise-ft", "-o", plan)
     content = json.loads(plan.read_text())
     (tmp_path / "x.safetensors").write_bytes(b"torn")
     tensors = {"file": "x.safetensors", "sha256": hashlib.sha256(b"torn").hexdigest()}

@@ -246,7 +246,7 @@ def test_strict_needs_something_to_be_strict_about_and_shares_are_shares(
 ) -> None:
     flags = ("-r", "wise-ft", "--data", photos, "--strict", "--no-verdict", "-o", tmp_path / "out")
     assert "leave out --no-verdict" in refused(clipmerge("merge", *pair, *flags), 2)
-    assert clipmerge("merge", *pair, "-r", "wise-ft", "--strict", "-o", tmp_path / "out").code == 0  # checks ancestry
+    done("merge", *pair, "-r", "wise-ft", "--strict", "-o", tmp_path / "out")  # checks ancestry
     line = refused(clipmerge("merge", *pair, "-r", "wise-ft", "--max-loss", "-1", "--dry-run"), 2)
     assert "--max-loss" in line
     request = request_for(pair, "wise-ft", photos, max_loss=-1.0)
@@ -311,7 +311,7 @@ def test_a_plan_of_a_wrong_pair_is_told_what_merge_is_told(pair: Folders, tmp_pa
     for folder, weights in zip(folders, (base, tuned), strict=True):
         save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     file = tmp_path / "plan.json"
-    assert clipmerge("plan", *folders, "-r", "wise-ft", "-o", file).code == 0
+    done("plan", *folders, "-r", "wise-ft", "-o", file)
     plan = json.loads(file.read_text())
     swapped = {"zeroshot": record_of(folders[1]), "finetuned": [record_of(folders[0])]}
     file.write_text(json.dumps(plan | swapped))

@@ -6,7 +6,7 @@ import pytest
 from huggingface_hub import constants
 
 from clipmerge.images.dataset import load_images
-from tests.support.command import clipmerge, done
+from tests.support.command import done
 from tests.support.hub_double import FakeHub, upload
 from tests.support.image_files import save_hub_parquet
 
@@ -32,7 +32,7 @@ def test_every_command_tells_what_it_takes_unchecked(
 ) -> None:
     plan = tmp_path / "plan.json"
     models = ("acme/base", "acme/tuned")
-    assert clipmerge("plan", *models, "-r", "wise-ft", "-o", plan).code == 0
+    done("plan", *models, "-r", "wise-ft", "-o", plan)
     for split in ("test", "train", "validation"):
         load_images(f"{CARS}:{split}", whole=True)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)

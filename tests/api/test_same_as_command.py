@@ -109,7 +109,7 @@ def test_a_plan_and_its_tensors_are_those_of_the_command_and_apply_alike(
 ) -> None:
     flags = [*pair, "--recipe", "tpgm", "--data", images, "--set", "measure.steps=2"]
     monkeypatch.chdir(tmp_path)
-    assert command("plan", *flags, "--output", "command.json").code == 0
+    done("plan", *flags, "--output", "command.json")
     made = api.plan(*pair, "tpgm", data=images, set={"measure.steps": 2}, **QUIET)
     made.save("function.json")
     names = ("command", "function")
@@ -120,7 +120,7 @@ def test_a_plan_and_its_tensors_are_those_of_the_command_and_apply_alike(
         assert plan["tensors"].pop("file") == f"{name}.tensors.safetensors"
     assert plans[0] == plans[1]
 
-    assert command("apply", "command.json", "--output", "by-command").code == 0
+    done("apply", "command.json", "--output", "by-command")
     api.apply("function.json", output="by-function", **QUIET)
     api.apply(api.Plan.load("function.json"), output="loaded", **QUIET)
     api.apply(made, output="made", **QUIET)

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from clipmerge.calibration.coefficients import Coefficients, _largest
 from clipmerge.calibration.objective import Objective
 from clipmerge.measures.learned_sparse import layer_sharpness, learned_sparse, sharpest
-from tests.support.command import clipmerge
+from tests.support.command import done
 from tests.support.small_objective import Ends, Reference, make_batches, objective_for
 
 # the zero-shot model of these tests knows nothing, and nothing would be learned
@@ -116,8 +116,7 @@ def test_a_merge_writes_zero_shot_bytes_where_a_straggler_dropped(
     options = ["--data", images, "--set", "measure.steps=3", "--set", "measure.held_back=0", "--batch-size", 8]
     options += ["--set", "measure.divergence=predictions"]
     words = ["merge", *pair, "--recipe", "straggler-sparse", *options, "--format", "json"]
-    outcome = clipmerge(*words, "--output", tmp_path / "out")
-    assert outcome.code == 0, outcome.err
+    outcome = done(*words, "--output", tmp_path / "out")
     record = outcome.json
     assert record["stragglers"]
     zeroshot, finetuned, written = (load_file(f / "model.safetensors") for f in (*pair, tmp_path / "out"))

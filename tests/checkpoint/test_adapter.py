@@ -15,7 +15,7 @@ from transformers import CLIPModel, CLIPVisionModel
 from clipmerge.checkpoint import Checkpoint, align_checkpoints, open_checkpoint
 from clipmerge.errors import CheckpointError
 from tests.checkpoint.lora_adapters import LINEAR, Q, configure, save_adapter
-from tests.support.command import clipmerge, refused
+from tests.support.command import clipmerge, done, refused
 from tests.support.hub_double import FakeHub, upload
 from tests.support.raw_safetensors import shard
 from tests.test_parallel import merged
@@ -96,8 +96,7 @@ def test_the_output_is_a_full_checkpoint(copies: Folders, tmp_path: Path, kind: 
     for alpha in (0, 0.5):
         output = tmp_path / f"at-{alpha}"
         flags = ("--recipe", "wise-ft", "--set", f"method.alpha={alpha}", "--output", output, "--format", "json")
-        outcome = clipmerge("merge", base, adapter, *flags)
-        assert outcome.code == 0, outcome.err
+        outcome = done("merge", base, adapter, *flags)
         loaded, info = CLIPModel.from_pretrained(output, output_loading_info=True)
         assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
         for key, tensor in loaded.state_dict().items():
@@ -148,8 +147,7 @@ def test_a_half_precision_base_is_rounded_once(copies: Folders, tmp_path: Path, 
     adapter = save_adapter(base, tmp_path / "adapter")
     half = {key: tensor.to(dtype) for key, tensor in load_file(base / "model.safetensors").items()}
     save_file(half, base / "model.safetensors", metadata={"format": "pt"})
-    outcome = clipmerge("merge", base, adapter, "--recipe", "wise-ft", "--output", output, "--format", "quiet")
-    assert outcome.code == 0, outcome.err
+    done("merge", base, adapter, "--recipe", "wise-ft", "--output", output, "--format", "quiet")
     factors = load_file(adapter / "adapter_model.safetensors")
     a, b = (factors[f"base_model.model.{Q.replace('weight', f'lora_{x}.weight')}"].double() for x in "AB")
     exact = half[Q].double() + 0.5 * 6 / 4 * (b @ a)
@@ -162,9 +160,9 @@ def test_a_half_precision_base_is_rounded_once(copies: Folders, tmp_path: Path, 
 def test_a_plan_is_bound_to_the_adapters_scale_and_its_output_never_replaces_it(pair: Folders, tmp_path: Path) -> None:
     adapter, plan = save_adapter(pair[0], tmp_path / "earlier" / "adapter"), tmp_path / "plan.json"
     flags = ("--recipe", "wise-ft", "--format", "quiet")
-    assert clipmerge("merge", pair[0], adapter, *flags, "--output", tmp_path / "merged").code == 0
-    assert clipmerge("plan", pair[0], adapter, *flags, "--output", plan).code == 0
-    assert clipmerge("apply", plan, "--output", tmp_path / "applied", "--format", "quiet").code == 0
+    done("merge", pair[0], adapter, *flags, "--output", tmp_path / "merged")
+    done("plan", pair[0], adapter, *flags, "--output", plan)
+    done("apply", plan, "--output", tmp_path / "applied", "--format", "quiet")
     merged, applied = (tmp_path / name / "model.safetensors" for name in ("merged", "applied"))
     assert merged.read_bytes() == applied.read_bytes()
     (tmp_path / "earlier" / "clipmerge.json").write_text("{}")

@@ -11,7 +11,7 @@ from torch.nn.functional import cross_entropy
 from transformers import CLIPModel
 
 from clipmerge.checkpoint.ancestry import Ancestry, _matrices, ancestry_of, ancestry_warnings, shrinkage
-from tests.support.command import clipmerge, refused
+from tests.support.command import clipmerge, done, refused
 from tests.support.tasks import inputs_of
 from tests.support.tiny_clip import tiny_config, tiny_processor
 
@@ -180,8 +180,7 @@ def test_equal_weights_are_named_and_unequal_ones_are_not(models: Models, tmp_pa
 def test_it_is_a_warning_in_every_place_and_an_error_if_asked(models: Models, tmp_path: Path) -> None:
     pair = (models["base-0"], models["mild-1"])
     flags = ("--recipe", "wise-ft", "--output")
-    ended = clipmerge("merge", *pair, *flags, tmp_path / "out", "--format", "json")
-    assert ended.code == 0
+    ended = done("merge", *pair, *flags, tmp_path / "out", "--format", "json")
     expected = f"{pair[0]} is probably not what {pair[1]} started from"
     assert expected in " ".join(ended.err.split())
     assert any(warning.startswith(expected) for warning in ended.json["warnings"])
@@ -193,7 +192,7 @@ def test_it_is_a_warning_in_every_place_and_an_error_if_asked(models: Models, tm
     assert not (tmp_path / "strict").exists()
     assert clipmerge("inspect", *pair, "--format", "json").json["ancestry"]["relation"] == "unrelated"
     assert "The two match, but see the note: they seem not to be" in clipmerge("inspect", *pair).out
-    assert clipmerge("merge", models["base-0"], models["mild-0"], *flags, tmp_path / "own", "--strict").code == 0
+    done("merge", models["base-0"], models["mild-0"], *flags, tmp_path / "own", "--strict")
 
 
 # --- the loss of length against the movement, within blocks ---

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from clipmerge.checkpoint import open_checkpoint
 from clipmerge.errors import CheckpointError, HubError
+from tests.support.command import one_line
 from tests.support.hub_double import FakeHub, upload
 from tests.support.raw_safetensors import shard
 
@@ -32,9 +33,8 @@ def shards(folder: Path) -> Path:
 
 
 def refused(source: Path | str, message: str) -> str:
-    with pytest.raises(CheckpointError, match=message) as caught:
+    with one_line(CheckpointError, message) as caught:
         open_checkpoint(str(source))
-    assert "\n" not in str(caught.value)
     return str(caught.value)
 
 

@@ -22,7 +22,7 @@ from transformers import CLIPModel
 
 from clipmerge.checkpoint import open_checkpoint, state_dict, unpickle
 from clipmerge.errors import CheckpointError
-from tests.support.command import clipmerge, refused
+from tests.support.command import clipmerge, done, one_line, refused
 from tests.support.hub_double import FakeHub, upload
 from tests.support.raw_safetensors import shard
 
@@ -49,9 +49,8 @@ def saved(path: Path, content: Any, **options: Any) -> Path:
 
 
 def refuse(file: Path, message: str) -> str:
-    with pytest.raises(CheckpointError, match=message) as caught:
+    with one_line(CheckpointError, message) as caught:
         open_checkpoint(str(file))
-    assert "\n" not in str(caught.value)
     return str(caught.value)
 
 
@@ -269,8 +268,7 @@ def test_the_merge_is_the_same_bytes(
         if sharded and (name == "plain" or 1 not in which):
             shard(copies[1])
         flags = ("--recipe", "wise-ft", "--output", tmp_path / name, "--format", "quiet")
-        outcome = clipmerge("merge", *copies, *flags)
-        assert outcome.code == 0, outcome.err
+        done("merge", *copies, *flags)
         outputs.append({f.name: f.read_bytes() for f in (tmp_path / name).glob("model*")})
     assert outputs[0] == outputs[1]
     assert len(outputs[0]) == (4 if sharded else 1)

@@ -20,7 +20,7 @@ from transformers import CLIPModel
 
 from clipmerge.checkpoint import open_checkpoint
 from clipmerge.errors import CheckpointError
-from tests.support.command import clipmerge, refused
+from tests.support.command import clipmerge, done, refused
 from tests.support.tasks import inputs_of
 
 Folders = tuple[Path, Path]
@@ -164,9 +164,8 @@ def test_model_and_moving_average_in_one_file(
     note = read(pair, file, zeroshot)
     assert f"the weights are those under model; {key} holds weights too (--state-key {key} takes them)" in note
     merge = ("merge", pair[0], file, "--recipe", "wise-ft", "--output", output, "--state-key")
-    assert clipmerge(*merge, key).code == 0
-    plain = clipmerge("merge", *pair, "--recipe", "wise-ft", "--output", tmp_path / "plain")
-    assert plain.code == 0
+    done(*merge, key)
+    done("merge", *pair, "--recipe", "wise-ft", "--output", tmp_path / "plain")
     assert (output / "model.safetensors").read_bytes() == (tmp_path / "plain" / "model.safetensors").read_bytes()
     record = json.loads((output / "clipmerge.json").read_text())
     assert f"the weights are those under {key}" in " ".join(record["warnings"])
@@ -181,10 +180,10 @@ def test_a_part_is_named_in_the_source_too(pair: Folders, tmp_path: Path, monkey
     monkeypatch.chdir(tmp_path)
     zeroshot, finetuned = map(weights_of, pair)
     torch.save({"model": zeroshot, "ema": finetuned}, "x.pt")
-    assert clipmerge("plan", pair[0], "x.pt#ema", "--recipe", "wise-ft", "--output", "plan.json").code == 0
+    done("plan", pair[0], "x.pt#ema", "--recipe", "wise-ft", "--output", "plan.json")
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
-    assert clipmerge("apply", tmp_path / "plan.json", "--output", "out").code == 0
+    done("apply", tmp_path / "plan.json", "--output", "out")
     name = "visual_projection.weight"
     assert torch.allclose(weights_of(Path("out"))[name], (zeroshot[name] + finetuned[name]) / 2, atol=1e-7)
     monkeypatch.chdir(tmp_path)

@@ -13,7 +13,7 @@ from torch.nn.functional import normalize
 from clipmerge.errors import CheckpointError, DataError
 from clipmerge.families.open_clip import FAMILY
 from clipmerge.models.headed_tower import HeadedTower
-from tests.support.command import clipmerge, refused
+from tests.support.command import clipmerge, done, refused
 from tests.support.tiny_clip import save_images
 from tests.support.tiny_open_clip import load, model_config, save_open_clip_pair
 
@@ -41,8 +41,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def merge(base: Path, output: Path, *flags: object, alpha: float = 0.25) -> dict[str, Tensor]:
     inputs = (base, base.parent / "classifier.pt")
     settings = ("--recipe", "wise-ft", "--set", f"method.alpha={alpha}", "--output", output, "--format", "quiet")
-    outcome = clipmerge("merge", *inputs, *settings, *flags)
-    assert outcome.code == 0, outcome.err
+    done("merge", *inputs, *settings, *flags)
     return load_file(output / "open_clip_model.safetensors")
 
 
@@ -94,8 +93,8 @@ def test_the_zero_shot_side_is_built_from_class_prompts(base: Path, tmp_path: Pa
 def test_a_plan_builds_the_same_head(base: Path, tmp_path: Path) -> None:
     merge(base, tmp_path / "merged", "--classes", base.parent / "classes.txt", alpha=0.5)
     inputs = (base, base.parent / "classifier.pt", "--recipe", "wise-ft", "--classes", base.parent / "classes.txt")
-    assert clipmerge("plan", *inputs, "--output", tmp_path / "plan.json").code == 0
-    assert clipmerge("apply", tmp_path / "plan.json", "--output", tmp_path / "applied").code == 0
+    done("plan", *inputs, "--output", tmp_path / "plan.json")
+    done("apply", tmp_path / "plan.json", "--output", tmp_path / "applied")
     merged, applied = (tmp_path / name / "open_clip_model.safetensors" for name in ("merged", "applied"))
     assert merged.read_bytes() == applied.read_bytes()
 
@@ -105,8 +104,7 @@ def test_both_heads_are_merged(base: Path, tmp_path: Path) -> None:
     theta_0 |= {WEIGHT: torch.ones(3, 16), BIAS: torch.ones(3)}
     torch.save({f"model.{k}" if k.startswith("visual.") else k: v for k, v in theta_0.items()}, tmp_path / "soup.pt")
     inputs = (tmp_path / "soup.pt", base.parent / "classifier.pt", "--recipe", "wise-ft")
-    outcome = clipmerge("merge", *inputs, "--output", tmp_path / "out", "--format", "json")
-    assert outcome.code == 0, outcome.err
+    outcome = done("merge", *inputs, "--output", tmp_path / "out", "--format", "json")
     merged, theta_1 = load_file(tmp_path / "out" / "open_clip_model.safetensors"), ends(base)[1]
     assert all(torch.equal(merged[k], theta_0[k] + 0.5 * (theta_1[k] - theta_0[k])) for k in (WEIGHT, BIAS))
     assert outcome.json["layers"]["head"]["alpha"] == 0.5
@@ -133,8 +131,7 @@ def test_another_number_of_classes_or_of_features_is_refused(base: Path, tmp_pat
 
 def test_what_is_learned_leaves_the_head_fine_tuned(base: Path, images: Path, tmp_path: Path) -> None:
     flags = ("--recipe", "auto", "--set", "measure.steps=2", "--data", images, "--images", 6, "--dry-run")
-    outcome = clipmerge("merge", base, base.parent / "classifier.pt", *flags, "--format", "json")
-    assert outcome.code == 0, outcome.err
+    outcome = done("merge", base, base.parent / "classifier.pt", *flags, "--format", "json")
     head = outcome.json["layers"]["head"]
     assert (head["alpha"], head["reason"]) == (1, "a classifier's head takes no part in measuring: fine-tuned")
 

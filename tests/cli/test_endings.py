@@ -17,7 +17,7 @@ from clipmerge.cli._ending import reporting_errors
 from clipmerge.cli._terminal import Terminal
 from clipmerge.errors import HubError
 from clipmerge.files.staging import staged
-from tests.support.command import clipmerge, refused
+from tests.support.command import clipmerge, done, refused
 from tests.support.counted import counted
 
 Folders = tuple[Path, Path]
@@ -77,7 +77,7 @@ def test_a_signal_before_that_says_that_nothing_was_left(
     pair: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, code: int, how: str
 ) -> None:
     command = ("merge", *pair, "-r", "wise-ft", "-o", tmp_path / "out")
-    assert clipmerge(*command).code == 0
+    done(*command)
     monkeypatch.setattr("clipmerge.output.side_files.write_side_files", stopping(number))
     outcome = clipmerge(*command, "--overwrite")  # the output of the command before is not this one's
     assert refused(outcome, code) == f"error: {how}; nothing was left behind"
@@ -108,7 +108,7 @@ def test_an_error_while_pushing_says_so_too(
     def failing(*_: object, **__: object) -> None:
         raise error
 
-    assert clipmerge("merge", *pair, "-r", "wise-ft", "-o", tmp_path / "out").code == 0
+    done("merge", *pair, "-r", "wise-ft", "-o", tmp_path / "out")
     while_sending(monkeypatch, failing)
     outcome = clipmerge("push", tmp_path / "out", "acme/robust", "--license", "mit")
     assert outcome.code == 1

@@ -44,8 +44,8 @@ def test_fewer_images_at_once_change_no_number(pair: Folders, sources: list[obje
 
 def test_a_plan_without_hashes_is_applied_and_a_plan_with_them_may_be(pair: Folders, tmp_path: Path) -> None:
     plans = [tmp_path / "hashed.json", tmp_path / "bare.json"]
-    assert clipmerge("plan", *pair, "-r", "wise-ft", "-o", plans[0]).code == 0
-    assert clipmerge("plan", *pair, "-r", "wise-ft", "--no-hash", "-o", plans[1]).code == 0
+    done("plan", *pair, "-r", "wise-ft", "-o", plans[0])
+    done("plan", *pair, "-r", "wise-ft", "--no-hash", "-o", plans[1])
     assert set(json.loads(plans[1].read_text())["zeroshot"]["files"].values()) == {None}
     weights = []
     for plan, flags, note in (

@@ -7,7 +7,7 @@ import pytest
 
 from clipmerge.cli._help import complete_recipe, examples
 from clipmerge.cli.app import COMMANDS
-from tests.support.command import clipmerge, printed, refused
+from tests.support.command import clipmerge, done, printed, refused
 
 Folders = tuple[Path, Path]
 
@@ -15,8 +15,7 @@ Folders = tuple[Path, Path]
 @pytest.mark.parametrize("command", COMMANDS)
 def test_h_is_help_with_examples_that_fit_a_narrow_terminal(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "60")
-    outcome = clipmerge(command, "-h")
-    assert outcome.code == 0
+    outcome = done(command, "-h")
     assert f"clipmerge {command}" in outcome.out.partition("Examples:")[2]
     assert all(len(line) <= 60 for line in outcome.out.splitlines() if not line.lstrip().startswith("--"))
 

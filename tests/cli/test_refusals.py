@@ -100,7 +100,7 @@ def test_what_is_missing_is_usage(arguments: tuple[str, ...], message: str) -> N
 
 
 def test_no_command_at_all_shows_the_help() -> None:
-    assert done("--version").out.startswith("clipmerge ")
+    done("--version").out.startswith("clipmerge ")
     outcome = clipmerge()
     assert outcome.code == 2
     assert "Commands:" in outcome.out
@@ -140,13 +140,13 @@ MEASURING = ("merge", "ZEROSHOT", "FINETUNED", "-r", "straggler-outlier")
 @pytest.mark.parametrize("what", READ)
 def test_overwrite_deletes_nothing_that_is_read(pair: Folders, images: Path, tmp_path: Path, what: str) -> None:
     output, (name, words) = tmp_path / "ov", READ[what]
-    assert clipmerge("merge", *pair, "--recipe", "wise-ft", "-o", output).code == 0
+    done("merge", *pair, "--recipe", "wise-ft", "-o", output)
     shutil.copytree(images, output / "img")
     shutil.copy(pair[1] / "model.safetensors", output / "x.safetensors")
     (output / "r.yaml").write_text("method: {name: wise-ft, alpha: 0.5}\n")
     (output / "classes.txt").write_text("bird\ncat\ndog\n")
     if what == "plan":
-        assert clipmerge("plan", *pair, "-r", "wise-ft", "-o", output / name).code == 0
+        done("plan", *pair, "-r", "wise-ft", "-o", output / name)
     before = {path: path.read_bytes() for path in output.rglob("*") if path.is_file()}
     given = {"ZEROSHOT": pair[0], "FINETUNED": pair[1], "IMAGES": images}
     command = [given.get(str(word), word) for word in words(output)]

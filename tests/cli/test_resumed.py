@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.support.command import clipmerge, start
+from tests.support.command import clipmerge, done, start
 from tests.support.learn_and_save import HOLDS
 from tests.support.several import several
 from tests.support.stopped_learning import GOES_ON, SAVED, Stopping, save_every_step
@@ -94,7 +94,7 @@ def test_what_was_learned_is_kept_until_it_is_written(
     def stop(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    assert clipmerge("merge", *pair, *flags, "--output", tmp_path / "whole").code == 0
+    done("merge", *pair, *flags, "--output", tmp_path / "whole")
     merge = ["merge", *pair, *flags, "--output", tmp_path / "out"]
     with monkeypatch.context() as patched:
         patched.setattr("clipmerge.output.folder.write_weights", stop)

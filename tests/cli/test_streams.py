@@ -71,7 +71,7 @@ def test_other_processes_print_nothing(
 ) -> None:
     """A launcher starts several; the main one speaks and writes."""
     plan = tmp_path / "plan.json"
-    assert clipmerge("plan", *pair, "-r", "wise-ft", "-o", plan).code == 0
+    done("plan", *pair, "-r", "wise-ft", "-o", plan)
     monkeypatch.setenv("RANK", "1")
     for command in (
         ("plan", *pair, "-r", "wise-ft", "-o", tmp_path / "other.json"),

@@ -18,7 +18,7 @@ from clipmerge.merging.tensor import apply_mask, combination, merge_tensor
 from clipmerge.planning.layer_plan import Combination, LayerPlan
 from clipmerge.planning.plan import read_plan
 from clipmerge.plugins import plugin_names
-from tests.support.command import clipmerge
+from tests.support.command import done
 from tests.support.tasks import decide, merged, plan_with, task_of
 
 RULES = plugin_names("combinations")
@@ -248,12 +248,11 @@ def test_the_command_writes_the_same_bytes_each_time_and_by_way_of_a_plan(
     family: list[Path], tmp_path: Path, recipe: str
 ) -> None:
     first, again, other, by_plan = (tmp_path / name for name in ("first", "again", "other", "by-plan"))
-    made = clipmerge("merge", *family, "--recipe", recipe, "--output", first, "--format", "json")
-    assert made.code == 0, made.err
-    assert clipmerge("merge", *family, "--recipe", recipe, "--output", again).code == 0
-    assert clipmerge("merge", *family, "--recipe", recipe, "--output", other, "--seed", 1).code == 0
-    assert clipmerge("plan", *family, "--recipe", recipe, "--output", tmp_path / "plan.json").code == 0
-    assert clipmerge("apply", tmp_path / "plan.json", "--output", by_plan).code == 0
+    made = done("merge", *family, "--recipe", recipe, "--output", first, "--format", "json")
+    done("merge", *family, "--recipe", recipe, "--output", again)
+    done("merge", *family, "--recipe", recipe, "--output", other, "--seed", 1)
+    done("plan", *family, "--recipe", recipe, "--output", tmp_path / "plan.json")
+    done("apply", tmp_path / "plan.json", "--output", by_plan)
     bytes_of = {folder.name: (folder / "model.safetensors").read_bytes() for folder in (first, again, other, by_plan)}
     assert bytes_of["first"] == bytes_of["again"] == bytes_of["by-plan"]
     assert (bytes_of["first"] != bytes_of["other"]) is (recipe in ("dare", "della"))

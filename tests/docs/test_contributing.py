@@ -9,7 +9,7 @@ import torch
 
 from clipmerge import merge_state_dicts
 from clipmerge.plugins import load_plugin
-from tests.support.command import clipmerge
+from tests.support.command import done
 from tests.support.plugged import plugged
 from tests.support.small_objective import Ends, make_batches, objective_for
 
@@ -31,8 +31,7 @@ def files(tmp_path: Path) -> Iterator[dict[str, Path]]:
 
 
 def test_the_method_merges_one_tower(files: dict[str, Path], pair: tuple[Path, Path]) -> None:
-    ended = clipmerge("merge", *pair, "--recipe", files["vision-only.yaml"], "--dry-run", "--format", "json")
-    assert ended.code == 0, ended.err
+    ended = done("merge", *pair, "--recipe", files["vision-only.yaml"], "--dry-run", "--format", "json")
     alphas = {name: layer["alpha"] for name, layer in ended.json["layers"].items()}
     assert {alpha for name, alpha in alphas.items() if name.startswith("vision.")} == {0.5}
     assert {alpha for name, alpha in alphas.items() if not name.startswith("vision.")} == {0.0}

@@ -13,7 +13,7 @@ from typer.main import get_command
 
 from clipmerge.cli.app import app
 from clipmerge.planning import recipe
-from tests.support.command import clipmerge
+from tests.support.command import done
 from tests.support.hub_double import serving, upload
 from tests.support.tiny_clip import save_images
 
@@ -79,8 +79,7 @@ def test_the_commands_run_in_order(
         monkeypatch.setattr(recipe, "recipe_text", lambda name: re.sub(r"steps: \d+", "steps: 20", shipped(name)))
         for line in lines:  # in this process, where imports take their time once
             words, _, file = line.partition(" > ")
-            ended = clipmerge(*shlex.split(words, comments=True)[1:])
-            assert ended.code == 0, f"{line}\n{ended.err}"
+            ended = done(*shlex.split(words, comments=True)[1:])
             assert "Traceback" not in ended.err
             if file:
                 Path(file).write_text(ended.out)

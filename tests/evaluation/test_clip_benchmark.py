@@ -11,7 +11,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from tests.support.benchmark_sets import save_files
-from tests.support.command import clipmerge
+from tests.support.command import done
 from tests.support.image_files import save_tar
 from tests.support.tiny_open_clip import model_config, save_open_clip_pair
 
@@ -85,8 +85,7 @@ def test_accuracy_is_that_of_the_package_to_the_image(checkpoints: Folders, tmp_
         expected = by_the_package(zeroshot_classification.evaluate, checkpoint, root, "zeroshot_classification")["acc1"]
         found.add(expected)
         for source in (root, f"{root}:test"):
-            ended = clipmerge("evaluate", checkpoint, "--data", f"fish={source}", "--format", "json")
-            assert ended.code == 0, ended.err
+            ended = done("evaluate", checkpoint, "--data", f"fish={source}", "--format", "json")
             assert ended.json["images"] == {"fish": 60}
             assert ended.json["accuracy"]["fish"] * 60 == pytest.approx(expected * 60, abs=1e-9)
     assert all(0 < share < 1 for share in found)
@@ -102,8 +101,7 @@ def test_recall_is_that_of_the_package(checkpoints: Folders, tmp_path: Path) -> 
         expected = by_the_package(
             zeroshot_retrieval.evaluate, checkpoint, root, "zeroshot_retrieval", recall_k_list=[1, 5, 10]
         )
-        ended = clipmerge("evaluate", checkpoint, "--keep", f"captions={root}", "--format", "json")
-        assert ended.code == 0, ended.err
+        ended = done("evaluate", checkpoint, "--keep", f"captions={root}", "--format", "json")
         recall = ended.json["kept"][0]["score"]["recall"]
         for rank in ("1", "5", "10"):
             assert recall["text_to_image"][rank] == pytest.approx(expected[f"image_retrieval_recall@{rank}"], abs=1e-6)

@@ -18,7 +18,7 @@ from clipmerge.errors import CheckpointError
 from clipmerge.families import families, family_of
 from clipmerge.planning.recipe import load_recipe
 from clipmerge.request import MergeRequest
-from tests.support.command import clipmerge
+from tests.support.command import done
 from tests.support.raw_safetensors import rename_keys
 from tests.support.tasks import inputs_of
 from tests.support.tiny_families import TINY
@@ -75,8 +75,7 @@ def test_at_the_ends_the_output_is_the_source_byte_for_byte(
 
 @pytest.mark.parametrize("name", TINY)
 def test_inspect_names_every_layer(name: str, family_pairs: Pairs) -> None:
-    outcome = clipmerge("inspect", family_pairs(name)[1], "--format", "json")
-    assert outcome.code == 0, outcome.err
+    outcome = done("inspect", family_pairs(name)[1], "--format", "json")
     record = json.loads(outcome.out)
     layers = list(record["layers"])
     assert record["family"] == TINY[name].family

@@ -15,7 +15,7 @@ from clipmerge.families import family_of
 from clipmerge.families.open_clip import FAMILY
 from tests.conversion.test_conversion import features, same
 from tests.support import tiny_open_clip
-from tests.support.command import Outcome, clipmerge, refused
+from tests.support.command import Outcome, clipmerge, done, refused
 from tests.support.hub_double import FakeHub, upload
 from tests.support.tiny_open_clip import (
     ARCHITECTURES,
@@ -61,8 +61,8 @@ def test_every_kind_is_merged_and_loaded(kind: str, tmp_path: Path) -> None:
     theta_0, theta_1 = (load_file(folder / WEIGHTS) for folder in (zeroshot, finetuned))
     for alpha, source in ((0, zeroshot), (1, finetuned), (0.5, None)):
         output = tmp_path / f"merged-{alpha}"
-        done = merge(zeroshot, finetuned, output, alpha)
-        assert done.code == 0, done.err
+        ended = merge(zeroshot, finetuned, output, alpha)
+        assert ended.code == 0, ended.err
         merged = load_file(output / WEIGHTS)
         assert merged.keys() == theta_0.keys()
         for key, value in merged.items():
@@ -178,9 +178,9 @@ def test_a_file_is_merged_and_takes_the_zero_shot_files(folders: Folders, tmp_pa
     else:
         file = tmp_path / "epoch_5.safetensors"
         save_file(weights, file)
-    done = merge(folders[0], file, tmp_path / "merged", 1)
-    assert done.code == 0, done.err
-    assert "no open_clip_config.json beside it" in done.err
+    ended = merge(folders[0], file, tmp_path / "merged", 1)
+    assert ended.code == 0, ended.err
+    assert "no open_clip_config.json beside it" in ended.err
     same(outputs(load(tmp_path / "merged")), outputs(load(folders[1])))
     assert load_file(tmp_path / "merged" / WEIGHTS).keys() == weights.keys()
 
@@ -202,8 +202,7 @@ def test_a_pair_is_read_from_the_hub(folders: Folders, theirs: Path, hub: FakeHu
         upload(hub, f"acme/{name}", {path.name: path.read_bytes() for path in folder.iterdir()})
     upload(hub, "acme/cars", {"open_clip_pytorch_model.bin": b"\x80\x04never taken"})
     for base in ("base", "clip"):
-        done = clipmerge("merge", f"acme/{base}", "acme/cars", *ALL_THE_WAY, "--output", tmp_path / base)
-        assert done.code == 0, done.err
+        done("merge", f"acme/{base}", "acme/cars", *ALL_THE_WAY, "--output", tmp_path / base)
         same(outputs(load(tmp_path / base)), outputs(load(folders[1])))
     assert not hub.requests("GET", "/resolve/.*open_clip_pytorch_model.bin")
 
@@ -217,9 +216,9 @@ def test_a_mixed_pair_is_merged_in_the_finetuned_layout(
     zeroshot, finetuned = (open_clip_folder, theirs) if ours == "zeroshot" else (theirs, open_clip_folder)
     for alpha in (0, 1):
         output = tmp_path / f"merged-{alpha}"
-        done = merge(zeroshot, finetuned, output, alpha)
-        assert done.code == 0, done.err
-        assert f"{zeroshot}: is converted to the layout of" in done.err
+        ended = merge(zeroshot, finetuned, output, alpha)
+        assert ended.code == 0, ended.err
+        assert f"{zeroshot}: is converted to the layout of" in ended.err
         expected = (zeroshot, finetuned)[alpha]
         sources = (
             outputs(load(expected)) if expected == open_clip_folder else features(CLIPModel.from_pretrained(expected))
@@ -248,16 +247,16 @@ def test_a_mixed_pair_that_cannot_be_merged_is_refused(theirs: Path, tmp_path: P
 
 def test_a_plan_of_a_mixed_pair_gives_the_merges_bytes(ours: Path, theirs: Path, tmp_path: Path) -> None:
     assert merge(theirs, ours, tmp_path / "merged").code == 0
-    assert clipmerge("plan", theirs, ours, "--recipe", "wise-ft", "--output", tmp_path / "plan.json").code == 0
-    assert clipmerge("apply", tmp_path / "plan.json", "--output", tmp_path / "applied").code == 0
+    done("plan", theirs, ours, "--recipe", "wise-ft", "--output", tmp_path / "plan.json")
+    done("apply", tmp_path / "plan.json", "--output", tmp_path / "applied")
     assert (tmp_path / "merged" / WEIGHTS).read_bytes() == (tmp_path / "applied" / WEIGHTS).read_bytes()
 
 
 def test_a_bare_file_takes_its_files_from_the_other_library(ours: Path, theirs: Path, tmp_path: Path) -> None:
     """A bare OpenCLIP file over a transformers base: configuration and tokenizer are made from the base's."""
     bare = shutil.copy(ours / WEIGHTS, tmp_path / "epoch_5.safetensors")
-    done = merge(theirs, Path(bare), tmp_path / "merged", 0)
-    assert done.code == 0, done.err
+    ended = merge(theirs, Path(bare), tmp_path / "merged", 0)
+    assert ended.code == 0, ended.err
     same(outputs(load(tmp_path / "merged")), features(CLIPModel.from_pretrained(theirs)))
     ids = open_clip.get_tokenizer(f"local-dir:{tmp_path / 'merged'}")(["a cat"])
     assert ids.shape == (1, tiny_open_clip.TEXT["context_length"])
@@ -269,8 +268,8 @@ def test_the_fine_tuned_tower_of_transformers_goes_into_an_open_clip_base(
     tensors = load_file(theirs / "model.safetensors")
     tower = tmp_path / "tower"
     CLIPModel.from_pretrained(theirs).vision_model.save_pretrained(tower)
-    done = merge(ours, tower, tmp_path / "merged", 1)
-    assert done.code == 0, done.err
+    ended = merge(ours, tower, tmp_path / "merged", 1)
+    assert ended.code == 0, ended.err
     merged = CLIPModel.from_pretrained(tmp_path / "merged")
     same(features(merged)[1:], outputs(load(ours))[1:])
     key = "vision_model.post_layernorm.weight"

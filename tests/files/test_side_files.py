@@ -17,7 +17,7 @@ from clipmerge.files.side_files import (
     side_file_bytes,
     without_places,
 )
-from tests.support.command import clipmerge
+from tests.support.command import done
 
 SECRET = "-----BEGIN OPENSSH PRIVATE KEY-----"
 
@@ -140,11 +140,10 @@ def test_a_merge_takes_no_link_no_secret_and_no_local_path(copies: tuple[Path, P
     config |= {"_name_or_path": "/home/me/private run", "log": "/home/me/log"}
     (finetuned / "config.json").write_text(json.dumps(config), encoding="utf-8-sig")  # with a byte order mark
     output = finetuned.parent / "out"
-    done = clipmerge("merge", zeroshot, finetuned, "--recipe", "wise-ft", "--output", output)
-    assert done.code == 0, done.err
-    assert "credentials.json, notes.txt not copied" in done.err
-    assert "LICENSE not copied" in done.err
-    assert "generation_config.json not copied: it cannot be read as JSON" in done.err
+    ended = done("merge", zeroshot, finetuned, "--recipe", "wise-ft", "--output", output)
+    assert "credentials.json, notes.txt not copied" in ended.err
+    assert "LICENSE not copied" in ended.err
+    assert "generation_config.json not copied: it cannot be read as JSON" in ended.err
     written = {path.name for path in output.iterdir()}
     assert written <= SIDE_FILES | {"model.safetensors", "clipmerge.json", "README.md", "report.html", "path.png"}
     assert "generation_config.json" not in written

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from clipmerge.images.dataset import LabelledImages, load_images
 from clipmerge.images.held_back import copies_note, held_back_positions, sample_and_hold_back, without_copies
 from clipmerge.images.store import ImageList, Pixels
-from tests.support.command import clipmerge
+from tests.support.command import done
 from tests.support.tiny_clip import save_images
 
 
@@ -100,8 +100,7 @@ def test_copies_are_said_and_counted(pair: tuple[Path, Path], tmp_path: Path) ->
     for number, path in enumerate(sorted(folder.glob("*/0.png"))):
         path.with_name(f"again-{number}.png").write_bytes(path.read_bytes())
     flags = ("-r", "straggler-outlier", "--data", folder, "--set", "measure.nodes=2", "--dry-run", "--format", "json")
-    ended = clipmerge("merge", *pair, *flags)
-    assert ended.code == 0, ended.err
+    ended = done("merge", *pair, *flags)
     assert f"{folder}: 3 sampled images are" in ended.err
     assert "of others and left out, so that none is both seen and held back" in ended.err
     assert [ended.json["calibration"][name] for name in ("copies", "classes_with_images")] == [3, 3]

@@ -19,7 +19,7 @@ from clipmerge.images.dataset import load_images
 from clipmerge.images.file_store import expand_ranges, local_inputs
 from clipmerge.images.prompts import check_templates, class_prompts
 from clipmerge.images.sampling import balanced_sample, candidate_positions, holds_a_balanced_sample
-from tests.support.command import clipmerge, refused
+from tests.support.command import clipmerge, done, refused
 from tests.support.image_files import NAMES, assert_images, decoded, png, save_hub_parquet, save_plain_parquet, save_tar
 
 # --- names and samples
@@ -285,8 +285,7 @@ def test_folders_and_links_in_a_tar_are_no_images_and_a_long_name_is_read(tmp_pa
 def test_evaluate_takes_named_columns_and_says_what_it_read(pair: tuple[Path, Path], tmp_path: Path) -> None:
     columns = {"image": [png(k) for k in range(6)], "kind": list(NAMES) * 2}
     path = save_plain_parquet(tmp_path / "x.parquet", columns)
-    told = clipmerge("evaluate", pair[0], "--data", f"t={path}", "--format", "json", "--label-column", "kind")
-    assert told.code == 0, told.err
+    told = done("evaluate", pair[0], "--data", f"t={path}", "--format", "json", "--label-column", "kind")
     assert told.json["images"] == {"t": 6}
     assert told.json["sources"] == {"t": {"source": str(path), "revision": None}}
     assert "no label column" in refused(clipmerge("evaluate", pair[0], "--data", path))

@@ -16,7 +16,7 @@ from clipmerge.planning.measurements import Measurements
 from clipmerge.planning.recipe import load_recipe
 from clipmerge.plugins import load_plugin
 from clipmerge.request import Calibration, MergeRequest
-from tests.support.command import clipmerge
+from tests.support.command import done
 from tests.support.small_objective import Ends, Reference, make_batches, objective_for
 from tests.support.tasks import inputs_of
 
@@ -134,8 +134,7 @@ def test_the_command_writes_the_dense_formula_and_the_same_bytes_each_time(
     assert measured is not None
     write_merge(run, tmp_path / "a")
     sets = [word for setting in settings for word in ("--set", setting)]
-    made = clipmerge("merge", *pair, "--recipe", "fisher", *sets, "--data", images, "--output", tmp_path / "b")
-    assert made.code == 0, made.err
+    done("merge", *pair, "--recipe", "fisher", *sets, "--data", images, "--output", tmp_path / "b")
     written = [(tmp_path / name / "model.safetensors").read_bytes() for name in "ab"]
     assert written[0] == written[1]
     result = load_file(tmp_path / "a" / "model.safetensors")

@@ -13,7 +13,7 @@ from transformers import CLIPModel
 from clipmerge.api._requests import byte_count
 from clipmerge.checkpoint import open_checkpoint
 from clipmerge.errors import CheckpointError, UsageError
-from tests.support.command import clipmerge
+from tests.support.command import clipmerge, done
 from tests.support.raw_safetensors import edit, shard
 
 Folders = tuple[Path, Path]
@@ -42,8 +42,7 @@ def plain_loop(theta_0: dict[str, Tensor], theta_1: dict[str, Tensor], alpha: fl
 
 def merge(folders: Folders, output: Path, *flags: object) -> dict[str, Any]:
     recipe = () if "--recipe" in flags else ("--recipe", "wise-ft")
-    outcome = clipmerge("merge", *folders, *recipe, "--output", output, "--format", "json", *flags)
-    assert outcome.code == 0, outcome.err
+    outcome = done("merge", *folders, *recipe, "--output", output, "--format", "json", *flags)
     return dict(outcome.json)
 
 
@@ -106,7 +105,7 @@ def test_one_shard_is_one_file_and_a_plan_is_applied_in_shards(copies: Folders, 
     merge(copies, tmp_path / "cut", "--max-shard-size", "20KB")
     clipmerge("plan", *copies, "--recipe", "wise-ft", "--output", tmp_path / "plan.json")
     flags = ("--output", tmp_path / "applied", "--max-shard-size", "20KB", "--format", "quiet")
-    assert clipmerge("apply", tmp_path / "plan.json", *flags).code == 0
+    done("apply", tmp_path / "plan.json", *flags)
     for file in sorted((tmp_path / "cut").glob("model*")):
         assert (tmp_path / "applied" / file.name).read_bytes() == file.read_bytes()
     shard(copies[1])

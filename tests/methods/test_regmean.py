@@ -10,7 +10,7 @@ from torch import Tensor
 
 from clipmerge.planning.measurements import Measurements
 from clipmerge.plugins import load_plugin
-from tests.support.command import clipmerge
+from tests.support.command import done
 from tests.support.small_objective import Ends, Reference, make_batches, objective_for
 from tests.support.tasks import decide, task_of
 
@@ -78,10 +78,9 @@ def test_the_command_merges_and_a_plan_gives_the_same_bytes(
     pair: tuple[Path, Path], images: Path, tmp_path: Path
 ) -> None:
     given = [*pair, "--recipe", "regmean", "--data", images]
-    made = clipmerge("merge", *given, "--output", tmp_path / "a", "--format", "json")
-    assert made.code == 0, made.err
-    assert clipmerge("plan", *given, "--output", tmp_path / "plan.json").code == 0
-    assert clipmerge("apply", tmp_path / "plan.json", "--output", tmp_path / "b").code == 0
+    made = done("merge", *given, "--output", tmp_path / "a", "--format", "json")
+    done("plan", *given, "--output", tmp_path / "plan.json")
+    done("apply", tmp_path / "plan.json", "--output", tmp_path / "b")
     written = [(tmp_path / name / "model.safetensors").read_bytes() for name in "ab"]
     assert written[0] == written[1]
     ends = [load_file(folder / "model.safetensors") for folder in pair]

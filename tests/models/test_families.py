@@ -17,7 +17,7 @@ from clipmerge.calibration.objective import Batch, Objective
 from clipmerge.checkpoint import Inputs
 from clipmerge.evaluation.moving_model import MovingModel
 from clipmerge.models import ImageTextModel, model_for
-from tests.support.command import clipmerge
+from tests.support.command import done
 from tests.support.tasks import inputs_of
 from tests.support.tiny_families import TINY
 
@@ -135,8 +135,7 @@ def test_a_tower_starts_at_any_block(name: str, tower: Any, family_pairs: Pairs)
 def test_a_recipe_that_measures_adds_up(name: str, family_pairs: Pairs, images: Path, tmp_path: Path) -> None:
     output = tmp_path / "out"
     flags = ("--data", images, "--images", 12, *FEW_RESAMPLES, "--output", output, "--format", "json")
-    outcome = clipmerge("merge", *family_pairs(name), "--recipe", "straggler-outlier", *flags)
-    assert outcome.code == 0, outcome.err
+    outcome = done("merge", *family_pairs(name), "--recipe", "straggler-outlier", *flags)
     for check in outcome.json["checks"].values():
         assert check["sum_of_layers"] == pytest.approx(check["measured"], rel=0.02, abs=1e-4)
     # a classifier is measured by its base's text tower

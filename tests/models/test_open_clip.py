@@ -13,7 +13,7 @@ from clipmerge.calibration.objective import Batch
 from clipmerge.checkpoint import align_checkpoints, open_checkpoint
 from clipmerge.models import ImageTextModel, model_for
 from clipmerge.plugins import load_plugin
-from tests.support.command import clipmerge, refused
+from tests.support.command import clipmerge, done, refused
 from tests.support.small_objective import objective_for
 from tests.support.tiny_clip import CLASSES, Folders, save_images
 from tests.support.tiny_open_clip import ARCHITECTURES, load, model_config, save_open_clip_pair
@@ -103,7 +103,7 @@ def converted(pairs: dict[str, Folders], tmp_path_factory: pytest.TempPathFactor
     """The plain ViTs in transformers' layout."""
     folder = tmp_path_factory.mktemp("converted")
     for source in pairs["vit"]:
-        assert clipmerge("convert", source, folder / source.name, "--to", "transformers").code == 0
+        done("convert", source, folder / source.name, "--to", "transformers")
     return folder / "zeroshot", folder / "finetuned"
 
 
@@ -135,9 +135,8 @@ def test_a_sweep_ends_at_both_checkpoints(
 ) -> None:
     ends = pairs["vit" if kind == "mixed" else kind]
     sources = ("--id", f"a={square_images}", "--ood", f"b={images}", "--alphas", "0,1", "--output", tmp_path / "sweep")
-    done = clipmerge("sweep", converted[0] if kind == "mixed" else ends[0], ends[1], *sources, "--format", "json")
-    assert done.code == 0, done.err
-    points = {point["alpha"]: point["accuracy"] for point in done.json["curve"]}
+    ended = done("sweep", converted[0] if kind == "mixed" else ends[0], ends[1], *sources, "--format", "json")
+    points = {point["alpha"]: point["accuracy"] for point in ended.json["curve"]}
     for alpha, folder in zip((0, 1), ends, strict=True):
         assert points[alpha]["a"] == pytest.approx(accuracy_by_hand(folder, square_images))
 

@@ -16,7 +16,7 @@ from clipmerge.checkpoint import open_checkpoint
 from clipmerge.errors import CheckpointError
 from clipmerge.families.clip import FAMILY as CLIP
 from clipmerge.output.side_files import write_side_files
-from tests.support.command import clipmerge, done
+from tests.support.command import done
 from tests.support.raw_safetensors import edit, rename_keys, shard
 from tests.support.tasks import inputs_of
 from tests.support.tiny_open_clip import model_config, save_open_clip_pair
@@ -207,7 +207,7 @@ def test_a_config_that_was_replaced_meanwhile_is_read_as_strictly_as_before(copi
 
 def test_bare_files_of_both_libraries_give_a_bare_output(tmp_path: Path) -> None:
     zeroshot, finetuned = save_open_clip_pair(tmp_path, model_config())
-    assert clipmerge("convert", finetuned, tmp_path / "other", "--to", "transformers").code == 0
+    done("convert", finetuned, tmp_path / "other", "--to", "transformers")
     (tmp_path / "bare").mkdir()
     for name, file in {"a": zeroshot / "open_clip_model", "b": tmp_path / "other" / "model"}.items():
         shutil.copy(file.with_suffix(".safetensors"), tmp_path / "bare" / f"{name}.safetensors")

@@ -9,7 +9,7 @@ from jsonschema import Draft202012Validator
 
 from clipmerge.cli.app import COMMANDS
 from clipmerge.output.schemas import SCHEMAS, schema_text
-from tests.support.command import clipmerge
+from tests.support.command import done
 from tests.support.hub_double import FakeHub
 from tests.support.schemas import PUBLISHED, check_schema, schema_of
 from tests.support.tiny_clip import save_images
@@ -65,8 +65,7 @@ def test_every_command_prints_what_its_schema_says(
     ]
     printed = set()
     for command in commands:
-        ended = clipmerge(*command, "--format", "json")
-        assert ended.code == 0, (command, ended.err)
+        ended = done(*command, "--format", "json")
         name = schema_of([str(word) for word in command])
         check_schema(name, ended.out)
         printed.add(name)

@@ -6,10 +6,13 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
+
+import pytest
 
 from clipmerge.cli.app import main
 from tests.support.schemas import check_schema, schema_of
@@ -74,3 +77,11 @@ def refused(outcome: Outcome, code: int = 1) -> str:
     assert "Traceback" not in outcome.err
     assert "unexpectedly" not in outcome.err
     return lines[0]
+
+
+@contextlib.contextmanager
+def one_line(error: type[Exception], match: str) -> Iterator[pytest.ExceptionInfo[Exception]]:
+    """Check that an error is raised, and that its message is one line."""
+    with pytest.raises(error, match=match) as caught:
+        yield caught
+    assert "\n" not in str(caught.value)
