@@ -2,7 +2,7 @@
 
 ``python scripts/lines.py`` prints three numbers of lines for every package of clipmerge, tests, benchmarks and scripts:
 in all, of code (without comments, docstrings and blank lines), and of docstrings; and the lines of the Markdown files
-in docs. The ratchet is the number of code lines (in docs, of lines) that a package may have: ``tests/test_lines.py``
+in docs. The ratchet is the number of code lines (in docs, of lines) that a package may have: ``tests/test_layout.py``
 fails above it. ``--lower`` stores the numbers of today where they are lower. A package may only grow with a note in
 ``docs/decisions`` that says why: ``--raise PACKAGE`` then stores its number.
 """

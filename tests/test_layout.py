@@ -1,6 +1,7 @@
 """Few entries in the package, imports without circles, and no private name of another library."""
 
 import ast
+import runpy
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -58,3 +59,16 @@ def test_no_file_holds_an_unresolved_merge() -> None:
     assert len(texts) > len(FILES)
     for path in texts:
         assert not any(line.startswith(marks) for line in path.read_text(encoding="utf-8").splitlines()), path
+
+
+LINES = runpy.run_path(str(Path(__file__).parents[1] / "scripts" / "lines.py"))
+
+
+def test_no_package_is_above_its_ratchet() -> None:
+    stored = LINES["ratchet"]()
+    above = {
+        package: f"{lines.code} lines of code, at most {stored.get(package, 0)}"
+        for package, lines in LINES["count"]().items()
+        if lines.code > stored.get(package, 0)
+    }
+    assert above == {}, "make it shorter, or note in docs/decisions why it grew and `scripts/lines.py --raise PACKAGE`"

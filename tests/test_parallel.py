@@ -15,8 +15,7 @@ from clipmerge.api.apply import write_merge
 from clipmerge.api.plan import prepare
 from clipmerge.errors import CheckpointError
 from clipmerge.parallel import side_by_side
-from clipmerge.planning.recipe import load_recipe
-from clipmerge.request import MergeRequest
+from tests.support.tasks import request_for
 from tests.support.tiny_clip import save_family
 
 
@@ -80,26 +79,19 @@ def test_an_iterator_that_is_closed_early_gives_the_threads_back() -> None:
         assert next(found) == 7
 
 
+#: By name: the recipe, its settings, and the dtype of the output.
 RECIPES = {
-    "magnitude": {"overrides": '[{layers: "*", density: 0.3}]'},
-    "half": {"overrides": '[{layers: "vision.*", density: 0.3}]', "dtype": "bfloat16"},
-    "ties": {},
-    "dare": {},
-    "monosoup": {},
+    "magnitude": ("wise-ft", ['overrides=[{layers: "*", density: 0.3}]'], "keep"),
+    "half": ("wise-ft", ['overrides=[{layers: "vision.*", density: 0.3}]'], "bfloat16"),
+    **{name: (name, [], "keep") for name in ("ties", "dare", "monosoup")},
 }
 
 
 def merged(name: str, sources: list[Path], output: Path, how_many: int) -> bytes:
-    changes = RECIPES[name]
-    recipe = load_recipe(
-        name if not changes else "wise-ft", [f"overrides={changes['overrides']}"] if "overrides" in changes else []
-    )
-    request = MergeRequest(
-        str(sources[0]), tuple(map(str, sources[1:])), recipe, dtype="bfloat16" if "dtype" in changes else "keep"
-    )
+    recipe, sets, dtype = RECIPES[name]
     with threads(how_many), warnings.catch_warnings():
         warnings.simplefilter("error")
-        write_merge(prepare(request), output)
+        write_merge(prepare(request_for(sources, recipe, *sets, dtype=dtype)), output)
     return (output / "model.safetensors").read_bytes()
 
 

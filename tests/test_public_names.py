@@ -51,13 +51,9 @@ def test_the_types_of_the_stub_are_the_names_of_the_module() -> None:
     ],
 )
 def test_importing_takes_nothing_that_is_not_needed(code: str, absent: str) -> None:
-    program = (
-        f"import sys\ntry:\n    {code}\nexcept Exception: pass\nprint(*(m for m in sys.argv[1:] if m in sys.modules))"
-    )
-    loaded = subprocess.run(
-        [sys.executable, "-c", program, *absent.split()], capture_output=True, text=True, check=True
-    )
-    assert loaded.stdout.split() == []
+    program = f"import sys\ntry: {code}\nexcept Exception: pass\nprint(*(m for m in sys.argv[1:] if m in sys.modules))"
+    words = [sys.executable, "-c", program, *absent.split()]
+    assert subprocess.run(words, capture_output=True, text=True, check=True).stdout.split() == []
 
 
 def test_the_package_itself_imports_nothing() -> None:
@@ -69,3 +65,39 @@ def test_the_package_itself_imports_nothing() -> None:
     root = Path(clipmerge.__file__).parents[1]
     loaded = subprocess.run([sys.executable, "-S", "-c", program, root], capture_output=True, text=True, check=True)
     assert loaded.stdout.split() == ["__future__", "clipmerge"]
+
+
+ROOT = Path(__file__).parents[1]
+RIGHT = """
+import clipmerge
+from clipmerge import MergeResult, Plan
+
+plan: Plan = clipmerge.plan("zeroshot", "finetuned", "auto", data="val", images=256)
+alphas: dict[str, float] = {name: layer.alpha for name, layer in plan.layers.items()}
+result: MergeResult = clipmerge.merge("zeroshot", ["finetuned"], "wise-ft", set={"method.alpha": 0.4}, output="merged")
+accuracy: float = clipmerge.evaluate("merged", {"val": "val"}).accuracy["val"]
+"""
+WRONG = """
+import clipmerge
+
+clipmerge.merge("zeroshot", "finetuned", "auto", dat="val")
+clipmerge.plan("zeroshot", "finetuned", "auto").layer
+"""
+CHECKERS = {
+    "mypy": ["-m", "mypy", "--strict", "--config-file", str(ROOT / "pyproject.toml")],
+    "basedpyright": ["-m", "basedpyright", "--level", "error"],
+}
+
+
+@pytest.mark.slow
+@pytest.mark.uncounted
+@pytest.mark.parametrize("checker", CHECKERS)
+def test_a_users_program_is_checked(checker: str, tmp_path: Path) -> None:
+    for name, text in (("right", RIGHT), ("wrong", WRONG)):
+        (tmp_path / f"{name}.py").write_text(text)
+    (tmp_path / "pyrightconfig.json").write_text('{"typeCheckingMode": "standard"}')
+    command = [sys.executable, *CHECKERS[checker], "right.py", "wrong.py"]
+    run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    errors = [line for line in run.stdout.splitlines() if "error:" in line]
+    assert [line.partition(".py:")[2].partition(":")[0] for line in errors] == ["4", "5"], run.stdout + run.stderr
+    assert all("wrong.py" in line for line in errors)

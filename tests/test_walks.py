@@ -90,7 +90,7 @@ def test_a_coefficient_passes_five_modules_to_the_arithmetic(pair: Folders, tmp_
 
     with walked(lambda value: isinstance(value, float | LayerPlan | Plan) and is_alpha(value)) as rooms:
         assert not clipmerge(
-            "merge", *pair, "--set", f"method.alpha={ALPHA}", "--recipe", "wise-ft", "--output", tmp_path / "out"
+            "merge", *pair, "--set", f"method.alpha={ALPHA}", "-r", "wise-ft", "-o", tmp_path / "out"
         ).code
     rooms.remove("api.plan")
     walk = rooms[rooms.index("methods.wise_ft") + 1 : rooms.index("merging.formula") + 1]
@@ -100,8 +100,6 @@ def test_a_coefficient_passes_five_modules_to_the_arithmetic(pair: Folders, tmp_
 
 def test_a_merge_request_passes_fifteen_modules(pair: Folders, images: Path, tmp_path: Path) -> None:
     with walked(lambda value: isinstance(value, MergeRequest | Run)) as rooms:
-        ended = clipmerge(
-            "merge", *pair, "--recipe", "straggler-outlier", "--data", images, "--output", tmp_path / "out"
-        )
+        ended = clipmerge("merge", *pair, "-r", "straggler-outlier", "--data", images, "-o", tmp_path / "out")
     assert not ended.code, ended.err
     assert len(rooms) <= 15, rooms

@@ -135,9 +135,7 @@ def test_without_open_clip_one_line_says_what_to_install(
     with_clips_words: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     find_spec = importlib.util.find_spec
-    monkeypatch.setattr(
-        importlib.util, "find_spec", lambda name, *rest: None if name == "open_clip" else find_spec(name)
-    )
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "open_clip" else find_spec(name))
     line = refused(clipmerge("convert", with_clips_words, tmp_path / "out", "--to", "transformers"))
     assert "install clipmerge[open-clip]" in line
     assert not (tmp_path / "out").exists()

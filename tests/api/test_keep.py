@@ -16,7 +16,7 @@ from transformers import CLIPModel, CLIPProcessor
 import clipmerge as api
 from clipmerge.errors import DataError, UsageError
 from clipmerge.progress import Progress
-from tests.evaluation.test_retrieval import by_sorting
+from tests.evaluation.test_other_tasks import by_sorting
 from tests.support.command import clipmerge, done, printed, refused
 from tests.support.tiny_clip import Folders, tiny_config, tiny_processor
 

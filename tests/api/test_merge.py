@@ -20,20 +20,14 @@ from clipmerge.api.env import _version
 from clipmerge.api.merge_models import _filled
 from clipmerge.api.plan import prepare
 from clipmerge.errors import CheckpointError, UsageError, VerdictError
-from clipmerge.planning.recipe import load_recipe
 from clipmerge.progress import Progress
-from clipmerge.request import Calibration, MergeRequest
 from tests.support.command import clipmerge, done, printed, refused
 from tests.support.raw_safetensors import edit
+from tests.support.tasks import request_for
 from tests.support.tiny_clip import Folders, save_pair
 from tests.support.told import Told
 
 QUIET: dict[str, Any] = {"progress": Progress()}
-
-
-def request_for(pair: Folders, recipe: str, images: Path | None = None, *sets: str) -> MergeRequest:
-    calibration = Calibration(source=str(images) if images else None)
-    return MergeRequest(str(pair[0]), (str(pair[1]),), load_recipe(recipe, list(sets)), calibration)
 
 
 def test_an_input_that_cannot_be_read_is_blamed_itself(

@@ -28,10 +28,10 @@ from clipmerge.images.held_back import sample_and_hold_back
 from clipmerge.planning.effect_view import UNMEASURED, UNVERIFIED
 from clipmerge.planning.measurements import HeldBackChoice, Measurements
 from clipmerge.planning.plan import Plan
-from clipmerge.planning.recipe import load_recipe
 from clipmerge.progress import Progress
-from clipmerge.request import Calibration, MergeRequest, Run
+from clipmerge.request import Run
 from tests.support.command import clipmerge, done, printed, refused
+from tests.support.tasks import request_for
 from tests.support.tiny_clip import Folders, save_images, save_pair
 from tests.support.told import Told
 
@@ -54,12 +54,6 @@ def losing(tmp_path_factory: pytest.TempPathFactory) -> Folders:
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """120 images, which both models of the pair classify badly and differently."""
     return save_images(tmp_path_factory.mktemp("photos"), each=40)
-
-
-def request_for(pair: Folders, recipe: str, images: Path | None, *sets: str, **changes: Any) -> MergeRequest:
-    calibration = Calibration(source=str(images) if images else None, device="cpu")
-    request = MergeRequest(str(pair[0]), (str(pair[1]),), load_recipe(recipe, list(sets)), calibration)
-    return replace(request, **changes)
 
 
 def decided(run: Run) -> Plan:
@@ -92,7 +86,7 @@ def text_of(page: Path) -> str:
 
 
 def test_narrowed_features_speak_for_the_merge(far: Folders, photos: Path) -> None:
-    request = request_for((far[1], far[0]), "wise-ft", photos, "method.alpha=1", max_loss=100.0)
+    request = request_for((far[1], far[0]), "wise-ft", "method.alpha=1", data=photos, max_loss=100.0)
     run = prepare(request)
     for rank, learned, expected in (
         (None, False, "either"),
@@ -119,7 +113,7 @@ def test_narrowed_features_speak_for_the_merge(far: Folders, photos: Path) -> No
 @pytest.mark.parametrize("recipe", [pytest.param("straggler-outlier", marks=pytest.mark.slow), "wise-ft"])
 def test_the_numbers_are_those_of_the_models_written(far: Folders, photos: Path, tmp_path: Path, recipe: str) -> None:
     sets = ["overrides=[{layers: vision.*, alpha: 0.6}]"]
-    run = prepare(request_for(far, recipe, photos, *sets))
+    run = prepare(request_for(far, recipe, *sets, data=photos))
     bought = decided(run).bought
     assert bought is not None
     write_merge(run, tmp_path / "merged")
@@ -161,7 +155,7 @@ def test_the_numbers_are_those_of_the_models_written(far: Folders, photos: Path,
 
 
 def test_the_decision_never_sees_what_is_held_back(pair: Folders, tmp_path: Path) -> None:
-    request = request_for(pair, "straggler-outlier", save_images(tmp_path / "copy", each=20), *QUICK)
+    request = request_for(pair, "straggler-outlier", *QUICK, data=save_images(tmp_path / "copy", each=20))
     first = decided(prepare(request))
     held = sample_and_hold_back(load_images(str(tmp_path / "copy")), 1024, 0).held_back
     assert held is not None
@@ -218,7 +212,7 @@ def test_a_warning_that_the_summary_shows_is_not_said_before_it(losing: Folders,
     for shown in (False, True):
         told = Told()
         told.shows_verdict = shown  # type: ignore[attr-defined]
-        bought = decided(prepare(request_for(losing, "wise-ft", photos), told)).bought
+        bought = decided(prepare(request_for(losing, "wise-ft", data=photos), told)).bought
         assert bought is not None
         assert (bought.warnings[0] in told.lines) is not shown
 
@@ -227,7 +221,7 @@ def test_copies_are_measured_once(far: Folders, photos: Path, tmp_path: Path) ->
     twice, told = shutil.copytree(photos, tmp_path / "twice"), Told()
     for file in [*twice.rglob("*.png")]:
         shutil.copyfile(file, file.with_stem(f"{file.stem}-again"))
-    bought = decided(prepare(request_for(far, "wise-ft", twice), told)).bought
+    bought = decided(prepare(request_for(far, "wise-ft", data=twice), told)).bought
     assert bought is not None
     assert bought.images == 120
     assert sum("copies" in line for line in told.lines) == 1
@@ -249,7 +243,7 @@ def test_strict_needs_something_to_be_strict_about_and_shares_are_shares(
     done("merge", *pair, "-r", "wise-ft", "--strict", "-o", tmp_path / "out")  # checks ancestry
     line = refused(clipmerge("merge", *pair, "-r", "wise-ft", "--max-loss", "-1", "--dry-run"), 2)
     assert "--max-loss" in line
-    request = request_for(pair, "wise-ft", photos, max_loss=-1.0)
+    request = request_for(pair, "wise-ft", data=photos, max_loss=-1.0)
     with pytest.raises(UsageError, match=r"--max-loss -1: .* such as 3"):
         check_request(request)
     with pytest.raises(UsageError, match=r"held_back=1: .* such as 0\.2"):
@@ -258,18 +252,18 @@ def test_strict_needs_something_to_be_strict_about_and_shares_are_shares(
 
 def test_few_images_tell_nothing_and_two_are_not_split(pair: Folders, tmp_path: Path) -> None:
     images = save_images(tmp_path / "few", each=5)
-    bought = decided(prepare(request_for(pair, "straggler-outlier", images, *QUICK))).bought
+    bought = decided(prepare(request_for(pair, "straggler-outlier", *QUICK, data=images))).bought
     assert bought is not None
     assert (bought.images, bought.classes_with_one_image) == (3, 3)
     assert bought.recommendation == "too-few-images"
     assert "Too few images to tell." in bought.verdict
     images = save_images(tmp_path / "two", each=1, classes=("bird", "dog"))
-    plan = decided(prepare(request_for(pair, "straggler-outlier", images, *QUICK)))
+    plan = decided(prepare(request_for(pair, "straggler-outlier", *QUICK, data=images)))
     assert plan.bought is None
     (warning,) = (text for text in plan.warnings if "bought" in text)
     assert warning == ("what the merge bought could not be measured: there are too few images to hold any back")
     with pytest.raises(VerdictError, match=r"nothing was written \(--strict\)"):
-        prepare(request_for(pair, "straggler-outlier", images, *QUICK, strict=True))
+        prepare(request_for(pair, "straggler-outlier", *QUICK, data=images, strict=True))
 
 
 def test_a_merge_that_cannot_be_evaluated_is_still_made(pair: Folders, photos: Path, tmp_path: Path) -> None:
@@ -326,10 +320,7 @@ def test_a_plan_of_a_wrong_pair_is_told_what_merge_is_told(pair: Folders, tmp_pa
 
 
 def test_of_several_the_most_accurate_is_the_one_to_compare_with(family: list[Path], photos: Path) -> None:
-    request = MergeRequest(
-        str(family[0]), tuple(map(str, family[1:])), load_recipe("uniform-soup"), Calibration(source=str(photos))
-    )
-    bought = decided(prepare(request)).bought
+    bought = decided(prepare(request_for(family, "uniform-soup", data=photos))).bought
     assert bought is not None
     everything = load_images(str(photos)).sample(256, 0)
     images = [everything.image(at) for at in range(len(everything))]

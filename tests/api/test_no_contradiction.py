@@ -150,11 +150,9 @@ def test_what_is_written_is_what_the_plan_says(
 @pytest.fixture(scope="module")
 def told(pair: tuple[Path, Path], images: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """The record of a merge that measured, held back and looked for stragglers."""
-    output = tmp_path_factory.mktemp("told") / "out"
+    out = tmp_path_factory.mktemp("told") / "out"
     sets = ["--set", "measure.steps=2", "--images", 12, "--batch-size", 3]
-    return done(
-        "merge", *pair, "-r", "straggler-sparse", *sets, "--data", images, "-o", output, "--format", "json"
-    ).json
+    return done("merge", *pair, "-r", "straggler-sparse", *sets, "--data", images, "-o", out, "--format", "json").json
 
 
 @pytest.mark.slow

@@ -18,7 +18,7 @@ CARS = "hf://datasets/acme/cars"
 def hub(hub: FakeHub, pair: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeHub:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     for name, folder in zip(("acme/base", "acme/tuned"), pair, strict=True):
-        upload(hub, name, {path.name: path.read_bytes() for path in folder.iterdir()})
+        upload(hub, name, folder)
     files = {
         f"{split}.parquet": save_hub_parquet(tmp_path / "x.parquet", [0, 1, 2] * 8, first=at).read_bytes()
         for split, at in (("test", 0), ("train", 100), ("validation", 200))

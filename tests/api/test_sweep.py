@@ -32,9 +32,10 @@ from clipmerge.models.building import build_model
 from clipmerge.models.transformers_clip import TransformersClip
 from clipmerge.planning.recipe import load_recipe
 from clipmerge.progress import Progress
-from clipmerge.request import Calibration, MergeRequest, SweepRequest
+from clipmerge.request import Calibration, SweepRequest
 from tests.support.command import done
-from tests.support.tasks import inputs_of
+from tests.support.tasks import inputs_of, plan_of
+from tests.support.tasks import request_for as merge_request
 from tests.support.tiny_clip import Folders, save_images
 
 TEMPLATE = ("a photo of a {}.",)
@@ -62,10 +63,7 @@ def request_for(pair: Folders, images: Path, shifted: Path, *recipes: str, **cha
 def written_accuracy(pair: Folders, recipe: str, sets: list[str], sources: list[str], folder: Path) -> dict[str, float]:
     """Accuracies by `evaluate` of the folder written by `merge`."""
     data = next((text.partition("=")[2] for text in sources if text.startswith("calibration=")), None)
-    request = MergeRequest(
-        str(pair[0]), (str(pair[1]),), load_recipe(recipe, [*quick(recipe), *sets]), Calibration(source=data)
-    )
-    write_merge(prepare(request, judged=False), folder)
+    write_merge(prepare(merge_request(pair, recipe, *quick(recipe), *sets, data=data), judged=False), folder)
     measured = [text for text in sources if not text.startswith("calibration=")]
     settings = EvalSettings(Accelerator(cpu=True), TEMPLATE)
     record, _ = evaluate_sources(str(folder), named_sources("--data", measured), settings, progress=Progress())
@@ -91,10 +89,8 @@ def test_every_point_is_what_evaluate_says_of_the_merged_folder(
         assert row["ood"] == row["accuracy"]["shifted"]
     assert len({row["ood"] for row in record["curve"]}) > 1  # or the comparison above says nothing
     for row in record["recipes"]:
-        expected = written_accuracy(
-            far, row["name"], [], [*sources, f"calibration={calibration}"], tmp_path / row["name"]
-        )
-        assert row["accuracy"] == expected
+        with_data = [*sources, f"calibration={calibration}"]
+        assert row["accuracy"] == written_accuracy(far, row["name"], [], with_data, tmp_path / row["name"])
     placed, _ = run_sweep(replace(request_for(far, images, shifted), points={"mine": str(tmp_path / "monosoup")}))
     (mine,) = placed["points"]
     assert mine["accuracy"] == record["recipes"][1]["accuracy"]
@@ -114,10 +110,7 @@ def test_weights_are_those_that_merge_writes_bit_for_bit(
         sets = [] if alpha is None else [f"method.alpha={alpha}"]
         if recipe == "straggler-outlier":
             sets = [*QUICK, "overrides=[{layers: vision.*, alpha: 0.6, density: 0.3}]"]
-        request = MergeRequest(
-            str(pair[0]), (str(pair[1]),), load_recipe(recipe, sets), Calibration(source=str(calibration))
-        )
-        run = prepare(request, judged=False)
+        run = prepare(merge_request(pair, recipe, *sets, data=calibration), judged=False)
         folder = tmp_path / f"{recipe}-{alpha}"
         write_merge(run, folder)
         written = load_file(folder / "model.safetensors")
@@ -156,10 +149,8 @@ def test_several_are_swept_around_the_curve_to_their_average(
     scored = [("wise-ft", row, [f"method.alpha={row['alpha']}"]) for row in record["curve"]]
     scored += [(row["name"], row, []) for row in record["recipes"]]
     for name, row, sets in scored:
-        calibration = Calibration(source=str(images))
-        request = MergeRequest(sources[0], tuple(sources[1:]), load_recipe(name, sets), calibration)
         folder = tmp_path / f"{name}{sets}"
-        write_merge(prepare(request, judged=False), folder)
+        write_merge(prepare(merge_request(family, name, *sets, data=images), judged=False), folder)
         measured, _ = evaluate_sources(
             str(folder),
             {"val": str(images), "shifted": str(shifted)},
@@ -191,9 +182,7 @@ class Counting:
             self.prompts += 1
             return text(model, *args)
 
-        monkeypatch.setattr(
-            bf16_classifier, "multiplies_bfloat16", lambda _device: False
-        )  # or some images are seen twice
+        monkeypatch.setattr(bf16_classifier, "multiplies_bfloat16", lambda _device: False)  # or some are seen twice
         monkeypatch.setattr(batches, "decode", decoded)
         monkeypatch.setattr(TransformersClip, "image_features", image_features)
         monkeypatch.setattr(TransformersClip, "text_features", text_features)
@@ -229,8 +218,7 @@ def test_how_many_images_are_held_changes_nothing(
     request = request_for(far, images, shifted, "lines")
     _, expected = run_sweep(request)
     opened = inputs_of(far)
-    plan = prepare(MergeRequest(str(far[0]), (str(far[1]),), load_recipe("lines"))).plan
-    assert plan is not None
+    plan = plan_of(far, "lines")
     moves = [*[lambda m, a=a: m.interpolate(a) for a in request.alphas], lambda m: m.follow(plan)]
     for held in (1, 100_000, 10**9):
         with monkeypatch.context() as patched:

@@ -20,7 +20,7 @@ from benchmarks.shifts.photos.backbone import LITE0, Distillation
 from benchmarks.shifts.photos.collection import CIFAR10, PACS, TARS, Picture, load_collection
 from benchmarks.shifts.photos.finetuning import Regime
 from benchmarks.shifts.photos.roles import Dealer
-from benchmarks.shifts.photos.testbed import Photos, Settings
+from benchmarks.shifts.photos.testbed import Settings
 from tests.benchmarks.conftest import bits, record_of
 
 SIZE = 32
@@ -29,18 +29,18 @@ IMAGENET = tuple(f"thing {number}" for number in range(40))
 
 def encoded(seed: int, noise: int = 0) -> bytes:
     """A picture of coloured blocks; the same seed with a little noise is a near-copy."""
-    blocks = (
-        np.random.default_rng(seed).integers(40, 216, (4, 4, 3)).repeat(SIZE // 4, axis=0).repeat(SIZE // 4, axis=1)
-    )
-    pixels = blocks + np.random.default_rng(1).integers(-noise, noise + 1, blocks.shape)
+    blocks = np.random.default_rng(seed).integers(40, 216, (4, 4, 3))
+    pixels = blocks.repeat(SIZE // 4, axis=0).repeat(SIZE // 4, axis=1)
+    pixels += np.random.default_rng(1).integers(-noise, noise + 1, pixels.shape)
     file = io.BytesIO()
     Image.fromarray(pixels.astype(np.uint8)).save(file, "png")
     return file.getvalue()
 
 
-def write_tars(folder: Path) -> None:
+@pytest.fixture(scope="module")
+def tars(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Twelve pictures of each class of a domain, the first two of them near-copies; two of a CIFAR class."""
-    folder.mkdir()
+    folder = tmp_path_factory.mktemp("photos")
     for domain, (name, classes, count) in {
         **{domain: (TARS[domain], PACS, 12) for domain in ("photo", "art", "sketch")},
         **{domain: (TARS[domain], CIFAR10, 3) for domain in ("cifar10-train", "cifar10")},
@@ -54,17 +54,11 @@ def write_tars(folder: Path) -> None:
                     member = tarfile.TarInfo(f"{label}/{number:04d}.jpg" if label else f"n{number:08d}_x.jpg")
                     member.size = len(data)
                     archive.addfile(member, io.BytesIO(data))
+    return folder
 
 
 def hash_of(domain: str, label: str, number: int) -> int:
     return list(TARS).index(domain) * 10**6 + sum(map(ord, label)) * 1000 + number
-
-
-@pytest.fixture(scope="module")
-def tars(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("photos") / "tars"
-    write_tars(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -73,23 +67,11 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
     torch.manual_seed(0)
     weights = tmp_path_factory.mktemp("weights") / "untrained.pth"
     torch.save(timm.create_model(LITE0.timm, pretrained=False).state_dict(), weights)
-    regimes = {
-        name: Regime(1e-3, 1, text=name == "both-towers", batch=8) for name in ("aggressive", "mild", "both-towers")
-    }
+    regimes = {name: Regime(1e-3, 1, text=False, batch=8) for name in ("aggressive", "mild")}
+    regimes["both-towers"] = Regime(1e-3, 1, text=True, batch=8)
     return Settings(
         {"lite0": replace(LITE0, weights=weights)}, Distillation(steps=3, batch=8), regimes, regimes, SIZE, IMAGENET
     )
-
-
-@pytest.fixture(scope="module")
-def photos(tars: Path, settings: Settings, tmp_path_factory: pytest.TempPathFactory) -> Photos:
-    """One cache for all tests."""
-    return Photos(tars, tmp_path_factory.mktemp("cache"), settings=settings)
-
-
-@pytest.fixture(scope="module")
-def zeroshot(photos: Photos) -> Path:
-    return photos.make_zeroshot("lite0")
 
 
 # --- pictures and roles
@@ -138,20 +120,13 @@ def test_no_picture_and_no_near_copy_is_in_two_roles(tars: Path, target: str) ->
 
 @pytest.mark.slow
 @pytest.mark.uncounted
-def test_the_command_makes_a_pair_judges_it_and_resumes(photos: Photos, settings: Settings, tmp_path: Path) -> None:
-    words = [
-        "--pictures",
-        str(photos.pictures_in),
-        "--cache",
-        str(photos.cache),
-        "--results",
-        str(tmp_path / "results"),
-    ]
+def test_the_command_makes_a_pair_judges_it_and_resumes(tars: Path, settings: Settings, tmp_path: Path) -> None:
+    words = ["--pictures", str(tars), "--cache", str(tmp_path / "cache"), "--results", str(tmp_path / "results")]
     words += ["--only", "aggressive-cifar10-0", "--no-page"]
     small = Evaluation(alphas=(0.0, 0.5, 1.0), images=20)
     assert main([*words, "--train"], settings) == 0
     assert not (tmp_path / "results").exists()
-    weights = {file: file.stat().st_mtime_ns for file in photos.cache.rglob("*.safetensors")}
+    weights = {file: file.stat().st_mtime_ns for file in (tmp_path / "cache").rglob("*.safetensors")}
     assert len(weights) == 2
     assert main([*words, "--recipes", "wise-ft"], settings, small) == 0
     file = tmp_path / "results" / "aggressive-cifar10-0.json"
@@ -167,7 +142,7 @@ def test_the_command_makes_a_pair_judges_it_and_resumes(photos: Photos, settings
     again = json.loads(file.read_text())
     assert [each["name"] for each in again["recipes"]] == ["wise-ft", "lines"]
     assert again["recipes"][0] == row
-    assert {file: file.stat().st_mtime_ns for file in photos.cache.rglob("*.safetensors")} == weights
+    assert {file: file.stat().st_mtime_ns for file in (tmp_path / "cache").rglob("*.safetensors")} == weights
     (pair,) = report.read_pairs(tmp_path / "results")
     assert pair.name == "aggressive-cifar10-0"
     assert pair.gain("wise-ft")[0] == 0

@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+from itertools import combinations
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from benchmarks.shifts.emoji import shift as emoji
 from benchmarks.shifts.emoji_roles import shift as emoji_roles
 from benchmarks.shifts.experiment import Shift, Source, TrainedPair, chosen_pairs, prepare
 from benchmarks.shifts.fonts import shift as fonts
+from benchmarks.shifts.fonts.characters import CHARACTERS, class_folder
 from benchmarks.shifts.training import Pretraining, Regime
 from clipmerge.errors import DataError, UsageError
 from tests.benchmarks.conftest import SIZE
@@ -67,10 +69,8 @@ def test_every_pair_is_trained_once_and_named(tiny_shift: Shift, prepared: tuple
 
 def test_sources_have_the_pictures_they_say(prepared: tuple[Path, list[TrainedPair]]) -> None:
     pair = prepared[1][0]
-    counts = {
-        folder.name: len(list(folder.rglob("*.png"))) for folder in (pair.calibration, pair.test, pair.ood["others"])
-    }
-    assert counts == {"calibration": 6, "test": 12, "others": 12}
+    counts = [len(list(each.rglob("*.png"))) for each in (pair.calibration, pair.test, pair.ood["others"])]
+    assert counts == [6, 12, 12]
     contents = [file.read_bytes() for folder in (pair.calibration, pair.test) for file in folder.rglob("*.png")]
     assert len(set(contents)) == len(contents)
     with Image.open(next(pair.test.rglob("red_dog/*.png"))) as picture:
@@ -119,3 +119,12 @@ def test_the_command_tells_errors_in_one_line(tmp_path: Path, capsys: pytest.Cap
     arguments = ["--quick", "--cache", str(tmp_path), "--recipes", "nobody"]
     assert command.run(emoji.ABOUT, emoji.emoji_shift, arguments) == 1
     assert capsys.readouterr().err.startswith("error: contestants.yaml has no contestant 'nobody'")
+
+
+def test_names_and_typefaces_are_used_once() -> None:
+    folders = [class_folder(character) for character in CHARACTERS]
+    assert len(set(folders)) == len(CHARACTERS) == 199
+    assert {"capital_a", "small_e_acute", "digit_seven", "greek_small_psi", "cyrillic_capital_zhe"} <= set(folders)
+    roles = [fonts.PRETRAINED, fonts.FINETUNED, fonts.CALIBRATION, fonts.TEST, *fonts.OOD.values()]
+    families = [{face.removesuffix("-700") for face in role} for role in roles]
+    assert not [one & other for one, other in combinations(families, 2) if one & other]

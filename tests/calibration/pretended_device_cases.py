@@ -19,7 +19,7 @@ from clipmerge.calibration.coefficients import Coefficients, _largest
 from clipmerge.calibration.goal import Goal
 from clipmerge.calibration.learning import LearningConfig, learn
 from clipmerge.calibration.objective import Objective
-from clipmerge.checkpoint import align_checkpoints, open_checkpoint
+from clipmerge.checkpoint import open_checkpoint
 from clipmerge.distributed import Processes, accelerator_for, add_up, device_work
 from clipmerge.errors import MeasureError
 from clipmerge.evaluation.accuracy import load_model, zero_shot_accuracy
@@ -36,6 +36,7 @@ from tests.support import pretended_device
 from tests.support.measure_everything import measured
 from tests.support.pretended_device import Pretended, counted
 from tests.support.small_objective import Ends, make_batches, objective_for, save_ends
+from tests.support.tasks import inputs_of
 
 pytestmark = pytest.mark.skipif(not pretended_device.SUPPORTED, reason="torch has no backends in Python before 2.9")
 
@@ -289,7 +290,7 @@ def test_points_are_classified_as_on_the_cpu(pair: tuple[Path, Path], images: Pa
     loaded, answers = load_images(str(images), None, whole=True), []
     moves = [partial(MovingModel.interpolate, alpha=alpha) for alpha in (0.0, 0.5, 1.0)]
     for device in ("cpu", pretended_device.NAME):
-        inputs = align_checkpoints(open_checkpoint(str(pair[0])), [open_checkpoint(str(pair[1]))])
+        inputs = inputs_of(pair)
         with counted(has_float64=False), torch.inference_mode():  # the device makes no views of others in it
             scorer = Scorer(build_model(inputs), inputs, EvalSettings(Processes(torch.device(device)), batch_size=7))
             answers.append(scorer.answer(moves, {"a": loaded}, Progress())["a"])

@@ -1,12 +1,20 @@
-"""Tests of the point of the straight path whose features are held."""
+"""Points of the straight path and mixtures: features that are held, losses that are no number, ends in memory."""
+
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from clipmerge.calibration import anchor
 from clipmerge.calibration.anchor import effective_rank, find_anchor
-from tests.support.small_objective import Ends, Reference, make_batches, objective_for
+from clipmerge.calibration.coefficients import Coefficients
+from clipmerge.calibration.mixtures import try_mixture
+from clipmerge.calibration.objective import Objective
+from clipmerge.errors import MeasureError
+from clipmerge.measures.path_barrier import path_barrier
+from tests.support.small_objective import Ends, Reference, make_batches, objective_for, save_ends
 
 
 def test_loss_accuracy_and_rank_are_those_of_all_images(ends: Ends) -> None:
@@ -58,3 +66,63 @@ def test_the_anchor_has_the_lowest_loss_of_what_has_not_collapsed(
     monkeypatch.setattr(anchor, "_point", lambda objective, alpha: points[alpha])
     found = find_anchor(objective_for(ends, make_batches((2,))), 3.0)
     assert (found.alpha, found.harmed, found.finetuned_rank) == (*expected, pytest.approx(ranks[-1] / 3))
+
+
+def test_a_parameter_that_only_the_zero_shot_model_has_stays(tmp_path: Path) -> None:
+    ends = save_ends(tmp_path)
+    reference, alone = Reference(ends).at(1.0), "vision_model.post_layernorm.weight"
+    with torch.no_grad():
+        reference.parameters[alone].copy_(reference.ends[alone][0])
+    file = ends[1] / "model.safetensors"
+    save_file({name: value.clone() for name, value in load_file(file).items() if name != alone}, file)
+    (batch,) = make_batches((4,))
+    found = try_mixture(objective_for(ends, [batch], missing="keep-zeroshot"), (1.0,))
+    assert found.loss == pytest.approx(reference.loss(batch).item(), rel=1e-5)
+
+
+@pytest.fixture
+def spoiled(ends: Ends) -> Objective:
+    """An objective whose images are not numbers, so that no loss is one."""
+    batches = make_batches((2,))
+    batches[0].pixels.fill_(float("nan"))
+    return objective_for(ends, batches)
+
+
+def test_a_path_names_the_point(spoiled: Objective) -> None:
+    with pytest.raises(
+        MeasureError, match=r"the calibration loss at alpha 0\.5 is nan; check that the checkpoints work"
+    ):
+        path_barrier(spoiled)
+
+
+def test_a_mixture_names_its_weights(spoiled: Objective) -> None:
+    with pytest.raises(MeasureError, match=r"the calibration loss at weights 0\.5 is nan"):
+        try_mixture(spoiled, (0.5,))
+
+
+def test_a_density_of_one_drops_nothing(ends: Ends) -> None:
+    objective = objective_for(ends, make_batches((2,)))
+    coefficients = Coefficients(objective, "entry", 0.5)
+    coefficients.make_sparse(objective.path.layers["vision.0.mlp"], 1.0)
+    assert all(bool((value == 0.5).all()) for value in coefficients.by_parameter().values())
+    coefficients.make_sparse(objective.path.layers["vision.0.mlp"], 0.5)
+    dropped = {name for name, value in coefficients.by_parameter().items() if bool((value == 0).any())}
+    assert dropped == {
+        name for name in objective.path.layers["vision.0.mlp"] if objective.path.theta_0[name].numel() > 1
+    }
+
+
+def test_what_lies_in_memory_alone_is_copied(ends: Ends, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ends with other storage at each reading, as those of an adapter, are held, and move like mapped ones."""
+    from clipmerge.checkpoint import Inputs
+
+    mapped = objective_for(ends, make_batches((2,)))
+    for end in ("theta_0", "theta_1"):
+        read = getattr(Inputs, end)
+        monkeypatch.setattr(Inputs, end, lambda *given, read=read, **named: read(*given, **named).clone())
+    held = objective_for(ends, make_batches((2,)))
+    for objective in (mapped, held):
+        objective.path.move_to(0.3)
+    assert all(torch.equal(value, mapped.path.parameters[name]) for name, value in held.path.parameters.items())
+    first, second = held.path.theta_0, mapped.path.theta_0
+    assert all(torch.equal(first[name], second[name]) for name in second)

@@ -25,6 +25,7 @@ from clipmerge.methods.learned import learned
 from clipmerge.methods.straggler_sparse import straggler_sparse
 from clipmerge.planning.measurements import HeldBackChoice
 from tests.support.small_objective import Ends, Reference, descend, make_batches, objective_for, prepare
+from tests.support.tasks import inputs_of
 
 SIZES = (8, 8, 7)
 
@@ -189,9 +190,8 @@ def test_nothing_is_learned_where_fine_tuning_harmed_little(ends: Ends, monkeypa
         assert found.notes == ()
     assert found.choice is not None
     assert (found.choice.alpha, found.choice.divergence, found.choice.finetuned_rank) == (0.8, "path-features", 0.9)
-    from clipmerge.checkpoint import align_checkpoints, open_checkpoint
 
-    inputs = align_checkpoints(open_checkpoint(str(ends[0])), [open_checkpoint(str(ends[1]))])
+    inputs = inputs_of(ends)
     told = "coefficients; nothing was learned; 7 images held back: alpha 0.8 of the straight path; it"
     decision = learned(Task(inputs, found))
     assert told in decision.verdict
@@ -382,10 +382,8 @@ def test_in_bfloat16_the_goal_follows_weights_that_move_in_place(ends: Ends) -> 
             for name, gradient in wanted.items():
                 assert objective.path.gradient_of(name).dtype == torch.float32
                 if gradient.norm() > 0.05:
-                    cosine = torch.cosine_similarity(
-                        gradient.flatten(), objective.path.gradient_of(name).flatten(), dim=0
-                    )
-                    assert float(cosine) > 0.95, name
+                    found = objective.path.gradient_of(name).flatten()
+                    assert float(torch.cosine_similarity(gradient.flatten(), found, dim=0)) > 0.95, name
             objective.path.clear_gradients()
 
 

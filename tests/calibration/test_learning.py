@@ -1,7 +1,6 @@
 """Learned coefficients against transformers' own forward in float64, autograd and an Adam written out."""
 
 import math
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -27,8 +26,8 @@ from tests.support.small_objective import (
     make_batches,
     objective_for,
     prepare,
-    save_ends,
 )
+from tests.support.tasks import task_of
 
 SIZES = (4, 4, 3)
 STILL = Goal(0.7, changes=())
@@ -230,17 +229,11 @@ def test_a_broken_loss_is_told(ends: Ends) -> None:
         learned_coefficients(objective_for(ends, [batch]), steps=1)
 
 
-def test_the_method_needs_coefficients(tmp_path: Path) -> None:
-    from clipmerge.checkpoint import align_checkpoints, open_checkpoint
-    from clipmerge.methods import Task
-
-    folders = save_ends(tmp_path)
-    pair = align_checkpoints(open_checkpoint(str(folders[0])), [open_checkpoint(str(folders[1]))])
-    measurements = Measurements(measure="path-barrier")
+def test_the_method_needs_coefficients(ends: Ends) -> None:
     with pytest.raises(RecipeError, match="path-barrier learns no coefficients; measure with learned-coefficients"):
-        learned(Task(pair, measurements))
+        learned(task_of(ends, Measurements(measure="path-barrier")))
     with pytest.raises(RecipeError, match="needs a `measure:`"):
-        learned(Task(pair))
+        learned(task_of(ends))
 
 
 def test_a_given_start_stays_where_held_back_images_see_the_path(ends: Ends, monkeypatch: pytest.MonkeyPatch) -> None:

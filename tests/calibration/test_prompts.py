@@ -42,10 +42,10 @@ def test_one_template_that_tells_classes_apart_is_enough(model: ImageTextModel) 
 @pytest.mark.parametrize("command", ["evaluate", "merge"])
 def test_a_command_says_it_in_one_line(pair: Inputs, tmp_path: Path, command: str) -> None:
     images = save_images(tmp_path / "images", each=2)
-    arguments = {"evaluate": ("evaluate", pair[0]), "merge": ("merge", *pair, "-r", "straggler-outlier", "--dry-run")}[
-        command
-    ]
-    line = refused(clipmerge(*arguments, "--data", images, "--template", LONG))
+    merge = ("merge", *pair, "-r", "straggler-outlier", "--dry-run")
+    line = refused(
+        clipmerge(*(merge if command == "merge" else ("evaluate", pair[0])), "--data", images, "--template", LONG)
+    )
     assert "the prompts of all classes are the same to the model" in line
 
 

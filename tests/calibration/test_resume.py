@@ -9,6 +9,7 @@ import signal
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -26,7 +27,6 @@ from clipmerge.calibration.objective import Objective
 from clipmerge.calibration.path import PathWeights
 from clipmerge.calibration.prompts import Prompts
 from clipmerge.calibration.resume import LearningState
-from clipmerge.checkpoint import align_checkpoints, open_checkpoint
 from clipmerge.images.batches import Batch
 from clipmerge.images.dataset import load_images
 from clipmerge.measures.learned_sparse import layer_sharpness, sharpest
@@ -34,6 +34,7 @@ from clipmerge.measures.projection_radii import projection_radii
 from clipmerge.models.zero_shot import averaged
 from tests.support.small_objective import Ends, make_batches, objective_for
 from tests.support.stopped_learning import GOES_ON, SAVED, Stopping, save_every_step
+from tests.support.tasks import inputs_of
 from tests.support.tiny_clip import save_images
 
 SIZES = (4, 4, 3)
@@ -94,9 +95,7 @@ class Learning:
         self.work: list[tuple[float, float]] = []
 
     def objective(self) -> Objective:
-        objective = objective_for(
-            self.ends, make_batches(SIZES), progress=lambda done, total: self.work.append((done, total))
-        )
+        objective = objective_for(self.ends, make_batches(SIZES), progress=lambda *work: self.work.append(work))
         objective.learning_state = LearningState(lambda: self.file, objective.shares.accelerator, self.said.append)
         return objective
 
@@ -247,7 +246,7 @@ def test_a_state_is_of_the_content_that_it_was_learned_on(ends: Ends, tmp_path: 
     photo = sorted(photos.rglob("*.png"))[0]
 
     def named() -> Path:
-        inputs = align_checkpoints(open_checkpoint(str(folders[0])), [open_checkpoint(str(folders[1]))])
+        inputs = inputs_of(folders)
         return resumption.state_file(inputs, load_images(str(photos)), [], {})
 
     first = named()
@@ -318,3 +317,36 @@ def test_a_signal_within_a_step_waits_for_its_end_and_saves_it(
         stopped.run()
     assert stopped.said == [SAVED.format(3, STEPS)]
     assert same(stopped.run(), whole)
+
+
+STATE = {"taken": torch.tensor(3), "values": torch.tensor([0.5, 0.25])}
+
+
+def blank() -> dict[str, Tensor]:
+    return {name: torch.zeros_like(value) for name, value in STATE.items()}
+
+
+def process(file: Path, *, main: bool) -> LearningState:
+    state = SimpleNamespace(device=torch.device("cpu"))
+    accelerator: Any = SimpleNamespace(num_processes=2, is_main_process=main, state=state)
+    return LearningState(lambda: file, accelerator, print)
+
+
+@pytest.mark.parametrize("exists", [True, False])
+def test_the_other_processes_get_the_state_of_the_main_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exists: bool
+) -> None:
+    file = tmp_path / "state.safetensors"
+    if exists:
+        save_file(STATE, file)
+    sent: list[Tensor] = []
+    monkeypatch.setattr(resumption, "broadcast", lambda tensor: sent.append(tensor.clone()) or tensor)
+    main, other = blank(), blank()
+    assert process(file, main=True).restore(main) is exists
+
+    monkeypatch.setattr(resumption, "broadcast", lambda _: sent.pop(0))
+    assert process(tmp_path / "not read", main=False).restore(other) is exists
+    assert sent == []
+    for state in (main, other):
+        for name, value in (STATE if exists else blank()).items():
+            assert torch.equal(state[name], value), name

@@ -77,9 +77,7 @@ def test_the_pieces_of_a_step_add_up_to_it(
     whole, expected = learned(None)
     sent, embed, text = [], objective.criterion.embed, objective.criterion.model.text_features
     monkeypatch.setattr(objective.criterion, "embed", lambda pixels: sent.append(len(pixels)) or embed(pixels))
-    monkeypatch.setattr(
-        objective.criterion.model, "text_features", lambda *arguments: sent.append(0) or text(*arguments)
-    )
+    monkeypatch.setattr(objective.criterion.model, "text_features", lambda *given: sent.append(0) or text(*given))
     losses, found = learned(at_once)
     assert sent.count(0) == 1  # classes are embedded once
     assert sum(sent) == goal.picture_count(len(step))

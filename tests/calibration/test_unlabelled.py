@@ -92,9 +92,7 @@ def test_the_shares_of_a_step_add_up_to_it(ends: Ends) -> None:
     for step in answered:
         with coefficients.collect_gradients():
             losses.append(descend(objective, step, goal).divergence)
-        gradients.append(
-            {key: value.grad.clone() for key, value in coefficients.values.items() if value.grad is not None}
-        )
+        gradients.append({k: value.grad.clone() for k, value in coefficients.values.items() if value.grad is not None})
         coefficients.drop_gradients()
     assert losses[1] + losses[2] == pytest.approx(losses[0], rel=1e-4)
     for key, whole in gradients[0].items():

@@ -1,26 +1,50 @@
-"""peft adapters as the fine-tuned side: the same weights as peft's own merge."""
+"""peft adapters as the fine-tuned side: peft's own merge's weights; what is unsupported or broken is refused."""
 
-import warnings
-from collections.abc import Iterator
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from peft import PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import CLIPModel, CLIPVisionModel
 
 from clipmerge.checkpoint import Checkpoint, align_checkpoints, open_checkpoint
+from clipmerge.checkpoint.adapter import MOST_PATTERNS, read_adapter_config
 from clipmerge.errors import CheckpointError
-from tests.checkpoint.lora_adapters import LINEAR, Q, configure, save_adapter
-from tests.support.command import clipmerge, done, refused
+from tests.support.command import clipmerge, done, one_line, refused
 from tests.support.hub_double import FakeHub, upload
 from tests.support.raw_safetensors import shard
 from tests.test_parallel import merged
 
+LINEAR = ["q_proj", "fc1", "visual_projection"]
+
+
+def save_adapter(base: Path, folder: Path, model: Any = CLIPModel, **options: Any) -> Path:
+    """Save an adapter with all tensors moved, as if by training."""
+    torch.manual_seed(0)
+    settings = {"target_modules": LINEAR, "r": 4, "lora_alpha": 6, **options}
+    adapted = get_peft_model(model.from_pretrained(base), LoraConfig(**settings))
+    with torch.no_grad():
+        for parameter in adapted.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.05 * torch.randn(parameter.shape))
+    adapted.save_pretrained(folder)
+    return folder
+
+
+def configure(adapter: Path, **changes: Any) -> Path:
+    file = adapter / "adapter_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+    return adapter
+
+
+Q = "vision_model.encoder.layers.0.self_attn.q_proj.weight"
 Folders = tuple[Path, Path]
+pytestmark = pytest.mark.filterwarnings("ignore")  # of peft
 CONFIGS: dict[str, dict[str, Any]] = {
     "plain": {},
     "every kind of module": {"target_modules": [*LINEAR, "patch_embedding", "token_embedding", "position_embedding"]},
@@ -38,16 +62,15 @@ CONFIGS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.fixture(autouse=True)
-def _peft_speaks() -> Iterator[None]:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
+@pytest.fixture(scope="module")
+def plain(pair: Folders, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_adapter(pair[0], tmp_path_factory.mktemp("plain") / "adapter")
 
 
 @pytest.fixture
-def adapter(pair: Folders, tmp_path: Path) -> Path:
-    return save_adapter(pair[0], tmp_path / "adapter")
+def adapter(plain: Path, tmp_path: Path) -> Path:
+    """An adapter that a test may change."""
+    return Path(shutil.copytree(plain, tmp_path / "adapter"))
 
 
 def merged_by_peft(base: Path, adapter: Path, model: Any = CLIPModel) -> dict[str, Tensor]:
@@ -184,7 +207,7 @@ def test_another_base_than_recorded_is_said(pair: Folders, adapter: Path) -> Non
 
 def test_an_adapter_from_the_hub_and_one_of_before_safetensors(hub: FakeHub, pair: Folders, adapter: Path) -> None:
     expected = adapted_to(pair[0], adapter).tensor(Q)
-    sha = upload(hub, "alice/lora", {file.name: file.read_bytes() for file in adapter.iterdir()})
+    sha = upload(hub, "alice/lora", adapter)
     adapted = open_checkpoint("alice/lora", base=open_checkpoint(str(pair[0])))
     assert adapted.revision == sha
     assert torch.equal(adapted.tensor(Q), expected)
@@ -206,3 +229,92 @@ def test_a_head_that_the_base_lacks_is_taken_from_the_adapter(pair: Folders, ada
     assert adapted.entries["classifier.weight"].shape == (2, 3)
     assert torch.equal(adapted.tensor("classifier.weight"), head)
     adapted.release("classifier.weight")  # no page of the base is mapped for it
+
+
+NOT_LORA = "not a LoRA configuration"
+REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+    "another kind": ({"peft_type": "LOHA"}, "type LOHA; clipmerge reads LORA.*merge_and_unload"),
+    "pissa": ({"init_lora_weights": "pissa_niter_4"}, "init_lora_weights='pissa_niter_4', which changes the base"),
+    "replication": ({"layer_replication": [[0, 2]]}, "uses layer_replication, whose arithmetic"),
+    "rank 0": ({"r": 0}, NOT_LORA),
+    "an endless alpha": ({"alpha_pattern": {"a": float("inf")}}, NOT_LORA),
+    "another rank": ({"r": 8}, "has rank 4, but adapter_config.json says 8; the scale would be wrong"),
+    "many patterns": (
+        {"rank_pattern": {f"layer{number}": 4 for number in range(MOST_PATTERNS + 1)}},
+        rf"{MOST_PATTERNS + 1} patterns, more than {MOST_PATTERNS}",
+    ),
+    # patterns that could take long
+    **{pattern: ({"rank_pattern": {pattern: 2}}, NOT_LORA) for pattern in (*("(a+)+b", ".*.*.*.*x", "a" * 501, "["),)},
+}
+
+
+def refuse(adapter: Path | str, base: Path, message: str) -> None:
+    with one_line(CheckpointError, message):
+        open_checkpoint(str(adapter), base=open_checkpoint(str(base)))
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_what_is_not_understood_is_refused(pair: Folders, adapter: Path, what: str) -> None:
+    changes, message = REFUSED[what]
+    refuse(configure(adapter, **changes), pair[0], message)
+
+
+def test_patterns_as_they_are_written_are_understood(adapter: Path) -> None:
+    patterns = ("q_proj", r"^vision_model\.encoder\.layers\.\d+\.self_attn\.(q|k|v)_proj", ".*fc[12]")
+    configure(adapter, rank_pattern=dict.fromkeys(patterns, 2))
+    assert read_adapter_config(adapter / "adapter_config.json").rank_pattern == dict.fromkeys(patterns, 2)
+
+
+def test_a_broken_configuration_is_refused(pair: Folders, adapter: Path) -> None:
+    file = adapter / "adapter_config.json"
+    cannot_be_read = r"adapter_config.json: not a LoRA configuration"
+    for text in ("[]", "{", '{"peft_type": "LORA", "lora_alpha": 1, "r": 1e999}'):
+        file.write_text(text)
+        refuse(adapter, pair[0], cannot_be_read)
+    file.unlink()
+    refuse(adapter, pair[0], cannot_be_read)
+
+
+A = f"base_model.model.{Q.replace('weight', 'lora_A.weight')}"
+LENGTH = A.replace("A.weight", "magnitude_vector")
+
+TENSORS: dict[str, tuple[dict[str, Tensor | None], str]] = {
+    "half a pair": ({A: None}, "the LoRA of .*q_proj.weight is incomplete"),
+    "torch's attention": (
+        {"base_model.model.transformer.resblocks.0.attn.base_layer.out_proj.lora_A.weight": torch.zeros(4, 32)},
+        r"LoRA on torch's MultiheadAttention is not supported\. merge it where it was trained",
+    ),
+    "an unknown factor": ({A.replace("lora_A", "lora_E"): torch.zeros(4)}, "lora_E.weight is of an unknown kind"),
+    "an unknown module": (
+        {"base_model.model.vision_model.adapter.weight": torch.zeros(2)},
+        r"1 of the parameters it changes are not in .*: vision_model\.adapter\.weight; give the base",
+    ),
+    "another width": ({A: torch.zeros(4, 31)}, r"the LoRA of .* is \(32, 4\) by \(4, 31\), the base's \(32, 32\)"),
+    "no matrix A": ({A: torch.ones(4)}, r"the LoRA of .*q_proj\.weight is"),
+    "integers": ({A: torch.zeros(4, 32, dtype=torch.int64)}, "is not a float on both sides"),
+    "another shape": (
+        {"base_model.model.text_projection.weight": torch.zeros(16, 31)},
+        r"text_projection\.weight is \(16, 31\), the base's",
+    ),
+    "another number of lengths": ({LENGTH: torch.ones(31)}, r"magnitude_vector.* is \(31,\), the base's .*\(32, 32\)"),
+}
+
+
+@pytest.mark.parametrize("what", TENSORS)
+def test_tensors_that_do_not_fit_are_refused(pair: Folders, adapter: Path, what: str) -> None:
+    changes, message = TENSORS[what]
+    tensors = {**load_file(adapter / "adapter_model.safetensors"), **changes}
+    save_file({key: t for key, t in tensors.items() if t is not None}, adapter / "adapter_model.safetensors")
+    refuse(adapter, pair[0], message)
+
+
+def test_an_adapter_alone_is_no_checkpoint(plain: Path) -> None:
+    line = refused(clipmerge("inspect", plain))
+    assert "is a peft adapter, not a full model; make a checkpoint from it and its base" in line
+
+
+def test_an_adapter_beside_a_model_is_ambiguous(copies: Folders, plain: Path) -> None:
+    folder = Path(shutil.copytree(plain, copies[1], dirs_exist_ok=True))
+    refuse(folder, copies[0], "holds both model.safetensors and adapter_model.safetensors")
+    assert open_checkpoint(str(folder / "model.safetensors")).source.endswith("model.safetensors")
+    refuse(folder / "adapter_model.safetensors", plain.parent, "no model.safetensors")

@@ -159,7 +159,7 @@ def test_a_hub_id_is_read_at_its_commit(
     expected = load_file(folder / "model.safetensors")
     if sharded:
         shard(folder)
-    sha = upload(hub, "alice/clip", {file.name: file.read_bytes() for file in folder.iterdir()})
+    sha = upload(hub, "alice/clip", folder)
     for source in ("alice/clip", f"alice/clip@{sha}", "hf://alice/clip@main"):
         checkpoint = open_checkpoint(source)
         assert (checkpoint.source, checkpoint.revision) == (source, sha)

@@ -26,10 +26,6 @@ def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def put(hub: FakeHub, name: str, folder: Path) -> str:
-    return upload(hub, name, {path.name: path.read_bytes() for path in folder.iterdir()})
-
-
 def downloaded(hub: FakeHub) -> list[str]:
     """Files of weights that were requested completely."""
     whole = [path for _, path, status in hub.requests("GET", r"/resolve/.*\.safetensors$") if status == 200]
@@ -46,8 +42,8 @@ def headers(hub: FakeHub) -> int:
 def test_a_pair_that_does_not_fit_downloads_no_weights(
     hub: FakeHub, pair: Folders, wide: Path, images: Path, tmp_path: Path, command: str, local: str
 ) -> None:
-    put(hub, "acme/base", pair[0])
-    put(hub, "acme/wide", wide)
+    upload(hub, "acme/base", pair[0])
+    upload(hub, "acme/wide", wide)
     sources = [str(pair[0]) if local == "zeroshot" else "acme/base", str(wide) if local == "finetuned" else "acme/wide"]
     flags = {
         "merge": ["-r", "wise-ft", "-o", tmp_path / "out"],
@@ -62,7 +58,7 @@ def test_a_pair_that_does_not_fit_downloads_no_weights(
 
 def test_inspect_needs_headers_alone_where_it_can(hub: FakeHub, pair: Folders, wide: Path) -> None:
     for name, folder in zip(("acme/base", "acme/tuned", "acme/wide"), (*pair, wide), strict=True):
-        put(hub, name, folder)
+        upload(hub, name, folder)
     here = clipmerge("inspect", pair[0], "--format", "json").json
     there = clipmerge("inspect", "acme/base", "--format", "json").json
     assert (there["layers"], there["total"]) == (here["layers"], here["total"])
@@ -83,7 +79,7 @@ def test_inspect_needs_headers_alone_where_it_can(hub: FakeHub, pair: Folders, w
 def test_a_preview_says_what_opening_says_or_is_not_made(
     hub: FakeHub, pair: Folders, wide: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sha = put(hub, "acme/wide", wide)
+    sha = upload(hub, "acme/wide", wide)
     seen = preview_checkpoint("acme/wide")
     assert seen is not None
     opened = open_checkpoint(str(wide))

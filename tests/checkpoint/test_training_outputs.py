@@ -151,9 +151,7 @@ def test_two_copies_in_one_state_dict(pair: Folders, tmp_path: Path, form: str) 
     assert "teacher" in line
 
 
-@pytest.mark.parametrize(
-    ("ema", "key"), [(lambda w: w, "ema"), (lambda w: {"decay": 0.999, "shadow": w}, "ema.shadow")]
-)
+@pytest.mark.parametrize(("ema", "key"), [(lambda w: w, "ema"), (lambda w: {"decay": 0.9, "shadow": w}, "ema.shadow")])
 def test_model_and_moving_average_in_one_file(
     pair: Folders, tmp_path: Path, ema: Callable[[Weights], Any], key: str
 ) -> None:

@@ -78,10 +78,8 @@ def test_the_command_goes_on_whether_it_merges_or_plans(
     found = clipmerge(*merge)
     assert (found.code, notes(found.err)) == (0, [GOES_ON.format(3, 4)])
     assert weights(tmp_path / "out") == weights(tmp_path / "whole")
-    traces = [
-        json.loads((tmp_path / name / "plan" / "plan.json").read_text())["measurements"] for name in ("out", "whole")
-    ]
-    assert traces[0] == traces[1]
+    plans = [json.loads((tmp_path / name / "plan" / "plan.json").read_text()) for name in ("out", "whole")]
+    assert plans[0]["measurements"] == plans[1]["measurements"]
     assert list(state.iterdir()) == []
 
 
@@ -113,7 +111,7 @@ def test_a_sweep_that_fails_at_the_end_learns_nothing_twice(
 ) -> None:
     recipe = tmp_path / "mine.yaml"
     recipe.write_text(
-        "measure: {name: learned-coefficients, steps: 4, divergence: predictions}\nmethod: {name: learned}\n"
+        "measure: {name: learned-coefficients, steps: 4, divergence: predictions}\nmethod: {name: learned}"
     )
     shifted = save_images(tmp_path / "shifted", seed=3)
     broken = shifted / "cat" / "3.png"

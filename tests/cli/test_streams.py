@@ -24,9 +24,7 @@ def test_a_reader_that_has_gone_ends_a_command_quietly() -> None:
     reading, writing = os.pipe()
     os.close(reading)
     command = [sys.executable, "-m", "clipmerge", "recipes", "show", "auto"]
-    ended = subprocess.run(
-        command, stdout=writing, stderr=subprocess.PIPE, text=True, env=counted(), check=False, timeout=120
-    )
+    ended = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True, env=counted(), timeout=120)
     os.close(writing)
     assert (ended.returncode, ended.stderr) == (0, "")
 
@@ -40,9 +38,7 @@ def test_a_process_that_its_launcher_ends_says_nothing() -> None:
     )
     command = [sys.executable, "-c", code]
     ended = [
-        subprocess.run(
-            command, env={**counted(), "RANK": rank}, capture_output=True, text=True, check=False, timeout=120
-        )
+        subprocess.run(command, env={**counted(), "RANK": rank}, capture_output=True, text=True, timeout=120)
         for rank in ("1", "0")
     ]
     assert [each.returncode for each in ended] == [143, 143]

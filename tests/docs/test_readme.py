@@ -73,7 +73,7 @@ def test_the_commands_run_in_order(
     assert len(lines) >= 14
     with serving(tmp_path, monkeypatch) as hub:
         for repo, folder in (("acme/clip-base", pair[0]), ("acme/clip-cars", pair[1])):
-            upload(hub, repo, {path.name: path.read_bytes() for path in folder.iterdir()})
+            upload(hub, repo, folder)
         monkeypatch.chdir(workplace)
         shipped = recipe.recipe_text
         monkeypatch.setattr(recipe, "recipe_text", lambda name: re.sub(r"steps: \d+", "steps: 20", shipped(name)))

@@ -36,9 +36,8 @@ class Case:
         self.right, self.max_loss, self.finetuned_rank, self.learned = right, max_loss, finetuned_rank, learned
         self.clean = difference(merged[0], finetuned[0])
         self.corrupted = difference(merged[1], finetuned[1])
-        self.over_zeroshot = Gain(
-            clean=difference(merged[0], zeroshot[0]), corrupted=difference(merged[1], zeroshot[1])
-        )
+        over = [difference(merged[each], zeroshot[each]) for each in (0, 1)]
+        self.over_zeroshot = Gain(clean=over[0], corrupted=over[1])
 
     @property
     def conclusion(self) -> Conclusion:
@@ -154,9 +153,8 @@ def test_the_advice_and_the_reason_are_the_recommendations(case: Case) -> None:
     beginning, because = advice[conclusion.recommendation]
     assert conclusion.verdict.startswith(f"{beginning} Of ")
     low = case.clean.interval[0]
-    doubtful = (
-        conclusion.recommendation in ("use", "cannot-tell", "too-few-images") and low < -case.max_loss / 100 - 1e-9
-    )
+    doubtful = conclusion.recommendation in ("use", "cannot-tell", "too-few-images")
+    doubtful &= low < -case.max_loss / 100 - 1e-9
     assert ("may be as large as" in conclusion.reason) == doubtful
     if doubtful:
         found = re.search(r"may be as large as (\S+) points, more than the (\S+) of --max-loss", conclusion.reason)

@@ -11,7 +11,6 @@ from safetensors.torch import load_file, save_file
 
 from clipmerge.api.apply import write_merge
 from clipmerge.api.plan import prepare
-from clipmerge.checkpoint import align_checkpoints, open_checkpoint
 from clipmerge.errors import CheckpointError
 from clipmerge.evaluation.answer_cache import AnswerCache
 from clipmerge.evaluation.moving_model import MovingModel
@@ -20,9 +19,9 @@ from clipmerge.evaluation.scorer import Move, Scorer
 from clipmerge.evaluation.settings import EvalSettings
 from clipmerge.images.dataset import load_images
 from clipmerge.models.building import build_model
-from clipmerge.planning.recipe import load_recipe
 from clipmerge.progress import Progress
-from clipmerge.request import MergeRequest, Run
+from clipmerge.request import Run
+from tests.support.tasks import inputs_of, request_for
 
 Folders = tuple[Path, Path]
 LACKING = "text_model.final_layer_norm.bias"
@@ -39,18 +38,15 @@ def uneven(pair: Folders, tmp_path_factory: pytest.TempPathFactory) -> Folders:
     return pair[0], folder
 
 
-def planned(folders: Folders, recipe: str, **options: Any) -> Run:
-    request = MergeRequest(str(folders[0]), (str(folders[1]),), load_recipe(recipe, options))
-    return prepare(request)
-
-
 def key(run: Run) -> Any:
     assert run.plan is not None
     return weights_key(run.plan, run.inputs)
 
 
 def test_a_recipe_that_drops_parameters_is_no_point_of_the_curve(uneven: Folders, tmp_path: Path) -> None:
-    kept, dropped = (planned(uneven, "wise-ft", missing=f"keep-{side}") for side in ("zeroshot", "finetuned"))
+    kept, dropped = (
+        prepare(request_for(uneven, "wise-ft", f"missing=keep-{end}")) for end in ("zeroshot", "finetuned")
+    )
     assert key(kept) == 0.5
     assert key(dropped) != key(kept)
     for run, name in ((kept, "kept"), (dropped, "dropped")):
@@ -60,8 +56,7 @@ def test_a_recipe_that_drops_parameters_is_no_point_of_the_curve(uneven: Folders
 
 
 def test_a_weight_that_overflows_is_named_with_its_alpha(pair: tuple[Path, Path]) -> None:
-    zeroshot, finetuned = map(open_checkpoint, map(str, pair))
-    inputs = align_checkpoints(zeroshot, [finetuned])
+    inputs = inputs_of(pair)
     moving = MovingModel(build_model(inputs), inputs, torch.device("cpu"), dtype="float16")
     with pytest.raises(CheckpointError, match=r"^tensor \S+ overflows at alpha 1e\+09; give --alphas in \[0, 1\]$"):
         moving.interpolate(1e9)
@@ -92,8 +87,7 @@ def test_answers_to_the_same_images_are_found_again(tmp_path: Path) -> None:
 def test_where_all_answers_of_a_point_are_known_the_model_stays(
     pair: tuple[Path, Path], images: Path, tmp_path: Path
 ) -> None:
-    zeroshot, finetuned = map(open_checkpoint, map(str, pair))
-    inputs, loaded = align_checkpoints(zeroshot, [finetuned]), {"a": load_images(str(images)).sample(6, 0)}
+    inputs, loaded = inputs_of(pair), {"a": load_images(str(images)).sample(6, 0)}
     cache, moved = AnswerCache(tmp_path, {"a": "images of a"}), list[float]()
 
     def move(alpha: float) -> Move:

@@ -11,12 +11,12 @@ from PIL import Image
 from PIL.ImageFilter import GaussianBlur
 
 from clipmerge.calibration import augmentation
-from clipmerge.checkpoint import align_checkpoints, open_checkpoint
 from clipmerge.evaluation import probe as probing
 from clipmerge.evaluation.probe import RELATED, UNRELATED, ScaledImages, corrupted, probe, side_of
 from clipmerge.images.dataset import LabelledImages, load_images
 from clipmerge.images.store import image_files
 from clipmerge.models.building import build_model
+from tests.support.tasks import inputs_of
 from tests.support.tiny_clip import save_images
 
 
@@ -173,7 +173,7 @@ def test_images_are_scaled_to_the_models_size_before_they_are_corrupted(
     pair: tuple[Path, Path], tmp_path: Path
 ) -> None:
     images = load_images(str(save_images(tmp_path / "images", each=3)))  # 36 x 40
-    inputs = align_checkpoints(open_checkpoint(str(pair[0])), [open_checkpoint(str(pair[1]))])
+    inputs = inputs_of(pair)
     assert side_of(build_model(inputs)) == 32  # the processor's
     tested = probe(ScaledImages(images, 64), UNRELATED, enough=512, fewest=2)
     for corruption, places in tested.positions.items():

@@ -145,9 +145,7 @@ def test_what_goes_wrong_is_one_line(server: Releases, monkeypatch: pytest.Monke
 
 
 URL = f"https://github.com/{FILE}"
-CARD = (
-    b"---\ndataset_info:\n- splits:\n  - name: train\n    num_examples: 7\n  - name: test\n    num_examples: 9\n---\n"
-)
+CARD = b"---\ndataset_info:\n- splits:\n  - {name: train, num_examples: 7}\n  - {name: test, num_examples: 9}\n---\n"
 
 
 @pytest.fixture
@@ -188,9 +186,8 @@ def by_name(cost: dict[str, Any]) -> dict[str, dict[str, Any]]:
 def test_sizes_counts_and_time_come_from_the_servers(hub: FakeHub, cars: bytes, tmp_path: Path) -> None:
     weights, config = bytes(1000), b"{}"
     upload(hub, "acme/base", {"model.safetensors": weights, "config.json": config})
-    upload(
-        hub, "acme/cars", {"README.md": CARD, "data/test-0.parquet": cars, "data/train-0.parquet": cars}, kind="dataset"
-    )
+    files = {"README.md": CARD, "data/test-0.parquet": cars, "data/train-0.parquet": cars}
+    upload(hub, "acme/cars", files, kind="dataset")
     (tmp_path / "local").mkdir()
     file = suite(tmp_path, finetuned=URL, ood=str(tmp_path / "local"))
     cost = bench_cost(file, {"limit": 4})

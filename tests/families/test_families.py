@@ -16,11 +16,9 @@ from clipmerge.api.plan import prepare
 from clipmerge.checkpoint import open_checkpoint
 from clipmerge.errors import CheckpointError
 from clipmerge.families import families, family_of
-from clipmerge.planning.recipe import load_recipe
-from clipmerge.request import MergeRequest
 from tests.support.command import done
 from tests.support.raw_safetensors import rename_keys
-from tests.support.tasks import inputs_of
+from tests.support.tasks import inputs_of, request_for
 from tests.support.tiny_families import TINY
 
 Folders = tuple[Path, Path]
@@ -28,8 +26,7 @@ Pairs = Callable[[str], Folders]
 
 
 def merged(folders: Folders, output: Path, alpha: float, *settings: str) -> dict[str, Any]:
-    recipe = load_recipe("wise-ft", [f"method.alpha={alpha}", *settings])
-    run = prepare(MergeRequest(str(folders[0]), (str(folders[1]),), recipe))
+    run = prepare(request_for(folders, "wise-ft", f"method.alpha={alpha}", *settings))
     return write_merge(run, output).as_json()
 
 

@@ -15,8 +15,7 @@ from typing import Any
 import pytest
 
 from tests.support.command import Outcome, clipmerge, refused
-from tests.support.hub_double import FakeHub, serving
-from tests.support.hub_double.store import Repo
+from tests.support.hub_double import FakeHub, put, serving
 from tests.support.image_files import save_hub_parquet
 from tests.support.merged_output import save_output
 
@@ -137,18 +136,9 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pair: Pair, cars: byt
     merged = save_output(pair[1], tmp_path / "work" / "merged")
     with serving(tmp_path, monkeypatch) as hub:
         for name, source in zip(("acme/base", "acme/tuned"), pair, strict=True):
-            put(hub, "model", name, {path.name: path.read_bytes() for path in source.iterdir()})
-        put(hub, "dataset", "acme/cars", {"README.md": b"---\nlicense: mit\n---\n", "test.parquet": cars})
+            put(hub, name, source)
+        put(hub, "acme/cars", {"README.md": b"---\nlicense: mit\n---\n", "test.parquet": cars}, kind="dataset")
         yield Bench(hub, tmp_path / "work", pair, merged, [merged])
-
-
-def put(hub: FakeHub, kind: str, name: str, files: dict[str, bytes]) -> None:
-    """Store files as they would lie after a push by git, which checks nothing."""
-    repo = hub.repos.setdefault((kind, name), Repo(name, kind))
-    held = repo.resolve("main")
-    repo.add_commit(
-        "refs/heads/main", {**(held.tree if held else {}), **{k: hub.keep(v) for k, v in files.items()}}, "x"
-    )
 
 
 def published(hub: FakeHub) -> set[str] | None:
@@ -206,7 +196,7 @@ MODELS: dict[str, tuple[dict[str, bytes | None], str]] = {
 @pytest.mark.parametrize("how", MODELS)
 def test_a_model_that_is_broken_on_the_hub(bench: Bench, how: str) -> None:
     files, message = MODELS[how]
-    put(bench.hub, "model", "acme/tuned", {name: data for name, data in files.items() if data is not None})
+    put(bench.hub, "acme/tuned", {name: data for name, data in files.items() if data is not None})
     head = bench.hub.repos["model", "acme/tuned"].resolve("main")
     assert head is not None
     for name in [name for name, data in files.items() if data is None]:
@@ -229,7 +219,7 @@ DATA: dict[str, tuple[dict[str, bytes], str]] = {
 )
 def test_a_dataset_that_is_broken_on_the_hub(bench: Bench, command: str, how: str) -> None:
     files, message = DATA[how]
-    put(bench.hub, "dataset", "acme/cars", files)
+    put(bench.hub, "acme/cars", files, kind="dataset")
     ended = bench.run(command)
     if not message:
         assert ended.code == 0, ended.err

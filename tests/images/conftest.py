@@ -16,9 +16,8 @@ def hub(hub: FakeHub) -> FakeHub:
 
 @pytest.fixture
 def table(tmp_path: Path) -> Path:
-    return save_plain_parquet(
-        tmp_path / "x.parquet", {"image": [png(k) for k in range(9)], "label": ["a", "b", "c"] * 3}
-    )
+    columns = {"image": [png(k) for k in range(9)], "label": ["a", "b", "c"] * 3}
+    return save_plain_parquet(tmp_path / "x.parquet", columns)
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from clipmerge.hub.ids import HubId
 from clipmerge.images import hub_dataset
 from clipmerge.images.dataset import load_images
 from tests.support.command import one_line
-from tests.support.hub_double import FakeHub, upload
+from tests.support.hub_double import FakeHub, put, upload
 from tests.support.image_files import assert_images, save_hub_parquet
 
 CARS = "hf://datasets/acme/cars"
@@ -160,19 +160,9 @@ FILES: dict[str, tuple[dict[str, bytes], str, str]] = {
 def test_datasets_that_cannot_be_used(hub: FakeHub, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
     monkeypatch.setattr(hub_dataset, "LARGEST_TEXT", 1 << 20)
     content, split, message = FILES[how]
-    for name, data in content.items():
-        hub_repo_add(hub, name, data)
+    put(hub, "acme/cars", content, kind="dataset")
     with one_line(ClipmergeError, message):
         load_images(f"{CARS}{split}")
-
-
-def hub_repo_add(hub: FakeHub, name: str, data: bytes) -> None:
-    """Put a file there as if it had been pushed by git, which checks nothing."""
-    from tests.support.hub_double.store import Repo
-
-    repo = hub.repos.setdefault(("dataset", "acme/cars"), Repo("acme/cars", "dataset"))
-    commit = repo.resolve("main")
-    repo.add_commit("refs/heads/main", {**(commit.tree if commit else {}), name: hub.keep(data)}, "git")
 
 
 def test_offline_a_whole_split_is_there_and_a_sampled_one_is_not(

@@ -93,14 +93,9 @@ def test_copies_inside_a_source_are_counted(images: Path, other: Path, tmp_path:
     """In a folder and in a tar, byte for byte; other forms of one image are not copies."""
     for number in range(2):
         shutil.copyfile(other / "cat" / "0.png", other / "dog" / f"again-{number}.png")
-    tar = load_images(
-        str(save_tar(tmp_path / "x.tar", {"a.png": png(1), "a.txt": b"a", "b.png": png(1), "b.txt": b"b"}))
-    )
-    near, far, pixels = (
-        load_images(str(images)),
-        load_images(str(other)),
-        load_images([(torch.zeros(3, 32, 32), "a")] * 2),
-    )
+    tar = save_tar(tmp_path / "x.tar", {"a.png": png(1), "a.txt": b"a", "b.png": png(1), "b.txt": b"b"})
+    near, far, tar = (load_images(str(source)) for source in (images, other, tar))
+    pixels = load_images([(torch.zeros(3, 32, 32), "a")] * 2)
     assert check_overlap(None, {"near": near, "tar": tar}, {"far": far, "pixels": pixels}) == [
         f"--ood pixels{NOT_COMPARED}",
         "--id tar: 1 image is a copy of others in it; each counts in its accuracy",

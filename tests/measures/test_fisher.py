@@ -1,7 +1,6 @@
 """Fisher merging: the estimate against each image's own gradient, the merge against its formula, entry by entry."""
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -11,14 +10,11 @@ from torch import Tensor
 from clipmerge.api.apply import write_merge
 from clipmerge.api.plan import prepare
 from clipmerge.calibration.objective import Batch
-from clipmerge.methods import Decision, Task
 from clipmerge.planning.measurements import Measurements
-from clipmerge.planning.recipe import load_recipe
 from clipmerge.plugins import load_plugin
-from clipmerge.request import Calibration, MergeRequest
 from tests.support.command import done
 from tests.support.small_objective import Ends, Reference, make_batches, objective_for
-from tests.support.tasks import inputs_of
+from tests.support.tasks import decide, inputs_of, request_for, task_of
 
 ENDS = {"fisher_zeroshot": 0.0, "fisher_finetuned": 1.0}
 
@@ -84,14 +80,6 @@ def test_labels_are_drawn_from_the_models_own_predictions(ends: Ends) -> None:
     assert max(off) > 1.4 or min(off) < 0.6  # or the data's labels would pass as well
 
 
-def task_of(ends: Ends, tensors: dict[str, dict[str, Tensor]], measure: str = "fisher") -> Task:
-    return Task(inputs_of(ends), Measurements(measure=measure, tensors=tensors))
-
-
-def decide(task: Task, **options: Any) -> Decision:
-    return load_plugin("methods", "fisher")(task, **options)
-
-
 def made_up(ends: Ends) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     generator = torch.Generator().manual_seed(3)
     shapes = {name: value.shape for name, value in load_file(ends[0] / "model.safetensors").items()}
@@ -103,8 +91,9 @@ def made_up(ends: Ends) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
 @pytest.mark.parametrize("alpha", [0.5, 0.2, 0.0, 1.0])
 def test_coefficients_are_the_formula_entry_by_entry(ends: Ends, alpha: float, normalise: bool) -> None:
     first, second = made_up(ends)
-    task = task_of(ends, {"fisher_zeroshot": first, "fisher_finetuned": second})
-    found = decide(task, alpha=alpha, floor=0.1, normalise=normalise).coefficients
+    tensors = {"fisher_zeroshot": first, "fisher_finetuned": second}
+    task = task_of(ends, Measurements(measure="fisher", tensors=tensors))
+    found = decide(task, "fisher", alpha=alpha, floor=0.1, normalise=normalise).coefficients
     sums = [sum(float(value.sum(dtype=torch.float64)) for value in each.values()) for each in (first, second)]
     scale = sums[0] / sums[1] if normalise else 1.0
     for name in ("logit_scale", "text_model.final_layer_norm.weight", "visual_projection.weight"):
@@ -125,10 +114,7 @@ def test_the_command_writes_the_dense_formula_and_the_same_bytes_each_time(
 ) -> None:
     """((1 - a) F_0 theta_0 + a F_1 theta_1) / ((1 - a) F_0 + a F_1), F taken from the run."""
     settings = ["method.alpha=0.4", "method.floor=0", "method.normalise=false"]
-    request = MergeRequest(
-        str(pair[0]), (str(pair[1]),), load_recipe("fisher", settings), Calibration(source=str(images))
-    )
-    run = prepare(request)
+    run = prepare(request_for(pair, "fisher", *settings, data=images))
     assert run.plan is not None
     measured = run.plan.measurements
     assert measured is not None

@@ -1,5 +1,10 @@
 """The merge arithmetic against entry-by-entry loops in numpy scalars, and the masks' selections against sorting."""
 
+import json
+import subprocess
+import sys
+from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -7,11 +12,18 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from clipmerge.merging import chunks
+from clipmerge.merging.formula import weighted_change
+from clipmerge.merging.numpy_chunks import can_copy
 from clipmerge.merging.selection import RandomKey, keep_first, keep_largest, keep_random
 from clipmerge.merging.spectral import singular_values, spectral_split
+from clipmerge.merging.stream import merged_tensors
 from clipmerge.merging.tensor import merge_tensor
+from clipmerge.planning.layer_plan import LayerPlan
+from tests.support.tasks import inputs_of, plan_with
 
 FLOATS = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 EASY = settings(max_examples=60, deadline=None)
@@ -199,3 +211,97 @@ def test_small_singular_values_are_as_exact_as_large_ones() -> None:
     expected = np.geomspace(5, 5e-7, 12)
     found = singular_values(torch.from_numpy(left * expected @ right.T))
     assert np.allclose(found.numpy(), expected, rtol=1e-8, atol=1e-14)
+
+
+Folders = tuple[Path, Path]
+# Runs commands, and tells which of the modules that they have no use for were imported all the same.
+LIGHT = """
+import contextlib, json, sys
+from clipmerge.cli.app import main
+for command in json.loads(sys.argv.pop()):
+    sys.argv[1:] = command
+    with contextlib.suppress(SystemExit):
+        main()
+sys.exit(str({"torch", "transformers", "accelerate", "datasets", "matplotlib", "sklearn"} & set(sys.modules)))
+"""
+
+
+def test_data_free_commands_import_nothing_heavy(pair: Folders, tmp_path: Path) -> None:
+    plan, outputs = str(tmp_path / "plan.json"), [tmp_path / "merged", tmp_path / "applied"]
+    commands = [
+        ["merge", *map(str, pair), "--recipe", "lines", "--output", str(outputs[0])],
+        ["plan", *map(str, pair), "--recipe", "lines", "--output", plan],
+        ["apply", plan, "--output", str(outputs[1])],
+    ]
+    words = [sys.executable, "-c", LIGHT, json.dumps(commands)]
+    ended = subprocess.run(words, capture_output=True, text=True, check=False, timeout=120)
+    assert ended.stderr.splitlines()[-1] == "set()", ended.stderr
+    files = [(folder / "model.safetensors").read_bytes() for folder in outputs]
+    assert files[0] == files[1]
+
+
+def rounded(value: Fraction) -> Fraction:
+    """To the nearest float32, by way of the exact value: numpy rounds a Python integer or float once."""
+    return Fraction(float(np.float32(float(value))))
+
+
+@pytest.mark.parametrize("alpha", [0.3, 0.5, 1.5, -0.25])
+@pytest.mark.parametrize("weights", [(1.0,), (0.25, 0.5)])
+def test_every_step_is_rounded_as_exact_arithmetic_says(alpha: float, weights: tuple[float, ...]) -> None:
+    rng = np.random.default_rng(0)
+    theta_0, *finetuned = (rng.standard_normal(200).astype(np.float32) for _ in range(1 + len(weights)))
+    found = weighted_change(np, theta_0, finetuned, alpha=alpha, weights=weights)
+    for place in range(200):
+        base, *others = (Fraction(float(values[place])) for values in (theta_0, *finetuned))
+        # the products of two float32 are exact in float64, and so are these small sums' operands
+        change = rounded(rounded(others[0] - base) * rounded(Fraction(weights[0])))
+        for other, weight in zip(others[1:], weights[1:], strict=True):
+            change = rounded(change + rounded(rounded(other - base) * rounded(Fraction(weight))))
+        assert Fraction(float(found[place])) == rounded(change * rounded(Fraction(alpha)))
+
+
+def with_dtype(folders: Folders, place: Path, dtype: torch.dtype) -> list[Path]:
+    made = []
+    for folder in folders:
+        tensors = {name: tensor.to(dtype) for name, tensor in load_file(folder / "model.safetensors").items()}
+        (place / folder.name).mkdir()
+        save_file(tensors, place / folder.name / "model.safetensors", metadata={"format": "pt"})
+        made.append(place / folder.name)
+    return made
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("alpha", [0.0, 0.3, 1.0, 1.7])
+def test_bytes_are_those_of_the_merge_by_torch(
+    pair: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, alpha: float
+) -> None:
+    monkeypatch.setattr(chunks, "CHUNK", 37)
+    folders = with_dtype(pair, tmp_path, dtype)
+    opened = inputs_of(folders)
+    plan = plan_with({layer: LayerPlan(alpha=alpha) for layer in opened.layers if layer != "text.0.mlp"})
+    zeroshot, finetuned = (load_file(folder / "model.safetensors") for folder in folders)
+    for tensor in merged_tensors(opened, plan):
+        left_alone = tensor.name.startswith("text_model.encoder.layers.0.mlp") or (
+            tensor.name.startswith("text_model.encoder.layers.0.layer_norm2")
+        )
+        expected = merge_tensor(zeroshot[tensor.key], finetuned[tensor.key], alpha=0.0 if left_alone else alpha)
+        found = tensor.tensor(tensor.chunks(np.empty))
+        assert found.dtype == dtype
+        assert found.numpy().tobytes() == expected.numpy().tobytes(), tensor.key
+
+
+def test_a_narrow_result_is_stored_as_its_bits(pair: Folders) -> None:
+    opened = inputs_of(pair)
+    plan = plan_with(dict.fromkeys(opened.layers, LayerPlan(alpha=0.5)), dtype="bfloat16")
+    for tensor in merged_tensors(opened, plan):
+        stored = np.concatenate(list(tensor.chunks(np.empty)))
+        assert stored.dtype == np.uint16
+        assert torch.equal(torch.from_numpy(stored).view(torch.bfloat16).view(tensor.shape), tensor.tensor([stored]))
+
+
+def test_numpy_copies_only_where_it_can_compare_every_tensor() -> None:
+    """A bfloat16 among float32 would be compared as the integers that store it."""
+    assert can_copy(["F32", "F32", "F64"])
+    assert can_copy(["I64", "BOOL"])
+    assert not can_copy(["F32", "BF16"])
+    assert not can_copy(["F16"])

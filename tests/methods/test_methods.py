@@ -117,9 +117,7 @@ def test_the_choice_is_told(choice: dict[str, Any], said: str) -> None:
 
 def test_a_mask_that_does_not_beat_the_path_says_so() -> None:
     worse = "which a sparse mask does not beat"
-    told = {
-        goal: _chosen(HeldBackChoice(**SEEN, alpha=None, part=1.0, beyond=0.0, goal=goal)) for goal in (1.4, 1.5, 1.6)
-    }
+    told = {goal: _chosen(HeldBackChoice(**SEEN, alpha=None, part=1, beyond=0, goal=goal)) for goal in (1.4, 1.5, 1.6)}
     assert [worse in told[goal] for goal in (1.4, 1.5, 1.6)] == [False, True, True]
 
 

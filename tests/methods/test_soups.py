@@ -19,11 +19,10 @@ from clipmerge.models import model_for
 from clipmerge.planning.measurements import Measurements, Mixture
 from clipmerge.planning.recipe import load_recipe
 from clipmerge.plugins import load_plugin
-from clipmerge.request import Calibration, MergeRequest
 from tests.support.command import clipmerge
 from tests.support.raw_safetensors import edit
 from tests.support.small_objective import make_batches
-from tests.support.tasks import decide, inputs_of, merged, task_of
+from tests.support.tasks import decide, inputs_of, merged, request_for, task_of
 from tests.support.tiny_clip import CLASSES, layer_of, save_family, tiny_processor
 
 State = dict[str, Tensor]
@@ -97,7 +96,7 @@ def test_a_greedy_soup_is_the_plain_greedy_loop(far: list[Path]) -> None:
 
 def test_a_soup_of_one_is_that_checkpoint_bit_for_bit(far: list[Path]) -> None:
     tries = tuple(
-        Mixture(weights=w, loss=1.0, accuracy=a) for w, a in (((1, 0), 0.25), ((0, 1), 0.5), ((0.5, 0.5), 0.25))
+        Mixture(weights=w, loss=1.0, accuracy=a) for w, a in (((1, 0), 0.2), ((0, 1), 0.5), ((0.5, 0.5), 0.2))
     )
     found = Measurements(measure="soup-accuracy", mixtures=tries)
     task = task_of(far[:3], found)
@@ -159,8 +158,7 @@ def test_methods_name_the_measure_that_they_need(far: list[Path]) -> None:
     for method in ("model-stock", "greedy-soup"):
         with pytest.raises(RecipeError, match=rf"method {method}: needs at least two fine-tuned checkpoints; with one"):
             decide(task_of(far[:2]), method)
-    calibration, paths = Calibration(source="nowhere"), list(map(str, far))
-    request = MergeRequest(paths[0], tuple(paths[1:]), load_recipe("straggler-outlier"), calibration)
+    request = request_for(far, "straggler-outlier", data="nowhere")
     with pytest.raises(
         RecipeError, match=r"measure path-barrier: takes one fine-tuned checkpoint, but \d were given.*soup-accuracy"
     ):

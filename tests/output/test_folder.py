@@ -100,9 +100,7 @@ def test_shards_are_kept_as_the_finetuned_has_them(copies: Folders, which: tuple
     written = open_checkpoint(str(output))
     assert all(torch.equal(written.tensor(key), tensor) for key, tensor in expected.items())
     if 1 in which:
-        index, source = (
-            json.loads((folder / "model.safetensors.index.json").read_text()) for folder in (output, copies[1])
-        )
+        index, source = (json.loads((at / "model.safetensors.index.json").read_text()) for at in (output, copies[1]))
         assert index["weight_map"] == source["weight_map"]
         assert index["metadata"]["total_size"] == sum(t.numel() * t.element_size() for t in expected.values())
 

@@ -15,17 +15,15 @@ from clipmerge.checkpoint import source
 from clipmerge.errors import OutputError
 from clipmerge.files.finite import is_finite
 from clipmerge.merging.stream import MergedTensor
-from clipmerge.planning.recipe import load_recipe
-from clipmerge.request import MergeRequest
 from tests.support.command import clipmerge, printed, refused
 from tests.support.hub_double import FakeHub
+from tests.support.tasks import request_for
 
 Inputs = tuple[Path, Path]
 
 
 def merge(pair: Inputs, output: Path) -> bytes:
-    request = MergeRequest(str(pair[0]), (str(pair[1]),), load_recipe("wise-ft", ["method.alpha=0.3"]))
-    record = write_merge(prepare(request), output)
+    record = write_merge(prepare(request_for(pair, "wise-ft", "method.alpha=0.3")), output)
     merged = (output / "model.safetensors").read_bytes()
     assert record.files["model.safetensors"] == hashlib.sha256(merged).hexdigest()
     return merged

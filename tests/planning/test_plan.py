@@ -9,7 +9,6 @@ import pytest
 import torch
 from pydantic import TypeAdapter, ValidationError
 
-from clipmerge.api.plan import prepare
 from clipmerge.errors import PlanError
 from clipmerge.files.limits import MOST_MEASURED
 from clipmerge.planning.distribution import histograms
@@ -17,9 +16,8 @@ from clipmerge.planning.frozen import LittleMeasured, Plain
 from clipmerge.planning.layer_plan import Combination, LayerPlan
 from clipmerge.planning.plan import Plan, read_plan, verdict_on
 from clipmerge.planning.provenance import SourceRecord
-from clipmerge.planning.recipe import load_recipe
-from clipmerge.request import MergeRequest
 from tests.support.command import one_line
+from tests.support.tasks import plan_of
 
 LAYERS = {"vision.1.mlp": ("a.weight", "a.bias"), "vision.10.mlp": ("b.weight",)}
 
@@ -152,19 +150,13 @@ def test_parameters_without_coefficients_are_not_counted() -> None:
 
 
 def test_a_method_keeps_its_own_words_while_nothing_changes_the_settings(pair: tuple[Path, Path]) -> None:
-    request = MergeRequest(str(pair[0]), (str(pair[1]),), load_recipe("lines"))
-    plan = prepare(request).plan
-    assert plan is not None
-    assert plan.verdict == "the coefficient grows with depth from 0.5 to 1"
-    recipe = load_recipe("lines", ["overrides=[{layers: logit_scale, alpha: 0}]"])
-    plan = prepare(MergeRequest(str(pair[0]), (str(pair[1]),), recipe)).plan
-    assert plan is not None
+    assert plan_of(pair, "lines").verdict == "the coefficient grows with depth from 0.5 to 1"
+    plan = plan_of(pair, "lines", "overrides=[{layers: logit_scale, alpha: 0}]")
     assert plan.verdict == "the layers go 0 to 1 of the way from zero-shot to the fine-tuned model"
 
 
 def test_a_reason_that_was_written_with_the_edit_stays(pair: tuple[Path, Path]) -> None:
-    plan = prepare(MergeRequest(str(pair[0]), (str(pair[1]),), load_recipe("lines"))).plan
-    assert plan is not None
+    plan = plan_of(pair, "lines")
     name = "vision.0.mlp"
     changes = {"alpha": 0.9, "reason": "it did better in our runs"}
     layers = {**plan.layers, name: plan.layers[name].model_copy(update=changes)}

@@ -19,12 +19,11 @@ from clipmerge.files.hashes import sha256_of
 from clipmerge.methods import Decision, Task
 from clipmerge.planning.layer_plan import LayerPlan
 from clipmerge.planning.plan import Plan, read_plan
-from clipmerge.planning.recipe import load_recipe
 from clipmerge.planning.tensors import coefficients_of_run, rows_shape
 from clipmerge.progress import Progress
-from clipmerge.request import MergeRequest, Run
+from clipmerge.request import Run
 from tests.support.command import one_line
-from tests.support.tasks import in_chunks
+from tests.support.tasks import in_chunks, request_for
 from tests.support.tiny_clip import Folders, layer_of
 
 FC1 = "vision_model.encoder.layers.1.mlp.fc1.weight"
@@ -52,7 +51,7 @@ def decided(pair: Folders, monkeypatch: pytest.MonkeyPatch) -> Any:
             return Decision(layers, "learned", coefficients=coefficients_for(task, forms))
 
         monkeypatch.setattr(methods, "load_plugin", lambda package, name: method)
-        made = prepare(MergeRequest(str(pair[0]), (str(pair[1]),), load_recipe("wise-ft", list(sets))))
+        made = prepare(request_for(pair, "wise-ft", *sets))
         monkeypatch.undo()
         return made
 

@@ -217,9 +217,7 @@ def test_evaluate_then_push_puts_accuracies_on_the_hub(
     (entry,) = yaml.safe_load(hub.content("alice/robust", ".eval_results/cars-far.yaml"))
     assert entry["dataset"] == {"id": "acme/cars", "task_id": "default", "revision": sha}
     assert entry["value"] == told["accuracy"]["Cars far"]
-    assert sorted(name for name in hub.files("alice/robust") if name.startswith(".e")) == [
-        ".eval_results/cars-far.yaml"
-    ]
+    assert sorted(file for file in hub.files("alice/robust") if file[:2] == ".e") == [".eval_results/cars-far.yaml"]
     record = json.loads(hub.content("alice/robust", "clipmerge.json"))
     assert record["accuracy"] == told["accuracy"]
     assert str(images) not in json.dumps(record)

@@ -22,9 +22,7 @@ def page(folder: Path, threads: int, *arguments: object) -> str:
     variables |= {"PYTHONPATH": str(Path(__file__).parents[2])}
     folder.mkdir()
     command = [sys.executable, "-m", "clipmerge", "merge", *map(str, arguments), "--output", "out"]
-    run = subprocess.run(
-        command, cwd=folder, env={**os.environ, **variables}, capture_output=True, text=True, check=False
-    )
+    run = subprocess.run(command, cwd=folder, env={**os.environ, **variables}, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     text = (folder / "out" / "report.html").read_text(encoding="utf-8")
     merged = r'(<th scope="row">merged</th>.*<td class="hash">)[0-9a-f]{64}'

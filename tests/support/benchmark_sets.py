@@ -18,33 +18,24 @@ def webdataset(
     templates: Sequence[str] = TEMPLATES,
 ) -> dict[str, bytes]:
     """Files of a set for classification: image k is ``png(first + k)``, its label the k-th of all shards."""
-    files = {
-        "classnames.txt": _lines(names),
-        "zeroshot_classification_templates.txt": _lines(templates),
-        f"{split}/nshards.txt": _lines([len(shards)]),
-    }
-    key = 0
-    for number, labels in enumerate(shards):
-        members = {}
-        for label in labels:
-            members |= {f"s{key:07d}.png": png(first + key), f"s{key:07d}.cls": str(label).encode()}
-            key += 1
-        tar = save_tar(folder / split / f"{number}.tar", members)
-        files[f"{split}/{number}.tar"] = tar.read_bytes()
-    return files
+    texts = {"classnames.txt": _lines(names), "zeroshot_classification_templates.txt": _lines(templates)}
+    return texts | _tars(folder, [[str(label) for label in shard] for shard in shards], "cls", split, first)
 
 
 def retrieval_set(
     folder: Path, shards: Sequence[Sequence[Sequence[str]]], *, split: str = "test", first: int = 0
 ) -> dict[str, bytes]:
     """Files of a set for retrieval: image k is ``png(first + k)``, with its captions one per line."""
-    files = {"dataset_type.txt": b"retrieval\n", f"{split}/nshards.txt": _lines([len(shards)])}
-    key = 0
-    for number, images in enumerate(shards):
+    texts = [["\n".join(captions) for captions in shard] for shard in shards]
+    return {"dataset_type.txt": b"retrieval\n", **_tars(folder, texts, "txt", split, first)}
+
+
+def _tars(folder: Path, shards: list[list[str]], ending: str, split: str, first: int) -> dict[str, bytes]:
+    files, key = {f"{split}/nshards.txt": _lines([len(shards)])}, 0
+    for number, texts in enumerate(shards):
         members = {}
-        for captions in images:
-            text = "\n".join(captions).encode()
-            members |= {f"s{key:07d}.png": png(first + key), f"s{key:07d}.txt": text}
+        for text in texts:
+            members |= {f"s{key:07d}.png": png(first + key), f"s{key:07d}.{ending}": text.encode()}
             key += 1
         files[f"{split}/{number}.tar"] = save_tar(folder / split / f"{number}.tar", members).read_bytes()
     return files

@@ -114,9 +114,8 @@ def check_combined(settings: Mapping[str, Any], tensors: Mapping[str, Any], reco
             one, other, moved = first - theta_0, second - theta_0, merged - theta_0
             slack = 1e-6 * (1 + theta_0.abs().max() + first.abs().max() + second.abs().max())
             if rule == "della":  # a mean, each divided by a probability of its own
-                most = (
-                    entry["alpha"] * one.abs().maximum(other.abs()) / (density - record.combine.options["window"] / 2)
-                )
+                least = density - record.combine.options["window"] / 2
+                most = entry["alpha"] * one.abs().maximum(other.abs()) / least
                 assert bool((moved.abs() <= most + slack).all()), layer
                 continue
             both = (one + other) / 2 if rule == "ties" else one + other

@@ -55,9 +55,8 @@ def upload_fusionbench(hub: FakeHub, folder: Path, *, images: int = 64, accuracy
     upload(hub, BASE, _base_files(model, processor, folder / "base"))
     splits = ("train", "test", *CORRUPTIONS)
     classes = _classes(model, processor, known)
-    best = [
-        _answers(model, processor, classes, [png(1000 * at + k) for k in range(images)]) for at in range(len(splits))
-    ]
+    pictures = [[png(1000 * at + k) for k in range(images)] for at in range(len(splits))]
+    best = [_answers(model, processor, classes, each) for each in pictures]
     with torch.no_grad():
         for parameter in model.vision_model.parameters():
             parameter.add_(0.2 * (parameter.abs().mean() + 0.01) * torch.randn(parameter.shape))
@@ -164,9 +163,8 @@ def save_soups(folder: Path) -> Soup:
 def upload_imagenets(hub: FakeHub, folder: Path, model: Soup, *, images: int = 64, accuracy: float = 0.7557) -> None:
     """Fill the Hub with ImageNet and five shifts, with labels that give the model an accuracy."""
     hub.orgs = ORGS
-    for at, (repo, name) in enumerate(
-        [("imagenet1k", "imagenet"), *((shift, shift.replace("_", "-")) for shift in SHIFTS)]
-    ):
+    shifts = {"imagenet1k": "imagenet"} | {shift: shift.replace("_", "-") for shift in SHIFTS}
+    for at, (repo, name) in enumerate(shifts.items()):
         rows = known_sets()[name].imagenet_rows
         names = known_sets()[name].class_names
         first = 1000 * at

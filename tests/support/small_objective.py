@@ -14,9 +14,9 @@ from transformers import CLIPModel
 from clipmerge.calibration.goal import Goal, Losses, backpropagate, losses_of, make_pictures, with_teacher_targets
 from clipmerge.calibration.objective import Batch, Objective
 from clipmerge.calibration.steps import Step, lay_out
-from clipmerge.checkpoint import align_checkpoints, open_checkpoint
 from clipmerge.models import model_for
 from clipmerge.options import Missing
+from tests.support.tasks import inputs_of
 from tests.support.tiny_clip import CLASSES, tiny_config, tiny_processor
 
 # on tensors as small as these, threads only wait for each other
@@ -75,7 +75,7 @@ def objective_for(
     progress: Callable[[float, float], None] | None = None,
     missing: Missing = "error",
 ) -> Objective:
-    pair = align_checkpoints(open_checkpoint(str(ends[0])), [open_checkpoint(str(ends[1]))], missing=missing)
+    pair = inputs_of(ends, missing=missing)
     assert pair.zeroshot.config is not None
     objective = Objective(
         model_for(pair.family, pair.zeroshot.config, ends[0]),

@@ -9,6 +9,7 @@ import pytest
 from torch import Tensor
 
 from clipmerge import methods
+from clipmerge.api.plan import prepare
 from clipmerge.checkpoint import Inputs, align_checkpoints, open_checkpoint
 from clipmerge.merging import chunks
 from clipmerge.merging.stream import merged_tensors
@@ -17,7 +18,9 @@ from clipmerge.planning.layer_plan import LayerPlan
 from clipmerge.planning.measurements import Measurements
 from clipmerge.planning.plan import Plan
 from clipmerge.planning.provenance import SourceRecord
+from clipmerge.planning.recipe import load_recipe
 from clipmerge.planning.tensors import named_tensors
+from clipmerge.request import Calibration, MergeRequest
 
 RECORD = SourceRecord(source="x", files={})
 
@@ -26,6 +29,21 @@ def inputs_of(folders: Sequence[Path], **options: Any) -> Inputs:
     """The zero-shot checkpoint and the fine-tuned ones, opened and aligned."""
     zeroshot, *finetuned = (open_checkpoint(str(folder)) for folder in folders)
     return align_checkpoints(zeroshot, finetuned, **options)
+
+
+def request_for(
+    folders: Sequence[Path], recipe: str, *sets: str, data: Path | str | None = None, **more: Any
+) -> MergeRequest:
+    """The request of a merge by a recipe with settings, which takes images from a source."""
+    zeroshot, *finetuned = map(str, folders)
+    calibration = Calibration(source=str(data) if data else None, device="cpu")
+    return MergeRequest(zeroshot, tuple(finetuned), load_recipe(recipe, list(sets)), calibration, **more)
+
+
+def plan_of(folders: Sequence[Path], recipe: str, *sets: str) -> Plan:
+    plan = prepare(request_for(folders, recipe, *sets)).plan
+    assert plan is not None
+    return plan
 
 
 def task_of(folders: Sequence[Path], measurements: Measurements | None = None, seed: int = 0) -> Task:

@@ -6,8 +6,7 @@ server is false: tests reach it with the real client, through ``HF_ENDPOINT=hub.
 or ``endpoint=hub.url`` in process.
 """
 
-from tests.support.hub_double.client import environment, serving, upload
+from tests.support.hub_double.client import environment, put, serving, upload
 from tests.support.hub_double.server import FakeHub
-from tests.support.hub_double.store import Fault
 
-__all__ = ["FakeHub", "Fault", "environment", "serving", "upload"]
+__all__ = ["FakeHub", "environment", "put", "serving", "upload"]

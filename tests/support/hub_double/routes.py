@@ -173,13 +173,14 @@ class Routes(BaseHTTPRequestHandler):
     def tree(self, kind: str, repo_id: str, revision: str, path: str | None = None) -> None:
         """List files and folders at any depth."""
         commit = self.commit_at(self.repo(kind, repo_id), revision)
-        files = {
-            name: entry for name, entry in sorted(commit.tree.items()) if name.startswith(f"{path}/" if path else "")
-        }
+        within = f"{path}/" if path else ""
+        files = {name: entry for name, entry in sorted(commit.tree.items()) if name.startswith(within)}
         if path and not files:
             raise Refusal(404, f'{path} does not exist on "{revision}"', "EntryNotFound", commit.oid)
         folders = {str(parent) for name in files for parent in PurePosixPath(name).parents} - {"."}
-        self.answer(200, [*(entry.as_json(name) for name, entry in files.items()), *map(_folder_json, sorted(folders))])
+        described = [entry.as_json(name) for name, entry in files.items()]
+        described += [{"type": "directory", "oid": git_oid(b""), "size": 0, "path": each} for each in sorted(folders)]
+        self.answer(200, described)
 
     def download(self, repo_id: str, revision: str, path: str, prefix: str | None = None) -> None:
         commit = self.commit_at(self.repo(kind_of(prefix), repo_id), revision)
@@ -368,7 +369,3 @@ class Routes(BaseHTTPRequestHandler):
             endpoint=self.hub.xet_cas, token="xet", token_expiry_unix_secs=expiry
         ) as group:
             group.start_download_file(XetFileInfo(xet, size), str(target.absolute()))
-
-
-def _folder_json(path: str) -> dict[str, Any]:
-    return {"type": "directory", "oid": git_oid(path.encode()), "size": 0, "path": path}

@@ -29,17 +29,10 @@ class Server(ThreadingHTTPServer):
 class FakeHub:
     """A Hub on localhost that lives as long as its ``with`` block."""
 
-    def __init__(
-        self,
-        root: Path,
-        *,
-        token: str = "hf_test",
-        user: str = "alice",
-        orgs: tuple[str, ...] = ("acme",),
-        xet_cas: str | None = None,
-    ) -> None:
-        self.root, self.token, self.user, self.orgs = root, token, user, orgs
-        self.xet_cas = xet_cas
+    def __init__(self, root: Path) -> None:
+        self.root, self.token, self.user = root, "hf_test", "alice"
+        self.orgs: tuple[str, ...] = ("acme",)
+        self.xet_cas: str | None = None
         (root / "lfs").mkdir(parents=True, exist_ok=True)
         self.blobs: dict[str, bytes] = {}
         self.repos: dict[tuple[str, str], Repo] = {}
@@ -96,7 +89,6 @@ class FakeHub:
         return Entry(oid, len(data))
 
     def lfs_path(self, name: str) -> Path:
-        """Return where a large file lies."""
         return self.root / "lfs" / name
 
 
@@ -150,8 +142,8 @@ class Handler(Routes):
 
 
 ID = r"(?P<repo_id>[^/]+/[^/]+)"
-API = rf"/api/(?P<kind>model|dataset|space)s/{ID}"
-FILES = rf"/(?P<prefix>datasets/|spaces/)?{ID}"
+API = rf"/api/(?P<kind>model|dataset)s/{ID}"
+FILES = rf"/(?P<prefix>datasets/)?{ID}"
 REVISION = r"(?P<revision>[^/]+)"
 LFS = r"/_lfs/(?P<oid>[0-9a-f]{64})"
 ROUTES: list[tuple[str, re.Pattern[str], Callable[..., None]]] = [

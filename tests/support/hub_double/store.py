@@ -4,8 +4,6 @@ import hashlib
 import json
 import re
 import struct
-import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -65,13 +63,11 @@ class Entry:
 
 @dataclass(frozen=True)
 class Commit:
-    """A whole tree and where it came from."""
+    """A whole tree."""
 
     oid: str
     tree: dict[str, Entry]
-    parent: str | None
     title: str
-    date: str
 
 
 @dataclass
@@ -86,8 +82,8 @@ class Repo:
     pull_requests: int = 0
 
     def resolve(self, revision: str) -> Commit | None:
-        """Find a branch, a tag, a full ref or a unique sha prefix."""
-        for ref in (f"refs/heads/{revision}", f"refs/tags/{revision}", revision):
+        """Find a branch, a full ref or a unique sha prefix."""
+        for ref in (f"refs/heads/{revision}", revision):
             if ref in self.refs:
                 return self.commits[self.refs[ref]]
         if not re.fullmatch(r"[0-9a-f]{7,40}", revision):
@@ -97,11 +93,9 @@ class Repo:
 
     def add_commit(self, ref: str, tree: dict[str, Entry], title: str) -> Commit:
         """Record ``tree`` as the new head of ``ref``."""
-        parent = self.refs.get(ref)
-        date = time.strftime("%Y-%m-%dT%H:%M:%S.000Z", time.gmtime())
         files = sorted((path, entry.oid) for path, entry in tree.items())
-        identity = json.dumps([files, parent, title, date, len(self.commits)])
-        commit = Commit(hashlib.sha1(identity.encode()).hexdigest(), dict(tree), parent, title, date)
+        identity = json.dumps([files, self.refs.get(ref), title, len(self.commits)])
+        commit = Commit(hashlib.sha1(identity.encode()).hexdigest(), dict(tree), title)
         self.commits[commit.oid] = commit
         self.refs[ref] = commit.oid
         return commit
@@ -113,7 +107,6 @@ class Fault:
 
     ``status=0`` only waits ``delay`` seconds. ``cut_after`` reads so many bytes of the request and closes
     the socket; ``cut_response`` sends so many bytes of a file; ``lose_answer`` works, then is silent.
-    ``then`` is called first: what somebody else does meanwhile.
     """
 
     method: str
@@ -126,15 +119,12 @@ class Fault:
     cut_after: int | None = None
     cut_response: int | None = None
     lose_answer: bool = False
-    then: Callable[[], None] | None = None
 
     def hits(self, method: str, path: str) -> bool:
         """Say whether this request is to fail, and count it."""
         if self.times < 1 or self.method not in (method, "*") or not re.search(self.path, path):
             return False
         self.times -= 1
-        if self.then is not None:
-            self.then()
         return True
 
 

@@ -1,11 +1,21 @@
 """The picture of the loss path, the bars of the page, numbers as the report prints them, and the page of `bench`."""
 
+import warnings
 from typing import Any
 
+import pytest
+
+from clipmerge.files.paths import recipe_names
 from clipmerge.planning.measurements import LossPath
 from clipmerge.report.bench_page import bench_page
 from clipmerge.report.merge_pictures import path_figure, path_picture
 from clipmerge.report.numbers import decimals_for, format_number
+from clipmerge.report.palette import RECIPES, mark_styles
+from clipmerge.report.sweep_picture import _draw, curve_files, curve_png
+from tests.support.sweep_records import LONG, with_recipes, with_sources
+from tests.support.sweep_records import SWEEP as RECORD
+from tests.support.sweep_records import sweep_recipe as recipe
+from tests.support.sweep_records import sweep_row as row
 
 
 def test_loss_chart_keeps_order_and_scale():
@@ -93,3 +103,73 @@ def test_a_sample_is_called_one() -> None:
 def test_zeros_and_large_numbers_are_printed_like_their_column() -> None:
     assert format_number(0.0, decimals_for([0.0, None])) == "0.00"
     assert (format_number(1234567.0, None), format_number(0.0, None, signed=True)) == ("1.23e+06", "0")
+
+
+def marks_in(record: dict[str, Any]) -> dict[str, Any]:
+    """The marks of the recipes by name, as drawn."""
+    lines = [line for line in _draw(record).axes[0].get_lines() if line.get_marker() not in ("o", "None", None)]
+    return {each["name"]: line for each, line in zip(record["recipes"], lines, strict=True)}
+
+
+def test_every_recipe_has_a_style_of_its_own_in_all_pictures() -> None:
+    assert set(RECIPES) == set(recipe_names())
+    styles = mark_styles(RECIPES)
+    assert len(set(styles)) == len(RECIPES)
+    for name, style in zip(RECIPES, styles, strict=True):
+        assert mark_styles(["mine", f"{name} (3 of 5)", "other"])[1] == style
+    names = ["mine", "auto", *(f"other-{n}" for n in range(38))]
+    assert len(set(mark_styles(names))) == len(names)
+    few = mark_styles(["auto", "lines", *(f"point {n}" for n in range(6))])
+    assert len({colour for colour, _ in few}) == 8  # as many as there are colours
+
+
+def test_the_marks_and_their_intervals_lie_where_the_numbers_say() -> None:
+    for each, mark in zip(RECORD["recipes"], marks_in(RECORD).values(), strict=True):
+        assert mark.get_xydata().tolist() == [[100 * each["id"], 100 * each["ood"]]]
+    lines = [line.get_xydata().round(6).tolist() for line in _draw(RECORD).axes[0].get_lines()]
+    assert [[79.0, 60.0], [81.0, 60.0]] in lines
+    assert [[80.0, 58.0], [80.0, 62.0]] in lines
+    assert [[40.0, 54.0], [60.0, 56.0], [90.0, 50.0], [98.5, 34.2]] in lines
+
+
+ODD: dict[str, dict[str, Any]] = {
+    "crowded": {
+        "curve": [row(0.9 + n / 10_000, 0.5 - n / 10_000, alpha=n / 30) for n in range(31)],
+        "recipes": [recipe(f"recipe-{n}", 0.9 + n / 5_000, 0.5, 0.0) for n in range(8)],
+    },
+    "no recipes": {"recipes": []},
+    "many sources": with_sources(9),
+}
+
+
+@pytest.mark.parametrize("case", ODD)
+def test_odd_records_are_drawn(case: str) -> None:
+    assert len(curve_png({**RECORD, **ODD[case]}, "")) > 10_000
+
+
+@pytest.mark.parametrize(
+    "names", [["W" * 90] * 3, [f"{LONG}-{n}" for n in range(70)], ["混" * 90]], ids=["broad", "many", "wide"]
+)
+def test_nothing_in_the_picture_is_cut_off_or_hidden_by_the_legend(names: list[str]) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of characters that no font has
+        figure = _draw(with_recipes(*names))
+        figure.draw_without_rendering()
+    (axes,), (legend,) = figure.axes, figure.legends
+    width, height = figure.bbox.size
+    for artist in (axes.xaxis.label, axes.yaxis.label, legend):
+        left, bottom, right, top = artist.get_window_extent().extents
+        assert left >= 0, artist
+        assert bottom >= 0, artist
+        assert right <= width, artist
+        assert top <= height, artist
+    assert legend.get_window_extent().y1 < axes.get_window_extent().y0
+    assert axes.get_window_extent().height > 0.6 * 5.6 * 160  # the picture grows by the legend
+    assert [text.get_text()[:1] for text in legend.get_texts()[3:]] == [name[:1] for name in names]
+
+
+@pytest.mark.uncounted
+@pytest.mark.parametrize("name", ["混合レシピ 🚀", "_$x^{$ </script> \\frac"])
+def test_names_in_any_script_are_drawn_without_a_warning(name: str, caplog: pytest.LogCaptureFixture) -> None:
+    assert len(curve_files(with_recipes(name))["curve.png"]) > 10_000  # a warning is an error here
+    assert caplog.text == ""
