@@ -11,10 +11,8 @@ from __future__ import annotations
 
 import argparse
 import ast
-import io
 import json
 import sys
-import tokenize
 from collections import defaultdict
 from pathlib import Path
 from typing import NamedTuple
@@ -22,9 +20,6 @@ from typing import NamedTuple
 ROOT = Path(__file__).parents[1]
 RATCHET = Path(__file__).with_suffix(".json")
 FOLDERS = ("clipmerge", "tests", "benchmarks", "scripts")
-_NO_CODE = {
-    *(tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER),
-}
 
 
 class Lines(NamedTuple):
@@ -47,16 +42,16 @@ def lines_of_python(text: str) -> Lines:
         Lines(total=4, code=2, docstrings=1)
     """
     docstrings: set[int] = set()
+    strings: set[int] = set()  # lines of strings that go over several, in which a blank line or a hash is code
     for node in ast.walk(ast.parse(text)):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and ast.get_docstring(
-            node
-        ):
-            docstrings.update(range(node.body[0].lineno, (node.body[0].end_lineno or 0) + 1))
-    code: set[int] = set()
-    for token in tokenize.generate_tokens(io.StringIO(text).readline):
-        if token.type not in _NO_CODE:
-            code.update(range(token.start[0], token.end[0] + 1))
-    return Lines(len(text.splitlines()), len(code - docstrings), len(docstrings))
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            if ast.get_docstring(node) is not None:
+                docstrings.update(range(node.body[0].lineno, (node.body[0].end_lineno or 0) + 1))
+        elif isinstance(node, ast.Constant | ast.JoinedStr) and node.end_lineno != node.lineno:
+            strings.update(range(node.lineno, (node.end_lineno or 0) + 1))
+    lines = [line.strip() for line in text.splitlines()]
+    code = strings | {number for number, line in enumerate(lines, 1) if line and not line.startswith("#")}
+    return Lines(len(lines), len(code - docstrings), len(docstrings))
 
 
 def count(root: Path = ROOT) -> dict[str, Lines]:

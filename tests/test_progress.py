@@ -6,47 +6,28 @@ import pytest
 import torch
 
 from clipmerge.progress import Pace
+from tests.support.told import Told
 
 
-class Said:
-    """Keeps stages and notes, and how many reports came before them."""
-
-    def __init__(self) -> None:
-        self.notes: list[str] = []
-        self.stages: list[str] = []
-        self.moved = 0
-
-    def stage(self, name: str) -> None:
-        self.stages.append(name)
-
-    def advance(self, done: float, total: float) -> None:
-        self.moved += 1
-
-    def say(self, text: str) -> None:
-        self.notes.append(text)
-
-
-def stated(monkeypatch: pytest.MonkeyPatch, waits: list[float]) -> Said:
-    """Work of 1,000 units, 10 of them after each wait."""
-    now, said = [100.0], Said()
+def stated(monkeypatch: pytest.MonkeyPatch, waits: list[float]) -> tuple[list[str], int]:
+    """What is said in work of 1,000 units, 10 of them after each wait, and the number of waits until then."""
+    now, told, number = [100.0], Told(), 0
     monkeypatch.setattr(time, "perf_counter", lambda: now[0])
-    pace = Pace(said, torch.device("cpu"), "about", ".")
+    pace = Pace(told, torch.device("cpu"), "about", ".")
     for number, wait in enumerate(waits, start=1):
         now[0] += wait
         pace.advance(10 * number, 1000)
-        if said.notes:
+        if told.lines:
             break
-    return said
+    return told.lines, number
 
 
 def test_long_work_says_once_how_long_it_takes(monkeypatch: pytest.MonkeyPatch) -> None:
-    said = stated(monkeypatch, [30.0, *[4.0] * 40])  # the first report is warm-up
-    assert said.notes == ["about 6 min 36 s."]
-    assert said.moved == 4
-    assert stated(monkeypatch, [3.0, *[0.2] * 99]).notes == []  # twenty seconds are not worth a note
+    assert stated(monkeypatch, [30.0, *[4.0] * 40]) == (["about 6 min 36 s."], 4)  # the first report is warm-up
+    assert stated(monkeypatch, [3.0, *[0.2] * 99]) == ([], 100)  # twenty seconds are not worth a note
 
 
 def test_notes_pass_through() -> None:
-    said = Said()
-    Pace(said, torch.device("cpu"), "about").say("a note")
-    assert said.notes == ["a note"]
+    told = Told()
+    Pace(told, torch.device("cpu"), "about").say("a note")
+    assert told.lines == ["a note"]

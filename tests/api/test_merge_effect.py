@@ -85,8 +85,8 @@ def text_of(page: Path) -> str:
     return unescape(re.sub(r"<[^>]+>", "", page.read_text()))
 
 
-def test_narrowed_features_speak_for_the_merge(far: Folders, photos: Path) -> None:
-    request = request_for((far[1], far[0]), "wise-ft", "method.alpha=1", data=photos, max_loss=100.0)
+def test_narrowed_features_speak_for_the_merge(far: Folders, images: Path) -> None:
+    request = request_for((far[1], far[0]), "wise-ft", "method.alpha=1", data=images, max_loss=100.0)
     run = prepare(request)
     for rank, learned, expected in (
         (None, False, "either"),
@@ -206,15 +206,6 @@ def test_a_loss_is_a_warning_everywhere(losing: Folders, photos: Path, tmp_path:
     assert bought["verdict"].replace("your images", "the target images") in card
     again = clipmerge("report", tmp_path / "out")
     assert warning in " ".join(again.out.split())
-
-
-def test_a_warning_that_the_summary_shows_is_not_said_before_it(losing: Folders, photos: Path) -> None:
-    for shown in (False, True):
-        told = Told()
-        told.shows_verdict = shown  # type: ignore[attr-defined]
-        bought = decided(prepare(request_for(losing, "wise-ft", data=photos), told)).bought
-        assert bought is not None
-        assert (bought.warnings[0] in told.lines) is not shown
 
 
 def test_copies_are_measured_once(far: Folders, photos: Path, tmp_path: Path) -> None:

@@ -10,16 +10,11 @@ import torch
 from safetensors.torch import load_file
 
 from clipmerge.planning.recipe import recipe_text
-from tests.support.command import Outcome, clipmerge
+from tests.support.command import done
 from tests.support.tiny_clip import save_images
 
 # the zero-shot model of these tests knows nothing, and nothing would be learned
 FEW = ("--set", "measure.steps=4", "--set", "measure.divergence=predictions", "--batch-size", 8)
-
-
-def run_well(outcome: Outcome) -> Outcome:
-    assert outcome.code == 0, outcome.err
-    return outcome
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +24,7 @@ def merged(
     """A merge by the recipe, with few steps."""
     output = tmp_path_factory.mktemp("auto") / "merged"
     options = [*FEW, "--data", images, "--format", "json"]
-    return output, run_well(clipmerge("merge", *pair, "--recipe", "auto", *options, "--output", output)).json
+    return output, done("merge", *pair, "--recipe", "auto", *options, "--output", output).json
 
 
 def test_a_merge_by_the_recipe_tells_numbers(merged: tuple[Path, dict[str, Any]]) -> None:
@@ -47,10 +42,10 @@ def test_a_merge_by_the_recipe_tells_numbers(merged: tuple[Path, dict[str, Any]]
 def test_plan_and_apply_give_the_bytes_of_merge(
     merged: tuple[Path, dict[str, Any]], pair: tuple[Path, Path], images: Path, tmp_path: Path
 ) -> None:
-    run_well(clipmerge("plan", *pair, "--recipe", "auto", *FEW, "--data", images, "--output", tmp_path / "plan.json"))
+    done("plan", *pair, "--recipe", "auto", *FEW, "--data", images, "--output", tmp_path / "plan.json")
     for plan in (tmp_path / "plan.json", merged[0] / "plan" / "plan.json"):
         out = tmp_path / f"applied-{plan.parent.name}"
-        applied = run_well(clipmerge("apply", plan, "--output", out, "--format", "json")).json
+        applied = done("apply", plan, "--output", out, "--format", "json").json
         assert applied["files"] == merged[1]["files"]
         assert applied["layers"] == merged[1]["layers"]
 
@@ -70,6 +65,6 @@ def test_a_learning_recipe_sweeps(pair: Any, images: Path, tmp_path: Path) -> No
     file = tmp_path / "tpgm.yaml"
     file.write_text(re.sub(r"steps: \d+", "steps: 2", recipe_text("tpgm")))
     options = ["--recipe", file, "--alphas", "0,1", "--format", "json"]
-    record = run_well(clipmerge("sweep", *pair, *sources, *options, "--output", tmp_path / "sweep")).json
+    record = done("sweep", *pair, *sources, *options, "--output", tmp_path / "sweep").json
     assert record["recipes"][0]["alpha"] is None
     assert record["recipes"][0]["name"] == "tpgm"

@@ -9,7 +9,7 @@ import torch
 
 from clipmerge import merge_state_dicts
 from clipmerge.plugins import load_plugin
-from tests.support.command import done
+from tests.support.command import printed
 from tests.support.plugged import plugged
 from tests.support.small_objective import Ends, make_batches, objective_for
 
@@ -31,8 +31,8 @@ def files(tmp_path: Path) -> Iterator[dict[str, Path]]:
 
 
 def test_the_method_merges_one_tower(files: dict[str, Path], pair: tuple[Path, Path]) -> None:
-    ended = done("merge", *pair, "--recipe", files["vision-only.yaml"], "--dry-run", "--format", "json")
-    alphas = {name: layer["alpha"] for name, layer in ended.json["layers"].items()}
+    record = printed("merge", *pair, "--recipe", files["vision-only.yaml"], "--dry-run")
+    alphas = {name: layer["alpha"] for name, layer in record["layers"].items()}
     assert {alpha for name, alpha in alphas.items() if name.startswith("vision.")} == {0.5}
     assert {alpha for name, alpha in alphas.items() if not name.startswith("vision.")} == {0.0}
 
@@ -53,3 +53,24 @@ def test_the_measure_is_the_slope_of_the_loss(files: dict[str, Path], ends: Ends
         losses = objective.losses()
         rises.append(sum(losses[number] * size for number, size in ((0, 4), (1, 3))) / 7)
     assert sum(tilt.values.values()) == pytest.approx((rises[1] - rises[0]) / (2 * step), rel=1e-2, abs=1e-5)
+
+
+def test_the_measure_reaches_the_page_and_the_rule_for_stragglers(
+    files: dict[str, Path], pair: tuple[Path, Path], images: Path, tmp_path: Path
+) -> None:
+    """Its column, its sum and its sign: in logarithms, the rule would leave values below zero out."""
+    (tmp_path / "recipe.yaml").write_text(
+        "measure: {name: tilt}\nmethod: {name: straggler-outlier, statistic: tilt, mask: magnitude, mirror: 0}\n"
+    )
+    few = ("--data", images, "--images", "12", "--batch-size", "3", "--no-verdict")
+    record = printed("merge", *pair, "-r", tmp_path / "recipe.yaml", *few, "-o", tmp_path / "out")
+    values = {layer: row["tilt"] for layer, row in record["measurements"].items()}
+    assert min(values.values()) < 0
+    assert record["straggler_scores"].keys() == values.keys() - {"logit_scale"}
+    assert record["statistics"]["tilt"]["signed"] is True
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert '<th scope="col" class="number">tilt of the layer<span><i>T</i><sub>l</sub>, nats</span></th>' in page
+    assert "<b>Tilt of the layer <i>T</i><sub>l</sub></b>: slope of the loss when this layer alone moves on" in page
+    assert 'class="bar neg"' in page
+    vision = sum(value for layer, value in values.items() if layer.startswith("vision."))
+    assert f"sum of <i>T</i><sub>l</sub>: {vision:+.2g}" in page

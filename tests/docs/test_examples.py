@@ -1,10 +1,9 @@
 """The examples, each run with a small real model."""
 
-import importlib.util
 import json
+import runpy
 import shutil
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -18,14 +17,9 @@ from tests.support.tiny_clip import Folders, save_images
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
-def example(name: str) -> ModuleType:
-    """Import an example, which need not be on the path."""
-    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def example(name: str) -> Any:
+    """The main function of an example, which need not be on the path."""
+    return runpy.run_path(str(EXAMPLES / f"{name}.py"))["main"]
 
 
 def half_way(first: Any, second: Any, merged: Any) -> bool:
@@ -56,7 +50,7 @@ def test_open_clip_train(tmp_path: Path, by_name: bool) -> None:
         torch.save(load_file(folder / "open_clip_model.safetensors"), tmp_path / "base.pt")
         where = ["tiny-test", str(tmp_path / "base.pt")]
     flags = ["--recipe", "wise-ft", "--output", str(tmp_path / "merged")]
-    example("after_open_clip_train").main([*where, str(tmp_path / "epoch_3.pt"), *flags])
+    example("after_open_clip_train")([*where, str(tmp_path / "epoch_3.pt"), *flags])
     merged = load_file(tmp_path / "merged" / "open_clip_model.safetensors")
     assert half_way(load_file(folder / "open_clip_model.safetensors"), model.state_dict(), merged)
     assert torch.equal(tiny_open_clip.load(tmp_path / "merged").state_dict()["visual.proj"], merged["visual.proj"])
@@ -66,7 +60,7 @@ def test_plain_torch(pair: Folders, images: Path, tmp_path: Path) -> None:
     train = save_images(tmp_path / "train", each=4, seed=3)
     flags = ["--recipe", "wise-ft", "--steps", "3", "--batch-size", "8", "--rate", "1e-3"]
     arguments = [str(pair[0]), "--train", str(train), "--data", str(images), *flags, "--output", str(tmp_path / "out")]
-    robust = example("after_plain_torch").main(arguments).state_dict()
+    robust = example("after_plain_torch")(arguments).state_dict()
     base = CLIPModel.from_pretrained(pair[0]).state_dict()
     assert any(not torch.equal(robust[name], base[name]) for name in base)
     again = CLIPModel.from_pretrained(tmp_path / "out").state_dict()
@@ -82,7 +76,7 @@ def test_sentence_transformers(pair: Folders, tmp_path: Path, inner: str) -> Non
     (folder / "modules.json").write_text(json.dumps([{"idx": 0, "name": "0", "path": inner, "type": kind}]))
     (folder / "config_sentence_transformers.json").write_text("{}")
     flags = ["--recipe", "wise-ft", "--output", str(tmp_path / "merged")]
-    example("after_sentence_transformers").main([str(pair[0]), str(folder), *flags])
+    example("after_sentence_transformers")([str(pair[0]), str(folder), *flags])
     weights = [load_file(place / "model.safetensors") for place in (*pair, tmp_path / "merged" / inner)]
     assert half_way(*weights)
     assert (tmp_path / "merged" / "modules.json").read_text() == (folder / "modules.json").read_text()

@@ -57,13 +57,8 @@ def test_the_site_builds_and_shows_arguments(tmp_path: Path) -> None:
     for name in ("docs", "clipmerge", "scripts"):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "zensical.toml", tmp_path)
-    built = subprocess.run(
-        [Path(sys.executable).with_name("zensical"), "build", "--strict"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    command = [Path(sys.executable).with_name("zensical"), "build", "--strict"]
+    built = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert built.returncode == 0, built.stdout + built.stderr
     page = (tmp_path / "site" / "api" / "index.html").read_text(encoding="utf-8")
     assert all(f'id="clipmerge.{name}"' in page for name in set(clipmerge.__all__) - {"__version__"})

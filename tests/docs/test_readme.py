@@ -35,10 +35,7 @@ LINES = list(
         line for page in PAGES for kind, block in blocks(page) if kind == "sh" for line in block.splitlines() if line
     )
 )
-PROGRAM = {
-    "clipmerge": [sys.executable, "-m", "clipmerge"],
-    "torchrun": [sys.executable, "-m", "torch.distributed.run"],
-}
+PROGRAM = {"clipmerge": "clipmerge", "torchrun": "torch.distributed.run"}
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +56,7 @@ def test_every_page_with_commands_that_run_is_run_here() -> None:
 
 def run(line: str, folder: Path) -> None:
     words = shlex.split(line, comments=True)
-    command = [*PROGRAM[words[0]], *words[1:]]
+    command = [sys.executable, "-m", PROGRAM[words[0]], *words[1:]]
     ended = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stderr
 
@@ -83,11 +80,8 @@ def test_the_commands_run_in_order(
             assert "Traceback" not in ended.err
             if file:
                 Path(file).write_text(ended.out)
-    same = [
-        (workplace / name / "model.safetensors").read_bytes()
-        for name in ("merged-half", "merged-by-plan", "merged-cars")
-    ]
-    assert same[0] == same[1] == same[2]
+    outputs = (workplace / f"merged-{name}" for name in ("half", "by-plan", "cars"))
+    assert len({(output / "model.safetensors").read_bytes() for output in outputs}) == 1
 
 
 @pytest.mark.slow

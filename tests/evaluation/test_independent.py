@@ -3,7 +3,6 @@
 Every image is labelled with the reference's answer, so that an accuracy of 1 is agreement to the image.
 """
 
-import io
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +15,7 @@ from transformers import AutoModel, AutoProcessor
 
 from tests.support import tiny_families
 from tests.support.command import done
-from tests.support.image_files import save_tar
+from tests.support.image_files import save_tar, saved
 from tests.support.tiny_open_clip import ARCHITECTURES, load, model_config, save_open_clip_pair
 
 # short, because the tiny tokenizers write a token per letter and cut what is longer
@@ -24,12 +23,6 @@ BEGINNINGS, ENDINGS = ("b", "ca", "fi", "h", "o", "tr", "w"), ("an", "at", "ee",
 NAMES = [f"{beginning}{ending}" for beginning in BEGINNINGS for ending in ENDINGS]
 TEMPLATE = "a photo of a {}."
 Picture = tuple[str, bytes, Image.Image]
-
-
-def saved(image: Image.Image, kind: str, **options: object) -> bytes:
-    file = io.BytesIO()
-    image.save(file, kind, **options)
-    return file.getvalue()
 
 
 def pictures() -> list[Picture]:

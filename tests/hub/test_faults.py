@@ -6,7 +6,6 @@ absent, empty or whole, a merge leaves no output; and when the fault is gone the
 
 import json
 import re
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,8 +19,8 @@ from tests.support.image_files import save_hub_parquet
 from tests.support.merged_output import save_output
 
 Pair = tuple[Path, Path]
-TIMEOUT = 0.3  # seconds a request may wait
-PATIENCE = 15.0  # seconds that a command may take in all, whatever a request does: several tries of several requests
+TIMEOUT = 0.3  # seconds that a request waits for an answer which does not come
+MOST = 20  # times that a command may send the request which fails: the client tries six times, and clipmerge three
 
 NEW, NOTHING = "was created and is empty: no file was published", "Nothing was published"
 SLOW = {"status": 0, "delay": 3 * TIMEOUT}
@@ -156,17 +155,17 @@ def by_request(rows: list[Row]) -> Iterator[Any]:
 
 @pytest.mark.parametrize("row", list(by_request([*PUSH, *READ])))
 def test_a_lasting_fault(bench: Bench, monkeypatch: pytest.MonkeyPatch, row: Row) -> None:
-    monkeypatch.setenv("CLIPMERGE_HUB_TIMEOUT", str(TIMEOUT))
-    bench.hub.fail(*WHERE[row.where], times=999, **row.fault)
-    begin = time.monotonic()
+    if row.fault is SLOW:  # of other rows, none depends on how busy the machine is
+        monkeypatch.setenv("CLIPMERGE_HUB_TIMEOUT", str(TIMEOUT))
+    fault = bench.hub.fail(*WHERE[row.where], times=999, **row.fault)
     line = refused(bench.run(row.command))
-    assert time.monotonic() - begin < PATIENCE
+    assert 0 < 999 - fault.times <= MOST
     assert re.search(row.message, line), line
     assert bench.left_behind() == []
     whole = {".gitattributes", *(path.name for path in bench.merged.iterdir())}
     assert published(bench.hub) in (None, {".gitattributes"}, whole if row.fault is SLOW else None)
     bench.hub.faults.clear()
-    monkeypatch.delenv("CLIPMERGE_HUB_TIMEOUT")
+    monkeypatch.delenv("CLIPMERGE_HUB_TIMEOUT", raising=False)
     again = bench.run(row.command)
     assert again.code == 0, again.err
     if row.command == "push":
