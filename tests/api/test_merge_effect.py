@@ -88,26 +88,19 @@ def text_of(page: Path) -> str:
 def test_narrowed_features_speak_for_the_merge(far: Folders, images: Path) -> None:
     request = request_for((far[1], far[0]), "wise-ft", "method.alpha=1", data=images, max_loss=100.0)
     run = prepare(request)
-    for rank, learned, expected in (
-        (None, False, "either"),
-        (0.5, False, "either"),
-        (0.5, True, "use"),
-        (0.2, True, "use"),
+    path = {"path_alpha": 1, "path_goal": 1, "finetuned_right": 1}
+    for rank, trace, expected, because in (
+        (0.5, {}, "either", "little to mend"),
+        (0.2, {"l": (1.0,)}, "use", "narrowed"),
     ):
-        choice = HeldBackChoice(
-            images=24, alpha=1, part=1, beyond=0, goal=1, right=1, path_alpha=1, path_goal=1, finetuned_right=1
-        )
-        measured = Measurements(
-            measure="learned-coefficients",
-            choice=choice.model_copy(update={"finetuned_rank": rank}),
-            trace={"loss": (1.0,)} if learned else {},
-        )
+        choice = HeldBackChoice(images=24, alpha=1, part=1, beyond=0, goal=1, right=1, finetuned_rank=rank, **path)
+        measured = Measurements(measure="learned-coefficients", choice=choice, trace=trace)
         run.plan = decided(run).model_copy(update={"measurements": measured})
         add_verdict(run, request)
         bought = decided(run).bought
         assert bought is not None
-        assert (bought.recommendation, "narrowed" in bought.reason) == (expected, rank == 0.2)
-        assert ("little to mend" in bought.reason) == (rank == 0.5 and not learned)
+        assert bought.recommendation == expected
+        assert because in bought.reason
 
 
 @pytest.mark.parametrize("recipe", [pytest.param("straggler-outlier", marks=pytest.mark.slow), "wise-ft"])

@@ -73,4 +73,4 @@ def test_the_measure_reaches_the_page_and_the_rule_for_stragglers(
     assert "<b>Tilt of the layer <i>T</i><sub>l</sub></b>: slope of the loss when this layer alone moves on" in page
     assert 'class="bar neg"' in page
     vision = sum(value for layer, value in values.items() if layer.startswith("vision."))
-    assert f"sum of <i>T</i><sub>l</sub>: {vision:+.2g}" in page
+    assert f"sum of <i>T</i><sub>l</sub>: {vision:+.4f} nats" in page.replace("\N{MINUS SIGN}", "-")
