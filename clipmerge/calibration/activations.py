@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
 from clipmerge.calibration.bulk import LARGE
+from clipmerge.calibration.objective import Objective
 from clipmerge.models.memory import memory
 from clipmerge.models.precision import Precision, passes
-
-if TYPE_CHECKING:
-    from clipmerge.calibration.objective import Objective
 
 # Share of a machine's memory that activations may take; more images go through the model in pieces.
 _SHARE = 0.25

@@ -34,7 +34,9 @@ class Descent:
         self._rates = rate if isinstance(rate, Mapping) else dict.fromkeys(values, rate)
         self._steps = steps
         self.steps_taken = torch.zeros((), dtype=torch.int64)
-        self._first = {key: torch.zeros_like(value, dtype=_moment_dtype(value)) for key, value in values.items()}
+        # bfloat16 where they take much memory: first moments average noise that is far larger than its rounding
+        dtypes = {key: torch.bfloat16 if value.numel() >= _MANY else value.dtype for key, value in values.items()}
+        self._first = {key: torch.zeros_like(value, dtype=dtypes[key]) for key, value in values.items()}
         self._at_once = next(iter(values.values())).device.type != "cpu"
         # numbers that the CPU computes with
         self._second = {key: torch.zeros(()) for key in values}
@@ -86,8 +88,3 @@ class Descent:
             torch._foreach_sub_(values, moves)
             torch._foreach_clamp_min_(values, 0.0)
             torch._foreach_clamp_max_(values, ceiling)
-
-
-def _moment_dtype(value: Tensor) -> torch.dtype:
-    """bfloat16 for first moments that take much memory: they average noise that is far larger than its rounding."""
-    return torch.bfloat16 if value.numel() >= _MANY else value.dtype

@@ -75,10 +75,6 @@ class LearningConfig:
     ceiling: float | None = 1.0
     judges_zeroshot: bool = False
 
-    def ceiling_from(self, start: float) -> float:
-        """Default ceiling: as far above the start as zero-shot (0) is below it, but at least fine-tuned (1)."""
-        return max(1.0, 2 * start) if self.ceiling is None else self.ceiling
-
 
 @dataclass(frozen=True)
 class Learned:
@@ -272,7 +268,8 @@ class _Run:
 
     def _descend(self, steps: Sequence[Step], pieces: Pieces) -> None:
         objective, coefficients, goal = self._objective, self._coefficients, self._config.goal
-        ceiling = self._config.ceiling_from(float(self._start))
+        # by default as far above the start as zero-shot (0) is below it, but at least fine-tuned (1)
+        ceiling = self._config.ceiling or max(1.0, 2 * float(self._start))
         on_card = objective.shares.accelerator.device.type != "cpu"
         ahead: Pictures | None = None
         for place, step in enumerate(steps):

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import Any, BinaryIO
 
 import torch
 from accelerate.utils import broadcast
@@ -24,14 +24,12 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from clipmerge import __version__
+from clipmerge.checkpoint import Inputs
 from clipmerge.distributed import Processes, Terminated, together
 from clipmerge.files.cache import user_cache
 from clipmerge.files.safetensors import DTYPES, header_bytes
 from clipmerge.images.content import content_digest
-
-if TYPE_CHECKING:
-    from clipmerge.checkpoint import Inputs
-    from clipmerge.images.dataset import LabelledImages
+from clipmerge.images.dataset import LabelledImages
 
 #: Minimum time between two saves: in seconds, and as a multiple of the duration of the last one.
 SECONDS, TIMES = 30.0, 20

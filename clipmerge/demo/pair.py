@@ -72,13 +72,6 @@ def prepare(folder: Path) -> DemoPair:
     return pair
 
 
-def _fingerprint() -> str:
-    """Hash of everything that determines the result: the models and the code that makes the images."""
-    files = [*sorted(MODELS.rglob("*")), Path(demo_data.__file__), Path(__file__)]
-    contents = [hashlib.sha256(file.read_bytes()).hexdigest() for file in files if file.is_file()]
-    return hashlib.sha256("".join(contents).encode()).hexdigest()
-
-
 def _is_finished(folder: Path) -> bool:
     """Whether this version made the folder, which is written as a whole."""
     try:
@@ -88,7 +81,11 @@ def _is_finished(folder: Path) -> bool:
 
 
 def _manifest() -> str:
-    return json.dumps({"made_by": "clipmerge demo", "fingerprint": _fingerprint()}, indent=1)
+    """A hash of everything that determines the result: the models and the code that makes the images."""
+    files = [*sorted(MODELS.rglob("*")), Path(demo_data.__file__), Path(__file__)]
+    contents = [hashlib.sha256(file.read_bytes()).hexdigest() for file in files if file.is_file()]
+    fingerprint = hashlib.sha256("".join(contents).encode()).hexdigest()
+    return json.dumps({"made_by": "clipmerge demo", "fingerprint": fingerprint}, indent=1)
 
 
 def _build(folder: Path) -> None:

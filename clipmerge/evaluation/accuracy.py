@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -13,19 +13,16 @@ from clipmerge.distributed import add_up, device_work, sent
 from clipmerge.errors import CheckpointError
 from clipmerge.evaluation.settings import EvalSettings
 from clipmerge.families import family_of, tower_of
+from clipmerge.images import Columns
 from clipmerge.images.batches import batch_size_for, read_batches
+from clipmerge.images.class_names import ClassNames
 from clipmerge.images.dataset import LabelledImages, load_images
 from clipmerge.images.prompts import own_templates, templates_for
 from clipmerge.models import ImageTextModel, model_for
 from clipmerge.models.building import no_larger_than
 from clipmerge.models.memory import Pieces
 from clipmerge.models.zero_shot import class_embeddings
-from clipmerge.progress import Pace, say_all
-
-if TYPE_CHECKING:
-    from clipmerge.images import Columns
-    from clipmerge.images.class_names import ClassNames
-    from clipmerge.progress import Progress
+from clipmerge.progress import Pace, Progress, say_all
 
 
 def load_model(checkpoint: Checkpoint) -> ImageTextModel:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from accelerate.utils import gather_object
 from torch import Tensor
 
+from clipmerge.checkpoint import Inputs
 from clipmerge.distributed import device_work, together
 from clipmerge.evaluation.accuracy import zero_shot_accuracy
 from clipmerge.evaluation.moving_model import MovingModel
@@ -24,11 +25,8 @@ from clipmerge.models import ImageTextModel
 from clipmerge.models.building import build_model
 from clipmerge.models.memory import Pieces
 from clipmerge.planning.other_tasks import RANKS, OtherTaskScores, Recall, Score
-
-if TYPE_CHECKING:
-    from clipmerge.checkpoint import Inputs
-    from clipmerge.planning.plan import Plan
-    from clipmerge.progress import Progress
+from clipmerge.planning.plan import Plan
+from clipmerge.progress import Progress
 
 # Scores computed at once.
 _SCORES = 1 << 24

@@ -13,19 +13,16 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image as Pillow
+from PIL import ImageFilter, ImageOps
+from PIL.Image import Image
 
 from clipmerge.images.dataset import LabelledImages
-from clipmerge.images.store import Store
+from clipmerge.images.store import Encoded, Store
 from clipmerge.models import ImageTextModel
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
-
-    from clipmerge.images.store import Encoded
 
 #: Share of the values that noise sets to black or white.
 NOISE = 0.06
@@ -58,9 +55,6 @@ RELATED = ("noise", "blur", "contrast", "brightness", "rotation")
 
 def corrupted(image: Image, corruption: str, seed: int) -> Image:
     """Corrupt an RGB image at the model's input size; each corruption has its own stream of random numbers."""
-    from PIL import Image as Pillow
-    from PIL import ImageFilter, ImageOps
-
     rng = np.random.default_rng([_SEED, (*UNRELATED, *RELATED).index(corruption), seed])
     pixels = np.array(image, dtype=np.float64)
     match corruption:
@@ -144,8 +138,6 @@ def probe(scaled: ScaledImages, corruptions: tuple[str, ...], *, enough: int, fe
 
 def side_of(model: ImageTextModel) -> int:
     """Shorter side of the model's input, in pixels."""
-    from PIL import Image as Pillow
-
     pixels = model.pixels([Pillow.new("RGB", (_USUAL_SIDE, _USUAL_SIDE))])
     return min(pixels.shape[-2:]) if pixels.ndim == 4 else _USUAL_SIDE
 
@@ -160,8 +152,6 @@ class ScaledImages:
 
     def image(self, position: int) -> Image:
         """One image, RGB."""
-        from PIL import Image as Pillow
-
         if position not in self._decoded:
             image = self.images.image(position)
             scale = self.side / min(image.size)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -26,10 +25,7 @@ from clipmerge.models import ImageTextModel
 from clipmerge.models.headed_tower import HeadedTower, grouped
 from clipmerge.models.memory import Pieces, freed_memory_kept, memory
 from clipmerge.models.zero_shot import class_embeddings
-from clipmerge.progress import Pace
-
-if TYPE_CHECKING:
-    from clipmerge.progress import Progress
+from clipmerge.progress import Pace, Progress
 
 #: Whether each image was recognised: shape (points, images).
 Correct = NDArray[np.bool_]

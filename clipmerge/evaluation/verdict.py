@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import asdict
 from functools import partial
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
+from clipmerge.checkpoint import Inputs
 from clipmerge.evaluation.conclusion import concluded
 from clipmerge.evaluation.intervals import mean_share, paired, wilson
 from clipmerge.evaluation.moving_model import MovingModel
@@ -23,11 +23,8 @@ from clipmerge.evaluation.settings import EvalSettings
 from clipmerge.images.dataset import LabelledImages
 from clipmerge.models.building import build_model
 from clipmerge.planning.merge_effect import Difference, Estimate, Gain, MergeEffect, ModelAccuracy
+from clipmerge.planning.plan import Plan
 from clipmerge.progress import Pace, Progress
-
-if TYPE_CHECKING:
-    from clipmerge.checkpoint import Inputs
-    from clipmerge.planning.plan import Plan
 
 # Bytes of preprocessed images in memory at once. Moving a model costs as much as a few images, so this can be small.
 _LOAD_BYTES = 256 << 20

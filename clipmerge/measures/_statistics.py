@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import wraps
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from clipmerge.calibration.objective import Objective
 from clipmerge.planning.measurements import Measurements, Statistic
-
-if TYPE_CHECKING:
-    from clipmerge.calibration.objective import Objective
 
 
 def by_layer(objective: Objective, values: dict[int, list[float]]) -> dict[str, tuple[float, ...]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from clipmerge.calibration.objective import FORWARD, Batch, Objective
+from clipmerge.calibration.objective import FORWARD, Objective
 from clipmerge.calibration.perturbation import LayerBall
 from clipmerge.measures._statistics import by_layer, statistic, with_few_prompts
 from clipmerge.planning.measurements import Measurements
@@ -33,13 +33,20 @@ def average_case(
     objective.announce(forward=1 + draws * len(objective.path.layers))
     objective.path.move_to(at)
     base = objective.losses()
-    rises = {
-        batch.number: [
-            _mean_rise(objective, batch, layer, base[batch.number], column * draws, draws, rho, adaptive)
-            for column, layer in enumerate(objective.path.layers)
-        ]
-        for batch in objective.shares.batches
-    }
+    rises: dict[int, list[float]] = {}
+    for batch in objective.shares.batches:
+        rises[batch.number] = []
+        for column, (layer, names) in enumerate(objective.path.layers.items()):
+            ball = LayerBall([objective.path.parameters[n] for n in names], norm="l2", radius=rho, adaptive=adaptive)
+            loss = objective.criterion.layer_loss(batch, layer)
+            total = 0.0
+            for draw in range(column * draws, (column + 1) * draws):
+                ball.place([rho * noise for noise in _normal(objective, ball.parameters, draw)])
+                with torch.no_grad():
+                    total += float(loss()) - base[batch.number]
+                objective.work.tick(FORWARD * len(batch))
+            ball.restore()
+            rises[batch.number].append(total / draws)
     sharpness = statistic(
         objective,
         "average_case",
@@ -50,22 +57,6 @@ def average_case(
         about="mean rise of the loss under Gaussian noise on this layer alone.",
     )
     return Measurements(measure="average-case", statistics=(sharpness,), batch_sizes=objective.shares.batch_sizes)
-
-
-def _mean_rise(
-    objective: Objective, batch: Batch, layer: str, base: float, first_draw: int, draws: int, rho: float, adaptive: bool
-) -> float:
-    parameters = [objective.path.parameters[name] for name in objective.path.layers[layer]]
-    ball = LayerBall(parameters, norm="l2", radius=rho, adaptive=adaptive)
-    loss = objective.criterion.layer_loss(batch, layer)
-    total = 0.0
-    for draw in range(first_draw, first_draw + draws):
-        ball.place([rho * noise for noise in _normal(objective, parameters, draw)])
-        with torch.no_grad():
-            total += float(loss()) - base
-        objective.work.tick(FORWARD * len(batch))
-    ball.restore()
-    return total / draws
 
 
 def _normal(objective: Objective, parameters: list[torch.nn.Parameter], draw: int) -> list[torch.Tensor]:

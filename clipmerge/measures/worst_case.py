@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-from torch import Tensor
 
-from clipmerge.calibration.objective import FORWARD, GRADIENT, Batch, Objective
+from clipmerge.calibration.objective import FORWARD, GRADIENT, Objective
 from clipmerge.calibration.perturbation import LayerBall
 from clipmerge.measures._statistics import by_layer, statistic, with_few_prompts
 from clipmerge.planning.measurements import Measurements
@@ -49,8 +48,7 @@ def worst_case(
         Foret et al. 2021, arXiv:2010.01412; Kwon et al. 2021, arXiv:2102.11600; APGD: Croce and Hein 2020,
         arXiv:2003.01690; as a sharpness: Andriushchenko et al. 2023, arXiv:2302.07011.
     """
-    one_step = steps == 1
-    cost = FORWARD * len(objective.path.layers) if one_step else GRADIENT * steps * len(objective.path.layers)
+    cost = (FORWARD if steps == 1 else GRADIENT * steps) * len(objective.path.layers)
     objective.announce(gradient=1, forward=cost / FORWARD)
     objective.path.move_to(at)
     found: dict[int, list[float]] = {}
@@ -62,7 +60,15 @@ def worst_case(
                 size = sum(parameter.numel() for parameter in parameters)
                 radius = rho * size**0.5 if scaled else rho
                 ball = LayerBall(parameters, norm=norm, radius=radius, adaptive=adaptive)
-                rises.append(_rise(objective, batch, layer, ball, [gradients[n] for n in names], base, steps))
+                loss, gradient = objective.criterion.layer_loss(batch, layer), [gradients[name] for name in names]
+                if steps == 1:
+                    ball.place(ball.maximiser(gradient))
+                    with torch.no_grad():
+                        worst = float(loss())
+                else:
+                    worst = ball.apgd(loss, gradient, base, steps)
+                ball.restore()
+                rises.append(worst - base)
         found[batch.number] = rises
         objective.work.tick(cost * len(batch))
     sharpness = statistic(
@@ -74,17 +80,3 @@ def worst_case(
         about="largest rise of the loss found in a ball around this layer's weights.",
     )
     return Measurements(measure="worst-case", statistics=(sharpness,), batch_sizes=objective.shares.batch_sizes)
-
-
-def _rise(
-    objective: Objective, batch: Batch, layer: str, ball: LayerBall, gradient: list[Tensor], base: float, steps: int
-) -> float:
-    loss = objective.criterion.layer_loss(batch, layer)
-    try:
-        if steps == 1:
-            ball.place(ball.maximiser(gradient))
-            with torch.no_grad():
-                return float(loss()) - base
-        return ball.apgd(loss, gradient, base, steps) - base
-    finally:
-        ball.restore()

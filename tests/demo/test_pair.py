@@ -118,7 +118,7 @@ def test_a_finished_folder_is_used_again_and_a_damaged_one_made_again(
     if damage == "manifest":
         (folder / "manifest.json").write_text("{")
     elif damage == "of another version":
-        monkeypatch.setattr(demo, "_fingerprint", lambda: "another")
+        monkeypatch.setattr(demo, "_manifest", lambda: "another")
     prepare(folder)
     assert len(builds) == 1 + (damage != "none")
     assert (folder / "merged").exists() == (damage == "none")
