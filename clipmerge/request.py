@@ -61,7 +61,7 @@ class Calibration:
     @property
     def holds_back(self) -> bool:
         """Whether there are images, and some are held back from the decision."""
-        return self.source is not None and self.source != "" and self.held_back > 0
+        return self.source is not None and self.held_back > 0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -71,7 +71,7 @@ def calibration_from(options: Mapping[str, Any]) -> Calibration:
     data, template = options.get("data"), options.get("template")
     plain = Calibration()
     made = Calibration(
-        source=None if data is None or isinstance(data, Calibration) else source_of(data),
+        source=None if isinstance(data, Calibration) or (isinstance(data, str) and not data) else source_of(data),
         classes=_class_names(options.get("classes")),
         templates=check_templates([template] if isinstance(template, str) else list(template or ())),
         images=options.get("images", plain.images),
@@ -92,14 +92,12 @@ def calibration_from(options: Mapping[str, Any]) -> Calibration:
 def check_request(request: MergeRequest) -> None:
     """Refuse contradictory options."""
     calibration = request.calibration
-    share, has_images = calibration.held_back, calibration.source not in (None, "")
+    share, has_images = calibration.held_back, calibration.source is not None
     if not 0 <= share < 1:
         raise UsageError(
             f"held_back={share:g}: the share of the images that the decision does not see is at least 0 and less than "
             "1, such as 0.2"
         )
-    if not request.max_loss >= 0:
-        raise UsageError(f"--max-loss {request.max_loss:g}: a loss of accuracy is 0 points or more, such as 3")
     if request.strict and has_images and share == 0:
         raise UsageError(
             "--strict needs images that the decision does not see, to measure the loss of accuracy on; leave out "
@@ -139,41 +137,36 @@ def alphas_from(given: Sequence[float] | str) -> tuple[float, ...]:
             values += _steps(values[-2], values[-1], Decimal(words[place + 1])) if word == "..." else [Decimal(word)]
         alphas = sorted({float(value) for value in values})
     except (ArithmeticError, IndexError, ValueError):
+        alphas = []
+    if not alphas or not all(map(math.isfinite, alphas)):  # 1e400 is valid as text but overflows a float
         raise UsageError(
-            f"--alphas {given}: expected numbers separated by commas, such as 0,0.25,0.5 or 0,0.1,...,1"
-        ) from None
-    except UsageError as error:
-        raise UsageError(f"--alphas {given}: {error}") from None
-    if not all(map(math.isfinite, alphas)):  # 1e400 is valid as text but overflows a float
-        raise UsageError(f"--alphas {given}: expected finite numbers, such as 0,0.25,0.5")
+            f"--alphas {given}: expected finite numbers separated by commas, such as 0,0.25,0.5 or 0,0.1,...,1 (where "
+            f"'...' stands for at most {_MOST_ALPHAS} numbers)"
+        )
     return tuple(alphas)
 
 
 def _steps(before: Decimal, last: Decimal, end: Decimal) -> list[Decimal]:
     """Numbers between ``last`` and ``end``, in steps of ``last - before``."""
     turns = (end - last) / (last - before)
-    if not turns > 0:
-        raise ValueError("the steps before '...' do not reach the number after it")
-    if turns > _MOST_ALPHAS:
-        raise UsageError(f"'...' would stand for more than {_MOST_ALPHAS} numbers, the limit; use larger steps")
+    if not 0 < turns <= _MOST_ALPHAS:
+        raise ValueError("the steps before '...' do not reach the number after it, or are too many")
     return [last + (last - before) * turn for turn in range(1, int(turns) + 1)]
 
 
-def byte_count(flag: str, value: str | int | None) -> int | None:
-    """Read a size such as ``200MB``, ``5GB`` or ``1GiB``, with units in upper or lower case.
+def byte_count(value: str | int | None) -> int | None:
+    """Read the size of a shard, such as ``200MB``, ``5GB`` or ``1GiB``, with units in upper or lower case.
 
     Example:
-        >>> byte_count("--max-shard-size", "1.5GB"), byte_count("--max-shard-size", "2KiB")
+        >>> byte_count("1.5GB"), byte_count("2KiB")
         (1500000000, 2048)
     """
     if value is None:
         return None
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(I?)B?\s*", str(value).upper())
-    if match is None or (match[3] and not match[2]):
-        raise UsageError(f"{flag} {value}: expected a size, such as 200MB or 5GB")
-    size = int(Decimal(match[1]) * (1024 if match[3] else 1000) ** " KMGT".index(match[2] or " "))
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(?:([KMGT])(I?))?B?\s*", str(value).upper())
+    size = int(Decimal(match[1]) * (1024 if match[3] else 1000) ** " KMGT".index(match[2] or " ")) if match else 0
     if size < 1:
-        raise UsageError(f"{flag} {value}: a shard holds at least a byte; expected a size, such as 200MB or 5GB")
+        raise UsageError(f"--max-shard-size {value}: expected a size, such as 200MB or 5GB")
     return size
 
 

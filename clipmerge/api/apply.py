@@ -67,7 +67,7 @@ def apply(
     from clipmerge.output.checks import check_output
 
     given = completed(ApplyOptions, options)
-    limit = byte_count("--max-shard-size", given["max_shard_size"])
+    limit = byte_count(given["max_shard_size"])
     file = None if isinstance(plan, Plan) else Path(plan)
     read = [] if file is None else files_read(file, tensors_path(file))
     check_output(Path(output), overwrite=given["overwrite"], read=read)
@@ -188,7 +188,7 @@ def finished(
 
 def write_merge(run: Run, output: Path, *, overwrite: bool = False, max_shard_size: int | None = None) -> MergeRecord:
     """Apply a decided plan and write the output folder."""
-    from clipmerge.files.staging import PLAN_FOLDER, staged
+    from clipmerge.files.staging import PLAN_FOLDER, RECORD, staged
     from clipmerge.output.checks import check_output
 
     inputs = run.inputs
@@ -199,6 +199,8 @@ def write_merge(run: Run, output: Path, *, overwrite: bool = False, max_shard_si
     from clipmerge.output.folder import output_layout, write_weights
     from clipmerge.output.record import merge_record
     from clipmerge.output.side_files import write_side_files
+    from clipmerge.publish.card import PICTURE, model_card
+    from clipmerge.report.page import card_picture, html_page
 
     with staged(output, overwrite=overwrite) as folder:
         with run.timed("apply"):
@@ -217,21 +219,12 @@ def write_merge(run: Run, output: Path, *, overwrite: bool = False, max_shard_si
         # made after the stages, so that the returned and the written record are the same
         record = merge_record(run, plan, output=output, files={**files, **side_files})
         run.progress.stage("draw")
-        _write_documents(folder, record)
+        (folder / "report.html").write_text(html_page(record), encoding="utf-8", errors=_NAMES)
+        picture = card_picture(record)
+        if picture is not None:
+            (folder / PICTURE).write_bytes(picture)
+        card = model_card(record, repo_id=None, picture=picture is not None)
+        (folder / "README.md").write_text(card, encoding="utf-8", errors=_NAMES)
+        (folder / RECORD).write_text(record.to_text(), encoding="utf-8")
     run.finish()
     return record
-
-
-def _write_documents(folder: Path, record: MergeRecord) -> None:
-    """Write the report, the picture, the card and the record."""
-    from clipmerge.files.staging import RECORD
-    from clipmerge.publish.card import PICTURE, model_card
-    from clipmerge.report.page import card_picture, html_page
-
-    (folder / "report.html").write_text(html_page(record), encoding="utf-8", errors=_NAMES)
-    picture = card_picture(record)
-    if picture is not None:
-        (folder / PICTURE).write_bytes(picture)
-    card = model_card(record, repo_id=None, picture=picture is not None)
-    (folder / "README.md").write_text(card, encoding="utf-8", errors=_NAMES)
-    (folder / RECORD).write_text(record.to_text(), encoding="utf-8")

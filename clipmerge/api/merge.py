@@ -51,7 +51,7 @@ def merge(
     """
     given = completed(MergeOptions, options)
     target, progress = None if output is None else Path(output), progress or Logged()
-    limit = byte_count("--max-shard-size", given["max_shard_size"])
+    limit = byte_count(given["max_shard_size"])
     with as_sources(zeroshot, several(finetuned), processor) as (base, others):
         words = {"recipe": recipe_word(recipe), **in_order(options), "output": output}
         command = command or spelled_out("merge", base, *others, **words)

@@ -106,12 +106,8 @@ def plan_run(
         if output is not None:
             check_output_file(Path(output), tensors_path(Path(output)), overwrite=given["overwrite"])
         run = prepare(request, progress or Logged())
-        if run.is_main and output is not None:
-            write_plan(run, Path(output))
-        elif run.is_main:
-            run.hash_inputs()
-            run.plan = run.hashed_plan()
-            run.finish()
+        if run.is_main:
+            write_plan(run, None if output is None else Path(output))
     return run
 
 
@@ -139,14 +135,11 @@ def prepare(
 def _measured(run: Run, request: MergeRequest, known: Known) -> Measured:
     from clipmerge.api.measure import measure, ranks_by_gradients
 
-    ranks = ranks_by_gradients(request.recipe)
-    same = [request.recipe.measure, request.recipe.missing]
-    keys = {gradients: json.dumps([*same, gradients], sort_keys=True) for gradients in (True, False)}
-    for gradients in (True,) if ranks else (True, False):  # a measurement that keeps them serves those that do not ask
-        if keys[gradients] in known.measured:
-            return known.measured[keys[gradients]]
-    known.measured[keys[ranks]] = measure(run, request)
-    return known.measured[keys[ranks]]
+    key = json.dumps([request.recipe.measure, request.recipe.missing], sort_keys=True)
+    found = known.measured.get(key)
+    if found is None or (ranks_by_gradients(request.recipe) and not found[0].gradients):
+        found = known.measured[key] = measure(run, request)
+    return found
 
 
 def _read(request: MergeRequest, progress: Progress, known: Known) -> Run:
@@ -270,8 +263,9 @@ def apply_overrides(layers: dict[str, LayerPlan], recipe: Recipe) -> dict[str, L
     return changed
 
 
-def write_plan(run: Run, path: Path) -> None:
-    """Write the plan, and its tensors beside it."""
+def write_plan(run: Run, path: Path | None) -> None:
+    """Complete the plan with the hashes of its inputs, and write it, with its tensors beside it, if there is a path."""
     run.hash_inputs()
-    run.plan = write_plan_files(path, run.hashed_plan())
+    plan = run.hashed_plan()
+    run.plan = plan if path is None else write_plan_files(path, plan)
     run.finish()

@@ -266,7 +266,7 @@ def _about(
         "templates": list(templates_for(request.calibration.templates, ())),
         "own_templates": own_templates(request.calibration.templates, loaded),
         "ood_checked": request.checks_overlap
-        and request.calibration.source not in (None, "")
+        and source is not None
         and not any(note.endswith(NOT_COMPARED) for note in notes),
         "seed": request.seed,
         "bootstrap": {"resamples": RESAMPLES, "level": LEVEL},
@@ -329,7 +329,7 @@ def overlap_notes(request: SweepRequest, loaded: dict[str, LabelledImages], task
         return []
     data, seed = request.calibration, request.seed
     labelled = unlabelled = None
-    if data.source is not None and data.source != "":
+    if data.source is not None:
         most = data.images + wanted_back(data.images, data.held_back)
         labelled = load_images(data.source, data.classes, columns=data.columns, most=most, seed=seed)
         labelled = labelled.sample(most, seed) if labelled.revision else labelled

@@ -8,8 +8,9 @@ what becomes of the result.
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,10 +38,6 @@ class Defaults:
         self.origins: dict[str, str] = {}  # the variable or the file, by parameter
         self.unknown: list[str] = []  # variables that set nothing
 
-    def add(self, name: str, value: Any, origin: str) -> None:
-        """Set a flag."""
-        self.values[name], self.origins[name] = value, origin
-
     def words(self, given: Sequence[str]) -> list[str]:
         """The defaults as words of a command line."""
         words = []
@@ -66,36 +63,27 @@ class Defaults:
 applied = Defaults()
 
 
-def read_defaults(environment: Mapping[str, str], *, folder: Path, home: Path | None = None) -> Defaults:
-    """Read the defaults."""
+def read_defaults() -> Defaults:
+    """Read the defaults; those of the user's own file are missing for a user without a home folder."""
+    from clipmerge.files.cache import user_config
+
     found = Defaults()
-    if home is not None:
-        _add_file(found, home / FILE, _SETTABLE, "")
-    own = "; the user's own file and the environment may set more"
-    _add_file(found, folder / FILE, _ANYWHERE, own)
-    for variable, text in environment.items():
+    with contextlib.suppress(RuntimeError):
+        _add_file(found, user_config() / FILE, _SETTABLE, "")
+    _add_file(found, Path(FILE), _ANYWHERE, "; the user's own file and the environment may set more")
+    for variable, text in os.environ.items():
         name = variable.removeprefix(_PREFIX).lower()
         if not variable.startswith(_PREFIX) or variable.removeprefix(_PREFIX) in _OTHERS:
             continue
         if name not in _SETTABLE:
             found.unknown.append(variable)
         elif EVERY[name].default is not False:
-            found.add(name, [text] if EVERY[name].is_repeated else text, variable)
+            found.values[name], found.origins[name] = [text] if EVERY[name].is_repeated else text, variable
         elif text.lower() in ("0", "1", "true", "false"):
-            found.add(name, text.lower() in ("1", "true"), variable)
+            found.values[name], found.origins[name] = text.lower() in ("1", "true"), variable
         else:
             raise UsageError(f"{variable}={text[:40]}: expected 0 or 1")
     return found
-
-
-def config_home() -> Path | None:
-    """The user's configuration folder; ``None`` for a user without a home folder."""
-    from clipmerge.files.cache import user_config
-
-    try:
-        return user_config()
-    except RuntimeError:
-        return None
 
 
 def _add_file(found: Defaults, file: Path, allowed: tuple[str, ...], more: str) -> None:
@@ -124,12 +112,12 @@ def _add_file(found: Defaults, file: Path, allowed: tuple[str, ...], more: str) 
             value = value if isinstance(value, list) else [value]
         elif not isinstance(value, str | int | float):
             raise UsageError(f"{file}: {key}: expected one value")
-        found.add(name, value, str(file))
+        found.values[name], found.origins[name] = value, str(file)
 
 
 def apply_defaults(context: Any, flags: Collection[str]) -> None:
     """Give a command its defaults, and remember them in `applied`."""
-    found = read_defaults(os.environ, folder=Path(), home=config_home())
+    found = read_defaults()
     found.values = {name: value for name, value in found.values.items() if name in flags}
     context.default_map = {context.invoked_subcommand: found.values}
     applied.__dict__.update(found.__dict__)

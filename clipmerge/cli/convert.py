@@ -9,7 +9,6 @@ import typer
 
 from clipmerge.cli._options import command, command_line
 from clipmerge.cli._terminal import Terminal
-from clipmerge.distributed import is_main_process
 from clipmerge.options import ConvertOptions
 
 if TYPE_CHECKING:
@@ -30,7 +29,7 @@ def convert_command(
     from clipmerge.api.convert import convert
 
     record = convert(checkpoint, output, to=to, progress=terminal, command=command_line(), **options).record
-    if is_main_process():
+    if record:  # of the main process
         terminal.result("convert", record, lambda: _files_table(record))
         loading = f"open_clip.create_model_and_transforms('local-dir:{output}')"
         if record["to"] == "transformers":

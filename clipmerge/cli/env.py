@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
 from typing import Any
 
-from clipmerge.cli._defaults import config_home, read_defaults
+from clipmerge.cli._defaults import read_defaults
 from clipmerge.cli._options import command
 from clipmerge.cli._terminal import Terminal
 from clipmerge.errors import UsageError
@@ -24,7 +22,7 @@ def env_command(terminal: Terminal) -> None:
 def _defaults() -> dict[str, str]:
     """The defaults of flags set by files and variables here, or the error in them."""
     try:
-        found = read_defaults(os.environ, folder=Path(), home=config_home())
+        found = read_defaults()
     except UsageError as error:
         return {"unusable": str(error)}
     return {f"--{name.replace('_', '-')}": f"{value} ({found.origins[name]})" for name, value in found.values.items()}

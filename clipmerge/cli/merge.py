@@ -10,7 +10,6 @@ import typer
 from clipmerge.cli._options import FineTuned, RecipeName, ZeroShot, command, command_line, output_flag
 from clipmerge.cli._summary import pushed, show_merge
 from clipmerge.cli._terminal import Terminal
-from clipmerge.distributed import is_main_process
 from clipmerge.errors import UsageError, noting
 from clipmerge.options import MergeOptions
 
@@ -34,12 +33,9 @@ def merge_command(
 
     target = None if dry_run else output
     result = merge(zeroshot, finetuned, recipe, output=target, progress=terminal, command=command_line(), **options)
-    if not is_main_process():
-        return
-    if result.path is None:
-        show_merge(terminal, result.record, "Dry run: nothing was written.")
-        return
-    last_line = f"Wrote {output} (report: {result.path / 'report.html'})"
+    last_line = "Dry run: nothing was written."
+    if result.path is not None:
+        last_line = f"Wrote {output} (report: {result.path / 'report.html'})"
     if result.published is None:
         show_merge(terminal, result.record, last_line)
         return

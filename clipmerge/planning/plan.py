@@ -207,7 +207,13 @@ class Plan(Tabular, Frozen):
     @property
     def digest(self) -> str:
         """Hash of everything that determines the merged weights: settings, inputs, scores and learned coefficients."""
-        return digest_of([self.settings_digest, self.digest_of_inputs, self._digest_of_tensors])
+        tensors = []
+        for name, tensor in sorted(self._tensors.items()):
+            import torch  # only where there are tensors
+
+            content = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
+            tensors.append([name, str(tensor.dtype), list(tensor.shape), hashlib.sha256(content).hexdigest()])
+        return digest_of([self.settings_digest, self.digest_of_inputs, tensors])
 
     @property
     def settings_digest(self) -> str:
@@ -220,18 +226,6 @@ class Plan(Tabular, Frozen):
     def digest_of_inputs(self) -> str:
         """Hash of the checkpoints: of their files' hashes, or of their sources where the files are not hashed."""
         return digest_of([source.identity for source in (self.zeroshot, *self.finetuned)])
-
-    @property
-    def _digest_of_tensors(self) -> list[Any]:
-        if not self._tensors:
-            return []
-        import torch
-
-        digests = []
-        for name, tensor in sorted(self._tensors.items()):
-            content = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
-            digests.append([name, str(tensor.dtype), list(tensor.shape), hashlib.sha256(content).hexdigest()])
-        return digests
 
     def signed(self) -> Plan:
         """Return the plan with the digests of what it was decided and measured for; called before it is written."""

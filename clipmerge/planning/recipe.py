@@ -10,20 +10,20 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from clipmerge.errors import RecipeError, did_you_mean, printable, shorten
 from clipmerge.files.limits import LARGEST_RECIPE, MOST_DIGITS
 from clipmerge.files.paths import recipe_names, recipes_folder
 from clipmerge.files.reading import format_size, read_text, refusing
 from clipmerge.options import Missing
-from clipmerge.planning.frozen import Plain
+from clipmerge.planning.frozen import Frozen, Plain
 from clipmerge.plugins import Alpha, Density, check_options, learns_from_unlabelled, plainly, plugin_names
 
 _SECTIONS = {"measure": "measures", "method": "methods"}
 
 
-class Override(BaseModel):
+class Override(Frozen):
     """Set the coefficient or density of some layers, overriding the method; later overrides take precedence.
 
     Attributes:
@@ -32,14 +32,12 @@ class Override(BaseModel):
         density: Share of the task vector kept; ``None`` leaves the method's.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
-
     layers: str
     alpha: Alpha | None = None
     density: Density | None = None
 
 
-class Recipe(BaseModel):
+class Recipe(Frozen):
     """A validated recipe: every name exists, every option is known and in its range.
 
     Attributes:
@@ -50,8 +48,6 @@ class Recipe(BaseModel):
         missing: Treatment of keys that only one checkpoint has: an ``error``, or keep the key set of the zero-shot
             or of the fine-tuned checkpoint.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
     name: Annotated[str, Field(min_length=1)]
     measure: dict[str, Plain] | None = None

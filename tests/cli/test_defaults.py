@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from clipmerge.cli._defaults import Defaults, applied, config_home, read_defaults
+from clipmerge.cli._defaults import Defaults, applied, read_defaults
 from clipmerge.errors import UsageError
 from tests.support.command import clipmerge, done, refused
 
@@ -93,12 +93,16 @@ def test_a_mistyped_variable_is_told(pair: Folders, monkeypatch: pytest.MonkeyPa
         ("images = " + "[" * 30_000, "toml: cannot be read"),
     ],
 )
-def test_a_file_that_says_nonsense_is_one_line(elsewhere: Path, text: str, said: str) -> None:
+def test_a_file_that_says_nonsense_is_one_line(
+    elsewhere: Path, monkeypatch: pytest.MonkeyPatch, text: str, said: str
+) -> None:
     (elsewhere / "clipmerge.toml").write_text(text)
     with pytest.raises(UsageError, match=said):
-        read_defaults({}, folder=elsewhere)
+        read_defaults()
+    monkeypatch.chdir(elsewhere.parent)
+    monkeypatch.setenv("CLIPMERGE_STRICT", "maybe")
     with pytest.raises(UsageError, match="CLIPMERGE_STRICT=maybe: expected 0 or 1"):
-        read_defaults({"CLIPMERGE_STRICT": "maybe"}, folder=elsewhere.parent)
+        read_defaults()
 
 
 @pytest.mark.parametrize(
@@ -110,14 +114,18 @@ def test_a_file_that_says_nonsense_is_one_line(elsewhere: Path, text: str, said:
         *(({"CLIPMERGE_STRICT": text}, {"strict": text in ("1", "True")}, []) for text in ("1", "True", "0", "false")),
     ],
 )
-def test_variables_set_what_they_may(variables: dict[str, str], values: dict[str, Any], unknown: list[str]) -> None:
-    found = read_defaults(variables, folder=Path())
+def test_variables_set_what_they_may(
+    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], values: dict[str, Any], unknown: list[str]
+) -> None:
+    for name, text in variables.items():
+        monkeypatch.setenv(name, text)
+    found = read_defaults()
     assert (found.values, found.unknown) == (values, unknown)
 
 
 def test_the_users_own_file_may_hold_switches_and_lists(elsewhere: Path) -> None:
     own_file(elsewhere, 'strict = true\nverbose = false\ntemplate = ["a {}.", "the {}."]\n')
-    found = read_defaults({}, folder=elsewhere, home=elsewhere.parent / "config" / "clipmerge")
+    found = read_defaults()
     assert found.values == {"strict": True, "verbose": False, "template": ["a {}.", "the {}."]}
     assert found.words(["merge"]) == ["--strict", "--template", "a {}.", "--template", "the {}."]
 
@@ -126,4 +134,4 @@ def test_a_user_without_a_home_has_no_file(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.delenv("XDG_CONFIG_HOME")
     monkeypatch.delenv("HOME", raising=False)
     monkeypatch.setattr("pwd.getpwuid", lambda _: (_ for _ in ()).throw(KeyError("no such user")))
-    assert config_home() is None
+    assert read_defaults().values == {}

@@ -93,19 +93,15 @@ def test_alphas_are_read(text: str, expected: tuple[float, ...]) -> None:
     assert alphas_from(text) == expected
 
 
-MANY = "would stand for more than 1000 numbers, the limit; use larger steps"
-
-
 @pytest.mark.parametrize(
-    ("text", "said"),
+    "text",
     [
-        *((text, "") for text in ("", "a", "0,...,1", "0,0,...,1", "0,1,...,-1", "0,0.1,...")),
-        *((text, MANY) for text in ("0,1e-999999,...,1", "0,1,...,1002")),
-        *((text, f"{text}: expected finite numbers") for text in ("0,1e400", "nan,1")),
+        *("", "a", "0,...,1", "0,0,...,1", "0,1,...,-1", "0,0.1,..."),
+        *("0,1e-999999,...,1", "0,1,...,1002", "0,1e400", "nan,1"),
     ],
 )
-def test_alphas_that_are_none_are_refused(text: str, said: str) -> None:
-    with pytest.raises(UsageError, match=f"^--alphas .*{said}"):
+def test_alphas_that_are_none_are_refused(text: str) -> None:
+    with pytest.raises(UsageError, match=r"^--alphas .*: expected finite numbers .* at most 1000 numbers"):
         alphas_from(text)
     assert len(alphas_from("0,1,...,1001")) == 1002
 

@@ -248,6 +248,11 @@ _FACTORS = {
 # --- images ---
 
 
+def _read_defaults(file: Path) -> None:
+    with contextlib.chdir(file.parent):
+        read_defaults().words(["merge"])
+
+
 def _names_of_places(data: bytes, _folder: Path) -> object:
     text = data.decode("utf-8", "surrogateescape")
     parse_hub_id(text)
@@ -411,7 +416,7 @@ READERS = {
     "shapes_of_a_release": Reader(_file("release.safetensors", write_config), lambda: [_safetensors(_TOWER)]),
     # that of a file that a stranger may have put into the working folder
     "defaults": Reader(
-        _file("clipmerge.toml", lambda path: read_defaults({}, folder=path.parent).words(["merge"])),
+        _file("clipmerge.toml", _read_defaults),
         lambda: [b'images = 64\nseed = 1\ntemplate = ["a {}"]\n', b'device = "cpu"\nbatch-size = 8\n'],
     ),
     "names_of_places": Reader(

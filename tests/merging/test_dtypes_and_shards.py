@@ -114,10 +114,10 @@ def test_one_shard_is_one_file_and_a_plan_is_applied_in_shards(copies: Folders, 
 
 def test_sizes() -> None:
     sizes = {"200MB": 200_000_000, "5gb": 5_000_000_000, "1.5 KB": 1500, "2KiB": 2048, "7": 7, "3B": 3, "1g": 10**9}
-    assert {text: byte_count("--max-shard-size", text) for text in sizes} == sizes
+    assert {text: byte_count(text) for text in sizes} == sizes
     for text in ("", "MB", "-1GB", "0", "0.1B", "5PB", "5 G B", "1e9", "iB", "5iB", "nan"):
         with pytest.raises(UsageError, match=r"--max-shard-size .*such as 200MB or 5GB"):
-            byte_count("--max-shard-size", text)
+            byte_count(text)
 
 
 WEIGHT = "vision_model.encoder.layers.0.mlp.fc1.weight"
