@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from clipmerge.planning.table import Rows, Tabular
+from clipmerge.planning.table import Rows, Tabular, layer_rows
 
 if TYPE_CHECKING:
     from clipmerge.evaluation.scorer import Correct
@@ -35,24 +35,10 @@ class MergeResult(Tabular):
     _index = "layer"
 
     def _rows(self) -> Rows:
-        if self.record is None:
-            return []
-        measured = self.record.measurements
-        return [
-            {
-                "layer": name,
-                **{key: getattr(layer, key) for key in _LAYER_COLUMNS},
-                **measured.get(name, {}),
-                "reason": layer.reason,
-            }
-            for name, layer in self.record.layers.items()
-        ]
+        return layer_rows(self.record.layers, self.record.measurements, "size") if self.record else []
 
     def _caption(self) -> str:
         return f"{self.path}: {self.record.verdict if self.record else 'written by the main process'}"
-
-
-_LAYER_COLUMNS = ("alpha", "density", "mask", "size")
 
 
 @dataclass(frozen=True, repr=False)

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clipmerge.errors import UsageError
-from clipmerge.planning.provenance import UnlabelledRecord
 from clipmerge.progress import say_all
 
 if TYPE_CHECKING:
@@ -28,7 +27,9 @@ def check_unlabelled(calibration: Calibration, *recipes: Recipe) -> None:
         raise UsageError(
             f"{named}: {problems[0]}; leave out --unlabelled, or choose a recipe that learns from them, such as auto"
         )
-    if source is calibration.source or _same_place(source, calibration.source):
+    labelled = calibration.source
+    texts = isinstance(source, str) and isinstance(labelled, str)
+    if source is labelled or (texts and Path(source).resolve() == Path(labelled).resolve()):
         raise UsageError(
             f"{named}: these are the images of --data; give images from where the model will be used, or leave it out"
         )
@@ -44,11 +45,6 @@ def _problem(recipe: Recipe) -> str:
     if min(options["copies"], options["batch"]) < 2:
         return f"recipe '{recipe.name}' has one copy per step, too few to replace half by unlabelled images"
     return ""
-
-
-def _same_place(one: Any, other: Any) -> bool:
-    texts = isinstance(one, str) and isinstance(other, str)
-    return texts and (one == other or (Path(one).exists() and Path(one).resolve() == Path(other).resolve()))
 
 
 def unlabelled_images(
@@ -68,12 +64,3 @@ def unlabelled_images(
         if other is not None:
             refuse_shared(sample, {f"--data {other.source}": Fingerprints(other)})
     return sample
-
-
-def record_of(images: LabelledImages) -> UnlabelledRecord:
-    """Describe the images for the record."""
-    from clipmerge.images.content import content_digest
-
-    return UnlabelledRecord(
-        source=images.source, revision=images.revision, images=len(images), sha256=content_digest(images)
-    )

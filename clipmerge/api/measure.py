@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from clipmerge.api._unlabelled import record_of, unlabelled_images
+from clipmerge.api._unlabelled import unlabelled_images
 from clipmerge.calibration.objective import Objective
 from clipmerge.calibration.resume import LearningState, state_file
 from clipmerge.calibration.shares import Shares
 from clipmerge.distributed import accelerator_for, device_work, together
 from clipmerge.images.batches import batch_size_for, read_batches
+from clipmerge.images.content import content_digest
 from clipmerge.images.dataset import load_images
 from clipmerge.images.held_back import copies_note, sample_and_hold_back, wanted_back
 from clipmerge.images.prompts import class_prompts, templates_for
@@ -92,8 +93,13 @@ def objective_for(run: Run, request: MergeRequest) -> tuple[Objective, LabelledI
         say=run.progress.say,
     )
     unlabelled = unlabelled_images(request, [images, run.held_back], run.progress)
+    learned_from = None
     if unlabelled is not None:
         objective.unlabelled = Shares(read_batches(unlabelled, batch_size, model.pixels, share=share), accelerator)
+        digest = content_digest(unlabelled)
+        learned_from = UnlabelledRecord(
+            source=unlabelled.source, revision=unlabelled.revision, images=len(unlabelled), sha256=digest
+        )
     record = CalibrationRecord(
         source=images.source,
         revision=images.revision,
@@ -105,7 +111,7 @@ def objective_for(run: Run, request: MergeRequest) -> tuple[Objective, LabelledI
         batch_size=batch_size,
         templates=templates,
         seed=request.seed,
-        unlabelled=None if unlabelled is None else record_of(unlabelled),
+        unlabelled=learned_from,
     )
     return objective, images, record
 

@@ -87,13 +87,9 @@ def _holds_plan_tensors(path: Path) -> bool:
     return bool(names) and all(name.startswith((SCORES, COEFFICIENTS)) for name in names)
 
 
-def _existing(target: Path) -> Path:
-    """The innermost existing folder around a path."""
-    return next((parent for parent in target.parents if os.path.exists(parent)), target)  # noqa: PTH110  (Path's own raises)
-
-
 def _check_place(output: Path) -> None:
-    existing = _existing(output.resolve())
+    target = output.resolve()
+    existing = next((parent for parent in target.parents if os.path.exists(parent)), target)  # noqa: PTH110 - Path's raises
     if not existing.is_dir():
         raise OutputError(f"{output}: cannot be created because {existing} is a file; choose another --output")
     if not os.access(existing, os.W_OK | os.X_OK):

@@ -66,29 +66,24 @@ def output_layout(
     inputs: Inputs, tensors: list[MergedTensor], max_shard_size: int | None = None
 ) -> dict[str, str] | None:
     """Choose the shard of each tensor."""
-    layout = None if max_shard_size is None else _sized_layout(tensors, max_shard_size)
-    if layout and inputs.weights_file != WEIGHTS:
-        raise OutputError(f"open_clip loads {inputs.weights_file} but no shards; leave out --max-shard-size")
-    form = inputs.form
-    if max_shard_size is not None or not form.sharded or inputs.weights_file != WEIGHTS:
-        return layout
+    form, single = inputs.form, inputs.weights_file != WEIGHTS
+    if max_shard_size is not None:
+        from huggingface_hub import split_state_dict_into_shards_factory
+
+        split = split_state_dict_into_shards_factory(
+            {tensor.key: tensor for tensor in tensors},
+            get_storage_size=lambda tensor: tensor.nbytes,
+            filename_pattern="model{suffix}.safetensors",
+            max_shard_size=max_shard_size,
+        )
+        if split.is_sharded and single:
+            raise OutputError(f"open_clip loads {inputs.weights_file} but no shards; leave out --max-shard-size")
+        return split.tensor_to_filename if split.is_sharded else None
+    if single or not form.sharded:
+        return None
     shards = {}
     for name, key in inputs.form_keys.items():
         file = form.entries[key].file
         converted = f"{file.stem.removeprefix('pytorch_')}.safetensors"
         shards[inputs.output_keys[name]] = file.name if file.suffix == ".safetensors" else converted
     return shards
-
-
-def _sized_layout(tensors: list[MergedTensor], limit: int) -> dict[str, str] | None:
-    """Fill shards in the order of the tensors, like the libraries."""
-    shards: dict[str, int] = {}
-    number, filled = 1, 0
-    for tensor in tensors:
-        size = tensor.nbytes
-        if filled and filled + size > limit:
-            number, filled = number + 1, 0
-        shards[tensor.key], filled = number, filled + size
-    if number == 1:
-        return None
-    return {key: f"model-{shard:05}-of-{number:05}.safetensors" for key, shard in shards.items()}

@@ -28,7 +28,7 @@ from clipmerge.planning.merge_effect import MergeEffect
 from clipmerge.planning.other_tasks import OtherTaskScores
 from clipmerge.planning.provenance import CalibrationRecord, HeadRecord, SourceRecord, TensorsRecord
 from clipmerge.planning.recipe import Recipe
-from clipmerge.planning.table import Rows, Tabular
+from clipmerge.planning.table import Rows, Tabular, layer_rows
 from clipmerge.plugins import Alpha, check_options
 
 if TYPE_CHECKING:
@@ -127,19 +127,7 @@ class Plan(Tabular, Frozen):
         return f"recipe {self.recipe.get('name', 'none')!r}, {len(self.layers)} layers{spread}{stragglers}"
 
     def _rows(self) -> Rows:
-        """One row per layer: its settings, its statistics and the reason."""
-        statistics = self.measurements.layers if self.measurements else {}
-        return [
-            {
-                "layer": name,
-                "alpha": layer.alpha,
-                "density": layer.density,
-                "mask": layer.mask,
-                **statistics.get(name, {}),
-                "reason": layer.reason,
-            }
-            for name, layer in self.layers.items()
-        ]
+        return layer_rows(self.layers, self.measurements.layers if self.measurements else {})
 
     @property
     def folder(self) -> Path | None:

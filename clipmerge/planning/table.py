@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from html import escape
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -12,6 +13,16 @@ if TYPE_CHECKING:
     import pandas
 
 Rows = list[dict[str, Any]]
+
+
+def layer_rows(layers: Mapping[str, Any], measured: Mapping[str, Mapping[str, float]], *further: str) -> Rows:
+    """One row per layer: its settings, with further ones by name, its statistics and the reason."""
+    columns = ("alpha", "density", "mask", *further)
+    return [
+        {"layer": name, **{column: getattr(layer, column) for column in columns}, **measured.get(name, {})}
+        | {"reason": layer.reason}
+        for name, layer in layers.items()
+    ]
 
 
 class Tabular(ABC):

@@ -27,7 +27,7 @@ from clipmerge.publish.card import PICTURE, blob_id, body_of, published_texts
 from clipmerge.publish.evaluations import KEYS, add_results
 
 if TYPE_CHECKING:
-    from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
+    from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
 
 CARD = "README.md"
 NOTHING = "Nothing was published."
@@ -93,19 +93,19 @@ def push(folder: Path, repo_id: str, **settings: Any) -> Published:
         check_card(job, target, texts[CARD])
     left = _left_behind(job.folder, additions)
     with noting(f"whether {repo_id} was published is not known: `{job.command}` checks that and continues"):
-        return _sent(api, job, target, additions).model_copy(update={"left_behind": left})
-
-
-def _sent(api: HfApi, job: Push, found: Target | None, additions: list[CommitOperationAdd]) -> Published:
-    """Create the repository and the branch if they are missing, and make the commit."""
-    target = found or create_repository(api, job)
-    changes = _changes(target, additions)
-    if not changes:
-        return _published(api, job, target, target.head, changed=False)
-    if target.needs_branch:
-        with explained(job.doing, state=state_after(job, target), again=job.command):
-            api.create_branch(job.repo_id, branch=str(job.revision), revision=target.head)
-    return _commit(api, job, target, changes)
+        target = target or create_repository(api, job)
+        changes = _changes(target, additions)
+        done = _commit(api, job, target, changes) if changes else None
+    page = f"{api.endpoint}/{job.repo_id}"
+    return Published(
+        url=page if job.revision in (None, "main") else f"{page}/tree/{job.revision}",
+        repo_id=job.repo_id,
+        commit=done.oid if done else target.head,
+        created=target.created,
+        changed=bool(changes),
+        pull_request=done.pr_url if done else None,
+        left_behind=left,
+    )
 
 
 def check_access(folder: Path, repo_id: str, *, private: bool, command: str) -> None:
@@ -234,11 +234,14 @@ def _is_weights(name: str) -> bool:
 
 def _commit(
     api: HfApi, job: Push, target: Target, changes: list[CommitOperationAdd | CommitOperationDelete]
-) -> Published:
-    """Make the commit."""
+) -> CommitInfo:
+    """Make the commit, and the branch if it is missing."""
+    if target.needs_branch:
+        with explained(job.doing, state=state_after(job, target), again=job.command):
+            api.create_branch(job.repo_id, branch=str(job.revision), revision=target.head)
     try:
         with quiet_client():
-            done = api.create_commit(
+            return api.create_commit(
                 job.repo_id,
                 changes,
                 commit_message=job.message or "Upload a model merged with clipmerge",
@@ -253,21 +256,6 @@ def _commit(
             if job.create_pr:
                 state = f"A pull request may have been opened: look at {api.endpoint}/{job.repo_id}/discussions."
         raise explain(error, doing=job.doing, state=state, again=job.command) from error
-    return _published(api, job, target, done.oid, pull_request=done.pr_url)
-
-
-def _published(
-    api: HfApi, job: Push, target: Target, commit: str, *, changed: bool = True, pull_request: str | None = None
-) -> Published:
-    page = f"{api.endpoint}/{job.repo_id}"
-    return Published(
-        url=page if job.revision in (None, "main") else f"{page}/tree/{job.revision}",
-        repo_id=job.repo_id,
-        commit=commit,
-        created=target.created,
-        changed=changed,
-        pull_request=pull_request,
-    )
 
 
 def find_repository(api: HfApi, job: Push) -> Target | None:
