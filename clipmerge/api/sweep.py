@@ -168,7 +168,11 @@ def run_sweep(
     notes = overlap_notes(request, loaded, tasks)
     say_all(progress, notes)
     known = Known()
-    inputs = _open(request, known, progress)
+    # keys that only one checkpoint has are an error unless a recipe allows them
+    missing: Missing = next((recipe.missing for recipe in request.recipes if recipe.missing != "error"), "error")
+    inputs = open_inputs(request.checkpoints, missing, mixed_dtypes=request.dtype != "keep", known=known)
+    check_ancestry(inputs, known, strict=request.strict)
+    say_all(progress, inputs.notes)
     base = known.checkpoints[0]
     placed = {
         name: align_checkpoints(base, [open_source(source, base)], mixed_dtypes=True)
@@ -191,9 +195,25 @@ def run_sweep(
             recipe.run.finish()
     progress.stage("bootstrap")
     rows = _rows(request, correct)
-    numbers = {f"recipe {each.recipe.name}": each.point for each in planned}
-    numbers |= {f"point {name}": number for number, name in enumerate(placed, first)}
-    losing = {who: float(rows[number]["id"]) for who, number in numbers.items() if rows[number]["loses"]}
+    recipes = [
+        {
+            **{"name": each.recipe.name, "point": each.point, "alpha": points[each.point].alpha},
+            **rows[each.point],
+            "verdict": each.plan.verdict,
+            "calibration": each.plan.model_dump(mode="json")["calibration"],
+            "recipe": each.plan.recipe,
+        }
+        for each in planned
+    ]
+    checkpoints = [
+        {
+            **{"name": name, "point": number, "alpha": None, **rows[number]},
+            "checkpoint": pair.finetuned[0].provenance(hashed=request.hashed),
+        }
+        for number, (name, pair) in enumerate(placed.items(), first)
+    ]
+    marks = {"recipe": recipes, "point": checkpoints}
+    losing = {f"{kind} {row['name']}": row["id"] for kind, each in marks.items() for row in each if row["loses"]}
     finetuned = rows[request.alphas.index(1.0)]["id"] if losing else 0.0
     lost = loss_warnings(losing, "ID accuracy", finetuned, request.max_loss)
     say_all(progress, lost)
@@ -201,23 +221,8 @@ def run_sweep(
         raise VerdictError(f"{lost[0]}; nothing was written (--strict)")
     record = _about(request, inputs, loaded, [*inputs.notes, *notes, *lost]) | {
         "curve": [{"alpha": alpha, **row} for alpha, row in zip(request.alphas, rows, strict=False)],
-        "recipes": [
-            {
-                **{"name": each.recipe.name, "point": each.point, "alpha": points[each.point].alpha},
-                **rows[each.point],
-                "verdict": each.plan.verdict,
-                "calibration": each.plan.model_dump(mode="json")["calibration"],
-                "recipe": each.plan.recipe,
-            }
-            for each in planned
-        ],
-        "points": [
-            {
-                **{"name": name, "point": number, "alpha": None, **rows[number]},
-                "checkpoint": pair.finetuned[0].provenance(hashed=request.hashed),
-            }
-            for number, (name, pair) in enumerate(placed.items(), first)
-        ],
+        "recipes": recipes,
+        "points": checkpoints,
         "seconds": {"plan": round(planning - begin, 3), "evaluate": round(time.perf_counter() - planning, 3)},
     }
     score_other_tasks(request, record, inputs, points, tasks, progress)
@@ -338,16 +343,6 @@ def overlap_notes(request: SweepRequest, loaded: dict[str, LabelledImages], task
         unlabelled = unlabelled.sample(data.images, seed) if unlabelled.revision else unlabelled
     id, ood = ({name: loaded[name] for name in names} for names in (request.id_sources, request.ood_sources))
     return check_overlap(labelled, id, ood, unlabelled, tasks)
-
-
-def _open(request: SweepRequest, known: Known, progress: Progress) -> Inputs:
-    """Read the checkpoints; keys that only one of them has are an error unless a recipe allows them."""
-    provided: list[Missing] = [recipe.missing for recipe in request.recipes if recipe.missing != "error"]
-    missing: Missing = provided[0] if provided else "error"
-    inputs = open_inputs(request.checkpoints, missing, mixed_dtypes=request.dtype != "keep", known=known)
-    check_ancestry(inputs, known, strict=request.strict)
-    say_all(progress, inputs.notes)
-    return inputs
 
 
 def _plan_points(

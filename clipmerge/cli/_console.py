@@ -40,6 +40,6 @@ def plain(console: Console, renderables: Sequence[RenderableType]) -> str:
 
 
 def table_of(names: str, *numbers: str) -> Table:
-    """An empty table without lines: a column of names, and columns of numbers."""
-    columns = (Column(head, justify="right") for head in numbers)
+    """An empty table without lines: a column of names, and columns of numbers, which are not broken."""
+    columns = (Column(head, justify="right", no_wrap=True) for head in numbers)
     return Table(Column(names, overflow="fold"), *columns, box=None, pad_edge=False)

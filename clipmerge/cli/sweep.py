@@ -81,18 +81,16 @@ class SweepTable:
             yield table
 
     def _table(self, names: int, sources: bool, spread: bool) -> Table:
-        from rich.table import Table
         from rich.text import Text
 
+        from clipmerge.cli._console import table_of
         from clipmerge.report.sweep_table import rows_of, shortened, sweep_columns
 
         *others, gain = sweep_columns(self._record)
         shown = [column for column in others if sources or not column.is_source]
         cells = [column.text(spread=spread) for column in (*shown, gain)]
-        table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
-        table.add_column(Text(shortened("accuracy, %", names)), no_wrap=True)
-        for title in (*[column.title for column in shown], "gain"):
-            table.add_column(Text(shortened(title, _TITLE)), justify="right", no_wrap=True)
+        heads = (*[column.title for column in shown], "gain")
+        table = table_of(shortened("accuracy, %", names), *(shortened(head, _TITLE) for head in heads))
         for place, (head, is_recipe, _) in enumerate(rows_of(self._record)):
             row = [shortened(head, names), *[column[place] for column in cells]]
             table.add_row(*map(Text, row), style="bold" if is_recipe else None)
@@ -104,9 +102,9 @@ def _other_tasks(record: dict[str, Any]) -> Iterator[Table]:
 
     Accuracies share a table; each set of images with captions has its own table, because it has six numbers.
     """
-    from rich.table import Table
     from rich.text import Text
 
+    from clipmerge.cli._console import table_of
     from clipmerge.report.sweep_table import other_tasks_section
 
     section = other_tasks_section(record)
@@ -116,10 +114,7 @@ def _other_tasks(record: dict[str, Any]) -> Iterator[Table]:
         title, head = ("other tasks", task) if measure == "accuracy" else (task, measure)
         tables.setdefault(title, []).append((place, head))
     for title, columns in tables.items():
-        table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
-        table.add_column(Text(f"{title}, %"), no_wrap=True)
-        for _, head in columns:
-            table.add_column(Text(head), justify="right")
+        table = table_of(f"{title}, %", *(head for _, head in columns))
         for row in section["kept_rows"]:
             cells = (row["cells"][place] for place, _ in columns)
             table.add_row(*map(Text, (row["head"], *cells)), style="bold" if row["is_mark"] else None)
