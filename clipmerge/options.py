@@ -32,10 +32,10 @@ class Option:
     default: Any  # its value if it is not given
     help: str  # a sentence for ``--help`` and for the docstrings
     panel: Panel  # its heading in ``--help``
-    python: str = ""  # a sentence about what only the Python function takes
     value: str | None = None  # the name of the value in ``--help``; not for a switch, or a choice of words
+    python: str = ""  # a sentence about what only the Python function takes
     cli: Any = None  # type of the flag, if it is not the type of the argument
-    flags: tuple[str, ...] = ()  # names of the flag, if they are not the option's name with dashes
+    flags: tuple[str, ...] = ()  # names of the flag, the long one first, if they are not the option's with dashes
     least: int | None = None
     # where its default may be set: in the user's own file and the environment (``personal``), or in the working
     # folder's file too, which may come from a stranger (``anywhere``)
@@ -46,17 +46,21 @@ class Option:
         """Whether the flag may be given several times."""
         return bool(self.cli == _MANY)
 
+    def names(self, name: str) -> tuple[str, ...]:
+        """The names of the flag of the option called ``name``; a switch that is on has one to turn it off."""
+        long = f"--{name.replace('_', '-')}"
+        return self.flags or ((f"{long}/--no-{long[2:]}",) if self.default is True else (long,))
+
     def flag(self, name: str) -> str:
         """The flag that gives the option called ``name`` a value, or that turns it on, or off if it is on."""
-        long = next((each for each in self.flags if "--" in each), f"--{name.replace('_', '-')}")
-        return long.rpartition("/")[2].strip() if self.default is True else long
+        return self.names(name)[0].rpartition("/")[2]
 
 
 RECIPE = Option(
     ...,
     "Name of a recipe (auto is the recommended one; all are listed below), or a YAML file.",
     "Inputs",
-    value="RECIPE",
+    "RECIPE",
     flags=("--recipe", "-r"),
     settable="personal",
 )
@@ -71,10 +75,15 @@ VERBOSE = Option(
 _Named = Mapping[str, Any] | Sequence[str] | None
 
 
+def _count(default: int | None, help: str, panel: Panel) -> Option:
+    """A number of images, of which there is at least one."""
+    return Option(default, help, panel, "COUNT", least=1, settable="anywhere")
+
+
 def _recipes(default: Any, help: str) -> Option:
     """Several recipes."""
     several: dict[str, Any] = {"cli": _MANY, "flags": RECIPE.flags}
-    return Option(default, help, "Inputs", python="Each as in merge.", value="RECIPE", **several)
+    return Option(default, help, "Inputs", "RECIPE", python="Each as in merge.", **several)
 
 
 Keep = Annotated[
@@ -83,36 +92,23 @@ Keep = Annotated[
         None,
         "Images of another task, or with captions; may be repeated.",
         "Images",
+        "NAME=SOURCE",
         python="A mapping of names to sources, or texts NAME=SOURCE; see docs/keep.md.",
-        value="NAME=SOURCE",
         cli=_MANY,
     ),
 ]
 StateKey = Annotated[
-    str | None, Option(None, "Where in the checkpoint's file the weights are, such as 'ema'.", "Inputs", value="KEY")
+    str | None, Option(None, "Where in the checkpoint's file the weights are, such as 'ema'.", "Inputs", "KEY")
 ]
-Images = Annotated[
-    int, Option(1024, "Images to measure on, class-balanced.", "Images", value="COUNT", least=1, settable="anywhere")
-]
+Images = Annotated[int, _count(1024, "Images to measure on, class-balanced.", "Images")]
 Seed = Annotated[
     int,
     Option(
-        0,
-        "Seed of the sample, the bootstrap and random masks.",
-        "Decision",
-        value="NUMBER",
-        least=0,
-        settable="anywhere",
+        0, "Seed of the sample, the bootstrap and random masks.", "Decision", "NUMBER", least=0, settable="anywhere"
     ),
 ]
 Hash = Annotated[
-    bool,
-    Option(
-        True,
-        "Compare and record the sha256 of weights; --no-hash is faster if they are large.",
-        "Output",
-        flags=("--hash/--no-hash",),
-    ),
+    bool, Option(True, "Compare and record the sha256 of weights; --no-hash is faster if they are large.", "Output")
 ]
 MaxShardSize = Annotated[
     int | str | None,
@@ -120,13 +116,13 @@ MaxShardSize = Annotated[
         None,
         "Largest shard, such as 200MB or 5GB; by default sharded like the fine-tuned checkpoint.",
         "Output",
-        value="SIZE",
+        "SIZE",
         cli=str | None,
     ),
 ]
 Overwrite = Annotated[bool, Option(False, "Replace an earlier output of the same command.", "Output")]
 License = Annotated[
-    str | None, Option(None, "The licence to publish under, if the sources' differ.", "Publishing", value="LICENCE")
+    str | None, Option(None, "The licence to publish under, if the sources' differ.", "Publishing", "LICENCE")
 ]
 Private = Annotated[bool, Option(False, "Publish in a repository that is private.", "Publishing")]
 
@@ -134,22 +130,10 @@ Private = Annotated[bool, Option(False, "Publish in a repository that is private
 class MachineOptions(TypedDict, total=False):
     """Options of everything that computes on images."""
 
-    batch_size: Annotated[
-        int | None,
-        Option(
-            None, "Images per batch; by default at most 128.", "Machine", value="COUNT", least=1, settable="anywhere"
-        ),
-    ]
+    batch_size: Annotated[int | None, _count(None, "Images per batch; by default at most 128.", "Machine")]
     images_at_once: Annotated[
         int | None,
-        Option(
-            None,
-            "Images computed at once; fewer need less memory and leave the batches as they are.",
-            "Machine",
-            value="COUNT",
-            least=1,
-            settable="anywhere",
-        ),
+        _count(None, "Images computed at once; fewer need less memory and leave the batches as they are.", "Machine"),
     ]
     device: Annotated[Device, Option("auto", "Where to measure.", "Machine", settable="anywhere")]
 
@@ -163,9 +147,9 @@ class DataOptions(TypedDict, total=False):
             None,
             "Labelled images: a folder, .parquet, .tar, hf://datasets/ORG/NAME:SPLIT, or a name from `data list`.",
             "Images",
+            "SOURCE",
             python="Or a datasets.Dataset; a torch Dataset or DataLoader of (image, label) pairs; or a Calibration, "
             "which replaces all options about images and the machine.",
-            value="SOURCE",
             cli=str | None,
             settable="personal",
         ),
@@ -176,8 +160,8 @@ class DataOptions(TypedDict, total=False):
             None,
             "Images from where the model will be used, for a recipe that learns; labels are not read.",
             "Images",
+            "SOURCE",
             python="A folder with images at any depth, any other form of data, or a list of PIL images.",
-            value="SOURCE",
             cli=str | None,
         ),
     ]
@@ -193,8 +177,8 @@ class PromptOptions(TypedDict, total=False):
             None,
             "Class names: one per line in their order, JSON, or a list's name.",
             "Images",
+            "FILE",
             python="Or the names themselves.",
-            value="FILE",
             cli=Path | None,
             settable="personal",
         ),
@@ -205,16 +189,16 @@ class PromptOptions(TypedDict, total=False):
             None,
             "Prompt with {} for the class, or a set's name; may be repeated.",
             "Images",
-            value="PROMPT",
+            "PROMPT",
             cli=_MANY,
             settable="anywhere",
         ),
     ]
     image_column: Annotated[
-        str | None, Option(None, "Column (or tar ending) of the images, if not found.", "Images", value="NAME")
+        str | None, Option(None, "Column (or tar ending) of the images, if not found.", "Images", "NAME")
     ]
     label_column: Annotated[
-        str | None, Option(None, "Column (or tar ending) of the labels, if not found.", "Images", value="NAME")
+        str | None, Option(None, "Column (or tar ending) of the labels, if not found.", "Images", "NAME")
     ]
 
 
@@ -233,8 +217,8 @@ class DecisionOptions(DataOptions, PromptOptions, SampleOptions, MachineOptions,
             None,
             "Change the recipe, such as method.alpha=0.4; may be repeated.",
             "Decision",
+            "KEY=VALUE",
             python='A mapping {"method.alpha": 0.4}, or texts KEY=VALUE.',
-            value="KEY=VALUE",
             cli=_MANY,
         ),
     ]
@@ -244,7 +228,6 @@ class DecisionOptions(DataOptions, PromptOptions, SampleOptions, MachineOptions,
             True,
             "Hold back a fifth of the images from the decision, and measure on them what the merge bought.",
             "Decision",
-            flags=("--verdict/--no-verdict",),
         ),
     ]
     max_loss: Annotated[
@@ -253,7 +236,7 @@ class DecisionOptions(DataOptions, PromptOptions, SampleOptions, MachineOptions,
             3.0,
             "Points of accuracy that may be lost without a warning.",
             "Decision",
-            value="NUMBER",
+            "NUMBER",
             least=0,
             settable="personal",
         ),
@@ -276,7 +259,7 @@ class DecisionOptions(DataOptions, PromptOptions, SampleOptions, MachineOptions,
             None,
             "Folder where unfinished learning is saved, to go on after an interruption; by default the user's cache.",
             "Machine",
-            value="DIR",
+            "DIR",
             cli=Path | None,
             settable="personal",
         ),
@@ -289,7 +272,7 @@ class RecipeOptions(DecisionOptions, total=False):
 
     alpha: Annotated[
         float | None,
-        Option(None, "Short for --set method.alpha=ALPHA: 0 = zero-shot, 1 = fine-tuned.", "Decision", value="NUMBER"),
+        Option(None, "Short for --set method.alpha=ALPHA: 0 = zero-shot, 1 = fine-tuned.", "Decision", "NUMBER"),
     ]
 
 
@@ -304,7 +287,7 @@ class MergeOptions(PlanOptions, total=False):
     """Options of `merge`."""
 
     max_shard_size: MaxShardSize
-    push: Annotated[str | None, Option(None, "Publish the output on the Hub.", "Publishing", value="ORG/NAME")]
+    push: Annotated[str | None, Option(None, "Publish the output on the Hub.", "Publishing", "ORG/NAME")]
     private: Private
     license: License
 
@@ -340,15 +323,15 @@ class SweepOptions(DecisionOptions, total=False):
             None,
             "A checkpoint to show beside the curve; may be repeated.",
             "Inputs",
+            "NAME=CHECKPOINT",
             python="A mapping of names to checkpoints, or texts NAME=CHECKPOINT.",
-            value="NAME=CHECKPOINT",
             cli=_MANY,
             flags=("--point",),
         ),
     ]
     alphas: Annotated[
         Sequence[float] | str,
-        Option("0,0.1,...,1", "Points of the curve; 0 = zero-shot, 1 = fine-tuned.", "Inputs", value="LIST", cli=str),
+        Option("0,0.1,...,1", "Points of the curve; 0 = zero-shot, 1 = fine-tuned.", "Inputs", "LIST", cli=str),
     ]
     state_key: StateKey
     overwrite: Overwrite
@@ -359,30 +342,23 @@ class BenchOptions(MachineOptions, total=False):
 
     limit: Annotated[
         int | None,
-        Option(
-            None, "Images sampled from each source, for a quick look; by default all.", "Images", value="COUNT", least=2
-        ),
+        Option(None, "Images sampled from each source, for a quick look; by default all.", "Images", "COUNT", least=2),
     ]
     recipes: Annotated[Sequence[Any] | None, _recipes(None, "Recipe in place of the suite's; may be repeated.")]
     alphas: Annotated[
         Sequence[float] | str | None,
-        Option(None, "Points of the curve; by default the suite's.", "Inputs", value="LIST", cli=str | None),
+        Option(None, "Points of the curve; by default the suite's.", "Inputs", "LIST", cli=str | None),
     ]
     images: Images
     seed: Seed
-    check: Annotated[
-        bool,
-        Option(
-            True, "Stop if zero-shot accuracy is not the published figure.", "Decision", flags=("--check/--no-check",)
-        ),
-    ]
+    check: Annotated[bool, Option(True, "Stop if zero-shot accuracy is not the published figure.", "Decision")]
     jobs: Annotated[
         str | None,
         Option(
             None,
             "A job of its own for each pair: 'local', or 'slurm:KEY=VALUE,...' (docs/bench.md).",
             "Machine",
-            value="WHERE",
+            "WHERE",
         ),
     ]
     overwrite: Overwrite
@@ -392,11 +368,9 @@ class PushOptions(TypedDict, total=False):
     """Options of `push`."""
 
     private: Private
-    revision: Annotated[
-        str | None, Option(None, "Branch to commit to; created if missing.", "Publishing", value="BRANCH")
-    ]
+    revision: Annotated[str | None, Option(None, "Branch to commit to; created if missing.", "Publishing", "BRANCH")]
     create_pr: Annotated[bool, Option(False, "Open a pull request instead.", "Publishing")]
-    message: Annotated[str | None, Option(None, "Commit message.", "Publishing", value="TEXT")]
+    message: Annotated[str | None, Option(None, "Commit message.", "Publishing", "TEXT")]
     license: License
     evaluations: Annotated[
         Sequence[str | os.PathLike[str]] | None,
@@ -404,7 +378,7 @@ class PushOptions(TypedDict, total=False):
             None,
             "JSON of evaluate or sweep, whose accuracies go into the card; may be repeated.",
             "Publishing",
-            value="FILE",
+            "FILE",
             cli=list[Path] | None,
             flags=("--evaluation",),
         ),

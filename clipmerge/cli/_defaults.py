@@ -42,7 +42,7 @@ class Defaults:
         """The defaults as words of a command line."""
         words = []
         for name, value in self.values.items():
-            flags = EVERY[name].flags or (EVERY[name].flag(name),)
+            flags = EVERY[name].names(name)
             if value is False or any(word.partition("=")[0] in flags for word in given):
                 continue
             for each in value if isinstance(value, list) else [value]:

@@ -32,7 +32,7 @@ _Function = Callable[..., None]
 def flag_of(name: str, option: Option) -> Any:
     """The flag of an option, for typer."""
     return typer.Option(
-        *(option.flags or (option.flag(name),)),
+        *option.names(name),
         help=option.help,
         metavar=option.value,
         min=option.least,
