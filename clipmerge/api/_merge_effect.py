@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from clipmerge.errors import CheckpointError, VerdictError
 from clipmerge.images.held_back import MOST, copies_note, without_copies
 from clipmerge.images.store import Pixels
-from clipmerge.progress import say_all
+from clipmerge.progress import Progress, say_all
 
 if TYPE_CHECKING:
     from clipmerge.checkpoint import Inputs
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from clipmerge.images.dataset import LabelledImages
     from clipmerge.options import OutputDtype
     from clipmerge.planning.plan import Plan
-    from clipmerge.progress import Progress
     from clipmerge.request import Calibration, MergeRequest, Run, SweepRequest
 
 

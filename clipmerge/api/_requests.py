@@ -106,7 +106,7 @@ def check_request(request: MergeRequest) -> None:
     check_unlabelled(calibration, request.recipe)
     if calibration.device not in ("auto", "cpu"):  # otherwise torch need not be imported
         require_device(calibration.device)
-    if request.recipe.needs_data and not has_images:
+    if request.recipe.measure and not has_images:
         raise UsageError(
             f"recipe '{request.recipe.name}' measures, and needs labelled images of the target data: "
             "--data FOLDER with one subfolder per class (data-free recipes: wise-ft, lines, monosoup)"

@@ -68,10 +68,10 @@ class SweepCache:
     def _file(self, request: SweepRequest, recipe: Recipe) -> Path | None:
         """The file of a recipe's plan; ``None`` if images may change while their name stays."""
         data = request.calibration
-        if recipe.needs_data and (data.unlabelled is not None or not str(data.source).startswith("hf://")):
+        if recipe.measure and (data.unlabelled is not None or not str(data.source).startswith("hf://")):
             return None
         settings = [recipe.model_dump(mode="json"), request.seed, data.images, data.held_back, data.templates]
-        images = [str(data.source), str(data.classes), data.batch_size] if recipe.needs_data else []
+        images = [str(data.source), str(data.classes), data.batch_size] if recipe.measure else []
         return self.folder / "plans" / f"{digest_of([settings, images])}.json"
 
 

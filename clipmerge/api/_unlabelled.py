@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from clipmerge.errors import UsageError
-from clipmerge.progress import say_all
+from clipmerge.progress import Progress, say_all
 
 if TYPE_CHECKING:
     from clipmerge.images.dataset import LabelledImages
     from clipmerge.planning.recipe import Recipe
-    from clipmerge.progress import Progress
     from clipmerge.request import Calibration, MergeRequest
 
 

@@ -6,8 +6,9 @@ import copy
 import logging
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Unpack
+from typing import Any, Unpack
 
+from torch.nn import Module
 from transformers import TrainerCallback
 
 from clipmerge.api._in_memory import CheckpointLike, unwrapped
@@ -19,9 +20,6 @@ from clipmerge.checkpoint import open_checkpoint
 from clipmerge.errors import UsageError
 from clipmerge.options import RecipeOptions, completed, with_options
 from clipmerge.progress import Logged, Progress
-
-if TYPE_CHECKING:
-    from torch.nn import Module
 
 _LOG = logging.getLogger("clipmerge")
 _FOLDER = "merged"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from clipmerge.api._in_memory import as_sources, open_source
+from clipmerge.api._in_memory import CheckpointLike, as_sources, open_source
 from clipmerge.api._results import InspectResult
 from clipmerge.checkpoint import Checkpoint, Inputs
 from clipmerge.checkpoint.alignment import align, find_mismatches
@@ -22,8 +22,6 @@ from clipmerge.progress import Logged, Progress, say_all
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-    from clipmerge.api._in_memory import CheckpointLike
 
 _CHUNK = 1 << 20
 

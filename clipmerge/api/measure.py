@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -14,23 +14,17 @@ from clipmerge.calibration.shares import Shares
 from clipmerge.distributed import accelerator_for, device_work, together
 from clipmerge.images.batches import batch_size_for, read_batches
 from clipmerge.images.content import content_digest
-from clipmerge.images.dataset import load_images
+from clipmerge.images.dataset import LabelledImages, load_images
 from clipmerge.images.held_back import copies_note, sample_and_hold_back, wanted_back
 from clipmerge.images.prompts import class_prompts, templates_for
 from clipmerge.models.building import build_model
 from clipmerge.models.memory import freed_memory_kept
 from clipmerge.planning.measurements import Measurements, Statistic
 from clipmerge.planning.provenance import CalibrationRecord, UnlabelledRecord
+from clipmerge.planning.recipe import Recipe
 from clipmerge.plugins import load_plugin, plugin_options, requires
-from clipmerge.progress import Pace, say_all
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from clipmerge.images.dataset import LabelledImages
-    from clipmerge.planning.recipe import Recipe
-    from clipmerge.progress import Progress
-    from clipmerge.request import MergeRequest, Run
+from clipmerge.progress import Pace, Progress, say_all
+from clipmerge.request import MergeRequest, Run
 
 
 @device_work()

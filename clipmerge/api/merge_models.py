@@ -5,10 +5,11 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from contextlib import closing
-from typing import TYPE_CHECKING, Any, TypeVar, Unpack
+from typing import Any, TypeVar, Unpack
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from clipmerge.api._in_memory import as_sources, unwrapped
 from clipmerge.api._requests import RecipeLike, merge_request, several
@@ -24,9 +25,6 @@ from clipmerge.options import RecipeOptions, completed, with_options
 from clipmerge.parallel import one_thread
 from clipmerge.plugins import requires
 from clipmerge.progress import Logged, Progress
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 Model = TypeVar("Model", bound=torch.nn.Module)
 

@@ -56,11 +56,6 @@ class Recipe(Frozen):
     missing: Missing = "error"
 
     @property
-    def needs_data(self) -> bool:
-        """Whether the recipe measures and therefore needs labelled images."""
-        return self.measure is not None
-
-    @property
     def learns(self) -> bool:
         """Whether the recipe's measure learns step by step, which takes a learning rate."""
         return "rate" in (self.measure or {})

@@ -9,11 +9,14 @@ import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import matplotlib
 from markupsafe import Markup
 from matplotlib import font_manager
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from rich.cells import cell_len
 
 from clipmerge.report import drawing
@@ -21,13 +24,8 @@ from clipmerge.report.palette import CARD, CURVE, INK, mark_styles
 from clipmerge.report.sweep_headline import marks_of
 from clipmerge.report.sweep_table import ends_of, hints_of, shortened
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-    from matplotlib.lines import Line2D
-
-    #: A mark and its name in the legend.
-    _Named = tuple[Line2D, str]
+#: A mark and its name in the legend.
+_Named = tuple[Line2D, str]
 
 _INCHES, _NARROW, _DOTS = (8.0, 5.6), (4.6, 5.0), 160
 # Terminal cells, half as wide as high; letters have about that size too.

@@ -36,7 +36,7 @@ def test_every_suite_is_well_formed() -> None:
         assert suite.name == name
         assert list(suite.alphas) == sorted(set(suite.alphas))
         for recipe in suite.recipes:
-            needs = load_recipe(recipe).needs_data
+            needs = load_recipe(recipe).measure
             assert all(pair.data for pair in suite.pairs) or not needs, name
         for pair in suite.pairs:
             assert pair.expected(), f"{name}: nothing to check the set-up against"

@@ -29,7 +29,7 @@ def test_every_recipe_is_valid_and_says_how_to_run_it(file: Path) -> None:
     assert text == file.read_text()
     assert text.startswith("# ")
     assert f"--recipe {file.stem}" in text
-    assert ("--data" in text) is recipe.needs_data
+    assert ("--data" in text) is (recipe.measure is not None)
 
 
 def explained_options(text: str) -> set[str]:
