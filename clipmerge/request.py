@@ -58,11 +58,6 @@ class Calibration:
     unlabelled: Any = None
     state: Path | None = None
 
-    @property
-    def holds_back(self) -> bool:
-        """Whether there are images, and some are held back from the decision."""
-        return self.source is not None and self.held_back > 0
-
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:

@@ -31,7 +31,7 @@ class _Unmeasurable(Exception):
 
 def add_verdict(run: Run, request: MergeRequest) -> None:
     """Measure the effect of a decided plan, if there are images, and store it in the plan."""
-    if not request.calibration.holds_back:
+    if request.calibration.source is None or not request.calibration.held_back:
         return
     from clipmerge.evaluation.verdict import measure_effect
 

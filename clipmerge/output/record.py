@@ -249,10 +249,10 @@ def merge_record(
     measured = plan.measurements
     learned = {name: merged[name] for name, entry in plan.layers.items() if entry.alpha_range and coefficients}
     sizes = {name: inputs.entries(name)[0].size for names in merged.values() for name in names}
+    shares, values = zeroshot_shares(coefficients, learned, sizes), measured.layers if measured else {}
     from_measure: dict[str, Any] = {}
     if measured:
         from_measure = {name: getattr(measured, name) for name in ("path", "trace", "choice", "checks")}
-        from_measure["measurements"] = measured.layers
         from_measure["statistics"] = {each.name: each.reading for each in measured.statistics}
     return MergeRecord(
         clipmerge=__version__,
@@ -261,30 +261,23 @@ def merge_record(
         family=inputs.library,
         classifier=inputs.is_classifier,
         recipe=Recipe.model_validate(_whole_recipe(plan.recipe)),
-        layers=_layers(merged, plan, sizes, zeroshot_shares(coefficients, learned, sizes)),
+        layers={
+            layer: LayerRecord(
+                **plan.layers.get(layer, _UNTOUCHED).model_dump(exclude={"parameters"}),
+                parameters=len(names),
+                size=sum(sizes[name] for name in names),
+                change=values.get(layer, {}).get("change"),
+                zeroshot_share=shares.get(layer),
+            )
+            for layer, names in merged.items()
+        },
         coefficients=histograms(coefficients, learned, sizes),
         command=run.command,
         seconds=dict(run.seconds),
         **{name: getattr(plan, name) for name in _OF_THE_PLAN},
+        measurements=values,
         **from_measure,
     )
-
-
-def _layers(
-    merged: Mapping[str, tuple[str, ...]], plan: Plan, sizes: Mapping[str, int], zeroshot: Mapping[str, float]
-) -> dict[str, LayerRecord]:
-    measured = plan.measurements.layers if plan.measurements else {}
-    layers = {}
-    for layer, names in merged.items():
-        entry = plan.layers.get(layer, _UNTOUCHED)
-        layers[layer] = LayerRecord(
-            **entry.model_dump(exclude={"parameters"}),
-            parameters=len(names),
-            size=sum(sizes[name] for name in names),
-            change=measured.get(layer, {}).get("change"),
-            zeroshot_share=zeroshot.get(layer),
-        )
-    return layers
 
 
 def parse_record(text: str, where: str) -> MergeRecord:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from copy import deepcopy
 from pathlib import Path
 
@@ -41,11 +40,21 @@ def write_side_files(folder: Path, inputs: Inputs, dtype: str) -> tuple[dict[str
     They are those of the fine-tuned checkpoint, unchanged except for the config's dtype. Files that it lacks, and all
     files if it is one tower of a full model, are the zero-shot checkpoint's. A classifier needs no tokenizer.
     """
+    before = set(folder.iterdir())
+    notes = _write(folder, inputs, dtype)
+    return {path.name: sha256_of(path) for path in sorted(folder.iterdir()) if path not in before}, notes
+
+
+def _write(folder: Path, inputs: Inputs, dtype: str) -> list[str]:
+    """Write the files, and return notes for the user."""
     form = inputs.written_as
     if form.config is None and inputs.library != "timm":
         form = inputs.zeroshot
-    if isinstance(form, ConvertedCheckpoint):
-        return _converted_files(folder, form, inputs, dtype)
+    if isinstance(form, ConvertedCheckpoint):  # the files beside it are for another library
+        if form.config is None:
+            return []
+        made = f"the fine-tuned checkpoint has no {inputs.family.config}; one was made from the zero-shot one's"
+        return write_layout_files(folder, form, dtype) + [made] * (not inputs.takes_zeroshot_form)
     chosen = _side_files(form)
     notes = []
     if form is inputs.zeroshot and not inputs.takes_zeroshot_form:
@@ -60,37 +69,15 @@ def write_side_files(folder: Path, inputs: Inputs, dtype: str) -> tuple[dict[str
             if any(name in lent for name in names):
                 chosen |= lent
                 notes.append(f"the fine-tuned checkpoint has no {part}; the zero-shot one's was copied")
-    written, left = _copied(folder, chosen, form, dtype)
-    return {name: sha256_of(folder / name) for name in written}, [*notes, *left, *_left_behind(form)]
-
-
-def _copied(folder: Path, chosen: Mapping[str, Path], form: Checkpoint, dtype: str) -> tuple[list[str], list[str]]:
-    """Copy files by name; names of the copies, and notes on those that were left behind."""
-    written, left = [], []
     for name, path in sorted(chosen.items()):
         try:
             if name == "config.json":
                 (folder / name).write_text(_config_text(path, form, dtype), encoding="utf-8")
             else:
                 copy_side_file(path, folder / name)
-            written.append(name)
         except NotJsonError:
-            left.append(f"{form.source}: {name} {NOT_COPIED}it cannot be read as JSON")
-    return written, left
-
-
-def _converted_files(
-    folder: Path, form: ConvertedCheckpoint, inputs: Inputs, dtype: str
-) -> tuple[dict[str, str], list[str]]:
-    """Make the files, because those beside the checkpoint are for another library."""
-    if form.config is None:
-        return {}, []
-    before = {path.name for path in folder.iterdir()}
-    notes = write_layout_files(folder, form, dtype)
-    if not inputs.takes_zeroshot_form:
-        notes.append(f"the fine-tuned checkpoint has no {inputs.family.config}; one was made from the zero-shot one's")
-    made = sorted(path.name for path in folder.iterdir() if path.name not in before)
-    return {name: sha256_of(folder / name) for name in made}, notes
+            notes.append(f"{form.source}: {name} {NOT_COPIED}it cannot be read as JSON")
+    return [*notes, *_left_behind(form)]
 
 
 def _lendable(inputs: Inputs) -> dict[str, tuple[str, ...]]:

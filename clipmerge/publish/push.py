@@ -155,8 +155,7 @@ def _common_licence(api: HfApi, job: Push, record: MergeRecord) -> str | None:
     """Return the common licence of all sources on the Hub; local sources have none and are ignored."""
     stated: dict[str, str | None] = {}
     for _, source in record.checkpoints:
-        hub_id = parse_hub_id(source.source) if source.revision else None
-        if hub_id is not None and source.revision is not None:
+        if source.revision and (hub_id := parse_hub_id(source.source)):
             stated[hub_id.repo_id] = _licence_of(api, job, hub_id.at(source.revision))
     if len(set(stated.values())) > 1 or "other" in stated.values():
         listed = ", ".join(f"{name}: {licence or 'none stated'}" for name, licence in stated.items())
@@ -215,13 +214,10 @@ def _left_behind(folder: Path, additions: Iterable[CommitOperationAdd]) -> tuple
     return tuple(sorted(name for name in names if name not in published))
 
 
-def _changes(
-    target: Target, additions: Iterable[CommitOperationAdd]
-) -> list[CommitOperationAdd | CommitOperationDelete]:
+def _changes(target: Target, additions: list[CommitOperationAdd]) -> list[CommitOperationAdd | CommitOperationDelete]:
     """Keep additions that differ from the files on the Hub, and delete stale weights."""
     from huggingface_hub import CommitOperationDelete
 
-    additions = list(additions)
     changed = [add for add in additions if not is_same(add, target.files.get(add.path_in_repo))]
     names = {add.path_in_repo for add in additions}
     stale = [name for name in target.files if name not in names and _is_weights(name)]
