@@ -7,7 +7,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 #: A folder, a file, ``org/name[@revision]``, or a model in memory (of transformers or open_clip).
 CheckpointLike: TypeAlias = "str | os.PathLike[str] | Module"
-# Folders in which models in memory are saved, each in a folder of its number and a folder of its name.
+# Temporary folders, each of which holds one model in memory, in a folder of its name.
 _PREFIX = "clipmerge-in-memory-"
 _WRAPPERS = ("module", "_orig_mod")  # DataParallel's and DistributedDataParallel's, and torch.compile's
 _SIDE_SUFFIXES = (".json", ".txt", ".model", ".jinja")
@@ -31,11 +31,11 @@ def title_of(source: str) -> str | None:
     """The name of a model in memory in records and messages, from the folder that `as_sources` saved it to.
 
     Example:
-        >>> title_of("/tmp/clipmerge-in-memory-x1/0/CLIPModel in memory"), title_of("models/CLIPModel")
+        >>> title_of("/tmp/clipmerge-in-memory-x1/CLIPModel in memory"), title_of("models/CLIPModel")
         ('CLIPModel in memory', None)
     """
     path = Path(source)
-    return path.name if path.parent.parent.name.startswith(_PREFIX) else None
+    return path.name if path.parent.name.startswith(_PREFIX) else None
 
 
 def open_source(source: str, base: Checkpoint | None = None) -> Checkpoint:
@@ -45,19 +45,15 @@ def open_source(source: str, base: Checkpoint | None = None) -> Checkpoint:
 
 
 @contextmanager
-def as_sources(
-    zeroshot: CheckpointLike | None, finetuned: Sequence[CheckpointLike], processor: Any = None
-) -> Iterator[tuple[str, list[str]]]:
-    """Turn checkpoints into sources of `open_source`; models in memory lie in a temporary folder during the block."""
-    if all(each is None or isinstance(each, (str, os.PathLike)) for each in (zeroshot, *finetuned)):
-        yield os.fspath(zeroshot or ""), [os.fspath(each) for each in finetuned]  # type: ignore[arg-type]
-        return
-    with tempfile.TemporaryDirectory(prefix=_PREFIX) as folder:
-        base, *others = (
-            "" if checkpoint is None else _source(checkpoint, Path(folder) / str(number), processor)
-            for number, checkpoint in enumerate((zeroshot, *finetuned))
-        )
-        yield base, others
+def as_sources(checkpoints: Sequence[CheckpointLike], processor: Any = None) -> Iterator[list[str]]:
+    """Turn checkpoints into sources of `open_source`; models in memory lie in temporary folders during the block."""
+    with ExitStack() as stack:
+        yield [
+            os.fspath(checkpoint)
+            if isinstance(checkpoint, (str, os.PathLike))
+            else _saved(checkpoint, stack.enter_context(tempfile.TemporaryDirectory(prefix=_PREFIX)), processor)
+            for checkpoint in checkpoints
+        ]
 
 
 def source_of(data: Any) -> Any:
@@ -87,17 +83,16 @@ def unwrapped(model: Module) -> Module:
     return model
 
 
-def _source(checkpoint: CheckpointLike, folder: Path, processor: Any) -> str:
-    if isinstance(checkpoint, (str, os.PathLike)):
-        return os.fspath(checkpoint)
+def _saved(checkpoint: Module, place: str, processor: Any) -> str:
+    """Save a model in memory in a folder of its name; the folder's path."""
     if not hasattr(checkpoint, "state_dict"):
         raise UsageError(
             f"{type(checkpoint).__name__} is not a checkpoint; give a path, a Hub id, or a model of transformers or "
             "open_clip"
         )
     model: Any = unwrapped(checkpoint)
-    folder = folder / f"{type(model).__name__} in memory"
-    folder.mkdir(parents=True)
+    folder = Path(place) / f"{type(model).__name__} in memory"
+    folder.mkdir()
     if hasattr(model, "save_pretrained") and hasattr(model, "config"):
         _write_transformers(model, folder, processor)
     elif hasattr(model, "visual"):

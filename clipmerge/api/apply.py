@@ -74,8 +74,8 @@ def apply(
     if (zeroshot is None) != (finetuned is None):
         raise UsageError("zeroshot and finetuned: give both, or neither if they are at the places named in the plan")
     opened = plan if isinstance(plan, Plan) else Plan.load(plan)
-    with as_sources(zeroshot, [] if finetuned is None else several(finetuned), processor) as (base, others):
-        sources = (base, *others) if base else ()
+    checkpoints = [] if zeroshot is None or finetuned is None else [zeroshot, *several(finetuned)]
+    with as_sources(checkpoints, processor) as sources:
         run = open_plan(
             opened, progress or Logged(), name=str(file or "the plan"), hashed=given["hash"], sources=sources
         )

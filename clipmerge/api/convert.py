@@ -63,7 +63,7 @@ def convert(
     layout, target = cast(Layout, choice("--to", to, get_args(Layout))), Path(output)
     if not is_main_process():  # only one process writes
         return ConvertResult(target, {})
-    with as_sources(checkpoint, [], processor) as (source, _):
+    with as_sources([checkpoint], processor) as (source,):
         reports.stage("read")
         opened = open_source(source)
         check_output(target, overwrite=overwrite, inputs=[opened.folder], record=CONVERSION)

@@ -47,7 +47,7 @@ def evaluate(
         raise UsageError("nothing to evaluate on: give images with --data NAME=SOURCE or --keep NAME=SOURCE")
     from clipmerge.evaluation.accuracy import evaluate_sources
 
-    with as_sources(checkpoint, [], processor) as (source, _):
+    with as_sources([checkpoint], processor) as (source,):
         (place,) = with_state_key([source], given["state_key"])
         require_places((str(place),))
         record, model = evaluate_sources(

@@ -50,7 +50,7 @@ def inspect(
     Raises:
         CheckpointError: If a checkpoint cannot be read.
     """
-    with as_sources(zeroshot, [] if finetuned is None else [finetuned]) as (base, others):
+    with as_sources([zeroshot] if finetuned is None else [zeroshot, finetuned]) as (base, *others):
         record = _inspected(base, others[0] if others else None, progress or Logged(), weights=weights)
     return InspectResult(record["family"], record["layers"], tuple(record["mismatches"]), record)
 

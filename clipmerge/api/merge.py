@@ -52,7 +52,7 @@ def merge(
     given = completed(MergeOptions, options)
     target, progress = None if output is None else Path(output), progress or Logged()
     limit = byte_count(given["max_shard_size"])
-    with as_sources(zeroshot, several(finetuned), processor) as (base, others):
+    with as_sources([zeroshot, *several(finetuned)], processor) as (base, *others):
         words = {"recipe": recipe_word(recipe), **in_order(options), "output": output}
         command = command or spelled_out("merge", base, *others, **words)
         request = merge_request(base, others, recipe, given, state_key=given["state_key"], command=command)

@@ -67,7 +67,7 @@ def merge_models(
         if not isinstance(model, torch.nn.Module):
             raise UsageError(f"{type(model).__name__} is not a model; give torch modules here, and paths to merge()")
     models = [unwrapped(model) for model in several(finetuned)]  # type: ignore[arg-type]
-    with as_sources(zeroshot, models, processor) as (base, others):
+    with as_sources([zeroshot, *models], processor) as (base, *others):
         run = prepare(merge_request(base, others, recipe, completed(RecipeOptions, options)), progress or Logged())
         if run.plan is None:
             raise UsageError("merge_models works in one process; under `accelerate launch` use merge")

@@ -99,7 +99,7 @@ def plan_run(
     from clipmerge.output.checks import check_output_file
 
     given = completed(PlanOptions, options)
-    with as_sources(zeroshot, several(finetuned), processor) as (base, others):
+    with as_sources([zeroshot, *several(finetuned)], processor) as (base, *others):
         words = {"recipe": recipe_word(recipe), **in_order(options), "output": output}
         command = command or spelled_out("plan", base, *others, **words)
         request = merge_request(base, others, recipe, given, state_key=given["state_key"], command=command)

@@ -106,7 +106,7 @@ def sweep(
     given = completed(SweepOptions, options)
     target, reports = None if output is None else Path(output), progress or Logged()
     recipes = given["recipes"] or ()
-    with as_sources(zeroshot, several(finetuned), processor) as (base, others):
+    with as_sources([zeroshot, *several(finetuned)], processor) as (base, *others):
         require_places((base, *others))
         words = {**options, "recipes": list(map(recipe_word, recipes))}
         command = command or spelled_out("sweep", base, *others, id=id, ood=ood, **in_order(words), output=output)

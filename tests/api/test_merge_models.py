@@ -210,7 +210,7 @@ def test_arguments_of_another_type_are_refused_in_one_line(pair: Folders) -> Non
         clipmerge.evaluate(pair[0], data)
     assert with_state_key(["a.pt"], "ema") == ("a.pt#ema",)
     with pytest.raises(UsageError, match="--state-key: a model in memory has no parts"):
-        with_state_key(["/tmp/clipmerge-in-memory-x1/0/CLIPModel in memory"], "ema")
+        with_state_key(["/tmp/clipmerge-in-memory-x1/CLIPModel in memory"], "ema")
 
 
 def test_a_model_is_evaluated_like_its_files_with_classes_by_name(pair: Folders, images: Path) -> None:
@@ -230,7 +230,7 @@ def test_a_model_from_nowhere_has_no_folder_of_origin() -> None:
 def test_a_configuration_of_open_clip_is_found_by_its_name() -> None:
     model = tiny_open_clip.build(tiny_open_clip.model_config())
     model.visual.preprocess_cfg = {"size": 9}
-    with as_sources(model, [], "ViT-B-32") as (source, _):
+    with as_sources([model], "ViT-B-32") as (source,):
         config = json.loads(Path(source, "open_clip_config.json").read_text())
     assert (config["model_cfg"]["embed_dim"], config["preprocess_cfg"]) == (512, {"size": 9})
     assert not Path(source).exists()
