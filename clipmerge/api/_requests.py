@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, TypeAlias, cast, get_args
 
 from clipmerge.api._in_memory import CheckpointLike, source_of, with_state_key
-from clipmerge.api._unlabelled import check_unlabelled
 from clipmerge.distributed import require_device
 from clipmerge.errors import UsageError
 from clipmerge.evaluation.settings import check_source_name, named_sources
@@ -111,6 +110,37 @@ def check_request(request: MergeRequest) -> None:
             f"recipe '{request.recipe.name}' measures, and needs labelled images of the target data: "
             "--data FOLDER with one subfolder per class (data-free recipes: wise-ft, lines, monosoup)"
         )
+
+
+def check_unlabelled(calibration: Calibration, *recipes: Recipe) -> None:
+    """Refuse unlabelled images that no recipe can use, before anything is opened."""
+    source = calibration.unlabelled
+    if source is None:
+        return
+    named = f"--unlabelled {source}" if isinstance(source, str) else "unlabelled"
+    problems = [_problem(recipe) for recipe in recipes] or ["no recipe is given"]
+    if all(problems):
+        raise UsageError(
+            f"{named}: {problems[0]}; leave out --unlabelled, or choose a recipe that learns from them, such as auto"
+        )
+    labelled = calibration.source
+    texts = isinstance(source, str) and isinstance(labelled, str)
+    if source is labelled or (texts and Path(source).resolve() == Path(labelled).resolve()):
+        raise UsageError(
+            f"{named}: these are the images of --data; give images from where the model will be used, or leave it out"
+        )
+
+
+def _problem(recipe: Recipe) -> str:
+    """Why a recipe cannot learn from unlabelled images; empty if it can."""
+    if not recipe.learns_from_unlabelled:
+        return f"recipe '{recipe.name}' does not learn from unlabelled images"
+    options = recipe.measure or {}
+    if options["robustness"] == 0:
+        return f"recipe '{recipe.name}' has measure.robustness 0, so it has no use for unlabelled images"
+    if min(options["copies"], options["batch"]) < 2:
+        return f"recipe '{recipe.name}' has one copy per step, too few to replace half by unlabelled images"
+    return ""
 
 
 def named(flag: str, given: Mapping[str, Any] | Sequence[str] | None) -> dict[str, Any]:

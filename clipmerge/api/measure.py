@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from clipmerge.api._unlabelled import unlabelled_images
 from clipmerge.calibration.objective import Objective
 from clipmerge.calibration.resume import LearningState, state_file
 from clipmerge.calibration.shares import Shares
 from clipmerge.distributed import accelerator_for, device_work, together
 from clipmerge.images.batches import batch_size_for, read_batches
 from clipmerge.images.content import content_digest
-from clipmerge.images.dataset import LabelledImages, load_images
+from clipmerge.images.dataset import LabelledImages, load_images, load_unlabelled
 from clipmerge.images.held_back import copies_note, sample_and_hold_back, wanted_back
+from clipmerge.images.overlap import Fingerprints, refuse_shared
 from clipmerge.images.prompts import class_prompts, templates_for
 from clipmerge.models.building import build_model
 from clipmerge.models.memory import freed_memory_kept
@@ -108,6 +109,22 @@ def objective_for(run: Run, request: MergeRequest) -> tuple[Objective, LabelledI
         unlabelled=learned_from,
     )
     return objective, images, record
+
+
+def unlabelled_images(
+    request: MergeRequest, labelled: Sequence[LabelledImages | None], progress: Progress
+) -> LabelledImages | None:
+    """Sample the unlabelled images."""
+    asked = request.calibration
+    if asked.unlabelled is None:
+        return None
+    images = load_unlabelled(asked.unlabelled, asked.columns, most=asked.images, seed=request.seed)
+    say_all(progress, images.notes)
+    sample = images.sample(asked.images, request.seed)
+    for other in labelled:
+        if other is not None:
+            refuse_shared(sample, {f"--data {other.source}": Fingerprints(other)})
+    return sample
 
 
 def _saved(

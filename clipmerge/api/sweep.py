@@ -21,6 +21,7 @@ from clipmerge.api._merge_effect import load_tasks, score_other_tasks, settings_
 from clipmerge.api._requests import (
     alphas_from,
     check_request,
+    check_unlabelled,
     files_read,
     named,
     recipe_files,
@@ -30,7 +31,6 @@ from clipmerge.api._requests import (
 )
 from clipmerge.api._results import SweepResult
 from clipmerge.api._sweep_cache import SweepCache, key_of
-from clipmerge.api._unlabelled import check_unlabelled
 from clipmerge.api.plan import Known, check_ancestry, open_inputs, prepare
 from clipmerge.checkpoint import Inputs, align_checkpoints
 from clipmerge.errors import UsageError, VerdictError
@@ -293,9 +293,8 @@ def write_sweep(
     from clipmerge.files.staging import staged
     from clipmerge.output.checks import check_output
     from clipmerge.output.schemas import json_text
-    from clipmerge.report.sweep_page import sweep_page
     from clipmerge.report.sweep_picture import curve_files, curve_markup
-    from clipmerge.report.sweep_table import sweep_csv
+    from clipmerge.report.sweep_table import sweep_csv, sweep_page
 
     data = request.calibration
     images = files_read(*request.sources.values(), *request.keep.values(), data.source, data.unlabelled, data.classes)

@@ -16,7 +16,6 @@ from clipmerge.files.reading import check_values, parse_json, read_text, refusin
 from clipmerge.files.side_files import inside
 from clipmerge.files.staging import RECORD
 from clipmerge.options import OutputDtype
-from clipmerge.planning.distribution import histograms, zeroshot_shares
 from clipmerge.planning.frozen import FewLayers, Frozen, LittleMeasured, Plain
 from clipmerge.planning.layer_plan import Combination, LayerPlan
 from clipmerge.planning.measurements import Check, HeldBackChoice, LossPath, StatisticAbout
@@ -25,6 +24,7 @@ from clipmerge.planning.other_tasks import OtherTaskScores
 from clipmerge.planning.plan import Plan
 from clipmerge.planning.provenance import CalibrationRecord, SourceRecord
 from clipmerge.planning.recipe import Recipe
+from clipmerge.planning.tensors import histograms, zeroshot_shares
 
 if TYPE_CHECKING:
     from clipmerge.request import Run

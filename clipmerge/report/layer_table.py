@@ -1,15 +1,133 @@
-"""The table of layers: neighbours with equal cells share a row, and columns with equal cells become a sentence."""
+"""The table of layers: a column per number, neighbours with equal cells in one row, equal columns in a sentence."""
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import groupby
-from typing import Any
+from typing import Any, Literal
+
+from markupsafe import Markup, escape
 
 from clipmerge.output.record import MergeRecord
-from clipmerge.report.columns import Column
+from clipmerge.planning.measurements import StatisticAbout
+from clipmerge.report.numbers import Scale, decimals_for, format_number, setting_decimals
 from clipmerge.report.prose import minus
+
+_SUBSCRIPT = re.compile(r"(\w)_([0-9a-z](?:,[0-9a-z])*)")
+# Statistics of learning, which the applied plan's own numbers replace, because overrides and edits come later.
+_LEARNED = ("at_zero", "at_one", "straggler")
+
+
+@dataclass(frozen=True)
+class Column:
+    """One number per layer, with its heading, bars and explanation."""
+
+    key: str
+    title: str
+    symbol: str | Markup  # second line of the heading
+    term: str | Markup  # start of the explanation
+    about: str
+    values: Mapping[str, Any]
+    decimals: int | None  # ``None`` for scientific notation
+    scale: Scale
+    kind: Literal["setting", "statistic", "score"] = "statistic"
+    drawn: bool = True  # whether bars help to read the number
+    signed: bool = False
+    additive: bool = False  # whether the sum has a meaning
+    unit: str = ""
+
+    def text(self, value: Any) -> str:
+        """Print one of the column's numbers."""
+        if isinstance(value, tuple):  # the smallest and the largest
+            return " to ".join(f"{end:.2f}" for end in value)
+        return format_number(value, self.decimals, signed=self.signed)
+
+
+def columns_of(record: MergeRecord) -> list[Column]:
+    """Collect all numbers per layer."""
+    changes = {layer: entry.change for layer, entry in record.layers.items() if entry.change is not None}
+    tables: dict[str, dict[str, float]] = {"change": changes} if changes else {}
+    shares = {name: entry.zeroshot_share for name, entry in record.layers.items() if entry.zeroshot_share is not None}
+    for layer, row in record.measurements.items():
+        for name, value in row.items():
+            if name not in _LEARNED or not shares:
+                tables.setdefault(name, {})[layer] = value
+    columns = _settings(record)
+    if any(shares.values()):
+        about = "share of the layer's weights whose coefficient is 0: the zero-shot model's, bit for bit."
+        title, term, scale = "at zero-shot", "At zero-shot", Scale.of(shares.values(), at_least=0.05)
+        columns.append(Column("zeroshot_share", title, "share", term, about, shares, 3, scale, kind="setting"))
+    columns += [_statistic(record, name, values) for name, values in tables.items()]
+    return [*columns, *_scores(record)]
+
+
+def _settings(record: MergeRecord) -> list[Column]:
+    masks = {entry.mask for entry in record.layers.values() if entry.mask}
+    remaining = "the mask returns the remaining weights to zero-shot"
+    if masks == {"weights-random"}:
+        remaining = "the mask sets the remaining weights to zero"
+    elif "weights-random" in masks:
+        remaining += ", and weights-random sets them to zero"
+    way = "how far the layer goes from its zero-shot to its fine-tuned weights."
+    columns = []
+    for key, symbol, term, about in (
+        ("alpha", "coefficient", "Coefficient alpha (0 = zero-shot, 1 = fine-tuned)", way),
+        ("density", "share kept", "Density (share of the change kept)", f"{remaining}."),
+    ):
+        values = {layer: getattr(entry, key) for layer, entry in record.layers.items()}
+        decimals, scale = setting_decimals(values.values()), Scale.of(values.values(), at_least=1.0)
+        columns.append(Column(key, key, symbol, term, about, values, decimals, scale, kind="setting"))
+    ranges = {layer: entry.alpha_range for layer, entry in record.layers.items() if entry.alpha_range}
+    if ranges:
+        about = "smallest and largest coefficient of the layer's weights; its alpha is their mean."
+        scale = Scale(0.0, 1.0)
+        columns.append(
+            Column("alpha_range", "alpha range", "learned", "Alpha range", about, ranges, 2, scale, "setting", False)
+        )
+    return columns
+
+
+def _statistic(record: MergeRecord, name: str, values: dict[str, float]) -> Column:
+    reading = record.statistics.get(name, StatisticAbout())
+    title = reading.title or name.replace("_", " ")
+    measure = (record.recipe.measure or {}).get("name")
+    about = reading.about or (f"statistic of the measure {measure}." if measure else "as recorded.")
+    # letters in italics, indices as subscripts
+    symbol = Markup(_SUBSCRIPT.sub(r"<i>\1</i><sub>\2</sub>", str(escape(reading.symbol))))
+    term = f"{title[:1].upper()}{title[1:]}" if reading.about else title
+    return Column(
+        name,
+        title,
+        symbol,
+        Markup("{} {}").format(term, symbol) if symbol else term,
+        about,
+        values,
+        decimals_for(values.values()),
+        Scale.of(values.values()),
+        signed=reading.signed or any(value < 0 for value in values.values()),
+        additive=reading.additive,
+        unit=reading.unit,
+    )
+
+
+def _scores(record: MergeRecord) -> list[Column]:
+    distance = "how far the layer stands out from the other layers, in robust standard deviations."
+    share = "share of bootstrap resamples of the calibration batches in which the layer stands out."
+    columns = []
+    for key, title, symbol, term, about, decimals in (
+        ("z", "outlier score", "z", "Outlier score z", distance, 1),
+        ("stability", "stability", "of resamples", "Stability", share, 2),
+    ):
+        values = {layer: row[key] for layer, row in record.straggler_scores.items() if key in row}
+        if values:
+            scale = Scale.of(values.values())
+            columns.append(
+                Column(key, title, symbol, term, about, values, decimals, scale, "score", False, scale.low < 0)
+            )
+    return columns
 
 
 def layer_table(record: MergeRecord, columns: Sequence[Column], towers: Mapping[str, str]) -> dict[str, Any]:

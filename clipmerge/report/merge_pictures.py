@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from clipmerge.output.record import MergeRecord
-from clipmerge.planning.distribution import TOP
 from clipmerge.planning.measurements import LossPath
+from clipmerge.planning.tensors import TOP
 from clipmerge.report import drawing
 from clipmerge.report.palette import CURVE, MARKS, MUTED, SECOND, SET
 

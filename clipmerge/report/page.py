@@ -16,9 +16,8 @@ from clipmerge.planning.effect_view import effect_facts, effect_rows, unmeasured
 from clipmerge.planning.measurements import takes_learned
 from clipmerge.planning.merge_effect import ADVICE
 from clipmerge.planning.other_tasks import EXPLANATION, HEADS, other_task_rows
-from clipmerge.report.columns import Column, columns_of
 from clipmerge.report.effect_plot import DRAWN, effect_plot
-from clipmerge.report.layer_table import layer_table
+from clipmerge.report.layer_table import Column, columns_of, layer_table
 from clipmerge.report.prose import minus, page_of
 
 TOLERANCE = 0.01  # the completeness checks' promise: sums within 1% of what was measured

@@ -1,4 +1,4 @@
-"""The table of a sweep, from the record alone: for a terminal, a page, and as CSV."""
+"""The table of a sweep, from the record alone: for a terminal, as CSV, and on the sweep's page."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ import io
 from dataclasses import dataclass, replace
 from typing import Any
 
+from markupsafe import Markup
 from rich.cells import cell_len, set_cell_size
 
 from clipmerge.planning.other_tasks import Score, measures_of
-from clipmerge.report.sweep_headline import interval, marks_of, signed
+from clipmerge.report.prose import page_of
+from clipmerge.report.sweep_headline import answer, gain_notes, interval, marks_of, signed
 
 _DASH = "\N{EN DASH}"
 _MEANS = ("id", "ood", "gain")
@@ -106,6 +108,30 @@ def other_tasks_section(record: dict[str, Any]) -> dict[str, Any]:
         }
         rows.append({"head": head, "is_mark": is_mark, "cells": list(cells.values())})
     return {"kept_columns": list(cells), "kept_rows": rows}
+
+
+def sweep_page(record: dict[str, Any], picture: Markup) -> str:
+    """Render the page, which loads nothing from the network."""
+    single = [column for column in sweep_columns(record) if column.is_source and column.title in record["ood"]]
+    columns = [*(column for column in sweep_columns(record) if column not in single), *single]  # a telephone shows few
+    return page_of(
+        "sweep.html.j2",
+        {
+            "record": record,
+            "points": record.get("points", []),
+            "picture": picture,
+            "columns": [column.title for column in columns],
+            "rows": [
+                {"head": head, "is_mark": is_mark, "cells": [column.text()[place] for column in columns]}
+                for place, (head, is_mark, _) in enumerate(rows_of(record))
+            ],
+            "answer": answer(record),
+            "gain_notes": gain_notes(record),
+            "names": [row["name"] for row in marks_of(record)],
+            **other_tasks_section(record),
+            "level": f"{100 * record['bootstrap']['level']:.0f}%",
+        },
+    )
 
 
 def sweep_csv(record: dict[str, Any]) -> str:

@@ -11,7 +11,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from clipmerge.errors import PlanError
 from clipmerge.files.limits import MOST_MEASURED
-from clipmerge.planning.distribution import histograms
+from clipmerge.planning.tensors import histograms
 from clipmerge.planning.frozen import LittleMeasured, Plain
 from clipmerge.planning.layer_plan import Combination, LayerPlan
 from clipmerge.planning.plan import Plan, read_plan, verdict_on

@@ -8,8 +8,8 @@ import pytest
 
 from clipmerge.output.record import MergeRecord
 from clipmerge.report.page import html_page
-from clipmerge.report.sweep_page import sweep_page
 from clipmerge.report.sweep_picture import curve_markup
+from clipmerge.report.sweep_table import sweep_page
 from tests.support import browser as browsers
 from tests.support.browser import Visit
 from tests.support.merge_records import RECORDS

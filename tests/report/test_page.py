@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from clipmerge.output.record import MergeRecord
-from clipmerge.report.columns import columns_of
 from clipmerge.report.effect_plot import effect_plot
+from clipmerge.report.layer_table import columns_of
 from tests.support.merge_records import CHANGE, RECORDS, bought, data_free, example, learned
 from tests.support.read_page import Page
 

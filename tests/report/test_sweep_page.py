@@ -16,9 +16,8 @@ from rich.console import Console
 from clipmerge.cli.sweep import SweepTable
 from clipmerge.evaluation.tradeoff import standings
 from clipmerge.report.sweep_headline import gain_notes, headline, signed
-from clipmerge.report.sweep_page import sweep_page
 from clipmerge.report.sweep_picture import curve_markup
-from clipmerge.report.sweep_table import rows_of, shortened, sweep_columns, sweep_csv
+from clipmerge.report.sweep_table import rows_of, shortened, sweep_columns, sweep_csv, sweep_page
 from tests.support.claims import text_of
 from tests.support.read_page import Page
 from tests.support.sweep_records import SWEEP as RECORD
