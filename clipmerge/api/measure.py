@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -87,9 +86,15 @@ def objective_for(run: Run, request: MergeRequest) -> tuple[Objective, LabelledI
         progress=pace.advance,
         say=run.progress.say,
     )
-    unlabelled = unlabelled_images(request, [images, run.held_back], run.progress)
     learned_from = None
-    if unlabelled is not None:
+    if calibration.unlabelled is not None:
+        unlabelled = load_unlabelled(
+            calibration.unlabelled, calibration.columns, most=calibration.images, seed=request.seed
+        )
+        say_all(run.progress, unlabelled.notes)
+        unlabelled = unlabelled.sample(calibration.images, request.seed)
+        for labelled in (images, *([] if run.held_back is None else [run.held_back])):
+            refuse_shared(unlabelled, {f"--data {labelled.source}": Fingerprints(labelled)})
         objective.unlabelled = Shares(read_batches(unlabelled, batch_size, model.pixels, share=share), accelerator)
         digest = content_digest(unlabelled)
         learned_from = UnlabelledRecord(
@@ -109,22 +114,6 @@ def objective_for(run: Run, request: MergeRequest) -> tuple[Objective, LabelledI
         unlabelled=learned_from,
     )
     return objective, images, record
-
-
-def unlabelled_images(
-    request: MergeRequest, labelled: Sequence[LabelledImages | None], progress: Progress
-) -> LabelledImages | None:
-    """Sample the unlabelled images."""
-    asked = request.calibration
-    if asked.unlabelled is None:
-        return None
-    images = load_unlabelled(asked.unlabelled, asked.columns, most=asked.images, seed=request.seed)
-    say_all(progress, images.notes)
-    sample = images.sample(asked.images, request.seed)
-    for other in labelled:
-        if other is not None:
-            refuse_shared(sample, {f"--data {other.source}": Fingerprints(other)})
-    return sample
 
 
 def _saved(

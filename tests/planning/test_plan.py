@@ -11,11 +11,11 @@ from pydantic import TypeAdapter, ValidationError
 
 from clipmerge.errors import PlanError
 from clipmerge.files.limits import MOST_MEASURED
-from clipmerge.planning.tensors import histograms
 from clipmerge.planning.frozen import LittleMeasured, Plain
 from clipmerge.planning.layer_plan import Combination, LayerPlan
 from clipmerge.planning.plan import Plan, read_plan, verdict_on
 from clipmerge.planning.provenance import SourceRecord
+from clipmerge.planning.tensors import histograms
 from tests.support.command import one_line
 from tests.support.tasks import plan_of
 
