@@ -16,9 +16,9 @@ from transformers import CLIPModel
 
 import clipmerge as api
 from clipmerge.api.apply import write_merge
-from clipmerge.api.env import _version
 from clipmerge.api.merge_models import _filled
 from clipmerge.api.plan import prepare
+from clipmerge.cli.env import _version
 from clipmerge.errors import CheckpointError, UsageError, VerdictError
 from clipmerge.progress import Progress
 from tests.support.command import clipmerge, done, printed, refused

@@ -8,8 +8,8 @@ import pytest
 from clipmerge.files.paths import recipe_names
 from clipmerge.planning.measurements import LossPath
 from clipmerge.report.bench_page import bench_page
+from clipmerge.report.layer_table import decimals_for, format_number
 from clipmerge.report.merge_pictures import path_figure, path_picture
-from clipmerge.report.numbers import decimals_for, format_number
 from clipmerge.report.palette import RECIPES, mark_styles
 from clipmerge.report.sweep_picture import _draw, curve_files, curve_png
 from tests.support.sweep_records import LONG, with_recipes, with_sources
