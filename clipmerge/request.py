@@ -82,7 +82,7 @@ class MergeRequest(Settings):
     calibration: Calibration = Calibration()  # the images, for recipes that measure
 
     @property
-    def sources(self) -> tuple[str, ...]:
+    def checkpoints(self) -> tuple[str, ...]:
         """Sources of theta_0, theta_1 ... theta_K."""
         return (self.zeroshot, *self.finetuned)
 

@@ -16,12 +16,13 @@ from clipmerge.distributed import require_device
 from clipmerge.errors import UsageError
 from clipmerge.evaluation.settings import check_source_name, named_sources
 from clipmerge.files.paths import is_there
+from clipmerge.files.staging import RECORD
 from clipmerge.images.columns import Columns
 from clipmerge.images.file_store import local_inputs
 from clipmerge.images.prompts import check_templates
 from clipmerge.options import DecisionOptions, Device, OutputDtype, RecipeOptions
 from clipmerge.planning.recipe import Recipe, load_recipe
-from clipmerge.request import Calibration, MergeRequest
+from clipmerge.request import Calibration, MergeRequest, SweepRequest
 
 #: Name of a recipe, path of a YAML file, a mapping like a recipe file, or a `Recipe`.
 RecipeLike: TypeAlias = "str | os.PathLike[str] | Mapping[str, Any] | Recipe"
@@ -246,15 +247,24 @@ def several(finetuned: CheckpointLike | Sequence[CheckpointLike]) -> list[Checkp
     return list(finetuned) if isinstance(finetuned, (list, tuple)) else [cast("CheckpointLike", finetuned)]
 
 
-def check_apart(output: Path | None, request: MergeRequest, recipe: RecipeLike, *, overwrite: bool) -> None:
+def check_apart(
+    output: Path | None,
+    request: MergeRequest | SweepRequest,
+    recipes: Sequence[RecipeLike],
+    *,
+    overwrite: bool,
+    record: str = RECORD,
+) -> None:
     """Refuse an output folder that cannot be written, or contains an input."""
     from clipmerge.output.checks import check_output
 
     if output is not None:
         given = request.calibration
-        images = (given.source, given.unlabelled, given.classes, *request.keep.values())
-        read = files_read(*recipe_files(recipe), *images)
-        check_output(output, overwrite=overwrite, inputs=local_inputs(*request.sources), read=read)
+        evaluated = request.sources.values() if isinstance(request, SweepRequest) else ()
+        images = (*evaluated, *request.keep.values(), given.source, given.unlabelled, given.classes)
+        read = [*files_read(*images), *recipe_files(*recipes)]
+        inputs = local_inputs(*request.checkpoints)
+        check_output(output, overwrite=overwrite, inputs=inputs, read=read, record=record)
 
 
 def recipe_files(*recipes: RecipeLike) -> list[Path]:

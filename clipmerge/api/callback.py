@@ -105,7 +105,7 @@ class RobustMergeCallback(TrainerCallback):  # type: ignore[misc]
             name = os.fspath(zeroshot)
             open_checkpoint(name)
         request = merge_request(name, [_TRAINED], self._recipe, completed(RecipeOptions, self._options))
-        check_apart(place, request, self._recipe, overwrite=self._overwrite)
+        check_apart(place, request, [self._recipe], overwrite=self._overwrite)
         if self._push_to is not None:
             check_push(self._push_to, place, private=bool(self._publishing["private"]))
 

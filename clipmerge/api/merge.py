@@ -56,7 +56,7 @@ def merge(
         words = {"recipe": recipe_word(recipe), **in_order(options), "output": output}
         command = command or spelled_out("merge", base, *others, **words)
         request = merge_request(base, others, recipe, given, state_key=given["state_key"], command=command)
-        check_apart(target, request, recipe, overwrite=given["overwrite"])
+        check_apart(target, request, [recipe], overwrite=given["overwrite"])
         if given["push"] is not None:
             check_push(given["push"], target, private=given["private"])
         run = prepare(request, progress)

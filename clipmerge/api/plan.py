@@ -146,7 +146,7 @@ def _read(request: MergeRequest, progress: Progress, known: Known) -> Run:
     progress.stage("read")
     begin = time.perf_counter()
     mixed = request.dtype != "keep"
-    inputs = open_inputs(request.sources, request.recipe.missing, mixed_dtypes=mixed, known=known)
+    inputs = open_inputs(request.checkpoints, request.recipe.missing, mixed_dtypes=mixed, known=known)
     head = _head_classes(inputs, request.calibration, request.seed) if lacks_zeroshot_head(inputs) else None
     if head:
         inputs = build_zeroshot_head(inputs, head, mixed_dtypes=mixed)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
@@ -20,11 +20,10 @@ from clipmerge.api._in_memory import CheckpointLike, as_sources, open_source, wi
 from clipmerge.api._merge_effect import load_tasks, score_other_tasks, settings_for, shared_plan
 from clipmerge.api._requests import (
     alphas_from,
+    check_apart,
     check_request,
     check_unlabelled,
-    files_read,
     named,
-    recipe_files,
     require_places,
     settings_from,
     several,
@@ -33,12 +32,12 @@ from clipmerge.api._results import SweepResult
 from clipmerge.api._sweep_cache import SweepCache, key_of
 from clipmerge.api.plan import Known, check_ancestry, open_inputs, prepare
 from clipmerge.checkpoint import Inputs, align_checkpoints
+from clipmerge.distributed import is_main_process
 from clipmerge.errors import UsageError, VerdictError
 from clipmerge.evaluation.conclusion import loses, loss_warnings
 from clipmerge.evaluation.points import Point, weights_key
 from clipmerge.evaluation.tradeoff import RESAMPLES, standings
 from clipmerge.images.dataset import LabelledImages, load_images, load_unlabelled
-from clipmerge.images.file_store import local_inputs
 from clipmerge.images.held_back import wanted_back
 from clipmerge.images.known import Named
 from clipmerge.images.overlap import NOT_COMPARED, Images, check_overlap
@@ -124,11 +123,13 @@ def sweep(
             **settings_from(given),
         )
         check_sweep(request)
-        if target is None:
-            record, correct = run_sweep(request, reports)
-        else:
-            read = recipe_files(*recipes)
-            record, correct = write_sweep(request, target, overwrite=given["overwrite"], read=read, progress=reports)
+        check_apart(target, request, recipes, overwrite=given["overwrite"], record=SWEEP_RECORD)
+        record, correct = run_sweep(request, reports)
+        if target is not None:
+            record["output"] = str(target)
+            if is_main_process():
+                reports.stage("draw")
+                write_sweep(record, correct, target, overwrite=given["overwrite"])
     return SweepResult(target, record, correct, tuple(record["warnings"]))
 
 
@@ -279,40 +280,22 @@ def _about(
     }
 
 
-def write_sweep(
-    request: SweepRequest,
-    output: Path,
-    *,
-    overwrite: bool = False,
-    read: Iterable[Path] = (),
-    progress: Progress | None = None,
-) -> tuple[dict[str, Any], dict[str, Correct]]:
-    """Evaluate the curve and the recipes, and write the output folder."""
-    from clipmerge.distributed import is_main_process
+def write_sweep(record: dict[str, Any], correct: dict[str, Correct], output: Path, *, overwrite: bool = False) -> None:
+    """Write the output folder."""
     from clipmerge.evaluation.scorer import write_correct
     from clipmerge.files.staging import staged
-    from clipmerge.output.checks import check_output
     from clipmerge.output.schemas import json_text
     from clipmerge.report.sweep_picture import curve_files, curve_markup
     from clipmerge.report.sweep_table import sweep_csv, sweep_page
 
-    data = request.calibration
-    images = files_read(*request.sources.values(), *request.keep.values(), data.source, data.unlabelled, data.classes)
-    inputs = local_inputs(*request.checkpoints)
-    check_output(output, overwrite=overwrite, inputs=inputs, read=[*images, *read], record=SWEEP_RECORD)
-    record, correct = run_sweep(request, progress)
-    record["output"] = str(output)
-    if is_main_process():
-        (progress or Progress()).stage("draw")
-        pictures, page = curve_files(record), sweep_page(record, curve_markup(record))
-        with staged(output, overwrite=overwrite) as folder:
-            for name, picture in pictures.items():
-                (folder / name).write_bytes(picture)
-            (folder / "sweep.html").write_text(page, encoding="utf-8", errors="backslashreplace")
-            (folder / "sweep.csv").write_text(sweep_csv(record), encoding="utf-8", errors="backslashreplace")
-            write_correct(folder / "correct.safetensors", correct)
-            (folder / SWEEP_RECORD).write_text(json_text("sweep", record), encoding="utf-8")
-    return record, correct
+    pictures, page = curve_files(record), sweep_page(record, curve_markup(record))
+    with staged(output, overwrite=overwrite) as folder:
+        for name, picture in pictures.items():
+            (folder / name).write_bytes(picture)
+        (folder / "sweep.html").write_text(page, encoding="utf-8", errors="backslashreplace")
+        (folder / "sweep.csv").write_text(sweep_csv(record), encoding="utf-8", errors="backslashreplace")
+        write_correct(folder / "correct.safetensors", correct)
+        (folder / SWEEP_RECORD).write_text(json_text("sweep", record), encoding="utf-8")
 
 
 def load_source(source: Any, request: SweepRequest, progress: Progress) -> LabelledImages:
