@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -113,11 +113,3 @@ def _add_file(found: Defaults, file: Path, allowed: tuple[str, ...], more: str) 
         elif not isinstance(value, str | int | float):
             raise UsageError(f"{file}: {key}: expected one value")
         found.values[name], found.origins[name] = value, str(file)
-
-
-def apply_defaults(context: Any, flags: Collection[str]) -> None:
-    """Give a command its defaults, and remember them in `applied`."""
-    found = read_defaults()
-    found.values = {name: value for name, value in found.values.items() if name in flags}
-    context.default_map = {context.invoked_subcommand: found.values}
-    applied.__dict__.update(found.__dict__)

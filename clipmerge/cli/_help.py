@@ -95,9 +95,5 @@ def _in_lines(words: str) -> list[str]:
 
 def complete_recipe(incomplete: str) -> list[str]:
     """Complete a recipe: a shipped one, or a YAML file here."""
-    return [name for name in (*recipe_names(), *_files(incomplete)) if name.startswith(incomplete)]
-
-
-def _files(incomplete: str) -> list[str]:
-    folder = incomplete.rpartition("/")[0]
-    return sorted(str(path) for path in Path(folder).glob("*.y*ml"))
+    files = sorted(map(str, Path(incomplete.rpartition("/")[0]).glob("*.y*ml")))
+    return [name for name in (*recipe_names(), *files) if name.startswith(incomplete)]

@@ -17,7 +17,7 @@ import typer
 from typer.core import TyperGroup
 from typer.main import get_group
 
-from clipmerge.cli._defaults import applied, apply_defaults
+from clipmerge.cli._defaults import applied, read_defaults
 from clipmerge.cli._ending import (
     Unprintable,
     echo,
@@ -158,11 +158,14 @@ def _root(
 
 @preparing
 def _take_defaults(context: typer.Context) -> None:
-    """Give the command its defaults from the environment and from files."""
+    """Give the command its defaults from the environment and from files, and remember them."""
     command = str(context.invoked_subcommand)
     if command in _DEFAULTS:
         flags = set(inspect.signature(_function(command)).parameters) - _DEFAULTS[command]
-        apply_defaults(context, flags)
+        found = read_defaults()
+        found.values = {name: value for name, value in found.values.items() if name in flags}
+        context.default_map = {command: found.values}
+        applied.__dict__.update(found.__dict__)
 
 
 for _name, _first_line in COMMANDS.items():

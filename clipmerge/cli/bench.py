@@ -81,11 +81,11 @@ def _results(record: dict[str, Any]) -> RenderableType:
 def _cost(cost: dict[str, Any]) -> RenderableType:
     from rich.console import Group
     from rich.filesize import decimal
-    from rich.table import Column, Table
     from rich.text import Text
 
-    columns = Column("download", overflow="fold"), Column("size", justify="right", no_wrap=True)
-    table = Table(*columns, box=None, pad_edge=False)
+    from clipmerge.cli._console import table_of
+
+    table = table_of("download", "size")
     for download in cost["downloads"]:
         size = "?" if download["bytes"] is None else decimal(download["bytes"])
         table.add_row(Text(download["what"]), "is here" if download["cached"] else size)
