@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
@@ -46,7 +45,7 @@ from clipmerge.options import Missing, SweepOptions, completed, with_options
 from clipmerge.output.record import SWEEP_FORMAT
 from clipmerge.planning.merge_effect import LEVEL
 from clipmerge.planning.plan import Plan
-from clipmerge.planning.recipe import Recipe, load_recipe
+from clipmerge.planning.recipe import load_recipe
 from clipmerge.progress import Logged, Progress, say_all
 from clipmerge.report.sweep_headline import headline
 from clipmerge.request import Run, SweepRequest
@@ -56,16 +55,6 @@ if TYPE_CHECKING:
 
 #: The record in the output folder of a sweep, which identifies it.
 SWEEP_RECORD = "sweep.json"
-
-
-@dataclass(frozen=True)
-class _PlannedRecipe:
-    """A recipe with its decided plan."""
-
-    recipe: Recipe
-    point: int  # index of its point
-    plan: Plan  # without measurements
-    run: Run | None  # to be finished after its evaluation; ``None`` if an earlier run's plan was found
 
 
 @with_options(SweepOptions)
@@ -185,26 +174,24 @@ def run_sweep(
         at_home = {name: loaded[name] for name in request.id_sources}
         right = _score(request, inputs, [Point(0.0)], at_home, progress, kept)
         check({name: float(outcomes.mean()) for name, outcomes in right.items()})
-    points, planned = _plan_points(request, inputs, known, progress, kept)
+    points, planned, runs = _plan_points(request, inputs, known, progress, kept)
     first = len(points)
     points += [Point(None, checkpoint=pair) for pair in placed.values()]
     planning = time.perf_counter()
     progress.stage("evaluate")
     correct = _score(request, inputs, points, loaded, progress, kept)
-    for recipe in planned:
-        if recipe.run:
-            recipe.run.finish()
+    for run in runs:
+        run.finish()
     progress.stage("bootstrap")
     rows = _rows(request, correct)
     recipes = [
         {
-            **{"name": each.recipe.name, "point": each.point, "alpha": points[each.point].alpha},
-            **rows[each.point],
-            "verdict": each.plan.verdict,
-            "calibration": each.plan.model_dump(mode="json")["calibration"],
-            "recipe": each.plan.recipe,
+            **{"name": plan.recipe["name"], "point": number, "alpha": points[number].alpha, **rows[number]},
+            "verdict": plan.verdict,
+            "calibration": plan.model_dump(mode="json")["calibration"],
+            "recipe": plan.recipe,
         }
-        for each in planned
+        for plan, number in planned
     ]
     checkpoints = [
         {
@@ -329,21 +316,22 @@ def overlap_notes(request: SweepRequest, loaded: dict[str, LabelledImages], task
 
 def _plan_points(
     request: SweepRequest, inputs: Inputs, known: Known, progress: Progress, kept: SweepCache | None
-) -> tuple[list[Point], list[_PlannedRecipe]]:
-    """The distinct points, those of the curve first, and the recipes with the index of their point."""
+) -> tuple[list[Point], list[tuple[Plan, int]], list[Run]]:
+    """The distinct points, those of the curve first; the recipes' plans with the index of their point; and new runs."""
     points: dict[Any, Point] = {float(alpha): Point(alpha) for alpha in request.alphas}  # equal weights are one point
-    planned = []
+    planned, runs = [], []
     for recipe in request.recipes:
-        plan, run = kept.plan(request, recipe) if kept else None, None
+        plan = kept.plan(request, recipe) if kept else None
         if plan is None:
             run = prepare(request.merge_request(recipe), progress, known=known, judged=False)
+            runs.append(run)
             plan = shared_plan(run)
             if kept is not None and run.is_main:
                 kept.keep_plan(request, recipe, plan)
         key = weights_key(plan, inputs)
         points.setdefault(key, Point(None, plan))
-        planned.append(_PlannedRecipe(recipe, list(points).index(key), plan, run))
-    return list(points.values()), planned
+        planned.append((plan, list(points).index(key)))
+    return list(points.values()), planned, runs
 
 
 def _score(
