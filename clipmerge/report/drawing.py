@@ -24,6 +24,8 @@ VARIABLES = {
     GRID: "--grid",
     CARD: "--card",
 }
+# Metadata that would differ between versions and times, by kind of file.
+_METADATA = {"png": ("Software",), "svg": ("Date", "Creator"), "pdf": ("CreationDate", "Creator", "Producer")}
 # metadata that matplotlib writes into a file, not needed on a page
 _HEAD = re.compile(r"\A.*?(?=<svg)|<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", re.DOTALL)
 _COLOUR = re.compile(r"#[0-9a-f]{6}\b")
@@ -48,25 +50,14 @@ def new_figure(width: float, height: float, *, dots: int = 120) -> tuple[Figure,
     return figure, axes
 
 
-def png(figure: Figure) -> bytes:
-    """A figure as PNG; equal figures give equal bytes with the same version of matplotlib and the same fonts."""
-    return _saved(figure, "png", {"Software": None})
+def saved(figure: Figure, kind: str, *, fonttype: str = "path") -> bytes:
+    """A figure as PNG, SVG or PDF; equal ones give equal bytes with the same version of matplotlib and the same fonts.
 
-
-def svg(figure: Figure, *, text: bool = False) -> bytes:
-    """A figure as SVG; its words are text in the reader's font, or paths that look the same everywhere."""
-    return _saved(figure, "svg", {"Date": None, "Creator": None}, fonttype="none" if text else "path")
-
-
-def pdf(figure: Figure) -> bytes:
-    """A figure as PDF, one page of its size."""
-    return _saved(figure, "pdf", {"CreationDate": None, "Creator": None, "Producer": None})
-
-
-def _saved(figure: Figure, kind: str, metadata: dict[str, None], *, fonttype: str = "path") -> bytes:
+    The words of an SVG are paths that look the same everywhere, or with ``fonttype="none"`` text in the reader's font.
+    """
     file = io.BytesIO()
     with matplotlib.rc_context({"svg.hashsalt": "clipmerge", "svg.fonttype": fonttype}):
-        figure.savefig(file, format=kind, metadata=metadata)
+        figure.savefig(file, format=kind, metadata=dict.fromkeys(_METADATA[kind]))
     return file.getvalue()
 
 
@@ -76,7 +67,7 @@ def markup(figure: Figure, name: str, label: str, *, style: str = "", hints: Map
     ``name`` begins its ids, ``label`` describes it to those who cannot see it, ``style`` is a class of the style sheet,
     ``hints`` are texts to show under the pointer, by the gid of an artist.
     """
-    text = _FONT.sub("", _HEAD.sub("", svg(figure, text=True).decode()))
+    text = _FONT.sub("", _HEAD.sub("", saved(figure, "svg", fonttype="none").decode()))
     box = re.search(r'viewBox="[^"]*"', text)
     assert box is not None  # matplotlib always writes a viewBox
     text = text[text.index(">", text.index("<svg")) + 1 :]

@@ -76,7 +76,7 @@ def path_figure(path: LossPath, inches: tuple[float, float] = _CARD_INCHES) -> F
 def path_png(path: LossPath) -> bytes | None:
     """Draw the path for the model card."""
     figure = path_figure(path)
-    return drawing.png(figure) if figure else None
+    return drawing.saved(figure, "png") if figure else None
 
 
 def path_picture(path: LossPath) -> Picture | None:

@@ -42,7 +42,7 @@ _FURTHER_FONTS = (
 def curve_png(record: dict[str, Any], title: str) -> bytes:
     """Draw the picture with a title of one or two lines, for results of more than one sweep."""
     with _fonts():
-        return drawing.png(_draw(record, title=title))
+        return drawing.saved(_draw(record, title=title), "png")
 
 
 def curve_files(record: dict[str, Any]) -> dict[str, bytes]:
@@ -52,7 +52,7 @@ def curve_files(record: dict[str, Any]) -> dict[str, bytes]:
     """
     with _fonts():
         figure = _draw(record)
-        return {"curve.png": drawing.png(figure), "curve.svg": drawing.svg(figure), "curve.pdf": drawing.pdf(figure)}
+        return {f"curve.{kind}": drawing.saved(figure, kind) for kind in ("png", "svg", "pdf")}
 
 
 def curve_markup(record: dict[str, Any]) -> Markup:
