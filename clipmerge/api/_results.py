@@ -32,8 +32,6 @@ class MergeResult(Tabular):
     warnings: tuple[str, ...] = ()
     published: Published | None = None
 
-    _index = "layer"
-
     def _rows(self) -> Rows:
         return layer_rows(self.record.layers, self.record.measurements, "size") if self.record else []
 
@@ -54,8 +52,6 @@ class EvaluateResult(Tabular):
     accuracy: dict[str, float]
     images: dict[str, int]
     record: dict[str, Any]
-
-    _index = "source"
 
     def _rows(self) -> Rows:
         return [
@@ -88,8 +84,6 @@ class SweepResult(Tabular):
     correct: dict[str, Correct]
     warnings: tuple[str, ...] = ()
 
-    _index = "point"
-
     def _rows(self) -> Rows:
         return [
             {"point": name, **row["accuracy"], **{key: row[key] for key in ("id", "ood", "gain")}}
@@ -112,11 +106,9 @@ class BenchResult(Tabular):
     path: Path | None
     record: dict[str, Any]
 
-    _index = "point"
-
     def _rows(self) -> Rows:
         return [
-            {"pair": pair["name"], "point": name, **row["accuracy"], "gain": row["gain"]}
+            {"point": name, "pair": pair["name"], **row["accuracy"], "gain": row["gain"]}
             for pair in self.record["pairs"]
             for name, row in _points(pair["sweep"])
         ]
@@ -140,8 +132,6 @@ class InspectResult(Tabular):
     layers: dict[str, dict[str, Any]]
     mismatches: tuple[str, ...]
     record: dict[str, Any]
-
-    _index = "layer"
 
     def _rows(self) -> Rows:
         keys = ("parameters", "size", "change")

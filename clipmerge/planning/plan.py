@@ -11,7 +11,7 @@ import json
 import os
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, PrivateAttr, ValidationError
 
@@ -113,8 +113,6 @@ class Plan(Tabular, Frozen):
     def __eq__(self, other: object) -> bool:
         """Whether both have the same JSON; tensors beside it are compared by the hash that `save` writes into it."""
         return self.to_json() == other.to_json() if isinstance(other, Plan) else NotImplemented
-
-    _index: ClassVar[str] = "layer"
 
     def __str__(self) -> str:
         """As its repr."""

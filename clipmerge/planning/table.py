@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from html import escape
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from clipmerge.errors import UsageError
 
@@ -28,19 +28,13 @@ def layer_rows(layers: Mapping[str, Any], measured: Mapping[str, Mapping[str, fl
 class Tabular(ABC):
     """A result that is a table: a short repr, an HTML table for notebooks, and a pandas DataFrame on request."""
 
-    _index: ClassVar[str] = "name"
-
     @abstractmethod
     def _rows(self) -> Rows:
-        """The table's rows."""
+        """The table's rows, by name of the value; the first one says what a row is about."""
 
     @abstractmethod
     def _caption(self) -> str:
         """The result in a few words."""
-
-    def _columns(self) -> list[str]:
-        """Names of all values, in order of first appearance; rows may lack some."""
-        return list(dict.fromkeys(name for row in self._rows() for name in row))
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self._caption()})"
@@ -51,7 +45,8 @@ class Tabular(ABC):
         def cell(value: Any) -> str:
             return "" if value is None else escape(f"{value:.4g}" if isinstance(value, float) else str(value))
 
-        rows, names = self._rows(), self._columns()
+        rows = self._rows()
+        names = list(dict.fromkeys(name for row in rows for name in row))  # rows may lack some
         head = "".join(f"<th>{escape(name)}</th>" for name in names)
         body = "".join(f"<tr>{''.join(f'<td>{cell(row.get(name))}</td>' for name in names)}</tr>" for row in rows)
         above = f"<caption>{escape(self._caption())}</caption>"
@@ -67,4 +62,5 @@ class Tabular(ABC):
             import pandas
         except ImportError:
             raise UsageError("to_frame() needs pandas; install it with `pip install pandas`") from None
-        return pandas.DataFrame(self._rows(), columns=self._columns() or [self._index]).set_index(self._index)
+        frame = pandas.DataFrame(self._rows())
+        return frame if frame.empty else frame.set_index(frame.columns[0])
