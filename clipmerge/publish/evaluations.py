@@ -28,20 +28,22 @@ def add_results(record: MergeRecord, files: Iterable[Path]) -> MergeRecord:
     """Add measured accuracies to a merge's record."""
     merged: dict[str, dict[str, Any]] = {key: dict(getattr(record, key) or {}) for key in KEYS}
     for file in files:
-        if None in record.files.values():
-            raise UsageError(
-                f"--evaluation {file}: it cannot be matched with weights merged with --no-hash; "
-                "merge again without that flag"
-            )
-        content = _read(file)
         try:
-            results = (
-                _of_sweep(file, content, record) if "recipes" in content else _of_evaluation(file, content, record)
-            )
+            if None in record.files.values():
+                raise UsageError(
+                    "it cannot be matched with weights merged with --no-hash; merge again without that flag"
+                )
+            with refusing(UsageError, "cannot be read as JSON"):
+                content = read_json(file)
+            if not isinstance(content, dict):
+                raise UsageError("is not a JSON object")
+            results = _of_sweep(content, record) if "recipes" in content else _of_evaluation(content, record)
             for key in KEYS:
                 merged[key] |= results[key]
             measured = {key: value for key, value in merged.items() if value}
             record = MergeRecord.model_validate(record.as_json() | measured)
+        except UsageError as error:
+            raise UsageError(f"--evaluation {file}: {error}") from None
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
             if isinstance(error, KeyError):
@@ -52,29 +54,21 @@ def add_results(record: MergeRecord, files: Iterable[Path]) -> MergeRecord:
     return record
 
 
-def _read(file: Path) -> dict[str, Any]:
-    with refusing(UsageError, f"--evaluation {file}: cannot be read as JSON"):
-        value = read_json(file)
-    if not isinstance(value, dict):
-        raise UsageError(f"--evaluation {file}: is not a JSON object")
-    return value
-
-
-def _of_evaluation(file: Path, found: dict[str, Any], record: MergeRecord) -> dict[str, Any]:
+def _of_evaluation(found: dict[str, Any], record: MergeRecord) -> dict[str, Any]:
     measured = found["checkpoint"]["files"]
     other = [name for name, sha in measured.items() if record.files.get(name) != sha]
     if other or not measured:
         raise UsageError(
-            f"--evaluation {file}: measured {found['checkpoint']['source']}, whose weights are not these "
+            f"measured {found['checkpoint']['source']}, whose weights are not these "
             f"({shorten(other) or 'no file'} differs); evaluate the folder that you push"
         )
     return {key: found[key] for key in KEYS}
 
 
-def _of_sweep(file: Path, found: dict[str, Any], record: MergeRecord) -> dict[str, Any]:
+def _of_sweep(found: dict[str, Any], record: MergeRecord) -> dict[str, Any]:
     if found["format"] != SWEEP_FORMAT:
         raise UsageError(
-            f"--evaluation {file}: has the format {str(found['format'])[:40]!r}, but this version of clipmerge reads "
+            f"has the format {str(found['format'])[:40]!r}, but this version of clipmerge reads "
             f"{SWEEP_FORMAT!r}; update clipmerge, or sweep again"
         )
     same = [found["zeroshot"]["files"], [each["files"] for each in found["finetuned"]], found["seed"]]
@@ -84,7 +78,7 @@ def _of_sweep(file: Path, found: dict[str, Any], record: MergeRecord) -> dict[st
     if not rows:
         names = shorten(row["name"] for row in found["recipes"])
         raise UsageError(
-            f"--evaluation {file}: holds no point of this merge (recipes: {names or 'none'}); it needs the same "
+            f"holds no point of this merge (recipes: {names or 'none'}); it needs the same "
             "checkpoints, recipe, seed and calibration images"
         )
     revisions = found.get("revisions") or {}
