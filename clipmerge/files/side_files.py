@@ -136,12 +136,7 @@ def _without_places(content: bytes, kept: Container[str], *, words: bool) -> byt
 
     data = parse_json(content.decode("utf-8-sig"), pairs=built, halves=True)
     cleaned = without_places(data, kept, words=words)
-    if cleaned == data and not repeated:
-        return content
-    try:
-        return f"{json.dumps(cleaned, indent=2, ensure_ascii=False)}\n".encode()
-    except UnicodeEncodeError:  # a lone surrogate, which only an escape can express
-        return f"{json.dumps(cleaned, indent=2)}\n".encode()
+    return content if cleaned == data and not repeated else f"{json.dumps(cleaned, indent=2)}\n".encode()
 
 
 def without_places(data: Any, kept: Container[str] = (), *, words: bool = False) -> Any:

@@ -59,8 +59,7 @@ def has_processor(folder: Path, family: Family) -> bool:
     """Whether a folder holds an image processor and a tokenizer; OpenCLIP's configuration counts as both."""
     if family.config == OPEN_CLIP_CONFIG:
         return (folder / OPEN_CLIP_CONFIG).is_file()
-    images = any((folder / name).is_file() for name in PROCESSORS)
-    return images and any((folder / name).is_file() for name in VOCABULARIES)
+    return all(any((folder / name).is_file() for name in names) for names in (PROCESSORS, VOCABULARIES))
 
 
 @contextmanager
