@@ -295,8 +295,7 @@ def _parsed(data: dict[str, Any], path: Path) -> AdapterConfig:
     kind = str(data.get("peft_type", "")).upper()
     if kind != "LORA":
         raise CheckpointError(f"{path}: a peft adapter of type {kind or 'unknown'}; clipmerge reads LORA. {MERGE_IT}")
-    unknown = sorted(key for key, value in data.items() if key not in _HARMLESS and value)
-    if unknown:
+    if unknown := sorted(key for key, value in data.items() if key not in _HARMLESS and value):
         raise CheckpointError(f"{path}: uses {shorten(unknown)}, whose arithmetic clipmerge does not know. {MERGE_IT}")
     start = data.get("init_lora_weights", True)
     if start not in _KEEPS_BASE:

@@ -252,8 +252,7 @@ def notes_on(inputs: Inputs) -> Iterator[str]:
     if strange:
         layers = counted(len(strange), "layer that is not known is", "layers that are not known are")
         yield f"{layers} named after their modules: {shorten(strange)}"
-    statistics = sum(is_statistic(name) for name in inputs.zeroshot_keys)
-    if statistics:
+    if statistics := sum(is_statistic(name) for name in inputs.zeroshot_keys):
         yield (
             f"{statistics} running means and variances of batch norms are interpolated like their layers' weights, and "
             "never masked"

@@ -131,8 +131,7 @@ def _open_folder(source: str, folder: Path, **facts: str | None) -> Checkpoint:
 def _no_weights(source: str, folder: Path) -> CheckpointError:
     if pieces := _in_pieces(folder):
         return CheckpointError(f"{source}: {pieces}")
-    others = sorted(file.name for file in folder.iterdir() if file.suffix in PICKLE_SUFFIXES)
-    if others:
+    if others := sorted(file.name for file in folder.iterdir() if file.suffix in PICKLE_SUFFIXES):
         return CheckpointError(f"{source}: has no {WEIGHTS} but {shorten(others)}; give the file you mean")
     inner = sorted(str(file.parent) for file in folder.glob(f"*/{WEIGHTS}"))
     inner = inner or sorted(str(file) for file in folder.glob("*/*") if file.suffix in PICKLE_SUFFIXES)
@@ -201,8 +200,7 @@ def _open_index(source: str, index: Path, *, part: str | None = None, **facts: s
                 f"{index}: '{key}' points outside its folder, to {name!r}; shards lie beside the index"
             )
     files = tuple(index.parent / name for name in dict.fromkeys(weight_map.values()))
-    missing = [file.name for file in files if not file.is_file()]
-    if missing:
+    if missing := [file.name for file in files if not file.is_file()]:
         lacks = f"lacks {len(missing)} of its {len(files)} shards: {shorten(missing)}"
         raise CheckpointError(f"{index}: {lacks}; download or copy them too")
     entries: dict[str, TensorEntry] = {}
@@ -218,8 +216,7 @@ def _open_index(source: str, index: Path, *, part: str | None = None, **facts: s
             stored = read_header(file)
         entries.update(stored)
     held = {key: entry.file.name for key, entry in entries.items()}
-    wrong = [key for key in {**weight_map, **held} if weight_map.get(key) != held.get(key)]
-    if wrong:
+    if wrong := [key for key in {**weight_map, **held} if weight_map.get(key) != held.get(key)]:
         raise CheckpointError(
             f"{index}: {counted(len(wrong), 'key is', 'keys are')} not in the shards as it says: {shorten(wrong)}; "
             "download or copy it again"

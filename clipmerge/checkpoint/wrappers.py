@@ -74,8 +74,7 @@ def unwrap(keys: Iterable[str], part: str | None = None) -> _Unwrapped:
             raise CheckpointError(f"nothing lies under '{part}'; its keys begin with {shorten(firsts)}")
         return under, ""
     for mark, what, way_out in _NO_WEIGHTS:
-        found = [key for key in file_keys if re.search(mark, key)]
-        if found:
+        if found := [key for key in file_keys if re.search(mark, key)]:
             raise CheckpointError(f"holds {what} ({shorten(found, 2)}), {way_out}")
     # names without wrappers of PyTorch, unless two tensors would have one name
     weights = [key for key in file_keys if not _NOT_WEIGHTS.fullmatch(key)]
@@ -84,11 +83,9 @@ def unwrap(keys: Iterable[str], part: str | None = None) -> _Unwrapped:
         plain = {name.removeprefix(_PARALLEL): key for name, key in plain.items()}
     plain = plain if len(plain) == len(weights) else {key: key for key in weights}
     plain = {name: key for name, key in plain.items() if not _NOT_WEIGHTS.fullmatch(name)}
-    lone = _lone_tower(plain)
-    if lone is not None:
+    if lone := _lone_tower(plain):
         return lone
-    classifier = _classifier(plain)
-    if classifier is not None:
+    if classifier := _classifier(plain):
         return classifier, ""
     names = list(plain)
     # prefixes of the towers, the most common first, ties in the file's order; averages and copies last

@@ -153,8 +153,7 @@ class Family:
 
     def _place(self, name: str) -> _Place | None:
         for pattern, layer in self._compiled:
-            match = pattern.match(name)
-            if match:
+            if match := pattern.match(name):
                 return layer, tuple(int(group) for group in match.groups() if group is not None)
         return None
 

@@ -92,10 +92,8 @@ def staged_files(output: Path) -> AbstractContextManager[Path]:
     """Yield a folder to write files into; they are synced and moved beside ``output`` if the block succeeds."""
     refuse_link(output)
     target = output.resolve()
-    expected = {location: known for location, known in list(_checked.items()) if location.parent == target.parent}
-    for location in expected:
-        del _checked[location]
-    expected.setdefault(target, _identity(target))
+    expected = {target: _identity(target)}
+    expected |= {location: _checked.pop(location) for location in list(_checked) if location.parent == target.parent}
 
     def move(folder: Path) -> None:
         files = sorted(folder.iterdir(), key=lambda file: file.name == target.name)

@@ -26,6 +26,8 @@ except ImportError:  # pragma: no cover - Windows, where direct writing is not u
 # Direct writes, which bypass the page cache, must be aligned to the disk's blocks; no disk has larger blocks than this.
 _ALIGNMENT = 4096
 _DIRECT = getattr(os, "O_DIRECT", 0) if fcntl else 0
+# Flushes early, so that the final sync has less to do; macOS and Windows have only fsync.
+_flush = getattr(os, "fdatasync", os.fsync)
 
 
 # Direct writing to a fast disk saves a copy and memory. On a slow disk the file goes through the page cache, because
@@ -46,7 +48,7 @@ class OutputFile:
         self._hasher, self._writer, self._flusher = (threads.enter_context(ThreadPoolExecutor(1)) for _ in range(3))
         self._direct = direct
         self._quickest = float("inf")
-        self._unflushed, self._flushing = 0, self._flusher.submit(int)
+        self._unflushed, self._flushing = 0, self._flusher.submit(lambda: None)
         # aligned to pages, as direct writing requires
         memory = np.frombuffer(mmap.mmap(-1, BLOCK * BLOCKS), np.uint8)
         self._free = deque(np.split(memory, BLOCKS))
@@ -156,9 +158,3 @@ def _open(path: Path, size: int) -> tuple[int, bool]:
                 raise
             path.unlink(missing_ok=True)
     return os.open(path, flags, 0o666), False
-
-
-def _flush(file: int) -> int:
-    """Flush early, so that the final sync has less to do."""
-    getattr(os, "fdatasync", os.fsync)(file)  # absent on macOS and Windows
-    return 0

@@ -270,8 +270,7 @@ def choose_weights(names: Sequence[str], hub_id: HubId) -> list[str]:
     files. Variants such as ``model.fp16.safetensors`` are never used.
     """
     root = [name for name in names if "/" not in name]
-    chosen = _first_set(root, _STANDARD_WEIGHTS)
-    if chosen:
+    if chosen := _first_set(root, _STANDARD_WEIGHTS):
         return chosen
     if "model_index.json" in root:
         raise CheckpointError(
@@ -285,11 +284,9 @@ def choose_weights(names: Sequence[str], hub_id: HubId) -> list[str]:
         raise CheckpointError(
             f"{hub_id}: no model.safetensors, but {shorten(others)}. Download one of them and pass that file."
         )
-    chosen = _first_set(root, _PICKLED_WEIGHTS)
-    if chosen:
+    if chosen := _first_set(root, _PICKLED_WEIGHTS):
         return chosen
-    pickles = [name for name in root if name.endswith(PICKLE_SUFFIXES)]
-    if pickles:
+    if pickles := [name for name in root if name.endswith(PICKLE_SUFFIXES)]:
         raise CheckpointError(
             f"{hub_id}: no weights under a known name, but {shorten(pickles)}. "
             "Download the one you mean and pass that file."

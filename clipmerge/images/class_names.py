@@ -62,8 +62,7 @@ def read_class_names(given: Path | Sequence[str], classes: list[str], *, numbere
             lines = (line.strip() for line in text.splitlines())
             data = parse_json(text) if given.suffix == ".json" else list(filter(None, lines))
     if isinstance(data, dict):
-        missing = [name for name in classes if name not in data]
-        if missing:
+        if missing := [name for name in classes if name not in data]:
             raise DataError(f"{path}: has no name for {counted(len(missing), 'class', 'classes')}: {shorten(missing)}")
         data = [data[name] for name in classes]
     names: list[Any] = data if isinstance(data, list) else []

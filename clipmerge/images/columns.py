@@ -130,8 +130,7 @@ def number_classes(
     """Turn labels into class indices."""
     if not labels:
         raise DataError(f"{where}: holds no images")
-    missing = sum(label is None or (isinstance(label, int) and label < 0) for label in labels)
-    if missing:
+    if missing := sum(label is None or (isinstance(label, int) and label < 0) for label in labels):
         many = "no image has a label" if missing == len(labels) else f"{missing} of {len(labels)} images have no label"
         raise DataError(f"{where}: {many}; give a labelled split, such as validation")
     if any(isinstance(label, str) for label in labels):

@@ -48,8 +48,7 @@ class Description:
     def counted_shards(self, source: str, folder: PurePath, there: Container[str] | None) -> list[str]:
         """Names of the split's shards, as they are counted in its folder; none may be missing from ``there``."""
         names = [f"{number}.tar" for number in range(self.shards or 0)]
-        missing = [name for name in names if there is not None and name not in there]
-        if missing:
+        if missing := [name for name in names if there is not None and name not in there]:
             raise DataError(
                 f"{source}: {folder / SHARDS} counts {len(names)} shards, but {len(missing)} of them cannot be found "
                 f"(first {missing[0]}); add them, or correct the number"

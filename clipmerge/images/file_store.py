@@ -85,8 +85,7 @@ def expand(source: str, suffix: str) -> list[str]:
     if path.suffix != suffix:
         return []
     files = expand_ranges(str(path))
-    missing = [file for file in files if not Path(file).is_file()]
-    if missing:
+    if missing := [file for file in files if not Path(file).is_file()]:
         raise DataError(f"{source}: no such file" + (f": {shorten(missing)}" if len(files) > 1 else ""))
     return files
 
@@ -136,8 +135,7 @@ def _in_folder(source: str, folder: Path, suffix: str, split: str | None) -> lis
 
 def refuse_links(source: str, folder: Path, files: Iterable[Path]) -> None:
     """Refuse files of a source that are links out of its folder, because they may lead to anything."""
-    leading_out = [str(file) for file in files if file.is_symlink() and not lies_in(folder, file)]
-    if leading_out:
+    if leading_out := [str(file) for file in files if file.is_symlink() and not lies_in(folder, file)]:
         raise DataError(
             f"{source}: {shorten(leading_out, 3)} are links out of it; put the files themselves there, or give the "
             "folder that holds them"

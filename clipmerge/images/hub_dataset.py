@@ -235,8 +235,7 @@ def _config(source: str, name: str | None, configs: dict[str, dict[str, Any]]) -
 
 def _split_in(file: str) -> str:
     """The split named by a path: ``data/NAME-00000-of-00002.parquet``, or a word such as ``test`` in it."""
-    sharded = _SHARDED.fullmatch(file)
-    if sharded:
+    if sharded := _SHARDED.fullmatch(file):
         return _SPLITS.get(sharded["split"], sharded["split"])
     words = [word for part in reversed(PurePosixPath(file).parts) for word in re.split(r"[^a-z]+", part.lower())]
     return next((_SPLITS[word] for word in words if word in _SPLITS), "train")

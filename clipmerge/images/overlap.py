@@ -112,8 +112,7 @@ def check_overlap(
     if calibration is not None:
         theirs = Fingerprints(calibration)
         for name, prints in ood_prints.items():
-            overlap = find_overlap(prints, theirs)
-            if overlap:
+            if overlap := find_overlap(prints, theirs):
                 raise UsageError(
                     f"{name}: {_how_many(overlap)} also in the calibration source {calibration.source} "
                     f"({overlap[0]}); images used for calibration are not out of distribution; give other images "
@@ -129,8 +128,7 @@ def refuse_shared(unlabelled: LabelledImages, others: dict[str, Fingerprints]) -
     """Refuse unlabelled images that are also used otherwise."""
     ours = Fingerprints(unlabelled)
     for name, theirs in others.items():
-        overlap = find_overlap(ours, theirs)
-        if overlap:
+        if overlap := find_overlap(ours, theirs):
             flag = name.partition(" ")[0]
             raise UsageError(
                 f"--unlabelled {unlabelled.source}: {_how_many(overlap)} also in {name} ({overlap[0]}); a model is "
