@@ -13,7 +13,7 @@ import re
 import shlex
 import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
@@ -216,18 +216,16 @@ def _at(file: Path, loaded: Any, state_key: str) -> Any:
     raise CheckpointError(f"{file}: holds nothing under '{state_key}' (--state-key), but {content or 'nothing'}")
 
 
-def _other_weights(loaded: Mapping[Any, Any], taken: str) -> list[str]:
+def _other_weights(loaded: Mapping[Any, Any], taken: str) -> Iterator[str]:
     """Other names, beside the one that was taken, that hold a model's weights, such as a moving average's."""
-    found = []
     for name, value in loaded.items():
         if str(name) == taken or not isinstance(value, Mapping) or _TRAINING.search(str(name)):
             continue
         nested = [key for key, inner in value.items() if isinstance(inner, Mapping) and _direct(inner)]
         if _direct(value):
-            found.append(str(name))
+            yield str(name)
         elif "ema" in str(name).lower() and nested:
-            found.append(f"{name}.{nested[0]}")
-    return found
+            yield f"{name}.{nested[0]}"
 
 
 def _entry(file: Path, key: str, tensor: Tensor) -> TensorEntry:

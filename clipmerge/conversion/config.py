@@ -76,11 +76,9 @@ def transformers_config(model_cfg: dict[str, Any]) -> dict[str, Any]:
     if isinstance(vision["layers"], (list, tuple)):
         raise _no_counterpart(f"a ResNet as vision tower (layers {vision['layers']})")
     vision |= {name: _square(vision[name], name) for name in ("image_size", "patch_size")}
-    _require_heads(
-        vision["width"], vision["width"] // vision["head_width"], "open_clip_config.json: vision_cfg.head_width"
-    )
+    heads = vision["width"] // vision["head_width"]
+    _require_heads(vision["width"], heads, "open_clip_config.json: vision_cfg.head_width")
     _require_heads(text["width"], text["heads"], "open_clip_config.json: text_cfg.heads")
-    shared = {side: _shared(model_cfg, side) for side in ("vision", "text")}
     eos = _ARGMAX if text["pool_type"] == "argmax" else int(text["eos_id"])
     if text["pool_type"] not in ("argmax", "eos") or (text["pool_type"] == "eos" and eos == _ARGMAX):
         raise _no_counterpart(f"text_cfg.pool_type={text['pool_type']} with eos_id={text['eos_id']}")
@@ -92,9 +90,9 @@ def transformers_config(model_cfg: dict[str, Any]) -> dict[str, Any]:
             "model_type": "clip_vision_model",
             **{theirs: vision[ours] for ours, _, theirs, _ in _BOTH["vision"]},
             "intermediate_size": int(vision["width"] * vision["mlp_ratio"]),
-            "num_attention_heads": vision["width"] // vision["head_width"],
+            "num_attention_heads": heads,
             "projection_dim": model_cfg["embed_dim"],
-            **shared["vision"],
+            **_shared(model_cfg, "vision"),
         },
         "text_config": {
             "model_type": "clip_text_model",
@@ -103,7 +101,7 @@ def transformers_config(model_cfg: dict[str, Any]) -> dict[str, Any]:
             "projection_dim": model_cfg["embed_dim"],
             "bos_token_id": text["vocab_size"] - 2,
             "eos_token_id": eos,
-            **shared["text"],
+            **_shared(model_cfg, "text"),
         },
     }
 

@@ -124,11 +124,9 @@ def find_known(source: str, *, on_disk: bool = True) -> Named | None:
 @functools.cache
 def known_sets() -> dict[str, KnownSet]:
     """All sets by name, family by family."""
-    found: dict[str, KnownSet] = {}
-    for file in sorted((_HERE / "sets").glob("*.yaml")):
-        for name, data in yaml.safe_load(file.read_text(encoding="utf-8")).items():
-            found[name] = KnownSet.model_validate(data)
-    return found
+    files = sorted((_HERE / "sets").glob("*.yaml"))
+    families = [yaml.safe_load(file.read_text(encoding="utf-8")) for file in files]
+    return {name: KnownSet.model_validate(data) for family in families for name, data in family.items()}
 
 
 def known_set(name: str) -> KnownSet:
