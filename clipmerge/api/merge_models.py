@@ -14,7 +14,7 @@ from torch import Tensor
 from clipmerge.api._in_memory import as_sources, unwrapped
 from clipmerge.api._requests import RecipeLike, merge_request, several
 from clipmerge.api.plan import prepare
-from clipmerge.errors import CheckpointError, UsageError
+from clipmerge.errors import CheckpointError, UsageError, counted, shorten
 from clipmerge.families import is_buffer, is_counter, is_statistic
 from clipmerge.files.finite import is_finite, require_finite
 from clipmerge.merging.selection import RandomKey
@@ -158,7 +158,8 @@ def _mask_arguments(mask: str | None, density: float, options: dict[str, Any]) -
 def _check_names(theta_0: Mapping[str, Tensor], finetuned: Sequence[Mapping[str, Tensor]]) -> None:
     for number, tensors in enumerate(finetuned, start=1):
         if differing := sorted(theta_0.keys() ^ tensors.keys()):
-            raise CheckpointError(f"{len(differing)} names are missing in theta_0 or theta_{number}: {differing[0]}")
+            missing = counted(len(differing), "name is", "names are")
+            raise CheckpointError(f"{missing} missing in theta_0 or theta_{number}: {shorten(differing)}")
         for name, tensor in tensors.items():
             if tensor.shape != theta_0[name].shape:
                 shapes = f"{tuple(theta_0[name].shape)} and {tuple(tensor.shape)}"

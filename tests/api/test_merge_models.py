@@ -170,7 +170,7 @@ def test_state_dicts_get_the_weights_that_files_give(pair: Folders, family: list
 def test_what_state_dicts_may_not_be_is_refused() -> None:
     one = {"w": torch.zeros(2)}
     cases: list[tuple[Any, Any, dict[str, Any], str]] = [
-        (one, {"v": torch.zeros(2)}, {}, "2 names are missing in theta_0 or theta_1: v"),
+        (one, {"v": torch.zeros(2)}, {}, "2 names are missing in theta_0 or theta_1: v, w"),
         (one, {"w": torch.zeros(3)}, {}, r"w: shapes differ between theta_0 and theta_1: \(2,\) and \(3,\)"),
         (one, {"w": torch.tensor([0.0, float("inf")])}, {}, "theta_1: tensor w holds Inf"),
         ({"n": torch.tensor(1)}, {"n": torch.tensor(2)}, {}, "n: integers differ"),
