@@ -18,6 +18,7 @@ from hypothesis import HealthCheck, settings
 
 if TYPE_CHECKING:
     from tests.support.hub_double import FakeHub
+    from tests.support.stopped_learning import Stopping
 
 os.environ["HF_HUB_OFFLINE"] = "0"  # huggingface_hub reads it at import; a Hub double is the only Hub here
 os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"  # this too; the command line sets it before its client is imported
@@ -133,6 +134,21 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tests.support.tiny_clip import save_images
 
     return save_images(tmp_path_factory.mktemp("images"))
+
+
+@pytest.fixture
+def often(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Learning saves its state after every step."""
+    from tests.support.stopped_learning import save_every_step
+
+    save_every_step(monkeypatch)
+
+
+@pytest.fixture
+def stop_after(monkeypatch: pytest.MonkeyPatch) -> Stopping:
+    from tests.support.stopped_learning import Stopping
+
+    return Stopping(monkeypatch)
 
 
 @pytest.fixture(autouse=True)

@@ -18,15 +18,7 @@ from clipmerge.measures.learned_coefficients import learned_coefficients
 from clipmerge.measures.projection_radii import projection_radii
 from clipmerge.methods.learned import learned
 from clipmerge.planning.measurements import Measurements
-from tests.support.small_objective import (
-    TEMPLATES,
-    Ends,
-    Reference,
-    descend,
-    make_batches,
-    objective_for,
-    prepare,
-)
+from tests.support.small_objective import TEMPLATES, Ends, Reference, descend, make_batches, objective_for, prepare
 from tests.support.tasks import task_of
 
 SIZES = (4, 4, 3)

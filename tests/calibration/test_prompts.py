@@ -13,14 +13,13 @@ from clipmerge.images.prompts import class_prompts
 from clipmerge.models import ImageTextModel, zero_shot
 from clipmerge.models.zero_shot import class_embeddings
 from tests.support.command import clipmerge, refused
-from tests.support.tiny_clip import save_images
+from tests.support.tiny_clip import Folders, save_images
 
-Inputs = tuple[Path, Path]
 LONG = "a photo of a very long line that never ends {}"  # 32 letters fill the tiny text tower
 
 
 @pytest.fixture(scope="module")
-def model(pair: Inputs) -> ImageTextModel:
+def model(pair: Folders) -> ImageTextModel:
     return load_model(open_checkpoint(str(pair[0])))
 
 
@@ -40,7 +39,7 @@ def test_one_template_that_tells_classes_apart_is_enough(model: ImageTextModel) 
 
 
 @pytest.mark.parametrize("command", ["evaluate", "merge"])
-def test_a_command_says_it_in_one_line(pair: Inputs, tmp_path: Path, command: str) -> None:
+def test_a_command_says_it_in_one_line(pair: Folders, tmp_path: Path, command: str) -> None:
     images = save_images(tmp_path / "images", each=2)
     merge = ("merge", *pair, "-r", "straggler-outlier", "--dry-run")
     line = refused(

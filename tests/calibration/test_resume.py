@@ -70,16 +70,6 @@ def saved(ends: Ends, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return file
 
 
-@pytest.fixture
-def often(monkeypatch: pytest.MonkeyPatch) -> None:
-    save_every_step(monkeypatch)
-
-
-@pytest.fixture
-def stop_after(monkeypatch: pytest.MonkeyPatch) -> Stopping:
-    return Stopping(monkeypatch)
-
-
 class Learning:
     """One run of learning on the small objective, with its file."""
 

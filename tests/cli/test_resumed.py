@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from tests.support.command import clipmerge, done, start
 from tests.support.learn_and_save import HOLDS
 from tests.support.several import several
-from tests.support.stopped_learning import GOES_ON, SAVED, Stopping, save_every_step
+from tests.support.stopped_learning import GOES_ON, SAVED, Stopping
 from tests.support.tiny_clip import Folders, save_images, save_pair
 
 # as many as the processes that are started have
@@ -30,16 +30,6 @@ HELD = ("--set", "measure.divergence=predictions")
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return tmp_path / "cache" / "clipmerge" / "learning"
-
-
-@pytest.fixture
-def often(monkeypatch: pytest.MonkeyPatch) -> None:
-    save_every_step(monkeypatch)
-
-
-@pytest.fixture
-def stop_after(monkeypatch: pytest.MonkeyPatch) -> Stopping:
-    return Stopping(monkeypatch)
 
 
 @pytest.fixture(scope="module")

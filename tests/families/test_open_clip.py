@@ -15,7 +15,7 @@ from clipmerge.families import family_of
 from clipmerge.families.open_clip import FAMILY
 from tests.conversion.test_conversion import features, same
 from tests.support import tiny_open_clip
-from tests.support.command import Outcome, clipmerge, done, refused
+from tests.support.command import clipmerge, done, refused
 from tests.support.hub_double import FakeHub, upload
 from tests.support.tiny_open_clip import (
     ARCHITECTURES,
@@ -48,9 +48,9 @@ def theirs(pair: Folders) -> Path:
     return pair[0]
 
 
-def merge(zeroshot: Path, finetuned: Path, output: Path, alpha: float = 0.5, *more: object) -> Outcome:
-    arguments = ("--recipe", "wise-ft", "--set", f"method.alpha={alpha}", "--output", output)
-    return clipmerge("merge", zeroshot, finetuned, *arguments, *more)
+def merge(zeroshot: Path, finetuned: Path, output: Path, alpha: float = 0.5, *more: object) -> tuple[object, ...]:
+    """The words of a command."""
+    return ("merge", zeroshot, finetuned, "-r", "wise-ft", "--set", f"method.alpha={alpha}", "-o", output, *more)
 
 
 @pytest.mark.uncounted
@@ -61,8 +61,7 @@ def test_every_kind_is_merged_and_loaded(kind: str, tmp_path: Path) -> None:
     theta_0, theta_1 = (load_file(folder / WEIGHTS) for folder in (zeroshot, finetuned))
     for alpha, source in ((0, zeroshot), (1, finetuned), (0.5, None)):
         output = tmp_path / f"merged-{alpha}"
-        ended = merge(zeroshot, finetuned, output, alpha)
-        assert ended.code == 0, ended.err
+        done(*merge(zeroshot, finetuned, output, alpha))
         merged = load_file(output / WEIGHTS)
         assert merged.keys() == theta_0.keys()
         for key, value in merged.items():
@@ -147,23 +146,23 @@ def test_models_that_only_look_alike_are_refused(
         else:
             config["model_cfg"][key] = value
     file.write_text(json.dumps(config))
-    assert message in refused(merge(zeroshot, folders[1], tmp_path / "merged"))
+    assert message in refused(clipmerge(*merge(zeroshot, folders[1], tmp_path / "merged")))
 
 
 def test_a_text_tower_apart_is_the_same_text_tower(tmp_path: Path) -> None:
     """``CLIP`` and ``CustomTextCLIP`` differ in names alone; the output is spelled like the fine-tuned one."""
     zeroshot, _ = save_open_clip_pair(tmp_path / "plain", model_config())
     _, finetuned = save_open_clip_pair(tmp_path / "custom", model_config(custom_text=True))
-    assert merge(zeroshot, finetuned, tmp_path / "merged", 0).code == 0
+    done(*merge(zeroshot, finetuned, tmp_path / "merged", 0))
     merged = load(tmp_path / "merged")
     assert isinstance(merged, open_clip.CustomTextCLIP)
     same(outputs(merged), outputs(load(zeroshot)))
 
 
 def test_shards_that_open_clip_cannot_load_are_refused(folders: Folders, tmp_path: Path) -> None:
-    line = refused(merge(*folders, tmp_path / "merged", 0.5, "--max-shard-size", "20KB"))
+    line = refused(clipmerge(*merge(*folders, tmp_path / "merged", 0.5, "--max-shard-size", "20KB")))
     assert "open_clip loads open_clip_model.safetensors but no shards" in line
-    assert merge(*folders, tmp_path / "merged", 0.5, "--max-shard-size", "1GB").code == 0
+    done(*merge(*folders, tmp_path / "merged", 0.5, "--max-shard-size", "1GB"))
     assert (tmp_path / "merged" / WEIGHTS).is_file()
 
 
@@ -178,15 +177,14 @@ def test_a_file_is_merged_and_takes_the_zero_shot_files(folders: Folders, tmp_pa
     else:
         file = tmp_path / "epoch_5.safetensors"
         save_file(weights, file)
-    ended = merge(folders[0], file, tmp_path / "merged", 1)
-    assert ended.code == 0, ended.err
+    ended = done(*merge(folders[0], file, tmp_path / "merged", 1))
     assert "no open_clip_config.json beside it" in ended.err
     same(outputs(load(tmp_path / "merged")), outputs(load(folders[1])))
     assert load_file(tmp_path / "merged" / WEIGHTS).keys() == weights.keys()
 
 
 def test_the_cards_snippet_loads_the_output(folders: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert merge(*folders, tmp_path / "merged").code == 0
+    done(*merge(*folders, tmp_path / "merged"))
     card = (tmp_path / "merged" / "README.md").read_text()
     assert "library_name: open_clip" in card
     snippet = card.split("```python\n")[1].split("```")[0]
@@ -216,8 +214,7 @@ def test_a_mixed_pair_is_merged_in_the_finetuned_layout(
     zeroshot, finetuned = (open_clip_folder, theirs) if ours == "zeroshot" else (theirs, open_clip_folder)
     for alpha in (0, 1):
         output = tmp_path / f"merged-{alpha}"
-        ended = merge(zeroshot, finetuned, output, alpha)
-        assert ended.code == 0, ended.err
+        ended = done(*merge(zeroshot, finetuned, output, alpha))
         assert f"{zeroshot}: is converted to the layout of" in ended.err
         expected = (zeroshot, finetuned)[alpha]
         sources = (
@@ -226,7 +223,7 @@ def test_a_mixed_pair_is_merged_in_the_finetuned_layout(
         merged = outputs(load(output)) if ours == "finetuned" else features(CLIPModel.from_pretrained(output))
         same(merged, sources)
     half = tmp_path / "merged-half"
-    assert merge(zeroshot, finetuned, half).code == 0
+    done(*merge(zeroshot, finetuned, half))
     names = ("model.safetensors", WEIGHTS)[:: 1 if ours == "zeroshot" else -1]
     theta_1, merged_half = load_file(finetuned / names[0]), load_file(half / names[0])
     assert merged_half.keys() == theta_1.keys()
@@ -238,15 +235,18 @@ def test_a_mixed_pair_is_merged_in_the_finetuned_layout(
 
 def test_a_mixed_pair_that_cannot_be_merged_is_refused(theirs: Path, tmp_path: Path) -> None:
     ours = save_open_clip_pair(tmp_path / "ours", model_config())[0]
-    assert "the vision towers differ in quick_gelu: zeroshot True" in refused(merge(theirs, ours, tmp_path / "merged"))
-    assert "differ in hidden_act: zeroshot gelu, finetuned quick_gelu" in refused(merge(ours, theirs, tmp_path / "m"))
-    ours = save_open_clip_pair(tmp_path / "resnet", model_config(**ARCHITECTURES["resnet"]))[0]
-    assert "have no counterpart in a transformers CLIPModel" in refused(merge(ours, theirs, tmp_path / "merged"))
-    assert "the vision towers differ in image_size" in refused(merge(theirs, ours, tmp_path / "merged"))
+    resnet = save_open_clip_pair(tmp_path / "resnet", model_config(**ARCHITECTURES["resnet"]))[0]
+    for zeroshot, finetuned, told in (
+        (theirs, ours, "the vision towers differ in quick_gelu: zeroshot True"),
+        (ours, theirs, "differ in hidden_act: zeroshot gelu, finetuned quick_gelu"),
+        (resnet, theirs, "have no counterpart in a transformers CLIPModel"),
+        (theirs, resnet, "the vision towers differ in image_size"),
+    ):
+        assert told in refused(clipmerge(*merge(zeroshot, finetuned, tmp_path / "merged")))
 
 
 def test_a_plan_of_a_mixed_pair_gives_the_merges_bytes(ours: Path, theirs: Path, tmp_path: Path) -> None:
-    assert merge(theirs, ours, tmp_path / "merged").code == 0
+    done(*merge(theirs, ours, tmp_path / "merged"))
     done("plan", theirs, ours, "--recipe", "wise-ft", "--output", tmp_path / "plan.json")
     done("apply", tmp_path / "plan.json", "--output", tmp_path / "applied")
     assert (tmp_path / "merged" / WEIGHTS).read_bytes() == (tmp_path / "applied" / WEIGHTS).read_bytes()
@@ -255,8 +255,7 @@ def test_a_plan_of_a_mixed_pair_gives_the_merges_bytes(ours: Path, theirs: Path,
 def test_a_bare_file_takes_its_files_from_the_other_library(ours: Path, theirs: Path, tmp_path: Path) -> None:
     """A bare OpenCLIP file over a transformers base: configuration and tokenizer are made from the base's."""
     bare = shutil.copy(ours / WEIGHTS, tmp_path / "epoch_5.safetensors")
-    ended = merge(theirs, Path(bare), tmp_path / "merged", 0)
-    assert ended.code == 0, ended.err
+    done(*merge(theirs, Path(bare), tmp_path / "merged", 0))
     same(outputs(load(tmp_path / "merged")), features(CLIPModel.from_pretrained(theirs)))
     ids = open_clip.get_tokenizer(f"local-dir:{tmp_path / 'merged'}")(["a cat"])
     assert ids.shape == (1, tiny_open_clip.TEXT["context_length"])
@@ -268,8 +267,7 @@ def test_the_fine_tuned_tower_of_transformers_goes_into_an_open_clip_base(
     tensors = load_file(theirs / "model.safetensors")
     tower = tmp_path / "tower"
     CLIPModel.from_pretrained(theirs).vision_model.save_pretrained(tower)
-    ended = merge(ours, tower, tmp_path / "merged", 1)
-    assert ended.code == 0, ended.err
+    done(*merge(ours, tower, tmp_path / "merged", 1))
     merged = CLIPModel.from_pretrained(tmp_path / "merged")
     same(features(merged)[1:], outputs(load(ours))[1:])
     key = "vision_model.post_layernorm.weight"
