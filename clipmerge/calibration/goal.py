@@ -129,16 +129,10 @@ class Pictures:
             yield self
             return
         views, copies = self.pixels.tensor_split([len(self.labels)])
-        target = [None] * count if self.target is None else self.target.tensor_split(count)
-        for place, (own_views, own_copies) in enumerate(
-            zip(views.tensor_split(count), copies.tensor_split(count), strict=True)
-        ):
-            yield replace(
-                self,
-                pixels=torch.cat([own_views, own_copies]),
-                labels=self.labels.tensor_split(count)[place],
-                target=target[place],
-            )
+        targets = [None] * count if self.target is None else self.target.tensor_split(count)
+        parts = (part.tensor_split(count) for part in (views, copies, self.labels))
+        for own_views, own_copies, labels, target in zip(*parts, targets, strict=True):
+            yield replace(self, pixels=torch.cat([own_views, own_copies]), labels=labels, target=target)
 
 
 def make_pictures(step: Step, goal: Goal) -> Pictures:

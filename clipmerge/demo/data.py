@@ -6,12 +6,11 @@ are four single styles at greater strength. Computed in float64 and rounded once
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import torch
+from torch import Tensor
+from torch.nn.functional import affine_grid, grid_sample
 
 from clipmerge.images.digits import SIZE, as_rgb, read_digits
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 TEMPLATE: str = "a photo of a {}."
 """Template of the class prompts; also the most frequent caption."""
@@ -27,8 +26,6 @@ _SHIFT_SEED = 1
 
 def shuffled_digits() -> tuple[Tensor, Tensor]:
     """All clean digits, always in the same order: ink in [0, 1], shape (N, 1, SIZE, SIZE), and digits 0 to 9, (N,)."""
-    import torch
-
     ink, digits = read_digits()
     order = torch.randperm(len(digits), generator=torch.Generator().manual_seed(_SPLIT_SEED))
     return ink[order], digits[order]
@@ -36,8 +33,6 @@ def shuffled_digits() -> tuple[Tensor, Tensor]:
 
 def ink_of(split: str) -> tuple[Tensor, Tensor]:
     """The digits of ``train``, ``calibration`` or ``test``, which are disjoint; see `shuffled_digits`."""
-    import torch
-
     ink, digits = (torch.split(values, list(_SPLITS.values())) for values in shuffled_digits())
     number = list(_SPLITS).index(split)
     return ink[number], digits[number]
@@ -45,8 +40,6 @@ def ink_of(split: str) -> tuple[Tensor, Tensor]:
 
 def shifted_pixels(shift: str, ink: Tensor) -> Tensor:
     """Apply one shift to clean digits, always with the same result; float64 like the ink."""
-    import torch
-
     generator = torch.Generator().manual_seed(_SHIFT_SEED)
     count = len(ink)
     if shift == "noise":
@@ -63,9 +56,6 @@ def shifted_pixels(shift: str, ink: Tensor) -> Tensor:
 
 def posed(pixels: Tensor, degrees: Tensor, zoom: Tensor, offset: Tensor) -> Tensor:
     """Rotate, zoom and move each image about its centre; outside, its edge is repeated."""
-    import torch
-    from torch.nn.functional import affine_grid, grid_sample
-
     cosine, sine = torch.cos(torch.deg2rad(degrees)) / zoom, torch.sin(torch.deg2rad(degrees)) / zoom
     rows = [torch.stack([cosine, -sine, offset[:, 0]], dim=1), torch.stack([sine, cosine, offset[:, 1]], dim=1)]
     grid = affine_grid(torch.stack(rows, dim=1), list(pixels.shape), align_corners=False)
@@ -74,8 +64,6 @@ def posed(pixels: Tensor, degrees: Tensor, zoom: Tensor, offset: Tensor) -> Tens
 
 def blurred(pixels: Tensor, sigma: Tensor) -> Tensor:
     """Blur each image with a Gaussian of its own width; sigma has shape (N,), in pixels."""
-    import torch
-
     axis = torch.arange(SIZE, dtype=pixels.dtype)
     distance = (axis[:, None] - axis[None, :]) / sigma[:, None, None]
     weights = torch.softmax(-0.5 * distance**2, dim=-1).unsqueeze(1)

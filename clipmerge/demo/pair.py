@@ -12,15 +12,14 @@ import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from clipmerge.demo import data as demo_data
 from clipmerge.demo.data import SHIFTS
 from clipmerge.errors import OutputError
 from clipmerge.images.digits import CLASS_NAMES, as_images, as_rgb
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 #: The weights of both models in 16 bits, and the files beside them in ``files``.
 MODELS = Path(__file__).parent / "models"
@@ -90,8 +89,6 @@ def _manifest() -> str:
 
 def _build(folder: Path) -> None:
     """Write both models in 32 bits, and the images, into a new folder."""
-    from safetensors.torch import load_file, save_file
-
     test, digits = demo_data.ink_of("test")  # reports a missing scikit-learn at once
     for model in ("zeroshot", "finetuned"):
         shutil.copytree(MODELS / "files", folder / model)

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
 
 from clipmerge.files.cache import replace_bytes
 
@@ -33,8 +35,6 @@ class AnswerCache:
 
     def add(self, source: str, start: int, answers: Mapping[str, Sequence[int]]) -> None:
         """Add answers to one batch by point; a folder that cannot be written costs only the resumption."""
-        from safetensors.numpy import save
-
         file = self._file(source, start)
         if file is None or not answers:
             return
@@ -43,9 +43,6 @@ class AnswerCache:
             replace_bytes(file, save(stored))
 
     def _stored(self, source: str, start: int) -> dict[str, NDArray[np.int32]]:
-        from safetensors import SafetensorError
-        from safetensors.numpy import load
-
         file = self._file(source, start)
         try:
             return {} if file is None else dict(load(file.read_bytes()))

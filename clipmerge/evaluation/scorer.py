@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from accelerate.utils import gather_object
 from numpy.typing import NDArray
+from safetensors.numpy import save
 from torch import Tensor
 
 from clipmerge.checkpoint import Inputs
@@ -183,8 +184,6 @@ def loads(batches: Iterable[_SourceBatch], most: int) -> Iterator[list[_SourceBa
 
 def write_correct(path: Path, correct: dict[str, Correct]) -> None:
     """Write whether each image was recognised as safetensors: one tensor per source, shape (points, images), bool."""
-    from safetensors.numpy import save
-
     for name in correct:
         check_source_name(name)
     path.write_bytes(save({name: np.ascontiguousarray(right) for name, right in correct.items()}))
