@@ -39,7 +39,7 @@ def add_verdict(run: Run, request: MergeRequest) -> None:
         measured = run.plan and run.plan.measurements
         bought = measure_effect(
             run.inputs,
-            shared_plan(run),
+            shared_plan(run, request.calibration),
             _held_back(run, request),
             settings_for(request.calibration),
             max_loss=request.max_loss,
@@ -101,12 +101,16 @@ def settings_for(calibration: Calibration, dtype: OutputDtype = "keep", *, of_ta
     return EvalSettings(accelerator, templates, calibration.batch_size, calibration.images_at_once, dtype=dtype)
 
 
-def shared_plan(run: Run) -> Plan:
+def shared_plan(run: Run, calibration: Calibration) -> Plan:
     """Give every process the main one's plan, without its measurements, which are as large as the model."""
     from accelerate.utils import broadcast_object_list
 
+    from clipmerge.distributed import accelerator_for, together
+
+    accelerator_for(calibration.device)  # else accelerate lets the processes join on a device of its own choice
     decided: list[Any] = [run.plan and run.plan.model_copy(update={"measurements": None})]
-    broadcast_object_list(decided)
+    with together():
+        broadcast_object_list(decided)
     return decided[0]  # type: ignore[no-any-return]
 
 
@@ -136,7 +140,7 @@ def add_other_task_scores(run: Run, request: MergeRequest) -> None:
             if images is not None:
                 say_all(run.progress, note_shared(prints, {f"--data {images.source}": Fingerprints(images)}))
         settings = settings_for(request.calibration, of_tasks=True)
-        kept = measure_other_tasks(run.inputs, shared_plan(run), tasks, settings, run.progress)
+        kept = measure_other_tasks(run.inputs, shared_plan(run, request.calibration), tasks, settings, run.progress)
         run.plan = run.plan and run.plan.model_copy(update={"kept": kept})
 
 

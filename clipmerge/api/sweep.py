@@ -325,7 +325,7 @@ def _plan_points(
         if plan is None:
             run = prepare(request.merge_request(recipe), progress, known=known, judged=False)
             runs.append(run)
-            plan = shared_plan(run)
+            plan = shared_plan(run, request.calibration)
             if kept is not None and run.is_main:
                 kept.keep_plan(request, recipe, plan)
         key = weights_key(plan, inputs)

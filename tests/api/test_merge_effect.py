@@ -21,7 +21,7 @@ from clipmerge.api._merge_effect import add_verdict
 from clipmerge.api._requests import check_request
 from clipmerge.api.apply import write_merge
 from clipmerge.api.plan import prepare
-from clipmerge.errors import UsageError, VerdictError
+from clipmerge.errors import MeasureError, UsageError, VerdictError
 from clipmerge.evaluation.probe import RELATED, UNRELATED, corrupted
 from clipmerge.images.dataset import LabelledImages, load_images
 from clipmerge.images.held_back import sample_and_hold_back
@@ -246,6 +246,17 @@ def test_few_images_tell_nothing_and_two_are_not_split(pair: Folders, tmp_path: 
     assert warning == ("what the merge bought could not be measured: there are too few images to hold any back")
     with pytest.raises(VerdictError, match=r"nothing was written \(--strict\)"):
         prepare(request_for(pair, "straggler-outlier", *QUICK, data=images, strict=True))
+
+
+def test_a_process_that_is_gone_when_the_plan_is_shared_is_named(
+    pair: Folders, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lost(_: list[Any]) -> None:
+        raise RuntimeError("[gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:1")
+
+    monkeypatch.setattr("accelerate.utils.broadcast_object_list", lost)
+    with pytest.raises(MeasureError, match="another process of this run ended"):
+        prepare(request_for(pair, "wise-ft", data=photos))
 
 
 def test_a_merge_that_cannot_be_evaluated_is_still_made(pair: Folders, photos: Path, tmp_path: Path) -> None:
