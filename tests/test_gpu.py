@@ -16,9 +16,9 @@ from clipmerge.planning.measurements import Measurements
 from clipmerge.plugins import load_plugin
 from tests.support.command import start
 from tests.support.small_objective import make_batches, objective_for
+from tests.support.tiny_clip import Folders
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
-Folders = tuple[Path, Path]
 SIZES = (4, 4, 3)
 
 

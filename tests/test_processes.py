@@ -33,6 +33,7 @@ from tests.support.command import clipmerge, done, refused, start
 from tests.support.counted import counted
 from tests.support.lose_a_process import LOST
 from tests.support.several import several
+from tests.support.tiny_clip import Folders
 
 
 @pytest.mark.parametrize(
@@ -224,7 +225,6 @@ def test_the_first_process_that_is_ended_says_so(tmp_path: Path, monkeypatch: py
     assert signal.getsignal(signal.SIGTERM) is not signal.SIG_IGN
 
 
-Folders = tuple[Path, Path]
 ROOT = Path(__file__).parents[1]
 SECONDS_TO_END = 60
 # half of the layers are stragglers, so that they get the mask that ranks gradients summed over processes

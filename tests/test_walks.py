@@ -21,8 +21,8 @@ from clipmerge.planning.plan import Plan
 from clipmerge.request import MergeRequest, Run
 from tests.support.command import clipmerge
 from tests.support.image_files import png
+from tests.support.tiny_clip import Folders
 
-Folders = tuple[Path, Path]
 ALPHA = 0.3141
 PACKAGE = "clipmerge."
 

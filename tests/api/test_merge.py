@@ -106,7 +106,7 @@ def test_tasks_that_cannot_be_measured_are_a_warning(pair: Folders, images: Path
 WEIGHT = "text_model.encoder.layers.0.mlp.fc1.weight"
 
 
-def spoilt(folder: Path, which: int, value: float) -> tuple[Path, Path]:
+def spoilt(folder: Path, which: int, value: float) -> Folders:
     """A pair with one entry of one weight set."""
     pair = save_pair(folder)
     weight = load_file(pair[which] / "model.safetensors")[WEIGHT]

@@ -17,9 +17,9 @@ from clipmerge.api._in_memory import _origin, as_sources, with_state_key
 from clipmerge.errors import UsageError
 from clipmerge.progress import Progress
 from tests.support import tiny_open_clip
+from tests.support.tiny_clip import Folders
 from tests.support.tiny_families import TINY, perturb
 
-Folders = tuple[Path, Path]
 QUIET: dict[str, Any] = {"progress": Progress()}
 #: Settings with which a measure and a method are quick.
 QUICK: dict[str, Any] = {"set": {"measure.nodes": 1, "measure.tolerance": 100, "method.bootstraps": 5}}

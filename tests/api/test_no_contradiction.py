@@ -24,7 +24,7 @@ from clipmerge.request import Calibration, MergeRequest
 from tests.support.claims import check_advice, check_combined, check_effect, check_verdict, check_weights, text_of
 from tests.support.command import clipmerge, done
 from tests.support.merge_records import printed
-from tests.support.tiny_clip import save_family
+from tests.support.tiny_clip import Folders, save_family
 
 RECIPES = sorted(path.stem for path in (Path(__file__).parents[2] / "recipes").glob("*.yaml"))
 LOOSE = ["measure.nodes=2", "method.threshold=1", "method.mirror=0", "method.stability=0.3"]
@@ -77,7 +77,7 @@ def family(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, ...]:
     swapped=st.booleans(),
 )
 def test_what_is_written_is_what_the_plan_says(
-    pair: tuple[Path, Path],
+    pair: Folders,
     family: tuple[Path, ...],
     images: Path,
     tmp_path: Path,
@@ -148,7 +148,7 @@ def test_what_is_written_is_what_the_plan_says(
 
 
 @pytest.fixture(scope="module")
-def told(pair: tuple[Path, Path], images: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def told(pair: Folders, images: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """The record of a merge that measured, held back and looked for stragglers."""
     out = tmp_path_factory.mktemp("told") / "out"
     sets = ["--set", "measure.steps=2", "--images", 12, "--batch-size", 3]

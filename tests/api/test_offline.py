@@ -9,8 +9,8 @@ from clipmerge.images.dataset import load_images
 from tests.support.command import done
 from tests.support.hub_double import FakeHub, upload
 from tests.support.image_files import save_hub_parquet
+from tests.support.tiny_clip import Folders
 
-Folders = tuple[Path, Path]
 CARS = "hf://datasets/acme/cars"
 
 

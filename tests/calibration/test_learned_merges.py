@@ -11,16 +11,14 @@ from safetensors.torch import load_file
 
 from clipmerge.planning.recipe import recipe_text
 from tests.support.command import done
-from tests.support.tiny_clip import save_images
+from tests.support.tiny_clip import Folders, save_images
 
 # the zero-shot model of these tests knows nothing, and nothing would be learned
 FEW = ("--set", "measure.steps=4", "--set", "measure.divergence=predictions", "--batch-size", 8)
 
 
 @pytest.fixture(scope="module")
-def merged(
-    pair: tuple[Path, Path], images: Path, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Path, dict[str, Any]]:
+def merged(pair: Folders, images: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     """A merge by the recipe, with few steps."""
     output = tmp_path_factory.mktemp("auto") / "merged"
     options = [*FEW, "--data", images, "--format", "json"]
@@ -40,7 +38,7 @@ def test_a_merge_by_the_recipe_tells_numbers(merged: tuple[Path, dict[str, Any]]
 
 
 def test_plan_and_apply_give_the_bytes_of_merge(
-    merged: tuple[Path, dict[str, Any]], pair: tuple[Path, Path], images: Path, tmp_path: Path
+    merged: tuple[Path, dict[str, Any]], pair: Folders, images: Path, tmp_path: Path
 ) -> None:
     done("plan", *pair, "--recipe", "auto", *FEW, "--data", images, "--output", tmp_path / "plan.json")
     for plan in (tmp_path / "plan.json", merged[0] / "plan" / "plan.json"):

@@ -18,6 +18,7 @@ from clipmerge.errors import CheckpointError
 from tests.support.command import clipmerge, done, one_line, refused
 from tests.support.hub_double import FakeHub, upload
 from tests.support.raw_safetensors import shard
+from tests.support.tiny_clip import Folders
 from tests.test_parallel import merged
 
 LINEAR = ["q_proj", "fc1", "visual_projection"]
@@ -43,7 +44,6 @@ def configure(adapter: Path, **changes: Any) -> Path:
 
 
 Q = "vision_model.encoder.layers.0.self_attn.q_proj.weight"
-Folders = tuple[Path, Path]
 pytestmark = pytest.mark.filterwarnings("ignore")  # of peft
 CONFIGS: dict[str, dict[str, Any]] = {
     "plain": {},

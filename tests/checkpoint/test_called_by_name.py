@@ -24,9 +24,9 @@ from clipmerge.checkpoint import align_checkpoints, open_checkpoint
 from clipmerge.models import model_for
 from tests.support.command import Outcome, clipmerge, refused
 from tests.support.tasks import inputs_of
+from tests.support.tiny_clip import Folders
 from tests.support.tiny_open_clip import ARCHITECTURES, VISION, build, model_config, save_open_clip_pair, stir
 
-Folders = tuple[Path, Path]
 Weights = dict[str, Tensor]
 OPEN_CLIP = "open_clip_model.safetensors"
 

@@ -17,8 +17,8 @@ from clipmerge.models.building import build_model
 from tests.support.command import one_line
 from tests.support.raw_safetensors import edit, rename_keys
 from tests.support.tasks import inputs_of
+from tests.support.tiny_clip import Folders
 
-Folders = tuple[Path, Path]
 KEY = "vision_model.encoder.layers.1.mlp.fc1.weight"
 TEXT_IDS = "text_model.embeddings.position_ids"
 SIDES = pytest.mark.parametrize("side", ["vision", "text"])

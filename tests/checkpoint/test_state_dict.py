@@ -25,8 +25,8 @@ from clipmerge.errors import CheckpointError
 from tests.support.command import clipmerge, done, one_line, refused
 from tests.support.hub_double import FakeHub, upload
 from tests.support.raw_safetensors import shard
+from tests.support.tiny_clip import Folders
 
-Folders = tuple[Path, Path]
 TENSORS = {
     "scalar": torch.tensor(2.5),
     "matrix": torch.arange(12.0).reshape(3, 4),

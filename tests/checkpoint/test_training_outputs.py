@@ -22,8 +22,8 @@ from clipmerge.checkpoint import open_checkpoint
 from clipmerge.errors import CheckpointError
 from tests.support.command import clipmerge, done, refused
 from tests.support.tasks import inputs_of
+from tests.support.tiny_clip import Folders
 
-Folders = tuple[Path, Path]
 Weights = dict[str, Tensor]
 
 

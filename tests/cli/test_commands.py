@@ -189,7 +189,7 @@ def test_inspect_says_how_far_each_layer_moved(pair: Folders) -> None:
         size = sum(float((zeroshot[n].double() ** 2).sum()) for n in names)
         assert layer["change"] == pytest.approx((moved / size) ** 0.5, rel=1e-5)
     assert "The two match: they can be merged." in done("inspect", *pair).out
-    done("inspect", *pair, "--no-weights").out.endswith("dtypes match; the weights were not read.\n")
+    assert done("inspect", *pair, "--no-weights").out.endswith("dtypes match; the weights were not read.\n")
 
 
 def test_inspect_lists_what_does_not_fit(pair: Folders, tmp_path: Path) -> None:

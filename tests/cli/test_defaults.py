@@ -9,8 +9,7 @@ import pytest
 from clipmerge.cli._defaults import Defaults, applied, read_defaults
 from clipmerge.errors import UsageError
 from tests.support.command import clipmerge, done, refused
-
-Folders = tuple[Path, Path]
+from tests.support.tiny_clip import Folders
 
 
 @pytest.fixture(autouse=True)

@@ -19,8 +19,8 @@ from clipmerge.errors import HubError
 from clipmerge.files.staging import staged
 from tests.support.command import clipmerge, done, refused
 from tests.support.counted import counted
+from tests.support.tiny_clip import Folders
 
-Folders = tuple[Path, Path]
 ENDED = "ended from outside (SIGTERM; a launcher sends it to all processes of a run when one of them fails)"
 STOPS = pytest.mark.parametrize(
     ("number", "code", "how"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, ENDED)]

@@ -72,9 +72,6 @@ def test_what_cannot_be_is_refused(pair: Folders, tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-Pair = tuple[Path, Path]
-
-
 @pytest.fixture(scope="module")
 def shifted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_images(tmp_path_factory.mktemp("shifted"), each=7, seed=5)
@@ -126,7 +123,7 @@ def test_a_name_that_no_tensor_can_have_is_refused(flag: str, name: str, said: s
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_output_among_the_images_is_refused(pair: Pair, images: Path, tmp_path: Path) -> None:
+def test_an_output_among_the_images_is_refused(pair: Folders, images: Path, tmp_path: Path) -> None:
     source = save_images(tmp_path / "images", each=2, seed=9)
     before = sorted(tmp_path.rglob("*"))
     words = ["sweep", *pair, "--id", f"val={images}", "--ood", source, "-o", source / "sweep"]
@@ -135,13 +132,13 @@ def test_an_output_among_the_images_is_refused(pair: Pair, images: Path, tmp_pat
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def arguments(pair: Pair, images: Path, shifted: Path, output: Path, *more: str) -> list[str]:
+def arguments(pair: Folders, images: Path, shifted: Path, output: Path, *more: str) -> list[str]:
     words = ["sweep", *map(str, pair), "--id", f"val={images}", "--ood", f"far={shifted}", "--alphas", "0,1"]
     return [*words, "--output", str(output), *more]
 
 
 @pytest.mark.slow
-def test_two_processes_find_the_same(pair: Pair, images: Path, shifted: Path, tmp_path: Path) -> None:
+def test_two_processes_find_the_same(pair: Folders, images: Path, shifted: Path, tmp_path: Path) -> None:
     data = str(save_images(tmp_path / "calibration", each=6, seed=6))
     more = ("--data", data, "--device", "cpu", "--recipe", "straggler-outlier", "--recipe", "lines")
     words = [*arguments(pair, images, shifted, tmp_path / "out"), *more, "--batch-size", "4"]

@@ -8,8 +8,7 @@ import pytest
 from clipmerge.cli._help import complete_recipe, examples
 from clipmerge.cli.app import COMMANDS
 from tests.support.command import clipmerge, done, printed, refused
-
-Folders = tuple[Path, Path]
+from tests.support.tiny_clip import Folders
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 
 from tests.support.command import clipmerge, done, refused
 from tests.support.raw_safetensors import edit
+from tests.support.tiny_clip import Folders
 
-Folders = tuple[Path, Path]
 KEY = "vision_model.encoder.layers.1.mlp.fc1.weight"
 
 
@@ -100,7 +100,7 @@ def test_what_is_missing_is_usage(arguments: tuple[str, ...], message: str) -> N
 
 
 def test_no_command_at_all_shows_the_help() -> None:
-    done("--version").out.startswith("clipmerge ")
+    assert done("--version").out.startswith("clipmerge ")
     outcome = clipmerge()
     assert outcome.code == 2
     assert "Commands:" in outcome.out

@@ -17,6 +17,7 @@ from clipmerge.errors import CheckpointError, printable
 from tests.support.command import clipmerge, done
 from tests.support.counted import counted
 from tests.support.image_files import png
+from tests.support.tiny_clip import Folders
 
 
 def test_a_reader_that_has_gone_ends_a_command_quietly() -> None:
@@ -62,9 +63,7 @@ def test_a_terminal_gets_paragraphs_of_its_width_and_commands_whole(
     assert max(map(len, rest)) <= 40
 
 
-def test_other_processes_print_nothing(
-    pair: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_other_processes_print_nothing(pair: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A launcher starts several; the main one speaks and writes."""
     plan = tmp_path / "plan.json"
     done("plan", *pair, "-r", "wise-ft", "-o", plan)
@@ -99,14 +98,14 @@ def offline(*arguments: object, **environment: str) -> subprocess.CompletedProce
 
 
 @pytest.mark.slow
-def test_a_local_merge_opens_no_connection(pair: tuple[Path, Path], images: Path, tmp_path: Path) -> None:
+def test_a_local_merge_opens_no_connection(pair: Folders, images: Path, tmp_path: Path) -> None:
     merged = offline("merge", *pair, "--recipe", "wise-ft", "--output", tmp_path / "out")
     assert merged.returncode == 0, merged.stderr
     measured = offline("evaluate", pair[0], "--data", images, "--format", "quiet")
     assert measured.returncode == 0, measured.stderr
 
 
-def test_offline_is_honoured_and_the_blocking_works(pair: tuple[Path, Path]) -> None:
+def test_offline_is_honoured_and_the_blocking_works(pair: Folders) -> None:
     found = offline("inspect", "acme/nothing", HF_HUB_OFFLINE="1")
     assert found.returncode == 1
     assert "HF_HUB_OFFLINE is set, and it is not in the cache" in found.stderr
@@ -119,7 +118,7 @@ AS_ANYBODY = ["setpriv", "--bounding-set", "-dac_override,-dac_read_search"] if 
 
 
 @pytest.fixture
-def locked(pair: tuple[Path, Path], tmp_path: Path) -> Iterator[Path]:
+def locked(pair: Folders, tmp_path: Path) -> Iterator[Path]:
     shutil.copytree(pair[1], tmp_path / "folder" / "model")
     shutil.copytree(pair[1], tmp_path / "weights")
     (tmp_path / "record").mkdir()
@@ -150,7 +149,7 @@ def locked(pair: tuple[Path, Path], tmp_path: Path) -> Iterator[Path]:
         ("report", "HERE/record"),
     ],
 )
-def test_what_may_not_be_read_is_one_line(locked: Path, pair: tuple[Path, Path], arguments: tuple[str, ...]) -> None:
+def test_what_may_not_be_read_is_one_line(locked: Path, pair: Folders, arguments: tuple[str, ...]) -> None:
     filled = [
         text.replace("HERE", str(locked)).replace("ZEROSHOT", str(pair[0])).replace("FINETUNED", str(pair[1]))
         for text in arguments
@@ -183,7 +182,7 @@ def test_a_text_is_made_printable() -> None:
     assert str(CheckpointError(f"{EVIL}\n")) == printable(EVIL) + " "
 
 
-def test_paths_notes_and_tables(copies: tuple[Path, Path]) -> None:
+def test_paths_notes_and_tables(copies: Folders) -> None:
     zeroshot, finetuned = copies
     name = f"[red]a:key:b{EVIL}"  # neither markup nor an emoji
     strange = finetuned.rename(finetuned.parent / name)
@@ -196,7 +195,7 @@ def test_paths_notes_and_tables(copies: tuple[Path, Path]) -> None:
 
 
 @pytest.mark.skipif(os.name == "nt" or sys.platform == "darwin", reason="such names are not allowed there")
-def test_paths_that_are_not_utf8(copies: tuple[Path, Path], tmp_path: Path) -> None:
+def test_paths_that_are_not_utf8(copies: Folders, tmp_path: Path) -> None:
     zeroshot, finetuned = copies
     strange, output = (tmp_path / os.fsdecode(name) for name in (b"\xff\xfe", b"out\xff"))
     finetuned.rename(strange)
@@ -217,7 +216,7 @@ def test_paths_that_are_not_utf8(copies: tuple[Path, Path], tmp_path: Path) -> N
         ("merge {0} {1} --recipe wise-ft --output out", "error: the working folder is gone or cannot be read ("),
     ],
 )
-def test_a_working_folder_that_is_gone(pair: tuple[Path, Path], tmp_path: Path, command: str, told: str) -> None:
+def test_a_working_folder_that_is_gone(pair: Folders, tmp_path: Path, command: str, told: str) -> None:
     command = command.format(*pair)
     script = f"cd {tmp_path}/x && rmdir {tmp_path}/x && exec {sys.executable} -m clipmerge {command}"
     (tmp_path / "x").mkdir()

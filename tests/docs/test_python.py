@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from clipmerge.planning import recipe
-from tests.support.tiny_clip import save_images
+from tests.support.tiny_clip import Folders, save_images
 
 ROOT = Path(__file__).parents[2]
 GUIDE = ROOT / "docs" / "python.md"
@@ -27,11 +27,7 @@ recipe.recipe_text = lambda name: re.sub(r"steps: \\d+", "steps: 20", shipped(na
 @pytest.mark.uncounted
 @pytest.mark.filterwarnings("default")
 def test_the_guides_code_runs_in_order(
-    pair: tuple[Path, Path],
-    images: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    pair: Folders, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name, source in (("zeroshot", pair[0]), ("finetuned", pair[1]), ("val", images)):
         shutil.copytree(source, tmp_path / name)

@@ -15,7 +15,7 @@ from clipmerge.cli.app import app
 from clipmerge.planning import recipe
 from tests.support.command import done
 from tests.support.hub_double import serving, upload
-from tests.support.tiny_clip import save_images
+from tests.support.tiny_clip import Folders, save_images
 
 ROOT = Path(__file__).parents[2]
 #: In the order in which their commands run; what one writes, a later one reads.
@@ -39,7 +39,7 @@ PROGRAM = {"clipmerge": "clipmerge", "torchrun": "torch.distributed.run"}
 
 
 @pytest.fixture(scope="module")
-def workplace(pair: tuple[Path, Path], images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def workplace(pair: Folders, images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the names that the pages use."""
     folder = tmp_path_factory.mktemp("pages")
     for name, source in (("zeroshot", pair[0]), ("finetuned", pair[1]), ("val", images)):
@@ -64,7 +64,7 @@ def run(line: str, folder: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.uncounted
 def test_the_commands_run_in_order(
-    workplace: Path, pair: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    workplace: Path, pair: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lines = [line for line in LINES if line.startswith("clipmerge ")]
     assert len(lines) >= 14

@@ -11,7 +11,7 @@ from clipmerge.evaluation.accuracy import evaluate_sources
 from clipmerge.evaluation.settings import EvalSettings, named_sources, parse_named_source
 from clipmerge.progress import Progress
 from tests.support.command import clipmerge, refused
-from tests.support.tiny_clip import CLASSES, save_images
+from tests.support.tiny_clip import CLASSES, Folders, save_images
 
 
 def accuracy_by_hand(folder: Path, images: Path, templates: tuple[str, ...]) -> float:
@@ -34,9 +34,7 @@ def accuracy_by_hand(folder: Path, images: Path, templates: tuple[str, ...]) -> 
 
 
 @pytest.mark.parametrize("templates", [("a photo of a {}.",), ("a photo of a {}.", "an old {}", "{}")])
-def test_accuracy_is_that_of_the_obvious_loop(
-    pair: tuple[Path, Path], images: Path, templates: tuple[str, ...]
-) -> None:
+def test_accuracy_is_that_of_the_obvious_loop(pair: Folders, images: Path, templates: tuple[str, ...]) -> None:
     record, _ = evaluate_sources(
         str(pair[1]),
         {"val": str(images)},
@@ -47,7 +45,7 @@ def test_accuracy_is_that_of_the_obvious_loop(
     assert record["accuracy"]["val"] == pytest.approx(accuracy_by_hand(pair[1], images, templates))
 
 
-def test_what_is_no_whole_checkpoint_is_refused(pair: tuple[Path, Path], images: Path, tmp_path: Path) -> None:
+def test_what_is_no_whole_checkpoint_is_refused(pair: Folders, images: Path, tmp_path: Path) -> None:
     bare = tmp_path / "weights.safetensors"
     bare.write_bytes((pair[0] / "model.safetensors").read_bytes())
     CLIPModel.from_pretrained(pair[1]).vision_model.save_pretrained(tmp_path / "tower")

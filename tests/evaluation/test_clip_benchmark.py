@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 from tests.support.benchmark_sets import save_files
 from tests.support.command import done
 from tests.support.image_files import save_tar
+from tests.support.tiny_clip import Folders
 from tests.support.tiny_open_clip import model_config, save_open_clip_pair
 
 MISSING = "the package clip-benchmark is missing: pip install 'clipmerge[dev]'"
@@ -29,7 +30,6 @@ pytestmark = [
 ]
 NAMES = ("tench", "sea_lion", "great white shark", "cock", "hen")
 TEMPLATES = ("a bad photo of a {c}.", "a photo of the {c}.", "{c}")
-Folders = tuple[Path, Path]
 
 
 @pytest.fixture(scope="module")

@@ -22,8 +22,8 @@ from clipmerge.models.building import build_model
 from clipmerge.progress import Progress
 from clipmerge.request import Run
 from tests.support.tasks import inputs_of, request_for
+from tests.support.tiny_clip import Folders
 
-Folders = tuple[Path, Path]
 LACKING = "text_model.final_layer_norm.bias"
 
 
@@ -55,7 +55,7 @@ def test_a_recipe_that_drops_parameters_is_no_point_of_the_curve(uneven: Folders
     assert written[0] - written[1] == {LACKING}
 
 
-def test_a_weight_that_overflows_is_named_with_its_alpha(pair: tuple[Path, Path]) -> None:
+def test_a_weight_that_overflows_is_named_with_its_alpha(pair: Folders) -> None:
     inputs = inputs_of(pair)
     moving = MovingModel(build_model(inputs), inputs, torch.device("cpu"), dtype="float16")
     with pytest.raises(CheckpointError, match=r"^tensor \S+ overflows at alpha 1e\+09; give --alphas in \[0, 1\]$"):
@@ -84,9 +84,7 @@ def test_answers_to_the_same_images_are_found_again(tmp_path: Path) -> None:
     assert cache.read("a", 0, 2, ["alpha 0.0"])["alpha 0.0"].tolist() == [3, 1]
 
 
-def test_where_all_answers_of_a_point_are_known_the_model_stays(
-    pair: tuple[Path, Path], images: Path, tmp_path: Path
-) -> None:
+def test_where_all_answers_of_a_point_are_known_the_model_stays(pair: Folders, images: Path, tmp_path: Path) -> None:
     inputs, loaded = inputs_of(pair), {"a": load_images(str(images)).sample(6, 0)}
     cache, moved = AnswerCache(tmp_path, {"a": "images of a"}), list[float]()
 

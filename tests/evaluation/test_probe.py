@@ -17,7 +17,7 @@ from clipmerge.images.dataset import LabelledImages, load_images
 from clipmerge.images.store import image_files
 from clipmerge.models.building import build_model
 from tests.support.tasks import inputs_of
-from tests.support.tiny_clip import save_images
+from tests.support.tiny_clip import Folders, save_images
 
 
 @pytest.fixture
@@ -169,9 +169,7 @@ def test_the_mean_is_taken_image_by_image() -> None:
             assert means[model, at] == pytest.approx(sum(met) / len(met))
 
 
-def test_images_are_scaled_to_the_models_size_before_they_are_corrupted(
-    pair: tuple[Path, Path], tmp_path: Path
-) -> None:
+def test_images_are_scaled_to_the_models_size_before_they_are_corrupted(pair: Folders, tmp_path: Path) -> None:
     images = load_images(str(save_images(tmp_path / "images", each=3)))  # 36 x 40
     inputs = inputs_of(pair)
     assert side_of(build_model(inputs)) == 32  # the processor's

@@ -19,9 +19,9 @@ from clipmerge.families import families, family_of
 from tests.support.command import done
 from tests.support.raw_safetensors import rename_keys
 from tests.support.tasks import inputs_of, request_for
+from tests.support.tiny_clip import Folders
 from tests.support.tiny_families import TINY
 
-Folders = tuple[Path, Path]
 Pairs = Callable[[str], Folders]
 
 

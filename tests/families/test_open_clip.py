@@ -17,6 +17,7 @@ from tests.conversion.test_conversion import features, same
 from tests.support import tiny_open_clip
 from tests.support.command import clipmerge, done, refused
 from tests.support.hub_double import FakeHub, upload
+from tests.support.tiny_clip import Folders
 from tests.support.tiny_open_clip import (
     ARCHITECTURES,
     bert_text,
@@ -27,7 +28,6 @@ from tests.support.tiny_open_clip import (
     save_open_clip_pair,
 )
 
-Folders = tuple[Path, Path]
 WEIGHTS = "open_clip_model.safetensors"
 ALL_THE_WAY = ("--recipe", "wise-ft", "--set", "method.alpha=1")
 

@@ -17,8 +17,8 @@ from tests.support.command import Outcome, clipmerge, refused
 from tests.support.hub_double import FakeHub, put, serving
 from tests.support.image_files import save_hub_parquet
 from tests.support.merged_output import save_output
+from tests.support.tiny_clip import Folders
 
-Pair = tuple[Path, Path]
 TIMEOUT = 0.3  # seconds that a request waits for an answer which does not come
 MOST = 20  # times that a command may send the request which fails: the client tries six times, and clipmerge three
 
@@ -101,7 +101,7 @@ class Bench:
 
     hub: FakeHub
     folder: Path
-    pair: Pair
+    pair: Folders
     merged: Path
     made: list[Path] = field(default_factory=list)
 
@@ -130,7 +130,7 @@ def cars(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 
 
 @pytest.fixture
-def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pair: Pair, cars: bytes) -> Iterator[Bench]:
+def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pair: Folders, cars: bytes) -> Iterator[Bench]:
     (tmp_path / "work").mkdir()
     merged = save_output(pair[1], tmp_path / "work" / "merged")
     with serving(tmp_path, monkeypatch) as hub:

@@ -14,7 +14,7 @@ from clipmerge.images.dataset import LabelledImages, load_images
 from clipmerge.images.held_back import copies_note, held_back_positions, sample_and_hold_back, without_copies
 from clipmerge.images.store import ImageList, Pixels
 from tests.support.command import done
-from tests.support.tiny_clip import save_images
+from tests.support.tiny_clip import Folders, save_images
 
 
 def labelled(labels: tuple[int, ...]) -> LabelledImages:
@@ -95,7 +95,7 @@ def test_an_image_that_is_there_twice_is_not_both_seen_and_held_back(tmp_path: P
     assert len(names(samples.held_back)) == 24
 
 
-def test_copies_are_said_and_counted(pair: tuple[Path, Path], tmp_path: Path) -> None:
+def test_copies_are_said_and_counted(pair: Folders, tmp_path: Path) -> None:
     folder = save_images(tmp_path / "images", each=4)
     for number, path in enumerate(sorted(folder.glob("*/0.png"))):
         path.with_name(f"again-{number}.png").write_bytes(path.read_bytes())

@@ -15,8 +15,8 @@ from clipmerge.checkpoint import open_checkpoint
 from clipmerge.errors import CheckpointError, UsageError
 from tests.support.command import clipmerge, done
 from tests.support.raw_safetensors import edit, shard
+from tests.support.tiny_clip import Folders
 
-Folders = tuple[Path, Path]
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 MIXED = [("float32", "float16"), ("float16", "float32"), ("float32", "bfloat16"), ("bfloat16", "float16")]
 

@@ -24,6 +24,7 @@ from clipmerge.merging.stream import merged_tensors
 from clipmerge.merging.tensor import merge_tensor
 from clipmerge.planning.layer_plan import LayerPlan
 from tests.support.tasks import inputs_of, plan_with
+from tests.support.tiny_clip import Folders
 
 FLOATS = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 EASY = settings(max_examples=60, deadline=None)
@@ -213,7 +214,6 @@ def test_small_singular_values_are_as_exact_as_large_ones() -> None:
     assert np.allclose(found.numpy(), expected, rtol=1e-8, atol=1e-14)
 
 
-Folders = tuple[Path, Path]
 # Runs commands, and tells which of the modules that they have no use for were imported all the same.
 LIGHT = """
 import contextlib, json, sys

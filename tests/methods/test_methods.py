@@ -15,8 +15,8 @@ from clipmerge.methods.learned import _chosen
 from clipmerge.planning.measurements import HeldBackChoice
 from tests.support.raw_safetensors import edit
 from tests.support.tasks import decide, merged, task_of
+from tests.support.tiny_clip import Folders
 
-Folders = tuple[Path, Path]
 BLOCKS = 3
 
 

@@ -1,7 +1,6 @@
 """straggler-outlier, its variants and its control: masks, errors in their own names, and the choice of stand-ins."""
 
 import dataclasses
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,11 +13,12 @@ from clipmerge.planning.measurements import Measurements, Statistic
 from clipmerge.plugins import check_options
 from tests.support import tasks
 from tests.support.tasks import inputs_of, task_of
+from tests.support.tiny_clip import Folders
 
 STRAGGLERS = ("vision.1.mlp", "text.0.attn")
 
 
-def task_with(pair: tuple[Path, Path], stragglers: tuple[str, ...] = STRAGGLERS, seed: int = 0) -> Task:
+def task_with(pair: Folders, stragglers: tuple[str, ...] = STRAGGLERS, seed: int = 0) -> Task:
     """Made-up barriers in which some layers stand far out, and a gradient of ones."""
     opened = inputs_of(pair)
     layers = Task(opened).layers
@@ -39,7 +39,7 @@ def decide(task: Task, method: str, **options: object) -> Decision:
     return tasks.decide(task, method, bootstraps=20, **options)
 
 
-def norms(pair: tuple[Path, Path], task: Task) -> dict[str, float]:
+def norms(pair: Folders, task: Task) -> dict[str, float]:
     zeroshot, finetuned = (load_file(folder / "model.safetensors") for folder in pair)
     return {
         layer: np.linalg.norm(np.concatenate([(finetuned[n] - zeroshot[n]).double().numpy().ravel() for n in names]))
@@ -52,7 +52,7 @@ def stand_ins(decision: Decision, like: Decision) -> list[str]:
     return [layer for layer, entry in decision.layers.items() if entry.model_dump(exclude={"reason"}) == edit]
 
 
-def test_the_layer_that_moved_most_nearly_as_far_gets_the_edit(pair: tuple[Path, Path]) -> None:
+def test_the_layer_that_moved_most_nearly_as_far_gets_the_edit(pair: Folders) -> None:
     task = task_with(pair)
     sparse = decide(task, "straggler-outlier", straggler_alpha=0.1, density=0.3)
     assert set(sparse.stragglers) == set(STRAGGLERS)
@@ -76,7 +76,7 @@ def test_the_layer_that_moved_most_nearly_as_far_gets_the_edit(pair: tuple[Path,
     assert all(layer in control.verdict for layer in (*chosen, *STRAGGLERS))
 
 
-def test_more_stragglers_than_other_layers_are_refused(pair: tuple[Path, Path]) -> None:
+def test_more_stragglers_than_other_layers_are_refused(pair: Folders) -> None:
     """Only layers that fine-tuning moved can stand in."""
     task = task_with((pair[0], pair[0]), seed=0)
     with pytest.raises(
@@ -96,7 +96,7 @@ UNKNOWN = r"statistic 'barier' is not measured by made-up \(barrier\)"
         ("straggler-sparse", None),
     ],
 )
-def test_errors_name_the_method_that_was_asked_for(pair: tuple[Path, Path], method: str, unknown: str | None) -> None:
+def test_errors_name_the_method_that_was_asked_for(pair: Folders, method: str, unknown: str | None) -> None:
     task = task_with(pair)
     for wrong, options, reason in (
         (task_of((*pair, pair[1]), task.measurements), {}, "takes one fine-tuned checkpoint"),
@@ -109,7 +109,7 @@ def test_errors_name_the_method_that_was_asked_for(pair: tuple[Path, Path], meth
 
 
 @pytest.mark.parametrize("method", ["straggler-outlier", "random-matched"])
-def test_a_mask_that_is_not_there_or_lacks_its_gradients_is_refused(pair: tuple[Path, Path], method: str) -> None:
+def test_a_mask_that_is_not_there_or_lacks_its_gradients_is_refused(pair: Folders, method: str) -> None:
     task = task_with(pair)
     assert task.measurements is not None
     task.measurements.gradients.clear()
@@ -120,7 +120,7 @@ def test_a_mask_that_is_not_there_or_lacks_its_gradients_is_refused(pair: tuple[
         check_options("methods", method, {"mask": "saliancy"})
 
 
-def test_another_measure_makes_no_layer_sparse(pair: tuple[Path, Path]) -> None:
+def test_another_measure_makes_no_layer_sparse(pair: Folders) -> None:
     told = r"method straggler-sparse: made-up makes no layer sparse; measure with learned-sparse, or use the method"
     with pytest.raises(RecipeError, match=told):
         tasks.decide(task_with(pair), "straggler-sparse")

@@ -13,6 +13,7 @@ from clipmerge.plugins import load_plugin
 from tests.support.command import done
 from tests.support.small_objective import Ends, Reference, make_batches, objective_for
 from tests.support.tasks import decide, task_of
+from tests.support.tiny_clip import Folders
 
 BATCHES = make_batches((4, 3))
 VISION, TEXT = "vision_model.encoder.layers.1.mlp.fc2.weight", "text_model.encoder.layers.0.self_attn.k_proj.weight"
@@ -74,9 +75,7 @@ def test_the_merge_is_least_squares_on_the_outputs(ends: Ends, found: Measuremen
     assert np.abs(merged - plain).max() > 20 * np.abs(merged - expected).max()  # or the factor says nothing
 
 
-def test_the_command_merges_and_a_plan_gives_the_same_bytes(
-    pair: tuple[Path, Path], images: Path, tmp_path: Path
-) -> None:
+def test_the_command_merges_and_a_plan_gives_the_same_bytes(pair: Folders, images: Path, tmp_path: Path) -> None:
     given = [*pair, "--recipe", "regmean", "--data", images]
     made = done("merge", *given, "--output", tmp_path / "a", "--format", "json")
     done("plan", *given, "--output", tmp_path / "plan.json")

@@ -23,7 +23,7 @@ from tests.support.command import clipmerge
 from tests.support.raw_safetensors import edit
 from tests.support.small_objective import make_batches
 from tests.support.tasks import decide, inputs_of, merged, request_for, task_of
-from tests.support.tiny_clip import CLASSES, layer_of, save_family, tiny_processor
+from tests.support.tiny_clip import CLASSES, Folders, layer_of, save_family, tiny_processor
 
 State = dict[str, Tensor]
 BATCHES = make_batches((9, 9, 6), seed=3)
@@ -136,7 +136,7 @@ def path_of(accuracies: list[float], losses: list[float]) -> Measurements:
     [({}, 0.5), ({"criterion": "loss"}, 0.75), ({"at_most": 0.4}, 0.25), ({"criterion": "loss", "at_most": 0.5}, 0.5)],
 )
 def test_the_best_alpha_is_taken_and_of_equals_the_smallest(
-    pair: tuple[Path, Path], options: dict[str, Any], alpha: float
+    pair: Folders, options: dict[str, Any], alpha: float
 ) -> None:
     task = task_of(list(pair), path_of([0.2, 0.6, 0.8, 0.8, 0.7], [3, 2, 1.5, 1, 2]))
     decision = decide(task, "wise-ft-id", **options)

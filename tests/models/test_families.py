@@ -27,10 +27,10 @@ from clipmerge.models.open_clip import _tokenizer, build_module, transform_for
 from clipmerge.models.transformers_clip import TransformersClip
 from tests.support.command import done
 from tests.support.tasks import inputs_of
+from tests.support.tiny_clip import Folders
 from tests.support.tiny_families import TINY
 from tests.support.tiny_open_clip import bert_text, model_config
 
-Folders = tuple[Path, Path]
 Pairs = Callable[[str], Folders]
 MEASURED = [name for name, tiny in TINY.items() if not tiny.base]
 FEW_RESAMPLES = ("--set", "method.bootstraps=20")

@@ -19,9 +19,9 @@ from clipmerge.output.side_files import write_side_files
 from tests.support.command import done
 from tests.support.raw_safetensors import edit, rename_keys, shard
 from tests.support.tasks import inputs_of
+from tests.support.tiny_clip import Folders
 from tests.support.tiny_open_clip import model_config, save_open_clip_pair
 
-Folders = tuple[Path, Path]
 TOWERS: dict[str, Any] = {
     "CLIPVisionModel": (CLIPVisionModel, "vision"),
     "CLIPTextModel": (CLIPTextModel, "text"),

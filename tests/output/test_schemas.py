@@ -12,7 +12,7 @@ from clipmerge.output.schemas import SCHEMAS, schema_text
 from tests.support.command import done
 from tests.support.hub_double import FakeHub
 from tests.support.schemas import PUBLISHED, check_schema, schema_of
-from tests.support.tiny_clip import save_images
+from tests.support.tiny_clip import Folders, save_images
 
 
 def test_the_published_schemas_are_current() -> None:
@@ -23,9 +23,7 @@ def test_the_published_schemas_are_current() -> None:
     assert [name for name in SCHEMAS if f"(schema/{name}.json)" not in page] == []
 
 
-def test_every_command_prints_what_its_schema_says(
-    pair: tuple[Path, Path], images: Path, tmp_path: Path, hub: FakeHub
-) -> None:
+def test_every_command_prints_what_its_schema_says(pair: Folders, images: Path, tmp_path: Path, hub: FakeHub) -> None:
     """Each is run with ``--format json``, but `demo`, which takes a minute and is judged in tests/api/test_demo.py."""
     far = save_images(tmp_path / "far", each=4, seed=9)
     plan, out, suite = tmp_path / "plan.json", tmp_path / "out", tmp_path / "own.yaml"

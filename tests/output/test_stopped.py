@@ -22,7 +22,7 @@ import pytest
 from clipmerge.__main__ import run
 from tests.support.command import start
 from tests.support.several import IMPORTED
-from tests.support.tiny_clip import save_images
+from tests.support.tiny_clip import Folders, save_images
 
 #: Signals per command.
 TRIALS = int(os.environ.get("CLIPMERGE_TRIALS", "1"))
@@ -116,7 +116,7 @@ class Trials:
     """Runs of one command, each over the same earlier output, and what that and a whole output hold."""
 
     name: str
-    pair: tuple[Path, Path]
+    pair: Folders
     home: Path
 
     def __post_init__(self) -> None:
@@ -141,7 +141,7 @@ class Trials:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", COMMANDS)
-def test_a_stopped_command_leaves_its_whole_output_or_none(name: str, pair: tuple[Path, Path], tmp_path: Path) -> None:
+def test_a_stopped_command_leaves_its_whole_output_or_none(name: str, pair: Folders, tmp_path: Path) -> None:
     trials, received = Trials(name, pair, tmp_path), 0
     while received < TRIALS:
         number, ends = trials.chance.choice(((signal.SIGINT, 130), (signal.SIGTERM, 143)))
@@ -162,7 +162,7 @@ def test_a_stopped_command_leaves_its_whole_output_or_none(name: str, pair: tupl
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["plain", "plain over another"])
-def test_a_killed_command_leaves_its_whole_output_or_none(name: str, pair: tuple[Path, Path], tmp_path: Path) -> None:
+def test_a_killed_command_leaves_its_whole_output_or_none(name: str, pair: Folders, tmp_path: Path) -> None:
     trials, staged = Trials(name, pair, tmp_path), 0
     while staged < 5 * TRIALS:
         trial, *_ = trials.stop(signal.SIGKILL)
@@ -201,7 +201,7 @@ def test_an_error_waits_for_no_hash(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_file_too_large_for_the_disk_is_one_line_and_leaves_nothing(pair: tuple[Path, Path], tmp_path: Path) -> None:
+def test_a_file_too_large_for_the_disk_is_one_line_and_leaves_nothing(pair: Folders, tmp_path: Path) -> None:
     command = ("merge", *pair, "--recipe", "wise-ft", "--output", tmp_path / "out")
     process = start(*command, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000)))
     out, err = process.communicate()

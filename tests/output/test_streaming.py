@@ -18,18 +18,17 @@ from clipmerge.merging.stream import MergedTensor
 from tests.support.command import clipmerge, printed, refused
 from tests.support.hub_double import FakeHub
 from tests.support.tasks import request_for
+from tests.support.tiny_clip import Folders
 
-Inputs = tuple[Path, Path]
 
-
-def merge(pair: Inputs, output: Path) -> bytes:
+def merge(pair: Folders, output: Path) -> bytes:
     record = write_merge(prepare(request_for(pair, "wise-ft", "method.alpha=0.3")), output)
     merged = (output / "model.safetensors").read_bytes()
     assert record.files["model.safetensors"] == hashlib.sha256(merged).hexdigest()
     return merged
 
 
-def plain_loop(pair: Inputs, folder: Path) -> bytes:
+def plain_loop(pair: Folders, folder: Path) -> bytes:
     zeroshot, finetuned = (load_file(path / "model.safetensors") for path in pair)
     merged = {name: theta_0 + 0.3 * (finetuned[name] - theta_0) for name, theta_0 in zeroshot.items()}
     save_file(merged, folder / "plain.safetensors", metadata={"format": "pt"})
@@ -37,7 +36,7 @@ def plain_loop(pair: Inputs, folder: Path) -> bytes:
 
 
 @pytest.mark.parametrize("threads", [1, 2, 5])
-def test_bytes_are_a_plain_loops_for_any_number_of_threads(pair: Inputs, tmp_path: Path, threads: int) -> None:
+def test_bytes_are_a_plain_loops_for_any_number_of_threads(pair: Folders, tmp_path: Path, threads: int) -> None:
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
@@ -48,7 +47,7 @@ def test_bytes_are_a_plain_loops_for_any_number_of_threads(pair: Inputs, tmp_pat
 
 
 def test_a_full_disk_is_found_before_anything_is_computed(
-    pair: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    pair: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     full = shutil.disk_usage(tmp_path)._replace(free=10)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: full)
@@ -58,7 +57,7 @@ def test_a_full_disk_is_found_before_anything_is_computed(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_finite_values_whose_sum_overflows_are_no_fault(pair: Inputs, tmp_path: Path) -> None:
+def test_finite_values_whose_sum_overflows_are_no_fault(pair: Folders, tmp_path: Path) -> None:
     for folder, name in zip(pair, ("zeroshot", "finetuned"), strict=True):
         tensors = load_file(folder / "model.safetensors")
         tensors["visual_projection.weight"].fill_(3e38)
@@ -86,7 +85,7 @@ WEIGHTS = "model.safetensors"
 
 
 def test_without_hashes_the_weights_are_the_same_and_published_without_evaluations(
-    hub: FakeHub, pair: Inputs, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    hub: FakeHub, pair: Folders, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "out"
     hashed = printed("merge", *pair, "-r", "wise-ft", "-o", tmp_path / "hashed")

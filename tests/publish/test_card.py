@@ -23,6 +23,7 @@ from tests.support.command import printed
 from tests.support.hub_double import FakeHub, upload
 from tests.support.image_files import save_hub_parquet
 from tests.support.merged_output import RECORD
+from tests.support.tiny_clip import Folders
 
 
 def model_card(record: dict[str, Any], **about: Any) -> str:
@@ -185,7 +186,6 @@ def test_a_text_of_100_000_characters_takes_no_second(word: str) -> None:
     assert time.process_time() - begin < 1
 
 
-Inputs = tuple[Path, Path]
 WEIGHTS = {"model.safetensors": "ab" * 32}
 
 
@@ -197,7 +197,7 @@ def add_results(record: dict[str, Any], files: list[Path]) -> dict[str, Any]:
 
 
 def test_evaluate_then_push_puts_accuracies_on_the_hub(
-    hub: FakeHub, pair: Inputs, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    hub: FakeHub, pair: Folders, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     content = save_hub_parquet(tmp_path / "x.parquet", [0, 1, 2] * 4).read_bytes()
     sha = upload(hub, "acme/cars", {"data/test-00000-of-00001.parquet": content}, kind="dataset")
@@ -226,7 +226,7 @@ def test_evaluate_then_push_puts_accuracies_on_the_hub(
     assert len(hub.requests("POST", "/models/alice/robust/commit/")) == 1
 
 
-def test_a_sweeps_point_is_found_by_its_recipe(pair: Inputs, images: Path, tmp_path: Path) -> None:
+def test_a_sweeps_point_is_found_by_its_recipe(pair: Folders, images: Path, tmp_path: Path) -> None:
     from tests.support.tiny_clip import save_images
 
     far = save_images(tmp_path / "far", each=4, seed=9)
