@@ -139,10 +139,6 @@ class Processes:
         self.process_index: int = self.state.process_index
         self.is_main_process: bool = self.state.is_main_process
 
-    def wait_for_everyone(self) -> None:
-        """Wait until every process calls this."""
-        self.state.wait_for_everyone()
-
 
 def accelerator_for(device: Device) -> Processes:
     """The processes of this run, with this one's device: for ``auto`` the accelerator that torch finds, if any."""

@@ -40,7 +40,7 @@ def measure(run: Run, request: MergeRequest) -> tuple[Measurements, CalibrationR
         )
     run.cleanups.append(objective.learning_state.remove)
     with together():
-        objective.shares.accelerator.wait_for_everyone()  # no process leaves while another still gathers
+        objective.shares.accelerator.state.wait_for_everyone()  # no process leaves while another still gathers
     return _with_change(measurements, objective), record.model_copy(update={"noise": objective.noise_drawn_on})
 
 

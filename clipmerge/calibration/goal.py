@@ -111,15 +111,11 @@ class Pictures:
         pixels: Views first and changed copies after them, (views + copies, 3, height, width).
         labels: Labels of the views, among the classes of the step.
         target: `Step.target` for the copies; ``None`` if nothing is held.
-        step_views: Number of views in the whole step.
-        step_copies: Number of changed copies in the whole step.
     """
 
     pixels: Tensor
     labels: Tensor
     target: Tensor | None
-    step_views: int
-    step_copies: int
 
     def pieces(self, at_once: int | None) -> Iterator[Pictures]:
         """Split into pieces of about ``at_once`` pictures, sometimes one more, with their part of views and copies."""
@@ -137,11 +133,11 @@ class Pictures:
 
 def make_pictures(step: Step, goal: Goal) -> Pictures:
     """Make this process's pictures of a step."""
-    batch, copies = step.batch, goal.copy_count(len(step))
+    batch = step.batch
     pixels = viewed(batch.pixels, step.seed + 1, goal.views, len(step), step.own_rows)
-    if copies:
+    if goal.robustness:
         pixels = torch.cat([pixels, make_copies(step, goal, batch.pixels)])
-    return Pictures(pixels, _labels(step, batch), step.target, len(step), copies)
+    return Pictures(pixels, _labels(step, batch), step.target)
 
 
 def _labels(step: Step, batch: Batch) -> Tensor:
@@ -159,7 +155,7 @@ def make_copies(step: Step, goal: Goal, pixels: Tensor) -> Tensor:
         goal: The goal with its changes.
         pixels: This process's images of the step, (images, 3, height, width).
     """
-    changed = goal.copy_count(len(step)) - (len(step.unlabelled) if step.unlabelled else 0)
+    changed = goal.copy_count(len(step)) - (len(step.unlabelled.positions) if step.unlabelled else 0)
     own = range(goal.copy_count(len(step)))[step.own_rows]
     count = sum(row < changed for row in own)
     copies = pixels[:count]
@@ -272,19 +268,13 @@ def _divergence(goal: Goal, features: Tensor, logits: Tensor, target: Tensor | N
     return kl_div(logits.log_softmax(-1), target, reduction="none", log_target=True).sum(-1)
 
 
-def _goal_of(objective: Objective, goal: Goal, pictures: Pictures, classes: Tensor) -> tuple[Tensor, Tensor]:
-    """The part of the goal that pictures contribute, and its `Losses` as a tensor: those of all pieces add up.
-
-    Args:
-        objective: Calibration loss.
-        goal: The goal to compute.
-        pictures: The pictures.
-        classes: Features of the step's classes, (classes, projection_dim).
-    """
+def _goal_of(
+    objective: Objective, step: Step, goal: Goal, pictures: Pictures, classes: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The part of a step's goal that some of its pictures contribute, and its `Losses` as a tensor: parts add up."""
     losses, recognised, divergences = terms_of(objective, goal, pictures, classes)
-    calibration, divergence = losses.sum() / pictures.step_views, divergences.sum() / max(pictures.step_copies, 1)
-    accuracy = recognised.sum() / pictures.step_views
-    parts = torch.stack([calibration.detach(), divergence.detach(), accuracy])
+    calibration, divergence = losses.sum() / len(step), divergences.sum() / max(goal.copy_count(len(step)), 1)
+    parts = torch.stack([calibration.detach(), divergence.detach(), recognised.sum() / len(step)])
     return calibration + goal.weight * divergence, parts
 
 
@@ -320,11 +310,11 @@ def backpropagate(
         pieces = pictures.pieces(at_once)
         piece = next(pieces)
         for following in pieces:
-            loss, losses = _goal_of(objective, goal, piece, leaf)
+            loss, losses = _goal_of(objective, step, goal, piece, leaf)
             loss.backward()  # type: ignore[no-untyped-call]
             sums += losses
             piece = following
-        loss, losses = _goal_of(objective, goal, piece, classes)
+        loss, losses = _goal_of(objective, step, goal, piece, classes)
         # one pass for both: a weight that both towers share gets its whole gradient in it
         roots, gradients = ([loss], [None]) if leaf.grad is None else ([loss, classes], [None, leaf.grad])
         with last():

@@ -335,8 +335,5 @@ class _Run:
         else:
             self._coefficients.flatten(choice.alpha)
         last_steps = self._trace[-max(1, len(self._trace) // 10) :]
-        found = {
-            "seen_right": Losses(*last_steps.mean(0).tolist()).accuracy if len(last_steps) else None,
-            "divergence": goal.divergence,
-        }
-        return choice.model_copy(update=found)
+        seen_right = Losses(*last_steps.mean(0).tolist()).accuracy if len(last_steps) else None
+        return choice.model_copy(update={"seen_right": seen_right, "divergence": goal.divergence})

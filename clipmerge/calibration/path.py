@@ -29,13 +29,9 @@ class Ends(Mapping[str, Tensor]):
         """Start without tensors."""
         self._sources: dict[str, Tensor | Callable[[slice | None], Tensor]] = {}
 
-    def hold(self, name: str, tensor: Tensor) -> None:
-        """Keep a tensor in memory."""
-        self._sources[name] = tensor
-
-    def read(self, name: str, read: Callable[[slice | None], Tensor]) -> None:
-        """Read a tensor, or some of its rows, on every access."""
-        self._sources[name] = read
+    def add(self, name: str, source: Tensor | Callable[[slice | None], Tensor]) -> None:
+        """Keep a tensor in memory, or read it, or some of its rows, on every access."""
+        self._sources[name] = source
 
     def __getitem__(self, name: str) -> Tensor:
         return self.part(name, None)
@@ -149,16 +145,16 @@ class PathWeights:
         if bool(task_vector.any()):
             parameter.requires_grad_(True)
             if _is_mapped(name, parameter, inputs):
-                self.theta_0.read(name, partial(_read, inputs, name, change=False))
-                self.task_vector.read(name, partial(_read, inputs, name, change=True))
+                self.theta_0.add(name, partial(_read, inputs, name, change=False))
+                self.task_vector.add(name, partial(_read, inputs, name, change=True))
             elif _are_short(name, parameter, inputs):
                 ends = inputs.theta_0(name).to(theta_0.device), inputs.theta_1(name).to(theta_0.device)
                 self._short[name] = ends
-                self.theta_0.read(name, lambda rows: rows_of(ends[0], rows).float())
-                self.task_vector.read(name, lambda rows: rows_of(ends[1], rows).float() - rows_of(ends[0], rows))
+                self.theta_0.add(name, lambda rows: rows_of(ends[0], rows).float())
+                self.task_vector.add(name, lambda rows: rows_of(ends[1], rows).float() - rows_of(ends[0], rows))
             else:
-                self.theta_0.hold(name, theta_0.clone())
-                self.task_vector.hold(name, task_vector)
+                self.theta_0.add(name, theta_0.clone())
+                self.task_vector.add(name, task_vector)
 
     @property
     def ends_nbytes(self) -> int:

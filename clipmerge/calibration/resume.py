@@ -124,8 +124,7 @@ class LearningState:
             state, steps = self._whole, ""
             if state is not None and not self._failed and self._accelerator.is_main_process:
                 self._write(state)
-                total = f" of {len(state['trace'])}" if "trace" in state else ""
-                steps = f" after step {int(state['taken'])}{total}"
+                steps = f" after step {int(state['taken'])} of {len(state['trace'])}"
             if self._exists:
                 self.say(f"the learning is saved{steps}; the same command resumes there")
                 interrupted.add_note("no output was written")  # else the last line says that nothing was left behind

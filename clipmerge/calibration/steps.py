@@ -55,10 +55,6 @@ class PoolImages:
     pool: Pool
     positions: tuple[int, ...]
 
-    def __len__(self) -> int:
-        """Number of images."""
-        return len(self.positions)
-
     def pixels(self, rows: Sequence[int]) -> Tensor:
         """Copy some of the images, (images, 3, height, width)."""
         return self.pool.take([self.positions[row] for row in rows], 0).pixels

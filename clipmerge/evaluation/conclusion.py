@@ -40,9 +40,7 @@ def concluded(
     Recipes that measure the rank of the fine-tuned features give ``finetuned_rank``, and ``learned``: whether
     they learned coefficients or took a point of the straight path without learning.
     """
-    recommendation, reason = _recommended(
-        zeroshot, finetuned, over_finetuned, over_zeroshot, max_loss / 100, finetuned_rank, learned
-    )
+    recommendation, reason = _recommended(over_finetuned, over_zeroshot, max_loss / 100, finetuned_rank, learned)
     low, high = merged.clean.interval
     verdict = (
         f"{ADVICE[recommendation]}. Of {images} images that the decision did not see, the merged model recognises "
@@ -77,19 +75,14 @@ def loses(difference: float, max_loss: float) -> bool:
 
 
 def _recommended(
-    zeroshot: ModelAccuracy,
-    finetuned: ModelAccuracy,
-    over_finetuned: Gain,
-    over_zeroshot: Gain,
-    limit: float,
-    finetuned_rank: float | None,
-    learned: bool,
+    over_finetuned: Gain, over_zeroshot: Gain, limit: float, finetuned_rank: float | None, learned: bool
 ) -> tuple[Recommendation, str]:
     """Apply the rules in order; the first that applies decides."""
     clean, corrupted = over_finetuned.clean, over_finetuned.corrupted
     against = (over_zeroshot.clean, over_zeroshot.corrupted)
     is_dominated = all(each.value <= 0 for each in against) and any(each.interval[1] < 0 for each in against)
-    if zeroshot.clean.value >= finetuned.clean.value and is_dominated:
+    zeroshot_is_as_accurate = over_zeroshot.clean.value <= clean.value  # as the fine-tuned one
+    if zeroshot_is_as_accurate and is_dominated:
         losses = _gains(_negative(over_zeroshot.corrupted), _negative(over_zeroshot.clean))
         return "prefer-zeroshot", (
             "The zero-shot model recognises as many of your images as the fine-tuned one or more, and the merged model "

@@ -88,7 +88,9 @@ def path_barrier(
     while True:
         shares, losses = _attribute(objective, slopes, nodes)
         losses[0.5] = middle
-        checks = _checks(objective, shares, losses)
+        measured = {"barrier": middle - (losses[0.0] + losses[1.0]) / 2, "loss_drop": losses[1.0] - losses[0.0]}
+        sums = {name: sum(map(objective.shares.mean, layers.values())) for name, layers in shares.items()}
+        checks = {name: Check(sum_of_layers=sums[name], measured=measured[name]) for name in sums}
         rounding = _ROUNDING * max(losses[0.0], middle, losses[1.0])
         wrong = [check for check in checks.values() if abs(check.sum_of_layers - check.measured) > rounding]
         worst = max((check.relative_error for check in wrong), default=0.0)
@@ -153,12 +155,3 @@ def _radau(nodes: int) -> tuple[list[float], list[float]]:
     points = np.sort(legendre.legroots(last + np.eye(nodes + 1)[nodes]).real)[1:]
     weights = (1 - points) / (nodes * legendre.legval(points, last)) ** 2
     return [0.0, *((points + 1) / 2).tolist()], [1 / nodes**2, *(weights / 2).tolist()]
-
-
-def _checks(
-    objective: Objective, found: dict[str, dict[str, list[float]]], losses: dict[float, float]
-) -> dict[str, Check]:
-    sums = {name: sum(objective.shares.mean(values) for values in layers.values()) for name, layers in found.items()}
-    zeroshot, middle, finetuned = (losses[alpha] for alpha in (0.0, 0.5, 1.0))
-    measured = {"barrier": middle - (zeroshot + finetuned) / 2, "loss_drop": finetuned - zeroshot}
-    return {name: Check(sum_of_layers=sums[name], measured=measured[name]) for name in sums}
