@@ -17,6 +17,7 @@ from clipmerge.images.retrieval import CaptionedImages
 from clipmerge.images.store import image_files
 from tests.support.command import clipmerge, refused
 from tests.support.raw_safetensors import edit
+from tests.support.tiny_clip import Folders
 from tests.support.tiny_open_clip import build, model_config, save
 
 CODE = """
@@ -100,14 +101,11 @@ DAMAGED: dict[str, tuple[Change, str]] = {
 
 
 @pytest.mark.parametrize("name", DAMAGED)
-def test_a_damaged_folder_of_transformers_is_one_line(
-    pair: tuple[Path, Path], images: Path, tmp_path: Path, name: str
-) -> None:
+def test_a_damaged_folder_of_transformers_is_one_line(copies: Folders, images: Path, name: str) -> None:
     change, told = DAMAGED[name]
-    folder = Path(shutil.copytree(pair[0], tmp_path / "model"))
-    change(folder)
-    line = refused(clipmerge("evaluate", folder, "--data", f"val={images}"))
-    assert line.startswith(f"error: {folder}")
+    change(copies[0])
+    line = refused(clipmerge("evaluate", copies[0], "--data", f"val={images}"))
+    assert line.startswith(f"error: {copies[0]}")
     assert told in line
     assert "zero-shot" not in line
 
@@ -162,30 +160,28 @@ def test_what_open_clip_cannot_build_is_one_line(
 
 
 def test_nobody_is_asked_whether_code_may_run(
-    pair: tuple[Path, Path], images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    copies: Folders, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """transformers asks on the terminal; whatever is piped into the command would answer."""
-    folder = Path(shutil.copytree(pair[0], tmp_path / "model"))
-    (folder / "evil.py").write_text(CODE.format(place=str(tmp_path / "it ran")))
-    for file in folder.glob("*config.json"):
+    (copies[0] / "evil.py").write_text(CODE.format(place=str(tmp_path / "it ran")))
+    for file in copies[0].glob("*config.json"):
         classes = dict.fromkeys(("AutoProcessor", "AutoImageProcessor", "AutoConfig"), "evil.Evil")
         changed(file, auto_map={**classes, "AutoTokenizer": [None, "evil.Evil"]}, processor_class="Evil")
     monkeypatch.setattr("builtins.input", lambda *_: "y")
-    clipmerge("evaluate", folder, "--data", f"val={images}")
+    clipmerge("evaluate", copies[0], "--data", f"val={images}")
     assert not (tmp_path / "it ran").exists()
 
 
-def test_no_kernel_that_a_configuration_names_is_fetched(pair: tuple[Path, Path], tmp_path: Path) -> None:
+def test_no_kernel_that_a_configuration_names_is_fetched(copies: Folders) -> None:
     """transformers would download it from the Hub and run it."""
-    folder = Path(shutil.copytree(pair[0], tmp_path / "model"))
     strange = {"attn_implementation": "evil/kernel", "_attn_implementation": "evil/kernel"}
-    changed(folder / "config.json", **strange, text_config=strange, vision_config=strange)
-    model = load_model(open_checkpoint(str(folder)))
+    changed(copies[0] / "config.json", **strange, text_config=strange, vision_config=strange)
+    model = load_model(open_checkpoint(str(copies[0])))
     assert "evil" not in str(model.module.config.to_dict())
     assert model.module.config._attn_implementation in ("sdpa", "eager")
 
 
-def test_a_long_caption_is_cut_before_it_is_put_into_words(pair: tuple[Path, Path]) -> None:
+def test_a_long_caption_is_cut_before_it_is_put_into_words(pair: Folders) -> None:
     model = load_model(open_checkpoint(str(pair[0])))
     seen: list[str] = []
     tokens = model.tokens
@@ -196,7 +192,7 @@ def test_a_long_caption_is_cut_before_it_is_put_into_words(pair: tuple[Path, Pat
 
 
 def test_an_image_that_would_grow_when_its_short_side_does_is_refused(
-    pair: tuple[Path, Path], images: Path, tmp_path: Path
+    pair: Folders, images: Path, tmp_path: Path
 ) -> None:
     """A line of 65,000 pixels would be resized to 224 times 14,560,000."""
     folder = Path(shutil.copytree(images, tmp_path / "images"))
