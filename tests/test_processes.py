@@ -162,9 +162,7 @@ def test_one_task_a_batch_script_and_another_launcher_are_left_alone(launched: C
 
 
 @pytest.mark.parametrize("gone", ["SLURM_PROCID", "SLURM_STEP_NODELIST"])
-def test_tasks_of_srun_that_cannot_be_told_apart_are_refused(
-    launched: Callable[..., list[str | None]], gone: str
-) -> None:
+def test_tasks_of_srun_that_look_alike_are_refused(launched: Callable[..., list[str | None]], gone: str) -> None:
     with pytest.raises(UsageError, match="srun started several tasks, but SLURM's variables do not tell which"):
         launched(**{name: value for name, value in STEP.items() if name != gone})
     assert "srun started several tasks" in refused(clipmerge("recipes"), 2)
@@ -258,9 +256,7 @@ def clear_line(result: subprocess.CompletedProcess[str], where: Path) -> str:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("processes", "how"), [(2, "killed"), (4, "killed"), (4, "launcher")])
-def test_a_process_that_is_killed_ends_the_run(
-    pair: Folders, images: Path, tmp_path: Path, processes: int, how: str
-) -> None:
+def test_a_killed_process_ends_the_run(pair: Folders, images: Path, tmp_path: Path, processes: int, how: str) -> None:
     """The last process is killed, or the launcher is ended from outside as Slurm does it."""
     words = merge(pair, images, tmp_path / "out")
     result, seconds = run(processes, "tests.support.lose_a_process", str(processes - 1), how, *words)
@@ -273,9 +269,7 @@ def test_a_process_that_is_killed_ends_the_run(
 @pytest.mark.parametrize(
     ("how", "says"), [("fails", "images/7.png: cannot be read"), ("hangs", "another process of this run ended or does")]
 )
-def test_a_process_that_fails_or_hangs_ends_the_run(
-    pair: Folders, images: Path, tmp_path: Path, how: str, says: str
-) -> None:
+def test_a_failed_or_hanging_process_ends_it(pair: Folders, images: Path, tmp_path: Path, how: str, says: str) -> None:
     words = merge(pair, images, tmp_path / "out")
     result, seconds = run(2, "tests.support.lose_a_process", "1", how, *words)
     assert says in clear_line(result, tmp_path)

@@ -147,9 +147,7 @@ def test_a_fine_tune_loses_and_the_merge_gives_back(
     done("report", output)
 
 
-def test_a_sweep_has_them_at_every_point(
-    models: Folders, others: dict[str, Path], keep: list[str], tmp_path: Path
-) -> None:
+def test_a_sweep_has_them_everywhere(models: Folders, others: dict[str, Path], keep: list[str], tmp_path: Path) -> None:
     target = tmp_path / "target"
     for name in TASK:
         shutil.copytree(others["colours"] / name, target / name)

@@ -30,9 +30,7 @@ from tests.support.told import Told
 QUIET: dict[str, Any] = {"progress": Progress()}
 
 
-def test_an_input_that_cannot_be_read_is_blamed_itself(
-    pair: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_unreadable_input_is_blamed_itself(pair: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Permissions do not stop root, so the system's refusal is simulated."""
     run = prepare(request_for(pair, "wise-ft"))
     denied, opened = pair[1] / "tokenizer.json", os.open

@@ -219,9 +219,7 @@ def test_strict_makes_a_loss_an_error_and_writes_nothing(losing: Folders, photos
     done("merge", *losing, *flags, "--max-loss", 60, "--output", tmp_path / "out")
 
 
-def test_strict_needs_something_to_be_strict_about_and_shares_are_shares(
-    pair: Folders, photos: Path, tmp_path: Path
-) -> None:
+def test_strict_needs_images_and_shares_are_shares(pair: Folders, photos: Path, tmp_path: Path) -> None:
     flags = ("-r", "wise-ft", "--data", photos, "--strict", "--no-verdict", "-o", tmp_path / "out")
     assert "leave out --no-verdict" in refused(clipmerge("merge", *pair, *flags), 2)
     done("merge", *pair, "-r", "wise-ft", "--strict", "-o", tmp_path / "out")  # checks ancestry
@@ -277,9 +275,7 @@ def record_of(folder: Path) -> dict[str, Any]:
     return {"source": str(folder), "revision": None, "files": {"model.safetensors": digest}}
 
 
-def test_a_plan_keeps_what_was_found_for_a_checkpoint_that_was_moved(
-    pair: Folders, photos: Path, tmp_path: Path
-) -> None:
+def test_a_plan_keeps_what_was_found_for_a_checkpoint_that_moved(pair: Folders, photos: Path, tmp_path: Path) -> None:
     file = tmp_path / "plan.json"
     planned = printed("plan", *pair, "-r", "wise-ft", "--data", photos, "-o", file)
     assert planned["bought"]

@@ -124,9 +124,7 @@ def test_mode_device_wrappers_and_dtype(pair: Folders) -> None:
     assert same(half.state_dict(), rounded)
 
 
-def test_nothing_is_left_in_the_temporary_folder(
-    pair: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_nothing_is_left_in_a_temporary_folder(pair: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     models = [CLIPModel.from_pretrained(folder) for folder in pair]
     clipmerge.merge_models(*models, "wise-ft", **QUIET)

@@ -27,9 +27,7 @@ def hub(hub: FakeHub, pair: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyP
     return hub
 
 
-def test_every_command_tells_what_it_takes_unchecked(
-    hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_commands_tell_what_they_take_unchecked(hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plan = tmp_path / "plan.json"
     models = ("acme/base", "acme/tuned")
     done("plan", *models, "-r", "wise-ft", "-o", plan)

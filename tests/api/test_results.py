@@ -71,9 +71,7 @@ def test_tables_hold_the_numbers_of_the_records(results: dict[str, Any]) -> None
 
 
 @pytest.mark.parametrize("name", ["plan", "evaluate"])
-def test_without_pandas_a_frame_says_what_is_missing(
-    results: dict[str, Any], name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_pandas_a_frame_names_it(results: dict[str, Any], name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pandas", None)
     with pytest.raises(clipmerge.UsageError, match="pip install pandas"):
         results[name].to_frame()

@@ -99,9 +99,7 @@ def test_every_point_is_what_evaluate_says_of_the_merged_folder(
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", pytest.param("float16", marks=pytest.mark.slow)])
-def test_weights_are_those_that_merge_writes_bit_for_bit(
-    far: Folders, tmp_path: Path, dtype: str, calibration: Path
-) -> None:
+def test_weights_are_what_merge_writes_bit_for_bit(far: Folders, tmp_path: Path, dtype: str, calibration: Path) -> None:
     pair = cast(far, dtype, tmp_path)
     opened = inputs_of(pair)
     moving = MovingModel(build_model(opened), opened, torch.device("cpu"))
@@ -304,9 +302,7 @@ def cached_request(pair: Folders, images: str, recipe: str) -> SweepRequest:
     )
 
 
-def test_plans_are_kept_where_images_have_a_commit(
-    pair: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_plans_are_kept_if_images_have_a_commit(pair: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plan = api.plan(*pair, "wise-ft", **QUIET)
     for cache in (
         tmp_path,
@@ -362,9 +358,7 @@ def test_ood_images_among_the_calibration_images_are_refused(
     assert not measured.batches
 
 
-def test_only_what_was_compared_is_said_to_be_checked(
-    far: Folders, images: Path, shifted: Path, calibration: Path
-) -> None:
+def test_only_what_was_compared_is_called_checked(far: Folders, images: Path, shifted: Path, calibration: Path) -> None:
     pixels = [(torch.zeros(3, 32, 32), "cat"), (torch.ones(3, 32, 32), "dog")]
     for source, compares, checked in (
         (str(calibration), True, True),
@@ -403,9 +397,7 @@ def test_contradictions_are_refused(far: Folders, images: Path, shifted: Path) -
             check_sweep(request)
 
 
-def test_a_fine_tuned_tower_is_swept_within_the_whole_model(
-    far: Folders, images: Path, shifted: Path, tmp_path: Path
-) -> None:
+def test_a_fine_tuned_tower_is_swept_in_its_base(far: Folders, images: Path, shifted: Path, tmp_path: Path) -> None:
     tower = tmp_path / "tower"
     CLIPVisionModel.from_pretrained(far[1]).save_pretrained(tower)
     record, _ = run_sweep(request_for((far[0], tower), images, shifted, "lines"))

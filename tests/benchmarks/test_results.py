@@ -27,9 +27,7 @@ def test_shapes_are_those_of_transformers(size: str) -> None:
     assert checkpoints.clip_shapes(config) == expected
 
 
-def test_a_sharded_checkpoint_has_the_size_asked_for_and_a_whole_index(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_sharded_checkpoint_has_the_size_and_a_whole_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert checkpoints.weight_bytes(checkpoints.clip_config("sharded", 20)) == pytest.approx(20e9, rel=0.01)
     monkeypatch.setattr(checkpoints, "SHARD_BYTES", 1_000_000)
     config = checkpoints._config((32, 64, 3, 2, 32), (16, 32, 2, 2), 16)
@@ -98,9 +96,7 @@ BRIEF = Training(zeroshot_steps=3, zeroshot_batch=8, finetune_steps=2, finetune_
 
 
 @pytest.mark.slow
-def test_training_is_seeded_and_moves_both_towers_but_not_the_scale(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_training_is_seeded_and_moves_towers_but_not_the_scale(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from safetensors.torch import load_file
 
     monkeypatch.setattr(command, "Training", lambda **_: BRIEF)

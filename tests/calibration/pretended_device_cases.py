@@ -117,9 +117,7 @@ def test_a_measure_is_that_of_the_cpu(ends: Ends, name: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-def test_steps_of_learning_are_those_of_the_cpu(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype
-) -> None:
+def test_steps_of_learning_are_the_cpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype) -> None:
     """Also where the device holds both ends in 16 bits, and where weights do not move all at once."""
     monkeypatch.setattr(coefficients, "LARGE", 1000)
     ends = save_ends(tmp_path, dtype=dtype)

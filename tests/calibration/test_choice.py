@@ -266,9 +266,7 @@ def changed(objective: Objective, coefficients: Coefficients) -> dict[str, torch
     }
 
 
-def test_the_choice_is_the_best_candidate_and_is_where_the_model_is_left(
-    ends: Ends, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_best_candidate_is_chosen_and_the_model_left_there(ends: Ends, monkeypatch: pytest.MonkeyPatch) -> None:
     # seven images prove little; what counts as proof is tested above
     monkeypatch.setattr(choice_module, "paired_interval", lambda differences: (1.0, 1.0))
     objective = objective_for(ends, make_batches(SIZES))

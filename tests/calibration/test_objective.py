@@ -77,9 +77,7 @@ def test_gradients_are_the_batchs_however_many_images_are_in_memory(ends: Ends, 
         assert_close(found, expected)
 
 
-def test_a_frozen_text_tower_is_embedded_once_for_the_whole_path(
-    frozen_text: Ends, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_frozen_text_tower_is_embedded_once_for_a_path(frozen_text: Ends, monkeypatch: pytest.MonkeyPatch) -> None:
     batches = make_batches(SIZES)
     objective = objective_for(frozen_text, batches)
     calls = count_calls(monkeypatch)

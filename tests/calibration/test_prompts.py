@@ -49,9 +49,7 @@ def test_a_command_says_it_in_one_line(pair: Folders, tmp_path: Path, command: s
 
 
 @pytest.mark.parametrize("long", [0.0, 1e9])
-def test_the_time_of_many_prompts_is_told_once(
-    model: ImageTextModel, monkeypatch: pytest.MonkeyPatch, long: float
-) -> None:
+def test_the_time_of_many_prompts_is_told(model: ImageTextModel, monkeypatch: pytest.MonkeyPatch, long: float) -> None:
     whole = class_embeddings(model, ("bird", "cat", "dog"), ("a {}.", "the {}"), torch.device("cpu"))
     monkeypatch.setattr(zero_shot, "PROMPTS_AT_ONCE", 2)
     monkeypatch.setattr(zero_shot, "_LONG", long)

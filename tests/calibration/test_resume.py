@@ -323,9 +323,7 @@ def process(file: Path, *, main: bool) -> LearningState:
 
 
 @pytest.mark.parametrize("exists", [True, False])
-def test_the_other_processes_get_the_state_of_the_main_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exists: bool
-) -> None:
+def test_other_processes_get_the_main_ones_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exists: bool) -> None:
     file = tmp_path / "state.safetensors"
     if exists:
         save_file(STATE, file)

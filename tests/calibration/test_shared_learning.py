@@ -63,9 +63,7 @@ PIECES = {"copies": GOAL, "no copies": Goal(0.0, views=1.0), "features": Goal(0.
 @pytest.mark.uncounted
 @pytest.mark.parametrize("goal", PIECES.values(), ids=list(PIECES))
 @pytest.mark.parametrize("at_once", [3, 1])
-def test_the_pieces_of_a_step_add_up_to_it(
-    objective: Objective, goal: Goal, at_once: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_steps_pieces_add_up(objective: Objective, goal: Goal, at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
     coefficients = Coefficients(objective, "entry", 0.3)
     step = prepare(objective, goal, 1)[0]
 
@@ -112,9 +110,7 @@ def test_learning_takes_pieces_where_memory_is_short(objective: Objective, monke
             assert float((pieces[name] - value).abs().max()) < 1e-4, name
 
 
-def test_both_ends_stay_in_their_files_where_they_are_large(
-    request: pytest.FixtureRequest, objective: Objective
-) -> None:
+def test_large_ends_stay_in_their_files(request: pytest.FixtureRequest, objective: Objective) -> None:
     held = "held" in request.node.callspec.id
     for ends, change in ((objective.path.theta_0, False), (objective.path.task_vector, True)):
         assert isinstance(ends, Ends)
@@ -125,9 +121,7 @@ def test_both_ends_stay_in_their_files_where_they_are_large(
 
 
 @pytest.mark.parametrize("granularity", ["layer", "channel", "entry"])
-def test_large_weights_are_taken_in_runs(
-    objective: Objective, granularity: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_large_weights_come_in_runs(objective: Objective, granularity: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     coefficients = Coefficients(objective, granularity, 0.3)
     generator = torch.Generator().manual_seed(0)
     for value in coefficients.values.values():

@@ -149,9 +149,7 @@ def test_an_adapter_of_a_tower_alone_merges_into_the_full_model(pair: Folders, t
         adapted_to(pair[0], configure(adapter, auto_mapping=None))
 
 
-def test_wrappers_of_the_base_and_around_the_trained_model_do_not_matter(
-    pair: Folders, adapter: Path, tmp_path: Path
-) -> None:
+def test_wrappers_of_the_base_and_the_trained_model_do_not_matter(pair: Folders, adapter: Path, tmp_path: Path) -> None:
     expected = merged_by_peft(pair[0], adapter)
     wrapped = {f"module.clip.{key}": tensor for key, tensor in load_file(pair[0] / "model.safetensors").items()}
     save_file(wrapped, tmp_path / "wrapped.safetensors")

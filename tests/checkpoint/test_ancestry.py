@@ -136,9 +136,7 @@ def test_matrices_that_grew_along_themselves_show_the_wrong_order(models: Models
 
 
 @pytest.mark.parametrize(("dtype", "relation"), [(torch.float16, "swapped"), (torch.bfloat16, "related")])
-def test_published_half_precision_shows_the_order(
-    models: Models, tmp_path: Path, dtype: torch.dtype, relation: str
-) -> None:
+def test_half_precision_shows_the_order(models: Models, tmp_path: Path, dtype: torch.dtype, relation: str) -> None:
     """Half precision as OpenAI's; bfloat16 says nothing, for models are trained in it."""
     weights = load_file(models["base-0"] / "model.safetensors")
     rounded = {name: value.to(dtype).float() for name, value in weights.items()}

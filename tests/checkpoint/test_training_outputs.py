@@ -152,9 +152,7 @@ def test_two_copies_in_one_state_dict(pair: Folders, tmp_path: Path, form: str) 
 
 
 @pytest.mark.parametrize(("ema", "key"), [(lambda w: w, "ema"), (lambda w: {"decay": 0.9, "shadow": w}, "ema.shadow")])
-def test_model_and_moving_average_in_one_file(
-    pair: Folders, tmp_path: Path, ema: Callable[[Weights], Any], key: str
-) -> None:
+def test_model_and_average_in_one_file(pair: Folders, tmp_path: Path, ema: Callable[[Weights], Any], key: str) -> None:
     zeroshot, finetuned = map(weights_of, pair)
     optimizer = {"state": {0: {"exp_avg": torch.zeros(2)}}, "param_groups": [{"lr": 0.1}]}
     file, output = tmp_path / "x.pt", tmp_path / "out"

@@ -34,9 +34,7 @@ def merged(pair: Folders, *flags: object) -> dict[str, object]:
     return record | {"notes": outcome.err}
 
 
-def test_the_nearer_default_wins_and_a_flag_over_all(
-    pair: Folders, elsewhere: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_nearer_default_wins_and_a_flag(pair: Folders, elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     own_file(elsewhere, 'seed = 1\nrecipe = "wise-ft"\n')
     assert merged(pair)["seed"] == 1
     (elsewhere / "clipmerge.toml").write_text("seed = 2\n")
@@ -51,9 +49,7 @@ def test_the_nearer_default_wins_and_a_flag_over_all(
     assert "--seed 3" not in str(record["command"])
 
 
-def test_a_wrong_default_is_told_with_its_place(
-    pair: Folders, elsewhere: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_wrong_default_is_told_with_place(pair: Folders, elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     command = ("merge", *pair, "-r", "wise-ft", "--dry-run")
     (elsewhere / "clipmerge.toml").write_text('images = "few"\n')
     assert "error: clipmerge.toml: Invalid value for '--images': " in refused(clipmerge(*command), 2)
@@ -65,9 +61,7 @@ def test_a_wrong_default_is_told_with_its_place(
 @pytest.mark.parametrize(
     "line", ['push = "me/mine"', "overwrite = true", 'data = "hf://datasets/a/b"', "max-loss = 90"]
 )
-def test_a_file_in_the_working_folder_cannot_publish_overwrite_or_mislead(
-    pair: Folders, elsewhere: Path, line: str
-) -> None:
+def test_a_file_in_the_working_folder_cannot_publish_or_overwrite(pair: Folders, elsewhere: Path, line: str) -> None:
     (elsewhere / "clipmerge.toml").write_text(line + "\n")
     key = line.partition(" ")[0]
     said = refused(clipmerge("merge", *pair, "--recipe", "wise-ft", "--dry-run"), code=2)

@@ -181,9 +181,7 @@ MODULES = (
         *(pytest.param(module, signal.SIGTERM, 143, ENDED, marks=pytest.mark.slow) for module in MODULES),
     ],
 )
-def test_a_signal_while_modules_are_imported_is_one_line(
-    tmp_path: Path, module: str, number: int, end: int, how: str
-) -> None:
+def test_a_signal_during_imports_is_one_line(tmp_path: Path, module: str, number: int, end: int, how: str) -> None:
     """Sent during an import, where an exception would give a traceback or look like the module's own."""
     code = (
         "import _signal, sys\n"
@@ -201,9 +199,7 @@ def test_a_signal_while_modules_are_imported_is_one_line(
 
 
 @STOPS
-def test_a_signal_after_the_command_says_what_stands(
-    pair: Folders, tmp_path: Path, number: int, code: int, how: str
-) -> None:
+def test_a_late_signal_says_what_stands(pair: Folders, tmp_path: Path, number: int, code: int, how: str) -> None:
     """One that comes while Python ends changes nothing: it gives its handlers up before it has ended."""
     begin, call = "import atexit, signal\nfrom clipmerge import __main__\n", "__main__.run()"
     after = f"{begin}try: {call}\nfinally: signal.raise_signal({number:d})"
@@ -242,7 +238,7 @@ def test_a_signal_that_compiled_code_turned_into_an_error_is_still_a_signal(
 
 
 @pytest.mark.parametrize("arguments", [("recipes", "show", "nonsense"), ("nonsense",)])
-def test_an_error_that_the_main_process_does_not_have_is_said(
+def test_an_error_that_only_another_process_has_is_said(
     arguments: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     waited: list[float] = []

@@ -96,9 +96,7 @@ def test_what_was_learned_is_kept_until_it_is_written(
 @pytest.mark.slow
 @pytest.mark.uncounted
 @pytest.mark.usefixtures("often")
-def test_a_sweep_that_fails_at_the_end_learns_nothing_twice(
-    pair: Folders, images: Path, tmp_path: Path, cache: Path
-) -> None:
+def test_a_sweep_that_failed_learns_nothing_twice(pair: Folders, images: Path, tmp_path: Path, cache: Path) -> None:
     recipe = tmp_path / "mine.yaml"
     recipe.write_text(
         "measure: {name: learned-coefficients, steps: 4, divergence: predictions}\nmethod: {name: learned}"
@@ -175,9 +173,7 @@ def saved_step(cache: Path) -> int:
 
 @pytest.mark.slow
 @pytest.mark.uncounted
-def test_a_killed_run_goes_on_to_the_same_bytes(
-    pair: Folders, flags: list[object], tmp_path: Path, cache: Path
-) -> None:
+def test_a_killed_run_goes_on_to_equal_bytes(pair: Folders, flags: list[object], tmp_path: Path, cache: Path) -> None:
     merge = [*map(str, ["merge", *pair, *flags, "--set", "measure.steps=24", "--output"])]
     alone = {"OMP_NUM_THREADS": "1", "XDG_CACHE_HOME": str(tmp_path / "none")}
     process = start(*merge, tmp_path / "whole", env=alone)
@@ -201,9 +197,7 @@ def test_a_killed_run_goes_on_to_the_same_bytes(
 
 @pytest.mark.slow
 @pytest.mark.uncounted
-def test_several_processes_go_on_from_the_main_ones_state(
-    pair: Folders, flags: list[object], tmp_path: Path, cache: Path
-) -> None:
+def test_several_go_on_from_the_mains_state(pair: Folders, flags: list[object], tmp_path: Path, cache: Path) -> None:
     given = ["--unlabelled", save_images(tmp_path / "elsewhere", each=3, seed=9)]
 
     def run(steps: int, output: str = "out") -> subprocess.CompletedProcess[str]:

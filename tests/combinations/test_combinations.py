@@ -224,9 +224,7 @@ def test_with_one_checkpoint_it_is_another_method_or_thins_it_out(family: list[P
         ({"rule": "ties", "options": {"densty": 1}}, "combine: combination ties: no option 'densty'.*'density'"),
     ],
 )
-def test_a_plan_with_an_impossible_combination_is_refused(
-    tmp_path: Path, combine: dict[str, Any], message: str
-) -> None:
+def test_a_plan_of_an_impossible_combination_is_refused(tmp_path: Path, combine: dict[str, Any], message: str) -> None:
     plan = plan_with({"a": LayerPlan(alpha=1.0)}, combine=Combination(rule="ties", options={"density": 0.5}))
     file = tmp_path / "plan.json"
     file.write_text(plan.to_json())

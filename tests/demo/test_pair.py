@@ -127,9 +127,7 @@ def test_a_finished_folder_is_used_again_and_a_damaged_one_made_again(
 
 
 @pytest.mark.parametrize("stop", [KeyboardInterrupt, RuntimeError])
-def test_an_interrupted_run_leaves_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: type[BaseException]
-) -> None:
+def test_stopping_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: type[BaseException]) -> None:
     def build(folder: Path) -> None:
         (folder / "zeroshot").mkdir(parents=True)
         raise stop
@@ -161,9 +159,7 @@ def test_a_folder_of_other_things_is_left_alone_and_an_empty_one_filled(tmp_path
 
 
 @pytest.mark.slow
-def test_it_merges_by_each_recipe_and_prints_a_table(
-    pair: DemoPair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_it_merges_by_each_recipe_into_a_table(pair: DemoPair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In a folder of an earlier run, whose outputs it replaces."""
     folder = shutil.copytree(pair.zeroshot.parent, tmp_path / "demo")
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}

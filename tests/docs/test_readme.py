@@ -63,9 +63,7 @@ def run(line: str, folder: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.uncounted
-def test_the_commands_run_in_order(
-    workplace: Path, pair: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_commands_run(workplace: Path, pair: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lines = [line for line in LINES if line.startswith("clipmerge ")]
     assert len(lines) >= 14
     with serving(tmp_path, monkeypatch) as hub:

@@ -57,9 +57,7 @@ def pictures(count: int) -> Tensor:
         (COMPARED, 0.001, COMPARED, range(COMPARED, COMPARED + 1)),  # few images are all compared
     ],
 )
-def test_answers_are_those_of_float32(
-    model: ImageTextModel, images: int, noise: float, quick: int, exact: range
-) -> None:
+def test_answers_are_float32s(model: ImageTextModel, images: int, noise: float, quick: int, exact: range) -> None:
     counting, pixels = Counting(model, noise), pictures(images)
     classes = class_embeddings(model, CLASSES, ("a {}.",), "cpu")
     one = Bf16Classifier(counting, classes, Pieces(64, str))  # type: ignore[arg-type]

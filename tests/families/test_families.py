@@ -62,9 +62,7 @@ def test_a_merged_model_says_what_its_sources_say(name: str, alpha: float, famil
 
 @pytest.mark.parametrize("name", [name for name, tiny in TINY.items() if not tiny.base])
 @pytest.mark.parametrize("which", [0, 1])
-def test_at_the_ends_the_output_is_the_source_byte_for_byte(
-    name: str, which: int, family_pairs: Pairs, tmp_path: Path
-) -> None:
+def test_the_ends_are_the_sources_byte_for_byte(name: str, which: int, family_pairs: Pairs, tmp_path: Path) -> None:
     merged(family_pairs(name), tmp_path / "out", float(which))
     weights = [(folder / "model.safetensors").read_bytes() for folder in (family_pairs(name)[which], tmp_path / "out")]
     assert weights[0] == weights[1]
@@ -179,9 +177,7 @@ def test_settings_that_change_the_function_are_compared(
 
 
 @pytest.mark.parametrize("name", ["ViT+BERT", "AltCLIP"])
-def test_names_as_transformers_has_them_in_memory_are_the_same_parameters(
-    name: str, family_pairs: Pairs, tmp_path: Path
-) -> None:
+def test_names_of_transformers_in_memory_are_known(name: str, family_pairs: Pairs, tmp_path: Path) -> None:
     folders = family_pairs(name)
     copy = shutil.copytree(folders[1], tmp_path / "copy")
     saved, memory = load_file(copy / "model.safetensors"), loaded(name, copy).state_dict()

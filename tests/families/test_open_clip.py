@@ -134,9 +134,7 @@ def test_models_of_open_clip_have_all_their_parameters_in_layers(name: str) -> N
         ({"text_cfg": {"pool_type": "eos", "eos_id": 57}}, "the text towers differ in pool_type"),
     ],
 )
-def test_models_that_only_look_alike_are_refused(
-    folders: Folders, tmp_path: Path, changes: dict[str, Any], message: str
-) -> None:
+def test_models_that_look_alike_fail(folders: Folders, tmp_path: Path, changes: dict[str, Any], message: str) -> None:
     zeroshot = shutil.copytree(folders[0], tmp_path / "zeroshot")
     file = zeroshot / "open_clip_config.json"
     config = json.loads(file.read_text())
@@ -206,9 +204,7 @@ def test_a_pair_is_read_from_the_hub(folders: Folders, theirs: Path, hub: FakeHu
 
 
 @pytest.mark.parametrize(("ours", "custom_text"), [("zeroshot", False), ("finetuned", False), ("finetuned", True)])
-def test_a_mixed_pair_is_merged_in_the_finetuned_layout(
-    ours: str, custom_text: bool, theirs: Path, tmp_path: Path
-) -> None:
+def test_a_mixed_pair_gets_the_finetuned_layout(ours: str, custom_text: bool, theirs: Path, tmp_path: Path) -> None:
     config = model_config(quick_gelu=True, **({"custom_text": True} if custom_text else {}))
     open_clip_folder = save_open_clip_pair(tmp_path / "ours", config)[0]
     zeroshot, finetuned = (open_clip_folder, theirs) if ours == "zeroshot" else (theirs, open_clip_folder)
@@ -261,9 +257,7 @@ def test_a_bare_file_takes_its_files_from_the_other_library(ours: Path, theirs: 
     assert ids.shape == (1, tiny_open_clip.TEXT["context_length"])
 
 
-def test_the_fine_tuned_tower_of_transformers_goes_into_an_open_clip_base(
-    ours: Path, theirs: Path, tmp_path: Path
-) -> None:
+def test_a_tower_of_transformers_goes_into_an_open_clip_base(ours: Path, theirs: Path, tmp_path: Path) -> None:
     tensors = load_file(theirs / "model.safetensors")
     tower = tmp_path / "tower"
     CLIPModel.from_pretrained(theirs).vision_model.save_pretrained(tower)

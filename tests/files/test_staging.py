@@ -274,9 +274,7 @@ def interrupting(monkeypatch: pytest.MonkeyPatch, name: str, at: int) -> None:
 
 
 @pytest.mark.parametrize("at", [1, 2])
-def test_a_signal_while_the_outputs_are_exchanged_comes_after_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int
-) -> None:
+def test_a_signal_during_the_exchange_comes_after_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int) -> None:
     write(tmp_path / "out", "old")
     forget_completed()
     interrupting(monkeypatch, "rename", at)
@@ -287,9 +285,7 @@ def test_a_signal_while_the_outputs_are_exchanged_comes_after_it(
     assert completed() == (tmp_path / "out",)
 
 
-def test_a_signal_between_a_plan_and_its_tensors_comes_after_both(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_signal_between_plan_and_tensors_comes_after_both(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     interrupting(monkeypatch, "replace", 1)
 
     def write_both() -> None:

@@ -49,7 +49,7 @@ def test_there_are_eight_batches_when_images_are_scarce(images: int, wanted: int
     assert batch_size_for(images, wanted) == size
 
 
-def test_every_thread_prepares_the_same_bytes(
+def test_threads_prepare_the_same_bytes(
     photos: LabelledImages, pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     to_pixels = load_model(open_checkpoint(str(pair[0]))).pixels

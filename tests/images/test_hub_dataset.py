@@ -165,9 +165,7 @@ def test_datasets_that_cannot_be_used(hub: FakeHub, monkeypatch: pytest.MonkeyPa
         load_images(f"{CARS}{split}")
 
 
-def test_offline_a_whole_split_is_there_and_a_sampled_one_is_not(
-    hub: FakeHub, sha: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_offline_a_whole_split_is_there_and_no_sample(hub: FakeHub, sha: str, monkeypatch: pytest.MonkeyPatch) -> None:
     load_images(f"{CARS}:test", whole=True)
     load_images(f"{CARS}:train").sample(3, seed=0)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
@@ -182,9 +180,7 @@ def test_offline_a_whole_split_is_there_and_a_sampled_one_is_not(
     assert len(hub.log) == before
 
 
-def test_offline_part_of_a_split_is_refused(
-    hub: FakeHub, sha: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_offline_part_of_a_split_fails(hub: FakeHub, sha: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     load_images(f"{CARS}:train", whole=True)
     (part,) = tmp_path.rglob("snapshots/*/data/train-00001-of-00002.parquet")
     part.unlink()

@@ -23,9 +23,7 @@ def other(tmp_path: Path) -> Path:
     return save_images(tmp_path / "other", each=4, seed=1)
 
 
-def test_the_same_folder_overlaps_however_it_is_spelled_and_another_does_not(
-    images: Path, other: Path, tmp_path: Path
-) -> None:
+def test_a_folder_overlaps_however_it_is_spelled_and_no_other(images: Path, other: Path, tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(images)
     for where in (images, images / ".." / images.name, tmp_path / "link"):
         assert overlap_of(where, images) == 30

@@ -324,9 +324,7 @@ def test_a_class_folder_whose_name_is_not_utf8(tmp_path: Path) -> None:
         ("names.json", r'["a", "\ud800", "b"]', "a string with half of a surrogate pair"),
     ],
 )
-def test_class_names_that_do_not_fit_are_one_line(
-    images: Path, tmp_path: Path, name: str, text: str, message: str
-) -> None:
+def test_unfitting_class_names_are_one_line(images: Path, tmp_path: Path, name: str, text: str, message: str) -> None:
     (tmp_path / name).write_text(text)
     with pytest.raises(DataError, match=message):
         load_images(str(images), tmp_path / name)
@@ -346,9 +344,7 @@ def test_labels_beyond_the_names_given(tmp_path: Path) -> None:
         (("a",) * 3000, ("{}.",) * 1000, "3000 classes in 1000 templates make more than 2000000 prompts"),
     ],
 )
-def test_prompts_are_bounded_before_they_are_written(
-    names: tuple[str, ...], templates: tuple[str, ...], told: str
-) -> None:
+def test_prompts_are_bounded_before_writing(names: tuple[str, ...], templates: tuple[str, ...], told: str) -> None:
     with pytest.raises(DataError, match=told):
         class_prompts(names, templates)
 

@@ -109,7 +109,7 @@ def test_coefficients_are_the_formula_entry_by_entry(ends: Ends, alpha: float, n
 
 
 @pytest.mark.uncounted
-def test_the_command_writes_the_dense_formula_and_the_same_bytes_each_time(
+def test_the_command_writes_the_dense_formula_and_equal_bytes(
     pair: tuple[Path, Path], images: Path, tmp_path: Path
 ) -> None:
     """((1 - a) F_0 theta_0 + a F_1 theta_1) / ((1 - a) F_0 + a F_1), F taken from the run."""

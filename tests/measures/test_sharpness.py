@@ -70,9 +70,7 @@ def flat(values: list[Tensor]) -> np.ndarray:
 @pytest.mark.uncounted
 @pytest.mark.parametrize("norm", ["l2", "linf"])
 @pytest.mark.parametrize("adaptive", [True, False])
-def test_first_order_is_rho_times_the_dual_norm(
-    objective: Objective, reference: Reference, norm: Norm, adaptive: bool
-) -> None:
+def test_first_order_is_rho_dual_norms(objective: Objective, reference: Reference, norm: Norm, adaptive: bool) -> None:
     found = first_order(objective, norm=norm, rho=0.7, adaptive=adaptive, at=0.5)
     for layer, names in layers_of(reference).items():
         expected = []
@@ -136,9 +134,7 @@ def test_skipping_blocks_below_the_layer_changes_nothing(ends: Ends, monkeypatch
 
 
 @pytest.mark.parametrize("measure", [worst_case, average_case])
-def test_weights_are_left_at_the_point_bit_for_bit(
-    objective: Objective, measure: object, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_weights_stay_there_bit_for_bit(objective: Objective, measure: object, monkeypatch: pytest.MonkeyPatch) -> None:
     """While a layer moves all other parameters stay, and afterwards the layer is restored."""
     objective.path.move_to(0.5)
     before = {name: parameter.detach().clone() for name, parameter in objective.path.parameters.items()}

@@ -135,9 +135,7 @@ def path_of(accuracies: list[float], losses: list[float]) -> Measurements:
     ("options", "alpha"),
     [({}, 0.5), ({"criterion": "loss"}, 0.75), ({"at_most": 0.4}, 0.25), ({"criterion": "loss", "at_most": 0.5}, 0.5)],
 )
-def test_the_best_alpha_is_taken_and_of_equals_the_smallest(
-    pair: Folders, options: dict[str, Any], alpha: float
-) -> None:
+def test_the_best_alpha_is_taken_of_equals_the_smallest(pair: Folders, options: dict[str, Any], alpha: float) -> None:
     task = task_of(list(pair), path_of([0.2, 0.6, 0.8, 0.8, 0.7], [3, 2, 1.5, 1, 2]))
     decision = decide(task, "wise-ft-id", **options)
     assert {layer.alpha for layer in decision.layers.values()} == {alpha}

@@ -36,9 +36,7 @@ def _groups(folder: Path, own: str, files: dict[str, str]) -> tuple[Path, Path]:
         ("4:memory:/docker/0a\n3:cpu:/docker/0a\n", {"memory/memory.limit_in_bytes": "9\n"}, [9]),
     ],
 )
-def test_limits_of_containers_and_batch_jobs(
-    tmp_path: Path, own: str, files: dict[str, str], limits: list[int]
-) -> None:
+def test_limits_of_containers_and_of_jobs(tmp_path: Path, own: str, files: dict[str, str], limits: list[int]) -> None:
     assert list(_limits(*_groups(tmp_path, own, files))) == limits
 
 

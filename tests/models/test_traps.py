@@ -191,9 +191,7 @@ def test_a_long_caption_is_cut_before_it_is_put_into_words(pair: Folders) -> Non
     assert [len(text) for text in seen] == [2000]
 
 
-def test_an_image_that_would_grow_when_its_short_side_does_is_refused(
-    pair: Folders, images: Path, tmp_path: Path
-) -> None:
+def test_an_image_that_grows_with_its_short_side_is_refused(pair: Folders, images: Path, tmp_path: Path) -> None:
     """A line of 65,000 pixels would be resized to 224 times 14,560,000."""
     folder = Path(shutil.copytree(images, tmp_path / "images"))
     Image.new("RGB", (65000, 1)).save(folder / "cat" / "line.png")

@@ -72,9 +72,7 @@ def test_a_plan_never_takes_the_place_of_something_else(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ['{"model_type": "clip"}', '["clipmerge-plan/1"]', "{", None])
-def test_overwrite_replaces_no_json_that_is_no_plan_and_waits_for_no_pipe(
-    tmp_path: Path, text: str | bytes | None
-) -> None:
+def test_overwrite_replaces_plans_alone_and_waits_for_no_pipe(tmp_path: Path, text: str | bytes | None) -> None:
     output = tmp_path / "config.json"
     if text is None:
         os.mkfifo(output)

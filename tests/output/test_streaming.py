@@ -46,9 +46,7 @@ def test_bytes_are_a_plain_loops_for_any_number_of_threads(pair: Folders, tmp_pa
         torch.set_num_threads(before)
 
 
-def test_a_full_disk_is_found_before_anything_is_computed(
-    pair: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_full_disk_is_found_before_computing(pair: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     full = shutil.disk_usage(tmp_path)._replace(free=10)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: full)
     monkeypatch.setattr(MergedTensor, "chunks", lambda *_: pytest.fail("computed"), raising=False)

@@ -130,9 +130,7 @@ def test_a_recipe_of_very_many_keys(tmp_path: Path) -> None:
         load_recipe("wise-ft", ["method.alpha=" + " " * (65 << 10)])
 
 
-def test_a_file_that_is_called_like_a_recipe_is_not_taken_for_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_file_called_like_a_recipe_is_not_taken_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "wise-ft").write_text("method: {name: wise-ft, alpha: 0.123}")
     assert load_recipe("wise-ft").method["alpha"] == 0.5

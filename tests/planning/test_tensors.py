@@ -86,9 +86,7 @@ def test_the_merge_is_the_formula_entry_by_entry(decided: Any, pair: Folders, tm
 @pytest.mark.uncounted
 @pytest.mark.parametrize("value", [0, 1])
 @pytest.mark.parametrize("form", ["whole", "row", "entry"])
-def test_zeros_and_ones_are_the_sources_bytes(
-    decided: Any, pair: Folders, tmp_path: Path, value: int, form: str
-) -> None:
+def test_zeros_and_ones_are_a_sources_bytes(decided: Any, pair: Folders, tmp_path: Path, value: int, form: str) -> None:
     run = decided((form,))
     for coefficient in run.plan.coefficients.values():
         coefficient.fill_(value)
@@ -185,9 +183,7 @@ def test_a_plan_whose_coefficients_are_gone_or_changed_is_refused(planned: Path)
         ({"alpha_range": [0, "x"]}, r"alpha_range"),
     ],
 )
-def test_a_hand_edit_that_contradicts_the_coefficients_is_refused(
-    planned: Path, changes: dict[str, Any], message: str
-) -> None:
+def test_a_hand_edit_against_the_coefficients_is_refused(planned: Path, changes: dict[str, Any], message: str) -> None:
     edit(planned, "vision.1.mlp", **changes)
     with one_line(PlanError, message):
         opened(planned)

@@ -126,7 +126,7 @@ def test_no_byte_of_the_traps_arrives(
 
 
 @pytest.mark.parametrize("secret", [f"hf_{SECRET * 4}", "-----BEGIN OPENSSH PRIVATE KEY-----"])
-def test_a_secret_in_a_file_that_would_be_published_is_refused(
+def test_a_secret_in_a_published_file_is_refused(
     hub: FakeHub, pair: tuple[Path, Path], tmp_path: Path, secret: str
 ) -> None:
     output = save_output(pair[1], tmp_path / "merged")

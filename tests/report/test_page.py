@@ -136,9 +136,7 @@ def test_page_escapes_what_the_user_named(html_of: Pages, path: str) -> None:
         (1.2, "barrier at alpha 0.5 0.250 nats", "barrier: 0.25", "0.250 above the average of the ends (0.950)"),
     ],
 )
-def test_page_says_whether_there_is_a_barrier(
-    html_of: Pages, middle: float, fact: str, picture: str, caption: str
-) -> None:
+def test_page_says_if_there_is_a_barrier(html_of: Pages, middle: float, fact: str, picture: str, caption: str) -> None:
     text = Page(html_of(learned() | {"path": {"alphas": [0, 0.5, 1], "losses": [1.4, middle, 0.5]}})).text
     assert fact in text
     assert picture in text
@@ -188,9 +186,7 @@ def test_page_of_a_learned_recipe_leads_with_what_was_bought_and_draws_what_was_
         (None, "Not measured", "open"),
     ],
 )
-def test_page_answers_first_in_words_and_colour(
-    html_of: Pages, recommendation: str | None, label: str, kind: str
-) -> None:
+def test_page_answers_in_words_and_colour(html_of: Pages, recommendation: str | None, label: str, kind: str) -> None:
     record = data_free() | {"bought": recommendation and bought() | {"recommendation": recommendation}}
     html = html_of(record)
     assert f'<header class="answer {kind}">\n<h1>Merge report: wise-ft</h1>\n<p class="label">{label}</p>' in html
