@@ -11,6 +11,7 @@ from clipmerge.calibration.objective import Objective
 from clipmerge.calibration.resume import LearningState, state_file
 from clipmerge.calibration.shares import Shares
 from clipmerge.distributed import accelerator_for, device_work, together
+from clipmerge.errors import counted
 from clipmerge.images.batches import batch_size_for, read_batches
 from clipmerge.images.content import content_digest
 from clipmerge.images.dataset import LabelledImages, load_images, load_unlabelled
@@ -171,4 +172,4 @@ def cost_sentence(images: int, *, learns: bool = False) -> tuple[str, str]:
     # its steps take as many images, however many there are
     cheaper = "fewer steps take less: --set measure.steps=100" if learns else "fewer --images cost less"
     verb = "learning" if learns else "measuring"
-    return f"{verb} on {images} images takes about", f" on this CPU ({cheaper})"
+    return f"{verb} on {counted(images, 'image', 'images')} takes about", f" on this CPU ({cheaper})"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from clipmerge.errors import counted
 from clipmerge.planning.merge_effect import ADVICE, Difference, Gain, ModelAccuracy, Recommendation
 
 # Accuracies are ratios of counts; rounding errors are far below one image in a billion.
@@ -43,7 +44,7 @@ def concluded(
     recommendation, reason = _recommended(over_finetuned, over_zeroshot, max_loss / 100, finetuned_rank, learned)
     low, high = merged.clean.interval
     verdict = (
-        f"{ADVICE[recommendation]}. Of {images} images that the decision did not see, the merged model recognises "
+        f"{ADVICE[recommendation]}. Of {counted(images, 'image', 'images')} that the decision did not see, the merged model recognises "
         f"{_percent(merged.clean.value)}% [{_percent(low)}, {_percent(high)}] (fine-tuned "
         f"{_percent(finetuned.clean.value)}); under unrelated corruptions {_percent(merged.corrupted.value)}% "
         f"(zero-shot {_percent(zeroshot.corrupted.value)}, fine-tuned {_percent(finetuned.corrupted.value)})."

@@ -94,6 +94,10 @@ def made(
     return Case(np.stack([clean, probed], axis=1).astype(np.float64), 3.0, rank, learned)
 
 
+def test_one_image_is_one() -> None:
+    assert "Of 1 image that the decision" in made(100, 100, 100, 100, 100, 100, images=1).conclusion.verdict
+
+
 @given(cases())
 def test_a_loss_beyond_the_limit_is_a_warning_and_nothing_else_is(case: Case) -> None:
     right = case.right[:, 0].sum(axis=1)
