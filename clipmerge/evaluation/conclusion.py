@@ -44,8 +44,8 @@ def concluded(
     recommendation, reason = _recommended(over_finetuned, over_zeroshot, max_loss / 100, finetuned_rank, learned)
     low, high = merged.clean.interval
     verdict = (
-        f"{ADVICE[recommendation]}. Of {counted(images, 'image', 'images')} that the decision did not see, the merged model recognises "
-        f"{_percent(merged.clean.value)}% [{_percent(low)}, {_percent(high)}] (fine-tuned "
+        f"{ADVICE[recommendation]}. Of {counted(images, 'image', 'images')} that the decision did not see, the merged "
+        f"model recognises {_percent(merged.clean.value)}% [{_percent(low)}, {_percent(high)}] (fine-tuned "
         f"{_percent(finetuned.clean.value)}); under unrelated corruptions {_percent(merged.corrupted.value)}% "
         f"(zero-shot {_percent(zeroshot.corrupted.value)}, fine-tuned {_percent(finetuned.corrupted.value)})."
     )
