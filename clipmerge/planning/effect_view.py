@@ -33,8 +33,9 @@ def unmeasured(*, with_images: bool, warnings: Collection[str] = ()) -> str:
 
 def effect_facts(bought: MergeEffect) -> str:
     """Sentences about the images of the measurement."""
-    these = "this image" if bought.images == 1 else f"these {bought.images} images"
-    facts = f"On {_percent(bought.agreement)}% of {these} the merged and the zero-shot model agree."
+    facts = (
+        f"On {_percent(bought.agreement)}% of these {bought.images} images the merged and the zero-shot model agree."
+    )
     counts = ((bought.classes_without_images, "no image"), (bought.classes_with_one_image, "one image"))
     rare = [counted(count, f"has {number}", f"have {number}") for count, number in counts if count]
     return " ".join([facts, *([f"Of {bought.classes} classes, {' and '.join(rare)} among them."] if rare else [])])

@@ -9,7 +9,7 @@ from rich.console import Console
 from clipmerge.output.record import MergeRecord
 from clipmerge.publish.card import model_card
 from clipmerge.report.terminal import summary
-from tests.support.merge_records import RECORDS, bought, example, learned, printed
+from tests.support.merge_records import RECORDS, example, learned, printed
 
 PATH = {"images": 204, "alpha": 0.4, "part": 0.0, "beyond": 0.0, "goal": 0.4, "right": 0.9, "path_alpha": 0.4} | {
     "path_goal": 0.4,
@@ -48,11 +48,6 @@ def test_stragglers_are_spelled_out_and_many_are_counted():
     sparse = MergeRecord.model_validate(learned(stragglers=("vision.3.mlp",)))  # without a mask
     assert "density 0.5; straggler" in str(summary(sparse, verbose=True).renderables)
     assert re.search(r"\| vision\.3\.mlp \| \S+ \(0 to 0\.86\) \| 0\.5 \|", model_card(sparse, repo_id=None))
-
-
-def test_one_image_is_one() -> None:
-    one = learned() | {"bought": bought() | {"images": 1}}
-    assert "On 70.0% of this image the merged and" in " ".join(printed(one).split())
 
 
 def test_markup_and_control_characters_stay_out_of_the_terminal():
