@@ -16,7 +16,7 @@ from clipmerge.api.plan import Known, check_ancestry
 from clipmerge.checkpoint import Checkpoint, align_checkpoints
 from clipmerge.errors import PlanError, UsageError
 from clipmerge.evaluation.zero_shot_head import build_zeroshot_head, lacks_zeroshot_head
-from clipmerge.files.paths import is_there, local_path, split_part
+from clipmerge.files.paths import is_there, local_path
 from clipmerge.methods import Task
 from clipmerge.options import ApplyOptions, completed, with_options
 from clipmerge.planning.plan import Plan, tensors_path, write_plan_files
@@ -136,19 +136,18 @@ def _place(name: str, plan: Plan, record: SourceRecord) -> str:
     """Current place of one of the plan's checkpoints."""
     source = record.source
     if record.revision:
-        place, part = split_part(source)
-        source = f"{place.partition('@')[0]}@{record.revision}{f'#{part}' if part else ''}"
-    elif not (source.startswith("hf://") or local_path(source).is_absolute() or is_there(source)):
-        beside = str((plan.folder or Path()) / source)
-        if not is_there(beside):
-            if source.endswith(" in memory"):
-                raise PlanError(f"{name}: was made for models in memory; give them as zeroshot= and finetuned=")
-            raise PlanError(
-                f"{name}: {source} is not in the working folder or beside the plan; apply the plan in the folder where "
-                "it was made, or write the absolute path (or hf://ORG/NAME) into it"
-            )
-        source = beside
-    return source
+        return record.pinned
+    if source.startswith("hf://") or local_path(source).is_absolute() or is_there(source):
+        return source
+    beside = str((plan.folder or Path()) / source)
+    if is_there(beside):
+        return beside
+    if source.endswith(" in memory"):
+        raise PlanError(f"{name}: was made for models in memory; give them as zeroshot= and finetuned=")
+    raise PlanError(
+        f"{name}: {source} is not in the working folder or beside the plan; apply the plan in the folder where it was "
+        "made, or write the absolute path (or hf://ORG/NAME) into it"
+    )
 
 
 def _check_hashes(name: str, record: SourceRecord, checkpoint: Checkpoint, progress: Progress, *, hashed: bool) -> None:

@@ -19,6 +19,14 @@ class SourceRecord(Frozen):
     files: dict[str, str | None]
 
     @property
+    def pinned(self) -> str:
+        """The source at its commit, whatever revision the user named."""
+        if self.revision is None:
+            return self.source
+        place, part = split_part(self.source)
+        return f"{place.partition('@')[0]}@{self.revision}" + (f"#{part}" if part else "")
+
+    @property
     def identity(self) -> list[Any]:
         """The hashes of its files and the name of a part of them; where there are no hashes, the source and commit."""
         hashed = sorted(digest for digest in self.files.values() if digest)

@@ -20,8 +20,6 @@ from clipmerge.options import Missing
 from clipmerge.planning.frozen import Frozen, Plain
 from clipmerge.plugins import Alpha, Density, check_options, learns_from_unlabelled, plainly, plugin_names
 
-_SECTIONS = {"measure": "measures", "method": "methods"}
-
 
 class Override(Frozen):
     """Set the coefficient or density of some layers, overriding the method; later overrides take precedence.
@@ -189,9 +187,9 @@ def _validate(source: str, data: dict[str, Any]) -> Recipe:
             raise RecipeError(
                 f"{source}: unknown key '{key}' (keys: {', '.join(known)}).{did_you_mean(str(key), known)}"
             )
-    for section, package in _SECTIONS.items():
+    for section in ("measure", "method"):
         if data.get(section) is not None:
-            data[section] = _plugin_section(source, section, package, data[section])
+            data[section] = _plugin_section(source, section, data[section])
     try:
         return Recipe.model_validate(data)
     except ValidationError as error:
@@ -202,12 +200,12 @@ def _validate(source: str, data: dict[str, Any]) -> Recipe:
         raise RecipeError(f"{source}: {where}: {plainly(first['msg'])}{hint}") from None
 
 
-def _plugin_section(source: str, section: str, package: str, value: Any) -> dict[str, Any]:
+def _plugin_section(source: str, section: str, value: Any) -> dict[str, Any]:
     if not isinstance(value, dict) or not isinstance(value.get("name"), str):
-        raise RecipeError(f"{source}: {section}: needs a `name:`, one of {', '.join(plugin_names(package))}")
+        raise RecipeError(f"{source}: {section}: needs a `name:`, one of {', '.join(plugin_names(f'{section}s'))}")
     options = {str(key): item for key, item in value.items() if key != "name"}
     try:
-        checked = check_options(package, value["name"], options)
+        checked = check_options(f"{section}s", value["name"], options)
         if checked.get("mask") is not None:  # checked now, before minutes of measuring
             check_options("masks", checked["mask"], checked.get("mask_options") or {})
         return {"name": value["name"], **checked}

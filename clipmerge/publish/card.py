@@ -156,15 +156,9 @@ def _front_matter(record: MergeRecord, repo_id: str | None, license: str | None)
 
 def _repeatable(record: MergeRecord) -> str:
     """Return the command of a public record, with revisions filled in and without the push."""
-    checkpoints = [checkpoint for _, checkpoint in record.checkpoints]
-    sources = [checkpoint.source for checkpoint in checkpoints]
-    default = ["clipmerge", "merge", *sources, "--recipe", record.recipe.name, "--output", "merged"]
+    pinned = {checkpoint.source: checkpoint.pinned for _, checkpoint in record.checkpoints}
+    default = ["clipmerge", "merge", *pinned, "--recipe", record.recipe.name, "--output", "merged"]
     words = iter(shlex.split(record.command) if record.command else default)
-    pinned = {
-        checkpoint.source: f"{checkpoint.source.partition('@')[0]}@{checkpoint.revision}"
-        for checkpoint in checkpoints
-        if checkpoint.revision
-    }
     for images in [record.calibration, record.calibration.unlabelled] if record.calibration else []:
         if images and images.revision and hub_dataset_of(images.source):
             pinned[images.source] = parse_dataset(images.source).at(images.revision)

@@ -131,12 +131,7 @@ def _mean(shares: Sequence[tuple[int, float]]) -> str:
 
 def _command(record: MergeRecord) -> str:
     """The command that repeats this merge, given the recipe saved as a file."""
-    sources = []
-    for _, model in record.checkpoints:
-        # a revision named by the user already follows an @
-        base = model.source.partition("@")[0]
-        sources.append(f"{base}@{model.revision}" if model.revision else model.source)
-    words = ["clipmerge", "merge", *sources, "--recipe", "recipe.yaml"]
+    words = ["clipmerge", "merge", *(model.pinned for _, model in record.checkpoints), "--recipe", "recipe.yaml"]
     images = record.calibration
     if images:
         words += ["--data", images.source, "--images", str(images.requested or images.images)]

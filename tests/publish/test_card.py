@@ -15,6 +15,7 @@ from huggingface_hub import ModelCard
 from clipmerge.errors import UsageError
 from clipmerge.output.record import PUBLISHED, MergeRecord
 from clipmerge.planning.measurements import LossPath
+from clipmerge.planning.provenance import SourceRecord
 from clipmerge.publish import card, evaluations, public
 from clipmerge.publish.evaluations import hub_dataset_of
 from clipmerge.report.merge_pictures import path_png
@@ -58,6 +59,8 @@ def test_the_card_says_what_was_done_and_how_to_repeat_it() -> None:
 
 
 def test_data_of_the_hub_is_pinned_and_local_data_is_asked_for() -> None:
+    part = SourceRecord(source="acme/base@main#ema", revision="c" * 40, files={})
+    assert part.pinned == f"acme/base@{'c' * 40}#ema"
     pinned = RECORD | {"calibration": RECORD["calibration"] | {"revision": "e" * 40}}
     assert f"--data hf://datasets/acme/cars@{'e' * 40}:train" in model_card(pinned, repo_id=None)
     with_equals = pinned | {"command": "clipmerge merge a b --data=hf://datasets/acme/cars:train"}
