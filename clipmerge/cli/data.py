@@ -72,16 +72,6 @@ def _description(record: dict[str, Any]) -> RenderableType:
     from rich.table import Column, Table
     from rich.text import Text
 
-    columns = Column(style="dim", no_wrap=True), Column(overflow="fold")
-    table = Table(*columns, box=None, show_header=False, pad_edge=False)
-    for head, text in _facts(record):
-        table.add_row(head, Text(text))
-    names = record["class_names"]
-    return Group(table, *([Text(), Text(", ".join(names))] if names else []))
-
-
-def _facts(record: dict[str, Any]) -> list[tuple[str, str]]:
-    """The lines of a description: a heading and its text."""
     facts = [(record["name"], record["title"]), ("source", record["address"]), ("splits", ", ".join(record["splits"]))]
     counts = ", ".join(f"{split} {count:,}" for split, count in record["images"].items())
     names, templates = record["class_names"], record["templates"]
@@ -99,4 +89,9 @@ def _facts(record: dict[str, Any]) -> list[tuple[str, str]]:
         figures = {name: f"{value:g}%" for name, value in record["zeroshot"].items()}
     published = "; ".join(f"{name} {figure}" for name, figure in figures.items())
     facts += [("images", counts), ("published", published), ("note", record["note"])]
-    return [(head, text) for head, text in facts if text]
+    columns = Column(style="dim", no_wrap=True), Column(overflow="fold")
+    table = Table(*columns, box=None, show_header=False, pad_edge=False)
+    for head, text in facts:
+        if text:
+            table.add_row(head, Text(text))
+    return Group(table, *([Text(), Text(", ".join(names))] if names else []))
