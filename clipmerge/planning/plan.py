@@ -114,10 +114,6 @@ class Plan(Tabular, Frozen):
         """Whether both have the same JSON; tensors beside it are compared by the hash that `save` writes into it."""
         return self.to_json() == other.to_json() if isinstance(other, Plan) else NotImplemented
 
-    def __str__(self) -> str:
-        """As its repr."""
-        return repr(self)
-
     def _caption(self) -> str:
         alphas = [layer.alpha for layer in self.layers.values()]
         spread = f", alpha {min(alphas):.3g} to {max(alphas):.3g}" if alphas else ""

@@ -79,7 +79,7 @@ def find_stragglers(
     flagged = np.array(
         [_flags(_scores(values @ (w / w.sum()), design, signed=signed), threshold, mirror) for w in draws]
     )
-    share = flagged.mean(axis=0) if bootstraps else np.ones(len(layers))
+    share = flagged.mean(axis=0)
     scores = {layer: {"z": float(z[i]), "stability": float(share[i])} for i, layer in enumerate(layers)}
     stands_out = _flags(z, threshold, mirror)
     names = tuple(layer for i, layer in enumerate(layers) if stands_out[i] and share[i] >= stability)

@@ -39,6 +39,8 @@ class Tabular(ABC):
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self._caption()})"
 
+    __str__ = __repr__  # a pydantic model has another
+
     def _repr_html_(self) -> str:
         """The table, for a notebook."""
 

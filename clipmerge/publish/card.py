@@ -56,10 +56,8 @@ def model_card(record: MergeRecord, *, repo_id: str | None, license: str | None 
         "kept_facts": other_task_facts(shown.kept),
         "kept_explanation": EXPLANATION,
         "padded": any(family.reads_padding for family in families() if family.name == shown.family),
-        "checkpoints": shown.checkpoints,
         "picture": PICTURE if picture else None,
         "local": _local_names(shown),
-        "recipe": shown.recipe.to_yaml().rstrip(),
         "command": _repeatable(shown),
     }
     template = Path(__file__).parent / "templates" / "model_card.md.j2"

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -156,19 +157,16 @@ def _common_licence(api: HfApi, job: Push, record: MergeRecord) -> str | None:
     stated: dict[str, str | None] = {}
     for _, source in record.checkpoints:
         if source.revision and (hub_id := parse_hub_id(source.source)):
-            stated[hub_id.repo_id] = _licence_of(api, job, hub_id.at(source.revision))
+            pinned = hub_id.at(source.revision)
+            state = f"{NOTHING} Its licence is needed: --license NAME sets it without asking the Hub."
+            with explained(f"reading {pinned}", state=state, again=job.command):
+                info = patiently(partial(api.model_info, pinned.repo_id, revision=pinned.revision))
+            licence = info.card_data and info.card_data.get("license")
+            stated[hub_id.repo_id] = str(licence) if licence else None
     if len(set(stated.values())) > 1 or "other" in stated.values():
         listed = ", ".join(f"{name}: {licence or 'none stated'}" for name, licence in stated.items())
         raise UsageError(f"the sources' licences differ or are 'other' ({listed}). {NOTHING} Pass --license NAME.")
     return next(iter(stated.values()), None)
-
-
-def _licence_of(api: HfApi, job: Push, hub_id: HubId) -> str | None:
-    state = f"{NOTHING} Its licence is needed: --license NAME sets it without asking the Hub."
-    with explained(f"reading {hub_id}", state=state, again=job.command):
-        info = patiently(lambda: api.model_info(hub_id.repo_id, revision=hub_id.revision))
-    licence = info.card_data and info.card_data.get("license")
-    return str(licence) if licence else None
 
 
 def _additions(job: Push, record: MergeRecord, texts: dict[str, bytes]) -> list[CommitOperationAdd]:
