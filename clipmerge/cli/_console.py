@@ -39,7 +39,7 @@ def plain(console: Console, renderables: Sequence[RenderableType]) -> str:
     return "".join(f"{line.rstrip()}\n" for line in captured.get().splitlines())
 
 
-def table_of(names: str, *numbers: str) -> Table:
-    """An empty table without lines: a column of names, and columns of numbers, which are not broken."""
-    columns = (Column(head, justify="right", no_wrap=True) for head in numbers)
+def table_of(names: str, *numbers: str, wraps: bool = True) -> Table:
+    """An empty table without lines: a column of names, and columns of numbers, whose headings may wrap."""
+    columns = (Column(head, justify="right", no_wrap=not wraps) for head in numbers)
     return Table(Column(names, overflow="fold"), *columns, box=None, pad_edge=False)

@@ -90,7 +90,7 @@ class SweepTable:
         shown = [column for column in others if sources or not column.is_source]
         cells = [column.text(spread=spread) for column in (*shown, gain)]
         heads = (*[column.title for column in shown], "gain")
-        table = table_of(shortened("accuracy, %", names), *(shortened(head, _TITLE) for head in heads))
+        table = table_of(shortened("accuracy, %", names), *(shortened(head, _TITLE) for head in heads), wraps=False)
         for place, (head, is_recipe, _) in enumerate(rows_of(self._record)):
             row = [shortened(head, names), *[column[place] for column in cells]]
             table.add_row(*map(Text, row), style="bold" if is_recipe else None)
@@ -115,6 +115,7 @@ def _other_tasks(record: dict[str, Any]) -> Iterator[Table]:
         tables.setdefault(title, []).append((place, head))
     for title, columns in tables.items():
         table = table_of(f"{title}, %", *(head for _, head in columns))
+        table.columns[0].no_wrap = True  # the headings wrap
         for row in section["kept_rows"]:
             cells = (row["cells"][place] for place, _ in columns)
             table.add_row(*map(Text, (row["head"], *cells)), style="bold" if row["is_mark"] else None)
