@@ -34,9 +34,8 @@ def try_mixture(objective: Objective, weights: Sequence[float]) -> Mixture:
         right = int((logits.argmax(dim=-1) == batch.labels).sum()) / len(batch)
         results[batch.number] = (float(cross_entropy(logits, batch.labels)), right)
         objective.work.tick(FORWARD * len(batch))
-    loss, accuracy = (
-        objective.shares.mean(list(values)) for values in zip(*objective.shares.by_batch(results), strict=True)
-    )
+    rows = objective.shares.by_batch(results)
+    loss, accuracy = (objective.shares.mean(list(values)) for values in zip(*rows, strict=True))
     if not loss < float("inf"):
         listed = ", ".join(f"{weight:g}" for weight in weights)
         raise MeasureError(f"the calibration loss at weights {listed} is {loss}; check that the checkpoints work")

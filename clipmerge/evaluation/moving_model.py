@@ -40,9 +40,8 @@ class MovingModel:
             {name: inputs.theta_1(name, which=which).to(device) for name in merged}
             for which in range(len(inputs.finetuned))
         ]
-        for ends, checkpoint in zip(
-            (self._theta_0, *self._finetuned), (inputs.zeroshot, *inputs.finetuned), strict=True
-        ):
+        checkpoints = (inputs.zeroshot, *inputs.finetuned)
+        for ends, checkpoint in zip((self._theta_0, *self._finetuned), checkpoints, strict=True):
             for name, tensor in ends.items():
                 require_finite(tensor, name, checkpoint.source)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
+from torch.linalg import vector_norm
 
 from clipmerge.calibration.objective import Objective
 from clipmerge.measures._statistics import by_layer, sizes_of, statistic, with_few_prompts
@@ -49,9 +50,7 @@ def first_order(
         norms = []
         for names in objective.path.layers.values():
             parts = [_weighted_gradient(objective, name, adaptive) for name in names]
-            norms.append(
-                torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(p, order) for p in parts]), order)
-            )
+            norms.append(vector_norm(torch.stack([vector_norm(part, order) for part in parts]), order))
         found[batch.number] = (rho * torch.stack(norms)).tolist()
     rises = by_layer(objective, found)
     roots = {layer: size**0.5 for layer, size in sizes_of(objective).items()}

@@ -137,9 +137,8 @@ def learned_measurements(name: str, objective: Objective, coefficients: Coeffici
     values = coefficients.by_parameter()
     at_zero, at_one = {}, {}
     for layer, names in objective.path.layers.items():
-        spread = torch.cat(
-            [values[name].broadcast_to(objective.path.theta_0[name].shape).reshape(-1) for name in names]
-        )
+        shapes = {name: objective.path.parameters[name].shape for name in names}
+        spread = torch.cat([values[name].broadcast_to(shape).reshape(-1) for name, shape in shapes.items()])
         at_zero[layer] = float((spread == 0).double().mean())
         at_one[layer] = float((spread >= 1).double().mean())
     return Measurements(

@@ -72,11 +72,8 @@ def learned_sparse(
         objective.announce(gradient=1)
         finder.measure()
     measurements = learned_measurements("learned-sparse", objective, coefficients, learned)
-    found = {
-        "statistics": (*measurements.statistics, *finder.statistics),
-        "notes": (*measurements.notes, *finder.notes),
-    }
-    return measurements.model_copy(update=found)
+    statistics, notes = (*measurements.statistics, *finder.statistics), (*measurements.notes, *finder.notes)
+    return measurements.model_copy(update={"statistics": statistics, "notes": notes})
 
 
 class _Finder:
@@ -152,17 +149,11 @@ def layer_sharpness(objective: Objective) -> dict[str, tuple[float, ...]]:
     For layer l and batch B it is ||gradient_l of L_B|| * ||task_vector_l||: to first order the largest rise of the
     loss if the layer alone moves as far as fine-tuning moved it, in any direction.
     """
-    radii = {
-        layer: _norm([objective.path.task_vector[name] for name in names])
-        for layer, names in objective.path.layers.items()
-    }
-    rows = {}
+    path, rows = objective.path, {}
+    radii = [_norm([path.task_vector[name] for name in names]) for names in path.layers.values()]
     for batch, _ in objective.gradients():
-        gradients = {
-            layer: _norm([objective.path.gradient_of(name) for name in names])
-            for layer, names in objective.path.layers.items()
-        }
-        rows[batch.number] = [gradients[layer] * radii[layer] for layer in objective.path.layers]
+        gradients = [_norm([path.gradient_of(name) for name in names]) for names in path.layers.values()]
+        rows[batch.number] = [gradient * radius for gradient, radius in zip(gradients, radii, strict=True)]
     return by_layer(objective, rows)
 
 

@@ -28,13 +28,8 @@ def lines(task: Task, *, alpha: Alpha = 0.5, slope: Alpha | None = None) -> Deci
     rise = 1.0 - alpha if slope is None else slope
     blocks = {layer: block for layer in task.layers if (block := block_of(layer))}
     last = {tower: max(depth for t, depth, _ in blocks.values() if t == tower) for tower, _, _ in blocks.values()}
-    layers = {}
-    for layer in task.layers:
-        block = blocks.get(layer)
-        if block is None:
-            layers[layer] = LayerPlan(alpha=alpha, reason="outside the blocks")
-            continue
-        tower, depth, _ = block
+    layers = task.everywhere(alpha, "outside the blocks")
+    for layer, (tower, depth, _) in blocks.items():
         coefficient = alpha + rise * depth / max(last[tower], 1)
         layers[layer] = LayerPlan(alpha=coefficient, reason=f"block {depth + 1} of {last[tower] + 1}, {tower} tower")
     return Decision(

@@ -27,15 +27,13 @@ def model_stock(task: Task) -> Decision:
     """
     task.need_several_finetuned("there is no angle: use 'wise-ft' or 'monosoup'")
     count = len(task.inputs.finetuned)
-    layers = {}
+    layers = task.everywhere(0.0, "no two checkpoints moved it")
     for layer, names in task.layers.items():
         cosine = _mean_cosine(task, names)
-        if cosine is None:
-            layers[layer] = LayerPlan(alpha=0.0, reason="no two checkpoints moved it")
-            continue
-        agreed = max(cosine, 0.0)
-        alpha = count * agreed / ((count - 1) * agreed + 1)
-        layers[layer] = LayerPlan(alpha=min(alpha, 1.0), reason=f"mean cosine {cosine:.3f} between the task vectors")
+        if cosine is not None:
+            agreed = max(cosine, 0.0)
+            alpha = min(count * agreed / ((count - 1) * agreed + 1), 1.0)
+            layers[layer] = LayerPlan(alpha=alpha, reason=f"mean cosine {cosine:.3f} between the task vectors")
     alphas = [layer.alpha for layer in layers.values()]
     return Decision(
         layers,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -53,15 +54,8 @@ def random_matched(task: Task, *, pool: Count = 3, **options: Any) -> Decision:
         layers[straggler] = layers[stand_in].model_copy(update={"reason": f"base alpha: {stand_in} stands in for it"})
         layers[stand_in] = decision.layers[straggler].model_copy(update={"reason": reason})
         edits.append(f"{stand_in} for {straggler}")
-    return Decision(
-        layers,
-        f"{decision.verdict}; edited instead: {', '.join(edits)}" if edits else decision.verdict,
-        finding=decision.finding,
-        stragglers=decision.stragglers,
-        straggler_statistic=decision.straggler_statistic,
-        straggler_scores=decision.straggler_scores,
-        scores=scores_for(task, layers),
-    )
+    verdict = f"{decision.verdict}; edited instead: {', '.join(edits)}" if edits else decision.verdict
+    return replace(decision, layers=layers, verdict=verdict, scores=scores_for(task, layers))
 
 
 def _norms(task: Task) -> dict[str, float]:
