@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from clipmerge.errors import DataError, did_you_mean, shorten
+from clipmerge.errors import DataError, counted, did_you_mean, shorten
 from clipmerge.files.reading import parse_json
 
 if TYPE_CHECKING:
@@ -131,7 +131,8 @@ def number_classes(
     if not labels:
         raise DataError(f"{where}: holds no images")
     if missing := sum(label is None or (isinstance(label, int) and label < 0) for label in labels):
-        many = "no image has a label" if missing == len(labels) else f"{missing} of {len(labels)} images have no label"
+        some = counted(missing, f"of {len(labels)} images has no label", f"of {len(labels)} images have no label")
+        many = "no image has a label" if missing == len(labels) else some
         raise DataError(f"{where}: {many}; give a labelled split, such as validation")
     if any(isinstance(label, str) for label in labels):
         classes = tuple(sorted({str(label) for label in labels}))

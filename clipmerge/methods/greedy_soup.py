@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from clipmerge.errors import RecipeError
+from clipmerge.errors import RecipeError, counted
 from clipmerge.methods import Decision, Task
 from clipmerge.plugins import Alpha
 
@@ -34,10 +34,8 @@ def greedy_soup(task: Task, *, alpha: Alpha = 1.0) -> Decision:
     chosen = [
         checkpoint.source for checkpoint, weight in zip(task.inputs.finetuned, soup.weights, strict=True) if weight > 0
     ]
-    soup_found = (
-        f"{len(chosen)} of {len(soup.weights)} fine-tuned checkpoints are in the soup ({', '.join(chosen)}), with "
-        f"accuracy {soup.accuracy:.1%} on the calibration images"
-    )
+    of_all = f"of {len(soup.weights)} fine-tuned checkpoints"
+    soup_found = f"{counted(len(chosen), f'{of_all} is', f'{of_all} are')} in the soup ({', '.join(chosen)}), with accuracy {soup.accuracy:.1%} on the calibration images"
     return Decision(
         task.everywhere(alpha, "one alpha for all layers"),
         soup_found,

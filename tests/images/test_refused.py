@@ -191,7 +191,7 @@ CASES = {
     "decimal labels": Case(
         parquet_of(image=[P], label=[1.5]), "'label' holds double; .*name another with --label-column"
     ),
-    "half labelled": Case(parquet_of(image=[P, Q], label=["a", None]), "1 of 2 images have no label"),
+    "half labelled": Case(parquet_of(image=[P, Q], label=["a", None]), "1 of 2 images has no label"),
     "empty table": Case(
         parquet_of(image=pa.array([], pa.binary()), label=pa.array([], pa.string())), "holds no images"
     ),

@@ -45,8 +45,9 @@ CLAIMS: dict[str, Callable[[Alphas, Plan, re.Match[str]], bool]] = {
     rf"(?:the sum of )?{N} task vectors, .*times {N}": lambda alphas, plan, m: (
         len(plan.finetuned) == int(m[1]) and spans(alphas, m[2], m[2])
     ),
-    r"(\d+) of (\d+) fine-tuned checkpoints are in the soup": lambda alphas, plan, m: (
+    r"(\d+) of (\d+) fine-tuned checkpoints (is|are) in the soup": lambda alphas, plan, m: (
         [sum(weight > 0 for weight in plan.weights), len(plan.weights)] == [int(m[1]), int(m[2])]
+        and (m[3] == "is") == (m[1] == "1")
     ),
     rf"^layers go {N} to {N} of the way": lambda alphas, _, m: (
         [f"{min(alphas):.2f}", f"{max(alphas):.2f}"] == [m[1], m[2]]
