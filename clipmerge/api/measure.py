@@ -73,7 +73,8 @@ def objective_for(run: Run, request: MergeRequest) -> tuple[Objective, LabelledI
     model = build_model(run.inputs)
     share = (accelerator.process_index, accelerator.num_processes)
     prompts = class_prompts(images.class_names, templates)
-    pace = Pace(run.progress, accelerator.device, *cost_sentence(len(images), learns=request.recipe.learns))
+    steps = (request.recipe.measure or {}).get("steps") if request.recipe.learns else None
+    pace = Pace(run.progress, accelerator.device, *cost_sentence(len(images), steps))
     batches = list(read_batches(images, batch_size, model.pixels, share=share))
     objective = Objective(
         model,
@@ -167,9 +168,14 @@ def _norm(tensors: list[Tensor]) -> float:
     return float(torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(t) for t in tensors])))
 
 
-def cost_sentence(images: int, *, learns: bool = False) -> tuple[str, str]:
-    """What is said before and after the time on a CPU."""
+def cost_sentence(images: int, steps: int | None = None) -> tuple[str, str]:
+    """What is said before and after the time on a CPU, of a measure that learns in steps or of another one.
+
+    Example:
+        >>> cost_sentence(1, 40)
+        ('learning on 1 image takes about', ' on this CPU (fewer steps take less: --set measure.steps=20)')
+    """
     # its steps take as many images, however many there are
-    cheaper = "fewer steps take less: --set measure.steps=100" if learns else "fewer --images cost less"
-    verb = "learning" if learns else "measuring"
+    cheaper = f"fewer steps take less: --set measure.steps={steps // 2}" if steps else "fewer --images cost less"
+    verb = "learning" if steps else "measuring"
     return f"{verb} on {counted(images, 'image', 'images')} takes about", f" on this CPU ({cheaper})"

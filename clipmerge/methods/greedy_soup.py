@@ -35,7 +35,10 @@ def greedy_soup(task: Task, *, alpha: Alpha = 1.0) -> Decision:
         checkpoint.source for checkpoint, weight in zip(task.inputs.finetuned, soup.weights, strict=True) if weight > 0
     ]
     of_all = f"of {len(soup.weights)} fine-tuned checkpoints"
-    soup_found = f"{counted(len(chosen), f'{of_all} is', f'{of_all} are')} in the soup ({', '.join(chosen)}), with accuracy {soup.accuracy:.1%} on the calibration images"
+    soup_found = (
+        f"{counted(len(chosen), f'{of_all} is', f'{of_all} are')} in the soup ({', '.join(chosen)}), with accuracy "
+        f"{soup.accuracy:.1%} on the calibration images"
+    )
     return Decision(
         task.everywhere(alpha, "one alpha for all layers"),
         soup_found,
