@@ -86,10 +86,11 @@ def standings(
     is missing, or that no alpha is as accurate, under the names of the sweep's record.
     """
     on_curve = list(curve)
-    measured = [_mean([right.mean(axis=1)[None] for right in sources]) for sources in (id_correct, ood_correct)]
+    id_accuracy, ood_accuracy = (
+        np.mean([right.mean(axis=1)[None] for right in sources], axis=0) for sources in (id_correct, ood_correct)
+    )
     drawn = resampled_accuracy([*id_correct, *ood_correct], seed, resamples)
-    id_accuracy, ood_accuracy = measured
-    id_drawn, ood_drawn = _mean(drawn[: len(id_correct)]), _mean(drawn[len(id_correct) :])
+    id_drawn, ood_drawn = np.mean(drawn[: len(id_correct)], axis=0), np.mean(drawn[len(id_correct) :], axis=0)
     gain = ood_accuracy - height(id_accuracy[:, on_curve], ood_accuracy[:, on_curve], id_accuracy)
     gain_drawn = ood_drawn - height(id_drawn[:, on_curve], ood_drawn[:, on_curve], id_drawn)
     beyond = id_accuracy[0] > id_accuracy[0, on_curve].max() + _ROUNDING
@@ -124,11 +125,6 @@ def _note(gain: float, drawn: Floats, *, beyond: bool) -> str:
     if share < _DEFINED:
         return f"the curve has this ID accuracy in only {100 * share:.0f}% of the resamples, so there is no interval"
     return "no alpha is as accurate on the ID images; compared with the most accurate one" if beyond else ""
-
-
-def _mean(sources: Sequence[Floats]) -> Floats:
-    average: Floats = np.mean(np.stack(sources), axis=0)
-    return average
 
 
 def gain_interval(gain: float, drawn: Floats, images: int, least: float = 0.0) -> tuple[float, float] | None:
