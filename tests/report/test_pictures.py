@@ -34,6 +34,7 @@ def test_without_the_middle_no_barrier_is_drawn():
     figure = path_figure(path)
     assert figure is not None
     assert len(figure.axes[0].get_lines()) == 2
+    assert path_picture(LossPath(alphas=(0.0,), losses=(3.0,))) is None
     picture = path_picture(path)
     assert picture is not None
     assert "alpha 0.3: 1.000 nats" in picture.svg
