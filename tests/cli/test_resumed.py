@@ -96,7 +96,7 @@ def test_what_was_learned_is_kept_until_it_is_written(
 @pytest.mark.slow
 @pytest.mark.uncounted
 @pytest.mark.usefixtures("often")
-def test_a_sweep_that_failed_learns_nothing_twice(pair: Folders, images: Path, tmp_path: Path, cache: Path) -> None:
+def test_a_sweep_that_fails_keeps_what_it_learned(pair: Folders, images: Path, tmp_path: Path, cache: Path) -> None:
     recipe = tmp_path / "mine.yaml"
     recipe.write_text(
         "measure: {name: learned-coefficients, steps: 4, divergence: predictions}\nmethod: {name: learned}"
