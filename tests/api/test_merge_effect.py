@@ -201,6 +201,15 @@ def test_a_loss_is_a_warning_everywhere(losing: Folders, photos: Path, tmp_path:
     assert warning in " ".join(again.out.split())
 
 
+def test_a_warning_that_the_summary_shows_is_not_said_before_it(losing: Folders, photos: Path) -> None:
+    for shown in (False, True):
+        told = Told()
+        told.shows_verdict = shown  # type: ignore[attr-defined]
+        bought = decided(prepare(request_for(losing, "wise-ft", data=photos), told)).bought
+        assert bought is not None
+        assert (bought.warnings[0] in told.lines) is not shown
+
+
 def test_copies_are_measured_once(far: Folders, photos: Path, tmp_path: Path) -> None:
     twice, told = shutil.copytree(photos, tmp_path / "twice"), Told()
     for file in [*twice.rglob("*.png")]:

@@ -209,7 +209,9 @@ def test_evaluate_then_push_puts_accuracies_on_the_hub(
     far = "hf://datasets/acme/cars:test"
     told = printed("evaluate", out, "--data", f"Cars far={far}", "--data", f"val={images}")
     (tmp_path / "e.json").write_text(json.dumps(told))
+    (out / "report.html").unlink()
     printed("push", out, "alice/robust", "--evaluation", tmp_path / "e.json")
+    assert "report.html" not in hub.files("alice/robust")
     card = ModelCard(hub.content("alice/robust", "README.md").decode())
     results = {result.dataset_name: result for result in card.data.eval_results}
     assert {name: result.metric_value for name, result in results.items()} == told["accuracy"]
@@ -261,6 +263,7 @@ BAD: dict[str, tuple[str, str]] = {
         '{"accuracy": 1}',
         r"not written by `clipmerge evaluate --format json` or `sweep` \(it has no 'checkpoint'\)",
     ),
+    "no checkpoint": ('{"checkpoint": 1, "accuracy": {}}', r"not written by .* \('int' object is not subscriptable\)"),
     "half of a pair": (r'{"accuracy": {"\ud800": 1}}', r"cannot be read as JSON \(a string with half of a surrogate"),
     "other weights": (
         json.dumps({"checkpoint": {"source": "x", "files": {"model.safetensors": "cd" * 32}}, "accuracy": {}}),
