@@ -201,7 +201,7 @@ def run_sweep(
         for number, (name, pair) in enumerate(placed.items(), first)
     ]
     marks = {"recipe": recipes, "point": checkpoints}
-    losing = {f"{kind} {row['name']}": row["id"] for kind, each in marks.items() for row in each if row["loses"]}
+    losing = {f"{kind} {row['name']}": row["id"] for kind, marked in marks.items() for row in marked if row["loses"]}
     finetuned = rows[request.alphas.index(1.0)]["id"] if losing else 0.0
     lost = loss_warnings(losing, "ID accuracy", finetuned, request.max_loss)
     say_all(progress, lost)

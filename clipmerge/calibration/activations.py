@@ -57,15 +57,15 @@ class Activations:
             return
         free = memory(device)
         if path.text_changes:
-            every = objective.criterion.prompts
+            all_prompts = objective.criterion.prompts
             per_prompt = _difference(
-                lambda count: every.features(places=torch.zeros(count, dtype=torch.int64, device=device)),
+                lambda count: all_prompts.features(places=torch.zeros(count, dtype=torch.int64, device=device)),
                 precision,
                 device,
             )
-            every.at_once = max(1, min(every.at_once, int(_SHARE_OF_PROMPTS * free / per_prompt)))
+            all_prompts.at_once = max(1, min(all_prompts.at_once, int(_SHARE_OF_PROMPTS * free / per_prompt)))
             # more are embedded again in the backward pass, when activations of images are gone
-            self.prompts = per_prompt * prompts if prompts <= every.at_once else 0
+            self.prompts = per_prompt * prompts if prompts <= all_prompts.at_once else 0
         own = (name for layer, names in path.layers.items() if not layer.startswith("text.") for name in names)
         self.gradients = sum(path.parameters[name].nbytes for name in own)
         self._room = _SHARE_OF_FREE * free - self.gradients - self.prompts
@@ -85,8 +85,8 @@ class Activations:
         objective, path = self._objective, self._objective.path
         module, device = objective.criterion.model.module, objective.shares.accelerator.device
         weights = sum(path.parameters[name].numel() for name in path.task_vector)
-        learned = path.ends_nbytes + sum(each.nbytes for each in state.values() if each.device == device)
-        every = sum(each.nbytes for each in (*module.parameters(), *module.buffers()))
+        learned = path.ends_nbytes + sum(tensor.nbytes for tensor in state.values() if tensor.device == device)
+        model = sum(tensor.nbytes for tensor in (*module.parameters(), *module.buffers()))
         shares = [objective.shares, *([objective.unlabelled] if objective.unlabelled else [])]
         images = [batch.pixels for share in shares for batch in share.batches]
         pixels = pictures * images[0][0].nbytes
@@ -95,7 +95,7 @@ class Activations:
             step += self.gradients + at_once * images[0][0].nbytes
         # beside what a card computes at once, when activations are gone
         least = max((_BUFFERS + path.has_short_ends) * 4 * min(weights, LARGE), _PICTURES * pixels)
-        total = every + learned + sum(each.nbytes for each in images) + max(step, least)
+        total = model + learned + sum(batch.nbytes for batch in images) + max(step, least)
         return (
             f"about {total / 1e6:,.1f} MB of the device's memory, {4 + learned / weights:.0f} bytes for each of "
             f"{weights / 1e6:,.1f} million weights that move"

@@ -165,7 +165,7 @@ def choose(
     accurate = {alpha: score for alpha, score in path.items() if _keeps_accuracy(score, finetuned, limit)}
     alpha = _path_point(accurate) if anchor is None else min(accurate, key=lambda alpha: abs(alpha - anchor))
     best, score = Candidate(alpha=alpha), path[alpha]
-    gains: list[Interval | None] = [None, None]
+    gains: tuple[Interval | None, Interval | None] = None, None
     if candidates:
         scores, corrupted = cache(score_of), cache(corrupted_of)
 
@@ -192,7 +192,7 @@ def choose(
 
         proven = next(filter(is_proven, ranked()), None)
         tried = proven or next(ranked(), None) or max(candidates, key=lambda candidate: scores(candidate).accuracy)
-        gains = [gain(tried), corrupted_gain(tried)]
+        gains = gain(tried), corrupted_gain(tried)
         if proven or not path_counts:
             best, score = tried, scores(tried)
     return HeldBackChoice(

@@ -55,18 +55,18 @@ class CalibrationLoss:
     @contextmanager
     def fewer_prompts(self, most: int, seed: int) -> Iterator[tuple[str, ...]]:
         """In this context, use fewer templates if there are many prompts (`Prompts.drawn`); yields a note about it."""
-        every, kept = self.prompts, self._prompt_features
-        fewer = every.drawn(most, seed)
-        if fewer is every:
+        all_prompts, features = self.prompts, self._prompt_features
+        fewer = all_prompts.drawn(most, seed)
+        if fewer is all_prompts:
             yield ()
             return
         self.prompts, self._prompt_features = fewer, None
         self._hidden.pop("text", None)
-        used = f"{fewer.templates} of {every.templates} templates"
+        used = f"{fewer.templates} of {all_prompts.templates} templates"
         try:
             yield (f"measured with {used}, drawn at random, to bound the cost",)
         finally:
-            self.prompts, self._prompt_features = every, kept
+            self.prompts, self._prompt_features = all_prompts, features
             self._hidden.pop("text", None)
 
     def class_features(

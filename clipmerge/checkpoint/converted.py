@@ -82,16 +82,16 @@ def convert_checkpoint(checkpoint: Checkpoint, to: Layout, *, text_prefix: str =
 
 def in_one_layout(checkpoints: list[Checkpoint]) -> list[Checkpoint]:
     """View all checkpoints in the layout of the second, the first fine-tuned one: OpenCLIP's or transformers'."""
-    checkpoints = [as_open_clip(each) for each in checkpoints]
+    checkpoints = [as_open_clip(checkpoint) for checkpoint in checkpoints]
     finetuned = checkpoints[1]
     wanted = layout_of(finetuned.entries)
     prefix = "text." if any(key.endswith("text.ln_final.weight") for key in finetuned.entries) else ""
     shown = []
-    for each in checkpoints:
-        converted = convert_checkpoint(each, wanted, text_prefix=prefix)
-        if converted is not each:
-            note = f"{each.source}: is converted to the layout of {wanted}, like {finetuned.source}"
-            converted = replace(converted, note=f"{each.note}; {note}" if each.note else note)
+    for checkpoint in checkpoints:
+        converted = convert_checkpoint(checkpoint, wanted, text_prefix=prefix)
+        if converted is not checkpoint:
+            note = f"{checkpoint.source}: is converted to the layout of {wanted}, like {finetuned.source}"
+            converted = replace(converted, note=f"{checkpoint.note}; {note}" if checkpoint.note else note)
         shown.append(converted)
     return shown
 

@@ -154,8 +154,8 @@ class FormedCheckpoint(Checkpoint):
     def release(self, key: str) -> None:
         """Release what was formed, and the mapped pages that it was made from."""
         self._latest.pop(key, None)
-        for each in self.forms[key].keys if key in self.forms else (key,):
-            self.original.release(each)
+        for original_key in self.forms[key].keys if key in self.forms else (key,):
+            self.original.release(original_key)
 
 
 @contextlib.contextmanager
