@@ -38,21 +38,25 @@ def score(goal: float, accuracy: float, corrupted: float = 1.0, images: int = 20
 
 
 def chosen(
-    path: dict[float, ValidationScore], points: dict[Candidate, ValidationScore], **options: Any
+    path: dict[float, ValidationScore],
+    points: dict[Candidate, ValidationScore],
+    scored: list[Candidate] | None = None,
+    **options: Any,
 ) -> HeldBackChoice:
     """The choice between scores whose last row is the goal under other corruptions; each is asked for once at most."""
-    asked: list[tuple[str, Candidate]] = []
+    scored, judged = [] if scored is None else scored, list[Candidate]()
 
     def score_of(candidate: Candidate) -> ValidationScore:
-        asked.append(("score", candidate))
+        scored.append(candidate)
         return points[candidate]
 
     def corrupted_of(candidate: Candidate) -> torch.Tensor:
-        asked.append(("corrupted", candidate))
+        judged.append(candidate)
         return (points[candidate] if candidate.alpha is None else path[candidate.alpha]).rows[3]
 
     found = choose(path, tuple(points), score_of, corrupted_of, **options)
-    assert len(asked) == len(set(asked))
+    assert len(scored) == len(set(scored))
+    assert len(judged) == len(set(judged))
     return found
 
 
@@ -61,43 +65,28 @@ WHOLE, HALF = Candidate(), Candidate(part=0.5)
 
 
 @pytest.mark.parametrize(
-    ("learned_points", "max_loss", "expected"),
+    ("whole", "half", "max_loss", "path_counts", "expected"),
     [
-        ({WHOLE: score(0.5, 0.9), HALF: score(0.7, 0.9)}, 100, WHOLE),
-        ({WHOLE: score(0.8, 0.9), HALF: score(0.7, 0.9)}, 100, HALF),
+        (score(0.5, 0.9), score(0.7, 0.9), 100, True, WHOLE),
+        (score(0.8, 0.9), score(0.7, 0.9), 100, True, HALF),
         # nothing that was learned is better: the point of the path
-        ({WHOLE: score(1.5, 0.9), HALF: score(1.0, 0.9)}, 100, Candidate(alpha=0.5)),
+        (score(1.5, 0.9), score(1.0, 0.9), 100, True, Candidate(alpha=0.5)),
         # the best loses too much accuracy
-        ({WHOLE: score(0.5, 0.90), HALF: score(0.7, 0.93)}, 3, HALF),
-        ({WHOLE: score(0.5, 0.90), HALF: score(0.7, 0.93)}, 1, Candidate(alpha=1.0)),
+        (score(0.5, 0.90), score(0.7, 0.93), 3, True, HALF),
+        (score(0.5, 0.90), score(0.7, 0.93), 1, True, Candidate(alpha=1.0)),
+        # worse than the best point of a path that does not count, the only one that keeps the accuracy, and, where
+        # none does, the most accurate
+        (score(1.5, 0.9), score(1.2, 0.9), 100, False, HALF),
+        (score(1.5, 0.94), score(1.2, 0.9), 2, False, WHOLE),
+        (score(1.2, 0.8), score(1.5, 0.9), 2, False, HALF),
     ],
 )
 def test_the_lowest_goal_is_taken_of_what_keeps_the_accuracy(
-    learned_points: dict[Candidate, ValidationScore], max_loss: float, expected: Candidate
+    whole: ValidationScore, half: ValidationScore, max_loss: float, path_counts: bool, expected: Candidate
 ) -> None:
-    choice = chosen(PATH, learned_points, max_loss=max_loss)
+    choice = chosen(PATH, {WHOLE: whole, HALF: half}, max_loss=max_loss, path_counts=path_counts)
     assert (choice.alpha, choice.part, choice.beyond) == (expected.alpha, expected.part, expected.beyond)
     assert choice.finetuned_right == 0.95
-    assert choice.path_goal == (1.0 if max_loss == 100 else 2.0)
-
-
-@pytest.mark.parametrize(
-    ("learned_points", "max_loss", "expected"),
-    [
-        # worse than the best point of the path, and taken all the same
-        ({WHOLE: score(1.5, 0.9), HALF: score(1.2, 0.9)}, 100, HALF),
-        # the only one that keeps the accuracy
-        ({WHOLE: score(1.5, 0.94), HALF: score(1.2, 0.9)}, 2, WHOLE),
-        # none keeps it: the most accurate
-        ({WHOLE: score(1.2, 0.8), HALF: score(1.5, 0.9)}, 2, HALF),
-    ],
-)
-def test_where_the_path_does_not_count_a_learned_point_is_taken(
-    learned_points: dict[Candidate, ValidationScore], max_loss: float, expected: Candidate
-) -> None:
-    choice = chosen(PATH, learned_points, max_loss=max_loss, path_counts=False)
-    assert choice.alpha is None
-    assert (choice.part, choice.goal) == (expected.part, learned_points[expected].goal)
     assert choice.path_goal == (1.0 if max_loss == 100 else 2.0)
 
 
@@ -159,24 +148,12 @@ def test_from_an_anchor_it_goes_no_further_than_the_accuracy_needs() -> None:
 
 
 def test_no_more_points_are_scored_than_the_choice_needs() -> None:
-    scored, judged = [], []
     points = {Candidate(part=0.3): score(1.1, 0.9), HALF: score(0.8, 0.9), WHOLE: score(0.7, 0.9)}
-
-    def score_of(candidate: Candidate) -> ValidationScore:
-        scored.append(candidate.part)
-        return points[candidate]
-
-    def corrupted_of(candidate: Candidate) -> torch.Tensor:
-        judged.append(candidate.alpha or candidate.part)
-        return torch.linspace(0.9, 1.0, 20) * (candidate.part if candidate.alpha is None else 1)
-
     for anchor, seen in ((0.5, [0.3, 0.5]), (None, [0.3, 0.5, 1.0])):
-        scored.clear()
-        judged.clear()
-        choice = choose(PATH, tuple(points), score_of, corrupted_of, max_loss=100, anchor=anchor)
-        assert scored == seen
-        assert (choice.part, choice.path_alpha) == (scored[-1], 0.5)
-        assert judged == ([0.5, 0.5] if anchor else [0.5, 1.0])
+        scored: list[Candidate] = []
+        choice = chosen(PATH, points, scored, max_loss=100, anchor=anchor)
+        assert [candidate.part for candidate in scored] == seen
+        assert (choice.part, choice.path_alpha) == (seen[-1], 0.5)
 
 
 def test_nothing_is_learned_where_fine_tuning_harmed_little(ends: Ends, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -278,10 +255,7 @@ def test_the_best_candidate_is_chosen_and_the_model_left_there(ends: Ends, monke
     assert result.path.alphas == ALPHAS
     assert result.path.losses[0] > min(result.path.losses)
     left = changed(objective, coefficients)
-    looks = list(lay_out(objective, 8, share=0.3).validation_steps)
-    from clipmerge.calibration.goal import with_teacher_targets
-
-    looks = with_teacher_targets(objective, looks, goal)
+    looks = with_teacher_targets(objective, lay_out(objective, 8, share=0.3).validation_steps, goal)
     goals = {}
     for candidate in CANDIDATES:
         coefficients.move(candidate.part, candidate.beyond)

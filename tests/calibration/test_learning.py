@@ -13,8 +13,7 @@ from clipmerge.calibration.descent import Descent
 from clipmerge.calibration.goal import Goal
 from clipmerge.calibration.learning import PATH_STEPS, LearningConfig, learn
 from clipmerge.calibration.objective import Batch, Objective
-from clipmerge.errors import MeasureError, RecipeError
-from clipmerge.measures.learned_coefficients import learned_coefficients
+from clipmerge.errors import RecipeError
 from clipmerge.measures.projection_radii import projection_radii
 from clipmerge.methods.learned import learned
 from clipmerge.planning.measurements import Measurements
@@ -92,29 +91,6 @@ def test_gradients_are_autograds(ends: Ends, granularity: Any) -> None:
         assert torch.allclose(value.grad.double(), expected, rtol=1e-3, atol=1e-4 * scale + 1e-7), key
 
 
-def test_the_second_moment_is_shared_by_a_parameters_coefficients() -> None:
-    values = {"a": torch.full((3,), 0.5), "b": torch.full((2, 1), 0.98), "never": torch.full((), 0.5)}
-    slow = {key: values[key].flatten().tolist() for key in ("a", "b")}
-    first = {key: [0.0] * len(slow[key]) for key in slow}
-    second = dict.fromkeys(slow, 0.0)
-    descent = Descent(values, {"a": 0.1, "b": 0.02, "never": 0.1}, steps=4)
-    generator = torch.Generator().manual_seed(0)
-    for t in range(4):
-        for key in slow:
-            values[key].grad = torch.randn(values[key].shape, generator=generator)
-            g = values[key].grad.flatten().tolist()
-            second[key] = 0.999 * second[key] + 0.001 * sum(x * x for x in g) / len(g)
-            rate = {"a": 0.1, "b": 0.02}[key] * (1 + math.cos(math.pi * t / 4)) / 2
-            for i, x in enumerate(g):
-                first[key][i] = 0.9 * first[key][i] + 0.1 * x
-                move = first[key][i] / (1 - 0.9 ** (t + 1)) / (math.sqrt(second[key] / (1 - 0.999 ** (t + 1))) + 1e-8)
-                slow[key][i] = min(1.0, max(0.0, slow[key][i] - rate * move))
-        descent.step()
-    for key, expected in slow.items():
-        assert values[key].flatten().tolist() == pytest.approx(expected, abs=1e-5)
-    assert float(values["never"]) == 0.5
-
-
 def test_without_a_start_it_is_the_best_alpha_of_the_path(ends: Ends) -> None:
     goal = Goal(0.1, changes=())
     objective = objective_for(ends, make_batches(SIZES))
@@ -135,28 +111,35 @@ def test_without_a_start_it_is_the_best_alpha_of_the_path(ends: Ends) -> None:
     assert all(torch.allclose(value, torch.tensor(best)) for value in coefficients.values.values())
 
 
-def test_steps_are_adams_with_a_falling_rate_in_the_box(ends: Ends) -> None:
+def test_steps_are_adams_with_a_falling_rate_and_one_second_moment_per_parameter_in_the_box(ends: Ends) -> None:
     objective = objective_for(ends, make_batches(SIZES))
     steps = prepare(objective, STILL, 5)
-    coefficients = Coefficients(objective, "layer", 0.9)
+    coefficients = Coefficients(objective, "channel", 0.9)
     learn(objective, coefficients, LearningConfig(STILL, steps=5, rate=0.2))
-    slow = SlowLearner(ends, objective, "layer")
-    values = dict.fromkeys(objective.path.layers, 0.9)
-    first, second = dict.fromkeys(values, 0.0), dict.fromkeys(values, 0.0)
+    slow = SlowLearner(ends, objective, "channel")
+    values = slow.start(0.9)
+    first: dict[str, Any] = dict.fromkeys(values, 0.0)
+    second = dict.fromkeys(values, 0.0)
     for t in range(5):
-        own = {key: torch.tensor(v, dtype=torch.float64, requires_grad=True) for key, v in values.items()}
-        loss, divergence = slow.goal(own, steps[t].batch, 0.7)
+        loss, divergence = slow.goal(values, steps[t].batch, 0.7)
         (loss + 0.7 * divergence).backward()
         rate = 0.2 * (1 + math.cos(math.pi * t / 5)) / 2
-        for key, value in own.items():
-            g = float(value.grad)  # type: ignore[arg-type]
+        for key, value in values.items():
+            g: Any = value.grad
             first[key] = 0.9 * first[key] + 0.1 * g
-            second[key] = 0.999 * second[key] + 0.001 * g * g
+            second[key] = 0.999 * second[key] + 0.001 * float((g * g).mean())
             move = first[key] / (1 - 0.9 ** (t + 1)) / (math.sqrt(second[key] / (1 - 0.999 ** (t + 1))) + 1e-8)
-            values[key] = min(1.0, max(0.0, values[key] - rate * move))
-    assert any(value in (0.0, 1.0) for value in values.values())
+            values[key] = (value - rate * move).detach().clamp(0, 1).requires_grad_()
+    assert any(bool(((value == 0) | (value == 1)).any()) for value in values.values())
     for key, value in values.items():
-        assert float(coefficients.values[key]) == pytest.approx(value, abs=2e-3), key
+        if not key.endswith("k_proj.bias"):  # a softmax does not see it: its gradient is rounding
+            assert torch.allclose(coefficients.values[key].double(), value, atol=2e-3), key
+
+
+def test_a_coefficient_that_the_loss_does_not_reach_stays() -> None:
+    value = torch.full((), 0.5)
+    Descent({"never": value}, 0.1, steps=1).step()
+    assert float(value) == 0.5
 
 
 # with one step, all prompts would be more than the step's own: each step embeds its own, else all are embedded once
@@ -214,18 +197,9 @@ def test_radii_step_by_the_rate_in_the_weights_unit(ends: Ends) -> None:
     assert found.trace["divergence"] == (0.0,)
 
 
-def test_a_broken_loss_is_told(ends: Ends) -> None:
-    batch = make_batches((2,))[0]
-    batch.pixels[0] = float("nan")
-    with pytest.raises(MeasureError, match="the loss of calibration batch 0 is not finite"):
-        learned_coefficients(objective_for(ends, [batch]), steps=1)
-
-
 def test_the_method_needs_coefficients(ends: Ends) -> None:
     with pytest.raises(RecipeError, match="path-barrier learns no coefficients; measure with learned-coefficients"):
         learned(task_of(ends, Measurements(measure="path-barrier")))
-    with pytest.raises(RecipeError, match="needs a `measure:`"):
-        learned(task_of(ends))
 
 
 def test_a_given_start_stays_where_held_back_images_see_the_path(ends: Ends, monkeypatch: pytest.MonkeyPatch) -> None:

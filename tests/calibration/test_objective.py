@@ -6,9 +6,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from clipmerge.calibration.mixtures import try_mixture
 from clipmerge.calibration.objective import Objective
 from clipmerge.errors import CheckpointError, MeasureError
+from clipmerge.measures.learned_coefficients import learned_coefficients
+from clipmerge.measures.path_barrier import path_barrier
 from clipmerge.models.transformers_clip import TransformersClip
+from tests.support.raw_safetensors import edit
 from tests.support.small_objective import TEMPLATES, Ends, Reference, make_batches, objective_for, save_ends
 
 SIZES = (4, 4, 3)
@@ -137,13 +141,8 @@ def test_what_is_kept_for_a_layer_is_forgotten_when_the_weights_move(ends: Ends,
 
 
 def test_a_weight_that_is_not_finite_is_named(tmp_path: Path) -> None:
-    from safetensors.torch import load_file, save_file
-
     broken = save_ends(tmp_path)
-    file = broken[1] / "model.safetensors"
-    tensors = load_file(file)
-    tensors["visual_projection.weight"][0, 0] = float("nan")
-    save_file(tensors, file, metadata={"format": "pt"})
+    edit(broken[1], visual_projection__weight=torch.full((16, 16), float("nan")))
     with pytest.raises(CheckpointError, match=r"finetuned: tensor .* holds NaN"):
         objective_for(broken, make_batches((2,)))
 
@@ -161,8 +160,19 @@ def test_equal_checkpoints_are_refused(ends: Ends) -> None:
         objective_for((ends[0], ends[0]), make_batches((2,)))
 
 
-def test_a_loss_that_is_not_finite_stops_the_measure(ends: Ends) -> None:
-    objective = objective_for(ends, make_batches(SIZES))
-    objective.path.parameters["logit_scale"].data.fill_(200.0)
-    with pytest.raises(MeasureError, match="batch 0 is"):
-        all_gradients(objective)
+@pytest.mark.parametrize(
+    ("look", "told"),
+    [
+        (lambda objective: list(objective.gradients()), "batch 0 is"),
+        (path_barrier, r"the calibration loss at alpha 0\.5 is nan; check that the checkpoints work"),
+        (lambda objective: try_mixture(objective, (0.5,)), r"the calibration loss at weights 0\.5 is nan"),
+        (lambda objective: learned_coefficients(objective, steps=1), "the loss of calibration batch 0 is not finite"),
+    ],
+)
+def test_a_loss_that_is_not_a_number_is_told_with_its_place(
+    ends: Ends, look: Callable[[Objective], Any], told: str
+) -> None:
+    batches = make_batches((2,))
+    batches[0].pixels.fill_(float("nan"))
+    with pytest.raises(MeasureError, match=told):
+        look(objective_for(ends, batches))

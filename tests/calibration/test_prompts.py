@@ -7,7 +7,6 @@ import torch
 
 from clipmerge.calibration.prompts import Prompts
 from clipmerge.checkpoint import open_checkpoint
-from clipmerge.errors import DataError
 from clipmerge.evaluation.accuracy import load_model
 from clipmerge.images.prompts import class_prompts
 from clipmerge.models import ImageTextModel, zero_shot
@@ -21,15 +20,6 @@ LONG = "a photo of a very long line that never ends {}"  # 32 letters fill the t
 @pytest.fixture(scope="module")
 def model(pair: Folders) -> ImageTextModel:
     return load_model(open_checkpoint(str(pair[0])))
-
-
-@pytest.mark.parametrize(("names", "template"), [(("Cat", "cat"), "a {}."), (("bird", "cat", "dog"), LONG)])
-def test_classes_of_one_prompt_are_refused(model: ImageTextModel, names: tuple[str, ...], template: str) -> None:
-    message = "the prompts of all classes are the same to the model"
-    with pytest.raises(DataError, match=message):
-        class_embeddings(model, names, (template,), torch.device("cpu"))
-    with pytest.raises(DataError, match=message):
-        Prompts(model, class_prompts(names, (template,)), 1, torch.device("cpu"))
 
 
 def test_one_template_that_tells_classes_apart_is_enough(model: ImageTextModel) -> None:

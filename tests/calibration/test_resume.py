@@ -127,7 +127,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize(
-    ("name", "step"), [("entry", 1), ("layer", 4), ("held back", 4), ("sparse", 1), ("sparse", STEPS - 1)]
+    ("name", "step"), [("entry", 0), ("entry", 1), ("layer", 4), ("held back", 4), ("sparse", 1), ("sparse", STEPS - 1)]
 )
 @pytest.mark.usefixtures("often")
 def test_going_on_gives_what_an_undisturbed_run_gives(
@@ -138,20 +138,13 @@ def test_going_on_gives_what_an_undisturbed_run_gives(
     stop_after(step)
     with pytest.raises(KeyboardInterrupt):
         stopped.run()
-    assert stopped.said == [SAVED.format(step, STEPS)]
+    saved = [SAVED.format(step, STEPS)] * (step > 0)  # before the first step there is nothing to save
+    assert stopped.said == saved
+    assert stopped.file.exists() is bool(saved)
     assert same(stopped.run(), whole)
-    assert stopped.said == [SAVED.format(step, STEPS), GOES_ON.format(step, STEPS)]
+    assert stopped.said == saved + [GOES_ON.format(step, STEPS)] * len(saved)
     assert stopped.work[-1][0] == pytest.approx(stopped.work[-1][1])  # what is announced is what is done
     assert list(tmp_path.glob("*.*")) == []
-
-
-def test_an_interruption_before_the_first_step_leaves_nothing(ends: Ends, tmp_path: Path, stop_after: Stopping) -> None:
-    stopped = Learning(ends, tmp_path / "state.safetensors")
-    stop_after(0)
-    with pytest.raises(KeyboardInterrupt):
-        stopped.run()
-    assert stopped.said == []
-    assert not stopped.file.exists()
 
 
 def test_a_save_waits_for_its_time_and_the_last_one_needs_an_earlier(

@@ -91,9 +91,11 @@ def test_the_shares_of_a_step_add_up_to_it(ends: Ends) -> None:
     losses, gradients = [], []
     for step in answered:
         with coefficients.collect_gradients():
-            losses.append(descend(objective, step, goal).divergence)
+            losses.append(descend(objective, step, goal))
         gradients.append({k: value.grad.clone() for k, value in coefficients.values.items() if value.grad is not None})
         coefficients.drop_gradients()
-    assert losses[1] + losses[2] == pytest.approx(losses[0], rel=1e-4)
+    for name in ("calibration", "divergence", "accuracy"):
+        whole_step, *parts = (getattr(each, name) for each in losses)
+        assert sum(parts) == pytest.approx(whole_step, rel=1e-4)
     for key, whole in gradients[0].items():
         assert torch.allclose(gradients[1][key] + gradients[2][key], whole, rtol=1e-3, atol=1e-5), key
