@@ -104,18 +104,12 @@ def test_tasks_that_cannot_be_measured_are_a_warning(pair: Folders, images: Path
 WEIGHT = "text_model.encoder.layers.0.mlp.fc1.weight"
 
 
-def spoilt(folder: Path, which: int, value: float) -> Folders:
-    """A pair with one entry of one weight set."""
-    pair = save_pair(folder)
+@pytest.mark.parametrize(("which", "value"), [(0, math.nan), (1, -math.inf)])
+def test_nan_and_inf_are_told_by_name_as_merge_does(tmp_path: Path, which: int, value: float) -> None:
+    pair = save_pair(tmp_path)
     weight = load_file(pair[which] / "model.safetensors")[WEIGHT]
     weight[3, 1] = value
     edit(pair[which], **{WEIGHT: weight})
-    return pair
-
-
-@pytest.mark.parametrize(("which", "value"), [(0, math.nan), (1, math.nan), (1, -math.inf)])
-def test_nan_and_inf_are_told_by_name_as_merge_does(tmp_path: Path, which: int, value: float) -> None:
-    pair = spoilt(tmp_path, which, value)
     record = printed("inspect", *pair)
     (fault,) = record["mismatches"]
     assert fault.startswith(f"{pair[which]}: tensor {WEIGHT} holds {'NaN' if math.isnan(value) else 'Inf'}")

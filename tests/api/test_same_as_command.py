@@ -162,10 +162,8 @@ def test_settings_may_be_given_together(pair: Folders, images: Path) -> None:
 
 
 def test_what_is_wrong_is_one_error_of_the_tree(pair: Folders, images: Path, tmp_path: Path) -> None:
-    (tmp_path / "there").mkdir()
     held = api.Calibration(source=str(images))
     cases: list[tuple[type[Exception], str, Callable[[], Any]]] = [
-        (api.UsageError, "is given twice", lambda: api.merge(pair[0], pair[0], "wise-ft")),
         (api.UsageError, "measures, and needs labelled images", lambda: api.plan(*pair, "auto")),
         (api.UsageError, "--device tpu: choose from", lambda: api.plan(*pair, "auto", data=images, device="tpu")),
         (api.UsageError, "--images 0: expected at least 1", lambda: api.plan(*pair, "wise-ft", data=images, images=0)),
@@ -173,7 +171,6 @@ def test_what_is_wrong_is_one_error_of_the_tree(pair: Folders, images: Path, tmp
         (api.UsageError, "finetuned: an empty list; give", lambda: api.plan(pair[0], [], "wise-ft")),
         (api.UsageError, "holds these settings itself", lambda: api.plan(*pair, "auto", data=held, images=5)),
         (api.RecipeError, "no option 'alhpa'", lambda: api.plan(*pair, {"method": {"name": "wise-ft", "alhpa": 1}})),
-        (api.OutputError, "already exists", lambda: api.merge(*pair, "wise-ft", output=tmp_path / "there")),
         (api.UsageError, "list is not a checkpoint", lambda: api.inspect([1])),  # type: ignore[arg-type]
         (
             api.UsageError,

@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from clipmerge.evaluation.accuracy import evaluate_sources
 from clipmerge.evaluation.moving_model import MovingModel
 from clipmerge.evaluation.points import Point
 from clipmerge.evaluation.scorer import Scorer
-from clipmerge.evaluation.settings import EvalSettings, named_sources
+from clipmerge.evaluation.settings import EvalSettings
 from clipmerge.images import batches
 from clipmerge.images.dataset import load_images
 from clipmerge.models.building import build_model
@@ -48,7 +49,7 @@ def quick(recipe: str) -> list[str]:
     return QUICK if recipe.startswith("straggler") else []
 
 
-def request_for(pair: Folders, images: Path, shifted: Path, *recipes: str, **changes: Any) -> SweepRequest:
+def request_for(pair: Folders, images: Path | str, shifted: Path | str, *recipes: str, **changes: Any) -> SweepRequest:
     given: dict[str, Any] = {"alphas": (0.0, 0.3, 1.0), **changes}
     return SweepRequest(
         str(pair[0]),
@@ -60,13 +61,13 @@ def request_for(pair: Folders, images: Path, shifted: Path, *recipes: str, **cha
     )
 
 
-def written_accuracy(pair: Folders, recipe: str, sets: list[str], sources: list[str], folder: Path) -> dict[str, float]:
+def written_accuracy(
+    folder: Path, sources: Mapping[str, Any], models: Sequence[Path], recipe: str, *sets: str, data: Path | None = None
+) -> dict[str, float]:
     """Accuracies by `evaluate` of the folder written by `merge`."""
-    data = next((text.partition("=")[2] for text in sources if text.startswith("calibration=")), None)
-    write_merge(prepare(merge_request(pair, recipe, *quick(recipe), *sets, data=data), judged=False), folder)
-    measured = [text for text in sources if not text.startswith("calibration=")]
+    write_merge(prepare(merge_request(models, recipe, *quick(recipe), *sets, data=data), judged=False), folder)
     settings = EvalSettings(Accelerator(cpu=True), TEMPLATE)
-    record, _ = evaluate_sources(str(folder), named_sources("--data", measured), settings, progress=Progress())
+    record, _ = evaluate_sources(str(folder), sources, settings, progress=Progress())
     accuracy: dict[str, float] = record["accuracy"]
     return accuracy
 
@@ -81,16 +82,16 @@ def test_every_point_is_what_evaluate_says_of_the_merged_folder(
     request = request_for(far, images, shifted, *recipes, calibration=Calibration(source=str(calibration)))
     record, _ = run_sweep(request)
     assert len(calls) == 1  # both have the same measure
-    sources = [f"val={images}", f"shifted={shifted}"]
     for row in record["curve"]:
-        sets = [f"method.alpha={row['alpha']}"]
-        assert row["accuracy"] == written_accuracy(far, "wise-ft", sets, sources, tmp_path / f"{row['alpha']}")
+        alpha = row["alpha"]
+        written = written_accuracy(tmp_path / f"{alpha}", request.sources, far, "wise-ft", f"method.alpha={alpha}")
+        assert row["accuracy"] == written
         assert row["id"] == row["accuracy"]["val"]
         assert row["ood"] == row["accuracy"]["shifted"]
     assert len({row["ood"] for row in record["curve"]}) > 1  # or the comparison above says nothing
     for row in record["recipes"]:
-        with_data = [*sources, f"calibration={calibration}"]
-        assert row["accuracy"] == written_accuracy(far, row["name"], [], with_data, tmp_path / row["name"])
+        name = row["name"]
+        assert row["accuracy"] == written_accuracy(tmp_path / name, request.sources, far, name, data=calibration)
     placed, _ = run_sweep(replace(request_for(far, images, shifted), points={"mine": str(tmp_path / "monosoup")}))
     (mine,) = placed["points"]
     assert mine["accuracy"] == record["recipes"][1]["accuracy"]
@@ -147,15 +148,9 @@ def test_several_are_swept_around_the_curve_to_their_average(
     scored = [("wise-ft", row, [f"method.alpha={row['alpha']}"]) for row in record["curve"]]
     scored += [(row["name"], row, []) for row in record["recipes"]]
     for name, row, sets in scored:
+        measured = {"val": str(images), "shifted": str(shifted)}
         folder = tmp_path / f"{name}{sets}"
-        write_merge(prepare(merge_request(family, name, *sets, data=images), judged=False), folder)
-        measured, _ = evaluate_sources(
-            str(folder),
-            {"val": str(images), "shifted": str(shifted)},
-            EvalSettings(Accelerator(cpu=True), TEMPLATE),
-            progress=Progress(),
-        )
-        assert row["accuracy"] == measured["accuracy"], name
+        assert row["accuracy"] == written_accuracy(folder, measured, family, name, *sets, data=images), name
     assert record["recipes"][0]["alpha"] == 1  # the uniform soup is the curve's end
     assert record["recipes"][1]["alpha"] is None
 
@@ -292,14 +287,7 @@ def test_a_suite_of_several_pairs_is_told_pair_by_pair(suite: Path, tmp_path: Pa
 
 
 def cached_request(pair: Folders, images: str, recipe: str) -> SweepRequest:
-    return SweepRequest(
-        str(pair[0]),
-        str(pair[1]),
-        {"a": images},
-        {"b": images},
-        (load_recipe(recipe),),
-        calibration=Calibration(source=images),
-    )
+    return request_for(pair, images, images, recipe, calibration=Calibration(source=images))
 
 
 def test_plans_are_kept_if_images_have_a_commit(pair: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -400,13 +388,13 @@ def test_contradictions_are_refused(far: Folders, images: Path, shifted: Path) -
 def test_a_fine_tuned_tower_is_swept_in_its_base(far: Folders, images: Path, shifted: Path, tmp_path: Path) -> None:
     tower = tmp_path / "tower"
     CLIPVisionModel.from_pretrained(far[1]).save_pretrained(tower)
-    record, _ = run_sweep(request_for((far[0], tower), images, shifted, "lines"))
-    sources = [f"val={images}", f"shifted={shifted}"]
+    request = request_for((far[0], tower), images, shifted, "lines")
+    record, _ = run_sweep(request)
     for row, recipe, sets in (
         (record["curve"][1], "wise-ft", ["method.alpha=0.3"]),
         (record["curve"][2], "wise-ft", ["method.alpha=1"]),
         (record["recipes"][0], "lines", []),
     ):
         folder = tmp_path / f"{recipe}{sets}"
-        assert row["accuracy"] == written_accuracy((far[0], tower), recipe, sets, sources, folder)
+        assert row["accuracy"] == written_accuracy(folder, request.sources, (far[0], tower), recipe, *sets)
     assert any("vision tower only" in note for note in record["warnings"])

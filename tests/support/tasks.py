@@ -40,10 +40,8 @@ def request_for(
     return MergeRequest(zeroshot, tuple(finetuned), load_recipe(recipe, list(sets)), calibration, **more)
 
 
-def plan_of(folders: Sequence[Path], recipe: str, *sets: str) -> Plan:
-    plan = prepare(request_for(folders, recipe, *sets)).plan
-    assert plan is not None
-    return plan
+def plan_of(folders: Sequence[Path], recipe: str, *sets: str, **more: Any) -> Plan:
+    return prepare(request_for(folders, recipe, *sets, **more)).light_plan
 
 
 def task_of(folders: Sequence[Path], measurements: Measurements | None = None, seed: int = 0) -> Task:
