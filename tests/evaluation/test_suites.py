@@ -20,7 +20,7 @@ from clipmerge.images.known import find_known
 from clipmerge.planning.recipe import load_recipe
 from clipmerge.progress import Progress
 from tests.support.command import clipmerge, done, one_line
-from tests.support.hub_double import FakeHub, serving, upload
+from tests.support.hub_double import FakeHub, upload
 from tests.support.image_files import save_hub_parquet
 from tests.support.public_pairs import Releases, serving_files
 
@@ -149,16 +149,6 @@ CARD = b"---\ndataset_info:\n- splits:\n  - {name: train, num_examples: 7}\n  - 
 
 
 @pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    (tmp_path / "releases" / FILE).parent.mkdir(parents=True)
-    (tmp_path / "releases" / FILE).write_bytes(bytes(5000))
-    with serving(tmp_path, monkeypatch) as server, serving_files(tmp_path / "releases") as releases:
-        monkeypatch.setenv(MIRROR, releases.url)
-        yield server
-
-
-@pytest.fixture
 def cars(tmp_path: Path) -> bytes:
     return save_hub_parquet(tmp_path / "x.parquet", [0, 1, 2] * 3, group=3).read_bytes()
 
@@ -183,6 +173,7 @@ def by_name(cost: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return {each["what"]: each for each in cost["downloads"]}
 
 
+@pytest.mark.usefixtures("server")
 def test_sizes_counts_and_time_come_from_the_servers(hub: FakeHub, cars: bytes, tmp_path: Path) -> None:
     weights, config = bytes(1000), b"{}"
     upload(hub, "acme/base", {"model.safetensors": weights, "config.json": config})
@@ -193,12 +184,12 @@ def test_sizes_counts_and_time_come_from_the_servers(hub: FakeHub, cars: bytes, 
     cost = bench_cost(file, {"limit": 4})
     found = by_name(cost)
     assert found["acme/base"]["bytes"] == 1002
-    assert found[URL]["bytes"] == 5000
+    assert found[URL]["bytes"] == len(CONTENT)
     assert found["hf://datasets/acme/cars:test"] | {"problem": None} == {
         **{"what": "hf://datasets/acme/cars:test", "bytes": len(cars), "cached": False, "images": 9, "problem": None}
     }
     assert (found[str(tmp_path / "local")]["bytes"], found[str(tmp_path / "local")]["cached"]) == (0, True)
-    assert cost["bytes"] == 1002 + 5000 + len(cars)
+    assert cost["bytes"] == 1002 + len(CONTENT) + len(cars)
     assert cost["forward_passes"] == 2 * 4 + 2 * 4  # four images of each source at both ends
     assert cost["seconds"] == pytest.approx(16 * 2e9 / cost["flops_per_second"])
     # without a limit nobody knows how many images the folder has
@@ -209,8 +200,9 @@ def test_sizes_counts_and_time_come_from_the_servers(hub: FakeHub, cars: bytes, 
     assert not hub.requests("GET", r"/resolve/.*\.(safetensors|parquet)")
 
 
-def test_what_cannot_be_looked_up_is_told(hub: FakeHub, tmp_path: Path) -> None:
-    (tmp_path / "releases" / FILE).unlink()
+@pytest.mark.usefixtures("hub", "server")
+def test_what_cannot_be_looked_up_is_told(tmp_path: Path) -> None:
+    (tmp_path / "files" / FILE).unlink()
     cost = bench_cost(suite(tmp_path, finetuned=URL, ood="hf://datasets/acme/nothing:test"), {"limit": 4})
     problems = {what: each["problem"] for what, each in by_name(cost).items()}
     assert problems[URL] == "the server does not state its size, or cannot be reached"
@@ -248,13 +240,12 @@ def test_a_file_larger_than_any_release_is_not_kept(server: Releases, monkeypatc
     assert not path_of(release()).exists()
 
 
+@pytest.mark.usefixtures("server")
 def test_what_is_on_this_machine_costs_nothing(hub: FakeHub, cars: bytes, tmp_path: Path) -> None:
     upload(hub, "acme/base", {"model.safetensors": bytes(1000), "config.json": b"{}"})
     upload(hub, "acme/cars", {"data/test-0.parquet": cars}, kind="dataset")
     fetch(HubId("acme/base"))
-    place = path_of(Release(url=URL))
-    place.parent.mkdir(parents=True)
-    place.write_bytes(bytes(5000))
+    fetch_release(release(), Progress())
     everything = suite(tmp_path, finetuned=URL, ood="hf://datasets/acme/cars:test")
     cost = bench_cost(everything, {"limit": 4})
     found = by_name(cost)
@@ -267,6 +258,6 @@ def test_what_is_on_this_machine_costs_nothing(hub: FakeHub, cars: bytes, tmp_pa
     cost = bench_cost(everything, {"limit": 4})
     assert cost["bytes"] == 0
     assert by_name(cost)["hf://datasets/acme/cars:test"]["cached"]
-    local = bench_cost(suite(tmp_path, finetuned=URL, ood=str(tmp_path / "releases"), zeroshot=str(tmp_path)), {})
+    local = bench_cost(suite(tmp_path, finetuned=URL, ood=str(tmp_path / "files"), zeroshot=str(tmp_path)), {})
     found = by_name(local)[str(tmp_path)]
     assert (found["bytes"], found["cached"], found["problem"]) == (0, True, None)

@@ -117,13 +117,7 @@ def verdict(name: str, data: bytes, folder: Path) -> str:
 
 @dataclass(frozen=True)
 class Reader:
-    """A reader.
-
-    Attributes:
-        read: Reads a file's content; a folder is there to write it to.
-        seeds: Makes valid files.
-        slow: Takes milliseconds rather than microseconds.
-    """
+    """Reads a file's content, in a folder to write it to; makes valid files; takes milliseconds per file, or less."""
 
     read: Callable[[bytes, Path], object]
     seeds: Callable[[], list[bytes]]

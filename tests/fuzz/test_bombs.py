@@ -6,7 +6,7 @@ import struct
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,8 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.fuzz.readers import PUBLISHED, SOURCE, TRIALS, apart, verdict
-from tests.support.image_files import chunk, drawn_over, metadata, saved, with_chunk
+from tests.fuzz.readers import PUBLISHED, TRIALS, apart, verdict
+from tests.support.image_files import chunk, drawn_over, with_chunk
 from tests.support.raw_safetensors import entry
 
 MIB = 1 << 20
@@ -40,22 +40,6 @@ def _json(value: Any) -> bytes:
 
 def _numbered(name: str, count: int, value: Any) -> dict[str, Any]:
     return {f"{name}{number}": value for number in range(count)}
-
-
-def _patterns() -> bytes:
-    patterns = {"(a+)+" * 20 + "$": 4, "(.*)*" * 20 + "b": 4, "a?" * 30 + "a" * 30: 4}
-    return _json({"peft_type": "LORA", "r": 4, "lora_alpha": 8, "rank_pattern": patterns})
-
-
-def _aliases() -> bytes:
-    lines = ["a0: &a0 [x, x]", *(f"a{n}: &a{n} [*a{n - 1}, *a{n - 1}]" for n in range(1, 40))]
-    return "\n".join(lines).encode()
-
-
-def _plan() -> bytes:
-    plan = {"format": "clipmerge-plan/1", "recipe": {"name": "x", "method": {"name": "wise-ft"}}, "zeroshot": SOURCE}
-    layers = _numbered("v.", 500_000, {"alpha": 0.5})
-    return _json({**plan, "finetuned": [SOURCE], "weights": [1.0], "layers": layers})
 
 
 def _report_of_1000_layers() -> bytes:
@@ -103,11 +87,10 @@ def _member(name: str, content: bytes, kind: bytes = tarfile.REGTYPE, size: int 
     return info.tobuf(tarfile.GNU_FORMAT) + content + bytes(-len(content) % 512)
 
 
-def _pickle(pieces: Iterable[bytes], compression: int = zipfile.ZIP_STORED) -> bytes:
+def _pickle(content: bytes) -> bytes:
     file = io.BytesIO()
-    with zipfile.ZipFile(file, "w", compression) as archive:
-        with archive.open("x/data.pkl", "w") as member:
-            member.writelines(pieces)
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("x/data.pkl", content)
         archive.writestr("x/version", "3\n")
     return file.getvalue()
 
@@ -127,32 +110,13 @@ def _storage_of_a_terabyte() -> bytes:
 BOMBS: dict[str, tuple[str, Callable[[], bytes]]] = {
     "header of 9 exabytes": ("header", lambda: ((1 << 63) - 1).to_bytes(8, "little") + b"{}" + bytes(100)),
     "tensors of a text tower 10 000": ("checkpoint", _text_tower),
-    "patterns that backtrack": ("adapter", _patterns),
-    "aliases of aliases": ("recipe", _aliases),
-    "plan of half a million layers": ("plan", _plan),
-    "record of 80 000 layers": (
-        "record",
-        lambda: _json(PUBLISHED | {"layers": _numbered("v.", 80_000, {"alpha": 0.5})}),
-    ),
     "class names of 17 MB": ("class_names", lambda: b"a\n" * (17 * MIB // 2)),
     "defaults of dots": ("defaults", lambda: b".".join([b"a"] * 30_000) + b" = 1"),
     "templates of 8 million classes": ("texts_of_a_set", lambda: b"cat\ndog\n\0" + b"{c}" * (5 * MIB)),
-    "report of 5000 statistics": (
-        "report",
-        lambda: _json(PUBLISHED | {"measurements": dict.fromkeys(PUBLISHED["layers"], _numbered("s", 4999, 0.5))}),
-    ),
-    "line of 65 000 pixels": ("image", lambda: saved(Image.new("RGB", (65_000, 1)), "PNG")),
-    "jpeg of 1000 scans": ("image", lambda: drawn_over(1000, 8192)),
-    "tiff whose tags are the same megabyte": ("image", lambda: metadata(60_000, MIB)),
     "zeros in one page": ("parquet", _zeros),
     "one image in a million rows": ("parquet", lambda: _one_in_a_million_rows("image")),
     "one label in a million rows": ("parquet", lambda: _one_in_a_million_rows("label")),
     "footer of empty structures": ("parquet", _footer),
-    "tar header of digits": (
-        "tar",
-        lambda: _member("x", b"9" * (50 * MIB), tarfile.XHDTYPE) + _member("a.png", b"") + bytes(1024),
-    ),
-    "tar label of 50 MB": ("tar", lambda: _member("a.png", b"x") + _member("a.json", b"[" * (50 * MIB)) + bytes(1024)),
     "tar member of an exabyte": ("tar", lambda: _member("a.png", bytes(2048), size=1 << 60)),
     "tensors of one number": (
         "pickle",
@@ -160,7 +124,7 @@ BOMBS: dict[str, tuple[str, Callable[[], bytes]]] = {
     ),
     "pickle of doubling tuples": (
         "pickle",
-        lambda: _pickle([b"\x80\x02)q\x00", *[b"h\x00h\x00\x86q\x00"] * 100, b"."]),
+        lambda: _pickle(b"\x80\x02)q\x00" + b"h\x00h\x00\x86q\x00" * 100 + b"."),
     ),
     "storage of a terabyte": ("old_pickle", _storage_of_a_terabyte),
 }
@@ -178,7 +142,6 @@ SLOW: dict[str, tuple[str, Callable[[], bytes]]] = {
     ),
     "jpeg of 45 scans": ("image", lambda: drawn_over(39, 8192)),
     "tar of headers of headers": ("tar", lambda: _member("././@LongLink", b"a", tarfile.GNUTYPE_LONGNAME) * 50_000),
-    "pickle of 1 GB deflated": ("pickle", lambda: _pickle([b"\x80\x02", *[b"]" * MIB] * 1024], zipfile.ZIP_DEFLATED)),
 }
 
 

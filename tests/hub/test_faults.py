@@ -4,7 +4,6 @@ Each row is one fault that lasts. A command ends with one line that says what we
 absent, empty or whole, a merge leaves no output; and when the fault is gone the same command works.
 """
 
-import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -171,58 +170,3 @@ def test_a_lasting_fault(bench: Bench, monkeypatch: pytest.MonkeyPatch, row: Row
     if row.command == "push":
         assert line.endswith(f"Go on with `clipmerge push {bench.merged} alice/robust`.")
         assert published(bench.hub) == whole
-
-
-# --- what lies on the Hub is itself at fault ---
-
-POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 5\n"
-INDEX = json.dumps({"weight_map": {"logit_scale": "model-00002-of-00002.safetensors"}}).encode()
-MODELS: dict[str, tuple[dict[str, bytes | None], str]] = {
-    "a pointer instead of weights": ({"model.safetensors": POINTER}, "a safetensors header cannot be read"),
-    "a header that is not JSON": ({"model.safetensors": b"\x08" + b"\0" * 7 + b"no json!"}, "header cannot be read"),
-    "an index that is not JSON": (
-        {"model.safetensors": None, "model.safetensors.index.json": b"{"},
-        r"model\.safetensors\.index\.json: cannot be read as JSON",
-    ),
-    "an index of missing shards": (
-        {"model.safetensors": None, "model.safetensors.index.json": INDEX},
-        r"lacks 1 of its 1 shards: model-00002-of-00002\.safetensors; download or copy",
-    ),
-    "a damaged pickle": ({"model.safetensors": None, "pytorch_model.bin": b"x"}, r"pytorch_model\.bin: is damaged"),
-}
-
-
-@pytest.mark.parametrize("how", MODELS)
-def test_a_model_that_is_broken_on_the_hub(bench: Bench, how: str) -> None:
-    files, message = MODELS[how]
-    put(bench.hub, "acme/tuned", {name: data for name, data in files.items() if data is not None})
-    head = bench.hub.repos["model", "acme/tuned"].resolve("main")
-    assert head is not None
-    for name in [name for name, data in files.items() if data is None]:
-        del head.tree[name]
-    line = refused(bench.run("merge"))
-    assert re.search(message, line), line
-    assert bench.left_behind() == []
-
-
-DATA: dict[str, tuple[dict[str, bytes], str]] = {
-    "garbage": ({"test.parquet": b"PAR1 garbage PAR1"}, r"test\.parquet: cannot be read as Parquet"),
-    "a bad card": ({"README.md": b"---\na: [\n---\n"}, "reading the card of hf://datasets/acme/cars"),
-    # metadata of another shape is passed over, and splits are read off the files' names
-    "configs of another shape": ({"README.md": b"---\nconfigs: {a: b}\n---\n"}, ""),
-}
-
-
-@pytest.mark.parametrize(
-    ("command", "how"), [*(("evaluate", how) for how in DATA), ("plan", "garbage"), ("plan", "a bad card")]
-)
-def test_a_dataset_that_is_broken_on_the_hub(bench: Bench, command: str, how: str) -> None:
-    files, message = DATA[how]
-    put(bench.hub, "acme/cars", files, kind="dataset")
-    ended = bench.run(command)
-    if not message:
-        assert ended.code == 0, ended.err
-        return
-    line = refused(ended)
-    assert re.search(message, line), line
-    assert bench.left_behind() == []

@@ -41,6 +41,7 @@ def test_names_and_templates_come_with_the_set(hub: FakeHub, repository: str, tm
     (tmp_path / "names.txt").write_text("a\nb\nc\nd\n")
     assert load_images(f"{V2}:test", tmp_path / "names.txt", whole=True).class_names == ("a", "b", "c", "d")
     assert sorted(fetched(hub)) == sorted(f"test/{number}.tar" for number in range(12))
+    assert load_captions(f"{V2}:test") is None
 
 
 def test_a_split_may_be_written_like_its_folder(hub: FakeHub, tmp_path: Path) -> None:
@@ -116,7 +117,3 @@ def test_offline_the_shards_of_an_earlier_sample_are_enough(
     with pytest.raises(HubError, match=r"missing from .*; go online and run again|Go online and run again"):
         load_images(f"{V2}:test", whole=True)
     assert len(hub.log) == asked
-
-
-def test_a_set_with_classes_has_no_captions(repository: str) -> None:
-    assert load_captions(f"{V2}:test") is None

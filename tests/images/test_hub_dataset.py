@@ -128,7 +128,8 @@ def test_the_card_says_which_files_are_which_split(hub: FakeHub, tmp_path: Path)
 )
 def test_splits_are_read_off_names(hub: FakeHub, tmp_path: Path, names: list[str], splits: str) -> None:
     content = save_hub_parquet(tmp_path / "x.parquet", [0]).read_bytes()
-    upload(hub, "acme/cars", dict.fromkeys(names, content), kind="dataset")
+    card = b"---\nconfigs: {a: b}\n---\n"  # of another shape, so it is passed over
+    put(hub, "acme/cars", {"README.md": card, **dict.fromkeys(names, content)}, kind="dataset")
     parts = splits.replace("large/", "").split(", ")
     told = rf"{CARS}: which split\? \(splits: ({parts[0]}, {parts[1]}|{parts[1]}, {parts[0]})\); write it after a colon"
     with pytest.raises(DataError, match=told):
@@ -148,6 +149,7 @@ FILES: dict[str, tuple[dict[str, bytes], str, str]] = {
         "",
         "the files that its card names are not Parquet or tar files",
     ),
+    "a bad card": ({"README.md": b"---\na: [\n---\n", "test.parquet": b""}, "", r"reading the card of .*acme/cars@"),
     "a large card": (
         {"README.md": b"---\nlicense: mit\n---\n" + b"# Cars" * 300_000, "test.parquet": b""},
         "",

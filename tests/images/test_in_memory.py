@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -49,15 +50,10 @@ def items_of(images: LabelledImages) -> list[Any]:
 
 
 def test_a_datasets_table_is_sampled_like_the_folder(images: Path, folder: LabelledImages) -> None:
-    import datasets
-
     table = datasets.load_dataset("imagefolder", data_dir=str(images), split="train")
     loaded = load_images(table)
-    assert (loaded.source, loaded.class_names, loaded.labels) == (
-        "Dataset in memory",
-        folder.class_names,
-        folder.labels,
-    )
+    assert (loaded.source, loaded.class_names) == ("Dataset in memory", folder.class_names)
+    assert loaded.labels == folder.labels
     assert pixels_of(loaded.sample(12, seed=3)) == pixels_of(folder.sample(12, seed=3))
     assert load_images(table, ["a", "b", "c"]).class_names == ("a", "b", "c")
     renamed = table.rename_columns({"image": "x", "label": "y"}).cast_column("y", datasets.Value("int64"))
@@ -152,8 +148,6 @@ def test_what_cannot_be_used_is_refused(which: str) -> None:
 
 
 def test_a_datasets_column_of_bytes_is_decoded() -> None:
-    import datasets
-
     loaded = load_images(datasets.Dataset.from_dict({"image": [png(0), png(1)], "label": ["cat", "dog"]}))
     assert loaded.class_names == ("cat", "dog")
     assert_images(loaded, [0, 1])

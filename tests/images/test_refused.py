@@ -8,6 +8,7 @@ import os
 import re
 import tarfile
 from collections.abc import Callable
+from operator import methodcaller
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -151,12 +152,7 @@ def two_kinds_of_tables(at: Path) -> Path:
     return at / "both"
 
 
-def first(found: Any) -> object:
-    return found.image(0)
-
-
-def second(found: Any) -> object:
-    return found.image(1)
+first, second = (methodcaller("image", at) for at in (0, 1))
 
 
 class Case(NamedTuple):

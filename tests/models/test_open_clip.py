@@ -13,9 +13,9 @@ from clipmerge.calibration.objective import Batch
 from clipmerge.checkpoint import align_checkpoints, open_checkpoint
 from clipmerge.models import ImageTextModel, model_for
 from clipmerge.plugins import load_plugin
-from tests.support.command import clipmerge, done, refused
+from tests.support.command import clipmerge, done, printed, refused
 from tests.support.small_objective import objective_for
-from tests.support.tiny_clip import CLASSES, Folders, save_images
+from tests.support.tiny_clip import Folders
 from tests.support.tiny_open_clip import ARCHITECTURES, load, model_config, save_open_clip_pair
 
 KINDS = [*ARCHITECTURES]
@@ -107,45 +107,22 @@ def converted(pairs: dict[str, Folders], tmp_path_factory: pytest.TempPathFactor
     return folder / "zeroshot", folder / "finetuned"
 
 
-@pytest.fixture(scope="module")
-def square_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Images that no library resizes."""
-    folder = save_images(tmp_path_factory.mktemp("images"), each=4)
-    for path in folder.glob("*/*.png"):
-        Image.open(path).crop((0, 0, 32, 32)).save(path)
-    return folder
-
-
-@torch.no_grad()
-def accuracy_by_hand(folder: Path, images: Path) -> float:
-    """One image at a time through open_clip."""
-    model, _, transform = open_clip.create_model_and_transforms(f"local-dir:{folder}")
-    texts = open_clip.get_tokenizer(f"local-dir:{folder}")([f"a photo of a {name}." for name in CLASSES])
-    classes = model.eval().encode_text(texts, normalize=True)
-    right = [
-        CLASSES[int((model.encode_image(transform(Image.open(path))[None]) @ classes.T).argmax())] == path.parent.name
-        for path in sorted(images.glob("*/*.png"))
-    ]
-    return sum(right) / len(right)
-
-
 @pytest.mark.parametrize("kind", ["mixed", "resnet"])
 def test_a_sweep_ends_at_both_checkpoints(
-    pairs: dict[str, Folders], converted: Folders, kind: str, square_images: Path, images: Path, tmp_path: Path
+    pairs: dict[str, Folders], converted: Folders, kind: str, images: Path, tmp_path: Path
 ) -> None:
     ends = pairs["vit" if kind == "mixed" else kind]
-    sources = ("--id", f"a={square_images}", "--ood", f"b={images}", "--alphas", "0,1", "--output", tmp_path / "sweep")
-    ended = done("sweep", converted[0] if kind == "mixed" else ends[0], ends[1], *sources, "--format", "json")
-    points = {point["alpha"]: point["accuracy"] for point in ended.json["curve"]}
-    for alpha, folder in zip((0, 1), ends, strict=True):
-        assert points[alpha]["a"] == pytest.approx(accuracy_by_hand(folder, square_images))
+    sources = ("--id", f"a={images}", "--ood", f"b={images}", "--alphas", "0,1", "--output", tmp_path / "sweep")
+    swept = printed("sweep", converted[0] if kind == "mixed" else ends[0], ends[1], *sources)
+    for point, folder in zip(swept["curve"], ends, strict=True):
+        assert point["accuracy"]["a"] == printed("evaluate", folder, "--data", f"a={images}")["accuracy"]["a"]
 
 
 def test_without_open_clip_one_line_says_what_to_install(
-    pairs: dict[str, Folders], square_images: Path, monkeypatch: pytest.MonkeyPatch
+    pairs: dict[str, Folders], images: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "open_clip", None)
-    line = refused(clipmerge("evaluate", pairs["vit"][0], "--data", f"val={square_images}"))
+    line = refused(clipmerge("evaluate", pairs["vit"][0], "--data", f"val={images}"))
     assert "install clipmerge[open-clip], or convert" in line
 
 
@@ -158,11 +135,11 @@ def test_without_open_clip_one_line_says_what_to_install(
     ],
 )
 def test_what_open_clip_cannot_build_is_one_line(
-    square_images: Path, tmp_path: Path, before: str, after: str, told: str
+    images: Path, tmp_path: Path, before: str, after: str, told: str
 ) -> None:
     folder = save_open_clip_pair(tmp_path, model_config())[0]
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (folder / name).unlink()
     config = folder / "open_clip_config.json"
     config.write_text(config.read_text().replace(before, after))
-    assert re.search(told, refused(clipmerge("evaluate", folder, "--data", f"val={square_images}")))
+    assert re.search(told, refused(clipmerge("evaluate", folder, "--data", f"val={images}")))
