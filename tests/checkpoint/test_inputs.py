@@ -15,7 +15,7 @@ from clipmerge.families import known_keys
 from clipmerge.families.clip import FAMILY as CLIP
 from clipmerge.models.building import build_model
 from tests.support.command import one_line
-from tests.support.raw_safetensors import edit, rename_keys
+from tests.support.raw_safetensors import edit, edit_json, rename_keys
 from tests.support.tasks import inputs_of
 from tests.support.tiny_clip import Folders
 
@@ -30,17 +30,7 @@ def refused(folders: tuple[Path, ...], message: str, **options: Any) -> None:
 
 
 def configure(folder: Path, **changes: Any) -> None:
-    """Change settings of a config; ``vision__hidden_act`` is that of the vision tower, ``...`` removes one."""
-    file = folder / "config.json"
-    config = json.loads(file.read_text())
-    for key, value in changes.items():
-        side, found, setting = key.partition("__")
-        target = config[f"{side}_config"] if found else config
-        if value is ...:
-            target.pop(setting or key)
-        else:
-            target[setting or key] = value
-    file.write_text(json.dumps(config))
+    edit_json(folder / "config.json", **changes)
 
 
 def holds(inputs: Inputs, expected: dict[str, torch.Tensor]) -> bool:
@@ -83,29 +73,30 @@ def test_checkpoints_without_a_key_in_common_are_refused_even_when_keys_may_miss
 
 @SIDES
 def test_settings_of_a_tower_that_differ_are_refused(copies: Folders, side: str) -> None:
+    tower = f"{side}_config"
     for setting, plain, other in (
         ("hidden_act", "quick_gelu", "gelu"),
         ("layer_norm_eps", 1e-5, 1e-6),
         ("num_attention_heads", 2, 4),
     ):
-        configure(copies[1], **{f"{side}__{setting}": other})
+        configure(copies[1], **{tower: {setting: other}})
         refused(copies, f"the {side} towers differ in {setting}: zeroshot {plain}, finetuned {other}")
-        configure(copies[1], **{f"{side}__{setting}": plain})
-    configure(copies[1], **{f"{side}__hidden_act": ...})
+        configure(copies[1], **{tower: {setting: plain}})
+    configure(copies[1], **{tower: {"hidden_act": ...}})
     inputs_of(copies)
-    configure(copies[0], **{f"{side}__hidden_act": "gelu"})
+    configure(copies[0], **{tower: {"hidden_act": "gelu"}})
     refused(copies, "zeroshot gelu, finetuned quick_gelu")  # which is transformers' default
 
 
 def test_last_words_and_projections_that_differ_are_refused(copies: Folders) -> None:
     """The features of a text are read at the last word; 2 stands for it in OpenAI's configurations."""
     words = json.loads((copies[0] / "config.json").read_text())["text_config"]["vocab_size"]
-    configure(copies[0], text__eos_token_id=2)
-    configure(copies[1], text__eos_token_id=words - 1)
+    configure(copies[0], text_config={"eos_token_id": 2})
+    configure(copies[1], text_config={"eos_token_id": words - 1})
     inputs_of(copies)
-    configure(copies[1], text__eos_token_id=5)
+    configure(copies[1], text_config={"eos_token_id": 5})
     refused(copies, f"the text towers differ in eos_token_id: zeroshot {words - 1}, finetuned 5")
-    configure(copies[1], text__eos_token_id=2, projection_dim=32)
+    configure(copies[1], text_config={"eos_token_id": 2}, projection_dim=32)
     refused(copies, "projection_dim differs: zeroshot 16, finetuned 32")
 
 
@@ -128,7 +119,7 @@ def test_preprocessing_that_differs_is_refused(copies: Folders) -> None:
 
 
 def test_the_measured_model_has_the_configuration_that_is_written(copies: Folders) -> None:
-    configure(copies[1], vision__attention_dropout=0.25)
+    configure(copies[1], vision_config={"attention_dropout": 0.25})
     assert build_model(inputs_of(copies)).module.config.vision_config.attention_dropout == 0.25
 
 
@@ -140,7 +131,7 @@ def test_the_form_of_the_config_before_2023_wins(copies: Folders, other: Any) ->
         config |= {f"{side}_config_dict": config.pop(f"{side}_config"), f"{side}_config": other}
     file.write_text(json.dumps(config))
     inputs_of(copies)
-    configure(copies[0], vision__hidden_act="gelu")
+    configure(copies[0], vision_config={"hidden_act": "gelu"})
     refused(copies, "the vision towers differ in hidden_act: zeroshot gelu, finetuned quick_gelu")
 
 
@@ -169,7 +160,7 @@ def test_a_tower_alone_is_found_in_the_full_model(copies: Folders, side: str, ba
     assert inputs.tower == side
     assert {name for name in inputs.zeroshot_keys if inputs.merges(name)} == set(expected)
     assert holds(inputs, expected)
-    configure(copies[0], **{f"{side}__hidden_act": "gelu"})
+    configure(copies[0], **{f"{side}_config": {"hidden_act": "gelu"}})
     refused(copies, f"the {side} towers differ in hidden_act")
 
 

@@ -1,6 +1,5 @@
 """Merging OpenCLIP checkpoints of every kind: open_clip loads the output strictly."""
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from tests.conversion.test_conversion import features, same
 from tests.support import tiny_open_clip
 from tests.support.command import clipmerge, done, refused
 from tests.support.hub_double import FakeHub, upload
+from tests.support.raw_safetensors import edit_json
 from tests.support.tiny_clip import Folders
 from tests.support.tiny_open_clip import (
     ARCHITECTURES,
@@ -136,14 +136,7 @@ def test_models_of_open_clip_have_all_their_parameters_in_layers(name: str) -> N
 )
 def test_models_that_look_alike_fail(folders: Folders, tmp_path: Path, changes: dict[str, Any], message: str) -> None:
     zeroshot = shutil.copytree(folders[0], tmp_path / "zeroshot")
-    file = zeroshot / "open_clip_config.json"
-    config = json.loads(file.read_text())
-    for key, value in changes.items():
-        if isinstance(value, dict):
-            config["model_cfg"][key] |= value
-        else:
-            config["model_cfg"][key] = value
-    file.write_text(json.dumps(config))
+    edit_json(zeroshot / "open_clip_config.json", model_cfg=changes)
     assert message in refused(clipmerge(*merge(zeroshot, folders[1], tmp_path / "merged")))
 
 

@@ -14,7 +14,7 @@ from clipmerge.api._requests import byte_count
 from clipmerge.checkpoint import open_checkpoint
 from clipmerge.errors import CheckpointError, UsageError
 from tests.support.command import clipmerge, done
-from tests.support.raw_safetensors import edit, shard
+from tests.support.raw_safetensors import edit, edit_json, shard
 from tests.support.tiny_clip import Folders
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -26,8 +26,7 @@ def cast(folder: Path, dtype: str) -> dict[str, Tensor]:
     file = folder / "model.safetensors"
     tensors = {key: tensor.to(DTYPES[dtype]) for key, tensor in load_file(file).items()}
     save_file(tensors, file, metadata={"format": "pt"})
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**config, "dtype": dtype}))
+    edit_json(folder / "config.json", dtype=dtype)
     return tensors
 
 
@@ -62,7 +61,9 @@ def test_mixed_dtypes_are_rounded_once_to_the_one_named(
         assert all(torch.equal(written[key], tensor) for key, tensor in expected.items())
         assert written.keys() == expected.keys()
     assert CLIPModel.from_pretrained(output).dtype == DTYPES[dtype]
-    assert json.loads((output / "config.json").read_text())["dtype"] == dtype
+    config = json.loads((output / "config.json").read_text())
+    assert config["dtype"] == dtype
+    assert all(config[f"{side}_config"].get("dtype") in (None, dtype) for side in ("text", "vision"))
 
 
 def shards_of(folder: Path) -> dict[str, dict[str, Tensor]]:
@@ -140,10 +141,8 @@ def test_quantised_weights_are_told_by_their_keys(copies: Folders, what: str) ->
 
 
 def test_quantised_weights_are_told_by_their_configuration(copies: Folders) -> None:
-    file = copies[1] / "config.json"
-    config = json.loads(file.read_text())
-    file.write_text(json.dumps({**config, "quantization_config": {"quant_method": "torchao"}}))
+    edit_json(copies[1] / "config.json", quantization_config={"quant_method": "torchao"})
     with pytest.raises(CheckpointError, match=r"is quantised \(quantization_config in its config\.json: torchao\)"):
         open_checkpoint(str(copies[1]))
-    file.write_text(json.dumps({**config, "quantization_config": None}))
+    edit_json(copies[1] / "config.json", quantization_config=None)
     assert open_checkpoint(str(copies[1])).config

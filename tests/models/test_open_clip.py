@@ -1,6 +1,5 @@
 """Measuring and evaluating OpenCLIP checkpoints: the same numbers as open_clip's own, and as transformers'."""
 
-import re
 import sys
 from pathlib import Path
 
@@ -131,10 +130,9 @@ def test_without_open_clip_one_line_says_what_to_install(
     [
         ("", "", "copy the files of acme/tiny's tokenizer beside the weights"),
         ('"hf_tokenizer_name": "acme/tiny"', '"pad_id": 0', "the text tower has 58 tokens, but CLIP's tokenizer 49408"),
-        ('"head_width"', '"head_widht"', "open_clip cannot build the model of open_clip_config.json.*head_widht"),
     ],
 )
-def test_what_open_clip_cannot_build_is_one_line(
+def test_a_tokenizer_that_is_not_there_is_one_line(
     images: Path, tmp_path: Path, before: str, after: str, told: str
 ) -> None:
     folder = save_open_clip_pair(tmp_path, model_config())[0]
@@ -142,4 +140,4 @@ def test_what_open_clip_cannot_build_is_one_line(
         (folder / name).unlink()
     config = folder / "open_clip_config.json"
     config.write_text(config.read_text().replace(before, after))
-    assert re.search(told, refused(clipmerge("evaluate", folder, "--data", f"val={images}")))
+    assert told in refused(clipmerge("evaluate", folder, "--data", f"val={images}"))

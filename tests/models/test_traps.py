@@ -16,7 +16,7 @@ from clipmerge.evaluation.other_tasks import caption_embeddings
 from clipmerge.images.retrieval import CaptionedImages
 from clipmerge.images.store import image_files
 from tests.support.command import clipmerge, refused
-from tests.support.raw_safetensors import edit
+from tests.support.raw_safetensors import edit, edit_json
 from tests.support.tiny_clip import Folders
 from tests.support.tiny_open_clip import build, model_config, save
 
@@ -29,17 +29,8 @@ class Evil(CLIPTokenizerFast): pass
 Change = Callable[[Path], object]
 
 
-def changed(file: Path, **values: Any) -> None:
-    """Change values of a JSON file; dictionaries are updated."""
-    content = json.loads(file.read_text())
-    merged = {
-        key: content[key] | value if isinstance(content.get(key), dict) else value for key, value in values.items()
-    }
-    file.write_text(json.dumps(content | merged))
-
-
 def config(**sections: Any) -> Change:
-    return lambda folder: changed(folder / "config.json", **sections)
+    return lambda folder: edit_json(folder / "config.json", **sections)
 
 
 def wrote(pattern: str, text: str) -> Change:
@@ -110,22 +101,19 @@ def test_a_damaged_folder_of_transformers_is_one_line(copies: Folders, images: P
     assert "zero-shot" not in line
 
 
-def open_clip_with(folder: Path, *, vocabulary: int | None = None, text: Any = None, vision: Any = None) -> Path:
+def open_clip_with(folder: Path, **changes: Any) -> Path:
     """A tiny OpenCLIP folder whose configuration says something else than the weights."""
-    model_cfg = model_config(text={"vocab_size": vocabulary} if vocabulary else None)
-    save(build(model_cfg), model_cfg, folder, tokenizer=vocabulary is None)
-    settings = json.loads((folder / "open_clip_config.json").read_text())
-    settings["model_cfg"]["text_cfg"] |= text or {}
-    settings["model_cfg"]["vision_cfg"] |= vision or {}
-    (folder / "open_clip_config.json").write_text(json.dumps(settings))
+    save(build(model_config()), model_config(), folder)
+    edit_json(folder / "open_clip_config.json", **changes)
     return folder
 
 
 def test_a_tokenizer_of_open_clip_runs_no_code_of_its_folder(images: Path, tmp_path: Path) -> None:
     """open_clip passes the configuration's options on to transformers, where one of them says that code may run."""
-    folder = open_clip_with(tmp_path / "oc", text={"tokenizer_kwargs": {"trust_remote_code": True}})
+    kwargs = {"tokenizer_kwargs": {"trust_remote_code": True}}
+    folder = open_clip_with(tmp_path / "oc", model_cfg={"text_cfg": kwargs})
     (folder / "evil.py").write_text(CODE.format(place=str(tmp_path / "it ran")))
-    changed(folder / "tokenizer_config.json", tokenizer_class="Evil", auto_map={"AutoTokenizer": [None, "evil.Evil"]})
+    edit_json(folder / "tokenizer_config.json", tokenizer_class="Evil", auto_map={"AutoTokenizer": [None, "evil.Evil"]})
     line = refused(clipmerge("evaluate", folder, "--data", f"val={images}"))
     assert "has tokenizer_kwargs that are not allowed (trust_remote_code)" in line
     assert not (tmp_path / "it ran").exists()
@@ -135,27 +123,27 @@ def test_a_tokenizer_of_open_clip_runs_no_code_of_its_folder(images: Path, tmp_p
     assert not (tmp_path / "it ran").exists()
 
 
+def vision(**settings: Any) -> dict[str, Any]:
+    return {"model_cfg": {"vision_cfg": settings}}
+
+
 FAR = "it describes a far larger model|open_clip cannot build the model"
 UNPREPARED = r"its images cannot be prepared \("
 
 
 @pytest.mark.parametrize(
-    ("vision", "preprocessing", "told"),
+    ("changes", "told"),
     [
-        ({"timm_model_name": "hf-hub:e/m"}, None, "is not in timm's own list of models"),
-        ({"layers": 10**7}, None, FAR),
-        ({"image_size": 10**6, "patch_size": 1}, None, FAR),
-        (None, {"mean": [1, 2, 3, 4]}, UNPREPARED),
-        (None, 5, UNPREPARED),
+        (vision(timm_model_name="hf-hub:e/m"), "is not in timm's own list of models"),
+        (vision(layers=10**7), FAR),
+        (vision(image_size=10**6, patch_size=1), FAR),
+        (vision(head_widht=16), "open_clip cannot build the model of open_clip_config.json.*head_widht"),
+        ({"preprocess_cfg": {"mean": [1, 2, 3, 4]}}, UNPREPARED),
+        ({"preprocess_cfg": 5}, UNPREPARED),
     ],
 )
-def test_what_open_clip_cannot_build_is_one_line(
-    images: Path, tmp_path: Path, vision: Any, preprocessing: Any, told: str
-) -> None:
-    folder = open_clip_with(tmp_path / "oc", vision=vision)
-    if preprocessing is not None:
-        file = folder / "open_clip_config.json"
-        file.write_text(json.dumps(json.loads(file.read_text()) | {"preprocess_cfg": preprocessing}))
+def test_what_open_clip_cannot_build_is_one_line(images: Path, tmp_path: Path, changes: Any, told: str) -> None:
+    folder = open_clip_with(tmp_path / "oc", **changes)
     assert re.search(told, refused(clipmerge("evaluate", folder, "--data", f"val={images}")))
 
 
@@ -166,7 +154,7 @@ def test_nobody_is_asked_whether_code_may_run(
     (copies[0] / "evil.py").write_text(CODE.format(place=str(tmp_path / "it ran")))
     for file in copies[0].glob("*config.json"):
         classes = dict.fromkeys(("AutoProcessor", "AutoImageProcessor", "AutoConfig"), "evil.Evil")
-        changed(file, auto_map={**classes, "AutoTokenizer": [None, "evil.Evil"]}, processor_class="Evil")
+        edit_json(file, auto_map={**classes, "AutoTokenizer": [None, "evil.Evil"]}, processor_class="Evil")
     monkeypatch.setattr("builtins.input", lambda *_: "y")
     clipmerge("evaluate", copies[0], "--data", f"val={images}")
     assert not (tmp_path / "it ran").exists()
@@ -175,7 +163,7 @@ def test_nobody_is_asked_whether_code_may_run(
 def test_no_kernel_that_a_configuration_names_is_fetched(copies: Folders) -> None:
     """transformers would download it from the Hub and run it."""
     strange = {"attn_implementation": "evil/kernel", "_attn_implementation": "evil/kernel"}
-    changed(copies[0] / "config.json", **strange, text_config=strange, vision_config=strange)
+    edit_json(copies[0] / "config.json", **strange, text_config=strange, vision_config=strange)
     model = load_model(open_checkpoint(str(copies[0])))
     assert "evil" not in str(model.module.config.to_dict())
     assert model.module.config._attn_implementation in ("sdpa", "eager")

@@ -17,7 +17,7 @@ from clipmerge.errors import CheckpointError
 from clipmerge.families.clip import FAMILY as CLIP
 from clipmerge.output.side_files import write_side_files
 from tests.support.command import done
-from tests.support.raw_safetensors import edit, rename_keys, shard
+from tests.support.raw_safetensors import edit, edit_json, rename_keys, shard
 from tests.support.tasks import inputs_of
 from tests.support.tiny_clip import Folders
 from tests.support.tiny_open_clip import model_config, save_open_clip_pair
@@ -105,16 +105,6 @@ def test_shards_are_kept_as_the_finetuned_has_them(copies: Folders, which: tuple
         assert index["metadata"]["total_size"] == sum(t.numel() * t.element_size() for t in expected.values())
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
-def test_the_config_says_the_dtype_of_the_weights(copies: Folders, dtype: str) -> None:
-    output = merge(*copies, flags=("--dtype", dtype))
-    works(output)
-    config = json.loads((output / "config.json").read_text())
-    assert config["dtype"] == dtype
-    assert all(config[f"{side}_config"].get("dtype") in (None, dtype) for side in ("text", "vision"))
-    assert loads(output).dtype == getattr(torch, dtype)
-
-
 @pytest.mark.parametrize(
     "lacks", [("processor_config.json",), ("tokenizer.json", "tokenizer_config.json")], ids=["processor", "tokenizer"]
 )
@@ -186,11 +176,8 @@ def test_a_head_of_one_side_is_dropped_or_kept(copies: Folders, missing: str) ->
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 def test_a_config_without_a_dtype_gets_one_where_loaders_need_it(copies: Folders, dtype: str) -> None:
     for folder in copies:
-        config = json.loads((folder / "config.json").read_text())
-        for section in (config, config["vision_config"], config["text_config"]):
-            section.pop("dtype", None)
-            section.pop("torch_dtype", None)
-        (folder / "config.json").write_text(json.dumps(config))
+        none = {"dtype": ..., "torch_dtype": ...}
+        edit_json(folder / "config.json", **none, vision_config=none, text_config=none)
     written = json.loads((merge(*copies, flags=("--dtype", dtype)) / "config.json").read_text())
     assert written.get("dtype") == (dtype if dtype == "bfloat16" else None)
 

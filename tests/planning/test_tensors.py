@@ -1,6 +1,5 @@
 """Learned coefficients: entry by entry in float32 scalars, kept beside the plan, and refused when they do not fit."""
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from clipmerge.planning.tensors import coefficients_of_run, rows_shape
 from clipmerge.progress import Progress
 from clipmerge.request import Run
 from tests.support.command import one_line
+from tests.support.raw_safetensors import edit_json
 from tests.support.tasks import in_chunks, request_for
 from tests.support.tiny_clip import Folders, layer_of
 
@@ -139,20 +139,12 @@ def planned(decided: Any, tmp_path: Path) -> Path:
     return tmp_path / "plan.json"
 
 
-def edit(plan: Path, layer: str, **changes: Any) -> None:
-    data = json.loads(plan.read_text())
-    data["layers"][layer].update(changes)
-    plan.write_text(json.dumps(data))
-
-
 def rewrite(plan: Path, **changes: Tensor | None) -> None:
     """Change the tensors beside a plan and the hash in it, as a meddler would."""
     file = plan.with_suffix(".tensors.safetensors")
     held = {**load_file(file), **changes}
     save_file({name: tensor for name, tensor in held.items() if tensor is not None}, file)
-    data = json.loads(plan.read_text())
-    data["tensors"]["sha256"] = sha256_of(file)
-    plan.write_text(json.dumps(data))
+    edit_json(plan, tensors={"sha256": sha256_of(file)})
 
 
 def opened(plan: Path) -> Run:
@@ -184,13 +176,13 @@ def test_a_plan_whose_coefficients_are_gone_or_changed_is_refused(planned: Path)
     ],
 )
 def test_a_hand_edit_against_the_coefficients_is_refused(planned: Path, changes: dict[str, Any], message: str) -> None:
-    edit(planned, "vision.1.mlp", **changes)
+    edit_json(planned, layers={"vision.1.mlp": changes})
     with one_line(PlanError, message):
         opened(planned)
 
 
 def test_a_hand_edit_gives_a_layer_one_alpha(planned: Path, pair: Folders, tmp_path: Path) -> None:
-    edit(planned, "vision.1.mlp", alpha=1, alpha_range=None)
+    edit_json(planned, layers={"vision.1.mlp": {"alpha": 1, "alpha_range": None}})
     write_merge(opened(planned), tmp_path / "out")
     finetuned, merged = (load_file(f / "model.safetensors") for f in (pair[1], tmp_path / "out"))
     assert torch.equal(merged[FC1], finetuned[FC1])
@@ -211,14 +203,12 @@ def test_tensors_that_do_not_fit_are_refused(planned: Path, changes: dict[str, T
         opened(planned)
 
 
-def test_a_range_without_coefficients_is_refused(planned: Path, tmp_path: Path) -> None:
+def test_a_range_without_coefficients_is_refused(planned: Path) -> None:
     held = load_file(planned.with_suffix(".tensors.safetensors"))
     rewrite(planned, **{key: None for key in held if layer_of(key.partition(":")[2]) == "vision.1.mlp"})
     with pytest.raises(PlanError, match=r"'vision.1.mlp' has an alpha_range, but the plan holds no coefficients"):
         opened(planned)
-    data = json.loads(planned.read_text())
-    data["tensors"] = None
-    (tmp_path / "bare.json").write_text(json.dumps(data))
+    edit_json(planned, tensors=None)
     with pytest.raises(PlanError, match="has an alpha_range, but the plan holds no coefficients"):
-        opened(tmp_path / "bare.json")
-    assert read_plan(tmp_path / "bare.json").tensors is None
+        opened(planned)
+    assert read_plan(planned).tensors is None

@@ -22,14 +22,13 @@ from clipmerge.hub.ids import HubId
 from clipmerge.output.record import Published
 from tests.support.command import clipmerge
 from tests.support.hub_double import FakeHub, environment, upload
+from tests.support.raw_safetensors import edit_json
 
 
 def from_hub(merged: Path, *shas: tuple[str, str]) -> None:
     """Say that the output was merged from these (id, sha) on the Hub."""
-    path = merged / "clipmerge.json"
-    record = json.loads(path.read_text())
     base, *rest = [{"source": source, "revision": sha, "files": {}} for source, sha in shas]
-    path.write_text(json.dumps(record | {"zeroshot": base, "finetuned": rest or record["finetuned"]}))
+    edit_json(merged / "clipmerge.json", zeroshot=base, finetuned=rest)
 
 
 def commits(hub: FakeHub) -> int:
@@ -67,9 +66,9 @@ def test_a_second_push_sends_what_changed_and_nothing_of_this_machine(hub: FakeH
     (merged / "model.safetensors").rename(merged / shard)
     weight_map = {"weight_map": {"logit_scale": shard}}
     (merged / "model.safetensors.index.json").write_text(json.dumps(weight_map))
-    record = json.loads((merged / "clipmerge.json").read_text())
-    changed = {"files": {shard: record["files"]["model.safetensors"]}, "verdict": "Another verdict."}
-    (merged / "clipmerge.json").write_text(json.dumps(record | changed))
+    digest = json.loads((merged / "clipmerge.json").read_text())["files"]["model.safetensors"]
+    files = {shard: digest, "model.safetensors": ...}
+    edit_json(merged / "clipmerge.json", files=files, verdict="Another verdict.")
     assert push(merged, "alice/robust").changed
     assert "model.safetensors" not in hub.files("alice/robust")
     assert shard in hub.files("alice/robust")
@@ -210,9 +209,7 @@ def test_a_push_over_xet(hub: FakeHub, merged: Path, tmp_path: Path, monkeypatch
 
 def test_a_record_cannot_name_other_files_to_publish(hub: FakeHub, merged: Path) -> None:
     """The record may come from whoever made the folder."""
-    path = merged / "clipmerge.json"
-    record = json.loads(path.read_text())
-    path.write_text(json.dumps(record | {"files": record["files"] | {"keys.txt": None, "id_rsa": None}}))
+    edit_json(merged / "clipmerge.json", files={"keys.txt": None, "id_rsa": None})
     for name in ("keys.txt", "id_rsa"):
         (merged / name).write_text("nobody's business")
     done = push(merged, "alice/robust", license="mit")
@@ -229,12 +226,9 @@ def test_a_link_by_the_name_of_a_file_of_the_output_is_refused(hub: FakeHub, mer
 
 
 def test_a_changed_file_is_noticed_although_its_paths_are_not_published(hub: FakeHub, merged: Path) -> None:
-    config = merged / "config.json"
-    config.write_text(json.dumps(json.loads(config.read_text()) | {"_name_or_path": "/home/me/models/base"}))
-    path = merged / "clipmerge.json"
-    record = json.loads(path.read_text())
-    record["files"]["config.json"] = hashlib.sha256(config.read_bytes()).hexdigest()
-    path.write_text(json.dumps(record))
+    config = edit_json(merged / "config.json", _name_or_path="/home/me/models/base")
+    digest = hashlib.sha256(config.read_bytes()).hexdigest()
+    edit_json(merged / "clipmerge.json", files={"config.json": digest})
     assert push(merged, "alice/robust", license="mit").changed
     assert b"/home/me" not in hub.content("alice/robust", "config.json")
     config.write_text(config.read_text().replace("quick_gelu", "gelu") + " ")

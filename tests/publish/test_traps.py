@@ -14,6 +14,7 @@ from clipmerge.files.side_files import SIDE_FILES, copy_side_file
 from tests.support.command import clipmerge, done, refused
 from tests.support.hub_double import FakeHub
 from tests.support.merged_output import save_output
+from tests.support.raw_safetensors import edit_json
 
 # Stands in every name, path and content that is nobody's business.
 SECRET = "Zq9Secret"
@@ -43,8 +44,7 @@ def add_more_traps(folder: Path, elsewhere: Path) -> None:
     """Put links in the place of files that are copied, and paths into the configuration and the weights' metadata."""
     add_traps(folder, elsewhere)
     for name in ("config.json", "tokenizer_config.json"):
-        data = json.loads((folder / name).read_text())
-        (folder / name).write_text(json.dumps(data | PLACES))
+        edit_json(folder / name, **PLACES)
     for name in ("LICENSE", "merges.txt", "NOTICE"):
         (folder / name).unlink(missing_ok=True)
         (folder / name).symlink_to(elsewhere / "id_rsa")

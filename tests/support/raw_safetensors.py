@@ -1,4 +1,4 @@
-"""Write safetensors files byte by byte, so that a header can say anything."""
+"""Write safetensors files byte by byte, so that a header can say anything, and edit those and JSON files."""
 
 import json
 from pathlib import Path
@@ -30,6 +30,22 @@ def edit(folder: Path, **changes: torch.Tensor | None) -> Path:
             tensors[name] = value
     save_file(tensors, file, metadata={"format": "pt"})
     return folder
+
+
+def edit_json(file: Path, **changes: Any) -> Path:
+    """Set values of a JSON file, and inside a dictionary those that are named; ``...`` removes one."""
+    file.write_text(json.dumps(_changed(json.loads(file.read_text()), changes)))
+    return file
+
+
+def _changed(held: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    for key, value in changes.items():
+        if value is ...:
+            held.pop(key, None)
+        else:
+            inner = isinstance(value, dict) and isinstance(held.get(key), dict)
+            held[key] = _changed(held[key], value) if inner else value
+    return held
 
 
 def rename_keys(folder: Path, rename: Any, *, keep: Any = lambda key: True) -> Path:
