@@ -74,9 +74,6 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
     )
 
 
-# --- pictures and roles
-
-
 def test_near_copies_are_found_and_others_are_not(tars: Path) -> None:
     pictures = [each for each in load_collection(tars, IMAGENET) if each.domain in ("photo", "art", "sketch")]
     found = set(collection.alike_pixels(pictures, 0.95, block=7))
@@ -115,9 +112,6 @@ def test_no_picture_and_no_near_copy_is_in_two_roles(tars: Path, target: str) ->
     assert {pictures[at].label for at in one.finetuning} <= set(one.classes)
 
 
-# --- the command
-
-
 @pytest.mark.slow
 @pytest.mark.uncounted
 def test_the_command_makes_a_pair_judges_it_and_resumes(tars: Path, settings: Settings, tmp_path: Path) -> None:
@@ -147,9 +141,6 @@ def test_the_command_makes_a_pair_judges_it_and_resumes(tars: Path, settings: Se
     assert pair.name == "aggressive-cifar10-0"
     assert pair.gain("wise-ft")[0] == 0
     assert "| aggressive-cifar10-0 |" in "\n".join(advice.tables([pair], ("wise-ft",)))
-
-
-# --- advice
 
 
 @pytest.mark.parametrize(

@@ -15,8 +15,6 @@ from benchmarks.shifts.experiment import TrainedPair
 from clipmerge.planning.recipe import load_recipe
 from tests.benchmarks.conftest import SMALL, bits, record_of
 
-# --- evaluation
-
 
 def test_the_file_holds_each_points_bits(evaluated: tuple[TrainedPair, Path]) -> None:
     assert str(evaluated[1].parents[1]) not in evaluated[1].read_text()  # no folder of this machine
@@ -55,9 +53,6 @@ def test_only_what_is_missing_or_changed_is_evaluated(evaluated: tuple[TrainedPa
     assert "kept" not in [row["verdict"] for row in json.loads(file.read_text())["recipes"]]
 
 
-# --- standing
-
-
 def test_gain_and_oracle_by_hand() -> None:
     # curve: (0.4, 0.8), (0.6, 0.9), (1.0, 0.5); the recipe at ID 0.8 has OOD 0.76, the curve 0.7 there
     correct = {"test": bits([0.4, 0.6, 1.0, 0.8]), "a": bits([0.8, 0.9, 0.5, 0.7]), "b": bits([0.8, 0.9, 0.5, 0.82])}
@@ -88,9 +83,6 @@ def test_the_interval_over_pairs_covers_their_spread() -> None:
     assert found.interval is not None
     error = np.std(means, ddof=1) / 40**0.5
     assert found.interval[1] - found.interval[0] == pytest.approx(2 * 1.96 * error, rel=0.25)
-
-
-# --- page
 
 
 def test_the_page_is_made_from_the_files_alone(evaluated: tuple[TrainedPair, Path], tmp_path: Path) -> None:

@@ -25,9 +25,6 @@ def inversion(taken: torch.Tensor, _: torch.Generator) -> torch.Tensor:
     return 1 - taken
 
 
-# --- training
-
-
 @pytest.fixture(scope="module")
 def tiny_shift() -> Shift:
     generator = torch.Generator().manual_seed(0)
@@ -75,9 +72,6 @@ def test_sources_have_the_pictures_they_say(prepared: tuple[Path, list[TrainedPa
     assert len(set(contents)) == len(contents)
     with Image.open(next(pair.test.rglob("red_dog/*.png"))) as picture:
         assert picture.size == (SIZE, SIZE)
-
-
-# --- the whole
 
 
 @pytest.mark.slow

@@ -193,12 +193,7 @@ def test_it_is_a_warning_in_every_place_and_an_error_if_asked(models: Models, tm
     done("merge", models["base-0"], models["mild-0"], *flags, tmp_path / "own", "--strict")
 
 
-# --- the loss of length against the movement, within blocks ---
-
-Rows = list[tuple[str, float, float]]
-
-
-def drawn(slope: float, seed: int = 0, *, blocks: int = 6, matrices: int = 5) -> Rows:
+def drawn(slope: float, seed: int = 0, *, blocks: int = 6, matrices: int = 5) -> list[tuple[str, float, float]]:
     """Matrices that lose length in proportion to their squared movement, and in each block by its own decay."""
     rng = np.random.default_rng(seed)
     rows = []
@@ -221,9 +216,7 @@ def test_the_slope_is_that_of_a_regression_with_a_constant_per_block() -> None:
     rest = target - design @ found
     spread = rest @ rest / (len(rows) - design.shape[1]) * np.linalg.inv(design.T @ design)[0, 0]
     assert shrinkage(rows) == pytest.approx((found[0], spread**0.5), rel=1e-9)
-
-
-def test_nothing_is_said_of_few_matrices() -> None:
+    # of few matrices, nothing is said
     assert shrinkage(drawn(1.0, blocks=3, matrices=3)) is None
     assert shrinkage([(f"vision.{number}", 0.1, 0.0) for number in range(50)]) is None
     assert shrinkage([]) is None

@@ -51,9 +51,6 @@ def equal(found: Weights, expected: Weights) -> bool:
     return found.keys() == expected.keys() and all(torch.equal(found[key], expected[key]) for key in expected)
 
 
-# --- timm's ViTs of CLIP ---
-
-
 def timm_vit(classes: int, seed: int = 0) -> torch.nn.Module:
     """timm's own class for `vit_base_patch32_clip_224`, in the size of the tiny OpenCLIP model."""
     torch.manual_seed(seed)
@@ -140,9 +137,6 @@ def test_two_timm_vits_merge_and_heads_of_other_classes_stay(tmp_path: Path) -> 
     assert torch.equal(found["head.weight"], tuned["head.weight"])
     torch.testing.assert_close(found["norm.bias"], (other["norm.bias"] + tuned["norm.bias"]) / 2)
     assert equal(merged(ends[1], ends[2], tmp_path / "both", 0.0), same)
-
-
-# --- a tower alone, wrappers, and what is not a CLIP ---
 
 
 @pytest.mark.parametrize("kind", ["vit", "resnet", "timm vit", "timm efficientnet"])
@@ -265,8 +259,6 @@ def test_the_option_missing_is_offered_only_where_most_names_match(open_clip_pai
     assert "missing=" not in line
 
 
-# --- towers of timm inside OpenCLIP ---
-
 #: One small model of each kind, with whether open_clip or timm projects the features.
 TOWERS = (
     *(("efficientnet_b0", True), ("convnext_atto", False), ("swin_tiny_patch4_window7_224", False)),
@@ -274,6 +266,7 @@ TOWERS = (
     *(("vit_base_patch16_siglip_224", False), ("regnetx_002", True), ("densenet121", True), ("levit_128s", True)),
     *(("pvt_v2_b0", False), ("cait_xxs24_224", True), ("vgg11", True), ("hiera_tiny_224", False)),
     *(("xcit_nano_12_p16_224", True), ("ghostnet_050", True), ("mobilenetv4_conv_small", True)),
+    *(("vitamin_small_224", False), ("fastvit_mci0", False)),
 )
 
 
@@ -287,7 +280,8 @@ def test_every_parameter_of_a_timm_tower_has_a_layer(name: str, own_head: bool, 
     checkpoint = open_checkpoint(str(tmp_path / "x.safetensors"))
     inputs = align_checkpoints(checkpoint, [checkpoint])
     assert inputs.family.name == "OpenCLIP"
-    assert sorted(name for names in inputs.layers.values() for name in names) == sorted(shapes)
+    assert sorted(name for names in inputs.layers.values() for name in names) == sorted(inputs.zeroshot_keys)
+    assert len(inputs.zeroshot_keys) == len(shapes)
     assert inputs.tower == "full"
     strange = [note for note in inputs.notes if "are named after their modules" in note]
     assert bool(strange) is (name in ("regnetx_002", "densenet121", "pvt_v2_b0", "cait_xxs24_224", "vgg11",

@@ -37,8 +37,6 @@ def holds(inputs: Inputs, expected: dict[str, torch.Tensor]) -> bool:
     return all(torch.equal(inputs.theta_1(name), tensor) for name, tensor in expected.items())
 
 
-# --- tensors and keys ---
-
 HALF, WHOLE = (torch.zeros(64, 32, dtype=dtype) for dtype in (torch.float16, torch.int32))
 TENSORS: list[tuple[int, str, Any, str]] = [
     (1, KEY, torch.zeros(64, 31), rf"1 of \d+ .* shape; first {KEY}: zeroshot \(64, 32\), finetuned \(64, 31\)"),
@@ -66,9 +64,6 @@ def test_tensors_that_do_not_fit_are_named_with_both_sides(
 def test_checkpoints_without_a_key_in_common_are_refused_even_when_keys_may_miss(copies: Folders) -> None:
     rename_keys(copies[1], lambda key: f"open.{key.replace('.', '_')}")
     refused(copies, "has no weight in common with .*nothing to merge", missing="keep-zeroshot")
-
-
-# --- configurations ---
 
 
 @SIDES
@@ -142,9 +137,6 @@ def test_another_kind_of_model_is_refused_and_none_is_noted(copies: Folders) -> 
     assert any("its activation could not be compared" in note for note in inputs_of(copies).notes)
 
 
-# --- wrappers and towers ---
-
-
 @pytest.mark.parametrize(("bare", "prefix"), [(True, "module."), (False, "")])
 @SIDES
 def test_a_tower_alone_is_found_in_the_full_model(copies: Folders, side: str, bare: bool, prefix: str) -> None:
@@ -180,9 +172,6 @@ def test_two_keys_of_one_parameter_are_named_with_their_file(copies: Folders) ->
     own = "encoder.adapter.weight"
     save_file({f"vision_model.{own}": torch.ones(2), own: torch.ones(2)}, copies[1] / "model.safetensors")
     refused(copies, rf"{copies[1]}: keys '{own}' and 'vision_model\.{own}' are the same parameter, vision_model\.{own}")
-
-
-# --- several fine-tuned checkpoints ---
 
 
 STAYS = f"parameters that some fine-tuned checkpoints lack stay zero-shot: {KEY}"

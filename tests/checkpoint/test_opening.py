@@ -59,9 +59,6 @@ def test_every_form_gives_the_same_tensors_and_runs_of_them(folder: Path, what: 
     assert checkpoint.hashes == {f.name: hashlib.sha256(f.read_bytes()).hexdigest() for f in checkpoint.files}
 
 
-# --- indices and shards ---
-
-
 def add_key(folder: Path, name: str, key: str) -> None:
     save_file({**load_file(folder / name), key: torch.zeros(1)}, folder / name)
 
@@ -102,9 +99,6 @@ def test_an_index_that_points_outside_or_is_none_is_refused(shards: Path) -> Non
         refused(shards, f"{INDEX}: (has no weight_map|cannot be read as JSON)")
 
 
-# --- folders ---
-
-
 def test_other_folders_say_what_they_are(tmp_path: Path) -> None:
     refused(tmp_path, r"no model\.safetensors in this folder; is it the folder that save_pretrained wrote\?")
     for inside, meant in (
@@ -122,9 +116,6 @@ def test_other_folders_say_what_they_are(tmp_path: Path) -> None:
     refused(tmp_path, "holds no tensors")
     (tmp_path / INDEX).write_text('{"weight_map": {}}')
     refused(tmp_path, f"holds both model.safetensors and {INDEX}, and only one of them can be meant")
-
-
-# --- names ---
 
 
 @pytest.mark.parametrize("source", ["./nothing", "~nosuchuser/x", "a/b.safetensors"])

@@ -98,6 +98,11 @@ def test_a_classifier_is_its_image_encoder_and_head(tmp_path: Path, prefix: str)
         assert same_tensors(file, {**left, **HEAD})
 
 
+def test_tied_weights_are_read(tmp_path: Path) -> None:
+    weight = torch.zeros(4, 4)
+    assert same_tensors(saved(tmp_path / "x.pt", {"a.w": weight, "b.w": weight.T}), {"a.w": weight, "b.w": weight.T})
+
+
 inside_itself: dict[str, Any] = {"x": 1, "net": {}}
 inside_itself["net"]["model"] = inside_itself
 
@@ -118,19 +123,6 @@ NO_WEIGHTS: list[tuple[Any, str]] = [
 @pytest.mark.parametrize(("content", "message"), NO_WEIGHTS)
 def test_what_is_no_state_dict_is_refused(tmp_path: Path, content: Any, message: str) -> None:
     refuse(saved(tmp_path / "x.pt", content), message)
-
-
-def test_a_part_is_searched_in_dictionaries_alone(tmp_path: Path) -> None:
-    file = saved(tmp_path / "x.pt", [torch.zeros(2)])
-    refuse(Path(f"{file}#ema"), r"holds nothing under 'ema' \(--state-key\), but a list$")
-
-
-def test_tied_weights_are_read(tmp_path: Path) -> None:
-    weight = torch.zeros(4, 4)
-    assert same_tensors(saved(tmp_path / "x.pt", {"a.w": weight, "b.w": weight.T}), {"a.w": weight, "b.w": weight.T})
-
-
-# --- damage, and files that would take memory or time ---
 
 
 @pytest.mark.parametrize("zipped", [True, False])
@@ -167,9 +159,6 @@ def test_a_pipe_by_the_name_of_weights_keeps_nobody_waiting(tmp_path: Path) -> N
         os.mkfifo(tmp_path / name)
         refuse(tmp_path / name, "no such folder or file")
     refuse(tmp_path, r"model.safetensors: cannot be read \(not a regular file")
-
-
-# --- code ---
 
 
 class Bomb:
@@ -235,9 +224,6 @@ def test_the_script_extracts_weights_or_says_why_it_cannot(tmp_path: Path, monke
     outer: dict[str, Any] = {"model": {"a": torch.ones(1)}, "step": 1}
     outer["model"]["trainer"] = outer["self"] = outer  # a dictionary that holds itself
     assert unpickle.weights_of(outer) == {"model": {"a": torch.ones(1)}}
-
-
-# --- folders of transformers before safetensors ---
 
 
 def to_pickles(folder: Path, *, sharded: bool = False) -> Path:

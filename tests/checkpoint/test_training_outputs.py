@@ -134,9 +134,6 @@ def test_wrapped_by_pytorch_and_saved_by_accelerate(pair: Folders, tmp_path: Pat
         read(pair, tmp_path / place)
 
 
-# --- two sets of weights in one file ---
-
-
 @pytest.mark.parametrize("form", ["pt", "safetensors"])
 def test_two_copies_in_one_state_dict(pair: Folders, tmp_path: Path, form: str) -> None:
     """As Lightning modules have that keep a moving average: the first is taken, and the other is named."""
@@ -193,9 +190,9 @@ def test_of_a_part_the_weights_are_searched_in_it_alone(tmp_path: Path) -> None:
     found = open_checkpoint(f"{tmp_path / 'x.pt'}#run")
     assert torch.equal(found.tensor("visual.w"), one["visual.w"])
     assert str(found.note).endswith("the weights are those under run.state_dict")  # the user has chosen
-
-
-# --- folders of other libraries ---
+    torch.save([torch.zeros(2)], tmp_path / "x.pt")
+    with pytest.raises(CheckpointError, match=r"holds nothing under 'ema' \(--state-key\), but a list$"):
+        open_checkpoint(f"{tmp_path / 'x.pt'}#ema")
 
 
 def test_a_folder_of_sentence_transformers(pair: Folders, tmp_path: Path) -> None:
@@ -214,19 +211,17 @@ def test_a_folder_of_sentence_transformers(pair: Folders, tmp_path: Path) -> Non
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning")
-@pytest.mark.parametrize("below", ["pytorch_model_fsdp_0"])
-def test_a_distributed_checkpoint_names_the_command_that_works(pair: Folders, tmp_path: Path, below: str) -> None:
-    folder = tmp_path / "step-100"
-    dcp.save({"model": weights_of(pair[1])}, checkpoint_id=folder / below)
-    line = refused(clipmerge("merge", pair[0], folder, "-r", "wise-ft", "-o", tmp_path / "no"))
-    target = f"{folder / below}.pt"
-    command = f"python -m torch.distributed.checkpoint.format_utils dcp_to_torch {folder / below} {target}"
+def test_a_distributed_checkpoint_names_the_command_that_works(pair: Folders, tmp_path: Path) -> None:
+    pieces = tmp_path / "step-100" / "pytorch_model_fsdp_0"
+    dcp.save({"model": weights_of(pair[1])}, checkpoint_id=pieces)
+    line = refused(clipmerge("merge", pair[0], pieces.parent, "-r", "wise-ft", "-o", tmp_path / "no"))
+    command = f"python -m torch.distributed.checkpoint.format_utils dcp_to_torch {pieces} {pieces}.pt"
     assert "is a checkpoint of torch.distributed.checkpoint (FSDP), whose weights lie in pieces; put them" in line
     assert f"`{command}`" in line
-    piece = next((folder / below).glob("*.distcp"))
+    piece = next(pieces.glob("*.distcp"))
     assert command in refused(clipmerge("merge", pair[0], piece, "-r", "wise-ft", "-o", tmp_path / "no"))
-    dcp_to_torch_save(folder / below, target)
-    read(pair, target)
+    dcp_to_torch_save(pieces, f"{pieces}.pt")
+    read(pair, f"{pieces}.pt")
 
 
 def test_a_deepspeed_folder_names_the_command(pair: Folders, tmp_path: Path) -> None:

@@ -70,13 +70,7 @@ def is_merged_encoder(base: Path, merged: dict[str, Tensor], alpha: float) -> bo
     return all(torch.equal(merged[k], theta_0[k] + alpha * (changed[k] - theta_0[k])) for k in visual)
 
 
-def test_without_class_names_the_head_is_kept(base: Path, tmp_path: Path) -> None:
-    merged, theta_1 = merge(base, tmp_path / "out"), ends(base)[1]
-    assert is_merged_encoder(base, merged, 0.25)
-    assert all(torch.equal(merged[key], theta_1[key]) for key in (WEIGHT, BIAS))
-
-
-def test_the_zero_shot_side_is_built_from_class_prompts(base: Path, tmp_path: Path) -> None:
+def test_the_zero_shot_side_is_built_from_class_prompts_or_the_head_is_kept(base: Path, tmp_path: Path) -> None:
     flags = ["--classes", base.parent / "classes.txt"]
     templates = [word for template in TEMPLATES for word in ("--template", template)]
     theta_1, built = ends(base)[1], zeroshot_head(base)
@@ -87,7 +81,9 @@ def test_the_zero_shot_side_is_built_from_class_prompts(base: Path, tmp_path: Pa
         assert is_merged_encoder(base, merged, alpha)
     merged = merge(base, tmp_path / "override", *flags, "--set", "overrides=[{layers: head, alpha: 1}]")
     assert torch.equal(merged[WEIGHT], theta_1[WEIGHT])
+    merged = merge(base, tmp_path / "without names")
     assert is_merged_encoder(base, merged, 0.25)
+    assert all(torch.equal(merged[key], theta_1[key]) for key in (WEIGHT, BIAS))
 
 
 def test_a_plan_builds_the_same_head(base: Path, tmp_path: Path) -> None:

@@ -108,9 +108,6 @@ def test_a_blocks_number_lists_no_blocks() -> None:
         match_keys({"visual.transformer.resblocks.999999999.ln_1.weight"}, "open-clip")
 
 
-# --- tokenizers, and what is missing beside the weights ---
-
-
 def test_a_tokenizer_that_is_not_clips(tmp_path: Path) -> None:
     assert tokens.is_clips_own(tmp_path) is None
     (tmp_path / "tokenizer_config.json").write_text("{}")

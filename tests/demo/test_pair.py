@@ -57,9 +57,6 @@ def test_without_scikit_learn_the_message_says_what_to_install(monkeypatch: pyte
         load_images("digits")
 
 
-# --- the folder
-
-
 def test_both_checkpoints_load_as_ordinary_ones(pair: DemoPair) -> None:
     from transformers import CLIPModel, CLIPProcessor
 
@@ -153,9 +150,6 @@ def test_a_folder_of_other_things_is_left_alone_and_an_empty_one_filled(tmp_path
     (tmp_path / "empty").mkdir()
     prepare(tmp_path / "empty")
     assert len(builds) == 1
-
-
-# --- the command
 
 
 @pytest.mark.slow

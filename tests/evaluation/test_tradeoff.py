@@ -11,9 +11,6 @@ from scipy.stats import t
 from clipmerge.evaluation.intervals import paired
 from clipmerge.evaluation.tradeoff import gain_interval, height, interval, standings
 
-# ID rises to 0.8 and turns back to 0.7: at 0.75 the curve passes twice, at OOD 0.55 and 0.35
-BENT_ID, BENT_OOD = [0.5, 0.7, 0.8, 0.7], [0.7, 0.6, 0.5, 0.2]
-
 
 def by_hand(curve_id: list[float], curve_ood: list[float], at: float) -> float | None:
     """Best height in exact fractions, piece by piece."""

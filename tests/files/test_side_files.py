@@ -101,6 +101,7 @@ def test_places_on_the_machine_go_and_everything_else_keeps_its_bytes(tmp_path: 
         '{"a": 1, "b": "see:/srv/home"}',
         '{"a": 1, "b": "$HOME/home/x", "c": "%USERPROFILE%\\\\home", "d": "~\\\\home"}',
         '{"a": 1, "use_auth_token": "home", "password": "home"}',
+        '{"a": 1, "word": "\\ud800", "name_or_path": "/home/me/x"}',
     ],
 )
 def test_no_way_to_write_a_path_a_token_or_code_is_copied(tmp_path: Path, text: str) -> None:

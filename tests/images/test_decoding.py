@@ -77,10 +77,7 @@ def test_every_mode_becomes_rgb() -> None:
     for mode in ("1", "LA", "P", "RGBA", "CMYK"):
         image = decode("x", saved(Image.new(mode, (4, 4)), "TIFF" if mode == "CMYK" else "PNG"))
         assert (image.mode, image.size) == ("RGB", (4, 4))
-
-
-def test_what_a_palette_hides_is_shown_in_its_own_colour() -> None:
-    image = Image.new("P", (2, 1))
+    image = Image.new("P", (2, 1))  # what a palette hides is shown in its own colour
     image.putpalette([255, 0, 0, 0, 0, 255])
     image.putpixel((1, 0), 1)
     found = decode("x", saved(image, "PNG", transparency=1))
@@ -119,9 +116,6 @@ def test_a_pipe_by_the_name_of_an_image_is_refused_at_once(tmp_path: Path) -> No
     os.mkfifo(tmp_path / "x.png")
     with pytest.raises(DataError, match=r"x.png: cannot be read as an image \(.*not a regular file"):
         decode("x.png", str(tmp_path / "x.png"))
-
-
-# --- images made to keep a decoder busy
 
 
 MANY = metadata(2000, 10_000)

@@ -26,10 +26,7 @@ def names(images: LabelledImages | None) -> list[str]:
     return [images.store.name(at) for at in range(len(images))] if images else []
 
 
-LABELS = st.lists(st.integers(0, 6), min_size=1, max_size=80).map(tuple)
-
-
-@given(LABELS, st.integers(1, 100), st.integers(0, 5))
+@given(st.lists(st.integers(0, 6), min_size=1, max_size=80).map(tuple), st.integers(1, 100), st.integers(0, 5))
 def test_no_image_is_in_both_and_none_is_there_twice(labels: tuple[int, ...], count: int, seed: int) -> None:
     samples = sample_and_hold_back(labelled(labels), count, seed)
     assert samples == sample_and_hold_back(labelled(labels), count, seed)

@@ -65,6 +65,9 @@ def test_a_datasets_table_is_sampled_like_the_folder(images: Path, folder: Label
         load_images(table.to_iterable_dataset())
     with pytest.raises(DataError, match="holds no labelled images"):
         load_images(datasets.DatasetDict({"train": table}))
+    loaded = load_images(datasets.Dataset.from_dict({"image": [png(0), png(1)], "label": ["cat", "dog"]}))
+    assert loaded.class_names == ("cat", "dog")
+    assert_images(loaded, [0, 1])
 
 
 @pytest.mark.parametrize("form", ["PIL", "uint8 (height, width, 3)", "uint8 tensor (3, height, width)"])
@@ -145,12 +148,6 @@ def test_what_cannot_be_used_is_refused(which: str) -> None:
     data, message = REFUSED[which]
     with pytest.raises(DataError, match=message):
         list(read_batches(load_images(data, ["a", "b"]), 2, lambda images: torch.zeros(len(images))))
-
-
-def test_a_datasets_column_of_bytes_is_decoded() -> None:
-    loaded = load_images(datasets.Dataset.from_dict({"image": [png(0), png(1)], "label": ["cat", "dog"]}))
-    assert loaded.class_names == ("cat", "dog")
-    assert_images(loaded, [0, 1])
 
 
 def test_grey_values_with_a_channel_are_a_grey_image() -> None:

@@ -22,8 +22,6 @@ from clipmerge.images.sampling import balanced_sample, candidate_positions, hold
 from tests.support.command import clipmerge, done, refused
 from tests.support.image_files import NAMES, assert_images, decoded, png, save_hub_parquet, save_plain_parquet, save_tar
 
-# --- names and samples
-
 
 @pytest.mark.parametrize(
     ("name", "text"),
@@ -78,9 +76,6 @@ def test_several_ranges_are_every_combination_and_an_input_may_have_braces_in_it
     assert local_inputs(named, None, tmp_path / "{1..3}.tar") == [named, tmp_path / "2.tar"]
 
 
-# --- folders
-
-
 def save_folder(folder: Path, *files: str) -> Path:
     """A folder with an image of each name; JPEG is called .jfif."""
     for file in files:
@@ -88,16 +83,6 @@ def save_folder(folder: Path, *files: str) -> Path:
         kind = "JPEG" if file.endswith("jfif") else None
         Image.new("RGB", (4, 4), (200, 30, 30)).save(folder / file, kind)
     return folder
-
-
-def test_a_folder_gives_its_images_in_order(images: Path) -> None:
-    found = load_images(str(images))
-    assert found.class_names == ("bird", "cat", "dog")
-    assert Counter(found.labels) == {0: 10, 1: 10, 2: 10}
-    for index in (0, 15, 29):
-        path = Path(found.store.paths[index])
-        assert path.parent.name == found.class_names[found.labels[index]]
-        assert found.image(index).tobytes() == Image.open(path).convert("RGB").tobytes()
 
 
 def test_files_that_are_left_out_are_counted_and_hidden_ones_are_not(tmp_path: Path) -> None:
@@ -145,9 +130,6 @@ def test_one_class_measures_nothing_unless_others_are_named(tmp_path: Path) -> N
     source = save_plain_parquet(tmp_path / "x.parquet", {"image": [png(0), png(1)], "label": [0, 0]})
     (tmp_path / "names.txt").write_text("bird\ncat\n")
     assert load_images(str(source), tmp_path / "names.txt", whole=True).class_names == ("bird", "cat")
-
-
-# --- Parquet
 
 
 def test_files_of_datasets_give_names_labels_and_images(tmp_path: Path) -> None:
@@ -215,9 +197,6 @@ def test_a_sample_reads_few_row_groups_and_each_once(tmp_path: Path, monkeypatch
     assert sample.labels == found.sample(24, seed=1).labels
 
 
-# --- WebDataset
-
-
 @pytest.mark.parametrize(
     ("label", "texts"),
     [
@@ -277,9 +256,6 @@ def test_folders_and_links_in_a_tar_are_no_images_and_a_long_name_is_read(tmp_pa
     found = load_images(str(tmp_path / "x.tar"))
     assert found.class_names == ("cat",)
     assert_images(found, [0])
-
-
-# --- from the command line
 
 
 def test_evaluate_takes_named_columns_and_says_what_it_read(pair: tuple[Path, Path], tmp_path: Path) -> None:

@@ -11,7 +11,6 @@ from clipmerge.measures.layer_instability import layer_instability
 from clipmerge.methods import Task
 from clipmerge.methods.straggler_top import straggler_top
 from clipmerge.planning.measurements import Measurements, Statistic
-from tests.support.command import clipmerge, done
 from tests.support.small_objective import Ends, Reference, make_batches, objective_for, save_ends
 from tests.support.tasks import inputs_of
 
@@ -85,15 +84,3 @@ def test_the_largest_are_thinned(pair: tuple[Path, Path], count: int, finding: s
         assert (plan.alpha, plan.density, plan.mask) == expected
     assert decision.verdict.startswith(finding)
     assert decision.finding == finding.partition(";")[0]
-
-
-@pytest.mark.parametrize(
-    "recipe", ["straggler-instability", pytest.param("straggler-cumulative", marks=pytest.mark.slow)]
-)
-def test_the_recipes_merge(pair: tuple[Path, Path], images: Path, tmp_path: Path, recipe: str) -> None:
-    words = ("merge", *pair, "--recipe", recipe, "--data", images, "--set", "measure.points=1", "--no-verdict")
-    outcome = done(*words, "--output", tmp_path / "out", "--format", "json")
-    assert len(outcome.json["stragglers"]) == 3
-    refused = clipmerge(*words, "--set", "method.statistic=slope", "--output", tmp_path / "other")
-    assert refused.code == 1
-    assert "has no statistic 'slope' (statistics: " in refused.err

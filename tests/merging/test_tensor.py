@@ -17,7 +17,6 @@ from torch import Tensor
 
 from clipmerge.merging import chunks
 from clipmerge.merging.formula import weighted_change
-from clipmerge.merging.numpy_chunks import can_copy
 from clipmerge.merging.selection import RandomKey, keep_first, keep_largest, keep_random
 from clipmerge.merging.spectral import singular_values, spectral_split
 from clipmerge.merging.stream import merged_tensors
@@ -288,20 +287,3 @@ def test_bytes_are_those_of_the_merge_by_torch(
         found = tensor.tensor(tensor.chunks(np.empty))
         assert found.dtype == dtype
         assert found.numpy().tobytes() == expected.numpy().tobytes(), tensor.key
-
-
-def test_a_narrow_result_is_stored_as_its_bits(pair: Folders) -> None:
-    opened = inputs_of(pair)
-    plan = plan_with(dict.fromkeys(opened.layers, LayerPlan(alpha=0.5)), dtype="bfloat16")
-    for tensor in merged_tensors(opened, plan):
-        stored = np.concatenate(list(tensor.chunks(np.empty)))
-        assert stored.dtype == np.uint16
-        assert torch.equal(torch.from_numpy(stored).view(torch.bfloat16).view(tensor.shape), tensor.tensor([stored]))
-
-
-def test_numpy_copies_only_where_it_can_compare_every_tensor() -> None:
-    """A bfloat16 among float32 would be compared as the integers that store it."""
-    assert can_copy(["F32", "F32", "F64"])
-    assert can_copy(["I64", "BOOL"])
-    assert not can_copy(["F32", "BF16"])
-    assert not can_copy(["F16"])

@@ -96,8 +96,6 @@ def test_monosoup_names_a_broken_tensor(copies: Folders, which: int, value: floa
         decide(task_of(copies), "monosoup")
 
 
-# --- learned coefficients: what is said about the images that were held back ---
-
 SEEN: dict[str, Any] = {"images": 20, "right": 0.9, "path_alpha": 0.5, "path_goal": 1.5, "finetuned_right": 0.95}
 
 

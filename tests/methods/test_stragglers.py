@@ -5,10 +5,9 @@ import dataclasses
 import numpy as np
 import pytest
 
-from clipmerge.planning import stragglers
 from clipmerge.planning.measurements import Measurements, Statistic
+from clipmerge.planning.stragglers import find_stragglers
 
-find_stragglers = stragglers.find_stragglers
 WIDTH, BLOCKS, BATCHES = 768, 12, 8
 
 

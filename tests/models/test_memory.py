@@ -38,6 +38,7 @@ def _groups(folder: Path, own: str, files: dict[str, str]) -> tuple[Path, Path]:
 )
 def test_limits_of_containers_and_of_jobs(tmp_path: Path, own: str, files: dict[str, str], limits: list[int]) -> None:
     assert list(_limits(*_groups(tmp_path, own, files))) == limits
+    assert list(_limits(tmp_path / "none", tmp_path)) == []  # a system without control groups
 
 
 @pytest.mark.parametrize(("limits", "expected"), [([], PHYSICAL), ([3, PHYSICAL * 2], 3), ([1 << 62], PHYSICAL)])
@@ -107,7 +108,3 @@ def test_other_errors_are_not_tried_again() -> None:
     with pytest.raises(RuntimeError, match="assert"), device_work():
         Pieces(4, str).tried(9, work)
     assert attempts == [4]
-
-
-def test_a_system_without_control_groups_has_no_limits(tmp_path: Path) -> None:
-    assert list(_limits(tmp_path / "none", tmp_path)) == []

@@ -119,13 +119,10 @@ def test_more_numbers_than_a_model_has_are_refused() -> None:
         measured.validate_python({"a": row, "b": row, "c": {"x": 1.0}})
 
 
-TOWERS = {"vision.0.mlp": ("a", "b"), "vision.1.mlp": ("c",), "text.0.mlp": ("d",)}
-SIZES = {"a": 4, "b": 100, "c": 100, "d": 2}
-COEFFICIENTS = {"a": torch.tensor([0.0, 0.0, 0.5, 1.0]), "d": torch.tensor([1.0, 1.0])}
-
-
 def test_parameters_without_coefficients_are_not_counted() -> None:
-    found = histograms(COEFFICIENTS, TOWERS, SIZES)
+    towers = {"vision.0.mlp": ("a", "b"), "vision.1.mlp": ("c",), "text.0.mlp": ("d",)}
+    coefficients = {"a": torch.tensor([0.0, 0.0, 0.5, 1.0]), "d": torch.tensor([1.0, 1.0])}
+    found = histograms(coefficients, towers, {"a": 4, "b": 100, "c": 100, "d": 2})
     assert {tower: sum(counts) for tower, counts in found.items()} == {"vision": 4, "text": 2}
     assert (found["vision"][0], found["vision"][10], found["vision"][20]) == (2, 1, 1)
 
@@ -143,10 +140,6 @@ def test_a_reason_that_was_written_with_the_edit_stays(pair: tuple[Path, Path]) 
     layers = {**plan.layers, name: plan.layers[name].model_copy(update=changes)}
     checked = plan.model_copy(update={"layers": layers}).checked(dict.fromkeys(plan.layers, ()))
     assert checked.layers[name].reason == changes["reason"]
-
-
-def entry(alpha: float, **more: Any) -> LayerPlan:
-    return LayerPlan(alpha=alpha, **more)
 
 
 @pytest.mark.parametrize(
@@ -169,24 +162,21 @@ def entry(alpha: float, **more: Any) -> LayerPlan:
 )
 def test_settings_in_words(layers: tuple[Any, ...], weights: tuple[float, ...], combine: Any, sentence: str) -> None:
     names = [f"vision.{place}.mlp" for place in range(len(layers))]
-    known = {name: entry(alpha) for name, alpha in zip(names, layers, strict=True) if alpha is not None}
+    known = {name: LayerPlan(alpha=alpha) for name, alpha in zip(names, layers, strict=True) if alpha is not None}
     rule = Combination(rule=combine) if combine else None
     assert re.search(sentence, verdict_on(known, names, weights, rule))
 
 
-def test_one_layer_has_a_mask() -> None:
-    layers = {"vision.0.mlp": entry(0.4), "vision.1.mlp": entry(0.4, mask="n-m")}
-    assert verdict_on(layers, layers, (1.0,), None).endswith("; 1 of 2 layers has a mask (n-m)")
-
-
 def test_learned_coefficients_and_masks_in_words() -> None:
     layers = {
-        "vision.0.mlp": entry(0.4, alpha_range=(0.1, 0.9)),
-        "vision.1.mlp": entry(0.4, mask="magnitude", density=0.2),
-        "vision.2.mlp": entry(0.4, mask="n-m"),
+        "vision.0.mlp": LayerPlan(alpha=0.4, alpha_range=(0.1, 0.9)),
+        "vision.1.mlp": LayerPlan(alpha=0.4, mask="magnitude", density=0.2),
+        "vision.2.mlp": LayerPlan(alpha=0.4, mask="n-m"),
     }
     verdict = verdict_on(layers, layers, (1.0,), None, finding="something was found")
     assert verdict == (
         "something was found; the coefficients go 0.1 to 0.9 of the way from zero-shot to the fine-tuned model; "
         "2 of 3 layers have a mask (magnitude, n-m, density 0.2 to 1)"
     )
+    del layers["vision.1.mlp"]
+    assert verdict_on(layers, layers, (1.0,), None).endswith("; 1 of 2 layers has a mask (n-m)")

@@ -192,9 +192,6 @@ def test_a_text_of_100_000_characters_takes_no_second(word: str) -> None:
 WEIGHTS = {"model.safetensors": "ab" * 32}
 
 
-CALIBRATION = RECORD["calibration"] | {"images": 9}
-
-
 def add_results(record: dict[str, Any], files: list[Path]) -> dict[str, Any]:
     return evaluations.add_results(MergeRecord.model_validate(record), files).as_json()
 
@@ -248,7 +245,7 @@ def test_a_sweeps_point_is_found_by_its_recipe(pair: Folders, images: Path, tmp_
     others = [
         record | {"seed": 4},
         record | {"recipe": record["recipe"] | {"method": {"name": "lines", "alpha": 0.1}}},
-        record | {"calibration": CALIBRATION},
+        record | {"calibration": RECORD["calibration"] | {"images": 9}},
         record | {"finetuned": [record["finetuned"][0] | {"files": WEIGHTS}]},
     ]
     for other in others:
