@@ -104,11 +104,15 @@ def test_weights_are_what_merge_writes_bit_for_bit(far: Folders, tmp_path: Path,
     pair = cast(far, dtype, tmp_path)
     opened = inputs_of(pair)
     moving = MovingModel(build_model(opened), opened, torch.device("cpu"))
+    settings = {
+        "monosoup": [],
+        "straggler-outlier": [*QUICK, "overrides=[{layers: vision.*, alpha: 0.6, density: 0.3}]"],
+        "tpgm": ["measure.steps=2"],
+    }
     order = [("wise-ft", 0.7), ("wise-ft", 1.0), ("wise-ft", 0.1), ("monosoup", None), ("wise-ft", 0.0)]
-    for recipe, alpha in order if dtype == "bfloat16" else [*order, ("straggler-outlier", None), ("wise-ft", 0.35)]:
-        sets = [] if alpha is None else [f"method.alpha={alpha}"]
-        if recipe == "straggler-outlier":
-            sets = [*QUICK, "overrides=[{layers: vision.*, alpha: 0.6, density: 0.3}]"]
+    more = [] if dtype == "bfloat16" else [("straggler-outlier", None), ("wise-ft", 0.35), ("tpgm", None)]
+    for recipe, alpha in order + more:
+        sets = settings.get(recipe, [f"method.alpha={alpha}"])
         run = prepare(merge_request(pair, recipe, *sets, data=calibration), judged=False)
         folder = tmp_path / f"{recipe}-{alpha}"
         write_merge(run, folder)

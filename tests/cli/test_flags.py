@@ -72,11 +72,6 @@ def test_what_cannot_be_is_refused(pair: Folders, tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-@pytest.fixture(scope="module")
-def shifted(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_images(tmp_path_factory.mktemp("shifted"), each=7, seed=5)
-
-
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
@@ -132,21 +127,14 @@ def test_an_output_among_the_images_is_refused(pair: Folders, images: Path, tmp_
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def arguments(pair: Folders, images: Path, shifted: Path, output: Path, *more: str) -> list[str]:
-    words = ["sweep", *map(str, pair), "--id", f"val={images}", "--ood", f"far={shifted}", "--alphas", "0,1"]
-    return [*words, "--output", str(output), *more]
-
-
 @pytest.mark.slow
-def test_two_processes_find_the_same(pair: Folders, images: Path, shifted: Path, tmp_path: Path) -> None:
-    data = str(save_images(tmp_path / "calibration", each=6, seed=6))
-    more = ("--data", data, "--device", "cpu", "--recipe", "straggler-outlier", "--recipe", "lines")
-    words = [*arguments(pair, images, shifted, tmp_path / "out"), *more, "--batch-size", "4"]
+def test_two_processes_find_the_same(pair: Folders, images: Path, sources: list[object], tmp_path: Path) -> None:
+    recipes = ("--data", images, "--device", "cpu", "--recipe", "straggler-outlier", "--recipe", "lines")
+    words = ["sweep", *pair, *sources, *recipes, "--batch-size", 4, "--output", tmp_path / "out"]
     run = several(2, "clipmerge", *words, env=counted())
     assert run.returncode == 0, run.stderr
     two = json.loads((tmp_path / "out" / "sweep.json").read_text())
-    ended = done(*words, "--overwrite", "--format", "json")
-    one = ended.json
+    one = done(*words, "--overwrite", "--format", "json").json
     for record in (one, two):
         for key in ("seconds", "command"):
             record.pop(key)
