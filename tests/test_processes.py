@@ -29,8 +29,7 @@ from clipmerge.distributed import (
     together,
 )
 from clipmerge.errors import MeasureError, UsageError
-from tests.support.command import clipmerge, done, refused, start
-from tests.support.counted import counted
+from tests.support.command import clipmerge, counted, done, refused, start
 from tests.support.lose_a_process import LOST
 from tests.support.several import several
 from tests.support.tiny_clip import Folders

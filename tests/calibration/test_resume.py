@@ -33,7 +33,7 @@ from clipmerge.measures.learned_sparse import layer_sharpness, sharpest
 from clipmerge.measures.projection_radii import projection_radii
 from clipmerge.models.zero_shot import averaged
 from tests.support.small_objective import Ends, make_batches, objective_for
-from tests.support.stopped_learning import GOES_ON, SAVED, Stopping, save_every_step
+from tests.support.stopped_learning import GOES_ON, SAVED, Stopping, save_every_step, stop_after
 from tests.support.tasks import inputs_of
 from tests.support.tiny_clip import save_images
 
@@ -64,7 +64,7 @@ def saved(ends: Ends, tmp_path_factory: pytest.TempPathFactory) -> Path:
     file = tmp_path_factory.mktemp("saved") / "state.safetensors"
     with pytest.MonkeyPatch.context() as monkeypatch:
         save_every_step(monkeypatch)
-        Stopping(monkeypatch)(3)
+        stop_after(monkeypatch, 3)
         with pytest.raises(KeyboardInterrupt):
             Learning(ends, file).run()
     return file

@@ -17,8 +17,7 @@ from clipmerge.cli._ending import reporting_errors
 from clipmerge.cli._terminal import Terminal
 from clipmerge.errors import HubError
 from clipmerge.files.staging import staged
-from tests.support.command import clipmerge, done, refused
-from tests.support.counted import counted
+from tests.support.command import clipmerge, counted, done, refused
 from tests.support.tiny_clip import Folders
 
 ENDED = "ended from outside (SIGTERM; a launcher sends it to all processes of a run when one of them fails)"

@@ -11,8 +11,7 @@ from clipmerge.api._requests import alphas_from
 from clipmerge.errors import PlanError, UsageError
 from clipmerge.evaluation.scorer import write_correct
 from clipmerge.progress import Progress
-from tests.support.command import clipmerge, done, printed, refused
-from tests.support.counted import counted
+from tests.support.command import clipmerge, counted, done, printed, refused
 from tests.support.several import several
 from tests.support.tiny_clip import Folders, save_images
 

@@ -14,8 +14,7 @@ from rich.text import Text
 from clipmerge.cli import _early
 from clipmerge.cli._terminal import Format, Terminal
 from clipmerge.errors import CheckpointError, printable
-from tests.support.command import clipmerge, done
-from tests.support.counted import counted
+from tests.support.command import clipmerge, counted, done
 from tests.support.image_files import png
 from tests.support.tiny_clip import Folders
 

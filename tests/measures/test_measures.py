@@ -8,7 +8,7 @@ import pytest
 from clipmerge.calibration.objective import Objective
 from clipmerge.planning.measurements import Measurements
 from clipmerge.plugins import plugin_names
-from tests.support.counted import counted
+from tests.support.command import counted
 from tests.support.measure_everything import SIZES, measured
 from tests.support.several import several
 from tests.support.small_objective import Ends, make_batches, objective_for

@@ -40,13 +40,7 @@ def opened() -> Iterator[Any]:
 
 
 class Visit:
-    """One page in one window.
-
-    Attributes:
-        page: The page.
-        said: Messages on the console, and errors.
-        asked: Addresses that were asked for, beside the page's own.
-    """
+    """One page in one window: what it said on the console, errors among it, and the other addresses it asked for."""
 
     def __init__(self, browser: Any, file: Path, width: int, theme: str) -> None:
         self.said: list[str] = []

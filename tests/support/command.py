@@ -17,6 +17,8 @@ import pytest
 from clipmerge.cli.app import main
 from tests.support.schemas import check_schema, schema_of
 
+ROOT = Path(__file__).parents[2]
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -58,12 +60,26 @@ def printed(*arguments: object) -> Any:
     return done(*arguments, "--format", "json").json
 
 
+def counted() -> dict[str, str]:
+    """The environment of a process whose lines are counted as this one's are, if coverage counts these.
+
+    Not for a process that is interrupted, by a test or by a launcher that stops the others when one fails: coverage
+    takes a lock on every call, for which the handler would wait.
+    """
+    coverage = sys.modules.get("coverage")
+    running = coverage.Coverage.current() if coverage else None
+    if running is None:
+        return dict(os.environ)
+    file = str(Path(str(running.get_option("run:data_file"))).resolve())
+    return {**os.environ, "COVERAGE_PROCESS_START": str(ROOT / "pyproject.toml"), "COVERAGE_FILE": file}
+
+
 def start(*arguments: object, **options: Any) -> subprocess.Popen[str]:
     """Start ``python -m clipmerge ARGUMENTS`` in a new process."""
     command = [sys.executable, "-m", "clipmerge", *map(str, arguments)]
     environment = {**os.environ, **options.pop("env", {})}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(command, env=environment, cwd=Path(__file__).parents[2], **pipes, **options)
+    return subprocess.Popen(command, env=environment, cwd=ROOT, **pipes, **options)
 
 
 def refused(outcome: Outcome, code: int = 1) -> str:

@@ -33,33 +33,20 @@ _CHOICE = aten._fused_sdp_choice.default
 
 @dataclass
 class Counts:
-    """What happened on the device.
+    """What happened on the device, and what it can."""
 
-    Attributes:
-        kernels: Operations that write a tensor, by name.
-        waits: Times that the CPU waited for a value or a copy.
-        has_float64: Whether the device computes in float64.
-        most: Bytes of its memory; ``None`` for no limit.
-        peak: The most that its tensors took.
-    """
-
-    kernels: dict[str, int] = field(default_factory=dict)
-    waits: int = 0
+    kernels: dict[str, int] = field(default_factory=dict)  # operations that write a tensor, by name
+    waits: int = 0  # times that the CPU waited for a value or a copy
     has_float64: bool = True
-    most: int | None = None
-    peak: int = 0
+    most: int | None = None  # bytes of its memory
+    peak: int = 0  # the most bytes that its tensors took
 
 
 counts = Counts()
 
 
 class _Memory:
-    """The device's memory.
-
-    Attributes:
-        storages: Bytes and number of tensors of every storage, by address.
-        taken: Bytes of all.
-    """
+    """The device's memory: bytes and number of tensors of every storage by address, and the bytes of all."""
 
     def __init__(self) -> None:
         self.storages: dict[int, list[int]] = {}

@@ -13,12 +13,12 @@ from pathlib import Path
 from threading import Thread
 from typing import Any
 
-import numpy as np
 import open_clip
 import torch
 from open_clip.transform import image_transform_v2
 from PIL import Image
 from safetensors.torch import save
+from torch.nn.functional import normalize
 from transformers import CLIPModel, CLIPProcessor, CLIPVisionModel
 
 from clipmerge.images.known import known_sets
@@ -92,30 +92,20 @@ def _card(splits: tuple[str, ...], images: int) -> bytes:
 
 
 @torch.no_grad()
-def _classes(model: CLIPModel, processor: CLIPProcessor, known: Any) -> list[torch.Tensor]:
-    """Features of the classes, prompt by prompt."""
-    classes = []
-    for name in known.class_names:
-        prompts = [template.replace("{}", name) for template in known.prompts]
-        rows = []
-        for prompt in prompts:
-            tokens = processor.tokenizer(prompt, truncation=True, max_length=77, return_tensors="pt")
-            row = model.get_text_features(**tokens).pooler_output[0]
-            rows.append(row / row.norm())
-        mean = sum(rows) / len(rows)
-        classes.append(mean / mean.norm())
-    return classes
+def _classes(model: CLIPModel, processor: CLIPProcessor, known: Any) -> torch.Tensor:
+    """Features of the classes, one per row: the mean of its prompts' features."""
+    prompts = [template.replace("{}", name) for name in known.class_names for template in known.prompts]
+    tokens = processor.tokenizer(prompts, padding=True, truncation=True, max_length=77, return_tensors="pt")
+    rows = normalize(model.get_text_features(**tokens).pooler_output, dim=-1)
+    return normalize(rows.view(len(known.class_names), -1, rows.shape[-1]).mean(dim=1), dim=-1)
 
 
 @torch.no_grad()
-def _answers(model: CLIPModel, processor: CLIPProcessor, classes: list[torch.Tensor], images: list[bytes]) -> list[int]:
-    """Class of each image, image by image."""
-    best = []
-    for content in images:
-        image = Image.open(io.BytesIO(content)).convert("RGB")
-        pixels = processor.image_processor(image, return_tensors="pt")["pixel_values"]
-        feature = model.get_image_features(pixel_values=pixels).pooler_output[0]
-        best.append(int(np.argmax([float(feature @ row) for row in classes])))
+def _answers(model: CLIPModel, processor: CLIPProcessor, classes: torch.Tensor, images: list[bytes]) -> list[int]:
+    pictures = [Image.open(io.BytesIO(content)).convert("RGB") for content in images]
+    pixels = processor.image_processor(pictures, return_tensors="pt")["pixel_values"]
+    features = model.get_image_features(pixel_values=pixels).pooler_output
+    best: list[int] = (features @ classes.T).argmax(dim=-1).tolist()
     return best
 
 
@@ -137,23 +127,17 @@ class Soup(torch.nn.Module):
         return logits
 
 
-def soup(seed: int = 0) -> Soup:
-    torch.manual_seed(seed)
-    vision = {"layers": 2, "width": 64, "head_width": 64, "patch_size": 8, "image_size": 32}
-    text = {"context_length": 12, "vocab_size": 40, "width": 64, "heads": 1, "layers": 1}
-    model = open_clip.CLIP(embed_dim=32, vision_cfg=vision, text_cfg=text, quick_gelu=True)
-    made = Soup(model).eval()
-    with torch.no_grad():
-        # scores that differ between images, so that answers do
-        made.classification_head.weight.normal_(std=5.0)
-    return made
-
-
 def save_soups(folder: Path) -> Soup:
     """Write ``model_0.pt`` and ``model_43.pt`` as a server offers them; returns the first."""
     place = folder / RELEASE
     place.mkdir(parents=True)
-    first = soup()
+    torch.manual_seed(0)
+    vision = {"layers": 2, "width": 64, "head_width": 64, "patch_size": 8, "image_size": 32}
+    text = {"context_length": 12, "vocab_size": 40, "width": 64, "heads": 1, "layers": 1}
+    first = Soup(open_clip.CLIP(embed_dim=32, vision_cfg=vision, text_cfg=text, quick_gelu=True)).eval()
+    with torch.no_grad():
+        # scores that differ between images, so that answers do
+        first.classification_head.weight.normal_(std=5.0)
     torch.save(first.state_dict(), place / "model_0.pt")
     moved = {name: value + 0.1 * torch.randn(value.shape) for name, value in first.state_dict().items()}
     torch.save(moved, place / "model_43.pt")
@@ -178,10 +162,9 @@ def upload_imagenets(hub: FakeHub, folder: Path, model: Soup, *, images: int = 6
 @torch.no_grad()
 def _head_answers(model: Soup, rows: tuple[tuple[int, ...], ...], images: list[bytes]) -> list[int]:
     preprocess = image_transform_v2(open_clip.transform.PreprocessCfg(size=32), is_train=False)
-    best = []
-    for content in images:
-        logits = model(preprocess(Image.open(io.BytesIO(content)).convert("RGB"))[None])[0]
-        best.append(int(np.argmax([max(float(logits[row]) for row in places) for places in rows])))
+    pixels = torch.stack([preprocess(Image.open(io.BytesIO(content)).convert("RGB")) for content in images])
+    logits = model(pixels)
+    best: list[int] = torch.stack([logits[:, list(row)].amax(dim=-1) for row in rows]).argmax(dim=0).tolist()
     return best
 
 

@@ -7,14 +7,7 @@ VOID = {"meta", "img", "br"}
 
 
 class Page(HTMLParser):
-    """A page that was read.
-
-    Attributes:
-        tags: Every tag with its attributes.
-        open: Elements that were not closed.
-        rows: The cells of every row of every table.
-        text: The words, in one line.
-    """
+    """A page that was read: all tags with attributes, elements left open, the rows of all tables, words in one line."""
 
     def __init__(self, html: str) -> None:
         super().__init__()

@@ -105,12 +105,7 @@ def descend(objective: Objective, step: Step, goal: Goal, **options: Any) -> Los
 
 
 class Reference:
-    """The same loss in float64, written with ``CLIPModel.forward`` and nothing of clipmerge.
-
-    Attributes:
-        model: The model at theta(alpha).
-        ends: Parameters of both ends by name.
-    """
+    """The same loss in float64, by ``CLIPModel.forward`` at theta(alpha) and nothing of clipmerge."""
 
     def __init__(
         self, ends: Ends, *, templates: tuple[str, ...] = TEMPLATES[:1], classes: tuple[str, ...] = CLASSES

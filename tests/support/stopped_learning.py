@@ -1,5 +1,6 @@
 """Learning that is stopped in the middle and saves after every step, and its messages."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -17,19 +18,18 @@ def save_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(resumption, "TIMES", 0)
 
 
-class Stopping:
-    """Interrupts learning once, after a number of steps."""
+#: Stops learning after a number of steps.
+Stopping = Callable[[int], None]
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.monkeypatch = monkeypatch
 
-    def __call__(self, steps: int) -> None:
-        real, taken = learning.losses_of, iter(range(steps))
+def stop_after(monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
+    """Interrupt learning once, after a number of steps."""
+    real, taken = learning.losses_of, iter(range(steps))
 
-        def losses_of(*arguments: Any, **options: Any) -> Losses:
-            if next(taken, None) is None:
-                self.monkeypatch.setattr(learning, "losses_of", real)
-                raise KeyboardInterrupt
-            return real(*arguments, **options)
+    def losses_of(*arguments: Any, **options: Any) -> Losses:
+        if next(taken, None) is None:
+            monkeypatch.setattr(learning, "losses_of", real)
+            raise KeyboardInterrupt
+        return real(*arguments, **options)
 
-        self.monkeypatch.setattr(learning, "losses_of", losses_of)
+    monkeypatch.setattr(learning, "losses_of", losses_of)

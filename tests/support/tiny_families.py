@@ -56,25 +56,15 @@ def _dual(vision: Any, text: Any) -> Any:
 
 @dataclass(frozen=True)
 class Tiny:
-    """One kind of model.
-
-    Attributes:
-        model: Its class.
-        config: Makes its configuration.
-        layers: The layers it has, network order, blocks left out.
-        blocks: Layers of one vision block and of one text block.
-        family: Its family's name.
-        processor: Makes its processor and tokenizer; a classifier has no tokenizer.
-        base: The kind of the base it was made from; ``None``: its own.
-    """
+    """One kind of model, and what makes its configuration and its processor; a classifier has no tokenizer."""
 
     model: Any
     config: Callable[[], Any]
-    layers: tuple[str, ...]
+    layers: tuple[str, ...]  # in network order, blocks left out
     family: str
     processor: Callable[[], Any] = _clip_images
-    blocks: tuple[str, ...] = ("vision.0.attn", "vision.1.mlp", "text.0.attn", "text.1.mlp")
-    base: str | None = None
+    blocks: tuple[str, ...] = ("vision.0.attn", "vision.1.mlp", "text.0.attn", "text.1.mlp")  # of two blocks
+    base: str | None = None  # the kind of the model that it was made from, if it is another
 
     def make(self, seed: int = 0) -> Any:
         """Build it with random weights in eval mode; norms and statistics are moved from their defaults too."""

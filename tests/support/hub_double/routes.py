@@ -1,18 +1,20 @@
-"""The routes of the double: reading a request's body, answering, checking tokens and names, and each route's work."""
+"""The routes of the double: what each request does, and the faults before and after it."""
 
 import base64
 import json
 import re
+import socket
 import threading
 import time
-from collections.abc import Iterator
+import urllib.parse
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from tests.support.hub_double.store import LFS_SUFFIXES, Commit, Entry, Refusal, Repo, git_oid, lfs_pointer, xet_hashes
+from tests.support.hub_double.store import LFS_SUFFIXES, Commit, Entry, Fault, Refusal, Repo, git_oid
 
 if TYPE_CHECKING:
     from tests.support.hub_double.server import FakeHub
@@ -27,8 +29,8 @@ def kind_of(prefix: str | None) -> str:
     return (prefix or "models/").rstrip("/")[:-1]
 
 
-class Routes(BaseHTTPRequestHandler):
-    """What each request does; ``hub`` is set on the subclass that a server makes for itself."""
+class Handler(BaseHTTPRequestHandler):
+    """Dispatches a request, after any fault that waits for it; a server sets ``hub`` on a subclass of its own."""
 
     protocol_version = "HTTP/1.1"  # keep-alive, so every answer needs a Content-Length
     disable_nagle_algorithm = True  # headers and body are two writes: 40 ms apart with it
@@ -50,19 +52,13 @@ class Routes(BaseHTTPRequestHandler):
         super().finish()
 
     def body_chunks(self) -> Iterator[bytes]:
-        if "chunked" in self.headers.get("Transfer-Encoding", "").lower():
-            while size := int(self.rfile.readline().split(b";")[0], 16):
-                yield self.rfile.read(size)
-                self.rfile.readline()
-            self.rfile.readline()
-        else:
-            left = int(self.headers.get("Content-Length") or 0)
-            while left > 0:
-                data = self.rfile.read(min(CHUNK, left))
-                if not data:
-                    raise ConnectionError("the client went away")
-                left -= len(data)
-                yield data
+        left = int(self.headers.get("Content-Length") or 0)
+        while left > 0:
+            data = self.rfile.read(min(CHUNK, left))
+            if not data:
+                raise ConnectionError("the client went away")
+            left -= len(data)
+            yield data
         self.body_read = True
 
     def read_body(self) -> bytes:
@@ -213,9 +209,6 @@ class Routes(BaseHTTPRequestHandler):
         }
         if entry.lfs:
             headers |= {"X-Linked-Size": str(entry.size), "X-Linked-ETag": f'"{entry.lfs}"'}
-        if entry.xet and self.hub.xet_cas:
-            route = f"{self.hub.url}/api/models/{repo_id}/xet-read-token/{commit}"
-            headers |= {"X-Xet-Hash": entry.xet, "X-Xet-Refresh-Route": route}
         return headers
 
     def _send_content(self, entry: Entry, start: int, size: int) -> None:
@@ -236,11 +229,9 @@ class Routes(BaseHTTPRequestHandler):
         self.cut = None
         self.wfile.flush()
         self.close_connection = True
-        self.connection.shutdown(2)
+        self.connection.shutdown(socket.SHUT_RDWR)
 
     def xet_token(self, kind: str, repo_id: str, access: str, revision: str) -> None:
-        if not self.hub.xet_cas:
-            raise Refusal(404, "Xet is not available on this server")
         self.repo(kind, repo_id)
         store, expiry = self.hub.xet_cas, int(time.time()) + 3600
         named = {"Cas-Url": store, "Access-Token": f"xet-{access}", "Token-Expiration": str(expiry)}
@@ -347,25 +338,79 @@ class Routes(BaseHTTPRequestHandler):
         if key == "file":
             tree[path] = self.hub.keep(base64.b64decode(value["content"]))
         elif key == "lfsFile":
-            tree[path] = self._large_entry(value["oid"], value["size"])
-        elif key == "deletedFile":
+            tree[path] = self.hub.keep_large(value["oid"], value["size"])
+        else:
             del tree[path]
 
-    def _large_entry(self, oid: str, size: int) -> Entry:
-        xet = xet_hashes(Path(self.hub.xet_cas.removeprefix("local://"))).get(oid) if self.hub.xet_cas else None
-        target = self.hub.lfs_path(oid)
-        if xet and not target.exists():
-            self._rebuild(xet, size, target)
-        if not target.exists():
-            raise Refusal(400, f"object {oid} was not uploaded")
-        return Entry(git_oid(lfs_pointer(oid, size)), size, oid, xet)
+    # --- dispatch, and faults before and after the work
 
-    def _rebuild(self, xet: str, size: int, target: Path) -> None:
-        """Write a Xet upload out as one file, so that plain HTTP reads work too."""
-        from hf_xet import XetFileInfo, XetSession
+    def serve(self) -> None:
+        has_body = self.command in ("POST", "PUT") or bool(self.headers.get("Content-Length"))
+        self.body_read, self.recorded, self.cut = not has_body, False, None
+        path, _, query = self.path.partition("?")
+        self.query = dict(urllib.parse.parse_qsl(query))
+        try:
+            fault = next((fault for fault in self.hub.faults if fault.hits(self.command, path)), None)
+            if fault is None or not self._fail(fault):
+                self._route(path)
+        except Refusal as refusal:
+            self.answer(refusal.status, {"error": refusal.message}, refusal.headers())
+        except OSError:  # the client, or a fault, closed the socket
+            self.close_connection = True
+        finally:
+            self.record(-1)  # what had no answer
 
-        expiry = int(time.time()) + 3600
-        with XetSession().new_file_download_group(
-            endpoint=self.hub.xet_cas, token="xet", token_expiry_unix_secs=expiry
-        ) as group:
-            group.start_download_file(XetFileInfo(xet, size), str(target.absolute()))
+    do_GET = do_HEAD = do_POST = do_PUT = serve
+
+    def _fail(self, fault: Fault) -> bool:
+        """Apply a fault; return False when the request goes on as normal."""
+        time.sleep(fault.delay)
+        if fault.cut_after is not None:
+            self.rfile.read(fault.cut_after)
+            self.connection.shutdown(socket.SHUT_RDWR)
+            raise ConnectionError("cut by a fault")
+        if fault.lose_answer:
+            self.answer = lambda *_args, **_kwargs: self.hang_up()  # type: ignore[method-assign]
+            return False
+        if fault.cut_response is not None:
+            self.cut = fault.cut_response
+            return False
+        if not fault.status:
+            return False
+        body = {"error": f"injected {fault.status}"} if fault.body is None else fault.body
+        self.answer(fault.status, body, fault.headers)
+        return True
+
+    def _route(self, path: str) -> None:
+        method = "GET" if self.command == "HEAD" else self.command
+        for verb, pattern, route in ROUTES:
+            if verb == method and (match := pattern.fullmatch(path)):
+                named = {key: urllib.parse.unquote(value) for key, value in match.groupdict().items() if value}
+                return route(self, **named)
+        raise Refusal(404, "Sorry, we can't find the page you are looking for.")
+
+
+ID = r"(?P<repo_id>[^/]+/[^/]+)"
+API = rf"/api/(?P<kind>model|dataset)s/{ID}"
+FILES = rf"/(?P<prefix>datasets/)?{ID}"
+REVISION = r"(?P<revision>[^/]+)"
+LFS = r"/_lfs/(?P<oid>[0-9a-f]{64})"
+ROUTES: list[tuple[str, re.Pattern[str], Callable[..., None]]] = [
+    (method, re.compile(pattern), route)
+    for method, pattern, route in (
+        ("GET", r"/api/whoami-v2", Handler.whoami),
+        ("POST", r"/api/repos/create", Handler.create_repo),
+        ("POST", r"/api/validate-yaml", Handler.validate_yaml),
+        ("GET", API, Handler.info),
+        ("GET", rf"{API}/revision/{REVISION}", Handler.info),
+        ("GET", rf"{API}/tree/{REVISION}(?:/(?P<path>.+))?", Handler.tree),
+        ("POST", rf"{API}/branch/(?P<name>[^/]+)", Handler.make_branch),
+        ("POST", rf"{API}/preupload/{REVISION}", Handler.preupload),
+        ("POST", rf"{API}/commit/{REVISION}", Handler.commit),
+        ("GET", rf"{API}/xet-(?P<access>read|write)-token/{REVISION}", Handler.xet_token),
+        ("POST", rf"{FILES}\.git/info/lfs/objects/batch", Handler.lfs_batch),
+        ("POST", r"/_lfs/verify", Handler.lfs_verify),
+        ("PUT", LFS, Handler.lfs_put),
+        ("GET", rf"{FILES}/resolve/{REVISION}/(?P<path>.+)", Handler.download),
+    )
+]

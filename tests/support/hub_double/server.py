@@ -1,4 +1,4 @@
-"""The server: routes, dispatch, and faults before and after the work."""
+"""The server, and what it holds."""
 
 import contextlib
 import re
@@ -6,14 +6,12 @@ import socket
 import sys
 import threading
 import time
-import urllib.parse
-from collections.abc import Callable
 from http.server import ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, Self
 
-from tests.support.hub_double.routes import Routes
-from tests.support.hub_double.store import Entry, Fault, Refusal, Repo, git_oid
+from tests.support.hub_double.routes import Handler
+from tests.support.hub_double.store import Entry, Fault, Refusal, Repo, git_oid, lfs_pointer, xet_hashes
 
 
 class Server(ThreadingHTTPServer):
@@ -91,77 +89,22 @@ class FakeHub:
     def lfs_path(self, name: str) -> Path:
         return self.root / "lfs" / name
 
+    def keep_large(self, oid: str, size: int) -> Entry:
+        """Return the tree entry of a large file that was uploaded."""
+        xet = xet_hashes(Path(self.xet_cas.removeprefix("local://"))).get(oid) if self.xet_cas else None
+        target = self.lfs_path(oid)
+        if xet and not target.exists():
+            self._rebuild(xet, size, target)
+        if not target.exists():
+            raise Refusal(400, f"object {oid} was not uploaded")
+        return Entry(git_oid(lfs_pointer(oid, size)), size, oid, xet)
 
-class Handler(Routes):
-    """Dispatches one request, after any fault that waits for it."""
+    def _rebuild(self, xet: str, size: int, target: Path) -> None:
+        """Write a Xet upload out as one file, so that plain HTTP reads work too."""
+        from hf_xet import XetFileInfo, XetSession
 
-    def serve(self) -> None:
-        has_body = self.command in ("POST", "PUT") or bool(self.headers.get("Content-Length"))
-        self.body_read, self.recorded, self.cut = not has_body, False, None
-        path, _, query = self.path.partition("?")
-        self.query = dict(urllib.parse.parse_qsl(query))
-        try:
-            fault = next((fault for fault in self.hub.faults if fault.hits(self.command, path)), None)
-            if fault is None or not self._fail(fault):
-                self._route(path)
-        except Refusal as refusal:
-            self.answer(refusal.status, {"error": refusal.message}, refusal.headers())
-        except OSError:  # the client, or a fault, closed the socket
-            self.close_connection = True
-        finally:
-            self.record(-1)  # what had no answer
-
-    do_GET = do_HEAD = do_POST = do_PUT = serve
-
-    def _fail(self, fault: Fault) -> bool:
-        """Apply a fault; return False when the request goes on as normal."""
-        time.sleep(fault.delay)
-        if fault.cut_after is not None:
-            self.rfile.read(fault.cut_after)
-            self.connection.shutdown(socket.SHUT_RDWR)
-            raise ConnectionError("cut by a fault")
-        if fault.lose_answer:
-            self.answer = lambda *_args, **_kwargs: self.hang_up()  # type: ignore[method-assign]
-            return False
-        if fault.cut_response is not None:
-            self.cut = fault.cut_response
-            return False
-        if not fault.status:
-            return False
-        body = {"error": f"injected {fault.status}"} if fault.body is None else fault.body
-        self.answer(fault.status, body, fault.headers)
-        return True
-
-    def _route(self, path: str) -> None:
-        method = "GET" if self.command == "HEAD" else self.command
-        for verb, pattern, route in ROUTES:
-            if verb == method and (match := pattern.fullmatch(path)):
-                named = {key: urllib.parse.unquote(value) for key, value in match.groupdict().items() if value}
-                return route(self, **named)
-        raise Refusal(404, "Sorry, we can't find the page you are looking for.")
-
-
-ID = r"(?P<repo_id>[^/]+/[^/]+)"
-API = rf"/api/(?P<kind>model|dataset)s/{ID}"
-FILES = rf"/(?P<prefix>datasets/)?{ID}"
-REVISION = r"(?P<revision>[^/]+)"
-LFS = r"/_lfs/(?P<oid>[0-9a-f]{64})"
-ROUTES: list[tuple[str, re.Pattern[str], Callable[..., None]]] = [
-    (method, re.compile(pattern), route)
-    for method, pattern, route in (
-        ("GET", r"/api/whoami-v2", Handler.whoami),
-        ("POST", r"/api/repos/create", Handler.create_repo),
-        ("POST", r"/api/validate-yaml", Handler.validate_yaml),
-        ("GET", API, Handler.info),
-        ("GET", rf"{API}/revision/{REVISION}", Handler.info),
-        ("GET", rf"{API}/tree/{REVISION}(?:/(?P<path>.+))?", Handler.tree),
-        ("POST", rf"{API}/branch/(?P<name>[^/]+)", Handler.make_branch),
-        ("POST", rf"{API}/preupload/{REVISION}", Handler.preupload),
-        ("POST", rf"{API}/commit/{REVISION}", Handler.commit),
-        ("GET", rf"{API}/xet-(?P<access>read|write)-token/{REVISION}", Handler.xet_token),
-        ("POST", rf"{FILES}\.git/info/lfs/objects/batch", Handler.lfs_batch),
-        ("POST", r"/_lfs/verify", Handler.lfs_verify),
-        ("PUT", LFS, Handler.lfs_put),
-        ("GET", rf"{FILES}/resolve/{REVISION}/(?P<path>.+)", Handler.download),
-    )
-]
+        expiry = int(time.time()) + 3600
+        with XetSession().new_file_download_group(
+            endpoint=self.xet_cas, token="xet", token_expiry_unix_secs=expiry
+        ) as group:
+            group.start_download_file(XetFileInfo(xet, size), str(target.absolute()))
