@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from clipmerge.calibration.objective import FORWARD, Objective
+from clipmerge.models.precision import Precision, passes
 
 #: WiSE-FT's alpha where nothing is tuned (Wortsman et al. 2022).
 UNTUNED = 0.5
@@ -56,14 +57,14 @@ def find_anchor(objective: Objective, max_loss: float) -> Anchor:
     return Anchor(alpha, not unharmed, points[1.0].rank / max(zeroshot, 1e-9))
 
 
-def finetuned_rank(objective: Objective) -> float:
-    """Effective rank of the fine-tuned model's features, as a share of the zero-shot model's."""
+def finetuned_rank(objective: Objective, precision: Precision) -> float:
+    """Effective rank of the fine-tuned model's features, as a share of the zero-shot model's, in this precision."""
     objective.work.announce(FORWARD * 2 * sum(len(batch) for batch in objective.shares.batches))
-    return _point(objective, 1.0).rank / max(_point(objective, 0.0).rank, 1e-9)
+    return _point(objective, 1.0, precision).rank / max(_point(objective, 0.0, precision).rank, 1e-9)
 
 
 @torch.no_grad()
-def _point(objective: Objective, alpha: float) -> PathPoint:
+def _point(objective: Objective, alpha: float, precision: Precision = "float32") -> PathPoint:
     """Evaluate a point on the images of all processes."""
     objective.path.move_to(alpha)
     prompts = objective.criterion.prompt_features()
@@ -71,7 +72,8 @@ def _point(objective: Objective, alpha: float) -> PathPoint:
     # sums: the loss and the number of right answers, the features, and their products
     sums = torch.zeros(width + 2, width, device=prompts.device)
     for batch in objective.shares.batches:
-        features = objective.criterion.embed(batch.pixels).float()
+        with passes(batch.pixels.device, precision):
+            features = objective.criterion.embed(batch.pixels).float()
         logits = objective.criterion.logits(batch, prompts, features)
         sums[0, 0] += torch.nn.functional.cross_entropy(logits, batch.labels, reduction="sum")
         sums[0, 1] += (logits.argmax(1) == batch.labels).sum()

@@ -30,6 +30,8 @@ Divergence = Literal["predictions", "features", "path-features"]
 # A cosine differs less than predictions do, and features of the path's middle less than those of its end: with these
 # factors one weight serves all.
 _SCALE: dict[Divergence, float] = {"predictions": 1.0, "features": 2.0, "path-features": 4.0}
+# Bytes of pictures that are held while points are compared: less than the activations of a step, which come later.
+_HELD = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -133,11 +135,26 @@ class Pictures:
 
 def make_pictures(step: Step, goal: Goal) -> Pictures:
     """Make this process's pictures of a step."""
-    batch = step.batch
-    pixels = viewed(batch.pixels, step.seed + 1, goal.views, len(step), step.own_rows)
-    if goal.robustness:
-        pixels = torch.cat([pixels, make_copies(step, goal, batch.pixels)])
+    batch, pixels = step.batch, step.pixels
+    if pixels is None:
+        pixels = viewed(batch.pixels, step.seed + 1, goal.views, len(step), step.own_rows)
+        if goal.robustness:
+            pixels = torch.cat([pixels, make_copies(step, goal, batch.pixels)])
     return Pictures(pixels, _labels(step, batch), step.target)
+
+
+def with_pictures(objective: Objective, steps: Sequence[Step], goal: Goal) -> list[Step]:
+    """Make pictures once for all points that are compared on them, of as many steps as memory is meant for.
+
+    A card, which has less memory and makes them faster, makes them again.
+    """
+    room = _HELD if objective.shares.accelerator.device.type == "cpu" else 0
+    found = []
+    for step in steps:
+        pixels = make_pictures(step, goal).pixels if room > 0 else None
+        room -= 0 if pixels is None else pixels.nbytes
+        found.append(replace(step, pixels=pixels))
+    return found
 
 
 def _labels(step: Step, batch: Batch) -> Tensor:

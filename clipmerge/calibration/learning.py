@@ -31,6 +31,7 @@ from clipmerge.calibration.goal import (
     losses_of,
     make_pictures,
     own_prompts,
+    with_pictures,
     with_teacher_targets,
 )
 from clipmerge.calibration.objective import FORWARD, GRADIENT, Objective
@@ -110,14 +111,14 @@ def learn(objective: Objective, coefficients: Coefficients, config: LearningConf
         MeasureError: If a loss is not finite.
     """
     layout = lay_out(objective, config.steps, batch=config.batch, share=config.held_back)
-    skill = rank = None
+    skill = rank = zeroshot = None
     if config.judges_zeroshot:
-        skill = _zeroshot_skill(objective, config.goal, _path_steps(layout))
+        skill, zeroshot = _zeroshot_skill(objective, config.goal, _path_steps(layout))
         if skill < SKILLED:
             goal = replace(config.goal, divergence="path-features")
             config = replace(config, goal=goal, steps=math.ceil(config.steps / 2))
         else:
-            rank = finetuned_rank(objective)
+            rank = finetuned_rank(objective, config.goal.precision)
     if config.goal.divergence == "path-features":
         anchor = find_anchor(objective, config.max_loss)
         rank = anchor.finetuned_rank
@@ -125,14 +126,18 @@ def learn(objective: Objective, coefficients: Coefficients, config: LearningConf
         if not anchor.harmed and anchor.alpha > UNTUNED and coefficients.start is None:
             # where fine-tuning has done little harm, learning and masks lose more than they mend
             config = replace(config, steps=0, sparsify=None)
-    found = _Run(objective, coefficients, config, layout).learn()
+    found = _Run(objective, coefficients, config, layout, zeroshot).learn()
     if found.choice is None:
         return found
     return replace(found, choice=found.choice.model_copy(update={"zeroshot_skill": skill, "finetuned_rank": rank}))
 
 
-def _zeroshot_skill(objective: Objective, goal: Goal, steps: Sequence[Step]) -> float:
-    """Share of the uncertainty about the labels of the steps' images that the zero-shot predictions remove."""
+def _zeroshot_skill(objective: Objective, goal: Goal, steps: Sequence[Step]) -> tuple[float, ValidationScore]:
+    """Share of the uncertainty about the labels of the steps' images that the zero-shot predictions remove.
+
+    Returns:
+        This share, and the zero-shot model's score with nothing held.
+    """
     goal = replace(goal, robustness=0.0)
     steps = shard_steps(objective, steps, min(map(len, steps)))
     objective.work.announce(FORWARD * sum(len(step) * step.work_share for step in steps))
@@ -140,7 +145,8 @@ def _zeroshot_skill(objective: Objective, goal: Goal, steps: Sequence[Step]) -> 
     objective.path.move_to(0.0)
     every = objective.criterion.prompts.classes
     classes = [every if step.classes is None else len(step.classes) for step in steps]
-    return 1 - validate(objective, steps, goal).loss / math.log(sum(classes) / len(classes))
+    score = validate(objective, steps, goal)
+    return 1 - score.loss / math.log(sum(classes) / len(classes)), score
 
 
 def _embed_fixed_prompts(objective: Objective) -> None:
@@ -158,9 +164,16 @@ class _Run:
     """One run of learning, from its layout to its choice."""
 
     def __init__(
-        self, objective: Objective, coefficients: Coefficients, config: LearningConfig, layout: Layout
+        self,
+        objective: Objective,
+        coefficients: Coefficients,
+        config: LearningConfig,
+        layout: Layout,
+        zeroshot: ValidationScore | None,
     ) -> None:
         self._objective, self._coefficients, self._config, self._layout = objective, coefficients, config, layout
+        # the zero-shot model's predictions do not diverge from themselves
+        self._known = {} if zeroshot is None or config.goal.holds_features else {0.0: zeroshot}
         self._storage = objective.learning_state
         self._candidates = (CANDIDATES if config.steps else ()) + (UNDER_A_MASK if config.sparsify else ())
         self._descent = Descent(coefficients.values, config.rate, config.steps)
@@ -181,7 +194,8 @@ class _Run:
         tries_path = begin is None and (validates or coefficients.start is None)
         path_steps = self._shard(_path_steps(self._layout)) if tries_path or validates else []
         judged = validates and bool(self._candidates)
-        self._announce(steps, path_steps, len(ALPHAS) * tries_path + len(self._candidates) * validates, judged=judged)
+        points = (len(ALPHAS) - len(self._known)) * tries_path + len(self._candidates) * validates
+        self._announce(steps, path_steps, points, judged=judged)
         _embed_fixed_prompts(objective)
         pieces = self._pieces(steps)
         whole = replace(goal, copies=None)
@@ -230,9 +244,12 @@ class _Run:
 
     def _try_path(self, steps: Sequence[Step], goal: Goal) -> None:
         """Evaluate points of the straight path, and start at one of them unless a start is given."""
+        steps = with_pictures(self._objective, steps, goal)
         for row, alpha in enumerate(ALPHAS):
-            self._objective.path.move_to(alpha)
-            self._path[row] = validate(self._objective, steps, goal).rows
+            if alpha not in self._known:
+                self._objective.path.move_to(alpha)
+                self._known[alpha] = validate(self._objective, steps, goal)
+            self._path[row] = self._known[alpha].rows
         if self._coefficients.start is None:
             best = ALPHAS[int(self._path[:, 0].mean(-1).argmin())]
             # where fine-tuning has moved all features, the best is nearly fine-tuned: nothing is regained from there
@@ -306,6 +323,7 @@ class _Run:
     def _choose(self, steps: Sequence[Step], goal: Goal) -> HeldBackChoice:
         """Let the held-back images choose, and move to their choice."""
         objective = self._objective
+        steps = with_pictures(objective, steps, goal)
         path = {alpha: ValidationScore(rows) for alpha, rows in zip(ALPHAS, self._path, strict=True)}
         unscored = set(self._candidates)
 

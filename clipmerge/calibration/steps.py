@@ -74,6 +74,7 @@ class Step:
         target: What the goal's divergence holds for the changed images: features, (images, projection_dim), or log
             probabilities of the classes, (images, classes).
         corrupted: The same for the images under other corruptions.
+        pixels: This process's views and changed copies; ``None`` if they are made whenever they are needed.
         unlabelled: Unlabelled images that take the place of the last changed copies; ``None`` for none.
         shard: This process's number and that of the processes which share the step's images; (0, 1) to take all.
     """
@@ -86,6 +87,7 @@ class Step:
     templates: Tensor | None = None
     target: Tensor | None = None
     corrupted: Tensor | None = None
+    pixels: Tensor | None = None
     unlabelled: PoolImages | None = None
     shard: tuple[int, int] = (0, 1)
 
