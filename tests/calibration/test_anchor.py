@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from clipmerge.calibration import anchor
-from clipmerge.calibration.anchor import effective_rank, find_anchor
+from clipmerge.calibration.anchor import effective_rank, find_anchor, finetuned_rank
 from clipmerge.calibration.coefficients import Coefficients
 from clipmerge.calibration.mixtures import try_mixture
 from tests.support.small_objective import Ends, Reference, make_batches, objective_for, save_ends
@@ -55,9 +55,17 @@ def test_the_anchor_has_the_lowest_loss_of_what_has_not_collapsed(
 ) -> None:
     points = dict(zip(anchor.ANCHORS, map(anchor.PathPoint, losses, right, ranks), strict=True))
     points[0.0] = anchor.PathPoint(9.0, 0.1, 3.0)
-    monkeypatch.setattr(anchor, "_point", lambda objective, alpha: points[alpha])
+    monkeypatch.setattr(anchor, "_point", lambda objective, alpha, precision="float32": points[alpha])
     found = find_anchor(objective_for(ends, make_batches((2,))), 3.0)
     assert (found.alpha, found.harmed, found.finetuned_rank) == (*expected, pytest.approx(ranks[-1] / 3))
+
+
+def test_the_rank_of_fine_tuned_features_is_found_in_the_precision_of_the_goal(ends: Ends) -> None:
+    objective = objective_for(ends, make_batches((5, 8, 4)))
+    exact, rounded = (finetuned_rank(objective, precision) for precision in ("float32", "bfloat16"))
+    assert exact == anchor._point(objective, 1.0).rank / anchor._point(objective, 0.0).rank
+    assert rounded == pytest.approx(exact, rel=0.02)
+    assert rounded != exact
 
 
 def test_a_parameter_that_only_the_zero_shot_model_has_stays(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import torch
 from scipy import stats
 
 from clipmerge.calibration import choice as choice_module
+from clipmerge.calibration import goal as goal_module
 from clipmerge.calibration import learning
 from clipmerge.calibration.anchor import Anchor
 from clipmerge.calibration.augmentation import augmented, corrupted, viewed
@@ -371,3 +372,33 @@ def test_coefficients_may_rise_as_far_above_the_start_as_they_may_fall(
     assert float(values.max()) == pytest.approx(most)
     at_one = found["at_one"].values
     assert 0 < sum(at_one.values()) <= len(at_one)
+
+
+def test_what_is_made_or_scored_once_for_several_points_changes_no_score(
+    ends: Ends, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pictures are held for a whole comparison, or made for each point; zero-shot scores serve the path and the skill.
+
+    In both, the points of the path and the choice are the same.
+    """
+    monkeypatch.setattr(learning, "SKILLED", -math.inf)
+    made: list[int] = []
+    monkeypatch.setattr(goal_module, "augmented", lambda *given: made.append(len(given[0])) or augmented(*given))
+
+    def found(**options: Any) -> tuple[Any, HeldBackChoice, int]:
+        made.clear()
+        objective = objective_for(ends, make_batches(SIZES))
+        result = learned_coefficients(objective, steps=2, held_back=0.3, precision="float32", **options)
+        assert result.choice is not None
+        return result.path, result.choice, sum(made)
+
+    path, choice, pictures = found()
+    monkeypatch.setattr(goal_module, "_HELD", 0)
+    made_again = found()
+    assert (made_again[0], made_again[1]) == (path, choice)
+    whole = found(divergence="predictions")
+    assert whole[0].losses == pytest.approx(path.losses, rel=1e-6)
+    assert (whole[1].alpha, whole[1].goal) == (choice.alpha, pytest.approx(choice.goal, rel=1e-6))
+    # seven images in four rounds: made for the teacher, the path and the choice, or for each of 10 and 16 points
+    steps = 2 * 2 * 16
+    assert (pictures, made_again[2], whole[2]) == (steps + 3 * 28, steps + 27 * 28, steps + 28 * 28)
