@@ -313,12 +313,18 @@ def test_predictions_that_do_not_know_the_target_are_not_held(
         fill(coefficients, value)
 
     monkeypatch.setattr(Coefficients, "fill", spied)
+    zeroshot: list[ValidationScore] = []
+    monkeypatch.setattr(
+        learning, "choose", lambda path, *given, **named: zeroshot.append(path[0.0]) or choose(path, *given, **named)
+    )
     found = learned_coefficients(objective, steps=5, held_back=0.3)
     assert found.choice is not None
     assert found.choice.divergence == divergence
     holds_path = divergence == "path-features"
     assert len(found.trace["calibration"]) == (3 if holds_path else 5)
     assert (starts[0] == 0.5) is holds_path
+    # the zero-shot model diverges from the path's middle, and not from itself
+    assert zeroshot[0].goal > zeroshot[0].loss + 1e-3 if holds_path else zeroshot[0].goal == zeroshot[0].loss
 
 
 def test_learning_by_heart_is_noted(ends: Ends) -> None:
