@@ -20,11 +20,6 @@ from clipmerge.errors import DataError, UsageError
 from tests.benchmarks.conftest import SIZE
 
 
-def inversion(taken: torch.Tensor, _: torch.Generator) -> torch.Tensor:
-    """A change of pictures."""
-    return 1 - taken
-
-
 @pytest.fixture(scope="module")
 def tiny_shift() -> Shift:
     generator = torch.Generator().manual_seed(0)
@@ -38,7 +33,7 @@ def tiny_shift() -> Shift:
         finetuning=ones,
         calibration=Source(pixels[:3], labels[:3], copies=2),
         test=Source(pixels[:3], labels[:3], copies=4),
-        ood={"others": Source(pixels[3:], labels[3:], copies=2, change=inversion)},
+        ood={"others": Source(pixels[3:], labels[3:], copies=2, change=lambda taken, _: 1 - taken)},
         zeroshot=Pretraining(steps=2, batch=4, width=32, vision_layers=1, text_layers=1),
         regimes={"both": Regime(steps=2, rate=1e-2, batch=4), "image": Regime(steps=2, rate=1e-2, text=False, batch=4)},
         seeds={"both": (0, 1), "image": (0,)},

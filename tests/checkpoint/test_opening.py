@@ -118,20 +118,17 @@ def test_other_folders_say_what_they_are(tmp_path: Path) -> None:
     refused(tmp_path, f"holds both model.safetensors and {INDEX}, and only one of them can be meant")
 
 
-@pytest.mark.parametrize("source", ["./nothing", "~nosuchuser/x", "a/b.safetensors"])
-def test_what_is_not_there_is_not_looked_for_on_the_hub(source: str) -> None:
-    refused(source, "no such folder or file, and not a Hub id; give a folder")
-
-
-def test_a_link_that_leads_nowhere_is_not_suggested_in_its_own_place(tmp_path: Path) -> None:
+def test_what_is_not_there_is_not_looked_for_on_the_hub_nor_suggested_itself(tmp_path: Path) -> None:
+    for source in ("./nothing", "~nosuchuser/x", "a/b.safetensors"):
+        refused(source, "no such folder or file, and not a Hub id; give a folder")
     (tmp_path / "zeroshot").symlink_to("moved")
     refused(tmp_path / "zeroshot", r"is a link to nothing.* org/name or org/name@revision$")
 
 
-@pytest.mark.parametrize("source", ["", "  "])
-def test_an_empty_name_is_not_the_current_folder(folder: Path, monkeypatch: pytest.MonkeyPatch, source: str) -> None:
+def test_an_empty_name_is_not_the_current_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
-    refused(source, "the name of the checkpoint is empty")
+    for source in ("", "  "):
+        refused(source, "the name of the checkpoint is empty")
 
 
 @pytest.mark.parametrize("sharded", [False, True])

@@ -235,12 +235,10 @@ def test_a_plan_of_an_impossible_combination_is_refused(tmp_path: Path, combine:
         read_plan(file).checked({"a": ()})
 
 
-FAST = ("task-arithmetic", "della")  # without a rule, and with one that draws
-
-
 @pytest.mark.parametrize(
     "recipe",
-    [pytest.param(rule, marks=() if rule in FAST else pytest.mark.slow) for rule in ("task-arithmetic", *RULES)],
+    # fast are that without a rule, and one that draws
+    ["task-arithmetic", *(pytest.param(rule, marks=[pytest.mark.slow] * (rule != "della")) for rule in RULES)],
 )
 def test_the_command_writes_the_same_bytes_each_time_and_by_way_of_a_plan(
     family: list[Path], tmp_path: Path, recipe: str

@@ -13,7 +13,6 @@ from clipmerge.checkpoint import Checkpoint, open_checkpoint
 from clipmerge.checkpoint.converted import convert_checkpoint
 from clipmerge.conversion.config import open_clip_config, transformers_config
 from clipmerge.conversion.keys import match_keys
-from clipmerge.errors import CheckpointError
 from tests.support import tiny_open_clip
 from tests.support.tiny_clip import tiny_config
 from tests.support.tiny_open_clip import build, model_config, outputs, token_ids
@@ -117,38 +116,25 @@ def test_the_ratio_of_an_mlp_gives_its_width_back(width: int) -> None:
         assert int(width * config["vision_cfg"].get("mlp_ratio", 4.0)) == hidden
 
 
-# one of each kind: all that open_clip lists take a minute
+# all that open_clip lists take a minute
 MODELS = (
     *("ViT-B-32", "ViT-B-32-quickgelu", "ViT-B-16-plus-240", "ViT-S-16-alt", "ViT-L-14-336", "ViT-H-14-378"),
-    *("ViT-bigG-14", "ViT-L-14-CLIPA", "ViT-B-16-SigLIP", "RN50", "coca_ViT-B-32", "convnext_base"),
+    "ViT-bigG-14",
 )
 
 
 @pytest.mark.uncounted
 @pytest.mark.parametrize("name", MODELS)
-def test_every_config_of_open_clip_is_said_or_refused(name: str) -> None:
-    """Shapes of the meta-device models on both sides; only settings that CLIPModel lacks may be refused."""
+def test_a_config_of_open_clip_is_said_in_full(name: str) -> None:
+    """Shapes of the meta-device models on both sides."""
     config = open_clip.get_model_config(name)
-    vision, text = config["vision_cfg"], config["text_cfg"]
-    foreign = (
-        isinstance(vision.get("layers"), list)
-        or "timm_model_name" in vision
-        or "hf_model_name" in text
-        or "multimodal_cfg" in config
-        or any(setting in vision for setting in ("attentional_pool", "no_ln_pre", "ls_init_value"))
-        or text.get("pool_type", "argmax") != "argmax"
-    )
-    if foreign:
-        with pytest.raises(CheckpointError, match="which transformers' CLIPModel cannot compute"):
-            transformers_config(config)
-        return
     said = transformers_config(config)
     with torch.device("meta"):
         theirs = CLIPModel(CLIPConfig.from_dict(said)).state_dict()
     back = open_clip_config(said)
-    for section, tower in (("vision_cfg", vision), ("text_cfg", text)):
-        for setting in tower.keys() & {"layers", "width", "head_width", "heads", "patch_size", "image_size"}:
-            assert back[section][setting] == tower[setting]
+    for section in ("vision_cfg", "text_cfg"):
+        for setting in config[section].keys() & {"layers", "width", "head_width", "heads", "patch_size", "image_size"}:
+            assert back[section][setting] == config[section][setting]
     assert (back["embed_dim"], back["quick_gelu"]) == (config["embed_dim"], config.get("quick_gelu", False))
     with torch.device("meta"):
         ours = open_clip.CLIP(**back).state_dict()

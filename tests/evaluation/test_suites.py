@@ -24,13 +24,12 @@ from tests.support.hub_double import FakeHub, upload
 from tests.support.image_files import save_hub_parquet
 from tests.support.public_pairs import Releases, serving_files
 
-SIZES = ("", "-b16", "-l14")
-ISSUED = [f"corrupted-{task}{size}" for task in ("cars", "eurosat", "resisc45", "gtsrb") for size in SIZES]
-
 
 @pytest.mark.uncounted
 def test_every_suite_is_well_formed() -> None:
-    assert {*ISSUED, "imagenet-b32", "imagenet-l14", "forgetting-ta8"} <= set(suite_names())
+    sizes, tasks = ("", "-b16", "-l14"), ("cars", "eurosat", "resisc45", "gtsrb")
+    issued = [f"corrupted-{task}{size}" for task in tasks for size in sizes]
+    assert {*issued, "imagenet-b32", "imagenet-l14", "forgetting-ta8"} <= set(suite_names())
     for name in suite_names():
         suite = load_suite(name)
         assert suite.name == name

@@ -143,13 +143,10 @@ def test_a_header_that_leads_out_of_the_cache_is_refused(tmp_path: Path, header:
     assert not [path for path in tmp_path.rglob("*") if "evil" in path.name]
 
 
-@pytest.mark.parametrize("name", ["../x", "/etc/x", "a/../../x", "a\\..\\x", "", "a//b", "./x", "\ud800"])
-def test_a_listing_that_leads_out_is_refused(name: str) -> None:
-    with pytest.raises(HubError, match=r"lists a file"):
-        check_listing("reading acme/x", ["config.json", name], 10)
-
-
-def test_a_listing_without_end_is_refused() -> None:
+def test_a_listing_that_leads_out_or_has_no_end_is_refused() -> None:
+    for name in ("../x", "/etc/x", "a/../../x", "a\\..\\x", "", "a//b", "./x", "\ud800"):
+        with pytest.raises(HubError, match=r"lists a file"):
+            check_listing("reading acme/x", ["config.json", name], 10)
     with pytest.raises(HubError, match="lists 300000 files, more than 100000"):
         check_listing("reading acme/x", map(str, range(300_000)), 100_000)
 

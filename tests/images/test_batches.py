@@ -20,8 +20,6 @@ from clipmerge.images.dataset import LabelledImages, load_images
 from clipmerge.images.store import image_files
 from tests.support.image_files import save_hub_parquet
 
-Pixels = Callable[[list[Any]], Tensor]
-
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> LabelledImages:
@@ -36,7 +34,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> LabelledImages:
     return load_images(str(folder))
 
 
-def plainly(images: LabelledImages, to_pixels: Pixels) -> Tensor:
+def plainly(images: LabelledImages, to_pixels: Callable[[list[Any]], Tensor]) -> Tensor:
     return to_pixels([images.image(position) for position in range(len(images))])
 
 

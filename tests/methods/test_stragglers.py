@@ -117,9 +117,7 @@ def test_layers_that_are_all_alike_hold_no_straggler(value: float, statistic: st
     assert found.verdict.startswith(("no straggler layers found", "no layer is called a straggler"))
     values = {layer: [value + 1.0 * (layer == "vision.5.mlp")] * BATCHES for layer in sizes_of()}
     assert find(record(statistic, values)) == ()  # nor does a spread of zero but for one layer
-
-
-def test_few_layers_are_too_few() -> None:
+    # and few layers are too few
     found = find_stragglers(record("barrier", {"vision.0.attn": [1.0], "vision.0.mlp": [9.0]}, (4,)), sizes_of())
     assert found.names == ()
     assert found.verdict == "no layer is called a straggler: 2 layers to compare, too few to tell outliers"

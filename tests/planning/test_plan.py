@@ -90,11 +90,8 @@ def test_a_plan_of_very_many_values_is_refused(tmp_path: Path) -> None:
     (tmp_path / "plan.json").write_text('{"layers": {' + '"a": {},' * 130_000 + '"b": {}}}')
     with pytest.raises(PlanError, match=r"cannot be read \(more than 250000 values\); make one"):
         read_plan(tmp_path / "plan.json")
-    source = {"source": "a", "revision": None, "files": {}}
-    recipe = {"name": "x", "method": {"name": "wise-ft"}}
-    plan = {"format": "clipmerge-plan/1", "recipe": recipe, "zeroshot": source, "finetuned": [source], "weights": [1.0]}
     layers = {f"a{number}": {"alpha": 0.5} for number in range(10_001)}
-    (tmp_path / "plan.json").write_text(json.dumps(plan | {"layers": layers}))
+    (tmp_path / "plan.json").write_text(json.dumps(plan_dict() | {"layers": layers}))
     with pytest.raises(PlanError, match="more than 1000 layers"):
         read_plan(tmp_path / "plan.json")
 

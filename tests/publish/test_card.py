@@ -116,15 +116,9 @@ def test_paths_with_blanks_quotes_and_ampersands_do_not_leave_it() -> None:
 @pytest.mark.parametrize(
     "path",
     [
-        *(
-            "/home/my secret/runs",
-            "~/my secret/runs",
-            "C:\\Users\\secret\\runs",
-            "file:///secret/runs",
-            "../secret/runs",
-        ),
+        *("/home/my secret/runs", "~/my secret/runs", "C:\\Users\\secret\\runs", "file:///secret/runs"),
         *("\\\\host\\secret\\runs", "$HOME/secret/runs", "%USERPROFILE%\\secret\\runs", "/a\nsecret/runs"),
-        "/it's secret/runs",
+        *("../secret/runs", "/it's secret/runs"),
     ],
 )
 def test_no_way_to_write_a_path_leaves_it_in_any_text(path: str) -> None:
