@@ -10,7 +10,6 @@ import open_clip
 import pytest
 import timm
 import torch
-from accelerate import Accelerator
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from timm.models import save_for_hf
@@ -19,10 +18,10 @@ from torch import Tensor
 from torch.nn.utils import prune
 from transformers import CLIPConfig, CLIPModel, CLIPTextModel
 
-from clipmerge.calibration.objective import Batch, Objective
+from clipmerge.calibration.objective import Batch
 from clipmerge.checkpoint import align_checkpoints, open_checkpoint
-from clipmerge.models import model_for
 from tests.support.command import Outcome, clipmerge, refused
+from tests.support.small_objective import objective_for
 from tests.support.tasks import inputs_of
 from tests.support.tiny_clip import Folders
 from tests.support.tiny_open_clip import ARCHITECTURES, VISION, build, model_config, save_open_clip_pair, stir
@@ -295,10 +294,8 @@ def test_a_tower_with_layers_of_unknown_names_merges_and_measures(tmp_path: Path
     assert done.code == 0, done.err
     assert "layers that are not known are named after their modules: vision.blocks.0" in " ".join(done.err.split())
     open_clip.create_model(f"local-dir:{tmp_path / 'out'}")
-    inputs = inputs_of((zeroshot, finetuned))
-    model = model_for(inputs.family, inputs.zeroshot.config or {}, zeroshot)
     batch = Batch(0, torch.randn(2, 3, 32, 32), torch.tensor([0, 1]))
-    objective = Objective(model, inputs, [batch], ["a cat", "a dog"], templates=1, accelerator=Accelerator(cpu=True))
+    objective = objective_for((zeroshot, finetuned), [batch], classes=("cat", "dog"))
     objective.path.move_to(0.5)
     for layer in ("vision.blocks.3", "vision.cls_attn_blocks.1", "vision.projection"):
         loss = objective.criterion.layer_loss(batch, layer)

@@ -9,7 +9,6 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from clipmerge.checkpoint import Inputs
 from clipmerge.errors import CheckpointError
 from clipmerge.families import known_keys
 from clipmerge.families.clip import FAMILY as CLIP
@@ -31,10 +30,6 @@ def refused(folders: tuple[Path, ...], message: str, **options: Any) -> None:
 
 def configure(folder: Path, **changes: Any) -> None:
     edit_json(folder / "config.json", **changes)
-
-
-def holds(inputs: Inputs, expected: dict[str, torch.Tensor]) -> bool:
-    return all(torch.equal(inputs.theta_1(name), tensor) for name, tensor in expected.items())
 
 
 HALF, WHOLE = (torch.zeros(64, 32, dtype=dtype) for dtype in (torch.float16, torch.int32))
@@ -151,7 +146,7 @@ def test_a_tower_alone_is_found_in_the_full_model(copies: Folders, side: str, ba
     assert inputs.is_partial
     assert inputs.tower == side
     assert {name for name in inputs.zeroshot_keys if inputs.merges(name)} == set(expected)
-    assert holds(inputs, expected)
+    assert all(torch.equal(inputs.theta_1(name), tensor) for name, tensor in expected.items())
     configure(copies[0], **{f"{side}_config": {"hidden_act": "gelu"}})
     refused(copies, f"the {side} towers differ in hidden_act")
 

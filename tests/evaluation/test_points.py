@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from accelerate import Accelerator
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from clipmerge.api.apply import write_merge
 from clipmerge.api.plan import prepare
@@ -21,6 +21,7 @@ from clipmerge.images.dataset import load_images
 from clipmerge.models.building import build_model
 from clipmerge.progress import Progress
 from clipmerge.request import Run
+from tests.support.raw_safetensors import edit
 from tests.support.tasks import inputs_of, request_for
 from tests.support.tiny_clip import Folders
 
@@ -30,12 +31,8 @@ LACKING = "text_model.final_layer_norm.bias"
 @pytest.fixture(scope="module")
 def uneven(pair: Folders, tmp_path_factory: pytest.TempPathFactory) -> Folders:
     """A pair whose fine-tuned checkpoint lacks a bias."""
-    folder = tmp_path_factory.mktemp("uneven") / "finetuned"
-    shutil.copytree(pair[1], folder)
-    weights = load_file(folder / "model.safetensors")
-    del weights[LACKING]
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    return pair[0], folder
+    folder = shutil.copytree(pair[1], tmp_path_factory.mktemp("uneven") / "finetuned")
+    return pair[0], edit(folder, **{LACKING: None})
 
 
 def key(run: Run) -> Any:

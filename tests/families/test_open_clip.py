@@ -17,15 +17,7 @@ from tests.support.command import clipmerge, done, refused
 from tests.support.hub_double import FakeHub, upload
 from tests.support.raw_safetensors import edit_json
 from tests.support.tiny_clip import Folders
-from tests.support.tiny_open_clip import (
-    ARCHITECTURES,
-    bert_text,
-    build,
-    load,
-    model_config,
-    outputs,
-    save_open_clip_pair,
-)
+from tests.support.tiny_open_clip import ARCHITECTURES, load, model_config, outputs, save_open_clip_pair
 
 WEIGHTS = "open_clip_model.safetensors"
 
@@ -54,7 +46,7 @@ def merge(zeroshot: object, finetuned: object, output: Path, alpha: float = 0.5,
 @pytest.mark.uncounted
 @pytest.mark.parametrize("kind", [*ARCHITECTURES, "bert text"])
 def test_every_kind_is_merged_and_loaded(kind: str, tmp_path: Path) -> None:
-    settings = ARCHITECTURES[kind] if kind != "bert text" else {"text": bert_text(tmp_path / "bert")}
+    settings = ARCHITECTURES[kind] if kind != "bert text" else {"text": tiny_open_clip.bert_text(tmp_path / "bert")}
     zeroshot, finetuned = save_open_clip_pair(tmp_path / "pair", model_config(**settings))
     theta_0, theta_1 = (load_file(folder / WEIGHTS) for folder in (zeroshot, finetuned))
     for alpha, source in ((0, zeroshot), (1, finetuned), (0.5, None)):
@@ -93,7 +85,7 @@ LAYERS = {
 
 @pytest.mark.parametrize("name", LAYERS)
 def test_layers_are_named_in_network_order(name: str) -> None:
-    keys = build(model_config(**ARCHITECTURES[name])).state_dict()
+    keys = tiny_open_clip.build(model_config(**ARCHITECTURES[name])).state_dict()
     layers = list(FAMILY.group(FAMILY.by_canonical_name(keys)))
     assert layers[: len(LAYERS[name])] == LAYERS[name]
 

@@ -8,15 +8,8 @@ from pathlib import Path
 import pytest
 
 from clipmerge.errors import CheckpointError
-from clipmerge.files.side_files import (
-    SIDE_FILES,
-    copy_side_file,
-    inside,
-    read_side_json,
-    require_inside,
-    side_file_bytes,
-    without_places,
-)
+from clipmerge.files import side_files
+from clipmerge.files.side_files import copy_side_file, inside, read_side_json, side_file_bytes, without_places
 from tests.support.command import done
 
 SECRET = "-----BEGIN OPENSSH PRIVATE KEY-----"
@@ -40,7 +33,7 @@ def test_what_is_a_file_of_the_folder(tmp_path: Path, secret: Path) -> None:
     for name, target in (("by-file", secret), ("by-folder", Path("inner") / secret.name)):
         (folder / name).symlink_to(target)
         with pytest.raises(CheckpointError, match=rf"{name}: is a link out of its folder"):
-            require_inside(folder, name)
+            side_files.require_inside(folder, name)
     (folder / "a-circle").symlink_to("of-links")
     (folder / "of-links").symlink_to("a-circle")
     os.mkfifo(folder / "LICENSE")
@@ -143,7 +136,13 @@ def test_a_merge_takes_no_link_no_secret_and_no_local_path(copies: tuple[Path, P
     assert "LICENSE not copied" in ended.err
     assert "generation_config.json not copied: it cannot be read as JSON" in ended.err
     written = {path.name for path in output.iterdir()}
-    assert written <= SIDE_FILES | {"model.safetensors", "clipmerge.json", "README.md", "report.html", "path.png"}
+    assert written <= side_files.SIDE_FILES | {
+        "model.safetensors",
+        "clipmerge.json",
+        "README.md",
+        "report.html",
+        "path.png",
+    }
     assert "generation_config.json" not in written
     held = b"".join(path.read_bytes() for path in output.iterdir() if path.is_file() and path.name != "clipmerge.json")
     assert not any(text.encode() in held for text in (SECRET, "hf_secret", "ask Bob", "private run", "KEY="))

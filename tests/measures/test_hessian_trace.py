@@ -35,13 +35,7 @@ def objective(ends: Ends) -> Objective:
 
 
 class Exact:
-    """The whole Hessian of every batch at alpha 0.5, one row per entry, by a loop of double backward passes.
-
-    Attributes:
-        batches: (entries, entries), float64, one per batch.
-        layer: Layer of each entry.
-        theta: The entries.
-    """
+    """The Hessian of every batch at alpha 0.5, (entries, entries) in float64, by a loop of double backward passes."""
 
     def __init__(self, ends: Ends) -> None:
         reference = Reference(ends).at(0.5)

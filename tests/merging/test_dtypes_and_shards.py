@@ -17,7 +17,7 @@ from tests.support.command import clipmerge, done
 from tests.support.raw_safetensors import edit, edit_json, shard
 from tests.support.tiny_clip import Folders
 
-DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+DTYPES = {name: getattr(torch, name) for name in ("float64", "float32", "float16", "bfloat16")}
 MIXED = [("float32", "float16"), ("float16", "float32"), ("float32", "bfloat16"), ("bfloat16", "float16")]
 
 

@@ -12,7 +12,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from clipmerge.merging import chunks
@@ -22,6 +21,7 @@ from clipmerge.merging.spectral import singular_values, spectral_split
 from clipmerge.merging.stream import merged_tensors
 from clipmerge.merging.tensor import merge_tensor
 from clipmerge.planning.layer_plan import LayerPlan
+from tests.merging.test_dtypes_and_shards import DTYPES, cast
 from tests.support.tasks import inputs_of, plan_with
 from tests.support.tiny_clip import Folders
 
@@ -259,31 +259,20 @@ def test_every_step_is_rounded_as_exact_arithmetic_says(alpha: float, weights: t
         assert Fraction(float(found[place])) == rounded(change * rounded(Fraction(alpha)))
 
 
-def with_dtype(folders: Folders, place: Path, dtype: torch.dtype) -> list[Path]:
-    made = []
-    for folder in folders:
-        tensors = {name: tensor.to(dtype) for name, tensor in load_file(folder / "model.safetensors").items()}
-        (place / folder.name).mkdir()
-        save_file(tensors, place / folder.name / "model.safetensors", metadata={"format": "pt"})
-        made.append(place / folder.name)
-    return made
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("alpha", [0.0, 0.3, 1.0, 1.7])
 def test_bytes_are_those_of_the_merge_by_torch(
-    pair: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, alpha: float
+    copies: Folders, monkeypatch: pytest.MonkeyPatch, dtype: str, alpha: float
 ) -> None:
     monkeypatch.setattr(chunks, "CHUNK", 37)
-    folders = with_dtype(pair, tmp_path, dtype)
-    opened = inputs_of(folders)
+    zeroshot, finetuned = (cast(folder, dtype) for folder in copies)
+    opened = inputs_of(copies)
     plan = plan_with({layer: LayerPlan(alpha=alpha) for layer in opened.layers if layer != "text.0.mlp"})
-    zeroshot, finetuned = (load_file(folder / "model.safetensors") for folder in folders)
     for tensor in merged_tensors(opened, plan):
         left_alone = tensor.name.startswith("text_model.encoder.layers.0.mlp") or (
             tensor.name.startswith("text_model.encoder.layers.0.layer_norm2")
         )
         expected = merge_tensor(zeroshot[tensor.key], finetuned[tensor.key], alpha=0.0 if left_alone else alpha)
         found = tensor.tensor(tensor.chunks(np.empty))
-        assert found.dtype == dtype
+        assert found.dtype == DTYPES[dtype]
         assert found.numpy().tobytes() == expected.numpy().tobytes(), tensor.key

@@ -7,22 +7,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from accelerate import Accelerator
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import CLIPModel
 
 from clipmerge.api.plan import prepare
-from clipmerge.calibration.objective import Objective
 from clipmerge.errors import RecipeError
-from clipmerge.models import model_for
 from clipmerge.planning.measurements import Measurements, Mixture
 from clipmerge.planning.recipe import load_recipe
 from clipmerge.plugins import load_plugin
 from tests.support.command import clipmerge
 from tests.support.raw_safetensors import edit
-from tests.support.small_objective import make_batches
-from tests.support.tasks import decide, inputs_of, merged, request_for, task_of
+from tests.support.small_objective import make_batches, objective_for
+from tests.support.tasks import decide, merged, request_for, task_of
 from tests.support.tiny_clip import CLASSES, Folders, layer_of, save_family, tiny_processor
 
 State = dict[str, Tensor]
@@ -33,14 +30,6 @@ BATCHES = make_batches((9, 9, 6), seed=3)
 def far(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """Checkpoints far enough from each other to classify images differently."""
     return save_family(tmp_path_factory.mktemp("far"), change=2.0)
-
-
-def objective_of(folders: list[Path]) -> Objective:
-    pair = inputs_of(folders)
-    assert pair.zeroshot.config is not None
-    model = model_for(pair.family, pair.zeroshot.config, folders[0])
-    prompts = [f"a {name}." for name in CLASSES]
-    return Objective(model, pair, BATCHES, prompts, templates=1, accelerator=Accelerator(cpu=True))
 
 
 def states(folders: list[Path]) -> list[State]:
@@ -83,7 +72,7 @@ def test_a_greedy_soup_is_the_plain_greedy_loop(far: list[Path]) -> None:
     assert turned_down
     assert len(soup) > 1
 
-    found = load_plugin("measures", "soup-accuracy")(objective_of(far))
+    found = load_plugin("measures", "soup-accuracy")(objective_for(far, BATCHES))
     assert [mixture.accuracy for mixture in found.mixtures[:3]] == pytest.approx(single)
     task = task_of(far, found)
     decision = decide(task, "greedy-soup")
@@ -110,7 +99,7 @@ def test_a_soup_of_one_is_that_checkpoint_bit_for_bit(far: list[Path]) -> None:
 @pytest.mark.parametrize("count", [1, 2])
 def test_the_path_is_what_transformers_says_of_each_point(far: list[Path], count: int) -> None:
     folders = far[: 1 + count]
-    found = load_plugin("measures", "path-accuracy")(objective_of(folders), steps=4)
+    found = load_plugin("measures", "path-accuracy")(objective_for(folders, BATCHES), steps=4)
     base, *others = states(folders)
     assert found.path is not None
     assert found.path.alphas == (0, 0.25, 0.5, 0.75, 1)

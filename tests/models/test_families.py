@@ -76,14 +76,6 @@ class Reference:
 LABELS = torch.tensor([0, 2, 1, 1])
 
 
-def objective_for(folders: Folders, alpha: float) -> tuple[Objective, Batch]:
-    pair, model = opened(folders)
-    batch = Batch(0, model.pixels(pictures()), LABELS)
-    objective = Objective(model, pair, [batch], PROMPTS, templates=1, accelerator=Accelerator(cpu=True))
-    objective.path.move_to(alpha)
-    return objective, batch
-
-
 @pytest.mark.uncounted
 @pytest.mark.parametrize("name", MEASURED)
 def test_logits_are_those_of_the_library(name: str, family_pairs: Pairs) -> None:
@@ -99,7 +91,10 @@ def test_logits_are_those_of_the_library(name: str, family_pairs: Pairs) -> None
 
 @pytest.mark.parametrize("name", MEASURED)
 def test_loss_and_gradients_are_those_of_the_librarys_forward(name: str, family_pairs: Pairs) -> None:
-    objective, _ = objective_for(family_pairs(name), 0.5)
+    pair, model = opened(family_pairs(name))
+    batch = Batch(0, model.pixels(pictures()), LABELS)
+    objective = Objective(model, pair, [batch], PROMPTS, templates=1, accelerator=Accelerator(cpu=True))
+    objective.path.move_to(0.5)
     reference = Reference(name, family_pairs(name), 0.5)
     loss = reference.loss()
     loss.backward()

@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 
 from clipmerge.calibration.objective import Batch
-from clipmerge.checkpoint import align_checkpoints, open_checkpoint
-from clipmerge.models import ImageTextModel, model_for
+from clipmerge.checkpoint import open_checkpoint
+from clipmerge.evaluation.accuracy import load_model
 from clipmerge.plugins import load_plugin
 from tests.support.command import clipmerge, done, printed, refused
 from tests.support.small_objective import objective_for
@@ -30,20 +30,12 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Folders]:
     }
 
 
-def loaded(folder: Path) -> ImageTextModel:
-    checkpoint = open_checkpoint(str(folder))
-    pair = align_checkpoints(checkpoint, [checkpoint])
-    model = model_for(pair.family, checkpoint.config or {}, folder)
-    model.load(pair.theta_0, "zeroshot")
-    return model
-
-
 @pytest.mark.uncounted
 @pytest.mark.parametrize("kind", KINDS)
 @torch.no_grad()
 def test_features_and_logits_are_open_clips_own(pairs: dict[str, Folders], kind: str) -> None:
     folder = pairs[kind][1]
-    ours, theirs = loaded(folder), load(folder)
+    ours, theirs = load_model(open_checkpoint(str(folder))), load(folder)
     _, _, transform = open_clip.create_model_and_transforms(f"local-dir:{folder}")
     picture = Image.radial_gradient("L").convert("RGB").resize((90, 75))
     tokens = open_clip.get_tokenizer(f"local-dir:{folder}")(["a cat", "two dogs"])
@@ -61,7 +53,7 @@ def test_features_and_logits_are_open_clips_own(pairs: dict[str, Folders], kind:
 @pytest.mark.parametrize("kind", KINDS)
 @torch.no_grad()
 def test_a_tower_may_start_at_any_block(pairs: dict[str, Folders], kind: str) -> None:
-    model = loaded(pairs[kind][0])
+    model = load_model(open_checkpoint(str(pairs[kind][0])))
     pixels = model.pixels([Image.radial_gradient("L").convert("RGB")])
     prompts = model.tokens(["a cat", "two dogs"])
     for tower, embed, inputs in (("vision", model.image_features, pixels), ("text", model.text_features, prompts)):

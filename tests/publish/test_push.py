@@ -107,13 +107,9 @@ def test_a_pull_request_to_somebody_elses_model(hub: FakeHub, merged: Path) -> N
     assert "NOTICE" in hub.files("bob/robust", "refs/pr/1")
 
 
-def edit_card(hub: FakeHub, text: bytes) -> None:
-    upload(hub, "alice/robust", {"README.md": text})
-
-
 def test_a_card_edited_on_the_hub_is_not_run_over(hub: FakeHub, merged: Path) -> None:
     push(merged, "alice/robust")
-    edit_card(hub, b"---\nlicense: mit\n---\n# By hand\n")
+    upload(hub, "alice/robust", {"README.md": b"---\nlicense: mit\n---\n# By hand\n"})
     told = r"README.md there was edited since clipmerge wrote it, .*Nothing was published.*--yes`, or open a pull"
     with pytest.raises(UsageError, match=told):
         push(merged, "alice/robust")
@@ -129,7 +125,7 @@ def test_a_card_edited_on_the_hub_is_not_run_over(hub: FakeHub, merged: Path) ->
 
 
 def test_other_content_is_left_alone_unless_told_but_for_a_card_of_front_matter(hub: FakeHub, merged: Path) -> None:
-    edit_card(hub, b"---\nlicense: mit\n---\n")
+    upload(hub, "alice/robust", {"README.md": b"---\nlicense: mit\n---\n"})
     assert push(merged, "alice/robust").changed
     upload(hub, "alice/other", {"README.md": b"---\nlicense: mit\n---\n# Coming soon\n"})
     with pytest.raises(UsageError, match=r"README.md there was not written by clipmerge"):
