@@ -1,6 +1,8 @@
 """The files that CONTRIBUTING shows: each works where its package looks for it, and nothing else is touched."""
 
+import importlib
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,9 +10,8 @@ import pytest
 import torch
 
 from clipmerge import merge_state_dicts
-from clipmerge.plugins import load_plugin
+from clipmerge.plugins import load_plugin, plugin_names
 from tests.support.command import printed
-from tests.support.plugged import plugged
 from tests.support.small_objective import Ends, make_batches, objective_for
 
 PAGE = (Path(__file__).parents[2] / "CONTRIBUTING.md").read_text(encoding="utf-8")
@@ -18,7 +19,7 @@ SHOWN = re.compile(r"`(?:clipmerge/)?(?P<folder>\w+)/(?P<name>[\w-]+\.\w+)`[^`]*
 
 
 @pytest.fixture
-def files(tmp_path: Path) -> Iterator[dict[str, Path]]:
+def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Path]]:
     """The files by name, each found beside those of its package."""
     written = {}
     for shown in SHOWN.finditer(PAGE):
@@ -26,8 +27,22 @@ def files(tmp_path: Path) -> Iterator[dict[str, Path]]:
         file.parent.mkdir()
         file.write_text(shown["content"])
     assert set(written) == {"vision_only.py", "vision-only.yaml", "tilt.py", "positive.py"}
-    with plugged([file for file in written.values() if file.suffix == ".py"]):
-        yield written
+    found = [file for file in written.values() if file.suffix == ".py"]
+    for folder in {file.parent for file in found}:
+        package = importlib.import_module(f"clipmerge.{folder.name}")
+        monkeypatch.setattr(package, "__path__", [*package.__path__, str(folder)])
+    forget()
+    yield written
+    for file in found:
+        sys.modules.pop(f"clipmerge.{file.parent.name}.{file.stem}", None)
+    forget()
+
+
+def forget() -> None:
+    """Let every package look for its files again."""
+    plugin_names.cache_clear()
+    load_plugin.cache_clear()
+    importlib.invalidate_caches()
 
 
 def test_the_method_merges_one_tower(files: dict[str, Path], pair: tuple[Path, Path]) -> None:
