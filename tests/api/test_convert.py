@@ -4,7 +4,6 @@ import hashlib
 import importlib.util
 import json
 import re
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -21,46 +20,27 @@ from clipmerge.errors import CheckpointError
 from tests.conversion.test_conversion import features, same
 from tests.support import tiny_open_clip
 from tests.support.command import clipmerge, done, refused
-from tests.support.tiny_clip import save_pair
+from tests.support.raw_safetensors import edit_json
+from tests.support.tiny_clip import Folders
 from tests.support.tiny_open_clip import build, load, model_config, outputs
 
 TEXTS = ["a photo of a cat.", "Two dogs,  running", "it's 3 o'clock on the Zürichsee", "x" * 300]
 
 
-@pytest.fixture(scope="module")
-def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Both layouts, each with the tiny tokenizer; read only."""
-    folder, config = tmp_path_factory.mktemp("sources"), model_config(quick_gelu=True)
-    tiny_open_clip.save(build(config), config, folder / "ours")
-    save_pair(folder / "pair")[0].rename(folder / "theirs")
-    return folder
-
-
 @pytest.fixture
-def ours(sources: Path, tmp_path: Path) -> Path:
+def ours(tmp_path: Path) -> Path:
     """An OpenCLIP folder."""
-    return Path(shutil.copytree(sources / "ours", tmp_path / "ours"))
+    config = model_config(quick_gelu=True)
+    return tiny_open_clip.save(build(config), config, tmp_path / "ours")
 
 
 @pytest.fixture
-def theirs(sources: Path, tmp_path: Path) -> Path:
+def theirs(copies: Folders) -> Path:
     """A transformers folder."""
-    return Path(shutil.copytree(sources / "theirs", tmp_path / "theirs"))
+    return copies[0].rename(copies[0].with_name("theirs"))
 
 
 LAYOUTS = {"ours": ("open_clip_config.json", "transformers"), "theirs": ("config.json", "open-clip")}
-
-
-def put(file: Path, key: str, value: Any) -> None:
-    """Set one value of a JSON file, or take it out."""
-    config = part = json.loads(file.read_text())
-    *sections, name = key.split(".")
-    for section in sections:
-        part = part[section]
-    part[name] = value
-    if value is ...:
-        del part[name]
-    file.write_text(json.dumps(config))
 
 
 def test_open_clip_becomes_transformers(ours: Path, tmp_path: Path) -> None:
@@ -145,7 +125,7 @@ def test_a_foreign_tokenizer_must_lie_there(ours: Path, tmp_path: Path) -> None:
     (ours / "tokenizer.json").unlink()
     line = refused(clipmerge("convert", ours, tmp_path / "out", "--to", "transformers"))
     assert "its tokenizer is that of acme/tiny" in line
-    put(ours / "open_clip_config.json", "model_cfg.text_cfg.hf_tokenizer_name", ...)
+    edit_json(ours / "open_clip_config.json", model_cfg={"text_cfg": {"hf_tokenizer_name": ...}})
     line = refused(clipmerge("convert", ours, tmp_path / "out", "--to", "transformers"))
     assert "has 58 tokens, but open_clip_config.json names no tokenizer" in line
 
@@ -164,7 +144,7 @@ def test_what_cannot_be_converted_is_one_line(ours: Path, theirs: Path, tmp_path
 @pytest.mark.parametrize(
     ("which", "key", "value", "message"),
     [
-        ("ours", "model_cfg", {}, r"cannot be understood \(KeyError: 'embed_dim'\)"),
+        ("ours", "model_cfg.embed_dim", ..., r"cannot be understood \(KeyError: 'embed_dim'\)"),
         ("ours", "model_cfg.vision_cfg", [1], "cannot be understood"),
         ("ours", "model_cfg.vision_cfg.head_width", 64, "head_width makes 0 heads, which do not divide 32 channels"),
         ("ours", "model_cfg.vision_cfg.norm_kwargs", {"eps": "x"}, "cannot be understood .*float: 'x'"),
@@ -183,11 +163,14 @@ def test_settings_that_fit_no_model_are_named(
 ) -> None:
     folder: Path = request.getfixturevalue(which)
     name, to = LAYOUTS[which]
-    put(folder / name, key, value)
+    changes = value
+    for part in reversed(key.split(".")):
+        changes = {part: changes}
+    edit_json(folder / name, **changes)
     for old_form in (False, True) if key.startswith("vision_config.") else (False,):
         if old_form:
             config = json.loads((folder / name).read_text())
-            (folder / name).write_text(json.dumps(config | {"vision_config_dict": config.pop("vision_config")}))
+            edit_json(folder / name, vision_config_dict=config["vision_config"], vision_config=...)
         line = refused(clipmerge("convert", folder, tmp_path / "out", "--to", to))
         assert re.search(message, line), line
         assert name in line or "preprocessing" in message

@@ -22,7 +22,7 @@ from clipmerge.cli.env import _version
 from clipmerge.errors import CheckpointError, UsageError, VerdictError
 from clipmerge.progress import Progress
 from tests.support.command import clipmerge, done, printed, refused
-from tests.support.raw_safetensors import edit
+from tests.support.raw_safetensors import edit, edit_json
 from tests.support.tasks import request_for
 from tests.support.tiny_clip import Folders, save_pair
 from tests.support.told import Told
@@ -68,14 +68,15 @@ def test_a_plan_applied_elsewhere_says_which_input_it_cannot_find(
 def test_a_plan_with_a_head_or_tensors_that_do_not_fit_is_refused(pair: Folders, tmp_path: Path) -> None:
     plan = tmp_path / "plan.json"
     done("plan", *pair, "-r", "wise-ft", "-o", plan)
-    content = json.loads(plan.read_text())
+    content = plan.read_text()
     (tmp_path / "x.safetensors").write_bytes(b"torn")
     tensors = {"file": "x.safetensors", "sha256": hashlib.sha256(b"torn").hexdigest()}
     for change, told in (
         ({"head": {"classes": ["cat"], "templates": ["a {}"]}}, "has the classes of a head"),
         ({"tensors": tensors}, "the tensors beside the plan: "),
     ):
-        plan.write_text(json.dumps(content | change))
+        plan.write_text(content)
+        edit_json(plan, **change)
         assert told in refused(clipmerge("apply", plan, "-o", tmp_path / "out"))
 
 

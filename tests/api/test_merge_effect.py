@@ -30,6 +30,7 @@ from clipmerge.progress import Progress
 from clipmerge.request import Run
 from tests.support.claims import text_of
 from tests.support.command import clipmerge, done, printed, refused
+from tests.support.raw_safetensors import edit_json
 from tests.support.tasks import plan_of, request_for
 from tests.support.tiny_clip import Folders, save_images, save_pair
 from tests.support.told import Told
@@ -272,7 +273,7 @@ def test_a_plan_keeps_what_was_found_for_a_checkpoint_that_moved(pair: Folders, 
     planned = printed("plan", *pair, "-r", "wise-ft", "--data", photos, "-o", file)
     assert planned["bought"]
     moved = shutil.copytree(pair[1], tmp_path / "moved")
-    file.write_text(json.dumps(json.loads(file.read_text()) | {"finetuned": [record_of(moved)]}))
+    edit_json(file, finetuned=[record_of(moved)])
     record = printed("apply", file, "-o", tmp_path / "out")
     assert (record["bought"], record["verdict"]) == (planned["bought"], planned["verdict"])
     assert record["finetuned"] == [record_of(moved)]
@@ -287,15 +288,13 @@ def test_a_plan_of_a_wrong_pair_is_told_what_merge_is_told(pair: Folders, tmp_pa
         save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     file = tmp_path / "plan.json"
     done("plan", *folders, "-r", "wise-ft", "-o", file)
-    plan = json.loads(file.read_text())
-    swapped = {"zeroshot": record_of(folders[1]), "finetuned": [record_of(folders[0])]}
-    file.write_text(json.dumps(plan | swapped))
+    edit_json(file, zeroshot=record_of(folders[1]), finetuned=[record_of(folders[0])])
     told = clipmerge("merge", *reversed(folders), "-r", "wise-ft", "-o", tmp_path / "one", "--format", "json")
     applied = clipmerge("apply", file, "-o", tmp_path / "two", "--format", "json")
     assert told.json["warnings"]
     assert set(told.json["warnings"]) <= set(applied.json["warnings"])
     assert told.json["warnings"][0] in " ".join(applied.err.split())
-    file.write_text(json.dumps(plan | {"finetuned": [plan["zeroshot"]]}))
+    edit_json(file, zeroshot=record_of(folders[0]))
     for command in (("merge", folders[0], folders[0], "-r", "wise-ft"), ("apply", file)):
         assert "base: is given twice" in refused(clipmerge(*command, "-o", tmp_path / "three"), 2)
 

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.support.command import clipmerge, done, printed, refused
-from tests.support.raw_safetensors import edit
+from tests.support.raw_safetensors import edit, edit_json
 from tests.support.tiny_clip import Folders, layer_of, save_pair
 
 pytestmark = pytest.mark.draws
@@ -194,9 +194,7 @@ def test_inspect_says_how_far_each_layer_moved(pair: Folders) -> None:
 
 def test_inspect_lists_what_does_not_fit(pair: Folders, tmp_path: Path) -> None:
     other = save_pair(tmp_path, blocks=2)[1]
-    config = json.loads((other / "config.json").read_text())
-    config["vision_config"]["hidden_act"] = "gelu"
-    (other / "config.json").write_text(json.dumps(config))
+    edit_json(other / "config.json", vision_config={"hidden_act": "gelu"})
     record = printed("inspect", pair[0], other)
     assert any("hidden_act" in problem for problem in record["mismatches"])
     assert any("keys are only in the zero-shot checkpoint" in problem for problem in record["mismatches"])
