@@ -14,7 +14,7 @@ import torch
 from clipmerge.distributed import Processes
 from clipmerge.planning.measurements import Measurements
 from clipmerge.plugins import load_plugin
-from tests.support.command import start
+from tests.support.command import python
 from tests.support.small_objective import make_batches, objective_for
 from tests.support.tiny_clip import Folders
 
@@ -41,10 +41,7 @@ def test_a_measure_is_that_of_the_cpu(ends: Folders, name: str) -> None:
 
 def run(*arguments: object) -> Any:
     """Run the command line in a new process."""
-    process = start(*arguments)
-    out, err = process.communicate()
-    assert process.returncode == 0, err
-    return json.loads(out)
+    return json.loads(python("-m", "clipmerge", *arguments, check=True).stdout)
 
 
 def merge(pair: Folders, images: Path, output: Path, device: str, *more: str) -> Any:

@@ -3,8 +3,6 @@
 import inspect
 import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +12,7 @@ import pytest
 import clipmerge as api
 from clipmerge import options
 from clipmerge.options import completed, declared
-from tests.support.command import clipmerge
+from tests.support.command import clipmerge, python
 
 PACKAGE = Path(api.__file__).parent
 #: An option that puts a line of the user's among the warnings: by file, a line there and the lines that follow it.
@@ -62,8 +60,7 @@ def test_adding_an_option_touches_four_files(pair: tuple[Path, Path], tmp_path: 
         line, rest = where.split("\n", 1)
         (copy / name).write_text(text.replace(where, f"{line}\n{added}{rest}"))
     environment = {**os.environ, "PYTHONPATH": str(tmp_path), "CLIPMERGE_MOTTO": "from the environment"}
-    words = [sys.executable, "-c", CHECKS, str(tmp_path), *map(str, pair)]
-    ended = subprocess.run(words, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
+    ended = python("-c", CHECKS, tmp_path, *pair, env=environment, cwd=tmp_path)
     assert ended.returncode == 0, ended.stderr
     assert len(MOTTO) <= 4
 

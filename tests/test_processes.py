@@ -5,7 +5,6 @@ import os
 import resource
 import signal
 import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -29,7 +28,7 @@ from clipmerge.distributed import (
     together,
 )
 from clipmerge.errors import MeasureError, UsageError
-from tests.support.command import clipmerge, counted, done, refused, start
+from tests.support.command import clipmerge, counted, done, python, refused, start
 from tests.support.lose_a_process import LOST
 from tests.support.several import several
 from tests.support.tiny_clip import Folders
@@ -83,7 +82,7 @@ with device_work():
     assert [switch.fp32_precision for switch in switches] == ["ieee", "ieee"]
 assert [switch.fp32_precision for switch in switches] == ["tf32", "ieee"]
 """
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path, env=counted(), timeout=300)
+    python("-c", code, check=True, cwd=tmp_path, env=counted())
 
 
 def test_a_callers_accelerator_stays_as_it_is(tmp_path: Path) -> None:
@@ -102,7 +101,7 @@ assert [Processes(torch.device(kind)).device for kind in ("cuda", "cpu", "mps")]
 assert owner.mixed_precision == AcceleratorState().mixed_precision == "bf16"
 assert owner.device == torch.device("cpu")
 """
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path, timeout=300)
+    python("-c", code, check=True, cwd=tmp_path)
 
 
 def test_a_process_that_hangs_is_given_up_after_half_an_hour(monkeypatch: pytest.MonkeyPatch) -> None:

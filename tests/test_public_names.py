@@ -1,13 +1,12 @@
 """The public names: their list, their modules, and the cost of importing them."""
 
 import ast
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 import clipmerge
+from tests.support.command import python
 
 NAMES = [
     *("BenchResult", "Calibration", "CheckpointError", "ClipmergeError", "ConvertResult", "DataError"),
@@ -52,8 +51,7 @@ def test_the_types_of_the_stub_are_the_names_of_the_module() -> None:
 )
 def test_importing_takes_nothing_that_is_not_needed(code: str, absent: str) -> None:
     program = f"import sys\ntry: {code}\nexcept Exception: pass\nprint(*(m for m in sys.argv[1:] if m in sys.modules))"
-    words = [sys.executable, "-c", program, *absent.split()]
-    assert subprocess.run(words, capture_output=True, text=True, check=True).stdout.split() == []
+    assert python("-c", program, *absent.split(), check=True).stdout.split() == []
 
 
 def test_the_package_itself_imports_nothing() -> None:
@@ -63,7 +61,7 @@ def test_the_package_itself_imports_nothing() -> None:
         "print(*sorted(set(sys.modules) - before))"
     )
     root = Path(clipmerge.__file__).parents[1]
-    loaded = subprocess.run([sys.executable, "-S", "-c", program, root], capture_output=True, text=True, check=True)
+    loaded = python("-S", "-c", program, root, check=True)
     assert loaded.stdout.split() == ["__future__", "clipmerge"]
 
 
@@ -96,8 +94,7 @@ def test_a_users_program_is_checked(checker: str, tmp_path: Path) -> None:
     for name, text in (("right", RIGHT), ("wrong", WRONG)):
         (tmp_path / f"{name}.py").write_text(text)
     (tmp_path / "pyrightconfig.json").write_text('{"typeCheckingMode": "standard"}')
-    command = [sys.executable, *CHECKERS[checker], "right.py", "wrong.py"]
-    run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    run = python(*CHECKERS[checker], "right.py", "wrong.py", cwd=tmp_path)
     errors = [line for line in run.stdout.splitlines() if "error:" in line]
     assert [line.partition(".py:")[2].partition(":")[0] for line in errors] == ["4", "5"], run.stdout + run.stderr
     assert all("wrong.py" in line for line in errors)

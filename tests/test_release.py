@@ -4,7 +4,6 @@ import json
 import os
 import runpy
 import subprocess
-import sys
 import tarfile
 import tomllib
 from importlib import metadata
@@ -14,6 +13,7 @@ import pytest
 import yaml
 
 from clipmerge import __version__
+from tests.support.command import python
 
 ROOT = Path(__file__).parents[1]
 
@@ -55,8 +55,7 @@ def unpacked(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The one folder of a freshly built sdist."""
     pytest.importorskip("hatchling", reason="the dev extra has it")
     folder = tmp_path_factory.mktemp("sdist")
-    command = [sys.executable, "-m", "build", "--sdist", "--no-isolation", "--outdir", str(folder), str(ROOT)]
-    built = subprocess.run(command, capture_output=True, text=True, check=False)
+    built = python("-m", "build", "--sdist", "--no-isolation", "--outdir", folder, ROOT)
     assert built.returncode == 0, built.stdout + built.stderr
     (archive,) = folder.glob("*.tar.gz")
     with tarfile.open(archive) as members:
@@ -72,14 +71,6 @@ sys.path = [os.getcwd(), *(path for path in sys.path if not os.path.exists(os.pa
 import pytest
 sys.exit(pytest.main(sys.argv[1:]))
 """
-
-
-def run_pytest(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run pytest in ``root``, on the clipmerge there."""
-    command = [sys.executable, "-c", PYTEST, "-q", "-p", "no:cacheprovider", *arguments]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")])}
-    environment.pop("PYTEST_ADDOPTS", None)
-    return subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=False)
 
 
 @pytest.mark.slow
@@ -99,7 +90,9 @@ def test_every_file_is_there(unpacked: Path) -> None:
 def test_tests_that_read_files_of_the_repository_pass_there(unpacked: Path) -> None:
     pages = ("tests/docs/test_pages.py", "tests/docs/test_readme.py", "tests/docs/test_contributing.py")
     reading = (*pages, "tests/planning/test_recipe.py", "tests/benchmarks/test_shift_evaluation.py")
-    ended = run_pytest(unpacked, "-m", "not slow", *reading)
+    environment = {**os.environ, "PYTHONPATH": f"{unpacked}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
+    words = ("-q", "-p", "no:cacheprovider", "-m", "not slow", *reading)
+    ended = python("-c", PYTEST, *words, cwd=unpacked, env={**environment, "PYTEST_ADDOPTS": ""})
     assert ended.returncode == 0, ended.stdout[-3000:] + ended.stderr[-1000:]
 
 
@@ -111,9 +104,7 @@ needs_installation = pytest.mark.skipif(
 
 @needs_installation
 def test_the_bill_names_what_is_needed_and_nothing_else() -> None:
-    run = subprocess.run(
-        [sys.executable, ROOT / "scripts" / "dependencies.py", "sbom"], capture_output=True, text=True, check=True
-    )
+    run = python(ROOT / "scripts" / "dependencies.py", "sbom", check=True)
     bill = json.loads(run.stdout)
     names = {component["name"] for component in bill["components"]}
     assert bill["bomFormat"] == "CycloneDX"

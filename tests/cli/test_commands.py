@@ -4,8 +4,6 @@ import contextlib
 import hashlib
 import json
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.support.command import clipmerge, done, printed, refused
+from tests.support.command import clipmerge, done, printed, python, refused
 from tests.support.raw_safetensors import edit, edit_json
 from tests.support.tiny_clip import Folders, layer_of, save_pair
 
@@ -176,7 +174,7 @@ def test_help_imports_nothing_heavy_and_no_other_command(words: list[str]) -> No
         "assert words or 'pydantic' not in sys.modules\n"
         "assert [each for each in COMMANDS if f'clipmerge.cli.{each}' in sys.modules] == words"
     )
-    subprocess.run([sys.executable, "-c", code, *words], check=True, capture_output=True)
+    python("-c", code, *words, check=True)
 
 
 def test_inspect_says_how_far_each_layer_moved(pair: Folders) -> None:

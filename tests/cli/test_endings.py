@@ -4,10 +4,9 @@ import contextlib
 import json
 import os
 import signal
-import subprocess
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -17,7 +16,7 @@ from clipmerge.cli._ending import reporting_errors
 from clipmerge.cli._terminal import Terminal
 from clipmerge.errors import HubError
 from clipmerge.files.staging import staged
-from tests.support.command import clipmerge, counted, done, refused
+from tests.support.command import clipmerge, counted, done, python, refused
 from tests.support.tiny_clip import Folders
 
 ENDED = "ended from outside (SIGTERM; a launcher sends it to all processes of a run when one of them fails)"
@@ -26,12 +25,8 @@ STOPS = pytest.mark.parametrize(
 )
 
 
-def run(*arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:
-    """Run `python -m clipmerge ARGUMENTS`, or Python itself where the first is ``-c``."""
-    words = [*([] if arguments[0] == "-c" else ["-m", "clipmerge"]), *map(str, arguments)]
-    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options}
-    options["env"] = {**counted(), **options.get("env", {})}
-    return subprocess.run([sys.executable, *words], text=True, check=False, timeout=120, **options)
+def run(*arguments: object, env: Mapping[str, str] = MappingProxyType({}), **options: Any) -> Any:
+    return python("-m", "clipmerge", *arguments, env={**counted(), **env}, **options)
 
 
 def test_signals_that_a_shell_ignores_stay_ignored() -> None:
@@ -43,7 +38,7 @@ atexit.register(lambda: print(*(signal.getsignal(each).name for each in signals)
 sys.argv = ["clipmerge", "--version"]
 from clipmerge.__main__ import run
 run()"""
-    assert run("-c", code).stdout.split()[-2:] == ["SIG_IGN", "SIG_IGN"]
+    assert python("-c", code, env=counted()).stdout.split()[-2:] == ["SIG_IGN", "SIG_IGN"]
 
 
 def stopping(number: int) -> Callable[..., Any]:
@@ -192,7 +187,7 @@ def test_a_signal_during_imports_is_one_line(tmp_path: Path, module: str, number
         "from clipmerge.__main__ import run\n"
         "run()"
     )
-    ended = run("-c", code, "merge", "a", "b", "-r", "wise-ft", "-o", tmp_path / "out")
+    ended = python("-c", code, "merge", "a", "b", "-r", "wise-ft", "-o", tmp_path / "out", env=counted())
     assert ended.returncode == end
     assert (ended.stdout, ended.stderr) == ("", f"error: {how}; nothing was left behind\n")
 
@@ -204,7 +199,7 @@ def test_a_late_signal_says_what_stands(pair: Folders, tmp_path: Path, number: i
     after = f"{begin}try: {call}\nfinally: signal.raise_signal({number:d})"
     ending = f"{begin}atexit.register(signal.raise_signal, {number:d})\n{call}"
     for program, out in ((after, tmp_path / "after"), (ending, tmp_path / "ending")):
-        ended = run("-c", program, "merge", *pair, "-r", "wise-ft", "-o", out)
+        ended = python("-c", program, "merge", *pair, "-r", "wise-ft", "-o", out, env=counted())
         assert ended.returncode == (code if program is after else 0)
         assert ended.stderr.endswith(f"error: {how}; {out} is complete\n" if program is after else "")
         assert ended.stderr.count("\n") == (program is after)
@@ -251,9 +246,8 @@ def test_an_error_that_only_another_process_has_is_said(
 
 @pytest.mark.slow
 def test_a_launcher_shows_an_error_once(tmp_path: Path) -> None:
-    starter = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "3"]
-    command = [*starter, "-m", "clipmerge", "merge", "a", "b", "-r", "nonsense", "-o", str(tmp_path / "out")]
-    ended = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    starter = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "3")
+    ended = python(*starter, "-m", "clipmerge", "merge", "a", "b", "-r", "nonsense", "-o", tmp_path / "out")
     assert ended.returncode != 0
     (line,) = [line for line in ended.stderr.splitlines() if line.startswith("error: ")]
     assert line.startswith("error: a: no such folder or")

@@ -14,7 +14,7 @@ from rich.text import Text
 from clipmerge.cli import _early
 from clipmerge.cli._terminal import Format, Terminal
 from clipmerge.errors import CheckpointError, printable
-from tests.support.command import clipmerge, counted, done
+from tests.support.command import clipmerge, counted, done, python
 from tests.support.image_files import png
 from tests.support.tiny_clip import Folders
 
@@ -23,8 +23,7 @@ def test_a_reader_that_has_gone_ends_a_command_quietly() -> None:
     """As `clipmerge recipes show auto | head -1` does."""
     reading, writing = os.pipe()
     os.close(reading)
-    command = [sys.executable, "-m", "clipmerge", "recipes", "show", "auto"]
-    ended = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True, env=counted(), timeout=120)
+    ended = python("-m", "clipmerge", "recipes", "show", "auto", stdout=writing, env=counted())
     os.close(writing)
     assert (ended.returncode, ended.stderr) == (0, "")
 
@@ -36,11 +35,7 @@ def test_a_process_that_its_launcher_ends_says_nothing() -> None:
         "from clipmerge.cli._ending import reporting_errors\n"
         f"reporting_errors(lambda: signal.raise_signal({signal.SIGTERM:d}))()"
     )
-    command = [sys.executable, "-c", code]
-    ended = [
-        subprocess.run(command, env={**counted(), "RANK": rank}, capture_output=True, text=True, timeout=120)
-        for rank in ("1", "0")
-    ]
+    ended = [python("-c", code, env={**counted(), "RANK": rank}) for rank in ("1", "0")]
     assert [each.returncode for each in ended] == [143, 143]
     assert ended[0].stderr == ""
     assert ended[1].stderr.startswith("error: ended from outside")
@@ -92,8 +87,7 @@ run()
 
 
 def offline(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", SCRIPT, *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, **environment})
+    return python("-c", SCRIPT, *arguments, env={**os.environ, **environment})
 
 
 @pytest.mark.slow

@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -72,6 +72,12 @@ def counted() -> dict[str, str]:
         return dict(os.environ)
     file = str(Path(str(running.get_option("run:data_file"))).resolve())
     return {**os.environ, "COVERAGE_PROCESS_START": str(ROOT / "pyproject.toml"), "COVERAGE_FILE": file}
+
+
+def python(*words: object, env: Mapping[str, str] = os.environ, **options: Any) -> subprocess.CompletedProcess[str]:
+    """Run Python to its end in a new process, whose output is captured."""
+    settings = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "check": False, "timeout": 900, **options}
+    return subprocess.run([sys.executable, *map(str, words)], text=True, env=env, **settings)
 
 
 def start(*arguments: object, **options: Any) -> subprocess.Popen[str]:
