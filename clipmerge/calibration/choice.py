@@ -43,6 +43,8 @@ class Candidate:
     beyond: float = 0.0
 
 
+#: Gain of a learned point over the path's, by its paired interval; ``None`` for a single image.
+Gain = Callable[[Candidate], Interval | None]
 # Accuracies are means of float64, so a loss of exactly the limit may come out a little above it.
 _ROUNDING = 1e-9
 #: Learned points that are tried: shares of the way from the start, and from there of the way to fine-tuned.
@@ -159,7 +161,8 @@ def choose(
     Returns:
         The choice between the path's point, see `_path_point`, and the learned point with the lowest goal, or with an
         anchor the nearest to it, of those that are better by the paired interval over the images, and not worse by that
-        under other corruptions. Without any the path is taken if it counts, and else the first by that order.
+        under other corruptions; without any, of those that are better under other corruptions, and not worse without
+        them. Without these the path is taken if it counts, and else the first by that order.
     """
     limit, finetuned = max_loss / 100, path[1.0]
     accurate = {alpha: score for alpha, score in path.items() if _keeps_accuracy(score, finetuned, limit)}
@@ -175,12 +178,13 @@ def choose(
         def corrupted_gain(candidate: Candidate) -> Interval | None:
             return paired_interval(corrupted(Candidate(alpha=alpha)) - corrupted(candidate))
 
-        def is_proven(candidate: Candidate) -> bool:
-            better = gain(candidate)
-            if better is None or better[0] <= 0:
-                return False
-            other = corrupted_gain(candidate)
-            return other is not None and other[1] >= 0
+        def proven(evidence: Gain, doubt: Gain) -> Candidate | None:
+            """The first point that is better by one gain, and not worse by the other."""
+            for candidate in ranked():
+                better = evidence(candidate)
+                if better and better[0] > 0 and (worse := doubt(candidate)) and worse[1] >= 0:
+                    return candidate
+            return None
 
         def ranked() -> Iterator[Candidate]:
             """The points that keep enough accuracy, in order; no more of them are scored than are asked for."""
@@ -190,10 +194,11 @@ def choose(
             kept = [candidate for candidate in candidates if _keeps_accuracy(scores(candidate), finetuned, limit)]
             return iter(sorted(kept, key=lambda candidate: scores(candidate).goal))
 
-        proven = next(filter(is_proven, ranked()), None)
-        tried = proven or next(ranked(), None) or max(candidates, key=lambda candidate: scores(candidate).accuracy)
+        # few images may have single ones with large losses, which hide a gain on one side alone
+        found = proven(gain, corrupted_gain) or proven(corrupted_gain, gain)
+        tried = found or next(ranked(), None) or max(candidates, key=lambda candidate: scores(candidate).accuracy)
         gains = gain(tried), corrupted_gain(tried)
-        if proven or not path_counts:
+        if found or not path_counts:
             best, score = tried, scores(tried)
     return HeldBackChoice(
         images=len(score.goals),

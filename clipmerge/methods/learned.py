@@ -74,8 +74,10 @@ def _chosen(choice: HeldBackChoice, *, learned: bool = True) -> str:
     if choice.beyond:
         way += f", and from there {choice.beyond:.0%} of the way to fine-tuned to keep the accuracy"
     path = f"{choice.path_goal:.3f} at alpha {choice.path_alpha:g} of the straight path"
-    worse = "" if choice.goal < choice.path_goal else ", which a sparse mask does not beat"
+    remark = "" if choice.goal < choice.path_goal else ", which a sparse mask does not beat"
+    if choice.gain and choice.corrupted_gain and choice.gain[0] <= 0 < choice.corrupted_gain[0]:
+        remark = "; only under other corruptions is it sure to be better"
     return (
         f"{images} chose {way}; {accuracy}; the goal (loss plus weighted divergence) is {choice.goal:.3f}, and "
-        f"{path}{worse}"
+        f"{path}{remark}"
     )

@@ -92,12 +92,14 @@ def test_the_lowest_goal_is_taken_of_what_keeps_the_accuracy(
 
 
 def test_without_evidence_the_path_is_taken() -> None:
-    """A lower goal is not enough: its paired interval excludes 0, and other corruptions do not speak against it."""
+    """A lower goal is not enough: one of two paired intervals excludes 0, and the other does not contradict it."""
     better, noise = score(0.9, 0.9), torch.zeros(4, 20, dtype=torch.float64)
     noise[0] = torch.tensor([0.5, -0.5] * 10)
     for candidate, taken in (
         (better, True),
         (ValidationScore(better.rows + noise), False),  # 0.1 +- 0.24 nats
+        (ValidationScore(score(0.9, 0.9, corrupted=0.9).rows + noise), True),
+        (ValidationScore(score(1.3, 0.9, corrupted=0.9).rows + noise), False),
         (score(0.9, 0.9, corrupted=1.1), False),
         (score(0.9, 0.9, corrupted=0.9), True),
         (score(0.9, 0.9, images=1), False),

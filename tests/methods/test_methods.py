@@ -107,6 +107,10 @@ SEEN: dict[str, Any] = {"images": 20, "right": 0.9, "path_alpha": 0.5, "path_goa
         ({"part": 0.4, "goal": 1.2}, "chose 40% of the way to what was learned; "),
         ({"part": 0.0, "goal": 1.2}, "chose one coefficient for all that the mask keeps; "),
         ({"part": 1.0, "beyond": 0.3, "goal": 1.2}, "and from there 30% of the way to fine-tuned to keep the accuracy"),
+        (
+            {"part": 1.0, "goal": 1.4, "gain": (-0.1, 0.3), "corrupted_gain": (0.1, 0.3)},
+            "1.500 at alpha 0.5 of the straight path; only under other corruptions is it sure to be better",
+        ),
     ],
 )
 def test_the_choice_is_told(choice: dict[str, Any], said: str) -> None:
