@@ -41,7 +41,7 @@ class Spec:
 
     @property
     def tuning(self) -> bool:
-        """Whether recipes may be tuned on it; paintings of seed 0 and aggressive-photo-1 were held out once, and lost."""
+        """Whether recipes may be tuned on it; paintings of seed 0 and aggressive-photo-1 were held out, and lost."""
         if self.target == "art":
             return self.seed == 0 and self.regime in _IMAGE_TOWER
         if (self.regime, self.target, self.seed) == ("aggressive", "photo", 1):
