@@ -34,10 +34,13 @@ class MovingModel:
         self._dtype = None if dtype == "keep" else getattr(torch, dtype)
         model.load(inputs.theta_0, inputs.zeroshot.source)
         model.module.to(device)
-        self._theta_0 = {name: inputs.theta_0(name).to(device) for name in model.parameters}
+        # the CPU computes with float64, which Apple's devices lack
+        wide = {name for name in model.parameters if any(entry.dtype == "F64" for entry in inputs.entries(name))}
+        homes = {name: torch.device("cpu") if name in wide else device for name in model.parameters}
+        self._theta_0 = {name: inputs.theta_0(name).to(home) for name, home in homes.items()}
         merged = [name for name in model.parameters if inputs.merges(name)]
         self._finetuned = [
-            {name: inputs.theta_1(name, which=which).to(device) for name in merged}
+            {name: inputs.theta_1(name, which=which).to(homes[name]) for name in merged}
             for which in range(len(inputs.finetuned))
         ]
         checkpoints = (inputs.zeroshot, *inputs.finetuned)

@@ -283,12 +283,13 @@ def test_evaluation_is_that_of_the_cpu(pair: tuple[Path, Path], images: Path) ->
     assert accuracies[0] == accuracies[1]
 
 
-def test_points_are_classified_as_on_the_cpu(pair: tuple[Path, Path], images: Path) -> None:
-    """Pictures are sent once for all points."""
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_points_are_classified_as_on_the_cpu(tmp_path: Path, images: Path, dtype: torch.dtype) -> None:
+    """Pictures are sent once for all points; weights in float64 stay on the CPU, as Apple's devices have none."""
     loaded, answers = load_images(str(images), None, whole=True), []
     moves = [partial(MovingModel.interpolate, alpha=alpha) for alpha in (0.0, 0.5, 1.0)]
+    inputs = inputs_of(save_ends(tmp_path, blocks=1, dtype=dtype))
     for device in ("cpu", pretended_device.NAME):
-        inputs = inputs_of(pair)
         with counted(has_float64=False), torch.inference_mode():  # the device makes no views of others in it
             scorer = Scorer(build_model(inputs), inputs, EvalSettings(Processes(torch.device(device)), batch_size=7))
             answers.append(scorer.answer(moves, {"a": loaded}, Progress())["a"])
