@@ -115,7 +115,9 @@ def _lone_tower(names: dict[str, str]) -> _Unwrapped | None:
     """The keys of a tower that was saved by itself, under the names that it has in the whole model."""
     for (first, *others), attribute in _LONE_TOWERS:
         for outer in (name.removesuffix(first) for name in names if f".{name}".endswith(f".{first}")):
-            if outer.endswith(("visual.", "text.")) or not all(outer + other in names for other in others):
+            if outer.endswith(("visual.", "visual.trunk.", "text.")) or not all(
+                outer + other in names for other in others
+            ):
                 continue
             inside = {attribute + name.removeprefix(outer): names[name] for name in names if name.startswith(outer)}
             outside = [name for name in names if not name.startswith(outer)]

@@ -265,7 +265,7 @@ TOWERS = (
     *(("vit_base_patch16_siglip_224", False), ("regnetx_002", True), ("densenet121", True), ("levit_128s", True)),
     *(("pvt_v2_b0", False), ("cait_xxs24_224", True), ("vgg11", True), ("hiera_tiny_224", False)),
     *(("xcit_nano_12_p16_224", True), ("ghostnet_050", True), ("mobilenetv4_conv_small", True)),
-    *(("vitamin_small_224", False), ("fastvit_mci0", False)),
+    *(("vitamin_small_224", False), ("fastvit_mci0", False), ("vit_pe_core_tiny_patch16_384", False)),
 )
 
 
