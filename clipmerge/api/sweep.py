@@ -32,7 +32,7 @@ from clipmerge.api._sweep_cache import SweepCache, key_of
 from clipmerge.api.plan import Known, check_ancestry, open_inputs, prepare
 from clipmerge.checkpoint import Inputs, align_checkpoints
 from clipmerge.distributed import is_main_process
-from clipmerge.errors import UsageError, VerdictError
+from clipmerge.errors import DataError, UsageError, VerdictError
 from clipmerge.evaluation.conclusion import loses, loss_warnings
 from clipmerge.evaluation.points import Point, weights_key
 from clipmerge.evaluation.tradeoff import RESAMPLES, standings
@@ -153,7 +153,7 @@ def run_sweep(
     progress = progress or Progress()
     begin = time.perf_counter()
     progress.stage("read")
-    loaded = {name: load_source(source, request, progress) for name, source in request.sources.items()}
+    loaded = {name: load_source(name, request, progress) for name in request.sources}
     tasks = load_tasks(request.keep, progress)
     notes = overlap_notes(request, loaded, tasks)
     say_all(progress, notes)
@@ -285,11 +285,14 @@ def write_sweep(record: dict[str, Any], correct: dict[str, Correct], output: Pat
         (folder / SWEEP_RECORD).write_text(json_text("sweep", record), encoding="utf-8")
 
 
-def load_source(source: Any, request: SweepRequest, progress: Progress) -> LabelledImages:
+def load_source(name: str, request: SweepRequest, progress: Progress) -> LabelledImages:
     """Load the images of one source."""
-    data, limit = request.calibration, request.limit
+    source, data, limit = request.sources[name], request.calibration, request.limit
     whole = limit is None
-    images = load_images(source, data.classes, columns=data.columns, whole=whole, most=limit, seed=request.seed)
+    try:
+        images = load_images(source, data.classes, columns=data.columns, whole=whole, most=limit, seed=request.seed)
+    except DataError as error:
+        raise DataError(f"--{'ood' if name in request.ood_sources else 'id'} {name}: {error}") from None
     say_all(progress, images.notes)
     if limit is None:
         return images

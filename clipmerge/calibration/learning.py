@@ -112,6 +112,10 @@ def learn(objective: Objective, coefficients: Coefficients, config: LearningConf
     """
     layout = lay_out(objective, config.steps, batch=config.batch, share=config.held_back)
     skill = rank = zeroshot = None
+    # so that what is found out before the steps is part of one progress with them
+    pictures = sum(config.goal.picture_count(len(step)) for step in layout.steps)
+    ahead = GRADIENT * pictures / objective.shares.accelerator.num_processes
+    objective.work.announce(ahead)
     if config.judges_zeroshot:
         skill, zeroshot = _zeroshot_skill(objective, config.goal, _path_steps(layout))
         if skill < SKILLED:
@@ -126,6 +130,7 @@ def learn(objective: Objective, coefficients: Coefficients, config: LearningConf
         if not anchor.harmed and anchor.alpha > UNTUNED and coefficients.start is None:
             # where fine-tuning has done little harm, learning and masks lose more than they mend
             config = replace(config, steps=0, sparsify=None)
+    objective.work.announce(-ahead)
     found = _Run(objective, coefficients, config, layout, zeroshot).learn()
     if found.choice is None:
         return found
@@ -231,7 +236,7 @@ class _Run:
         """Announce the steps' work, and that of so many points scored on the images of ``path_steps``."""
         goal, whole = self._config.goal, replace(self._config.goal, copies=None)
         teachers = FORWARD * len(goal.teachers)
-        work = 0.0
+        work = FORWARD * float(judged)  # until the choice is made, which may take more than is known now
         for step in steps:
             taught, images = goal.copy_count(len(step)), goal.picture_count(len(step))
             work += (teachers * taught + GRADIENT * images) * step.work_share
@@ -346,7 +351,7 @@ class _Run:
             path_counts=not self._coefficients.sparse,
         )
         spared = sum(goal.picture_count(len(step)) * step.work_share for step in steps) * len(unscored)
-        objective.work.announce(-FORWARD * spared)
+        objective.work.announce(-FORWARD * (spared + bool(self._candidates)))
         objective.work.tick(0)
         if choice.alpha is None:
             self._coefficients.move(choice.part, choice.beyond)

@@ -72,9 +72,16 @@ class _Matrix:
 
 
 def ancestry_warnings(inputs: Inputs) -> list[str]:
-    """Name the fine-tuned checkpoints that are equal to the zero-shot one or probably did not start from it."""
+    """Name the fine-tuned checkpoints that are equal to another, or probably did not start from the zero-shot one."""
     warnings = []
     for which, finetuned in enumerate(inputs.finetuned):
+        twin = next((other for other in range(which) if _are_equal(inputs, which, other)), None)
+        if twin is not None:
+            warnings.append(
+                f"{inputs.finetuned[twin].source} and {finetuned.source} are equal in all weights that can be merged, "
+                "so that model counts twice"
+            )
+            continue
         if _are_equal(inputs, which):
             warnings.append(
                 f"{inputs.zeroshot.source} and {finetuned.source} are equal in all weights that can be merged, so "
@@ -91,10 +98,22 @@ def ancestry_warnings(inputs: Inputs) -> list[str]:
     return warnings
 
 
-def _are_equal(inputs: Inputs, which: int) -> bool:
-    """Whether a checkpoint holds the zero-shot one's weights; no more than samples are read of most that do not."""
+def _are_equal(inputs: Inputs, which: int, other: int | None = None) -> bool:
+    """Whether two checkpoints hold the same weights; no more than samples are read of most that do not.
+
+    Args:
+        inputs: The checkpoints.
+        which: Index of a fine-tuned one.
+        other: Index of another fine-tuned one; ``None`` for the zero-shot one.
+    """
+    keys_of = [(inputs.zeroshot, inputs.zeroshot_keys), *zip(inputs.finetuned, inputs.finetuned_keys, strict=True)]
+    (one, ones), (two, twos) = keys_of[which + 1], keys_of[0 if other is None else other + 1]
     names = [*filter(inputs.merges, inputs.zeroshot_keys)]
-    return all(np.array_equal(*_samples(inputs, which, name, most)) for most in (SAMPLE, sys.maxsize) for name in names)
+    return all(
+        np.array_equal(_values(one, ones[name], most), _values(two, twos[name], most))
+        for most in (SAMPLE, sys.maxsize)
+        for name in names
+    )
 
 
 def ancestry_of(inputs: Inputs, which: int = 0) -> Ancestry:

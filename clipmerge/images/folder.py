@@ -21,8 +21,8 @@ def load_folder(source: str, folder: Path, *, others: Iterable[str] = ()) -> Lab
     """List the images of a folder without opening any; its classes are the subfolders, ``others`` names to suggest."""
     if not folder.is_dir():
         raise DataError(
-            f"{source}: {_not_a_folder(folder)}; --data takes a folder with one subfolder per class, Parquet or tar "
-            f"files, hf://datasets/ORG/NAME:SPLIT, or 'digits'.{did_you_mean(source, others)}"
+            f"{source}: {_not_a_folder(folder)}; give a folder with one subfolder per class, Parquet or tar files, "
+            f"hf://datasets/ORG/NAME:SPLIT, or 'digits'.{did_you_mean(source, others)}"
         )
     if any((folder / name).is_file() for name in ("state.json", "dataset_dict.json")):
         raise DataError(

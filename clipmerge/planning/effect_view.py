@@ -34,7 +34,7 @@ def unmeasured(*, with_images: bool, warnings: Collection[str] = ()) -> str:
 def effect_facts(bought: MergeEffect) -> str:
     """Sentences about the images of the measurement."""
     facts = (
-        f"On {_percent(bought.agreement)}% of these {bought.images} images the merged and the zero-shot model agree."
+        f"The merged and the zero-shot model agree on {_percent(bought.agreement)}% of the images ({bought.images})."
     )
     counts = ((bought.classes_without_images, "no image"), (bought.classes_with_one_image, "one image"))
     rare = [counted(count, f"has {number}", f"have {number}") for count, number in counts if count]

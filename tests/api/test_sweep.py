@@ -1,6 +1,7 @@
 """Sweeps: every point is what `merge` and `evaluate` say of it, and nothing is evaluated twice."""
 
 import json
+import re
 import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -20,7 +21,7 @@ from clipmerge.api._sweep_cache import SweepCache, key_of
 from clipmerge.api.apply import write_merge
 from clipmerge.api.plan import prepare
 from clipmerge.api.sweep import check_sweep, load_source, overlap_notes, run_sweep, write_sweep
-from clipmerge.errors import UsageError
+from clipmerge.errors import DataError, UsageError
 from clipmerge.evaluation import bf16_classifier
 from clipmerge.evaluation.accuracy import evaluate_sources
 from clipmerge.evaluation.moving_model import MovingModel
@@ -369,11 +370,20 @@ def test_images_used_twice_are_noted(far: Folders, images: Path, calibration: Pa
         (request_for(far, images, images), "30 images are also in --id val"),
         (request_for(far, calibration, images, calibration=used_twice), "flatters"),
     ):
-        loaded = {name: load_source(source, request, Progress()) for name, source in request.sources.items()}
+        loaded = {name: load_source(name, request, Progress()) for name in request.sources}
         assert any(told in note for note in overlap_notes(request, loaded, {}))
     request = request_for(far, images, Path("digits"), calibration=Calibration(source="digits"))
     with pytest.raises(UsageError, match="not out of distribution"):
         run_sweep(request)
+
+
+def test_a_source_that_cannot_be_read_is_named_with_its_option(far: Folders, images: Path) -> None:
+    for request, told in (
+        (request_for(far, images / "x", images), f"--id val: {images / 'x'}: no such folder; give a folder with one"),
+        (request_for(far, images, images / "x"), f"--ood shifted: {images / 'x'}: no such folder; give a folder with"),
+    ):
+        with pytest.raises(DataError, match=re.escape(told)):
+            run_sweep(request)
 
 
 def test_contradictions_are_refused(far: Folders, images: Path, shifted: Path) -> None:

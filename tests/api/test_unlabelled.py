@@ -108,7 +108,7 @@ def test_a_sweep_refuses_to_judge_on_unlabelled_images(
     mixed = Path(shutil.copytree(camera, tmp_path / "mixed"))
     shutil.copyfile((images if flag == "--id near" else far) / "dog" / "1.png", mixed / "x.png")
     request = sweep_of(pair, images, far, mixed, "auto")
-    loaded = {name: load_source(source, request, Progress()) for name, source in request.sources.items()}
+    loaded = {name: load_source(name, request, Progress()) for name in request.sources}
     with pytest.raises(UsageError, match=f"--unlabelled {mixed}: 1 image is also in {flag} .*a model is not judged"):
         overlap_notes(request, loaded, {})
     assert overlap_notes(sweep_of(pair, images, far, camera, "auto"), loaded, {})  # images of --data in --id are noted

@@ -298,7 +298,8 @@ def test_predictions_that_do_not_know_the_target_are_not_held(
 ) -> None:
     found = learned_coefficients(objective_for(ends, make_batches(SIZES)), steps=2, held_back=0.3, precision="float32")
     assert found.choice is not None
-    reference, objective = Reference(ends).at(0.0), objective_for(ends, make_batches(SIZES))
+    reference, work = Reference(ends).at(0.0), list[tuple[float, float]]()
+    objective = objective_for(ends, make_batches(SIZES), progress=lambda *report: work.append(report))
     looks = lay_out(objective, 1, share=0.3).validation_steps
     losses = [reference.loss(replace(s.batch, pixels=viewed(s.batch.pixels, s.seed + 1))).item() for s in looks]
     sizes = [len(step) for step in looks]
@@ -327,6 +328,8 @@ def test_predictions_that_do_not_know_the_target_are_not_held(
     assert (starts[0] == 0.5) is holds_path
     # the zero-shot model diverges from the path's middle, and not from itself
     assert zeroshot[0].goal > zeroshot[0].loss + 1e-3 if holds_path else zeroshot[0].goal == zeroshot[0].loss
+    # one progress from the first look to the choice
+    assert [done < total for done, total in work] == [True] * (len(work) - 1) + [False]
 
 
 def test_learning_by_heart_is_noted(ends: Ends) -> None:

@@ -173,6 +173,10 @@ def test_equal_weights_are_named_and_unequal_ones_are_not(models: Models, tmp_pa
     weights["logit_scale"] += 1e-3
     changed = _with_weights(models["base-0"], tmp_path / "changed", weights)
     assert ancestry_warnings(inputs_of((models["base-0"], changed))) == []
+    several = [models["mild-0"], changed, Path(shutil.copytree(models["mild-0"], tmp_path / "again"))]
+    (warning,) = ancestry_warnings(inputs_of((models["base-0"], *several)))
+    equal = "are equal in all weights that can be merged"
+    assert warning == f"{several[0]} and {several[2]} {equal}, so that model counts twice"
 
 
 def test_it_is_a_warning_in_every_place_and_an_error_if_asked(models: Models, tmp_path: Path) -> None:

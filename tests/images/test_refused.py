@@ -211,7 +211,7 @@ CASES = {
     ),
     "saved to disk": Case(photos(write("state.json", b"{}")), r"save_to_disk; write .*to_parquet\(FILE\)$"),
     "too low": Case(photos(below="cat"), "cat: has no subfolders; expected one per class"),
-    "not there": Case(photos(below="nothing"), "nothing: no such folder; --data takes a folder"),
+    "not there": Case(photos(below="nothing"), "nothing: no such folder; give a folder"),
     "a table": Case(photos(write("x.csv", b"cat"), below="x.csv"), r"x\.csv: is not a kind of file that is read"),
     # damage
     "truncated": Case(photos(write("cat/0.png", P[:200])), rf"0\.png: {NOT_AN_IMAGE}", read=first),
