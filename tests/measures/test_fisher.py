@@ -19,11 +19,6 @@ from tests.support.tasks import decide, inputs_of, request_for, task_of
 ENDS = {"fisher_zeroshot": 0.0, "fisher_finetuned": 1.0}
 
 
-@pytest.fixture(scope="module")
-def ends(short_ends: Ends) -> Ends:
-    return short_ends
-
-
 def images_of(batches: list[Batch]) -> list[Batch]:
     """Each image in its own batch."""
     singles = [(batch.pixels[i : i + 1], batch.labels[i : i + 1]) for batch in batches for i in range(len(batch))]
@@ -53,12 +48,12 @@ def expected_fisher(ends: Ends, images: list[Batch], alpha: float) -> dict[str, 
     return total
 
 
-def test_with_one_image_a_batch_it_is_exact(ends: Ends) -> None:
+def test_with_one_image_a_batch_it_is_exact(short_ends: Ends) -> None:
     images = images_of(make_batches((3, 2)))
-    found = load_plugin("measures", "fisher")(objective_for(ends, images), probes=1, labels="data")
-    pair = inputs_of(ends)
+    found = load_plugin("measures", "fisher")(objective_for(short_ends, images), probes=1, labels="data")
+    pair = inputs_of(short_ends)
     for statistic, alpha in ENDS.items():
-        expected = squared_gradients(ends, images, alpha)
+        expected = squared_gradients(short_ends, images, alpha)
         for name, value in found.tensors[statistic].items():
             assert value.dtype == torch.float32
             slack = 1e-9 + 1e-4 * float(value.max())
@@ -69,10 +64,10 @@ def test_with_one_image_a_batch_it_is_exact(ends: Ends) -> None:
 
 
 @pytest.mark.slow
-def test_labels_are_drawn_from_the_models_own_predictions(ends: Ends) -> None:
+def test_labels_are_drawn_from_the_models_own_predictions(short_ends: Ends) -> None:
     images = images_of(make_batches((4,)))
-    found = load_plugin("measures", "fisher")(objective_for(ends, images), probes=100)
-    expected, given = expected_fisher(ends, images, 1.0), squared_gradients(ends, images, 1.0)
+    found = load_plugin("measures", "fisher")(objective_for(short_ends, images), probes=100)
+    expected, given = expected_fisher(short_ends, images, 1.0), squared_gradients(short_ends, images, 1.0)
     off = []
     for name, value in found.tensors["fisher_finetuned"].items():
         assert float(value.double().mean()) == pytest.approx(float(expected[name].mean()), rel=0.3), name
@@ -89,10 +84,10 @@ def made_up(ends: Ends) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
 
 @pytest.mark.parametrize("normalise", [True, False])
 @pytest.mark.parametrize("alpha", [0.5, 0.2, 0.0, 1.0])
-def test_coefficients_are_the_formula_entry_by_entry(ends: Ends, alpha: float, normalise: bool) -> None:
-    first, second = made_up(ends)
+def test_coefficients_are_the_formula_entry_by_entry(short_ends: Ends, alpha: float, normalise: bool) -> None:
+    first, second = made_up(short_ends)
     tensors = {"fisher_zeroshot": first, "fisher_finetuned": second}
-    task = task_of(ends, Measurements(measure="fisher", tensors=tensors))
+    task = task_of(short_ends, Measurements(measure="fisher", tensors=tensors))
     found = decide(task, "fisher", alpha=alpha, floor=0.1, normalise=normalise).coefficients
     sums = [sum(float(value.sum(dtype=torch.float64)) for value in each.values()) for each in (first, second)]
     scale = sums[0] / sums[1] if normalise else 1.0

@@ -16,13 +16,8 @@ Table = dict[str, np.ndarray]
 
 
 @pytest.fixture(scope="module")
-def ends(short_ends: Ends) -> Ends:
-    return short_ends
-
-
-@pytest.fixture(scope="module")
-def found(ends: Ends) -> Measurements:
-    return path_barrier(objective_for(ends, make_batches(SIZES)), nodes=8, gradients=True)
+def found(short_ends: Ends) -> Measurements:
+    return path_barrier(objective_for(short_ends, make_batches(SIZES)), nodes=8, gradients=True)
 
 
 def by_layer(values: dict[str, float]) -> dict[str, float]:
@@ -39,9 +34,9 @@ def simpson(values: np.ndarray, width: float) -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def dense(ends: Ends) -> dict[str, Table]:
+def dense(short_ends: Ends) -> dict[str, Table]:
     """One value per batch by statistic and layer, from 65 gradients of each batch."""
-    reference = Reference(ends)
+    reference = Reference(short_ends)
     rows: list[list[dict[str, float]]] = []
     for alpha in np.linspace(0, 1, 65):
         reference.at(float(alpha))
@@ -67,8 +62,8 @@ def test_shares_are_those_of_dense_integration(found: Measurements, dense: dict[
         assert found[statistic].batches[layer] == pytest.approx(expected.tolist(), rel=1e-3, abs=1e-5), layer
 
 
-def test_shares_add_up_to_what_the_losses_say(ends: Ends, found: Measurements) -> None:
-    reference = Reference(ends)
+def test_shares_add_up_to_what_the_losses_say(short_ends: Ends, found: Measurements) -> None:
+    reference = Reference(short_ends)
     loss = {
         alpha: np.average([reference.at(alpha).loss(b).item() for b in make_batches(SIZES)], weights=SIZES)
         for alpha in (0.0, 0.5, 1.0)
@@ -88,8 +83,8 @@ def test_shares_add_up_to_what_the_losses_say(ends: Ends, found: Measurements) -
         assert value == pytest.approx(mean, rel=1e-5)
 
 
-def test_a_bent_path_gets_more_nodes_and_rounding_does_not(ends: Ends, tmp_path: Path) -> None:
-    found = path_barrier(objective_for(ends, make_batches(SIZES)), nodes=1, tolerance=1e-3)
+def test_a_bent_path_gets_more_nodes_and_rounding_does_not(short_ends: Ends, tmp_path: Path) -> None:
+    found = path_barrier(objective_for(short_ends, make_batches(SIZES)), nodes=1, tolerance=1e-3)
     assert found.path is not None
     used = (len(found.path.alphas) - 1) // 2
     assert used > 1
@@ -107,8 +102,8 @@ def test_a_bent_path_gets_more_nodes_and_rounding_does_not(ends: Ends, tmp_path:
     assert len(found.path.alphas) == 1 + 2 * 3
 
 
-def test_an_attribution_that_does_not_add_up_is_said(ends: Ends, monkeypatch: pytest.MonkeyPatch) -> None:
-    objective = objective_for(ends, make_batches((4,)))
+def test_an_attribution_that_does_not_add_up_is_said(short_ends: Ends, monkeypatch: pytest.MonkeyPatch) -> None:
+    objective = objective_for(short_ends, make_batches((4,)))
     original = Slopes._taken
     monkeypatch.setattr(Slopes, "_taken", lambda self, part: 1.5 * original(self, part))
     found = path_barrier(objective)

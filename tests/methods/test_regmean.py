@@ -20,15 +20,10 @@ VISION, TEXT = "vision_model.encoder.layers.1.mlp.fc2.weight", "text_model.encod
 CLASSES = ("bird", "cat", "a longer name")
 
 
-def measure(ends: Ends, prompts_at_once: int = 512) -> Measurements:
-    objective = objective_for(ends, BATCHES, classes=CLASSES, prompts_at_once=prompts_at_once)
-    found: Measurements = load_plugin("measures", "gram")(objective)
-    return found
-
-
 @pytest.fixture(scope="module")
 def found(ends: Ends) -> Measurements:
-    return measure(ends)
+    measured: Measurements = load_plugin("measures", "gram")(objective_for(ends, BATCHES, classes=CLASSES))
+    return measured
 
 
 def rows_into(ends: Ends, name: str, alpha: float) -> Tensor:

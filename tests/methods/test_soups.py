@@ -13,7 +13,7 @@ from transformers import CLIPModel
 
 from clipmerge.api.plan import prepare
 from clipmerge.errors import RecipeError
-from clipmerge.planning.measurements import Measurements, Mixture
+from clipmerge.planning.measurements import LossPath, Measurements, Mixture
 from clipmerge.planning.recipe import load_recipe
 from clipmerge.plugins import load_plugin
 from tests.support.command import clipmerge
@@ -110,22 +110,15 @@ def test_the_path_is_what_transformers_says_of_each_point(far: list[Path], count
     assert len({mixture.accuracy for mixture in found.mixtures}) > 1
 
 
-def path_of(accuracies: list[float], losses: list[float]) -> Measurements:
-    alphas = tuple(i / (len(losses) - 1) for i in range(len(losses)))
-    tries = tuple(
-        Mixture(weights=(alpha,), loss=loss, accuracy=accuracy)
-        for alpha, loss, accuracy in zip(alphas, losses, accuracies, strict=True)
-    )
-    path = {"alphas": alphas, "losses": tuple(losses)}
-    return Measurements.model_validate({"measure": "path-accuracy", "path": path, "mixtures": tries})
-
-
 @pytest.mark.parametrize(
     ("options", "alpha"),
     [({}, 0.5), ({"criterion": "loss"}, 0.75), ({"at_most": 0.4}, 0.25), ({"criterion": "loss", "at_most": 0.5}, 0.5)],
 )
 def test_the_best_alpha_is_taken_of_equals_the_smallest(pair: Folders, options: dict[str, Any], alpha: float) -> None:
-    task = task_of(list(pair), path_of([0.2, 0.6, 0.8, 0.8, 0.7], [3, 2, 1.5, 1, 2]))
+    path = LossPath(alphas=(0, 0.25, 0.5, 0.75, 1), losses=(3, 2, 1.5, 1, 2))
+    points = zip(path.alphas, path.losses, (0.2, 0.6, 0.8, 0.8, 0.7), strict=True)
+    tries = tuple(Mixture(weights=(at,), loss=loss, accuracy=accuracy) for at, loss, accuracy in points)
+    task = task_of(list(pair), Measurements(measure="path-accuracy", path=path, mixtures=tries))
     decision = decide(task, "wise-ft-id", **options)
     assert {layer.alpha for layer in decision.layers.values()} == {alpha}
     assert decision.layers.keys() == task.layers.keys()

@@ -70,19 +70,13 @@ def test_a_tower_may_start_at_any_block(pairs: dict[str, Folders], kind: str) ->
             torch.testing.assert_close(prefixed, embed(inputs), atol=1e-6, rtol=0)  # type: ignore[operator]
 
 
-def square_batches(size: int) -> list[Batch]:
-    generator = torch.Generator().manual_seed(3)
-    return [
-        Batch(number, torch.randn(4, 3, size, size, generator=generator), torch.tensor([0, 1, 2, number]))
-        for number in range(2)
-    ]
-
-
 @pytest.mark.parametrize("kind", ["vit", "resnet", "timm siglip", "timm efficientnet", "coca"])
 def test_the_shares_of_all_layers_are_the_measured_barrier(pairs: dict[str, Folders], kind: str) -> None:
     """Batch norms' statistics move along the path too: without their part the sums would be wrong."""
     size = ARCHITECTURES[kind].get("vision", {}).get("image_size", 32)
-    objective = objective_for(pairs[kind], square_batches(size))
+    generator, labels = torch.Generator().manual_seed(3), torch.tensor([[0, 1, 2, 0], [0, 1, 2, 1]])
+    pixels = torch.randn(2, 4, 3, size, size, generator=generator)
+    objective = objective_for(pairs[kind], [Batch(at, pixels[at], labels[at]) for at in (0, 1)])
     found = load_plugin("measures", "path-barrier")(objective)
     for check in found.checks.values():
         assert check.sum_of_layers == pytest.approx(check.measured, rel=0.02, abs=2e-5)

@@ -10,7 +10,6 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import CLIPModel, CLIPProcessor, CLIPTextModel, CLIPVisionModel, CLIPVisionModelWithProjection
-from transformers.utils import logging as transformers_logging
 
 from clipmerge.checkpoint import open_checkpoint
 from clipmerge.errors import CheckpointError
@@ -27,12 +26,6 @@ TOWERS: dict[str, Any] = {
     "CLIPTextModel": (CLIPTextModel, "text"),
     "CLIPVisionModelWithProjection": (CLIPVisionModelWithProjection, "vision"),
 }
-
-
-@pytest.fixture(autouse=True)
-def _silence() -> None:
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
 
 
 def merge(*inputs: Path, flags: tuple[object, ...] = ()) -> Path:
