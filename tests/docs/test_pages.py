@@ -41,12 +41,9 @@ def test_no_link_is_dead(page: Path) -> None:
         assert not page.is_relative_to(DOCS) or target.is_relative_to(DOCS), f"{page.name}: {link} is not on the site"
 
 
-def test_every_page_is_in_the_navigation() -> None:
+def test_every_page_is_in_the_navigation_and_every_public_name_in_the_reference() -> None:
     listed = re.findall(r"[\w/-]+\.md", str(SITE["nav"]))
     assert sorted(listed) == sorted(page.relative_to(DOCS).as_posix() for page in DOCS.rglob("*.md"))
-
-
-def test_every_public_name_is_in_the_api_reference() -> None:
     named = re.findall(r"^::: clipmerge\.(\w+)$", (DOCS / "api.md").read_text(encoding="utf-8"), re.MULTILINE)
     assert sorted(named) == sorted(set(clipmerge.__all__) - {"__version__"})
 

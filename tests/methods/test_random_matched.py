@@ -79,9 +79,7 @@ def test_the_layer_that_moved_most_nearly_as_far_gets_the_edit(pair: Folders) ->
 def test_more_stragglers_than_other_layers_are_refused(pair: Folders) -> None:
     """Only layers that fine-tuning moved can stand in."""
     task = task_with((pair[0], pair[0]), seed=0)
-    with pytest.raises(
-        RecipeError, match="random-matched: 2 stragglers and only 0 other layers that fine-tuning moved"
-    ):
+    with pytest.raises(RecipeError, match="random-matched: 2 stragglers and only 0 other layers that"):
         decide(task, "random-matched")
 
 

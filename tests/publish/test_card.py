@@ -105,11 +105,8 @@ def test_paths_with_blanks_quotes_and_ampersands_do_not_leave_it() -> None:
     shown = public_record(held)
     for text in (json.dumps(shown), model_card(held, repo_id="acme/robust")):
         assert not any(word in text for word in ("secret", "home", "runs", "partner", "Users", "abcdefgh"))
-    assert shown["warnings"] == [
-        "cars: odd",
-        "a note was removed because it names files on the author's machine",
-        "plain",
-    ]
+    removed = "a note was removed because it names files on the author's machine"
+    assert shown["warnings"] == ["cars: odd", removed, "plain"]
     assert shown["command"].startswith("clipmerge merge base cars --data=val -o ")
 
 
@@ -128,13 +125,8 @@ def test_no_way_to_write_a_path_leaves_it_in_any_text(path: str) -> None:
     layers = {name: layer | {"reason": f"like {path}, and {path}"} for name, layer in RECORD["layers"].items()}
     about = {"change": {"title": path, "unit": f"see:{path}"}}
     held = RECORD | {"recipe": recipe, "calibration": calibration, "layers": layers, "statistics": about}
-    held |= {
-        "verdict": path,
-        "accuracy": {path: 0.5},
-        "sources": {path: {"source": "cars"}},
-        "images": {path: 4},
-        "warnings": [path],
-    }
+    held |= {"verdict": path, "warnings": [path], "accuracy": {path: 0.5}, "images": {path: 4}}
+    held |= {"sources": {path: {"source": "cars"}}}
     text = json.dumps(public_record(held)) + model_card(held, repo_id="acme/robust")
     assert "secret" not in text
     assert "runs" in text

@@ -54,17 +54,9 @@ def add_more_traps(folder: Path, elsewhere: Path) -> None:
 
 def add_every_side_file(folder: Path) -> None:
     """Put paths and tokens into each file that is copied, existing or not, and a file that is no JSON among them."""
-    trap = PLACES | {
-        "use_auth_token": SECRET,
-        "hub_key": f"hf_{SECRET}{SECRET}",
-        f"/home/{SECRET}/": 1,
-        "dir": f"../{SECRET}/x",
-    }
-    trap |= {
-        "seen": f"read from /my own/{SECRET} dir/x",
-        "windows": f"D:\\my own\\{SECRET}",
-        "shell": f"$HOME/{SECRET}",
-    }
+    trap = PLACES | {"use_auth_token": SECRET, "hub_key": f"hf_{SECRET}{SECRET}", f"/home/{SECRET}/": 1}
+    trap |= {"dir": f"../{SECRET}/x", "seen": f"read from /my own/{SECRET} dir/x"}
+    trap |= {"windows": f"D:\\my own\\{SECRET}", "shell": f"$HOME/{SECRET}"}
     whole = {"open_clip_config.json": {"model_cfg": trap}, "chat_template.json": {"chat_template": "x"} | trap}
     whole |= {"tokenizer.json": {}, "vocab.json": {}}
     whole["special_tokens_map.json"] = {key: value for key, value in trap.items() if key != "inner"}

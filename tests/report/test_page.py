@@ -196,15 +196,9 @@ def test_the_plot_puts_marks_and_intervals_where_the_numbers_say(html_of: Pages)
     record = MergeRecord.model_validate(learned() | {"kept": OTHER_TASKS})
     plot = effect_plot(record)
     assert plot is not None
-    titles = [group["title"] for group in plot["groups"]]
-    assert titles[:3] == [
-        "Your images",
-        *(f"Your images under {kind} corruptions" for kind in ("unrelated", "related")),
-    ]
-    assert titles[3:] == [
-        "Other task: flowers",
-        "Other task: coco, image to text R@1",
-        "Other task: coco, text to image R@1",
+    assert [group["title"] for group in plot["groups"]] == [
+        *("Your images", "Your images under unrelated corruptions", "Your images under related corruptions"),
+        *("Other task: flowers", "Other task: coco, image to text R@1", "Other task: coco, text to image R@1"),
     ]
     (low, first), *_, (high, last) = plot["ticks"]
     per_point = (high - low) / (float(last[:-1]) - float(first[:-1]))

@@ -11,10 +11,8 @@ from clipmerge.publish.card import model_card
 from clipmerge.report.terminal import summary
 from tests.support.merge_records import RECORDS, example, learned, printed
 
-PATH = {"images": 204, "alpha": 0.4, "part": 0.0, "beyond": 0.0, "goal": 0.4, "right": 0.9, "path_alpha": 0.4} | {
-    "path_goal": 0.4,
-    "finetuned_right": 0.95,
-}
+PATH = {"images": 204, "alpha": 0.4, "part": 0.0, "beyond": 0.0, "goal": 0.4, "right": 0.9, "finetuned_right": 0.95}
+PATH |= {"path_alpha": 0.4, "path_goal": 0.4}
 
 
 @pytest.mark.parametrize(
