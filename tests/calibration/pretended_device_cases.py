@@ -349,3 +349,7 @@ def test_collectives_get_tensors_on_the_device_of_their_group(ends: Ends, monkey
     for number, value in enumerate(values.values.values()):
         assert torch.equal(cast(Tensor, value.grad), torch.full_like(value, 2 * number))
     assert len(sent) == 1 + len(values.values)
+    # a step with fewer images than processes, which both take whole: their coefficients stay equal
+    sent.clear()
+    learn(objective, values, LearningConfig(Goal(0.0), 1, 0.05, batch=1))
+    assert sum(sent) == sum(value.numel() for value in values.values.values())
