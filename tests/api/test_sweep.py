@@ -36,7 +36,7 @@ from clipmerge.planning.recipe import load_recipe
 from clipmerge.progress import Progress
 from clipmerge.request import Calibration, SweepRequest
 from tests.support.command import done
-from tests.support.tasks import inputs_of, plan_of
+from tests.support.tasks import inputs_of, plan_of, sweep_of
 from tests.support.tasks import request_for as merge_request
 from tests.support.tiny_clip import Folders, save_images
 
@@ -50,16 +50,9 @@ def quick(recipe: str) -> list[str]:
     return QUICK if recipe.startswith("straggler") else []
 
 
-def request_for(pair: Folders, images: Path | str, shifted: Path | str, *recipes: str, **changes: Any) -> SweepRequest:
-    given: dict[str, Any] = {"alphas": (0.0, 0.3, 1.0), **changes}
-    return SweepRequest(
-        str(pair[0]),
-        str(pair[1]),
-        {"val": str(images)},
-        {"shifted": str(shifted)},
-        tuple(load_recipe(name, quick(name)) for name in recipes),
-        **given,
-    )
+def request_for(pair: Folders, images: Path | str, shifted: Path | str, *names: str, **changes: Any) -> SweepRequest:
+    recipes = (load_recipe(name, quick(name)) for name in names)
+    return sweep_of(pair, images, shifted, *recipes, **{"alphas": (0.0, 0.3, 1.0), **changes})
 
 
 def written_accuracy(
@@ -87,8 +80,8 @@ def test_every_point_is_what_evaluate_says_of_the_merged_folder(
         alpha = row["alpha"]
         written = written_accuracy(tmp_path / f"{alpha}", request.sources, far, "wise-ft", f"method.alpha={alpha}")
         assert row["accuracy"] == written
-        assert row["id"] == row["accuracy"]["val"]
-        assert row["ood"] == row["accuracy"]["shifted"]
+        assert row["id"] == row["accuracy"]["near"]
+        assert row["ood"] == row["accuracy"]["far"]
     assert len({row["ood"] for row in record["curve"]}) > 1  # or the comparison above says nothing
     for row in record["recipes"]:
         name = row["name"]
@@ -142,7 +135,7 @@ def test_several_are_swept_around_the_curve_to_their_average(
 ) -> None:
     recipes = ("uniform-soup", "ties", "model-stock", "greedy-soup")
     sources = [str(folder) for folder in family]
-    flags = ["--id", f"val={images}", "--ood", f"shifted={shifted}", "--data", images, "--alphas", "0,0.3,1"]
+    flags = ["--id", f"near={images}", "--ood", f"far={shifted}", "--data", images, "--alphas", "0,0.3,1"]
     asked = [word for name in recipes for word in ("--recipe", name)]
     made = done("sweep", *sources, *flags, *asked, "--output", tmp_path / "out", "--format", "json")
     record = made.json
@@ -153,7 +146,7 @@ def test_several_are_swept_around_the_curve_to_their_average(
     scored = [("wise-ft", row, [f"method.alpha={row['alpha']}"]) for row in record["curve"]]
     scored += [(row["name"], row, []) for row in record["recipes"]]
     for name, row, sets in scored:
-        measured = {"val": str(images), "shifted": str(shifted)}
+        measured = {"near": str(images), "far": str(shifted)}
         folder = tmp_path / f"{name}{sets}"
         assert row["accuracy"] == written_accuracy(folder, measured, family, name, *sets, data=images), name
     assert record["recipes"][0]["alpha"] == 1  # the uniform soup is the curve's end
@@ -203,7 +196,7 @@ def test_nothing_is_evaluated_twice(
     points = 3 + 2  # three alphas, 0.45 once, and the one that differs in a coefficient
     assert [row["alpha"] for row in record["recipes"]] == [0.3, None, None, None]
     assert record["recipes"][0]["accuracy"] == record["curve"][1]["accuracy"]
-    assert correct["val"].shape == (points, 30)
+    assert correct["near"].shape == (points, 30)
     assert set(counting.decoded.values()) == {1}
     assert len(counting.decoded) == 30 + 21
     assert counting.batches == points * (3 + 3)
@@ -221,7 +214,7 @@ def test_how_many_images_are_held_changes_nothing(
     for held in (1, 100_000, 10**9):
         with monkeypatch.context() as patched:
             counting = Counting(patched)
-            loaded = {"val": load_images(str(images)), "shifted": load_images(str(shifted))}
+            loaded = {"near": load_images(str(images)), "far": load_images(str(shifted))}
             settings = EvalSettings(Accelerator(cpu=True), TEMPLATE)
             found = Scorer(build_model(opened), opened, settings, load_bytes=held).score(moves, loaded, Progress())
         assert all((found[name] == expected[name]).all() for name in expected)
@@ -243,7 +236,7 @@ def test_the_record_and_the_files_tell_the_same(far: Folders, images: Path, shif
     rows = [*record["curve"], *record["recipes"]]
     for name, right in correct.items():
         assert right.float().mean(dim=1).tolist() == pytest.approx([row["accuracy"][name] for row in rows])
-    assert record["images"] == {"val": 30, "shifted": 21}
+    assert record["images"] == {"near": 30, "far": 21}
     # the same seed gives the same numbers; the seed draws the resamples of the gain
     again, _ = run_sweep(request)
     assert [record | {"seconds": None}] == [again | {"seconds": None}]
@@ -346,7 +339,7 @@ def test_ood_images_among_the_calibration_images_are_refused(
     measured = Counting(monkeypatch)
     request = request_for(far, images, ood, "straggler-outlier", calibration=Calibration(source=str(calibration)))
     count = "18 images are" if kind == "the same folder" else "1 image is"
-    with pytest.raises(UsageError, match=f"--ood shifted: {count} also in the calibration source"):
+    with pytest.raises(UsageError, match=f"--ood far: {count} also in the calibration source"):
         run_sweep(request)
     assert not measured.batches
 
@@ -367,7 +360,7 @@ def test_only_what_was_compared_is_called_checked(far: Folders, images: Path, sh
 def test_images_used_twice_are_noted(far: Folders, images: Path, calibration: Path) -> None:
     used_twice = Calibration(source=str(calibration))
     for request, told in (
-        (request_for(far, images, images), "30 images are also in --id val"),
+        (request_for(far, images, images), "30 images are also in --id near"),
         (request_for(far, calibration, images, calibration=used_twice), "flatters"),
     ):
         loaded = {name: load_source(name, request, Progress()) for name in request.sources}
@@ -392,8 +385,8 @@ def test_contradictions_are_refused(far: Folders, images: Path, shifted: Path) -
         (request_for(far, images, shifted, "lines", "lines"), "two recipes are named 'lines'"),
         (request_for(far, images, shifted, "lines", points={"lines": "x"}), "--point lines: a recipe has this name"),
         (request_for(far, images, shifted, alphas=(0.5, 0.5)), "two different values"),
-        (SweepRequest("a", "b", {"val": "x"}, {"val": "y"}), "both have a source named 'val'"),
-        (SweepRequest("a", "b", {"val": "x"}, {}), "at least one"),
+        (SweepRequest("a", "b", {"near": "x"}, {"near": "y"}), "both have a source named 'near'"),
+        (SweepRequest("a", "b", {"near": "x"}, {}), "at least one"),
     ):
         with pytest.raises(UsageError, match=told):
             check_sweep(request)

@@ -20,6 +20,7 @@ from clipmerge.report.sweep_headline import gain_notes
 from clipmerge.request import Calibration, SweepRequest
 from tests.support.command import clipmerge, done, refused
 from tests.support.merged_output import RECORD
+from tests.support.tasks import sweep_of
 from tests.support.tiny_clip import Folders, save_images
 
 QUICK = ("--batch-size", 8, "--set", "measure.steps=3", "--set", "measure.batch=8", "--no-verdict")
@@ -89,15 +90,9 @@ def test_what_cannot_be_used_is_refused(pair: Folders, images: Path, camera: Pat
     assert f"--unlabelled {mixed}: 1 image is also in --data {images}" in found.err
 
 
-def sweep_of(pair: Folders, near: Path, far: Path, unlabelled: Path, *recipes: str) -> SweepRequest:
-    return SweepRequest(
-        str(pair[0]),
-        str(pair[1]),
-        {"near": str(near)},
-        {"far": str(far)},
-        recipes=tuple(map(load_recipe, recipes)),
-        calibration=Calibration(source=str(near), unlabelled=str(unlabelled)),
-    )
+def request_for(pair: Folders, near: Path, far: Path, unlabelled: Path, *recipes: str) -> SweepRequest:
+    calibration = Calibration(source=str(near), unlabelled=str(unlabelled))
+    return sweep_of(pair, near, far, *map(load_recipe, recipes), calibration=calibration)
 
 
 @pytest.mark.parametrize("flag", ["--id near", "--ood far"])
@@ -107,20 +102,20 @@ def test_a_sweep_refuses_to_judge_on_unlabelled_images(
     far = save_images(tmp_path / "far", each=2, seed=5)
     mixed = Path(shutil.copytree(camera, tmp_path / "mixed"))
     shutil.copyfile((images if flag == "--id near" else far) / "dog" / "1.png", mixed / "x.png")
-    request = sweep_of(pair, images, far, mixed, "auto")
+    request = request_for(pair, images, far, mixed, "auto")
     loaded = {name: load_source(name, request, Progress()) for name in request.sources}
     with pytest.raises(UsageError, match=f"--unlabelled {mixed}: 1 image is also in {flag} .*a model is not judged"):
         overlap_notes(request, loaded, {})
-    assert overlap_notes(sweep_of(pair, images, far, camera, "auto"), loaded, {})  # images of --data in --id are noted
+    assert overlap_notes(request_for(pair, images, far, camera, "auto"), loaded, {})  # --data in --id is noted
 
 
 def test_a_sweep_gives_them_to_the_recipes_that_learn(pair: Folders, images: Path, camera: Path) -> None:
-    request = sweep_of(pair, images, images, camera, "auto", "lines")
+    request = request_for(pair, images, images, camera, "auto", "lines")
     check_sweep(request)
     given = [request.merge_request(recipe).calibration.unlabelled for recipe in request.recipes]
     assert given == [str(camera), None]
     with pytest.raises(UsageError, match="recipe 'lines' does not learn"):
-        check_sweep(sweep_of(pair, images, images, camera, "lines"))
+        check_sweep(request_for(pair, images, images, camera, "lines"))
     with pytest.raises(UsageError, match="no recipe is given"):
         sweep(*map(str, pair), id={"near": str(images)}, ood={"far": "x"}, unlabelled=str(camera))
     row = {"name": "auto", "alpha": None, "calibration": {"unlabelled": GIVEN}}

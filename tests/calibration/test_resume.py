@@ -39,7 +39,7 @@ from tests.support.tiny_clip import save_images
 
 SIZES = (4, 4, 3)
 STEPS = 7
-
+PLAIN = LearningConfig(Goal(0.3), STEPS, 0.05)
 
 Whole = Callable[..., tuple[dict[str, Tensor], list[Losses]]]
 
@@ -73,43 +73,26 @@ def saved(ends: Ends, tmp_path_factory: pytest.TempPathFactory) -> Path:
 class Learning:
     """One run of learning on the small objective, with its file."""
 
-    def __init__(self, ends: Ends, file: Path, **changes: Any) -> None:
-        self.ends, self.file, self.said = ends, file, list[str]()
-        self.options: dict[str, Any] = {
-            "granularity": "entry",
-            "start": None,
-            "sparse": False,
-            "steps": STEPS,
-            **changes,
-        }
-        self.work: list[tuple[float, float]] = []
-
-    def objective(self) -> Objective:
-        objective = objective_for(self.ends, make_batches(SIZES), progress=lambda *work: self.work.append(work))
-        objective.learning_state = LearningState(lambda: self.file, objective.shares.accelerator, self.said.append)
-        return objective
+    def __init__(self, ends: Ends, file: Path, config: LearningConfig = PLAIN, *, sparse: bool = False, **how: Any):
+        self.ends, self.file, self.config, self.sparse = ends, file, config, sparse
+        self.how = {"granularity": "entry", **how}
+        self.said, self.work = list[str](), list[tuple[float, float]]()
 
     def run(self) -> tuple[dict[str, Tensor], list[Losses]]:
-        objective = self.objective()
-        coefficients = Coefficients(objective, self.options["granularity"], self.options["start"])
-        assert objective.learning_state is not None
-        with objective.learning_state.underway():
-            learned = learn(objective, coefficients, self.config(objective))
-        objective.learning_state.remove()
-        return coefficients.by_parameter(), learned.trace
-
-    def config(self, objective: Objective) -> LearningConfig:
-        held_back = self.options.get("held_back", 0.0)
-        goal = Goal(0.3, views=self.options.get("views", 0.0))
-        config = LearningConfig(goal, self.options["steps"], 0.05, held_back=held_back)
-        if not self.options["sparse"]:
-            return config
+        objective = objective_for(self.ends, make_batches(SIZES), progress=lambda *work: self.work.append(work))
+        state = LearningState(lambda: self.file, objective.shares.accelerator, self.said.append)
+        objective.learning_state = state
+        coefficients = Coefficients(objective, **self.how)
 
         def sharper() -> tuple[list[str], float]:
             values = {layer: sum(row) for layer, row in layer_sharpness(objective).items()}
             return [name for layer in sharpest(values, 0.5) for name in objective.path.layers[layer]], 0.5
 
-        return dataclasses.replace(config, sparsify=sharper)
+        config = dataclasses.replace(self.config, sparsify=sharper) if self.sparse else self.config
+        with state.underway():
+            learned = learn(objective, coefficients, config)
+        state.remove()
+        return coefficients.by_parameter(), learned.trace
 
 
 def same(one: tuple[dict[str, Tensor], list[Losses]], other: tuple[dict[str, Tensor], list[Losses]]) -> bool:
@@ -121,8 +104,8 @@ def same(one: tuple[dict[str, Tensor], list[Losses]], other: tuple[dict[str, Ten
 OPTIONS: dict[str, dict[str, Any]] = {
     "entry": {},
     "layer": {"granularity": "layer", "start": 0.4},
-    "held back": {"held_back": 0.3, "views": 1.0},
-    "sparse": {"held_back": 0.3, "sparse": True},
+    "held back": {"config": dataclasses.replace(PLAIN, goal=Goal(0.3, views=1.0), held_back=0.3)},
+    "sparse": {"config": dataclasses.replace(PLAIN, held_back=0.3), "sparse": True},
 }
 
 

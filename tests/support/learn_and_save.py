@@ -1,4 +1,4 @@
-"""The command line, which saves what it learned after every step, and can end half-way; see test_resumed_commands.py.
+"""The command line, which saves what it learned after every step, and can end half-way; see test_resumed.py.
 
 Arguments: ``wait`` takes every step slowly, a number kills process 0 after so many steps; then those of clipmerge. A
 process other than the first has a cache of its own, as on another machine.

@@ -18,9 +18,10 @@ from clipmerge.planning.layer_plan import LayerPlan
 from clipmerge.planning.measurements import Measurements
 from clipmerge.planning.plan import Plan
 from clipmerge.planning.provenance import SourceRecord
-from clipmerge.planning.recipe import load_recipe
+from clipmerge.planning.recipe import Recipe, load_recipe
 from clipmerge.planning.tensors import named_tensors
-from clipmerge.request import Calibration, MergeRequest
+from clipmerge.request import Calibration, MergeRequest, SweepRequest
+from tests.support.tiny_clip import Folders
 
 RECORD = SourceRecord(source="x", files={})
 
@@ -38,6 +39,12 @@ def request_for(
     zeroshot, *finetuned = map(str, folders)
     calibration = Calibration(source=str(data) if data else None, device="cpu")
     return MergeRequest(zeroshot, tuple(finetuned), load_recipe(recipe, list(sets)), calibration, **more)
+
+
+def sweep_of(pair: Folders, near: Path | str, far: Path | str, *recipes: Recipe, **more: Any) -> SweepRequest:
+    """The request of a sweep over recipes, with images that are near the target and images that are far from it."""
+    zeroshot, finetuned = map(str, pair)
+    return SweepRequest(zeroshot, finetuned, {"near": str(near)}, {"far": str(far)}, recipes, **more)
 
 
 def plan_of(folders: Sequence[Path], recipe: str, *sets: str, **more: Any) -> Plan:
