@@ -25,8 +25,7 @@ SIZES = (4, 4, 3)
 def measure(name: str, ends: Folders, device: str) -> Measurements:
     objective = objective_for(ends, make_batches(SIZES), accelerator=Processes(torch.device(device)))
     assert objective.shares.accelerator.device.type == device
-    found: Measurements = load_plugin("measures", name)(objective)
-    return found
+    return load_plugin("measures", name)(objective)
 
 
 @pytest.mark.parametrize("name", ["path-barrier", "first-order", "worst-case", "average-case", "hessian-trace"])

@@ -63,7 +63,6 @@ def test_training_ends_with_the_merge_that_the_command_makes_and_pushes_it(
         pushed = hub.content("acme/robust", "model.safetensors")
         assert b"clipmerge" in hub.content("acme/robust", "README.md")
         assert len([entry for entry in hub.log if entry[0] == "POST" and "/commit/" in entry[1]]) == 1
-    assert callback.result is not None
     merged = tmp_path / "run" / "merged"
     assert callback.result.path == merged
     trainer.save_model(str(tmp_path / "trained"))
@@ -77,7 +76,6 @@ def test_training_ends_with_the_merge_that_the_command_makes_and_pushes_it(
     assert pushed == (merged / "model.safetensors").read_bytes()
     assert (merged / "tokenizer.json").is_file()  # it loads as a whole
     bought = callback.result.plan.bought
-    assert bought is not None
     assert bought.verdict in caplog.text
     assert "acme/robust" in caplog.text
     (entry,) = [entry for entry in trainer.state.log_history if "clipmerge/clean_accuracy_merged" in entry]

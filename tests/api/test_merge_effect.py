@@ -25,9 +25,7 @@ from clipmerge.images.dataset import LabelledImages, load_images
 from clipmerge.images.held_back import sample_and_hold_back
 from clipmerge.planning.effect_view import UNMEASURED, UNVERIFIED
 from clipmerge.planning.measurements import HeldBackChoice, Measurements
-from clipmerge.planning.merge_effect import MergeEffect
 from clipmerge.progress import Progress
-from clipmerge.request import Run
 from tests.support.claims import text_of
 from tests.support.command import clipmerge, done, printed, refused
 from tests.support.raw_safetensors import edit_json
@@ -56,20 +54,13 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_images(tmp_path_factory.mktemp("photos"), each=40)
 
 
-def bought_by(run: Run) -> MergeEffect:
-    bought = run.light_plan.bought
-    assert bought is not None
-    return bought
-
-
 def predictions(folder: Path, images: list[Image.Image]) -> list[int]:
     """The best class of each image, by transformers alone."""
     model, processor = CLIPModel.from_pretrained(folder).eval(), CLIPProcessor.from_pretrained(folder)
     prompts = [f"a photo of a {name}." for name in ("bird", "cat", "dog")]
     inputs = processor(text=prompts, images=images, return_tensors="pt", padding=True)
     with torch.no_grad():
-        found: list[int] = model(**inputs).logits_per_image.argmax(dim=-1).tolist()
-    return found
+        return model(**inputs).logits_per_image.argmax(dim=-1).tolist()
 
 
 def share(values: list[bool]) -> float:
@@ -88,22 +79,21 @@ def test_narrowed_features_speak_for_the_merge(far: Folders, images: Path) -> No
         measured = Measurements(measure="learned-coefficients", choice=choice, trace=trace)
         run.plan = run.light_plan.model_copy(update={"measurements": measured})
         add_verdict(run, request)
-        assert bought_by(run).recommendation == expected
-        assert because in bought_by(run).reason
+        assert run.light_plan.bought.recommendation == expected
+        assert because in run.light_plan.bought.reason
 
 
 @pytest.mark.parametrize("recipe", [pytest.param("straggler-outlier", marks=pytest.mark.slow), "wise-ft"])
 def test_the_numbers_are_those_of_the_models_written(far: Folders, photos: Path, tmp_path: Path, recipe: str) -> None:
     sets = ["overrides=[{layers: vision.*, alpha: 0.6}]"]
     run = prepare(request_for(far, recipe, *sets, data=photos))
-    bought = bought_by(run)
+    bought = run.light_plan.bought
     write_merge(run, tmp_path / "merged")
 
     everything = load_images(str(photos))
     held: LabelledImages | None = everything.sample(256, 0)
     if recipe == "straggler-outlier":
         held = sample_and_hold_back(everything, 1024, 0).held_back
-    assert held is not None
     assert bought.images == len(held) == (24 if recipe == "straggler-outlier" else 120)
     images = [held.image(at) for at in range(len(held))]
     scaled = [image.resize((32, 36), Image.Resampling.BICUBIC) for image in images]  # 36 x 40, seen at 32
@@ -139,8 +129,6 @@ def test_the_decision_never_sees_what_is_held_back(pair: Folders, tmp_path: Path
     request = request_for(pair, "straggler-outlier", *QUICK, data=save_images(tmp_path / "copy", each=20))
     first = prepare(request).light_plan
     held = sample_and_hold_back(load_images(str(tmp_path / "copy")), 1024, 0).held_back
-    assert held is not None
-    assert first.calibration is not None
     assert (first.calibration.images, len(held)) == (48, 12)
     for number, path in enumerate(held.store.paths):  # all different: of copies, one would be used
         Image.new("RGB", (40, 36), (200, number, 200)).save(path)
@@ -193,7 +181,7 @@ def test_a_warning_that_the_summary_shows_is_not_said_before_it(losing: Folders,
     for shown in (False, True):
         told = Told()
         told.shows_verdict = shown  # type: ignore[attr-defined]
-        bought = bought_by(prepare(request_for(losing, "wise-ft", data=photos), told))
+        bought = prepare(request_for(losing, "wise-ft", data=photos), told).light_plan.bought
         assert (bought.warnings[0] in told.lines) is not shown
 
 
@@ -201,7 +189,7 @@ def test_copies_are_measured_once(far: Folders, photos: Path, tmp_path: Path) ->
     twice, told = shutil.copytree(photos, tmp_path / "twice"), Told()
     for file in [*twice.rglob("*.png")]:
         shutil.copyfile(file, file.with_stem(f"{file.stem}-again"))
-    assert bought_by(prepare(request_for(far, "wise-ft", data=twice), told)).images == 120
+    assert prepare(request_for(far, "wise-ft", data=twice), told).light_plan.bought.images == 120
     assert sum("copies" in line for line in told.lines) == 1
 
 
@@ -226,7 +214,7 @@ def test_strict_needs_images_and_shares_are_shares(pair: Folders, photos: Path, 
 
 def test_few_images_tell_nothing_and_two_are_not_split(pair: Folders, tmp_path: Path) -> None:
     images = save_images(tmp_path / "few", each=5)
-    bought = bought_by(prepare(request_for(pair, "straggler-outlier", *QUICK, data=images)))
+    bought = plan_of(pair, "straggler-outlier", *QUICK, data=images).bought
     assert (bought.images, bought.classes_with_one_image) == (3, 3)
     assert bought.recommendation == "too-few-images"
     assert "Too few images to tell." in bought.verdict
@@ -300,7 +288,7 @@ def test_a_plan_of_a_wrong_pair_is_told_what_merge_is_told(pair: Folders, tmp_pa
 
 
 def test_of_several_the_most_accurate_is_the_one_to_compare_with(family: list[Path], photos: Path) -> None:
-    bought = bought_by(prepare(request_for(family, "uniform-soup", data=photos)))
+    bought = plan_of(family, "uniform-soup", data=photos).bought
     everything = load_images(str(photos)).sample(256, 0)
     images = [everything.image(at) for at in range(len(everything))]
     shares = [

@@ -62,8 +62,7 @@ def written_accuracy(
     write_merge(prepare(merge_request(models, recipe, *quick(recipe), *sets, data=data), judged=False), folder)
     settings = EvalSettings(Accelerator(cpu=True), TEMPLATE)
     record, _ = evaluate_sources(str(folder), sources, settings, progress=Progress())
-    accuracy: dict[str, float] = record["accuracy"]
-    return accuracy
+    return record["accuracy"]
 
 
 def test_every_point_is_what_evaluate_says_of_the_merged_folder(
@@ -112,7 +111,6 @@ def test_weights_are_what_merge_writes_bit_for_bit(far: Folders, tmp_path: Path,
         write_merge(run, folder)
         written = load_file(folder / "model.safetensors")
         if alpha is None:
-            assert run.plan is not None
             moving.follow(run.plan)
         else:
             moving.interpolate(alpha)

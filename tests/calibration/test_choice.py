@@ -168,7 +168,6 @@ def test_nothing_is_learned_where_fine_tuning_harmed_little(ends: Ends, monkeypa
         assert found.trace == {"calibration": (), "divergence": ()}
         assert all(torch.equal(value, torch.full_like(value, 0.8)) for value in found.coefficients.values())
         assert found.notes == ()
-    assert found.choice is not None
     assert (found.choice.alpha, found.choice.divergence, found.choice.finetuned_rank) == (0.8, "path-features", 0.9)
 
     inputs = inputs_of(ends)
@@ -253,8 +252,6 @@ def test_the_best_candidate_is_chosen_and_the_model_left_there(ends: Ends, monke
     goal, coefficients = Goal(0.3, views=1.0), Coefficients(objective, "entry")
     result = learn(objective, coefficients, LearningConfig(goal, 8, 0.1, held_back=0.3))
     choice = result.choice
-    assert choice is not None
-    assert result.path is not None
     assert result.path.alphas == ALPHAS
     assert result.path.losses[0] > min(result.path.losses)
     left = changed(objective, coefficients)
@@ -297,7 +294,6 @@ def test_predictions_that_do_not_know_the_target_are_not_held(
     ends: Ends, monkeypatch: pytest.MonkeyPatch, skill: float, divergence: str
 ) -> None:
     found = learned_coefficients(objective_for(ends, make_batches(SIZES)), steps=2, held_back=0.3, precision="float32")
-    assert found.choice is not None
     reference, work = Reference(ends).at(0.0), list[tuple[float, float]]()
     objective = objective_for(ends, make_batches(SIZES), progress=lambda *report: work.append(report))
     looks = lay_out(objective, 1, share=0.3).validation_steps
@@ -321,7 +317,6 @@ def test_predictions_that_do_not_know_the_target_are_not_held(
         learning, "choose", lambda path, *given, **named: zeroshot.append(path[0.0]) or choose(path, *given, **named)
     )
     found = learned_coefficients(objective, steps=5, held_back=0.3)
-    assert found.choice is not None
     assert found.choice.divergence == divergence
     holds_path = divergence == "path-features"
     assert len(found.trace["calibration"]) == (3 if holds_path else 5)
@@ -336,8 +331,6 @@ def test_learning_by_heart_is_noted(ends: Ends) -> None:
     sizes = (8, 8, 7)
     options: dict[str, Any] = {"steps": 60, "rate": 0.3, "views": 0.0, "robustness": 0.0, "held_back": 0.4}
     found = learned_coefficients(objective_for(ends, make_batches(sizes)), divergence="predictions", **options)
-    assert found.choice is not None
-    assert found.choice.seen_right is not None
     assert found.choice.seen_right > found.choice.right + 0.1
     (note,) = found.notes
     assert f"{found.choice.seen_right:.0%} of the views of its own images" in note
@@ -350,8 +343,6 @@ def test_in_bfloat16_the_goal_follows_weights_that_move_in_place(ends: Ends) -> 
     exact, quick = Goal(0.5), Goal(0.5, precision="bfloat16")
     step = prepare(objective, exact, 1)[0]
     rough = prepare(objective, quick, 1)[0]
-    assert step.target is not None
-    assert rough.target is not None
     assert torch.allclose(step.target, rough.target, atol=0.3)
     assert not torch.equal(step.target, rough.target)
     with torch.enable_grad():
@@ -400,7 +391,6 @@ def test_what_is_made_or_scored_once_for_several_points_changes_no_score(
         made.clear()
         objective = objective_for(ends, make_batches(SIZES))
         result = learned_coefficients(objective, steps=2, held_back=0.3, precision="float32", **options)
-        assert result.choice is not None
         return result.path, result.choice, sum(made)
 
     path, choice, pictures = found()

@@ -76,7 +76,6 @@ def test_every_image_comes_once_before_any_comes_again(ends: Ends) -> None:
 def test_a_process_may_have_unlabelled_images_alone(ends: Ends) -> None:
     goal = replace(CHANGED, copies=2)
     (step,) = steps_of(objective_with(ends), goal, 1)
-    assert step.unlabelled is not None
     copies = make_copies(replace(step, shard=(1, 2)), goal, step.batch.pixels[1::2])
     assert torch.equal(copies, step.unlabelled.pixels([0]))
 

@@ -42,8 +42,7 @@ def merge_in(folder: Path, inputs: Folders, *flags: object) -> dict[str, Any]:
     """Merge into ``merged`` in a folder, with relative paths as a user would; returns the printed text."""
     folder.mkdir(exist_ok=True)
     with contextlib.chdir(folder):
-        record: dict[str, Any] = printed("merge", *inputs, *flags, "-o", "merged")
-    return record
+        return printed("merge", *inputs, *flags, "-o", "merged")
 
 
 @pytest.fixture(scope="module")

@@ -30,8 +30,7 @@ def own_file(folder: Path, text: str) -> None:
 
 def merged(pair: Folders, *flags: object) -> dict[str, object]:
     outcome = done("merge", *pair, "--dry-run", "--format", "json", *flags)
-    record: dict[str, object] = outcome.json
-    return record | {"notes": outcome.err}
+    return outcome.json | {"notes": outcome.err}
 
 
 def test_the_nearer_default_wins_and_a_flag(pair: Folders, elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:

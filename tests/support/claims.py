@@ -108,7 +108,6 @@ def check_weights(settings: Mapping[str, Any], tensors: Mapping[str, Any], recor
 
 def check_combined(settings: Mapping[str, Any], tensors: Mapping[str, Any], record: MergeRecord) -> None:
     """Check that every entry moved by alpha times what a rule may take of two task vectors: none, one or both."""
-    assert record.combine is not None
     rule, density = record.combine.rule, record.combine.options["density"]
     for layer, entry in settings.items():
         for theta_0, first, second, merged in tensors[layer] if entry["mask"] is None else ():

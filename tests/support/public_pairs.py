@@ -105,8 +105,7 @@ def _answers(model: CLIPModel, processor: CLIPProcessor, classes: torch.Tensor, 
     pictures = [Image.open(io.BytesIO(content)).convert("RGB") for content in images]
     pixels = processor.image_processor(pictures, return_tensors="pt")["pixel_values"]
     features = model.get_image_features(pixel_values=pixels).pooler_output
-    best: list[int] = (features @ classes.T).argmax(dim=-1).tolist()
-    return best
+    return (features @ classes.T).argmax(dim=-1).tolist()
 
 
 # --- model soups: release files without a text tower, with a head of 1000 classes; ImageNet and its shifts as tars ---
@@ -123,8 +122,7 @@ class Soup(torch.nn.Module):
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         features = self.model.encode_image(pixels)
-        logits: torch.Tensor = self.classification_head(features / features.norm(dim=-1, keepdim=True))
-        return logits
+        return self.classification_head(features / features.norm(dim=-1, keepdim=True))
 
 
 def save_soups(folder: Path) -> Soup:
@@ -164,8 +162,7 @@ def _head_answers(model: Soup, rows: tuple[tuple[int, ...], ...], images: list[b
     preprocess = image_transform_v2(open_clip.transform.PreprocessCfg(size=32), is_train=False)
     pixels = torch.stack([preprocess(Image.open(io.BytesIO(content)).convert("RGB")) for content in images])
     logits = model(pixels)
-    best: list[int] = torch.stack([logits[:, list(row)].amax(dim=-1) for row in rows]).argmax(dim=0).tolist()
-    return best
+    return torch.stack([logits[:, list(row)].amax(dim=-1) for row in rows]).argmax(dim=0).tolist()
 
 
 # --- a server of release files ---

@@ -76,7 +76,6 @@ def objective_for(
     missing: Missing = "error",
 ) -> Objective:
     pair = inputs_of(ends, missing=missing)
-    assert pair.zeroshot.config is not None
     objective = Objective(
         model_for(pair.family, pair.zeroshot.config, ends[0]),
         pair,

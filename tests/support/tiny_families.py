@@ -96,8 +96,7 @@ class Tiny:
         """Its outputs for these inputs, float64: images against texts or classes."""
         inputs = {k: v.double() if v.is_floating_point() else v for k, v in self.inputs().items()}
         output = model.double().eval()(**inputs)
-        logits: Tensor = output.logits if hasattr(output, "logits") else output.logits_per_image
-        return logits
+        return output.logits if hasattr(output, "logits") else output.logits_per_image
 
 
 @torch.no_grad()

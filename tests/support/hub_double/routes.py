@@ -135,7 +135,6 @@ class Handler(BaseHTTPRequestHandler):
 
     def validate_yaml(self) -> None:
         match = FRONT_MATTER.match(self.read_json()["content"])
-        assert match is not None
         yaml.safe_load(match[1])
         self.answer(200, {"errors": [], "warnings": []})
 

@@ -72,7 +72,6 @@ class FakeHub:
     def files(self, repo_id: str, revision: str = "main") -> dict[str, Entry]:
         """Return the tree of a model at a revision."""
         commit = self.repos["model", repo_id].resolve(revision)
-        assert commit is not None
         return commit.tree
 
     def content(self, repo_id: str, path: str, revision: str = "main") -> bytes:
