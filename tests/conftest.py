@@ -13,6 +13,7 @@ from collections.abc import Callable, Generator, Iterator
 from functools import cache, partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
+from unittest.mock import Mock, create_autospec
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -135,6 +136,19 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tests.support.tiny_clip import save_images
 
     return save_images(tmp_path_factory.mktemp("images"))
+
+
+@pytest.fixture
+def spied(monkeypatch: pytest.MonkeyPatch) -> Callable[[object, str], Mock]:
+    """Watches the calls of a function or a method of an object, which works as before."""
+
+    def spy(owner: object, name: str) -> Mock:
+        real = getattr(owner, name)
+        watched: Mock = create_autospec(real, side_effect=real)
+        monkeypatch.setattr(owner, name, watched)
+        return watched
+
+    return spy
 
 
 @pytest.fixture

@@ -1,7 +1,8 @@
 """Fixtures of the API's tests."""
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
@@ -26,14 +27,6 @@ def calibration(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def answers(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Points whose batches went through the model, one number per batch."""
-    asked: list[int] = []
-    real = Scorer._answers
-
-    def counted(self: Scorer, number: int, *rest: Any) -> list[int]:
-        asked.append(number)
-        return real(self, number, *rest)
-
-    monkeypatch.setattr(Scorer, "_answers", counted)
-    return asked
+def answers(spied: Callable[[object, str], Mock]) -> Mock:
+    """Watches the batches that go through the model; the second argument is a point's number."""
+    return spied(Scorer, "_answers")

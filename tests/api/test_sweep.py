@@ -3,11 +3,11 @@
 import json
 import re
 import shutil
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -66,15 +66,13 @@ def written_accuracy(
 
 
 def test_every_point_is_what_evaluate_says_of_the_merged_folder(
-    far: Folders, images: Path, shifted: Path, calibration: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    far: Folders, images: Path, shifted: Path, calibration: Path, tmp_path: Path, spied: Any
 ) -> None:
-    calls = []
-    measure = measuring.measure
-    monkeypatch.setattr(measuring, "measure", lambda *args: calls.append(1) or measure(*args))
+    measure = spied(measuring, "measure")
     recipes = ("lines", "monosoup", "straggler-outlier", "straggler-shrink")
     request = request_for(far, images, shifted, *recipes, calibration=Calibration(source=str(calibration)))
     record, _ = run_sweep(request)
-    assert len(calls) == 1  # both have the same measure
+    assert measure.call_count == 1  # both have the same measure
     for row in record["curve"]:
         alpha = row["alpha"]
         written = written_accuracy(tmp_path / f"{alpha}", request.sources, far, "wise-ft", f"method.alpha={alpha}")
@@ -151,34 +149,16 @@ def test_several_are_swept_around_the_curve_to_their_average(
     assert record["recipes"][1]["alpha"] is None
 
 
-class Counting:
-    """Counts images decoded, batches embedded and prompts embedded."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.decoded: Counter[str] = Counter()
-        self.batches = self.prompts = 0
-        decode, vision, text = batches.decode, TransformersClip.image_features, TransformersClip.text_features
-
-        def decoded(name: str, encoded: Any) -> Any:
-            self.decoded[name] += 1
-            return decode(name, encoded)
-
-        def image_features(model: TransformersClip, *args: Any) -> Any:
-            self.batches += 1
-            return vision(model, *args)
-
-        def text_features(model: TransformersClip, *args: Any) -> Any:
-            self.prompts += 1
-            return text(model, *args)
-
-        monkeypatch.setattr(bf16_classifier, "multiplies_bfloat16", lambda _device: False)  # or some are seen twice
-        monkeypatch.setattr(batches, "decode", decoded)
-        monkeypatch.setattr(TransformersClip, "image_features", image_features)
-        monkeypatch.setattr(TransformersClip, "text_features", text_features)
+@pytest.fixture
+def work(spied: Any, monkeypatch: pytest.MonkeyPatch) -> list[Mock]:
+    """Watches images decoded, batches embedded and prompts embedded."""
+    monkeypatch.setattr(bf16_classifier, "multiplies_bfloat16", lambda _device: False)  # or some are seen twice
+    places = ((batches, "decode"), (TransformersClip, "image_features"), (TransformersClip, "text_features"))
+    return [spied(*place) for place in places]
 
 
 def test_nothing_is_evaluated_twice(
-    far: Folders, images: Path, shifted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    far: Folders, images: Path, shifted: Path, tmp_path: Path, work: list[Mock]
 ) -> None:
     same = tmp_path / "three-tenths.yaml"
     same.write_text("method: {name: wise-ft, alpha: 0.3}\n")
@@ -188,36 +168,33 @@ def test_nothing_is_evaluated_twice(
     other.write_text("method: {name: wise-ft, alpha: 0.45}\noverrides: [{layers: 'text.*', alpha: 0.45}]\n")
     text = tmp_path / "text.yaml"
     text.write_text("method: {name: wise-ft, alpha: 0.45}\noverrides: [{layers: 'text.*', alpha: 0.9}]\n")
-    counting = Counting(monkeypatch)
     recipes = map(str, (same, twin, other, text))
     record, correct = run_sweep(request_for(far, images, shifted, *recipes, calibration=Calibration(batch_size=10)))
     points = 3 + 2  # three alphas, 0.45 once, and the one that differs in a coefficient
     assert [row["alpha"] for row in record["recipes"]] == [0.3, None, None, None]
     assert record["recipes"][0]["accuracy"] == record["curve"][1]["accuracy"]
     assert correct["near"].shape == (points, 30)
-    assert set(counting.decoded.values()) == {1}
-    assert len(counting.decoded) == 30 + 21
-    assert counting.batches == points * (3 + 3)
-    assert counting.prompts == points  # both sources have the same classes
+    decoded, embedded, prompts = work
+    assert decoded.call_count == len({call.args[0] for call in decoded.call_args_list}) == 30 + 21
+    assert embedded.call_count == points * (3 + 3)
+    assert prompts.call_count == points  # both sources have the same classes
 
 
-def test_how_many_images_are_held_changes_nothing(
-    far: Folders, images: Path, shifted: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_how_many_images_are_held_changes_nothing(far: Folders, images: Path, shifted: Path, work: list[Mock]) -> None:
     request = request_for(far, images, shifted, "lines")
     _, expected = run_sweep(request)
     opened = inputs_of(far)
     plan = plan_of(far, "lines")
     moves = [*[lambda m, a=a: m.interpolate(a) for a in request.alphas], lambda m: m.follow(plan)]
     for held in (1, 100_000, 10**9):
-        with monkeypatch.context() as patched:
-            counting = Counting(patched)
-            loaded = {"near": load_images(str(images)), "far": load_images(str(shifted))}
-            settings = EvalSettings(Accelerator(cpu=True), TEMPLATE)
-            found = Scorer(build_model(opened), opened, settings, load_bytes=held).score(moves, loaded, Progress())
+        for watched in work:
+            watched.reset_mock()
+        loaded = {"near": load_images(str(images)), "far": load_images(str(shifted))}
+        settings = EvalSettings(Accelerator(cpu=True), TEMPLATE)
+        found = Scorer(build_model(opened), opened, settings, load_bytes=held).score(moves, loaded, Progress())
         assert all((found[name] == expected[name]).all() for name in expected)
-        assert set(counting.decoded.values()) == {1}
-        assert counting.prompts == 4
+        assert work[0].call_count == len({call.args[0] for call in work[0].call_args_list})
+        assert work[2].call_count == 4
 
 
 def test_the_record_and_the_files_tell_the_same(far: Folders, images: Path, shifted: Path, tmp_path: Path) -> None:
@@ -259,7 +236,7 @@ def suite(pair: Folders, images: Path, tmp_path: Path, monkeypatch: pytest.Monke
     return file
 
 
-def test_a_suite_of_several_pairs_is_told_pair_by_pair(suite: Path, tmp_path: Path, answers: list[int]) -> None:
+def test_a_suite_of_several_pairs_is_told_pair_by_pair(suite: Path, tmp_path: Path, answers: Mock) -> None:
     command = ("bench", suite, "--recipe", "wise-ft", "--output", tmp_path / "out")
     ended = done(*command)
     lines = [line.strip() for line in ended.out.splitlines()]
@@ -269,10 +246,10 @@ def test_a_suite_of_several_pairs_is_told_pair_by_pair(suite: Path, tmp_path: Pa
     forth, back = ([row["accuracy"] for row in each["sweep"]["curve"]] for each in record["pairs"])
     assert forth == back[::-1]
     # images in a folder may change without its name changing, so no answer is kept
-    assert answers
-    answers.clear()
+    assert answers.called
+    answers.reset_mock()
     done(*command, "--overwrite")
-    assert answers
+    assert answers.called
     # without an output there is a record all the same
     result = api.bench(suite, recipes=["wise-ft"], alphas=(0, 1), check=False, seed=3, **QUIET)
     assert result.path is None
@@ -327,19 +304,18 @@ def test_points_are_told_apart(pair: Folders) -> None:
 
 @pytest.mark.parametrize("kind", ["the same folder", "copy"])
 def test_ood_images_among_the_calibration_images_are_refused(
-    far: Folders, images: Path, calibration: Path, tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+    far: Folders, images: Path, calibration: Path, tmp_path: Path, kind: str, work: list[Mock]
 ) -> None:
     ood = calibration
     if kind != "the same folder":
         ood = save_images(tmp_path / "ood", each=4, seed=9)
         source, target = calibration / "cat" / "2.png", ood / "bird" / "other.png"
         shutil.copyfile(source, target)
-    measured = Counting(monkeypatch)
     request = request_for(far, images, ood, "straggler-outlier", calibration=Calibration(source=str(calibration)))
     count = "18 images are" if kind == "the same folder" else "1 image is"
     with pytest.raises(UsageError, match=f"--ood far: {count} also in the calibration source"):
         run_sweep(request)
-    assert not measured.batches
+    assert not work[1].called
 
 
 def test_only_what_was_compared_is_called_checked(far: Folders, images: Path, shifted: Path, calibration: Path) -> None:

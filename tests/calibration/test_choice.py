@@ -291,7 +291,7 @@ def test_the_calibration_loss_is_taken_on_views_and_the_divergence_on_changes(en
 
 @pytest.mark.parametrize(("skill", "divergence"), [(0.32, "path-features"), (0.34, "predictions")])
 def test_predictions_that_do_not_know_the_target_are_not_held(
-    ends: Ends, monkeypatch: pytest.MonkeyPatch, skill: float, divergence: str
+    ends: Ends, monkeypatch: pytest.MonkeyPatch, spied: Any, skill: float, divergence: str
 ) -> None:
     found = learned_coefficients(objective_for(ends, make_batches(SIZES)), steps=2, held_back=0.3, precision="float32")
     reference, work = Reference(ends).at(0.0), list[tuple[float, float]]()
@@ -304,25 +304,15 @@ def test_predictions_that_do_not_know_the_target_are_not_held(
     assert found.choice.zeroshot_skill == pytest.approx(measured, rel=1e-4)
     monkeypatch.setattr(learning, "SKILLED", measured + (0.33 - skill))
     monkeypatch.setattr(learning, "find_anchor", lambda *_: Anchor(0.5, True, 0.1))
-    starts: list[float] = []
-    fill = Coefficients.fill
-
-    def spied(coefficients: Coefficients, value: float) -> None:
-        starts.append(value)
-        fill(coefficients, value)
-
-    monkeypatch.setattr(Coefficients, "fill", spied)
-    zeroshot: list[ValidationScore] = []
-    monkeypatch.setattr(
-        learning, "choose", lambda path, *given, **named: zeroshot.append(path[0.0]) or choose(path, *given, **named)
-    )
+    filled, chose = spied(Coefficients, "fill"), spied(learning, "choose")
     found = learned_coefficients(objective, steps=5, held_back=0.3)
     assert found.choice.divergence == divergence
     holds_path = divergence == "path-features"
     assert len(found.trace["calibration"]) == (3 if holds_path else 5)
-    assert (starts[0] == 0.5) is holds_path
+    assert (filled.call_args_list[0].args[1] == 0.5) is holds_path
     # the zero-shot model diverges from the path's middle, and not from itself
-    assert zeroshot[0].goal > zeroshot[0].loss + 1e-3 if holds_path else zeroshot[0].goal == zeroshot[0].loss
+    zeroshot = chose.call_args.args[0][0.0]
+    assert zeroshot.goal > zeroshot.loss + 1e-3 if holds_path else zeroshot.goal == zeroshot.loss
     # one progress from the first look to the choice
     assert [done < total for done, total in work] == [True] * (len(work) - 1) + [False]
 
@@ -377,21 +367,20 @@ def test_coefficients_may_rise_as_far_above_the_start_as_they_may_fall(
 
 
 def test_what_is_made_or_scored_once_for_several_points_changes_no_score(
-    ends: Ends, monkeypatch: pytest.MonkeyPatch
+    ends: Ends, monkeypatch: pytest.MonkeyPatch, spied: Any
 ) -> None:
     """Pictures are held for a whole comparison, or made for each point; zero-shot scores serve the path and the skill.
 
     In both, the points of the path and the choice are the same.
     """
     monkeypatch.setattr(learning, "SKILLED", -math.inf)
-    made: list[int] = []
-    monkeypatch.setattr(goal_module, "augmented", lambda *given: made.append(len(given[0])) or augmented(*given))
+    made = spied(goal_module, "augmented")
 
     def found(**options: Any) -> tuple[Any, HeldBackChoice, int]:
-        made.clear()
+        made.reset_mock()
         objective = objective_for(ends, make_batches(SIZES))
         result = learned_coefficients(objective, steps=2, held_back=0.3, precision="float32", **options)
-        return result.path, result.choice, sum(made)
+        return result.path, result.choice, sum(len(call.args[0]) for call in made.call_args_list)
 
     path, choice, pictures = found()
     monkeypatch.setattr(goal_module, "_HELD", 0)

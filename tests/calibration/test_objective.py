@@ -11,7 +11,6 @@ from clipmerge.calibration.objective import Objective
 from clipmerge.errors import CheckpointError, MeasureError
 from clipmerge.measures.learned_coefficients import learned_coefficients
 from clipmerge.measures.path_barrier import path_barrier
-from clipmerge.models.transformers_clip import TransformersClip
 from tests.support.raw_safetensors import edit
 from tests.support.small_objective import TEMPLATES, Ends, Reference, make_batches, objective_for, save_ends
 
@@ -64,27 +63,25 @@ def test_gradients_are_those_of_one_joint_backward_pass(ends: Ends, templates: t
 
 
 @pytest.mark.parametrize("at_once", [1, 2, 3, 4, 5])
-def test_gradients_are_the_batchs_however_many_images_are_in_memory(ends: Ends, at_once: int) -> None:
+def test_gradients_are_the_batchs_however_many_images_are_in_memory(ends: Ends, at_once: int, spied: Any) -> None:
     whole = objective_for(ends, make_batches(SIZES))
     pieces = objective_for(ends, make_batches(SIZES), images_at_once=at_once)
-    held: list[int] = []
-    model = pieces.criterion.model
-    forward = model.image_features
-    model.image_features = lambda pixels, *rest: held.append(len(pixels)) or forward(pixels, *rest)  # type: ignore[method-assign]
+    embedded = spied(pieces.criterion.model, "image_features")
     for objective in (whole, pieces):
         objective.path.move_to(0.5)
     losses = [[value for _, value in objective.gradients()] for objective in (whole, pieces)]
     assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+    held = [len(call.args[0]) for call in embedded.call_args_list]
     assert max(held) == min(at_once, max(SIZES))
     assert sum(held) == sum(SIZES)
     for found, expected in zip(all_gradients(pieces), all_gradients(whole), strict=True):
         assert_close(found, expected)
 
 
-def test_a_frozen_text_tower_is_embedded_once_for_a_path(frozen_text: Ends, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_frozen_text_tower_is_embedded_once_for_a_path(frozen_text: Ends, spied: Any) -> None:
     batches = make_batches(SIZES)
     objective = objective_for(frozen_text, batches)
-    calls = count_calls(monkeypatch)
+    embedded = spied(objective.criterion.model, "text_features")
     reference = Reference(frozen_text)
     for alpha in (0.0, 0.5, 1.0):
         objective.path.move_to(alpha)
@@ -93,20 +90,8 @@ def test_a_frozen_text_tower_is_embedded_once_for_a_path(frozen_text: Ends, monk
         for batch, gradients in zip(batches, all_gradients(objective), strict=True):
             assert not any(name.startswith("text_") for name in gradients)
             assert_close(gradients, reference.gradient(batch))
-    assert calls["text"] == 1
+    assert embedded.call_count == 1
     assert not any(layer.startswith("text.") for layer in objective.path.layers)
-
-
-def count_calls(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
-    calls = {"text": 0}
-    original: Callable[..., Tensor] = TransformersClip.text_features
-
-    def counted(self: TransformersClip, *args: Any, **kwargs: Any) -> Tensor:
-        calls["text"] += 1
-        return original(self, *args, **kwargs)
-
-    monkeypatch.setattr(TransformersClip, "text_features", counted)
-    return calls
 
 
 @pytest.mark.parametrize(

@@ -43,7 +43,7 @@ PIECES = {"copies": GOAL, "no copies": Goal(0.0, views=1.0), "features": Goal(0.
 @pytest.mark.uncounted
 @pytest.mark.parametrize("goal", PIECES.values(), ids=list(PIECES))
 @pytest.mark.parametrize("at_once", [3, 1])
-def test_a_steps_pieces_add_up(objective: Objective, goal: Goal, at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_steps_pieces_add_up(objective: Objective, goal: Goal, at_once: int, spied: Any) -> None:
     coefficients = Coefficients(objective, "entry", 0.3)
     step = prepare(objective, goal, 1)[0]
 
@@ -53,11 +53,10 @@ def test_a_steps_pieces_add_up(objective: Objective, goal: Goal, at_once: int, m
         return losses, {key: value.grad.clone() for key, value in coefficients.values.items() if value.grad is not None}
 
     whole, expected = learned(None)
-    sent, embed, text = [], objective.criterion.embed, objective.criterion.model.text_features
-    monkeypatch.setattr(objective.criterion, "embed", lambda pixels: sent.append(len(pixels)) or embed(pixels))
-    monkeypatch.setattr(objective.criterion.model, "text_features", lambda *given: sent.append(0) or text(*given))
+    embedded, classes = spied(objective.criterion, "embed"), spied(objective.criterion.model, "text_features")
     losses, found = learned(at_once)
-    assert sent.count(0) == 1  # classes are embedded once
+    sent = [len(call.args[0]) for call in embedded.call_args_list]
+    assert classes.call_count == 1
     assert sum(sent) == goal.picture_count(len(step))
     assert 0 < max(sent) <= at_once + 1
     assert astuple(losses) == pytest.approx(astuple(whole), rel=1e-5)
@@ -70,19 +69,21 @@ def test_a_steps_pieces_add_up(objective: Objective, goal: Goal, at_once: int, m
     assert all(objective.path.parameters[name].grad is None for name in objective.path.task_vector)
 
 
-def test_learning_takes_pieces_where_memory_is_short(objective: Objective, monkeypatch: pytest.MonkeyPatch) -> None:
-    def coefficients(memory: int) -> dict[str, Tensor]:
+def test_learning_takes_pieces_where_memory_is_short(
+    objective: Objective, monkeypatch: pytest.MonkeyPatch, spied: Any
+) -> None:
+    embedded = spied(objective.criterion, "embed")
+
+    def learned(memory: int) -> tuple[dict[str, Tensor], list[int]]:
+        embedded.reset_mock()
         monkeypatch.setattr(activations, "memory", lambda _device: memory)
         found = Coefficients(objective, "entry", 0.5)
         learn(objective, found, LearningConfig(GOAL, steps=3, rate=0.02))
-        return found.by_parameter()
+        return found.by_parameter(), [len(call.args[0]) for call in embedded.call_args_list]
 
-    embed, sent = objective.criterion.embed, list[int]()
-    monkeypatch.setattr(objective.criterion, "embed", lambda pixels: sent.append(len(pixels)) or embed(pixels))
-    whole = coefficients(1 << 40)
+    whole, sent = learned(1 << 40)
     assert sent.count(GOAL.picture_count(SIZES[0])) == 3
-    sent.clear()
-    pieces = coefficients(1)
+    pieces, sent = learned(1)
     assert sent.count(2) == 1 + 3 * 3  # when images are measured, and three views with a copy in each step
     assert GOAL.picture_count(SIZES[0]) not in sent
     for name, value in whole.items():

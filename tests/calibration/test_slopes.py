@@ -1,5 +1,7 @@
 """Slopes of every layer, batch by batch: against float64 gradients of transformers' own forward pass."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -105,21 +107,14 @@ def test_gradients_are_weighted_by_their_points(ends: Ends, objective: Objective
 
 
 def test_images_whose_activations_do_not_fit_go_one_after_another(
-    ends: Ends, expected: np.ndarray, monkeypatch: pytest.MonkeyPatch
+    ends: Ends, expected: np.ndarray, monkeypatch: pytest.MonkeyPatch, spied: Any
 ) -> None:
     objective = objective_of(ends)
     monkeypatch.setattr(activations, "memory", lambda _device: 1)
     found = Slopes(objective, exact=True)
-    seen: list[int] = []
-    embed = objective.criterion.embed
-
-    def counted(pixels: torch.Tensor) -> torch.Tensor:
-        seen.append(len(pixels))
-        return embed(pixels)
-
-    monkeypatch.setattr(objective.criterion, "embed", counted)
+    embedded = spied(objective.criterion, "embed")
     assert found.at(ALPHA).slopes == close_to(expected)
-    assert seen == [1] * sum(SIZES)
+    assert [len(call.args[0]) for call in embedded.call_args_list] == [1] * sum(SIZES)
 
 
 def test_a_draw_takes_each_place_as_often_as_its_chance() -> None:
