@@ -3,7 +3,6 @@
 import filecmp
 import os
 import shutil
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,7 +21,7 @@ from clipmerge.demo.pair import DemoPair, prepare
 from clipmerge.errors import DataError, OutputError
 from clipmerge.images.dataset import load_images
 from clipmerge.images.digits import read_digits
-from tests.support.command import done
+from tests.support.command import done, python
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +79,7 @@ def test_another_processor_gets_the_same_models_and_images_to_the_byte(pair: Dem
     """README's numbers are those of one pair: nothing of it is computed so that a processor's own rounding shows."""
     code = "import pathlib, sys; from clipmerge.demo.pair import prepare; prepare(pathlib.Path(sys.argv[1]))"
     plain = {"ATEN_CPU_CAPABILITY": "default", "MKL_ENABLE_INSTRUCTIONS": "SSE4_2"}
-    subprocess.run([sys.executable, "-c", code, tmp_path / "pair"], env=os.environ | plain, check=True)
+    python("-c", code, tmp_path / "pair", env={**os.environ, **plain}, check=True)
     files = [path.relative_to(tmp_path / "pair") for path in (tmp_path / "pair").rglob("*") if path.is_file()]
     assert len(files) > 697 + 5 * 400
     assert filecmp.cmpfiles(pair.zeroshot.parent, tmp_path / "pair", files, shallow=False)[1:] == ([], [])

@@ -3,8 +3,6 @@
 import re
 import shlex
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,7 +11,7 @@ from typer.main import get_command
 
 from clipmerge.cli.app import app
 from clipmerge.planning import recipe
-from tests.support.command import done
+from tests.support.command import done, python
 from tests.support.hub_double import serving, upload
 from tests.support.tiny_clip import Folders, save_images
 
@@ -56,8 +54,7 @@ def test_every_page_with_commands_that_run_is_run_here() -> None:
 
 def run(line: str, folder: Path) -> None:
     words = shlex.split(line, comments=True)
-    command = [sys.executable, "-m", PROGRAM[words[0]], *words[1:]]
-    ended = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    ended = python("-m", PROGRAM[words[0]], *words[1:], cwd=folder)
     assert ended.returncode == 0, ended.stderr
 
 

@@ -85,19 +85,12 @@ def recall_alone(model: ImageTextModel, pictures: CaptionedImages, settings: Eva
 
 @torch.inference_mode()
 def test_captions_are_embedded_once_where_the_text_tower_stays(
-    ends: Inputs, pictures: CaptionedImages, monkeypatch: pytest.MonkeyPatch
+    ends: Inputs, pictures: CaptionedImages, spied: Any
 ) -> None:
-    embedded: list[int] = []
-    real = TransformersClip.text_features
-
-    def counted(self: TransformersClip, tokens: Any) -> torch.Tensor:
-        embedded.append(len(tokens["input_ids"]))
-        return real(self, tokens)
-
-    monkeypatch.setattr(TransformersClip, "text_features", counted)
+    embedded = spied(TransformersClip, "text_features")
     moves = [lambda model, alpha=alpha: model.interpolate(alpha) for alpha in (0.0, 0.5, 1.0)]
     found = score_tasks(ends, moves, {"pictures": pictures}, SETTINGS, Progress())["pictures"]
-    assert sum(embedded) == 2 * len(COLOURS)
+    assert sum(len(call.args[1]["input_ids"]) for call in embedded.call_args_list) == 2 * len(COLOURS)
     for place, checkpoint in ((0, ends.zeroshot), (2, ends.finetuned[0])):
         assert found[place] == recall_alone(load_model(checkpoint), pictures, SETTINGS)
     assert found[0] != found[2]  # or the captions' place on the path would say nothing

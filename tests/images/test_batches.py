@@ -67,14 +67,13 @@ def test_shares_and_skipped_batches_leave_the_rest_as_it_is(photos: LabelledImag
     assert not list(read_batches(photos, 4, first_pixel, skipped=range(6)))
 
 
-def test_images_of_a_table_are_read_once_and_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_images_of_a_table_are_read_once_and_in_order(tmp_path: Path, spied: Any) -> None:
     from clipmerge.images import parquet
 
     table = load_images(str(save_hub_parquet(tmp_path / "x.parquet", [0, 1] * 20, group=8)))
-    opened, original = list[int](), parquet._images
-    monkeypatch.setattr(parquet, "_images", lambda files, group: opened.append(group.number) or original(files, group))
+    read = spied(parquet, "_images")
     found = torch.cat([batch.pixels for batch in read_batches(table, 6, first_pixel)])
-    assert opened == list(range(5))
+    assert [call.args[1].number for call in read.call_args_list] == list(range(5))
     assert torch.equal(found, plainly(table, first_pixel))
 
 

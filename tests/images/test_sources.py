@@ -179,15 +179,14 @@ def test_columns_are_named_or_the_usable_ones(tmp_path: Path) -> None:
     assert load_images(path).class_names == ("a", "b")
 
 
-def test_a_sample_reads_few_row_groups_and_each_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_sample_reads_few_row_groups_and_each_once(tmp_path: Path, spied: Any) -> None:
     labels = np.random.default_rng(0).integers(0, 3, 400).tolist()
     path = save_hub_parquet(tmp_path / "x.parquet", labels, group=10)
-    opened: list[int] = []
-    original = parquet._images
-    monkeypatch.setattr(parquet, "_images", lambda files, group: opened.append(group.number) or original(files, group))
+    read = spied(parquet, "_images")
     found = load_images(str(path))
-    assert not opened
+    assert not read.called
     sample = found.sample(24, seed=1)
+    opened = [call.args[1].number for call in read.call_args_list]
     assert len(opened) == len(set(opened)) <= 6
     assert Counter(sample.labels) == {0: 8, 1: 8, 2: 8}
     for place, name in enumerate(sample.store.names):  # type: ignore[attr-defined]

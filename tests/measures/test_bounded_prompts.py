@@ -4,7 +4,6 @@ from string import ascii_lowercase
 from typing import Any
 
 import pytest
-from torch import Tensor
 
 from clipmerge.calibration import objective as calibration_objective
 from clipmerge.models.transformers_clip import TransformersClip
@@ -23,7 +22,7 @@ NAMES = tuple(first + second for first in "ab" for second in ascii_lowercase)
     ("name", "templates", "classes", "bound"), [*((name, 5, 7, 32) for name in MEASURES), ("first-order", 40, 30, None)]
 )
 def test_a_path_of_many_prompts_is_bounded(
-    ends: Ends, monkeypatch: pytest.MonkeyPatch, name: str, templates: int, classes: int, bound: int | None
+    ends: Ends, monkeypatch: pytest.MonkeyPatch, spied: Any, name: str, templates: int, classes: int, bound: int | None
 ) -> None:
     """More prompts than are taken back through the text tower: with a bound of 32 in each measure, 1024 in one."""
     if bound is not None:
@@ -37,15 +36,9 @@ def test_a_path_of_many_prompts_is_bounded(
         classes=NAMES[:classes],
         prompts_at_once=at_once,
     )
-    passes, forward = list[int](), TransformersClip.text_features
-
-    def counted(model: TransformersClip, tokens: dict[str, Tensor], *rest: Any) -> Tensor:
-        passes.append(len(tokens["input_ids"]))
-        return forward(model, tokens, *rest)
-
-    monkeypatch.setattr(TransformersClip, "text_features", counted)
+    embedded = spied(TransformersClip, "text_features")
     notes = measured(name, objective).notes
-    assert max(passes) <= at_once
+    assert max(len(call.args[1]["input_ids"]) for call in embedded.call_args_list) <= at_once
     drawn = any("templates, drawn at random" in note for note in notes)
     assert drawn == (name not in (*FORWARD_ONLY, "learned-coefficients", "projection-radii"))
     assert objective.criterion.prompts.count == templates * classes > most_prompts

@@ -1,8 +1,6 @@
 """The merge arithmetic against entry-by-entry loops in numpy scalars, and the masks' selections against sorting."""
 
 import json
-import subprocess
-import sys
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -22,6 +20,7 @@ from clipmerge.merging.stream import merged_tensors
 from clipmerge.merging.tensor import merge_tensor
 from clipmerge.planning.layer_plan import LayerPlan
 from tests.merging.test_dtypes_and_shards import DTYPES, cast
+from tests.support.command import python
 from tests.support.tasks import inputs_of, plan_with
 from tests.support.tiny_clip import Folders
 
@@ -232,8 +231,7 @@ def test_data_free_commands_import_nothing_heavy(pair: Folders, tmp_path: Path) 
         ["plan", *map(str, pair), "--recipe", "lines", "--output", plan],
         ["apply", plan, "--output", str(outputs[1])],
     ]
-    words = [sys.executable, "-c", LIGHT, json.dumps(commands)]
-    ended = subprocess.run(words, capture_output=True, text=True, check=False, timeout=120)
+    ended = python("-c", LIGHT, json.dumps(commands))
     assert ended.stderr.splitlines()[-1] == "set()", ended.stderr
     files = [(folder / "model.safetensors").read_bytes() for folder in outputs]
     assert files[0] == files[1]

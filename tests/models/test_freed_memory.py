@@ -4,13 +4,12 @@ The checks run in processes of their own: what other tests left free in this one
 """
 
 import platform
-import subprocess
-import sys
 
 import pytest
 
 from clipmerge.models import memory as module
 from clipmerge.models.memory import freed_memory_kept
+from tests.support.command import python
 
 pytestmark = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc's allocator is told")
 CHECKS = """
@@ -45,7 +44,7 @@ else:
 
 @pytest.mark.parametrize("check", ["used again inside alone", "goes back at the end"])
 def test_memory_is(check: str) -> None:
-    ended = subprocess.run([sys.executable, "-c", CHECKS, check], capture_output=True, text=True, check=False)
+    ended = python("-c", CHECKS, check)
     assert ended.returncode == 0, ended.stderr
 
 

@@ -8,7 +8,6 @@ import re
 import resource
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -20,7 +19,7 @@ from pathlib import Path
 import pytest
 
 from clipmerge.__main__ import run
-from tests.support.command import start
+from tests.support.command import python, start
 from tests.support.several import IMPORTED
 from tests.support.tiny_clip import Folders, save_images
 
@@ -193,8 +192,7 @@ def test_an_error_waits_for_no_hash(tmp_path: Path) -> None:
         "try: run()\n"
         "finally: assert signal.getsignal(signal.SIGINT) == signal.SIG_DFL"
     )
-    command = [sys.executable, "-c", code, "recipes", "show", "nonsense", endless]
-    failed = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    failed = python("-c", code, "recipes", "show", "nonsense", endless, timeout=60)
     assert failed.returncode == 1
     assert failed.stderr.startswith("error: ")
     assert len(failed.stderr.splitlines()) == 1

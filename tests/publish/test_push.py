@@ -6,7 +6,6 @@ import json
 import os
 import re
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from clipmerge.errors import HubError, OutputError, UsageError
 from clipmerge.hub.download import fetch
 from clipmerge.hub.ids import HubId
 from clipmerge.output.record import Published
-from tests.support.command import clipmerge
+from tests.support.command import clipmerge, python
 from tests.support.hub_double import FakeHub, environment, upload
 from tests.support.raw_safetensors import edit_json
 
@@ -303,9 +302,7 @@ def test_merge_push_and_merge_again_from_the_pushed_id_in_processes_of_their_own
     hub: FakeHub, pair: tuple[Path, Path], tmp_path: Path
 ) -> None:
     def run(*arguments: object, **more: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, *map(str, arguments)]
-        variables = {**os.environ, **environment(hub, tmp_path), **more}
-        return subprocess.run(command, env=variables, cwd=tmp_path, capture_output=True, text=True, check=False)
+        return python(*arguments, cwd=tmp_path, env={**os.environ, **environment(hub, tmp_path), **more})
 
     merge = ("-m", "clipmerge", "merge", pair[0])
     once = (*merge, pair[1], "-r", "wise-ft")

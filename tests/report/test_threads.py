@@ -2,12 +2,11 @@
 
 import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from tests.support.command import python
 from tests.support.tiny_clip import save_images, save_pair
 
 #: A number of a picture, as matplotlib writes it.
@@ -21,8 +20,8 @@ def page(folder: Path, threads: int, *arguments: object) -> str:
     variables |= {"MKL_DYNAMIC": "FALSE", "XDG_CACHE_HOME": str(folder / "cache")}
     variables |= {"PYTHONPATH": str(Path(__file__).parents[2])}
     folder.mkdir()
-    command = [sys.executable, "-m", "clipmerge", "merge", *map(str, arguments), "--output", "out"]
-    run = subprocess.run(command, cwd=folder, env={**os.environ, **variables}, capture_output=True, text=True)
+    words = ("-m", "clipmerge", "merge", *arguments, "--output", "out")
+    run = python(*words, cwd=folder, env={**os.environ, **variables})
     assert run.returncode == 0, run.stderr
     text = (folder / "out" / "report.html").read_text(encoding="utf-8")
     merged = r'(<th scope="row">merged</th>.*<td class="hash">)[0-9a-f]{64}'
