@@ -25,14 +25,10 @@ QUICK = ("--recipe", "lines", "--alphas", "0,0.5,1")
 
 
 @pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cache and a working folder of each test's own."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-
-
-@pytest.fixture
-def hub(hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeHub:
     monkeypatch.chdir(tmp_path)
-    return hub
 
 
 @pytest.fixture
@@ -42,8 +38,7 @@ def releases(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Releas
         yield server
 
 
-def test_unknown_suites_and_outputs_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
+def test_unknown_suites_and_outputs_are_refused(tmp_path: Path) -> None:
     assert "corrupted-cars" in done("bench", "list").out
     assert "Did you mean 'corrupted-cars'" in refused(clipmerge("bench", "corrupted-car"), 2)
     (tmp_path / "bench-corrupted-cars").mkdir()

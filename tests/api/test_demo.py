@@ -8,14 +8,14 @@ from typing import Any
 import pytest
 
 from clipmerge.api.demo import demo as run_demo
-from tests.support.command import Outcome, clipmerge, done
+from tests.support.command import done
 
 pytestmark = [pytest.mark.slow, pytest.mark.uncounted]
 
 
 @pytest.fixture(scope="module")
-def shown() -> tuple[dict[str, Any], Outcome]:
-    """The demo's record and the command's output, in the cache of the tests; about a minute on two cores."""
+def demo() -> dict[str, Any]:
+    """The record of the command's demo, in the cache of the tests; about a minute on two cores."""
     records: list[dict[str, Any]] = []
 
     def kept(*arguments: Any, **options: Any) -> dict[str, Any]:
@@ -24,14 +24,8 @@ def shown() -> tuple[dict[str, Any], Outcome]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("clipmerge.api.demo.demo", kept)
-        ended = clipmerge("demo")
-    assert ended.code == 0, ended.err
-    return records[0], ended
-
-
-@pytest.fixture(scope="module")
-def demo(shown: tuple[dict[str, Any], Outcome]) -> dict[str, Any]:
-    return shown[0]
+        done("demo")
+    return records[0]
 
 
 def shifted(accuracy: dict[str, float]) -> float:

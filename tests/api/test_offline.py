@@ -14,24 +14,22 @@ from tests.support.tiny_clip import Folders
 CARS = "hf://datasets/acme/cars"
 
 
-@pytest.fixture
-def hub(hub: FakeHub, pair: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeHub:
+def test_commands_tell_what_they_take_unchecked(
+    hub: FakeHub, pair: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    for name, folder in zip(("acme/base", "acme/tuned"), pair, strict=True):
-        upload(hub, name, folder)
-    files = {
-        f"{split}.parquet": save_hub_parquet(tmp_path / "x.parquet", [0, 1, 2] * 8, first=at).read_bytes()
-        for split, at in (("test", 0), ("train", 100), ("validation", 200))
-    }
+    splits = ("test", "train", "validation")
+    files = {}
+    for at, split in enumerate(splits):
+        written = save_hub_parquet(tmp_path / "x.parquet", [0, 1, 2] * 8, first=100 * at)
+        files[f"{split}.parquet"] = written.read_bytes()
     upload(hub, "acme/cars", files, kind="dataset")
-    return hub
-
-
-def test_commands_tell_what_they_take_unchecked(hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    plan = tmp_path / "plan.json"
     models = ("acme/base", "acme/tuned")
+    for name, folder in zip(models, pair, strict=True):
+        upload(hub, name, folder)
+    plan = tmp_path / "plan.json"
     done("plan", *models, "-r", "wise-ft", "-o", plan)
-    for split in ("test", "train", "validation"):
+    for split in splits:
         load_images(f"{CARS}:{split}", whole=True)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     before = len(hub.log)
