@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +16,8 @@ UNTUNED = 0.5
 #: Points that can be the anchor, and the share of the zero-shot features' effective rank that those beyond 0.5 keep.
 ANCHORS = tuple(tenth / 10 for tenth in range(5, 11))
 KEPT_RANK = 2 / 3
+#: Standard errors beyond which a difference is sure, in a one-sided test at 95%.
+ONE_SIDED = 1.645
 
 
 @dataclass(frozen=True)
@@ -34,27 +37,42 @@ class Anchor:
 
 @dataclass(frozen=True)
 class PathPoint:
-    """A point of the path on all calibration images: mean loss in nats, accuracy, and the features' effective rank."""
+    """A point of the path: mean loss in nats, accuracy, features' effective rank, and own images' losses, (images,)."""
 
     loss: float
     accuracy: float
     rank: float
+    losses: Tensor
 
 
 def find_anchor(objective: Objective, max_loss: float) -> Anchor:
-    """Find the alpha with the lowest loss from 0.5 up whose features keep two thirds of their effective rank.
+    """Find the least alpha from 0.5 up whose features keep two thirds of their effective rank, at no proven loss.
 
-    Features that fall into a few directions, those of the target's classes, are a trace of fine-tuning that has harmed
-    the model: then the anchor is the lowest alpha. None loses more than ``max_loss`` points of accuracy.
+    Its loss is not surely above the lowest, in a one-sided test at 95%: where images cannot tell, the lower alpha is
+    the more robust. Features that fall into a few directions, those of the target's classes, are a trace of fine-tuning
+    that has harmed the model: then the anchor is the lowest alpha. None loses more than ``max_loss`` points of
+    accuracy.
     """
     objective.work.announce(FORWARD * (1 + len(ANCHORS)) * sum(len(batch) for batch in objective.shares.batches))
     zeroshot = _point(objective, 0.0).rank
     points = {alpha: _point(objective, alpha) for alpha in ANCHORS}
     least = points[1.0].accuracy - max_loss / 100 - 1e-9
     accurate = {alpha: point for alpha, point in points.items() if point.accuracy >= least}
-    unharmed = {alpha: point.loss for alpha, point in accurate.items() if point.rank >= KEPT_RANK * zeroshot}
-    alpha = min(unharmed, key=unharmed.__getitem__) if unharmed else min(accurate)
+    unharmed = {alpha: point for alpha, point in accurate.items() if point.rank >= KEPT_RANK * zeroshot}
+    as_good = _not_worse(objective, unharmed) if unharmed else accurate
+    alpha = min(as_good)
     return Anchor(alpha, not unharmed, points[1.0].rank / max(zeroshot, 1e-9))
+
+
+def _not_worse(objective: Objective, points: Mapping[float, PathPoint]) -> list[float]:
+    """The alphas whose loss, paired by image over all processes, is not surely above the lowest."""
+    best = min(points.values(), key=lambda point: point.loss)
+    above = torch.stack([point.losses - best.losses for point in points.values()])
+    sums = torch.stack([above.sum(1), above.square().sum(1)])
+    objective.shares.add_up(sums)
+    mean, square = sums.cpu().double() / objective.shares.images
+    error = ((square - mean.square()).clamp_min(0) / max(objective.shares.images - 1, 1)).sqrt()
+    return [alpha for alpha, sure in zip(points, mean > ONE_SIDED * error, strict=True) if not sure]
 
 
 def finetuned_rank(objective: Objective, precision: Precision) -> float:
@@ -70,19 +88,21 @@ def _point(objective: Objective, alpha: float, precision: Precision = "float32")
     prompts = objective.criterion.prompt_features()
     width = prompts.shape[-1]
     # sums: the loss and the number of right answers, the features, and their products
-    sums = torch.zeros(width + 2, width, device=prompts.device)
+    sums, losses = torch.zeros(width + 2, width, device=prompts.device), list[Tensor]()
     for batch in objective.shares.batches:
         with passes(batch.pixels.device, precision):
             features = objective.criterion.embed(batch.pixels).float()
         logits = objective.criterion.logits(batch, prompts, features)
-        sums[0, 0] += torch.nn.functional.cross_entropy(logits, batch.labels, reduction="sum")
+        losses.append(torch.nn.functional.cross_entropy(logits, batch.labels, reduction="none"))
+        sums[0, 0] += losses[-1].sum()
         sums[0, 1] += (logits.argmax(1) == batch.labels).sum()
         sums[1] += features.sum(0)
         sums[2:] += features.T @ features
         objective.work.tick(FORWARD * len(batch))
     objective.shares.add_up(sums)
     sums = sums.cpu().double() / objective.shares.images
-    return PathPoint(float(sums[0, 0]), float(sums[0, 1]), effective_rank(sums[2:] - sums[1].outer(sums[1])))
+    rank = effective_rank(sums[2:] - sums[1].outer(sums[1]))
+    return PathPoint(float(sums[0, 0]), float(sums[0, 1]), rank, torch.cat(losses))
 
 
 def effective_rank(covariance: Tensor) -> float:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from scipy import stats
 
 from clipmerge.calibration import anchor
 from clipmerge.calibration.anchor import effective_rank, find_anchor, finetuned_rank
@@ -31,6 +32,11 @@ def test_loss_accuracy_and_rank_are_those_of_all_images(ends: Ends) -> None:
     assert effective_rank(torch.zeros(2, 2)) == 0.0  # of equal features
 
 
+def point_of(loss: float, accuracy: float, rank: float, spread: tuple[float, ...] = (0.0, 0.0)) -> anchor.PathPoint:
+    """A point whose images' losses lie around their mean."""
+    return anchor.PathPoint(loss, accuracy, rank, loss + torch.tensor(spread))
+
+
 FALLING = [6.0, 5.0, 4.0, 3.0, 1.0, 2.0]
 
 
@@ -53,11 +59,24 @@ def test_the_anchor_has_the_lowest_loss_of_what_has_not_collapsed(
     right: list[float],
     expected: tuple[float, bool],
 ) -> None:
-    points = dict(zip(anchor.ANCHORS, map(anchor.PathPoint, losses, right, ranks), strict=True))
-    points[0.0] = anchor.PathPoint(9.0, 0.1, 3.0)
+    points = dict(zip(anchor.ANCHORS, map(point_of, losses, right, ranks), strict=True))
+    points[0.0] = point_of(9.0, 0.1, 3.0)
     monkeypatch.setattr(anchor, "_point", lambda objective, alpha, precision="float32": points[alpha])
     found = find_anchor(objective_for(ends, make_batches((2,))), 3.0)
     assert (found.alpha, found.harmed, found.finetuned_rank) == (*expected, pytest.approx(ranks[-1] / 3))
+
+
+def test_a_lower_alpha_is_the_anchor_unless_its_loss_is_surely_higher(
+    ends: Ends, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spread = (0.3, -0.5, 0.4, -0.6, 0.2, 0.2)  # its mean is 0, the standard error 0.186
+    for above, expected in ((0.29, 0.6), (0.32, 0.7)):
+        losses = {0.5: 2.0, 0.6: 1 + above, 0.7: 1.0, 0.8: 1.5, 0.9: 1.5, 1.0: 1.5}
+        points = {a: point_of(loss, 0.9, 3.0, spread if a == 0.6 else (0.0,) * 6) for a, loss in losses.items()}
+        monkeypatch.setattr(anchor, "_point", lambda _, alpha, points=points: points.get(alpha, points[0.5]))
+        sure = stats.ttest_1samp(points[0.6].losses - points[0.7].losses, 0).statistic > stats.norm.ppf(0.95)
+        assert sure == (expected == 0.7)
+        assert find_anchor(objective_for(ends, make_batches((4, 2))), 3.0).alpha == expected
 
 
 def test_the_rank_of_fine_tuned_features_is_found_in_the_precision_of_the_goal(ends: Ends) -> None:
