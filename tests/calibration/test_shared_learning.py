@@ -13,7 +13,6 @@ from clipmerge.calibration.goal import Goal, Losses
 from clipmerge.calibration.learning import LearningConfig, learn
 from clipmerge.calibration.objective import Objective
 from clipmerge.calibration.path import Ends
-from clipmerge.calibration.steps import Step
 from tests.support.small_objective import Ends as Paths
 from tests.support.small_objective import descend, make_batches, objective_for, prepare
 
@@ -28,13 +27,6 @@ def objective(request: pytest.FixtureRequest, ends: Paths) -> Objective:
         if request.param == "mapped":
             patch.setattr(path, "_HELD", 0)
         return objective_for(ends, make_batches(SIZES))
-
-
-def descended(objective: Objective, coefficients: Coefficients, step: Step) -> tuple[Losses, dict[str, Tensor]]:
-    """The losses of a step, and the gradients of the coefficients."""
-    with coefficients.collect_gradients():
-        losses = descend(objective, step, GOAL)
-    return losses, {key: value.grad.clone() for key, value in coefficients.values.items() if value.grad is not None}
 
 
 PIECES = {"copies": GOAL, "no copies": Goal(0.0, views=1.0), "features": Goal(0.7, divergence="features", copies=2)}
@@ -112,7 +104,10 @@ def test_large_weights_come_in_runs(objective: Objective, granularity: Any, monk
     def taken() -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         coefficients.place()
         weights = {name: objective.path.parameters[name].detach().clone() for name in objective.path.task_vector}
-        return weights, descended(objective, coefficients, step)[1]
+        with coefficients.collect_gradients():
+            descend(objective, step, GOAL)
+        slopes = {key: value.grad for key, value in coefficients.values.items() if value.grad is not None}
+        return weights, {key: slope.clone() for key, slope in slopes.items()}
 
     whole = taken()
     monkeypatch.setattr(path, "_ENTRIES", 200)

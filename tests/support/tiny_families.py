@@ -119,6 +119,7 @@ _AROUND_SIGLIP = (
     "vision.embeddings", "vision.norm", "vision.pooler",
     "text.embeddings", "text.norm", "text.projection", "logit_scale", "logit_bias",
 )  # fmt: skip
+_AROUND_BERT = ("text.embeddings", "text.pooler", "text.projection", "logit_scale")
 _VIT_HEAD = ("vision.embeddings", "vision.pre_norm", "vision.norm", "head")
 
 TINY: dict[str, Tiny] = {
@@ -157,7 +158,7 @@ TINY: dict[str, Tiny] = {
     "ALIGN": Tiny(
         hf.AlignModel,
         lambda: _config(hf.AlignConfig, vision=_EFFICIENT_NET, projection_dim=32),
-        ("vision.embeddings", "text.embeddings", "text.pooler", "text.projection", "logit_scale"),
+        ("vision.embeddings", *_AROUND_BERT),
         "ALIGN",
         processor=lambda: hf.AlignProcessor(hf.EfficientNetImageProcessor(size=_SQUARE, crop_size=_SQUARE), _bert()),
         blocks=("vision.0.conv", "vision.2.conv", "text.0.attn", "text.1.mlp"),
@@ -165,20 +166,14 @@ TINY: dict[str, Tiny] = {
     "ViT+BERT": Tiny(
         hf.VisionTextDualEncoderModel,
         lambda: _dual(hf.ViTConfig(**_VISION), hf.BertConfig(**_TEXT)),
-        (
-            "vision.embeddings", "vision.norm", "vision.pooler", "vision.projection",
-            "text.embeddings", "text.pooler", "text.projection", "logit_scale",
-        ),
+        ("vision.embeddings", "vision.norm", "vision.pooler", "vision.projection", *_AROUND_BERT),
         "VisionTextDualEncoder",
         processor=lambda: hf.VisionTextDualEncoderProcessor(hf.ViTImageProcessor(size=_SQUARE), _bert()),
     ),
     "CLIP+RoBERTa": Tiny(
         hf.VisionTextDualEncoderModel,
         lambda: _dual(hf.CLIPVisionConfig(**_VISION), hf.RobertaConfig(**_TEXT)),
-        (
-            "vision.embeddings", "vision.pre_norm", "vision.norm", "vision.projection",
-            "text.embeddings", "text.pooler", "text.projection", "logit_scale",
-        ),
+        (*_AROUND_CLIP[:4], *_AROUND_BERT),
         "VisionTextDualEncoder",
         processor=lambda: hf.VisionTextDualEncoderProcessor(_clip_images(), _xlm_roberta()),
     ),
