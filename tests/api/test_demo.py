@@ -32,10 +32,6 @@ def shifted(accuracy: dict[str, float]) -> float:
     return sum(value for name, value in accuracy.items() if name != "clean") / (len(accuracy) - 1)
 
 
-def record_of(demo: dict[str, Any], recipe: str) -> Any:
-    return json.loads((Path(demo["models"][recipe]) / "clipmerge.json").read_text(encoding="utf-8"))
-
-
 def test_fine_tuning_loses_robustness_and_merging_gets_it_back(demo: dict[str, Any]) -> None:
     accuracy = demo["accuracy"]
     assert set(accuracy) == {"zero-shot", "fine-tuned", "wise-ft", "straggler-sparse", "auto"}
@@ -59,7 +55,7 @@ def test_the_table_is_that_of_the_docs(demo: dict[str, Any]) -> None:
 def test_the_printed_command_is_that_of_the_merge_and_runs(demo: dict[str, Any], tmp_path: Path) -> None:
     program, *arguments = shlex.split(demo["command"])
     assert program == "clipmerge"
-    made = record_of(demo, "auto")
+    made = json.loads((Path(demo["models"]["auto"]) / "clipmerge.json").read_text(encoding="utf-8"))
     arguments[-1] = str(tmp_path / "merged")
     ended = done(*arguments, "--set", "measure.steps=2", "--format", "json")
     again = ended.json

@@ -221,8 +221,9 @@ def test_the_record_and_the_files_tell_the_same(far: Folders, images: Path, shif
     assert gains[0] != gains[1]
 
 
-@pytest.fixture
-def suite(pair: Folders, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def test_a_suite_of_several_pairs_is_told_pair_by_pair(
+    pair: Folders, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answers: Mock
+) -> None:
     """Two pairs of the same checkpoints, in either order."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     far = save_images(tmp_path / "far", each=3, seed=8)
@@ -231,12 +232,8 @@ def suite(pair: Folders, images: Path, tmp_path: Path, monkeypatch: pytest.Monke
         {"name": name, "zeroshot": str(zeroshot), "finetuned": str(finetuned), **sources}
         for name, (zeroshot, finetuned) in {"forth": pair, "back": pair[::-1]}.items()
     ]
-    file = tmp_path / "mine.yaml"
-    file.write_text(json.dumps({"title": "t", "model": "m", "gflops": 1, "alphas": [0, 1], "pairs": pairs}))
-    return file
-
-
-def test_a_suite_of_several_pairs_is_told_pair_by_pair(suite: Path, tmp_path: Path, answers: Mock) -> None:
+    suite = tmp_path / "mine.yaml"
+    suite.write_text(json.dumps({"title": "t", "model": "m", "gflops": 1, "alphas": [0, 1], "pairs": pairs}))
     command = ("bench", suite, "--recipe", "wise-ft", "--output", tmp_path / "out")
     ended = done(*command)
     lines = [line.strip() for line in ended.out.splitlines()]

@@ -109,9 +109,10 @@ def test_without_evidence_the_path_is_taken() -> None:
         assert (choice.alpha is None) is taken
     points = {WHOLE: score(0.8, 0.9, corrupted=1.1), HALF: score(0.9, 0.9, corrupted=1.1)}
     assert chosen(PATH, points, max_loss=100).corrupted_gain is not None  # that of the first point
-    rows = torch.stack([PATH[0.5].goals - better.goals - noise[0]])
-    low, high = scipy_interval(rows[0])
-    assert chosen(PATH, {WHOLE: ValidationScore(better.rows + noise)}, max_loss=100).gain == pytest.approx((low, high))
+    differences = PATH[0.5].goals - better.goals - noise[0]
+    interval = stats.ttest_1samp(differences.numpy(), 0.0).confidence_interval(0.95)
+    found = chosen(PATH, {WHOLE: ValidationScore(better.rows + noise)}, max_loss=100)
+    assert found.gain == pytest.approx((interval.low, interval.high))
 
 
 def test_the_path_leaves_one_half_only_with_evidence() -> None:
@@ -180,12 +181,6 @@ def test_nothing_is_learned_where_fine_tuning_harmed_little(ends: Ends, monkeypa
     decision = straggler_sparse(Task(inputs, sparse))
     assert decision.stragglers == ()
     assert decision.verdict.startswith("no straggler layers found")
-
-
-def scipy_interval(differences: torch.Tensor) -> tuple[float, float]:
-    values = differences.tolist()
-    low, high = stats.ttest_1samp(values, 0.0).confidence_interval(0.95)
-    return float(low), float(high)
 
 
 def test_a_look_is_the_goal_over_all_held_back_images(ends: Ends) -> None:

@@ -17,11 +17,6 @@ from tests.support.small_objective import TEMPLATES, Ends, Reference, make_batch
 SIZES = (4, 4, 3)
 
 
-@pytest.fixture(scope="module")
-def frozen_text(tmp_path_factory: pytest.TempPathFactory) -> Ends:
-    return save_ends(tmp_path_factory.mktemp("frozen"), moves=("vision_", "visual_", "logit_scale"))
-
-
 def all_gradients(objective: Objective) -> list[dict[str, Tensor]]:
     return [
         {name: objective.path.gradient_of(name).clone() for name in objective.path.task_vector}
@@ -78,8 +73,8 @@ def test_gradients_are_the_batchs_however_many_images_are_in_memory(ends: Ends, 
         assert_close(found, expected)
 
 
-def test_a_frozen_text_tower_is_embedded_once_for_a_path(frozen_text: Ends, spied: Any) -> None:
-    batches = make_batches(SIZES)
+def test_a_frozen_text_tower_is_embedded_once_for_a_path(tmp_path: Path, spied: Any) -> None:
+    frozen_text, batches = save_ends(tmp_path, moves=("vision_", "visual_", "logit_scale")), make_batches(SIZES)
     objective = objective_for(frozen_text, batches)
     embedded = spied(objective.criterion.model, "text_features")
     reference = Reference(frozen_text)

@@ -100,19 +100,11 @@ def test_all_files_but_the_record_are_equal_between_runs(
     assert {name for name in first if first[name] != second[name]} == {"clipmerge.json"}
 
 
-@pytest.fixture(scope="module")
-def scored(
-    straggling: Folders, measuring: tuple[object, ...], tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Path, dict[str, Any]]:
-    """A plan with scores beside it, and the printed record."""
-    plan = tmp_path_factory.mktemp("scored") / "plans" / "plan.json"
-    return plan, printed("plan", *straggling, *measuring, "--output", plan)
-
-
 def test_plan_then_apply_is_merge(
-    sparse: tuple[Path, dict[str, Any]], scored: tuple[Path, dict[str, Any]], tmp_path: Path
+    sparse: tuple[Path, dict[str, Any]], straggling: Folders, measuring: tuple[object, ...], tmp_path: Path
 ) -> None:
-    plan, planned = scored
+    plan = tmp_path / "plans" / "plan.json"
+    planned = printed("plan", *straggling, *measuring, "--output", plan)
     assert sorted(path.name for path in plan.parent.iterdir()) == ["plan.json", "plan.tensors.safetensors"]
     assert len({path.stat().st_mode for path in plan.parent.iterdir()}) == 1
     applied = printed("apply", plan, "--output", tmp_path / "out")

@@ -17,12 +17,8 @@ from tests.support.tiny_clip import Folders, save_images
 
 
 @pytest.fixture(scope="module")
-def other(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_images(tmp_path_factory.mktemp("other"), seed=1)
-
-
-@pytest.fixture
-def sources(images: Path, other: Path) -> list[object]:
+def sources(images: Path, tmp_path_factory: pytest.TempPathFactory) -> list[object]:
+    other = save_images(tmp_path_factory.mktemp("other"), seed=1)
     return ["--id", f"val={images}", "--ood", f"odd={other}", "--alphas", "0,1"]
 
 
