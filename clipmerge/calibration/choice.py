@@ -15,10 +15,11 @@ from clipmerge.calibration.anchor import UNTUNED
 from clipmerge.calibration.goal import (
     Goal,
     class_features,
+    copies_alone,
     corrupted_goals,
     embeds_less_at_once,
-    make_pictures,
     terms_of,
+    views_alone,
 )
 from clipmerge.calibration.objective import FORWARD, Objective
 from clipmerge.calibration.steps import Step
@@ -43,8 +44,6 @@ class Candidate:
     beyond: float = 0.0
 
 
-#: Gain of a learned point over the path's, by its paired interval; ``None`` for a single image.
-Gain = Callable[[Candidate], Interval | None]
 # Accuracies are means of float64, so a loss of exactly the limit may come out a little above it.
 _ROUNDING = 1e-9
 #: Learned points that are tried: shares of the way from the start, and from there of the way to fine-tuned.
@@ -89,15 +88,31 @@ class ValidationScore:
 
 def validate(objective: Objective, steps: Sequence[Step], goal: Goal) -> ValidationScore:
     """Score the current weights, for which nothing is cached, on the images of all steps."""
+    return with_copies(objective, steps, goal, validate_views(objective, steps, goal))
+
+
+def validate_views(objective: Objective, steps: Sequence[Step], goal: Goal) -> Tensor:
+    """Whether the current weights recognise the views, and their cross-entropy in nats, by image: (2, images)."""
 
     def rows_of(step: Step, classes: Tensor) -> Tensor:
-        views, recognised, divergence = terms_of(objective, goal, make_pictures(step, goal), classes)
-        goals = views.clone()
-        goals[: len(divergence)] += goal.weight * divergence
-        objective.work.tick(FORWARD * goal.picture_count(len(step)) * step.work_share)
-        return torch.stack([goals, recognised.to(goals), views])
+        losses, recognised, _ = terms_of(objective, goal, views_alone(step, goal), classes)
+        objective.work.tick(FORWARD * len(step) * step.work_share)
+        return torch.stack([recognised.to(losses), losses])
 
-    return ValidationScore(_by_image(objective, steps, goal, rows_of))
+    return _by_image(objective, steps, goal, rows_of)
+
+
+def with_copies(objective: Objective, steps: Sequence[Step], goal: Goal, views: Tensor) -> ValidationScore:
+    """Complete a score by the divergence of the changed copies, one of each image, at the same weights."""
+
+    def rows_of(step: Step, classes: Tensor) -> Tensor:
+        _, _, divergence = terms_of(objective, goal, copies_alone(step, goal), classes)
+        objective.work.tick(FORWARD * len(step) * step.work_share)
+        return divergence[None]
+
+    recognised, losses = views
+    goals = losses + goal.weight * _by_image(objective, steps, goal, rows_of)[0] if goal.robustness else losses
+    return ValidationScore(torch.stack([goals, recognised, losses]))
 
 
 def validate_corrupted(objective: Objective, steps: Sequence[Step], goal: Goal) -> Tensor:
@@ -138,6 +153,7 @@ def _by_image(
 def choose(
     path: Mapping[float, ValidationScore],
     candidates: Sequence[Candidate],
+    views_of: Callable[[Candidate], Tensor],
     score_of: Callable[[Candidate], ValidationScore],
     corrupted_of: Callable[[Candidate], Tensor],
     *,
@@ -150,6 +166,7 @@ def choose(
     Args:
         path: Score by alpha, including alpha 1.
         candidates: The learned points; empty if nothing was learned.
+        views_of: What `validate_views` finds at a learned point; called again for the same point, so keep it.
         score_of: Scores a learned point; called for no more of them than the choice needs.
         corrupted_of: The goal of every image under other corruptions at a point, likewise.
         max_loss: Points of accuracy on the held-back images that may be lost against the fine-tuned model, beyond the
@@ -164,8 +181,8 @@ def choose(
         under other corruptions; without any, of those that are better under other corruptions, and not worse without
         them. Without these the path is taken if it counts, and else the first by that order.
     """
-    limit, finetuned = max_loss / 100, path[1.0]
-    accurate = {alpha: score for alpha, score in path.items() if _keeps_accuracy(score, finetuned, limit)}
+    limit, finetuned = max_loss / 100, path[1.0].rows[1]
+    accurate = {alpha: score for alpha, score in path.items() if _keeps_accuracy(score.rows[1], finetuned, limit)}
     alpha = _path_point(accurate) if anchor is None else min(accurate, key=lambda alpha: abs(alpha - anchor))
     best, score = Candidate(alpha=alpha), path[alpha]
     gains: tuple[Interval | None, Interval | None] = None, None
@@ -178,25 +195,30 @@ def choose(
         def corrupted_gain(candidate: Candidate) -> Interval | None:
             return paired_interval(corrupted(Candidate(alpha=alpha)) - corrupted(candidate))
 
-        def proven(evidence: Gain, doubt: Gain) -> Candidate | None:
-            """The first point that is better by one gain, and not worse by the other."""
-            for candidate in ranked():
-                better = evidence(candidate)
-                if better and better[0] > 0 and (worse := doubt(candidate)) and worse[1] >= 0:
-                    return candidate
-            return None
+        def recognised(candidate: Candidate) -> Tensor:
+            return views_of(candidate)[0]
 
         def ranked() -> Iterator[Candidate]:
             """The points that keep enough accuracy, in order; no more of them are scored than are asked for."""
+            order = list(candidates)
             if anchor is not None:  # learning from the path's middle soon overshoots what these images can show
-                order = sorted(candidates, key=lambda candidate: (candidate.beyond, candidate.part))
-                return (candidate for candidate in order if _keeps_accuracy(scores(candidate), finetuned, limit))
-            kept = [candidate for candidate in candidates if _keeps_accuracy(scores(candidate), finetuned, limit)]
-            return iter(sorted(kept, key=lambda candidate: scores(candidate).goal))
+                order.sort(key=lambda candidate: (candidate.beyond, candidate.part))
+            accurate = (candidate for candidate in order if _keeps_accuracy(recognised(candidate), finetuned, limit))
+            return accurate if anchor is not None else iter(sorted(accurate, key=lambda point: scores(point).goal))
+
+        def proven(*, by_views: bool) -> Candidate | None:
+            """The first point that is better on views, or else under other corruptions, and not worse by the other."""
+            for candidate in ranked():
+                better = gain(candidate)
+                if better and better[1] >= 0 and (better[0] > 0 or not by_views):
+                    other = corrupted_gain(candidate)
+                    if other and other[1] >= 0 and (other[0] > 0 or by_views):
+                        return candidate
+            return None
 
         # few images may have single ones with large losses, which hide a gain on one side alone
-        found = proven(gain, corrupted_gain) or proven(corrupted_gain, gain)
-        tried = found or next(ranked(), None) or max(candidates, key=lambda candidate: scores(candidate).accuracy)
+        found = proven(by_views=True) or proven(by_views=False)
+        tried = found or next(ranked(), None) or max(candidates, key=lambda point: float(recognised(point).mean()))
         gains = gain(tried), corrupted_gain(tried)
         if found or not path_counts:
             best, score = tried, scores(tried)
@@ -215,9 +237,9 @@ def choose(
     )
 
 
-def _keeps_accuracy(score: ValidationScore, finetuned: ValidationScore, limit: float) -> bool:
+def _keeps_accuracy(recognised: Tensor, finetuned: Tensor, limit: float) -> bool:
     """Whether the loss of accuracy, less the standard error of its estimate, is within the limit."""
-    lost = finetuned.rows[1] - score.rows[1]
+    lost = finetuned - recognised
     error = float(lost.std()) / math.sqrt(len(lost)) if len(lost) > 1 else 0.0
     return float(lost.mean()) - error <= limit + _ROUNDING
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import astuple, dataclass, fields, replace
-from functools import partial
+from functools import cache, partial
 
 import torch
 from torch import Tensor
@@ -20,6 +20,8 @@ from clipmerge.calibration.choice import (
     choose,
     validate,
     validate_corrupted,
+    validate_views,
+    with_copies,
 )
 from clipmerge.calibration.coefficients import Coefficients
 from clipmerge.calibration.descent import Descent
@@ -330,12 +332,19 @@ class _Run:
         objective = self._objective
         steps = with_pictures(objective, steps, goal)
         path = {alpha: ValidationScore(rows) for alpha, rows in zip(ALPHAS, self._path, strict=True)}
-        unscored = set(self._candidates)
+        unseen, unscored = set(self._candidates), set(self._candidates)
+
+        @cache
+        def views_of(candidate: Candidate) -> Tensor:
+            unseen.remove(candidate)
+            self._go_to(candidate)
+            return validate_views(objective, steps, goal)
 
         def score_of(candidate: Candidate) -> ValidationScore:
             unscored.remove(candidate)
+            views = views_of(candidate)
             self._go_to(candidate)
-            return validate(objective, steps, goal)
+            return with_copies(objective, steps, goal, views)
 
         def corrupted_of(candidate: Candidate) -> Tensor:
             self._go_to(candidate)
@@ -344,13 +353,15 @@ class _Run:
         choice = choose(
             path,
             self._candidates,
+            views_of,
             score_of,
             corrupted_of,
             max_loss=self._config.max_loss,
             anchor=goal.anchor if goal.divergence == "path-features" else None,
             path_counts=not self._coefficients.sparse,
         )
-        spared = sum(goal.picture_count(len(step)) * step.work_share for step in steps) * len(unscored)
+        images = sum(len(step) * step.work_share for step in steps)
+        spared = images * (len(unseen) + len(unscored) * bool(goal.robustness))
         objective.work.announce(-FORWARD * (spared + bool(self._candidates)))
         objective.work.tick(0)
         if choice.alpha is None:

@@ -47,6 +47,9 @@ def chosen(
     """The choice between scores whose last row is the goal under other corruptions; each is asked for once at most."""
     scored, judged = [] if scored is None else scored, list[Candidate]()
 
+    def views_of(candidate: Candidate) -> torch.Tensor:
+        return points[candidate].rows[1:3]
+
     def score_of(candidate: Candidate) -> ValidationScore:
         scored.append(candidate)
         return points[candidate]
@@ -55,7 +58,7 @@ def chosen(
         judged.append(candidate)
         return (points[candidate] if candidate.alpha is None else path[candidate.alpha]).rows[3]
 
-    found = choose(path, tuple(points), score_of, corrupted_of, **options)
+    found = choose(path, tuple(points), views_of, score_of, corrupted_of, **options)
     assert len(scored) == len(set(scored))
     assert len(judged) == len(set(judged))
     return found
@@ -158,6 +161,10 @@ def test_no_more_points_are_scored_than_the_choice_needs() -> None:
         choice = chosen(PATH, points, scored, max_loss=100, anchor=anchor)
         assert [candidate.part for candidate in scored] == seen
         assert (choice.part, choice.path_alpha) == (seen[-1], 0.5)
+    scored = []
+    points = {HALF: score(0.8, 0.90), WHOLE: score(0.7, 0.94)}
+    assert chosen(PATH, points, scored, max_loss=2).part == 1.0
+    assert scored == [WHOLE]  # the other loses too much accuracy, whatever its goal
 
 
 def test_nothing_is_learned_where_fine_tuning_harmed_little(ends: Ends, monkeypatch: pytest.MonkeyPatch) -> None:
