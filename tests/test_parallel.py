@@ -97,8 +97,8 @@ def merged(name: str, sources: list[Path], output: Path, how_many: int) -> bytes
 
 @pytest.mark.uncounted
 @pytest.mark.parametrize("name", RECIPES)
-def test_bytes_are_the_same_for_any_number_of_threads(name: str, tmp_path: Path) -> None:
-    sources = save_family(tmp_path / "models", count=2)[: 3 if name in ("ties", "dare") else 2]
+def test_bytes_are_the_same_for_any_number_of_threads(name: str, family: list[Path], tmp_path: Path) -> None:
+    sources = family[: 3 if name in ("ties", "dare") else 2]
     alone = merged(name, sources, tmp_path / "1", 1)
     for count in (2, 5):
         assert merged(name, sources, tmp_path / str(count), count) == alone

@@ -24,7 +24,7 @@ from clipmerge.request import Calibration, MergeRequest
 from tests.support.claims import check_advice, check_combined, check_effect, check_verdict, check_weights, text_of
 from tests.support.command import clipmerge, done
 from tests.support.merge_records import printed
-from tests.support.tiny_clip import Folders, save_family
+from tests.support.tiny_clip import Folders
 
 RECIPES = sorted(path.stem for path in (Path(__file__).parents[2] / "recipes").glob("*.yaml"))
 LOOSE = ["measure.nodes=2", "method.threshold=1", "method.mirror=0", "method.stability=0.3"]
@@ -51,12 +51,6 @@ overrides = st.builds(Override, layers=st.sampled_from(["text.*", "*.mlp", "logi
 edits = st.lists(st.tuples(st.integers(0, 99), shares | st.sampled_from(["mask", "out"])), max_size=2)
 
 
-@pytest.fixture(scope="module")
-def family(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, ...]:
-    """One base and two models fine-tuned from it."""
-    return tuple(save_family(tmp_path_factory.mktemp("family"), count=2))
-
-
 @pytest.mark.parametrize(
     "method",
     [pytest.param(name, marks=[pytest.mark.slow, pytest.mark.uncounted] * (name not in FAST)) for name in RECIPES],
@@ -78,7 +72,7 @@ def family(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, ...]:
 )
 def test_what_is_written_is_what_the_plan_says(
     pair: Folders,
-    family: tuple[Path, ...],
+    family: list[Path],
     images: Path,
     tmp_path: Path,
     method: str,
@@ -94,7 +88,7 @@ def test_what_is_written_is_what_the_plan_says(
     sets = [*QUICK.get(method, ()), *([f"method.alpha={alpha!r}"] if takes_alpha else [])]
     recipe = load_recipe(method, sets).model_copy(update={"overrides": tuple(overrides)})
     calibration = Calibration(str(images), images=12, batch_size=3, device="cpu")
-    zeroshot, *finetuned = map(str, family if method in SEVERAL else pair)
+    zeroshot, *finetuned = map(str, family[:3] if method in SEVERAL else pair)
     run = prepare(MergeRequest(zeroshot, tuple(finetuned), recipe, calibration), judged=judged)
     write_plan(run, tmp_path / "plan.json")
     edited = edit(tmp_path / "plan.json", edits, swapped=swapped)
