@@ -10,11 +10,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from clipmerge.api.apply import write_merge
 from clipmerge.api.plan import prepare
 from clipmerge.errors import CheckpointError
 from clipmerge.parallel import side_by_side
+from tests.support.raw_safetensors import edit
 from tests.support.tasks import request_for
 from tests.support.tiny_clip import save_family
 
@@ -106,14 +108,10 @@ def test_bytes_are_the_same_for_any_number_of_threads(name: str, family: list[Pa
 
 @pytest.mark.parametrize("count", [1, 4])
 def test_of_several_broken_tensors_the_first_in_the_file_is_named(tmp_path: Path, count: int) -> None:
-    from safetensors.torch import load_file, save_file
-
     sources = save_family(tmp_path / "models", count=1)
     tensors = load_file(sources[1] / "model.safetensors")
     broken = [name for name, tensor in sorted(tensors.items()) if tensor.ndim == 2][-3:]
-    for name in broken:
-        tensors[name].view(-1)[3] = float("nan")
-    save_file(tensors, sources[1] / "model.safetensors", metadata={"format": "pt"})
+    edit(sources[1], **{name: tensors[name] * float("nan") for name in broken})
     with pytest.raises(CheckpointError, match=f"tensor {broken[0]} holds NaN"):
         merged("magnitude", sources, tmp_path / "out", count)
     assert not (tmp_path / "out").exists()

@@ -36,16 +36,13 @@ def test_what_is_taken_over_reaches_the_function() -> None:
     assert one(None, a=5) == {"c": 3, "a": 5, "b": 7, "folder": None}
 
 
-@pytest.mark.parametrize(
-    ("package", "name", "option"),
-    [
+def test_what_the_arithmetic_fills_in_is_no_option() -> None:
+    for package, name, option in (
         ("masks", "saliency", "score"),
         ("masks", "weights-random", "theta_0"),
         ("masks", "random", "key"),
         ("combinations", "dare", "key"),
         ("combinations", "ties", "thinned"),
-    ],
-)
-def test_what_the_arithmetic_fills_in_is_no_option(package: str, name: str, option: str) -> None:
-    with pytest.raises(RecipeError, match=rf"{name}: no option '{option}' \(options: density\)"):
-        check_options(package, name, {option: 1})
+    ):
+        with pytest.raises(RecipeError, match=rf"{name}: no option '{option}' \(options: density\)"):
+            check_options(package, name, {option: 1})

@@ -28,19 +28,15 @@ from clipmerge.distributed import (
     together,
 )
 from clipmerge.errors import MeasureError, UsageError
-from tests.support.command import clipmerge, counted, done, python, refused, start
+from tests.support.command import ROOT, clipmerge, counted, done, python, refused, start
 from tests.support.lose_a_process import LOST
 from tests.support.several import several
 from tests.support.tiny_clip import Folders
 
+LOST_PEERS = (torch.distributed.DistNetworkError("lost"), RuntimeError("[gloo/tcp/pair.cc] Connection closed by peer"))
 
-@pytest.mark.parametrize(
-    "error",
-    [
-        torch.distributed.DistNetworkError("lost"),
-        RuntimeError("[gloo/transport/tcp/pair.cc] Connection closed by peer"),
-    ],
-)
+
+@pytest.mark.parametrize("error", LOST_PEERS)
 def test_another_process_that_is_gone_is_told(error: Exception) -> None:
     with pytest.raises(MeasureError, match="another process of this run ended or does not answer"), together():
         raise error
@@ -221,7 +217,6 @@ def test_the_first_process_that_is_ended_says_so(tmp_path: Path, monkeypatch: py
     assert signal.getsignal(signal.SIGTERM) is not signal.SIG_IGN
 
 
-ROOT = Path(__file__).parents[1]
 SECONDS_TO_END = 60
 # half of the layers are stragglers, so that they get the mask that ranks gradients summed over processes
 MASKED = ("--set", "method.threshold=0.001", "--set", "method.mirror=0", "--set", "method.stability=0.01")

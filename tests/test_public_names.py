@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 import clipmerge
-from tests.support.command import python
+from tests.support.command import ROOT, python
 
 NAMES = [
     *("BenchResult", "Calibration", "CheckpointError", "ClipmergeError", "ConvertResult", "DataError"),
@@ -65,7 +65,6 @@ def test_the_package_itself_imports_nothing() -> None:
     assert loaded.stdout.split() == ["__future__", "clipmerge"]
 
 
-ROOT = Path(__file__).parents[1]
 RIGHT = """
 import clipmerge
 from clipmerge import MergeResult, Plan

@@ -13,9 +13,7 @@ import pytest
 import yaml
 
 from clipmerge import __version__
-from tests.support.command import python
-
-ROOT = Path(__file__).parents[1]
+from tests.support.command import ROOT, python
 
 
 def test_the_version_is_in_one_place_and_the_citation_has_the_same() -> None:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.support.command import clipmerge, done, start
+from tests.support.command import ROOT, clipmerge, done, start
 from tests.support.learn_and_save import HOLDS
 from tests.support.several import several
 from tests.support.stopped_learning import GOES_ON, SAVED, Stopping
@@ -21,7 +21,6 @@ from tests.support.tiny_clip import Folders, save_images, save_pair
 # as many as the processes that are started have
 torch.set_num_threads(1)
 
-ROOT = Path(__file__).parents[2]
 # where features are held, half of the steps are taken
 HELD = ("--set", "measure.divergence=predictions")
 
