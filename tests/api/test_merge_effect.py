@@ -63,10 +63,6 @@ def predictions(folder: Path, images: list[Image.Image]) -> list[int]:
         return model(**inputs).logits_per_image.argmax(dim=-1).tolist()
 
 
-def share(values: list[bool]) -> float:
-    return sum(values) / len(values)
-
-
 def test_narrowed_features_speak_for_the_merge(far: Folders, images: Path) -> None:
     request = request_for((far[1], far[0]), "wise-ft", "method.alpha=1", data=images, max_loss=100.0)
     run = prepare(request)
@@ -101,9 +97,9 @@ def test_the_numbers_are_those_of_the_models_written(far: Folders, photos: Path,
     answers = {name: predictions(folder, images) for name, folder in models.items()}
     measured = {"zeroshot": bought.zeroshot, "finetuned": bought.finetuned[0], "merged": bought.merged}
     for name, accuracy in measured.items():
-        assert accuracy.clean.value == share([a == b for a, b in zip(answers[name], held.labels, strict=True)])
+        assert accuracy.clean.value == np.mean([a == b for a, b in zip(answers[name], held.labels, strict=True)])
     agreed = zip(answers["merged"], answers["zeroshot"], strict=True)
-    assert bought.agreement.value == share([a == b for a, b in agreed])
+    assert bought.agreement.value == np.mean([a == b for a, b in agreed])
     assert len({accuracy.clean.value for accuracy in measured.values()}) > 1
 
     per_image = {UNRELATED: {24: 5, 120: 4}[len(held)], RELATED: {24: 5, 120: 2}[len(held)]}
@@ -120,7 +116,7 @@ def test_the_numbers_are_those_of_the_models_written(far: Folders, photos: Path,
             for corruption, met in places.items():
                 seen = predictions(folder, spoiled[corruption])
                 right = [a == held.labels[at] for a, at in zip(seen, met, strict=True)]
-                assert measured[name].corruptions[corruption].value == pytest.approx(share(right))
+                assert measured[name].corruptions[corruption].value == pytest.approx(np.mean(right))
                 by_image[met] += right
             assert getattr(measured[name], mean).value == pytest.approx(by_image.mean() / per_image[group])
 
@@ -292,7 +288,7 @@ def test_of_several_the_most_accurate_is_the_one_to_compare_with(family: list[Pa
     everything = load_images(str(photos)).sample(256, 0)
     images = [everything.image(at) for at in range(len(everything))]
     shares = [
-        share([a == b for a, b in zip(predictions(folder, images), everything.labels, strict=True)])
+        np.mean([a == b for a, b in zip(predictions(folder, images), everything.labels, strict=True)])
         for folder in family[1:]
     ]
     assert [accuracy.clean.value for accuracy in bought.finetuned] == shares
