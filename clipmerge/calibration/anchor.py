@@ -59,8 +59,7 @@ def find_anchor(objective: Objective, max_loss: float) -> Anchor:
     least = points[1.0].accuracy - max_loss / 100 - 1e-9
     accurate = {alpha: point for alpha, point in points.items() if point.accuracy >= least}
     unharmed = {alpha: point for alpha, point in accurate.items() if point.rank >= KEPT_RANK * zeroshot}
-    as_good = _not_worse(objective, unharmed) if unharmed else accurate
-    alpha = min(as_good)
+    alpha = min(_not_worse(objective, unharmed) if unharmed else accurate)
     return Anchor(alpha, not unharmed, points[1.0].rank / max(zeroshot, 1e-9))
 
 

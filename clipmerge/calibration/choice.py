@@ -153,7 +153,7 @@ def _by_image(
 def choose(
     path: Mapping[float, ValidationScore],
     candidates: Sequence[Candidate],
-    views_of: Callable[[Candidate], Tensor],
+    recognised_of: Callable[[Candidate], Tensor],
     score_of: Callable[[Candidate], ValidationScore],
     corrupted_of: Callable[[Candidate], Tensor],
     *,
@@ -166,7 +166,7 @@ def choose(
     Args:
         path: Score by alpha, including alpha 1.
         candidates: The learned points; empty if nothing was learned.
-        views_of: What `validate_views` finds at a learned point; called again for the same point, so keep it.
+        recognised_of: Whether a learned point recognises the views, by image; called for most of them, so keep it.
         score_of: Scores a learned point; called for no more of them than the choice needs.
         corrupted_of: The goal of every image under other corruptions at a point, likewise.
         max_loss: Points of accuracy on the held-back images that may be lost against the fine-tuned model, beyond the
@@ -195,15 +195,12 @@ def choose(
         def corrupted_gain(candidate: Candidate) -> Interval | None:
             return paired_interval(corrupted(Candidate(alpha=alpha)) - corrupted(candidate))
 
-        def recognised(candidate: Candidate) -> Tensor:
-            return views_of(candidate)[0]
-
         def ranked() -> Iterator[Candidate]:
             """The points that keep enough accuracy, in order; no more of them are scored than are asked for."""
             order = list(candidates)
             if anchor is not None:  # learning from the path's middle soon overshoots what these images can show
                 order.sort(key=lambda candidate: (candidate.beyond, candidate.part))
-            accurate = (candidate for candidate in order if _keeps_accuracy(recognised(candidate), finetuned, limit))
+            accurate = (candidate for candidate in order if _keeps_accuracy(recognised_of(candidate), finetuned, limit))
             return accurate if anchor is not None else iter(sorted(accurate, key=lambda point: scores(point).goal))
 
         def proven(*, by_views: bool) -> Candidate | None:
@@ -218,7 +215,7 @@ def choose(
 
         # few images may have single ones with large losses, which hide a gain on one side alone
         found = proven(by_views=True) or proven(by_views=False)
-        tried = found or next(ranked(), None) or max(candidates, key=lambda point: float(recognised(point).mean()))
+        tried = found or next(ranked(), None) or max(candidates, key=lambda point: float(recognised_of(point).mean()))
         gains = gain(tried), corrupted_gain(tried)
         if found or not path_counts:
             best, score = tried, scores(tried)

@@ -136,18 +136,15 @@ class Pictures:
 def make_pictures(step: Step, goal: Goal) -> Pictures:
     """Make this process's pictures of a step."""
     views = views_alone(step, goal)
-    if not goal.robustness:
-        return views
     return replace(views, pixels=torch.cat([views.pixels, copies_alone(step, goal).pixels]), target=step.target)
 
 
 def views_alone(step: Step, goal: Goal) -> Pictures:
     """This process's views of a step."""
-    batch = step.batch
-    if step.pixels is not None:
-        return Pictures(step.pixels[: len(batch)], _labels(step, batch), None)
-    pixels = viewed(batch.pixels, step.seed + 1, goal.views, len(step), step.own_rows)
-    return Pictures(pixels, _labels(step, batch), None)
+    batch, pixels = step.batch, step.pixels
+    if pixels is None:
+        pixels = viewed(batch.pixels, step.seed + 1, goal.views, len(step), step.own_rows)
+    return Pictures(pixels[: len(batch)], _labels(step, batch), None)
 
 
 def copies_alone(step: Step, goal: Goal) -> Pictures:

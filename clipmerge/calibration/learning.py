@@ -353,7 +353,7 @@ class _Run:
         choice = choose(
             path,
             self._candidates,
-            views_of,
+            lambda candidate: views_of(candidate)[0],
             score_of,
             corrupted_of,
             max_loss=self._config.max_loss,

@@ -75,7 +75,11 @@ class LearningState:
         """The file's content if it is complete and fits; otherwise it is removed, with a note for the user."""
         try:
             older = load_file(self._path)
-            if _fits(older, state):
+            fits = older.keys() == state.keys() and all(
+                older[name].shape == tensor.shape and older[name].dtype == tensor.dtype and older[name].isfinite().all()
+                for name, tensor in state.items()
+            )
+            if fits:
                 return older
             problem = f"{self._path} does not fit"
         except FileNotFoundError:
@@ -135,13 +139,6 @@ class LearningState:
         """Remove the file once its result is stored elsewhere."""
         if self._exists and self._accelerator.is_main_process:
             self._remove()
-
-
-def _fits(older: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> bool:
-    return older.keys() == state.keys() and all(
-        older[name].shape == tensor.shape and older[name].dtype == tensor.dtype and bool(older[name].isfinite().all())
-        for name, tensor in state.items()
-    )
 
 
 def _reason(error: Exception) -> str:

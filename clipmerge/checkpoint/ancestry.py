@@ -73,46 +73,28 @@ class _Matrix:
 
 def ancestry_warnings(inputs: Inputs) -> list[str]:
     """Name the fine-tuned checkpoints that are equal to another, or probably did not start from the zero-shot one."""
-    warnings = []
-    for which, finetuned in enumerate(inputs.finetuned):
-        twin = next((other for other in range(which) if _are_equal(inputs, which, other)), None)
-        if twin is not None:
-            warnings.append(
-                f"{inputs.finetuned[twin].source} and {finetuned.source} are equal in all weights that can be merged, "
-                "so that model counts twice"
-            )
-            continue
-        if _are_equal(inputs, which):
-            warnings.append(
-                f"{inputs.zeroshot.source} and {finetuned.source} are equal in all weights that can be merged, so "
-                "merging them changes nothing"
-            )
+    warnings, sources = [], [model.source for model in (*inputs.finetuned, inputs.zeroshot)]
+    for which, source in enumerate(sources[:-1]):
+        equal = next((other for other in (-1, *range(which)) if _are_equal(inputs, which, other)), None)
+        if equal is not None:
+            effect = "merging them changes nothing" if equal == -1 else "that model counts twice"
+            warnings.append(f"{sources[equal]} and {source} are equal in all weights that can be merged, so {effect}")
             continue
         found = ancestry_of(inputs, which)
         if found.relation != "related":
             swapped = "the two are probably swapped: " if found.relation == "swapped" else ""
             warnings.append(
-                f"{inputs.zeroshot.source} is probably not what {finetuned.source} started from "
+                f"{inputs.zeroshot.source} is probably not what {source} started from "
                 f"({swapped}{'; '.join(found.evidence)})"
             )
     return warnings
 
 
-def _are_equal(inputs: Inputs, which: int, other: int | None = None) -> bool:
-    """Whether two checkpoints hold the same weights; no more than samples are read of most that do not.
-
-    Args:
-        inputs: The checkpoints.
-        which: Index of a fine-tuned one.
-        other: Index of another fine-tuned one; ``None`` for the zero-shot one.
-    """
-    keys_of = [(inputs.zeroshot, inputs.zeroshot_keys), *zip(inputs.finetuned, inputs.finetuned_keys, strict=True)]
-    (one, ones), (two, twos) = keys_of[which + 1], keys_of[0 if other is None else other + 1]
+def _are_equal(inputs: Inputs, which: int, other: int) -> bool:
+    """Whether two checkpoints of `_samples` hold the same weights; of most that do not, only samples are read."""
     names = [*filter(inputs.merges, inputs.zeroshot_keys)]
     return all(
-        np.array_equal(_values(one, ones[name], most), _values(two, twos[name], most))
-        for most in (SAMPLE, sys.maxsize)
-        for name in names
+        np.array_equal(*_samples(inputs, which, name, most, other)) for most in (SAMPLE, sys.maxsize) for name in names
     )
 
 
@@ -250,11 +232,11 @@ def _shared(inputs: Inputs, which: int) -> Iterator[str]:
             yield name
 
 
-def _samples(inputs: Inputs, which: int, name: str, length: int) -> tuple[Array, Array]:
-    return (
-        _values(inputs.zeroshot, inputs.zeroshot_keys[name], length),
-        _values(inputs.finetuned[which], inputs.finetuned_keys[which][name], length),
-    )
+def _samples(inputs: Inputs, which: int, name: str, length: int, other: int = -1) -> tuple[Array, Array]:
+    """The first elements of a tensor in another fine-tuned checkpoint (-1: in the zero-shot one), and in this one."""
+    models = [*zip(inputs.finetuned, inputs.finetuned_keys, strict=True), (inputs.zeroshot, inputs.zeroshot_keys)]
+    (model, keys), (own, own_keys) = models[other], models[which]
+    return _values(model, keys[name], length), _values(own, own_keys[name], length)
 
 
 def _values(checkpoint: Checkpoint, key: str, length: int) -> Array:

@@ -28,6 +28,8 @@ _NOT_WEIGHTS = re.compile(
     r"input_resolution|context_length|vocab_size|(?:text\.)?attn_mask|best_\w+|(?:\w+_)?(?:loss|steps?|epochs?|acc\d?|lr)"
     r"|n_averaged|initted"
 )
+# What stands before a tower that is not alone.
+_IN_A_CLIP = ("visual.", "visual.trunk.", "text.")
 # One tower's own state dict: parameters that it has together, and the attribute of the whole model that it was.
 _LONE_TOWERS = (
     (("conv1.weight", "class_embedding", "ln_pre.weight"), "visual."),  # a ViT of OpenAI's or OpenCLIP's
@@ -115,9 +117,7 @@ def _lone_tower(names: dict[str, str]) -> _Unwrapped | None:
     """The keys of a tower that was saved by itself, under the names that it has in the whole model."""
     for (first, *others), attribute in _LONE_TOWERS:
         for outer in (name.removesuffix(first) for name in names if f".{name}".endswith(f".{first}")):
-            if outer.endswith(("visual.", "visual.trunk.", "text.")) or not all(
-                outer + other in names for other in others
-            ):
+            if outer.endswith(_IN_A_CLIP) or not all(outer + other in names for other in others):
                 continue
             inside = {attribute + name.removeprefix(outer): names[name] for name in names if name.startswith(outer)}
             outside = [name for name in names if not name.startswith(outer)]

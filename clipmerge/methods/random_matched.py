@@ -36,7 +36,11 @@ def random_matched(task: Task, *, pool: Count = 3, **options: Any) -> Decision:
         Ours: a control that could falsify the claim.
     """
     decision = straggler_outlier(task, **options)
-    layers, norms = dict(decision.layers), _norms(task)
+    layers = dict(decision.layers)
+    norms = {
+        layer: math.sqrt(sum(float(task.task_vectors(name)[0].square().sum()) for name in names))
+        for layer, names in task.layers.items()
+    }
     rng = np.random.default_rng(task.seed)
     free = [layer for layer in task.layers if layer not in decision.stragglers and norms[layer] > 0]
     if len(free) < len(decision.stragglers):
@@ -56,11 +60,3 @@ def random_matched(task: Task, *, pool: Count = 3, **options: Any) -> Decision:
         edits.append(f"{stand_in} for {straggler}")
     verdict = f"{decision.verdict}; edited instead: {', '.join(edits)}" if edits else decision.verdict
     return replace(decision, layers=layers, verdict=verdict, scores=scores_for(task, layers))
-
-
-def _norms(task: Task) -> dict[str, float]:
-    """Norm of the task vector by layer."""
-    return {
-        layer: math.sqrt(sum(float(task.task_vectors(name)[0].square().sum()) for name in names))
-        for layer, names in task.layers.items()
-    }

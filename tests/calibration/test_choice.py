@@ -47,9 +47,6 @@ def chosen(
     """The choice between scores whose last row is the goal under other corruptions; each is asked for once at most."""
     scored, judged = [] if scored is None else scored, list[Candidate]()
 
-    def views_of(candidate: Candidate) -> torch.Tensor:
-        return points[candidate].rows[1:3]
-
     def score_of(candidate: Candidate) -> ValidationScore:
         scored.append(candidate)
         return points[candidate]
@@ -58,7 +55,7 @@ def chosen(
         judged.append(candidate)
         return (points[candidate] if candidate.alpha is None else path[candidate.alpha]).rows[3]
 
-    found = choose(path, tuple(points), views_of, score_of, corrupted_of, **options)
+    found = choose(path, tuple(points), lambda point: points[point].rows[1], score_of, corrupted_of, **options)
     assert len(scored) == len(set(scored))
     assert len(judged) == len(set(judged))
     return found
