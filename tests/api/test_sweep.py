@@ -343,8 +343,8 @@ def test_images_used_twice_are_noted(far: Folders, images: Path, calibration: Pa
 
 def test_a_source_that_cannot_be_read_is_named_with_its_option(far: Folders, images: Path) -> None:
     for request, told in (
-        (request_for(far, images / "x", images), f"--id val: {images / 'x'}: no such folder; give a folder with one"),
-        (request_for(far, images, images / "x"), f"--ood shifted: {images / 'x'}: no such folder; give a folder with"),
+        (request_for(far, images / "x", images), f"--id near: {images / 'x'}: no such folder; give a folder with one"),
+        (request_for(far, images, images / "x"), f"--ood far: {images / 'x'}: no such folder; give a folder with"),
     ):
         with pytest.raises(DataError, match=re.escape(told)):
             run_sweep(request)
