@@ -143,7 +143,7 @@ def _zeroshot_skill(objective: Objective, goal: Goal, steps: Sequence[Step]) -> 
     """Share of the uncertainty about the labels of the steps' images that the zero-shot predictions remove.
 
     Returns:
-        This share, and the zero-shot model's score with nothing held.
+        This share, and the score of the zero-shot model by its views alone.
     """
     goal = replace(goal, robustness=0.0)
     steps = shard_steps(objective, steps, min(map(len, steps)))
@@ -180,7 +180,7 @@ class _Run:
     ) -> None:
         self._objective, self._coefficients, self._config, self._layout = objective, coefficients, config, layout
         # the zero-shot model's predictions do not diverge from themselves
-        self._known = {} if zeroshot is None or config.goal.holds_features else {0.0: zeroshot}
+        self._path_scores = {} if zeroshot is None or config.goal.holds_features else {0.0: zeroshot}
         self._storage = objective.learning_state
         self._candidates = (CANDIDATES if config.steps else ()) + (UNDER_A_MASK if config.sparsify else ())
         self._descent = Descent(coefficients.values, config.rate, config.steps)
@@ -201,7 +201,7 @@ class _Run:
         tries_path = begin is None and (validates or coefficients.start is None)
         path_steps = self._shard(_path_steps(self._layout)) if tries_path or validates else []
         judged = validates and bool(self._candidates)
-        points = (len(ALPHAS) - len(self._known)) * tries_path + len(self._candidates) * validates
+        points = (len(ALPHAS) - len(self._path_scores)) * tries_path + len(self._candidates) * validates
         self._announce(steps, path_steps, points, judged=judged)
         _embed_fixed_prompts(objective)
         pieces = self._pieces(steps)
@@ -253,10 +253,10 @@ class _Run:
         """Evaluate points of the straight path, and start at one of them unless a start is given."""
         steps = with_pictures(self._objective, steps, goal)
         for row, alpha in enumerate(ALPHAS):
-            if alpha not in self._known:
+            if alpha not in self._path_scores:
                 self._objective.path.move_to(alpha)
-                self._known[alpha] = validate(self._objective, steps, goal)
-            self._path[row] = self._known[alpha].rows
+                self._path_scores[alpha] = validate(self._objective, steps, goal)
+            self._path[row] = self._path_scores[alpha].rows
         if self._coefficients.start is None:
             best = ALPHAS[int(self._path[:, 0].mean(-1).argmin())]
             # where fine-tuning has moved all features, the best is nearly fine-tuned: nothing is regained from there
