@@ -11,7 +11,6 @@ about them.
 from __future__ import annotations
 
 from contextlib import ExitStack
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -27,19 +26,6 @@ _SHARE = 0.15
 FEWEST = 16
 
 
-@dataclass(frozen=True)
-class Point:
-    """The slopes and the loss at one point.
-
-    Attributes:
-        slopes: Slope of each batch and layer, in nats per unit of alpha: (batches, layers).
-        loss: Mean loss over images, in nats.
-    """
-
-    slopes: np.ndarray
-    loss: float
-
-
 class Slopes:
     """Slopes of all layers at one point of the path after another.
 
@@ -51,9 +37,12 @@ class Slopes:
 
     def __init__(self, objective: Objective, *, exact: bool = False, gradients: bool = False) -> None:
         """Decide from the model's cost how slopes are computed, and whether to add up the gradients."""
-        path, shares = objective.path, objective.shares
+        path, shares, prompts = objective.path, objective.shares, objective.criterion.prompts
+        alone = shares.accelerator.num_processes == 1
         self._objective = objective
-        self._pieces = objective.pieces(Activations(objective, "float32").images())
+        self._pieces = objective.pieces(Activations(objective, "float32", prompts.count if alone else 0).images())
+        # few prompts go forward once, and their activations are held while images go through; others go forward twice
+        self._keeps_graph = path.text_changes and alone and not prompts.are_many
         # read once: a path over mapped files reads them on every access
         self._changes = {name: change.flatten() for name, change in path.task_vector.items()}
         # float64 where there is one, so that masks rank the same entries for any number of processes
@@ -62,10 +51,10 @@ class Slopes:
         self._generator = torch.Generator().manual_seed(objective.seed)
         self.drawn, self._text_work = 0, 0.0
         if path.text_changes:
-            prompts, batches = objective.criterion.prompts.count, len(shares.batch_sizes)
+            count, batches = prompts.count, len(shares.batch_sizes)
             cost = _prompt_cost(objective)
-            self.drawn = prompts if exact or batches == 1 else _affordable(shares.images, prompts, batches, cost)
-            passes = prompts * (1 + GRADIENT) + self.drawn * (1 + 2 * batches) * (batches > 1)
+            self.drawn = count if exact or batches == 1 else _affordable(shares.images, count, batches, cost)
+            passes = count * (GRADIENT + (not self._keeps_graph)) + self.drawn * (1 + 2 * batches) * (batches > 1)
             self._text_work = cost * passes / shares.accelerator.num_processes
         self.work = GRADIENT * sum(len(batch) for batch in shares.batches) + self._text_work
 
@@ -74,11 +63,12 @@ class Slopes:
         """The mean gradient so far, weighted by the points' parts: by parameter, over all processes, on the CPU."""
         return self._objective.shares.total(self._sums)
 
-    def at(self, alpha: float, part: float = 1.0) -> Point:
-        """Go to theta(alpha) and compute the slopes there."""
+    def at(self, alpha: float, part: float = 1.0) -> tuple[np.ndarray, float]:
+        """Go to theta(alpha); returns its slopes in nats per unit of alpha, (batches, layers), and the mean loss."""
         objective, shares = self._objective, self._objective.shares
         objective.path.move_to(alpha)
-        features = objective.criterion.prompt_features()
+        kept = objective.criterion.prompts.features() if self._keeps_graph else None
+        features = objective.criterion.prompt_features() if kept is None else kept
         rows, losses, pulls = {}, {}, {}
         for batch, loss, pull in objective.image_gradients(features, pieces=self._pieces):
             rows[batch.number] = self._taken(part * len(batch) / shares.images).tolist()
@@ -90,11 +80,12 @@ class Slopes:
             each = torch.stack(shares.by_batch(pulls)).to(features.device)
             weights = torch.tensor(shares.batch_sizes, device=each.device, dtype=each.dtype) / shares.images
             mean = torch.einsum("b,bpd->pd", weights, each)
-            slopes += self._pulled(None, mean[None], part)
+            slopes += self._pulled(None, mean[None], part, kept)
+            del features, kept  # with their graph
             if len(each) > 1:
                 slopes += self._differences(each - mean)
             objective.work.tick(self._text_work)
-        return Point(slopes.numpy(), shares.mean(shares.by_batch(losses)))
+        return slopes.numpy(), shares.mean(shares.by_batch(losses))
 
     def _taken(self, part: float) -> Tensor:
         """The slopes of the gradients that are there, (layers,), float64 on the CPU; adds the gradients' part, if any.
@@ -106,11 +97,10 @@ class Slopes:
         for place, names in enumerate(path.layers.values()):
             for name in names:
                 gradient = path.parameters[name].grad
-                if gradient is None:
-                    continue
-                slopes[place] += torch.dot(gradient.flatten(), self._changes[name])
-                if self._sums and part:
-                    self._sums[name].add_(gradient, alpha=part)
+                if gradient is not None:
+                    slopes[place] += torch.dot(gradient.flatten(), self._changes[name])
+                    if self._sums and part:
+                        self._sums[name].add_(gradient, alpha=part)
         path.clear_gradients()
         return slopes.cpu().double()
 
@@ -122,11 +112,14 @@ class Slopes:
         places, chances = _draw(sizes, self.drawn, self._generator)
         return self._pulled(places, differences[:, places] / chances.to(differences)[:, None])
 
-    def _pulled(self, places: Tensor | None, cotangents: Tensor, part: float = 0.0) -> Tensor:
+    def _pulled(
+        self, places: Tensor | None, cotangents: Tensor, part: float = 0.0, kept: Tensor | None = None
+    ) -> Tensor:
         """Slopes of <features, cotangent>, added up over processes: (cotangents, layers), float64 on the CPU.
 
-        Processes share the prompts. Where gradients are added up, the main process computes all of them: their
-        rounding depends on which prompts are computed together, and masks rank entries by it.
+        ``kept`` are the features of all prompts, if their graph is kept. Processes share the prompts. Where gradients
+        are added up, the main process computes all of them: their rounding depends on which prompts are computed
+        together, and masks rank entries by it.
         """
         prompts, shares = self._objective.criterion.prompts, self._objective.shares
         total = torch.zeros(len(cotangents), len(self._objective.path.layers), dtype=torch.float64)
@@ -136,7 +129,7 @@ class Slopes:
         if self._sums and part:
             mine = torch.arange(len(chosen) if shares.accelerator.is_main_process else 0)
         for piece in torch.split(mine, prompts.at_once) if len(mine) else ():
-            embedded = prompts.features(places=chosen[piece].to(cotangents.device))
+            embedded = prompts.features(places=chosen[piece].to(cotangents.device)) if kept is None else kept
             for row, cotangent in enumerate(cotangents):
                 embedded.backward(cotangent[piece.to(cotangent.device)], retain_graph=True)  # type: ignore[no-untyped-call]
                 total[row] += self._taken(part)

@@ -137,10 +137,10 @@ def _attribute(
     halves = [(point / 2, weight / 2, 0.5) for point, weight in zip(points, weights, strict=True)]
     halves += [(1 - point / 2, weight / 2, -0.5) for point, weight in zip(points[::-1], weights[::-1], strict=True)]
     for alpha, share, sign in halves:
-        point = slopes.at(alpha, share)
-        losses[alpha] = _finite(point.loss, alpha)
-        shares["loss_drop"] += share * point.slopes
-        shares["barrier"] += share * point.slopes * sign
+        point, loss = slopes.at(alpha, share)
+        losses[alpha] = _finite(loss, alpha)
+        shares["loss_drop"] += share * point
+        shares["barrier"] += share * point * sign
     found = {
         name: {layer: values[:, column].tolist() for column, layer in enumerate(objective.path.layers)}
         for name, values in shares.items()

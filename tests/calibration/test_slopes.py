@@ -63,7 +63,7 @@ def test_all_prompts_give_every_batchs_own_slopes(
 ) -> None:
     found = Slopes(objective_of(ends, prompts_at_once, images_at_once), exact=True, gradients=gradients)
     assert found.drawn == 2 * len(CLASSES)
-    assert found.at(ALPHA).slopes == close_to(expected)
+    assert found.at(ALPHA)[0] == close_to(expected)
 
 
 @pytest.mark.parametrize("gradients", [False, True])
@@ -73,7 +73,7 @@ def test_with_some_prompts_the_means_stay_exact(
     monkeypatch.setattr(slopes, "_SHARE", 0.02)
     some = Slopes(objective, gradients=gradients)
     assert slopes.FEWEST <= some.drawn < 2 * len(CLASSES)
-    found = some.at(ALPHA).slopes
+    found = some.at(ALPHA)[0]
     mean = np.average(expected, axis=0, weights=SIZES)
     assert np.average(found, axis=0, weights=SIZES) == close_to(mean)
     vision = [place for place, layer in enumerate(objective.path.layers) if not layer.startswith("text.")]
@@ -86,7 +86,7 @@ def test_the_draws_average_to_every_batchs_own_slopes(
 ) -> None:
     monkeypatch.setattr(slopes, "_SHARE", 0.02)
     some = Slopes(objective)
-    found = np.array([some.at(ALPHA).slopes for _ in range(40)])
+    found = np.array([some.at(ALPHA)[0] for _ in range(40)])
     error = found.std(axis=0) / len(found) ** 0.5
     assert (np.abs(found.mean(axis=0) - expected) <= 4.5 * error + 1e-4).all()
 
@@ -113,7 +113,7 @@ def test_images_whose_activations_do_not_fit_go_one_after_another(
     monkeypatch.setattr(activations, "memory", lambda _device: 1)
     found = Slopes(objective, exact=True)
     embedded = spied(objective.criterion, "embed")
-    assert found.at(ALPHA).slopes == close_to(expected)
+    assert found.at(ALPHA)[0] == close_to(expected)
     assert [len(call.args[0]) for call in embedded.call_args_list] == [1] * sum(SIZES)
 
 
