@@ -2,10 +2,9 @@
 
 s_l = task_vector_l . gradient_l of the loss. Each batch's images go forward and backward once. All batches share the
 prompts, so a text layer's slope in batch b is <J_l task_vector_l, dL_b / dF>, where F are the prompt features and J_l
-their Jacobian. Its mean over batches takes one backward pass through the text tower, from the mean of dL_b / dF, and is
-exact. The batches' differences from the mean take one backward pass each: through all prompts if that is cheap compared
-with the images, otherwise through some prompts, drawn with probabilities proportional to how much the batches differ
-about them.
+their Jacobian. If that is cheap compared with the images, each batch takes one backward pass through all prompts.
+Otherwise the mean over batches takes one, from the mean of dL_b / dF, and is exact; the batches' differences from it
+take one each through some prompts, drawn with probabilities proportional to how much the batches differ about them.
 """
 
 from __future__ import annotations
@@ -54,7 +53,8 @@ class Slopes:
             count, batches = prompts.count, len(shares.batch_sizes)
             cost = _prompt_cost(objective)
             self.drawn = count if exact or batches == 1 else _affordable(shares.images, count, batches, cost)
-            passes = count * (GRADIENT + (not self._keeps_graph)) + self.drawn * (1 + 2 * batches) * (batches > 1)
+            passes = count * (not self._keeps_graph) + self.drawn * (1 + 2 * batches)
+            passes += count * GRADIENT * (self.drawn < count)
             self._text_work = cost * passes / shares.accelerator.num_processes
         self.work = GRADIENT * sum(len(batch) for batch in shares.batches) + self._text_work
 
@@ -78,12 +78,18 @@ class Slopes:
         slopes = torch.tensor(shares.by_batch(rows), dtype=torch.float64)
         if objective.path.text_changes:
             each = torch.stack(shares.by_batch(pulls)).to(features.device)
-            weights = torch.tensor(shares.batch_sizes, device=each.device, dtype=each.dtype) / shares.images
-            mean = torch.einsum("b,bpd->pd", weights, each)
-            slopes += self._pulled(None, mean[None], part, kept)
-            del features, kept  # with their graph
-            if len(each) > 1:
-                slopes += self._differences(each - mean)
+            if self.drawn == len(features):
+                parts = [part * size / shares.images for size in shares.batch_sizes]
+                slopes += self._pulled(None, each, parts, kept)
+            else:
+                weights = torch.tensor(shares.batch_sizes, device=each.device, dtype=each.dtype) / shares.images
+                mean = torch.einsum("b,bpd->pd", weights, each)
+                slopes += self._pulled(None, mean[None], [part], kept)
+                del features, kept  # with their graph
+                each -= mean
+                places, chances = _draw(each.square().sum((0, 2)).sqrt().cpu(), self.drawn, self._generator)
+                drawn = each[:, places] / chances.to(each)[:, None]
+                slopes += self._pulled(places, drawn, [0.0] * len(drawn))
             objective.work.tick(self._text_work)
         return slopes.numpy(), shares.mean(shares.by_batch(losses))
 
@@ -96,24 +102,15 @@ class Slopes:
         slopes = torch.zeros(len(path.layers), device=self._objective.shares.accelerator.device)
         for place, names in enumerate(path.layers.values()):
             for name in names:
-                gradient = path.parameters[name].grad
-                if gradient is not None:
+                if (gradient := path.parameters[name].grad) is not None:
                     slopes[place] += torch.dot(gradient.flatten(), self._changes[name])
                     if self._sums and part:
                         self._sums[name].add_(gradient, alpha=part)
         path.clear_gradients()
         return slopes.cpu().double()
 
-    def _differences(self, differences: Tensor) -> Tensor:
-        """Slopes of the differences between the batches' gradients and their mean, from all prompts or from some."""
-        if self.drawn == self._objective.criterion.prompts.count:
-            return self._pulled(None, differences)
-        sizes = differences.square().sum((0, 2)).sqrt().cpu()
-        places, chances = _draw(sizes, self.drawn, self._generator)
-        return self._pulled(places, differences[:, places] / chances.to(differences)[:, None])
-
     def _pulled(
-        self, places: Tensor | None, cotangents: Tensor, part: float = 0.0, kept: Tensor | None = None
+        self, places: Tensor | None, cotangents: Tensor, parts: list[float], kept: Tensor | None = None
     ) -> Tensor:
         """Slopes of <features, cotangent>, added up over processes: (cotangents, layers), float64 on the CPU.
 
@@ -126,12 +123,12 @@ class Slopes:
         chosen = torch.arange(prompts.count) if places is None else places
         rank, processes = shares.accelerator.process_index, shares.accelerator.num_processes
         mine = torch.arange(len(chosen))[slice(rank, None, processes)]
-        if self._sums and part:
+        if self._sums and any(parts):
             mine = torch.arange(len(chosen) if shares.accelerator.is_main_process else 0)
         for piece in torch.split(mine, prompts.at_once) if len(mine) else ():
             embedded = prompts.features(places=chosen[piece].to(cotangents.device)) if kept is None else kept
-            for row, cotangent in enumerate(cotangents):
-                embedded.backward(cotangent[piece.to(cotangent.device)], retain_graph=True)  # type: ignore[no-untyped-call]
+            for row, part in enumerate(parts):
+                embedded.backward(cotangents[row][piece.to(cotangents.device)], retain_graph=True)  # type: ignore[no-untyped-call]
                 total[row] += self._taken(part)
         return shares.total({"slopes": total})["slopes"]
 
