@@ -23,7 +23,6 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +36,8 @@ from benchmarks.speed.checkpoints import clip_config
 from benchmarks.speed.processes import memory_mb, write_results
 from clipmerge.api.measure import cost_sentence
 from clipmerge.calibration import activations
-from clipmerge.calibration.choice import validate
-from clipmerge.calibration.goal import Goal, with_teacher_targets
+from clipmerge.calibration.choice import validate_views, with_copies
+from clipmerge.calibration.goal import Goal
 from clipmerge.calibration.objective import Batch, Objective
 from clipmerge.calibration.slopes import Slopes
 from clipmerge.calibration.steps import lay_out
@@ -185,7 +184,7 @@ def measures(options: argparse.Namespace) -> dict[str, Callable[[Objective], Any
 def _look(objective: Objective, options: argparse.Namespace) -> None:
     goal = Goal(0.5, views=1.0, precision=options.precision)
     steps = lay_out(objective, 1, batch=options.batch).steps
-    validate(objective, with_teacher_targets(objective, steps, replace(goal, robustness=0.0)), goal)
+    with_copies(objective, steps, goal, validate_views(objective, steps, goal))
 
 
 def timed(function: Callable[[], Any]) -> dict[str, float]:

@@ -35,7 +35,8 @@ def measure(run: Run, request: MergeRequest) -> tuple[Measurements, CalibrationR
     options = {key: value for key, value in (request.recipe.measure or {}).items() if key != "name"}
     objective.wants_gradients = ranks_by_gradients(request.recipe)
     objective.learning_state = _saved(objective, images, request, record.unlabelled, run.progress)
-    with freed_memory_kept(), objective.learning_state.underway():
+    # the outermost autocast, of whatever device, holds what those in it cast
+    with freed_memory_kept(), torch.autocast("cpu", enabled=False), objective.learning_state.underway():
         measurements: Measurements = load_plugin("measures", (request.recipe.measure or {})["name"])(
             objective, **options
         )

@@ -173,8 +173,12 @@ def _blur(pixels: Tensor, draws: _Draws) -> Tensor:
     """Average over a window that grows with the image."""
     size = 2 * max(1, round(pixels.shape[-1] / 64)) + 1
     chosen = draws.places(_BLUR_SHARE)
-    blurred = avg_pool2d(pixels[chosen], size, stride=1, padding=size // 2, count_include_pad=False)
-    return pixels.index_put((chosen,), blurred)
+    if not len(chosen):
+        return pixels
+    # with all images' channels as the last dimension a CPU adds up many at once, to the same sums
+    planes = pixels[chosen].flatten(0, 1)[None].contiguous(memory_format=torch.channels_last)
+    blurred = avg_pool2d(planes, size, stride=1, padding=size // 2, count_include_pad=False)
+    return pixels.index_put((chosen,), blurred.view(-1, *pixels.shape[1:]))
 
 
 def _noise(pixels: Tensor, draws: _Draws) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 
 import torch
 from scipy.special import stdtrit
@@ -86,17 +86,11 @@ class ValidationScore:
         return float(self.rows[2].mean())
 
 
-def validate(objective: Objective, steps: Sequence[Step], goal: Goal) -> ValidationScore:
-    """Score the current weights, for which nothing is cached, on the images of all steps."""
-    return with_copies(objective, steps, goal, validate_views(objective, steps, goal))
-
-
 def validate_views(objective: Objective, steps: Sequence[Step], goal: Goal) -> Tensor:
-    """Whether the current weights recognise the views, and their cross-entropy in nats, by image: (2, images)."""
+    """Whether the current weights recognise the views of all steps, and their cross-entropy, by image: (2, images)."""
 
     def rows_of(step: Step, classes: Tensor) -> Tensor:
         losses, recognised, _ = terms_of(objective, goal, views_alone(step, goal), classes)
-        objective.work.tick(FORWARD * len(step) * step.work_share)
         return torch.stack([recognised.to(losses), losses])
 
     return _by_image(objective, steps, goal, rows_of)
@@ -105,13 +99,11 @@ def validate_views(objective: Objective, steps: Sequence[Step], goal: Goal) -> T
 def with_copies(objective: Objective, steps: Sequence[Step], goal: Goal, views: Tensor) -> ValidationScore:
     """Complete a score by the divergence of the changed copies, one of each image, at the same weights."""
 
-    def rows_of(step: Step, classes: Tensor) -> Tensor:
-        _, _, divergence = terms_of(objective, goal, copies_alone(step, goal), classes)
-        objective.work.tick(FORWARD * len(step) * step.work_share)
-        return divergence[None]
+    def divergence_of(step: Step, classes: Tensor) -> Tensor:
+        return terms_of(objective, goal, copies_alone(step, goal), classes)[2]
 
     recognised, losses = views
-    goals = losses + goal.weight * _by_image(objective, steps, goal, rows_of)[0] if goal.robustness else losses
+    goals = losses + goal.weight * _unforeseen(objective, steps, goal, divergence_of) if goal.robustness else losses
     return ValidationScore(torch.stack([goals, recognised, losses]))
 
 
@@ -121,14 +113,15 @@ def validate_corrupted(objective: Objective, steps: Sequence[Step], goal: Goal) 
     Returns:
         Shape (images,), float64, in nats, averaged over the steps that have an image.
     """
+    return _unforeseen(objective, steps, goal, partial(corrupted_goals, objective, goal))
 
-    def rows_of(step: Step, classes: Tensor) -> Tensor:
-        objective.work.announce(FORWARD * len(step) * step.work_share)  # few points need it, unknown before
-        goals = corrupted_goals(objective, goal, step, classes)
-        objective.work.tick(FORWARD * len(step) * step.work_share)
-        return goals[None]
 
-    return _by_image(objective, steps, goal, rows_of)[0]
+def _unforeseen(
+    objective: Objective, steps: Sequence[Step], goal: Goal, row_of: Callable[[Step, Tensor], Tensor]
+) -> Tensor:
+    """One number per image, (images,), for a point of which it was not known before that it needs it."""
+    objective.work.announce(FORWARD * sum(len(step) * step.work_share for step in steps))
+    return _by_image(objective, steps, goal, lambda step, classes: row_of(step, classes)[None])[0]
 
 
 @torch.no_grad()
@@ -141,6 +134,7 @@ def _by_image(
     found, places = [], list[int]()
     for step in steps:
         found.append(rows_of(step, class_features(objective, step, goal, cached=cached)))
+        objective.work.tick(FORWARD * len(step) * step.work_share)
         places += [place_of[position] for position in step.positions[step.own_rows]]
     rows = torch.cat(found, 1)
     sums = torch.zeros(len(rows) + 1, len(place_of), device=rows.device)
@@ -164,7 +158,7 @@ def choose(
     """Choose between the path and what was learned, among points that keep enough accuracy.
 
     Args:
-        path: Score by alpha, including alpha 1.
+        path: Score by alpha, including alpha 1; goals are read of the `accurate_points` alone.
         candidates: The learned points; empty if nothing was learned.
         recognised_of: Whether a learned point recognises the views, by image; called for most of them, so keep it.
         score_of: Scores a learned point; called for no more of them than the choice needs.
@@ -181,9 +175,8 @@ def choose(
         under other corruptions; without any, of those that are better under other corruptions, and not worse without
         them. Without these the path is taken if it counts, and else the first by that order.
     """
-    limit, finetuned = max_loss / 100, path[1.0].rows[1]
-    accurate = {alpha: score for alpha, score in path.items() if _keeps_accuracy(score.rows[1], finetuned, limit)}
-    alpha = _path_point(accurate) if anchor is None else min(accurate, key=lambda alpha: abs(alpha - anchor))
+    recognised = {alpha: score.rows[1] for alpha, score in path.items()}
+    alpha = _path_point({alpha: path[alpha] for alpha in accurate_points(recognised, max_loss, anchor)})
     best, score = Candidate(alpha=alpha), path[alpha]
     gains: tuple[Interval | None, Interval | None] = None, None
     if candidates:
@@ -200,7 +193,7 @@ def choose(
             order = list(candidates)
             if anchor is not None:  # learning from the path's middle soon overshoots what these images can show
                 order.sort(key=lambda candidate: (candidate.beyond, candidate.part))
-            accurate = (candidate for candidate in order if _keeps_accuracy(recognised_of(candidate), finetuned, limit))
+            accurate = (point for point in order if _keeps_accuracy(recognised_of(point), recognised[1.0], max_loss))
             return accurate if anchor is not None else iter(sorted(accurate, key=lambda point: scores(point).goal))
 
         def proven(*, by_views: bool) -> Candidate | None:
@@ -234,11 +227,17 @@ def choose(
     )
 
 
-def _keeps_accuracy(recognised: Tensor, finetuned: Tensor, limit: float) -> bool:
+def accurate_points(recognised: Mapping[float, Tensor], max_loss: float, anchor: float | None) -> list[float]:
+    """Alphas of the path's points that keep enough accuracy; with an anchor, the nearest to it alone."""
+    accurate = [alpha for alpha, found in recognised.items() if _keeps_accuracy(found, recognised[1.0], max_loss)]
+    return accurate if anchor is None else [min(accurate, key=lambda alpha: abs(alpha - anchor))]
+
+
+def _keeps_accuracy(recognised: Tensor, finetuned: Tensor, max_loss: float) -> bool:
     """Whether the loss of accuracy, less the standard error of its estimate, is within the limit."""
     lost = finetuned - recognised
     error = float(lost.std()) / math.sqrt(len(lost)) if len(lost) > 1 else 0.0
-    return float(lost.mean()) - error <= limit + _ROUNDING
+    return float(lost.mean()) - error <= max_loss / 100 + _ROUNDING
 
 
 def _path_point(path: Mapping[float, ValidationScore]) -> float:

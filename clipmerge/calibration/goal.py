@@ -244,7 +244,7 @@ def _teacher_targets(
     targets = _features(objective, goal, pixels)
     if not goal.holds_features:
         classes = class_features(objective, step, goal, cached=cached)
-        targets = objective.criterion.class_logits(targets, classes).log_softmax(-1)
+        targets = objective.criterion.model.logits(targets, classes).log_softmax(-1)
     targets = targets / len(goal.teachers)
     return targets if before is None else before + targets
 
@@ -271,7 +271,7 @@ def terms_of(objective: Objective, goal: Goal, pictures: Pictures, classes: Tens
         The cross-entropy of every view, in nats, whether it is recognised, and the divergence of every changed copy.
     """
     features = _features(objective, goal, pictures.pixels)
-    logits = objective.criterion.class_logits(features, classes)
+    logits = objective.criterion.model.logits(features, classes)
     views, copies = logits.tensor_split([len(pictures.labels)])
     losses = cross_entropy(views, pictures.labels, reduction="none")
     recognised = views.detach().argmax(1) == pictures.labels
@@ -282,7 +282,7 @@ def corrupted_goals(objective: Objective, goal: Goal, step: Step, classes: Tenso
     """The goal at the current weights for a step's images under other corruptions, one number per image, in nats."""
     batch = step.batch
     features = _features(objective, goal, _make_corrupted(step, batch))
-    logits = objective.criterion.class_logits(features, classes)
+    logits = objective.criterion.model.logits(features, classes)
     loss = cross_entropy(logits, _labels(step, batch), reduction="none")
     return loss + goal.weight * _divergence(goal, features, logits, step.corrupted)
 

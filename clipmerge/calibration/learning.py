@@ -17,8 +17,8 @@ from clipmerge.calibration.choice import (
     UNDER_A_MASK,
     Candidate,
     ValidationScore,
+    accurate_points,
     choose,
-    validate,
     validate_corrupted,
     validate_views,
     with_copies,
@@ -113,13 +113,13 @@ def learn(objective: Objective, coefficients: Coefficients, config: LearningConf
         MeasureError: If a loss is not finite.
     """
     layout = lay_out(objective, config.steps, batch=config.batch, share=config.held_back)
-    skill = rank = zeroshot = None
+    skill = rank = views = None
     # so that what is found out before the steps is part of one progress with them
     pictures = sum(config.goal.picture_count(len(step)) for step in layout.steps)
     ahead = GRADIENT * pictures / objective.shares.accelerator.num_processes
     objective.work.announce(ahead)
     if config.judges_zeroshot:
-        skill, zeroshot = _zeroshot_skill(objective, config.goal, _path_steps(layout))
+        skill, views = _zeroshot_skill(objective, config.goal, _path_steps(layout))
         if skill < SKILLED:
             goal = replace(config.goal, divergence="path-features")
             config = replace(config, goal=goal, steps=math.ceil(config.steps / 2))
@@ -133,27 +133,25 @@ def learn(objective: Objective, coefficients: Coefficients, config: LearningConf
             # where fine-tuning has done little harm, learning and masks lose more than they mend
             config = replace(config, steps=0, sparsify=None)
     objective.work.announce(-ahead)
-    found = _Run(objective, coefficients, config, layout, zeroshot).learn()
+    found = _Run(objective, coefficients, config, layout, views).learn()
     if found.choice is None:
         return found
     return replace(found, choice=found.choice.model_copy(update={"zeroshot_skill": skill, "finetuned_rank": rank}))
 
 
-def _zeroshot_skill(objective: Objective, goal: Goal, steps: Sequence[Step]) -> tuple[float, ValidationScore]:
+def _zeroshot_skill(objective: Objective, goal: Goal, steps: Sequence[Step]) -> tuple[float, Tensor]:
     """Share of the uncertainty about the labels of the steps' images that the zero-shot predictions remove.
 
     Returns:
-        This share, and the score of the zero-shot model by its views alone.
+        This share, and the zero-shot model's `validate_views`.
     """
-    goal = replace(goal, robustness=0.0)
     steps = shard_steps(objective, steps, min(map(len, steps)))
     objective.work.announce(FORWARD * sum(len(step) * step.work_share for step in steps))
     _embed_fixed_prompts(objective)
     objective.path.move_to(0.0)
-    every = objective.criterion.prompts.classes
-    classes = [every if step.classes is None else len(step.classes) for step in steps]
-    score = validate(objective, steps, goal)
-    return 1 - score.loss / math.log(sum(classes) / len(classes)), score
+    classes = [objective.criterion.prompts.classes if step.classes is None else len(step.classes) for step in steps]
+    views = validate_views(objective, steps, goal)
+    return 1 - float(views[1].mean()) / math.log(sum(classes) / len(classes)), views
 
 
 def _embed_fixed_prompts(objective: Objective) -> None:
@@ -176,11 +174,12 @@ class _Run:
         coefficients: Coefficients,
         config: LearningConfig,
         layout: Layout,
-        zeroshot: ValidationScore | None,
+        zeroshot_views: Tensor | None,
     ) -> None:
         self._objective, self._coefficients, self._config, self._layout = objective, coefficients, config, layout
-        # the zero-shot model's predictions do not diverge from themselves
-        self._path_scores = {} if zeroshot is None or config.goal.holds_features else {0.0: zeroshot}
+        self._zeroshot_views = zeroshot_views
+        # the point of the path that is taken for it, if features of the path are held
+        self._anchor = config.goal.anchor if config.goal.divergence == "path-features" else None
         self._storage = objective.learning_state
         self._candidates = (CANDIDATES if config.steps else ()) + (UNDER_A_MASK if config.sparsify else ())
         self._descent = Descent(coefficients.values, config.rate, config.steps)
@@ -201,7 +200,7 @@ class _Run:
         tries_path = begin is None and (validates or coefficients.start is None)
         path_steps = self._shard(_path_steps(self._layout)) if tries_path or validates else []
         judged = validates and bool(self._candidates)
-        points = (len(ALPHAS) - len(self._path_scores)) * tries_path + len(self._candidates) * validates
+        points = (len(ALPHAS) - (self._zeroshot_views is not None)) * tries_path + len(self._candidates) * validates
         self._announce(steps, path_steps, points, judged=judged)
         _embed_fixed_prompts(objective)
         pieces = self._pieces(steps)
@@ -235,28 +234,40 @@ class _Run:
         return shard_steps(self._objective, steps, min(counts, default=0))
 
     def _announce(self, steps: Sequence[Step], path_steps: Sequence[Step], points: int, *, judged: bool) -> None:
-        """Announce the steps' work, and that of so many points scored on the images of ``path_steps``."""
-        goal, whole = self._config.goal, replace(self._config.goal, copies=None)
+        """Announce the steps' work, and that of so many points on the views of ``path_steps``."""
+        goal = self._config.goal
         teachers = FORWARD * len(goal.teachers)
         work = FORWARD * float(judged)  # until the choice is made, which may take more than is known now
         for step in steps:
             taught, images = goal.copy_count(len(step)), goal.picture_count(len(step))
             work += (teachers * taught + GRADIENT * images) * step.work_share
         for step in path_steps:
-            taught, images = whole.copy_count(len(step)) + judged * len(step), whole.picture_count(len(step))
-            work += (teachers * taught + FORWARD * points * images) * step.work_share
+            work += (teachers * (1 + judged) + FORWARD * points) * len(step) * step.work_share
         if self._config.sparsify:
             work += GRADIENT * sum(len(batch) for batch in self._objective.shares.batches)
         self._objective.work.announce(work)
 
     def _try_path(self, steps: Sequence[Step], goal: Goal) -> None:
-        """Evaluate points of the straight path, and start at one of them unless a start is given."""
-        steps = with_pictures(self._objective, steps, goal)
+        """Evaluate points of the straight path, and start at one of them unless a start is given.
+
+        A goal is at least the loss of the views, and is this loss where nothing needs to know it.
+        """
+        objective, steps = self._objective, with_pictures(self._objective, steps, goal)
         for row, alpha in enumerate(ALPHAS):
-            if alpha not in self._path_scores:
-                self._objective.path.move_to(alpha)
-                self._path_scores[alpha] = validate(self._objective, steps, goal)
-            self._path[row] = self._path_scores[alpha].rows
+            views = self._zeroshot_views
+            if alpha or views is None:
+                objective.path.move_to(alpha)
+                views = validate_views(objective, steps, goal)
+            self._path[row] = views[[1, 0, 1]]
+        needed = accurate_points(dict(zip(ALPHAS, self._path[:, 1], strict=True)), self._config.max_loss, self._anchor)
+        lowest = math.inf if self._anchor is None else -math.inf
+        for row in self._path[:, 0].mean(-1).argsort().tolist():
+            alpha, loss = ALPHAS[row], float(self._path[row, 0].mean())
+            # the zero-shot model's predictions do not diverge from themselves
+            if (alpha in needed or loss <= lowest) and (alpha or goal.holds_features):
+                objective.path.move_to(alpha)
+                self._path[row] = with_copies(objective, steps, goal, self._path[row, 1:]).rows
+            lowest = min(lowest, float(self._path[row, 0].mean()))
         if self._coefficients.start is None:
             best = ALPHAS[int(self._path[:, 0].mean(-1).argmin())]
             # where fine-tuning has moved all features, the best is nearly fine-tuned: nothing is regained from there
@@ -294,12 +305,11 @@ class _Run:
         objective, coefficients, goal = self._objective, self._coefficients, self._config.goal
         # by default as far above the start as zero-shot (0) is below it, but at least fine-tuned (1)
         ceiling = self._config.ceiling or max(1.0, 2 * float(self._start))
-        on_card = objective.shares.accelerator.device.type != "cpu"
         ahead: Pictures | None = None
         for place, step in enumerate(steps):
             pictures = ahead or make_pictures(step, goal)
             sums = pieces.tried(len(pictures.pixels), partial(self._backpropagate, step, pictures))
-            if on_card and place + 1 < len(steps):  # the CPU goes on while the card computes this step
+            if place + 1 < len(steps):  # the CPU goes on while a card computes this step
                 ahead = make_pictures(steps[place + 1], goal)
             losses = losses_of(objective, step, sums)
             self._trace[step.number] = torch.tensor(astuple(losses))
@@ -332,16 +342,13 @@ class _Run:
         objective = self._objective
         steps = with_pictures(objective, steps, goal)
         path = {alpha: ValidationScore(rows) for alpha, rows in zip(ALPHAS, self._path, strict=True)}
-        unseen, unscored = set(self._candidates), set(self._candidates)
 
         @cache
         def views_of(candidate: Candidate) -> Tensor:
-            unseen.remove(candidate)
             self._go_to(candidate)
             return validate_views(objective, steps, goal)
 
         def score_of(candidate: Candidate) -> ValidationScore:
-            unscored.remove(candidate)
             views = views_of(candidate)
             self._go_to(candidate)
             return with_copies(objective, steps, goal, views)
@@ -357,12 +364,12 @@ class _Run:
             score_of,
             corrupted_of,
             max_loss=self._config.max_loss,
-            anchor=goal.anchor if goal.divergence == "path-features" else None,
+            anchor=self._anchor,
             path_counts=not self._coefficients.sparse,
         )
+        spared = len(self._candidates) - views_of.cache_info().currsize
         images = sum(len(step) * step.work_share for step in steps)
-        spared = images * (len(unseen) + len(unscored) * bool(goal.robustness))
-        objective.work.announce(-FORWARD * (spared + bool(self._candidates)))
+        objective.work.announce(-FORWARD * (images * spared + bool(self._candidates)))
         objective.work.tick(0)
         if choice.alpha is None:
             self._coefficients.move(choice.part, choice.beyond)

@@ -94,11 +94,7 @@ class CalibrationLoss:
     def logits(self, batch: Batch, prompt_features: Tensor, image_features: Tensor | None = None) -> Tensor:
         """Scaled cosine similarities of one batch with every class: (batch, classes); arguments as in `loss`."""
         images = self.embed(batch.pixels) if image_features is None else image_features
-        return self.class_logits(images, averaged(prompt_features, self.prompts.templates))
-
-    def class_logits(self, image_features: Tensor, class_features: Tensor) -> Tensor:
-        """Score classes by the zero-shot head at the current weights: (batch, classes)."""
-        return self.model.logits(image_features, class_features)
+        return self.model.logits(images, averaged(prompt_features, self.prompts.templates))
 
     def joint_loss(self, batch: Batch) -> Tensor:
         """Mean cross-entropy with the text tower in the graph, for second derivatives, in nats."""

@@ -204,6 +204,7 @@ class PathWeights:
 
     def forget(self, *, text: bool) -> None:
         """Count a move made by other code, so that values cached for the old weights are not used again."""
+        torch.clear_autocast_cache()
         self.moves += 1
         self.text_moves += text
 

@@ -63,9 +63,13 @@ class ImageTextModel(ABC):
     def text_features(self, tokens: dict[str, Tensor], prefix: Prefix | None = None) -> Tensor:
         """Embed prompts: (prompts, width), unit length. With a prefix the blocks below it do not run."""
 
-    @abstractmethod
     def logits(self, images: Tensor, classes: Tensor) -> Tensor:
         """Score unit features (batch, width) against unit features (classes, width): (batch, classes)."""
+        if hasattr(self.module, "temperature"):  # ALIGN divides by it
+            return torch.div(images @ classes.T, self.module.temperature)
+        logits: Tensor = self.module.logit_scale.exp() * images @ classes.T
+        bias = getattr(self.module, "logit_bias", None)
+        return logits if bias is None else logits + bias
 
     @torch.no_grad()
     def hidden_states(self, tower: Tower, inputs: Any) -> tuple[Tensor, ...] | None:

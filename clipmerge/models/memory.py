@@ -49,12 +49,7 @@ class Pieces:
 
     def forward(self, model: Callable[[Tensor], Tensor], pixels: Tensor) -> Tensor:
         """Send images through a model without a graph, piece by piece."""
-
-        def sent(most: int) -> Tensor:
-            pieces = [model(piece) for piece in torch.split(pixels, most)]
-            return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
-
-        return self.tried(len(pixels), sent)
+        return self.tried(len(pixels), lambda most: torch.cat([model(piece) for piece in torch.split(pixels, most)]))
 
 
 def memory(device: torch.device) -> int:

@@ -65,11 +65,6 @@ class OpenClip(ImageTextModel):
             features: Tensor = self.module.encode_text(tokens["input_ids"], normalize=True)
         return features
 
-    def logits(self, images: Tensor, classes: Tensor) -> Tensor:
-        """Score (batch, width) against (classes, width), both of unit length: (batch, classes)."""
-        logits: Tensor = self.module.logit_scale.exp() * images @ classes.T
-        return logits if self.module.logit_bias is None else logits + self.module.logit_bias
-
 
 build = OpenClip
 

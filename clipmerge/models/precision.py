@@ -35,8 +35,8 @@ def passes(device: torch.device, precision: Precision) -> Iterator[None]:
     if not enabled:
         yield
         return
-    # no cache: weights move in place, so an earlier cast of them would be out of date
-    with torch.autocast(device.type, torch.bfloat16, cache_enabled=False), FasterKernels():
+    # casts are held in an enclosing autocast until weights move, unless a backward pass takes the weights' memory
+    with torch.autocast(device.type, torch.bfloat16, cache_enabled=not torch.is_grad_enabled()), FasterKernels():
         yield
 
 

@@ -33,6 +33,8 @@ class TransformersClip(ImageTextModel):
         with blaming(f"{folder}: transformers cannot build the model of its configuration"):
             module = _without_weights(getattr(transformers, family.model_class), _plain(config))
         super().__init__(family, folder, module, {"vision": module.vision_model, "text": module.text_model})
+        if isinstance(module.vision_model, transformers.CLIPVisionModel):  # it pools the first token
+            module.vision_model.encoder.layers[-1].layer_norm2.register_forward_pre_hook(_first_token)
         self._reads_padding = family.reads_padding
 
     def pixels(self, images: list[Image]) -> Tensor:
@@ -83,16 +85,14 @@ class TransformersClip(ImageTextModel):
             output = self.module.get_text_features(**tokens)
         return normalize(output.pooler_output, dim=-1)
 
-    def logits(self, images: Tensor, classes: Tensor) -> Tensor:
-        """Score (batch, width) against (classes, width), both of unit length: (batch, classes)."""
-        cosines = images @ classes.T
-        if hasattr(self.module, "temperature"):  # ALIGN divides by it
-            return torch.div(cosines, self.module.temperature)
-        logits: Tensor = self.module.logit_scale.exp() * images @ classes.T
-        return logits + self.module.logit_bias if hasattr(self.module, "logit_bias") else logits
-
 
 build = TransformersClip
+
+
+def _first_token(_: torch.nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
+    """In bfloat16, give the last MLP the pooled token alone, and all where a gradient sums over them in their order."""
+    alone = torch.is_autocast_enabled(inputs[0].device.type) and not torch.is_grad_enabled()
+    return (inputs[0][:, :1],) if alone else inputs
 
 
 def _pack(processed: Mapping[str, Any]) -> Tensor:

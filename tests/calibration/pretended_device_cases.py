@@ -160,7 +160,7 @@ def test_a_step_starts_few_kernels_and_waits_three_times(tmp_path: Path, moves: 
         with torch.no_grad():
             objective.criterion.embed(pixels)
         classes = objective.criterion.class_features()
-        loss = objective.criterion.class_logits(objective.criterion.embed(torch.cat([pixels] * 2)), classes)
+        loss = objective.criterion.model.logits(objective.criterion.embed(torch.cat([pixels] * 2)), classes)
         loss.sum().backward()
         objective.path.clear_gradients()
         assert (waits[1] - waits[0]) / 2 - counts.waits <= 3  # transformers' text tower waits by itself

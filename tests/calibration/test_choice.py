@@ -13,12 +13,20 @@ from clipmerge.calibration import goal as goal_module
 from clipmerge.calibration import learning
 from clipmerge.calibration.anchor import Anchor
 from clipmerge.calibration.augmentation import augmented, corrupted, viewed
-from clipmerge.calibration.choice import CANDIDATES, Candidate, ValidationScore, choose, validate, validate_corrupted
+from clipmerge.calibration.choice import (
+    CANDIDATES,
+    Candidate,
+    ValidationScore,
+    choose,
+    validate_corrupted,
+    validate_views,
+    with_copies,
+)
 from clipmerge.calibration.coefficients import Coefficients
 from clipmerge.calibration.goal import Divergence, Goal, with_teacher_targets
 from clipmerge.calibration.learning import ALPHAS, LearningConfig, learn
 from clipmerge.calibration.objective import Objective
-from clipmerge.calibration.steps import lay_out
+from clipmerge.calibration.steps import Step, lay_out
 from clipmerge.measures.learned_coefficients import learned_coefficients
 from clipmerge.measures.learned_sparse import learned_sparse
 from clipmerge.methods import Task
@@ -237,6 +245,10 @@ def test_other_corruptions_are_judged_by_the_whole_goal(ends: Ends, divergence: 
     assert seen.tolist() == pytest.approx(expected, rel=1e-3)
 
 
+def validate(objective: Objective, steps: list[Step], goal: Goal) -> ValidationScore:
+    return with_copies(objective, steps, goal, validate_views(objective, steps, goal))
+
+
 def changed(objective: Objective, coefficients: Coefficients) -> dict[str, torch.Tensor]:
     return {
         n: (objective.path.parameters[n] - objective.path.theta_0[n]).detach().clone()
@@ -309,9 +321,9 @@ def test_predictions_that_do_not_know_the_target_are_not_held(
     holds_path = divergence == "path-features"
     assert len(found.trace["calibration"]) == (3 if holds_path else 5)
     assert (filled.call_args_list[0].args[1] == 0.5) is holds_path
-    # the zero-shot model diverges from the path's middle, and not from itself
-    zeroshot = chose.call_args.args[0][0.0]
-    assert zeroshot.goal > zeroshot.loss + 1e-3 if holds_path else zeroshot.goal == zeroshot.loss
+    # features diverge from the path's middle where the path may be chosen, and predictions wherever they are compared
+    diverging = {alpha for alpha, score in chose.call_args.args[0].items() if score.goal > score.loss + 1e-6}
+    assert diverging == ({found.choice.path_alpha} if holds_path else set(ALPHAS[1:]))
     # one progress from the first look to the choice
     assert [done < total for done, total in work] == [True] * (len(work) - 1) + [False]
 
@@ -365,6 +377,29 @@ def test_coefficients_may_rise_as_far_above_the_start_as_they_may_fall(
     assert 0 < sum(at_one.values()) <= len(at_one)
 
 
+def test_copies_of_the_path_are_scored_where_they_may_decide(
+    ends: Ends, monkeypatch: pytest.MonkeyPatch, spied: Any
+) -> None:
+    for module in (learning, choice_module):
+        monkeypatch.setattr(module, "accurate_points", lambda *_: [1.0])
+    chose, filled = spied(learning, "choose"), spied(Coefficients, "fill")
+    goal, objective = Goal(0.3, views=1.0), objective_for(ends, make_batches(SIZES))
+    learn(objective, Coefficients(objective, "entry"), LearningConfig(goal, 1, 0.1, held_back=0.3))
+    looks = with_teacher_targets(objective, lay_out(objective, 1, share=0.3).validation_steps, goal)
+    whole = dict[float, ValidationScore]()
+    for alpha in ALPHAS:
+        objective.path.move_to(alpha)
+        whole[alpha] = validate(objective, looks, goal)
+    best = min(whole, key=lambda alpha: whole[alpha].goal)
+    assert filled.call_args_list[0].args[1] == best
+    needed = {alpha for alpha, score in whole.items() if alpha == 1 or score.loss <= whole[best].goal}
+    assert 2 < len(needed) < len(ALPHAS) - 2
+    for alpha, score in chose.call_args.args[0].items():
+        expected = whole[alpha].goals if alpha in needed else whole[alpha].rows[2]
+        assert torch.allclose(score.goals, expected, rtol=1e-5)
+        assert torch.allclose(score.rows[1:], whole[alpha].rows[1:], rtol=1e-5)
+
+
 def test_what_is_made_or_scored_once_for_several_points_changes_no_score(
     ends: Ends, monkeypatch: pytest.MonkeyPatch, spied: Any
 ) -> None:
@@ -390,4 +425,4 @@ def test_what_is_made_or_scored_once_for_several_points_changes_no_score(
     assert (whole[1].alpha, whole[1].goal) == (choice.alpha, pytest.approx(choice.goal, rel=1e-6))
     # seven images in four rounds: made for the teacher, the path and the choice, or for each of 10 and 16 points
     steps = 2 * 2 * 16
-    assert (pictures, made_again[2], whole[2]) == (steps + 3 * 28, steps + 27 * 28, steps + 28 * 28)
+    assert (pictures, made_again[2], whole[2]) == (steps + 3 * 28, steps + 27 * 28, steps + 27 * 28)

@@ -1,6 +1,7 @@
 """Attention, convolutions and batch norms against their definitions in float64 and PyTorch's own operations."""
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from clipmerge.models import kernels as attention
 from clipmerge.models.blocks import run_twice
 from clipmerge.models.kernels import FasterKernels, FrozenBatchNorm, image_layout
 from clipmerge.models.precision import passes
+from tests.support.small_objective import make_batches, objective_for, save_ends
 
 TOKENS = 6
 
@@ -98,6 +100,43 @@ def test_a_convolution_of_single_channels_has_float32_gradients() -> None:
     assert expected.grad is not None
     # in bfloat16 the error is ten times this bound
     assert float((found.grad - expected.grad).abs().max()) < 2e-4 * float(expected.grad.abs().max())
+
+
+def test_without_gradients_the_last_mlp_gets_the_pooled_token_alone(tmp_path: Path) -> None:
+    model = objective_for(save_ends(tmp_path), make_batches((4,))).criterion.model
+    pixels, given = torch.randn(4, 3, 32, 32), list[int]()
+    for block in model.towers["vision"].encoder.layers:
+        block.mlp.register_forward_pre_hook(lambda _, inputs: given.append(inputs[0].shape[1]))
+    found = {}
+    for grad in (False, True):
+        for precision in ("float32", "bfloat16"):
+            with torch.set_grad_enabled(grad), passes(pixels.device, precision):
+                found[grad, precision] = model.image_features(pixels).detach()
+    tokens = given[0]
+    assert given == [*[tokens] * 3, 1, *[tokens] * 4]
+    for precision in ("float32", "bfloat16"):
+        assert torch.equal(found[False, precision], found[True, precision])
+
+
+def test_casts_of_weights_are_held_until_weights_move(tmp_path: Path) -> None:
+    objective = objective_for(save_ends(tmp_path), make_batches((4,)))
+    (batch,), path = objective.shares.batches, objective.path
+
+    def features(*, grad: bool = False) -> Tensor:
+        with torch.set_grad_enabled(grad), passes(batch.pixels.device, "bfloat16"):
+            return objective.criterion.embed(batch.pixels).detach()
+
+    with torch.autocast("cpu", enabled=False):
+        before = features()
+        for name in path.layers["vision.0.mlp"]:
+            if path.parameters[name].ndim == 2:
+                path.parameters[name].data.mul_(1.5)
+        assert torch.equal(features(), before)
+        assert not torch.equal(features(grad=True), before)
+        path.move_to(0.5)
+        inside = features()
+    path.move_to(0.5)
+    assert torch.equal(features(), inside)
 
 
 def test_images_have_their_channels_last_only_where_there_are_many_convolutions() -> None:
