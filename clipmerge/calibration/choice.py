@@ -27,6 +27,8 @@ from clipmerge.distributed import sent
 from clipmerge.planning.measurements import HeldBackChoice
 
 Interval = tuple[float, float]
+#: Rows of numbers, or one row, for this process's images of a step and the class features.
+RowsOf = Callable[[Step, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -116,18 +118,14 @@ def validate_corrupted(objective: Objective, steps: Sequence[Step], goal: Goal) 
     return _unforeseen(objective, steps, goal, partial(corrupted_goals, objective, goal))
 
 
-def _unforeseen(
-    objective: Objective, steps: Sequence[Step], goal: Goal, row_of: Callable[[Step, Tensor], Tensor]
-) -> Tensor:
+def _unforeseen(objective: Objective, steps: Sequence[Step], goal: Goal, row_of: RowsOf) -> Tensor:
     """One number per image, (images,), for a point of which it was not known before that it needs it."""
     objective.work.announce(FORWARD * sum(len(step) * step.work_share for step in steps))
     return _by_image(objective, steps, goal, lambda step, classes: row_of(step, classes)[None])[0]
 
 
 @torch.no_grad()
-def _by_image(
-    objective: Objective, steps: Sequence[Step], goal: Goal, rows_of: Callable[[Step, Tensor], Tensor]
-) -> Tensor:
+def _by_image(objective: Objective, steps: Sequence[Step], goal: Goal, rows_of: RowsOf) -> Tensor:
     """Rows of numbers of all steps' images, over all processes, averaged by image: (rows, images), float64."""
     cached = embeds_less_at_once(objective, steps)
     place_of = {position: place for place, position in enumerate(sorted({p for step in steps for p in step.positions}))}

@@ -30,8 +30,6 @@ Divergence = Literal["predictions", "features", "path-features"]
 # A cosine differs less than predictions do, and features of the path's middle less than those of its end: with these
 # factors one weight serves all.
 _SCALE: dict[Divergence, float] = {"predictions": 1.0, "features": 2.0, "path-features": 4.0}
-# Bytes of pictures that are held while points are compared: less than the activations of a step, which come later.
-_HELD = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -148,24 +146,29 @@ def views_alone(step: Step, goal: Goal) -> Pictures:
 
 
 def copies_alone(step: Step, goal: Goal) -> Pictures:
-    """This process's changed copies of a step."""
+    """This process's images of the divergence: changed copies, then unlabelled images, unchanged."""
     batch = step.batch
-    pixels = make_copies(step, goal, batch.pixels) if step.pixels is None else step.pixels[len(batch) :]
-    return Pictures(pixels, batch.labels[:0], step.target)
+    if step.pixels is not None:
+        return Pictures(step.pixels[len(batch) :], batch.labels[:0], step.target)
+    changed = goal.copy_count(len(step)) - (len(step.unlabelled.positions) if step.unlabelled else 0)
+    own = range(goal.copy_count(len(step)))[step.own_rows]
+    count = sum(row < changed for row in own)
+    copies = batch.pixels[:count]
+    if count:
+        copies = augmented(copies, step.seed, goal.changes, changed, step.own_rows)
+    if step.unlabelled and count < len(own):
+        copies = torch.cat([copies, step.unlabelled.pixels([row - changed for row in own[count:]])])
+    return Pictures(copies, batch.labels[:0], step.target)
 
 
 def with_pictures(objective: Objective, steps: Sequence[Step], goal: Goal) -> list[Step]:
-    """Make pictures once for all points that are compared on them, of as many steps as memory is meant for.
+    """Make pictures once for all points that need them; a card, which has less memory and is faster, makes them again.
 
-    A card, which has less memory and makes them faster, makes them again.
+    Those of all held-back images take no more memory than the calibration images do, or a thousand images.
     """
-    room = _HELD if objective.shares.accelerator.device.type == "cpu" else 0
-    found = []
-    for step in steps:
-        pixels = make_pictures(step, goal).pixels if room > 0 else None
-        room -= 0 if pixels is None else pixels.nbytes
-        found.append(replace(step, pixels=pixels))
-    return found
+    if objective.shares.accelerator.device.type != "cpu":
+        return list(steps)
+    return [replace(step, pixels=make_pictures(step, goal).pixels) for step in steps]
 
 
 def _labels(step: Step, batch: Batch) -> Tensor:
@@ -173,25 +176,6 @@ def _labels(step: Step, batch: Batch) -> Tensor:
     if step.classes is None:
         return batch.labels
     return torch.searchsorted(sent(step.classes, batch.labels.device), batch.labels)
-
-
-def make_copies(step: Step, goal: Goal, pixels: Tensor) -> Tensor:
-    """Make this process's images of the divergence: changed copies, then unlabelled images, unchanged.
-
-    Args:
-        step: The step.
-        goal: The goal with its changes.
-        pixels: This process's images of the step, (images, 3, height, width).
-    """
-    changed = goal.copy_count(len(step)) - (len(step.unlabelled.positions) if step.unlabelled else 0)
-    own = range(goal.copy_count(len(step)))[step.own_rows]
-    count = sum(row < changed for row in own)
-    copies = pixels[:count]
-    if count:
-        copies = augmented(copies, step.seed, goal.changes, changed, step.own_rows)
-    if step.unlabelled is None or count == len(own):
-        return copies
-    return torch.cat([copies, step.unlabelled.pixels([row - changed for row in own[count:]])])
 
 
 def embeds_less_at_once(objective: Objective, steps: Sequence[Step]) -> bool:
@@ -223,7 +207,7 @@ def with_teacher_targets(
         objective.path.move_to(alpha)
         for place, step in enumerate(steps):
             targets_of = partial(_teacher_targets, objective, step, goal, cached=cached)
-            target, other = targets_of(make_copies(step, goal, step.batch.pixels), before=step.target), step.corrupted
+            target, other = targets_of(copies_alone(step, goal).pixels, before=step.target), step.corrupted
             if judged:
                 other = targets_of(_make_corrupted(step, step.batch), before=step.corrupted)
             steps[place] = replace(step, target=target, corrupted=other)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass, fields, replace
 from functools import cache, partial
 
@@ -37,7 +37,7 @@ from clipmerge.calibration.goal import (
     with_teacher_targets,
 )
 from clipmerge.calibration.objective import FORWARD, GRADIENT, Objective
-from clipmerge.calibration.steps import Layout, Step, lay_out, shard_steps, with_unlabelled
+from clipmerge.calibration.steps import PROMPTS_A_STEP, Layout, Step, lay_out, shard_steps, with_unlabelled
 from clipmerge.files.staging import defer_signals
 from clipmerge.models.memory import Pieces
 from clipmerge.planning.measurements import HeldBackChoice, LossPath
@@ -48,6 +48,8 @@ ALPHAS, PATH_STEPS = tuple(tenth / 10 for tenth in range(11)), 4
 #: The zero-shot model's predictions teach if they remove this share of the uncertainty about the labels, else features
 #: of the straight path do: predictions that are sure and wrong would be held with great force, a cosine is bounded.
 SKILLED = 1 / 4
+#: Steps whose pictures a CPU holds, so that what teaches them makes no others.
+FEW = 4
 
 
 @dataclass(frozen=True)
@@ -209,9 +211,9 @@ class _Run:
         if tries_path:
             self._try_path(path_steps, whole)
         self._start.fill_(coefficients.start or 0.0)
-        steps = with_teacher_targets(objective, steps, goal)
         self._sparsify(anew=begin is None)
-        self._descend(steps, pieces)
+        for taught in self._taught(steps):
+            self._descend(taught, pieces)
         choice = self._choose(path_steps, whole) if validates else None
         coefficients.place()
         losses = [ValidationScore(rows).loss for rows in self._path]
@@ -300,6 +302,17 @@ class _Run:
         if "noise" in goal.changes and goal.robustness:
             objective.noise_drawn_on = device.type
         return pieces
+
+    def _taught(self, steps: Sequence[Step]) -> Iterator[list[Step]]:
+        """Add what the divergence holds to the steps, on a CPU to a few at a time, whose pictures are made once."""
+        objective, goal = self._objective, self._config.goal
+        # many prompts take longer to embed again for every few steps than pictures to make
+        many = objective.path.text_changes and objective.criterion.prompts.count > PROMPTS_A_STEP
+        held = objective.shares.accelerator.device.type == "cpu" and not many
+        few = FEW if held else max(len(steps), 1)
+        for start in range(0, len(steps), few):
+            some = steps[start : start + few]
+            yield with_teacher_targets(objective, with_pictures(objective, some, goal) if held else some, goal)
 
     def _descend(self, steps: Sequence[Step], pieces: Pieces) -> None:
         objective, coefficients, goal = self._objective, self._coefficients, self._config.goal

@@ -408,6 +408,7 @@ def test_what_is_made_or_scored_once_for_several_points_changes_no_score(
     In both, the points of the path and the choice are the same.
     """
     monkeypatch.setattr(learning, "SKILLED", -math.inf)
+    monkeypatch.setattr(learning, "FEW", 1)
     made = spied(goal_module, "augmented")
 
     def found(**options: Any) -> tuple[Any, HeldBackChoice, int]:
@@ -417,12 +418,15 @@ def test_what_is_made_or_scored_once_for_several_points_changes_no_score(
         return result.path, result.choice, sum(len(call.args[0]) for call in made.call_args_list)
 
     path, choice, pictures = found()
-    monkeypatch.setattr(goal_module, "_HELD", 0)
+    # as where so many prompts are embedded that all steps are taught at once
+    monkeypatch.setattr(learning, "PROMPTS_A_STEP", 0)
+    monkeypatch.setattr(learning, "with_pictures", lambda _, steps, __: list(steps))
     made_again = found()
     assert (made_again[0], made_again[1]) == (path, choice)
     whole = found(divergence="predictions")
     assert whole[0].losses == pytest.approx(path.losses, rel=1e-6)
     assert (whole[1].alpha, whole[1].goal) == (choice.alpha, pytest.approx(choice.goal, rel=1e-6))
     # seven images in four rounds: made for the teacher, the path and the choice, or for each of 10 and 16 points
-    steps = 2 * 2 * 16
-    assert (pictures, made_again[2], whole[2]) == (steps + 3 * 28, steps + 27 * 28, steps + 27 * 28)
+    # and for two steps of the 16 others, or for their teacher and for them
+    steps = 2 * 16
+    assert (pictures, made_again[2], whole[2]) == (steps + 3 * 28, 2 * steps + 27 * 28, 2 * steps + 27 * 28)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from clipmerge.calibration.coefficients import Coefficients
-from clipmerge.calibration.goal import Goal, make_copies, with_teacher_targets
+from clipmerge.calibration.goal import Goal, copies_alone, with_teacher_targets
 from clipmerge.calibration.learning import Learned, LearningConfig, learn
 from clipmerge.calibration.objective import Objective
 from clipmerge.calibration.shares import Shares
@@ -76,7 +76,7 @@ def test_every_image_comes_once_before_any_comes_again(ends: Ends) -> None:
 def test_a_process_may_have_unlabelled_images_alone(ends: Ends) -> None:
     goal = replace(CHANGED, copies=2)
     (step,) = steps_of(objective_with(ends), goal, 1)
-    copies = make_copies(replace(step, shard=(1, 2)), goal, step.batch.pixels[1::2])
+    copies = copies_alone(replace(step, shard=(1, 2)), goal).pixels
     assert torch.equal(copies, step.unlabelled.pixels([0]))
 
 
