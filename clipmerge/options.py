@@ -7,9 +7,8 @@ commands in records all derive from the classes below. Imports nothing that take
 import inspect
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypedDict, TypeVar, cast, get_args
+from typing import Annotated, Any, Literal, NamedTuple, TypedDict, TypeVar, cast, get_args
 
 from clipmerge.errors import UsageError, did_you_mean
 
@@ -25,8 +24,7 @@ PANELS = get_args(Panel)
 _MANY = list[str] | None
 
 
-@dataclass(frozen=True)
-class Option:
+class Option(NamedTuple):
     """One option."""
 
     default: Any  # its value if it is not given

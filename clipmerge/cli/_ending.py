@@ -7,7 +7,6 @@ import functools
 import os
 import signal
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from io import TextIOWrapper
@@ -141,6 +140,8 @@ def _said_once(code: int) -> Iterator[None]:
     if processes == 1 or not have_met():
         yield
         return
+    import tempfile  # three milliseconds that `--help` saves
+
     sign = Path(tempfile.gettempdir()) / f"{_SIGN}{os.getppid()}-{os.environ.get('MASTER_PORT')}"
     before = signal.signal(signal.SIGTERM, signal.SIG_IGN)  # Slurm and the launcher both send it
     place = 1
