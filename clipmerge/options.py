@@ -80,8 +80,7 @@ def _count(default: int | None, help: str, panel: Panel) -> Option:
 
 def _recipes(default: Any, help: str) -> Option:
     """Several recipes."""
-    several: dict[str, Any] = {"cli": _MANY, "flags": RECIPE.flags}
-    return Option(default, help, "Inputs", "RECIPE", python="Each as in merge.", **several)
+    return Option(default, help, "Inputs", "RECIPE", python="Each as in merge.", cli=_MANY, flags=RECIPE.flags)
 
 
 Keep = Annotated[

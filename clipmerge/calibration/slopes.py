@@ -52,7 +52,9 @@ class Slopes:
         if path.text_changes:
             count, batches = prompts.count, len(shares.batch_sizes)
             cost = _prompt_cost(objective)
-            self.drawn = count if exact or batches == 1 else _affordable(shares.images, count, batches, cost)
+            # all if they cost little compared with the images
+            most = int(_SHARE * GRADIENT * (shares.images + cost * count) / ((1 + 2 * batches) * cost))
+            self.drawn = count if exact or batches == 1 else min(count, max(FEWEST, most))
             passes = count * (not self._keeps_graph) + self.drawn * (1 + 2 * batches)
             passes += count * GRADIENT * (self.drawn < count)
             self._text_work = cost * passes / shares.accelerator.num_processes
@@ -153,13 +155,6 @@ def _prompt_cost(objective: Objective) -> float:
     image, prompt = work
     # a process without a batch cannot measure it
     return max(shares.gather([prompt / image if image else 0.0])) or 1.0
-
-
-def _affordable(images: int, prompts: int, batches: int, cost: float) -> int:
-    """How many prompts the batches' differences are computed from; all if they cost little compared with the images."""
-    allowed = _SHARE * GRADIENT * (images + cost * prompts)
-    most = int(allowed / ((1 + 2 * batches) * cost))
-    return min(prompts, max(FEWEST, most))
 
 
 def _draw(sizes: Tensor, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:

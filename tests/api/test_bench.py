@@ -16,7 +16,7 @@ from clipmerge.api.bench import compared, executor_for, run_in_jobs
 from clipmerge.errors import MeasureError, UsageError
 from clipmerge.evaluation.suites import release
 from clipmerge.evaluation.suites.suite import load_suite
-from clipmerge.output.schemas import BenchRecord
+from clipmerge.output.results import BenchRecord
 from tests.support.command import clipmerge, done, refused, start
 from tests.support.hub_double import FakeHub, environment
 from tests.support.public_pairs import BASE, Releases, save_soups, serving_files, upload_fusionbench, upload_imagenets
