@@ -82,6 +82,7 @@ def _inspected(zeroshot: str, finetuned: str | None, progress: Progress, *, weig
             progress.advance(done, total)
         say_all(progress, ancestry_warnings(inputs))
         ancestry = asdict(ancestry_of(inputs))
+        ancestry["evidence"] = list(ancestry["evidence"])
         mismatches = mismatches or _find_faults(inputs, layers)
     elif weights:
         progress.say("the two do not match, so no weights were downloaded and no changes computed")

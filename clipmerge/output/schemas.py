@@ -182,6 +182,5 @@ def model_of(kind: str) -> type[BaseModel]:
 
 def json_text(kind: str, record: Mapping[str, Any]) -> str:
     """Write a record as JSON through the model of its schema, which refuses what the schema does not name."""
-    model = model_of(kind).model_validate(record)
-    data = model.model_dump(mode="json", by_alias=True, exclude_unset=True)
+    data = model_of(kind).model_validate(record).model_dump(mode="json", by_alias=True, exclude_unset=True)
     return json.dumps(data, indent=2, allow_nan=False) + "\n"
