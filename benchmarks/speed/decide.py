@@ -33,7 +33,7 @@ from torch.nn.functional import cross_entropy, normalize
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor, CLIPTokenizer
 
 from benchmarks.speed.checkpoints import clip_config
-from benchmarks.speed.processes import memory_mb, write_results
+from benchmarks.speed.processes import checkout_folder, compare_checkouts, memory_mb, write_results
 from clipmerge.api.measure import cost_sentence
 from clipmerge.calibration import activations
 from clipmerge.calibration.choice import validate_views, with_copies
@@ -279,7 +279,11 @@ def main() -> None:
     parser.add_argument("--coefficients", type=Path, metavar="FILE", help="write what was learned to this file")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--only", default="path-barrier,first-order,auto,straggler-sparse")
+    parser.add_argument("--against", type=checkout_folder, metavar="CHECKOUT", help="another checkout to compare with")
     options = parser.parse_args()
+    if options.against:
+        write_results(options.json, {"against": compare_checkouts(options.against)})
+        return
     torch.set_num_threads(options.threads)
     if options.memory:
         activations.memory = lambda _device: options.memory << 30  # type: ignore[assignment]
@@ -288,7 +292,9 @@ def main() -> None:
         gc.collect()  # so that their memory is not kept
         with freed_memory_kept():
             found = compare(options, paths)
-    settings = {key: value for key, value in vars(options).items() if key not in ("json", "folder", "coefficients")}
+    settings = {
+        key: value for key, value in vars(options).items() if key not in ("json", "folder", "coefficients", "against")
+    }
     if os.environ.get("RANK", "0") == "0":
         write_results(options.json, {"settings": settings, **found})
 

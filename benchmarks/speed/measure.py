@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import CLIPModel
 
-from benchmarks.speed.processes import summary, write_results
+from benchmarks.speed.processes import checkout_folder, compare_checkouts, summary, write_results
 from clipmerge.calibration.objective import Batch, Objective
 from clipmerge.calibration.perturbation import LayerBall
 from clipmerge.calibration.shares import Shares
@@ -168,14 +168,18 @@ def main() -> None:
     parser.add_argument("--apgd-images", type=int, default=16, help="images for APGD alone, whose loop is long")
     parser.add_argument("--threads", type=int, default=1, help="torch threads")
     parser.add_argument("--rounds", type=int, default=5, help="rounds of what is compared with gradient passes")
+    parser.add_argument("--against", type=checkout_folder, metavar="CHECKOUT", help="another checkout to compare with")
     options = parser.parse_args()
+    if options.against:
+        write_results(options.json, {"against": compare_checkouts(options.against)})
+        return
     torch.set_num_threads(options.threads)
     with tempfile.TemporaryDirectory() as folder:
         result = compare(options, Path(folder))
     for name, value in result.items():
         spread = f"  ({value['min']:.3g} to {value['max']:.3g})" if isinstance(value, dict) else ""
         print(f"{name.replace('_', ' '):45s} {value['median'] if spread else value:.3g}{spread}")
-    settings = {key: value for key, value in vars(options).items() if key != "json"}
+    settings = {key: value for key, value in vars(options).items() if key not in ("json", "against")}
     write_results(options.json, {"settings": settings, **result})
 
 

@@ -21,7 +21,15 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.speed.checkpoints import clip_config, make_pair, weight_bytes
-from benchmarks.speed.processes import Outcome, checkout_environment, peer_version, run, summary, write_results
+from benchmarks.speed.processes import (
+    Outcome,
+    checkout_environment,
+    checkout_folder,
+    peer_version,
+    run,
+    summary,
+    write_results,
+)
 
 PIECE = 16 << 20
 PLAIN = ("--recipe", "wise-ft", "--set", "method.alpha=0.5")
@@ -88,7 +96,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--warmup", type=int, default=1, help="rounds that are not counted")
     parser.add_argument("--methods", action="store_true", help="masks, a combination and singular values as well")
     parser.add_argument("--only", help="comma-separated contestants; the floor always runs")
-    parser.add_argument("--against", type=_folder, metavar="CHECKOUT", help="another checkout to compare with")
+    parser.add_argument("--against", type=checkout_folder, metavar="CHECKOUT", help="another checkout to compare with")
     parser.add_argument("--mergekit", metavar="PYTHON", help="interpreter of an environment with mergekit")
     parser.add_argument("--sd-mecha", metavar="PYTHON", help="interpreter of an environment with sd-mecha")
     parser.add_argument("--json", type=Path, help="where to write the results")
@@ -96,10 +104,6 @@ def _parse() -> argparse.Namespace:
     if arguments.warmup < 1:
         parser.error("--warmup must be at least 1: that round hashes the inputs, and later ones reuse the hashes")
     return arguments
-
-
-def _folder(text: str) -> Path:
-    return Path(text).resolve()  # the commands run in other folders
 
 
 Contestant = Callable[[], dict[str, Any]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import datetime
 import json
 import os
@@ -14,7 +15,7 @@ import time
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
-from tempfile import TemporaryFile
+from tempfile import TemporaryDirectory, TemporaryFile
 from typing import Any
 
 _SAMPLE_SECONDS = 0.01
@@ -82,6 +83,49 @@ def summary(values: list[float]) -> dict[str, Any]:
 def checkout_environment(checkout: Path | None) -> dict[str, str]:
     """Variables with which ``python -m clipmerge`` runs another checkout's code; none for this one's."""
     return {"PYTHONPATH": str(checkout)} if checkout else {}
+
+
+def checkout_folder(text: str) -> Path:
+    """The folder given by ``--against``; commands run there."""
+    return Path(text).resolve()
+
+
+def compare_checkouts(checkout: Path, rounds: int = 3) -> dict[str, Any]:
+    """Run the benchmark of this process in both checkouts in turn, and print the ratio of each of its figures.
+
+    Each checkout runs its own version of the benchmark, with the arguments of this process.
+    """
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for name in ("--against", "--json"):
+        parser.add_argument(name)
+    arguments = parser.parse_known_args()[1]
+    found: dict[Path | None, list[dict[str, float]]] = {None: [], checkout: []}
+    with TemporaryDirectory() as folder:
+        file = Path(folder) / "figures.json"
+        command = [sys.executable, "-m", sys.modules["__main__"].__spec__.name, *arguments, "--json", str(file)]
+        for number in range(rounds):
+            for where in (None, checkout) if number % 2 else (checkout, None):
+                run(command, checkout_environment(where), where)
+                found[where].append(_figures(json.loads(file.read_text(encoding="utf-8"))))
+    ratios = {}
+    for name in found[None][0].keys() & found[checkout][0].keys():
+        ratios[name] = summary([ours[name] / theirs[name] for ours, theirs in zip(*found.values(), strict=True)])
+    for name, ratio in sorted(ratios.items()):
+        print(f"{name:50} {ratio['median']:5.2f}  ({ratio['min']:.2f} to {ratio['max']:.2f})")
+    return ratios
+
+
+def _figures(results: dict[str, Any], prefix: str = "") -> dict[str, float]:
+    """The numbers of a benchmark's results by name, of summaries the median, without its settings."""
+    found = {}
+    for name, value in results.items():
+        if isinstance(value, dict) and "median" in value:
+            found[prefix + name] = value["median"]
+        elif isinstance(value, dict) and name not in ("settings", "machine"):
+            found |= _figures(value, f"{prefix}{name}: ")
+        elif isinstance(value, float | int) and value:
+            found[prefix + name] = value
+    return found
 
 
 def machine() -> dict[str, Any]:

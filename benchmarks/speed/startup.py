@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.speed.checkpoints import clip_config, make_pair
-from benchmarks.speed.processes import Outcome, checkout_environment, run, summary, write_results
+from benchmarks.speed.processes import Outcome, checkout_environment, checkout_folder, run, summary, write_results
 
 BEFORE = "before: "
 
@@ -23,7 +23,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--folder", help="where the checkpoints are kept for the next run")
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--against", type=_folder, metavar="CHECKOUT", help="another checkout to compare with")
+    parser.add_argument("--against", type=checkout_folder, metavar="CHECKOUT", help="another checkout to compare with")
     parser.add_argument("--json", type=Path, help="where to write the results")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
@@ -42,10 +42,6 @@ def main() -> None:
         figures += [f"{result[key]['median']:.2f}" for key in result if key.endswith("_against")]
         print(f"{name:28}" + "".join(f"{figure:>12}" for figure in figures))
     write_results(arguments.json, {"commands": results})
-
-
-def _folder(text: str) -> Path:
-    return Path(text).resolve()  # the commands run there
 
 
 def _commands(zeroshot: Path, finetuned: Path) -> dict[str, list[str]]:
