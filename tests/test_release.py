@@ -24,19 +24,18 @@ def test_the_version_is_in_one_place_and_the_citation_has_the_same() -> None:
     assert citation["license"] == project["license"]
 
 
+RAISED = {"clipmerge/__init__.py": '__version__ = "9.9.9"\n'}
+
+
 @pytest.mark.parametrize(
-    ("files", "version", "said"),
+    ("files", "said"),
     [
-        ({}, "9.9.9", "clipmerge/__init__.py, the one place of the version, has another"),
-        ({"clipmerge/__init__.py": '__version__ = "9.9.9"\n'}, "9.9.9", "CITATION.cff has another version"),
-        (
-            {"clipmerge/__init__.py": '__version__ = "9.9.9"\n', "CITATION.cff": "version: 9.9.9\n"},
-            "9.9.9",
-            "CHANGELOG.md has no section '## [9.9.9] - DATE'",
-        ),
+        ({}, "clipmerge/__init__.py, the one place of the version, has another"),
+        (RAISED, "CITATION.cff has another version"),
+        (RAISED | {"CITATION.cff": "version: 9.9.9\n"}, "CHANGELOG.md has no section '## [9.9.9] - DATE'"),
     ],
 )
-def test_a_release_that_is_not_ready_says_why(files: dict[str, str], version: str, said: str, tmp_path: Path) -> None:
+def test_a_release_that_is_not_ready_says_why(files: dict[str, str], said: str, tmp_path: Path) -> None:
     for name in ("scripts/release", "clipmerge/__init__.py", "CITATION.cff", "CHANGELOG.md"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(files.get(name, (ROOT / name).read_text(encoding="utf-8")))
@@ -44,7 +43,7 @@ def test_a_release_that_is_not_ready_says_why(files: dict[str, str], version: st
     git = ["git", "-c", "user.name=a", "-c", "user.email=a@b", "-C", str(tmp_path)]
     for command in (["init", "-q"], ["add", "-A"], ["commit", "-qm", "x"]):
         subprocess.run([*git, *command], check=True)
-    run = subprocess.run([tmp_path / "scripts" / "release", version], capture_output=True, text=True, check=False)
+    run = subprocess.run([tmp_path / "scripts" / "release", "9.9.9"], capture_output=True, text=True, check=False)
     assert (run.returncode, run.stderr) == (1, f"not ready: {said}\n")
 
 

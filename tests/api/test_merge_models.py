@@ -16,6 +16,7 @@ import clipmerge
 from clipmerge.api._in_memory import _origin, as_sources, with_state_key
 from clipmerge.errors import UsageError
 from clipmerge.progress import Progress
+from tests.merging.test_tensor import same_bits
 from tests.support import tiny_open_clip
 from tests.support.tiny_clip import Folders
 from tests.support.tiny_families import TINY, perturb
@@ -27,12 +28,7 @@ QUICK: dict[str, Any] = {"set": {"measure.nodes": 1, "measure.tolerance": 100, "
 
 def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
     """Whether both have the same tensors, bit for bit."""
-    return one.keys() == other.keys() and all(
-        torch.equal(
-            one[name].contiguous().view(-1).view(torch.uint8), other[name].contiguous().view(-1).view(torch.uint8)
-        )
-        for name in one
-    )
+    return one.keys() == other.keys() and all(same_bits(tensor, other[name]) for name, tensor in one.items())
 
 
 def merged_by_files(folders: tuple[Path, ...], recipe: str, output: Path, **options: Any) -> dict[str, Tensor]:

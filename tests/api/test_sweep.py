@@ -160,15 +160,12 @@ def work(spied: Any, monkeypatch: pytest.MonkeyPatch) -> list[Mock]:
 def test_nothing_is_evaluated_twice(
     far: Folders, images: Path, shifted: Path, tmp_path: Path, work: list[Mock]
 ) -> None:
-    same = tmp_path / "three-tenths.yaml"
-    same.write_text("method: {name: wise-ft, alpha: 0.3}\n")
-    twin = tmp_path / "twin.yaml"
-    twin.write_text("method: {name: wise-ft, alpha: 0.45}\n")
-    other = tmp_path / "other.yaml"
-    other.write_text("method: {name: wise-ft, alpha: 0.45}\noverrides: [{layers: 'text.*', alpha: 0.45}]\n")
-    text = tmp_path / "text.yaml"
-    text.write_text("method: {name: wise-ft, alpha: 0.45}\noverrides: [{layers: 'text.*', alpha: 0.9}]\n")
-    recipes = map(str, (same, twin, other, text))
+    recipes = []
+    for alpha, of_text in ((0.3, None), (0.45, None), (0.45, 0.45), (0.45, 0.9)):
+        overrides = [] if of_text is None else [{"layers": "text.*", "alpha": of_text}]
+        file = tmp_path / f"{alpha}-{of_text}.yaml"
+        file.write_text(json.dumps({"method": {"name": "wise-ft", "alpha": alpha}, "overrides": overrides}))
+        recipes.append(str(file))
     record, correct = run_sweep(request_for(far, images, shifted, *recipes, calibration=Calibration(batch_size=10)))
     points = 3 + 2  # three alphas, 0.45 once, and the one that differs in a coefficient
     assert [row["alpha"] for row in record["recipes"]] == [0.3, None, None, None]
@@ -260,13 +257,11 @@ def cached_request(pair: Folders, images: str, recipe: str) -> SweepRequest:
     return request_for(pair, images, images, recipe, calibration=Calibration(source=images))
 
 
-def test_plans_are_kept_if_images_have_a_commit(pair: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_plans_are_kept_if_images_have_a_commit(pair: Folders, tmp_path: Path) -> None:
     plan = api.plan(*pair, "wise-ft", **QUIET)
-    for cache in (
-        tmp_path,
-        tmp_path / "file" / "cache",
-    ):  # the second cannot be written, which costs only the resumption
-        (tmp_path / "file").touch()
+    (tmp_path / "file").touch()
+    # the second cannot be written, which costs only the resumption
+    for cache in (tmp_path, tmp_path / "file" / "cache"):
         kept = SweepCache(cache)
         free = cached_request(pair, "hf://datasets/acme/cars@1:test", "wise-ft")
         assert kept.plan(free, load_recipe("wise-ft")) is None

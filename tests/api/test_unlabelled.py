@@ -73,21 +73,18 @@ def test_a_merge_learns_from_a_flat_folder_and_says_so(
 
 def test_what_cannot_be_used_is_refused(pair: Folders, images: Path, camera: Path, tmp_path: Path) -> None:
     given = ("--unlabelled", camera)
+    mixed = Path(shutil.copytree(camera, tmp_path / "mixed"))
+    shutil.copyfile(images / "cat" / "3.png", mixed / "x.png")
     for recipe, flags, said in (
         ("wise-ft", given, "recipe 'wise-ft' does not learn from unlabelled images; leave out --unlabelled"),
         ("tpgm", given, "recipe 'tpgm' does not learn"),
         ("auto", (*given, "--set", "measure.robustness=0"), "has measure.robustness 0"),
         ("auto", (*given, "--set", "measure.copies=1"), "has one copy per step"),
         ("auto", ("--unlabelled", images), "these are the images of --data"),
+        ("auto", ("--unlabelled", mixed), f"--unlabelled {mixed}: 1 image is also in --data {images}"),
     ):
-        found = clipmerge("merge", *pair, "--recipe", recipe, "--data", images, "--dry-run", *flags)
-        refused(found, code=2)
-        assert said in found.err
-    mixed = Path(shutil.copytree(camera, tmp_path / "mixed"))
-    shutil.copyfile(images / "cat" / "3.png", mixed / "x.png")
-    found = clipmerge("merge", *pair, "--recipe", "auto", "--data", images, "--dry-run", "--unlabelled", mixed)
-    refused(found, code=2)
-    assert f"--unlabelled {mixed}: 1 image is also in --data {images}" in found.err
+        line = refused(clipmerge("merge", *pair, "--recipe", recipe, "--data", images, "--dry-run", *flags), 2)
+        assert said in line
 
 
 def request_for(pair: Folders, near: Path, far: Path, unlabelled: Path, *recipes: str) -> SweepRequest:

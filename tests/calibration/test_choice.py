@@ -329,14 +329,13 @@ def test_predictions_that_do_not_know_the_target_are_not_held(
 
 
 def test_learning_by_heart_is_noted(ends: Ends) -> None:
-    sizes = (8, 8, 7)
     options: dict[str, Any] = {"steps": 60, "rate": 0.3, "views": 0.0, "robustness": 0.0, "held_back": 0.4}
-    found = learned_coefficients(objective_for(ends, make_batches(sizes)), divergence="predictions", **options)
+    found = learned_coefficients(objective_for(ends, make_batches(SIZES)), divergence="predictions", **options)
     assert found.choice.seen_right > found.choice.right + 0.1
     (note,) = found.notes
     assert f"{found.choice.seen_right:.0%} of the views of its own images" in note
     assert f"{found.choice.right:.0%} of those held back" in note
-    assert learned_coefficients(objective_for(ends, make_batches(sizes)), steps=1, held_back=0.4).notes == ()
+    assert learned_coefficients(objective_for(ends, make_batches(SIZES)), steps=1, held_back=0.4).notes == ()
 
 
 def test_in_bfloat16_the_goal_follows_weights_that_move_in_place(ends: Ends) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 from clipmerge.checkpoint import open_checkpoint
 from clipmerge.errors import DataError
 from clipmerge.evaluation.accuracy import load_model
-from clipmerge.images import batches
+from clipmerge.images import batches, parquet
 from clipmerge.images.batches import batch_size_for, read_batches
 from clipmerge.images.dataset import LabelledImages, load_images
 from clipmerge.images.store import image_files
@@ -68,8 +68,6 @@ def test_shares_and_skipped_batches_leave_the_rest_as_it_is(photos: LabelledImag
 
 
 def test_images_of_a_table_are_read_once_and_in_order(tmp_path: Path, spied: Any) -> None:
-    from clipmerge.images import parquet
-
     table = load_images(str(save_hub_parquet(tmp_path / "x.parquet", [0, 1] * 20, group=8)))
     read = spied(parquet, "_images")
     found = torch.cat([batch.pixels for batch in read_batches(table, 6, first_pixel)])

@@ -270,7 +270,7 @@ CASES = {
         f"captions: {name}": Case(captioned(change), told, load=captions_of)
         for name, (change, told) in {
             "alone": (lambda f: (f / "a.txt").unlink(), r"a\.png has no captions beside it"),
-            "empty": (write("a.txt", b" \n"), r"a\.txt holds no caption"),
+            "empty": (write("a.txt", b" \n"), r"a\.txt holds no caption; write one per line"),
             "not a text": (write("a.txt", b"\xff\xfe\xff"), r"a\.txt cannot be read"),
             "out of it": (link("a.txt"), r"a\.txt are links out of it; put the files themselves there"),
         }.items()

@@ -1,6 +1,8 @@
 """Sources on this machine: images found, named and sampled, from folders, Parquet and WebDataset files."""
 
+import io
 import json
+import tarfile
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -240,9 +242,6 @@ def test_labels_that_look_like_captions_are_noted(tmp_path: Path) -> None:
 
 def test_folders_and_links_in_a_tar_are_no_images_and_a_long_name_is_read(tmp_path: Path) -> None:
     """In POSIX's own format a long name stands in a header of its own before the file."""
-    import io
-    import tarfile
-
     with tarfile.open(tmp_path / "x.tar", "w", format=tarfile.PAX_FORMAT) as archive:
         for name, kind in (("c.png", tarfile.DIRTYPE), ("d.png", tarfile.SYMTYPE)):
             info = tarfile.TarInfo(name)

@@ -23,6 +23,7 @@ from tests.merging.test_dtypes_and_shards import DTYPES, cast
 from tests.support.command import python
 from tests.support.tasks import inputs_of, plan_with
 from tests.support.tiny_clip import Folders
+from tests.test_parallel import threads
 
 FLOATS = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 EASY = settings(max_examples=60, deadline=None)
@@ -131,22 +132,12 @@ def test_chunks_give_the_same_bytes(seed: int, alpha: float, cut: int) -> None:
 
 def test_threads_give_the_same_bytes() -> None:
     theta_0, theta_1 = tensors(6, shape=(300, 400))
-    threads = torch.get_num_threads()
     results = []
-    try:
-        for count in (1, 2):
-            torch.set_num_threads(count)
-            results.append(
-                (
-                    merge_tensor(theta_0, theta_1, alpha=0.3),
-                    merge_tensor(theta_0, theta_1, alpha=0.3, mask="magnitude", density=0.4),
-                    *spectral_split(theta_1, 7),
-                    singular_values(theta_1),
-                )
-            )
-            assert torch.get_num_threads() == count
-    finally:
-        torch.set_num_threads(threads)
+    for count in (1, 2):
+        with threads(count):
+            plain = merge_tensor(theta_0, theta_1, alpha=0.3)
+            masked = merge_tensor(theta_0, theta_1, alpha=0.3, mask="magnitude", density=0.4)
+            results.append((plain, masked, *spectral_split(theta_1, 7), singular_values(theta_1)))
     assert all(same_bits(a, b) for a, b in zip(*results, strict=True))
 
 

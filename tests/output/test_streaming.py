@@ -20,6 +20,7 @@ from tests.support.hub_double import FakeHub
 from tests.support.raw_safetensors import edit
 from tests.support.tasks import request_for
 from tests.support.tiny_clip import Folders
+from tests.test_parallel import threads
 
 
 def merge(pair: Folders, output: Path) -> bytes:
@@ -36,15 +37,10 @@ def plain_loop(pair: Folders, folder: Path) -> bytes:
     return (folder / "plain.safetensors").read_bytes()
 
 
-@pytest.mark.parametrize("threads", [1, 2, 5])
-def test_bytes_are_a_plain_loops_for_any_number_of_threads(pair: Folders, tmp_path: Path, threads: int) -> None:
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_bytes_are_a_plain_loops_for_any_number_of_threads(pair: Folders, tmp_path: Path, count: int) -> None:
+    with threads(count):
         assert merge(pair, tmp_path / "out") == plain_loop(pair, tmp_path)
-        assert torch.get_num_threads() == threads  # given back
-    finally:
-        torch.set_num_threads(before)
 
 
 def test_a_full_disk_is_found_before_computing(pair: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,7 +24,7 @@ from tests.support.command import printed
 from tests.support.hub_double import FakeHub, upload
 from tests.support.image_files import save_hub_parquet
 from tests.support.merged_output import RECORD
-from tests.support.tiny_clip import Folders
+from tests.support.tiny_clip import Folders, save_images
 
 
 def model_card(record: dict[str, Any], **about: Any) -> str:
@@ -183,7 +183,7 @@ def add_results(record: dict[str, Any], files: list[Path]) -> dict[str, Any]:
 
 
 def test_evaluate_then_push_puts_accuracies_on_the_hub(
-    hub: FakeHub, pair: Folders, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    hub: FakeHub, pair: Folders, images: Path, tmp_path: Path
 ) -> None:
     content = save_hub_parquet(tmp_path / "x.parquet", [0, 1, 2] * 4).read_bytes()
     sha = upload(hub, "acme/cars", {"data/test-00000-of-00001.parquet": content}, kind="dataset")
@@ -215,8 +215,6 @@ def test_evaluate_then_push_puts_accuracies_on_the_hub(
 
 
 def test_a_sweeps_point_is_found_by_its_recipe(pair: Folders, images: Path, tmp_path: Path) -> None:
-    from tests.support.tiny_clip import save_images
-
     far = save_images(tmp_path / "far", each=4, seed=9)
     flags = ("--id", f"val={images}", "--ood", f"far={far}", "--alphas", "0,1", "-r", "wise-ft", "-r", "lines")
     swept = printed("sweep", *pair, *flags, "--seed", "3", "-o", tmp_path / "sweep")
