@@ -316,9 +316,8 @@ def test_a_sweep_warns_of_a_recipe_that_loses_id_accuracy(losing: Folders, photo
     assert lost > 3  # or this says nothing
     (warning,) = (text for text in ended.json["warnings"] if "--max-loss" in text)
     assert warning.startswith(f"recipe wise-ft loses {lost:.1f} points of the fine-tuned model's ID accuracy")
-    assert [row["loses"] for row in [*ended.json["curve"], *ended.json["recipes"]]] == [
-        row["id"] < ended.json["curve"][-1]["id"] - 0.03 for row in [*ended.json["curve"], *ended.json["recipes"]]
-    ]
+    rows, least = [*ended.json["curve"], *ended.json["recipes"]], ended.json["curve"][-1]["id"] - 0.03
+    assert [row["loses"] for row in rows] == [row["id"] < least for row in rows]
     assert f"R{warning[1:]}." in text_of((tmp_path / "sweep" / "sweep.html").read_text())
     assert warning in " ".join(ended.err.split())
     allowed = clipmerge("sweep", *losing, *flags, "--max-loss", 60, "-o", tmp_path / "a", "--format", "json")

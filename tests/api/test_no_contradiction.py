@@ -107,9 +107,8 @@ def test_what_is_written_is_what_the_plan_says(
     for name in layers:
         wanted = edited["layers"].get(name, {"alpha": 0.0, "density": 1.0, "mask": None, "alpha_range": None})
         written = record.layers[name].model_dump(mode="json")
-        assert {key: written[key] for key in ("alpha", "density", "mask", "alpha_range")} == {
-            key: wanted[key] for key in ("alpha", "density", "mask", "alpha_range")
-        }
+        for key in ("alpha", "density", "mask", "alpha_range"):
+            assert written[key] == wanted[key], (name, key)
     settings = {name: entry.model_dump() for name, entry in record.layers.items()}
     tensors = versions(run, layers, tmp_path, swapped=swapped)
     (check_combined if record.combine else check_weights)(settings, tensors, record)

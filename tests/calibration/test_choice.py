@@ -149,11 +149,8 @@ def test_from_an_anchor_it_goes_no_further_than_the_accuracy_needs() -> None:
         Candidate(part=0.3, beyond=0.2): score(0.6, 0.95),
     }
     found = {limit: chosen(path, points, max_loss=limit, anchor=0.5) for limit in (0, 1, 6)}
-    assert {limit: (choice.part, choice.beyond) for limit, choice in found.items()} == {
-        0: (1, 0),
-        1: (0.5, 0),
-        6: (0.3, 0),
-    }
+    taken = {limit: (choice.part, choice.beyond) for limit, choice in found.items()}
+    assert taken == {0: (1, 0), 1: (0.5, 0), 6: (0.3, 0)}
     assert chosen(path, points, max_loss=6).part == 1.0
     worse = points | {Candidate(part=0.3): score(2.5, 0.90)}
     assert chosen(path, worse, max_loss=6, anchor=0.5).part == 0.5

@@ -136,13 +136,8 @@ def test_a_merge_takes_no_link_no_secret_and_no_local_path(copies: tuple[Path, P
     assert "LICENSE not copied" in ended.err
     assert "generation_config.json not copied: it cannot be read as JSON" in ended.err
     written = {path.name for path in output.iterdir()}
-    assert written <= side_files.SIDE_FILES | {
-        "model.safetensors",
-        "clipmerge.json",
-        "README.md",
-        "report.html",
-        "path.png",
-    }
+    own = {"model.safetensors", "clipmerge.json", "README.md", "report.html", "path.png"}
+    assert written <= side_files.SIDE_FILES | own
     assert "generation_config.json" not in written
     held = b"".join(path.read_bytes() for path in output.iterdir() if path.is_file() and path.name != "clipmerge.json")
     assert not any(text.encode() in held for text in (SECRET, "hf_secret", "ask Bob", "private run", "KEY="))

@@ -127,11 +127,8 @@ def test_no_headline_contradicts_the_table(
         elif named:
             low, high = each["gain_interval"]
             assert f"{signed(each['gain'])} points [{signed(low)}, {signed(high)}]" in said
-            assert (said.startswith("Use "), said.startswith("Keep to the alpha"), said.startswith("No diff")) == (
-                low > 0,
-                high < 0,
-                low <= 0 <= high,
-            )
+            begins = [said.startswith(words) for words in ("Use ", "Keep to the alpha", "No diff")]
+            assert begins == [low > 0, high < 0, low <= 0 <= high]
     assert ("points [" in said) == any(each["gain_interval"] for each in recipes)
     check_page_and_table(record, said)
 

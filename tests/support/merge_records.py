@@ -133,12 +133,9 @@ def learned(vision: int = 12, text: int = 12, stragglers: tuple[str, ...] = ()) 
     }
     alphas = [n / 10 for n in range(11)]
     record["path"] = {"alphas": alphas, "losses": [1.4 - 2.2 * a + 1.3 * a * a for a in alphas]}
-    record |= {
-        "straggler_statistic": "sharpness" if stragglers else None,
-        "checks": {},
-        "statistics": {"change": CHANGE},
-    }
-    record |= {"straggler_scores": {}, "measurements": {name: {"at_zero": 0.0} for name in record["layers"]}}
+    record |= {"checks": {}, "statistics": {"change": CHANGE}, "straggler_scores": {}}
+    record |= {"measurements": {name: {"at_zero": 0.0} for name in record["layers"]}}
+    record |= {"straggler_statistic": "sharpness" if stragglers else None}
     learned = sum(map(sum, record["coefficients"].values()))
     found = f"{len(stragglers)} stragglers of 55 layers, 50% of their weights back at zero-shot; " if stragglers else ""
     record["verdict"] = (

@@ -52,14 +52,11 @@ def save_ends(
 
 def make_batches(sizes: tuple[int, ...], classes: int = len(CLASSES), seed: int = 1) -> list[Batch]:
     generator = torch.Generator().manual_seed(seed)
-    return [
-        Batch(
-            number,
-            torch.randn(size, 3, 32, 32, generator=generator),
-            torch.randint(0, classes, (size,), generator=generator),
-        )
-        for number, size in enumerate(sizes)
-    ]
+    batches = []
+    for number, size in enumerate(sizes):
+        pixels = torch.randn(size, 3, 32, 32, generator=generator)
+        batches.append(Batch(number, pixels, torch.randint(0, classes, (size,), generator=generator)))
+    return batches
 
 
 def objective_for(
