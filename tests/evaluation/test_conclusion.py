@@ -70,12 +70,9 @@ def cases(draw: st.DrawFn) -> Case:
     rng = np.random.default_rng(draw(st.integers(0, 1000)))
     luck = rng.random((1 if draw(st.booleans()) else 3, 1, images))  # models that fail on the same images, or do not
     right = (np.broadcast_to(luck, (3, 1, images)) < np.reshape(rates, (3, 2, 1))).astype(np.float64)
-    return Case(
-        right,
-        draw(st.sampled_from([0.0, 1.0, 3.0, 10.0])),
-        draw(st.sampled_from([None, 0.2, 0.5])),
-        draw(st.booleans()),
-    )
+    max_loss = draw(st.sampled_from([0.0, 1.0, 3.0, 10.0]))
+    finetuned_rank = draw(st.sampled_from([None, 0.2, 0.5]))
+    return Case(right, max_loss, finetuned_rank, draw(st.booleans()))
 
 
 def made(

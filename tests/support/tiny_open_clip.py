@@ -51,12 +51,8 @@ def bert_text(folder: Path) -> dict[str, Any]:
 
 def model_config(*, vision: Any = None, text: Any = None, **changes: Any) -> dict[str, Any]:
     """A ``model_cfg``; ``vision`` and ``text`` change single settings."""
-    return {
-        "embed_dim": 16,
-        "vision_cfg": {**VISION, **(vision or {})},
-        "text_cfg": {**TEXT, **(text or {})},
-        **changes,
-    }
+    towers = {"vision_cfg": {**VISION, **(vision or {})}, "text_cfg": {**TEXT, **(text or {})}}
+    return {"embed_dim": 16, **towers, **changes}
 
 
 def build(model_cfg: dict[str, Any], seed: int = 0) -> torch.nn.Module:
