@@ -21,7 +21,8 @@ RESULTS = ROOT / "benchmarks" / "results" / "decide"
 PAGE = ROOT / "docs" / "cost.md"
 BEGIN, END = "<!-- table: python -m benchmarks.speed.decide_cases -->\n", "<!-- end of the table -->\n"
 
-# The steps of recipes/auto.yaml, its looks (points of the path and candidates), and the images held back of 1024.
+# Steps with as many pictures as those of recipes/auto.yaml, its looks (points of the path and candidates), and the
+# images held back of 1024.
 _STEPS, _LOOKS, _HELD = 200, 25, 205
 _MANY = ["--classes", "1000", "--templates", "80"]
 _LEARNING = ["--only", "first-step,auto,look", "--alone", "--steps", "3"]
@@ -111,7 +112,7 @@ def _whole(towers: str, found: dict[str, Any]) -> str:
     looks = _LOOKS * _HELD / settings["batch"] * found["look"]["seconds"]
     minutes = (first + (_STEPS - 1) * step + looks) / 60
     return (
-        f"- `auto` with the recipe's {_STEPS} steps over 1024 images, {towers}: a step takes {step:.1f} s, "
+        f"- `auto` with {_STEPS} steps of 64 + 64 of 1024 images, {towers}: a step takes {step:.1f} s, "
         f"and all looks {looks:.0f} s: together {minutes:.0f} minutes of one core."
     )
 

@@ -45,18 +45,18 @@ class LearningOptions:
         max_loss: Points of accuracy on the held-back images that may be lost against the fine-tuned model.
         divergence: What is held on changed copies: the zero-shot model's ``predictions`` (KL divergence), its
             ``features`` (twice one minus the cosine), or ``path-features`` (the same by the mean of its features and
-            those of the anchor, a point of the straight path, four times); ``auto``: predictions if they remove a third
-            of the uncertainty about the labels, else features of the path.
+            those of the anchor, a point of the straight path, four times); ``auto``: predictions if they remove a
+            quarter of the uncertainty about the labels, else features of the path.
         changes: Kinds of change made in the copies.
         precision: Precision of forward passes; ``auto`` uses bfloat16 if the processor or GPU multiplies it faster.
     """
 
     granularity: Granularity = "entry"
     robustness: NonNegative = 0.5
-    steps: Count = 200
-    batch: Count = 64
-    copies: Count = 64
-    rate: Positive = 0.04
+    steps: Count = 320
+    batch: Count = 40
+    copies: Count = 40
+    rate: Positive = 0.033
     start: Share | None = None
     ceiling: Positive | None = None
     views: NonNegative = 1.0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from torch import Tensor
@@ -17,24 +18,39 @@ from clipmerge.measures._statistics import by_layer, sizes_of, statistic
 from clipmerge.measures.learned_coefficients import LearningOptions, learned_measurements
 from clipmerge.planning.measurements import Measurements, Statistic
 from clipmerge.planning.stragglers import find_stragglers
-from clipmerge.plugins import Count, Density, Points, Share, options_of
+from clipmerge.plugins import Count, Density, Points, Positive, Share, options_of
 
 #: Whether it can also learn from unlabelled images.
 UNLABELLED = True
-Rule = Literal["share", "outlier", "flattest", "random"]
 
 
-@options_of(LearningOptions, without=("max_loss",))
-def learned_sparse(
-    objective: Objective,
-    *,
-    rule: Rule = "share",
-    share: Share = 0.15,
-    density: Density = 0.5,
-    draw: Count = 1,
-    max_loss: Points = 2.5,
-    **options: Any,
-) -> Measurements:
+@dataclass(frozen=True, kw_only=True)
+class SparseOptions(LearningOptions):
+    """How `learned_sparse` learns: as `LearningOptions`, in fewer and larger steps.
+
+    Attributes:
+        rule: ``share`` selects the sharpest layers that together hold ``share`` of all blocks' sharpness, at least one;
+            ``outlier`` selects layers whose sharpness is a robust outlier, possibly none; ``flattest`` and ``random``
+            are controls that select other layers with about as many entries as ``share`` would.
+        share: Share of the blocks' sharpness that stragglers hold.
+        density: Share of a straggler parameter's coefficients that is kept.
+        draw: Number of the random set, for ``rule: random``.
+        max_loss: As in `LearningOptions`, but lower: a few hundred images measure a loss only roughly.
+    """
+
+    rule: Literal["share", "outlier", "flattest", "random"] = "share"
+    share: Share = 0.15
+    density: Density = 0.5
+    draw: Count = 1
+    steps: Count = 200
+    batch: Count = 64
+    copies: Count = 64
+    rate: Positive = 0.04
+    max_loss: Points = 2.5
+
+
+@options_of(SparseOptions)
+def learned_sparse(objective: Objective, **options: Any) -> Measurements:
     """Learn coefficients; straggler layers keep only a share of them, and all their other weights stay zero-shot.
 
     Stragglers are found at the starting point of learning, among the layers of the transformer blocks, by their
@@ -44,14 +60,7 @@ def learned_sparse(
 
     Args:
         objective: Calibration loss; left at the chosen coefficients.
-        rule: ``share`` selects the sharpest layers that together hold ``share`` of all blocks' sharpness, at least one;
-            ``outlier`` selects layers whose sharpness is a robust outlier, possibly none; ``flattest`` and ``random``
-            are controls that select other layers with about as many entries as ``share`` would.
-        share: Share of the blocks' sharpness that stragglers hold.
-        density: Share of a straggler parameter's coefficients that is kept.
-        draw: Number of the random set, for ``rule: random``.
-        max_loss: As in `learned_coefficients`, but lower: a few hundred images measure a loss only roughly.
-        **options: Options of `learned_coefficients`.
+        **options: See `SparseOptions`.
 
     Returns:
         As `learned_coefficients`, plus the statistics ``sharpness`` in nats, ``sharpness_share`` of the total, and
@@ -64,10 +73,10 @@ def learned_sparse(
         Inspired by Abdollahpoorrostam 2024, arXiv:2410.16476; straight-through: Bengio et al. 2013, arXiv:1308.3432.
         The definitions are ours.
     """
-    chosen = LearningOptions(max_loss=max_loss, **options)
-    finder = _Finder(objective, rule, share, draw)
+    chosen = SparseOptions(**options)
+    finder = _Finder(objective, chosen)
     coefficients = Coefficients(objective, chosen.granularity, chosen.start)
-    learned = learn(objective, coefficients, chosen.config(lambda: (finder.parameters(), density)))
+    learned = learn(objective, coefficients, chosen.config(lambda: (finder.parameters(), chosen.density)))
     if not learned.trace:
         objective.announce(gradient=1)
         finder.measure()
@@ -79,8 +88,8 @@ def learned_sparse(
 class _Finder:
     """Finds the stragglers once the starting point of learning is known, and keeps the statistics."""
 
-    def __init__(self, objective: Objective, rule: Rule, share: float, draw: int) -> None:
-        self._objective, self._rule, self._share, self._draw = objective, rule, share, draw
+    def __init__(self, objective: Objective, options: SparseOptions) -> None:
+        self._objective, self._options = objective, options
         self._sharpness = Statistic(name="sharpness", values={})
         self._stragglers: tuple[str, ...] = ()
         self.notes: tuple[str, ...] = ()
@@ -108,18 +117,18 @@ class _Finder:
     def _found(self) -> tuple[str, ...]:
         # blocks only: a step sees too few rows of an embedding table to learn its mask; other layers are small
         values = {layer: value for layer, value in self._sharpness.values.items() if block_of(layer)}
-        if self._rule == "share":
-            return sharpest(values, self._share)
+        if self._options.rule == "share":
+            return sharpest(values, self._options.share)
         sizes = sizes_of(self._objective)
-        if self._rule == "outlier":
+        if self._options.rule == "outlier":
             measured = Measurements(
                 measure="learned-sparse", statistics=(self._sharpness,), batch_sizes=self._objective.shares.batch_sizes
             )
             return find_stragglers(measured, sizes, statistic="sharpness", seed=self._objective.seed).names
-        entries = sum(sizes[layer] for layer in sharpest(values, self._share))
+        entries = sum(sizes[layer] for layer in sharpest(values, self._options.share))
         order = sorted(values, key=values.__getitem__)
-        if self._rule == "random":
-            random.Random(1000 * self._objective.seed + self._draw).shuffle(order)
+        if self._options.rule == "random":
+            random.Random(1000 * self._objective.seed + self._options.draw).shuffle(order)
         return matched(order, sizes, entries)
 
     @property
