@@ -7,7 +7,7 @@ import tarfile
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 from operator import itemgetter
-from typing import IO, NamedTuple, Self, TypeAlias
+from typing import IO, NamedTuple, TypeAlias, cast
 
 from clipmerge.errors import DataError, did_you_mean, shorten
 from clipmerge.files.limits import LARGEST_IMAGE, LARGEST_LABEL, LARGEST_TAR_HEADER
@@ -20,14 +20,6 @@ from clipmerge.images.store import Encoded, Labelled, Store, check_count
 _MEMBER = re.compile(r"(?P<key>(?:.*/)?[^./][^.]*)\.(?P<ending>[^/]+)", re.DOTALL)
 _IMAGES = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff", "avif", "jfif", "ppm")
 _LABELS = ("cls", "json", "txt")
-# Members that describe the next one (a long name, attributes) and are therefore read whole.
-_ABOUT_THE_NEXT = (
-    tarfile.GNUTYPE_LONGNAME,
-    tarfile.GNUTYPE_LONGLINK,
-    tarfile.XHDTYPE,
-    tarfile.XGLTYPE,
-    tarfile.SOLARIS_XHDTYPE,
-)
 # labels look like captions if there are more classes than this share of the images
 _CAPTIONS = 0.5
 
@@ -117,7 +109,7 @@ def numbers_of(samples: Sequence[Sample]) -> list[int | str]:
 
 def _members(file: IO[bytes], name: str) -> Iterator[tuple[str, str, Member]]:
     """Files with their key, which those of one sample share, and their ending; archives are walked header by header."""
-    with tarfile.open(fileobj=file, mode="r:", tarinfo=_Header) as archive:
+    with tarfile.open(fileobj=cast(IO[bytes], _Headers(file)), mode="r:") as archive:
         for info in archive:
             archive.members = []  # type: ignore[attr-defined]  # otherwise it keeps every header it has read
             match = _MEMBER.fullmatch(info.name)
@@ -128,15 +120,17 @@ def _members(file: IO[bytes], name: str) -> Iterator[tuple[str, str, Member]]:
             raise EOFError("it ends before its end mark")
 
 
-class _Header(tarfile.TarInfo):
-    """A member's header; a description of the next member that is larger than a long name needs is refused."""
+class _Headers:
+    """A file of which tarfile reads headers; a description of the next member larger than a long name is refused."""
 
-    @classmethod
-    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
-        header = super().frombuf(buf, encoding, errors)
-        if header.type in _ABOUT_THE_NEXT and header.size > LARGEST_TAR_HEADER:
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file, self.seek, self.tell = file, file.seek, file.tell
+
+    def read(self, size: int) -> bytes:
+        """Read at most as many bytes as a description may have."""
+        if not 0 <= size <= LARGEST_TAR_HEADER:
             raise tarfile.ReadError(f"a header is larger than {format_size(LARGEST_TAR_HEADER)}")
-        return header
+        return self._file.read(size)
 
 
 def _image_ending(where: str, endings: list[str], wanted: str | None) -> str:
