@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -202,6 +203,12 @@ def test_messages_name_the_real_error_and_no_secret() -> None:
     assert "the Hub's storage cannot be reached" in str(explain(outer, doing="push"))
 
 
+def test_a_repository_without_weights_is_no_checkpoint(hub: FakeHub) -> None:
+    upload(hub, "alice/none", {"config.json": b"{}"})
+    with pytest.raises(CheckpointError, match="alice/none"):
+        fetch(HubId("alice/none"))
+
+
 @pytest.mark.usefixtures("sha")
 def test_a_cache_without_links_holds_the_files_themselves(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
     """As on Windows, where a file that another thread moves away while this one copies it is fetched again."""
@@ -221,3 +228,12 @@ def test_a_cache_without_links_holds_the_files_themselves(hub: FakeHub, monkeypa
     assert moved
     assert not file.is_symlink()
     assert file.read_bytes() == FILES[file.name]
+
+
+def test_every_request_has_a_timeout(hub: FakeHub, sha: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CLIPMERGE_HUB_TIMEOUT", "0.2")
+    hub.fail("GET", "/tree/", status=0, delay=1.0, times=99)
+    started = time.monotonic()
+    with pytest.raises(HubError, match="no answer in time"):
+        fetch(MODEL)
+    assert time.monotonic() - started < 30
