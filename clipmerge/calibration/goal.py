@@ -30,6 +30,8 @@ Divergence = Literal["predictions", "features", "path-features"]
 # A cosine differs less than predictions do, and features of the path's middle less than those of its end: with these
 # factors one weight serves all.
 _SCALE: dict[Divergence, float] = {"predictions": 1.0, "features": 2.0, "path-features": 4.0}
+# Bytes of pictures that are held: less than the activations of a step, which come later.
+_HELD = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -162,13 +164,17 @@ def copies_alone(step: Step, goal: Goal) -> Pictures:
 
 
 def with_pictures(objective: Objective, steps: Sequence[Step], goal: Goal) -> list[Step]:
-    """Make pictures once for all points that need them; a card, which has less memory and is faster, makes them again.
+    """Make pictures once for all passes that need them, of as many steps as memory is meant for.
 
-    Those of all held-back images take no more memory than the calibration images do, or a thousand images.
+    A card, which has less memory and makes them faster, makes them again.
     """
-    if objective.shares.accelerator.device.type != "cpu":
-        return list(steps)
-    return [replace(step, pixels=make_pictures(step, goal).pixels) for step in steps]
+    room = _HELD if objective.shares.accelerator.device.type == "cpu" else 0
+    found = []
+    for step in steps:
+        pixels = make_pictures(step, goal).pixels if room > 0 else None
+        room -= 0 if pixels is None else pixels.nbytes
+        found.append(replace(step, pixels=pixels))
+    return found
 
 
 def _labels(step: Step, batch: Batch) -> Tensor:
