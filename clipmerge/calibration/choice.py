@@ -105,7 +105,7 @@ def with_copies(objective: Objective, steps: Sequence[Step], goal: Goal, views: 
         return terms_of(objective, goal, copies_alone(step, goal), classes)[2]
 
     recognised, losses = views
-    goals = losses + goal.weight * _unforeseen(objective, steps, goal, divergence_of) if goal.robustness else losses
+    goals = losses + goal.weight * _extra_row(objective, steps, goal, divergence_of) if goal.robustness else losses
     return ValidationScore(torch.stack([goals, recognised, losses]))
 
 
@@ -115,11 +115,11 @@ def validate_corrupted(objective: Objective, steps: Sequence[Step], goal: Goal) 
     Returns:
         Shape (images,), float64, in nats, averaged over the steps that have an image.
     """
-    return _unforeseen(objective, steps, goal, partial(corrupted_goals, objective, goal))
+    return _extra_row(objective, steps, goal, partial(corrupted_goals, objective, goal))
 
 
-def _unforeseen(objective: Objective, steps: Sequence[Step], goal: Goal, row_of: RowsOf) -> Tensor:
-    """One number per image, (images,), for a point of which it was not known before that it needs it."""
+def _extra_row(objective: Objective, steps: Sequence[Step], goal: Goal, row_of: RowsOf) -> Tensor:
+    """One number per image, (images,), at a point; its work is announced here, since few points need it."""
     objective.work.announce(FORWARD * sum(len(step) * step.work_share for step in steps))
     return _by_image(objective, steps, goal, lambda step, classes: row_of(step, classes)[None])[0]
 

@@ -48,7 +48,7 @@ ALPHAS, PATH_STEPS = tuple(tenth / 10 for tenth in range(11)), 4
 #: The zero-shot model's predictions teach if they remove this share of the uncertainty about the labels, else features
 #: of the straight path do: predictions that are sure and wrong would be held with great force, a cosine is bounded.
 SKILLED = 1 / 4
-#: Steps whose pictures a CPU holds, so that what teaches them makes no others.
+#: Number of steps whose pictures a CPU makes once, for the step and for the model that teaches it.
 FEW = 4
 
 
@@ -212,8 +212,8 @@ class _Run:
             self._try_path(path_steps, whole)
         self._start.fill_(coefficients.start or 0.0)
         self._sparsify(anew=begin is None)
-        for taught in self._taught(steps):
-            self._descend(taught, pieces)
+        for few in self._with_targets(steps):
+            self._descend(few, pieces)
         choice = self._choose(path_steps, whole) if validates else None
         coefficients.place()
         losses = [ValidationScore(rows).loss for rows in self._path]
@@ -303,16 +303,17 @@ class _Run:
             objective.noise_drawn_on = device.type
         return pieces
 
-    def _taught(self, steps: Sequence[Step]) -> Iterator[list[Step]]:
+    def _with_targets(self, steps: Sequence[Step]) -> Iterator[list[Step]]:
         """Add what the divergence holds to the steps, on a CPU to a few at a time, whose pictures are made once."""
         objective, goal = self._objective, self._config.goal
         # many prompts take longer to embed again for every few steps than pictures to make
         many = objective.path.text_changes and objective.criterion.prompts.count > PROMPTS_A_STEP
-        held = objective.shares.accelerator.device.type == "cpu" and not many
-        few = FEW if held else max(len(steps), 1)
-        for start in range(0, len(steps), few):
-            some = steps[start : start + few]
-            yield with_teacher_targets(objective, with_pictures(objective, some, goal) if held else some, goal)
+        shares_pictures = objective.shares.accelerator.device.type == "cpu" and not many
+        count = FEW if shares_pictures else max(len(steps), 1)
+        for start in range(0, len(steps), count):
+            few = steps[start : start + count]
+            few = with_pictures(objective, few, goal) if shares_pictures else few
+            yield with_teacher_targets(objective, few, goal)
 
     def _descend(self, steps: Sequence[Step], pieces: Pieces) -> None:
         objective, coefficients, goal = self._objective, self._coefficients, self._config.goal
