@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, Field
+from pydantic import Field
 
 from clipmerge.output.record import DataSource, MergeRecord, Published
 from clipmerge.planning.frozen import Frozen
 from clipmerge.planning.merge_effect import DifferenceOfShares, ShareOfImages
 from clipmerge.planning.other_tasks import OtherTask, Score
-from clipmerge.planning.plan import Plan
 from clipmerge.planning.provenance import CalibrationRecord, SourceRecord
-from clipmerge.planning.recipe import Recipe
 
 
 class PrintedRecord(MergeRecord):
@@ -174,16 +172,3 @@ class DemoRecord(Frozen):
     verdict: str
     report: str
     command: str
-
-
-#: Models by name of the schema.
-RESULTS: dict[str, type[BaseModel]] = {
-    "record": PrintedRecord,
-    "plan": Plan,
-    "evaluate": EvaluationRecord,
-    "sweep": SweepRecord,
-    "bench": BenchRecord,
-    "push": Published,
-    "recipe": Recipe,
-    "demo": DemoRecord,
-}
