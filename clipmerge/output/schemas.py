@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pkgutil import resolve_name
-from typing import Any
+from typing import Any, cast
 
 from pydantic import BaseModel
 
@@ -33,8 +33,7 @@ MODELS = {
 
 def model_of(kind: str) -> type[BaseModel]:
     """The model of a schema."""
-    model: type[BaseModel] = resolve_name(f"clipmerge.{MODELS[kind]}")
-    return model
+    return cast(type[BaseModel], resolve_name(f"clipmerge.{MODELS[kind]}"))
 
 
 def json_text(kind: str, record: Mapping[str, Any]) -> str:
