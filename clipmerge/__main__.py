@@ -21,7 +21,7 @@ def run() -> None:
     import gc  # the same
 
     atexit.register(_over)
-    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")  # none is needed, and to look for them takes 10 ms
+    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")  # none is used, and looking for them takes 10 ms
     gc.disable()  # until headers are read: what is imported stays, and looking for garbage in it takes 0.1 s
     from clipmerge.cli.app import main
 

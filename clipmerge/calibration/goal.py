@@ -30,8 +30,8 @@ Divergence = Literal["predictions", "features", "path-features"]
 # A cosine differs less than predictions do, and features of the path's middle less than those of its end: with these
 # factors one weight serves all.
 _SCALE: dict[Divergence, float] = {"predictions": 1.0, "features": 2.0, "path-features": 4.0}
-# Bytes of pictures that are held: less than the activations of a step, which come later.
-_HELD = 1 << 30
+# Limit on the pictures that are kept, in bytes: less than the activations of a step, which come later.
+_PICTURE_BYTES = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -164,11 +164,11 @@ def copies_alone(step: Step, goal: Goal) -> Pictures:
 
 
 def with_pictures(objective: Objective, steps: Sequence[Step], goal: Goal) -> list[Step]:
-    """Make pictures once for all passes that need them, of as many steps as memory is meant for.
+    """Make pictures once for all passes that need them, until they fill the memory meant for them.
 
     A card, which has less memory and makes them faster, makes them again.
     """
-    room = _HELD if objective.shares.accelerator.device.type == "cpu" else 0
+    room = _PICTURE_BYTES if objective.shares.accelerator.device.type == "cpu" else 0
     found = []
     for step in steps:
         pixels = make_pictures(step, goal).pixels if room > 0 else None

@@ -121,7 +121,7 @@ def _members(file: IO[bytes], name: str) -> Iterator[tuple[str, str, Member]]:
 
 
 class _Headers:
-    """A file of which tarfile reads headers; a description of the next member larger than a long name is refused."""
+    """A tar file of which only headers are read; one larger than a description of the next member may be is refused."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file, self.seek, self.tell = file, file.seek, file.tell

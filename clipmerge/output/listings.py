@@ -1,4 +1,4 @@
-"""The JSON of the other commands that print what there is, as models."""
+"""The JSON of `convert`, of `env`, and of commands that list or show what there is, as models."""
 
 from __future__ import annotations
 
