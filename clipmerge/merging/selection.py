@@ -50,10 +50,11 @@ def keep_first(score: Tensor, count: int) -> Tensor:
         return torch.full_like(score, count > 0, dtype=torch.bool)
     flat = score.flatten() if score.dtype in (torch.float32, torch.float64) else score.flatten().float()
     magnitudes = np.abs(flat.numpy())
-    threshold = np.partition(magnitudes, size - count)[size - count]
-    selected = magnitudes > threshold
-    equal = np.flatnonzero(magnitudes == threshold)
-    selected[equal[: count - np.count_nonzero(selected)]] = True
+    magnitudes.partition(size - count)  # in place, and computed again, instead of a copy
+    threshold = magnitudes[size - count]
+    selected = np.abs(flat.numpy(), out=magnitudes) >= threshold
+    if surplus := np.count_nonzero(selected) - count:
+        selected[np.flatnonzero(magnitudes == threshold)[-surplus:]] = False
     return torch.from_numpy(selected).view(score.shape)
 
 

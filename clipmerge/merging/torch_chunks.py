@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -117,8 +117,7 @@ def copied(name: str, holder: Location, others: Sequence[Location], dtype: str) 
 
 
 def _torch_dtype(name: str) -> torch.dtype:
-    dtype: torch.dtype = getattr(torch, DTYPES[name][0])
-    return dtype
+    return cast("torch.dtype", getattr(torch, DTYPES[name][0]))
 
 
 def _stored(values: Tensor, dtype: str) -> Array:
