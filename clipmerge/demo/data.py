@@ -67,5 +67,4 @@ def blurred(pixels: Tensor, sigma: Tensor) -> Tensor:
     axis = torch.arange(SIZE, dtype=pixels.dtype)
     distance = (axis[:, None] - axis[None, :]) / sigma[:, None, None]
     weights = torch.softmax(-0.5 * distance**2, dim=-1).unsqueeze(1)
-    smooth: Tensor = weights @ pixels @ weights.transpose(-1, -2)
-    return smooth
+    return (weights @ pixels).matmul(weights.transpose(-1, -2))

@@ -31,5 +31,4 @@ def n_m(change: Tensor, *, n: Count = 2, m: Count = 4) -> Tensor:
     # A stable sort ranks equal entries by index, in every build.
     ranks = runs.sort(dim=-1, descending=True, stable=True).indices.argsort(dim=-1)
     keep = (ranks < n).flatten(-2)[..., :width]
-    masked: Tensor = change * keep
-    return masked
+    return change.mul(keep)

@@ -54,11 +54,16 @@ class Task:
         """The same coefficient for every layer."""
         return {layer: LayerPlan(alpha=alpha, reason=reason) for layer in self.layers}
 
-    def combined(self, alpha: float, rule: str, options: dict[str, Any], verdict: str) -> Decision:
-        """One coefficient for every layer, and a combination of the task vectors, each with weight 1."""
-        layers = self.everywhere(alpha, "one alpha for all layers")
-        weights = (1.0,) * len(self.inputs.finetuned)
-        return Decision(layers, verdict, weights=weights, combine=Combination(rule=rule, options=options))
+    def combined(self, alpha: float, rule: str, options: dict[str, Any], changed: str, joined: str) -> Decision:
+        """One coefficient for every layer, and a combination of the task vectors: how each is changed, and joined."""
+        count = len(self.inputs.finetuned)
+        vectors = f"{count} task vectors, each {changed}, {joined}" if count > 1 else f"the task vector, {changed}"
+        return Decision(
+            self.everywhere(alpha, "one alpha for all layers"),
+            f"{vectors}, times {alpha:g}",
+            weights=(1.0,) * count,
+            combine=Combination(rule=rule, options=options),
+        )
 
     @property
     def uniform_weights(self) -> tuple[float, ...]:

@@ -24,9 +24,4 @@ def breadcrumbs(task: Task, *, alpha: Alpha = 0.3, **options: Any) -> Decision:
     Source:
         Model Breadcrumbs, Davari and Belilovsky 2023, arXiv:2312.06795.
     """
-    count = len(task.inputs.finetuned)
-    verdict = (
-        f"{f'the sum of {count} task vectors, each' if count > 1 else 'the task vector'} without its outliers and its "
-        f"small entries, times {alpha:g}"
-    )
-    return task.combined(alpha, "breadcrumbs", options, verdict)
+    return task.combined(alpha, "breadcrumbs", options, "without its outliers and its small entries", "added up")

@@ -24,9 +24,4 @@ def dare(task: Task, *, alpha: Alpha = 0.3, **options: Any) -> Decision:
     Source:
         DARE, Yu et al. 2023, arXiv:2311.03099.
     """
-    count = len(task.inputs.finetuned)
-    verdict = (
-        f"{f'the sum of {count} task vectors, each' if count > 1 else 'the task vector,'} thinned out at random and "
-        f"rescaled, times {alpha:g}"
-    )
-    return task.combined(alpha, "dare", options, verdict)
+    return task.combined(alpha, "dare", options, "thinned out at random and rescaled", "added up")

@@ -29,10 +29,4 @@ def della(task: Task, *, alpha: Alpha = 1.0, **options: Any) -> Decision:
         DELLA, Deep et al. 2024, arXiv:2406.11617.
     """
     check_chances(**options)
-    count = len(task.inputs.finetuned)
-    verdict = (
-        f"{count} task vectors, each thinned out at random by magnitude, averaged where signs agree, times {alpha:g}"
-        if count > 1
-        else f"the task vector, thinned out at random by magnitude, times {alpha:g}"
-    )
-    return task.combined(alpha, "della", options, verdict)
+    return task.combined(alpha, "della", options, "thinned out at random by magnitude", "averaged where signs agree")

@@ -27,8 +27,4 @@ def ties(task: Task, *, alpha: Alpha = 1.0, **options: Any) -> Decision:
     task.need_several_finetuned(
         "there is no election of signs, only trimming: use 'breadcrumbs' with method.outliers=0"
     )
-    count = len(task.inputs.finetuned)
-    verdict = (
-        f"{count} task vectors, each trimmed to its largest entries, averaged where their signs agree, times {alpha:g}"
-    )
-    return task.combined(alpha, "ties", options, verdict)
+    return task.combined(alpha, "ties", options, "trimmed to its largest entries", "averaged where signs agree")

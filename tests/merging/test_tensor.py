@@ -1,5 +1,6 @@
 """The merge arithmetic against entry-by-entry loops in numpy scalars, and the masks' selections against sorting."""
 
+import hashlib
 import json
 from fractions import Fraction
 from pathlib import Path
@@ -163,10 +164,17 @@ def test_the_largest_are_kept_and_ties_go_by_index(dtype: torch.dtype, scores: l
     assert some == [slow_first(held.tolist(), count) for count in range(len(scores) + 1)]
 
 
+def test_of_many_entries_the_largest_are_those_of_sorting() -> None:
+    scores = torch.randn(300_000, generator=torch.Generator().manual_seed(0))
+    misleading = scores + 100 * (torch.arange(len(scores)) % 4 == 0)  # a sample takes every fourth entry
+    for held in (scores, (8 * scores).round(), misleading):
+        ranked = held.abs().argsort(descending=True, stable=True)
+        for count in (3, 3_000, 150_000, 299_990):
+            assert torch.equal(keep_first(held, count).nonzero().flatten(), ranked[:count].sort().values)
+
+
 def slow_random(count: int, density: float, key: RandomKey) -> list[bool]:
     """One draw at a time, as a fraction of 2^64 in Python's integers."""
-    import hashlib
-
     digest = hashlib.sha256(f"{key.seed}:{key.name}".encode()).digest()[:16]
     generator = np.random.Philox(key=int.from_bytes(digest, "little"))
     return [int(generator.random_raw()) // 2**11 < round(density * 2**53) for _ in range(count)]

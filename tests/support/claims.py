@@ -42,7 +42,7 @@ CLAIMS: dict[str, Callable[[Alphas, Plan, re.Match[str]], bool]] = {
         {f"{alpha:g}" for alpha in alphas} == {f"{float(m[1]):g}", f"{float(m[2]):g}"}
     ),
     rf"the coefficient grows with depth from {N} to {N}": lambda alphas, _, m: spans(alphas, m[1], m[2]),
-    rf"(?:the sum of )?{N} task vectors, .*times {N}": lambda alphas, plan, m: (
+    rf"{N} task vectors, .*times {N}": lambda alphas, plan, m: (
         len(plan.finetuned) == int(m[1]) and spans(alphas, m[2], m[2])
     ),
     r"(\d+) of (\d+) fine-tuned checkpoints (is|are) in the soup": lambda alphas, plan, m: (
