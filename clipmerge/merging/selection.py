@@ -18,9 +18,9 @@ from clipmerge.files.safetensors import Array
 DRAWS = 1 << 20
 # Magnitudes computed at once: they stay in a core's cache.
 _RUN = 1 << 17
-# Entries that tell where the n-th largest is, and how many of them may lie between it and where they say it is: eight
-# standard deviations of entries in random order.
-_SAMPLE, _MARGIN = 1 << 16, 1 << 10
+# Entries that tell where the n-th largest is, and how many of them may lie between it and where they say it is: four
+# standard deviations if entries are in random order.
+_SAMPLE, _MARGIN = 1 << 14, 1 << 8
 
 
 @dataclass(frozen=True)
