@@ -121,7 +121,7 @@ def _members(file: IO[bytes], name: str) -> Iterator[tuple[str, str, Member]]:
 
 
 class _Headers:
-    """A tar file of which only headers are read; one larger than a description of the next member may be is refused."""
+    """Reads the headers of a tar file, and refuses one that is larger than `LARGEST_TAR_HEADER`."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file, self.seek, self.tell = file, file.seek, file.tell

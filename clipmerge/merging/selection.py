@@ -18,8 +18,8 @@ from clipmerge.files.safetensors import Array
 DRAWS = 1 << 20
 # Magnitudes computed at once: they stay in a core's cache.
 _RUN = 1 << 17
-# Entries that tell where the n-th largest is, and how many of them may lie between it and where they say it is: four
-# standard deviations if entries are in random order.
+# Entries in the sample, and how many places of the sorted sample the search reaches to either side of the expected one:
+# four standard deviations if the entries are in random order.
 _SAMPLE, _MARGIN = 1 << 14, 1 << 8
 
 
@@ -69,7 +69,7 @@ def keep_first(score: Tensor, count: int) -> Tensor:
 
 
 def _nth_largest(values: Array, count: int) -> Any:
-    """The ``count``-th largest magnitude: of the entries near it by a sample or, if that misleads, of all.
+    """The ``count``-th largest magnitude, sought between two values of a sample; among all entries if it is not there.
 
     Partitioning all entries takes a copy of them, and twice as long.
     """

@@ -54,10 +54,10 @@ class Task:
         """The same coefficient for every layer."""
         return {layer: LayerPlan(alpha=alpha, reason=reason) for layer in self.layers}
 
-    def combined(self, alpha: float, rule: str, options: dict[str, Any], changed: str, joined: str) -> Decision:
-        """One coefficient for every layer, and a combination of the task vectors: how each is changed, and joined."""
+    def combined(self, alpha: float, rule: str, options: dict[str, Any], thinning: str, joining: str) -> Decision:
+        """One coefficient for every layer, and task vectors thinned and joined as these words of the verdict say."""
         count = len(self.inputs.finetuned)
-        vectors = f"{count} task vectors, each {changed}, {joined}" if count > 1 else f"the task vector, {changed}"
+        vectors = f"{count} task vectors, each {thinning}, {joining}" if count > 1 else f"the task vector, {thinning}"
         return Decision(
             self.everywhere(alpha, "one alpha for all layers"),
             f"{vectors}, times {alpha:g}",
