@@ -48,6 +48,7 @@ FAST = ("wise-ft", "lines")
 shares = st.sampled_from([0.0, 0.1, 0.5, 1.0])
 overrides = st.builds(Override, layers=st.sampled_from(["text.*", "*.mlp", "logit_scale", "*"]), alpha=shares)
 #: The place of a layer, and what a hand does to it: another alpha, another mask, or out with it.
+BY_HAND = [(3, 0.1), (12, "mask"), (16, "out")]
 edits = st.lists(st.tuples(st.integers(0, 99), shares | st.sampled_from(["mask", "out"])), max_size=2)
 
 
@@ -60,8 +61,7 @@ edits = st.lists(st.tuples(st.integers(0, 99), shares | st.sampled_from(["mask",
     phases=[Phase.explicit, Phase.generate],
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
-@example(alpha=None, overrides=[], edits=[(3, 0.1), (12, "mask"), (16, "out")], judged=True, swapped=False)
-@example(alpha=0.5, overrides=[Override(layers="text.*", alpha=0.0)], edits=[], judged=True, swapped=False)
+@example(alpha=0.5, overrides=[Override(layers="text.*", alpha=0.0)], edits=BY_HAND, judged=True, swapped=False)
 @example(alpha=0.5, overrides=[], edits=[], judged=True, swapped=True)
 @given(
     alpha=st.none() | shares,
@@ -87,7 +87,7 @@ def test_what_is_written_is_what_the_plan_says(
     takes_alpha = alpha is not None and "alpha" in load_recipe(method).method
     sets = [*QUICK.get(method, ()), *([f"method.alpha={alpha!r}"] if takes_alpha else [])]
     recipe = load_recipe(method, sets).model_copy(update={"overrides": tuple(overrides)})
-    calibration = Calibration(str(images), images=12, batch_size=3, device="cpu")
+    calibration = Calibration(str(images), images=12, batch_size=12, device="cpu")
     zeroshot, *finetuned = map(str, family[:3] if method in SEVERAL else pair)
     run = prepare(MergeRequest(zeroshot, tuple(finetuned), recipe, calibration), judged=judged)
     write_plan(run, tmp_path / "plan.json")

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.support.command import ROOT, clipmerge, done, start
+from tests.support.command import ROOT, clipmerge, done
 from tests.support.learn_and_save import HOLDS
 from tests.support.several import several
 from tests.support.stopped_learning import GOES_ON, SAVED, Stopping
@@ -174,9 +174,7 @@ def saved_step(cache: Path) -> int:
 @pytest.mark.uncounted
 def test_a_killed_run_goes_on_to_equal_bytes(pair: Folders, flags: list[object], tmp_path: Path, cache: Path) -> None:
     merge = [*map(str, ["merge", *pair, *flags, "--set", "measure.steps=24", "--output"])]
-    alone = {"OMP_NUM_THREADS": "1", "XDG_CACHE_HOME": str(tmp_path / "none")}
-    process = start(*merge, tmp_path / "whole", env=alone)
-    assert notes(process.communicate()[1]) == []
+    assert notes(done(*merge, tmp_path / "whole").err) == []
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "tests.support.learn_and_save", "wait", *merge, str(tmp_path / "out")]
     process = subprocess.Popen(command, cwd=ROOT, env=environment)
@@ -186,10 +184,7 @@ def test_a_killed_run_goes_on_to_equal_bytes(pair: Folders, flags: list[object],
     assert process.wait() == -signal.SIGKILL
     assert not (tmp_path / "out").exists()
     taken = saved_step(cache)
-    process = start(*merge, tmp_path / "out", env=environment)
-    _, err = process.communicate()
-    assert process.returncode == 0, err
-    assert notes(err) == [GOES_ON.format(taken, 24)]
+    assert notes(done(*merge, tmp_path / "out").err) == [GOES_ON.format(taken, 24)]
     assert weights(tmp_path / "out") == weights(tmp_path / "whole")
     assert list(cache.glob("*.safetensors")) == []
 

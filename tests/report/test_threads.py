@@ -32,7 +32,7 @@ def page(folder: Path, threads: int, *arguments: object) -> str:
 @pytest.mark.uncounted
 def test_the_report_of_a_learned_merge_is_the_same_for_any_number_of_threads(tmp_path: Path) -> None:
     """The coefficients may differ in their last bits, so the hash of weights does, and the last digits of places."""
-    pair, images = save_pair(tmp_path, change=0.2), save_images(tmp_path / "images", each=40)
+    pair, images = save_pair(tmp_path, change=0.2), save_images(tmp_path / "images", each=16)
     arguments = (*pair, "--recipe", "auto", "--data", images, *FEW)
     one, four = page(tmp_path / "one", 1, *arguments), page(tmp_path / "four", 4, *arguments)
     assert PLACE.sub("", one) == PLACE.sub("", four)

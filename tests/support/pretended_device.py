@@ -6,7 +6,7 @@ a number, and for a copy that is not told to go on by itself. Memory is counted,
 stand in for a backend since 2.9, without a compiler.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Self
@@ -14,7 +14,6 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 from torch.utils import backend_registration
-from torch.utils._pytree import tree_flatten, tree_map
 
 NAME = "pretended"
 # torch's own switch for backends in Python is not public yet
@@ -127,8 +126,7 @@ class Pretended(Tensor):
             dtype=raw.dtype,
             device=torch.device(NAME, 0),
         )
-        made.raw = raw
-        made.part = _Taken(raw)
+        made.raw, made.part = raw, _Taken(raw)
         return made
 
     def tolist(self) -> Any:
@@ -144,12 +142,11 @@ class Pretended(Tensor):
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is aten._has_compatible_shallow_copy_type.default:
             return False
-        if torch.is_inference_mode_enabled():  # there, autograd does not take composed operations apart
-            composed = func.decompose(*args, **(kwargs or {}))
-            if composed is not NotImplemented:
-                return composed
+        composed = func.decompose(*args, **(kwargs or {})) if torch.is_inference_mode_enabled() else NotImplemented
+        if composed is not NotImplemented:  # there, autograd does not take composed operations apart
+            return composed
         given, options = list(args), dict(kwargs or {})
-        _refuse_mixtures(func, given, options)
+        leaves = _checked_leaves(func, [*given, *options.values()])
         home = func is aten._to_copy.default and torch.device(options.get("device") or NAME).type == "cpu"
         if func in _WAITS or home or (func is aten.copy_.default and not isinstance(given[0], Pretended)):
             counts.waits += 1
@@ -161,7 +158,7 @@ class Pretended(Tensor):
             options["device"] = torch.device("cpu")
         if func is _CHOICE:
             return 0
-        out = func(*tree_map(_raw, given), **tree_map(_raw, options))
+        out = func(*_mapped(_raw, given), **{name: _mapped(_raw, value) for name, value in options.items()})
         if home or func in _WAITS - {aten.nonzero.default}:
             return out
         aliases = any(result.alias_info is not None for result in func._schema.returns)
@@ -170,10 +167,14 @@ class Pretended(Tensor):
         if (not func.is_view or name.startswith("_foreach_")) and func not in _NO_KERNELS:
             counts.kernels[name] = counts.kernels.get(name, 0) + 1
         if aliases and not func.is_view:  # in place, or into ``out``
-            written = [leaf for leaf in tree_flatten((args, options))[0] if isinstance(leaf, Tensor)]
-            same = {id(_raw(leaf)): leaf for leaf in written}
-            return tree_map(lambda leaf: same.get(id(leaf), _wrapped(leaf)), out)
-        return tree_map(_wrapped, out)
+            same = {id(_raw(leaf)): leaf for leaf in leaves if isinstance(leaf, Tensor)}
+            return _mapped(lambda leaf: same.get(id(leaf), _wrapped(leaf)), out)
+        return _mapped(_wrapped, out)
+
+
+def _mapped(change: Callable[[Any], Any], value: Any) -> Any:
+    """Nested lists and tuples with every leaf changed; torch's own trees take as long as all operations do."""
+    return type(value)([_mapped(change, each) for each in value]) if type(value) in (list, tuple) else change(value)
 
 
 def _raw(value: Any) -> Any:
@@ -184,13 +185,16 @@ def _wrapped(value: Any) -> Any:
     return Pretended(value) if type(value) is Tensor or isinstance(value, torch.nn.Parameter) else value
 
 
-def _refuse_mixtures(func: Any, args: list[Any], options: dict[str, Any]) -> None:
-    leaves = tree_flatten((args, options))[0]
+def _checked_leaves(func: Any, inputs: list[Any]) -> list[Any]:
+    """What an operation is given, unless that is on several devices."""
+    leaves: list[Any] = []
+    _mapped(leaves.append, inputs)
     strangers = [x for x in leaves if isinstance(x, Tensor) and not isinstance(x, Pretended) and x.ndim]
     if strangers and func not in _COPIES and func is not aten.index.Tensor:
         raise RuntimeError(f"expected all tensors to be on the same device: {func}")
     if any(isinstance(leaf, torch.Generator) for leaf in leaves):
         raise RuntimeError(f"expected a generator of the device: {func}")
+    return leaves
 
 
 def _copied(source: Tensor, target: Tensor, non_blocking: bool = False) -> Tensor:
