@@ -61,7 +61,7 @@ edits = st.lists(st.tuples(st.integers(0, 99), shares | st.sampled_from(["mask",
     phases=[Phase.explicit, Phase.generate],
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
-@example(alpha=0.5, overrides=[Override(layers="text.*", alpha=0.0)], edits=BY_HAND, judged=True, swapped=False)
+@example(alpha=None, overrides=[Override(layers="text.*", alpha=0.0)], edits=BY_HAND, judged=True, swapped=False)
 @example(alpha=0.5, overrides=[], edits=[], judged=True, swapped=True)
 @given(
     alpha=st.none() | shares,

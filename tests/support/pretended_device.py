@@ -173,8 +173,8 @@ class Pretended(Tensor):
 
 
 def _mapped(change: Callable[[Any], Any], value: Any) -> Any:
-    """Nested lists and tuples with every leaf changed; torch's own trees take as long as all operations do."""
-    return type(value)([_mapped(change, each) for each in value]) if type(value) in (list, tuple) else change(value)
+    """Change every leaf of nested lists and tuples; torch's own functions take as long as the operations themselves."""
+    return type(value)([_mapped(change, part) for part in value]) if type(value) in (list, tuple) else change(value)
 
 
 def _raw(value: Any) -> Any:
@@ -186,7 +186,7 @@ def _wrapped(value: Any) -> Any:
 
 
 def _checked_leaves(func: Any, inputs: list[Any]) -> list[Any]:
-    """What an operation is given, unless that is on several devices."""
+    """The inputs of an operation without their nesting; those that a card would refuse are an error."""
     leaves: list[Any] = []
     _mapped(leaves.append, inputs)
     strangers = [x for x in leaves if isinstance(x, Tensor) and not isinstance(x, Pretended) and x.ndim]
