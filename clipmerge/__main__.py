@@ -21,6 +21,7 @@ def run() -> None:
     import gc  # the same
 
     atexit.register(_over)
+    atexit.register(gc.freeze)  # at its end Python would look for garbage in all that was imported, for a second
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")  # none is used, and looking for them takes 10 ms
     gc.disable()  # until headers are read: what is imported stays, and looking for garbage in it takes 0.1 s
     from clipmerge.cli.app import main
@@ -38,9 +39,7 @@ def _stop_at_once() -> None:
     import sys
 
     # not imported here: a signal may have stopped the import of numpy, which cannot be begun twice
-    abandon = getattr(sys.modules.get("clipmerge.files.hashes"), "abandon", None)
-    if abandon is not None:
-        abandon()
+    getattr(sys.modules.get("clipmerge.files.hashes"), "abandon", lambda: None)()
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 

@@ -1,7 +1,6 @@
 """Learning in processes of its own: several learn what one does, and a device that no other test of a process meets."""
 
 import re
-import sys
 from pathlib import Path
 
 import pytest
@@ -9,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.support import pretended_device
-from tests.support.command import ROOT, python
+from tests.support.command import ROOT, counted, python
 from tests.support.several import several
 from tests.support.small_objective import save_ends
 
@@ -41,9 +40,7 @@ def test_processes_learn_what_one_does(tmp_path: Path, device: str, counts: tupl
 
 def test_the_cases_of_the_pretended_device_pass() -> None:
     """Autograd's engine counts the kinds of devices at its first backward pass."""
-    coverage = sys.modules.get("coverage")
-    counting = ["-m", "coverage", "run"] if coverage and coverage.Coverage.current() else []
     cases = Path(__file__).with_name("pretended_device_cases.py")
-    run = python(*counting, "-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider", cases, cwd=ROOT)
+    run = python("-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider", cases, cwd=ROOT, env=counted())
     assert run.returncode == 0, run.stdout + run.stderr
     assert re.search(r"^\d+ passed in ", run.stdout, re.MULTILINE), run.stdout  # and none was skipped

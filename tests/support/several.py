@@ -1,20 +1,23 @@
 """Run a module in several processes of one run, as torchrun does, but import torch and transformers once for all.
 
-``python -m tests.support.several COUNT MODULE ARGUMENTS`` starts them, by a fork of what has imported them. The first
-one that fails ends the others with SIGTERM, and SIGTERM from outside ends all. torchrun itself runs in the tests of
-README and of endings.
+A launcher is forked from a server that has imported them, and forks the processes. The first one that fails ends the
+others with SIGTERM, and SIGTERM to the launcher ends all. torchrun itself runs in the tests of README and of endings.
 """
 
+import gc
 import os
 import runpy
 import signal
 import socket
-import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping
-from importlib import import_module
+from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from resource import RLIMIT_FSIZE, setrlimit
+from subprocess import CompletedProcess
+
+import torch
 
 ROOT = Path(__file__).parents[2]
 #: What takes long to import, and computes nothing when it is imported.
@@ -27,36 +30,46 @@ IMPORTED = (
     "clipmerge.cli.app",
     "clipmerge.measures.learned_coefficients",
 )
+_context = get_context("forkserver")
+_context.set_forkserver_preload([__name__, *IMPORTED])
 
 
 def several(
-    count: int, module: str, *arguments: object, env: Mapping[str, str] = os.environ, **options: Any
-) -> subprocess.CompletedProcess[str]:
+    count: int, module: str, *arguments: object, env: Mapping[str, str] = os.environ, largest_file: int = 0
+) -> CompletedProcess[str]:
     """Run ``python -m MODULE ARGUMENTS`` in so many processes, each with one thread."""
-    return subprocess.run(
-        [sys.executable, "-m", "tests.support.several", str(count), module, *map(str, arguments)],
-        cwd=ROOT,
-        env={**env, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=900,
-        check=False,
-        **options,
-    )
+    words = [module, *map(str, arguments)]
+    with tempfile.TemporaryDirectory() as folder:
+        outputs = [str(Path(folder, name)) for name in ("stdout", "stderr")]
+        launcher = _context.Process(target=launch, args=(count, words, dict(env), outputs, largest_file), daemon=True)
+        launcher.start()
+        launcher.join(900)
+        assert launcher.exitcode is not None, "it still runs"
+        return CompletedProcess(words, launcher.exitcode, *(Path(file).read_text() for file in outputs))
 
 
-def main(count: int, module: str) -> int:
-    """Fork, wait for all, and return 1 if one failed."""
-    for imported in IMPORTED:
-        import_module(imported)
-    from torch.distributed import TCPStore
+def launch(count: int, words: list[str], env: dict[str, str], outputs: list[str], largest_file: int) -> None:
+    """In a process of its own: fork, wait for all, and fail if one failed."""
+    gc.freeze()  # a search for garbage would copy what was imported
+    torch.set_num_threads(1)
+    os.chdir(ROOT)
+    os.environ.clear()
+    os.environ.update(env)
+    sys.argv = words
+    for stream, file in enumerate(outputs, 1):
+        os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
+    if largest_file:
+        setrlimit(RLIMIT_FSIZE, (largest_file, largest_file))
+    if "COVERAGE_PROCESS_START" in env:
+        import coverage
 
+        coverage.process_startup()
+    if count == 1:
+        runpy.run_module(words[0], run_name="__main__", alter_sys=True)
+        return
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    if count == 1:
-        runpy.run_module(module, run_name="__main__", alter_sys=True)
-        return 0
     run = {"WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     os.environ.update({name: str(value) for name, value in run.items()}, TORCHELASTIC_USE_AGENT_STORE="True")
     running = set[int]()
@@ -64,10 +77,10 @@ def main(count: int, module: str) -> int:
         os.environ["RANK"] = os.environ["LOCAL_RANK"] = str(rank)
         process = os.fork()
         if not process:
-            runpy.run_module(module, run_name="__main__", alter_sys=True)
-            return 0
+            runpy.run_module(words[0], run_name="__main__", alter_sys=True)
+            return
         running.add(process)
-    store = TCPStore("127.0.0.1", port, is_master=True, wait_for_workers=False)
+    store = torch.distributed.TCPStore("127.0.0.1", port, is_master=True, wait_for_workers=False)
 
     def end_all(*_: object) -> None:
         for other in running:
@@ -82,10 +95,4 @@ def main(count: int, module: str) -> int:
             failed = True
             end_all()
     del store
-    return int(failed)
-
-
-if __name__ == "__main__":
-    number, name = int(sys.argv[1]), sys.argv[2]
-    del sys.argv[1:3]
-    sys.exit(main(number, name))
+    sys.exit(failed)
