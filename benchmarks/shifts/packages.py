@@ -31,7 +31,7 @@ def _fetch(package: str, root: Path) -> None:
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir(parents=True)
     command = [npm, "pack", "--silent", package]
-    done = subprocess.run(command, cwd=scratch, capture_output=True, text=True, check=False, timeout=300)
+    done = subprocess.run(command, cwd=scratch, capture_output=True, text=True, check=False)
     archives = list(scratch.glob("*.tgz"))
     if done.returncode or not archives:
         reason = (done.stderr.strip().splitlines() or ["no archive"])[-1]

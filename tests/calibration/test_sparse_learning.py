@@ -97,7 +97,7 @@ def test_the_controls_take_other_layers_and_the_outlier_rule_may_take_none(ends:
     assert stragglers(outlier, objective) == []
     drawn = [
         learned_sparse(objective_for(ends, make_batches(SIZES)), **LEARN, steps=1, rule="random", share=0.2, draw=draw)
-        for draw in (0, 0, 1, 2)
+        for draw in (0, 0, 1)
     ]
     chosen = [stragglers(each, objective) for each in drawn]
     assert all(chosen)

@@ -42,7 +42,7 @@ def fuzz(name: str) -> str:
     with tempfile.TemporaryDirectory(prefix=f"fuzz-{name}-", dir=memory) as made:
         folder = Path(made, "read")
         folder.mkdir()
-        for number in range(TRIALS * (30 if READERS[name].slow else 300)):
+        for number in range(TRIALS * (20 if READERS[name].slow else 200)):
             data = known[number] if number < len(known) else damaged(known, random.Random(f"{name} {number}"))
             Path(made, "last").write_bytes(data)  # stays there if it ends the process
             if wrong := verdict(name, data, folder):

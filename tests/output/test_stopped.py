@@ -163,7 +163,7 @@ def test_a_stopped_command_leaves_its_whole_output_or_none(name: str, pair: Fold
 @pytest.mark.parametrize("name", ["plain", "plain over another"])
 def test_a_killed_command_leaves_its_whole_output_or_none(name: str, pair: Folders, tmp_path: Path) -> None:
     trials, staged = Trials(name, pair, tmp_path), 0
-    while staged < 5 * TRIALS:
+    while staged < 3 * TRIALS:
         trial, *_ = trials.stop(signal.SIGKILL)
         left = [path for path in trial.home.iterdir() if path.name not in ("tmp", "said", "out")]
         assert len(left) <= 1

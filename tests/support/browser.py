@@ -11,7 +11,8 @@ from typing import Any, Self
 #: Names of the browsers that will do; CLIPMERGE_BROWSER names another.
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 #: Width of the window, and the theme of the user's system.
-WINDOWS = [(width, theme) for width in (1280, 768, 390) for theme in ("light", "dark")]
+#: Dark has other colours, and no other layout.
+WINDOWS = [(1280, "light"), (768, "light"), (768, "dark"), (390, "light")]
 
 
 def missing() -> str:
