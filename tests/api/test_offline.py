@@ -14,6 +14,7 @@ from tests.support.tiny_clip import Folders
 CARS = "hf://datasets/acme/cars"
 
 
+@pytest.mark.slow
 def test_commands_tell_what_they_take_unchecked(
     hub: FakeHub, pair: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -18,6 +18,7 @@ from tests.support.several import several
 from tests.support.stopped_learning import GOES_ON, SAVED, Stopping
 from tests.support.tiny_clip import Folders, save_images, save_pair
 
+pytestmark = pytest.mark.slow
 # as many as the processes that are started have
 torch.set_num_threads(1)
 
@@ -72,7 +73,6 @@ def test_the_command_goes_on_whether_it_merges_or_plans(
     assert list(state.iterdir()) == []
 
 
-@pytest.mark.slow
 @pytest.mark.uncounted
 @pytest.mark.usefixtures("often")
 def test_what_was_learned_is_kept_until_it_is_written(
@@ -92,7 +92,6 @@ def test_what_was_learned_is_kept_until_it_is_written(
     assert list(cache.iterdir()) == []
 
 
-@pytest.mark.slow
 @pytest.mark.uncounted
 @pytest.mark.usefixtures("often")
 def test_a_sweep_that_fails_keeps_what_it_learned(pair: Folders, images: Path, tmp_path: Path, cache: Path) -> None:
@@ -128,7 +127,6 @@ CHANGES: dict[str, tuple[object, ...]] = {
 
 
 @pytest.mark.usefixtures("often")
-@pytest.mark.slow
 @pytest.mark.uncounted
 def test_another_learning_does_not_go_on_from_this_one(
     flags: list[object], tmp_path: Path, cache: Path, stop_after: Stopping
@@ -170,7 +168,6 @@ def saved_step(cache: Path) -> int:
     return max((int(load_file(file)["taken"]) for file in cache.glob("*.safetensors")), default=0)
 
 
-@pytest.mark.slow
 @pytest.mark.uncounted
 def test_a_killed_run_goes_on_to_equal_bytes(pair: Folders, flags: list[object], tmp_path: Path, cache: Path) -> None:
     merge = [*map(str, ["merge", *pair, *flags, "--set", "measure.steps=24", "--output"])]
@@ -189,7 +186,6 @@ def test_a_killed_run_goes_on_to_equal_bytes(pair: Folders, flags: list[object],
     assert list(cache.glob("*.safetensors")) == []
 
 
-@pytest.mark.slow
 @pytest.mark.uncounted
 def test_several_go_on_from_the_mains_state(pair: Folders, flags: list[object], tmp_path: Path, cache: Path) -> None:
     given = ["--unlabelled", save_images(tmp_path / "elsewhere", each=3, seed=9)]

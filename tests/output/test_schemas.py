@@ -25,6 +25,7 @@ def test_the_published_schemas_are_current() -> None:
     assert [name for name in SCHEMAS if f"(schema/{name}.json)" not in page] == []
 
 
+@pytest.mark.slow
 def test_every_command_prints_what_its_schema_says(pair: Folders, images: Path, tmp_path: Path, hub: FakeHub) -> None:
     """Each is run with ``--format json``, but `demo`, which takes a minute and is judged in tests/api/test_demo.py."""
     far = save_images(tmp_path / "far", each=4, seed=9)
