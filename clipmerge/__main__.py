@@ -21,7 +21,7 @@ def run() -> None:
     import gc  # the same
 
     atexit.register(_over)
-    atexit.register(gc.freeze)  # at its end Python would look for garbage in all that was imported, for a second
+    atexit.register(gc.freeze)  # else Python ends by searching all that was imported for garbage: a second
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")  # none is used, and looking for them takes 10 ms
     gc.disable()  # until headers are read: what is imported stays, and looking for garbage in it takes 0.1 s
     from clipmerge.cli.app import main
@@ -39,7 +39,8 @@ def _stop_at_once() -> None:
     import sys
 
     # not imported here: a signal may have stopped the import of numpy, which cannot be begun twice
-    getattr(sys.modules.get("clipmerge.files.hashes"), "abandon", lambda: None)()
+    if abandon := getattr(sys.modules.get("clipmerge.files.hashes"), "abandon", None):
+        abandon()
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
