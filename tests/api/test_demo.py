@@ -1,20 +1,29 @@
 """The whole demo, run once and then checked in every respect."""
 
-import json
 import shlex
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
 from clipmerge.api.demo import demo as run_demo
-from tests.support.command import done, printed
+from clipmerge.api.plan import prepare
+from clipmerge.request import MergeRequest
+from tests.support.command import clipmerge, done
 
 pytestmark = [pytest.mark.slow, pytest.mark.uncounted]
 
 
 @pytest.fixture(scope="module")
-def demo() -> dict[str, Any]:
+def requests() -> list[MergeRequest]:
+    """What the demo asked to merge, in order."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def demo(requests: list[MergeRequest]) -> dict[str, Any]:
     """The record of the command's demo, in the cache of the tests; about a minute on two cores."""
     records: list[dict[str, Any]] = []
 
@@ -22,8 +31,13 @@ def demo() -> dict[str, Any]:
         records.append(run_demo(*arguments, **options))
         return records[-1]
 
+    def asked(request: MergeRequest, *arguments: Any, **options: Any) -> Any:
+        requests.append(request)
+        return prepare(request, *arguments, **options)
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("clipmerge.api.demo.demo", kept)
+        patch.setattr("clipmerge.api.merge.prepare", asked)
         done("demo")
     return records[0]
 
@@ -52,12 +66,14 @@ def test_the_table_is_that_of_the_docs(demo: dict[str, Any]) -> None:
         assert [100 * value for value in accuracy.values()] == pytest.approx(told[model], abs=0.81)
 
 
-def test_the_printed_command_is_that_of_the_merge_and_runs(demo: dict[str, Any], tmp_path: Path) -> None:
+def test_the_printed_command_asks_for_the_merge_that_was_made(
+    demo: dict[str, Any], requests: list[MergeRequest], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     program, *arguments = shlex.split(demo["command"])
     assert program == "clipmerge"
-    made = json.loads((Path(demo["models"]["auto"]) / "clipmerge.json").read_text(encoding="utf-8"))
-    arguments[-1] = str(tmp_path / "merged")
-    again = printed(*arguments, "--set", "measure.steps=2", "--set", "measure.held_back=0")
-    assert again["recipe"]["measure"] == made["recipe"]["measure"] | {"steps": 2, "held_back": 0}
-    for part in ("zeroshot", "finetuned", "calibration"):
-        assert again[part] == made[part], part
+    asked = Mock(side_effect=KeyboardInterrupt)
+    monkeypatch.setattr("clipmerge.api.merge.prepare", asked)
+    assert clipmerge(*arguments[:-1], tmp_path / "merged").code == 130
+    again = asked.call_args.args[0]
+    assert replace(again, command="") == replace(requests[-1], command="")
+    assert (len(requests), again.recipe.name) == (3, "auto")

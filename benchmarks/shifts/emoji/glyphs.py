@@ -10,12 +10,12 @@ from __future__ import annotations
 import io
 import re
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benchmarks.shifts.packages import fetch_packages
+from benchmarks.shifts.packages import Package, fetch_packages
 from clipmerge.errors import DataError
 
 if TYPE_CHECKING:
@@ -36,13 +36,17 @@ class Vendor:
         package: Name on npm, with the version used for the results.
         folder: Folder in the package.
         suffix: Suffix of the files.
-        file_of: Returns the stem of the file's name, given an emoji and its English name.
+        stem_of: Returns the stem of the file's name, given an emoji and its English name.
     """
 
     package: str
     folder: str
     suffix: str
-    file_of: Callable[[str, str], str]
+    stem_of: Callable[[str, str], str]
+
+    def file_of(self, symbol: str, name: str) -> str:
+        """The drawing of an emoji, as a path in the package."""
+        return f"{self.folder}/{self.stem_of(symbol, name)}{self.suffix}".removeprefix("/")
 
 
 def _code(emoji: str, _name: str) -> str:
@@ -100,16 +104,13 @@ def emoji_names() -> dict[str, str]:
     return {symbol: name for name, symbol in found.items()}
 
 
-def class_files(roots: dict[str, Path]) -> dict[str, dict[str, Path]]:
-    """Find the emoji that every vendor draws."""
-    names = emoji_names()
+def class_files(packages: Mapping[str, Package]) -> dict[str, dict[str, str]]:
+    """Find the emoji that every vendor draws: by class and vendor, the file in the vendor's package."""
     found = {}
-    for symbol, name in names.items():
-        files = {
-            key: roots[vendor.package] / vendor.folder / f"{vendor.file_of(symbol, name)}{vendor.suffix}"
-            for key, vendor in VENDORS.items()
-        }
-        if len(class_folder(name).split("_")) <= _MOST_WORDS and all(file.is_file() for file in files.values()):
+    for symbol, name in emoji_names().items():
+        files = {key: vendor.file_of(symbol, name) for key, vendor in VENDORS.items()}
+        is_drawn = all(file in packages[VENDORS[key].package].names for key, file in files.items())
+        if len(class_folder(name).split("_")) <= _MOST_WORDS and is_drawn:
             found[class_folder(name)] = files
     return dict(sorted(found.items()))
 
@@ -124,7 +125,7 @@ def class_folder(name: str) -> str:
     return re.sub(r"[^a-z0-9_]", "", name.lower().replace("-", "_"))
 
 
-def rendered(file: Path) -> Tensor:
+def rendered(file: str, content: bytes) -> Tensor:
     """Render one drawing, whole and centred.
 
     Returns:
@@ -134,7 +135,7 @@ def rendered(file: Path) -> Tensor:
     import torch
     from PIL import Image
 
-    data = _svg_pixels(file) if file.suffix == ".svg" else file.read_bytes()
+    data = _svg_pixels(file, content) if file.endswith(".svg") else content
     image = Image.open(io.BytesIO(data)).convert("RGBA")
     image.thumbnail((GLYPH_SIZE, GLYPH_SIZE), Image.Resampling.LANCZOS)
     canvas = Image.new("RGBA", (GLYPH_SIZE, GLYPH_SIZE))
@@ -142,15 +143,15 @@ def rendered(file: Path) -> Tensor:
     return torch.from_numpy(np.asarray(canvas).copy()).permute(2, 0, 1).contiguous()
 
 
-def _svg_pixels(file: Path) -> bytes:
+def _svg_pixels(file: str, content: bytes) -> bytes:
     try:
         import resvg_py
     except ImportError as error:
         raise DataError("emoji are rendered by `resvg-py`; `pip install 'clipmerge[benchmarks]'`") from error
     try:
         # these packages have no text that would need the system's fonts
-        png: bytes = resvg_py.svg_to_bytes(svg_path=str(file), width=2 * GLYPH_SIZE, skip_system_fonts=True)
-        return bytes(png)
+        text = content.decode("utf-8")
+        return bytes(resvg_py.svg_to_bytes(svg_string=text, width=2 * GLYPH_SIZE, skip_system_fonts=True))
     except ValueError as error:
         raise DataError(f"{file}: resvg cannot render it ({error})") from error
 
@@ -201,10 +202,15 @@ def _load(
 
     kept = folder / f"{name}.safetensors"
     if not kept.is_file():
-        packages = [vendor.package for vendor in VENDORS.values()]
-        files = class_files(fetch_packages(packages, folder / "packages"))
+        packages = fetch_packages([vendor.package for vendor in VENDORS.values()], folder / "packages")
+        files = class_files(packages)
         names = choose(sorted(files))
-        tensors = {vendor: torch.stack([rendered(files[name][vendor]) for name in names]) for vendor in VENDORS}
+        tensors = {}
+        for key, vendor in VENDORS.items():
+            drawings = packages[vendor.package].read([files[name][key] for name in names])
+            tensors[key] = torch.stack(
+                [rendered(file, drawings[file]) for file in (files[name][key] for name in names)]
+            )
         scratch = kept.with_suffix(".part")
         save_file(tensors, scratch, metadata={"classes": " ".join(names)})
         scratch.rename(kept)

@@ -7,13 +7,15 @@ the packages is kept in the repository; each carries its own licence (OFL, Apach
 from __future__ import annotations
 
 import hashlib
+import io
 import re
 from collections.abc import Iterable, Sequence
+from fnmatch import fnmatch
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benchmarks.shifts.packages import fetch_packages
+from benchmarks.shifts.packages import Package, fetch_packages
 from clipmerge.errors import DataError
 
 if TYPE_CHECKING:
@@ -47,22 +49,23 @@ def _name_and_weight(face: str) -> tuple[str, str]:
 class Face:
     """One face."""
 
-    def __init__(self, face: str, root: Path) -> None:
-        """Find the files."""
+    def __init__(self, face: str, package: Package) -> None:
+        """Read the files."""
         name, weight = _name_and_weight(face)
         # a package has one file for each part of Unicode
-        self.files = sorted((root / "files").glob(f"{name}-*-{weight}-normal.woff"))
+        pattern = f"files/{name}-*-{weight}-normal.woff"
+        self.files = package.read(sorted(file for file in package.names if fnmatch(file, pattern)))
         if not self.files:
-            raise DataError(f"{root}: no {name} of weight {weight}; name another weight, or another face")
+            raise DataError(f"{package.archive}: no {name} of weight {weight}; name another weight, or another face")
 
     @cached_property
-    def file_of(self) -> dict[str, Path]:
+    def file_of(self) -> dict[str, str]:
         """The file of each character that the face has."""
         from fontTools.ttLib import TTFont
 
-        found: dict[str, Path] = {}
-        for file in self.files:
-            with TTFont(file, lazy=True) as font:
+        found: dict[str, str] = {}
+        for file in sorted(self.files):
+            with TTFont(io.BytesIO(self.files[file]), lazy=True) as font:
                 for code in font.getBestCmap() or {}:
                     found.setdefault(chr(code), file)
         return found
@@ -83,7 +86,7 @@ class Face:
         ImageDraw.Draw(cover).text((-left, -top), character, fill=255, font=font)
         box = cover.getbbox()
         if box is None:
-            raise DataError(f"{self.file_of[character].name}: nothing is seen of {character!r}")
+            raise DataError(f"{self.file_of[character]}: nothing is seen of {character!r}")
         cover = cover.crop(box)
         scale = _INK / max(cover.size)
         cover = cover.resize([max(1, round(side * scale)) for side in cover.size], Image.Resampling.LANCZOS)
@@ -92,17 +95,17 @@ class Face:
         alpha = torch.from_numpy(np.asarray(canvas).copy())
         return torch.cat([torch.zeros(3, SIZE, SIZE, dtype=torch.uint8), alpha[None]])
 
-    def _font(self, file: Path) -> FreeTypeFont:
+    def _font(self, file: str) -> FreeTypeFont:
         from PIL import ImageFont
 
-        return ImageFont.truetype(str(file), _DRAWN_AT, layout_engine=ImageFont.Layout.BASIC)
+        return ImageFont.truetype(io.BytesIO(self.files[file]), _DRAWN_AT, layout_engine=ImageFont.Layout.BASIC)
 
 
 def open_faces(faces: Iterable[str], folder: Path) -> dict[str, Face]:
     """Fetch the packages of some faces."""
     wanted = list(dict.fromkeys(faces))
-    roots = fetch_packages([package_of(face) for face in wanted], folder)
-    return {face: Face(face, roots[package_of(face)]) for face in wanted}
+    packages = fetch_packages([package_of(face) for face in wanted], folder)
+    return {face: Face(face, packages[package_of(face)]) for face in wanted}
 
 
 def load_drawings(folder: Path, faces: Sequence[str], characters: str) -> dict[str, tuple[Tensor, Tensor]]:
@@ -117,12 +120,12 @@ def load_drawings(folder: Path, faces: Sequence[str], characters: str) -> dict[s
 
     found = {}
     place = folder / f"drawings-{hashlib.sha256(characters.encode()).hexdigest()[:8]}"
-    for face in faces:
-        kept = place / f"{face}.safetensors"
-        if not kept.is_file():
-            opened = open_faces([face], folder / "packages")[face]
-            places = [at for at, character in enumerate(characters) if character in opened.file_of]
-            pixels = torch.stack([opened.drawn(characters[at]) for at in places])
+    files = {face: place / f"{face}.safetensors" for face in faces}
+    opened = open_faces([face for face, kept in files.items() if not kept.is_file()], folder / "packages")
+    for face, kept in files.items():
+        if face in opened:
+            places = [at for at, character in enumerate(characters) if character in opened[face].file_of]
+            pixels = torch.stack([opened[face].drawn(characters[at]) for at in places])
             place.mkdir(parents=True, exist_ok=True)
             scratch = kept.with_suffix(".part")
             save_file({"pixels": pixels, "places": torch.tensor(places)}, scratch)
