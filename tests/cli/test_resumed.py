@@ -23,7 +23,7 @@ pytestmark = pytest.mark.slow
 torch.set_num_threads(1)
 
 # where features are held, half of the steps are taken
-HELD = ("--set", "measure.divergence=predictions")
+HELD = ("--set", "measure.divergence=predictions", "--set", "measure.held_back=0")
 
 
 @pytest.fixture(autouse=True)

@@ -58,7 +58,7 @@ def test_the_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         if "outputs" in cell:
             cell.outputs = []
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))  # the demo's folder with fewer images
-    few_images = "from clipmerge.demo import data\ndata._SPLITS = dict(train=1617, calibration=120, test=60)"
+    few_images = "from clipmerge.demo import data\ndata._SPLITS = dict(train=1697, calibration=60, test=40)"
     notebook.cells.insert(0, nbformat.v4.new_code_cell(FEW_STEPS + few_images))
     nbclient.NotebookClient(notebook, timeout=1200, resources={"metadata": {"path": str(tmp_path)}}).execute()
     assert any("text/html" in output.get("data", {}) for cell in notebook.cells for output in cell.get("outputs", ()))

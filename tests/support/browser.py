@@ -12,7 +12,7 @@ from typing import Any, Self
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 #: Width of the window, and the theme of the user's system.
 #: Dark has other colours, and no other layout.
-WINDOWS = [(1280, "light"), (768, "light"), (768, "dark"), (390, "light")]
+WINDOWS = [(1280, "light"), (768, "dark"), (390, "light")]
 
 
 def missing() -> str:

@@ -1,0 +1,21 @@
+"""A user's program: mypy, in `scripts/check`, and basedpyright find it right but for its last two lines."""
+
+import clipmerge
+from clipmerge import MergeResult, Plan
+
+
+def right() -> tuple[dict[str, float], MergeResult, float]:
+    """Every type is the one that the call returns."""
+    plan: Plan = clipmerge.plan("zeroshot", "finetuned", "auto", data="val", images=256)
+    alphas: dict[str, float] = {name: layer.alpha for name, layer in plan.layers.items()}
+    result: MergeResult = clipmerge.merge(
+        "zeroshot", ["finetuned"], "wise-ft", set={"method.alpha": 0.4}, output="merged"
+    )
+    accuracy: float = clipmerge.evaluate("merged", {"val": "val"}).accuracy["val"]
+    return alphas, result, accuracy
+
+
+def wrong() -> object:
+    """An option and an attribute that do not exist; a checker that misses one calls its comment unused."""
+    clipmerge.merge("zeroshot", "finetuned", "auto", dat="val")  # type: ignore[call-arg]
+    return clipmerge.plan("zeroshot", "finetuned", "auto").layer  # type: ignore[attr-defined]
