@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -87,12 +88,17 @@ def draws(things: Mapping[str, Sequence[int]], resamples: int, count: int = 0) -
     Returns:
         By source, how often each of its drawings was drawn, shape (1 + resamples, drawings); once in row 0.
     """
-    count = count or 1 + max(thing for each in things.values() for thing in each)
+    times = _times(count or 1 + max(thing for each in things.values() for thing in each), resamples)
+    return {name: times[:, list(each)] for name, each in things.items()}
+
+
+@lru_cache(maxsize=4)
+def _times(count: int, resamples: int) -> Floats:
+    """The same for all pairs of a benchmark; shape (1 + resamples, count)."""
     rng = np.random.default_rng(0)
-    times = np.vstack(
+    return np.vstack(
         [np.ones(count), *(np.bincount(rng.integers(count, size=count), minlength=count) for _ in range(resamples))]
     )
-    return {name: times[:, list(each)] for name, each in things.items()}
 
 
 def accuracy(times: Floats, right: NDArray[np.bool_]) -> Floats:
