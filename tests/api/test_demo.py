@@ -8,38 +8,19 @@ from unittest.mock import Mock
 
 import pytest
 
-from clipmerge.api.demo import demo as run_demo
 from clipmerge.api.plan import prepare
-from clipmerge.request import MergeRequest
-from tests.support.command import clipmerge, done
+from tests.support.command import clipmerge, printed
 
 pytestmark = [pytest.mark.slow, pytest.mark.uncounted]
 
 
 @pytest.fixture(scope="module")
-def requests() -> list[MergeRequest]:
-    """What the demo asked to merge, in order."""
-    return []
-
-
-@pytest.fixture(scope="module")
-def demo(requests: list[MergeRequest]) -> dict[str, Any]:
-    """The record of the command's demo, in the cache of the tests; about a minute on two cores."""
-    records: list[dict[str, Any]] = []
-
-    def kept(*arguments: Any, **options: Any) -> dict[str, Any]:
-        records.append(run_demo(*arguments, **options))
-        return records[-1]
-
-    def asked(request: MergeRequest, *arguments: Any, **options: Any) -> Any:
-        requests.append(request)
-        return prepare(request, *arguments, **options)
-
+def demo() -> dict[str, Any]:
+    """The record of the command's demo, in the cache of the tests, and its requests; about a minute on two cores."""
+    asked = Mock(wraps=prepare)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("clipmerge.api.demo.demo", kept)
         patch.setattr("clipmerge.api.merge.prepare", asked)
-        done("demo")
-    return records[0]
+        return {**printed("demo"), "requests": [call.args[0] for call in asked.call_args_list]}
 
 
 def shifted(accuracy: dict[str, float]) -> float:
@@ -67,13 +48,12 @@ def test_the_table_is_that_of_the_docs(demo: dict[str, Any]) -> None:
 
 
 def test_the_printed_command_asks_for_the_merge_that_was_made(
-    demo: dict[str, Any], requests: list[MergeRequest], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    demo: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    program, *arguments = shlex.split(demo["command"])
+    program, *arguments, _ = shlex.split(demo["command"])
     assert program == "clipmerge"
     asked = Mock(side_effect=KeyboardInterrupt)
     monkeypatch.setattr("clipmerge.api.merge.prepare", asked)
-    assert clipmerge(*arguments[:-1], tmp_path / "merged").code == 130
-    again = asked.call_args.args[0]
-    assert replace(again, command="") == replace(requests[-1], command="")
-    assert (len(requests), again.recipe.name) == (3, "auto")
+    assert clipmerge(*arguments, tmp_path / "merged").code == 130
+    again, made = asked.call_args.args[0], demo["requests"][-1]
+    assert (again.recipe.name, replace(again, command="")) == ("auto", replace(made, command=""))

@@ -52,30 +52,48 @@ BY_HAND = [(3, 0.1), (12, "mask"), (16, "out")]
 edits = st.lists(st.tuples(st.integers(0, 99), shares | st.sampled_from(["mask", "out"])), max_size=2)
 
 
+GIVEN = {
+    "alpha": st.none() | shares,
+    "overrides": st.lists(overrides, max_size=1),
+    "edits": edits,
+    "judged": st.booleans(),
+    "swapped": st.booleans(),
+}
+SLOW = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+
+
+@pytest.fixture
+def places(pair: Folders, family: list[Path], images: Path, tmp_path: Path) -> tuple[Folders, list[Path], Path, Path]:
+    return pair, family, images, tmp_path
+
+
 @pytest.mark.parametrize(
     "method",
     [pytest.param(name, marks=[pytest.mark.slow, pytest.mark.uncounted] * (name not in FAST)) for name in RECIPES],
 )
-@settings(
-    max_examples=1,
-    phases=[Phase.explicit, Phase.generate],
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-)
+@settings(phases=[Phase.explicit], suppress_health_check=SLOW)
 @example(alpha=None, overrides=[Override(layers="text.*", alpha=0.0)], edits=BY_HAND, judged=True, swapped=False)
 @example(alpha=0.5, overrides=[], edits=[], judged=True, swapped=True)
-@given(
-    alpha=st.none() | shares,
-    overrides=st.lists(overrides, max_size=1),
-    edits=edits,
-    judged=st.booleans(),
-    swapped=st.booleans(),
-)
-def test_what_is_written_is_what_the_plan_says(
+@given(**GIVEN)
+def test_what_is_written_is_what_the_plan_says(places: Any, method: str, **drawn: Any) -> None:
+    check(*places, method, **drawn)
+
+
+@pytest.mark.slow
+@pytest.mark.uncounted
+@settings(max_examples=6, suppress_health_check=SLOW)
+@given(method=st.sampled_from(RECIPES), **GIVEN)
+def test_so_it_is_for_any_edits(places: Any, method: str, **drawn: Any) -> None:
+    check(*places, method, **drawn)
+
+
+def check(
     pair: Folders,
     family: list[Path],
     images: Path,
     tmp_path: Path,
     method: str,
+    *,
     alpha: float | None,
     overrides: list[Override],
     edits: list[tuple[int, Any]],
@@ -149,7 +167,7 @@ def told(pair: Folders, images: Path, tmp_path_factory: pytest.TempPathFactory) 
 
 
 @pytest.mark.slow
-@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(data=st.data())
 def test_an_old_record_is_told_as_it_is_or_refused_in_a_line(told: dict[str, Any], data: st.DataObject) -> None:
     """Records of earlier versions lack fields; whatever is left says the same as before, or that it is not known."""

@@ -13,7 +13,7 @@ from clipmerge.measures.learned_sparse import layer_sharpness, learned_sparse, s
 from tests.support.small_objective import Ends, Reference, make_batches, objective_for
 
 # the zero-shot model of these tests knows nothing, and nothing would be learned
-LEARN: dict[str, Any] = {"divergence": "predictions"}
+LEARN: dict[str, Any] = {"divergence": "predictions", "held_back": 0}
 SIZES = (8, 8, 7)
 
 
@@ -73,7 +73,7 @@ def stragglers(found: Any, objective: Objective) -> list[str]:
 @pytest.mark.parametrize("density", [0.5, 0.2])
 def test_stragglers_keep_the_share_and_always_exist(ends: Ends, density: float) -> None:
     objective = objective_for(ends, make_batches(SIZES))
-    found = learned_sparse(objective, **LEARN, steps=4, density=density, held_back=0.0)
+    found = learned_sparse(objective, **LEARN, steps=4, density=density)
     sharp = stragglers(found, objective)
     assert sharp == list(sharpest({k: v for k, v in found["sharpness"].values.items() if k.count(".") == 2}, 0.15))
     for layer in sharp:

@@ -68,7 +68,7 @@ def test_the_commands_run(workplace: Path, pair: Folders, tmp_path: Path, monkey
             upload(hub, repo, folder)
         monkeypatch.chdir(workplace)
         shipped = recipe.recipe_text
-        monkeypatch.setattr(recipe, "recipe_text", lambda name: re.sub(r"steps: \d+", "steps: 20", shipped(name)))
+        monkeypatch.setattr(recipe, "recipe_text", lambda name: re.sub(r"steps: \d+", "steps: 4", shipped(name)))
         for line in lines:  # in this process, where imports take their time once
             words, _, file = line.partition(" > ")
             ended = done(*shlex.split(words, comments=True)[1:])
@@ -98,9 +98,9 @@ def test_two_processes_merge_to_the_same_weights(workplace: Path, monkeypatch: p
 def test_the_python_blocks_run(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(workplace)
     shipped = recipe.recipe_text
-    monkeypatch.setattr(recipe, "recipe_text", lambda name: re.sub(r"steps: \d+", "steps: 20", shipped(name)))
+    monkeypatch.setattr(recipe, "recipe_text", lambda name: re.sub(r"steps: \d+", "steps: 4", shipped(name)))
     if not Path("merged").is_dir():
-        shutil.copytree("finetuned", "merged")
+        done("merge", "zeroshot", "finetuned", "--recipe", "wise-ft", "--output", "merged")
     found = [block for kind, block in blocks(ROOT / "README.md") if kind == "python"]
     assert len(found) == 2
     for block in found:

@@ -26,7 +26,7 @@ from tests.support.tiny_clip import Folders, save_images
 #: Signals per command.
 TRIALS = int(os.environ.get("CLIPMERGE_TRIALS", "1"))
 PLAIN, MASKED = (f"merge ZEROSHOT FINETUNED -r {recipe} -o OUT" for recipe in ("wise-ft", "breadcrumbs"))
-FEW = "--set measure.steps=6 --set measure.batch=8 --set measure.copies=4 --no-verdict"
+FEW = "--set measure.steps=6 --set measure.batch=8 --set measure.copies=4 --set measure.held_back=0 --no-verdict"
 LEARNED = f"merge ZEROSHOT FINETUNED -r auto --data IMAGES {FEW} -o OUT"
 #: Commands, and others whose output they replace.
 COMMANDS = {

@@ -1,8 +1,7 @@
 """A page is the same for any number of threads, but for the hash of weights that were learned."""
 
-import contextlib
 import re
-from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -26,29 +25,19 @@ def page(folder: Path) -> str:
 @pytest.mark.slow
 @pytest.mark.uncounted
 def test_the_report_of_a_learned_merge_is_the_same_for_any_number_of_threads(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> None:
     """The coefficients may differ in their last bits, so the hash of weights does, and the last digits of places."""
     pair, images = save_pair(tmp_path, change=0.2), save_images(tmp_path / "images", each=16)
     command = ("merge", *pair, "--recipe", "auto", "--data", images, *FEW, "--output", "out")
+    request.addfinalizer(partial(torch.set_num_threads, torch.get_num_threads()))
     for name, threads in (("one", 1), ("four", 4)):
         (tmp_path / name).mkdir()
         monkeypatch.chdir(tmp_path / name)
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / name / "cache"))
-        with threaded(threads):
-            done(*command)
+        torch.set_num_threads(threads)  # on however many cores
+        done(*command)
     one, four = page(tmp_path / "one"), page(tmp_path / "four")
     assert PLACE.sub("", one) == PLACE.sub("", four)
     ours, others = ([float(place) for place in PLACE.findall(text)] for text in (one, four))
     assert ours == pytest.approx(others, abs=1e-3)  # of a picture that is hundreds of points wide
-
-
-@contextlib.contextmanager
-def threaded(count: int) -> Iterator[None]:
-    """Compute with so many threads, on however many cores."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
