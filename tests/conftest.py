@@ -28,8 +28,6 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 gc.set_threshold(50_000, 20, 50)  # looking for garbage among the objects of torch and transformers took a twentieth
 
 TESTS = Path(__file__).parent
-#: The choice of `scripts/test` without `--all`.
-FAST = "not slow"
 #: Folders of tests of pictures and of pages with pictures.
 DRAWN = ("benchmarks", "docs", "publish", "report")
 
@@ -168,15 +166,13 @@ def stop_after(monkeypatch: pytest.MonkeyPatch) -> Stopping:
 
 @pytest.fixture(autouse=True)
 def frames(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In a run of the fast tests draw only for tests of pictures, which lie in folders of their own or are marked.
+    """Draw only in slow tests and in those of pictures, which lie in folders of their own or are marked.
 
     The others save an empty frame of a picture's size: drawing takes half the time of a sweep.
     """
-    if request.config.option.markexpr != FAST:
-        return
     path = request.node.path
     drawn = not path.is_relative_to(TESTS) or path.relative_to(TESTS).parts[0] in DRAWN
-    if not drawn and not request.node.get_closest_marker("draws"):
+    if not drawn and not any(map(request.node.get_closest_marker, ("slow", "draws"))):
         from matplotlib.figure import Figure
         from PIL import Image
 

@@ -50,8 +50,6 @@ overrides = st.builds(Override, layers=st.sampled_from(["text.*", "*.mlp", "logi
 #: The place of a layer, and what a hand does to it: another alpha, another mask, or out with it.
 BY_HAND = [(3, 0.1), (12, "mask"), (16, "out")]
 edits = st.lists(st.tuples(st.integers(0, 99), shares | st.sampled_from(["mask", "out"])), max_size=2)
-
-
 GIVEN = {
     "alpha": st.none() | shares,
     "overrides": st.lists(overrides, max_size=1),
@@ -63,7 +61,7 @@ SLOW = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 
 
 @pytest.fixture
-def places(pair: Folders, family: list[Path], images: Path, tmp_path: Path) -> tuple[Folders, list[Path], Path, Path]:
+def places(pair: Folders, family: list[Path], images: Path, tmp_path: Path) -> tuple[Any, ...]:
     return pair, family, images, tmp_path
 
 
@@ -76,7 +74,7 @@ def places(pair: Folders, family: list[Path], images: Path, tmp_path: Path) -> t
 @example(alpha=0.5, overrides=[], edits=[], judged=True, swapped=True)
 @given(**GIVEN)
 def test_what_is_written_is_what_the_plan_says(places: Any, method: str, **drawn: Any) -> None:
-    check(*places, method, **drawn)
+    check(places, method, **drawn)
 
 
 @pytest.mark.slow
@@ -84,22 +82,11 @@ def test_what_is_written_is_what_the_plan_says(places: Any, method: str, **drawn
 @settings(max_examples=6, suppress_health_check=SLOW)
 @given(method=st.sampled_from(RECIPES), **GIVEN)
 def test_so_it_is_for_any_edits(places: Any, method: str, **drawn: Any) -> None:
-    check(*places, method, **drawn)
+    check(places, method, **drawn)
 
 
-def check(
-    pair: Folders,
-    family: list[Path],
-    images: Path,
-    tmp_path: Path,
-    method: str,
-    *,
-    alpha: float | None,
-    overrides: list[Override],
-    edits: list[tuple[int, Any]],
-    judged: bool,
-    swapped: bool,
-) -> None:
+def check(places: Any, method: str, alpha: Any, overrides: Any, edits: Any, *, judged: bool, swapped: bool) -> None:
+    pair, family, images, tmp_path = places
     shutil.rmtree(tmp_path)
     tmp_path.mkdir()
     takes_alpha = alpha is not None and "alpha" in load_recipe(method).method
