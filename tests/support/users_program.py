@@ -1,4 +1,4 @@
-"""A user's program: mypy, in `scripts/check`, and basedpyright find it right but for its last two lines."""
+"""A user's program: mypy, in `scripts/check`, and pyrefly find it right but for its last two lines."""
 
 import clipmerge
 from clipmerge import MergeResult, Plan
