@@ -150,7 +150,7 @@ class Scorer:
             key = (number, images.source, prompts)
             if key not in self._classifiers:
                 classes = self._class_embeddings(model, number, prompts, progress)
-                self._classifiers[key] = Bf16Classifier(model, classes, pieces)
+                self._classifiers[key] = Bf16Classifier(model, classes, pieces, len(images))
             found = self._classifiers[key].classify(batch.pixels)
         best: list[int] = found.tolist()
         return best

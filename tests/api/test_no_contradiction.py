@@ -71,7 +71,6 @@ def places(pair: Folders, family: list[Path], images: Path, tmp_path: Path) -> t
 )
 @settings(phases=[Phase.explicit], suppress_health_check=SLOW)
 @example(alpha=None, overrides=[Override(layers="text.*", alpha=0.0)], edits=BY_HAND, judged=True, swapped=False)
-@example(alpha=0.5, overrides=[], edits=[], judged=True, swapped=True)
 @given(**GIVEN)
 def test_what_is_written_is_what_the_plan_says(places: Any, method: str, **drawn: Any) -> None:
     check(places, method, **drawn)
@@ -80,6 +79,8 @@ def test_what_is_written_is_what_the_plan_says(places: Any, method: str, **drawn
 @pytest.mark.slow
 @pytest.mark.uncounted
 @settings(max_examples=6, suppress_health_check=SLOW)
+@example(method="auto", alpha=0.5, overrides=[], edits=[], judged=True, swapped=True)
+@example(method="ties", alpha=0.5, overrides=[], edits=[], judged=True, swapped=True)
 @given(method=st.sampled_from(RECIPES), **GIVEN)
 def test_so_it_is_for_any_edits(places: Any, method: str, **drawn: Any) -> None:
     check(places, method, **drawn)

@@ -170,7 +170,7 @@ def saved_step(cache: Path) -> int:
 
 @pytest.mark.uncounted
 def test_a_killed_run_goes_on_to_equal_bytes(pair: Folders, flags: list[object], tmp_path: Path, cache: Path) -> None:
-    merge = [*map(str, ["merge", *pair, *flags, "--set", "measure.steps=24", "--output"])]
+    merge = [*map(str, ["merge", *pair, *flags, "--set", "measure.steps=12", "--output"])]
     assert notes(done(*merge, tmp_path / "whole").err) == []
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "tests.support.learn_and_save", "wait", *merge, str(tmp_path / "out")]
@@ -181,7 +181,7 @@ def test_a_killed_run_goes_on_to_equal_bytes(pair: Folders, flags: list[object],
     assert process.wait() == -signal.SIGKILL
     assert not (tmp_path / "out").exists()
     taken = saved_step(cache)
-    assert notes(done(*merge, tmp_path / "out").err) == [GOES_ON.format(taken, 24)]
+    assert notes(done(*merge, tmp_path / "out").err) == [GOES_ON.format(taken, 12)]
     assert weights(tmp_path / "out") == weights(tmp_path / "whole")
     assert list(cache.glob("*.safetensors")) == []
 

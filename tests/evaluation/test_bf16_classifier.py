@@ -54,19 +54,19 @@ def pictures(count: int) -> Tensor:
     [
         (300, 0.001, 300, range(COMPARED + 1, 200)),  # some are in doubt, and most are not
         (200, 1.0, 50, range(200, 300)),  # bfloat16 decides nothing and is given up
-        (COMPARED, 0.001, COMPARED, range(COMPARED, COMPARED + 1)),  # few images are all compared
+        (2 * COMPARED, 0.001, 0, range(2 * COMPARED, 2 * COMPARED + 1)),  # of few images none is compared
     ],
 )
 def test_answers_are_float32s(model: ImageTextModel, images: int, noise: float, quick: int, exact: range) -> None:
     counting, pixels = Counting(model, noise), pictures(images)
     classes = class_embeddings(model, CLASSES, ("a {}.",), "cpu")
-    one = Bf16Classifier(counting, classes, Pieces(64, str))  # type: ignore[arg-type]
+    one = Bf16Classifier(counting, classes, Pieces(64, str), images)  # type: ignore[arg-type]
     found = torch.cat([one.classify(part) for part in pixels.split(max(COMPARED // 2, min(50, images // 3)))])
     assert torch.equal(found, (model.image_features(pixels) @ classes.T).argmax(dim=1))
     assert counting.quick == quick
     assert counting.exact in exact
     only = class_embeddings(model, ("only",), ("a {}.",), "cpu")  # a single class needs no second look
-    assert Bf16Classifier(model, only, Pieces(None, str)).classify(pictures(3)).tolist() == [0, 0, 0]
+    assert Bf16Classifier(model, only, Pieces(None, str), 99).classify(pictures(3)).tolist() == [0, 0, 0]
 
 
 class Sure:
@@ -83,6 +83,6 @@ class Sure:
 def test_images_without_a_doubt_are_seen_once() -> None:
     right = torch.arange(40) % len(CLASSES)
     model = Sure()
-    one = Bf16Classifier(model, torch.eye(len(CLASSES)), Pieces(None, str))  # type: ignore[arg-type]
+    one = Bf16Classifier(model, torch.eye(len(CLASSES)), Pieces(None, str), len(right))  # type: ignore[arg-type]
     assert torch.equal(one.classify(right[:, None, None, None].expand(-1, 3, 2, 2).float()), right)
     assert model.seen == [COMPARED, COMPARED, 40 - COMPARED]  # without a piece of no images
