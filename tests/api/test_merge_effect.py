@@ -63,6 +63,7 @@ def predictions(folder: Path, images: list[Image.Image]) -> list[int]:
         return model(**inputs).logits_per_image.argmax(dim=-1).tolist()
 
 
+@pytest.mark.slow
 def test_narrowed_features_speak_for_the_merge(far: Folders, images: Path) -> None:
     request = request_for((far[1], far[0]), "wise-ft", "method.alpha=1", data=images, max_loss=100.0)
     run = prepare(request)
@@ -121,6 +122,7 @@ def test_the_numbers_are_those_of_the_models_written(far: Folders, photos: Path,
             assert getattr(measured[name], mean).value == pytest.approx(by_image.mean() / per_image[group])
 
 
+@pytest.mark.slow
 def test_the_decision_never_sees_what_is_held_back(pair: Folders, tmp_path: Path) -> None:
     request = request_for(pair, "straggler-outlier", *QUICK, data=save_images(tmp_path / "copy", each=20))
     first = prepare(request).light_plan

@@ -55,6 +55,7 @@ def test_a_printed_page_is_sound(browser: Any, pages: dict[str, Path], name: str
     with Visit(browser, pages[name], 794, "dark") as visit:  # paper is white, whatever the screen is
         visit.page.emulate_media(media="print")
         assert visit.page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+        assert visit.violations() == []
         rows = "[...document.querySelectorAll('tr, figure, pre')]"  # a picture is in a figure, or alone in its section
         assert visit.page.evaluate(f"{rows}.every(each => getComputedStyle(each).breakInside == 'avoid')")
         tallest = visit.page.evaluate(

@@ -207,10 +207,9 @@ def _load(
         names = choose(sorted(files))
         tensors = {}
         for key, vendor in VENDORS.items():
-            drawings = packages[vendor.package].read([files[name][key] for name in names])
-            tensors[key] = torch.stack(
-                [rendered(file, drawings[file]) for file in (files[name][key] for name in names)]
-            )
+            chosen = [files[name][key] for name in names]
+            drawings = packages[vendor.package].read(chosen)
+            tensors[key] = torch.stack([rendered(file, drawings[file]) for file in chosen])
         scratch = kept.with_suffix(".part")
         save_file(tensors, scratch, metadata={"classes": " ".join(names)})
         scratch.rename(kept)
