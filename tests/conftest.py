@@ -54,16 +54,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.path not in long)
 
 
-@pytest.hookimpl(trylast=True)
 def pytest_collection_finish() -> None:
-    """Never look for garbage among what was imported: half a second each time, five times at the end."""
-    gc.freeze()
-
-
-@pytest.hookimpl(trylast=True)
-def pytest_sessionfinish() -> None:
-    """Look for it once at the end, instead of five times and again when Python ends."""
-    gc.collect()
+    """Do not look for garbage among what was imported: half a second each time, and at the end it is looked for."""
     gc.freeze()
 
 

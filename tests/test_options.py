@@ -49,6 +49,7 @@ assert record["command"].endswith("--motto 'from the environment'")
 """
 
 
+@pytest.mark.slow
 def test_adding_an_option_touches_four_files(pair: tuple[Path, Path], tmp_path: Path) -> None:
     """It is then a flag under its heading, an argument with a default and a line of help, a default, and recorded."""
     copy = Path(shutil.copytree(PACKAGE, tmp_path / "clipmerge"))  # with what is compiled

@@ -17,7 +17,7 @@ QUIET: dict[str, Any] = {"progress": Progress()}
 @pytest.fixture(scope="module")
 def results(pair: Folders, images: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("results")
-    measured: dict[str, Any] = {"data": images, "batch_size": 6, **QUIET}
+    measured: dict[str, Any] = {"data": images, "batch_size": 6, "verdict": False, **QUIET}
     other = save_images(folder / "other", seed=1)
     return {
         "plan": clipmerge.plan(*pair, "straggler-outlier", **measured),

@@ -16,7 +16,7 @@ from tests.support.tiny_clip import Folders, save_images
 
 QUIET: dict[str, Any] = {"progress": Progress()}
 TIMED = ("seconds", "command", "output")
-pytestmark = pytest.mark.draws
+pytestmark = pytest.mark.slow
 
 
 def contents(folder: Path) -> dict[str, Any]:

@@ -65,6 +65,7 @@ def written_accuracy(
     return record["accuracy"]
 
 
+@pytest.mark.slow
 def test_every_point_is_what_evaluate_says_of_the_merged_folder(
     far: Folders, images: Path, shifted: Path, calibration: Path, tmp_path: Path, spied: Any
 ) -> None:
@@ -218,6 +219,7 @@ def test_the_record_and_the_files_tell_the_same(far: Folders, images: Path, shif
     assert gains[0] != gains[1]
 
 
+@pytest.mark.slow
 def test_a_suite_of_several_pairs_is_told_pair_by_pair(
     pair: Folders, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answers: Mock
 ) -> None:

@@ -306,8 +306,7 @@ def test_predictions_that_do_not_know_the_target_are_not_held(
     objective = objective_for(ends, make_batches(SIZES), progress=lambda *report: work.append(report))
     looks = lay_out(objective, 1, share=0.3).validation_steps
     losses = [reference.loss(replace(s.batch, pixels=viewed(s.batch.pixels, s.seed + 1))).item() for s in looks]
-    sizes = [len(step) for step in looks]
-    loss = sum(size * value for size, value in zip(sizes, losses, strict=True)) / sum(sizes)
+    loss = sum(len(step) * value for step, value in zip(looks, losses, strict=True)) / sum(map(len, looks))
     measured = 1 - loss / math.log(objective.criterion.prompts.classes)
     assert found.choice.zeroshot_skill == pytest.approx(measured, rel=1e-4)
     monkeypatch.setattr(learning, "SKILLED", measured + (0.33 - skill))
@@ -396,6 +395,7 @@ def test_copies_of_the_path_are_scored_where_they_may_decide(
         assert torch.allclose(score.rows[1:], whole[alpha].rows[1:], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_what_is_made_or_scored_once_for_several_points_changes_no_score(
     ends: Ends, monkeypatch: pytest.MonkeyPatch, spied: Any
 ) -> None:

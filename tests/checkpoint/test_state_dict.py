@@ -106,7 +106,6 @@ def test_tied_weights_are_read(tmp_path: Path) -> None:
 inside_itself: dict[str, Any] = {"x": 1, "net": {}}
 inside_itself["net"]["model"] = inside_itself
 
-
 NONE = r"holds no weights under a known name \(state_dict, .*\), but"
 NO_WEIGHTS: list[tuple[Any, str]] = [
     ({}, f"{NONE} nothing; save the state_dict alone"),

@@ -122,10 +122,7 @@ BOMBS: dict[str, tuple[str, Callable[[], bytes]]] = {
         "pickle",
         lambda: _torch_saved({f"a{number}.weight": torch.zeros(1).expand(1 << 24) for number in range(100)}),
     ),
-    "pickle of doubling tuples": (
-        "pickle",
-        lambda: _pickle(b"\x80\x02)q\x00" + b"h\x00h\x00\x86q\x00" * 100 + b"."),
-    ),
+    "pickle of doubling tuples": ("pickle", lambda: _pickle(b"\x80\x02)q\x00" + b"h\x00h\x00\x86q\x00" * 100 + b".")),
     "storage of a terabyte": ("old_pickle", _storage_of_a_terabyte),
 }
 #: Bombs that take a second or more to make and read.

@@ -27,7 +27,7 @@ Answer = Callable[[socket.socket, str], None]
 def server(answer: Answer) -> Iterator[None]:
     """Make a server that gives a test's answer to every request the Hub of this process."""
     listening = socket.create_server(("127.0.0.1", 0))
-    listening.settimeout(0.2)
+    listening.settimeout(0.02)
     over = threading.Event()
 
     def one(connection: socket.socket) -> None:
@@ -113,6 +113,7 @@ def test_an_answer_is_bounded(answer: Answer, told: str, monkeypatch: pytest.Mon
         resolve(HubId("acme/x"))
 
 
+@pytest.mark.slow
 def test_a_download_that_stalls_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CLIPMERGE_HUB_TIMEOUT", "0.3")
 
@@ -153,8 +154,7 @@ def test_a_listing_that_leads_out_or_has_no_end_is_refused() -> None:
 
 def test_other_bytes_of_the_same_size_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with serving(tmp_path / "hub", monkeypatch) as hub:
-        content = {"config.json": b"{}", "model.safetensors": b"x" * 2000}
-        upload(hub, "acme/x", content)
+        upload(hub, "acme/x", {"config.json": b"{}", "model.safetensors": b"x" * 2000})
         stored = [path for path in (tmp_path / "hub").rglob("*") if path.is_file() and path.read_bytes() == b"x" * 2000]
         assert stored
         for path in stored:

@@ -15,8 +15,6 @@ from tests.support.small_objective import Ends, make_batches, objective_for
 
 MEASURES = plugin_names("measures")
 LEARN = ("learned-coefficients", "learned-sparse", "projection-radii")  # what they find is no average over batches
-
-
 Alone = dict[str, tuple[Measurements, tuple[float, float]]]
 
 

@@ -171,7 +171,7 @@ def test_model_stock_is_its_formula_on_every_layer(family: list[Path], count: in
 def test_the_command_merges_several_to_the_same_bytes_each_time(
     far: list[Path], images: Path, tmp_path: Path, recipe: str
 ) -> None:
-    data = ["--data", str(images)] if load_recipe(recipe).measure else []
+    data = ["--data", str(images), "--no-verdict"] if load_recipe(recipe).measure else []
     outputs = [tmp_path / "a", tmp_path / "b"]
     merge = ("merge", *far, "--recipe", recipe, *data, "--format", "json", "--output")
     records = [clipmerge(*merge, output).json for output in outputs]

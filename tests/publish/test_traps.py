@@ -20,8 +20,6 @@ from tests.support.raw_safetensors import edit_json
 SECRET = "Zq9Secret"
 _SURROUNDED = re.compile(rb".{0,80}(?:Zq9Secret|PRIVATE KEY).{0,80}", re.IGNORECASE)
 ODD = f'{SECRET} it\'s "quoted" & <b>, a\tb; $HOME'
-
-
 PLACES = {
     "_name_or_path": f"{SECRET}/x",
     "data": f"/home/{SECRET}/images",

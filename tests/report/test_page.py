@@ -29,8 +29,6 @@ OTHER_TASKS: list[dict[str, Any]] = [
     {"name": "coco", "kind": "retrieval", "source": "c", "images": 1000, "captions": 5000}
     | {"zeroshot": recall(0.5), "finetuned": [recall(0.2)], "merged": recall(0.45)},
 ]
-
-
 Pages = Callable[[dict[str, Any]], str]
 
 

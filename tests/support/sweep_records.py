@@ -55,8 +55,6 @@ SWEEP: dict[str, Any] = {
         sweep_recipe("beyond", 0.35, 0.4, None),
     ],
 }
-
-
 LONG = "straggler-sparse-density-0.2-of-the-image-tower-only-with-text-left-as-it-is-alpha-0.35"
 
 
