@@ -19,6 +19,7 @@ from tests.support.image_files import png
 from tests.support.tiny_clip import Folders
 
 
+@pytest.mark.slow
 def test_a_reader_that_has_gone_ends_a_command_quietly() -> None:
     """As `clipmerge recipes show auto | head -1` does."""
     reading, writing = os.pipe()

@@ -103,7 +103,7 @@ def recognised(accuracy: Floats, images: int, rng: np.random.Generator) -> NDArr
 
 
 @pytest.mark.uncounted
-@pytest.mark.parametrize("images", [20, 100, pytest.param(1000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("images", [20, *(pytest.param(count, marks=pytest.mark.slow) for count in (100, 1000))])
 def test_a_sweeps_intervals_cover(images: int) -> None:
     """The gain at equal ID accuracy, and the mean OOD accuracy of two sources."""
     rng = np.random.default_rng(images)

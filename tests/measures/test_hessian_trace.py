@@ -17,7 +17,7 @@ SIZES = (4, 3)
 MOVES = (
     "vision_model.encoder.layers.0.self_attn.q_proj",
     "vision_model.post_layernorm",
-    "visual_projection",
+    "vision_model.embeddings.class_embedding",
     "text_model.encoder.layers.0.mlp.fc2.bias",
     "text_model.final_layer_norm",
     "logit_scale",

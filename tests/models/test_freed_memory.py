@@ -42,6 +42,7 @@ else:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("check", ["used again inside alone", "goes back at the end"])
 def test_memory_is(check: str) -> None:
     ended = python("-c", CHECKS, check)

@@ -17,9 +17,9 @@ STEPS = 6
 
 
 def measured(name: str, objective: Objective) -> Measurements:
-    """Run a measure with its defaults, but few steps and draws, nothing held back, and gradients kept."""
+    """Run a measure with its defaults, but few steps, draws and probes, nothing held back, and gradients kept."""
     known = plugin_options("measures", name)
-    wanted = {"steps": STEPS, "held_back": 0.0, "draws": 2, "gradients": True, "precision": "float32"}
+    wanted = {"steps": STEPS, "held_back": 0.0, "draws": 2, "probes": 2, "gradients": True, "precision": "float32"}
     options = {option: value for option, value in wanted.items() if option in known}
     return load_plugin("measures", name)(objective, **options)
 
