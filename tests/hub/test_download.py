@@ -231,8 +231,8 @@ def test_a_cache_without_links_holds_the_files_themselves(hub: FakeHub, monkeypa
 
 
 def test_every_request_has_a_timeout(hub: FakeHub, sha: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CLIPMERGE_HUB_TIMEOUT", "0.2")
-    hub.fail("GET", "/tree/", status=0, delay=1.0, times=99)
+    monkeypatch.setenv("CLIPMERGE_HUB_TIMEOUT", "0.1")
+    hub.fail("GET", "/tree/", status=0, delay=0.5, times=99)
     started = time.monotonic()
     with pytest.raises(HubError, match="no answer in time"):
         fetch(MODEL)
