@@ -100,8 +100,6 @@ def test_a_coefficient_passes_five_modules_to_the_arithmetic(pair: Folders, tmp_
 
 def test_a_merge_request_passes_fifteen_modules(pair: Folders, images: Path, tmp_path: Path) -> None:
     with walked(lambda value: isinstance(value, MergeRequest | Run)) as rooms:
-        ended = clipmerge(
-            "merge", *pair, "-r", "straggler-outlier", "--data", images, "--images", 12, "-o", tmp_path / "out"
-        )
+        ended = clipmerge("merge", *pair, "-r", "straggler-outlier", "--data", images, "-o", tmp_path / "out")
     assert not ended.code, ended.err
     assert len(rooms) <= 15, rooms

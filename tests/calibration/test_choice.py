@@ -324,6 +324,7 @@ def test_predictions_without_knowledge_are_not_held(ends: Ends, monkeypatch: pyt
         assert [done < total for done, total in work] == [True] * (len(work) - 1) + [False]
 
 
+@pytest.mark.slow
 def test_learning_by_heart_is_noted(ends: Ends) -> None:
     options: dict[str, Any] = {"steps": 60, "rate": 0.3, "views": 0.0, "robustness": 0.0, "held_back": 0.4}
     found = learned_coefficients(objective_for(ends, make_batches(SIZES)), divergence="predictions", **options)

@@ -103,6 +103,7 @@ def test_coefficients_are_the_formula_entry_by_entry(short_ends: Ends, alpha: fl
         assert found[name].shape == first[name].shape
 
 
+@pytest.mark.slow
 @pytest.mark.uncounted
 def test_the_command_writes_the_dense_formula_and_equal_bytes(
     pair: tuple[Path, Path], images: Path, tmp_path: Path

@@ -69,6 +69,7 @@ def test_batches_average_to_the_layers_value(found: dict[str, Measurements], nam
             assert len(set(per_batch)) == len(SIZES)
 
 
+@pytest.mark.slow
 @pytest.mark.uncounted
 @pytest.mark.parametrize("name", MEASURES)
 def test_measuring_again_gives_the_same_numbers(found: dict[str, Measurements], alone: Alone, name: str) -> None:
@@ -94,6 +95,7 @@ def test_a_frozen_text_tower_is_left_out(frozen: Ends, name: str) -> None:
     assert all(layer.startswith("vision.") for layer in record.layers)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MEASURES)
 def test_the_work_done_is_the_work_announced(alone: Alone, name: str) -> None:
     _, (done, total) = alone[name]
