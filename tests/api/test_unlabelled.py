@@ -49,7 +49,7 @@ def test_a_merge_learns_from_a_flat_folder_and_says_so(
     pair: Folders, images: Path, camera: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    # with a few images held back nothing is proven, and where features are held, half of the steps are taken
+    # few held-back images prove nothing, so the straight path would be taken; holding features halves the steps
     whole = ["--set", "measure.held_back=0", "--set", "measure.divergence=predictions"]
     merge = ["merge", *pair, "--recipe", "auto", "--data", images, *QUICK, "--images", 20, *whole]
     found = done(*merge, "--unlabelled", camera, "--output", tmp_path / "out")

@@ -105,7 +105,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "entry": {},
     "layer": {"granularity": "layer", "start": 0.4},
     "held back": {"config": dataclasses.replace(PLAIN, goal=Goal(0.3, views=1.0), held_back=0.3)},
-    "sparse": {"sparse": True},
+    "sparse": {"config": dataclasses.replace(PLAIN, held_back=0.3), "sparse": True},
 }
 
 
