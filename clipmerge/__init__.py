@@ -3,7 +3,9 @@
 Every command of the command line is a function here, with the same name and the same result:
 
     >>> import clipmerge
-    >>> result = clipmerge.merge("zeroshot", "finetuned", "auto", data="val", output="merged")  # doctest: +SKIP
+    >>> result = clipmerge.merge(  # doctest: +SKIP
+    ...     "zeroshot", "finetuned", "auto", data="val", output="merged"
+    ... )
 
 Names are imported on first use, so that ``import clipmerge`` takes a millisecond.
 """
@@ -20,7 +22,8 @@ __all__ = ["__version__", *sorted(_HOMES)]
 
 def __getattr__(name: str) -> object:
     """Import a public name on first use."""
-    import importlib  # nothing is imported before that: until `__main__` begins, Ctrl-C prints a traceback
+    # nothing is imported before that: until `__main__` begins, Ctrl-C prints a traceback
+    import importlib
 
     if name not in _HOMES:
         raise AttributeError(f"module 'clipmerge' has no attribute '{name}'")

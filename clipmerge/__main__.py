@@ -1,4 +1,6 @@
-"""The process of the command line: ``clipmerge``, ``python -m clipmerge``, and ``accelerate launch -m clipmerge``."""
+"""The process of the command line: ``clipmerge``, ``python -m clipmerge``, and ``accelerate launch
+-m clipmerge``.
+"""
 
 import os
 
@@ -13,7 +15,9 @@ except KeyboardInterrupt:
 
 def run() -> None:
     """Run the command line; on failure the process exits at once."""
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # unless a shell has set it to be ignored
+    if (
+        signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    ):  # unless a shell has set it to be ignored
         signal.signal(signal.SIGINT, end_at_once)
     if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
         signal.signal(signal.SIGTERM, end_at_once)
@@ -21,9 +25,14 @@ def run() -> None:
     import gc  # the same
 
     atexit.register(_over)
-    atexit.register(gc.freeze)  # else Python ends by searching all that was imported for garbage: a second
-    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")  # none is used, and looking for them takes 10 ms
-    gc.disable()  # until headers are read: what is imported stays, and looking for garbage in it takes 0.1 s
+    atexit.register(
+        gc.freeze
+    )  # else Python ends by searching all that was imported for garbage: a second
+    os.environ.setdefault(
+        "PYDANTIC_DISABLE_PLUGINS", "__all__"
+    )  # none is used, and looking for them takes 10 ms
+    # until headers are read: what is imported stays, and looking for garbage in it takes 0.1 s
+    gc.disable()
     from clipmerge.cli.app import main
 
     try:
@@ -45,7 +54,9 @@ def _stop_at_once() -> None:
 
 
 def _over() -> None:
-    """Ignore signals from now on: the command is done, and Python drops its handlers before the process ends."""
+    """Ignore signals from now on: the command is done, and Python drops its handlers before the
+    process ends.
+    """
     for number in (signal.SIGINT, signal.SIGTERM):
         if signal.getsignal(number) is end_at_once:
             signal.signal(number, signal.SIG_IGN)

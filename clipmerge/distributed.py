@@ -28,7 +28,9 @@ _SLURM = ("STEP_NUM_TASKS", "STEP_NODELIST", "PROCID", "LOCALID", "JOB_ID")
 
 
 class Terminated(BaseException):
-    """The system or a launcher asked this process to end; not an `Exception`, so that nothing handles it as a fault."""
+    """The system or a launcher asked this process to end; not an `Exception`, so that nothing
+    handles it as a fault.
+    """
 
 
 @contextmanager
@@ -45,8 +47,9 @@ def together() -> Iterator[None]:
         if not (by_gloo or isinstance(error, torch.distributed.DistError)):
             raise
         raise MeasureError(
-            "another process of this run ended or does not answer, so this one cannot continue; nothing was written. "
-            f"The reason is above or in that machine's log ({' '.join(str(error).split())[:80]})"
+            "another process of this run ended or does not answer, so this one cannot continue;"
+            " nothing was written. The reason is above or in that machine's log"
+            f" ({' '.join(str(error).split())[:80]})"
         ) from None
 
 
@@ -68,7 +71,9 @@ def termination() -> Iterator[None]:
 
 
 def instead_of(error: Exception, stopped: BaseException) -> BaseException:
-    """Return the signal's exception, with the error's notes, if compiled code turned it into an error of its own."""
+    """Return the signal's exception, with the error's notes, if compiled code turned it into an
+    error of its own.
+    """
     for note in getattr(error, "__notes__", ()):
         stopped.add_note(note)
     return stopped
@@ -88,8 +93,8 @@ def adopt_slurm() -> None:
     numbers = [slurm[name] for name in ("PROCID", "LOCALID", "STEP_NUM_TASKS", "JOB_ID")]
     if first is None or not all(number.isdigit() for number in numbers):
         raise UsageError(
-            "srun started several tasks, but SLURM's variables do not tell which one this is; start with `srun "
-            "--ntasks-per-node 1 torchrun ... -m clipmerge`"
+            "srun started several tasks, but SLURM's variables do not tell which one this is; start"
+            " with `srun --ntasks-per-node 1 torchrun ... -m clipmerge`"
         )
     rank, local, tasks, job = numbers
     # with one card per task, each sees its own as the first
@@ -104,7 +109,9 @@ def adopt_slurm() -> None:
 
 
 def is_main_process() -> bool:
-    """Whether this process prints and writes: rank 0 of those that a launcher, or ``srun``, started."""
+    """Whether this process prints and writes: rank 0 of those that a launcher, or ``srun``,
+    started.
+    """
     return os.environ.get("RANK", "0") == "0"
 
 
@@ -122,34 +129,53 @@ def require_device(device: Device) -> None:
 
 
 class Processes:
-    """The processes of this run as accelerate knows them, and the device on which this call computes.
+    """The processes of this run as accelerate knows them, and the device on which this call
+    computes.
 
-    The device is not accelerate's, which has one for the life of a process: a notebook may use a card and then the CPU,
-    and a caller's own `Accelerator`, with its precision, stays as it is. Collectives need tensors on ``state.device``.
+    The device is not accelerate's, which has one for the life of a process: a notebook may use a
+    card and then the CPU, and a caller's own `Accelerator`, with its precision, stays as it is.
+    Collectives need tensors on ``state.device``.
     """
 
     def __init__(self, device: torch.device) -> None:
-        """Join the processes, if a launcher started several; a call that hangs is given up after half an hour."""
+        """Join the processes, if a launcher started several; a call that hangs is given up after
+        half an hour.
+        """
         from accelerate import PartialState
 
         self.state = PartialState(cpu=device.type == "cpu", timeout=timedelta(minutes=30))
         numbered = device.type not in ("cpu", "mps") and device.index is None
-        self.device = type(device)(device.type, self.state.local_process_index) if numbered else device
+        self.device = (
+            type(device)(device.type, self.state.local_process_index) if numbered else device
+        )
         self.num_processes: int = self.state.num_processes
         self.process_index: int = self.state.process_index
         self.is_main_process: bool = self.state.is_main_process
 
 
 def accelerator_for(device: Device) -> Processes:
-    """The processes of this run, with this one's device: for ``auto`` the accelerator that torch finds, if any."""
+    """The processes of this run, with this one's device: for ``auto`` the accelerator that torch
+    finds, if any.
+    """
     import torch  # takes a second, which commands without a model save
 
     adopt_slurm()
     require_device(device)
     if device != "auto":
         return Processes(torch.device(device))
-    cpu_only = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes", "y", "on", "t")
-    found = None if cpu_only or not torch.accelerator.is_available() else torch.accelerator.current_accelerator()
+    cpu_only = os.environ.get("ACCELERATE_USE_CPU", "").lower() in (
+        "1",
+        "true",
+        "yes",
+        "y",
+        "on",
+        "t",
+    )
+    found = (
+        None
+        if cpu_only or not torch.accelerator.is_available()
+        else torch.accelerator.current_accelerator()
+    )
     return Processes(found or torch.device("cpu"))
 
 
@@ -174,7 +200,9 @@ def sent(tensor: Tensor, device: torch.device) -> Tensor:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether a device or the system has too little memory; Apple's, CUDA's libraries and the CPU say it plainly."""
+    """Whether a device or the system has too little memory; Apple's, CUDA's libraries and the CPU
+    say it plainly.
+    """
     import torch
 
     words = ("out of memory", "can't allocate memory", "not enough memory", "STATUS_ALLOC_FAILED")
@@ -184,7 +212,9 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 @contextmanager
 def device_work() -> Iterator[None]:
-    """Compute in exact float32 in this block, give the caller's settings back, and say what to lower without memory."""
+    """Compute in exact float32 in this block, give the caller's settings back, and say what to
+    lower without memory.
+    """
     with _exact_float32():
         try:
             yield
@@ -192,8 +222,8 @@ def device_work() -> Iterator[None]:
             if not is_out_of_memory(error):
                 raise
             raise MeasureError(
-                f"the device has too little memory ({' '.join(str(error).split('. ')[0].split())}); lower "
-                "--images-at-once or --batch-size, or use --device cpu"
+                f"the device has too little memory ({' '.join(str(error).split('. ')[0].split())});"
+                " lower --images-at-once or --batch-size, or use --device cpu"
             ) from None
 
 
@@ -205,8 +235,15 @@ def _exact_float32() -> Iterator[None]:
     backends: Any = torch.backends
     try:
         before = torch.get_float32_matmul_precision(), backends.cudnn.allow_tf32
-    except RuntimeError:  # the caller used torch's newer interface, after which the older one refuses to be read
-        switches = [backends.cuda.matmul, backends.cudnn.conv, backends.mkldnn.matmul, backends.mkldnn.conv]
+    except (
+        RuntimeError
+    ):  # the caller used torch's newer interface, after which the older one refuses to be read
+        switches = [
+            backends.cuda.matmul,
+            backends.cudnn.conv,
+            backends.mkldnn.matmul,
+            backends.mkldnn.conv,
+        ]
         settings = [switch.fp32_precision for switch in switches]
         for switch in switches:
             switch.fp32_precision = "ieee"

@@ -19,14 +19,16 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterable, Iterator
 
-# Not printable according to Python, but shown as they are: wide blanks, and the joiners of scripts and emoji
+# Not printable according to Python, but shown as they are: wide blanks, and the joiners of scripts
+# and emoji
 _SHOWN = frozenset("\xa0\u2002\u2003\u2009\u202f\u3000\u200c\u200d")
 
 
 class ClipmergeError(Exception):
     """Base of all errors that a user can fix; printed as one line, exit code 1.
 
-    The message is made printable here, once for all: names of tensors, folders and files come from strangers.
+    The message is made printable here, once for all: names of tensors, folders and files come from
+    strangers.
     """
 
     exit_code = 1
@@ -75,7 +77,9 @@ class UsageError(ClipmergeError):
 
 
 def is_utf8(text: str) -> bool:
-    """Whether a text can be encoded; names of files in another encoding, and halves of surrogate pairs, cannot."""
+    """Whether a text can be encoded; names of files in another encoding, and halves of surrogate
+    pairs, cannot.
+    """
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -84,10 +88,11 @@ def is_utf8(text: str) -> bool:
 
 
 def printable(text: str, *, limit: int = 10_000) -> str:
-    r"""Make foreign text safe for a terminal or a log: one line, and nothing that moves the cursor or hides text.
+    r"""Make foreign text safe for a terminal or a log: one line, and nothing that moves the cursor
+    or hides text.
 
-    Control characters, characters that change the writing direction, invisible or unassigned ones, and bytes of a path
-    that are not UTF-8 become escapes; line breaks and tabs become blanks.
+    Control characters, characters that change the writing direction, invisible or unassigned ones,
+    and bytes of a path that are not UTF-8 become escapes; line breaks and tabs become blanks.
 
     Example:
         >>> printable("a\x1b[31mb\nc")
@@ -106,7 +111,13 @@ def _shown(letter: str) -> str:
         return " "
     if 0xDC80 <= code <= 0xDCFF:  # Python's code for a byte of a path that is not UTF-8
         code -= 0xDC00
-    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
+    return (
+        f"\\x{code:02x}"
+        if code < 0x100
+        else f"\\u{code:04x}"
+        if code < 0x10000
+        else f"\\U{code:08x}"
+    )
 
 
 def did_you_mean(word: str, options: Iterable[str]) -> str:
@@ -150,7 +161,9 @@ def counted(number: int, one: str, several: str) -> str:
 
 @contextlib.contextmanager
 def noting(text: str) -> Iterator[None]:
-    """Add a note to any exception of this block, about the state of the outside world from here on."""
+    """Add a note to any exception of this block, about the state of the outside world from here
+    on.
+    """
     try:
         yield
     except BaseException as error:

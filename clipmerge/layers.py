@@ -1,11 +1,12 @@
 """Layers: their order in the network, and the globs that name them; the same for every family.
 
-A *layer* is the unit of recipes, plans and reports: half a transformer block with the norm before it
-(``vision.3.attn``, ``vision.3.mlp``), a convolutional block (``vision.3.conv``), or a part outside the blocks:
-``vision.embeddings``, ``pre_norm``, ``norm``, ``pooler``, ``projection``, the same for ``text.`` (and for the
-``decoder.`` of a CoCa, whose blocks attend to the image in ``decoder.3.cross``), and ``head`` (a classifier),
-``logit_scale``, ``logit_bias``. Every parameter is in exactly one layer, as defined by its family; a part of a tower
-that the family does not know is a layer named after its module, such as ``vision.features.3``.
+A *layer* is the unit of recipes, plans and reports: half a transformer block with the norm before
+it (``vision.3.attn``, ``vision.3.mlp``), a convolutional block (``vision.3.conv``), or a part
+outside the blocks: ``vision.embeddings``, ``pre_norm``, ``norm``, ``pooler``, ``projection``, the
+same for ``text.`` (and for the ``decoder.`` of a CoCa, whose blocks attend to the image in
+``decoder.3.cross``), and ``head`` (a classifier), ``logit_scale``, ``logit_bias``. Every parameter
+is in exactly one layer, as defined by its family; a part of a tower that the family does not know
+is a layer named after its module, such as ``vision.features.3``.
 """
 
 from __future__ import annotations
@@ -29,16 +30,20 @@ _PART_ORDER = ("vision", "text", "decoder", HEAD, "logit_scale", "logit_bias")
 
 
 def network_order(layer: str) -> tuple[int, int, str]:
-    """Sort key for network order: vision, text, then layers in neither tower; parts without a known place come last.
+    """Sort key for network order: vision, text, then layers in neither tower; parts without a known
+    place come last.
 
     Example:
-        >>> sorted(["logit_scale", "text.norm", "vision.10.attn", "vision.2.mlp", "vision.2.attn"], key=network_order)
+        >>> layers = ["logit_scale", "text.norm", "vision.10.attn", "vision.2.mlp", "vision.2.attn"]
+        >>> sorted(layers, key=network_order)
         ['vision.2.attn', 'vision.2.mlp', 'vision.10.attn', 'text.norm', 'logit_scale']
     """
     part, _, rest = layer.partition(".")
     index, _, half = rest.partition(".")
     depth = int(index) if index.isdecimal() else _EDGE_ORDER.get(index, _AFTER_ALL_BLOCKS + 3)
-    in_order = half if index.isdecimal() else re.sub(r"\d+", lambda number: number[0].zfill(6), rest)
+    in_order = (
+        half if index.isdecimal() else re.sub(r"\d+", lambda number: number[0].zfill(6), rest)
+    )
     return _PART_ORDER.index(part), depth, in_order
 
 
@@ -58,10 +63,12 @@ def block_of(layer: str) -> tuple[str, int, str] | None:
 
 
 def may_precede_blocks(layer: str) -> bool:
-    """Whether a layer outside the blocks may act before or in them; so may every part without a known place.
+    """Whether a layer outside the blocks may act before or in them; so may every part without a
+    known place.
 
     Example:
-        >>> [may_precede_blocks(layer) for layer in ("vision.embeddings", "vision.features.3", "vision.norm")]
+        >>> layers = ("vision.embeddings", "vision.features.3", "vision.norm")
+        >>> [may_precede_blocks(layer) for layer in layers]
         [True, True, False]
     """
     _, _, part = layer.partition(".")
@@ -69,7 +76,8 @@ def may_precede_blocks(layer: str) -> bool:
 
 
 def match_layers(glob: str, layers: Iterable[str]) -> list[str]:
-    """Find the layers that match a glob; the whole name must match, so ``vision.1.*`` excludes ``vision.10.*``.
+    """Find the layers that match a glob; the whole name must match, so ``vision.1.*`` excludes
+    ``vision.10.*``.
 
     Example:
         >>> match_layers("vision.1.*", ["vision.1.attn", "vision.10.attn"])

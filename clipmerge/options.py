@@ -1,7 +1,8 @@
 """Every option, once: its type and default, its flag and help, and who may set another default.
 
-The flags of the commands, the keyword arguments of the functions, the defaults from files and the environment, and the
-commands in records all derive from the classes below. Imports nothing that takes time, because ``--help`` needs it.
+The flags of the commands, the keyword arguments of the functions, the defaults from files and the
+environment, and the commands in records all derive from the classes below. Imports nothing that
+takes time, because ``--help`` needs it.
 """
 
 import inspect
@@ -30,13 +31,17 @@ class Option(NamedTuple):
     default: Any  # its value if it is not given
     help: str  # a sentence for ``--help`` and for the docstrings
     panel: Panel  # its heading in ``--help``
-    value: str | None = None  # the name of the value in ``--help``; not for a switch, or a choice of words
+    value: str | None = (
+        None  # the name of the value in ``--help``; not for a switch, or a choice of words
+    )
     python: str = ""  # a sentence about what only the Python function takes
     cli: Any = None  # type of the flag, if it is not the type of the argument
-    flags: tuple[str, ...] = ()  # names of the flag, the long one first, if they are not the option's with dashes
+    flags: tuple[
+        str, ...
+    ] = ()  # names of the flag, the long one first, if they are not the option's with dashes
     least: int | None = None
-    # where its default may be set: in the user's own file and the environment (``personal``), or in the working
-    # folder's file too, which may come from a stranger (``anywhere``)
+    # where its default may be set: in the user's own file and the environment (``personal``), or in
+    # the working folder's file too, which may come from a stranger (``anywhere``)
     settable: Literal["", "personal", "anywhere"] = ""
 
     @property
@@ -45,12 +50,16 @@ class Option(NamedTuple):
         return bool(self.cli == _MANY)
 
     def names(self, name: str) -> tuple[str, ...]:
-        """The names of the flag of the option called ``name``; a switch that is on has one to turn it off."""
+        """The names of the flag of the option called ``name``; a switch that is on has one to turn
+        it off.
+        """
         long = f"--{name.replace('_', '-')}"
         return self.flags or ((f"{long}/--no-{long[2:]}",) if self.default is True else (long,))
 
     def flag(self, name: str) -> str:
-        """The flag that gives the option called ``name`` a value, or that turns it on, or off if it is on."""
+        """The flag that gives the option called ``name`` a value, or that turns it on, or off if it
+        is on.
+        """
         return self.names(name)[0].rpartition("/")[2]
 
 
@@ -80,7 +89,9 @@ def _count(default: int | None, help: str, panel: Panel) -> Option:
 
 def _recipes(default: Any, help: str) -> Option:
     """Several recipes."""
-    return Option(default, help, "Inputs", "RECIPE", python="Each as in merge.", cli=_MANY, flags=RECIPE.flags)
+    return Option(
+        default, help, "Inputs", "RECIPE", python="Each as in merge.", cli=_MANY, flags=RECIPE.flags
+    )
 
 
 Keep = Annotated[
@@ -95,17 +106,28 @@ Keep = Annotated[
     ),
 ]
 StateKey = Annotated[
-    str | None, Option(None, "Where in the checkpoint's file the weights are, such as 'ema'.", "Inputs", "KEY")
+    str | None,
+    Option(None, "Where in the checkpoint's file the weights are, such as 'ema'.", "Inputs", "KEY"),
 ]
 Images = Annotated[int, _count(1024, "Images to measure on, class-balanced.", "Images")]
 Seed = Annotated[
     int,
     Option(
-        0, "Seed of the sample, the bootstrap and random masks.", "Decision", "NUMBER", least=0, settable="anywhere"
+        0,
+        "Seed of the sample, the bootstrap and random masks.",
+        "Decision",
+        "NUMBER",
+        least=0,
+        settable="anywhere",
     ),
 ]
 Hash = Annotated[
-    bool, Option(True, "Compare and record the sha256 of weights; --no-hash is faster if they are large.", "Output")
+    bool,
+    Option(
+        True,
+        "Compare and record the sha256 of weights; --no-hash is faster if they are large.",
+        "Output",
+    ),
 ]
 MaxShardSize = Annotated[
     int | str | None,
@@ -117,9 +139,12 @@ MaxShardSize = Annotated[
         cli=str | None,
     ),
 ]
-Overwrite = Annotated[bool, Option(False, "Replace an earlier output of the same command.", "Output")]
+Overwrite = Annotated[
+    bool, Option(False, "Replace an earlier output of the same command.", "Output")
+]
 License = Annotated[
-    str | None, Option(None, "The licence to publish under, if the sources' differ.", "Publishing", "LICENCE")
+    str | None,
+    Option(None, "The licence to publish under, if the sources' differ.", "Publishing", "LICENCE"),
 ]
 Private = Annotated[bool, Option(False, "Publish in a repository that is private.", "Publishing")]
 
@@ -127,10 +152,16 @@ Private = Annotated[bool, Option(False, "Publish in a repository that is private
 class MachineOptions(TypedDict, total=False):
     """Options of everything that computes on images."""
 
-    batch_size: Annotated[int | None, _count(None, "Images per batch; by default at most 128.", "Machine")]
+    batch_size: Annotated[
+        int | None, _count(None, "Images per batch; by default at most 128.", "Machine")
+    ]
     images_at_once: Annotated[
         int | None,
-        _count(None, "Images computed at once; fewer need less memory and leave the batches as they are.", "Machine"),
+        _count(
+            None,
+            "Images computed at once; fewer need less memory and leave the batches as they are.",
+            "Machine",
+        ),
     ]
     device: Annotated[Device, Option("auto", "Where to measure.", "Machine", settable="anywhere")]
 
@@ -142,11 +173,14 @@ class DataOptions(TypedDict, total=False):
         Any,
         Option(
             None,
-            "Labelled images: a folder, .parquet, .tar, hf://datasets/ORG/NAME:SPLIT, or a name from `data list`.",
+            "Labelled images: a folder, .parquet, .tar, hf://datasets/ORG/NAME:SPLIT, or a name"
+            " from `data list`.",
             "Images",
             "SOURCE",
-            python="Or a datasets.Dataset; a torch Dataset or DataLoader of (image, label) pairs; or a Calibration, "
-            "which replaces all options about images and the machine.",
+            python=(
+                "Or a datasets.Dataset; a torch Dataset or DataLoader of (image, label) pairs; or a"
+                " Calibration, which replaces all options about images and the machine."
+            ),
             cli=str | None,
             settable="personal",
         ),
@@ -155,10 +189,14 @@ class DataOptions(TypedDict, total=False):
         Any,
         Option(
             None,
-            "Images from where the model will be used, for a recipe that learns; labels are not read.",
+            "Images from where the model will be used, for a recipe that learns; labels are not"
+            " read.",
             "Images",
             "SOURCE",
-            python="A folder with images at any depth, any other form of data, or a list of PIL images.",
+            python=(
+                "A folder with images at any depth, any other form of data, or a list of PIL"
+                " images."
+            ),
             cli=str | None,
         ),
     ]
@@ -192,10 +230,12 @@ class PromptOptions(TypedDict, total=False):
         ),
     ]
     image_column: Annotated[
-        str | None, Option(None, "Column (or tar ending) of the images, if not found.", "Images", "NAME")
+        str | None,
+        Option(None, "Column (or tar ending) of the images, if not found.", "Images", "NAME"),
     ]
     label_column: Annotated[
-        str | None, Option(None, "Column (or tar ending) of the labels, if not found.", "Images", "NAME")
+        str | None,
+        Option(None, "Column (or tar ending) of the labels, if not found.", "Images", "NAME"),
     ]
 
 
@@ -223,7 +263,8 @@ class DecisionOptions(DataOptions, PromptOptions, SampleOptions, MachineOptions,
         bool,
         Option(
             True,
-            "Hold back a fifth of the images from the decision, and measure on them what the merge bought.",
+            "Hold back a fifth of the images from the decision, and measure on them what the merge"
+            " bought.",
             "Decision",
         ),
     ]
@@ -254,7 +295,8 @@ class DecisionOptions(DataOptions, PromptOptions, SampleOptions, MachineOptions,
         str | os.PathLike[str] | None,
         Option(
             None,
-            "Folder where unfinished learning is saved, to go on after an interruption; by default the user's cache.",
+            "Folder where unfinished learning is saved, to go on after an interruption; by default"
+            " the user's cache.",
             "Machine",
             "DIR",
             cli=Path | None,
@@ -269,7 +311,12 @@ class RecipeOptions(DecisionOptions, total=False):
 
     alpha: Annotated[
         float | None,
-        Option(None, "Short for --set method.alpha=ALPHA: 0 = zero-shot, 1 = fine-tuned.", "Decision", "NUMBER"),
+        Option(
+            None,
+            "Short for --set method.alpha=ALPHA: 0 = zero-shot, 1 = fine-tuned.",
+            "Decision",
+            "NUMBER",
+        ),
     ]
 
 
@@ -284,7 +331,9 @@ class MergeOptions(PlanOptions, total=False):
     """Options of `merge`."""
 
     max_shard_size: MaxShardSize
-    push: Annotated[str | None, Option(None, "Publish the output on the Hub.", "Publishing", "ORG/NAME")]
+    push: Annotated[
+        str | None, Option(None, "Publish the output on the Hub.", "Publishing", "ORG/NAME")
+    ]
     private: Private
     license: License
 
@@ -313,7 +362,9 @@ class EvaluateOptions(PromptOptions, MachineOptions, total=False):
 class SweepOptions(DecisionOptions, total=False):
     """Options of `sweep`."""
 
-    recipes: Annotated[Sequence[Any], _recipes((), "Recipe to compare with the curve; may be repeated.")]
+    recipes: Annotated[
+        Sequence[Any], _recipes((), "Recipe to compare with the curve; may be repeated.")
+    ]
     points: Annotated[
         _Named,
         Option(
@@ -328,7 +379,13 @@ class SweepOptions(DecisionOptions, total=False):
     ]
     alphas: Annotated[
         Sequence[float] | str,
-        Option("0,0.1,...,1", "Points of the curve; 0 = zero-shot, 1 = fine-tuned.", "Inputs", "LIST", cli=str),
+        Option(
+            "0,0.1,...,1",
+            "Points of the curve; 0 = zero-shot, 1 = fine-tuned.",
+            "Inputs",
+            "LIST",
+            cli=str,
+        ),
     ]
     state_key: StateKey
     overwrite: Overwrite
@@ -339,16 +396,28 @@ class BenchOptions(MachineOptions, total=False):
 
     limit: Annotated[
         int | None,
-        Option(None, "Images sampled from each source, for a quick look; by default all.", "Images", "COUNT", least=2),
+        Option(
+            None,
+            "Images sampled from each source, for a quick look; by default all.",
+            "Images",
+            "COUNT",
+            least=2,
+        ),
     ]
-    recipes: Annotated[Sequence[Any] | None, _recipes(None, "Recipe in place of the suite's; may be repeated.")]
+    recipes: Annotated[
+        Sequence[Any] | None, _recipes(None, "Recipe in place of the suite's; may be repeated.")
+    ]
     alphas: Annotated[
         Sequence[float] | str | None,
-        Option(None, "Points of the curve; by default the suite's.", "Inputs", "LIST", cli=str | None),
+        Option(
+            None, "Points of the curve; by default the suite's.", "Inputs", "LIST", cli=str | None
+        ),
     ]
     images: Images
     seed: Seed
-    check: Annotated[bool, Option(True, "Stop if zero-shot accuracy is not the published figure.", "Decision")]
+    check: Annotated[
+        bool, Option(True, "Stop if zero-shot accuracy is not the published figure.", "Decision")
+    ]
     jobs: Annotated[
         str | None,
         Option(
@@ -365,7 +434,9 @@ class PushOptions(TypedDict, total=False):
     """Options of `push`."""
 
     private: Private
-    revision: Annotated[str | None, Option(None, "Branch to commit to; created if missing.", "Publishing", "BRANCH")]
+    revision: Annotated[
+        str | None, Option(None, "Branch to commit to; created if missing.", "Publishing", "BRANCH")
+    ]
     create_pr: Annotated[bool, Option(False, "Open a pull request instead.", "Publishing")]
     message: Annotated[str | None, Option(None, "Commit message.", "Publishing", "TEXT")]
     license: License
@@ -380,7 +451,9 @@ class PushOptions(TypedDict, total=False):
             flags=("--evaluation",),
         ),
     ]
-    yes: Annotated[bool, Option(False, "Replace other contents, or a card edited on the Hub.", "Publishing")]
+    yes: Annotated[
+        bool, Option(False, "Replace other contents, or a card edited on the Hub.", "Publishing")
+    ]
 
 
 Options = TypeVar("Options")
@@ -389,13 +462,23 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 def declared(options: type) -> dict[str, tuple[Any, Option]]:
     """The type and the declaration of each option of a class above, in order."""
-    return {name: (each.__origin__, each.__metadata__[0]) for name, each in options.__annotations__.items()}
+    return {
+        name: (each.__origin__, each.__metadata__[0])
+        for name, each in options.__annotations__.items()
+    }
 
 
 #: Declarations of all options, by name.
 EVERY = {
     name: option
-    for options in (MergeOptions, ApplyOptions, EvaluateOptions, SweepOptions, BenchOptions, PushOptions)
+    for options in (
+        MergeOptions,
+        ApplyOptions,
+        EvaluateOptions,
+        SweepOptions,
+        BenchOptions,
+        PushOptions,
+    )
     for name, (_, option) in declared(options).items()
 } | {"recipe": RECIPE, "verbose": VERBOSE}
 
@@ -405,11 +488,17 @@ def completed(options: type[Options], given: Mapping[str, Any]) -> Options:
     known = declared(options)
     for name, value in given.items():
         if name not in known:  # as Python itself says
-            raise TypeError(f"got an unexpected keyword argument '{name}'.{did_you_mean(name, known)}")
+            raise TypeError(
+                f"got an unexpected keyword argument '{name}'.{did_you_mean(name, known)}"
+            )
         option = known[name][1]
-        if option.least is not None and value is not None and not value >= option.least:  # true for NaN too
+        if (
+            option.least is not None and value is not None and not value >= option.least
+        ):  # true for NaN too
             raise UsageError(f"{option.flag(name)} {value}: expected at least {option.least}")
-    return cast(Options, {name: given.get(name, option.default) for name, (_, option) in known.items()})
+    return cast(
+        Options, {name: given.get(name, option.default) for name, (_, option) in known.items()}
+    )
 
 
 def with_options(options: type) -> Callable[[Function], Function]:
@@ -419,7 +508,9 @@ def with_options(options: type) -> Callable[[Function], Function]:
         signature, known = inspect.signature(function), declared(options)
         own = [each for each in signature.parameters.values() if each.kind is not each.VAR_KEYWORD]
         shown = [
-            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=option.default, annotation=kind)
+            inspect.Parameter(
+                name, inspect.Parameter.KEYWORD_ONLY, default=option.default, annotation=kind
+            )
             for name, (kind, option) in known.items()
         ]
         function.__signature__ = signature.replace(parameters=[*own, *shown])  # type: ignore[attr-defined]
@@ -428,7 +519,9 @@ def with_options(options: type) -> Callable[[Function], Function]:
             for name, (_, option) in known.items()
         ]
         text = inspect.cleandoc(function.__doc__ or "")
-        function.__doc__ = text.replace(f"    **options: See `{options.__name__}`.", "\n".join(lines))
+        function.__doc__ = text.replace(
+            f"    **options: See `{options.__name__}`.", "\n".join(lines)
+        )
         return function
 
     return decorate

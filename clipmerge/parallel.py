@@ -9,14 +9,16 @@ from contextlib import contextmanager
 from typing import TypeVar
 
 T = TypeVar("T")
-#: Limit on the total bytes of the tensors in progress and the one in use; a larger tensor is computed alone. The
-#: computation needs a few times as much.
+#: Limit on the total bytes of the tensors in progress and the one in use; a larger tensor is
+#: computed alone. The computation needs a few times as much.
 HELD_BYTES = 64 << 20
 
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Limit torch to one thread: with more, sums are split by their number, which changes the last bits."""
+    """Limit torch to one thread: with more, sums are split by their number, which changes the last
+    bits.
+    """
     import torch
 
     threads = torch.get_num_threads()
@@ -27,10 +29,13 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def side_by_side(jobs: Iterable[tuple[int, Callable[[], T]]], *, held_bytes: int = HELD_BYTES) -> Generator[T]:
+def side_by_side(
+    jobs: Iterable[tuple[int, Callable[[], T]]], *, held_bytes: int = HELD_BYTES
+) -> Generator[T]:
     """Run jobs with one thread each, as many at a time as torch has threads.
 
-    Close the iterator (`contextlib.closing`) if it may not be exhausted: torch is limited to one thread until then.
+    Close the iterator (`contextlib.closing`) if it may not be exhausted: torch is limited to one
+    thread until then.
     """
     import torch
 
@@ -39,7 +44,10 @@ def side_by_side(jobs: Iterable[tuple[int, Callable[[], T]]], *, held_bytes: int
         yield from (job() for _, job in jobs)
         return
     waiting, running, held = deque(jobs), deque[tuple[int, Future[T]]](), 0
-    with one_thread(), ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+    with (
+        one_thread(),
+        ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool,
+    ):
         try:
             while waiting or running:
                 while waiting and (not running or held + waiting[0][0] <= held_bytes):

@@ -1,7 +1,8 @@
-"""Find measures, methods, masks and combinations by their files, and define common ranges of their options.
+"""Find measures, methods, masks and combinations by their files, and define common ranges of their
+options.
 
-A file's name is its recipe name (``path_barrier.py`` is ``path-barrier``), the function of that name is the plugin, and
-its keyword-only parameters are its options. There is no registry.
+A file's name is its recipe name (``path_barrier.py`` is ``path-barrier``), the function of that
+name is the plugin, and its keyword-only parameters are its options. There is no registry.
 """
 
 from __future__ import annotations
@@ -79,9 +80,13 @@ def load_plugin(package: str, name: str) -> Callable[..., Any]:
     known = plugin_names(package)
     if name not in known:
         kind = package.removesuffix("s")
-        raise RecipeError(f"no {kind} '{name}' ({package}: {', '.join(known)}).{did_you_mean(name, known)}")
+        raise RecipeError(
+            f"no {kind} '{name}' ({package}: {', '.join(known)}).{did_you_mean(name, known)}"
+        )
     attribute = name.replace("-", "_")
-    function: Callable[..., Any] = getattr(import_module(f"clipmerge.{package}.{attribute}"), attribute)
+    function: Callable[..., Any] = getattr(
+        import_module(f"clipmerge.{package}.{attribute}"), attribute
+    )
     return function
 
 
@@ -89,11 +94,17 @@ def plugin_options(package: str, name: str) -> dict[str, Any]:
     """List a plugin's options with their defaults."""
     parameters = inspect.signature(load_plugin(package, name)).parameters.values()
     filled_in = _FILLED_IN.get(package, set())
-    return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in filled_in}
+    return {
+        p.name: p.default
+        for p in parameters
+        if p.kind is p.KEYWORD_ONLY and p.name not in filled_in
+    }
 
 
 def requires(package: str, name: str, parameter: str) -> bool:
-    """Whether a plugin needs a parameter that the arithmetic fills in, such as a mask's ``score``."""
+    """Whether a plugin needs a parameter that the arithmetic fills in, such as a mask's
+    ``score``.
+    """
     declared = inspect.signature(load_plugin(package, name)).parameters.get(parameter)
     return declared is not None and declared.default is declared.empty
 
@@ -106,7 +117,10 @@ def check_options(package: str, name: str, given: dict[str, Any]) -> dict[str, A
     for option in given:
         if option not in known:
             listed = ", ".join(known) or "none"
-            raise RecipeError(f"{kind} {name}: no option '{option}' (options: {listed}).{did_you_mean(option, known)}")
+            raise RecipeError(
+                f"{kind} {name}: no option '{option}' (options:"
+                f" {listed}).{did_you_mean(option, known)}"
+            )
     hints = get_type_hints(function, include_extras=True)
     checked = dict(known)
     for option, value in given.items():
@@ -114,7 +128,9 @@ def check_options(package: str, name: str, given: dict[str, Any]) -> dict[str, A
             checked[option] = TypeAdapter(hints[option]).validate_python(value)
         except ValidationError as error:
             reason = plainly(error.errors()[0]["msg"])
-            raise RecipeError(f"{kind} {name}: option '{option}' cannot be {value!r}: {reason}") from None
+            raise RecipeError(
+                f"{kind} {name}: option '{option}' cannot be {value!r}: {reason}"
+            ) from None
     return checked
 
 
@@ -124,20 +140,32 @@ def plainly(message: str) -> str:
 
 
 def takes_several(package: str, name: str) -> bool:
-    """Whether a plugin's file says ``SEVERAL = True``: it uses all fine-tuned checkpoints, not just one."""
+    """Whether a plugin's file says ``SEVERAL = True``: it uses all fine-tuned checkpoints, not just
+    one.
+    """
     return bool(getattr(import_module(load_plugin(package, name).__module__), "SEVERAL", False))
 
 
 def learns_from_unlabelled(measure: str) -> bool:
-    """Whether a measure's file says ``UNLABELLED = True``: it can learn from unlabelled images too."""
-    return bool(getattr(import_module(load_plugin("measures", measure).__module__), "UNLABELLED", False))
+    """Whether a measure's file says ``UNLABELLED = True``: it can learn from unlabelled images
+    too.
+    """
+    return bool(
+        getattr(import_module(load_plugin("measures", measure).__module__), "UNLABELLED", False)
+    )
 
 
-def options_of(other: Callable[..., Any], *, without: tuple[str, ...] = ()) -> Callable[[_Plugin], _Plugin]:
-    """Give a plugin with ``**options`` the keyword-only parameters of another one, but for some, after its own."""
+def options_of(
+    other: Callable[..., Any], *, without: tuple[str, ...] = ()
+) -> Callable[[_Plugin], _Plugin]:
+    """Give a plugin with ``**options`` the keyword-only parameters of another one, but for some,
+    after its own.
+    """
 
     def decorate(plugin: _Plugin) -> _Plugin:
-        own = [p for p in inspect.signature(plugin).parameters.values() if p.kind is not p.VAR_KEYWORD]
+        own = [
+            p for p in inspect.signature(plugin).parameters.values() if p.kind is not p.VAR_KEYWORD
+        ]
         offered = inspect.signature(other).parameters.values()
         taken = [p for p in offered if p.kind is p.KEYWORD_ONLY and p.name not in without]
         hints = get_type_hints(other, include_extras=True)

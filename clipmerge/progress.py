@@ -37,7 +37,9 @@ def say_all(progress: Progress, notes: Iterable[str]) -> None:
 
 
 class Logged(Progress):
-    """Reports to Python's logger ``clipmerge``: stages at level INFO, notes at level WARNING; the API's default."""
+    """Reports to Python's logger ``clipmerge``: stages at level INFO, notes at level WARNING; the
+    API's default.
+    """
 
     def stage(self, name: str) -> None:
         """Log it."""
@@ -62,10 +64,16 @@ class ByteCount:
 
 
 class Pace(Progress):
-    """Forwards progress and notes, and states how long work takes, if long, once its first steps were timed."""
+    """Forwards progress and notes, and states how long work takes, if long, once its first steps
+    were timed.
+    """
 
-    def __init__(self, progress: Progress, device: torch.device, before: str, after: str = "") -> None:
-        """Start before the work; the texts are said before and after the estimated time, on a CPU only."""
+    def __init__(
+        self, progress: Progress, device: torch.device, before: str, after: str = ""
+    ) -> None:
+        """Start before the work; the texts are said before and after the estimated time, on a CPU
+        only.
+        """
         self._progress, self._before, self._after = progress, before, after
         self._tells = device.type == "cpu"
         self._first: tuple[float, float] | None = None

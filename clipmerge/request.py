@@ -30,8 +30,8 @@ class Calibration:
     """The images to measure on, and settings for measuring.
 
     Attributes:
-        source: A folder, Parquet or tar files, ``hf://datasets/...``, ``digits`` or images in memory; see
-            `clipmerge.images.dataset.load_images`.
+        source: A folder, Parquet or tar files, ``hf://datasets/...``, ``digits`` or images in
+            memory; see `clipmerge.images.dataset.load_images`.
         classes: File with class names, or the names in the order of the classes.
         templates: Prompt templates; empty for the default.
         images: Images sampled, class-balanced.
@@ -39,10 +39,10 @@ class Calibration:
         device: Device to measure on.
         columns: Columns of images and labels named by the user.
         images_at_once: Images computed at once; ``None`` for a whole batch.
-        held_back: Share of the images held back from the decision to measure the effect of the merge, see
-            `docs/verdict.md`; 0 to decide on all images and measure no effect.
-        unlabelled: Images from where the model will be used, for recipes that learn; their labels are not read. A
-            source like ``source``, or ``None``.
+        held_back: Share of the images held back from the decision to measure the effect of the
+            merge, see `docs/verdict.md`; 0 to decide on all images and measure no effect.
+        unlabelled: Images from where the model will be used, for recipes that learn; their labels
+            are not read. A source like ``source``, or ``None``.
         state: Folder where unfinished learning is saved; ``None`` for the user's cache.
     """
 
@@ -67,9 +67,14 @@ class Settings:
     dtype: OutputDtype = "keep"
     command: str = ""  # repeats the call, for the record
     hashed: bool = True  # the weights of inputs and output
-    max_loss: float = EVERY["max_loss"].default  # points below the fine-tuned model's accuracy without a warning
-    strict: bool = False  # a greater loss, or a checkpoint that did not start from the zero-shot one, is an error
-    keep: dict[str, Any] = field(default_factory=dict)  # sources of tasks that the models were not fine-tuned for
+    max_loss: float = EVERY[
+        "max_loss"
+    ].default  # points below the fine-tuned model's accuracy without a warning
+    # a greater loss, or a checkpoint that did not start from the zero-shot one, is an error
+    strict: bool = False
+    keep: dict[str, Any] = field(
+        default_factory=dict
+    )  # sources of tasks that the models were not fine-tuned for
 
 
 @dataclass(frozen=True)
@@ -93,7 +98,9 @@ ALPHAS = tuple(round(0.1 * step, 1) for step in range(11))
 
 @dataclass(frozen=True)
 class SweepRequest(Settings):
-    """Everything that determines a sweep; ``calibration`` also has the settings of all sources of images."""
+    """Everything that determines a sweep; ``calibration`` also has the settings of all sources of
+    images.
+    """
 
     zeroshot: str  # source of theta_0
     finetuned: str  # source of theta_1
@@ -102,8 +109,12 @@ class SweepRequest(Settings):
     recipes: tuple[Recipe, ...] = ()
     alphas: tuple[float, ...] = ALPHAS  # points of the curve, ascending
     calibration: Calibration = Calibration()
-    further: tuple[str, ...] = ()  # sources of theta_2 ... theta_K; the curve then goes to the average
-    points: dict[str, str] = field(default_factory=dict)  # checkpoints to show beside the curve as they are, by name
+    further: tuple[
+        str, ...
+    ] = ()  # sources of theta_2 ... theta_K; the curve then goes to the average
+    points: dict[str, str] = field(
+        default_factory=dict
+    )  # checkpoints to show beside the curve as they are, by name
     limit: int | None = None  # images sampled from each source, class-balanced
     checks_overlap: bool = True  # whether sources are searched for images that they share
 
@@ -123,7 +134,9 @@ class SweepRequest(Settings):
         unlabelled = self.calibration.unlabelled if recipe.learns_from_unlabelled else None
         calibration = replace(self.calibration, unlabelled=unlabelled)
         settings |= {"strict": False, "keep": {}}
-        return MergeRequest(self.zeroshot, (self.finetuned, *self.further), recipe, calibration, **settings)
+        return MergeRequest(
+            self.zeroshot, (self.finetuned, *self.further), recipe, calibration, **settings
+        )
 
 
 @dataclass
@@ -139,8 +152,12 @@ class Run:
     hashed: bool = True  # the weights of inputs and output
     hashing: list[Future[dict[str, str]]] = field(default_factory=list)  # of the inputs
     cleanups: list[Callable[[], None]] = field(default_factory=list)  # called by `finish`
-    held_back: LabelledImages | None = None  # images that the measure did not see, if it used images
-    measured_on: LabelledImages | None = None  # images that it saw, if other tasks are compared with them
+    held_back: LabelledImages | None = (
+        None  # images that the measure did not see, if it used images
+    )
+    measured_on: LabelledImages | None = (
+        None  # images that it saw, if other tasks are compared with them
+    )
 
     @contextmanager
     def timed(self, stage: str, title: str = "") -> Iterator[None]:
@@ -154,7 +171,9 @@ class Run:
         """Put a warning into the plan, and report it."""
         if aloud:
             self.progress.say(text)
-        self.plan = self.plan and self.plan.model_copy(update={"warnings": (*self.plan.warnings, text)})
+        self.plan = self.plan and self.plan.model_copy(
+            update={"warnings": (*self.plan.warnings, text)}
+        )
 
     @property
     def is_main(self) -> bool:
@@ -163,18 +182,26 @@ class Run:
 
     @property
     def light_plan(self) -> Plan:
-        """The plan with its tensors, without those of the measure; without layers in processes that do not decide."""
+        """The plan with its tensors, without those of the measure; without layers in processes that
+        do not decide.
+        """
         if self.plan is not None:
             measured = self.plan.measurements
             # tensors that a measure keeps for methods can be as large as the model
-            light = measured and measured.model_copy(update={"coefficients": {}, "gradients": {}, "tensors": {}})
+            light = measured and measured.model_copy(
+                update={"coefficients": {}, "gradients": {}, "tensors": {}}
+            )
             return self.plan.model_copy(update={"measurements": light})
         count = len(self.inputs.finetuned)
-        return Plan(recipe={}, **self.sources(hashed=False), weights=(1.0 / count,) * count, layers={})
+        return Plan(
+            recipe={}, **self.sources(hashed=False), weights=(1.0 / count,) * count, layers={}
+        )
 
     def sources(self, *, hashed: bool) -> dict[str, Any]:
         """The inputs as fields of a plan."""
-        zeroshot, *finetuned = (SourceRecord(**each.provenance(hashed=hashed)) for each in self.inputs.everyone)
+        zeroshot, *finetuned = (
+            SourceRecord(**each.provenance(hashed=hashed)) for each in self.inputs.everyone
+        )
         return {"zeroshot": zeroshot, "finetuned": tuple(finetuned)}
 
     def finish(self) -> None:
@@ -183,7 +210,9 @@ class Run:
             clear()
 
     def hash_inputs(self) -> None:
-        """Start hashing the inputs in the background, if the user wants hashes; `hashed_plan` waits for them."""
+        """Start hashing the inputs in the background, if the user wants hashes; `hashed_plan` waits
+        for them.
+        """
         if not self.hashed:
             return
         pool = ThreadPoolExecutor(max_workers=2)

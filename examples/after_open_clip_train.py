@@ -1,10 +1,12 @@
 """Merge a checkpoint of `open_clip_train` with the model that training started from.
 
-    python -m open_clip_train.main --model ViT-B-32 --pretrained openai --train-data ... --logs logs --name cars
-    python examples/after_open_clip_train.py ViT-B-32 openai logs/cars/checkpoints/epoch_3.pt --data val --output merged
+    python -m open_clip_train.main --model ViT-B-32 --pretrained openai --train-data ... --logs logs
+    --name cars python examples/after_open_clip_train.py ViT-B-32 openai
+    logs/cars/checkpoints/epoch_3.pt --data val --output merged
 
-Give the same MODEL and PRETRAINED as in training; "-" if MODEL includes its weights (hf-hub:ORG/NAME or
-local-dir:FOLDER). The output loads as `open_clip.create_model("local-dir:merged")`.
+Give the same MODEL and PRETRAINED as in training; "-" if MODEL includes its weights
+(hf-hub:ORG/NAME or local-dir:FOLDER). The output loads as
+`open_clip.create_model("local-dir:merged")`.
 """
 
 from __future__ import annotations
@@ -36,7 +38,9 @@ def base_of(model: str, pretrained: str) -> tuple[Any, str | None]:
 
 def main(arguments: Sequence[str] | None = None) -> clipmerge.MergeResult:
     """Read the command line and merge."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("model")
     parser.add_argument("pretrained")
     parser.add_argument("checkpoint", help="epoch_N.pt")
@@ -47,7 +51,12 @@ def main(arguments: Sequence[str] | None = None) -> clipmerge.MergeResult:
     base, described = base_of(asked.model, asked.pretrained)
     # the checkpoint also holds the optimiser and the epoch; only the weights are read
     return clipmerge.merge(
-        base, asked.checkpoint, asked.recipe, data=asked.data, output=asked.output, processor=described
+        base,
+        asked.checkpoint,
+        asked.recipe,
+        data=asked.data,
+        output=asked.output,
+        processor=described,
     )
 
 

@@ -1,9 +1,10 @@
 """Fine-tune a CLIP in plain PyTorch, and merge it with its zero-shot self as the last step.
 
-    python examples/after_plain_torch.py openai/clip-vit-base-patch32 --train train --data val --output merged
+    python examples/after_plain_torch.py openai/clip-vit-base-patch32 --train train --data val
+    --output merged
 
-TRAIN and VAL have one folder of images per class. The loop is the usual one; clipmerge adds only the two marked places:
-a copy of the model from before training, and one call after it.
+TRAIN and VAL have one folder of images per class. The loop is the usual one; clipmerge adds only
+the two marked places: a copy of the model from before training, and one call after it.
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ from transformers import CLIPModel, CLIPProcessor
 import clipmerge
 
 
-def batches(folder: Path, size: int, steps: int) -> Iterator[tuple[list[Image.Image], torch.Tensor]]:
+def batches(
+    folder: Path, size: int, steps: int
+) -> Iterator[tuple[list[Image.Image], torch.Tensor]]:
     """Draw batches of images and the numbers of their classes.
 
     Args:
@@ -30,19 +33,28 @@ def batches(folder: Path, size: int, steps: int) -> Iterator[tuple[list[Image.Im
         steps: Number of batches.
     """
     classes = sorted(path for path in folder.iterdir() if path.is_dir())
-    files = [(file, number) for number, path in enumerate(classes) for file in sorted(path.iterdir())]
+    files = [
+        (file, number) for number, path in enumerate(classes) for file in sorted(path.iterdir())
+    ]
     generator = torch.Generator().manual_seed(0)
     for _ in range(steps):
         picked = [files[index] for index in torch.randint(len(files), (size,), generator=generator)]
-        yield [Image.open(file).convert("RGB") for file, _ in picked], torch.tensor([number for _, number in picked])
+        yield (
+            [Image.open(file).convert("RGB") for file, _ in picked],
+            torch.tensor([number for _, number in picked]),
+        )
 
 
 def main(arguments: Sequence[str] | None = None) -> CLIPModel:
     """Read the command line, train, merge and save."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("zeroshot")
     parser.add_argument("--train", type=Path, required=True)
-    parser.add_argument("--data", type=Path, required=True, help="images that training does not see")
+    parser.add_argument(
+        "--data", type=Path, required=True, help="images that training does not see"
+    )
     parser.add_argument("--recipe", default="auto")
     parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--batch-size", type=int, default=64)
@@ -55,7 +67,9 @@ def main(arguments: Sequence[str] | None = None) -> CLIPModel:
     zeroshot = copy.deepcopy(model)  # clipmerge: keep what training starts from
 
     names = sorted(path.name for path in asked.train.iterdir() if path.is_dir())
-    prompts = processor(text=[f"a photo of a {name}." for name in names], padding=True, return_tensors="pt")
+    prompts = processor(
+        text=[f"a photo of a {name}." for name in names], padding=True, return_tensors="pt"
+    )
     optimizer = torch.optim.AdamW(model.parameters(), lr=asked.rate)
     model.train()
     for images, labels in batches(asked.train, asked.batch_size, asked.steps):
@@ -65,7 +79,9 @@ def main(arguments: Sequence[str] | None = None) -> CLIPModel:
         loss.backward()
         optimizer.step()
 
-    robust = clipmerge.merge_models(zeroshot, model, asked.recipe, data=asked.data)  # clipmerge: the last step
+    robust = clipmerge.merge_models(
+        zeroshot, model, asked.recipe, data=asked.data
+    )  # clipmerge: the last step
     robust.save_pretrained(asked.output)
     processor.save_pretrained(asked.output)
     return robust

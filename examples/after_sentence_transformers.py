@@ -4,10 +4,11 @@
     SentenceTransformerTrainer(model, ...).train()
     model.save("finetuned")
 
-    python examples/after_sentence_transformers.py openai/clip-vit-base-patch32 finetuned --data val --output merged
+    python examples/after_sentence_transformers.py openai/clip-vit-base-patch32 finetuned --data val
+    --output merged
 
-The output loads as `SentenceTransformer("merged")`. Folders of every version are read: before version 5 the CLIP was in
-`0_CLIPModel`, and then it is there in the output too.
+The output loads as `SentenceTransformer("merged")`. Folders of every version are read: before
+version 5 the CLIP was in `0_CLIPModel`, and then it is there in the output too.
 """
 
 from __future__ import annotations
@@ -26,7 +27,9 @@ ITS_FILES = ("modules.json", "config_sentence_transformers.json", "sentence_bert
 
 def main(arguments: Sequence[str] | None = None) -> clipmerge.MergeResult:
     """Read the command line and merge."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("zeroshot")
     parser.add_argument("finetuned", type=Path, help="folder that model.save wrote")
     parser.add_argument("--recipe", default="auto")

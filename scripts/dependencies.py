@@ -1,9 +1,10 @@
 """The packages that clipmerge needs: their licences checked, and a bill of materials.
 
-``python scripts/dependencies.py licences`` fails if an installed package that clipmerge needs has a licence that is not
-in the list below. ``python scripts/dependencies.py sbom`` prints a bill of materials in CycloneDX's JSON format.
-``python scripts/dependencies.py audit`` asks pip-audit for known faults; without it, or without a network, it says so
-and succeeds. Only ``audit`` uses the network.
+``python scripts/dependencies.py licences`` fails if an installed package that clipmerge needs has a
+licence that is not in the list below. ``python scripts/dependencies.py sbom`` prints a bill of
+materials in CycloneDX's JSON format. ``python scripts/dependencies.py audit`` asks pip-audit for
+known faults; without it, or without a network, it says so and succeeds. Only ``audit`` uses the
+network.
 """
 
 from __future__ import annotations
@@ -20,16 +21,41 @@ from importlib import metadata
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-#: Parts of licence texts that allow use and distribution beside Apache-2.0; weak copyleft of unmodified libraries too.
+#: Parts of licence texts that allow use and distribution beside Apache-2.0; weak copyleft of
+#: unmodified libraries too.
 ALLOWED = (
-    *("Apache", "BSD", "MIT", "ISC", "PSF", "Python Software Foundation", "HPND", "MPL", "Mozilla Public", "Zlib"),
-    *("Unlicense", "CC0", "0BSD", "LGPL", "Lesser General Public", "Historical Permission", "NVIDIA", "Matplotlib"),
-    *("BSL", "Boost", "CNRI", "LLVM"),
+    "Apache",
+    "BSD",
+    "MIT",
+    "ISC",
+    "PSF",
+    "Python Software Foundation",
+    "HPND",
+    "MPL",
+    "Mozilla Public",
+    "Zlib",
+    "Unlicense",
+    "CC0",
+    "0BSD",
+    "LGPL",
+    "Lesser General Public",
+    "Historical Permission",
+    "NVIDIA",
+    "Matplotlib",
+    "BSL",
+    "Boost",
+    "CNRI",
+    "LLVM",
 )
-#: Words that no part may contain, whatever else it names; NVIDIA's own licences are allowed by name.
-REFUSED = re.compile(r"\bA?GPL|Affero|(?<!Lesser )General Public|commercial|(?<!NVIDIA.)proprietary", re.IGNORECASE)
+#: Words that no part may contain, whatever else it names; NVIDIA's own licences are allowed by
+#: name.
+REFUSED = re.compile(
+    r"\bA?GPL|Affero|(?<!Lesser )General Public|commercial|(?<!NVIDIA.)proprietary", re.IGNORECASE
+)
 #: Licences looked up by hand, for packages whose metadata name none.
-BY_HAND: dict[str, str] = {"cuda-toolkit": "NVIDIA Proprietary Software"}  # only names NVIDIA's packages of CUDA
+BY_HAND: dict[str, str] = {
+    "cuda-toolkit": "NVIDIA Proprietary Software"
+}  # only names NVIDIA's packages of CUDA
 
 
 def needed(root: str, extras: frozenset[str] = frozenset()) -> dict[str, metadata.Distribution]:
@@ -59,7 +85,9 @@ def needed(root: str, extras: frozenset[str] = frozenset()) -> dict[str, metadat
     return dict(sorted(found.items()))
 
 
-def _requirements(distribution: metadata.Distribution, extras: frozenset[str]) -> Iterator[tuple[str, frozenset[str]]]:
+def _requirements(
+    distribution: metadata.Distribution, extras: frozenset[str]
+) -> Iterator[tuple[str, frozenset[str]]]:
     for text in distribution.requires or ():
         requirement = Requirement(text)
         marker = requirement.marker
@@ -71,8 +99,18 @@ def licence(distribution: metadata.Distribution) -> str:
     """Read a package's licence from its metadata, in one line; empty if they name none."""
     told = distribution.metadata
     by_hand = BY_HAND.get(canonicalize_name(told["Name"]))
-    classified = [text.rpartition(" :: ")[2] for text in told.get_all("Classifier", []) if text.startswith("License")]
-    text = by_hand or told.get("License-Expression") or ", ".join(classified) or told.get("License") or ""
+    classified = [
+        text.rpartition(" :: ")[2]
+        for text in told.get_all("Classifier", [])
+        if text.startswith("License")
+    ]
+    text = (
+        by_hand
+        or told.get("License-Expression")
+        or ", ".join(classified)
+        or told.get("License")
+        or ""
+    )
     return " ".join(text.split())[:200]
 
 
@@ -83,13 +121,18 @@ def refused(distributions: dict[str, metadata.Distribution]) -> dict[str, str]:
 
 
 def is_allowed(text: str) -> bool:
-    """Whether a licence is allowed: one of the parts joined by OR, with all parts that AND joins to it.
+    """Whether a licence is allowed: one of the parts joined by OR, with all parts that AND joins to
+    it.
 
     Example:
-        >>> is_allowed("MIT AND BSD-3-Clause"), is_allowed("MIT AND GPL-3.0-only"), is_allowed("Use is not permitted")
+        >>> licences = ("MIT AND BSD-3-Clause", "MIT AND GPL-3.0-only", "Use is not permitted")
+        >>> tuple(is_allowed(licence) for licence in licences)
         (True, False, False)
     """
-    return any(all(map(_is_allowed, re.split(r"\bAND\b|, ", either))) for either in re.split(r"\bOR\b", text))
+    return any(
+        all(map(_is_allowed, re.split(r"\bAND\b|, ", either)))
+        for either in re.split(r"\bOR\b", text)
+    )
 
 
 def _is_allowed(part: str) -> bool:
@@ -97,7 +140,9 @@ def _is_allowed(part: str) -> bool:
     return named is not None and not REFUSED.search(part)
 
 
-def bill_of_materials(root: str, distributions: dict[str, metadata.Distribution]) -> dict[str, object]:
+def bill_of_materials(
+    root: str, distributions: dict[str, metadata.Distribution]
+) -> dict[str, object]:
     """Describe the packages in CycloneDX's format."""
     components = [
         {
@@ -121,25 +166,44 @@ def bill_of_materials(root: str, distributions: dict[str, metadata.Distribution]
         "serialNumber": f"urn:uuid:{serial}",
         "version": 1,
         "metadata": {
-            "component": {"type": "application", "bom-ref": reference, "name": root, "version": itself.version}
+            "component": {
+                "type": "application",
+                "bom-ref": reference,
+                "name": root,
+                "version": itself.version,
+            }
         },
         "components": components,
-        "dependencies": [{"ref": reference, "dependsOn": [component["bom-ref"] for component in components]}],
+        "dependencies": [
+            {"ref": reference, "dependsOn": [component["bom-ref"] for component in components]}
+        ],
     }
 
 
 def audit() -> int:
-    """Ask pip-audit for known faults of the installed packages; return its exit code, or 0 if it is not available."""
+    """Ask pip-audit for known faults of the installed packages; return its exit code, or 0 if it is
+    not available.
+    """
     try:
         metadata.distribution("pip-audit")
     except metadata.PackageNotFoundError:
-        print("pip-audit is not installed: known faults were not looked for (pip install pip-audit)")
+        print(
+            "pip-audit is not installed: known faults were not looked for (pip install pip-audit)"
+        )
         return 0
     run = subprocess.run(
-        [sys.executable, "-m", "pip_audit", "--skip-editable"], capture_output=True, text=True, check=False
+        [sys.executable, "-m", "pip_audit", "--skip-editable"],
+        capture_output=True,
+        text=True,
+        check=False,
     )
-    if run.returncode and re.search(r"Connection|Timeout|resolve|Max retries|HTTPError|ServiceError", run.stderr):
-        print(f"pip-audit reached no database: known faults were not looked for ({run.stderr.strip()[-200:]})")
+    if run.returncode and re.search(
+        r"Connection|Timeout|resolve|Max retries|HTTPError|ServiceError", run.stderr
+    ):
+        print(
+            "pip-audit reached no database: known faults were not looked for"
+            f" ({run.stderr.strip()[-200:]})"
+        )
         return 0
     print(run.stdout or run.stderr)
     return run.returncode
@@ -158,7 +222,9 @@ def main() -> int:
         return 0
     wrong = refused(distributions)
     for name, text in wrong.items():
-        print(f"{name}: licence {text or 'not told'!r} is not in the list of scripts/dependencies.py")
+        print(
+            f"{name}: licence {text or 'not told'!r} is not in the list of scripts/dependencies.py"
+        )
     print(f"{len(distributions)} packages, {len(wrong)} with a licence that is not allowed")
     return int(bool(wrong))
 

@@ -1,4 +1,6 @@
-"""For the site: the options behind ``**options`` as arguments of their own, as `help` shows them."""
+"""For the site: the options behind ``**options`` as arguments of their own, as `help` shows
+them.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,10 @@ class Options(griffe.Extension):
 
     def on_function(self, *, func: griffe.Function, **_: Any) -> None:
         """Add them to the signature and to the docstring."""
-        given = next((each.value for each in func.decorators if each.callable_path.endswith("with_options")), None)
+        given = next(
+            (each.value for each in func.decorators if each.callable_path.endswith("with_options")),
+            None,
+        )
         if not isinstance(given, griffe.ExprCall) or func.docstring is None:
             return
 
@@ -27,9 +32,14 @@ class Options(griffe.Extension):
         func.docstring.value = shown.__doc__
         del func.parameters["options"]
         for each in inspect.signature(shown).parameters.values():
-            kind = re.sub(r"\b(?:\w+\.)+(?=\w)", "", inspect.formatannotation(each.annotation))  # without modules
+            kind = re.sub(
+                r"\b(?:\w+\.)+(?=\w)", "", inspect.formatannotation(each.annotation)
+            )  # without modules
             func.parameters.add(
                 griffe.Parameter(
-                    each.name, annotation=kind, kind=griffe.ParameterKind.keyword_only, default=repr(each.default)
+                    each.name,
+                    annotation=kind,
+                    kind=griffe.ParameterKind.keyword_only,
+                    default=repr(each.default),
                 )
             )

@@ -22,19 +22,29 @@ if TYPE_CHECKING:
     from tests.support.hub_double import FakeHub
     from tests.support.stopped_learning import Stopping
 
-os.environ["HF_HUB_OFFLINE"] = "0"  # huggingface_hub reads it at import; a Hub double is the only Hub here
-os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"  # this too; the command line sets it before its client is imported
+os.environ["HF_HUB_OFFLINE"] = (
+    "0"  # huggingface_hub reads it at import; a Hub double is the only Hub here
+)
+os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = (
+    "1"  # this too; the command line sets it before its client is imported
+)
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-gc.set_threshold(50_000, 20, 50)  # looking for garbage among the objects of torch and transformers took a twentieth
+gc.set_threshold(
+    50_000, 20, 50
+)  # looking for garbage among the objects of torch and transformers took a twentieth
 
 TESTS = Path(__file__).parent
 #: Folders of tests of pictures and of pages with pictures.
 DRAWN = ("benchmarks", "docs", "publish", "report")
 
-# the same examples in every run, none kept on the disk; `--hypothesis-profile default` looks further
-# however busy the machine is: slowness is no fault
+# the same examples in every run, none kept on the disk; `--hypothesis-profile default` looks
+# further however busy the machine is: slowness is no fault
 settings.register_profile(
-    "repeatable", derandomize=True, database=None, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+    "repeatable",
+    derandomize=True,
+    database=None,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
 )
 settings.load_profile("repeatable")
 
@@ -49,13 +59,15 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the files of slow tests, so that no process is left alone with a long one at the end."""
+    """Begin with the files of slow tests, so that no process is left alone with a long one at the
+    end."""
     long = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in long)
 
 
 def pytest_collection_finish() -> None:
-    """Exempt imported modules from garbage collection: going through them takes half a second each time."""
+    """Exempt imported modules from garbage collection: going through them takes half a second each
+    time."""
     gc.freeze()
 
 
@@ -63,7 +75,9 @@ def pytest_collection_finish() -> None:
 def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
     """Stop counting lines during a test marked `uncounted`, and while its fixtures are made."""
     coverage = sys.modules.get("coverage")
-    counting = coverage.Coverage.current() if coverage and item.get_closest_marker("uncounted") else None
+    counting = (
+        coverage.Coverage.current() if coverage and item.get_closest_marker("uncounted") else None
+    )
     if counting is None:
         return (yield)
     counting.stop()
@@ -123,7 +137,8 @@ def family(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 @pytest.fixture(scope="session")
 def family_pairs(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Path, Path]]:
-    """Folders of the zero-shot and the fine-tuned model of a kind in `TINY`, made on first use; read only."""
+    """Folders of the zero-shot and the fine-tuned model of a kind in `TINY`, made on first use;
+    read only."""
     from transformers.utils import logging
 
     from tests.support.tiny_families import save_pair
@@ -171,7 +186,8 @@ def stop_after(monkeypatch: pytest.MonkeyPatch) -> Stopping:
 
 @pytest.fixture(autouse=True)
 def frames(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Draw only in slow tests and in those of pictures, which lie in folders of their own or are marked.
+    """Draw only in slow tests and in those of pictures, which lie in folders of their own or are
+    marked.
 
     The others save an empty frame of a picture's size: drawing takes half the time of a sweep.
     """

@@ -1,7 +1,9 @@
-"""Measures, the merge and evaluation on a CUDA device; the CPU, whose values other tests check, is the reference.
+"""Measures, the merge and evaluation on a CUDA device; the CPU, whose values other tests check, is
+the reference.
 
-Skipped without a device. Two kinds of processor sum in different orders, so values are compared to 1e-3 of the
-largest of their statistic; what is written is computed on the CPU everywhere, so bytes are compared exactly.
+Skipped without a device. Two kinds of processor sum in different orders, so values are compared to
+1e-3 of the largest of their statistic; what is written is computed on the CPU everywhere, so bytes
+are compared exactly.
 """
 
 import json
@@ -18,17 +20,24 @@ from tests.support.command import python
 from tests.support.small_objective import make_batches, objective_for
 from tests.support.tiny_clip import Folders
 
-pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
 SIZES = (4, 4, 3)
 
 
 def measure(name: str, ends: Folders, device: str) -> Measurements:
-    objective = objective_for(ends, make_batches(SIZES), accelerator=Processes(torch.device(device)))
+    objective = objective_for(
+        ends, make_batches(SIZES), accelerator=Processes(torch.device(device))
+    )
     assert objective.shares.accelerator.device.type == device
     return load_plugin("measures", name)(objective)
 
 
-@pytest.mark.parametrize("name", ["path-barrier", "first-order", "worst-case", "average-case", "hessian-trace"])
+@pytest.mark.parametrize(
+    "name", ["path-barrier", "first-order", "worst-case", "average-case", "hessian-trace"]
+)
 def test_a_measure_is_that_of_the_cpu(ends: Folders, name: str) -> None:
     found, expected = measure(name, ends, "cuda"), measure(name, ends, "cpu")
     for statistic in next(iter(expected.layers.values())):
@@ -44,20 +53,40 @@ def run(*arguments: object) -> Any:
 
 
 def merge(pair: Folders, images: Path, output: Path, device: str, *more: str) -> Any:
-    flags = ("--data", images, "--batch-size", "7", "--device", device, "--output", output, "--format", "json", *more)
+    flags = (
+        "--data",
+        images,
+        "--batch-size",
+        "7",
+        "--device",
+        device,
+        "--output",
+        output,
+        "--format",
+        "json",
+        *more,
+    )
     return run("merge", *pair, "--recipe", "straggler-outlier", *flags)
 
 
 def decided(record: Any) -> dict[str, Any]:
     """The settings of each layer; its reason names a score, which sums in another order change."""
-    return {name: {key: layer[key] for key in ("alpha", "density", "mask")} for name, layer in record["layers"].items()}
+    return {
+        name: {key: layer[key] for key in ("alpha", "density", "mask")}
+        for name, layer in record["layers"].items()
+    }
 
 
-def test_a_merge_decides_and_writes_as_on_the_cpu(pair: Folders, images: Path, tmp_path: Path) -> None:
+def test_a_merge_decides_and_writes_as_on_the_cpu(
+    pair: Folders, images: Path, tmp_path: Path
+) -> None:
     records = {device: merge(pair, images, tmp_path / device, device) for device in ("cuda", "cpu")}
     assert records["cuda"]["stragglers"] == records["cpu"]["stragglers"]
     assert decided(records["cuda"]) == decided(records["cpu"])
-    assert records["cuda"]["files"]["model.safetensors"] == records["cpu"]["files"]["model.safetensors"]
+    assert (
+        records["cuda"]["files"]["model.safetensors"]
+        == records["cpu"]["files"]["model.safetensors"]
+    )
 
 
 def test_fewer_images_at_once_decide_the_same(pair: Folders, images: Path, tmp_path: Path) -> None:
@@ -71,4 +100,6 @@ def test_evaluation_counts_as_on_the_cpu(pair: Folders, images: Path) -> None:
         run("evaluate", pair[0], "--data", f"val={images}", "--device", device, "--format", "json")
         for device in ("cuda", "cpu")
     ]
-    assert found[0]["accuracy"] == pytest.approx(found[1]["accuracy"], abs=0.05)  # near ties may turn
+    assert found[0]["accuracy"] == pytest.approx(
+        found[1]["accuracy"], abs=0.05
+    )  # near ties may turn

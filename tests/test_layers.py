@@ -30,7 +30,9 @@ def layer_by_words(name: str) -> str:
 
 
 def test_every_parameter_of_a_real_model_is_in_exactly_one_layer() -> None:
-    config = CLIPConfig(vision_config={"num_hidden_layers": 24}, text_config={"num_hidden_layers": 12})
+    config = CLIPConfig(
+        vision_config={"num_hidden_layers": 24}, text_config={"num_hidden_layers": 12}
+    )
     with torch.device("meta"):
         keys = list(CLIPModel(config).state_dict())
     groups = CLIP.group(keys)
@@ -39,7 +41,9 @@ def test_every_parameter_of_a_real_model_is_in_exactly_one_layer() -> None:
     assert all(layer_by_words(name) == layer for layer, names in groups.items() for name in names)
 
 
-@pytest.mark.parametrize("name", ["", "weight", "vision_model", "visual.conv1.weight", "xvision_model.embeddings.a"])
+@pytest.mark.parametrize(
+    "name", ["", "weight", "vision_model", "visual.conv1.weight", "xvision_model.embeddings.a"]
+)
 def test_a_name_in_no_tower_of_clip_is_in_no_layer(name: str) -> None:
     with pytest.raises(CheckpointError, match=f"'{name}' belongs to no layer"):
         layer_of(name)
@@ -71,7 +75,9 @@ LAYERS = layer_names(12, 12)
 
 def test_a_glob_matches_whole_names() -> None:
     assert match_layers("vision.1.*", LAYERS) == ["vision.1.attn", "vision.1.mlp"]
-    assert match_layers("vision.1?.*", LAYERS) == [f"vision.{i}.{h}" for i in (10, 11) for h in ("attn", "mlp")]
+    assert match_layers("vision.1?.*", LAYERS) == [
+        f"vision.{i}.{h}" for i in (10, 11) for h in ("attn", "mlp")
+    ]
     assert match_layers("*.mlp", LAYERS) == [name for name in LAYERS if name.endswith(".mlp")]
     assert match_layers("logit_scale", LAYERS) == ["logit_scale"]
     assert match_layers("*", LAYERS) == LAYERS
@@ -81,7 +87,9 @@ def test_a_glob_matches_whole_names() -> None:
 def test_a_glob_that_matches_nothing_is_an_error(glob: str) -> None:
     with pytest.raises(PlanError, match=r"matches no layer\. (Did you mean|Layers are)"):
         match_layers(glob, LAYERS)
-    with pytest.raises(PlanError, match=r"'visoin\.1\.attn' matches no layer\. Did you mean 'vision\.1\.attn'"):
+    with pytest.raises(
+        PlanError, match=r"'visoin\.1\.attn' matches no layer\. Did you mean 'vision\.1\.attn'"
+    ):
         match_layers("visoin.1.attn", LAYERS)
 
 

@@ -1,4 +1,5 @@
-"""Parallel work: in order, within bounds, one thread each, and the same bytes for any number of threads."""
+"""Parallel work: in order, within bounds, one thread each, and the same bytes for any number of
+threads."""
 
 import threading
 import time
@@ -57,7 +58,11 @@ def test_jobs_are_begun_ahead_but_hold_no_more_than_they_may() -> None:
             now.remove(number)
 
     with threads(4):
-        list(side_by_side(((size, partial(job, number)) for number, size in enumerate(sizes)), held_bytes=10))
+        list(
+            side_by_side(
+                ((size, partial(job, number)) for number, size in enumerate(sizes)), held_bytes=10
+            )
+        )
     assert max(len(each) for each in seen) > 1
     assert all(len(each) == 1 or sum(sizes[number] for number in each) <= 10 for each in seen)
 
@@ -99,7 +104,9 @@ def merged(name: str, sources: list[Path], output: Path, how_many: int) -> bytes
 
 @pytest.mark.uncounted
 @pytest.mark.parametrize("name", RECIPES)
-def test_bytes_are_the_same_for_any_number_of_threads(name: str, family: list[Path], tmp_path: Path) -> None:
+def test_bytes_are_the_same_for_any_number_of_threads(
+    name: str, family: list[Path], tmp_path: Path
+) -> None:
     sources = family[: 3 if name in ("ties", "dare") else 2]
     alone = merged(name, sources, tmp_path / "1", 1)
     for count in (2, 5):
@@ -107,7 +114,9 @@ def test_bytes_are_the_same_for_any_number_of_threads(name: str, family: list[Pa
 
 
 @pytest.mark.parametrize("count", [1, 4])
-def test_of_several_broken_tensors_the_first_in_the_file_is_named(tmp_path: Path, count: int) -> None:
+def test_of_several_broken_tensors_the_first_in_the_file_is_named(
+    tmp_path: Path, count: int
+) -> None:
     sources = save_family(tmp_path / "models", count=1)
     tensors = load_file(sources[1] / "model.safetensors")
     broken = [name for name, tensor in sorted(tensors.items()) if tensor.ndim == 2][-3:]

@@ -12,10 +12,13 @@ from clipmerge.plugins import check_options, plugin_options
 
 def test_options_are_taken_over_with_defaults_and_ranges() -> None:
     sparse, shrink, control = (
-        plugin_options("methods", name) for name in ("straggler-outlier", "straggler-shrink", "random-matched")
+        plugin_options("methods", name)
+        for name in ("straggler-outlier", "straggler-shrink", "random-matched")
     )
     assert control == {"pool": 3, **sparse}
-    assert shrink == {k: v for k, v in sparse.items() if k not in ("density", "mask", "mask_options")}
+    assert shrink == {
+        k: v for k, v in sparse.items() if k not in ("density", "mask", "mask_options")
+    }
     for method in ("straggler-shrink", "random-matched"):
         with pytest.raises(RecipeError, match=f"method {method}: option 'stability' cannot be 1.5"):
             check_options("methods", method, {"stability": 1.5})
@@ -44,5 +47,7 @@ def test_what_the_arithmetic_fills_in_is_no_option() -> None:
         ("combinations", "dare", "key"),
         ("combinations", "ties", "thinned"),
     ):
-        with pytest.raises(RecipeError, match=rf"{name}: no option '{option}' \(options: density\)"):
+        with pytest.raises(
+            RecipeError, match=rf"{name}: no option '{option}' \(options: density\)"
+        ):
             check_options(package, name, {option: 1})

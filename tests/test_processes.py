@@ -1,4 +1,5 @@
-"""Several processes write the bytes of one, and what a process does about the others: waiting, and being ended."""
+"""Several processes write the bytes of one, and what a process does about the others: waiting, and
+being ended."""
 
 import hashlib
 import os
@@ -32,24 +33,37 @@ from tests.support.lose_a_process import LOST
 from tests.support.several import several
 from tests.support.tiny_clip import Folders
 
-LOST_PEERS = (torch.distributed.DistNetworkError("lost"), RuntimeError("[gloo/tcp/pair.cc] Connection closed by peer"))
+LOST_PEERS = (
+    torch.distributed.DistNetworkError("lost"),
+    RuntimeError("[gloo/tcp/pair.cc] Connection closed by peer"),
+)
 
 
 @pytest.mark.parametrize("error", LOST_PEERS)
 def test_another_process_that_is_gone_is_told(error: Exception) -> None:
-    with pytest.raises(MeasureError, match="another process of this run ended or does not answer"), together():
+    with (
+        pytest.raises(MeasureError, match="another process of this run ended or does not answer"),
+        together(),
+    ):
         raise error
 
 
-@pytest.mark.parametrize("error", [RuntimeError("CUDA error: device-side assert"), torch.OutOfMemoryError("full")])
+@pytest.mark.parametrize(
+    "error", [RuntimeError("CUDA error: device-side assert"), torch.OutOfMemoryError("full")]
+)
 def test_an_error_of_this_process_is_not_blamed_on_another(error: Exception) -> None:
     with pytest.raises(type(error), match=str(error)), together():
         raise error
 
 
 def test_too_little_memory_says_what_to_lower() -> None:
-    with pytest.raises(MeasureError, match=r"Tried to allocate 2 GiB\); lower --images-at-once or"), device_work():
-        raise torch.OutOfMemoryError("CUDA out of memory: Tried to allocate 2 GiB. GPU 0 has a capacity of 24 GiB")
+    with (
+        pytest.raises(MeasureError, match=r"Tried to allocate 2 GiB\); lower --images-at-once or"),
+        device_work(),
+    ):
+        raise torch.OutOfMemoryError(
+            "CUDA out of memory: Tried to allocate 2 GiB. GPU 0 has a capacity of 24 GiB"
+        )
 
 
 def test_precision_is_exact_in_a_call_and_the_callers_after_it() -> None:
@@ -65,7 +79,9 @@ def test_precision_is_exact_in_a_call_and_the_callers_after_it() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not hasattr(torch.backends, "fp32_precision"), reason="torch has one interface before 2.9")
+@pytest.mark.skipif(
+    not hasattr(torch.backends, "fp32_precision"), reason="torch has one interface before 2.9"
+)
 def test_so_it_is_by_torchs_newer_interface(tmp_path: Path) -> None:
     """In a process of its own: once both were used, the older one refuses to be read."""
     code = """
@@ -99,8 +115,11 @@ assert owner.device == torch.device("cpu")
     python("-c", code, check=True, cwd=tmp_path)
 
 
-def test_a_process_that_hangs_is_given_up_after_half_an_hour(monkeypatch: pytest.MonkeyPatch) -> None:
-    """NCCL's own limit is ten minutes; what takes part is accelerate's state, which is started once."""
+def test_a_process_that_hangs_is_given_up_after_half_an_hour(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """NCCL's own limit is ten minutes; what takes part is accelerate's state, which is started
+    once."""
     started: list[timedelta] = []
 
     def state(*, cpu: bool, timeout: timedelta) -> PartialState:
@@ -146,7 +165,9 @@ def test_tasks_of_srun_are_processes_of_one_run(launched: Callable[..., list[str
     assert launched(**STEP | {"SLURM_STEP_NODELIST": "login"})[3] == "login"
 
 
-def test_one_task_a_batch_script_and_another_launcher_are_left_alone(launched: Callable[..., list[str | None]]) -> None:
+def test_one_task_a_batch_script_and_another_launcher_are_left_alone(
+    launched: Callable[..., list[str | None]],
+) -> None:
     assert launched(**STEP | {"SLURM_STEP_NUM_TASKS": "1"}) == [None] * 5
     batch = {name: value for name, value in STEP.items() if "STEP" not in name}
     assert launched(**batch, SLURM_NTASKS="4") == [None] * 5
@@ -155,8 +176,12 @@ def test_one_task_a_batch_script_and_another_launcher_are_left_alone(launched: C
 
 
 @pytest.mark.parametrize("gone", ["SLURM_PROCID", "SLURM_STEP_NODELIST"])
-def test_tasks_of_srun_that_look_alike_are_refused(launched: Callable[..., list[str | None]], gone: str) -> None:
-    with pytest.raises(UsageError, match="srun started several tasks, but SLURM's variables do not tell which"):
+def test_tasks_of_srun_that_look_alike_are_refused(
+    launched: Callable[..., list[str | None]], gone: str
+) -> None:
+    with pytest.raises(
+        UsageError, match="srun started several tasks, but SLURM's variables do not tell which"
+    ):
         launched(**{name: value for name, value in STEP.items() if name != gone})
     assert "srun started several tasks" in refused(clipmerge("recipes"), 2)
 
@@ -169,7 +194,8 @@ def test_sigterm_ends_a_block_and_nothing_after_it() -> None:
 
 
 def test_a_thread_leaves_signals_to_the_main_one() -> None:
-    """Python lets only the main thread handle them; in a notebook or a server others call clipmerge."""
+    """Python lets only the main thread handle them; in a notebook or a server others call
+    clipmerge."""
     handlers = []
 
     def work() -> None:
@@ -183,7 +209,9 @@ def test_a_thread_leaves_signals_to_the_main_one() -> None:
     assert handlers == [before]
 
 
-def test_the_first_process_that_is_ended_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_first_process_that_is_ended_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(_ending, "have_met", lambda: True)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     monkeypatch.setenv("MASTER_PORT", "29500")
@@ -197,7 +225,9 @@ def test_the_first_process_that_is_ended_says_so(tmp_path: Path, monkeypatch: py
     say()
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
     say()
-    gone = tmp_path / "clipmerge-ended-of-others"  # as a sign that another process removes after it was listed
+    gone = (
+        tmp_path / "clipmerge-ended-of-others"
+    )  # as a sign that another process removes after it was listed
     gone.symlink_to("nowhere")
     for left in (2, 1):
         with pytest.raises(SystemExit):
@@ -217,26 +247,51 @@ def test_the_first_process_that_is_ended_says_so(tmp_path: Path, monkeypatch: py
 
 
 SECONDS_TO_END = 60
-# half of the layers are stragglers, so that they get the mask that ranks gradients summed over processes
-MASKED = ("--set", "method.threshold=0.001", "--set", "method.mirror=0", "--set", "method.stability=0.01")
+# half of the layers are stragglers, so that they get the mask that ranks gradients summed over
+# processes
+MASKED = (
+    "--set",
+    "method.threshold=0.001",
+    "--set",
+    "method.mirror=0",
+    "--set",
+    "method.stability=0.01",
+)
 
 
 def run(
     processes: int, module: str, *arguments: object, **options: Any
 ) -> tuple[subprocess.CompletedProcess[str], float]:
-    """Run a module in several processes; also returns the seconds by which the run outlived a lost process."""
+    """Run a module in several processes; also returns the seconds by which the run outlived a lost
+    process."""
     result = several(processes, module, *arguments, **options)
-    lost = [float(line.removeprefix(LOST)) for line in result.stderr.splitlines() if line.startswith(LOST)]
+    lost = [
+        float(line.removeprefix(LOST))
+        for line in result.stderr.splitlines()
+        if line.startswith(LOST)
+    ]
     return result, time.time() - lost[0] if lost else 0.0
 
 
 def merge(pair: Folders, images: Path, output: Path, *more: str) -> list[str]:
-    flags = ["--data", str(images), "--batch-size", "7", "--device", "cpu", "--output", str(output), "--format", "json"]
+    flags = [
+        "--data",
+        str(images),
+        "--batch-size",
+        "7",
+        "--device",
+        "cpu",
+        "--output",
+        str(output),
+        "--format",
+        "json",
+    ]
     return ["merge", *map(str, pair), "--recipe", "straggler-outlier", *flags, *more]
 
 
 def clear_line(result: subprocess.CompletedProcess[str], where: Path) -> str:
-    """The one line in which clipmerge says what happened; nothing is left, and no traceback leads into clipmerge."""
+    """The one line in which clipmerge says what happened; nothing is left, and no traceback leads
+    into clipmerge."""
     assert result.returncode != 0
     assert result.stdout == ""
     lines = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
@@ -248,19 +303,31 @@ def clear_line(result: subprocess.CompletedProcess[str], where: Path) -> str:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("how", ["killed", "launcher"])
-def test_a_killed_process_ends_the_run(pair: Folders, images: Path, tmp_path: Path, how: str) -> None:
+def test_a_killed_process_ends_the_run(
+    pair: Folders, images: Path, tmp_path: Path, how: str
+) -> None:
     """The last of four is killed, or the launcher is ended from outside as Slurm does it."""
-    result, seconds = run(4, "tests.support.lose_a_process", "3", how, *merge(pair, images, tmp_path / "out"))
+    result, seconds = run(
+        4, "tests.support.lose_a_process", "3", how, *merge(pair, images, tmp_path / "out")
+    )
     line = clear_line(result, tmp_path)
-    assert "ended from outside (SIGTERM" in line or (how == "killed" and "another process of this run ended" in line)
+    assert "ended from outside (SIGTERM" in line or (
+        how == "killed" and "another process of this run ended" in line
+    )
     assert seconds < SECONDS_TO_END
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("how", "says"), [("fails", "images/7.png: cannot be read"), ("hangs", "another process of this run ended or does")]
+    ("how", "says"),
+    [
+        ("fails", "images/7.png: cannot be read"),
+        ("hangs", "another process of this run ended or does"),
+    ],
 )
-def test_a_failed_or_hanging_process_ends_it(pair: Folders, images: Path, tmp_path: Path, how: str, says: str) -> None:
+def test_a_failed_or_hanging_process_ends_it(
+    pair: Folders, images: Path, tmp_path: Path, how: str, says: str
+) -> None:
     words = merge(pair, images, tmp_path / "out")
     result, seconds = run(2, "tests.support.lose_a_process", "1", how, *words)
     assert says in clear_line(result, tmp_path)
@@ -271,11 +338,15 @@ def test_a_failed_or_hanging_process_ends_it(pair: Folders, images: Path, tmp_pa
 def test_a_disk_that_fills_ends_the_run(pair: Folders, images: Path, tmp_path: Path) -> None:
     limit = (pair[0] / "model.safetensors").stat().st_size // 2
     result, _ = run(2, "clipmerge", *merge(pair, images, tmp_path / "out"), largest_file=limit)
-    assert "cannot be written (File too large); nothing was left behind" in clear_line(result, tmp_path)
+    assert "cannot be written (File too large); nothing was left behind" in clear_line(
+        result, tmp_path
+    )
 
 
 @pytest.mark.slow
-def test_several_processes_write_the_bytes_of_one(pair: Folders, images: Path, tmp_path: Path) -> None:
+def test_several_processes_write_the_bytes_of_one(
+    pair: Folders, images: Path, tmp_path: Path
+) -> None:
     """Some of eight have no images; of three, one is slow."""
     done(*merge(pair, images, tmp_path / "1", *MASKED))
     for processes, *module in ((3, "tests.support.lose_a_process", "1", "slow"), (8, "clipmerge")):
@@ -284,14 +355,22 @@ def test_several_processes_write_the_bytes_of_one(pair: Folders, images: Path, t
         assert result.returncode == 0, result.stderr[-3000:]
     files = [(tmp_path / name / "model.safetensors").read_bytes() for name in "138"]
     assert '"density": 0.5' in (tmp_path / "1" / "clipmerge.json").read_text()
-    assert [hashlib.sha256(each).hexdigest() for each in files[1:]] == [hashlib.sha256(files[0]).hexdigest()] * 2
+    assert [hashlib.sha256(each).hexdigest() for each in files[1:]] == [
+        hashlib.sha256(files[0]).hexdigest()
+    ] * 2
 
 
 @pytest.mark.slow
-def test_tasks_of_srun_write_the_bytes_of_one_process(pair: Folders, images: Path, tmp_path: Path) -> None:
+def test_tasks_of_srun_write_the_bytes_of_one_process(
+    pair: Folders, images: Path, tmp_path: Path
+) -> None:
     """Two processes with the variables that Slurm gives the tasks of a step."""
     done(*merge(pair, images, tmp_path / "1"))
-    step = {"SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_NODELIST": "localhost", "SLURM_JOB_ID": str(os.getpid())}
+    step = {
+        "SLURM_STEP_NUM_TASKS": "2",
+        "SLURM_STEP_NODELIST": "localhost",
+        "SLURM_JOB_ID": str(os.getpid()),
+    }
     tasks = [
         start(
             *merge(pair, images, tmp_path / "2"),

@@ -10,11 +10,41 @@ import clipmerge
 from tests.support.command import ROOT, python
 
 NAMES = [
-    *("BenchResult", "Calibration", "CheckpointError", "ClipmergeError", "ConvertResult", "DataError"),
-    *("EvaluateResult", "HubError", "InspectResult", "MeasureError", "Measurements", "MergeResult", "OutputError"),
-    *("Plan", "PlanError", "Progress", "Published", "Recipe", "RecipeError", "RobustMergeCallback", "SweepResult"),
-    *("UsageError", "__version__", "apply", "bench", "convert", "evaluate", "inspect", "load_recipe", "merge"),
-    *("merge_models", "merge_state_dicts", "plan", "push", "sweep"),
+    "BenchResult",
+    "Calibration",
+    "CheckpointError",
+    "ClipmergeError",
+    "ConvertResult",
+    "DataError",
+    "EvaluateResult",
+    "HubError",
+    "InspectResult",
+    "MeasureError",
+    "Measurements",
+    "MergeResult",
+    "OutputError",
+    "Plan",
+    "PlanError",
+    "Progress",
+    "Published",
+    "Recipe",
+    "RecipeError",
+    "RobustMergeCallback",
+    "SweepResult",
+    "UsageError",
+    "__version__",
+    "apply",
+    "bench",
+    "convert",
+    "evaluate",
+    "inspect",
+    "load_recipe",
+    "merge",
+    "merge_models",
+    "merge_state_dicts",
+    "plan",
+    "push",
+    "sweep",
 ]
 
 
@@ -47,11 +77,17 @@ def test_the_types_of_the_stub_are_the_names_of_the_module() -> None:
             "torch transformers rich",
         ),
         ("import clipmerge; clipmerge.sweep", "torch transformers matplotlib"),
-        ("import clipmerge; clipmerge.merge('a', 'b', 'wise-ft', output='c')", "torch transformers"),
+        (
+            "import clipmerge; clipmerge.merge('a', 'b', 'wise-ft', output='c')",
+            "torch transformers",
+        ),
     ],
 )
 def test_importing_takes_nothing_that_is_not_needed(code: str, absent: str) -> None:
-    program = f"import sys\ntry: {code}\nexcept Exception: pass\nprint(*(m for m in sys.argv[1:] if m in sys.modules))"
+    program = (
+        f"import sys\ntry: {code}\nexcept Exception: pass\nprint(*(m for m in sys.argv[1:] if m in"
+        " sys.modules))"
+    )
     assert python("-c", program, *absent.split(), check=True).stdout.split() == []
 
 
@@ -72,7 +108,9 @@ def test_a_users_program_is_checked(tmp_path: Path) -> None:
     text = re.sub(r"  # type: ignore.*", "", program.read_text())
     (tmp_path / "program.py").write_text(text)
     (tmp_path / "pyrefly.toml").write_text('preset = "default"\n')
-    run = python("-m", "pyrefly", "check", "--output-format", "min-text", "program.py", cwd=tmp_path)
+    run = python(
+        "-m", "pyrefly", "check", "--output-format", "min-text", "program.py", cwd=tmp_path
+    )
     places = [int(line) for line in re.findall(r"program\.py:(\d+):", run.stdout)]
     last = len(text.splitlines())
     assert places == [last - 1, last], run.stdout + run.stderr

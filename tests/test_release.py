@@ -1,4 +1,5 @@
-"""What a release needs: one version, files that others can read, and a source distribution that tests itself."""
+"""What a release needs: one version, files that others can read, and a source distribution that
+tests itself."""
 
 import json
 import os
@@ -32,10 +33,15 @@ RAISED = {"clipmerge/__init__.py": '__version__ = "9.9.9"\n'}
     [
         ({}, "clipmerge/__init__.py, the one place of the version, has another"),
         (RAISED, "CITATION.cff has another version"),
-        (RAISED | {"CITATION.cff": "version: 9.9.9\n"}, "CHANGELOG.md has no section '## [9.9.9] - DATE'"),
+        (
+            RAISED | {"CITATION.cff": "version: 9.9.9\n"},
+            "CHANGELOG.md has no section '## [9.9.9] - DATE'",
+        ),
     ],
 )
-def test_a_release_that_is_not_ready_says_why(files: dict[str, str], said: str, tmp_path: Path) -> None:
+def test_a_release_that_is_not_ready_says_why(
+    files: dict[str, str], said: str, tmp_path: Path
+) -> None:
     for name in ("scripts/release", "clipmerge/__init__.py", "CITATION.cff", "CHANGELOG.md"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(files.get(name, (ROOT / name).read_text(encoding="utf-8")))
@@ -43,7 +49,9 @@ def test_a_release_that_is_not_ready_says_why(files: dict[str, str], said: str, 
     git = ["git", "-c", "user.name=a", "-c", "user.email=a@b", "-C", str(tmp_path)]
     for command in (["init", "-q"], ["add", "-A"], ["commit", "-qm", "x"]):
         subprocess.run([*git, *command], check=True)
-    run = subprocess.run([tmp_path / "scripts" / "release", "9.9.9"], capture_output=True, text=True, check=False)
+    run = subprocess.run(
+        [tmp_path / "scripts" / "release", "9.9.9"], capture_output=True, text=True, check=False
+    )
     assert (run.returncode, run.stderr) == (1, f"not ready: {said}\n")
 
 
@@ -72,7 +80,17 @@ sys.exit(pytest.main(sys.argv[1:]))
 
 @pytest.mark.slow
 def test_every_file_is_there(unpacked: Path) -> None:
-    folders = ("clipmerge", "recipes", "tests", "benchmarks", "docs", "examples", "scripts", ".ci", ".github")
+    folders = (
+        "clipmerge",
+        "recipes",
+        "tests",
+        "benchmarks",
+        "docs",
+        "examples",
+        "scripts",
+        ".ci",
+        ".github",
+    )
     files = {
         file.relative_to(ROOT)
         for folder in folders
@@ -85,9 +103,16 @@ def test_every_file_is_there(unpacked: Path) -> None:
 
 @pytest.mark.slow
 def test_tests_that_read_files_of_the_repository_pass_there(unpacked: Path) -> None:
-    pages = ("tests/docs/test_pages.py", "tests/docs/test_readme.py", "tests/docs/test_contributing.py")
+    pages = (
+        "tests/docs/test_pages.py",
+        "tests/docs/test_readme.py",
+        "tests/docs/test_contributing.py",
+    )
     reading = (*pages, "tests/planning/test_recipe.py", "tests/benchmarks/test_shift_evaluation.py")
-    environment = {**os.environ, "PYTHONPATH": f"{unpacked}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": f"{unpacked}{os.pathsep}{os.environ.get('PYTHONPATH', '')}",
+    }
     words = ("-q", "-p", "no:cacheprovider", "-m", "not slow", *reading)
     ended = python("-c", PYTEST, *words, cwd=unpacked, env={**environment, "PYTEST_ADDOPTS": ""})
     assert ended.returncode == 0, ended.stdout[-3000:] + ended.stderr[-1000:]
@@ -95,7 +120,8 @@ def test_tests_that_read_files_of_the_repository_pass_there(unpacked: Path) -> N
 
 DEPENDENCIES = runpy.run_path(str(ROOT / "scripts" / "dependencies.py"))
 needs_installation = pytest.mark.skipif(
-    not list(metadata.distributions(name="clipmerge")), reason="clipmerge is not installed, only on the path"
+    not list(metadata.distributions(name="clipmerge")),
+    reason="clipmerge is not installed, only on the path",
 )
 
 
@@ -107,7 +133,10 @@ def test_the_bill_names_what_is_needed_and_nothing_else() -> None:
     assert bill["bomFormat"] == "CycloneDX"
     assert {"torch", "huggingface-hub", "pydantic", "pydantic-core"} <= names
     assert not {"clipmerge", "pytest", "ruff"} & names
-    assert all(metadata.version(component["name"]) == component["version"] for component in bill["components"])
+    assert all(
+        metadata.version(component["name"]) == component["version"]
+        for component in bill["components"]
+    )
 
 
 @needs_installation
@@ -119,13 +148,25 @@ def test_every_licence_is_allowed() -> None:
 @pytest.mark.parametrize(
     ("text", "allowed"),
     [
-        *(("MIT", True), ("ISC License (ISCL)", True), ("MPL-2.0 AND MIT", True)),
-        *(("Apache-2.0 AND Apache-2.0 WITH LLVM-exception AND BSL-1.0", True), ("GPL-3.0-only OR MIT", True)),
-        *(("GNU Lesser General Public License v3 (LGPLv3)", True), ("LicenseRef-NVIDIA-Proprietary", True)),
-        *(("", False), ("Commercial", False), ("MIT AND GPL-3.0-only", False), ("Use is not permitted", False)),
-        *(("Miscellaneous", False), ("GNU Affero General Public License v3", False), ("AGPL-3.0", False)),
-        *(("MIT, for non-commercial use", False), ("MIT License, GNU General Public License v2 (GPLv2)", False)),
+        ("MIT", True),
+        ("ISC License (ISCL)", True),
+        ("MPL-2.0 AND MIT", True),
+        ("Apache-2.0 AND Apache-2.0 WITH LLVM-exception AND BSL-1.0", True),
+        ("GPL-3.0-only OR MIT", True),
+        ("GNU Lesser General Public License v3 (LGPLv3)", True),
+        ("LicenseRef-NVIDIA-Proprietary", True),
+        ("", False),
+        ("Commercial", False),
+        ("MIT AND GPL-3.0-only", False),
+        ("Use is not permitted", False),
+        ("Miscellaneous", False),
+        ("GNU Affero General Public License v3", False),
+        ("AGPL-3.0", False),
+        ("MIT, for non-commercial use", False),
+        ("MIT License, GNU General Public License v2 (GPLv2)", False),
     ],
 )
-def test_a_licence_is_allowed_by_its_name_and_with_all_that_joins_it(text: str, allowed: bool) -> None:
+def test_a_licence_is_allowed_by_its_name_and_with_all_that_joins_it(
+    text: str, allowed: bool
+) -> None:
     assert DEPENDENCIES["is_allowed"](text) is allowed

@@ -1,4 +1,5 @@
-"""Judge every pair and write what was found: ``python -m benchmarks.ancestry``; see `docs/ancestry.md`."""
+"""Judge every pair and write what was found: ``python -m benchmarks.ancestry``; see
+`docs/ancestry.md`."""
 
 from __future__ import annotations
 
@@ -20,8 +21,8 @@ def judge(pairs: Iterable[Pair]) -> list[dict[str, Any]]:
     """Judge pairs.
 
     Args:
-        pairs: The pairs; those whose shapes differ are left out, because their merge would be refused before this
-            check.
+        pairs: The pairs; those whose shapes differ are left out, because their merge would be
+            refused before this check.
     """
     rows = []
     for pair in pairs:
@@ -45,8 +46,12 @@ def judge(pairs: Iterable[Pair]) -> list[dict[str, Any]]:
 
 
 def further_pairs(file: Path) -> Iterator[Pair]:
-    """Read pairs from elsewhere, each also in the wrong order and with the other pairs' zero-shot models."""
-    listed = [(str(row["name"]), Path(row["zeroshot"]), Path(row["finetuned"])) for row in json.loads(file.read_text())]
+    """Read pairs from elsewhere, each also in the wrong order and with the other pairs' zero-shot
+    models."""
+    listed = [
+        (str(row["name"]), Path(row["zeroshot"]), Path(row["finetuned"]))
+        for row in json.loads(file.read_text())
+    ]
     for name, zeroshot, finetuned in listed:
         yield Pair(name, zeroshot, finetuned, "related")
         yield Pair(f"{name}, swapped", finetuned, zeroshot, "swapped")
@@ -65,8 +70,12 @@ def counts(rows: list[dict[str, Any]]) -> dict[str, dict[str, int]]:
 def main() -> None:
     """Make the models, judge the pairs, and print the counts and the wrong judgements."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.ancestry", description=__doc__)
-    parser.add_argument("--folder", type=Path, default=user_cache("ancestry"), help="where models are kept")
-    parser.add_argument("--pairs", type=Path, help="JSON list of further pairs: name, zeroshot, finetuned")
+    parser.add_argument(
+        "--folder", type=Path, default=user_cache("ancestry"), help="where models are kept"
+    )
+    parser.add_argument(
+        "--pairs", type=Path, help="JSON list of further pairs: name, zeroshot, finetuned"
+    )
     parser.add_argument("--json", type=Path, help="file to write")
     asked = parser.parse_args()
     pairs = list(pairs_of(make_models(asked.folder)))
@@ -79,7 +88,9 @@ def main() -> None:
             print(f"  {row['pair']}: is {row['truth']}, judged {row['judged']}")
     if asked.json:
         asked.json.parent.mkdir(parents=True, exist_ok=True)
-        asked.json.write_text(json.dumps({"counts": counts(rows), "pairs": rows}, indent=1) + "\n", encoding="utf-8")
+        asked.json.write_text(
+            json.dumps({"counts": counts(rows), "pairs": rows}, indent=1) + "\n", encoding="utf-8"
+        )
 
 
 if __name__ == "__main__":

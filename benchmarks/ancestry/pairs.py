@@ -1,4 +1,5 @@
-"""Pairs for the ancestry check: small CLIPs of the demo's digits, pre-trained twice, fine-tuned in many ways."""
+"""Pairs for the ancestry check: small CLIPs of the demo's digits, pre-trained twice, fine-tuned in
+many ways."""
 
 from __future__ import annotations
 
@@ -39,7 +40,8 @@ class FineTuning:
         towers: The towers that are trained: ``both``, ``vision`` or ``text``.
         optimiser: ``adamw``; ``adam``, whose weight decay is a penalty in the loss; or ``sgd``.
         layer_decay: Factor of the learning rate from each block to the one below it.
-        rank: Rank of the changes of the query and value matrices, if nothing else is trained; 0 trains whole weights.
+        rank: Rank of the changes of the query and value matrices, if nothing else is trained; 0
+            trains whole weights.
         dtype: Dtype of the weights while they are trained; they are saved in float32.
     """
 
@@ -106,17 +108,23 @@ def make_models(folder: Path, *, zeroshot_steps: int = Training.zeroshot_steps) 
 
 
 def pairs_of(models: dict[str, Path]) -> Iterator[Pair]:
-    """Give every fine-tuned model its base, the base of another seed, and the two in the wrong order."""
+    """Give every fine-tuned model its base, the base of another seed, and the two in the wrong
+    order."""
     for seed in SEEDS:
         other = (seed + 1) % len(SEEDS)
         yield Pair(
-            f"pre-training {seed} and {other}", models[f"zeroshot-{seed}"], models[f"zeroshot-{other}"], "unrelated"
+            f"pre-training {seed} and {other}",
+            models[f"zeroshot-{seed}"],
+            models[f"zeroshot-{other}"],
+            "unrelated",
         )
         for name in FINE_TUNINGS:
             base, tuned = models[f"zeroshot-{seed}"], models[f"zeroshot-{seed}-{name}"]
             yield Pair(f"{name} {seed}", base, tuned, "related")
             yield Pair(f"{name} {seed}, swapped", tuned, base, "swapped")
-            yield Pair(f"{name} {seed}, base {other}", models[f"zeroshot-{other}"], tuned, "unrelated")
+            yield Pair(
+                f"{name} {seed}, base {other}", models[f"zeroshot-{other}"], tuned, "unrelated"
+            )
 
 
 def _pretrain(folder: Path, how: Training) -> None:
@@ -132,11 +140,15 @@ def _finetune(base: Path, folder: Path, how: FineTuning, seed: int) -> None:
     model, processor = CLIPModel.from_pretrained(base), CLIPProcessor.from_pretrained(base)
     model.to(how.dtype)
     ink, digits = (values[: Training.images] for values in shuffled_digits())
-    tokens = processor.tokenizer([TEMPLATE.format(name) for name in CLASS_NAMES], padding=True, return_tensors="pt")
+    tokens = processor.tokenizer(
+        [TEMPLATE.format(name) for name in CLASS_NAMES], padding=True, return_tensors="pt"
+    )
     generator = torch.Generator().manual_seed(100 + seed)
     torch.manual_seed(100 + seed)
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(name != "logit_scale" and (how.towers == "both" or how.towers[:4] in name[:6]))
+        parameter.requires_grad_(
+            name != "logit_scale" and (how.towers == "both" or how.towers[:4] in name[:6])
+        )
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
 
     def loss(_: float) -> Tensor:
@@ -156,7 +168,8 @@ def _finetune(base: Path, folder: Path, how: FineTuning, seed: int) -> None:
 
 
 def _groups(model: CLIPModel, how: FineTuning) -> list[dict[str, Any]]:
-    """Give each parameter the rate of its block: the highest has ``rate``, the embeddings the lowest."""
+    """Give each parameter the rate of its block: the highest has ``rate``, the embeddings the
+    lowest."""
     groups = []
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
@@ -168,7 +181,9 @@ def _groups(model: CLIPModel, how: FineTuning) -> list[dict[str, Any]]:
     return groups
 
 
-def _descend(groups: list[dict[str, Any]], loss: Callable[[float], Tensor], how: FineTuning) -> None:
+def _descend(
+    groups: list[dict[str, Any]], loss: Callable[[float], Tensor], how: FineTuning
+) -> None:
     kinds: dict[str, Callable[..., torch.optim.Optimizer]] = {
         "sgd": partial(torch.optim.SGD, lr=how.rate, momentum=0.9),
         "adam": torch.optim.Adam,
@@ -185,7 +200,9 @@ def _descend(groups: list[dict[str, Any]], loss: Callable[[float], Tensor], how:
 def _fit_low_rank(model: CLIPModel, loss: Callable[[float], Tensor], how: FineTuning) -> None:
     """Train changes of low rank, and add them to the weights."""
     model.requires_grad_(False)
-    adapted = {name: part for name, part in model.named_modules() if name.endswith(("q_proj", "v_proj"))}
+    adapted = {
+        name: part for name, part in model.named_modules() if name.endswith(("q_proj", "v_proj"))
+    }
     for part in adapted.values():
         register_parametrization(part, "weight", _LowRank(part.weight, how.rank))
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]

@@ -1,1 +1,2 @@
-"""The demo's two models: trained here, once; `python -m benchmarks.digits` writes them into the package."""
+"""The demo's two models: trained here, once; `python -m benchmarks.digits` writes them into the
+package."""

@@ -1,4 +1,5 @@
-"""Train the demo's two models, a minute on two cores, and write them into the package in 16 bits."""
+"""Train the demo's two models, a minute on two cores, and write them into the package in 16
+bits."""
 
 from __future__ import annotations
 
@@ -30,7 +31,9 @@ def main() -> None:
 
 
 def _save(model: CLIPModel, file: Path) -> None:
-    weights = {name: tensor.detach().half().contiguous() for name, tensor in model.state_dict().items()}
+    weights = {
+        name: tensor.detach().half().contiguous() for name, tensor in model.state_dict().items()
+    }
     save_file(weights, file, metadata={"format": "pt"})
 
 

@@ -1,6 +1,8 @@
-"""Images and captions that the demo's zero-shot model is trained on: handwritten digits in every style.
+"""Images and captions that the demo's zero-shot model is trained on: handwritten digits in every
+style.
 
-A *style* is a change of a digit between pen and photo: stroke, pose, colours, background, blur, noise.
+A *style* is a change of a digit between pen and photo: stroke, pose, colours, background, blur,
+noise.
 """
 
 from __future__ import annotations
@@ -16,7 +18,8 @@ if TYPE_CHECKING:
     from torch import Generator, Tensor
 
 _TEMPLATES = (TEMPLATE, "a picture of a {}.", "a handwritten {}.", "a scan of the digit {}.")
-#: Probability of each style in a training image; about one image in twenty-five has none and is clean.
+#: Probability of each style in a training image; about one image in twenty-five has none and is
+#: clean.
 STYLE_RATE = 0.3
 
 
@@ -27,14 +30,19 @@ def captions() -> list[str]:
         >>> captions()[0]
         'a photo of a zero.'
     """
-    things = [f"{style}{digit}" for style in ("", *(f"{style} " for style in _STYLES)) for digit in CLASS_NAMES]
+    things = [
+        f"{style}{digit}"
+        for style in ("", *(f"{style} " for style in _STYLES))
+        for digit in CLASS_NAMES
+    ]
     return [template.format(thing) for thing in things for template in _TEMPLATES]
 
 
 def styled_batch(
     ink: Tensor, digits: Tensor, generator: Generator, *, rate: float = STYLE_RATE
 ) -> tuple[Tensor, list[str]]:
-    """Draw random styles for every digit, and a caption that names the digit and, usually, one of its styles."""
+    """Draw random styles for every digit, and a caption that names the digit and, usually, one of
+    its styles."""
     import torch
 
     pixels = as_rgb(ink)
@@ -46,12 +54,15 @@ def styled_batch(
 
 
 def _describe(digits: Tensor, chosen: Tensor, generator: Generator) -> list[str]:
-    """Write a caption for each image; one in three does not mention the style, as in real captions."""
+    """Write a caption for each image; one in three does not mention the style, as in real
+    captions."""
     import torch
 
     draws = torch.rand(len(digits), 3, generator=generator).tolist()
     texts = []
-    for digit, row, (talk, which, form) in zip(digits.tolist(), chosen.tolist(), draws, strict=True):
+    for digit, row, (talk, which, form) in zip(
+        digits.tolist(), chosen.tolist(), draws, strict=True
+    ):
         styles = [style for style, used in zip(_STYLES, row, strict=True) if used]
         thing = CLASS_NAMES[digit]
         if styles and talk > 1 / 3:

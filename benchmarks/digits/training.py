@@ -1,7 +1,8 @@
-"""The demo's two models: a small CLIP trained on digits in every style, then fine-tuned on clean ones.
+"""The demo's two models: a small CLIP trained on digits in every style, then fine-tuned on clean
+ones.
 
-Clean digits are rare for the first model. Fine-tuning only on them improves it there and makes it forget elsewhere:
-the well-known trade-off that merging addresses.
+Clean digits are rare for the first model. Fine-tuning only on them improves it there and makes it
+forget elsewhere: the well-known trade-off that merging addresses.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ _WIDTH = 64
 _PROMPT_TOKENS = 77
 _PIXEL_MEAN = 0.5
 _PIXEL_STD = 0.5
-# Share of the contrastive steps during which styles are phased in: digits are learned faster from easy images.
+# Share of the contrastive steps during which styles are phased in: digits are learned faster from
+# easy images.
 _EASY_SHARE = 0.3
 
 
@@ -35,7 +37,8 @@ class Training:
     """Settings for training the two models.
 
     Attributes:
-        zeroshot_steps: Contrastive steps on styled digits; fewer leave the zero-shot model worse everywhere.
+        zeroshot_steps: Contrastive steps on styled digits; fewer leave the zero-shot model worse
+            everywhere.
         zeroshot_batch: Images per step.
         zeroshot_rate: Peak learning rate.
         finetune_steps: Cross-entropy steps on clean digits; more make it forget more.
@@ -56,7 +59,8 @@ class Training:
 
 
 def processor(captions: list[str]) -> CLIPProcessor:
-    """Make the processor: images of SIZE x SIZE scaled to [-1, 1], and CLIP's tokenizer with a small vocabulary."""
+    """Make the processor: images of SIZE x SIZE scaled to [-1, 1], and CLIP's tokenizer with a
+    small vocabulary."""
     from transformers import CLIPImageProcessor, CLIPProcessor
 
     image_processor = CLIPImageProcessor(
@@ -69,7 +73,8 @@ def processor(captions: list[str]) -> CLIPProcessor:
 
 
 def caption_tokenizer(captions: list[str]) -> Any:
-    """Learn a byte-level BPE in which each word of the captions is one token; other text is split into letters.
+    """Learn a byte-level BPE in which each word of the captions is one token; other text is split
+    into letters.
 
     As in OpenAI's vocabulary the end-of-text token has the highest id and is used for padding.
     """
@@ -79,14 +84,17 @@ def caption_tokenizer(captions: list[str]) -> Any:
     bytes_ = sorted(pre_tokenizers.ByteLevel.alphabet())
     merges = _learn_merges({word for caption in captions for word in caption.rstrip(".").split()})
     pieces = [*bytes_, *(f"{byte}</w>" for byte in bytes_), *("".join(merge) for merge in merges)]
-    vocabulary = {piece: index for index, piece in enumerate([*pieces, "<|startoftext|>", "<|endoftext|>"])}
+    vocabulary = {
+        piece: index for index, piece in enumerate([*pieces, "<|startoftext|>", "<|endoftext|>"])
+    }
     return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=_PROMPT_TOKENS)
 
 
 def _learn_merges(words: set[str]) -> list[tuple[str, str]]:
     """Merge the most common pair of pieces until every word is one piece.
 
-    The trainer in `tokenizers` breaks ties at random, which would give a different vocabulary in every run.
+    The trainer in `tokenizers` breaks ties at random, which would give a different vocabulary in
+    every run.
 
     Example:
         >>> _learn_merges({"one", "on"})
@@ -124,20 +132,27 @@ def untrained_model(tokenizer: Any, seed: int) -> CLIPModel:
         "pad_token_id": tokenizer.pad_token_id,
     }
     vision = {"num_hidden_layers": 6, "image_size": SIZE, "patch_size": 8}
-    config = CLIPConfig(text_config=tower | text, vision_config=tower | vision, projection_dim=_WIDTH)
+    config = CLIPConfig(
+        text_config=tower | text, vision_config=tower | vision, projection_dim=_WIDTH
+    )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = CLIPModel(config)
-        # CLIP's own 0.02 is negligible compared with the patches, and a few hundred steps are too few to learn
-        # positions
+        # CLIP's own 0.02 is negligible compared with the patches, and a few hundred steps are too
+        # few to learn positions
         torch.nn.init.normal_(model.vision_model.embeddings.position_embedding.weight, std=0.3)
     return model
 
 
 def train_zeroshot(
-    model: CLIPModel, tokenizer: Any, training: Training, generator: Generator, report: Callable[[float], None]
+    model: CLIPModel,
+    tokenizer: Any,
+    training: Training,
+    generator: Generator,
+    report: Callable[[float], None],
 ) -> None:
-    """Train like CLIP: each styled image with its caption, against the other captions of the batch."""
+    """Train like CLIP: each styled image with its caption, against the other captions of the
+    batch."""
     import torch
 
     ink, digits = (values[: training.images] for values in shuffled_digits())
@@ -172,9 +187,14 @@ def contrastive_loss(logits: Tensor, target: Tensor) -> Tensor:
 
 
 def finetune(
-    model: CLIPModel, tokenizer: Any, training: Training, generator: Generator, report: Callable[[float], None]
+    model: CLIPModel,
+    tokenizer: Any,
+    training: Training,
+    generator: Generator,
+    report: Callable[[float], None],
 ) -> None:
-    """Train both towers aggressively on clean digits only: class prompts, high rate, no augmentation."""
+    """Train both towers aggressively on clean digits only: class prompts, high rate, no
+    augmentation."""
     import torch
     from torch.nn.functional import cross_entropy
 
@@ -186,9 +206,13 @@ def finetune(
     def loss(_: float) -> Tensor:
         picked = torch.randint(len(ink), (training.finetune_batch,), generator=generator)
         pixels = normalised(as_rgb(ink[picked]))
-        return cross_entropy(model(input_ids=tokens, pixel_values=pixels).logits_per_image, digits[picked])
+        return cross_entropy(
+            model(input_ids=tokens, pixel_values=pixels).logits_per_image, digits[picked]
+        )
 
-    parameters = [parameter for name, parameter in model.named_parameters() if name != "logit_scale"]
+    parameters = [
+        parameter for name, parameter in model.named_parameters() if name != "logit_scale"
+    ]
     fit(parameters, loss, training.finetune_steps, training.finetune_rate, report)
 
 

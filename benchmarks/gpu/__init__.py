@@ -1,1 +1,2 @@
-"""What deciding costs on a CUDA device: seconds, idle share, memory, and whether a run repeats its bytes."""
+"""What deciding costs on a CUDA device: seconds, idle share, memory, and whether a run repeats its
+bytes."""

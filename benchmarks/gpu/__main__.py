@@ -1,8 +1,10 @@
-"""Fill the GPU table of docs/cost.md, in at most 40 minutes: ``python -m benchmarks.gpu [--folder CACHE]``.
+"""Fill the GPU table of docs/cost.md, in at most 40 minutes: ``python -m benchmarks.gpu [--folder
+CACHE]``.
 
-Checkpoints have random weights and the shapes of a ViT-B/32, an L/14 at 336 pixels and an H/14; images are JPEGs of
-noise. The figures go to ``benchmarks/results/gpu/DEVICE.json`` as soon as they are measured; a case that does not begin
-within the minutes is "not run". ``--table`` writes the table from the files alone.
+Checkpoints have random weights and the shapes of a ViT-B/32, an L/14 at 336 pixels and an H/14;
+images are JPEGs of noise. The figures go to ``benchmarks/results/gpu/DEVICE.json`` as soon as they
+are measured; a case that does not begin within the minutes is "not run". ``--table`` writes the
+table from the files alone.
 """
 
 from __future__ import annotations
@@ -38,8 +40,8 @@ BEGIN, FINISH = "<!-- table: python -m benchmarks.gpu -->\n", "<!-- end of the g
 Case = Callable[[], dict[str, Any]]
 _MINUTES = 40
 _STEPS, _IMAGES, _JPEGS = 20, 1024, 5000
-#: Width, inner width, blocks, heads and patch of the vision tower; width, inner width, blocks and heads of the text
-#: tower; width of the projection; pixels.
+#: Width, inner width, blocks, heads and patch of the vision tower; width, inner width, blocks and
+#: heads of the text tower; width of the projection; pixels.
 _SIZES: dict[str, tuple[tuple[int, ...], tuple[int, ...], int, int]] = {
     "B/32": ((768, 3072, 12, 12, 32), (512, 2048, 12, 8), 512, 224),
     "L/14@336": ((1024, 4096, 24, 16, 14), (768, 3072, 12, 12), 768, 336),
@@ -56,10 +58,18 @@ def config_of(size: str) -> CLIPConfig:
     if size == "tiny":
         return tiny_config(2, 16)
     vision, text, projection, pixels = _SIZES[size]
-    names = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "patch_size")
+    names = (
+        "hidden_size",
+        "intermediate_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "patch_size",
+    )
     return CLIPConfig(
         vision_config=dict(zip(names, vision, strict=True)) | {"image_size": pixels},
-        text_config=dict(zip(names, text, strict=False)) | ends | {"vocab_size": 49408, "max_position_embeddings": 77},
+        text_config=dict(zip(names, text, strict=False))
+        | ends
+        | {"vocab_size": 49408, "max_position_embeddings": 77},
         projection_dim=projection,
     )
 
@@ -71,7 +81,9 @@ def save_pair(folder: Path, size: str) -> tuple[Path, Path]:
     if not (paths[1] / "config.json").exists():
         config = config_of(size)
         side = config.vision_config.image_size
-        images = CLIPImageProcessor(size={"shortest_edge": side}, crop_size={"height": side, "width": side})
+        images = CLIPImageProcessor(
+            size={"shortest_edge": side}, crop_size={"height": side, "width": side}
+        )
         length = config.text_config.max_position_embeddings
         tokenizer = CLIPTokenizer(vocab=vocabulary(), merges=[], model_max_length=length)
         torch.manual_seed(0)
@@ -81,7 +93,9 @@ def save_pair(folder: Path, size: str) -> tuple[Path, Path]:
             CLIPProcessor(image_processor=images, tokenizer=tokenizer).save_pretrained(path)
             with torch.no_grad():
                 for parameter in model.parameters():
-                    parameter.add_(0.1 * parameter.float().abs().mean() * torch.randn(parameter.shape))
+                    parameter.add_(
+                        0.1 * parameter.float().abs().mean() * torch.randn(parameter.shape)
+                    )
     return paths
 
 
@@ -98,7 +112,8 @@ def save_jpegs(folder: Path, count: int, classes: int = 10) -> Path:
 
 
 def measured(work: Callable[[], Any], device: str) -> dict[str, Any]:
-    """Seconds, the highest memory of the device in GB, and its idle share: what no kernel filled of the time."""
+    """Seconds, the highest memory of the device in GB, and its idle share: what no kernel filled of
+    the time."""
     cuda = device == "cuda"
     if cuda:
         torch.cuda.empty_cache()
@@ -111,7 +126,10 @@ def measured(work: Callable[[], Any], device: str) -> dict[str, Any]:
     figures: dict[str, Any] = {"seconds": seconds}
     if cuda:
         busy = sum(event.self_device_time_total for event in profile.key_averages()) / 1e6
-        figures |= {"idle": max(0.0, 1 - busy / seconds), "peak_gb": torch.cuda.max_memory_allocated() / 1e9}
+        figures |= {
+            "idle": max(0.0, 1 - busy / seconds),
+            "peak_gb": torch.cuda.max_memory_allocated() / 1e9,
+        }
     return figures
 
 
@@ -136,13 +154,26 @@ def cases(
         notes = Notes()
         ends = save_pair(folder, size)
         work = partial(
-            clipmerge.plan, *ends, recipe, data=data, device=device, images=images, progress=notes, **options
+            clipmerge.plan,
+            *ends,
+            recipe,
+            data=data,
+            device=device,
+            images=images,
+            progress=notes,
+            **options,
         )
         return measured(work, device) | {"said": notes.said}
 
     def repeats() -> dict[str, Any]:
         plans = [
-            clipmerge.plan(*save_pair(folder, sizes[0]), "auto", data=data, device=device, set={"measure.steps": 2})
+            clipmerge.plan(
+                *save_pair(folder, sizes[0]),
+                "auto",
+                data=data,
+                device=device,
+                set={"measure.steps": 2},
+            )
             for _ in range(2)
         ]
         one, two = ([layer.alpha for layer in each.layers.values()] for each in plans)
@@ -151,11 +182,15 @@ def cases(
     def sweep() -> dict[str, Any]:
         many = save_jpegs(folder / f"images-{jpegs}", jpegs)
         ends = save_pair(folder, sizes[0])
-        return measured(partial(clipmerge.sweep, *ends, id={"a": many}, ood={"b": data}, device=device), device)
+        return measured(
+            partial(clipmerge.sweep, *ends, id={"a": many}, ood={"b": data}, device=device), device
+        )
 
     found: dict[str, Case] = {}
     for size in sizes:
-        found[f"`auto`, {size}, {steps} steps"] = partial(plan, size, "auto", set={"measure.steps": steps})
+        found[f"`auto`, {size}, {steps} steps"] = partial(
+            plan, size, "auto", set={"measure.steps": steps}
+        )
     for name in sorted(set(plugin_names("measures")) - _OTHERS):
         recipe = {"name": name, "measure": {"name": name}, "method": {"name": "wise-ft"}}
         found[f"`{name}`, {sizes[0]}"] = partial(plan, sizes[0], recipe)
@@ -174,11 +209,16 @@ def run(every: dict[str, Case], target: Path, machine: dict[str, Any], minutes: 
         else:
             try:
                 found[name] = case()
-            except (clipmerge.ClipmergeError, torch.cuda.OutOfMemoryError) as error:  # the next size may fit
+            except (
+                clipmerge.ClipmergeError,
+                torch.cuda.OutOfMemoryError,
+            ) as error:  # the next size may fit
                 found[name] = {"not_run": str(error).splitlines()[0]}
         print(f"{name}: {found[name]}", flush=True)
         target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(json.dumps({**machine, "cases": found}, indent=1) + "\n", encoding="utf-8")
+        target.write_text(
+            json.dumps({**machine, "cases": found}, indent=1) + "\n", encoding="utf-8"
+        )
 
 
 def table(files: list[Path]) -> str:
@@ -186,13 +226,18 @@ def table(files: list[Path]) -> str:
     lines = []
     for file in files:
         record = json.loads(file.read_text(encoding="utf-8"))
-        lines += [f"{record['device']}, torch {record['torch']}, tests marked `gpu`: {record['tests']}.", ""]
+        lines += [
+            f"{record['device']}, torch {record['torch']}, tests marked `gpu`: {record['tests']}.",
+            "",
+        ]
         lines += ["| case | seconds | idle | peak GB | |", "|---|---:|---:|---:|---|"]
         for name, case in record["cases"].items():
             idle = f"{100 * case['idle']:.0f}%" if "idle" in case else ""
             peak = f"{case['peak_gb']:.1f}" if "peak_gb" in case else ""
             seconds = f"{case['seconds']:.1f}" if case.get("seconds") else ""
-            more = case.get("not_run", "") or ("" if "equal" not in case else "yes" if case["equal"] else "no")
+            more = case.get("not_run", "") or (
+                "" if "equal" not in case else "yes" if case["equal"] else "no"
+            )
             lines.append(f"| {name} | {seconds} | {idle} | {peak} | {more} |")
         lines.append("")
     return "\n".join(lines) if lines else "Not measured: no GPU has been at hand.\n"
@@ -201,14 +246,21 @@ def table(files: list[Path]) -> str:
 def write_table() -> None:
     """Write the table into docs/cost.md."""
     before, rest = PAGE.read_text(encoding="utf-8").split(BEGIN)
-    PAGE.write_text(before + BEGIN + table(sorted(RESULTS.glob("*.json"))) + FINISH + rest.split(FINISH)[1], "utf-8")
+    PAGE.write_text(
+        before + BEGIN + table(sorted(RESULTS.glob("*.json"))) + FINISH + rest.split(FINISH)[1],
+        "utf-8",
+    )
 
 
 def main() -> int:
     """Measure, unless there is no device, and write the table."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__)
-    parser.add_argument("--folder", type=Path, help="folder of checkpoints and images; a temporary one by default")
-    parser.add_argument("--minutes", type=float, default=_MINUTES, help="no case begins after these")
+    parser.add_argument(
+        "--folder", type=Path, help="folder of checkpoints and images; a temporary one by default"
+    )
+    parser.add_argument(
+        "--minutes", type=float, default=_MINUTES, help="no case begins after these"
+    )
     parser.add_argument("--table", action="store_true", help="measure nothing")
     options = parser.parse_args()
     if not options.table:
@@ -216,12 +268,20 @@ def main() -> int:
             print("no CUDA device: nothing was measured", file=sys.stderr)
             return 1
         command = [sys.executable, "-m", "pytest", "-q", "-n", "0", "-m", "gpu", "tests"]
-        tests = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False).stdout
+        tests = subprocess.run(
+            command, cwd=ROOT, capture_output=True, text=True, check=False
+        ).stdout
         name = torch.cuda.get_device_name()
-        machine = {"device": name, "torch": torch.__version__, "tests": tests.strip().splitlines()[-1].strip("= ")}
+        machine = {
+            "device": name,
+            "torch": torch.__version__,
+            "tests": tests.strip().splitlines()[-1].strip("= "),
+        }
         target = RESULTS / f"{re.sub(r'[^a-z0-9]+', '-', name.lower()).strip('-')}.json"
         with tempfile.TemporaryDirectory() as temporary:
-            every = cases(options.folder or Path(temporary), "cuda", list(_SIZES), _IMAGES, _JPEGS, _STEPS)
+            every = cases(
+                options.folder or Path(temporary), "cuda", list(_SIZES), _IMAGES, _JPEGS, _STEPS
+            )
             run(every, target, machine, options.minutes)
     write_table()
     return 0

@@ -1,1 +1,2 @@
-"""Parts shared by the benchmarks of a distribution shift: training, evaluation and the results page."""
+"""Parts shared by the benchmarks of a distribution shift: training, evaluation and the results
+page."""

@@ -1,4 +1,5 @@
-"""Each pair alone, with the advice that the merge gave about itself, and whether the test pictures agree."""
+"""Each pair alone, with the advice that the merge gave about itself, and whether the test pictures
+agree."""
 
 from __future__ import annotations
 
@@ -11,11 +12,11 @@ from benchmarks.shifts.standing import Floats, Resampled, over_pairs, told_accur
 _RECIPES = ("auto", "straggler-sparse")
 _LIMIT = 0.03
 _ABOUT = (
-    "Pair by pair, ID / OOD accuracy in %: the gain is at equal ID accuracy, the next column the OOD accuracy above "
-    "that of alpha 0.5, both with their interval over pictures. The last column is the advice that the merge ended "
-    "with, and whether the test pictures agree: *use* is right if the merged model has at least the fine-tuned "
-    "model's OOD accuracy and at most 3 points less ID accuracy, *prefer-finetuned* if not, *either* if both differ "
-    "by at most 3 points."
+    "Pair by pair, ID / OOD accuracy in %: the gain is at equal ID accuracy, the next column the"
+    " OOD accuracy above that of alpha 0.5, both with their interval over pictures. The last column"
+    " is the advice that the merge ended with, and whether the test pictures agree: *use* is right"
+    " if the merged model has at least the fine-tuned model's OOD accuracy and at most 3 points"
+    " less ID accuracy, *prefer-finetuned* if not, *either* if both differ by at most 3 points."
 )
 
 
@@ -43,26 +44,39 @@ def tables(pairs: Sequence[Resampled], recipes: Sequence[str] = _RECIPES) -> lis
 
 
 def kept_accuracy(pairs: Sequence[Resampled], recipes: Sequence[str] = _RECIPES) -> list[str]:
-    """Sentences on the robustness of merges that keep the fine-tuned model's ID accuracy, by recipe."""
+    """Sentences on the robustness of merges that keep the fine-tuned model's ID accuracy, by
+    recipe."""
     sentences = []
     for recipe in recipes:
-        kept = [pair for pair in pairs if pair.has(recipe) and _over_finetuned(pair.id, pair, recipe) >= -_LIMIT]
+        kept = [
+            pair
+            for pair in pairs
+            if pair.has(recipe) and _over_finetuned(pair.id, pair, recipe) >= -_LIMIT
+        ]
         gains = [
-            [_over_finetuned(pair.ood, pair, recipe) for pair in kept if pair.record["tuning"] == tuning]
+            [
+                _over_finetuned(pair.ood, pair, recipe)
+                for pair in kept
+                if pair.record["tuning"] == tuning
+            ]
             for tuning in (False, True)
         ]
         if any(gains):
-            held_out, tuned = [f"{sum(gain >= 0 for gain in found)} of {len(found)}" for found in gains]
+            held_out, tuned = [
+                f"{sum(gain >= 0 for gain in found)} of {len(found)}" for found in gains
+            ]
             sentences.append(
-                f"Where `{recipe}` loses at most 3 points of the fine-tuned model's ID accuracy, it has at least its "
-                f"OOD accuracy on {held_out} held-out and {tuned} tuning pairs; the worst difference is "
-                f"{100 * min(min(found, default=1.0) for found in gains):+.1f} points."
+                f"Where `{recipe}` loses at most 3 points of the fine-tuned model's ID accuracy, it"
+                f" has at least its OOD accuracy on {held_out} held-out and {tuned} tuning pairs;"
+                " the worst difference is"
+                f" {100 * min(min(found, default=1.0) for found in gains):+.1f} points."
             )
     return sentences
 
 
 def agrees(pair: Resampled, recipe: str) -> bool | None:
-    """Whether the test pictures agree with the advice; ``None`` if it was that there were too few images to tell."""
+    """Whether the test pictures agree with the advice; ``None`` if it was that there were too few
+    images to tell."""
     advice, at = _advice(pair, recipe), pair.point(recipe)
     lost, gained = -_over_finetuned(pair.id, pair, recipe), _over_finetuned(pair.ood, pair, recipe)
     if advice == "use":
@@ -79,14 +93,22 @@ def _over_finetuned(accuracy: Floats, pair: Resampled, recipe: str) -> float:
 
 
 def _advice(pair: Resampled, recipe: str) -> str:
-    found = [row.get("recommendation") or "" for row in pair.record["recipes"] if row["name"] == recipe]
+    found = [
+        row.get("recommendation") or "" for row in pair.record["recipes"] if row["name"] == recipe
+    ]
     return found[0] if found else ""
 
 
 def _row(pair: Resampled, recipe: str) -> list[str]:
     half = pair.record["alphas"].index(0.5)
-    best = f"{told_accuracies([pair], lambda pair: pair.oracle)} ({pair.record['alphas'][pair.oracle]:g})"
-    ends = [told_accuracies([pair], lambda _, place=place: place) for place in (0, pair.curve.stop - 1, half)]
+    best = (
+        f"{told_accuracies([pair], lambda pair: pair.oracle)}"
+        f" ({pair.record['alphas'][pair.oracle]:g})"
+    )
+    ends = [
+        told_accuracies([pair], lambda _, place=place: place)
+        for place in (0, pair.curve.stop - 1, half)
+    ]
     agreed = {True: "right", False: "wrong", None: "undecided"}[agrees(pair, recipe)]
     gains = [over_pairs([each]).told for each in (pair.gain(recipe), _above_half(pair, recipe))]
     return [
@@ -103,8 +125,14 @@ def _counted(pairs: Sequence[Resampled], recipe: str) -> str:
     found = [agrees(pair, recipe) for pair in pairs]
     gain = over_pairs([pair.gain(recipe) for pair in pairs]).told
     above = over_pairs([_above_half(pair, recipe) for pair in pairs]).told
-    counts = f"right on {found.count(True)}, wrong on {found.count(False)}, undecided on {found.count(None)}"
-    return f"`{recipe}` over the {len(pairs)} pairs: gain {gain}, above alpha 0.5 {above}; advice {counts}."
+    counts = (
+        f"right on {found.count(True)}, wrong on {found.count(False)}, undecided on"
+        f" {found.count(None)}"
+    )
+    return (
+        f"`{recipe}` over the {len(pairs)} pairs: gain {gain}, above alpha 0.5 {above}; advice"
+        f" {counts}."
+    )
 
 
 def _above_half(pair: Resampled, recipe: str) -> Floats:

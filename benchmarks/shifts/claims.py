@@ -1,4 +1,5 @@
-"""Tests of the claims in the paper behind clipmerge, each with a result that would refute it, on pairs trained here."""
+"""Tests of the claims in the paper behind clipmerge, each with a result that would refute it, on
+pairs trained here."""
 
 from __future__ import annotations
 
@@ -31,35 +32,51 @@ _PLANTED, _PLANTED_FACTOR = 3, 4.0
 _BARRIER: dict[str, Any] = {"name": "path-barrier", "nodes": 3, "tolerance": 0.01}
 _INSTABILITY: dict[str, Any] = {"name": "layer-instability", "points": 3}
 _CUMULATIVE: dict[str, Any] = {"name": "cumulative-barrier", "points": 3}
-_SHARPNESS: dict[str, Any] = {"name": "first-order", "norm": "l2", "rho": 0.5, "adaptive": True, "at": 0.5}
+_SHARPNESS: dict[str, Any] = {
+    "name": "first-order",
+    "norm": "l2",
+    "rho": 0.5,
+    "adaptive": True,
+    "at": 0.5,
+}
 
 
 def examine(trained: TrainedPair, file: Path, parts: Iterable[str]) -> None:
-    """Run tests on one pair and add their results to a JSON file; tests with results in the file are skipped."""
+    """Run tests on one pair and add their results to a JSON file; tests with results in the file
+    are skipped."""
     laboratory = Laboratory(trained)
     for name in parts:
         if name in read_claims(file).get(trained.name, {}):
             continue
         found = PARTS[name](laboratory)
-        with locked(trained.zeroshot.parent / ".claims.lock"):  # other pairs may be examined at the same time
+        with locked(
+            trained.zeroshot.parent / ".claims.lock"
+        ):  # other pairs may be examined at the same time
             record = read_claims(file)
-            record.setdefault(trained.name, {"tuning": trained.tuning, "images": IMAGES})[name] = found
+            record.setdefault(trained.name, {"tuning": trained.tuning, "images": IMAGES})[name] = (
+                found
+            )
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(json.dumps(record, allow_nan=False) + "\n", encoding="utf-8")
         _LOG.info("%s: %s", trained.name, name)
 
 
 def sharpness(laboratory: Laboratory) -> dict[str, Any]:
-    """Sharpness of the whole network at alpha 0.5: the loss added by the worst perturbation of all layers, in nats."""
+    """Sharpness of the whole network at alpha 0.5: the loss added by the worst perturbation of all
+    layers, in nats."""
     found = laboratory.measured(**_SHARPNESS)
     values = np.array(list(found["first_order"].values.values()))
     return {"global": float(np.sqrt((values**2).sum())), "largest_layer": float(values.max())}
 
 
 def layers(laboratory: Laboratory) -> dict[str, Any]:
-    """The effect of each layer's return to zero-shot, how well statistics rank it, and whether choosing by it helps."""
+    """The effect of each layer's return to zero-shot, how well statistics rank it, and whether
+    choosing by it helps."""
     barrier, sharp = laboratory.measured(**_BARRIER), laboratory.measured(**_SHARPNESS)
-    instability, cumulative = laboratory.measured(**_INSTABILITY), laboratory.measured(**_CUMULATIVE)
+    instability, cumulative = (
+        laboratory.measured(**_INSTABILITY),
+        laboratory.measured(**_CUMULATIVE),
+    )
     names = list(laboratory.layers)
     lengths = np.log([laboratory.length(laboratory.layers[name]) for name in names])
     statistics = {
@@ -73,16 +90,21 @@ def layers(laboratory: Laboratory) -> dict[str, Any]:
         "cumulative from last": _values(cumulative, "from_last", names),
     }
     edits = [[name] for name in names]
-    chosen = {f"top {_EDITED} by {name}": _top(names, values) for name, values in statistics.items()}
+    chosen = {
+        f"top {_EDITED} by {name}": _top(names, values) for name, values in statistics.items()
+    }
     rng = np.random.default_rng(0)
     for draw in range(_RANDOM_CHOICES):
-        chosen[f"random {draw}"] = _matched(names, lengths, chosen[f"top {_EDITED} by barrier"], rng)
+        chosen[f"random {draw}"] = _matched(
+            names, lengths, chosen[f"top {_EDITED} by barrier"], rng
+        )
     points = [Point(alpha) for alpha in ALPHAS]
     points += [_edit(laboratory, edit) for edit in [*edits, *chosen.values()]]
     id_, ood = laboratory.accuracy(points, DRAWS)
     base, first = ALPHAS.index(_BASE), len(ALPHAS)
     effects = {
-        kind: values[:, first : first + len(names)] - values[:, [base]] for kind, values in (("id", id_), ("ood", ood))
+        kind: values[:, first : first + len(names)] - values[:, [base]]
+        for kind, values in (("id", id_), ("ood", ood))
     }
     gains = _gains(id_, ood)[:, first + len(names) :]
     return {
@@ -95,7 +117,8 @@ def layers(laboratory: Laboratory) -> dict[str, Any]:
             for kind, effect in effects.items()
         },
         "choices": {
-            name: {"layers": chosen[name], "gain": _with_interval(gains[:, place])} for place, name in enumerate(chosen)
+            name: {"layers": chosen[name], "gain": _with_interval(gains[:, place])}
+            for place, name in enumerate(chosen)
         },
         "top minus random": {
             name: _with_interval(gains[:, place] - gains[:, -_RANDOM_CHOICES:].mean(axis=1))
@@ -112,7 +135,9 @@ def _top(names: list[str], values: Floats) -> list[str]:
     return [names[place] for place in np.argsort(-values, kind="stable")[:_EDITED]]
 
 
-def _matched(names: list[str], lengths: Floats, chosen: list[str], rng: np.random.Generator) -> list[str]:
+def _matched(
+    names: list[str], lengths: Floats, chosen: list[str], rng: np.random.Generator
+) -> list[str]:
     """For each chosen layer, another one whose ||tau_l|| is among the four nearest."""
     picked: list[str] = []
     for name in chosen:
@@ -140,7 +165,8 @@ def _with_interval(values: Floats) -> dict[str, Any]:
 
 
 def _correlations(statistic: Floats, effect: Floats, lengths: Floats) -> dict[str, Any]:
-    """Kendall's tau, plain and given log ||tau_l||; layers are drawn with replacement along with the drawings.
+    """Kendall's tau, plain and given log ||tau_l||; layers are drawn with replacement along with
+    the drawings.
 
     Args:
         statistic: Shape (layers,).
@@ -152,7 +178,8 @@ def _correlations(statistic: Floats, effect: Floats, lengths: Floats) -> dict[st
     chosen = [np.arange(count), *(rng.integers(count, size=count) for _ in range(len(effect) - 1))]
     plain = [kendall(statistic[pick], row[pick]) for pick, row in zip(chosen, effect, strict=True)]
     partial = [
-        partial_kendall(statistic[pick], row[pick], lengths[pick]) for pick, row in zip(chosen, effect, strict=True)
+        partial_kendall(statistic[pick], row[pick], lengths[pick])
+        for pick, row in zip(chosen, effect, strict=True)
     ]
     return {"plain": _with_interval(np.array(plain)), "partial": _with_interval(np.array(partial))}
 
@@ -171,22 +198,33 @@ def masks(laboratory: Laboratory) -> dict[str, Any]:
             "gain": _with_interval(gains[:, len(ALPHAS) + place]),
         }
         for place, name in enumerate(plans)
-    } | {"alpha 0.4": {"id": float(id_[0, ALPHAS.index(0.4)]), "ood": float(ood[0, ALPHAS.index(0.4)])}}
+    } | {
+        "alpha 0.4": {
+            "id": float(id_[0, ALPHAS.index(0.4)]),
+            "ood": float(ood[0, ALPHAS.index(0.4)]),
+        }
+    }
 
 
 def stability(laboratory: Laboratory) -> dict[str, Any]:
     """Layers that are flagged, and layers with the highest scores, over calibration samples."""
-    found = [_scored(laboratory, laboratory.measured(seed, **_BARRIER)) for seed in _CALIBRATION_SEEDS]
+    found = [
+        _scored(laboratory, laboratory.measured(seed, **_BARRIER)) for seed in _CALIBRATION_SEEDS
+    ]
     top = [set(sorted(z, key=lambda layer: -z[layer])[:_EDITED]) for _, z in found]
     pairs = [(one, two) for one in range(len(found)) for two in range(one)]
     return {
         "flagged": [sorted(names) for names, _ in found],
         "top": [sorted(each) for each in top],
-        "jaccard of top": float(np.mean([len(top[i] & top[j]) / len(top[i] | top[j]) for i, j in pairs])),
+        "jaccard of top": float(
+            np.mean([len(top[i] & top[j]) / len(top[i] | top[j]) for i, j in pairs])
+        ),
     }
 
 
-def _scored(laboratory: Laboratory, found: Measurements) -> tuple[tuple[str, ...], dict[str, float]]:
+def _scored(
+    laboratory: Laboratory, found: Measurements
+) -> tuple[tuple[str, ...], dict[str, float]]:
     stragglers = find_stragglers(found, Task(laboratory.inputs).sizes)
     return stragglers.names, {layer: score["z"] for layer, score in stragglers.scores.items()}
 
@@ -207,20 +245,31 @@ def permuted(laboratory: Laboratory) -> dict[str, Any]:
     return _flags(laboratory, mlps, {"hidden units permuted": laboratory.permuted})
 
 
-def _flags(laboratory: Laboratory, layers: list[str], tests: dict[str, Callable[[Path, str], Path]]) -> dict[str, Any]:
+def _flags(
+    laboratory: Laboratory, layers: list[str], tests: dict[str, Callable[[Path, str], Path]]
+) -> dict[str, Any]:
     """Alter a few layers in turn, and see which are flagged."""
     before, z = _scored(laboratory, laboratory.measured(**_BARRIER))
     rng = np.random.default_rng(0)
-    names = [str(name) for name in rng.choice(sorted(set(z) & set(layers)), size=_PLANTED, replace=False)]
+    names = [
+        str(name) for name in rng.choice(sorted(set(z) & set(layers)), size=_PLANTED, replace=False)
+    ]
     rows: dict[str, Any] = {"flagged before": list(before)}
     with tempfile.TemporaryDirectory() as scratch:
         for test, alter in tests.items():
             rows[test] = []
             for name in names:
                 altered = alter(Path(scratch) / "altered", name)
-                flagged, after = _scored(laboratory, laboratory.measured(finetuned=altered, **_BARRIER))
+                flagged, after = _scored(
+                    laboratory, laboratory.measured(finetuned=altered, **_BARRIER)
+                )
                 rows[test].append(
-                    {"layer": name, "z before": z[name], "z after": after[name], "flagged": sorted(flagged)}
+                    {
+                        "layer": name,
+                        "z before": z[name],
+                        "z after": after[name],
+                        "flagged": sorted(flagged),
+                    }
                 )
     return rows
 

@@ -1,4 +1,5 @@
-"""The command of a benchmark: data, training, every recipe on every pair, and the results page; each step once."""
+"""The command of a benchmark: data, training, every recipe on every pair, and the results page;
+each step once."""
 
 from __future__ import annotations
 
@@ -37,7 +38,9 @@ _QUICK = Evaluation(alphas=(0.0, 0.25, 0.5, 0.75, 1.0), images=64)
 def run(about: About, layout: Layout, arguments: list[str] | None = None) -> int:
     """Run one benchmark."""
     parser = parser_of(about, __doc__ or "")
-    parser.add_argument("--quick", action="store_true", help="few classes and steps, one pair; under two minutes")
+    parser.add_argument(
+        "--quick", action="store_true", help="few classes and steps, one pair; under two minutes"
+    )
     given = parser.parse_args(arguments)
     return status_of(lambda: _run(about.name, layout, given))
 
@@ -46,13 +49,23 @@ def parser_of(about: About, description: str, recipes: str = "") -> argparse.Arg
     """The arguments that every benchmark takes."""
     parser = argparse.ArgumentParser(prog=about.command, description=description)
     parser.add_argument("--cache", type=Path, default=None, help="where data and models are kept")
-    parser.add_argument("--results", type=Path, default=None, help="folder for the JSON files, one per pair")
-    parser.add_argument("--only", default="", help="pairs, or groups of them, with commas between; all by default")
     parser.add_argument(
-        "--recipes", default=recipes, help=f"contestants to compare, with commas between; by default {recipes or 'all'}"
+        "--results", type=Path, default=None, help="folder for the JSON files, one per pair"
     )
-    parser.add_argument("--again", default="", help="contestants to compare again, because their code has changed")
-    parser.add_argument("--jobs", type=int, default=1, help="pairs processed at the same time, on one thread each")
+    parser.add_argument(
+        "--only", default="", help="pairs, or groups of them, with commas between; all by default"
+    )
+    parser.add_argument(
+        "--recipes",
+        default=recipes,
+        help=f"contestants to compare, with commas between; by default {recipes or 'all'}",
+    )
+    parser.add_argument(
+        "--again", default="", help="contestants to compare again, because their code has changed"
+    )
+    parser.add_argument(
+        "--jobs", type=int, default=1, help="pairs processed at the same time, on one thread each"
+    )
     parser.add_argument("--no-page", action="store_true", help="do not change docs/results.md")
     return parser
 

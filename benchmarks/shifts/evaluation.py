@@ -1,4 +1,5 @@
-"""Evaluate every recipe on every pair with the code of `clipmerge sweep`; one JSON file per pair."""
+"""Evaluate every recipe on every pair with the code of `clipmerge sweep`; one JSON file per
+pair."""
 
 from __future__ import annotations
 
@@ -63,7 +64,9 @@ class Contestant:
     @property
     def settings(self) -> dict[str, Any]:
         """Everything that determines its effect on a pair."""
-        return self.recipe.model_dump(mode="json") | ({"images": self.images} if self.images else {})
+        return self.recipe.model_dump(mode="json") | (
+            {"images": self.images} if self.images else {}
+        )
 
 
 @cache  # a page asks for them at every table
@@ -73,10 +76,14 @@ def contestants(file: Path = CONTESTANTS, only: tuple[str, ...] = ()) -> tuple[C
     listed = {name: words for group in groups.values() for name, words in group["recipes"].items()}
     unknown = [name for name in only if name not in listed]
     if unknown:
-        raise RecipeError(f"{file.name} has no contestant '{unknown[0]}' (contestants: {', '.join(listed)})")
+        raise RecipeError(
+            f"{file.name} has no contestant '{unknown[0]}' (contestants: {', '.join(listed)})"
+        )
     absent = sorted({words[0] for words in listed.values()} - set(recipe_names()))
     if absent:
-        raise RecipeError(f"{file.name}: no recipe '{absent[0]}' (recipes: {', '.join(recipe_names())})")
+        raise RecipeError(
+            f"{file.name}: no recipe '{absent[0]}' (recipes: {', '.join(recipe_names())})"
+        )
     return tuple(
         _contestant(name, words, tuple(group["pairs"]), title)
         for title, group in groups.items()
@@ -109,7 +116,11 @@ class Evaluation:
     @property
     def told(self) -> dict[str, Any]:
         """The settings as written in the file; a file with different settings is made again."""
-        return {"alphas": list(self.alphas), "calibration_images": self.images, "sweep_seed": self.seed}
+        return {
+            "alphas": list(self.alphas),
+            "calibration_images": self.images,
+            "sweep_seed": self.seed,
+        }
 
 
 def evaluate_pair(
@@ -121,7 +132,8 @@ def evaluate_pair(
     again: Collection[str] = (),
     judge: Callable[[TrainedPair, Contestant, Evaluation], dict[str, Any]] | None = None,
 ) -> None:
-    """Evaluate one pair into its JSON file: the curve once, and every recipe that the file lacks in these settings.
+    """Evaluate one pair into its JSON file: the curve once, and every recipe that the file lacks in
+    these settings.
 
     ``judge`` makes the row of one recipe; by default recipes of one measure are swept together.
     """
@@ -148,7 +160,9 @@ def _by_measure(entered: Iterable[Contestant]) -> list[list[Contestant]]:
     """Group recipes that measure the same on the same images."""
     groups: dict[str, list[Contestant]] = {}
     for each in entered:
-        groups.setdefault(json.dumps([each.recipe.measure, each.images], sort_keys=True), []).append(each)
+        groups.setdefault(
+            json.dumps([each.recipe.measure, each.images], sort_keys=True), []
+        ).append(each)
     return list(groups.values())
 
 
@@ -163,14 +177,17 @@ def request_of(
         ood_sources={name: str(folder) for name, folder in pair.ood.items()},
         recipes=tuple(recipes),
         alphas=alphas,
-        calibration=Calibration(source=str(pair.calibration), images=how.images, device="cpu", held_back=0.0),
+        calibration=Calibration(
+            source=str(pair.calibration), images=how.images, device="cpu", held_back=0.0
+        ),
         seed=how.seed,
     )
 
 
 def swept(request: SweepRequest) -> tuple[dict[str, Any], dict[str, NDArray[np.bool_]]]:
     """Run a sweep on one pair."""
-    # over 17 patches the fused kernel's backward pass takes ten times as long as plain matrix products
+    # over 17 patches the fused kernel's backward pass takes ten times as long as plain matrix
+    # products
     with sdpa_kernel(SDPBackend.MATH):
         return run_sweep(request)
 
@@ -197,7 +214,10 @@ def _curve_record(pair: TrainedPair, how: Evaluation) -> dict[str, Any]:
 
 
 def row_of(
-    contestant: Contestant, row: dict[str, Any], right: Mapping[str, NDArray[np.bool_]], request: SweepRequest
+    contestant: Contestant,
+    row: dict[str, Any],
+    right: Mapping[str, NDArray[np.bool_]],
+    request: SweepRequest,
 ) -> dict[str, Any]:
     """What a record says of any contestant: its accuracies, and which pictures it recognised.
 
@@ -212,8 +232,11 @@ def row_of(
     return {"name": contestant.name, **shown, "settings": contestant.settings, "correct": bits}
 
 
-def _rows(pair: TrainedPair, entered: Sequence[Contestant], how: Evaluation) -> list[dict[str, Any]]:
-    """Evaluate recipes with the shortest curve that a sweep accepts; comparisons with that curve are left out."""
+def _rows(
+    pair: TrainedPair, entered: Sequence[Contestant], how: Evaluation
+) -> list[dict[str, Any]]:
+    """Evaluate recipes with the shortest curve that a sweep accepts; comparisons with that curve
+    are left out."""
     request = request_of(pair, how, [each.recipe for each in entered], (0.0, 1.0))
     record, correct = swept(request)
     rows = []
@@ -221,7 +244,10 @@ def _rows(pair: TrainedPair, entered: Sequence[Contestant], how: Evaluation) -> 
         alone = {name: right[[row["point"]]] for name, right in correct.items()}
         # a verdict may name models, and their local paths must not be published
         verdict = row["verdict"].replace(f"{pair.finetuned.parent}/", "")
-        rows.append(row_of(each, row, alone, request) | {"verdict": verdict, "seconds": record["seconds"]["plan"]})
+        rows.append(
+            row_of(each, row, alone, request)
+            | {"verdict": verdict, "seconds": record["seconds"]["plan"]}
+        )
     return rows
 
 
@@ -254,7 +280,8 @@ def by_drawing(right: NDArray[np.bool_], source: Path) -> ByDrawing:
     """Sort images by the thing that they show, so that things can be resampled.
 
     Args:
-        right: Whether each image was recognised, shape (points, images), in the order of their paths.
+        right: Whether each image was recognised, shape (points, images), in the order of their
+            paths.
         source: Folder of the images.
     """
     images = load_images(str(source))
@@ -293,13 +320,24 @@ def unpacked(told: dict[str, Any]) -> NDArray[np.bool_]:
 
 def machine() -> dict[str, str]:
     """Describe what this runs on."""
-    cpu = next((line for line in _lines("lscpu") if line.startswith("Model name")), "").partition(":")[2].strip()
+    cpu = (
+        next((line for line in _lines("lscpu") if line.startswith("Model name")), "")
+        .partition(":")[2]
+        .strip()
+    )
     libraries = {name: version(name) for name in ("torch", "transformers", "numpy")}
-    return {"cpu": cpu or platform.processor(), "python": platform.python_version(), "threads": "1", **libraries}
+    return {
+        "cpu": cpu or platform.processor(),
+        "python": platform.python_version(),
+        "threads": "1",
+        **libraries,
+    }
 
 
 def _lines(command: str) -> list[str]:
     try:
-        return subprocess.run([command], capture_output=True, text=True, check=False).stdout.splitlines()
+        return subprocess.run(
+            [command], capture_output=True, text=True, check=False
+        ).stdout.splitlines()
     except OSError:
         return []

@@ -1,4 +1,5 @@
-"""One distribution shift: its pictures, its zero-shot models and its fine-tuned models, each made once."""
+"""One distribution shift: its pictures, its zero-shot models and its fine-tuned models, each made
+once."""
 
 from __future__ import annotations
 
@@ -19,8 +20,12 @@ from benchmarks.shifts.training import Drawings, Pretraining, Regime, Stills, fi
 from clipmerge.errors import UsageError
 
 _CALIBRATION_SEED, _TEST_SEED, _OOD_SEED = 11, 12, 20
-#: Two ways of fine-tuning that every benchmark has, their seeds, and the pairs on which recipes may be tuned.
-REGIMES = {"mild": Regime(steps=500, rate=2e-4), "aggressive": Regime(steps=500, rate=3e-3, weight_decay=0.0)}
+#: Two ways of fine-tuning that every benchmark has, their seeds, and the pairs on which recipes may
+#: be tuned.
+REGIMES = {
+    "mild": Regime(steps=500, rate=2e-4),
+    "aggressive": Regime(steps=500, rate=3e-3, weight_decay=0.0),
+}
 SEEDS = dict.fromkeys(REGIMES, (0, 1, 2))
 TUNING = frozenset({("aggressive", 0), ("mild", 0)})
 
@@ -36,7 +41,8 @@ class About:
         note: File with the paragraphs that begin this section.
         pairs: Names of the pairs that are made if none is named.
         models: The models in a few words.
-        unseen: OOD sources in a style that no model was trained on, unlike the styles of the other sources.
+        unseen: OOD sources in a style that no model was trained on, unlike the styles of the other
+            sources.
     """
 
     name: str
@@ -62,8 +68,9 @@ class Source:
         labels: Class of each, shape (N,).
         copies: Pictures of each drawing.
         change: Change made to the pictures, if any.
-        things: Index of the thing that each drawing shows, shape (N,), each thing equally often: intervals resample
-            things, in the same way over all sources; by default every drawing shows a different thing.
+        things: Index of the thing that each drawing shows, shape (N,), each thing equally often:
+            intervals resample things, in the same way over all sources; by default every drawing
+            shows a different thing.
     """
 
     pixels: Tensor
@@ -80,7 +87,9 @@ class Source:
     @property
     def digest(self) -> str:
         """Hash of the drawings."""
-        return hashlib.sha256(self.pixels.numpy().tobytes() + self.labels.numpy().tobytes()).hexdigest()
+        return hashlib.sha256(
+            self.pixels.numpy().tobytes() + self.labels.numpy().tobytes()
+        ).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -101,8 +110,9 @@ class Shift:
         further: Further seeds of regimes, whose pairs are made only if they are named.
         zeroshot_seeds: Seed of the zero-shot model by the fine-tuned model's seed, if it is not 0.
         tuning: Regime and seed of the pairs on which recipes may be tuned; all others are held out.
-        stills: Number of pictures per drawing that fine-tuning sees repeatedly; if calibration has the same drawings,
-            its pictures are the first of these. 0 for new pictures in every step.
+        stills: Number of pictures per drawing that fine-tuning sees repeatedly; if calibration has
+            the same drawings, its pictures are the first of these. 0 for new pictures in every
+            step.
     """
 
     name: str
@@ -173,7 +183,8 @@ class TrainedPair:
         ood: Folders by name.
         tuning: Whether recipes may be tuned on it.
         target: What it was fine-tuned on, in a benchmark with several targets.
-        things: Number of things that all pairs of the benchmark show together, if no pair shows all of them.
+        things: Number of things that all pairs of the benchmark show together, if no pair shows all
+            of them.
     """
 
     regime: str
@@ -194,7 +205,8 @@ class TrainedPair:
 
     @property
     def made_of(self) -> list[str]:
-        """Folders of the models and the pictures, whose names identify the settings used to make them."""
+        """Folders of the models and the pictures, whose names identify the settings used to make
+        them."""
         return [self.zeroshot.name, self.finetuned.name, self.test.parent.name]
 
 
@@ -208,17 +220,22 @@ def locked(file: Path) -> Iterator[None]:
 
 
 def prepare(shift: Shift, folder: Path, regimes: Collection[str]) -> Iterator[TrainedPair]:
-    """Make the pairs of some regimes, one after the other; each is yielded as soon as it is complete."""
+    """Make the pairs of some regimes, one after the other; each is yielded as soon as it is
+    complete."""
     for name, seed in chosen_pairs(shift, regimes):
         yield make_pair(shift, folder, name, seed)
 
 
 def chosen_pairs(shift: Shift, wanted: Collection[str]) -> list[tuple[str, int]]:
     """Regime and seed of the pairs that are wanted, in the order of seeds."""
-    named = {f"{name}-{seed}": (name, seed) for name, seed in [*shift.pairs(), *shift.further_pairs()]}
+    named = {
+        f"{name}-{seed}": (name, seed) for name, seed in [*shift.pairs(), *shift.further_pairs()]
+    }
     unknown = [name for name in wanted if name not in {*shift.seeds, *named}]
     if unknown:
-        raise UsageError(f"{shift.name} has no regime '{unknown[0]}' (regimes: {', '.join(shift.seeds)})")
+        raise UsageError(
+            f"{shift.name} has no regime '{unknown[0]}' (regimes: {', '.join(shift.seeds)})"
+        )
     by_regime = {pair for pair in shift.pairs() if pair[0] in wanted}
     return [pair for name, pair in named.items() if pair in by_regime or name in wanted]
 
@@ -256,7 +273,8 @@ def make_zeroshot(shift: Shift, folder: Path, seed: int) -> Path:
 
 
 def make_images(shift: Shift, folder: Path) -> Path:
-    """Write the pictures of every source, unless they exist; return the folder with one folder per source."""
+    """Write the pictures of every source, unless they exist; return the folder with one folder per
+    source."""
     images = folder / f"images-{_digest([_digest_of_images(shift)])}"
     with locked(folder / f".{images.name}.lock"):
         for name, (source, seed) in _sources(shift).items():
@@ -278,14 +296,21 @@ def _stills(shift: Shift) -> Stills:
 
 def _sources(shift: Shift) -> dict[str, tuple[Source, int]]:
     """Drawings and seed by folder, for every source of pictures."""
-    found = {"calibration": (shift.calibration, _CALIBRATION_SEED), "test": (shift.test, _TEST_SEED)}
+    found = {
+        "calibration": (shift.calibration, _CALIBRATION_SEED),
+        "test": (shift.test, _TEST_SEED),
+    }
     return found | {
-        f"ood/{name}": (source, _OOD_SEED + place) for place, (name, source) in enumerate(shift.ood.items())
+        f"ood/{name}": (source, _OOD_SEED + place)
+        for place, (name, source) in enumerate(shift.ood.items())
     }
 
 
 def _digest_of_images(shift: Shift) -> list[object]:
-    changes = {name: source.change and source.change.__name__ for name, (source, _) in _sources(shift).items()}
+    changes = {
+        name: source.change and source.change.__name__
+        for name, (source, _) in _sources(shift).items()
+    }
     return [
         [name, source.digest, source.taken(0).things.tolist(), source.copies, seed, changes[name]]
         for name, (source, seed) in _sources(shift).items()

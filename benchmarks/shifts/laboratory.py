@@ -60,19 +60,28 @@ class Laboratory:
     @cached_property
     def layers(self) -> dict[str, tuple[str, ...]]:
         """Parameters by layer, for those that fine-tuning moved."""
-        return {layer: names for layer, names in self.inputs.layers.items() if self.length(names) > 0}
+        return {
+            layer: names for layer, names in self.inputs.layers.items() if self.length(names) > 0
+        }
 
     def length(self, names: Sequence[str]) -> float:
         """Joint norm ||tau|| of some parameters."""
         squares = [
-            (self.inputs.theta_1(name).double() - self.inputs.theta_0(name).double()).square().sum() for name in names
+            (self.inputs.theta_1(name).double() - self.inputs.theta_0(name).double()).square().sum()
+            for name in names
         ]
         return float(torch.stack(squares).sum().sqrt())
 
-    def measured(self, seed: int = 0, finetuned: Path | None = None, **measure: Any) -> Measurements:
+    def measured(
+        self, seed: int = 0, finetuned: Path | None = None, **measure: Any
+    ) -> Measurements:
         """Take a measure."""
-        recipe = Recipe(name="laboratory", measure=measure, method={"name": "wise-ft", "alpha": 0.5})
-        calibration = Calibration(source=str(self.trained.calibration), images=IMAGES, device="cpu", held_back=0.0)
+        recipe = Recipe(
+            name="laboratory", measure=measure, method={"name": "wise-ft", "alpha": 0.5}
+        )
+        calibration = Calibration(
+            source=str(self.trained.calibration), images=IMAGES, device="cpu", held_back=0.0
+        )
         sources = (str(self.trained.zeroshot), (str(finetuned or self.trained.finetuned),))
         with sdpa_kernel(SDPBackend.MATH):
             plan = prepare(MergeRequest(*sources, recipe, calibration, seed=seed), Progress()).plan
@@ -80,11 +89,14 @@ class Laboratory:
         assert plan.measurements is not None  # it was asked for
         return plan.measurements
 
-    def planned(self, layers: Mapping[str, Mapping[str, Any]], seed: int = 0, **others: Any) -> Point:
+    def planned(
+        self, layers: Mapping[str, Mapping[str, Any]], seed: int = 0, **others: Any
+    ) -> Point:
         """Make a plan with settings for some layers, and others for all the rest."""
         recipe = Recipe(name="laboratory", method={"name": "wise-ft", "alpha": 0.5})
         plan = prepare(
-            MergeRequest(str(self.trained.zeroshot), (str(self.trained.finetuned),), recipe), Progress()
+            MergeRequest(str(self.trained.zeroshot), (str(self.trained.finetuned),), recipe),
+            Progress(),
         ).plan
         assert plan is not None
         entries = {name: LayerPlan(**{**others, **layers.get(name, {})}) for name in plan.layers}
@@ -99,14 +111,18 @@ class Laboratory:
         sources = {"test": self.trained.test, **self.trained.ood}
         loaded = {name: load_images(str(folder)) for name, folder in sources.items()}
         scorer = Scorer(
-            build_model(self.inputs), self.inputs, EvalSettings(accelerator_for("cpu"), (DEFAULT_TEMPLATE,))
+            build_model(self.inputs),
+            self.inputs,
+            EvalSettings(accelerator_for("cpu"), (DEFAULT_TEMPLATE,)),
         )
         correct = scorer.score([point.move for point in points], loaded, Progress())
         ordered = {name: by_drawing(right, sources[name]) for name, right in correct.items()}
         times = drawn({name: each.things for name, each in ordered.items()}, draws)
         found = {}
         for name, each in ordered.items():
-            found[name] = accuracy(times[name], each.right.reshape(len(points), len(each.things), -1))
+            found[name] = accuracy(
+                times[name], each.right.reshape(len(points), len(each.things), -1)
+            )
         return found["test"], np.mean([found[name] for name in self.trained.ood], axis=0)
 
     def altered(self, folder: Path, layer: str, factor: float | None, seed: int = 0) -> Path:
@@ -125,10 +141,13 @@ class Laboratory:
     def permuted(self, folder: Path, layer: str, seed: int = 0) -> Path:
         """Write the fine-tuned checkpoint with the hidden units of one mlp in another order.
 
-        It computes the same, but the straight path to it passes a barrier that this layer alone makes.
+        It computes the same, but the straight path to it passes a barrier that this layer alone
+        makes.
         """
         weights = {name: self.inputs.theta_1(name) for name in self.layers[layer] if ".fc" in name}
-        hidden = next(weight for name, weight in weights.items() if name.endswith("fc1.bias")).numel()
+        hidden = next(
+            weight for name, weight in weights.items() if name.endswith("fc1.bias")
+        ).numel()
         order = torch.randperm(hidden, generator=torch.Generator().manual_seed(seed))
         for name, weight in weights.items():
             if ".fc1." in name:

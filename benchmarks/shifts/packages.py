@@ -1,4 +1,5 @@
-"""Packages of the npm registry, downloaded by name; none of their content is kept in the repository."""
+"""Packages of the npm registry, downloaded by name; none of their content is kept in the
+repository."""
 
 from __future__ import annotations
 
@@ -29,7 +30,9 @@ class Package:
     def names(self) -> frozenset[str]:
         """The files that it holds, by their path in the package."""
         with tarfile.open(self.archive) as opened:
-            return frozenset(member.name.removeprefix("package/") for member in opened if member.isfile())
+            return frozenset(
+                member.name.removeprefix("package/") for member in opened if member.isfile()
+            )
 
     def read(self, names: Collection[str]) -> dict[str, bytes]:
         """Read some of its files."""
@@ -58,7 +61,9 @@ def _file_name(package: str) -> str:
 def _fetch(packages: Sequence[str], folder: Path) -> None:
     npm = shutil.which("npm")
     if npm is None:
-        raise DataError("the drawings come from npm packages, and there is no `npm`; install Node.js")
+        raise DataError(
+            "the drawings come from npm packages, and there is no `npm`; install Node.js"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         command = [npm, "pack", "--silent", *packages]
@@ -66,7 +71,12 @@ def _fetch(packages: Sequence[str], folder: Path) -> None:
         packed = {_file_name(archive.stem): archive for archive in Path(scratch).glob("*.tgz")}
         absent = {_file_name(package) for package in packages} - packed.keys()
         if done.returncode or absent:
-            reason = (done.stderr.strip().splitlines() or [f"no archive of {', '.join(absent)}"])[-1]
-            raise DataError(f"{', '.join(packages)}: `npm pack` failed ({reason}); is the registry within reach?")
+            reason = (done.stderr.strip().splitlines() or [f"no archive of {', '.join(absent)}"])[
+                -1
+            ]
+            raise DataError(
+                f"{', '.join(packages)}: `npm pack` failed ({reason}); is the registry within"
+                " reach?"
+            )
         for name, archive in packed.items():
             archive.rename(folder / f"{name}.tgz")

@@ -1,7 +1,7 @@
 """Drawings turned into pictures: posed, on a background, through a camera.
 
-Training, calibration and test use the same process, in two strengths: `PLAIN` for every stored image, so that sources
-differ only in the drawings, and `STRONG` for training the zero-shot model.
+Training, calibration and test use the same process, in two strengths: `PLAIN` for every stored
+image, so that sources differ only in the drawings, and `STRONG` for training the zero-shot model.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from torch.nn.functional import affine_grid, avg_pool2d, grid_sample
 
 from clipmerge.images.digits import SIZE, as_images
 
-#: Function from pictures in [0, 1], shape (N, 3, SIZE, SIZE), and a source of randomness to pictures of the same shape.
+#: Function from pictures in [0, 1], shape (N, 3, SIZE, SIZE), and a source of randomness to
+#: pictures of the same shape.
 Change = Callable[[Tensor, Generator], Tensor]
 
 
@@ -56,7 +57,9 @@ class Strength:
     cutout: float = 0.0
 
 
-PLAIN = Strength(degrees=15, zoom=(0.75, 1.0), shift=0.12, background=0.8, contrast=0.2, noise=0.04, blur=0.2)
+PLAIN = Strength(
+    degrees=15, zoom=(0.75, 1.0), shift=0.12, background=0.8, contrast=0.2, noise=0.04, blur=0.2
+)
 STRONG = Strength(
     degrees=30,
     zoom=(0.65, 1.05),
@@ -105,14 +108,19 @@ def _between(count: int, low: float, high: float, generator: Generator) -> Tenso
 
 
 def _posed(drawings: Tensor, strength: Strength, generator: Generator) -> Tensor:
-    """Rotate, scale and shift; colours are weighted by their opacity, so that the edges of a drawing stay clean."""
+    """Rotate, scale and shift; colours are weighted by their opacity, so that the edges of a
+    drawing stay clean."""
     count = len(drawings)
     angle = _between(count, -strength.degrees, strength.degrees, generator) * (math.pi / 180)
     zoom = _between(count, *strength.zoom, generator)
     move = strength.shift * (2 * torch.rand(count, 2, generator=generator) - 1)
     cosine, sine = torch.cos(angle) / zoom, torch.sin(angle) / zoom
     matrix = torch.stack(
-        [torch.stack([cosine, -sine, move[:, 0]], dim=1), torch.stack([sine, cosine, move[:, 1]], dim=1)], dim=1
+        [
+            torch.stack([cosine, -sine, move[:, 0]], dim=1),
+            torch.stack([sine, cosine, move[:, 1]], dim=1),
+        ],
+        dim=1,
     )
     weighted = torch.cat([drawings[:, :3] * drawings[:, 3:], drawings[:, 3:]], dim=1)
     grid = affine_grid(matrix, list(weighted.shape), align_corners=False)
@@ -169,7 +177,8 @@ class Pictures:
         copies: Number of pictures per drawing.
         seed: Seed of the poses and the camera; sources that must differ have different seeds.
         change: Change made to the pictures, if any.
-        things: Index of the thing that each drawing shows, shape (N,); several drawings may show one thing.
+        things: Index of the thing that each drawing shows, shape (N,); several drawings may show
+            one thing.
     """
 
     drawings: Tensor
@@ -181,13 +190,16 @@ class Pictures:
 
 
 def write_pictures(folder: Path, classes: tuple[str, ...], taken: Pictures) -> None:
-    """Write plain pictures of drawings as PNG files, one subfolder per class, completely or not at all."""
+    """Write plain pictures of drawings as PNG files, one subfolder per class, completely or not at
+    all."""
     if folder.is_dir():
         return
     scratch = folder.with_name(f".{folder.name}")
     written: Counter[int] = Counter()
     for images in taken_images(taken):
-        for thing, image, label in zip(taken.things.tolist(), images, taken.labels.tolist(), strict=True):
+        for thing, image, label in zip(
+            taken.things.tolist(), images, taken.labels.tolist(), strict=True
+        ):
             file = scratch / classes[label] / f"{thing:05d}-{written[thing]}.png"
             written[thing] += 1
             file.parent.mkdir(parents=True, exist_ok=True)

@@ -26,7 +26,8 @@ def kendall(x: Floats, y: Floats) -> float:
 
 
 def partial_kendall(x: Floats, y: Floats, given: Floats) -> float:
-    """Partial Kendall's tau of two variables given a third; NaN if the third fully explains one of them.
+    """Partial Kendall's tau of two variables given a third; NaN if the third fully explains one of
+    them.
 
     Source:
         Kendall 1942, Biometrika 32.

@@ -44,7 +44,9 @@ def write_page(results: Path = RESULTS, docs: Path = DOCS) -> list[Path]:
     if real:
         written.append(pictures / "real-pictures.png")
         written[-1].write_bytes(summary.accuracies_png(real))
-    parts = [_ABOUT.read_text(encoding="utf-8").rstrip().replace(_FIRST_SCREEN, _first_screen(groups))]
+    parts = [
+        _ABOUT.read_text(encoding="utf-8").rstrip().replace(_FIRST_SCREEN, _first_screen(groups))
+    ]
     for about in _BENCHMARKS:
         pairs = testbeds[about.title]
         parts += [f"## {about.title}", about.note.read_text(encoding="utf-8").rstrip()]
@@ -64,7 +66,13 @@ def _first_screen(groups: summary.Groups) -> str:
     """One table and one figure: the main recipes on all held-out pairs."""
     if not groups:
         return "No held-out pair has been run yet."
-    head = ["held-out pairs", "zero-shot", "fine-tuned", "`auto`", *(f"gain of `{recipe}`" for recipe in summary.MAIN)]
+    head = [
+        "held-out pairs",
+        "zero-shot",
+        "fine-tuned",
+        "`auto`",
+        *(f"gain of `{recipe}`" for recipe in summary.MAIN),
+    ]
     return f"{table(head, summary.rows(groups))}\n\n![Gains on held-out pairs](results/summary.png)"
 
 
@@ -80,7 +88,11 @@ def section(about: About, pairs: Sequence[Resampled]) -> str:
     parts = [_how(about, pairs), f"Pictures: {_images(pairs)}.{_not_run(about, pairs)}"]
     if held_out:
         parts += [_held_out_table(about, held_out)]
-        parts += ["\n".join(f"![{regime}](results/{about.name}-{regime}.png)" for regime in _regimes(held_out))]
+        parts += [
+            "\n".join(
+                f"![{regime}](results/{about.name}-{regime}.png)" for regime in _regimes(held_out)
+            )
+        ]
     told = [*advice.tables(pairs), " ".join(advice.kept_accuracy(pairs))]
     return "\n\n".join([*parts, *filter(None, told), *_ablations(pairs), *_densities(about, pairs)])
 
@@ -92,7 +104,9 @@ def _images(pairs: Sequence[Resampled]) -> str:
         target: ", ".join(f"{source} {count}" for source, count in images.items())
         for target, images in by_target.items()
     }
-    return "; ".join(f"{target}: {images}" if target else images for target, images in listed.items())
+    return "; ".join(
+        f"{target}: {images}" if target else images for target, images in listed.items()
+    )
 
 
 def _how(about: About, pairs: Sequence[Resampled]) -> str:
@@ -103,16 +117,19 @@ def _how(about: About, pairs: Sequence[Resampled]) -> str:
     machines: dict[str, list[str]] = {}
     for pair in pairs:
         at = pair.record["machine"]
-        machine = f"{at['cpu']}, Python {at['python']}, torch {at['torch']}, transformers {at['transformers']}"
+        machine = (
+            f"{at['cpu']}, Python {at['python']}, torch {at['torch']}, transformers"
+            f" {at['transformers']}"
+        )
         machines.setdefault(machine, []).append(pair.name)
     if len(machines) == 1:
         where = next(iter(machines))
     else:
         where = "; ".join(f"{', '.join(names)}: {machine}" for machine, names in machines.items())
     return (
-        f"`{about.command}`{once_more} regenerates this. Sweep seed {record['sweep_seed']}, at most "
-        f"{record['calibration_images']} calibration images, alphas in steps of {record['alphas'][1]:g}, one thread. "
-        f"{where}."
+        f"`{about.command}`{once_more} regenerates this. Sweep seed {record['sweep_seed']}, at most"
+        f" {record['calibration_images']} calibration images, alphas in steps of"
+        f" {record['alphas'][1]:g}, one thread. {where}."
     )
 
 
@@ -125,7 +142,10 @@ def _not_run(about: About, pairs: Sequence[Resampled]) -> str:
 
 def _held_out_table(about: About, pairs: Sequence[Resampled]) -> str:
     """Accuracies and gains of the ends, of the curve, and of every recipe, by regime."""
-    regimes = {regime: [pair for pair in pairs if pair.record["regime"] == regime] for regime in _regimes(pairs)}
+    regimes = {
+        regime: [pair for pair in pairs if pair.record["regime"] == regime]
+        for regime in _regimes(pairs)
+    }
     unseen = [source for source in about.unseen if source in pairs[0].record["ood"]]
     alone = {
         regime: [resampled({**pair.record, "ood": unseen}) for pair in group] if unseen else []
@@ -158,17 +178,18 @@ def _held_out_table(about: About, pairs: Sequence[Resampled]) -> str:
 
 
 _HELD_OUT = (
-    "ID / OOD accuracy in %, and the *gain at equal ID accuracy* in OOD points above the WiSE-FT curve, both the mean "
-    "over pairs; in brackets the pairs with a value if some have none (not run, or no such ID accuracy on the curve)."
+    "ID / OOD accuracy in %, and the *gain at equal ID accuracy* in OOD points above the WiSE-FT"
+    " curve, both the mean over pairs; in brackets the pairs with a value if some have none (not"
+    " run, or no such ID accuracy on the curve)."
 )
 _ABLATED = (
-    "`auto` without one of its parts, or with another: ID / OOD accuracy in %, and the gain at equal ID accuracy with "
-    "its interval."
+    "`auto` without one of its parts, or with another: ID / OOD accuracy in %, and the gain at"
+    " equal ID accuracy with its interval."
 )
 _THINNED = (
-    "`straggler-sparse` with other layers and densities: gain at equal ID accuracy with its interval. The sharpest "
-    "layers are the recipe's own; the flattest, and five random sets, hold about as many weights. The interval of the "
-    "random sets resamples the sets too."
+    "`straggler-sparse` with other layers and densities: gain at equal ID accuracy with its"
+    " interval. The sharpest layers are the recipe's own; the flattest, and five random sets, hold"
+    " about as many weights. The interval of the random sets resamples the sets too."
 )
 
 
@@ -186,14 +207,24 @@ def _ablations(pairs: Sequence[Resampled]) -> list[str]:
 def _ablated(pair: Resampled, recipe: str) -> str:
     if not pair.has(recipe):
         return ""
-    return f"{told_accuracies([pair], partial(Resampled.point, recipe=recipe))} ({_gain([pair], recipe)})"
+    return (
+        f"{told_accuracies([pair], partial(Resampled.point, recipe=recipe))}"
+        f" ({_gain([pair], recipe)})"
+    )
 
 
 def _densities(about: About, pairs: Sequence[Resampled]) -> list[str]:
     """Gain against density for sharp, flat and random layers."""
     chosen = [pair for pair in pairs if densities.curves(pair)]
-    tables = [table([f"density, {pair.name}", *densities.curves(pair)], densities.rows(pair)) for pair in chosen]
-    return [_THINNED, *tables, f"![gain against density](results/{about.name}-densities.png)"] if tables else []
+    tables = [
+        table([f"density, {pair.name}", *densities.curves(pair)], densities.rows(pair))
+        for pair in chosen
+    ]
+    return (
+        [_THINNED, *tables, f"![gain against density](results/{about.name}-densities.png)"]
+        if tables
+        else []
+    )
 
 
 def _regimes(pairs: Iterable[Resampled]) -> list[str]:
@@ -201,7 +232,8 @@ def _regimes(pairs: Iterable[Resampled]) -> list[str]:
 
 
 def _recipes(pairs: Sequence[Resampled], *, ablations: bool = False) -> list[str]:
-    """Recipes with which some pair was merged, in the order of the contestants: ablations, or all others."""
+    """Recipes with which some pair was merged, in the order of the contestants: ablations, or all
+    others."""
     had = {row["name"] for pair in pairs for row in pair.record["recipes"]}
     groups = {each.name: each.group for each in contestants()}
     names = [name for name in groups if name in had] + sorted(had - set(groups))
@@ -211,7 +243,8 @@ def _recipes(pairs: Sequence[Resampled], *, ablations: bool = False) -> list[str
 
 
 def _gain(pairs: Sequence[Resampled], recipe: str) -> str:
-    """The mean gain over pairs in points, its interval, and how many of the pairs have a value if not all."""
+    """The mean gain over pairs in points, its interval, and how many of the pairs have a value if
+    not all."""
     measured: list[Floats] = [pair.gain(recipe) for pair in pairs if pair.has(recipe)]
     if not measured:
         return ""

@@ -1,7 +1,8 @@
 """Compare recipes with the WiSE-FT curve, pair by pair and over pairs, from the JSON files alone.
 
-Intervals are 95% percentile intervals over resamples. Each resample draws the things in the pictures (all pictures of
-one thing together, in every source and for every pair) and the pairs of a group. The curve is resampled with them.
+Intervals are 95% percentile intervals over resamples. Each resample draws the things in the
+pictures (all pictures of one thing together, in every source and for every pair) and the pairs of a
+group. The curve is resampled with them.
 """
 
 from __future__ import annotations
@@ -56,9 +57,12 @@ class Resampled:
         return self.point(recipe) >= 0
 
     def gain(self, recipe: str) -> Floats:
-        """OOD accuracy above the curve's at equal ID accuracy, shape (1 + resamples,); NaN where the curve has none."""
+        """OOD accuracy above the curve's at equal ID accuracy, shape (1 + resamples,); NaN where
+        the curve has none."""
         at = [self.point(recipe)]
-        found: Floats = self.ood[:, at] - height(self.id[:, self.curve], self.ood[:, self.curve], self.id[:, at])
+        found: Floats = self.ood[:, at] - height(
+            self.id[:, self.curve], self.ood[:, self.curve], self.id[:, at]
+        )
         return found[:, 0]
 
     @property
@@ -70,7 +74,9 @@ class Resampled:
 def resampled(record: dict[str, Any], resamples: int = RESAMPLES) -> Resampled:
     """Resample the things that the pictures of one pair show."""
     parts = [record["correct"], *(row["correct"] for row in record["recipes"])]
-    correct = {name: np.vstack([unpacked(part[name]) for part in parts]) for name in record["correct"]}
+    correct = {
+        name: np.vstack([unpacked(part[name]) for part in parts]) for name in record["correct"]
+    }
     times = draws(record["things"], resamples, record.get("all_things", 0))
     found = {name: accuracy(times[name], right) for name, right in correct.items()}
     means = [np.mean([found[name] for name in record[kind]], axis=0) for kind in ("id", "ood")]
@@ -83,10 +89,12 @@ def draws(things: Mapping[str, Sequence[int]], resamples: int, count: int = 0) -
     Args:
         things: Things by source.
         resamples: Number of draws.
-        count: Number of things to draw from and of things drawn; by default up to the last one shown.
+        count: Number of things to draw from and of things drawn; by default up to the last one
+            shown.
 
     Returns:
-        By source, how often each of its drawings was drawn, shape (1 + resamples, drawings); once in row 0.
+        By source, how often each of its drawings was drawn, shape (1 + resamples, drawings); once
+        in row 0.
     """
     times = _times(count or 1 + max(thing for each in things.values() for thing in each), resamples)
     return {name: times[:, list(each)] for name, each in things.items()}
@@ -97,15 +105,21 @@ def _times(count: int, resamples: int) -> Floats:
     """The same for all pairs of a benchmark; shape (1 + resamples, count)."""
     rng = np.random.default_rng(0)
     return np.vstack(
-        [np.ones(count), *(np.bincount(rng.integers(count, size=count), minlength=count) for _ in range(resamples))]
+        [
+            np.ones(count),
+            *(
+                np.bincount(rng.integers(count, size=count), minlength=count)
+                for _ in range(resamples)
+            ),
+        ]
     )
 
 
 def accuracy(times: Floats, right: NDArray[np.bool_]) -> Floats:
     """Share of the pictures that are recognised, each drawing weighted by how often it was drawn.
 
-    Computed in whole numbers up to one division, so that every machine gives the same bits and equal accuracies stay
-    equal.
+    Computed in whole numbers up to one division, so that every machine gives the same bits and
+    equal accuracies stay equal.
 
     Args:
         times: Shape (draws, drawings).
@@ -138,14 +152,19 @@ class Estimate:
         if self.value is None:
             return "none"
         told = f"{100 * self.value:+.1f}"
-        return told + (" [{:+.1f}, {:+.1f}]".format(*(100 * end for end in self.interval)) if self.interval else "")
+        return told + (
+            " [{:+.1f}, {:+.1f}]".format(*(100 * end for end in self.interval))
+            if self.interval
+            else ""
+        )
 
 
 def over_pairs(measured: Sequence[Floats]) -> Estimate:
     """Average a statistic over pairs, which are resampled along with the drawings.
 
     Args:
-        measured: For each pair its values, shape (1 + resamples,), the measured one first; NaN for a missing value.
+        measured: For each pair its values, shape (1 + resamples,), the measured one first; NaN for
+            a missing value.
     """
     values = np.array(measured)
     defined = ~np.isnan(values[:, 0])

@@ -1,4 +1,5 @@
-"""The first screen of the results page, and README's first picture: the main recipes on held-out pairs."""
+"""The first screen of the results page, and README's first picture: the main recipes on held-out
+pairs."""
 
 from __future__ import annotations
 
@@ -26,7 +27,9 @@ def held_out(testbeds: Mapping[str, Sequence[Resampled]]) -> dict[tuple[str, str
         for pair in pairs:
             if not pair.record["tuning"] and pair.has("auto"):
                 found.setdefault((title, pair.record["regime"]), []).append(pair)
-    return dict(sorted(found.items(), key=lambda item: (item[0][1], list(testbeds).index(item[0][0]))))
+    return dict(
+        sorted(found.items(), key=lambda item: (item[0][1], list(testbeds).index(item[0][0])))
+    )
 
 
 def gain_of(recipe: str, pairs: Sequence[Resampled]) -> Estimate:
@@ -36,7 +39,8 @@ def gain_of(recipe: str, pairs: Sequence[Resampled]) -> Estimate:
 
 
 def rows(groups: Groups) -> list[list[str]]:
-    """Rows of the table: pairs, accuracies of both ends and of `auto`, and gains of the main recipes."""
+    """Rows of the table: pairs, accuracies of both ends and of `auto`, and gains of the main
+    recipes."""
     lines = []
     for (title, regime), pairs in groups.items():
         zeroshot = told_accuracies(pairs, lambda pair: 0)
@@ -72,7 +76,8 @@ def summary_png(groups: Groups) -> bytes:
                 label=None if recipe in axes.get_legend_handles_labels()[1] else recipe,
             )
     axes.set_yticks(
-        range(len(groups)), [f"{title},\n{regime} ({len(pairs)})" for (title, regime), pairs in groups.items()]
+        range(len(groups)),
+        [f"{title},\n{regime} ({len(pairs)})" for (title, regime), pairs in groups.items()],
     )
     axes.set_ylim(len(groups) - 0.5, -0.5)
     axes.set_xlabel("OOD points above the WiSE-FT curve (blue) at equal ID accuracy")
@@ -83,7 +88,8 @@ def summary_png(groups: Groups) -> bytes:
 
 
 def accuracies_png(pairs: Sequence[Resampled]) -> bytes:
-    """Draw what each model can do on the target data and under shifts, one line per target and regime."""
+    """Draw what each model can do on the target data and under shifts, one line per target and
+    regime."""
     groups: dict[tuple[str, str], list[Resampled]] = {}
     for pair in sorted(pairs, key=lambda pair: (pair.record["regime"], pair.record["target"])):
         groups.setdefault((pair.record["target"], pair.record["regime"]), []).append(pair)
@@ -91,7 +97,9 @@ def accuracies_png(pairs: Sequence[Resampled]) -> bytes:
     figure = Figure(figsize=(8.6, 1.3 + 0.6 * len(groups)), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
     panels = figure.subplots(1, 2, sharey=True)
-    for axes, kind, title in zip(panels, ("id", "ood"), ("on the target data", "under shifts"), strict=True):
+    for axes, kind, title in zip(
+        panels, ("id", "ood"), ("on the target data", "under shifts"), strict=True
+    ):
         for line, group in enumerate(groups.values()):
             for shift, model in enumerate(("zero-shot", "fine-tuned", *recipes)):
                 having = [pair for pair in group if model not in MAIN or pair.has(model)]
@@ -110,10 +118,15 @@ def accuracies_png(pairs: Sequence[Resampled]) -> bytes:
         axes.set_title(f"accuracy {title}, %", fontsize=10)
         axes.grid(axis="x", color=GRID)
         axes.spines[["top", "right", "left"]].set_visible(False)
-    names = [f"{target}, {regime.replace('-', ' ')} ({len(group)})" for (target, regime), group in groups.items()]
+    names = [
+        f"{target}, {regime.replace('-', ' ')} ({len(group)})"
+        for (target, regime), group in groups.items()
+    ]
     panels[0].set_yticks(range(len(groups)), names)
     panels[0].set_ylim(len(groups) - 0.5, -0.5)
-    key = figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
+    key = figure.legend(
+        *panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False
+    )
     key.set_title("Lines are 95% intervals; in brackets, the number of held-out pairs.")
     return _png(figure)
 

@@ -93,7 +93,8 @@ class Drawings:
         return self.pixels[picked].float() / 255, self.labels[picked]
 
     def pictures(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Make new plain pictures of this many drawings, RGB in [0, 1], and return their labels too."""
+        """Make new plain pictures of this many drawings, RGB in [0, 1], and return their labels
+        too."""
         drawings, labels = self.batch(count, generator)
         taken = photographed(drawings, PLAIN, generator)
         return self.change(taken, generator).clamp(0, 1) if self.change else taken, labels
@@ -139,7 +140,10 @@ def pretrain(drawings: Drawings, how: Pretraining, folder: Path) -> None:
         easy = how.batch - max(1, round(_STRONG_SHARE * how.batch * min(1.0, done / _EASY_SHARE)))
         form = torch.randint(len(TEMPLATES), (how.batch,), generator=generator)
         rows, target = torch.unique(labels * len(TEMPLATES) + form, return_inverse=True)
-        parts = [photographed(pictures[:easy], PLAIN, generator), photographed(pictures[easy:], STRONG, generator)]
+        parts = [
+            photographed(pictures[:easy], PLAIN, generator),
+            photographed(pictures[easy:], STRONG, generator),
+        ]
         pixels = normalised(torch.cat(parts))
         length = int((tokens[rows] != tools.tokenizer.pad_token_id).sum(dim=1).max()) + 1
         with _fast():
@@ -147,13 +151,18 @@ def pretrain(drawings: Drawings, how: Pretraining, folder: Path) -> None:
         return contrastive_loss(output.logits_per_image.float(), target)
 
     with torch.no_grad():
-        _LOG.info("%s: %d parameters", folder.name, sum(each.numel() for each in model.parameters()))
+        _LOG.info(
+            "%s: %d parameters", folder.name, sum(each.numel() for each in model.parameters())
+        )
     fit(list(model.parameters()), loss, how.steps, how.rate, _reporter(folder.name))
     save(model, tools, folder)
 
 
-def finetune(learned: Drawings | Stills, regime: Regime, seed: int, zeroshot: Path, folder: Path) -> None:
-    """Fine-tune a zero-shot model by cross-entropy over the class prompts and save it, unless it exists."""
+def finetune(
+    learned: Drawings | Stills, regime: Regime, seed: int, zeroshot: Path, folder: Path
+) -> None:
+    """Fine-tune a zero-shot model by cross-entropy over the class prompts and save it, unless it
+    exists."""
     if folder.is_dir():
         return
     model, tools = CLIPModel.from_pretrained(zeroshot), CLIPProcessor.from_pretrained(zeroshot)
@@ -175,7 +184,14 @@ def finetune(learned: Drawings | Stills, regime: Regime, seed: int, zeroshot: Pa
             logits = model(input_ids=tokens, pixel_values=pixels).logits_per_image
         return cross_entropy(logits.float(), labels)
 
-    fit(trained, loss, regime.steps, regime.rate, _reporter(folder.name), weight_decay=regime.weight_decay)
+    fit(
+        trained,
+        loss,
+        regime.steps,
+        regime.rate,
+        _reporter(folder.name),
+        weight_decay=regime.weight_decay,
+    )
     save(model, tools, folder)
 
 
@@ -205,24 +221,28 @@ def _untrained(tokenizer: Any, how: Pretraining) -> CLIPModel:
         "pad_token_id": tokenizer.pad_token_id,
     }
     vision = {"num_hidden_layers": how.vision_layers, "image_size": SIZE, "patch_size": 8}
-    config = CLIPConfig(text_config=tower | text, vision_config=tower | vision, projection_dim=how.width)
+    config = CLIPConfig(
+        text_config=tower | text, vision_config=tower | vision, projection_dim=how.width
+    )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(how.seed)
         model = CLIPModel(config)
         _attend_eagerly(model)
-        # CLIP's own 0.02 is negligible compared with the patches, and a few thousand steps are too few to learn
-        # positions
+        # CLIP's own 0.02 is negligible compared with the patches, and a few thousand steps are too
+        # few to learn positions
         torch.nn.init.normal_(model.vision_model.embeddings.position_embedding.weight, std=0.3)
     return model
 
 
 def _attend_eagerly(model: CLIPModel) -> None:
-    # over 17 patches the fused kernel's backward pass takes ten times as long as plain matrix products
+    # over 17 patches the fused kernel's backward pass takes ten times as long as plain matrix
+    # products
     model.set_attn_implementation("eager")
 
 
 def _fast() -> contextlib.AbstractContextManager[Any]:
-    """Multiply matrices in bfloat16 if the processor has units for it; without them it takes ten times as long."""
+    """Multiply matrices in bfloat16 if the processor has units for it; without them it takes ten
+    times as long."""
     return torch.autocast("cpu", torch.bfloat16, enabled=multiplies_bfloat16(torch.device("cpu")))
 
 

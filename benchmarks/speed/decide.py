@@ -2,15 +2,16 @@
 
     python -m benchmarks.speed.decide --folder CACHE [--json FILE]
 
-The model has random weights and the shapes of a ViT-B/32 or ViT-L/14; the images are random numbers. "One joint
-gradient pass" is ``CLIPModel``'s forward and backward passes over the same images and prompts, every prompt once; the
-images go through it piece by piece if their activations would not fit into memory together. It is timed before and
-after each measure, in one run; ``--alone`` leaves it out, so that the peak memory is clipmerge's. With one thread,
-seconds are those of the processor. Plain transformers and clipmerge both keep freed memory for further tensors.
+The model has random weights and the shapes of a ViT-B/32 or ViT-L/14; the images are random
+numbers. "One joint gradient pass" is ``CLIPModel``'s forward and backward passes over the same
+images and prompts, every prompt once; the images go through it piece by piece if their activations
+would not fit into memory together. It is timed before and after each measure, in one run;
+``--alone`` leaves it out, so that the peak memory is clipmerge's. With one thread, seconds are
+those of the processor. Plain transformers and clipmerge both keep freed memory for further tensors.
 
-``path-point`` is one of the six points of ``path-barrier``; ``first-step`` is ``auto`` with one step; ``look`` is one
-of the 25 looks of ``auto`` at held-back images, here at as many images as a step has.
-``python -m benchmarks.speed.decide_cases`` runs the cases of docs/cost.md.
+``path-point`` is one of the six points of ``path-barrier``; ``first-step`` is ``auto`` with one
+step; ``look`` is one of the 25 looks of ``auto`` at held-back images, here at as many images as a
+step has. ``python -m benchmarks.speed.decide_cases`` runs the cases of docs/cost.md.
 """
 
 from __future__ import annotations
@@ -59,9 +60,14 @@ _AT_ONCE = {"b32": 64, "l14": 8}
 
 
 def processor() -> CLIPProcessor:
-    """A processor for 224 pixels and 77 tokens that splits words into letters: ``a photo of a ab.`` has 14 tokens."""
-    images = CLIPImageProcessor(size={"shortest_edge": 224}, crop_size={"height": 224, "width": 224})
-    return CLIPProcessor(image_processor=images, tokenizer=CLIPTokenizer(vocabulary(), [], model_max_length=77))
+    """A processor for 224 pixels and 77 tokens that splits words into letters: ``a photo of a ab.``
+    has 14 tokens."""
+    images = CLIPImageProcessor(
+        size={"shortest_edge": 224}, crop_size={"height": 224, "width": 224}
+    )
+    return CLIPProcessor(
+        image_processor=images, tokenizer=CLIPTokenizer(vocabulary(), [], model_max_length=77)
+    )
 
 
 def save_pair(folder: Path, size: str, *, both: bool) -> tuple[Path, Path]:
@@ -69,7 +75,11 @@ def save_pair(folder: Path, size: str, *, both: bool) -> tuple[Path, Path]:
     paths = (folder / f"{size}-zeroshot", folder / f"{size}-{'both' if both else 'vision'}")
     config = clip_config(size)
     words = vocabulary()
-    config["text_config"] |= {"bos_token_id": words[START], "eos_token_id": words[END], "pad_token_id": words[END]}
+    config["text_config"] |= {
+        "bos_token_id": words[START],
+        "eos_token_id": words[END],
+        "pad_token_id": words[END],
+    }
     torch.manual_seed(0)
     if not all((path / "done").exists() for path in paths):
         model = CLIPModel(CLIPConfig.from_dict(config))
@@ -80,7 +90,9 @@ def save_pair(folder: Path, size: str, *, both: bool) -> tuple[Path, Path]:
             with torch.no_grad():
                 for name, parameter in model.named_parameters():
                     if both or not name.startswith("text"):
-                        parameter.add_(_CHANGE * parameter.abs().mean() * torch.randn(parameter.shape))
+                        parameter.add_(
+                            _CHANGE * parameter.abs().mean() * torch.randn(parameter.shape)
+                        )
     return paths
 
 
@@ -103,7 +115,9 @@ class Told(Progress):
         self.sentences.append((time.perf_counter() - self.begin, text))
 
 
-def objective_for(paths: tuple[Path, Path], options: argparse.Namespace, told: Told | None = None) -> Objective:
+def objective_for(
+    paths: tuple[Path, Path], options: argparse.Namespace, told: Told | None = None
+) -> Objective:
     torch.manual_seed(1)
     size = batch_size_for(options.images, None)
     starts = range(0, options.images, size)
@@ -150,11 +164,19 @@ class Plain:
         self.model.zero_grad()
         with torch.set_grad_enabled(self.both):
             text = self.model.get_text_features(**self.tokens).pooler_output
-            text = normalize(normalize(text, dim=-1).view(-1, self.templates, text.shape[-1]).mean(1), dim=-1)
+            text = normalize(
+                normalize(text, dim=-1).view(-1, self.templates, text.shape[-1]).mean(1), dim=-1
+            )
         classes = text.detach().requires_grad_(self.both)
-        pixels, labels = (torch.cat([getattr(batch, name) for batch in batches]) for name in ("pixels", "labels"))
-        for piece, wanted in zip(pixels.split(self.at_once), labels.split(self.at_once), strict=True):
-            images = normalize(self.model.get_image_features(pixel_values=piece).pooler_output, dim=-1)
+        pixels, labels = (
+            torch.cat([getattr(batch, name) for batch in batches]) for name in ("pixels", "labels")
+        )
+        for piece, wanted in zip(
+            pixels.split(self.at_once), labels.split(self.at_once), strict=True
+        ):
+            images = normalize(
+                self.model.get_image_features(pixel_values=piece).pooler_output, dim=-1
+            )
             logits = self.model.logit_scale.exp() * images @ classes.T
             (cross_entropy(logits, wanted, reduction="sum") / len(labels)).backward()
         if self.both:
@@ -171,7 +193,9 @@ def measures(options: argparse.Namespace) -> dict[str, Callable[[Objective], Any
         "precision": options.precision,
     }
     return {
-        "path-barrier": lambda objective: path_barrier(objective, nodes=options.nodes, tolerance=1e9),
+        "path-barrier": lambda objective: path_barrier(
+            objective, nodes=options.nodes, tolerance=1e9
+        ),
         "path-point": lambda objective: Slopes(objective).at(0.5),
         "first-order": first_order,
         "auto": lambda objective: learned_coefficients(objective, steps=options.steps, **few),
@@ -213,7 +237,12 @@ def timed(function: Callable[[], Any]) -> dict[str, float]:
         over.set()
         watcher.join()
     elapsed = time.perf_counter() - begun
-    return {"seconds": seconds, "elapsed": elapsed, "peak_mb": memory_mb("self")["VmHWM"], "private_mb": private}
+    return {
+        "seconds": seconds,
+        "elapsed": elapsed,
+        "peak_mb": memory_mb("self")["VmHWM"],
+        "private_mb": private,
+    }
 
 
 def compare(options: argparse.Namespace, paths: tuple[Path, Path]) -> dict[str, Any]:
@@ -260,26 +289,49 @@ def joint_seconds(plain: Plain | None, objective: Objective) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", type=Path, help="folder of the checkpoints; a temporary folder by default")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--folder", type=Path, help="folder of the checkpoints; a temporary folder by default"
+    )
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     parser.add_argument("--size", choices=sorted(_AT_ONCE), default="b32")
-    parser.add_argument("--towers", choices=("both", "vision"), default="both", help="which towers move")
+    parser.add_argument(
+        "--towers", choices=("both", "vision"), default="both", help="which towers move"
+    )
     parser.add_argument("--images", type=int, default=64)
     parser.add_argument("--classes", type=int, default=100)
     parser.add_argument("--templates", type=int, default=1)
-    parser.add_argument("--words", type=int, default=0, help="further words of a prompt, one token each")
-    parser.add_argument("--nodes", type=int, default=3, help="points of the path barrier on each half of the path")
+    parser.add_argument(
+        "--words", type=int, default=0, help="further words of a prompt, one token each"
+    )
+    parser.add_argument(
+        "--nodes", type=int, default=3, help="points of the path barrier on each half of the path"
+    )
     parser.add_argument("--steps", type=int, default=2, help="steps of learning")
-    parser.add_argument("--batch", type=int, default=64, help="images of a step, and changed copies")
-    parser.add_argument("--precision", choices=("auto", "float32", "bfloat16"), default="auto", help="of learning")
+    parser.add_argument(
+        "--batch", type=int, default=64, help="images of a step, and changed copies"
+    )
+    parser.add_argument(
+        "--precision", choices=("auto", "float32", "bfloat16"), default="auto", help="of learning"
+    )
     parser.add_argument("--images-at-once", type=int, help="as for `merge`")
-    parser.add_argument("--memory", type=int, metavar="GB", help="assume that the machine has this much memory")
+    parser.add_argument(
+        "--memory", type=int, metavar="GB", help="assume that the machine has this much memory"
+    )
     parser.add_argument("--alone", action="store_true", help="without plain transformers")
-    parser.add_argument("--coefficients", type=Path, metavar="FILE", help="write what was learned to this file")
+    parser.add_argument(
+        "--coefficients", type=Path, metavar="FILE", help="write what was learned to this file"
+    )
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--only", default="path-barrier,first-order,auto,straggler-sparse")
-    parser.add_argument("--against", type=checkout_folder, metavar="CHECKOUT", help="another checkout to compare with")
+    parser.add_argument(
+        "--against",
+        type=checkout_folder,
+        metavar="CHECKOUT",
+        help="another checkout to compare with",
+    )
     options = parser.parse_args()
     if options.against:
         write_results(options.json, {"against": compare_checkouts(options.against)})
@@ -288,12 +340,16 @@ def main() -> None:
     if options.memory:
         activations.memory = lambda _device: options.memory << 30  # type: ignore[assignment]
     with tempfile.TemporaryDirectory() as temporary:
-        paths = save_pair(options.folder or Path(temporary), options.size, both=options.towers == "both")
+        paths = save_pair(
+            options.folder or Path(temporary), options.size, both=options.towers == "both"
+        )
         gc.collect()  # so that their memory is not kept
         with freed_memory_kept():
             found = compare(options, paths)
     settings = {
-        key: value for key, value in vars(options).items() if key not in ("json", "folder", "coefficients", "against")
+        key: value
+        for key, value in vars(options).items()
+        if key not in ("json", "folder", "coefficients", "against")
     }
     if os.environ.get("RANK", "0") == "0":
         write_results(options.json, {"settings": settings, **found})

@@ -1,10 +1,12 @@
 """Run the cases of docs/cost.md, and write its table from their results.
 
-    python -m benchmarks.speed.decide_cases --folder CACHE [--only NAME ...]     run, and write the table
-    python -m benchmarks.speed.decide_cases --table                              write the table alone
+    python -m benchmarks.speed.decide_cases --folder CACHE [--only NAME ...]     run, and write the
+    table python -m benchmarks.speed.decide_cases --table                              write the
+    table alone
 
-Each case is a run of `benchmarks.speed.decide`, whose figures go to ``benchmarks/results/decide/NAME.json``. All of
-them take hours; each runs on its own, and a case whose file exists is not run again.
+Each case is a run of `benchmarks.speed.decide`, whose figures go to
+``benchmarks/results/decide/NAME.json``. All of them take hours; each runs on its own, and a case
+whose file exists is not run again.
 """
 
 from __future__ import annotations
@@ -19,10 +21,13 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "benchmarks" / "results" / "decide"
 PAGE = ROOT / "docs" / "cost.md"
-BEGIN, END = "<!-- table: python -m benchmarks.speed.decide_cases -->\n", "<!-- end of the table -->\n"
+BEGIN, END = (
+    "<!-- table: python -m benchmarks.speed.decide_cases -->\n",
+    "<!-- end of the table -->\n",
+)
 
-# Steps with as many pictures as those of recipes/auto.yaml, its looks (points of the path and candidates), and the
-# images held back of 1024.
+# Steps with as many pictures as those of recipes/auto.yaml, its looks (points of the path and
+# candidates), and the images held back of 1024.
 _STEPS, _LOOKS, _HELD = 200, 25, 205
 _MANY = ["--classes", "1000", "--templates", "80"]
 _LEARNING = ["--only", "first-step,auto,look", "--alone", "--steps", "3"]
@@ -46,7 +51,17 @@ CASES = {
     "memory-bf16-8": [*_BFLOAT16, "--batch", "8"],
     "memory-bf16-prompts": [*_BFLOAT16, "--batch", "4", "--classes", "200"],
     # the recipe's step, in pieces as on a machine of 16 GB
-    "memory-l14-64": [*_FIRST, "--size", "l14", "--batch", "64", "--memory", "16", "--precision", "float32"],
+    "memory-l14-64": [
+        *_FIRST,
+        "--size",
+        "l14",
+        "--batch",
+        "64",
+        "--memory",
+        "16",
+        "--precision",
+        "float32",
+    ],
 }
 
 
@@ -61,7 +76,10 @@ _PEAKS = {
 def rows() -> list[str]:
     """The table's lines: one per measure of every case that was run."""
     lines = [
-        "| case | model, towers | images, prompts | measure | seconds | joint passes | peak private MB (weights) |",
+        (
+            "| case | model, towers | images, prompts | measure | seconds | joint passes | peak"
+            " private MB (weights) |"
+        ),
         "|---|---|---|---|---|---|---|",
     ]
     for name in CASES:
@@ -72,15 +90,27 @@ def rows() -> list[str]:
 
 def _rows_of(name: str, found: dict[str, Any]) -> list[str]:
     settings = found["settings"]
-    model = f"{settings['size'].upper().replace('B', 'B/').replace('L', 'L/')}, {settings['towers']}"
-    prompts = settings["classes"] if settings["templates"] == 1 else f"{settings['classes']} x {settings['templates']}"
+    model = (
+        f"{settings['size'].upper().replace('B', 'B/').replace('L', 'L/')}, {settings['towers']}"
+    )
+    prompts = (
+        settings["classes"]
+        if settings["templates"] == 1
+        else f"{settings['classes']} x {settings['templates']}"
+    )
     lines = []
     for measure in settings["only"].split(","):
         figures = found[measure]
         what = measure if measure.startswith("path") else f"{measure}, {_step(measure, settings)}"
         passes = f"{figures['joint_passes']:.2f}" if "joint_passes" in figures else ""
         peak = f"{figures['private_mb']:.0f} ({found['weights_mb']:.0f})"
-        cells = [f"`{name}`", model, f"{settings['images']}, {prompts}", what, f"{figures['seconds']:.1f}"]
+        cells = [
+            f"`{name}`",
+            model,
+            f"{settings['images']}, {prompts}",
+            what,
+            f"{figures['seconds']:.1f}",
+        ]
         lines.append(f"| {' | '.join([*cells, passes, peak])} |")
     return lines
 
@@ -93,7 +123,8 @@ def _step(measure: str, settings: dict[str, Any]) -> str:
 
 
 def totals() -> list[str]:
-    """Compute the cost of a whole `auto` from its pieces, and fit its memory to the peaks of different sizes."""
+    """Compute the cost of a whole `auto` from its pieces, and fit its memory to the peaks of
+    different sizes."""
     lines = []
     for towers in ("vision", "both"):
         pieces = _result(f"auto-{towers}")
@@ -105,34 +136,45 @@ def totals() -> list[str]:
 
 
 def _whole(towers: str, found: dict[str, Any]) -> str:
-    """Steps and looks of `auto` over 1024 images; a look evaluates 205 of them and as many copies."""
+    """Steps and looks of `auto` over 1024 images; a look evaluates 205 of them and as many
+    copies."""
     settings = found["settings"]
     first, some = found["first-step"]["seconds"], found["auto"]["seconds"]
     step = (some - first) / (settings["steps"] - 1)
     looks = _LOOKS * _HELD / settings["batch"] * found["look"]["seconds"]
     minutes = (first + (_STEPS - 1) * step + looks) / 60
     return (
-        f"- `auto` with {_STEPS} steps of 64 + 64 of 1024 images, {towers}: a step takes {step:.1f} s, "
-        f"and all looks {looks:.0f} s: together {minutes:.0f} minutes of one core."
+        f"- `auto` with {_STEPS} steps of 64 + 64 of 1024 images, {towers}: a step takes {step:.1f}"
+        f" s, and all looks {looks:.0f} s: together {minutes:.0f} minutes of one core."
     )
 
 
-def _line(what: str, small: dict[str, Any], large: dict[str, Any], prompts: dict[str, Any] | None = None) -> str:
-    """Split the peak into memory per image, per prompt and the rest; prompts count if they have a backward pass."""
+def _line(
+    what: str, small: dict[str, Any], large: dict[str, Any], prompts: dict[str, Any] | None = None
+) -> str:
+    """Split the peak into memory per image, per prompt and the rest; prompts count if they have a
+    backward pass."""
     few, more = (2 * found["settings"]["batch"] for found in (small, large))
     image = (_peak(large) - _peak(small)) / (more - few)
     rest, said = _peak(small) - image * few, f"{image:.0f} MB for each image of a step"
     if prompts:
-        count, extra = small["settings"]["classes"], prompts["settings"]["classes"] - small["settings"]["classes"]
+        count, extra = (
+            small["settings"]["classes"],
+            prompts["settings"]["classes"] - small["settings"]["classes"],
+        )
         prompt = (_peak(prompts) - _peak(small)) / extra
         rest -= prompt * count
         said += f", {prompt:.1f} MB for each prompt of {small['tokens']} tokens"
     ratio = rest / small["weights_mb"]
-    return f"- Memory of `auto`, {what}: {said}, and {rest:.0f} MB beside them, {ratio:.1f} x the weights."
+    return (
+        f"- Memory of `auto`, {what}: {said}, and {rest:.0f} MB beside them, {ratio:.1f} x the"
+        " weights."
+    )
 
 
 def _peak(found: dict[str, Any]) -> float:
-    """The highest private memory, without what Python and its libraries took before the model was loaded, in MB."""
+    """The highest private memory, without what Python and its libraries took before the model was
+    loaded, in MB."""
     return float(found[found["settings"]["only"]]["private_mb"] - found["idle_mb"])
 
 
@@ -148,18 +190,32 @@ def page_with(text: str, lines: list[str]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--folder", type=Path, help="folder of the checkpoints")
-    parser.add_argument("--only", nargs="+", choices=sorted(CASES), default=sorted(CASES), metavar="NAME")
+    parser.add_argument(
+        "--only", nargs="+", choices=sorted(CASES), default=sorted(CASES), metavar="NAME"
+    )
     parser.add_argument("--table", action="store_true", help="run nothing")
     options = parser.parse_args()
     for name in [] if options.table else options.only:
         target = RESULTS / f"{name}.json"
         if not target.exists():
             where = ["--folder", str(options.folder)] if options.folder else []
-            command = [sys.executable, "-m", "benchmarks.speed.decide", *CASES[name], *where, "--json", str(target)]
+            command = [
+                sys.executable,
+                "-m",
+                "benchmarks.speed.decide",
+                *CASES[name],
+                *where,
+                "--json",
+                str(target),
+            ]
             subprocess.run(command, check=True)
-    PAGE.write_text(page_with(PAGE.read_text(encoding="utf-8"), [*rows(), "", *totals()]), encoding="utf-8")
+    PAGE.write_text(
+        page_with(PAGE.read_text(encoding="utf-8"), [*rows(), "", *totals()]), encoding="utf-8"
+    )
 
 
 if __name__ == "__main__":

@@ -2,9 +2,9 @@
 
     python -m benchmarks.speed.decide_shared --folder CACHE [--json FILE]
 
-Each run is `benchmarks.speed.decide` with ``auto`` alone, under torchrun. ``elapsed`` is wall-clock time; ``seconds``
-is the processor time of the first process, which is more informative if other programs run. The coefficients of both
-runs are compared entry by entry.
+Each run is `benchmarks.speed.decide` with ``auto`` alone, under torchrun. ``elapsed`` is wall-clock
+time; ``seconds`` is the processor time of the first process, which is more informative if other
+programs run. The coefficients of both runs are compared entry by entry.
 """
 
 from __future__ import annotations
@@ -22,18 +22,42 @@ from benchmarks.speed.processes import run, write_results
 
 
 def learn(processes: int, options: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    arguments = ["--only", "auto", "--alone", "--steps", str(options.steps), "--towers", options.towers]
-    arguments += ["--folder", str(options.folder), "--coefficients", str(folder / f"{processes}.safetensors")]
+    launcher = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        str(processes),
+    ]
+    arguments = [
+        "--only",
+        "auto",
+        "--alone",
+        "--steps",
+        str(options.steps),
+        "--towers",
+        options.towers,
+    ]
+    arguments += [
+        "--folder",
+        str(options.folder),
+        "--coefficients",
+        str(folder / f"{processes}.safetensors"),
+    ]
     report = folder / f"{processes}.json"
-    run([*launcher, "-m", "benchmarks.speed.decide", *arguments, "--json", str(report)], {"OMP_NUM_THREADS": "1"})
+    run(
+        [*launcher, "-m", "benchmarks.speed.decide", *arguments, "--json", str(report)],
+        {"OMP_NUM_THREADS": "1"},
+    )
     found: dict[str, Any] = json.loads(report.read_text(encoding="utf-8"))["auto"]
     print(f"{processes}: {found}", flush=True)
     return found
 
 
 def difference(one: Path, other: Path) -> dict[str, float]:
-    """The distance between two runs' coefficients, relative to how far they moved from their start at 0.5."""
+    """The distance between two runs' coefficients, relative to how far they moved from their start
+    at 0.5."""
     first, second = load_file(one), load_file(other)
     count = sum(value.numel() for value in first.values())
     moved = sum(float((value - 0.5).double().square().sum()) for value in first.values())
@@ -48,7 +72,9 @@ def difference(one: Path, other: Path) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--folder", type=Path, required=True, help="folder of the checkpoints")
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     parser.add_argument("--steps", type=int, default=3)
@@ -60,7 +86,10 @@ def main() -> None:
         apart = difference(folder / "1.safetensors", folder / "2.safetensors")
     settings = {"steps": options.steps, "towers": options.towers}
     ratios = {f"{key}_ratio": one[key] / two[key] for key in ("seconds", "elapsed")}
-    write_results(options.json, {"settings": settings, "one": one, "two": two, **ratios, "coefficients": apart})
+    write_results(
+        options.json,
+        {"settings": settings, "one": one, "two": two, **ratios, "coefficients": apart},
+    )
 
 
 if __name__ == "__main__":

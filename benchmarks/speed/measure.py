@@ -2,9 +2,9 @@
 
     python -m benchmarks.speed.measure [--json FILE]
 
-The model is a CLIP with random weights and 12 blocks per tower. "One gradient pass" is ``CLIPModel``'s forward and a
-backward through both towers. "The loop" takes every layer on its own: whole forward passes of ``CLIPModel``, gradients
-for that layer alone, and the same perturbations.
+The model is a CLIP with random weights and 12 blocks per tower. "One gradient pass" is
+``CLIPModel``'s forward and a backward through both towers. "The loop" takes every layer on its own:
+whole forward passes of ``CLIPModel``, gradients for that layer alone, and the same perturbations.
 """
 
 from __future__ import annotations
@@ -52,14 +52,18 @@ class Plain:
                 parameter.copy_(objective.path.parameters[name])
 
     def loss(self, batch: Batch) -> Tensor:
-        return cross_entropy(self.model(pixel_values=batch.pixels, **self.tokens).logits_per_image, batch.labels)
+        return cross_entropy(
+            self.model(pixel_values=batch.pixels, **self.tokens).logits_per_image, batch.labels
+        )
 
     def gradient_pass(self, batches: list[Batch]) -> None:
         for batch in batches:
             self.model.zero_grad()
             self.loss(batch).backward()
 
-    def loop(self, objective: Objective, batches: list[Batch], steps: int) -> dict[str, list[float]]:
+    def loop(
+        self, objective: Objective, batches: list[Batch], steps: int
+    ) -> dict[str, list[float]]:
         found: dict[str, list[float]] = {}
         for layer, names in objective.path.layers.items():
             for name, parameter in self.parameters.items():
@@ -91,12 +95,20 @@ def build(folder: Path, options: argparse.Namespace) -> tuple[Objective, Plain]:
                 parameter.add_(0.02 * torch.randn(parameter.shape))
         model.save_pretrained(folder / name)
         tiny_processor().save_pretrained(folder / name)
-    prompts = [f"a photo of a {chr(97 + i % 26)}{chr(97 + i // 26)}." for i in range(options.classes)]
+    prompts = [
+        f"a photo of a {chr(97 + i % 26)}{chr(97 + i // 26)}." for i in range(options.classes)
+    ]
     batches = [
-        Batch(number, torch.randn(options.batch_size, 3, 32, 32), torch.randint(0, len(prompts), (options.batch_size,)))
+        Batch(
+            number,
+            torch.randn(options.batch_size, 3, 32, 32),
+            torch.randint(0, len(prompts), (options.batch_size,)),
+        )
         for number in range(options.batches)
     ]
-    pair = align_checkpoints(open_checkpoint(str(folder / "zeroshot")), [open_checkpoint(str(folder / "finetuned"))])
+    pair = align_checkpoints(
+        open_checkpoint(str(folder / "zeroshot")), [open_checkpoint(str(folder / "finetuned"))]
+    )
     assert pair.zeroshot.config is not None
     objective = Objective(
         model_for(pair.family, pair.zeroshot.config, folder / "zeroshot"),
@@ -125,7 +137,9 @@ def compare(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     objective, plain = build(folder, options)
     batches = objective.shares.batches
     result: dict[str, Any] = _against_gradient_passes(objective, plain, options.rounds)
-    few = Batch(0, batches[0].pixels[: options.apgd_images], batches[0].labels[: options.apgd_images])
+    few = Batch(
+        0, batches[0].pixels[: options.apgd_images], batches[0].labels[: options.apgd_images]
+    )
     for name, steps, some in (("one_step", 1, batches), ("apgd", options.steps, [few])):
         loop, expected = timed(lambda steps=steps, some=some: plain.loop(objective, some, steps))
         objective.shares = Shares(some, objective.shares.accelerator)
@@ -133,7 +147,9 @@ def compare(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         values = found["worst_case"].batches
         result[f"{name}_loop_over_ours"] = loop / ours
         result[f"{name}_largest_difference"] = max(
-            abs(a - b) for layer in values for a, b in zip(values[layer], expected[layer], strict=True)
+            abs(a - b)
+            for layer in values
+            for a, b in zip(values[layer], expected[layer], strict=True)
         )
     return result
 
@@ -157,7 +173,9 @@ def _against_gradient_passes(objective: Objective, plain: Plain, rounds: int) ->
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     parser.add_argument("--blocks", type=int, default=12, help="blocks a tower")
     parser.add_argument("--width", type=int, default=128, help="width of both towers")
@@ -165,10 +183,19 @@ def main() -> None:
     parser.add_argument("--batches", type=int, default=2)
     parser.add_argument("--classes", type=int, default=10)
     parser.add_argument("--steps", type=int, default=20, help="APGD iterations")
-    parser.add_argument("--apgd-images", type=int, default=16, help="images for APGD alone, whose loop is long")
+    parser.add_argument(
+        "--apgd-images", type=int, default=16, help="images for APGD alone, whose loop is long"
+    )
     parser.add_argument("--threads", type=int, default=1, help="torch threads")
-    parser.add_argument("--rounds", type=int, default=5, help="rounds of what is compared with gradient passes")
-    parser.add_argument("--against", type=checkout_folder, metavar="CHECKOUT", help="another checkout to compare with")
+    parser.add_argument(
+        "--rounds", type=int, default=5, help="rounds of what is compared with gradient passes"
+    )
+    parser.add_argument(
+        "--against",
+        type=checkout_folder,
+        metavar="CHECKOUT",
+        help="another checkout to compare with",
+    )
     options = parser.parse_args()
     if options.against:
         write_results(options.json, {"against": compare_checkouts(options.against)})
@@ -179,7 +206,9 @@ def main() -> None:
     for name, value in result.items():
         spread = f"  ({value['min']:.3g} to {value['max']:.3g})" if isinstance(value, dict) else ""
         print(f"{name.replace('_', ' '):45s} {value['median'] if spread else value:.3g}{spread}")
-    settings = {key: value for key, value in vars(options).items() if key not in ("json", "against")}
+    settings = {
+        key: value for key, value in vars(options).items() if key not in ("json", "against")
+    }
     write_results(options.json, {"settings": settings, **result})
 
 

@@ -1,8 +1,9 @@
-"""How close a merge comes to the disk: clipmerge, the byte floor, a ten-line script, mergekit and sd-mecha.
+"""How close a merge comes to the disk: clipmerge, the byte floor, a ten-line script, mergekit and
+sd-mecha.
 
-Everything runs N times, interleaved, on the same two random checkpoints, input pages warm; ratios are taken round
-by round and reported as medians. ``--against`` adds the same merges by another checkout of clipmerge. See
-benchmarks/README.md.
+Everything runs N times, interleaved, on the same two random checkpoints, input pages warm; ratios
+are taken round by round and reported as medians. ``--against`` adds the same merges by another
+checkout of clipmerge. See benchmarks/README.md.
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ PIECE = 16 << 20
 PLAIN = ("--recipe", "wise-ft", "--set", "method.alpha=0.5")
 #: Prefix of the names of another checkout's contestants.
 BEFORE = "before-"
-# masks, a combination and singular values need whole tensors: compared with a plain merge of known inputs
+# masks, a combination and singular values need whole tensors: compared with a plain merge of known
+# inputs
 METHODS = {
     "clipmerge-masked": (*PLAIN, "--set", 'overrides=[{layers: "*", density: 0.5}]'),
     "clipmerge-breadcrumbs": ("--recipe", "breadcrumbs"),
@@ -76,12 +78,23 @@ def main() -> None:
         name = f"sharded-{arguments.gigabytes:g}" if arguments.size == "sharded" else arguments.size
         pair = make_pair(folder / name, config, sharded=arguments.size == "sharded")
         load = os.getloadavg()[0]  # the load of other programs: nothing has run yet
-        contestants = _contestants(arguments, pair, folder / f"{name}-output", Path(temporary) / "cache")
+        contestants = _contestants(
+            arguments, pair, folder / f"{name}-output", Path(temporary) / "cache"
+        )
         # the first round is not counted: a virtual machine may then get new memory from its host
-        rounds = [_round(contestants, pair, number) for number in range(arguments.warmup + arguments.rounds)]
+        rounds = [
+            _round(contestants, pair, number)
+            for number in range(arguments.warmup + arguments.rounds)
+        ]
         rounds = rounds[arguments.warmup :]
     ratios = _ratios(rounds)
-    results = {"size": name, "bytes": weight_bytes(config), "load": load, "rounds": rounds, "ratios": ratios}
+    results = {
+        "size": name,
+        "bytes": weight_bytes(config),
+        "load": load,
+        "rounds": rounds,
+        "ratios": ratios,
+    }
     results["peers"] = _peer_versions(arguments)
     write_results(arguments.json, results)
     _print_table(name, weight_bytes(config), rounds, ratios)
@@ -90,19 +103,37 @@ def main() -> None:
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--size", choices=("l14", "b32", "sharded"), default="l14")
-    parser.add_argument("--gigabytes", type=float, default=20.0, help="size of each sharded checkpoint")
-    parser.add_argument("--folder", help="where checkpoints are kept for the next run; needs five times their size")
+    parser.add_argument(
+        "--gigabytes", type=float, default=20.0, help="size of each sharded checkpoint"
+    )
+    parser.add_argument(
+        "--folder", help="where checkpoints are kept for the next run; needs five times their size"
+    )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--warmup", type=int, default=1, help="rounds that are not counted")
-    parser.add_argument("--methods", action="store_true", help="masks, a combination and singular values as well")
+    parser.add_argument(
+        "--methods", action="store_true", help="masks, a combination and singular values as well"
+    )
     parser.add_argument("--only", help="comma-separated contestants; the floor always runs")
-    parser.add_argument("--against", type=checkout_folder, metavar="CHECKOUT", help="another checkout to compare with")
-    parser.add_argument("--mergekit", metavar="PYTHON", help="interpreter of an environment with mergekit")
-    parser.add_argument("--sd-mecha", metavar="PYTHON", help="interpreter of an environment with sd-mecha")
+    parser.add_argument(
+        "--against",
+        type=checkout_folder,
+        metavar="CHECKOUT",
+        help="another checkout to compare with",
+    )
+    parser.add_argument(
+        "--mergekit", metavar="PYTHON", help="interpreter of an environment with mergekit"
+    )
+    parser.add_argument(
+        "--sd-mecha", metavar="PYTHON", help="interpreter of an environment with sd-mecha"
+    )
     parser.add_argument("--json", type=Path, help="where to write the results")
     arguments = parser.parse_args()
     if arguments.warmup < 1:
-        parser.error("--warmup must be at least 1: that round hashes the inputs, and later ones reuse the hashes")
+        parser.error(
+            "--warmup must be at least 1: that round hashes the inputs, and later ones reuse the"
+            " hashes"
+        )
     return arguments
 
 
@@ -118,17 +149,23 @@ def _contestants(
     chosen: dict[str, Contestant] = {"floor": lambda: _floor(files, output)}
     for prefix, checkout in {"": None, BEFORE: arguments.against}.items():
         if not prefix or checkout:
-            ours = _own_contestants(sources, output, cache / f"{prefix}cache", checkout, methods=arguments.methods)
+            ours = _own_contestants(
+                sources, output, cache / f"{prefix}cache", checkout, methods=arguments.methods
+            )
             chosen |= {f"{prefix}{name}": contestant for name, contestant in ours.items()}
     if len(files[0]) == 1:
         singles = [str(files[0][0]), str(files[1][0]), str(output / "model.safetensors")]
         chosen["ten-line"] = lambda: _whole([sys.executable, "-c", TEN_LINES, *singles], output)
         if arguments.sd_mecha:
-            chosen["sd-mecha"] = lambda: _whole([arguments.sd_mecha, "-c", SD_MECHA, *singles], output)
+            chosen["sd-mecha"] = lambda: _whole(
+                [arguments.sd_mecha, "-c", SD_MECHA, *singles], output
+            )
         if arguments.mergekit:
             chosen["mergekit"] = lambda: _mergekit(arguments.mergekit, singles, output)
     wanted = arguments.only.split(",") if arguments.only else list(chosen)
-    return {name: contestant for name, contestant in chosen.items() if name == "floor" or name in wanted}
+    return {
+        name: contestant for name, contestant in chosen.items() if name == "floor" or name in wanted
+    }
 
 
 def _own_contestants(
@@ -140,7 +177,9 @@ def _own_contestants(
     chosen: dict[str, Contestant] = {
         "clipmerge-first": lambda: _first(command, empty, checkout),
         "clipmerge": lambda: _clipmerge(command, filled, checkout),
-        "clipmerge-unhashed": lambda: _clipmerge([*command[:-2], "--no-hash", *command[-2:]], empty, checkout),
+        "clipmerge-unhashed": lambda: _clipmerge(
+            [*command[:-2], "--no-hash", *command[-2:]], empty, checkout
+        ),
     }
     if methods:
         chosen |= {
@@ -151,15 +190,28 @@ def _own_contestants(
 
 
 def _command(sources: list[str], recipe: Sequence[str], output: Path) -> list[str]:
-    return ["-m", "clipmerge", "merge", *sources, *recipe, "--format", "json", "--output", str(output)]
+    return [
+        "-m",
+        "clipmerge",
+        "merge",
+        *sources,
+        *recipe,
+        "--format",
+        "json",
+        "--output",
+        str(output),
+    ]
 
 
 def _weight_files(folder: Path) -> list[Path]:
     return sorted(folder.glob("*.safetensors"))
 
 
-def _round(contestants: dict[str, Contestant], pair: tuple[Path, Path], number: int) -> dict[str, Any]:
-    """One round, starting with another contestant each time, so that none always follows the same one."""
+def _round(
+    contestants: dict[str, Contestant], pair: tuple[Path, Path], number: int
+) -> dict[str, Any]:
+    """One round, starting with another contestant each time, so that none always follows the same
+    one."""
     names = list(contestants)
     shift = number % len(names)
     outcome = {}
@@ -168,7 +220,11 @@ def _round(contestants: dict[str, Contestant], pair: tuple[Path, Path], number: 
             _read(file)
         os.sync()
         outcome[name] = contestants[name]()
-        print(f"round {number + 1}: {name}: {outcome[name]['seconds']:.2f} s", file=sys.stderr, flush=True)
+        print(
+            f"round {number + 1}: {name}: {outcome[name]['seconds']:.2f} s",
+            file=sys.stderr,
+            flush=True,
+        )
     return {name: outcome[name] for name in names}
 
 
@@ -179,12 +235,17 @@ def _read(file: Path) -> None:
 
 
 def _floor(files: list[list[Path]], output: Path) -> dict[str, Any]:
-    """Read both checkpoints in 16 MiB pieces and write one, synced to the disk as clipmerge's output is."""
+    """Read both checkpoints in 16 MiB pieces and write one, synced to the disk as clipmerge's
+    output is."""
     output.mkdir(parents=True)
     begin, cpu_begin = time.perf_counter(), time.process_time()
     unsynced = 0.0
     for zeroshot, finetuned in zip(*files, strict=True):
-        with zeroshot.open("rb", 0) as a, finetuned.open("rb", 0) as b, (output / zeroshot.name).open("wb", 0) as out:
+        with (
+            zeroshot.open("rb", 0) as a,
+            finetuned.open("rb", 0) as b,
+            (output / zeroshot.name).open("wb", 0) as out,
+        ):
             while piece := a.read(PIECE):
                 b.read(PIECE)
                 out.write(piece)
@@ -194,7 +255,11 @@ def _floor(files: list[list[Path]], output: Path) -> dict[str, Any]:
     seconds = time.perf_counter() - begin
     cpu_seconds = time.process_time() - cpu_begin
     shutil.rmtree(output)
-    return {"seconds": seconds, "cpu_seconds": cpu_seconds, "seconds_without_sync": seconds + unsynced}
+    return {
+        "seconds": seconds,
+        "cpu_seconds": cpu_seconds,
+        "seconds_without_sync": seconds + unsynced,
+    }
 
 
 def _first(arguments: list[str], cache: Path, checkout: Path | None) -> dict[str, Any]:
@@ -229,16 +294,24 @@ def _mergekit(interpreter: str, files: list[str], output: Path) -> dict[str, Any
 def _ratios(rounds: list[dict[str, Any]]) -> dict[str, Any]:
     """Every ratio, taken within a round."""
     ours = [name for name in rounds[0] if name.startswith("clipmerge") and name not in METHODS]
-    peers = [name for name in rounds[0] if name != "floor" and not name.startswith(("clipmerge", BEFORE))]
+    peers = [
+        name for name in rounds[0] if name != "floor" and not name.startswith(("clipmerge", BEFORE))
+    ]
     ratios = {
-        f"{name}: apply + write / floor": [each[name]["apply_and_write"] / each["floor"]["seconds"] for each in rounds]
+        f"{name}: apply + write / floor": [
+            each[name]["apply_and_write"] / each["floor"]["seconds"] for each in rounds
+        ]
         for name in ours
     }
     for name in ours:
         for peer in peers:
-            ratios[f"{peer} / {name}"] = [each[peer]["seconds"] / each[name]["seconds"] for each in rounds]
+            ratios[f"{peer} / {name}"] = [
+                each[peer]["seconds"] / each[name]["seconds"] for each in rounds
+            ]
     for name in [name for name in METHODS if {name, "clipmerge"} <= rounds[0].keys()]:
-        ratios[f"{name} / clipmerge"] = [each[name]["seconds"] / each["clipmerge"]["seconds"] for each in rounds]
+        ratios[f"{name} / clipmerge"] = [
+            each[name]["seconds"] / each["clipmerge"]["seconds"] for each in rounds
+        ]
     for name in [name for name in rounds[0] if f"{BEFORE}{name}" in rounds[0]]:
         for figure in ("seconds", "cpu_seconds"):
             ratios[f"{name} / {BEFORE}{name}: {figure}"] = [
@@ -252,9 +325,16 @@ def _peer_versions(arguments: argparse.Namespace) -> dict[str, str]:
     return {name: peer_version(path, name) for name, path in interpreters.items() if path}
 
 
-def _print_table(name: str, size: int, rounds: list[dict[str, Any]], ratios: dict[str, Any]) -> None:
+def _print_table(
+    name: str, size: int, rounds: list[dict[str, Any]], ratios: dict[str, Any]
+) -> None:
     print(f"{name}: two checkpoints of {size / 1e9:.2f} GB, {len(rounds)} rounds, medians")
-    columns = {"seconds": "8.2f", "cpu_seconds": "12.2f", "apply_and_write": "16.2f", "private_mb": "11.0f"}
+    columns = {
+        "seconds": "8.2f",
+        "cpu_seconds": "12.2f",
+        "apply_and_write": "16.2f",
+        "private_mb": "11.0f",
+    }
     columns["resident_mb"] = "12.0f"
     widths = {key: int(form.partition(".")[0]) for key, form in columns.items()}
     print(f"{'':28}" + "".join(f"{key:>{width + 1}}" for key, width in widths.items()))

@@ -43,20 +43,29 @@ def run(
 ) -> tuple[Outcome, str]:
     """Run a command to its end."""
     begin, cpu_before = time.perf_counter(), _children_cpu()
-    with TemporaryFile("w+") as out, TemporaryFile("w+") as err:  # a pipe nobody reads would fill and stop them
-        # an installed program has its bytecode; if it could not be written, every run would compile every module
+    with (
+        TemporaryFile("w+") as out,
+        TemporaryFile("w+") as err,
+    ):  # a pipe nobody reads would fill and stop them
+        # an installed program has its bytecode; if it could not be written, every run would compile
+        # every module
         variables = os.environ | {"PYTHONDONTWRITEBYTECODE": ""} | (environment or {})
         process = subprocess.Popen(command, stdout=out, stderr=err, env=variables, cwd=folder)
         private = resident = 0.0
         while process.poll() is None:
             status = memory_mb(process.pid)
-            private, resident = max(private, status.get("RssAnon", 0)), max(resident, status.get("VmHWM", 0))
+            private, resident = (
+                max(private, status.get("RssAnon", 0)),
+                max(resident, status.get("VmHWM", 0)),
+            )
             time.sleep(_SAMPLE_SECONDS)
         seconds = time.perf_counter() - begin
         out.seek(0)
         err.seek(0)
         if process.returncode:
-            raise SystemExit(f"{' '.join(command)} failed with {process.returncode}:\n{err.read()[-2000:]}")
+            raise SystemExit(
+                f"{' '.join(command)} failed with {process.returncode}:\n{err.read()[-2000:]}"
+            )
         return Outcome(seconds, _children_cpu() - cpu_before, private, resident), out.read()
 
 
@@ -66,7 +75,8 @@ def _children_cpu() -> float:
 
 
 def memory_mb(pid: int | str) -> dict[str, float]:
-    """``RssAnon`` and the peak ``VmHWM`` of a process (see `Outcome`), in MB; nothing once it has ended."""
+    """``RssAnon`` and the peak ``VmHWM`` of a process (see `Outcome`), in MB; nothing once it has
+    ended."""
     try:
         lines = Path(f"/proc/{pid}/status").read_text(encoding="utf-8").splitlines()
     except OSError:  # it ended between two readings
@@ -77,11 +87,17 @@ def memory_mb(pid: int | str) -> dict[str, float]:
 
 def summary(values: list[float]) -> dict[str, Any]:
     """Median, extremes and the values themselves."""
-    return {"median": statistics.median(values), "min": min(values), "max": max(values), "values": values}
+    return {
+        "median": statistics.median(values),
+        "min": min(values),
+        "max": max(values),
+        "values": values,
+    }
 
 
 def checkout_environment(checkout: Path | None) -> dict[str, str]:
-    """Variables with which ``python -m clipmerge`` runs another checkout's code; none for this one's."""
+    """Variables with which ``python -m clipmerge`` runs another checkout's code; none for this
+    one's."""
     return {"PYTHONPATH": str(checkout)} if checkout else {}
 
 
@@ -91,7 +107,8 @@ def checkout_folder(text: str) -> Path:
 
 
 def compare_checkouts(checkout: Path, rounds: int = 3) -> dict[str, Any]:
-    """Run the benchmark of this process in both checkouts in turn, and print the ratio of each of its figures.
+    """Run the benchmark of this process in both checkouts in turn, and print the ratio of each of
+    its figures.
 
     Each checkout runs its own version of the benchmark, with the arguments of this process.
     """
@@ -102,21 +119,31 @@ def compare_checkouts(checkout: Path, rounds: int = 3) -> dict[str, Any]:
     found: dict[Path | None, list[dict[str, float]]] = {None: [], checkout: []}
     with TemporaryDirectory() as folder:
         file = Path(folder) / "figures.json"
-        command = [sys.executable, "-m", sys.modules["__main__"].__spec__.name, *arguments, "--json", str(file)]
+        command = [
+            sys.executable,
+            "-m",
+            sys.modules["__main__"].__spec__.name,
+            *arguments,
+            "--json",
+            str(file),
+        ]
         for number in range(rounds):
             for where in (None, checkout) if number % 2 else (checkout, None):
                 run(command, checkout_environment(where), where)
                 found[where].append(_figures(json.loads(file.read_text(encoding="utf-8"))))
     ratios = {}
     for name in found[None][0].keys() & found[checkout][0].keys():
-        ratios[name] = summary([ours[name] / theirs[name] for ours, theirs in zip(*found.values(), strict=True)])
+        ratios[name] = summary(
+            [ours[name] / theirs[name] for ours, theirs in zip(*found.values(), strict=True)]
+        )
     for name, ratio in sorted(ratios.items()):
         print(f"{name:50} {ratio['median']:5.2f}  ({ratio['min']:.2f} to {ratio['max']:.2f})")
     return ratios
 
 
 def _figures(results: dict[str, Any], prefix: str = "") -> dict[str, float]:
-    """The numbers of a benchmark's results by name, of summaries the median, without its settings."""
+    """The numbers of a benchmark's results by name, of summaries the median, without its
+    settings."""
     found = {}
     for name, value in results.items():
         if isinstance(value, dict) and "median" in value:
@@ -130,7 +157,11 @@ def _figures(results: dict[str, Any], prefix: str = "") -> dict[str, float]:
 
 def machine() -> dict[str, Any]:
     """Processor, cores, memory, Python and the packages that matter."""
-    cpu = [line for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines() if "model name" in line]
+    cpu = [
+        line
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        if "model name" in line
+    ]
     packages = ("torch", "safetensors", "numpy", "transformers")
     return {
         "cpu": cpu[0].partition(":")[2].strip() if cpu else platform.processor(),
@@ -145,12 +176,20 @@ def machine() -> dict[str, Any]:
 
 def peer_version(interpreter: str, package: str) -> str:
     """Version of a package in another interpreter's environment."""
-    command = [interpreter, "-c", f"from importlib.metadata import version; print(version({package!r}))"]
+    command = [
+        interpreter,
+        "-c",
+        f"from importlib.metadata import version; print(version({package!r}))",
+    ]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 
 def write_results(path: Path | None, results: dict[str, Any]) -> None:
     """Write results as JSON with the command and the machine, if a file was asked for."""
     if path:
-        record = {"command": " ".join(Path(word).name for word in sys.argv), "machine": machine(), **results}
+        record = {
+            "command": " ".join(Path(word).name for word in sys.argv),
+            "machine": machine(),
+            **results,
+        }
         path.write_text(json.dumps(record, indent=2, default=asdict) + "\n", encoding="utf-8")

@@ -2,8 +2,9 @@
 
     python -m benchmarks.speed.scale_out [--json FILE]
 
-The whole command ``clipmerge merge --recipe straggler-outlier`` under torchrun, on a CLIP of random weights and random
-pictures, with one process and with several in turn; ratios are taken round by round. See benchmarks/README.md.
+The whole command ``clipmerge merge --recipe straggler-outlier`` under torchrun, on a CLIP of random
+weights and random pictures, with one process and with several in turn; ratios are taken round by
+round. See benchmarks/README.md.
 """
 
 from __future__ import annotations
@@ -37,8 +38,24 @@ def make_pair(folder: Path, blocks: int, width: int) -> list[str]:
 
 
 def once(processes: int, arguments: list[str], output: Path) -> dict[str, Any]:
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    command = [*launcher, "-m", "clipmerge", "merge", *arguments, "--output", str(output), "--overwrite"]
+    launcher = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        str(processes),
+    ]
+    command = [
+        *launcher,
+        "-m",
+        "clipmerge",
+        "merge",
+        *arguments,
+        "--output",
+        str(output),
+        "--overwrite",
+    ]
     outcome, out = run(command)
     record = json.loads(out)
     return {
@@ -52,7 +69,9 @@ def once(processes: int, arguments: list[str], output: Path) -> dict[str, Any]:
 
 def largest_difference(one: dict[str, Any], other: dict[str, Any]) -> float:
     """Largest difference of a statistic, relative to the largest value that the statistic has."""
-    largest = {name: max(abs(values[name]) for values in one.values()) for name in next(iter(one.values()))}
+    largest = {
+        name: max(abs(values[name]) for values in one.values()) for name in next(iter(one.values()))
+    }
     return max(
         abs(values[name] - other[layer][name]) / max(largest[name], 1e-30)
         for layer, values in one.items()
@@ -63,7 +82,15 @@ def largest_difference(one: dict[str, Any], other: dict[str, Any]) -> float:
 def compare(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     pair = make_pair(folder, arguments.blocks, arguments.width)
     images = save_images(folder / "images", each=arguments.images // 3)
-    flags = [*pair, "--recipe", "straggler-outlier", "--data", str(images), "--images", str(arguments.images)]
+    flags = [
+        *pair,
+        "--recipe",
+        "straggler-outlier",
+        "--data",
+        str(images),
+        "--images",
+        str(arguments.images),
+    ]
     flags += ["--batch-size", str(arguments.batch_size), "--device", "cpu", "--format", "json"]
     rounds = []
     for number in range(arguments.rounds):
@@ -80,27 +107,48 @@ def compare(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
             flush=True,
         )
     ratios = {
-        f"{what}, one / several": summary([each["one"][key] / each["several"][key] for each in rounds])
-        for what, key in (("measuring", "measure"), ("whole command", "seconds"), ("cpu seconds", "cpu_seconds"))
+        f"{what}, one / several": summary(
+            [each["one"][key] / each["several"][key] for each in rounds]
+        )
+        for what, key in (
+            ("measuring", "measure"),
+            ("whole command", "seconds"),
+            ("cpu seconds", "cpu_seconds"),
+        )
     }
     return {"rounds": rounds, "ratios": ratios}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--blocks", type=int, default=12, help="blocks a tower")
     parser.add_argument("--width", type=int, default=128, help="width of both towers")
-    parser.add_argument("--images", type=int, default=2040, help="a multiple of 3, the number of classes")
-    parser.add_argument("--batch-size", type=int, default=100, help="does not divide the images: the last is smaller")
+    parser.add_argument(
+        "--images", type=int, default=2040, help="a multiple of 3, the number of classes"
+    )
+    parser.add_argument(
+        "--batch-size",
+        type=int,
+        default=100,
+        help="does not divide the images: the last is smaller",
+    )
     parser.add_argument("--json", type=Path, help="where to write the results")
     arguments = parser.parse_args()
     os.environ |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     with tempfile.TemporaryDirectory() as folder:
         results = compare(arguments, Path(folder))
-    print(f"{arguments.processes} processes and one, {arguments.rounds} rounds, medians; the merged bytes are equal")
-    print(f"largest difference of a measured value: {max(r['largest_difference'] for r in results['rounds']):.1e}")
+    print(
+        f"{arguments.processes} processes and one, {arguments.rounds} rounds, medians; the merged"
+        " bytes are equal"
+    )
+    print(
+        "largest difference of a measured value:"
+        f" {max(r['largest_difference'] for r in results['rounds']):.1e}"
+    )
     for name, ratio in results["ratios"].items():
         print(f"{name:30} {ratio['median']:5.2f}  ({ratio['min']:.2f} to {ratio['max']:.2f})")
     settings = {key: value for key, value in vars(arguments).items() if key != "json"}

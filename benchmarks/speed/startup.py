@@ -1,7 +1,8 @@
-"""What a command costs before it does anything: clipmerge --help, and inspect of one and of two ViT-L/14 checkpoints.
+"""What a command costs before it does anything: clipmerge --help, and inspect of one and of two
+ViT-L/14 checkpoints.
 
-Each runs N times, interleaved with ``python -c pass``; ratios are taken round by round. ``--against`` adds the same
-commands of another checkout of clipmerge. See benchmarks/README.md.
+Each runs N times, interleaved with ``python -c pass``; ratios are taken round by round.
+``--against`` adds the same commands of another checkout of clipmerge. See benchmarks/README.md.
 """
 
 from __future__ import annotations
@@ -14,7 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.speed.checkpoints import clip_config, make_pair
-from benchmarks.speed.processes import Outcome, checkout_environment, checkout_folder, run, summary, write_results
+from benchmarks.speed.processes import (
+    Outcome,
+    checkout_environment,
+    checkout_folder,
+    run,
+    summary,
+    write_results,
+)
 
 BEFORE = "before: "
 
@@ -23,7 +31,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--folder", help="where the checkpoints are kept for the next run")
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--against", type=checkout_folder, metavar="CHECKOUT", help="another checkout to compare with")
+    parser.add_argument(
+        "--against",
+        type=checkout_folder,
+        metavar="CHECKOUT",
+        help="another checkout to compare with",
+    )
     parser.add_argument("--json", type=Path, help="where to write the results")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
@@ -73,7 +86,10 @@ def _result(name: str, rounds: list[dict[str, Outcome]]) -> dict[str, Any]:
     }
     if f"{BEFORE}{name}" in rounds[0]:
         for figure in ("seconds", "cpu_seconds"):
-            ratios = [getattr(each[name], figure) / getattr(each[f"{BEFORE}{name}"], figure) for each in rounds]
+            ratios = [
+                getattr(each[name], figure) / getattr(each[f"{BEFORE}{name}"], figure)
+                for each in rounds
+            ]
             result[f"{figure}_against"] = summary(ratios)
     return result
 

@@ -16,10 +16,12 @@ _UNLISTED = Option(None, "", "Output")  # of the functions' own parameters, such
 
 
 def spelled_out(name: str, *positional: Any, **given: Any) -> str:
-    """Write a command line from options as they are given; an object in memory is named by its type.
+    """Write a command line from options as they are given; an object in memory is named by its
+    type.
 
     Example:
-        >>> spelled_out("merge", "zs", "ft", recipe="wise-ft", output="out", set={"method.alpha": 1}, hash=False)
+        >>> options = {"set": {"method.alpha": 1}, "hash": False}
+        >>> spelled_out("merge", "zs", "ft", recipe="wise-ft", output="out", **options)
         'clipmerge merge zs ft --recipe wise-ft --output out --set method.alpha=1 --no-hash'
     """
     words = ["clipmerge", name, *map(_word, positional)]
@@ -34,7 +36,9 @@ def spelled_out(name: str, *positional: Any, **given: Any) -> str:
 
 
 def in_order(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Given options in the order in which they are declared, so that equal calls are spelled out alike."""
+    """Given options in the order in which they are declared, so that equal calls are spelled out
+    alike.
+    """
     return {name: options[name] for name in EVERY if name in options}
 
 
@@ -53,7 +57,9 @@ def recipe_word(recipe: RecipeLike) -> str:
     """Write a recipe as a value of ``--recipe``; a recipe in memory is named."""
     if isinstance(recipe, Recipe):
         return recipe.name
-    return str(recipe.get("name", "recipe.yaml")) if isinstance(recipe, Mapping) else os.fspath(recipe)
+    return (
+        str(recipe.get("name", "recipe.yaml")) if isinstance(recipe, Mapping) else os.fspath(recipe)
+    )
 
 
 def _word(value: Any) -> str:

@@ -1,4 +1,6 @@
-"""Models in memory as checkpoints: written to a temporary folder in the layout of their own library."""
+"""Models in memory as checkpoints: written to a temporary folder in the layout of their own
+library.
+"""
 
 from __future__ import annotations
 
@@ -23,35 +25,50 @@ if TYPE_CHECKING:
 CheckpointLike: TypeAlias = "str | os.PathLike[str] | Module"
 # Temporary folders, each of which holds one model in memory, in a folder of its name.
 _PREFIX = "clipmerge-in-memory-"
-_WRAPPERS = ("module", "_orig_mod")  # DataParallel's and DistributedDataParallel's, and torch.compile's
+_WRAPPERS = (
+    "module",
+    "_orig_mod",
+)  # DataParallel's and DistributedDataParallel's, and torch.compile's
 _SIDE_SUFFIXES = (".json", ".txt", ".model", ".jinja")
 
 
 def title_of(source: str) -> str | None:
-    """The name of a model in memory in records and messages, from the folder that `as_sources` saved it to.
+    """The name of a model in memory in records and messages, from the folder that `as_sources`
+    saved it to.
 
     Example:
-        >>> title_of("/tmp/clipmerge-in-memory-x1/CLIPModel in memory"), title_of("models/CLIPModel")
-        ('CLIPModel in memory', None)
+        >>> title_of("/tmp/clipmerge-in-memory-x1/CLIPModel in memory")
+        'CLIPModel in memory'
+        >>> title_of("models/CLIPModel")
     """
     path = Path(source)
     return path.name if path.parent.name.startswith(_PREFIX) else None
 
 
 def open_source(source: str, base: Checkpoint | None = None) -> Checkpoint:
-    """Open a source of `as_sources`; takes and raises the same as `clipmerge.checkpoint.open_checkpoint`."""
+    """Open a source of `as_sources`; takes and raises the same as
+    `clipmerge.checkpoint.open_checkpoint`.
+    """
     opened = open_checkpoint(source, base=base)
     return replace(opened, source=title_of(source) or opened.source)
 
 
 @contextmanager
 def as_sources(checkpoints: Sequence[CheckpointLike], processor: Any = None) -> Iterator[list[str]]:
-    """Turn checkpoints into sources of `open_source`; models in memory lie in temporary folders during the block."""
+    """Turn checkpoints into sources of `open_source`; models in memory lie in temporary folders
+    during the block.
+    """
     with ExitStack() as stack:
         yield [
-            os.fspath(checkpoint)
-            if isinstance(checkpoint, (str, os.PathLike))
-            else _saved(checkpoint, stack.enter_context(tempfile.TemporaryDirectory(prefix=_PREFIX)), processor)
+            (
+                os.fspath(checkpoint)
+                if isinstance(checkpoint, (str, os.PathLike))
+                else _saved(
+                    checkpoint,
+                    stack.enter_context(tempfile.TemporaryDirectory(prefix=_PREFIX)),
+                    processor,
+                )
+            )
             for checkpoint in checkpoints
         ]
 
@@ -71,7 +88,9 @@ def with_state_key(sources: Sequence[str], state_key: str | None) -> tuple[str, 
     if state_key is None:
         return tuple(sources)
     if any(map(title_of, sources)):
-        raise UsageError("--state-key: a model in memory has no parts; give the model with the weights you mean")
+        raise UsageError(
+            "--state-key: a model in memory has no parts; give the model with the weights you mean"
+        )
     return tuple(f"{source}#{state_key}" for source in sources)
 
 
@@ -87,8 +106,8 @@ def _saved(checkpoint: Module, place: str, processor: Any) -> str:
     """Save a model in memory in a folder of its name; the folder's path."""
     if not hasattr(checkpoint, "state_dict"):
         raise UsageError(
-            f"{type(checkpoint).__name__} is not a checkpoint; give a path, a Hub id, or a model of transformers or "
-            "open_clip"
+            f"{type(checkpoint).__name__} is not a checkpoint; give a path, a Hub id, or a model of"
+            " transformers or open_clip"
         )
     model: Any = unwrapped(checkpoint)
     folder = Path(place) / f"{type(model).__name__} in memory"
@@ -99,14 +118,16 @@ def _saved(checkpoint: Module, place: str, processor: Any) -> str:
         _write_open_clip(model, folder, processor)
     else:
         raise UsageError(
-            f"{type(model).__name__} is not a model of transformers or open_clip; merge its state dict with "
-            "`clipmerge.merge_state_dicts`"
+            f"{type(model).__name__} is not a model of transformers or open_clip; merge its state"
+            " dict with `clipmerge.merge_state_dicts`"
         )
     return str(folder)
 
 
 def _write_transformers(model: Any, folder: Path, processor: Any) -> None:
-    """Write weights, configuration and the processor: the given one, or the one in the model's original folder."""
+    """Write weights, configuration and the processor: the given one, or the one in the model's
+    original folder.
+    """
     model.save_pretrained(folder)
     if processor is not None:
         processor.save_pretrained(folder)
@@ -114,7 +135,11 @@ def _write_transformers(model: Any, folder: Path, processor: Any) -> None:
     origin = _origin(str(getattr(model, "name_or_path", "") or ""))
     for file in sorted(origin.iterdir()) if origin else ():
         is_side_file = file.suffix in _SIDE_SUFFIXES and not file.name.endswith(".index.json")
-        if is_side_file and file.name not in ("config.json", OPEN_CLIP_CONFIG) and not (folder / file.name).exists():
+        if (
+            is_side_file
+            and file.name not in ("config.json", OPEN_CLIP_CONFIG)
+            and not (folder / file.name).exists()
+        ):
             shutil.copyfile(file, folder / file.name)
 
 
@@ -142,7 +167,9 @@ def _write_open_clip(model: Any, folder: Path, config: Any) -> None:
     for name, parameter in model.state_dict().items():
         tensor = parameter.detach().cpu().contiguous()
         storage = tensor.untyped_storage().data_ptr()
-        weights[name] = tensor.clone() if storage in storages else tensor  # safetensors shares no memory
+        weights[name] = (
+            tensor.clone() if storage in storages else tensor
+        )  # safetensors shares no memory
         storages.add(storage)
     save_file(weights, folder / OPEN_CLIP_WEIGHTS[0], metadata={"format": "pt"})
     if config is None:
@@ -152,7 +179,10 @@ def _write_open_clip(model: Any, folder: Path, config: Any) -> None:
 
         named = open_clip.get_model_config(config)
         if named is None:
-            raise UsageError(f"processor={config!r}: open_clip has no model of this name; see open_clip.list_models()")
+            raise UsageError(
+                f"processor={config!r}: open_clip has no model of this name; see"
+                " open_clip.list_models()"
+            )
         config = named
     elif isinstance(config, (str, os.PathLike)):
         for file in Path(config).iterdir():

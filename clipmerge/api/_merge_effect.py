@@ -1,4 +1,5 @@
-"""The stages that measure a decided merge before anything is written; see `docs/verdict.md` and `docs/keep.md`.
+"""The stages that measure a decided merge before anything is written; see `docs/verdict.md` and
+`docs/keep.md`.
 
 Every process of ``accelerate launch`` takes part.
 """
@@ -76,7 +77,9 @@ def _held_back(run: Run, request: MergeRequest) -> LabelledImages:
             raise _Unmeasurable("there are too few images to hold any back")
     else:
         data, count = request.calibration, min(MOST, request.calibration.images)
-        source = load_images(data.source, data.classes, columns=data.columns, most=count, seed=request.seed)
+        source = load_images(
+            data.source, data.classes, columns=data.columns, most=count, seed=request.seed
+        )
         say_all(run.progress, source.notes)
         source.require_classes()
         sample = source.sample(count, request.seed)
@@ -85,29 +88,39 @@ def _held_back(run: Run, request: MergeRequest) -> LabelledImages:
             run.progress.say(copies_note(source.source, len(sample) - len(images)))
     if isinstance(images.store, Pixels):
         raise _Unmeasurable(
-            f"{images.source} holds preprocessed pixels, but the robustness probe needs images before preprocessing; "
-            "give the data set without its transform"
+            f"{images.source} holds preprocessed pixels, but the robustness probe needs images"
+            " before preprocessing; give the data set without its transform"
         )
     return images
 
 
-def settings_for(calibration: Calibration, dtype: OutputDtype = "keep", *, of_tasks: bool = False) -> EvalSettings:
-    """The device, templates and batches that a request asks for; tasks of ``keep`` have templates of their own."""
+def settings_for(
+    calibration: Calibration, dtype: OutputDtype = "keep", *, of_tasks: bool = False
+) -> EvalSettings:
+    """The device, templates and batches that a request asks for; tasks of ``keep`` have templates
+    of their own.
+    """
     from clipmerge.distributed import accelerator_for
     from clipmerge.evaluation.settings import EvalSettings
 
     templates = () if of_tasks else calibration.templates
     accelerator = accelerator_for(calibration.device)
-    return EvalSettings(accelerator, templates, calibration.batch_size, calibration.images_at_once, dtype=dtype)
+    return EvalSettings(
+        accelerator, templates, calibration.batch_size, calibration.images_at_once, dtype=dtype
+    )
 
 
 def shared_plan(run: Run, calibration: Calibration) -> Plan:
-    """Give every process the main one's plan, without its measurements, which are as large as the model."""
+    """Give every process the main one's plan, without its measurements, which are as large as the
+    model.
+    """
     from accelerate.utils import broadcast_object_list
 
     from clipmerge.distributed import accelerator_for, together
 
-    accelerator_for(calibration.device)  # else accelerate lets the processes join on a device of its own choice
+    accelerator_for(
+        calibration.device
+    )  # else accelerate lets the processes join on a device of its own choice
     decided: list[Any] = [run.plan and run.plan.model_copy(update={"measurements": None})]
     with together():
         broadcast_object_list(decided)
@@ -134,13 +147,20 @@ def add_other_task_scores(run: Run, request: MergeRequest) -> None:
     from clipmerge.images.overlap import Fingerprints, note_shared
 
     with run.timed("kept"), _wanted(run, request, "the tasks of --keep"):
-        tasks = load_tasks(request.keep, run.progress, most=request.calibration.images, seed=request.seed)
+        tasks = load_tasks(
+            request.keep, run.progress, most=request.calibration.images, seed=request.seed
+        )
         prints = {f"--keep {name}": Fingerprints(task) for name, task in tasks.items()}
         for images in (run.measured_on, run.held_back):
             if images is not None:
-                say_all(run.progress, note_shared(prints, {f"--data {images.source}": Fingerprints(images)}))
+                say_all(
+                    run.progress,
+                    note_shared(prints, {f"--data {images.source}": Fingerprints(images)}),
+                )
         settings = settings_for(request.calibration, of_tasks=True)
-        kept = measure_other_tasks(run.inputs, shared_plan(run, request.calibration), tasks, settings, run.progress)
+        kept = measure_other_tasks(
+            run.inputs, shared_plan(run, request.calibration), tasks, settings, run.progress
+        )
         run.plan = run.plan and run.plan.model_copy(update={"kept": kept})
 
 
@@ -160,9 +180,19 @@ def score_other_tasks(
     progress.stage("kept")
     moves = [point.move for point in points]
     scores = score_tasks(
-        inputs, moves, tasks, settings_for(request.calibration, request.dtype, of_tasks=True), progress
+        inputs,
+        moves,
+        tasks,
+        settings_for(request.calibration, request.dtype, of_tasks=True),
+        progress,
     )
     record["kept"] = [facts_of(name, task) for name, task in tasks.items()]
-    rows = [*enumerate(record["curve"]), *((row["point"], row) for row in (*record["recipes"], *record["points"]))]
+    rows = [
+        *enumerate(record["curve"]),
+        *((row["point"], row) for row in (*record["recipes"], *record["points"])),
+    ]
     for point, row in rows:
-        row["kept"] = {name: of[point].model_dump(mode="json", exclude_none=True) for name, of in scores.items()}
+        row["kept"] = {
+            name: of[point].model_dump(mode="json", exclude_none=True)
+            for name, of in scores.items()
+        }

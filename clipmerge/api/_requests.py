@@ -1,4 +1,6 @@
-"""Requests made from the options of a function, and checked before torch is imported or anything is opened."""
+"""Requests made from the options of a function, and checked before torch is imported or anything is
+opened.
+"""
 
 from __future__ import annotations
 
@@ -42,12 +44,20 @@ def merge_request(
     require_places((zeroshot, *finetuned))
     settings, changes, alpha = settings_from(options), options["set"], options["alpha"]
     if alpha is not None:
-        texts = [f"{key}={value}" for key, value in changes.items()] if isinstance(changes, Mapping) else changes or ()
+        texts = (
+            [f"{key}={value}" for key, value in changes.items()]
+            if isinstance(changes, Mapping)
+            else changes or ()
+        )
         if any(text.partition("=")[0].strip() == "method.alpha" for text in texts):
-            raise UsageError("--alpha and --set method.alpha: both set the same option; give one of them")
+            raise UsageError(
+                "--alpha and --set method.alpha: both set the same option; give one of them"
+            )
         changes = [*texts, f"method.alpha={alpha!r}"]
     sources = with_state_key(finetuned, state_key)
-    request = MergeRequest(zeroshot, sources, load_recipe(recipe, changes), command=command, **settings)
+    request = MergeRequest(
+        zeroshot, sources, load_recipe(recipe, changes), command=command, **settings
+    )
     check_request(request)
     return request
 
@@ -67,17 +77,27 @@ def settings_from(options: DecisionOptions) -> dict[str, Any]:
 
 
 def calibration_from(options: Mapping[str, Any]) -> Calibration:
-    """Make a `Calibration` from the options about images; those that are missing have their defaults."""
+    """Make a `Calibration` from the options about images; those that are missing have their
+    defaults.
+    """
     data, template = options.get("data"), options.get("template")
     plain = Calibration()
     made = Calibration(
-        source=None if isinstance(data, Calibration) or (isinstance(data, str) and not data) else source_of(data),
+        source=(
+            None
+            if isinstance(data, Calibration) or (isinstance(data, str) and not data)
+            else source_of(data)
+        ),
         classes=_class_names(options.get("classes")),
-        templates=check_templates([template] if isinstance(template, str) else list(template or ())),
+        templates=check_templates(
+            [template] if isinstance(template, str) else list(template or ())
+        ),
         images=options.get("images", plain.images),
         batch_size=options.get("batch_size"),
         images_at_once=options.get("images_at_once"),
-        device=cast(Device, choice("--device", options.get("device", plain.device), get_args(Device))),
+        device=cast(
+            Device, choice("--device", options.get("device", plain.device), get_args(Device))
+        ),
         columns=Columns(options.get("image_column"), options.get("label_column")),
         unlabelled=source_of(options.get("unlabelled")),
         state=Path(options["state"]) if options.get("state") else None,
@@ -85,7 +105,10 @@ def calibration_from(options: Mapping[str, Any]) -> Calibration:
     if not isinstance(data, Calibration):
         return made
     if made != plain:
-        raise UsageError("data is a Calibration, which holds these settings itself; put the other arguments into it")
+        raise UsageError(
+            "data is a Calibration, which holds these settings itself; put the other arguments"
+            " into it"
+        )
     return data
 
 
@@ -95,21 +118,22 @@ def check_request(request: MergeRequest) -> None:
     share, has_images = calibration.held_back, calibration.source is not None
     if not 0 <= share < 1:
         raise UsageError(
-            f"held_back={share:g}: the share of the images that the decision does not see is at least 0 and less than "
-            "1, such as 0.2"
+            f"held_back={share:g}: the share of the images that the decision does not see is at"
+            " least 0 and less than 1, such as 0.2"
         )
     if request.strict and has_images and share == 0:
         raise UsageError(
-            "--strict needs images that the decision does not see, to measure the loss of accuracy on; leave out "
-            "--no-verdict"
+            "--strict needs images that the decision does not see, to measure the loss of accuracy"
+            " on; leave out --no-verdict"
         )
     check_unlabelled(calibration, request.recipe)
     if calibration.device not in ("auto", "cpu"):  # otherwise torch need not be imported
         require_device(calibration.device)
     if request.recipe.measure and not has_images:
         raise UsageError(
-            f"recipe '{request.recipe.name}' measures, and needs labelled images of the target data: "
-            "--data FOLDER with one subfolder per class (data-free recipes: wise-ft, lines, monosoup)"
+            f"recipe '{request.recipe.name}' measures, and needs labelled images of the target"
+            " data: --data FOLDER with one subfolder per class (data-free recipes: wise-ft, lines,"
+            " monosoup)"
         )
 
 
@@ -122,13 +146,15 @@ def check_unlabelled(calibration: Calibration, *recipes: Recipe) -> None:
     problems = [_problem(recipe) for recipe in recipes] or ["no recipe is given"]
     if all(problems):
         raise UsageError(
-            f"{named}: {problems[0]}; leave out --unlabelled, or choose a recipe that learns from them, such as auto"
+            f"{named}: {problems[0]}; leave out --unlabelled, or choose a recipe that learns from"
+            " them, such as auto"
         )
     labelled = calibration.source
     texts = isinstance(source, str) and isinstance(labelled, str)
     if source is labelled or (texts and Path(source).resolve() == Path(labelled).resolve()):
         raise UsageError(
-            f"{named}: these are the images of --data; give images from where the model will be used, or leave it out"
+            f"{named}: these are the images of --data; give images from where the model will be"
+            " used, or leave it out"
         )
 
 
@@ -138,9 +164,15 @@ def _problem(recipe: Recipe) -> str:
         return f"recipe '{recipe.name}' does not learn from unlabelled images"
     options = recipe.measure or {}
     if options["robustness"] == 0:
-        return f"recipe '{recipe.name}' has measure.robustness 0, so it has no use for unlabelled images"
+        return (
+            f"recipe '{recipe.name}' has measure.robustness 0, so it has no use for unlabelled"
+            " images"
+        )
     if min(options["copies"], options["batch"]) < 2:
-        return f"recipe '{recipe.name}' has one copy per step, too few to replace half by unlabelled images"
+        return (
+            f"recipe '{recipe.name}' has one copy per step, too few to replace half by unlabelled"
+            " images"
+        )
     return ""
 
 
@@ -153,7 +185,8 @@ def named(flag: str, given: Mapping[str, Any] | Sequence[str] | None) -> dict[st
 
 
 def alphas_from(given: Sequence[float] | str) -> tuple[float, ...]:
-    """Points of the curve, given as numbers or as a text, in which ``...`` continues the steps before it.
+    """Points of the curve, given as numbers or as a text, in which ``...`` continues the steps
+    before it.
 
     Example:
         >>> alphas_from("0,0.25,...,1")
@@ -165,14 +198,20 @@ def alphas_from(given: Sequence[float] | str) -> tuple[float, ...]:
     values: list[Decimal] = []
     try:
         for place, word in enumerate(words):
-            values += _steps(values[-2], values[-1], Decimal(words[place + 1])) if word == "..." else [Decimal(word)]
+            values += (
+                _steps(values[-2], values[-1], Decimal(words[place + 1]))
+                if word == "..."
+                else [Decimal(word)]
+            )
         alphas = sorted({float(value) for value in values})
     except (ArithmeticError, IndexError, ValueError):
         alphas = []
-    if not alphas or not all(map(math.isfinite, alphas)):  # 1e400 is valid as text but overflows a float
+    if not alphas or not all(
+        map(math.isfinite, alphas)
+    ):  # 1e400 is valid as text but overflows a float
         raise UsageError(
-            f"--alphas {given}: expected finite numbers separated by commas, such as 0,0.25,0.5 or 0,0.1,...,1 (where "
-            f"'...' stands for at most {_MOST_ALPHAS} numbers)"
+            f"--alphas {given}: expected finite numbers separated by commas, such as 0,0.25,0.5 or"
+            f" 0,0.1,...,1 (where '...' stands for at most {_MOST_ALPHAS} numbers)"
         )
     return tuple(alphas)
 
@@ -186,7 +225,8 @@ def _steps(before: Decimal, last: Decimal, end: Decimal) -> list[Decimal]:
 
 
 def byte_count(value: str | int | None) -> int | None:
-    """Read the size of a shard, such as ``200MB``, ``5GB`` or ``1GiB``, with units in upper or lower case.
+    """Read the size of a shard, such as ``200MB``, ``5GB`` or ``1GiB``, with units in upper or
+    lower case.
 
     Example:
         >>> byte_count("1.5GB"), byte_count("2KiB")
@@ -195,13 +235,19 @@ def byte_count(value: str | int | None) -> int | None:
     if value is None:
         return None
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(?:([KMGT])(I?))?B?\s*", str(value).upper())
-    size = int(Decimal(match[1]) * (1024 if match[3] else 1000) ** " KMGT".index(match[2] or " ")) if match else 0
+    size = (
+        int(Decimal(match[1]) * (1024 if match[3] else 1000) ** " KMGT".index(match[2] or " "))
+        if match
+        else 0
+    )
     if size < 1:
         raise UsageError(f"--max-shard-size {value}: expected a size, such as 200MB or 5GB")
     return size
 
 
-def _class_names(classes: str | os.PathLike[str] | Sequence[str] | None) -> Path | tuple[str, ...] | None:
+def _class_names(
+    classes: str | os.PathLike[str] | Sequence[str] | None,
+) -> Path | tuple[str, ...] | None:
     """A file of class names, or the names: given ones, or those of a shipped list; a file wins."""
     if classes is None or classes == "":
         return None
@@ -214,7 +260,9 @@ def _class_names(classes: str | os.PathLike[str] | Sequence[str] | None) -> Path
 
 
 def require_places(sources: Sequence[str]) -> None:
-    """Refuse checkpoints that are neither on disk nor Hub ids, or given twice, before anything else is checked."""
+    """Refuse checkpoints that are neither on disk nor Hub ids, or given twice, before anything else
+    is checked.
+    """
     for source in sources:
         if not is_there(source):
             from clipmerge.checkpoint.opening import hub_id_of
@@ -229,7 +277,9 @@ def refuse_twice(sources: Sequence[str]) -> None:
     for source in sources:
         place = str(Path(source).resolve()) if Path(source).exists() else source
         if place in seen:
-            raise UsageError(f"{source}: is given twice; give each checkpoint once, the zero-shot one first")
+            raise UsageError(
+                f"{source}: is given twice; give each checkpoint once, the zero-shot one first"
+            )
         seen.add(place)
 
 
@@ -244,7 +294,11 @@ def several(finetuned: CheckpointLike | Sequence[CheckpointLike]) -> list[Checkp
     """One checkpoint or several as a list, which must not be empty."""
     if isinstance(finetuned, (list, tuple)) and not finetuned:
         raise UsageError("finetuned: an empty list; give at least one fine-tuned checkpoint")
-    return list(finetuned) if isinstance(finetuned, (list, tuple)) else [cast("CheckpointLike", finetuned)]
+    return (
+        list(finetuned)
+        if isinstance(finetuned, (list, tuple))
+        else [cast("CheckpointLike", finetuned)]
+    )
 
 
 def check_apart(
@@ -274,5 +328,9 @@ def recipe_files(*recipes: RecipeLike) -> list[Path]:
 
 
 def files_read(*places: Any) -> list[Path]:
-    """The local files and folders that are read in addition to the checkpoints, without objects in memory."""
-    return local_inputs(*(os.fspath(each) for each in places if isinstance(each, (str, os.PathLike))))
+    """The local files and folders that are read in addition to the checkpoints, without objects in
+    memory.
+    """
+    return local_inputs(
+        *(os.fspath(each) for each in places if isinstance(each, (str, os.PathLike)))
+    )

@@ -1,4 +1,6 @@
-"""Results of the API: frozen, with a short repr, an HTML table for notebooks, and a pandas DataFrame on request."""
+"""Results of the API: frozen, with a short repr, an HTML table for notebooks, and a pandas
+DataFrame on request.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, repr=False)
 class MergeResult(Tabular):
-    """Result of `merge` and `apply`; only the main process of ``accelerate launch`` has more than ``path``.
+    """Result of `merge` and `apply`; only the main process of ``accelerate launch`` has more than
+    ``path``.
 
     Attributes:
         path: The folder written; ``None`` if nothing was written.
@@ -33,10 +36,14 @@ class MergeResult(Tabular):
     published: Published | None = None
 
     def _rows(self) -> Rows:
-        return layer_rows(self.record.layers, self.record.measurements, "size") if self.record else []
+        return (
+            layer_rows(self.record.layers, self.record.measurements, "size") if self.record else []
+        )
 
     def _caption(self) -> str:
-        return f"{self.path}: {self.record.verdict if self.record else 'written by the main process'}"
+        return (
+            f"{self.path}: {self.record.verdict if self.record else 'written by the main process'}"
+        )
 
 
 @dataclass(frozen=True, repr=False)
@@ -55,7 +62,8 @@ class EvaluateResult(Tabular):
 
     def _rows(self) -> Rows:
         return [
-            {"source": name, "images": self.images[name], "accuracy": value} for name, value in self.accuracy.items()
+            {"source": name, "images": self.images[name], "accuracy": value}
+            for name, value in self.accuracy.items()
         ]
 
     def _caption(self) -> str:
@@ -75,7 +83,8 @@ class SweepResult(Tabular):
     Attributes:
         path: The folder written; ``None`` if nothing was written.
         record: The content of ``sweep.json``.
-        correct: Whether each image was recognised, by source: shape (points, images), bool; the curve's points first.
+        correct: Whether each image was recognised, by source: shape (points, images), bool; the
+            curve's points first.
         warnings: Warnings, one line each.
     """
 
@@ -123,7 +132,8 @@ class InspectResult(Tabular):
 
     Attributes:
         family: Name of the model family.
-        layers: Number of tensors, number of entries, shapes and relative change by layer, in network order.
+        layers: Number of tensors, number of entries, shapes and relative change by layer, in
+            network order.
         mismatches: Obstacles to a merge, one line each; empty if the checkpoints match.
         record: The output of ``clipmerge inspect --format json``.
     """
@@ -136,7 +146,8 @@ class InspectResult(Tabular):
     def _rows(self) -> Rows:
         keys = ("parameters", "size", "change")
         return [
-            {"layer": name, **{key: layer[key] for key in keys if key in layer}} for name, layer in self.layers.items()
+            {"layer": name, **{key: layer[key] for key in keys if key in layer}}
+            for name, layer in self.layers.items()
         ]
 
     def _caption(self) -> str:

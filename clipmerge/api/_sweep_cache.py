@@ -1,4 +1,6 @@
-"""Answers and plans of a long evaluation, kept in the user's cache so that an interrupted command can resume."""
+"""Answers and plans of a long evaluation, kept in the user's cache so that an interrupted command
+can resume.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,8 @@ from clipmerge.planning.plan import Plan, digest_of, write_plan_files
 from clipmerge.planning.recipe import Recipe
 from clipmerge.request import SweepRequest
 
-# The code that decides which class an image gets: it may change between commits that have the same version.
+# The code that decides which class an image gets: it may change between commits that have the same
+# version.
 _CODE = ("models/**/*.py", "evaluation/**/*.py", "merging/**/*.py", "images/*.py")
 
 
@@ -47,10 +50,14 @@ class SweepCache:
     def answers(self, request: SweepRequest, loaded: Mapping[str, LabelledImages]) -> AnswerCache:
         """The kept answers for some sources."""
         described = {name: _described(request, images) for name, images in loaded.items()}
-        return AnswerCache(self.folder, {name: text for name, text in described.items() if text is not None})
+        return AnswerCache(
+            self.folder, {name: text for name, text in described.items() if text is not None}
+        )
 
     def plan(self, request: SweepRequest, recipe: Recipe) -> Plan | None:
-        """The plan that an earlier run made for a recipe; ``None`` if there is none, or it cannot be read."""
+        """The plan that an earlier run made for a recipe; ``None`` if there is none, or it cannot
+        be read.
+        """
         file = self._file(request, recipe)
         try:
             return Plan.load(file) if file is not None and file.is_file() else None
@@ -68,9 +75,17 @@ class SweepCache:
     def _file(self, request: SweepRequest, recipe: Recipe) -> Path | None:
         """The file of a recipe's plan; ``None`` if images may change while their name stays."""
         data = request.calibration
-        if recipe.measure and (data.unlabelled is not None or not str(data.source).startswith("hf://")):
+        if recipe.measure and (
+            data.unlabelled is not None or not str(data.source).startswith("hf://")
+        ):
             return None
-        settings = [recipe.model_dump(mode="json"), request.seed, data.images, data.held_back, data.templates]
+        settings = [
+            recipe.model_dump(mode="json"),
+            request.seed,
+            data.images,
+            data.held_back,
+            data.templates,
+        ]
         images = [str(data.source), str(data.classes), data.batch_size] if recipe.measure else []
         return self.folder / "plans" / f"{digest_of([settings, images])}.json"
 
@@ -78,7 +93,10 @@ class SweepCache:
 def key_of(point: Point) -> str:
     """Key of a point among the answers of two checkpoints."""
     if point.checkpoint is not None:
-        return f"checkpoint {digest_of([checkpoint.identity for checkpoint in point.checkpoint.finetuned])}"
+        return (
+            "checkpoint"
+            f" {digest_of([checkpoint.identity for checkpoint in point.checkpoint.finetuned])}"
+        )
     if point.plan is None:
         return f"alpha {point.alpha!r}"
     return f"plan {point.plan.digest}"
@@ -91,5 +109,10 @@ def _described(request: SweepRequest, images: LabelledImages) -> str | None:
     data = request.calibration
     what = [images.source, images.revision, len(images), images.class_names, images.imagenet_rows]
     what += [digest_of([images.store.name(place) for place in range(len(images))])]
-    what += [templates_for(data.templates, images.templates), data.batch_size, request.limit, request.seed]
+    what += [
+        templates_for(data.templates, images.templates),
+        data.batch_size,
+        request.limit,
+        request.seed,
+    ]
     return json.dumps(what)

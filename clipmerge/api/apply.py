@@ -1,4 +1,6 @@
-"""`clipmerge apply`: open a plan and write the merged checkpoint; `merge` ends with the same function."""
+"""`clipmerge apply`: open a plan and write the merged checkpoint; `merge` ends with the same
+function.
+"""
 
 from __future__ import annotations
 
@@ -53,7 +55,8 @@ def apply(
         finetuned: theta_1 ... theta_K, likewise.
         processor: For models in memory: their processor, or the model's open_clip name.
         progress: Receiver of progress reports; by default Python's logger ``clipmerge``.
-        command: Command that repeats the call, for the record; by default derived from the arguments.
+        command: Command that repeats the call, for the record; by default derived from the
+            arguments.
         **options: See `ApplyOptions`.
 
     Returns:
@@ -72,18 +75,29 @@ def apply(
     read = [] if file is None else files_read(file, tensors_path(file))
     check_output(Path(output), overwrite=given["overwrite"], read=read)
     if (zeroshot is None) != (finetuned is None):
-        raise UsageError("zeroshot and finetuned: give both, or neither if they are at the places named in the plan")
+        raise UsageError(
+            "zeroshot and finetuned: give both, or neither if they are at the places named in the"
+            " plan"
+        )
     opened = plan if isinstance(plan, Plan) else Plan.load(plan)
     checkpoints = [] if zeroshot is None or finetuned is None else [zeroshot, *several(finetuned)]
     with as_sources(checkpoints, processor) as sources:
         run = open_plan(
-            opened, progress or Logged(), name=str(file or "the plan"), hashed=given["hash"], sources=sources
+            opened,
+            progress or Logged(),
+            name=str(file or "the plan"),
+            hashed=given["hash"],
+            sources=sources,
         )
-        run.command = command or spelled_out("apply", file or opened, output=output, **in_order(options))
+        run.command = command or spelled_out(
+            "apply", file or opened, output=output, **in_order(options)
+        )
         return finished(run, Path(output), overwrite=given["overwrite"], max_shard_size=limit)
 
 
-def open_plan(plan: Plan, progress: Progress, *, name: str, hashed: bool, sources: Sequence[str] = ()) -> Run:
+def open_plan(
+    plan: Plan, progress: Progress, *, name: str, hashed: bool, sources: Sequence[str] = ()
+) -> Run:
     """Open a plan's inputs, and check that the plan was made for them."""
     progress.stage("read")
     begin = time.perf_counter()
@@ -91,12 +105,19 @@ def open_plan(plan: Plan, progress: Progress, *, name: str, hashed: bool, source
     plan = _of_sources(plan, (zeroshot, *finetuned)) if sources else plan
     decided_for_these = plan.inputs_digest == plan.digest_of_inputs
     plan = plan.without_stale()
-    inputs = align_checkpoints(zeroshot, finetuned, missing=plan.missing, mixed_dtypes=plan.dtype != "keep")
+    inputs = align_checkpoints(
+        zeroshot, finetuned, missing=plan.missing, mixed_dtypes=plan.dtype != "keep"
+    )
     if plan.head:
         if not lacks_zeroshot_head(inputs):
-            raise PlanError(f"{name}: has the classes of a head, but these checkpoints do not lack one; remove 'head'")
+            raise PlanError(
+                f"{name}: has the classes of a head, but these checkpoints do not lack one; remove"
+                " 'head'"
+            )
         inputs = build_zeroshot_head(inputs, plan.head, mixed_dtypes=plan.dtype != "keep")
-    for record, checkpoint in zip((plan.zeroshot, *plan.finetuned), (zeroshot, *finetuned), strict=True):
+    for record, checkpoint in zip(
+        (plan.zeroshot, *plan.finetuned), (zeroshot, *finetuned), strict=True
+    ):
         _check_hashes(name, record, checkpoint, progress, hashed=hashed)
     if not decided_for_these:  # nobody was told yet what `merge` says about these checkpoints
         check_ancestry(inputs, Known(), strict=False)
@@ -113,7 +134,10 @@ def open_plan(plan: Plan, progress: Progress, *, name: str, hashed: bool, source
 def _open_all(name: str, plan: Plan, sources: Sequence[str]) -> list[Checkpoint]:
     records = (plan.zeroshot, *plan.finetuned)
     if sources and len(sources) != len(records):
-        raise PlanError(f"{name}: is for {len(records) - 1} fine-tuned checkpoints, but {len(sources) - 1} were given")
+        raise PlanError(
+            f"{name}: is for {len(records) - 1} fine-tuned checkpoints, but {len(sources) - 1} were"
+            " given"
+        )
     places = sources or [_place(name, plan, record) for record in records]
     refuse_twice(places)
     base = open_source(places[0])
@@ -121,12 +145,18 @@ def _open_all(name: str, plan: Plan, sources: Sequence[str]) -> list[Checkpoint]
 
 
 def _of_sources(plan: Plan, checkpoints: Sequence[Checkpoint]) -> Plan:
-    """A plan without hashes for the checkpoints that it is applied to; hashes are compared instead."""
+    """A plan without hashes for the checkpoints that it is applied to; hashes are compared
+    instead.
+    """
     records = (plan.zeroshot, *plan.finetuned)
     zeroshot, *finetuned = (
-        record
-        if all(record.files.values())
-        else record.model_copy(update={"source": checkpoint.source, "revision": checkpoint.revision})
+        (
+            record
+            if all(record.files.values())
+            else record.model_copy(
+                update={"source": checkpoint.source, "revision": checkpoint.revision}
+            )
+        )
         for record, checkpoint in zip(records, checkpoints, strict=True)
     )
     return plan.model_copy(update={"zeroshot": zeroshot, "finetuned": tuple(finetuned)})
@@ -143,27 +173,36 @@ def _place(name: str, plan: Plan, record: SourceRecord) -> str:
     if is_there(beside):
         return beside
     if source.endswith(" in memory"):
-        raise PlanError(f"{name}: was made for models in memory; give them as zeroshot= and finetuned=")
+        raise PlanError(
+            f"{name}: was made for models in memory; give them as zeroshot= and finetuned="
+        )
     raise PlanError(
-        f"{name}: {source} is not in the working folder or beside the plan; apply the plan in the folder where it was "
-        "made, or write the absolute path (or hf://ORG/NAME) into it"
+        f"{name}: {source} is not in the working folder or beside the plan; apply the plan in the"
+        " folder where it was made, or write the absolute path (or hf://ORG/NAME) into it"
     )
 
 
-def _check_hashes(name: str, record: SourceRecord, checkpoint: Checkpoint, progress: Progress, *, hashed: bool) -> None:
+def _check_hashes(
+    name: str, record: SourceRecord, checkpoint: Checkpoint, progress: Progress, *, hashed: bool
+) -> None:
     names = checkpoint.provenance(hashed=False)["files"]
     if record.files == names:
-        progress.say(f"{name} has no sha256 of {record.source} (made with --no-hash): used unchecked")
+        progress.say(
+            f"{name} has no sha256 of {record.source} (made with --no-hash): used unchecked"
+        )
         return
     if not hashed and record.files.keys() == names.keys():
-        progress.say(f"{record.source} was not compared with the sha256 in {name} (--no-hash): used unchecked")
+        progress.say(
+            f"{record.source} was not compared with the sha256 in {name} (--no-hash): used"
+            " unchecked"
+        )
         return
     hashes = checkpoint.hashes if hashed else names
     if record.files != hashes:
         changed = [file for file, digest in hashes.items() if record.files.get(file) != digest]
         raise PlanError(
-            f"{name}: {record.source} is not the checkpoint that the plan was made for: the sha256 of "
-            f"{', '.join(changed) or 'its file list'} differs; plan again with `clipmerge plan`"
+            f"{name}: {record.source} is not the checkpoint that the plan was made for: the sha256"
+            f" of {', '.join(changed) or 'its file list'} differs; plan again with `clipmerge plan`"
         )
 
 
@@ -185,7 +224,9 @@ def finished(
     return MergeResult(output, run.light_plan, record, record.warnings)
 
 
-def write_merge(run: Run, output: Path, *, overwrite: bool = False, max_shard_size: int | None = None) -> MergeRecord:
+def write_merge(
+    run: Run, output: Path, *, overwrite: bool = False, max_shard_size: int | None = None
+) -> MergeRecord:
     """Apply a decided plan and write the output folder."""
     from clipmerge.files.staging import PLAN_FOLDER, RECORD, staged
     from clipmerge.output.checks import check_output
@@ -193,7 +234,8 @@ def write_merge(run: Run, output: Path, *, overwrite: bool = False, max_shard_si
     inputs = run.inputs
     assert run.plan is not None  # decided before it is written
     check_output(output, overwrite=overwrite, inputs=inputs.folders)
-    run.hash_inputs()  # first, so that hashing overlaps with the import of torch, which takes a second or two
+    # first, so that hashing overlaps with the import of torch, which takes a second or two
+    run.hash_inputs()
     from clipmerge.merging.stream import merged_tensors
     from clipmerge.output.folder import output_layout, write_weights
     from clipmerge.output.record import merge_record
@@ -206,7 +248,9 @@ def write_merge(run: Run, output: Path, *, overwrite: bool = False, max_shard_si
             tensors = merged_tensors(inputs, run.plan)
             count = ByteCount(run.progress, sum(tensor.nbytes for tensor in tensors))
             layout = output_layout(inputs, tensors, max_shard_size)
-            files = write_weights(folder, tensors, layout, count, single=inputs.weights_file, hashed=run.hashed)
+            files = write_weights(
+                folder, tensors, layout, count, single=inputs.weights_file, hashed=run.hashed
+            )
         with run.timed("write"):
             side_files, notes = write_side_files(folder, inputs, run.plan.dtype)
             for note in notes:

@@ -44,16 +44,18 @@ def bench(
     command: str | None = None,
     **options: Unpack[BenchOptions],
 ) -> BenchResult:
-    """Evaluate a suite's pairs at every alpha and with recipes, and show the published figures next to ours.
+    """Evaluate a suite's pairs at every alpha and with recipes, and show the published figures next
+    to ours.
 
-    Zero-shot accuracy on the ID images is compared with the published figure first. Answers and plans are kept in the
-    user's cache, so an interrupted call resumes when it is repeated.
+    Zero-shot accuracy on the ID images is compared with the published figure first. Answers and
+    plans are kept in the user's cache, so an interrupted call resumes when it is repeated.
 
     Args:
         suite: Name of a suite, or a YAML file.
         output: Folder to write; ``None`` to write nothing.
         progress: Receiver of progress reports; by default Python's logger ``clipmerge``.
-        command: Command that repeats the call, for the record; by default derived from the arguments.
+        command: Command that repeats the call, for the record; by default derived from the
+            arguments.
         **options: See `BenchOptions`.
 
     Returns:
@@ -65,13 +67,19 @@ def bench(
     """
     chosen, reports = load_suite(os.fspath(suite)), progress or Logged()
     given = _of_suite(chosen, completed(BenchOptions, options))
-    words = {**options, "recipes": options.get("recipes") and list(map(recipe_word, given["recipes"] or ()))}
+    words = {
+        **options,
+        "recipes": options.get("recipes") and list(map(recipe_word, given["recipes"] or ())),
+    }
     command = command or spelled_out("bench", suite, output=output, **in_order(words))
     target = None if output is None else Path(output)
     if target is not None:
         from clipmerge.output.checks import check_output
 
-        read = [*recipe_files(*given["recipes"] or ()), *([Path(suite)] if Path(suite).is_file() else [])]
+        read = [
+            *recipe_files(*given["recipes"] or ()),
+            *([Path(suite)] if Path(suite).is_file() else []),
+        ]
         check_output(target, overwrite=given["overwrite"], read=read, record=BENCH_RECORD)
     for pair in chosen.pairs:
         check_sweep(_request(pair, "theta_0", "theta_1", given, command))
@@ -80,7 +88,8 @@ def bench(
         record["pairs"] = [_run(chosen, pair, given, command, reports) for pair in chosen.pairs]
     else:
         works = {
-            pair.name or chosen.name: partial(_run, chosen, pair, given, command, Logged()) for pair in chosen.pairs
+            pair.name or chosen.name: partial(_run, chosen, pair, given, command, Logged())
+            for pair in chosen.pairs
         }
         record["pairs"] = run_in_jobs(given["jobs"], works, reports.say)
     if target is not None and is_main_process():
@@ -96,7 +105,9 @@ def executor_for(jobs: str) -> Any:
         raise UsageError("--jobs needs submitit; `pip install 'clipmerge[jobs]'`") from error
     cluster, _, words = jobs.partition(":")
     if cluster not in _CLUSTERS:
-        raise UsageError(f"--jobs: '{cluster}' is not a place for jobs (places: {', '.join(_CLUSTERS)})")
+        raise UsageError(
+            f"--jobs: '{cluster}' is not a place for jobs (places: {', '.join(_CLUSTERS)})"
+        )
     executor = submitit.AutoExecutor(folder=user_cache("jobs"), cluster=cluster)
     try:
         pairs = [word.split("=", 1) for word in words.split(",") if word]
@@ -104,12 +115,18 @@ def executor_for(jobs: str) -> Any:
         executor.update_parameters(**{"timeout_min": _MINUTES, **given})
     except (AssertionError, NameError, ValueError) as error:
         reason = str(error).splitlines()[0]
-        raise UsageError(f"--jobs: {reason}; for example slurm:slurm_partition=gpu,gpus_per_node=1") from error
+        raise UsageError(
+            f"--jobs: {reason}; for example slurm:slurm_partition=gpu,gpus_per_node=1"
+        ) from error
     return executor
 
 
-def run_in_jobs(jobs: str, works: Mapping[str, Callable[[], Any]], say: Callable[[str], None]) -> list[Any]:
-    """Run every work in a job of its own, and return what they return; if this process is stopped, so are the jobs."""
+def run_in_jobs(
+    jobs: str, works: Mapping[str, Callable[[], Any]], say: Callable[[str], None]
+) -> list[Any]:
+    """Run every work in a job of its own, and return what they return; if this process is stopped,
+    so are the jobs.
+    """
     executor = executor_for(jobs)
     started = {name: executor.submit(work) for name, work in works.items()}
     say(f"started {counted(len(started), 'job', 'jobs')}, with the output in {executor.folder}")
@@ -118,11 +135,15 @@ def run_in_jobs(jobs: str, works: Mapping[str, Callable[[], Any]], say: Callable
         for name, job in started.items():
             error = job.exception()
             if error is not None:
-                failed[name] = f"{(str(error).strip().splitlines() or [type(error).__name__])[-1]} ({job.paths.stderr})"
+                failed[name] = (
+                    f"{(str(error).strip().splitlines() or [type(error).__name__])[-1]}"
+                    f" ({job.paths.stderr})"
+                )
         if failed:
             first, reason = next(iter(failed.items()))
             raise MeasureError(
-                f"{len(failed)} of {len(started)} jobs failed; first {first}: {reason}. The same command resumes"
+                f"{len(failed)} of {len(started)} jobs failed; first {first}: {reason}. The same"
+                " command resumes"
             )
         return [job.result() for job in started.values()]
     finally:
@@ -136,7 +157,9 @@ def bench_cost(suite: str | os.PathLike[str], options: BenchOptions) -> dict[str
     chosen = load_suite(os.fspath(suite))
     given = _of_suite(chosen, completed(BenchOptions, options))
     recipes, alphas = len(given["recipes"] or ()), len(given["alphas"] or ())
-    cost = cost_of(chosen, recipes=recipes, alphas=alphas, limit=given["limit"], device=given["device"])
+    cost = cost_of(
+        chosen, recipes=recipes, alphas=alphas, limit=given["limit"], device=given["device"]
+    )
     return {"suite": chosen.name, "title": chosen.title, "notes": list(chosen.notes), **cost}
 
 
@@ -150,7 +173,9 @@ def _of_suite(suite: Suite, options: BenchOptions) -> BenchOptions:
     }
 
 
-def _request(pair: Pair, zeroshot: str, finetuned: str, options: BenchOptions, command: str) -> SweepRequest:
+def _request(
+    pair: Pair, zeroshot: str, finetuned: str, options: BenchOptions, command: str
+) -> SweepRequest:
     return SweepRequest(
         zeroshot,
         finetuned,
@@ -167,18 +192,24 @@ def _request(pair: Pair, zeroshot: str, finetuned: str, options: BenchOptions, c
 
 
 def _named(source: str | None) -> Any:
-    """Find a known data set, even if a local folder has its name; return any other source unchanged."""
+    """Find a known data set, even if a local folder has its name; return any other source
+    unchanged.
+    """
     return source and (find_known(source, on_disk=False) or source)
 
 
-def _run(suite: Suite, pair: Pair, options: BenchOptions, command: str, progress: Progress) -> dict[str, Any]:
+def _run(
+    suite: Suite, pair: Pair, options: BenchOptions, command: str, progress: Progress
+) -> dict[str, Any]:
     zeroshot, finetuned = (_on_disk(end, progress) for end in (pair.zeroshot, pair.finetuned))
     checks: list[dict[str, Any]] = []
 
     def check(found: dict[str, float]) -> None:
         checks.extend(compared(suite, pair, options, found, progress.say))
 
-    sweep, _ = run_sweep(_request(pair, zeroshot, finetuned, options, command), progress, resumes=True, check=check)
+    sweep, _ = run_sweep(
+        _request(pair, zeroshot, finetuned, options, command), progress, resumes=True, check=check
+    )
     provenances = [sweep.pop("zeroshot"), *sweep.pop("finetuned")]
     addresses, counts, revisions = sweep.pop("sources"), sweep.pop("images"), sweep.pop("revisions")
     return {
@@ -186,7 +217,11 @@ def _run(suite: Suite, pair: Pair, options: BenchOptions, command: str, progress
         "zeroshot": _provenance(provenances[0], pair.zeroshot),
         "finetuned": _provenance(provenances[1], pair.finetuned),
         "data": {
-            name: {"source": addresses[name], "revision": revisions.get(name), "images": counts[name]}
+            name: {
+                "source": addresses[name],
+                "revision": revisions.get(name),
+                "images": counts[name],
+            }
             for name in addresses
         },
         "checks": checks,
@@ -196,33 +231,47 @@ def _run(suite: Suite, pair: Pair, options: BenchOptions, command: str, progress
 
 
 def compared(
-    suite: Suite, pair: Pair, options: BenchOptions, found: Mapping[str, float], say: Callable[[str], None]
+    suite: Suite,
+    pair: Pair,
+    options: BenchOptions,
+    found: Mapping[str, float],
+    say: Callable[[str], None],
 ) -> Iterator[dict[str, Any]]:
-    """Compare zero-shot accuracies with the published figures, and stop at a wrong one unless checks are off."""
+    """Compare zero-shot accuracies with the published figures, and stop at a wrong one unless
+    checks are off.
+    """
     for name, published in pair.expected().items():
         share, percent, allowed = published / 100, 100 * found[name], suite.tolerance
         if options["limit"] is not None:  # a sample's accuracy may differ from that on all images
             allowed += 100 * _ERRORS * math.sqrt(share * (1 - share) / options["limit"])
         passed = abs(percent - published) <= allowed
-        yield {"source": name, "found": percent, "published": published, "allowed": allowed, "passed": passed}
+        yield {
+            "source": name,
+            "found": percent,
+            "published": published,
+            "allowed": allowed,
+            "passed": passed,
+        }
         if passed:
             continue
         source = pair.sources[name]
         text = (
-            f"{suite.name}: zero-shot accuracy on {name} ({source}) is {percent:.1f}%; published is {published:g}%, "
-            f"and they may differ by {allowed:.1f} points"
+            f"{suite.name}: zero-shot accuracy on {name} ({source}) is {percent:.1f}%; published is"
+            f" {published:g}%, and they may differ by {allowed:.1f} points"
         )
         if options["check"]:
             raise MeasureError(
-                f"{text}. Nothing was swept: the checkpoint, class names, templates or preprocessing are not those "
-                f"of the published figure. Compare `clipmerge data show {source.partition(':')[0]}`, or pass "
-                "--no-check to continue regardless"
+                f"{text}. Nothing was swept: the checkpoint, class names, templates or"
+                " preprocessing are not those of the published figure. Compare `clipmerge data"
+                f" show {source.partition(':')[0]}`, or pass --no-check to continue regardless"
             )
         say(f"{text}; continuing because of --no-check")
 
 
 def _on_disk(checkpoint: str | Release, progress: Progress) -> str:
-    """Download a release file, and write the configuration that it lacks; any other checkpoint is opened by name."""
+    """Download a release file, and write the configuration that it lacks; any other checkpoint is
+    opened by name.
+    """
     if not isinstance(checkpoint, Release):
         return checkpoint
     file = fetch_release(checkpoint, progress)
@@ -246,7 +295,9 @@ def _record(suite: Suite, options: BenchOptions, command: str) -> dict[str, Any]
     return {
         "clipmerge": __version__,
         "torch": torch.__version__,
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type.upper(),
+        "device": (
+            torch.cuda.get_device_name(device) if device.type == "cuda" else device.type.upper()
+        ),
         "suite": suite.name,
         "title": suite.title,
         "model": suite.model,
@@ -264,7 +315,8 @@ def _write(record: dict[str, Any], output: Path, *, overwrite: bool) -> None:
     from clipmerge.report.sweep_picture import curve_files
 
     pictures = {
-        picture_name(record["suite"], pair["name"]): curve_files(pair["sweep"])["curve.png"] for pair in record["pairs"]
+        picture_name(record["suite"], pair["name"]): curve_files(pair["sweep"])["curve.png"]
+        for pair in record["pairs"]
     }
     with staged(output, overwrite=overwrite) as folder:
         for name, picture in pictures.items():

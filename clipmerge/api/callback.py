@@ -30,21 +30,26 @@ _ZEROSHOT, _TRAINED = "in-memory/zeroshot", "in-memory/trained"
 class RobustMergeCallback(TrainerCallback):  # type: ignore[misc]
     """Merge the trained model with its zero-shot self when training ends.
 
-    Everything that can be checked is checked when training begins: the recipe, the zero-shot checkpoint, the output
-    folder, and the rights to publish. What goes wrong afterwards is logged and kept in ``error``, and never
-    raised, so that no training is lost. The model in memory is merged as it is at the end, which with
-    ``load_best_model_at_end`` is the best one, and is not changed.
+    Everything that can be checked is checked when training begins: the recipe, the zero-shot
+    checkpoint, the output folder, and the rights to publish. What goes wrong afterwards is logged
+    and kept in ``error``, and never raised, so that no training is lost. The model in memory is
+    merged as it is at the end, which with ``load_best_model_at_end`` is the best one, and is not
+    changed.
 
-    The accuracies before and after the merge are added to the trainer's ``log_history``, which ends up in
-    ``trainer_state.json``.
+    The accuracies before and after the merge are added to the trainer's ``log_history``, which ends
+    up in ``trainer_state.json``.
 
     Attributes:
         result: The result of the merge; ``None`` until training ends.
         error: The reason why there is no merge, or why it was not published.
 
     Example:
-        >>> callback = RobustMergeCallback("zeroshot", recipe="auto", data="val", push_to="acme/clip-cars")
-        >>> trainer = Trainer(model, args, train_dataset=cars, callbacks=[callback])  # doctest: +SKIP
+        >>> callback = RobustMergeCallback(
+        ...     "zeroshot", recipe="auto", data="val", push_to="acme/clip-cars"
+        ... )
+        >>> trainer = Trainer(  # doctest: +SKIP
+        ...     model, args, train_dataset=cars, callbacks=[callback]
+        ... )
     """
 
     @with_options(RecipeOptions)
@@ -65,15 +70,16 @@ class RobustMergeCallback(TrainerCallback):  # type: ignore[misc]
         """Keep the settings.
 
         Args:
-            zeroshot: Checkpoint that training starts from: a folder, a file, ``org/name[@revision]``, or a model in
-                memory other than the one being trained.
+            zeroshot: Checkpoint that training starts from: a folder, a file,
+                ``org/name[@revision]``, or a model in memory other than the one being trained.
             recipe: In a form that `merge` accepts.
             output: Folder to write; by default ``merged`` in the trainer's output folder.
             overwrite: Whether an earlier output may be replaced.
             push_to: ``org/name`` on the Hub to publish the output to.
             private: Whether the repository is created private.
             license: The licence, if the sources' differ.
-            processor: Processor of the models; by default the trainer's, or the one beside the zero-shot checkpoint.
+            processor: Processor of the models; by default the trainer's, or the one beside the
+                zero-shot checkpoint.
             progress: Receiver of progress reports; by default Python's logger ``clipmerge``.
             **options: See `RecipeOptions`.
 
@@ -82,40 +88,58 @@ class RobustMergeCallback(TrainerCallback):  # type: ignore[misc]
         """
         self.result: MergeResult | None = None
         self.error: Exception | None = None
-        self._zeroshot, self._recipe, self._output, self._overwrite = zeroshot, recipe, output, overwrite
+        self._zeroshot, self._recipe, self._output, self._overwrite = (
+            zeroshot,
+            recipe,
+            output,
+            overwrite,
+        )
         self._push_to, self._publishing = push_to, {"private": private, "license": license}
         self._processor, self._progress, self._options = processor, progress or Logged(), options
         merge_request(_ZEROSHOT, [_TRAINED], recipe, completed(RecipeOptions, options))
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+    def on_train_begin(
+        self, args: Any, state: Any, control: Any, model: Any = None, **_: Any
+    ) -> None:
         """Check whatever would fail at the end."""
         if getattr(args, "deepspeed", None) or getattr(args, "fsdp", None):
             raise UsageError(
-                "RobustMergeCallback: with DeepSpeed or FSDP no process holds the whole model; leave it out, and merge "
-                "what was saved with `clipmerge merge`"
+                "RobustMergeCallback: with DeepSpeed or FSDP no process holds the whole model;"
+                " leave it out, and merge what was saved with `clipmerge merge`"
             )
         trained, zeroshot = _clip_in(model), self._zeroshot
         if zeroshot is model or zeroshot is trained:
             raise UsageError(
-                "RobustMergeCallback: zeroshot is the model that is trained, and will have changed by the end; give "
-                "its folder or name on the Hub, or a copy.deepcopy of it"
+                "RobustMergeCallback: zeroshot is the model that is trained, and will have changed"
+                " by the end; give its folder or name on the Hub, or a copy.deepcopy of it"
             )
         name, place = _ZEROSHOT, self._place(args)
         if isinstance(zeroshot, (str, os.PathLike)):
             name = os.fspath(zeroshot)
             open_checkpoint(name)
-        request = merge_request(name, [_TRAINED], self._recipe, completed(RecipeOptions, self._options))
+        request = merge_request(
+            name, [_TRAINED], self._recipe, completed(RecipeOptions, self._options)
+        )
         check_apart(place, request, [self._recipe], overwrite=self._overwrite)
         if self._push_to is not None:
             check_push(self._push_to, place, private=bool(self._publishing["private"]))
 
     def on_train_end(
-        self, args: Any, state: Any, control: Any, model: Any = None, processing_class: Any = None, **_: Any
+        self,
+        args: Any,
+        state: Any,
+        control: Any,
+        model: Any = None,
+        processing_class: Any = None,
+        **_: Any,
     ) -> None:
         """Merge, log what it bought, and publish."""
         place = self._place(args)
-        publishing: dict[str, Any] = {"push": self._push_to, **self._publishing} if self._push_to else {}
-        # the trainer's, if it is one of images and texts: a tokenizer alone would leave out the images
+        publishing: dict[str, Any] = (
+            {"push": self._push_to, **self._publishing} if self._push_to else {}
+        )
+        # the trainer's, if it is one of images and texts: a tokenizer alone would leave out the
+        # images
         processor = processing_class if hasattr(processing_class, "image_processor") else None
         try:
             self.result = merge(
@@ -131,9 +155,16 @@ class RobustMergeCallback(TrainerCallback):  # type: ignore[misc]
             )
         except Exception as error:  # whatever it is, the training must end with its result
             self.error = error
-            left = f"the merge is in {place}" if (place / "clipmerge.json").is_file() else "training itself succeeded"
+            left = (
+                f"the merge is in {place}"
+                if (place / "clipmerge.json").is_file()
+                else "training itself succeeded"
+            )
             _LOG.error(
-                "RobustMergeCallback: %s (%s; `clipmerge merge` and `clipmerge push` go on from there)", error, left
+                "RobustMergeCallback: %s (%s; `clipmerge merge` and `clipmerge push` go on from"
+                " there)",
+                error,
+                left,
             )
             return
         bought = self.result.plan.bought
@@ -147,17 +178,23 @@ class RobustMergeCallback(TrainerCallback):  # type: ignore[misc]
                 for name, model in models.items()
                 for kind in ("clean", "corrupted")
             }
-            state.log_history.append({**accuracies, "step": state.global_step, "epoch": state.epoch})
+            state.log_history.append(
+                {**accuracies, "step": state.global_step, "epoch": state.epoch}
+            )
             self._progress.say(f"{bought.verdict} {bought.reason}")
         published = self.result.published
-        self._progress.say(f"the merged model is in {place}" + (f", and on {published.url}" if published else ""))
+        self._progress.say(
+            f"the merged model is in {place}" + (f", and on {published.url}" if published else "")
+        )
 
     def _place(self, args: Any) -> Path:
         return Path(args.output_dir) / _FOLDER if self._output is None else Path(self._output)
 
 
 def _clip_in(model: Module) -> Module:
-    """The model of transformers or open_clip that is trained: the module itself, or the first such part of it."""
+    """The model of transformers or open_clip that is trained: the module itself, or the first such
+    part of it.
+    """
     model = unwrapped(model)
     if hasattr(model, "merge_and_unload"):  # peft's
         adapted: Any = copy.deepcopy(model)
@@ -167,6 +204,6 @@ def _clip_in(model: Module) -> Module:
         if is_transformers or (hasattr(part, "visual") and hasattr(part, "encode_text")):
             return part
     raise UsageError(
-        f"RobustMergeCallback: {type(model).__name__} is not a model of transformers or open_clip, and does not "
-        "contain one; save its state dict, and merge it with `clipmerge merge`"
+        f"RobustMergeCallback: {type(model).__name__} is not a model of transformers or open_clip,"
+        " and does not contain one; save its state dict, and merge it with `clipmerge merge`"
     )

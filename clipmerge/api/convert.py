@@ -1,4 +1,6 @@
-"""`clipmerge convert`: the same model in the other library's layout, with the files needed to load it there."""
+"""`clipmerge convert`: the same model in the other library's layout, with the files needed to load
+it there.
+"""
 
 from __future__ import annotations
 
@@ -44,12 +46,14 @@ def convert(
     """Write a checkpoint in the other library's layout, completely or not at all.
 
     Args:
-        checkpoint: A folder, a file, ``org/name[@revision]``, or a model of transformers or open_clip.
+        checkpoint: A folder, a file, ``org/name[@revision]``, or a model of transformers or
+            open_clip.
         output: The folder to write.
         to: ``transformers`` or ``open-clip``.
         processor: For a model in memory: its processor, or the model's open_clip name.
         progress: Receiver of progress reports; by default Python's logger ``clipmerge``.
-        command: Command that repeats the call, for the record; by default derived from the arguments.
+        command: Command that repeats the call, for the record; by default derived from the
+            arguments.
         **options: See `ConvertOptions`.
 
     Returns:
@@ -69,11 +73,14 @@ def convert(
         check_output(target, overwrite=overwrite, inputs=[opened.folder], record=CONVERSION)
         converted = convert_checkpoint(opened, layout)
         if not isinstance(converted, ConvertedCheckpoint):
-            raise CheckpointError(f"{source}: is already in the layout of {layout}; there is nothing to convert")
+            raise CheckpointError(
+                f"{source}: is already in the layout of {layout}; there is nothing to convert"
+            )
         if converted.config is None:
             needed = OPEN_CLIP_CONFIG if layout == "transformers" else "config.json"
             raise CheckpointError(
-                f"{source}: has no {needed} beside it, which holds settings that the weights do not (QuickGELU, heads)"
+                f"{source}: has no {needed} beside it, which holds settings that the weights do not"
+                " (QuickGELU, heads)"
             )
         notes = [converted.note] if converted.note else []
         with staged(target, overwrite=overwrite) as folder:
@@ -82,7 +89,11 @@ def convert(
             advance = ByteCount(reports, converted.bytes)
             files = write_weights(folder, copied_tensors(converted), None, advance, single=single)
             notes += write_layout_files(folder, converted, "keep")
-            files |= {path.name: sha256_of(path) for path in sorted(folder.iterdir()) if path.name not in files}
+            files |= {
+                path.name: sha256_of(path)
+                for path in sorted(folder.iterdir())
+                if path.name not in files
+            }
             record = {
                 "clipmerge": __version__,
                 "output": str(output),

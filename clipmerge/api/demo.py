@@ -17,8 +17,12 @@ from clipmerge.progress import Logged, Progress
 _RECIPES = ("wise-ft", "straggler-sparse", "auto")
 
 
-def demo(output: str | os.PathLike[str] | None = None, *, progress: Progress | None = None) -> dict[str, Any]:
-    """Merge the demo's two small models by each recipe, and measure all of them; returns a `DemoRecord`'s fields."""
+def demo(
+    output: str | os.PathLike[str] | None = None, *, progress: Progress | None = None
+) -> dict[str, Any]:
+    """Merge the demo's two small models by each recipe, and measure all of them; returns a
+    `DemoRecord`'s fields.
+    """
     folder, reports = Path(output) if output else user_cache("demo"), progress or Logged()
     reports.stage("read")
     pair = prepare(folder)
@@ -27,13 +31,16 @@ def demo(output: str | os.PathLike[str] | None = None, *, progress: Progress | N
         models[name] = folder / f"merged-{name}"
         options: dict[str, Any] = {"data": pair.calibration, "overwrite": True, "progress": reports}
         command = _command(pair, name, models[name])
-        result = merge(pair.zeroshot, pair.finetuned, name, output=models[name], command=command, **options)
+        result = merge(
+            pair.zeroshot, pair.finetuned, name, output=models[name], command=command, **options
+        )
     sources = {"clean": pair.clean, **pair.shifted}
     return {
         "folder": str(folder),
         "models": {name: str(path) for name, path in models.items()},
         "accuracy": {
-            name: evaluate(path, sources, template=TEMPLATE, progress=reports).accuracy for name, path in models.items()
+            name: evaluate(path, sources, template=TEMPLATE, progress=reports).accuracy
+            for name, path in models.items()
         },
         "verdict": result.plan.bought.verdict if result.plan.bought else "",
         "report": str(models["auto"] / "report.html"),
@@ -43,4 +50,6 @@ def demo(output: str | os.PathLike[str] | None = None, *, progress: Progress | N
 
 def _command(pair: DemoPair, recipe: str, output: Path) -> str:
     data = None if recipe == "wise-ft" else pair.calibration
-    return spelled_out("merge", pair.zeroshot, pair.finetuned, recipe=recipe, data=data, output=output)
+    return spelled_out(
+        "merge", pair.zeroshot, pair.finetuned, recipe=recipe, data=data, output=output
+    )

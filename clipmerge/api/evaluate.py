@@ -26,8 +26,10 @@ def evaluate(
     """Measure zero-shot accuracy: the share of images whose class prompt scores highest.
 
     Args:
-        checkpoint: A folder, a file, ``org/name[@revision]``, or a model of transformers or open_clip.
-        data: Images by name of their row, each in any form accepted for ``data`` of `merge`; or texts ``NAME=SOURCE``.
+        checkpoint: A folder, a file, ``org/name[@revision]``, or a model of transformers or
+            open_clip.
+        data: Images by name of their row, each in any form accepted for ``data`` of `merge`; or
+            texts ``NAME=SOURCE``.
         processor: For a model in memory: its processor, or the model's open_clip name.
         progress: Receiver of progress reports; by default Python's logger ``clipmerge``.
         **options: See `EvaluateOptions`.
@@ -36,27 +38,41 @@ def evaluate(
         Accuracy, 0 to 1, and number of images by source; scores of ``keep`` in ``record["kept"]``.
 
     Raises:
-        ClipmergeError: If an argument cannot be used; one line says what, where and what to do next.
+        ClipmergeError: If an argument cannot be used; one line says what, where and what to do
+            next.
     """
     given = completed(EvaluateOptions, options)
     wanted = calibration_from(given)
     if not isinstance(data, (Mapping, list, tuple, type(None))):
         raise UsageError('evaluate takes its images by name: data={"val": SOURCE}')
-    sources, tasks, reports = named("--data", data), named("--keep", given["keep"]), progress or Logged()
+    sources, tasks, reports = (
+        named("--data", data),
+        named("--keep", given["keep"]),
+        progress or Logged(),
+    )
     if not sources and not tasks:
-        raise UsageError("nothing to evaluate on: give images with --data NAME=SOURCE or --keep NAME=SOURCE")
+        raise UsageError(
+            "nothing to evaluate on: give images with --data NAME=SOURCE or --keep NAME=SOURCE"
+        )
     from clipmerge.evaluation.accuracy import evaluate_sources
 
     with as_sources([checkpoint], processor) as (source,):
         (place,) = with_state_key([source], given["state_key"])
         require_places((str(place),))
         record, model = evaluate_sources(
-            place, sources, settings_for(wanted), classes=wanted.classes, columns=wanted.columns, progress=reports
+            place,
+            sources,
+            settings_for(wanted),
+            classes=wanted.classes,
+            columns=wanted.columns,
+            progress=reports,
         )
         if tasks:
             from clipmerge.evaluation.other_tasks import evaluate_other_tasks
 
             settings = settings_for(wanted, of_tasks=True)
-            record["kept"] = evaluate_other_tasks(model, load_tasks(tasks, reports), settings, reports)
+            record["kept"] = evaluate_other_tasks(
+                model, load_tasks(tasks, reports), settings, reports
+            )
         record["checkpoint"]["source"] = title_of(source) or record["checkpoint"]["source"]
     return EvaluateResult(record["accuracy"], record["images"], record)

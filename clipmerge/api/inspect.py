@@ -38,29 +38,40 @@ def inspect(
     Weights are read, and downloaded, only for two checkpoints that match.
 
     Args:
-        zeroshot: A folder, a file, ``org/name[@revision]``, or a model of transformers or open_clip.
+        zeroshot: A folder, a file, ``org/name[@revision]``, or a model of transformers or
+            open_clip.
         finetuned: The same, fine-tuned from it.
         weights: Whether to read weights, to compute how far each layer moved.
         progress: Receiver of progress reports; by default Python's logger ``clipmerge``.
 
     Returns:
-        Layers in network order, each with its number of tensors and entries, shapes and, for two checkpoints,
-        ||theta_1 - theta_0|| / ||theta_0||; whether the second started from the first; and obstacles to a merge.
+        Layers in network order, each with its number of tensors and entries, shapes and, for two
+        checkpoints, ||theta_1 - theta_0|| / ||theta_0||; whether the second started from the first;
+        and obstacles to a merge.
 
     Raises:
         CheckpointError: If a checkpoint cannot be read.
     """
     with as_sources([zeroshot] if finetuned is None else [zeroshot, finetuned]) as (base, *others):
-        record = _inspected(base, others[0] if others else None, progress or Logged(), weights=weights)
+        record = _inspected(
+            base, others[0] if others else None, progress or Logged(), weights=weights
+        )
     return InspectResult(record["family"], record["layers"], tuple(record["mismatches"]), record)
 
 
-def _inspected(zeroshot: str, finetuned: str | None, progress: Progress, *, weights: bool) -> dict[str, Any]:
+def _inspected(
+    zeroshot: str, finetuned: str | None, progress: Progress, *, weights: bool
+) -> dict[str, Any]:
     seen = preview_checkpoint(zeroshot)
     base = seen or open_source(zeroshot)
     if finetuned is None:
         family, layers = _describe_alone(base)
-        alone: dict[str, Any] = {"family": family, "zeroshot": _origin(base), "finetuned": None, "layers": layers}
+        alone: dict[str, Any] = {
+            "family": family,
+            "zeroshot": _origin(base),
+            "finetuned": None,
+            "layers": layers,
+        }
         return alone | {"mismatches": [], "ancestry": None, "total": _total(base)}
     seen_other = preview_checkpoint(finetuned)
     other = seen_other or open_source(finetuned, base)
@@ -98,7 +109,9 @@ def _inspected(zeroshot: str, finetuned: str | None, progress: Progress, *, weig
 
 
 def _find_faults(inputs: Inputs, layers: dict[str, dict[str, Any]]) -> list[str]:
-    """Find the first fault that a merge notices only while reading: NaN, Inf, or integers that differ."""
+    """Find the first fault that a merge notices only while reading: NaN, Inf, or integers that
+    differ.
+    """
     # importing a plan's records takes longer than describing one checkpoint
     from clipmerge.merging.stream import merged_tensors
     from clipmerge.planning.plan import Plan

@@ -36,14 +36,21 @@ def measure(run: Run, request: MergeRequest) -> tuple[Measurements, CalibrationR
     objective.wants_gradients = ranks_by_gradients(request.recipe)
     objective.learning_state = _saved(objective, images, request, record.unlabelled, run.progress)
     # the outermost autocast, of whatever device, holds what those in it cast
-    with freed_memory_kept(), torch.autocast("cpu", enabled=False), objective.learning_state.underway():
-        measurements: Measurements = load_plugin("measures", (request.recipe.measure or {})["name"])(
-            objective, **options
-        )
+    with (
+        freed_memory_kept(),
+        torch.autocast("cpu", enabled=False),
+        objective.learning_state.underway(),
+    ):
+        measurements: Measurements = load_plugin(
+            "measures", (request.recipe.measure or {})["name"]
+        )(objective, **options)
     run.cleanups.append(objective.learning_state.remove)
     with together():
-        objective.shares.accelerator.state.wait_for_everyone()  # no process leaves while another still gathers
-    return _with_change(measurements, objective), record.model_copy(update={"noise": objective.noise_drawn_on})
+        # no process leaves while another still gathers
+        objective.shares.accelerator.state.wait_for_everyone()
+    return _with_change(measurements, objective), record.model_copy(
+        update={"noise": objective.noise_drawn_on}
+    )
 
 
 def ranks_by_gradients(recipe: Recipe) -> bool:
@@ -53,17 +60,25 @@ def ranks_by_gradients(recipe: Recipe) -> bool:
     return bool(mask) and requires("masks", mask, "score")
 
 
-def objective_for(run: Run, request: MergeRequest) -> tuple[Objective, LabelledImages, CalibrationRecord]:
+def objective_for(
+    run: Run, request: MergeRequest
+) -> tuple[Objective, LabelledImages, CalibrationRecord]:
     """Move images and model to the device."""
     calibration = request.calibration
     most = calibration.images + wanted_back(calibration.images, calibration.held_back)
     source = load_images(
-        calibration.source, calibration.classes, columns=calibration.columns, most=most, seed=request.seed
+        calibration.source,
+        calibration.classes,
+        columns=calibration.columns,
+        most=most,
+        seed=request.seed,
     )
     templates = templates_for(calibration.templates, source.templates)
     say_all(run.progress, source.notes)
     source.require_classes()
-    samples = sample_and_hold_back(source, calibration.images, request.seed, share=calibration.held_back)
+    samples = sample_and_hold_back(
+        source, calibration.images, request.seed, share=calibration.held_back
+    )
     images, run.held_back = samples.decide, samples.held_back
     if samples.copies:
         run.progress.say(copies_note(source.source, samples.copies))
@@ -98,10 +113,15 @@ def objective_for(run: Run, request: MergeRequest) -> tuple[Objective, LabelledI
         unlabelled = unlabelled.sample(calibration.images, request.seed)
         for labelled in (images, *([] if run.held_back is None else [run.held_back])):
             refuse_shared(unlabelled, {f"--data {labelled.source}": Fingerprints(labelled)})
-        objective.unlabelled = Shares(read_batches(unlabelled, batch_size, model.pixels, share=share), accelerator)
+        objective.unlabelled = Shares(
+            read_batches(unlabelled, batch_size, model.pixels, share=share), accelerator
+        )
         digest = content_digest(unlabelled)
         learned_from = UnlabelledRecord(
-            source=unlabelled.source, revision=unlabelled.revision, images=len(unlabelled), sha256=digest
+            source=unlabelled.source,
+            revision=unlabelled.revision,
+            images=len(unlabelled),
+            sha256=digest,
         )
     record = CalibrationRecord(
         source=images.source,
@@ -150,33 +170,53 @@ def _with_change(found: Measurements, objective: Objective) -> Measurements:
     values = {}
     for layer, names in objective.path.layers.items():
         start = _norm([objective.path.theta_0[name] for name in names])
-        values[layer] = _norm([objective.path.task_vector[name] for name in names]) / max(start, 1e-30)
+        values[layer] = _norm([objective.path.task_vector[name] for name in names]) / max(
+            start, 1e-30
+        )
     change = Statistic(
         name="change",
         values=values,
         title="relative change",
-        symbol="\N{DOUBLE VERTICAL LINE}\N{GREEK SMALL LETTER TAU}_l\N{DOUBLE VERTICAL LINE} / "
-        "\N{DOUBLE VERTICAL LINE}\N{GREEK SMALL LETTER THETA}_0,l\N{DOUBLE VERTICAL LINE}",
-        about="length of the layer's task vector (fine-tuned minus zero-shot) divided by the length of its zero-shot "
-        "weights.",
+        symbol=(
+            "\N{DOUBLE VERTICAL LINE}\N{GREEK SMALL LETTER TAU}_l\N{DOUBLE VERTICAL LINE} / "
+            "\N{DOUBLE VERTICAL LINE}\N{GREEK SMALL LETTER THETA}_0,l\N{DOUBLE VERTICAL LINE}"
+        ),
+        about=(
+            "length of the layer's task vector (fine-tuned minus zero-shot) divided by the length"
+            " of its zero-shot weights."
+        ),
     )
     return found.model_copy(
-        update={"statistics": (*found.statistics, change), "notes": (*found.notes, *objective.notes)}
+        update={
+            "statistics": (*found.statistics, change),
+            "notes": (*found.notes, *objective.notes),
+        }
     )
 
 
 def _norm(tensors: list[Tensor]) -> float:
-    return float(torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(t) for t in tensors])))
+    return float(
+        torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(t) for t in tensors]))
+    )
 
 
 def cost_sentence(images: int, steps: int | None = None) -> tuple[str, str]:
-    """What is said before and after the time on a CPU, of a measure that learns in steps or of another one.
+    """What is said before and after the time on a CPU, of a measure that learns in steps or of
+    another one.
 
     Example:
         >>> cost_sentence(1, 40)
-        ('learning on 1 image takes about', ' on this CPU (fewer steps take less: --set measure.steps=20)')
+        ('learning on 1 image takes about', ' on this CPU (fewer steps take less: --set
+        measure.steps=20)')
     """
     # its steps take as many images, however many there are
-    cheaper = f"fewer steps take less: --set measure.steps={steps // 2}" if steps else "fewer --images cost less"
+    cheaper = (
+        f"fewer steps take less: --set measure.steps={steps // 2}"
+        if steps
+        else "fewer --images cost less"
+    )
     verb = "learning" if steps else "measuring"
-    return f"{verb} on {counted(images, 'image', 'images')} takes about", f" on this CPU ({cheaper})"
+    return (
+        f"{verb} on {counted(images, 'image', 'images')} takes about",
+        f" on this CPU ({cheaper})",
+    )

@@ -34,20 +34,24 @@ def merge(
     """Merge a fine-tuned model with its zero-shot self, and write the result.
 
     Args:
-        zeroshot: theta_0: a folder, a file, ``org/name[@revision]``, or a model of transformers or open_clip.
-        finetuned: theta_1, likewise; a sequence for several fine-tuned from the same zero-shot model.
+        zeroshot: theta_0: a folder, a file, ``org/name[@revision]``, or a model of transformers or
+            open_clip.
+        finetuned: theta_1, likewise; a sequence for several fine-tuned from the same zero-shot
+            model.
         recipe: Name of a recipe, path of a YAML file, a mapping like a recipe file, or a `Recipe`.
         output: Folder to write, completely or not at all; ``None`` to measure and decide only.
         processor: For models in memory: their processor, or the model's open_clip name.
         progress: Receiver of progress reports; by default Python's logger ``clipmerge``.
-        command: Command that repeats the call, for the record; by default derived from the arguments.
+        command: Command that repeats the call, for the record; by default derived from the
+            arguments.
         **options: See `MergeOptions`.
 
     Returns:
         The folder, the plan and the record.
 
     Raises:
-        ClipmergeError: If an argument cannot be used; one line says what, where and what to do next.
+        ClipmergeError: If an argument cannot be used; one line says what, where and what to do
+            next.
     """
     given = completed(MergeOptions, options)
     target, progress = None if output is None else Path(output), progress or Logged()
@@ -55,7 +59,9 @@ def merge(
     with as_sources([zeroshot, *several(finetuned)], processor) as (base, *others):
         words = {"recipe": recipe_word(recipe), **in_order(options), "output": output}
         command = command or spelled_out("merge", base, *others, **words)
-        request = merge_request(base, others, recipe, given, state_key=given["state_key"], command=command)
+        request = merge_request(
+            base, others, recipe, given, state_key=given["state_key"], command=command
+        )
         check_apart(target, request, [recipe], overwrite=given["overwrite"])
         if given["push"] is not None:
             check_push(given["push"], target, private=given["private"])
@@ -63,5 +69,7 @@ def merge(
         result = finished(run, target, overwrite=given["overwrite"], max_shard_size=limit)
     if given["push"] is None or target is None or not run.is_main:
         return result
-    published = push(target, given["push"], private=given["private"], license=given["license"], progress=progress)
+    published = push(
+        target, given["push"], private=given["private"], license=given["license"], progress=progress
+    )
     return replace(result, published=published)

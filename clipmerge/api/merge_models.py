@@ -41,39 +41,54 @@ def merge_models(
 ) -> Model:
     """Merge models in memory.
 
-    The weights equal, bit for bit, those that `merge` writes for the same models saved to disk. During the merge a
-    temporary folder holds both models: it takes their size on disk, and about a second per gigabyte.
+    The weights equal, bit for bit, those that `merge` writes for the same models saved to disk.
+    During the merge a temporary folder holds both models: it takes their size on disk, and about a
+    second per gigabyte.
 
     Args:
         zeroshot: Model of transformers or open_clip with theta_0's weights; it is not changed.
-        finetuned: Model with theta_1's weights, of the same class; several for theta_1 ... theta_K. Not changed.
+        finetuned: Model with theta_1's weights, of the same class; several for theta_1 ... theta_K.
+            Not changed.
         recipe: Name of a recipe, path of a YAML file, a mapping like a recipe file, or a `Recipe`.
-        processor: Processor of the models, needed for measuring unless it lies in the folder that the model was
-            loaded from; for open_clip models their name, such as ``ViT-B-32``, or their configuration.
+        processor: Processor of the models, needed for measuring unless it lies in the folder that
+            the model was loaded from; for open_clip models their name, such as ``ViT-B-32``, or
+            their configuration.
         progress: Receiver of progress reports; by default Python's logger ``clipmerge``.
         **options: See `RecipeOptions`.
 
     Returns:
-        A copy of the fine-tuned model with the merged weights, on the same device and in the same mode; a copy of the
-        zero-shot model if the fine-tuned one is a single tower.
+        A copy of the fine-tuned model with the merged weights, on the same device and in the same
+        mode; a copy of the zero-shot model if the fine-tuned one is a single tower.
 
     Raises:
-        ClipmergeError: If an argument cannot be used; one line says what, where and what to do next.
+        ClipmergeError: If an argument cannot be used; one line says what, where and what to do
+            next.
 
     Example:
         >>> robust = merge_models(zeroshot, finetuned, "wise-ft")  # doctest: +SKIP
     """
     for model in (zeroshot, *several(finetuned)):
         if not isinstance(model, torch.nn.Module):
-            raise UsageError(f"{type(model).__name__} is not a model; give torch modules here, and paths to merge()")
+            raise UsageError(
+                f"{type(model).__name__} is not a model; give torch modules here, and paths to"
+                " merge()"
+            )
     models = [unwrapped(model) for model in several(finetuned)]  # type: ignore[arg-type]
     with as_sources([zeroshot, *models], processor) as (base, *others):
-        run = prepare(merge_request(base, others, recipe, completed(RecipeOptions, options)), progress or Logged())
+        run = prepare(
+            merge_request(base, others, recipe, completed(RecipeOptions, options)),
+            progress or Logged(),
+        )
         if run.plan is None:
-            raise UsageError("merge_models works in one process; under `accelerate launch` use merge")
+            raise UsageError(
+                "merge_models works in one process; under `accelerate launch` use merge"
+            )
         tensors = merged_tensors(run.inputs, run.plan)
         with closing(contents_of(tensors, np.empty)) as contents:
-            weights = {tensor.key: tensor.tensor(content) for tensor, content in zip(tensors, contents, strict=True)}
+            weights = {
+                tensor.key: tensor.tensor(content)
+                for tensor, content in zip(tensors, contents, strict=True)
+            }
         form = unwrapped(zeroshot) if run.inputs.takes_zeroshot_form else models[0]
         run.finish()
     return _filled(form, weights, run.plan.dtype)  # type: ignore[return-value]
@@ -87,8 +102,8 @@ def _filled(form: torch.nn.Module, weights: dict[str, Tensor], dtype: str) -> to
     wrong = [name for name in (*keys.missing_keys, *keys.unexpected_keys) if not is_buffer(name)]
     if wrong:
         raise CheckpointError(
-            f"{type(form).__name__}: its merged weights have names that the model lacks, such as {wrong[0]}; save both "
-            "models and use `clipmerge.merge`"
+            f"{type(form).__name__}: its merged weights have names that the model lacks, such as"
+            f" {wrong[0]}; save both models and use `clipmerge.merge`"
         )
     return merged
 
@@ -105,13 +120,16 @@ def merge_state_dicts(
 ) -> dict[str, Tensor]:
     """Merge state dicts of any architecture, treating all tensors alike.
 
-    Computes theta_0 + mask(alpha * mean_i(theta_i - theta_0)) in float32 or wider, and rounds once. Integers are
-    copied from theta_0; scalars and statistics of batch norms are never masked.
+    Computes theta_0 + mask(alpha * mean_i(theta_i - theta_0)) in float32 or wider, and rounds once.
+    Integers are copied from theta_0; scalars and statistics of batch norms are never masked.
 
     Args:
-        theta_0: Zero-shot tensors by name, on any device; never written to. What is computed, the CPU computes.
-        theta_1: Fine-tuned tensors by name, the same names and shapes; several for theta_1 ... theta_K.
-        alpha: Mixing coefficient, no unit: 0 = zero-shot, 1 = fine-tuned; outside [0, 1] it extrapolates.
+        theta_0: Zero-shot tensors by name, on any device; never written to. What is computed, the
+            CPU computes.
+        theta_1: Fine-tuned tensors by name, the same names and shapes; several for theta_1 ...
+            theta_K.
+        alpha: Mixing coefficient, no unit: 0 = zero-shot, 1 = fine-tuned; outside [0, 1] it
+            extrapolates.
         density: Share of the change kept by the mask, in (0, 1].
         mask: Name of a mask, such as ``magnitude``; ``None`` keeps the whole change.
         mask_options: Further options of the mask.
@@ -137,8 +155,15 @@ def merge_state_dicts(
     _check_names(theta_0, finetuned)
     with one_thread():
         return {
-            name: _merged(name, tensor.cpu(), [each[name].cpu() for each in finetuned], alpha, chosen, seed).to(
-                tensor.device
+            name: (
+                _merged(
+                    name,
+                    tensor.cpu(),
+                    [each[name].cpu() for each in finetuned],
+                    alpha,
+                    chosen,
+                    seed,
+                ).to(tensor.device)
             )
             for name, tensor in theta_0.items()
         }
@@ -151,7 +176,9 @@ def _mask_arguments(mask: str | None, density: float, options: dict[str, Any]) -
         return {}
     chosen = complete_options(mask, density, options)
     if requires("masks", mask, "score"):
-        raise UsageError(f"mask '{mask}' needs scores of a measure; use merge or merge_models with a recipe")
+        raise UsageError(
+            f"mask '{mask}' needs scores of a measure; use merge or merge_models with a recipe"
+        )
     return {"mask": mask, **chosen}
 
 
@@ -159,15 +186,24 @@ def _check_names(theta_0: Mapping[str, Tensor], finetuned: Sequence[Mapping[str,
     for number, tensors in enumerate(finetuned, start=1):
         if differing := sorted(theta_0.keys() ^ tensors.keys()):
             missing = counted(len(differing), "name is", "names are")
-            raise CheckpointError(f"{missing} missing in theta_0 or theta_{number}: {shorten(differing)}")
+            raise CheckpointError(
+                f"{missing} missing in theta_0 or theta_{number}: {shorten(differing)}"
+            )
         for name, tensor in tensors.items():
             if tensor.shape != theta_0[name].shape:
                 shapes = f"{tuple(theta_0[name].shape)} and {tuple(tensor.shape)}"
-                raise CheckpointError(f"{name}: shapes differ between theta_0 and theta_{number}: {shapes}")
+                raise CheckpointError(
+                    f"{name}: shapes differ between theta_0 and theta_{number}: {shapes}"
+                )
 
 
 def _merged(
-    name: str, theta_0: Tensor, finetuned: list[Tensor], alpha: float, mask: dict[str, Any], seed: int
+    name: str,
+    theta_0: Tensor,
+    finetuned: list[Tensor],
+    alpha: float,
+    mask: dict[str, Any],
+    seed: int,
 ) -> Tensor:
     if not theta_0.is_floating_point():
         if not is_counter(name) and any(not torch.equal(theta_0, each) for each in finetuned):
@@ -177,7 +213,13 @@ def _merged(
         require_finite(tensor, name, f"theta_{number}")
     chosen = {} if is_statistic(name) or theta_0.numel() < 2 else mask
     weights = (1.0 / len(finetuned),) * len(finetuned)
-    merged = merge_tensor(theta_0, finetuned, alpha=alpha, weights=weights, key=RandomKey(seed, name), **chosen)
+    merged = merge_tensor(
+        theta_0, finetuned, alpha=alpha, weights=weights, key=RandomKey(seed, name), **chosen
+    )
     if not is_finite(merged):
-        raise CheckpointError(f"{name}: overflows {theta_0.dtype} at alpha {alpha:g}; choose an alpha in [0, 1]")
-    return merged.clone() if merged is theta_0 or any(merged is each for each in finetuned) else merged
+        raise CheckpointError(
+            f"{name}: overflows {theta_0.dtype} at alpha {alpha:g}; choose an alpha in [0, 1]"
+        )
+    return (
+        merged.clone() if merged is theta_0 or any(merged is each for each in finetuned) else merged
+    )

@@ -1,6 +1,7 @@
 """`clipmerge plan`: read, measure and decide; nothing is merged.
 
-Every process of ``accelerate launch`` reads and measures; only the main one hashes, decides and writes.
+Every process of ``accelerate launch`` reads and measures; only the main one hashes, decides and
+writes.
 """
 
 from __future__ import annotations
@@ -43,10 +44,14 @@ Measured = tuple[Measurements, CalibrationRecord]
 class Known:
     """Cache of results shared by requests that differ only in the recipe."""
 
-    checkpoints: tuple[Checkpoint, ...] = ()  # theta_0, theta_1 ... theta_K; empty until they are opened
+    checkpoints: tuple[
+        Checkpoint, ...
+    ] = ()  # theta_0, theta_1 ... theta_K; empty until they are opened
     inputs: dict[str, Inputs] = field(default_factory=dict)  # aligned, by the recipe's ``missing``
     measured: dict[str, Measured] = field(default_factory=dict)  # by measure and options
-    ancestry: list[str] | None = None  # warnings of unrelated checkpoints; ``None`` until it is checked
+    ancestry: list[str] | None = (
+        None  # warnings of unrelated checkpoints; ``None`` until it is checked
+    )
 
 
 @with_options(PlanOptions)
@@ -70,17 +75,26 @@ def plan(
         output: JSON file to write the plan to; `Plan.save` can write it later.
         processor: For models in memory: their processor, or the model's open_clip name.
         progress: Receiver of progress reports; by default Python's logger ``clipmerge``.
-        command: Command that repeats the call, for the record; by default derived from the arguments.
+        command: Command that repeats the call, for the record; by default derived from the
+            arguments.
         **options: See `PlanOptions`.
 
     Returns:
         The plan. In the other processes of ``accelerate launch`` it has no layers.
 
     Raises:
-        ClipmergeError: If an argument cannot be used; one line says what, where and what to do next.
+        ClipmergeError: If an argument cannot be used; one line says what, where and what to do
+            next.
     """
     return plan_run(
-        zeroshot, finetuned, recipe, output, processor=processor, progress=progress, command=command, **options
+        zeroshot,
+        finetuned,
+        recipe,
+        output,
+        processor=processor,
+        progress=progress,
+        command=command,
+        **options,
     ).light_plan
 
 
@@ -102,9 +116,13 @@ def plan_run(
     with as_sources([zeroshot, *several(finetuned)], processor) as (base, *others):
         words = {"recipe": recipe_word(recipe), **in_order(options), "output": output}
         command = command or spelled_out("plan", base, *others, **words)
-        request = merge_request(base, others, recipe, given, state_key=given["state_key"], command=command)
+        request = merge_request(
+            base, others, recipe, given, state_key=given["state_key"], command=command
+        )
         if output is not None:
-            check_output_file(Path(output), tensors_path(Path(output)), overwrite=given["overwrite"])
+            check_output_file(
+                Path(output), tensors_path(Path(output)), overwrite=given["overwrite"]
+            )
         run = prepare(request, progress or Logged())
         if run.is_main:
             write_plan(run, None if output is None else Path(output))
@@ -112,7 +130,11 @@ def plan_run(
 
 
 def prepare(
-    request: MergeRequest, progress: Progress | None = None, *, known: Known | None = None, judged: bool = True
+    request: MergeRequest,
+    progress: Progress | None = None,
+    *,
+    known: Known | None = None,
+    judged: bool = True,
 ) -> Run:
     """Read, measure, decide, and measure the effect of the decision."""
     known = known or Known()
@@ -146,8 +168,14 @@ def _read(request: MergeRequest, progress: Progress, known: Known) -> Run:
     progress.stage("read")
     begin = time.perf_counter()
     mixed = request.dtype != "keep"
-    inputs = open_inputs(request.checkpoints, request.recipe.missing, mixed_dtypes=mixed, known=known)
-    head = _head_classes(inputs, request.calibration, request.seed) if lacks_zeroshot_head(inputs) else None
+    inputs = open_inputs(
+        request.checkpoints, request.recipe.missing, mixed_dtypes=mixed, known=known
+    )
+    head = (
+        _head_classes(inputs, request.calibration, request.seed)
+        if lacks_zeroshot_head(inputs)
+        else None
+    )
     if head:
         inputs = build_zeroshot_head(inputs, head, mixed_dtypes=mixed)
     check_ancestry(inputs, known, strict=request.strict)
@@ -165,8 +193,13 @@ def _head_classes(inputs: Inputs, calibration: Calibration, seed: int) -> HeadRe
 
     if calibration.source is not None:
         columns, most = calibration.columns, calibration.images
-        images = load_images(calibration.source, calibration.classes, columns=columns, most=most, seed=seed)
-        return HeadRecord(classes=images.class_names, templates=templates_for(calibration.templates, images.templates))
+        images = load_images(
+            calibration.source, calibration.classes, columns=columns, most=most, seed=seed
+        )
+        return HeadRecord(
+            classes=images.class_names,
+            templates=templates_for(calibration.templates, images.templates),
+        )
     if calibration.classes:
         rows = inputs.finetuned[0].entries[inputs.finetuned_keys[0][HEAD_WEIGHT]].shape[0]
         names = read_class_names(calibration.classes, [str(row) for row in range(rows)])
@@ -174,7 +207,9 @@ def _head_classes(inputs: Inputs, calibration: Calibration, seed: int) -> HeadRe
     return None
 
 
-def open_inputs(sources: tuple[str, ...], missing: Missing, *, mixed_dtypes: bool, known: Known) -> Inputs:
+def open_inputs(
+    sources: tuple[str, ...], missing: Missing, *, mixed_dtypes: bool, known: Known
+) -> Inputs:
     """Open the checkpoints once, and align them once per ``missing``."""
     if not known.checkpoints:
         compare_before_download(sources[0], sources[1:], missing=missing, mixed_dtypes=mixed_dtypes)
@@ -182,12 +217,16 @@ def open_inputs(sources: tuple[str, ...], missing: Missing, *, mixed_dtypes: boo
         known.checkpoints = (base, *(open_source(source, base) for source in sources[1:]))
     if missing not in known.inputs:
         zeroshot, *finetuned = known.checkpoints
-        known.inputs[missing] = align_checkpoints(zeroshot, finetuned, missing=missing, mixed_dtypes=mixed_dtypes)
+        known.inputs[missing] = align_checkpoints(
+            zeroshot, finetuned, missing=missing, mixed_dtypes=mixed_dtypes
+        )
     return known.inputs[missing]
 
 
 def check_ancestry(inputs: Inputs, known: Known, *, strict: bool) -> None:
-    """Warn, among the notes, of a fine-tuned checkpoint that probably did not start from the zero-shot one."""
+    """Warn, among the notes, of a fine-tuned checkpoint that probably did not start from the
+    zero-shot one.
+    """
     if known.ancestry is None:
         known.ancestry = ancestry_warnings(inputs)
     if strict and known.ancestry:
@@ -204,20 +243,29 @@ def _early_checks(run: Run, recipe: Recipe) -> None:
     if count > 1 and recipe.measure and not takes_several("measures", recipe.measure["name"]):
         several = [name for name in plugin_names("measures") if takes_several("measures", name)]
         raise RecipeError(
-            f"measure {recipe.measure['name']}: takes one fine-tuned checkpoint, but {count} were given; for several "
-            "use a recipe without a measure, such as 'wise-ft' or 'ties', or one of these measures: "
-            f"{', '.join(several)}"
+            f"measure {recipe.measure['name']}: takes one fine-tuned checkpoint, but {count} were"
+            " given; for several use a recipe without a measure, such as 'wise-ft' or 'ties', or"
+            f" one of these measures: {', '.join(several)}"
         )
 
 
 def _decide(
-    run: Run, request: MergeRequest, measurements: Measurements | None, calibration: CalibrationRecord | None
+    run: Run,
+    request: MergeRequest,
+    measurements: Measurements | None,
+    calibration: CalibrationRecord | None,
 ) -> None:
     task = Task(run.inputs, measurements, request.seed)
     options = {key: value for key, value in request.recipe.method.items() if key != "name"}
     decision = decide(task, request.recipe.method["name"], options)
-    learned = {name: c.detach().float().cpu().contiguous() for name, c in decision.coefficients.items()}
-    decided = with_coefficients(decision.layers, learned, task.layers, task.shapes) if learned else decision.layers
+    learned = {
+        name: c.detach().float().cpu().contiguous() for name, c in decision.coefficients.items()
+    }
+    decided = (
+        with_coefficients(decision.layers, learned, task.layers, task.shapes)
+        if learned
+        else decision.layers
+    )
     notes = measurements.notes if measurements else ()
     plan = Plan(
         recipe=request.recipe.model_dump(mode="json"),
@@ -242,7 +290,13 @@ def _decide(
     worded = {name: worded_for(entry) for name, entry in layers.items()}
     changes = {"verdict_digest": plan.settings_digest, "layers": layers, "worded": worded}
     # a layer whose alpha is overridden needs no coefficients
-    used = {n: learned[n] for layer, e in layers.items() if e.alpha_range for n in task.layers[layer] if n in learned}
+    used = {
+        n: learned[n]
+        for layer, e in layers.items()
+        if e.alpha_range
+        for n in task.layers[layer]
+        if n in learned
+    }
     plan = plan.model_copy(update=changes).checked(task.layers)
     run.plan = plan.with_tensors(named_tensors(decision.scores, used))
     say_all(run.progress, notes)
@@ -258,13 +312,18 @@ def apply_overrides(layers: dict[str, LayerPlan], recipe: Recipe) -> dict[str, L
                 update |= {"alpha": override.alpha, "alpha_range": None}
             if override.density is not None:
                 mask = changed[name].mask or "magnitude"
-                update |= {"density": override.density, "mask": mask if override.density < 1 else None}
+                update |= {
+                    "density": override.density,
+                    "mask": mask if override.density < 1 else None,
+                }
             changed[name] = changed[name].model_copy(update=update)
     return changed
 
 
 def write_plan(run: Run, path: Path | None) -> None:
-    """Complete the plan with the hashes of its inputs, and write it, with its tensors beside it, if there is a path."""
+    """Complete the plan with the hashes of its inputs, and write it, with its tensors beside it, if
+    there is a path.
+    """
     run.hash_inputs()
     plan = run.hashed_plan()
     run.plan = plan if path is None else write_plan_files(path, plan)

@@ -17,7 +17,11 @@ if TYPE_CHECKING:
 
 @with_options(PushOptions)
 def push(
-    folder: str | os.PathLike[str], repo_id: str, *, progress: Progress | None = None, **options: Unpack[PushOptions]
+    folder: str | os.PathLike[str],
+    repo_id: str,
+    *,
+    progress: Progress | None = None,
+    **options: Unpack[PushOptions],
 ) -> Published:
     """Check an output folder and publish it on the Hugging Face Hub, in one commit or none.
 
@@ -44,7 +48,9 @@ def push(
     reports.stage("publish")
     published = publishing.push(Path(folder), repo_id, **given, command=command)
     if published.left_behind:
-        reports.say(f"{shorten(published.left_behind)} not pushed from {folder}: not written by the merge")
+        reports.say(
+            f"{shorten(published.left_behind)} not pushed from {folder}: not written by the merge"
+        )
     return published
 
 
@@ -54,4 +60,9 @@ def check_push(repo_id: str, output: Path | None, *, private: bool) -> None:
 
     if output is None:
         raise UsageError("--push needs --output: a dry run writes nothing to push")
-    check_access(output, repo_id, private=private, command=spelled_out("push", output, repo_id, private=private))
+    check_access(
+        output,
+        repo_id,
+        private=private,
+        command=spelled_out("push", output, repo_id, private=private),
+    )

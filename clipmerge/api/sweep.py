@@ -1,8 +1,8 @@
 """Evaluate the alpha curve and recipes on ID and OOD images, in one run.
 
-Nothing is evaluated twice: equal plans are one point, every image is decoded once, and no checkpoint is written.
-Calibration never sees an OOD image: an OOD source that shares an image with the calibration source is refused before
-anything is measured.
+Nothing is evaluated twice: equal plans are one point, every image is decoded once, and no
+checkpoint is written. Calibration never sees an OOD image: an OOD source that shares an image with
+the calibration source is refused before anything is measured.
 """
 
 from __future__ import annotations
@@ -75,20 +75,22 @@ def sweep(
     Args:
         zeroshot: theta_0; see `merge`.
         finetuned: theta_1 ... theta_K; see `merge`. With several the curve goes to their average.
-        id: Images like those of the fine-tuning, by name, each in any form accepted for ``data`` of `merge`; or texts
-            ``NAME=SOURCE``.
+        id: Images like those of the fine-tuning, by name, each in any form accepted for ``data`` of
+            `merge`; or texts ``NAME=SOURCE``.
         ood: Images unlike those of the fine-tuning, likewise.
         output: Folder to write; ``None`` to write nothing.
         processor: For models in memory: their processor, or the model's open_clip name.
         progress: Receiver of progress reports; by default Python's logger ``clipmerge``.
-        command: Command that repeats the call, for the record; by default derived from the arguments.
+        command: Command that repeats the call, for the record; by default derived from the
+            arguments.
         **options: See `SweepOptions`.
 
     Returns:
         The record, and the images recognised at each point.
 
     Raises:
-        UsageError: If an OOD source shares images with ``data``, or two arguments contradict each other.
+        UsageError: If an OOD source shares images with ``data``, or two arguments contradict each
+            other.
         ClipmergeError: If another argument cannot be used.
     """
     given = completed(SweepOptions, options)
@@ -97,7 +99,9 @@ def sweep(
     with as_sources([zeroshot, *several(finetuned)], processor) as (base, *others):
         require_places((base, *others))
         words = {**options, "recipes": list(map(recipe_word, recipes))}
-        command = command or spelled_out("sweep", base, *others, id=id, ood=ood, **in_order(words), output=output)
+        command = command or spelled_out(
+            "sweep", base, *others, id=id, ood=ood, **in_order(words), output=output
+        )
         first, *further = with_state_key(others, given["state_key"])
         request = SweepRequest(
             base,
@@ -126,17 +130,26 @@ def check_sweep(request: SweepRequest) -> None:
     """Refuse contradictory options, before anything is opened."""
     shared = sorted(request.id_sources.keys() & request.ood_sources.keys())
     if shared:
-        raise UsageError(f"--id and --ood: both have a source named '{shared[0]}'; write NAME=SOURCE, each name once")
+        raise UsageError(
+            f"--id and --ood: both have a source named '{shared[0]}'; write NAME=SOURCE, each name"
+            " once"
+        )
     if not request.id_sources or not request.ood_sources:
         raise UsageError("a sweep needs at least one --id and one --ood source")
     if len(request.alphas) < 2 or list(request.alphas) != sorted(set(request.alphas)):
-        raise UsageError("--alphas: a curve needs at least two different values, in ascending order")
+        raise UsageError(
+            "--alphas: a curve needs at least two different values, in ascending order"
+        )
     names = [recipe.name for recipe in request.recipes]
     for name in names:
         if names.count(name) > 1:
-            raise UsageError(f"two recipes are named '{name}'; give one of them another `name:` in its file")
+            raise UsageError(
+                f"two recipes are named '{name}'; give one of them another `name:` in its file"
+            )
         if name in request.points:
-            raise UsageError(f"--point {name}: a recipe has this name; write NAME=CHECKPOINT with another name")
+            raise UsageError(
+                f"--point {name}: a recipe has this name; write NAME=CHECKPOINT with another name"
+            )
     check_unlabelled(request.calibration, *request.recipes)
     for recipe in request.recipes:
         check_request(request.merge_request(recipe))
@@ -159,8 +172,12 @@ def run_sweep(
     say_all(progress, notes)
     known = Known()
     # keys that only one checkpoint has are an error unless a recipe allows them
-    missing: Missing = next((recipe.missing for recipe in request.recipes if recipe.missing != "error"), "error")
-    inputs = open_inputs(request.checkpoints, missing, mixed_dtypes=request.dtype != "keep", known=known)
+    missing: Missing = next(
+        (recipe.missing for recipe in request.recipes if recipe.missing != "error"), "error"
+    )
+    inputs = open_inputs(
+        request.checkpoints, missing, mixed_dtypes=request.dtype != "keep", known=known
+    )
     check_ancestry(inputs, known, strict=request.strict)
     say_all(progress, inputs.notes)
     base = known.checkpoints[0]
@@ -186,7 +203,12 @@ def run_sweep(
     rows = _rows(request, correct)
     recipes = [
         {
-            **{"name": plan.recipe["name"], "point": number, "alpha": points[number].alpha, **rows[number]},
+            **{
+                "name": plan.recipe["name"],
+                "point": number,
+                "alpha": points[number].alpha,
+                **rows[number],
+            },
             "verdict": plan.verdict,
             "calibration": plan.model_dump(mode="json")["calibration"],
             "recipe": plan.recipe,
@@ -201,17 +223,27 @@ def run_sweep(
         for number, (name, pair) in enumerate(placed.items(), first)
     ]
     marks = {"recipe": recipes, "point": checkpoints}
-    losing = {f"{kind} {row['name']}": row["id"] for kind, marked in marks.items() for row in marked if row["loses"]}
+    losing = {
+        f"{kind} {row['name']}": row["id"]
+        for kind, marked in marks.items()
+        for row in marked
+        if row["loses"]
+    }
     finetuned = rows[request.alphas.index(1.0)]["id"] if losing else 0.0
     lost = loss_warnings(losing, "ID accuracy", finetuned, request.max_loss)
     say_all(progress, lost)
     if lost and request.strict:
         raise VerdictError(f"{lost[0]}; nothing was written (--strict)")
     record = _about(request, inputs, loaded, [*inputs.notes, *notes, *lost]) | {
-        "curve": [{"alpha": alpha, **row} for alpha, row in zip(request.alphas, rows, strict=False)],
+        "curve": [
+            {"alpha": alpha, **row} for alpha, row in zip(request.alphas, rows, strict=False)
+        ],
         "recipes": recipes,
         "points": checkpoints,
-        "seconds": {"plan": round(planning - begin, 3), "evaluate": round(time.perf_counter() - planning, 3)},
+        "seconds": {
+            "plan": round(planning - begin, 3),
+            "evaluate": round(time.perf_counter() - planning, 3),
+        },
     }
     score_other_tasks(request, record, inputs, points, tasks, progress)
     return record | {"headline": headline(record)}, correct
@@ -230,7 +262,9 @@ def _rows(request: SweepRequest, correct: dict[str, Correct]) -> list[dict[str, 
         {
             "accuracy": {name: float(right[number].mean()) for name, right in correct.items()},
             **place,
-            "loses": None if finetuned is None else loses(place["id"] - finetuned, request.max_loss),
+            "loses": (
+                None if finetuned is None else loses(place["id"] - finetuned, request.max_loss)
+            ),
         }
         for number, place in enumerate(places)
     ]
@@ -242,7 +276,9 @@ def _about(
     """The part of the record that describes the whole sweep."""
     source = request.calibration.source
     if source is not None and not isinstance(source, str):
-        source = source.address if isinstance(source, Named) else f"{type(source).__name__} in memory"
+        source = (
+            source.address if isinstance(source, Named) else f"{type(source).__name__} in memory"
+        )
     return {
         "format": SWEEP_FORMAT,
         "clipmerge": __version__,
@@ -258,16 +294,20 @@ def _about(
         "calibration_source": source,
         "templates": list(templates_for(request.calibration.templates, ())),
         "own_templates": own_templates(request.calibration.templates, loaded),
-        "ood_checked": request.checks_overlap
-        and source is not None
-        and not any(note.endswith(NOT_COMPARED) for note in notes),
+        "ood_checked": (
+            request.checks_overlap
+            and source is not None
+            and not any(note.endswith(NOT_COMPARED) for note in notes)
+        ),
         "seed": request.seed,
         "bootstrap": {"resamples": RESAMPLES, "level": LEVEL},
         "warnings": list(notes),
     }
 
 
-def write_sweep(record: dict[str, Any], correct: dict[str, Correct], output: Path, *, overwrite: bool = False) -> None:
+def write_sweep(
+    record: dict[str, Any], correct: dict[str, Correct], output: Path, *, overwrite: bool = False
+) -> None:
     """Write the output folder."""
     from clipmerge.evaluation.scorer import write_correct
     from clipmerge.files.staging import staged
@@ -280,7 +320,9 @@ def write_sweep(record: dict[str, Any], correct: dict[str, Correct], output: Pat
         for name, picture in pictures.items():
             (folder / name).write_bytes(picture)
         (folder / "sweep.html").write_text(page, encoding="utf-8", errors="backslashreplace")
-        (folder / "sweep.csv").write_text(sweep_csv(record), encoding="utf-8", errors="backslashreplace")
+        (folder / "sweep.csv").write_text(
+            sweep_csv(record), encoding="utf-8", errors="backslashreplace"
+        )
         write_correct(folder / "correct.safetensors", correct)
         (folder / SWEEP_RECORD).write_text(json_text("sweep", record), encoding="utf-8")
 
@@ -290,9 +332,13 @@ def load_source(name: str, request: SweepRequest, progress: Progress) -> Labelle
     source, data, limit = request.sources[name], request.calibration, request.limit
     whole = limit is None
     try:
-        images = load_images(source, data.classes, columns=data.columns, whole=whole, most=limit, seed=request.seed)
+        images = load_images(
+            source, data.classes, columns=data.columns, whole=whole, most=limit, seed=request.seed
+        )
     except DataError as error:
-        raise DataError(f"--{'ood' if name in request.ood_sources else 'id'} {name}: {error}") from None
+        raise DataError(
+            f"--{'ood' if name in request.ood_sources else 'id'} {name}: {error}"
+        ) from None
     say_all(progress, images.notes)
     if limit is None:
         return images
@@ -300,28 +346,41 @@ def load_source(name: str, request: SweepRequest, progress: Progress) -> Labelle
     return images.sample(limit, request.seed)
 
 
-def overlap_notes(request: SweepRequest, loaded: dict[str, LabelledImages], tasks: Mapping[str, Images]) -> list[str]:
-    """Note the images that sources share; of a Hub source for recipes only the images that they use count."""
+def overlap_notes(
+    request: SweepRequest, loaded: dict[str, LabelledImages], tasks: Mapping[str, Images]
+) -> list[str]:
+    """Note the images that sources share; of a Hub source for recipes only the images that they use
+    count.
+    """
     if not request.checks_overlap:
         return []
     data, seed = request.calibration, request.seed
     labelled = unlabelled = None
     if data.source is not None:
         most = data.images + wanted_back(data.images, data.held_back)
-        labelled = load_images(data.source, data.classes, columns=data.columns, most=most, seed=seed)
+        labelled = load_images(
+            data.source, data.classes, columns=data.columns, most=most, seed=seed
+        )
         labelled = labelled.sample(most, seed) if labelled.revision else labelled
     if data.unlabelled is not None:
         unlabelled = load_unlabelled(data.unlabelled, data.columns, most=data.images, seed=seed)
         unlabelled = unlabelled.sample(data.images, seed) if unlabelled.revision else unlabelled
-    id, ood = ({name: loaded[name] for name in names} for names in (request.id_sources, request.ood_sources))
+    id, ood = (
+        {name: loaded[name] for name in names}
+        for names in (request.id_sources, request.ood_sources)
+    )
     return check_overlap(labelled, id, ood, unlabelled, tasks)
 
 
 def _plan_points(
     request: SweepRequest, inputs: Inputs, known: Known, progress: Progress, kept: SweepCache | None
 ) -> tuple[list[Point], list[tuple[Plan, int]], list[Run]]:
-    """The distinct points, those of the curve first; the recipes' plans with the index of their point; and new runs."""
-    points: dict[Any, Point] = {float(alpha): Point(alpha) for alpha in request.alphas}  # equal weights are one point
+    """The distinct points, those of the curve first; the recipes' plans with the index of their
+    point; and new runs.
+    """
+    points: dict[Any, Point] = {
+        float(alpha): Point(alpha) for alpha in request.alphas
+    }  # equal weights are one point
     planned, runs = [], []
     for recipe in request.recipes:
         plan = kept.plan(request, recipe) if kept else None

@@ -17,8 +17,8 @@ from clipmerge.models.precision import Precision, passes
 _SHARE = 0.25
 # On a card, the same of what nothing has taken; buffers of kernels need the rest.
 _SHARE_OF_FREE = 0.8
-# When a card makes pictures, it holds so many times their size; and so many buffers of weights when it moves those,
-# one more if their ends have 16 bits.
+# When a card makes pictures, it holds so many times their size; and so many buffers of weights when
+# it moves those, one more if their ends have 16 bits.
 _PICTURES, _BUFFERS = 5, 2
 # Share of a card's free memory that prompts may take; more go through the text tower in pieces.
 _SHARE_OF_PROMPTS = 0.2
@@ -29,15 +29,18 @@ class Activations:
 
     Attributes:
         image: Bytes kept for the backward pass for each image; 0 if no image is at hand.
-        prompts: The same for all prompts together with an image's; 0 on a CPU, and if they go through afterwards.
-        gradients: Bytes of the vision tower's gradients, which a card holds until the last piece of a step.
+        prompts: The same for all prompts together with an image's; 0 on a CPU, and if they go
+            through afterwards.
+        gradients: Bytes of the vision tower's gradients, which a card holds until the last piece of
+            a step.
     """
 
     def __init__(self, objective: Objective, precision: Precision, prompts: int = 0) -> None:
         """Send one image through, and then two, and prompts likewise.
 
         Args:
-            objective: Calibration loss; on a card its prompts go through in pieces small enough for its memory.
+            objective: Calibration loss; on a card its prompts go through in pieces small enough for
+                its memory.
             precision: Precision of the passes.
             prompts: Number of prompts whose activations are held together with those of images.
         """
@@ -48,7 +51,9 @@ class Activations:
             pixels = objective.shares.batches[0].pixels[:1]
             # repeated, as a view of the batch would count all of its images
             self.image = _difference(
-                lambda count: objective.criterion.embed(pixels.repeat(count, *[1] * (pixels.ndim - 1))),
+                lambda count: objective.criterion.embed(
+                    pixels.repeat(count, *[1] * (pixels.ndim - 1))
+                ),
                 precision,
                 device,
             )
@@ -59,14 +64,23 @@ class Activations:
         if path.text_changes:
             all_prompts = objective.criterion.prompts
             per_prompt = _difference(
-                lambda count: all_prompts.features(places=torch.zeros(count, dtype=torch.int64, device=device)),
+                lambda count: all_prompts.features(
+                    places=torch.zeros(count, dtype=torch.int64, device=device)
+                ),
                 precision,
                 device,
             )
-            all_prompts.at_once = max(1, min(all_prompts.at_once, int(_SHARE_OF_PROMPTS * free / per_prompt)))
+            all_prompts.at_once = max(
+                1, min(all_prompts.at_once, int(_SHARE_OF_PROMPTS * free / per_prompt))
+            )
             # more are embedded again in the backward pass, when activations of images are gone
             self.prompts = per_prompt * prompts if prompts <= all_prompts.at_once else 0
-        own = (name for layer, names in path.layers.items() if not layer.startswith("text.") for name in names)
+        own = (
+            name
+            for layer, names in path.layers.items()
+            if not layer.startswith("text.")
+            for name in names
+        )
         self.gradients = sum(path.parameters[name].nbytes for name in own)
         self._room = _SHARE_OF_FREE * free - self.gradients - self.prompts
 
@@ -85,7 +99,9 @@ class Activations:
         objective, path = self._objective, self._objective.path
         module, device = objective.criterion.model.module, objective.shares.accelerator.device
         weights = sum(path.parameters[name].numel() for name in path.task_vector)
-        learned = path.ends_nbytes + sum(tensor.nbytes for tensor in state.values() if tensor.device == device)
+        learned = path.ends_nbytes + sum(
+            tensor.nbytes for tensor in state.values() if tensor.device == device
+        )
         model = sum(tensor.nbytes for tensor in (*module.parameters(), *module.buffers()))
         shares = [objective.shares, *([objective.unlabelled] if objective.unlabelled else [])]
         images = [batch.pixels for share in shares for batch in share.batches]
@@ -97,23 +113,29 @@ class Activations:
         least = max((_BUFFERS + path.has_short_ends) * 4 * min(weights, LARGE), _PICTURES * pixels)
         total = model + learned + sum(batch.nbytes for batch in images) + max(step, least)
         return (
-            f"about {total / 1e6:,.1f} MB of the device's memory, {4 + learned / weights:.0f} bytes for each of "
-            f"{weights / 1e6:,.1f} million weights that move"
+            f"about {total / 1e6:,.1f} MB of the device's memory, {4 + learned / weights:.0f} bytes"
+            f" for each of {weights / 1e6:,.1f} million weights that move"
         )
 
 
 def _difference(run: Callable[[int], Tensor], precision: Precision, device: torch.device) -> int:
-    """Bytes kept for the backward pass of two inputs less those of one: weights, which both need, are not counted."""
+    """Bytes kept for the backward pass of two inputs less those of one: weights, which both need,
+    are not counted.
+    """
     return _saved(run, 2, precision, device) - _saved(run, 1, precision, device)
 
 
-def _saved(run: Callable[[int], Tensor], count: int, precision: Precision, device: torch.device) -> int:
+def _saved(
+    run: Callable[[int], Tensor], count: int, precision: Precision, device: torch.device
+) -> int:
     sizes: dict[int, int] = {}
 
     def keep(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
         sizes[storage.data_ptr()] = storage.nbytes()
-        return tensor.detach()  # with its graph, an operation that saves its own output would never be freed
+        return (
+            tensor.detach()
+        )  # with its graph, an operation that saves its own output would never be freed
 
     with saved_tensors_hooks(keep, lambda tensor: tensor), passes(device, precision):
         graph = run(count)  # kept alive until all is counted, or its memory would be reused

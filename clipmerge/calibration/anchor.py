@@ -1,4 +1,6 @@
-"""The point of the straight path whose image features are held where the zero-shot model does not know the target."""
+"""The point of the straight path whose image features are held where the zero-shot model does not
+know the target.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,8 @@ from clipmerge.models.precision import Precision, passes
 
 #: WiSE-FT's alpha where nothing is tuned (Wortsman et al. 2022).
 UNTUNED = 0.5
-#: Points that can be the anchor, and the share of the zero-shot features' effective rank that those beyond 0.5 keep.
+#: Points that can be the anchor, and the share of the zero-shot features' effective rank that those
+#: beyond 0.5 keep.
 ANCHORS = tuple(tenth / 10 for tenth in range(5, 11))
 KEPT_RANK = 2 / 3
 #: Standard errors beyond which a difference is sure, in a one-sided test at 95%.
@@ -26,18 +29,19 @@ class Anchor:
 
     Attributes:
         alpha: Its place on the straight path.
-        harmed: Whether fine-tuning has harmed the features there, so that there is something to mend.
-        finetuned_rank: Effective rank of the fine-tuned model's features, as a share of the zero-shot model's.
+        finetuned_rank: Effective rank of the fine-tuned model's features, as a share of the
+            zero-shot model's.
     """
 
     alpha: float
-    harmed: bool
     finetuned_rank: float
 
 
 @dataclass(frozen=True)
 class PathPoint:
-    """A point of the path: mean loss in nats, accuracy, features' effective rank, and own images' losses, (images,)."""
+    """A point of the path: mean loss in nats, accuracy, features' effective rank, and own images'
+    losses, (images,).
+    """
 
     loss: float
     accuracy: float
@@ -46,21 +50,26 @@ class PathPoint:
 
 
 def find_anchor(objective: Objective, max_loss: float) -> Anchor:
-    """Find the least alpha from 0.5 up whose features keep two thirds of their effective rank, at no proven loss.
+    """Find the least alpha from 0.5 up whose features keep two thirds of their effective rank, at
+    no proven loss.
 
-    Its loss is not surely above the lowest, in a one-sided test at 95%: where images cannot tell, the lower alpha is
-    the more robust. Features that fall into a few directions, those of the target's classes, are a trace of fine-tuning
-    that has harmed the model: then the anchor is the lowest alpha. None loses more than ``max_loss`` points of
-    accuracy.
+    Its loss is not surely above the lowest, in a one-sided test at 95%: where images cannot tell,
+    the lower alpha is the more robust. Features that fall into a few directions, those of the
+    target's classes, are a trace of fine-tuning that has harmed the model: then the anchor is the
+    lowest alpha. None loses more than ``max_loss`` points of accuracy.
     """
-    objective.work.announce(FORWARD * (1 + len(ANCHORS)) * sum(len(batch) for batch in objective.shares.batches))
+    objective.work.announce(
+        FORWARD * (1 + len(ANCHORS)) * sum(len(batch) for batch in objective.shares.batches)
+    )
     zeroshot = _point(objective, 0.0).rank
     points = {alpha: _point(objective, alpha) for alpha in ANCHORS}
     least = points[1.0].accuracy - max_loss / 100 - 1e-9
     accurate = {alpha: point for alpha, point in points.items() if point.accuracy >= least}
-    unharmed = {alpha: point for alpha, point in accurate.items() if point.rank >= KEPT_RANK * zeroshot}
+    unharmed = {
+        alpha: point for alpha, point in accurate.items() if point.rank >= KEPT_RANK * zeroshot
+    }
     alpha = min(_not_worse(objective, unharmed) if unharmed else accurate)
-    return Anchor(alpha, not unharmed, points[1.0].rank / max(zeroshot, 1e-9))
+    return Anchor(alpha, points[1.0].rank / max(zeroshot, 1e-9))
 
 
 def _not_worse(objective: Objective, points: Mapping[float, PathPoint]) -> list[float]:
@@ -75,9 +84,13 @@ def _not_worse(objective: Objective, points: Mapping[float, PathPoint]) -> list[
 
 
 def finetuned_rank(objective: Objective, precision: Precision) -> float:
-    """Effective rank of the fine-tuned model's features, as a share of the zero-shot model's, in this precision."""
+    """Effective rank of the fine-tuned model's features, as a share of the zero-shot model's, in
+    this precision.
+    """
     objective.work.announce(FORWARD * 2 * sum(len(batch) for batch in objective.shares.batches))
-    return _point(objective, 1.0, precision).rank / max(_point(objective, 0.0, precision).rank, 1e-9)
+    return _point(objective, 1.0, precision).rank / max(
+        _point(objective, 0.0, precision).rank, 1e-9
+    )
 
 
 @torch.no_grad()
@@ -105,7 +118,8 @@ def _point(objective: Objective, alpha: float, precision: Precision = "float32")
 
 
 def effective_rank(covariance: Tensor) -> float:
-    """Participation ratio of a covariance's eigenvalues v, (sum v)^2 / sum v^2: the number of them if all are equal.
+    """Participation ratio of a covariance's eigenvalues v, (sum v)^2 / sum v^2: the number of them
+    if all are equal.
 
     Example:
         >>> effective_rank(torch.diag(torch.tensor([2.0, 2.0, 0.0])))

@@ -1,7 +1,9 @@
-"""Generic changes of images: geometry, colour, grey, blur, noise and small views, aimed at no particular shift.
+"""Generic changes of images: geometry, colour, grey, blur, noise and small views, aimed at no
+particular shift.
 
-They act on preprocessed pixels, so that they work for any checkpoint's normalisation. Random numbers are drawn on the
-CPU, so that a seed gives the same changes on any device; only noise is drawn on a card by the card.
+They act on preprocessed pixels, so that they work for any checkpoint's normalisation. Random
+numbers are drawn on the CPU, so that a seed gives the same changes on any device; only noise is
+drawn on a card by the card.
 """
 
 from __future__ import annotations
@@ -24,14 +26,17 @@ _TURN, _SHEAR, _SHIFT = math.radians(25), 0.2, 0.15
 _SCALES = (0.7, 1.3)
 _CONTRAST, _BRIGHTNESS, _CHANNELS = 0.6, 0.6, 0.4
 _GREY_SHARE, _BLUR_SHARE, _NOISE = 0.3, 0.3, 0.4
-# Side of the hidden square as a share of the image's shorter side, and the number of values left by rounding.
+# Side of the hidden square as a share of the image's shorter side, and the number of values left by
+# rounding.
 _HIDDEN, _TONES = 0.5, 3
 # Largest rotation, rescaling and shift of a view at strength 1; a shift of 2 is the whole image.
 _VIEW_TURN, _VIEW_SCALE, _VIEW_SHIFT = math.radians(6), 0.08, 0.06
 
 
 class _Draws:
-    """Random numbers for every image of a step, of which a process keeps those of its own images."""
+    """Random numbers for every image of a step, of which a process keeps those of its own
+    images.
+    """
 
     def __init__(self, pixels: Tensor, seed: int, count: int | None, own: slice) -> None:
         self._generator = torch.Generator().manual_seed(seed)
@@ -48,12 +53,16 @@ class _Draws:
         return self.uniform(0, 1, 1, 1, 1) < share
 
     def places(self, share: float) -> Tensor:
-        """Indices of a share of the images, counted by the CPU, which would wait for a card to count them."""
+        """Indices of a share of the images, counted by the CPU, which would wait for a card to
+        count them.
+        """
         drawn = torch.rand(self._count, generator=self._generator)[self._own]
         return sent((drawn < share).nonzero().flatten(), self._device)
 
     def normal(self, shape: torch.Size) -> Tensor:
-        """Standard normal numbers, (images, *shape); a card draws them itself, from a key of each image."""
+        """Standard normal numbers, (images, *shape); a card draws them itself, from a key of each
+        image.
+        """
         if self._device.type == "cpu":
             return torch.randn((self._count, *shape), generator=self._generator)[self._own]
         keys = torch.randint(1 << 32, (self._count,), generator=self._generator)[self._own]
@@ -69,8 +78,8 @@ def augmented(
 ) -> Tensor:
     """Change every preprocessed image, (batch, 3, height, width).
 
-    The seed and the number of images fix how. A process that takes only its ``own`` of ``count`` images changes them
-    as one that takes all.
+    The seed and the number of images fix how. A process that takes only its ``own`` of ``count``
+    images changes them as one that takes all.
     """
     if kinds:
         _require_images(pixels)
@@ -82,12 +91,16 @@ def augmented(
 
 
 def viewed(
-    pixels: Tensor, seed: int, strength: float = 1.0, count: int | None = None, own: slice = slice(None)
+    pixels: Tensor,
+    seed: int,
+    strength: float = 1.0,
+    count: int | None = None,
+    own: slice = slice(None),
 ) -> Tensor:
     """Rotate, scale and shift every image slightly, so that learning cannot memorise its pixels.
 
-    Strength 1 rotates by up to 6 degrees, scales by up to 8% and shifts by up to 3% of the side; 0 does nothing. For
-    ``count`` and ``own`` see `augmented`.
+    Strength 1 rotates by up to 6 degrees, scales by up to 8% and shifts by up to 3% of the side; 0
+    does nothing. For ``count`` and ``own`` see `augmented`.
     """
     if strength == 0:
         return pixels
@@ -101,8 +114,11 @@ def viewed(
     return _resampled(pixels, rows)
 
 
-def corrupted(pixels: Tensor, seed: int, count: int | None = None, own: slice = slice(None)) -> Tensor:
-    """Corrupt every image in a way that no change above resembles: hide a square of it, or round its values coarsely.
+def corrupted(
+    pixels: Tensor, seed: int, count: int | None = None, own: slice = slice(None)
+) -> Tensor:
+    """Corrupt every image in a way that no change above resembles: hide a square of it, or round
+    its values coarsely.
 
     Args:
         pixels: Preprocessed images, (batch, 3, height, width).
@@ -124,20 +140,24 @@ def corrupted(pixels: Tensor, seed: int, count: int | None = None, own: slice = 
     inside = ((rows >= 0) & (rows < side) & (columns >= 0) & (columns < side))[:, None]
     hidden = pixels.where(~inside, pixels.mean((2, 3), keepdim=True))
     low, high = pixels.amin((1, 2, 3), keepdim=True), pixels.amax((1, 2, 3), keepdim=True)
-    rounded = ((pixels - low) / (high - low).clamp_min(1e-6) * (_TONES - 1)).round() / (_TONES - 1) * (high - low) + low
+    rounded = ((pixels - low) / (high - low).clamp_min(1e-6) * (_TONES - 1)).round() / (
+        _TONES - 1
+    ) * (high - low) + low
     return torch.where(draws.chosen(0.5), hidden, rounded)
 
 
 def _require_images(pixels: Tensor) -> None:
     if pixels.ndim != 4:
         raise MeasureError(
-            "the model takes images as patches of any aspect ratio, which cannot be rotated or blurred; "
-            "set measure.views=0 and measure.changes=[]"
+            "the model takes images as patches of any aspect ratio, which cannot be rotated or"
+            " blurred; set measure.views=0 and measure.changes=[]"
         )
 
 
 def _resampled(pixels: Tensor, rows: list[Tensor]) -> Tensor:
-    """Resample every image under an affine map of two rows of three numbers; outside, the border is repeated."""
+    """Resample every image under an affine map of two rows of three numbers; outside, the border is
+    repeated.
+    """
     grid = affine_grid(torch.stack(rows, 1), list(pixels.shape), align_corners=False)
     return grid_sample(pixels, grid, padding_mode="border", align_corners=False)
 
@@ -150,14 +170,19 @@ def _geometry(pixels: Tensor, draws: _Draws) -> Tensor:
     mirror = 1 - 2 * (draws.uniform(0, 1) < 0.5).to(pixels)
     shift = draws.uniform(-_SHIFT, _SHIFT, 2)
     cos, sin = scale * turn.cos(), scale * turn.sin()
-    rows = [torch.stack([mirror * cos, shear - sin, shift[:, 0]], 1), torch.stack([mirror * sin, cos, shift[:, 1]], 1)]
+    rows = [
+        torch.stack([mirror * cos, shear - sin, shift[:, 0]], 1),
+        torch.stack([mirror * sin, cos, shift[:, 1]], 1),
+    ]
     return _resampled(pixels, rows)
 
 
 def _colour(pixels: Tensor, draws: _Draws) -> Tensor:
     """Mix the channels a little, and change contrast and brightness."""
     mixing = torch.eye(3, device=pixels.device) + draws.uniform(-_CHANNELS, _CHANNELS, 3, 3)
-    mixed = torch.einsum("bij,bjhw->bihw", mixing / mixing.sum(2, keepdim=True).clamp_min(0.5), pixels)
+    mixed = torch.einsum(
+        "bij,bjhw->bihw", mixing / mixing.sum(2, keepdim=True).clamp_min(0.5), pixels
+    )
     contrast = draws.uniform(1 - _CONTRAST, 1 + _CONTRAST, 1, 1, 1)
     brightness = draws.uniform(-_BRIGHTNESS, _BRIGHTNESS, 1, 1, 1)
     mean = mixed.mean((1, 2, 3), keepdim=True)
@@ -187,10 +212,11 @@ def _noise(pixels: Tensor, draws: _Draws) -> Tensor:
 
 
 def _normal(keys: Tensor, count: int) -> Tensor:
-    """Standard normal numbers from a hash of a key and a place: (keys, count), the same on every device.
+    """Standard normal numbers from a hash of a key and a place: (keys, count), the same on every
+    device.
 
-    A card draws them itself, without the time to draw them on the CPU and to send them; each row depends on its key
-    alone, so that processes may share the rows.
+    A card draws them itself, without the time to draw them on the CPU and to send them; each row
+    depends on its key alone, so that processes may share the rows.
     """
     places = torch.arange(count + count % 2, device=keys.device)
     hashed = _mixed(_mixed(places) + keys[:, None])
@@ -201,7 +227,9 @@ def _normal(keys: Tensor, count: int) -> Tensor:
 
 
 def _mixed(numbers: Tensor) -> Tensor:
-    """Replace whole numbers by hashes of 32 bits, which change about half of their bits with each of the numbers'."""
+    """Replace whole numbers by hashes of 32 bits, which change about half of their bits with each
+    of the numbers'.
+    """
     low = (1 << 32) - 1
     numbers &= low
     for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B)):

@@ -1,4 +1,6 @@
-"""Many tensors at once: a card starts one kernel for them, where a loop would start one for each."""
+"""Many tensors at once: a card starts one kernel for them, where a loop would start one for
+each.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,8 @@ import torch
 from torch import Tensor
 
 T = TypeVar("T")
-#: Entries that a card computes at once: 128 MB in float32, which is what such an operation takes beside its inputs.
+#: Entries that a card computes at once: 128 MB in float32, which is what such an operation takes
+#: beside its inputs.
 LARGE = 1 << 25
 
 
@@ -35,4 +38,6 @@ def copy_each(targets: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
     """Copy tensors into others of any precision."""
     for dtype in dict.fromkeys(source.dtype for source in sources):
         chosen = [place for place, source in enumerate(sources) if source.dtype == dtype]
-        torch._foreach_copy_([targets[place] for place in chosen], [sources[place] for place in chosen])
+        torch._foreach_copy_(
+            [targets[place] for place in chosen], [sources[place] for place in chosen]
+        )

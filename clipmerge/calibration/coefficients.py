@@ -1,7 +1,8 @@
-"""Bounded coefficients: theta_0 + c * task_vector, one c per layer, parameter, output channel or entry.
+"""Bounded coefficients: theta_0 + c * task_vector, one c per layer, parameter, output channel or
+entry.
 
-The gradient of a coefficient is the sum of gradient * task_vector over its entries, so one backward pass serves every
-granularity.
+The gradient of a coefficient is the sum of gradient * task_vector over its entries, so one backward
+pass serves every granularity.
 """
 
 from __future__ import annotations
@@ -25,23 +26,28 @@ Granularity = Literal["layer", "parameter", "channel", "entry"]
 
 # Entries that are sent to other processes at once: 25 MB.
 _BUCKET = 25_000_000 // 4
-# Standard deviation of the noise that breaks ties between the scores of a sparse parameter before learning.
+# Standard deviation of the noise that breaks ties between the scores of a sparse parameter before
+# learning.
 _SPREAD = 0.02
 
 
 class Coefficients:
     """Coefficients from 0 to a ceiling, dense or sparse.
 
-    A sparse parameter has a *score* for each coefficient. `place` uses the largest scores as coefficients and zero for
-    all others, so that a dropped entry is the zero-shot model's, bit for bit. Its score keeps following the gradient
-    at the effective value (straight-through), so the entry can return.
+    A sparse parameter has a *score* for each coefficient. `place` uses the largest scores as
+    coefficients and zero for all others, so that a dropped entry is the zero-shot model's, bit for
+    bit. Its score keeps following the gradient at the effective value (straight-through), so the
+    entry can return.
 
     Attributes:
-        values: Coefficients (scores of sparse parameters) by parameter or layer; float32 on the objective's device.
+        values: Coefficients (scores of sparse parameters) by parameter or layer; float32 on the
+            objective's device.
         start: The initial coefficient; ``None`` if it is still to be found.
     """
 
-    def __init__(self, objective: Objective, granularity: Granularity, start: float | None = None) -> None:
+    def __init__(
+        self, objective: Objective, granularity: Granularity, start: float | None = None
+    ) -> None:
         """Start with one coefficient everywhere."""
         self._objective = objective
         self.start = start
@@ -52,13 +58,16 @@ class Coefficients:
         }
         self._kept_counts: dict[str, int] = {}
         self._position = UNMOVED
-        # whether weights have given their memory to gradients, and weights whose gradients have not got it yet
+        # whether weights have given their memory to gradients, and weights whose gradients have not
+        # got it yet
         self._overwritten = False
         self._waiting: list[str] = []
         self.values: dict[str, Tensor] = {}
         for name, key in self._key.items():
             task_vector = objective.path.task_vector[name]
-            shape = {"entry": task_vector.shape, "channel": rows_shape(task_vector.shape)}.get(granularity, ())
+            shape = {"entry": task_vector.shape, "channel": rows_shape(task_vector.shape)}.get(
+                granularity, ()
+            )
             self.values[key] = torch.full(shape, start or 0.0, device=task_vector.device)
 
     def fill(self, value: float) -> None:
@@ -74,33 +83,47 @@ class Coefficients:
         self.fill(value)
 
     def make_sparse(self, names: Iterable[str], density: float) -> None:
-        """Make parameters keep only a share of their coefficients and zero the others. Scalars stay dense."""
+        """Make parameters keep only a share of their coefficients and zero the others. Scalars stay
+        dense.
+        """
         for key in dict.fromkeys(self._key[name] for name in names):
             count = self.values[key].numel()
             if count > 1 and density < 1:
                 self._kept_counts[key] = max(1, int(density * count))
 
     def add_noise(self, seed: int) -> None:
-        """Add a little noise to the scores, which start equal, so that the order of entries does not matter."""
+        """Add a little noise to the scores, which start equal, so that the order of entries does
+        not matter.
+        """
         generator = torch.Generator().manual_seed(seed)
         for key in self._kept_counts:
             value = self.values[key]
-            value.add_(_SPREAD * torch.randn(value.shape, generator=generator).to(value)).clamp_min_(0)
+            value.add_(
+                _SPREAD * torch.randn(value.shape, generator=generator).to(value)
+            ).clamp_min_(0)
 
     def effective(self, key: str) -> Tensor:
-        """The coefficients used by `place` for one parameter or layer, in the shape of its ``values``."""
+        """The coefficients used by `place` for one parameter or layer, in the shape of its
+        ``values``.
+        """
         value = self.values[key]
         if key not in self._kept_counts and self._position == UNMOVED:
             return value
         part, beyond = self._position
         moved = torch.lerp(torch.full_like(value, self.start or 0.0), value, part)
         moved = torch.lerp(moved, torch.ones_like(value), beyond)
-        return moved.where(_largest(value, self._kept_counts[key]), 0.0) if key in self._kept_counts else moved
+        return (
+            moved.where(_largest(value, self._kept_counts[key]), 0.0)
+            if key in self._kept_counts
+            else moved
+        )
 
     def move(self, part: float, beyond: float = 0.0) -> None:
-        """Go part of the way from the start to the coefficients, and from there towards the fine-tuned model.
+        """Go part of the way from the start to the coefficients, and from there towards the
+        fine-tuned model.
 
-        Dropped coefficients stay dropped. Moves do not add up: each `move` starts from the learned coefficients.
+        Dropped coefficients stay dropped. Moves do not add up: each `move` starts from the learned
+        coefficients.
         """
         self._position = (part, beyond)
 
@@ -112,8 +135,13 @@ class Coefficients:
             for name, key in self._key.items():
                 weights, effective = path.parameters[name].data, self.effective(key)
                 for rows in runs_of(weights):
-                    theta_0, task_vector = path.theta_0.part(name, rows), path.task_vector.part(name, rows)
-                    torch.addcmul(theta_0, task_vector, rows_of(effective, rows), out=rows_of(weights, rows))
+                    theta_0, task_vector = (
+                        path.theta_0.part(name, rows),
+                        path.task_vector.part(name, rows),
+                    )
+                    torch.addcmul(
+                        theta_0, task_vector, rows_of(effective, rows), out=rows_of(weights, rows)
+                    )
         else:  # one kernel for many tensors
             for names in bucketed(self._key, lambda name: path.parameters[name].numel(), LARGE):
                 targets = [path.parameters[name].data for name in names]
@@ -124,12 +152,14 @@ class Coefficients:
 
     @contextmanager
     def collect_gradients(self) -> Iterator[None]:
-        """Turn gradients of weights into those of coefficients during one backward pass, and drop the former.
+        """Turn gradients of weights into those of coefficients during one backward pass, and drop
+        the former.
 
-        A weight that has its gradient is not needed again before the next `place`: where every entry has its own
-        coefficient, their gradients take the weights' memory, and the weights are gone. `place` sets them again, and so
-        does this where it was not called in between. Gradients that weights have before are part of the sum. A
-        coefficient that no pass reaches has no gradient.
+        A weight that has its gradient is not needed again before the next `place`: where every
+        entry has its own coefficient, their gradients take the weights' memory, and the weights are
+        gone. `place` sets them again, and so does this where it was not called in between.
+        Gradients that weights have before are part of the sum. A coefficient that no pass reaches
+        has no gradient.
         """
         self.drop_gradients()
         if self._overwritten:
@@ -146,8 +176,8 @@ class Coefficients:
     def add_up(self, copies: int = 1) -> None:
         """Add up the gradients of the coefficients over all processes, many small ones at once.
 
-        Where each process computed all of them, they are divided by the number of these ``copies``: processors may
-        round differently, and without it each process would go on from its own.
+        Where each process computed all of them, they are divided by the number of these ``copies``:
+        processors may round differently, and without it each process would go on from its own.
         """
         if self._objective.shares.accelerator.num_processes == 1:
             return
@@ -156,7 +186,9 @@ class Coefficients:
             flat = torch.cat([tensor.flatten() for tensor in bucket])
             self._objective.shares.add_up(flat)
             flat /= copies
-            for tensor, total in zip(bucket, torch.split(flat, [tensor.numel() for tensor in bucket]), strict=True):
+            for tensor, total in zip(
+                bucket, torch.split(flat, [tensor.numel() for tensor in bucket]), strict=True
+            ):
                 tensor.copy_(total.view_as(tensor))
 
     def drop_gradients(self) -> None:
@@ -167,13 +199,20 @@ class Coefficients:
 
     @torch.no_grad()
     def _add_slope(self, name: str, parameter: Tensor) -> None:
-        """Add a weight's part to the gradient of its coefficient, and drop the weight's gradient."""
+        """Add a weight's part to the gradient of its coefficient, and drop the weight's
+        gradient.
+        """
         value = self.values[self._key[name]]
         gradient = cast(Tensor, parameter.grad)  # the hook runs after it was added
         takes_over = value.grad is None and value.shape == parameter.shape
-        if takes_over and parameter.device.type != "cpu":  # pragma: no cover - runs in a thread of torch's own
+        if (
+            takes_over and parameter.device.type != "cpu"
+        ):  # pragma: no cover - runs in a thread of torch's own
             self._waiting.append(name)
-            if sum(self._objective.path.parameters[each].numel() for each in self._waiting) >= LARGE:
+            if (
+                sum(self._objective.path.parameters[each].numel() for each in self._waiting)
+                >= LARGE
+            ):
                 self._take_waiting()
             return
         parameter.grad = None
@@ -223,7 +262,9 @@ def _largest(scores: Tensor, count: int) -> Tensor:
     flat = scores.flatten()
     if scores.device.type == "cpu":
         limit = flat.kthvalue(flat.numel() - count + 1).values
-    elif 2 * count <= flat.numel():  # a card selects from one end with all of its units, and a single one by rank
+    elif (
+        2 * count <= flat.numel()
+    ):  # a card selects from one end with all of its units, and a single one by rank
         limit = flat.topk(count, sorted=False).values.amin()
     else:
         limit = flat.topk(flat.numel() - count + 1, largest=False, sorted=False).values.amax()

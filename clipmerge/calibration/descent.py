@@ -21,29 +21,39 @@ _MANY = 1 << 16
 class Descent:
     """Adam in the box, with one second moment for all coefficients of a parameter.
 
-    With its own second moment, a coefficient whose gradient is mostly noise would move as far as those that matter.
-    With a shared one it takes a small step.
+    With its own second moment, a coefficient whose gradient is mostly noise would move as far as
+    those that matter. With a shared one it takes a small step.
 
     Attributes:
         steps_taken: Steps taken so far, int64.
     """
 
-    def __init__(self, values: Mapping[str, Tensor], rate: float | Mapping[str, float], steps: int) -> None:
+    def __init__(
+        self, values: Mapping[str, Tensor], rate: float | Mapping[str, float], steps: int
+    ) -> None:
         """Start with zero moments."""
         self._values = values
         self._rates = rate if isinstance(rate, Mapping) else dict.fromkeys(values, rate)
         self._steps = steps
         self.steps_taken = torch.zeros((), dtype=torch.int64)
-        # bfloat16 where they take much memory: first moments average noise that is far larger than its rounding
-        dtypes = {key: torch.bfloat16 if value.numel() >= _MANY else value.dtype for key, value in values.items()}
-        self._first = {key: torch.zeros_like(value, dtype=dtypes[key]) for key, value in values.items()}
+        # bfloat16 where they take much memory: first moments average noise that is far larger than
+        # its rounding
+        dtypes = {
+            key: torch.bfloat16 if value.numel() >= _MANY else value.dtype
+            for key, value in values.items()
+        }
+        self._first = {
+            key: torch.zeros_like(value, dtype=dtypes[key]) for key, value in values.items()
+        }
         self._at_once = next(iter(values.values())).device.type != "cpu"
         # numbers that the CPU computes with
         self._second = {key: torch.zeros(()) for key in values}
 
     @property
     def state(self) -> dict[str, Tensor]:
-        """The tensors of the state, by name: filled with the content of another descent, this one continues it."""
+        """The tensors of the state, by name: filled with the content of another descent, this one
+        continues it.
+        """
         parts = {"value": self._values, "first": self._first, "second": self._second}
         return {"taken": self.steps_taken} | {
             f"{part}:{key}": held[key] for part, held in parts.items() for key in held
@@ -72,7 +82,9 @@ class Descent:
     def _step_at_once(self, number: int, fall: float, ceiling: float) -> None:
         """The same step with one kernel for many tensors, and one wait for all second moments."""
         reached = {key: value for key, value in self._values.items() if value.grad is not None}
-        norms = torch.stack(torch._foreach_norm([cast(Tensor, value.grad) for value in reached.values()])).cpu()
+        norms = torch.stack(
+            torch._foreach_norm([cast(Tensor, value.grad) for value in reached.values()])
+        ).cpu()
         factors = {}
         for (key, value), norm in zip(reached.items(), norms, strict=True):
             second = self._second[key].lerp_(norm.square() / value.numel(), 1 - _LONG_MEMORY)

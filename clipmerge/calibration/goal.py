@@ -1,4 +1,5 @@
-"""The goal of learning: cross-entropy of fresh views, plus the divergence of changed copies from the zero-shot model.
+"""The goal of learning: cross-entropy of fresh views, plus the divergence of changed copies from
+the zero-shot model.
 
 With unlabelled images, half of the changed copies are replaced by them, unchanged.
 """
@@ -27,10 +28,11 @@ from clipmerge.models.precision import Precision, casts_repeated, passes
 from clipmerge.plugins import Augmentation
 
 Divergence = Literal["predictions", "features", "path-features"]
-# A cosine differs less than predictions do, and features of the path's middle less than those of its end: with these
-# factors one weight serves all.
+# A cosine differs less than predictions do, and features of the path's middle less than those of
+# its end: with these factors one weight serves all.
 _SCALE: dict[Divergence, float] = {"predictions": 1.0, "features": 2.0, "path-features": 4.0}
-# Limit on the pictures that are kept, in bytes: less than the activations of a step, which come later.
+# Limit on the pictures that are kept, in bytes: less than the activations of a step, which come
+# later.
 _PICTURE_BYTES = 1 << 30
 
 
@@ -40,11 +42,13 @@ class Goal:
 
     Attributes:
         robustness: Weight of the divergence; 0 for the calibration loss alone.
-        changes: Kinds of change applied to the images of the divergence; empty for unchanged images.
-        divergence: ``predictions``: KL divergence from the zero-shot model's predictions, in nats; ``features``: one
-            minus the cosine to its image features, twice; ``path-features``: the mean of that and of the same for a
-            point of the straight path.
-        views: Strength of the small changes to the images of the calibration loss; 0 for unchanged images.
+        changes: Kinds of change applied to the images of the divergence; empty for unchanged
+            images.
+        divergence: ``predictions``: KL divergence from the zero-shot model's predictions, in nats;
+            ``features``: one minus the cosine to its image features, twice; ``path-features``: the
+            mean of that and of the same for a point of the straight path.
+        views: Strength of the small changes to the images of the calibration loss; 0 for unchanged
+            images.
         copies: Maximum number of images per step with a changed copy; ``None`` for all.
         precision: Precision of the forward passes.
         anchor: Alpha of that point, from which learning starts if features are held.
@@ -82,7 +86,9 @@ class Goal:
         return images if self.copies is None else min(images, self.copies)
 
     def unlabelled_count(self, images: int) -> int:
-        """Number of unlabelled images among the changed copies if there are any: half of them, rounded down."""
+        """Number of unlabelled images among the changed copies if there are any: half of them,
+        rounded down.
+        """
         return self.copy_count(images) // 2
 
     def picture_count(self, images: int) -> int:
@@ -120,9 +126,13 @@ class Pictures:
     target: Tensor | None
 
     def pieces(self, at_once: int | None) -> Iterator[Pictures]:
-        """Split into pieces of about ``at_once`` pictures, sometimes one more, with their part of views and copies."""
+        """Split into pieces of about ``at_once`` pictures, sometimes one more, with their part of
+        views and copies.
+        """
         count = math.ceil(len(self.pixels) / at_once) if at_once else 1
-        count = min(count, max(len(self.labels), len(self.pixels) - len(self.labels)))  # or pieces would be empty
+        count = min(
+            count, max(len(self.labels), len(self.pixels) - len(self.labels))
+        )  # or pieces would be empty
         if count <= 1:
             yield self
             return
@@ -130,13 +140,17 @@ class Pictures:
         targets = [None] * count if self.target is None else self.target.tensor_split(count)
         parts = (part.tensor_split(count) for part in (views, copies, self.labels))
         for own_views, own_copies, labels, target in zip(*parts, targets, strict=True):
-            yield replace(self, pixels=torch.cat([own_views, own_copies]), labels=labels, target=target)
+            yield replace(
+                self, pixels=torch.cat([own_views, own_copies]), labels=labels, target=target
+            )
 
 
 def make_pictures(step: Step, goal: Goal) -> Pictures:
     """Make this process's pictures of a step."""
     views = views_alone(step, goal)
-    return replace(views, pixels=torch.cat([views.pixels, copies_alone(step, goal).pixels]), target=step.target)
+    return replace(
+        views, pixels=torch.cat([views.pixels, copies_alone(step, goal).pixels]), target=step.target
+    )
 
 
 def views_alone(step: Step, goal: Goal) -> Pictures:
@@ -148,11 +162,15 @@ def views_alone(step: Step, goal: Goal) -> Pictures:
 
 
 def copies_alone(step: Step, goal: Goal) -> Pictures:
-    """This process's images of the divergence: changed copies, then unlabelled images, unchanged."""
+    """This process's images of the divergence: changed copies, then unlabelled images,
+    unchanged.
+    """
     batch = step.batch
     if step.pixels is not None:
         return Pictures(step.pixels[len(batch) :], batch.labels[:0], step.target)
-    changed = goal.copy_count(len(step)) - (len(step.unlabelled.positions) if step.unlabelled else 0)
+    changed = goal.copy_count(len(step)) - (
+        len(step.unlabelled.positions) if step.unlabelled else 0
+    )
     own = range(goal.copy_count(len(step)))[step.own_rows]
     count = sum(row < changed for row in own)
     copies = batch.pixels[:count]
@@ -185,7 +203,9 @@ def _labels(step: Step, batch: Batch) -> Tensor:
 
 
 def embeds_less_at_once(objective: Objective, steps: Sequence[Step]) -> bool:
-    """Whether embedding all prompts once, with fixed weights, costs no more than the steps' own prompts."""
+    """Whether embedding all prompts once, with fixed weights, costs no more than the steps' own
+    prompts.
+    """
     return objective.criterion.prompts.count <= own_prompts(objective, steps)
 
 
@@ -205,15 +225,18 @@ def with_teacher_targets(
 ) -> list[Step]:
     """Add what the divergence holds for the changed images to every step.
 
-    With ``judged``, the same for the images under other corruptions. Leaves the objective at the last of the
-    `Goal.teachers`.
+    With ``judged``, the same for the images under other corruptions. Leaves the objective at the
+    last of the `Goal.teachers`.
     """
     steps, cached = list(steps), embeds_less_at_once(objective, steps)
     for alpha in goal.teachers:
         objective.path.move_to(alpha)
         for place, step in enumerate(steps):
             targets_of = partial(_teacher_targets, objective, step, goal, cached=cached)
-            target, other = targets_of(copies_alone(step, goal).pixels, before=step.target), step.corrupted
+            target, other = (
+                targets_of(copies_alone(step, goal).pixels, before=step.target),
+                step.corrupted,
+            )
             if judged:
                 other = targets_of(_make_corrupted(step, step.batch), before=step.corrupted)
             steps[place] = replace(step, target=target, corrupted=other)
@@ -223,14 +246,24 @@ def with_teacher_targets(
 
 
 def _make_corrupted(step: Step, batch: Batch) -> Tensor:
-    """This process's images of a step under corruptions of other kinds than the changes that learning sees."""
+    """This process's images of a step under corruptions of other kinds than the changes that
+    learning sees.
+    """
     return corrupted(batch.pixels, step.seed, len(step), step.own_rows)
 
 
 def _teacher_targets(
-    objective: Objective, step: Step, goal: Goal, pixels: Tensor, *, cached: bool, before: Tensor | None
+    objective: Objective,
+    step: Step,
+    goal: Goal,
+    pixels: Tensor,
+    *,
+    cached: bool,
+    before: Tensor | None,
 ) -> Tensor:
-    """Features of pictures, or log probabilities of a step's classes, added to the teachers' ``before`` as a mean."""
+    """Features of pictures, or log probabilities of a step's classes, added to the teachers'
+    ``before`` as a mean.
+    """
     targets = _features(objective, goal, pixels)
     if not goal.holds_features:
         classes = class_features(objective, step, goal, cached=cached)
@@ -240,25 +273,33 @@ def _teacher_targets(
 
 
 def _features(objective: Objective, goal: Goal, pixels: Tensor) -> Tensor:
-    """Embed pictures at the current weights, (pictures, projection_dim), in the goal's precision."""
+    """Embed pictures at the current weights, (pictures, projection_dim), in the goal's
+    precision.
+    """
     with passes(pixels.device, goal.precision):
         return objective.criterion.embed(pixels).float()
 
 
 def class_features(objective: Objective, step: Step, goal: Goal, *, cached: bool = False) -> Tensor:
-    """Embed a step's classes at the current weights, (classes, projection_dim), in the goal's precision.
+    """Embed a step's classes at the current weights, (classes, projection_dim), in the goal's
+    precision.
 
     For ``cached`` see `CalibrationLoss.class_features`.
     """
     with passes(objective.shares.accelerator.device, goal.precision):
-        return objective.criterion.class_features(step.classes, step.templates, cached=cached).float()
+        return objective.criterion.class_features(
+            step.classes, step.templates, cached=cached
+        ).float()
 
 
-def terms_of(objective: Objective, goal: Goal, pictures: Pictures, classes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def terms_of(
+    objective: Objective, goal: Goal, pictures: Pictures, classes: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
     """Compute the terms of the goal at the current weights, for classes (classes, projection_dim).
 
     Returns:
-        The cross-entropy of every view, in nats, whether it is recognised, and the divergence of every changed copy.
+        The cross-entropy of every view, in nats, whether it is recognised, and the divergence of
+        every changed copy.
     """
     features = _features(objective, goal, pictures.pixels)
     logits = objective.criterion.model.logits(features, classes)
@@ -269,7 +310,9 @@ def terms_of(objective: Objective, goal: Goal, pictures: Pictures, classes: Tens
 
 
 def corrupted_goals(objective: Objective, goal: Goal, step: Step, classes: Tensor) -> Tensor:
-    """The goal at the current weights for a step's images under other corruptions, one number per image, in nats."""
+    """The goal at the current weights for a step's images under other corruptions, one number per
+    image, in nats.
+    """
     batch = step.batch
     features = _features(objective, goal, _make_corrupted(step, batch))
     logits = objective.criterion.model.logits(features, classes)
@@ -289,9 +332,14 @@ def _divergence(goal: Goal, features: Tensor, logits: Tensor, target: Tensor | N
 def _goal_of(
     objective: Objective, step: Step, goal: Goal, pictures: Pictures, classes: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """The part of a step's goal that some of its pictures contribute, and its `Losses` as a tensor: parts add up."""
+    """The part of a step's goal that some of its pictures contribute, and its `Losses` as a tensor:
+    parts add up.
+    """
     losses, recognised, divergences = terms_of(objective, goal, pictures, classes)
-    calibration, divergence = losses.sum() / len(step), divergences.sum() / max(goal.copy_count(len(step)), 1)
+    calibration, divergence = (
+        losses.sum() / len(step),
+        divergences.sum() / max(goal.copy_count(len(step)), 1),
+    )
     parts = torch.stack([calibration.detach(), divergence.detach(), recognised.sum() / len(step)])
     return calibration + goal.weight * divergence, parts
 
@@ -305,10 +353,11 @@ def backpropagate(
     at_once: int | None = None,
     last: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> Tensor:
-    """Compute this process's part of the goal's gradient at the current weights in ``parameter.grad``.
+    """Compute this process's part of the goal's gradient at the current weights in
+    ``parameter.grad``.
 
-    Gradients of pieces of the pictures add up. The class features are computed once, and backpropagated through the
-    text tower once, together with the last piece.
+    Gradients of pieces of the pictures add up. The class features are computed once, and
+    backpropagated through the text tower once, together with the last piece.
 
     Args:
         objective: Calibration loss.
@@ -316,7 +365,8 @@ def backpropagate(
         goal: The goal to compute.
         pictures: Result of `make_pictures` for the step.
         at_once: Pictures whose activations are held at once; ``None`` for all.
-        last: Makes a context for the last backward pass, after which ``parameter.grad`` has the sum.
+        last: Makes a context for the last backward pass, after which ``parameter.grad`` has the
+            sum.
 
     Returns:
         The parts of the goal, for `losses_of`; on a card they may still be computed.
@@ -334,7 +384,9 @@ def backpropagate(
             piece = following
         loss, losses = _goal_of(objective, step, goal, piece, classes)
         # one pass for both: a weight that both towers share gets its whole gradient in it
-        roots, gradients = ([loss], [None]) if leaf.grad is None else ([loss, classes], [None, leaf.grad])
+        roots, gradients = (
+            ([loss], [None]) if leaf.grad is None else ([loss, classes], [None, leaf.grad])
+        )
         with last():
             torch.autograd.backward(roots, gradients)
     return sums + losses
@@ -350,5 +402,7 @@ def losses_of(objective: Objective, step: Step, sums: Tensor) -> Losses:
         objective.shares.add_up(sums)
     losses = Losses(*sums.tolist())
     if not math.isfinite(losses.calibration + losses.divergence):
-        raise MeasureError(f"the loss of calibration batch {step.number} is not finite; check the checkpoints")
+        raise MeasureError(
+            f"the loss of calibration batch {step.number} is not finite; check the checkpoints"
+        )
     return losses

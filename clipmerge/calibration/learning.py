@@ -1,4 +1,6 @@
-"""Learn coefficients by gradient descent, and let images that learning never saw choose the result."""
+"""Learn coefficients by gradient descent, and let images that learning never saw choose the
+result.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,7 @@ import torch
 from torch import Tensor
 
 from clipmerge.calibration.activations import Activations
-from clipmerge.calibration.anchor import UNTUNED, find_anchor, finetuned_rank
+from clipmerge.calibration.anchor import find_anchor, finetuned_rank
 from clipmerge.calibration.choice import (
     CANDIDATES,
     UNDER_A_MASK,
@@ -37,16 +39,24 @@ from clipmerge.calibration.goal import (
     with_teacher_targets,
 )
 from clipmerge.calibration.objective import FORWARD, GRADIENT, Objective
-from clipmerge.calibration.steps import PROMPTS_A_STEP, Layout, Step, lay_out, shard_steps, with_unlabelled
+from clipmerge.calibration.steps import (
+    PROMPTS_A_STEP,
+    Layout,
+    Step,
+    lay_out,
+    shard_steps,
+    with_unlabelled,
+)
 from clipmerge.files.staging import defer_signals
 from clipmerge.models.memory import Pieces
 from clipmerge.planning.measurements import HeldBackChoice, LossPath
 
-#: Points of the path that are tried as a start, and the number of steps whose images compare them if no images are
-#: held back.
+#: Points of the path that are tried as a start, and the number of steps whose images compare them
+#: if no images are held back.
 ALPHAS, PATH_STEPS = tuple(tenth / 10 for tenth in range(11)), 4
-#: The zero-shot model's predictions teach if they remove this share of the uncertainty about the labels, else features
-#: of the straight path do: predictions that are sure and wrong would be held with great force, a cosine is bounded.
+#: The zero-shot model's predictions teach if they remove this share of the uncertainty about the
+#: labels, else features of the straight path do: predictions that are sure and wrong would be held
+#: with great force, a cosine is bounded.
 SKILLED = 1 / 4
 #: Number of steps whose pictures a CPU makes once, for the step and for the model that teaches it.
 FEW = 4
@@ -60,14 +70,16 @@ class LearningConfig:
         goal: The goal to minimise.
         steps: Number of steps.
         rate: Adam's step size in coefficients, one for all or by name.
-        sparsify: Called at the weights where learning starts; returns the parameters to make sparse and their density.
-            ``None`` keeps everything.
+        sparsify: Called at the weights where learning starts; returns the parameters to make sparse
+            and their density. ``None`` keeps everything.
         batch: Maximum number of images per step; ``None`` for the size of a calibration batch.
         held_back: Share of the images that learning does not see and that judge the result.
-        max_loss: Points of accuracy on the held-back images that may be lost against the fine-tuned model.
-        judges_zeroshot: Whether features of the straight path are held, in half of the steps, if the zero-shot model
-            does not know the target.
-        ceiling: Largest coefficient; ``None`` for twice the coefficient where learning starts, at least 1.
+        max_loss: Points of accuracy on the held-back images that may be lost against the fine-tuned
+            model.
+        judges_zeroshot: Whether features of the straight path are held, in half of the steps, if
+            the zero-shot model does not know the target.
+        ceiling: Largest coefficient; ``None`` for twice the coefficient where learning starts, at
+            least 1.
     """
 
     goal: Goal
@@ -88,7 +100,8 @@ class Learned:
     Attributes:
         trace: The losses of each step.
         choice: The choice of the held-back images; ``None`` if none are held back.
-        path: Loss along the straight path, on views of the images it was evaluated on; ``None`` if it was not.
+        path: Loss along the straight path, on views of the images it was evaluated on; ``None`` if
+            it was not.
     """
 
     trace: list[Losses]
@@ -97,14 +110,15 @@ class Learned:
 
 
 def learn(objective: Objective, coefficients: Coefficients, config: LearningConfig) -> Learned:
-    """Learn with Adam, whose rate falls to zero along a half cosine, and clamp every coefficient to [0, ceiling].
+    """Learn with Adam, whose rate falls to zero along a half cosine, and clamp every coefficient to
+    [0, ceiling].
 
-    Coefficients without a start all start at the anchor if features of the straight path are held, at 0.5 if those of
-    the zero-shot model are, and else at the best alpha of the straight path by the goal on the held-back images or,
-    without any, on the images of the first steps. At the end the held-back
-    images choose between a point of the straight path, the learned point and points between them. Processes share the
-    images of every step, add up their gradients, and end with the same coefficients, whether they take all steps or
-    resume an interrupted run.
+    Coefficients without a start all start at the anchor if features of the straight path are held,
+    at 0.5 if those of the zero-shot model are, and else at the best alpha of the straight path by
+    the goal on the held-back images or, without any, on the images of the first steps. At the end
+    the held-back images choose between a point of the straight path, the learned point and points
+    between them. Processes share the images of every step, add up their gradients, and end with the
+    same coefficients, whether they take all steps or resume an interrupted run.
 
     Args:
         objective: Calibration loss; left at the chosen coefficients.
@@ -131,18 +145,21 @@ def learn(objective: Objective, coefficients: Coefficients, config: LearningConf
         anchor = find_anchor(objective, config.max_loss)
         rank = anchor.finetuned_rank
         config = replace(config, goal=replace(config.goal, anchor=anchor.alpha))
-        if not anchor.harmed and anchor.alpha > UNTUNED and coefficients.start is None:
-            # where fine-tuning has done little harm, learning and masks lose more than they mend
-            config = replace(config, steps=0, sparsify=None)
     objective.work.announce(-ahead)
     found = _Run(objective, coefficients, config, layout, views).learn()
     if found.choice is None:
         return found
-    return replace(found, choice=found.choice.model_copy(update={"zeroshot_skill": skill, "finetuned_rank": rank}))
+    return replace(
+        found,
+        choice=found.choice.model_copy(update={"zeroshot_skill": skill, "finetuned_rank": rank}),
+    )
 
 
-def _zeroshot_skill(objective: Objective, goal: Goal, steps: Sequence[Step]) -> tuple[float, Tensor]:
-    """Share of the uncertainty about the labels of the steps' images that the zero-shot predictions remove.
+def _zeroshot_skill(
+    objective: Objective, goal: Goal, steps: Sequence[Step]
+) -> tuple[float, Tensor]:
+    """Share of the uncertainty about the labels of the steps' images that the zero-shot predictions
+    remove.
 
     Returns:
         This share, and the zero-shot model's `validate_views`.
@@ -151,7 +168,10 @@ def _zeroshot_skill(objective: Objective, goal: Goal, steps: Sequence[Step]) -> 
     objective.work.announce(FORWARD * sum(len(step) * step.work_share for step in steps))
     _embed_fixed_prompts(objective)
     objective.path.move_to(0.0)
-    classes = [objective.criterion.prompts.classes if step.classes is None else len(step.classes) for step in steps]
+    classes = [
+        objective.criterion.prompts.classes if step.classes is None else len(step.classes)
+        for step in steps
+    ]
     views = validate_views(objective, steps, goal)
     return 1 - float(views[1].mean()) / math.log(sum(classes) / len(classes)), views
 
@@ -178,31 +198,47 @@ class _Run:
         layout: Layout,
         zeroshot_views: Tensor | None,
     ) -> None:
-        self._objective, self._coefficients, self._config, self._layout = objective, coefficients, config, layout
+        self._objective, self._coefficients, self._config, self._layout = (
+            objective,
+            coefficients,
+            config,
+            layout,
+        )
         self._zeroshot_views = zeroshot_views
         # the point of the path that is taken for it, if features of the path are held
         self._anchor = config.goal.anchor if config.goal.divergence == "path-features" else None
         self._storage = objective.learning_state
-        self._candidates = (CANDIDATES if config.steps else ()) + (UNDER_A_MASK if config.sparsify else ())
+        self._candidates = (CANDIDATES if config.steps else ()) + (
+            UNDER_A_MASK if config.sparsify else ()
+        )
         self._descent = Descent(coefficients.values, config.rate, config.steps)
         self._trace = torch.zeros(config.steps, len(fields(Losses)), dtype=torch.float64)
         images = len({position for step in _path_steps(layout) for position in step.positions})
         # the scores of all points of the path, and the alpha where learning starts
         self._path = torch.zeros(len(ALPHAS), 3, images, dtype=torch.float64)
         self._start = torch.zeros((), dtype=torch.float64)
-        self._state = {"trace": self._trace, "path": self._path, "start": self._start, **self._descent.state}
+        self._state = {
+            "trace": self._trace,
+            "path": self._path,
+            "start": self._start,
+            **self._descent.state,
+        }
 
     def learn(self) -> Learned:
         """Learn, or resume learning, and choose."""
         objective, coefficients, goal = self._objective, self._coefficients, self._config.goal
         begin = self._restore()
         laid_out = self._layout.steps[: self._config.steps]
-        steps = self._shard(with_unlabelled(objective, laid_out, goal.unlabelled_count)[begin or 0 :])
+        steps = self._shard(
+            with_unlabelled(objective, laid_out, goal.unlabelled_count)[begin or 0 :]
+        )
         validates = bool(self._layout.validation_steps)
         tries_path = begin is None and (validates or coefficients.start is None)
         path_steps = self._shard(_path_steps(self._layout)) if tries_path or validates else []
         judged = validates and bool(self._candidates)
-        points = (len(ALPHAS) - (self._zeroshot_views is not None)) * tries_path + len(self._candidates) * validates
+        points = (len(ALPHAS) - (self._zeroshot_views is not None)) * tries_path + len(
+            self._candidates
+        ) * validates
         self._announce(steps, path_steps, points, judged=judged)
         _embed_fixed_prompts(objective)
         pieces = self._pieces(steps)
@@ -226,20 +262,28 @@ class _Run:
             return None
         number = int(self._descent.steps_taken)
         self._coefficients.start = float(self._start)
-        self._storage.say(f"learning resumes after step {number} of {self._config.steps}, saved by an earlier run")
+        self._storage.say(
+            f"learning resumes after step {number} of {self._config.steps}, saved by an earlier run"
+        )
         return number
 
     def _shard(self, steps: Sequence[Step]) -> list[Step]:
         """Share the images among the processes."""
         goal = self._config.goal
-        counts = [count for step in steps for count in (len(step), goal.copy_count(len(step))) if count]
+        counts = [
+            count for step in steps for count in (len(step), goal.copy_count(len(step))) if count
+        ]
         return shard_steps(self._objective, steps, min(counts, default=0))
 
-    def _announce(self, steps: Sequence[Step], path_steps: Sequence[Step], points: int, *, judged: bool) -> None:
+    def _announce(
+        self, steps: Sequence[Step], path_steps: Sequence[Step], points: int, *, judged: bool
+    ) -> None:
         """Announce the steps' work, and that of so many points on the views of ``path_steps``."""
         goal = self._config.goal
         teachers = FORWARD * len(goal.teachers)
-        work = FORWARD * float(judged)  # until the choice is made, which may take more than is known now
+        work = FORWARD * float(
+            judged
+        )  # until the choice is made, which may take more than is known now
         for step in steps:
             taught, images = goal.copy_count(len(step)), goal.picture_count(len(step))
             work += (teachers * taught + GRADIENT * images) * step.work_share
@@ -261,7 +305,9 @@ class _Run:
                 objective.path.move_to(alpha)
                 views = validate_views(objective, steps, goal)
             self._path[row] = views[[1, 0, 1]]
-        needed = accurate_points(dict(zip(ALPHAS, self._path[:, 1], strict=True)), self._config.max_loss, self._anchor)
+        needed = accurate_points(
+            dict(zip(ALPHAS, self._path[:, 1], strict=True)), self._config.max_loss, self._anchor
+        )
         lowest = math.inf if self._anchor is None else -math.inf
         for row in self._path[:, 0].mean(-1).argsort().tolist():
             alpha, loss = ALPHAS[row], float(self._path[row, 0].mean())
@@ -272,7 +318,8 @@ class _Run:
             lowest = min(lowest, float(self._path[row, 0].mean()))
         if self._coefficients.start is None:
             best = ALPHAS[int(self._path[:, 0].mean(-1).argmin())]
-            # where fine-tuning has moved all features, the best is nearly fine-tuned: nothing is regained from there
+            # where fine-tuning has moved all features, the best is nearly fine-tuned: nothing is
+            # regained from there
             self._coefficients.fill(goal.anchor if goal.holds_features else best)
 
     def _sparsify(self, *, anew: bool) -> None:
@@ -285,7 +332,9 @@ class _Run:
             self._coefficients.add_noise(self._objective.seed)
 
     def _pieces(self, steps: Sequence[Step]) -> Pieces:
-        """Pictures of a step that go through the model at once; on a card, tell how much memory learning takes."""
+        """Pictures of a step that go through the model at once; on a card, tell how much memory
+        learning takes.
+        """
         objective, goal = self._objective, self._config.goal
         if not steps:
             return objective.pieces(None)
@@ -298,13 +347,18 @@ class _Run:
         pictures = max(math.ceil(goal.picture_count(len(step)) * step.work_share) for step in steps)
         at_once = min(pieces.most or pictures, pictures)
         found = activations.forecast(self._state, pictures, at_once)
-        objective.say(f"learning takes {found}; {at_once} of the {pictures} images of a step go through at once")
+        objective.say(
+            f"learning takes {found}; {at_once} of the {pictures} images of a step go through at"
+            " once"
+        )
         if "noise" in goal.changes and goal.robustness:
             objective.noise_drawn_on = device.type
         return pieces
 
     def _with_targets(self, steps: Sequence[Step]) -> Iterator[list[Step]]:
-        """Add what the divergence holds to the steps, on a CPU to a few at a time, whose pictures are made once."""
+        """Add what the divergence holds to the steps, on a CPU to a few at a time, whose pictures
+        are made once.
+        """
         objective, goal = self._objective, self._config.goal
         # many prompts take longer to embed again for every few steps than pictures to make
         many = objective.path.text_changes and objective.criterion.prompts.count > PROMPTS_A_STEP
@@ -317,7 +371,7 @@ class _Run:
 
     def _descend(self, steps: Sequence[Step], pieces: Pieces) -> None:
         objective, coefficients, goal = self._objective, self._coefficients, self._config.goal
-        # by default as far above the start as zero-shot (0) is below it, but at least fine-tuned (1)
+        # by default as far above the start as zero-shot is below it, but at least fine-tuned
         ceiling = self._config.ceiling or max(1.0, 2 * float(self._start))
         ahead: Pictures | None = None
         for place, step in enumerate(steps):
@@ -337,11 +391,15 @@ class _Run:
             objective.work.tick(GRADIENT * goal.picture_count(len(step)) * step.work_share)
 
     def _backpropagate(self, step: Step, pictures: Pictures, at_once: int) -> Tensor:
-        """Compute the gradients of a step, whatever an attempt with more pictures at once has left."""
+        """Compute the gradients of a step, whatever an attempt with more pictures at once has
+        left.
+        """
         self._objective.path.clear_gradients()
         self._coefficients.place()
         last = self._coefficients.collect_gradients
-        return backpropagate(self._objective, step, self._config.goal, pictures, at_once=at_once, last=last)
+        return backpropagate(
+            self._objective, step, self._config.goal, pictures, at_once=at_once, last=last
+        )
 
     def _go_to(self, at: Candidate) -> None:
         """Set the weights to a point that can be chosen."""
@@ -355,7 +413,9 @@ class _Run:
         """Let the held-back images choose, and move to their choice."""
         objective = self._objective
         steps = with_pictures(objective, steps, goal)
-        path = {alpha: ValidationScore(rows) for alpha, rows in zip(ALPHAS, self._path, strict=True)}
+        path = {
+            alpha: ValidationScore(rows) for alpha, rows in zip(ALPHAS, self._path, strict=True)
+        }
 
         @cache
         def views_of(candidate: Candidate) -> Tensor:

@@ -1,7 +1,8 @@
 """The calibration loss at the current weights: cross-entropy of the zero-shot head.
 
-Class prompts pass through the text tower, are averaged over templates and compared with the image features. Values
-that do not depend on the weights that moved are cached: prompt features, and the hidden states below a layer.
+Class prompts pass through the text tower, are averaged over templates and compared with the image
+features. Values that do not depend on the weights that moved are cached: prompt features, and the
+hidden states below a layer.
 """
 
 from __future__ import annotations
@@ -31,18 +32,22 @@ class CalibrationLoss:
         prompts: The class prompts.
     """
 
-    def __init__(self, model: ImageTextModel, path: PathWeights, prompts: Prompts, pieces: Pieces) -> None:
+    def __init__(
+        self, model: ImageTextModel, path: PathWeights, prompts: Prompts, pieces: Pieces
+    ) -> None:
         """Start with empty caches; images without a graph go through in these pieces."""
         self.model = model
         self.prompts = prompts
         self._path = path
         self._pieces = pieces
-        # prompt features, and per tower the hidden states of one batch, each with the number of moves before it
+        # prompt features, and per tower the hidden states of one batch, each with the number of
+        # moves before it
         self._prompt_features: tuple[int, Tensor] | None = None
         self._hidden: dict[str, tuple[tuple[int, int], tuple[Tensor, ...] | None]] = {}
 
     def prompt_features(self) -> Tensor:
-        """Embed the prompts at theta(alpha), not at perturbed weights, without a graph: (prompts, projection_dim).
+        """Embed the prompts at theta(alpha), not at perturbed weights, without a graph: (prompts,
+        projection_dim).
 
         Computed once per point, or once for all points if the text tower is the same at both ends.
         """
@@ -54,7 +59,9 @@ class CalibrationLoss:
 
     @contextmanager
     def fewer_prompts(self, most: int, seed: int) -> Iterator[tuple[str, ...]]:
-        """In this context, use fewer templates if there are many prompts (`Prompts.drawn`); yields a note about it."""
+        """In this context, use fewer templates if there are many prompts (`Prompts.drawn`); yields
+        a note about it.
+        """
         all_prompts, features = self.prompts, self._prompt_features
         fewer = all_prompts.drawn(most, seed)
         if fewer is all_prompts:
@@ -70,11 +77,17 @@ class CalibrationLoss:
             self._hidden.pop("text", None)
 
     def class_features(
-        self, classes: Tensor | None = None, templates: Tensor | None = None, *, cached: bool = False
+        self,
+        classes: Tensor | None = None,
+        templates: Tensor | None = None,
+        *,
+        cached: bool = False,
     ) -> Tensor:
-        """Embed classes at the current weights: (classes, projection_dim), with a graph if the text tower changes.
+        """Embed classes at the current weights: (classes, projection_dim), with a graph if the text
+        tower changes.
 
-        ``cached`` averages `prompt_features` instead, which embeds all prompts once and has no graph.
+        ``cached`` averages `prompt_features` instead, which embeds all prompts once and has no
+        graph.
         """
         places = self.prompts.places(classes, templates)
         anew = self._path.text_changes and not cached
@@ -82,17 +95,25 @@ class CalibrationLoss:
         return averaged(features, self.prompts.templates if templates is None else len(templates))
 
     def embed(self, pixels: Tensor) -> Tensor:
-        """Embed preprocessed images at the current weights: (batch, projection_dim), unit length."""
+        """Embed preprocessed images at the current weights: (batch, projection_dim), unit
+        length.
+        """
         if torch.is_grad_enabled():
             return self.model.image_features(pixels)
         return self._pieces.forward(self.model.image_features, pixels)
 
-    def loss(self, batch: Batch, prompt_features: Tensor, image_features: Tensor | None = None) -> Tensor:
+    def loss(
+        self, batch: Batch, prompt_features: Tensor, image_features: Tensor | None = None
+    ) -> Tensor:
         """Mean cross-entropy of one batch at the current weights, in nats."""
         return cross_entropy(self.logits(batch, prompt_features, image_features), batch.labels)
 
-    def logits(self, batch: Batch, prompt_features: Tensor, image_features: Tensor | None = None) -> Tensor:
-        """Scaled cosine similarities of one batch with every class: (batch, classes); arguments as in `loss`."""
+    def logits(
+        self, batch: Batch, prompt_features: Tensor, image_features: Tensor | None = None
+    ) -> Tensor:
+        """Scaled cosine similarities of one batch with every class: (batch, classes); arguments as
+        in `loss`.
+        """
         images = self.embed(batch.pixels) if image_features is None else image_features
         return self.model.logits(images, averaged(prompt_features, self.prompts.templates))
 
@@ -103,22 +124,30 @@ class CalibrationLoss:
         return self.loss(batch, self.prompts.features())
 
     def layer_loss(self, batch: Batch, layer: str) -> Callable[[], Tensor]:
-        """A function that computes the loss of one batch while only this layer moves, as cheaply as possible.
+        """A function that computes the loss of one batch while only this layer moves, as cheaply as
+        possible.
 
-        The other tower's features and the hidden states below the layer's block are computed at theta(alpha) and
-        cached for the batch: call this at theta(alpha), for all layers of a batch before the next batch.
+        The other tower's features and the hidden states below the layer's block are computed at
+        theta(alpha) and cached for the batch: call this at theta(alpha), for all layers of a batch
+        before the next batch.
         """
         if not layer.startswith("text."):
             prompts = self.prompt_features()
             images = self._prefix("vision", layer, batch)
-            return lambda: self.loss(batch, prompts, self.model.image_features(batch.pixels, images))
+            return lambda: self.loss(
+                batch, prompts, self.model.image_features(batch.pixels, images)
+            )
         with torch.no_grad():
-            features = self.model.image_features(batch.pixels, self._prefix("vision", "logit_scale", batch))
+            features = self.model.image_features(
+                batch.pixels, self._prefix("vision", "logit_scale", batch)
+            )
         start = self._prefix("text", layer, batch)
         return lambda: self.loss(batch, self.prompts.features(start), features)
 
     def _prefix(self, tower: Literal["vision", "text"], layer: str, batch: Batch) -> Prefix | None:
-        """The first block affected by a layer's change, and its input; ``None`` if no block can be skipped."""
+        """The first block affected by a layer's change, and its input; ``None`` if no block can be
+        skipped.
+        """
         if may_precede_blocks(layer) or (tower == "text" and self.prompts.are_many):
             return None
         # prompts are the same for every batch

@@ -15,18 +15,24 @@ from clipmerge.planning.measurements import Mixture
 
 @torch.no_grad()
 def try_mixture(objective: Objective, weights: Sequence[float]) -> Mixture:
-    """Evaluate theta_0 + sum_i weights_i * (theta_i - theta_0), as a merge would write it; one forward pass.
+    """Evaluate theta_0 + sum_i weights_i * (theta_i - theta_0), as a merge would write it; one
+    forward pass.
 
-    The model stays at the mixture, including layers that only a further checkpoint changed: do not use `move_to`
-    afterwards.
+    The model stays at the mixture, including layers that only a further checkpoint changed: do not
+    use `move_to` afterwards.
     """
     inputs = objective.inputs
     # a further checkpoint may change a text tower that the first one does not
     objective.path.forget(text=objective.path.text_changes or len(objective.inputs.finetuned) > 1)
     for name, parameter in objective.path.parameters.items():
         if inputs.merges(name):
-            finetuned = [inputs.theta_1(name, which=which) for which in range(len(objective.inputs.finetuned))]
-            parameter.copy_(merge_tensor(inputs.theta_0(name), finetuned, alpha=1.0, weights=tuple(weights)))
+            finetuned = [
+                inputs.theta_1(name, which=which)
+                for which in range(len(objective.inputs.finetuned))
+            ]
+            parameter.copy_(
+                merge_tensor(inputs.theta_0(name), finetuned, alpha=1.0, weights=tuple(weights))
+            )
     features = objective.criterion.prompt_features()
     results = {}
     for batch in objective.shares.batches:
@@ -38,5 +44,7 @@ def try_mixture(objective: Objective, weights: Sequence[float]) -> Mixture:
     loss, accuracy = (objective.shares.mean(list(values)) for values in zip(*rows, strict=True))
     if not loss < float("inf"):
         listed = ", ".join(f"{weight:g}" for weight in weights)
-        raise MeasureError(f"the calibration loss at weights {listed} is {loss}; check that the checkpoints work")
+        raise MeasureError(
+            f"the calibration loss at weights {listed} is {loss}; check that the checkpoints work"
+        )
     return Mixture(weights=tuple(weights), loss=loss, accuracy=accuracy)

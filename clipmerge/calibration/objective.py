@@ -1,8 +1,8 @@
 """The calibration loss as a function of the weights: the argument of every measure.
 
-`Objective` combines four parts and delegates to them: the weights on the path, the loss at the current weights, the
-batches over all processes, and the work announced and done. Weights move in place on the device; there is never a
-second model.
+`Objective` combines four parts and delegates to them: the weights on the path, the loss at the
+current weights, the batches over all processes, and the work announced and done. Weights move in
+place on the device; there is never a second model.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ from clipmerge.models.memory import Pieces
 
 #: Loss of a batch, given prompt features (prompts, projection_dim).
 Loss = Callable[[Batch, Tensor], Tensor]
-#: Number of prompts that measures backpropagate through the text tower; if there are more, templates are drawn.
+#: Number of prompts that measures backpropagate through the text tower; if there are more,
+#: templates are drawn.
 PROMPTS_A_GRADIENT = 1024
 
 # Cost of a batch in forward passes: a gradient is about three, a Hessian-vector product about six.
@@ -66,9 +67,11 @@ class Objective:
         wants_gradients: Whether the recipe's method ranks entries by mean gradients.
         notes: What the record of the measure should say beside its own notes.
         say: Called with what the user should know.
-        learning_state: Saves and restores the state of measures that learn; ``None`` to save nothing.
+        learning_state: Saves and restores the state of measures that learn; ``None`` to save
+            nothing.
         noise_drawn_on: Kind of device that draws the noise of changed copies; ``None`` for the CPU.
-        unlabelled: Images without labels for measures that learn, shared among the processes; ``None`` for none.
+        unlabelled: Images without labels for measures that learn, shared among the processes;
+            ``None`` for none.
     """
 
     wants_gradients: bool = False
@@ -100,8 +103,8 @@ class Objective:
             templates: Prompts per class.
             accelerator: Places the model and gathers results.
             seed: Seed for measures that draw random numbers.
-            images_at_once: Images whose activations `gradients` holds at once, with the same gradient of the batch;
-                ``None`` for a whole batch.
+            images_at_once: Images whose activations `gradients` holds at once, with the same
+                gradient of the batch; ``None`` for a whole batch.
             progress: Called with work done and work announced, in images x forward passes.
             say: Called with what the user should know.
 
@@ -123,7 +126,8 @@ class Objective:
         self._pieces = self.pieces(None)
 
     def fewer_prompts(self) -> AbstractContextManager[tuple[str, ...]]:
-        """In this context, use at most `PROMPTS_A_GRADIENT` prompts, or one template per class if that is more.
+        """In this context, use at most `PROMPTS_A_GRADIENT` prompts, or one template per class if
+        that is more.
 
         Returns:
             A context whose value is the notes for the result.
@@ -137,13 +141,16 @@ class Objective:
             self.say(text)
 
     def pieces(self, most: int | None) -> Pieces:
-        """Pieces of as many images as the user said, or else of ``most``; halved where memory runs out."""
+        """Pieces of as many images as the user said, or else of ``most``; halved where memory runs
+        out.
+        """
         return Pieces(self._images_at_once or most, self.note)
 
     # Passes over this process's batches, and their work
 
     def announce(self, *, forward: float = 0, gradient: float = 0, hessian: float = 0) -> None:
-        """Announce all passes over the data before they start, so that their progress and time can be shown.
+        """Announce all passes over the data before they start, so that their progress and time can
+        be shown.
 
         Args:
             forward: Forward passes.
@@ -155,7 +162,9 @@ class Objective:
 
     @torch.no_grad()
     def losses(self) -> dict[int, float]:
-        """Loss of each of this process's batches at the current weights, by batch number; one forward pass."""
+        """Loss of each of this process's batches at the current weights, by batch number; one
+        forward pass.
+        """
         features = self.criterion.prompt_features()
         values = {}
         for batch in self.shares.batches:
@@ -164,13 +173,15 @@ class Objective:
         return values
 
     def gradients(self, loss_of: Loss | None = None) -> Iterator[tuple[Batch, float]]:
-        """Iterate over the batches with each batch's own gradient in ``parameter.grad``; one gradient pass.
+        """Iterate over the batches with each batch's own gradient in ``parameter.grad``; one
+        gradient pass.
 
-        The text tower runs forward once for all batches and backward once per batch, from the gradient of the
-        prompt features: the same numbers as one joint backward pass.
+        The text tower runs forward once for all batches and backward once per batch, from the
+        gradient of the prompt features: the same numbers as one joint backward pass.
 
         Args:
-            loss_of: A loss to use instead of `loss`: a scalar, given a batch and the prompt features.
+            loss_of: A loss to use instead of `loss`: a scalar, given a batch and the prompt
+                features.
 
         Yields:
             The batch and its loss. Gradients are overwritten by the next batch.
@@ -178,7 +189,11 @@ class Objective:
         Raises:
             MeasureError: If a loss is not finite.
         """
-        prompts = self.criterion.prompts.features() if self.path.text_changes else self.criterion.prompt_features()
+        prompts = (
+            self.criterion.prompts.features()
+            if self.path.text_changes
+            else self.criterion.prompt_features()
+        )
         for batch, value, pull in self.image_gradients(prompts, loss_of):
             if pull is not None:
                 prompts.backward(pull, retain_graph=True)  # type: ignore[no-untyped-call]
@@ -190,7 +205,8 @@ class Objective:
         """The same as `gradients` for given prompt features, without the text tower's gradient.
 
         Yields:
-            The batch, its loss, and the loss's gradient of the prompt features; ``None`` if the text tower stays.
+            The batch, its loss, and the loss's gradient of the prompt features; ``None`` if the
+            text tower stays.
         """
         for batch in self.shares.batches:
             features = prompts.detach().requires_grad_(self.path.text_changes)
@@ -200,23 +216,37 @@ class Objective:
                 features.grad = None
                 value = 0.0
                 for piece in [batch] if loss_of else batch.pieces(most):
-                    loss = (loss_of or self.criterion.loss)(piece, features) * (len(piece) / len(batch))
+                    loss = (loss_of or self.criterion.loss)(piece, features) * (
+                        len(piece) / len(batch)
+                    )
                     loss.backward()  # type: ignore[no-untyped-call]
                     value += float(loss.detach())
                 return value
 
             value = (pieces or self._pieces).tried(len(batch), attempt)
             if not value < float("inf"):
-                raise MeasureError(f"the loss of calibration batch {batch.number} is {value}; check the checkpoints")
+                raise MeasureError(
+                    f"the loss of calibration batch {batch.number} is {value}; check the"
+                    " checkpoints"
+                )
             yield batch, value, features.grad
             self.work.tick(GRADIENT * len(batch))
         self.path.clear_gradients()
 
-    def mean_of_pieces(self, batch: Batch, values_of: Callable[[Batch], list[float]]) -> list[float]:
-        """Compute values that are means over a batch's images, from pieces of it where memory runs out."""
+    def mean_of_pieces(
+        self, batch: Batch, values_of: Callable[[Batch], list[float]]
+    ) -> list[float]:
+        """Compute values that are means over a batch's images, from pieces of it where memory runs
+        out.
+        """
 
         def attempt(most: int) -> list[float]:
             pieces = [(len(piece) / len(batch), values_of(piece)) for piece in batch.pieces(most)]
-            return [sum(values) for values in zip(*([part * x for x in found] for part, found in pieces), strict=True)]
+            return [
+                sum(values)
+                for values in zip(
+                    *([part * x for x in found] for part, found in pieces), strict=True
+                )
+            ]
 
         return self._pieces.tried(len(batch), attempt)

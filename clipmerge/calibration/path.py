@@ -57,24 +57,34 @@ class Ends(Mapping[str, Tensor]):
 
 
 def _is_mapped(name: str, parameter: Parameter, inputs: Inputs) -> bool:
-    """Whether both ends can be read again at no more than the cost of copying them into the device's memory."""
+    """Whether both ends can be read again at no more than the cost of copying them into the
+    device's memory.
+    """
     if parameter.numel() <= _HELD or parameter.device.type != "cpu":
         return False
     ends = (inputs.theta_0, inputs.theta_1)
-    return all(end(name).data_ptr() == end(name).data_ptr() and end(name).shape == parameter.shape for end in ends)
+    return all(
+        end(name).data_ptr() == end(name).data_ptr() and end(name).shape == parameter.shape
+        for end in ends
+    )
 
 
 def _are_short(name: str, parameter: Parameter, inputs: Inputs) -> bool:
     """Whether a card holds both ends in the 16 bits that they have in their files."""
     ends = (inputs.theta_0(name), inputs.theta_1(name))
-    fit = all(end.dtype in (torch.float16, torch.bfloat16) and end.shape == parameter.shape for end in ends)
+    fit = all(
+        end.dtype in (torch.float16, torch.bfloat16) and end.shape == parameter.shape
+        for end in ends
+    )
     return fit and parameter.device.type != "cpu"
 
 
 def runs_of(tensor: Tensor) -> list[slice | None]:
-    """Runs of a tensor's rows, of about a million entries each; all of it at once if there are no more, or on a card.
+    """Runs of a tensor's rows, of about a million entries each; all of it at once if there are no
+    more, or on a card.
 
-    On a CPU, large buffers would not fit between what a backward pass still holds, and take new memory.
+    On a CPU, large buffers would not fit between what a backward pass still holds, and take new
+    memory.
 
     Example:
         >>> runs_of(torch.empty(3, 1 << 19)), runs_of(torch.empty(3, 4))
@@ -87,12 +97,16 @@ def runs_of(tensor: Tensor) -> list[slice | None]:
 
 
 def rows_of(values: Tensor, rows: slice | None) -> Tensor:
-    """Some rows of a tensor, as a view of it; a scalar, which applies to every row, is returned whole."""
+    """Some rows of a tensor, as a view of it; a scalar, which applies to every row, is returned
+    whole.
+    """
     return values if rows is None or not values.ndim else values[rows]
 
 
 def _read(inputs: Inputs, name: str, rows: slice | None = None, *, change: bool) -> Tensor:
-    """Read theta_0, or theta_1 - theta_0, into memory of its own, float32, and release the files' pages."""
+    """Read theta_0, or theta_1 - theta_0, into memory of its own, float32, and release the files'
+    pages.
+    """
     value = rows_of(inputs.theta_0(name), rows).to(torch.float32, copy=True)
     if change:
         torch.sub(rows_of(inputs.theta_1(name), rows).float(), value, out=value)
@@ -104,7 +118,8 @@ class PathWeights:
     """The weights of one model at theta_0 + alpha * task_vector.
 
     Attributes:
-        parameters: The model's parameters by canonical name; those that fine-tuning did not change are frozen.
+        parameters: The model's parameters by canonical name; those that fine-tuning did not change
+            are frozen.
         theta_0: Zero-shot values of the changed parameters by name, float32.
         task_vector: theta_1 - theta_0 of the changed parameters by name, float32.
         layers: Names of the changed parameters by layer; only layers that fine-tuning changed.
@@ -119,21 +134,27 @@ class PathWeights:
         self.parameters = model.parameters
         self.theta_0 = Ends()
         self.task_vector = Ends()
-        # both ends as they are in 16-bit checkpoints, on a card: half of the memory of theta_0 and a task vector
+        # both ends as they are in 16-bit checkpoints, on a card: half of the memory of theta_0 and
+        # a task vector
         self._short: dict[str, tuple[Tensor, Tensor]] = {}
         self.moves = self.text_moves = 0
         for name, parameter in self.parameters.items():
             self._take(name, parameter, inputs)
         if not self.task_vector:
             raise MeasureError(
-                f"{inputs.zeroshot.source} and {inputs.finetuned[0].source} hold the same weights; there is nothing to "
-                "measure or merge"
+                f"{inputs.zeroshot.source} and {inputs.finetuned[0].source} hold the same weights;"
+                " there is nothing to measure or merge"
             )
-        changed = {layer: tuple(n for n in names if n in self.task_vector) for layer, names in inputs.layers.items()}
+        changed = {
+            layer: tuple(n for n in names if n in self.task_vector)
+            for layer, names in inputs.layers.items()
+        }
         self.layers = {layer: names for layer, names in changed.items() if names}
 
     def _take(self, name: str, parameter: Parameter, inputs: Inputs) -> None:
-        """Store a parameter's zero-shot value and its change; freeze the parameter if it did not change."""
+        """Store a parameter's zero-shot value and its change; freeze the parameter if it did not
+        change.
+        """
         parameter.requires_grad_(False)
         theta_0 = parameter.detach()
         require_finite(theta_0, name, inputs.zeroshot.source)
@@ -147,10 +168,15 @@ class PathWeights:
                 self.theta_0.add(name, partial(_read, inputs, name, change=False))
                 self.task_vector.add(name, partial(_read, inputs, name, change=True))
             elif _are_short(name, parameter, inputs):
-                ends = inputs.theta_0(name).to(theta_0.device), inputs.theta_1(name).to(theta_0.device)
+                ends = (
+                    inputs.theta_0(name).to(theta_0.device),
+                    inputs.theta_1(name).to(theta_0.device),
+                )
                 self._short[name] = ends
                 self.theta_0.add(name, lambda rows: rows_of(ends[0], rows).float())
-                self.task_vector.add(name, lambda rows: rows_of(ends[1], rows).float() - rows_of(ends[0], rows))
+                self.task_vector.add(
+                    name, lambda rows: rows_of(ends[1], rows).float() - rows_of(ends[0], rows)
+                )
             else:
                 self.theta_0.add(name, theta_0.clone())
                 self.task_vector.add(name, task_vector)
@@ -167,7 +193,9 @@ class PathWeights:
         return bool(self._short)
 
     def start_at(self, names: Sequence[str]) -> list[Tensor]:
-        """Set several parameters to theta_0 and return their task vectors, with few kernels for many of them."""
+        """Set several parameters to theta_0 and return their task vectors, with few kernels for
+        many of them.
+        """
         short = {name: ends[0] for name in names if (ends := self._short.get(name))}
         values = [self.parameters[name].data for name in names]
         copy_each(values, [short[name] if name in short else self.theta_0[name] for name in names])
@@ -196,10 +224,17 @@ class PathWeights:
         moved = self.layers if layers is None else layers
         self.forget(text=any(layer.startswith("text.") for layer in moved))
         for name in (name for layer in moved for name in self.layers[layer]):
-            torch.add(self.theta_0[name], self.task_vector[name], alpha=alpha, out=self.parameters[name].data)
+            torch.add(
+                self.theta_0[name],
+                self.task_vector[name],
+                alpha=alpha,
+                out=self.parameters[name].data,
+            )
 
     def forget(self, *, text: bool) -> None:
-        """Count a move made by other code, so that values cached for the old weights are not used again."""
+        """Count a move made by other code, so that values cached for the old weights are not used
+        again.
+        """
         torch.clear_autocast_cache()
         self.moves += 1
         self.text_moves += text
@@ -219,7 +254,9 @@ class PathWeights:
                 self.parameters[name].requires_grad_(True)
 
     def gradient_of(self, name: str) -> Tensor:
-        """A parameter's gradient from the last backward pass; zero if the loss does not depend on it."""
+        """A parameter's gradient from the last backward pass; zero if the loss does not depend on
+        it.
+        """
         gradient = self.parameters[name].grad
         return torch.zeros_like(self.parameters[name]) if gradient is None else gradient
 

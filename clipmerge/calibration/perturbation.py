@@ -22,7 +22,12 @@ class LayerBall:
     """
 
     def __init__(
-        self, parameters: list[Parameter], *, norm: Literal["l2", "linf"], radius: float, adaptive: bool
+        self,
+        parameters: list[Parameter],
+        *,
+        norm: Literal["l2", "linf"],
+        radius: float,
+        adaptive: bool,
     ) -> None:
         """Store the layer's weights theta."""
         self.parameters = parameters
@@ -34,7 +39,9 @@ class LayerBall:
     @torch.no_grad()
     def place(self, point: list[Tensor]) -> None:
         """Move the layer to theta + c * u."""
-        for parameter, origin, scale, u in zip(self.parameters, self._origin, self._scale, point, strict=True):
+        for parameter, origin, scale, u in zip(
+            self.parameters, self._origin, self._scale, point, strict=True
+        ):
             parameter.data.copy_(origin).addcmul_(scale, u)
 
     @torch.no_grad()
@@ -48,7 +55,9 @@ class LayerBall:
         scaled = [g * scale for g, scale in zip(gradient, self._scale, strict=True)]
         if self.norm == "linf":
             return [value.sign() for value in scaled]
-        length = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(value) for value in scaled]))
+        length = torch.linalg.vector_norm(
+            torch.stack([torch.linalg.vector_norm(value) for value in scaled])
+        )
         return [value / length.clamp_min(1e-30) for value in scaled]
 
     def maximiser(self, gradient: list[Tensor]) -> list[Tensor]:
@@ -62,8 +71,11 @@ class LayerBall:
         factor = (self.radius / length.clamp_min(1e-30)).clamp_max(1.0)
         return [u * factor for u in point]
 
-    def apgd(self, loss: Callable[[], Tensor], gradient: list[Tensor], base: float, steps: int) -> float:
-        """The largest loss that auto-PGD finds in the ball from its centre, given the gradient and the loss there.
+    def apgd(
+        self, loss: Callable[[], Tensor], gradient: list[Tensor], base: float, steps: int
+    ) -> float:
+        """The largest loss that auto-PGD finds in the ball from its centre, given the gradient and
+        the loss there.
 
         Source:
             Croce and Hein 2020, arXiv:2003.01690, algorithm 1.
@@ -78,7 +90,9 @@ class LayerBall:
             ahead = self._project([u + step * d for u, d in zip(point, direction, strict=True)])
             if iteration > 1:
                 triples = zip(point, ahead, previous, strict=True)
-                ahead = self._project([u + _MOMENTUM * (a - u) + (1 - _MOMENTUM) * (u - p) for u, a, p in triples])
+                ahead = self._project(
+                    [u + _MOMENTUM * (a - u) + (1 - _MOMENTUM) * (u - p) for u, a, p in triples]
+                )
             previous, point = point, ahead
             self.place(point)
             with torch.set_grad_enabled(iteration < steps):

@@ -1,7 +1,7 @@
 """Checkpoints of learning in the user's cache, so that an interrupted run can resume.
 
-There is one file per run of learning, named by a hash of everything that determines the result: only the same command
-finds it.
+There is one file per run of learning, named by a hash of everything that determines the result:
+only the same command finds it.
 """
 
 from __future__ import annotations
@@ -44,7 +44,9 @@ _NAMES = {getattr(torch, name): stored for stored, (name, _) in DTYPES.items()}
 class LearningState:
     """The state of one run of learning, in one file that only the main process reads and writes."""
 
-    def __init__(self, find: Callable[[], Path], accelerator: Processes, say: Callable[[str], None]) -> None:
+    def __init__(
+        self, find: Callable[[], Path], accelerator: Processes, say: Callable[[str], None]
+    ) -> None:
         """Store the arguments; nothing is read or written."""
         self._find = find
         self._accelerator = accelerator
@@ -58,7 +60,9 @@ class LearningState:
         return self._find()
 
     def restore(self, state: Mapping[str, Tensor]) -> bool:
-        """Restore the state that an earlier run saved, the same in every process, and say whether there was one."""
+        """Restore the state that an earlier run saved, the same in every process, and say whether
+        there was one.
+        """
         older = self._read(state) if self._accelerator.is_main_process else None
         exists = torch.tensor(float(older is not None))
         self._take_over(exists)
@@ -72,11 +76,15 @@ class LearningState:
         return True
 
     def _read(self, state: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
-        """The file's content if it is complete and fits; otherwise it is removed, with a note for the user."""
+        """The file's content if it is complete and fits; otherwise it is removed, with a note for
+        the user.
+        """
         try:
             older = load_file(self._path)
             fits = older.keys() == state.keys() and all(
-                older[name].shape == tensor.shape and older[name].dtype == tensor.dtype and older[name].isfinite().all()
+                older[name].shape == tensor.shape
+                and older[name].dtype == tensor.dtype
+                and older[name].isfinite().all()
                 for name, tensor in state.items()
             )
             if fits:
@@ -84,9 +92,15 @@ class LearningState:
             problem = f"{self._path} does not fit"
         except FileNotFoundError:
             return None
-        except (OSError, RuntimeError, SafetensorError) as error:  # RuntimeError: the user has no home folder
+        except (
+            OSError,
+            RuntimeError,
+            SafetensorError,
+        ) as error:  # RuntimeError: the user has no home folder
             problem = _reason(error)
-        self.say(f"the state saved by an earlier run cannot be used ({problem}); learning starts over")
+        self.say(
+            f"the state saved by an earlier run cannot be used ({problem}); learning starts over"
+        )
         self._remove()
         return None
 
@@ -117,11 +131,16 @@ class LearningState:
             self._exists = True
         except (OSError, RuntimeError) as error:
             self._failed = True
-            self.say(f"the state of learning cannot be saved ({_reason(error)}); learning continues without saving")
+            self.say(
+                f"the state of learning cannot be saved ({_reason(error)}); learning continues"
+                " without saving"
+            )
 
     @contextlib.contextmanager
     def underway(self) -> Iterator[None]:
-        """If the block is interrupted, save the state if it is whole, and tell the user where learning resumes."""
+        """If the block is interrupted, save the state if it is whole, and tell the user where
+        learning resumes.
+        """
         try:
             yield
         except (KeyboardInterrupt, Terminated) as interrupted:
@@ -131,7 +150,9 @@ class LearningState:
                 steps = f" after step {int(state['taken'])} of {len(state['trace'])}"
             if self._exists:
                 self.say(f"the learning is saved{steps}; the same command resumes there")
-                interrupted.add_note("no output was written")  # else the last line says that nothing was left behind
+                interrupted.add_note(
+                    "no output was written"
+                )  # else the last line says that nothing was left behind
             raise
         del self._find  # frees the model and the images that the function refers to
 
@@ -142,12 +163,18 @@ class LearningState:
 
 
 def _reason(error: Exception) -> str:
-    named = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename else str(error)
+    named = (
+        f"{error.filename}: {error.strerror}"
+        if isinstance(error, OSError) and error.filename
+        else str(error)
+    )
     return " ".join(named.split())[:200]
 
 
 def _write_whole(path: Path, state: Mapping[str, Tensor]) -> None:
-    """Write to a temporary file in the same folder, sync it, and rename it; remove old files of other runs."""
+    """Write to a temporary file in the same folder, sync it, and rename it; remove old files of
+    other runs.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     _clear(path.parent)
     handle, name = tempfile.mkstemp(prefix=f"{path.stem[:16]}-", suffix=_HALF, dir=path.parent)
@@ -163,8 +190,14 @@ def _write_whole(path: Path, state: Mapping[str, Tensor]) -> None:
 
 
 def _write(file: BinaryIO, state: Mapping[str, Tensor]) -> None:
-    """Write as safetensors, tensor by tensor: the library copies all of them first, or maps a disk that may fill."""
-    file.write(header_bytes({name: (_NAMES[tensor.dtype], tensor.shape) for name, tensor in state.items()}, {}))
+    """Write as safetensors, tensor by tensor: the library copies all of them first, or maps a disk
+    that may fill.
+    """
+    file.write(
+        header_bytes(
+            {name: (_NAMES[tensor.dtype], tensor.shape) for name, tensor in state.items()}, {}
+        )
+    )
     for tensor in state.values():
         file.write(_bytes(tensor))
 
@@ -183,9 +216,15 @@ def _clear(folder: Path) -> None:
 
 
 def state_file(
-    inputs: Inputs, images: LabelledImages, seen: list[Tensor], settings: Any, folder: Path | None = None
+    inputs: Inputs,
+    images: LabelledImages,
+    seen: list[Tensor],
+    settings: Any,
+    folder: Path | None = None,
 ) -> Path:
-    """The file of the state of one run of learning, named by everything that determines its result."""
+    """The file of the state of one run of learning, named by everything that determines its
+    result.
+    """
     what = {
         "versions": [__version__, torch.__version__],
         "code": [_digest(file.read_bytes()) for file in code_files()],
@@ -195,7 +234,9 @@ def state_file(
         "seen": [_digest(_bytes(tensor)) for tensor in seen],
         "settings": settings,
     }
-    return (folder or user_cache("learning")) / f"{_digest(json.dumps(what, sort_keys=True).encode())}{_SUFFIX}"
+    return (
+        folder or user_cache("learning")
+    ) / f"{_digest(json.dumps(what, sort_keys=True).encode())}{_SUFFIX}"
 
 
 def code_files() -> list[Path]:

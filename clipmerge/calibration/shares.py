@@ -1,4 +1,6 @@
-"""The calibration batches over all processes: each has a share, and values are gathered per batch."""
+"""The calibration batches over all processes: each has a share, and values are gathered per
+batch.
+"""
 
 from __future__ import annotations
 
@@ -51,7 +53,9 @@ class Shares:
         return sums
 
     def add_up(self, tensor: Tensor) -> None:
-        """Replace a tensor by its sum over all processes, in place; the same bits in each of them."""
+        """Replace a tensor by its sum over all processes, in place; the same bits in each of
+        them.
+        """
         add_up(self.accelerator, tensor)
 
     def every_batch(self) -> list[Batch]:
@@ -59,7 +63,10 @@ class Shares:
         if self.accelerator.num_processes == 1:
             return self.batches
         gathered = self.gather([batch.to("cpu") for batch in self.batches])
-        return [batch.to(self.accelerator.device) for batch in sorted(gathered, key=lambda batch: batch.number)]
+        return [
+            batch.to(self.accelerator.device)
+            for batch in sorted(gathered, key=lambda batch: batch.number)
+        ]
 
     def by_batch(self, values: dict[int, Any]) -> list[Any]:
         """Collect one value per batch from every process, in batch order."""

@@ -1,4 +1,6 @@
-"""Steps of learning: the images, classes and random seed of each step, and the images held back to judge the result."""
+"""Steps of learning: the images, classes and random seed of each step, and the images held back to
+judge the result.
+"""
 
 from __future__ import annotations
 
@@ -16,12 +18,13 @@ from clipmerge.images.batches import Batch
 
 #: With fewer images than this nothing is held back: neither part would be informative.
 FEWEST_IMAGES = 8
-#: Maximum number of prompts embedded per step; if there are more, a step draws templates, and then classes. Validation
-#: is rare, so it embeds more.
+#: Maximum number of prompts embedded per step; if there are more, a step draws templates, and then
+#: classes. Validation is rare, so it embeds more.
 PROMPTS_A_STEP, PROMPTS_A_VALIDATION = 256, 1024
 # Number of different seeds.
 _SEEDS = 2**63 - 1
-# Held-back images are repeated, with fresh changes each time, up to about this number, but at most `_ROUNDS` times.
+# Held-back images are repeated, with fresh changes each time, up to about this number, but at most
+# `_ROUNDS` times.
 _VALIDATION_IMAGES, _ROUNDS = 400, 4
 # Seeds of the changes to held-back images start here, above those of all steps.
 _VALIDATION_SEEDS = 2**40
@@ -71,12 +74,15 @@ class Step:
         positions: Positions of the step's images in the pool.
         classes: Class indices to distinguish, ascending; ``None`` for all.
         templates: Indices of the templates used; ``None`` for all.
-        target: What the goal's divergence holds for the changed images: features, (images, projection_dim), or log
-            probabilities of the classes, (images, classes).
+        target: What the goal's divergence holds for the changed images: features, (images,
+            projection_dim), or log probabilities of the classes, (images, classes).
         corrupted: The same for the images under other corruptions.
-        pixels: This process's views and changed copies; ``None`` if they are made whenever they are needed.
-        unlabelled: Unlabelled images that take the place of the last changed copies; ``None`` for none.
-        shard: This process's number and that of the processes which share the step's images; (0, 1) to take all.
+        pixels: This process's views and changed copies; ``None`` if they are made whenever they are
+            needed.
+        unlabelled: Unlabelled images that take the place of the last changed copies; ``None`` for
+            none.
+        shard: This process's number and that of the processes which share the step's images; (0, 1)
+            to take all.
     """
 
     number: int
@@ -107,25 +113,32 @@ class Step:
 
     @property
     def batch(self) -> Batch:
-        """This process's images, copied on every access: those of all steps together would not fit into memory."""
+        """This process's images, copied on every access: those of all steps together would not fit
+        into memory.
+        """
         return self.pool.take(self.positions[self.own_rows], self.number)
 
 
 @dataclass(frozen=True)
 class Layout:
-    """All steps, and those that evaluate the goal on held-back images, each with its own changes; none if none are."""
+    """All steps, and those that evaluate the goal on held-back images, each with its own changes;
+    none if none are.
+    """
 
     steps: tuple[Step, ...]
     validation_steps: tuple[Step, ...]
 
 
-def lay_out(objective: Objective, steps: int, *, batch: int | None = None, share: float = 0.0) -> Layout:
+def lay_out(
+    objective: Objective, steps: int, *, batch: int | None = None, share: float = 0.0
+) -> Layout:
     """Choose the images of every step: every image once, in random order, before any is repeated.
 
     Args:
         objective: Calibration loss with the calibration images, the same in every process.
         steps: Number of steps.
-        batch: Maximum number of images per step; ``None`` for the size of the first calibration batch.
+        batch: Maximum number of images per step; ``None`` for the size of the first calibration
+            batch.
         share: Share of the images that is held back.
     """
     batches = objective.shares.every_batch()
@@ -136,18 +149,31 @@ def lay_out(objective: Objective, steps: int, *, batch: int | None = None, share
     order = _endless(training, objective.seed)
     laid_out = []
     for number in range(steps):
-        seed, positions = (objective.seed * 1_000_003 + 2 * number) % _SEEDS, tuple(islice(order, size))
+        seed, positions = (
+            (objective.seed * 1_000_003 + 2 * number) % _SEEDS,
+            tuple(islice(order, size)),
+        )
         prompts = _drawn_prompts(objective, _classes(pool, positions), seed, PROMPTS_A_STEP)
         laid_out.append(Step(number, seed, pool, positions, *prompts))
     rounds = range(min(_ROUNDS, math.ceil(_VALIDATION_IMAGES / max(1, len(held_back)))))
-    runs = [tuple(held_back[start : start + size]) for _ in rounds for start in range(0, len(held_back), size)]
-    prompts = _drawn_prompts(objective, _classes(pool, held_back), _VALIDATION_SEEDS, PROMPTS_A_VALIDATION)
-    validation = [Step(n, _VALIDATION_SEEDS + 2 * n, pool, positions, *prompts) for n, positions in enumerate(runs)]
+    runs = [
+        tuple(held_back[start : start + size])
+        for _ in rounds
+        for start in range(0, len(held_back), size)
+    ]
+    prompts = _drawn_prompts(
+        objective, _classes(pool, held_back), _VALIDATION_SEEDS, PROMPTS_A_VALIDATION
+    )
+    validation = [
+        Step(n, _VALIDATION_SEEDS + 2 * n, pool, positions, *prompts)
+        for n, positions in enumerate(runs)
+    ]
     return Layout(tuple(laid_out), tuple(validation))
 
 
 def held_back_positions(labels: Sequence[int], share: float, seed: int) -> list[int]:
-    """Choose images to hold back, ascending: equally many per class if possible, and the last of a class last.
+    """Choose images to hold back, ascending: equally many per class if possible, and the last of a
+    class last.
 
     Fewer than `FEWEST_IMAGES` images are all learned from.
 
@@ -169,8 +195,11 @@ def held_back_positions(labels: Sequence[int], share: float, seed: int) -> list[
     return sorted(position for *_, position in sorted(ranked)[:count])
 
 
-def with_unlabelled(objective: Objective, steps: Sequence[Step], count: Callable[[int], int]) -> list[Step]:
-    """Draw unlabelled images for every step, if there are any: every image once, in random order, before any repeats.
+def with_unlabelled(
+    objective: Objective, steps: Sequence[Step], count: Callable[[int], int]
+) -> list[Step]:
+    """Draw unlabelled images for every step, if there are any: every image once, in random order,
+    before any repeats.
 
     Args:
         objective: Has the unlabelled images, the same in every process.
@@ -181,11 +210,15 @@ def with_unlabelled(objective: Objective, steps: Sequence[Step], count: Callable
         return list(steps)
     pool = Pool(objective.unlabelled.every_batch())
     order = _endless(range(len(pool)), (objective.seed + _UNLABELLED_SEEDS) % _SEEDS)
-    return [replace(step, unlabelled=PoolImages(pool, tuple(islice(order, count(len(step)))))) for step in steps]
+    return [
+        replace(step, unlabelled=PoolImages(pool, tuple(islice(order, count(len(step))))))
+        for step in steps
+    ]
 
 
 def shard_steps(objective: Objective, steps: Sequence[Step], fewest: int) -> list[Step]:
-    """Share the images of every step among the processes; each of them takes a step with too few images whole.
+    """Share the images of every step among the processes; each of them takes a step with too few
+    images whole.
 
     Args:
         objective: Knows the processes.
@@ -194,21 +227,32 @@ def shard_steps(objective: Objective, steps: Sequence[Step], fewest: int) -> lis
     """
     accelerator = objective.shares.accelerator
     shard = (accelerator.process_index, accelerator.num_processes)
-    return [replace(step, shard=shard) for step in steps] if fewest >= accelerator.num_processes else list(steps)
+    return (
+        [replace(step, shard=shard) for step in steps]
+        if fewest >= accelerator.num_processes
+        else list(steps)
+    )
 
 
 def _endless(positions: Sequence[int], seed: int) -> Iterator[int]:
     """The positions in one random order after another, without end."""
     generator = torch.Generator().manual_seed(seed)
     while True:
-        yield from (positions[place] for place in torch.randperm(len(positions), generator=generator).tolist())
+        yield from (
+            positions[place]
+            for place in torch.randperm(len(positions), generator=generator).tolist()
+        )
 
 
 def _classes(pool: Pool, positions: Sequence[int]) -> Tensor:
-    return torch.tensor(sorted({pool.labels[position] for position in positions}), dtype=torch.int64)
+    return torch.tensor(
+        sorted({pool.labels[position] for position in positions}), dtype=torch.int64
+    )
 
 
-def _drawn_prompts(objective: Objective, present: Tensor, seed: int, most: int) -> tuple[Tensor | None, Tensor | None]:
+def _drawn_prompts(
+    objective: Objective, present: Tensor, seed: int, most: int
+) -> tuple[Tensor | None, Tensor | None]:
     """Draw templates, and if necessary classes, so that at most ``most`` prompts are embedded."""
     count, templates = objective.criterion.prompts.classes, objective.criterion.prompts.templates
     if count * templates <= most:

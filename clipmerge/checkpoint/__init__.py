@@ -6,4 +6,12 @@ from clipmerge.checkpoint.opening import open_checkpoint
 from clipmerge.checkpoint.source import Checkpoint
 from clipmerge.files.safetensors import TensorEntry, read_header
 
-__all__ = ["Checkpoint", "Location", "Inputs", "TensorEntry", "open_checkpoint", "align_checkpoints", "read_header"]
+__all__ = [
+    "Checkpoint",
+    "Location",
+    "Inputs",
+    "TensorEntry",
+    "open_checkpoint",
+    "align_checkpoints",
+    "read_header",
+]

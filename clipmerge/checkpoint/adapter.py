@@ -1,8 +1,10 @@
-"""A peft LoRA adapter as a full checkpoint: its base with the changes applied, computed tensor by tensor.
+"""A peft LoRA adapter as a full checkpoint: its base with the changes applied, computed tensor by
+tensor.
 
-theta_1 is theta_0 + scale * B A if the adapter has a pair of factors for the parameter (with DoRA, each row is then
-scaled to its trained length), the adapter's own tensor if the module was trained whole, and theta_0 otherwise. It is
-computed in float32 (float64 if any input is) and not rounded to the base's dtype, so that a merge rounds once.
+theta_1 is theta_0 + scale * B A if the adapter has a pair of factors for the parameter (with DoRA,
+each row is then scaled to its trained length), the adapter's own tensor if the module was trained
+whole, and theta_0 otherwise. It is computed in float32 (float64 if any input is) and not rounded to
+the base's dtype, so that a merge rounds once.
 """
 
 from __future__ import annotations
@@ -16,7 +18,13 @@ from typing import Any
 
 from clipmerge.checkpoint.source import Checkpoint, Form, FormedCheckpoint, stored
 from clipmerge.errors import CheckpointError, shorten
-from clipmerge.files.limits import LONGEST_PATTERN, MOST_CHOICES, MOST_GROUPS, MOST_PATTERNS, MOST_REPEATS
+from clipmerge.files.limits import (
+    LONGEST_PATTERN,
+    MOST_CHOICES,
+    MOST_GROUPS,
+    MOST_PATTERNS,
+    MOST_REPEATS,
+)
 from clipmerge.files.paths import local_path
 from clipmerge.files.reading import read_json
 from clipmerge.files.safetensors import Array
@@ -25,22 +33,48 @@ from clipmerge.parallel import one_thread
 CONFIG = "adapter_config.json"
 #: Advice for an adapter that is not supported.
 MERGE_IT = (
-    "merge it where it was trained, "
-    "PeftModel.from_pretrained(BASE, ADAPTER).merge_and_unload().save_pretrained(FOLDER), and give that folder"
+    "merge it where it was trained, PeftModel.from_pretrained(BASE,"
+    " ADAPTER).merge_and_unload().save_pretrained(FOLDER), and give that folder"
 )
-# Options that affect the meaning of tensors are handled one by one; these only concern training or inference.
+# Options that affect the meaning of tensors are handled one by one; these only concern training or
+# inference.
 _HARMLESS = frozenset(
     {
-        *("alpha_pattern", "lora_alpha", "peft_type", "r", "rank_pattern", "use_dora", "use_rslora"),
-        *("bias", "exclude_modules", "layers_pattern", "layers_to_transform", "lora_bias", "modules_to_save"),
-        *("corda_config", "eva_config", "init_lora_weights", "lora_dropout", "lora_ga_config", "target_modules"),
-        *("auto_mapping", "base_model_name_or_path", "peft_version", "revision", "task_type"),
+        "alpha_pattern",
+        "lora_alpha",
+        "peft_type",
+        "r",
+        "rank_pattern",
+        "use_dora",
+        "use_rslora",
+        "bias",
+        "exclude_modules",
+        "layers_pattern",
+        "layers_to_transform",
+        "lora_bias",
+        "modules_to_save",
+        "corda_config",
+        "eva_config",
+        "init_lora_weights",
+        "lora_dropout",
+        "lora_ga_config",
+        "target_modules",
+        "auto_mapping",
+        "base_model_name_or_path",
+        "peft_version",
+        "revision",
+        "task_type",
         # peft itself ignores it for the Linear, Conv2d and Embedding modules that CLIPs consist of
         "fan_in_fan_out",
-        *("ensure_weight_tying", "inference_mode", "megatron_core", "qalora_group_size", "runtime_config"),
+        "ensure_weight_tying",
+        "inference_mode",
+        "megatron_core",
+        "qalora_group_size",
+        "runtime_config",
     }
 )
-# Initialisations that do not change the base model's weights; others move a part of them into the adapter.
+# Initialisations that do not change the base model's weights; others move a part of them into the
+# adapter.
 _KEEPS_BASE = (True, False, "gaussian", "eva", "mica", "orthogonal")
 _PREFIX = "base_model.model."
 # peft wraps modules that it trains; in older versions the wrapper has a name
@@ -81,19 +115,29 @@ def adapt(base: Checkpoint, adapter: Checkpoint) -> Checkpoint:
     config = read_adapter_config(path)
     changes = _changes(adapter, config)
     saved = tuple(f".{module}." for module in config.saved)
-    added = {name for name, change in changes.items() if change.whole and any(each in f".{name}" for each in saved)}
+    added = {
+        name
+        for name, change in changes.items()
+        if change.whole and any(each in f".{name}" for each in saved)
+    }
     keys = _keys_in_base(base, adapter, config, changes, optional=added)
     placed = {keys.get(name, name): change for name, change in changes.items()}
     for key, change in placed.items():
         if key not in base.entries:
             continue
         if problem := _misfit(base, adapter, key, change):
-            raise CheckpointError(f"{adapter.source}: {problem}; give the base that it was trained on")
-        rank, stated = adapter.entries[change.down].shape[0] if change.down else 0, config.rank_of(change.module)
+            raise CheckpointError(
+                f"{adapter.source}: {problem}; give the base that it was trained on"
+            )
+        rank, stated = (
+            adapter.entries[change.down].shape[0] if change.down else 0,
+            config.rank_of(change.module),
+        )
         if change.down and rank != stated:
             raise CheckpointError(
-                f"{adapter.source}: the LoRA of {change.module} has rank {rank}, but adapter_config.json says "
-                f"{stated}; the scale would be wrong, so get the two files from one place"
+                f"{adapter.source}: the LoRA of {change.module} has rank {rank}, but"
+                f" adapter_config.json says {stated}; the scale would be wrong, so get the two"
+                " files from one place"
             )
     extra = {
         key: replace(adapter.entries[change.whole], file=base.files[0])
@@ -102,10 +146,13 @@ def adapt(base: Checkpoint, adapter: Checkpoint) -> Checkpoint:
     }
     notes = [adapter.note] if adapter.note else []
     given = base.source.removeprefix("hf://").partition("@")[0]
-    if config.base not in ("", given) and local_path(config.base).resolve() != base.folder.resolve():
+    if (
+        config.base not in ("", given)
+        and local_path(config.base).resolve() != base.folder.resolve()
+    ):
         notes.append(
-            f"{adapter.source}: was trained on '{config.base}' and is applied to {base.source}; make sure they are the "
-            "same"
+            f"{adapter.source}: was trained on '{config.base}' and is applied to {base.source};"
+            " make sure they are the same"
         )
     facts = base.facts(
         source=adapter.source,
@@ -116,20 +163,28 @@ def adapt(base: Checkpoint, adapter: Checkpoint) -> Checkpoint:
         note="; ".join(notes) or None,
     )
     forms = {
-        key: Form((key,) if key in base.entries else (), partial(_formed, base, adapter, key, change))
+        key: Form(
+            (key,) if key in base.entries else (), partial(_formed, base, adapter, key, change)
+        )
         for key, change in placed.items()
     }
     return Adapted(**facts, original=base, forms=forms)
 
 
 def _changes(adapter: Checkpoint, config: AdapterConfig) -> dict[str, Change]:
-    """Group the adapter's tensors by the parameter that they change, named as in the model it was trained on."""
+    """Group the adapter's tensors by the parameter that they change, named as in the model it was
+    trained on.
+    """
     changes: dict[str, Change] = {}
     for key in adapter.entries:
         name = _WRAPPERS.sub("", f".{key.removeprefix(_PREFIX)}")[1:]
         factor = _FACTOR.fullmatch(name.removesuffix(".weight") if "magnitude" in name else name)
-        if ".attn.base_layer.out_proj." in key:  # peft's forward pass and its merge_and_unload differ there
-            raise CheckpointError(f"{adapter.source}: LoRA on torch's MultiheadAttention is not supported. {MERGE_IT}")
+        if (
+            ".attn.base_layer.out_proj." in key
+        ):  # peft's forward pass and its merge_and_unload differ there
+            raise CheckpointError(
+                f"{adapter.source}: LoRA on torch's MultiheadAttention is not supported. {MERGE_IT}"
+            )
         if factor is None:
             if ".lora_" in name or "." not in name:
                 raise CheckpointError(f"{adapter.source}: tensor {key} is of an unknown kind")
@@ -143,49 +198,67 @@ def _changes(adapter: Checkpoint, config: AdapterConfig) -> dict[str, Change]:
         setattr(change, _FIELDS[part], key)
     for target, change in changes.items():
         if bool(change.down) != bool(change.up) or (change.length and not change.up):
-            raise CheckpointError(f"{adapter.source}: the LoRA of {target} is incomplete; save the adapter again")
+            raise CheckpointError(
+                f"{adapter.source}: the LoRA of {target} is incomplete; save the adapter again"
+            )
     return changes
 
 
 def _keys_in_base(
-    base: Checkpoint, adapter: Checkpoint, config: AdapterConfig, changes: dict[str, Change], optional: set[str]
+    base: Checkpoint,
+    adapter: Checkpoint,
+    config: AdapterConfig,
+    changes: dict[str, Change],
+    optional: set[str],
 ) -> dict[str, str]:
-    """Find the base's key for each parameter; the two may be in different numbers of wrappers, or in a bare tower."""
+    """Find the base's key for each parameter; the two may be in different numbers of wrappers, or
+    in a bare tower.
+    """
     needed = [name for name in changes if name not in optional] or list(changes)
     candidates = _places(base, needed)
     candidates = [
         place
         for place in candidates
-        if not any(_misfit(base, adapter, _key(base, name, *place), changes[name]) for name in needed)
+        if not any(
+            _misfit(base, adapter, _key(base, name, *place), changes[name]) for name in needed
+        )
     ] or candidates
     if len(candidates) > 1:  # the class that the adapter was trained on may name a tower
         is_image = re.search("Vision|Image", config.base_class)
         tower = "text" if "Text" in config.base_class else "vis" if is_image else "unknown"
         candidates = [place for place in candidates if tower in place[0]] or candidates
     if not candidates:
-        absent = [name for name in needed if not any(f".{key}".endswith(f".{name}") for key in base.entries)] or needed
+        absent = [
+            name
+            for name in needed
+            if not any(f".{key}".endswith(f".{name}") for key in base.entries)
+        ] or needed
         raise CheckpointError(
-            f"{adapter.source}: {len(absent)} of the parameters it changes are not in {base.source}: "
-            f"{shorten(absent, 3)}; give the base that it was trained on"
+            f"{adapter.source}: {len(absent)} of the parameters it changes are not in"
+            f" {base.source}: {shorten(absent, 3)}; give the base that it was trained on"
         )
     if len(candidates) > 1:
         places = " and ".join(place[0] or "the whole" for place in candidates)
         raise CheckpointError(
-            f"{adapter.source}: its keys fit {places} of {base.source} alike, and its adapter_config.json "
-            "does not say which class it was trained on; add auto_mapping: "
-            '{"base_model_class": "CLIPVisionModel"} (or CLIPTextModel) to it'
+            f"{adapter.source}: its keys fit {places} of {base.source} alike, and its"
+            " adapter_config.json does not say which class it was trained on; add auto_mapping:"
+            ' {"base_model_class": "CLIPVisionModel"} (or CLIPTextModel) to it'
         )
     return {name: key for name in changes if (key := _key(base, name, *candidates[0]))}
 
 
 def _places(base: Checkpoint, names: list[str]) -> list[tuple[str, str]]:
-    """Pairs of prefixes, of the base's keys and of the adapter's names, with which all names are keys of the base."""
+    """Pairs of prefixes, of the base's keys and of the adapter's names, with which all names are
+    keys of the base.
+    """
     first, parts = names[0], names[0].split(".")
     for skipped in range(len(parts) - 1):
         end = ".".join(parts[skipped:])
         hits = {key[: -len(end)] for key in base.entries if f".{key}".endswith(f".{end}")}
         cut = first[: -len(end)]
-        if places := [(hit, cut) for hit in sorted(hits) if all(_key(base, name, hit, cut) for name in names)]:
+        if places := [
+            (hit, cut) for hit in sorted(hits) if all(_key(base, name, hit, cut) for name in names)
+        ]:
             return places
     return []
 
@@ -201,11 +274,17 @@ def _key(base: Checkpoint, name: str, before: str, cut: str) -> str:
 def _misfit(base: Checkpoint, adapter: Checkpoint, key: str, change: Change) -> str:
     """Describe a mismatch with a parameter, in shape or kind; empty if everything fits."""
     wanted = base.entries[key].shape
-    shapes = {part: adapter.entries[getattr(change, part)].shape for part in _PARTS if getattr(change, part)}
+    shapes = {
+        part: adapter.entries[getattr(change, part)].shape
+        for part in _PARTS
+        if getattr(change, part)
+    }
     for part, expected in (("whole", wanted), ("added", wanted)):
         if shapes.get(part, expected) != expected:
             return f"{getattr(change, part)} is {shapes[part]}, the base's {key} {wanted}"
-    if change.down and _product_shape(shapes["down"], shapes["up"], change.embedding) != _flat(wanted):
+    if change.down and _product_shape(shapes["down"], shapes["up"], change.embedding) != _flat(
+        wanted
+    ):
         return f"the LoRA of {key} is {shapes['up']} by {shapes['down']}, the base's {wanted}"
     if change.length and math.prod(shapes["length"]) != wanted[1 if change.embedding else 0]:
         return f"{change.length} is {shapes['length']}, the base's {key} {wanted}"
@@ -227,7 +306,9 @@ def _product_shape(down: tuple[int, ...], up: tuple[int, ...], embedding: bool) 
 
 @one_thread()
 def _formed(base: Checkpoint, adapter: Checkpoint, key: str, change: Change) -> Array:
-    """theta_1 of one parameter, unrounded, by LoRA (arXiv:2106.09685) or DoRA (arXiv:2402.09353)."""
+    """theta_1 of one parameter, unrounded, by LoRA (arXiv:2106.09685) or DoRA
+    (arXiv:2402.09353).
+    """
     import torch
 
     parts = {part: adapter.tensor(name) for part in _PARTS if (name := getattr(change, part))}
@@ -268,7 +349,9 @@ class AdapterConfig:
         return int(_matching(self.rank_pattern, module, self.rank))
 
     def scale_of(self, module: str) -> float:
-        """Factor of B A for a module; the square root is by Kalajdzievski 2023, arXiv:2312.03732."""
+        """Factor of B A for a module; the square root is by Kalajdzievski 2023,
+        arXiv:2312.03732.
+        """
         rank = self.rank_of(module)
         alpha = float(_matching(self.alpha_pattern, module, self.alpha))
         return alpha / (math.sqrt(rank) if self.rslora else rank)
@@ -287,32 +370,55 @@ def read_adapter_config(path: Path) -> AdapterConfig:
     try:
         data = read_json(path)
         return _parsed(data, path)
-    except (LookupError, TypeError, ValueError, AttributeError, OverflowError, RecursionError, re.error) as error:
-        raise CheckpointError(f"{path}: not a LoRA configuration ({error!r}); save the adapter again") from None
+    except (
+        LookupError,
+        TypeError,
+        ValueError,
+        AttributeError,
+        OverflowError,
+        RecursionError,
+        re.error,
+    ) as error:
+        raise CheckpointError(
+            f"{path}: not a LoRA configuration ({error!r}); save the adapter again"
+        ) from None
 
 
 def _parsed(data: dict[str, Any], path: Path) -> AdapterConfig:
     kind = str(data.get("peft_type", "")).upper()
     if kind != "LORA":
-        raise CheckpointError(f"{path}: a peft adapter of type {kind or 'unknown'}; clipmerge reads LORA. {MERGE_IT}")
+        raise CheckpointError(
+            f"{path}: a peft adapter of type {kind or 'unknown'}; clipmerge reads LORA. {MERGE_IT}"
+        )
     if unknown := sorted(key for key, value in data.items() if key not in _HARMLESS and value):
-        raise CheckpointError(f"{path}: uses {shorten(unknown)}, whose arithmetic clipmerge does not know. {MERGE_IT}")
+        raise CheckpointError(
+            f"{path}: uses {shorten(unknown)}, whose arithmetic clipmerge does not know. {MERGE_IT}"
+        )
     start = data.get("init_lora_weights", True)
     if start not in _KEEPS_BASE:
         raise CheckpointError(
-            f"{path}: started with init_lora_weights={start!r}, which changes the base model's weights, so the "
-            f"adapter does not fit the published base. {MERGE_IT}"
+            f"{path}: started with init_lora_weights={start!r}, which changes the base model's"
+            f" weights, so the adapter does not fit the published base. {MERGE_IT}"
         )
     ranks = {str(key): int(value) for key, value in (data.get("rank_pattern") or {}).items()}
     alphas = {str(key): float(value) for key, value in (data.get("alpha_pattern") or {}).items()}
     patterns = [*ranks, *alphas]
     if len(patterns) > MOST_PATTERNS:
         raise ValueError(f"{len(patterns)} patterns, more than {MOST_PATTERNS}")
-    for pattern in patterns:  # refuse one that could take very long: peft writes little more than names of modules
+    for pattern in (
+        patterns
+    ):  # refuse one that could take very long: peft writes little more than names of modules
         plain = re.sub(r"\\.|\[[^\]]*\]", "x", pattern)
         repeats, groups, choices = sum(map(plain.count, "*+?{")), plain.count("("), plain.count("|")
-        if len(pattern) > LONGEST_PATTERN or repeats > MOST_REPEATS or groups > MOST_GROUPS or choices > MOST_CHOICES:
-            raise ValueError(f"the pattern {pattern[:80]!r} is longer or more complex than names of modules need")
+        if (
+            len(pattern) > LONGEST_PATTERN
+            or repeats > MOST_REPEATS
+            or groups > MOST_GROUPS
+            or choices > MOST_CHOICES
+        ):
+            raise ValueError(
+                f"the pattern {pattern[:80]!r} is longer or more complex than names of modules need"
+            )
         if re.search(r"\)[*+?{]|\(\?", plain):
             raise ValueError(f"the pattern {pattern[:80]!r} repeats a group, or has a look-around")
         re.compile(pattern)

@@ -1,4 +1,6 @@
-"""Align checkpoints by canonical parameter name, refuse those that do not match, and note what is not simply merged."""
+"""Align checkpoints by canonical parameter name, refuse those that do not match, and note what is
+not simply merged.
+"""
 
 from __future__ import annotations
 
@@ -11,20 +13,37 @@ from clipmerge.checkpoint.converted import in_one_layout
 from clipmerge.checkpoint.inputs import Inputs
 from clipmerge.checkpoint.source import Checkpoint, naming
 from clipmerge.errors import CheckpointError, counted, shorten
-from clipmerge.families import Family, family_of, is_buffer, is_counter, is_statistic, known_keys, tower_of
+from clipmerge.families import (
+    Family,
+    family_of,
+    is_buffer,
+    is_counter,
+    is_statistic,
+    known_keys,
+    tower_of,
+)
 from clipmerge.files.safetensors import DTYPES
 from clipmerge.files.side_files import read_image_processor
 from clipmerge.layers import HEAD
 from clipmerge.options import Missing
 
 _POSITIONS = re.compile(r"positional_embedding$|position_embedding\.weight$|pos_embed$")
-# Share of a fine-tuned checkpoint's keys that must be in the zero-shot one to call the rest an addition.
+# Share of a fine-tuned checkpoint's keys that must be in the zero-shot one to call the rest an
+# addition.
 _MOST = 0.5
-_TOWER_WORDS = {"full": "both towers", "vision": "the vision tower only", "text": "the text tower only"}
+_TOWER_WORDS = {
+    "full": "both towers",
+    "vision": "the vision tower only",
+    "text": "the text tower only",
+}
 
 
 def align_checkpoints(
-    zeroshot: Checkpoint, finetuned: list[Checkpoint], *, missing: Missing = "error", mixed_dtypes: bool = False
+    zeroshot: Checkpoint,
+    finetuned: list[Checkpoint],
+    *,
+    missing: Missing = "error",
+    mixed_dtypes: bool = False,
 ) -> Inputs:
     """Align checkpoints and refuse mismatches, without reading weights."""
     inputs = align(zeroshot, finetuned, missing=missing)
@@ -33,7 +52,9 @@ def align_checkpoints(
     return inputs
 
 
-def align(zeroshot: Checkpoint, finetuned: list[Checkpoint], *, missing: Missing = "error") -> Inputs:
+def align(
+    zeroshot: Checkpoint, finetuned: list[Checkpoint], *, missing: Missing = "error"
+) -> Inputs:
     """Match keys by canonical name, without checking for mismatches."""
     zeroshot, *finetuned = checkpoints = in_one_layout([zeroshot, *finetuned])
     family = _common_family(checkpoints)
@@ -44,7 +65,9 @@ def align(zeroshot: Checkpoint, finetuned: list[Checkpoint], *, missing: Missing
     with naming(zeroshot.source):
         family.layers_of(keys[0])
     heads = _other_heads(family, checkpoints, keys)
-    towers = {tower_of(family.layers_of(filter(family.has_layer, names)).values()) for names in keys[1:]}
+    towers = {
+        tower_of(family.layers_of(filter(family.has_layer, names)).values()) for names in keys[1:]
+    }
     tower = towers.pop() if len(towers) == 1 else "full"
     inputs = Inputs(family, zeroshot, tuple(finetuned), keys[0], tuple(keys[1:]), tower, missing)
     inputs.notes.extend(checkpoint.note for checkpoint in checkpoints if checkpoint.note)
@@ -52,40 +75,67 @@ def align(zeroshot: Checkpoint, finetuned: list[Checkpoint], *, missing: Missing
     for checkpoint in checkpoints:
         if checkpoint.config is None:
             inputs.notes.append(
-                f"{checkpoint.source}: no {family.config} beside it, so its activation could not be compared"
+                f"{checkpoint.source}: no {family.config} beside it, so its activation could not be"
+                " compared"
             )
     return inputs
 
 
-def _other_heads(family: Family, checkpoints: list[Checkpoint], keys: list[dict[str, str]]) -> list[str]:
-    """Leave out the zero-shot checkpoint's head if it has other classes than the fine-tuned one's, and say so."""
+def _other_heads(
+    family: Family, checkpoints: list[Checkpoint], keys: list[dict[str, str]]
+) -> list[str]:
+    """Leave out the zero-shot checkpoint's head if it has other classes than the fine-tuned one's,
+    and say so.
+    """
     zeroshot, finetuned = checkpoints[:2]
     ours, theirs = keys[:2]
-    shared = [name for name, layer in family.layers_of(ours).items() if layer == HEAD and name in theirs]
-    if all(zeroshot.entries[ours[name]].shape == finetuned.entries[theirs[name]].shape for name in shared):
+    shared = [
+        name for name, layer in family.layers_of(ours).items() if layer == HEAD and name in theirs
+    ]
+    if all(
+        zeroshot.entries[ours[name]].shape == finetuned.entries[theirs[name]].shape
+        for name in shared
+    ):
         return []
-    classes = [checkpoint.entries[of[shared[0]]].shape[0] for checkpoint, of in zip(checkpoints, keys, strict=False)]
+    classes = [
+        checkpoint.entries[of[shared[0]]].shape[0]
+        for checkpoint, of in zip(checkpoints, keys, strict=False)
+    ]
     for name in shared:
         del ours[name]
-    return [f"{zeroshot.source}: its head has {classes[0]} rows, the fine-tuned one's {classes[1]}; it is left out"]
+    return [
+        f"{zeroshot.source}: its head has {classes[0]} rows, the fine-tuned one's {classes[1]}; it"
+        " is left out"
+    ]
 
 
 def _common_family(checkpoints: list[Checkpoint]) -> Family:
-    """The common family; checkpoints without a config take the first one's if their keys match it."""
+    """The common family; checkpoints without a config take the first one's if their keys match
+    it.
+    """
     families = []
     for checkpoint in checkpoints:
         with naming(checkpoint.source):
             families.append(family_of(checkpoint.config, checkpoint.entries))
-    decided = (family for family, one in zip(families, checkpoints, strict=True) if one.config is not None)
+    decided = (
+        family for family, one in zip(families, checkpoints, strict=True) if one.config is not None
+    )
     first = next(decided, families[0])
     for family, one in zip(families, checkpoints, strict=True):
-        known_to_it, known_to_first = known_keys(family, one.entries), known_keys(first, one.entries)
-        undecided = one.config is None and (known_to_first >= known_to_it or 2 * known_to_it < len(one.entries))
+        known_to_it, known_to_first = (
+            known_keys(family, one.entries),
+            known_keys(first, one.entries),
+        )
+        undecided = one.config is None and (
+            known_to_first >= known_to_it or 2 * known_to_it < len(one.entries)
+        )
         if family is not first and not undecided:
-            known = next(other for other, of in zip(checkpoints, families, strict=True) if of is first)
+            known = next(
+                other for other, of in zip(checkpoints, families, strict=True) if of is first
+            )
             raise CheckpointError(
-                f"{one.source} is a {family.name} checkpoint and {known.source} a {first.name} one; models of "
-                "different families do not merge. Give the base that was fine-tuned"
+                f"{one.source} is a {family.name} checkpoint and {known.source} a {first.name} one;"
+                " models of different families do not merge. Give the base that was fine-tuned"
             )
     return first
 
@@ -101,8 +151,8 @@ def find_mismatches(inputs: Inputs, *, mixed_dtypes: bool = False) -> list[str]:
         )
     if len(inputs.finetuned) > 1 and inputs.keeps_head and not inputs.has_built_head:
         problems.append(
-            "several fine-tuned classifiers, and a zero-shot model without a head: one head can be kept, not several; "
-            "give one of them, or a base with a head of the same classes"
+            "several fine-tuned classifiers, and a zero-shot model without a head: one head can be"
+            " kept, not several; give one of them, or a base with a head of the same classes"
         )
     problems += _position_mismatch(inputs)
     for which, checkpoint in enumerate([] if problems else inputs.finetuned):
@@ -110,9 +160,9 @@ def find_mismatches(inputs: Inputs, *, mixed_dtypes: bool = False) -> list[str]:
         if inputs.tower != "text":
             ours, theirs = _preprocessing(inputs.zeroshot), _preprocessing(checkpoint)
             problems += [
-                f"images are prepared differently: {key} is {ours[key]} for zeroshot, {theirs[key]} for finetuned; the "
-                "weights would merge silently and wrongly. Use the base that was fine-tuned, or correct the wrong "
-                "preprocessing"
+                f"images are prepared differently: {key} is {ours[key]} for zeroshot, {theirs[key]}"
+                " for finetuned; the weights would merge silently and wrongly. Use the base that"
+                " was fine-tuned, or correct the wrong preprocessing"
                 for key in ours.keys() & theirs.keys()
                 if ours[key] != theirs[key]
             ]
@@ -120,16 +170,24 @@ def find_mismatches(inputs: Inputs, *, mixed_dtypes: bool = False) -> list[str]:
             problems += _key_mismatches(inputs, which)
         problems += _field_mismatch(inputs, which, "shape", lambda entry: entry.shape)
         if mixed_dtypes:
-            problems += _field_mismatch(inputs, which, "kind", lambda entry: "float" if entry.is_float else "integer")
+            problems += _field_mismatch(
+                inputs, which, "kind", lambda entry: "float" if entry.is_float else "integer"
+            )
         else:
             problems += _field_mismatch(
-                inputs, which, "dtype", lambda entry: DTYPES[entry.dtype][0], " Or name one with `--dtype`."
+                inputs,
+                which,
+                "dtype",
+                lambda entry: DTYPES[entry.dtype][0],
+                " Or name one with `--dtype`.",
             )
     # names of scales and biases are the same in many models
-    if not problems and not any(inputs.merges(name) for name in inputs.zeroshot_keys if "." in inputs.layer_of[name]):
+    if not problems and not any(
+        inputs.merges(name) for name in inputs.zeroshot_keys if "." in inputs.layer_of[name]
+    ):
         problems.append(
-            f"{inputs.finetuned[0].source}: has no weight in common with {inputs.zeroshot.source}, so there is nothing "
-            f"to merge; is it a {inputs.family.name} checkpoint?"
+            f"{inputs.finetuned[0].source}: has no weight in common with {inputs.zeroshot.source},"
+            f" so there is nothing to merge; is it a {inputs.family.name} checkpoint?"
         )
     return problems
 
@@ -137,15 +195,24 @@ def find_mismatches(inputs: Inputs, *, mixed_dtypes: bool = False) -> list[str]:
 def _position_mismatch(inputs: Inputs) -> Iterator[str]:
     """Name the models that read longer texts or larger images, which no other key tells of."""
     for finetuned, keys in zip(inputs.finetuned, inputs.finetuned_keys, strict=True):
-        for name in (name for name in keys if name in inputs.zeroshot_keys and _POSITIONS.search(name)):
-            ours, theirs = inputs.zeroshot.entries[inputs.zeroshot_keys[name]], finetuned.entries[keys[name]]
+        for name in (
+            name for name in keys if name in inputs.zeroshot_keys and _POSITIONS.search(name)
+        ):
+            ours, theirs = (
+                inputs.zeroshot.entries[inputs.zeroshot_keys[name]],
+                finetuned.entries[keys[name]],
+            )
             if len(ours.shape) == len(theirs.shape) == 2 and ours.shape[0] != theirs.shape[0]:
                 text = inputs.layer_of[name].startswith("text")
-                what = "texts of another length (Long-CLIP has 248 tokens)" if text else "images of another size"
+                what = (
+                    "texts of another length (Long-CLIP has 248 tokens)"
+                    if text
+                    else "images of another size"
+                )
                 yield (
-                    f"{finetuned.source} reads {what}: {name} has {theirs.shape[0]} positions, that of "
-                    f"{inputs.zeroshot.source} {ours.shape[0]}; give the zero-shot model with {theirs.shape[0]} "
-                    "positions that was fine-tuned"
+                    f"{finetuned.source} reads {what}: {name} has {theirs.shape[0]} positions, that"
+                    f" of {inputs.zeroshot.source} {ours.shape[0]}; give the zero-shot model with"
+                    f" {theirs.shape[0]} positions that was fine-tuned"
                 )
                 return
 
@@ -153,7 +220,10 @@ def _position_mismatch(inputs: Inputs) -> Iterator[str]:
 def _config_mismatches(inputs: Inputs, finetuned: Checkpoint) -> Iterator[str]:
     if inputs.zeroshot.config is None or finetuned.config is None:
         return
-    ours, theirs = inputs.family.settings(inputs.zeroshot.config), inputs.family.settings(finetuned.config)
+    ours, theirs = (
+        inputs.family.settings(inputs.zeroshot.config),
+        inputs.family.settings(finetuned.config),
+    )
     for side in ("vision", "text", ""):
         if inputs.tower not in ("full", side):
             continue
@@ -162,24 +232,34 @@ def _config_mismatches(inputs: Inputs, finetuned: Checkpoint) -> Iterator[str]:
             if a == b or None in (a, b):
                 continue
             yield (
-                f"the {side} towers differ in {key}: zeroshot {a}, finetuned {b}; the weights would merge "
-                "silently and wrongly. Use the base that was fine-tuned, or correct the wrong config.json"
+                f"the {side} towers differ in {key}: zeroshot {a}, finetuned {b}; the weights would"
+                " merge silently and wrongly. Use the base that was fine-tuned, or correct the"
+                " wrong config.json"
                 if side
-                else f"{key} differs: zeroshot {a}, finetuned {b}; these are not the same {inputs.family.name}"
+                else (
+                    f"{key} differs: zeroshot {a}, finetuned {b}; these are not the same"
+                    f" {inputs.family.name}"
+                )
             )
 
 
 def _preprocessing(checkpoint: Checkpoint) -> dict[str, Any]:
-    """Mean, deviation and interpolation according to the files beside a checkpoint, as far as they are given."""
+    """Mean, deviation and interpolation according to the files beside a checkpoint, as far as they
+    are given.
+    """
     settings = (checkpoint.config or {}).get("preprocess_cfg")
     with contextlib.suppress(CheckpointError, LookupError, TypeError, ValueError, AttributeError):
         if settings is not None:
-            mean, std, interpolation = (settings.get(key) for key in ("mean", "std", "interpolation"))
+            mean, std, interpolation = (
+                settings.get(key) for key in ("mean", "std", "interpolation")
+            )
         else:
             processor = read_image_processor(checkpoint.folder) or {}
             mean, std = processor.get("image_mean"), processor.get("image_std")
             interpolation = {2: "bilinear", 3: "bicubic"}.get(processor.get("resample", -1))
-        known: dict[str, Any] = {"interpolation": interpolation} if interpolation in ("bilinear", "bicubic") else {}
+        known: dict[str, Any] = (
+            {"interpolation": interpolation} if interpolation in ("bilinear", "bicubic") else {}
+        )
         for key, values in (("mean", mean), ("standard deviation", std)):
             if values is not None:
                 known[key] = [round(float(value), 4) for value in values]
@@ -197,21 +277,22 @@ def _key_mismatches(inputs: Inputs, which: int) -> Iterator[str]:
     source = inputs.finetuned[which].source
     if not shared:
         yield (
-            f"{source}: holds no parameter of the {inputs.family.name} model {inputs.zeroshot.source}, but "
-            f"{shorten(only_theirs)}; give the fine-tuned model as a whole, or one of its towers"
+            f"{source}: holds no parameter of the {inputs.family.name} model"
+            f" {inputs.zeroshot.source}, but {shorten(only_theirs)}; give the fine-tuned model as a"
+            " whole, or one of its towers"
         )
     elif only_theirs and shared < _MOST * len(theirs):
         yield (
-            f"{source}: only {shared} of its {len(theirs)} keys are in "
-            f"{inputs.zeroshot.source}, which lacks {shorten(only_theirs)}; give the zero-shot model of this "
-            "fine-tuned one"
+            f"{source}: only {shared} of its {len(theirs)} keys are in {inputs.zeroshot.source},"
+            f" which lacks {shorten(only_theirs)}; give the zero-shot model of this fine-tuned one"
         )
     else:
         for side, names in (("zero-shot", only_ours), ("fine-tuned", only_theirs)):
             if names:
                 yield (
-                    f"{counted(len(names), 'key is', 'keys are')} only in the {side} checkpoint: {shorten(names)}; "
-                    "if that is meant, pass `--set missing=keep-zeroshot` or `missing=keep-finetuned`"
+                    f"{counted(len(names), 'key is', 'keys are')} only in the {side} checkpoint:"
+                    f" {shorten(names)}; if that is meant, pass `--set missing=keep-zeroshot` or"
+                    " `missing=keep-finetuned`"
                 )
 
 
@@ -228,40 +309,54 @@ def _field_mismatch(
             differing.append((name, a, b))
     if differing:
         name, a, b = differing[0]
-        differ = counted(len(differing), f"of {len(shared)} tensors differs", f"of {len(shared)} tensors differ")
+        differ = counted(
+            len(differing), f"of {len(shared)} tensors differs", f"of {len(shared)} tensors differ"
+        )
         compare = f"Compare both with `clipmerge inspect`.{advice}"
         yield f"{differ} in {what}; first {name}: zeroshot {a}, finetuned {b}. {compare}"
 
 
 def notes_on(inputs: Inputs) -> Iterator[str]:
-    """Describe the parameters that are not simply merged (kept, copied or left out), one line each."""
+    """Describe the parameters that are not simply merged (kept, copied or left out), one line
+    each.
+    """
     if inputs.has_built_head:
         yield (
-            "the fine-tuned checkpoint is a classifier: the zero-shot side of its head is built from class prompts, "
-            "and the output is a classifier too"
+            "the fine-tuned checkpoint is a classifier: the zero-shot side of its head is built"
+            " from class prompts, and the output is a classifier too"
         )
     elif inputs.keeps_head:
         yield (
-            "the fine-tuned checkpoint is a classifier: its head is kept unchanged, and the output is a classifier "
-            "too, without the rest of the zero-shot model (`--set missing=keep-zeroshot` writes the whole zero-shot "
-            "model with the merged tower instead)"
+            "the fine-tuned checkpoint is a classifier: its head is kept unchanged, and the output"
+            " is a classifier too, without the rest of the zero-shot model (`--set"
+            " missing=keep-zeroshot` writes the whole zero-shot model with the merged tower"
+            " instead)"
         )
     elif inputs.is_partial:
-        yield f"the fine-tuned checkpoint holds the {inputs.tower} tower only; the rest stays zero-shot"
-    strange = dict.fromkeys(layer for name, layer in inputs.layer_of.items() if not inputs.family.knows(name))
+        yield (
+            f"the fine-tuned checkpoint holds the {inputs.tower} tower only; the rest stays"
+            " zero-shot"
+        )
+    strange = dict.fromkeys(
+        layer for name, layer in inputs.layer_of.items() if not inputs.family.knows(name)
+    )
     if strange:
-        layers = counted(len(strange), "layer that is not known is", "layers that are not known are")
+        layers = counted(
+            len(strange), "layer that is not known is", "layers that are not known are"
+        )
         yield f"{layers} named after their modules: {shorten(strange)}"
     if statistics := sum(is_statistic(name) for name in inputs.zeroshot_keys):
         yield (
-            f"{statistics} running means and variances of batch norms are interpolated like their layers' weights, and "
-            "never masked"
+            f"{statistics} running means and variances of batch norms are interpolated like their"
+            " layers' weights, and never masked"
         )
     yield from _what_some_lack(inputs)
 
 
 def _what_some_lack(inputs: Inputs) -> Iterator[str]:
-    """Describe the treatment of parameters that only some of several fine-tuned checkpoints have."""
+    """Describe the treatment of parameters that only some of several fine-tuned checkpoints
+    have.
+    """
     if inputs.missing == "error" or len(inputs.finetuned) < 2:
         return
     ours, first, several = inputs.zeroshot_keys, inputs.finetuned_keys[0], inputs.finetuned_keys
@@ -270,8 +365,16 @@ def _what_some_lack(inputs: Inputs) -> Iterator[str]:
     drops = keeps_finetuned and not inputs.is_partial  # the output has the parameters of the first
     some = [name for name in names if name in ours and not all(name in keys for keys in several)]
     lost = [name for name in some if name not in first] if drops else []
-    lost += [name for name in names if name not in ours and name not in first] if keeps_finetuned else []
-    extra = [name for name in first if name not in ours and not is_incidental(name)] if keeps_finetuned else []
+    lost += (
+        [name for name in names if name not in ours and name not in first]
+        if keeps_finetuned
+        else []
+    )
+    extra = (
+        [name for name in first if name not in ours and not is_incidental(name)]
+        if keeps_finetuned
+        else []
+    )
     source = f"{inputs.finetuned[0].source}, the first fine-tuned checkpoint"
     stay = [name for name in some if name in first or not drops]
     treated = (
@@ -279,9 +382,13 @@ def _what_some_lack(inputs: Inputs) -> Iterator[str]:
         (lost, f"{source}, lacks are left out"),
         (extra, f"the zero-shot checkpoint lacks are copied from {source}, not averaged"),
     )
-    yield from (f"parameters that {treatment}: {shorten(names)}" for names, treatment in treated if names)
+    yield from (
+        f"parameters that {treatment}: {shorten(names)}" for names, treatment in treated if names
+    )
 
 
 def is_incidental(name: str) -> bool:
-    """Whether a tensor holds position ids or a counter, which may be missing from some files of the same model."""
+    """Whether a tensor holds position ids or a counter, which may be missing from some files of the
+    same model.
+    """
     return is_buffer(name) or is_counter(name)

@@ -1,10 +1,11 @@
-"""Did a fine-tuned checkpoint start from this zero-shot one? Judged from the weights alone; see `docs/ancestry.md`.
+"""Did a fine-tuned checkpoint start from this zero-shot one? Judged from the weights alone; see
+`docs/ancestry.md`.
 
-Training moves weights, and does not replace them: even after long training at a high rate, most of a matrix points
-where it pointed. Two models that were trained apart have matrices at right angles, for their hidden units are numbered
-by chance. Which of two related models came first shows only if training left a trace that cannot be undone: matrices
-that became longer as they moved, or values that were published in half precision. Without such a trace, the check says
-nothing.
+Training moves weights, and does not replace them: even after long training at a high rate, most of
+a matrix points where it pointed. Two models that were trained apart have matrices at right angles,
+for their hidden units are numbered by chance. Which of two related models came first shows only if
+training left a trace that cannot be undone: matrices that became longer as they moved, or values
+that were published in half precision. Without such a trace, the check says nothing.
 """
 
 from __future__ import annotations
@@ -25,28 +26,32 @@ from clipmerge.checkpoint.source import Checkpoint
 from clipmerge.files.safetensors import Array
 from clipmerge.layers import HEAD
 
-#: Entries of a matrix that are read: 64 KB in float32. The verdicts in `benchmarks/ancestry` are the same with half of
-#: them.
+#: Entries of a matrix that are read: 64 KB in float32. The verdicts in `benchmarks/ancestry` are
+#: the same with half of them.
 SAMPLE = 1 << 14
-# Median cosine of a tower's matrices below which it did not come from the other checkpoint's. Models trained apart
-# stay within 0.01 of 0; the furthest fine-tuning of `benchmarks/ancestry` stays above 0.3.
+# Median cosine of a tower's matrices below which it did not come from the other checkpoint's.
+# Models trained apart stay within 0.01 of 0; the furthest fine-tuning of `benchmarks/ancestry`
+# stays above 0.3.
 _UNRELATED = 0.05
-# The cosine of a smaller matrix is not informative: its random spread is one over the root of its number of entries.
+# The cosine of a smaller matrix is not informative: its random spread is one over the root of its
+# number of entries.
 _LEAST = 256
 # If the slope of the loss of length on the squared movement is above this, the pair is swapped: in
-# `benchmarks/ancestry` it is at most 0.1 for pairs in the right order, and 1 minus that for swapped ones. It must also
-# exceed 0.5, the middle, by this many standard errors, and the matrices must have moved by this share of their length.
+# `benchmarks/ancestry` it is at most 0.1 for pairs in the right order, and 1 minus that for swapped
+# ones. It must also exceed 0.5, the middle, by this many standard errors, and the matrices must
+# have moved by this share of their length.
 _SHRUNK, _SURE, _LEAST_SHRUNK = 0.75, 2.0, 0.025
 # Minimum number of degrees of freedom of that slope.
 _LEAST_FREE = 8
-# If the cosine of the change with the weights exceeds that of a swapped change at right angles by more than this,
-# something pulls the weights straight back, as an L2 penalty in Adam does (0.5; elsewhere 0.1). Shrinking is then no
-# evidence.
+# If the cosine of the change with the weights exceeds that of a swapped change at right angles by
+# more than this, something pulls the weights straight back, as an L2 penalty in Adam does (0.5;
+# elsewhere 0.1). Shrinking is then no evidence.
 _PULLED = 0.2
-# If the median cosine between the change and the weights is above this, they grew along themselves, which no gradient
-# causes.
+# If the median cosine between the change and the weights is above this, they grew along themselves,
+# which no gradient causes.
 _LONGER = 0.25
-# Number of entries per matrix that are tested for values in half precision, and minimum number of matrices.
+# Number of entries per matrix that are tested for values in half precision, and minimum number of
+# matrices.
 _HALF_SAMPLE, _LEAST_HALF = 4096, 6
 
 
@@ -65,20 +70,30 @@ class _Matrix:
     """A sample of one matrix in both checkpoints."""
 
     tower: str  # ``vision``, ``text`` or ``decoder``
-    block: str  # the transformer's or convolutional block that it lies in, such as ``vision.3``; empty outside blocks
+    # the transformer's or convolutional block that it lies in, such as ``vision.3``; empty outside
+    # blocks
+    block: str
     cosine: float  # between theta_0 and theta_1
     moved: float  # ||tau|| / ||theta_0||
-    along: float  # tau's part along theta_0, in lengths of theta_0; negative where the weights became shorter
+    # tau's part along theta_0, in lengths of theta_0; negative where the weights became shorter
+    along: float
 
 
 def ancestry_warnings(inputs: Inputs) -> list[str]:
-    """Name the fine-tuned checkpoints that are equal to another, or probably did not start from the zero-shot one."""
+    """Name the fine-tuned checkpoints that are equal to another, or probably did not start from the
+    zero-shot one.
+    """
     warnings, sources = [], [model.source for model in (*inputs.finetuned, inputs.zeroshot)]
     for which, source in enumerate(sources[:-1]):
-        equal = next((other for other in (-1, *range(which)) if _are_equal(inputs, which, other)), None)
+        equal = next(
+            (other for other in (-1, *range(which)) if _are_equal(inputs, which, other)), None
+        )
         if equal is not None:
             effect = "merging them changes nothing" if equal == -1 else "that model counts twice"
-            warnings.append(f"{sources[equal]} and {source} are equal in all weights that can be merged, so {effect}")
+            warnings.append(
+                f"{sources[equal]} and {source} are equal in all weights that can be merged, so"
+                f" {effect}"
+            )
             continue
         found = ancestry_of(inputs, which)
         if found.relation != "related":
@@ -91,10 +106,14 @@ def ancestry_warnings(inputs: Inputs) -> list[str]:
 
 
 def _are_equal(inputs: Inputs, which: int, other: int) -> bool:
-    """Whether two checkpoints of `_samples` hold the same weights; of most that do not, only samples are read."""
+    """Whether two checkpoints of `_samples` hold the same weights; of most that do not, only
+    samples are read.
+    """
     names = [*filter(inputs.merges, inputs.zeroshot_keys)]
     return all(
-        np.array_equal(*_samples(inputs, which, name, most, other)) for most in (SAMPLE, sys.maxsize) for name in names
+        np.array_equal(*_samples(inputs, which, name, most, other))
+        for most in (SAMPLE, sys.maxsize)
+        for name in names
     )
 
 
@@ -108,11 +127,15 @@ def ancestry_of(inputs: Inputs, which: int = 0) -> Ancestry:
             tower: median(matrix.cosine for matrix in matrices if matrix.tower == tower)
             for tower in dict.fromkeys(matrix.tower for matrix in matrices)
         }
-        apart = [f"{abs(cosine):.2f} in the {tower} tower" for tower, cosine in cosines.items() if cosine < _UNRELATED]
+        apart = [
+            f"{abs(cosine):.2f} in the {tower} tower"
+            for tower, cosine in cosines.items()
+            if cosine < _UNRELATED
+        ]
         if apart:
             evidence = (
-                f"the median cosine between their matrices is {' and '.join(apart)}, as between models trained apart; "
-                "fine-tuning leaves it above 0.3"
+                f"the median cosine between their matrices is {' and '.join(apart)}, as between"
+                " models trained apart; fine-tuning leaves it above 0.3"
             )
             return Ancestry("unrelated", (evidence,), cosines)
         swapped = (*_shrunk(matrices), *_released(inputs, which))
@@ -128,7 +151,9 @@ def _matrices(inputs: Inputs, which: int) -> Iterator[_Matrix]:
         theta_0, theta_1 = _samples(inputs, which, name, SAMPLE)
         tau = theta_1 - theta_0
         ours, theirs, product = _dot(theta_0, theta_0), _dot(theta_1, theta_1), _dot(tau, theta_0)
-        if not (0 < ours < math.inf and 0 < theirs < math.inf):  # an empty or a broken matrix is no evidence
+        if not (
+            0 < ours < math.inf and 0 < theirs < math.inf
+        ):  # an empty or a broken matrix is no evidence
             continue
         yield _Matrix(
             tower,
@@ -140,12 +165,16 @@ def _matrices(inputs: Inputs, which: int) -> Iterator[_Matrix]:
 
 
 def _dot(a: Array, b: Array) -> float:
-    """The product of two vectors, in one pass and in this thread: a BLAS's threads would spin, waiting for others."""
+    """The product of two vectors, in one pass and in this thread: a BLAS's threads would spin,
+    waiting for others.
+    """
     return float(np.einsum("i,i->", a, b))
 
 
 def _shrunk(matrices: list[_Matrix]) -> Iterator[str]:
-    """Find a change by which the matrices that moved furthest became shortest, or all grew along themselves."""
+    """Find a change by which the matrices that moved furthest became shortest, or all grew along
+    themselves.
+    """
     moved = [matrix for matrix in matrices if matrix.block and matrix.moved > 0]
     found = shrinkage((matrix.block, matrix.moved, matrix.along) for matrix in moved)
     if found is None or median(matrix.moved for matrix in moved) < _LEAST_SHRUNK:
@@ -154,28 +183,36 @@ def _shrunk(matrices: list[_Matrix]) -> Iterator[str]:
     pulled = median(-matrix.along / matrix.moved - matrix.moved for matrix in moved)
     if slope > _SHRUNK and slope - 0.5 > _SURE * error and pulled < _PULLED:
         yield (
-            "the further a matrix moved, compared with others of its block, the shorter it is in the fine-tuned "
-            "checkpoint; training lengthens what it moves"
+            "the further a matrix moved, compared with others of its block, the shorter it is in"
+            " the fine-tuned checkpoint; training lengthens what it moves"
         )
     if median(matrix.along / matrix.moved for matrix in moved) > _LONGER:
-        yield "its blocks' matrices are longer along themselves, which is what weight decay looks like backwards"
+        yield (
+            "its blocks' matrices are longer along themselves, which is what weight decay looks"
+            " like backwards"
+        )
 
 
 def shrinkage(matrices: Iterable[tuple[str, float, float]]) -> tuple[float, float] | None:
     """Regress matrices' loss of length on their squared movement, with a constant per block.
 
-    A step of training is about at right angles to the weights, so a matrix that moves gets longer, by half the square
-    of its relative movement; seen backwards, it gets shorter by the same amount. Weight decay and a learning rate of
-    each block's own shorten all matrices of one block alike, so matrices are compared within their block. Both sides
-    are divided by the movement, which is what their scatter is proportional to.
+    A step of training is about at right angles to the weights, so a matrix that moves gets longer,
+    by half the square of its relative movement; seen backwards, it gets shorter by the same amount.
+    Weight decay and a learning rate of each block's own shorten all matrices of one block alike, so
+    matrices are compared within their block. Both sides are divided by the movement, which is what
+    their scatter is proportional to.
 
-    A matrix is its block; ||tau|| / ||theta_0||, above 0; and tau's part along theta_0, in lengths of theta_0; those of
-    one block follow each other. The result is the slope (0 or less where theta_1 started from theta_0, 1 or more where
-    theta_0 started from theta_1) and its standard error; ``None`` with too few matrices.
+    A matrix is its block; ||tau|| / ||theta_0||, above 0; and tau's part along theta_0, in lengths
+    of theta_0; those of one block follow each other. The result is the slope (0 or less where
+    theta_1 started from theta_0, 1 or more where theta_0 started from theta_1) and its standard
+    error; ``None`` with too few matrices.
 
     Example:
-        >>> forwards = [("vision.0", moved, -0.01) for moved in (0.1, 0.2, 0.3, 0.4)]  # a decay of 1%
-        >>> slope, error = shrinkage([(f"vision.{n}", moved, along) for n in range(4) for _, moved, along in forwards])
+        >>> layers = [f"vision.{number}" for number in range(4)]
+        >>> decay = -0.01  # of 1%
+        >>> slope, error = shrinkage(
+        ...     [(layer, moved, decay) for layer in layers for moved in (0.1, 0.2, 0.3, 0.4)]
+        ... )
         >>> abs(slope) < 1e-12
         True
     """
@@ -195,7 +232,9 @@ def shrinkage(matrices: Iterable[tuple[str, float, float]]) -> tuple[float, floa
 
 
 def _released(inputs: Inputs, which: int) -> Iterator[str]:
-    """Find a fine-tuned checkpoint whose values have half precision, as OpenAI's have, although stored in float32."""
+    """Find a fine-tuned checkpoint whose values have half precision, as OpenAI's have, although
+    stored in float32.
+    """
     seen = 0
     for name in _shared(inputs, which):
         entries = inputs.entries(name)
@@ -211,8 +250,9 @@ def _released(inputs: Inputs, which: int) -> Iterator[str]:
         seen += 1
     if seen >= _LEAST_HALF:
         yield (
-            "its values fit into float16 although they are stored in float32, as in checkpoints that were published in "
-            "half precision, and the zero-shot one's do not: training in float32 does not round"
+            "its values fit into float16 although they are stored in float32, as in checkpoints"
+            " that were published in half precision, and the zero-shot one's do not: training in"
+            " float32 does not round"
         )
 
 
@@ -221,7 +261,9 @@ def _is_half(values: Array) -> bool:
 
 
 def _shared(inputs: Inputs, which: int) -> Iterator[str]:
-    """Names of the float tensors with the same shape in both checkpoints, without a head that was built anew."""
+    """Names of the float tensors with the same shape in both checkpoints, without a head that was
+    built anew.
+    """
     ours, theirs = inputs.zeroshot, inputs.finetuned[which]
     for name, key in inputs.zeroshot_keys.items():
         other = inputs.finetuned_keys[which].get(name)
@@ -232,15 +274,24 @@ def _shared(inputs: Inputs, which: int) -> Iterator[str]:
             yield name
 
 
-def _samples(inputs: Inputs, which: int, name: str, length: int, other: int = -1) -> tuple[Array, Array]:
-    """The first elements of a tensor in another fine-tuned checkpoint (-1: in the zero-shot one), and in this one."""
-    models = [*zip(inputs.finetuned, inputs.finetuned_keys, strict=True), (inputs.zeroshot, inputs.zeroshot_keys)]
+def _samples(
+    inputs: Inputs, which: int, name: str, length: int, other: int = -1
+) -> tuple[Array, Array]:
+    """The first elements of a tensor in another fine-tuned checkpoint (-1: in the zero-shot one),
+    and in this one.
+    """
+    models = [
+        *zip(inputs.finetuned, inputs.finetuned_keys, strict=True),
+        (inputs.zeroshot, inputs.zeroshot_keys),
+    ]
     (model, keys), (own, own_keys) = models[other], models[which]
     return _values(model, keys[name], length), _values(own, own_keys[name], length)
 
 
 def _values(checkpoint: Checkpoint, key: str, length: int) -> Array:
-    """The first elements of a tensor, 1-D: float64 unchanged, all else as float32; a view if stored in that dtype."""
+    """The first elements of a tensor, 1-D: float64 unchanged, all else as float32; a view if stored
+    in that dtype.
+    """
     values = checkpoint.array(key, 0, min(length, checkpoint.entries[key].size))
     if values.dtype == np.uint16:  # bfloat16
         return (values.astype(np.uint32) << 16).view(np.float32)

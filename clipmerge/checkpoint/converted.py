@@ -1,4 +1,6 @@
-"""Views of a checkpoint: in the other library's layout, as a tower, or with a head; tensors are formed on demand."""
+"""Views of a checkpoint: in the other library's layout, as a tower, or with a head; tensors are
+formed on demand.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from clipmerge.checkpoint.source import OPEN_CLIP_CONFIG, Checkpoint, Form, FormedCheckpoint, naming, stored
+from clipmerge.checkpoint.source import (
+    OPEN_CLIP_CONFIG,
+    Checkpoint,
+    Form,
+    FormedCheckpoint,
+    naming,
+    stored,
+)
 from clipmerge.conversion.config import Shape, check_shapes, open_clip_config, transformers_config
 from clipmerge.conversion.keys import Layout, Match, is_made_anew, layout_of, match_keys
 from clipmerge.conversion.timm import is_timm_vit, open_clip_name
@@ -25,7 +34,9 @@ class ConvertedCheckpoint(FormedCheckpoint):
 
 
 class TimmTower(FormedCheckpoint):
-    """A ViT of timm, read as a vision tower of OpenCLIP and a head; an output of this form is timm's again."""
+    """A ViT of timm, read as a vision tower of OpenCLIP and a head; an output of this form is
+    timm's again.
+    """
 
     def timm_key(self, key: str) -> str:
         """The key in timm's layout."""
@@ -37,7 +48,9 @@ class WithHead(FormedCheckpoint):
 
 
 def with_head(checkpoint: Checkpoint, like: Checkpoint, head: dict[str, Tensor]) -> WithHead:
-    """Add a head to a zero-shot checkpoint, with the dtypes that it has in the fine-tuned one, ``like``."""
+    """Add a head to a zero-shot checkpoint, with the dtypes that it has in the fine-tuned one,
+    ``like``.
+    """
     entries = {key: replace(like.entries[key], file=checkpoint.files[0]) for key in head}
     facts = checkpoint.facts(entries={**checkpoint.entries, **entries})
     forms = {key: Form((), partial(stored, values.flatten())) for key, values in head.items()}
@@ -45,68 +58,107 @@ def with_head(checkpoint: Checkpoint, like: Checkpoint, head: dict[str, Tensor])
 
 
 def as_open_clip(checkpoint: Checkpoint) -> Checkpoint:
-    """View one of timm's ViTs of CLIP as a tower of OpenCLIP; every other checkpoint is returned as it is."""
+    """View one of timm's ViTs of CLIP as a tower of OpenCLIP; every other checkpoint is returned as
+    it is.
+    """
     if not is_timm_vit(checkpoint.entries):
         return checkpoint
     keys = {open_clip_name(key): key for key in checkpoint.entries}
     entries = {name: checkpoint.entries[key] for name, key in keys.items()}
     for name in ("visual.class_embedding", "visual.positional_embedding"):
         sizes = entries[name].shape
-        entries[name] = replace(entries[name], shape=sizes[-1:] if name.endswith("class_embedding") else sizes[-2:])
+        entries[name] = replace(
+            entries[name], shape=sizes[-1:] if name.endswith("class_embedding") else sizes[-2:]
+        )
     head = " and its head as a classifier" if "classifier.weight" in keys else ""
     note = f"{checkpoint.source}: is a ViT of timm, read as a vision tower{head}"
-    values = checkpoint.facts(entries=entries, config=None, note="; ".join(filter(None, (checkpoint.note, note))))
+    values = checkpoint.facts(
+        entries=entries, config=None, note="; ".join(filter(None, (checkpoint.note, note)))
+    )
     forms = {name: Form((key,), partial(checkpoint.array, key)) for name, key in keys.items()}
     return TimmTower(**values, original=checkpoint, forms=forms)
 
 
 def convert_checkpoint(checkpoint: Checkpoint, to: Layout, *, text_prefix: str = "") -> Checkpoint:
-    """View a plain ViT CLIP in the other layout; ``text_prefix`` is ``text.`` for a CustomTextCLIP."""
+    """View a plain ViT CLIP in the other layout; ``text_prefix`` is ``text.`` for a
+    CustomTextCLIP.
+    """
     plain = {key.removeprefix("module."): key for key in checkpoint.entries}
     layout = layout_of(plain)
     if layout == to:
         return checkpoint
     with naming(checkpoint.source):
-        prefix = text_prefix if to == "open-clip" else "text." if "text.ln_final.weight" in plain else ""
+        prefix = (
+            text_prefix if to == "open-clip" else "text." if "text.ln_final.weight" in plain else ""
+        )
         matches = match_keys(plain, layout, text_prefix=prefix)
-        formed = {name: made for match in matches for name, made in _formed(checkpoint, plain, match, to).items()}
+        formed = {
+            name: made
+            for match in matches
+            for name, made in _formed(checkpoint, plain, match, to).items()
+        }
         entries = {name: entry for name, (entry, _) in formed.items()}
-        theirs = {name: checkpoint.entries[key] for name, key in plain.items() if not is_made_anew(name)}
+        theirs = {
+            name: checkpoint.entries[key] for name, key in plain.items() if not is_made_anew(name)
+        }
         known = entries if to == "transformers" else theirs
-        shapes = {name: () if name == "logit_scale" else entry.shape for name, entry in known.items()}
-        config = None if checkpoint.config is None else _convert_config(checkpoint.config, to, prefix, shapes)
+        shapes = {
+            name: () if name == "logit_scale" else entry.shape for name, entry in known.items()
+        }
+        config = (
+            None
+            if checkpoint.config is None
+            else _convert_config(checkpoint.config, to, prefix, shapes)
+        )
     forms = {name: form for name, (_, form) in formed.items()}
     values = checkpoint.facts(entries=entries, config=config, sharded=False)
     return ConvertedCheckpoint(**values, original=checkpoint, forms=forms)
 
 
 def in_one_layout(checkpoints: list[Checkpoint]) -> list[Checkpoint]:
-    """View all checkpoints in the layout of the second, the first fine-tuned one: OpenCLIP's or transformers'."""
+    """View all checkpoints in the layout of the second, the first fine-tuned one: OpenCLIP's or
+    transformers'.
+    """
     checkpoints = [as_open_clip(checkpoint) for checkpoint in checkpoints]
     finetuned = checkpoints[1]
     wanted = layout_of(finetuned.entries)
-    prefix = "text." if any(key.endswith("text.ln_final.weight") for key in finetuned.entries) else ""
+    prefix = (
+        "text." if any(key.endswith("text.ln_final.weight") for key in finetuned.entries) else ""
+    )
     shown = []
     for checkpoint in checkpoints:
         converted = convert_checkpoint(checkpoint, wanted, text_prefix=prefix)
         if converted is not checkpoint:
-            note = f"{checkpoint.source}: is converted to the layout of {wanted}, like {finetuned.source}"
-            converted = replace(converted, note=f"{checkpoint.note}; {note}" if checkpoint.note else note)
+            note = (
+                f"{checkpoint.source}: is converted to the layout of {wanted}, like"
+                f" {finetuned.source}"
+            )
+            converted = replace(
+                converted, note=f"{checkpoint.note}; {note}" if checkpoint.note else note
+            )
         shown.append(converted)
     return shown
 
 
-def _convert_config(config: dict[str, Any], to: Layout, prefix: str, shapes: dict[str, Shape]) -> dict[str, Any]:
-    """Translate a configuration, and compare its form for transformers with the weights in that layout."""
+def _convert_config(
+    config: dict[str, Any], to: Layout, prefix: str, shapes: dict[str, Shape]
+) -> dict[str, Any]:
+    """Translate a configuration, and compare its form for transformers with the weights in that
+    layout.
+    """
     file = OPEN_CLIP_CONFIG if to == "transformers" else "config.json"
     try:
         if to == "transformers":
             converted = transformers_config(config.get("model_cfg", config))
         else:
-            converted = {"model_cfg": open_clip_config(config) | ({"custom_text": True} if prefix else {})}
+            converted = {
+                "model_cfg": open_clip_config(config) | ({"custom_text": True} if prefix else {})
+            }
         check_shapes(converted if to == "transformers" else config, shapes, file)
     except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
-        raise CheckpointError(f"its {file} cannot be understood ({type(error).__name__}: {error})") from None
+        raise CheckpointError(
+            f"its {file} cannot be understood ({type(error).__name__}: {error})"
+        ) from None
     return converted
 
 
@@ -126,11 +178,16 @@ def _formed(
         form = Form(keys, lambda: np.concatenate([*map(checkpoint.array, keys)]))
     elif parts > 1:
         if not shape or shape[0] % parts:
-            raise CheckpointError(f"{ours[0]} has shape {shape}, which is not a stack of query, key and value")
+            raise CheckpointError(
+                f"{ours[0]} has shape {shape}, which is not a stack of query, key and value"
+            )
         entry = _entry(first, (shape[0] // parts, *shape[1:]))
         size = entry.size
         return {
-            name: (entry, Form(keys, partial(checkpoint.array, keys[0], place * size, (place + 1) * size)))
+            name: (
+                entry,
+                Form(keys, partial(checkpoint.array, keys[0], place * size, (place + 1) * size)),
+            )
             for place, name in enumerate(names)
         }
     elif match.transposed:

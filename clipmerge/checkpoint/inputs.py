@@ -32,7 +32,9 @@ class Inputs:
     family: Family
     zeroshot: Checkpoint  # theta_0
     finetuned: tuple[Checkpoint, ...]  # theta_1 ... theta_K; usually one
-    zeroshot_keys: dict[str, str]  # keys in the zero-shot file by canonical name, in the file's order
+    zeroshot_keys: dict[
+        str, str
+    ]  # keys in the zero-shot file by canonical name, in the file's order
     finetuned_keys: tuple[dict[str, str], ...]  # the same for each fine-tuned file
     tower: str  # the towers that the fine-tuned checkpoints hold: ``full``, ``vision`` or ``text``
     missing: Missing = "error"  # treatment of keys that only one side has
@@ -40,13 +42,17 @@ class Inputs:
 
     @cached_property
     def layers(self) -> dict[str, tuple[str, ...]]:
-        """Canonical parameter names by layer, in network order; all parameters of the zero-shot file."""
+        """Canonical parameter names by layer, in network order; all parameters of the zero-shot
+        file.
+        """
         return self.family.group(self.zeroshot_keys)
 
     @cached_property
     def layer_of(self) -> dict[str, str]:
         """Layers by canonical name, for the parameters of all checkpoints."""
-        names = dict.fromkeys(name for keys in (self.zeroshot_keys, *self.finetuned_keys) for name in keys)
+        names = dict.fromkeys(
+            name for keys in (self.zeroshot_keys, *self.finetuned_keys) for name in keys
+        )
         return self.family.layers_of(filter(self.family.has_layer, names))
 
     @property
@@ -56,8 +62,12 @@ class Inputs:
 
     @property
     def folders(self) -> set[Path]:
-        """Folders with files of the checkpoints (an adapter's side files are not beside its weights)."""
-        return {one.folder for one in self.everyone} | {file.parent for one in self.everyone for file in one.files}
+        """Folders with files of the checkpoints (an adapter's side files are not beside its
+        weights).
+        """
+        return {one.folder for one in self.everyone} | {
+            file.parent for one in self.everyone for file in one.files
+        }
 
     @cached_property
     def is_partial(self) -> bool:
@@ -71,7 +81,9 @@ class Inputs:
 
     @cached_property
     def keeps_head(self) -> bool:
-        """Whether only the fine-tuned checkpoints are classifiers; the output then has their head and their tower."""
+        """Whether only the fine-tuned checkpoints are classifiers; the output then has their head
+        and their tower.
+        """
         own = HEAD in self.layers and not self.has_built_head
         if self.tower == "full" or self.missing == "keep-zeroshot" or own:
             return False
@@ -79,7 +91,9 @@ class Inputs:
 
     @property
     def have_heads_only(self) -> bool:
-        """Whether every checkpoint tells classes apart by a head alone: it has one, and no blocks of a text tower."""
+        """Whether every checkpoint tells classes apart by a head alone: it has one, and no blocks
+        of a text tower.
+        """
         everyone = (self.zeroshot_keys, *self.finetuned_keys)
         has_text = any(_TEXT_BLOCK.match(layer) for layer in self.layers)
         return not has_text and all(HEAD_WEIGHT in keys for keys in everyone)
@@ -87,7 +101,9 @@ class Inputs:
     @property
     def is_classifier(self) -> bool:
         """Whether the output has a classification head, and no class prompts."""
-        return self.tower == "vision" and any(self.layer_of.get(name) == HEAD for name in self.form_keys)
+        return self.tower == "vision" and any(
+            self.layer_of.get(name) == HEAD for name in self.form_keys
+        )
 
     @cached_property
     def takes_zeroshot_form(self) -> bool:
@@ -122,11 +138,17 @@ class Inputs:
     def output_shape(self, name: str, entry: TensorEntry) -> tuple[int, ...]:
         """Shape of a tensor in the output, of which ``entry`` is one input's."""
         form, key = self.form, self.form_keys.get(name)
-        return form.original.entries[form.timm_key(key)].shape if isinstance(form, TimmTower) and key else entry.shape
+        return (
+            form.original.entries[form.timm_key(key)].shape
+            if isinstance(form, TimmTower) and key
+            else entry.shape
+        )
 
     @cached_property
     def output_keys(self) -> dict[str, str]:
-        """Keys in the output by canonical name: those of `form` in its own layout, without a wrapper's prefix."""
+        """Keys in the output by canonical name: those of `form` in its own layout, without a
+        wrapper's prefix.
+        """
         if isinstance(self.form, TimmTower):
             return {name: self.form.timm_key(key) for name, key in self.form_keys.items()}
         files = ((self.finetuned[0], self.finetuned_keys[0]), (self.zeroshot, self.zeroshot_keys))
@@ -137,14 +159,18 @@ class Inputs:
         return keys
 
     def expects(self, name: str) -> bool:
-        """Whether the fine-tuned checkpoints must hold a zero-shot parameter, even if they are one tower."""
+        """Whether the fine-tuned checkpoints must hold a zero-shot parameter, even if they are one
+        tower.
+        """
         if not self.is_partial or self.layer_of[name] == HEAD:
             return True
         tower, _, rest = self.layer_of[name].partition(".")
         if rest != "projection":
             return tower == self.tower
         projection = f"{tower}.projection"
-        return tower == self.tower and any(self.layer_of.get(n) == projection for k in self.finetuned_keys for n in k)
+        return tower == self.tower and any(
+            self.layer_of.get(n) == projection for k in self.finetuned_keys for n in k
+        )
 
     def merges(self, name: str) -> bool:
         """Whether a parameter is a float that every checkpoint holds, so that it can be merged."""
@@ -162,17 +188,25 @@ class Inputs:
         """Map a zero-shot parameter; see `Checkpoint.tensor`."""
         return self.zeroshot.tensor(self.zeroshot_keys[name], start, stop)
 
-    def theta_1(self, name: str, start: int = 0, stop: int | None = None, *, which: int = 0) -> Tensor:
+    def theta_1(
+        self, name: str, start: int = 0, stop: int | None = None, *, which: int = 0
+    ) -> Tensor:
         """Map a fine-tuned parameter; see `Checkpoint.tensor`."""
         return self.finetuned[which].tensor(self.finetuned_keys[which][name], start, stop)
 
     def entries(self, name: str) -> list[TensorEntry]:
-        """Entries of a tensor: in the zero-shot checkpoint, then in the fine-tuned ones that have it."""
+        """Entries of a tensor: in the zero-shot checkpoint, then in the fine-tuned ones that have
+        it.
+        """
         return [checkpoint.entries[key] for checkpoint, key in self.holders(name)]
 
     def arrays(self, name: str, start: int, stop: int) -> tuple[Array, list[Array]]:
-        """Map a run of a tensor's elements: zero-shot, and fine-tuned ones that have it; see `Checkpoint.array`."""
-        theta_0, *finetuned = (checkpoint.array(key, start, stop) for checkpoint, key in self.holders(name))
+        """Map a run of a tensor's elements: zero-shot, and fine-tuned ones that have it; see
+        `Checkpoint.array`.
+        """
+        theta_0, *finetuned = (
+            checkpoint.array(key, start, stop) for checkpoint, key in self.holders(name)
+        )
         return theta_0, finetuned
 
     def release(self, name: str) -> None:
@@ -181,6 +215,8 @@ class Inputs:
             checkpoint.release(key)
 
     def holders(self, name: str) -> list[Location]:
-        """The checkpoints that hold a tensor, zero-shot first, each with the tensor's key in its file."""
+        """The checkpoints that hold a tensor, zero-shot first, each with the tensor's key in its
+        file.
+        """
         keys_of = zip(self.everyone, (self.zeroshot_keys, *self.finetuned_keys), strict=True)
         return [(checkpoint, keys[name]) for checkpoint, keys in keys_of if name in keys]

@@ -1,4 +1,6 @@
-"""Open a checkpoint: a folder, a file, an index of shards or a Hub id; an adapter is applied to its base."""
+"""Open a checkpoint: a folder, a file, an index of shards or a Hub id; an adapter is applied to its
+base.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,13 @@ from clipmerge.conversion.keys import layout_of
 from clipmerge.errors import CheckpointError, counted, did_you_mean, shorten
 from clipmerge.files.paths import is_plain_name, local_path, split_part
 from clipmerge.files.reading import Unreadable, read_json, refusing
-from clipmerge.files.safetensors import PICKLE_SUFFIXES, TensorEntry, is_pickle, read_header, unique_keys
+from clipmerge.files.safetensors import (
+    PICKLE_SUFFIXES,
+    TensorEntry,
+    is_pickle,
+    read_header,
+    unique_keys,
+)
 from clipmerge.files.side_files import lies_in, read_side_json
 from clipmerge.files.unchanged import watch
 from clipmerge.hub.ids import HubId, parse_hub_id
@@ -42,25 +50,36 @@ _PICKLES = ("pytorch_model.bin", _PICKLED_INDEX, "open_clip_pytorch_model.bin", 
 _DIFFUSERS = ("text_encoder", "text_encoder_2", "image_encoder")
 # Names that each library adds to a module's weight, or uses instead of it.
 _MARKS = (
-    (r"\.(?:absmax|quant_map|nested_absmax|nested_quant_map|SCB|weight_format)$|\.quant_state\.", "bitsandbytes"),
+    (
+        r"\.(?:absmax|quant_map|nested_absmax|nested_quant_map|SCB|weight_format)$|\.quant_state\.",
+        "bitsandbytes",
+    ),
     (r"\.(?:qweight|qzeros|g_idx)$", "GPTQ or AWQ"),
-    (r"\.(?:weight_packed|weight_scale|weight_scale_inv|weight_zero_point|input_scale)$", "compressed-tensors or FP8"),
+    (
+        r"\.(?:weight_packed|weight_scale|weight_scale_inv|weight_zero_point|input_scale)$",
+        "compressed-tensors or FP8",
+    ),
     (r"\.(?:_data|_scale|_packed)$", "quanto"),
     (r"\.W_q$", "HQQ"),
 )
 
 
 def open_checkpoint(source: str, *, base: Checkpoint | None = None) -> Checkpoint:
-    """Open a folder, a file, an index of shards or a Hub id without reading weights; ``base`` is an adapter's."""
+    """Open a folder, a file, an index of shards or a Hub id without reading weights; ``base`` is an
+    adapter's.
+    """
     if not source.strip():
-        raise CheckpointError("the name of the checkpoint is empty; is a variable of your shell unset?")
+        raise CheckpointError(
+            "the name of the checkpoint is empty; is a variable of your shell unset?"
+        )
     opened = _open(source)
     if not _is_adapter(opened.files[0]):
         return opened
     if base is None:
         raise CheckpointError(
-            f"{source}: is a peft adapter, not a full model; make a checkpoint from it "
-            f"and its base with `clipmerge merge BASE {source} --recipe wise-ft --set method.alpha=1 --output DIR`"
+            f"{source}: is a peft adapter, not a full model; make a checkpoint from it and its base"
+            f" with `clipmerge merge BASE {source} --recipe wise-ft --set method.alpha=1 --output"
+            " DIR`"
         )
     return adapt(base, opened)
 
@@ -97,8 +116,10 @@ def hub_id_of(source: str) -> HubId:
         hint = did_you_mean(path.name, [each.name for each in beside])
         hint = hint.replace("'", f"'{path.parent}/", 1) if path.parent.name else hint
         raise CheckpointError(
-            f"{source}: {'is a link to nothing' if path.is_symlink() else 'no such folder or file'}, and not a Hub id; "
-            f"give a folder, a .safetensors or .pt file, org/name or org/name@revision{f'.{hint}' if hint else ''}"
+            f"{source}:"
+            f" {'is a link to nothing' if path.is_symlink() else 'no such folder or file'}, and not"
+            " a Hub id; give a folder, a .safetensors or .pt file, org/name or"
+            f" org/name@revision{f'.{hint}' if hint else ''}"
         )
     return hub_id
 
@@ -116,7 +137,9 @@ def _open_folder(source: str, folder: Path, **facts: str | None) -> Checkpoint:
     inner, kind = (None, "") if present else _inner_clip(source, folder)
     if inner is not None:
         told = f"{source}: is a folder of {kind}, and its CLIP is {inner.name}"
-        return _open_folder(source, inner, **facts | {"note": "; ".join(filter(None, (facts.get("note"), told)))})
+        return _open_folder(
+            source, inner, **facts | {"note": "; ".join(filter(None, (facts.get("note"), told)))}
+        )
     if len(present) > 1:
         raise CheckpointError(
             f"{source}: holds both {' and '.join(present[:2])}, and only one of them can be meant; "
@@ -132,15 +155,25 @@ def _no_weights(source: str, folder: Path) -> CheckpointError:
     if pieces := _in_pieces(folder):
         return CheckpointError(f"{source}: {pieces}")
     if others := sorted(file.name for file in folder.iterdir() if file.suffix in PICKLE_SUFFIXES):
-        return CheckpointError(f"{source}: has no {WEIGHTS} but {shorten(others)}; give the file you mean")
+        return CheckpointError(
+            f"{source}: has no {WEIGHTS} but {shorten(others)}; give the file you mean"
+        )
     inner = sorted(str(file.parent) for file in folder.glob(f"*/{WEIGHTS}"))
-    inner = inner or sorted(str(file) for file in folder.glob("*/*") if file.suffix in PICKLE_SUFFIXES)
-    what = f"give the one that you mean: {shorten(inner)}" if inner else "is it the folder that save_pretrained wrote?"
+    inner = inner or sorted(
+        str(file) for file in folder.glob("*/*") if file.suffix in PICKLE_SUFFIXES
+    )
+    what = (
+        f"give the one that you mean: {shorten(inner)}"
+        if inner
+        else "is it the folder that save_pretrained wrote?"
+    )
     return CheckpointError(f"{source}: no {WEIGHTS} in this folder; {what}")
 
 
 def _inner_clip(source: str, folder: Path) -> tuple[Path | None, str]:
-    """The folder of the CLIP inside one of sentence-transformers or diffusers, and the library's name."""
+    """The folder of the CLIP inside one of sentence-transformers or diffusers, and the library's
+    name.
+    """
     if (folder / "model_index.json").is_file():
         inner = [path for name in _DIFFUSERS if (path := folder / name / "config.json").is_file()]
         clips = [path.parent for path in inner if lies_in(folder, path.parent)]
@@ -148,36 +181,61 @@ def _inner_clip(source: str, folder: Path) -> tuple[Path | None, str]:
             return clips[0], "diffusers"
         if clips:
             raise CheckpointError(
-                f"{source}: is a folder of diffusers with {len(clips)} encoders; give the one that you mean: "
-                f"{' or '.join(map(str, clips))}"
+                f"{source}: is a folder of diffusers with {len(clips)} encoders; give the one that"
+                f" you mean: {' or '.join(map(str, clips))}"
             )
     listed = []
     with contextlib.suppress(Unreadable):
         listed = read_json(folder / "modules.json")
-    modules = [module for module in listed if isinstance(module, dict)] if isinstance(listed, list) else []
+    modules = (
+        [module for module in listed if isinstance(module, dict)]
+        if isinstance(listed, list)
+        else []
+    )
     for name in (str(module.get("path")) for module in modules):  # such as 0_CLIPModel
-        if is_plain_name(name) and (folder / name / "config.json").is_file() and lies_in(folder, folder / name):
+        if (
+            is_plain_name(name)
+            and (folder / name / "config.json").is_file()
+            and lies_in(folder, folder / name)
+        ):
             return folder / name, "sentence-transformers"
     return None, ""
 
 
 def _in_pieces(folder: Path) -> str | None:
-    """Describe a training checkpoint that lies in pieces, with the command that puts them together."""
+    """Describe a training checkpoint that lies in pieces, with the command that puts them
+    together.
+    """
     is_step = any(folder.glob("*_model_states.pt"))
-    parts = [place for place in (folder, *sorted(folder.glob("*/"))) if (place / ".metadata").is_file()]
+    parts = [
+        place for place in (folder, *sorted(folder.glob("*/"))) if (place / ".metadata").is_file()
+    ]
     if is_step or any(folder.glob("global_step*/*_model_states.pt")):
         whole = folder.parent if is_step else folder
-        kind, words = "DeepSpeed checkpoint", ["deepspeed.utils.zero_to_fp32", str(whole), f"{whole}-weights"]
+        kind, words = (
+            "DeepSpeed checkpoint",
+            ["deepspeed.utils.zero_to_fp32", str(whole), f"{whole}-weights"],
+        )
     elif parts:
         kind = "checkpoint of torch.distributed.checkpoint (FSDP)"
-        words = ["torch.distributed.checkpoint.format_utils", "dcp_to_torch", str(parts[0]), f"{parts[0]}.pt"]
+        words = [
+            "torch.distributed.checkpoint.format_utils",
+            "dcp_to_torch",
+            str(parts[0]),
+            f"{parts[0]}.pt",
+        ]
     else:
         return None
     command = shlex.join(["python", "-m", *words])
-    return f"is a {kind}, whose weights lie in pieces; put them together with `{command}`, and give the result"
+    return (
+        f"is a {kind}, whose weights lie in pieces; put them together with `{command}`, and give"
+        " the result"
+    )
 
 
-def _open_single(source: str, file: Path, *, part: str | None = None, **facts: str | None) -> Checkpoint:
+def _open_single(
+    source: str, file: Path, *, part: str | None = None, **facts: str | None
+) -> Checkpoint:
     watch(file)
     if is_pickle(file):
         from clipmerge.checkpoint.state_dict import read_state_dict  # imports torch
@@ -188,7 +246,9 @@ def _open_single(source: str, file: Path, *, part: str | None = None, **facts: s
     return _checkpoint(source, (file,), read_header(file), {}, part=part, sharded=False, **facts)
 
 
-def _open_index(source: str, index: Path, *, part: str | None = None, **facts: str | None) -> Checkpoint:
+def _open_index(
+    source: str, index: Path, *, part: str | None = None, **facts: str | None
+) -> Checkpoint:
     with refusing(CheckpointError, f"{index}: cannot be read as JSON"):
         value = read_json(index, pairs=partial(unique_keys, index))
     weight_map = value.get("weight_map") if isinstance(value, dict) else None
@@ -197,7 +257,8 @@ def _open_index(source: str, index: Path, *, part: str | None = None, **facts: s
     for key, name in weight_map.items():
         if not is_plain_name(name):
             raise CheckpointError(
-                f"{index}: '{key}' points outside its folder, to {name!r}; shards lie beside the index"
+                f"{index}: '{key}' points outside its folder, to {name!r}; shards lie beside the"
+                " index"
             )
     files = tuple(index.parent / name for name in dict.fromkeys(weight_map.values()))
     if missing := [file.name for file in files if not file.is_file()]:
@@ -218,8 +279,8 @@ def _open_index(source: str, index: Path, *, part: str | None = None, **facts: s
     held = {key: entry.file.name for key, entry in entries.items()}
     if wrong := [key for key in {**weight_map, **held} if weight_map.get(key) != held.get(key)]:
         raise CheckpointError(
-            f"{index}: {counted(len(wrong), 'key is', 'keys are')} not in the shards as it says: {shorten(wrong)}; "
-            "download or copy it again"
+            f"{index}: {counted(len(wrong), 'key is', 'keys are')} not in the shards as it says:"
+            f" {shorten(wrong)}; download or copy it again"
         )
     return _checkpoint(source, files, entries, forms, part=part, sharded=True, **facts)
 
@@ -249,18 +310,29 @@ def _checkpoint(
     config = read_side_json(folder, name)
     refuse_quantised(source, entries, config)
     checkpoint = Checkpoint(source, revision, folder, files, entries, config, sharded, note)
-    return FormedCheckpoint(**checkpoint.facts(), original=checkpoint, forms=forms) if forms else checkpoint
+    return (
+        FormedCheckpoint(**checkpoint.facts(), original=checkpoint, forms=forms)
+        if forms
+        else checkpoint
+    )
 
 
 def refuse_quantised(source: str, keys: Iterable[str], config: dict[str, Any] | None) -> None:
     """Refuse a quantised checkpoint, because averages of codes are meaningless."""
     keys = list(keys)
     settings = (config or {}).get("quantization_config")
-    how = settings.get("quant_method", "a method it does not name") if isinstance(settings, dict) else None
+    how = (
+        settings.get("quant_method", "a method it does not name")
+        if isinstance(settings, dict)
+        else None
+    )
     found = [f"quantization_config in its config.json: {how or settings}"] if settings else []
-    found += [f"{mark}: {key}" for pattern, mark in _MARKS for key in keys if re.search(pattern, key)]
+    found += [
+        f"{mark}: {key}" for pattern, mark in _MARKS for key in keys if re.search(pattern, key)
+    ]
     if found:
         raise CheckpointError(
-            f"{source}: is quantised ({found[0]}), so its tensors are codes and cannot be averaged; give the "
-            "checkpoint it was made from, or save it dequantised: model.dequantize().save_pretrained(FOLDER)"
+            f"{source}: is quantised ({found[0]}), so its tensors are codes and cannot be averaged;"
+            " give the checkpoint it was made from, or save it dequantised:"
+            " model.dequantize().save_pretrained(FOLDER)"
         )

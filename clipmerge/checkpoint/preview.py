@@ -1,7 +1,8 @@
-"""Preview a model on the Hub by its headers, so that a pair that does not match is refused without a download.
+"""Preview a model on the Hub by its headers, so that a pair that does not match is refused without
+a download.
 
-Only models that are not in the cache are previewed. Names, shapes and dtypes come from range requests, the
-configuration from its file. A previewed checkpoint has no weights to read.
+Only models that are not in the cache are previewed. Names, shapes and dtypes come from range
+requests, the configuration from its file. A previewed checkpoint has no weights to read.
 """
 
 from __future__ import annotations
@@ -28,7 +29,9 @@ _CONFIGS = {
 
 
 def preview_checkpoint(source: str) -> Checkpoint | None:
-    """Describe a model on the Hub without its weights; ``None`` if it is here, in the cache, or no safetensors."""
+    """Describe a model on the Hub without its weights; ``None`` if it is here, in the cache, or no
+    safetensors.
+    """
     from clipmerge.hub.download import choose_weights, remote_metadata, resolve
     from clipmerge.hub.ids import parse_hub_id
 
@@ -48,20 +51,31 @@ def preview_checkpoint(source: str) -> Checkpoint | None:
     for name, (dtype, shape) in remote_metadata(snapshot.hub_id, weights).items():
         if dtype not in DTYPES:
             kinds = ", ".join(sorted(FLOATS))
-            raise CheckpointError(f"{snapshot.hub_id}, {name}: has dtype {dtype}; clipmerge merges {kinds}")
+            raise CheckpointError(
+                f"{snapshot.hub_id}, {name}: has dtype {dtype}; clipmerge merges {kinds}"
+            )
         entries[name] = TensorEntry(Path(), dtype, shape, 0, math.prod(shape) * DTYPES[dtype][1])
     described = read_side_json(folder, config)
     refuse_quantised(source, entries, described)
-    return Checkpoint(source, snapshot.revision, folder, files, entries, described, sharded=len(files) > 1)
+    return Checkpoint(
+        source, snapshot.revision, folder, files, entries, described, sharded=len(files) > 1
+    )
 
 
 def compare_before_download(
-    zeroshot: str, finetuned: Sequence[str], *, missing: Missing = "error", mixed_dtypes: bool = False
+    zeroshot: str,
+    finetuned: Sequence[str],
+    *,
+    missing: Missing = "error",
+    mixed_dtypes: bool = False,
 ) -> None:
     """Refuse checkpoints that do not match, before any weights are downloaded."""
     previews = [preview_checkpoint(source) for source in (zeroshot, *finetuned)]
     if not any(previews):
         return
     base = previews[0] or open_checkpoint(zeroshot)
-    others = [each or open_checkpoint(source, base=base) for each, source in zip(previews[1:], finetuned, strict=True)]
+    others = [
+        each or open_checkpoint(source, base=base)
+        for each, source in zip(previews[1:], finetuned, strict=True)
+    ]
     align_checkpoints(base, others, missing=missing, mixed_dtypes=mixed_dtypes)

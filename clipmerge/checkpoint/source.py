@@ -39,20 +39,25 @@ class Checkpoint:
     folder: Path  # folder with the side files (config, processor, tokenizer)
     files: tuple[Path, ...]  # weight files; several if sharded
     entries: dict[str, TensorEntry]  # place of each tensor, by key in the file
-    # the parsed ``config.json``, or ``open_clip_config.json`` for weights in OpenCLIP's layout; ``None`` for a bare
-    # file without one
+    # the parsed ``config.json``, or ``open_clip_config.json`` for weights in OpenCLIP's layout;
+    # ``None`` for a bare file without one
     config: dict[str, Any] | None
     sharded: bool = False
-    note: str | None = None  # note for the user about the origin of the weights, such as an offline copy
+    note: str | None = (
+        None  # note for the user about the origin of the weights, such as an offline copy
+    )
     _maps: dict[Path, mmap.mmap] = field(default_factory=dict, repr=False, compare=False)
     _hashes: dict[str, str] = field(default_factory=dict, repr=False, compare=False)
 
     def facts(self, **changes: Any) -> dict[str, Any]:
         """The arguments that a view of this checkpoint shares with it, with some changed."""
-        return {each.name: getattr(self, each.name) for each in fields(Checkpoint) if each.init} | changes
+        return {
+            each.name: getattr(self, each.name) for each in fields(Checkpoint) if each.init
+        } | changes
 
     def array(self, key: str, start: int = 0, stop: int | None = None) -> Array:
-        """Read a run of one tensor's elements in memory order, without torch: 1-D, bfloat16 as its bits (uint16).
+        """Read a run of one tensor's elements in memory order, without torch: 1-D, bfloat16 as its
+        bits (uint16).
 
         The values may be views of the file: never write to them.
         """
@@ -67,18 +72,24 @@ class Checkpoint:
         return view if view.flags.aligned else view.copy()
 
     def tensor(self, key: str, start: int = 0, stop: int | None = None) -> Tensor:
-        """View `array` as a torch tensor: in the tensor's own shape, or 1-D for a run of its elements."""
+        """View `array` as a torch tensor: in the tensor's own shape, or 1-D for a run of its
+        elements.
+        """
         torch = _torch_for_views()
         view: Tensor = torch.from_numpy(self.array(key, start, stop))
         view = view.view(torch.bfloat16) if view.dtype == torch.uint16 else view
         return view.view(self.entries[key].shape) if start == 0 and stop is None else view
 
     def release(self, key: str) -> None:
-        """Release a tensor's mapped pages; the system maps them again if the tensor is read again."""
+        """Release a tensor's mapped pages; the system maps them again if the tensor is read
+        again.
+        """
         entry = self.entries[key]
         begin = -(-entry.begin // mmap.PAGESIZE) * mmap.PAGESIZE
         length = entry.end // mmap.PAGESIZE * mmap.PAGESIZE - begin
-        if length > 0 and entry.file in self._maps and hasattr(mmap, "MADV_DONTNEED"):  # absent on Windows
+        if (
+            length > 0 and entry.file in self._maps and hasattr(mmap, "MADV_DONTNEED")
+        ):  # absent on Windows
             self._maps[entry.file].madvise(mmap.MADV_DONTNEED, begin, length)
 
     def _map(self, file: Path) -> mmap.mmap:
@@ -95,29 +106,45 @@ class Checkpoint:
 
     @property
     def hashes(self) -> dict[str, str]:
-        """sha256 by name of weight file; read once, the files of a sharded checkpoint in parallel."""
-        # until Python 3.12 all instances share the lock of a cached_property, so one checkpoint would wait for another
+        """sha256 by name of weight file; read once, the files of a sharded checkpoint in
+        parallel.
+        """
+        # until Python 3.12 all instances share the lock of a cached_property, so one checkpoint
+        # would wait for another
         if not self._hashes:
             require_unchanged(self.files)
             with ThreadPoolExecutor(max_workers=2) as pool:
                 names = [file.name for file in self.files]
                 try:
-                    self._hashes.update(zip(names, pool.map(remembered_sha256, self.files), strict=True))
-                except (OSError, ValueError) as error:  # ValueError: shorter than when it was opened
+                    self._hashes.update(
+                        zip(names, pool.map(remembered_sha256, self.files), strict=True)
+                    )
+                except (
+                    OSError,
+                    ValueError,
+                ) as error:  # ValueError: shorter than when it was opened
                     require_unchanged(self.files)
-                    raise CheckpointError(f"{self.source}: cannot be read any more ({error})") from None
+                    raise CheckpointError(
+                        f"{self.source}: cannot be read any more ({error})"
+                    ) from None
         return self._hashes
 
     def provenance(self, *, hashed: bool = True) -> dict[str, Any]:
-        """Describe this checkpoint for records: ``{source, revision, files: {name: sha256, or None if unhashed}}``."""
+        """Describe this checkpoint for records: ``{source, revision, files: {name: sha256, or None
+        if unhashed}}``.
+        """
         files = self.hashes if hashed else dict.fromkeys(file.name for file in self.files)
         require_unchanged(self.files)
         return {"source": self.source, "revision": self.revision, "files": files}
 
     @property
     def identity(self) -> list[Any]:
-        """What determines the model: the content of its weights, the part of a file that is meant, the settings."""
-        from clipmerge.planning.provenance import SourceRecord  # takes longer than describing a checkpoint
+        """What determines the model: the content of its weights, the part of a file that is meant,
+        the settings.
+        """
+        from clipmerge.planning.provenance import (
+            SourceRecord,
+        )  # takes longer than describing a checkpoint
 
         return [SourceRecord(**self.provenance()).identity, self.config]
 
@@ -129,7 +156,9 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class Form:
-    """How a tensor is formed: the original's tensors that are read for it, and a function that makes it, 1-D."""
+    """How a tensor is formed: the original's tensors that are read for it, and a function that
+    makes it, 1-D.
+    """
 
     keys: tuple[str, ...]
     make: Callable[[], Array]
@@ -137,7 +166,9 @@ class Form:
 
 @dataclass(frozen=True, kw_only=True)
 class FormedCheckpoint(Checkpoint):
-    """A view of a checkpoint some of whose tensors are formed, whole, when they are read; the last one is kept."""
+    """A view of a checkpoint some of whose tensors are formed, whole, when they are read; the last
+    one is kept.
+    """
 
     original: Checkpoint  # which has all other tensors
     forms: dict[str, Form] = field(repr=False, compare=False)
@@ -148,7 +179,9 @@ class FormedCheckpoint(Checkpoint):
         whole = self._latest.get(key)
         if whole is None:  # several threads may get here, each with its own key
             self._latest.clear()  # before the next one is formed, so that there are never two
-            self._latest[key] = whole = self.forms[key].make() if key in self.forms else self.original.array(key)
+            self._latest[key] = whole = (
+                self.forms[key].make() if key in self.forms else self.original.array(key)
+            )
         return whole[start:stop]
 
     def release(self, key: str) -> None:
@@ -169,9 +202,11 @@ def naming(source: object) -> Iterator[None]:
 
 @cache
 def _torch_for_views() -> Any:
-    """Import torch and silently trigger its once-per-process warning that a view of an array is read-only.
+    """Import torch and silently trigger its once-per-process warning that a view of an array is
+    read-only.
 
-    The maps are read-only, and so is every use of the views. Warning filters must not be changed in threads.
+    The maps are read-only, and so is every use of the views. Warning filters must not be changed in
+    threads.
     """
     import torch
 
@@ -186,5 +221,7 @@ def stored(values: Tensor) -> Array:
     import torch
 
     return np.asarray(
-        values.view(torch.int16).numpy().view(np.uint16) if values.dtype == torch.bfloat16 else values.numpy()
+        values.view(torch.int16).numpy().view(np.uint16)
+        if values.dtype == torch.bfloat16
+        else values.numpy()
     )

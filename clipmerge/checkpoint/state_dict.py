@@ -1,7 +1,8 @@
-"""PyTorch's own files, ``.bin`` and ``.pt``: only tensors are read, memory-mapped, and no code is run.
+"""PyTorch's own files, ``.bin`` and ``.pt``: only tensors are read, memory-mapped, and no code is
+run.
 
-``torch.load(weights_only=True)`` builds tensors and plain containers and refuses everything else, so nothing in a file
-can run. Other content of a file (an optimiser, an epoch) is ignored.
+``torch.load(weights_only=True)`` builds tensors and plain containers and refuses everything else,
+so nothing in a file can run. Other content of a file (an optimiser, an epoch) is ignored.
 """
 
 from __future__ import annotations
@@ -46,7 +47,9 @@ _PLAIN = ("_codecs.encode", "builtins.set", "__builtin__.set")
 def read_state_dict(
     file: Path, state_key: str | None = None
 ) -> tuple[dict[str, Form], dict[str, TensorEntry], str | None]:
-    """Map the tensors of a file written by ``torch.save``: forms and entries by key, and a note for the user."""
+    """Map the tensors of a file written by ``torch.save``: forms and entries by key, and a note for
+    the user.
+    """
     loaded, in_memory = _load(file)
     tensors, inside, others = _find(file, loaded, state_key)
     check_names(file, tensors)
@@ -57,15 +60,23 @@ def read_state_dict(
     stored_bytes = sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
     if tensors and size > MOST_SHARING * max(stored_bytes, 1):
         raise CheckpointError(
-            f"{file}: its tensors span {format_size(size)}, but it holds only {format_size(stored_bytes)}; save "
-            "contiguous tensors: {key: tensor.contiguous() ...}"
+            f"{file}: its tensors span {format_size(size)}, but it holds only"
+            f" {format_size(stored_bytes)}; save contiguous tensors: {{key: tensor.contiguous()"
+            " ...}"
         )
     notes = []
     if inside:
-        beside = f"; {shorten(others)} holds weights too (--state-key {others[0]} takes them)" if others else ""
+        beside = (
+            f"; {shorten(others)} holds weights too (--state-key {others[0]} takes them)"
+            if others
+            else ""
+        )
         notes.append(f"{file}: the weights are those under {inside}{beside}")
     if in_memory:
-        notes.append(f"{file}: is read into memory; saved again as .pt by torch 1.6 or newer, it would be mapped")
+        notes.append(
+            f"{file}: is read into memory; saved again as .pt by torch 1.6 or newer, it would be"
+            " mapped"
+        )
     forms = {key: Form((), partial(_in_order, tensor)) for key, tensor in tensors.items()}
     return forms, entries, "; ".join(notes) or None
 
@@ -77,27 +88,54 @@ def _in_order(tensor: Tensor) -> Array:
 
 def _load(file: Path) -> tuple[Any, bool]:
     """Content of the file, and whether it had to be read into memory."""
-    # classes beside the weights of many trainings that hold values and run no code: options, numbers, paths
+    # classes beside the weights of many trainings that hold values and run no code: options,
+    # numbers, paths
     scalar = np.float64(0).__reduce__()[0]  # numpy's function has had two places
-    paths = ((cls, f"{module}.{name}") for module in ("pathlib", "pathlib._local") for name, cls in _PATHS.items())
-    dtypes = [type(np.dtype(name)) for name in ("float64", "float32", "float16", "int64", "int32", "bool")]
-    numbers = [(scalar, "numpy.core.multiarray.scalar"), (scalar, "numpy._core.multiarray.scalar"), np.dtype, *dtypes]
+    paths = (
+        (cls, f"{module}.{name}")
+        for module in ("pathlib", "pathlib._local")
+        for name, cls in _PATHS.items()
+    )
+    dtypes = [
+        type(np.dtype(name)) for name in ("float64", "float32", "float16", "int64", "int32", "bool")
+    ]
+    numbers = [
+        (scalar, "numpy.core.multiarray.scalar"),
+        (scalar, "numpy._core.multiarray.scalar"),
+        np.dtype,
+        *dtypes,
+    ]
     harmless: list[Any] = [argparse.Namespace, *numbers, *paths]
     try:
-        with open_regular(file) as content, warnings.catch_warnings(), torch.serialization.safe_globals(harmless):
-            warnings.simplefilter("ignore")  # about TorchScript and pickle protocols, both handled below
+        with (
+            open_regular(file) as content,
+            warnings.catch_warnings(),
+            torch.serialization.safe_globals(harmless),
+        ):
+            warnings.simplefilter(
+                "ignore"
+            )  # about TorchScript and pickle protocols, both handled below
             is_archive = content.read(4) == _ZIP_START
             for member in zipfile.ZipFile(content).infolist() if is_archive else ():
                 if "/code/" in member.filename:  # of TorchScript, which torch refuses
                     continue
                 # a list of members can make torch take far more memory than the file has
-                if member.compress_type != zipfile.ZIP_STORED or member.file_size != member.compress_size:
-                    raise CheckpointError(f"{file}: is compressed inside, which torch.save does not do; save it again")
+                if (
+                    member.compress_type != zipfile.ZIP_STORED
+                    or member.file_size != member.compress_size
+                ):
+                    raise CheckpointError(
+                        f"{file}: is compressed inside, which torch.save does not do; save it again"
+                    )
                 if member.filename.endswith(".pkl") and member.file_size > LARGEST_PICKLE:
                     limit = format_size(LARGEST_PICKLE)
-                    raise CheckpointError(f"{file}: its pickle is larger than {limit}; save it again")
+                    raise CheckpointError(
+                        f"{file}: its pickle is larger than {limit}; save it again"
+                    )
             content.seek(0)
-            if is_archive and file.suffix != ".safetensors":  # torch takes a file with this ending for safetensors
+            if (
+                is_archive and file.suffix != ".safetensors"
+            ):  # torch takes a file with this ending for safetensors
                 return torch.load(file, map_location="cpu", weights_only=True, mmap=True), False
             return torch.load(content, map_location="cpu", weights_only=True), True
     except CheckpointError:
@@ -111,31 +149,40 @@ def _refusal(file: Path, error: Exception) -> CheckpointError:
     text = " ".join(str(error).split())
     if "TorchScript" in text:
         what = "is a TorchScript archive, which is a program"
-    elif code := _calls(file) or re.findall(r"GLOBAL (\S+) (?:was not an allowed|whose module)", text[:LONGEST_NAME]):
+    elif code := _calls(file) or re.findall(
+        r"GLOBAL (\S+) (?:was not an allowed|whose module)", text[:LONGEST_NAME]
+    ):
         what = f"is a pickle that holds code ({shorten(code, 3)}), which loading would run"
     else:
         return CheckpointError(
-            f"{file}: is damaged or not a PyTorch file; download or copy it again ({text[:80] or type(error).__name__})"
+            f"{file}: is damaged or not a PyTorch file; download or copy it again"
+            f" ({text[:80] or type(error).__name__})"
         )
     target = file.with_name(f"{file.stem}-weights.pt")
     command = shlex.join(["python", unpickle.__file__, str(file), str(target)])
     return CheckpointError(
-        f"{file}: {what}, so clipmerge does not open it. If you trust it, run `{command}` where that code can be "
-        f"imported (it needs torch only), and give {target}"
+        f"{file}: {what}, so clipmerge does not open it. If you trust it, run `{command}` where"
+        f" that code can be imported (it needs torch only), and give {target}"
     )
 
 
 def _calls(file: Path) -> list[str]:
-    """Name what the pickles in a file call, up to any damage, except what builds tensors; nothing is run."""
+    """Name what the pickles in a file call, up to any damage, except what builds tensors; nothing
+    is run.
+    """
     names: list[str] = []
     is_plain = False
     with contextlib.suppress(Exception), file.open("rb") as content:
         if zipfile.is_zipfile(content):
             archive = zipfile.ZipFile(content)
-            members = [archive.open(name) for name in archive.namelist() if name.endswith("/data.pkl")]
+            members = [
+                archive.open(name) for name in archive.namelist() if name.endswith("/data.pkl")
+            ]
         else:
             content.seek(0)
-            members = [content] * 4  # before torch 1.6, three pickles without calls preceded the content
+            members = [
+                content
+            ] * 4  # before torch 1.6, three pickles without calls preceded the content
         for number, member in enumerate(members):
             texts = ["", ""]
             for operation, argument, _ in pickletools.genops(member):
@@ -150,8 +197,12 @@ def _calls(file: Path) -> list[str]:
     return list(dict.fromkeys(foreign or (names if is_plain else [])))
 
 
-def _find(file: Path, loaded: Any, state_key: str | None) -> tuple[dict[str, Tensor], str, list[str]]:
-    """The model's own weights, the names under which they were found, and other places that hold weights."""
+def _find(
+    file: Path, loaded: Any, state_key: str | None
+) -> tuple[dict[str, Tensor], str, list[str]]:
+    """The model's own weights, the names under which they were found, and other places that hold
+    weights.
+    """
     path: list[str] = []
     others: list[str] = []
     if state_key is not None:
@@ -160,11 +211,14 @@ def _find(file: Path, loaded: Any, state_key: str | None) -> tuple[dict[str, Ten
     while isinstance(loaded, Mapping) and not _is_state_dict(loaded):
         inside = next((name for name in _INSIDE if isinstance(loaded.get(name), Mapping)), None)
         if inside is None or len(path) > _DEEPEST:  # a dictionary can hold itself
-            largest = max(_other_weights(loaded, ""), key=lambda name: _tensors(loaded.get(name)), default="")
+            largest = max(
+                _other_weights(loaded, ""), key=lambda name: _tensors(loaded.get(name)), default=""
+            )
             raise CheckpointError(
-                f"{file}: holds no weights under a known name ({', '.join(_INSIDE)}), but "
-                f"{shorten(map(str, loaded)) or 'nothing'}; save the state_dict alone: torch.save(model.state_dict(), "
-                f"FILE), or name what holds them with {f'--state-key {largest}'.strip()}"
+                f"{file}: holds no weights under a known name ({', '.join(_INSIDE)}), but"
+                f" {shorten(map(str, loaded)) or 'nothing'}; save the state_dict alone:"
+                " torch.save(model.state_dict(), FILE), or name what holds them with"
+                f" {f'--state-key {largest}'.strip()}"
             )
         if state_key is None:
             others += [".".join((*path, name)) for name in _other_weights(loaded, inside)]
@@ -177,8 +231,14 @@ def _find(file: Path, loaded: Any, state_key: str | None) -> tuple[dict[str, Ten
 
 
 def _is_state_dict(loaded: Mapping[Any, Any]) -> bool:
-    """Whether a dictionary holds the weights itself, rather than a loss or a step beside what does."""
-    inner = [value for name, value in loaded.items() if not _TRAINING.search(str(name)) and isinstance(value, Mapping)]
+    """Whether a dictionary holds the weights itself, rather than a loss or a step beside what
+    does.
+    """
+    inner = [
+        value
+        for name, value in loaded.items()
+        if not _TRAINING.search(str(name)) and isinstance(value, Mapping)
+    ]
     here = _direct(loaded)
     return here > 0 and all(_tensors(value) <= here for value in inner)
 
@@ -201,27 +261,44 @@ def _tensors(loaded: Any) -> int:
 
 
 def _at(file: Path, loaded: Any, state_key: str) -> Any:
-    """What lies under a name, which may itself hold dots; a state dict whose keys begin with it counts as well."""
+    """What lies under a name, which may itself hold dots; a state dict whose keys begin with it
+    counts as well.
+    """
     if isinstance(loaded, Mapping):
         if state_key in loaded:
             return loaded[state_key]
         first, _, rest = state_key.partition(".")
         if rest and isinstance(loaded.get(first), Mapping):
             return _at(file, loaded[first], rest)
-        for place in (loaded, *(loaded[name] for name in _INSIDE if isinstance(loaded.get(name), Mapping))):
-            found = {str(key): value for key, value in place.items() if str(key).startswith(f"{state_key}.")}
+        for place in (
+            loaded,
+            *(loaded[name] for name in _INSIDE if isinstance(loaded.get(name), Mapping)),
+        ):
+            found = {
+                str(key): value
+                for key, value in place.items()
+                if str(key).startswith(f"{state_key}.")
+            }
             if found:
                 return {key.removeprefix(f"{state_key}."): value for key, value in found.items()}
-    content = shorten(map(str, loaded)) if isinstance(loaded, Mapping) else f"a {type(loaded).__name__}"
-    raise CheckpointError(f"{file}: holds nothing under '{state_key}' (--state-key), but {content or 'nothing'}")
+    content = (
+        shorten(map(str, loaded)) if isinstance(loaded, Mapping) else f"a {type(loaded).__name__}"
+    )
+    raise CheckpointError(
+        f"{file}: holds nothing under '{state_key}' (--state-key), but {content or 'nothing'}"
+    )
 
 
 def _other_weights(loaded: Mapping[Any, Any], taken: str) -> Iterator[str]:
-    """Other names, beside the one that was taken, that hold a model's weights, such as a moving average's."""
+    """Other names, beside the one that was taken, that hold a model's weights, such as a moving
+    average's.
+    """
     for name, value in loaded.items():
         if str(name) == taken or not isinstance(value, Mapping) or _TRAINING.search(str(name)):
             continue
-        nested = [key for key, inner in value.items() if isinstance(inner, Mapping) and _direct(inner)]
+        nested = [
+            key for key, inner in value.items() if isinstance(inner, Mapping) and _direct(inner)
+        ]
         if _direct(value):
             yield str(name)
         elif "ema" in str(name).lower() and nested:
@@ -231,9 +308,13 @@ def _other_weights(loaded: Mapping[Any, Any], taken: str) -> Iterator[str]:
 def _entry(file: Path, key: str, tensor: Tensor) -> TensorEntry:
     dtype = _NAMES.get(str(tensor.dtype).removeprefix("torch."))
     if dtype is None or tensor.layout != torch.strided or tensor.is_meta:
-        kind = "without content" if tensor.is_meta else f"{str(tensor.layout).removeprefix('torch.')} of {tensor.dtype}"
+        kind = (
+            "without content"
+            if tensor.is_meta
+            else f"{str(tensor.layout).removeprefix('torch.')} of {tensor.dtype}"
+        )
         raise CheckpointError(
-            f"{file}: {key} is {kind}; clipmerge merges plain tensors of {', '.join(sorted(FLOATS))}. "
-            "Dequantise the checkpoint first"
+            f"{file}: {key} is {kind}; clipmerge merges plain tensors of"
+            f" {', '.join(sorted(FLOATS))}. Dequantise the checkpoint first"
         )
     return TensorEntry(file, dtype, tuple(tensor.shape), 0, tensor.numel() * tensor.element_size())

@@ -1,9 +1,11 @@
-"""Extract the weights from a pickle that holds code. A script to be run where that code can be imported.
+"""Extract the weights from a pickle that holds code. A script to be run where that code can be
+imported.
 
     python unpickle.py IN OUT.pt
 
-Loading IN runs the code in it, so use it only on files you trust. OUT.pt holds only tensors, and clipmerge reads it.
-It needs only torch, and runs on Python 3.6 with torch 1.7, which WiSE-FT and model soups were made with.
+Loading IN runs the code in it, so use it only on files you trust. OUT.pt holds only tensors, and
+clipmerge reads it. It needs only torch, and runs on Python 3.6 with torch 1.7, which WiSE-FT and
+model soups were made with.
 """
 
 import os
@@ -19,7 +21,9 @@ def load(path: str) -> Any:
     import torch
 
     warnings.simplefilter("ignore")  # torch warns that the following variable is set
-    os.environ["TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"] = "1"  # older versions of torch have no argument for this
+    os.environ["TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"] = (
+        "1"  # older versions of torch have no argument for this
+    )
     try:
         return torch.load(path, map_location="cpu")  # noqa: TID251
     except (RuntimeError, pickle.UnpicklingError):  # not torch's own format
@@ -38,7 +42,9 @@ def weights_of(value: Any, outer: "tuple[int, ...]" = ()) -> Optional[Any]:  # n
     if not isinstance(value, dict) or id(value) in outer:
         return None
     inner = (*outer, id(value))
-    weights = {name: weights_of(weight, inner) for name, weight in value.items() if isinstance(name, str)}
+    weights = {
+        name: weights_of(weight, inner) for name, weight in value.items() if isinstance(name, str)
+    }
     return {name: weight for name, weight in weights.items() if weight is not None} or None
 
 

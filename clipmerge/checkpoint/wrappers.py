@@ -1,7 +1,8 @@
 """A CLIP inside another module: next to a separate head or a second copy, or with its towers apart.
 
-People train `class Model: clip = CLIPModel(...); head = Linear(...)`, keep an average of the weights in the same state
-dict, or hold the two towers as two attributes. The CLIP is found under the attributes whose names lead to a tower.
+People train `class Model: clip = CLIPModel(...); head = Linear(...)`, keep an average of the
+weights in the same state dict, or hold the two towers as two attributes. The CLIP is found under
+the attributes whose names lead to a tower.
 """
 
 from __future__ import annotations
@@ -16,29 +17,40 @@ from clipmerge.errors import CheckpointError, counted, shorten
 _TOWER = re.compile(r"(?:^|\.)(?=(?:vision_model|text_model|visual)\.)")
 # Attributes that hold an average of the weights or a frozen copy, by usual names.
 _COPY = re.compile(r"ema|teacher|momentum|average|shadow|target|swa", re.IGNORECASE)
-# Put before every key by data parallel training and averages of weights, and into keys by wrappers of single modules:
-# torch.compile, FSDP, checkpoints of activations.
-_PARALLEL, _WRAPPED = "module.", re.compile(r"(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
-# Prefixes of a CLIP in WiSE-FT's ImageClassifier and ImageEncoder, and in model soups' ModelWrapper.
+# Put before every key by data parallel training and averages of weights, and into keys by wrappers
+# of single modules: torch.compile, FSDP, checkpoints of activations.
+_PARALLEL, _WRAPPED = (
+    "module.",
+    re.compile(r"(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\."),
+)
+# Prefixes of a CLIP in WiSE-FT's ImageClassifier and ImageEncoder, and in model soups'
+# ModelWrapper.
 _ENCODERS = ("image_encoder.model.", "model.", "")
 _HEAD = "classification_head."
-# Counts that OpenAI's archives keep beside the weights, masks that older versions of open_clip saved, and what training
-# loops add to a state dict.
+# Counts that OpenAI's archives keep beside the weights, masks that older versions of open_clip
+# saved, and what training loops add to a state dict.
 _NOT_WEIGHTS = re.compile(
     r"input_resolution|context_length|vocab_size|(?:text\.)?attn_mask|best_\w+|(?:\w+_)?(?:loss|steps?|epochs?|acc\d?|lr)"
     r"|n_averaged|initted"
 )
 # What stands before a tower that is not alone.
 _IN_A_CLIP = ("visual.", "visual.trunk.", "text.")
-# One tower's own state dict: parameters that it has together, and the attribute of the whole model that it was.
+# One tower's own state dict: parameters that it has together, and the attribute of the whole model
+# that it was.
 _LONE_TOWERS = (
-    (("conv1.weight", "class_embedding", "ln_pre.weight"), "visual."),  # a ViT of OpenAI's or OpenCLIP's
+    (
+        ("conv1.weight", "class_embedding", "ln_pre.weight"),
+        "visual.",
+    ),  # a ViT of OpenAI's or OpenCLIP's
     (("conv1.weight", "bn1.weight", "attnpool.positional_embedding"), "visual."),  # a ResNet
     (("cls_token", "norm_pre.weight", "patch_embed.proj.weight"), ""),  # a ViT of timm
     (("trunk.patch_embed.proj.weight",), "visual."),  # a tower of timm inside OpenCLIP's
     (("trunk.stem.0.weight",), "visual."),
     (("trunk.conv_stem.weight",), "visual."),
-    (("transformer.embeddings.word_embeddings.weight",), "text."),  # a text tower of transformers in OpenCLIP's
+    (
+        ("transformer.embeddings.word_embeddings.weight",),
+        "text.",
+    ),  # a text tower of transformers in OpenCLIP's
 )
 # Marks of files whose weights are not there or not whole, with what they are and the way out.
 _NO_WEIGHTS = (
@@ -50,14 +62,19 @@ _NO_WEIGHTS = (
     (
         r"\.lora_(?:embedding_)?[AB](?:\.|$)",
         "factors of LoRA that are not part of the weights yet",
-        "so they would be lost; give the adapter's folder with its adapter_config.json, or merge them where they were "
-        "trained (peft: merge_and_unload()) and save that",
+        (
+            "so they would be lost; give the adapter's folder with its adapter_config.json, or"
+            " merge them where they were trained (peft: merge_and_unload()) and save that"
+        ),
     ),
     (
         r"\.parametrizations\.|\.weight_(?:g|orig)$",
         "parts that PyTorch makes weights from",
-        "so the weights themselves are missing; remove the parametrisation (remove_parametrizations, "
-        "remove_weight_norm or prune.remove) where it was trained and save that",
+        (
+            "so the weights themselves are missing; remove the parametrisation"
+            " (remove_parametrizations, remove_weight_norm or prune.remove) where it was trained"
+            " and save that"
+        ),
     ),
 )
 
@@ -70,10 +87,14 @@ def unwrap(keys: Iterable[str], part: str | None = None) -> _Unwrapped:
     """Find the CLIP among the keys of a file, or what lies under the attribute ``part``."""
     file_keys = list(keys)
     if part is not None:
-        under = {key.removeprefix(f"{part}."): key for key in file_keys if key.startswith(f"{part}.")}
+        under = {
+            key.removeprefix(f"{part}."): key for key in file_keys if key.startswith(f"{part}.")
+        }
         if not under:
             firsts = dict.fromkeys(key.partition(".")[0] for key in file_keys)
-            raise CheckpointError(f"nothing lies under '{part}'; its keys begin with {shorten(firsts)}")
+            raise CheckpointError(
+                f"nothing lies under '{part}'; its keys begin with {shorten(firsts)}"
+            )
         return under, ""
     for mark, what, way_out in _NO_WEIGHTS:
         if found := [key for key in file_keys if re.search(mark, key)]:
@@ -90,16 +111,26 @@ def unwrap(keys: Iterable[str], part: str | None = None) -> _Unwrapped:
     if classifier := _classifier(plain):
         return classifier, ""
     names = list(plain)
-    # prefixes of the towers, the most common first, ties in the file's order; averages and copies last
+    # prefixes of the towers, the most common first, ties in the file's order; averages and copies
+    # last
     matches = [match for match in map(_TOWER.search, names) if match]
-    commonest = [prefix for prefix, _ in Counter(match.string[: match.end()] for match in matches).most_common()]
+    commonest = [
+        prefix
+        for prefix, _ in Counter(match.string[: match.end()] for match in matches).most_common()
+    ]
     prefixes = sorted(commonest, key=lambda prefix: bool(_COPY.search(prefix)))
     taken: list[str] = []
     copies: list[str] = []
     clip: dict[str, str] = {}
     for prefix in prefixes:
-        longer = tuple(other for other in prefixes if len(other) > len(prefix) and other.startswith(prefix))
-        owned = [name for name in names if name.startswith(prefix) and not (longer and name.startswith(longer))]
+        longer = tuple(
+            other for other in prefixes if len(other) > len(prefix) and other.startswith(prefix)
+        )
+        owned = [
+            name
+            for name in names
+            if name.startswith(prefix) and not (longer and name.startswith(longer))
+        ]
         inside = {name.removeprefix(prefix): plain[name] for name in owned}
         if clip.keys() & inside.keys():
             copies.append(prefix)
@@ -114,26 +145,40 @@ def unwrap(keys: Iterable[str], part: str | None = None) -> _Unwrapped:
 
 
 def _lone_tower(names: dict[str, str]) -> _Unwrapped | None:
-    """The keys of a tower that was saved by itself, under the names that it has in the whole model."""
+    """The keys of a tower that was saved by itself, under the names that it has in the whole
+    model.
+    """
     for (first, *others), attribute in _LONE_TOWERS:
-        for outer in (name.removesuffix(first) for name in names if f".{name}".endswith(f".{first}")):
+        for outer in (
+            name.removesuffix(first) for name in names if f".{name}".endswith(f".{first}")
+        ):
             if outer.endswith(_IN_A_CLIP) or not all(outer + other in names for other in others):
                 continue
-            inside = {attribute + name.removeprefix(outer): names[name] for name in names if name.startswith(outer)}
+            inside = {
+                attribute + name.removeprefix(outer): names[name]
+                for name in names
+                if name.startswith(outer)
+            }
             outside = [name for name in names if not name.startswith(outer)]
             return inside, _note([outer], [], outside) if outside else ""
     return None
 
 
 def _classifier(names: dict[str, str]) -> dict[str, str] | None:
-    """The image encoder and the head of a WiSE-FT or model-soups classifier, without the remains of its text tower."""
+    """The image encoder and the head of a WiSE-FT or model-soups classifier, without the remains of
+    its text tower.
+    """
     heads = {name: key for name, key in names.items() if name.startswith(_HEAD)}
     for prefix in _ENCODERS:
-        inside = {name.removeprefix(prefix): key for name, key in names.items() if name.startswith(prefix)}
+        inside = {
+            name.removeprefix(prefix): key for name, key in names.items() if name.startswith(prefix)
+        }
         is_encoder = (prefix or heads) and any(name.startswith("visual.") for name in inside)
         if is_encoder and len(inside.keys() | heads.keys()) == len(names):
             has_text = any(name.startswith("transformer.") for name in inside)
-            visual = {name: key for name, key in inside.items() if has_text or name.startswith("visual.")}
+            visual = {
+                name: key for name, key in inside.items() if has_text or name.startswith("visual.")
+            }
             return {**visual, **heads}
     return names if heads else None
 
@@ -144,7 +189,8 @@ def _note(taken: list[str], copies: list[str], outside: list[str]) -> str:
     if copies:
         other = copies[0][:-1]
         notes.append(
-            f"{shorten(copy[:-1] for copy in copies)} holds the same parameters (--state-key {other} takes it)"
+            f"{shorten(copy[:-1] for copy in copies)} holds the same parameters (--state-key"
+            f" {other} takes it)"
         )
     if outside:
         tensors = counted(len(outside), "tensor", "tensors")

@@ -23,7 +23,9 @@ class SafeConsole(Console):
         """Set what is switched off, and the options of rich's console."""
         super().__init__(markup=False, emoji=False, highlight=False, **options)
 
-    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+    def render(
+        self, renderable: RenderableType, options: ConsoleOptions | None = None
+    ) -> Iterable[Segment]:
         """Render like rich, except for control characters."""
         for segment in super().render(renderable, options):
             text = "\n".join(printable(line, limit=len(line)) for line in segment.text.split("\n"))
@@ -40,6 +42,8 @@ def plain(console: Console, renderables: Sequence[RenderableType]) -> str:
 
 
 def table_of(names: str, *numbers: str, wraps: bool = True) -> Table:
-    """An empty table without lines: a column of names, and columns of numbers, whose headings may wrap."""
+    """An empty table without lines: a column of names, and columns of numbers, whose headings may
+    wrap.
+    """
     columns = (Column(head, justify="right", no_wrap=not wraps) for head in numbers)
     return Table(Column(names, overflow="fold"), *columns, box=None, pad_edge=False)

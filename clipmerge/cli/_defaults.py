@@ -1,9 +1,10 @@
-"""Defaults of flags from the environment and from files; not of flags that publish, overwrite or say where to write.
+"""Defaults of flags from the environment and from files; not of flags that publish, overwrite or
+say where to write.
 
-A flag on the command line wins, then ``CLIPMERGE_FLAG`` in the environment, then ``clipmerge.toml`` in the working
-folder, then ``clipmerge/clipmerge.toml`` in the user's configuration. The file in the working folder may come from a
-stranger, with the images or the checkpoints: it may only set what changes neither where anything is read from nor
-what becomes of the result.
+A flag on the command line wins, then ``CLIPMERGE_FLAG`` in the environment, then ``clipmerge.toml``
+in the working folder, then ``clipmerge/clipmerge.toml`` in the user's configuration. The file in
+the working folder may come from a stranger, with the images or the checkpoints: it may only set
+what changes neither where anything is read from nor what becomes of the result.
 """
 
 from __future__ import annotations
@@ -18,14 +19,16 @@ from clipmerge.errors import UsageError, did_you_mean
 from clipmerge.options import EVERY
 
 FILE = "clipmerge.toml"
-#: Options that any file may set, and those that only the user's own file and the environment may set too.
+#: Options that any file may set, and those that only the user's own file and the environment may
+#: set too.
 _ANYWHERE = tuple(name for name, option in EVERY.items() if option.settable == "anywhere")
 _SETTABLE = tuple(name for name, option in EVERY.items() if option.settable)
 #: Variables with another meaning.
 _OTHERS = ("DEBUG", "BROWSER", "HUB_TIMEOUT")
 _PREFIX = "CLIPMERGE_"
 _MOST_BYTES = 64 << 10
-# Python's TOML reader takes time that grows with the square of the number of dots in a name, or faster.
+# Python's TOML reader takes time that grows with the square of the number of dots in a name, or
+# faster.
 _MOST_DOTS = 1000
 
 
@@ -52,7 +55,10 @@ class Defaults:
     @property
     def note(self) -> str:
         """The defaults in force and where each comes from; empty if there are none."""
-        parts = [f"--{name.replace('_', '-')} {value} ({self.origins[name]})" for name, value in self.values.items()]
+        parts = [
+            f"--{name.replace('_', '-')} {value} ({self.origins[name]})"
+            for name, value in self.values.items()
+        ]
         notes = [f"defaults in force: {', '.join(parts)}"] if parts else []
         known = [_PREFIX + name.upper() for name in _SETTABLE]
         notes += [f"{name} sets nothing.{did_you_mean(name, known)}" for name in self.unknown]
@@ -64,13 +70,17 @@ applied = Defaults()
 
 
 def read_defaults() -> Defaults:
-    """Read the defaults; those of the user's own file are missing for a user without a home folder."""
+    """Read the defaults; those of the user's own file are missing for a user without a home
+    folder.
+    """
     from clipmerge.files.cache import user_config
 
     found = Defaults()
     with contextlib.suppress(RuntimeError):
         _add_file(found, user_config() / FILE, _SETTABLE, "")
-    _add_file(found, Path(FILE), _ANYWHERE, "; the user's own file and the environment may set more")
+    _add_file(
+        found, Path(FILE), _ANYWHERE, "; the user's own file and the environment may set more"
+    )
     for variable, text in os.environ.items():
         name = variable.removeprefix(_PREFIX).lower()
         if not variable.startswith(_PREFIX) or variable.removeprefix(_PREFIX) in _OTHERS:
@@ -78,7 +88,10 @@ def read_defaults() -> Defaults:
         if name not in _SETTABLE:
             found.unknown.append(variable)
         elif EVERY[name].default is not False:
-            found.values[name], found.origins[name] = [text] if EVERY[name].is_repeated else text, variable
+            found.values[name], found.origins[name] = (
+                [text] if EVERY[name].is_repeated else text,
+                variable,
+            )
         elif text.lower() in ("0", "1", "true", "false"):
             found.values[name], found.origins[name] = text.lower() in ("1", "true"), variable
         else:
@@ -95,9 +108,13 @@ def _add_file(found: Defaults, file: Path, allowed: tuple[str, ...], more: str) 
         with file.open("rb") as opened:
             text = opened.read(_MOST_BYTES + 1)
         if len(text) > _MOST_BYTES:
-            raise UsageError(f"{file}: is larger than {_MOST_BYTES >> 10} KiB; it holds a few defaults of flags")
+            raise UsageError(
+                f"{file}: is larger than {_MOST_BYTES >> 10} KiB; it holds a few defaults of flags"
+            )
         if text.count(b".") > _MOST_DOTS:
-            raise UsageError(f"{file}: has more than {_MOST_DOTS} dots; it holds a few defaults of flags")
+            raise UsageError(
+                f"{file}: has more than {_MOST_DOTS} dots; it holds a few defaults of flags"
+            )
         settings = tomllib.loads(text.decode())
     except (OSError, ValueError, RecursionError) as error:
         raise UsageError(f"{file}: cannot be read ({' '.join(str(error).split())[:100]})") from None
@@ -106,7 +123,8 @@ def _add_file(found: Defaults, file: Path, allowed: tuple[str, ...], more: str) 
         if name not in allowed:
             known = [each.replace("_", "-") for each in allowed]
             raise UsageError(
-                f"{file}: '{key}' cannot be set there (it may set {', '.join(known)}{more}).{did_you_mean(key, known)}"
+                f"{file}: '{key}' cannot be set there (it may set"
+                f" {', '.join(known)}{more}).{did_you_mean(key, known)}"
             )
         if EVERY[name].is_repeated:
             value = value if isinstance(value, list) else [value]

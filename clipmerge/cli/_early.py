@@ -1,4 +1,6 @@
-"""Ctrl-C and SIGTERM while no command runs. Imports almost nothing: `clipmerge.__main__` sets the handler at once."""
+"""Ctrl-C and SIGTERM while no command runs. Imports almost nothing: `clipmerge.__main__` sets the
+handler at once.
+"""
 
 import os
 
@@ -7,12 +9,16 @@ standing: list[str] = []
 #: What ended a command, by the number of the signal.
 HOW = {
     2: "interrupted",
-    15: "ended from outside (SIGTERM; a launcher sends it to all processes of a run when one of them fails)",
+    15: (
+        "ended from outside (SIGTERM; a launcher sends it to all processes of a run when one of"
+        " them fails)"
+    ),
 }
 
 
 def end_at_once(number: int, _frame: object) -> None:
-    """Exit before a command begins or after it ends: imports would swallow an exception or print its traceback.
+    """Exit before a command begins or after it ends: imports would swallow an exception or print
+    its traceback.
 
     `clipmerge.cli._ending` recognises this function, and lets signals raise while a command runs.
     """

@@ -22,13 +22,15 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 DEBUG = "CLIPMERGE_DEBUG"
-#: Called before an error is printed: a progress bar must neither remain on the terminal nor be drawn over the error.
+#: Called before an error is printed: a progress bar must neither remain on the terminal nor be
+#: drawn over the error.
 before_the_error: list[Callable[[], None]] = []
 #: Ctrl-C since the command began.
 pressed: list[int] = []
 # When one process fails, a launcher ends the others within 0.1 s (older launchers: 5 s).
 SECONDS_FOR_THE_MAIN_PROCESS = 10.0
-# A file with this name tells that a process of a run has said how it ended; all others end within this time.
+# A file with this name tells that a process of a run has said how it ended; all others end within
+# this time.
 _SIGN = "clipmerge-ended-"
 SECONDS_OF_A_SIGN = 60.0
 
@@ -38,11 +40,15 @@ class Unprintable(Exception):
 
 
 def preparing(function: Callable[P, R]) -> Callable[P, R]:
-    """Like `reporting_errors`, for a function that runs before a command: when it ends, nothing has been done yet."""
+    """Like `reporting_errors`, for a function that runs before a command: when it ends, nothing has
+    been done yet.
+    """
     return reporting_errors(function, done=())
 
 
-def reporting_errors(command: Callable[P, R], *, done: Iterable[str] = ("the command was done",)) -> Callable[P, R]:
+def reporting_errors(
+    command: Callable[P, R], *, done: Iterable[str] = ("the command was done",)
+) -> Callable[P, R]:
     """Turn exceptions of a command into one line on stderr and an exit code, without a traceback.
 
     ``CLIPMERGE_DEBUG=1`` shows the traceback.
@@ -77,7 +83,8 @@ def reporting_errors(command: Callable[P, R], *, done: Iterable[str] = ("the com
 
 @contextlib.contextmanager
 def _interruptible() -> Iterator[None]:
-    """Let Ctrl-C raise in this block if it ended the process at once before; it does so again after the block.
+    """Let Ctrl-C raise in this block if it ended the process at once before; it does so again after
+    the block.
 
     If the block fails, it prints its own line, so a second signal prints nothing.
     """
@@ -86,7 +93,11 @@ def _interruptible() -> Iterator[None]:
         pressed.append(number)
         signal.default_int_handler(number, frame)
 
-    ours = [number for number in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(number) is end_at_once]
+    ours = [
+        number
+        for number in (signal.SIGINT, signal.SIGTERM)
+        if signal.getsignal(number) is end_at_once
+    ]
     try:
         if signal.SIGINT in ours:
             pressed.clear()
@@ -103,7 +114,8 @@ def _interruptible() -> Iterator[None]:
 
 
 def leave_it_to_the_main_process() -> None:
-    """In all but the main process, wait before reporting an error: the launcher ends it once the main one reported it.
+    """In all but the main process, wait before reporting an error: the launcher ends it once the
+    main one reported it.
 
     Until processes measure together they all find the same errors.
     """
@@ -114,7 +126,11 @@ def leave_it_to_the_main_process() -> None:
 def have_met() -> bool:
     """Whether the processes of this run have joined through torch."""
     distributed = sys.modules.get("torch.distributed")
-    return distributed is not None and distributed.is_available() and bool(distributed.is_initialized())
+    return (
+        distributed is not None
+        and distributed.is_available()
+        and bool(distributed.is_initialized())
+    )
 
 
 def _repeats_the_main_process() -> bool:
@@ -125,16 +141,23 @@ def _fail_stopped(error: BaseException) -> NoReturn:
     """End after Ctrl-C or SIGTERM, and say which outputs exist."""
     number = signal.SIGTERM if isinstance(error, Terminated) else signal.SIGINT
     if number == signal.SIGTERM and _repeats_the_main_process():
-        raise SystemExit(143)  # the launcher ends this process because another one failed and reported its error
+        raise SystemExit(
+            143
+        )  # the launcher ends this process because another one failed and reported its error
     with _said_once(128 + number):
-        fail("; ".join([HOW[number], *(_what_stands(error) or ["nothing was left behind"])]), 128 + number)
+        fail(
+            "; ".join([HOW[number], *(_what_stands(error) or ["nothing was left behind"])]),
+            128 + number,
+        )
 
 
 @contextlib.contextmanager
 def _said_once(code: int) -> Iterator[None]:
-    """Run this block in one of the processes of a run on this machine that end together; the others exit silently.
+    """Run this block in one of the processes of a run on this machine that end together; the others
+    exit silently.
 
-    Each adds a byte to a file, and the last one removes it. Those that wait for another one come when that has ended.
+    Each adds a byte to a file, and the last one removes it. Those that wait for another one come
+    when that has ended.
     """
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     if processes == 1 or not have_met():
@@ -186,18 +209,29 @@ def _fail_unexpectedly(error: Exception) -> NoReturn:
 
 
 def _of_the_system(error: OSError) -> str:
-    """Name the file or folder that the system refused, and the reason, so that the user can fix it."""
+    """Name the file or folder that the system refused, and the reason, so that the user can fix
+    it.
+    """
     reason = error.strerror or str(error) or type(error).__name__
     try:
         Path.cwd()
     except OSError:  # pragma: no cover - tested, but coverage can write nothing in such a folder
-        return f"the working folder is gone or cannot be read ({reason}); go to another one and run again"
-    place = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes) else "the system refused: "
+        return (
+            f"the working folder is gone or cannot be read ({reason}); go to another one and run"
+            " again"
+        )
+    place = (
+        f"{os.fsdecode(error.filename)}: "
+        if isinstance(error.filename, str | bytes)
+        else "the system refused: "
+    )
     return f"{place}{reason}; check that it is there and that you may read or write it"
 
 
 def prepare_streams() -> None:
-    """Make standard output accept every character in any encoding, and make sure that both streams exist."""
+    """Make standard output accept every character in any encoding, and make sure that both streams
+    exist.
+    """
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # closed by the parent process
             setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w"))
@@ -214,13 +248,19 @@ def printing() -> Iterator[None]:
     except BrokenPipeError:
         raise
     except OSError as error:
-        with contextlib.suppress(OSError, ValueError):  # otherwise the interpreter tries again at exit
+        with contextlib.suppress(
+            OSError, ValueError
+        ):  # otherwise the interpreter tries again at exit
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise Unprintable(f"standard output: cannot be written ({error.strerror or error})") from None
+        raise Unprintable(
+            f"standard output: cannot be written ({error.strerror or error})"
+        ) from None
 
 
 def echo(text: str, *, nl: bool = True) -> None:
-    """Print a text on standard output, with a newline unless `nl` is false; raises what `printing` raises."""
+    """Print a text on standard output, with a newline unless `nl` is false; raises what `printing`
+    raises.
+    """
     with printing():
         sys.stdout.write(text + "\n" * nl)
 

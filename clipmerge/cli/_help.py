@@ -17,25 +17,59 @@ _FLAG = re.compile(r"(?<!\S)(-\S+) (?!-)")
 #: Examples under the help of each command: words after ``clipmerge``, and what they do.
 _EXAMPLES = {
     "": (
-        ("merge zeroshot finetuned --recipe auto --data val --output merged", "the recommended recipe"),
-        ("sweep zeroshot finetuned --id t=test --ood o=shifted --recipe auto --data val --output sweep", "compare"),
+        (
+            "merge zeroshot finetuned --recipe auto --data val --output merged",
+            "the recommended recipe",
+        ),
+        (
+            (
+                "sweep zeroshot finetuned --id t=test --ood o=shifted --recipe auto --data val"
+                " --output sweep"
+            ),
+            "compare",
+        ),
         ("merge --help", "all flags, and the recipes"),
     ),
     "merge": (
-        ("merge zeroshot finetuned --recipe auto --data val --output merged", "the recommended recipe"),
-        ("merge zeroshot finetuned --recipe wise-ft --alpha 0.4 --output merged-0.4", "one alpha, no images"),
-        ("merge org/base org/tuned@main --recipe auto --data val --output merged", "checkpoints on the Hub"),
+        (
+            "merge zeroshot finetuned --recipe auto --data val --output merged",
+            "the recommended recipe",
+        ),
+        (
+            "merge zeroshot finetuned --recipe wise-ft --alpha 0.4 --output merged-0.4",
+            "one alpha, no images",
+        ),
+        (
+            "merge org/base org/tuned@main --recipe auto --data val --output merged",
+            "checkpoints on the Hub",
+        ),
     ),
-    "plan": (("plan zeroshot finetuned --recipe auto --data val --output plan.json", "decide now, merge later"),),
+    "plan": (
+        (
+            "plan zeroshot finetuned --recipe auto --data val --output plan.json",
+            "decide now, merge later",
+        ),
+    ),
     "apply": (("apply plan.json --output merged", "carry out a plan, edited or not"),),
     "inspect": (("inspect zeroshot finetuned", "do they fit, and how far did each layer move"),),
-    "evaluate": (("evaluate merged --data val=val --data other=shifted", "accuracy on two sources"),),
+    "evaluate": (
+        ("evaluate merged --data val=val --data other=shifted", "accuracy on two sources"),
+    ),
     "sweep": (
         (
-            "sweep zeroshot finetuned --id test=test --ood other=shifted --recipe auto --data val --output sweep",
+            (
+                "sweep zeroshot finetuned --id test=test --ood other=shifted --recipe auto --data"
+                " val --output sweep"
+            ),
             "the alpha curve, and a recipe beside it",
         ),
-        ("sweep zeroshot finetuned --id t=test --ood o=shifted --point mine=merged --output sweep", "and a checkpoint"),
+        (
+            (
+                "sweep zeroshot finetuned --id t=test --ood o=shifted --point mine=merged --output"
+                " sweep"
+            ),
+            "and a checkpoint",
+        ),
     ),
     "bench": (
         ("bench list", "the suites"),
@@ -46,8 +80,15 @@ _EXAMPLES = {
         ("data list", "data sets, class names and templates by name"),
         ("data show imagenet-r", "where it lies, and its conventions"),
     ),
-    "convert": (("convert my-open-clip my-clip --to transformers", "from one library's layout to the other's"),),
-    "push": (("push merged org/robust --private --evaluation accuracy.json", "publish, with accuracies"),),
+    "convert": (
+        (
+            "convert my-open-clip my-clip --to transformers",
+            "from one library's layout to the other's",
+        ),
+    ),
+    "push": (
+        ("push merged org/robust --private --evaluation accuracy.json", "publish, with accuracies"),
+    ),
     "report": (("report merged", "what a merge bought, again"),),
     "env": (("env", "to be pasted into a bug report"),),
     "demo": (("demo --output demo", "merge and compare two small CLIPs"),),
@@ -63,23 +104,31 @@ class GroupedHelp(TyperCommand):
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         """Write the sections."""
-        sections: dict[str, list[tuple[bool, tuple[str, str]]]] = {"Arguments": []} | {name: [] for name in PANELS}
+        sections: dict[str, list[tuple[bool, tuple[str, str]]]] = {"Arguments": []} | {
+            name: [] for name in PANELS
+        }
         for parameter in self.get_params(ctx):
-            line = cast(tuple[str, str], parameter.get_help_record(ctx))  # None only where one is hidden
+            line = cast(
+                tuple[str, str], parameter.get_help_record(ctx)
+            )  # None only where one is hidden
             heading = "Arguments" if parameter.param_type_name == "argument" else "Options"
             heading = getattr(parameter, "rich_help_panel", None) or heading
             sections.setdefault(heading, []).append((not parameter.required, line))
         for heading, lines in sections.items():
             if lines:
                 with formatter.section(heading):
-                    formatter.write_dl([line for _, line in sorted(lines, key=lambda each: each[0])])
+                    formatter.write_dl(
+                        [line for _, line in sorted(lines, key=lambda each: each[0])]
+                    )
 
 
 def examples(command: str) -> str:
     """Examples as the last part of a command's help."""
     lines = ["\b", "Examples:"]
     for words, what in _EXAMPLES.get(command, ()):
-        with_values = _FLAG.sub("\\1\N{NO-BREAK SPACE}", f"clipmerge {words}")  # a flag stays with its value
+        with_values = _FLAG.sub(
+            "\\1\N{NO-BREAK SPACE}", f"clipmerge {words}"
+        )  # a flag stays with its value
         folded = " \\\n      ".join(_in_lines(with_values)).replace("\N{NO-BREAK SPACE}", " ")
         lines += [f"  # {what}", f"  {folded}"]
     if command in ("merge", "plan", "sweep"):

@@ -19,10 +19,14 @@ from clipmerge.errors import UsageError
 from clipmerge.options import RECIPE, VERBOSE, Option, declared
 
 ZeroShot = Annotated[
-    str, typer.Argument(metavar="ZEROSHOT", help="Folder, .safetensors file, ORG/NAME[@REVISION] or hf://ORG/NAME.")
+    str,
+    typer.Argument(
+        metavar="ZEROSHOT", help="Folder, .safetensors file, ORG/NAME[@REVISION] or hf://ORG/NAME."
+    ),
 ]
 FineTuned = Annotated[
-    list[str], typer.Argument(metavar="FINETUNED", help="The same, fine-tuned from ZEROSHOT; usually one.")
+    list[str],
+    typer.Argument(metavar="FINETUNED", help="The same, fine-tuned from ZEROSHOT; usually one."),
 ]
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="Folder written by merge or apply.")]
 
@@ -52,13 +56,19 @@ def sources_flag(name: str, help: str) -> Any:
 
 
 RecipeName = Annotated[str, flag_of("recipe", RECIPE)]
-FormatFlag = Annotated[Format, typer.Option("--format", help="Format of standard output.", rich_help_panel="Output")]
+FormatFlag = Annotated[
+    Format, typer.Option("--format", help="Format of standard output.", rich_help_panel="Output")
+]
 
 
-def command(options: type | None = None, *, verbose: bool = True) -> Callable[[_Function], _Function]:
-    """Make a command of a function that takes a terminal, its own flags and, as ``**options``, those of a class.
+def command(
+    options: type | None = None, *, verbose: bool = True
+) -> Callable[[_Function], _Function]:
+    """Make a command of a function that takes a terminal, its own flags and, as ``**options``,
+    those of a class.
 
-    It has ``--format``, unless it says otherwise ``--verbose``, and ends as `reporting_errors` says.
+    It has ``--format``, unless it says otherwise ``--verbose``, and ends as `reporting_errors`
+    says.
     """
 
     def decorate(function: _Function) -> _Function:
@@ -79,7 +89,9 @@ def command(options: type | None = None, *, verbose: bool = True) -> Callable[[_
             function(Terminal(fmt, verbose=verbose), **given)
 
         parameters = [
-            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=kind)
+            inspect.Parameter(
+                name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=kind
+            )
             for name, (kind, default) in flags.items()
         ]
         wrapper.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
@@ -90,7 +102,9 @@ def command(options: type | None = None, *, verbose: bool = True) -> Callable[[_
 
 
 def command_group(name: str, help: str) -> typer.Typer:
-    """A group of commands that runs its ``list`` if none of them was given; ``--format`` must follow one that was."""
+    """A group of commands that runs its ``list`` if none of them was given; ``--format`` must
+    follow one that was.
+    """
     group = typer.Typer(help=help, invoke_without_command=True, epilog=examples(name))
 
     @group.callback()
@@ -100,7 +114,10 @@ def command_group(name: str, help: str) -> typer.Typer:
             group_command: Any = context.command
             group_command.commands["list"].callback(fmt=fmt)
         elif fmt is not Format.human:
-            raise UsageError(f"--format goes after the command: clipmerge {name} {context.invoked_subcommand} --format")
+            raise UsageError(
+                f"--format goes after the command: clipmerge {name} {context.invoked_subcommand}"
+                " --format"
+            )
 
     return group
 

@@ -51,8 +51,12 @@ class Format(StrEnum):
 class Terminal(Progress):
     """Prints results and progress in the format asked for; the pipeline's `Progress`."""
 
-    def __init__(self, fmt: Format, *, verbose: bool = False, clock: Callable[[], float] = time.monotonic) -> None:
-        """Keep the libraries' own bars and warnings off both streams; without a terminal there is no progress bar."""
+    def __init__(
+        self, fmt: Format, *, verbose: bool = False, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        """Keep the libraries' own bars and warnings off both streams; without a terminal there is
+        no progress bar.
+        """
         if not verbose:
             warnings.simplefilter("ignore")
         libraries = {
@@ -88,7 +92,9 @@ class Terminal(Progress):
     def stage(self, name: str) -> None:
         """Begin a stage: its progress bar replaces the last one."""
         self.close()
-        if name != "read" and not gc.isenabled():  # `clipmerge.__main__` has disabled it for the imports
+        if (
+            name != "read" and not gc.isenabled()
+        ):  # `clipmerge.__main__` has disabled it for the imports
             gc.freeze()
             gc.enable()
         self._stage = _STAGES.get(name, name)
@@ -102,7 +108,10 @@ class Terminal(Progress):
         if self._silent or self.format is Format.quiet:
             return
         now = self._clock()
-        begin, before = self._first = self._first or (now, done)  # loading and the first step are no measure
+        begin, before = self._first = self._first or (
+            now,
+            done,
+        )  # loading and the first step are no measure
         if sys.stderr.isatty():
             if self.format is Format.human:
                 self._move_bar(done, total)
@@ -110,7 +119,9 @@ class Terminal(Progress):
             self._last_line = now
             times = f"{format_seconds(now - self._stage_begin)} elapsed"
             if done > before:
-                times += f", {format_seconds((now - begin) * (total - done) / (done - before))} left"
+                times += (
+                    f", {format_seconds((now - begin) * (total - done) / (done - before))} left"
+                )
             self._err.print(f"{self._stage}: {100 * done / total:.0f}%, {times}")
 
     def _move_bar(self, done: float, total: float) -> None:
@@ -119,18 +130,35 @@ class Terminal(Progress):
             self.close()
             return
         if self._bar is None:
-            from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+            from rich.progress import (
+                BarColumn,
+                Progress,
+                TextColumn,
+                TimeElapsedColumn,
+                TimeRemainingColumn,
+            )
 
-            stage = TextColumn("{task.description}", markup=False)  # a recipe or a source may be called "[/x]"
-            times = (TimeElapsedColumn(), TextColumn("elapsed,"), TimeRemainingColumn(), TextColumn("left"))
+            stage = TextColumn(
+                "{task.description}", markup=False
+            )  # a recipe or a source may be called "[/x]"
+            times = (
+                TimeElapsedColumn(),
+                TextColumn("elapsed,"),
+                TimeRemainingColumn(),
+                TextColumn("left"),
+            )
             percent = TextColumn("{task.percentage:>3.0f}%")
-            self._bar = Progress(stage, BarColumn(), percent, *times, console=self._err, transient=True)
+            self._bar = Progress(
+                stage, BarColumn(), percent, *times, console=self._err, transient=True
+            )
             self._bar.start()
             self._task = self._bar.add_task(self._stage, total=total)
         self._bar.update(self._task, completed=done, total=total)
 
     def end(self, line: str) -> None:
-        """Print the last line of the human format, with the place of the output, and how long the command took."""
+        """Print the last line of the human format, with the place of the output, and how long the
+        command took.
+        """
         self.close()
         self.show(line, f"Took {format_seconds(self._clock() - self._begin)}.")
 
@@ -143,7 +171,9 @@ class Terminal(Progress):
 
     @property
     def shows_verdict(self) -> bool:
-        """Whether the summary of a merge, which includes the warnings of its verdict, goes to this terminal."""
+        """Whether the summary of a merge, which includes the warnings of its verdict, goes to this
+        terminal.
+        """
         return self.format is Format.human and sys.stdout.isatty()
 
     def close(self) -> None:
@@ -152,8 +182,12 @@ class Terminal(Progress):
             self._bar.stop()
             self._bar = None
 
-    def result(self, kind: str, record: Mapping[str, Any], human: Callable[[], RenderableType]) -> None:
-        """Print a result on stdout: as one JSON object of a kind that has a published schema, or in human form."""
+    def result(
+        self, kind: str, record: Mapping[str, Any], human: Callable[[], RenderableType]
+    ) -> None:
+        """Print a result on stdout: as one JSON object of a kind that has a published schema, or in
+        human form.
+        """
         self.close()
         if self._silent or self.format is Format.quiet:
             return
@@ -176,5 +210,6 @@ class Terminal(Progress):
                 sys.stdout.write(plain(console, renderables))
                 return
             for renderable in renderables:
-                # a line of text is neither wrapped nor interpreted as markup: it may be a command to copy
+                # a line of text is neither wrapped nor interpreted as markup: it may be a command
+                # to copy
                 console.print(renderable, soft_wrap=isinstance(renderable, str))

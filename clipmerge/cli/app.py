@@ -1,7 +1,7 @@
 """The command line: all commands in one program.
 
-A command's file is imported when that command is used, so `clipmerge --help` imports none of them. Torch and
-transformers are imported inside commands.
+A command's file is imported when that command is used, so `clipmerge --help` imports none of them.
+Torch and transformers are imported inside commands.
 """
 
 from __future__ import annotations
@@ -80,14 +80,18 @@ def _imported(name: str) -> Any:
 
 
 def _function(name: str) -> Callable[..., None]:
-    function: Callable[..., None] = getattr(import_module(f"clipmerge.cli.{name}"), f"{name}_command")
+    function: Callable[..., None] = getattr(
+        import_module(f"clipmerge.cli.{name}"), f"{name}_command"
+    )
     return function
 
 
 app = typer.Typer(
     name="clipmerge",
     cls=_Commands,
-    help="Make a fine-tuned CLIP robust again by merging it with its zero-shot self, layer by layer.",
+    help=(
+        "Make a fine-tuned CLIP robust again by merging it with its zero-shot self, layer by layer."
+    ),
     invoke_without_command=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -106,8 +110,8 @@ def main() -> None:
     except SystemExit as end:  # raised by `fail`
         code = int(end.code or 0)
     if have_met():
-        # torch's threads can abort the interpreter's own shutdown, and an aborted worker makes the launcher end a run
-        # that had succeeded; destroying the group first does not always help
+        # torch's threads can abort the interpreter's own shutdown, and an aborted worker makes the
+        # launcher end a run that had succeeded; destroying the group first does not always help
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
@@ -132,7 +136,10 @@ def _run() -> int:
         name = getattr(getattr(error, "param", None), "name", None)
         if name and error.ctx and error.ctx.get_parameter_source(name).name == "DEFAULT_MAP":
             message = f"{applied.origins[name]}: {message}"
-        fail(f"{message}{' See' if message.endswith('?') else '; see'} `{where} --help`", UsageError.exit_code)
+        fail(
+            f"{message}{' See' if message.endswith('?') else '; see'} `{where} --help`",
+            UsageError.exit_code,
+        )
 
 
 def _version(value: bool) -> None:
@@ -147,7 +154,10 @@ def _version(value: bool) -> None:
 def _root(
     context: typer.Context,
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+        bool,
+        typer.Option(
+            "--version", callback=_version, is_eager=True, help="Print the version and exit."
+        ),
     ] = False,
 ) -> None:
     if context.invoked_subcommand is None:

@@ -16,7 +16,9 @@ from clipmerge.options import ApplyOptions
 @command(ApplyOptions)
 def apply_command(
     terminal: Terminal,
-    plan_file: Annotated[Path, typer.Argument(metavar="PLAN", help="JSON file written by plan; may be edited.")],
+    plan_file: Annotated[
+        Path, typer.Argument(metavar="PLAN", help="JSON file written by plan; may be edited.")
+    ],
     output: Annotated[Path, output_flag("Folder to write.")],
     **options: Unpack[ApplyOptions],
 ) -> None:

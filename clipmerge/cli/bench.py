@@ -20,13 +20,18 @@ if TYPE_CHECKING:
 def bench_command(
     terminal: Terminal,
     suite: Annotated[
-        str, typer.Argument(metavar="SUITE", help="Name of a suite, a YAML file, or 'list' for all names.")
+        str,
+        typer.Argument(
+            metavar="SUITE", help="Name of a suite, a YAML file, or 'list' for all names."
+        ),
     ],
     output: Annotated[Path | None, output_flag("Folder to write; bench-SUITE by default.")] = None,
     dry_run: Annotated[
         bool,
         typer.Option(
-            "--dry-run", help="Print the downloads and the time they take; run nothing.", rich_help_panel="Output"
+            "--dry-run",
+            help="Print the downloads and the time they take; run nothing.",
+            rich_help_panel="Output",
         ),
     ] = False,
     **options: Unpack[BenchOptions],
@@ -45,7 +50,9 @@ def bench_command(
         terminal.result("bench-cost", cost, lambda: _cost(cost))
         return
     target = output or Path(f"bench-{Path(suite).stem}")
-    record = bench(suite, output=target, progress=terminal, command=command_line(), **options).record
+    record = bench(
+        suite, output=target, progress=terminal, command=command_line(), **options
+    ).record
     terminal.result("bench", record, lambda: _results(record))
     terminal.show(f"Wrote {target} (page: {target / record['suite']}.md)")
 
@@ -55,7 +62,9 @@ def _list_suites(terminal: Terminal) -> None:
 
     suites = [load_suite(name) for name in suite_names()]
     width = max(len(suite.name) for suite in suites) + 2
-    record = {"suites": {suite.name: {"title": suite.title, "model": suite.model} for suite in suites}}
+    record = {
+        "suites": {suite.name: {"title": suite.title, "model": suite.model} for suite in suites}
+    }
     lines = [f"{suite.name:{width}}{suite.title}, {suite.model}" for suite in suites]
     terminal.result("bench-list", record, lambda: "\n".join(lines))
 
@@ -93,9 +102,11 @@ def _cost(cost: dict[str, Any]) -> RenderableType:
     time = "The time is unknown: a source does not state its number of images (--limit N sets one)."
     if cost["seconds"] is not None:
         time = (
-            f"{cost['forward_passes']:,} forward passes: about {format_seconds(cost['seconds'])} on this machine, at "
-            f"{cost['flops_per_second'] / 1e12:.2g} TFLOP/s (0.4 of the speed of a matrix product). Recipes that learn "
-            "take extra time, stated when they begin."
+            f"{cost['forward_passes']:,} forward passes: about {format_seconds(cost['seconds'])} on"
+            f" this machine, at {cost['flops_per_second'] / 1e12:.2g} TFLOP/s (0.4 of the speed of"
+            " a matrix product). Recipes that learn take extra time, stated when they begin."
         )
-    problems = list(dict.fromkeys(download["problem"] for download in cost["downloads"] if download["problem"]))
+    problems = list(
+        dict.fromkeys(download["problem"] for download in cost["downloads"] if download["problem"])
+    )
     return Group(table, *map(Text, [f"In all {total}.", time, *problems, *cost["notes"]]))

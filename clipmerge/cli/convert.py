@@ -18,17 +18,24 @@ if TYPE_CHECKING:
 @command(ConvertOptions)
 def convert_command(
     terminal: Terminal,
-    checkpoint: Annotated[str, typer.Argument(metavar="IN", help="Folder, .safetensors file or org/name[@revision].")],
+    checkpoint: Annotated[
+        str, typer.Argument(metavar="IN", help="Folder, .safetensors file or org/name[@revision].")
+    ],
     output: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write.")],
     to: Annotated[
-        str, typer.Option("--to", metavar="LIBRARY", help="Library to load it with: transformers or open-clip.")
+        str,
+        typer.Option(
+            "--to", metavar="LIBRARY", help="Library to load it with: transformers or open-clip."
+        ),
     ],
     **options: Unpack[ConvertOptions],
 ) -> None:
     """Convert between OpenCLIP's and transformers' layout."""
     from clipmerge.api.convert import convert
 
-    record = convert(checkpoint, output, to=to, progress=terminal, command=command_line(), **options).record
+    record = convert(
+        checkpoint, output, to=to, progress=terminal, command=command_line(), **options
+    ).record
     if record:  # of the main process
         terminal.result("convert", record, lambda: _files_table(record))
         loading = f"open_clip.create_model_and_transforms('local-dir:{output}')"

@@ -34,7 +34,9 @@ def list_data(terminal: Terminal) -> None:
 @command(verbose=False)
 def show_data(
     terminal: Terminal,
-    name: Annotated[str, typer.Argument(metavar="NAME", help="Name of a data set, or of a set of templates.")],
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="Name of a data set, or of a set of templates.")
+    ],
 ) -> None:
     """Print a data set's source, class names, templates, conventions and published figures."""
     from clipmerge.images.known import known_set
@@ -42,7 +44,9 @@ def show_data(
 
     if name in template_sets():
         templates = template_set(name)
-        terminal.result("templates", {"name": name, "templates": templates}, lambda: "\n".join(templates))
+        terminal.result(
+            "templates", {"name": name, "templates": templates}, lambda: "\n".join(templates)
+        )
         return
     known = known_set(name)
     record = {
@@ -72,14 +76,19 @@ def _description(record: dict[str, Any]) -> RenderableType:
     from rich.table import Column, Table
     from rich.text import Text
 
-    facts = [(record["name"], record["title"]), ("source", record["address"]), ("splits", ", ".join(record["splits"]))]
+    facts = [
+        (record["name"], record["title"]),
+        ("source", record["address"]),
+        ("splits", ", ".join(record["splits"])),
+    ]
     counts = ", ".join(f"{split} {count:,}" for split, count in record["images"].items())
     names, templates = record["class_names"], record["templates"]
     from_repository = "read from the repository"
     if record["kind"] == "retrieval":
         facts.append(("captions", "each image has several; for recall, not for accuracy"))
         figures = {
-            name: ", ".join(f"{k} {v:g}" for k, v in recalls.items()) for name, recalls in record["recall"].items()
+            name: ", ".join(f"{k} {v:g}" for k, v in recalls.items())
+            for name, recalls in record["recall"].items()
         }
     else:
         facts.append(("classes", f"{len(names)}, listed below" if names else from_repository))

@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 @command()
 def demo_command(
     terminal: Terminal,
-    output: Annotated[Path | None, output_flag("Folder for models and images; the user's cache by default.")] = None,
+    output: Annotated[
+        Path | None, output_flag("Folder for models and images; the user's cache by default.")
+    ] = None,
 ) -> None:
     """Merge two small CLIPs that come with clipmerge, and compare."""
     from clipmerge.api.demo import demo
@@ -32,7 +34,9 @@ def demo_command(
 
 
 def _table(record: dict[str, Any]) -> RenderableType:
-    """Format the demo's result for a terminal: accuracy of each model on each set of images, and the verdict."""
+    """Format the demo's result for a terminal: accuracy of each model on each set of images, and
+    the verdict.
+    """
     from rich.console import Group
     from rich.text import Text
 

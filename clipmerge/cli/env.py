@@ -1,4 +1,6 @@
-"""`clipmerge env`: versions, devices, folders and settings in force, for a bug report. It contains no secrets."""
+"""`clipmerge env`: versions, devices, folders and settings in force, for a bug report. It contains
+no secrets.
+"""
 
 from __future__ import annotations
 
@@ -17,11 +19,27 @@ from clipmerge.errors import UsageError
 from clipmerge.files.cache import user_cache
 
 _PACKAGES = (
-    *("torch", "transformers", "accelerate", "safetensors", "huggingface_hub", "datasets"),
-    *("numpy", "matplotlib", "typer", "open_clip_torch", "peft"),
+    "torch",
+    "transformers",
+    "accelerate",
+    "safetensors",
+    "huggingface_hub",
+    "datasets",
+    "numpy",
+    "matplotlib",
+    "typer",
+    "open_clip_torch",
+    "peft",
 )
 # Variables that change the behaviour; of tokens, only their presence is shown.
-_VARIABLES = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "CUDA_VISIBLE_DEVICES", "HF_HOME", "HF_ENDPOINT", "HF_HUB_OFFLINE")
+_VARIABLES = (
+    "OMP_NUM_THREADS",
+    "OMP_WAIT_POLICY",
+    "CUDA_VISIBLE_DEVICES",
+    "HF_HOME",
+    "HF_ENDPOINT",
+    "HF_HUB_OFFLINE",
+)
 _SECRETS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 
 
@@ -35,7 +53,9 @@ def env_command(terminal: Terminal) -> None:
     others = [] if current is None or current.type == "cuda" else [current.type]
     devices = ["cpu", *(f"cuda ({name})" for name in cards), *others]
     ours = [name for name in os.environ if name.startswith("CLIPMERGE_")]
-    variables = {name: os.environ[name] for name in (*_VARIABLES, *sorted(ours)) if name in os.environ}
+    variables = {
+        name: os.environ[name] for name in (*_VARIABLES, *sorted(ours)) if name in os.environ
+    }
     record = {
         "clipmerge": __version__,
         "installed in": str(Path(__file__).parents[1]),
@@ -65,7 +85,10 @@ def _defaults() -> dict[str, str]:
         found = read_defaults()
     except UsageError as error:
         return {"unusable": str(error)}
-    return {f"--{name.replace('_', '-')}": f"{value} ({found.origins[name]})" for name, value in found.values.items()}
+    return {
+        f"--{name.replace('_', '-')}": f"{value} ({found.origins[name]})"
+        for name, value in found.values.items()
+    }
 
 
 def _lines(record: dict[str, Any]) -> str:
@@ -75,4 +98,6 @@ def _lines(record: dict[str, Any]) -> str:
         if isinstance(values, dict):
             flat |= {f"{name}: {key}": value for key, value in values.items()}
     width = max(map(len, flat))
-    return "\n".join(f"{key:{width}}  {'none' if value is None else value}" for key, value in flat.items())
+    return "\n".join(
+        f"{key:{width}}  {'none' if value is None else value}" for key, value in flat.items()
+    )

@@ -18,7 +18,10 @@ if TYPE_CHECKING:
 def evaluate_command(
     terminal: Terminal,
     checkpoint: Annotated[
-        str, typer.Argument(metavar="CHECKPOINT", help="Folder, .safetensors file or org/name[@revision].")
+        str,
+        typer.Argument(
+            metavar="CHECKPOINT", help="Folder, .safetensors file or org/name[@revision]."
+        ),
     ],
     data: Annotated[
         list[str] | None,

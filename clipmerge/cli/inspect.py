@@ -12,8 +12,11 @@ from clipmerge.cli._terminal import Terminal
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-_DOUBTFUL = "The two match, but see the note: they seem not to be a model and its fine-tuned version."
-#: What a pair without mismatches is told, by the relation of its weights; without one, they were not read.
+_DOUBTFUL = (
+    "The two match, but see the note: they seem not to be a model and its fine-tuned version."
+)
+#: What a pair without mismatches is told, by the relation of its weights; without one, they were
+#: not read.
 _MATCHES = {
     "related": "The two match: they can be merged.",
     None: "Names, shapes and dtypes match; the weights were not read.",
@@ -59,13 +62,27 @@ def _table(record: dict[str, Any]) -> RenderableType:
         table.add_row(*row)
     total = record["total"]
     dtypes = ", ".join(total["dtypes"])
-    lines = [Text(f"{record['family']}: {total['parameters']} tensors, {total['size']:,} entries, {dtypes}")]
+    lines = [
+        Text(
+            f"{record['family']}: {total['parameters']} tensors, {total['size']:,} entries,"
+            f" {dtypes}"
+        )
+    ]
     if paired:
         lines.append(Text("change = ||finetuned - zeroshot|| / ||zeroshot|| of the layer"))
         if record["ancestry"] and record["ancestry"]["cosines"]:
-            cosines = ", ".join(f"{cosine:.2f} ({tower})" for tower, cosine in record["ancestry"]["cosines"].items())
-            lines.append(Text(f"median cosine between their matrices: {cosines}; about 0 between models trained apart"))
+            cosines = ", ".join(
+                f"{cosine:.2f} ({tower})" for tower, cosine in record["ancestry"]["cosines"].items()
+            )
+            lines.append(
+                Text(
+                    f"median cosine between their matrices: {cosines}; about 0 between models"
+                    " trained apart"
+                )
+            )
         lines += [Text(f"mismatch: {problem}", style="red") for problem in record["mismatches"]]
         if not record["mismatches"]:
-            lines.append(Text(_MATCHES.get(record["ancestry"] and record["ancestry"]["relation"], _DOUBTFUL)))
+            lines.append(
+                Text(_MATCHES.get(record["ancestry"] and record["ancestry"]["relation"], _DOUBTFUL))
+            )
     return Group(table, *lines)

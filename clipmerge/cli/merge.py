@@ -7,7 +7,14 @@ from typing import Annotated, Unpack
 
 import typer
 
-from clipmerge.cli._options import FineTuned, RecipeName, ZeroShot, command, command_line, output_flag
+from clipmerge.cli._options import (
+    FineTuned,
+    RecipeName,
+    ZeroShot,
+    command,
+    command_line,
+    output_flag,
+)
 from clipmerge.cli._summary import pushed, show_merge
 from clipmerge.cli._terminal import Terminal
 from clipmerge.errors import UsageError, noting
@@ -22,7 +29,10 @@ def merge_command(
     recipe: RecipeName,
     output: Annotated[Path | None, output_flag("Folder to write.")] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Measure and decide, but write nothing.", rich_help_panel="Output")
+        bool,
+        typer.Option(
+            "--dry-run", help="Measure and decide, but write nothing.", rich_help_panel="Output"
+        ),
     ] = False,
     **options: Unpack[MergeOptions],
 ) -> None:
@@ -32,7 +42,15 @@ def merge_command(
     from clipmerge.api.merge import merge
 
     target = None if dry_run else output
-    result = merge(zeroshot, finetuned, recipe, output=target, progress=terminal, command=command_line(), **options)
+    result = merge(
+        zeroshot,
+        finetuned,
+        recipe,
+        output=target,
+        progress=terminal,
+        command=command_line(),
+        **options,
+    )
     last_line = "Dry run: nothing was written."
     if result.path is not None:
         last_line = f"Wrote {output} (report: {result.path / 'report.html'})"

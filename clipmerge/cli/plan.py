@@ -6,7 +6,14 @@ import shlex
 from pathlib import Path
 from typing import Annotated, Unpack
 
-from clipmerge.cli._options import FineTuned, RecipeName, ZeroShot, command, command_line, output_flag
+from clipmerge.cli._options import (
+    FineTuned,
+    RecipeName,
+    ZeroShot,
+    command,
+    command_line,
+    output_flag,
+)
 from clipmerge.cli._summary import show_merge
 from clipmerge.cli._terminal import Terminal
 from clipmerge.options import PlanOptions
@@ -24,7 +31,9 @@ def plan_command(
     """Measure and decide like merge, and write the plan."""
     from clipmerge.api.plan import plan_run
 
-    run = plan_run(zeroshot, finetuned, recipe, output, progress=terminal, command=command_line(), **options)
+    run = plan_run(
+        zeroshot, finetuned, recipe, output, progress=terminal, command=command_line(), **options
+    )
     if not run.is_main:
         return
     from clipmerge.output.record import merge_record

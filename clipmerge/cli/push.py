@@ -18,7 +18,10 @@ def push_command(
     terminal: Terminal,
     folder: Folder,
     repo_id: Annotated[
-        str, typer.Argument(metavar="REPO_ID", help="ORG/NAME on the Hub; created if it does not exist.")
+        str,
+        typer.Argument(
+            metavar="REPO_ID", help="ORG/NAME on the Hub; created if it does not exist."
+        ),
     ],
     **options: Unpack[PushOptions],
 ) -> None:

@@ -20,11 +20,14 @@ from clipmerge.errors import OutputError
 from clipmerge.files.paths import recipe_names
 
 recipes_app = command_group("recipes", "List, show and copy the recipes.")
-# A width that no terminal has: from there on sentences are not wrapped, so that a pipe gets one line per recipe.
+# A width that no terminal has: from there on sentences are not wrapped, so that a pipe gets one
+# line per recipe.
 _WIDEST = 10_000
 # The others follow by name.
 _RECOMMENDED = ("auto", "wise-ft", "straggler-sparse", "lines", "monosoup")
-_Name = Annotated[str, typer.Argument(metavar="NAME", help="Name of a recipe.", autocompletion=complete_recipe)]
+_Name = Annotated[
+    str, typer.Argument(metavar="NAME", help="Name of a recipe.", autocompletion=complete_recipe)
+]
 
 
 @recipes_app.command("list")
@@ -35,7 +38,10 @@ def list_recipes(terminal: Terminal) -> None:
 
     texts = {name: recipe_text(name) for name in (*_RECOMMENDED, *recipe_names())}
     about = {name: _about(text) for name, text in texts.items()}
-    images = {name: re.search(r"^measure:", text, re.MULTILINE) is not None for name, text in texts.items()}
+    images = {
+        name: re.search(r"^measure:", text, re.MULTILINE) is not None
+        for name, text in texts.items()
+    }
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else _WIDEST
     column = max(map(len, about)) + 2
     lines = [f"{'recipe':{column}}images  what it does"]
@@ -43,7 +49,9 @@ def list_recipes(terminal: Terminal) -> None:
         first = f"{name:{column}}{'needed' if images[name] else 'no':8}"
         indent = " " * len(first)
         lines += textwrap.wrap(text, max(40, width), initial_indent=first, subsequent_indent=indent)
-    terminal.result("recipe-list", {"recipes": about, "needs_images": images}, lambda: "\n".join(lines))
+    terminal.result(
+        "recipe-list", {"recipes": about, "needs_images": images}, lambda: "\n".join(lines)
+    )
 
 
 def _about(recipe: str) -> str:
@@ -68,7 +76,9 @@ def show_recipe(terminal: Terminal, name: _Name) -> None:
 @reporting_errors
 def copy_recipe(
     name: _Name,
-    file: Annotated[Path | None, typer.Argument(metavar="FILE", help="File to write; ./NAME.yaml by default.")] = None,
+    file: Annotated[
+        Path | None, typer.Argument(metavar="FILE", help="File to write; ./NAME.yaml by default.")
+    ] = None,
 ) -> None:
     """Copy a recipe to a file for editing."""
     from clipmerge.planning.recipe import recipe_text
@@ -80,5 +90,7 @@ def copy_recipe(
     try:
         target.write_text(text, encoding="utf-8")
     except OSError as error:
-        raise OutputError(f"{target}: cannot be written ({error.strerror or error}); give another file") from None
+        raise OutputError(
+            f"{target}: cannot be written ({error.strerror or error}); give another file"
+        ) from None
     echo(f"Wrote {target}; run it with --recipe {target}")

@@ -6,7 +6,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Unpack
 
-from clipmerge.cli._options import FineTuned, ZeroShot, command, command_line, output_flag, sources_flag
+from clipmerge.cli._options import (
+    FineTuned,
+    ZeroShot,
+    command,
+    command_line,
+    output_flag,
+    sources_flag,
+)
 from clipmerge.cli._terminal import Terminal
 from clipmerge.options import SweepOptions
 
@@ -23,8 +30,12 @@ def sweep_command(
     terminal: Terminal,
     zeroshot: ZeroShot,
     finetuned: FineTuned,
-    id: Annotated[list[str], sources_flag("--id", "Images like the training data; may be repeated.")],
-    ood: Annotated[list[str], sources_flag("--ood", "Images unlike the training data; may be repeated.")],
+    id: Annotated[
+        list[str], sources_flag("--id", "Images like the training data; may be repeated.")
+    ],
+    ood: Annotated[
+        list[str], sources_flag("--ood", "Images unlike the training data; may be repeated.")
+    ],
     output: Annotated[Path, output_flag("Folder to write.")],
     **options: Unpack[SweepOptions],
 ) -> None:
@@ -35,7 +46,14 @@ def sweep_command(
     from clipmerge.api.sweep import sweep
 
     record = sweep(
-        zeroshot, finetuned, id=id, ood=ood, output=output, progress=terminal, command=command_line(), **options
+        zeroshot,
+        finetuned,
+        id=id,
+        ood=ood,
+        output=output,
+        progress=terminal,
+        command=command_line(),
+        **options,
     ).record
     terminal.result("sweep", record, lambda: SweepTable(record))
     terminal.end(f"Wrote {output} (page: {output / 'sweep.html'}, picture: {output / 'curve.png'})")
@@ -64,14 +82,22 @@ class SweepTable:
 
         # single sources, and intervals, where there is room for them
         shapes = ((True, True), (False, True), (False, False))
-        shape = next((each for each in shapes if width(_NAME, each) <= options.max_width), shapes[-1])
+        shape = next(
+            (each for each in shapes if width(_NAME, each) <= options.max_width), shapes[-1]
+        )
         # names get the width left by the numbers, which are never cut
         yield self._table(max(1, 1 + options.max_width - width(1, shape)), *shape)
         yield Text()
-        notes = ["gain: mean OOD minus the curve's at equal ID accuracy, in points.", *gain_notes(self._record)]
+        notes = [
+            "gain: mean OOD minus the curve's at equal ID accuracy, in points.",
+            *gain_notes(self._record),
+        ]
         if shape[1]:
             level = self._record["bootstrap"]["level"]
-            notes.append(f"[low, high]: {100 * level:.0f}% intervals over images, the same draws for all points.")
+            notes.append(
+                f"[low, high]: {100 * level:.0f}% intervals over images, the same draws for all"
+                " points."
+            )
         if not all(shape):
             notes.append(f"More columns in a wider window, and in {self._page}.")
         for note in notes:
@@ -90,7 +116,11 @@ class SweepTable:
         shown = [column for column in others if sources or not column.is_source]
         cells = [column.text(spread=spread) for column in (*shown, gain)]
         heads = (*[column.title for column in shown], "gain")
-        table = table_of(shortened("accuracy, %", names), *(shortened(head, _TITLE) for head in heads), wraps=False)
+        table = table_of(
+            shortened("accuracy, %", names),
+            *(shortened(head, _TITLE) for head in heads),
+            wraps=False,
+        )
         for place, (head, is_recipe, _) in enumerate(rows_of(self._record)):
             row = [shortened(head, names), *[column[place] for column in cells]]
             table.add_row(*map(Text, row), style="bold" if is_recipe else None)
@@ -98,9 +128,11 @@ class SweepTable:
 
 
 def _other_tasks(record: dict[str, Any]) -> Iterator[Table]:
-    """Scores on tasks that the model was not fine-tuned for, one row per point as in the table of accuracies.
+    """Scores on tasks that the model was not fine-tuned for, one row per point as in the table of
+    accuracies.
 
-    Accuracies share a table; each set of images with captions has its own table, because it has six numbers.
+    Accuracies share a table; each set of images with captions has its own table, because it has six
+    numbers.
     """
     from rich.text import Text
 
@@ -118,5 +150,7 @@ def _other_tasks(record: dict[str, Any]) -> Iterator[Table]:
         table.columns[0].no_wrap = True  # the headings wrap
         for row in section["kept_rows"]:
             cells = (row["cells"][place] for place, _ in columns)
-            table.add_row(*map(Text, (row["head"], *cells)), style="bold" if row["is_mark"] else None)
+            table.add_row(
+                *map(Text, (row["head"], *cells)), style="bold" if row["is_mark"] else None
+            )
         yield table

@@ -1,4 +1,6 @@
-"""Keep the entries of medium magnitude of each task vector, without outliers, and add the task vectors."""
+"""Keep the entries of medium magnitude of each task vector, without outliers, and add the task
+vectors.
+"""
 
 from __future__ import annotations
 
@@ -45,5 +47,7 @@ def breadcrumbs(
     left_out = min(round(outliers * size), size - 1)
     count = max(1, round(density * size))
     for each in task_vectors:
-        zero_others(each, keep_first(each, left_out + count).logical_and_(~keep_first(each, left_out)))
+        zero_others(
+            each, keep_first(each, left_out + count).logical_and_(~keep_first(each, left_out))
+        )
     return weighted_sum(task_vectors, weights)

@@ -12,9 +12,15 @@ from clipmerge.plugins import Density
 
 
 def dare(
-    task_vectors: Tensor, weights: Sequence[float], *, key: RandomKey, thinned: bool = True, density: Density = 0.5
+    task_vectors: Tensor,
+    weights: Sequence[float],
+    *,
+    key: RandomKey,
+    thinned: bool = True,
+    density: Density = 0.5,
 ) -> Tensor:
-    """Keep each entry with probability ``density``, divided by ``density``, with separate draws per checkpoint.
+    """Keep each entry with probability ``density``, divided by ``density``, with separate draws per
+    checkpoint.
 
     Args:
         task_vectors: (checkpoints, ...).

@@ -1,4 +1,6 @@
-"""Drop random entries of each task vector, large ones less often, then elect signs and average like TIES."""
+"""Drop random entries of each task vector, large ones less often, then elect signs and average like
+TIES.
+"""
 
 from __future__ import annotations
 
@@ -27,8 +29,9 @@ def della(
 ) -> Tensor:
     """Keep entries at random, larger ones in a row more often, and divide each by its probability.
 
-    The probability increases from density - window / 2 for a row's smallest entry to density + window / 2 for its
-    largest, in equal steps. Signs are elected and averaged as in TIES. A vector is one row.
+    The probability increases from density - window / 2 for a row's smallest entry to density +
+    window / 2 for its largest, in equal steps. Signs are elected and averaged as in TIES. A vector
+    is one row.
 
     Args:
         task_vectors: (checkpoints, ...).
@@ -65,8 +68,8 @@ def check_chances(density: float = 0.5, window: float = 0.2) -> None:
     low, high = density - window / 2, density + window / 2
     if not (low > 0 and high <= 1):
         raise RecipeError(
-            f"della: density {density:g} and window {window:g} give probabilities from {low:g} to {high:g}, which must "
-            "lie above 0 and not above 1; choose a smaller window"
+            f"della: density {density:g} and window {window:g} give probabilities from {low:g} to"
+            f" {high:g}, which must lie above 0 and not above 1; choose a smaller window"
         )
 
 

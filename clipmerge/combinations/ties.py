@@ -1,4 +1,6 @@
-"""Keep each task vector's largest entries, elect one sign per entry, and average the values with that sign."""
+"""Keep each task vector's largest entries, elect one sign per entry, and average the values with
+that sign.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,9 @@ from clipmerge.plugins import Density
 _RUN = 1 << 16
 
 
-def ties(task_vectors: Tensor, weights: Sequence[float], *, thinned: bool = True, density: Density = 0.2) -> Tensor:
+def ties(
+    task_vectors: Tensor, weights: Sequence[float], *, thinned: bool = True, density: Density = 0.2
+) -> Tensor:
     """Trim, elect sign, disjoint mean.
 
     Args:
@@ -43,7 +47,8 @@ def ties(task_vectors: Tensor, weights: Sequence[float], *, thinned: bool = True
 
 
 def disjoint_mean(task_vectors: Tensor, weights: Sequence[float]) -> Tensor:
-    """Average, entry by entry, the task vectors whose sign is that of their sum; zero if there are none.
+    """Average, entry by entry, the task vectors whose sign is that of their sum; zero if there are
+    none.
 
     Args:
         task_vectors: (checkpoints, ...); zeros are ignored.

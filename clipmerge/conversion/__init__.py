@@ -1,1 +1,3 @@
-"""OpenCLIP's, transformers' and timm's layouts: corresponding tensors, and translated configurations."""
+"""OpenCLIP's, transformers' and timm's layouts: corresponding tensors, and translated
+configurations.
+"""

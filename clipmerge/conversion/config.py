@@ -1,7 +1,8 @@
-"""Translate ``open_clip_config.json`` to transformers' configuration and back; refuse settings without a counterpart.
+"""Translate ``open_clip_config.json`` to transformers' configuration and back; refuse settings
+without a counterpart.
 
-The weights of two CLIPs may have the same shapes although the models compute different functions: QuickGELU or GELU,
-the number of heads, the pooling of the text. None of it is guessed.
+The weights of two CLIPs may have the same shapes although the models compute different functions:
+QuickGELU or GELU, the number of heads, the pooling of the text. None of it is guessed.
 """
 
 from __future__ import annotations
@@ -38,29 +39,67 @@ _TRANSFORMERS: dict[str, dict[str, Any]] = {
     "vision": {**_COMMON, "intermediate_size": 3072, "num_attention_heads": 12, "num_channels": 3},
     "text": {**_COMMON, "intermediate_size": 2048, "eos_token_id": 49407},
 }
-# OpenCLIP's settings that change the function, with the values of a plain ViT CLIP; ``None`` is any false value.
+# OpenCLIP's settings that change the function, with the values of a plain ViT CLIP; ``None`` is any
+# false value.
 _PLAIN: dict[str, dict[str, tuple[Any, ...]]] = {
-    "vision": {"pool_type": ("tok",), "pos_embed_type": ("learnable", "sin_cos_2d"), "no_ln_pre": (None,)},
-    "text": {"proj_type": ("linear",), **dict.fromkeys(("proj_bias", "embed_cls", "no_causal_mask"), (None,))},
+    "vision": {
+        "pool_type": ("tok",),
+        "pos_embed_type": ("learnable", "sin_cos_2d"),
+        "no_ln_pre": (None,),
+    },
+    "text": {
+        "proj_type": ("linear",),
+        **dict.fromkeys(("proj_bias", "embed_cls", "no_causal_mask"), (None,)),
+    },
 }
 _PLAIN_TOWER = dict.fromkeys(
     (
-        *("ls_init_value", "attentional_pool", "output_tokens", "qk_norm", "scaled_cosine_attn", "scale_heads"),
-        *("scale_attn_inner", "scale_attn", "scale_fc", "timm_model_name", "hf_model_name", "tokenizer_kwargs"),
+        "ls_init_value",
+        "attentional_pool",
+        "output_tokens",
+        "qk_norm",
+        "scaled_cosine_attn",
+        "scale_heads",
+        "scale_attn_inner",
+        "scale_attn",
+        "scale_fc",
+        "timm_model_name",
+        "hf_model_name",
+        "tokenizer_kwargs",
     ),
     (None,),
 ) | {"block_type": ("default", None)}
 # Settings that matter only in training, or not at all for a plain ViT CLIP.
 _IGNORED = frozenset(
     {
-        *("patch_dropout", "attn_pooler_queries", "attn_pooler_heads", "final_ln_after_pool", "pad_id"),
-        *("timm_model_pretrained", "timm_pool", "timm_proj", "timm_proj_bias", "timm_drop", "timm_drop_path"),
-        *("hf_model_pretrained", "hf_proj_type", "hf_pooler_type", "hf_tokenizer_name", "tokenizer_mode"),
-        *("act_kwargs", "norm_kwargs"),
+        "patch_dropout",
+        "attn_pooler_queries",
+        "attn_pooler_heads",
+        "final_ln_after_pool",
+        "pad_id",
+        "timm_model_pretrained",
+        "timm_pool",
+        "timm_proj",
+        "timm_proj_bias",
+        "timm_drop",
+        "timm_drop_path",
+        "hf_model_pretrained",
+        "hf_proj_type",
+        "hf_pooler_type",
+        "hf_tokenizer_name",
+        "tokenizer_mode",
+        "act_kwargs",
+        "norm_kwargs",
     }
 )
 _MODEL = {
-    *("embed_dim", "quick_gelu", "vision_cfg", "text_cfg", "custom_text", "init_logit_scale", "nonscalar_logit_scale")
+    "embed_dim",
+    "quick_gelu",
+    "vision_cfg",
+    "text_cfg",
+    "custom_text",
+    "init_logit_scale",
+    "nonscalar_logit_scale",
 }
 _TANH = ("gelu_pytorch_tanh", "gelu_new")
 # transformers' equivalent of OpenCLIP's argmax: with this id, it also pools at the highest token.
@@ -80,8 +119,12 @@ def transformers_config(model_cfg: dict[str, Any]) -> dict[str, Any]:
     _require_heads(vision["width"], heads, "open_clip_config.json: vision_cfg.head_width")
     _require_heads(text["width"], text["heads"], "open_clip_config.json: text_cfg.heads")
     eos = _ARGMAX if text["pool_type"] == "argmax" else int(text["eos_id"])
-    if text["pool_type"] not in ("argmax", "eos") or (text["pool_type"] == "eos" and eos == _ARGMAX):
-        raise _no_counterpart(f"text_cfg.pool_type={text['pool_type']} with eos_id={text['eos_id']}")
+    if text["pool_type"] not in ("argmax", "eos") or (
+        text["pool_type"] == "eos" and eos == _ARGMAX
+    ):
+        raise _no_counterpart(
+            f"text_cfg.pool_type={text['pool_type']} with eos_id={text['eos_id']}"
+        )
     return {
         "architectures": ["CLIPModel"],
         "model_type": "clip",
@@ -107,7 +150,9 @@ def transformers_config(model_cfg: dict[str, Any]) -> dict[str, Any]:
 
 
 def _tower(model_cfg: dict[str, Any], side: str) -> dict[str, Any]:
-    """One tower's settings with OpenCLIP's defaults; settings that a plain ViT CLIP lacks are refused by name."""
+    """One tower's settings with OpenCLIP's defaults; settings that a plain ViT CLIP lacks are
+    refused by name.
+    """
     settings = model_cfg.get(f"{side}_cfg") or {}
     defaults = {**{ours: default for ours, default, _, _ in _BOTH[side]}, **_OPEN_CLIP[side]}
     plain = {**_PLAIN_TOWER, **_PLAIN[side]}
@@ -130,7 +175,10 @@ def _shared(model_cfg: dict[str, Any], side: str) -> dict[str, Any]:
     options = settings.get("norm_kwargs") or {}
     if options.keys() - {"eps"}:
         raise _no_counterpart(f"{side}_cfg.norm_kwargs={_short(options)}")
-    return {"hidden_act": activation, "layer_norm_eps": float(options.get("eps", _COMMON["layer_norm_eps"]))}
+    return {
+        "hidden_act": activation,
+        "layer_norm_eps": float(options.get("eps", _COMMON["layer_norm_eps"])),
+    }
 
 
 def _square(size: Any, name: str) -> Any:
@@ -141,27 +189,37 @@ def _square(size: Any, name: str) -> Any:
 
 
 def _no_counterpart(what: str) -> CheckpointError:
-    return CheckpointError(f"the OpenCLIP model has {what}, which transformers' CLIPModel cannot compute")
+    return CheckpointError(
+        f"the OpenCLIP model has {what}, which transformers' CLIPModel cannot compute"
+    )
 
 
 def open_clip_config(config: dict[str, Any]) -> dict[str, Any]:
     """Translate a transformers CLIP's configuration to OpenCLIP's ``model_cfg``."""
     if config.get("model_type", "clip") != "clip":
-        raise CheckpointError(f"a '{config['model_type']}' has no OpenCLIP counterpart; convert a full CLIPModel")
+        raise CheckpointError(
+            f"a '{config['model_type']}' has no OpenCLIP counterpart; convert a full CLIPModel"
+        )
     vision, text = (transformers_section(config, side) for side in ("vision", "text"))
     for side, tower in (("vision", vision), ("text", text)):
         heads = tower["num_attention_heads"]
-        _require_heads(tower["hidden_size"], heads, f"config.json: {side}_config.num_attention_heads")
+        _require_heads(
+            tower["hidden_size"], heads, f"config.json: {side}_config.num_attention_heads"
+        )
     activations = {vision["hidden_act"], text["hidden_act"]}
     if "quick_gelu" in activations and len(activations) > 1:
         raise CheckpointError(
-            f"the vision tower has {vision['hidden_act']}, the text tower {text['hidden_act']}; OpenCLIP has one "
-            "quick_gelu for both"
+            f"the vision tower has {vision['hidden_act']}, the text tower {text['hidden_act']};"
+            " OpenCLIP has one quick_gelu for both"
         )
     if vision["num_channels"] != 3:
-        raise CheckpointError(f"the vision tower takes {vision['num_channels']} channels; OpenCLIP's take 3")
+        raise CheckpointError(
+            f"the vision tower takes {vision['num_channels']} channels; OpenCLIP's take 3"
+        )
     eos = int(text["eos_token_id"])
-    pooling = {} if eos in (_ARGMAX, text["vocab_size"] - 1) else {"pool_type": "eos", "eos_id": eos}
+    pooling = (
+        {} if eos in (_ARGMAX, text["vocab_size"] - 1) else {"pool_type": "eos", "eos_id": eos}
+    )
     return {
         "embed_dim": config.get("projection_dim", 512),
         "quick_gelu": vision["hidden_act"] == "quick_gelu",
@@ -185,13 +243,22 @@ def transformers_section(config: dict[str, Any], side: str) -> dict[str, Any]:
 
 
 def stated_section(config: dict[str, Any], side: str) -> dict[str, Any]:
-    """One tower's settings as stated: as in transformers, the old ``..._config_dict`` takes precedence."""
+    """One tower's settings as stated: as in transformers, the old ``..._config_dict`` takes
+    precedence.
+    """
     sections = (config.get(f"{side}_config"), config.get(f"{side}_config_dict"))
-    return {key: value for section in sections if isinstance(section, dict) for key, value in section.items()}
+    return {
+        key: value
+        for section in sections
+        if isinstance(section, dict)
+        for key, value in section.items()
+    }
 
 
 def check_shapes(config: dict[str, Any], shapes: dict[str, Shape], file: str) -> None:
-    """Refuse weights that do not match a configuration in transformers' form; ``file`` is its name in the message."""
+    """Refuse weights that do not match a configuration in transformers' form; ``file`` is its name
+    in the message.
+    """
     # blocks first, because the list of tensors for a wrong number of blocks may not fit in memory
     for side in ("vision", "text"):
         blocks = transformers_section(config, side)["num_hidden_layers"]
@@ -199,14 +266,15 @@ def check_shapes(config: dict[str, Any], shapes: dict[str, Shape], file: str) ->
         actual = sum(norm.fullmatch(name) is not None for name in shapes)
         if blocks != actual:
             raise CheckpointError(
-                f"{file} says that the {side} tower has {blocks} layers, but the weights have {actual}"
+                f"{file} says that the {side} tower has {blocks} layers, but the weights have"
+                f" {actual}"
             )
     for name, shape in _expected(config).items():
         has = shapes.get(name)
         if has != shape:
             raise CheckpointError(
-                f"{file} requires {name} of shape {shape} (with defaults for missing settings), but the weights have "
-                f"the shape {has}"
+                f"{file} requires {name} of shape {shape} (with defaults for missing settings), but"
+                f" the weights have the shape {has}"
             )
 
 
@@ -221,12 +289,24 @@ def _expected(config: dict[str, Any]) -> dict[str, Shape]:
         "text_model.embeddings.token_embedding.weight": (words, text["hidden_size"]),
         "text_model.embeddings.position_embedding.weight": (positions, text["hidden_size"]),
     }
-    for tower, projection, section in (("vision_model", "visual", vision), ("text_model", "text", text)):
-        shapes[f"{projection}_projection.weight"] = (config.get("projection_dim", 512), section["hidden_size"])
+    for tower, projection, section in (
+        ("vision_model", "visual", vision),
+        ("text_model", "text", text),
+    ):
+        shapes[f"{projection}_projection.weight"] = (
+            config.get("projection_dim", 512),
+            section["hidden_size"],
+        )
         for index in range(section["num_hidden_layers"]):
             block = f"{tower}.encoder.layers.{index}"
-            shapes[f"{block}.self_attn.q_proj.weight"] = (section["hidden_size"], section["hidden_size"])
-            shapes[f"{block}.mlp.fc1.weight"] = (section["intermediate_size"], section["hidden_size"])
+            shapes[f"{block}.self_attn.q_proj.weight"] = (
+                section["hidden_size"],
+                section["hidden_size"],
+            )
+            shapes[f"{block}.mlp.fc1.weight"] = (
+                section["intermediate_size"],
+                section["hidden_size"],
+            )
     return shapes
 
 
@@ -242,14 +322,17 @@ def _mlp_and_norm(tower: dict[str, Any], side: str) -> dict[str, Any]:
         settings["act_kwargs"] = {"approximate": "tanh"}
     elif tower["hidden_act"] not in ("gelu", "quick_gelu"):
         raise CheckpointError(
-            f"the {side} tower has hidden_act {tower['hidden_act']}; OpenCLIP knows gelu and quick_gelu"
+            f"the {side} tower has hidden_act {tower['hidden_act']}; OpenCLIP knows gelu and"
+            " quick_gelu"
         )
     return settings
 
 
 def _require_heads(width: int, heads: int, what: str) -> None:
     if heads < 1 or width % heads:
-        raise CheckpointError(f"{what} makes {heads} heads, which do not divide {width} channels; correct it")
+        raise CheckpointError(
+            f"{what} makes {heads} heads, which do not divide {width} channels; correct it"
+        )
 
 
 def _short(value: Any) -> str:

@@ -1,7 +1,8 @@
 """The tensors of a plain ViT CLIP in OpenCLIP's layout, with their counterparts in transformers'.
 
-One list serves both directions. OpenCLIP keeps query, key and value stacked in one ``in_proj`` and multiplies
-features by its projections from the right; transformers keeps three matrices and multiplies from the left.
+One list serves both directions. OpenCLIP keeps query, key and value stacked in one ``in_proj`` and
+multiplies features by its projections from the right; transformers keeps three matrices and
+multiplies from the left.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ _BLOCK = {
     "open-clip": re.compile(r"(visual\.|text\.)?transformer\.resblocks\.(\d+)\."),
     "transformers": re.compile(r"(vision|text)_model\.encoder\.layers\.(\d+)\."),
 }
-# Tensors that are not parameters: causal masks, position ids, and the integers of OpenAI's archives.
+# Tensors that are not parameters: causal masks, position ids, and the integers of OpenAI's
+# archives.
 _BUFFERS = re.compile(
     r"(text\.)?attn_mask|(vision|text)_model\.embeddings\.position_ids|input_resolution|context_length|vocab_size"
 )
@@ -43,11 +45,17 @@ def layout_of(keys: Iterable[str]) -> Layout:
         ('open-clip', 'transformers')
     """
     plain = (key.removeprefix("module.") for key in keys)
-    return "open-clip" if any(key.startswith("visual.") or ".resblocks." in key for key in plain) else "transformers"
+    return (
+        "open-clip"
+        if any(key.startswith("visual.") or ".resblocks." in key for key in plain)
+        else "transformers"
+    )
 
 
 def is_made_anew(key: str) -> bool:
-    """Whether a key is a mask or a counter, which each library creates itself, instead of a parameter."""
+    """Whether a key is a mask or a counter, which each library creates itself, instead of a
+    parameter.
+    """
     return _BUFFERS.fullmatch(key) is not None
 
 
@@ -59,24 +67,31 @@ def match_keys(keys: Iterable[str], layout: Layout, *, text_prefix: str = "") ->
         if block := _BLOCK[layout].match(key):
             tower = "vision" if block[1] in ("visual.", "vision") else "text"
             blocks[tower] = max(blocks[tower], int(block[2]) + 1)
-    if max(blocks.values()) > len(names):  # a number in a name is arbitrary: do not list that many blocks
+    if max(blocks.values()) > len(
+        names
+    ):  # a number in a name is arbitrary: do not list that many blocks
         raise CheckpointError(
-            f"a block has the number {max(blocks.values()) - 1}, but there are only {len(names)} tensors"
+            f"a block has the number {max(blocks.values()) - 1}, but there are only {len(names)}"
+            " tensors"
         )
     scale = Match("logit_scale", ("logit_scale",))
     matches = (*_vision(blocks["vision"]), *_text(blocks["text"], text_prefix), scale)
     expected = {
-        name for match in matches for name in ((match.open_clip,) if layout == "open-clip" else match.transformers)
+        name
+        for match in matches
+        for name in ((match.open_clip,) if layout == "open-clip" else match.transformers)
     }
     other = "a transformers CLIPModel" if layout == "open-clip" else "OpenCLIP"
     if extra := sorted(names - expected):
         raise CheckpointError(
-            f"{counted(len(extra), 'tensor has', 'tensors have')} no counterpart in {other}: "
-            f"{shorten(extra, 3)}; only a plain ViT CLIP, with OpenCLIP's own text tower, has both layouts"
+            f"{counted(len(extra), 'tensor has', 'tensors have')} no counterpart in {other}:"
+            f" {shorten(extra, 3)}; only a plain ViT CLIP, with OpenCLIP's own text tower, has both"
+            " layouts"
         )
     if missing := sorted(expected - names):
         raise CheckpointError(
-            f"{counted(len(missing), 'tensor of a CLIP is', 'tensors of a CLIP are')} missing: {shorten(missing, 3)}"
+            f"{counted(len(missing), 'tensor of a CLIP is', 'tensors of a CLIP are')} missing:"
+            f" {shorten(missing, 3)}"
         )
     return matches
 
@@ -88,7 +103,9 @@ def _vision(blocks: int) -> Iterator[Match]:
     yield Match("visual.positional_embedding", (f"{embeddings}.position_embedding.weight",))
     yield from _pairs("visual.ln_pre", "vision_model.pre_layrnorm")
     for index in range(blocks):
-        yield from _block(f"visual.transformer.resblocks.{index}", f"vision_model.encoder.layers.{index}")
+        yield from _block(
+            f"visual.transformer.resblocks.{index}", f"vision_model.encoder.layers.{index}"
+        )
     yield from _pairs("visual.ln_post", "vision_model.post_layernorm")
     yield Match("visual.proj", ("visual_projection.weight",), transposed=True)
 
@@ -98,7 +115,9 @@ def _text(blocks: int, prefix: str) -> Iterator[Match]:
     yield Match(f"{prefix}token_embedding.weight", (f"{embeddings}.token_embedding.weight",))
     yield Match(f"{prefix}positional_embedding", (f"{embeddings}.position_embedding.weight",))
     for index in range(blocks):
-        yield from _block(f"{prefix}transformer.resblocks.{index}", f"text_model.encoder.layers.{index}")
+        yield from _block(
+            f"{prefix}transformer.resblocks.{index}", f"text_model.encoder.layers.{index}"
+        )
     yield from _pairs(f"{prefix}ln_final", "text_model.final_layer_norm")
     yield Match(f"{prefix}text_projection", ("text_projection.weight",), transposed=True)
 

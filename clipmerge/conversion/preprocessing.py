@@ -18,7 +18,8 @@ def image_processor_config(preprocess_cfg: dict[str, Any], image_size: int) -> d
     mode = preprocess_cfg.get("resize_mode", "shortest")
     if mode not in ("shortest", "squash"):
         raise CheckpointError(
-            f"preprocess_cfg.resize_mode={mode} has no counterpart in transformers' CLIPImageProcessor"
+            f"preprocess_cfg.resize_mode={mode} has no counterpart in transformers'"
+            " CLIPImageProcessor"
         )
     square = {"height": image_size, "width": image_size}
     return {
@@ -40,18 +41,23 @@ def image_processor_config(preprocess_cfg: dict[str, Any], image_size: int) -> d
 def preprocess_cfg(processor: dict[str, Any], image_size: int) -> tuple[dict[str, Any], list[str]]:
     """Translate transformers' preprocessing to OpenCLIP's ``preprocess_cfg``."""
     size = _edges(processor.get("size", image_size))
-    crop = _edges(processor.get("crop_size", image_size)) if processor.get("do_center_crop", True) else None
+    crop = (
+        _edges(processor.get("crop_size", image_size))
+        if processor.get("do_center_crop", True)
+        else None
+    )
     resample = processor.get("resample", 3)
     notes = []
     if set(size.values()) != {image_size} or (crop and set(crop.values()) != {image_size}):
         edges = " x ".join(map(str, size.values()))
         notes.append(
-            f"images are resized to {edges} there, but OpenCLIP resizes to the model's {image_size} pixels: accuracy "
-            "may differ a little"
+            f"images are resized to {edges} there, but OpenCLIP resizes to the model's {image_size}"
+            " pixels: accuracy may differ a little"
         )
     if resample not in _INTERPOLATION:
         notes.append(
-            f"images are resampled with Pillow's filter {resample} there, which OpenCLIP lacks; bicubic was set"
+            f"images are resampled with Pillow's filter {resample} there, which OpenCLIP lacks;"
+            " bicubic was set"
         )
     normalises = processor.get("do_normalize", True)
     return {

@@ -1,7 +1,8 @@
-"""timm's ViTs of CLIP (``vit_base_patch32_clip_224`` and the like): the vision tower in OpenCLIP's names, and a head.
+"""timm's ViTs of CLIP (``vit_base_patch32_clip_224`` and the like): the vision tower in OpenCLIP's
+names, and a head.
 
-The tensors are the same ones, two of them with leading dimensions of one. timm's head reads features before the
-projection.
+The tensors are the same ones, two of them with leading dimensions of one. timm's head reads
+features before the projection.
 """
 
 from __future__ import annotations
@@ -37,8 +38,10 @@ def open_clip_name(key: str) -> str:
     """Translate a key, or leave it under ``visual.`` if the models have no such parameter.
 
     Example:
-        >>> [open_clip_name(key) for key in ("blocks.3.attn.qkv.bias", "head.weight", "fc_norm.weight")]
-        ['visual.transformer.resblocks.3.attn.in_proj_bias', 'classifier.weight', 'visual.fc_norm.weight']
+        >>> keys = ("blocks.3.attn.qkv.bias", "head.weight", "fc_norm.weight")
+        >>> [open_clip_name(key) for key in keys]
+        ['visual.transformer.resblocks.3.attn.in_proj_bias', 'classifier.weight',
+        'visual.fc_norm.weight']
     """
     for pattern, replacement in _NAMES:
         if re.match(pattern, key):

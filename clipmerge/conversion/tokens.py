@@ -1,4 +1,6 @@
-"""Tokenizer files: recognise CLIP's own, and make CLIP's own from the list that comes with OpenCLIP."""
+"""Tokenizer files: recognise CLIP's own, and make CLIP's own from the list that comes with
+OpenCLIP.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,9 @@ _MERGES = 49152 - 256 - 2
 
 
 def is_clips_own(folder: Path) -> bool | None:
-    """Whether a folder's tokenizer has CLIP's vocabulary, for which OpenCLIP needs no files; ``None`` without one."""
+    """Whether a folder's tokenizer has CLIP's vocabulary, for which OpenCLIP needs no files;
+    ``None`` without one.
+    """
     if not any((folder / name).is_file() for name in VOCABULARIES):
         return None
     try:
@@ -26,7 +30,10 @@ def is_clips_own(folder: Path) -> bool | None:
         if vocabulary is None:
             tokenizer: Any = read_side_json(folder, "tokenizer.json")
             vocabulary = tokenizer["model"]["vocab"]
-        return _digest({str(token): int(index) for token, index in vocabulary.items()}) == _CLIP_VOCABULARY
+        return (
+            _digest({str(token): int(index) for token, index in vocabulary.items()})
+            == _CLIP_VOCABULARY
+        )
     except (CheckpointError, ValueError, KeyError, TypeError, AttributeError, OverflowError):
         return False
 
@@ -42,26 +49,33 @@ def write_clip_tokenizer(folder: Path, context_length: int) -> None:
 
     merges = _merges()
     # a letter for each byte, printable ones first; the order determines the tokens' ids
-    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    printable = [
+        *range(ord("!"), ord("~") + 1),
+        *range(ord("¡"), ord("¬") + 1),
+        *range(ord("®"), ord("ÿ") + 1),
+    ]
     letters = [chr(byte) for byte in (*printable, *range(256, 512 - len(printable)))]
     words = [*letters, *(letter + "</w>" for letter in letters), *map("".join, merges), START, END]
     vocabulary = {word: index for index, word in enumerate(words)}
     if _digest(vocabulary) != _CLIP_VOCABULARY:
         raise CheckpointError(
-            "the installed open_clip_torch has a vocabulary other than CLIP's; put the tokenizer's files beside the "
-            "weights, or install another version of it"
+            "the installed open_clip_torch has a vocabulary other than CLIP's; put the tokenizer's"
+            " files beside the weights, or install another version of it"
         )
     tokenizer: Any = CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=context_length)
     tokenizer.save_pretrained(folder)
 
 
 def _merges() -> list[tuple[str, str]]:
-    """The BPE merges in the list of the installed open_clip, which is not imported because that takes seconds."""
+    """The BPE merges in the list of the installed open_clip, which is not imported because that
+    takes seconds.
+    """
     package = importlib.util.find_spec("open_clip")
     if package is None or package.origin is None:
         raise CheckpointError(
-            "there is no tokenizer beside the weights, and making it needs open_clip_torch's list of words; install "
-            "clipmerge[open-clip], or copy the tokenizer's files of openai/clip-vit-base-patch32 there"
+            "there is no tokenizer beside the weights, and making it needs open_clip_torch's list"
+            " of words; install clipmerge[open-clip], or copy the tokenizer's files of"
+            " openai/clip-vit-base-patch32 there"
         )
     file = Path(package.origin).with_name("bpe_simple_vocab_16e6.txt.gz")
     with gzip.open(file, "rt", encoding="utf-8") as lines:

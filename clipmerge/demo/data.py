@@ -1,7 +1,8 @@
 """Images of the demo: scikit-learn's handwritten digits, clean and under four shifts.
 
-The zero-shot model saw heavily styled digits, the fine-tuned one only clean ones (`benchmarks/digits`); the *shifts*
-are four single styles at greater strength. Computed in float64 and rounded once, so every processor writes the same.
+The zero-shot model saw heavily styled digits, the fine-tuned one only clean ones
+(`benchmarks/digits`); the *shifts* are four single styles at greater strength. Computed in float64
+and rounded once, so every processor writes the same.
 """
 
 from __future__ import annotations
@@ -25,14 +26,18 @@ _SHIFT_SEED = 1
 
 
 def shuffled_digits() -> tuple[Tensor, Tensor]:
-    """All clean digits, always in the same order: ink in [0, 1], shape (N, 1, SIZE, SIZE), and digits 0 to 9, (N,)."""
+    """All clean digits, always in the same order: ink in [0, 1], shape (N, 1, SIZE, SIZE), and
+    digits 0 to 9, (N,).
+    """
     ink, digits = read_digits()
     order = torch.randperm(len(digits), generator=torch.Generator().manual_seed(_SPLIT_SEED))
     return ink[order], digits[order]
 
 
 def ink_of(split: str) -> tuple[Tensor, Tensor]:
-    """The digits of ``train``, ``calibration`` or ``test``, which are disjoint; see `shuffled_digits`."""
+    """The digits of ``train``, ``calibration`` or ``test``, which are disjoint; see
+    `shuffled_digits`.
+    """
     ink, digits = (torch.split(values, list(_SPLITS.values())) for values in shuffled_digits())
     number = list(_SPLITS).index(split)
     return ink[number], digits[number]
@@ -50,14 +55,22 @@ def shifted_pixels(shift: str, ink: Tensor) -> Tensor:
     if shift == "rotation":
         side = torch.randint(0, 2, (count,), generator=generator) * 2 - 1
         degrees = side * (20 + 20 * torch.rand(count, generator=generator, dtype=ink.dtype))
-        return as_rgb(posed(ink, degrees, torch.ones_like(degrees), torch.zeros(count, 2, dtype=ink.dtype)))
+        return as_rgb(
+            posed(ink, degrees, torch.ones_like(degrees), torch.zeros(count, 2, dtype=ink.dtype))
+        )
     return as_rgb(blurred(ink, torch.full((count,), 4.5, dtype=ink.dtype)))
 
 
 def posed(pixels: Tensor, degrees: Tensor, zoom: Tensor, offset: Tensor) -> Tensor:
     """Rotate, zoom and move each image about its centre; outside, its edge is repeated."""
-    cosine, sine = torch.cos(torch.deg2rad(degrees)) / zoom, torch.sin(torch.deg2rad(degrees)) / zoom
-    rows = [torch.stack([cosine, -sine, offset[:, 0]], dim=1), torch.stack([sine, cosine, offset[:, 1]], dim=1)]
+    cosine, sine = (
+        torch.cos(torch.deg2rad(degrees)) / zoom,
+        torch.sin(torch.deg2rad(degrees)) / zoom,
+    )
+    rows = [
+        torch.stack([cosine, -sine, offset[:, 0]], dim=1),
+        torch.stack([sine, cosine, offset[:, 1]], dim=1),
+    ]
     grid = affine_grid(torch.stack(rows, dim=1), list(pixels.shape), align_corners=False)
     return grid_sample(pixels, grid, mode="bilinear", padding_mode="border", align_corners=False)
 

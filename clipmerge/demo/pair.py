@@ -1,7 +1,7 @@
 """The demo's pair of checkpoints and its images, written once and kept in the user's cache.
 
-Both are ordinary transformers checkpoints. They come with clipmerge, so that every machine merges the same models;
-`python -m benchmarks.digits` trained them.
+Both are ordinary transformers checkpoints. They come with clipmerge, so that every machine merges
+the same models; `python -m benchmarks.digits` trained them.
 """
 
 from __future__ import annotations
@@ -32,7 +32,9 @@ class DemoPair:
 
     zeroshot: Path  # checkpoint folder of the model trained on styled digits
     finetuned: Path  # checkpoint folder of the model fine-tuned on clean digits
-    calibration: Path  # clean digits that no model was trained on, for measuring; one subfolder per class
+    calibration: (
+        Path  # clean digits that no model was trained on, for measuring; one subfolder per class
+    )
     clean: Path  # clean test digits, likewise
     shifted: dict[str, Path]  # folders of the same test digits, shifted, by name of the shift
 
@@ -53,7 +55,8 @@ def prepare(folder: Path) -> DemoPair:
         raise OutputError(f"{folder}: is not a folder; choose another place for the demo")
     if folder.is_dir() and any(folder.iterdir()) and not (folder / _MANIFEST).is_file():
         raise OutputError(
-            f"{folder}: holds something other than the demo (no {_MANIFEST}); choose an empty or a new folder"
+            f"{folder}: holds something other than the demo (no {_MANIFEST}); choose an empty or a"
+            " new folder"
         )
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -66,7 +69,8 @@ def prepare(folder: Path) -> DemoPair:
             built.rename(folder)
     except OSError as error:
         raise OutputError(
-            f"{folder}: the demo cannot be written there ({error.strerror or error}); choose another folder"
+            f"{folder}: the demo cannot be written there ({error.strerror or error}); choose"
+            " another folder"
         ) from error
     return pair
 
@@ -80,7 +84,9 @@ def _is_finished(folder: Path) -> bool:
 
 
 def _manifest() -> str:
-    """A hash of everything that determines the result: the models and the code that makes the images."""
+    """A hash of everything that determines the result: the models and the code that makes the
+    images.
+    """
     files = [*sorted(MODELS.rglob("*")), Path(demo_data.__file__), Path(__file__)]
     contents = [hashlib.sha256(file.read_bytes()).hexdigest() for file in files if file.is_file()]
     fingerprint = hashlib.sha256("".join(contents).encode()).hexdigest()
@@ -92,7 +98,10 @@ def _build(folder: Path) -> None:
     test, digits = demo_data.ink_of("test")  # reports a missing scikit-learn at once
     for model in ("zeroshot", "finetuned"):
         shutil.copytree(MODELS / "files", folder / model)
-        weights = {name: tensor.float() for name, tensor in load_file(MODELS / f"{model}.safetensors").items()}
+        weights = {
+            name: tensor.float()
+            for name, tensor in load_file(MODELS / f"{model}.safetensors").items()
+        }
         save_file(weights, folder / model / "model.safetensors", metadata={"format": "pt"})
     ink, labels = demo_data.ink_of("calibration")
     _write_classes(folder / "images" / "calibration", as_rgb(ink), labels)

@@ -34,13 +34,14 @@ def load_model(checkpoint: Checkpoint) -> ImageTextModel:
     tower = tower_of(layers.values())
     if tower != "full":
         raise CheckpointError(
-            f"{checkpoint.source}: holds the {tower} tower only, which has no zero-shot classes; `clipmerge sweep` "
-            "with the model that it was fine-tuned from evaluates it as alpha 1"
+            f"{checkpoint.source}: holds the {tower} tower only, which has no zero-shot classes;"
+            " `clipmerge sweep` with the model that it was fine-tuned from evaluates it as alpha 1"
         )
     if checkpoint.config is None:
         raise CheckpointError(
-            f"{checkpoint.source}: no {family.config} beside it says how to build the model; copy that of the model "
-            "that it was fine-tuned from, or use `clipmerge sweep` with that model, which evaluates it as alpha 1"
+            f"{checkpoint.source}: no {family.config} beside it says how to build the model; copy"
+            " that of the model that it was fine-tuned from, or use `clipmerge sweep` with that"
+            " model, which evaluates it as alpha 1"
         )
     with no_larger_than(checkpoint.source, checkpoint.entries.values()):
         model = model_for(family, checkpoint.config, checkpoint.folder)
@@ -57,13 +58,17 @@ def zero_shot_accuracy(
     accelerator = settings.accelerator
     model.module.to(accelerator.device)
     templates = templates_for(settings.templates, images.templates)
-    classes = class_embeddings(model, images.class_names, templates, accelerator.device, progress.say)
+    classes = class_embeddings(
+        model, images.class_names, templates, accelerator.device, progress.say
+    )
     size = batch_size_for(len(images), settings.batch_size)
     pieces = Pieces(settings.images_at_once, progress.say)
     right, seen = 0, 0
     for batch in read_batches(images, size, model.pixels, share=settings.share):
         pixels = sent(batch.pixels, accelerator.device)
-        best = pieces.forward(lambda piece: (model.image_features(piece) @ classes.T).argmax(dim=1), pixels)
+        best = pieces.forward(
+            lambda piece: (model.image_features(piece) @ classes.T).argmax(dim=1), pixels
+        )
         right += int((best.cpu() == batch.labels).sum())
         seen += len(batch)
         progress.advance(seen, len(images))
@@ -81,8 +86,13 @@ def evaluate_sources(
     columns: Columns | None = None,
     progress: Progress,
 ) -> tuple[dict[str, Any], ImageTextModel]:
-    """Measure a checkpoint on sources in forms that `load_images` accepts: JSON-ready, and the model."""
-    loaded = {name: load_images(images, classes, columns=columns, whole=True) for name, images in named.items()}
+    """Measure a checkpoint on sources in forms that `load_images` accepts: JSON-ready, and the
+    model.
+    """
+    loaded = {
+        name: load_images(images, classes, columns=columns, whole=True)
+        for name, images in named.items()
+    }
     checkpoint = open_checkpoint(source)
     if checkpoint.note:
         progress.say(checkpoint.note)
@@ -98,7 +108,10 @@ def evaluate_sources(
         "checkpoint": checkpoint.provenance(),
         "accuracy": accuracy,
         "images": {name: len(images) for name, images in loaded.items()},
-        "sources": {name: {"source": images.source, "revision": images.revision} for name, images in loaded.items()},
+        "sources": {
+            name: {"source": images.source, "revision": images.revision}
+            for name, images in loaded.items()
+        },
         "templates": list(templates_for(settings.templates, ())),
         "own_templates": own_templates(settings.templates, loaded),
     }

@@ -1,7 +1,8 @@
 """Classify images in bfloat16 if that gives float32's answers, and in float32 if it might not.
 
-Some images of each point are classified in both precisions. They show how far bfloat16 moves the lead of the best class
-over the others; an image whose lead is not several times larger is classified again, in float32.
+Some images of each point are classified in both precisions. They show how far bfloat16 moves the
+lead of the best class over the others; an image whose lead is not several times larger is
+classified again, in float32.
 """
 
 from __future__ import annotations
@@ -22,19 +23,26 @@ _MOST_AGAIN = 0.6
 
 
 class Bf16Classifier:
-    """A model, whose weights are those of one point at every call, and the `class_embeddings` of one source."""
+    """A model, whose weights are those of one point at every call, and the `class_embeddings` of
+    one source.
+    """
 
     def __init__(self, model: ImageTextModel, classes: Tensor, pieces: Pieces, images: int) -> None:
         self._model = model
         self._classes = classes
         self._pieces = pieces
-        # with twice as many images as are compared, half the time for the others only pays for comparing
-        self._quick = images > 2 * COMPARED and len(classes) > 1 and multiplies_bfloat16(classes.device)
+        # with twice as many images as are compared, half the time for the others only pays for
+        # comparing
+        self._quick = (
+            images > 2 * COMPARED and len(classes) > 1 and multiplies_bfloat16(classes.device)
+        )
         self._error = 0.0
         self._compared = self._seen = self._again = 0
 
     def classify(self, pixels: Tensor) -> Tensor:
-        """Class indices (batch,) on the CPU, of pixels (batch, 3, height, width) on the model's device."""
+        """Class indices (batch,) on the CPU, of pixels (batch, 3, height, width) on the model's
+        device.
+        """
         if not self._quick:
             return self._cosines(pixels).argmax(dim=1).cpu()
         fresh = max(0, COMPARED - self._compared)
@@ -54,7 +62,9 @@ class Bf16Classifier:
     def _classify_quickly(self, pixels: Tensor) -> Tensor:
         leaders = self._cosines(pixels, quick=True).topk(2, dim=1)
         best = leaders.indices[:, 0]
-        trusted = leaders.values[:, 0] - leaders.values[:, 1] > _SAFETY * self._error  # false if it is not a number
+        trusted = (
+            leaders.values[:, 0] - leaders.values[:, 1] > _SAFETY * self._error
+        )  # false if it is not a number
         if not bool(trusted.all()):
             best[~trusted] = self._cosines(pixels[~trusted]).argmax(dim=1)
         self._seen += len(pixels)

@@ -1,4 +1,6 @@
-"""Conclusions from the measured accuracies: recommendation, reason and warnings (rules: `docs/verdict.md`)."""
+"""Conclusions from the measured accuracies: recommendation, reason and warnings (rules:
+`docs/verdict.md`).
+"""
 
 from __future__ import annotations
 
@@ -10,13 +12,16 @@ from clipmerge.planning.merge_effect import ADVICE, Difference, Gain, ModelAccur
 
 # Accuracies are ratios of counts; rounding errors are far below one image in a billion.
 _ROUNDING = 1e-9
-# A fine-tuned model whose features keep less of their effective rank has lost robustness (docs/verdict.md).
+# A fine-tuned model whose features keep less of their effective rank has lost robustness
+# (docs/verdict.md).
 _NARROWED = 1 / 3
 
 
 @dataclass(frozen=True)
 class Conclusion:
-    """Recommendation, the main numbers in a sentence after it, the reason, and warnings of one line each."""
+    """Recommendation, the main numbers in a sentence after it, the reason, and warnings of one line
+    each.
+    """
 
     recommendation: Recommendation
     verdict: str
@@ -38,33 +43,42 @@ def concluded(
 ) -> Conclusion:
     """Recommend whether to use a merged model.
 
-    Recipes that measure the rank of the fine-tuned features give ``finetuned_rank``, and ``learned``: whether
-    they learned coefficients or took a point of the straight path without learning.
+    Recipes that measure the rank of the fine-tuned features give ``finetuned_rank``, and
+    ``learned``: whether they learned coefficients or took a point of the straight path without
+    learning.
     """
-    recommendation, reason = _recommended(over_finetuned, over_zeroshot, max_loss / 100, finetuned_rank, learned)
+    recommendation, reason = _recommended(
+        over_finetuned, over_zeroshot, max_loss / 100, finetuned_rank, learned
+    )
     low, high = merged.clean.interval
     verdict = (
-        f"{ADVICE[recommendation]}. Of {counted(images, 'image', 'images')} that the decision did not see, the merged "
-        f"model recognises {_percent(merged.clean.value)}% [{_percent(low)}, {_percent(high)}] (fine-tuned "
-        f"{_percent(finetuned.clean.value)}); under unrelated corruptions {_percent(merged.corrupted.value)}% "
-        f"(zero-shot {_percent(zeroshot.corrupted.value)}, fine-tuned {_percent(finetuned.corrupted.value)})."
+        f"{ADVICE[recommendation]}. Of {counted(images, 'image', 'images')} that the decision did"
+        f" not see, the merged model recognises {_percent(merged.clean.value)}% [{_percent(low)},"
+        f" {_percent(high)}] (fine-tuned {_percent(finetuned.clean.value)}); under unrelated"
+        f" corruptions {_percent(merged.corrupted.value)}% (zero-shot"
+        f" {_percent(zeroshot.corrupted.value)}, fine-tuned {_percent(finetuned.corrupted.value)})."
     )
     loss = -over_finetuned.clean.interval[0]
     if recommendation in ("use", "cannot-tell", "too-few-images") and loses(-loss, max_loss):
         reason += (
-            f" The loss on your images may be as large as {_beyond(loss, max_loss)} points, more than the {max_loss:g} "
-            "of --max-loss."
+            f" The loss on your images may be as large as {_beyond(loss, max_loss)} points, more"
+            f" than the {max_loss:g} of --max-loss."
         )
     where = f"accuracy on {images} of your images"
-    warnings = loss_warnings({"the merged model": merged.clean.value}, where, finetuned.clean.value, max_loss)
+    warnings = loss_warnings(
+        {"the merged model": merged.clean.value}, where, finetuned.clean.value, max_loss
+    )
     return Conclusion(recommendation, verdict, reason, warnings)
 
 
-def loss_warnings(accuracies: Mapping[str, float], where: str, finetuned: float, max_loss: float) -> tuple[str, ...]:
+def loss_warnings(
+    accuracies: Mapping[str, float], where: str, finetuned: float, max_loss: float
+) -> tuple[str, ...]:
     """Warn of losses of accuracy beyond the limit."""
     return tuple(
-        f"{who} loses {_beyond(finetuned - accuracy, max_loss)} points of the fine-tuned model's {where} "
-        f"({_percent(accuracy)}% against {_percent(finetuned)}%), more than the {max_loss:g} of --max-loss"
+        f"{who} loses {_beyond(finetuned - accuracy, max_loss)} points of the fine-tuned model's"
+        f" {where} ({_percent(accuracy)}% against {_percent(finetuned)}%), more than the"
+        f" {max_loss:g} of --max-loss"
         for who, accuracy in accuracies.items()
         if loses(accuracy - finetuned, max_loss)
     )
@@ -76,36 +90,60 @@ def loses(difference: float, max_loss: float) -> bool:
 
 
 def _recommended(
-    over_finetuned: Gain, over_zeroshot: Gain, limit: float, finetuned_rank: float | None, learned: bool
+    over_finetuned: Gain,
+    over_zeroshot: Gain,
+    limit: float,
+    finetuned_rank: float | None,
+    learned: bool,
 ) -> tuple[Recommendation, str]:
     """Apply the rules in order; the first that applies decides."""
     clean, corrupted = over_finetuned.clean, over_finetuned.corrupted
     against = (over_zeroshot.clean, over_zeroshot.corrupted)
-    is_dominated = all(each.value <= 0 for each in against) and any(each.interval[1] < 0 for each in against)
+    is_dominated = all(each.value <= 0 for each in against) and any(
+        each.interval[1] < 0 for each in against
+    )
     zeroshot_is_as_accurate = over_zeroshot.clean.value <= clean.value  # as the fine-tuned one
     if zeroshot_is_as_accurate and is_dominated:
         losses = _gains(_negative(over_zeroshot.corrupted), _negative(over_zeroshot.clean))
-        return "prefer-zeroshot", (
-            "The zero-shot model recognises as many of your images as the fine-tuned one or more, and the merged model "
-            f"loses {losses} against it."
+        return (
+            "prefer-zeroshot",
+            (
+                "The zero-shot model recognises as many of your images as the fine-tuned one or"
+                f" more, and the merged model loses {losses} against it."
+            ),
         )
     low, high = clean.interval
     coarse = high - low > 4 * limit and loses(low, 200 * limit)
     if loses(high, 100 * limit):
-        return "prefer-finetuned", f"The merged model loses {_points(_negative(clean))} of accuracy on your images."
+        return (
+            "prefer-finetuned",
+            f"The merged model loses {_points(_negative(clean))} of accuracy on your images.",
+        )
     if loses(clean.value, 100 * limit) or coarse:
-        return "too-few-images", (
-            f"The accuracy may have changed by anything from {_signed(low)} to {_signed(high)} points; more images "
-            "would tell."
+        return (
+            "too-few-images",
+            (
+                f"The accuracy may have changed by anything from {_signed(low)} to {_signed(high)}"
+                " points; more images would tell."
+            ),
         )
     gains = _gains(corrupted, clean)
-    price = f", at the price of {_percent(-clean.value)} points on your images" if clean.value < 0 else ""
+    price = (
+        f", at the price of {_percent(-clean.value)} points on your images"
+        if clean.value < 0
+        else ""
+    )
     narrowed = finetuned_rank is not None and finetuned_rank < _NARROWED
     if corrupted.interval[1] < 0 and not narrowed:
-        # fine-tuning makes a model robust to corruptions of its own target; real shifts often say the opposite
-        return "cannot-tell", (
-            f"The merged model loses {_points(_negative(corrupted))} under unrelated corruptions. On the real shifts "
-            "that were tried, such a loss foretold nothing; images of your shift would tell (clipmerge sweep --ood)."
+        # fine-tuning makes a model robust to corruptions of its own target; real shifts often say
+        # the opposite
+        return (
+            "cannot-tell",
+            (
+                f"The merged model loses {_points(_negative(corrupted))} under unrelated"
+                " corruptions. On the real shifts that were tried, such a loss foretold nothing;"
+                " images of your shift would tell (clipmerge sweep --ood)."
+            ),
         )
     if gains:
         return "use", f"The merged model gains {gains} over the fine-tuned model{price}."
@@ -113,33 +151,40 @@ def _recommended(
         cost = f"costs {_percent(-clean.value)} points" if clean.value < 0 else "costs nothing"
         lost = _points(_negative(corrupted)) if corrupted.interval[1] < 0 else ""
         return "use", (
-            f"Fine-tuning has narrowed the image features to {finetuned_rank:.0%} of the zero-shot model's effective "
-            f"rank, a sign of lost robustness; the merged model {cost} on your images"
-            + (f", and loses {lost} under unrelated corruptions." if lost else ".")
+            f"Fine-tuning has narrowed the image features to {finetuned_rank:.0%} of the zero-shot"
+            f" model's effective rank, a sign of lost robustness; the merged model {cost} on your"
+            " images" + (f", and loses {lost} under unrelated corruptions." if lost else ".")
         )
     probed = " to ".join(map(_signed, corrupted.interval))
     if finetuned_rank is not None:
         kept = (
-            f"The merged model keeps the accuracy on your images ({_signed(low)} to {_signed(high)} points against the "
-            f"fine-tuned one), and unrelated corruptions show no difference ({probed})."
+            f"The merged model keeps the accuracy on your images ({_signed(low)} to {_signed(high)}"
+            " points against the fine-tuned one), and unrelated corruptions show no difference"
+            f" ({probed})."
         )
         if learned:
-            return "use", (
-                f"{kept} On the real shifts that were tried, merges by this recipe that kept the accuracy were nearly "
-                "always at least as robust."
+            return (
+                "use",
+                (
+                    f"{kept} On the real shifts that were tried, merges by this recipe that kept"
+                    " the accuracy were nearly always at least as robust."
+                ),
             )
+        return "either", kept
+    if all(-limit <= low and high <= limit for low, high in (clean.interval, corrupted.interval)):
         return (
             "either",
-            f"{kept} Fine-tuning kept {finetuned_rank:.0%} of the features' effective rank: little to mend.",
+            (
+                f"The merged and the fine-tuned model differ by no more than {100 * limit:g}"
+                " points, with and without unrelated corruptions."
+            ),
         )
-    if all(-limit <= low and high <= limit for low, high in (clean.interval, corrupted.interval)):
-        return "either", (
-            f"The merged and the fine-tuned model differ by no more than {100 * limit:g} points, with and without "
-            "unrelated corruptions."
-        )
-    return "too-few-images", (
-        f"Whether the merged model is more robust cannot be told: under unrelated corruptions it differs by {probed} "
-        "points; more images would tell."
+    return (
+        "too-few-images",
+        (
+            "Whether the merged model is more robust cannot be told: under unrelated corruptions it"
+            f" differs by {probed} points; more images would tell."
+        ),
     )
 
 
@@ -159,7 +204,9 @@ def _points(difference: Difference) -> str:
 def _gains(corrupted: Difference, clean: Difference) -> str:
     """The differences that are significantly above 0, in words."""
     places = ((corrupted, "under unrelated corruptions"), (clean, "on your images"))
-    return " and ".join(f"{_points(each)} {where}" for each, where in places if each.interval[0] > 0)
+    return " and ".join(
+        f"{_points(each)} {where}" for each, where in places if each.interval[0] > 0
+    )
 
 
 def _negative(difference: Difference) -> Difference:

@@ -1,6 +1,8 @@
-"""95% intervals of an accuracy, of the difference of two models on the same images, and of a mean over sources.
+"""95% intervals of an accuracy, of the difference of two models on the same images, and of a mean
+over sources.
 
-`tests/evaluation/test_coverage.py` simulates how often each contains the true value, on 20 to 1,000 images.
+`tests/evaluation/test_coverage.py` simulates how often each contains the true value, on 20 to 1,000
+images.
 """
 
 from __future__ import annotations
@@ -36,9 +38,11 @@ def wilson(share: float, images: float) -> tuple[float, float]:
 
 
 def mean_share(by_image: NDArray[np.float64]) -> tuple[float, float]:
-    """Interval of the mean of one share per image (images,), such as the share of its views that are recognised.
+    """Interval of the mean of one share per image (images,), such as the share of its views that
+    are recognised.
 
-    It is Wilson's for as many images as would give the measured variance if each were recognised or not.
+    It is Wilson's for as many images as would give the measured variance if each were recognised or
+    not.
     """
     share = float(by_image.mean())
     binary = share * (1 - share)
@@ -50,7 +54,8 @@ def mean_share(by_image: NDArray[np.float64]) -> tuple[float, float]:
 
 
 def mean_of_sources(correct: Sequence[NDArray[np.bool_]]) -> tuple[float, float]:
-    """Interval of the mean accuracy over sources, each given by whether its images (images,) were recognised.
+    """Interval of the mean accuracy over sources, each given by whether its images (images,) were
+    recognised.
 
     The distances to the ends of the sources' own intervals are squared and added up.
 
@@ -61,7 +66,8 @@ def mean_of_sources(correct: Sequence[NDArray[np.bool_]]) -> tuple[float, float]
     ends = [wilson(share, len(right)) for share, right in zip(shares, correct, strict=True)]
     mean, count = sum(shares) / len(shares), len(shares)
     below, above = (
-        math.sqrt(sum((share - end[side]) ** 2 for share, end in zip(shares, ends, strict=True))) / count
+        math.sqrt(sum((share - end[side]) ** 2 for share, end in zip(shares, ends, strict=True)))
+        / count
         for side in (0, 1)
     )
     return mean - below, mean + above
@@ -70,11 +76,11 @@ def mean_of_sources(correct: Sequence[NDArray[np.bool_]]) -> tuple[float, float]
 def paired(differences: NDArray[np.float64], views: int = 1) -> tuple[float, float]:
     """Interval, in [-1, 1], of the mean difference of two models on the same images.
 
-    Agresti and Min add half an image to each of the four outcomes of a pair (both models recognise it, only the first,
-    only the second, neither) and take the normal interval. It does not shrink to a point if the models never differ,
-    and approaches the bootstrap over images when there are many. ``differences`` is the first model minus the second on
-    each image (images,), in [-1, 1]; where each is the mean over several ``views``, that of the added images is
-    smaller too.
+    Agresti and Min add half an image to each of the four outcomes of a pair (both models recognise
+    it, only the first, only the second, neither) and take the normal interval. It does not shrink
+    to a point if the models never differ, and approaches the bootstrap over images when there are
+    many. ``differences`` is the first model minus the second on each image (images,), in [-1, 1];
+    where each is the mean over several ``views``, that of the added images is smaller too.
 
     Source:
         Agresti and Min 2005, Statistics in Medicine 24.

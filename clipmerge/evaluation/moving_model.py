@@ -1,6 +1,8 @@
-"""Both ends of the path on the device, and one model whose weights are set in place to any point between them.
+"""Both ends of the path on the device, and one model whose weights are set in place to any point
+between them.
 
-The weights are those that a merge writes, rounded to the output's dtype before they are put into the model.
+The weights are those that a merge writes, rounded to the output's dtype before they are put into
+the model.
 """
 
 from __future__ import annotations
@@ -23,19 +25,32 @@ from clipmerge.planning.plan import Plan
 
 
 class MovingModel:
-    """A model between zero-shot and fine-tuned, with the average of several fine-tuned ones as theta_1."""
+    """A model between zero-shot and fine-tuned, with the average of several fine-tuned ones as
+    theta_1.
+    """
 
     def __init__(
-        self, model: ImageTextModel | HeadedTower, inputs: Inputs, device: torch.device, *, dtype: OutputDtype = "keep"
+        self,
+        model: ImageTextModel | HeadedTower,
+        inputs: Inputs,
+        device: torch.device,
+        *,
+        dtype: OutputDtype = "keep",
     ) -> None:
         self.model = model
-        self.text_version = 0  # counts the moves that changed the text tower; prompts are embedded only after those
+        self.text_version = (
+            0  # counts the moves that changed the text tower; prompts are embedded only after those
+        )
         self._pair = inputs
         self._dtype = None if dtype == "keep" else getattr(torch, dtype)
         model.load(inputs.theta_0, inputs.zeroshot.source)
         model.module.to(device)
         # the CPU computes with float64, which Apple's devices lack
-        wide = {name for name in model.parameters if any(entry.dtype == "F64" for entry in inputs.entries(name))}
+        wide = {
+            name
+            for name in model.parameters
+            if any(entry.dtype == "F64" for entry in inputs.entries(name))
+        }
         homes = {name: torch.device("cpu") if name in wide else device for name in model.parameters}
         self._theta_0 = {name: inputs.theta_0(name).to(home) for name, home in homes.items()}
         merged = [name for name in model.parameters if inputs.merges(name)]
@@ -50,24 +65,32 @@ class MovingModel:
 
     @torch.no_grad()
     def interpolate(self, alpha: float) -> None:
-        """Set the weights to theta_0 + alpha * (theta_1 - theta_0), as `merge_tensor` computes it."""
+        """Set the weights to theta_0 + alpha * (theta_1 - theta_0), as `merge_tensor` computes
+        it.
+        """
         weights = (1.0 / len(self._finetuned),) * len(self._finetuned)
         for name, theta_0 in self._theta_0.items():
             ends = [finetuned.get(name, theta_0) for finetuned in self._finetuned]
             merged = merge_tensor(theta_0, ends, alpha=alpha, weights=weights, dtype=self._dtype)
             if not is_finite(merged):
-                raise CheckpointError(f"tensor {name} overflows at alpha {alpha:g}; give --alphas in [0, 1]")
+                raise CheckpointError(
+                    f"tensor {name} overflows at alpha {alpha:g}; give --alphas in [0, 1]"
+                )
             self._set(name, merged)
 
     @torch.no_grad()
     def become_finetuned(self, which: int) -> None:
-        """Set the weights to one fine-tuned checkpoint's, by its index; weights that it lacks come from zero-shot."""
+        """Set the weights to one fine-tuned checkpoint's, by its index; weights that it lacks come
+        from zero-shot.
+        """
         for name, theta_0 in self._theta_0.items():
             self._set(name, self._finetuned[which].get(name, theta_0))
 
     @torch.no_grad()
     def become(self, other: Inputs) -> None:
-        """Set the weights to a checkpoint's that is not on the path; those that it lacks come from zero-shot."""
+        """Set the weights to a checkpoint's that is not on the path; those that it lacks come from
+        zero-shot.
+        """
         for name, theta_0 in self._theta_0.items():
             value = other.theta_1(name) if other.merges(name) else theta_0
             require_finite(value, name, other.finetuned[0].source)
@@ -84,7 +107,8 @@ class MovingModel:
                 left.remove(tensor.name)
         if left:
             raise CheckpointError(
-                f"the merged checkpoint has no {sorted(left)[0]}, so it cannot be evaluated; see the recipe's `missing`"
+                f"the merged checkpoint has no {sorted(left)[0]}, so it cannot be evaluated; see"
+                " the recipe's `missing`"
             )
 
     def _set(self, name: str, value: Tensor) -> None:

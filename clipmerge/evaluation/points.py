@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Point:
-    """A point to evaluate: an alpha of the curve, a plan, or a checkpoint aligned with the zero-shot one."""
+    """A point to evaluate: an alpha of the curve, a plan, or a checkpoint aligned with the
+    zero-shot one.
+    """
 
     alpha: float | None
     plan: Plan | None = None
@@ -33,7 +35,9 @@ class Point:
 
 
 def weights_key(plan: Plan, inputs: Inputs) -> Any:
-    """Key that is equal for two plans only if they give the same weights; if these are on the curve, their alpha."""
+    """Key that is equal for two plans only if they give the same weights; if these are on the
+    curve, their alpha.
+    """
     layers = [layer for layer, names in inputs.layers.items() if any(map(inputs.merges, names))]
     entries = [plan.layers.get(layer, LayerPlan(alpha=0.0)) for layer in layers]
     coefficients = {entry.coefficient for entry in entries}
@@ -41,7 +45,10 @@ def weights_key(plan: Plan, inputs: Inputs) -> Any:
     average = (1.0 / len(plan.weights),) * len(plan.weights)
     masked = any(entry.mask for entry in entries)
     # the curve has the zero-shot model's parameters
-    if not (plan.combine or learned or masked or plan.missing == "keep-finetuned") and plan.weights == average:
+    if (
+        not (plan.combine or learned or masked or plan.missing == "keep-finetuned")
+        and plan.weights == average
+    ):
         alphas = {float(alpha) for alpha in coefficients if not isinstance(alpha, LearnedAlpha)}
         if len(alphas) == 1:
             return alphas.pop()
@@ -49,4 +56,6 @@ def weights_key(plan: Plan, inputs: Inputs) -> Any:
     # the coefficients are determined by one method and one measurement
     origin = [plan.recipe["measure"], plan.recipe["method"] if learned else None]
     combine = plan.combine and plan.combine.model_dump(mode="json")
-    return json.dumps([plan.weights, combine, plan.missing, plan.seed, origin, settings], sort_keys=True)
+    return json.dumps(
+        [plan.weights, combine, plan.missing, plan.seed, origin, settings], sort_keys=True
+    )

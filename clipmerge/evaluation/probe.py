@@ -1,11 +1,13 @@
 """The robustness probe: fixed corruptions of images, each at one strength, the same in every run.
 
-`UNRELATED` ones are of kinds that no recipe learns from (compare `clipmerge.calibration.augmentation`); the verdict
-rests on them. `RELATED` ones are stronger forms of changes that `auto` learns from, and are reported apart. An image is
-first scaled to the model's input size, so that a corruption is equally strong in images of any size.
+`UNRELATED` ones are of kinds that no recipe learns from (compare
+`clipmerge.calibration.augmentation`); the verdict rests on them. `RELATED` ones are stronger forms
+of changes that `auto` learns from, and are reported apart. An image is first scaled to the model's
+input size, so that a corruption is equally strong in images of any size.
 
 Source:
-    Hendrycks and Dietterich 2019, arXiv:1903.12261, for most strengths: the middle severities of ImageNet-C.
+    Hendrycks and Dietterich 2019, arXiv:1903.12261, for most strengths: the middle severities of
+    ImageNet-C.
 """
 
 from __future__ import annotations
@@ -26,7 +28,8 @@ from clipmerge.models import ImageTextModel
 
 #: Share of the values that noise sets to black or white.
 NOISE = 0.06
-#: Standard deviation of the Gaussian blur, as a share of the image's shorter side; at least a pixel.
+#: Standard deviation of the Gaussian blur, as a share of the image's shorter side; at least a
+#: pixel.
 BLUR = 1 / 64
 #: Share of the contrast that is kept.
 CONTRAST = 0.3
@@ -54,7 +57,9 @@ RELATED = ("noise", "blur", "contrast", "brightness", "rotation")
 
 
 def corrupted(image: Image, corruption: str, seed: int) -> Image:
-    """Corrupt an RGB image at the model's input size; each corruption has its own stream of random numbers."""
+    """Corrupt an RGB image at the model's input size; each corruption has its own stream of random
+    numbers.
+    """
     rng = np.random.default_rng([_SEED, (*UNRELATED, *RELATED).index(corruption), seed])
     pixels = np.array(image, dtype=np.float64)
     match corruption:
@@ -64,17 +69,28 @@ def corrupted(image: Image, corruption: str, seed: int) -> Image:
             return Pillow.open(file).convert("RGB")
         case "pixelate":
             small = (max(1, round(PIXELATE * image.width)), max(1, round(PIXELATE * image.height)))
-            return image.resize(small, Pillow.Resampling.BOX).resize(image.size, Pillow.Resampling.NEAREST)
+            return image.resize(small, Pillow.Resampling.BOX).resize(
+                image.size, Pillow.Resampling.NEAREST
+            )
         case "posterize":
             return ImageOps.posterize(image, POSTERIZE)
-        case "dither":  # print the image in the eight colours without or with all of red, green and blue
+        case (
+            "dither"
+        ):  # print the image in the eight colours without or with all of red, green and blue
             palette = Pillow.new("P", (1, 1))
-            palette.putpalette([255 * (colour >> channel & 1) for colour in range(8) for channel in range(3)])
-            return image.quantize(palette=palette, dither=Pillow.Dither.FLOYDSTEINBERG).convert("RGB")
+            palette.putpalette(
+                [255 * (colour >> channel & 1) for colour in range(8) for channel in range(3)]
+            )
+            return image.quantize(palette=palette, dither=Pillow.Dither.FLOYDSTEINBERG).convert(
+                "RGB"
+            )
         case "occlusion":  # hide a rectangle, at a random place, by the mean colour of the image
             mean = np.rint(pixels.mean(axis=(0, 1)))
             height, width = (max(1, round(OCCLUSION * side)) for side in pixels.shape[:2])
-            top, left = rng.integers(pixels.shape[0] - height + 1), rng.integers(pixels.shape[1] - width + 1)
+            top, left = (
+                rng.integers(pixels.shape[0] - height + 1),
+                rng.integers(pixels.shape[1] - width + 1),
+            )
             pixels[top : top + height, left : left + width] = mean
         case "noise":
             hit = rng.random(pixels.shape) < NOISE
@@ -86,10 +102,14 @@ def corrupted(image: Image, corruption: str, seed: int) -> Image:
             pixels = mean + CONTRAST * (pixels - mean)
         case "brightness":
             hue, saturation, value = image.convert("HSV").split()
-            brighter = value.point([min(255, round(level + 255 * BRIGHTNESS)) for level in range(256)])
+            brighter = value.point(
+                [min(255, round(level + 255 * BRIGHTNESS)) for level in range(256)]
+            )
             return Pillow.merge("HSV", (hue, saturation, brighter)).convert("RGB")
         case _:  # rotate about the centre; the corners get the mean colour of the border
-            border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]]).mean(axis=0)
+            border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]]).mean(
+                axis=0
+            )
             fill = tuple(int(level) for level in np.rint(border))
             turn = ROTATION * rng.choice([-1.0, 1.0])
             return image.rotate(turn, Pillow.Resampling.BILINEAR, fillcolor=fill)
@@ -98,14 +118,18 @@ def corrupted(image: Image, corruption: str, seed: int) -> Image:
 
 @dataclass(frozen=True)
 class Probe:
-    """Held-back images under some corruptions, and the positions of the corrupted ones among them, by corruption."""
+    """Held-back images under some corruptions, and the positions of the corrupted ones among them,
+    by corruption.
+    """
 
     sources: dict[str, LabelledImages]
     positions: dict[str, tuple[int, ...]]
     per_image: int
 
     def mean_by_image(self, values: dict[str, NDArray[np.bool_]]) -> NDArray[np.float64]:
-        """Average values (models, images of the corruption), by corruption, over each image: (models, images)."""
+        """Average values (models, images of the corruption), by corruption, over each image:
+        (models, images).
+        """
         images = sum(map(len, self.positions.values())) // self.per_image
         models = len(next(iter(values.values())))
         total = np.zeros((models, images))
@@ -117,19 +141,23 @@ class Probe:
 def probe(scaled: ScaledImages, corruptions: tuple[str, ...], *, enough: int, fewest: int) -> Probe:
     """Corrupt images, which are in a random order.
 
-    Each gets all corruptions or, if there are many images, some of them in turn: at least ``fewest``, and in all about
-    ``enough`` corrupted images.
+    Each gets all corruptions or, if there are many images, some of them in turn: at least
+    ``fewest``, and in all about ``enough`` corrupted images.
     """
     images, kinds = scaled.images, len(corruptions)
     per_image = min(kinds, max(fewest, enough // len(images)))
     positions = {
         # image i gets corruptions i * per_image to (i + 1) * per_image - 1, modulo their number
-        corruption: tuple(at for at in range(len(images)) if (number - at * per_image) % kinds < per_image)
+        corruption: tuple(
+            at for at in range(len(images)) if (number - at * per_image) % kinds < per_image
+        )
         for number, corruption in enumerate(corruptions)
     }
     sources = {
         corruption: replace(
-            images, store=_Corrupted(scaled, corruption, chosen), labels=tuple(images.labels[at] for at in chosen)
+            images,
+            store=_Corrupted(scaled, corruption, chosen),
+            labels=tuple(images.labels[at] for at in chosen),
         )
         for corruption, chosen in positions.items()
     }
@@ -155,7 +183,10 @@ class ScaledImages:
         if position not in self._decoded:
             image = self.images.image(position)
             scale = self.side / min(image.size)
-            size = (max(self.side, round(scale * image.width)), max(self.side, round(scale * image.height)))
+            size = (
+                max(self.side, round(scale * image.width)),
+                max(self.side, round(scale * image.height)),
+            )
             self._decoded[position] = np.asarray(image.resize(size, Pillow.Resampling.BICUBIC))
         return Pillow.fromarray(self._decoded[position])
 

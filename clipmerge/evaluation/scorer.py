@@ -34,7 +34,8 @@ Correct = NDArray[np.bool_]
 Answers = NDArray[np.int64]
 #: Sets the model's weights to those of one point.
 Move = Callable[[MovingModel], None]
-# Bytes of preprocessed images in memory at once; every point classifies them before more are decoded.
+# Bytes of preprocessed images in memory at once; every point classifies them before more are
+# decoded.
 _LOAD_BYTES = 2 << 30
 # Share of what is free on a card that they may take there.
 _SHARE_OF_FREE = 0.25
@@ -47,7 +48,9 @@ _ClassPrompts = tuple[tuple[str, ...], tuple[str, ...]]
 
 
 class Scorer:
-    """One model on the device, moved from point to point; answers of an interrupted run are in ``cache``."""
+    """One model on the device, moved from point to point; answers of an interrupted run are in
+    ``cache``.
+    """
 
     def __init__(
         self,
@@ -70,9 +73,16 @@ class Scorer:
         self._last: dict[_ClassPrompts, tuple[int, Tensor]] = {}
 
     def score(
-        self, moves: Sequence[Move], sources: dict[str, LabelledImages], progress: Progress, *, keys: Sequence[str] = ()
+        self,
+        moves: Sequence[Move],
+        sources: dict[str, LabelledImages],
+        progress: Progress,
+        *,
+        keys: Sequence[str] = (),
     ) -> dict[str, Correct]:
-        """Whether each image was recognised, by source, shape (points, images); arguments as for `answer`."""
+        """Whether each image was recognised, by source, shape (points, images); arguments as for
+        `answer`.
+        """
         images = sum(map(len, sources.values()))
         sentence = f"classifying {images:,} images by {len(moves)} models on the CPU takes about"
         pace = Pace(progress, self._settings.accelerator.device, sentence)
@@ -83,9 +93,16 @@ class Scorer:
     @device_work()
     @freed_memory_kept()
     def answer(
-        self, moves: Sequence[Move], sources: dict[str, LabelledImages], progress: Progress, *, keys: Sequence[str] = ()
+        self,
+        moves: Sequence[Move],
+        sources: dict[str, LabelledImages],
+        progress: Progress,
+        *,
+        keys: Sequence[str] = (),
     ) -> dict[str, Answers]:
-        """Class indices by source (points, images), in every process; answers are kept under the points' ``keys``."""
+        """Class indices by source (points, images), in every process; answers are kept under the
+        points' ``keys``.
+        """
         _, processes = self._settings.share
         outcomes = self._known(sources, keys)
         known = {(name, number, start) for name, number, start, _ in outcomes}
@@ -110,7 +127,10 @@ class Scorer:
         if processes > 1:
             with together():
                 outcomes = gather_object(outcomes)
-        given = {name: np.zeros((len(moves), len(images)), dtype=np.int64) for name, images in sources.items()}
+        given = {
+            name: np.zeros((len(moves), len(images)), dtype=np.int64)
+            for name, images in sources.items()
+        }
         for name, number, start, best in outcomes:
             given[name][number, start : start + len(best)] = best
         return given
@@ -125,7 +145,9 @@ class Scorer:
             size = batch_size_for(len(images), self._settings.batch_size)
             for start in range(rank * size, len(images), processes * size):
                 known = self._cache.read(name, start, min(size, len(images) - start), keys)
-                outcomes += [(name, keys.index(key), start, best.tolist()) for key, best in known.items()]
+                outcomes += [
+                    (name, keys.index(key), start, best.tolist()) for key, best in known.items()
+                ]
         return outcomes
 
     def _batches(
@@ -135,7 +157,9 @@ class Scorer:
             size = batch_size_for(len(images), self._settings.batch_size)
             starts = Counter(start for source, _, start in known if source == name)
             skipped = {start // size for start, count in starts.items() if count == points}
-            for batch in read_batches(images, size, self._model.pixels, share=self._settings.share, skipped=skipped):
+            for batch in read_batches(
+                images, size, self._model.pixels, share=self._settings.share, skipped=skipped
+            ):
                 yield name, batch.number * size, batch.to(self._settings.accelerator.device)
 
     def _answers(
@@ -144,9 +168,14 @@ class Scorer:
         model = self._model
         if isinstance(model, HeadedTower):
             rows = model.rows_for(images.source, len(images.class_names), images.imagenet_rows)
-            found = pieces.forward(lambda piece: grouped(model.logits(piece), rows).argmax(dim=1), batch.pixels)
+            found = pieces.forward(
+                lambda piece: grouped(model.logits(piece), rows).argmax(dim=1), batch.pixels
+            )
         else:
-            prompts = (images.class_names, templates_for(self._settings.templates, images.templates))
+            prompts = (
+                images.class_names,
+                templates_for(self._settings.templates, images.templates),
+            )
             key = (number, images.source, prompts)
             if key not in self._classifiers:
                 classes = self._class_embeddings(model, number, prompts, progress)
@@ -183,7 +212,9 @@ def loads(batches: Iterable[_SourceBatch], most: int) -> Iterator[list[_SourceBa
 
 
 def write_correct(path: Path, correct: dict[str, Correct]) -> None:
-    """Write whether each image was recognised as safetensors: one tensor per source, shape (points, images), bool."""
+    """Write whether each image was recognised as safetensors: one tensor per source, shape (points,
+    images), bool.
+    """
     for name in correct:
         check_source_name(name)
     path.write_bytes(save({name: np.ascontiguousarray(right) for name, right in correct.items()}))

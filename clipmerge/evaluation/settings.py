@@ -1,4 +1,6 @@
-"""Names of evaluated sources, and how images go through a model. Imports nothing slow, so flags are checked at once."""
+"""Names of evaluated sources, and how images go through a model. Imports nothing slow, so flags are
+checked at once.
+"""
 
 from __future__ import annotations
 
@@ -20,9 +22,13 @@ class EvalSettings:
     """How images go through a model in an evaluation."""
 
     accelerator: Processes  # places the model, and gathers the results of several processes
-    templates: tuple[str, ...] = ()  # prompt templates for every source; if empty, each source's own, or the default
+    templates: tuple[
+        str, ...
+    ] = ()  # prompt templates for every source; if empty, each source's own, or the default
     batch_size: int | None = None  # images per batch; ``None`` for the default
-    images_at_once: int | None = None  # images that go through the model at once; ``None`` for a batch
+    images_at_once: int | None = (
+        None  # images that go through the model at once; ``None`` for a batch
+    )
     dtype: OutputDtype = "keep"  # dtype that points between checkpoints are rounded to
 
     @property
@@ -58,9 +64,16 @@ def named_sources(flag: str, texts: Iterable[str]) -> dict[str, str]:
 
 def check_source_name(name: str) -> None:
     """Refuse a name that `write_correct` cannot use for a tensor, before anything is evaluated."""
-    if name == "__metadata__":  # a reserved header entry: the file would be written, but no reader would open it
-        raise UsageError("a source cannot be named '__metadata__', which safetensors reserves; choose another name")
+    if (
+        name == "__metadata__"
+    ):  # a reserved header entry: the file would be written, but no reader would open it
+        raise UsageError(
+            "a source cannot be named '__metadata__', which safetensors reserves; choose another"
+            " name"
+        )
     try:
         name.encode()
     except UnicodeEncodeError:
-        raise UsageError(f"a source cannot be named {name!a}, which is not UTF-8; write NAME=SOURCE") from None
+        raise UsageError(
+            f"a source cannot be named {name!a}, which is not UTF-8; write NAME=SOURCE"
+        ) from None

@@ -1,11 +1,14 @@
-"""Compare points with a curve of ID and OOD accuracy: the gain at equal ID accuracy, and its interval.
+"""Compare points with a curve of ID and OOD accuracy: the gain at equal ID accuracy, and its
+interval.
 
-The curve connects its points by straight lines, in order of alpha. Its height at an ID accuracy x is the best mean
-OOD accuracy on the curve at x: the highest of all segments at x. Above the highest ID accuracy of its points it is that
-of the most accurate point, so that a merge more accurate than every alpha is compared with the most accurate alpha,
-which understates its gain. Below the lowest ID accuracy it has no height. A point's gain at equal ID accuracy is its
-mean OOD accuracy minus that height: its gain over the best alpha of WiSE-FT with the same ID accuracy, even if OOD
-labels chose that alpha. The curve's own points have no gain. Accuracies that differ only by rounding count as equal.
+The curve connects its points by straight lines, in order of alpha. Its height at an ID accuracy x
+is the best mean OOD accuracy on the curve at x: the highest of all segments at x. Above the highest
+ID accuracy of its points it is that of the most accurate point, so that a merge more accurate than
+every alpha is compared with the most accurate alpha, which understates its gain. Below the lowest
+ID accuracy it has no height. A point's gain at equal ID accuracy is its mean OOD accuracy minus
+that height: its gain over the best alpha of WiSE-FT with the same ID accuracy, even if OOD labels
+chose that alpha. The curve's own points have no gain. Accuracies that differ only by rounding count
+as equal.
 """
 
 from __future__ import annotations
@@ -29,12 +32,14 @@ RESAMPLES = 1000
 ON_CURVE = "a point of the curve"
 #: An interval over fewer of the resamples would be biased by the choice of resamples.
 _DEFINED = 0.9
-# Means of several sources that are equal in exact arithmetic differ by about 1e-16; one image weighs far more.
+# Means of several sources that are equal in exact arithmetic differ by about 1e-16; one image
+# weighs far more.
 _ROUNDING = 1e-12
 
 
 def height(curve_id: Floats, curve_ood: Floats, at: Floats) -> Floats:
-    """Best mean OOD accuracy of a curve (..., alphas) at given ID accuracies (..., points); NaN below its range.
+    """Best mean OOD accuracy of a curve (..., alphas) at given ID accuracies (..., points); NaN
+    below its range.
 
     Example:
         >>> height(np.array([0.2, 0.6]), np.array([0.5, 0.3]), np.array([0.4, 0.7, 0.1]))
@@ -52,13 +57,19 @@ def height(curve_id: Floats, curve_ood: Floats, at: Floats) -> Floats:
         share = (at - x_0) / np.where(between, x_1 - x_0, 1.0)
         best = np.where(between, np.maximum(best, (1 - share) * y_0 + share * y_1), best)
     top = curve_id.max(axis=-1, keepdims=True)
-    most_accurate = np.where(curve_id >= top - _ROUNDING, curve_ood, -np.inf).max(axis=-1, keepdims=True)
+    most_accurate = np.where(curve_id >= top - _ROUNDING, curve_ood, -np.inf).max(
+        axis=-1, keepdims=True
+    )
     best = np.where(at > top + _ROUNDING, most_accurate, best)
     return np.where(np.isinf(best), np.nan, best)
 
 
-def resampled_accuracy(correct: Sequence[NDArray[np.bool_]], seed: int, resamples: int = RESAMPLES) -> list[Floats]:
-    """Accuracies over images drawn with replacement: (resamples, points) per source, each from (points, images)."""
+def resampled_accuracy(
+    correct: Sequence[NDArray[np.bool_]], seed: int, resamples: int = RESAMPLES
+) -> list[Floats]:
+    """Accuracies over images drawn with replacement: (resamples, points) per source, each from
+    (points, images).
+    """
     accuracies = []
     for place, right in enumerate(correct):
         rng = np.random.default_rng([seed, place])
@@ -80,28 +91,41 @@ def standings(
     seed: int,
     resamples: int = RESAMPLES,
 ) -> list[dict[str, Any]]:
-    """Compare every point with the curve, whose points have the indices ``curve`` in order of alpha.
+    """Compare every point with the curve, whose points have the indices ``curve`` in order of
+    alpha.
 
-    Each gets its mean accuracies and its gain, with their intervals, and a note that says why the gain or its interval
-    is missing, or that no alpha is as accurate, under the names of the sweep's record.
+    Each gets its mean accuracies and its gain, with their intervals, and a note that says why the
+    gain or its interval is missing, or that no alpha is as accurate, under the names of the sweep's
+    record.
     """
     on_curve = list(curve)
     id_accuracy, ood_accuracy = (
-        np.mean([right.mean(axis=1)[None] for right in sources], axis=0) for sources in (id_correct, ood_correct)
+        np.mean([right.mean(axis=1)[None] for right in sources], axis=0)
+        for sources in (id_correct, ood_correct)
     )
     drawn = resampled_accuracy([*id_correct, *ood_correct], seed, resamples)
-    id_drawn, ood_drawn = np.mean(drawn[: len(id_correct)], axis=0), np.mean(drawn[len(id_correct) :], axis=0)
+    id_drawn, ood_drawn = (
+        np.mean(drawn[: len(id_correct)], axis=0),
+        np.mean(drawn[len(id_correct) :], axis=0),
+    )
     gain = ood_accuracy - height(id_accuracy[:, on_curve], ood_accuracy[:, on_curve], id_accuracy)
     gain_drawn = ood_drawn - height(id_drawn[:, on_curve], ood_drawn[:, on_curve], id_drawn)
     beyond = id_accuracy[0] > id_accuracy[0, on_curve].max() + _ROUNDING
     fewest = min(right.shape[1] for right in (*id_correct, *ood_correct))
-    # half the interval between points that recognise the same images, among which resamples know no difference
-    least = paired(np.zeros(min(right.shape[1] for right in ood_correct)))[1] / math.sqrt(len(ood_correct))
+    # half the interval between points that recognise the same images, among which resamples know no
+    # difference
+    least = paired(np.zeros(min(right.shape[1] for right in ood_correct)))[1] / math.sqrt(
+        len(ood_correct)
+    )
     found = []
     for point in range(id_accuracy.shape[1]):
         value = float(gain[0, point])
         reached = not np.isnan(value) and point not in on_curve
-        note = ON_CURVE if point in on_curve else _note(value, gain_drawn[:, point], beyond=bool(beyond[point]))
+        note = (
+            ON_CURVE
+            if point in on_curve
+            else _note(value, gain_drawn[:, point], beyond=bool(beyond[point]))
+        )
         spread = gain_interval(value, gain_drawn[:, point], fewest, least) if reached else None
         found.append(
             {
@@ -123,16 +147,26 @@ def _note(gain: float, drawn: Floats, *, beyond: bool) -> str:
         return "no point of the curve has so low an ID accuracy"
     share = float((~np.isnan(drawn)).mean())
     if share < _DEFINED:
-        return f"the curve has this ID accuracy in only {100 * share:.0f}% of the resamples, so there is no interval"
-    return "no alpha is as accurate on the ID images; compared with the most accurate one" if beyond else ""
+        return (
+            f"the curve has this ID accuracy in only {100 * share:.0f}% of the resamples, so there"
+            " is no interval"
+        )
+    return (
+        "no alpha is as accurate on the ID images; compared with the most accurate one"
+        if beyond
+        else ""
+    )
 
 
-def gain_interval(gain: float, drawn: Floats, images: int, least: float = 0.0) -> tuple[float, float] | None:
+def gain_interval(
+    gain: float, drawn: Floats, images: int, least: float = 0.0
+) -> tuple[float, float] | None:
     """Interval of a gain from resampled gains; ``None`` if fewer than nine in ten are numbers.
 
-    The best point of a curve that was measured on few images is better than it should be, in a resample twice so. The
-    interval therefore reaches as far as the percentiles and as the normal interval around the measured gain, both
-    widened for few images, and by ``least`` on either side. ``images`` is the number of images of the smallest source.
+    The best point of a curve that was measured on few images is better than it should be, in a
+    resample twice so. The interval therefore reaches as far as the percentiles and as the normal
+    interval around the measured gain, both widened for few images, and by ``least`` on either side.
+    ``images`` is the number of images of the smallest source.
 
     Source:
         Hesterberg 2015, The American Statistician 69, for the widened percentiles.

@@ -1,7 +1,8 @@
-"""Measure the effect of a merge: zero-shot, fine-tuned and merged model on the same images, unseen by the decision.
+"""Measure the effect of a merge: zero-shot, fine-tuned and merged model on the same images, unseen
+by the decision.
 
-The weights that the merge would write are set in place, so nothing needs to be written first. `docs/verdict.md`
-explains the rules.
+The weights that the merge would write are set in place, so nothing needs to be written first.
+`docs/verdict.md` explains the rules.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ from clipmerge.planning.merge_effect import Difference, Estimate, Gain, MergeEff
 from clipmerge.planning.plan import Plan
 from clipmerge.progress import Pace, Progress
 
-# Bytes of preprocessed images in memory at once. Moving a model costs as much as a few images, so this can be small.
+# Bytes of preprocessed images in memory at once. Moving a model costs as much as a few images, so
+# this can be small.
 _LOAD_BYTES = 256 << 20
 _CLEAN = "clean"
 
@@ -42,7 +44,8 @@ def measure_effect(
     learned: bool = False,
     progress: Progress,
 ) -> MergeEffect:
-    """Measure the effect of a plan on images that its decision did not see, which are in a random order.
+    """Measure the effect of a plan on images that its decision did not see, which are in a random
+    order.
 
     ``finetuned_rank`` is that of the plan's choice, and ``learned`` whether anything was learned.
     """
@@ -55,7 +58,8 @@ def measure_effect(
     scorer = Scorer(model, inputs, settings, load_bytes=_LOAD_BYTES)
     sources = {_CLEAN: images, **unrelated.sources, **related.sources}
     answers = scorer.answer(moves_of(plan), sources, pace)
-    # by source, shape (models, images): row 0 is zero-shot, then come the fine-tuned models, the last row is merged
+    # by source, shape (models, images): row 0 is zero-shot, then come the fine-tuned models, the
+    # last row is merged
     right = {name: answers[name] == np.asarray(source.labels) for name, source in sources.items()}
     clean = right.pop(_CLEAN)
     corrupted, related_right = unrelated.mean_by_image(right), related.mean_by_image(right)
@@ -65,7 +69,10 @@ def measure_effect(
             clean=estimate(float(clean[model].mean()), len(images)),
             corrupted=_mean_estimate(corrupted[model]),
             related=_mean_estimate(related_right[model]),
-            corruptions={name: estimate(float(each[model].mean()), each.shape[1]) for name, each in right.items()},
+            corruptions={
+                name: estimate(float(each[model].mean()), each.shape[1])
+                for name, each in right.items()
+            },
         )
 
     def gain(other: int) -> Gain:
@@ -112,9 +119,17 @@ def measure_effect(
 
 
 def moves_of(plan: Plan) -> list[Move]:
-    """List the functions that move the model to each model compared: zero-shot, each fine-tuned one, merged."""
-    finetuned = [partial(MovingModel.become_finetuned, which=which) for which in range(len(plan.finetuned))]
-    return [partial(MovingModel.interpolate, alpha=0.0), *finetuned, partial(MovingModel.follow, plan=plan)]
+    """List the functions that move the model to each model compared: zero-shot, each fine-tuned
+    one, merged.
+    """
+    finetuned = [
+        partial(MovingModel.become_finetuned, which=which) for which in range(len(plan.finetuned))
+    ]
+    return [
+        partial(MovingModel.interpolate, alpha=0.0),
+        *finetuned,
+        partial(MovingModel.follow, plan=plan),
+    ]
 
 
 def estimate(share: float, images: int) -> Estimate:

@@ -1,7 +1,9 @@
-"""Build the zero-shot counterpart of a classification head that only the fine-tuned checkpoint has, from class prompts.
+"""Build the zero-shot counterpart of a classification head that only the fine-tuned checkpoint has,
+from class prompts.
 
-The rows are class embeddings of unit length, times exp(logit_scale); the bias is zero. On features of unit length,
-which the heads of WiSE-FT and model soups take, it gives the zero-shot model's logits.
+The rows are class embeddings of unit length, times exp(logit_scale); the bias is zero. On features
+of unit length, which the heads of WiSE-FT and model soups take, it gives the zero-shot model's
+logits.
 """
 
 from __future__ import annotations
@@ -15,12 +17,15 @@ from clipmerge.planning.provenance import HeadRecord
 
 
 def lacks_zeroshot_head(inputs: Inputs) -> bool:
-    """Whether the fine-tuned checkpoints have a head on the model's embeddings that the zero-shot one lacks."""
+    """Whether the fine-tuned checkpoints have a head on the model's embeddings that the zero-shot
+    one lacks.
+    """
     return inputs.keeps_head and all(HEAD_WEIGHT in keys for keys in inputs.finetuned_keys)
 
 
 def build_zeroshot_head(inputs: Inputs, head: HeadRecord, *, mixed_dtypes: bool) -> Inputs:
-    """Give the zero-shot checkpoint a head for the fine-tuned one's classes, which are in the order of its rows.
+    """Give the zero-shot checkpoint a head for the fine-tuned one's classes, which are in the order
+    of its rows.
 
     Source:
         Wortsman et al. 2022, arXiv:2109.01903.
@@ -34,8 +39,8 @@ def build_zeroshot_head(inputs: Inputs, head: HeadRecord, *, mixed_dtypes: bool)
     entry = finetuned.entries[inputs.finetuned_keys[0][HEAD_WEIGHT]]
     if entry.shape[0] != len(head.classes):
         raise CheckpointError(
-            f"{finetuned.source}: its head has {entry.shape[0]} classes, but {len(head.classes)} were named; "
-            "give --classes with one line per class, in the head's order"
+            f"{finetuned.source}: its head has {entry.shape[0]} classes, but {len(head.classes)}"
+            " were named; give --classes with one line per class, in the head's order"
         )
     model = build_model(inputs)
     model.load(inputs.theta_0, inputs.zeroshot.source)
@@ -44,12 +49,19 @@ def build_zeroshot_head(inputs: Inputs, head: HeadRecord, *, mixed_dtypes: bool)
         scale = inputs.theta_0("logit_scale").float().exp()
     if embeddings.shape[1:] != entry.shape[1:]:
         raise CheckpointError(
-            f"{finetuned.source}: its head takes {entry.shape[1]} features, but the zero-shot model's embeddings have "
-            f"{embeddings.shape[1]}; only a head on the embeddings has a zero-shot counterpart"
+            f"{finetuned.source}: its head takes {entry.shape[1]} features, but the zero-shot"
+            f" model's embeddings have {embeddings.shape[1]}; only a head on the embeddings has a"
+            " zero-shot counterpart"
         )
     values = {HEAD_WEIGHT: embeddings * scale, HEAD_BIAS: torch.zeros(len(head.classes))}
-    keys = {inputs.finetuned_keys[0][name]: values[name] for name in values if name in inputs.finetuned_keys[0]}
+    keys = {
+        inputs.finetuned_keys[0][name]: values[name]
+        for name in values
+        if name in inputs.finetuned_keys[0]
+    }
     dtypes = {key: finetuned.tensor(key, 0, 1).dtype for key in keys}
     made = {key: value.to(dtypes[key]).contiguous() for key, value in keys.items()}
     zeroshot = with_head(inputs.zeroshot, finetuned, made)
-    return align_checkpoints(zeroshot, list(inputs.finetuned), missing=inputs.missing, mixed_dtypes=mixed_dtypes)
+    return align_checkpoints(
+        zeroshot, list(inputs.finetuned), missing=inputs.missing, mixed_dtypes=mixed_dtypes
+    )

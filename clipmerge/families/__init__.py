@@ -3,24 +3,26 @@ r"""Families of two-tower models, one file per family, found automatically.
 To add a family, add a file here that ends with one constant::
 
     FAMILY = Family(
-        name="CLIP",                                   # name in messages
-        model_type="clip",                             # in a config; its towers' are clip_vision_model, ...
-        rules=(                                        # start of a canonical name -> layer; the first match wins
-            (r"vision_model\.encoder\.layers\.(\d+)\.(?:layer_norm1|self_attn)\.", "vision.{}.attn"),
+        name="CLIP",                                   # name in messages model_type="clip",
+        # in a config; its towers' are clip_vision_model, ... rules=(
+        # start of a canonical name -> layer; the first match wins
+            (r"vision_model\.encoder\.layers\.(\d+)\.(?:layer_norm1|self_attn)\.",
+            "vision.{}.attn"),
             ...
-        ),
-        roots=("vision_model.", "text_model.", ...),   # anything before one of these is a wrapper's prefix
-        settings=...,                                  # config -> settings that change the function but no shape
-        model_class="CLIPModel",
+        ), roots=("vision_model.", "text_model.", ...),   # anything before one of these is a
+        wrapper's prefix settings=...,                                  # config -> settings that
+        change the function but no shape model_class="CLIPModel",
     )
 
-A parameter that no rule matches, in a tower that ``towers`` names, is in a layer named after its module.
+A parameter that no rule matches, in a tower that ``towers`` names, is in a layer named after its
+module.
 
-A *canonical name* is one spelling of a parameter; ``renames`` converts other spellings to it, and the output keeps the
-spelling of its sources. The groups of a rule are the number of the block. If there are several (stage and block), the
-blocks of a tower are numbered consecutively. Layers are named as in `clipmerge.layers`. A family that needs its own
-forward pass names a module of `clipmerge.models`; ``tests/families/test_families.py`` has the requirements for every
-family. Files that begin with an underscore are shared parts.
+A *canonical name* is one spelling of a parameter; ``renames`` converts other spellings to it, and
+the output keeps the spelling of its sources. The groups of a rule are the number of the block. If
+there are several (stage and block), the blocks of a tower are numbered consecutively. Layers are
+named as in `clipmerge.layers`. A family that needs its own forward pass names a module of
+`clipmerge.models`; ``tests/families/test_families.py`` has the requirements for every family. Files
+that begin with an underscore are shared parts.
 """
 
 from __future__ import annotations
@@ -48,19 +50,26 @@ class Family:
 
     Attributes:
         name: Name in messages.
-        model_type: ``model_type`` in a config, if it has one; a tower's ends with ``_vision_model`` or ``_text_model``.
-        rules: Regex for the start of a canonical name, and the layer; ``{}`` is replaced by the block's number.
+        model_type: ``model_type`` in a config, if it has one; a tower's ends with ``_vision_model``
+            or ``_text_model``.
+        rules: Regex for the start of a canonical name, and the layer; ``{}`` is replaced by the
+            block's number.
         roots: Starts of canonical names.
-        settings: Function from a config to the settings that change the function but no shape, with defaults;
-            ``None`` is an unknown value, which is not compared.
-        bare: Starts of names if a tower was saved alone, without ``vision_model.`` or ``text_model.``.
+        settings: Function from a config to the settings that change the function but no shape, with
+            defaults; ``None`` is an unknown value, which is not compared.
+        bare: Starts of names if a tower was saved alone, without ``vision_model.`` or
+            ``text_model.``.
         text_marks: Parts of names that identify a tower saved alone as the text tower.
-        renames: Regex and replacement, applied to every key in order: from other spellings to the canonical one.
+        renames: Regex and replacement, applied to every key in order: from other spellings to the
+            canonical one.
         model: Module of `clipmerge.models` with the forward pass.
         model_class: transformers' class of the full model.
-        towers: Starts of canonical names, and the tower that such a parameter is in if no rule matches it.
-        reads_padding: Whether the text tower reads padding as text, so that prompts are padded to its full length.
-        rank: Without a config, the family with the lowest rank is used among those that know the same keys.
+        towers: Starts of canonical names, and the tower that such a parameter is in if no rule
+            matches it.
+        reads_padding: Whether the text tower reads padding as text, so that prompts are padded to
+            its full length.
+        rank: Without a config, the family with the lowest rank is used among those that know the
+            same keys.
         weights: File from which the family's library reads unsharded weights.
         config: File that describes the model.
     """
@@ -84,8 +93,8 @@ class Family:
     def by_canonical_name(self, keys: Iterable[str]) -> dict[str, str]:
         """Map canonical names to a file's keys.
 
-        Towers saved alone lack their prefix (``embeddings.class_embedding``), and wrapped models have one too many
-        (``module.vision_model...``, ``clip.text_model...``); both are normalised.
+        Towers saved alone lack their prefix (``embeddings.class_embedding``), and wrapped models
+        have one too many (``module.vision_model...``, ``clip.text_model...``); both are normalised.
         """
         keys = list(keys)
         prefix = self.wrapper_prefix(keys)
@@ -98,12 +107,16 @@ class Family:
             for pattern, replacement in self.renames:
                 name = re.sub(pattern, replacement, name)
             if name in named:
-                raise CheckpointError(f"keys '{named[name]}' and '{key}' are the same parameter, {name}")
+                raise CheckpointError(
+                    f"keys '{named[name]}' and '{key}' are the same parameter, {name}"
+                )
             named[name] = key
         return named
 
     def wrapper_prefix(self, keys: Iterable[str]) -> str:
-        """Return the prefix before the family's own names in a file, such as ``module.``; usually empty."""
+        """Return the prefix before the family's own names in a file, such as ``module.``; usually
+        empty.
+        """
         for key in keys:
             for root in (*self.roots, *self.bare):
                 head, mark, _ = f".{key}".partition(f".{root}")
@@ -112,21 +125,29 @@ class Family:
         return ""
 
     def layers_of(self, names: Iterable[str]) -> dict[str, str]:
-        """Name the layer of each parameter, such as ``vision.3.attn``, from all canonical names of a checkpoint.
+        """Name the layer of each parameter, such as ``vision.3.attn``, from all canonical names of
+        a checkpoint.
 
         All of them are needed because blocks in stages are numbered consecutively.
         """
         places = {name: self._place(name) or (self._named_by_module(name), ()) for name in names}
         strange = next((name for name, (layer, _) in places.items() if not layer), None)
         if strange is not None:
-            raise CheckpointError(f"parameter '{strange}' belongs to no layer of a {self.name} model")
+            raise CheckpointError(
+                f"parameter '{strange}' belongs to no layer of a {self.name} model"
+            )
         depths = {}
         blocks = sorted({(_tower(layer), at) for layer, at in places.values() if at})
         for tower in {tower for tower, _ in blocks}:
             numbers = [at for each, at in blocks if each == tower]
             staged = any(len(at) > 1 for at in numbers)
-            depths.update({(tower, at): rank if staged else at[0] for rank, at in enumerate(numbers)})
-        return {name: layer.format(depths.get((_tower(layer), at))) for name, (layer, at) in places.items()}
+            depths.update(
+                {(tower, at): rank if staged else at[0] for rank, at in enumerate(numbers)}
+            )
+        return {
+            name: layer.format(depths.get((_tower(layer), at)))
+            for name, (layer, at) in places.items()
+        }
 
     def knows(self, name: str) -> bool:
         """Whether a rule names the layer of a canonical name."""
@@ -137,14 +158,20 @@ class Family:
         return self.knows(name) or bool(self._named_by_module(name))
 
     def _named_by_module(self, name: str) -> str:
-        """The layer of a parameter without a rule: its tower, and its module up to the second numbered one."""
+        """The layer of a parameter without a rule: its tower, and its module up to the second
+        numbered one.
+        """
         for start, tower in self.towers:
             if name.startswith(start):
                 *modules, parameter = name.removeprefix(start).split(".")
                 numbered = [depth for depth, module in enumerate(modules) if module.isdecimal()]
-                numbered = numbered or [depth for depth, module in enumerate(modules) if module[-1:].isdecimal()]
+                numbered = numbered or [
+                    depth for depth, module in enumerate(modules) if module[-1:].isdecimal()
+                ]
                 numbers = numbered[:2]
-                return ".".join([tower, *(modules[: numbers[-1] + 1 if numbers else 1] or [parameter])])
+                return ".".join(
+                    [tower, *(modules[: numbers[-1] + 1 if numbers else 1] or [parameter])]
+                )
         return ""
 
     @cached_property
@@ -158,7 +185,9 @@ class Family:
         return None
 
     def group(self, names: Iterable[str]) -> dict[str, tuple[str, ...]]:
-        """Group all canonical names of a checkpoint by layer: sorted names, layers in network order."""
+        """Group all canonical names of a checkpoint by layer: sorted names, layers in network
+        order.
+        """
         groups: dict[str, list[str]] = {}
         for name, layer in self.layers_of(names).items():
             groups.setdefault(layer, []).append(name)
@@ -172,25 +201,31 @@ def _tower(layer: str) -> str:
 @cache
 def families() -> tuple[Family, ...]:
     """List the families in the order in which they are tried."""
-    names = (module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_"))
+    names = (
+        module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_")
+    )
     members: list[Family] = [import_module(f"{__name__}.{name}").FAMILY for name in names]
     return tuple(sorted(members, key=lambda family: (family.rank, family.name)))
 
 
 def family_of(config: dict[str, Any] | None, keys: Iterable[str]) -> Family:
-    """Recognise a checkpoint's family: that of the config's ``model_type``, or the one that knows most of the keys."""
+    """Recognise a checkpoint's family: that of the config's ``model_type``, or the one that knows
+    most of the keys.
+    """
     keys, settings = list(keys), config or {}
     model_type = settings.get("model_type")
     whole = str(model_type).removesuffix("_vision_model").removesuffix("_text_model")
     named = [family for family in families() if whole == family.model_type]
     if model_type is not None and not named:
         raise CheckpointError(
-            f"is a '{model_type}' checkpoint; clipmerge merges {', '.join(family.name for family in families())}"
+            f"is a '{model_type}' checkpoint; clipmerge merges"
+            f" {', '.join(family.name for family in families())}"
         )
     if model_type is None and "pretrained_cfg" in settings:
         raise CheckpointError(
-            f"is timm's '{settings.get('architecture')}'; of timm's models clipmerge reads the ViTs of CLIP "
-            "(vit_*_clip_*). The tower of an OpenCLIP model is read as model.visual.state_dict()"
+            f"is timm's '{settings.get('architecture')}'; of timm's models clipmerge reads the ViTs"
+            " of CLIP (vit_*_clip_*). The tower of an OpenCLIP model is read as"
+            " model.visual.state_dict()"
         )
     for candidates in (named, list(families())):
         counts = [known_keys(family, keys) for family in candidates]
@@ -231,5 +266,7 @@ def is_variance(name: str) -> bool:
 
 
 def is_counter(name: str) -> bool:
-    """Whether a tensor counts a batch norm's training steps: copied, because it has no effect at inference."""
+    """Whether a tensor counts a batch norm's training steps: copied, because it has no effect at
+    inference.
+    """
     return name.endswith(".num_batches_tracked")

@@ -23,7 +23,10 @@ def blocks_of_clip(tower: str) -> Rules:
 def blocks_of_bert(start: str) -> Rules:
     """Rules for BERT's blocks, whose norms come after the modules they normalise."""
     block = rf"{start}encoder\.layer\.(\d+)\."
-    return ((rf"{block}attention\.", "text.{}.attn"), (rf"{block}(?:intermediate|output)\.", "text.{}.mlp"))
+    return (
+        (rf"{block}attention\.", "text.{}.attn"),
+        (rf"{block}(?:intermediate|output)\.", "text.{}.mlp"),
+    )
 
 
 CLIP_VISION: Rules = (
@@ -42,7 +45,8 @@ BERT_TEXT: Rules = (
     (r"text_model\.embeddings\.", "text.embeddings"),
     (r"text_model\.pooler\.", "text.pooler"),
 )
-#: Parts outside the towers: projections, the classifier of an ``...ForImageClassification``, the scale.
+#: Parts outside the towers: projections, the classifier of an ``...ForImageClassification``, the
+#: scale.
 AROUND: Rules = (
     (r"visual_projection\.", "vision.projection"),
     (r"text_projection\.", "text.projection"),
@@ -54,15 +58,20 @@ BARE = ("embeddings.", "encoder.", "pre_layrnorm.", "post_layernorm.", "final_la
 
 #: Settings that change the function but no shape, with the defaults of each library's class.
 CLIP_VIT: dict[str, Any] = {
-    **{"hidden_act": "quick_gelu", "layer_norm_eps": 1e-5},
-    **{"num_attention_heads": 12, "patch_size": 32, "image_size": 224},
+    "hidden_act": "quick_gelu",
+    "layer_norm_eps": 1e-5,
+    "num_attention_heads": 12,
+    "patch_size": 32,
+    "image_size": 224,
 }
 
 
 def transformers_settings(
     *, vision: dict[str, Any], text: dict[str, Any], both: dict[str, Any] | None = None
 ) -> Callable[[dict[str, Any]], Settings]:
-    """Make the function that reads settings from a transformers config, of the whole model or of one tower."""
+    """Make the function that reads settings from a transformers config, of the whole model or of
+    one tower.
+    """
 
     def settings(config: dict[str, Any]) -> Settings:
         values = {"": {key: config.get(key, default) for key, default in (both or {}).items()}}

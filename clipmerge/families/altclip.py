@@ -1,7 +1,15 @@
 """AltCLIP: CLIP's vision tower, and XLM-RoBERTa followed by a transformation for the text."""
 
 from clipmerge.families import Family
-from clipmerge.families._towers import AROUND, BARE, CLIP_VISION, CLIP_VIT, ROOTS, blocks_of_bert, transformers_settings
+from clipmerge.families._towers import (
+    AROUND,
+    BARE,
+    CLIP_VISION,
+    CLIP_VIT,
+    ROOTS,
+    blocks_of_bert,
+    transformers_settings,
+)
 
 _TEXT = (
     *blocks_of_bert(r"text_model\.roberta\."),

@@ -1,7 +1,15 @@
 """Chinese-CLIP: CLIP's vision tower, a Chinese BERT for the text."""
 
 from clipmerge.families import Family
-from clipmerge.families._towers import AROUND, BARE, BERT_TEXT, CLIP_VISION, CLIP_VIT, ROOTS, transformers_settings
+from clipmerge.families._towers import (
+    AROUND,
+    BARE,
+    BERT_TEXT,
+    CLIP_VISION,
+    CLIP_VIT,
+    ROOTS,
+    transformers_settings,
+)
 
 FAMILY = Family(
     name="Chinese-CLIP",

@@ -1,9 +1,19 @@
-"""OpenAI's CLIP in transformers' format: both towers, one tower, or an image classifier made from it."""
+"""OpenAI's CLIP in transformers' format: both towers, one tower, or an image classifier made from
+it.
+"""
 
 from typing import Any
 
 from clipmerge.families import Family, Settings
-from clipmerge.families._towers import AROUND, BARE, CLIP_TEXT, CLIP_VISION, CLIP_VIT, ROOTS, transformers_settings
+from clipmerge.families._towers import (
+    AROUND,
+    BARE,
+    CLIP_TEXT,
+    CLIP_VISION,
+    CLIP_VIT,
+    ROOTS,
+    transformers_settings,
+)
 
 _TEXT = {"hidden_act": "quick_gelu", "layer_norm_eps": 1e-5, "num_attention_heads": 8}
 _WORDS = {"eos_token_id": 49407, "vocab_size": 49408}
@@ -14,7 +24,8 @@ def _settings(config: dict[str, Any]) -> Settings:
     values = _stated(config)
     words = values["text"].pop("vocab_size")
     if values["text"]["eos_token_id"] == 2 and isinstance(words, int):
-        # as OpenAI's configurations say; transformers then takes the largest token, which is the last word
+        # as OpenAI's configurations say; transformers then takes the largest token, which is the
+        # last word
         values["text"]["eos_token_id"] = words - 1
     return values
 

@@ -1,4 +1,6 @@
-"""OpenCLIP's models: ViT, ResNet and timm vision towers, its own and Hugging Face's text towers, CoCa."""
+"""OpenCLIP's models: ViT, ResNet and timm vision towers, its own and Hugging Face's text towers,
+CoCa.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,8 @@ _RESNET: Rules = (
     (r"visual\.layer(\d+)\.(\d+)\.", "vision.{}.conv"),
     (r"visual\.attnpool\.", "vision.pooler"),
 )
-# timm: transformers in blocks or in stages of blocks, convolutions in stages, connections between stages
+# timm: transformers in blocks or in stages of blocks, convolutions in stages, connections between
+# stages
 _NORM_AND_ATTENTION = r"(?:norm1|attn|ls1|gamma_1|layer_scale1)(?:[._]|$)"
 _NORM_AND_MLP = r"(?:norm2|norm3|mlp|ls2|gamma_2|layer_scale2)(?:[._]|$)"
 _TIMM: Rules = (
@@ -124,8 +127,12 @@ def _section(config: dict[str, Any], name: str) -> dict[str, Any]:
 FAMILY = Family(
     name="OpenCLIP",
     rules=(
-        *(*_VIT, *_RESNET, *_TIMM),
-        *(*_TEXT, *_HUGGING_FACE_TEXT, *_DECODER),
+        *_VIT,
+        *_RESNET,
+        *_TIMM,
+        *_TEXT,
+        *_HUGGING_FACE_TEXT,
+        *_DECODER,
         # of WiSE-FT's and model soups' classifiers
         (r"classification_head\.", "head"),
         # of timm's
@@ -134,8 +141,16 @@ FAMILY = Family(
         (r"logit_bias$", "logit_bias"),
     ),
     roots=(
-        *("visual.", "text.", "text_decoder.", "transformer.resblocks.", "token_embedding.", "positional_embedding"),
-        *("ln_final.", "text_projection", "logit_scale", "logit_bias"),
+        "visual.",
+        "text.",
+        "text_decoder.",
+        "transformer.resblocks.",
+        "token_embedding.",
+        "positional_embedding",
+        "ln_final.",
+        "text_projection",
+        "logit_scale",
+        "logit_bias",
     ),
     # OpenCLIP's own text tower may be separate, under ``text.``, with the same parameters
     renames=(
@@ -146,8 +161,12 @@ FAMILY = Family(
     ),
     settings=_settings,
     towers=(
-        *(("visual.trunk.", "vision"), ("visual.", "vision")),
-        *(("text.transformer.", "text"), ("text.", "text"), ("transformer.", "text"), ("text_decoder.", "decoder")),
+        ("visual.trunk.", "vision"),
+        ("visual.", "vision"),
+        ("text.transformer.", "text"),
+        ("text.", "text"),
+        ("transformer.", "text"),
+        ("text_decoder.", "decoder"),
     ),
     model="open_clip",
     weights="open_clip_model.safetensors",

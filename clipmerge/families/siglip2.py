@@ -1,4 +1,6 @@
-"""Google's SigLIP 2 at any aspect ratio (NaFlex): SigLIP's names, images as sequences of patches."""
+"""Google's SigLIP 2 at any aspect ratio (NaFlex): SigLIP's names, images as sequences of
+patches.
+"""
 
 from dataclasses import replace
 
@@ -11,6 +13,8 @@ FAMILY: Family = replace(
     SIGLIP,
     name="SigLIP 2",
     model_type="siglip2",
-    settings=transformers_settings(vision={**TOWER, "patch_size": 16, "num_patches": 256}, text=TOWER),
+    settings=transformers_settings(
+        vision={**TOWER, "patch_size": 16, "num_patches": 256}, text=TOWER
+    ),
     model_class="Siglip2Model",
 )

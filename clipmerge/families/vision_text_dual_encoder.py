@@ -1,14 +1,17 @@
-"""transformers' VisionTextDualEncoder: two towers of any kind, such as ViT and BERT, and two projections.
+"""transformers' VisionTextDualEncoder: two towers of any kind, such as ViT and BERT, and two
+projections.
 
-The towers keep the names of their own libraries. The name of a transformer's block, and the half that a module belongs
-to, follow from a few words that all of them share.
+The towers keep the names of their own libraries. The name of a transformer's block, and the half
+that a module belongs to, follow from a few words that all of them share.
 """
 
 from clipmerge.families import Family
 from clipmerge.families._towers import AROUND, ROOTS, Rules, transformers_settings
 
 _BLOCK = r"_model\.(?:encoder\.|transformer\.)?(?:layers?|blocks)\.(\d+)\."
-_ATTENTION = r"(?:attention|self_attn|layernorm_before|layer_norm1|norm1|layer_scale1|sa_layer_norm)\b"
+_ATTENTION = (
+    r"(?:attention|self_attn|layernorm_before|layer_norm1|norm1|layer_scale1|sa_layer_norm)\b"
+)
 
 
 def _tower(side: str) -> Rules:
@@ -32,9 +35,16 @@ FAMILY = Family(
     renames=(
         # a CLIP tower, as transformers 4 wrote it
         (r"^(vision|text)_model\.\1_model\.", r"\1_model."),
-        # ViT and similar models: transformers 5 uses these names in memory, and the old ones in files
-        (r"^vision_model\.layers\.(\d+)\.mlp\.fc1\.", r"vision_model.encoder.layer.\1.intermediate.dense."),
-        (r"^vision_model\.layers\.(\d+)\.mlp\.fc2\.", r"vision_model.encoder.layer.\1.output.dense."),
+        # ViT and similar models: transformers 5 uses these names in memory, and the old ones in
+        # files
+        (
+            r"^vision_model\.layers\.(\d+)\.mlp\.fc1\.",
+            r"vision_model.encoder.layer.\1.intermediate.dense.",
+        ),
+        (
+            r"^vision_model\.layers\.(\d+)\.mlp\.fc2\.",
+            r"vision_model.encoder.layer.\1.output.dense.",
+        ),
         (r"^vision_model\.layers\.", "vision_model.encoder.layer."),
         (r"^(vision_model\.encoder\.layer\.\d+\.attention\.)q_proj\.", r"\1attention.query."),
         (r"^(vision_model\.encoder\.layer\.\d+\.attention\.)k_proj\.", r"\1attention.key."),

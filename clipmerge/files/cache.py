@@ -7,14 +7,20 @@ from pathlib import Path
 
 
 def user_cache(name: str) -> Path:
-    """Return a folder in the user's cache: on Linux ``clipmerge/NAME`` in ``$XDG_CACHE_HOME`` or ``~/.cache``."""
-    from platformdirs import user_cache_path  # imported here because it takes 0.01 s, which ``--help`` saves
+    """Return a folder in the user's cache: on Linux ``clipmerge/NAME`` in ``$XDG_CACHE_HOME`` or
+    ``~/.cache``.
+    """
+    from platformdirs import (
+        user_cache_path,
+    )  # imported here because it takes 0.01 s, which ``--help`` saves
 
     return user_cache_path("clipmerge", appauthor=False) / name
 
 
 def replace_bytes(file: Path, content: bytes) -> None:
-    """Write a small file of a cache; concurrent readers see either the old or the new one completely."""
+    """Write a small file of a cache; concurrent readers see either the old or the new one
+    completely.
+    """
     file.parent.mkdir(parents=True, exist_ok=True)
     part = file.with_name(f"{file.name}.{os.getpid()}.part")
     part.write_bytes(content)
@@ -22,7 +28,9 @@ def replace_bytes(file: Path, content: bytes) -> None:
 
 
 def user_config() -> Path:
-    """Return the user's configuration folder: on Linux ``clipmerge`` in ``$XDG_CONFIG_HOME`` or ``~/.config``."""
+    """Return the user's configuration folder: on Linux ``clipmerge`` in ``$XDG_CONFIG_HOME`` or
+    ``~/.config``.
+    """
     from platformdirs import user_config_path
 
     return user_config_path("clipmerge", appauthor=False)

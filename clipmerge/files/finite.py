@@ -1,4 +1,6 @@
-"""Find NaN and Inf in weights, and refuse them by name; for numpy arrays and torch tensors alike."""
+"""Find NaN and Inf in weights, and refuse them by name; for numpy arrays and torch tensors
+alike.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +15,9 @@ from clipmerge.errors import CheckpointError
 def is_finite(values: Any) -> bool:
     """Whether no entry is NaN or Inf; empty values are finite."""
     with np.errstate(all="ignore"):
-        # NaN and Inf survive a sum, the cheapest pass there is. If the sum is not finite, entries are checked one by
-        # one, because finite ones may have overflowed: only for NaN and Inf is x - x not zero
+        # NaN and Inf survive a sum, the cheapest pass there is. If the sum is not finite, entries
+        # are checked one by one, because finite ones may have overflowed: only for NaN and Inf is x
+        # - x not zero
         return math.isfinite(float(values.sum())) or bool((values - values == 0).all())
 
 
@@ -22,4 +25,6 @@ def require_finite(values: Any, name: str, source: str) -> None:
     """Refuse a parameter that holds NaN or Inf."""
     if not is_finite(values):
         kind = "NaN" if bool((values != values).any()) else "Inf"
-        raise CheckpointError(f"{source}: tensor {name} holds {kind}; the checkpoint is broken, merge an earlier one")
+        raise CheckpointError(
+            f"{source}: tensor {name} holds {kind}; the checkpoint is broken, merge an earlier one"
+        )

@@ -1,4 +1,6 @@
-"""sha256 of files; hashes of large files are remembered in the user's cache until the file changes."""
+"""sha256 of files; hashes of large files are remembered in the user's cache until the file
+changes.
+"""
 
 from __future__ import annotations
 
@@ -19,19 +21,24 @@ from clipmerge.files.unchanged import state_of
 WINDOW = 32 << 20
 #: Smaller files are hashed faster than their hash is looked up.
 REMEMBERED_BYTES = 16 << 20
-#: A file that changes twice within one tick of the file system's clock keeps its times. So a hash is remembered only if
-#: the file has not changed for longer than any such tick, in nanoseconds; git does the same for its index.
+#: A file that changes twice within one tick of the file system's clock keeps its times. So a hash
+#: is remembered only if the file has not changed for longer than any such tick, in nanoseconds; git
+#: does the same for its index.
 SETTLED_NS = 3_000_000_000
 _abandoned = threading.Event()
 
 
 def abandon() -> None:
-    """Stop all hashing, in other threads too; for a failing process, whose exit would otherwise wait for it."""
+    """Stop all hashing, in other threads too; for a failing process, whose exit would otherwise
+    wait for it.
+    """
     _abandoned.set()
 
 
 def sha256_of(path: Path) -> str:
-    """Hash one file by large mapped windows: between two of them a thread waits for the interpreter lock."""
+    """Hash one file by large mapped windows: between two of them a thread waits for the interpreter
+    lock.
+    """
     digest = hashlib.sha256()
     with path.open("rb") as file:
         size = os.fstat(file.fileno()).st_size
@@ -49,9 +56,9 @@ def sha256_of(path: Path) -> str:
 def remembered_sha256(path: Path) -> str:
     """Hash one file, unless it was hashed before and has not changed since.
 
-    A file is unchanged if its device, inode, size, time of modification and time of status change are the same; the
-    system sets the last at every write, and programs cannot set it back. A cache that cannot be read or written costs
-    only time.
+    A file is unchanged if its device, inode, size, time of modification and time of status change
+    are the same; the system sets the last at every write, and programs cannot set it back. A cache
+    that cannot be read or written costs only time.
     """
     before = state_of(path)
     if before["size"] < REMEMBERED_BYTES:
@@ -59,7 +66,10 @@ def remembered_sha256(path: Path) -> str:
     entry = None
     # RuntimeError: a user without a home
     with contextlib.suppress(OSError, RuntimeError, ValueError, TypeError, KeyError):
-        entry = user_cache("hashes") / f"{hashlib.sha256(os.fsencode(path.resolve())).hexdigest()[:32]}.json"
+        entry = (
+            user_cache("hashes")
+            / f"{hashlib.sha256(os.fsencode(path.resolve())).hexdigest()[:32]}.json"
+        )
         record = json.loads(entry.read_text(encoding="ascii"))
         if record["state"] == before:
             return str(record["sha256"])

@@ -1,7 +1,7 @@
 """All limits on the size, cost and time of files and answers from outside, in one place.
 
-Each limit is far above the needs of real checkpoints and data sets. Exceeding one is an error of one line that names
-the limit. docs/reliability.md lists them for users.
+Each limit is far above the needs of real checkpoints and data sets. Exceeding one is an error of
+one line that names the limit. docs/reliability.md lists them for users.
 """
 
 from __future__ import annotations
@@ -11,15 +11,19 @@ MIB = 1 << 20
 # Texts and JSON: configurations, indices, class names, records, evaluations
 #: Bytes of a JSON file.
 LARGEST_JSON = 64 * MIB
-#: Values in a JSON file, counted by its commas and opening brackets: a short text can make a large object.
+#: Values in a JSON file, counted by its commas and opening brackets: a short text can make a large
+#: object.
 MOST_VALUES = 2_500_000
-#: Values in a plan or a record, some of which become objects; those of a large CLIP have some 20,000.
+#: Values in a plan or a record, some of which become objects; those of a large CLIP have some
+#: 20,000.
 MOST_RECORD_VALUES = 250_000
-#: Layers in a plan or a record; those of a large CLIP are some 100. A page draws a bar for each measured number.
+#: Layers in a plan or a record; those of a large CLIP are some 100. A page draws a bar for each
+#: measured number.
 MOST_LAYERS = 1000
 #: Measured numbers in a record: layers times statistics; a large CLIP has some 1000.
 MOST_MEASURED = 10_000
-#: Digits of a whole number in JSON or YAML; longer ones take quadratic time. Tokenizers write one of 31.
+#: Digits of a whole number in JSON or YAML; longer ones take quadratic time. Tokenizers write one
+#: of 31.
 MOST_DIGITS = 100
 #: Bytes of a text file: class names, a list, a data set's card.
 LARGEST_TEXT = 16 * MIB
@@ -41,12 +45,15 @@ MOST_DIMENSIONS = 64
 LONGEST_NAME = 1000
 #: Bytes of the pickle in a file that torch.save wrote; the tensors are stored outside the pickle.
 LARGEST_PICKLE = 64 * MIB
-#: Largest ratio of the bytes spanned by all tensors to the bytes in the file; it is two if all weights are tied.
+#: Largest ratio of the bytes spanned by all tensors to the bytes in the file; it is two if all
+#: weights are tied.
 MOST_SHARING = 8
-#: Patterns over module names in an adapter's configuration; and characters, groups, repeats and choices in one.
+#: Patterns over module names in an adapter's configuration; and characters, groups, repeats and
+#: choices in one.
 MOST_PATTERNS, LONGEST_PATTERN, MOST_GROUPS, MOST_REPEATS, MOST_CHOICES = 1000, 500, 3, 2, 64
 
-#: A model built from a configuration has at most this many times as many numbers as its weight files, plus this many.
+#: A model built from a configuration has at most this many times as many numbers as its weight
+#: files, plus this many.
 MOST_TIMES_THE_WEIGHTS, MOST_SPARE_NUMBERS = 4, 1 << 24
 #: Pixels of one side of a model's input images, according to its image processor.
 LARGEST_SIDE = 2048
@@ -62,15 +69,15 @@ MOST_PROMPTS = 2_000_000
 LARGEST_IMAGE = 256 * MIB
 #: Pixels of an image; 8192 times 8192.
 MOST_PIXELS = 1 << 26
-#: How many times one side of an image may be as long as the other: a processor makes the shorter one some hundred
-#: pixels long.
+#: How many times one side of an image may be as long as the other: a processor makes the shorter
+#: one some hundred pixels long.
 MOST_STRETCHED = 30
 #: Number of scans over the whole image, as in progressive JPEGs; real ones have about ten.
 MOST_SCANS = 50
 #: Images of one source.
 MOST_IMAGES = 3_000_000
-#: Bytes of images from Parquet held at once, or declared for one row group, if that is more than `MOST_INFLATION`
-#: times the file.
+#: Bytes of images from Parquet held at once, or declared for one row group, if that is more than
+#: `MOST_INFLATION` times the file.
 LARGEST_HELD = 512 * MIB
 #: Bytes of a label in a tar archive: a number, a name, a JSON object.
 LARGEST_LABEL = MIB

@@ -27,11 +27,15 @@ def recipe_names() -> tuple[str, ...]:
 
 
 def local_path(source: str) -> Path:
-    """The path of a source on disk, with ``~`` and ``~user`` expanded; an unknown home is left unchanged."""
+    """The path of a source on disk, with ``~`` and ``~user`` expanded; an unknown home is left
+    unchanged.
+    """
     path = Path(source)
     try:
         return path.expanduser()
-    except RuntimeError:  # no such user, or no home folder, as in containers that run under a numeric user
+    except (
+        RuntimeError
+    ):  # no such user, or no home folder, as in containers that run under a numeric user
         return path
 
 
@@ -51,5 +55,7 @@ def split_part(source: str) -> tuple[str, str | None]:
 
 
 def is_there(source: str) -> bool:
-    """Whether a source exists at its path or in the working folder; the name of a part is ignored."""
+    """Whether a source exists at its path or in the working folder; the name of a part is
+    ignored.
+    """
     return local_path(split_part(source)[0]).exists()

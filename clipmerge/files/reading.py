@@ -1,7 +1,8 @@
 """Read small files from outside: only regular files, up to a size, parsed within limits.
 
-Opening a pipe can block, a device never ends, and a few kilobytes of JSON can fill the memory or keep a processor busy
-for minutes. Every failure is an `Unreadable` with the reason, to be written after a file's name.
+Opening a pipe can block, a device never ends, and a few kilobytes of JSON can fill the memory or
+keep a processor busy for minutes. Every failure is an `Unreadable` with the reason, to be written
+after a file's name.
 """
 
 from __future__ import annotations
@@ -94,7 +95,9 @@ def parse_json(text: str, *, pairs: PairsHook | None = None, halves: bool = Fals
 
 
 def parse_yaml(text: str) -> Any:
-    """Parse YAML from outside; an alias (*name) could expand to very much, so it is not followed."""
+    """Parse YAML from outside; an alias (*name) could expand to very much, so it is not
+    followed.
+    """
     import yaml
 
     loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)

@@ -1,7 +1,7 @@
 """Read, check and write the header of a safetensors file, without touching the weights.
 
-The safetensors library checks the header. A Git-LFS pointer and a pickle, which it cannot tell apart, are recognised
-before that: a user needs to know which one it is, and what to do.
+The safetensors library checks the header. A Git-LFS pointer and a pickle, which it cannot tell
+apart, are recognised before that: a user needs to know which one it is, and what to do.
 """
 
 from __future__ import annotations
@@ -37,7 +37,9 @@ DTYPES: dict[str, tuple[str, int]] = {
 }
 FLOATS = frozenset({"F64", "F32", "BF16", "F16"})
 #: numpy dtype of the stored bytes by safetensors dtype; numpy has no bfloat16, so its bits are kept
-STORED: dict[str, str] = {name: {"BF16": "uint16"}.get(name, torch_name) for name, (torch_name, _) in DTYPES.items()}
+STORED: dict[str, str] = {
+    name: {"BF16": "uint16"}.get(name, torch_name) for name, (torch_name, _) in DTYPES.items()
+}
 
 _LFS_POINTER = b"version https://git-lfs"
 #: Suffixes of PyTorch files.
@@ -67,14 +69,16 @@ class TensorEntry:
 
 
 def is_pickle(path: Path) -> bool:
-    """Whether a file is a PyTorch file, by its first bytes, or by its suffix if they are not conclusive."""
+    """Whether a file is a PyTorch file, by its first bytes, or by its suffix if they are not
+    conclusive.
+    """
     try:
         with open_regular(path) as file:
             start = file.read(len(_LFS_POINTER))
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror or error})") from None
-    # as the length of a header, the first bytes of both kinds of pickle are an absurd number; but 0x80 0x02 followed
-    # by zeros is a header of 640 bytes
+    # as the length of a header, the first bytes of both kinds of pickle are an absurd number; but
+    # 0x80 0x02 followed by zeros is a header of 640 bytes
     is_header = int.from_bytes(start[:8], "little") <= LARGEST_HEADER and start[8:9] == b"{"
     if is_header or start == _LFS_POINTER:
         return False
@@ -87,36 +91,48 @@ def read_header(path: Path) -> dict[str, TensorEntry]:
 
     try:
         if is_pickle(path):
-            raise CheckpointError(f"{path}: is a pickle instead of safetensors; give the file itself, or remove it")
+            raise CheckpointError(
+                f"{path}: is a pickle instead of safetensors; give the file itself, or remove it"
+            )
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
             raw = file.read(min(length, LARGEST_HEADER))
         if raw.startswith(_LFS_POINTER[8:]):
             raise CheckpointError(
-                f"{path}: is a Git-LFS pointer, not the weights; run `git lfs pull` in its repository, "
-                "or give the Hub id instead of the clone"
+                f"{path}: is a Git-LFS pointer, not the weights; run `git lfs pull` in its"
+                " repository, or give the Hub id instead of the clone"
             )
         if not raw or length > LARGEST_HEADER:
             size = path.stat().st_size
             raise CheckpointError(
-                f"{path}: is not a safetensors file ({size} bytes, no valid header); download or copy it again"
+                f"{path}: is not a safetensors file ({size} bytes, no valid header); download or"
+                " copy it again"
             )
-        with safe_open(path, framework="numpy"):  # checks that the tensors fill the file, one after another
+        with safe_open(
+            path, framework="numpy"
+        ):  # checks that the tensors fill the file, one after another
             header = parse_json(raw.decode("utf-8"), pairs=partial(unique_keys, path))
     except SafetensorError as error:
         reason = str(error).removeprefix("Error while deserializing header: ")
-        raise CheckpointError(f"{path}: is truncated or damaged ({reason}); download or copy it again") from None
+        raise CheckpointError(
+            f"{path}: is truncated or damaged ({reason}); download or copy it again"
+        ) from None
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path}: its header cannot be read ({error})") from None
     header.pop("__metadata__", None)
     check_names(path, header)
     entries = {}
     for name, described in header.items():
-        dtype, shape, (begin, end) = described["dtype"], tuple(described["shape"]), described["data_offsets"]
+        dtype, shape, (begin, end) = (
+            described["dtype"],
+            tuple(described["shape"]),
+            described["data_offsets"],
+        )
         if dtype not in DTYPES or len(shape) > MOST_DIMENSIONS:
             raise CheckpointError(
-                f"{path}: {name} has dtype {dtype} and {len(shape)} dimensions; clipmerge merges "
-                f"{', '.join(sorted(FLOATS))} of at most {MOST_DIMENSIONS}. Dequantise the checkpoint first"
+                f"{path}: {name} has dtype {dtype} and {len(shape)} dimensions; clipmerge merges"
+                f" {', '.join(sorted(FLOATS))} of at most {MOST_DIMENSIONS}. Dequantise the"
+                " checkpoint first"
             )
         entries[name] = TensorEntry(path, dtype, shape, 8 + length + begin, 8 + length + end)
     return entries
@@ -125,12 +141,18 @@ def read_header(path: Path) -> dict[str, TensorEntry]:
 def check_names(path: Path, names: Collection[str]) -> None:
     """Refuse more tensors or longer names than any CLIP has, because both cost time and memory."""
     if len(names) > MOST_TENSORS:
-        raise CheckpointError(f"{path}: holds {len(names)} tensors, more than {MOST_TENSORS}; it is not a CLIP")
+        raise CheckpointError(
+            f"{path}: holds {len(names)} tensors, more than {MOST_TENSORS}; it is not a CLIP"
+        )
     if any(len(name) > LONGEST_NAME for name in names):
-        raise CheckpointError(f"{path}: a tensor's name has more than {LONGEST_NAME} characters; the file is damaged")
+        raise CheckpointError(
+            f"{path}: a tensor's name has more than {LONGEST_NAME} characters; the file is damaged"
+        )
 
 
-def header_bytes(tensors: Mapping[str, tuple[str, Sequence[int]]], metadata: Mapping[str, str]) -> bytes:
+def header_bytes(
+    tensors: Mapping[str, tuple[str, Sequence[int]]], metadata: Mapping[str, str]
+) -> bytes:
     """Make the header of a file whose tensors follow one another in the given order."""
     header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     offset = 0
@@ -148,6 +170,8 @@ def unique_keys(path: Path, pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
     result: dict[str, Any] = {}
     for key, value in pairs:
         if key in result:
-            raise CheckpointError(f"{path}: key '{key}' occurs twice; the file is damaged, save it again")
+            raise CheckpointError(
+                f"{path}: key '{key}' occurs twice; the file is damaged, save it again"
+            )
         result[key] = value
     return result

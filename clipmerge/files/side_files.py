@@ -1,8 +1,10 @@
-"""Side files that are copied along with the weights: only those that loaders read, without private fields.
+"""Side files that are copied along with the weights: only those that loaders read, without private
+fields.
 
-A stranger's folder may contain a link to somebody's keys under the name of a vocabulary, and the user's own may contain
-notes and passwords. So only files with the names listed here are copied, only regular ones inside the folder, and JSON
-loses the fields with paths on the machine that saved it.
+A stranger's folder may contain a link to somebody's keys under the name of a vocabulary, and the
+user's own may contain notes and passwords. So only files with the names listed here are copied,
+only regular ones inside the folder, and JSON loses the fields with paths on the machine that saved
+it.
 """
 
 from __future__ import annotations
@@ -18,50 +20,91 @@ from clipmerge.files.limits import LARGEST_SIDE_FILE
 from clipmerge.files.reading import parse_json, read_bytes, read_json, refusing
 
 #: Vocabularies: a folder with one of these has a tokenizer.
-VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "spiece.model", "sentencepiece.bpe.model")
+VOCABULARIES = (
+    "tokenizer.json",
+    "vocab.json",
+    "vocab.txt",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+)
 #: Files of an image processor, the one that is read first in front.
 PROCESSORS = ("preprocessor_config.json", "processor_config.json")
 #: All files that a tokenizer may consist of.
 TOKENIZER_FILES = (
     *VOCABULARIES,
-    *("merges.txt", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+    "merges.txt",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
 )
-#: Files that transformers, tokenizers and open_clip read beside weights, and files that licences require to be passed
-#: on.
+#: Files that transformers, tokenizers and open_clip read beside weights, and files that licences
+#: require to be passed on.
 SIDE_FILES = frozenset(
     {
-        *("config.json", "open_clip_config.json", "generation_config.json"),
-        *(*PROCESSORS, "video_preprocessor_config.json"),
+        "config.json",
+        "open_clip_config.json",
+        "generation_config.json",
+        *PROCESSORS,
+        "video_preprocessor_config.json",
         *TOKENIZER_FILES,
         "tokenizer.model",
-        *("chat_template.jinja", "chat_template.json"),
-        *(f"{name}{suffix}" for name in ("LICENSE", "LICENCE", "NOTICE", "COPYING") for suffix in ("", ".txt", ".md")),
+        "chat_template.jinja",
+        "chat_template.json",
+        *(
+            f"{name}{suffix}"
+            for name in ("LICENSE", "LICENCE", "NOTICE", "COPYING")
+            for suffix in ("", ".txt", ".md")
+        ),
     }
 )
 #: Text after the names of such files in a note; notes are published without the names.
 NOT_COPIED = "not copied: "
-#: Where a path may begin in a text, and the beginnings of paths on somebody's machine; `/x` alone may be a token.
+#: Where a path may begin in a text, and the beginnings of paths on somebody's machine; `/x` alone
+#: may be a token.
 PATH_STARTS = r"(?:(?<=[\s\"'`=(,;:])|^)"
-MACHINE_PATH = r"~[\w.\-]*[\\/]|[A-Za-z]:[\\/]|\\\\|\.\.?[\\/](?=\w)|\$\{?[A-Za-z_]\w*\}?[\\/]|%\w+%[\\/]"
+MACHINE_PATH = (
+    r"~[\w.\-]*[\\/]|[A-Za-z]:[\\/]|\\\\|\.\.?[\\/](?=\w)|\$\{?[A-Za-z_]\w*\}?[\\/]|%\w+%[\\/]"
+)
 _WITHIN = re.compile(rf"{PATH_STARTS}(?:{MACHINE_PATH}|/[^/\s][^/\n]*/|file:)")
 _TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{12,}")
 _SECRET = re.compile(rb"\bhf_[A-Za-z0-9]{30,}|-----BEGIN [A-Z ]*PRIVATE KEY-----")
 # Files in which any text may be a word of a vocabulary, and a field in which any text may be code.
 _WORDS = frozenset({"tokenizer.json", "vocab.json", "added_tokens.json"})
 _PROGRAM = "chat_template"
-# OpenCLIP builds a text tower of transformers from this name, which may be a folder. It is copied but not published.
+# OpenCLIP builds a text tower of transformers from this name, which may be a folder. It is copied
+# but not published.
 _NEEDED = ("hf_model_name",)
-# Fields with paths on the machine where a model was saved, which no loader needs; and with code that is not copied.
+# Fields with paths on the machine where a model was saved, which no loader needs; and with code
+# that is not copied.
 _PLACES = frozenset(
     {
-        *("_name_or_path", "name_or_path", "special_tokens_map_file", "tokenizer_file", "vocab_file", "merges_file"),
-        *("added_tokens_file", "tokenizer_config_file", "chat_template_file", "cache_dir", "_commit_hash"),
-        *("auto_map", "custom_pipelines"),
+        "_name_or_path",
+        "name_or_path",
+        "special_tokens_map_file",
+        "tokenizer_file",
+        "vocab_file",
+        "merges_file",
+        "added_tokens_file",
+        "tokenizer_config_file",
+        "chat_template_file",
+        "cache_dir",
+        "_commit_hash",
+        "auto_map",
+        "custom_pipelines",
     }
 )
 # Fields with secrets; in a vocabulary, the same names are words with numbers.
 _SECRETS = frozenset(
-    {"token", "use_auth_token", "hub_token", "hf_token", "api_key", "access_token", "password", "secret"}
+    {
+        "token",
+        "use_auth_token",
+        "hub_token",
+        "hf_token",
+        "api_key",
+        "access_token",
+        "password",
+        "secret",
+    }
 )
 
 
@@ -70,9 +113,11 @@ class NotJsonError(CheckpointError):
 
 
 def inside(folder: Path, name: str) -> Path | None:
-    """Find a regular file of a folder, links resolved; ``None`` if there is none, or it is elsewhere.
+    """Find a regular file of a folder, links resolved; ``None`` if there is none, or it is
+    elsewhere.
 
-    A link is allowed if it stays in the folder, or leads from a snapshot of the Hub's cache to the cache's own blobs.
+    A link is allowed if it stays in the folder, or leads from a snapshot of the Hub's cache to the
+    cache's own blobs.
     """
     path = folder / name
     try:
@@ -82,14 +127,22 @@ def inside(folder: Path, name: str) -> Path | None:
 
 
 def lies_in(folder: Path, path: Path) -> bool:
-    """Whether a path, with links resolved, is in a folder, or in the blobs of the Hub's cache for that snapshot."""
+    """Whether a path, with links resolved, is in a folder, or in the blobs of the Hub's cache for
+    that snapshot.
+    """
     home = folder.resolve()
     try:
         target = path.resolve(strict=True)
-    except (OSError, RuntimeError, ValueError):  # RuntimeError: links in a circle, until Python 3.13
+    except (
+        OSError,
+        RuntimeError,
+        ValueError,
+    ):  # RuntimeError: links in a circle, until Python 3.13
         return False
     for snapshots in home.parents:  # models--ORG--NAME/snapshots/COMMIT
-        if snapshots.name == "snapshots" and snapshots.parent.name.startswith(("models--", "datasets--")):
+        if snapshots.name == "snapshots" and snapshots.parent.name.startswith(
+            ("models--", "datasets--")
+        ):
             blobs = snapshots.parent / "blobs"
             return home in target.parents or (blobs in target.parents and not blobs.is_symlink())
     return home in target.parents
@@ -99,23 +152,35 @@ def require_inside(folder: Path, name: str) -> Path | None:
     """Find a regular file that is needed, if there is one; a link out of the folder is an error."""
     file, path = inside(folder, name), folder / name
     if file is None and path.is_symlink() and path.exists():
-        raise CheckpointError(f"{path}: is a link out of its folder, to {path.resolve()}; put the file itself there")
+        raise CheckpointError(
+            f"{path}: is a link out of its folder, to {path.resolve()}; put the file itself there"
+        )
     return file
 
 
 def copy_side_file(source: Path, target: Path) -> None:
-    """Copy one file; JSON loses the fields with paths on the machine that saved it, unless a loader needs them."""
+    """Copy one file; JSON loses the fields with paths on the machine that saved it, unless a loader
+    needs them.
+    """
     target.write_bytes(side_file_bytes(source, target.name, kept=_NEEDED))
 
 
 def side_file_bytes(source: Path, name: str, *, kept: Container[str] = ()) -> bytes:
-    """Read the content of one file to pass on; JSON loses the fields with paths on the machine that saved it."""
+    """Read the content of one file to pass on; JSON loses the fields with paths on the machine that
+    saved it.
+    """
     with refusing(CheckpointError, f"{source}: cannot be read"):
         content = read_bytes(source, LARGEST_SIDE_FILE)
     try:
-        return _without_places(content, kept, words=name in _WORDS) if name.endswith(".json") else content
+        return (
+            _without_places(content, kept, words=name in _WORDS)
+            if name.endswith(".json")
+            else content
+        )
     except ValueError as error:  # it could hold anything, and loaders do not read it
-        raise NotJsonError(f"{source}: cannot be read as JSON ({error}); repair or remove it") from None
+        raise NotJsonError(
+            f"{source}: cannot be read as JSON ({error}); repair or remove it"
+        ) from None
 
 
 def holds_a_secret(content: bytes) -> bool:
@@ -136,16 +201,24 @@ def _without_places(content: bytes, kept: Container[str], *, words: bool) -> byt
 
     data = parse_json(content.decode("utf-8-sig"), pairs=built, halves=True)
     cleaned = without_places(data, kept, words=words)
-    return content if cleaned == data and not repeated else f"{json.dumps(cleaned, indent=2)}\n".encode()
+    return (
+        content
+        if cleaned == data and not repeated
+        else f"{json.dumps(cleaned, indent=2)}\n".encode()
+    )
 
 
 def without_places(data: Any, kept: Container[str] = (), *, words: bool = False) -> Any:
-    """Copy a JSON value without paths on the machine that saved it, tokens of the Hub, and references to code.
+    """Copy a JSON value without paths on the machine that saved it, tokens of the Hub, and
+    references to code.
 
-    Fields are recognised by their names, or by a text with an absolute path; fields in ``kept`` stay with any value.
+    Fields are recognised by their names, or by a text with an absolute path; fields in ``kept``
+    stay with any value.
     """
     if isinstance(data, dict):
-        named_so = _PLACES | {key for key, value in data.items() if key in _SECRETS and isinstance(value, str)}
+        named_so = _PLACES | {
+            key for key, value in data.items() if key in _SECRETS and isinstance(value, str)
+        }
         names = (key for key in data if key not in named_so and (words or not _is_private(key)))
         return {
             key: without_places(data[key], kept, words=words)
@@ -153,7 +226,11 @@ def without_places(data: Any, kept: Container[str] = (), *, words: bool = False)
             if key in kept or key == _PROGRAM or not _is_private(data[key])
         }
     if isinstance(data, list):
-        return [without_places(value, kept, words=words) for value in data if words or not _is_private(value)]
+        return [
+            without_places(value, kept, words=words)
+            for value in data
+            if words or not _is_private(value)
+        ]
     return data
 
 

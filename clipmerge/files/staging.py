@@ -1,4 +1,6 @@
-"""Write output beside its place, sync it, then rename it, so that it is written completely or not at all."""
+"""Write output beside its place, sync it, then rename it, so that it is written completely or not
+at all.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,9 @@ from clipmerge.errors import OutputError
 
 try:
     import fcntl
-except ImportError:  # pragma: no cover - Windows, where stale stages are left for the user to delete
+except (
+    ImportError
+):  # pragma: no cover - Windows, where stale stages are left for the user to delete
     fcntl = None  # type: ignore[assignment]
 
 #: The record in every output folder, which identifies it.
@@ -57,7 +61,9 @@ def remember_checked(*outputs: Path) -> None:
 
 
 def _identity(path: Path) -> _Identity:
-    """Identify a folder or file by its status and the records in it, to notice if another one takes its place."""
+    """Identify a folder or file by its status and the records in it, to notice if another one takes
+    its place.
+    """
     found: list[tuple[int, int, int, int] | None] = []
     for location in (path, *(path / name for name in _MARKERS)):
         try:
@@ -65,7 +71,9 @@ def _identity(path: Path) -> _Identity:
         except OSError:
             found.append(None)
             continue
-        is_folder = stat.S_ISDIR(status.st_mode)  # a folder's size and time change when other files are added
+        is_folder = stat.S_ISDIR(
+            status.st_mode
+        )  # a folder's size and time change when other files are added
         size, modified = (0, 0) if is_folder else (status.st_size, status.st_mtime_ns)
         found.append((status.st_dev, status.st_ino, size, modified))
     return tuple(found)
@@ -74,26 +82,37 @@ def _identity(path: Path) -> _Identity:
 def staged(output: Path, *, overwrite: bool = False) -> AbstractContextManager[Path]:
     """Yield a folder to write into, and move it to ``output`` if the block succeeds.
 
-    However the process ends, ``output`` is absent, the old one, or the complete new one. Stages left by a killed run
-    are removed by the next run with the same output: not every network disk shows the locks of other machines.
+    However the process ends, ``output`` is absent, the old one, or the complete new one. Stages
+    left by a killed run are removed by the next run with the same output: not every network disk
+    shows the locks of other machines.
     """
     target = output.resolve()  # a link stays a link: its target is replaced
     expected = _checked.pop(target, None) or _identity(target)
-    return _stage(output, target, partial(_move_in, target=target, expected=expected, overwrite=overwrite))
+    return _stage(
+        output, target, partial(_move_in, target=target, expected=expected, overwrite=overwrite)
+    )
 
 
 def refuse_link(output: Path) -> None:
     """Refuse a link as an output file, because a plan's tensors are found beside its path."""
     if output.is_symlink():
-        raise OutputError(f"{output}: is a link to {output.readlink()}; give the file itself as --output")
+        raise OutputError(
+            f"{output}: is a link to {output.readlink()}; give the file itself as --output"
+        )
 
 
 def staged_files(output: Path) -> AbstractContextManager[Path]:
-    """Yield a folder to write files into; they are synced and moved beside ``output`` if the block succeeds."""
+    """Yield a folder to write files into; they are synced and moved beside ``output`` if the block
+    succeeds.
+    """
     refuse_link(output)
     target = output.resolve()
     expected = {target: _identity(target)}
-    expected |= {location: _checked.pop(location) for location in list(_checked) if location.parent == target.parent}
+    expected |= {
+        location: _checked.pop(location)
+        for location in list(_checked)
+        if location.parent == target.parent
+    }
 
     def move(folder: Path) -> None:
         files = sorted(folder.iterdir(), key=lambda file: file.name == target.name)
@@ -107,7 +126,9 @@ def staged_files(output: Path) -> AbstractContextManager[Path]:
 
 @contextlib.contextmanager
 def _stage(output: Path, target: Path, move: Callable[[Path], None]) -> Iterator[Path]:
-    """Yield ``new`` in a hidden, locked folder beside the target, sync and move it; system errors are explained."""
+    """Yield ``new`` in a hidden, locked folder beside the target, sync and move it; system errors
+    are explained.
+    """
     left: list[Path] = []
     with contextlib.ExitStack() as cleanup:
         try:
@@ -134,7 +155,9 @@ def _stage(output: Path, target: Path, move: Callable[[Path], None]) -> Iterator
 
 
 def _remove(stage: Path, left: list[Path]) -> None:
-    with defer_signals():  # users press Ctrl-C twice, and the message promises that nothing was left behind
+    with (
+        defer_signals()
+    ):  # users press Ctrl-C twice, and the message promises that nothing was left behind
         shutil.rmtree(stage, ignore_errors=True)
         if stage.exists():
             left.append(stage)
@@ -142,13 +165,19 @@ def _remove(stage: Path, left: list[Path]) -> None:
 
 @contextlib.contextmanager
 def defer_signals() -> Iterator[None]:
-    """Block Ctrl-C and SIGTERM during a block that must not be interrupted; the first one is sent again after it."""
-    if threading.current_thread() is not threading.main_thread():  # only the main thread is interrupted
+    """Block Ctrl-C and SIGTERM during a block that must not be interrupted; the first one is sent
+    again after it.
+    """
+    if (
+        threading.current_thread() is not threading.main_thread()
+    ):  # only the main thread is interrupted
         yield
         return
     received: list[int] = []
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    ours = {number: handler for number, handler in handlers.items() if handler is not None}  # None: not Python's
+    ours = {
+        number: handler for number, handler in handlers.items() if handler is not None
+    }  # None: not Python's
     try:
         for number in ours:
             signal.signal(number, lambda number, _frame: received.append(number))
@@ -176,11 +205,15 @@ def _parents(folder: Path) -> Iterator[None]:
 
 def _stage_prefix(target: Path) -> str:
     # the hash distinguishes outputs with long names or common beginnings
-    return f".{target.name[:40]}-{hashlib.sha256(os.fsencode(target.name)).hexdigest()[:8]}.clipmerge-"
+    return (
+        f".{target.name[:40]}-{hashlib.sha256(os.fsencode(target.name)).hexdigest()[:8]}.clipmerge-"
+    )
 
 
 def _clear_stale(target: Path) -> None:
-    """Remove stages whose process is gone (their lock is free), and restore an output that they had set aside."""
+    """Remove stages whose process is gone (their lock is free), and restore an output that they had
+    set aside.
+    """
     if fcntl is None:  # pragma: no cover - Windows
         return
     prefix = _stage_prefix(target)
@@ -206,7 +239,11 @@ def _move_in(folder: Path, target: Path, expected: _Identity, *, overwrite: bool
         folder.rename(target)
     except BaseException as error:
         if aside.exists():  # restore it, or put it beside its place if that is taken now
-            location = target if not target.exists() else target.with_name(f"{target.name}.replaced-{os.getpid()}")
+            location = (
+                target
+                if not target.exists()
+                else target.with_name(f"{target.name}.replaced-{os.getpid()}")
+            )
             aside.rename(location)
             if location != target:
                 error.add_note(f"the earlier output is now {location}")
@@ -215,9 +252,12 @@ def _move_in(folder: Path, target: Path, expected: _Identity, *, overwrite: bool
 
 def _require_same(location: Path, expected: _Identity, shown: Path | None = None) -> None:
     if _identity(location) != expected:
-        happened = "appeared" if expected[0] is None else "was replaced or changed by another process"
+        happened = (
+            "appeared" if expected[0] is None else "was replaced or changed by another process"
+        )
         raise OutputError(
-            f"{shown or location}: {happened} while this ran, and was left alone; choose another --output"
+            f"{shown or location}: {happened} while this ran, and was left alone; choose another"
+            " --output"
         )
 
 
@@ -233,7 +273,9 @@ def _sync(path: Path) -> None:
 
 def explain(output: Path, error: OSError, *, left: Iterable[Path] = ()) -> OutputError:
     """Turn a system error into one line."""
-    state = ", ".join([f"{path} was left behind, remove it" for path in left] or ["nothing was left behind"])
+    state = ", ".join(
+        [f"{path} was left behind, remove it" for path in left] or ["nothing was left behind"]
+    )
     state = "; ".join([state, *getattr(error, "__notes__", [])])
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return OutputError(f"{output}: the disk is full; {state}, free some space and run again")

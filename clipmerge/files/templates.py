@@ -14,7 +14,11 @@ _Filter = Callable[..., Any]
 
 
 def render(
-    template: Path, values: Mapping[str, Any], *, html: bool, filters: Mapping[str, _Filter] | None = None
+    template: Path,
+    values: Mapping[str, Any],
+    *,
+    html: bool,
+    filters: Mapping[str, _Filter] | None = None,
 ) -> str:
     """Render a template."""
     environment = _environment(template.parent, html, tuple((filters or {}).items()))
@@ -22,7 +26,9 @@ def render(
 
 
 @lru_cache(maxsize=8)  # keeps the templates compiled
-def _environment(folder: Path, html: bool, filters: tuple[tuple[str, _Filter], ...]) -> jinja2.Environment:
+def _environment(
+    folder: Path, html: bool, filters: tuple[tuple[str, _Filter], ...]
+) -> jinja2.Environment:
     import jinja2
 
     environment = jinja2.Environment(

@@ -1,7 +1,8 @@
 """Refuse inputs that changed while they were read, by their state before and after.
 
-Weights are mapped, not copied (reading them by ``pread`` took 1.6 times the processor time of a merge). A file that is
-overwritten meanwhile gives a mixture of old and new; one that is cut short is found when its next run is read.
+Weights are mapped, not copied (reading them by ``pread`` took 1.6 times the processor time of a
+merge). A file that is overwritten meanwhile gives a mixture of old and new; one that is cut short
+is found when its next run is read.
 """
 
 from __future__ import annotations
@@ -46,12 +47,15 @@ def require_unchanged(files: Iterable[Path]) -> None:
 
 
 def require_whole(mapped: mmap.mmap, file: Path) -> None:
-    """Refuse to read a file that was cut short since it was mapped, which would end the process by a fault."""
+    """Refuse to read a file that was cut short since it was mapped, which would end the process by
+    a fault.
+    """
     if mapped.size() < len(mapped):
         raise _changed(file)
 
 
 def _changed(file: Path) -> CheckpointError:
     return CheckpointError(
-        f"{file}: changed while it was read, or could not be read to its end; run again when nothing writes it"
+        f"{file}: changed while it was read, or could not be read to its end; run again when"
+        " nothing writes it"
     )

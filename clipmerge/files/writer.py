@@ -1,4 +1,6 @@
-"""Write one output file front to back: one block is computed while others are hashed and written to disk."""
+"""Write one output file front to back: one block is computed while others are hashed and written to
+disk.
+"""
 
 from __future__ import annotations
 
@@ -23,15 +25,16 @@ try:
 except ImportError:  # pragma: no cover - Windows, where direct writing is not used
     fcntl = None  # type: ignore[assignment]
 
-# Direct writes, which bypass the page cache, must be aligned to the disk's blocks; no disk has larger blocks than this.
+# Direct writes, which bypass the page cache, must be aligned to the disk's blocks; no disk has
+# larger blocks than this.
 _ALIGNMENT = 4096
 _DIRECT = getattr(os, "O_DIRECT", 0) if fcntl else 0
 # Flushes early, so that the final sync has less to do; macOS and Windows have only fsync.
 _flush = getattr(os, "fdatasync", os.fsync)
 
 
-# Direct writing to a fast disk saves a copy and memory. On a slow disk the file goes through the page cache, because
-# loading the result from the disk would be slow.
+# Direct writing to a fast disk saves a copy and memory. On a slow disk the file goes through the
+# page cache, because loading the result from the disk would be slow.
 BLOCK = 4 << 20  # bytes of a block, a multiple of the disk's alignment
 BLOCKS = 6  # number of blocks in memory
 TIMED = 8  # number of blocks after which the disk is judged
@@ -42,10 +45,14 @@ FLUSH = 256 << 20  # bytes written through the page cache between two requests t
 class OutputFile:
     """A new file of known size; make one with `output_file`."""
 
-    def __init__(self, file: int, threads: contextlib.ExitStack, *, direct: bool, hashed: bool) -> None:
+    def __init__(
+        self, file: int, threads: contextlib.ExitStack, *, direct: bool, hashed: bool
+    ) -> None:
         self._file = file
         self._digest = hashlib.sha256() if hashed else None
-        self._hasher, self._writer, self._flusher = (threads.enter_context(ThreadPoolExecutor(1)) for _ in range(3))
+        self._hasher, self._writer, self._flusher = (
+            threads.enter_context(ThreadPoolExecutor(1)) for _ in range(3)
+        )
         self._direct = direct
         self._quickest = float("inf")
         self._unflushed, self._flushing = 0, self._flusher.submit(lambda: None)
@@ -57,7 +64,9 @@ class OutputFile:
         self._lent: Array | None = None
 
     def room(self, count: int, dtype: str) -> Array:
-        """Return a buffer for the next elements to be appended: 1-D, at least one, at most ``count``."""
+        """Return a buffer for the next elements to be appended: 1-D, at least one, at most
+        ``count``.
+        """
         width = np.dtype(dtype).itemsize
         left = (len(self._block) - self._filled) // width * width
         run = self._block[self._filled : self._filled + min(count * width, left)]
@@ -65,9 +74,13 @@ class OutputFile:
         return self._lent
 
     def append(self, data: Array) -> None:
-        """Write the next elements: 1-D, perhaps the buffer from `room`; they must not be changed afterwards."""
+        """Write the next elements: 1-D, perhaps the buffer from `room`; they must not be changed
+        afterwards.
+        """
         raw = data.view(np.uint8)
-        if data is self._lent and np.shares_memory(data, self._block[self._filled : self._filled + 1]):
+        if data is self._lent and np.shares_memory(
+            data, self._block[self._filled : self._filled + 1]
+        ):
             self._advance(len(raw))
             return
         while len(raw):
@@ -139,7 +152,8 @@ def output_file(path: Path, size: int, *, hashed: bool = True) -> Iterator[Outpu
     file, direct = _open(path, size)
     try:
         disk = shutil.disk_usage(path.parent)
-        # fail now, not after minutes of work, if the disk cannot hold the file; some network file systems report 0 of 0
+        # fail now, not after minutes of work, if the disk cannot hold the file; some network file
+        # systems report 0 of 0
         if size > disk.free and disk.total:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         with contextlib.ExitStack() as threads:

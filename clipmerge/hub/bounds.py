@@ -1,8 +1,9 @@
-"""Bounds on a server's answers, with what the HTTP client offers: timeouts, event hooks, and a stream that counts.
+"""Bounds on a server's answers, with what the HTTP client offers: timeouts, event hooks, and a
+stream that counts.
 
-The client of the Hub waits for some requests without a limit, reads every answer to its end, and builds file names in
-its cache from some headers. A server that is not the Hub, or is broken, could block a command for ever, fill memory, or
-write outside the cache.
+The client of the Hub waits for some requests without a limit, reads every answer to its end, and
+builds file names in its cache from some headers. A server that is not the Hub, or is broken, could
+block a command for ever, fill memory, or write outside the cache.
 """
 
 from __future__ import annotations
@@ -29,13 +30,18 @@ _NOT_THE_HUB = "Check that HF_ENDPOINT is the Hub and that no proxy changes its 
 
 
 def bounded_clients(seconds: float) -> Callable[[], Any]:
-    """Make a factory for `huggingface_hub.set_client_factory`: clients wait ``seconds`` for each part of an answer."""
+    """Make a factory for `huggingface_hub.set_client_factory`: clients wait ``seconds`` for each
+    part of an answer.
+    """
     limits = {"connect": min(seconds, 10.0), "read": seconds, "write": seconds, "pool": seconds}
 
     def before(request: Any) -> None:
-        # for some requests, such as listings, huggingface_hub disables timeouts, against the settings of its client
+        # for some requests, such as listings, huggingface_hub disables timeouts, against the
+        # settings of its client
         given = request.extensions.get("timeout", {})
-        request.extensions["timeout"] = {key: min(limit, given.get(key) or limit) for key, limit in limits.items()}
+        request.extensions["timeout"] = {
+            key: min(limit, given.get(key) or limit) for key, limit in limits.items()
+        }
         if _is_answer(request):  # the size of a compressed answer is not known in advance
             request.headers["accept-encoding"] = "identity"
 
@@ -45,13 +51,19 @@ def bounded_clients(seconds: float) -> Callable[[], Any]:
 
 @functools.cache
 def _own_hooks() -> list[Callable[[Any], None]]:
-    """The hooks of huggingface_hub's own client, which refuse requests when offline; read before our first factory."""
+    """The hooks of huggingface_hub's own client, which refuse requests when offline; read before
+    our first factory.
+    """
     return list(huggingface_hub.get_session().event_hooks["request"])
 
 
 def check_response(response: Any) -> None:
-    """Refuse headers that cannot be the Hub's, and limit the size of an answer that is read into memory as a whole."""
-    where = f"{response.request.url.scheme}://{response.request.url.host}{response.request.url.path}"
+    """Refuse headers that cannot be the Hub's, and limit the size of an answer that is read into
+    memory as a whole.
+    """
+    where = (
+        f"{response.request.url.scheme}://{response.request.url.host}{response.request.url.path}"
+    )
     if "/resolve/" in response.request.url.path:  # the client would use these headers in paths
         for header in _NAMING:
             value = response.headers.get(header)
@@ -62,7 +74,9 @@ def check_response(response: Any) -> None:
             raise HubError(f"{where}: its commit is not a commit hash. {_NOT_THE_HUB}")
     if _is_answer(response.request):
         if response.headers.get("content-encoding", "identity") not in ("identity", ""):
-            raise HubError(f"{where}: its answer is compressed although that was not asked for. {_NOT_THE_HUB}")
+            raise HubError(
+                f"{where}: its answer is compressed although that was not asked for. {_NOT_THE_HUB}"
+            )
         response.stream = _Counted(response.stream, where)
 
 
@@ -83,7 +97,8 @@ class _Counted(httpx.SyncByteStream):  # type: ignore[misc]
             count += len(chunk)
             if count > LARGEST_ANSWER:
                 raise HubError(
-                    f"{self._where}: its answer is larger than {format_size(LARGEST_ANSWER)}. {_NOT_THE_HUB}"
+                    f"{self._where}: its answer is larger than {format_size(LARGEST_ANSWER)}."
+                    f" {_NOT_THE_HUB}"
                 )
             yield chunk
 
@@ -97,11 +112,19 @@ def check_listing(where: str, names: Iterable[str], most: int) -> None:
     listed = list(names)
     if len(listed) > most:
         raise HubError(
-            f"{where}: lists {len(listed)} files, more than {most}. Download those you need and give a folder."
+            f"{where}: lists {len(listed)} files, more than {most}. Download those you need and"
+            " give a folder."
         )
     for name in listed:
         parts = name.split("/")
-        if not name or name.startswith("/") or "\\" in name or any(part in ("", ".", "..") for part in parts):
-            raise HubError(f"{where}: lists a file outside the repository, {name!r}. {_NOT_THE_HUB}")
+        if (
+            not name
+            or name.startswith("/")
+            or "\\" in name
+            or any(part in ("", ".", "..") for part in parts)
+        ):
+            raise HubError(
+                f"{where}: lists a file outside the repository, {name!r}. {_NOT_THE_HUB}"
+            )
         if not is_utf8(name):
             raise HubError(f"{where}: lists a file whose name is not UTF-8, {name!r}.")

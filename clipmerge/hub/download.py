@@ -1,9 +1,9 @@
 """Reading models from the Hugging Face Hub: names, commits, files.
 
-A revision is resolved to a commit first, and only the commit is used from then on: the client's own download
-silently falls back to a stale cache when the Hub does not answer. Every request has a timeout
-(``CLIPMERGE_HUB_TIMEOUT`` seconds, 60 by default) and the client gives up after six tries, so a call takes at most
-about seven minutes, and usually no time at all.
+A revision is resolved to a commit first, and only the commit is used from then on: the client's own
+download silently falls back to a stale cache when the Hub does not answer. Every request has a
+timeout (``CLIPMERGE_HUB_TIMEOUT`` seconds, 60 by default) and the client gives up after six tries,
+so a call takes at most about seven minutes, and usually no time at all.
 """
 
 from __future__ import annotations
@@ -55,7 +55,9 @@ class Snapshot:
     """A repository at one commit, whose files lie in the Hub's cache once they are downloaded."""
 
     hub_id: HubId  # its revision is the commit
-    note: str | None = None  # says that the Hub was not asked; then only files in the cache are used
+    note: str | None = (
+        None  # says that the Hub was not asked; then only files in the cache are used
+    )
     files: tuple[str, ...] = dataclasses.field(default=(), repr=False)
 
     @property
@@ -73,7 +75,9 @@ class Snapshot:
         return [name for name in names if not (self.folder / name).is_file()]
 
     def download(self, names: Iterable[str]) -> Path:
-        """Download files into the cache, and return their folder; if the Hub was not asked, only look them up."""
+        """Download files into the cache, and return their folder; if the Hub was not asked, only
+        look them up.
+        """
         import huggingface_hub
 
         names = list(names)
@@ -81,17 +85,26 @@ class Snapshot:
         if self.note is None:
             connect()
             where: dict[str, Any] = {"repo_id": self.hub_id.repo_id, "revision": self.revision}
-            where |= {"repo_type": self.hub_id.kind, "allow_patterns": [glob.escape(name) for name in names]}
-            with explained(f"downloading {self.hub_id}", state="What was downloaded is kept for the next run."):
+            where |= {
+                "repo_type": self.hub_id.kind,
+                "allow_patterns": [glob.escape(name) for name in names],
+            }
+            with explained(
+                f"downloading {self.hub_id}", state="What was downloaded is kept for the next run."
+            ):
                 try:
                     patiently(lambda: huggingface_hub.snapshot_download(**where))
                 except FileNotFoundError as error:
                     if error.filename is None:  # the client's own, for what the Hub does not have
                         raise
-                    # a cache without links moves a file out of the blobs, where another thread looks for an equal one
+                    # a cache without links moves a file out of the blobs, where another thread
+                    # looks for an equal one
                     huggingface_hub.snapshot_download(**where, max_workers=1)
         if missing := self.missing(names):
-            raise HubError(f"{self.hub_id}: {shorten(missing)} missing from {self.folder}. Go online and run again.")
+            raise HubError(
+                f"{self.hub_id}: {shorten(missing)} missing from {self.folder}. Go online and run"
+                " again."
+            )
         for name in new:
             _check_content(self.hub_id, name, self.folder / name)
         return self.folder
@@ -105,7 +118,10 @@ def timeout_seconds() -> float:
     except ValueError:
         seconds = 0.0
     if not 0 < seconds < float("inf"):
-        raise HubError(f"CLIPMERGE_HUB_TIMEOUT: {text!r} is not a number of seconds above 0. Unset it or use 60.")
+        raise HubError(
+            f"CLIPMERGE_HUB_TIMEOUT: {text!r} is not a number of seconds above 0. Unset it or"
+            " use 60."
+        )
     return seconds
 
 
@@ -116,7 +132,8 @@ def connect() -> HfApi:
     from clipmerge.hub.bounds import bounded_clients
 
     seconds = timeout_seconds()
-    # hf_xet reads these when it first connects; by default it retries an unreachable store for over six minutes.
+    # hf_xet reads these when it first connects; by default it retries an unreachable store for over
+    # six minutes.
     os.environ.setdefault("HF_XET_CLIENT_RETRY_MAX_DURATION", f"{round(seconds)}s")
     os.environ.setdefault("HF_XET_CLIENT_RETRY_MAX_ATTEMPTS", "3")
     huggingface_hub.set_client_factory(bounded_clients(seconds))
@@ -138,8 +155,8 @@ def patiently(call: Callable[[], T]) -> T:
 def resolve(hub_id: HubId) -> Snapshot:
     """Ask the Hub for the commit of a revision.
 
-    With ``HF_HUB_OFFLINE`` set the cached commit is used and ``note`` says so. If the Hub is down, a cached full
-    sha is used and ``note`` says so too: a commit cannot be stale.
+    With ``HF_HUB_OFFLINE`` set the cached commit is used and ``note`` says so. If the Hub is down,
+    a cached full sha is used and ``note`` says so too: a commit cannot be stale.
     """
     from huggingface_hub import constants
 
@@ -147,13 +164,16 @@ def resolve(hub_id: HubId) -> Snapshot:
         return _cached(hub_id, "HF_HUB_OFFLINE is set")
     api = connect()
     try:
-        info: Any = patiently(lambda: api.repo_info(hub_id.repo_id, revision=hub_id.revision, repo_type=hub_id.kind))
+        info: Any = patiently(
+            lambda: api.repo_info(hub_id.repo_id, revision=hub_id.revision, repo_type=hub_id.kind)
+        )
     except Exception as error:
         sha = _cached_sha(hub_id) if out_of_reach(error) else None
         if sha is not None and hub_id.revision == sha:
             return _cached(hub_id, "the Hub cannot be reached")
         hint = (
-            f"Commit {sha} is cached: pass {hub_id.at(sha)}, or set HF_HUB_OFFLINE=1, to use it unchecked."
+            f"Commit {sha} is cached: pass {hub_id.at(sha)}, or set HF_HUB_OFFLINE=1, to use it"
+            " unchecked."
             if sha is not None
             else ""
         )
@@ -169,14 +189,18 @@ def resolve(hub_id: HubId) -> Snapshot:
 
 
 def fetch(hub_id: HubId) -> Snapshot:
-    """Download the files a merge needs, at one commit, into the Hub cache; a partial download is resumed next time."""
+    """Download the files a merge needs, at one commit, into the Hub cache; a partial download is
+    resumed next time.
+    """
     snapshot = resolve(hub_id)
     try:
         wanted = choose_files(snapshot.files, snapshot.hub_id)
     except CheckpointError as error:
         if snapshot.note is None:
             raise
-        raise HubError(f"{snapshot.hub_id}: its weights are not in the cache. Go online and run again.") from error
+        raise HubError(
+            f"{snapshot.hub_id}: its weights are not in the cache. Go online and run again."
+        ) from error
     snapshot.download(wanted)
     return snapshot
 
@@ -184,8 +208,8 @@ def fetch(hub_id: HubId) -> Snapshot:
 def _check_content(pinned: HubId, name: str, file: Path) -> None:
     """Refuse a file whose bytes differ from the Hub's.
 
-    The snapshot links to a blob named by the hash that the Hub gave. Its content may be stored elsewhere: Xet keeps it
-    once for all repositories, under its own hash.
+    The snapshot links to a blob named by the hash that the Hub gave. Its content may be stored
+    elsewhere: Xet keeps it once for all repositories, under its own hash.
     """
     given = file.readlink().name if file.is_symlink() else ""
     blob = file.resolve()
@@ -193,16 +217,26 @@ def _check_content(pinned: HubId, name: str, file: Path) -> None:
         same = remembered_sha256(blob) == given
     elif FULL_SHA.fullmatch(given):
         data = blob.read_bytes()
-        same = hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest() == given
+        same = (
+            hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
+            == given
+        )
     else:  # a cache without links
         same = True
     if not same:
         blob.unlink(missing_ok=True)
-        raise HubError(f"downloading {pinned}: {name} differs from the file on the Hub and was removed. Run again.")
+        raise HubError(
+            f"downloading {pinned}: {name} differs from the file on the Hub and was removed. Run"
+            " again."
+        )
 
 
-def remote_metadata(pinned: HubId, weights: Sequence[str]) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """Read (safetensors dtype, shape) by name of the tensors in a model's safetensors files, without their content."""
+def remote_metadata(
+    pinned: HubId, weights: Sequence[str]
+) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Read (safetensors dtype, shape) by name of the tensors in a model's safetensors files,
+    without their content.
+    """
     where: dict[str, Any] = {"repo_id": pinned.repo_id, "revision": pinned.revision}
     tensors: dict[str, Any] = {}
     with explained(f"reading the tensor names of {pinned}"):
@@ -216,7 +250,9 @@ def file_sizes(pinned: HubId) -> dict[str, int]:
     """Ask for the sizes of a repository's files."""
     which: dict[str, Any] = {"revision": pinned.revision, "repo_type": pinned.kind}
     with explained(f"reading {pinned}"):
-        info: Any = patiently(lambda: connect().repo_info(pinned.repo_id, files_metadata=True, **which))
+        info: Any = patiently(
+            lambda: connect().repo_info(pinned.repo_id, files_metadata=True, **which)
+        )
     return {item.rfilename: int(item.size or 0) for item in info.siblings or ()}
 
 
@@ -225,7 +261,9 @@ def _storage(hub_id: HubId) -> Path:
     from huggingface_hub import constants
     from huggingface_hub.file_download import repo_folder_name
 
-    return Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=hub_id.repo_id, repo_type=hub_id.kind)
+    return Path(constants.HF_HUB_CACHE) / repo_folder_name(
+        repo_id=hub_id.repo_id, repo_type=hub_id.kind
+    )
 
 
 def _cached_sha(hub_id: HubId) -> str | None:
@@ -240,15 +278,21 @@ def _cached_sha(hub_id: HubId) -> str | None:
 def _cached(hub_id: HubId, why: str) -> Snapshot:
     sha = _cached_sha(hub_id)
     if sha is None:
-        raise HubError(f"reading {hub_id}: {why}, and it is not in the cache. Go online, or pass a folder.")
+        raise HubError(
+            f"reading {hub_id}: {why}, and it is not in the cache. Go online, or pass a folder."
+        )
     folder = Snapshot(hub_id.at(sha)).folder
-    files = tuple(sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()))
+    files = tuple(
+        sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    )
     note = f"{why}: {hub_id} is the cached commit {sha}, not checked against the Hub"
     return Snapshot(hub_id.at(sha), note, files)
 
 
 def _remember(hub_id: HubId, sha: str) -> None:
-    """Record the revision's commit in the cache, as the client does, so that offline use finds it."""
+    """Record the revision's commit in the cache, as the client does, so that offline use finds
+    it.
+    """
     ref = _storage(hub_id) / "refs" / (hub_id.revision or "main")
     if hub_id.revision == sha:
         return
@@ -257,32 +301,40 @@ def _remember(hub_id: HubId, sha: str) -> None:
 
 
 def choose_files(names: Sequence[str], hub_id: HubId) -> list[str]:
-    """Pick the files that a merge needs from a listing: one set of weights, and the small files beside it."""
+    """Pick the files that a merge needs from a listing: one set of weights, and the small files
+    beside it.
+    """
     root = [name for name in names if "/" not in name]
-    side = [name for name in root if name.endswith((".json", ".txt", ".model")) and not name.endswith(".index.json")]
+    side = [
+        name
+        for name in root
+        if name.endswith((".json", ".txt", ".model")) and not name.endswith(".index.json")
+    ]
     return sorted(side + choose_weights(names, hub_id))
 
 
 def choose_weights(names: Sequence[str], hub_id: HubId) -> list[str]:
     """Pick one set of weights from a listing; folders are not searched.
 
-    ``model.safetensors`` is preferred to shards, OpenCLIP's file and an adapter, and all of these to PyTorch's own
-    files. Variants such as ``model.fp16.safetensors`` are never used.
+    ``model.safetensors`` is preferred to shards, OpenCLIP's file and an adapter, and all of these
+    to PyTorch's own files. Variants such as ``model.fp16.safetensors`` are never used.
     """
     root = [name for name in names if "/" not in name]
     if chosen := _first_set(root, _STANDARD_WEIGHTS):
         return chosen
     if "model_index.json" in root:
         raise CheckpointError(
-            f"{hub_id}: is a pipeline of diffusers, whose CLIP is its text encoder; get it with `hf download "
-            f"{hub_id.repo_id} --include 'text_encoder/*' --local-dir DIR`, and give DIR/text_encoder"
+            f"{hub_id}: is a pipeline of diffusers, whose CLIP is its text encoder; get it with `hf"
+            f" download {hub_id.repo_id} --include 'text_encoder/*' --local-dir DIR`, and give"
+            " DIR/text_encoder"
         )
     others = [name for name in root if name.endswith(".safetensors")]
     if len(others) == 1:
         return others
     if others:
         raise CheckpointError(
-            f"{hub_id}: no model.safetensors, but {shorten(others)}. Download one of them and pass that file."
+            f"{hub_id}: no model.safetensors, but {shorten(others)}. Download one of them and pass"
+            " that file."
         )
     if chosen := _first_set(root, _PICKLED_WEIGHTS):
         return chosen
@@ -291,7 +343,9 @@ def choose_weights(names: Sequence[str], hub_id: HubId) -> list[str]:
             f"{hub_id}: no weights under a known name, but {shorten(pickles)}. "
             "Download the one you mean and pass that file."
         )
-    raise CheckpointError(f"{hub_id}: no weights among its {len(root)} files. Pass a model with safetensors.")
+    raise CheckpointError(
+        f"{hub_id}: no weights among its {len(root)} files. Pass a model with safetensors."
+    )
 
 
 def _first_set(root: list[str], sets: Iterable[tuple[str, ...]]) -> list[str]:

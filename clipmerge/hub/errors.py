@@ -1,7 +1,8 @@
 """Errors of the Hugging Face Hub's client, turned into one line that says what to do.
 
-The client raises about twenty classes of its own, two of which wrap the real error, and passes on errors of the
-network library and built-in ones. Only this module knows them, by name and by HTTP status.
+The client raises about twenty classes of its own, two of which wrap the real error, and passes on
+errors of the network library and built-in ones. Only this module knows them, by name and by HTTP
+status.
 """
 
 from __future__ import annotations
@@ -17,12 +18,16 @@ from clipmerge.errors import ClipmergeError, HubError
 
 @contextmanager
 def quiet_client() -> Iterator[None]:
-    """Silence the client's own warnings: they repeat signed upload URLs, and the error says everything else."""
+    """Silence the client's own warnings: they repeat signed upload URLs, and the error says
+    everything else.
+    """
     logger = logging.getLogger("huggingface_hub")
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings():  # httpx2 warns of the way in which the client uploads a file
+        with (
+            warnings.catch_warnings()
+        ):  # httpx2 warns of the way in which the client uploads a file
             warnings.filterwarnings("ignore", "Use 'content=", DeprecationWarning)
             yield
     finally:
@@ -45,10 +50,13 @@ _LOG_IN = "Log in with `hf auth login` or set HF_TOKEN."
 _OTHER_TOKEN = "Use a token that has it, from https://huggingface.co/settings/tokens."
 _TRY_LATER = "The network or the Hub is at fault: try again later."
 
-# Fault and remedy by class name, looked up along the method resolution order: the client's many subclasses, and
-# httpx's change of package, need no imports here.
+# Fault and remedy by class name, looked up along the method resolution order: the client's many
+# subclasses, and httpx's change of package, need no imports here.
 _BY_CLASS = {
-    "GatedRepoError": ("access to it is gated", "Accept its conditions on its Hub page, then log in."),
+    "GatedRepoError": (
+        "access to it is gated",
+        "Accept its conditions on its Hub page, then log in.",
+    ),
     "DisabledRepoError": ("the Hub has disabled it", "Choose another model."),
     "RevisionNotFoundError": ("no such revision", "Check the name after the @."),
     "RepositoryNotFoundError": ("not on the Hub, or private", f"Check the name. {_LOG_IN}"),
@@ -56,7 +64,10 @@ _BY_CLASS = {
     "LocalTokenNotFoundError": ("no token", _LOG_IN),
     "OfflineModeIsEnabled": ("HF_HUB_OFFLINE is set", "Unset it to reach the Hub."),
     "ConnectError": ("the Hub cannot be reached", "Check the connection and HF_ENDPOINT."),
-    "TimeoutException": ("no answer in time", f"{_TRY_LATER} CLIPMERGE_HUB_TIMEOUT sets the seconds to wait."),
+    "TimeoutException": (
+        "no answer in time",
+        f"{_TRY_LATER} CLIPMERGE_HUB_TIMEOUT sets the seconds to wait.",
+    ),
     "TransportError": ("the connection broke", _TRY_LATER),
     "ConnectionError": (
         "the Hub's storage cannot be reached",
@@ -66,7 +77,10 @@ _BY_CLASS = {
         "the answer was not the Hub's",
         "A proxy or a login page may have answered: check the connection and HF_ENDPOINT.",
     ),
-    "SafetensorsParsingError": ("a safetensors header cannot be read", "The file is damaged: upload it again."),
+    "SafetensorsParsingError": (
+        "a safetensors header cannot be read",
+        "The file is damaged: upload it again.",
+    ),
     "LocalEntryNotFoundError": ("it cannot be read from the Hub and is not cached", _TRY_LATER),
 }
 _BY_STATUS = {

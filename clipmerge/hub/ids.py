@@ -70,6 +70,8 @@ def parse_dataset(source: str) -> DatasetId:
     match = _SOURCE.fullmatch(source)
     hub_id = parse_hub_id(match["id"], kind="dataset") if match else None
     if match is None or hub_id is None:
-        raise DataError(f"{source}: not a dataset on the Hub; write {PREFIX}ORG/NAME[@REVISION][:SPLIT]")
+        raise DataError(
+            f"{source}: not a dataset on the Hub; write {PREFIX}ORG/NAME[@REVISION][:SPLIT]"
+        )
     config, _, split = (match["split"] or "").rpartition("/")
     return DatasetId(hub_id, config or None, split or None)

@@ -1,4 +1,6 @@
-"""Labelled images: one file per kind of source; `dataset` loads them, `batches` preprocesses them."""
+"""Labelled images: one file per kind of source; `dataset` loads them, `batches` preprocesses
+them.
+"""
 
 from clipmerge.images.columns import Columns
 from clipmerge.images.store import Encoded, Labelled, Store

@@ -23,7 +23,8 @@ from clipmerge.images.store import Encoded, Pixels, Store
 T = TypeVar("T")
 # More threads than this do not decode faster: part of Pillow's work holds Python's lock.
 _MOST_WORKERS = 16
-# A batch is the unit of the bootstrap, so there should be a few of them even when images are scarce.
+# A batch is the unit of the bootstrap, so there should be a few of them even when images are
+# scarce.
 _LARGEST_BATCH = 128
 _FEWEST_BATCHES = 8
 
@@ -69,13 +70,17 @@ def read_batches(
     share: tuple[int, int] = (0, 1),
     skipped: Container[int] = (),
 ) -> Iterator[Batch]:
-    """Decode and preprocess this process's batches in their order, on the CPU; the next one while this one is used.
+    """Decode and preprocess this process's batches in their order, on the CPU; the next one while
+    this one is used.
 
-    One thread reads the encoded images of a batch, several decode and preprocess them one by one, so that at most two
-    batches of pixels, and as many decoded images as there are threads, are in memory. ``share`` is this process's index
-    and the number of processes; batches are dealt out in turn, and those whose numbers are ``skipped`` not decoded.
+    One thread reads the encoded images of a batch, several decode and preprocess them one by one,
+    so that at most two batches of pixels, and as many decoded images as there are threads, are in
+    memory. ``share`` is this process's index and the number of processes; batches are dealt out in
+    turn, and those whose numbers are ``skipped`` not decoded.
     """
-    with contextlib.closing(read_pixels(images.store, len(images), batch_size, to_pixels, share, skipped)) as reading:
+    with contextlib.closing(
+        read_pixels(images.store, len(images), batch_size, to_pixels, share, skipped)
+    ) as reading:
         for number, pixels in reading:
             labels = images.labels[number * batch_size : (number + 1) * batch_size]
             yield Batch(number, pixels, torch.tensor(labels))
@@ -89,7 +94,9 @@ def read_pixels(
     share: tuple[int, int] = (0, 1),
     skipped: Container[int] = (),
 ) -> Generator[tuple[int, Tensor], None, None]:
-    """The number and the pixels of this process's batches, for images without labels too; see `read_batches`."""
+    """The number and the pixels of this process's batches, for images without labels too; see
+    `read_batches`.
+    """
     rank, world = share
     batches = {
         number: range(number * batch_size, min((number + 1) * batch_size, count))
@@ -99,7 +106,9 @@ def read_pixels(
     if isinstance(store, Pixels):
         yield from ((number, store.batch(positions)) for number, positions in batches.items())
         return
-    with contextlib.closing(_decoded(store, list(batches.values()), to_pixels, max(1, _cores() // world))) as pixels:
+    with contextlib.closing(
+        _decoded(store, list(batches.values()), to_pixels, max(1, _cores() // world))
+    ) as pixels:
         yield from zip(batches, pixels, strict=True)
 
 
@@ -126,7 +135,9 @@ def _decoded(
         finally:
             reading.shutdown(wait=False, cancel_futures=True)
             decoding.shutdown(wait=False, cancel_futures=True)
-            torch.set_num_threads(torch.get_num_threads())  # threads that are started later do not get the workers' one
+            torch.set_num_threads(
+                torch.get_num_threads()
+            )  # threads that are started later do not get the workers' one
 
 
 def _ahead(pool: ThreadPoolExecutor, count: int, jobs: Iterable[Callable[[], T]]) -> Iterator[T]:

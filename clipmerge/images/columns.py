@@ -13,10 +13,11 @@ from clipmerge.files.reading import parse_json
 if TYPE_CHECKING:
     import pyarrow
 
-#: More classes than any classifier from prompts has. A larger label is an id, and names for all smaller numbers would
-#: fill memory.
+#: More classes than any classifier from prompts has. A larger label is an id, and names for all
+#: smaller numbers would fill memory.
 _MOST_CLASSES = 1_000_000
-#: Usual names of label columns, for tables whose types do not show it; the first one present is used.
+#: Usual names of label columns, for tables whose types do not show it; the first one present is
+#: used.
 LABEL_NAMES = ("label", "labels", "class", "cls", "target", "class_name", "category")
 _IMAGE_NAMES = ("image", "img", "jpg", "png", "webp", "picture")
 
@@ -27,13 +28,16 @@ class Columns:
 
     image: str | None = None  # column of a table, or ending of a tar's files
     label: str | None = None  # the same; ``json.KEY`` for a key of a tar's JSON files
-    # whether labels are read. If not, every image has the label 0, and ``image`` is used only if there is such a column
+    # whether labels are read. If not, every image has the label 0, and ``image`` is used only if
+    # there is such a column
     labelled: bool = True
 
 
 @dataclass(frozen=True)
 class Found:
-    """A table's columns: no ``label`` if none is read, and the ``names`` of the classes if the table has them."""
+    """A table's columns: no ``label`` if none is read, and the ``names`` of the classes if the
+    table has them.
+    """
 
     image: str
     label: str | None
@@ -43,16 +47,20 @@ class Found:
 def find_columns(where: str, schema: pyarrow.Schema, wanted: Columns) -> Found:
     """Choose the columns of a table.
 
-    An image column is one of the type ``Image`` of `datasets`, a struct with ``bytes``, or binary. A label column is
-    a ``ClassLabel``, or an integer or string column with a usual name.
+    An image column is one of the type ``Image`` of `datasets`, a struct with ``bytes``, or binary.
+    A label column is a ``ClassLabel``, or an integer or string column with a usual name.
     """
     described = _described(schema)
     if not wanted.labelled:
-        wanted = replace(wanted, image=wanted.image if wanted.image in described else None, label=None)
+        wanted = replace(
+            wanted, image=wanted.image if wanted.image in described else None, label=None
+        )
     for flag, name in (("--image-column", wanted.image), ("--label-column", wanted.label)):
         if name is not None and name not in described:
             hint = did_you_mean(name, described)
-            raise DataError(f"{where}: no column '{name}' for {flag} (columns: {shorten(described, 12)}).{hint}")
+            raise DataError(
+                f"{where}: no column '{name}' for {flag} (columns: {shorten(described, 12)}).{hint}"
+            )
     image = wanted.image
     if image is None:
         holding = [name for name in described if _holds_images(schema.field(name).type)]
@@ -62,20 +70,24 @@ def find_columns(where: str, schema: pyarrow.Schema, wanted: Columns) -> Found:
         raise DataError(f"{where}: column '{image}' holds {schema.field(image).type}, not images")
     if not wanted.labelled:
         return Found(image, None, None)
-    names = {name: _class_names(schema.field(name).type, about) for name, about in described.items()}
+    names = {
+        name: _class_names(schema.field(name).type, about) for name, about in described.items()
+    }
     label = wanted.label
     if label is None:
         candidates = [name for name in described if names[name] is not None]
         if not candidates:
             usual = [name for name in LABEL_NAMES if name in described and name != image]
             plain = [name for name in usual if _holds_labels(schema.field(name).type)]
-            candidates = (plain or usual)[:1]  # a wrong type is refused as such, not reported as missing
+            candidates = (plain or usual)[
+                :1
+            ]  # a wrong type is refused as such, not reported as missing
         label = _choose(where, "label", "--label-column", candidates, LABEL_NAMES, described)
     if not _holds_labels(schema.field(label).type):
         hint = "" if wanted.label else "; name another with --label-column"
         raise DataError(
-            f"{where}: column '{label}' holds {schema.field(label).type}; a label is one number or one text per image"
-            f"{hint}"
+            f"{where}: column '{label}' holds {schema.field(label).type}; a label is one number or"
+            f" one text per image{hint}"
         )
     return Found(image, label, names[label])
 
@@ -86,24 +98,46 @@ def _described(schema: pyarrow.Schema) -> dict[str, dict[str, Any]]:
     with contextlib.suppress(ValueError, KeyError, TypeError):
         text = (schema.metadata or {})[b"huggingface"].decode("utf-8")
         features = dict(parse_json(text)["info"]["features"])
-    return {name: about if isinstance(about := features.get(name), dict) else {} for name in schema.names}
+    return {
+        name: about if isinstance(about := features.get(name), dict) else {}
+        for name in schema.names
+    }
 
 
 def _class_names(kind: pyarrow.DataType, about: dict[str, Any]) -> tuple[str, ...] | None:
     from pyarrow import types
 
-    names = about.get("names") if about.get("_type") == "ClassLabel" and types.is_integer(kind) else None
-    return tuple(names) if isinstance(names, list) and all(isinstance(name, str) for name in names) else None
+    names = (
+        about.get("names")
+        if about.get("_type") == "ClassLabel" and types.is_integer(kind)
+        else None
+    )
+    return (
+        tuple(names)
+        if isinstance(names, list) and all(isinstance(name, str) for name in names)
+        else None
+    )
 
 
 def _choose(
-    where: str, what: str, flag: str, candidates: list[str], usual: Sequence[str], columns: Iterable[str]
+    where: str,
+    what: str,
+    flag: str,
+    candidates: list[str],
+    usual: Sequence[str],
+    columns: Iterable[str],
 ) -> str:
     if not candidates:
-        raise DataError(f"{where}: no {what} column found (columns: {shorten(columns, 12)}); name it with {flag}")
+        raise DataError(
+            f"{where}: no {what} column found (columns: {shorten(columns, 12)}); name it with"
+            f" {flag}"
+        )
     preferred = [name for name in usual if name in candidates]
     if len(candidates) > 1 and not preferred:
-        raise DataError(f"{where}: several {what} columns ({shorten(candidates)}); name the one you mean with {flag}")
+        raise DataError(
+            f"{where}: several {what} columns ({shorten(candidates)}); name the one you mean with"
+            f" {flag}"
+        )
     return preferred[0] if preferred else candidates[0]
 
 
@@ -131,7 +165,11 @@ def number_classes(
     if not labels:
         raise DataError(f"{where}: holds no images")
     if missing := sum(label is None or (isinstance(label, int) and label < 0) for label in labels):
-        some = counted(missing, f"of {len(labels)} images has no label", f"of {len(labels)} images have no label")
+        some = counted(
+            missing,
+            f"of {len(labels)} images has no label",
+            f"of {len(labels)} images have no label",
+        )
         many = "no image has a label" if missing == len(labels) else some
         raise DataError(f"{where}: {many}; give a labelled split, such as validation")
     if any(isinstance(label, str) for label in labels):
@@ -142,10 +180,12 @@ def number_classes(
     if names is None:
         if max(numbers) >= _MOST_CLASSES:
             raise DataError(
-                f"{where}: a label is {max(numbers)}, but there are {len(labels)} images; are the labels ids? Name the "
-                "column of the labels with --label-column"
+                f"{where}: a label is {max(numbers)}, but there are {len(labels)} images; are the"
+                " labels ids? Name the column of the labels with --label-column"
             )
         return numbers, tuple(map(str, range(max(numbers) + 1))), False
     if max(numbers) >= len(names):
-        raise DataError(f"{where}: label {max(numbers)} has no name; there are {len(names)} class names")
+        raise DataError(
+            f"{where}: label {max(numbers)} has no name; there are {len(names)} class names"
+        )
     return numbers, names, True

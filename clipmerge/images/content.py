@@ -19,7 +19,9 @@ T = TypeVar("T")
 
 
 def read_file(path: str, read: Callable[[Path], T]) -> T:
-    """Read a file; one that cannot be read, such as a dead link (listed like any file), is named in the error."""
+    """Read a file; one that cannot be read, such as a dead link (listed like any file), is named in
+    the error.
+    """
     try:
         return read(Path(path))
     except OSError as error:
@@ -31,17 +33,25 @@ def digest_of(store: Store, position: int) -> str:
     if isinstance(store, Pixels):
         return hashlib.sha256(store.batch([position]).numpy().tobytes()).hexdigest()
     (image,) = store.read([position])
-    return hashlib.sha256(image).hexdigest() if isinstance(image, bytes) else read_file(image, sha256_of)
+    return (
+        hashlib.sha256(image).hexdigest()
+        if isinstance(image, bytes)
+        else read_file(image, sha256_of)
+    )
 
 
 def content_digest(images: LabelledImages) -> str:
-    """Identify images by their content and order, independently of where they lie: a sha256 over their sha256."""
+    """Identify images by their content and order, independently of where they lie: a sha256 over
+    their sha256.
+    """
     digests = (digest_of(images.store, position) for position in range(len(images)))
     return hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
 def first_copies(store: Store, count: int) -> list[int]:
-    """Positions of the images that are not copies of an earlier one, ascending; files are read if sizes are equal."""
+    """Positions of the images that are not copies of an earlier one, ascending; files are read if
+    sizes are equal.
+    """
     sizes: Sequence[int] = [0] * count
     if store.paths:
         sizes = [read_file(path, Path.stat).st_size for path in store.paths]

@@ -49,14 +49,20 @@ class LabelledImages:
             raise DataError(f"{self.source}: has one class; measuring needs at least two")
 
     def sample(self, count: int, seed: int) -> LabelledImages:
-        """Sample images with classes as balanced as possible, shuffled, and read as few blocks as possible."""
+        """Sample images with classes as balanced as possible, shuffled, and read as few blocks as
+        possible.
+        """
         candidates = candidate_positions(self.labels, self.store.blocks, count, seed)
         chosen = balanced_sample(tuple(self.labels[at] for at in candidates), count, seed)
         return self.subset([candidates[at] for at in chosen])
 
     def subset(self, positions: list[int]) -> LabelledImages:
         """Pick images, in the order of the positions; they are in memory if they are not files."""
-        return replace(self, store=self.store.take(positions), labels=tuple(self.labels[at] for at in positions))
+        return replace(
+            self,
+            store=self.store.take(positions),
+            labels=tuple(self.labels[at] for at in positions),
+        )
 
 
 def load_images(
@@ -70,14 +76,15 @@ def load_images(
 ) -> LabelledImages:
     """Find labelled images, without decoding them.
 
-    The source is the short name of a public data set (`clipmerge.images.known`); a folder with one subfolder per class;
-    Parquet or WebDataset tar files, one, a ``{0..9}`` range or a folder of them;
-    ``hf://datasets/org/name[@revision][:split]``; ``digits`` (scikit-learn's, extra ``demo``); or images in memory
-    (`clipmerge.images.in_memory`).
+    The source is the short name of a public data set (`clipmerge.images.known`); a folder with one
+    subfolder per class; Parquet or WebDataset tar files, one, a ``{0..9}`` range or a folder of
+    them; ``hf://datasets/org/name[@revision][:split]``; ``digits`` (scikit-learn's, extra
+    ``demo``); or images in memory (`clipmerge.images.in_memory`).
 
-    ``whole`` says that all images will be read to compute an accuracy: a dataset on the Hub is then kept in the cache,
-    and a single class is refused. A sample will take at most ``most``: no more are taken from a ``DataLoader``, which
-    cannot be sampled, and of tar files on the Hub only those that it needs are downloaded.
+    ``whole`` says that all images will be read to compute an accuracy: a dataset on the Hub is then
+    kept in the cache, and a single class is refused. A sample will take at most ``most``: no more
+    are taken from a ``DataLoader``, which cannot be sampled, and of tar files on the Hub only those
+    that it needs are downloaded.
     """
     if isinstance(source, str):
         source = find_source(source)
@@ -85,7 +92,9 @@ def load_images(
     known = source.known if isinstance(source, Named) else None
     if known is not None:
         if known.kind == "retrieval":
-            raise DataError(f"{source}: is a retrieval set, whose images have captions and no classes")
+            raise DataError(
+                f"{source}: is a retrieval set, whose images have captions and no classes"
+            )
         source = source.address
     source, opened = _opened(source, columns, whole=whole, most=most, seed=seed)
     opened = known.describe(opened) if known is not None else opened
@@ -105,26 +114,42 @@ def load_images(
     return images
 
 
-def load_unlabelled(source: Any, columns: Columns | None = None, *, most: int, seed: int = 0) -> LabelledImages:
-    """Find images whose labels are neither needed nor read, in any source of `load_images`: all get one class."""
+def load_unlabelled(
+    source: Any, columns: Columns | None = None, *, most: int, seed: int = 0
+) -> LabelledImages:
+    """Find images whose labels are neither needed nor read, in any source of `load_images`: all get
+    one class.
+    """
     columns = replace(columns or Columns(), label=None, labelled=False)
     named = str(find_source(source)) if isinstance(source, str) else source
     source, opened = _opened(named, columns, most=most, seed=seed)
     if not opened.labels:
-        raise DataError(f"{source}: holds no images; give --unlabelled images from where the model will be used")
+        raise DataError(
+            f"{source}: holds no images; give --unlabelled images from where the model will be used"
+        )
     labels = (0,) * len(opened.labels)
-    return LabelledImages(source, opened.store, labels, ("unlabelled",), opened.revision, opened.notes)
+    return LabelledImages(
+        source, opened.store, labels, ("unlabelled",), opened.revision, opened.notes
+    )
 
 
 def find_source(source: str) -> Named | str:
-    """Look up the short name of a public data set; the source is returned if it is not such a name."""
+    """Look up the short name of a public data set; the source is returned if it is not such a
+    name.
+    """
     if not source.strip():  # as a path it would be the working directory
-        raise DataError(f"'{source}': names no images; give a folder, a file or hf://datasets/ORG/NAME:SPLIT")
+        raise DataError(
+            f"'{source}': names no images; give a folder, a file or hf://datasets/ORG/NAME:SPLIT"
+        )
     return find_known(source) or source
 
 
-def _opened(source: Any, columns: Columns, *, whole: bool = False, most: int | None, seed: int) -> tuple[str, Labelled]:
-    """Open a folder, files, a data set on the Hub, ``digits`` or images in memory: its name, and what it holds."""
+def _opened(
+    source: Any, columns: Columns, *, whole: bool = False, most: int | None, seed: int
+) -> tuple[str, Labelled]:
+    """Open a folder, files, a data set on the Hub, ``digits`` or images in memory: its name, and
+    what it holds.
+    """
     if not isinstance(source, str):
         return open_in_memory(source, columns, most)
     if source == "digits" and not local_path(source).is_dir():
@@ -147,7 +172,11 @@ def _opened(source: Any, columns: Columns, *, whole: bool = False, most: int | N
     if split is not None:
         there = sorted(entry.name for entry in path.iterdir() if entry.is_dir())
         raise DataError(
-            f"{source}: {path} has no folder '{split}' and no files of a split of that name (folders: "
-            f"{shorten(there) or 'none'}).{did_you_mean(split, there)}"
+            f"{source}: {path} has no folder '{split}' and no files of a split of that name"
+            f" (folders: {shorten(there) or 'none'}).{did_you_mean(split, there)}"
         )
-    return source, load_folder(source, path, others=known_sets()) if columns.labelled else load_flat(source, path)
+    return source, (
+        load_folder(source, path, others=known_sets())
+        if columns.labelled
+        else load_flat(source, path)
+    )

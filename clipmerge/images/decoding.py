@@ -20,22 +20,42 @@ if TYPE_CHECKING:
 
     from clipmerge.images.store import Encoded, Store
 
-# The formats that are decoded, whatever a file is called. Other Pillow plugins run programs (EPS) or are slow.
+# The formats that are decoded, whatever a file is called. Other Pillow plugins run programs (EPS)
+# or are slow.
 _FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
 _BITS_PER_SAMPLE, _PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0  # TIFF
 # Key of a comment that ImageMagick writes and Pillow reads as the camera's metadata.
 _PROFILE = "Raw profile type exif"
 # Bytes of a number in TIFF, by its type.
-_SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
+_SIZES = {
+    1: 1,
+    2: 1,
+    3: 2,
+    4: 4,
+    5: 8,
+    6: 1,
+    7: 1,
+    8: 2,
+    9: 4,
+    10: 8,
+    11: 4,
+    12: 8,
+    13: 4,
+    16: 8,
+    17: 8,
+    18: 8,
+}
 
 
 def decode(name: str, encoded: Encoded) -> Image:
     """Decode an image, upright and as RGB.
 
-    Grey images of 12 or 16 bits are scaled to 8 bits by their depth, floating-point ones in [0, 1] by 255; Pillow's
-    own `convert` would clip them.
+    Grey images of 12 or 16 bits are scaled to 8 bits by their depth, floating-point ones in [0, 1]
+    by 255; Pillow's own `convert` would clip them.
     """
-    from PIL import ImageOps  # as `datasets` does; importing that would take longer than decoding many images
+    from PIL import (
+        ImageOps,
+    )  # as `datasets` does; importing that would take longer than decoding many images
 
     try:
         with _opened(encoded) as image:
@@ -93,7 +113,9 @@ def _opened(encoded: Encoded) -> Iterator[Image]:
         if width * height > MOST_PIXELS:
             raise ValueError(f"{width} x {height} pixels, more than {MOST_PIXELS}")
         if max(image.size) > MOST_STRETCHED * min(image.size):
-            raise ValueError(f"{width} x {height} pixels, one side more than {MOST_STRETCHED} times the other")
+            raise ValueError(
+                f"{width} x {height} pixels, one side more than {MOST_STRETCHED} times the other"
+            )
         yield image
 
 
@@ -107,7 +129,9 @@ def _formats() -> tuple[str, ...]:
 
 
 def _check_tags(data: bytes) -> None:
-    """Refuse a TIFF or Exif block whose tags together are larger than it: Pillow copies each, and they may overlap."""
+    """Refuse a TIFF or Exif block whose tags together are larger than it: Pillow copies each, and
+    they may overlap.
+    """
     order: Literal["little", "big"] = "little" if data.startswith(b"II") else "big"
     is_big = data[2:4] in (b"+\x00", b"\x00+")
     entry, pointer = (20, 8) if is_big else (12, 4)
@@ -119,7 +143,8 @@ def _check_tags(data: bytes) -> None:
     first = begin + (8 if is_big else 2)
     count = min(number(begin, first - begin), len(data) // entry)
     sizes = [
-        _SIZES.get(number(at + 2, 2), 0) * number(at + 4, pointer) for at in range(first, first + count * entry, entry)
+        _SIZES.get(number(at + 2, 2), 0) * number(at + 4, pointer)
+        for at in range(first, first + count * entry, entry)
     ]
     if sum(size for size in sizes if size > pointer) > len(data):
         raise ValueError("its tags together are larger than the file; save it again")
@@ -129,11 +154,14 @@ def _eight_bits(name: str, image: Image, white: float | None, *, inverted: bool)
     """Scale a grey image of more than eight bits to eight, by its value for white."""
     from PIL import Image as Pillow
 
-    unknown = DataError(f"{name}: holds 32-bit or signed numbers, whose range is not known; save it as 8 or 16 bit")
+    unknown = DataError(
+        f"{name}: holds 32-bit or signed numbers, whose range is not known; save it as 8 or 16 bit"
+    )
     if white is None:
         raise unknown
     shares = np.asarray(image).astype(np.float32)
-    shares /= white  # in place, like all that follows: copies of an image of many pixels would fill memory
+    # in place, like all that follows: copies of an image of many pixels would fill memory
+    shares /= white
     if not (shares.min() >= 0 and shares.max() <= 1):  # false for NaN too
         raise unknown
     if inverted:  # Pillow inverts only 8-bit images
@@ -143,7 +171,9 @@ def _eight_bits(name: str, image: Image, white: float | None, *, inverted: bool)
 
 
 def _white(image: Image) -> float | None:
-    """Value that stands for white in a grey image of many bits; ``None`` if the file does not say."""
+    """Value that stands for white in a grey image of many bits; ``None`` if the file does not
+    say.
+    """
     if image.mode == "F":
         return 1.0
     if image.mode == "I":

@@ -1,8 +1,9 @@
-"""The texts beside the shards of a data set: class names, prompt templates, the kind of set, and the number of shards.
+"""The texts beside the shards of a data set: class names, prompt templates, the kind of set, and
+the number of shards.
 
 CLIP_benchmark writes them as follows: ``classnames.txt`` (line i names class i),
-``zeroshot_classification_templates.txt`` (``{c}`` stands for the class) and ``dataset_type.txt`` at the root,
-``nshards.txt`` in the folder of each split.
+``zeroshot_classification_templates.txt`` (``{c}`` stands for the class) and ``dataset_type.txt`` at
+the root, ``nshards.txt`` in the folder of each split.
 """
 
 from __future__ import annotations
@@ -29,7 +30,9 @@ class Description:
     # name of each class, as used in prompts; ``None`` if the set has no names
     class_names: tuple[str, ...] | None = None
     templates: tuple[str, ...] = ()  # prompt templates with ``{}`` for the class
-    kind: str = _CLASSIFICATION  # ``classification``, ``retrieval`` or another word that the set uses
+    kind: str = (
+        _CLASSIFICATION  # ``classification``, ``retrieval`` or another word that the set uses
+    )
     shards: int | None = None  # number of shards of the split
 
     @property
@@ -41,17 +44,21 @@ class Description:
         """Refuse a set whose images have no single class."""
         if self.kind != _CLASSIFICATION:
             raise DataError(
-                f"{source}: {KIND} says '{self.kind}'; accuracy needs one class per image (dataset_type "
-                f"'{_CLASSIFICATION}')"
+                f"{source}: {KIND} says '{self.kind}'; accuracy needs one class per image"
+                f" (dataset_type '{_CLASSIFICATION}')"
             )
 
-    def counted_shards(self, source: str, folder: PurePath, there: Container[str] | None) -> list[str]:
-        """Names of the split's shards, as they are counted in its folder; none may be missing from ``there``."""
+    def counted_shards(
+        self, source: str, folder: PurePath, there: Container[str] | None
+    ) -> list[str]:
+        """Names of the split's shards, as they are counted in its folder; none may be missing from
+        ``there``.
+        """
         names = [f"{number}.tar" for number in range(self.shards or 0)]
         if missing := [name for name in names if there is not None and name not in there]:
             raise DataError(
-                f"{source}: {folder / SHARDS} counts {len(names)} shards, but {len(missing)} of them cannot be found "
-                f"(first {missing[0]}); add them, or correct the number"
+                f"{source}: {folder / SHARDS} counts {len(names)} shards, but {len(missing)} of"
+                f" them cannot be found (first {missing[0]}); add them, or correct the number"
             )
         return names
 
@@ -63,7 +70,10 @@ def read_description(find: Callable[[str], Path | None]) -> Description:
     templates, shards = [line.replace("{c}", "{}") for line in _lines(file)], _lines(numbers)[:1]
     for line in templates:
         if "{}" not in line:
-            raise DataError(f"{file}: '{line[:60]}' has no {{c}} for the class name; give templates with --template")
+            raise DataError(
+                f"{file}: '{line[:60]}' has no {{c}} for the class name; give templates with"
+                " --template"
+            )
     for line in shards:
         if not (line.isascii() and line.isdigit() and len(line) < 7 and int(line) > 0):
             raise DataError(f"{numbers}: '{line[:60]}' is not a number of shards")
@@ -82,7 +92,10 @@ def describe_folder(folder: Path) -> Description:
         files = [folder / name] if name == SHARDS else [folder / name, folder.parent / name]
         found = next((file for file in files if file.is_file()), None)
         if found is not None and not lies_in(found.parent, found):
-            raise DataError(f"{found}: is a link out of its folder, to {found.resolve()}; put the file itself there")
+            raise DataError(
+                f"{found}: is a link out of its folder, to {found.resolve()}; put the file itself"
+                " there"
+            )
         return found
 
     return read_description(find)
@@ -93,4 +106,6 @@ def _lines(file: Path | None) -> list[str]:
     if file is None:
         return []
     with refusing(DataError, f"{file}: cannot be read"):
-        return [line.strip() for line in read_text(file, encoding="utf-8-sig").rstrip().splitlines()]
+        return [
+            line.strip() for line in read_text(file, encoding="utf-8-sig").rstrip().splitlines()
+        ]

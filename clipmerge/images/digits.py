@@ -21,12 +21,15 @@ SIZE = 32
 
 @cache
 def read_digits() -> tuple[Tensor, Tensor]:
-    """Read scikit-learn's digits once: ink in [0, 1] of shape (1797, 1, SIZE, SIZE), float64, and labels (1797,)."""
+    """Read scikit-learn's digits once: ink in [0, 1] of shape (1797, 1, SIZE, SIZE), float64, and
+    labels (1797,).
+    """
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
         raise DataError(
-            "the handwritten digits come from scikit-learn, which is not installed. Run `pip install 'clipmerge[demo]'`"
+            "the handwritten digits come from scikit-learn, which is not installed. Run `pip"
+            " install 'clipmerge[demo]'`"
         ) from error
     bunch = load_digits()
     small = torch.from_numpy(bunch.images).double().div(16).unsqueeze(1)

@@ -28,7 +28,9 @@ Opener: TypeAlias = Callable[[str], AbstractContextManager[IO[bytes]]]
 
 @contextmanager
 def open_local(name: str) -> Iterator[IO[bytes]]:
-    """Open a file on this machine for reading anywhere in it; an error while it is read becomes one line."""
+    """Open a file on this machine for reading anywhere in it; an error while it is read becomes one
+    line.
+    """
     try:
         with open_regular(Path(name)) as file:
             yield file
@@ -40,7 +42,9 @@ def open_local(name: str) -> Iterator[IO[bytes]]:
 
 @contextmanager
 def open_on_hub(system: HfFileSystem, address: str) -> Iterator[IO[bytes]]:
-    """Open a file of a dataset on the Hub, of which only the ranges that are read are downloaded."""
+    """Open a file of a dataset on the Hub, of which only the ranges that are read are
+    downloaded.
+    """
     import pyarrow
 
     from clipmerge.hub.errors import explained
@@ -61,10 +65,11 @@ def _damaged(name: str, error: Exception) -> DataError:
 
 
 def local_split(source: str) -> tuple[Path, str | None]:
-    """The path of a source on this machine, and the split of ``DIR:SPLIT``, unless the whole is the name of a path.
+    """The path of a source on this machine, and the split of ``DIR:SPLIT``, unless the whole is the
+    name of a path.
 
-    A folder inside DIR with the split's name is the path; so is, without a split, the only one with ``nshards.txt``, as
-    in the sets of CLIP_benchmark.
+    A folder inside DIR with the split's name is the path; so is, without a split, the only one with
+    ``nshards.txt``, as in the sets of CLIP_benchmark.
     """
     path, split = local_path(source), None
     before, colon, after = source.rpartition(":")
@@ -73,12 +78,16 @@ def local_split(source: str) -> tuple[Path, str | None]:
         return (path / split, None) if (path / split).is_dir() else (path, split)
     splits = sorted(file.parent.name for file in path.glob(f"*/{SHARDS}"))
     if len(splits) > 1:
-        raise DataError(f"{source}: holds several splits ({shorten(splits)}); write {source}:{splits[0]}")
+        raise DataError(
+            f"{source}: holds several splits ({shorten(splits)}); write {source}:{splits[0]}"
+        )
     return (path / splits[0] if splits else path), split
 
 
 def expand(source: str, suffix: str) -> list[str]:
-    """Paths of the files named by a source: one file, ``{00..11}`` ranges, or a folder of files; empty if none."""
+    """Paths of the files named by a source: one file, ``{00..11}`` ranges, or a folder of files;
+    empty if none.
+    """
     path, split = local_split(source)
     if path.is_dir():
         return _in_folder(source, path, suffix, split)
@@ -86,7 +95,9 @@ def expand(source: str, suffix: str) -> list[str]:
         return []
     files = expand_ranges(str(path))
     if missing := [file for file in files if not Path(file).is_file()]:
-        raise DataError(f"{source}: no such file" + (f": {shorten(missing)}" if len(files) > 1 else ""))
+        raise DataError(
+            f"{source}: no such file" + (f": {shorten(missing)}" if len(files) > 1 else "")
+        )
     return files
 
 
@@ -104,7 +115,10 @@ def expand_ranges(text: str) -> list[str]:
             raise DataError(f"{text}: {match[0]} runs backwards; write {{{match[2]}..{match[1]}}}")
         count *= last - first + 1
     if count > MOST_FILES:
-        raise DataError(f"{text}: names {count} files, more than {MOST_FILES}; give the range of those there are")
+        raise DataError(
+            f"{text}: names {count} files, more than {MOST_FILES}; give the range of those"
+            " there are"
+        )
     pieces = _RANGE.split(text)  # text, first, last, text, first, last, ..., text
     files = [pieces[0]]
     for begin, end, after in zip(pieces[1::3], pieces[2::3], pieces[3::3], strict=True):
@@ -114,7 +128,11 @@ def expand_ranges(text: str) -> list[str]:
 
 
 def _in_folder(source: str, folder: Path, suffix: str, split: str | None) -> list[str]:
-    files = sorted(file for file in folder.glob(f"*{suffix}") if file.is_file() and not file.name.startswith("."))
+    files = sorted(
+        file
+        for file in folder.glob(f"*{suffix}")
+        if file.is_file() and not file.name.startswith(".")
+    )
     refuse_links(source, folder, files)
     if suffix == ".tar" and (folder / SHARDS).is_file():
         described, there = describe_folder(folder), {file.name for file in files}
@@ -129,21 +147,29 @@ def _in_folder(source: str, folder: Path, suffix: str, split: str | None) -> lis
         return splits[split]
     sharded = sorted({_SHARD.sub("", file.stem) for file in files if _SHARD.search(file.stem)})
     if len(sharded) > 1:
-        raise DataError(f"{source}: holds several splits ({shorten(sharded)}); write {source}:{sharded[0]}")
+        raise DataError(
+            f"{source}: holds several splits ({shorten(sharded)}); write {source}:{sharded[0]}"
+        )
     return [str(file) for file in files]
 
 
 def refuse_links(source: str, folder: Path, files: Iterable[Path]) -> None:
-    """Refuse files of a source that are links out of its folder, because they may lead to anything."""
-    if leading_out := [str(file) for file in files if file.is_symlink() and not lies_in(folder, file)]:
+    """Refuse files of a source that are links out of its folder, because they may lead to
+    anything.
+    """
+    if leading_out := [
+        str(file) for file in files if file.is_symlink() and not lies_in(folder, file)
+    ]:
         raise DataError(
-            f"{source}: {shorten(leading_out, 3)} are links out of it; put the files themselves there, or give the "
-            "folder that holds them"
+            f"{source}: {shorten(leading_out, 3)} are links out of it; put the files themselves"
+            " there, or give the folder that holds them"
         )
 
 
 def local_inputs(*named: str | Path | None) -> list[Path]:
-    """Local files and folders named by flags, with or without ``{00..11}`` ranges; an output must not contain them."""
+    """Local files and folders named by flags, with or without ``{00..11}`` ranges; an output must
+    not contain them.
+    """
     paths: list[Path] = []
     for text in [str(name) for name in named if name]:
         # braces may also be part of a name

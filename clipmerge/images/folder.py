@@ -18,11 +18,14 @@ _IMAGE_SUFFIXES = frozenset(
 
 
 def load_folder(source: str, folder: Path, *, others: Iterable[str] = ()) -> Labelled:
-    """List the images of a folder without opening any; its classes are the subfolders, ``others`` names to suggest."""
+    """List the images of a folder without opening any; its classes are the subfolders, ``others``
+    names to suggest.
+    """
     if not folder.is_dir():
         raise DataError(
-            f"{source}: {_not_a_folder(folder)}; give a folder with one subfolder per class, Parquet or tar files, "
-            f"hf://datasets/ORG/NAME:SPLIT, or 'digits'.{did_you_mean(source, others)}"
+            f"{source}: {_not_a_folder(folder)}; give a folder with one subfolder per class,"
+            " Parquet or tar files, hf://datasets/ORG/NAME:SPLIT, or"
+            f" 'digits'.{did_you_mean(source, others)}"
         )
     if any((folder / name).is_file() for name in ("state.json", "dataset_dict.json")):
         raise DataError(
@@ -31,7 +34,9 @@ def load_folder(source: str, folder: Path, *, others: Iterable[str] = ()) -> Lab
         )
     folders = [subfolder for subfolder in _listed(source, folder, folder) if subfolder.is_dir()]
     if not folders:
-        raise DataError(f"{source}: has no subfolders; expected one per class, such as {source}/cat/1.jpg")
+        raise DataError(
+            f"{source}: has no subfolders; expected one per class, such as {source}/cat/1.jpg"
+        )
     paths: list[str] = []
     labels: list[int] = []
     left_out: list[os.DirEntry[str]] = []
@@ -39,13 +44,21 @@ def load_folder(source: str, folder: Path, *, others: Iterable[str] = ()) -> Lab
         listed = _listed(source, folder, Path(subfolder.path))
         files = [file.path for file in listed if _is_image(file)]
         if not files:
-            inner = [entry.name for entry in listed if entry.is_dir() or entry.name.endswith((".parquet", ".tar"))]
+            inner = [
+                entry.name
+                for entry in listed
+                if entry.is_dir() or entry.name.endswith((".parquet", ".tar"))
+            ]
             if inner:
                 raise DataError(
-                    f"{subfolder.path}: holds {shorten(inner, 3)}, not images; give the folder right above the class "
-                    f"folders, or that of Parquet or tar files, such as {subfolder.path}"
+                    f"{subfolder.path}: holds {shorten(inner, 3)}, not images; give the folder"
+                    " right above the class folders, or that of Parquet or tar files, such as"
+                    f" {subfolder.path}"
                 )
-            raise DataError(f"{subfolder.path}: this class folder holds no images; add some or remove the folder")
+            raise DataError(
+                f"{subfolder.path}: this class folder holds no images; add some or remove the"
+                " folder"
+            )
         left_out += [entry for entry in listed if not _is_image(entry)]
         paths += files
         labels += [label] * len(files)
@@ -55,12 +68,16 @@ def load_folder(source: str, folder: Path, *, others: Iterable[str] = ()) -> Lab
 
 
 def _left_out(source: str, entries: Iterable[os.DirEntry[str]]) -> tuple[str, ...]:
-    """Note the files that are not read: other formats, and images in folders inside class folders."""
+    """Note the files that are not read: other formats, and images in folders inside class
+    folders.
+    """
     suffixes: Counter[str] = Counter()
     inside = 0
     for entry in entries:
         if entry.is_dir():
-            inside += sum(is_image_name(name) for _, _, names in os.walk(entry.path) for name in names)
+            inside += sum(
+                is_image_name(name) for _, _, names in os.walk(entry.path) for name in names
+            )
         else:
             suffixes[Path(entry.name).suffix.lower() or entry.name] += 1
     kinds = [f"{count} {suffix}" for suffix, count in suffixes.most_common()]
@@ -70,11 +87,13 @@ def _left_out(source: str, entries: Iterable[os.DirEntry[str]]) -> tuple[str, ..
 
 
 def load_flat(source: str, folder: Path) -> Labelled:
-    """List the images of a folder and of all inside it, sorted by path; they have no labels, so all get the label 0."""
+    """List the images of a folder and of all inside it, sorted by path; they have no labels, so all
+    get the label 0.
+    """
     if not folder.is_dir():
         raise DataError(
-            f"{source}: {_not_a_folder(folder)}; --unlabelled takes a folder with images at any depth, Parquet or tar "
-            "files, or hf://datasets/ORG/NAME:SPLIT"
+            f"{source}: {_not_a_folder(folder)}; --unlabelled takes a folder with images at any"
+            " depth, Parquet or tar files, or hf://datasets/ORG/NAME:SPLIT"
         )
     paths: list[str] = []
     waiting, left_out = [folder], list[os.DirEntry[str]]()
@@ -94,11 +113,14 @@ def _not_a_folder(path: Path) -> str:
 
 
 def _listed(source: str, root: Path, folder: Path) -> list[os.DirEntry[str]]:
-    """List a folder by name, without hidden entries; a link out of the source is refused, not followed."""
+    """List a folder by name, without hidden entries; a link out of the source is refused, not
+    followed.
+    """
     try:
         with os.scandir(folder) as entries:
             listed = sorted(
-                (entry for entry in entries if not entry.name.startswith(".")), key=lambda entry: entry.name
+                (entry for entry in entries if not entry.name.startswith(".")),
+                key=lambda entry: entry.name,
             )
     except OSError as error:
         raise DataError(f"{folder}: cannot be read ({error.strerror or error})") from None

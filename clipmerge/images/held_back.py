@@ -21,18 +21,23 @@ MOST = 256
 
 @dataclass(frozen=True)
 class Samples:
-    """Images for a decision, those held back from it (``None`` for none), and the number of copies left out."""
+    """Images for a decision, those held back from it (``None`` for none), and the number of copies
+    left out.
+    """
 
     decide: LabelledImages
     held_back: LabelledImages | None
     copies: int
 
 
-def sample_and_hold_back(images: LabelledImages, count: int, seed: int, *, share: float = SHARE) -> Samples:
+def sample_and_hold_back(
+    images: LabelledImages, count: int, seed: int, *, share: float = SHARE
+) -> Samples:
     """Sample images for a decision, and others that it will not see.
 
-    With enough images the decision gets the requested number, and the images held back are additional. With fewer, the
-    available images are divided by the share. Of images that are copies of one another, one is used.
+    With enough images the decision gets the requested number, and the images held back are
+    additional. With fewer, the available images are divided by the share. Of images that are copies
+    of one another, one is used.
     """
     wanted = wanted_back(count, share)
     drawn = images.sample(count + wanted, seed)
@@ -48,7 +53,9 @@ def sample_and_hold_back(images: LabelledImages, count: int, seed: int, *, share
 
 
 def without_copies(images: LabelledImages) -> LabelledImages:
-    """Drop images that are copies of an earlier one: they would count twice, or be seen and held back."""
+    """Drop images that are copies of an earlier one: they would count twice, or be seen and held
+    back.
+    """
     first = first_copies(images.store, len(images))
     return images if len(first) == len(images) else images.subset(first)
 
@@ -72,7 +79,7 @@ def held_back_positions(labels: tuple[int, ...], count: int, seed: int) -> list[
     for order, at in enumerate(balanced_sample(labels, len(labels), seed)):
         label = labels[at]
         seen[label] += 1
-        # the k-th of a class's n images is picked at time (k - 1/2) / n; the last image of each class comes after all
-        # others
+        # the k-th of a class's n images is picked at time (k - 1/2) / n; the last image of each
+        # class comes after all others
         turns.append((seen[label] == sizes[label], (seen[label] - 0.5) / sizes[label], order, at))
     return [at for *_, at in sorted(turns)[:count]]

@@ -13,7 +13,10 @@ from clipmerge.errors import DataError
 from clipmerge.images.columns import Columns, find_columns, number_classes
 from clipmerge.images.store import Encoded, Labelled, Pixels, Store
 
-_IMAGES, _LABELS = ("pixel_values", "image", "images", "pixels"), ("labels", "label", "target", "targets")
+_IMAGES, _LABELS = (
+    ("pixel_values", "image", "images", "pixels"),
+    ("labels", "label", "target", "targets"),
+)
 
 
 def open_in_memory(data: Any, columns: Columns, most: int | None) -> tuple[str, Labelled]:
@@ -26,8 +29,8 @@ def open_in_memory(data: Any, columns: Columns, most: int | None) -> tuple[str, 
     if hasattr(data, "__getitem__") and hasattr(data, "__len__") and not isinstance(data, Mapping):
         return title, _open_items(title, data, labelled=columns.labelled)
     raise DataError(
-        f"data: {type(data).__name__} holds no labelled images; give a path, a datasets.Dataset (one split), or "
-        "torch's Dataset or DataLoader"
+        f"data: {type(data).__name__} holds no labelled images; give a path, a datasets.Dataset"
+        " (one split), or torch's Dataset or DataLoader"
     )
 
 
@@ -51,7 +54,9 @@ def _open_table(title: str, data: Any, columns: Columns) -> Labelled:
     import datasets
 
     if not hasattr(data, "num_rows") or data.features is None:
-        raise DataError(f"{title}: is a stream, from which no sample can be drawn; load the whole split")
+        raise DataError(
+            f"{title}: is a stream, from which no sample can be drawn; load the whole split"
+        )
     table = data.with_format(None)
     chosen = find_columns(title, table.features.arrow_schema, columns)
     if isinstance(table.features[chosen.image], datasets.Image):
@@ -80,7 +85,12 @@ def _open_items(title: str, data: Any, *, labelled: bool) -> Labelled:
         raise DataError(f"{title}: holds no images")
     first = data[0]
     if not labelled:
-        return Labelled(_store(lambda at: _picture(data[at]), len(data), title), (0,) * len(data), ("0",), named=False)
+        return Labelled(
+            _store(lambda at: _picture(data[at]), len(data), title),
+            (0,) * len(data),
+            ("0",),
+            named=False,
+        )
     if not isinstance(first, (tuple, list)) or len(first) < 2:
         raise DataError(f"{title}: its items are not (image, label) pairs")
     targets = getattr(data, "targets", None)  # the list that torchvision's data sets keep
@@ -92,7 +102,9 @@ def _open_items(title: str, data: Any, *, labelled: bool) -> Labelled:
 
 
 def _store(get: Callable[[int], Any], count: int, title: str) -> Store:
-    """Images by position: arrays or tensors of floats are preprocessed already, others are encoded losslessly."""
+    """Images by position: arrays or tensors of floats are preprocessed already, others are encoded
+    losslessly.
+    """
     if count and "float" in str(getattr(get(0), "dtype", "")):
         return Pixels(get, tuple(range(count)), title)
     return _Items(lambda at: _png(f"{title}, image {at}", get(at)), title)
@@ -120,8 +132,8 @@ def _png(name: str, image: Any) -> bytes:
             values = values[:, :, 0]
         if values.dtype != np.uint8 or values.ndim not in (2, 3):
             raise DataError(
-                f"{name}: is {type(image).__name__} of {values.dtype}, shape {values.shape}; expected a PIL image, "
-                "uint8 values, or float pixels (3, height, width)"
+                f"{name}: is {type(image).__name__} of {values.dtype}, shape {values.shape};"
+                " expected a PIL image, uint8 values, or float pixels (3, height, width)"
             )
         image = Image.fromarray(values)
     file = io.BytesIO()
@@ -150,6 +162,11 @@ def _open_loader(title: str, loader: Any, most: int | None, *, labelled: bool) -
     pixels, labels = pixels[:most], labels[:most]
     indices, classes, named = number_classes(title, labels, _names_of(loader.dataset))
     seen = len(set(indices))
-    notes = (f"{title}: its first {len(labels)} images show {seen} of {len(classes)} classes; shuffle it",)
+    notes = (
+        (
+            f"{title}: its first {len(labels)} images show {seen} of {len(classes)} classes;"
+            " shuffle it"
+        ),
+    )
     store = _store(pixels.__getitem__, len(pixels), title)
     return Labelled(store, indices, classes, named, notes=notes if seen < len(classes) else ())

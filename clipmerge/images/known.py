@@ -1,4 +1,5 @@
-"""Public data sets by a short name: their sources, class names, prompt templates and published figures.
+"""Public data sets by a short name: their sources, class names, prompt templates and published
+figures.
 
 Each family of sets is one file in ``sets/``, each list of class names one file in ``classes/``.
 """
@@ -22,7 +23,9 @@ from clipmerge.images.store import Labelled
 from clipmerge.planning.frozen import Frozen
 
 _HERE = Path(__file__).parent
-_NAMED = re.compile(r"(?P<name>[a-z0-9][a-z0-9-]*)(?:@(?P<revision>[^:\s@]+))?(?::(?P<split>[^:\s]+))?")
+_NAMED = re.compile(
+    r"(?P<name>[a-z0-9][a-z0-9-]*)(?:@(?P<revision>[^:\s@]+))?(?::(?P<split>[^:\s]+))?"
+)
 #: Classes of ImageNet, whose indices are used in `KnownSet.rows`.
 IMAGENET_CLASSES = 1000
 _Place = Annotated[int, Field(ge=0, lt=IMAGENET_CLASSES)]
@@ -73,7 +76,9 @@ class KnownSet(Frozen):
     @property
     def prompts(self) -> tuple[str, ...]:
         """Templates, if they are known without the repository."""
-        return check_templates([self.templates] if isinstance(self.templates, str) else self.templates)
+        return check_templates(
+            [self.templates] if isinstance(self.templates, str) else self.templates
+        )
 
     @property
     def imagenet_rows(self) -> tuple[tuple[int, ...], ...]:
@@ -89,12 +94,17 @@ class KnownSet(Frozen):
         return f"{self.source}{'@' + revision if revision else ''}:{config}{part}"
 
     def describe(self, opened: Labelled) -> Labelled:
-        """Replace the opened set's class names and templates by those known here, if these are used."""
+        """Replace the opened set's class names and templates by those known here, if these are
+        used.
+        """
         if self.texts == "repository" and (opened.verbatim or not self.class_names):
             return opened
         names = self.class_names
         if opened.labels and max(opened.labels) >= len(names):
-            raise DataError(f"{self.source}: label {max(opened.labels)} has no name; {len(names)} classes are known")
+            raise DataError(
+                f"{self.source}: label {max(opened.labels)} has no name; {len(names)} classes are"
+                " known"
+            )
         return replace(opened, classes=names, named=True, verbatim=True, templates=self.prompts)
 
 
@@ -112,12 +122,18 @@ class Named:
 def find_known(source: str, *, on_disk: bool = True) -> Named | None:
     """Read ``NAME[@REVISION][:SPLIT]``."""
     match = _NAMED.fullmatch(source)
-    if match is None or match["name"] not in known_sets() or (on_disk and local_path(source).exists()):
+    if (
+        match is None
+        or match["name"] not in known_sets()
+        or (on_disk and local_path(source).exists())
+    ):
         return None
     known, split = known_sets()[match["name"]], match["split"]
     if split is not None and split.rpartition("/")[2] not in known.splits:
         hint = did_you_mean(split, known.splits)
-        raise DataError(f"{source}: no split '{split}' (splits: {shorten(known.splits, 12)}).{hint}")
+        raise DataError(
+            f"{source}: no split '{split}' (splits: {shorten(known.splits, 12)}).{hint}"
+        )
     return Named(known, known.address(match["revision"], split))
 
 
@@ -126,14 +142,18 @@ def known_sets() -> dict[str, KnownSet]:
     """All sets by name, family by family."""
     files = sorted((_HERE / "sets").glob("*.yaml"))
     families = [yaml.safe_load(file.read_text(encoding="utf-8")) for file in files]
-    return {name: KnownSet.model_validate(data) for family in families for name, data in family.items()}
+    return {
+        name: KnownSet.model_validate(data) for family in families for name, data in family.items()
+    }
 
 
 def known_set(name: str) -> KnownSet:
     """Find a set by its name."""
     sets = known_sets()
     if name not in sets:
-        raise UsageError(f"no data set '{name}'; `clipmerge data list` has all names.{did_you_mean(name, sets)}")
+        raise UsageError(
+            f"no data set '{name}'; `clipmerge data list` has all names.{did_you_mean(name, sets)}"
+        )
     return sets[name]
 
 

@@ -1,4 +1,6 @@
-"""Detect images that two sources share: the same file, a link to it, or another file with the same content."""
+"""Detect images that two sources share: the same file, a link to it, or another file with the same
+content.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,9 @@ from clipmerge.images.store import Pixels
 #: Images with classes or captions.
 Images: TypeAlias = LabelledImages | CaptionedImages
 #: What is noted of a source that holds preprocessed images, which can be compared with nothing.
-NOT_COMPARED = ": its images are preprocessed, so they were not compared with those of other sources"
+NOT_COMPARED = (
+    ": its images are preprocessed, so they were not compared with those of other sources"
+)
 
 
 class Fingerprints:
@@ -46,7 +50,9 @@ class Fingerprints:
 
     @cached_property
     def by_extent(self) -> dict[tuple[int, int], list[int]]:
-        """Images by shorter and longer side: only images of equal extent can have the same pixels, rotated or not."""
+        """Images by shorter and longer side: only images of equal extent can have the same pixels,
+        rotated or not.
+        """
         positions: dict[tuple[int, int], list[int]] = {}
         for position in range(self.count):
             (encoded,) = self.store.read([position])
@@ -66,21 +72,33 @@ class Fingerprints:
 
 
 def find_overlap(ours: Fingerprints, theirs: Fingerprints) -> list[str]:
-    """Pairs of images that two sources share: by content if both have files, otherwise by their pixels."""
+    """Pairs of images that two sources share: by content if both have files, otherwise by their
+    pixels.
+    """
     if isinstance(ours.store, Pixels) or isinstance(theirs.store, Pixels):
         return []  # preprocessed images can be compared with nothing
     if ours.store.paths and theirs.store.paths:
         matches = []
         for path in ours.store.paths:
             size = read_file(path, Path.stat).st_size
-            other = theirs.with_content(size, read_file(path, sha256_of)) if size in theirs.by_size else None
+            other = (
+                theirs.with_content(size, read_file(path, sha256_of))
+                if size in theirs.by_size
+                else None
+            )
             if other is not None:
-                matches.append(f"{path} is in both" if other == path else f"{path} has the content of {other}")
+                matches.append(
+                    f"{path} is in both" if other == path else f"{path} has the content of {other}"
+                )
         return matches
     pairs = []
     for sides in [sides for sides in ours.by_extent if sides in theirs.by_extent]:
         mine, others = ours.pixels(sides), theirs.pixels(sides)
-        pairs += [f"{mine[digest]} has the pixels of {others[digest]}" for digest in mine if digest in others]
+        pairs += [
+            f"{mine[digest]} has the pixels of {others[digest]}"
+            for digest in mine
+            if digest in others
+        ]
     return pairs
 
 
@@ -91,7 +109,8 @@ def check_overlap(
     unlabelled: LabelledImages | None = None,
     tasks: Mapping[str, Images] | None = None,
 ) -> list[str]:
-    """Refuse OOD images that recipes are calibrated on, and unlabelled ones used again; note others used twice.
+    """Refuse OOD images that recipes are calibrated on, and unlabelled ones used again; note others
+    used twice.
 
     Copies inside one source are noted too, since each counts in its accuracy.
     """
@@ -108,20 +127,28 @@ def check_overlap(
         if not isinstance(prints.store, Pixels):
             copies = prints.count - len(first_copies(prints.store, prints.count))
             alike = counted(copies, "image is a copy", "images are copies")
-            notes += [f"{name}: {alike} of others in it; each counts in its accuracy"] if copies else []
+            notes += (
+                [f"{name}: {alike} of others in it; each counts in its accuracy"] if copies else []
+            )
     if calibration is not None:
         theirs = Fingerprints(calibration)
         for name, prints in ood_prints.items():
             if overlap := find_overlap(prints, theirs):
                 raise UsageError(
-                    f"{name}: {_how_many(overlap)} also in the calibration source {calibration.source} "
-                    f"({overlap[0]}); images used for calibration are not out of distribution; give other images "
-                    "to --data or --ood"
+                    f"{name}: {_how_many(overlap)} also in the calibration source"
+                    f" {calibration.source} ({overlap[0]}); images used for calibration are not out"
+                    " of distribution; give other images to --data or --ood"
                 )
         notes += note_shared(
-            id_prints | task_prints, {"the calibration source": theirs}, ", which flatters recipes that measure"
+            id_prints | task_prints,
+            {"the calibration source": theirs},
+            ", which flatters recipes that measure",
         )
-    return notes + note_shared(ood_prints, id_prints) + note_shared(task_prints, id_prints | ood_prints)
+    return (
+        notes
+        + note_shared(ood_prints, id_prints)
+        + note_shared(task_prints, id_prints | ood_prints)
+    )
 
 
 def refuse_shared(unlabelled: LabelledImages, others: dict[str, Fingerprints]) -> None:
@@ -131,14 +158,19 @@ def refuse_shared(unlabelled: LabelledImages, others: dict[str, Fingerprints]) -
         if overlap := find_overlap(ours, theirs):
             flag = name.partition(" ")[0]
             raise UsageError(
-                f"--unlabelled {unlabelled.source}: {_how_many(overlap)} also in {name} ({overlap[0]}); a model is "
-                f"not judged on images that it learned from, so give other images to --unlabelled or {flag}"
+                f"--unlabelled {unlabelled.source}: {_how_many(overlap)} also in {name}"
+                f" ({overlap[0]}); a model is not judged on images that it learned from, so give"
+                f" other images to --unlabelled or {flag}"
             )
 
 
-def note_shared(ours: dict[str, Fingerprints], others: dict[str, Fingerprints], therefore: str = "") -> list[str]:
+def note_shared(
+    ours: dict[str, Fingerprints], others: dict[str, Fingerprints], therefore: str = ""
+) -> list[str]:
     """Note the images that sources share, by their flag and name on the command line."""
-    overlaps = [(name, other, find_overlap(ours[name], others[other])) for name in ours for other in others]
+    overlaps = [
+        (name, other, find_overlap(ours[name], others[other])) for name in ours for other in others
+    ]
     return [
         f"{name}: {_how_many(overlap)} also in {other} ({overlap[0]}){therefore}"
         for name, other, overlap in overlaps

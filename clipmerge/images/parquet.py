@@ -1,4 +1,6 @@
-"""Images in Parquet files: labels are read first, without the images; images a few rows at a time, on demand."""
+"""Images in Parquet files: labels are read first, without the images; images a few rows at a time,
+on demand.
+"""
 
 from __future__ import annotations
 
@@ -27,14 +29,17 @@ if TYPE_CHECKING:
     import pyarrow.parquet
 
 _FILES_AT_ONCE = 8
-# A column that repeats one large image is small in the file, so only a few rows are decoded at a time.
+# A column that repeats one large image is small in the file, so only a few rows are decoded at a
+# time.
 _ROWS_AT_ONCE = 4
 _LABELS_AT_ONCE = 1 << 14
 
 
 @dataclass(frozen=True)
 class _File:
-    """One file: its name and bytes, pyarrow's metadata, its columns, and the stored column of the images."""
+    """One file: its name and bytes, pyarrow's metadata, its columns, and the stored column of the
+    images.
+    """
 
     name: str
     size: int
@@ -45,7 +50,9 @@ class _File:
 
 @dataclass(frozen=True)
 class _Group:
-    """One row group: its file, its number and first row there, and that row's position among all."""
+    """One row group: its file, its number and first row there, and that row's position among
+    all.
+    """
 
     file: _File
     number: int
@@ -65,26 +72,37 @@ class ParquetImages(Store):
     def read(self, positions: Sequence[int]) -> list[Encoded]:
         """Read images, each row group once."""
         images: dict[int, Encoded] = {}
-        files = {group.file.name: group.file.size for group in (self._groups[self.blocks[at]] for at in positions)}
+        files = {
+            group.file.name: group.file.size
+            for group in (self._groups[self.blocks[at]] for at in positions)
+        }
         stored, total = sum(files.values()), 0
         for position in sorted(positions):  # ascending positions visit the blocks in order
             block = self.blocks[position]
             if block != self._block or position < self._next:
-                self._rows, self._next = _images(self._opener, self._groups[block]), self._groups[block].start
+                self._rows, self._next = (
+                    _images(self._opener, self._groups[block]),
+                    self._groups[block].start,
+                )
             self._block = -1  # after a fault the row group is opened again
             image = next(itertools.islice(self._rows, position - self._next, None))
-            if image is None:  # there may be a path instead: a file on this machine that somebody else chose
+            if (
+                image is None
+            ):  # there may be a path instead: a file on this machine that somebody else chose
                 raise DataError(
-                    f"{self.name(position)}: holds no image; a path beside it is not followed, store the images' bytes"
+                    f"{self.name(position)}: holds no image; a path beside it is not followed,"
+                    " store the images' bytes"
                 )
             if len(image) > LARGEST_IMAGE:
-                raise DataError(f"{self.name(position)}: its image is larger than {format_size(LARGEST_IMAGE)}")
+                raise DataError(
+                    f"{self.name(position)}: its image is larger than {format_size(LARGEST_IMAGE)}"
+                )
             self._block, self._next = block, position + 1
             total += len(image)
             if total > max(LARGEST_HELD, MOST_INFLATION * stored):
                 raise DataError(
-                    f"{self.name(position)}: {format_size(stored)} of the file became {format_size(total)} of "
-                    "images; it is damaged, or made to fill memory"
+                    f"{self.name(position)}: {format_size(stored)} of the file became"
+                    f" {format_size(total)} of images; it is damaged, or made to fill memory"
                 )
             images[position] = image
         return [images[position] for position in positions]
@@ -105,8 +123,8 @@ def load_parquet(source: str, opener: Opener, names: Sequence[str], columns: Col
     for part, labels_here in parts:
         if part.columns != first.columns:
             raise DataError(
-                f"{part.name}: its columns or class names differ from those of {first.name}; give the files of one "
-                "split"
+                f"{part.name}: its columns or class names differ from those of {first.name}; give"
+                " the files of one split"
             )
         start = len(labels)
         for number in range(part.metadata.num_row_groups):
@@ -127,7 +145,8 @@ def _index(opener: Opener, name: str, wanted: Columns) -> tuple[_File, list[Any]
         metadata = parquet.metadata
         check_count(name, metadata.num_rows)
         columns = find_columns(name, parquet.schema_arrow, wanted)
-        # the columns of a group are not looked at: pyarrow ends the process if one contradicts itself
+        # the columns of a group are not looked at: pyarrow ends the process if one contradicts
+        # itself
         groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
         rows = [group.num_rows for group in groups]
         if min(rows, default=0) < 0 or sum(rows) != metadata.num_rows:
@@ -145,7 +164,9 @@ def _index(opener: Opener, name: str, wanted: Columns) -> tuple[_File, list[Any]
         return _File(name, size, metadata, columns, image_path), labels
 
 
-def _labels(where: str, file: IO[bytes], metadata: pyarrow.parquet.FileMetaData, column: str) -> list[Any]:
+def _labels(
+    where: str, file: IO[bytes], metadata: pyarrow.parquet.FileMetaData, column: str
+) -> list[Any]:
     """Read the labels; a text shared by many rows is kept once."""
     parquet = _parquet(file, metadata=metadata, read_dictionary=[column])
     labels: list[Any] = []
@@ -153,9 +174,15 @@ def _labels(where: str, file: IO[bytes], metadata: pyarrow.parquet.FileMetaData,
     for batch in parquet.iter_batches(_LABELS_AT_ONCE, columns=[column], use_threads=False):
         (values,) = batch.columns
         if values.nbytes > LARGEST_TEXT:
-            raise DataError(f"{where}: the labels in column '{column}' are longer than class names; name another")
+            raise DataError(
+                f"{where}: the labels in column '{column}' are longer than class names; name"
+                " another"
+            )
         if hasattr(values, "dictionary"):
-            named = [texts.setdefault(text, text) if text else text for text in values.dictionary.to_pylist()]
+            named = [
+                texts.setdefault(text, text) if text else text
+                for text in values.dictionary.to_pylist()
+            ]
             labels += [None if at is None else named[at] for at in values.indices.to_pylist()]
         else:
             labels += values.to_pylist()
@@ -166,7 +193,10 @@ def _images(opener: Opener, group: _Group) -> Iterator[bytes | None]:
     """Read the images of one row group, a few rows at a time."""
     with opener(group.file.name) as file:
         batches = _parquet(file, metadata=group.file.metadata).iter_batches(
-            _ROWS_AT_ONCE, row_groups=[group.number], columns=[group.file.image_path], use_threads=False
+            _ROWS_AT_ONCE,
+            row_groups=[group.number],
+            columns=[group.file.image_path],
+            use_threads=False,
         )
         for batch in batches:
             (values,) = batch.columns
@@ -177,5 +207,8 @@ def _images(opener: Opener, group: _Group) -> Iterator[bytes | None]:
 def _parquet(file: IO[bytes], **options: Any) -> pyarrow.parquet.ParquetFile:
     import pyarrow.parquet
 
-    limits = {"thrift_string_size_limit": LARGEST_FOOTER, "thrift_container_size_limit": MOST_FOOTER_PARTS}
+    limits = {
+        "thrift_string_size_limit": LARGEST_FOOTER,
+        "thrift_container_size_limit": MOST_FOOTER_PARTS,
+    }
     return pyarrow.parquet.ParquetFile(file, **limits, **options)

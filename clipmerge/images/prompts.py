@@ -16,9 +16,14 @@ _SETS = Path(__file__).parent / "templates"
 
 
 def template_sets() -> dict[str, str]:
-    """What is said of each template set, by name: one text file per set, ``#`` in front of comments."""
+    """What is said of each template set, by name: one text file per set, ``#`` in front of
+    comments.
+    """
     files = sorted(_SETS.glob("*.txt"))
-    return {file.stem: file.read_text(encoding="utf-8").partition("\n")[0].lstrip("# ") for file in files}
+    return {
+        file.stem: file.read_text(encoding="utf-8").partition("\n")[0].lstrip("# ")
+        for file in files
+    }
 
 
 def template_set(name: str) -> tuple[str, ...]:
@@ -34,11 +39,13 @@ def check_templates(templates: Sequence[str]) -> tuple[str, ...]:
         template = given.replace("{c}", "{}")
         names = {} if "{}" in template else template_sets()
         if not is_utf8(given):
-            raise UsageError(f"--template {given!a}: is not UTF-8, which tokenizers need; write it in UTF-8")
+            raise UsageError(
+                f"--template {given!a}: is not UTF-8, which tokenizers need; write it in UTF-8"
+            )
         if "{}" not in template and given not in names:
             raise UsageError(
-                f"--template '{given}': has no {{}} for the class name, as in '{DEFAULT_TEMPLATE}', and is not a "
-                f"template set ({', '.join(names)}).{did_you_mean(given, names)}"
+                f"--template '{given}': has no {{}} for the class name, as in '{DEFAULT_TEMPLATE}',"
+                f" and is not a template set ({', '.join(names)}).{did_you_mean(given, names)}"
             )
         checked += [template] if "{}" in template else template_set(given)
     return tuple(checked)
@@ -51,21 +58,25 @@ def templates_for(given: Sequence[str], own: Sequence[str]) -> tuple[str, ...]:
 
 def own_templates(given: Sequence[str], sources: Mapping[str, Any]) -> dict[str, list[str]]:
     """The templates of the sources that are evaluated with their own; for records."""
-    return {} if given else {name: list(images.templates) for name, images in sources.items() if images.templates}
+    return (
+        {}
+        if given
+        else {name: list(images.templates) for name, images in sources.items() if images.templates}
+    )
 
 
 def class_prompts(class_names: tuple[str, ...], templates: tuple[str, ...]) -> list[str]:
     """Write the prompts, class by class: entry ``c * len(templates) + t``."""
     if len(class_names) * len(templates) > MOST_PROMPTS:
         raise DataError(
-            f"{len(class_names)} classes in {len(templates)} templates make more than {MOST_PROMPTS} prompts; give "
-            "fewer with --template"
+            f"{len(class_names)} classes in {len(templates)} templates make more than"
+            f" {MOST_PROMPTS} prompts; give fewer with --template"
         )
     name = max(class_names, key=len, default="")
     for template in templates:
         if len(template) + template.count("{}") * len(name) > LONGEST_PROMPT:
             raise DataError(
-                f"the prompt of '{name[:40]}' in '{template[:40]}' is longer than {LONGEST_PROMPT} characters; give "
-                "another --template, or other names with --classes"
+                f"the prompt of '{name[:40]}' in '{template[:40]}' is longer than {LONGEST_PROMPT}"
+                " characters; give another --template, or other names with --classes"
             )
     return [template.replace("{}", name) for name in class_names for template in templates]

@@ -1,7 +1,8 @@
-"""Images with captions, for image-text retrieval: ``KEY.txt`` beside ``KEY.jpg``, in a folder or in tar files.
+"""Images with captions, for image-text retrieval: ``KEY.txt`` beside ``KEY.jpg``, in a folder or in
+tar files.
 
-A caption is one line of the text; an image may have several. `load_captions` reads the sets of CLIP_benchmark
-(``hf://datasets/clip-benchmark/wds_flickr8k:test``) and local copies of them.
+A caption is one line of the text; an image may have several. `load_captions` reads the sets of
+CLIP_benchmark (``hf://datasets/clip-benchmark/wds_flickr8k:test``) and local copies of them.
 """
 
 from __future__ import annotations
@@ -60,7 +61,9 @@ class CaptionedImages:
 
 
 def load_captions(source: str, *, most: int | None = None, seed: int = 0) -> CaptionedImages | None:
-    """Find images with captions, without decoding any; ``None`` if a source's name and texts tell of no captions."""
+    """Find images with captions, without decoding any; ``None`` if a source's name and texts tell
+    of no captions.
+    """
     named = find_known(source)
     if named is not None and named.known.kind != "retrieval":
         return None
@@ -71,8 +74,12 @@ def load_captions(source: str, *, most: int | None = None, seed: int = 0) -> Cap
         if not (split.is_tar and split.described.is_retrieval):
             return None
         order = None if most is None else seed
-        samples = split.read_samples(columns, order, lambda taken: most is not None and len(taken) >= most)
-        return replace(_captioned(source, samples), revision=split.snapshot.revision, notes=split.notes)
+        samples = split.read_samples(
+            columns, order, lambda taken: most is not None and len(taken) >= most
+        )
+        return replace(
+            _captioned(source, samples), revision=split.snapshot.revision, notes=split.notes
+        )
     if tars := expand(source, ".tar"):
         if not describe_folder(Path(tars[0]).parent).is_retrieval:
             return None
@@ -83,18 +90,31 @@ def load_captions(source: str, *, most: int | None = None, seed: int = 0) -> Cap
 
 
 def _captioned_files(folder: Path) -> list[Path]:
-    """List the images of a folder that have a text beside them, by name; empty if it is not such a folder."""
+    """List the images of a folder that have a text beside them, by name; empty if it is not such a
+    folder.
+    """
     if not folder.is_dir():
         return []
-    listed = sorted(path for path in folder.iterdir() if is_image_name(path.name) and not path.name.startswith("."))
+    listed = sorted(
+        path
+        for path in folder.iterdir()
+        if is_image_name(path.name) and not path.name.startswith(".")
+    )
     return [path for path in listed if path.with_suffix(_ENDING).is_file()]
 
 
 def _from_folder(source: str, folder: Path, files: list[Path]) -> CaptionedImages:
     """Images of a folder and the captions beside them, with a note on texts without an image."""
-    alone = [path.name for path in sorted(folder.iterdir()) if is_image_name(path.name) and path not in set(files)]
+    alone = [
+        path.name
+        for path in sorted(folder.iterdir())
+        if is_image_name(path.name) and path not in set(files)
+    ]
     if alone:
-        raise DataError(f"{source}: {shorten(alone, 3)} has no captions beside it; write them to the same name in .txt")
+        raise DataError(
+            f"{source}: {shorten(alone, 3)} has no captions beside it; write them to the same name"
+            " in .txt"
+        )
     check_count(source, len(files))
     everything = [file for path in files for file in (path, path.with_suffix(_ENDING))]
     refuse_links(source, folder, everything)
@@ -104,7 +124,9 @@ def _from_folder(source: str, folder: Path, files: list[Path]) -> CaptionedImage
             captions.append(_lines(read_text(file)))
         if not captions[-1]:
             raise DataError(f"{source}: {file.name} holds no caption; write one per line")
-    texts = sorted({path.name for path in folder.glob(f"*{_ENDING}")} - {path.name for path in everything})
+    texts = sorted(
+        {path.name for path in folder.glob(f"*{_ENDING}")} - {path.name for path in everything}
+    )
     without = counted(len(texts), "text without its image", "texts without their images")
     notes = (f"{source}: left out {without} ({shorten(texts, 3)})",)
     store = image_files(map(str, files))

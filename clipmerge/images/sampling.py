@@ -9,7 +9,9 @@ import numpy as np
 
 
 def balanced_sample(labels: tuple[int, ...], count: int, seed: int) -> list[int]:
-    """Positions of a shuffled sample with classes as balanced as possible; the seed draws which get one more."""
+    """Positions of a shuffled sample with classes as balanced as possible; the seed draws which get
+    one more.
+    """
     rng = np.random.default_rng(seed)
     by_class: dict[int, list[int]] = {}
     for position in rng.permutation(len(labels)).tolist():
@@ -18,28 +20,37 @@ def balanced_sample(labels: tuple[int, ...], count: int, seed: int) -> list[int]
     for turn in range(max((len(positions) for positions in by_class.values()), default=0)):
         classes = [label for label in sorted(by_class) if turn < len(by_class[label])]
         missing = count - len(picked)
-        if missing < len(classes):  # drawn apart, so that a sample of some blocks draws the same classes
+        if missing < len(
+            classes
+        ):  # drawn apart, so that a sample of some blocks draws the same classes
             drawn = np.random.default_rng([seed, count]).permutation(len(classes))[:missing]
             classes = [classes[at] for at in sorted(drawn.tolist())]
         picked += [by_class[label][turn] for label in classes]
     return [picked[at] for at in rng.permutation(len(picked)).tolist()]
 
 
-def candidate_positions(labels: tuple[int, ...], blocks: tuple[int, ...], count: int, seed: int) -> list[int]:
-    """List positions to sample from: the fewest blocks that give every class its share of a balanced sample.
+def candidate_positions(
+    labels: tuple[int, ...], blocks: tuple[int, ...], count: int, seed: int
+) -> list[int]:
+    """List positions to sample from: the fewest blocks that give every class its share of a
+    balanced sample.
 
-    Blocks are visited in a seeded order, and one is taken when it holds a class that still lacks images. A sample of
-    the result has as many images per class as a sample of everything.
+    Blocks are visited in a seeded order, and one is taken when it holds a class that still lacks
+    images. A sample of the result has as many images per class as a sample of everything.
     """
     if not blocks or count >= len(labels):
         return list(range(len(labels)))
     classes, places = np.asarray(labels), np.asarray(blocks)
     sizes = np.bincount(classes)
-    rounds = next(turn for turn in range(1, len(labels) + 1) if np.minimum(sizes, turn).sum() >= count)
+    rounds = next(
+        turn for turn in range(1, len(labels) + 1) if np.minimum(sizes, turn).sum() >= count
+    )
     lacking = np.minimum(sizes, rounds)
     taken = []
     for block in np.random.default_rng([seed, len(labels)]).permutation(places[-1] + 1):
-        here = np.bincount(classes[np.searchsorted(places, block) : np.searchsorted(places, block, "right")])
+        here = np.bincount(
+            classes[np.searchsorted(places, block) : np.searchsorted(places, block, "right")]
+        )
         here = np.pad(here, (0, len(sizes) - len(here)))
         if not (lacking > 0).any():
             break

@@ -21,7 +21,9 @@ Encoded: TypeAlias = bytes | str
 class Store(ABC):
     """Encoded images, read on demand."""
 
-    blocks: tuple[int, ...] = ()  # block of each image; a block is read as a whole. Empty if images are read one by one
+    blocks: tuple[
+        int, ...
+    ] = ()  # block of each image; a block is read as a whole. Empty if images are read one by one
     paths: tuple[str, ...] = ()  # file of each image; empty if images are not files
 
     @abstractmethod
@@ -33,9 +35,13 @@ class Store(ABC):
         """The name of an image in messages."""
 
     def take(self, positions: Sequence[int]) -> Store:
-        """Some of the images, in the order of the positions; they are read into memory if they are not files."""
+        """Some of the images, in the order of the positions; they are read into memory if they are
+        not files.
+        """
         paths = tuple(self.paths[position] for position in positions) if self.paths else ()
-        return ImageList(tuple(self.read(positions)), tuple(self.name(position) for position in positions), paths)
+        return ImageList(
+            tuple(self.read(positions)), tuple(self.name(position) for position in positions), paths
+        )
 
 
 @dataclass(frozen=True)
@@ -44,17 +50,23 @@ class Labelled:
 
     store: Store
     labels: tuple[int, ...]
-    classes: tuple[str, ...]  # name of each class in the source; numbers as text if ``named`` is false
+    classes: tuple[
+        str, ...
+    ]  # name of each class in the source; numbers as text if ``named`` is false
     named: bool = True  # whether classes have names, or are bare numbers
     revision: str | None = None
     notes: tuple[str, ...] = ()
     templates: tuple[str, ...] = ()  # the source's own prompt templates, with ``{}`` for the class
-    verbatim: bool = False  # whether the names are written as they go into prompts, underscores and all
+    verbatim: bool = (
+        False  # whether the names are written as they go into prompts, underscores and all
+    )
 
 
 @dataclass(frozen=True)
 class ImageList(Store):
-    """Images one by one, with their names at their source: in memory, or in files if all have ``paths``."""
+    """Images one by one, with their names at their source: in memory, or in files if all have
+    ``paths``.
+    """
 
     images: tuple[Encoded, ...]
     names: tuple[str, ...]
@@ -77,17 +89,21 @@ def image_files(paths: Iterable[str]) -> ImageList:
 
 @dataclass(frozen=True)
 class Pixels(Store):
-    """Images that are already preprocessed: they are not decoded, and the model's own preprocessing is skipped."""
+    """Images that are already preprocessed: they are not decoded, and the model's own preprocessing
+    is skipped.
+    """
 
-    get: Callable[[int], Any]  # function that returns the pixels of an item, shape (3, height, width)
+    get: Callable[
+        [int], Any
+    ]  # function that returns the pixels of an item, shape (3, height, width)
     items: tuple[int, ...]  # item of each image
     source: str
 
     def read(self, positions: Sequence[int]) -> list[Encoded]:
         """Refuse: there are no encoded images."""
         raise DataError(
-            f"{self.name(positions[0])}: holds preprocessed pixels, and images are needed here; give the data set "
-            "without its transform"
+            f"{self.name(positions[0])}: holds preprocessed pixels, and images are needed here;"
+            " give the data set without its transform"
         )
 
     def name(self, position: int) -> str:
@@ -105,10 +121,14 @@ class Pixels(Store):
         stacked: list[Tensor] = []
         for position in positions:
             pixels = torch.as_tensor(self.get(self.items[position])).float()
-            if pixels.ndim != 3 or pixels.shape[0] != 3 or (stacked and pixels.shape != stacked[0].shape):
+            if (
+                pixels.ndim != 3
+                or pixels.shape[0] != 3
+                or (stacked and pixels.shape != stacked[0].shape)
+            ):
                 raise DataError(
-                    f"{self.name(position)}: its pixels have the shape {tuple(pixels.shape)}; expected (3, height, "
-                    "width), the same for every image"
+                    f"{self.name(position)}: its pixels have the shape {tuple(pixels.shape)};"
+                    " expected (3, height, width), the same for every image"
                 )
             stacked.append(pixels)
         return torch.stack(stacked)

@@ -47,12 +47,16 @@ class TarImages(Store):
         """Read images, each archive opened once."""
         images: dict[int, Encoded] = {}
         for archive in sorted({self._members[position].archive for position in positions}):
-            here = [position for position in positions if self._members[position].archive == archive]
+            here = [
+                position for position in positions if self._members[position].archive == archive
+            ]
             with open_local(archive) as file:
                 for position in sorted(here):
                     member = self._members[position]
                     if member.size > LARGEST_IMAGE:
-                        raise DataError(f"{self.name(position)}: is larger than {format_size(LARGEST_IMAGE)}")
+                        raise DataError(
+                            f"{self.name(position)}: is larger than {format_size(LARGEST_IMAGE)}"
+                        )
                     images[position] = _content(file, member)
         return [images[position] for position in positions]
 
@@ -62,7 +66,9 @@ class TarImages(Store):
         return f"{member.archive}, {member.name}"
 
 
-def load_tars(source: str, archives: Sequence[str], columns: Columns, described: Description) -> Labelled:
+def load_tars(
+    source: str, archives: Sequence[str], columns: Columns, described: Description
+) -> Labelled:
     """Open tar files as one source; member headers and labels are read, images are not."""
     if columns.labelled:
         described.require_classes(source)
@@ -80,9 +86,18 @@ def read_samples(archive: str, columns: Columns) -> list[Sample]:
         for key, members in groupby(_members(file, archive), key=itemgetter(0)):
             endings = {ending: member for _, ending, member in members}
             where = f"{archive}, {key}"
-            named = columns.image if columns.labelled or (columns.image or "").lower() in endings else None
+            named = (
+                columns.image
+                if columns.labelled or (columns.image or "").lower() in endings
+                else None
+            )
             image = _image_ending(where, list(endings), named)
-            samples.append((endings[image], _label(where, file, endings, columns.label) if columns.labelled else 0))
+            samples.append(
+                (
+                    endings[image],
+                    _label(where, file, endings, columns.label) if columns.labelled else 0,
+                )
+            )
             check_count(archive, len(samples))
     return samples
 
@@ -94,29 +109,49 @@ def joined(source: str, samples: Sequence[Sample], described: Description) -> La
     verbatim = described.class_names is not None and classes == described.class_names
     notes: tuple[str, ...] = ()
     if named and not verbatim and len(classes) > max(100, _CAPTIONS * len(labels)):
-        notes = (f"{source}: {len(classes)} classes for {len(labels)} images; are the labels captions?",)
+        notes = (
+            f"{source}: {len(classes)} classes for {len(labels)} images; are the labels captions?",
+        )
     store = TarImages([member for member, _ in samples])
-    return Labelled(store, indices, classes, named, notes=notes, templates=described.templates, verbatim=verbatim)
+    return Labelled(
+        store,
+        indices,
+        classes,
+        named,
+        notes=notes,
+        templates=described.templates,
+        verbatim=verbatim,
+    )
 
 
 def numbers_of(samples: Sequence[Sample]) -> list[int | str]:
     """Labels of all images, as numbers where all of them are numbers."""
     labels = [label for _, label in samples]
-    if labels and all(isinstance(label, str) and re.fullmatch(r"-?\d{1,18}", label) for label in labels):
+    if labels and all(
+        isinstance(label, str) and re.fullmatch(r"-?\d{1,18}", label) for label in labels
+    ):
         return [int(label) for label in labels]
     return labels
 
 
 def _members(file: IO[bytes], name: str) -> Iterator[tuple[str, str, Member]]:
-    """Files with their key, which those of one sample share, and their ending; archives are walked header by header."""
+    """Files with their key, which those of one sample share, and their ending; archives are walked
+    header by header.
+    """
     with tarfile.open(fileobj=cast(IO[bytes], _Headers(file)), mode="r:") as archive:
         for info in archive:
             archive.members = []  # type: ignore[attr-defined]  # otherwise it keeps every header it has read
             match = _MEMBER.fullmatch(info.name)
             if info.isreg() and match is not None:
-                yield match["key"], match["ending"].lower(), Member(name, info.name, info.offset_data, info.size)
+                yield (
+                    match["key"],
+                    match["ending"].lower(),
+                    Member(name, info.name, info.offset_data, info.size),
+                )
         file.seek(archive.offset)
-        if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):  # the walk mistakes a truncated header for the end
+        if file.read(tarfile.BLOCKSIZE) != bytes(
+            tarfile.BLOCKSIZE
+        ):  # the walk mistakes a truncated header for the end
             raise EOFError("it ends before its end mark")
 
 
@@ -138,18 +173,27 @@ def _image_ending(where: str, endings: list[str], wanted: str | None) -> str:
         if wanted.lower() not in endings:
             hint = did_you_mean(wanted, endings)
             raise DataError(
-                f"{where}: no file ending in .{wanted} for --image-column (endings: {shorten(endings)}).{hint}"
+                f"{where}: no file ending in .{wanted} for --image-column (endings:"
+                f" {shorten(endings)}).{hint}"
             )
         return wanted.lower()
     candidates = [ending for ending in endings if ending.rpartition(".")[2] in _IMAGES]
     if not candidates:
-        raise DataError(f"{where}: has no image beside it (endings: {shorten(endings)}); name it with --image-column")
+        raise DataError(
+            f"{where}: has no image beside it (endings: {shorten(endings)}); name it with"
+            " --image-column"
+        )
     if len(candidates) > 1:
-        raise DataError(f"{where}: several images ({shorten(candidates)}); name the one you mean with --image-column")
+        raise DataError(
+            f"{where}: several images ({shorten(candidates)}); name the one you mean with"
+            " --image-column"
+        )
     return candidates[0]
 
 
-def _label(where: str, file: IO[bytes], endings: dict[str, Member], wanted: str | None) -> int | str:
+def _label(
+    where: str, file: IO[bytes], endings: dict[str, Member], wanted: str | None
+) -> int | str:
     """Read a sample's label: the text of its ``cls`` or ``txt``, or the label in its ``json``."""
     ending, _, key = (wanted or "").partition(".")
     candidates = [ending.lower()] if wanted else [ending for ending in _LABELS if ending in endings]
@@ -157,7 +201,10 @@ def _label(where: str, file: IO[bytes], endings: dict[str, Member], wanted: str 
         if candidate not in endings:
             break
         if endings[candidate].size > LARGEST_LABEL:
-            raise DataError(f"{where}.{candidate}: is larger than {format_size(LARGEST_LABEL)}, too large for a label")
+            raise DataError(
+                f"{where}.{candidate}: is larger than {format_size(LARGEST_LABEL)}, too large for a"
+                " label"
+            )
         text = _content(file, endings[candidate]).decode("utf-8", errors="replace").strip()
         label = _from_json(where, text, key) if candidate == "json" else text
         if label is not None and label != "":

@@ -9,7 +9,8 @@ from clipmerge.plugins import Density
 
 
 def magnitude(change: Tensor, *, density: Density = 1.0) -> Tensor:
-    """Keep the ``density`` share of the change that is largest by magnitude; ties go to the lower index.
+    """Keep the ``density`` share of the change that is largest by magnitude; ties go to the lower
+    index.
 
     Args:
         change: alpha * task_vector, any shape.

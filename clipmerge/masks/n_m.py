@@ -14,7 +14,8 @@ def n_m(change: Tensor, *, n: Count = 2, m: Count = 4) -> Tensor:
     The merged weights stay dense, so inference is not faster; the kept change is spread evenly.
 
     Args:
-        change: alpha * task_vector, any shape; a last run shorter than ``m`` keeps its ``n`` largest too.
+        change: alpha * task_vector, any shape; a last run shorter than ``m`` keeps its ``n``
+            largest too.
         n: Entries kept of each run.
         m: Length of a run.
 

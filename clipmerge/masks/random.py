@@ -11,7 +11,8 @@ from clipmerge.plugins import Density
 def random(change: Tensor, *, key: RandomKey, density: Density = 1.0) -> Tensor:
     """Keep each entry with probability ``density``.
 
-    In expectation it equals the smaller coefficient alpha * density: compare with that before crediting sparsity.
+    In expectation it equals the smaller coefficient alpha * density: compare with that before
+    crediting sparsity.
 
     Args:
         change: alpha * task_vector, any shape.

@@ -9,7 +9,8 @@ from clipmerge.plugins import Density
 
 
 def random_rescale(change: Tensor, *, key: RandomKey, density: Density = 1.0) -> Tensor:
-    """Keep each entry with probability ``density``, divided by ``density``, which preserves the mean change.
+    """Keep each entry with probability ``density``, divided by ``density``, which preserves the
+    mean change.
 
     Args:
         change: alpha * task_vector, any shape.

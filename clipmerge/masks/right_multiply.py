@@ -1,4 +1,6 @@
-"""Multiply a weight matrix's change by a matrix from the right, which mixes or rescales its inputs."""
+"""Multiply a weight matrix's change by a matrix from the right, which mixes or rescales its
+inputs.
+"""
 
 from __future__ import annotations
 

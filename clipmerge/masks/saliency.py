@@ -11,8 +11,9 @@ from clipmerge.plugins import Density
 def saliency(change: Tensor, *, score: Tensor, density: Density = 1.0) -> Tensor:
     """Keep the ``density`` share of the change with the largest |task vector| * |gradient|.
 
-    The gradient is the mean along the path from zero-shot to fine-tuned, so task vector times gradient is each
-    entry's own share of the loss drop (integrated gradients); entries are ranked by its absolute value.
+    The gradient is the mean along the path from zero-shot to fine-tuned, so task vector times
+    gradient is each entry's own share of the loss drop (integrated gradients); entries are ranked
+    by its absolute value.
 
     Args:
         change: alpha * task_vector, any shape.
@@ -23,8 +24,8 @@ def saliency(change: Tensor, *, score: Tensor, density: Density = 1.0) -> Tensor
         The change with the other entries zero, same shape.
 
     Source:
-        The criterion is SNIP's, Lee et al. 2019, arXiv:1810.02340; the path integral is Sundararajan et al. 2017,
-        arXiv:1703.01365.
+        The criterion is SNIP's, Lee et al. 2019, arXiv:1810.02340; the path integral is
+        Sundararajan et al. 2017, arXiv:1703.01365.
 
     Example:
         >>> import torch

@@ -14,7 +14,8 @@ def spectral(change: Tensor, *, rank: Count = 1, high: Alpha = 1.0, low: Alpha =
     Tensors of more than two dimensions are treated as matrices with the first dimension as rows.
 
     Args:
-        change: alpha * task_vector, at least 1-D; a vector has one direction and is scaled by ``high``.
+        change: alpha * task_vector, at least 1-D; a vector has one direction and is scaled by
+            ``high``.
         rank: Number of principal directions.
         high: Factor of the principal part.
         low: Factor of the rest.

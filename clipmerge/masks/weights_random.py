@@ -1,4 +1,6 @@
-"""Zero random merged weights of the layer (not of its change), as reviews describe the paper's sparsity."""
+"""Zero random merged weights of the layer (not of its change), as reviews describe the paper's
+sparsity.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,9 @@ from clipmerge.merging.selection import RandomKey, keep_random
 from clipmerge.plugins import Density
 
 
-def weights_random(change: Tensor, *, theta_0: Tensor, key: RandomKey, density: Density = 1.0) -> Tensor:
+def weights_random(
+    change: Tensor, *, theta_0: Tensor, key: RandomKey, density: Density = 1.0
+) -> Tensor:
     """Keep each merged weight with probability ``density``; the others become exactly zero.
 
     Args:
@@ -22,6 +26,7 @@ def weights_random(change: Tensor, *, theta_0: Tensor, key: RandomKey, density: 
         The change, and ``-theta_0`` where the weight is zeroed.
 
     Source:
-        Our reading of the sparsity in Abdollahpoorrostam 2024, arXiv:2410.16476, whose definition is not public.
+        Our reading of the sparsity in Abdollahpoorrostam 2024, arXiv:2410.16476, whose definition
+        is not public.
     """
     return torch.where(keep_random(change.shape, density, key), change, -theta_0)

@@ -1,9 +1,10 @@
 """Measurements of each layer's behaviour, one file per measure.
 
-A measure is a function of the `Objective` that returns `Measurements`; its keyword-only parameters are its options.
-Statistics are computed per batch (so m-sharpness has m = batch size) and averaged over images. A `Statistic` carries
-its interpretation: whether it is signed, whether it is additive over layers, its unit, and the heading of its column
-in the report. No other file needs to know about a new measure.
+A measure is a function of the `Objective` that returns `Measurements`; its keyword-only parameters
+are its options. Statistics are computed per batch (so m-sharpness has m = batch size) and averaged
+over images. A `Statistic` carries its interpretation: whether it is signed, whether it is additive
+over layers, its unit, and the heading of its column in the report. No other file needs to know
+about a new measure.
 """
 
 from __future__ import annotations
@@ -27,7 +28,9 @@ __all__ = ["Measurements", "Objective", "Statistic", "by_layer", "statistic"]
 
 
 def __getattr__(name: str) -> Any:
-    """Import names for authors of measures on first use, because listing the measures must not import torch."""
+    """Import names for authors of measures on first use, because listing the measures must not
+    import torch.
+    """
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module

@@ -1,4 +1,6 @@
-"""What measures share: statistics from one value per batch and layer, barriers, fewer prompts if there are many."""
+"""What measures share: statistics from one value per batch and layer, barriers, fewer prompts if
+there are many.
+"""
 
 from __future__ import annotations
 
@@ -15,23 +17,30 @@ def by_layer(objective: Objective, values: dict[int, list[float]]) -> dict[str, 
 
     Args:
         objective: The calibration loss.
-        values: One value per layer, in the order of ``objective.path.layers``, by batch number; this process's batches.
+        values: One value per layer, in the order of ``objective.path.layers``, by batch number;
+            this process's batches.
 
     Returns:
         One value per batch, by layer, over all processes.
     """
     rows = objective.shares.by_batch(values)
-    return {layer: tuple(row[column] for row in rows) for column, layer in enumerate(objective.path.layers)}
+    return {
+        layer: tuple(row[column] for row in rows)
+        for column, layer in enumerate(objective.path.layers)
+    }
 
 
-def statistic(objective: Objective, name: str, batches: Mapping[str, Sequence[float]], **reading: Any) -> Statistic:
+def statistic(
+    objective: Objective, name: str, batches: Mapping[str, Sequence[float]], **reading: Any
+) -> Statistic:
     """Average a statistic over images and attach its interpretation.
 
     Args:
         objective: The calibration loss that the batches belong to.
         name: Name of the statistic.
         batches: One value per batch, by layer; result of `by_layer`.
-        **reading: Fields of `StatisticAbout`: ``signed``, ``additive``, ``unit``, ``title``, ``symbol``, ``about``.
+        **reading: Fields of `StatisticAbout`: ``signed``, ``additive``, ``unit``, ``title``,
+            ``symbol``, ``about``.
 
     Returns:
         The statistic; the value of each layer is the mean over images.
@@ -47,13 +56,17 @@ def statistic(objective: Objective, name: str, batches: Mapping[str, Sequence[fl
 def sizes_of(objective: Objective) -> dict[str, int]:
     """Number of entries by layer."""
     parameters = objective.path.parameters
-    return {layer: sum(parameters[name].numel() for name in names) for layer, names in objective.path.layers.items()}
+    return {
+        layer: sum(parameters[name].numel() for name in names)
+        for layer, names in objective.path.layers.items()
+    }
 
 
 def instabilities(
     objective: Objective, layers: Collection[str], points: int, finetuned: dict[int, float]
 ) -> dict[int, float]:
-    """Compute max over alpha of L(alpha) - (L(0) + L(1)) / 2, where some layers alone go from zero-shot to fine-tuned.
+    """Compute max over alpha of L(alpha) - (L(0) + L(1)) / 2, where some layers alone go from
+    zero-shot to fine-tuned.
 
     The other layers are fine-tuned. It costs ``points`` + 1 forward passes.
     """

@@ -1,4 +1,6 @@
-"""Average-case adaptive sharpness of every layer: the mean rise of the loss under Gaussian noise on its weights."""
+"""Average-case adaptive sharpness of every layer: the mean rise of the loss under Gaussian noise on
+its weights.
+"""
 
 from __future__ import annotations
 
@@ -13,14 +15,21 @@ from clipmerge.plugins import Alpha, Count, Positive
 
 @with_few_prompts
 def average_case(
-    objective: Objective, *, rho: Positive = 0.05, draws: Count = 4, adaptive: bool = True, at: Alpha = 0.5
+    objective: Objective,
+    *,
+    rho: Positive = 0.05,
+    draws: Count = 4,
+    adaptive: bool = True,
+    at: Alpha = 0.5,
 ) -> Measurements:
-    """Average L(theta + delta_l) - L(theta) over delta_l ~ N(0, rho^2 diag(c^2)), one layer at a time.
+    """Average L(theta + delta_l) - L(theta) over delta_l ~ N(0, rho^2 diag(c^2)), one layer at a
+    time.
 
     Args:
         objective: Calibration loss; left at theta(at).
         rho: Standard deviation, relative to |theta| when adaptive.
-        draws: Number of draws per layer, the same draws for every batch; each costs one forward pass per layer.
+        draws: Number of draws per layer, the same draws for every batch; each costs one forward
+            pass per layer.
         adaptive: c = |theta| rather than 1.
         at: alpha of the point on the path where sharpness is measured.
 
@@ -37,7 +46,12 @@ def average_case(
     for batch in objective.shares.batches:
         rises[batch.number] = []
         for column, (layer, names) in enumerate(objective.path.layers.items()):
-            ball = LayerBall([objective.path.parameters[n] for n in names], norm="l2", radius=rho, adaptive=adaptive)
+            ball = LayerBall(
+                [objective.path.parameters[n] for n in names],
+                norm="l2",
+                radius=rho,
+                adaptive=adaptive,
+            )
             loss = objective.criterion.layer_loss(batch, layer)
             total = 0.0
             for draw in range(column * draws, (column + 1) * draws):
@@ -56,10 +70,14 @@ def average_case(
         title="average-case sharpness",
         about="mean rise of the loss under Gaussian noise on this layer alone.",
     )
-    return Measurements(measure="average-case", statistics=(sharpness,), batch_sizes=objective.shares.batch_sizes)
+    return Measurements(
+        measure="average-case", statistics=(sharpness,), batch_sizes=objective.shares.batch_sizes
+    )
 
 
-def _normal(objective: Objective, parameters: list[torch.nn.Parameter], draw: int) -> list[torch.Tensor]:
+def _normal(
+    objective: Objective, parameters: list[torch.nn.Parameter], draw: int
+) -> list[torch.Tensor]:
     # drawn on the CPU: the same numbers on every device and in every process
     generator = torch.Generator().manual_seed(objective.seed * 100_003 + draw)
     return [torch.randn(p.shape, generator=generator).to(p.device) for p in parameters]

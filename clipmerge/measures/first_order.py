@@ -24,8 +24,8 @@ def first_order(
 ) -> Measurements:
     """Largest first-order rise of the loss when one layer moves by rho.
 
-    For l2 the rise is rho * ||c * g||_2, for linf rho * ||c * g||_1, with g the layer's gradient per batch and
-    c = |theta| (adaptive) or 1. One pass serves every layer.
+    For l2 the rise is rho * ||c * g||_2, for linf rho * ||c * g||_1, with g the layer's gradient
+    per batch and c = |theta| (adaptive) or 1. One pass serves every layer.
 
     Args:
         objective: Calibration loss; left at theta(at).
@@ -35,12 +35,12 @@ def first_order(
         at: alpha of the point on the path where sharpness is measured.
 
     Returns:
-        Statistics ``first_order`` (constant rho) and ``first_order_scaled`` (rho * sqrt(n_l) for a layer of n_l
-        entries), in nats.
+        Statistics ``first_order`` (constant rho) and ``first_order_scaled`` (rho * sqrt(n_l) for a
+        layer of n_l entries), in nats.
 
     Source:
-        Foret et al. 2021, arXiv:2010.01412; adaptive: Kwon et al. 2021, arXiv:2102.11600; m-sharpness and radii:
-        Andriushchenko et al. 2023, arXiv:2302.07011.
+        Foret et al. 2021, arXiv:2010.01412; adaptive: Kwon et al. 2021, arXiv:2102.11600;
+        m-sharpness and radii: Andriushchenko et al. 2023, arXiv:2302.07011.
     """
     objective.announce(gradient=1)
     objective.path.move_to(at)
@@ -50,7 +50,9 @@ def first_order(
         norms = []
         for names in objective.path.layers.values():
             parts = [_weighted_gradient(objective, name, adaptive) for name in names]
-            norms.append(vector_norm(torch.stack([vector_norm(part, order) for part in parts]), order))
+            norms.append(
+                vector_norm(torch.stack([vector_norm(part, order) for part in parts]), order)
+            )
         found[batch.number] = (rho * torch.stack(norms)).tolist()
     rises = by_layer(objective, found)
     roots = {layer: size**0.5 for layer, size in sizes_of(objective).items()}
@@ -70,7 +72,11 @@ def first_order(
         title="scaled first-order sharpness",
         about="the same with a radius of rho times the square root of the layer's size.",
     )
-    return Measurements(measure="first-order", statistics=(constant, scaled), batch_sizes=objective.shares.batch_sizes)
+    return Measurements(
+        measure="first-order",
+        statistics=(constant, scaled),
+        batch_sizes=objective.shares.batch_sizes,
+    )
 
 
 def _weighted_gradient(objective: Objective, name: str, adaptive: bool) -> torch.Tensor:

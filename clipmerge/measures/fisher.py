@@ -1,4 +1,6 @@
-"""The diagonal of the Fisher information at both ends of the path: how much each weight matters to the predictions."""
+"""The diagonal of the Fisher information at both ends of the path: how much each weight matters to
+the predictions.
+"""
 
 from __future__ import annotations
 
@@ -17,22 +19,27 @@ _ENDS = {"fisher_zeroshot": (0.0, "zero-shot"), "fisher_finetuned": (1.0, "fine-
 
 
 @with_few_prompts
-def fisher(objective: Objective, *, probes: Count = 4, labels: Literal["model", "data"] = "model") -> Measurements:
-    """Estimate the mean over images of the squared gradient of log p(label | image), entry by entry.
+def fisher(
+    objective: Objective, *, probes: Count = 4, labels: Literal["model", "data"] = "model"
+) -> Measurements:
+    """Estimate the mean over images of the squared gradient of log p(label | image), entry by
+    entry.
 
-    The squares are per image, but a gradient pass gives the sum over a batch. With random signs v_i on the images,
-    the expectation of (sum_i v_i g_i)^2 is sum_i g_i^2: one pass per probe serves a whole batch, and is exact with one
-    image per batch. Unlike the square of the batch's gradient, it does not vanish when gradients of images cancel.
+    The squares are per image, but a gradient pass gives the sum over a batch. With random signs v_i
+    on the images, the expectation of (sum_i v_i g_i)^2 is sum_i g_i^2: one pass per probe serves a
+    whole batch, and is exact with one image per batch. Unlike the square of the batch's gradient,
+    it does not vanish when gradients of images cancel.
 
     Args:
         objective: Calibration loss; left at theta_1.
-        probes: Draws of signs (and labels); each costs one gradient pass per end. More draws reduce the noise.
-        labels: ``model`` draws labels from the model's own predictions (Fisher information proper); ``data`` uses the
-            true labels (empirical Fisher).
+        probes: Draws of signs (and labels); each costs one gradient pass per end. More draws reduce
+            the noise.
+        labels: ``model`` draws labels from the model's own predictions (Fisher information proper);
+            ``data`` uses the true labels (empirical Fisher).
 
     Returns:
-        Statistics ``fisher_zeroshot`` and ``fisher_finetuned``, means over a layer's entries, and one tensor per
-        parameter under the same names.
+        Statistics ``fisher_zeroshot`` and ``fisher_finetuned``, means over a layer's entries, and
+        one tensor per parameter under the same names.
 
     Raises:
         MeasureError: If a loss is not finite.
@@ -46,7 +53,10 @@ def fisher(objective: Objective, *, probes: Count = 4, labels: Literal["model", 
         objective.path.move_to(alpha)
         squares, batches = _squares(objective, probes, labels)
         scale = 1 / (objective.shares.images * probes)
-        tensors[name] = {parameter: value.mul_(scale) for parameter, value in objective.shares.total(squares).items()}
+        tensors[name] = {
+            parameter: value.mul_(scale)
+            for parameter, value in objective.shares.total(squares).items()
+        }
         statistics.append(
             statistic(
                 objective,
@@ -57,16 +67,23 @@ def fisher(objective: Objective, *, probes: Count = 4, labels: Literal["model", 
             )
         )
     return Measurements(
-        measure="fisher", statistics=tuple(statistics), batch_sizes=objective.shares.batch_sizes, tensors=tensors
+        measure="fisher",
+        statistics=tuple(statistics),
+        batch_sizes=objective.shares.batch_sizes,
+        tensors=tensors,
     )
 
 
 def _squares(
     objective: Objective, probes: int, labels: Literal["model", "data"]
 ) -> tuple[dict[str, Tensor], dict[int, list[float]]]:
-    """Sum over this process's images and probes per entry; average over a layer's entries and a batch's images."""
+    """Sum over this process's images and probes per entry; average over a layer's entries and a
+    batch's images.
+    """
     squares = {name: torch.zeros_like(value) for name, value in objective.path.task_vector.items()}
-    values = {batch.number: [0.0] * len(objective.path.layers) for batch in objective.shares.batches}
+    values = {
+        batch.number: [0.0] * len(objective.path.layers) for batch in objective.shares.batches
+    }
     sizes = list(sizes_of(objective).values())
     for probe in range(probes):
         for batch, _ in objective.gradients(_signed(objective, probe, labels)):
@@ -76,7 +93,9 @@ def _squares(
                 total.add_(square)
                 sums[name] = square.sum()
             for column, names in enumerate(objective.path.layers.values()):
-                share = torch.stack([sums[name] for name in names]).sum() / (sizes[column] * len(batch) * probes)
+                share = torch.stack([sums[name] for name in names]).sum() / (
+                    sizes[column] * len(batch) * probes
+                )
                 values[batch.number][column] += float(share)
     return squares, values
 
@@ -87,7 +106,9 @@ def _signed(objective: Objective, probe: int, labels: Literal["model", "data"]) 
     def loss(batch: Batch, prompt_features: Tensor) -> Tensor:
         logits = objective.criterion.logits(batch, prompt_features)
         # drawn on the CPU: the same numbers on every device and in every process
-        generator = torch.Generator().manual_seed(objective.seed * 100_003 + probe * 10_007 + batch.number)
+        generator = torch.Generator().manual_seed(
+            objective.seed * 100_003 + probe * 10_007 + batch.number
+        )
         signs = torch.randint(0, 2, (len(batch),), generator=generator, dtype=torch.float32) * 2 - 1
         given = batch.labels
         if labels == "model":

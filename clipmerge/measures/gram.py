@@ -17,14 +17,15 @@ _ENDS = {"gram_zeroshot": 0.0, "gram_finetuned": 1.0}
 def gram(objective: Objective) -> Measurements:
     """Sum x x^T over all inputs x of each linear map that fine-tuning changed, images and prompts.
 
-    Inputs at padding positions are left out if the tokens mark them. Costs one forward pass per end. Needs memory for
-    one square matrix of each map's input width, in addition to the model.
+    Inputs at padding positions are left out if the tokens mark them. Costs one forward pass per
+    end. Needs memory for one square matrix of each map's input width, in addition to the model.
 
     Args:
         objective: Calibration loss; left at theta_1.
 
     Returns:
-        No statistics; tensors ``gram_zeroshot`` and ``gram_finetuned`` of shape (inputs, inputs) by weight matrix.
+        No statistics; tensors ``gram_zeroshot`` and ``gram_finetuned`` of shape (inputs, inputs) by
+        weight matrix.
 
     Source:
         RegMean, Jin et al. 2022, arXiv:2212.09849.
@@ -36,12 +37,16 @@ def gram(objective: Objective) -> Measurements:
         sums = _sums(objective)
         tensors[statistic] = objective.shares.total(sums)
     missing = [
-        name for name in objective.path.task_vector if objective.path.parameters[name].ndim > 1 and name not in sums
+        name
+        for name in objective.path.task_vector
+        if objective.path.parameters[name].ndim > 1 and name not in sums
     ]
     return Measurements(
         measure="gram",
         batch_sizes=objective.shares.batch_sizes,
-        notes=(f"{len(missing)} weights of two or more dimensions are not linear maps",) if missing else (),
+        notes=(f"{len(missing)} weights of two or more dimensions are not linear maps",)
+        if missing
+        else (),
         tensors=tensors,
     )
 
@@ -63,7 +68,11 @@ def _sums(objective: Objective) -> dict[str, Tensor]:
 
     def see(name: str, _module: torch.nn.Module, positional: tuple[Tensor, ...]) -> None:
         inputs, mask = positional[0], kept[0]
-        rows = inputs[mask.bool()] if mask is not None and inputs.shape[:-1] == mask.shape else inputs.flatten(0, -2)
+        rows = (
+            inputs[mask.bool()]
+            if mask is not None and inputs.shape[:-1] == mask.shape
+            else inputs.flatten(0, -2)
+        )
         sums[name].add_(rows.T @ rows)
 
     with ExitStack() as hooks:

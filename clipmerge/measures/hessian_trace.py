@@ -14,18 +14,21 @@ from clipmerge.plugins import Alpha, Count
 
 
 @with_few_prompts
-def hessian_trace(objective: Objective, *, probes: Count = 8, adaptive: bool = False, at: Alpha = 0.5) -> Measurements:
-    """Estimate tr(C_l H_ll C_l) for every layer l at once, C = diag |theta| when adaptive, else the identity.
+def hessian_trace(
+    objective: Objective, *, probes: Count = 8, adaptive: bool = False, at: Alpha = 0.5
+) -> Measurements:
+    """Estimate tr(C_l H_ll C_l) for every layer l at once, C = diag |theta| when adaptive, else the
+    identity.
 
-    With v Rademacher on all parameters, (C v)_l . (H C v)_l is an unbiased estimate for every layer, so one
-    Hessian-vector product per batch and probe serves all layers. Cross-layer terms add variance, so it needs more
-    probes than one layer alone.
+    With v Rademacher on all parameters, (C v)_l . (H C v)_l is an unbiased estimate for every
+    layer, so one Hessian-vector product per batch and probe serves all layers. Cross-layer terms
+    add variance, so it needs more probes than one layer alone.
 
     Args:
         objective: Calibration loss; left at theta(at).
         probes: Number of random vectors; each costs about two gradient passes.
-        adaptive: Weight by |theta|; rho^2 / 2 times the result is the average-case adaptive sharpness to second
-            order.
+        adaptive: Weight by |theta|; rho^2 / 2 times the result is the average-case adaptive
+            sharpness to second order.
         at: alpha of the point on the path where the trace is measured.
 
     Returns:
@@ -40,7 +43,9 @@ def hessian_trace(objective: Objective, *, probes: Count = 8, adaptive: bool = F
     for probe in range(probes):
         vectors = _rademacher(objective, probe)
         for batch in objective.shares.batches:
-            products = objective.mean_of_pieces(batch, partial(_hessian_vector, objective, vectors, adaptive))
+            products = objective.mean_of_pieces(
+                batch, partial(_hessian_vector, objective, vectors, adaptive)
+            )
             for column, value in enumerate(products):
                 found[batch.number][column] += value / probes
             objective.work.tick(HESSIAN * len(batch))
@@ -62,7 +67,9 @@ def hessian_trace(objective: Objective, *, probes: Count = 8, adaptive: bool = F
         title="mean Hessian diagonal",
         about="the trace divided by the number of the layer's entries.",
     )
-    return Measurements(measure="hessian-trace", statistics=(trace, mean), batch_sizes=objective.shares.batch_sizes)
+    return Measurements(
+        measure="hessian-trace", statistics=(trace, mean), batch_sizes=objective.shares.batch_sizes
+    )
 
 
 def _rademacher(objective: Objective, probe: int) -> dict[str, torch.Tensor]:
@@ -71,7 +78,9 @@ def _rademacher(objective: Objective, probe: int) -> dict[str, torch.Tensor]:
     vectors = {}
     for name in objective.path.task_vector:
         parameter = objective.path.parameters[name]
-        signs = torch.randint(0, 2, parameter.shape, generator=generator, dtype=torch.float32) * 2 - 1
+        signs = (
+            torch.randint(0, 2, parameter.shape, generator=generator, dtype=torch.float32) * 2 - 1
+        )
         vectors[name] = signs.to(parameter.device)
     return vectors
 
@@ -82,15 +91,24 @@ def _hessian_vector(
     """(C v)_l . (H C v)_l of one batch for every layer."""
     names = list(vectors)
     parameters = [objective.path.parameters[name] for name in names]
-    scaled = [v * p.detach().abs() if adaptive else v for v, p in zip(vectors.values(), parameters, strict=True)]
+    scaled = [
+        v * p.detach().abs() if adaptive else v
+        for v, p in zip(vectors.values(), parameters, strict=True)
+    ]
     # the fused attention kernels have no second derivative
     with sdpa_kernel(SDPBackend.MATH):
         gradients = torch.autograd.grad(
-            objective.criterion.joint_loss(batch), parameters, create_graph=True, materialize_grads=True
+            objective.criterion.joint_loss(batch),
+            parameters,
+            create_graph=True,
+            materialize_grads=True,
         )
         parts = [(g * v).sum() for g, v in zip(gradients, scaled, strict=True) if g.requires_grad]
         inner = torch.stack(parts).sum()
         products = torch.autograd.grad(inner, parameters, materialize_grads=True)
-    dots = {n: torch.dot(v.flatten(), h.flatten()) for n, v, h in zip(names, scaled, products, strict=True)}
+    dots = {
+        n: torch.dot(v.flatten(), h.flatten())
+        for n, v, h in zip(names, scaled, products, strict=True)
+    }
     sums = [torch.stack([dots[n] for n in group]).sum() for group in objective.path.layers.values()]
     return [float(value) for value in sums]

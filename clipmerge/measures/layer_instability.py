@@ -1,4 +1,6 @@
-"""Interpolation instability of every layer: the barrier when this layer alone moves from zero-shot to fine-tuned."""
+"""Interpolation instability of every layer: the barrier when this layer alone moves from zero-shot
+to fine-tuned.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,8 @@ from clipmerge.plugins import Count
 
 @with_few_prompts
 def layer_instability(objective: Objective, *, points: Count = 3) -> Measurements:
-    """Compute max over alpha of L_l(alpha) - (L_l(0) + L_l(1)) / 2, where layer l alone moves from fine-tuned.
+    """Compute max over alpha of L_l(alpha) - (L_l(0) + L_l(1)) / 2, where layer l alone moves from
+    fine-tuned.
 
     Costs 1 + L * (``points`` + 1) forward passes for L layers.
 
@@ -22,13 +25,15 @@ def layer_instability(objective: Objective, *, points: Count = 3) -> Measurement
         Statistic ``instability`` in nats, the mean over images of each batch's own maximum.
 
     Source:
-        Our reading of Abdollahpoorrostam 2024, arXiv:2410.16476, whose definition is not public; layer-wise barriers:
-        Adilova et al. 2023, arXiv:2307.06966.
+        Our reading of Abdollahpoorrostam 2024, arXiv:2410.16476, whose definition is not public;
+        layer-wise barriers: Adilova et al. 2023, arXiv:2307.06966.
     """
     objective.announce(forward=1 + (points + 1) * len(objective.path.layers))
     objective.path.move_to(1.0)
     finetuned = objective.losses()
-    found = [instabilities(objective, [layer], points, finetuned) for layer in objective.path.layers]
+    found = [
+        instabilities(objective, [layer], points, finetuned) for layer in objective.path.layers
+    ]
     values = {number: [each[number] for each in found] for number in finetuned}
     instability = statistic(
         objective,
@@ -37,8 +42,13 @@ def layer_instability(objective: Objective, *, points: Count = 3) -> Measurement
         signed=True,
         unit="nats",
         title="instability",
-        about="largest rise of the loss above the mean of its ends when this layer alone goes to fine-tuned.",
+        about=(
+            "largest rise of the loss above the mean of its ends when this layer alone goes to"
+            " fine-tuned."
+        ),
     )
     return Measurements(
-        measure="layer-instability", statistics=(instability,), batch_sizes=objective.shares.batch_sizes
+        measure="layer-instability",
+        statistics=(instability,),
+        batch_sizes=objective.shares.batch_sizes,
     )

@@ -1,4 +1,6 @@
-"""Coefficients learned on the calibration images, regularised by the zero-shot model's predictions."""
+"""Coefficients learned on the calibration images, regularised by the zero-shot model's
+predictions.
+"""
 
 from __future__ import annotations
 
@@ -15,9 +17,19 @@ from clipmerge.calibration.learning import Learned, LearningConfig, learn
 from clipmerge.calibration.objective import Objective
 from clipmerge.models.precision import Precision
 from clipmerge.planning.measurements import HeldBackChoice, Measurements, Statistic
-from clipmerge.plugins import Augmentation, Count, NonNegative, PartialShare, Points, Positive, Share, options_of
+from clipmerge.plugins import (
+    Augmentation,
+    Count,
+    NonNegative,
+    PartialShare,
+    Points,
+    Positive,
+    Share,
+    options_of,
+)
 
-#: Difference in accuracy between the images that learning saw and those held back from which a note warns.
+#: Difference in accuracy between the images that learning saw and those held back from which a note
+#: warns.
 OVERFIT = 0.1
 #: Whether it can also learn from unlabelled images.
 UNLABELLED = True
@@ -29,26 +41,33 @@ class LearningOptions:
 
     Attributes:
         granularity: Unit that has its own coefficient.
-        robustness: Weight of the divergence, which controls the trade-off; 0 minimises the loss on the calibration
-            images alone.
-        steps: Number of steps; with ``divergence`` ``auto``, half of them are taken where features are held, and none
-            where fine-tuning has left most of the features' directions.
+        robustness: Weight of the divergence, which controls the trade-off; 0 minimises the loss on
+            the calibration images alone.
+        steps: Number of steps; with ``divergence`` ``auto``, half of them are taken where features
+            are held.
         batch: Maximum number of images per step.
-        copies: Maximum number of images per step with a changed copy, on which the divergence is computed.
+        copies: Maximum number of images per step with a changed copy, on which the divergence is
+            computed.
         rate: Adam's step size in coefficients; it falls to zero along a half cosine.
-        start: Initial coefficient; ``None`` for the anchor if features of the straight path are held, for 0.5 if those
-            of the zero-shot model are, else for the best alpha of the straight path under the same goal.
-        ceiling: Largest coefficient; ``None`` for twice the start, at least 1. If learning starts near the fine-tuned
-            model, coefficients could only fall with a ceiling of 1.
-        views: Strength of the small rotations, rescalings and shifts of the cross-entropy's images; 0 for none.
-        held_back: Share of the images that learning does not see; 0 uses the learned coefficients unchanged.
-        max_loss: Points of accuracy on the held-back images that may be lost against the fine-tuned model.
-        divergence: What is held on changed copies: the zero-shot model's ``predictions`` (KL divergence), its
-            ``features`` (twice one minus the cosine), or ``path-features`` (the same by the mean of its features and
-            those of the anchor, a point of the straight path, four times); ``auto``: predictions if they remove a
-            quarter of the uncertainty about the labels, else features of the path.
+        start: Initial coefficient; ``None`` for the anchor if features of the straight path are
+            held, for 0.5 if those of the zero-shot model are, else for the best alpha of the
+            straight path under the same goal.
+        ceiling: Largest coefficient; ``None`` for twice the start, at least 1. If learning starts
+            near the fine-tuned model, coefficients could only fall with a ceiling of 1.
+        views: Strength of the small rotations, rescalings and shifts of the cross-entropy's images;
+            0 for none.
+        held_back: Share of the images that learning does not see; 0 uses the learned coefficients
+            unchanged.
+        max_loss: Points of accuracy on the held-back images that may be lost against the fine-tuned
+            model.
+        divergence: What is held on changed copies: the zero-shot model's ``predictions`` (KL
+            divergence), its ``features`` (twice one minus the cosine), or ``path-features`` (the
+            same by the mean of its features and those of the anchor, a point of the straight path,
+            four times); ``auto``: predictions if they remove a quarter of the uncertainty about the
+            labels, else features of the path.
         changes: Kinds of change made in the copies.
-        precision: Precision of forward passes; ``auto`` uses bfloat16 if the processor or GPU multiplies it faster.
+        precision: Precision of forward passes; ``auto`` uses bfloat16 if the processor or GPU
+            multiplies it faster.
     """
 
     granularity: Granularity = "entry"
@@ -66,7 +85,9 @@ class LearningOptions:
     changes: tuple[Augmentation, ...] = KINDS
     precision: Precision = "auto"
 
-    def config(self, sparsify: Callable[[], tuple[Sequence[str], float]] | None = None) -> LearningConfig:
+    def config(
+        self, sparsify: Callable[[], tuple[Sequence[str], float]] | None = None
+    ) -> LearningConfig:
         """The settings of learning."""
         kind: Divergence = "predictions" if self.divergence == "auto" else self.divergence
         return LearningConfig(
@@ -86,28 +107,31 @@ class LearningOptions:
 def learned_coefficients(objective: Objective, **options: Any) -> Measurements:
     """Learn one coefficient per layer, parameter, output channel or entry.
 
-    Minimises the cross-entropy on fresh views of the calibration images plus ``robustness`` times the divergence from
-    the zero-shot model on generically changed copies of them, over coefficients from 0 to ``ceiling``. With a
-    ceiling of 1 the merged weights stay in the box between both checkpoints. Uses Adam with a few images per step and
-    new views and changes in every step.
-    Images held back from learning choose the starting point and, at the end, between the learned point, points on the
-    way to it and points of the straight path. With one coefficient per entry it needs six bytes per entry on a CPU,
-    and eight more on other devices, in addition to the model.
+    Minimises the cross-entropy on fresh views of the calibration images plus ``robustness`` times
+    the divergence from the zero-shot model on generically changed copies of them, over coefficients
+    from 0 to ``ceiling``. With a ceiling of 1 the merged weights stay in the box between both
+    checkpoints. Uses Adam with a few images per step and new views and changes in every step.
+    Images held back from learning choose the starting point and, at the end, between the learned
+    point, points on the way to it and points of the straight path. With one coefficient per entry
+    it needs six bytes per entry on a CPU, and eight more on other devices, in addition to the
+    model.
 
     Args:
         objective: Calibration loss; left at the chosen coefficients.
         **options: See `LearningOptions`.
 
     Returns:
-        Statistics ``at_zero`` and ``at_one``, shares of a layer's entries whose coefficient is 0, or 1 and above; the
-        losses of every step; the choice of the held-back images; and the coefficients.
+        Statistics ``at_zero`` and ``at_one``, shares of a layer's entries whose coefficient is 0,
+        or 1 and above; the losses of every step; the choice of the held-back images; and the
+        coefficients.
 
     Raises:
         MeasureError: If a loss is not finite.
 
     Source:
-        One coefficient per layer: AdaMerging, Yang et al. 2023, arXiv:2310.02575; regularised by the predictions of
-        the old model: Li and Hoiem 2016, arXiv:1606.09282. The combination, bounded and per entry, is ours.
+        One coefficient per layer: AdaMerging, Yang et al. 2023, arXiv:2310.02575; regularised by
+        the predictions of the old model: Li and Hoiem 2016, arXiv:1606.09282. The combination,
+        bounded and per entry, is ours.
     """
     chosen = LearningOptions(**options)
     coefficients = Coefficients(objective, chosen.granularity, chosen.start)
@@ -120,12 +144,17 @@ def _overfit(choice: HeldBackChoice | None) -> tuple[str, ...]:
     if choice is None or choice.seen_right is None or choice.seen_right - choice.right < OVERFIT:
         return ()
     return (
-        f"learning recognises {choice.seen_right:.0%} of the views of its own images, and {choice.right:.0%} of those "
-        "held back: it has learned them by heart; more images or fewer steps (measure.steps) would help",
+        (
+            f"learning recognises {choice.seen_right:.0%} of the views of its own images, and"
+            f" {choice.right:.0%} of those held back: it has learned them by heart; more images or"
+            " fewer steps (measure.steps) would help"
+        ),
     )
 
 
-def learned_measurements(name: str, objective: Objective, coefficients: Coefficients, learned: Learned) -> Measurements:
+def learned_measurements(
+    name: str, objective: Objective, coefficients: Coefficients, learned: Learned
+) -> Measurements:
     """Make measurements from the result of learning.
 
     Args:
@@ -138,7 +167,9 @@ def learned_measurements(name: str, objective: Objective, coefficients: Coeffici
     at_zero, at_one = {}, {}
     for layer, names in objective.path.layers.items():
         shapes = {name: objective.path.parameters[name].shape for name in names}
-        spread = torch.cat([values[name].broadcast_to(shape).reshape(-1) for name, shape in shapes.items()])
+        spread = torch.cat(
+            [values[name].broadcast_to(shape).reshape(-1) for name, shape in shapes.items()]
+        )
         at_zero[layer] = float((spread == 0).double().mean())
         at_one[layer] = float((spread >= 1).double().mean())
     return Measurements(

@@ -29,13 +29,15 @@ class SparseOptions(LearningOptions):
     """How `learned_sparse` learns: as `LearningOptions`, in fewer and larger steps.
 
     Attributes:
-        rule: ``share`` selects the sharpest layers that together hold ``share`` of all blocks' sharpness, at least one;
-            ``outlier`` selects layers whose sharpness is a robust outlier, possibly none; ``flattest`` and ``random``
-            are controls that select other layers with about as many entries as ``share`` would.
+        rule: ``share`` selects the sharpest layers that together hold ``share`` of all blocks'
+            sharpness, at least one; ``outlier`` selects layers whose sharpness is a robust outlier,
+            possibly none; ``flattest`` and ``random`` are controls that select other layers with
+            about as many entries as ``share`` would.
         share: Share of the blocks' sharpness that stragglers hold.
         density: Share of a straggler parameter's coefficients that is kept.
         draw: Number of the random set, for ``rule: random``.
-        max_loss: As in `LearningOptions`, but lower: a few hundred images measure a loss only roughly.
+        max_loss: As in `LearningOptions`, but lower: a few hundred images measure a loss only
+            roughly.
     """
 
     rule: Literal["share", "outlier", "flattest", "random"] = "share"
@@ -51,42 +53,51 @@ class SparseOptions(LearningOptions):
 
 @options_of(SparseOptions)
 def learned_sparse(objective: Objective, **options: Any) -> Measurements:
-    """Learn coefficients; straggler layers keep only a share of them, and all their other weights stay zero-shot.
+    """Learn coefficients; straggler layers keep only a share of them, and all their other weights
+    stay zero-shot.
 
-    Stragglers are found at the starting point of learning, among the layers of the transformer blocks, by their
-    sharpness there: ||gradient|| times ||change||. Each of their parameters keeps the coefficients with the largest
-    scores (straight-through). All others are zero, bit for bit zero-shot, but their scores keep following their
-    gradients, so an entry can return. Where `learned_coefficients` learns nothing, there are no stragglers.
+    Stragglers are found at the starting point of learning, among the layers of the transformer
+    blocks, by their sharpness there: ||gradient|| times ||change||. Each of their parameters keeps
+    the coefficients with the largest scores (straight-through). All others are zero, bit for bit
+    zero-shot, but their scores keep following their gradients, so an entry can return. Where
+    `learned_coefficients` learns nothing, there are no stragglers.
 
     Args:
         objective: Calibration loss; left at the chosen coefficients.
         **options: See `SparseOptions`.
 
     Returns:
-        As `learned_coefficients`, plus the statistics ``sharpness`` in nats, ``sharpness_share`` of the total, and
-        ``straggler``, 1 or 0.
+        As `learned_coefficients`, plus the statistics ``sharpness`` in nats, ``sharpness_share`` of
+        the total, and ``straggler``, 1 or 0.
 
     Raises:
         MeasureError: If a loss is not finite.
 
     Source:
-        Inspired by Abdollahpoorrostam 2024, arXiv:2410.16476; straight-through: Bengio et al. 2013, arXiv:1308.3432.
-        The definitions are ours.
+        Inspired by Abdollahpoorrostam 2024, arXiv:2410.16476; straight-through: Bengio et al. 2013,
+        arXiv:1308.3432. The definitions are ours.
     """
     chosen = SparseOptions(**options)
     finder = _Finder(objective, chosen)
     coefficients = Coefficients(objective, chosen.granularity, chosen.start)
-    learned = learn(objective, coefficients, chosen.config(lambda: (finder.parameters(), chosen.density)))
+    learned = learn(
+        objective, coefficients, chosen.config(lambda: (finder.parameters(), chosen.density))
+    )
     if not learned.trace:
         objective.announce(gradient=1)
         finder.measure()
     measurements = learned_measurements("learned-sparse", objective, coefficients, learned)
-    statistics, notes = (*measurements.statistics, *finder.statistics), (*measurements.notes, *finder.notes)
+    statistics, notes = (
+        (*measurements.statistics, *finder.statistics),
+        (*measurements.notes, *finder.notes),
+    )
     return measurements.model_copy(update={"statistics": statistics, "notes": notes})
 
 
 class _Finder:
-    """Finds the stragglers once the starting point of learning is known, and keeps the statistics."""
+    """Finds the stragglers once the starting point of learning is known, and keeps the
+    statistics.
+    """
 
     def __init__(self, objective: Objective, options: SparseOptions) -> None:
         self._objective, self._options = objective, options
@@ -105,7 +116,10 @@ class _Finder:
             sharpness,
             unit="nats",
             title="sharpness",
-            about="largest first-order rise of the loss when this layer alone moves as far as fine-tuning moved it.",
+            about=(
+                "largest first-order rise of the loss when this layer alone moves as far as"
+                " fine-tuning moved it."
+            ),
         )
 
     def parameters(self) -> list[str]:
@@ -115,16 +129,23 @@ class _Finder:
         return [name for layer in self._stragglers for name in self._objective.path.layers[layer]]
 
     def _found(self) -> tuple[str, ...]:
-        # blocks only: a step sees too few rows of an embedding table to learn its mask; other layers are small
-        values = {layer: value for layer, value in self._sharpness.values.items() if block_of(layer)}
+        # blocks only: a step sees too few rows of an embedding table to learn its mask; other
+        # layers are small
+        values = {
+            layer: value for layer, value in self._sharpness.values.items() if block_of(layer)
+        }
         if self._options.rule == "share":
             return sharpest(values, self._options.share)
         sizes = sizes_of(self._objective)
         if self._options.rule == "outlier":
             measured = Measurements(
-                measure="learned-sparse", statistics=(self._sharpness,), batch_sizes=self._objective.shares.batch_sizes
+                measure="learned-sparse",
+                statistics=(self._sharpness,),
+                batch_sizes=self._objective.shares.batch_sizes,
             )
-            return find_stragglers(measured, sizes, statistic="sharpness", seed=self._objective.seed).names
+            return find_stragglers(
+                measured, sizes, statistic="sharpness", seed=self._objective.seed
+            ).names
         entries = sum(sizes[layer] for layer in sharpest(values, self._options.share))
         order = sorted(values, key=values.__getitem__)
         if self._options.rule == "random":
@@ -153,21 +174,28 @@ class _Finder:
 
 
 def layer_sharpness(objective: Objective) -> dict[str, tuple[float, ...]]:
-    """Estimate how much a change of each layer can raise the loss at the current weights, in one gradient pass.
+    """Estimate how much a change of each layer can raise the loss at the current weights, in one
+    gradient pass.
 
-    For layer l and batch B it is ||gradient_l of L_B|| * ||task_vector_l||: to first order the largest rise of the
-    loss if the layer alone moves as far as fine-tuning moved it, in any direction.
+    For layer l and batch B it is ||gradient_l of L_B|| * ||task_vector_l||: to first order the
+    largest rise of the loss if the layer alone moves as far as fine-tuning moved it, in any
+    direction.
     """
     path, rows = objective.path, {}
     radii = [_norm([path.task_vector[name] for name in names]) for names in path.layers.values()]
     for batch, _ in objective.gradients():
-        gradients = [_norm([path.gradient_of(name) for name in names]) for names in path.layers.values()]
-        rows[batch.number] = [gradient * radius for gradient, radius in zip(gradients, radii, strict=True)]
+        gradients = [
+            _norm([path.gradient_of(name) for name in names]) for names in path.layers.values()
+        ]
+        rows[batch.number] = [
+            gradient * radius for gradient, radius in zip(gradients, radii, strict=True)
+        ]
     return by_layer(objective, rows)
 
 
 def sharpest(sharpness: dict[str, float], share: float) -> tuple[str, ...]:
-    """Choose the fewest layers, sharpest first, that together hold a share of the total; at least one.
+    """Choose the fewest layers, sharpest first, that together hold a share of the total; at least
+    one.
 
     Example:
         >>> sharpest({"a": 1.0, "b": 6.0, "c": 3.0}, 0.65), sharpest({"a": 1.0}, 1.0)
@@ -183,7 +211,8 @@ def sharpest(sharpness: dict[str, float], share: float) -> tuple[str, ...]:
 
 
 def matched(order: Sequence[str], sizes: Mapping[str, int], entries: int) -> tuple[str, ...]:
-    """Select layers in order until they have about ``entries`` entries, skipping those that would overshoot too far.
+    """Select layers in order until they have about ``entries`` entries, skipping those that would
+    overshoot too far.
 
     Example:
         >>> matched(["a", "b", "c"], {"a": 2, "b": 9, "c": 3}, 5)

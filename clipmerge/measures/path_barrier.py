@@ -13,8 +13,8 @@ from clipmerge.measures._statistics import statistic, with_few_prompts
 from clipmerge.planning.measurements import Check, LossPath, Measurements
 from clipmerge.plugins import Count, Positive
 
-# A path along which the loss bends sharply needs more nodes; beyond this number the problem is numerical, and is
-# reported.
+# A path along which the loss bends sharply needs more nodes; beyond this number the problem is
+# numerical, and is reported.
 _MOST_NODES = 24
 # Relative precision of a float32 loss: totals as small as this cannot be checked.
 _ROUNDING = 3e-6
@@ -25,8 +25,10 @@ _READINGS: dict[str, dict[str, Any]] = {
         "unit": "nats",
         "title": "barrier share",
         "symbol": "B_l",
-        "about": "the layer's part of the barrier, the loss at the midpoint minus the endpoints' average. "
-        "Positive: the layer raises the loss at the midpoint above that average.",
+        "about": (
+            "the layer's part of the barrier, the loss at the midpoint minus the endpoints'"
+            " average. Positive: the layer raises the loss at the midpoint above that average."
+        ),
     },
     "loss_drop": {
         "signed": True,
@@ -34,8 +36,10 @@ _READINGS: dict[str, dict[str, Any]] = {
         "unit": "nats",
         "title": "loss-drop share",
         "symbol": "G_l",
-        "about": "the layer's part of the change in loss from zero-shot to fine-tuned. "
-        "Negative: the layer lowers the loss.",
+        "about": (
+            "the layer's part of the change in loss from zero-shot to fine-tuned. "
+            "Negative: the layer lowers the loss."
+        ),
     },
 }
 
@@ -51,31 +55,34 @@ def path_barrier(
 ) -> Measurements:
     """Attribute the path's barrier and loss drop to layers, from backward passes.
 
-    With s_l(alpha) = task_vector_l . grad_l L(theta(alpha)), the slope of the loss that layer l contributes:
-    G_l = integral of s_l over [0, 1], and sum_l G_l = L(1) - L(0), negative when fine-tuning lowers the loss;
-    B_l = half of (integral over [0, 1/2] - integral over [1/2, 1]), and sum_l B_l = L(1/2) - (L(0) + L(1)) / 2.
-    Gauss-Radau quadrature on each half, with a node at either end of the path, so that the backward passes also give
-    the losses there. Both sums are checked against L(0), L(1/2) and L(1); if they are wrong by more than
-    ``tolerance`` and by more than float32 rounding, the number of nodes is doubled.
+    With s_l(alpha) = task_vector_l . grad_l L(theta(alpha)), the slope of the loss that layer l
+    contributes: G_l = integral of s_l over [0, 1], and sum_l G_l = L(1) - L(0), negative when
+    fine-tuning lowers the loss; B_l = half of (integral over [0, 1/2] - integral over [1/2, 1]),
+    and sum_l B_l = L(1/2) - (L(0) + L(1)) / 2. Gauss-Radau quadrature on each half, with a node at
+    either end of the path, so that the backward passes also give the losses there. Both sums are
+    checked against L(0), L(1/2) and L(1); if they are wrong by more than ``tolerance`` and by more
+    than float32 rounding, the number of nodes is doubled.
 
     Args:
         objective: Calibration loss; left at theta_1.
         nodes: Quadrature points on each half of the path; each costs one gradient pass.
         tolerance: Accepted relative error of the sums.
-        exact: Whether the text layers' values of each batch come from all prompts, whatever they cost; see
-            `clipmerge.calibration.slopes`. All other values, and all means over batches, always do.
-        gradients: Whether to keep the mean gradient along the path, for masks that rank entries by it; ``None`` if the
-            recipe's method asks for one.
+        exact: Whether the text layers' values of each batch come from all prompts, whatever they
+            cost; see `clipmerge.calibration.slopes`. All other values, and all means over batches,
+            always do.
+        gradients: Whether to keep the mean gradient along the path, for masks that rank entries by
+            it; ``None`` if the recipe's method asks for one.
 
     Returns:
-        Statistics ``barrier`` (B_l) and ``loss_drop`` (G_l) in nats, the loss along the path, the checks, and
-        the mean gradient along the path if it is wanted.
+        Statistics ``barrier`` (B_l) and ``loss_drop`` (G_l) in nats, the loss along the path, the
+        checks, and the mean gradient along the path if it is wanted.
 
     Raises:
         MeasureError: If a loss is not finite.
 
     Source:
-        Ours: integrated gradients (Sundararajan et al. 2017, arXiv:1703.01365) per layer, on the path of Wortsman
+        Ours: integrated gradients (Sundararajan et al. 2017, arXiv:1703.01365) per layer, on the
+            path of Wortsman
         et al. 2022, arXiv:2109.01903.
     """
     wanted = objective.wants_gradients if gradients is None else gradients
@@ -88,30 +95,54 @@ def path_barrier(
     while True:
         shares, losses = _attribute(objective, slopes, nodes)
         losses[0.5] = middle
-        measured = {"barrier": middle - (losses[0.0] + losses[1.0]) / 2, "loss_drop": losses[1.0] - losses[0.0]}
-        sums = {name: sum(map(objective.shares.mean, layers.values())) for name, layers in shares.items()}
+        measured = {
+            "barrier": middle - (losses[0.0] + losses[1.0]) / 2,
+            "loss_drop": losses[1.0] - losses[0.0],
+        }
+        sums = {
+            name: sum(map(objective.shares.mean, layers.values()))
+            for name, layers in shares.items()
+        }
         checks = {name: Check(sum_of_layers=sums[name], measured=measured[name]) for name in sums}
         rounding = _ROUNDING * max(losses[0.0], middle, losses[1.0])
-        wrong = [check for check in checks.values() if abs(check.sum_of_layers - check.measured) > rounding]
+        wrong = [
+            check
+            for check in checks.values()
+            if abs(check.sum_of_layers - check.measured) > rounding
+        ]
         worst = max((check.relative_error for check in wrong), default=0.0)
         if worst <= tolerance or 2 * nodes > _MOST_NODES:
             break
         nodes *= 2
         slopes = Slopes(objective, exact=exact, gradients=wanted)
         objective.work.announce(2 * nodes * slopes.work)
-        notes = (f"the loss bends along the path: {nodes} points on each half were needed for shares that add up",)
+        notes = (
+            (
+                f"the loss bends along the path: {nodes} points on each half were needed for shares"
+                " that add up"
+            ),
+        )
     if worst > tolerance:
-        notes = (f"the layers' shares are off the measured total by {worst:.1%} even with {nodes} nodes on each half",)
+        notes = (
+            (
+                f"the layers' shares are off the measured total by {worst:.1%} even with {nodes}"
+                " nodes on each half"
+            ),
+        )
     count = objective.criterion.prompts.count
     if 0 < slopes.drawn < count:
         notes += (
-            f"text layers: values of single batches are estimated from {slopes.drawn} of {count} prompts, their "
-            "means are exact (set measure.exact=true to take all)",
+            (
+                f"text layers: values of single batches are estimated from {slopes.drawn} of"
+                f" {count} prompts, their means are exact (set measure.exact=true to take all)"
+            ),
         )
     path = sorted(losses.items())
     return Measurements(
         measure="path-barrier",
-        statistics=tuple(statistic(objective, name, shares[name], **_READINGS[name]) for name in _READINGS),
+        statistics=tuple(
+            statistic(objective, name, shares[name], **_READINGS[name]) for name in _READINGS
+        ),
         batch_sizes=objective.shares.batch_sizes,
         path=LossPath(alphas=tuple(a for a, _ in path), losses=tuple(loss for _, loss in path)),
         checks=checks,
@@ -122,7 +153,9 @@ def path_barrier(
 
 def _finite(loss: float, alpha: float) -> float:
     if not np.isfinite(loss):
-        raise MeasureError(f"the calibration loss at alpha {alpha:g} is {loss}; check that the checkpoints work")
+        raise MeasureError(
+            f"the calibration loss at alpha {alpha:g} is {loss}; check that the checkpoints work"
+        )
     return loss
 
 
@@ -131,25 +164,36 @@ def _attribute(
 ) -> tuple[dict[str, dict[str, list[float]]], dict[float, float]]:
     """Integrate the slopes."""
     points, weights = _radau(nodes)
-    shares = {name: np.zeros((len(objective.shares.batch_sizes), len(objective.path.layers))) for name in _READINGS}
+    shares = {
+        name: np.zeros((len(objective.shares.batch_sizes), len(objective.path.layers)))
+        for name in _READINGS
+    }
     losses = {}
-    # from both ends of the path towards its middle; theta_1 last, because the objective is left there
+    # from both ends of the path towards its middle; theta_1 last, because the objective is left
+    # there
     halves = [(point / 2, weight / 2, 0.5) for point, weight in zip(points, weights, strict=True)]
-    halves += [(1 - point / 2, weight / 2, -0.5) for point, weight in zip(points[::-1], weights[::-1], strict=True)]
+    halves += [
+        (1 - point / 2, weight / 2, -0.5)
+        for point, weight in zip(points[::-1], weights[::-1], strict=True)
+    ]
     for alpha, share, sign in halves:
         point, loss = slopes.at(alpha, share)
         losses[alpha] = _finite(loss, alpha)
         shares["loss_drop"] += share * point
         shares["barrier"] += share * point * sign
     found = {
-        name: {layer: values[:, column].tolist() for column, layer in enumerate(objective.path.layers)}
+        name: {
+            layer: values[:, column].tolist() for column, layer in enumerate(objective.path.layers)
+        }
         for name, values in shares.items()
     }
     return found, losses
 
 
 def _radau(nodes: int) -> tuple[list[float], list[float]]:
-    """Points and weights over [0, 1] with a node at 0: exact for polynomials of degree 2 nodes - 2."""
+    """Points and weights over [0, 1] with a node at 0: exact for polynomials of degree 2 nodes -
+    2.
+    """
     legendre = np.polynomial.legendre
     last = np.eye(nodes + 1)[nodes - 1]  # coefficients of P_(n-1)
     points = np.sort(legendre.legroots(last + np.eye(nodes + 1)[nodes]).real)[1:]

@@ -11,12 +11,15 @@ from clipmerge.planning.measurements import Measurements
 from clipmerge.plugins import Count, Positive
 
 
-def projection_radii(objective: Objective, *, steps: Count = 200, rate: Positive = 0.01) -> Measurements:
+def projection_radii(
+    objective: Objective, *, steps: Count = 200, rate: Positive = 0.01
+) -> Measurements:
     """Learn one radius gamma per parameter and project its change onto it.
 
     The change becomes task_vector * min(1, gamma / ||task_vector||).
 
-    Minimises only the calibration loss, so the images must not be those of fine-tuning. The radii start at zero.
+    Minimises only the calibration loss, so the images must not be those of fine-tuning. The radii
+    start at zero.
 
     Args:
         objective: Calibration loss; left at the projected weights.
@@ -33,8 +36,10 @@ def projection_radii(objective: Objective, *, steps: Count = 200, rate: Positive
         TPGM, Tian et al. 2023, arXiv:2303.10720, applied once, after fine-tuning.
     """
     coefficients = Coefficients(objective, "parameter", 0.0)
-    # Adam's steps do not depend on the gradient's scale, so a rate of rate / norm for a coefficient is `rate` for a
-    # radius
-    rates = {name: rate / float(objective.path.task_vector[name].norm()) for name in coefficients.values}
+    # Adam's steps do not depend on the gradient's scale, so a rate of rate / norm for a coefficient
+    # is `rate` for a radius
+    rates = {
+        name: rate / float(objective.path.task_vector[name].norm()) for name in coefficients.values
+    }
     learned = learn(objective, coefficients, LearningConfig(Goal(0.0), steps, rates))
     return learned_measurements("projection-radii", objective, coefficients, learned)

@@ -12,8 +12,8 @@ SEVERAL = True
 def soup_accuracy(objective: Objective) -> Measurements:
     """Evaluate every fine-tuned checkpoint alone, then try adding each to a soup, best first.
 
-    A checkpoint stays in the soup if the average with it recognises at least as many images. Costs at most 2 K - 1
-    forward passes for K checkpoints.
+    A checkpoint stays in the soup if the average with it recognises at least as many images. Costs
+    at most 2 K - 1 forward passes for K checkpoints.
 
     Args:
         objective: Calibration loss; left at the last average tried.
@@ -37,7 +37,9 @@ def soup_accuracy(objective: Objective) -> Measurements:
         if tried[-1].accuracy >= best:
             soup.append(which)
             best = tried[-1].accuracy
-    return Measurements(measure="soup-accuracy", batch_sizes=objective.shares.batch_sizes, mixtures=tuple(tried))
+    return Measurements(
+        measure="soup-accuracy", batch_sizes=objective.shares.batch_sizes, mixtures=tuple(tried)
+    )
 
 
 def _average(chosen: list[int], count: int) -> tuple[float, ...]:

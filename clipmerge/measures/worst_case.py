@@ -26,11 +26,12 @@ def worst_case(
     scaled: bool = False,
     at: Alpha = 0.5,
 ) -> Measurements:
-    """Maximise L(theta + delta_l) - L(theta) over ||delta_l / c||_p <= rho, for one layer l at a time.
+    """Maximise L(theta + delta_l) - L(theta) over ||delta_l / c||_p <= rho, for one layer l at a
+    time.
 
-    ``steps=1`` computes the exact loss at the first-order maximiser; more steps run APGD from theta, with momentum
-    0.75 and a step size that starts at 2 rho and is halved when progress stalls. Each batch is maximised separately,
-    and the mean over images is reported.
+    ``steps=1`` computes the exact loss at the first-order maximiser; more steps run APGD from
+    theta, with momentum 0.75 and a step size that starts at 2 rho and is halved when progress
+    stalls. Each batch is maximised separately, and the mean over images is reported.
 
     Args:
         objective: Calibration loss; left at theta(at).
@@ -38,15 +39,16 @@ def worst_case(
         rho: Radius; the literature uses 0.5 to 4 for adaptive l2, 5e-4 to 4e-3 for adaptive linf.
         steps: 1, or the number of APGD iterations (20 in the literature).
         adaptive: Scale the ball elementwise by c = |theta|.
-        scaled: Use rho * sqrt(n_l) for a layer of n_l entries, so that large layers have a larger ball.
+        scaled: Use rho * sqrt(n_l) for a layer of n_l entries, so that large layers have a larger
+            ball.
         at: alpha of the point on the path where sharpness is measured.
 
     Returns:
         Statistic ``worst_case`` in nats.
 
     Source:
-        Foret et al. 2021, arXiv:2010.01412; Kwon et al. 2021, arXiv:2102.11600; APGD: Croce and Hein 2020,
-        arXiv:2003.01690; as a sharpness: Andriushchenko et al. 2023, arXiv:2302.07011.
+        Foret et al. 2021, arXiv:2010.01412; Kwon et al. 2021, arXiv:2102.11600; APGD: Croce and
+        Hein 2020, arXiv:2003.01690; as a sharpness: Andriushchenko et al. 2023, arXiv:2302.07011.
     """
     cost = (FORWARD if steps == 1 else GRADIENT * steps) * len(objective.path.layers)
     objective.announce(gradient=1, forward=cost / FORWARD)
@@ -60,7 +62,10 @@ def worst_case(
                 size = sum(parameter.numel() for parameter in parameters)
                 radius = rho * size**0.5 if scaled else rho
                 ball = LayerBall(parameters, norm=norm, radius=radius, adaptive=adaptive)
-                loss, gradient = objective.criterion.layer_loss(batch, layer), [gradients[name] for name in names]
+                loss, gradient = (
+                    objective.criterion.layer_loss(batch, layer),
+                    [gradients[name] for name in names],
+                )
                 if steps == 1:
                     ball.place(ball.maximiser(gradient))
                     with torch.no_grad():
@@ -79,4 +84,6 @@ def worst_case(
         title="worst-case sharpness",
         about="largest rise of the loss found in a ball around this layer's weights.",
     )
-    return Measurements(measure="worst-case", statistics=(sharpness,), batch_sizes=objective.shares.batch_sizes)
+    return Measurements(
+        measure="worst-case", statistics=(sharpness,), batch_sizes=objective.shares.batch_sizes
+    )

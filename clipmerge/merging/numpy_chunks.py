@@ -1,4 +1,6 @@
-"""Chunks of the output that do not need torch: merges without masks in the files' float32 or float64, and copies."""
+"""Chunks of the output that do not need torch: merges without masks in the files' float32 or
+float64, and copies.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,8 @@ from clipmerge.files.safetensors import STORED, Array
 from clipmerge.merging.chunks import Room, integers_differ, overflow, require_finite_inputs, runs
 from clipmerge.merging.formula import copied_input, weighted_change
 
-#: The dtypes in which numpy is as fast as torch; its rounding to half precision is several times slower.
+#: The dtypes in which numpy is as fast as torch; its rounding to half precision is several times
+#: slower.
 COMPUTED = frozenset({"F32", "F64"})
 _COPIED = COMPUTED | {"I64", "I32", "I16", "I8", "U8", "BOOL"}
 
@@ -22,8 +25,12 @@ def can_copy(dtypes: Sequence[str]) -> bool:
     return all(dtype in _COPIED for dtype in dtypes)
 
 
-def merged(inputs: Inputs, name: str, alpha: float, weights: Sequence[float], room: Room) -> Iterator[Array]:
-    """Merge, without a mask, a parameter of one dtype in `COMPUTED`: 1-D runs, in buffers from ``room``."""
+def merged(
+    inputs: Inputs, name: str, alpha: float, weights: Sequence[float], room: Room
+) -> Iterator[Array]:
+    """Merge, without a mask, a parameter of one dtype in `COMPUTED`: 1-D runs, in buffers from
+    ``room``.
+    """
     entry = inputs.entries(name)[0]
     for start, out in _places(entry.size, STORED[entry.dtype], room):
         theta_0, finetuned = inputs.arrays(name, start, start + len(out))
@@ -43,7 +50,9 @@ def merged(inputs: Inputs, name: str, alpha: float, weights: Sequence[float], ro
 
 
 def copied(name: str, holder: Location, others: Sequence[Location], room: Room) -> Iterator[Array]:
-    """Copy a tensor of one checkpoint in its own dtype, and check the others' tensors of that name."""
+    """Copy a tensor of one checkpoint in its own dtype, and check the others' tensors of that
+    name.
+    """
     checkpoint, key = holder
     entry = checkpoint.entries[key]
     for start, out in _places(entry.size, STORED[entry.dtype], room):
@@ -64,7 +73,9 @@ def copied(name: str, holder: Location, others: Sequence[Location], room: Room) 
 
 
 def _places(size: int, dtype: str, room: Room) -> Iterator[tuple[int, Array]]:
-    """Divide a tensor into runs that fit the buffers; yields the first element and the buffer of each."""
+    """Divide a tensor into runs that fit the buffers; yields the first element and the buffer of
+    each.
+    """
     for begin, end in runs(size):
         start = begin
         while start < end:

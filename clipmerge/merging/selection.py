@@ -18,8 +18,8 @@ from clipmerge.files.safetensors import Array
 DRAWS = 1 << 20
 # Magnitudes computed at once: they stay in a core's cache.
 _RUN = 1 << 17
-# Entries in the sample, and how many places of the sorted sample the search reaches to either side of the expected one:
-# four standard deviations if the entries are in random order.
+# Entries in the sample, and how many places of the sorted sample the search reaches to either side
+# of the expected one: four standard deviations if the entries are in random order.
 _SAMPLE, _MARGIN = 1 << 14, 1 << 8
 
 
@@ -43,7 +43,8 @@ class RandomKey:
 
 
 def keep_largest(score: Tensor, density: float) -> Tensor:
-    """Select the entries largest by magnitude, ties by index, so that it is unique; boolean, of the same shape.
+    """Select the entries largest by magnitude, ties by index, so that it is unique; boolean, of the
+    same shape.
 
     Example:
         >>> keep_largest(torch.tensor([1.0, -1.0, 0.0, 1.0]), 0.5)
@@ -53,11 +54,17 @@ def keep_largest(score: Tensor, density: float) -> Tensor:
 
 
 def keep_first(score: Tensor, count: int) -> Tensor:
-    """Select a number of entries largest by magnitude; of equal ones, those with the lower index; same shape."""
+    """Select a number of entries largest by magnitude; of equal ones, those with the lower index;
+    same shape.
+    """
     size = score.numel()
     if count <= 0 or count >= size:
         return torch.full_like(score, count > 0, dtype=torch.bool)
-    values = (score if score.dtype in (torch.float32, torch.float64) else score.float()).flatten().numpy()
+    values = (
+        (score if score.dtype in (torch.float32, torch.float64) else score.float())
+        .flatten()
+        .numpy()
+    )
     threshold = _nth_largest(values, count)
     selected, ties = np.empty(size, dtype=bool), []
     for start, run in _magnitudes(values):
@@ -69,7 +76,8 @@ def keep_first(score: Tensor, count: int) -> Tensor:
 
 
 def _nth_largest(values: Array, count: int) -> Any:
-    """The ``count``-th largest magnitude, sought between two values of a sample; among all entries if it is not there.
+    """The ``count``-th largest magnitude, sought between two values of a sample; among all entries
+    if it is not there.
 
     Partitioning all entries takes a copy of them, and twice as long.
     """
@@ -89,15 +97,23 @@ def _magnitudes(values: Array) -> Iterator[tuple[int, Array]]:
 
 
 def zero_others(values: Tensor, kept: Tensor) -> Tensor:
-    """Zero in place the entries that are not kept; a product would first convert the whole selection to numbers."""
+    """Zero in place the entries that are not kept; a product would first convert the whole
+    selection to numbers.
+    """
     return values.masked_fill_(kept.logical_not_(), 0.0)
 
 
-def keep_random(shape: torch.Size, density: float | Tensor, key: RandomKey, *, draws: int = DRAWS) -> Tensor:
-    """Select entries with probability ``density``, one or one per entry; the draws depend on the key alone."""
+def keep_random(
+    shape: torch.Size, density: float | Tensor, key: RandomKey, *, draws: int = DRAWS
+) -> Tensor:
+    """Select entries with probability ``density``, one or one per entry; the draws depend on the
+    key alone.
+    """
     generator = key.generator()
     # use the top 53 bits, so that the limit is exact as a float and density 1 keeps everything
-    chances = density.double().flatten().numpy() if isinstance(density, Tensor) else np.array([density])
+    chances = (
+        density.double().flatten().numpy() if isinstance(density, Tensor) else np.array([density])
+    )
     keep = np.empty(math.prod(shape), dtype=bool)
     for start in range(0, len(keep), draws):
         part = keep[start : start + draws]

@@ -1,7 +1,9 @@
-"""Stream the tensors of a merge under a plan, with at most one tensor in memory, and usually one chunk.
+"""Stream the tensors of a merge under a plan, with at most one tensor in memory, and usually one
+chunk.
 
-Each tensor has one source, chosen by its dtypes and the plan: copied or merged, by numpy if that is sufficient.
-Torch is imported only for a chunk that needs it, because the import alone takes longer than many merges.
+Each tensor has one source, chosen by its dtypes and the plan: copied or merged, by numpy if that is
+sufficient. Torch is imported only for a chunk that needs it, because the import alone takes longer
+than many merges.
 """
 
 from __future__ import annotations
@@ -41,8 +43,9 @@ class MergedTensor:
     name: str  # canonical parameter name
     dtype: str  # safetensors dtype
     shape: tuple[int, ...]
-    # computes the content: runs of elements in memory order, 1-D, in stored form (bfloat16 as its bits). Its argument
-    # returns a buffer for some of the next elements, such as ``numpy.empty``; a run need not be in one
+    # computes the content: runs of elements in memory order, 1-D, in stored form (bfloat16 as its
+    # bits). Its argument returns a buffer for some of the next elements, such as ``numpy.empty``; a
+    # run need not be in one
     chunks: Callable[[Room], Iterator[Array]]
     # whether the whole tensor is computed before the first run, as masks and combinations require
     is_whole: bool = False
@@ -61,7 +64,9 @@ class MergedTensor:
 
 
 def contents_of(tensors: Sequence[MergedTensor], room: Room) -> Generator[Iterable[Array]]:
-    """Yield each tensor's content in turn; tensors computed as a whole are started early on other cores."""
+    """Yield each tensor's content in turn; tensors computed as a whole are started early on other
+    cores.
+    """
     jobs = [(tensor.nbytes, partial(_begun, tensor)) for tensor in tensors if tensor.is_whole]
     if not jobs:  # nothing here needs torch
         yield from (tensor.chunks(room) for tensor in tensors)
@@ -98,7 +103,9 @@ def merged_tensors(inputs: Inputs, plan: Plan) -> list[MergedTensor]:
         outputs.append(MergedTensor(inputs.output_keys[name], name, dtype, shape, chunks, is_whole))
     first = inputs.finetuned[0]
     for name, key in inputs.finetuned_keys[0].items():
-        is_kept = plan.missing == "keep-finetuned" or (inputs.keeps_head and inputs.layer_of.get(name) == HEAD)
+        is_kept = plan.missing == "keep-finetuned" or (
+            inputs.keeps_head and inputs.layer_of.get(name) == HEAD
+        )
         if is_kept and name not in inputs.zeroshot_keys:
             entry = first.entries[key]
             dtype, shape = _output_dtype(plan, entry), inputs.output_shape(name, entry)
@@ -110,13 +117,23 @@ def merged_tensors(inputs: Inputs, plan: Plan) -> list[MergedTensor]:
 def copied_tensors(checkpoint: Checkpoint) -> list[MergedTensor]:
     """List the unchanged tensors of one checkpoint, each with its content on demand."""
     return [
-        MergedTensor(key, key, entry.dtype, entry.shape, partial(_copied, key, (checkpoint, key), (), entry.dtype))
+        MergedTensor(
+            key,
+            key,
+            entry.dtype,
+            entry.shape,
+            partial(_copied, key, (checkpoint, key), (), entry.dtype),
+        )
         for key, entry in checkpoint.entries.items()
     ]
 
 
-def _copied(name: str, holder: Location, others: Sequence[Location], dtype: str, room: Room) -> Iterator[Array]:
-    """Copy a tensor of one checkpoint, and check the others': with numpy if it has the dtypes, else with torch."""
+def _copied(
+    name: str, holder: Location, others: Sequence[Location], dtype: str, room: Room
+) -> Iterator[Array]:
+    """Copy a tensor of one checkpoint, and check the others': with numpy if it has the dtypes, else
+    with torch.
+    """
     own, *dtypes = (checkpoint.entries[key].dtype for checkpoint, key in (holder, *others))
     if own == dtype and numpy_chunks.can_copy([own, *dtypes]):
         return numpy_chunks.copied(name, holder, others, room)
@@ -128,7 +145,9 @@ def _copied(name: str, holder: Location, others: Sequence[Location], dtype: str,
 def _merged(
     inputs: Inputs, plan: Plan, name: str, layer: LayerPlan, dtype: str, is_whole: bool, room: Room
 ) -> Iterator[Array]:
-    """Merge a parameter: with numpy if only the formula is needed and the dtype does not change, else with torch."""
+    """Merge a parameter: with numpy if only the formula is needed and the dtype does not change,
+    else with torch.
+    """
     dtypes = {dtype, *(entry.dtype for entry in inputs.entries(name))}
     alpha = layer.coefficient
     is_plain = len(dtypes) == 1 and dtypes <= numpy_chunks.COMPUTED and not is_variance(name)
@@ -139,23 +158,34 @@ def _merged(
     return torch_chunks.merged(inputs, plan, name, layer, dtype)
 
 
-def _unmerged(inputs: Inputs, name: str, layer: LayerPlan | None, dtype: str) -> Callable[[Room], Iterator[Array]]:
-    """The content of a zero-shot tensor that is not merged: of another kind, or of a layer that the plan leaves out."""
+def _unmerged(
+    inputs: Inputs, name: str, layer: LayerPlan | None, dtype: str
+) -> Callable[[Room], Iterator[Array]]:
+    """The content of a zero-shot tensor that is not merged: of another kind, or of a layer that the
+    plan leaves out.
+    """
     holder, *others = inputs.holders(name)
     if is_counter(name):  # counters may differ without any effect on the model
         if layer is not None and layer.coefficient == 1 and name in inputs.finetuned_keys[0]:
             holder = (inputs.finetuned[0], inputs.finetuned_keys[0][name])
         others = []
     entry = holder[0].entries[holder[1]]
-    for checkpoint, key in others:  # only `position_ids` may differ here, because the alignment does not compare them
+    for (
+        checkpoint,
+        key,
+    ) in others:  # only `position_ids` may differ here, because the alignment does not compare them
         shape = checkpoint.entries[key].shape
         if shape != entry.shape:
-            raise CheckpointError(f"tensor {name} differs in shape: zeroshot {entry.shape}, finetuned {shape}")
+            raise CheckpointError(
+                f"tensor {name} differs in shape: zeroshot {entry.shape}, finetuned {shape}"
+            )
     return partial(_copied, name, holder, others, dtype)
 
 
 def _is_left_out(inputs: Inputs, plan: Plan, name: str) -> bool:
-    """Whether the output lacks a zero-shot parameter because it has the form of the fine-tuned checkpoint."""
+    """Whether the output lacks a zero-shot parameter because it has the form of the fine-tuned
+    checkpoint.
+    """
     if name in inputs.finetuned_keys[0]:
         return False
     if inputs.keeps_head:
@@ -164,4 +194,6 @@ def _is_left_out(inputs: Inputs, plan: Plan, name: str) -> bool:
 
 
 def _output_dtype(plan: Plan, entry: TensorEntry) -> str:
-    return entry.dtype if plan.dtype == "keep" or not entry.is_float else _SAFETENSORS_NAME[plan.dtype]
+    return (
+        entry.dtype if plan.dtype == "keep" or not entry.is_float else _SAFETENSORS_NAME[plan.dtype]
+    )

@@ -1,4 +1,6 @@
-"""The merge of one tensor; see `formula` for the formula and `selection` for the selections of masks."""
+"""The merge of one tensor; see `formula` for the formula and `selection` for the selections of
+masks.
+"""
 
 from __future__ import annotations
 
@@ -28,18 +30,18 @@ def merge_tensor(
 ) -> Tensor:
     """Move one parameter from zero-shot towards fine-tuned.
 
-    Computes theta_0 + mask(alpha * sum_i weights_i * (theta_i - theta_0)) in float32 (float64 if any input is) and
-    rounds once; a combination replaces the sum. alpha=0 gives theta_0 bit for bit, and alpha=1 without mask and
-    combination gives theta_1.
+    Computes theta_0 + mask(alpha * sum_i weights_i * (theta_i - theta_0)) in float32 (float64 if
+    any input is) and rounds once; a combination replaces the sum. alpha=0 gives theta_0 bit for
+    bit, and alpha=1 without mask and combination gives theta_1.
 
     Args:
         theta_0: Zero-shot parameter, any shape; never written to.
         theta_1: Fine-tuned parameter, same shape, or a sequence for several checkpoints.
-        alpha: Mixing coefficient, no unit; outside [0, 1] it extrapolates. A tensor broadcasts: one per row,
-            or one per entry.
+        alpha: Mixing coefficient, no unit; outside [0, 1] it extrapolates. A tensor broadcasts: one
+            per row, or one per entry.
         weights: Factor of each fine-tuned checkpoint.
-        combine: Combines task vectors stacked along the first dimension into one, see `combination`; ``None`` for
-            their sum.
+        combine: Combines task vectors stacked along the first dimension into one, see
+            `combination`; ``None`` for their sum.
         mask: Name of a mask, or ``None`` to keep the whole change. Scalars are never masked.
         dtype: Output dtype; ``None`` for that of theta_0.
         **mask_inputs: The mask's options, and ``score`` and ``key`` if it needs them.
@@ -48,7 +50,8 @@ def merge_tensor(
         Merged parameter, shape of theta_0.
 
     Raises:
-        ValueError: If shapes differ, or the number of weights is not that of the fine-tuned parameters.
+        ValueError: If shapes differ, or the number of weights is not that of the fine-tuned
+            parameters.
 
     Source:
         Wortsman et al. 2022, arXiv:2109.01903.
@@ -66,7 +69,13 @@ def merge_tensor(
     dtype = dtype or theta_0.dtype
     if combine is not None or _is_masked(mask, theta_0):
         change = whole_change(
-            theta_0, finetuned, alpha=alpha, weights=weights, combine=combine, mask=mask, **mask_inputs
+            theta_0,
+            finetuned,
+            alpha=alpha,
+            weights=weights,
+            combine=combine,
+            mask=mask,
+            **mask_inputs,
         )
         return moved(theta_0, change, dtype)
     copied: Tensor | None = copied_input(theta_0, finetuned, alpha, weights)
@@ -91,7 +100,9 @@ def whole_change(
     mask: str | None = None,
     **mask_inputs: Any,
 ) -> Tensor:
-    """The change of a whole parameter under a mask or a combination, to be added with `moved`; see `merge_tensor`."""
+    """The change of a whole parameter under a mask or a combination, to be added with `moved`; see
+    `merge_tensor`.
+    """
     base, *wide = _widened([theta_0, *finetuned])
     if combine is None:
         change: Tensor = weighted_change(torch, base, wide, alpha=alpha, weights=weights)
@@ -105,7 +116,9 @@ def whole_change(
 
 
 def moved(theta_0: Tensor, change: Tensor, dtype: torch.dtype) -> Tensor:
-    """Add a change that may be zero for dropped entries, which stay zero-shot bit for bit, even negative zero."""
+    """Add a change that may be zero for dropped entries, which stay zero-shot bit for bit, even
+    negative zero.
+    """
     base = theta_0.to(change.dtype)
     return torch.where(change == 0, base, base + change).to(dtype)
 
@@ -116,7 +129,9 @@ def _is_masked(mask: str | None, theta_0: Tensor) -> bool:
 
 def _widened(tensors: Sequence[Tensor]) -> list[Tensor]:
     """Convert tensors to the dtype of the arithmetic: float64 if any is, else float32."""
-    wide = torch.float64 if any(tensor.dtype == torch.float64 for tensor in tensors) else torch.float32
+    wide = (
+        torch.float64 if any(tensor.dtype == torch.float64 for tensor in tensors) else torch.float32
+    )
     return [tensor.to(wide) for tensor in tensors]
 
 
@@ -125,18 +140,29 @@ def apply_mask(name: str, change: Tensor, theta_0: Tensor, inputs: dict[str, Any
     function = load_plugin("masks", name)
     wanted = inspect.signature(function).parameters
     available = {"theta_0": theta_0, **inputs}
-    masked: Tensor = function(change, **{key: value for key, value in available.items() if key in wanted})
+    masked: Tensor = function(
+        change, **{key: value for key, value in available.items() if key in wanted}
+    )
     return masked
 
 
 def combination(
-    name: str, options: dict[str, Any], weights: Sequence[float], key: RandomKey, *, thinned: bool = True
+    name: str,
+    options: dict[str, Any],
+    weights: Sequence[float],
+    key: RandomKey,
+    *,
+    thinned: bool = True,
 ) -> Callable[[Tensor], Tensor]:
-    """Prepare a rule of `clipmerge.combinations`: a function from task vectors (checkpoints, ...) to one (...)."""
+    """Prepare a rule of `clipmerge.combinations`: a function from task vectors (checkpoints, ...)
+    to one (...).
+    """
     function = load_plugin("combinations", name)
     checked = {**check_options("combinations", name, options), "key": key, "thinned": thinned}
     wanted = inspect.signature(function).parameters
-    return partial(function, weights=tuple(weights), **{k: v for k, v in checked.items() if k in wanted})
+    return partial(
+        function, weights=tuple(weights), **{k: v for k, v in checked.items() if k in wanted}
+    )
 
 
 def weighted_sum(task_vectors: Tensor, weights: Sequence[float]) -> Tensor:

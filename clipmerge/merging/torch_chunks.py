@@ -1,4 +1,6 @@
-"""Chunks of the output that need torch: masks, combinations, learned coefficients, half precision, another dtype."""
+"""Chunks of the output that need torch: masks, combinations, learned coefficients, half precision,
+another dtype.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,13 @@ from clipmerge.errors import CheckpointError, PlanError
 from clipmerge.families import is_variance
 from clipmerge.files.finite import is_finite, require_finite
 from clipmerge.files.safetensors import DTYPES, STORED, Array
-from clipmerge.merging.chunks import integers_differ, may_be_thinned, overflow, require_finite_inputs, runs
+from clipmerge.merging.chunks import (
+    integers_differ,
+    may_be_thinned,
+    overflow,
+    require_finite_inputs,
+    runs,
+)
 from clipmerge.merging.selection import RandomKey
 from clipmerge.merging.tensor import combination, mask_options, merge_tensor, moved, whole_change
 from clipmerge.parallel import one_thread
@@ -24,20 +32,26 @@ from clipmerge.plugins import requires
 
 
 def merged(inputs: Inputs, plan: Plan, name: str, layer: LayerPlan, dtype: str) -> Iterator[Array]:
-    """Merge a parameter under a plan: runs of elements in memory order, 1-D, in stored form (bfloat16 as its bits)."""
+    """Merge a parameter under a plan: runs of elements in memory order, 1-D, in stored form
+    (bfloat16 as its bits).
+    """
     entry = inputs.zeroshot.entries[inputs.zeroshot_keys[name]]
     coefficient: float | Tensor
-    if isinstance(layer.coefficient, LearnedAlpha):  # a parameter without coefficients of its own goes with the others
+    if isinstance(
+        layer.coefficient, LearnedAlpha
+    ):  # a parameter without coefficients of its own goes with the others
         coefficient = plan.held_tensors.get(f"{COEFFICIENTS}{name}", layer.coefficient.mean)
     else:
         coefficient = layer.coefficient
     thinned = may_be_thinned(inputs, name)
     arguments = _mask_inputs(plan, name, layer) if layer.mask and thinned else {}
     if arguments and "score" not in arguments and requires("masks", str(layer.mask), "score"):
-        if not torch.equal(inputs.theta_0(name), inputs.theta_1(name)):  # of what is unchanged none is needed
+        if not torch.equal(
+            inputs.theta_0(name), inputs.theta_1(name)
+        ):  # of what is unchanged none is needed
             raise PlanError(
-                f"layer '{inputs.layer_of[name]}' has the mask '{layer.mask}', but the plan holds no scores for "
-                f"{name}; use 'magnitude' there, or plan again"
+                f"layer '{inputs.layer_of[name]}' has the mask '{layer.mask}', but the plan holds"
+                f" no scores for {name}; use 'magnitude' there, or plan again"
             )
         holder, *others = inputs.holders(name)
         yield from copied(name, holder, others, dtype)
@@ -45,30 +59,43 @@ def merged(inputs: Inputs, plan: Plan, name: str, layer: LayerPlan, dtype: str) 
     combine = None
     if plan.combine is not None:
         key = RandomKey(plan.seed, name)
-        combine = combination(plan.combine.rule, plan.combine.options, plan.weights, key, thinned=thinned)
+        combine = combination(
+            plan.combine.rule, plan.combine.options, plan.weights, key, thinned=thinned
+        )
     # masks and combinations need the whole parameter, everything else is done in chunks
     change = None
     if arguments or combine is not None:
         alpha = coefficients_of_run(coefficient, entry.shape, 0, None)
-        change = _whole_change(inputs, name, alpha=alpha, weights=plan.weights, combine=combine, **arguments)
+        change = _whole_change(
+            inputs, name, alpha=alpha, weights=plan.weights, combine=combine, **arguments
+        )
     for start, stop in runs(entry.size):
         theta_0, finetuned = inputs.theta_0(name, start, stop), []
         with one_thread():
-            if change is not None:  # the change includes the fine-tuned checkpoints, which were checked
+            if (
+                change is not None
+            ):  # the change includes the fine-tuned checkpoints, which were checked
                 result = moved(theta_0, change[start:stop], _torch_dtype(dtype))
             else:
-                finetuned = [inputs.theta_1(name, start, stop, which=i) for i in range(len(inputs.finetuned))]
+                finetuned = [
+                    inputs.theta_1(name, start, stop, which=i) for i in range(len(inputs.finetuned))
+                ]
                 alpha = coefficients_of_run(coefficient, entry.shape, start, stop)
-                if isinstance(alpha, Tensor) or alpha in (0, 1):  # NaN and Inf need not affect the result
+                if isinstance(alpha, Tensor) or alpha in (
+                    0,
+                    1,
+                ):  # NaN and Inf need not affect the result
                     require_finite_inputs(inputs, name, theta_0, finetuned)
-                result = merge_tensor(theta_0, finetuned, alpha=alpha, weights=plan.weights, dtype=_torch_dtype(dtype))
+                result = merge_tensor(
+                    theta_0, finetuned, alpha=alpha, weights=plan.weights, dtype=_torch_dtype(dtype)
+                )
             if not is_finite(result):
                 require_finite_inputs(inputs, name, theta_0, finetuned)
                 raise overflow(name, DTYPES[dtype][0])
             if is_variance(name) and bool((result < 0).any()):
                 raise CheckpointError(
-                    f"tensor {name} is a variance and becomes negative when merged; use an alpha in [0, 1] for its "
-                    "layer"
+                    f"tensor {name} is a variance and becomes negative when merged; use an alpha in"
+                    " [0, 1] for its layer"
                 )
         yield _stored(result, dtype)
     inputs.release(name)
@@ -87,13 +114,19 @@ def _whole_change(inputs: Inputs, name: str, **rule: Any) -> Tensor:
 def _mask_inputs(plan: Plan, name: str, layer: LayerPlan) -> dict[str, Any]:
     mask = str(layer.mask)
     options = {**layer.mask_options, **layer.parameters.get(name, {})}
-    arguments = {"mask": mask, **mask_options(mask, layer.density, options), "key": RandomKey(plan.seed, name)}
+    arguments = {
+        "mask": mask,
+        **mask_options(mask, layer.density, options),
+        "key": RandomKey(plan.seed, name),
+    }
     score = plan.held_tensors.get(f"{SCORES}{name}")
     return arguments if score is None else arguments | {"score": score}
 
 
 def copied(name: str, holder: Location, others: Sequence[Location], dtype: str) -> Iterator[Array]:
-    """Copy a tensor of one checkpoint, rounded to the output's dtype, and check the others' tensors of that name."""
+    """Copy a tensor of one checkpoint, rounded to the output's dtype, and check the others' tensors
+    of that name.
+    """
     checkpoint, key = holder
     entry = checkpoint.entries[key]
     for start, stop in runs(entry.size):

@@ -1,7 +1,7 @@
 """Methods that choose coefficients and masks, one file per method.
 
-A method is a function of a `Task` that returns a `Decision`; its keyword-only parameters are its options. A
-`RecipeError` that it raises is told with its name before it.
+A method is a function of a `Task` that returns a `Decision`; its keyword-only parameters are its
+options. A `RecipeError` that it raises is told with its name before it.
 """
 
 from __future__ import annotations
@@ -43,21 +43,36 @@ class Task:
     def sizes(self) -> dict[str, int]:
         """Number of entries by layer."""
         entries = self.inputs.entries
-        return {layer: sum(entries(name)[0].size for name in names) for layer, names in self.layers.items()}
+        return {
+            layer: sum(entries(name)[0].size for name in names)
+            for layer, names in self.layers.items()
+        }
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Shapes of the mergeable parameters."""
-        return {name: self.inputs.entries(name)[0].shape for names in self.layers.values() for name in names}
+        return {
+            name: self.inputs.entries(name)[0].shape
+            for names in self.layers.values()
+            for name in names
+        }
 
     def everywhere(self, alpha: float, reason: str) -> dict[str, LayerPlan]:
         """The same coefficient for every layer."""
         return {layer: LayerPlan(alpha=alpha, reason=reason) for layer in self.layers}
 
-    def combined(self, alpha: float, rule: str, options: dict[str, Any], thinning: str, joining: str) -> Decision:
-        """One coefficient for every layer, and task vectors thinned and joined as these words of the verdict say."""
+    def combined(
+        self, alpha: float, rule: str, options: dict[str, Any], thinning: str, joining: str
+    ) -> Decision:
+        """One coefficient for every layer, and task vectors thinned and joined as these words of
+        the verdict say.
+        """
         count = len(self.inputs.finetuned)
-        vectors = f"{count} task vectors, each {thinning}, {joining}" if count > 1 else f"the task vector, {thinning}"
+        vectors = (
+            f"{count} task vectors, each {thinning}, {joining}"
+            if count > 1
+            else f"the task vector, {thinning}"
+        )
         return Decision(
             self.everywhere(alpha, "one alpha for all layers"),
             f"{vectors}, times {alpha:g}",
@@ -72,7 +87,8 @@ class Task:
         return (1.0 / count,) * count
 
     def task_vectors(self, name: str) -> list[Tensor]:
-        """One parameter's theta_i - theta_0 for each fine-tuned checkpoint, float64, in the parameter's shape.
+        """One parameter's theta_i - theta_0 for each fine-tuned checkpoint, float64, in the
+        parameter's shape.
 
         Raises:
             CheckpointError: If a weight is NaN or infinite.
@@ -118,14 +134,17 @@ class Task:
         return self.measurements
 
     def need_tensors(self, measure: str, what: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Return the tensors that a measure takes at the zero-shot and at the fine-tuned end, by parameter.
+        """Return the tensors that a measure takes at the zero-shot and at the fine-tuned end, by
+        parameter.
 
         Raises:
             RecipeError: If the recipe has another measure, or none.
         """
         measured = self.need_measurements()
         if f"{measure}_finetuned" not in measured.tensors:
-            raise RecipeError(f"needs {what}, which {measured.measure} does not measure; measure with {measure}")
+            raise RecipeError(
+                f"needs {what}, which {measured.measure} does not measure; measure with {measure}"
+            )
         return measured.tensors[f"{measure}_zeroshot"], measured.tensors[f"{measure}_finetuned"]
 
 
@@ -135,16 +154,19 @@ class Decision:
 
     Attributes:
         layers: The settings of each layer.
-        verdict: The decision in one sentence. It is replaced if overrides or edits change the settings.
-        finding: The part of the verdict that then remains true: the measured result, without the settings.
+        verdict: The decision in one sentence. It is replaced if overrides or edits change the
+            settings.
+        finding: The part of the verdict that then remains true: the measured result, without the
+            settings.
         weights: One factor per fine-tuned checkpoint.
         combine: The rule that replaces the weighted sum of task vectors, if any.
         stragglers: Layers found to be stragglers.
         straggler_statistic: Statistic used to look for stragglers; ``None`` if the method does not.
         straggler_scores: Scores by layer.
         scores: Saliency by parameter, for the masks that need it.
-        coefficients: Coefficients by parameter, which replace the layer's alpha: one number, one per row (shape
-            (rows, 1, ...)) or one per entry. The plan then computes the layer's mean and range.
+        coefficients: Coefficients by parameter, which replace the layer's alpha: one number, one
+            per row (shape (rows, 1, ...)) or one per entry. The plan then computes the layer's mean
+            and range.
     """
 
     layers: dict[str, LayerPlan]

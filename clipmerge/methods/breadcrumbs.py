@@ -11,7 +11,8 @@ from clipmerge.plugins import Alpha, options_of
 
 @options_of(combine, without=("thinned",))
 def breadcrumbs(task: Task, *, alpha: Alpha = 0.3, **options: Any) -> Decision:
-    """Combine task vectors by Model Breadcrumbs, which drops the largest outliers and the small entries.
+    """Combine task vectors by Model Breadcrumbs, which drops the largest outliers and the small
+    entries.
 
     Args:
         task: The checkpoints, and the measurements if the recipe has a measure.
@@ -24,4 +25,6 @@ def breadcrumbs(task: Task, *, alpha: Alpha = 0.3, **options: Any) -> Decision:
     Source:
         Model Breadcrumbs, Davari and Belilovsky 2023, arXiv:2312.06795.
     """
-    return task.combined(alpha, "breadcrumbs", options, "without its outliers and its small entries", "added up")
+    return task.combined(
+        alpha, "breadcrumbs", options, "without its outliers and its small entries", "added up"
+    )

@@ -11,7 +11,8 @@ from clipmerge.plugins import Alpha, options_of
 
 @options_of(combine, without=("key", "thinned"))
 def dare(task: Task, *, alpha: Alpha = 0.3, **options: Any) -> Decision:
-    """Combine task vectors by DARE and task arithmetic; one fine-tuned checkpoint gets the random-rescale mask.
+    """Combine task vectors by DARE and task arithmetic; one fine-tuned checkpoint gets the
+    random-rescale mask.
 
     Args:
         task: The checkpoints, and the measurements if the recipe has a measure.

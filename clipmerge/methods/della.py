@@ -1,4 +1,6 @@
-"""Drop random entries of each task vector, elect one sign per entry, and average the task vectors that have it."""
+"""Drop random entries of each task vector, elect one sign per entry, and average the task vectors
+that have it.
+"""
 
 from __future__ import annotations
 
@@ -29,4 +31,6 @@ def della(task: Task, *, alpha: Alpha = 1.0, **options: Any) -> Decision:
         DELLA, Deep et al. 2024, arXiv:2406.11617.
     """
     check_chances(**options)
-    return task.combined(alpha, "della", options, "thinned out at random by magnitude", "averaged where signs agree")
+    return task.combined(
+        alpha, "della", options, "thinned out at random by magnitude", "averaged where signs agree"
+    )

@@ -9,20 +9,23 @@ from clipmerge.methods import Decision, Task
 from clipmerge.plugins import NonNegative, Share
 
 
-def fisher(task: Task, *, alpha: Share = 0.5, floor: NonNegative = 1e-3, normalise: bool = True) -> Decision:
+def fisher(
+    task: Task, *, alpha: Share = 0.5, floor: NonNegative = 1e-3, normalise: bool = True
+) -> Decision:
     """Weight both checkpoints entry by entry by the diagonal of their Fisher information.
 
-    With F_0 and F_1 at the zero-shot and the fine-tuned end, the merged entry is
-    ((1 - alpha) F_0 theta_0 + alpha F_1 theta_1) / ((1 - alpha) F_0 + alpha F_1), which is a coefficient of
-    alpha F_1 / ((1 - alpha) F_0 + alpha F_1).
+    With F_0 and F_1 at the zero-shot and the fine-tuned end, the merged entry is ((1 - alpha) F_0
+    theta_0 + alpha F_1 theta_1) / ((1 - alpha) F_0 + alpha F_1), which is a coefficient of alpha
+    F_1 / ((1 - alpha) F_0 + alpha F_1).
 
     Args:
         task: The checkpoints, and the measurements if the recipe has a measure.
         alpha: Weight of the fine-tuned checkpoint; 0.5 lets the Fisher information alone decide.
-        floor: Smallest F used, as a share of the mean over the parameter at both ends; if both F are below it, alpha
-            decides.
-        normalise: Scale F_1 to the same sum over the model as F_0. A fine-tuned model is more confident, so its
-            gradients are smaller everywhere, and without this nearly all entries would stay zero-shot.
+        floor: Smallest F used, as a share of the mean over the parameter at both ends; if both F
+            are below it, alpha decides.
+        normalise: Scale F_1 to the same sum over the model as F_0. A fine-tuned model is more
+            confident, so its gradients are smaller everywhere, and without this nearly all entries
+            would stay zero-shot.
 
     Returns:
         One coefficient per entry.
@@ -35,13 +38,17 @@ def fisher(task: Task, *, alpha: Share = 0.5, floor: NonNegative = 1e-3, normali
     """
     task.need_one_finetuned()
     first, second = task.need_tensors("fisher", "the Fisher information")
-    scale = _total(first) / _total(second) if normalise and _total(first) * _total(second) > 0 else 1.0
+    scale = (
+        _total(first) / _total(second) if normalise and _total(first) * _total(second) > 0 else 1.0
+    )
     coefficients = {
-        name: _coefficient(first[name].double(), second[name].double() * scale, alpha, floor) for name in first
+        name: _coefficient(first[name].double(), second[name].double() * scale, alpha, floor)
+        for name in first
     }
     return Decision(
         task.everywhere(alpha, "by the Fisher information of each entry"),
-        f"each entry is weighed by its Fisher information at both ends, the fine-tuned one {alpha:g}",
+        "each entry is weighed by its Fisher information at both ends, the fine-tuned one"
+        f" {alpha:g}",
         coefficients=coefficients,
     )
 
@@ -54,4 +61,6 @@ def _coefficient(f_0: Tensor, f_1: Tensor, alpha: float, floor: float) -> Tensor
     least = floor * float((f_0.mean() + f_1.mean()) / 2)
     ours, theirs = (1 - alpha) * f_0.clamp(min=least), alpha * f_1.clamp(min=least)
     total = ours + theirs
-    return torch.where(total > 0, theirs / total.clamp(min=torch.finfo(total.dtype).tiny), alpha).float()
+    return torch.where(
+        total > 0, theirs / total.clamp(min=torch.finfo(total.dtype).tiny), alpha
+    ).float()

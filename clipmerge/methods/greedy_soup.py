@@ -27,17 +27,24 @@ def greedy_soup(task: Task, *, alpha: Alpha = 1.0) -> Decision:
     measurements = task.need_measurements()
     if measurements.measure != "soup-accuracy":
         raise RecipeError(
-            f"needs averages tried one by one, which {measurements.measure} does not do; measure with soup-accuracy"
+            f"needs averages tried one by one, which {measurements.measure} does not do; measure"
+            " with soup-accuracy"
         )
-    # the soup never gets worse while it grows, and rejected averages are worse than the soup at that time
-    soup = max(measurements.mixtures, key=lambda tried: (tried.accuracy, sum(weight > 0 for weight in tried.weights)))
+    # the soup never gets worse while it grows, and rejected averages are worse than the soup at
+    # that time
+    soup = max(
+        measurements.mixtures,
+        key=lambda tried: (tried.accuracy, sum(weight > 0 for weight in tried.weights)),
+    )
     chosen = [
-        checkpoint.source for checkpoint, weight in zip(task.inputs.finetuned, soup.weights, strict=True) if weight > 0
+        checkpoint.source
+        for checkpoint, weight in zip(task.inputs.finetuned, soup.weights, strict=True)
+        if weight > 0
     ]
     of_all = f"of {len(soup.weights)} fine-tuned checkpoints"
     soup_found = (
-        f"{counted(len(chosen), f'{of_all} is', f'{of_all} are')} in the soup ({', '.join(chosen)}), with accuracy "
-        f"{soup.accuracy:.1%} on the calibration images"
+        f"{counted(len(chosen), f'{of_all} is', f'{of_all} are')} in the soup"
+        f" ({', '.join(chosen)}), with accuracy {soup.accuracy:.1%} on the calibration images"
     )
     return Decision(
         task.everywhere(alpha, "one alpha for all layers"),

@@ -21,17 +21,21 @@ def learned(task: Task, *, alpha: Share = 1.0) -> Decision:
         Coefficients of the granularity in which they were learned.
 
     Source:
-        See the measure; the factor is WiSE-FT, Wortsman et al. 2022, arXiv:2109.01903, between the zero-shot and the
-        learned model.
+        See the measure; the factor is WiSE-FT, Wortsman et al. 2022, arXiv:2109.01903, between the
+        zero-shot and the learned model.
     """
     task.need_one_finetuned()
     measurements = task.need_measurements()
     if not measurements.coefficients:
-        raise RecipeError(f"{measurements.measure} learns no coefficients; measure with learned-coefficients")
+        raise RecipeError(
+            f"{measurements.measure} learns no coefficients; measure with learned-coefficients"
+        )
     coefficients = {name: alpha * value for name, value in measurements.coefficients.items()}
     layers = task.everywhere(0.0, "fine-tuning did not change it")
     if HEAD in layers:  # measures classify by prompts
-        layers[HEAD] = LayerPlan(alpha=alpha, reason="a classifier's head takes no part in measuring: fine-tuned")
+        layers[HEAD] = LayerPlan(
+            alpha=alpha, reason="a classifier's head takes no part in measuring: fine-tuned"
+        )
     choice = measurements.choice
     taken = takes_learned(measurements.trace, choice)
     reason = "learned" if taken else "a point of the straight path"
@@ -43,7 +47,9 @@ def learned(task: Task, *, alpha: Share = 1.0) -> Decision:
     if choice:
         finding += f"; {_chosen(choice, learned=any(measurements.trace.values()))}"
     kind = "learned coefficients" if taken else "coefficients"
-    return Decision(layers, f"{numbers:,} {kind}{scaled}; {finding}", finding=finding, coefficients=coefficients)
+    return Decision(
+        layers, f"{numbers:,} {kind}{scaled}; {finding}", finding=finding, coefficients=coefficients
+    )
 
 
 def _told(trace: dict[str, tuple[float, ...]]) -> str:
@@ -62,13 +68,23 @@ def _chosen(choice: HeldBackChoice, *, learned: bool = True) -> str:
     """Describe the choice of the held-back images, and its gain over the straight path."""
     images = f"{choice.images} images held back"
     # what is counted are slightly changed views, several of each image
-    accuracy = f"it recognises {choice.right:.1%} of their views, the fine-tuned model {choice.finetuned_right:.1%}"
+    accuracy = (
+        f"it recognises {choice.right:.1%} of their views, the fine-tuned model"
+        f" {choice.finetuned_right:.1%}"
+    )
     if choice.alpha is not None:
-        found = f"nothing that was learned is proven better than alpha {choice.alpha:g} of the straight path"
+        found = (
+            f"nothing that was learned is proven better than alpha {choice.alpha:g} of the straight"
+            " path"
+        )
         if not learned:
             found = f"alpha {choice.alpha:g} of the straight path"
         return f"{images}: {found}; {accuracy}"
-    way = "all of what was learned" if choice.part == 1 else f"{choice.part:.0%} of the way to what was learned"
+    way = (
+        "all of what was learned"
+        if choice.part == 1
+        else f"{choice.part:.0%} of the way to what was learned"
+    )
     if choice.part == 0:
         way = "one coefficient for all that the mask keeps"
     if choice.beyond:
@@ -78,6 +94,6 @@ def _chosen(choice: HeldBackChoice, *, learned: bool = True) -> str:
     if choice.gain and choice.corrupted_gain and choice.gain[0] <= 0 < choice.corrupted_gain[0]:
         remark = "; only under other corruptions is it sure to be better"
     return (
-        f"{images} chose {way}; {accuracy}; the goal (loss plus weighted divergence) is {choice.goal:.3f}, and "
-        f"{path}{remark}"
+        f"{images} chose {way}; {accuracy}; the goal (loss plus weighted divergence) is"
+        f" {choice.goal:.3f}, and {path}{remark}"
     )

@@ -11,13 +11,14 @@ from clipmerge.plugins import Alpha
 def lines(task: Task, *, alpha: Alpha = 0.5, slope: Alpha | None = None) -> Decision:
     """Scale the task vector linearly with depth: shallow layers stay general, deep ones specialise.
 
-    Block l of L (l = 1 ... L, separately for each tower) gets alpha + slope * (l - 1) / (L - 1); everything outside
-    the blocks gets alpha.
+    Block l of L (l = 1 ... L, separately for each tower) gets alpha + slope * (l - 1) / (L - 1);
+    everything outside the blocks gets alpha.
 
     Args:
         task: The checkpoints, and the measurements if the recipe has a measure.
         alpha: Coefficient of the first block and of everything outside the blocks.
-        slope: Increase from the first to the last block; by default 1 - alpha, the value for one fine-tuned model.
+        slope: Increase from the first to the last block; by default 1 - alpha, the value for one
+            fine-tuned model.
 
     Returns:
         One coefficient per block.
@@ -27,11 +28,18 @@ def lines(task: Task, *, alpha: Alpha = 0.5, slope: Alpha | None = None) -> Deci
     """
     rise = 1.0 - alpha if slope is None else slope
     blocks = {layer: block for layer in task.layers if (block := block_of(layer))}
-    last = {tower: max(depth for t, depth, _ in blocks.values() if t == tower) for tower, _, _ in blocks.values()}
+    last = {
+        tower: max(depth for t, depth, _ in blocks.values() if t == tower)
+        for tower, _, _ in blocks.values()
+    }
     layers = task.everywhere(alpha, "outside the blocks")
     for layer, (tower, depth, _) in blocks.items():
         coefficient = alpha + rise * depth / max(last[tower], 1)
-        layers[layer] = LayerPlan(alpha=coefficient, reason=f"block {depth + 1} of {last[tower] + 1}, {tower} tower")
+        layers[layer] = LayerPlan(
+            alpha=coefficient, reason=f"block {depth + 1} of {last[tower] + 1}, {tower} tower"
+        )
     return Decision(
-        layers, f"the coefficient grows with depth from {alpha:g} to {alpha + rise:g}", weights=task.uniform_weights
+        layers,
+        f"the coefficient grows with depth from {alpha:g} to {alpha + rise:g}",
+        weights=task.uniform_weights,
     )

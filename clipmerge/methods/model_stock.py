@@ -10,11 +10,13 @@ from clipmerge.planning.layer_plan import LayerPlan
 
 
 def model_stock(task: Task) -> Decision:
-    """Go from zero-shot towards the average as far as the checkpoints agree, layer by layer; data-free.
+    """Go from zero-shot towards the average as far as the checkpoints agree, layer by layer;
+    data-free.
 
-    With K checkpoints and cos the mean cosine between two of their task vectors in a layer,
-    alpha = K cos / ((K - 1) cos + 1): the point of the plane through all of them that is closest to the centre around
-    which they scatter. If the mean cosine is negative they do not agree at all, and the layer stays zero-shot.
+    With K checkpoints and cos the mean cosine between two of their task vectors in a layer, alpha =
+    K cos / ((K - 1) cos + 1): the point of the plane through all of them that is closest to the
+    centre around which they scatter. If the mean cosine is negative they do not agree at all, and
+    the layer stays zero-shot.
 
     Args:
         task: The checkpoints, and the measurements if the recipe has a measure.
@@ -33,18 +35,22 @@ def model_stock(task: Task) -> Decision:
         if cosine is not None:
             agreed = max(cosine, 0.0)
             alpha = min(count * agreed / ((count - 1) * agreed + 1), 1.0)
-            layers[layer] = LayerPlan(alpha=alpha, reason=f"mean cosine {cosine:.3f} between the task vectors")
+            layers[layer] = LayerPlan(
+                alpha=alpha, reason=f"mean cosine {cosine:.3f} between the task vectors"
+            )
     alphas = [layer.alpha for layer in layers.values()]
     return Decision(
         layers,
-        f"layers go {min(alphas):.2f} to {max(alphas):.2f} of the way to the average of {count} fine-tuned models, as "
-        "far as these agree",
+        f"layers go {min(alphas):.2f} to {max(alphas):.2f} of the way to the average of {count}"
+        " fine-tuned models, as far as these agree",
         weights=task.uniform_weights,
     )
 
 
 def _mean_cosine(task: Task, names: tuple[str, ...]) -> float | None:
-    """Mean cosine over pairs of checkpoints that both moved the layer; ``None`` if there is no such pair."""
+    """Mean cosine over pairs of checkpoints that both moved the layer; ``None`` if there is no such
+    pair.
+    """
     count = len(task.inputs.finetuned)
     products = torch.zeros(count, count, dtype=torch.float64)
     with one_thread():
@@ -53,6 +59,9 @@ def _mean_cosine(task: Task, names: tuple[str, ...]) -> float | None:
             products += vectors @ vectors.T
     norms = products.diagonal().sqrt()
     cosines = [
-        float(products[i, j] / (norms[i] * norms[j])) for i in range(count) for j in range(i) if norms[i] * norms[j] > 0
+        float(products[i, j] / (norms[i] * norms[j]))
+        for i in range(count)
+        for j in range(i)
+        if norms[i] * norms[j] > 0
     ]
     return sum(cosines) / len(cosines) if cosines else None

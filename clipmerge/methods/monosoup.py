@@ -13,17 +13,20 @@ from clipmerge.planning.layer_plan import LayerPlan
 from clipmerge.plugins import Share
 
 
-def monosoup(task: Task, *, rank: Literal["effective", "energy"] = "effective", energy: Share = 0.8) -> Decision:
-    """Weight the strong directions of each matrix's task vector by ``high``, the weak ones by ``low``.
+def monosoup(
+    task: Task, *, rank: Literal["effective", "energy"] = "effective", energy: Share = 0.8
+) -> Decision:
+    """Weight the strong directions of each matrix's task vector by ``high``, the weak ones by
+    ``low``.
 
-    With singular values s of the task vector, of which the first k are principal, P = their share of s^2 and
-    r = (s_{k+1} / s_1)^2: low = r + (1 - r) sqrt(1 - P), high = 1 - low. A vector has one direction, so P = 1 and
-    r = 0: it is taken unchanged from the fine-tuned model. Data-free.
+    With singular values s of the task vector, of which the first k are principal, P = their share
+    of s^2 and r = (s_{k+1} / s_1)^2: low = r + (1 - r) sqrt(1 - P), high = 1 - low. A vector has
+    one direction, so P = 1 and r = 0: it is taken unchanged from the fine-tuned model. Data-free.
 
     Args:
         task: The checkpoints, and the measurements if the recipe has a measure.
-        rank: Choice of k: ``effective`` is ceil(exp(entropy of s / sum s)), ``energy`` the fewest directions
-            that hold an ``energy`` share of sum s^2.
+        rank: Choice of k: ``effective`` is ceil(exp(entropy of s / sum s)), ``energy`` the fewest
+            directions that hold an ``energy`` share of sum s^2.
         energy: Share for ``rank: energy``.
 
     Returns:
@@ -33,17 +36,26 @@ def monosoup(task: Task, *, rank: Literal["effective", "energy"] = "effective", 
         MonoSoup, arXiv:2602.09689.
     """
     task.need_one_finetuned()
-    entries = {name: task.inputs.entries(name)[0] for names in task.layers.values() for name in names}
+    entries = {
+        name: task.inputs.entries(name)[0] for names in task.layers.values() for name in names
+    }
     matrices = [name for name, entry in entries.items() if len(entry.shape) >= 2 and entry.size]
-    jobs = [(4 * entries[name].size, partial(_split, task, name, rank, energy)) for name in matrices]
+    jobs = [
+        (4 * entries[name].size, partial(_split, task, name, rank, energy)) for name in matrices
+    ]
     found = dict(zip(matrices, side_by_side(jobs), strict=True))
     layers = {}
     for layer, names in task.layers.items():
         splits = {name: found[name] for name in names if name in found}
         layers[layer] = LayerPlan(
-            alpha=1.0, mask="spectral" if splits else None, parameters=splits, reason=_reason(splits)
+            alpha=1.0,
+            mask="spectral" if splits else None,
+            parameters=splits,
+            reason=_reason(splits),
         )
-    return Decision(layers, "every matrix keeps its strong directions, and a smaller part of the weak ones")
+    return Decision(
+        layers, "every matrix keeps its strong directions, and a smaller part of the weak ones"
+    )
 
 
 def _split(task: Task, name: str, rank: str, energy: float) -> dict[str, float | int]:
@@ -69,4 +81,7 @@ def _reason(splits: dict[str, dict[str, float | int]]) -> str:
     ranks = [int(split["rank"]) for split in splits.values()]
     low = sum(split["low"] for split in splits.values()) / len(splits)
     spread = f"{min(ranks)}" if min(ranks) == max(ranks) else f"{min(ranks)} to {max(ranks)}"
-    return f"{len(splits)} matrices: rank {spread}, {1 - low:.2f} of the principal part and {low:.2f} of the rest"
+    return (
+        f"{len(splits)} matrices: rank {spread}, {1 - low:.2f} of the principal part and {low:.2f}"
+        " of the rest"
+    )

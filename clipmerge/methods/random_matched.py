@@ -16,14 +16,15 @@ from clipmerge.plugins import Count, options_of
 
 @options_of(straggler_outlier)
 def random_matched(task: Task, *, pool: Count = 3, **options: Any) -> Decision:
-    """Find stragglers, leave them unchanged, and in place of each edit another layer that moved about equally far.
+    """Find stragglers, leave them unchanged, and in place of each edit another layer that moved
+    about equally far.
 
     If this works as well as straggler-outlier, the choice of layers does not matter.
 
     Args:
         task: The checkpoints, and the measurements if the recipe has a measure.
-        pool: A stand-in is drawn from this many layers with the most similar norm of the task vector; 1 takes the most
-            similar layer, a large number ignores the norm.
+        pool: A stand-in is drawn from this many layers with the most similar norm of the task
+            vector; 1 takes the most similar layer, a large number ignores the norm.
         **options: See `straggler-outlier`.
 
     Returns:
@@ -54,9 +55,16 @@ def random_matched(task: Task, *, pool: Count = 3, **options: Any) -> Decision:
         nearest = sorted(free, key=lambda layer: distance[layer])[:pool]
         stand_in = nearest[int(rng.integers(len(nearest)))]
         free.remove(stand_in)
-        reason = f"stands in for {straggler}, with {norms[stand_in] / norms[straggler]:.2f} times its change"
-        layers[straggler] = layers[stand_in].model_copy(update={"reason": f"base alpha: {stand_in} stands in for it"})
+        reason = (
+            f"stands in for {straggler}, with {norms[stand_in] / norms[straggler]:.2f} times its"
+            " change"
+        )
+        layers[straggler] = layers[stand_in].model_copy(
+            update={"reason": f"base alpha: {stand_in} stands in for it"}
+        )
         layers[stand_in] = decision.layers[straggler].model_copy(update={"reason": reason})
         edits.append(f"{stand_in} for {straggler}")
-    verdict = f"{decision.verdict}; edited instead: {', '.join(edits)}" if edits else decision.verdict
+    verdict = (
+        f"{decision.verdict}; edited instead: {', '.join(edits)}" if edits else decision.verdict
+    )
     return replace(decision, layers=layers, verdict=verdict, scores=scores_for(task, layers))

@@ -1,4 +1,6 @@
-"""Replace each linear map by the one whose outputs are closest to those of both checkpoints on their own inputs."""
+"""Replace each linear map by the one whose outputs are closest to those of both checkpoints on
+their own inputs.
+"""
 
 from __future__ import annotations
 
@@ -10,22 +12,24 @@ from clipmerge.parallel import one_thread
 from clipmerge.planning.layer_plan import LayerPlan
 from clipmerge.plugins import Share
 
-# Ridge, as a share of the mean: it keeps the system solvable, and inputs that the images hardly excite get alpha.
+# Ridge, as a share of the mean: it keeps the system solvable, and inputs that the images hardly
+# excite get alpha.
 _RIDGE = 1e-6
 
 
 def regmean(task: Task, *, alpha: Share = 0.5, off_diagonal: Share = 0.9) -> Decision:
     """Merge weight matrices by linear regression, and everything else with one coefficient.
 
-    With G_0, G_1 the Gram matrices of the inputs at both ends, W = ((1 - alpha) W_0 G_0 + alpha W_1 G_1)
-    ((1 - alpha) G_0 + alpha G_1)^-1 minimises the squared error of the outputs; that is W_0 + (W_1 - W_0) R with
-    R = alpha G_1 ((1 - alpha) G_0 + alpha G_1)^-1.
+    With G_0, G_1 the Gram matrices of the inputs at both ends, W = ((1 - alpha) W_0 G_0 + alpha W_1
+    G_1) ((1 - alpha) G_0 + alpha G_1)^-1 minimises the squared error of the outputs; that is W_0 +
+    (W_1 - W_0) R with R = alpha G_1 ((1 - alpha) G_0 + alpha G_1)^-1.
 
     Args:
         task: The checkpoints, and the measurements if the recipe has a measure.
-        alpha: Weight of the fine-tuned checkpoint, and coefficient of everything that is not a linear map.
-        off_diagonal: Factor of the Gram matrices' off-diagonal entries; 1 is plain regression, smaller values shrink
-            them, 0 uses only the size of each input.
+        alpha: Weight of the fine-tuned checkpoint, and coefficient of everything that is not a
+            linear map.
+        off_diagonal: Factor of the Gram matrices' off-diagonal entries; 1 is plain regression,
+            smaller values shrink them, 0 uses only the size of each input.
 
     Returns:
         One matrix per weight matrix, as the score of the ``right-multiply`` mask.
@@ -38,15 +42,25 @@ def regmean(task: Task, *, alpha: Share = 0.5, off_diagonal: Share = 0.9) -> Dec
     """
     task.need_one_finetuned()
     first, second = task.need_tensors("gram", "the inputs of linear maps")
-    scores = {name: _factor(first[name].double(), second[name].double(), alpha, off_diagonal) for name in first}
+    scores = {
+        name: _factor(first[name].double(), second[name].double(), alpha, off_diagonal)
+        for name in first
+    }
     layers = {}
     for layer, names in task.layers.items():
         regressed = [name for name in names if name in scores]
-        reason = f"{len(regressed)} of {len(names)} parameters by regression" if regressed else "no linear map"
-        layers[layer] = LayerPlan(alpha=alpha, mask="right-multiply" if regressed else None, reason=reason)
+        reason = (
+            f"{len(regressed)} of {len(names)} parameters by regression"
+            if regressed
+            else "no linear map"
+        )
+        layers[layer] = LayerPlan(
+            alpha=alpha, mask="right-multiply" if regressed else None, reason=reason
+        )
     return Decision(
         layers,
-        f"{len(scores)} weight matrices by regression on their inputs, everything else {alpha:g} of the way",
+        f"{len(scores)} weight matrices by regression on their inputs, everything else {alpha:g} of"
+        " the way",
         scores=scores,
     )
 

@@ -8,7 +8,17 @@ from clipmerge.errors import RecipeError
 from clipmerge.methods import Decision, Task
 from clipmerge.planning.layer_plan import LayerPlan
 from clipmerge.planning.stragglers import find_stragglers
-from clipmerge.plugins import Alpha, Count, Density, MaskName, NonNegative, Positive, Share, plugin_options, requires
+from clipmerge.plugins import (
+    Alpha,
+    Count,
+    Density,
+    MaskName,
+    NonNegative,
+    Positive,
+    Share,
+    plugin_options,
+    requires,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -39,7 +49,8 @@ def straggler_outlier(
         mask_options: The mask's own options, such as ``{n: 2, m: 4}``.
         statistic: Statistic that identifies stragglers.
         threshold: Robust z-score above which a layer is flagged.
-        mirror: Minimum distance above the others, as a multiple of the largest distance below them; 0 to disable.
+        mirror: Minimum distance above the others, as a multiple of the largest distance below them;
+            0 to disable.
         stability: Share of the bootstrap resamples that must flag a layer.
         bootstraps: Number of bootstrap resamples of the calibration batches.
 
@@ -47,7 +58,8 @@ def straggler_outlier(
         Two kinds of layers; only one kind if no straggler is found.
 
     Raises:
-        RecipeError: If there are several fine-tuned checkpoints, or the measure lacks the statistic or the gradients.
+        RecipeError: If there are several fine-tuned checkpoints, or the measure lacks the statistic
+            or the gradients.
 
     Source:
         Inspired by Abdollahpoorrostam 2024, arXiv:2410.16476; the definitions are ours.
@@ -82,7 +94,11 @@ def straggler_outlier(
         layers[layer] = straggler.model_copy(update={"reason": reason})
     edit = f"alpha {straggler_alpha:g}" + (f" and the {mask} mask" if mask else "")
     they_get = "it gets" if len(stragglers.names) == 1 else "they get"
-    rest = f"{they_get} {edit}, the rest alpha {alpha:g}" if stragglers.names else f"every layer gets alpha {alpha:g}"
+    rest = (
+        f"{they_get} {edit}, the rest alpha {alpha:g}"
+        if stragglers.names
+        else f"every layer gets alpha {alpha:g}"
+    )
     return Decision(
         layers,
         f"{stragglers.verdict}; {rest}",
@@ -95,7 +111,18 @@ def straggler_outlier(
 
 
 def scores_for(task: Task, layers: dict[str, LayerPlan]) -> dict[str, Tensor]:
-    """The mean gradients along the path, by parameter, of the layers whose mask ranks entries by them."""
+    """The mean gradients along the path, by parameter, of the layers whose mask ranks entries by
+    them.
+    """
     gradients = task.measurements.gradients if task.measurements else {}
-    scored = [layer for layer, entry in layers.items() if entry.mask and requires("masks", entry.mask, "score")]
-    return {name: gradients[name] for layer in scored for name in task.layers[layer] if name in gradients}
+    scored = [
+        layer
+        for layer, entry in layers.items()
+        if entry.mask and requires("masks", entry.mask, "score")
+    ]
+    return {
+        name: gradients[name]
+        for layer in scored
+        for name in task.layers[layer]
+        if name in gradients
+    }

@@ -11,7 +11,8 @@ from clipmerge.plugins import options_of
 
 @options_of(straggler_outlier, without=("density", "mask", "mask_options"))
 def straggler_shrink(task: Task, **options: Any) -> Decision:
-    """Merge with one alpha, and a smaller one in straggler layers; the control for ``straggler-outlier``.
+    """Merge with one alpha, and a smaller one in straggler layers; the control for
+    ``straggler-outlier``.
 
     Args:
         task: The checkpoints, and the measurements if the recipe has a measure.

@@ -18,8 +18,8 @@ def straggler_sparse(task: Task, *, alpha: Share = 1.0) -> Decision:
         alpha: Factor of every coefficient: 1 uses the learned coefficients, 0 is zero-shot.
 
     Returns:
-        Coefficients of the granularity in which they were learned; those dropped in stragglers are zero, which gives
-        the zero-shot model's bytes.
+        Coefficients of the granularity in which they were learned; those dropped in stragglers are
+        zero, which gives the zero-shot model's bytes.
 
     Source:
         Inspired by Abdollahpoorrostam 2024, arXiv:2410.16476; the definitions are ours.
@@ -39,7 +39,9 @@ def straggler_sparse(task: Task, *, alpha: Share = 1.0) -> Decision:
         reason = f"straggler with {shares[layer]:.0%} of the sharpness; {layers[layer].reason}"
         layers[layer] = layers[layer].model_copy(update={"reason": reason})
     entries = sum(task.sizes[layer] for layer in stragglers)
-    dropped = sum(task.sizes[layer] * known["at_zero"][layer] for layer in stragglers) / max(1, entries)
+    dropped = sum(task.sizes[layer] * known["at_zero"][layer] for layer in stragglers) / max(
+        1, entries
+    )
     many = len(stragglers) != 1
     found = f"{counted(len(stragglers), 'straggler', 'stragglers')} of {len(shares)} layers"
     summary = f"{found}, {dropped:.0%} of {'their' if many else 'its'} weights back at zero-shot"

@@ -22,7 +22,8 @@ def straggler_top(
     mask: MaskName = "weights-random",
     mask_options: dict[str, Any] | None = None,
 ) -> Decision:
-    """Merge with one alpha, except in the layers with the largest statistic, even if it is not an outlier.
+    """Merge with one alpha, except in the layers with the largest statistic, even if it is not an
+    outlier.
 
     Args:
         task: The checkpoints and the measurements.
@@ -30,24 +31,29 @@ def straggler_top(
         count: Number of stragglers.
         alpha: Coefficient of the other layers.
         straggler_alpha: Coefficient of the stragglers.
-        density: Share of the stragglers' task vector (or weights) that is kept, by masks that have a density.
-        mask: The mask that selects this share; ``weights-random`` zeroes weights, the others zero the task vector.
+        density: Share of the stragglers' task vector (or weights) that is kept, by masks that have
+            a density.
+        mask: The mask that selects this share; ``weights-random`` zeroes weights, the others zero
+            the task vector.
         mask_options: The mask's own options.
 
     Returns:
         Two kinds of layers.
 
     Raises:
-        RecipeError: If there are several fine-tuned checkpoints, or the measure lacks the statistic.
+        RecipeError: If there are several fine-tuned checkpoints, or the measure lacks the
+            statistic.
 
     Source:
-        Our reading of Abdollahpoorrostam 2024, arXiv:2410.16476, as reviews describe it: sparsity in the layers with
-        the largest interpolation instability. Its definitions are not public.
+        Our reading of Abdollahpoorrostam 2024, arXiv:2410.16476, as reviews describe it: sparsity
+        in the layers with the largest interpolation instability. Its definitions are not public.
     """
     task.need_one_finetuned()
     known = {each.name: each for each in task.need_measurements().statistics}
     if statistic not in known:
-        raise RecipeError(f"the measure has no statistic '{statistic}' (statistics: {', '.join(known)})")
+        raise RecipeError(
+            f"the measure has no statistic '{statistic}' (statistics: {', '.join(known)})"
+        )
     values, title = known[statistic].values, known[statistic].title or statistic
     chosen = set(sorted(values, key=values.__getitem__, reverse=True)[:count])
     layers = task.everywhere(alpha, "base alpha")
@@ -59,12 +65,16 @@ def straggler_top(
             mask_options=mask_options or {},
             reason=f"straggler: {title} {values[layer]:.3g}, one of the {len(chosen)} largest",
         )
-    finding, they_get = f"the {len(chosen)} layers with the largest {title} are the stragglers", "they get"
+    finding, they_get = (
+        f"the {len(chosen)} layers with the largest {title} are the stragglers",
+        "they get",
+    )
     if len(chosen) == 1:
         finding, they_get = f"the layer with the largest {title} is the straggler", "it gets"
     return Decision(
         layers,
-        f"{finding}; {they_get} alpha {straggler_alpha:g} and the {mask} mask, the rest alpha {alpha:g}",
+        f"{finding}; {they_get} alpha {straggler_alpha:g} and the {mask} mask, the rest alpha"
+        f" {alpha:g}",
         finding=finding,
         stragglers=tuple(layer for layer in task.layers if layer in chosen),
         straggler_statistic=statistic,

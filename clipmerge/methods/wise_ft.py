@@ -7,7 +7,8 @@ from clipmerge.plugins import Alpha
 
 
 def wise_ft(task: Task, *, alpha: Alpha = 0.5) -> Decision:
-    """Interpolate all weights with one coefficient; several fine-tuned checkpoints are averaged first.
+    """Interpolate all weights with one coefficient; several fine-tuned checkpoints are averaged
+    first.
 
     Args:
         task: The checkpoints, and the measurements if the recipe has a measure.

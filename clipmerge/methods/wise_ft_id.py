@@ -9,27 +9,31 @@ from clipmerge.methods import Decision, Task
 from clipmerge.plugins import Alpha
 
 
-def wise_ft_id(task: Task, *, criterion: Literal["accuracy", "loss"] = "accuracy", at_most: Alpha = 1.0) -> Decision:
+def wise_ft_id(
+    task: Task, *, criterion: Literal["accuracy", "loss"] = "accuracy", at_most: Alpha = 1.0
+) -> Decision:
     """Interpolate all weights with the coefficient that is best on the calibration images.
 
-    The best coefficient there is usually not the best under a shift: WiSE-FT reports about two points less
-    out-of-distribution accuracy than with alpha 0.5. This method is a baseline, and the right choice if only the target
-    data matters.
+    The best coefficient there is usually not the best under a shift: WiSE-FT reports about two
+    points less out-of-distribution accuracy than with alpha 0.5. This method is a baseline, and the
+    right choice if only the target data matters.
 
     Args:
         task: The checkpoints, and the measurements if the recipe has a measure.
-        criterion: ``accuracy`` (highest) or ``loss`` (lowest); ties go to the smallest alpha, closest to zero-shot.
+        criterion: ``accuracy`` (highest) or ``loss`` (lowest); ties go to the smallest alpha,
+            closest to zero-shot.
         at_most: Largest alpha considered.
 
     Returns:
         The same coefficient for every layer.
 
     Raises:
-        RecipeError: If the measure did not try the path, or no point of it has a small enough alpha.
+        RecipeError: If the measure did not try the path, or no point of it has a small enough
+            alpha.
 
     Source:
-        WiSE-FT, Wortsman et al. 2022, arXiv:2109.01903; chosen on held-out data as in PAINT, Ilharco et al. 2022,
-        arXiv:2208.05592.
+        WiSE-FT, Wortsman et al. 2022, arXiv:2109.01903; chosen on held-out data as in PAINT,
+        Ilharco et al. 2022, arXiv:2208.05592.
     """
     measurements = task.need_measurements()
     if measurements.path is None or len(measurements.mixtures) != len(measurements.path.alphas):
@@ -49,8 +53,11 @@ def wise_ft_id(task: Task, *, criterion: Literal["accuracy", "loss"] = "accuracy
         score = f"loss {considered[alpha].loss:.3f}"
     return Decision(
         task.everywhere(alpha, f"best {criterion} on the path"),
-        f"every layer goes {alpha:g} of the way, the best of {len(considered)} points on the calibration images "
-        f"({score})",
-        finding=f"alpha {alpha:g} was the best of {len(considered)} points on the calibration images ({score})",
+        f"every layer goes {alpha:g} of the way, the best of {len(considered)} points on the"
+        f" calibration images ({score})",
+        finding=(
+            f"alpha {alpha:g} was the best of {len(considered)} points on the calibration images"
+            f" ({score})"
+        ),
         weights=task.uniform_weights,
     )

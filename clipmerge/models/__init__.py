@@ -1,4 +1,6 @@
-"""The forward pass from images and class prompts to logits; a family names the module with its own forward pass."""
+"""The forward pass from images and class prompts to logits; a family names the module with its own
+forward pass.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,8 @@ Tower = Literal["vision", "text"]
 
 
 class ImageTextModel(ABC):
-    """A two-tower model in eval mode whose weights are set from outside; each library has its own subclass.
+    """A two-tower model in eval mode whose weights are set from outside; each library has its own
+    subclass.
 
     Attributes:
         module: The model, float32.
@@ -33,12 +36,16 @@ class ImageTextModel(ABC):
         layout: Order of an image's entries.
     """
 
-    def __init__(self, family: Family, folder: Path, module: Any, towers: dict[Tower, torch.nn.Module]) -> None:
+    def __init__(
+        self, family: Family, folder: Path, module: Any, towers: dict[Tower, torch.nn.Module]
+    ) -> None:
         freeze_batch_norms(module)
         self.module, self.folder, self.towers = module, folder, towers
         self.layout = image_layout(module)
         named: dict[str, torch.nn.Parameter] = dict(module.named_parameters())
-        self.parameters = {name: named[key] for name, key in family.by_canonical_name(named).items()}
+        self.parameters = {
+            name: named[key] for name, key in family.by_canonical_name(named).items()
+        }
         layers = family.layers_of(filter(family.has_layer, self.parameters)).values()
         blocks = {found[:2] for found in map(block_of, layers) if found}
         self._blocks = Counter(tower for tower, _ in blocks)
@@ -49,22 +56,32 @@ class ImageTextModel(ABC):
 
     @abstractmethod
     def pixels(self, images: list[Image]) -> Tensor:
-        """Preprocess RGB images like the checkpoint: one tensor, with images along its first dimension."""
+        """Preprocess RGB images like the checkpoint: one tensor, with images along its first
+        dimension.
+        """
 
     @abstractmethod
     def tokens(self, prompts: list[str]) -> dict[str, Tensor]:
-        """Tokenise prompts: ``input_ids`` and other inputs of the text tower, prompts along the first dimension."""
+        """Tokenise prompts: ``input_ids`` and other inputs of the text tower, prompts along the
+        first dimension.
+        """
 
     @abstractmethod
     def image_features(self, pixels: Tensor, prefix: Prefix | None = None) -> Tensor:
-        """Embed images: (batch, width), unit length. With a prefix the blocks below it do not run."""
+        """Embed images: (batch, width), unit length. With a prefix the blocks below it do not
+        run.
+        """
 
     @abstractmethod
     def text_features(self, tokens: dict[str, Tensor], prefix: Prefix | None = None) -> Tensor:
-        """Embed prompts: (prompts, width), unit length. With a prefix the blocks below it do not run."""
+        """Embed prompts: (prompts, width), unit length. With a prefix the blocks below it do not
+        run.
+        """
 
     def logits(self, images: Tensor, classes: Tensor) -> Tensor:
-        """Score unit features (batch, width) against unit features (classes, width): (batch, classes)."""
+        """Score unit features (batch, width) against unit features (classes, width): (batch,
+        classes).
+        """
         if hasattr(self.module, "temperature"):  # ALIGN divides by it
             return torch.div(images @ classes.T, self.module.temperature)
         logits: Tensor = self.module.logit_scale.exp() * images @ classes.T
@@ -73,15 +90,21 @@ class ImageTextModel(ABC):
 
     @torch.no_grad()
     def hidden_states(self, tower: Tower, inputs: Any) -> tuple[Tensor, ...] | None:
-        """Input of each block of a tower, and output of the last; ``None`` if they are not a chain of its layers."""
-        run: Callable[[Any], Tensor] = self.image_features if tower == "vision" else self.text_features
+        """Input of each block of a tower, and output of the last; ``None`` if they are not a chain
+        of its layers.
+        """
+        run: Callable[[Any], Tensor] = (
+            self.image_features if tower == "vision" else self.text_features
+        )
         states = entering(self.towers[tower], lambda: run(inputs))
         return states if states is not None and len(states) == self._blocks[tower] + 1 else None
 
 
 def model_for(family: Family, config: dict[str, Any], folder: Path) -> ImageTextModel:
     """Build a family's model without weights, to be loaded with `load`."""
-    model: ImageTextModel = import_module(f"{__name__}.{family.model}").build(family, config, folder)
+    model: ImageTextModel = import_module(f"{__name__}.{family.model}").build(
+        family, config, folder
+    )
     return model
 
 

@@ -33,7 +33,9 @@ class _Given(torch.nn.Module):
 
 
 def block_list(tower: torch.nn.Module) -> tuple[torch.nn.Module, str] | None:
-    """Find the outermost list of modules in a tower, its blocks: the module that holds it, and its name there."""
+    """Find the outermost list of modules in a tower, its blocks: the module that holds it, and its
+    name there.
+    """
     for name, module in tower.named_modules():
         if isinstance(module, torch.nn.ModuleList):
             parent, _, attribute = name.rpartition(".")
@@ -42,8 +44,12 @@ def block_list(tower: torch.nn.Module) -> tuple[torch.nn.Module, str] | None:
 
 
 def run_twice(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """Run a function with activation checkpointing; in bfloat16 only inside `clipmerge.models.precision.passes`."""
-    again = partial(checkpoint, use_reentrant=False, context_fn=lambda: (nullcontext(), FasterKernels()))
+    """Run a function with activation checkpointing; in bfloat16 only inside
+    `clipmerge.models.precision.passes`.
+    """
+    again = partial(
+        checkpoint, use_reentrant=False, context_fn=lambda: (nullcontext(), FasterKernels())
+    )
     return again(function, *args, **kwargs)
 
 
@@ -65,7 +71,9 @@ def starting_at(tower: torch.nn.Module, prefix: Prefix | None) -> Iterator[None]
 
 
 def entering(tower: torch.nn.Module, run: Callable[[], Any]) -> tuple[Tensor, ...] | None:
-    """Inputs of a tower's blocks and the output of the last, from one run; ``None`` if they form no chain."""
+    """Inputs of a tower's blocks and the output of the last, from one run; ``None`` if they form no
+    chain.
+    """
     place = block_list(tower)
     if place is None:
         return None
@@ -73,16 +81,22 @@ def entering(tower: torch.nn.Module, run: Callable[[], Any]) -> tuple[Tensor, ..
     inputs: list[Any] = []
     outputs: list[Any] = []
 
-    def keep_input(_module: torch.nn.Module, positional: tuple[Any, ...], named: dict[str, Any]) -> None:
+    def keep_input(
+        _module: torch.nn.Module, positional: tuple[Any, ...], named: dict[str, Any]
+    ) -> None:
         inputs.append(positional[0] if positional else named.get("hidden_states"))
 
     with ExitStack() as hooks:
         for block in blocks:
             hooks.callback(block.register_forward_pre_hook(keep_input, with_kwargs=True).remove)
-            hooks.callback(block.register_forward_hook(lambda _m, _i, output: outputs.append(output)).remove)
+            hooks.callback(
+                block.register_forward_hook(lambda _m, _i, output: outputs.append(output)).remove
+            )
         run()
     states = [*inputs[:1], *outputs]
-    chained = len(inputs) == len(blocks) and all(a is b for a, b in zip(inputs[1:], outputs, strict=False))
+    chained = len(inputs) == len(blocks) and all(
+        a is b for a, b in zip(inputs[1:], outputs, strict=False)
+    )
     if not chained or not all(isinstance(state, Tensor) for state in states):
         return None
     return tuple(states)

@@ -29,15 +29,22 @@ def build_model(inputs: Inputs) -> ImageTextModel:
     """Build the model that measures differentiate, without weights."""
     if inputs.zeroshot.config is None:
         raise CheckpointError(
-            f"{inputs.zeroshot.source}: measuring needs the {inputs.family.config} beside the weights; give the whole "
-            "folder"
+            f"{inputs.zeroshot.source}: measuring needs the {inputs.family.config} beside the"
+            " weights; give the whole folder"
         )
-    candidates = [c for c in (*inputs.finetuned, inputs.zeroshot) if not inputs.is_partial or c is inputs.zeroshot]
-    with_processor = [checkpoint for checkpoint in candidates if has_processor(checkpoint.folder, inputs.family)]
+    candidates = [
+        c
+        for c in (*inputs.finetuned, inputs.zeroshot)
+        if not inputs.is_partial or c is inputs.zeroshot
+    ]
+    with_processor = [
+        checkpoint for checkpoint in candidates if has_processor(checkpoint.folder, inputs.family)
+    ]
     chosen = (with_processor or candidates)[0]
     config = inputs.zeroshot.config
     if isinstance(inputs.zeroshot, ConvertedCheckpoint):
-        # a translated configuration names no tokenizer; the one beside the processor describes the same model
+        # a translated configuration names no tokenizer; the one beside the processor describes the
+        # same model
         config = chosen.config or config
     elif not inputs.is_partial and not inputs.keeps_head:
         config = inputs.form.config or config  # the one that is written
@@ -46,20 +53,28 @@ def build_model(inputs: Inputs) -> ImageTextModel:
 
 
 def build_headed(inputs: Inputs) -> HeadedTower:
-    """Build the vision tower and the head of checkpoints that have no text tower, without weights."""
+    """Build the vision tower and the head of checkpoints that have no text tower, without
+    weights.
+    """
     zeroshot = inputs.zeroshot
     if zeroshot.config is None or inputs.family.config != OPEN_CLIP_CONFIG:
-        raise CheckpointError(f"{zeroshot.source}: evaluating a head needs {OPEN_CLIP_CONFIG} beside the weights")
+        raise CheckpointError(
+            f"{zeroshot.source}: evaluating a head needs {OPEN_CLIP_CONFIG} beside the weights"
+        )
     shape = zeroshot.entries[inputs.zeroshot_keys[HEAD_WEIGHT]].shape
     with no_larger_than(zeroshot.source, zeroshot.entries.values()):
         return HeadedTower(inputs.family, zeroshot.config, zeroshot.folder, shape)
 
 
 def has_processor(folder: Path, family: Family) -> bool:
-    """Whether a folder holds an image processor and a tokenizer; OpenCLIP's configuration counts as both."""
+    """Whether a folder holds an image processor and a tokenizer; OpenCLIP's configuration counts as
+    both.
+    """
     if family.config == OPEN_CLIP_CONFIG:
         return (folder / OPEN_CLIP_CONFIG).is_file()
-    return all(any((folder / name).is_file() for name in names) for names in (PROCESSORS, VOCABULARIES))
+    return all(
+        any((folder / name).is_file() for name in names) for names in (PROCESSORS, VOCABULARIES)
+    )
 
 
 @contextmanager
@@ -77,10 +92,14 @@ def no_larger_than(source: str, weights: Iterable[TensorEntry]) -> Iterator[None
         numbers += tensor.numel() if tensor is not None else 0
         if tensors > MOST_TENSORS or numbers > most:
             raise CheckpointError(
-                f"{source}: its configuration does not match the weights: it describes a far larger model; correct it"
+                f"{source}: its configuration does not match the weights: it describes a far larger"
+                " model; correct it"
             )
 
-    handles = [register_module_parameter_registration_hook(count), register_module_buffer_registration_hook(count)]
+    handles = [
+        register_module_parameter_registration_hook(count),
+        register_module_buffer_registration_hook(count),
+    ]
     try:
         yield
     finally:

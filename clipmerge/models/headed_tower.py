@@ -1,4 +1,6 @@
-"""A vision tower of OpenAI's CLIP with a classification head in place of the text tower, as model soups are saved."""
+"""A vision tower of OpenAI's CLIP with a classification head in place of the text tower, as model
+soups are saved.
+"""
 
 from __future__ import annotations
 
@@ -23,20 +25,28 @@ _NO_TEXT = {"context_length": 8, "vocab_size": 8, "width": 64, "heads": 1, "laye
 
 
 class HeadedTower:
-    """An image classifier, float32, in eval mode; ``shape`` is that of the head's weight, (classes, features)."""
+    """An image classifier, float32, in eval mode; ``shape`` is that of the head's weight, (classes,
+    features).
+    """
 
-    def __init__(self, family: Family, config: dict[str, Any], folder: Path, shape: tuple[int, ...]) -> None:
+    def __init__(
+        self, family: Family, config: dict[str, Any], folder: Path, shape: tuple[int, ...]
+    ) -> None:
         settings = deepcopy(config.get("model_cfg", config)) | {"text_cfg": _NO_TEXT}
         model = build_module(import_open_clip(), settings)
         if len(shape) != 2 or shape[1] != settings["embed_dim"]:
-            raise CheckpointError(f"{folder}: the head has shape {shape}, the tower {settings['embed_dim']} features")
+            raise CheckpointError(
+                f"{folder}: the head has shape {shape}, the tower {settings['embed_dim']} features"
+            )
         self.classes = shape[0]  # rows of the head
         self._head = nn.Linear(shape[1], shape[0])
         self.module = nn.ModuleDict({"visual": model.visual, "head": self._head}).eval()
         self._folder = folder
         self._transform = transform_for(config, folder, model.visual.image_size)
         named = {f"visual.{name}": parameter for name, parameter in model.visual.named_parameters()}
-        self.parameters = {name: named[key] for name, key in family.by_canonical_name(named).items()}
+        self.parameters = {
+            name: named[key] for name, key in family.by_canonical_name(named).items()
+        }
         self.parameters |= {HEAD_WEIGHT: self._head.weight, HEAD_BIAS: self._head.bias}
 
     def load(self, read: Callable[[str], Tensor], source: str) -> None:
@@ -54,18 +64,23 @@ class HeadedTower:
         return scores
 
     def rows_for(self, source: str, classes: int, rows: Sequence[Sequence[int]]) -> list[Tensor]:
-        """Row indices of the head for each class; without ``rows`` the classes must be those of the head."""
+        """Row indices of the head for each class; without ``rows`` the classes must be those of the
+        head.
+        """
         chosen = list(rows) or [(row,) for row in range(self.classes)]
         if len(chosen) != classes or max(max(places) for places in chosen) >= self.classes:
             raise DataError(
-                f"{source}: has {classes} classes, and the model's head {self.classes}; their correspondence is known "
-                "for ImageNet and its shifts, given by their short names (`clipmerge data list`)"
+                f"{source}: has {classes} classes, and the model's head {self.classes}; their"
+                " correspondence is known for ImageNet and its shifts, given by their short names"
+                " (`clipmerge data list`)"
             )
         return [torch.tensor(places) for places in chosen]
 
 
 def grouped(logits: Tensor, rows: Sequence[Tensor]) -> Tensor:
-    """Give each class of a source the largest logit of its rows: (batch, rows of the head) -> (batch, classes)."""
+    """Give each class of a source the largest logit of its rows: (batch, rows of the head) ->
+    (batch, classes).
+    """
     if all(len(places) == 1 for places in rows):
         return logits[:, torch.cat(list(rows)).to(logits.device)]
     return torch.stack([logits[:, places.to(logits.device)].amax(dim=1) for places in rows], dim=1)

@@ -1,7 +1,8 @@
-"""The layout of images, batch norms whose statistics are parameters, and faster operations in bfloat16 on a CPU.
+"""The layout of images, batch norms whose statistics are parameters, and faster operations in
+bfloat16 on a CPU.
 
-Attention is computed from two products of matrices instead of the fused kernel, and convolutions of single channels in
-float32: their backward pass in bfloat16 takes six times as long.
+Attention is computed from two products of matrices instead of the fused kernel, and convolutions of
+single channels in float32: their backward pass in bfloat16 takes six times as long.
 """
 
 from __future__ import annotations
@@ -14,35 +15,57 @@ from torch import Tensor
 from torch.nn.functional import batch_norm, conv2d, scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 
-# Maximum number of attention scores per head that are held for all images at once: those of 1024 tokens.
+# Maximum number of attention scores per head that are held for all images at once: those of 1024
+# tokens.
 _MOST = 1 << 20
 
 
 def image_layout(model: torch.nn.Module) -> torch.memory_format:
-    """The order of an image's entries: channels last where there are many convolutions, which are faster with it."""
+    """The order of an image's entries: channels last where there are many convolutions, which are
+    faster with it.
+    """
     convolutions = sum(isinstance(module, torch.nn.Conv2d) for module in model.modules())
-    return torch.channels_last if convolutions > 1 else torch.contiguous_format  # a transformer has one, for patches
+    return (
+        torch.channels_last if convolutions > 1 else torch.contiguous_format
+    )  # a transformer has one, for patches
 
 
 class FasterKernels(TorchFunctionMode):
-    """Replaces slow operations in its context, for bfloat16 on a CPU; other inputs go to PyTorch's."""
+    """Replaces slow operations in its context, for bfloat16 on a CPU; other inputs go to
+    PyTorch's.
+    """
 
     def __torch_function__(
-        self, func: Callable[..., Any], types: Sequence[type], args: Sequence[Any] = (), kwargs: Any = None
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Any = None,
     ) -> Any:
         named = kwargs or {}
         if func is scaled_dot_product_attention and _is_faster(*args[:2], **named):
             return _attended(*args, **named)
         # one input channel per filter, of several
-        if func is conv2d and args[0].device.type == "cpu" and args[1].shape[1] == 1 < args[0].shape[-3]:
+        if (
+            func is conv2d
+            and args[0].device.type == "cpu"
+            and args[1].shape[1] == 1 < args[0].shape[-3]
+        ):
             with torch.autocast("cpu", enabled=False):
                 return func(args[0].float(), *args[1:], **named).to(args[0].dtype)
         return func(*args, **named)
 
 
-def _is_faster(query: Tensor, key: Tensor, *, dropout_p: float = 0.0, enable_gqa: bool = False, **_: Any) -> bool:
+def _is_faster(
+    query: Tensor, key: Tensor, *, dropout_p: float = 0.0, enable_gqa: bool = False, **_: Any
+) -> bool:
     fits = query.shape[-2] * key.shape[-2] <= _MOST
-    return fits and query.device.type == "cpu" and query.dtype == torch.bfloat16 and not (dropout_p or enable_gqa)
+    return (
+        fits
+        and query.device.type == "cpu"
+        and query.dtype == torch.bfloat16
+        and not (dropout_p or enable_gqa)
+    )
 
 
 def _attended(
@@ -85,7 +108,9 @@ class FrozenBatchNorm(torch.nn.Module):
         shift = self.bias - self.running_mean * scale
         # one fused operation, forward and backward, that multiplies by `scale` and adds `shift`
         still = torch.zeros_like(scale), torch.ones_like(scale)
-        normalised: Tensor = self.act(batch_norm(inputs, *still, scale, shift, training=False, eps=0.0))
+        normalised: Tensor = self.act(
+            batch_norm(inputs, *still, scale, shift, training=False, eps=0.0)
+        )
         return normalised
 
 

@@ -1,4 +1,6 @@
-"""The memory of a device: what is free of it, images in pieces that are halved whenever it runs out, and its reuse."""
+"""The memory of a device: what is free of it, images in pieces that are halved whenever it runs
+out, and its reuse.
+"""
 
 from __future__ import annotations
 
@@ -25,14 +27,19 @@ _MMAP_MAX, _NONE, _USUAL_MMAPS = -4, 0, 65536
 
 
 class Pieces:
-    """How many images go through a model at once; ``say`` gets a note whenever the number is halved."""
+    """How many images go through a model at once; ``say`` gets a note whenever the number is
+    halved.
+    """
 
     def __init__(self, most: int | None, say: Callable[[str], None]) -> None:
-        self.most = most  # images whose activations are held at once; ``None`` for all that are given
+        self.most = (
+            most  # images whose activations are held at once; ``None`` for all that are given
+        )
         self._say = say
 
     def tried(self, images: int, work: Callable[[int], T]) -> T:
-        """Do work that holds the activations of at most so many images, of fewer and fewer until memory suffices.
+        """Do work that holds the activations of at most so many images, of fewer and fewer until
+        memory suffices.
 
         Work that fails is started again, so it must not build on what it did before.
         """
@@ -40,20 +47,30 @@ class Pieces:
             count = min(self.most or images, images)
             try:
                 return work(count)
-            except (RuntimeError, MemoryError) as error:  # a retry in here would keep the tensors of the failed one
+            except (
+                RuntimeError,
+                MemoryError,
+            ) as error:  # a retry in here would keep the tensors of the failed one
                 if count <= 1 or not is_out_of_memory(error):
                     raise
             clear_device_cache(garbage_collection=True)
             self.most = count // 2
-            self._say(f"memory does not suffice for {count} images at once: going on with {self.most}")
+            self._say(
+                f"memory does not suffice for {count} images at once: going on with {self.most}"
+            )
 
     def forward(self, model: Callable[[Tensor], Tensor], pixels: Tensor) -> Tensor:
         """Send images through a model without a graph, piece by piece."""
-        return self.tried(len(pixels), lambda most: torch.cat([model(piece) for piece in torch.split(pixels, most)]))
+        return self.tried(
+            len(pixels),
+            lambda most: torch.cat([model(piece) for piece in torch.split(pixels, most)]),
+        )
 
 
 def memory(device: torch.device) -> int:
-    """Bytes that this process may use: of a card what is free, else the machine's or the limit of a job."""
+    """Bytes that this process may use: of a card what is free, else the machine's or the limit of a
+    job.
+    """
     card: Any = getattr(torch, device.type, None)
     if hasattr(card, "mem_get_info"):
         unused = card.memory_reserved(device) - card.memory_allocated(device)
@@ -62,13 +79,21 @@ def memory(device: torch.device) -> int:
         return int(card.recommended_max_memory() - card.driver_allocated_memory())
     try:
         total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):  # pragma: no cover - Windows, which has no sysconf
+    except (
+        AttributeError,
+        ValueError,
+        OSError,
+    ):  # pragma: no cover - Windows, which has no sysconf
         return _USUAL
     return min([total, *_limits()])
 
 
-def _limits(own: Path = Path("/proc/self/cgroup"), mounted: Path = Path("/sys/fs/cgroup")) -> Iterator[int]:
-    """Limits of the control groups that this process is in, and of those around them; Linux alone has any."""
+def _limits(
+    own: Path = Path("/proc/self/cgroup"), mounted: Path = Path("/sys/fs/cgroup")
+) -> Iterator[int]:
+    """Limits of the control groups that this process is in, and of those around them; Linux alone
+    has any.
+    """
     try:
         lines = own.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError):
@@ -82,7 +107,9 @@ def _limits(own: Path = Path("/proc/self/cgroup"), mounted: Path = Path("/sys/fs
 
 
 def _limits_above(root: Path, group: str, name: str) -> Iterator[int]:
-    """Limits from a group up to the root, which is the container's own where the group's path is the host's."""
+    """Limits from a group up to the root, which is the container's own where the group's path is
+    the host's.
+    """
     parts = [part for part in group.split("/") if part]
     for length in range(len(parts), -1, -1):
         try:
@@ -95,10 +122,12 @@ def _limits_above(root: Path, group: str, name: str) -> Iterator[int]:
 
 @contextmanager
 def freed_memory_kept() -> Iterator[None]:
-    """In this context, reuse memory that tensors have freed, instead of asking the system for new pages.
+    """In this context, reuse memory that tensors have freed, instead of asking the system for new
+    pages.
 
-    glibc's allocator asks the system for every large tensor and returns it afterwards. The system then clears and maps
-    each page again, which takes several times as long as an elementwise operation on the tensor.
+    glibc's allocator asks the system for every large tensor and returns it afterwards. The system
+    then clears and maps each page again, which takes several times as long as an elementwise
+    operation on the tensor.
     """
     library = ctypes.CDLL(None) if platform.libc_ver()[0] == "glibc" else None
     if library is None:

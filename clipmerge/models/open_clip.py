@@ -21,12 +21,23 @@ from clipmerge.models import ImageTextModel, Prefix
 from clipmerge.models.blocks import starting_at
 from clipmerge.models.loading import blaming, check_words, preparing
 
-# Tokenizer options that only change how texts are read; others open files, or run code from the folder.
-_TOKENIZER_OPTIONS = frozenset({"clean", "strip_sep_token", "language", "additional_special_tokens", "reduction_mask"})
+# Tokenizer options that only change how texts are read; others open files, or run code from the
+# folder.
+_TOKENIZER_OPTIONS = frozenset(
+    {"clean", "strip_sep_token", "language", "additional_special_tokens", "reduction_mask"}
+)
 # A name in timm's own list; with a prefix it would be a folder, or a repository on the Hub.
 _TIMM_NAME = re.compile(r"[\w.\-]+")
 # Raised for settings with which open_clip cannot build a model.
-_CANNOT_BUILD = (TypeError, ValueError, LookupError, AttributeError, AssertionError, RuntimeError, OSError)
+_CANNOT_BUILD = (
+    TypeError,
+    ValueError,
+    LookupError,
+    AttributeError,
+    AssertionError,
+    RuntimeError,
+    OSError,
+)
 
 
 class OpenClip(ImageTextModel):
@@ -47,20 +58,28 @@ class OpenClip(ImageTextModel):
             return torch.stack([self._transform(image) for image in images])
 
     def tokens(self, prompts: list[str]) -> dict[str, Tensor]:
-        """Tokenise prompts, padded and cut to the text tower's length: ``input_ids`` (prompts, length), int64."""
+        """Tokenise prompts, padded and cut to the text tower's length: ``input_ids`` (prompts,
+        length), int64.
+        """
         with preparing(self.folder, "prompts"):
             ids = torch.as_tensor(self._tokenize(prompts))
             check_words(self.folder, ids, self.module)
             return {"input_ids": ids}
 
     def image_features(self, pixels: Tensor, prefix: Prefix | None = None) -> Tensor:
-        """Embed images: (batch, width), unit length; with a prefix the blocks below it do not run."""
+        """Embed images: (batch, width), unit length; with a prefix the blocks below it do not
+        run.
+        """
         with starting_at(self.towers["vision"], prefix):
-            features: Tensor = self.module.encode_image(pixels.contiguous(memory_format=self.layout), normalize=True)
+            features: Tensor = self.module.encode_image(
+                pixels.contiguous(memory_format=self.layout), normalize=True
+            )
         return features
 
     def text_features(self, tokens: dict[str, Tensor], prefix: Prefix | None = None) -> Tensor:
-        """Embed prompts: (prompts, width), unit length; with a prefix the blocks below it do not run."""
+        """Embed prompts: (prompts, width), unit length; with a prefix the blocks below it do not
+        run.
+        """
         with starting_at(self.towers["text"], prefix):
             features: Tensor = self.module.encode_text(tokens["input_ids"], normalize=True)
         return features
@@ -75,8 +94,9 @@ def import_open_clip() -> Any:
         import open_clip
     except ImportError as error:
         raise CheckpointError(
-            f"measuring and evaluating an OpenCLIP checkpoint needs open_clip_torch ({error}); install "
-            "clipmerge[open-clip], or convert a plain ViT with `clipmerge convert IN OUT --to transformers`"
+            f"measuring and evaluating an OpenCLIP checkpoint needs open_clip_torch ({error});"
+            " install clipmerge[open-clip], or convert a plain ViT with `clipmerge convert IN OUT"
+            " --to transformers`"
         ) from None
     return open_clip
 
@@ -91,8 +111,8 @@ def build_module(library: Any, model_cfg: dict[str, Any]) -> Any:
         vision["timm_model_pretrained"] = False
         if vision["timm_model_name"] and not _TIMM_NAME.fullmatch(str(vision["timm_model_name"])):
             raise CheckpointError(
-                f"open_clip_config.json: timm_model_name '{vision['timm_model_name']}' is not in timm's own list of "
-                "models; correct it"
+                f"open_clip_config.json: timm_model_name '{vision['timm_model_name']}' is not in"
+                " timm's own list of models; correct it"
             )
     if "hf_model_name" in text:
         text["hf_model_pretrained"] = False
@@ -108,7 +128,9 @@ def build_module(library: Any, model_cfg: dict[str, Any]) -> Any:
 
 @contextlib.contextmanager
 def _unasked() -> Iterator[None]:
-    """Make transformers refuse code named in a text tower's configuration, instead of asking whether to run it."""
+    """Make transformers refuse code named in a text tower's configuration, instead of asking
+    whether to run it.
+    """
     from transformers import dynamic_module_utils
 
     seconds = dynamic_module_utils.TIME_OUT_REMOTE_CODE
@@ -119,15 +141,21 @@ def _unasked() -> Iterator[None]:
         dynamic_module_utils.TIME_OUT_REMOTE_CODE = seconds
 
 
-def transform_for(config: dict[str, Any], folder: Path, image_size: Any) -> Callable[[Image], Tensor]:
+def transform_for(
+    config: dict[str, Any], folder: Path, image_size: Any
+) -> Callable[[Image], Tensor]:
     """The preprocessing of open_clip for inference."""
     from open_clip.transform import PreprocessCfg, image_transform_v2, merge_preprocess_dict
 
     beside = read_side_json(folder, OPEN_CLIP_CONFIG) or {}
     stated = config.get("preprocess_cfg") or beside.get("preprocess_cfg") or {}
     with preparing(folder, "images"):
-        settings = merge_preprocess_dict(merge_preprocess_dict(PreprocessCfg(), stated), {"size": image_size})
-        transform: Callable[[Image], Tensor] = image_transform_v2(PreprocessCfg(**settings), is_train=False)
+        settings = merge_preprocess_dict(
+            merge_preprocess_dict(PreprocessCfg(), stated), {"size": image_size}
+        )
+        transform: Callable[[Image], Tensor] = image_transform_v2(
+            PreprocessCfg(**settings), is_train=False
+        )
         return transform
 
 
@@ -135,23 +163,32 @@ def _tokenizer(library: Any, model_cfg: dict[str, Any], folder: Path) -> Any:
     """The same tokenizer as ``open_clip.get_tokenizer``, with its files from the folder."""
     text = model_cfg.get("text_cfg") or {}
     length, options = text.get("context_length", 77), text.get("tokenizer_kwargs") or {}
-    strange = sorted(set(options) - _TOKENIZER_OPTIONS) if isinstance(options, dict) else [str(options)[:60]]
+    strange = (
+        sorted(set(options) - _TOKENIZER_OPTIONS)
+        if isinstance(options, dict)
+        else [str(options)[:60]]
+    )
     if strange:
         raise CheckpointError(
-            f"{folder}: open_clip_config.json has tokenizer_kwargs that are not allowed ({shorten(strange)}): they may "
-            "open files or run code; remove them"
+            f"{folder}: open_clip_config.json has tokenizer_kwargs that are not allowed"
+            f" ({shorten(strange)}): they may open files or run code; remove them"
         )
-    advice = f"copy the files of {text.get('hf_tokenizer_name') or 'CLIP'}'s tokenizer beside the weights"
+    advice = (
+        f"copy the files of {text.get('hf_tokenizer_name') or 'CLIP'}'s tokenizer beside the"
+        " weights"
+    )
     with blaming(f"{folder}: its tokenizer cannot be loaded", advice):
         if not text.get("hf_tokenizer_name"):
             tokenizer = library.SimpleTokenizer(context_length=length, **options)
         else:
             mode = {"tokenizer_mode": text.get("tokenizer_mode"), "trust_remote_code": False}
-            return library.tokenizer.HFTokenizer(str(folder), context_length=length, **mode, **options)
+            return library.tokenizer.HFTokenizer(
+                str(folder), context_length=length, **mode, **options
+            )
     if tokenizer.vocab_size > text.get("vocab_size", 49408):
         raise CheckpointError(
-            f"{folder}: the text tower has {text['vocab_size']} tokens, but CLIP's tokenizer "
-            f"{tokenizer.vocab_size}; name its tokenizer in text_cfg.hf_tokenizer_name and put the tokenizer's "
-            "files there"
+            f"{folder}: the text tower has {text['vocab_size']} tokens, but CLIP's tokenizer"
+            f" {tokenizer.vocab_size}; name its tokenizer in text_cfg.hf_tokenizer_name and put the"
+            " tokenizer's files there"
         )
     return tokenizer

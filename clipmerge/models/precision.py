@@ -14,7 +14,8 @@ from clipmerge.models.kernels import FasterKernels
 
 Precision = Literal["auto", "float32", "bfloat16"]
 
-# Names in autograd of the views that a linear map takes of its weight, and of a weight's cast under autocast.
+# Names in autograd of the views that a linear map takes of its weight, and of a weight's cast under
+# autocast.
 _VIEWS, _CAST = ("TBackward0", "TransposeBackward0"), "ToCopyBackward0"
 
 
@@ -24,34 +25,49 @@ def multiplies_bfloat16(device: torch.device) -> bool:
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if device.type != "cpu":  # pragma: no cover - needs a GPU
         return False
-    asked = (getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
+    asked = (
+        getattr(torch.cpu, name, None)
+        for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    )
     return any(bool(supports()) for supports in asked if supports is not None)
 
 
 @contextmanager
 def passes(device: torch.device, precision: Precision) -> Iterator[None]:
-    """In this context, compute forward passes in this precision; weights and their gradients stay in float32."""
+    """In this context, compute forward passes in this precision; weights and their gradients stay
+    in float32.
+    """
     enabled = precision == "bfloat16" or (precision == "auto" and multiplies_bfloat16(device))
     if not enabled:
         yield
         return
-    # casts are held in an enclosing autocast until weights move, unless a backward pass takes the weights' memory
-    with torch.autocast(device.type, torch.bfloat16, cache_enabled=not torch.is_grad_enabled()), FasterKernels():
+    # casts are held in an enclosing autocast until weights move, unless a backward pass takes the
+    # weights' memory
+    with (
+        torch.autocast(device.type, torch.bfloat16, cache_enabled=not torch.is_grad_enabled()),
+        FasterKernels(),
+    ):
         yield
 
 
 @contextmanager
 def casts_repeated() -> Iterator[None]:
-    """Let the backward pass of this context cast weights to bfloat16 again, so that no cast is held until then.
+    """Let the backward pass of this context cast weights to bfloat16 again, so that no cast is held
+    until then.
 
-    The weights must not change between the forward pass and their gradients. The results are the same.
+    The weights must not change between the forward pass and their gradients. The results are the
+    same.
     """
     with saved_tensors_hooks(_without_cast, _cast_again):
         yield
 
 
-def _without_cast(tensor: Tensor) -> Tensor | tuple[Tensor, torch.dtype, Sequence[int], Sequence[int]]:
-    """For a cast of a weight, the weight and how to repeat the cast; for any other tensor, it without its graph."""
+def _without_cast(
+    tensor: Tensor,
+) -> Tensor | tuple[Tensor, torch.dtype, Sequence[int], Sequence[int]]:
+    """For a cast of a weight, the weight and how to repeat the cast; for any other tensor, it
+    without its graph.
+    """
     node = tensor.grad_fn
     while node is not None and node.name() in _VIEWS:
         node = node.next_functions[0][0]

@@ -21,8 +21,16 @@ from clipmerge.models import ImageTextModel, Prefix
 from clipmerge.models.blocks import starting_at
 from clipmerge.models.loading import blaming, check_words, preparing
 
-_KERNELS = re.compile(r"_implementation|^(torch_)?dtype$|^quantization_config$|^compression_config$")
-_UNINITIALISED = ("position_ids", "token_type_ids", "running_mean", "running_var", "num_batches_tracked")
+_KERNELS = re.compile(
+    r"_implementation|^(torch_)?dtype$|^quantization_config$|^compression_config$"
+)
+_UNINITIALISED = (
+    "position_ids",
+    "token_type_ids",
+    "running_mean",
+    "running_var",
+    "num_batches_tracked",
+)
 
 
 class TransformersClip(ImageTextModel):
@@ -32,9 +40,15 @@ class TransformersClip(ImageTextModel):
         self.processor = _load_processor(folder)
         with blaming(f"{folder}: transformers cannot build the model of its configuration"):
             module = _without_weights(getattr(transformers, family.model_class), _plain(config))
-        super().__init__(family, folder, module, {"vision": module.vision_model, "text": module.text_model})
-        if isinstance(module.vision_model, transformers.CLIPVisionModel):  # it pools the first token
-            module.vision_model.encoder.layers[-1].layer_norm2.register_forward_pre_hook(_first_token)
+        super().__init__(
+            family, folder, module, {"vision": module.vision_model, "text": module.text_model}
+        )
+        if isinstance(
+            module.vision_model, transformers.CLIPVisionModel
+        ):  # it pools the first token
+            module.vision_model.encoder.layers[-1].layer_norm2.register_forward_pre_hook(
+                _first_token
+            )
         self._reads_padding = family.reads_padding
 
     def pixels(self, images: list[Image]) -> Tensor:
@@ -46,7 +60,9 @@ class TransformersClip(ImageTextModel):
             return torch.as_tensor(processed["pixel_values"], dtype=torch.float32)
 
     def tokens(self, prompts: list[str]) -> dict[str, Tensor]:
-        """Tokenise prompts: (prompts, length), int64; without a mask if the family reads padding as text."""
+        """Tokenise prompts: (prompts, length), int64; without a mask if the family reads padding as
+        text.
+        """
         with preparing(self.folder, "prompts"):
             encoded = self.processor.tokenizer(
                 prompts,
@@ -56,10 +72,15 @@ class TransformersClip(ImageTextModel):
                 return_tensors="pt",
             )
             check_words(self.folder, encoded["input_ids"], self.module)
-            return {key: encoded[key] for key in ("input_ids", "attention_mask")[: 1 if self._reads_padding else 2]}
+            return {
+                key: encoded[key]
+                for key in ("input_ids", "attention_mask")[: 1 if self._reads_padding else 2]
+            }
 
     def _text_length(self) -> int:
-        """Number of tokens with positions in the text tower; RoBERTa's positions start after the padding's."""
+        """Number of tokens with positions in the text tower; RoBERTa's positions start after the
+        padding's.
+        """
         for name, embedding in self.towers["text"].named_modules():
             if name.endswith(("position_embedding", "position_embeddings")):
                 offset = 0 if embedding.padding_idx is None else embedding.padding_idx + 1
@@ -67,20 +88,29 @@ class TransformersClip(ImageTextModel):
         return int(self.processor.tokenizer.model_max_length)
 
     def image_features(self, pixels: Tensor, prefix: Prefix | None = None) -> Tensor:
-        """Embed images: (batch, width), unit length; with a prefix the blocks below it do not run."""
+        """Embed images: (batch, width), unit length; with a prefix the blocks below it do not
+        run.
+        """
         with starting_at(self.towers["vision"], prefix):
             whole = pixels.ndim == 4
-            inputs = {"pixel_values": pixels.contiguous(memory_format=self.layout)} if whole else _unpack(pixels)
+            inputs = (
+                {"pixel_values": pixels.contiguous(memory_format=self.layout)}
+                if whole
+                else _unpack(pixels)
+            )
             try:
                 output = self.module.get_image_features(**inputs)
             except ValueError as error:  # images whose size is not the model's
                 raise CheckpointError(
-                    f"{self.folder}: its image processor does not fit its model ({error}); copy the base model's files"
+                    f"{self.folder}: its image processor does not fit its model ({error}); copy the"
+                    " base model's files"
                 ) from None
         return normalize(output.pooler_output, dim=-1)
 
     def text_features(self, tokens: dict[str, Tensor], prefix: Prefix | None = None) -> Tensor:
-        """Embed prompts: (prompts, width), unit length; with a prefix the blocks below it do not run."""
+        """Embed prompts: (prompts, width), unit length; with a prefix the blocks below it do not
+        run.
+        """
         with starting_at(self.towers["text"], prefix):
             output = self.module.get_text_features(**tokens)
         return normalize(output.pooler_output, dim=-1)
@@ -90,16 +120,22 @@ build = TransformersClip
 
 
 def _first_token(_: torch.nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
-    """In bfloat16, give the last MLP the pooled token alone, and all where a gradient sums over them in their order."""
+    """In bfloat16, give the last MLP the pooled token alone, and all where a gradient sums over
+    them in their order.
+    """
     alone = torch.is_autocast_enabled(inputs[0].device.type) and not torch.is_grad_enabled()
     return (inputs[0][:, :1],) if alone else inputs
 
 
 def _pack(processed: Mapping[str, Any]) -> Tensor:
-    """Concatenate patches, their mask and counts of patches: (batch, patches, entries + 3), float32."""
+    """Concatenate patches, their mask and counts of patches: (batch, patches, entries + 3),
+    float32.
+    """
     patches = torch.as_tensor(processed["pixel_values"], dtype=torch.float32)
     mask = torch.as_tensor(processed["pixel_attention_mask"], dtype=torch.float32)[..., None]
-    shapes = torch.as_tensor(processed["spatial_shapes"], dtype=torch.float32)[:, None].expand(-1, patches.shape[1], -1)
+    shapes = torch.as_tensor(processed["spatial_shapes"], dtype=torch.float32)[:, None].expand(
+        -1, patches.shape[1], -1
+    )
     return torch.cat([patches, mask, shapes], dim=-1)
 
 
@@ -114,14 +150,18 @@ def _unpack(pixels: Tensor) -> dict[str, Tensor]:
 
 
 def _plain(config: Any) -> Any:
-    """Copy a configuration without the storage of weights, and without kernels, whose code would be fetched and run."""
+    """Copy a configuration without the storage of weights, and without kernels, whose code would be
+    fetched and run.
+    """
     if not isinstance(config, dict):
         return config
     return {key: _plain(value) for key, value in config.items() if not _KERNELS.search(key)}
 
 
 def _without_weights(model_class: Any, config: dict[str, Any]) -> Any:
-    """Build a model with uninitialised weights, float32, in eval mode, with correct position buffers."""
+    """Build a model with uninitialised weights, float32, in eval mode, with correct position
+    buffers.
+    """
     with torch.device("meta"):
         module = model_class(model_class.config_class.from_dict(config))
     if not all(name.endswith(_UNINITIALISED) for name, _ in module.named_buffers()):
@@ -137,19 +177,28 @@ def _without_weights(model_class: Any, config: dict[str, Any]) -> Any:
 
 def _load_processor(folder: Path) -> Any:
     needed = f"{' or '.join(PROCESSORS)} and the tokenizer's files"
-    with blaming(f"{folder}: its processor cannot be loaded", f"measuring needs {needed} beside the weights"):
-        # False: otherwise it asks whether to run code from the folder, and a "y" on standard input would agree
-        processor = transformers.AutoProcessor.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    with blaming(
+        f"{folder}: its processor cannot be loaded", f"measuring needs {needed} beside the weights"
+    ):
+        # False: otherwise it asks whether to run code from the folder, and a "y" on standard input
+        # would agree
+        processor = transformers.AutoProcessor.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False
+        )
     if not (hasattr(processor, "image_processor") and hasattr(processor, "tokenizer")):
         raise CheckpointError(
-            f"{folder}: holds {type(processor).__name__}, not a processor for images and text; copy the base "
-            "model's processor and tokenizer files into it"
+            f"{folder}: holds {type(processor).__name__}, not a processor for images and text; copy"
+            " the base model's processor and tokenizer files into it"
         )
-    sizes = (getattr(processor.image_processor, name, None) for name in ("size", "crop_size", "pad_size"))
-    sides = [side for size in sizes if size for name, side in dict(size).items() if "pixels" not in name]
+    sizes = (
+        getattr(processor.image_processor, name, None) for name in ("size", "crop_size", "pad_size")
+    )
+    sides = [
+        side for size in sizes if size for name, side in dict(size).items() if "pixels" not in name
+    ]
     if any(isinstance(side, int | float) and side > LARGEST_SIDE for side in sides):
         raise CheckpointError(
-            f"{folder}: its image processor makes images of more than {LARGEST_SIDE} pixels per side; correct "
-            f"{' or '.join(PROCESSORS)}"
+            f"{folder}: its image processor makes images of more than {LARGEST_SIDE} pixels per"
+            f" side; correct {' or '.join(PROCESSORS)}"
         )
     return processor

@@ -23,23 +23,30 @@ _LONG = 10.0
 
 
 def averaged(features: Tensor, templates: int) -> Tensor:
-    """Average unit features (classes * templates, width) over templates, and normalise: (classes, width)."""
+    """Average unit features (classes * templates, width) over templates, and normalise: (classes,
+    width).
+    """
     return normalize(features.view(-1, templates, features.shape[-1]).mean(dim=1), dim=-1)
 
 
 def refuse_one_prompt(tokens: Iterable[Mapping[str, Tensor]], templates: int) -> None:
-    """Refuse classes whose prompts all have the same tokens, because they cannot be distinguished."""
+    """Refuse classes whose prompts all have the same tokens, because they cannot be
+    distinguished.
+    """
     rows = list(_rows(tokens))
     classes = {tuple(rows[start : start + templates]) for start in range(0, len(rows), templates)}
     if len(rows) > templates and len(classes) == 1:
         raise DataError(
-            "the prompts of all classes are the same to the model, which cuts off the end of a long text and may "
-            "not know capitals; give a shorter --template, or other names with --classes"
+            "the prompts of all classes are the same to the model, which cuts off the end of a long"
+            " text and may not know capitals; give a shorter --template, or other names with"
+            " --classes"
         )
 
 
 def _rows(tokens: Iterable[Mapping[str, Tensor]]) -> Iterator[bytes]:
-    """A hash of each prompt's token ids; without padding, because its length differs between pieces."""
+    """A hash of each prompt's token ids; without padding, because its length differs between
+    pieces.
+    """
     for piece in tokens:
         masks = piece.get("attention_mask")
         for row, ids in enumerate(piece["input_ids"]):
@@ -54,7 +61,9 @@ def class_embeddings(
     device: Any,
     say: Callable[[str], None] | None = None,
 ) -> torch.Tensor:
-    """Embed classes: (classes, width); ``say`` gets a note about the time if all pieces together take long."""
+    """Embed classes: (classes, width); ``say`` gets a note about the time if all pieces together
+    take long.
+    """
     prompts = class_prompts(class_names, templates)
     starts = range(0, len(prompts), PROMPTS_AT_ONCE)
     tokens = [model.tokens(prompts[start : start + PROMPTS_AT_ONCE]) for start in starts]
@@ -66,7 +75,8 @@ def class_embeddings(
         seconds = (time.perf_counter() - begin) * (len(tokens) - 1)
         if say and len(pieces) == 1 and seconds > _LONG:
             say(
-                f"embedding {len(prompts)} prompts ({len(class_names)} classes in {len(templates)} templates): about "
-                f"{format_seconds(seconds)} for each model whose text tower differs (fewer --template cost less)"
+                f"embedding {len(prompts)} prompts ({len(class_names)} classes in {len(templates)}"
+                f" templates): about {format_seconds(seconds)} for each model whose text tower"
+                " differs (fewer --template cost less)"
             )
     return averaged(torch.cat(pieces), len(templates))

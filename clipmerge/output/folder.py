@@ -20,7 +20,10 @@ from clipmerge.merging.stream import MergedTensor, contents_of
 
 # The order of safetensors' own save_file: widest dtype first, then by name.
 _DTYPE_RANK = {
-    name: rank for rank, name in enumerate(("I64", "F64", "F32", "I32", "BF16", "F16", "I16", "I8", "U8", "BOOL"))
+    name: rank
+    for rank, name in enumerate(
+        ("I64", "F64", "F32", "I32", "BF16", "F16", "I16", "I8", "U8", "BOOL")
+    )
 }
 
 
@@ -38,22 +41,31 @@ def write_weights(
     first = next(iter(layout.values())) if layout else single
     for tensor in tensors:
         files.setdefault(layout.get(tensor.key, first) if layout else first, []).append(tensor)
-    hashes = {name: _write_file(folder / name, files[name], advance, hashed=hashed) for name in sorted(files)}
+    hashes = {
+        name: _write_file(folder / name, files[name], advance, hashed=hashed)
+        for name in sorted(files)
+    }
     if layout:
         index = {
             "metadata": {"total_size": sum(tensor.nbytes for tensor in tensors)},
             "weight_map": {tensor.key: name for name in sorted(files) for tensor in files[name]},
         }
-        (folder / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        (folder / INDEX).write_text(
+            json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8"
+        )
         hashes[INDEX] = sha256_of(folder / INDEX)
     return hashes
 
 
-def _write_file(path: Path, tensors: list[MergedTensor], advance: Callable[[int], None], *, hashed: bool) -> str | None:
+def _write_file(
+    path: Path, tensors: list[MergedTensor], advance: Callable[[int], None], *, hashed: bool
+) -> str | None:
     tensors = sorted(tensors, key=lambda tensor: (_DTYPE_RANK[tensor.dtype], tensor.key))
     entries = {tensor.key: (tensor.dtype, tensor.shape) for tensor in tensors}
     header = np.frombuffer(header_bytes(entries, {"format": "pt"}), np.uint8)
-    with output_file(path, len(header) + sum(tensor.nbytes for tensor in tensors), hashed=hashed) as file:
+    with output_file(
+        path, len(header) + sum(tensor.nbytes for tensor in tensors), hashed=hashed
+    ) as file:
         file.append(header)
         with contextlib.closing(contents_of(tensors, file.room)) as contents:
             for chunk in itertools.chain.from_iterable(contents):
@@ -77,7 +89,9 @@ def output_layout(
             max_shard_size=max_shard_size,
         )
         if split.is_sharded and single:
-            raise OutputError(f"open_clip loads {inputs.weights_file} but no shards; leave out --max-shard-size")
+            raise OutputError(
+                f"open_clip loads {inputs.weights_file} but no shards; leave out --max-shard-size"
+            )
         return split.tensor_to_filename if split.is_sharded else None
     if single or not form.sharded:
         return None

@@ -1,4 +1,6 @@
-"""The JSON of `inspect`, as models. The other listings have a module of their own, since they take 10 ms to define."""
+"""The JSON of `inspect`, as models. The other listings have a module of their own, since they take
+10 ms to define.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,9 @@ class Origin(Frozen):
 
 
 class InspectedLayer(Frozen):
-    """A layer: its number of tensors and of entries, its shapes, and how far fine-tuning moved it."""
+    """A layer: its number of tensors and of entries, its shapes, and how far fine-tuning moved
+    it.
+    """
 
     parameters: int
     size: int

@@ -15,14 +15,22 @@ from clipmerge.conversion.preprocessing import image_processor_config, preproces
 from clipmerge.conversion.tokens import is_clips_own, write_clip_tokenizer
 from clipmerge.errors import CheckpointError
 from clipmerge.files.safetensors import DTYPES
-from clipmerge.files.side_files import SIDE_FILES, TOKENIZER_FILES, copy_side_file, read_image_processor, require_inside
+from clipmerge.files.side_files import (
+    SIDE_FILES,
+    TOKENIZER_FILES,
+    copy_side_file,
+    read_image_processor,
+    require_inside,
+)
 
 # size of the vocabulary of OpenCLIP's own tokenizer
 _CLIP_WORDS = 49408
 
 
 def write_layout_files(folder: Path, converted: ConvertedCheckpoint, dtype: str) -> list[str]:
-    """Write the files that the other library needs beside the weights; return notes for the user."""
+    """Write the files that the other library needs beside the weights; return notes for the
+    user.
+    """
     original, config = converted.original, converted.config or {}
     try:
         notes = []
@@ -34,24 +42,34 @@ def write_layout_files(folder: Path, converted: ConvertedCheckpoint, dtype: str)
         raise CheckpointError(f"{converted.source}: {error}") from None
     except (LookupError, TypeError, ValueError, AttributeError) as error:
         reason = f"{type(error).__name__}: {error}"
-        raise CheckpointError(f"{converted.source}: its preprocessing cannot be understood ({reason})") from None
-    _copy(folder, original.folder, sorted(name for name in SIDE_FILES if name.startswith("LICENSE")))
+        raise CheckpointError(
+            f"{converted.source}: its preprocessing cannot be understood ({reason})"
+        ) from None
+    _copy(
+        folder, original.folder, sorted(name for name in SIDE_FILES if name.startswith("LICENSE"))
+    )
     return notes
 
 
-def _transformers_files(folder: Path, checkpoint: Checkpoint, config: dict[str, Any], dtype: str) -> None:
+def _transformers_files(
+    folder: Path, checkpoint: Checkpoint, config: dict[str, Any], dtype: str
+) -> None:
     """Write ``config.json``, ``preprocessor_config.json`` and the tokenizer."""
     ours = checkpoint.config or {}
     if actual := dtype_of(checkpoint, dtype):
         config = {**config, "dtype": actual}
     _write_json(folder / "config.json", config)
     size = config["vision_config"]["image_size"]
-    _write_json(folder / "preprocessor_config.json", image_processor_config(ours.get("preprocess_cfg") or {}, size))
+    _write_json(
+        folder / "preprocessor_config.json",
+        image_processor_config(ours.get("preprocess_cfg") or {}, size),
+    )
     text = ours.get("model_cfg", ours).get("text_cfg") or {}
     is_own = is_clips_own(checkpoint.folder)
     if text.get("hf_tokenizer_name") and is_own is None:
         raise CheckpointError(
-            f"its tokenizer is that of {text['hf_tokenizer_name']}; copy the tokenizer's files beside the weights first"
+            f"its tokenizer is that of {text['hf_tokenizer_name']}; copy the tokenizer's files"
+            " beside the weights first"
         )
     if is_own or text.get("hf_tokenizer_name"):
         _copy(folder, checkpoint.folder, TOKENIZER_FILES)
@@ -72,17 +90,26 @@ def _open_clip_files(folder: Path, checkpoint: Checkpoint, config: dict[str, Any
     processor = read_image_processor(checkpoint.folder)
     notes = []
     if processor is None:
-        notes.append(f"{checkpoint.source}: has no preprocessor_config.json; OpenAI's mean and deviation were written")
-    preprocess, preprocessing_notes = preprocess_cfg(processor or {}, model_cfg["vision_cfg"]["image_size"])
+        notes.append(
+            f"{checkpoint.source}: has no preprocessor_config.json; OpenAI's mean and deviation"
+            " were written"
+        )
+    preprocess, preprocessing_notes = preprocess_cfg(
+        processor or {}, model_cfg["vision_cfg"]["image_size"]
+    )
     is_own = is_clips_own(checkpoint.folder)
     if is_own is None and model_cfg["text_cfg"]["vocab_size"] != _CLIP_WORDS:
-        notes.append(f"{checkpoint.source}: has no tokenizer, and its vocabulary is not CLIP's; OpenCLIP will need one")
+        notes.append(
+            f"{checkpoint.source}: has no tokenizer, and its vocabulary is not CLIP's; OpenCLIP"
+            " will need one"
+        )
     if is_own is False:
-        # from a folder OpenCLIP reads the files regardless of the name; on the Hub it must be the repository's
+        # from a folder OpenCLIP reads the files regardless of the name; on the Hub it must be the
+        # repository's
         model_cfg["text_cfg"]["hf_tokenizer_name"] = name
         notes.append(
-            f"the tokenizer is not CLIP's own: text_cfg.hf_tokenizer_name is '{name}'; make it ORG/NAME when you "
-            "publish"
+            f"the tokenizer is not CLIP's own: text_cfg.hf_tokenizer_name is '{name}'; make it"
+            " ORG/NAME when you publish"
         )
     if is_own is not None:
         _copy(folder, checkpoint.folder, TOKENIZER_FILES)

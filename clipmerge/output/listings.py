@@ -23,7 +23,9 @@ class ConversionRecord(Frozen):
 
 
 class DataList(Frozen):
-    """What `data` prints: titles of data sets, names of lists of classes, and what sets of templates are for."""
+    """What `data` prints: titles of data sets, names of lists of classes, and what sets of
+    templates are for.
+    """
 
     data: dict[str, str]
     classes: tuple[str, ...]
@@ -31,7 +33,9 @@ class DataList(Frozen):
 
 
 class DataSet(Frozen):
-    """What `data show` prints of a data set; class names and templates are empty where only its repository has them."""
+    """What `data show` prints of a data set; class names and templates are empty where only its
+    repository has them.
+    """
 
     name: str
     title: str
@@ -94,7 +98,9 @@ class SuiteList(Frozen):
 
 
 class Download(Frozen):
-    """A checkpoint or split: its size in bytes at most, its number of images, or why the size is unknown."""
+    """A checkpoint or split: its size in bytes at most, its number of images, or why the size is
+    unknown.
+    """
 
     what: str
     bytes: int | None = None
@@ -104,7 +110,9 @@ class Download(Frozen):
 
 
 class BenchCost(Frozen):
-    """What `bench --dry-run` prints; ``None`` is not known. Recipes that learn take longer than ``seconds``."""
+    """What `bench --dry-run` prints; ``None`` is not known. Recipes that learn take longer than
+    ``seconds``.
+    """
 
     suite: str
     title: str

@@ -1,4 +1,6 @@
-"""The record of a merge: printed by ``--format json``, stored as ``clipmerge.json``, the only input of a report."""
+"""The record of a merge: printed by ``--format json``, stored as ``clipmerge.json``, the only input
+of a report.
+"""
 
 from __future__ import annotations
 
@@ -36,8 +38,20 @@ SWEEP_FORMAT = "clipmerge-sweep/2"
 PUBLISHED = ("accuracy", "images", "sources", "card")
 # Fields that the record takes from the plan as they are.
 _OF_THE_PLAN = (
-    *("zeroshot", "finetuned", "weights", "combine", "dtype", "verdict", "seed", "warnings"),
-    *("stragglers", "straggler_statistic", "straggler_scores", "bought", "kept", "calibration"),
+    "zeroshot",
+    "finetuned",
+    "weights",
+    "combine",
+    "dtype",
+    "verdict",
+    "seed",
+    "warnings",
+    "stragglers",
+    "straggler_statistic",
+    "straggler_scores",
+    "bought",
+    "kept",
+    "calibration",
 )
 _UNTOUCHED = LayerPlan(alpha=0.0, reason="not in the plan: zero-shot")
 _Count = Annotated[int, Field(ge=0, lt=2**63)]
@@ -62,7 +76,8 @@ class LayerRecord(Frozen):
 
     Attributes:
         alpha: Coefficient: 0 = zero-shot, 1 = fine-tuned; the mean of learned ones.
-        alpha_range: Smallest and largest learned coefficient; ``None`` if the whole layer has one alpha.
+        alpha_range: Smallest and largest learned coefficient; ``None`` if the whole layer has one
+            alpha.
         density: Share of the task vector kept.
         mask: Name of the mask, if one was used.
         mask_options: The mask's own options.
@@ -70,7 +85,8 @@ class LayerRecord(Frozen):
         parameters: Number of parameters; ``None`` if not recorded.
         size: Number of entries; ``None`` if not recorded.
         change: ||task_vector|| / ||theta_0||; ``None`` if not measured.
-        zeroshot_share: Share of the entries whose learned coefficient is 0; ``None`` for one alpha for the whole layer.
+        zeroshot_share: Share of the entries whose learned coefficient is 0; ``None`` for one alpha
+            for the whole layer.
     """
 
     alpha: float
@@ -86,7 +102,9 @@ class LayerRecord(Frozen):
 
     @property
     def kept(self) -> float:
-        """Share of the change that is kept: by the mask, and by learned coefficients, some of which are 0."""
+        """Share of the change that is kept: by the mask, and by learned coefficients, some of which
+        are 0.
+        """
         return min(self.density, 1 - (self.zeroshot_share or 0.0))
 
 
@@ -100,7 +118,8 @@ class Published(Frozen):
         created: Whether the repository was created.
         changed: False if the Hub already held exactly these files.
         pull_request: The page of the pull request, if one was made.
-        left_behind: Files in the folder that were not published, because they are not part of the output.
+        left_behind: Files in the folder that were not published, because they are not part of the
+            output.
     """
 
     url: str
@@ -145,7 +164,8 @@ class MergeRecord(Frozen):
         path: Loss along the path, if it was measured.
         trace: Losses at every step of a measure that learns, by name, in nats.
         choice: The point chosen by images held back from learning, if any were.
-        coefficients: Number of entries with a learned coefficient in each of 40 equal bins from 0 to 2, by tower.
+        coefficients: Number of entries with a learned coefficient in each of 40 equal bins from 0
+            to 2, by tower.
         checks: Self-tests of the measure, by statistic.
         bought: Accuracies on held-back images, if there were any.
         kept: Scores on tasks that the models were not fine-tuned for, if any were named.
@@ -177,7 +197,9 @@ class MergeRecord(Frozen):
     stragglers: tuple[str, ...] = ()
     straggler_statistic: str | None = None
     straggler_scores: dict[str, dict[str, float]] = Field(default_factory=dict)
-    measurements: Annotated[dict[str, dict[str, float]], LittleMeasured] = Field(default_factory=dict)
+    measurements: Annotated[dict[str, dict[str, float]], LittleMeasured] = Field(
+        default_factory=dict
+    )
     statistics: dict[str, StatisticAbout] = Field(default_factory=dict)
     path: LossPath | None = None
     trace: dict[str, tuple[float, ...]] = Field(default_factory=dict)
@@ -219,40 +241,67 @@ class MergeRecord(Frozen):
             return ""
         divergence = self.choice.divergence if self.choice else "predictions"
         if divergence == "path-features":
-            return "the image features of the zero-shot model and of the point where learning starts"
-        return f"the zero-shot model's {'image features' if divergence == 'features' else 'predictions'}"
+            return (
+                "the image features of the zero-shot model and of the point where learning starts"
+            )
+        return (
+            "the zero-shot model's"
+            f" {'image features' if divergence == 'features' else 'predictions'}"
+        )
 
     @property
     def headline(self) -> str:
         """The verdict as a sentence, or the number of layers and the recipe if there is none."""
-        text = self.verdict.strip() or f"{len(self.layers)} layers merged with the recipe {self.recipe.name}"
+        text = (
+            self.verdict.strip()
+            or f"{len(self.layers)} layers merged with the recipe {self.recipe.name}"
+        )
         return f"{text[:1].upper()}{text[1:].removesuffix('.')}."
 
     def as_json(self) -> dict[str, Any]:
         """Return the JSON object; fields of published records are left out of others."""
         data = self.model_dump(mode="json")
-        return {key: value for key, value in data.items() if value is not None or key not in PUBLISHED}
+        return {
+            key: value for key, value in data.items() if value is not None or key not in PUBLISHED
+        }
 
     def to_text(self) -> str:
-        """Return the text of ``clipmerge.json``; in a path that is not UTF-8, the bytes that are not are escaped."""
-        data = map_text(self.as_json(), lambda text: text.encode("utf-8", "backslashreplace").decode())
+        """Return the text of ``clipmerge.json``; in a path that is not UTF-8, the bytes that are
+        not are escaped.
+        """
+        data = map_text(
+            self.as_json(), lambda text: text.encode("utf-8", "backslashreplace").decode()
+        )
         return json.dumps(data, indent=2) + "\n"
 
 
 def merge_record(
-    run: Run, plan: Plan, *, output: Path | None = None, files: Mapping[str, str | None] | None = None
+    run: Run,
+    plan: Plan,
+    *,
+    output: Path | None = None,
+    files: Mapping[str, str | None] | None = None,
 ) -> MergeRecord:
     """Make the record of a merge."""
     inputs, coefficients = run.inputs, plan.coefficients
     merged = inputs.merged_layers
     plan = plan.checked(merged)
     measured = plan.measurements
-    learned = {name: merged[name] for name, entry in plan.layers.items() if entry.alpha_range and coefficients}
+    learned = {
+        name: merged[name]
+        for name, entry in plan.layers.items()
+        if entry.alpha_range and coefficients
+    }
     sizes = {name: inputs.entries(name)[0].size for names in merged.values() for name in names}
-    shares, values = zeroshot_shares(coefficients, learned, sizes), measured.layers if measured else {}
+    shares, values = (
+        zeroshot_shares(coefficients, learned, sizes),
+        measured.layers if measured else {},
+    )
     from_measure: dict[str, Any] = {}
     if measured:
-        from_measure = {name: getattr(measured, name) for name in ("path", "trace", "choice", "checks")}
+        from_measure = {
+            name: getattr(measured, name) for name in ("path", "trace", "choice", "checks")
+        }
         from_measure["statistics"] = {each.name: each.reading for each in measured.statistics}
     return MergeRecord(
         clipmerge=__version__,
@@ -287,8 +336,8 @@ def parse_record(text: str, where: str) -> MergeRecord:
         data = parse_json(text)
         if isinstance(data, dict) and data.get("format") != FORMAT:
             raise OutputError(
-                f"{where}: has the format {str(data.get('format'))[:40]!r}, but this version of clipmerge reads "
-                f"{FORMAT!r}; update clipmerge, or merge again"
+                f"{where}: has the format {str(data.get('format'))[:40]!r}, but this version of"
+                f" clipmerge reads {FORMAT!r}; update clipmerge, or merge again"
             )
         return MergeRecord.model_validate(data)
     except ValidationError as error:
@@ -311,5 +360,7 @@ def read_output(folder: Path) -> MergeRecord:
     record = parse_record(text, str(path))
     missing = [name for name in record.files if inside(folder, name) is None]
     if missing or not list(folder.glob("*.safetensors")):
-        raise OutputError(f"{folder}: {shorten(missing or ['*.safetensors'])} missing. Merge again.")
+        raise OutputError(
+            f"{folder}: {shorten(missing or ['*.safetensors'])} missing. Merge again."
+        )
     return record

@@ -14,7 +14,9 @@ from clipmerge.planning.provenance import CalibrationRecord, SourceRecord
 
 
 class PrintedRecord(MergeRecord):
-    """What `merge`, `plan`, `apply` and `report` print: the record, and the place that the output was pushed to."""
+    """What `merge`, `plan`, `apply` and `report` print: the record, and the place that the output
+    was pushed to.
+    """
 
     published: Published | None = None
 
@@ -38,9 +40,11 @@ class EvaluationRecord(Frozen):
 
 
 class SweepPoint(Frozen):
-    """The numbers of one point: accuracies by source and their means, the gain at equal ID accuracy, other tasks.
+    """The numbers of one point: accuracies by source and their means, the gain at equal ID
+    accuracy, other tasks.
 
-    ``loses`` says whether it has lost more ID accuracy than ``--max-loss`` allows; ``None`` if the curve lacks alpha 1.
+    ``loses`` says whether it has lost more ID accuracy than ``--max-loss`` allows; ``None`` if the
+    curve lacks alpha 1.
     """
 
     alpha: float | None
@@ -57,7 +61,9 @@ class SweepPoint(Frozen):
 
 
 class RecipePoint(SweepPoint):
-    """A recipe: its row in ``correct.safetensors``, its plan's verdict, and the images that it measured on."""
+    """A recipe: its row in ``correct.safetensors``, its plan's verdict, and the images that it
+    measured on.
+    """
 
     name: str
     point: int
@@ -75,7 +81,9 @@ class PlacedPoint(SweepPoint):
 
 
 class Bootstrap(Frozen):
-    """How intervals are drawn: the number of resamples, and the share of intervals that hold the true value."""
+    """How intervals are drawn: the number of resamples, and the share of intervals that hold the
+    true value.
+    """
 
     resamples: int
     level: float
@@ -114,7 +122,9 @@ class SweepRecord(_Sweep):
 
 
 class BenchCheckpoint(SourceRecord):
-    """A checkpoint of a public pair; ``verified`` says whether its hash is published, ``None`` on the Hub."""
+    """A checkpoint of a public pair; ``verified`` says whether its hash is published, ``None`` on
+    the Hub.
+    """
 
     verified: bool | None
 
@@ -164,7 +174,9 @@ class BenchRecord(Frozen):
 
 
 class DemoRecord(Frozen):
-    """What `demo` prints: the models' folders, their accuracies by name of the images, and the verdict on `auto`."""
+    """What `demo` prints: the models' folders, their accuracies by name of the images, and the
+    verdict on `auto`.
+    """
 
     folder: str
     models: dict[str, str]

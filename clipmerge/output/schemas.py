@@ -1,4 +1,6 @@
-"""The JSON that commands print and write, by name of its schema; `scripts/schemas` writes the JSON Schemas."""
+"""The JSON that commands print and write, by name of its schema; `scripts/schemas` writes the JSON
+Schemas.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,8 @@ from typing import Any, cast
 
 from pydantic import BaseModel
 
-#: Module and class of each schema's model. Only the module that is needed is imported: defining all takes 40 ms.
+#: Module and class of each schema's model. Only the module that is needed is imported: defining all
+#: takes 40 ms.
 MODELS = {
     "bench": "output.results:BenchRecord",
     "bench-cost": "output.listings:BenchCost",
@@ -37,6 +40,12 @@ def model_of(kind: str) -> type[BaseModel]:
 
 
 def json_text(kind: str, record: Mapping[str, Any]) -> str:
-    """Write a record as JSON through the model of its schema, which refuses what the schema does not name."""
-    data = model_of(kind).model_validate(record).model_dump(mode="json", by_alias=True, exclude_unset=True)
+    """Write a record as JSON through the model of its schema, which refuses what the schema does
+    not name.
+    """
+    data = (
+        model_of(kind)
+        .model_validate(record)
+        .model_dump(mode="json", by_alias=True, exclude_unset=True)
+    )
     return json.dumps(data, indent=2, allow_nan=False) + "\n"

@@ -1,4 +1,6 @@
-"""The files beside the weights (configuration, processor, tokenizer), copied so that the output can be loaded."""
+"""The files beside the weights (configuration, processor, tokenizer), copied so that the output can
+be loaded.
+"""
 
 from __future__ import annotations
 
@@ -28,21 +30,29 @@ from clipmerge.output.layout_files import dtype_of, write_layout_files
 _TEXTS = (".json", ".txt", ".model", ".jinja")
 # Files left by training and by clipmerge itself, which nobody expects in the output.
 _NEVER_SIDE = (
-    *("clipmerge.json", "conversion.json"),
-    *("trainer_state.json", "all_results.json", "train_results.json", "eval_results.json"),
+    "clipmerge.json",
+    "conversion.json",
+    "trainer_state.json",
+    "all_results.json",
+    "train_results.json",
+    "eval_results.json",
 )
 _DTYPE_KEYS = ("dtype", "torch_dtype")
 
 
 def write_side_files(folder: Path, inputs: Inputs, dtype: str) -> tuple[dict[str, str], list[str]]:
-    """Copy configuration, processor and tokenizer, so that the output can be loaded like its sources.
+    """Copy configuration, processor and tokenizer, so that the output can be loaded like its
+    sources.
 
-    They are those of the fine-tuned checkpoint, unchanged except for the config's dtype. Files that it lacks, and all
-    files if it is one tower of a full model, are the zero-shot checkpoint's. A classifier needs no tokenizer.
+    They are those of the fine-tuned checkpoint, unchanged except for the config's dtype. Files that
+    it lacks, and all files if it is one tower of a full model, are the zero-shot checkpoint's. A
+    classifier needs no tokenizer.
     """
     before = set(folder.iterdir())
     notes = _write(folder, inputs, dtype)
-    return {path.name: sha256_of(path) for path in sorted(folder.iterdir()) if path not in before}, notes
+    return {
+        path.name: sha256_of(path) for path in sorted(folder.iterdir()) if path not in before
+    }, notes
 
 
 def _write(folder: Path, inputs: Inputs, dtype: str) -> list[str]:
@@ -53,22 +63,34 @@ def _write(folder: Path, inputs: Inputs, dtype: str) -> list[str]:
     if isinstance(form, ConvertedCheckpoint):  # the files beside it are for another library
         if form.config is None:
             return []
-        made = f"the fine-tuned checkpoint has no {inputs.family.config}; one was made from the zero-shot one's"
+        made = (
+            f"the fine-tuned checkpoint has no {inputs.family.config}; one was made from the"
+            " zero-shot one's"
+        )
         return write_layout_files(folder, form, dtype) + [made] * (not inputs.takes_zeroshot_form)
     chosen = _side_files(form)
     notes = []
     if form is inputs.zeroshot and not inputs.takes_zeroshot_form:
         notes.append(
-            f"the fine-tuned checkpoint has no {inputs.family.config}; the zero-shot one's side files were copied"
+            f"the fine-tuned checkpoint has no {inputs.family.config}; the zero-shot one's side"
+            " files were copied"
         )
     for part, names in _lendable(inputs).items():
         if form is not inputs.zeroshot and not any(name in chosen for name in names):
-            lent = {name: path for name, path in _side_files(inputs.zeroshot).items() if name not in chosen}
+            lent = {
+                name: path
+                for name, path in _side_files(inputs.zeroshot).items()
+                if name not in chosen
+            }
             other = VOCABULARIES if names is PROCESSORS else PROCESSORS
-            lent = {name: path for name, path in lent.items() if name not in ("config.json", *other)}
+            lent = {
+                name: path for name, path in lent.items() if name not in ("config.json", *other)
+            }
             if any(name in lent for name in names):
                 chosen |= lent
-                notes.append(f"the fine-tuned checkpoint has no {part}; the zero-shot one's was copied")
+                notes.append(
+                    f"the fine-tuned checkpoint has no {part}; the zero-shot one's was copied"
+                )
     for name, path in sorted(chosen.items()):
         try:
             if name == "config.json":
@@ -81,13 +103,17 @@ def _write(folder: Path, inputs: Inputs, dtype: str) -> list[str]:
 
 
 def _lendable(inputs: Inputs) -> dict[str, tuple[str, ...]]:
-    """List the parts, with their files, that the zero-shot checkpoint has for a fine-tuned one without them."""
+    """List the parts, with their files, that the zero-shot checkpoint has for a fine-tuned one
+    without them.
+    """
     if isinstance(inputs.zeroshot, ConvertedCheckpoint) or inputs.library == "timm":
         return {}  # they are for another library
     parts: dict[str, tuple[str, ...]] = {}
     if layout_of(inputs.zeroshot.entries) != "open-clip":
         parts["processor"] = PROCESSORS
-    return parts if inputs.keeps_head else {**parts, "tokenizer": VOCABULARIES}  # a classifier needs none
+    return (
+        parts if inputs.keeps_head else {**parts, "tokenizer": VOCABULARIES}
+    )  # a classifier needs none
 
 
 def _side_files(checkpoint: Checkpoint) -> dict[str, Path]:
@@ -105,13 +131,21 @@ def _left_behind(checkpoint: Checkpoint) -> list[str]:
     names = [name for name in names if not name.startswith((".", *_NEVER_SIDE))]
     strange = [name for name in names if name.endswith(_TEXTS) and name not in SIDE_FILES]
     strange = [name for name in strange if not name.endswith(".index.json")]
-    links = [name for name in names if name in SIDE_FILES and inside(checkpoint.folder, name) is None]
+    links = [
+        name for name in names if name in SIDE_FILES and inside(checkpoint.folder, name) is None
+    ]
     groups = {"not among the files that loaders read": strange, "not a file of this folder": links}
-    return [f"{checkpoint.source}: {shorten(names)} {NOT_COPIED}{why}" for why, names in groups.items() if names]
+    return [
+        f"{checkpoint.source}: {shorten(names)} {NOT_COPIED}{why}"
+        for why, names in groups.items()
+        if names
+    ]
 
 
 def _config_text(path: Path, form: Checkpoint, dtype: str) -> str:
-    """The config with the dtype of the weights, because transformers follows the config, not the file."""
+    """The config with the dtype of the weights, because transformers follows the config, not the
+    file.
+    """
     text = side_file_bytes(path, "config.json").decode("utf-8-sig")
     with refusing(CheckpointError, f"{path}: cannot be read"):
         config = parse_json(text)

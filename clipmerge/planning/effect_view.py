@@ -10,17 +10,18 @@ from clipmerge.planning.plan import STALE
 
 #: Shown if there were no images.
 UNMEASURED = (
-    "Nothing was measured on images, so the effect of this merge is not known; give labelled images of your task with "
-    "--data to measure it."
+    "Nothing was measured on images, so the effect of this merge is not known; give labelled images"
+    " of your task with --data to measure it."
 )
 #: Shown if the decision saw all images.
 UNVERIFIED = (
-    "The effect of this merge was not measured on images that the decision did not see, so it is not known; "
-    "`clipmerge evaluate` measures it on images of yours."
+    "The effect of this merge was not measured on images that the decision did not see, so it is"
+    " not known; `clipmerge evaluate` measures it on images of yours."
 )
 #: Shown if the plan is `STALE`.
 UNKNOWN_SINCE = (
-    "The plan was edited after it was measured, so its effect is not known; `clipmerge evaluate` measures it again."
+    "The plan was edited after it was measured, so its effect is not known; `clipmerge evaluate`"
+    " measures it again."
 )
 
 
@@ -34,26 +35,37 @@ def unmeasured(*, with_images: bool, warnings: Collection[str] = ()) -> str:
 def effect_facts(bought: MergeEffect) -> str:
     """Sentences about the images of the measurement."""
     facts = (
-        f"The merged and the zero-shot model agree on {_percent(bought.agreement)}% of the images ({bought.images})."
+        f"The merged and the zero-shot model agree on {_percent(bought.agreement)}% of the images"
+        f" ({bought.images})."
     )
-    counts = ((bought.classes_without_images, "no image"), (bought.classes_with_one_image, "one image"))
+    counts = (
+        (bought.classes_without_images, "no image"),
+        (bought.classes_with_one_image, "one image"),
+    )
     rare = [counted(count, f"has {number}", f"have {number}") for count, number in counts if count]
-    return " ".join([facts, *([f"Of {bought.classes} classes, {' and '.join(rare)} among them."] if rare else [])])
+    return " ".join(
+        [
+            facts,
+            *([f"Of {bought.classes} classes, {' and '.join(rare)} among them."] if rare else []),
+        ]
+    )
 
 
 def effect_explanation(bought: MergeEffect) -> str:
     """A sentence about the corruptions."""
     unrelated = ", ".join(name for name in bought.merged.corruptions if name not in bought.related)
     return (
-        f"Each image was seen under {bought.corruptions_per_image} of the generic corruptions {unrelated}, of kinds "
-        f"that no recipe learns from, and under {bought.related_per_image} of the related ones "
-        f"{', '.join(bought.related)}, stronger forms of changes that auto learns from; the verdict does not rest on "
-        "those."
+        f"Each image was seen under {bought.corruptions_per_image} of the generic corruptions"
+        f" {unrelated}, of kinds that no recipe learns from, and under {bought.related_per_image}"
+        f" of the related ones {', '.join(bought.related)}, stronger forms of changes that auto"
+        " learns from; the verdict does not rest on those."
     )
 
 
 def effect_rows(bought: MergeEffect) -> list[list[str]]:
-    """A row per model, in per cent: clean, under unrelated and related corruptions, and under each by itself."""
+    """A row per model, in per cent: clean, under unrelated and related corruptions, and under each
+    by itself.
+    """
     compared = f"fine-tuned {bought.reference + 1}"
     return [
         [

@@ -14,13 +14,15 @@ _DEEPEST, _LARGEST = 20, 2**63
 class Frozen(BaseModel):
     """A frozen model that refuses unknown keys, NaN and infinity."""
 
-    # built on first use: otherwise a class would be built again for each class with a field of its type, 40 ms at every
-    # start
+    # built on first use: otherwise a class would be built again for each class with a field of its
+    # type, 40 ms at every start
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, defer_build=True)
 
 
 def _plain(value: Any) -> Any:
-    """Refuse values that no recipe has and that break printing: deep nesting, numbers of many digits."""
+    """Refuse values that no recipe has and that break printing: deep nesting, numbers of many
+    digits.
+    """
     level, depth = [value], 0
     while level:
         if depth > _DEEPEST:
@@ -29,7 +31,13 @@ def _plain(value: Any) -> Any:
         for each in level:
             if isinstance(each, int) and abs(each) >= _LARGEST:
                 raise ValueError("a number in it is too large")
-            inner += each.values() if isinstance(each, dict) else each if isinstance(each, list | tuple) else []
+            inner += (
+                each.values()
+                if isinstance(each, dict)
+                else each
+                if isinstance(each, list | tuple)
+                else []
+            )
         level, depth = inner, depth + 1
     return value
 

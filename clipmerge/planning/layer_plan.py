@@ -14,7 +14,9 @@ from clipmerge.plugins import Alpha, Density, check_options, plugin_names, plugi
 
 @dataclass(frozen=True)
 class LearnedAlpha:
-    """Coefficients that were learned for the entries of a layer and lie beside the plan: their mean and range."""
+    """Coefficients that were learned for the entries of a layer and lie beside the plan: their mean
+    and range.
+    """
 
     mean: float
     low: float
@@ -25,13 +27,15 @@ class LayerPlan(Frozen):
     """The settings of one layer.
 
     Attributes:
-        alpha: Coefficient of the task vector: 0 = zero-shot, 1 = fine-tuned; the mean of learned coefficients.
-        alpha_range: Smallest and largest learned coefficient; the merge uses the coefficients themselves, beside the
-            plan. ``None`` if the whole layer has one alpha.
+        alpha: Coefficient of the task vector: 0 = zero-shot, 1 = fine-tuned; the mean of learned
+            coefficients.
+        alpha_range: Smallest and largest learned coefficient; the merge uses the coefficients
+            themselves, beside the plan. ``None`` if the whole layer has one alpha.
         density: Share of the task vector kept, in (0, 1].
         mask: Rule that selects the entries to keep; ``None`` keeps all.
         mask_options: The mask's own options.
-        parameters: Options of the mask for single parameters, by name; they override ``mask_options``.
+        parameters: Options of the mask for single parameters, by name; they override
+            ``mask_options``.
         reason: Reason for the settings, in words.
     """
 
@@ -46,7 +50,9 @@ class LayerPlan(Frozen):
     @property
     def coefficient(self) -> float | LearnedAlpha:
         """The one coefficient of the layer, or the summary of those that were learned."""
-        return self.alpha if self.alpha_range is None else LearnedAlpha(self.alpha, *self.alpha_range)
+        return (
+            self.alpha if self.alpha_range is None else LearnedAlpha(self.alpha, *self.alpha_range)
+        )
 
 
 class Combination(Frozen):
@@ -66,7 +72,8 @@ def check_mask(name: str, layer: LayerPlan, mask: str, parameters: tuple[str, ..
     masks = plugin_names("masks")
     if mask not in masks:
         raise PlanError(
-            f"layer '{name}' has the unknown mask '{mask}' (masks: {', '.join(masks)}).{did_you_mean(mask, masks)}"
+            f"layer '{name}' has the unknown mask '{mask}' (masks:"
+            f" {', '.join(masks)}).{did_you_mean(mask, masks)}"
         )
     if layer.density != 1.0 and "density" not in plugin_options("masks", mask):
         raise PlanError(

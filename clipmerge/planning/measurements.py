@@ -29,7 +29,9 @@ class LossPath(Frozen):
 
     @property
     def barrier(self) -> tuple[float, float] | None:
-        """Barrier L(1/2) - (L(0) + L(1)) / 2 and the endpoints' average, in nats; ``None`` if one was not measured."""
+        """Barrier L(1/2) - (L(0) + L(1)) / 2 and the endpoints' average, in nats; ``None`` if one
+        was not measured.
+        """
         losses = {round(alpha, 6): loss for alpha, loss in self.points}
         if not {0.0, 0.5, 1.0} <= losses.keys():
             return None
@@ -44,7 +46,8 @@ class LossPath(Frozen):
 
 
 class Check(Frozen):
-    """A self-test of an attribution: the sum of the layers' shares against the total, measured independently.
+    """A self-test of an attribution: the sum of the layers' shares against the total, measured
+    independently.
 
     Attributes:
         sum_of_layers: Sum over the layers.
@@ -62,7 +65,8 @@ class Check(Frozen):
 
 
 class Mixture(Frozen):
-    """A mixture theta_0 + sum_i weights_i * (theta_i - theta_0), evaluated on the calibration images.
+    """A mixture theta_0 + sum_i weights_i * (theta_i - theta_0), evaluated on the calibration
+    images.
 
     Attributes:
         weights: One factor per fine-tuned checkpoint.
@@ -79,8 +83,8 @@ class StatisticAbout(Frozen):
     """The interpretation of a statistic, as needed by tables and rules.
 
     Attributes:
-        signed: Whether values below zero are meaningful. Signed values are compared directly, others by their
-            logarithms; bars of signed values have one colour per sign.
+        signed: Whether values below zero are meaningful. Signed values are compared directly,
+            others by their logarithms; bars of signed values have one colour per sign.
         additive: Whether the sum over layers is meaningful, and shown for each tower.
         unit: Unit of the values, such as ``nats``; empty for a pure number.
         title: Heading of its column; empty for the name.
@@ -102,7 +106,8 @@ class Statistic(StatisticAbout):
     Attributes:
         name: Its name in recipes and files, such as ``loss_drop``.
         values: Value by layer, the mean over images.
-        batches: One value per calibration batch, by layer, for the bootstrap; empty if there are no batches.
+        batches: One value per calibration batch, by layer, for the bootstrap; empty if there are no
+            batches.
     """
 
     name: str
@@ -116,29 +121,34 @@ class Statistic(StatisticAbout):
 
 
 class HeldBackChoice(Frozen):
-    """The point chosen by images held back from learning, and the point of the straight path that it had to beat.
+    """The point chosen by images held back from learning, and the point of the straight path that
+    it had to beat.
 
     Attributes:
         images: Number of images held back.
         alpha: The point, if it is on the straight path; ``None`` for a learned point.
-        part: Share of the way from the start of learning to the learned coefficients; 0 for one coefficient for all
-            that a sparse mask keeps.
+        part: Share of the way from the start of learning to the learned coefficients; 0 for one
+            coefficient for all that a sparse mask keeps.
         beyond: Share of the remaining way to the fine-tuned model.
-        goal: The goal at the chosen point, in nats, on views and changed copies of the held-back images.
+        goal: The goal at the chosen point, in nats, on views and changed copies of the held-back
+            images.
         right: Share of the views that the chosen point recognises.
-        path_alpha: The straight path's point: the nearest to 0.5 whose goal is not proven worse than the best, or where
-            features of the path are held the nearest to where learning starts.
+        path_alpha: The straight path's point: the nearest to 0.5 whose goal is not proven worse
+            than the best, or where features of the path are held the nearest to where learning
+            starts.
         path_goal: The goal at that point.
         finetuned_right: Share of the views that the fine-tuned model recognises.
-        gain: 95% interval of how much lower the goal of the best learned point is than that of the path's point, paired
-            by image, in nats; ``None`` with a single image.
-        corrupted_gain: The same under corruptions of other kinds than the changes that learning sees.
-        divergence: What learning held: the zero-shot model's ``predictions``, its image ``features``, or
-            ``path-features``, those of both the zero-shot model and the point where learning started.
-        zeroshot_skill: Share of the uncertainty about the labels that the zero-shot predictions remove: McFadden's R2,
-            1 - loss / log(classes); ``None`` if it was not asked.
-        finetuned_rank: Effective rank of the fine-tuned model's image features on the calibration images, as a share of
-            the zero-shot model's; ``None`` if it was not asked.
+        gain: 95% interval of how much lower the goal of the best learned point is than that of the
+            path's point, paired by image, in nats; ``None`` with a single image.
+        corrupted_gain: The same under corruptions of other kinds than the changes that learning
+            sees.
+        divergence: What learning held: the zero-shot model's ``predictions``, its image
+            ``features``, or ``path-features``, those of both the zero-shot model and the point
+            where learning started.
+        zeroshot_skill: Share of the uncertainty about the labels that the zero-shot predictions
+            remove: McFadden's R2, 1 - loss / log(classes); ``None`` if it was not asked.
+        finetuned_rank: Effective rank of the fine-tuned model's image features on the calibration
+            images, as a share of the zero-shot model's; ``None`` if it was not asked.
         seen_right: Share of the views of its own images that learning recognised in its last steps.
     """
 
@@ -169,7 +179,8 @@ class Measurements(Frozen):
 
     Attributes:
         measure: Name of the measure.
-        statistics: Statistics with one number per layer; empty if the measure is not about single layers.
+        statistics: Statistics with one number per layer; empty if the measure is not about single
+            layers.
         batch_sizes: Images in each calibration batch.
         path: Loss along the path, if the measure evaluates it.
         mixtures: The mixtures tried, in order, if the measure tries any.
@@ -178,8 +189,10 @@ class Measurements(Frozen):
         trace: Losses at every step of a measure that learns, by name.
         choice: The choice of the images held back from learning, if the measure holds some back.
         coefficients: Learned coefficients by parameter, float32 on the CPU; never part of the JSON.
-        gradients: Mean gradient along the path by parameter, float32 on the CPU; never part of the JSON.
-        tensors: Other tensors, by statistic and parameter, float32 on the CPU; never part of the JSON.
+        gradients: Mean gradient along the path by parameter, float32 on the CPU; never part of the
+            JSON.
+        tensors: Other tensors, by statistic and parameter, float32 on the CPU; never part of the
+            JSON.
     """
 
     measure: str
@@ -191,9 +204,15 @@ class Measurements(Frozen):
     notes: tuple[str, ...] = ()
     trace: dict[str, tuple[float, ...]] = Field(default_factory=dict)
     choice: HeldBackChoice | None = None
-    coefficients: SkipJsonSchema[dict[str, Any]] = Field(default_factory=dict, exclude=True, repr=False)
-    gradients: SkipJsonSchema[dict[str, Any]] = Field(default_factory=dict, exclude=True, repr=False)
-    tensors: SkipJsonSchema[dict[str, dict[str, Any]]] = Field(default_factory=dict, exclude=True, repr=False)
+    coefficients: SkipJsonSchema[dict[str, Any]] = Field(
+        default_factory=dict, exclude=True, repr=False
+    )
+    gradients: SkipJsonSchema[dict[str, Any]] = Field(
+        default_factory=dict, exclude=True, repr=False
+    )
+    tensors: SkipJsonSchema[dict[str, dict[str, Any]]] = Field(
+        default_factory=dict, exclude=True, repr=False
+    )
 
     @property
     def layers(self) -> dict[str, dict[str, float]]:

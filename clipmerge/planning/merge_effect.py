@@ -16,7 +16,9 @@ MAX_LOSS = 3.0
 ShareOfImages = Annotated[float, Field(ge=0, le=1)]
 DifferenceOfShares = Annotated[float, Field(ge=-1, le=1)]
 #: Recommendation about the merged model; `docs/verdict.md` has the rules.
-Recommendation = Literal["use", "prefer-finetuned", "prefer-zeroshot", "either", "cannot-tell", "too-few-images"]
+Recommendation = Literal[
+    "use", "prefer-finetuned", "prefer-zeroshot", "either", "cannot-tell", "too-few-images"
+]
 #: The recommendation in words, the same on the terminal, the page and the card.
 ADVICE: dict[Recommendation, str] = {
     "use": "Use it",
@@ -35,7 +37,9 @@ def finetuned_names(count: int) -> list[str]:
         >>> finetuned_names(1), finetuned_names(2)
         (['fine-tuned'], ['fine-tuned 1', 'fine-tuned 2'])
     """
-    return ["fine-tuned"] if count == 1 else [f"fine-tuned {number}" for number in range(1, count + 1)]
+    return (
+        ["fine-tuned"] if count == 1 else [f"fine-tuned {number}" for number in range(1, count + 1)]
+    )
 
 
 class Estimate(Frozen):
@@ -67,8 +71,10 @@ class ModelAccuracy(Frozen):
 
     Attributes:
         clean: Accuracy on the unchanged images.
-        corrupted: Mean accuracy on the same images under corruptions of kinds that no recipe learns from.
-        related: Mean accuracy on the same images under stronger forms of changes that recipes learn from.
+        corrupted: Mean accuracy on the same images under corruptions of kinds that no recipe learns
+            from.
+        related: Mean accuracy on the same images under stronger forms of changes that recipes learn
+            from.
         corruptions: Accuracy under each corruption of the probe, by its name.
     """
 
@@ -101,17 +107,20 @@ class MergeEffect(Frozen):
         classes_without_images: Number of classes without a held-back image.
         classes_with_one_image: Number of classes with a single held-back image.
         corruptions_per_image: Number of corruptions per image, of kinds that no recipe learns from.
-        related: Names of the other corruptions, which are stronger forms of changes that recipes learn from.
+        related: Names of the other corruptions, which are stronger forms of changes that recipes
+            learn from.
         related_per_image: Number of those per image.
         level: Confidence level of every interval, such as 0.95.
         max_loss: Loss of accuracy, in points, beyond which there is a warning.
         zeroshot: Accuracy of the zero-shot model.
         finetuned: Accuracy of each fine-tuned model, in the order given.
-        reference: Index of the most accurate fine-tuned model, with which the merged model is compared.
+        reference: Index of the most accurate fine-tuned model, with which the merged model is
+            compared.
         merged: Accuracy of the merged model.
         over_finetuned: The merged model against that fine-tuned model.
         over_zeroshot: The merged model against the zero-shot model.
-        agreement: Share of the images for which the merged and the zero-shot model predict the same class.
+        agreement: Share of the images for which the merged and the zero-shot model predict the same
+            class.
         recommendation: Recommendation about the merged model.
         verdict: The recommendation and the main numbers.
         reason: Reason for the recommendation, and the price.
@@ -147,4 +156,8 @@ class MergeEffect(Frozen):
     def models(self) -> dict[str, ModelAccuracy]:
         """The accuracies of all models by their names: zero-shot, fine-tuned, merged."""
         names = finetuned_names(len(self.finetuned))
-        return {"zero-shot": self.zeroshot, **dict(zip(names, self.finetuned, strict=True)), "merged": self.merged}
+        return {
+            "zero-shot": self.zeroshot,
+            **dict(zip(names, self.finetuned, strict=True)),
+            "merged": self.merged,
+        }

@@ -1,4 +1,6 @@
-"""Scores on tasks that a model was not fine-tuned for: what fine-tuning broke there, and what the merge restores."""
+"""Scores on tasks that a model was not fine-tuned for: what fine-tuning broke there, and what the
+merge restores.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,8 @@ class Recall(Frozen):
     """Recall at K of image-text retrieval, by K as text, from 0 to 1.
 
     Attributes:
-        image_to_text: Share of the images that have one of their own captions among the K best-matching ones.
+        image_to_text: Share of the images that have one of their own captions among the K
+            best-matching ones.
         text_to_image: Share of the captions whose image is among the K best-matching ones.
     """
 
@@ -87,7 +90,10 @@ def measures_of(score: Score) -> dict[str, float]:
     """
     if score.recall is None:
         return {} if score.accuracy is None else {"accuracy": score.accuracy.value}
-    ways = (("image to text", score.recall.image_to_text), ("text to image", score.recall.text_to_image))
+    ways = (
+        ("image to text", score.recall.image_to_text),
+        ("text to image", score.recall.text_to_image),
+    )
     return {f"{way} R@{rank}": value for way, by_rank in ways for rank, value in by_rank.items()}
 
 
@@ -95,13 +101,15 @@ def measures_of(score: Score) -> dict[str, float]:
 HEADS = ("measure", "zero-shot", "fine-tuned", "merged", "change", "back")
 #: Explanation of the last two columns.
 EXPLANATION = (
-    "Tasks that the model was not fine-tuned for. In points: the change by fine-tuning against zero-shot, and what the "
-    "merge gives back against fine-tuned."
+    "Tasks that the model was not fine-tuned for. In points: the change by fine-tuning against"
+    " zero-shot, and what the merge gives back against fine-tuned."
 )
 
 
 def other_task_rows(kept: Sequence[OtherTaskScores]) -> list[list[str]]:
-    """A row per number of a task: the task, in its first row only, then what `HEADS` says, in per cent and points."""
+    """A row per number of a task: the task, in its first row only, then what `HEADS` says, in per
+    cent and points.
+    """
     rows = []
     for task in kept:
         finetuned = [measures_of(score) for score in task.finetuned]
@@ -109,7 +117,9 @@ def other_task_rows(kept: Sequence[OtherTaskScores]) -> list[list[str]]:
         for index, (measure, zeroshot) in enumerate(measures_of(task.zeroshot).items()):
             middle = fmean(score[measure] for score in finetuned)
             values = [f"{100 * value:.1f}" for value in (zeroshot, middle, merged[measure])]
-            changes = [f"{100 * change:+.1f}" for change in (middle - zeroshot, merged[measure] - middle)]
+            changes = [
+                f"{100 * change:+.1f}" for change in (middle - zeroshot, merged[measure] - middle)
+            ]
             rows.append(["" if index else task.name, measure, *values, *changes])
     return rows
 
@@ -118,7 +128,11 @@ def other_task_facts(kept: Sequence[OtherTaskScores]) -> str:
     """Say how many images each task has, in one sentence."""
     counts = [
         f"{task.name}: {task.images:,} images"
-        + (f" with {task.captions:,} captions" if task.captions else f" of {task.classes:,} classes")
+        + (
+            f" with {task.captions:,} captions"
+            if task.captions
+            else f" of {task.classes:,} classes"
+        )
         for task in kept
     ]
     return "; ".join(counts) + "."

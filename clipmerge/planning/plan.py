@@ -1,7 +1,8 @@
 """The plan of a merge: a frozen model, JSON both ways.
 
-A plan holds numbers and rules, no binary data: it can be read, diffed, edited by hand and applied again. Its tensors
-(saliency scores, learned coefficients) are in a safetensors file beside it, which the plan names by hash.
+A plan holds numbers and rules, no binary data: it can be read, diffed, edited by hand and applied
+again. Its tensors (saliency scores, learned coefficients) are in a safetensors file beside it,
+which the plan names by hash.
 """
 
 from __future__ import annotations
@@ -34,15 +35,17 @@ from clipmerge.plugins import Alpha, check_options
 if TYPE_CHECKING:
     from torch import Tensor
 
-#: Beginnings of the names of a plan's tensors, followed by the parameter: saliency for masks, and learned coefficients,
-#: float32 of shape (), (rows, 1, ...) or the parameter's.
+#: Beginnings of the names of a plan's tensors, followed by the parameter: saliency for masks, and
+#: learned coefficients, float32 of shape (), (rows, 1, ...) or the parameter's.
 SCORES, COEFFICIENTS = "scores:", "coefficients:"
 #: The reason given for a layer whose settings were edited after its reason was written.
 EDITED = "edited by hand"
 #: The reason given for every layer of a plan that was edited to other checkpoints.
 OTHER_INPUTS = "decided for other checkpoints"
 #: Warning of such a plan.
-OTHER_CHECKPOINTS = "the plan was edited to other checkpoints than it was decided for; those findings are left out"
+OTHER_CHECKPOINTS = (
+    "the plan was edited to other checkpoints than it was decided for; those findings are left out"
+)
 #: Warning of a plan that was edited after its effect was measured.
 STALE = "the plan was edited after it was measured, so the effect of this merge is not known"
 
@@ -55,7 +58,8 @@ class Plan(Tabular, Frozen):
         recipe: The recipe that made it.
         zeroshot: theta_0.
         finetuned: theta_1 ... theta_K.
-        weights: One factor per fine-tuned checkpoint; checkpoint i enters layer l with ``weights[i] * alpha[l]``.
+        weights: One factor per fine-tuned checkpoint; checkpoint i enters layer l with ``weights[i]
+            * alpha[l]``.
         combine: The rule that replaces the weighted sum, if any.
         dtype: Output dtype, or ``keep``.
         missing: Treatment of keys that only one checkpoint has.
@@ -68,7 +72,8 @@ class Plan(Tabular, Frozen):
         verdict: The plan in one sentence; `checked` rewrites it if it does not match the settings.
         finding: The part of the verdict that does not depend on the settings.
         verdict_digest: `settings_digest` of the plan that the method's verdict describes.
-        recipe_digest: Hash of the recipe, which says how the plan was made, so that an edit of it would do nothing.
+        recipe_digest: Hash of the recipe, which says how the plan was made, so that an edit of it
+            would do nothing.
         inputs_digest: `digest_of_inputs` of the checkpoints that the plan was decided for.
         worded: `worded_for` of the settings that each layer's reason describes, by layer.
         bought: The effect of the merge, measured on images that the decision did not see.
@@ -111,21 +116,28 @@ class Plan(Tabular, Frozen):
     _folder: Path | None = PrivateAttr(default=None)
 
     def __eq__(self, other: object) -> bool:
-        """Whether both have the same JSON; tensors beside it are compared by the hash that `save` writes into it."""
+        """Whether both have the same JSON; tensors beside it are compared by the hash that `save`
+        writes into it.
+        """
         return self.to_json() == other.to_json() if isinstance(other, Plan) else NotImplemented
 
     def _caption(self) -> str:
         alphas = [layer.alpha for layer in self.layers.values()]
         spread = f", alpha {min(alphas):.3g} to {max(alphas):.3g}" if alphas else ""
         stragglers = f", {len(self.stragglers)} stragglers" if self.stragglers else ""
-        return f"recipe {self.recipe.get('name', 'none')!r}, {len(self.layers)} layers{spread}{stragglers}"
+        return (
+            f"recipe {self.recipe.get('name', 'none')!r}, {len(self.layers)}"
+            f" layers{spread}{stragglers}"
+        )
 
     def _rows(self) -> Rows:
         return layer_rows(self.layers, self.measurements.layers if self.measurements else {})
 
     @property
     def folder(self) -> Path | None:
-        """The folder that the plan was loaded from, for relative sources; ``None`` if it was not loaded."""
+        """The folder that the plan was loaded from, for relative sources; ``None`` if it was not
+        loaded.
+        """
         return self._folder
 
     @property
@@ -137,10 +149,16 @@ class Plan(Tabular, Frozen):
     def coefficients(self) -> dict[str, Tensor]:
         """Learned coefficients in memory, by parameter."""
         held = self._tensors.items()
-        return {name.removeprefix(COEFFICIENTS): each for name, each in held if name.startswith(COEFFICIENTS)}
+        return {
+            name.removeprefix(COEFFICIENTS): each
+            for name, each in held
+            if name.startswith(COEFFICIENTS)
+        }
 
     def with_tensors(self, tensors: Mapping[str, Tensor]) -> Plan:
-        """Return the plan with its scores and learned coefficients, by their names in the file beside it."""
+        """Return the plan with its scores and learned coefficients, by their names in the file
+        beside it.
+        """
         plan = self.model_copy()
         plan._tensors = dict(tensors)
         return plan
@@ -160,7 +178,10 @@ class Plan(Tabular, Frozen):
         """
         for file in (Path(path), tensors_path(Path(path))):
             if file.exists() and not overwrite:
-                raise OutputError(f"{file}: already exists; choose another path, or pass overwrite=True to replace it")
+                raise OutputError(
+                    f"{file}: already exists; choose another path, or pass overwrite=True to"
+                    " replace it"
+                )
         return write_plan_files(Path(path), self)
 
     @classmethod
@@ -168,7 +189,8 @@ class Plan(Tabular, Frozen):
         """Read a plan and the tensors beside it.
 
         Args:
-            path: The JSON file, written by `save` or by ``clipmerge plan``; it may have been edited.
+            path: The JSON file, written by `save` or by ``clipmerge plan``; it may have been
+                edited.
 
         Returns:
             The plan.
@@ -188,29 +210,42 @@ class Plan(Tabular, Frozen):
 
     @property
     def digest(self) -> str:
-        """Hash of everything that determines the merged weights: settings, inputs, scores and learned coefficients."""
+        """Hash of everything that determines the merged weights: settings, inputs, scores and
+        learned coefficients.
+        """
         tensors = []
         for name, tensor in sorted(self._tensors.items()):
             import torch  # only where there are tensors
 
             content = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
-            tensors.append([name, str(tensor.dtype), list(tensor.shape), hashlib.sha256(content).hexdigest()])
+            tensors.append(
+                [name, str(tensor.dtype), list(tensor.shape), hashlib.sha256(content).hexdigest()]
+            )
         return digest_of([self.settings_digest, self.digest_of_inputs, tensors])
 
     @property
     def settings_digest(self) -> str:
         """Hash of everything that determines the merged weights, given the inputs and tensors."""
-        what = self.model_dump(mode="json", include={"weights", "combine", "dtype", "missing", "head", "seed"})
-        layers = {name: layer.model_dump(mode="json", exclude={"reason"}) for name, layer in self.layers.items()}
+        what = self.model_dump(
+            mode="json", include={"weights", "combine", "dtype", "missing", "head", "seed"}
+        )
+        layers = {
+            name: layer.model_dump(mode="json", exclude={"reason"})
+            for name, layer in self.layers.items()
+        }
         return digest_of([what, layers])
 
     @property
     def digest_of_inputs(self) -> str:
-        """Hash of the checkpoints: of their files' hashes, or of their sources where the files are not hashed."""
+        """Hash of the checkpoints: of their files' hashes, or of their sources where the files are
+        not hashed.
+        """
         return digest_of([source.identity for source in (self.zeroshot, *self.finetuned)])
 
     def signed(self) -> Plan:
-        """Return the plan with the digests of what it was decided and measured for; called before it is written."""
+        """Return the plan with the digests of what it was decided and measured for; called before
+        it is written.
+        """
         digest = self.digest
         return self.model_copy(
             update={
@@ -222,13 +257,26 @@ class Plan(Tabular, Frozen):
         )
 
     def without_stale(self) -> Plan:
-        """Drop what was measured or found for other checkpoints or settings, if the plan was edited since."""
+        """Drop what was measured or found for other checkpoints or settings, if the plan was edited
+        since.
+        """
         if self.inputs_digest and self.inputs_digest != self.digest_of_inputs:
-            reasons = {name: layer.model_copy(update={"reason": OTHER_INPUTS}) for name, layer in self.layers.items()}
+            reasons = {
+                name: layer.model_copy(update={"reason": OTHER_INPUTS})
+                for name, layer in self.layers.items()
+            }
             forgotten: dict[str, Any] = {
-                **{"measurements": None, "calibration": None, "bought": None, "kept": ()},
-                **{"verdict_digest": "", "finding": "", "worded": {}, "warnings": (OTHER_CHECKPOINTS,)},
-                **{"stragglers": (), "straggler_statistic": None, "straggler_scores": {}},
+                "measurements": None,
+                "calibration": None,
+                "bought": None,
+                "kept": (),
+                "verdict_digest": "",
+                "finding": "",
+                "worded": {},
+                "warnings": (OTHER_CHECKPOINTS,),
+                "stragglers": (),
+                "straggler_statistic": None,
+                "straggler_scores": {},
             }
             return self.model_copy(update={"layers": reasons, **forgotten})
         measured = [effect for effect in (self.bought, *self.kept) if effect is not None]
@@ -239,15 +287,18 @@ class Plan(Tabular, Frozen):
         return self.model_copy(update={"bought": None, "kept": (), "warnings": warnings})
 
     def checked(self, layers: dict[str, tuple[str, ...]]) -> Plan:
-        """Check the plan against the existing layers, and its mask rules against the available masks."""
+        """Check the plan against the existing layers, and its mask rules against the available
+        masks.
+        """
         if self.recipe_digest and self.recipe_digest != digest_of(self.recipe):
             raise PlanError(
-                "the plan's 'recipe' was edited, but only says how it was made; edit 'layers', or plan again with "
-                "`clipmerge plan` and --set"
+                "the plan's 'recipe' was edited, but only says how it was made; edit 'layers', or"
+                " plan again with `clipmerge plan` and --set"
             )
         if len(self.weights) != len(self.finetuned):
             raise PlanError(
-                f"the plan has {len(self.weights)} weights for {len(self.finetuned)} fine-tuned checkpoints"
+                f"the plan has {len(self.weights)} weights for {len(self.finetuned)} fine-tuned"
+                " checkpoints"
             )
         if self.combine:
             try:
@@ -256,16 +307,22 @@ class Plan(Tabular, Frozen):
                 raise PlanError(f"combine: {error}") from None
         for name, layer in self.layers.items():
             if name not in layers:
-                raise PlanError(f"the plan names layer '{name}', which does not exist.{did_you_mean(name, layers)}")
+                raise PlanError(
+                    f"the plan names layer '{name}', which does not"
+                    f" exist.{did_you_mean(name, layers)}"
+                )
             if layer.mask is not None:
                 check_mask(name, layer, layer.mask, layers[name])
             elif layer.density != 1.0:
                 raise PlanError(
-                    f"layer '{name}' has density {layer.density} and no mask; name one, such as 'magnitude'"
+                    f"layer '{name}' has density {layer.density} and no mask; name one, such as"
+                    " 'magnitude'"
                 )
         reworded = {}
         for name, entry in self.layers.items():
-            earlier_settings, _, earlier_reason = self.worded.get(name, worded_for(entry)).partition("-")
+            earlier_settings, _, earlier_reason = self.worded.get(
+                name, worded_for(entry)
+            ).partition("-")
             settings, _, reason = worded_for(entry).partition("-")
             edited = settings != earlier_settings and reason == earlier_reason
             reworded[name] = entry.model_copy(update={"reason": EDITED}) if edited else entry
@@ -277,9 +334,13 @@ class Plan(Tabular, Frozen):
 
 
 def worded_for(entry: LayerPlan) -> str:
-    """Short hashes of a layer's settings and of its reason, which show whether settings changed under their reason."""
+    """Short hashes of a layer's settings and of its reason, which show whether settings changed
+    under their reason.
+    """
     settings = json.dumps(entry.model_dump(mode="json", exclude={"reason"}), sort_keys=True)
-    return "-".join(hashlib.sha256(text.encode()).hexdigest()[:8] for text in (settings, entry.reason))
+    return "-".join(
+        hashlib.sha256(text.encode()).hexdigest()[:8] for text in (settings, entry.reason)
+    )
 
 
 def digest_of(what: Any) -> str:
@@ -297,13 +358,17 @@ def read_plan(path: Path) -> Plan:
         Recipe.model_validate({"name": "none", "method": {}, **plan.recipe})
         return plan
     except Unreadable as error:
-        raise PlanError(f"{path}: cannot be read ({error}); make one with `clipmerge plan`") from None
+        raise PlanError(
+            f"{path}: cannot be read ({error}); make one with `clipmerge plan`"
+        ) from None
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "the file"
         where = f"recipe.{where}" if error.title == Recipe.__name__ else where
         known = LayerPlan.model_fields if "layers" in first["loc"] else Plan.model_fields
-        hint = did_you_mean(str(first["loc"][-1]), known) if first["type"] == "extra_forbidden" else ""
+        hint = (
+            did_you_mean(str(first["loc"][-1]), known) if first["type"] == "extra_forbidden" else ""
+        )
         raise PlanError(f"{path}: {where}: {first['msg']}.{hint}") from None
 
 
@@ -337,11 +402,16 @@ def _read_tensors(path: Path, record: TensorsRecord) -> dict[str, Tensor]:
     file = path.parent / record.file
     if not file.is_file() or sha256_of(file) != record.sha256:
         state = "is missing" if not file.is_file() else "has changed"
-        raise PlanError(f"{file}: the tensors beside the plan: the file {state}; plan again with `clipmerge plan`")
+        raise PlanError(
+            f"{file}: the tensors beside the plan: the file {state}; plan again with `clipmerge"
+            " plan`"
+        )
     try:
         return load_file(file)
     except SafetensorError as error:
-        raise PlanError(f"{file}: the tensors beside the plan: {error}; plan again with `clipmerge plan`") from None
+        raise PlanError(
+            f"{file}: the tensors beside the plan: {error}; plan again with `clipmerge plan`"
+        ) from None
 
 
 def verdict_on(
@@ -361,7 +431,9 @@ def verdict_on(
         densities = sorted({entry.density for entry in masked})
         ends = [f"{density:g}" for density in dict.fromkeys((densities[0], densities[-1]))]
         shares = "" if densities == [1.0] else f", density {' to '.join(ends)}"
-        layers_have = counted(len(masked), f"of {len(names)} layers has", f"of {len(names)} layers have")
+        layers_have = counted(
+            len(masked), f"of {len(names)} layers has", f"of {len(names)} layers have"
+        )
         parts.append(f"{layers_have} a mask ({rules}{shares})")
     return "; ".join(part for part in parts if part)
 
@@ -369,7 +441,9 @@ def verdict_on(
 def _distance(entries: Sequence[LayerPlan], rest: int, target: str) -> str:
     coefficients = [entry.coefficient for entry in entries]
     learned = [coefficient for coefficient in coefficients if isinstance(coefficient, LearnedAlpha)]
-    ends = [coefficient for coefficient in coefficients if not isinstance(coefficient, LearnedAlpha)]
+    ends = [
+        coefficient for coefficient in coefficients if not isinstance(coefficient, LearnedAlpha)
+    ]
     ends += [end for coefficient in learned for end in (coefficient.low, coefficient.high)]
     ends += [0.0] * bool(rest)
     low, high = min(ends, default=0.0), max(ends, default=0.0)
@@ -377,7 +451,9 @@ def _distance(entries: Sequence[LayerPlan], rest: int, target: str) -> str:
     if low == high:
         return "every layer stays zero-shot" if high == 0 else f"every layer goes {high:g} {way}"
     kind = "coefficients go" if learned else "layers go"
-    they_stay = counted(rest, "layer that the plan does not name stays", "layers that the plan does not name stay")
+    they_stay = counted(
+        rest, "layer that the plan does not name stays", "layers that the plan does not name stay"
+    )
     left = f", and {they_stay} zero-shot" if rest else ""
     return f"the {kind} {low:g} to {high:g} {way}{left}"
 
@@ -385,9 +461,18 @@ def _distance(entries: Sequence[LayerPlan], rest: int, target: str) -> str:
 def _target(weights: Sequence[float], combine: Combination | None) -> str:
     count = len(weights)
     if combine:
-        return f"the {combine.rule} combination of {count} fine-tuned model{'s' if count > 1 else ''}"
+        return (
+            f"the {combine.rule} combination of {count} fine-tuned model{'s' if count > 1 else ''}"
+        )
     if count == 1:
-        return "the fine-tuned model" if weights[0] == 1 else f"{weights[0]:g} times the fine-tuned change"
+        return (
+            "the fine-tuned model"
+            if weights[0] == 1
+            else f"{weights[0]:g} times the fine-tuned change"
+        )
     if all(weight == 1 / count for weight in weights):
         return f"the average of {count} fine-tuned models"
-    return f"the sum of {count} fine-tuned changes weighted {', '.join(f'{weight:g}' for weight in weights)}"
+    return (
+        f"the sum of {count} fine-tuned changes weighted"
+        f" {', '.join(f'{weight:g}' for weight in weights)}"
+    )

@@ -1,4 +1,6 @@
-"""Records of origin: checkpoints, calibration images, the tensors beside a plan, the classes of a head."""
+"""Records of origin: checkpoints, calibration images, the tensors beside a plan, the classes of a
+head.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,9 @@ from clipmerge.planning.frozen import Frozen
 
 
 class SourceRecord(Frozen):
-    """One input: the source as the user wrote it, its commit, and the sha256 of its weight files, if hashed."""
+    """One input: the source as the user wrote it, its commit, and the sha256 of its weight files,
+    if hashed.
+    """
 
     source: str
     revision: str | None = None
@@ -28,7 +32,9 @@ class SourceRecord(Frozen):
 
     @property
     def identity(self) -> list[Any]:
-        """The hashes of its files and the name of a part of them; where there are no hashes, the source and commit."""
+        """The hashes of its files and the name of a part of them; where there are no hashes, the
+        source and commit.
+        """
         hashed = sorted(digest for digest in self.files.values() if digest)
         if not self.files or len(hashed) < len(self.files):
             return [self.source, self.revision]

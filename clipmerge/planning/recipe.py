@@ -18,11 +18,19 @@ from clipmerge.files.paths import recipe_names, recipes_folder
 from clipmerge.files.reading import format_size, read_text, refusing
 from clipmerge.options import Missing
 from clipmerge.planning.frozen import Frozen, Plain
-from clipmerge.plugins import Alpha, Density, check_options, learns_from_unlabelled, plainly, plugin_names
+from clipmerge.plugins import (
+    Alpha,
+    Density,
+    check_options,
+    learns_from_unlabelled,
+    plainly,
+    plugin_names,
+)
 
 
 class Override(Frozen):
-    """Set the coefficient or density of some layers, overriding the method; later overrides take precedence.
+    """Set the coefficient or density of some layers, overriding the method; later overrides take
+    precedence.
 
     Attributes:
         layers: Glob over layer names, such as ``text.*``.
@@ -43,8 +51,8 @@ class Recipe(Frozen):
         measure: ``{"name": ..., options}``, or ``None`` for a data-free recipe.
         method: ``{"name": ..., options}``.
         overrides: Applied after the method, in order.
-        missing: Treatment of keys that only one checkpoint has: an ``error``, or keep the key set of the zero-shot
-            or of the fine-tuned checkpoint.
+        missing: Treatment of keys that only one checkpoint has: an ``error``, or keep the key set
+            of the zero-shot or of the fine-tuned checkpoint.
     """
 
     name: Annotated[str, Field(min_length=1)]
@@ -75,17 +83,21 @@ def recipe_text(name: str) -> str:
     """Text of a shipped recipe, including comments."""
     known = recipe_names()
     if name not in known:
-        raise RecipeError(f"no recipe '{name}' (recipes: {', '.join(known)}).{did_you_mean(name, known)}")
+        raise RecipeError(
+            f"no recipe '{name}' (recipes: {', '.join(known)}).{did_you_mean(name, known)}"
+        )
     return (recipes_folder() / f"{name}.yaml").read_text(encoding="utf-8")
 
 
 def load_recipe(
-    recipe: str | os.PathLike[str] | Mapping[str, Any] | Recipe, set: Mapping[str, Any] | Sequence[str] | None = None
+    recipe: str | os.PathLike[str] | Mapping[str, Any] | Recipe,
+    set: Mapping[str, Any] | Sequence[str] | None = None,
 ) -> Recipe:
     """Load a recipe and apply overrides.
 
     Args:
-        recipe: Name of a shipped recipe, path of a YAML file, a mapping like such a file, or a recipe.
+        recipe: Name of a shipped recipe, path of a YAML file, a mapping like such a file, or a
+            recipe.
         set: ``{"method.alpha": 0.4}``, keys dotted; or ``["method.alpha=0.4"]``, values in YAML.
 
     Returns:
@@ -117,7 +129,9 @@ def _raw(recipe: str | os.PathLike[str] | Mapping[str, Any] | Recipe) -> tuple[s
     if isinstance(recipe, Mapping):
         return "recipe", {"name": "custom", **copy.deepcopy(dict(recipe))}
     if not isinstance(recipe, (str, os.PathLike)):
-        raise RecipeError(f"{type(recipe).__name__} is not a recipe; give a name, a YAML file, a dict or a Recipe")
+        raise RecipeError(
+            f"{type(recipe).__name__} is not a recipe; give a name, a YAML file, a dict or a Recipe"
+        )
     name = os.fspath(recipe)
     path = Path(name)
     # in a stranger's folder, a file may have the name of a recipe
@@ -128,7 +142,9 @@ def _raw(recipe: str | os.PathLike[str] | Mapping[str, Any] | Recipe) -> tuple[s
         text = recipe_text(name)
     data = _from_yaml(f"{name}:", text)
     if not isinstance(data, dict):
-        raise RecipeError(f"{name}: is not a recipe; see `clipmerge recipes show straggler-sparse` for one")
+        raise RecipeError(
+            f"{name}: is not a recipe; see `clipmerge recipes show straggler-sparse` for one"
+        )
     return name, {"name": printable(path.stem), **data}
 
 
@@ -150,18 +166,24 @@ class _Loader(yaml.SafeLoader):
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):  # a few nested aliases expand to gigabytes
             event = self.peek_event()  # type: ignore[no-untyped-call]
-            raise yaml.composer.ComposerError(None, None, "an alias (*name); write it out", event.start_mark)
+            raise yaml.composer.ComposerError(
+                None, None, "an alias (*name); write it out", event.start_mark
+            )
         return super().compose_node(parent, index)
 
     def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
         if len(node.value) > MOST_DIGITS:
-            raise yaml.constructor.ConstructorError(None, None, "a number of very many digits", node.start_mark)
+            raise yaml.constructor.ConstructorError(
+                None, None, "a number of very many digits", node.start_mark
+            )
         return int(super().construct_yaml_int(node))
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode))
         for key in (key for key, count in keys.items() if count > 1):
-            raise yaml.constructor.ConstructorError(None, None, f"'{key}' is given twice", node.start_mark)
+            raise yaml.constructor.ConstructorError(
+                None, None, f"'{key}' is given twice", node.start_mark
+            )
         return super().construct_mapping(node, deep=deep)
 
 
@@ -176,7 +198,11 @@ def _from_yaml(subject: str, text: str) -> Any:
     except RecursionError:
         raise RecipeError(f"{subject} is nested too deeply") from None
     except Exception as error:  # a tag that does not fit its text makes PyYAML raise anything
-        reason = " ".join(str(error).split()) if isinstance(error, (yaml.YAMLError, ValueError)) else repr(error)
+        reason = (
+            " ".join(str(error).split())
+            if isinstance(error, (yaml.YAMLError, ValueError))
+            else repr(error)
+        )
         raise RecipeError(f"{subject} is not YAML: {reason}") from None
 
 
@@ -185,7 +211,8 @@ def _validate(source: str, data: dict[str, Any]) -> Recipe:
         if key not in Recipe.model_fields:
             known = list(Recipe.model_fields)
             raise RecipeError(
-                f"{source}: unknown key '{key}' (keys: {', '.join(known)}).{did_you_mean(str(key), known)}"
+                f"{source}: unknown key '{key}' (keys:"
+                f" {', '.join(known)}).{did_you_mean(str(key), known)}"
             )
     for section in ("measure", "method"):
         if data.get(section) is not None:
@@ -202,7 +229,9 @@ def _validate(source: str, data: dict[str, Any]) -> Recipe:
 
 def _plugin_section(source: str, section: str, value: Any) -> dict[str, Any]:
     if not isinstance(value, dict) or not isinstance(value.get("name"), str):
-        raise RecipeError(f"{source}: {section}: needs a `name:`, one of {', '.join(plugin_names(f'{section}s'))}")
+        raise RecipeError(
+            f"{source}: {section}: needs a `name:`, one of {', '.join(plugin_names(f'{section}s'))}"
+        )
     options = {str(key): item for key, item in value.items() if key != "name"}
     try:
         checked = check_options(f"{section}s", value["name"], options)

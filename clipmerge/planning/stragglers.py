@@ -1,10 +1,12 @@
-"""Straggler layers: robust outliers of a layer statistic that stay outliers over calibration batches.
+"""Straggler layers: robust outliers of a layer statistic that stay outliers over calibration
+batches.
 
-The definition: a layer is a *straggler* if its statistic, after regression on its size, kind, tower and depth, is more
-than ``threshold`` robust standard deviations above the other layers', and more than ``mirror`` times as far above them
-as any layer is below (because if layers scatter widely by nature, they do so on both sides). Both must hold on all
-batches and in at least a ``stability`` share of bootstrap resamples of the calibration batches. Inspired by
-Abdollahpoorrostam 2024 (arXiv:2410.16476), whose own definition is not public.
+The definition: a layer is a *straggler* if its statistic, after regression on its size, kind, tower
+and depth, is more than ``threshold`` robust standard deviations above the other layers', and more
+than ``mirror`` times as far above them as any layer is below (because if layers scatter widely by
+nature, they do so on both sides). Both must hold on all batches and in at least a ``stability``
+share of bootstrap resamples of the calibration batches. Inspired by Abdollahpoorrostam 2024
+(arXiv:2410.16476), whose own definition is not public.
 """
 
 from __future__ import annotations
@@ -22,7 +24,8 @@ Array = NDArray[np.float64]
 
 # A robust scale of fewer layers than this is meaningless.
 _FEWEST_LAYERS = 8
-# 0.6745 is the third quartile of the standard normal: MAD / 0.6745 estimates its standard deviation.
+# 0.6745 is the third quartile of the standard normal: MAD / 0.6745 estimates its standard
+# deviation.
 _MAD_TO_Z = 0.6745
 _HUBER = 1.345
 # Minimum number of layers per covariate; with fewer, the covariates explain an outlier away.
@@ -33,10 +36,14 @@ _FLOOR = 1e-6
 
 @dataclass(frozen=True)
 class Stragglers:
-    """The stragglers found, in network order, every layer's scores, and the finding in a sentence."""
+    """The stragglers found, in network order, every layer's scores, and the finding in a
+    sentence.
+    """
 
     names: tuple[str, ...]
-    scores: dict[str, dict[str, float]]  # {"z": robust z-score, "stability": share of bootstraps that flag it}
+    scores: dict[
+        str, dict[str, float]
+    ]  # {"z": robust z-score, "stability": share of bootstraps that flag it}
     verdict: str
 
 
@@ -68,28 +75,47 @@ def find_stragglers(
     layers = [layer for layer, mean in means.items() if signed or mean > 0]
     if len(layers) < _FEWEST_LAYERS:
         return Stragglers(
-            (), {}, f"no layer is called a straggler: {len(layers)} layers to compare, too few to tell outliers"
+            (),
+            {},
+            f"no layer is called a straggler: {len(layers)} layers to compare, too few to tell"
+            " outliers",
         )
     values = np.array([known[statistic].batches[layer] for layer in layers])
     weights = np.array(measurements.batch_sizes, dtype=float)
     design = _design(layers, sizes)
     z = _scores(values @ (weights / weights.sum()), design, signed=signed)
     rng = np.random.default_rng(seed)
-    draws = rng.multinomial(len(weights), np.full(len(weights), 1 / len(weights)), size=bootstraps) * weights
+    draws = (
+        rng.multinomial(len(weights), np.full(len(weights), 1 / len(weights)), size=bootstraps)
+        * weights
+    )
     flagged = np.array(
-        [_flags(_scores(values @ (w / w.sum()), design, signed=signed), threshold, mirror) for w in draws]
+        [
+            _flags(_scores(values @ (w / w.sum()), design, signed=signed), threshold, mirror)
+            for w in draws
+        ]
     )
     share = flagged.mean(axis=0)
-    scores = {layer: {"z": float(z[i]), "stability": float(share[i])} for i, layer in enumerate(layers)}
+    scores = {
+        layer: {"z": float(z[i]), "stability": float(share[i])} for i, layer in enumerate(layers)
+    }
     stands_out = _flags(z, threshold, mirror)
-    names = tuple(layer for i, layer in enumerate(layers) if stands_out[i] and share[i] >= stability)
+    names = tuple(
+        layer for i, layer in enumerate(layers) if stands_out[i] and share[i] >= stability
+    )
     limit = _limit(z, threshold, mirror)
-    origin = "the threshold" if limit == threshold else f"{mirror:g} times as far as the lowest layer (z {z.min():.1f})"
+    origin = (
+        "the threshold"
+        if limit == threshold
+        else f"{mirror:g} times as far as the lowest layer (z {z.min():.1f})"
+    )
     return Stragglers(names, scores, _verdict(names, scores, statistic, limit, origin, stability))
 
 
 def _limit(z: Array, threshold: float, mirror: float) -> float:
-    """Score that a straggler must exceed: the lower side shows how widely ordinary layers scatter."""
+    """Score that a straggler must exceed: the lower side shows how widely ordinary layers
+    scatter.
+    """
     return float(max(threshold, -mirror * z.min()))
 
 
@@ -106,32 +132,40 @@ def _verdict(
     stability: float,
 ) -> str:
     if names:
-        return f"{counted(len(names), 'straggler layer', 'straggler layers')} found by {statistic}: {shorten(names)}"
+        return (
+            f"{counted(len(names), 'straggler layer', 'straggler layers')} found by {statistic}:"
+            f" {shorten(names)}"
+        )
     top = max(scores, key=lambda layer: scores[layer]["z"])
     z, share = scores[top]["z"], scores[top]["stability"]
     if z > limit:
         return (
-            f"no straggler layers found: {top} stands out in {statistic} (z {z:.1f}), but only in {share:.0%} of "
-            f"the resamples, below {stability:.0%}"
+            f"no straggler layers found: {top} stands out in {statistic} (z {z:.1f}), but only in"
+            f" {share:.0%} of the resamples, below {stability:.0%}"
         )
     return (
-        f"no straggler layers found: {top} stands out most in {statistic}, with z {z:.1f}, and a straggler exceeds "
-        f"{limit:.1f}, {origin}"
+        f"no straggler layers found: {top} stands out most in {statistic}, with z {z:.1f}, and a"
+        f" straggler exceeds {limit:.1f}, {origin}"
     )
 
 
 def _design(layers: list[str], sizes: dict[str, int]) -> Array:
-    """Covariates that explain a statistic in ordinary layers: size, depth, kind, tower; one row per layer."""
+    """Covariates that explain a statistic in ordinary layers: size, depth, kind, tower; one row per
+    layer.
+    """
     blocks = {layer: block_of(layer) for layer in layers}
     deepest = {
-        tower: max((b[1] for b in blocks.values() if b and b[0] == tower), default=0) for tower in ("vision", "text")
+        tower: max((b[1] for b in blocks.values() if b and b[0] == tower), default=0)
+        for tower in ("vision", "text")
     }
     rows = []
     for layer in layers:
         tower, block = layer.partition(".")[0], blocks[layer]
         depth = block[1] / max(deepest[tower], 1) if block else float(not may_precede_blocks(layer))
         half = block[2] if block else "edge"
-        rows.append([1.0, np.log(sizes[layer]), depth, half == "mlp", half == "edge", tower == "text"])
+        rows.append(
+            [1.0, np.log(sizes[layer]), depth, half == "mlp", half == "edge", tower == "text"]
+        )
     design = np.array(rows, dtype=float)
     useful = [0, *(column for column in range(1, design.shape[1]) if np.ptp(design[:, column]) > 0)]
     return design[:, useful[: max(1, len(layers) // _LAYERS_A_COLUMN)]]
@@ -161,7 +195,10 @@ def _huber_residuals(y: Array, design: Array) -> Array:
         scale = np.median(np.abs(residual)) / _MAD_TO_Z
         if scale == 0:
             break
-        before, weights = weights, np.minimum(1.0, _HUBER * scale / np.maximum(np.abs(residual), 1e-300))
+        before, weights = (
+            weights,
+            np.minimum(1.0, _HUBER * scale / np.maximum(np.abs(residual), 1e-300)),
+        )
         if np.abs(weights - before).max() < 1e-6:
             break
     return residual

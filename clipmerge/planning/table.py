@@ -15,18 +15,26 @@ if TYPE_CHECKING:
 Rows = list[dict[str, Any]]
 
 
-def layer_rows(layers: Mapping[str, Any], measured: Mapping[str, Mapping[str, float]], *further: str) -> Rows:
+def layer_rows(
+    layers: Mapping[str, Any], measured: Mapping[str, Mapping[str, float]], *further: str
+) -> Rows:
     """One row per layer: its settings, with further ones by name, its statistics and the reason."""
     columns = ("alpha", "density", "mask", *further)
     return [
-        {"layer": name, **{column: getattr(layer, column) for column in columns}, **measured.get(name, {})}
+        {
+            "layer": name,
+            **{column: getattr(layer, column) for column in columns},
+            **measured.get(name, {}),
+        }
         | {"reason": layer.reason}
         for name, layer in layers.items()
     ]
 
 
 class Tabular(ABC):
-    """A result that is a table: a short repr, an HTML table for notebooks, and a pandas DataFrame on request."""
+    """A result that is a table: a short repr, an HTML table for notebooks, and a pandas DataFrame
+    on request.
+    """
 
     @abstractmethod
     def _rows(self) -> Rows:
@@ -45,12 +53,19 @@ class Tabular(ABC):
         """The table, for a notebook."""
 
         def cell(value: Any) -> str:
-            return "" if value is None else escape(f"{value:.4g}" if isinstance(value, float) else str(value))
+            return (
+                ""
+                if value is None
+                else escape(f"{value:.4g}" if isinstance(value, float) else str(value))
+            )
 
         rows = self._rows()
         names = list(dict.fromkeys(name for row in rows for name in row))  # rows may lack some
         head = "".join(f"<th>{escape(name)}</th>" for name in names)
-        body = "".join(f"<tr>{''.join(f'<td>{cell(row.get(name))}</td>' for name in names)}</tr>" for row in rows)
+        body = "".join(
+            f"<tr>{''.join(f'<td>{cell(row.get(name))}</td>' for name in names)}</tr>"
+            for row in rows
+        )
         above = f"<caption>{escape(self._caption())}</caption>"
         return f"<table>{above}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
@@ -63,6 +78,8 @@ class Tabular(ABC):
         try:
             import pandas
         except ImportError:
-            raise UsageError("to_frame() needs pandas; install it with `pip install pandas`") from None
+            raise UsageError(
+                "to_frame() needs pandas; install it with `pip install pandas`"
+            ) from None
         frame = pandas.DataFrame(self._rows())
         return frame if frame.empty else frame.set_index(frame.columns[0])

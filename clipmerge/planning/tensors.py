@@ -1,6 +1,8 @@
-"""The tensors of a plan: saliency scores and learned coefficients, in one safetensors file beside it.
+"""The tensors of a plan: saliency scores and learned coefficients, in one safetensors file beside
+it.
 
-A coefficient tensor has one number for the whole parameter, one per row (output channel), or one per entry.
+A coefficient tensor has one number for the whole parameter, one per row (output channel), or one
+per entry.
 """
 
 from __future__ import annotations
@@ -16,14 +18,19 @@ from clipmerge.planning.plan import COEFFICIENTS, SCORES, Plan
 if TYPE_CHECKING:
     from torch import Tensor
 
-# Tolerance for a plan's mean and range, computed in float64 from float32 numbers: only the order of a sum may differ.
+# Tolerance for a plan's mean and range, computed in float64 from float32 numbers: only the order of
+# a sum may differ.
 _SAME = 1e-6
 #: Equal bins from 0 to `TOP`, twice the fine-tuned model's: no coefficient is learned beyond it.
 BINS, TOP = 40, 2.0
 
 
-def named_tensors(scores: Mapping[str, Tensor], coefficients: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Scores for the masks that need them, and coefficients, by parameter, under their names in the plan."""
+def named_tensors(
+    scores: Mapping[str, Tensor], coefficients: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """Scores for the masks that need them, and coefficients, by parameter, under their names in the
+    plan.
+    """
     named = {f"{SCORES}{name}": tensor for name, tensor in scores.items()}
     return named | {f"{COEFFICIENTS}{name}": tensor for name, tensor in coefficients.items()}
 
@@ -37,10 +44,14 @@ def with_coefficients(
     """Store the mean and the range of its coefficients in each layer that has some."""
     filled = dict(layers)
     for layer, entry in layers.items():
-        learned = [(coefficients[name], shapes[name]) for name in names[layer] if name in coefficients]
+        learned = [
+            (coefficients[name], shapes[name]) for name in names[layer] if name in coefficients
+        ]
         if learned:
             found = _summary(learned)
-            filled[layer] = entry.model_copy(update={"alpha": found.mean, "alpha_range": (found.low, found.high)})
+            filled[layer] = entry.model_copy(
+                update={"alpha": found.mean, "alpha_range": (found.low, found.high)}
+            )
     return filled
 
 
@@ -48,20 +59,26 @@ def _summary(learned: list[tuple[Tensor, tuple[int, ...]]]) -> LearnedAlpha:
     """Mean over all entries of the parameters, smallest and largest coefficient."""
     total = sum(math.prod(shape) * float(c.double().mean()) for c, shape in learned)
     mean = total / max(sum(math.prod(shape) for _, shape in learned), 1)
-    return LearnedAlpha(mean, min(float(c.min()) for c, _ in learned), max(float(c.max()) for c, _ in learned))
+    return LearnedAlpha(
+        mean, min(float(c.min()) for c, _ in learned), max(float(c.max()) for c, _ in learned)
+    )
 
 
-def check_coefficients(plan: Plan, names: Mapping[str, tuple[str, ...]], shapes: Mapping[str, tuple[int, ...]]) -> None:
+def check_coefficients(
+    plan: Plan, names: Mapping[str, tuple[str, ...]], shapes: Mapping[str, tuple[int, ...]]
+) -> None:
     """Check a plan, which may have been edited, against its coefficients."""
     coefficients = plan.coefficients
     for name, coefficient in coefficients.items():
         if name not in shapes:
-            raise PlanError(f"the plan has coefficients for {name}, which does not exist; plan again")
+            raise PlanError(
+                f"the plan has coefficients for {name}, which does not exist; plan again"
+            )
         actual, shape = tuple(coefficient.shape), shapes[name]
         if coefficient.numel() != 1 and actual not in (shape, rows_shape(shape)):
             raise PlanError(
-                f"the coefficients of {name} have shape {actual}, but the parameter has {shape}: expected one number, "
-                "one per row or one per entry"
+                f"the coefficients of {name} have shape {actual}, but the parameter has {shape}:"
+                " expected one number, one per row or one per entry"
             )
         if not coefficient.is_floating_point() or not bool(coefficient.isfinite().all()):
             raise PlanError(f"the coefficients of {name} are not finite numbers; plan again")
@@ -69,29 +86,42 @@ def check_coefficients(plan: Plan, names: Mapping[str, tuple[str, ...]], shapes:
         stated = entry.coefficient
         if not isinstance(stated, LearnedAlpha):
             continue
-        learned = [(coefficients[name], shapes[name]) for name in names[layer] if name in coefficients]
+        learned = [
+            (coefficients[name], shapes[name]) for name in names[layer] if name in coefficients
+        ]
         if not learned:
             raise PlanError(
-                f"layer '{layer}' has an alpha_range, but the plan holds no coefficients for it; remove alpha_range to "
-                "give the layer one alpha"
+                f"layer '{layer}' has an alpha_range, but the plan holds no coefficients for it;"
+                " remove alpha_range to give the layer one alpha"
             )
         found = _summary(learned)
-        if max(abs(found.mean - stated.mean), abs(found.low - stated.low), abs(found.high - stated.high)) > _SAME:
+        if (
+            max(
+                abs(found.mean - stated.mean),
+                abs(found.low - stated.low),
+                abs(found.high - stated.high),
+            )
+            > _SAME
+        ):
             raise PlanError(
-                f"layer '{layer}': alpha {stated.mean:g} and alpha_range are not the mean and range of its "
-                f"coefficients (mean {found.mean:g}); remove alpha_range to give the layer one alpha"
+                f"layer '{layer}': alpha {stated.mean:g} and alpha_range are not the mean and range"
+                f" of its coefficients (mean {found.mean:g}); remove alpha_range to give the layer"
+                " one alpha"
             )
 
 
 def rows_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Shape of coefficients with one number per row: (rows, 1, ...); () if the parameter is a scalar."""
+    """Shape of coefficients with one number per row: (rows, 1, ...); () if the parameter is a
+    scalar.
+    """
     return tuple(length if axis == 0 else 1 for axis, length in enumerate(shape))
 
 
 def coefficients_of_run(
     coefficient: float | Tensor, shape: tuple[int, ...], start: int, stop: int | None
 ) -> float | Tensor:
-    """Select the coefficients of a run of entries in memory order; ``stop=None`` takes all, unflattened.
+    """Select the coefficients of a run of entries in memory order; ``stop=None`` takes all,
+    unflattened.
 
     Example:
         >>> import torch
@@ -111,7 +141,9 @@ def coefficients_of_run(
 
 
 def histograms(
-    coefficients: Mapping[str, Tensor], layers: Mapping[str, tuple[str, ...]], sizes: Mapping[str, int]
+    coefficients: Mapping[str, Tensor],
+    layers: Mapping[str, tuple[str, ...]],
+    sizes: Mapping[str, int],
 ) -> dict[str, tuple[int, ...]]:
     """Count a model's entries by their coefficient.
 
@@ -127,19 +159,27 @@ def histograms(
             if name in coefficients:
                 tower = counts.setdefault(layer.partition(".")[0], [0] * BINS)
                 coefficient = coefficients[name].float().clamp(0.0, TOP)
-                found = [int(count) for count in coefficient.histc(bins=BINS, min=0.0, max=TOP).tolist()]
+                found = [
+                    int(count) for count in coefficient.histc(bins=BINS, min=0.0, max=TOP).tolist()
+                ]
                 repeated = sizes[name] // max(1, sum(found))
-                tower[:] = [total + repeated * count for total, count in zip(tower, found, strict=True)]
+                tower[:] = [
+                    total + repeated * count for total, count in zip(tower, found, strict=True)
+                ]
     return {tower: tuple(values) for tower, values in counts.items()}
 
 
 def zeroshot_shares(
-    coefficients: Mapping[str, Tensor], layers: Mapping[str, tuple[str, ...]], sizes: Mapping[str, int]
+    coefficients: Mapping[str, Tensor],
+    layers: Mapping[str, tuple[str, ...]],
+    sizes: Mapping[str, int],
 ) -> dict[str, float]:
     """Share of each layer's entries whose learned coefficient is 0: the zero-shot model's bytes."""
     shares = {}
     for layer, names in layers.items():
         learned = [name for name in names if name in coefficients]
-        zeros = sum(float((coefficients[name] == 0).double().mean()) * sizes[name] for name in learned)
+        zeros = sum(
+            float((coefficients[name] == 0).double().mean()) * sizes[name] for name in learned
+        )
         shares[layer] = zeros / max(1, sum(sizes[name] for name in learned))
     return shares

@@ -1,7 +1,8 @@
 """The model card: inputs, coefficients of the layers, and the command to repeat the merge.
 
-Everything in it comes from the record that is also written to ``clipmerge.json``. Neither the card nor the published
-record names a folder on the author's machine: a local path is reduced to its last part.
+Everything in it comes from the record that is also written to ``clipmerge.json``. Neither the card
+nor the published record names a folder on the author's machine: a local path is reduced to its last
+part.
 """
 
 from __future__ import annotations
@@ -38,7 +39,9 @@ _MARKDOWN = re.compile(r"([\\`*\[\]|~])")
 _NOT_REPEATED = {"--push": True, "--private": False}  # whether a value follows, by flag
 
 
-def model_card(record: MergeRecord, *, repo_id: str | None, license: str | None = None, picture: bool = False) -> str:
+def model_card(
+    record: MergeRecord, *, repo_id: str | None, license: str | None = None, picture: bool = False
+) -> str:
     """Write the README.md of a merged model."""
     shown = public_record(record)
     values = {
@@ -61,10 +64,14 @@ def model_card(record: MergeRecord, *, repo_id: str | None, license: str | None 
         "command": _repeatable(shown),
     }
     template = Path(__file__).parent / "templates" / "model_card.md.j2"
-    return render(template, values, html=False, filters={"cell": _cell, "digest": _digest, "fence": _fence})
+    return render(
+        template, values, html=False, filters={"cell": _cell, "digest": _digest, "fence": _fence}
+    )
 
 
-def published_texts(folder: Path, record: MergeRecord, *, repo_id: str, license: str | None = None) -> dict[str, bytes]:
+def published_texts(
+    folder: Path, record: MergeRecord, *, repo_id: str, license: str | None = None
+) -> dict[str, bytes]:
     """Make the files of an output whose published form differs from that in its folder."""
     shown = public_record(record)
     drawn = card_picture(shown) if (folder / PICTURE).is_file() else None
@@ -81,7 +88,9 @@ def published_texts(folder: Path, record: MergeRecord, *, repo_id: str, license:
 def _for_readers(bought: MergeEffect) -> MergeEffect:
     """Rename the images for readers of the card, who do not own them."""
     texts = bought.model_dump(include={"verdict", "reason", "warnings"})
-    return bought.model_copy(update=map_text(texts, lambda text: text.replace("your images", "the target images")))
+    return bought.model_copy(
+        update=map_text(texts, lambda text: text.replace("your images", "the target images"))
+    )
 
 
 def _is_open_clip(record: MergeRecord) -> bool:
@@ -105,10 +114,15 @@ def body_of(card: str) -> str:
 
 def _local_names(record: MergeRecord) -> list[str]:
     """List the checkpoints and images that are not on the Hub, which a reader would need."""
-    names = [checkpoint.source for _, checkpoint in record.checkpoints if checkpoint.revision is None]
+    names = [
+        checkpoint.source for _, checkpoint in record.checkpoints if checkpoint.revision is None
+    ]
     images = [record.calibration, record.calibration.unlabelled] if record.calibration else []
     sources = [each.source for each in images if each]
-    return [*names, *(each for each in sources if each != "digits" and hub_dataset_of(each) is None)]
+    return [
+        *names,
+        *(each for each in sources if each != "digits" and hub_dataset_of(each) is None),
+    ]
 
 
 def _digest(sha256: str | None) -> str:
@@ -116,7 +130,9 @@ def _digest(sha256: str | None) -> str:
 
 
 def _cell(value: object) -> str:
-    """Escape a value for one cell of a Markdown table, or one line, so that it is neither markup nor HTML."""
+    """Escape a value for one cell of a Markdown table, or one line, so that it is neither markup
+    nor HTML.
+    """
     if value is None:
         return ""
     text = f"{value:.4g}" if isinstance(value, float) else printable(str(value))
@@ -124,7 +140,9 @@ def _cell(value: object) -> str:
 
 
 def _fence(text: str) -> str:
-    """A code fence that a text inside cannot close: longer than any run of backticks in the text."""
+    """A code fence that a text inside cannot close: longer than any run of backticks in the
+    text.
+    """
     return "`" * max(3, 1 + max((len(run) for run in re.findall("`+", text)), default=0))
 
 
@@ -142,8 +160,14 @@ def _front_matter(record: MergeRecord, repo_id: str | None, license: str | None)
     return ModelCardData(
         base_model=list(dict.fromkeys(bases)) or None,
         base_model_relation="merge" if bases else None,
-        library_name="open_clip" if _is_open_clip(record) else "timm" if record.family == "timm" else "transformers",
-        pipeline_tag="image-classification" if record.classifier else "zero-shot-image-classification",
+        library_name="open_clip"
+        if _is_open_clip(record)
+        else "timm"
+        if record.family == "timm"
+        else "transformers",
+        pipeline_tag="image-classification"
+        if record.classifier
+        else "zero-shot-image-classification",
         license=license,
         datasets=list(dict.fromkeys(found)) or None,
         tags=["clip", "merge", "clipmerge"],
@@ -164,7 +188,9 @@ def _repeatable(record: MergeRecord) -> str:
     for word in words:
         flag, equals, value = word.partition("=")
         if flag not in _NOT_REPEATED:
-            kept.append(f"{flag}={pinned[value]}" if equals and value in pinned else pinned.get(word, word))
+            kept.append(
+                f"{flag}={pinned[value]}" if equals and value in pinned else pinned.get(word, word)
+            )
         elif _NOT_REPEATED[flag] and "=" not in word:
             next(words, None)
     return shlex.join(kept)

@@ -1,7 +1,7 @@
 """Publish accuracies measured by `evaluate` and `sweep`.
 
-They are published with a model only if they belong to it: weights are compared by sha256, a sweep's point by its
-inputs, recipe and seed.
+They are published with a model only if they belong to it: weights are compared by sha256, a sweep's
+point by its inputs, recipe and seed.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from clipmerge.hub.ids import PREFIX, parse_dataset
 from clipmerge.output.record import SWEEP_FORMAT, DataSource, MergeRecord
 
 _TASK = "zero-shot-image-classification"
-#: Keys of a record that hold results by name: shares in 0..1, numbers of images, and sources of the images.
+#: Keys of a record that hold results by name: shares in 0..1, numbers of images, and sources of the
+#: images.
 KEYS = ("accuracy", "images", "sources")
 
 
@@ -31,13 +32,18 @@ def add_results(record: MergeRecord, files: Iterable[Path]) -> MergeRecord:
         try:
             if None in record.files.values():
                 raise UsageError(
-                    "it cannot be matched with weights merged with --no-hash; merge again without that flag"
+                    "it cannot be matched with weights merged with --no-hash; merge again without"
+                    " that flag"
                 )
             with refusing(UsageError, "cannot be read as JSON"):
                 content = read_json(file)
             if not isinstance(content, dict):
                 raise UsageError("is not a JSON object")
-            results = _of_sweep(content, record) if "recipes" in content else _of_evaluation(content, record)
+            results = (
+                _of_sweep(content, record)
+                if "recipes" in content
+                else _of_evaluation(content, record)
+            )
             for key in KEYS:
                 merged[key] |= results[key]
             measured = {key: value for key, value in merged.items() if value}
@@ -49,7 +55,8 @@ def add_results(record: MergeRecord, files: Iterable[Path]) -> MergeRecord:
             if isinstance(error, KeyError):
                 reason = f"it has no {error}"
             raise UsageError(
-                f"--evaluation {file}: not written by `clipmerge evaluate --format json` or `sweep` ({reason})"
+                f"--evaluation {file}: not written by `clipmerge evaluate --format json` or `sweep`"
+                f" ({reason})"
             ) from None
     return record
 
@@ -71,7 +78,11 @@ def _of_sweep(found: dict[str, Any], record: MergeRecord) -> dict[str, Any]:
             f"has the format {str(found['format'])[:40]!r}, but this version of clipmerge reads "
             f"{SWEEP_FORMAT!r}; update clipmerge, or sweep again"
         )
-    same = [found["zeroshot"]["files"], [each["files"] for each in found["finetuned"]], found["seed"]]
+    same = [
+        found["zeroshot"]["files"],
+        [each["files"] for each in found["finetuned"]],
+        found["seed"],
+    ]
     ours = [record.zeroshot.files, [each.files for each in record.finetuned], record.seed]
     point = _point(record.model_dump(mode="json"))
     rows = [row for row in found["recipes"] if same == ours and _point(row) == point]
@@ -82,20 +93,30 @@ def _of_sweep(found: dict[str, Any], record: MergeRecord) -> dict[str, Any]:
             "checkpoints, recipe, seed and calibration images"
         )
     revisions = found.get("revisions") or {}
-    sources = {name: {"source": source, "revision": revisions.get(name)} for name, source in found["sources"].items()}
+    sources = {
+        name: {"source": source, "revision": revisions.get(name)}
+        for name, source in found["sources"].items()
+    }
     return {"accuracy": rows[0]["accuracy"], "images": found["images"], "sources": sources}
 
 
 def _point(row: dict[str, Any]) -> Any:
-    """Key that is equal for a sweep's row and a merge's record if and only if they are the same merge."""
-    calibration = {key: value for key, value in (row["calibration"] or {}).items() if key != "source"}
+    """Key that is equal for a sweep's row and a merge's record if and only if they are the same
+    merge.
+    """
+    calibration = {
+        key: value for key, value in (row["calibration"] or {}).items() if key != "source"
+    }
     return [row["recipe"], calibration]
 
 
 def _results(record: MergeRecord) -> list[tuple[str, float, DataSource]]:
     """Name, accuracy and source of the images of each result."""
     sources = record.sources or {}
-    return [(name, value, sources.get(name) or DataSource()) for name, value in sorted((record.accuracy or {}).items())]
+    return [
+        (name, value, sources.get(name) or DataSource())
+        for name, value in sorted((record.accuracy or {}).items())
+    ]
 
 
 def model_index(record: MergeRecord) -> list[Any]:
@@ -126,7 +147,11 @@ def eval_result_files(record: MergeRecord) -> dict[str, str]:
         if dataset is None:
             continue
         split, images = _split_of(source.source), (record.images or {}).get(name)
-        details = ["zero-shot accuracy", f"split {split}" if split else "", f"{images} images" if images else ""]
+        details = [
+            "zero-shot accuracy",
+            f"split {split}" if split else "",
+            f"{images} images" if images else "",
+        ]
         entry = EvalResultEntry(
             dataset_id=dataset,
             task_id="default",
@@ -143,7 +168,9 @@ def eval_result_files(record: MergeRecord) -> dict[str, str]:
 def hub_dataset_of(source: str | None) -> str | None:
     """Return the id in ``hf://datasets/org/name...``, or None for any other source."""
     try:
-        return parse_dataset(source).hub_id.repo_id if source and source.startswith(PREFIX) else None
+        return (
+            parse_dataset(source).hub_id.repo_id if source and source.startswith(PREFIX) else None
+        )
     except ClipmergeError:
         return None
 

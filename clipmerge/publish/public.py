@@ -1,7 +1,8 @@
 """The public form of a record, made from values known to be public, before anything is written.
 
-A local path is reduced to its last part, tokens are removed, and a note that may still name a place on the author's
-machine is left out. Published cards, records and reports are made from the result, so they need no replacements later.
+A local path is reduced to its last part, tokens are removed, and a note that may still name a place
+on the author's machine is left out. Published cards, records and reports are made from the result,
+so they need no replacements later.
 """
 
 from __future__ import annotations
@@ -22,8 +23,11 @@ from clipmerge.planning.provenance import CalibrationRecord, UnlabelledRecord
 from clipmerge.publish.evaluations import hub_dataset_of
 
 _TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{4,}")
-# A path may hold blanks and quotes, so its end is unknown: everything up to the last slash is removed.
-_MACHINE_PATH = re.compile(rf"{PATH_STARTS}(?:{MACHINE_PATH}|/(?=[^/\s])|file:/)(?:.*[\\/])?", re.DOTALL)
+# A path may hold blanks and quotes, so its end is unknown: everything up to the last slash is
+# removed.
+_MACHINE_PATH = re.compile(
+    rf"{PATH_STARTS}(?:{MACHINE_PATH}|/(?=[^/\s])|file:/)(?:.*[\\/])?", re.DOTALL
+)
 # Sign of a remaining path after all known paths are removed: a slash or a backslash before a name.
 _SOME_PATH = re.compile(r"[/\\][\w.\-]")
 _NOT_COPIED_NOTE = "some files beside the weights were not copied"
@@ -35,7 +39,9 @@ def public_record(record: MergeRecord) -> MergeRecord:
     clean = _cleaner(record)
     data = map_text(record.as_json(), lambda text: _MACHINE_PATH.sub("", clean(text).rstrip("/")))
     data["command"] = _public_command(record)
-    data["warnings"] = list(dict.fromkeys(_public_note(clean(note), record) for note in record.warnings))
+    data["warnings"] = list(
+        dict.fromkeys(_public_note(clean(note), record) for note in record.warnings)
+    )
     data["output"] = last_part(record.output) if record.output else None
     return MergeRecord.model_validate(data)
 
@@ -61,13 +67,25 @@ def last_part(path: str) -> str:
 
 
 def _cleaner(record: MergeRecord) -> Callable[[str], str]:
-    """Reduce the paths that the record's own fields hold to their last part, wherever they stand, and remove tokens."""
-    sources = [each.source for _, each in record.checkpoints if not (each.revision and parse_hub_id(each.source))]
-    sources += [each.source for each in data_sources(record) if each.source and hub_dataset_of(each.source) is None]
+    """Reduce the paths that the record's own fields hold to their last part, wherever they stand,
+    and remove tokens.
+    """
+    sources = [
+        each.source
+        for _, each in record.checkpoints
+        if not (each.revision and parse_hub_id(each.source))
+    ]
+    sources += [
+        each.source
+        for each in data_sources(record)
+        if each.source and hub_dataset_of(each.source) is None
+    ]
     local = {path for path in (*sources, record.output or "") if path and path != last_part(path)}
     shortened = []
     for path in sorted(local, key=len, reverse=True):
-        if PurePath(path).is_absolute() or path.startswith("~"):  # regardless of quotes and other text around it
+        if PurePath(path).is_absolute() or path.startswith(
+            "~"
+        ):  # regardless of quotes and other text around it
             found = re.compile(re.escape(path.rstrip("/")))
         else:  # it may be a word of a text
             found = re.compile(rf"(?<![\w./-]){re.escape(path)}(?![\w./-])")
@@ -84,13 +102,17 @@ def _cleaner(record: MergeRecord) -> Callable[[str], str]:
 def _public_names(record: MergeRecord) -> set[str]:
     """Words with a slash that are not paths: ids of models and data sets on the Hub."""
     images = data_sources(record)
-    checkpoints = {each.source for _, each in record.checkpoints if each.revision and parse_hub_id(each.source)}
+    checkpoints = {
+        each.source for _, each in record.checkpoints if each.revision and parse_hub_id(each.source)
+    }
     data = {each.source for each in images if each.source and hub_dataset_of(each.source)}
     return checkpoints | data
 
 
 def _public_command(record: MergeRecord) -> str:
-    """Rewrite the command word by word: flags, numbers and Hub ids stay, everything else becomes its last part."""
+    """Rewrite the command word by word: flags, numbers and Hub ids stay, everything else becomes
+    its last part.
+    """
     try:
         words = shlex.split(record.command)
     except ValueError:  # invalid shell quoting

@@ -1,8 +1,9 @@
 """Push a merged model to the Hugging Face Hub: check first, then make one commit or none.
 
-A push reads before it writes: the folder, the token, the sources' licences and the contents of the repository. Only
-then is a repository created and one commit made, with the head that was read as its parent, so that a push never
-overwrites somebody else's. If an answer is lost, the error says so, and the same command sends what is missing.
+A push reads before it writes: the folder, the token, the sources' licences and the contents of the
+repository. Only then is a repository created and one commit made, with the head that was read as
+its parent, so that a push never overwrites somebody else's. If an answer is lost, the error says
+so, and the same command sends what is missing.
 """
 
 from __future__ import annotations
@@ -65,18 +66,26 @@ class Target:
     """The state of the repository before the push."""
 
     head: str  # the commit that was read
-    files: dict[str, tuple[str, str | None]] = field(repr=False)  # (git blob id, sha256 if large) by name
-    record: MergeRecord | None = field(default=None, repr=False)  # its ``clipmerge.json``, if that can be read
+    files: dict[str, tuple[str, str | None]] = field(
+        repr=False
+    )  # (git blob id, sha256 if large) by name
+    record: MergeRecord | None = field(
+        default=None, repr=False
+    )  # its ``clipmerge.json``, if that can be read
     created: bool = False  # by this push
-    needs_branch: bool = False  # the branch does not exist yet, and ``head`` is that of the default branch
+    needs_branch: bool = (
+        False  # the branch does not exist yet, and ``head`` is that of the default branch
+    )
 
 
 def push(folder: Path, repo_id: str, **settings: Any) -> Published:
-    """Publish a merged model's folder, which is not changed itself, with the further settings of a `Push`.
+    """Publish a merged model's folder, which is not changed itself, with the further settings of a
+    `Push`.
 
-    The model card is written again with the repository's name, and local paths in ``clipmerge.json`` and
-    ``report.html`` are reduced to their last component. Files that are not part of the output are not published.
-    Weights in the repository that are not in the folder are deleted in the same commit, so that no loader uses them.
+    The model card is written again with the repository's name, and local paths in
+    ``clipmerge.json`` and ``report.html`` are reduced to their last component. Files that are not
+    part of the output are not published. Weights in the repository that are not in the folder are
+    deleted in the same commit, so that no loader uses them.
     """
     job = Push(folder, repo_id, **settings)
     _check_names(job)
@@ -85,15 +94,21 @@ def push(folder: Path, repo_id: str, **settings: Any) -> Published:
     licence = job.license or _common_licence(api, job, record)
     target = find_repository(api, job)
     earlier = target.record if target and not job.evaluations else None
-    if earlier and record.files and record.files == earlier.files:  # the same weights keep their accuracies
+    if (
+        earlier and record.files and record.files == earlier.files
+    ):  # the same weights keep their accuracies
         accuracies = {key: getattr(earlier, key) for key in KEYS}
-        record = record.model_copy(update={key: value for key, value in accuracies.items() if value is not None})
+        record = record.model_copy(
+            update={key: value for key, value in accuracies.items() if value is not None}
+        )
     texts = published_texts(job.folder, record, repo_id=repo_id, license=licence)
     additions = _additions(job, record, texts)
     if target:
         check_card(job, target, texts[CARD])
     left = _left_behind(job.folder, additions)
-    with noting(f"whether {repo_id} was published is not known: `{job.command}` checks that and continues"):
+    with noting(
+        f"whether {repo_id} was published is not known: `{job.command}` checks that and continues"
+    ):
         target = target or create_repository(api, job)
         changes = _changes(target, additions)
         done = _commit(api, job, target, changes) if changes else None
@@ -122,7 +137,10 @@ def check_access(folder: Path, repo_id: str, *, private: bool, command: str) -> 
 def _check_names(job: Push) -> None:
     hub_id = parse_hub_id(job.repo_id)
     if hub_id is None or hub_id.revision or job.repo_id.startswith("hf:"):
-        raise UsageError(f"{job.repo_id}: not a name on the Hub. Write it as ORG/NAME; use --revision for a branch.")
+        raise UsageError(
+            f"{job.repo_id}: not a name on the Hub. Write it as ORG/NAME; use --revision for a"
+            " branch."
+        )
     if job.create_pr and job.revision not in (None, "main"):
         raise UsageError("--create-pr opens a pull request on main: leave --revision out.")
 
@@ -133,7 +151,8 @@ def _check_token(api: HfApi, job: Push) -> None:
 
     if get_token() is None:
         raise HubError(
-            f"{job.doing}: no token. {NOTHING} Log in with `hf auth login` or set HF_TOKEN, then `{job.command}`."
+            f"{job.doing}: no token. {NOTHING} Log in with `hf auth login` or set HF_TOKEN, then"
+            f" `{job.command}`."
         )
     with explained(job.doing, state=NOTHING, again=job.command):
         me = patiently(api.whoami)
@@ -147,25 +166,34 @@ def _check_token(api: HfApi, job: Push) -> None:
     namespace, name = job.repo_id.split("/")
     if namespace not in mine and not job.create_pr:
         raise HubError(
-            f"{job.doing}: the token's owner may write to {', '.join(mine)}, not to {namespace}. {NOTHING} "
-            f"Push to {mine[0]}/{name}, or open a pull request with --create-pr."
+            f"{job.doing}: the token's owner may write to {', '.join(mine)}, not to {namespace}."
+            f" {NOTHING} Push to {mine[0]}/{name}, or open a pull request with --create-pr."
         )
 
 
 def _common_licence(api: HfApi, job: Push, record: MergeRecord) -> str | None:
-    """Return the common licence of all sources on the Hub; local sources have none and are ignored."""
+    """Return the common licence of all sources on the Hub; local sources have none and are
+    ignored.
+    """
     stated: dict[str, str | None] = {}
     for _, source in record.checkpoints:
         if source.revision and (hub_id := parse_hub_id(source.source)):
             pinned = hub_id.at(source.revision)
-            state = f"{NOTHING} Its licence is needed: --license NAME sets it without asking the Hub."
+            state = (
+                f"{NOTHING} Its licence is needed: --license NAME sets it without asking the Hub."
+            )
             with explained(f"reading {pinned}", state=state, again=job.command):
                 info = patiently(partial(api.model_info, pinned.repo_id, revision=pinned.revision))
             licence = info.card_data and info.card_data.get("license")
             stated[hub_id.repo_id] = str(licence) if licence else None
     if len(set(stated.values())) > 1 or "other" in stated.values():
-        listed = ", ".join(f"{name}: {licence or 'none stated'}" for name, licence in stated.items())
-        raise UsageError(f"the sources' licences differ or are 'other' ({listed}). {NOTHING} Pass --license NAME.")
+        listed = ", ".join(
+            f"{name}: {licence or 'none stated'}" for name, licence in stated.items()
+        )
+        raise UsageError(
+            f"the sources' licences differ or are 'other' ({listed}). {NOTHING} Pass --license"
+            " NAME."
+        )
     return next(iter(stated.values()), None)
 
 
@@ -179,30 +207,45 @@ def _additions(job: Push, record: MergeRecord, texts: dict[str, bytes]) -> list[
         if name in SIDE_FILES and name not in content:
             data = side_file_bytes(path, name)
             if holds_a_secret(data):
-                raise OutputError(f"{path}: holds a token or a private key. {NOTHING} Remove it there.")
+                raise OutputError(
+                    f"{path}: holds a token or a private key. {NOTHING} Remove it there."
+                )
             # the published form, without paths, has another hash than the file in the folder
             if data != path.read_bytes():
                 sha256 = hashes.pop(name, None)
                 if sha256 is not None and sha256_of(path) != sha256:
-                    raise OutputError(f"{job.folder}: {name} changed since the merge. {NOTHING} Merge again.")
+                    raise OutputError(
+                        f"{job.folder}: {name} changed since the merge. {NOTHING} Merge again."
+                    )
             content[name] = data
         content.setdefault(name, str(path))
     additions = [CommitOperationAdd(name, data) for name, data in sorted(content.items())]
     actual = {add.path_in_repo: add.upload_info.sha256.hex() for add in additions}
     wrong = [name for name, sha256 in actual.items() if hashes.get(name, sha256) != sha256]
     if wrong:
-        raise OutputError(f"{job.folder}: {shorten(wrong)} changed since the merge. {NOTHING} Merge again.")
+        raise OutputError(
+            f"{job.folder}: {shorten(wrong)} changed since the merge. {NOTHING} Merge again."
+        )
     return additions
 
 
 def _published_files(folder: Path, record: MergeRecord) -> dict[str, Path]:
-    """Find the files of an output that are published as they are: weights named in the record, and side files."""
+    """Find the files of an output that are published as they are: weights named in the record, and
+    side files.
+    """
     # a record may come from a stranger, and name any file in its folder
     wanted = SIDE_FILES | _MADE | {name for name in record.files if _is_weights(name)}
-    paths = {path.name: inside(folder, path.name) for path in sorted(folder.iterdir()) if path.name in wanted}
+    paths = {
+        path.name: inside(folder, path.name)
+        for path in sorted(folder.iterdir())
+        if path.name in wanted
+    }
     links = [name for name, path in paths.items() if path is None]
     if links:
-        raise OutputError(f"{folder}: {shorten(links)} not a file of this folder. {NOTHING} Put the file itself there.")
+        raise OutputError(
+            f"{folder}: {shorten(links)} not a file of this folder. {NOTHING} Put the file itself"
+            " there."
+        )
     return {name: path for name, path in paths.items() if path is not None and name not in _MADE}
 
 
@@ -212,7 +255,9 @@ def _left_behind(folder: Path, additions: Iterable[CommitOperationAdd]) -> tuple
     return tuple(sorted(name for name in names if name not in published))
 
 
-def _changes(target: Target, additions: list[CommitOperationAdd]) -> list[CommitOperationAdd | CommitOperationDelete]:
+def _changes(
+    target: Target, additions: list[CommitOperationAdd]
+) -> list[CommitOperationAdd | CommitOperationDelete]:
     """Keep additions that differ from the files on the Hub, and delete stale weights."""
     from huggingface_hub import CommitOperationDelete
 
@@ -248,7 +293,10 @@ def _commit(
         if out_of_reach(error):  # the commit may have arrived, and only its answer been lost
             state = "Whether the files were published is not known; the same command finds out."
             if job.create_pr:
-                state = f"A pull request may have been opened: look at {api.endpoint}/{job.repo_id}/discussions."
+                state = (
+                    "A pull request may have been opened: look at"
+                    f" {api.endpoint}/{job.repo_id}/discussions."
+                )
         raise explain(error, doing=job.doing, state=state, again=job.command) from error
 
 
@@ -277,7 +325,7 @@ def find_repository(api: HfApi, job: Push) -> Target | None:
     elif not job.yes and (foreign := sorted(set(target.files) - _FRESH)):
         raise UsageError(
             f"{job.repo_id} exists and holds other files ({shorten(foreign)}). {NOTHING} "
-            f"Choose another name, or add --yes to push into it."
+            "Choose another name, or add --yes to push into it."
         )
     return target
 
@@ -290,7 +338,9 @@ def read_target(api: HfApi, job: Push, revision: str | None) -> Target:
     head = str(info.sha)
     tree = patiently(lambda: list(api.list_repo_tree(job.repo_id, recursive=True, revision=head)))
     files = {
-        item.path: (item.blob_id, item.lfs.sha256 if item.lfs else None) for item in tree if isinstance(item, RepoFile)
+        item.path: (item.blob_id, item.lfs.sha256 if item.lfs else None)
+        for item in tree
+        if isinstance(item, RepoFile)
     }
     return Target(head, files)
 
@@ -304,8 +354,8 @@ def _download(job: Push, target: Target, name: str) -> str:
 def check_card(job: Push, target: Target, ours: bytes = b"") -> None:
     """Refuse to overwrite a model card that somebody wrote by hand.
 
-    A card is clipmerge's own if the record beside it names its blob. A card with front matter only, as written by the
-    Hub's page for new repositories, may be overwritten.
+    A card is clipmerge's own if the record beside it names its blob. A card with front matter only,
+    as written by the Hub's page for new repositories, may be overwritten.
     """
     held = target.files.get(CARD, ("",))[0]
     if not held or job.yes or job.create_pr or target.needs_branch:
@@ -314,10 +364,12 @@ def check_card(job: Push, target: Target, ours: bytes = b"") -> None:
         return
     if not target.record and not body_of(_download(job, target, CARD)):
         return
-    origin = "was edited since clipmerge wrote it" if target.record else "was not written by clipmerge"
+    origin = (
+        "was edited since clipmerge wrote it" if target.record else "was not written by clipmerge"
+    )
     raise UsageError(
-        f"{job.doing}: {CARD} there {origin}, and would be overwritten. {NOTHING} Save what you need of it, then "
-        f"`{job.command} --yes`, or open a pull request with --create-pr."
+        f"{job.doing}: {CARD} there {origin}, and would be overwritten. {NOTHING} Save what you"
+        f" need of it, then `{job.command} --yes`, or open a pull request with --create-pr."
     )
 
 

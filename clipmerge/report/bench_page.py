@@ -13,12 +13,20 @@ _DASH = "\N{EN DASH}"
 
 
 def bench_page(record: Mapping[str, Any]) -> str:
-    """Make the page in Markdown from the record of `clipmerge.api.bench.bench`; the pictures lie beside it."""
+    """Make the page in Markdown from the record of `clipmerge.api.bench.bench`; the pictures lie
+    beside it.
+    """
     return render(
         Path(__file__).parent / "templates" / "bench.md.j2",
-        {"record": record, "tables": [_table(pair) for pair in record["pairs"]], "picture_name": picture_name},
+        {
+            "record": record,
+            "tables": [_table(pair) for pair in record["pairs"]],
+            "picture_name": picture_name,
+        },
         html=False,
-        filters={"cell": lambda text: " ".join(str(text).replace("|", "\\|").split())},  # of a Markdown table
+        filters={
+            "cell": lambda text: " ".join(str(text).replace("|", "\\|").split())
+        },  # of a Markdown table
     )
 
 
@@ -48,9 +56,14 @@ def _table(pair: Mapping[str, Any]) -> dict[str, Any]:
         theirs = {} if is_mark else published.get(point["alpha"], {}).get("accuracy", {})
         cells = [figure(100 * point["accuracy"][name], theirs.get(name)) for name in names]
         gain = _DASH if point["gain"] is None else f"{100 * point['gain']:+.1f}"
-        rows.append({"head": head, "cells": [*cells, *[f"{100 * point['ood']:.1f}"] * len(mean), gain]})
+        rows.append(
+            {"head": head, "cells": [*cells, *[f"{100 * point['ood']:.1f}"] * len(mean), gain]}
+        )
     for model in pair["published"]:
         if model["alpha"] is None:
-            cells = [figure(None, model["accuracy"][name]) if name in model["accuracy"] else "" for name in names]
+            cells = [
+                figure(None, model["accuracy"][name]) if name in model["accuracy"] else ""
+                for name in names
+            ]
             rows.append({"head": model["point"], "cells": [*cells, *[""] * len(mean), ""]})
     return {"columns": [*names, *mean, "gain"], "rows": rows}

@@ -1,4 +1,6 @@
-"""Figures by matplotlib in one style, written as PNG, SVG or PDF, or as markup in a page's colours."""
+"""Figures by matplotlib in one style, written as PNG, SVG or PDF, or as markup in a page's
+colours.
+"""
 
 from __future__ import annotations
 
@@ -25,9 +27,15 @@ VARIABLES = {
     CARD: "--card",
 }
 # Metadata that would differ between versions and times, by kind of file.
-_METADATA = {"png": ("Software",), "svg": ("Date", "Creator"), "pdf": ("CreationDate", "Creator", "Producer")}
+_METADATA = {
+    "png": ("Software",),
+    "svg": ("Date", "Creator"),
+    "pdf": ("CreationDate", "Creator", "Producer"),
+}
 # metadata that matplotlib writes into a file, not needed on a page
-_HEAD = re.compile(r"\A.*?(?=<svg)|<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", re.DOTALL)
+_HEAD = re.compile(
+    r"\A.*?(?=<svg)|<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", re.DOTALL
+)
 _COLOUR = re.compile(r"#[0-9a-f]{6}\b")
 # the font family of a text: a page has its own
 _FONT = re.compile(r"font-family: [^;\"]*; ?")
@@ -51,9 +59,11 @@ def new_figure(width: float, height: float, *, dots: int = 120) -> tuple[Figure,
 
 
 def saved(figure: Figure, kind: str, *, fonttype: str = "path") -> bytes:
-    """A figure as PNG, SVG or PDF; equal ones give equal bytes with the same version of matplotlib and the same fonts.
+    """A figure as PNG, SVG or PDF; equal ones give equal bytes with the same version of matplotlib
+    and the same fonts.
 
-    The words of an SVG are paths that look the same everywhere, or with ``fonttype="none"`` text in the reader's font.
+    The words of an SVG are paths that look the same everywhere, or with ``fonttype="none"`` text in
+    the reader's font.
     """
     file = io.BytesIO()
     with matplotlib.rc_context({"svg.hashsalt": "clipmerge", "svg.fonttype": fonttype}):
@@ -61,11 +71,19 @@ def saved(figure: Figure, kind: str, *, fonttype: str = "path") -> bytes:
     return file.getvalue()
 
 
-def markup(figure: Figure, name: str, label: str, *, style: str = "", hints: Mapping[str, str] | None = None) -> Markup:
-    """A figure as an ``svg`` element in the page's colours, light or dark, that refers to nothing outside itself.
+def markup(
+    figure: Figure,
+    name: str,
+    label: str,
+    *,
+    style: str = "",
+    hints: Mapping[str, str] | None = None,
+) -> Markup:
+    """A figure as an ``svg`` element in the page's colours, light or dark, that refers to nothing
+    outside itself.
 
-    ``name`` begins its ids, ``label`` describes it to those who cannot see it, ``style`` is a class of the style sheet,
-    ``hints`` are texts to show under the pointer, by the gid of an artist.
+    ``name`` begins its ids, ``label`` describes it to those who cannot see it, ``style`` is a class
+    of the style sheet, ``hints`` are texts to show under the pointer, by the gid of an artist.
     """
     text = _FONT.sub("", _HEAD.sub("", saved(figure, "svg", fonttype="none").decode()))
     box = re.search(r'viewBox="[^"]*"', text)
@@ -75,7 +93,9 @@ def markup(figure: Figure, name: str, label: str, *, style: str = "", hints: Map
     for gid, hint in (hints or {}).items():
         group = f'<g id="{name}-{gid}"'
         text = text.replace(f"{group}>", f'{group} class="point"><title>{escape(hint)}</title>')
-    text = _COLOUR.sub(lambda found: f"var({VARIABLES[found[0]]})" if found[0] in VARIABLES else found[0], text)
+    text = _COLOUR.sub(
+        lambda found: f"var({VARIABLES[found[0]]})" if found[0] in VARIABLES else found[0], text
+    )
     opening = f'<svg {box[0]} role="img" aria-label="{escape(label)}" class="{style or "figure"}"'
     return Markup(f'{opening} stroke-linejoin="round" stroke-linecap="butt">{text.strip()}')
 

@@ -1,4 +1,6 @@
-"""The measured effect of a merge, as a plot that is a table: a row per model with mark, interval and number."""
+"""The measured effect of a merge, as a plot that is a table: a row per model with mark, interval
+and number.
+"""
 
 from __future__ import annotations
 
@@ -22,11 +24,15 @@ _Values = tuple[str, str, dict[str, tuple[float, tuple[float, float] | None]]]
 
 
 def effect_plot(record: MergeRecord) -> dict[str, Any] | None:
-    """Lay out the accuracies on the images held back and the scores on other tasks; ``None`` if there are none.
+    """Lay out the accuracies on the images held back and the scores on other tasks; ``None`` if
+    there are none.
 
     Positions and lengths are in per cent of the plot's width; all groups of models share one axis.
     """
-    groups = [*_held_back(record.bought), *(group for task in record.kept for group in _other_task(task))]
+    groups = [
+        *_held_back(record.bought),
+        *(group for task in record.kept for group in _other_task(task)),
+    ]
     if not groups:
         return None
     values = [value for _, _, models in groups for value in models.values()]
@@ -41,14 +47,24 @@ def effect_plot(record: MergeRecord) -> dict[str, Any] | None:
 
     def dot(model: str, value: float, interval: tuple[float, float] | None) -> dict[str, Any]:
         start, stop = interval or (value, value)
-        text = f"{100 * value:.1f}" + (f" [{100 * start:.1f}, {100 * stop:.1f}]" if interval else "")
-        where = {"at": place(value), "start": place(start), "length": round(place(stop) - place(start), 2)}
+        text = f"{100 * value:.1f}" + (
+            f" [{100 * start:.1f}, {100 * stop:.1f}]" if interval else ""
+        )
+        where = {
+            "at": place(value),
+            "start": place(start),
+            "length": round(place(stop) - place(start), 2),
+        }
         return {"model": model, "text": text, **where}
 
     ticks = [low + step * number for number in range(1 + round((high - low) / step - 0.499))]
     return {
         "groups": [
-            {"title": title, "note": note, "dots": [dot(model, *where) for model, where in models.items()]}
+            {
+                "title": title,
+                "note": note,
+                "dots": [dot(model, *where) for model, where in models.items()],
+            }
             for title, note, models in groups
         ],
         "ticks": [(place(tick), f"{100 * tick:.0f}%") for tick in ticks],
@@ -63,14 +79,23 @@ def _held_back(bought: MergeEffect | None) -> Iterator[_Values]:
     unrelated = [name for name in bought.merged.corruptions if name not in bought.related]
 
     def values(kind: str) -> dict[str, tuple[float, tuple[float, float] | None]]:
-        estimates: dict[str, Estimate] = {name: getattr(accuracy, kind) for name, accuracy in models.items()}
+        estimates: dict[str, Estimate] = {
+            name: getattr(accuracy, kind) for name, accuracy in models.items()
+        }
         return {name: (estimate.value, estimate.interval) for name, estimate in estimates.items()}
 
     counted = f"{bought.images:,} image{'s' * (bought.images > 1)} that the decision did not see"
     yield "Your images", counted, values("clean")
     views = f"{bought.corruptions_per_image} of {', '.join(unrelated)} for each image"
-    yield "Your images under unrelated corruptions", f"{views}; no recipe learns from these", values("corrupted")
-    views = f"{bought.related_per_image} of {', '.join(bought.related)} for each image; auto learns from milder forms"
+    yield (
+        "Your images under unrelated corruptions",
+        f"{views}; no recipe learns from these",
+        values("corrupted"),
+    )
+    views = (
+        f"{bought.related_per_image} of {', '.join(bought.related)} for each image; auto learns"
+        " from milder forms"
+    )
     yield "Your images under related corruptions", views, values("related")
 
 
@@ -82,7 +107,11 @@ def _other_task(task: OtherTaskScores) -> Iterator[_Values]:
         if measure in DRAWN:
             shares = {"zero-shot": zeroshot, "fine-tuned": fmean(one[measure] for one in finetuned)}
             shares["merged"] = merged[measure]
-            scores = {"zero-shot": task.zeroshot, "fine-tuned": task.finetuned[0], "merged": task.merged}
+            scores = {
+                "zero-shot": task.zeroshot,
+                "fine-tuned": task.finetuned[0],
+                "merged": task.merged,
+            }
             intervals = {
                 name: score.accuracy.interval
                 for name, score in scores.items()
@@ -90,6 +119,13 @@ def _other_task(task: OtherTaskScores) -> Iterator[_Values]:
             }
             title = f"Other task: {task.name}" + ("" if measure == "accuracy" else f", {measure}")
             lost, back = shares["fine-tuned"] - zeroshot, shares["merged"] - shares["fine-tuned"]
-            changes = f"fine-tuning changed it by {100 * lost:+.1f} points, the merge gives back {100 * back:+.1f}"
+            changes = (
+                f"fine-tuning changed it by {100 * lost:+.1f} points, the merge gives back"
+                f" {100 * back:+.1f}"
+            )
             note = f"{task.images:,} images, {what}; {changes}"
-            yield title, note, {name: (share, intervals.get(name)) for name, share in shares.items()}
+            yield (
+                title,
+                note,
+                {name: (share, intervals.get(name)) for name, share in shares.items()},
+            )

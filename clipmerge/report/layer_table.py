@@ -1,4 +1,6 @@
-"""The table of layers: a column per number, neighbours with equal cells in one row, equal columns in a sentence."""
+"""The table of layers: a column per number, neighbours with equal cells in one row, equal columns
+in a sentence.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,8 @@ from clipmerge.planning.measurements import StatisticAbout
 from clipmerge.report.prose import minus
 
 _SUBSCRIPT = re.compile(r"(\w)_([0-9a-z](?:,[0-9a-z])*)")
-# Statistics of learning, which the applied plan's own numbers replace, because overrides and edits come later.
+# Statistics of learning, which the applied plan's own numbers replace, because overrides and edits
+# come later.
 _LEARNED = ("at_zero", "at_one", "straggler")
 
 
@@ -35,10 +38,14 @@ class Scale:
         return cls(min([0.0, *numbers]), max([at_least, *numbers]))
 
     def bar(self, value: Any) -> tuple[float, float]:
-        """Start and length of a bar in percent of the range; length 0, at zero, without a number."""
+        """Start and length of a bar in percent of the range; length 0, at zero, without a
+        number.
+        """
         number = value if isinstance(value, float) else 0.0
         span = self.high - self.low or 1.0
-        return round(100 * (min(number, 0.0) - self.low) / span, 2), round(100 * abs(number) / span, 2)
+        return round(100 * (min(number, 0.0) - self.low) / span, 2), round(
+            100 * abs(number) / span, 2
+        )
 
 
 @dataclass(frozen=True)
@@ -68,18 +75,33 @@ class Column:
 
 def columns_of(record: MergeRecord) -> list[Column]:
     """Collect all numbers per layer."""
-    changes = {layer: entry.change for layer, entry in record.layers.items() if entry.change is not None}
+    changes = {
+        layer: entry.change for layer, entry in record.layers.items() if entry.change is not None
+    }
     tables: dict[str, dict[str, float]] = {"change": changes} if changes else {}
-    shares = {name: entry.zeroshot_share for name, entry in record.layers.items() if entry.zeroshot_share is not None}
+    shares = {
+        name: entry.zeroshot_share
+        for name, entry in record.layers.items()
+        if entry.zeroshot_share is not None
+    }
     for layer, row in record.measurements.items():
         for name, value in row.items():
             if name not in _LEARNED or not shares:
                 tables.setdefault(name, {})[layer] = value
     columns = _settings(record)
     if any(shares.values()):
-        about = "share of the layer's weights whose coefficient is 0: the zero-shot model's, bit for bit."
-        title, term, scale = "at zero-shot", "At zero-shot", Scale.of(shares.values(), at_least=0.05)
-        columns.append(Column("zeroshot_share", title, "share", term, about, shares, 3, scale, kind="setting"))
+        about = (
+            "share of the layer's weights whose coefficient is 0: the zero-shot model's, bit for"
+            " bit."
+        )
+        title, term, scale = (
+            "at zero-shot",
+            "At zero-shot",
+            Scale.of(shares.values(), at_least=0.05),
+        )
+        columns.append(
+            Column("zeroshot_share", title, "share", term, about, shares, 3, scale, kind="setting")
+        )
     columns += [_statistic(record, name, values) for name, values in tables.items()]
     return [*columns, *_scores(record)]
 
@@ -99,13 +121,28 @@ def _settings(record: MergeRecord) -> list[Column]:
     ):
         values = {layer: getattr(entry, key) for layer, entry in record.layers.items()}
         decimals, scale = setting_decimals(values.values()), Scale.of(values.values(), at_least=1.0)
-        columns.append(Column(key, key, symbol, term, about, values, decimals, scale, kind="setting"))
-    ranges = {layer: entry.alpha_range for layer, entry in record.layers.items() if entry.alpha_range}
+        columns.append(
+            Column(key, key, symbol, term, about, values, decimals, scale, kind="setting")
+        )
+    ranges = {
+        layer: entry.alpha_range for layer, entry in record.layers.items() if entry.alpha_range
+    }
     if ranges:
         about = "smallest and largest coefficient of the layer's weights; its alpha is their mean."
         scale = Scale(0.0, 1.0)
         columns.append(
-            Column("alpha_range", "alpha range", "learned", "Alpha range", about, ranges, 2, scale, "setting", False)
+            Column(
+                "alpha_range",
+                "alpha range",
+                "learned",
+                "Alpha range",
+                about,
+                ranges,
+                2,
+                scale,
+                "setting",
+                False,
+            )
         )
     return columns
 
@@ -145,44 +182,74 @@ def _scores(record: MergeRecord) -> list[Column]:
         if values:
             scale = Scale.of(values.values())
             columns.append(
-                Column(key, title, symbol, term, about, values, decimals, scale, "score", False, scale.low < 0)
+                Column(
+                    key,
+                    title,
+                    symbol,
+                    term,
+                    about,
+                    values,
+                    decimals,
+                    scale,
+                    "score",
+                    False,
+                    scale.low < 0,
+                )
             )
     return columns
 
 
-def layer_table(record: MergeRecord, columns: Sequence[Column], towers: Mapping[str, str]) -> dict[str, Any]:
+def layer_table(
+    record: MergeRecord, columns: Sequence[Column], towers: Mapping[str, str]
+) -> dict[str, Any]:
     """Lay out the table for the page."""
     layers = tuple(record.layers)
     differing = (c for c in columns if len({c.text(c.values.get(layer)) for layer in layers}) > 1)
     shown = tuple(differing) or tuple(columns[:1])
     masks = any(entry.mask for entry in record.layers.values())
-    left_out = [column for column in columns if column not in shown and (masks or column.key != "density")]
+    left_out = [
+        column for column in columns if column not in shown and (masks or column.key != "density")
+    ]
     reasons = Counter(entry.reason for entry in record.layers.values())
     return {
         "columns": shown,  # those in which layers differ
         "equal": ", ".join(f"{c.title} {minus(c.text(c.values.get(layers[0])))}" for c in left_out),
         "towers": _towers(record, shown, towers),
-        "reason": next(iter(reasons)) if len(reasons) == 1 else "",  # shared by all layers, and then without a column
-        "usual_reason": reasons.most_common(1)[0][0],  # written only once if more than half of the layers share it
+        "reason": (
+            next(iter(reasons)) if len(reasons) == 1 else ""
+        ),  # shared by all layers, and then without a column
+        "usual_reason": reasons.most_common(1)[0][
+            0
+        ],  # written only once if more than half of the layers share it
         "has_usual": len(reasons) > 1 and 2 * reasons.most_common(1)[0][1] > len(record.layers),
         "has_masks": masks,
     }
 
 
-def _towers(record: MergeRecord, columns: Sequence[Column], towers: Mapping[str, str]) -> list[dict[str, Any]]:
+def _towers(
+    record: MergeRecord, columns: Sequence[Column], towers: Mapping[str, str]
+) -> list[dict[str, Any]]:
     """The rows of each tower, and its totals."""
     found = []
     for tower, members in groupby(record.layers, key=lambda layer: layer.partition(".")[0]):
         layers = list(members)
-        numbers = [(c, [c.values[layer] for layer in layers if layer in c.values]) for c in columns if c.additive]
+        numbers = [
+            (c, [c.values[layer] for layer in layers if layer in c.values])
+            for c in columns
+            if c.additive
+        ]
         sums = [(column, sum(values)) for column, values in numbers if values]
         size = sum(record.layers[layer].size or 0 for layer in layers)
         title, rows = towers.get(tower, tower), _rows(record, columns, layers)
-        found.append({"title": title, "rows": rows, "count": len(layers), "size": size, "sums": sums})
+        found.append(
+            {"title": title, "rows": rows, "count": len(layers), "size": size, "sums": sums}
+        )
     return found
 
 
-def _rows(record: MergeRecord, columns: Sequence[Column], layers: Sequence[str]) -> list[dict[str, Any]]:
+def _rows(
+    record: MergeRecord, columns: Sequence[Column], layers: Sequence[str]
+) -> list[dict[str, Any]]:
     """A row per layer, or per neighbours with equal cells; a straggler has its own row."""
     stragglers = set(record.found_stragglers)
 
@@ -222,7 +289,8 @@ def decimals_for(values: Iterable[Any]) -> int | None:
 
 
 def format_number(value: Any, decimals: int | None, *, signed: bool = False) -> str:
-    """Print a number with a column's decimals; one that is too small for them is printed as ``3e-05``.
+    """Print a number with a column's decimals; one that is too small for them is printed as
+    ``3e-05``.
 
     Example:
         >>> format_number(0.5, 2), format_number(-2e-5, 3), format_number(0.25, 1, signed=True)
@@ -243,4 +311,8 @@ def format_number(value: Any, decimals: int | None, *, signed: bool = False) -> 
 
 def setting_decimals(values: Iterable[Any]) -> int:
     """Two decimals for coefficients and densities, three if two would hide a difference."""
-    return 2 if all(abs(value - round(value, 2)) < 1e-9 for value in values if isinstance(value, float)) else 3
+    return (
+        2
+        if all(abs(value - round(value, 2)) < 1e-9 for value in values if isinstance(value, float))
+        else 3
+    )

@@ -1,8 +1,9 @@
 """The report of a merge: one HTML page, from the record alone.
 
-First what the merge bought and whether to use it, then why: what was learned or measured, layer by layer. Nothing is
-measured or read here, and two equal merges give byte-identical pages, without ``output``, ``seconds`` and the time of
-day. There is no section for what was not measured or looked for.
+First what the merge bought and whether to use it, then why: what was learned or measured, layer by
+layer. Nothing is measured or read here, and two equal merges give byte-identical pages, without
+``output``, ``seconds`` and the time of day. There is no section for what was not measured or looked
+for.
 """
 
 from __future__ import annotations
@@ -43,10 +44,16 @@ def html_page(record: MergeRecord) -> str:
         "record": record,
         "bought_facts": record.bought and effect_facts(record.bought),
         "bought_rows": record.bought and effect_rows(record.bought),
-        "unmeasured": unmeasured(with_images=record.calibration is not None, warnings=record.warnings),
+        "unmeasured": unmeasured(
+            with_images=record.calibration is not None, warnings=record.warnings
+        ),
         "answer": {
             "label": ADVICE[recommendation] if recommendation else "Not measured",
-            "kind": {"use": "yes", "prefer-finetuned": "no", "prefer-zeroshot": "no"}.get(recommendation or "", "open"),
+            "kind": (
+                {"use": "yes", "prefer-finetuned": "no", "prefer-zeroshot": "no"}.get(
+                    recommendation or "", "open"
+                )
+            ),
         },
         "plot": effect_plot(record),
         "kept": _undrawn_scores(record),
@@ -83,7 +90,9 @@ def card_picture(record: MergeRecord) -> bytes | None:
 
 
 def _pictures(record: MergeRecord) -> list[Any]:
-    """Pictures of the whole model's measurements; importing matplotlib takes longer than a small merge."""
+    """Pictures of the whole model's measurements; importing matplotlib takes longer than a small
+    merge.
+    """
     if not (record.path or record.trace or record.coefficients):
         return []
     from clipmerge.report.merge_pictures import pictures_of
@@ -94,7 +103,9 @@ def _pictures(record: MergeRecord) -> list[Any]:
 def _hashes(record: MergeRecord) -> list[tuple[str, str, str]]:
     rows = [(role, model.files) for role, model in record.checkpoints]
     rows.append(("merged", record.files))
-    return [(role, name, files[name] or "not hashed") for role, files in rows for name in sorted(files)]
+    return [
+        (role, name, files[name] or "not hashed") for role, files in rows for name in sorted(files)
+    ]
 
 
 def _facts(record: MergeRecord, alpha: Column) -> list[tuple[str, str]]:
@@ -103,7 +114,9 @@ def _facts(record: MergeRecord, alpha: Column) -> list[tuple[str, str]]:
     facts = [("layers", f"{len(layers)}")]
     if record.looked_for_stragglers:
         found = len(record.found_stragglers)
-        facts.append(("straggler layers" if found != 1 else "straggler layer", f"{found or 'none'}"))
+        facts.append(
+            ("straggler layers" if found != 1 else "straggler layer", f"{found or 'none'}")
+        )
     learned = tuple(layer for layer, entry in layers.items() if entry.alpha_range)
     taken = takes_learned(record.trace, record.choice)
     name = "mean of a layer's learned coefficients" if learned and taken else "coefficient alpha"
@@ -111,27 +124,45 @@ def _facts(record: MergeRecord, alpha: Column) -> list[tuple[str, str]]:
     low, high = (minus(alpha.text(end(alphas))) for end in (min, max))
     facts.append((name, low if low == high else f"{low} to {high}"))
     if record.coefficients and taken:
-        facts.append(("weights with a learned coefficient", f"{sum(map(sum, record.coefficients.values())):,}"))
+        facts.append(
+            (
+                "weights with a learned coefficient",
+                f"{sum(map(sum, record.coefficients.values())):,}",
+            )
+        )
         back = [
-            (entry.size or 0, entry.zeroshot_share) for entry in layers.values() if entry.zeroshot_share is not None
+            (entry.size or 0, entry.zeroshot_share)
+            for entry in layers.values()
+            if entry.zeroshot_share is not None
         ]
         facts += [("of these at zero-shot", _mean(back))] * any(share for _, share in back)
     if any(entry.mask for entry in layers.values()):
-        kept = [(entry.size or 0, entry.density) for entry in layers.values() if entry.alpha]  # others do not change
+        kept = [
+            (entry.size or 0, entry.density) for entry in layers.values() if entry.alpha
+        ]  # others do not change
         facts.append(("of the change kept by masks", _mean(kept)))
     if record.path and (barrier := record.path.barrier):
-        facts.append(("barrier at alpha 0.5", f"{barrier[0]:.3f} nats" if barrier[0] > 0 else "none"))
+        facts.append(
+            ("barrier at alpha 0.5", f"{barrier[0]:.3f} nats" if barrier[0] > 0 else "none")
+        )
     return facts
 
 
 def _mean(shares: Sequence[tuple[int, float]]) -> str:
     """The mean of layers' shares, weighted by their sizes, in per cent."""
-    return f"{100 * sum(size * share for size, share in shares) / max(1, sum(size for size, _ in shares)):.3g}%"
+    total = max(1, sum(size for size, _ in shares))
+    return f"{100 * sum(size * share for size, share in shares) / total:.3g}%"
 
 
 def _command(record: MergeRecord) -> str:
     """The command that repeats this merge, given the recipe saved as a file."""
-    words = ["clipmerge", "merge", *(model.pinned for _, model in record.checkpoints), "--recipe", "recipe.yaml"]
+    words = [
+        "clipmerge",
+        "merge",
+        *(model.pinned for _, model in record.checkpoints),
+        "--recipe",
+        "recipe.yaml",
+    ]
     images = record.calibration
     if images:
         words += ["--data", images.source, "--images", str(images.requested or images.images)]

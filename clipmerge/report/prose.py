@@ -1,4 +1,6 @@
-"""Pages, and the prose on them: whole sentences, signs, and flags and commands that break between words only."""
+"""Pages, and the prose on them: whole sentences, signs, and flags and commands that break between
+words only.
+"""
 
 from __future__ import annotations
 
@@ -23,8 +25,10 @@ def sentence(text: str, names: Collection[str] = ()) -> str:
     """Begin with a capital letter, unless the first word is a name, and end with a full stop.
 
     Example:
-        >>> sentence("the merged model loses 3.3 points"), sentence("auto, the best, loses 5.0 points", ["auto"])
-        ('The merged model loses 3.3 points.', 'auto, the best, loses 5.0 points.')
+        >>> sentence("the merged model loses 3.3 points")
+        'The merged model loses 3.3 points.'
+        >>> sentence("auto, the best, loses 5.0 points", ["auto"])
+        'auto, the best, loses 5.0 points.'
         >>> sentence("vision.3.mlp has no images"), sentence("")
         ('vision.3.mlp has no images.', '')
     """
@@ -59,22 +63,29 @@ def ranged(text: str) -> Markup:
         (Markup('54.0 <span class="range">[52.0, 56.0]</span>'), Markup('54.0'))
     """
     number, bracket, interval = text.partition(" [")
-    return Markup('{} <span class="range">[{}</span>').format(number, interval) if bracket else Markup(escape(text))
+    return (
+        Markup('{} <span class="range">[{}</span>').format(number, interval)
+        if bracket
+        else Markup(escape(text))
+    )
 
 
 def flags(text: str) -> Markup:
-    """Mark commands between backticks, and flags of the command line, which a narrow page must not break.
+    """Mark commands between backticks, and flags of the command line, which a narrow page must not
+    break.
 
     Example:
         >>> flags("`clipmerge env`: more than the 3 of --max-loss")
-        Markup('<code>clipmerge env</code>: more than the 3 of <code class="flag">--max-loss</code>')
+        Markup('<code>clipmerge env</code>: more than the 3 of <code
+        class="flag">--max-loss</code>')
     """
     marked = _COMMAND.sub(r"<code>\1</code>", str(escape(text)))
     return Markup(_FLAG.sub(lambda found: f'<code class="flag">{found[0]}</code>', marked))
 
 
 def words(command: str) -> Markup:
-    """Mark the words of a command, so that a narrow page breaks it between them and not at a hyphen.
+    """Mark the words of a command, so that a narrow page breaks it between them and not at a
+    hyphen.
 
     Example:
         >>> words("clipmerge env")
@@ -96,4 +107,6 @@ _FILTERS = {
 def page_of(template: str, values: Mapping[str, Any]) -> str:
     """Render a page that loads nothing from the network, in the colours of all pages."""
     file = Path(__file__).parent / "templates" / template
-    return render(file, {"marks": MARKS, "dark_marks": DARK_MARKS, **values}, html=True, filters=_FILTERS)
+    return render(
+        file, {"marks": MARKS, "dark_marks": DARK_MARKS, **values}, html=True, filters=_FILTERS
+    )

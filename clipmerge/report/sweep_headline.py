@@ -7,7 +7,9 @@ from typing import Any, NamedTuple
 
 
 class Answer(NamedTuple):
-    """What to do, as ``yes``, ``no`` or ``open`` for the page's colour and in a few words, and the numbers for it."""
+    """What to do, as ``yes``, ``no`` or ``open`` for the page's colour and in a few words, and the
+    numbers for it.
+    """
 
     kind: str
     label: str
@@ -28,7 +30,8 @@ def headline(record: dict[str, Any]) -> str:
 def answer(record: dict[str, Any]) -> Answer:
     """Compare the best recipe with the alpha curve, or say why that is not possible.
 
-    A recipe is recommended only if it is off the curve, its gain has an interval, and it does not lose too much.
+    A recipe is recommended only if it is off the curve, its gain has an interval, and it does not
+    lose too much.
     """
     judged = [row for row in marks_of(record) if row["gain_interval"]]
     if judged:
@@ -42,8 +45,8 @@ def answer(record: dict[str, Any]) -> Answer:
     return Answer(
         "open",
         "Not known",
-        f"{best['name']} has {ood} mean OOD accuracy with {id} ID accuracy, but it cannot be compared with the alpha "
-        f"curve: {best['gain_note'] or 'no interval was made'}.",
+        f"{best['name']} has {ood} mean OOD accuracy with {id} ID accuracy, but it cannot be"
+        f" compared with the alpha curve: {best['gain_note'] or 'no interval was made'}.",
     )
 
 
@@ -57,20 +60,29 @@ def _compared(row: dict[str, Any]) -> Answer:
         advised = ("open", f"{name} gains") if row.get("loses") else ("yes", f"Use {name}")
         return Answer(*advised, f"{numbers}.")
     if high < 0:
-        return Answer("no", "Keep to the alpha curve", f"{name}, the best of the others, has {numbers}.")
-    return Answer("open", "No difference is shown", f"{name} has {numbers}; more images would tell.")
+        return Answer(
+            "no", "Keep to the alpha curve", f"{name}, the best of the others, has {numbers}."
+        )
+    return Answer(
+        "open", "No difference is shown", f"{name} has {numbers}; more images would tell."
+    )
 
 
 def gain_notes(record: dict[str, Any]) -> list[str]:
-    """One line for each recipe that had unlabelled images, and for each row without a gain or an interval."""
+    """One line for each recipe that had unlabelled images, and for each row without a gain or an
+    interval.
+    """
     notes = [
-        f"{row['name']}: also learned from {given['images']} unlabelled images of {given['source']}."
+        f"{row['name']}: also learned from {given['images']} unlabelled images of"
+        f" {given['source']}."
         for row in record["recipes"]
         if (given := (row.get("calibration") or {}).get("unlabelled"))
     ]
     for row in marks_of(record):
         if row["alpha"] is not None:
-            notes.append(f"{row['name']}: the same weights as alpha {row['alpha']:g}, a point of the curve.")
+            notes.append(
+                f"{row['name']}: the same weights as alpha {row['alpha']:g}, a point of the curve."
+            )
         elif row.get("gain_note"):
             notes.append(f"{row['name']}: {row['gain_note']}.")
     return notes

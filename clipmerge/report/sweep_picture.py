@@ -30,12 +30,23 @@ _Named = tuple[Line2D, str]
 _INCHES, _NARROW, _DOTS = (8.0, 5.6), (4.6, 5.0), 160
 # Terminal cells, half as wide as high; letters have about that size too.
 _NAME, _SOURCES = 36, 40
-# Width of a mark in points, and its growth for each mark that lies on top of it, up to a number of them.
+# Width of a mark in points, and its growth for each mark that lies on top of it, up to a number of
+# them.
 _MARK, _GROWTH, _MOST_GROWN = 10.0, 5.0, 4
 # Fonts with letters that matplotlib's own font lacks, where one is installed.
 _FURTHER_FONTS = (
-    *("Noto Sans CJK JP", "Noto Sans CJK SC", "Hiragino Sans", "PingFang SC", "Yu Gothic", "Microsoft YaHei"),
-    *("WenQuanYi Micro Hei", "Malgun Gothic", "Arial Unicode MS", "Noto Sans", "Noto Emoji", "Segoe UI Symbol"),
+    "Noto Sans CJK JP",
+    "Noto Sans CJK SC",
+    "Hiragino Sans",
+    "PingFang SC",
+    "Yu Gothic",
+    "Microsoft YaHei",
+    "WenQuanYi Micro Hei",
+    "Malgun Gothic",
+    "Arial Unicode MS",
+    "Noto Sans",
+    "Noto Emoji",
+    "Segoe UI Symbol",
 )
 
 
@@ -46,7 +57,8 @@ def curve_png(record: dict[str, Any], title: str) -> bytes:
 
 
 def curve_files(record: dict[str, Any]) -> dict[str, bytes]:
-    """Draw ``curve.png``, ``curve.svg`` and ``curve.pdf``; of the record, curve, recipes, id and ood are needed.
+    """Draw ``curve.png``, ``curve.svg`` and ``curve.pdf``; of the record, curve, recipes, id and
+    ood are needed.
 
     Equal records give equal bytes with the same version of matplotlib and the same fonts.
     """
@@ -56,28 +68,41 @@ def curve_files(record: dict[str, Any]) -> dict[str, bytes]:
 
 
 def curve_markup(record: dict[str, Any]) -> Markup:
-    """Draw two ``svg`` elements for a page, of the classes ``wide`` and ``narrow``, whose marks say their numbers."""
+    """Draw two ``svg`` elements for a page, of the classes ``wide`` and ``narrow``, whose marks say
+    their numbers.
+    """
     label = (
-        "ID accuracy from left to right, mean OOD accuracy from bottom to top: the alpha curve from zero-shot to "
-        "fine-tuned, and each recipe as a mark. The table below holds every number."
+        "ID accuracy from left to right, mean OOD accuracy from bottom to top: the alpha curve from"
+        " zero-shot to fine-tuned, and each recipe as a mark. The table below holds every number."
     )
     hints = {f"point-{number}": hint for number, hint in enumerate(hints_of(record))}
     with _fonts():
         wide = drawing.markup(_draw(record), "wide", label, style="wide", hints=hints)
-        return wide + drawing.markup(_draw(record, _NARROW), "narrow", label, style="narrow", hints=hints)
+        return wide + drawing.markup(
+            _draw(record, _NARROW), "narrow", label, style="narrow", hints=hints
+        )
 
 
 @contextmanager
 def _fonts() -> Iterator[None]:
-    """Use every font that may have the characters of a name; a character that none has is drawn as a box."""
+    """Use every font that may have the characters of a name; a character that none has is drawn as
+    a box.
+    """
     installed = set(font_manager.get_font_names())
-    families = [*matplotlib.rcParams["font.family"], *(name for name in _FURTHER_FONTS if name in installed)]
+    families = [
+        *matplotlib.rcParams["font.family"],
+        *(name for name in _FURTHER_FONTS if name in installed),
+    ]
     with matplotlib.rc_context({"font.family": families}), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing from")  # the user cannot do anything about it
+        warnings.filterwarnings(
+            "ignore", "Glyph .* missing from"
+        )  # the user cannot do anything about it
         yield
 
 
-def _draw(record: dict[str, Any], inches: tuple[float, float] = _INCHES, *, title: str = "") -> Figure:
+def _draw(
+    record: dict[str, Any], inches: tuple[float, float] = _INCHES, *, title: str = ""
+) -> Figure:
     figure, axes = drawing.new_figure(*inches, dots=_DOTS)
     axes.set_title(title, color=INK, fontsize=11, loc="left", parse_math=False)
     narrow = inches == _NARROW
@@ -116,7 +141,9 @@ def _draw_curve(axes: Axes, curve: list[dict[str, Any]], ends: dict[float, str])
 
 
 def _draw_marks(axes: Axes, rows: list[dict[str, Any]], first: int) -> list[_Named]:
-    """Draw the marks of recipes and checkpoints; one that lies below others is larger and shows around them."""
+    """Draw the marks of recipes and checkpoints; one that lies below others is larger and shows
+    around them.
+    """
     places = [(round(row["id"], 9), round(row["ood"], 9)) for row in rows]
     above = Counter(places)
     styles = mark_styles([row["name"] for row in rows])
@@ -131,7 +158,14 @@ def _draw_marks(axes: Axes, rows: list[dict[str, Any]], first: int) -> list[_Nam
 
 
 def _draw_point(
-    axes: Axes, row: dict[str, Any], shape: str, colour: str, size: float, *, fill: str = "", opacity: float = 0.5
+    axes: Axes,
+    row: dict[str, Any],
+    shape: str,
+    colour: str,
+    size: float,
+    *,
+    fill: str = "",
+    opacity: float = 0.5,
 ) -> Line2D:
     """Draw one point with its intervals in both directions."""
     x, y = 100 * row["id"], 100 * row["ood"]
@@ -139,17 +173,23 @@ def _draw_point(
     axes.plot(across, [y, y], color=colour, linewidth=1, alpha=opacity, zorder=2)
     axes.plot([x, x], up, color=colour, linewidth=1, alpha=opacity, zorder=2)
     edge = colour if fill else CARD
-    (mark,) = axes.plot([x], [y], shape, ls="", ms=size, mfc=fill or colour, mec=edge, zorder=3 if fill else 4)
+    (mark,) = axes.plot(
+        [x], [y], shape, ls="", ms=size, mfc=fill or colour, mec=edge, zorder=3 if fill else 4
+    )
     return mark
 
 
 def _add_legend(figure: Figure, named: Sequence[_Named]) -> None:
-    """Put the legend below the picture, with as many columns as fit, and enlarge the picture by its height."""
+    """Put the legend below the picture, with as many columns as fit, and enlarge the picture by its
+    height.
+    """
     marks, names = zip(*named, strict=True)
     longest = max(map(cell_len, names))
     legend = figure.legend(
         marks,
-        [str(number) for number in range(len(marks))],  # matplotlib leaves out names that begin with _
+        [
+            str(number) for number in range(len(marks))
+        ],  # matplotlib leaves out names that begin with _
         loc="outside lower center",
         ncols=max(1, int(0.9 * figure.bbox.width / _DOTS / (0.09 * longest + 0.6))),
         fontsize=9,

@@ -19,7 +19,8 @@ _MEANS = ("id", "ood", "gain")
 
 
 def shortened(text: str, cells: int) -> str:
-    """Leave out the middle of a name that is too long, because names of one family often differ at the end.
+    """Leave out the middle of a name that is too long, because names of one family often differ at
+    the end.
 
     Example:
         >>> shortened("straggler-sparse-density-0.2-alpha-0.35", 21)
@@ -54,7 +55,9 @@ class SweepColumn:
 
 
 def rows_of(record: dict[str, Any]) -> list[tuple[str, bool, dict[str, Any]]]:
-    """Heading of each row, whether it is a recipe or a checkpoint instead of a point of the curve, and its numbers."""
+    """Heading of each row, whether it is a recipe or a checkpoint instead of a point of the curve,
+    and its numbers.
+    """
     rows, ends = [], ends_of(record)
     for row in record["curve"]:
         end = ends.get(row["alpha"])
@@ -70,7 +73,11 @@ def hints_of(record: dict[str, Any]) -> list[str]:
             f"{name} {100 * row[kind]:.1f}% {interval(row[f'{kind}_interval'], with_sign=False)}"
             for kind, name in (("id", "ID"), ("ood", "mean OOD"))
         ]
-        gain = [] if row["gain"] is None else [f"gain {signed(row['gain'])} {interval(row['gain_interval'])}".rstrip()]
+        gain = (
+            []
+            if row["gain"] is None
+            else [f"gain {signed(row['gain'])} {interval(row['gain_interval'])}".rstrip()]
+        )
         hints.append(f"{head}: {', '.join([*shares, *gain])}")
     return hints
 
@@ -81,30 +88,43 @@ def sweep_columns(record: dict[str, Any]) -> list[SweepColumn]:
     none = [""] * len(rows)
 
     def source(name: str) -> SweepColumn:
-        return SweepColumn(name, [f"{100 * row['accuracy'][name]:.1f}" for row in rows], none, is_source=True)
+        return SweepColumn(
+            name, [f"{100 * row['accuracy'][name]:.1f}" for row in rows], none, is_source=True
+        )
 
     id_columns = [replace(source(name), is_source=len(record["id"]) > 1) for name in record["id"]]
     if len(record["id"]) > 1:
         id_columns.append(SweepColumn("mean ID", [f"{100 * row['id']:.1f}" for row in rows], none))
     spreads = [interval(row["ood_interval"], with_sign=False) for row in rows]
     several = len(record["ood"]) > 1
-    ood = SweepColumn("mean OOD" if several else record["ood"][0], [f"{100 * row['ood']:.1f}" for row in rows], spreads)
+    ood = SweepColumn(
+        "mean OOD" if several else record["ood"][0],
+        [f"{100 * row['ood']:.1f}" for row in rows],
+        spreads,
+    )
     curve = len(record["curve"])
     gains = [
-        "" if place < curve else _DASH if row["gain"] is None else signed(row["gain"]) for place, row in enumerate(rows)
+        "" if place < curve else _DASH if row["gain"] is None else signed(row["gain"])
+        for place, row in enumerate(rows)
     ]
-    gain = SweepColumn("gain at equal ID accuracy", gains, [interval(row["gain_interval"]) for row in rows])
+    gain = SweepColumn(
+        "gain at equal ID accuracy", gains, [interval(row["gain_interval"]) for row in rows]
+    )
     return [*id_columns, *[source(name) for name in record["ood"] if several], ood, gain]
 
 
 def other_tasks_section(record: dict[str, Any]) -> dict[str, Any]:
-    """Scores on tasks that the model was not fine-tuned for: one column per number, one row per point."""
+    """Scores on tasks that the model was not fine-tuned for: one column per number, one row per
+    point.
+    """
     rows, cells = [], dict[str, str]()
     for head, is_mark, row in rows_of(record):
         cells = {
             f"{task['name']}: {measure}": f"{100 * value:.1f}"
             for task in record.get("kept", [])
-            for measure, value in measures_of(Score.model_validate(row["kept"][task["name"]])).items()
+            for measure, value in measures_of(
+                Score.model_validate(row["kept"][task["name"]])
+            ).items()
         }
         rows.append({"head": head, "is_mark": is_mark, "cells": list(cells.values())})
     return {"kept_columns": list(cells), "kept_rows": rows}
@@ -112,8 +132,15 @@ def other_tasks_section(record: dict[str, Any]) -> dict[str, Any]:
 
 def sweep_page(record: dict[str, Any], picture: Markup) -> str:
     """Render the page, which loads nothing from the network."""
-    single = [column for column in sweep_columns(record) if column.is_source and column.title in record["ood"]]
-    columns = [*(column for column in sweep_columns(record) if column not in single), *single]  # a telephone shows few
+    single = [
+        column
+        for column in sweep_columns(record)
+        if column.is_source and column.title in record["ood"]
+    ]
+    columns = [
+        *(column for column in sweep_columns(record) if column not in single),
+        *single,
+    ]  # a telephone shows few
     return page_of(
         "sweep.html.j2",
         {
@@ -122,7 +149,11 @@ def sweep_page(record: dict[str, Any], picture: Markup) -> str:
             "picture": picture,
             "columns": [column.title for column in columns],
             "rows": [
-                {"head": head, "is_mark": is_mark, "cells": [column.text()[place] for column in columns]}
+                {
+                    "head": head,
+                    "is_mark": is_mark,
+                    "cells": [column.text()[place] for column in columns],
+                }
                 for place, (head, is_mark, _) in enumerate(rows_of(record))
             ],
             "answer": answer(record),
@@ -140,12 +171,22 @@ def sweep_csv(record: dict[str, Any]) -> str:
     writer = csv.writer(text, lineterminator="\n")
     means = [name for kind in _MEANS for name in (kind, f"{kind}_low", f"{kind}_high")]
     writer.writerow(["kind", "name", "alpha", *means, "gain_note", *record["sources"]])
-    kinds = {"curve": record["curve"], "recipe": record["recipes"], "checkpoint": record.get("points", [])}
+    kinds = {
+        "curve": record["curve"],
+        "recipe": record["recipes"],
+        "checkpoint": record.get("points", []),
+    }
     for kind, rows in kinds.items():
         for row in rows:
-            numbers = [number for mean in _MEANS for number in (row[mean], *(row[f"{mean}_interval"] or (None, None)))]
+            numbers = [
+                number
+                for mean in _MEANS
+                for number in (row[mean], *(row[f"{mean}_interval"] or (None, None)))
+            ]
             accuracies = [row["accuracy"][name] for name in record["sources"]]
             name = row.get("name", f"alpha {row['alpha']:g}" if kind == "curve" else "")
-            inert = f"'{name}" if name[:1] in ("=", "+", "-", "@") else name  # or a spreadsheet takes it for a formula
+            inert = (
+                f"'{name}" if name[:1] in ("=", "+", "-", "@") else name
+            )  # or a spreadsheet takes it for a formula
             writer.writerow([kind, inert, row["alpha"], *numbers, row["gain_note"], *accuracies])
     return text.getvalue()

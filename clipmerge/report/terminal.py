@@ -1,4 +1,6 @@
-"""The summary of a merge on a terminal: what it bought and what was decided; report and card list the layers."""
+"""The summary of a merge on a terminal: what it bought and what was decided; report and card list
+the layers.
+"""
 
 from __future__ import annotations
 
@@ -15,13 +17,15 @@ from clipmerge.planning.other_tasks import EXPLANATION, HEADS, other_task_rows
 
 # stragglers that are listed
 _NAMED = 3
-# A verdict of methods that learn, with what it says before its numbers, and the factor of all coefficients; after
-# overrides and edits of the plan a verdict has another form.
+# A verdict of methods that learn, with what it says before its numbers, and the factor of all
+# coefficients; after overrides and edits of the plan a verdict has another form.
 _LEARNED = re.compile(r"(?:(.*); )?[\d,]+ (?:learned )?coefficients(?: times (\S+))?; ")
 
 
 def summary(record: MergeRecord, *, verbose: bool = False) -> RenderableType:
-    """Summarise a merge in a few lines; of learned coefficients only the verbose form repeats the whole verdict."""
+    """Summarise a merge in a few lines; of learned coefficients only the verbose form repeats the
+    whole verdict.
+    """
     images, learned = record.calibration, _LEARNED.match(record.headline)
     lines = [record.headline, *_stragglers(record)]
     if images is not None and learned and not verbose:
@@ -31,7 +35,9 @@ def summary(record: MergeRecord, *, verbose: bool = False) -> RenderableType:
     return Group(*_effect_lines(record), *_other_task_lines(record), *map(Text, lines))
 
 
-def _learned(record: MergeRecord, images: int, stragglers: str | None, factor: str | None) -> list[str]:
+def _learned(
+    record: MergeRecord, images: int, stragglers: str | None, factor: str | None
+) -> list[str]:
     """What was learned, or measured without learning, in a sentence."""
     where = f"on {images:,} of your images"
     verb = "learned" if any(record.trace.values()) else "decided"
@@ -40,7 +46,10 @@ def _learned(record: MergeRecord, images: int, stragglers: str | None, factor: s
         alpha = f"alpha {record.choice.alpha:g} for all weights"
         sentence = f"Nothing learned {where} is proven better than {alpha}, which was taken"
         if record.choice.finetuned_rank is not None and not any(record.trace.values()):
-            kept = f"{record.choice.finetuned_rank:.0%} of the effective rank of the zero-shot model's features"
+            kept = (
+                f"{record.choice.finetuned_rank:.0%} of the effective rank of the zero-shot model's"
+                " features"
+            )
             sentence = f"Fine-tuning kept {kept}, so nothing was learned, and {alpha} was taken"
     times = f", and multiplied by {factor}" if factor else ""
     return [f"{stragglers}."] * bool(stragglers) + [f"{sentence}{times} (-v says more)."]
@@ -53,7 +62,9 @@ def _stragglers(record: MergeRecord) -> list[str]:
     for name in found[:_NAMED]:
         layer = record.layers[name]
         mask = f", mask {layer.mask}" if layer.mask else ""
-        lines.append(f"{name}: alpha {layer.alpha:.3g}, density {layer.kept:.3g}{mask}; {layer.reason}")
+        lines.append(
+            f"{name}: alpha {layer.alpha:.3g}, density {layer.kept:.3g}{mask}; {layer.reason}"
+        )
     more = counted(len(found) - _NAMED, "more straggler", "more stragglers")
     return [*lines, *([f"and {more}"] if len(found) > _NAMED else [])]
 
@@ -61,7 +72,12 @@ def _stragglers(record: MergeRecord) -> list[str]:
 def _effect_lines(record: MergeRecord) -> list[Text]:
     """The measured effect of the merge, which users look for first."""
     if record.bought is None:
-        return [Text(unmeasured(with_images=record.calibration is not None, warnings=record.warnings), style="dim")]
+        return [
+            Text(
+                unmeasured(with_images=record.calibration is not None, warnings=record.warnings),
+                style="dim",
+            )
+        ]
     return [
         Text(record.bought.verdict, style="bold"),
         *(Text(f"Warning: {warning}", style="bold yellow") for warning in record.bought.warnings),

@@ -1,4 +1,5 @@
-"""`clipmerge bench` against repositories and files of the public layouts, and its jobs, which submitit runs here."""
+"""`clipmerge bench` against repositories and files of the public layouts, and its jobs, which
+submitit runs here."""
 
 import json
 import math
@@ -19,7 +20,14 @@ from clipmerge.evaluation.suites.suite import load_suite
 from clipmerge.output.results import BenchRecord
 from tests.support.command import clipmerge, done, refused, start
 from tests.support.hub_double import FakeHub, environment
-from tests.support.public_pairs import BASE, Releases, save_soups, serving_files, upload_fusionbench, upload_imagenets
+from tests.support.public_pairs import (
+    BASE,
+    Releases,
+    save_soups,
+    serving_files,
+    upload_fusionbench,
+    upload_imagenets,
+)
 
 QUICK = ("--recipe", "lines", "--alphas", "0,0.5,1")
 
@@ -51,7 +59,10 @@ def kill_while_sweeping(hub: FakeHub, folder: Path, *command: object) -> None:
     """Start a bench, and kill it when it sweeps."""
     process = start(*command, env=environment(hub, folder))
     # the check's answers are eight batches of one source; more are answers of the sweep
-    while len(list((folder / "cache").rglob("bench/*/*/*.safetensors"))) <= 8 and process.poll() is None:
+    while (
+        len(list((folder / "cache").rglob("bench/*/*/*.safetensors"))) <= 8
+        and process.poll() is None
+    ):
         time.sleep(0.01)
     process.kill()
     assert "Traceback" not in process.communicate()[1]
@@ -81,7 +92,11 @@ def test_a_suite_resumes_and_is_the_same_in_jobs(
     kill_while_sweeping(hub, tmp_path, *command, *out)
     record = bench(*command, *out)
     assert 0 < answers.call_count < 4 * 8 * 8 - 8
-    assert {file.name for file in out[1].iterdir()} == {"bench.json", "corrupted-eurosat.md", "corrupted-eurosat.png"}
+    assert {file.name for file in out[1].iterdir()} == {
+        "bench.json",
+        "corrupted-eurosat.md",
+        "corrupted-eurosat.png",
+    }
     (pair,) = record["pairs"]
     right = round(0.46 * 64) / 64
     assert pair["sweep"]["curve"][0]["accuracy"] == dict.fromkeys(pair["data"], right)
@@ -116,7 +131,10 @@ def test_a_wrong_zero_shot_figure_stops_it(hub: FakeHub, tmp_path: Path, answers
     assert not (tmp_path / "bench-corrupted-eurosat").exists()
     ended = done("bench", "corrupted-eurosat", "--limit", "64", *QUICK, "--no-check")
     assert "continuing because of --no-check" in ended.err
-    assert "not as published" in (tmp_path / "bench-corrupted-eurosat" / "corrupted-eurosat.md").read_text()
+    assert (
+        "not as published"
+        in (tmp_path / "bench-corrupted-eurosat" / "corrupted-eurosat.md").read_text()
+    )
 
 
 @pytest.mark.slow
@@ -143,11 +161,16 @@ def test_imagenet_with_heads_resumes_and_downloads_nothing_twice(
     assert f"{100 * right:.1f} (75.6)" in page
     assert "| greedy soup of 72 |" in page
     assert page.count("(none is published)") == 2
-    shards = {path.split("/", 6)[-1] for _, path, _ in hub.requests("GET", r"wds_imagenetv2/resolve/.*\.tar")}
+    shards = {
+        path.split("/", 6)[-1]
+        for _, path, _ in hub.requests("GET", r"wds_imagenetv2/resolve/.*\.tar")
+    }
     assert shards == {"test/0.tar", "test/1.tar"}
 
 
-@pytest.mark.parametrize(("limit", "error"), [(None, 0.0), (400, 300 * math.sqrt(0.46 * 0.54 / 400))])
+@pytest.mark.parametrize(
+    ("limit", "error"), [(None, 0.0), (400, 300 * math.sqrt(0.46 * 0.54 / 400))]
+)
 def test_only_a_sample_may_be_off_by_its_sampling_error(limit: int | None, error: float) -> None:
     suite = load_suite("corrupted-eurosat")
     allowed = suite.tolerance + error
@@ -172,7 +195,9 @@ def test_a_job_that_fails_is_named_with_its_output_and_the_others_finish(tmp_pat
 
 
 def test_places_and_parameters_that_are_not_there() -> None:
-    with pytest.raises(UsageError, match=r"--jobs: 'cloud' is not a place for jobs \(places: local, slurm\)"):
+    with pytest.raises(
+        UsageError, match=r"--jobs: 'cloud' is not a place for jobs \(places: local, slurm\)"
+    ):
         executor_for("cloud")
     with pytest.raises(UsageError, match=r"--jobs: .*; for example slurm:"):
         executor_for("local:timeout_min")

@@ -37,38 +37,67 @@ class Captioned(Dataset[dict[str, Any]]):
         return 8
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        return {"pixel_values": self.pixels[index], "input_ids": self.tokens[index], "return_loss": True}
+        return {
+            "pixel_values": self.pixels[index],
+            "input_ids": self.tokens[index],
+            "return_loss": True,
+        }
 
 
 def collated(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    tensors = {name: torch.stack([row[name] for row in rows]) for name in ("pixel_values", "input_ids")}
+    tensors = {
+        name: torch.stack([row[name] for row in rows]) for name in ("pixel_values", "input_ids")
+    }
     return {**tensors, "return_loss": True}
 
 
-def trainer_for(model: torch.nn.Module, folder: Path, *callbacks: RobustMergeCallback, **changes: Any) -> Trainer:
-    settings = {"max_steps": 3, "learning_rate": 1e-3, "per_device_train_batch_size": 8, "report_to": []}
-    args = TrainingArguments(str(folder), use_cpu=True, disable_tqdm=True, save_strategy="no", **(settings | changes))
-    return Trainer(model, args, train_dataset=Captioned(), data_collator=collated, callbacks=list(callbacks))
+def trainer_for(
+    model: torch.nn.Module, folder: Path, *callbacks: RobustMergeCallback, **changes: Any
+) -> Trainer:
+    settings = {
+        "max_steps": 3,
+        "learning_rate": 1e-3,
+        "per_device_train_batch_size": 8,
+        "report_to": [],
+    }
+    args = TrainingArguments(
+        str(folder), use_cpu=True, disable_tqdm=True, save_strategy="no", **(settings | changes)
+    )
+    return Trainer(
+        model, args, train_dataset=Captioned(), data_collator=collated, callbacks=list(callbacks)
+    )
 
 
 def test_training_ends_with_the_merge_that_the_command_makes_and_pushes_it(
-    pair: Folders, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    pair: Folders,
+    images: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     merge: dict[str, Any] = {"recipe": "wise-ft", "set": {"method.alpha": 0.25}}
-    with serving(tmp_path, monkeypatch) as hub, caplog.at_level(logging.WARNING, logger="clipmerge"):
-        callback = RobustMergeCallback(pair[0], **merge, data=images, push_to="acme/robust", private=True)
+    with (
+        serving(tmp_path, monkeypatch) as hub,
+        caplog.at_level(logging.WARNING, logger="clipmerge"),
+    ):
+        callback = RobustMergeCallback(
+            pair[0], **merge, data=images, push_to="acme/robust", private=True
+        )
         trainer = trainer_for(CLIPModel.from_pretrained(pair[0]), tmp_path / "run", callback)
         trainer.train()
         assert callback.error is None
         pushed = hub.content("acme/robust", "model.safetensors")
         assert b"clipmerge" in hub.content("acme/robust", "README.md")
-        assert len([entry for entry in hub.log if entry[0] == "POST" and "/commit/" in entry[1]]) == 1
+        assert (
+            len([entry for entry in hub.log if entry[0] == "POST" and "/commit/" in entry[1]]) == 1
+        )
     merged = tmp_path / "run" / "merged"
     assert callback.result.path == merged
     trainer.save_model(str(tmp_path / "trained"))
     api.merge(pair[0], tmp_path / "trained", **merge, output=tmp_path / "same", progress=Progress())
     zeroshot, trained, same = (
-        load_file(folder / "model.safetensors") for folder in (pair[0], tmp_path / "trained", tmp_path / "same")
+        load_file(folder / "model.safetensors")
+        for folder in (pair[0], tmp_path / "trained", tmp_path / "same")
     )
     assert any(not torch.equal(value, zeroshot[name]) for name, value in trained.items())
     found = load_file(merged / "model.safetensors")
@@ -78,26 +107,38 @@ def test_training_ends_with_the_merge_that_the_command_makes_and_pushes_it(
     bought = callback.result.plan.bought
     assert bought.verdict in caplog.text
     assert "acme/robust" in caplog.text
-    (entry,) = [entry for entry in trainer.state.log_history if "clipmerge/clean_accuracy_merged" in entry]
+    (entry,) = [
+        entry for entry in trainer.state.log_history if "clipmerge/clean_accuracy_merged" in entry
+    ]
     assert entry["clipmerge/clean_accuracy_merged"] == bought.merged.clean.value
     assert entry["clipmerge/corrupted_accuracy_zeroshot"] == bought.zeroshot.corrupted.value
     assert entry["step"] == 3
     trainer.save_state()
-    assert "clipmerge/clean_accuracy_merged" in (tmp_path / "run" / "trainer_state.json").read_text()
+    assert (
+        "clipmerge/clean_accuracy_merged" in (tmp_path / "run" / "trainer_state.json").read_text()
+    )
 
 
-def test_a_clip_inside_a_model_of_ones_own_and_a_base_in_memory(pair: Folders, tmp_path: Path) -> None:
+def test_a_clip_inside_a_model_of_ones_own_and_a_base_in_memory(
+    pair: Folders, tmp_path: Path
+) -> None:
     class Own(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.clip, self.head = CLIPModel.from_pretrained(pair[0]), torch.nn.Linear(16, 2)
 
-        def forward(self, pixel_values: torch.Tensor, input_ids: torch.Tensor, return_loss: bool) -> dict[str, Any]:
-            found = self.clip(pixel_values=pixel_values, input_ids=input_ids, return_loss=return_loss)
+        def forward(
+            self, pixel_values: torch.Tensor, input_ids: torch.Tensor, return_loss: bool
+        ) -> dict[str, Any]:
+            found = self.clip(
+                pixel_values=pixel_values, input_ids=input_ids, return_loss=return_loss
+            )
             return {"loss": found.loss + self.head(found.image_embeds).square().mean()}
 
     model = Own()
-    callback = RobustMergeCallback(copy.deepcopy(model.clip), "wise-ft", output=tmp_path / "out", progress=Progress())
+    callback = RobustMergeCallback(
+        copy.deepcopy(model.clip), "wise-ft", output=tmp_path / "out", progress=Progress()
+    )
     trainer_for(model, tmp_path / "run", callback).train()
     assert callback.error is None
     assert CLIPModel.from_pretrained(tmp_path / "out").config.projection_dim == 16
@@ -107,11 +148,15 @@ def test_a_clip_inside_a_model_of_ones_own_and_a_base_in_memory(pair: Folders, t
 def test_an_adapter_is_merged_with_its_base(pair: Folders, tmp_path: Path) -> None:
     from peft import LoraConfig, get_peft_model
 
-    model = get_peft_model(CLIPModel.from_pretrained(pair[0]), LoraConfig(r=2, target_modules=["q_proj", "v_proj"]))
+    model = get_peft_model(
+        CLIPModel.from_pretrained(pair[0]), LoraConfig(r=2, target_modules=["q_proj", "v_proj"])
+    )
     callback = RobustMergeCallback(pair[0], "wise-ft", output=tmp_path / "out", progress=Progress())
     trainer_for(model, tmp_path / "run", callback).train()
     assert callback.error is None
-    merged, base = (load_file(folder / "model.safetensors") for folder in (tmp_path / "out", pair[0]))
+    merged, base = (
+        load_file(folder / "model.safetensors") for folder in (tmp_path / "out", pair[0])
+    )
     changed = {name for name, value in merged.items() if not torch.equal(value, base[name])}
     assert changed
     assert all("q_proj" in name or "v_proj" in name for name in changed)
@@ -137,11 +182,17 @@ def test_what_can_be_known_is_said_before_training(pair: Folders, tmp_path: Path
             trainer_for(model, tmp_path / "run", callback).train()
     sharded = SimpleNamespace(deepspeed="zero3.json", output_dir=str(tmp_path))
     for trained, arguments, told in (
-        (torch.nn.Linear(2, 2), None, "Linear is not a model of transformers or open_clip, and does not contain one"),
+        (
+            torch.nn.Linear(2, 2),
+            None,
+            "Linear is not a model of transformers or open_clip, and does not contain one",
+        ),
         (None, sharded, "with DeepSpeed or FSDP no process holds the whole model"),
     ):
         with pytest.raises(UsageError, match=told):
-            RobustMergeCallback(pair[0], "wise-ft").on_train_begin(arguments, None, None, model=trained)
+            RobustMergeCallback(pair[0], "wise-ft").on_train_begin(
+                arguments, None, None, model=trained
+            )
 
 
 def test_a_failure_at_the_end_is_logged_and_costs_no_training(
@@ -149,7 +200,9 @@ def test_a_failure_at_the_end_is_logged_and_costs_no_training(
 ) -> None:
     model = CLIPModel.from_pretrained(pair[0])
     callback = RobustMergeCallback(pair[0], "wise-ft", output=tmp_path / "out", progress=Progress())
-    trainer = trainer_for(model, tmp_path / "run", callback, learning_rate=1e38)  # ends in infinities
+    trainer = trainer_for(
+        model, tmp_path / "run", callback, learning_rate=1e38
+    )  # ends in infinities
     with caplog.at_level(logging.ERROR, logger="clipmerge"):
         trainer.train()
     assert callback.result is None

@@ -16,7 +16,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.uncounted]
 
 @pytest.fixture(scope="module")
 def demo() -> dict[str, Any]:
-    """The record of the command's demo, in the cache of the tests, and its requests; about a minute on two cores."""
+    """The record of the command's demo, in the cache of the tests, and its requests; about a minute
+    on two cores."""
     asked = Mock(wraps=prepare)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("clipmerge.api.merge.prepare", asked)
@@ -39,10 +40,14 @@ def test_fine_tuning_loses_robustness_and_merging_gets_it_back(demo: dict[str, A
 
 
 def test_the_table_is_that_of_the_docs(demo: dict[str, Any]) -> None:
-    """The models are the same everywhere; processors round what is learned, which may move an answer or two of 400."""
+    """The models are the same everywhere; processors round what is learned, which may move an
+    answer or two of 400."""
     page = Path(__file__).parents[2] / "docs" / "first-ten-minutes.md"
     table = page.read_text(encoding="utf-8").partition("accuracy, %       clean")[2]
-    told = {cells[0]: [float(cell) for cell in cells[1:-1]] for cells in map(str.split, table.splitlines()[1:6])}
+    told = {
+        cells[0]: [float(cell) for cell in cells[1:-1]]
+        for cells in map(str.split, table.splitlines()[1:6])
+    }
     for model, accuracy in demo["accuracy"].items():
         assert [100 * value for value in accuracy.values()] == pytest.approx(told[model], abs=0.81)
 

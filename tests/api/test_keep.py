@@ -25,7 +25,9 @@ def others(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     for file in sorted(classes.rglob("[0-3].png")):
         name = f"{file.parent.name}-{file.stem}"
         shutil.copyfile(file, folder / "captions" / f"{name}.png")
-        (folder / "captions" / f"{name}.txt").write_text(f"a photo of a {file.parent.name}.\n{file.parent.name}\n")
+        (folder / "captions" / f"{name}.txt").write_text(
+            f"a photo of a {file.parent.name}.\n{file.parent.name}\n"
+        )
     return {"classes": classes, "captions": folder / "captions"}
 
 
@@ -74,17 +76,29 @@ def test_what_each_model_keeps_is_what_evaluate_says_of_it_and_shown_everywhere(
     done("report", output)
 
 
-def test_a_sweep_has_them_everywhere(far: Folders, others: dict[str, Path], keep: list[str], tmp_path: Path) -> None:
+def test_a_sweep_has_them_everywhere(
+    far: Folders, others: dict[str, Path], keep: list[str], tmp_path: Path
+) -> None:
     target = tmp_path / "target"
     for name in ("bird", "cat"):
         shutil.copytree(others["classes"] / name, target / name)
-    flags = ["--id", f"target={target}", "--ood", f"all={others['classes']}", "--alphas", "0,0.3,1", *keep]
+    flags = [
+        "--id",
+        f"target={target}",
+        "--ood",
+        f"all={others['classes']}",
+        "--alphas",
+        "0,0.3,1",
+        *keep,
+    ]
     ended = done("sweep", *far, *flags, "--recipe", "lines", "--output", tmp_path / "sweep")
     record = json.loads((tmp_path / "sweep" / "sweep.json").read_text())
     assert [task["name"] for task in record["kept"]] == ["classes", "captions"]
     points = [*record["curve"], *record["recipes"]]
     for point in points:
-        assert point["kept"]["classes"]["accuracy"]["value"] == point["accuracy"]["all"]  # the same images
+        assert (
+            point["kept"]["classes"]["accuracy"]["value"] == point["accuracy"]["all"]
+        )  # the same images
         assert set(point["kept"]["captions"]["recall"]["text_to_image"]) == {"1", "5", "10"}
     page = (tmp_path / "sweep" / "sweep.html").read_text()
     assert "captions: image to text R@5" in page
@@ -104,10 +118,14 @@ def test_tasks_are_checked(far: Folders, others: dict[str, Path], tmp_path: Path
     with pytest.raises(UsageError, match="nothing to evaluate on"):
         api.evaluate(far[0], **quiet)
     out = ("--output", others["classes"].parent, "--overwrite")
-    assert "report" not in refused(clipmerge("merge", *far, "-r", "wise-ft", "--keep", others["classes"], *out))
+    assert "report" not in refused(
+        clipmerge("merge", *far, "-r", "wise-ft", "--keep", others["classes"], *out)
+    )
 
 
-def test_a_plan_keeps_them_until_it_is_edited(far: Folders, others: dict[str, Path], tmp_path: Path) -> None:
+def test_a_plan_keeps_them_until_it_is_edited(
+    far: Folders, others: dict[str, Path], tmp_path: Path
+) -> None:
     plan = api.plan(*far, "wise-ft", keep={"c": others["captions"]}, progress=Progress())
     plan.save(tmp_path / "plan.json")
     result = api.apply(tmp_path / "plan.json", output=tmp_path / "out", progress=Progress())
@@ -118,7 +136,21 @@ def test_a_plan_keeps_them_until_it_is_edited(far: Folders, others: dict[str, Pa
     assert any("not known" in warning for warning in edited.record.warnings)
 
 
-def test_images_of_a_task_that_the_merge_was_decided_on_are_said(pair: Folders, images: Path) -> None:
+def test_images_of_a_task_that_the_merge_was_decided_on_are_said(
+    pair: Folders, images: Path
+) -> None:
     few = ("--images", "9", "--batch-size", "9", "--set", "measure.nodes=2", "--dry-run")
-    ended = done("merge", *pair, "-r", "straggler-outlier", "--data", images, "--keep", f"other={images}", *few)
-    assert re.search(rf"--keep other: \d images are also in --data {images} \(.* is in both\)", ended.err)
+    ended = done(
+        "merge",
+        *pair,
+        "-r",
+        "straggler-outlier",
+        "--data",
+        images,
+        "--keep",
+        f"other={images}",
+        *few,
+    )
+    assert re.search(
+        rf"--keep other: \d images are also in --data {images} \(.* is in both\)", ended.err
+    )

@@ -30,7 +30,9 @@ from tests.support.told import Told
 QUIET: dict[str, Any] = {"progress": Progress()}
 
 
-def test_an_unreadable_input_is_blamed_itself(pair: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreadable_input_is_blamed_itself(
+    pair: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Permissions do not stop root, so the system's refusal is simulated."""
     run = prepare(request_for(pair, "wise-ft"))
     denied, opened = pair[1] / "tokenizer.json", os.open
@@ -41,7 +43,9 @@ def test_an_unreadable_input_is_blamed_itself(pair: Folders, tmp_path: Path, mon
         return opened(path, *arguments, **options)
 
     monkeypatch.setattr(os, "open", refusing)
-    with pytest.raises(CheckpointError, match=r"tokenizer\.json: cannot be read \(Permission denied\)"):
+    with pytest.raises(
+        CheckpointError, match=r"tokenizer\.json: cannot be read \(Permission denied\)"
+    ):
         write_merge(run, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -65,7 +69,9 @@ def test_a_plan_applied_elsewhere_says_which_input_it_cannot_find(
     done("apply", plan, "-o", "out")
 
 
-def test_a_plan_with_a_head_or_tensors_that_do_not_fit_is_refused(pair: Folders, tmp_path: Path) -> None:
+def test_a_plan_with_a_head_or_tensors_that_do_not_fit_is_refused(
+    pair: Folders, tmp_path: Path
+) -> None:
     plan = tmp_path / "plan.json"
     done("plan", *pair, "-r", "wise-ft", "-o", plan)
     content = plan.read_text()
@@ -80,25 +86,39 @@ def test_a_plan_with_a_head_or_tensors_that_do_not_fit_is_refused(pair: Folders,
         assert told in refused(clipmerge("apply", plan, "-o", tmp_path / "out"))
 
 
-def test_models_in_memory_are_merged_in_one_process(pair: Folders, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_models_in_memory_are_merged_in_one_process(
+    pair: Folders, monkeypatch: pytest.MonkeyPatch
+) -> None:
     models = [CLIPModel.from_pretrained(folder) for folder in pair]
     monkeypatch.setenv("RANK", "1")
-    with pytest.raises(UsageError, match=r"merge_models works in one process; under `accelerate launch` use merge"):
+    with pytest.raises(
+        UsageError, match=r"merge_models works in one process; under `accelerate launch` use merge"
+    ):
         api.merge_models(*models, "wise-ft", **QUIET)
 
 
-def test_tasks_that_cannot_be_measured_are_a_warning(pair: Folders, images: Path, tmp_path: Path) -> None:
+def test_tasks_that_cannot_be_measured_are_a_warning(
+    pair: Folders, images: Path, tmp_path: Path
+) -> None:
     for folder in ("zeroshot", "finetuned"):
-        shutil.copyfile(pair[folder == "finetuned"] / "model.safetensors", tmp_path / f"{folder}.safetensors")
+        shutil.copyfile(
+            pair[folder == "finetuned"] / "model.safetensors", tmp_path / f"{folder}.safetensors"
+        )
     bare = [tmp_path / "zeroshot.safetensors", tmp_path / "finetuned.safetensors"]
     told = Told()
-    result = api.merge(*bare, "wise-ft", keep={"other": str(images)}, output=tmp_path / "out", progress=told)
-    line = next(line for line in told.lines if line.startswith("the tasks of --keep could not be measured"))
+    result = api.merge(
+        *bare, "wise-ft", keep={"other": str(images)}, output=tmp_path / "out", progress=told
+    )
+    line = next(
+        line for line in told.lines if line.startswith("the tasks of --keep could not be measured")
+    )
     record = json.loads((tmp_path / "out" / "clipmerge.json").read_text())
     assert line in record["warnings"]
     assert result.path == tmp_path / "out"
     flags = ("-r", "wise-ft", "--keep", f"other={images}", "--strict", "-o", tmp_path / "strict")
-    assert "nothing was written (--strict)" in refused(clipmerge("merge", *bare, *flags), VerdictError.exit_code)
+    assert "nothing was written (--strict)" in refused(
+        clipmerge("merge", *bare, *flags), VerdictError.exit_code
+    )
     assert not (tmp_path / "strict").exists()
 
 
@@ -106,14 +126,18 @@ WEIGHT = "text_model.encoder.layers.0.mlp.fc1.weight"
 
 
 @pytest.mark.parametrize(("which", "value"), [(0, math.nan), (1, -math.inf)])
-def test_nan_and_inf_are_told_by_name_as_merge_does(tmp_path: Path, which: int, value: float) -> None:
+def test_nan_and_inf_are_told_by_name_as_merge_does(
+    tmp_path: Path, which: int, value: float
+) -> None:
     pair = save_pair(tmp_path)
     weight = load_file(pair[which] / "model.safetensors")[WEIGHT]
     weight[3, 1] = value
     edit(pair[which], **{WEIGHT: weight})
     record = printed("inspect", *pair)
     (fault,) = record["mismatches"]
-    assert fault.startswith(f"{pair[which]}: tensor {WEIGHT} holds {'NaN' if math.isnan(value) else 'Inf'}")
+    assert fault.startswith(
+        f"{pair[which]}: tensor {WEIGHT} holds {'NaN' if math.isnan(value) else 'Inf'}"
+    )
     assert record["layers"]["text.0.mlp"]["change"] is None
     merged = clipmerge("merge", *pair, "-r", "wise-ft", "-o", tmp_path / "out")
     assert fault in merged.err
@@ -124,9 +148,12 @@ def test_a_model_with_further_weights_is_refused(pair: Folders) -> None:
     """A name that no file of the model has cannot be filled."""
     model = CLIPModel.from_pretrained(pair[0])
     weights = {name: torch.zeros_like(value) for name, value in model.state_dict().items()}
-    assert not any(bool(value.any()) for value in _filled(model, weights, "keep").state_dict().values())
+    assert not any(
+        bool(value.any()) for value in _filled(model, weights, "keep").state_dict().values()
+    )
     with pytest.raises(
-        CheckpointError, match=r"CLIPModel: its merged weights have names that the model lacks, such as x"
+        CheckpointError,
+        match=r"CLIPModel: its merged weights have names that the model lacks, such as x",
     ):
         _filled(model, weights | {"x": torch.zeros(1)}, "keep")
 

@@ -1,4 +1,5 @@
-"""The measured effect of a merge: against transformers itself, and from the command line to the card."""
+"""The measured effect of a merge: against transformers itself, and from the command line to the
+card."""
 
 import hashlib
 import json
@@ -39,7 +40,8 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def losing(tmp_path_factory: pytest.TempPathFactory) -> Folders:
-    """Such a pair whose merge loses accuracy: in the other order, without parameters that no training has touched."""
+    """Such a pair whose merge loses accuracy: in the other order, without parameters that no
+    training has touched."""
     changed, original = reversed(save_pair(tmp_path_factory.mktemp("losing"), change=1.0))
     model, generator = CLIPModel.from_pretrained(original), torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -57,7 +59,10 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def predictions(folder: Path, images: list[Image.Image]) -> list[int]:
     """The best class of each image, by transformers alone."""
-    model, processor = CLIPModel.from_pretrained(folder).eval(), CLIPProcessor.from_pretrained(folder)
+    model, processor = (
+        CLIPModel.from_pretrained(folder).eval(),
+        CLIPProcessor.from_pretrained(folder),
+    )
     prompts = [f"a photo of a {name}." for name in ("bird", "cat", "dog")]
     inputs = processor(text=prompts, images=images, return_tensors="pt", padding=True)
     with torch.no_grad():
@@ -65,14 +70,18 @@ def predictions(folder: Path, images: list[Image.Image]) -> list[int]:
 
 
 def test_narrowed_features_speak_for_the_merge(far: Folders, images: Path) -> None:
-    request = request_for((far[1], far[0]), "wise-ft", "method.alpha=1", data=images, max_loss=100.0)
+    request = request_for(
+        (far[1], far[0]), "wise-ft", "method.alpha=1", data=images, max_loss=100.0
+    )
     run = prepare(request)
     path = {"path_alpha": 1, "path_goal": 1, "finetuned_right": 1}
     for rank, trace, expected, because in (
-        (0.5, {}, "either", "little to mend"),
+        (0.5, {}, "either", "show no difference"),
         (0.2, {"l": (1.0,)}, "use", "narrowed"),
     ):
-        choice = HeldBackChoice(images=24, alpha=1, part=1, beyond=0, goal=1, right=1, finetuned_rank=rank, **path)
+        choice = HeldBackChoice(
+            images=24, alpha=1, part=1, beyond=0, goal=1, right=1, finetuned_rank=rank, **path
+        )
         measured = Measurements(measure="learned-coefficients", choice=choice, trace=trace)
         run.plan = run.light_plan.model_copy(update={"measurements": measured})
         add_verdict(run, request)
@@ -81,7 +90,9 @@ def test_narrowed_features_speak_for_the_merge(far: Folders, images: Path) -> No
 
 
 @pytest.mark.parametrize("recipe", ["straggler-outlier", "wise-ft"])
-def test_the_numbers_are_those_of_the_models_written(far: Folders, photos: Path, tmp_path: Path, recipe: str) -> None:
+def test_the_numbers_are_those_of_the_models_written(
+    far: Folders, photos: Path, tmp_path: Path, recipe: str
+) -> None:
     sets = ["overrides=[{layers: vision.*, alpha: 0.6}]"]
     run = prepare(request_for(far, recipe, *sets, data=photos))
     bought = run.light_plan.bought
@@ -93,12 +104,20 @@ def test_the_numbers_are_those_of_the_models_written(far: Folders, photos: Path,
         held = sample_and_hold_back(everything, 1024, 0).held_back
     assert bought.images == len(held) == (12 if recipe == "straggler-outlier" else 60)
     images = [held.image(at) for at in range(len(held))]
-    scaled = [image.resize((32, 36), Image.Resampling.BICUBIC) for image in images]  # 36 x 40, seen at 32
+    scaled = [
+        image.resize((32, 36), Image.Resampling.BICUBIC) for image in images
+    ]  # 36 x 40, seen at 32
     models = {"zeroshot": far[0], "finetuned": far[1], "merged": tmp_path / "merged"}
     answers = {name: predictions(folder, images) for name, folder in models.items()}
-    measured = {"zeroshot": bought.zeroshot, "finetuned": bought.finetuned[0], "merged": bought.merged}
+    measured = {
+        "zeroshot": bought.zeroshot,
+        "finetuned": bought.finetuned[0],
+        "merged": bought.merged,
+    }
     for name, accuracy in measured.items():
-        assert accuracy.clean.value == np.mean([a == b for a, b in zip(answers[name], held.labels, strict=True)])
+        assert accuracy.clean.value == np.mean(
+            [a == b for a, b in zip(answers[name], held.labels, strict=True)]
+        )
     assert bought.agreement.value == np.mean(np.equal(answers["merged"], answers["zeroshot"]))
     assert len({accuracy.clean.value for accuracy in measured.values()}) > 1
 
@@ -107,10 +126,16 @@ def test_the_numbers_are_those_of_the_models_written(far: Folders, photos: Path,
     assert bought.related == RELATED
     for group, mean in ((UNRELATED, "corrupted"), (RELATED, "related")):
         places = {
-            corruption: [at for at in range(len(held)) if (number - at * per_image[group]) % 5 < per_image[group]]
+            corruption: [
+                at
+                for at in range(len(held))
+                if (number - at * per_image[group]) % 5 < per_image[group]
+            ]
             for number, corruption in enumerate(group)
         }
-        spoiled = {name: [corrupted(scaled[at], name, at) for at in met] for name, met in places.items()}
+        spoiled = {
+            name: [corrupted(scaled[at], name, at) for at in met] for name, met in places.items()
+        }
         for name, folder in models.items():
             by_image = np.zeros(len(held))
             for corruption, met in places.items():
@@ -118,11 +143,15 @@ def test_the_numbers_are_those_of_the_models_written(far: Folders, photos: Path,
                 right = [a == held.labels[at] for a, at in zip(seen, met, strict=True)]
                 assert measured[name].corruptions[corruption].value == pytest.approx(np.mean(right))
                 by_image[met] += right
-            assert getattr(measured[name], mean).value == pytest.approx(by_image.mean() / per_image[group])
+            assert getattr(measured[name], mean).value == pytest.approx(
+                by_image.mean() / per_image[group]
+            )
 
 
 def test_the_decision_never_sees_what_is_held_back(pair: Folders, tmp_path: Path) -> None:
-    request = request_for(pair, "straggler-outlier", *QUICK, data=save_images(tmp_path / "copy", each=20))
+    request = request_for(
+        pair, "straggler-outlier", *QUICK, data=save_images(tmp_path / "copy", each=20)
+    )
     first = prepare(request).light_plan
     held = sample_and_hold_back(load_images(str(tmp_path / "copy")), 1024, 0).held_back
     assert (first.calibration.images, len(held)) == (48, 12)
@@ -132,12 +161,16 @@ def test_the_decision_never_sees_what_is_held_back(pair: Folders, tmp_path: Path
     assert second.measurements == first.measurements
     assert second.layers == first.layers
     assert second.bought != first.bought
-    seen = next(path for path in (tmp_path / "copy").rglob("*.png") if str(path) not in held.store.paths)
+    seen = next(
+        path for path in (tmp_path / "copy").rglob("*.png") if str(path) not in held.store.paths
+    )
     Image.new("RGB", (40, 36), (0, 200, 0)).save(seen)
     assert prepare(request).light_plan.measurements != first.measurements
 
 
-def test_without_a_verdict_the_decision_sees_every_image(pair: Folders, photos: Path, tmp_path: Path) -> None:
+def test_without_a_verdict_the_decision_sees_every_image(
+    pair: Folders, photos: Path, tmp_path: Path
+) -> None:
     flags = ("--recipe", "straggler-outlier", "--set", *QUICK, "--data", photos, "--no-verdict")
     ended = done("merge", *pair, *flags, "--output", tmp_path / "out", "--format", "json")
     assert ended.json["bought"] is None
@@ -173,7 +206,9 @@ def test_a_loss_is_a_warning_everywhere(losing: Folders, photos: Path, tmp_path:
     assert warning in " ".join(again.out.split())
 
 
-def test_a_warning_that_the_summary_shows_is_not_said_before_it(losing: Folders, photos: Path) -> None:
+def test_a_warning_that_the_summary_shows_is_not_said_before_it(
+    losing: Folders, photos: Path
+) -> None:
     for shown in (False, True):
         told = Told()
         told.shows_verdict = shown  # type: ignore[attr-defined]
@@ -189,7 +224,9 @@ def test_copies_are_measured_once(far: Folders, photos: Path, tmp_path: Path) ->
     assert sum("copies" in line for line in told.lines) == 1
 
 
-def test_strict_makes_a_loss_an_error_and_writes_nothing(losing: Folders, photos: Path, tmp_path: Path) -> None:
+def test_strict_makes_a_loss_an_error_and_writes_nothing(
+    losing: Folders, photos: Path, tmp_path: Path
+) -> None:
     flags = ("--recipe", "wise-ft", "--data", photos, "--strict")
     line = refused(clipmerge("merge", *losing, *flags, "--output", tmp_path / "out"))
     assert "more than the 3 of --max-loss; nothing was written (--strict)" in line
@@ -197,7 +234,9 @@ def test_strict_makes_a_loss_an_error_and_writes_nothing(losing: Folders, photos
     done("merge", *losing, *flags, "--max-loss", 60, "--output", tmp_path / "out")
 
 
-def test_strict_needs_images_and_shares_are_shares(pair: Folders, photos: Path, tmp_path: Path) -> None:
+def test_strict_needs_images_and_shares_are_shares(
+    pair: Folders, photos: Path, tmp_path: Path
+) -> None:
     flags = ("-r", "wise-ft", "--data", photos, "--strict", "--no-verdict", "-o", tmp_path / "out")
     assert "leave out --no-verdict" in refused(clipmerge("merge", *pair, *flags), 2)
     done("merge", *pair, "-r", "wise-ft", "--strict", "-o", tmp_path / "out")  # checks ancestry
@@ -218,7 +257,9 @@ def test_few_images_tell_nothing_and_two_are_not_split(pair: Folders, tmp_path: 
     plan = plan_of(pair, "straggler-outlier", *QUICK, data=images)
     assert plan.bought is None
     (warning,) = (text for text in plan.warnings if "bought" in text)
-    assert warning == ("what the merge bought could not be measured: there are too few images to hold any back")
+    assert warning == (
+        "what the merge bought could not be measured: there are too few images to hold any back"
+    )
     with pytest.raises(VerdictError, match=r"nothing was written \(--strict\)"):
         prepare(request_for(pair, "straggler-outlier", *QUICK, data=images, strict=True))
 
@@ -227,23 +268,41 @@ def test_a_process_that_is_gone_when_the_plan_is_shared_is_named(
     pair: Folders, photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def lost(_: list[Any]) -> None:
-        raise RuntimeError("[gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:1")
+        raise RuntimeError(
+            "[gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:1"
+        )
 
     monkeypatch.setattr("accelerate.utils.broadcast_object_list", lost)
     with pytest.raises(MeasureError, match="another process of this run ended"):
         prepare(request_for(pair, "wise-ft", data=photos))
 
 
-def test_a_merge_that_cannot_be_evaluated_is_still_made(pair: Folders, photos: Path, tmp_path: Path) -> None:
+def test_a_merge_that_cannot_be_evaluated_is_still_made(
+    pair: Folders, photos: Path, tmp_path: Path
+) -> None:
     bare = []
     for folder in pair:
         (tmp_path / folder.name).mkdir()
         for name in ("model.safetensors", "config.json"):
             shutil.copy(folder / name, tmp_path / folder.name / name)
         bare.append(tmp_path / folder.name)
-    ended = done("merge", *bare, "-r", "wise-ft", "--data", photos, "-o", tmp_path / "out", "--format", "json")
+    ended = done(
+        "merge",
+        *bare,
+        "-r",
+        "wise-ft",
+        "--data",
+        photos,
+        "-o",
+        tmp_path / "out",
+        "--format",
+        "json",
+    )
     assert ended.json["bought"] is None
-    assert any(text.startswith("what the merge bought could not be measured: ") for text in ended.json["warnings"])
+    assert any(
+        text.startswith("what the merge bought could not be measured: ")
+        for text in ended.json["warnings"]
+    )
 
 
 def record_of(folder: Path) -> dict[str, Any]:
@@ -252,7 +311,9 @@ def record_of(folder: Path) -> dict[str, Any]:
     return {"source": str(folder), "revision": None, "files": {"model.safetensors": digest}}
 
 
-def test_a_plan_keeps_what_was_found_for_a_checkpoint_that_moved(pair: Folders, photos: Path, tmp_path: Path) -> None:
+def test_a_plan_keeps_what_was_found_for_a_checkpoint_that_moved(
+    pair: Folders, photos: Path, tmp_path: Path
+) -> None:
     file = tmp_path / "plan.json"
     planned = printed("plan", *pair, "-r", "wise-ft", "--data", photos, "-o", file)
     assert planned["bought"]
@@ -266,14 +327,18 @@ def test_a_plan_keeps_what_was_found_for_a_checkpoint_that_moved(pair: Folders, 
 def test_a_plan_of_a_wrong_pair_is_told_what_merge_is_told(pair: Folders, tmp_path: Path) -> None:
     """A base in half precision, as OpenAI's, shows the order."""
     folders = [shutil.copytree(pair[0], tmp_path / name) for name in ("base", "tuned")]
-    base = {key: value.half().float() for key, value in load_file(pair[0] / "model.safetensors").items()}
+    base = {
+        key: value.half().float() for key, value in load_file(pair[0] / "model.safetensors").items()
+    }
     tuned = {key: value + 1e-3 * torch.randn(value.shape) for key, value in base.items()}
     for folder, weights in zip(folders, (base, tuned), strict=True):
         save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     file = tmp_path / "plan.json"
     done("plan", *folders, "-r", "wise-ft", "-o", file)
     edit_json(file, zeroshot=record_of(folders[1]), finetuned=[record_of(folders[0])])
-    told = clipmerge("merge", *reversed(folders), "-r", "wise-ft", "-o", tmp_path / "one", "--format", "json")
+    told = clipmerge(
+        "merge", *reversed(folders), "-r", "wise-ft", "-o", tmp_path / "one", "--format", "json"
+    )
     applied = clipmerge("apply", file, "-o", tmp_path / "two", "--format", "json")
     assert told.json["warnings"]
     assert set(told.json["warnings"]) <= set(applied.json["warnings"])
@@ -283,44 +348,75 @@ def test_a_plan_of_a_wrong_pair_is_told_what_merge_is_told(pair: Folders, tmp_pa
         assert "base: is given twice" in refused(clipmerge(*command, "-o", tmp_path / "three"), 2)
 
 
-def test_of_several_the_most_accurate_is_the_one_to_compare_with(family: list[Path], photos: Path) -> None:
+def test_of_several_the_most_accurate_is_the_one_to_compare_with(
+    family: list[Path], photos: Path
+) -> None:
     bought = plan_of(family, "uniform-soup", data=photos).bought
     everything = load_images(str(photos)).sample(256, 0)
     images = [everything.image(at) for at in range(len(everything))]
     shares = [
-        np.mean([a == b for a, b in zip(predictions(folder, images), everything.labels, strict=True)])
+        np.mean(
+            [a == b for a, b in zip(predictions(folder, images), everything.labels, strict=True)]
+        )
         for folder in family[1:]
     ]
     assert [accuracy.clean.value for accuracy in bought.finetuned] == shares
     assert bought.reference == shares.index(max(shares))
-    assert bought.over_finetuned.clean.value == pytest.approx(bought.merged.clean.value - max(shares))
+    assert bought.over_finetuned.clean.value == pytest.approx(
+        bought.merged.clean.value - max(shares)
+    )
 
 
-def test_preprocessed_pixels_cannot_be_corrupted_and_that_is_said(pair: Folders, photos: Path) -> None:
+def test_preprocessed_pixels_cannot_be_corrupted_and_that_is_said(
+    pair: Folders, photos: Path
+) -> None:
     from torchvision.datasets import ImageFolder
 
     processor = CLIPProcessor.from_pretrained(pair[0])
     data = ImageFolder(
-        photos, transform=lambda image: processor.image_processor(image, return_tensors="pt")["pixel_values"][0]
+        photos,
+        transform=lambda image: processor.image_processor(image, return_tensors="pt")[
+            "pixel_values"
+        ][0],
     )
-    plan = clipmerge_package.plan(*pair, "straggler-outlier", data=data, set=list(QUICK), progress=Progress())
+    plan = clipmerge_package.plan(
+        *pair, "straggler-outlier", data=data, set=list(QUICK), progress=Progress()
+    )
     assert plan.bought is None
     assert any("holds preprocessed pixels" in warning for warning in plan.warnings)
 
 
-def test_a_sweep_warns_of_a_recipe_that_loses_id_accuracy(losing: Folders, photos: Path, tmp_path: Path) -> None:
+def test_a_sweep_warns_of_a_recipe_that_loses_id_accuracy(
+    losing: Folders, photos: Path, tmp_path: Path
+) -> None:
     other = save_images(tmp_path / "other", each=4, seed=3)
-    flags = ("--id", f"val={photos}", "--ood", f"other={other}", "--alphas", "0,0.5,1", "-r", "wise-ft")
+    flags = (
+        "--id",
+        f"val={photos}",
+        "--ood",
+        f"other={other}",
+        "--alphas",
+        "0,0.5,1",
+        "-r",
+        "wise-ft",
+    )
     ended = done("sweep", *losing, *flags, "-o", tmp_path / "sweep", "--format", "json")
     lost = 100 * (ended.json["curve"][-1]["id"] - ended.json["recipes"][0]["id"])
     assert lost > 3  # or this says nothing
     (warning,) = (text for text in ended.json["warnings"] if "--max-loss" in text)
-    assert warning.startswith(f"recipe wise-ft loses {lost:.1f} points of the fine-tuned model's ID accuracy")
-    rows, least = [*ended.json["curve"], *ended.json["recipes"]], ended.json["curve"][-1]["id"] - 0.03
+    assert warning.startswith(
+        f"recipe wise-ft loses {lost:.1f} points of the fine-tuned model's ID accuracy"
+    )
+    rows, least = (
+        [*ended.json["curve"], *ended.json["recipes"]],
+        ended.json["curve"][-1]["id"] - 0.03,
+    )
     assert [row["loses"] for row in rows] == [row["id"] < least for row in rows]
     assert f"R{warning[1:]}." in text_of((tmp_path / "sweep" / "sweep.html").read_text())
     assert warning in " ".join(ended.err.split())
-    allowed = clipmerge("sweep", *losing, *flags, "--max-loss", 60, "-o", tmp_path / "a", "--format", "json")
+    allowed = clipmerge(
+        "sweep", *losing, *flags, "--max-loss", 60, "-o", tmp_path / "a", "--format", "json"
+    )
     assert not [text for text in allowed.json["warnings"] if "--max-loss" in text]
     assert not any(row["loses"] for row in [*allowed.json["curve"], *allowed.json["recipes"]])
     refused(clipmerge("sweep", *losing, *flags, "--strict", "-o", tmp_path / "strict"))

@@ -23,15 +23,22 @@ from tests.support.tiny_families import TINY, perturb
 
 QUIET: dict[str, Any] = {"progress": Progress()}
 #: Settings with which a measure and a method are quick.
-QUICK = {"set": {"measure.nodes": 1, "measure.tolerance": 100, "method.bootstraps": 5}, "verdict": False}
+QUICK = {
+    "set": {"measure.nodes": 1, "measure.tolerance": 100, "method.bootstraps": 5},
+    "verdict": False,
+}
 
 
 def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
     """Whether both have the same tensors, bit for bit."""
-    return one.keys() == other.keys() and all(same_bits(tensor, other[name]) for name, tensor in one.items())
+    return one.keys() == other.keys() and all(
+        same_bits(tensor, other[name]) for name, tensor in one.items()
+    )
 
 
-def merged_by_files(folders: tuple[Path, ...], recipe: str, output: Path, **options: Any) -> dict[str, Tensor]:
+def merged_by_files(
+    folders: tuple[Path, ...], recipe: str, output: Path, **options: Any
+) -> dict[str, Tensor]:
     result = clipmerge.merge(folders[0], folders[1:], recipe, output=output, **options, **QUIET)
     (weights,) = output.glob("*.safetensors")
     assert result.path == output
@@ -51,16 +58,23 @@ def test_models_of_transformers_get_the_weights_that_files_give(kind: str, tmp_p
         merged = clipmerge.merge_models(zeroshot, finetuned, recipe, **options, **QUIET)
         assert type(merged) is type(finetuned)
         assert same({name: merged.state_dict()[name] for name in expected}, expected)
-    assert all(same(model.state_dict(), old) for model, old in zip((zeroshot, finetuned), before, strict=True))
+    assert all(
+        same(model.state_dict(), old)
+        for model, old in zip((zeroshot, finetuned), before, strict=True)
+    )
 
 
-def test_models_are_measured_on_data_in_memory_like_files(pair: Folders, images: Path, tmp_path: Path) -> None:
+def test_models_are_measured_on_data_in_memory_like_files(
+    pair: Folders, images: Path, tmp_path: Path
+) -> None:
     from torch.utils.data import DataLoader
     from torchvision.datasets import ImageFolder
 
     zeroshot, finetuned = (CLIPModel.from_pretrained(folder) for folder in pair)
     processor = CLIPProcessor.from_pretrained(pair[0])
-    expected = merged_by_files(pair, "straggler-outlier", tmp_path / "out", data=images, batch_size=5, **QUICK)
+    expected = merged_by_files(
+        pair, "straggler-outlier", tmp_path / "out", data=images, batch_size=5, **QUICK
+    )
 
     def pixels(image: Any) -> Tensor:
         return processor.image_processor(image, return_tensors="pt")["pixel_values"][0]
@@ -83,16 +97,22 @@ def test_a_model_that_was_not_loaded_needs_its_processor(pair: Folders, images: 
     with pytest.raises(clipmerge.CheckpointError, match="processor cannot be loaded"):
         clipmerge.merge_models(*models, "straggler-outlier", data=images, **QUIET)
     processor = CLIPProcessor.from_pretrained(pair[0])
-    clipmerge.merge_models(*models, "straggler-outlier", data=images, processor=processor, **QUICK, **QUIET)
+    clipmerge.merge_models(
+        *models, "straggler-outlier", data=images, processor=processor, **QUICK, **QUIET
+    )
 
 
 def test_models_of_open_clip_get_the_weights_that_files_give(images: Path, tmp_path: Path) -> None:
     config = tiny_open_clip.model_config(**tiny_open_clip.ARCHITECTURES["vit"])
     folders = tiny_open_clip.save_open_clip_pair(tmp_path, config)
     zeroshot, finetuned = map(tiny_open_clip.load, folders)
-    expected = merged_by_files(folders, "straggler-outlier", tmp_path / "out", data=images, batch_size=10, **QUICK)
+    expected = merged_by_files(
+        folders, "straggler-outlier", tmp_path / "out", data=images, batch_size=10, **QUICK
+    )
     options: dict[str, Any] = {"data": images, "batch_size": 10, **QUICK, **QUIET}
-    merged = clipmerge.merge_models(zeroshot, finetuned, "straggler-outlier", processor=folders[0], **options)
+    merged = clipmerge.merge_models(
+        zeroshot, finetuned, "straggler-outlier", processor=folders[0], **options
+    )
     assert same({name: merged.state_dict()[name] for name in expected}, expected)
     plain = clipmerge.merge_models(zeroshot, finetuned, "wise-ft", **QUIET)
     assert same(plain.state_dict(), merged_by_files(folders, "wise-ft", tmp_path / "plain"))
@@ -108,7 +128,9 @@ def test_mode_device_wrappers_and_dtype(pair: Folders) -> None:
     zeroshot, finetuned = (CLIPModel.from_pretrained(folder) for folder in pair)
     finetuned.train()
     wrapped = torch.nn.DataParallel(finetuned)
-    merged = clipmerge.merge_models(torch.compile(zeroshot, backend="eager"), wrapped, "wise-ft", **QUIET)
+    merged = clipmerge.merge_models(
+        torch.compile(zeroshot, backend="eager"), wrapped, "wise-ft", **QUIET
+    )
     assert isinstance(merged, CLIPModel)
     assert merged.training
     half = clipmerge.merge_models(zeroshot, finetuned, "wise-ft", dtype="bfloat16", **QUIET)
@@ -118,41 +140,62 @@ def test_mode_device_wrappers_and_dtype(pair: Folders) -> None:
     assert same(half.state_dict(), rounded)
 
 
-def test_nothing_is_left_in_a_temporary_folder(pair: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_left_in_a_temporary_folder(
+    pair: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     models = [CLIPModel.from_pretrained(folder) for folder in pair]
     clipmerge.merge_models(*models, "wise-ft", **QUIET)
     with torch.no_grad():
         models[1].logit_scale.fill_(float("nan"))
-    with pytest.raises(clipmerge.CheckpointError, match="CLIPModel in memory: tensor logit_scale holds NaN"):
+    with pytest.raises(
+        clipmerge.CheckpointError, match="CLIPModel in memory: tensor logit_scale holds NaN"
+    ):
         clipmerge.merge_models(*models, "wise-ft", **QUIET)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_models_in_memory_are_merged_planned_and_applied_into_folders(pair: Folders, tmp_path: Path) -> None:
+def test_models_in_memory_are_merged_planned_and_applied_into_folders(
+    pair: Folders, tmp_path: Path
+) -> None:
     models = [CLIPModel.from_pretrained(folder) for folder in pair]
     result = clipmerge.merge(*models, "wise-ft", output=tmp_path / "merged", **QUIET)
     assert result.record.zeroshot.source == "CLIPModel in memory"
-    assert "'<CLIPModel in memory>' '<CLIPModel in memory>' --recipe wise-ft" in result.record.command
+    assert (
+        "'<CLIPModel in memory>' '<CLIPModel in memory>' --recipe wise-ft" in result.record.command
+    )
     assert "clipmerge-" not in (tmp_path / "merged" / "README.md").read_text()
     plan = clipmerge.plan(*models, "wise-ft", **QUIET)
-    with pytest.raises(clipmerge.PlanError, match="models in memory; give them as zeroshot= and finetuned="):
+    with pytest.raises(
+        clipmerge.PlanError, match="models in memory; give them as zeroshot= and finetuned="
+    ):
         clipmerge.apply(plan, output=tmp_path / "applied", **QUIET)
-    clipmerge.apply(plan, output=tmp_path / "applied", zeroshot=models[0], finetuned=models[1], **QUIET)
+    clipmerge.apply(
+        plan, output=tmp_path / "applied", zeroshot=models[0], finetuned=models[1], **QUIET
+    )
     written = [tmp_path / name / "model.safetensors" for name in ("merged", "applied")]
     assert written[0].read_bytes() == written[1].read_bytes()
-    with pytest.raises(clipmerge.PlanError, match="is not the checkpoint that the plan was made for"):
-        clipmerge.apply(plan, output=tmp_path / "other", zeroshot=models[1], finetuned=models[0], **QUIET)
+    with pytest.raises(
+        clipmerge.PlanError, match="is not the checkpoint that the plan was made for"
+    ):
+        clipmerge.apply(
+            plan, output=tmp_path / "other", zeroshot=models[1], finetuned=models[0], **QUIET
+        )
     assert clipmerge.inspect(*models, **QUIET).mismatches == ()
 
 
-def test_state_dicts_get_the_weights_that_files_give(pair: Folders, family: list[Path], tmp_path: Path) -> None:
+def test_state_dicts_get_the_weights_that_files_give(
+    pair: Folders, family: list[Path], tmp_path: Path
+) -> None:
     theta_0, theta_1 = (load_file(folder / "model.safetensors") for folder in pair)
     expected = merged_by_files(pair, "wise-ft", tmp_path / "plain", set={"method.alpha": 0.3})
     assert same(clipmerge.merge_state_dicts(theta_0, theta_1, alpha=0.3), expected)
     overrides = {"overrides": [{"layers": "*", "alpha": 0.3, "density": 0.4}]}
     expected = merged_by_files(pair, "wise-ft", tmp_path / "masked", set=overrides)
-    assert same(clipmerge.merge_state_dicts(theta_0, theta_1, alpha=0.3, mask="magnitude", density=0.4), expected)
+    assert same(
+        clipmerge.merge_state_dicts(theta_0, theta_1, alpha=0.3, mask="magnitude", density=0.4),
+        expected,
+    )
     theta_0, *others = (load_file(folder / "model.safetensors") for folder in family)
     expected = merged_by_files(tuple(family), "uniform-soup", tmp_path / "averaged")
     assert same(clipmerge.merge_state_dicts(theta_0, others, alpha=1.0), expected)
@@ -162,13 +205,23 @@ def test_what_state_dicts_may_not_be_is_refused() -> None:
     one = {"w": torch.zeros(2)}
     cases: list[tuple[Any, Any, dict[str, Any], str]] = [
         (one, {"v": torch.zeros(2)}, {}, "2 names are missing in theta_0 or theta_1: v, w"),
-        (one, {"w": torch.zeros(3)}, {}, r"w: shapes differ between theta_0 and theta_1: \(2,\) and \(3,\)"),
+        (
+            one,
+            {"w": torch.zeros(3)},
+            {},
+            r"w: shapes differ between theta_0 and theta_1: \(2,\) and \(3,\)",
+        ),
         (one, {"w": torch.tensor([0.0, float("inf")])}, {}, "theta_1: tensor w holds Inf"),
         ({"n": torch.tensor(1)}, {"n": torch.tensor(2)}, {}, "n: integers differ"),
         (one, one, {"density": 0.5}, "density 0.5 needs a mask"),
         (one, one, {"mask": "saliency"}, "needs scores of a measure"),
         (one, one, {"mask": "magnitude", "density": 1.5}, "density"),
-        ({"w": torch.tensor([6e4]).half()}, {"w": torch.tensor([-6e4]).half()}, {"alpha": -1.0}, "overflows"),
+        (
+            {"w": torch.tensor([6e4]).half()},
+            {"w": torch.tensor([-6e4]).half()},
+            {"alpha": -1.0},
+            "overflows",
+        ),
     ]
     for theta_0, theta_1, options, message in cases:
         with pytest.raises(clipmerge.ClipmergeError, match=message):
@@ -176,7 +229,10 @@ def test_what_state_dicts_may_not_be_is_refused() -> None:
 
 
 def test_inputs_stay_as_they_are_and_are_not_shared() -> None:
-    theta_0, theta_1 = {"w": torch.zeros(2), "n": torch.tensor(3)}, {"w": torch.ones(2), "n": torch.tensor(3)}
+    theta_0, theta_1 = (
+        {"w": torch.zeros(2), "n": torch.tensor(3)},
+        {"w": torch.ones(2), "n": torch.tensor(3)},
+    )
     for alpha in (0.0, 1.0):
         merged = clipmerge.merge_state_dicts(theta_0, theta_1, alpha=alpha)
         merged["w"].fill_(9)
@@ -190,32 +246,45 @@ def test_arguments_of_another_type_are_refused_in_one_line(pair: Folders) -> Non
     model, other = CLIPModel.from_pretrained(pair[0]), torch.nn.Linear(2, 2)
     cases: list[tuple[Any, Any, Any, str]] = [
         (model, model, 3, r"^int is not a recipe; give a name, a YAML file"),
-        (model, "finetuned", "wise-ft", r"^str is not a model; give torch modules here, and paths to merge\(\)$"),
+        (
+            model,
+            "finetuned",
+            "wise-ft",
+            r"^str is not a model; give torch modules here, and paths to merge\(\)$",
+        ),
         (other, other, "wise-ft", "is not a model of transformers or open_clip"),
     ]
     for zeroshot, finetuned, recipe, told in cases:
         with pytest.raises(clipmerge.ClipmergeError, match=told):
             clipmerge.merge_models(zeroshot, finetuned, recipe, **QUIET)
     data: Any = 5
-    with pytest.raises(UsageError, match=r'^evaluate takes its images by name: data=\{"val": SOURCE\}$'):
+    with pytest.raises(
+        UsageError, match=r'^evaluate takes its images by name: data=\{"val": SOURCE\}$'
+    ):
         clipmerge.evaluate(pair[0], data)
     assert with_state_key(["a.pt"], "ema") == ("a.pt#ema",)
     with pytest.raises(UsageError, match="--state-key: a model in memory has no parts"):
         with_state_key(["/tmp/clipmerge-in-memory-x1/CLIPModel in memory"], "ema")
 
 
-def test_a_model_is_evaluated_like_its_files_with_classes_by_name(pair: Folders, images: Path) -> None:
+def test_a_model_is_evaluated_like_its_files_with_classes_by_name(
+    pair: Folders, images: Path
+) -> None:
     classes = sorted(folder.name for folder in images.iterdir())
     files = clipmerge.evaluate(pair[0], {"val": images}, **QUIET)
     model = CLIPModel.from_pretrained(pair[0])
     processor = CLIPProcessor.from_pretrained(pair[0])
-    found = clipmerge.evaluate(model, {"val": images}, processor=processor, classes=classes, **QUIET)
+    found = clipmerge.evaluate(
+        model, {"val": images}, processor=processor, classes=classes, **QUIET
+    )
     assert found.accuracy == files.accuracy
     assert found.record["checkpoint"]["source"] == "CLIPModel in memory"
 
 
 def test_a_model_from_nowhere_has_no_folder_of_origin() -> None:
-    assert [_origin(name) for name in ("", "acme/never-downloaded", "a model, made by hand")] == [None] * 3
+    assert [_origin(name) for name in ("", "acme/never-downloaded", "a model, made by hand")] == [
+        None
+    ] * 3
 
 
 def test_a_configuration_of_open_clip_is_found_by_its_name() -> None:

@@ -1,4 +1,5 @@
-"""Plans are decided, edited by hand and applied: no verdict, headline or table contradicts the plan or the weights."""
+"""Plans are decided, edited by hand and applied: no verdict, headline or table contradicts the plan
+or the weights."""
 
 import json
 import re
@@ -21,7 +22,14 @@ from clipmerge.planning.recipe import Override, load_recipe
 from clipmerge.publish.card import model_card
 from clipmerge.report.page import html_page
 from clipmerge.request import Calibration, MergeRequest
-from tests.support.claims import check_advice, check_combined, check_effect, check_verdict, check_weights, text_of
+from tests.support.claims import (
+    check_advice,
+    check_combined,
+    check_effect,
+    check_verdict,
+    check_weights,
+    text_of,
+)
 from tests.support.command import clipmerge, done
 from tests.support.merge_records import printed
 from tests.support.tiny_clip import Folders
@@ -42,14 +50,27 @@ QUICK = {
     "wise-ft-id": ["measure.steps=2"],
 }
 #: Those that merge several fine-tuned checkpoints.
-SEVERAL = ("breadcrumbs", "dare", "della", "greedy-soup", "model-stock", "task-arithmetic", "ties", "uniform-soup")
+SEVERAL = (
+    "breadcrumbs",
+    "dare",
+    "della",
+    "greedy-soup",
+    "model-stock",
+    "task-arithmetic",
+    "ties",
+    "uniform-soup",
+)
 #: Those that the fast tests run: seconds each.
 FAST = ("wise-ft", "lines")
 shares = st.sampled_from([0.0, 0.1, 0.5, 1.0])
-overrides = st.builds(Override, layers=st.sampled_from(["text.*", "*.mlp", "logit_scale", "*"]), alpha=shares)
+overrides = st.builds(
+    Override, layers=st.sampled_from(["text.*", "*.mlp", "logit_scale", "*"]), alpha=shares
+)
 #: The place of a layer, and what a hand does to it: another alpha, another mask, or out with it.
 BY_HAND = [(3, 0.1), (12, "mask"), (16, "out")]
-edits = st.lists(st.tuples(st.integers(0, 99), shares | st.sampled_from(["mask", "out"])), max_size=2)
+edits = st.lists(
+    st.tuples(st.integers(0, 99), shares | st.sampled_from(["mask", "out"])), max_size=2
+)
 GIVEN = {
     "alpha": st.none() | shares,
     "overrides": st.lists(overrides, max_size=1),
@@ -67,10 +88,19 @@ def places(pair: Folders, family: list[Path], images: Path, tmp_path: Path) -> t
 
 @pytest.mark.parametrize(
     "method",
-    [pytest.param(name, marks=[pytest.mark.slow, pytest.mark.uncounted] * (name not in FAST)) for name in RECIPES],
+    [
+        pytest.param(name, marks=[pytest.mark.slow, pytest.mark.uncounted] * (name not in FAST))
+        for name in RECIPES
+    ],
 )
 @settings(phases=[Phase.explicit], suppress_health_check=SLOW)
-@example(alpha=None, overrides=[Override(layers="text.*", alpha=0.0)], edits=BY_HAND, judged=True, swapped=False)
+@example(
+    alpha=None,
+    overrides=[Override(layers="text.*", alpha=0.0)],
+    edits=BY_HAND,
+    judged=True,
+    swapped=False,
+)
 @given(**GIVEN)
 def test_what_is_written_is_what_the_plan_says(places: Any, method: str, **drawn: Any) -> None:
     check(places, method, **drawn)
@@ -86,7 +116,9 @@ def test_so_it_is_for_any_edits(places: Any, method: str, **drawn: Any) -> None:
     check(places, method, **drawn)
 
 
-def check(places: Any, method: str, alpha: Any, overrides: Any, edits: Any, *, judged: bool, swapped: bool) -> None:
+def check(
+    places: Any, method: str, alpha: Any, overrides: Any, edits: Any, *, judged: bool, swapped: bool
+) -> None:
     pair, family, images, tmp_path = places
     shutil.rmtree(tmp_path)
     tmp_path.mkdir()
@@ -104,14 +136,18 @@ def check(places: Any, method: str, alpha: Any, overrides: Any, edits: Any, *, j
     for name, entry in plan.layers.items():
         decided = run.light_plan.layers[name]
         if not swapped:
-            is_edited = entry.model_copy(update={"reason": ""}) != decided.model_copy(update={"reason": ""})
+            is_edited = entry.model_copy(update={"reason": ""}) != decided.model_copy(
+                update={"reason": ""}
+            )
             assert entry.reason == (EDITED if is_edited else decided.reason)
     ended = done("apply", tmp_path / "plan.json", "--output", tmp_path / "out", "-v")
     record = read_output(tmp_path / "out")
 
     # the record holds the plan as it was edited, and the weights went as far
     for name in layers:
-        wanted = edited["layers"].get(name, {"alpha": 0.0, "density": 1.0, "mask": None, "alpha_range": None})
+        wanted = edited["layers"].get(
+            name, {"alpha": 0.0, "density": 1.0, "mask": None, "alpha_range": None}
+        )
         written = record.layers[name].model_dump(mode="json")
         for key in ("alpha", "density", "mask", "alpha_range"):
             assert written[key] == wanted[key], (name, key)
@@ -127,20 +163,26 @@ def check(places: Any, method: str, alpha: Any, overrides: Any, edits: Any, *, j
     assert record.headline in page
     for said in (card, " ".join(ended.out.split()), " ".join(again.split())):
         check_effect(said, record)
-        assert (record.headline if said != card else record.headline.replace(f"{family[0].parent}/", "")) in said
+        assert (
+            record.headline if said != card else record.headline.replace(f"{family[0].parent}/", "")
+        ) in said
     short = " ".join(clipmerge("report", tmp_path / "out").out.split())
     check_effect(short, record)
     assert record.headline.partition(" coefficients")[0].rpartition("; ")[0] in short
     for name, entry in record.layers.items():
         assert re.search(rf"\| {re.escape(name)} \| {entry.alpha:.4g}(?: \(|\s)", card), name
     changed = (
-        not swapped and judged and Plan.load(tmp_path / "plan.json").settings_digest != run.light_plan.settings_digest
+        not swapped
+        and judged
+        and Plan.load(tmp_path / "plan.json").settings_digest != run.light_plan.settings_digest
     )
     assert (UNKNOWN_SINCE in " ".join(ended.out.split())) == changed
     assert (record.bought is not None) == (judged and not changed and not swapped)
     assert (OTHER_CHECKPOINTS in record.warnings) == swapped
     if swapped:  # nothing that was found for the pair in the other order
-        assert not any((record.measurements, record.stragglers, record.calibration, record.path, record.trace))
+        assert not any(
+            (record.measurements, record.stragglers, record.calibration, record.path, record.trace)
+        )
         assert "straggler layers found" not in page
         reasons = {entry.reason for entry in record.layers.values()}
         assert reasons <= {"decided for other checkpoints", "not in the plan: zero-shot"}
@@ -151,16 +193,33 @@ def told(pair: Folders, images: Path, tmp_path_factory: pytest.TempPathFactory) 
     """The record of a merge that measured, held back and looked for stragglers."""
     out = tmp_path_factory.mktemp("told") / "out"
     sets = ["--set", "measure.steps=2", "--images", 12, "--batch-size", 3]
-    return done("merge", *pair, "-r", "straggler-sparse", *sets, "--data", images, "-o", out, "--format", "json").json
+    return done(
+        "merge",
+        *pair,
+        "-r",
+        "straggler-sparse",
+        *sets,
+        "--data",
+        images,
+        "-o",
+        out,
+        "--format",
+        "json",
+    ).json
 
 
 @pytest.mark.slow
 @settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(data=st.data())
-def test_an_old_record_is_told_as_it_is_or_refused_in_a_line(told: dict[str, Any], data: st.DataObject) -> None:
-    """Records of earlier versions lack fields; whatever is left says the same as before, or that it is not known."""
+def test_an_old_record_is_told_as_it_is_or_refused_in_a_line(
+    told: dict[str, Any], data: st.DataObject
+) -> None:
+    """Records of earlier versions lack fields; whatever is left says the same as before, or that it
+    is not known."""
     old = json.loads(json.dumps({**told, "clipmerge": "0.0.1", "seconds": {}}))
-    drawn = st.sampled_from(["", "", "", "bought", "calibration", "choice", "bought.merged", "bought.finetuned.0"])
+    drawn = st.sampled_from(
+        ["", "", "", "bought", "calibration", "choice", "bought.merged", "bought.finetuned.0"]
+    )
     for path in data.draw(st.lists(drawn, min_size=1, max_size=3), label="places"):
         part = old
         for step in filter(None, path.split(".")):
@@ -175,7 +234,9 @@ def test_an_old_record_is_told_as_it_is_or_refused_in_a_line(told: dict[str, Any
         refusal = ""
     if refusal:
         assert re.fullmatch(
-            r"clipmerge\.json: (not a clipmerge record \(.+\)\. M|has the format .+, or m)erge again\.?", refusal
+            r"clipmerge\.json: (not a clipmerge record \(.+\)\. M|has the format .+, or m)erge"
+            r" again\.?",
+            refusal,
         )
         return
     page, card = text_of(html_page(record)), model_card(record, repo_id=None).replace("\\", "")
@@ -186,7 +247,9 @@ def test_an_old_record_is_told_as_it_is_or_refused_in_a_line(told: dict[str, Any
     assert record.headline in page
     assert record.headline in long
     assert ("was learned on" in short) <= any(record.trace.values())
-    counted = re.findall(r"([\d,]+) images that the decision did not see", f"{page} {card} {long} {short}")
+    counted = re.findall(
+        r"([\d,]+) images that the decision did not see", f"{page} {card} {long} {short}"
+    )
     assert set(counted) == ({str(told["bought"]["images"])} if record.bought else set())
     if record.bought:
         assert record.bought.merged == parse_record(json.dumps(told), "told").bought.merged
@@ -204,13 +267,19 @@ def edit(file: Path, edits: list[tuple[int, Any]], *, swapped: bool) -> dict[str
         masked = {**plain, "mask": "magnitude", "density": 0.5, "mask_options": {}}
         plan["layers"][name] |= masked if change == "mask" else {**plain, "alpha": change}
     if swapped:
-        plan |= {"zeroshot": plan["finetuned"][0], "finetuned": [plan["zeroshot"], *plan["finetuned"][1:]]}
+        plan |= {
+            "zeroshot": plan["finetuned"][0],
+            "finetuned": [plan["zeroshot"], *plan["finetuned"][1:]],
+        }
     file.write_text(json.dumps(plan, indent=2))
     return plan
 
 
-def versions(run: Any, layers: dict[str, tuple[str, ...]], folder: Path, *, swapped: bool) -> dict[str, list[Any]]:
-    """Zero-shot, fine-tuned and merged versions of each layer's tensors, in this order, read by another library."""
+def versions(
+    run: Any, layers: dict[str, tuple[str, ...]], folder: Path, *, swapped: bool
+) -> dict[str, list[Any]]:
+    """Zero-shot, fine-tuned and merged versions of each layer's tensors, in this order, read by
+    another library."""
     inputs = run.inputs
     first, second, *rest = (Path(each.source) for each in (inputs.zeroshot, *inputs.finetuned))
     models = [second, first, *rest] if swapped else [first, second, *rest]

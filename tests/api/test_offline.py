@@ -1,4 +1,5 @@
-"""Everything from the Hub's cache, offline: each command tells of the commit that it uses unchecked."""
+"""Everything from the Hub's cache, offline: each command tells of the commit that it uses
+unchecked."""
 
 from pathlib import Path
 
@@ -42,12 +43,52 @@ def test_commands_tell_what_they_take_unchecked(
 
     out = ("--images", "12", "-o")
     assert notes("evaluate", "acme/tuned", "--data", f"test={CARS}:test") == 1
-    assert notes("merge", *models, "-r", "wise-ft", "--data", f"{CARS}:train", *out, tmp_path / "data-free") == 1
+    assert (
+        notes(
+            "merge",
+            *models,
+            "-r",
+            "wise-ft",
+            "--data",
+            f"{CARS}:train",
+            *out,
+            tmp_path / "data-free",
+        )
+        == 1
+    )
     learns = ("-r", "auto", "--set", "measure.steps=2", "--data", f"{CARS}:train")
     # both of its sources are at this commit, and the same line is said once
-    assert notes("merge", *models, *learns, "--unlabelled", f"{CARS}:validation", *out, tmp_path / "learned") == 1
-    assert notes("merge", *models, "-r", "wise-ft", "--keep", f"cars={CARS}:test", "-o", tmp_path / "kept") == 1
-    assert notes("apply", plan, "--output", tmp_path / "applied") == 0  # a plan names the commits of its models
-    same = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("applied", "data-free", "kept")]
+    assert (
+        notes(
+            "merge",
+            *models,
+            *learns,
+            "--unlabelled",
+            f"{CARS}:validation",
+            *out,
+            tmp_path / "learned",
+        )
+        == 1
+    )
+    assert (
+        notes(
+            "merge",
+            *models,
+            "-r",
+            "wise-ft",
+            "--keep",
+            f"cars={CARS}:test",
+            "-o",
+            tmp_path / "kept",
+        )
+        == 1
+    )
+    assert (
+        notes("apply", plan, "--output", tmp_path / "applied") == 0
+    )  # a plan names the commits of its models
+    same = [
+        (tmp_path / name / "model.safetensors").read_bytes()
+        for name in ("applied", "data-free", "kept")
+    ]
     assert same[0] == same[1] == same[2]
     assert len(hub.log) == before

@@ -15,7 +15,9 @@ QUIET: dict[str, Any] = {"progress": Progress()}
 
 
 @pytest.fixture(scope="module")
-def results(pair: Folders, images: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def results(
+    pair: Folders, images: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("results")
     measured: dict[str, Any] = {"data": images, "batch_size": 6, "verdict": False, **QUIET}
     other = save_images(folder / "other", seed=1)
@@ -24,7 +26,9 @@ def results(pair: Folders, images: Path, tmp_path_factory: pytest.TempPathFactor
         "merge": clipmerge.merge(*pair, "straggler-outlier", output=folder / "merged", **measured),
         "evaluate": clipmerge.evaluate(pair[1], {"val": images}, **QUIET),
         "inspect": clipmerge.inspect(*pair, **QUIET),
-        "sweep": clipmerge.sweep(*pair, id={"val": images}, ood={"<odd>": other}, alphas=(0, 1), **QUIET),
+        "sweep": clipmerge.sweep(
+            *pair, id={"val": images}, ood={"<odd>": other}, alphas=(0, 1), **QUIET
+        ),
     }
 
 
@@ -35,9 +39,17 @@ SHOWN: dict[str, tuple[str, int, set[str]]] = {
         20,
         {"alpha", "density", "mask", "barrier", "reason"},
     ),
-    "merge": ("MergeResult(", 20, {"alpha", "density", "mask", "size", "loss_drop", "change", "reason"}),
+    "merge": (
+        "MergeResult(",
+        20,
+        {"alpha", "density", "mask", "size", "loss_drop", "change", "reason"},
+    ),
     "evaluate": ("EvaluateResult(val ", 1, {"images", "accuracy"}),
-    "inspect": ("InspectResult(CLIP, 20 layers, 0 mismatches)", 20, {"parameters", "size", "change"}),
+    "inspect": (
+        "InspectResult(CLIP, 20 layers, 0 mismatches)",
+        20,
+        {"parameters", "size", "change"},
+    ),
     "sweep": ("SweepResult(2 alphas, 0 recipes)", 2, {"val", "<odd>", "id", "ood", "gain"}),
 }
 
@@ -60,10 +72,17 @@ def test_a_result_is_short_and_a_table(results: dict[str, Any], name: str) -> No
 
 def test_tables_hold_the_numbers_of_the_records(results: dict[str, Any]) -> None:
     merged, plan = results["merge"], results["plan"]
-    assert merged.to_frame()["alpha"].to_dict() == {name: layer.alpha for name, layer in plan.layers.items()}
+    assert merged.to_frame()["alpha"].to_dict() == {
+        name: layer.alpha for name, layer in plan.layers.items()
+    }
     barriers = merged.to_frame()["barrier"].to_dict()
-    assert barriers == {name: values["barrier"] for name, values in plan.measurements.layers.items()}
-    assert results["evaluate"].to_frame().loc["val", "accuracy"] == results["evaluate"].record["accuracy"]["val"]
+    assert barriers == {
+        name: values["barrier"] for name, values in plan.measurements.layers.items()
+    }
+    assert (
+        results["evaluate"].to_frame().loc["val", "accuracy"]
+        == results["evaluate"].record["accuracy"]["val"]
+    )
     assert merged.plan == merged.plan.with_tensors({})
     assert merged.warnings == merged.record.warnings
     # the gradients of a measure, which only methods need, are as large as the model
@@ -71,13 +90,17 @@ def test_tables_hold_the_numbers_of_the_records(results: dict[str, Any]) -> None
 
 
 @pytest.mark.parametrize("name", ["plan", "evaluate"])
-def test_without_pandas_a_frame_names_it(results: dict[str, Any], name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_pandas_a_frame_names_it(
+    results: dict[str, Any], name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, "pandas", None)
     with pytest.raises(clipmerge.UsageError, match="pip install pandas"):
         results[name].to_frame()
 
 
-def test_a_plan_is_saved_and_loaded_with_its_tensors(pair: Folders, images: Path, tmp_path: Path) -> None:
+def test_a_plan_is_saved_and_loaded_with_its_tensors(
+    pair: Folders, images: Path, tmp_path: Path
+) -> None:
     options: dict[str, Any] = {"data": images, "set": {"measure.steps": 2}, **QUIET}
     plan = clipmerge.plan(*pair, "tpgm", **options)
     written = plan.save(tmp_path / "plan.json")

@@ -44,12 +44,28 @@ TEMPLATE = "a bad photo of a {}."
 CASES: dict[str, tuple[Callable[[Any], list[object]], Callable[[Any, Path], Any]]] = {
     "merge without data": (
         lambda at: ["merge", *at["pair"], "--recipe", "wise-ft", "--set", "method.alpha=0.3"],
-        lambda at, out: api.merge(*at["pair"], "wise-ft", set={"method.alpha": 0.3}, output=out, **QUIET),
+        lambda at, out: api.merge(
+            *at["pair"], "wise-ft", set={"method.alpha": 0.3}, output=out, **QUIET
+        ),
     ),
     "merge that measures": (
         lambda at: [
-            *("merge", *at["pair"], "--recipe", "straggler-outlier", "--data", at["images"], "--classes", at["names"]),
-            *("--template", TEMPLATE, "--images", 20, "--batch-size", 5, "--seed", 3),
+            "merge",
+            *at["pair"],
+            "--recipe",
+            "straggler-outlier",
+            "--data",
+            at["images"],
+            "--classes",
+            at["names"],
+            "--template",
+            TEMPLATE,
+            "--images",
+            20,
+            "--batch-size",
+            5,
+            "--seed",
+            3,
         ],
         lambda at, out: api.merge(
             *at["pair"],
@@ -66,8 +82,16 @@ CASES: dict[str, tuple[Callable[[Any], list[object]], Callable[[Any, Path], Any]
     ),
     "sweep": (
         lambda at: [
-            *("sweep", *at["pair"], "--id", f"val={at['images']}", "--ood", f"odd={at['other']}"),
-            *("--recipe", "lines", "--alphas", "0,0.5,1"),
+            "sweep",
+            *at["pair"],
+            "--id",
+            f"val={at['images']}",
+            "--ood",
+            f"odd={at['other']}",
+            "--recipe",
+            "lines",
+            "--alphas",
+            "0,0.5,1",
         ],
         lambda at, out: api.sweep(
             *at["pair"],
@@ -100,7 +124,9 @@ def test_a_function_writes_what_the_command_writes(
         assert list(result.to_frame().index) == ["alpha 0", "alpha 0.5", "alpha 1", "lines"]
     else:
         assert result.record.to_text() == Path("out", "clipmerge.json").read_text()
-        assert result.record.command.startswith(f"clipmerge merge {words(given)[1]} {words(given)[2]}")
+        assert result.record.command.startswith(
+            f"clipmerge merge {words(given)[1]} {words(given)[2]}"
+        )
         assert Path("out", "path.png").exists() == ("measures" in case)
 
 
@@ -124,7 +150,10 @@ def test_a_plan_and_its_tensors_are_those_of_the_command_and_apply_alike(
     api.apply("function.json", output="by-function", **QUIET)
     api.apply(api.Plan.load("function.json"), output="loaded", **QUIET)
     api.apply(made, output="made", **QUIET)
-    weights = [Path(name, "model.safetensors").read_bytes() for name in ("by-command", "by-function", "loaded", "made")]
+    weights = [
+        Path(name, "model.safetensors").read_bytes()
+        for name in ("by-command", "by-function", "loaded", "made")
+    ]
     assert all(each == weights[0] for each in weights)
 
 
@@ -139,12 +168,19 @@ def test_a_recipe_is_a_name_a_file_a_mapping_or_itself(pair: Folders, tmp_path: 
     assert mapping == {"name": "mine", "method": {"name": "wise-ft", "alpha": 0.25}}  # not changed
 
 
-def test_evaluating_and_inspecting_report_what_the_command_reports(pair: Folders, images: Path) -> None:
-    by_command = command("evaluate", pair[1], "--data", f"val={images}", "--batch-size", 7, "--format", "json")
+def test_evaluating_and_inspecting_report_what_the_command_reports(
+    pair: Folders, images: Path
+) -> None:
+    by_command = command(
+        "evaluate", pair[1], "--data", f"val={images}", "--batch-size", 7, "--format", "json"
+    )
     result = api.evaluate(pair[1], {"val": images}, batch_size=7, **QUIET)
     assert result.record == by_command.json
     assert result.accuracy == by_command.json["accuracy"]
-    assert api.evaluate(pair[1], {"val": images}, images_at_once=2, **QUIET).accuracy == result.accuracy
+    assert (
+        api.evaluate(pair[1], {"val": images}, images_at_once=2, **QUIET).accuracy
+        == result.accuracy
+    )
     both = api.inspect(*pair, **QUIET)
     assert both.record == command("inspect", *pair, "--format", "json").json
     assert (both.family, both.mismatches) == ("CLIP", ())
@@ -160,21 +196,49 @@ def test_settings_may_be_given_together(pair: Folders, images: Path) -> None:
     assert (one.calibration, one.layers) == (other.calibration, other.layers)
 
 
-def test_what_is_wrong_is_one_error_of_the_tree(pair: Folders, images: Path, tmp_path: Path) -> None:
+def test_what_is_wrong_is_one_error_of_the_tree(
+    pair: Folders, images: Path, tmp_path: Path
+) -> None:
     held = api.Calibration(source=str(images))
     cases: list[tuple[type[Exception], str, Callable[[], Any]]] = [
         (api.UsageError, "measures, and needs labelled images", lambda: api.plan(*pair, "auto")),
-        (api.UsageError, "--device tpu: choose from", lambda: api.plan(*pair, "auto", data=images, device="tpu")),
-        (api.UsageError, "--images 0: expected at least 1", lambda: api.plan(*pair, "wise-ft", data=images, images=0)),
-        (api.UsageError, "--max-loss nan: expected", lambda: api.plan(*pair, "wise-ft", max_loss=math.nan)),
-        (api.UsageError, "finetuned: an empty list; give", lambda: api.plan(pair[0], [], "wise-ft")),
-        (api.UsageError, "holds these settings itself", lambda: api.plan(*pair, "auto", data=held, images=5)),
-        (api.RecipeError, "no option 'alhpa'", lambda: api.plan(*pair, {"method": {"name": "wise-ft", "alhpa": 1}})),
+        (
+            api.UsageError,
+            "--device tpu: choose from",
+            lambda: api.plan(*pair, "auto", data=images, device="tpu"),
+        ),
+        (
+            api.UsageError,
+            "--images 0: expected at least 1",
+            lambda: api.plan(*pair, "wise-ft", data=images, images=0),
+        ),
+        (
+            api.UsageError,
+            "--max-loss nan: expected",
+            lambda: api.plan(*pair, "wise-ft", max_loss=math.nan),
+        ),
+        (
+            api.UsageError,
+            "finetuned: an empty list; give",
+            lambda: api.plan(pair[0], [], "wise-ft"),
+        ),
+        (
+            api.UsageError,
+            "holds these settings itself",
+            lambda: api.plan(*pair, "auto", data=held, images=5),
+        ),
+        (
+            api.RecipeError,
+            "no option 'alhpa'",
+            lambda: api.plan(*pair, {"method": {"name": "wise-ft", "alhpa": 1}}),
+        ),
         (api.UsageError, "list is not a checkpoint", lambda: api.inspect([1])),  # type: ignore[arg-type]
         (
             api.UsageError,
             "give both, or neither",
-            lambda: api.apply(api.plan(*pair, "wise-ft", **QUIET), output=tmp_path / "out", zeroshot=pair[0]),
+            lambda: api.apply(
+                api.plan(*pair, "wise-ft", **QUIET), output=tmp_path / "out", zeroshot=pair[0]
+            ),
         ),
     ]
     for error, told, call in cases:

@@ -42,7 +42,8 @@ from tests.support.tiny_clip import Folders, save_images
 
 TEMPLATE = ("a photo of a {}.",)
 QUIET: dict[str, Any] = {"progress": Progress()}
-#: Quick settings of path-barrier and the rule for stragglers; the path of `far` would take many points.
+#: Quick settings of path-barrier and the rule for stragglers; the path of `far` would take many
+#: points.
 QUICK = ["measure.nodes=1", "measure.tolerance=100", "method.bootstraps=5"]
 
 
@@ -50,16 +51,26 @@ def quick(recipe: str) -> list[str]:
     return QUICK if recipe.startswith("straggler") else []
 
 
-def request_for(pair: Folders, images: Path | str, shifted: Path | str, *names: str, **changes: Any) -> SweepRequest:
+def request_for(
+    pair: Folders, images: Path | str, shifted: Path | str, *names: str, **changes: Any
+) -> SweepRequest:
     recipes = (load_recipe(name, quick(name)) for name in names)
     return sweep_of(pair, images, shifted, *recipes, **{"alphas": (0.0, 0.3, 1.0), **changes})
 
 
 def written_accuracy(
-    folder: Path, sources: Mapping[str, Any], models: Sequence[Path], recipe: str, *sets: str, data: Path | None = None
+    folder: Path,
+    sources: Mapping[str, Any],
+    models: Sequence[Path],
+    recipe: str,
+    *sets: str,
+    data: Path | None = None,
 ) -> dict[str, float]:
     """Accuracies by `evaluate` of the folder written by `merge`."""
-    write_merge(prepare(merge_request(models, recipe, *quick(recipe), *sets, data=data), judged=False), folder)
+    write_merge(
+        prepare(merge_request(models, recipe, *quick(recipe), *sets, data=data), judged=False),
+        folder,
+    )
     settings = EvalSettings(Accelerator(cpu=True), TEMPLATE)
     record, _ = evaluate_sources(str(folder), sources, settings, progress=Progress())
     return record["accuracy"]
@@ -71,28 +82,42 @@ def test_every_point_is_what_evaluate_says_of_the_merged_folder(
 ) -> None:
     measure = spied(measuring, "measure")
     recipes = ("lines", "monosoup", "straggler-outlier", "straggler-shrink")
-    request = request_for(far, images, shifted, *recipes, calibration=Calibration(source=str(calibration)))
+    request = request_for(
+        far, images, shifted, *recipes, calibration=Calibration(source=str(calibration))
+    )
     record, _ = run_sweep(request)
     assert measure.call_count == 1  # both have the same measure
     for row in record["curve"]:
         alpha = row["alpha"]
-        written = written_accuracy(tmp_path / f"{alpha}", request.sources, far, "wise-ft", f"method.alpha={alpha}")
+        written = written_accuracy(
+            tmp_path / f"{alpha}", request.sources, far, "wise-ft", f"method.alpha={alpha}"
+        )
         assert row["accuracy"] == written
         assert row["id"] == row["accuracy"]["near"]
         assert row["ood"] == row["accuracy"]["far"]
     assert len({row["ood"] for row in record["curve"]}) > 1  # or the comparison above says nothing
     for row in record["recipes"]:
         name = row["name"]
-        assert row["accuracy"] == written_accuracy(tmp_path / name, request.sources, far, name, data=calibration)
-    placed, _ = run_sweep(replace(request_for(far, images, shifted), points={"mine": str(tmp_path / "monosoup")}))
+        assert row["accuracy"] == written_accuracy(
+            tmp_path / name, request.sources, far, name, data=calibration
+        )
+    placed, _ = run_sweep(
+        replace(request_for(far, images, shifted), points={"mine": str(tmp_path / "monosoup")})
+    )
     (mine,) = placed["points"]
     assert mine["accuracy"] == record["recipes"][1]["accuracy"]
-    assert [mine["gain"], mine["id_interval"]] == [record["recipes"][1][key] for key in ("gain", "id_interval")]
+    assert [mine["gain"], mine["id_interval"]] == [
+        record["recipes"][1][key] for key in ("gain", "id_interval")
+    ]
     assert list(mine["checkpoint"]["files"]) == ["model.safetensors"]
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", pytest.param("float16", marks=pytest.mark.slow)])
-def test_weights_are_what_merge_writes_bit_for_bit(far: Folders, tmp_path: Path, dtype: str, calibration: Path) -> None:
+@pytest.mark.parametrize(
+    "dtype", ["float32", "bfloat16", pytest.param("float16", marks=pytest.mark.slow)]
+)
+def test_weights_are_what_merge_writes_bit_for_bit(
+    far: Folders, tmp_path: Path, dtype: str, calibration: Path
+) -> None:
     pair = cast(far, dtype, tmp_path)
     opened = inputs_of(pair)
     moving = MovingModel(build_model(opened), opened, torch.device("cpu"))
@@ -101,8 +126,18 @@ def test_weights_are_what_merge_writes_bit_for_bit(far: Folders, tmp_path: Path,
         "straggler-outlier": [*QUICK, "overrides=[{layers: vision.*, alpha: 0.6, density: 0.3}]"],
         "tpgm": ["measure.steps=2"],
     }
-    order = [("wise-ft", 0.7), ("wise-ft", 1.0), ("wise-ft", 0.1), ("monosoup", None), ("wise-ft", 0.0)]
-    more = [] if dtype == "bfloat16" else [("straggler-outlier", None), ("wise-ft", 0.35), ("tpgm", None)]
+    order = [
+        ("wise-ft", 0.7),
+        ("wise-ft", 1.0),
+        ("wise-ft", 0.1),
+        ("monosoup", None),
+        ("wise-ft", 0.0),
+    ]
+    more = (
+        []
+        if dtype == "bfloat16"
+        else [("straggler-outlier", None), ("wise-ft", 0.35), ("tpgm", None)]
+    )
     for recipe, alpha in order + more:
         sets = settings.get(recipe, [f"method.alpha={alpha}"])
         run = prepare(merge_request(pair, recipe, *sets, data=calibration), judged=False)
@@ -115,7 +150,11 @@ def test_weights_are_what_merge_writes_bit_for_bit(far: Folders, tmp_path: Path,
             moving.interpolate(alpha)
         for name, parameter in moving.model.parameters.items():
             expected = written[name].float()
-            assert torch.equal(parameter.view(torch.int32), expected.view(torch.int32)), (recipe, alpha, name)
+            assert torch.equal(parameter.view(torch.int32), expected.view(torch.int32)), (
+                recipe,
+                alpha,
+                name,
+            )
 
 
 def cast(pair: Folders, dtype: str, folder: Path) -> Folders:
@@ -132,7 +171,16 @@ def test_several_are_swept_around_the_curve_to_their_average(
 ) -> None:
     recipes = ("uniform-soup", "ties", "model-stock", "greedy-soup")
     sources = [str(folder) for folder in family]
-    flags = ["--id", f"near={images}", "--ood", f"far={shifted}", "--data", images, "--alphas", "0,0.3,1"]
+    flags = [
+        "--id",
+        f"near={images}",
+        "--ood",
+        f"far={shifted}",
+        "--data",
+        images,
+        "--alphas",
+        "0,0.3,1",
+    ]
     asked = [word for name in recipes for word in ("--recipe", name)]
     made = done("sweep", *sources, *flags, *asked, "--output", tmp_path / "out", "--format", "json")
     record = made.json
@@ -145,7 +193,9 @@ def test_several_are_swept_around_the_curve_to_their_average(
     for name, row, sets in scored:
         measured = {"near": str(images), "far": str(shifted)}
         folder = tmp_path / f"{name}{sets}"
-        assert row["accuracy"] == written_accuracy(folder, measured, family, name, *sets, data=images), name
+        assert row["accuracy"] == written_accuracy(
+            folder, measured, family, name, *sets, data=images
+        ), name
     assert record["recipes"][0]["alpha"] == 1  # the uniform soup is the curve's end
     assert record["recipes"][1]["alpha"] is None
 
@@ -153,8 +203,14 @@ def test_several_are_swept_around_the_curve_to_their_average(
 @pytest.fixture
 def work(spied: Any, monkeypatch: pytest.MonkeyPatch) -> list[Mock]:
     """Watches images decoded, batches embedded and prompts embedded."""
-    monkeypatch.setattr(bf16_classifier, "multiplies_bfloat16", lambda _device: False)  # or some are seen twice
-    places = ((batches, "decode"), (TransformersClip, "image_features"), (TransformersClip, "text_features"))
+    monkeypatch.setattr(
+        bf16_classifier, "multiplies_bfloat16", lambda _device: False
+    )  # or some are seen twice
+    places = (
+        (batches, "decode"),
+        (TransformersClip, "image_features"),
+        (TransformersClip, "text_features"),
+    )
     return [spied(*place) for place in places]
 
 
@@ -165,9 +221,13 @@ def test_nothing_is_evaluated_twice(
     for alpha, of_text in ((0.3, None), (0.45, None), (0.45, 0.45), (0.45, 0.9)):
         overrides = [] if of_text is None else [{"layers": "text.*", "alpha": of_text}]
         file = tmp_path / f"{alpha}-{of_text}.yaml"
-        file.write_text(json.dumps({"method": {"name": "wise-ft", "alpha": alpha}, "overrides": overrides}))
+        file.write_text(
+            json.dumps({"method": {"name": "wise-ft", "alpha": alpha}, "overrides": overrides})
+        )
         recipes.append(str(file))
-    record, correct = run_sweep(request_for(far, images, shifted, *recipes, calibration=Calibration(batch_size=10)))
+    record, correct = run_sweep(
+        request_for(far, images, shifted, *recipes, calibration=Calibration(batch_size=10))
+    )
     points = 3 + 2  # three alphas, 0.45 once, and the one that differs in a coefficient
     assert [row["alpha"] for row in record["recipes"]] == [0.3, None, None, None]
     assert record["recipes"][0]["accuracy"] == record["curve"][1]["accuracy"]
@@ -178,7 +238,9 @@ def test_nothing_is_evaluated_twice(
     assert prompts.call_count == points  # both sources have the same classes
 
 
-def test_how_many_images_are_held_changes_nothing(far: Folders, images: Path, shifted: Path, work: list[Mock]) -> None:
+def test_how_many_images_are_held_changes_nothing(
+    far: Folders, images: Path, shifted: Path, work: list[Mock]
+) -> None:
     request = request_for(far, images, shifted, "lines")
     _, expected = run_sweep(request)
     opened = inputs_of(far)
@@ -189,18 +251,28 @@ def test_how_many_images_are_held_changes_nothing(far: Folders, images: Path, sh
             watched.reset_mock()
         loaded = {"near": load_images(str(images)), "far": load_images(str(shifted))}
         settings = EvalSettings(Accelerator(cpu=True), TEMPLATE)
-        found = Scorer(build_model(opened), opened, settings, load_bytes=held).score(moves, loaded, Progress())
+        found = Scorer(build_model(opened), opened, settings, load_bytes=held).score(
+            moves, loaded, Progress()
+        )
         assert all((found[name] == expected[name]).all() for name in expected)
         assert work[0].call_count == len({call.args[0] for call in work[0].call_args_list})
         assert work[2].call_count == 4
 
 
-def test_the_record_and_the_files_tell_the_same(far: Folders, images: Path, shifted: Path, tmp_path: Path) -> None:
+def test_the_record_and_the_files_tell_the_same(
+    far: Folders, images: Path, shifted: Path, tmp_path: Path
+) -> None:
     request = request_for(far, images, shifted, "lines")
     record, recognised = run_sweep(request)
     write_sweep(record, recognised, tmp_path / "out")
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
-        *("correct.safetensors", "curve.pdf", "curve.png", "curve.svg", "sweep.csv", "sweep.html", "sweep.json")
+        "correct.safetensors",
+        "curve.pdf",
+        "curve.png",
+        "curve.svg",
+        "sweep.csv",
+        "sweep.html",
+        "sweep.json",
     }
     assert json.loads((tmp_path / "out" / "sweep.json").read_text()) == record
     assert record["format"] == "clipmerge-sweep/2"
@@ -208,7 +280,9 @@ def test_the_record_and_the_files_tell_the_same(far: Folders, images: Path, shif
     correct = load_file(tmp_path / "out" / "correct.safetensors")
     rows = [*record["curve"], *record["recipes"]]
     for name, right in correct.items():
-        assert right.float().mean(dim=1).tolist() == pytest.approx([row["accuracy"][name] for row in rows])
+        assert right.float().mean(dim=1).tolist() == pytest.approx(
+            [row["accuracy"][name] for row in rows]
+        )
     assert record["images"] == {"near": 30, "far": 21}
     # the same seed gives the same numbers; the seed draws the resamples of the gain
     again, _ = run_sweep(request)
@@ -232,7 +306,9 @@ def test_a_suite_of_several_pairs_is_told_pair_by_pair(
         for name, (zeroshot, finetuned) in {"forth": pair, "back": pair[::-1]}.items()
     ]
     suite = tmp_path / "mine.yaml"
-    suite.write_text(json.dumps({"title": "t", "model": "m", "gflops": 1, "alphas": [0, 1], "pairs": pairs}))
+    suite.write_text(
+        json.dumps({"title": "t", "model": "m", "gflops": 1, "alphas": [0, 1], "pairs": pairs})
+    )
     command = ("bench", suite, "--recipe", "wise-ft", "--output", tmp_path / "out")
     ended = done(*command)
     lines = [line.strip() for line in ended.out.splitlines()]
@@ -251,8 +327,14 @@ def test_a_suite_of_several_pairs_is_told_pair_by_pair(
     assert result.path is None
     assert list(result.to_frame()["pair"]) == ["forth"] * 3 + ["back"] * 3
     assert repr(result) == "BenchResult(mine, 2 pairs)"
-    assert result.record["command"] == f"clipmerge bench {suite} --seed 3 --recipe wise-ft --alphas 0,1 --no-check"
-    assert [each["sweep"]["curve"][0]["accuracy"] for each in result.record["pairs"]] == [forth[0], back[0]]
+    assert (
+        result.record["command"]
+        == f"clipmerge bench {suite} --seed 3 --recipe wise-ft --alphas 0,1 --no-check"
+    )
+    assert [each["sweep"]["curve"][0]["accuracy"] for each in result.record["pairs"]] == [
+        forth[0],
+        back[0],
+    ]
 
 
 def cached_request(pair: Folders, images: str, recipe: str) -> SweepRequest:
@@ -284,7 +366,9 @@ def test_plans_are_kept_if_images_have_a_commit(pair: Folders, tmp_path: Path) -
 def test_points_are_told_apart(pair: Folders) -> None:
     ends = [inputs_of([pair[0], end]) for end in pair[::-1]]
     plan = api.plan(*pair, "wise-ft", **QUIET)
-    learned = [plan.with_tensors({"coefficients:a": torch.full((2,), value)}) for value in (0.5, 0.25)]
+    learned = [
+        plan.with_tensors({"coefficients:a": torch.full((2,), value)}) for value in (0.5, 0.25)
+    ]
     points = [
         *(Point(None, checkpoint=inputs) for inputs in ends),
         *(Point(alpha) for alpha in (0.0, 0.5)),
@@ -305,14 +389,18 @@ def test_ood_images_among_the_calibration_images_are_refused(
         ood = save_images(tmp_path / "ood", each=4, seed=9)
         source, target = calibration / "cat" / "2.png", ood / "bird" / "other.png"
         shutil.copyfile(source, target)
-    request = request_for(far, images, ood, "straggler-outlier", calibration=Calibration(source=str(calibration)))
+    request = request_for(
+        far, images, ood, "straggler-outlier", calibration=Calibration(source=str(calibration))
+    )
     count = "18 images are" if kind == "the same folder" else "1 image is"
     with pytest.raises(UsageError, match=f"--ood far: {count} also in the calibration source"):
         run_sweep(request)
     assert not work[1].called
 
 
-def test_only_what_was_compared_is_called_checked(far: Folders, images: Path, shifted: Path, calibration: Path) -> None:
+def test_only_what_was_compared_is_called_checked(
+    far: Folders, images: Path, shifted: Path, calibration: Path
+) -> None:
     pixels = [(torch.zeros(3, 32, 32), "cat"), (torch.ones(3, 32, 32), "dog")]
     for source, compares, checked in (
         (str(calibration), True, True),
@@ -320,7 +408,10 @@ def test_only_what_was_compared_is_called_checked(far: Folders, images: Path, sh
         (pixels, True, False),
         (None, True, False),
     ):
-        given: dict[str, Any] = {"calibration": Calibration(source=source), "checks_overlap": compares}
+        given: dict[str, Any] = {
+            "calibration": Calibration(source=source),
+            "checks_overlap": compares,
+        }
         request = request_for(far, images, shifted, alphas=(0.0, 0.5), **given)
         assert run_sweep(request)[0]["ood_checked"] is checked
 
@@ -340,8 +431,14 @@ def test_images_used_twice_are_noted(far: Folders, images: Path, calibration: Pa
 
 def test_a_source_that_cannot_be_read_is_named_with_its_option(far: Folders, images: Path) -> None:
     for request, told in (
-        (request_for(far, images / "x", images), f"--id near: {images / 'x'}: no such folder; give a folder with one"),
-        (request_for(far, images, images / "x"), f"--ood far: {images / 'x'}: no such folder; give a folder with"),
+        (
+            request_for(far, images / "x", images),
+            f"--id near: {images / 'x'}: no such folder; give a folder with one",
+        ),
+        (
+            request_for(far, images, images / "x"),
+            f"--ood far: {images / 'x'}: no such folder; give a folder with",
+        ),
     ):
         with pytest.raises(DataError, match=re.escape(told)):
             run_sweep(request)
@@ -351,7 +448,10 @@ def test_contradictions_are_refused(far: Folders, images: Path, shifted: Path) -
     for request, told in (
         (request_for(far, images, shifted, "straggler-outlier"), "straggler-outlier' measures"),
         (request_for(far, images, shifted, "lines", "lines"), "two recipes are named 'lines'"),
-        (request_for(far, images, shifted, "lines", points={"lines": "x"}), "--point lines: a recipe has this name"),
+        (
+            request_for(far, images, shifted, "lines", points={"lines": "x"}),
+            "--point lines: a recipe has this name",
+        ),
         (request_for(far, images, shifted, alphas=(0.5, 0.5)), "two different values"),
         (SweepRequest("a", "b", {"near": "x"}, {"near": "y"}), "both have a source named 'near'"),
         (SweepRequest("a", "b", {"near": "x"}, {}), "at least one"),
@@ -360,7 +460,9 @@ def test_contradictions_are_refused(far: Folders, images: Path, shifted: Path) -
             check_sweep(request)
 
 
-def test_a_fine_tuned_tower_is_swept_in_its_base(far: Folders, images: Path, shifted: Path, tmp_path: Path) -> None:
+def test_a_fine_tuned_tower_is_swept_in_its_base(
+    far: Folders, images: Path, shifted: Path, tmp_path: Path
+) -> None:
     tower = tmp_path / "tower"
     CLIPVisionModel.from_pretrained(far[1]).save_pretrained(tower)
     request = request_for((far[0], tower), images, shifted, "lines")
@@ -371,5 +473,7 @@ def test_a_fine_tuned_tower_is_swept_in_its_base(far: Folders, images: Path, shi
         (record["recipes"][0], "lines", []),
     ):
         folder = tmp_path / f"{recipe}{sets}"
-        assert row["accuracy"] == written_accuracy(folder, request.sources, (far[0], tower), recipe, *sets)
+        assert row["accuracy"] == written_accuracy(
+            folder, request.sources, (far[0], tower), recipe, *sets
+        )
     assert any("vision tower only" in note for note in record["warnings"])

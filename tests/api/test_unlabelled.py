@@ -1,4 +1,5 @@
-"""`--unlabelled` from the command to the card: used, recorded, published without local paths, and refused."""
+"""`--unlabelled` from the command to the card: used, recorded, published without local paths, and
+refused."""
 
 import copy
 import json
@@ -32,7 +33,9 @@ def camera(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A flat folder of 12 images."""
     folder = tmp_path_factory.mktemp("camera") / "flat"
     folder.mkdir()
-    for number, file in enumerate(sorted(save_images(folder.parent / "classes", each=4, seed=7).rglob("*.png"))):
+    for number, file in enumerate(
+        sorted(save_images(folder.parent / "classes", each=4, seed=7).rglob("*.png"))
+    ):
         shutil.copyfile(file, folder / f"{number}.png")
     return folder
 
@@ -49,7 +52,8 @@ def test_a_merge_learns_from_a_flat_folder_and_says_so(
     pair: Folders, images: Path, camera: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    # few held-back images prove nothing, so the straight path would be taken; holding features halves the steps
+    # few held-back images prove nothing, so the straight path would be taken; holding features
+    # halves the steps
     whole = ["--set", "measure.held_back=0", "--set", "measure.divergence=predictions"]
     merge = ["merge", *pair, "--recipe", "auto", "--data", images, *QUICK, "--images", 20, *whole]
     found = done(*merge, "--unlabelled", camera, "--output", tmp_path / "out")
@@ -59,7 +63,10 @@ def test_a_merge_learns_from_a_flat_folder_and_says_so(
     plan = tmp_path / "out" / "plan" / "plan.json"
     assert json.loads(plan.read_text())["calibration"]["unlabelled"] == given
     assert "also learned from 12 unlabelled images" in found.out.replace("\n", " ")
-    assert f"It also learned from 12 unlabelled images of {camera}." in (tmp_path / "out" / "report.html").read_text()
+    assert (
+        f"It also learned from 12 unlabelled images of {camera}."
+        in (tmp_path / "out" / "report.html").read_text()
+    )
     card = (tmp_path / "out" / "README.md").read_text()
     assert "It also learned from 12 unlabelled images of flat." in card
     assert str(camera) not in card
@@ -70,23 +77,37 @@ def test_a_merge_learns_from_a_flat_folder_and_says_so(
     assert (tmp_path / "without" / "model.safetensors").read_bytes() != weights[0]
 
 
-def test_what_cannot_be_used_is_refused(pair: Folders, images: Path, camera: Path, tmp_path: Path) -> None:
+def test_what_cannot_be_used_is_refused(
+    pair: Folders, images: Path, camera: Path, tmp_path: Path
+) -> None:
     given = ("--unlabelled", camera)
     mixed = Path(shutil.copytree(camera, tmp_path / "mixed"))
     shutil.copyfile(images / "cat" / "3.png", mixed / "x.png")
     for recipe, flags, said in (
-        ("wise-ft", given, "recipe 'wise-ft' does not learn from unlabelled images; leave out --unlabelled"),
+        (
+            "wise-ft",
+            given,
+            "recipe 'wise-ft' does not learn from unlabelled images; leave out --unlabelled",
+        ),
         ("tpgm", given, "recipe 'tpgm' does not learn"),
         ("auto", (*given, "--set", "measure.robustness=0"), "has measure.robustness 0"),
         ("auto", (*given, "--set", "measure.copies=1"), "has one copy per step"),
         ("auto", ("--unlabelled", images), "these are the images of --data"),
-        ("auto", ("--unlabelled", mixed), f"--unlabelled {mixed}: 1 image is also in --data {images}"),
+        (
+            "auto",
+            ("--unlabelled", mixed),
+            f"--unlabelled {mixed}: 1 image is also in --data {images}",
+        ),
     ):
-        line = refused(clipmerge("merge", *pair, "--recipe", recipe, "--data", images, "--dry-run", *flags), 2)
+        line = refused(
+            clipmerge("merge", *pair, "--recipe", recipe, "--data", images, "--dry-run", *flags), 2
+        )
         assert said in line
 
 
-def request_for(pair: Folders, near: Path, far: Path, unlabelled: Path, *recipes: str) -> SweepRequest:
+def request_for(
+    pair: Folders, near: Path, far: Path, unlabelled: Path, *recipes: str
+) -> SweepRequest:
     calibration = Calibration(source=str(near), unlabelled=str(unlabelled))
     return sweep_of(pair, near, far, *map(load_recipe, recipes), calibration=calibration)
 
@@ -100,12 +121,18 @@ def test_a_sweep_refuses_to_judge_on_unlabelled_images(
     shutil.copyfile((images if flag == "--id near" else far) / "dog" / "1.png", mixed / "x.png")
     request = request_for(pair, images, far, mixed, "auto")
     loaded = {name: load_source(name, request, Progress()) for name in request.sources}
-    with pytest.raises(UsageError, match=f"--unlabelled {mixed}: 1 image is also in {flag} .*a model is not judged"):
+    with pytest.raises(
+        UsageError, match=f"--unlabelled {mixed}: 1 image is also in {flag} .*a model is not judged"
+    ):
         overlap_notes(request, loaded, {})
-    assert overlap_notes(request_for(pair, images, far, camera, "auto"), loaded, {})  # --data in --id is noted
+    assert overlap_notes(
+        request_for(pair, images, far, camera, "auto"), loaded, {}
+    )  # --data in --id is noted
 
 
-def test_a_sweep_gives_them_to_the_recipes_that_learn(pair: Folders, images: Path, camera: Path) -> None:
+def test_a_sweep_gives_them_to_the_recipes_that_learn(
+    pair: Folders, images: Path, camera: Path
+) -> None:
     request = request_for(pair, images, images, camera, "auto", "lines")
     check_sweep(request)
     given = [request.merge_request(recipe).calibration.unlabelled for recipe in request.recipes]
@@ -121,15 +148,22 @@ def test_a_sweep_gives_them_to_the_recipes_that_learn(pair: Folders, images: Pat
 
 def test_a_local_source_is_published_by_its_last_part_and_one_of_the_hub_is_pinned() -> None:
     record = with_unlabelled(GIVEN)
-    for text in (model_card(record, repo_id="me/merged"), json.dumps(public_record(record).as_json())):
+    for text in (
+        model_card(record, repo_id="me/merged"),
+        json.dumps(public_record(record).as_json()),
+    ):
         assert "/home" not in text
         assert "camera" in text
     assert "bring your own: cars, camera." in model_card(record, repo_id=None)
     page = html_page(record)
     assert "It also learned from 12 unlabelled images of /home/me/secret/camera." in page
-    assert "--unlabelled /home/me/secret/camera" in page.replace("<span>", "").replace("</span>", "")
+    assert "--unlabelled /home/me/secret/camera" in page.replace("<span>", "").replace(
+        "</span>", ""
+    )
     assert "/home" not in html_page(public_record(record))
-    hub = with_unlabelled(GIVEN | {"source": "hf://datasets/acme/camera:train", "revision": "a" * 40})
+    hub = with_unlabelled(
+        GIVEN | {"source": "hf://datasets/acme/camera:train", "revision": "a" * 40}
+    )
     card = model_card(hub, repo_id=None)
     assert "--unlabelled hf://datasets/acme/camera@" + "a" * 40 + ":train" in card
     assert "- acme/camera\n" in card

@@ -1,4 +1,5 @@
-"""Benchmarks of speed, of a GPU, of ancestry, and the demo's models: their pages are what their results say."""
+"""Benchmarks of speed, of a GPU, of ancestry, and the demo's models: their pages are what their
+results say."""
 
 import json
 from pathlib import Path
@@ -34,7 +35,9 @@ def test_the_page_has_the_table_of_the_results() -> None:
 
 def test_the_page_has_the_table_of_gpus() -> None:
     page = gpu.PAGE.read_text(encoding="utf-8")
-    assert page.partition(gpu.BEGIN)[2].partition(gpu.FINISH)[0] == table(sorted(gpu.RESULTS.glob("*.json")))
+    assert page.partition(gpu.BEGIN)[2].partition(gpu.FINISH)[0] == table(
+        sorted(gpu.RESULTS.glob("*.json"))
+    )
     assert table([]) == "Not measured: no GPU has been at hand.\n"
 
 
@@ -47,14 +50,24 @@ def no_memory() -> dict[str, Any]:
 def test_every_case_is_measured_or_says_why_not(tmp_path: Path) -> None:
     every = cases(tmp_path, "cpu", ["tiny"], images=24, jpegs=20, steps=2)
     every["a size that does not fit"] = no_memory
-    run(every, tmp_path / "a.json", {"device": "none", "torch": "0", "tests": "1 passed"}, minutes=30)
+    run(
+        every,
+        tmp_path / "a.json",
+        {"device": "none", "torch": "0", "tests": "1 passed"},
+        minutes=30,
+    )
     found = json.loads((tmp_path / "a.json").read_text())["cases"]
     assert {name: case for name, case in found.items() if "not_run" in case} == {
         "a size that does not fit": {"not_run": "no memory"}
     }
     assert found["`auto` twice: equal coefficients"]["equal"]
     assert all(case["seconds"] > 0 for case in found.values() if "said" in case)
-    run({"late": lambda: {}}, tmp_path / "b.json", {"device": "none", "torch": "0", "tests": ""}, minutes=-1)
+    run(
+        {"late": lambda: {}},
+        tmp_path / "b.json",
+        {"device": "none", "torch": "0", "tests": ""},
+        minutes=-1,
+    )
     rows = table([tmp_path / "a.json", tmp_path / "b.json"]).splitlines()
     assert len([row for row in rows if row.startswith("| ")]) == len(found) + 1 + 2
     assert rows[-1] == "| late |  |  |  | -1 minutes were over |"
@@ -64,7 +77,10 @@ def test_pairs_from_elsewhere_are_judged(pair: tuple[Path, Path], tmp_path: Path
     rows = [{"name": "tiny", "zeroshot": str(pair[0]), "finetuned": str(pair[1])}]
     (tmp_path / "pairs.json").write_text(json.dumps(rows))
     found = judge(further_pairs(tmp_path / "pairs.json"))
-    assert [(row["truth"], row["judged"]) for row in found] == [("related", "related"), ("swapped", "related")]
+    assert [(row["truth"], row["judged"]) for row in found] == [
+        ("related", "related"),
+        ("swapped", "related"),
+    ]
 
 
 def test_the_published_result_has_no_false_alarm_and_misses_nothing() -> None:
@@ -78,7 +94,9 @@ def test_the_published_result_has_no_false_alarm_and_misses_nothing() -> None:
 
 
 @pytest.mark.slow
-def test_training_is_seeded_and_moves_towers_but_not_the_scale(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_training_is_seeded_and_moves_towers_but_not_the_scale(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from safetensors.torch import load_file
 
     brief = Training(zeroshot_steps=3, zeroshot_batch=8, finetune_steps=2, finetune_batch=8)
@@ -88,10 +106,21 @@ def test_training_is_seeded_and_moves_towers_but_not_the_scale(tmp_path: Path, m
         folder.mkdir()
         monkeypatch.setattr(command, "MODELS", folder)
         command.main()
-        written.append({path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()})
+        written.append(
+            {
+                path.relative_to(folder): path.read_bytes()
+                for path in folder.rglob("*")
+                if path.is_file()
+            }
+        )
     assert written[0] == written[1]
-    before, after = (load_file(tmp_path / "one" / f"{name}.safetensors") for name in ("zeroshot", "finetuned"))
+    before, after = (
+        load_file(tmp_path / "one" / f"{name}.safetensors") for name in ("zeroshot", "finetuned")
+    )
     assert before.keys() == after.keys()
     assert torch.equal(before["logit_scale"], after["logit_scale"])
-    for name in ("text_model.encoder.layers.0.mlp.fc1.weight", "vision_model.encoder.layers.5.mlp.fc1.weight"):
+    for name in (
+        "text_model.encoder.layers.0.mlp.fc1.weight",
+        "vision_model.encoder.layers.5.mlp.fc1.weight",
+    ):
         assert not torch.equal(before[name], after[name])

@@ -22,7 +22,9 @@ def test_the_file_holds_each_points_bits(evaluated: tuple[TrainedPair, Path]) ->
     for name in ("test", "odd"):
         curve = unpacked(record["correct"][name])
         assert curve.shape == (3, 12, 2)
-        assert [right.mean() for right in curve] == [row["accuracy"][name] for row in record["curve"]]
+        assert [right.mean() for right in curve] == [
+            row["accuracy"][name] for row in record["curve"]
+        ]
         for row in record["recipes"]:
             assert unpacked(row["correct"][name]).shape == (1, 12, 2)
             assert unpacked(row["correct"][name]).mean() == row["accuracy"][name]
@@ -30,7 +32,9 @@ def test_the_file_holds_each_points_bits(evaluated: tuple[TrainedPair, Path]) ->
         assert np.array_equal(unpacked(record["recipes"][0]["correct"][name])[0], curve[1])
 
 
-def test_only_what_is_missing_or_changed_is_evaluated(evaluated: tuple[TrainedPair, Path], tmp_path: Path) -> None:
+def test_only_what_is_missing_or_changed_is_evaluated(
+    evaluated: tuple[TrainedPair, Path], tmp_path: Path
+) -> None:
     pair, first = evaluated
     file = tmp_path / "again.json"
     shutil.copy(first, file)
@@ -54,8 +58,13 @@ def test_only_what_is_missing_or_changed_is_evaluated(evaluated: tuple[TrainedPa
 
 
 def test_gain_and_oracle_by_hand() -> None:
-    # curve: (0.4, 0.8), (0.6, 0.9), (1.0, 0.5); the recipe at ID 0.8 has OOD 0.76, the curve 0.7 there
-    correct = {"test": bits([0.4, 0.6, 1.0, 0.8]), "a": bits([0.8, 0.9, 0.5, 0.7]), "b": bits([0.8, 0.9, 0.5, 0.82])}
+    # curve: (0.4, 0.8), (0.6, 0.9), (1.0, 0.5); the recipe at ID 0.8 has OOD 0.76, the curve 0.7
+    # there
+    correct = {
+        "test": bits([0.4, 0.6, 1.0, 0.8]),
+        "a": bits([0.8, 0.9, 0.5, 0.7]),
+        "b": bits([0.8, 0.9, 0.5, 0.82]),
+    }
     pair = standing.resampled(record_of(correct, {"ours": 3}), resamples=20)
     assert pair.gain("ours")[0] == pytest.approx(0.06)
     assert pair.oracle == 1
@@ -66,7 +75,10 @@ def test_copies_of_a_drawing_do_not_narrow_the_interval() -> None:
     """Ten equal copies of each drawing are not more informative than one."""
     widths = []
     for copies in (1, 10):
-        correct = {"test": bits([0.5, 0.5, 0.5], copies=copies), "odd": bits([0.5, 0.3, 0.2], copies=copies)}
+        correct = {
+            "test": bits([0.5, 0.5, 0.5], copies=copies),
+            "odd": bits([0.5, 0.3, 0.2], copies=copies),
+        }
         pair = standing.resampled(record_of(correct, {}), resamples=400)
         widths.append(np.quantile(pair.ood[1:, 0], [0.025, 0.975]))
     assert np.allclose(widths[0], widths[1])
@@ -85,7 +97,9 @@ def test_the_interval_over_pairs_covers_their_spread() -> None:
     assert found.interval[1] - found.interval[0] == pytest.approx(2 * 1.96 * error, rel=0.25)
 
 
-def test_the_page_is_made_from_the_files_alone(evaluated: tuple[TrainedPair, Path], tmp_path: Path) -> None:
+def test_the_page_is_made_from_the_files_alone(
+    evaluated: tuple[TrainedPair, Path], tmp_path: Path
+) -> None:
     record = json.loads(evaluated[1].read_text())
     (tmp_path / "results" / "emoji_shift").mkdir(parents=True)
     for seed in (1, 2):
@@ -102,18 +116,25 @@ def test_the_page_is_made_from_the_files_alone(evaluated: tuple[TrainedPair, Pat
     assert f"| zero-shot | {100 * ends[0]:.1f} / {100 * ends[1]:.1f} |" in page
     row = record["recipes"][2]
     found = standing.over_pairs([standing.resampled(record).gain(row["name"])] * 2)
-    assert f"| `{row['name']}` | {100 * row['id']:.1f} / {100 * row['ood']:.1f} | {found.told} |" in page
+    assert (
+        f"| `{row['name']}` | {100 * row['id']:.1f} / {100 * row['ood']:.1f} | {found.told} |"
+        in page
+    )
     with Image.open(written[1]) as picture:
         assert picture.width > 500
 
 
 @pytest.mark.slow
 @pytest.mark.uncounted
-def test_the_shipped_page_is_what_the_shipped_files_make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_shipped_page_is_what_the_shipped_files_make(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(report, "_pictures", lambda *_: [])
     (tmp_path / "docs").mkdir()
     report.write_page(docs=tmp_path / "docs")
-    assert (tmp_path / "docs" / "results.md").read_text() == (report.DOCS / "results.md").read_text()
+    assert (tmp_path / "docs" / "results.md").read_text() == (
+        report.DOCS / "results.md"
+    ).read_text()
 
 
 def test_kendall_by_counting_pairs() -> None:
@@ -155,7 +176,9 @@ def test_claims_are_examined_once_and_written_out(
     assert file.stat().st_mtime_ns == written
     found = json.loads(file.read_text())
     record = json.loads(evaluated[1].read_text())
-    page = claims_page.claims_section(found, [standing.resampled({**record, "seed": seed}) for seed in (1, 2)])
+    page = claims_page.claims_section(
+        found, [standing.resampled({**record, "seed": seed}) for seed in (1, 2)]
+    )
     share = found["aggressive-1"]["stability"]["jaccard of top"]
     assert f"| {share:.2f} |" in page
     for title in (

@@ -1,4 +1,5 @@
-"""Measures, steps of learning, evaluation and retrieval on a device that refuses and counts what a card does."""
+"""Measures, steps of learning, evaluation and retrieval on a device that refuses and counts what a
+card does."""
 
 import gc
 import re
@@ -38,7 +39,9 @@ from tests.support.pretended_device import Pretended, counted
 from tests.support.small_objective import Ends, make_batches, objective_for, save_ends
 from tests.support.tasks import inputs_of
 
-pytestmark = pytest.mark.skipif(not pretended_device.SUPPORTED, reason="torch has no backends in Python before 2.9")
+pytestmark = pytest.mark.skipif(
+    not pretended_device.SUPPORTED, reason="torch has no backends in Python before 2.9"
+)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -104,21 +107,31 @@ def test_a_measure_is_that_of_the_cpu(ends: Ends, name: str) -> None:
         for layer, value in other.values.items():
             # noise is drawn by the device, so that what was learned differs a little
             limit = 0.35 * largest if learns else 1e-4 * largest
-            assert statistic.values[layer] == pytest.approx(value, abs=limit + 1e-7), (statistic.name, layer)
+            assert statistic.values[layer] == pytest.approx(value, abs=limit + 1e-7), (
+                statistic.name,
+                layer,
+            )
     for mixture, other_mixture in zip(found.mixtures, expected.mixtures, strict=True):
         assert mixture.loss == pytest.approx(other_mixture.loss, rel=1e-4)
     for kind, tensors in expected.tensors.items():
-        for key in tensors.keys() - {key for key in tensors if key.endswith("k_proj.bias")}:  # rounding alone
+        for key in tensors.keys() - {
+            key for key in tensors if key.endswith("k_proj.bias")
+        }:  # rounding alone
             tensor = tensors[key]
-            assert torch.allclose(found.tensors[kind][key], tensor, rtol=1e-3, atol=1e-4 * float(tensor.abs().max()))
+            assert torch.allclose(
+                found.tensors[kind][key], tensor, rtol=1e-3, atol=1e-4 * float(tensor.abs().max())
+            )
     for key, value in expected.coefficients.items():
         assert not isinstance(found.coefficients[key], Pretended)
         assert found.coefficients[key].shape == value.shape
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-def test_steps_of_learning_are_the_cpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype) -> None:
-    """Also where the device holds both ends in 16 bits, and where weights do not move all at once."""
+def test_steps_of_learning_are_the_cpus(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype
+) -> None:
+    """Also where the device holds both ends in 16 bits, and where weights do not move all at
+    once."""
     monkeypatch.setattr(coefficients, "LARGE", 1000)
     ends = save_ends(tmp_path, dtype=dtype)
     goal = Goal(0.7, views=1.0, copies=4, changes=("geometry", "colour", "grey", "blur"))
@@ -128,21 +141,32 @@ def test_steps_of_learning_are_the_cpus(tmp_path: Path, monkeypatch: pytest.Monk
             objective = objective_on(device, ends)
             values = Coefficients(objective, "entry", 0.3)
             values.place()
-            placed[device] = {name: each.detach().clone().cpu() for name, each in objective.path.parameters.items()}
+            placed[device] = {
+                name: each.detach().clone().cpu()
+                for name, each in objective.path.parameters.items()
+            }
             learn(objective, values, LearningConfig(goal, 2, 0.05))
             learned[device] = values.by_parameter()
             moving = sum(value.numel() for value in learned[device].values())
             if device != "cpu":
                 assert objective.path.ends_nbytes == 2 * dtype.itemsize * moving
-    assert all(torch.equal(placed[pretended_device.NAME][name], value) for name, value in placed["cpu"].items())
+    assert all(
+        torch.equal(placed[pretended_device.NAME][name], value)
+        for name, value in placed["cpu"].items()
+    )
     for name, value in learned["cpu"].items():
         if not name.endswith("k_proj.bias"):  # a softmax does not see it: its gradient is rounding
             assert torch.allclose(learned[pretended_device.NAME][name], value, atol=2e-3), name
 
 
-@pytest.mark.parametrize("moves", [("",), ("vision_model", "visual_projection")], ids=["both", "vision"])
-def test_a_step_starts_few_kernels_and_waits_three_times(tmp_path: Path, moves: tuple[str, ...]) -> None:
-    """As many tensors as a ViT-B/32 has; two steps more, less what the model itself does in two steps."""
+@pytest.mark.parametrize(
+    "moves", [("",), ("vision_model", "visual_projection")], ids=["both", "vision"]
+)
+def test_a_step_starts_few_kernels_and_waits_three_times(
+    tmp_path: Path, moves: tuple[str, ...]
+) -> None:
+    """As many tensors as a ViT-B/32 has; two steps more, less what the model itself does in two
+    steps."""
     ends = save_ends(tmp_path, blocks=12, moves=moves)
     goal = Goal(0.7, views=1.0, copies=4)
     waits, kernels = [], []
@@ -150,20 +174,28 @@ def test_a_step_starts_few_kernels_and_waits_three_times(tmp_path: Path, moves: 
         with counted() as counts:
             objective = objective_on(pretended_device.NAME, ends)
             counts.kernels, counts.waits = {}, 0
-            learn(objective, Coefficients(objective, "entry", 0.3), LearningConfig(goal, steps, 0.05))
+            learn(
+                objective, Coefficients(objective, "entry", 0.3), LearningConfig(goal, steps, 0.05)
+            )
             waits.append(counts.waits)
             kernels.append(sum(counts.kernels.values()))
     assert kernels[0] > 0
-    assert all(isinstance(parameter.data, Pretended) for parameter in objective.path.parameters.values())
+    assert all(
+        isinstance(parameter.data, Pretended) for parameter in objective.path.parameters.values()
+    )
     pixels = objective.shares.batches[0].pixels
     with counted() as counts:
         with torch.no_grad():
             objective.criterion.embed(pixels)
         classes = objective.criterion.class_features()
-        loss = objective.criterion.model.logits(objective.criterion.embed(torch.cat([pixels] * 2)), classes)
+        loss = objective.criterion.model.logits(
+            objective.criterion.embed(torch.cat([pixels] * 2)), classes
+        )
         loss.sum().backward()
         objective.path.clear_gradients()
-        assert (waits[1] - waits[0]) / 2 - counts.waits <= 3  # transformers' text tower waits by itself
+        assert (
+            waits[1] - waits[0]
+        ) / 2 - counts.waits <= 3  # transformers' text tower waits by itself
         own = sum(counts.kernels.values())
     assert (kernels[1] - kernels[0]) / 2 - own <= 400
 
@@ -171,11 +203,14 @@ def test_a_step_starts_few_kernels_and_waits_three_times(tmp_path: Path, moves: 
 def learned_with(
     ends: Ends, most: int | None, sizes: tuple[int, ...], changes: tuple[Augmentation, ...] = ()
 ) -> tuple[Objective, dict[str, Tensor], int]:
-    """Learn on a device with so much memory: the objective, the coefficients, and the most that was taken."""
+    """Learn on a device with so much memory: the objective, the coefficients, and the most that was
+    taken."""
     gc.collect()
     with counted(most=most) as counts:
         before = pretended_device.taken()
-        objective = objective_for(ends, make_batches(sizes), accelerator=Processes(torch.device(pretended_device.NAME)))
+        objective = objective_for(
+            ends, make_batches(sizes), accelerator=Processes(torch.device(pretended_device.NAME))
+        )
         said: list[str] = []
         objective.say = said.append
         values = Coefficients(objective, "entry", 0.3)
@@ -184,24 +219,32 @@ def learned_with(
         return objective, values.by_parameter(), counts.peak - before
 
 
-def test_memory_that_runs_out_halves_the_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_that_runs_out_halves_the_pieces(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     ends = save_ends(tmp_path, blocks=3, width=64)
     monkeypatch.setattr(activations, "_SHARE_OF_FREE", 1e6)  # expects far more than there is
     _, expected, peak = learned_with(ends, None, (16,))
     objective, found, _ = learned_with(ends, pretended_device.taken() + peak * 2 // 3, (16,))
-    assert any("memory does not suffice for 32 images at once: going on with 16" in note for note in objective.notes)
+    assert any(
+        "memory does not suffice for 32 images at once: going on with 16" in note
+        for note in objective.notes
+    )
     for name, value in expected.items():
         if not name.endswith("k_proj.bias"):
             assert torch.allclose(found[name], value, atol=2e-3), name
     with (
-        pytest.raises(MeasureError, match=r"too little memory .* lower --images-at-once or --batch-size"),
+        pytest.raises(
+            MeasureError, match=r"too little memory .* lower --images-at-once or --batch-size"
+        ),
         device_work(),
     ):
         learned_with(ends, pretended_device.taken() + peak // 10, (16,))
 
 
 def test_products_with_the_hessian_are_tried_again(ends: Ends) -> None:
-    """Memory runs out in a forward pass: torch aborts if Python raises in a second derivative on a device."""
+    """Memory runs out in a forward pass: torch aborts if Python raises in a second derivative on a
+    device."""
     objective = objective_on(pretended_device.NAME, ends)
     found = [hessian_trace(objective, probes=1)["hessian_trace"].values]
     probe = sum(each.nbytes for each in objective.path.task_vector.values())
@@ -229,7 +272,9 @@ def test_any_accelerator_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
     assert accelerator_for("auto").device == accelerator_for("cpu").device == torch.device("cpu")
 
 
-@pytest.mark.parametrize(("images", "whole", "dtype"), [(40, False, torch.float32), (8, True, torch.float16)])
+@pytest.mark.parametrize(
+    ("images", "whole", "dtype"), [(40, False, torch.float32), (8, True, torch.float16)]
+)
 def test_the_memory_of_learning_is_foretold(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, images: int, whole: bool, dtype: torch.dtype
 ) -> None:
@@ -261,12 +306,16 @@ def test_changes_are_those_of_the_cpu_but_for_noise(ends: Ends) -> None:
     kinds = ("geometry", "colour", "grey", "blur")
     with counted() as counts:
         there = pixels.to(pretended_device.NAME)
-        assert torch.allclose(augmented(there, 3, kinds).cpu(), augmented(pixels, 3, kinds), atol=1e-6)
+        assert torch.allclose(
+            augmented(there, 3, kinds).cpu(), augmented(pixels, 3, kinds), atol=1e-6
+        )
         counts.waits = 0
         noisy = augmented(there, 3, ("noise",))
         assert counts.waits == 0
     spread = (noisy.cpu() - pixels).std((1, 2, 3))
-    assert torch.allclose(spread, (augmented(pixels, 3, ("noise",)) - pixels).std((1, 2, 3)), rtol=0.05)
+    assert torch.allclose(
+        spread, (augmented(pixels, 3, ("noise",)) - pixels).std((1, 2, 3)), rtol=0.05
+    )
 
 
 def test_evaluation_is_that_of_the_cpu(pair: tuple[Path, Path], images: Path) -> None:
@@ -275,31 +324,48 @@ def test_evaluation_is_that_of_the_cpu(pair: tuple[Path, Path], images: Path) ->
         with counted(has_float64=False):
             settings = EvalSettings(Processes(torch.device(device)))
             accuracies.append(
-                zero_shot_accuracy(load_model(open_checkpoint(str(pair[0]))), loaded, settings, Progress())
+                zero_shot_accuracy(
+                    load_model(open_checkpoint(str(pair[0]))), loaded, settings, Progress()
+                )
             )
     assert accuracies[0] == accuracies[1]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_points_are_classified_as_on_the_cpu(tmp_path: Path, images: Path, dtype: torch.dtype) -> None:
-    """Pictures are sent once for all points; weights in float64 stay on the CPU, as Apple's devices have none."""
+def test_points_are_classified_as_on_the_cpu(
+    tmp_path: Path, images: Path, dtype: torch.dtype
+) -> None:
+    """Pictures are sent once for all points; weights in float64 stay on the CPU, as Apple's devices
+    have none."""
     loaded, answers = load_images(str(images), None, whole=True), []
     moves = [partial(MovingModel.interpolate, alpha=alpha) for alpha in (0.0, 0.5, 1.0)]
     inputs = inputs_of(save_ends(tmp_path, blocks=1, dtype=dtype))
     for device in ("cpu", pretended_device.NAME):
-        with counted(has_float64=False), torch.inference_mode():  # the device makes no views of others in it
-            scorer = Scorer(build_model(inputs), inputs, EvalSettings(Processes(torch.device(device)), batch_size=7))
+        with (
+            counted(has_float64=False),
+            torch.inference_mode(),
+        ):  # the device makes no views of others in it
+            scorer = Scorer(
+                build_model(inputs),
+                inputs,
+                EvalSettings(Processes(torch.device(device)), batch_size=7),
+            )
             answers.append(scorer.answer(moves, {"a": loaded}, Progress())["a"])
     assert (answers[0] == answers[1]).all()
 
 
 def test_retrieval_is_that_of_the_cpu() -> None:
     generator = torch.Generator().manual_seed(0)
-    images, texts = (normalize(torch.randn(count, 8, generator=generator), dim=-1) for count in (6, 12))
+    images, texts = (
+        normalize(torch.randn(count, 8, generator=generator), dim=-1) for count in (6, 12)
+    )
     owners = torch.arange(6).repeat(2)
     expected = recall_of(images, texts, owners)
     with counted(has_float64=False):
-        assert recall_of(*(tensor.to(pretended_device.NAME) for tensor in (images, texts, owners))) == expected
+        assert (
+            recall_of(*(tensor.to(pretended_device.NAME) for tensor in (images, texts, owners)))
+            == expected
+        )
 
 
 @pytest.mark.parametrize("mask", ["magnitude", "random"])
@@ -308,14 +374,19 @@ def test_state_dicts_on_the_device_are_merged_there(mask: str) -> None:
     ends = [{"w": torch.randn(40, 3, generator=generator), "n": torch.tensor(3)} for _ in range(2)]
     expected = merge_state_dicts(*ends, alpha=0.4, density=0.5, mask=mask)
     with counted(has_float64=False):
-        there = [{name: tensor.to(pretended_device.NAME) for name, tensor in end.items()} for end in ends]
+        there = [
+            {name: tensor.to(pretended_device.NAME) for name, tensor in end.items()} for end in ends
+        ]
         found = merge_state_dicts(*there, alpha=0.4, density=0.5, mask=mask)
     assert all(tensor.device.type == pretended_device.NAME for tensor in found.values())
     assert all(torch.equal(found[name].cpu(), tensor) for name, tensor in expected.items())
 
 
-def test_collectives_get_tensors_on_the_device_of_their_group(ends: Ends, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two processes with equal tensors, and a group that refuses those on the CPU, as NCCL's does."""
+def test_collectives_get_tensors_on_the_device_of_their_group(
+    ends: Ends, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two processes with equal tensors, and a group that refuses those on the CPU, as NCCL's
+    does."""
     sent = []
 
     def all_reduce(tensor: torch.Tensor) -> None:
@@ -327,7 +398,10 @@ def test_collectives_get_tensors_on_the_device_of_their_group(ends: Ends, monkey
     monkeypatch.setattr(torch.distributed, "all_reduce", all_reduce)
     objective = objective_on("cpu", ends)
     processes: Any = objective.shares.accelerator
-    processes.num_processes, processes.state = 2, SimpleNamespace(device=torch.device(pretended_device.NAME))
+    processes.num_processes, processes.state = (
+        2,
+        SimpleNamespace(device=torch.device(pretended_device.NAME)),
+    )
     sums = torch.ones(3, dtype=torch.float64)
     add_up(processes, sums)
     assert sums.tolist() == [2, 2, 2]

@@ -50,7 +50,9 @@ def test_geometry_moves_pixels_and_invents_none(pixels: Tensor) -> None:
 def test_grey_takes_colour_from_some_images_alone(pixels: Tensor) -> None:
     grey = changed(pixels, "grey")
     same = (grey == pixels).flatten(1).all(1)
-    colourless = (grey[:, 0] == grey[:, 1]).flatten(1).all(1) & (grey[:, 1] == grey[:, 2]).flatten(1).all(1)
+    colourless = (grey[:, 0] == grey[:, 1]).flatten(1).all(1) & (grey[:, 1] == grey[:, 2]).flatten(
+        1
+    ).all(1)
     assert bool((same ^ colourless).all())
     assert float(colourless.double().mean()) == pytest.approx(0.3, abs=0.08)
     assert torch.allclose(grey.mean(1), pixels.mean(1), atol=1e-6)

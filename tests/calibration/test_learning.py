@@ -1,4 +1,5 @@
-"""Learned coefficients against transformers' own forward in float64, autograd and an Adam written out."""
+"""Learned coefficients against transformers' own forward in float64, autograd and an Adam written
+out."""
 
 import math
 from typing import Any
@@ -17,7 +18,15 @@ from clipmerge.errors import RecipeError
 from clipmerge.measures.projection_radii import projection_radii
 from clipmerge.methods.learned import learned
 from clipmerge.planning.measurements import Measurements
-from tests.support.small_objective import TEMPLATES, Ends, Reference, descend, make_batches, objective_for, prepare
+from tests.support.small_objective import (
+    TEMPLATES,
+    Ends,
+    Reference,
+    descend,
+    make_batches,
+    objective_for,
+    prepare,
+)
 from tests.support.tasks import task_of
 
 SIZES = (4, 4, 3)
@@ -30,7 +39,9 @@ class SlowLearner:
 
     def __init__(self, ends: Ends, objective: Objective, granularity: str) -> None:
         self.reference = Reference(ends)
-        self.layer_of = {name: layer for layer, names in objective.path.layers.items() for name in names}
+        self.layer_of = {
+            name: layer for layer, names in objective.path.layers.items() for name in names
+        }
         self.granularity = granularity
 
     def key(self, name: str) -> str:
@@ -44,7 +55,9 @@ class SlowLearner:
                 shape = torch.Size([])
             elif self.granularity == "channel" and len(shape) > 1:
                 shape = torch.Size([shape[0]] + [1] * (len(shape) - 1))
-            found[self.key(name)] = torch.full(shape, value, dtype=torch.float64, requires_grad=True)
+            found[self.key(name)] = torch.full(
+                shape, value, dtype=torch.float64, requires_grad=True
+            )
         return found
 
     def logits(self, weights: dict[str, Tensor], batch: Batch) -> Tensor:
@@ -54,12 +67,16 @@ class SlowLearner:
         images = output.image_embeds / output.image_embeds.norm(dim=-1, keepdim=True)
         return weights["logit_scale"].exp() * images @ text.T
 
-    def goal(self, coefficients: dict[str, Tensor], batch: Batch, weight: float) -> tuple[Tensor, Tensor]:
+    def goal(
+        self, coefficients: dict[str, Tensor], batch: Batch, weight: float
+    ) -> tuple[Tensor, Tensor]:
         ends = self.reference.ends
         weights = {name: zero.clone() for name, (zero, _) in ends.items()}
         for name in self.layer_of:
             zero, fine = ends[name]
-            weights[name] = (1 - coefficients[self.key(name)]) * zero + coefficients[self.key(name)] * fine
+            weights[name] = (1 - coefficients[self.key(name)]) * zero + coefficients[
+                self.key(name)
+            ] * fine
         with torch.no_grad():
             old = self.logits({name: zero for name, (zero, _) in ends.items()}, batch).softmax(-1)
         new = self.logits(weights, batch).softmax(-1)
@@ -86,7 +103,9 @@ def test_gradients_are_autograds(ends: Ends, granularity: Any) -> None:
     for key, value in coefficients.values.items():
         expected = own[key].grad
         scale = float(expected.abs().max())
-        assert torch.allclose(value.grad.double(), expected, rtol=1e-3, atol=1e-4 * scale + 1e-7), key
+        assert torch.allclose(value.grad.double(), expected, rtol=1e-3, atol=1e-4 * scale + 1e-7), (
+            key
+        )
 
 
 def test_without_a_start_it_is_the_best_alpha_of_the_path(ends: Ends) -> None:
@@ -96,10 +115,13 @@ def test_without_a_start_it_is_the_best_alpha_of_the_path(ends: Ends) -> None:
     slow = SlowLearner(ends, objective, "layer")
     goals = {}
     for tenth in range(11):
-        everywhere = {key: torch.tensor(tenth / 10, dtype=torch.float64) for key in objective.path.layers}
+        everywhere = {
+            key: torch.tensor(tenth / 10, dtype=torch.float64) for key in objective.path.layers
+        }
         parts = [slow.goal(everywhere, batch, 0.1) for batch in batches]
         goals[tenth / 10] = sum(
-            len(b) * float(loss + 0.1 * divergence) for b, (loss, divergence) in zip(batches, parts, strict=True)
+            len(b) * float(loss + 0.1 * divergence)
+            for b, (loss, divergence) in zip(batches, parts, strict=True)
         )
     best = min(goals, key=goals.__getitem__)
     assert 0 < best < 1
@@ -109,7 +131,9 @@ def test_without_a_start_it_is_the_best_alpha_of_the_path(ends: Ends) -> None:
     assert all(torch.allclose(value, torch.tensor(best)) for value in coefficients.values.values())
 
 
-def test_steps_are_adams_with_a_falling_rate_and_one_second_moment_per_parameter_in_the_box(ends: Ends) -> None:
+def test_steps_are_adams_with_a_falling_rate_and_one_second_moment_per_parameter_in_the_box(
+    ends: Ends,
+) -> None:
     objective = objective_for(ends, make_batches(SIZES))
     steps = prepare(objective, STILL, 5)
     coefficients = Coefficients(objective, "channel", 0.9)
@@ -126,7 +150,11 @@ def test_steps_are_adams_with_a_falling_rate_and_one_second_moment_per_parameter
             g: Any = value.grad
             first[key] = 0.9 * first[key] + 0.1 * g
             second[key] = 0.999 * second[key] + 0.001 * float((g * g).mean())
-            move = first[key] / (1 - 0.9 ** (t + 1)) / (math.sqrt(second[key] / (1 - 0.999 ** (t + 1))) + 1e-8)
+            move = (
+                first[key]
+                / (1 - 0.9 ** (t + 1))
+                / (math.sqrt(second[key] / (1 - 0.999 ** (t + 1))) + 1e-8)
+            )
             values[key] = (value - rate * move).detach().clamp(0, 1).requires_grad_()
     assert any(bool(((value == 0) | (value == 1)).any()) for value in values.values())
     for key, value in values.items():
@@ -140,10 +168,13 @@ def test_a_coefficient_that_the_loss_does_not_reach_stays() -> None:
     assert float(value) == 0.5
 
 
-# with one step, all prompts would be more than the step's own: each step embeds its own, else all are embedded once
+# with one step, all prompts would be more than the step's own: each step embeds its own, else all
+# are embedded once
 @pytest.mark.parametrize("count", [1, 6])
 @pytest.mark.parametrize("limit", [2, 3, 6, 9])
-def test_many_prompts_are_drawn_from(ends: Ends, monkeypatch: pytest.MonkeyPatch, limit: int, count: int) -> None:
+def test_many_prompts_are_drawn_from(
+    ends: Ends, monkeypatch: pytest.MonkeyPatch, limit: int, count: int
+) -> None:
     monkeypatch.setattr(step_layout, "PROMPTS_A_STEP", limit)
     objective = objective_for(ends, make_batches(SIZES), templates=TEMPLATES)
     steps = prepare(objective, STILL, count)
@@ -161,7 +192,9 @@ def test_many_prompts_are_drawn_from(ends: Ends, monkeypatch: pytest.MonkeyPatch
     assert (steps[0].templates is None) is (limit == 9)
 
 
-def test_a_drawn_step_is_the_loss_over_its_classes(ends: Ends, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_drawn_step_is_the_loss_over_its_classes(
+    ends: Ends, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(step_layout, "PROMPTS_A_STEP", 2)
     batch = Batch(0, make_batches((2,))[0].pixels, torch.tensor([2, 2]))
     objective = objective_for(ends, [batch])
@@ -173,7 +206,9 @@ def test_a_drawn_step_is_the_loss_over_its_classes(ends: Ends, monkeypatch: pyte
     reference = Reference(ends).at(1.0)
     output = reference.model(pixel_values=batch.pixels.double(), **reference.tokens)
     logits = output.logits_per_image[:, kept]
-    assert seen.calibration == pytest.approx(-logits.log_softmax(-1)[:, kept.index(2)].mean().item(), rel=1e-5)
+    assert seen.calibration == pytest.approx(
+        -logits.log_softmax(-1)[:, kept.index(2)].mean().item(), rel=1e-5
+    )
 
 
 def test_radii_step_by_the_rate_in_the_weights_unit(ends: Ends) -> None:
@@ -194,11 +229,15 @@ def test_radii_step_by_the_rate_in_the_weights_unit(ends: Ends) -> None:
 
 
 def test_the_method_needs_coefficients(ends: Ends) -> None:
-    with pytest.raises(RecipeError, match="path-barrier learns no coefficients; measure with learned-coefficients"):
+    with pytest.raises(
+        RecipeError, match="path-barrier learns no coefficients; measure with learned-coefficients"
+    ):
         learned(task_of(ends, Measurements(measure="path-barrier")))
 
 
-def test_a_given_start_stays_where_held_back_images_see_the_path(ends: Ends, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_given_start_stays_where_held_back_images_see_the_path(
+    ends: Ends, monkeypatch: pytest.MonkeyPatch
+) -> None:
     objective = objective_for(ends, make_batches(SIZES))
     coefficients = Coefficients(objective, "layer", 0.35)
     place, placed = coefficients.place, list[set[float]]()
@@ -208,6 +247,8 @@ def test_a_given_start_stays_where_held_back_images_see_the_path(ends: Ends, mon
         place()
 
     monkeypatch.setattr(coefficients, "place", recorded)
-    found = learn(objective, coefficients, LearningConfig(Goal(0.0), steps=1, rate=1e-9, held_back=0.5))
+    found = learn(
+        objective, coefficients, LearningConfig(Goal(0.0), steps=1, rate=1e-9, held_back=0.5)
+    )
     assert len(set(found.path.losses)) > 1
     assert list(placed[0]) == [pytest.approx(0.35)]

@@ -12,7 +12,14 @@ from clipmerge.errors import CheckpointError, MeasureError
 from clipmerge.measures.learned_coefficients import learned_coefficients
 from clipmerge.measures.path_barrier import path_barrier
 from tests.support.raw_safetensors import edit
-from tests.support.small_objective import TEMPLATES, Ends, Reference, make_batches, objective_for, save_ends
+from tests.support.small_objective import (
+    TEMPLATES,
+    Ends,
+    Reference,
+    make_batches,
+    objective_for,
+    save_ends,
+)
 
 SIZES = (4, 4, 3)
 
@@ -24,7 +31,9 @@ def all_gradients(objective: Objective) -> list[dict[str, Tensor]]:
     ]
 
 
-def assert_close(found: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float = 1e-5) -> None:
+def assert_close(
+    found: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float = 1e-5
+) -> None:
     """Equal to float32 rounding, seen from the largest entry of any parameter."""
     largest = max(float(value.abs().max()) for value in expected.values())
     for name, value in found.items():
@@ -33,21 +42,29 @@ def assert_close(found: dict[str, Tensor], expected: dict[str, Tensor], toleranc
 
 @pytest.mark.parametrize("alpha", [0.0, 0.3, 1.0])
 @pytest.mark.parametrize("templates", [TEMPLATES[:1], TEMPLATES])
-def test_loss_is_that_of_transformers_own_forward(ends: Ends, alpha: float, templates: tuple[str, ...]) -> None:
+def test_loss_is_that_of_transformers_own_forward(
+    ends: Ends, alpha: float, templates: tuple[str, ...]
+) -> None:
     batches = make_batches(SIZES)
     objective = objective_for(ends, batches, templates=templates)
     objective.path.move_to(alpha)
     reference = Reference(ends, templates=templates).at(alpha)
     expected = {batch.number: reference.loss(batch).item() for batch in batches}
     assert objective.losses() == pytest.approx(expected, rel=1e-5)
-    assert {b.number: objective.criterion.joint_loss(b).item() for b in batches} == pytest.approx(expected, rel=1e-5)
+    assert {b.number: objective.criterion.joint_loss(b).item() for b in batches} == pytest.approx(
+        expected, rel=1e-5
+    )
 
 
 @pytest.mark.parametrize("templates", [TEMPLATES[:1], TEMPLATES])
 @pytest.mark.parametrize("pieces", [False, True])
-def test_gradients_are_those_of_one_joint_backward_pass(ends: Ends, templates: tuple[str, ...], pieces: bool) -> None:
+def test_gradients_are_those_of_one_joint_backward_pass(
+    ends: Ends, templates: tuple[str, ...], pieces: bool
+) -> None:
     batches = make_batches(SIZES)
-    objective = objective_for(ends, batches, templates=templates, prompts_at_once=2 if pieces else 512)
+    objective = objective_for(
+        ends, batches, templates=templates, prompts_at_once=2 if pieces else 512
+    )
     objective.path.move_to(0.5)
     reference = Reference(ends, templates=templates).at(0.5)
     found = all_gradients(objective)
@@ -58,7 +75,9 @@ def test_gradients_are_those_of_one_joint_backward_pass(ends: Ends, templates: t
 
 
 @pytest.mark.parametrize("at_once", [1, 2, 3, 4, 5])
-def test_gradients_are_the_batchs_however_many_images_are_in_memory(ends: Ends, at_once: int, spied: Any) -> None:
+def test_gradients_are_the_batchs_however_many_images_are_in_memory(
+    ends: Ends, at_once: int, spied: Any
+) -> None:
     whole = objective_for(ends, make_batches(SIZES))
     pieces = objective_for(ends, make_batches(SIZES), images_at_once=at_once)
     embedded = spied(pieces.criterion.model, "image_features")
@@ -74,7 +93,10 @@ def test_gradients_are_the_batchs_however_many_images_are_in_memory(ends: Ends, 
 
 
 def test_a_frozen_text_tower_is_embedded_once_for_a_path(tmp_path: Path, spied: Any) -> None:
-    frozen_text, batches = save_ends(tmp_path, moves=("vision_", "visual_", "logit_scale")), make_batches(SIZES)
+    frozen_text, batches = (
+        save_ends(tmp_path, moves=("vision_", "visual_", "logit_scale")),
+        make_batches(SIZES),
+    )
     objective = objective_for(frozen_text, batches)
     embedded = spied(objective.criterion.model, "text_features")
     reference = Reference(frozen_text)
@@ -105,7 +127,13 @@ def test_the_loss_of_one_moving_layer_is_the_whole_loss(ends: Ends, layer: str) 
                     objective.path.parameters[name].data.mul_(1.1)
                     reference.parameters[name].mul_(1.1)
             value = loss()
-            found = dict(zip(objective.path.layers[layer], torch.autograd.grad(value, parameters), strict=True))
+            found = dict(
+                zip(
+                    objective.path.layers[layer],
+                    torch.autograd.grad(value, parameters),
+                    strict=True,
+                )
+            )
         assert value.item() == pytest.approx(reference.loss(batch).item(), rel=1e-5)
         assert_close(found, reference.gradient(batch))
 
@@ -134,9 +162,18 @@ def test_equal_checkpoints_are_refused(ends: Ends) -> None:
     ("look", "told"),
     [
         (lambda objective: list(objective.gradients()), "batch 0 is"),
-        (path_barrier, r"the calibration loss at alpha 0\.5 is nan; check that the checkpoints work"),
-        (lambda objective: try_mixture(objective, (0.5,)), r"the calibration loss at weights 0\.5 is nan"),
-        (lambda objective: learned_coefficients(objective, steps=1), "the loss of calibration batch 0 is not finite"),
+        (
+            path_barrier,
+            r"the calibration loss at alpha 0\.5 is nan; check that the checkpoints work",
+        ),
+        (
+            lambda objective: try_mixture(objective, (0.5,)),
+            r"the calibration loss at weights 0\.5 is nan",
+        ),
+        (
+            lambda objective: learned_coefficients(objective, steps=1),
+            "the loss of calibration batch 0 is not finite",
+        ),
     ],
 )
 def test_a_loss_that_is_not_a_number_is_told_with_its_place(

@@ -24,7 +24,10 @@ class Quadratic:
         self.origin = rng.normal(size=SIZE)
         self.origin[-1] = 0.0
         entries = torch.tensor(self.origin, dtype=torch.float64)
-        self.parameters = [Parameter(entries[:SPLIT].clone().view(2, 2)), Parameter(entries[SPLIT:].clone())]
+        self.parameters = [
+            Parameter(entries[:SPLIT].clone().view(2, 2)),
+            Parameter(entries[SPLIT:].clone()),
+        ]
         self._hessian = torch.tensor(self.hessian)
 
     def loss(self) -> Tensor:
@@ -42,7 +45,8 @@ class Quadratic:
         return np.abs(self.origin) if adaptive else np.ones(SIZE)
 
     def worst_on_sphere(self, radius: float, *, adaptive: bool) -> float:
-        """Solve max g.u + u.A.u/2, ||u|| <= r: (k I - A) u = g with k above A's eigenvalues and ||u|| = r."""
+        """Solve max g.u + u.A.u/2, ||u|| <= r: (k I - A) u = g with k above A's eigenvalues and
+        ||u|| = r."""
         scale = self.scale(adaptive)
         values, vectors = np.linalg.eigh(scale[:, None] * self.hessian * scale)
         g = vectors.T @ (scale * (self.hessian @ self.origin))
@@ -70,7 +74,9 @@ def apgd(quadratic: Quadratic, ball: LayerBall, steps: int = 20) -> float:
 @pytest.mark.parametrize("adaptive", [True, False])
 @pytest.mark.parametrize("radius", [0.01, 0.3, 1.0])
 @pytest.mark.parametrize("seed", range(5))
-def test_apgd_finds_the_worst_point_of_the_l2_ball(adaptive: bool, radius: float, seed: int) -> None:
+def test_apgd_finds_the_worst_point_of_the_l2_ball(
+    adaptive: bool, radius: float, seed: int
+) -> None:
     quadratic = Quadratic(seed)
     found = apgd(quadratic, ball_on(quadratic, "l2", radius, adaptive=adaptive))
     assert found == pytest.approx(quadratic.worst_on_sphere(radius, adaptive=adaptive), rel=1e-3)
@@ -109,13 +115,17 @@ def test_apgd_never_leaves_the_ball(norm: Norm, order: float) -> None:
         lengths.append(float(torch.linalg.vector_norm(((moved - origin) / scale)[:-1], order)))
         return quadratic.loss()
 
-    ball_on(quadratic, norm, 0.5).apgd(loss, quadratic.gradient(), quadratic.loss().item(), steps=20)
+    ball_on(quadratic, norm, 0.5).apgd(
+        loss, quadratic.gradient(), quadratic.loss().item(), steps=20
+    )
     assert max(lengths) == pytest.approx(0.5, rel=1e-9)
 
 
 @pytest.mark.parametrize("norm", ["l2", "linf"])
 @pytest.mark.parametrize("adaptive", [True, False])
-def test_no_direction_of_the_ball_has_a_larger_slope_than_the_maximiser(norm: Norm, adaptive: bool) -> None:
+def test_no_direction_of_the_ball_has_a_larger_slope_than_the_maximiser(
+    norm: Norm, adaptive: bool
+) -> None:
     quadratic = Quadratic(2)
     scale = quadratic.scale(adaptive)
     slope = scale * (quadratic.hessian @ quadratic.origin)

@@ -25,7 +25,10 @@ def model(pair: Folders) -> ImageTextModel:
 def test_one_template_that_tells_classes_apart_is_enough(model: ImageTextModel) -> None:
     templates = (LONG, "a {}.")
     assert class_embeddings(model, ("bird", "cat"), templates, torch.device("cpu")).shape == (2, 16)
-    assert Prompts(model, class_prompts(("bird", "cat"), templates), 2, torch.device("cpu")).classes == 2
+    assert (
+        Prompts(model, class_prompts(("bird", "cat"), templates), 2, torch.device("cpu")).classes
+        == 2
+    )
 
 
 @pytest.mark.parametrize("command", ["evaluate", "merge"])
@@ -33,18 +36,30 @@ def test_a_command_says_it_in_one_line(pair: Folders, tmp_path: Path, command: s
     images = save_images(tmp_path / "images", each=2)
     merge = ("merge", *pair, "-r", "straggler-outlier", "--dry-run")
     line = refused(
-        clipmerge(*(merge if command == "merge" else ("evaluate", pair[0])), "--data", images, "--template", LONG)
+        clipmerge(
+            *(merge if command == "merge" else ("evaluate", pair[0])),
+            "--data",
+            images,
+            "--template",
+            LONG,
+        )
     )
     assert "the prompts of all classes are the same to the model" in line
 
 
 @pytest.mark.parametrize("long", [0.0, 1e9])
-def test_the_time_of_many_prompts_is_told(model: ImageTextModel, monkeypatch: pytest.MonkeyPatch, long: float) -> None:
-    whole = class_embeddings(model, ("bird", "cat", "dog"), ("a {}.", "the {}"), torch.device("cpu"))
+def test_the_time_of_many_prompts_is_told(
+    model: ImageTextModel, monkeypatch: pytest.MonkeyPatch, long: float
+) -> None:
+    whole = class_embeddings(
+        model, ("bird", "cat", "dog"), ("a {}.", "the {}"), torch.device("cpu")
+    )
     monkeypatch.setattr(zero_shot, "PROMPTS_AT_ONCE", 2)
     monkeypatch.setattr(zero_shot, "_LONG", long)
     said: list[str] = []
-    found = class_embeddings(model, ("bird", "cat", "dog"), ("a {}.", "the {}"), torch.device("cpu"), said.append)
+    found = class_embeddings(
+        model, ("bird", "cat", "dog"), ("a {}.", "the {}"), torch.device("cpu"), said.append
+    )
     assert torch.allclose(found, whole, atol=1e-6)
     told = "embedding 6 prompts (3 classes in 2 templates): about "
     assert [line.startswith(told) for line in said] == ([] if long else [True])

@@ -1,4 +1,5 @@
-"""Learning that is interrupted and resumed gives the numbers of an uninterrupted run, and refuses any other state."""
+"""Learning that is interrupted and resumed gives the numbers of an uninterrupted run, and refuses
+any other state."""
 
 import dataclasses
 import errno
@@ -52,7 +53,9 @@ def undisturbed(ends: Ends, tmp_path_factory: pytest.TempPathFactory) -> Whole:
     def run(**options: Any) -> tuple[dict[str, Tensor], list[Losses]]:
         key = repr(sorted(options.items()))
         if key not in found:
-            found[key] = Learning(ends, tmp_path_factory.mktemp("whole") / "state.safetensors", **options).run()
+            found[key] = Learning(
+                ends, tmp_path_factory.mktemp("whole") / "state.safetensors", **options
+            ).run()
         return found[key]
 
     return run
@@ -73,20 +76,32 @@ def saved(ends: Ends, tmp_path_factory: pytest.TempPathFactory) -> Path:
 class Learning:
     """One run of learning on the small objective, with its file."""
 
-    def __init__(self, ends: Ends, file: Path, config: LearningConfig = PLAIN, *, sparse: bool = False, **how: Any):
+    def __init__(
+        self,
+        ends: Ends,
+        file: Path,
+        config: LearningConfig = PLAIN,
+        *,
+        sparse: bool = False,
+        **how: Any,
+    ):
         self.ends, self.file, self.config, self.sparse = ends, file, config, sparse
         self.how = {"granularity": "entry", **how}
         self.said, self.work = list[str](), list[tuple[float, float]]()
 
     def run(self) -> tuple[dict[str, Tensor], list[Losses]]:
-        objective = objective_for(self.ends, make_batches(SIZES), progress=lambda *work: self.work.append(work))
+        objective = objective_for(
+            self.ends, make_batches(SIZES), progress=lambda *work: self.work.append(work)
+        )
         state = LearningState(lambda: self.file, objective.shares.accelerator, self.said.append)
         objective.learning_state = state
         coefficients = Coefficients(objective, **self.how)
 
         def sharper() -> tuple[list[str], float]:
             values = {layer: sum(row) for layer, row in layer_sharpness(objective).items()}
-            return [name for layer in sharpest(values, 0.5) for name in objective.path.layers[layer]], 0.5
+            return [
+                name for layer in sharpest(values, 0.5) for name in objective.path.layers[layer]
+            ], 0.5
 
         config = dataclasses.replace(self.config, sparsify=sharper) if self.sparse else self.config
         with state.underway():
@@ -95,10 +110,14 @@ class Learning:
         return coefficients.by_parameter(), learned.trace
 
 
-def same(one: tuple[dict[str, Tensor], list[Losses]], other: tuple[dict[str, Tensor], list[Losses]]) -> bool:
+def same(
+    one: tuple[dict[str, Tensor], list[Losses]], other: tuple[dict[str, Tensor], list[Losses]]
+) -> bool:
     """Whether two runs of learning are equal, bit for bit, including their losses."""
     assert one[0].keys() == other[0].keys()
-    return one[1] == other[1] and all(torch.equal(value, other[0][name]) for name, value in one[0].items())
+    return one[1] == other[1] and all(
+        torch.equal(value, other[0][name]) for name, value in one[0].items()
+    )
 
 
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -110,7 +129,15 @@ OPTIONS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize(
-    ("name", "step"), [("entry", 0), ("entry", 1), ("layer", 4), ("held back", 4), ("sparse", 1), ("sparse", STEPS - 1)]
+    ("name", "step"),
+    [
+        ("entry", 0),
+        ("entry", 1),
+        ("layer", 4),
+        ("held back", 4),
+        ("sparse", 1),
+        ("sparse", STEPS - 1),
+    ],
 )
 @pytest.mark.usefixtures("often")
 def test_going_on_gives_what_an_undisturbed_run_gives(
@@ -121,12 +148,16 @@ def test_going_on_gives_what_an_undisturbed_run_gives(
     stop_after(step)
     with pytest.raises(KeyboardInterrupt):
         stopped.run()
-    saved = [SAVED.format(step, STEPS)] * (step > 0)  # before the first step there is nothing to save
+    saved = [SAVED.format(step, STEPS)] * (
+        step > 0
+    )  # before the first step there is nothing to save
     assert stopped.said == saved
     assert stopped.file.exists() is bool(saved)
     assert same(stopped.run(), whole)
     assert stopped.said == saved + [GOES_ON.format(step, STEPS)] * len(saved)
-    assert stopped.work[-1][0] == pytest.approx(stopped.work[-1][1])  # what is announced is what is done
+    assert stopped.work[-1][0] == pytest.approx(
+        stopped.work[-1][1]
+    )  # what is announced is what is done
     assert list(tmp_path.glob("*.*")) == []
 
 
@@ -134,7 +165,9 @@ def test_a_save_waits_for_its_time_and_the_last_one_needs_an_earlier(
     ends: Ends, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     written: list[int] = []
-    monkeypatch.setattr(resumption, "_write_whole", lambda _path, state: written.append(int(state["taken"])))
+    monkeypatch.setattr(
+        resumption, "_write_whole", lambda _path, state: written.append(int(state["taken"]))
+    )
     Learning(ends, tmp_path / "state.safetensors").run()
     assert written == []
     monkeypatch.setattr(resumption, "SECONDS", 0)
@@ -174,15 +207,26 @@ BROKEN: dict[str, tuple[Callable[[Path], None], str]] = {
     "half a file": (flat, "cannot be used ("),
     "a folder": (folder, "cannot be used ("),
     "a tensor less": (changed(lambda held: held.pop(some_name(held))), "does not fit)"),
-    "another shape": (changed(lambda held: held.update(trace=torch.zeros(3, 2).double())), "does not fit)"),
-    "not a number": (changed(lambda held: held[some_name(held)].fill_(float("nan"))), "does not fit)"),
+    "another shape": (
+        changed(lambda held: held.update(trace=torch.zeros(3, 2).double())),
+        "does not fit)",
+    ),
+    "not a number": (
+        changed(lambda held: held[some_name(held)].fill_(float("nan"))),
+        "does not fit)",
+    ),
 }
 
 
 @pytest.mark.parametrize("how", BROKEN)
 @pytest.mark.usefixtures("often")
 def test_what_is_broken_or_does_not_fit_is_told_and_removed(
-    ends: Ends, undisturbed: Whole, saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+    ends: Ends,
+    undisturbed: Whole,
+    saved: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    how: str,
 ) -> None:
     run = Learning(ends, tmp_path / "state.safetensors")
     shutil.copyfile(saved, run.file)
@@ -198,7 +242,8 @@ def test_what_is_broken_or_does_not_fit_is_told_and_removed(
 
 
 @pytest.mark.parametrize(
-    "part", [learn, Objective, PathWeights, CalibrationLoss, Prompts, Batch, averaged, projection_radii]
+    "part",
+    [learn, Objective, PathWeights, CalibrationLoss, Prompts, Batch, averaged, projection_radii],
 )
 def test_a_state_is_of_the_code_that_learned_it(part: Any) -> None:
     """If one of them changes, learning does not resume from an old state."""
@@ -229,7 +274,11 @@ def test_a_state_is_of_the_content_that_it_was_learned_on(ends: Ends, tmp_path: 
 
 @pytest.mark.usefixtures("often")
 def test_a_full_disk_is_told_once_and_keeps_what_was_saved(
-    ends: Ends, undisturbed: Whole, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop_after: Stopping
+    ends: Ends,
+    undisturbed: Whole,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    stop_after: Stopping,
 ) -> None:
     whole = undisturbed()
     run, real = Learning(ends, tmp_path / "state.safetensors"), resumption._write
@@ -252,10 +301,18 @@ def test_a_full_disk_is_told_once_and_keeps_what_was_saved(
 
 
 @pytest.mark.usefixtures("often")
-def test_what_is_old_goes_when_something_new_is_written(ends: Ends, tmp_path: Path, stop_after: Stopping) -> None:
+def test_what_is_old_goes_when_something_new_is_written(
+    ends: Ends, tmp_path: Path, stop_after: Stopping
+) -> None:
     day, place = 86400, tmp_path / "learning"
     place.mkdir()
-    ages = {"a.safetensors": 31 * day, "b.safetensors": 29 * day, "c.part": 3600, "d.part": 60, "notes.txt": 99 * day}
+    ages = {
+        "a.safetensors": 31 * day,
+        "b.safetensors": 29 * day,
+        "c.part": 3600,
+        "d.part": 60,
+        "notes.txt": 99 * day,
+    }
     for name, age in ages.items():
         (place / name).touch()
         os.utime(place / name, (time.time() - age,) * 2)
@@ -263,7 +320,12 @@ def test_what_is_old_goes_when_something_new_is_written(ends: Ends, tmp_path: Pa
     stop_after(2)
     with pytest.raises(KeyboardInterrupt):
         run.run()
-    assert {file.name for file in place.iterdir()} == {"b.safetensors", "d.part", "notes.txt", "state.safetensors"}
+    assert {file.name for file in place.iterdir()} == {
+        "b.safetensors",
+        "d.part",
+        "notes.txt",
+        "state.safetensors",
+    }
 
 
 def test_a_signal_within_a_step_waits_for_its_end_and_saves_it(
@@ -299,12 +361,16 @@ def process(file: Path, *, main: bool) -> LearningState:
 
 
 @pytest.mark.parametrize("exists", [True, False])
-def test_other_processes_get_the_main_ones_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exists: bool) -> None:
+def test_other_processes_get_the_main_ones_state(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exists: bool
+) -> None:
     file = tmp_path / "state.safetensors"
     if exists:
         save_file(STATE, file)
     sent: list[Tensor] = []
-    monkeypatch.setattr(resumption, "broadcast", lambda tensor: sent.append(tensor.clone()) or tensor)
+    monkeypatch.setattr(
+        resumption, "broadcast", lambda tensor: sent.append(tensor.clone()) or tensor
+    )
     main, other = blank(), blank()
     assert process(file, main=True).restore(main) is exists
 

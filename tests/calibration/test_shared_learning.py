@@ -1,4 +1,5 @@
-"""Steps shared among processes, and learning with less memory: the same results as without either."""
+"""Steps shared among processes, and learning with less memory: the same results as without
+either."""
 
 from dataclasses import astuple
 from typing import Any
@@ -22,14 +23,19 @@ GOAL = Goal(0.7, views=1.0, copies=3)
 
 @pytest.fixture(scope="module", params=["held", "mapped"])
 def objective(request: pytest.FixtureRequest, ends: Paths) -> Objective:
-    """Weights of both ends are held in memory where they are small, as all are here, or stay in their files."""
+    """Weights of both ends are held in memory where they are small, as all are here, or stay in
+    their files."""
     with pytest.MonkeyPatch.context() as patch:
         if request.param == "mapped":
             patch.setattr(path, "_HELD", 0)
         return objective_for(ends, make_batches(SIZES))
 
 
-PIECES = {"copies": GOAL, "no copies": Goal(0.0, views=1.0), "features": Goal(0.7, divergence="features", copies=2)}
+PIECES = {
+    "copies": GOAL,
+    "no copies": Goal(0.0, views=1.0),
+    "features": Goal(0.7, divergence="features", copies=2),
+}
 
 
 @pytest.mark.uncounted
@@ -41,11 +47,20 @@ def test_a_steps_pieces_add_up(objective: Objective, goal: Goal, at_once: int, s
 
     def learned(at_once: int | None) -> tuple[Losses, dict[str, Tensor]]:
         coefficients.place()
-        losses = descend(objective, step, goal, at_once=at_once, last=coefficients.collect_gradients)
-        return losses, {key: value.grad.clone() for key, value in coefficients.values.items() if value.grad is not None}
+        losses = descend(
+            objective, step, goal, at_once=at_once, last=coefficients.collect_gradients
+        )
+        return losses, {
+            key: value.grad.clone()
+            for key, value in coefficients.values.items()
+            if value.grad is not None
+        }
 
     whole, expected = learned(None)
-    embedded, classes = spied(objective.criterion, "embed"), spied(objective.criterion.model, "text_features")
+    embedded, classes = (
+        spied(objective.criterion, "embed"),
+        spied(objective.criterion.model, "text_features"),
+    )
     losses, found = learned(at_once)
     sent = [len(call.args[0]) for call in embedded.call_args_list]
     assert classes.call_count == 1
@@ -57,7 +72,9 @@ def test_a_steps_pieces_add_up(objective: Objective, goal: Goal, at_once: int, s
     assert off < 1e-10 * sum(float(value.square().sum()) for value in expected.values())
     for key, value in expected.items():
         if not key.endswith("k_proj.bias"):  # a softmax does not see it: its gradient is rounding
-            assert torch.allclose(found[key], value, rtol=1e-3, atol=1e-5 * float(value.abs().max()) + 1e-9), key
+            assert torch.allclose(
+                found[key], value, rtol=1e-3, atol=1e-5 * float(value.abs().max()) + 1e-9
+            ), key
     assert all(objective.path.parameters[name].grad is None for name in objective.path.task_vector)
 
 
@@ -76,14 +93,18 @@ def test_learning_takes_pieces_where_memory_is_short(
     whole, sent = learned(1 << 40)
     assert sent.count(GOAL.picture_count(SIZES[0])) == 3
     pieces, sent = learned(1)
-    assert sent.count(2) == 1 + 3 * 3  # when images are measured, and three views with a copy in each step
+    assert (
+        sent.count(2) == 1 + 3 * 3
+    )  # when images are measured, and three views with a copy in each step
     assert GOAL.picture_count(SIZES[0]) not in sent
     for name, value in whole.items():
         if not name.endswith("k_proj.bias"):
             assert float((pieces[name] - value).abs().max()) < 1e-4, name
 
 
-def test_large_ends_stay_in_their_files(request: pytest.FixtureRequest, objective: Objective) -> None:
+def test_large_ends_stay_in_their_files(
+    request: pytest.FixtureRequest, objective: Objective
+) -> None:
     held = "held" in request.node.callspec.id
     for ends, change in ((objective.path.theta_0, False), (objective.path.task_vector, True)):
         assert isinstance(ends, Ends)
@@ -94,7 +115,9 @@ def test_large_ends_stay_in_their_files(request: pytest.FixtureRequest, objectiv
 
 
 @pytest.mark.parametrize("granularity", ["layer", "channel", "entry"])
-def test_large_weights_come_in_runs(objective: Objective, granularity: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_weights_come_in_runs(
+    objective: Objective, granularity: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     coefficients = Coefficients(objective, granularity, 0.3)
     generator = torch.Generator().manual_seed(0)
     for value in coefficients.values.values():
@@ -103,19 +126,32 @@ def test_large_weights_come_in_runs(objective: Objective, granularity: Any, monk
 
     def taken() -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         coefficients.place()
-        weights = {name: objective.path.parameters[name].detach().clone() for name in objective.path.task_vector}
+        weights = {
+            name: objective.path.parameters[name].detach().clone()
+            for name in objective.path.task_vector
+        }
         with coefficients.collect_gradients():
             descend(objective, step, GOAL)
-        slopes = {key: value.grad for key, value in coefficients.values.items() if value.grad is not None}
+        slopes = {
+            key: value.grad for key, value in coefficients.values.items() if value.grad is not None
+        }
         return weights, {key: slope.clone() for key, slope in slopes.items()}
 
     whole = taken()
     monkeypatch.setattr(path, "_ENTRIES", 200)
-    assert max(len(path.runs_of(objective.path.parameters[name])) for name in objective.path.task_vector) > 3
+    assert (
+        max(
+            len(path.runs_of(objective.path.parameters[name]))
+            for name in objective.path.task_vector
+        )
+        > 3
+    )
     for expected, found in zip(whole, taken(), strict=True):
         assert all(torch.equal(found[key], value) for key, value in expected.items())
 
 
-def test_a_process_without_images_measures_nothing(objective: Objective, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_without_images_measures_nothing(
+    objective: Objective, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(objective.shares, "batches", [])
     assert activations.Activations(objective, "float32").images() is None

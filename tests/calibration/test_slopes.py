@@ -1,4 +1,5 @@
-"""Slopes of every layer, batch by batch: against float64 gradients of transformers' own forward pass."""
+"""Slopes of every layer, batch by batch: against float64 gradients of transformers' own forward
+pass."""
 
 from typing import Any
 
@@ -9,7 +10,14 @@ import torch
 from clipmerge.calibration import activations, slopes
 from clipmerge.calibration.objective import Objective
 from clipmerge.calibration.slopes import Slopes
-from tests.support.small_objective import TEMPLATES, Ends, Reference, make_batches, objective_for, save_ends
+from tests.support.small_objective import (
+    TEMPLATES,
+    Ends,
+    Reference,
+    make_batches,
+    objective_for,
+    save_ends,
+)
 from tests.support.tiny_clip import layer_of
 
 SIZES = (4, 4, 3)
@@ -22,7 +30,9 @@ def ends(tmp_path_factory: pytest.TempPathFactory) -> Ends:
     return save_ends(tmp_path_factory.mktemp("ends"), blocks=1, width=8)
 
 
-def objective_of(ends: Ends, prompts_at_once: int = 512, images_at_once: int | None = None) -> Objective:
+def objective_of(
+    ends: Ends, prompts_at_once: int = 512, images_at_once: int | None = None
+) -> Objective:
     return objective_for(
         ends,
         make_batches(SIZES, len(CLASSES)),
@@ -59,9 +69,15 @@ def close_to(expected: np.ndarray) -> object:
 @pytest.mark.parametrize("gradients", [False, True])
 @pytest.mark.parametrize(("prompts_at_once", "images_at_once"), [(512, None), (7, 3)])
 def test_all_prompts_give_every_batchs_own_slopes(
-    ends: Ends, expected: np.ndarray, gradients: bool, prompts_at_once: int, images_at_once: int | None
+    ends: Ends,
+    expected: np.ndarray,
+    gradients: bool,
+    prompts_at_once: int,
+    images_at_once: int | None,
 ) -> None:
-    found = Slopes(objective_of(ends, prompts_at_once, images_at_once), exact=True, gradients=gradients)
+    found = Slopes(
+        objective_of(ends, prompts_at_once, images_at_once), exact=True, gradients=gradients
+    )
     assert found.drawn == 2 * len(CLASSES)
     assert found.at(ALPHA)[0] == close_to(expected)
 
@@ -76,7 +92,9 @@ def test_with_some_prompts_the_means_stay_exact(
     found = some.at(ALPHA)[0]
     mean = np.average(expected, axis=0, weights=SIZES)
     assert np.average(found, axis=0, weights=SIZES) == close_to(mean)
-    vision = [place for place, layer in enumerate(objective.path.layers) if not layer.startswith("text.")]
+    vision = [
+        place for place, layer in enumerate(objective.path.layers) if not layer.startswith("text.")
+    ]
     assert found[:, vision] == close_to(expected[:, vision])
     assert np.abs(found - expected).max() > 1e-3
 
@@ -124,6 +142,8 @@ def test_a_draw_takes_each_place_as_often_as_its_chance() -> None:
     for _ in range(2000):
         places, chances = slopes._draw(sizes, 3, generator)
         assert len(places) == 3
-        assert torch.equal(chances, torch.tensor([0.0, 0.2, 0.4, 0.6, 1.0, 0.8], dtype=torch.float64)[places])
+        assert torch.equal(
+            chances, torch.tensor([0.0, 0.2, 0.4, 0.6, 1.0, 0.8], dtype=torch.float64)[places]
+        )
         times[places] += 1
     assert (times / 2000).tolist() == pytest.approx([0.0, 0.2, 0.4, 0.6, 1.0, 0.8], abs=0.05)

@@ -1,4 +1,5 @@
-"""Learned sparse masks: an exact number of entries is kept, all others are zero-shot's bytes, and scores still move."""
+"""Learned sparse masks: an exact number of entries is kept, all others are zero-shot's bytes, and
+scores still move."""
 
 from typing import Any
 
@@ -38,7 +39,9 @@ def test_dropped_entries_are_the_zero_shot_models_and_their_scores_move(ends: En
     dropped = placed == 0
     assert int(dropped.sum()) == dropped.numel() - dropped.numel() // 2
     assert float(before[dropped].max()) <= float(before[~dropped].min())
-    assert torch.equal(objective.path.parameters[name][dropped], objective.path.theta_0[name][dropped])
+    assert torch.equal(
+        objective.path.parameters[name][dropped], objective.path.theta_0[name][dropped]
+    )
     assert torch.equal(placed[~dropped], before[~dropped])
     batch = objective.shares.batches[0]
     objective.criterion.joint_loss(batch).backward()
@@ -62,7 +65,13 @@ def test_sharpness_is_the_norm_of_the_gradient_times_that_of_the_change(ends: En
         gradients = reference.gradient(batch)
         for layer, names in objective.path.layers.items():
             steep = sum(float(gradients[name].square().sum()) for name in names) ** 0.5
-            far = sum(float((reference.ends[n][1] - reference.ends[n][0]).square().sum()) for n in names) ** 0.5
+            far = (
+                sum(
+                    float((reference.ends[n][1] - reference.ends[n][0]).square().sum())
+                    for n in names
+                )
+                ** 0.5
+            )
             assert measured[layer][number] == pytest.approx(steep * far, rel=1e-3), layer
 
 
@@ -75,19 +84,26 @@ def test_stragglers_keep_the_share_and_always_exist(ends: Ends, density: float) 
     objective = objective_for(ends, make_batches(SIZES))
     found = learned_sparse(objective, **LEARN, steps=4, density=density)
     sharp = stragglers(found, objective)
-    assert sharp == list(sharpest({k: v for k, v in found["sharpness"].values.items() if k.count(".") == 2}, 0.15))
+    assert sharp == list(
+        sharpest({k: v for k, v in found["sharpness"].values.items() if k.count(".") == 2}, 0.15)
+    )
     for layer in sharp:
         assert found["at_zero"].values[layer] >= 1 - density
         for name in objective.path.layers[layer]:
             assert torch.equal(found.coefficients[name] == 0, found.coefficients[name] <= 0)
     assert sum(found["sharpness_share"].values.values()) == pytest.approx(1)
-    assert stragglers(learned_sparse(objective_for(ends, make_batches(SIZES)), **LEARN, steps=1, share=0.0), objective)
+    assert stragglers(
+        learned_sparse(objective_for(ends, make_batches(SIZES)), **LEARN, steps=1, share=0.0),
+        objective,
+    )
 
 
 @pytest.mark.slow
 def test_the_controls_take_other_layers_and_the_outlier_rule_may_take_none(ends: Ends) -> None:
     sharp, flat, outlier = (
-        learned_sparse(objective_for(ends, make_batches(SIZES)), **LEARN, steps=2, rule=rule, share=0.2)
+        learned_sparse(
+            objective_for(ends, make_batches(SIZES)), **LEARN, steps=2, rule=rule, share=0.2
+        )
         for rule in ("share", "flattest", "outlier")
     )
     objective = objective_for(ends, make_batches(SIZES))
@@ -96,7 +112,14 @@ def test_the_controls_take_other_layers_and_the_outlier_rule_may_take_none(ends:
     assert not set(stragglers(sharp, objective)) & set(stragglers(flat, objective))
     assert stragglers(outlier, objective) == []
     drawn = [
-        learned_sparse(objective_for(ends, make_batches(SIZES)), **LEARN, steps=1, rule="random", share=0.2, draw=draw)
+        learned_sparse(
+            objective_for(ends, make_batches(SIZES)),
+            **LEARN,
+            steps=1,
+            rule="random",
+            share=0.2,
+            draw=draw,
+        )
         for draw in (0, 0, 1)
     ]
     chosen = [stragglers(each, objective) for each in drawn]

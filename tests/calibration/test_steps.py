@@ -12,7 +12,9 @@ LABELS = st.lists(st.integers(0, 5), min_size=FEWEST_IMAGES, max_size=60)
 
 @settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(LABELS, st.floats(0.05, 0.5), st.integers(0, 3))
-def test_no_class_gives_two_more_than_another_that_has_them(labels: list[int], share: float, seed: int) -> None:
+def test_no_class_gives_two_more_than_another_that_has_them(
+    labels: list[int], share: float, seed: int
+) -> None:
     chosen = held_back_positions(labels, share, seed)
     assert len(chosen) == len(set(chosen)) == max(1, round(share * len(labels)))
     images, given_away = Counter(labels), Counter(labels[position] for position in chosen)
@@ -21,7 +23,10 @@ def test_no_class_gives_two_more_than_another_that_has_them(labels: list[int], s
             # a class keeps its last image while another class could give one
             spare = count - given_away[label] > 1
             assert not (spare and given_away[other] > given_away[label] + 1), (images, given_away)
-            assert not (spare and count > 1 and given_away[other] == images[other]), (images, given_away)
+            assert not (spare and count > 1 and given_away[other] == images[other]), (
+                images,
+                given_away,
+            )
 
 
 def test_nothing_is_held_back_of_few_images_or_where_nothing_is_asked_for() -> None:

@@ -1,4 +1,5 @@
-"""The goal with unlabelled images against a slow one in float64; their order, their shares, and resumed learning."""
+"""The goal with unlabelled images against a slow one in float64; their order, their shares, and
+resumed learning."""
 
 from collections import Counter
 from dataclasses import replace
@@ -23,9 +24,13 @@ CHANGED = Goal(0.7, views=1.0, copies=5)
 
 
 def objective_with(ends: Ends, *, seed: int = 0, sizes: tuple[int, ...] = ELSEWHERE) -> Objective:
-    """An objective with unlabelled images; their labels are beyond all classes, so that using one fails."""
+    """An objective with unlabelled images; their labels are beyond all classes, so that using one
+    fails."""
     objective = objective_for(ends, make_batches(SIZES), seed=seed)
-    pool = [Batch(b.number, b.pixels, torch.full_like(b.labels, 10**6)) for b in make_batches(sizes, seed=9)]
+    pool = [
+        Batch(b.number, b.pixels, torch.full_like(b.labels, 10**6))
+        for b in make_batches(sizes, seed=9)
+    ]
     objective.unlabelled = Shares(pool, objective.shares.accelerator) if pool else None
     return objective
 
@@ -38,7 +43,9 @@ def drawn(steps: list[Step]) -> list[tuple[int, ...]]:
     return [step.unlabelled.positions for step in steps if step.unlabelled is not None]
 
 
-def learned(objective: Objective, goal: Goal, steps: int = 4, start: float = 0.3) -> tuple[dict[str, Tensor], Learned]:
+def learned(
+    objective: Objective, goal: Goal, steps: int = 4, start: float = 0.3
+) -> tuple[dict[str, Tensor], Learned]:
     coefficients = Coefficients(objective, "entry", start)
     result = learn(objective, coefficients, LearningConfig(goal, steps, 0.05))
     return coefficients.by_parameter(), result
@@ -64,12 +71,20 @@ def test_learning_minimises_the_goal_with_unlabelled_images(ends: Ends) -> None:
 
 
 def test_every_image_comes_once_before_any_comes_again(ends: Ends) -> None:
-    order = [place for places in drawn(steps_of(objective_with(ends), STILL, 7)) for place in places]
+    order = [
+        place for places in drawn(steps_of(objective_with(ends), STILL, 7)) for place in places
+    ]
     assert len(order) == 14
     assert Counter(order[:7]) == Counter(order[7:]) == Counter(range(7))
     assert order[:7] != order[7:]
-    again = [place for places in drawn(steps_of(objective_with(ends), STILL, 7)) for place in places]
-    other = [place for places in drawn(steps_of(objective_with(ends, seed=1), STILL, 7)) for place in places]
+    again = [
+        place for places in drawn(steps_of(objective_with(ends), STILL, 7)) for place in places
+    ]
+    other = [
+        place
+        for places in drawn(steps_of(objective_with(ends, seed=1), STILL, 7))
+        for place in places
+    ]
     assert again == order != other
 
 
@@ -91,10 +106,18 @@ def test_the_shares_of_a_step_add_up_to_it(ends: Ends) -> None:
     for step in answered:
         with coefficients.collect_gradients():
             losses.append(descend(objective, step, goal))
-        gradients.append({k: value.grad.clone() for k, value in coefficients.values.items() if value.grad is not None})
+        gradients.append(
+            {
+                k: value.grad.clone()
+                for k, value in coefficients.values.items()
+                if value.grad is not None
+            }
+        )
         coefficients.drop_gradients()
     for name in ("calibration", "divergence", "accuracy"):
         whole_step, *parts = (getattr(each, name) for each in losses)
         assert sum(parts) == pytest.approx(whole_step, rel=1e-4)
     for key, whole in gradients[0].items():
-        assert torch.allclose(gradients[1][key] + gradients[2][key], whole, rtol=1e-3, atol=1e-5), key
+        assert torch.allclose(gradients[1][key] + gradients[2][key], whole, rtol=1e-3, atol=1e-5), (
+            key
+        )

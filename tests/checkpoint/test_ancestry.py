@@ -10,7 +10,13 @@ from safetensors.torch import load_file, save_file
 from torch.nn.functional import cross_entropy
 from transformers import CLIPModel
 
-from clipmerge.checkpoint.ancestry import Ancestry, _matrices, ancestry_of, ancestry_warnings, shrinkage
+from clipmerge.checkpoint.ancestry import (
+    Ancestry,
+    _matrices,
+    ancestry_of,
+    ancestry_warnings,
+    shrinkage,
+)
 from tests.support.command import clipmerge, done, refused
 from tests.support.tasks import inputs_of
 from tests.support.tiny_clip import tiny_config, tiny_processor
@@ -41,7 +47,9 @@ def trained(
     ends = torch.full((8, 1), model.config.text_config.eos_token_id)
     # token 20 and those above occur nowhere
     tokens = torch.cat([torch.randint(20, (8, 5), generator=generator), ends], dim=1)
-    parameters = [each for name, each in model.named_parameters() if part in name and name != "logit_scale"]
+    parameters = [
+        each for name, each in model.named_parameters() if part in name and name != "logit_scale"
+    ]
     optimiser = kind(parameters, lr=rate, weight_decay=decay)  # type: ignore[call-arg]
     for _ in range(steps):
         optimiser.zero_grad()
@@ -89,7 +97,12 @@ def test_a_fine_tuned_model_started_from_its_base_and_from_no_other(models: Mode
         found = judged(models["base-0"], models[f"{regime}-0"])
         assert (found.relation, found.evidence) == ("related", ())
         assert all(cosine > 0.3 for cosine in found.cosines.values())
-    for pair in (("base-0", "base-1"), ("base-0", "mild-1"), ("base-1", "far-0"), ("far-0", "mild-1")):
+    for pair in (
+        ("base-0", "base-1"),
+        ("base-0", "mild-1"),
+        ("base-1", "far-0"),
+        ("far-0", "mild-1"),
+    ):
         found = judged(*(models[name] for name in pair))
         assert found.relation == "unrelated"
         assert "as between models trained apart" in found.evidence[0]
@@ -110,10 +123,14 @@ def test_the_wrong_order_is_named(models: Models) -> None:
         found = judged(models[regime], models[f"base-{regime[-1]}"])
         assert found.relation == "swapped"
         if "vision" in regime:  # whose text tower has not moved
-            assert [each for each in found.evidence if "the further a matrix moved" in each] == list(found.evidence)
+            assert [
+                each for each in found.evidence if "the further a matrix moved" in each
+            ] == list(found.evidence)
 
 
-def test_weights_that_a_penalty_pulls_back_are_no_sign_of_the_wrong_order(models: Models, tmp_path: Path) -> None:
+def test_weights_that_a_penalty_pulls_back_are_no_sign_of_the_wrong_order(
+    models: Models, tmp_path: Path
+) -> None:
     tuned = CLIPModel.from_pretrained(models["base-0"])
     trained(tuned, rate=1e-3, decay=0.1, steps=40, seed=10, kind=torch.optim.Adam)
     inputs = inputs_of((models["base-0"], _save(tuned, tmp_path / "tuned")))
@@ -124,7 +141,9 @@ def test_weights_that_a_penalty_pulls_back_are_no_sign_of_the_wrong_order(models
 
 
 @pytest.mark.parametrize("sign", [1, -1])
-def test_matrices_that_grew_along_themselves_show_the_wrong_order(models: Models, tmp_path: Path, sign: int) -> None:
+def test_matrices_that_grew_along_themselves_show_the_wrong_order(
+    models: Models, tmp_path: Path, sign: int
+) -> None:
     """Decay undone: every matrix is longer by a factor of its own, and points where it pointed."""
     weights = load_file(models["base-0"] / "model.safetensors")
     matrices = [name for name, value in weights.items() if ".layers." in name and value.dim() == 2]
@@ -135,8 +154,12 @@ def test_matrices_that_grew_along_themselves_show_the_wrong_order(models: Models
     assert (found.relation == "swapped") is (sign > 0)
 
 
-@pytest.mark.parametrize(("dtype", "relation"), [(torch.float16, "swapped"), (torch.bfloat16, "related")])
-def test_half_precision_shows_the_order(models: Models, tmp_path: Path, dtype: torch.dtype, relation: str) -> None:
+@pytest.mark.parametrize(
+    ("dtype", "relation"), [(torch.float16, "swapped"), (torch.bfloat16, "related")]
+)
+def test_half_precision_shows_the_order(
+    models: Models, tmp_path: Path, dtype: torch.dtype, relation: str
+) -> None:
     """Half precision as OpenAI's; bfloat16 says nothing, for models are trained in it."""
     weights = load_file(models["base-0"] / "model.safetensors")
     rounded = {name: value.to(dtype).float() for name, value in weights.items()}
@@ -153,7 +176,10 @@ def test_half_precision_shows_the_order(models: Models, tmp_path: Path, dtype: t
 def test_half_precision_on_disk_is_read_as_numbers(models: Models, tmp_path: Path) -> None:
     paths = {}
     for name in ("base-0", "mild-0", "mild-1"):
-        weights = {key: value.bfloat16() for key, value in load_file(models[name] / "model.safetensors").items()}
+        weights = {
+            key: value.bfloat16()
+            for key, value in load_file(models[name] / "model.safetensors").items()
+        }
         paths[name] = _with_weights(models[name], tmp_path / name, weights)
     assert judged(paths["base-0"], paths["mild-0"]).relation == "related"
     assert judged(paths["base-0"], paths["mild-1"]).relation == "unrelated"
@@ -162,24 +188,35 @@ def test_half_precision_on_disk_is_read_as_numbers(models: Models, tmp_path: Pat
 def test_a_broken_matrix_is_left_to_the_merge(models: Models, tmp_path: Path) -> None:
     weights = load_file(models["mild-0"] / "model.safetensors")
     weights["visual_projection.weight"][0, 0] = torch.nan
-    assert judged(models["base-0"], _with_weights(models["mild-0"], tmp_path / "x", weights)).relation == "related"
+    assert (
+        judged(models["base-0"], _with_weights(models["mild-0"], tmp_path / "x", weights)).relation
+        == "related"
+    )
 
 
 def test_equal_weights_are_named_and_unequal_ones_are_not(models: Models, tmp_path: Path) -> None:
     weights = load_file(models["base-0"] / "model.safetensors")
     copy = _with_weights(models["base-0"], tmp_path / "copy", weights)
     expected = f"{models['base-0']} and {copy} are equal in all weights that can be merged"
-    assert ancestry_warnings(inputs_of((models["base-0"], copy))) == [f"{expected}, so merging them changes nothing"]
+    assert ancestry_warnings(inputs_of((models["base-0"], copy))) == [
+        f"{expected}, so merging them changes nothing"
+    ]
     weights["logit_scale"] += 1e-3
     changed = _with_weights(models["base-0"], tmp_path / "changed", weights)
     assert ancestry_warnings(inputs_of((models["base-0"], changed))) == []
-    several = [models["mild-0"], changed, Path(shutil.copytree(models["mild-0"], tmp_path / "again"))]
+    several = [
+        models["mild-0"],
+        changed,
+        Path(shutil.copytree(models["mild-0"], tmp_path / "again")),
+    ]
     (warning,) = ancestry_warnings(inputs_of((models["base-0"], *several)))
     equal = "are equal in all weights that can be merged"
     assert warning == f"{several[0]} and {several[2]} {equal}, so that model counts twice"
 
 
-def test_it_is_a_warning_in_every_place_and_an_error_if_asked(models: Models, tmp_path: Path) -> None:
+def test_it_is_a_warning_in_every_place_and_an_error_if_asked(
+    models: Models, tmp_path: Path
+) -> None:
     pair = (models["base-0"], models["mild-1"])
     flags = ("--recipe", "wise-ft", "--output")
     ended = done("merge", *pair, *flags, tmp_path / "out", "--format", "json")
@@ -192,13 +229,18 @@ def test_it_is_a_warning_in_every_place_and_an_error_if_asked(models: Models, tm
     assert line.endswith("; nothing was written (--strict)")
     assert expected in line
     assert not (tmp_path / "strict").exists()
-    assert clipmerge("inspect", *pair, "--format", "json").json["ancestry"]["relation"] == "unrelated"
+    assert (
+        clipmerge("inspect", *pair, "--format", "json").json["ancestry"]["relation"] == "unrelated"
+    )
     assert "The two match, but see the note: they seem not to be" in clipmerge("inspect", *pair).out
     done("merge", models["base-0"], models["mild-0"], *flags, tmp_path / "own", "--strict")
 
 
-def drawn(slope: float, seed: int = 0, *, blocks: int = 6, matrices: int = 5) -> list[tuple[str, float, float]]:
-    """Matrices that lose length in proportion to their squared movement, and in each block by its own decay."""
+def drawn(
+    slope: float, seed: int = 0, *, blocks: int = 6, matrices: int = 5
+) -> list[tuple[str, float, float]]:
+    """Matrices that lose length in proportion to their squared movement, and in each block by its
+    own decay."""
     rng = np.random.default_rng(seed)
     rows = []
     for block in range(blocks):
@@ -212,7 +254,9 @@ def drawn(slope: float, seed: int = 0, *, blocks: int = 6, matrices: int = 5) ->
 def test_the_slope_is_that_of_a_regression_with_a_constant_per_block() -> None:
     rows = drawn(0.7)
     names = sorted({block for block, _, _ in rows})
-    design = np.array([[moved**2, *(float(block == name) for name in names)] for block, moved, _ in rows])
+    design = np.array(
+        [[moved**2, *(float(block == name) for name in names)] for block, moved, _ in rows]
+    )
     weight = np.array([1 / moved for _, moved, _ in rows])
     target = np.array([-along for _, _, along in rows]) * weight
     design = design * weight[:, None]

@@ -1,4 +1,5 @@
-"""Two aligned checkpoints: those that match, those that do not, and messages that name the place."""
+"""Two aligned checkpoints: those that match, those that do not, and messages that name the
+place."""
 
 import json
 import shutil
@@ -34,11 +35,36 @@ def configure(folder: Path, **changes: Any) -> None:
 
 HALF, WHOLE = (torch.zeros(64, 32, dtype=dtype) for dtype in (torch.float16, torch.int32))
 TENSORS: list[tuple[int, str, Any, str]] = [
-    (1, KEY, torch.zeros(64, 31), rf"1 of \d+ .* shape; first {KEY}: zeroshot \(64, 32\), finetuned \(64, 31\)"),
-    (1, KEY, HALF, rf"1 of \d+ .* dtype; first {KEY}: zeroshot float32, finetuned float16.*`--dtype`"),
-    (1, KEY, None, f"1 key is only in the zero-shot checkpoint: {KEY}; .* `--set missing=keep-zeroshot`"),
-    (0, KEY, None, f"1 key is only in the fine-tuned checkpoint: {KEY}; .* `--set missing=keep-zeroshot`"),
-    (0, "decoder.weight", HALF, r"zeroshot: parameter 'decoder\.weight' belongs to no layer of a CLIP model"),
+    (
+        1,
+        KEY,
+        torch.zeros(64, 31),
+        rf"1 of \d+ .* shape; first {KEY}: zeroshot \(64, 32\), finetuned \(64, 31\)",
+    ),
+    (
+        1,
+        KEY,
+        HALF,
+        rf"1 of \d+ .* dtype; first {KEY}: zeroshot float32, finetuned float16.*`--dtype`",
+    ),
+    (
+        1,
+        KEY,
+        None,
+        f"1 key is only in the zero-shot checkpoint: {KEY}; .* `--set missing=keep-zeroshot`",
+    ),
+    (
+        0,
+        KEY,
+        None,
+        f"1 key is only in the fine-tuned checkpoint: {KEY}; .* `--set missing=keep-zeroshot`",
+    ),
+    (
+        0,
+        "decoder.weight",
+        HALF,
+        r"zeroshot: parameter 'decoder\.weight' belongs to no layer of a CLIP model",
+    ),
 ]
 
 
@@ -56,7 +82,9 @@ def test_tensors_that_do_not_fit_are_named_with_both_sides(
         assert not inputs_of(copies, missing="keep-zeroshot").merges(KEY)
 
 
-def test_checkpoints_without_a_key_in_common_are_refused_even_when_keys_may_miss(copies: Folders) -> None:
+def test_checkpoints_without_a_key_in_common_are_refused_even_when_keys_may_miss(
+    copies: Folders,
+) -> None:
     rename_keys(copies[1], lambda key: f"open.{key.replace('.', '_')}")
     refused(copies, "has no weight in common with .*nothing to merge", missing="keep-zeroshot")
 
@@ -70,7 +98,9 @@ def test_settings_of_a_tower_that_differ_are_refused(copies: Folders, side: str)
         ("num_attention_heads", 2, 4),
     ):
         configure(copies[1], **{tower: {setting: other}})
-        refused(copies, f"the {side} towers differ in {setting}: zeroshot {plain}, finetuned {other}")
+        refused(
+            copies, f"the {side} towers differ in {setting}: zeroshot {plain}, finetuned {other}"
+        )
         configure(copies[1], **{tower: {setting: plain}})
     configure(copies[1], **{tower: {"hidden_act": ...}})
     inputs_of(copies)
@@ -79,7 +109,8 @@ def test_settings_of_a_tower_that_differ_are_refused(copies: Folders, side: str)
 
 
 def test_last_words_and_projections_that_differ_are_refused(copies: Folders) -> None:
-    """The features of a text are read at the last word; 2 stands for it in OpenAI's configurations."""
+    """The features of a text are read at the last word; 2 stands for it in OpenAI's
+    configurations."""
     words = json.loads((copies[0] / "config.json").read_text())["text_config"]["vocab_size"]
     configure(copies[0], text_config={"eos_token_id": 2})
     configure(copies[1], text_config={"eos_token_id": words - 1})
@@ -91,7 +122,11 @@ def test_last_words_and_projections_that_differ_are_refused(copies: Folders) -> 
 
 
 def test_preprocessing_that_differs_is_refused(copies: Folders) -> None:
-    plain = {"image_mean": [0.48145466, 0.4578275, 0.40821073], "image_std": [0.26862954] * 3, "resample": 3}
+    plain = {
+        "image_mean": [0.48145466, 0.4578275, 0.40821073],
+        "image_std": [0.26862954] * 3,
+        "resample": 3,
+    }
     for folder in copies:
         (folder / "processor_config.json").unlink(missing_ok=True)
         (folder / "preprocessor_config.json").write_text(json.dumps(plain))
@@ -134,14 +169,22 @@ def test_another_kind_of_model_is_refused_and_none_is_noted(copies: Folders) -> 
 
 @pytest.mark.parametrize(("bare", "prefix"), [(True, "module."), (False, "")])
 @SIDES
-def test_a_tower_alone_is_found_in_the_full_model(copies: Folders, side: str, bare: bool, prefix: str) -> None:
+def test_a_tower_alone_is_found_in_the_full_model(
+    copies: Folders, side: str, bare: bool, prefix: str
+) -> None:
     root = f"{side}_model."
-    expected = {k: v for k, v in load_file(copies[1] / "model.safetensors").items() if k.startswith(root)}
+    expected = {
+        k: v for k, v in load_file(copies[1] / "model.safetensors").items() if k.startswith(root)
+    }
     rename_keys(
-        copies[1], lambda key: prefix + (key.removeprefix(root) if bare else key), keep=lambda key: key.startswith(root)
+        copies[1],
+        lambda key: prefix + (key.removeprefix(root) if bare else key),
+        keep=lambda key: key.startswith(root),
     )
     config = json.loads((copies[1] / "config.json").read_text())[f"{side}_config"]
-    (copies[1] / "config.json").write_text(json.dumps({**config, "model_type": f"clip_{side}_model"}))
+    (copies[1] / "config.json").write_text(
+        json.dumps({**config, "model_type": f"clip_{side}_model"})
+    )
     inputs = inputs_of(copies)
     assert inputs.is_partial
     assert inputs.tower == side
@@ -151,29 +194,44 @@ def test_a_tower_alone_is_found_in_the_full_model(copies: Folders, side: str, ba
     refused(copies, f"the {side} towers differ in hidden_act")
 
 
-def test_a_tower_that_lacks_a_key_or_a_base_that_lacks_the_tower_is_refused(copies: Folders) -> None:
-    rename_keys(copies[1], lambda key: key, keep=lambda key: key.startswith("vision_model.") and key != KEY)
+def test_a_tower_that_lacks_a_key_or_a_base_that_lacks_the_tower_is_refused(
+    copies: Folders,
+) -> None:
+    rename_keys(
+        copies[1], lambda key: key, keep=lambda key: key.startswith("vision_model.") and key != KEY
+    )
     refused(copies, f"1 key is only in the zero-shot checkpoint: {KEY}")
     rename_keys(copies[0], lambda key: key, keep=lambda key: key.startswith("text_model."))
     for missing in ("error", "keep-zeroshot", "keep-finetuned"):
-        refused(copies, "zeroshot: holds the text tower only, .* the vision tower only", missing=missing)
+        refused(
+            copies, "zeroshot: holds the text tower only, .* the vision tower only", missing=missing
+        )
 
 
 def test_two_keys_of_one_parameter_are_named_with_their_file(copies: Folders) -> None:
-    """Of a tower with a block that no family has; of any other, `known_keys` finds another family that it fits."""
-    keys = [key for key in load_file(copies[1] / "model.safetensors") if key.startswith("vision_model.")]
+    """Of a tower with a block that no family has; of any other, `known_keys` finds another family
+    that it fits."""
+    keys = [
+        key for key in load_file(copies[1] / "model.safetensors") if key.startswith("vision_model.")
+    ]
     assert known_keys(CLIP, keys) == len(keys)
     assert known_keys(CLIP, [*keys, KEY.removeprefix("vision_model.")]) == 0
     own = "encoder.adapter.weight"
-    save_file({f"vision_model.{own}": torch.ones(2), own: torch.ones(2)}, copies[1] / "model.safetensors")
-    refused(copies, rf"{copies[1]}: keys '{own}' and 'vision_model\.{own}' are the same parameter, vision_model\.{own}")
+    save_file(
+        {f"vision_model.{own}": torch.ones(2), own: torch.ones(2)}, copies[1] / "model.safetensors"
+    )
+    refused(
+        copies,
+        rf"{copies[1]}: keys '{own}' and 'vision_model\.{own}' are the same parameter,"
+        rf" vision_model\.{own}",
+    )
 
 
 STAYS = f"parameters that some fine-tuned checkpoints lack stay zero-shot: {KEY}"
 LEFT_OUT = "parameters that finetuned0, the first fine-tuned checkpoint, lacks are left out: "
 FIRSTS = (
-    "parameters that the zero-shot checkpoint lacks are copied from finetuned0, the first fine-tuned "
-    "checkpoint, not averaged: classifier.weight"
+    "parameters that the zero-shot checkpoint lacks are copied from finetuned0, the first"
+    " fine-tuned checkpoint, not averaged: classifier.weight"
 )
 NONE, LACKS, HEAD = dict[str, Any](), {KEY: None}, {"classifier.weight": torch.zeros(3, 32)}
 
@@ -191,9 +249,16 @@ NONE, LACKS, HEAD = dict[str, Any](), {KEY: None}, {"classifier.weight": torch.z
     ],
 )
 def test_what_becomes_of_keys_that_only_some_of_several_have(
-    pair: Folders, tmp_path: Path, missing: str, changes: tuple[dict[str, Any], ...], notes: list[str]
+    pair: Folders,
+    tmp_path: Path,
+    missing: str,
+    changes: tuple[dict[str, Any], ...],
+    notes: list[str],
 ) -> None:
-    folders = [edit(shutil.copytree(pair[1], tmp_path / f"finetuned{at}"), **each) for at, each in enumerate(changes)]
+    folders = [
+        edit(shutil.copytree(pair[1], tmp_path / f"finetuned{at}"), **each)
+        for at, each in enumerate(changes)
+    ]
     inputs = inputs_of((pair[0], *folders), missing=missing)
     assert [note.replace(f"{tmp_path}/", "") for note in inputs.notes] == notes
 

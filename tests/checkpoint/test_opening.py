@@ -46,7 +46,12 @@ def test_every_form_gives_the_same_tensors_and_runs_of_them(folder: Path, what: 
     expected = load_file(folder / "model.safetensors")
     if what in ("shards", "index"):
         shard(folder)
-    source = {"folder": folder, "file": folder / "model.safetensors", "shards": folder, "index": folder / INDEX}[what]
+    source = {
+        "folder": folder,
+        "file": folder / "model.safetensors",
+        "shards": folder,
+        "index": folder / INDEX,
+    }[what]
     checkpoint = open_checkpoint(str(source))
     assert checkpoint.entries.keys() == expected.keys()
     for key, tensor in expected.items():
@@ -56,7 +61,9 @@ def test_every_form_gives_the_same_tensors_and_runs_of_them(folder: Path, what: 
         assert torch.equal(checkpoint.tensor(key, 0, size // 2), flat[: size // 2])
     assert (checkpoint.config or {})["model_type"] == "clip"
     assert checkpoint.sharded is (what in ("shards", "index"))
-    assert checkpoint.hashes == {f.name: hashlib.sha256(f.read_bytes()).hexdigest() for f in checkpoint.files}
+    assert checkpoint.hashes == {
+        f.name: hashlib.sha256(f.read_bytes()).hexdigest() for f in checkpoint.files
+    }
 
 
 def add_key(folder: Path, name: str, key: str) -> None:
@@ -65,7 +72,9 @@ def add_key(folder: Path, name: str, key: str) -> None:
 
 def twice_in_the_index(folder: Path) -> None:
     text = (folder / INDEX).read_text()
-    (folder / INDEX).write_text(text.replace('"logit_scale":', '"logit_scale": "x", "logit_scale":'))
+    (folder / INDEX).write_text(
+        text.replace('"logit_scale":', '"logit_scale": "x", "logit_scale":')
+    )
 
 
 def pickled(folder: Path) -> None:
@@ -75,10 +84,19 @@ def pickled(folder: Path) -> None:
 
 BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "a missing shard": (lambda f: (f / SECOND).unlink(), rf"lacks 1 of its 3 shards: {SECOND}"),
-    "a key that the shard lacks": (lambda f: edit_index(f, ghost=FIRST), "1 key is not in the shards as it"),
-    "a key that the index lacks": (lambda f: add_key(f, FIRST, "extra.weight"), r"as it says: extra\.weight"),
+    "a key that the shard lacks": (
+        lambda f: edit_index(f, ghost=FIRST),
+        "1 key is not in the shards as it",
+    ),
+    "a key that the index lacks": (
+        lambda f: add_key(f, FIRST, "extra.weight"),
+        r"as it says: extra\.weight",
+    ),
     "a key twice in the index": (twice_in_the_index, "'logit_scale' occurs twice"),
-    "a truncated shard": (lambda f: os.truncate(f / THIRD, (f / THIRD).stat().st_size - 1), rf"{THIRD}: is truncated"),
+    "a truncated shard": (
+        lambda f: os.truncate(f / THIRD, (f / THIRD).stat().st_size - 1),
+        rf"{THIRD}: is truncated",
+    ),
     "a pickled shard": (pickled, "x.bin: is a pickle"),
 }
 
@@ -100,7 +118,10 @@ def test_an_index_that_points_outside_or_is_none_is_refused(shards: Path) -> Non
 
 
 def test_other_folders_say_what_they_are(tmp_path: Path) -> None:
-    refused(tmp_path, r"no model\.safetensors in this folder; is it the folder that save_pretrained wrote\?")
+    refused(
+        tmp_path,
+        r"no model\.safetensors in this folder; is it the folder that save_pretrained wrote\?",
+    )
     for inside, meant in (
         ("checkpoints/epoch_3.pt", r"epoch_3\.pt"),
         ("checkpoint-5/model.safetensors", "checkpoint-5"),
@@ -115,17 +136,23 @@ def test_other_folders_say_what_they_are(tmp_path: Path) -> None:
     save_file({}, tmp_path / "model.safetensors")
     refused(tmp_path, "holds no tensors")
     (tmp_path / INDEX).write_text('{"weight_map": {}}')
-    refused(tmp_path, f"holds both model.safetensors and {INDEX}, and only one of them can be meant")
+    refused(
+        tmp_path, f"holds both model.safetensors and {INDEX}, and only one of them can be meant"
+    )
 
 
-def test_what_is_not_there_is_not_looked_for_on_the_hub_nor_suggested_itself(tmp_path: Path) -> None:
+def test_what_is_not_there_is_not_looked_for_on_the_hub_nor_suggested_itself(
+    tmp_path: Path,
+) -> None:
     for source in ("./nothing", "~nosuchuser/x", "a/b.safetensors"):
         refused(source, "no such folder or file, and not a Hub id; give a folder")
     (tmp_path / "zeroshot").symlink_to("moved")
     refused(tmp_path / "zeroshot", r"is a link to nothing.* org/name or org/name@revision$")
 
 
-def test_an_empty_name_is_not_the_current_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_empty_name_is_not_the_current_folder(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(folder)
     for source in ("", "  "):
         refused(source, "the name of the checkpoint is empty")

@@ -1,4 +1,5 @@
-"""Pairs from the Hub that do not match are refused by their headers: the request log shows no weights."""
+"""Pairs from the Hub that do not match are refused by their headers: the request log shows no
+weights."""
 
 import re
 from pathlib import Path
@@ -28,19 +29,27 @@ def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def downloaded(hub: FakeHub) -> list[str]:
     """Files of weights that were requested completely."""
-    whole = [path for _, path, status in hub.requests("GET", r"/resolve/.*\.safetensors$") if status == 200]
+    whole = [
+        path
+        for _, path, status in hub.requests("GET", r"/resolve/.*\.safetensors$")
+        if status == 200
+    ]
     return [path.rpartition("/")[2] for path in whole]
 
 
 @pytest.mark.parametrize(
-    ("command", "local"), [("merge", "neither"), ("merge", "zeroshot"), ("merge", "finetuned"), ("sweep", "neither")]
+    ("command", "local"),
+    [("merge", "neither"), ("merge", "zeroshot"), ("merge", "finetuned"), ("sweep", "neither")],
 )
 def test_a_pair_that_does_not_fit_downloads_no_weights(
     hub: FakeHub, pair: Folders, wide: Path, images: Path, tmp_path: Path, command: str, local: str
 ) -> None:
     upload(hub, "acme/base", pair[0])
     upload(hub, "acme/wide", wide)
-    sources = [str(pair[0]) if local == "zeroshot" else "acme/base", str(wide) if local == "finetuned" else "acme/wide"]
+    sources = [
+        str(pair[0]) if local == "zeroshot" else "acme/base",
+        str(wide) if local == "finetuned" else "acme/wide",
+    ]
     flags = {
         "merge": ["-r", "wise-ft", "-o", tmp_path / "out"],
         "sweep": ["--id", f"a={images}", "--ood", f"b={images}", "-o", tmp_path / "out"],
@@ -61,7 +70,10 @@ def test_inspect_needs_headers_alone_where_it_can(hub: FakeHub, pair: Folders, w
     sharded = clipmerge("inspect", "acme/wide", "--format", "json").json
     assert sharded["layers"] == clipmerge("inspect", wide, "--format", "json").json["layers"]
     unfit = clipmerge("inspect", "acme/base", "acme/wide", "--format", "json")
-    assert unfit.json["mismatches"] == clipmerge("inspect", pair[0], wide, "--format", "json").json["mismatches"]
+    assert (
+        unfit.json["mismatches"]
+        == clipmerge("inspect", pair[0], wide, "--format", "json").json["mismatches"]
+    )
     assert "no weights were downloaded" in unfit.err
     quick = clipmerge("inspect", "acme/base", "acme/tuned", "--no-weights", "--format", "json")
     assert quick.json["mismatches"] == []
@@ -93,6 +105,9 @@ def test_a_preview_says_what_opening_says_or_is_not_made(
 def test_a_quantised_model_is_refused_before_it_is_downloaded(hub: FakeHub) -> None:
     tensors = {"logit_scale": torch.ones(2).to(torch.float8_e4m3fn)}
     upload(hub, "acme/tiny", {"model.safetensors": save(tensors), "config.json": b"{}"})
-    with pytest.raises(CheckpointError, match=r"acme/tiny@.*, logit_scale: has dtype F8_E4M3; clipmerge merges BF16"):
+    with pytest.raises(
+        CheckpointError,
+        match=r"acme/tiny@.*, logit_scale: has dtype F8_E4M3; clipmerge merges BF16",
+    ):
         preview_checkpoint("acme/tiny")
     assert downloaded(hub) == []

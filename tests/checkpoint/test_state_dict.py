@@ -60,9 +60,13 @@ def same_tensors(source: Path, expected: dict[str, Tensor]) -> bool:
     return all(torch.equal(checkpoint.tensor(key), tensor) for key, tensor in expected.items())
 
 
-@pytest.mark.parametrize(("name", "zipped"), [("x.pt", True), ("renamed.safetensors", True), ("no-suffix", False)])
+@pytest.mark.parametrize(
+    ("name", "zipped"), [("x.pt", True), ("renamed.safetensors", True), ("no-suffix", False)]
+)
 def test_every_tensor_is_read_whole_and_in_runs(tmp_path: Path, name: str, zipped: bool) -> None:
-    checkpoint = open_checkpoint(str(saved(tmp_path / name, TENSORS, _use_new_zipfile_serialization=zipped)))
+    checkpoint = open_checkpoint(
+        str(saved(tmp_path / name, TENSORS, _use_new_zipfile_serialization=zipped))
+    )
     for key, tensor in TENSORS.items():
         found = checkpoint.tensor(key)
         assert found.dtype == tensor.dtype
@@ -70,8 +74,12 @@ def test_every_tensor_is_read_whole_and_in_runs(tmp_path: Path, name: str, zippe
         assert torch.equal(found, tensor), key
         for start, stop in ((start, min(start + 5, 48)) for start in range(0, 48, 5)):
             assert torch.equal(checkpoint.tensor(key, start, stop), tensor.flatten()[start:stop])
-    assert checkpoint.bytes == sum(tensor.numel() * tensor.element_size() for tensor in TENSORS.values())
-    assert ("read into memory" in str(checkpoint.note)) is (not zipped or name == "renamed.safetensors")
+    assert checkpoint.bytes == sum(
+        tensor.numel() * tensor.element_size() for tensor in TENSORS.values()
+    )
+    assert ("read into memory" in str(checkpoint.note)) is (
+        not zipped or name == "renamed.safetensors"
+    )
 
 
 def test_a_mapped_file_is_not_read_until_asked(tmp_path: Path) -> None:
@@ -84,7 +92,11 @@ def test_a_mapped_file_is_not_read_until_asked(tmp_path: Path) -> None:
     assert bool(checkpoint.tensor("a").any())
 
 
-ENCODER = {"visual.proj": torch.ones(2), "positional_embedding": torch.ones(3), "logit_scale": torch.tensor(1.0)}
+ENCODER = {
+    "visual.proj": torch.ones(2),
+    "positional_embedding": torch.ones(3),
+    "logit_scale": torch.tensor(1.0),
+}
 HEAD = {"classification_head.weight": torch.ones(2, 2), "classification_head.bias": torch.ones(2)}
 
 
@@ -94,13 +106,17 @@ def test_a_classifier_is_its_image_encoder_and_head(tmp_path: Path, prefix: str)
     head = {f"{outer}{key}": value for key, value in HEAD.items()}
     whole = {**ENCODER, "transformer.resblocks.0.ln_1.weight": torch.ones(2)}
     for held, left in ((ENCODER, {"visual.proj": ENCODER["visual.proj"]}), (whole, whole)):
-        file = saved(tmp_path / "x.pt", {**{f"{prefix}{key}": value for key, value in held.items()}, **head})
+        file = saved(
+            tmp_path / "x.pt", {**{f"{prefix}{key}": value for key, value in held.items()}, **head}
+        )
         assert same_tensors(file, {**left, **HEAD})
 
 
 def test_tied_weights_are_read(tmp_path: Path) -> None:
     weight = torch.zeros(4, 4)
-    assert same_tensors(saved(tmp_path / "x.pt", {"a.w": weight, "b.w": weight.T}), {"a.w": weight, "b.w": weight.T})
+    assert same_tensors(
+        saved(tmp_path / "x.pt", {"a.w": weight, "b.w": weight.T}), {"a.w": weight, "b.w": weight.T}
+    )
 
 
 inside_itself: dict[str, Any] = {"x": 1, "net": {}}
@@ -115,7 +131,10 @@ NO_WEIGHTS: list[tuple[Any, str]] = [
     ({"a": torch.zeros(2, dtype=torch.complex64)}, "a is strided of torch.complex64; .*Dequantise"),
     ({"a": torch.eye(2).to_sparse()}, "a is sparse_coo of torch.float32"),
     ({"a": torch.zeros(2, device="meta")}, "a is without content"),
-    ({"a": torch.zeros(1).expand(1 << 28)}, r"x.pt: its tensors span 1024 MiB, but it holds only 0 KiB"),
+    (
+        {"a": torch.zeros(1).expand(1 << 28)},
+        r"x.pt: its tensors span 1024 MiB, but it holds only 0 KiB",
+    ),
 ]
 
 
@@ -133,18 +152,24 @@ def test_damage_is_told_apart_from_code(tmp_path: Path, zipped: bool) -> None:
         refuse(file, "is damaged or not a PyTorch file; download or copy it again")
     file.write_bytes(b"<!DOCTYPE html>")
     refuse(file, "is damaged or not a PyTorch file")
-    file.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 1710671599\n")
+    file.write_text(
+        "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 1710671599\n"
+    )
     refuse(file, "is a Git-LFS pointer")
 
 
-def test_an_archive_that_is_larger_than_its_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_archive_that_is_larger_than_its_file_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """torch would make room for all that the list of its members states."""
     plain = saved(tmp_path / "plain.pt", {"visual.proj": torch.ones(2, 2)})
     archive = zipfile.ZipFile(plain)
     with zipfile.ZipFile(tmp_path / "deflated.pt", "w", zipfile.ZIP_DEFLATED) as deflated:
         for name in archive.namelist():
             deflated.writestr(name, archive.read(name) + b"." * (1 << 20))
-    refuse(tmp_path / "deflated.pt", r"deflated.pt: is compressed inside, which torch.save does not do")
+    refuse(
+        tmp_path / "deflated.pt", r"deflated.pt: is compressed inside, which torch.save does not do"
+    )
     content = plain.read_bytes()
     at = content.rfind(b"PK\x01\x02", 0, content.rfind(b"/version"))
     (tmp_path / "x.pt").write_bytes(content[: at + 24] + b"\xff\xff\xff\xfe" + content[at + 28 :])
@@ -178,11 +203,19 @@ def test_code_is_never_run(tmp_path: Path, how: str, protocol: int) -> None:
     if how == "plain":
         file.write_bytes(pickle.dumps(content, protocol=protocol))
     else:
-        torch.save(content, file, pickle_protocol=protocol, _use_new_zipfile_serialization=how != "old")
+        torch.save(
+            content, file, pickle_protocol=protocol, _use_new_zipfile_serialization=how != "old"
+        )
     if how == "in a shard":
-        (tmp_path / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": {"a": file.name}}))
+        (tmp_path / "pytorch_model.bin.index.json").write_text(
+            json.dumps({"weight_map": {"a": file.name}})
+        )
         file = tmp_path / "pytorch_model.bin.index.json"
-    refuse(file, r"is a pickle that holds code \(.*\), which loading would run, so clipmerge does not open it")
+    refuse(
+        file,
+        r"is a pickle that holds code \(.*\), which loading would run, so clipmerge does not"
+        r" open it",
+    )
     assert not (tmp_path / "made").exists()
 
 
@@ -190,19 +223,26 @@ def test_a_torchscript_archive_is_a_program(tmp_path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # DeprecationWarning or, from torch 2.15 on, FutureWarning
         torch.jit.trace(torch.nn.Linear(2, 2), torch.zeros(1, 2)).save(str(tmp_path / "x.pt"))
-    refuse(tmp_path / "x.pt", "is a TorchScript archive, which is a program, so .* does not open it.*unpickle.py")
+    refuse(
+        tmp_path / "x.pt",
+        "is a TorchScript archive, which is a program, so .* does not open it.*unpickle.py",
+    )
 
 
 def unpickled(monkeypatch: pytest.MonkeyPatch, folder: Path, *arguments: str) -> None:
     """Run the script in this process."""
-    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")  # which it sets, and the test's end takes back
+    monkeypatch.setenv(
+        "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1"
+    )  # which it sets, and the test's end takes back
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.setattr(sys, "argv", ["unpickle.py", *arguments])
     monkeypatch.chdir(folder)
     runpy.run_path(str(unpickle.__file__), run_name="__main__")
 
 
-def test_the_script_extracts_weights_or_says_why_it_cannot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_script_extracts_weights_or_says_why_it_cannot(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = torch.nn.Linear(3, 2)
     held = {"model": model, "args": argparse.Namespace(a=1)}
     torch.save(held, tmp_path / "a zip.pt")
@@ -214,9 +254,15 @@ def test_the_script_extracts_weights_or_says_why_it_cannot(tmp_path: Path, monke
         unpickled(monkeypatch, tmp_path, *arguments)
         expected = {f"model.{key}": value for key, value in model.state_dict().items()}
         found = open_checkpoint(str(tmp_path / f"{name}-weights.pt"))
-        assert all(torch.equal(found.tensor(key.removeprefix("model.")), value) for key, value in expected.items())
+        assert all(
+            torch.equal(found.tensor(key.removeprefix("model.")), value)
+            for key, value in expected.items()
+        )
     (tmp_path / "x.pt").write_bytes(pickle.dumps([argparse.Namespace(a=1)]))
-    for arguments, message in (([], "usage: python unpickle.py IN OUT.pt"), (["x.pt", "y.pt"], "holds no tensors")):
+    for arguments, message in (
+        ([], "usage: python unpickle.py IN OUT.pt"),
+        (["x.pt", "y.pt"], "holds no tensors"),
+    ):
         with pytest.raises(SystemExit, match=message):
             unpickled(monkeypatch, tmp_path, *arguments)
     assert not (tmp_path / "y.pt").exists()
@@ -230,7 +276,9 @@ def to_pickles(folder: Path, *, sharded: bool = False) -> Path:
     if sharded:
         shard(folder)
         index = json.loads((folder / "model.safetensors.index.json").read_text())
-        index["weight_map"] = {k: f"pytorch_{Path(v).stem}.bin" for k, v in index["weight_map"].items()}
+        index["weight_map"] = {
+            k: f"pytorch_{Path(v).stem}.bin" for k, v in index["weight_map"].items()
+        }
         (folder / "pytorch_model.bin.index.json").write_text(json.dumps(index))
         (folder / "model.safetensors.index.json").unlink()
     for file in folder.glob("*.safetensors"):

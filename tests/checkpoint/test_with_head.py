@@ -1,4 +1,5 @@
-"""WiSE-FT classifiers: an image encoder and a head, merged with a zero-shot model without or with a head."""
+"""WiSE-FT classifiers: an image encoder and a head, merged with a zero-shot model without or with a
+head."""
 
 import json
 from pathlib import Path
@@ -40,7 +41,16 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def merge(base: Path, output: Path, *flags: object, alpha: float = 0.25) -> dict[str, Tensor]:
     inputs = (base, base.parent / "classifier.pt")
-    settings = ("--recipe", "wise-ft", "--set", f"method.alpha={alpha}", "--output", output, "--format", "quiet")
+    settings = (
+        "--recipe",
+        "wise-ft",
+        "--set",
+        f"method.alpha={alpha}",
+        "--output",
+        output,
+        "--format",
+        "quiet",
+    )
     done("merge", *inputs, *settings, *flags)
     return load_file(output / "open_clip_model.safetensors")
 
@@ -57,7 +67,9 @@ def zeroshot_head(base: Path) -> Tensor:
     tokenizer = open_clip.get_tokenizer(f"local-dir:{base}")
     rows = []
     for name in CLASSES:
-        features = [normalize(model.encode_text(tokenizer([t.format(name)]))[0], dim=0) for t in TEMPLATES]
+        features = [
+            normalize(model.encode_text(tokenizer([t.format(name)]))[0], dim=0) for t in TEMPLATES
+        ]
         rows.append(normalize(torch.stack(features).mean(0), dim=0) * model.logit_scale.exp())
     return torch.stack(rows)
 
@@ -67,10 +79,14 @@ def is_merged_encoder(base: Path, merged: dict[str, Tensor], alpha: float) -> bo
     visual = [key for key in theta_0 if key.startswith("visual.")]
     assert set(merged) == {*visual, WEIGHT, BIAS}
     changed = {key: theta_1[f"image_encoder.model.{key}"] for key in visual}
-    return all(torch.equal(merged[k], theta_0[k] + alpha * (changed[k] - theta_0[k])) for k in visual)
+    return all(
+        torch.equal(merged[k], theta_0[k] + alpha * (changed[k] - theta_0[k])) for k in visual
+    )
 
 
-def test_the_zero_shot_side_is_built_from_class_prompts_or_the_head_is_kept(base: Path, tmp_path: Path) -> None:
+def test_the_zero_shot_side_is_built_from_class_prompts_or_the_head_is_kept(
+    base: Path, tmp_path: Path
+) -> None:
     flags = ["--classes", base.parent / "classes.txt"]
     templates = [word for template in TEMPLATES for word in ("--template", template)]
     theta_1, built = ends(base)[1], zeroshot_head(base)
@@ -79,7 +95,9 @@ def test_the_zero_shot_side_is_built_from_class_prompts_or_the_head_is_kept(base
         assert merged[WEIGHT] == pytest.approx(torch.lerp(built, theta_1[WEIGHT], alpha), abs=1e-5)
         assert torch.equal(merged[BIAS], alpha * theta_1[BIAS])
         assert is_merged_encoder(base, merged, alpha)
-    merged = merge(base, tmp_path / "override", *flags, "--set", "overrides=[{layers: head, alpha: 1}]")
+    merged = merge(
+        base, tmp_path / "override", *flags, "--set", "overrides=[{layers: head, alpha: 1}]"
+    )
     assert torch.equal(merged[WEIGHT], theta_1[WEIGHT])
     merged = merge(base, tmp_path / "without names")
     assert is_merged_encoder(base, merged, 0.25)
@@ -88,21 +106,35 @@ def test_the_zero_shot_side_is_built_from_class_prompts_or_the_head_is_kept(base
 
 def test_a_plan_builds_the_same_head(base: Path, tmp_path: Path) -> None:
     merge(base, tmp_path / "merged", "--classes", base.parent / "classes.txt", alpha=0.5)
-    inputs = (base, base.parent / "classifier.pt", "--recipe", "wise-ft", "--classes", base.parent / "classes.txt")
+    inputs = (
+        base,
+        base.parent / "classifier.pt",
+        "--recipe",
+        "wise-ft",
+        "--classes",
+        base.parent / "classes.txt",
+    )
     done("plan", *inputs, "--output", tmp_path / "plan.json")
     done("apply", tmp_path / "plan.json", "--output", tmp_path / "applied")
-    merged, applied = (tmp_path / name / "open_clip_model.safetensors" for name in ("merged", "applied"))
+    merged, applied = (
+        tmp_path / name / "open_clip_model.safetensors" for name in ("merged", "applied")
+    )
     assert merged.read_bytes() == applied.read_bytes()
 
 
 def test_both_heads_are_merged(base: Path, tmp_path: Path) -> None:
     theta_0 = {k: v for k, v in ends(base)[0].items() if k.startswith("visual.")}
     theta_0 |= {WEIGHT: torch.ones(3, 16), BIAS: torch.ones(3)}
-    torch.save({f"model.{k}" if k.startswith("visual.") else k: v for k, v in theta_0.items()}, tmp_path / "soup.pt")
+    torch.save(
+        {f"model.{k}" if k.startswith("visual.") else k: v for k, v in theta_0.items()},
+        tmp_path / "soup.pt",
+    )
     inputs = (tmp_path / "soup.pt", base.parent / "classifier.pt", "--recipe", "wise-ft")
     outcome = done("merge", *inputs, "--output", tmp_path / "out", "--format", "json")
     merged, theta_1 = load_file(tmp_path / "out" / "open_clip_model.safetensors"), ends(base)[1]
-    assert all(torch.equal(merged[k], theta_0[k] + 0.5 * (theta_1[k] - theta_0[k])) for k in (WEIGHT, BIAS))
+    assert all(
+        torch.equal(merged[k], theta_0[k] + 0.5 * (theta_1[k] - theta_0[k])) for k in (WEIGHT, BIAS)
+    )
     assert outcome.json["layers"]["head"]["alpha"] == 0.5
 
 
@@ -114,9 +146,14 @@ def test_another_number_of_classes_or_of_features_is_refused(base: Path, tmp_pat
     whole = base.parent / "classifier.pt"
     for finetuned, flags, message in (
         (whole, ("--classes", classes), "has 2 class names, there are 3 classes"),
-        (whole, ("--data", two), "its head has 3 classes, but 2 were named; give --classes with one line per class"),
         (
-            *(tmp_path / "narrow.pt", ("--classes", base.parent / "classes.txt")),
+            whole,
+            ("--data", two),
+            "its head has 3 classes, but 2 were named; give --classes with one line per class",
+        ),
+        (
+            tmp_path / "narrow.pt",
+            ("--classes", base.parent / "classes.txt"),
             "its head takes 8 features, but the zero-shot model's embeddings have 16",
         ),
     ):
@@ -125,28 +162,59 @@ def test_another_number_of_classes_or_of_features_is_refused(base: Path, tmp_pat
     assert not (tmp_path / "out").exists()
 
 
-def test_what_is_learned_leaves_the_head_fine_tuned(base: Path, images: Path, tmp_path: Path) -> None:
-    flags = ("--recipe", "auto", "--set", "measure.steps=2", "--data", images, "--images", 6, "--dry-run")
+def test_what_is_learned_leaves_the_head_fine_tuned(
+    base: Path, images: Path, tmp_path: Path
+) -> None:
+    flags = (
+        "--recipe",
+        "auto",
+        "--set",
+        "measure.steps=2",
+        "--data",
+        images,
+        "--images",
+        6,
+        "--dry-run",
+    )
     outcome = done("merge", base, base.parent / "classifier.pt", *flags, "--format", "json")
     head = outcome.json["layers"]["head"]
-    assert (head["alpha"], head["reason"]) == (1, "a classifier's head takes no part in measuring: fine-tuned")
+    assert (head["alpha"], head["reason"]) == (
+        1,
+        "a classifier's head takes no part in measuring: fine-tuned",
+    )
 
 
-def test_a_head_that_does_not_fit_its_tower_or_its_classes_is_refused(base: Path, tmp_path: Path) -> None:
+def test_a_head_that_does_not_fit_its_tower_or_its_classes_is_refused(
+    base: Path, tmp_path: Path
+) -> None:
     config = json.loads((base / "open_clip_config.json").read_text())
-    with pytest.raises(CheckpointError, match=r"the head has shape \(3, 8\), the tower 16 features"):
+    with pytest.raises(
+        CheckpointError, match=r"the head has shape \(3, 8\), the tower 16 features"
+    ):
         HeadedTower(FAMILY, config, base, (3, 8))
     tower = HeadedTower(FAMILY, config, base, (3, 16))
     assert [rows.tolist() for rows in tower.rows_for("here", 3, ())] == [[0], [1], [2]]
     assert [rows.tolist() for rows in tower.rows_for("here", 2, [(2, 0), (1,)])] == [[2, 0], [1]]
     for classes, rows in ((2, ()), (2, [(0,), (3,)])):
-        with pytest.raises(DataError, match=r"here: has 2 classes, and the model's head 3; their correspondence"):
+        with pytest.raises(
+            DataError, match=r"here: has 2 classes, and the model's head 3; their correspondence"
+        ):
             tower.rows_for("here", classes, rows)
 
 
 def test_a_head_needs_the_configuration_beside_it(base: Path, images: Path, tmp_path: Path) -> None:
     for name in ("zeroshot", "finetuned"):
-        torch.save(torch.load(base.parent / "classifier.pt", weights_only=True), tmp_path / f"{name}.pt")  # noqa: TID251
-    flags = ("--id", f"test={images}", "--ood", f"far={images}", "--alphas", "0,1", "--output", tmp_path / "out")
+        head = torch.load(base.parent / "classifier.pt", weights_only=True)  # noqa: TID251
+        torch.save(head, tmp_path / f"{name}.pt")
+    flags = (
+        "--id",
+        f"test={images}",
+        "--ood",
+        f"far={images}",
+        "--alphas",
+        "0,1",
+        "--output",
+        tmp_path / "out",
+    )
     line = refused(clipmerge("sweep", tmp_path / "zeroshot.pt", tmp_path / "finetuned.pt", *flags))
     assert "evaluating a head needs open_clip_config.json beside the weights" in line

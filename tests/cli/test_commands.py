@@ -1,4 +1,5 @@
-"""The command line on good input: its output on the terminal and on disk, and that plan and apply equal merge."""
+"""The command line on good input: its output on the terminal and on disk, and that plan and apply
+equal merge."""
 
 import contextlib
 import hashlib
@@ -19,7 +20,18 @@ pytestmark = pytest.mark.draws
 # flags what stands out at all, so that masks have something to do
 STRAGGLER = "vision.1.mlp"
 FLAG_MANY = ("--set", "method.threshold=0.5", "--set", "method.stability=0")
-KEYS = {"output", "files", "recipe", "zeroshot", "finetuned", "layers", "stragglers", "measurements", "path", "seconds"}
+KEYS = {
+    "output",
+    "files",
+    "recipe",
+    "zeroshot",
+    "finetuned",
+    "layers",
+    "stragglers",
+    "measurements",
+    "path",
+    "seconds",
+}
 
 
 def hashes(folder: Path) -> dict[str, str]:
@@ -33,13 +45,22 @@ def straggling(tmp_path_factory: pytest.TempPathFactory) -> Folders:
     tensors = load_file(folders[1] / "model.safetensors")
     generator = torch.Generator().manual_seed(0)
     thrown = {name: tensor for name, tensor in tensors.items() if layer_of(name) == STRAGGLER}
-    noise = {name: torch.randn(tensor.shape, generator=generator) for name, tensor in thrown.items()}
-    edit(folders[1], **{name: tensor + 0.5 * tensor.abs().mean() * noise[name] for name, tensor in thrown.items()})
+    noise = {
+        name: torch.randn(tensor.shape, generator=generator) for name, tensor in thrown.items()
+    }
+    edit(
+        folders[1],
+        **{
+            name: tensor + 0.5 * tensor.abs().mean() * noise[name]
+            for name, tensor in thrown.items()
+        },
+    )
     return folders
 
 
 def merge_in(folder: Path, inputs: Folders, *flags: object) -> dict[str, Any]:
-    """Merge into ``merged`` in a folder, with relative paths as a user would; returns the printed text."""
+    """Merge into ``merged`` in a folder, with relative paths as a user would; returns the printed
+    text."""
     folder.mkdir(exist_ok=True)
     with contextlib.chdir(folder):
         return printed("merge", *inputs, *flags, "-o", "merged")
@@ -48,7 +69,14 @@ def merge_in(folder: Path, inputs: Folders, *flags: object) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def measuring(images: Path) -> tuple[object, ...]:
     """Flags of a merge that finds a straggler."""
-    few = ("--set", "measure.nodes=1", "--set", "measure.tolerance=100", "--set", "method.bootstraps=5")
+    few = (
+        "--set",
+        "measure.nodes=1",
+        "--set",
+        "measure.tolerance=100",
+        "--set",
+        "method.bootstraps=5",
+    )
     return ("--recipe", "straggler-outlier", "--data", images, *FLAG_MANY, *few)
 
 
@@ -68,7 +96,12 @@ def test_the_record_has_what_the_design_names_and_every_files_hash(
     assert json.loads((output / "clipmerge.json").read_text()) == record
     found = hashes(output)
     assert record["files"].items() <= found.items()
-    assert found.keys() - record["files"].keys() == {"clipmerge.json", "README.md", "report.html", "path.png"}
+    assert found.keys() - record["files"].keys() == {
+        "clipmerge.json",
+        "README.md",
+        "report.html",
+        "path.png",
+    }
     assert record.keys() >= KEYS
     assert record["output"] == "merged"
     assert record["format"] == "clipmerge-record/2"
@@ -76,7 +109,11 @@ def test_the_record_has_what_the_design_names_and_every_files_hash(
         assert source == {
             "source": str(folder),
             "revision": None,
-            "files": {"model.safetensors": hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()},
+            "files": {
+                "model.safetensors": (
+                    hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+                )
+            },
         }
     assert record["stragglers"] == [STRAGGLER]
     for name, layer in record["layers"].items():
@@ -84,14 +121,19 @@ def test_the_record_has_what_the_design_names_and_every_files_hash(
         assert (layer["mask"] == "saliency") is (name in record["stragglers"])
         assert layer["reason"]
     assert record["measurements"].keys() == record["layers"].keys()
-    assert all(values.keys() >= {"barrier", "loss_drop"} for values in record["measurements"].values())
+    assert all(
+        values.keys() >= {"barrier", "loss_drop"} for values in record["measurements"].values()
+    )
     assert {0, 0.5, 1} <= set(record["path"]["alphas"])
     assert len(record["path"]["losses"]) == len(record["path"]["alphas"])
     assert record["seconds"].keys() >= {"read", "measure", "plan", "apply"}
 
 
 def test_all_files_but_the_record_are_equal_between_runs(
-    sparse: tuple[Path, dict[str, Any]], straggling: Folders, measuring: tuple[object, ...], tmp_path: Path
+    sparse: tuple[Path, dict[str, Any]],
+    straggling: Folders,
+    measuring: tuple[object, ...],
+    tmp_path: Path,
 ) -> None:
     again = merge_in(tmp_path, straggling, *measuring)
     assert again["files"] == sparse[1]["files"]
@@ -101,11 +143,17 @@ def test_all_files_but_the_record_are_equal_between_runs(
 
 
 def test_plan_then_apply_is_merge(
-    sparse: tuple[Path, dict[str, Any]], straggling: Folders, measuring: tuple[object, ...], tmp_path: Path
+    sparse: tuple[Path, dict[str, Any]],
+    straggling: Folders,
+    measuring: tuple[object, ...],
+    tmp_path: Path,
 ) -> None:
     plan = tmp_path / "plans" / "plan.json"
     planned = printed("plan", *straggling, *measuring, "--output", plan)
-    assert sorted(path.name for path in plan.parent.iterdir()) == ["plan.json", "plan.tensors.safetensors"]
+    assert sorted(path.name for path in plan.parent.iterdir()) == [
+        "plan.json",
+        "plan.tensors.safetensors",
+    ]
     assert len({path.stat().st_mode for path in plan.parent.iterdir()}) == 1
     applied = printed("apply", plan, "--output", tmp_path / "out")
     assert planned["layers"] == applied["layers"] == sparse[1]["layers"]
@@ -115,7 +163,9 @@ def test_plan_then_apply_is_merge(
 
 def test_the_command_that_applies_a_plan_can_be_pasted(pair: Folders, tmp_path: Path) -> None:
     plan = tmp_path / "my plan.json"
-    line = done("plan", *pair, "--recipe", "wise-ft", "--output", plan).out.partition("apply it with: ")[2]
+    line = done("plan", *pair, "--recipe", "wise-ft", "--output", plan).out.partition(
+        "apply it with: "
+    )[2]
     assert shlex.split(line.splitlines()[0]) == ["clipmerge", "apply", str(plan), "--output", "DIR"]
 
 
@@ -128,25 +178,48 @@ def test_a_plan_whose_input_changed_is_refused(tmp_path: Path) -> None:
         data[-1] ^= 1
         file.write_bytes(data)
         line = refused(clipmerge("apply", tmp_path / "plan.json", "--output", tmp_path / "out"))
-        assert f"{folder} is not the checkpoint that the plan was made for: the sha256 of model" in line
+        assert (
+            f"{folder} is not the checkpoint that the plan was made for: the sha256 of model"
+            in line
+        )
 
 
 @pytest.mark.parametrize(("alpha", "which"), [("0", 0), ("1", 1)])
 def test_both_ends_are_the_inputs(pair: Folders, tmp_path: Path, alpha: str, which: int) -> None:
-    done("merge", *pair, "--recipe", "wise-ft", "--set", f"method.alpha={alpha}", "-o", tmp_path / "out")
-    merged, source = (load_file(folder / "model.safetensors") for folder in (tmp_path / "out", pair[which]))
+    done(
+        "merge",
+        *pair,
+        "--recipe",
+        "wise-ft",
+        "--set",
+        f"method.alpha={alpha}",
+        "-o",
+        tmp_path / "out",
+    )
+    merged, source = (
+        load_file(folder / "model.safetensors") for folder in (tmp_path / "out", pair[which])
+    )
     assert merged.keys() == source.keys()
     assert all(
-        torch.equal(merged[name].view(-1).view(torch.uint8), source[name].view(-1).view(torch.uint8)) for name in source
+        torch.equal(
+            merged[name].view(-1).view(torch.uint8), source[name].view(-1).view(torch.uint8)
+        )
+        for name in source
     )
 
 
-def test_a_dry_run_writes_nothing_and_a_quiet_one_prints_nothing(pair: Folders, tmp_path: Path) -> None:
-    outcome = done("merge", *pair, "--recipe", "lines", "--dry-run", "-o", tmp_path / "out", "--format", "json")
+def test_a_dry_run_writes_nothing_and_a_quiet_one_prints_nothing(
+    pair: Folders, tmp_path: Path
+) -> None:
+    outcome = done(
+        "merge", *pair, "--recipe", "lines", "--dry-run", "-o", tmp_path / "out", "--format", "json"
+    )
     assert outcome.json["output"] is None
     assert list(tmp_path.iterdir()) == []
     for command in ("merge", "plan"):
-        outcome = clipmerge(command, *pair, "--recipe", "wise-ft", "-o", tmp_path / command, "--format", "quiet")
+        outcome = clipmerge(
+            command, *pair, "--recipe", "wise-ft", "-o", tmp_path / command, "--format", "quiet"
+        )
         assert (outcome.code, outcome.out, outcome.err) == (0, "", "")
 
 
@@ -154,16 +227,12 @@ def test_a_dry_run_writes_nothing_and_a_quiet_one_prints_nothing(pair: Folders, 
 def test_help_imports_nothing_heavy_and_no_other_command(words: list[str]) -> None:
     """Typer itself imports pydantic, when it reads the words of a command."""
     code = (
-        "import sys\n"
-        "from clipmerge.cli.app import COMMANDS, main\n"
-        "words = sys.argv[1:]\n"
-        "sys.argv = ['clipmerge', *words, '--help']\n"
-        "try: main()\n"
-        "except SystemExit as ended: assert not ended.code\n"
-        "heavy = {'torch', 'transformers', 'datasets', 'numpy', 'huggingface_hub'} & set(sys.modules)\n"
-        "assert not heavy, heavy\n"
-        "assert words or 'pydantic' not in sys.modules\n"
-        "assert [each for each in COMMANDS if f'clipmerge.cli.{each}' in sys.modules] == words"
+        "import sys\nfrom clipmerge.cli.app import COMMANDS, main\nwords = sys.argv[1:]\nsys.argv ="
+        " ['clipmerge', *words, '--help']\ntry: main()\nexcept SystemExit as ended: assert not"
+        " ended.code\nheavy = {'torch', 'transformers', 'datasets', 'numpy', 'huggingface_hub'} &"
+        " set(sys.modules)\nassert not heavy, heavy\nassert words or 'pydantic' not in"
+        " sys.modules\nassert [each for each in COMMANDS if f'clipmerge.cli.{each}' in sys.modules]"
+        " == words"
     )
     python("-c", code, *words, check=True)
 
@@ -178,7 +247,9 @@ def test_inspect_says_how_far_each_layer_moved(pair: Folders) -> None:
         size = sum(float((zeroshot[n].double() ** 2).sum()) for n in names)
         assert layer["change"] == pytest.approx((moved / size) ** 0.5, rel=1e-5)
     assert "The two match: they can be merged." in done("inspect", *pair).out
-    assert done("inspect", *pair, "--no-weights").out.endswith("dtypes match; the weights were not read.\n")
+    assert done("inspect", *pair, "--no-weights").out.endswith(
+        "dtypes match; the weights were not read.\n"
+    )
 
 
 def test_inspect_lists_what_does_not_fit(pair: Folders, tmp_path: Path) -> None:
@@ -186,12 +257,16 @@ def test_inspect_lists_what_does_not_fit(pair: Folders, tmp_path: Path) -> None:
     edit_json(other / "config.json", vision_config={"hidden_act": "gelu"})
     record = printed("inspect", pair[0], other)
     assert any("hidden_act" in problem for problem in record["mismatches"])
-    assert any("keys are only in the zero-shot checkpoint" in problem for problem in record["mismatches"])
+    assert any(
+        "keys are only in the zero-shot checkpoint" in problem for problem in record["mismatches"]
+    )
     assert record["layers"]["vision.2.mlp"]["change"] is None
     assert "mismatch: " in done("inspect", pair[0], other).out
 
 
-def test_recipes_are_listed_shown_and_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_recipes_are_listed_shown_and_copied(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     listed = done("recipes", "list").out
     assert "straggler-outlier" in listed
@@ -203,6 +278,8 @@ def test_recipes_are_listed_shown_and_copied(tmp_path: Path, monkeypatch: pytest
     shown = done("recipes", "show", "wise-ft").out
     done("recipes", "copy", "wise-ft")
     assert (tmp_path / "wise-ft.yaml").read_text() == shown
-    assert "cannot be written" in refused(clipmerge("recipes", "copy", "wise-ft", tmp_path / "no" / "x.yaml"))
+    assert "cannot be written" in refused(
+        clipmerge("recipes", "copy", "wise-ft", tmp_path / "no" / "x.yaml")
+    )
     assert "wise-ft.yaml: already exists" in refused(clipmerge("recipes", "copy", "wise-ft"))
     assert "Did you mean 'wise-ft'" in refused(clipmerge("recipes", "show", "wise-tf"))

@@ -33,7 +33,9 @@ def merged(pair: Folders, *flags: object) -> dict[str, object]:
     return outcome.json | {"notes": outcome.err}
 
 
-def test_the_nearer_default_wins_and_a_flag(pair: Folders, elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_nearer_default_wins_and_a_flag(
+    pair: Folders, elsewhere: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     own_file(elsewhere, 'seed = 1\nrecipe = "wise-ft"\n')
     assert merged(pair)["seed"] == 1
     (elsewhere / "clipmerge.toml").write_text("seed = 2\n")
@@ -42,29 +44,44 @@ def test_the_nearer_default_wins_and_a_flag(pair: Folders, elsewhere: Path, monk
     record = merged(pair)
     assert record["seed"] == 3
     assert "--seed 3 (CLIPMERGE_SEED)" in str(record["notes"])
-    assert str(record["command"]).endswith("--seed 3 --recipe wise-ft")  # the command alone repeats the merge
+    assert str(record["command"]).endswith(
+        "--seed 3 --recipe wise-ft"
+    )  # the command alone repeats the merge
     record = merged(pair, "--seed", 4)
     assert record["seed"] == 4
     assert "--seed 3" not in str(record["command"])
 
 
-def test_a_wrong_default_is_told_with_place(pair: Folders, elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_default_is_told_with_place(
+    pair: Folders, elsewhere: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     command = ("merge", *pair, "-r", "wise-ft", "--dry-run")
     (elsewhere / "clipmerge.toml").write_text('images = "few"\n')
-    assert "error: clipmerge.toml: Invalid value for '--images': " in refused(clipmerge(*command), 2)
+    assert "error: clipmerge.toml: Invalid value for '--images': " in refused(
+        clipmerge(*command), 2
+    )
     monkeypatch.setenv("CLIPMERGE_IMAGES", "0")
-    assert "error: CLIPMERGE_IMAGES: Invalid value for '--images': " in refused(clipmerge(*command), 2)
-    assert "error: Invalid value for '--images': " in refused(clipmerge(*command, "--images", "x"), 2)
+    assert "error: CLIPMERGE_IMAGES: Invalid value for '--images': " in refused(
+        clipmerge(*command), 2
+    )
+    assert "error: Invalid value for '--images': " in refused(
+        clipmerge(*command, "--images", "x"), 2
+    )
 
 
 @pytest.mark.parametrize(
     "line", ['push = "me/mine"', "overwrite = true", 'data = "hf://datasets/a/b"', "max-loss = 90"]
 )
-def test_a_file_in_the_working_folder_cannot_publish_or_overwrite(pair: Folders, elsewhere: Path, line: str) -> None:
+def test_a_file_in_the_working_folder_cannot_publish_or_overwrite(
+    pair: Folders, elsewhere: Path, line: str
+) -> None:
     (elsewhere / "clipmerge.toml").write_text(line + "\n")
     key = line.partition(" ")[0]
     said = refused(clipmerge("merge", *pair, "--recipe", "wise-ft", "--dry-run"), code=2)
-    assert f"clipmerge.toml: '{key}' cannot be set there (it may set template, images, batch-size, " in said
+    assert (
+        f"clipmerge.toml: '{key}' cannot be set there (it may set template, images, batch-size, "
+        in said
+    )
 
 
 def test_a_mistyped_variable_is_told(pair: Folders, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -81,7 +98,10 @@ def test_a_mistyped_variable_is_told(pair: Folders, monkeypatch: pytest.MonkeyPa
         ("seed", "cannot be read"),
         ("#" * 70_000, "larger than 64 KiB"),
         ("imags = 3", r"Did you mean 'images'\?"),
-        ("a" + ".a" * 1001 + " = 1", "toml: has more than 1000 dots; it holds a few defaults of flags"),
+        (
+            "a" + ".a" * 1001 + " = 1",
+            "toml: has more than 1000 dots; it holds a few defaults of flags",
+        ),
         ("images = " + "[" * 30_000, "toml: cannot be read"),
     ],
 )
@@ -101,13 +121,26 @@ def test_a_file_that_says_nonsense_is_one_line(
     ("variables", "values", "unknown"),
     [
         ({"CLIPMERGE_DEBUG": "1", "CLIPMERGE_HUB_TIMEOUT": "9", "HOME": "/"}, {}, []),
-        *(({f"CLIPMERGE_{name}": "x"}, {}, [f"CLIPMERGE_{name}"]) for name in ("PUSH", "PRIVATE", "OUTPUT", "LICENSE")),
-        ({"CLIPMERGE_OVERWRITE": "1"}, {}, ["CLIPMERGE_OVERWRITE"]),  # no variable publishes or overwrites
-        *(({"CLIPMERGE_STRICT": text}, {"strict": text in ("1", "True")}, []) for text in ("1", "True", "0", "false")),
+        *(
+            ({f"CLIPMERGE_{name}": "x"}, {}, [f"CLIPMERGE_{name}"])
+            for name in ("PUSH", "PRIVATE", "OUTPUT", "LICENSE")
+        ),
+        (
+            {"CLIPMERGE_OVERWRITE": "1"},
+            {},
+            ["CLIPMERGE_OVERWRITE"],
+        ),  # no variable publishes or overwrites
+        *(
+            ({"CLIPMERGE_STRICT": text}, {"strict": text in ("1", "True")}, [])
+            for text in ("1", "True", "0", "false")
+        ),
     ],
 )
 def test_variables_set_what_they_may(
-    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], values: dict[str, Any], unknown: list[str]
+    monkeypatch: pytest.MonkeyPatch,
+    variables: dict[str, str],
+    values: dict[str, Any],
+    unknown: list[str],
 ) -> None:
     for name, text in variables.items():
         monkeypatch.setenv(name, text)

@@ -1,4 +1,5 @@
-"""Commands that are ended from outside: the message after a signal or a failure of stdout, and its process."""
+"""Commands that are ended from outside: the message after a signal or a failure of stdout, and its
+process."""
 
 import contextlib
 import json
@@ -19,7 +20,10 @@ from clipmerge.files.staging import staged
 from tests.support.command import clipmerge, counted, done, python, refused
 from tests.support.tiny_clip import Folders
 
-ENDED = "ended from outside (SIGTERM; a launcher sends it to all processes of a run when one of them fails)"
+ENDED = (
+    "ended from outside (SIGTERM; a launcher sends it to all processes of a run when one of them"
+    " fails)"
+)
 STOPS = pytest.mark.parametrize(
     ("number", "code", "how"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, ENDED)]
 )
@@ -49,7 +53,8 @@ def stopping(number: int) -> Callable[..., Any]:
 
 
 def while_sending(monkeypatch: pytest.MonkeyPatch, what: Callable[..., Any]) -> None:
-    """Let this happen instead of creating the repository, after all checks, when sending has begun."""
+    """Let this happen instead of creating the repository, after all checks, when sending has
+    begun."""
     for check in ("check_access", "_check_token", "find_repository"):
         monkeypatch.setattr(f"clipmerge.publish.push.{check}", lambda *_, **__: None)
     monkeypatch.setattr("clipmerge.publish.push.create_repository", what)
@@ -58,7 +63,13 @@ def while_sending(monkeypatch: pytest.MonkeyPatch, what: Callable[..., Any]) -> 
 @STOPS
 @pytest.mark.parametrize("command", ["merge", "plan"])
 def test_a_signal_after_the_output_was_written_says_that_it_is_there(
-    pair: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, code: int, how: str, command: str
+    pair: Folders,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    number: int,
+    code: int,
+    how: str,
+    command: str,
 ) -> None:
     monkeypatch.setattr(Terminal, "result", stopping(number))
     outcome = clipmerge(command, *pair, "-r", "wise-ft", "-o", tmp_path / "out")
@@ -73,7 +84,9 @@ def test_a_signal_before_that_says_that_nothing_was_left(
     command = ("merge", *pair, "-r", "wise-ft", "-o", tmp_path / "out")
     done(*command)
     monkeypatch.setattr("clipmerge.output.side_files.write_side_files", stopping(number))
-    outcome = clipmerge(*command, "--overwrite")  # the output of the command before is not this one's
+    outcome = clipmerge(
+        *command, "--overwrite"
+    )  # the output of the command before is not this one's
     assert refused(outcome, code) == f"error: {how}; nothing was left behind"
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
@@ -84,7 +97,18 @@ def test_a_signal_while_pushing_says_that_nobody_knows(
 ) -> None:
     out = tmp_path / "out"
     while_sending(monkeypatch, stopping(number))
-    command = ("merge", *pair, "-r", "wise-ft", "-o", out, "--push", "acme/robust", "--license", "mit")
+    command = (
+        "merge",
+        *pair,
+        "-r",
+        "wise-ft",
+        "-o",
+        out,
+        "--push",
+        "acme/robust",
+        "--license",
+        "mit",
+    )
     unknown = f"`clipmerge push {out} acme/robust --license mit` checks that and continues"
     said = f"whether acme/robust was published is not known: {unknown}"
     assert refused(clipmerge(*command), code) == f"error: {how}; {out} is complete; {said}"
@@ -94,7 +118,10 @@ def test_a_signal_while_pushing_says_that_nobody_knows(
 
 @pytest.mark.parametrize(
     ("error", "line"),
-    [(HubError("no. Nothing was published."), "error: no. Nothing was published."), (ValueError("x"), "is not known")],
+    [
+        (HubError("no. Nothing was published."), "error: no. Nothing was published."),
+        (ValueError("x"), "is not known"),
+    ],
 )
 def test_an_error_while_pushing_says_so_too(
     pair: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, line: str
@@ -121,11 +148,15 @@ def test_whatever_fails_after_the_output_was_written_says_that_it_is_there(
 
     with pytest.raises(SystemExit):
         command()
-    line = f"(RuntimeError): later; {tmp_path / 'out'} is complete; set CLIPMERGE_DEBUG=1 to see where"
+    line = (
+        f"(RuntimeError): later; {tmp_path / 'out'} is complete; set CLIPMERGE_DEBUG=1 to see where"
+    )
     assert line in capsys.readouterr().err
 
 
-needs_full = pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+needs_full = pytest.mark.skipif(
+    not Path("/dev/full").exists(), reason="this system has no /dev/full"
+)
 
 
 @needs_full
@@ -133,14 +164,20 @@ def test_a_full_stdout_says_that_the_output_is_there(pair: Folders, tmp_path: Pa
     out = tmp_path / "out"
     with Path("/dev/full").open("w") as full:
         ended = run("merge", *pair, "-r", "wise-ft", "-o", out, "--format", "json", stdout=full)
-    line = f"error: standard output: cannot be written (No space left on device); {out} is complete\n"
+    line = (
+        f"error: standard output: cannot be written (No space left on device); {out} is complete\n"
+    )
     assert (ended.returncode, ended.stderr) == (1, line)
     assert (out / "clipmerge.json").exists()
 
 
 @needs_full
-@pytest.mark.parametrize(("arguments", "unbuffered"), [(("--help",), ""), (("recipes", "show", "auto"), "1")])
-def test_a_full_stdout_is_one_line_where_nothing_is_written(arguments: tuple[str, ...], unbuffered: str) -> None:
+@pytest.mark.parametrize(
+    ("arguments", "unbuffered"), [(("--help",), ""), (("recipes", "show", "auto"), "1")]
+)
+def test_a_full_stdout_is_one_line_where_nothing_is_written(
+    arguments: tuple[str, ...], unbuffered: str
+) -> None:
     """Buffered, what could not be written waits, and the interpreter would try it again at exit."""
     with Path("/dev/full").open("w") as full:
         ended = run(*arguments, stdout=full, env={"PYTHONUNBUFFERED": unbuffered})
@@ -150,19 +187,36 @@ def test_a_full_stdout_is_one_line_where_nothing_is_written(arguments: tuple[str
 
 def test_no_encoding_makes_printing_fail(pair: Folders, tmp_path: Path) -> None:
     out = tmp_path / "日本é"
-    ended = run("merge", *pair, "-r", "wise-ft", "-o", out, env={"PYTHONIOENCODING": "ascii"}, errors="replace")
+    ended = run(
+        "merge",
+        *pair,
+        "-r",
+        "wise-ft",
+        "-o",
+        out,
+        env={"PYTHONIOENCODING": "ascii"},
+        errors="replace",
+    )
     assert (ended.returncode, ended.stderr) == (0, "")
     assert "Wrote" in ended.stdout
 
 
 def test_a_closed_stdout_is_no_failure(pair: Folders, tmp_path: Path) -> None:
-    ended = run("merge", *pair, "-r", "wise-ft", "-o", tmp_path / "out", preexec_fn=lambda: os.close(1))
+    ended = run(
+        "merge", *pair, "-r", "wise-ft", "-o", tmp_path / "out", preexec_fn=lambda: os.close(1)
+    )
     assert (ended.returncode, ended.stderr) == (0, "")
-    assert json.loads((tmp_path / "out" / "clipmerge.json").read_text())["output"] == str(tmp_path / "out")
+    assert json.loads((tmp_path / "out" / "clipmerge.json").read_text())["output"] == str(
+        tmp_path / "out"
+    )
 
 
 MODULES = (
-    *("clipmerge.cli.app", "typer", "clipmerge.cli.merge", "clipmerge.api.merge", "clipmerge.files.staging"),
+    "clipmerge.cli.app",
+    "typer",
+    "clipmerge.cli.merge",
+    "clipmerge.api.merge",
+    "clipmerge.files.staging",
     "numpy.dtypes",  # imported by a part of numpy that cannot be loaded twice
 )
 
@@ -172,11 +226,17 @@ MODULES = (
     [
         ("signal", signal.SIGINT, 130, "interrupted"),  # before SIGTERM can be taken over
         *((module, signal.SIGINT, 130, "interrupted") for module in MODULES),
-        *(pytest.param(module, signal.SIGTERM, 143, ENDED, marks=pytest.mark.slow) for module in MODULES),
+        *(
+            pytest.param(module, signal.SIGTERM, 143, ENDED, marks=pytest.mark.slow)
+            for module in MODULES
+        ),
     ],
 )
-def test_a_signal_during_imports_is_one_line(tmp_path: Path, module: str, number: int, end: int, how: str) -> None:
-    """Sent during an import, where an exception would give a traceback or look like the module's own."""
+def test_a_signal_during_imports_is_one_line(
+    tmp_path: Path, module: str, number: int, end: int, how: str
+) -> None:
+    """Sent during an import, where an exception would give a traceback or look like the module's
+    own."""
     code = (
         "import _signal, sys\n"
         "sys.modules.pop('signal', None)\n"
@@ -187,21 +247,28 @@ def test_a_signal_during_imports_is_one_line(tmp_path: Path, module: str, number
         "from clipmerge.__main__ import run\n"
         "run()"
     )
-    ended = python("-c", code, "merge", "a", "b", "-r", "wise-ft", "-o", tmp_path / "out", env=counted())
+    ended = python(
+        "-c", code, "merge", "a", "b", "-r", "wise-ft", "-o", tmp_path / "out", env=counted()
+    )
     assert ended.returncode == end
     assert (ended.stdout, ended.stderr) == ("", f"error: {how}; nothing was left behind\n")
 
 
 @STOPS
-def test_a_late_signal_says_what_stands(pair: Folders, tmp_path: Path, number: int, code: int, how: str) -> None:
-    """One that comes while Python ends changes nothing: it gives its handlers up before it has ended."""
+def test_a_late_signal_says_what_stands(
+    pair: Folders, tmp_path: Path, number: int, code: int, how: str
+) -> None:
+    """One that comes while Python ends changes nothing: it gives its handlers up before it has
+    ended."""
     begin, call = "import atexit, signal\nfrom clipmerge import __main__\n", "__main__.run()"
     after = f"{begin}try: {call}\nfinally: signal.raise_signal({number:d})"
     ending = f"{begin}atexit.register(signal.raise_signal, {number:d})\n{call}"
     for program, out in ((after, tmp_path / "after"), (ending, tmp_path / "ending")):
         ended = python("-c", program, "merge", *pair, "-r", "wise-ft", "-o", out, env=counted())
         assert ended.returncode == (code if program is after else 0)
-        assert ended.stderr.endswith(f"error: {how}; {out} is complete\n" if program is after else "")
+        assert ended.stderr.endswith(
+            f"error: {how}; {out} is complete\n" if program is after else ""
+        )
         assert ended.stderr.count("\n") == (program is after)
         assert (out / "clipmerge.json").is_file()
 
@@ -220,7 +287,9 @@ def test_a_signal_that_compiled_code_turned_into_an_error_is_still_a_signal(
         error.add_note("out is complete")
         raise error
 
-    before = {each: signal.signal(each, ending.end_at_once) for each in (signal.SIGINT, signal.SIGTERM)}
+    before = {
+        each: signal.signal(each, ending.end_at_once) for each in (signal.SIGINT, signal.SIGTERM)
+    }
     try:
         with pytest.raises(SystemExit) as ended:
             command()
@@ -247,7 +316,9 @@ def test_an_error_that_only_another_process_has_is_said(
 @pytest.mark.slow
 def test_a_launcher_shows_an_error_once(tmp_path: Path) -> None:
     starter = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "3")
-    ended = python(*starter, "-m", "clipmerge", "merge", "a", "b", "-r", "nonsense", "-o", tmp_path / "out")
+    ended = python(
+        *starter, "-m", "clipmerge", "merge", "a", "b", "-r", "nonsense", "-o", tmp_path / "out"
+    )
     assert ended.returncode != 0
     (line,) = [line for line in ended.stderr.splitlines() if line.startswith("error: ")]
     assert line.startswith("error: a: no such folder or")

@@ -1,4 +1,5 @@
-"""Flags that several commands share, errors that name the right command, and the flags and outputs of a sweep."""
+"""Flags that several commands share, errors that name the right command, and the flags and outputs
+of a sweep."""
 
 import json
 from pathlib import Path
@@ -26,10 +27,14 @@ def test_recipes_alone_lists_them_in_the_format_asked_for() -> None:
     listed = done("recipes", "--format", "json")
     assert listed.json == printed("recipes", "list")
     assert "auto" in listed.json["recipes"]
-    assert "--format goes after the command" in refused(clipmerge("recipes", "--format", "json", "show", "auto"), 2)
+    assert "--format goes after the command" in refused(
+        clipmerge("recipes", "--format", "json", "show", "auto"), 2
+    )
 
 
-def test_fewer_images_at_once_change_no_number(pair: Folders, sources: list[object], tmp_path: Path) -> None:
+def test_fewer_images_at_once_change_no_number(
+    pair: Folders, sources: list[object], tmp_path: Path
+) -> None:
     swept = []
     for name, flags in (("whole", []), ("pieces", ["--images-at-once", 3])):
         done("sweep", *pair, *sources, *flags, "-o", tmp_path / name, "--format", "json")
@@ -37,7 +42,9 @@ def test_fewer_images_at_once_change_no_number(pair: Folders, sources: list[obje
     assert swept[0] == swept[1]
 
 
-def test_a_plan_without_hashes_is_applied_and_a_plan_with_them_may_be(pair: Folders, tmp_path: Path) -> None:
+def test_a_plan_without_hashes_is_applied_and_a_plan_with_them_may_be(
+    pair: Folders, tmp_path: Path
+) -> None:
     plans = [tmp_path / "hashed.json", tmp_path / "bare.json"]
     done("plan", *pair, "-r", "wise-ft", "-o", plans[0])
     done("plan", *pair, "-r", "wise-ft", "--no-hash", "-o", plans[1])
@@ -61,8 +68,16 @@ def test_what_cannot_be_is_refused(pair: Folders, tmp_path: Path) -> None:
     assert "--push needs --output: a dry run writes nothing to push" in refused(asked, code=2)
     plan = api.plan(*pair, "wise-ft", progress=Progress())
     with pytest.raises(PlanError, match="is for 1 fine-tuned checkpoints, but 2 were given"):
-        api.apply(plan, output=tmp_path / "out", zeroshot=pair[0], finetuned=[pair[1], pair[1]], progress=Progress())
-    asked = clipmerge("merge", *pair, "--recipe", "wise-ft", "--alpha", "1e39", "--output", tmp_path / "out")
+        api.apply(
+            plan,
+            output=tmp_path / "out",
+            zeroshot=pair[0],
+            finetuned=[pair[1], pair[1]],
+            progress=Progress(),
+        )
+    asked = clipmerge(
+        "merge", *pair, "--recipe", "wise-ft", "--alpha", "1e39", "--output", tmp_path / "out"
+    )
     assert "overflow" in refused(asked)
     assert not (tmp_path / "out").exists()
 
@@ -83,12 +98,22 @@ def test_alphas_are_read(text: str, expected: tuple[float, ...]) -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        *("", "a", "0,...,1", "0,0,...,1", "0,1,...,-1", "0,0.1,..."),
-        *("0,1e-999999,...,1", "0,1,...,1002", "0,1e400", "nan,1"),
+        "",
+        "a",
+        "0,...,1",
+        "0,0,...,1",
+        "0,1,...,-1",
+        "0,0.1,...",
+        "0,1e-999999,...,1",
+        "0,1,...,1002",
+        "0,1e400",
+        "nan,1",
     ],
 )
 def test_alphas_that_are_none_are_refused(text: str) -> None:
-    with pytest.raises(UsageError, match=r"^--alphas .*: expected finite numbers .* at most 1000 numbers"):
+    with pytest.raises(
+        UsageError, match=r"^--alphas .*: expected finite numbers .* at most 1000 numbers"
+    ):
         alphas_from(text)
     assert len(alphas_from("0,1,...,1001")) == 1002
 
@@ -100,7 +125,9 @@ def test_alphas_that_are_none_are_refused(text: str) -> None:
         *((flag, "\udcff", r"'\udcff', which is not UTF-8") for flag in ("--ood", "--point")),
     ],
 )
-def test_a_name_that_no_tensor_can_have_is_refused(flag: str, name: str, said: str, tmp_path: Path) -> None:
+def test_a_name_that_no_tensor_can_have_is_refused(
+    flag: str, name: str, said: str, tmp_path: Path
+) -> None:
     flags = {"--id": "x", "--ood": "x", "--point": "p"} | {flag: name}
     words = [word for each, called in flags.items() for word in (each, f"{called}={tmp_path}")]
     places = Path(__file__).parents[:2]  # any folders: whether they exist is checked first
@@ -118,13 +145,27 @@ def test_an_output_among_the_images_is_refused(pair: Folders, images: Path, tmp_
     before = sorted(tmp_path.rglob("*"))
     words = ["sweep", *pair, "--id", f"val={images}", "--ood", source, "-o", source / "sweep"]
     line = refused(clipmerge(*words, "--alphas", "0,1"))
-    assert f"{source / 'sweep'}: lies inside {source}, which this command reads as images; choose another" in line
+    assert (
+        f"{source / 'sweep'}: lies inside {source}, which this command reads as images; choose"
+        " another" in line
+    )
     assert sorted(tmp_path.rglob("*")) == before
 
 
 @pytest.mark.slow
-def test_two_processes_find_the_same(pair: Folders, images: Path, sources: list[object], tmp_path: Path) -> None:
-    recipes = ("--data", images, "--device", "cpu", "--recipe", "straggler-outlier", "--recipe", "lines")
+def test_two_processes_find_the_same(
+    pair: Folders, images: Path, sources: list[object], tmp_path: Path
+) -> None:
+    recipes = (
+        "--data",
+        images,
+        "--device",
+        "cpu",
+        "--recipe",
+        "straggler-outlier",
+        "--recipe",
+        "lines",
+    )
     words = ["sweep", *pair, *sources, *recipes, "--batch-size", 4, "--output", tmp_path / "out"]
     run = several(2, "clipmerge", *words, env=counted())
     assert run.returncode == 0, run.stderr

@@ -12,11 +12,15 @@ from tests.support.tiny_clip import Folders
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_h_is_help_with_examples_that_fit_a_narrow_terminal(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_h_is_help_with_examples_that_fit_a_narrow_terminal(
+    command: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("COLUMNS", "60")
     outcome = done(command, "-h")
     assert f"clipmerge {command}" in outcome.out.partition("Examples:")[2]
-    assert all(len(line) <= 60 for line in outcome.out.splitlines() if not line.lstrip().startswith("--"))
+    assert all(
+        len(line) <= 60 for line in outcome.out.splitlines() if not line.lstrip().startswith("--")
+    )
 
 
 @pytest.mark.parametrize("command", ["", *COMMANDS])
@@ -32,10 +36,14 @@ def test_examples_name_flags_that_there_are(command: str) -> None:
 @pytest.mark.parametrize("command", COMMANDS)
 def test_the_list_of_commands_says_what_their_own_help_says(command: str) -> None:
     assert COMMANDS[command] == clipmerge(command, "--help").out.split("\n\n")[1].strip()
-    assert re.search(rf"^  {command} +{re.escape(COMMANDS[command])}$", clipmerge("--help").out, re.M)
+    assert re.search(
+        rf"^  {command} +{re.escape(COMMANDS[command])}$", clipmerge("--help").out, re.M
+    )
 
 
-def test_commands_recipes_and_flags_are_completed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_commands_recipes_and_flags_are_completed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "straggler-mine.yaml").touch()
     assert complete_recipe("straggler-s") == ["straggler-shrink", "straggler-sparse"]
@@ -50,30 +58,64 @@ def test_commands_recipes_and_flags_are_completed(monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize(
-    ("words", "meant"), [(["mrege"], "merge"), (["recipes", "shwo", "auto"], "show"), (["data", "lits"], "list")]
+    ("words", "meant"),
+    [(["mrege"], "merge"), (["recipes", "shwo", "auto"], "show"), (["data", "lits"], "list")],
 )
 def test_a_mistyped_command_is_suggested(words: list[str], meant: str) -> None:
-    assert f"No such command '{words[-1] if len(words) < 3 else words[1]}'. Did you mean '{meant}'?" in refused(
-        clipmerge(*words), 2
+    assert (
+        f"No such command '{words[-1] if len(words) < 3 else words[1]}'. Did you mean '{meant}'?"
+        in refused(clipmerge(*words), 2)
     )
 
 
 def test_alpha_is_short_for_an_option_of_the_method(pair: Folders) -> None:
-    outcome = clipmerge("merge", *pair, "--recipe", "wise-ft", "--alpha", "0.3", "--dry-run", "--format", "json")
+    outcome = clipmerge(
+        "merge", *pair, "--recipe", "wise-ft", "--alpha", "0.3", "--dry-run", "--format", "json"
+    )
     assert {layer["alpha"] for layer in outcome.json["layers"].values()} == {0.3}
-    both = clipmerge("merge", *pair, "--recipe", "wise-ft", "--alpha", "0.3", "--set", "method.alpha=0.4", "--dry-run")
+    both = clipmerge(
+        "merge",
+        *pair,
+        "--recipe",
+        "wise-ft",
+        "--alpha",
+        "0.3",
+        "--set",
+        "method.alpha=0.4",
+        "--dry-run",
+    )
     assert "--alpha and --set method.alpha: both set the same option" in refused(both, code=2)
     none = clipmerge("merge", *pair, "--recipe", "model-stock", "--alpha", "0.3", "--dry-run")
     assert "no option 'alpha'" in refused(none)
 
 
 @pytest.mark.parametrize("command", ["merge", "plan", "sweep", "evaluate"])
-def test_a_mistyped_checkpoint_is_told_before_anything_else(pair: Folders, tmp_path: Path, command: str) -> None:
+def test_a_mistyped_checkpoint_is_told_before_anything_else(
+    pair: Folders, tmp_path: Path, command: str
+) -> None:
     wrong = pair[0].parent / pair[0].name[:-1]
     words: dict[str, list[object]] = {
-        "merge": [wrong, pair[1], "--recipe", "nonsense", "--data", "nowhere", "--output", tmp_path / "out"],
+        "merge": [
+            wrong,
+            pair[1],
+            "--recipe",
+            "nonsense",
+            "--data",
+            "nowhere",
+            "--output",
+            tmp_path / "out",
+        ],
         "plan": [wrong, pair[1], "--recipe", "nonsense", "--output", tmp_path / "plan.json"],
-        "sweep": [wrong, pair[1], "--id", "a=nowhere", "--ood", "b=nowhere", "--output", tmp_path / "out"],
+        "sweep": [
+            wrong,
+            pair[1],
+            "--id",
+            "a=nowhere",
+            "--ood",
+            "b=nowhere",
+            "--output",
+            tmp_path / "out",
+        ],
         "evaluate": [wrong, "--data", "a=nowhere"],
     }
     said = refused(clipmerge(command, *words[command]))

@@ -23,7 +23,9 @@ def merge_refused(
     """A merge must end in one line that matches, and leave the output's parent as it was."""
     parent = Path(str(inputs[1])).parent
     before = sorted(parent.rglob("*"))
-    line = refused(clipmerge("merge", *inputs, "--recipe", recipe, "--output", parent / "out", *flags), code)
+    line = refused(
+        clipmerge("merge", *inputs, "--recipe", recipe, "--output", parent / "out", *flags), code
+    )
     assert re.search(message, line), line
     assert sorted(parent.rglob("*")) == before
 
@@ -43,8 +45,14 @@ def _cut(folder: Path) -> None:
 BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
     "truncated": (_cut, "is truncated"),
     "inf": (lambda folder: _entry(folder, float("-inf")), f"tensor {re.escape(KEY)} holds Inf"),
-    "shape": (lambda folder: edit(folder, **{KEY: torch.zeros(3)}), f"differs in shape; first {re.escape(KEY)}"),
-    "empty": (lambda folder: (folder / "model.safetensors").unlink(), r"no model\.safetensors in this folder"),
+    "shape": (
+        lambda folder: edit(folder, **{KEY: torch.zeros(3)}),
+        f"differs in shape; first {re.escape(KEY)}",
+    ),
+    "empty": (
+        lambda folder: (folder / "model.safetensors").unlink(),
+        r"no model\.safetensors in this folder",
+    ),
 }
 
 
@@ -56,7 +64,9 @@ def test_a_broken_checkpoint_is_one_line(copies: Folders, how: str) -> None:
 
 
 @pytest.mark.parametrize(("alpha", "which"), [("0", 1), ("1", 0)])
-def test_nan_is_found_in_an_end_that_the_merge_does_not_use(copies: Folders, alpha: str, which: int) -> None:
+def test_nan_is_found_in_an_end_that_the_merge_does_not_use(
+    copies: Folders, alpha: str, which: int
+) -> None:
     _entry(copies[which], float("nan"))
     merge_refused(copies, f"{copies[which]}: tensor .* holds NaN", "--set", f"method.alpha={alpha}")
 
@@ -81,19 +91,30 @@ def test_a_recipe_that_says_nonsense_is_one_line(
     ("flags", "message"),
     [
         ((), "recipe 'straggler-outlier' measures.*--data FOLDER"),
-        (("--data", ".", "--template", "a photo"), r"--template 'a photo': has no \{\} for the class name"),
-        (("--data", ".", "--device", "tpu"), "--device.*'tpu' is not one of 'auto', 'cpu', 'cuda', 'mps'"),
+        (
+            ("--data", ".", "--template", "a photo"),
+            r"--template 'a photo': has no \{\} for the class name",
+        ),
+        (
+            ("--data", ".", "--device", "tpu"),
+            "--device.*'tpu' is not one of 'auto', 'cpu', 'cuda', 'mps'",
+        ),
         (("--data", ".", "--images", "0"), "--images.*greater than or equal to 1"),
         (("--nonsense",), "No such option: --nonsense"),
     ],
 )
-def test_flags_that_contradict_themselves_are_usage(pair: Folders, flags: tuple[str, ...], message: str) -> None:
+def test_flags_that_contradict_themselves_are_usage(
+    pair: Folders, flags: tuple[str, ...], message: str
+) -> None:
     merge_refused(pair, message, *flags, recipe="straggler-outlier", code=2)
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [(("merge",), "Missing argument"), (("merge", "a", "b", "--recipe", "wise-ft"), "--output is missing")],
+    [
+        (("merge",), "Missing argument"),
+        (("merge", "a", "b", "--recipe", "wise-ft"), "--output is missing"),
+    ],
 )
 def test_what_is_missing_is_usage(arguments: tuple[str, ...], message: str) -> None:
     assert message in refused(clipmerge(*arguments), 2)
@@ -106,7 +127,9 @@ def test_no_command_at_all_shows_the_help() -> None:
     assert "Commands:" in outcome.out
 
 
-def test_one_checkpoint_given_twice_is_usage(pair: Folders, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_checkpoint_given_twice_is_usage(
+    pair: Folders, monkeypatch: pytest.MonkeyPatch
+) -> None:
     merge_refused((pair[0], pair[0]), f"{pair[0]}: is given twice", code=2)
     merge_refused((pair[0], pair[1], f"{pair[1]}/"), "is given twice", code=2)
     monkeypatch.chdir(pair[0].parent)
@@ -120,7 +143,9 @@ def test_an_output_that_is_an_input_or_exists_is_refused(copies: Folders, tmp_pa
             assert "holds the checkpoint" in refused(outcome)
     (tmp_path / "out").mkdir()
     merge_refused(copies, "out: already exists; choose another --output, or pass --overwrite")
-    merge_refused(copies, r"was not written by this command \(it holds no clipmerge.json\)", "--overwrite")
+    merge_refused(
+        copies, r"was not written by this command \(it holds no clipmerge.json\)", "--overwrite"
+    )
     (tmp_path / "out").rmdir()
     (tmp_path / "out").write_text("x")
     merge_refused(copies, "already exists")
@@ -130,15 +155,23 @@ def test_an_output_that_is_an_input_or_exists_is_refused(copies: Folders, tmp_pa
 READ: dict[str, tuple[str, Callable[[Path], list[object]]]] = {
     "recipe": ("r.yaml", lambda at: ["merge", "ZEROSHOT", "FINETUNED", "-r", at / "r.yaml"]),
     "images": ("img", lambda at: [*MEASURING, "--data", at / "img"]),
-    "class names": ("classes.txt", lambda at: [*MEASURING, "--data", "IMAGES", "--classes", at / "classes.txt"]),
+    "class names": (
+        "classes.txt",
+        lambda at: [*MEASURING, "--data", "IMAGES", "--classes", at / "classes.txt"],
+    ),
     "plan": ("plan.json", lambda at: ["apply", at / "plan.json"]),
-    "checkpoint": ("x.safetensors", lambda at: ["merge", "ZEROSHOT", at / "x.safetensors", "-r", "wise-ft"]),
+    "checkpoint": (
+        "x.safetensors",
+        lambda at: ["merge", "ZEROSHOT", at / "x.safetensors", "-r", "wise-ft"],
+    ),
 }
 MEASURING = ("merge", "ZEROSHOT", "FINETUNED", "-r", "straggler-outlier")
 
 
 @pytest.mark.parametrize("what", READ)
-def test_overwrite_deletes_nothing_that_is_read(pair: Folders, images: Path, tmp_path: Path, what: str) -> None:
+def test_overwrite_deletes_nothing_that_is_read(
+    pair: Folders, images: Path, tmp_path: Path, what: str
+) -> None:
     output, (name, words) = tmp_path / "ov", READ[what]
     done("merge", *pair, "--recipe", "wise-ft", "-o", output)
     shutil.copytree(images, output / "img")
@@ -151,7 +184,11 @@ def test_overwrite_deletes_nothing_that_is_read(pair: Folders, images: Path, tmp
     given = {"ZEROSHOT": pair[0], "FINETUNED": pair[1], "IMAGES": images}
     command = [given.get(str(word), word) for word in words(output)]
     line = refused(clipmerge(*command, "-o", output, "--overwrite"))
-    held = f"the checkpoint {output / name}" if what == "checkpoint" else f"{output / name}, which this command reads"
+    held = (
+        f"the checkpoint {output / name}"
+        if what == "checkpoint"
+        else f"{output / name}, which this command reads"
+    )
     assert line.startswith(f"error: {output}: holds {held}; choose another --output")
     assert {path: path.read_bytes() for path in output.rglob("*") if path.is_file()} == before
 

@@ -1,4 +1,5 @@
-"""Commands that are stopped while they learn and run again: the same bytes, and only the same command resumes."""
+"""Commands that are stopped while they learn and run again: the same bytes, and only the same
+command resumes."""
 
 import json
 import os
@@ -34,7 +35,17 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture(scope="module")
 def flags(images: Path) -> list[object]:
-    return ["--data", images, "--recipe", "auto", "--batch-size", 8, "--set", "measure.steps=4", *HELD]
+    return [
+        "--data",
+        images,
+        "--recipe",
+        "auto",
+        "--batch-size",
+        8,
+        "--set",
+        "measure.steps=4",
+        *HELD,
+    ]
 
 
 def weights(output: Path) -> bytes:
@@ -42,7 +53,11 @@ def weights(output: Path) -> bytes:
 
 
 def notes(err: str) -> list[str]:
-    lines = [line.removeprefix("note: ") for line in err.splitlines() if "learn" in line and " elapsed" not in line]
+    lines = [
+        line.removeprefix("note: ")
+        for line in err.splitlines()
+        if "learn" in line and " elapsed" not in line
+    ]
     return [line for line in lines if not line.startswith("learning on ")]  # how long it takes
 
 
@@ -68,7 +83,10 @@ def test_the_command_goes_on_whether_it_merges_or_plans(
     found = clipmerge(*merge)
     assert (found.code, notes(found.err)) == (0, [GOES_ON.format(3, 4)])
     assert weights(tmp_path / "out") == weights(tmp_path / "whole")
-    plans = [json.loads((tmp_path / name / "plan" / "plan.json").read_text()) for name in ("out", "whole")]
+    plans = [
+        json.loads((tmp_path / name / "plan" / "plan.json").read_text())
+        for name in ("out", "whole")
+    ]
     assert plans[0]["measurements"] == plans[1]["measurements"]
     assert list(state.iterdir()) == []
 
@@ -94,10 +112,13 @@ def test_what_was_learned_is_kept_until_it_is_written(
 
 @pytest.mark.uncounted
 @pytest.mark.usefixtures("often")
-def test_a_sweep_that_fails_keeps_what_it_learned(pair: Folders, images: Path, tmp_path: Path, cache: Path) -> None:
+def test_a_sweep_that_fails_keeps_what_it_learned(
+    pair: Folders, images: Path, tmp_path: Path, cache: Path
+) -> None:
     recipe = tmp_path / "mine.yaml"
     recipe.write_text(
-        "measure: {name: learned-coefficients, steps: 4, divergence: predictions}\nmethod: {name: learned}"
+        "measure: {name: learned-coefficients, steps: 4, divergence: predictions}\nmethod: {name:"
+        " learned}"
     )
     shifted = save_images(tmp_path / "shifted", seed=3)
     broken = shifted / "cat" / "3.png"
@@ -158,7 +179,9 @@ def test_another_learning_does_not_go_on_from_this_one(
     os.utime(own[1] / "config.json", ns=(0, 0))  # says what it said
     assert goes_on()
     preprocessor = next(file for file in own[1].iterdir() if "processor_config" in file.name)
-    preprocessor.write_text(preprocessor.read_text().replace('"rescale_factor": 0.00', '"rescale_factor": 0.01'))
+    preprocessor.write_text(
+        preprocessor.read_text().replace('"rescale_factor": 0.00', '"rescale_factor": 0.01')
+    )
     assert not goes_on()
     assert len(list(cache.iterdir())) == 1 + len(CHANGES) + 3
 
@@ -169,11 +192,20 @@ def saved_step(cache: Path) -> int:
 
 
 @pytest.mark.uncounted
-def test_a_killed_run_goes_on_to_equal_bytes(pair: Folders, flags: list[object], tmp_path: Path, cache: Path) -> None:
+def test_a_killed_run_goes_on_to_equal_bytes(
+    pair: Folders, flags: list[object], tmp_path: Path, cache: Path
+) -> None:
     merge = [*map(str, ["merge", *pair, *flags, "--set", "measure.steps=12", "--output"])]
     assert notes(done(*merge, tmp_path / "whole").err) == []
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "tests.support.learn_and_save", "wait", *merge, str(tmp_path / "out")]
+    command = [
+        sys.executable,
+        "-m",
+        "tests.support.learn_and_save",
+        "wait",
+        *merge,
+        str(tmp_path / "out"),
+    ]
     process = subprocess.Popen(command, cwd=ROOT, env=environment)
     while process.poll() is None and saved_step(cache) < 5:
         time.sleep(0.01)
@@ -187,7 +219,9 @@ def test_a_killed_run_goes_on_to_equal_bytes(pair: Folders, flags: list[object],
 
 
 @pytest.mark.uncounted
-def test_several_go_on_from_the_mains_state(pair: Folders, flags: list[object], tmp_path: Path, cache: Path) -> None:
+def test_several_go_on_from_the_mains_state(
+    pair: Folders, flags: list[object], tmp_path: Path, cache: Path
+) -> None:
     given = ["--unlabelled", save_images(tmp_path / "elsewhere", each=3, seed=9)]
 
     def run(steps: int, output: str = "out") -> subprocess.CompletedProcess[str]:

@@ -1,4 +1,5 @@
-"""What a command meets around it: readers, folders, terminals and launchers that have gone, and strange names."""
+"""What a command meets around it: readers, folders, terminals and launchers that have gone, and
+strange names."""
 
 import os
 import shutil
@@ -58,7 +59,9 @@ def test_a_terminal_gets_paragraphs_of_its_width_and_commands_whole(
     assert max(map(len, rest)) <= 40
 
 
-def test_other_processes_print_nothing(pair: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_processes_print_nothing(
+    pair: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A launcher starts several; the main one speaks and writes."""
     plan = tmp_path / "plan.json"
     done("plan", *pair, "-r", "wise-ft", "-o", plan)
@@ -103,12 +106,16 @@ def test_offline_is_honoured_and_the_blocking_works(pair: Folders) -> None:
     found = offline("inspect", "acme/nothing", HF_HUB_OFFLINE="1")
     assert found.returncode == 1
     assert "HF_HUB_OFFLINE is set, and it is not in the cache" in found.stderr
-    online = offline("inspect", "acme/nothing", HF_HUB_OFFLINE="0", HF_ENDPOINT="http://127.0.0.1:9")
+    online = offline(
+        "inspect", "acme/nothing", HF_HUB_OFFLINE="0", HF_ENDPOINT="http://127.0.0.1:9"
+    )
     assert "a connection was opened" in online.stderr
 
 
 # root reads everything, unless it gives that up for one process
-AS_ANYBODY = ["setpriv", "--bounding-set", "-dac_override,-dac_read_search"] if os.geteuid() == 0 else []
+AS_ANYBODY = (
+    ["setpriv", "--bounding-set", "-dac_override,-dac_read_search"] if os.geteuid() == 0 else []
+)
 
 
 @pytest.fixture
@@ -120,7 +127,10 @@ def locked(pair: Folders, tmp_path: Path) -> Iterator[Path]:
     (tmp_path / "images" / "cat").mkdir(parents=True)
     (tmp_path / "images" / "cat" / "1.png").write_bytes(png(0))
     (tmp_path / "recipe.yaml").write_text("method: {name: wise-ft}")
-    shut = [tmp_path / name for name in ("folder", "weights/model.safetensors", "record/clipmerge.json", "recipe.yaml")]
+    shut = [
+        tmp_path / name
+        for name in ("folder", "weights/model.safetensors", "record/clipmerge.json", "recipe.yaml")
+    ]
     shut.append(tmp_path / "images" / "cat")
     for path in shut:
         path.chmod(0)
@@ -130,22 +140,38 @@ def locked(pair: Folders, tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(bool(AS_ANYBODY) and not shutil.which("setpriv"), reason="root, and no setpriv to be less")
+@pytest.mark.skipif(
+    bool(AS_ANYBODY) and not shutil.which("setpriv"), reason="root, and no setpriv to be less"
+)
 @pytest.mark.parametrize(
     "arguments",
     [
         ("inspect", "HERE/folder"),
         ("inspect", "HERE/weights"),
         ("merge", "ZEROSHOT", "HERE/weights", "-r", "wise-ft", "-o", "HERE/out"),
-        ("merge", "ZEROSHOT", "FINETUNED", "-r", "lines", "--data", "HERE/images", "-o", "HERE/out"),
+        (
+            "merge",
+            "ZEROSHOT",
+            "FINETUNED",
+            "-r",
+            "lines",
+            "--data",
+            "HERE/images",
+            "-o",
+            "HERE/out",
+        ),
         ("merge", "ZEROSHOT", "FINETUNED", "-r", "HERE/recipe.yaml", "-o", "HERE/out"),
         ("merge", "ZEROSHOT", "FINETUNED", "-r", "wise-ft", "-o", "HERE/folder/out"),
         ("report", "HERE/record"),
     ],
 )
-def test_what_may_not_be_read_is_one_line(locked: Path, pair: Folders, arguments: tuple[str, ...]) -> None:
+def test_what_may_not_be_read_is_one_line(
+    locked: Path, pair: Folders, arguments: tuple[str, ...]
+) -> None:
     filled = [
-        text.replace("HERE", str(locked)).replace("ZEROSHOT", str(pair[0])).replace("FINETUNED", str(pair[1]))
+        text.replace("HERE", str(locked))
+        .replace("ZEROSHOT", str(pair[0]))
+        .replace("FINETUNED", str(pair[1]))
         for text in arguments
     ]
     command = [*AS_ANYBODY, sys.executable, "-m", "clipmerge", *filled]
@@ -170,8 +196,12 @@ def is_plain(text: str) -> bool:
 def test_a_text_is_made_printable() -> None:
     assert printable(EVIL) == r"\x1b]0;owned\x07\x1b[31m\x9b2J\u202eevil"
     assert printable("a\nb\tc\udcff\u2028") == r"a b c\xff "
-    assert printable("\u242e\U000e0041\ue000") == r"\u242e\U000e0041\ue000"  # unassigned, invisible, private
-    assert printable("\N{WOMAN}\u200d\N{ROCKET} 猫\u3000犬") == "\N{WOMAN}\u200d\N{ROCKET} 猫\u3000犬"
+    assert (
+        printable("\u242e\U000e0041\ue000") == r"\u242e\U000e0041\ue000"
+    )  # unassigned, invisible, private
+    assert (
+        printable("\N{WOMAN}\u200d\N{ROCKET} 猫\u3000犬") == "\N{WOMAN}\u200d\N{ROCKET} 猫\u3000犬"
+    )
     assert printable("x" * 20, limit=8) == "xxxx ... xxxx"
     assert str(CheckpointError(f"{EVIL}\n")) == printable(EVIL) + " "
 
@@ -181,23 +211,39 @@ def test_paths_notes_and_tables(copies: Folders) -> None:
     name = f"[red]a:key:b{EVIL}"  # neither markup nor an emoji
     strange = finetuned.rename(finetuned.parent / name)
     (strange / f"{EVIL}.txt").write_text("")
-    outcome = done("merge", zeroshot, strange, "--recipe", "wise-ft", "--output", zeroshot.parent / f"out{name}")
+    outcome = done(
+        "merge",
+        zeroshot,
+        strange,
+        "--recipe",
+        "wise-ft",
+        "--output",
+        zeroshot.parent / f"out{name}",
+    )
     for text in (outcome.out, outcome.err):
         assert is_plain(text)
         assert r"\x1b[31m" in text
         assert "[red]a:key:b" in text
 
 
-@pytest.mark.skipif(os.name == "nt" or sys.platform == "darwin", reason="such names are not allowed there")
+@pytest.mark.skipif(
+    os.name == "nt" or sys.platform == "darwin", reason="such names are not allowed there"
+)
 def test_paths_that_are_not_utf8(copies: Folders, tmp_path: Path) -> None:
     zeroshot, finetuned = copies
     strange, output = (tmp_path / os.fsdecode(name) for name in (b"\xff\xfe", b"out\xff"))
     finetuned.rename(strange)
     for flags in ((), ("--overwrite",)):
-        outcome = done("merge", zeroshot, strange, "--recipe", "wise-ft", "--output", output, *flags)
+        outcome = done(
+            "merge", zeroshot, strange, "--recipe", "wise-ft", "--output", output, *flags
+        )
     assert "\\udcff" in (output / "clipmerge.json").read_text()
     assert "\\udcff" in (output / "report.html").read_text()
-    for command, code in ((("report", output), 0), (("inspect", strange), 0), (("inspect", f"{strange}-not"), 1)):
+    for command, code in (
+        (("report", output), 0),
+        (("inspect", strange), 0),
+        (("inspect", f"{strange}-not"), 1),
+    ):
         outcome = clipmerge(*command)
         assert outcome.code == code, outcome.err
         assert is_plain(outcome.out + outcome.err)
@@ -207,22 +253,33 @@ def test_paths_that_are_not_utf8(copies: Folders, tmp_path: Path) -> None:
     ("command", "told"),
     [
         ("inspect model", "error: "),
-        ("merge {0} {1} --recipe wise-ft --output out", "error: the working folder is gone or cannot be read ("),
+        (
+            "merge {0} {1} --recipe wise-ft --output out",
+            "error: the working folder is gone or cannot be read (",
+        ),
     ],
 )
-def test_a_working_folder_that_is_gone(pair: Folders, tmp_path: Path, command: str, told: str) -> None:
+def test_a_working_folder_that_is_gone(
+    pair: Folders, tmp_path: Path, command: str, told: str
+) -> None:
     command = command.format(*pair)
-    script = f"cd {tmp_path}/x && rmdir {tmp_path}/x && exec {sys.executable} -m clipmerge {command}"
+    script = (
+        f"cd {tmp_path}/x && rmdir {tmp_path}/x && exec {sys.executable} -m clipmerge {command}"
+    )
     (tmp_path / "x").mkdir()
     environment = {**counted(), "PYTHONPATH": str(Path(__file__).parents[2]), "HF_HUB_OFFLINE": "1"}
-    ended = subprocess.run(["sh", "-c", script], capture_output=True, text=True, check=False, env=environment)
+    ended = subprocess.run(
+        ["sh", "-c", script], capture_output=True, text=True, check=False, env=environment
+    )
     lines = ended.stderr.strip().splitlines()
     assert ended.returncode == 1
     assert lines[-1].startswith(told)
     assert not any("DEBUG" in line or "unexpectedly" in line for line in lines)
 
 
-@pytest.mark.parametrize(("rank", "line"), [("0", "error: interrupted; nothing was left behind\n"), ("1", "")])
+@pytest.mark.parametrize(
+    ("rank", "line"), [("0", "error: interrupted; nothing was left behind\n"), ("1", "")]
+)
 def test_of_several_processes_the_main_one_tells_of_a_signal(
     rank: str, line: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

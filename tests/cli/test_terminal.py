@@ -36,15 +36,28 @@ ENDINGS: dict[str, tuple[BaseException, int, str]] = {
     "memory": (
         MemoryError(),
         1,
-        "error: out of memory (fewer --images-at-once, or a smaller --batch-size, need less): MemoryError; set",
+        (
+            "error: out of memory (fewer --images-at-once, or a smaller --batch-size, need less):"
+            " MemoryError; set"
+        ),
     ),
-    "GPU memory": (OutOfMemoryError("CUDA out of memory."), 1, "error: out of memory (fewer --images-at-once"),
-    "unexpected": (RuntimeError("a\nb" * 500), 1, "error: clipmerge failed unexpectedly (RuntimeError): a ba b"),
+    "GPU memory": (
+        OutOfMemoryError("CUDA out of memory."),
+        1,
+        "error: out of memory (fewer --images-at-once",
+    ),
+    "unexpected": (
+        RuntimeError("a\nb" * 500),
+        1,
+        "error: clipmerge failed unexpectedly (RuntimeError): a ba b",
+    ),
 }
 
 
 @pytest.mark.parametrize("what", ENDINGS)
-def test_whatever_is_raised_is_one_line_and_a_code(what: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_whatever_is_raised_is_one_line_and_a_code(
+    what: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     error, code, line = ENDINGS[what]
     with pytest.raises(SystemExit) as ended:
         raising(error)()
@@ -86,7 +99,10 @@ def show_everything(terminal: Terminal) -> None:
 @pytest.mark.parametrize("fmt", list(Format))
 @pytest.mark.parametrize("is_terminal", [False, True])
 def test_each_format_prints_what_it_is_for(
-    fmt: Format, is_terminal: bool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    fmt: Format,
+    is_terminal: bool,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(sys.stderr, "isatty", lambda: is_terminal, raising=False)
     show_everything(Terminal(fmt))
@@ -108,7 +124,9 @@ def test_verbose_says_each_stage(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize("fmt", [Format.human, Format.json])
-def test_off_a_terminal_progress_is_a_line_now_and_then(fmt: Format, capsys: pytest.CaptureFixture[str]) -> None:
+def test_off_a_terminal_progress_is_a_line_now_and_then(
+    fmt: Format, capsys: pytest.CaptureFixture[str]
+) -> None:
     now = [100.0]  # seconds
     terminal = Terminal(fmt, clock=lambda: now[0])
     terminal.stage("measure")
@@ -118,7 +136,12 @@ def test_off_a_terminal_progress_is_a_line_now_and_then(fmt: Format, capsys: pyt
     lines = capsys.readouterr().err.splitlines()
     assert lines == [
         f"measuring: {share}%, {after} s elapsed, {left} left"
-        for share, after, left in ((12, 10, "1 min 10 s"), (25, 20, "1 min 0 s"), (38, 30, "50 s"), (50, 40, "40 s"))
+        for share, after, left in (
+            (12, 10, "1 min 10 s"),
+            (25, 20, "1 min 0 s"),
+            (38, 30, "50 s"),
+            (50, 40, "40 s"),
+        )
     ]
     assert LINE_SECONDS == 10
 
@@ -162,7 +185,9 @@ def test_the_last_line_is_how_long_it_took(capsys: pytest.CaptureFixture[str]) -
     assert capsys.readouterr().out == "Wrote out\nTook 1 min 23 s.\n"
 
 
-def test_an_error_takes_the_bar_down_first(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_error_takes_the_bar_down_first(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
     terminal = Terminal(Format.human)
     terminal.stage("measure")

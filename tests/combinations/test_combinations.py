@@ -1,4 +1,5 @@
-"""Rules for several task vectors: their common properties, and each against peft and entry-by-entry loops."""
+"""Rules for several task vectors: their common properties, and each against peft and entry-by-entry
+loops."""
 
 import hashlib
 import json
@@ -31,7 +32,12 @@ def vectors(shape: tuple[int, ...], count: int = 3, seed: int = 0) -> Tensor:
 
 
 def combined(
-    rule: str, stack: Tensor, weights: tuple[float, ...] | None = None, *, thinned: bool = True, **options: Any
+    rule: str,
+    stack: Tensor,
+    weights: tuple[float, ...] | None = None,
+    *,
+    thinned: bool = True,
+    **options: Any,
 ) -> Tensor:
     combine = combination(rule, options, weights or (1.0,) * len(stack), KEY, thinned=thinned)
     return combine(stack.clone())  # it may write there
@@ -53,7 +59,10 @@ def test_shape_and_dtype_survive_and_runs_are_equal(rule: str, shape: tuple[int,
 @pytest.mark.parametrize("density", [0.1, 0.25, 0.5])
 @pytest.mark.parametrize("shape", [(40, 50), (2000,), (10, 10, 5, 4)], ids=str)
 def test_peft_says_the_same(
-    shape: tuple[int, ...], density: float, weights: tuple[float, ...], monkeypatch: pytest.MonkeyPatch
+    shape: tuple[int, ...],
+    density: float,
+    weights: tuple[float, ...],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     stack = vectors(shape)
     listed, factors = list(stack), torch.tensor(weights)
@@ -61,14 +70,18 @@ def test_peft_says_the_same(
         "ties": merge_utils.ties(listed, factors, density),
         "breadcrumbs": merge_utils.magnitude_prune(listed, factors, density),
     }
-    assert torch.allclose(combined("ties", stack, weights, density=density), expected["ties"], atol=1e-6)
+    assert torch.allclose(
+        combined("ties", stack, weights, density=density), expected["ties"], atol=1e-6
+    )
     pruned = combined("breadcrumbs", stack, weights, density=density, outliers=0.0)
     assert torch.allclose(pruned, expected["breadcrumbs"], atol=1e-6)
     alone = apply_mask("magnitude", stack[0] * weights[0], stack[0], {"density": density})
     one = merge_utils.magnitude_prune(listed[:1], factors[:1], density)
     assert torch.allclose(alone, one, atol=1e-6)
 
-    drawn = torch.Generator().manual_seed(5)  # peft draws from torch's generator; the same draws here
+    drawn = torch.Generator().manual_seed(
+        5
+    )  # peft draws from torch's generator; the same draws here
     monkeypatch.setattr(
         "clipmerge.combinations.dare.keep_random",
         lambda size, chance, key: torch.bernoulli(torch.full(size, chance), generator=drawn).bool(),
@@ -80,7 +93,9 @@ def test_peft_says_the_same(
     theta_0 = vectors(shape, 1, seed=9)[0]
     merged = merge_tensor(theta_0, [theta_0 + each for each in stack], alpha=1.0, weights=weights)
     arithmetic = merge_utils.task_arithmetic(listed, factors)
-    assert torch.allclose(merged, theta_0 + arithmetic, atol=2e-6)  # theta_0 + tau - theta_0 is tau to 1e-7 a term
+    assert torch.allclose(
+        merged, theta_0 + arithmetic, atol=2e-6
+    )  # theta_0 + tau - theta_0 is tau to 1e-7 a term
 
 
 def slow_ties(rows: list[list[float]], density: float) -> list[float]:
@@ -140,15 +155,23 @@ def test_della_entry_by_entry(shape: tuple[int, ...]) -> None:
     assert result.flatten().tolist() == pytest.approx(expected, abs=1e-5)
 
 
-@pytest.mark.parametrize("options", [{"density": 0.05, "window": 0.1}, {"density": 0.9, "window": 0.4}])
-def test_a_window_that_gives_no_probabilities_is_refused(options: dict[str, float], family: list[Path]) -> None:
-    with pytest.raises(RecipeError, match=r"della: density .* give probabilities from .*; choose a smaller window"):
+@pytest.mark.parametrize(
+    "options", [{"density": 0.05, "window": 0.1}, {"density": 0.9, "window": 0.4}]
+)
+def test_a_window_that_gives_no_probabilities_is_refused(
+    options: dict[str, float], family: list[Path]
+) -> None:
+    with pytest.raises(
+        RecipeError, match=r"della: density .* give probabilities from .*; choose a smaller window"
+    ):
         combined("della", vectors((3, 4)), **options)
     with pytest.raises(RecipeError, match="choose a smaller window"):
         decide(task_of(family), "della", **options)
 
 
-@pytest.mark.parametrize(("density", "outliers"), [(0.5, 0.25), (0.3, 0.0), (1.0, 0.3), (1e-6, 0.5), (0.5, 1.0)])
+@pytest.mark.parametrize(
+    ("density", "outliers"), [(0.5, 0.25), (0.3, 0.0), (1.0, 0.3), (1e-6, 0.5), (0.5, 1.0)]
+)
 def test_breadcrumbs_entry_by_entry(density: float, outliers: float) -> None:
     stack = torch.randint(-9, 10, (2, 4, 10), generator=torch.Generator().manual_seed(2)).float()
     expected = [0.0] * 40
@@ -169,11 +192,17 @@ def test_an_entry_that_nobody_moves_is_zero_shot_bit_for_bit() -> None:
     gone = merged == 0
     assert 0 < int(gone.sum()) < 32
     assert bool(torch.signbit(merged[gone]).all())
-    assert torch.equal(merge_tensor(theta_0, finetuned, alpha=0.0, weights=(1.0, 1.0), combine=rule), theta_0)
+    assert torch.equal(
+        merge_tensor(theta_0, finetuned, alpha=0.0, weights=(1.0, 1.0), combine=rule), theta_0
+    )
 
 
 def test_a_mask_comes_after_the_combination() -> None:
-    theta_0, *finetuned = (torch.zeros(2, 4), torch.tensor([[4.0, 1, 0, 0]] * 2), torch.tensor([[2.0, -3, 0, 1]] * 2))
+    theta_0, *finetuned = (
+        torch.zeros(2, 4),
+        torch.tensor([[4.0, 1, 0, 0]] * 2),
+        torch.tensor([[2.0, -3, 0, 1]] * 2),
+    )
     rule = combination("ties", {"density": 1.0}, (1.0, 1.0), KEY)
     given = {"weights": (1.0, 1.0), "combine": rule}
     assert merge_tensor(theta_0, finetuned, alpha=2.0, **given).tolist() == [[6, -6, 0, 2]] * 2
@@ -187,7 +216,9 @@ def test_every_parameter_goes_through_the_rule_of_its_name(family: list[Path], m
     decision = decide(task, method, alpha=0.7)
     assert decision.layers.keys() == task.layers.keys()
     assert decision.verdict
-    result = merged(task, decision, seed=KEY.seed, chunk=100)  # a rule sees whole parameters whatever the chunks
+    result = merged(
+        task, decision, seed=KEY.seed, chunk=100
+    )  # a rule sees whole parameters whatever the chunks
     base, *others = (load_file(folder / "model.safetensors") for folder in family)
     for name, value in base.items():
         stack = torch.stack([other[name] - value for other in others])
@@ -201,29 +232,48 @@ def test_with_one_checkpoint_it_is_another_method_or_thins_it_out(family: list[P
     task = task_of(family[:2])
     base, other = (load_file(folder / "model.safetensors") for folder in family[:2])
     for method in ("ties", "task-arithmetic"):
-        with pytest.raises(RecipeError, match=f"method {method}: needs at least two fine-tuned checkpoints; with one"):
+        with pytest.raises(
+            RecipeError,
+            match=f"method {method}: needs at least two fine-tuned checkpoints; with one",
+        ):
             decide(task, method)
     for method, kept in (("dare", 0.5), ("della", 0.5), ("breadcrumbs", 0.15)):
         result = merged(task, decide(task, method, alpha=1.0))
-        moved = {name: float((result[name] != base[name]).double().mean()) for name in base if base[name].numel() > 200}
+        moved = {
+            name: float((result[name] != base[name]).double().mean())
+            for name in base
+            if base[name].numel() > 200
+        }
         assert all(share == pytest.approx(kept, abs=0.12) for share in moved.values())
         assert torch.allclose(result["logit_scale"], other["logit_scale"])
     # ties of one is breadcrumbs without outliers, as the message says
     result = merged(task, decide(task, "breadcrumbs", alpha=1.0, density=0.2, outliers=0.0))
     for name, value in base.items():
-        change = torch.tensor(slow_ties([(other[name] - value).flatten().tolist()], 0.2)).view(value.shape)
+        change = torch.tensor(slow_ties([(other[name] - value).flatten().tolist()], 0.2)).view(
+            value.shape
+        )
         assert torch.allclose(result[name], value + change, atol=1e-6)
 
 
 @pytest.mark.parametrize(
     ("combine", "message"),
     [
-        ({"rule": "tise"}, r"combine: no combination 'tise' \(combinations: .*\)\. Did you mean 'ties'"),
-        ({"rule": "ties", "options": {"densty": 1}}, "combine: combination ties: no option 'densty'.*'density'"),
+        (
+            {"rule": "tise"},
+            r"combine: no combination 'tise' \(combinations: .*\)\. Did you mean 'ties'",
+        ),
+        (
+            {"rule": "ties", "options": {"densty": 1}},
+            "combine: combination ties: no option 'densty'.*'density'",
+        ),
     ],
 )
-def test_a_plan_of_an_impossible_combination_is_refused(tmp_path: Path, combine: dict[str, Any], message: str) -> None:
-    plan = plan_with({"a": LayerPlan(alpha=1.0)}, combine=Combination(rule="ties", options={"density": 0.5}))
+def test_a_plan_of_an_impossible_combination_is_refused(
+    tmp_path: Path, combine: dict[str, Any], message: str
+) -> None:
+    plan = plan_with(
+        {"a": LayerPlan(alpha=1.0)}, combine=Combination(rule="ties", options={"density": 0.5})
+    )
     file = tmp_path / "plan.json"
     file.write_text(plan.to_json())
     assert read_plan(file) == plan
@@ -236,18 +286,26 @@ def test_a_plan_of_an_impossible_combination_is_refused(tmp_path: Path, combine:
 @pytest.mark.parametrize(
     "recipe",
     # fast are that without a rule, and one that draws
-    ["task-arithmetic", *(pytest.param(rule, marks=[pytest.mark.slow] * (rule != "della")) for rule in RULES)],
+    [
+        "task-arithmetic",
+        *(pytest.param(rule, marks=[pytest.mark.slow] * (rule != "della")) for rule in RULES),
+    ],
 )
 def test_the_command_writes_the_same_bytes_each_time_and_by_way_of_a_plan(
     family: list[Path], tmp_path: Path, recipe: str
 ) -> None:
-    first, again, other, by_plan = (tmp_path / name for name in ("first", "again", "other", "by-plan"))
+    first, again, other, by_plan = (
+        tmp_path / name for name in ("first", "again", "other", "by-plan")
+    )
     made = done("merge", *family, "--recipe", recipe, "--output", first, "--format", "json")
     done("merge", *family, "--recipe", recipe, "--output", again)
     done("merge", *family, "--recipe", recipe, "--output", other, "--seed", 1)
     done("plan", *family, "--recipe", recipe, "--output", tmp_path / "plan.json")
     done("apply", tmp_path / "plan.json", "--output", by_plan)
-    bytes_of = {folder.name: (folder / "model.safetensors").read_bytes() for folder in (first, again, other, by_plan)}
+    bytes_of = {
+        folder.name: (folder / "model.safetensors").read_bytes()
+        for folder in (first, again, other, by_plan)
+    }
     assert bytes_of["first"] == bytes_of["again"] == bytes_of["by-plan"]
     assert (bytes_of["first"] != bytes_of["other"]) is (recipe in ("dare", "della"))
     rule = made.json["combine"]

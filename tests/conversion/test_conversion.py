@@ -1,4 +1,5 @@
-"""OpenCLIP's and transformers' layouts: both libraries' real models must agree on the same input."""
+"""OpenCLIP's and transformers' layouts: both libraries' real models must agree on the same
+input."""
 
 from pathlib import Path
 from typing import Any
@@ -17,22 +18,30 @@ from tests.support import tiny_open_clip
 from tests.support.tiny_clip import tiny_config
 from tests.support.tiny_open_clip import build, model_config, outputs, token_ids
 
-# Settings that change what is computed while every shape stays; each must survive the way there and back.
+# Settings that change what is computed while every shape stays; each must survive the way there and
+# back.
 VARIANTS: dict[str, dict[str, Any]] = {
     "gelu": {},
     "quick_gelu": {"quick_gelu": True},
     "custom text": {"custom_text": True},
     "more heads": {"vision": {"head_width": 8}, "text": {"heads": 4}},
-    "tanh": {"vision": {"act_kwargs": {"approximate": "tanh"}}, "text": {"act_kwargs": {"approximate": "tanh"}}},
+    "tanh": {
+        "vision": {"act_kwargs": {"approximate": "tanh"}},
+        "text": {"act_kwargs": {"approximate": "tanh"}},
+    },
     "epsilon": {"vision": {"norm_kwargs": {"eps": 0.1}}, "text": {"norm_kwargs": {"eps": 0.2}}},
     "one-element scale": {"nonscalar_logit_scale": True},
     "eos": {"text": {"pool_type": "eos", "eos_id": 7}},
-    "odd mlp": {"vision": {"mlp_ratio": 61 / 32 + 1e-9}, "text": {"width": 48, "heads": 3, "mlp_ratio": 1.7}},
+    "odd mlp": {
+        "vision": {"mlp_ratio": 61 / 32 + 1e-9},
+        "text": {"width": 48, "heads": 3, "mlp_ratio": 1.7},
+    },
 }
 
 
 def as_transformers(checkpoint: Checkpoint) -> CLIPModel:
-    """A real CLIPModel with a checkpoint's config and tensors; missing and unexpected keys are errors."""
+    """A real CLIPModel with a checkpoint's config and tensors; missing and unexpected keys are
+    errors."""
     assert checkpoint.config is not None
     model = CLIPModel(CLIPConfig.from_dict(checkpoint.config))
     model.load_state_dict({key: checkpoint.tensor(key) for key in checkpoint.entries})
@@ -96,7 +105,9 @@ def test_every_run_of_elements_is_that_run(tmp_path: Path) -> None:
             assert whole.shape == entry.shape
             bounds = sorted({0, 1, entry.size // 3, entry.size // 2 + 1, entry.size})
             for start, stop in ((a, b) for a in bounds for b in bounds if a < b):
-                assert torch.equal(converted.tensor(key, start, stop), whole.flatten()[start:stop]), key
+                assert torch.equal(
+                    converted.tensor(key, start, stop), whole.flatten()[start:stop]
+                ), key
 
 
 def test_masks_and_counts_are_left_out(tmp_path: Path) -> None:
@@ -109,16 +120,29 @@ def test_masks_and_counts_are_left_out(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("width", [6, 49, 192])
 def test_the_ratio_of_an_mlp_gives_its_width_back(width: int) -> None:
-    """OpenCLIP stores a ratio and rounds the product down, which for 49 channels would lose one of 29."""
+    """OpenCLIP stores a ratio and rounds the product down, which for 49 channels would lose one of
+    29."""
     for hidden in range(1, 4 * width):
-        tower = {"hidden_size": width, "intermediate_size": hidden, "num_attention_heads": 1, "num_hidden_layers": 1}
-        config = open_clip_config({"vision_config": tower, "text_config": tower, "projection_dim": 8})
+        tower = {
+            "hidden_size": width,
+            "intermediate_size": hidden,
+            "num_attention_heads": 1,
+            "num_hidden_layers": 1,
+        }
+        config = open_clip_config(
+            {"vision_config": tower, "text_config": tower, "projection_dim": 8}
+        )
         assert int(width * config["vision_cfg"].get("mlp_ratio", 4.0)) == hidden
 
 
 # all that open_clip lists take a minute
 MODELS = (
-    *("ViT-B-32", "ViT-B-32-quickgelu", "ViT-B-16-plus-240", "ViT-S-16-alt", "ViT-L-14-336", "ViT-H-14-378"),
+    "ViT-B-32",
+    "ViT-B-32-quickgelu",
+    "ViT-B-16-plus-240",
+    "ViT-S-16-alt",
+    "ViT-L-14-336",
+    "ViT-H-14-378",
     "ViT-bigG-14",
 )
 
@@ -133,11 +157,23 @@ def test_a_config_of_open_clip_is_said_in_full(name: str) -> None:
         theirs = CLIPModel(CLIPConfig.from_dict(said)).state_dict()
     back = open_clip_config(said)
     for section in ("vision_cfg", "text_cfg"):
-        for setting in config[section].keys() & {"layers", "width", "head_width", "heads", "patch_size", "image_size"}:
+        for setting in config[section].keys() & {
+            "layers",
+            "width",
+            "head_width",
+            "heads",
+            "patch_size",
+            "image_size",
+        }:
             assert back[section][setting] == config[section][setting]
-    assert (back["embed_dim"], back["quick_gelu"]) == (config["embed_dim"], config.get("quick_gelu", False))
+    assert (back["embed_dim"], back["quick_gelu"]) == (
+        config["embed_dim"],
+        config.get("quick_gelu", False),
+    )
     with torch.device("meta"):
         ours = open_clip.CLIP(**back).state_dict()
     matches = match_keys(ours, "open-clip")
     assert {name for match in matches for name in match.transformers} == theirs.keys()
-    assert sum(value.numel() for value in ours.values()) == sum(value.numel() for value in theirs.values())
+    assert sum(value.numel() for value in ours.values()) == sum(
+        value.numel() for value in theirs.values()
+    )

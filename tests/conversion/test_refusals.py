@@ -47,30 +47,47 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"text": {"hf_model_name": "roberta-base"}}, "text_cfg.hf_model_name=roberta-base"),
     ({"multimodal_cfg": {"layers": 1}}, "multimodal_cfg="),
     ({"vision": {"image_size": [32, 64]}}, r"vision_cfg.image_size=\[32, 64\]"),
-    ({"vision": {"act_kwargs": {"approximate": "none"}}}, r"vision_cfg\.act_kwargs=\{'approximate': 'none'\}"),
-    ({"vision": {"norm_kwargs": {"eps": 1e-6, "elementwise_affine": False}}}, r"vision_cfg\.norm_kwargs="),
+    (
+        {"vision": {"act_kwargs": {"approximate": "none"}}},
+        r"vision_cfg\.act_kwargs=\{'approximate': 'none'\}",
+    ),
+    (
+        {"vision": {"norm_kwargs": {"eps": 1e-6, "elementwise_affine": False}}},
+        r"vision_cfg\.norm_kwargs=",
+    ),
     ({"text": {"pool_type": "eos", "eos_id": 2}}, "text_cfg.pool_type=eos with eos_id=2"),
     ({"init_logit_bias": -10.0}, "init_logit_bias=-10.0"),
 ]
 
 
 @pytest.mark.parametrize(("changes", "message"), REFUSED)
-def test_what_transformers_cannot_compute_is_refused_by_name(changes: dict[str, Any], message: str) -> None:
+def test_what_transformers_cannot_compute_is_refused_by_name(
+    changes: dict[str, Any], message: str
+) -> None:
     with pytest.raises(CheckpointError, match=f"has {message}.*cannot compute"):
         transformers_config(model_config(**changes))
 
 
 def test_options_that_say_what_is_usual_anyway_are_taken() -> None:
     plain = transformers_config(model_config())
-    assert transformers_config(model_config(vision={"attentional_pool": False, "pool_type": "tok"})) == plain
+    assert (
+        transformers_config(model_config(vision={"attentional_pool": False, "pool_type": "tok"}))
+        == plain
+    )
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"model_type": "siglip"}, "a 'siglip' has no OpenCLIP counterpart"),
-        ({"vision_config": {"hidden_act": "gelu"}}, "the vision tower has gelu, the text tower quick_gelu"),
-        ({"vision_config": {"hidden_act": "relu"}, "text_config": {"hidden_act": "relu"}}, "hidden_act relu"),
+        (
+            {"vision_config": {"hidden_act": "gelu"}},
+            "the vision tower has gelu, the text tower quick_gelu",
+        ),
+        (
+            {"vision_config": {"hidden_act": "relu"}, "text_config": {"hidden_act": "relu"}},
+            "hidden_act relu",
+        ),
         ({"vision_config": {"num_channels": 1}}, "takes 1 channels"),
     ],
 )
@@ -82,17 +99,36 @@ def test_what_open_clip_cannot_compute_is_refused(changes: dict[str, Any], messa
 HALF = torch.zeros(32, dtype=torch.float16)
 TENSORS: list[tuple[str, str, torch.Tensor | None, str]] = [
     ("ours", "text_projection.bias", HALF, "1 tensor has no counterpart in"),
-    ("ours", "visual.transformer.resblocks.1.attn.in_proj_bias", None, "1 tensor of a CLIP is missing: visual.*in_pr"),
     (
-        *("ours", "visual.transformer.resblocks.0.attn.in_proj_bias", torch.zeros(95)),
+        "ours",
+        "visual.transformer.resblocks.1.attn.in_proj_bias",
+        None,
+        "1 tensor of a CLIP is missing: visual.*in_pr",
+    ),
+    (
+        "ours",
+        "visual.transformer.resblocks.0.attn.in_proj_bias",
+        torch.zeros(95),
         r"attn\.in_proj_bias has shape \(95,\), which is not a stack of query, key and value",
     ),
-    ("ours", "text_projection", torch.zeros(32), r"text_projection has shape \(32,\); a projection is a matrix"),
     (
-        *("theirs", "vision_model.encoder.layers.0.self_attn.q_proj.bias", HALF),
+        "ours",
+        "text_projection",
+        torch.zeros(32),
+        r"text_projection has shape \(32,\); a projection is a matrix",
+    ),
+    (
+        "theirs",
+        "vision_model.encoder.layers.0.self_attn.q_proj.bias",
+        HALF,
         r"self_attn\.[qk]_proj\.bias and its key and value differ in shape or dtype",
     ),
-    ("theirs", "text_projection.weight", None, "1 tensor of a CLIP is missing: text_projection.weight"),
+    (
+        "theirs",
+        "text_projection.weight",
+        None,
+        "1 tensor of a CLIP is missing: text_projection.weight",
+    ),
 ]
 
 
@@ -103,12 +139,18 @@ def test_tensors_without_a_counterpart_are_named(
     folder = request.getfixturevalue(which)
     file = next(folder.glob("*.safetensors"))
     tensors = {**load_file(file), name: tensor}
-    save_file({key: value for key, value in tensors.items() if value is not None}, file, metadata={"format": "pt"})
+    save_file(
+        {key: value for key, value in tensors.items() if value is not None},
+        file,
+        metadata={"format": "pt"},
+    )
     refused(folder, message)
 
 
 def test_a_blocks_number_lists_no_blocks() -> None:
-    with pytest.raises(CheckpointError, match="a block has the number 999999999, but there are only 1 tensors"):
+    with pytest.raises(
+        CheckpointError, match="a block has the number 999999999, but there are only 1 tensors"
+    ):
         match_keys({"visual.transformer.resblocks.999999999.ln_1.weight"}, "open-clip")
 
 
@@ -123,16 +165,25 @@ def test_a_tokenizer_that_is_not_clips(tmp_path: Path) -> None:
         assert tokens.is_clips_own(tmp_path) is False
 
 
-def test_another_list_of_words_is_not_written_as_clips(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_list_of_words_is_not_written_as_clips(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A future open_clip_torch might come with another one."""
     monkeypatch.setattr(tokens, "_merges", lambda: [("a", "b")])
-    with pytest.raises(CheckpointError, match=r"the installed open_clip_torch has a vocabulary other than CLIP's"):
+    with pytest.raises(
+        CheckpointError, match=r"the installed open_clip_torch has a vocabulary other than CLIP's"
+    ):
         tokens.write_clip_tokenizer(tmp_path, 77)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_what_is_missing_beside_the_weights_is_told(theirs: Path, tmp_path: Path) -> None:
-    for name in ("preprocessor_config.json", "processor_config.json", "tokenizer.json", "tokenizer_config.json"):
+    for name in (
+        "preprocessor_config.json",
+        "processor_config.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    ):
         (theirs / name).unlink(missing_ok=True)
     ended = done("convert", theirs, tmp_path / "out", "--to", "open-clip")
     told = " ".join(ended.err.split())

@@ -1,4 +1,5 @@
-"""The demo's folder: models that load anywhere, images by class, written once, whole or not at all."""
+"""The demo's folder: models that load anywhere, images by class, written once, whole or not at
+all."""
 
 import filecmp
 import os
@@ -50,7 +51,9 @@ def test_splits_are_disjoint_and_cover_all_images_light_on_dark() -> None:
         assert np.corrcoef(shrunk.ravel(), bunch.images[number].ravel())[0, 1] > 0.97
 
 
-def test_without_scikit_learn_the_message_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_scikit_learn_the_message_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     read_digits.cache_clear()
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
     with pytest.raises(DataError, match=r"pip install 'clipmerge\[demo\]'"):
@@ -66,29 +69,52 @@ def test_both_checkpoints_load_as_ordinary_ones(pair: DemoPair) -> None:
         tokenizer = CLIPProcessor.from_pretrained(folder).tokenizer
         config = model.config.text_config
         assert config.vocab_size == len(tokenizer)
-        assert (config.bos_token_id, config.eos_token_id) == (tokenizer.bos_token_id, tokenizer.eos_token_id)
+        assert (config.bos_token_id, config.eos_token_id) == (
+            tokenizer.bos_token_id,
+            tokenizer.eos_token_id,
+        )
         assert config.eos_token_id != 2, "2 would make transformers pool at the highest id instead"
         assert config.max_position_embeddings == tokenizer.model_max_length
         assert sum(parameter.numel() for parameter in model.parameters()) < 1_000_000
         # padding does not change a prompt
-        tokens = [tokenizer([TEMPLATE.format("seven")], return_tensors="pt", padding=p) for p in (False, "max_length")]
+        tokens = [
+            tokenizer([TEMPLATE.format("seven")], return_tensors="pt", padding=p)
+            for p in (False, "max_length")
+        ]
         with torch.no_grad():
-            assert torch.allclose(*(model.text_model(**each).pooler_output for each in tokens), atol=1e-5)
+            assert torch.allclose(
+                *(model.text_model(**each).pooler_output for each in tokens), atol=1e-5
+            )
 
 
 @pytest.mark.slow
-def test_another_processor_gets_the_same_models_and_images_to_the_byte(pair: DemoPair, tmp_path: Path) -> None:
-    """README's numbers are those of one pair: nothing of it is computed so that a processor's own rounding shows."""
-    code = "import pathlib, sys; from clipmerge.demo.pair import prepare; prepare(pathlib.Path(sys.argv[1]))"
+def test_another_processor_gets_the_same_models_and_images_to_the_byte(
+    pair: DemoPair, tmp_path: Path
+) -> None:
+    """README's numbers are those of one pair: nothing of it is computed so that a processor's own
+    rounding shows."""
+    code = (
+        "import pathlib, sys; from clipmerge.demo.pair import prepare;"
+        " prepare(pathlib.Path(sys.argv[1]))"
+    )
     plain = {"ATEN_CPU_CAPABILITY": "default", "MKL_ENABLE_INSTRUCTIONS": "SSE4_2"}
     python("-c", code, tmp_path / "pair", env={**os.environ, **plain}, check=True)
-    files = [path.relative_to(tmp_path / "pair") for path in (tmp_path / "pair").rglob("*") if path.is_file()]
+    files = [
+        path.relative_to(tmp_path / "pair")
+        for path in (tmp_path / "pair").rglob("*")
+        if path.is_file()
+    ]
     assert len(files) > 697 + 5 * 400
-    assert filecmp.cmpfiles(pair.zeroshot.parent, tmp_path / "pair", files, shallow=False)[1:] == ([], [])
+    assert filecmp.cmpfiles(pair.zeroshot.parent, tmp_path / "pair", files, shallow=False)[1:] == (
+        [],
+        [],
+    )
     for folder in (pair.zeroshot, pair.finetuned):
         shipped = load_file(demo.MODELS / f"{folder.name}.safetensors")
         written = load_file(folder / "model.safetensors")
-        assert all(torch.equal(written.pop(name), tensor.float()) for name, tensor in shipped.items())
+        assert all(
+            torch.equal(written.pop(name), tensor.float()) for name, tensor in shipped.items()
+        )
         assert written == {}
 
 
@@ -125,7 +151,9 @@ def test_a_finished_folder_is_used_again_and_a_damaged_one_made_again(
 
 
 @pytest.mark.parametrize("stop", [KeyboardInterrupt, RuntimeError])
-def test_stopping_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: type[BaseException]) -> None:
+def test_stopping_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: type[BaseException]
+) -> None:
     def build(folder: Path) -> None:
         (folder / "zeroshot").mkdir(parents=True)
         raise stop
@@ -136,7 +164,9 @@ def test_stopping_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_folder_of_other_things_is_left_alone_and_an_empty_one_filled(tmp_path: Path, builds: list[Path]) -> None:
+def test_a_folder_of_other_things_is_left_alone_and_an_empty_one_filled(
+    tmp_path: Path, builds: list[Path]
+) -> None:
     (tmp_path / "thesis.tex").touch()
     (tmp_path / "file").touch()
     for folder, message in (
@@ -154,24 +184,38 @@ def test_a_folder_of_other_things_is_left_alone_and_an_empty_one_filled(tmp_path
 
 
 @pytest.mark.slow
-def test_it_merges_by_each_recipe_into_a_table(pair: DemoPair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_merges_by_each_recipe_into_a_table(
+    pair: DemoPair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """In a folder of an earlier run, whose outputs it replaces."""
     folder = shutil.copytree(pair.zeroshot.parent, tmp_path / "demo")
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
     merge(pair.zeroshot, pair.finetuned, "wise-ft", output=folder / "merged-auto")
     recipes: list[str] = []
 
-    def without_learning(zeroshot: Path, finetuned: Path, recipe: str, *, data: Path, **options: object) -> object:
+    def without_learning(
+        zeroshot: Path, finetuned: Path, recipe: str, *, data: Path, **options: object
+    ) -> object:
         assert data.is_dir()
         recipes.append(recipe)
         return merge(zeroshot, finetuned, "wise-ft", **options)  # type: ignore[arg-type]
 
     monkeypatch.setattr(of_the_api, "merge", without_learning)
-    monkeypatch.setattr(of_the_api, "evaluate", lambda _, sources, **how: Mock(accuracy=dict.fromkeys(sources, 0.5)))
+    monkeypatch.setattr(
+        of_the_api, "evaluate", lambda _, sources, **how: Mock(accuracy=dict.fromkeys(sources, 0.5))
+    )
     ended = done("demo", "--output", folder)
     assert recipes == ["wise-ft", "straggler-sparse", "auto"]
     assert {path: path.stat().st_mtime_ns for path in before} == before
     heads, *rows = ended.out.splitlines()[:6]
-    assert heads.split()[2:] == ["clean", "noise", "inversion", "rotation", "blur", "mean", "shifted"]
+    assert heads.split()[2:] == [
+        "clean",
+        "noise",
+        "inversion",
+        "rotation",
+        "blur",
+        "mean",
+        "shifted",
+    ]
     assert [row.split()[0] for row in rows] == ["zero-shot", "fine-tuned", *recipes]
     assert ended.out.splitlines()[-1].split()[:2] == ["clipmerge", "merge"]

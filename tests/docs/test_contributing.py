@@ -1,4 +1,5 @@
-"""The files that CONTRIBUTING shows: each works where its package looks for it, and nothing else is touched."""
+"""The files that CONTRIBUTING shows: each works where its package looks for it, and nothing else is
+touched."""
 
 import importlib
 import re
@@ -15,7 +16,10 @@ from tests.support.command import printed
 from tests.support.small_objective import Ends, make_batches, objective_for
 
 PAGE = (Path(__file__).parents[2] / "CONTRIBUTING.md").read_text(encoding="utf-8")
-SHOWN = re.compile(r"`(?:clipmerge/)?(?P<folder>\w+)/(?P<name>[\w-]+\.\w+)`[^`]*```\w+\n(?P<content>.*?)```", re.DOTALL)
+SHOWN = re.compile(
+    r"`(?:clipmerge/)?(?P<folder>\w+)/(?P<name>[\w-]+\.\w+)`[^`]*```\w+\n(?P<content>.*?)```",
+    re.DOTALL,
+)
 
 
 @pytest.fixture
@@ -67,15 +71,19 @@ def test_the_measure_is_the_slope_of_the_loss(files: dict[str, Path], ends: Ends
         objective.path.move_to(alpha)
         losses = objective.losses()
         rises.append(sum(losses[number] * size for number, size in ((0, 4), (1, 3))) / 7)
-    assert sum(tilt.values.values()) == pytest.approx((rises[1] - rises[0]) / (2 * step), rel=1e-2, abs=1e-5)
+    assert sum(tilt.values.values()) == pytest.approx(
+        (rises[1] - rises[0]) / (2 * step), rel=1e-2, abs=1e-5
+    )
 
 
 def test_the_measure_reaches_the_page_and_the_rule_for_stragglers(
     files: dict[str, Path], pair: tuple[Path, Path], images: Path, tmp_path: Path
 ) -> None:
-    """Its column, its sum and its sign: in logarithms, the rule would leave values below zero out."""
+    """Its column, its sum and its sign: in logarithms, the rule would leave values below zero
+    out."""
     (tmp_path / "recipe.yaml").write_text(
-        "measure: {name: tilt}\nmethod: {name: straggler-outlier, statistic: tilt, mask: magnitude, mirror: 0}\n"
+        "measure: {name: tilt}\nmethod: {name: straggler-outlier, statistic: tilt, mask: magnitude,"
+        " mirror: 0}\n"
     )
     few = ("--data", images, "--images", "12", "--batch-size", "3", "--no-verdict")
     record = printed("merge", *pair, "-r", tmp_path / "recipe.yaml", *few, "-o", tmp_path / "out")
@@ -84,8 +92,14 @@ def test_the_measure_reaches_the_page_and_the_rule_for_stragglers(
     assert record["straggler_scores"].keys() == values.keys() - {"logit_scale"}
     assert record["statistics"]["tilt"]["signed"] is True
     page = (tmp_path / "out" / "report.html").read_text()
-    assert '<th scope="col" class="number">tilt of the layer<span><i>T</i><sub>l</sub>, nats</span></th>' in page
-    assert "<b>Tilt of the layer <i>T</i><sub>l</sub></b>: slope of the loss when this layer alone moves on" in page
+    assert (
+        '<th scope="col" class="number">tilt of the layer<span><i>T</i><sub>l</sub>,'
+        " nats</span></th>" in page
+    )
+    assert (
+        "<b>Tilt of the layer <i>T</i><sub>l</sub></b>: slope of the loss when this layer alone"
+        " moves on" in page
+    )
     assert 'class="bar neg"' in page
     vision = sum(value for layer, value in values.items() if layer.startswith("vision."))
     assert f"sum of <i>T</i><sub>l</sub>: {vision:+.4f} nats" in page.replace("\N{MINUS SIGN}", "-")

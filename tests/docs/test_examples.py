@@ -23,7 +23,9 @@ def example(name: str) -> Any:
 
 
 def half_way(first: Any, second: Any, merged: Any) -> bool:
-    return all(torch.allclose(merged[key], (first[key] + second[key]) / 2, atol=1e-6) for key in first)
+    return all(
+        torch.allclose(merged[key], (first[key] + second[key]) / 2, atol=1e-6) for key in first
+    )
 
 
 @pytest.mark.parametrize("by_name", [True, False])
@@ -53,13 +55,24 @@ def test_open_clip_train(tmp_path: Path, by_name: bool) -> None:
     example("after_open_clip_train")([*where, str(tmp_path / "epoch_3.pt"), *flags])
     merged = load_file(tmp_path / "merged" / "open_clip_model.safetensors")
     assert half_way(load_file(folder / "open_clip_model.safetensors"), model.state_dict(), merged)
-    assert torch.equal(tiny_open_clip.load(tmp_path / "merged").state_dict()["visual.proj"], merged["visual.proj"])
+    assert torch.equal(
+        tiny_open_clip.load(tmp_path / "merged").state_dict()["visual.proj"], merged["visual.proj"]
+    )
 
 
 def test_plain_torch(pair: Folders, images: Path, tmp_path: Path) -> None:
     train = save_images(tmp_path / "train", each=4, seed=3)
     flags = ["--recipe", "wise-ft", "--steps", "3", "--batch-size", "8", "--rate", "1e-3"]
-    arguments = [str(pair[0]), "--train", str(train), "--data", str(images), *flags, "--output", str(tmp_path / "out")]
+    arguments = [
+        str(pair[0]),
+        "--train",
+        str(train),
+        "--data",
+        str(images),
+        *flags,
+        "--output",
+        str(tmp_path / "out"),
+    ]
     robust = example("after_plain_torch")(arguments).state_dict()
     base = CLIPModel.from_pretrained(pair[0]).state_dict()
     assert any(not torch.equal(robust[name], base[name]) for name in base)
@@ -72,12 +85,22 @@ def test_sentence_transformers(pair: Folders, tmp_path: Path, inner: str) -> Non
     """Both of its layouts, as its versions 4 and 6 write them."""
     folder = tmp_path / "finetuned"
     shutil.copytree(pair[1], folder / inner)
-    kind = "sentence_transformers.models.CLIPModel" if inner else "sentence_transformers.base.modules.Transformer"
-    (folder / "modules.json").write_text(json.dumps([{"idx": 0, "name": "0", "path": inner, "type": kind}]))
+    kind = (
+        "sentence_transformers.models.CLIPModel"
+        if inner
+        else "sentence_transformers.base.modules.Transformer"
+    )
+    (folder / "modules.json").write_text(
+        json.dumps([{"idx": 0, "name": "0", "path": inner, "type": kind}])
+    )
     (folder / "config_sentence_transformers.json").write_text("{}")
     flags = ["--recipe", "wise-ft", "--output", str(tmp_path / "merged")]
     example("after_sentence_transformers")([str(pair[0]), str(folder), *flags])
-    weights = [load_file(place / "model.safetensors") for place in (*pair, tmp_path / "merged" / inner)]
+    weights = [
+        load_file(place / "model.safetensors") for place in (*pair, tmp_path / "merged" / inner)
+    ]
     assert half_way(*weights)
-    assert (tmp_path / "merged" / "modules.json").read_text() == (folder / "modules.json").read_text()
+    assert (tmp_path / "merged" / "modules.json").read_text() == (
+        folder / "modules.json"
+    ).read_text()
     assert CLIPModel.from_pretrained(tmp_path / "merged" / inner).config.model_type == "clip"

@@ -1,4 +1,5 @@
-"""The pages: no dead link, all in the navigation, the API reference complete, and the site built without a warning."""
+"""The pages: no dead link, all in the navigation, the API reference complete, and the site built
+without a warning."""
 
 import html
 import inspect
@@ -22,13 +23,21 @@ SITE = tomllib.loads((ROOT / "zensical.toml").read_text(encoding="utf-8"))["proj
 
 def anchors(page: Path) -> set[str]:
     """Anchors of a page's headings, as GitHub and the site make them."""
-    headings = re.findall(r"^#+ (.*)$", FENCED.sub("", page.read_text(encoding="utf-8")), re.MULTILINE)
-    return {re.sub(r"[^\w -]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
+    headings = re.findall(
+        r"^#+ (.*)$", FENCED.sub("", page.read_text(encoding="utf-8")), re.MULTILINE
+    )
+    return {
+        re.sub(r"[^\w -]", "", heading.lower()).strip().replace(" ", "-") for heading in headings
+    }
 
 
 def links(page: Path) -> list[str]:
     text = re.sub(r"`[^`\n]*`", "", FENCED.sub("", page.read_text(encoding="utf-8")))
-    return [link for link in re.findall(r"\]\(([^)\s]+)\)", text) if not link.startswith(("http:", "https:"))]
+    return [
+        link
+        for link in re.findall(r"\]\(([^)\s]+)\)", text)
+        if not link.startswith(("http:", "https:"))
+    ]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
@@ -38,13 +47,19 @@ def test_no_link_is_dead(page: Path) -> None:
         target = (page.parent / name).resolve() if name else page
         assert target.exists(), f"{page.name}: {link}"
         assert not anchor or anchor in anchors(target), f"{page.name}: {link}"
-        assert not page.is_relative_to(DOCS) or target.is_relative_to(DOCS), f"{page.name}: {link} is not on the site"
+        assert not page.is_relative_to(DOCS) or target.is_relative_to(DOCS), (
+            f"{page.name}: {link} is not on the site"
+        )
 
 
 def test_every_page_is_in_the_navigation_and_every_public_name_in_the_reference() -> None:
     listed = re.findall(r"[\w/-]+\.md", str(SITE["nav"]))
-    assert sorted(listed) == sorted(page.relative_to(DOCS).as_posix() for page in DOCS.rglob("*.md"))
-    named = re.findall(r"^::: clipmerge\.(\w+)$", (DOCS / "api.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert sorted(listed) == sorted(
+        page.relative_to(DOCS).as_posix() for page in DOCS.rglob("*.md")
+    )
+    named = re.findall(
+        r"^::: clipmerge\.(\w+)$", (DOCS / "api.md").read_text(encoding="utf-8"), re.MULTILINE
+    )
     assert sorted(named) == sorted(set(clipmerge.__all__) - {"__version__"})
 
 
@@ -58,14 +73,20 @@ def test_the_site_builds_and_shows_arguments(tmp_path: Path) -> None:
     built = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert built.returncode == 0, built.stdout + built.stderr
     page = (tmp_path / "site" / "api" / "index.html").read_text(encoding="utf-8")
-    assert all(f'id="clipmerge.{name}"' in page for name in set(clipmerge.__all__) - {"__version__"})
+    assert all(
+        f'id="clipmerge.{name}"' in page for name in set(clipmerge.__all__) - {"__version__"}
+    )
     text = html.unescape(re.sub(r"\s+", " ", re.sub(r"<[^>]+>", "", page)))
-    documented = [name for name in clipmerge.__all__ if "Args:" in (getattr(clipmerge, name).__doc__ or "")]
+    documented = [
+        name for name in clipmerge.__all__ if "Args:" in (getattr(clipmerge, name).__doc__ or "")
+    ]
     assert {"merge", "plan", "sweep"} < set(documented)
     for name in documented:
         shown = re.split(r" clipmerge\.\w+ ?\u00b6", text.split(f" clipmerge.{name} \u00b6")[1])[0]
         for argument in inspect.signature(getattr(clipmerge, name)).parameters.values():
-            default = "" if argument.default is argument.empty else f", default: {argument.default!r}"
+            default = (
+                "" if argument.default is argument.empty else f", default: {argument.default!r}"
+            )
             described = rf" {argument.name} \([^\u2013]+{re.escape(default)} ?\) \u2013 \S"
             assert re.search(described, shown), f"{name}: {argument}"
     assert "**options" not in text

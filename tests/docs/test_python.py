@@ -27,13 +27,19 @@ recipe.recipe_text = lambda name: re.sub(r"nodes: \\d+", "nodes: 1", re.sub(r"st
 @pytest.mark.uncounted
 @pytest.mark.filterwarnings("default")
 def test_the_guides_code_runs_in_order(
-    pair: Folders, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    pair: Folders,
+    images: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     for name, source in (("zeroshot", pair[0]), ("finetuned", pair[1]), ("val", images)):
         shutil.copytree(source, tmp_path / name)
     save_images(tmp_path / "shifted", seed=2)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(recipe, "recipe_text", recipe.recipe_text)  # puts back what FEW_STEPS changes
+    monkeypatch.setattr(
+        recipe, "recipe_text", recipe.recipe_text
+    )  # puts back what FEW_STEPS changes
     logging.getLogger("clipmerge").setLevel(logging.ERROR)
     blocks = re.findall(r"```python\n(.*?)```", GUIDE.read_text(encoding="utf-8"), re.DOTALL)
     assert len(blocks) >= 12
@@ -41,7 +47,9 @@ def test_the_guides_code_runs_in_order(
     for block in (FEW_STEPS, *blocks):
         exec(compile(block, str(GUIDE), "exec"), names)
     assert "Did you mean 'wise-ft'?" in capsys.readouterr().out
-    weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("applied", "merged")]
+    weights = [
+        (tmp_path / name / "model.safetensors").read_bytes() for name in ("applied", "merged")
+    ]
     assert names["plan"].to_frame().shape[0] == 20
     assert names["swept"].correct["shifted"].shape[1] == 30
     assert len(weights[0]) == len(weights[1])
@@ -57,11 +65,21 @@ def test_the_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     for cell in notebook.cells:
         if "outputs" in cell:
             cell.outputs = []
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))  # the demo's folder with fewer images
-    few_images = "from clipmerge.demo import data\ndata._SPLITS = dict(train=1697, calibration=60, test=40)"
+    monkeypatch.setenv(
+        "XDG_CACHE_HOME", str(tmp_path / "cache")
+    )  # the demo's folder with fewer images
+    few_images = (
+        "from clipmerge.demo import data\ndata._SPLITS = dict(train=1697, calibration=60, test=40)"
+    )
     notebook.cells.insert(0, nbformat.v4.new_code_cell(FEW_STEPS + few_images))
-    nbclient.NotebookClient(notebook, timeout=1200, resources={"metadata": {"path": str(tmp_path)}}).execute()
-    assert any("text/html" in output.get("data", {}) for cell in notebook.cells for output in cell.get("outputs", ()))
+    nbclient.NotebookClient(
+        notebook, timeout=1200, resources={"metadata": {"path": str(tmp_path)}}
+    ).execute()
+    assert any(
+        "text/html" in output.get("data", {})
+        for cell in notebook.cells
+        for output in cell.get("outputs", ())
+    )
 
 
 def test_the_notebook_is_stored_executed_and_names_no_local_path() -> None:

@@ -19,7 +19,10 @@ ROOT = Path(__file__).parents[2]
 #: In the order in which their commands run; what one writes, a later one reads.
 PAGES = [
     ROOT / "README.md",
-    *(ROOT / "docs" / f"{name}.md" for name in ("index", "command-line", "methods", "keep", "hub", "scale-out")),
+    *(
+        ROOT / "docs" / f"{name}.md"
+        for name in ("index", "command-line", "methods", "keep", "hub", "scale-out")
+    ),
 ]
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.DOTALL | re.MULTILINE)
 
@@ -30,7 +33,12 @@ def blocks(page: Path) -> list[tuple[str, str]]:
 
 LINES = list(
     dict.fromkeys(
-        line for page in PAGES for kind, block in blocks(page) if kind == "sh" for line in block.splitlines() if line
+        line
+        for page in PAGES
+        for kind, block in blocks(page)
+        if kind == "sh"
+        for line in block.splitlines()
+        if line
     )
 )
 PROGRAM = {"clipmerge": "clipmerge", "torchrun": "torch.distributed.run"}
@@ -60,7 +68,9 @@ def run(line: str, folder: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.uncounted
-def test_the_commands_run(workplace: Path, pair: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_commands_run(
+    workplace: Path, pair: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     lines = [line for line in LINES if line.startswith("clipmerge ")]
     assert len(lines) >= 14
     with serving(tmp_path, monkeypatch) as hub:
@@ -68,7 +78,9 @@ def test_the_commands_run(workplace: Path, pair: Folders, tmp_path: Path, monkey
             upload(hub, repo, folder)
         monkeypatch.chdir(workplace)
         shipped = recipe.recipe_text
-        monkeypatch.setattr(recipe, "recipe_text", lambda name: re.sub(r"steps: \d+", "steps: 4", shipped(name)))
+        monkeypatch.setattr(
+            recipe, "recipe_text", lambda name: re.sub(r"steps: \d+", "steps: 4", shipped(name))
+        )
         for line in lines:  # in this process, where imports take their time once
             words, _, file = line.partition(" > ")
             ended = done(*shlex.split(words, comments=True)[1:])
@@ -81,14 +93,21 @@ def test_the_commands_run(workplace: Path, pair: Folders, tmp_path: Path, monkey
 
 @pytest.mark.slow
 @pytest.mark.uncounted
-def test_two_processes_merge_to_the_same_weights(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_processes_merge_to_the_same_weights(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """To 1e-6: sums over batches are added up in another order."""
     (line,) = [line for line in LINES if line.startswith("torchrun ")]
-    alone = line.replace("torchrun --standalone --nproc-per-node 2 -m ", "").replace("merged-fisher", "merged-alone")
+    alone = line.replace("torchrun --standalone --nproc-per-node 2 -m ", "").replace(
+        "merged-fisher", "merged-alone"
+    )
     run(line, workplace)
     monkeypatch.chdir(workplace)
     done(*shlex.split(alone.removeprefix("clipmerge ")))
-    both, one = (load_file(workplace / name / "model.safetensors") for name in ("merged-fisher", "merged-alone"))
+    both, one = (
+        load_file(workplace / name / "model.safetensors")
+        for name in ("merged-fisher", "merged-alone")
+    )
     assert both.keys() == one.keys()
     assert max(float((both[name].double() - one[name].double()).abs().max()) for name in one) < 1e-6
 
@@ -98,7 +117,9 @@ def test_two_processes_merge_to_the_same_weights(workplace: Path, monkeypatch: p
 def test_the_python_blocks_run(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(workplace)
     shipped = recipe.recipe_text
-    monkeypatch.setattr(recipe, "recipe_text", lambda name: re.sub(r"steps: \d+", "steps: 4", shipped(name)))
+    monkeypatch.setattr(
+        recipe, "recipe_text", lambda name: re.sub(r"steps: \d+", "steps: 4", shipped(name))
+    )
     if not Path("merged").is_dir():
         done("merge", "zeroshot", "finetuned", "--recipe", "wise-ft", "--output", "merged")
     found = [block for kind, block in blocks(ROOT / "README.md") if kind == "python"]

@@ -23,7 +23,12 @@ def accuracy_by_hand(folder: Path, images: Path, templates: tuple[str, ...]) -> 
         scores = []
         for name in CLASSES:
             prompts = [template.replace("{}", name) for template in templates]
-            inputs = processor(text=prompts, images=Image.open(path).convert("RGB"), return_tensors="pt", padding=True)
+            inputs = processor(
+                text=prompts,
+                images=Image.open(path).convert("RGB"),
+                return_tensors="pt",
+                padding=True,
+            )
             with torch.no_grad():
                 output = model(**inputs)
             mean = output.text_embeds.mean(dim=0)
@@ -33,8 +38,12 @@ def accuracy_by_hand(folder: Path, images: Path, templates: tuple[str, ...]) -> 
     return right / total
 
 
-@pytest.mark.parametrize("templates", [("a photo of a {}.",), ("a photo of a {}.", "an old {}", "{}")])
-def test_accuracy_is_that_of_the_obvious_loop(pair: Folders, images: Path, templates: tuple[str, ...]) -> None:
+@pytest.mark.parametrize(
+    "templates", [("a photo of a {}.",), ("a photo of a {}.", "an old {}", "{}")]
+)
+def test_accuracy_is_that_of_the_obvious_loop(
+    pair: Folders, images: Path, templates: tuple[str, ...]
+) -> None:
     record, _ = evaluate_sources(
         str(pair[1]),
         {"val": str(images)},
@@ -45,7 +54,9 @@ def test_accuracy_is_that_of_the_obvious_loop(pair: Folders, images: Path, templ
     assert record["accuracy"]["val"] == pytest.approx(accuracy_by_hand(pair[1], images, templates))
 
 
-def test_what_is_no_whole_checkpoint_is_refused(pair: Folders, images: Path, tmp_path: Path) -> None:
+def test_what_is_no_whole_checkpoint_is_refused(
+    pair: Folders, images: Path, tmp_path: Path
+) -> None:
     bare = tmp_path / "weights.safetensors"
     bare.write_bytes((pair[0] / "model.safetensors").read_bytes())
     CLIPModel.from_pretrained(pair[1]).vision_model.save_pretrained(tmp_path / "tower")
@@ -59,7 +70,9 @@ def test_what_is_no_whole_checkpoint_is_refused(pair: Folders, images: Path, tmp
     assert line.endswith("images: has one class; measuring needs at least two")
 
 
-def test_a_source_without_a_name_is_called_after_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_source_without_a_name_is_called_after_its_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "val").mkdir()
     monkeypatch.chdir(tmp_path / "val")
     for text, name, source in (

@@ -17,7 +17,8 @@ CLASSES = tuple(letter * 2 for letter in "abcdefghij")
 
 
 class Counting:
-    """A model, and how many images it embedded in either precision; bfloat16 may be made worse than it is."""
+    """A model, and how many images it embedded in either precision; bfloat16 may be made worse than
+    it is."""
 
     def __init__(self, model: ImageTextModel, noise: float = 0.0) -> None:
         self.model, self.noise = model, noise
@@ -29,7 +30,9 @@ class Counting:
             self.exact += len(pixels)
             return features
         self.quick += len(pixels)
-        return features + self.noise * torch.randn(features.shape, generator=torch.Generator().manual_seed(self.quick))
+        return features + self.noise * torch.randn(
+            features.shape, generator=torch.Generator().manual_seed(self.quick)
+        )
 
 
 @pytest.fixture(scope="module")
@@ -54,19 +57,34 @@ def pictures(count: int) -> Tensor:
     [
         (300, 0.001, 300, range(COMPARED + 1, 200)),  # some are in doubt, and most are not
         (200, 1.0, 50, range(200, 300)),  # bfloat16 decides nothing and is given up
-        (2 * COMPARED, 0.001, 0, range(2 * COMPARED, 2 * COMPARED + 1)),  # of few images none is compared
+        (
+            2 * COMPARED,
+            0.001,
+            0,
+            range(2 * COMPARED, 2 * COMPARED + 1),
+        ),  # of few images none is compared
     ],
 )
-def test_answers_are_float32s(model: ImageTextModel, images: int, noise: float, quick: int, exact: range) -> None:
+def test_answers_are_float32s(
+    model: ImageTextModel, images: int, noise: float, quick: int, exact: range
+) -> None:
     counting, pixels = Counting(model, noise), pictures(images)
     classes = class_embeddings(model, CLASSES, ("a {}.",), "cpu")
     one = Bf16Classifier(counting, classes, Pieces(64, str), images)  # type: ignore[arg-type]
-    found = torch.cat([one.classify(part) for part in pixels.split(max(COMPARED // 2, min(50, images // 3)))])
+    found = torch.cat(
+        [one.classify(part) for part in pixels.split(max(COMPARED // 2, min(50, images // 3)))]
+    )
     assert torch.equal(found, (model.image_features(pixels) @ classes.T).argmax(dim=1))
     assert counting.quick == quick
     assert counting.exact in exact
-    only = class_embeddings(model, ("only",), ("a {}.",), "cpu")  # a single class needs no second look
-    assert Bf16Classifier(model, only, Pieces(None, str), 99).classify(pictures(3)).tolist() == [0, 0, 0]
+    only = class_embeddings(
+        model, ("only",), ("a {}.",), "cpu"
+    )  # a single class needs no second look
+    assert Bf16Classifier(model, only, Pieces(None, str), 99).classify(pictures(3)).tolist() == [
+        0,
+        0,
+        0,
+    ]
 
 
 class Sure:

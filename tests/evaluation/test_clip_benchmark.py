@@ -1,4 +1,5 @@
-"""Accuracy and recall on a folder of CLIP_benchmark are those that the package `clip-benchmark` itself finds there."""
+"""Accuracy and recall on a folder of CLIP_benchmark are those that the package `clip-benchmark`
+itself finds there."""
 
 import inspect
 import io
@@ -18,8 +19,12 @@ from tests.support.tiny_open_clip import model_config, save_open_clip_pair
 
 MISSING = "the package clip-benchmark is missing: pip install 'clipmerge[dev]'"
 builder = pytest.importorskip("clip_benchmark.datasets.builder", reason=MISSING)
-zeroshot_classification = pytest.importorskip("clip_benchmark.metrics.zeroshot_classification", reason=MISSING)
-zeroshot_retrieval = pytest.importorskip("clip_benchmark.metrics.zeroshot_retrieval", reason=MISSING)
+zeroshot_classification = pytest.importorskip(
+    "clip_benchmark.metrics.zeroshot_classification", reason=MISSING
+)
+zeroshot_retrieval = pytest.importorskip(
+    "clip_benchmark.metrics.zeroshot_retrieval", reason=MISSING
+)
 models = pytest.importorskip("clip_benchmark.models", reason=MISSING)
 
 # of the packages that clip_benchmark imports
@@ -38,7 +43,8 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Folders:
 
 
 def save_set(root: Path, texts: dict[str, bytes], ending: str, content: Any) -> Path:
-    """A set of 60 photos of several sizes and formats in three shards, each beside a label or captions."""
+    """A set of 60 photos of several sizes and formats in three shards, each beside a label or
+    captions."""
     rng, files = np.random.default_rng(0), {**texts, "test/nshards.txt": b"3"}
     for shard in range(3):
         members: dict[str, bytes] = {}
@@ -47,27 +53,42 @@ def save_set(root: Path, texts: dict[str, bytes], ending: str, content: Any) -> 
             kind, file = ("png", "jpg", "webp")[key % 3], io.BytesIO()
             noise = rng.integers(0, 256, (height, width, 3)).astype(np.uint8)
             Image.fromarray(noise).save(file, {"jpg": "JPEG"}.get(kind, kind))
-            members |= {f"s{key:07d}.{kind}": file.getvalue(), f"s{key:07d}.{ending}": content(rng, key)}
+            members |= {
+                f"s{key:07d}.{kind}": file.getvalue(),
+                f"s{key:07d}.{ending}": content(rng, key),
+            }
         files[f"test/{shard}.tar"] = save_tar(root.parent / f"{shard}.tar", members).read_bytes()
     return save_files(root, files)
 
 
-def by_the_package(measure: Any, checkpoint: Path, root: Path, task: str, **options: Any) -> dict[str, float]:
-    """What ``clip_benchmark eval --dataset wds/NAME --dataset_root ROOT`` does, in its own words and in float32."""
+def by_the_package(
+    measure: Any, checkpoint: Path, root: Path, task: str, **options: Any
+) -> dict[str, float]:
+    """What ``clip_benchmark eval --dataset wds/NAME --dataset_root ROOT`` does, in its own words
+    and in float32."""
     model, transform, tokenizer = models.load_clip(
-        model_type="open_clip", model_name=f"local-dir:{checkpoint}", pretrained=None, cache_dir=None, device="cpu"
+        model_type="open_clip",
+        model_name=f"local-dir:{checkpoint}",
+        pretrained=None,
+        cache_dir=None,
+        device="cpu",
     )
-    images = builder.build_dataset("wds/own", root=str(root), transform=transform, split="test", task=task)
+    images = builder.build_dataset(
+        "wds/own", root=str(root), transform=transform, split="test", task=task
+    )
     loader = DataLoader(images.batched(16), batch_size=None, shuffle=False, num_workers=0)
     if task == "zeroshot_classification":
         options |= {"classnames": images.classes, "templates": images.templates}
-    found: dict[str, float] = measure(model.eval(), loader, tokenizer, device="cpu", amp=False, **options)
+    found: dict[str, float] = measure(
+        model.eval(), loader, tokenizer, device="cpu", amp=False, **options
+    )
     return found
 
 
 @pytest.fixture
 def patched(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its `accuracy` makes a number of an array of one entry, which numpy refuses since 2.4: docs/data.md's patch."""
+    """Its `accuracy` makes a number of an array of one entry, which numpy refuses since 2.4:
+    docs/data.md's patch."""
     source = inspect.getsource(zeroshot_classification.accuracy)
     assert ".cpu().numpy())" in source
     exec(source.replace(".cpu().numpy())", ".cpu().item())"), zeroshot_classification.__dict__)
@@ -79,10 +100,14 @@ def test_accuracy_is_that_of_the_package_to_the_image(checkpoints: Folders, tmp_
         "classnames.txt": "\n".join(NAMES).encode(),
         "zeroshot_classification_templates.txt": "\n".join(TEMPLATES).encode(),
     }
-    root = save_set(tmp_path / "wds_fish", texts, "cls", lambda rng, _: str(rng.integers(0, 5)).encode())
+    root = save_set(
+        tmp_path / "wds_fish", texts, "cls", lambda rng, _: str(rng.integers(0, 5)).encode()
+    )
     found = set()
     for checkpoint in checkpoints:
-        expected = by_the_package(zeroshot_classification.evaluate, checkpoint, root, "zeroshot_classification")["acc1"]
+        expected = by_the_package(
+            zeroshot_classification.evaluate, checkpoint, root, "zeroshot_classification"
+        )["acc1"]
         found.add(expected)
         for source in (root, f"{root}:test"):
             ended = done("evaluate", checkpoint, "--data", f"fish={source}", "--format", "json")
@@ -93,16 +118,26 @@ def test_accuracy_is_that_of_the_package_to_the_image(checkpoints: Folders, tmp_
 
 def test_recall_is_that_of_the_package(checkpoints: Folders, tmp_path: Path) -> None:
     def captions(_: Any, key: int) -> bytes:
-        word = "abcdefghij"[key // 10] + "klmnopqrst"[key % 10]  # letters, which the tiny tokenizer tells apart
+        word = (
+            "abcdefghij"[key // 10] + "klmnopqrst"[key % 10]
+        )  # letters, which the tiny tokenizer tells apart
         return "\n".join(f"{word}{ending}" for ending in "uvx"[: 1 + key % 3]).encode()
 
     root = save_set(tmp_path / "wds_captions", {"dataset_type.txt": b"retrieval"}, "txt", captions)
     for checkpoint in checkpoints:
         expected = by_the_package(
-            zeroshot_retrieval.evaluate, checkpoint, root, "zeroshot_retrieval", recall_k_list=[1, 5, 10]
+            zeroshot_retrieval.evaluate,
+            checkpoint,
+            root,
+            "zeroshot_retrieval",
+            recall_k_list=[1, 5, 10],
         )
         ended = done("evaluate", checkpoint, "--keep", f"captions={root}", "--format", "json")
         recall = ended.json["kept"][0]["score"]["recall"]
         for rank in ("1", "5", "10"):
-            assert recall["text_to_image"][rank] == pytest.approx(expected[f"image_retrieval_recall@{rank}"], abs=1e-6)
-            assert recall["image_to_text"][rank] == pytest.approx(expected[f"text_retrieval_recall@{rank}"], abs=1e-6)
+            assert recall["text_to_image"][rank] == pytest.approx(
+                expected[f"image_retrieval_recall@{rank}"], abs=1e-6
+            )
+            assert recall["image_to_text"][rank] == pytest.approx(
+                expected[f"text_retrieval_recall@{rank}"], abs=1e-6
+            )

@@ -1,8 +1,10 @@
-"""The published intervals contain the true value in 95% of the cases, within two points, on 20 to 1,000 images.
+"""The published intervals contain the true value in 95% of the cases, within two points, on 20 to
+1,000 images.
 
-Models are simulated by a threshold on a latent score of every image, which is made of its class, of the image itself,
-of the model and of the view, so that outcomes of one image or one class are as correlated as real ones. True values are
-those of the whole population: the classes at hand, and all images that they could have."""
+Models are simulated by a threshold on a latent score of every image, which is made of its class, of
+the image itself, of the model and of the view, so that outcomes of one image or one class are as
+correlated as real ones. True values are those of the whole population: the classes at hand, and all
+images that they could have."""
 
 import math
 
@@ -29,16 +31,22 @@ def within(covered: list[bool]) -> bool:
 
 
 def sample_of(classes: int, images: int, rng: np.random.Generator) -> NDArray[np.int64]:
-    """The class of each image of a balanced sample; where there are more classes than images, which ones is drawn."""
+    """The class of each image of a balanced sample; where there are more classes than images, which
+    ones is drawn."""
     each, rest = divmod(images, classes)
-    return np.concatenate([np.repeat(np.arange(classes), each), rng.choice(classes, rest, replace=False)])
+    return np.concatenate(
+        [np.repeat(np.arange(classes), each), rng.choice(classes, rest, replace=False)]
+    )
 
 
 class Models:
     """A fine-tuned and a merged model on images of some classes, unchanged and under views."""
 
     def __init__(self, classes: int, images: int, views: int, rng: np.random.Generator) -> None:
-        self.by_class, self.by_view = math.sqrt(rng.uniform(0, 0.15)), math.sqrt(rng.uniform(0.1, 0.3))
+        self.by_class, self.by_view = (
+            math.sqrt(rng.uniform(0, 0.15)),
+            math.sqrt(rng.uniform(0.1, 0.3)),
+        )
         self.by_model = math.sqrt(rng.uniform(0.1, 0.3))
         rest = math.sqrt(1 - self.by_class**2 - self.by_view**2 - self.by_model**2)
         self.effects, chosen = rng.normal(size=classes), sample_of(classes, images, rng)
@@ -46,7 +54,9 @@ class Models:
         self.accuracy = np.array([finetuned, finetuned - rng.uniform(-0.02, 0.15)])
         base = rest * rng.normal(size=images) + self.by_class * self.effects[chosen]
         own = base + self.by_model * rng.normal(size=(2, images))
-        self.clean = own + self.by_view * rng.normal(size=(2, images)) < ndtri(self.accuracy)[:, None]
+        self.clean = (
+            own + self.by_view * rng.normal(size=(2, images)) < ndtri(self.accuracy)[:, None]
+        )
         # under a view, both models are worse, by amounts of their own
         self.worse = self.accuracy[:, None] * rng.uniform(0.5, 0.95, (2, views))
         seen = own[:, None] + self.by_view * rng.normal(size=(2, views, images))
@@ -66,7 +76,9 @@ class Models:
 def test_the_verdicts_intervals_cover(images: int, views: int, classes: int) -> None:
     rng = np.random.default_rng(images + classes)
     covered: dict[str, list[bool]] = {}
-    for _ in range(3000 if images == 20 else 500):  # on few images intervals differ, by a point or two
+    for _ in range(
+        3000 if images == 20 else 500
+    ):  # on few images intervals differ, by a point or two
         models = Models(min(classes, 2 * images), images, views, rng)
         truth, seen_truth = models.truth(models.accuracy), models.truth(models.worse).mean(axis=1)
         intervals = {
@@ -94,16 +106,23 @@ def scenario(rng: np.random.Generator) -> tuple[Floats, Floats]:
 
 
 def recognised(accuracy: Floats, images: int, rng: np.random.Generator) -> NDArray[np.bool_]:
-    """Outcomes of the points, shape (points, images): alphas that are close to each other fail on the same images."""
+    """Outcomes of the points, shape (points, images): alphas that are close to each other fail on
+    the same images."""
     covariance = np.exp(-(((ALPHAS[:, None] - ALPHAS) / 0.4) ** 2) / 2) + 1e-9 * np.eye(len(ALPHAS))
     smooth = np.linalg.cholesky(covariance) @ rng.normal(size=(len(ALPHAS), images))
     own = np.concatenate([smooth, 0.8 * smooth[5:6] + 0.6 * rng.normal(size=(1, images))])
-    score = math.sqrt(0.65) * rng.normal(size=images) + 0.5 * own + math.sqrt(0.1) * rng.normal(size=own.shape)
+    score = (
+        math.sqrt(0.65) * rng.normal(size=images)
+        + 0.5 * own
+        + math.sqrt(0.1) * rng.normal(size=own.shape)
+    )
     return score < ndtri(accuracy)[:, None]
 
 
 @pytest.mark.uncounted
-@pytest.mark.parametrize("images", [20, *(pytest.param(count, marks=pytest.mark.slow) for count in (100, 1000))])
+@pytest.mark.parametrize(
+    "images", [20, *(pytest.param(count, marks=pytest.mark.slow) for count in (100, 1000))]
+)
 def test_a_sweeps_intervals_cover(images: int) -> None:
     """The gain at equal ID accuracy, and the mean OOD accuracy of two sources."""
     rng = np.random.default_rng(images)
@@ -121,7 +140,9 @@ def test_a_sweeps_intervals_cover(images: int) -> None:
     assert within(means), np.mean(means)
 
 
-@given(st.integers(1, 300).flatmap(lambda images: st.tuples(st.integers(0, images), st.just(images))))
+@given(
+    st.integers(1, 300).flatmap(lambda images: st.tuples(st.integers(0, images), st.just(images)))
+)
 def test_wilson_is_scipys(counts: tuple[int, int]) -> None:
     right, images = counts
     expected = binomtest(right, images).proportion_ci(confidence_level=0.95, method="wilson")
@@ -137,7 +158,10 @@ def test_a_share_of_images_that_are_recognised_or_not_is_wilsons(right: list[boo
 
 def test_views_that_agree_less_make_the_mean_more_certain() -> None:
     alike, different = np.array([0.0, 1.0] * 50), np.array([0.4, 0.6] * 50)
-    width = {name: np.diff(mean_share(values))[0] for name, values in (("alike", alike), ("different", different))}
+    width = {
+        name: np.diff(mean_share(values))[0]
+        for name, values in (("alike", alike), ("different", different))
+    }
     assert width["different"] < width["alike"] / 3
 
 
@@ -148,13 +172,19 @@ def test_two_sources_of_one_kind_are_as_certain_as_one_of_both() -> None:
 
 
 @pytest.mark.parametrize("images", [5, 10, 20, 50])
-@pytest.mark.parametrize(("better", "worse"), [(0.02, 0.05), (0.1, 0.1), (0.05, 0.3), (0.001, 0.01)])
-def test_the_paired_interval_has_its_level_over_every_outcome(images: int, better: float, worse: float) -> None:
+@pytest.mark.parametrize(
+    ("better", "worse"), [(0.02, 0.05), (0.1, 0.1), (0.05, 0.3), (0.001, 0.01)]
+)
+def test_the_paired_interval_has_its_level_over_every_outcome(
+    images: int, better: float, worse: float
+) -> None:
     covered = 0.0
     for plus in range(images + 1):
         for minus in range(images + 1 - plus):
             same = images - plus - minus
-            ways = math.factorial(images) // (math.factorial(plus) * math.factorial(minus) * math.factorial(same))
+            ways = math.factorial(images) // (
+                math.factorial(plus) * math.factorial(minus) * math.factorial(same)
+            )
             low, high = paired(np.repeat([1.0, -1.0, 0.0], [plus, minus, same]))
             if low <= better - worse <= high:
                 covered += ways * better**plus * worse**minus * (1 - better - worse) ** same
@@ -163,8 +193,12 @@ def test_the_paired_interval_has_its_level_over_every_outcome(images: int, bette
 
 def test_the_paired_interval_is_the_bootstraps_where_images_are_many() -> None:
     rng = np.random.default_rng(0)
-    differences = rng.choice([-1.0, -0.5, 0.0, 0.5, 1.0], size=2000, p=[0.02, 0.05, 0.8, 0.08, 0.05])
-    expected = bootstrap((differences,), np.mean, method="percentile", rng=rng, n_resamples=4000).confidence_interval
+    differences = rng.choice(
+        [-1.0, -0.5, 0.0, 0.5, 1.0], size=2000, p=[0.02, 0.05, 0.8, 0.08, 0.05]
+    )
+    expected = bootstrap(
+        (differences,), np.mean, method="percentile", rng=rng, n_resamples=4000
+    ).confidence_interval
     assert paired(differences) == pytest.approx((expected.low, expected.high), abs=0.001)
 
 

@@ -1,6 +1,8 @@
-"""`evaluate` answers every image as plain transformers and plain open_clip do, whatever kind of picture it is.
+"""`evaluate` answers every image as plain transformers and plain open_clip do, whatever kind of
+picture it is.
 
-Every image is labelled with the reference's answer, so that an accuracy of 1 is agreement to the image.
+Every image is labelled with the reference's answer, so that an accuracy of 1 is agreement to the
+image.
 """
 
 from pathlib import Path
@@ -19,7 +21,10 @@ from tests.support.image_files import save_tar, saved
 from tests.support.tiny_open_clip import ARCHITECTURES, load, model_config, save_open_clip_pair
 
 # short, because the tiny tokenizers write a token per letter and cut what is longer
-BEGINNINGS, ENDINGS = ("b", "ca", "fi", "h", "o", "tr", "w"), ("an", "at", "ee", "ig", "ok", "ur", "x")
+BEGINNINGS, ENDINGS = (
+    ("b", "ca", "fi", "h", "o", "tr", "w"),
+    ("an", "at", "ee", "ig", "ok", "ur", "x"),
+)
 NAMES = [f"{beginning}{ending}" for beginning in BEGINNINGS for ending in ENDINGS]
 TEMPLATE = "a photo of a {}."
 Picture = tuple[str, bytes, Image.Image]
@@ -30,7 +35,16 @@ def pictures() -> list[Picture]:
     return [picture(form, number) for number in range(6) for form in FORMS]
 
 
-FORMS = ("RGB", "grey", "palette", "transparent", "palette with a hole", "CMYK", "16 bits", "turned")
+FORMS = (
+    "RGB",
+    "grey",
+    "palette",
+    "transparent",
+    "palette with a hole",
+    "CMYK",
+    "16 bits",
+    "turned",
+)
 
 
 def picture(form: str, number: int) -> Picture:
@@ -64,8 +78,12 @@ def picture(form: str, number: int) -> Picture:
 
 @torch.no_grad()
 def by_transformers(folder: Path, texts: list[str], name: str) -> torch.Tensor:
-    """(images, texts): logits of the library's model with the library's processor, one image after another."""
-    model, processor = AutoModel.from_pretrained(folder).eval(), AutoProcessor.from_pretrained(folder)
+    """(images, texts): logits of the library's model with the library's processor, one image after
+    another."""
+    model, processor = (
+        AutoModel.from_pretrained(folder).eval(),
+        AutoProcessor.from_pretrained(folder),
+    )
     padding = {"padding": "max_length", "max_length": 24} if name == "SigLIP" else {"padding": True}
     tokens = processor.tokenizer(texts, truncation=True, return_tensors="pt", **padding)
     if name == "SigLIP":  # as it was trained: padding is text
@@ -82,16 +100,25 @@ def by_open_clip(folder: Path, texts: list[str], _: str) -> torch.Tensor:
     _, _, transform = open_clip.create_model_and_transforms(f"local-dir:{folder}")
     model, tokenizer = load(folder), open_clip.get_tokenizer(f"local-dir:{folder}")
     classes = normalize(model.encode_text(tokenizer(texts)), dim=-1)
-    images = [normalize(model.encode_image(transform(picture)[None]), dim=-1)[0] for _, _, picture in pictures()]
+    images = [
+        normalize(model.encode_image(transform(picture)[None]), dim=-1)[0]
+        for _, _, picture in pictures()
+    ]
     return torch.stack(images) @ classes.T
 
 
-@pytest.fixture(scope="module", params=["CLIP", "SigLIP", "ChineseCLIP", "vit", "timm convnext", "timm siglip"])
-def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
+@pytest.fixture(
+    scope="module", params=["CLIP", "SigLIP", "ChineseCLIP", "vit", "timm convnext", "timm siglip"]
+)
+def checkpoint(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[str, Path]:
     folder = tmp_path_factory.mktemp("checkpoint")
     if request.param in tiny_families.TINY:
         return request.param, tiny_families.save_pair(request.param, folder)[1]
-    return request.param, save_open_clip_pair(folder, model_config(**ARCHITECTURES[request.param]), change=0.1)[1]
+    return request.param, save_open_clip_pair(
+        folder, model_config(**ARCHITECTURES[request.param]), change=0.1
+    )[1]
 
 
 def variety(logits: torch.Tensor) -> int:
@@ -99,30 +126,49 @@ def variety(logits: torch.Tensor) -> int:
 
 
 @pytest.mark.slow
-def test_every_image_is_answered_as_by_the_library(checkpoint: tuple[str, Path], tmp_path: Path) -> None:
+def test_every_image_is_answered_as_by_the_library(
+    checkpoint: tuple[str, Path], tmp_path: Path
+) -> None:
     name, folder = checkpoint
     reference = by_transformers if name in tiny_families.TINY else by_open_clip
     logits = reference(folder, [TEMPLATE.format(thing) for thing in NAMES], name)
-    # eight classes that a model of random weights finds about equally likely, so that the answers differ
+    # eight classes that a model of random weights finds about equally likely, so that the answers
+    # differ
     order = logits.mean(dim=0).argsort()
-    chosen = max((order[at : at + 8] for at in range(len(order) - 7)), key=lambda few: variety(logits[:, few]))
+    chosen = max(
+        (order[at : at + 8] for at in range(len(order) - 7)),
+        key=lambda few: variety(logits[:, few]),
+    )
     answers = logits[:, chosen].argmax(dim=1).tolist()
     assert variety(logits[:, chosen]) >= 4
     members: dict[str, bytes] = {}
     for number, (kind, content, _) in enumerate(pictures()):
-        members |= {f"{number:02}.{kind}": content, f"{number:02}.cls": str(answers[number]).encode()}
+        members |= {
+            f"{number:02}.{kind}": content,
+            f"{number:02}.cls": str(answers[number]).encode(),
+        }
     tar = save_tar(tmp_path / "x.tar", members)
     (tmp_path / "names.txt").write_text("\n".join(NAMES[at] for at in chosen))
     told = done(
-        *("evaluate", folder, "--data", f"all={tar}", "--classes", tmp_path / "names.txt", "--format", "json"),
-        *("--batch-size", "7"),
+        "evaluate",
+        folder,
+        "--data",
+        f"all={tar}",
+        "--classes",
+        tmp_path / "names.txt",
+        "--format",
+        "json",
+        "--batch-size",
+        "7",
     )
     assert told.json["images"] == {"all": len(answers)}
     assert told.json["accuracy"]["all"] == 1
 
 
 @pytest.mark.slow
-def test_retrieval_finds_what_the_library_finds(checkpoint: tuple[str, Path], tmp_path: Path) -> None:
+def test_retrieval_finds_what_the_library_finds(
+    checkpoint: tuple[str, Path], tmp_path: Path
+) -> None:
     name, folder = checkpoint
     captions = NAMES[:48]
     reference = by_transformers if name in tiny_families.TINY else by_open_clip

@@ -13,7 +13,12 @@ from torch import Tensor
 from clipmerge.checkpoint import Inputs
 from clipmerge.evaluation import other_tasks
 from clipmerge.evaluation.accuracy import load_model
-from clipmerge.evaluation.other_tasks import caption_embeddings, recall_of, recall_score, score_tasks
+from clipmerge.evaluation.other_tasks import (
+    caption_embeddings,
+    recall_of,
+    recall_score,
+    score_tasks,
+)
 from clipmerge.evaluation.settings import EvalSettings
 from clipmerge.images.retrieval import CaptionedImages, load_captions
 from clipmerge.models import ImageTextModel
@@ -45,7 +50,9 @@ def features(count: int, generator: torch.Generator) -> Tensor:
 
 @pytest.mark.parametrize("seed", range(6))
 @pytest.mark.parametrize("at_once", [1, 40, 1 << 24])
-def test_recall_is_that_of_sorting(monkeypatch: pytest.MonkeyPatch, seed: int, at_once: int) -> None:
+def test_recall_is_that_of_sorting(
+    monkeypatch: pytest.MonkeyPatch, seed: int, at_once: int
+) -> None:
     monkeypatch.setattr(other_tasks, "_SCORES", at_once)
     generator = torch.Generator().manual_seed(seed)
     counts = torch.randint(1, 4, (17,), generator=generator)
@@ -59,14 +66,22 @@ def test_recall_is_that_of_sorting(monkeypatch: pytest.MonkeyPatch, seed: int, a
     assert found.image_to_text["100"] == found.text_to_image["100"] == 1
 
 
-COLOURS = {"aa": (220, 30, 30), "bb": (30, 200, 40), "cc": (40, 60, 220), "dd": (90, 90, 90), "ee": (250, 250, 10)}
+COLOURS = {
+    "aa": (220, 30, 30),
+    "bb": (30, 200, 40),
+    "cc": (40, 60, 220),
+    "dd": (90, 90, 90),
+    "ee": (250, 250, 10),
+}
 SETTINGS = EvalSettings(Accelerator(cpu=True), batch_size=2)
 
 
 @pytest.fixture(scope="module")
 def ends(tmp_path_factory: pytest.TempPathFactory) -> Inputs:
     """A pair with equal text towers."""
-    paths = save_ends(tmp_path_factory.mktemp("ends"), change=0.3, moves=("vision_model", "visual_projection"))
+    paths = save_ends(
+        tmp_path_factory.mktemp("ends"), change=0.3, moves=("vision_model", "visual_projection")
+    )
     return inputs_of(paths)
 
 
@@ -80,7 +95,13 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> CaptionedImages:
 
 
 def recall_alone(model: ImageTextModel, pictures: CaptionedImages, settings: EvalSettings) -> Score:
-    return recall_score(model, pictures, settings, caption_embeddings(model, pictures, torch.device("cpu")), Progress())
+    return recall_score(
+        model,
+        pictures,
+        settings,
+        caption_embeddings(model, pictures, torch.device("cpu")),
+        Progress(),
+    )
 
 
 @torch.inference_mode()
@@ -90,19 +111,25 @@ def test_captions_are_embedded_once_where_the_text_tower_stays(
     embedded = spied(TransformersClip, "text_features")
     moves = [lambda model, alpha=alpha: model.interpolate(alpha) for alpha in (0.0, 0.5, 1.0)]
     found = score_tasks(ends, moves, {"pictures": pictures}, SETTINGS, Progress())["pictures"]
-    assert sum(len(call.args[1]["input_ids"]) for call in embedded.call_args_list) == 2 * len(COLOURS)
+    assert sum(len(call.args[1]["input_ids"]) for call in embedded.call_args_list) == 2 * len(
+        COLOURS
+    )
     for place, checkpoint in ((0, ends.zeroshot), (2, ends.finetuned[0])):
         assert found[place] == recall_alone(load_model(checkpoint), pictures, SETTINGS)
     assert found[0] != found[2]  # or the captions' place on the path would say nothing
 
 
 @torch.inference_mode()
-def test_processes_share_the_images(ends: Inputs, pictures: CaptionedImages, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_processes_share_the_images(
+    ends: Inputs, pictures: CaptionedImages, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model, gathered = load_model(ends.finetuned[0]), list[Any]()
     whole = recall_alone(model, pictures, SETTINGS)
 
     def share(rank: int) -> EvalSettings:
-        accelerator: Any = SimpleNamespace(process_index=rank, num_processes=2, device=torch.device("cpu"))
+        accelerator: Any = SimpleNamespace(
+            process_index=rank, num_processes=2, device=torch.device("cpu")
+        )
         return replace(SETTINGS, accelerator=accelerator)
 
     def gather(own: list[Any]) -> list[Any]:

@@ -1,4 +1,5 @@
-"""Points of a sweep: plans of equal weights are one, a model is moved between them, and answers are found again."""
+"""Points of a sweep: plans of equal weights are one, a model is moved between them, and answers are
+found again."""
 
 import shutil
 from pathlib import Path
@@ -40,22 +41,29 @@ def key(run: Run) -> Any:
     return weights_key(run.plan, run.inputs)
 
 
-def test_a_recipe_that_drops_parameters_is_no_point_of_the_curve(uneven: Folders, tmp_path: Path) -> None:
+def test_a_recipe_that_drops_parameters_is_no_point_of_the_curve(
+    uneven: Folders, tmp_path: Path
+) -> None:
     kept, dropped = (
-        prepare(request_for(uneven, "wise-ft", f"missing=keep-{end}")) for end in ("zeroshot", "finetuned")
+        prepare(request_for(uneven, "wise-ft", f"missing=keep-{end}"))
+        for end in ("zeroshot", "finetuned")
     )
     assert key(kept) == 0.5
     assert key(dropped) != key(kept)
     for run, name in ((kept, "kept"), (dropped, "dropped")):
         write_merge(run, tmp_path / name)
-    written = [load_file(tmp_path / name / "model.safetensors").keys() for name in ("kept", "dropped")]
+    written = [
+        load_file(tmp_path / name / "model.safetensors").keys() for name in ("kept", "dropped")
+    ]
     assert written[0] - written[1] == {LACKING}
 
 
 def test_a_weight_that_overflows_is_named_with_its_alpha(pair: Folders) -> None:
     inputs = inputs_of(pair)
     moving = MovingModel(build_model(inputs), inputs, torch.device("cpu"), dtype="float16")
-    with pytest.raises(CheckpointError, match=r"^tensor \S+ overflows at alpha 1e\+09; give --alphas in \[0, 1\]$"):
+    with pytest.raises(
+        CheckpointError, match=r"^tensor \S+ overflows at alpha 1e\+09; give --alphas in \[0, 1\]$"
+    ):
         moving.interpolate(1e9)
     moving.interpolate(1.0)
     assert all(bool(parameter.isfinite().all()) for parameter in moving.model.parameters.values())
@@ -68,7 +76,10 @@ def test_answers_to_the_same_images_are_found_again(tmp_path: Path) -> None:
     cache.add("a", 2, {"alpha 0.0": [7]})
     again = AnswerCache(tmp_path, {"a": "images of a"})
     known = again.read("a", 0, 2, ["alpha 0.0", "alpha 0.5", "alpha 1.0"])
-    assert {key: best.tolist() for key, best in known.items()} == {"alpha 0.0": [3, 1], "alpha 1.0": [2, 2]}
+    assert {key: best.tolist() for key, best in known.items()} == {
+        "alpha 0.0": [3, 1],
+        "alpha 1.0": [2, 2],
+    }
     assert again.read("a", 2, 1, ["alpha 0.0"])["alpha 0.0"].tolist() == [7]
     assert again.read("a", 0, 3, ["alpha 0.0"]) == {}, "a batch of another size"
     assert AnswerCache(tmp_path, {"a": "other images"}).read("a", 0, 2, ["alpha 0.0"]) == {}
@@ -81,7 +92,9 @@ def test_answers_to_the_same_images_are_found_again(tmp_path: Path) -> None:
     assert cache.read("a", 0, 2, ["alpha 0.0"])["alpha 0.0"].tolist() == [3, 1]
 
 
-def test_where_all_answers_of_a_point_are_known_the_model_stays(pair: Folders, images: Path, tmp_path: Path) -> None:
+def test_where_all_answers_of_a_point_are_known_the_model_stays(
+    pair: Folders, images: Path, tmp_path: Path
+) -> None:
     inputs, loaded = inputs_of(pair), {"a": load_images(str(images)).sample(6, 0)}
     cache, moved = AnswerCache(tmp_path, {"a": "images of a"}), list[float]()
 
@@ -89,8 +102,15 @@ def test_where_all_answers_of_a_point_are_known_the_model_stays(pair: Folders, i
         return lambda model: moved.append(alpha) or model.interpolate(alpha)
 
     def answers(**points: float) -> list[list[int]]:
-        scorer = Scorer(build_model(inputs), inputs, EvalSettings(Accelerator(cpu=True), batch_size=3), cache=cache)
-        found = scorer.answer([move(alpha) for alpha in points.values()], loaded, Progress(), keys=list(points))
+        scorer = Scorer(
+            build_model(inputs),
+            inputs,
+            EvalSettings(Accelerator(cpu=True), batch_size=3),
+            cache=cache,
+        )
+        found = scorer.answer(
+            [move(alpha) for alpha in points.values()], loaded, Progress(), keys=list(points)
+        )
         return found["a"].tolist()
 
     for start in (0, 3):

@@ -29,7 +29,8 @@ def photo() -> Image.Image:
 
 
 def test_the_verdict_rests_on_no_kind_of_change_that_is_learned_from() -> None:
-    """The kinds of learning are geometry, colour, grey, blur and noise; colour holds contrast and brightness."""
+    """The kinds of learning are geometry, colour, grey, blur and noise; colour holds contrast and
+    brightness."""
     assert UNRELATED == ("jpeg", "pixelate", "posterize", "dither", "occlusion")
     assert RELATED == ("noise", "blur", "contrast", "brightness", "rotation")
     assert augmentation.KINDS == ("geometry", "colour", "grey", "blur", "noise")
@@ -44,13 +45,18 @@ def test_posterizing_keeps_four_levels_and_dithering_eight_colours(photo: Image.
 
 
 def test_an_occlusion_hides_a_quarter_by_the_mean_colour(photo: Image.Image) -> None:
-    before, after = np.asarray(photo, dtype=float), np.asarray(corrupted(photo, "occlusion", 1), dtype=float)
+    before, after = (
+        np.asarray(photo, dtype=float),
+        np.asarray(corrupted(photo, "occlusion", 1), dtype=float),
+    )
     hidden = (after == np.rint(before.mean(axis=(0, 1)))).all(axis=2)
     assert hidden.mean() == pytest.approx(0.25, abs=0.01)
     assert (after[~hidden] == before[~hidden]).all()
 
 
-def test_a_corruption_repeats_itself_changes_the_image_and_keeps_its_form(photo: Image.Image) -> None:
+def test_a_corruption_repeats_itself_changes_the_image_and_keeps_its_form(
+    photo: Image.Image,
+) -> None:
     before = np.asarray(photo, dtype=float)
     for corruption in (*UNRELATED, *RELATED):
         changed = corrupted(photo, corruption, 3)
@@ -118,7 +124,8 @@ def test_pixelating_leaves_few_colours_and_jpeg_what_pillow_writes(photo: Image.
 def test_related_corruptions_are_stronger_than_what_is_learned_from() -> None:
     assert math.degrees(augmentation._TURN) < probing.ROTATION
     assert probing.CONTRAST < 1 - augmentation._CONTRAST
-    # brightness there is added in units of the processor's standard deviation, CLIP's largest being 0.28
+    # brightness there is added in units of the processor's standard deviation, CLIP's largest being
+    # 0.28
     assert probing.BRIGHTNESS > 0.28 * augmentation._BRIGHTNESS
     for side in (32, 64, 96, 224, 336, 512):
         point = torch.zeros(1, 3, side, side)
@@ -127,7 +134,8 @@ def test_related_corruptions_are_stronger_than_what_is_learned_from() -> None:
         blurred = next(
             image
             for seed in range(50)
-            if (image := augmentation.augmented(point, seed, ("blur",)))[0, 0, side // 2, side // 2] < 1
+            if (image := augmentation.augmented(point, seed, ("blur",)))[0, 0, side // 2, side // 2]
+            < 1
         )
         theirs = float((blurred[0, 0].sum(0) * places**2).sum()) ** 0.5
         assert max(1.0, probing.BLUR * side) > theirs
@@ -135,13 +143,22 @@ def test_related_corruptions_are_stronger_than_what_is_learned_from() -> None:
 
 def of_count(count: int) -> LabelledImages:
     paths = tuple(f"{at}.png" for at in range(count))
-    return LabelledImages("here", image_files(paths), tuple(at % 2 for at in range(count)), ("one", "two"))
+    return LabelledImages(
+        "here", image_files(paths), tuple(at % 2 for at in range(count)), ("one", "two")
+    )
 
 
 @pytest.mark.parametrize(
     ("count", "enough", "fewest", "per_image"),
     [
-        *[(1, 512, 2, 5), (15, 512, 2, 5), (102, 512, 2, 5), (150, 512, 2, 3), (256, 512, 2, 2), (300, 512, 2, 2)],
+        *[
+            (1, 512, 2, 5),
+            (15, 512, 2, 5),
+            (102, 512, 2, 5),
+            (150, 512, 2, 3),
+            (256, 512, 2, 2),
+            (300, 512, 2, 2),
+        ],
         *[(50, 256, 1, 5), (100, 256, 1, 2), (205, 256, 1, 1), (256, 256, 1, 1)],
     ],
 )
@@ -169,7 +186,9 @@ def test_the_mean_is_taken_image_by_image() -> None:
             assert means[model, at] == pytest.approx(sum(met) / len(met))
 
 
-def test_images_are_scaled_to_the_models_size_before_they_are_corrupted(pair: Folders, tmp_path: Path) -> None:
+def test_images_are_scaled_to_the_models_size_before_they_are_corrupted(
+    pair: Folders, tmp_path: Path
+) -> None:
     images = load_images(str(save_images(tmp_path / "images", each=3)))  # 36 x 40
     inputs = inputs_of(pair)
     assert side_of(build_model(inputs)) == 32  # the processor's

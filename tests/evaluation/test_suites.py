@@ -1,4 +1,5 @@
-"""Suites of public pairs: their files, release files from a real server, and their cost without a download."""
+"""Suites of public pairs: their files, release files from a real server, and their cost without a
+download."""
 
 import hashlib
 import textwrap
@@ -11,7 +12,13 @@ import pytest
 from clipmerge.api.bench import bench_cost
 from clipmerge.errors import CheckpointError, ClipmergeError, HubError, RecipeError
 from clipmerge.evaluation.suites import release as module
-from clipmerge.evaluation.suites.release import MIRROR, fetch_release, path_of, size_of, write_config
+from clipmerge.evaluation.suites.release import (
+    MIRROR,
+    fetch_release,
+    path_of,
+    size_of,
+    write_config,
+)
 from clipmerge.evaluation.suites.suite import Release, load_suite, suite_names
 from clipmerge.hub.download import fetch
 from clipmerge.hub.ids import HubId
@@ -61,7 +68,10 @@ ood: {far: imagenet-r}
     ("text", "message"),
     [
         (GOOD.replace("title: t", "titel: t"), r"mine\.yaml: title: Field required"),
-        (GOOD.replace("zeroshot: a/b", "zeroshot: {url: 'ftp://x/y'}"), r"mine\.yaml: pairs\.0\.zeroshot"),
+        (
+            GOOD.replace("zeroshot: a/b", "zeroshot: {url: 'ftp://x/y'}"),
+            r"mine\.yaml: pairs\.0\.zeroshot",
+        ),
         (GOOD + "sizes: {-b16: {}}\n", r"mine\.yaml: its sizes are '-b16'"),
         (GOOD + "pairs: 3\n", r"mine\.yaml: pairs: expected a list of pairs"),
         ("[", r"mine\.yaml: cannot be read as a suite"),
@@ -106,7 +116,9 @@ def test_a_file_is_fetched_once(server: Releases) -> None:
 
 def test_a_broken_download_goes_on(server: Releases) -> None:
     server.cut_after = 1_000_000
-    with pytest.raises(HubError, match=r"broke after 1000000 of 2304000 bytes\. The part received is kept"):
+    with pytest.raises(
+        HubError, match=r"broke after 1000000 of 2304000 bytes\. The part received is kept"
+    ):
         fetch_release(release(sha256=DIGEST), Progress())
     assert not path_of(release()).exists()
     assert fetch_release(release(sha256=DIGEST), Progress()).read_bytes() == CONTENT
@@ -116,7 +128,10 @@ def test_a_broken_download_goes_on(server: Releases) -> None:
 @pytest.mark.parametrize(
     ("known", "message"),
     [
-        ({"sha256": "0" * 64}, rf"came with 2304000 bytes and sha256 {DIGEST}, but sha256 0+ is published"),
+        (
+            {"sha256": "0" * 64},
+            rf"came with 2304000 bytes and sha256 {DIGEST}, but sha256 0+ is published",
+        ),
         ({"size": 5}, r"but 5 bytes is published"),
     ],
 )
@@ -136,7 +151,10 @@ def test_what_goes_wrong_is_one_line(server: Releases, monkeypatch: pytest.Monke
 
 
 URL = f"https://github.com/{FILE}"
-CARD = b"---\ndataset_info:\n- splits:\n  - {name: train, num_examples: 7}\n  - {name: test, num_examples: 9}\n---\n"
+CARD = (
+    b"---\ndataset_info:\n- splits:\n  - {name: train, num_examples: 7}\n  - {name: test,"
+    b" num_examples: 9}\n---\n"
+)
 
 
 @pytest.fixture
@@ -165,7 +183,9 @@ def by_name(cost: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 @pytest.mark.usefixtures("server")
-def test_sizes_counts_and_time_come_from_the_servers(hub: FakeHub, cars: bytes, tmp_path: Path) -> None:
+def test_sizes_counts_and_time_come_from_the_servers(
+    hub: FakeHub, cars: bytes, tmp_path: Path
+) -> None:
     weights, config = bytes(1000), b"{}"
     upload(hub, "acme/base", {"model.safetensors": weights, "config.json": config})
     files = {"README.md": CARD, "data/test-0.parquet": cars, "data/train-0.parquet": cars}
@@ -177,9 +197,16 @@ def test_sizes_counts_and_time_come_from_the_servers(hub: FakeHub, cars: bytes, 
     assert found["acme/base"]["bytes"] == 1002
     assert found[URL]["bytes"] == len(CONTENT)
     assert found["hf://datasets/acme/cars:test"] | {"problem": None} == {
-        **{"what": "hf://datasets/acme/cars:test", "bytes": len(cars), "cached": False, "images": 9, "problem": None}
+        "what": "hf://datasets/acme/cars:test",
+        "bytes": len(cars),
+        "cached": False,
+        "images": 9,
+        "problem": None,
     }
-    assert (found[str(tmp_path / "local")]["bytes"], found[str(tmp_path / "local")]["cached"]) == (0, True)
+    assert (found[str(tmp_path / "local")]["bytes"], found[str(tmp_path / "local")]["cached"]) == (
+        0,
+        True,
+    )
     assert cost["bytes"] == 1002 + len(CONTENT) + len(cars)
     assert cost["forward_passes"] == 2 * 4 + 2 * 4  # four images of each source at both ends
     assert cost["seconds"] == pytest.approx(16 * 2e9 / cost["flops_per_second"])
@@ -194,13 +221,19 @@ def test_sizes_counts_and_time_come_from_the_servers(hub: FakeHub, cars: bytes, 
 @pytest.mark.usefixtures("hub", "server")
 def test_what_cannot_be_looked_up_is_told(tmp_path: Path) -> None:
     (tmp_path / "files" / FILE).unlink()
-    cost = bench_cost(suite(tmp_path, finetuned=URL, ood="hf://datasets/acme/nothing:test"), {"limit": 4})
+    cost = bench_cost(
+        suite(tmp_path, finetuned=URL, ood="hf://datasets/acme/nothing:test"), {"limit": 4}
+    )
     problems = {what: each["problem"] for what, each in by_name(cost).items()}
     assert problems[URL] == "the server does not state its size, or cannot be reached"
     assert "acme/base: not on the Hub" in str(problems["acme/base"])
-    assert "hf://datasets/acme/nothing: not on the Hub" in str(problems["hf://datasets/acme/nothing:test"])
+    assert "hf://datasets/acme/nothing: not on the Hub" in str(
+        problems["hf://datasets/acme/nothing:test"]
+    )
     assert cost["bytes"] is None
-    told = done("bench", suite(tmp_path, finetuned=URL, ood="hf://datasets/acme/nothing:test"), "--dry-run")
+    told = done(
+        "bench", suite(tmp_path, finetuned=URL, ood="hf://datasets/acme/nothing:test"), "--dry-run"
+    )
     assert "In all not known." in told.out
     assert "the server does not state its size" in " ".join(told.out.split())
 
@@ -210,7 +243,9 @@ def test_a_file_that_is_no_tower_with_a_head_is_refused(tmp_path: Path) -> None:
     from safetensors.torch import save_file
 
     save_file({"visual.conv1.weight": torch.zeros(8, 3)}, tmp_path / "x.safetensors")
-    with pytest.raises(CheckpointError, match=r"is not a ViT of OpenAI's CLIP with a head .*is it the right file"):
+    with pytest.raises(
+        CheckpointError, match=r"is not a ViT of OpenAI's CLIP with a head .*is it the right file"
+    ):
         write_config(tmp_path / "x.safetensors")
 
 
@@ -224,7 +259,9 @@ def test_a_part_of_another_file_is_thrown_away(server: Releases) -> None:
     assert fetch_release(release(), Progress()).read_bytes() == CONTENT
 
 
-def test_a_file_larger_than_any_release_is_not_kept(server: Releases, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_larger_than_any_release_is_not_kept(
+    server: Releases, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(module, "LARGEST_RELEASE", 1 << 20)
     with pytest.raises(HubError, match=r"it is larger than 0 GiB\. Is it the right file\?"):
         fetch_release(release(), Progress())
@@ -249,6 +286,8 @@ def test_what_is_on_this_machine_costs_nothing(hub: FakeHub, cars: bytes, tmp_pa
     cost = bench_cost(everything, {"limit": 4})
     assert cost["bytes"] == 0
     assert by_name(cost)["hf://datasets/acme/cars:test"]["cached"]
-    local = bench_cost(suite(tmp_path, finetuned=URL, ood=str(tmp_path / "files"), zeroshot=str(tmp_path)), {})
+    local = bench_cost(
+        suite(tmp_path, finetuned=URL, ood=str(tmp_path / "files"), zeroshot=str(tmp_path)), {}
+    )
     found = by_name(local)[str(tmp_path)]
     assert (found["bytes"], found["cached"], found["problem"]) == (0, True, None)

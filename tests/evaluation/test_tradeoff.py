@@ -16,7 +16,9 @@ def by_hand(curve_id: list[float], curve_ood: list[float], at: float) -> float |
     """Best height in exact fractions, piece by piece."""
     xs, ys, x = [Fraction(v) for v in curve_id], [Fraction(v) for v in curve_ood], Fraction(at)
     heights = []
-    for (x_0, y_0), (x_1, y_1) in zip(zip(xs, ys, strict=True), list(zip(xs, ys, strict=True))[1:], strict=False):
+    for (x_0, y_0), (x_1, y_1) in zip(
+        zip(xs, ys, strict=True), list(zip(xs, ys, strict=True))[1:], strict=False
+    ):
         if x_0 == x_1 == x:
             heights += [y_0, y_1]
         elif x_0 != x_1 and 0 <= (x - x_0) / (x_1 - x_0) <= 1:
@@ -27,7 +29,8 @@ def by_hand(curve_id: list[float], curve_ood: list[float], at: float) -> float |
 
 
 def test_a_point_tied_with_the_end_of_the_curve_has_a_gain_and_an_interval() -> None:
-    """The same images recognised in sources of 10 and 5; rounding puts the mean of one a bit above the other."""
+    """The same images recognised in sources of 10 and 5; rounding puts the mean of one a bit above
+    the other."""
     ids = [rows_of([2, 7, 4], 10), rows_of([2, 1, 4], 10)]
     found = standings(ids, [rows_of([9, 5, 6], 10)], range(2), seed=0, resamples=40)
     assert found[1]["id"] != found[2]["id"]
@@ -37,8 +40,13 @@ def test_a_point_tied_with_the_end_of_the_curve_has_a_gain_and_an_interval() -> 
 tenths = st.integers(0, 10).map(lambda n: n / 10)
 
 
-@given(st.lists(st.tuples(tenths, tenths), min_size=2, max_size=6), st.lists(tenths, min_size=1, max_size=4))
-def test_height_is_that_of_exact_fractions(curve: list[tuple[float, float]], at: list[float]) -> None:
+@given(
+    st.lists(st.tuples(tenths, tenths), min_size=2, max_size=6),
+    st.lists(tenths, min_size=1, max_size=4),
+)
+def test_height_is_that_of_exact_fractions(
+    curve: list[tuple[float, float]], at: list[float]
+) -> None:
     curve_id, curve_ood = [list(axis) for axis in zip(*curve, strict=True)]
     found = height(np.array(curve_id), np.array(curve_ood), np.array(at))
     for x, value in zip(at, found.tolist(), strict=True):
@@ -52,7 +60,8 @@ def rows_of(counts: list[int], images: int) -> np.ndarray:
 
 
 def test_gain_by_hand_on_a_made_up_curve() -> None:
-    # alpha 0, 0.5, 1 at ID 40, 60, 80% and OOD 60, 50, 30%; a recipe at 70 / 45, where the curve has 40
+    # alpha 0, 0.5, 1 at ID 40, 60, 80% and OOD 60, 50, 30%; a recipe at 70 / 45, where the curve
+    # has 40
     ids, oods = rows_of([4, 6, 8, 7], 10), rows_of([12, 10, 6, 9], 20)
     found = standings([ids], [oods], range(3), seed=0, resamples=50)
     assert [each["gain"] for each in found[:3]] == [None] * 3  # the curve's own points
@@ -73,18 +82,24 @@ def test_below_the_curve_there_is_no_gain_and_beyond_it_that_over_its_most_accur
     found = standings([ids], [oods], range(2), seed=0, resamples=20)
     assert [each["gain"] for each in found] == [None, None, pytest.approx(0.1), None]
     assert found[2]["gain_interval"] is not None
-    assert found[2]["gain_note"] == "no alpha is as accurate on the ID images; compared with the most accurate one"
+    assert (
+        found[2]["gain_note"]
+        == "no alpha is as accurate on the ID images; compared with the most accurate one"
+    )
     assert found[3]["gain_interval"] is None
     assert found[3]["gain_note"] == "no point of the curve has so low an ID accuracy"
 
 
 def test_a_gain_without_an_interval_says_why() -> None:
-    """The recipe ties with the low end of the curve on other images, so that half of the draws put it below."""
+    """The recipe ties with the low end of the curve on other images, so that half of the draws put
+    it below."""
     ids = np.array([[True] * 6 + [False] * 4, [True] * 9 + [False], [False] * 4 + [True] * 6])
     found = standings([ids], [rows_of([5, 5, 6], 10)], range(2), seed=0, resamples=100)[2]
     assert found["gain"] == pytest.approx(0.1)
     assert found["gain_interval"] is None
-    assert re.fullmatch(r"the curve has this ID accuracy in only \d+% of the resamples, so .*", found["gain_note"])
+    assert re.fullmatch(
+        r"the curve has this ID accuracy in only \d+% of the resamples, so .*", found["gain_note"]
+    )
 
 
 def test_a_gain_of_a_point_that_gives_the_same_answers_is_not_certain() -> None:

@@ -33,12 +33,15 @@ def merged(folders: Folders, output: Path, alpha: float, *settings: str) -> dict
 def loaded(name: str, folder: Path) -> Any:
     """Load with the family's own class, nothing missing, unexpected or mismatched."""
     model, info = TINY[name].model.from_pretrained(folder, output_loading_info=True)
-    assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs")), info
+    assert not any(
+        info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs")
+    ), info
     return model
 
 
 def average(name: str, folders: Folders, alpha: float) -> Any:
-    """The merge as a reader would write it: both models in memory, in float64; a lone head stays."""
+    """The merge as a reader would write it: both models in memory, in float64; a lone head
+    stays."""
     model = loaded(name, folders[1]).double()
     zeroshot = loaded(TINY[name].base or name, folders[0]).state_dict()
     for key, value in model.state_dict().items():
@@ -49,7 +52,9 @@ def average(name: str, folders: Folders, alpha: float) -> Any:
 
 @pytest.mark.uncounted
 @pytest.mark.parametrize("name", TINY)
-def test_a_merged_model_says_what_its_sources_say(name: str, family_pairs: Pairs, tmp_path: Path) -> None:
+def test_a_merged_model_says_what_its_sources_say(
+    name: str, family_pairs: Pairs, tmp_path: Path
+) -> None:
     tiny, folders = TINY[name], family_pairs(name)
     merged(folders, tmp_path / "out", 0.5)
     found = tiny.outputs(loaded(name, tmp_path / "out"))
@@ -61,9 +66,14 @@ def test_a_merged_model_says_what_its_sources_say(name: str, family_pairs: Pairs
 
 @pytest.mark.parametrize("name", [name for name, tiny in TINY.items() if not tiny.base])
 @pytest.mark.parametrize("which", [0, 1])
-def test_the_ends_are_the_sources_byte_for_byte(name: str, which: int, family_pairs: Pairs, tmp_path: Path) -> None:
+def test_the_ends_are_the_sources_byte_for_byte(
+    name: str, which: int, family_pairs: Pairs, tmp_path: Path
+) -> None:
     merged(family_pairs(name), tmp_path / "out", float(which))
-    weights = [(folder / "model.safetensors").read_bytes() for folder in (family_pairs(name)[which], tmp_path / "out")]
+    weights = [
+        (folder / "model.safetensors").read_bytes()
+        for folder in (family_pairs(name)[which], tmp_path / "out")
+    ]
     assert weights[0] == weights[1]
 
 
@@ -72,24 +82,36 @@ def test_inspect_names_every_layer(name: str, family_pairs: Pairs) -> None:
     record = printed("inspect", family_pairs(name)[1])
     layers = list(record["layers"])
     assert record["family"] == TINY[name].family
-    around = tuple(layer for layer in layers if not any(part.isdigit() for part in layer.split(".")))
+    around = tuple(
+        layer for layer in layers if not any(part.isdigit() for part in layer.split("."))
+    )
     assert around == TINY[name].layers
     assert set(TINY[name].blocks) <= set(layers)
-    assert sum(layer["parameters"] for layer in record["layers"].values()) == record["total"]["parameters"]
+    assert (
+        sum(layer["parameters"] for layer in record["layers"].values())
+        == record["total"]["parameters"]
+    )
 
 
-def test_a_classifier_keeps_its_head_or_leaves_it_when_asked(family_pairs: Pairs, tmp_path: Path) -> None:
+def test_a_classifier_keeps_its_head_or_leaves_it_when_asked(
+    family_pairs: Pairs, tmp_path: Path
+) -> None:
     for name in (name for name, tiny in TINY.items() if tiny.base):
         record = merged(family_pairs(name), tmp_path / name, 0.5)
         assert any("its head is kept" in warning for warning in record["warnings"])
-        before, after = (load_file(folder / "model.safetensors") for folder in (family_pairs(name)[1], tmp_path / name))
+        before, after = (
+            load_file(folder / "model.safetensors")
+            for folder in (family_pairs(name)[1], tmp_path / name)
+        )
         assert before.keys() == after.keys()
         assert torch.equal(before["classifier.weight"], after["classifier.weight"])
     folders = family_pairs("CLIP classifier")
     merged(folders, tmp_path / "out", 1.0, "missing=keep-zeroshot")
     output = loaded("CLIP", tmp_path / "out").state_dict()
     zeroshot, finetuned = (load_file(folder / "model.safetensors") for folder in folders)
-    assert all(torch.equal(value, finetuned.get(key, zeroshot[key])) for key, value in output.items())
+    assert all(
+        torch.equal(value, finetuned.get(key, zeroshot[key])) for key, value in output.items()
+    )
 
 
 def test_two_classifiers_merge_their_heads(family_pairs: Pairs, tmp_path: Path) -> None:
@@ -98,20 +120,28 @@ def test_two_classifiers_merge_their_heads(family_pairs: Pairs, tmp_path: Path) 
     pair = family_pairs("CLIP classifier")
     assert "head" in merged((tmp_path / "base", pair[1]), tmp_path / "out", 0.5)["layers"]
     folders = (tmp_path / "base", pair[1], tmp_path / "out")
-    zeroshot, finetuned, middle = (load_file(folder / "model.safetensors")["classifier.bias"] for folder in folders)
+    zeroshot, finetuned, middle = (
+        load_file(folder / "model.safetensors")["classifier.bias"] for folder in folders
+    )
     assert torch.allclose(middle, (zeroshot + finetuned) / 2, rtol=1e-6)
     with pytest.raises(CheckpointError, match="one head can be kept, not several"):
         inputs_of((pair[0], pair[1], pair[1]))
 
 
-def test_batch_norm_statistics_are_interpolated_and_never_masked(family_pairs: Pairs, tmp_path: Path) -> None:
+def test_batch_norm_statistics_are_interpolated_and_never_masked(
+    family_pairs: Pairs, tmp_path: Path
+) -> None:
     folders = family_pairs("ALIGN")
     sparse = "overrides=[{layers: 'vision.*', density: 0.1}]"
     record = merged(folders, tmp_path / "out", 0.25, sparse)
     assert any("running means and variances" in warning for warning in record["warnings"])
-    zeroshot, finetuned, output = (load_file(f / "model.safetensors") for f in (*folders, tmp_path / "out"))
+    zeroshot, finetuned, output = (
+        load_file(f / "model.safetensors") for f in (*folders, tmp_path / "out")
+    )
     for name in (name for name in output if "running" in name):
-        assert torch.allclose(output[name], 0.75 * zeroshot[name] + 0.25 * finetuned[name], rtol=1e-5, atol=1e-7)
+        assert torch.allclose(
+            output[name], 0.75 * zeroshot[name] + 0.25 * finetuned[name], rtol=1e-5, atol=1e-7
+        )
     weight = next(name for name in output if name.endswith("project_conv.weight"))
     assert (output[weight] == zeroshot[weight]).float().mean() > 0.8
     counters = [name for name in output if name.endswith("num_batches_tracked")]
@@ -126,11 +156,15 @@ def test_a_variance_that_would_be_negative_is_refused(family_pairs: Pairs, tmp_p
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("other", [name for name, tiny in TINY.items() if not tiny.base and tiny.family != "CLIP"])
+@pytest.mark.parametrize(
+    "other", [name for name, tiny in TINY.items() if not tiny.base and tiny.family != "CLIP"]
+)
 def test_families_do_not_merge_with_each_other(other: str, family_pairs: Pairs) -> None:
     ours, theirs = family_pairs("CLIP"), family_pairs(other)
     for folders in ((theirs[0], ours[1]), (ours[0], theirs[1])):
-        line = rf"{folders[1]} is a.*{re.escape(TINY[other].family)} .*different families do not merge"
+        line = (
+            rf"{folders[1]} is a.*{re.escape(TINY[other].family)} .*different families do not merge"
+        )
         with pytest.raises(CheckpointError, match=line):
             inputs_of(folders)
 
@@ -144,7 +178,9 @@ def test_a_family_is_recognised_with_and_without_its_config(name: str, family_pa
     assert family_of(None, checkpoint.entries).name == unsure.get(name, TINY[name].family)
 
 
-def test_a_checkpoint_without_config_is_of_the_others_family(family_pairs: Pairs, tmp_path: Path) -> None:
+def test_a_checkpoint_without_config_is_of_the_others_family(
+    family_pairs: Pairs, tmp_path: Path
+) -> None:
     bare = tmp_path / "bare.safetensors"
     shutil.copyfile(family_pairs("MetaCLIP2")[1] / "model.safetensors", bare)
     pair = inputs_of((family_pairs("MetaCLIP2")[0], bare))
@@ -168,12 +204,16 @@ def test_settings_that_change_the_function_are_compared(
 ) -> None:
     copy = shutil.copytree(family_pairs(name)[1], tmp_path / "copy")
     edit_json(copy / "config.json", **{f"{side}_config": {setting: value}})
-    with pytest.raises(CheckpointError, match=f"the {side} towers differ in {setting}: .* finetuned {value}"):
+    with pytest.raises(
+        CheckpointError, match=f"the {side} towers differ in {setting}: .* finetuned {value}"
+    ):
         inputs_of((family_pairs(name)[0], copy))
 
 
 @pytest.mark.parametrize("name", ["ViT+BERT", "AltCLIP"])
-def test_names_of_transformers_in_memory_are_known(name: str, family_pairs: Pairs, tmp_path: Path) -> None:
+def test_names_of_transformers_in_memory_are_known(
+    name: str, family_pairs: Pairs, tmp_path: Path
+) -> None:
     folders = family_pairs(name)
     copy = shutil.copytree(folders[1], tmp_path / "copy")
     saved, memory = load_file(copy / "model.safetensors"), loaded(name, copy).state_dict()
@@ -186,21 +226,34 @@ def test_names_of_transformers_in_memory_are_known(name: str, family_pairs: Pair
 
 
 @pytest.mark.parametrize("name", ["SigLIP", "ChineseCLIP"])
-def test_a_tower_of_a_family_goes_into_its_full_model(name: str, family_pairs: Pairs, tmp_path: Path) -> None:
+def test_a_tower_of_a_family_goes_into_its_full_model(
+    name: str, family_pairs: Pairs, tmp_path: Path
+) -> None:
     copy = shutil.copytree(family_pairs(name)[1], tmp_path / "copy")
     config = json.loads((copy / "config.json").read_text())["vision_config"]
     (copy / "config.json").write_text(json.dumps(config))
-    rename_keys(copy, lambda key: key.removeprefix("vision_model."), keep=lambda key: key.startswith("vision_model."))
+    rename_keys(
+        copy,
+        lambda key: key.removeprefix("vision_model."),
+        keep=lambda key: key.startswith("vision_model."),
+    )
     record = merged((family_pairs(name)[0], copy), tmp_path / "out", 1.0)
     assert any("vision tower only" in warning for warning in record["warnings"])
-    zeroshot, finetuned, output = (load_file(f / "model.safetensors") for f in (*family_pairs(name), tmp_path / "out"))
+    zeroshot, finetuned, output = (
+        load_file(f / "model.safetensors") for f in (*family_pairs(name), tmp_path / "out")
+    )
     loaded(name, tmp_path / "out")
     for key, value in output.items():
-        assert torch.equal(value, (finetuned if key.startswith("vision_model.") else zeroshot)[key]), key
+        assert torch.equal(
+            value, (finetuned if key.startswith("vision_model.") else zeroshot)[key]
+        ), key
 
 
 def test_the_cards_snippet_runs(
-    family_pairs: Pairs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    family_pairs: Pairs,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     for name, task, says in (
         ("SigLIP", "zero-shot-image-classification", "a photo of a cat"),
@@ -216,5 +269,9 @@ def test_the_cards_snippet_runs(
 
 
 def test_every_family_is_tested_here() -> None:
-    untested = {family.name for family in families()} - {tiny.family for tiny in TINY.values()} - {"OpenCLIP"}
+    untested = (
+        {family.name for family in families()}
+        - {tiny.family for tiny in TINY.values()}
+        - {"OpenCLIP"}
+    )
     assert not untested

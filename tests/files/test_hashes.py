@@ -39,7 +39,9 @@ def file(tmp_path: Path) -> Path:
     return path
 
 
-def remembered(path: Path, *, least: int = 1, settled_ns: int = 0, hash_file: Any = sha256_of) -> str:
+def remembered(
+    path: Path, *, least: int = 1, settled_ns: int = 0, hash_file: Any = sha256_of
+) -> str:
     """Hash a file; even the smallest is remembered, as soon as it is written."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(hashes, "REMEMBERED_BYTES", least)
@@ -49,7 +51,9 @@ def remembered(path: Path, *, least: int = 1, settled_ns: int = 0, hash_file: An
 
 
 @pytest.mark.parametrize("extra", [-3 * mmap.PAGESIZE, 0, 1])
-def test_a_large_file_is_hashed_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, extra: int) -> None:
+def test_a_large_file_is_hashed_in_pieces(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, extra: int
+) -> None:
     monkeypatch.setattr(hashes, "WINDOW", mmap.ALLOCATIONGRANULARITY)
     content = random.Random(0).randbytes(3 * mmap.PAGESIZE + extra)
     (tmp_path / "x").write_bytes(content)
@@ -59,7 +63,9 @@ def test_a_large_file_is_hashed_in_pieces(tmp_path: Path, monkeypatch: pytest.Mo
 def test_a_file_is_read_once(cache: Path, file: Path, tmp_path: Path) -> None:
     reading = Mock(side_effect=sha256_of)
     (tmp_path / "link").symlink_to(file)
-    assert {remembered(each, hash_file=reading) for each in (file, file, tmp_path / "link")} == {sha256(CONTENT)}
+    assert {remembered(each, hash_file=reading) for each in (file, file, tmp_path / "link")} == {
+        sha256(CONTENT)
+    }
     reading.assert_called_once_with(file)
     assert len(list(cache.iterdir())) == 1
 
@@ -83,7 +89,9 @@ def test_a_changed_file_is_read_again(cache: Path, file: Path, how: str) -> None
     assert list(cache.iterdir())
 
 
-def test_a_file_that_is_small_just_changed_or_changes_meanwhile_is_not_remembered(cache: Path, file: Path) -> None:
+def test_a_file_that_is_small_just_changed_or_changes_meanwhile_is_not_remembered(
+    cache: Path, file: Path
+) -> None:
     """It could change again within the same tick of the file system's clock."""
 
     def growing(path: Path) -> str:
@@ -92,7 +100,11 @@ def test_a_file_that_is_small_just_changed_or_changes_meanwhile_is_not_remembere
             opened.write(b"more")
         return digest
 
-    for options in ({"settled_ns": SETTLED_NS}, {"least": len(CONTENT) + 1}, {"hash_file": growing}):
+    for options in (
+        {"settled_ns": SETTLED_NS},
+        {"least": len(CONTENT) + 1},
+        {"hash_file": growing},
+    ):
         assert remembered(file, **options) == sha256(CONTENT)
         assert not cache.exists()
 

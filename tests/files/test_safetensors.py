@@ -1,4 +1,5 @@
-"""The header reader: files of safetensors are read, and all others refused in one line that says what they are."""
+"""The header reader: files of safetensors are read, and all others refused in one line that says
+what they are."""
 
 import json
 import pickle
@@ -27,7 +28,9 @@ TENSORS = {
 def test_reads_what_safetensors_wrote(tmp_path: Path) -> None:
     save_file(TENSORS, tmp_path / "x.safetensors", metadata={"format": "pt"})
     entries = read_header(tmp_path / "x.safetensors")
-    assert {name: each.shape for name, each in entries.items()} == {n: tuple(t.shape) for n, t in TENSORS.items()}
+    assert {name: each.shape for name, each in entries.items()} == {
+        n: tuple(t.shape) for n, t in TENSORS.items()
+    }
     checkpoint = open_checkpoint(str(tmp_path / "x.safetensors"))
     for name, tensor in TENSORS.items():
         assert torch.equal(checkpoint.tensor(name), tensor)
@@ -38,7 +41,9 @@ def test_a_header_of_any_length_is_read(tmp_path: Path) -> None:
     """Data may be unaligned after it, and its length may begin like a pickle."""
     raw = json.dumps({"a": entry()}).encode()
     for length in (*range(len(raw), len(raw) + 8), 640, 896):
-        file = raw_file(tmp_path / "x.safetensors", raw.ljust(length), struct.pack("<2f", 1.5, -2.25))
+        file = raw_file(
+            tmp_path / "x.safetensors", raw.ljust(length), struct.pack("<2f", 1.5, -2.25)
+        )
         assert open_checkpoint(str(file)).tensor("a").tolist() == [1.5, -2.25]
         assert open_checkpoint(str(file)).tensor("a", 1, 2).tolist() == [-2.25]
 
@@ -64,11 +69,20 @@ def test_a_pickle_is_told_apart_whatever_its_name(tmp_path: Path, name: str) -> 
 
 def test_other_files_and_truncated_ones_are_named(tmp_path: Path) -> None:
     refused(tmp_path, "cannot be read")
-    file, whole = tmp_path / "model.safetensors", save({"a": torch.arange(4.0), "b": torch.arange(3)})
+    file, whole = (
+        tmp_path / "model.safetensors",
+        save({"a": torch.arange(4.0), "b": torch.arange(3)}),
+    )
     for content, message in (
-        (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\n", "is a Git-LFS pointer.*git lfs pull"),
+        (
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\n",
+            "is a Git-LFS pointer.*git lfs pull",
+        ),
         *((whole[:size], "is not a safetensors file") for size in (0, 7, 8)),
-        *((whole[:size], "is truncated or damaged .*download or copy it again") for size in (9, 60, len(whole) - 1)),
+        *(
+            (whole[:size], "is truncated or damaged .*download or copy it again")
+            for size in (9, 60, len(whole) - 1)
+        ),
         (whole + b"\0", "is truncated or damaged"),
         (b"<!DOCTYPE html><html>", "is not a safetensors file"),
         ((100_000_001).to_bytes(8, "little") + b"{}", "is not a safetensors file"),
@@ -78,16 +92,25 @@ def test_other_files_and_truncated_ones_are_named(tmp_path: Path) -> None:
 
 
 LIES = {
-    "overlap": ({"a": entry(), "b": entry(offsets=[4, 12])}, "is truncated or damaged .invalid offset"),
+    "overlap": (
+        {"a": entry(), "b": entry(offsets=[4, 12])},
+        "is truncated or damaged .invalid offset",
+    ),
     "another kind": ([1, 2], "is truncated or damaged .invalid JSON"),
-    "float8": ({"a": entry(dtype="F8_E4M3", offsets=[0, 8], shape=[8])}, "a has dtype F8_E4M3.*Dequantise"),
+    "float8": (
+        {"a": entry(dtype="F8_E4M3", offsets=[0, 8], shape=[8])},
+        "a has dtype F8_E4M3.*Dequantise",
+    ),
     "many dimensions": ({"a": entry(shape=[1] * 64 + [2])}, "a has dtype F32 and 65 dimensions"),
     "key twice": (
         b'{"a":{"dtype":"F32","shape":[0],"data_offsets":[0,0]},"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}',
         "key 'a' occurs twice",
     ),
     "a long name": ({"a" * 1001: entry()}, "a tensor's name has more than 1000 characters"),
-    "many values": ({"a": entry(shape=[1] * 2_500_000 + [2])}, "its header cannot be read .more than 2500000 values"),
+    "many values": (
+        {"a": entry(shape=[1] * 2_500_000 + [2])},
+        "its header cannot be read .more than 2500000 values",
+    ),
     "many tensors": (
         {"a": entry(), **{f"unknown.{n}": entry(shape=[0], offsets=[8, 8]) for n in range(20_000)}},
         "holds 20001 tensors, more than 20000",

@@ -1,4 +1,5 @@
-"""Only known, regular files of the folder are copied with the weights: no link, no secret, no local path."""
+"""Only known, regular files of the folder are copied with the weights: no link, no secret, no local
+path."""
 
 import json
 import os
@@ -9,7 +10,13 @@ import pytest
 
 from clipmerge.errors import CheckpointError
 from clipmerge.files import side_files
-from clipmerge.files.side_files import copy_side_file, inside, read_side_json, side_file_bytes, without_places
+from clipmerge.files.side_files import (
+    copy_side_file,
+    inside,
+    read_side_json,
+    side_file_bytes,
+    without_places,
+)
 from tests.support.command import done
 
 SECRET = "-----BEGIN OPENSSH PRIVATE KEY-----"
@@ -28,7 +35,11 @@ def test_what_is_a_file_of_the_folder(tmp_path: Path, secret: Path) -> None:
     folder.mkdir()
     (folder / "vocab.txt").write_text("a")
     (folder / "merges.txt").symlink_to("vocab.txt")
-    assert inside(folder, "vocab.txt") == inside(folder, "merges.txt") == (folder / "vocab.txt").resolve()
+    assert (
+        inside(folder, "vocab.txt")
+        == inside(folder, "merges.txt")
+        == (folder / "vocab.txt").resolve()
+    )
     (folder / "inner").symlink_to(secret.parent)
     for name, target in (("by-file", secret), ("by-folder", Path("inner") / secret.name)):
         (folder / name).symlink_to(target)
@@ -37,7 +48,16 @@ def test_what_is_a_file_of_the_folder(tmp_path: Path, secret: Path) -> None:
     (folder / "a-circle").symlink_to("of-links")
     (folder / "of-links").symlink_to("a-circle")
     os.mkfifo(folder / "LICENSE")
-    for name in ("by-file", "by-folder", "a-circle", "of-links", "LICENSE", "nothing", "a" * 300, "a\0b"):
+    for name in (
+        "by-file",
+        "by-folder",
+        "a-circle",
+        "of-links",
+        "LICENSE",
+        "nothing",
+        "a" * 300,
+        "a\0b",
+    ):
         assert inside(folder, name) is None
 
 
@@ -63,16 +83,23 @@ def test_a_snapshot_of_the_hubs_cache_links_to_its_own_blobs(tmp_path: Path, sec
 
 
 def test_places_on_the_machine_go_and_everything_else_keeps_its_bytes(tmp_path: Path) -> None:
-    held = {"_name_or_path": "/home/me/secret project", "text_config": {"name_or_path": "a/b/c", "vocab_size": 3}}
+    held = {
+        "_name_or_path": "/home/me/secret project",
+        "text_config": {"name_or_path": "a/b/c", "vocab_size": 3},
+    }
     (tmp_path / "config.json").write_text(json.dumps(held))
     (tmp_path / "vocab.json").write_text('{ "a":1}')
     copy_side_file(tmp_path / "config.json", tmp_path / "tokenizer_config.json")
     copy_side_file(tmp_path / "vocab.json", tmp_path / "added_tokens.json")
-    assert json.loads((tmp_path / "tokenizer_config.json").read_text()) == {"text_config": {"vocab_size": 3}}
+    assert json.loads((tmp_path / "tokenizer_config.json").read_text()) == {
+        "text_config": {"vocab_size": 3}
+    }
     assert (tmp_path / "added_tokens.json").read_text() == '{ "a":1}'
     assert without_places([{"vocab_file": 1}]) == [{}]
     paths = ("/home/me/x", "~/x", "C:\\x", "D:/x", "\\\\server\\x", "file:///x", "~me/x/y")
-    assert [without_places({"any": [{"name": path}]}) for path in paths] == [{"any": [{}]}] * len(paths)
+    assert [without_places({"any": [{"name": path}]}) for path in paths] == [{"any": [{}]}] * len(
+        paths
+    )
     texts = ("/", "</s>", "https://a.b/c", "org/name/x", "{{/x/}}", "/think", float("nan"))
     kept = dict(zip("abcdefg", texts, strict=True))
     assert without_places(kept) == kept
@@ -99,29 +126,41 @@ def test_places_on_the_machine_go_and_everything_else_keeps_its_bytes(tmp_path: 
 )
 def test_no_way_to_write_a_path_a_token_or_code_is_copied(tmp_path: Path, text: str) -> None:
     (tmp_path / "tokenizer_config.json").write_text(text, encoding="utf-8")
-    published = side_file_bytes(tmp_path / "tokenizer_config.json", "tokenizer_config.json").decode()
+    published = side_file_bytes(
+        tmp_path / "tokenizer_config.json", "tokenizer_config.json"
+    ).decode()
     assert json.loads(published)["a"] == 1
     assert not any(private in published for private in ("home", "hf_", "evil"))
 
 
 def test_words_that_look_like_paths_stay_words(tmp_path: Path) -> None:
-    text = '{"model": {"vocab": [["/usr/", 0]], "merges": ["/a /b/"]}, "added_tokens": [{"content": "<s>"}]}'
+    text = (
+        '{"model": {"vocab": [["/usr/", 0]], "merges": ["/a /b/"]}, "added_tokens": [{"content":'
+        ' "<s>"}]}'
+    )
     (tmp_path / "tokenizer.json").write_text(text)
     assert side_file_bytes(tmp_path / "tokenizer.json", "tokenizer.json").decode() == text
-    assert without_places({"chat_template": "{{ '/x/y' }} /a/b"}) == {"chat_template": "{{ '/x/y' }} /a/b"}
+    assert without_places({"chat_template": "{{ '/x/y' }} /a/b"}) == {
+        "chat_template": "{{ '/x/y' }} /a/b"
+    }
 
 
 def test_the_name_of_a_text_tower_is_copied_and_not_published(tmp_path: Path) -> None:
     """OpenCLIP cannot build the tower without it, and a folder's path is nobody else's business."""
     file = tmp_path / "open_clip_config.json"
-    file.write_text('{"model_cfg": {"text_cfg": {"hf_model_name": "/home/me/a", "hf_tokenizer_name": "/home/me/t"}}}')
+    file.write_text(
+        '{"model_cfg": {"text_cfg": {"hf_model_name": "/home/me/a", "hf_tokenizer_name":'
+        ' "/home/me/t"}}}'
+    )
     copy_side_file(file, tmp_path / "copy.json")
     copied = json.loads((tmp_path / "copy.json").read_text())
     assert copied["model_cfg"]["text_cfg"] == {"hf_model_name": "/home/me/a"}
     assert json.loads(side_file_bytes(file, file.name)) == {"model_cfg": {"text_cfg": {}}}
 
 
-def test_a_merge_takes_no_link_no_secret_and_no_local_path(copies: tuple[Path, Path], secret: Path) -> None:
+def test_a_merge_takes_no_link_no_secret_and_no_local_path(
+    copies: tuple[Path, Path], secret: Path
+) -> None:
     zeroshot, finetuned = copies
     (finetuned / "LICENSE").symlink_to(secret)
     (finetuned / "credentials.json").write_text('{"token": "hf_secretsecretsecret"}')
@@ -129,7 +168,9 @@ def test_a_merge_takes_no_link_no_secret_and_no_local_path(copies: tuple[Path, P
     (finetuned / "generation_config.json").write_text("export KEY=/home/me")
     config = json.loads((finetuned / "config.json").read_text())
     config |= {"_name_or_path": "/home/me/private run", "log": "/home/me/log"}
-    (finetuned / "config.json").write_text(json.dumps(config), encoding="utf-8-sig")  # with a byte order mark
+    (finetuned / "config.json").write_text(
+        json.dumps(config), encoding="utf-8-sig"
+    )  # with a byte order mark
     output = finetuned.parent / "out"
     ended = done("merge", zeroshot, finetuned, "--recipe", "wise-ft", "--output", output)
     assert "credentials.json, notes.txt not copied" in ended.err
@@ -139,13 +180,23 @@ def test_a_merge_takes_no_link_no_secret_and_no_local_path(copies: tuple[Path, P
     own = {"model.safetensors", "clipmerge.json", "README.md", "report.html", "path.png"}
     assert written <= side_files.SIDE_FILES | own
     assert "generation_config.json" not in written
-    held = b"".join(path.read_bytes() for path in output.iterdir() if path.is_file() and path.name != "clipmerge.json")
-    assert not any(text.encode() in held for text in (SECRET, "hf_secret", "ask Bob", "private run", "KEY="))
+    held = b"".join(
+        path.read_bytes()
+        for path in output.iterdir()
+        if path.is_file() and path.name != "clipmerge.json"
+    )
+    assert not any(
+        text.encode() in held for text in (SECRET, "hf_secret", "ask Bob", "private run", "KEY=")
+    )
     assert not {"_name_or_path", "log"} & json.loads((output / "config.json").read_text()).keys()
 
 
-@pytest.mark.parametrize("text", ["[" * 100_000, "[1]", '{"a": ' + "1" * 5000 + "}", "\udcff", '"\\ud800"'])
+@pytest.mark.parametrize(
+    "text", ["[" * 100_000, "[1]", '{"a": ' + "1" * 5000 + "}", "\udcff", '"\\ud800"']
+)
 def test_what_is_no_json_object_is_refused_in_one_line(tmp_path: Path, text: str) -> None:
     (tmp_path / "config.json").write_text(text, errors="surrogateescape")
-    with pytest.raises(CheckpointError, match=r"config.json: (cannot be read as JSON \(|is not a JSON object)"):
+    with pytest.raises(
+        CheckpointError, match=r"config.json: (cannot be read as JSON \(|is not a JSON object)"
+    ):
         read_side_json(tmp_path, "config.json")

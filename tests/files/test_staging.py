@@ -1,4 +1,5 @@
-"""The output is complete or absent, the old one is kept until the new one exists, and nothing is left over."""
+"""The output is complete or absent, the old one is kept until the new one exists, and nothing is
+left over."""
 
 import contextlib
 import errno
@@ -23,7 +24,9 @@ IO_ERROR = OSError(errno.EIO, "Input/output error")
 REPLACED = ["out", "out/clipmerge.json"]
 
 
-def write(output: Path, text: str, *, overwrite: bool = False, fail: BaseException | None = None) -> None:
+def write(
+    output: Path, text: str, *, overwrite: bool = False, fail: BaseException | None = None
+) -> None:
     with staged(output, overwrite=overwrite) as folder:
         (folder / "clipmerge.json").write_text(text)
         if fail:
@@ -50,7 +53,9 @@ def test_the_folder_appears_at_the_end(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), IO_ERROR])
-def test_a_block_that_fails_leaves_the_old_output_and_no_parents(tmp_path: Path, error: BaseException) -> None:
+def test_a_block_that_fails_leaves_the_old_output_and_no_parents(
+    tmp_path: Path, error: BaseException
+) -> None:
     expected = OutputError if isinstance(error, OSError) else type(error)
     with pytest.raises(expected):
         write(tmp_path / "a" / "b" / "out", "1", fail=error)
@@ -74,7 +79,9 @@ def test_an_old_output_is_replaced_whole_and_a_link_stays_a_link(tmp_path: Path)
     assert text_of(tmp_path / "out") == "newer"
 
 
-def test_when_the_move_fails_the_old_output_comes_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_when_the_move_fails_the_old_output_comes_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write(tmp_path / "out", "old")
     rename = Path.rename
 
@@ -84,7 +91,10 @@ def test_when_the_move_fails_the_old_output_comes_back(tmp_path: Path, monkeypat
         return rename(self, target)
 
     monkeypatch.setattr(Path, "rename", failing)
-    with pytest.raises(OutputError, match=r"out: cannot be written \(Input/output error\); nothing was left behind$"):
+    with pytest.raises(
+        OutputError,
+        match=r"out: cannot be written \(Input/output error\); nothing was left behind$",
+    ):
         write(tmp_path / "out", "new", overwrite=True)
     with pytest.raises(OutputError, match="cannot be written"):
         write(tmp_path / "another", "new")
@@ -103,7 +113,8 @@ def test_a_folder_is_staged_in_any_thread(tmp_path: Path) -> None:
 
 
 def stale(output: Path, *, aside: bool = False) -> Path:
-    """The remains of a killed run: a stage with a free lock, possibly with the old output set aside."""
+    """The remains of a killed run: a stage with a free lock, possibly with the old output set
+    aside."""
     stage = output.parent / f"{staging._stage_prefix(output)}abc"
     (stage / "new").mkdir(parents=True)
     (stage / "lock").touch()
@@ -155,8 +166,13 @@ def test_the_longest_name_works(tmp_path: Path) -> None:
         write(tmp_path / ("x" * 256), "1")
 
 
-def test_what_is_wrong_with_the_disk_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(OutputError, match="the disk is full; nothing was left behind, free some space and run again"):
+def test_what_is_wrong_with_the_disk_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(
+        OutputError,
+        match="the disk is full; nothing was left behind, free some space and run again",
+    ):
         write(tmp_path / "out", "1", fail=OSError(errno.ENOSPC, "No space left on device"))
     assert content(tmp_path) == []
     monkeypatch.setattr(staging.shutil, "rmtree", lambda *_, **__: None)
@@ -203,15 +219,25 @@ def test_what_came_to_the_place_after_the_check_is_left_alone(tmp_path: Path) ->
         output.rename(tmp_path / "mine")
         earlier(output, '{"theirs": 1}')
 
-    meanwhile(output, r"out: was replaced or changed by another process while this ran, and was left", replace)
+    meanwhile(
+        output,
+        r"out: was replaced or changed by another process while this ran, and was left",
+        replace,
+    )
     assert text_of(output) == '{"theirs": 1}'
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mine", "out"]
     check_output(tmp_path / "other", overwrite=True)
-    meanwhile(tmp_path / "other", "other: appeared while this ran", lambda: earlier(tmp_path / "other", "my thesis"))
+    meanwhile(
+        tmp_path / "other",
+        "other: appeared while this ran",
+        lambda: earlier(tmp_path / "other", "my thesis"),
+    )
     assert text_of(tmp_path / "other") == "my thesis"
 
 
-def test_a_folder_that_takes_the_place_during_the_exchange(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_that_takes_the_place_during_the_exchange(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     output = earlier(tmp_path / "out", '{"mine": 1}')
     original = Path.rename
 
@@ -246,7 +272,9 @@ def test_a_plan_that_changed_after_the_check_is_left_alone(tmp_path: Path) -> No
 # --- signals while an output is moved to its place: they wait until it is safe to stop ---
 
 
-def test_a_signal_while_the_place_is_made_takes_it_away_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_signal_while_the_place_is_made_takes_it_away_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def interrupted(**where: Any) -> str:
         made = mkdtemp(**where)
         signal.raise_signal(signal.SIGINT)  # before anybody knows what was made
@@ -274,7 +302,9 @@ def interrupting(monkeypatch: pytest.MonkeyPatch, name: str, at: int) -> None:
 
 
 @pytest.mark.parametrize("at", [1, 2])
-def test_a_signal_during_the_exchange_comes_after_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int) -> None:
+def test_a_signal_during_the_exchange_comes_after_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int
+) -> None:
     write(tmp_path / "out", "old")
     forget_completed()
     interrupting(monkeypatch, "rename", at)
@@ -285,7 +315,9 @@ def test_a_signal_during_the_exchange_comes_after_it(tmp_path: Path, monkeypatch
     assert completed() == (tmp_path / "out",)
 
 
-def test_a_signal_between_plan_and_tensors_comes_after_both(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_signal_between_plan_and_tensors_comes_after_both(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     interrupting(monkeypatch, "replace", 1)
 
     def write_both() -> None:
@@ -298,7 +330,9 @@ def test_a_signal_between_plan_and_tensors_comes_after_both(tmp_path: Path, monk
     assert content(tmp_path) == ["plan.json", "plan.tensors.safetensors"]
 
 
-def test_a_second_ctrl_c_leaves_nothing_behind_either(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_second_ctrl_c_leaves_nothing_behind_either(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def interrupted(folder: Path, **options: Any) -> None:
         signal.raise_signal(signal.SIGINT)
         rmtree(folder, **options)

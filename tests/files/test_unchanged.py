@@ -1,4 +1,5 @@
-"""Inputs that are overwritten, replaced or truncated while they are read give one line, with nothing left behind."""
+"""Inputs that are overwritten, replaced or truncated while they are read give one line, with
+nothing left behind."""
 
 import os
 import resource
@@ -33,9 +34,14 @@ def removed(file: Path) -> None:
     file.unlink()
 
 
-@pytest.mark.parametrize(("command", "change"), [("merge", overwritten), ("merge", removed), ("convert", replaced)])
+@pytest.mark.parametrize(
+    ("command", "change"), [("merge", overwritten), ("merge", removed), ("convert", replaced)]
+)
 def test_an_input_that_changes_meanwhile_is_said(
-    copies: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, change: Callable[[Path], None], command: str
+    copies: tuple[Path, Path],
+    monkeypatch: pytest.MonkeyPatch,
+    change: Callable[[Path], None],
+    command: str,
 ) -> None:
     zeroshot, finetuned = copies
     written: Any = output_folder.output_file
@@ -47,8 +53,13 @@ def test_an_input_that_changes_meanwhile_is_said(
     monkeypatch.setattr(output_folder, "output_file", changing)
     output = finetuned.parent / "out"
     inputs = (zeroshot, finetuned, "--recipe", "wise-ft", "--output", output)
-    outcome = clipmerge(command, *(inputs if command == "merge" else (finetuned, output, "--to", "open-clip")))
-    assert "model.safetensors: changed while it was read, or could not be read to its end" in refused(outcome)
+    outcome = clipmerge(
+        command, *(inputs if command == "merge" else (finetuned, output, "--to", "open-clip"))
+    )
+    assert (
+        "model.safetensors: changed while it was read, or could not be read to its end"
+        in refused(outcome)
+    )
     assert {path.name for path in output.parent.iterdir()} == {zeroshot.name, finetuned.name}
 
 
@@ -61,12 +72,17 @@ def test_an_input_that_cannot_be_opened_again_is_said(copies: tuple[Path, Path])
     resource.setrlimit(resource.RLIMIT_NOFILE, (unused, hard))
     try:
         for read in (lambda: found.array("logit_scale"), lambda: found.hashes):
-            with pytest.raises(CheckpointError, match=r"zeroshot.*: cannot be read any more \(.*Too many open files"):
+            with pytest.raises(
+                CheckpointError,
+                match=r"zeroshot.*: cannot be read any more \(.*Too many open files",
+            ):
                 read()
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
     removed(copies[0] / "model.safetensors")
-    with pytest.raises(CheckpointError, match="changed while it was read, or could not be read to its end"):
+    with pytest.raises(
+        CheckpointError, match="changed while it was read, or could not be read to its end"
+    ):
         found.array("logit_scale")
 
 
@@ -77,7 +93,9 @@ def test_an_input_that_is_cut_short_is_said(tmp_path: Path) -> None:
     assert found.array("a.weight", 5, 8).tolist() == [1.0] * 3
     with file.open("r+b") as handle:
         handle.truncate(1000)
-    with pytest.raises(CheckpointError, match=r"x\.safetensors: changed while it was read, or could not be read to"):
+    with pytest.raises(
+        CheckpointError, match=r"x\.safetensors: changed while it was read, or could not be read to"
+    ):
         found.array("a.weight")
     with pytest.raises(CheckpointError, match=r"x\.safetensors: changed while it was read"):
         found.provenance(hashed=False)
@@ -91,7 +109,9 @@ def test_what_is_no_name_of_a_file(tmp_path: Path) -> None:
     assert not lies_in(tmp_path, tmp_path / "a\0b")
 
 
-def test_a_home_is_expanded_and_an_unknown_one_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_home_is_expanded_and_an_unknown_one_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     assert local_path("~/models") == tmp_path / "models"
     assert local_path("~there-is-no-such-user/models") == Path("~there-is-no-such-user/models")

@@ -1,4 +1,5 @@
-"""The output file: the bytes appended and their hash, on every kind of disk, or the disk's error."""
+"""The output file: the bytes appended and their hash, on every kind of disk, or the disk's
+error."""
 
 import errno
 import hashlib
@@ -70,7 +71,9 @@ def refuse_alignment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("disk", ["fast", "slow", "without direct writes", "of another alignment"])
-def test_the_file_is_what_was_appended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, disk: str) -> None:
+def test_the_file_is_what_was_appended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, disk: str
+) -> None:
     if disk == "without direct writes":
         refuse_direct(monkeypatch)
     elif disk == "of another alignment":
@@ -82,7 +85,9 @@ def test_the_file_is_what_was_appended(tmp_path: Path, monkeypatch: pytest.Monke
         assert disk == "fast" or size <= 3 * BLOCK or not file._direct
 
 
-def test_short_writes_are_taken_up_where_they_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_short_writes_are_taken_up_where_they_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     written = os.pwrite
     monkeypatch.setattr(os, "pwrite", lambda file, data, offset: written(file, data[:1000], offset))
     refuse_direct(monkeypatch)  # which is refused, not cut short
@@ -109,7 +114,9 @@ def test_what_is_computed_in_place_is_what_is_written(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["pwrite", "fsync"])
-def test_what_the_disk_refuses_is_raised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+def test_what_the_disk_refuses_is_raised(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
     def fail(*_: object) -> int:
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 

@@ -65,7 +65,8 @@ from tests.support.merged_output import RECORD
 from tests.support.raw_safetensors import entry, raw_file
 from tests.support.tiny_clip import tiny_config, tiny_processor
 
-#: Times as many files as in a usual run of the tests; with 2 or more, bombs that take long are read too.
+#: Times as many files as in a usual run of the tests; with 2 or more, bombs that take long are read
+#: too.
 TRIALS = int(os.environ.get("CLIPMERGE_TRIALS", "1"))
 #: Seconds of computing that one file may take, and bytes of memory that it may add.
 SLOWEST, LARGEST = 5, 1 << 30
@@ -79,7 +80,8 @@ _context.set_forkserver_preload([__name__])
 
 
 def apart(work: Callable[..., Any], *arguments: Any) -> Any:
-    """Do something in a process of its own, in which libraries are imported: memory is that of the work alone."""
+    """Do something in a process of its own, in which libraries are imported: memory is that of the
+    work alone."""
     with ProcessPoolExecutor(1, mp_context=_context) as pool:
         return pool.submit(work, *arguments).result()
 
@@ -93,12 +95,15 @@ def _alarm(_number: int, _frame: FrameType | None) -> None:
 
 
 def peak() -> int:
-    """The highest resident memory of this process, in bytes: `getrusage` may hide it below its parent's peak."""
+    """The highest resident memory of this process, in bytes: `getrusage` may hide it below its
+    parent's peak."""
     status = Path("/proc/self/status")
     if status.exists():
         (line,) = (line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
         return int(line.split()[1]) << 10
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (
+        1 if sys.platform == "darwin" else 1024
+    )
 
 
 def verdict(name: str, data: bytes, folder: Path) -> str:
@@ -127,7 +132,8 @@ def verdict(name: str, data: bytes, folder: Path) -> str:
 
 @dataclass(frozen=True)
 class Reader:
-    """Reads a file's content, in a folder to write it to; makes valid files; takes milliseconds per file, or less."""
+    """Reads a file's content, in a folder to write it to; makes valid files; takes milliseconds per
+    file, or less."""
 
     read: Callable[[bytes, Path], object]
     seeds: Callable[[], list[bytes]]
@@ -163,19 +169,33 @@ def _aligned(path: Path) -> object:
 
 
 def _headers() -> list[bytes]:
-    block = {"vision_model.encoder.layers.0.mlp.fc1.bias": [2], "text_model.encoder.layers.0.mlp.fc1.bias": [2]}
-    open_clip = {"visual.transformer.resblocks.0.ln_1.bias": [2], "transformer.resblocks.0.ln_1.bias": [2]}
-    return [_safetensors({**block, "logit_scale": []}), _safetensors({**open_clip, "visual.proj": [2, 2]})]
+    block = {
+        "vision_model.encoder.layers.0.mlp.fc1.bias": [2],
+        "text_model.encoder.layers.0.mlp.fc1.bias": [2],
+    }
+    open_clip = {
+        "visual.transformer.resblocks.0.ln_1.bias": [2],
+        "transformer.resblocks.0.ln_1.bias": [2],
+    }
+    return [
+        _safetensors({**block, "logit_scale": []}),
+        _safetensors({**open_clip, "visual.proj": [2, 2]}),
+    ]
 
 
 def _safetensors(shapes: Mapping[str, list[int]]) -> bytes:
     size = sum(4 * math.prod(shape) for shape in shapes.values())
-    return header_bytes({name: ("F32", shape) for name, shape in shapes.items()}, {"format": "pt"}) + bytes(size)
+    return header_bytes(
+        {name: ("F32", shape) for name, shape in shapes.items()}, {"format": "pt"}
+    ) + bytes(size)
 
 
 def _torch_saved(*, old: bool) -> list[bytes]:
     buffer = io.BytesIO()
-    content = {"state_dict": {"visual.proj": torch.zeros(2, 2), "a": torch.zeros(3).half()}, "epoch": 3}
+    content = {
+        "state_dict": {"visual.proj": torch.zeros(2, 2), "a": torch.zeros(3).half()},
+        "epoch": 3,
+    }
     torch.save(content, buffer, _use_new_zipfile_serialization=not old)
     return [buffer.getvalue()]
 
@@ -187,20 +207,38 @@ def _read_open_clip(data: bytes, folder: Path) -> object:
 
 def _open_clip_configurations() -> list[bytes]:
     plain = tiny_open_clip.model_config(text={"hf_tokenizer_name": "a/b"})
-    named = tiny_open_clip.model_config(text={"hf_tokenizer_name": "a/b", "pool_type": "eos"}, quick_gelu=True)
-    preprocess = {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5], "interpolation": "bicubic", "resize_mode": "squash"}
-    return _json(*({"model_cfg": model, "preprocess_cfg": preprocess} for model in (plain, named)))()
+    named = tiny_open_clip.model_config(
+        text={"hf_tokenizer_name": "a/b", "pool_type": "eos"}, quick_gelu=True
+    )
+    preprocess = {
+        "mean": [0.5, 0.5, 0.5],
+        "std": [0.5, 0.5, 0.5],
+        "interpolation": "bicubic",
+        "resize_mode": "squash",
+    }
+    return _json(
+        *({"model_cfg": model, "preprocess_cfg": preprocess} for model in (plain, named))
+    )()
 
 
 def _read_transformers(data: bytes, folder: Path) -> object:
     """A configuration and an image processor, converted."""
     config, _, processor = data.partition(b"\0")
-    return _converted(folder / "hf", {"config.json": config, "preprocessor_config.json": processor}, "open-clip")
+    return _converted(
+        folder / "hf", {"config.json": config, "preprocessor_config.json": processor}, "open-clip"
+    )
 
 
 def _transformers_configurations() -> list[bytes]:
-    processor = {"size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}, "image_mean": [0.5, 0.5, 0.5]}
-    processors = ({**processor, "resample": 3}, {"image_processor": {"size": 32, "do_normalize": False}})
+    processor = {
+        "size": {"shortest_edge": 32},
+        "crop_size": {"height": 32, "width": 32},
+        "image_mean": [0.5, 0.5, 0.5],
+    }
+    processors = (
+        {**processor, "resample": 3},
+        {"image_processor": {"size": 32, "do_normalize": False}},
+    )
     config = json.dumps(tiny_config().to_dict()).encode()
     return [config + b"\0" + json.dumps(each).encode() for each in processors]
 
@@ -209,7 +247,9 @@ def _converted(folder: Path, contents: Mapping[str, bytes], to: Any) -> object:
     (folder / "made").mkdir(parents=True, exist_ok=True)
     for name, content in contents.items():
         (folder / name).write_bytes(content)
-    weights = folder / ("open_clip_model.safetensors" if to == "transformers" else "model.safetensors")
+    weights = folder / (
+        "open_clip_model.safetensors" if to == "transformers" else "model.safetensors"
+    )
     if not weights.exists():
         weights.write_bytes(_weights(to))
         tiny_processor().tokenizer.save_pretrained(folder)
@@ -224,7 +264,9 @@ def _weights(to: str) -> bytes:
     """The weights of a tiny model in the layout that is converted from."""
     if to == "transformers":
         return save(tiny_open_clip.build(tiny_open_clip.model_config()).state_dict())
-    return save({name: value.contiguous() for name, value in CLIPModel(tiny_config()).state_dict().items()})
+    return save(
+        {name: value.contiguous() for name, value in CLIPModel(tiny_config()).state_dict().items()}
+    )
 
 
 def _read_lora(data: bytes, folder: Path) -> object:
@@ -239,8 +281,11 @@ def _read_lora(data: bytes, folder: Path) -> object:
 
 
 _TOWER = {
-    **{"visual.conv1.weight": [4, 3, 2, 2], "visual.positional_embedding": [5, 4], "visual.proj": [4, 2]},
-    **{"visual.transformer.resblocks.0.ln_1.weight": [4], "visual.transformer.resblocks.0.mlp.c_fc.weight": [8, 4]},
+    "visual.conv1.weight": [4, 3, 2, 2],
+    "visual.positional_embedding": [5, 4],
+    "visual.proj": [4, 2],
+    "visual.transformer.resblocks.0.ln_1.weight": [4],
+    "visual.transformer.resblocks.0.mlp.c_fc.weight": [8, 4],
     "classification_head.weight": [3, 2],
 }
 _FACTORS = {
@@ -296,7 +341,9 @@ def _card(data: bytes, _folder: Path) -> object:
     except Unreadable as error:
         raise ClipmergeError(str(error)) from None
     dataset = parse_dataset("hf://datasets/acme/cars")
-    return hub_dataset._splits("x", dataset, found, ["data/train-00000-of-00001.parquet", "data/test.parquet"])
+    return hub_dataset._splits(
+        "x", dataset, found, ["data/train-00000-of-00001.parquet", "data/test.parquet"]
+    )
 
 
 def _parquets() -> list[bytes]:
@@ -304,7 +351,11 @@ def _parquets() -> list[bytes]:
         path = Path(folder) / "x.parquet"
         found = [save_hub_parquet(path, [0, 1, 0]).read_bytes()]
         for labels in (["a", "b"], [0, 1]):
-            found.append(save_plain_parquet(path, {"image": [png(0, 4), png(1, 4)], "label": labels}).read_bytes())
+            found.append(
+                save_plain_parquet(
+                    path, {"image": [png(0, 4), png(1, 4)], "label": labels}
+                ).read_bytes()
+            )
     return found
 
 
@@ -312,7 +363,9 @@ def _tar(kind: int, labels: Mapping[str, bytes]) -> bytes:
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w", format=kind) as archive:
         for name, content in sorted({"a.png": png(0, 4), "b.png": png(1, 4), **labels}.items()):
-            info = tarfile.TarInfo(name if kind == tarfile.USTAR_FORMAT else f"{'long/' * 40}{name}")
+            info = tarfile.TarInfo(
+                name if kind == tarfile.USTAR_FORMAT else f"{'long/' * 40}{name}"
+            )
             info.size = len(content)
             archive.addfile(info, io.BytesIO(content))
     return buffer.getvalue()
@@ -327,7 +380,13 @@ def _images() -> list[bytes]:
     found = []
     grey = Image.linear_gradient("L").resize((8, 6))
     colours = grey.convert("RGB")
-    for picture in (grey.convert("I;16"), colours, colours.convert("P"), colours.convert("CMYK"), grey.convert("F")):
+    for picture in (
+        grey.convert("I;16"),
+        colours,
+        colours.convert("P"),
+        colours.convert("CMYK"),
+        grey.convert("F"),
+    ):
         for kind in ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF"):
             with contextlib.suppress(OSError, ValueError):  # a format that has no such numbers
                 found.append(saved(picture, kind))
@@ -347,7 +406,8 @@ def _record(path: Path) -> object:
 
 
 def _report(data: bytes, folder: Path) -> object:
-    """A record, as a page and in the terminal; drawing takes 25 times as long, so one page in eight has pictures."""
+    """A record, as a page and in the terminal; drawing takes 25 times as long, so one page in eight
+    has pictures."""
     record = parse_record(data.decode("utf-8", "replace"), "x")
     with (folder / "said").open("w", encoding="utf-8", errors="backslashreplace") as said:
         Console(file=said, width=100).print(summary(record, verbose=True))
@@ -362,7 +422,9 @@ READERS = {
     "checkpoint": Reader(_file("x.safetensors", _aligned), _headers, slow=True),
     "index": Reader(
         _file("model.safetensors.index.json", lambda path: open_checkpoint(str(path))),
-        _json({"metadata": {"total_size": 8}, "weight_map": {"a": "model-00001-of-00002.safetensors"}}),
+        _json(
+            {"metadata": {"total_size": 8}, "weight_map": {"a": "model-00001-of-00002.safetensors"}}
+        ),
     ),
     "modules": Reader(
         _file("modules.json", lambda path: open_checkpoint(str(path.parent))),
@@ -371,13 +433,25 @@ READERS = {
     "configuration": Reader(
         _file("config.json", _settings),
         _json(
-            {"model_type": "clip", "text_config": {"hidden_act": "gelu"}, "vision_config": {"num_attention_heads": 2}},
-            {"model_cfg": {"embed_dim": 2, "vision_cfg": {"layers": 1}, "text_cfg": {"heads": 1}, "quick_gelu": True}},
+            {
+                "model_type": "clip",
+                "text_config": {"hidden_act": "gelu"},
+                "vision_config": {"num_attention_heads": 2},
+            },
+            {
+                "model_cfg": {
+                    "embed_dim": 2,
+                    "vision_cfg": {"layers": 1},
+                    "text_cfg": {"heads": 1},
+                    "quick_gelu": True,
+                }
+            },
             {"model_type": "siglip", "dtype": "float16", "text_config": None, "vision_config": []},
         ),
     ),
     "tokenizer": Reader(
-        _file("tokenizer.json", lambda path: is_clips_own(path.parent)), _json({"model": {"vocab": {"a": 0, "b": 1}}})
+        _file("tokenizer.json", lambda path: is_clips_own(path.parent)),
+        _json({"model": {"vocab": {"a": 0, "b": 1}}}),
     ),
     "side_file": Reader(
         _file("tokenizer_config.json", lambda path: side_file_bytes(path, path.name)),
@@ -388,9 +462,19 @@ READERS = {
     "adapter": Reader(
         _file(
             "adapter_config.json",
-            lambda path: read_adapter_config(path).scale_of("vision_model.encoder.layers.0.self_attn.q_proj"),
+            lambda path: read_adapter_config(path).scale_of(
+                "vision_model.encoder.layers.0.self_attn.q_proj"
+            ),
         ),
-        _json({"peft_type": "LORA", "r": 4, "lora_alpha": 8, "rank_pattern": {"q_proj": 2}, "modules_to_save": ["a"]}),
+        _json(
+            {
+                "peft_type": "LORA",
+                "r": 4,
+                "lora_alpha": 8,
+                "rank_pattern": {"q_proj": 2},
+                "modules_to_save": ["a"],
+            }
+        ),
     ),
     "lora": Reader(_read_lora, lambda: [_safetensors(_FACTORS)]),
     "open_clip_folder": Reader(_read_open_clip, _open_clip_configurations, slow=True),
@@ -398,8 +482,14 @@ READERS = {
     "recipe": Reader(
         _file("x.yaml", lambda path: load_recipe(path).model_dump(mode="json")),
         lambda: [
-            b"measure:\n  name: path-barrier\n  nodes: 3\nmethod:\n  name: straggler-sparse\n  alpha: 0.5\n",
-            b"method: {name: wise-ft, alpha: !!float 0.5}\noverrides:\n- {match: 'vision.*', alpha: 1}\nmissing: error",
+            (
+                b"measure:\n  name: path-barrier\n  nodes: 3\nmethod:\n  name: straggler-sparse\n "
+                b" alpha: 0.5\n"
+            ),
+            (
+                b"method: {name: wise-ft, alpha: !!float 0.5}\noverrides:\n- {match: 'vision.*',"
+                b" alpha: 1}\nmissing: error"
+            ),
         ],
     ),
     "plan": Reader(
@@ -408,37 +498,60 @@ READERS = {
             {
                 "format": "clipmerge-plan/1",
                 "recipe": {"name": "x", "method": {"name": "wise-ft"}},
-                **{"zeroshot": SOURCE, "finetuned": [SOURCE], "weights": [1.0]},
-                "layers": {"vision.0.attn": {"alpha": 0.5, "density": 0.1, "mask": "magnitude", "reason": "x"}},
+                "zeroshot": SOURCE,
+                "finetuned": [SOURCE],
+                "weights": [1.0],
+                "layers": {
+                    "vision.0.attn": {
+                        "alpha": 0.5,
+                        "density": 0.1,
+                        "mask": "magnitude",
+                        "reason": "x",
+                    }
+                },
             }
         ),
     ),
     "suite": Reader(
         _file("x.yaml", lambda path: load_suite(str(path))),
-        lambda: [b"title: t\nmodel: m\ngflops: 1\nzeroshot: a/b\nfinetuned: a/c\nid: {t: x}\nood: {u: y}\n"],
+        lambda: [
+            b"title: t\nmodel: m\ngflops: 1\nzeroshot: a/b\nfinetuned: a/c\nid: {t: x}\nood: {u:"
+            b" y}\n"
+        ],
     ),
-    "shapes_of_a_release": Reader(_file("release.safetensors", write_config), lambda: [_safetensors(_TOWER)]),
+    "shapes_of_a_release": Reader(
+        _file("release.safetensors", write_config), lambda: [_safetensors(_TOWER)]
+    ),
     # that of a file that a stranger may have put into the working folder
     "defaults": Reader(
         _file("clipmerge.toml", _read_defaults),
-        lambda: [b'images = 64\nseed = 1\ntemplate = ["a {}"]\n', b'device = "cpu"\nbatch-size = 8\n'],
+        lambda: [
+            b'images = 64\nseed = 1\ntemplate = ["a {}"]\n',
+            b'device = "cpu"\nbatch-size = 8\n',
+        ],
     ),
     "names_of_places": Reader(
-        _names_of_places, lambda: [b"acme/clip@v1", b"hf://datasets/a/b@c:d/e", b"x-{00..11}-{1..2}.tar"]
+        _names_of_places,
+        lambda: [b"acme/clip@v1", b"hf://datasets/a/b@c:d/e", b"x-{00..11}-{1..2}.tar"],
     ),
     "class_names": Reader(
-        _class_names, lambda: [b"cat\ndog\n", b"0\tcat\n1\tdog", b'["cat", "dog"]', b'{"0": "cat", "1": "dog"}']
+        _class_names,
+        lambda: [b"cat\ndog\n", b"0\tcat\n1\tdog", b'["cat", "dog"]', b'{"0": "cat", "1": "dog"}'],
     ),
-    "texts_of_a_set": Reader(_texts_of_a_set, lambda: [b"cat\ndog\n\0a {c}.\n\0retrieval\n\0002\n"]),
+    "texts_of_a_set": Reader(
+        _texts_of_a_set, lambda: [b"cat\ndog\n\0a {c}.\n\0retrieval\n\0002\n"]
+    ),
     "image": Reader(lambda data, _: decode("x", data), _images, slow=True),
     "card": Reader(
         _card,
         lambda: [
-            b"---\nlicense: mit\nconfigs:\n- config_name: x\n  data_files:\n  - split: train\n    path: data/*\n---\n#"
+            b"---\nlicense: mit\nconfigs:\n- config_name: x\n  data_files:\n  - split: train\n   "
+            b" path: data/*\n---\n#"
         ],
     ),
     "captions": Reader(
-        _file("x.tar", _first_captions), lambda: [_tar(tarfile.USTAR_FORMAT, {"a.txt": b"a cat", "b.txt": b"a dog"})]
+        _file("x.tar", _first_captions),
+        lambda: [_tar(tarfile.USTAR_FORMAT, {"a.txt": b"a cat", "b.txt": b"a dog"})],
     ),
     "parquet": Reader(_file("x.parquet", _first_images), _parquets, slow=True),
     "tar": Reader(_file("x.tar", _first_images), _tars, slow=True),
@@ -447,16 +560,24 @@ READERS = {
         _json(
             {
                 "checkpoint": {"files": {"model.safetensors": "ab"}, "source": "x"},
-                **{"accuracy": {"id": 0.5}, "images": {"id": 3}, "sources": {"id": {"source": "x", "revision": None}}},
+                "accuracy": {"id": 0.5},
+                "images": {"id": 3},
+                "sources": {"id": {"source": "x", "revision": None}},
             },
             {
                 "recipes": [{"name": "x", "recipe": {}, "calibration": None}],
-                **{"zeroshot": SOURCE, "finetuned": SOURCE, "seed": 0, "images": {}, "sources": {}},
+                "zeroshot": SOURCE,
+                "finetuned": SOURCE,
+                "seed": 0,
+                "images": {},
+                "sources": {},
             },
         ),
     ),
     "record": Reader(_file("clipmerge.json", _record), _json(PUBLISHED)),
     "report": Reader(
-        _report, _json(PUBLISHED | {"measurements": {"vision.0.attn": {"change": 0.5, "barrier": -1.0}}}), slow=True
+        _report,
+        _json(PUBLISHED | {"measurements": {"vision.0.attn": {"change": 0.5, "barrier": -1.0}}}),
+        slow=True,
     ),
 }

@@ -1,4 +1,5 @@
-"""Files made to fill memory or to take for ever, at full size: one line or an answer, in seconds and below 1 GiB."""
+"""Files made to fill memory or to take for ever, at full size: one line or an answer, in seconds
+and below 1 GiB."""
 
 import io
 import json
@@ -54,7 +55,9 @@ def _blank_png() -> bytes:
     side, packer = 8192, zlib.compressobj(1)
     rows = b"".join(packer.compress(bytes(2 * side + 1)) for _ in range(side)) + packer.flush()
     header = struct.pack(">IIBBBBB", side, side, 16, 0, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+    )
 
 
 def _parquet(columns: dict[str, Any], **options: Any) -> bytes:
@@ -65,11 +68,18 @@ def _parquet(columns: dict[str, Any], **options: Any) -> bytes:
 
 def _zeros() -> bytes:
     zeros = pa.array([bytes(1 << 30)], pa.large_binary())
-    return _parquet({"image": zeros, "label": ["a"]}, compression="zstd", use_dictionary=False, write_statistics=False)
+    return _parquet(
+        {"image": zeros, "label": ["a"]},
+        compression="zstd",
+        use_dictionary=False,
+        write_statistics=False,
+    )
 
 
 def _one_in_a_million_rows(column: str) -> bytes:
-    value = pa.array([bytes(100_000)], pa.binary()) if column == "image" else pa.array(["x" * 100_000])
+    value = (
+        pa.array([bytes(100_000)], pa.binary()) if column == "image" else pa.array(["x" * 100_000])
+    )
     rows = pa.DictionaryArray.from_arrays(pa.array([0] * 1_000_000, pa.int32()), value)
     plain = {"label": pa.array([0] * 1_000_000), "image": pa.array([b"x"] * 1_000_000, pa.binary())}
     return _parquet(plain | {column: rows}, store_schema=False)
@@ -80,7 +90,9 @@ def _footer() -> bytes:
     return b"PAR1" + content + len(content).to_bytes(4, "little") + b"PAR1"
 
 
-def _member(name: str, content: bytes, kind: bytes = tarfile.REGTYPE, size: int | None = None) -> bytes:
+def _member(
+    name: str, content: bytes, kind: bytes = tarfile.REGTYPE, size: int | None = None
+) -> bytes:
     """A member of a tar; its header may say another size."""
     info = tarfile.TarInfo(name)
     info.type, info.size = kind, len(content) if size is None else size
@@ -108,11 +120,17 @@ def _storage_of_a_terabyte() -> bytes:
 
 #: Bombs by name: their reader, and what makes them.
 BOMBS: dict[str, tuple[str, Callable[[], bytes]]] = {
-    "header of 9 exabytes": ("header", lambda: ((1 << 63) - 1).to_bytes(8, "little") + b"{}" + bytes(100)),
+    "header of 9 exabytes": (
+        "header",
+        lambda: ((1 << 63) - 1).to_bytes(8, "little") + b"{}" + bytes(100),
+    ),
     "tensors of a text tower 10 000": ("checkpoint", _text_tower),
     "class names of 17 MB": ("class_names", lambda: b"a\n" * (17 * MIB // 2)),
     "defaults of dots": ("defaults", lambda: b".".join([b"a"] * 30_000) + b" = 1"),
-    "templates of 8 million classes": ("texts_of_a_set", lambda: b"cat\ndog\n\0" + b"{c}" * (5 * MIB)),
+    "templates of 8 million classes": (
+        "texts_of_a_set",
+        lambda: b"cat\ndog\n\0" + b"{c}" * (5 * MIB),
+    ),
     "zeros in one page": ("parquet", _zeros),
     "one image in a million rows": ("parquet", lambda: _one_in_a_million_rows("image")),
     "one label in a million rows": ("parquet", lambda: _one_in_a_million_rows("label")),
@@ -120,25 +138,44 @@ BOMBS: dict[str, tuple[str, Callable[[], bytes]]] = {
     "tar member of an exabyte": ("tar", lambda: _member("a.png", bytes(2048), size=1 << 60)),
     "tensors of one number": (
         "pickle",
-        lambda: _torch_saved({f"a{number}.weight": torch.zeros(1).expand(1 << 24) for number in range(100)}),
+        lambda: _torch_saved(
+            {f"a{number}.weight": torch.zeros(1).expand(1 << 24) for number in range(100)}
+        ),
     ),
-    "pickle of doubling tuples": ("pickle", lambda: _pickle(b"\x80\x02)q\x00" + b"h\x00h\x00\x86q\x00" * 100 + b".")),
+    "pickle of doubling tuples": (
+        "pickle",
+        lambda: _pickle(b"\x80\x02)q\x00" + b"h\x00h\x00\x86q\x00" * 100 + b"."),
+    ),
     "storage of a terabyte": ("old_pickle", _storage_of_a_terabyte),
 }
 #: Bombs that take a second or more to make and read.
 SLOW: dict[str, tuple[str, Callable[[], bytes]]] = {
-    "header of lists within its limit": ("header", lambda: _headed(b'{"a":[' + b"[]," * 1_240_000 + b"[]]}")),
+    "header of lists within its limit": (
+        "header",
+        lambda: _headed(b'{"a":[' + b"[]," * 1_240_000 + b"[]]}"),
+    ),
     "brackets of 60 MB": ("configuration", lambda: b"[" * (60 * MIB)),
-    "index of a million tensors": ("index", lambda: _json({"weight_map": _numbered("a.", 1_000_000, "x.safetensors")})),
-    "tokenizer of 250 MB": ("side_file", lambda: b'{"_name_or_path": "' + b"a" * (250 * MIB) + b'"}'),
+    "index of a million tensors": (
+        "index",
+        lambda: _json({"weight_map": _numbered("a.", 1_000_000, "x.safetensors")}),
+    ),
+    "tokenizer of 250 MB": (
+        "side_file",
+        lambda: b'{"_name_or_path": "' + b"a" * (250 * MIB) + b'"}',
+    ),
     "report of 1000 layers": ("report", _report_of_1000_layers),
     "png of 16 bits at the limit": ("image", _blank_png),
     "png with a text of 1 GB": (
         "image",
-        lambda: with_chunk(Image.new("L", (8, 8), 128), chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(1 << 30), 9))),
+        lambda: with_chunk(
+            Image.new("L", (8, 8), 128), chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(1 << 30), 9))
+        ),
     ),
     "jpeg of 45 scans": ("image", lambda: drawn_over(39, 8192)),
-    "tar of headers of headers": ("tar", lambda: _member("././@LongLink", b"a", tarfile.GNUTYPE_LONGNAME) * 50_000),
+    "tar of headers of headers": (
+        "tar",
+        lambda: _member("././@LongLink", b"a", tarfile.GNUTYPE_LONGNAME) * 50_000,
+    ),
 }
 
 
@@ -155,7 +192,9 @@ def read(name: str, path: Path) -> str:
 def test_a_bomb_is_read_or_refused_in_little_memory_and_time(name: str, tmp_path: Path) -> None:
     apart(make, name, tmp_path / "bomb")
     wrong = apart(read, name, tmp_path / "bomb")
-    if wrong.startswith("took"):  # what runs beside it takes processor time too, where cores share their units
+    if wrong.startswith(
+        "took"
+    ):  # what runs beside it takes processor time too, where cores share their units
         wrong = apart(read, name, tmp_path / "bomb")
     (tmp_path / "bomb").unlink()
     assert wrong == ""

@@ -1,4 +1,5 @@
-"""Reading from the Hub: every fault by the real client against the double, and no silent use of a stale cache."""
+"""Reading from the Hub: every fault by the real client against the double, and no silent use of a
+stale cache."""
 
 import json
 import shutil
@@ -49,8 +50,23 @@ def test_what_can_be_a_hub_id() -> None:
     ):
         assert parse_hub_id(source) == expected
         assert str(expected) == source.removeprefix("hf://")
-    no_ids = ("org/name@", "name", "./org/name", "/org/name", "~/name", "a/b/c", "hf://datasets/org/name", "")
-    for source in (*no_ids, "models/clip.safetensors", "org/na--me", "org/../name", "org/name with space"):
+    no_ids = (
+        "org/name@",
+        "name",
+        "./org/name",
+        "/org/name",
+        "~/name",
+        "a/b/c",
+        "hf://datasets/org/name",
+        "",
+    )
+    for source in (
+        *no_ids,
+        "models/clip.safetensors",
+        "org/na--me",
+        "org/../name",
+        "org/name with space",
+    ):
         assert parse_hub_id(source) is None
 
 
@@ -65,18 +81,28 @@ def test_fetch_takes_the_standard_weights_and_the_small_files(hub: FakeHub, sha:
     assert len(hub.requests("GET", "/resolve/")) == before
 
 
-SHARDS = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors", "model.safetensors.index.json"]
+SHARDS = [
+    "model-00001-of-00002.safetensors",
+    "model-00002-of-00002.safetensors",
+    "model.safetensors.index.json",
+]
 
 
 @pytest.mark.parametrize(
     ("names", "weights"),
     [
         (["model.safetensors", "open_clip_model.safetensors"], ["model.safetensors"]),
-        (["open_clip_model.safetensors", "open_clip_pytorch_model.bin"], ["open_clip_model.safetensors"]),
+        (
+            ["open_clip_model.safetensors", "open_clip_pytorch_model.bin"],
+            ["open_clip_model.safetensors"],
+        ),
         (["weights.safetensors"], ["weights.safetensors"]),
         (["pytorch_model.bin", "adapter_model.bin"], ["pytorch_model.bin"]),
         (["open_clip_pytorch_model.bin", "epoch_32.pt"], ["open_clip_pytorch_model.bin"]),
-        (["pytorch_model-00001-of-00001.bin"], ["pytorch_model-00001-of-00001.bin", "pytorch_model.bin.index.json"]),
+        (
+            ["pytorch_model-00001-of-00001.bin"],
+            ["pytorch_model-00001-of-00001.bin", "pytorch_model.bin.index.json"],
+        ),
         (SHARDS, SHARDS),
     ],
 )
@@ -89,10 +115,16 @@ def test_which_weights_are_chosen(names: list[str], weights: list[str]) -> None:
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        (["clip.pt", "b.ckpt"], r"no weights under a known name, but clip.pt, b.ckpt. Download the one you"),
+        (
+            ["clip.pt", "b.ckpt"],
+            r"no weights under a known name, but clip.pt, b.ckpt. Download the one you",
+        ),
         (["a.safetensors", "b.safetensors"], r"a.safetensors, b.safetensors. Download one"),
         (["config.json"], "alice/clip: no weights among its 1 files"),
-        (["model_index.json", "sd.safetensors"], r"its text encoder; get it with `hf download alice/clip --include"),
+        (
+            ["model_index.json", "sd.safetensors"],
+            r"its text encoder; get it with `hf download alice/clip --include",
+        ),
     ],
 )
 def test_weights_that_cannot_be_taken(names: list[str], message: str) -> None:
@@ -104,16 +136,25 @@ def sharded(hub: FakeHub, name: str) -> str:
     """Upload a model in two shards."""
     weight_map = dict(zip(TENSORS, SHARDS, strict=False))
     files = {file: save({key: TENSORS[key]}) for key, file in weight_map.items()}
-    return upload(hub, name, {**files, SHARDS[2]: json.dumps({"metadata": {}, "weight_map": weight_map}).encode()})
+    return upload(
+        hub,
+        name,
+        {**files, SHARDS[2]: json.dumps({"metadata": {}, "weight_map": weight_map}).encode()},
+    )
 
 
 def test_remote_metadata_reads_headers_only(hub: FakeHub, sha: str) -> None:
     expected = {"a.weight": ("F32", (2, 3)), "b": ("BF16", ())}
     assert remote_metadata(MODEL.at(sha), ["model.safetensors"]) == expected
     assert {status for _, _, status in hub.requests("GET", "/resolve/")} == {206}
-    assert remote_metadata(HubId("alice/sharded").at(sharded(hub, "alice/sharded")), SHARDS) == expected
+    assert (
+        remote_metadata(HubId("alice/sharded").at(sharded(hub, "alice/sharded")), SHARDS)
+        == expected
+    )
     single = upload(hub, "alice/open", {"open_clip_model.safetensors": save(TENSORS)})
-    assert remote_metadata(HubId("alice/open").at(single), ["open_clip_model.safetensors"]) == expected
+    assert (
+        remote_metadata(HubId("alice/open").at(single), ["open_clip_model.safetensors"]) == expected
+    )
 
 
 @pytest.mark.parametrize("fault", [{"status": 503}, {"cut_after": 0}])
@@ -123,7 +164,9 @@ def test_a_passing_fault_is_sat_out(hub: FakeHub, sha: str, fault: dict[str, Any
     assert fetch(MODEL).revision == sha
 
 
-def test_what_is_not_on_the_hub_or_private(hub: FakeHub, sha: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_not_on_the_hub_or_private(
+    hub: FakeHub, sha: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with pytest.raises(HubError, match="not on the Hub, or private"):
         resolve(HubId("alice/none"))
     with pytest.raises(HubError, match=r"no such revision\. Check the name after the @"):
@@ -137,7 +180,9 @@ def test_what_is_not_on_the_hub_or_private(hub: FakeHub, sha: str, monkeypatch: 
 def test_a_hub_that_is_down_is_not_taken_for_offline(hub: FakeHub, sha: str) -> None:
     fetch(MODEL)
     hub.stop()
-    hint = f"cannot be reached. Commit {sha} is cached: pass alice/clip@{sha}, or set HF_HUB_OFFLINE=1"
+    hint = (
+        f"cannot be reached. Commit {sha} is cached: pass alice/clip@{sha}, or set HF_HUB_OFFLINE=1"
+    )
     with pytest.raises(HubError, match=hint):
         fetch(MODEL)
     pinned = fetch(MODEL.at(sha))
@@ -159,12 +204,16 @@ def test_a_hub_that_is_sick_or_down_does_not_give_a_stale_commit(hub: FakeHub, s
         remote_metadata(MODEL.at(sha), ["model.safetensors"])
 
 
-def test_offline_on_purpose_uses_the_cache_and_says_so(hub: FakeHub, sha: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_offline_on_purpose_uses_the_cache_and_says_so(
+    hub: FakeHub, sha: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     fetch(MODEL)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     before = len(hub.log)
     found = fetch(MODEL)
-    assert found.note == (f"HF_HUB_OFFLINE is set: alice/clip is the cached commit {sha}, not checked against the Hub")
+    assert found.note == (
+        f"HF_HUB_OFFLINE is set: alice/clip is the cached commit {sha}, not checked against the Hub"
+    )
     assert len(hub.log) == before
     with pytest.raises(HubError, match="not in the cache"):
         fetch(HubId("alice/other"))
@@ -179,7 +228,10 @@ def test_offline_with_half_a_copy(hub: FakeHub, sha: str, monkeypatch: pytest.Mo
         fetch(MODEL)
     assert fetch(HubId("alice/sharded")).folder == found.folder
     (found.folder / SHARDS[1]).unlink()
-    with pytest.raises(CheckpointError, match=r"lacks 1 of its 2 shards: model-00002-of-00002\.safetensors; download"):
+    with pytest.raises(
+        CheckpointError,
+        match=r"lacks 1 of its 2 shards: model-00002-of-00002\.safetensors; download",
+    ):
         open_checkpoint("alice/sharded")
 
 
@@ -192,8 +244,12 @@ def test_a_timeout_that_is_no_time(asked: str, monkeypatch: pytest.MonkeyPatch) 
 
 def test_messages_name_the_real_error_and_no_secret() -> None:
     token = "hf_" + "aB3" * 11
-    error = RuntimeError(f"Error while uploading: Bearer {token} to https://s3/x?X-Amz-Signature=secret&y=1")
-    line = str(explain(error, doing="push", state="Nothing was published.", again="clipmerge push a b/c"))
+    error = RuntimeError(
+        f"Error while uploading: Bearer {token} to https://s3/x?X-Amz-Signature=secret&y=1"
+    )
+    line = str(
+        explain(error, doing="push", state="Nothing was published.", again="clipmerge push a b/c")
+    )
     assert token not in line
     assert "secret" not in line
     assert line.endswith("Go on with `clipmerge push a b/c`.")
@@ -210,8 +266,11 @@ def test_a_repository_without_weights_is_no_checkpoint(hub: FakeHub) -> None:
 
 
 @pytest.mark.usefixtures("sha")
-def test_a_cache_without_links_holds_the_files_themselves(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As on Windows, where a file that another thread moves away while this one copies it is fetched again."""
+def test_a_cache_without_links_holds_the_files_themselves(
+    hub: FakeHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on Windows, where a file that another thread moves away while this one copies it is
+    fetched again."""
     fetch(MODEL)
     upload(hub, MODEL.repo_id, FILES | {"config.json": b'{"a": 1}'})
     moved = []
@@ -230,7 +289,9 @@ def test_a_cache_without_links_holds_the_files_themselves(hub: FakeHub, monkeypa
     assert file.read_bytes() == FILES[file.name]
 
 
-def test_every_request_has_a_timeout(hub: FakeHub, sha: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_request_has_a_timeout(
+    hub: FakeHub, sha: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("CLIPMERGE_HUB_TIMEOUT", "0.1")
     hub.fail("GET", "/tree/", status=0, delay=0.5, times=99)
     started = time.monotonic()

@@ -1,7 +1,9 @@
-"""Every fault that the Hub can inject, by the real command line and client: no traceback, no hang, no half of anything.
+"""Every fault that the Hub can inject, by the real command line and client: no traceback, no hang,
+no half of anything.
 
-Each row is one fault that lasts. A command ends with one line that says what went wrong; a push leaves a repository
-absent, empty or whole, a merge leaves no output; and when the fault is gone the same command works.
+Each row is one fault that lasts. A command ends with one line that says what went wrong; a push
+leaves a repository absent, empty or whole, a merge leaves no output; and when the fault is gone the
+same command works.
 """
 
 import re
@@ -19,7 +21,9 @@ from tests.support.merged_output import save_output
 from tests.support.tiny_clip import Folders
 
 TIMEOUT = 0.3  # seconds that a request waits for an answer which does not come
-MOST = 20  # times that a command may send the request which fails: the client tries six times, and clipmerge three
+# times that a command may send the request which fails: the client tries six times, and clipmerge
+# three
+MOST = 20
 
 NEW, NOTHING = "was created and is empty: no file was published", "Nothing was published"
 SLOW = {"status": 0, "delay": 3 * TIMEOUT}
@@ -39,7 +43,9 @@ class Row:
     message: str
 
     def __str__(self) -> str:
-        fault = {key: value for key, value in self.fault.items() if key != "body"} | dict(self.fault.get("headers", {}))
+        fault = {key: value for key, value in self.fault.items() if key != "body"} | dict(
+            self.fault.get("headers", {})
+        )
         told = "-".join(f"{key}={value}" for key, value in fault.items() if key != "headers")
         return f"{self.command}-{self.where}-{told}"
 
@@ -66,16 +72,31 @@ PUSH = [
     Row("push", "whoami", {"status": 401}, f"no token, or one that is not valid.*{NOTHING}"),
     Row("push", "whoami", HTML, f"the answer was not the Hub's.*{NOTHING}"),
     Row("push", "target", {"status": 500}, f"the Hub failed .HTTP 500.*{NOTHING}"),
-    Row("push", "create", {"status": 401}, f"not valid.*{NOTHING}. If the repository was created, it is empty"),
+    Row(
+        "push",
+        "create",
+        {"status": 401},
+        f"not valid.*{NOTHING}. If the repository was created, it is empty",
+    ),
     Row("push", "tree", {"status": 503}, f"the Hub failed.*{NEW}"),
     Row("push", "yaml", BAD_YAML, f"Invalid metadata in README.*{NEW}"),
     Row("push", "preupload", {"status": 403}, f"no right.*{NEW}"),
-    Row("push", "batch", {"status": 502}, "the Hub failed.*Whether the files were published is not known"),
+    Row(
+        "push",
+        "batch",
+        {"status": 502},
+        "the Hub failed.*Whether the files were published is not known",
+    ),
     Row("push", "put", {"status": 403}, f"no right.*{NEW}"),
     Row("push", "verify", {"status": 404}, f"does not know it.*{NEW}"),
     Row("push", "commit", {"status": 412}, f"somebody else committed meanwhile.*{NEW}"),
     Row("push", "commit", {"status": 413, "body": "<html>"}, f"the Hub refused .HTTP 413.*{NEW}"),
-    Row("push", "commit", {"status": 500}, "the Hub failed .HTTP 500.*Whether the files were published is not known"),
+    Row(
+        "push",
+        "commit",
+        {"status": 500},
+        "the Hub failed .HTTP 500.*Whether the files were published is not known",
+    ),
     Row("push", "commit", SLOW, "no answer in time.*Whether the files were published is not known"),
 ]
 READ = [
@@ -88,8 +109,18 @@ READ = [
     Row("inspect", "weights", HTML, "a safetensors header cannot be read"),
     Row("merge --push", "whoami", {"status": 403}, f"no right.*{NOTHING}"),
     Row("plan", "dataset", GONE, "reading hf://datasets/acme/cars: not on the Hub, or private"),
-    Row("plan", "card", {"status": 500}, "downloading hf://datasets/acme/cars@.*: the Hub failed .HTTP 500"),
-    Row("plan", "rows", {"status": 200, "body": "<html></html>"}, r"\.parquet: cannot be read as Parquet"),
+    Row(
+        "plan",
+        "card",
+        {"status": 500},
+        "downloading hf://datasets/acme/cars@.*: the Hub failed .HTTP 500",
+    ),
+    Row(
+        "plan",
+        "rows",
+        {"status": 200, "body": "<html></html>"},
+        r"\.parquet: cannot be read as Parquet",
+    ),
     Row("evaluate", "dataset", {"status": 503}, "reading hf://datasets/acme/cars: the Hub failed"),
 ]
 
@@ -106,12 +137,24 @@ class Bench:
 
     def run(self, command: str) -> Outcome:
         out, plan = self.folder / "out", self.folder / "plan.json"
-        cars, quick = "hf://datasets/acme/cars:test", ("-r", "wise-ft-id", "--set", "measure.steps=1")
+        cars, quick = (
+            "hf://datasets/acme/cars:test",
+            ("-r", "wise-ft-id", "--set", "measure.steps=1"),
+        )
         merge = ("merge", "acme/base", "acme/tuned", "-r", "wise-ft", "-o", out)
         arguments: dict[str, tuple[object, ...]] = {
             "push": ("push", self.merged, "alice/robust"),
             "merge": merge,
-            "merge --push": ("merge", *self.pair, "-r", "wise-ft", "-o", out, "--push", "alice/robust"),
+            "merge --push": (
+                "merge",
+                *self.pair,
+                "-r",
+                "wise-ft",
+                "-o",
+                out,
+                "--push",
+                "alice/robust",
+            ),
             "inspect": ("inspect", "acme/tuned"),
             "plan": ("plan", *self.pair, *quick, "--data", cars, "--images", "6", "-o", plan),
             "evaluate": ("evaluate", self.pair[0], "--data", f"test={cars}"),
@@ -125,17 +168,26 @@ class Bench:
 
 @pytest.fixture(scope="module")
 def cars(tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    return save_hub_parquet(tmp_path_factory.mktemp("cars") / "x.parquet", [0, 1, 2] * 3, group=3).read_bytes()
+    return save_hub_parquet(
+        tmp_path_factory.mktemp("cars") / "x.parquet", [0, 1, 2] * 3, group=3
+    ).read_bytes()
 
 
 @pytest.fixture
-def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pair: Folders, cars: bytes) -> Iterator[Bench]:
+def bench(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pair: Folders, cars: bytes
+) -> Iterator[Bench]:
     (tmp_path / "work").mkdir()
     merged = save_output(pair[1], tmp_path / "work" / "merged")
     with serving(tmp_path, monkeypatch) as hub:
         for name, source in zip(("acme/base", "acme/tuned"), pair, strict=True):
             put(hub, name, source)
-        put(hub, "acme/cars", {"README.md": b"---\nlicense: mit\n---\n", "test.parquet": cars}, kind="dataset")
+        put(
+            hub,
+            "acme/cars",
+            {"README.md": b"---\nlicense: mit\n---\n", "test.parquet": cars},
+            kind="dataset",
+        )
         yield Bench(hub, tmp_path / "work", pair, merged, [merged])
 
 
@@ -145,10 +197,13 @@ def published(hub: FakeHub) -> set[str] | None:
 
 
 def by_request(rows: list[Row]) -> Iterator[Any]:
-    """The rows; all but the first fault of each command's request are slow, because they are many."""
+    """The rows; all but the first fault of each command's request are slow, because they are
+    many."""
     seen = set()
     for row in rows:
-        yield pytest.param(row, id=str(row), marks=pytest.mark.slow if (row.command, row.where) in seen else ())
+        yield pytest.param(
+            row, id=str(row), marks=pytest.mark.slow if (row.command, row.where) in seen else ()
+        )
         seen.add((row.command, row.where))
 
 

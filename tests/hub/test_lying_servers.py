@@ -1,4 +1,5 @@
-"""Servers that lie, stall or never end: one line, within the timeout, and nothing outside the cache."""
+"""Servers that lie, stall or never end: one line, within the timeout, and nothing outside the
+cache."""
 
 import contextlib
 import json
@@ -63,7 +64,9 @@ def _patience(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def headers(*more: str) -> bytes:
-    return "\r\n".join(["HTTP/1.1 200 OK", "Content-Type: application/json", *more, "", ""]).encode()
+    return "\r\n".join(
+        ["HTTP/1.1 200 OK", "Content-Type: application/json", *more, "", ""]
+    ).encode()
 
 
 def endless(connection: socket.socket, _path: str) -> None:
@@ -92,7 +95,11 @@ def no_json(connection: socket.socket, _path: str) -> None:
 def tell(connection: socket.socket, path: str) -> None:
     """Answer as the Hub does about a model of one file."""
     file = {"type": "file", "path": "model.safetensors", "size": 3, "oid": "0" * 40}
-    held = [file] if "/tree/" in path else {"id": "acme/x", "sha": SHA, "siblings": [{"rfilename": file["path"]}]}
+    held = (
+        [file]
+        if "/tree/" in path
+        else {"id": "acme/x", "sha": SHA, "siblings": [{"rfilename": file["path"]}]}
+    )
     body = json.dumps(held).encode()
     connection.sendall(headers(f"Content-Length: {len(body)}") + body)
 
@@ -121,7 +128,9 @@ def test_a_download_that_stalls_is_given_up(monkeypatch: pytest.MonkeyPatch) -> 
         if "/resolve/" not in path:
             tell(connection, path)
             return
-        connection.sendall(headers("Content-Length: 1000000", f"X-Repo-Commit: {SHA}", 'ETag: "abc"') + b"x")
+        connection.sendall(
+            headers("Content-Length: 1000000", f"X-Repo-Commit: {SHA}", 'ETag: "abc"') + b"x"
+        )
         silent(connection, path)
 
     with server(answer), pytest.raises(HubError, match="no answer in time"):
@@ -129,17 +138,28 @@ def test_a_download_that_stalls_is_given_up(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.mark.parametrize(
-    ("header", "value"), [("ETag", "../../../evil"), ("X-Linked-Etag", "/tmp/evil"), ("X-Repo-Commit", "a\\b")]
+    ("header", "value"),
+    [("ETag", "../../../evil"), ("X-Linked-Etag", "/tmp/evil"), ("X-Repo-Commit", "a\\b")],
 )
-def test_a_header_that_leads_out_of_the_cache_is_refused(tmp_path: Path, header: str, value: str) -> None:
+def test_a_header_that_leads_out_of_the_cache_is_refused(
+    tmp_path: Path, header: str, value: str
+) -> None:
     def answer(connection: socket.socket, path: str) -> None:
         if "/resolve/" not in path:
             tell(connection, path)
             return
-        told = {"ETag": '"abc"', "X-Repo-Commit": SHA} | {header: f'"{value}"' if "Etag" in header.title() else value}
-        connection.sendall(headers("Content-Length: 3", *(f"{name}: {text}" for name, text in told.items())) + b"abc")
+        told = {"ETag": '"abc"', "X-Repo-Commit": SHA} | {
+            header: f'"{value}"' if "Etag" in header.title() else value
+        }
+        connection.sendall(
+            headers("Content-Length: 3", *(f"{name}: {text}" for name, text in told.items()))
+            + b"abc"
+        )
 
-    with server(answer), pytest.raises(HubError, match=r"cannot be a file name|its commit is not a commit hash"):
+    with (
+        server(answer),
+        pytest.raises(HubError, match=r"cannot be a file name|its commit is not a commit hash"),
+    ):
         fetch(HubId("acme/x"))
     assert not [path for path in tmp_path.rglob("*") if "evil" in path.name]
 
@@ -152,13 +172,25 @@ def test_a_listing_that_leads_out_or_has_no_end_is_refused() -> None:
         check_listing("reading acme/x", map(str, range(300_000)), 100_000)
 
 
-def test_other_bytes_of_the_same_size_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_bytes_of_the_same_size_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with serving(tmp_path / "hub", monkeypatch) as hub:
         upload(hub, "acme/x", {"config.json": b"{}", "model.safetensors": b"x" * 2000})
-        stored = [path for path in (tmp_path / "hub").rglob("*") if path.is_file() and path.read_bytes() == b"x" * 2000]
+        stored = [
+            path
+            for path in (tmp_path / "hub").rglob("*")
+            if path.is_file() and path.read_bytes() == b"x" * 2000
+        ]
         assert stored
         for path in stored:
             path.write_bytes(b"y" * 2000)
-        with pytest.raises(HubError, match=r"model.safetensors differs from the file on the Hub and was removed"):
+        with pytest.raises(
+            HubError, match=r"model.safetensors differs from the file on the Hub and was removed"
+        ):
             fetch(HubId("acme/x"))
-        assert not [path for path in (tmp_path / "cache").rglob("*") if path.is_file() and b"yyy" in path.read_bytes()]
+        assert not [
+            path
+            for path in (tmp_path / "cache").rglob("*")
+            if path.is_file() and b"yyy" in path.read_bytes()
+        ]

@@ -1,4 +1,5 @@
-"""Fixtures for tests of images: a Hub with the organisations of public data sets, and sources of each kind."""
+"""Fixtures for tests of images: a Hub with the organisations of public data sets, and sources of
+each kind."""
 
 from pathlib import Path
 
@@ -22,4 +23,6 @@ def table(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def tar(tmp_path: Path) -> Path:
-    return save_tar(tmp_path / "x.tar", {"a.png": png(0), "a.txt": b"a", "b.png": png(1), "b.txt": b"b"})
+    return save_tar(
+        tmp_path / "x.tar", {"a.png": png(0), "a.txt": b"a", "b.png": png(1), "b.txt": b"b"}
+    )

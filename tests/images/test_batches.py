@@ -1,4 +1,5 @@
-"""Batches: the same pixels in the same order as one image after another, however many threads decode them."""
+"""Batches: the same pixels in the same order as one image after another, however many threads
+decode them."""
 
 import threading
 from collections.abc import Callable
@@ -39,11 +40,17 @@ def plainly(images: LabelledImages, to_pixels: Callable[[list[Any]], Tensor]) ->
 
 
 def first_pixel(images: list[Any]) -> Tensor:
-    return torch.tensor([[image.getpixel((0, 0)) for image in images]], dtype=torch.float32).reshape(len(images), 3, 1)
+    return torch.tensor(
+        [[image.getpixel((0, 0)) for image in images]], dtype=torch.float32
+    ).reshape(len(images), 3, 1)
 
 
-@pytest.mark.parametrize(("images", "wanted", "size"), [(1, None, 1), (9, None, 2), (5000, None, 128), (9, 50, 50)])
-def test_there_are_eight_batches_when_images_are_scarce(images: int, wanted: int | None, size: int) -> None:
+@pytest.mark.parametrize(
+    ("images", "wanted", "size"), [(1, None, 1), (9, None, 2), (5000, None, 128), (9, 50, 50)]
+)
+def test_there_are_eight_batches_when_images_are_scarce(
+    images: int, wanted: int | None, size: int
+) -> None:
     assert batch_size_for(images, wanted) == size
 
 
@@ -54,7 +61,13 @@ def test_threads_prepare_the_same_bytes(
     for cores in (1, 3):
         monkeypatch.setattr(batches, "_cores", lambda cores=cores: cores)
         found = list(read_batches(photos, 5, to_pixels))
-        assert [(batch.number, len(batch)) for batch in found] == [(0, 5), (1, 5), (2, 5), (3, 5), (4, 3)]
+        assert [(batch.number, len(batch)) for batch in found] == [
+            (0, 5),
+            (1, 5),
+            (2, 5),
+            (3, 5),
+            (4, 3),
+        ]
         assert torch.equal(torch.cat([batch.pixels for batch in found]), plainly(photos, to_pixels))
         assert torch.cat([batch.labels for batch in found]).tolist() == list(photos.labels)
 
@@ -99,13 +112,19 @@ def test_decoded_images_in_memory_are_bounded_and_the_next_batch_is_prepared(
     assert done <= 9
     assert most <= 3
     reading.close()  # type: ignore[attr-defined]
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("ThreadPoolExecutor")]
+    assert not [
+        thread for thread in threading.enumerate() if thread.name.startswith("ThreadPoolExecutor")
+    ]
 
 
-def test_a_fault_is_raised_with_its_name_and_ends_the_threads(photos: LabelledImages, tmp_path: Path) -> None:
+def test_a_fault_is_raised_with_its_name_and_ends_the_threads(
+    photos: LabelledImages, tmp_path: Path
+) -> None:
     path = tmp_path / "x.png"
     path.write_bytes(b"no image")
-    images = LabelledImages("x", image_files((*photos.store.paths[:2], str(path))), (0, 1, 0), ("a", "b"))
+    images = LabelledImages(
+        "x", image_files((*photos.store.paths[:2], str(path))), (0, 1, 0), ("a", "b")
+    )
     threads = torch.get_num_threads()
     with pytest.raises(DataError, match=r"x\.png: cannot be read as an image"):
         list(read_batches(images, 2, first_pixel))
@@ -114,4 +133,6 @@ def test_a_fault_is_raised_with_its_name_and_ends_the_threads(photos: LabelledIm
     thread.start()
     thread.join()
     assert [torch.get_num_threads(), *found] == [threads, threads]
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("ThreadPoolExecutor")]
+    assert not [
+        thread for thread in threading.enumerate() if thread.name.startswith("ThreadPoolExecutor")
+    ]

@@ -1,4 +1,5 @@
-"""The public layout of tar shards with texts beside them, on the Hub and on the disk; and images with captions."""
+"""The public layout of tar shards with texts beside them, on the Hub and on the disk; and images
+with captions."""
 
 from collections import Counter
 from pathlib import Path
@@ -16,7 +17,8 @@ from tests.support.image_files import assert_images
 
 V2 = "hf://datasets/clip-benchmark/wds_imagenetv2"
 NAMES = ("tench", "sea_lion", "great white shark", "cock")
-# twelve shards, so that their numbers sort otherwise than their names; every shard holds every class twice
+# twelve shards, so that their numbers sort otherwise than their names; every shard holds every
+# class twice
 SHARDS = [[label for label in range(4) for _ in range(2)] for _ in range(12)]
 
 
@@ -32,14 +34,21 @@ def fetched(hub: FakeHub) -> list[str]:
     return [path.split("/", 6)[-1] for _, path, _ in hub.requests("GET", r"/resolve/.*\.tar")]
 
 
-def test_names_and_templates_come_with_the_set(hub: FakeHub, repository: str, tmp_path: Path) -> None:
+def test_names_and_templates_come_with_the_set(
+    hub: FakeHub, repository: str, tmp_path: Path
+) -> None:
     found = load_images(f"{V2}:test", whole=True)
     assert (found.revision, found.class_names) == (repository, NAMES)
     assert found.templates == ("a bad photo of a {}.", "a photo of the {}.")
     assert found.labels == tuple(label for shard in SHARDS for label in shard)
     assert_images(found, list(range(96)))
     (tmp_path / "names.txt").write_text("a\nb\nc\nd\n")
-    assert load_images(f"{V2}:test", tmp_path / "names.txt", whole=True).class_names == ("a", "b", "c", "d")
+    assert load_images(f"{V2}:test", tmp_path / "names.txt", whole=True).class_names == (
+        "a",
+        "b",
+        "c",
+        "d",
+    )
     assert sorted(fetched(hub)) == sorted(f"test/{number}.tar" for number in range(12))
     assert load_captions(f"{V2}:test") is None
 
@@ -64,7 +73,9 @@ def test_a_sample_fetches_only_the_shards_that_it_needs(hub: FakeHub, repository
     assert len(other) == 16
 
 
-def test_shards_in_the_order_of_classes_are_read_until_the_sample_is_balanced(hub: FakeHub, tmp_path: Path) -> None:
+def test_shards_in_the_order_of_classes_are_read_until_the_sample_is_balanced(
+    hub: FakeHub, tmp_path: Path
+) -> None:
     files = webdataset(tmp_path / "tars", [[number // 2] * 3 for number in range(8)], NAMES)
     upload(hub, "clip-benchmark/wds_imagenetv2", files, kind="dataset")
     found = load_images(f"{V2}:test", most=8)
@@ -77,14 +88,22 @@ def test_a_local_copy_reads_the_same(tmp_path: Path) -> None:
     folder = save_files(tmp_path / "copy", webdataset(tmp_path / "tars", [[0, 1], [2, 3]], NAMES))
     for source in (folder / "test", folder, f"{folder}:test"):
         found = load_images(str(source))
-        assert (found.class_names, found.labels, len(found.templates)) == (NAMES, (0, 1, 2, 3), len(TEMPLATES))
+        assert (found.class_names, found.labels, len(found.templates)) == (
+            NAMES,
+            (0, 1, 2, 3),
+            len(TEMPLATES),
+        )
     save_files(folder, webdataset(tmp_path / "tars", [[3]], NAMES, split="train"))
     assert load_images(f"{folder}:train").labels == (3,)
-    with pytest.raises(DataError, match=rf"{folder}: holds several splits \(test, train\); write {folder}:test"):
+    with pytest.raises(
+        DataError, match=rf"{folder}: holds several splits \(test, train\); write {folder}:test"
+    ):
         load_images(str(folder))
     assert {folder} <= set(local_inputs(f"{folder}:train"))
     (folder / "test" / "0.tar").unlink()
-    with pytest.raises(DataError, match=r"nshards\.txt counts 2 shards, but 1 of them .* \(first 0\.tar\)"):
+    with pytest.raises(
+        DataError, match=r"nshards\.txt counts 2 shards, but 1 of them .* \(first 0\.tar\)"
+    ):
         load_images(f"{folder}:test")
 
 
@@ -93,14 +112,32 @@ def test_a_local_copy_reads_the_same(tmp_path: Path) -> None:
     [
         ("classnames.txt", b"tench\n", r"label 1 has no name; there are 1 class names"),
         ("classnames.txt", b"\xff\xfe", r"classnames\.txt: cannot be read \(not UTF-8"),
-        ("zeroshot_classification_templates.txt", b"a photo\n", r"'a photo' has no \{c\} for the class name"),
-        ("dataset_type.txt", b"multilabel\n", r"dataset_type\.txt says 'multilabel'; accuracy needs one class"),
-        ("dataset_type.txt", b"retrieval\n", r"dataset_type\.txt says 'retrieval'; accuracy needs one class"),
+        (
+            "zeroshot_classification_templates.txt",
+            b"a photo\n",
+            r"'a photo' has no \{c\} for the class name",
+        ),
+        (
+            "dataset_type.txt",
+            b"multilabel\n",
+            r"dataset_type\.txt says 'multilabel'; accuracy needs one class",
+        ),
+        (
+            "dataset_type.txt",
+            b"retrieval\n",
+            r"dataset_type\.txt says 'retrieval'; accuracy needs one class",
+        ),
         ("test/nshards.txt", b"two\n", r"nshards\.txt: 'two' is not a number of shards"),
-        ("test/nshards.txt", b"3\n", r"test/nshards\.txt counts 3 shards, but 2 of them .* \(first 1\.tar\)"),
+        (
+            "test/nshards.txt",
+            b"3\n",
+            r"test/nshards\.txt counts 3 shards, but 2 of them .* \(first 1\.tar\)",
+        ),
     ],
 )
-def test_texts_that_cannot_be_used(hub: FakeHub, tmp_path: Path, name: str, content: bytes, message: str) -> None:
+def test_texts_that_cannot_be_used(
+    hub: FakeHub, tmp_path: Path, name: str, content: bytes, message: str
+) -> None:
     files = webdataset(tmp_path / "tars", [[0, 1]], NAMES) | {name: content}
     upload(hub, "clip-benchmark/wds_imagenetv2", files, kind="dataset")
     with pytest.raises(DataError, match=message):
@@ -114,6 +151,8 @@ def test_offline_the_shards_of_an_earlier_sample_are_enough(
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     asked = len(hub.log)
     assert load_images(f"{V2}:test", most=16, seed=3).sample(16, seed=3).labels == before.labels
-    with pytest.raises(HubError, match=r"missing from .*; go online and run again|Go online and run again"):
+    with pytest.raises(
+        HubError, match=r"missing from .*; go online and run again|Go online and run again"
+    ):
         load_images(f"{V2}:test", whole=True)
     assert len(hub.log) == asked

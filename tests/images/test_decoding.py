@@ -1,4 +1,5 @@
-"""One image decoded: every depth and mode becomes eight bits of RGB, and what would keep a decoder busy is refused."""
+"""One image decoded: every depth and mode becomes eight bits of RGB, and what would keep a decoder
+busy is refused."""
 
 import os
 import struct
@@ -13,7 +14,14 @@ from PIL import Image
 from clipmerge.errors import DataError
 from clipmerge.images.dataset import load_images
 from clipmerge.images.decoding import decode, extent
-from tests.support.image_files import chunk, drawn_over, metadata, save_plain_parquet, saved, with_chunk
+from tests.support.image_files import (
+    chunk,
+    drawn_over,
+    metadata,
+    save_plain_parquet,
+    saved,
+    with_chunk,
+)
 
 SHADES = np.random.default_rng(0).integers(0, 65536, (6, 5)).astype(np.uint16)
 SHADES.flat[:4] = (0, 65535, 128, 129)  # both ends, and where rounding turns
@@ -44,20 +52,35 @@ def orientation(value: int) -> Image.Exif:
 
 def twelve_bits(values: np.ndarray) -> bytes:
     """A TIFF of two numbers in three bytes."""
-    rows = [(int(a) << 12 | int(b)).to_bytes(3, "big") for row in values for a, b in row.reshape(-1, 2)]
+    rows = [
+        (int(a) << 12 | int(b)).to_bytes(3, "big") for row in values for a, b in row.reshape(-1, 2)
+    ]
     tags = {256: 4, 257: 6, 258: 12, 259: 1, 262: 1, 273: 8, 277: 1, 278: 6, 279: 36}
     directory = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
-    return b"II*\0" + struct.pack("<I", 44) + b"".join(rows) + struct.pack("<H", len(tags)) + directory + bytes(4)
+    return (
+        b"II*\0"
+        + struct.pack("<I", 44)
+        + b"".join(rows)
+        + struct.pack("<H", len(tags))
+        + directory
+        + bytes(4)
+    )
 
 
 WIDE = Image.fromarray(SHADES)
 DECIMAL = np.arange(256, dtype=np.float32).reshape(16, 16)
 STEPS = Image.fromarray(np.arange(6, dtype=np.uint8).reshape(2, 3))
 GREYS: dict[str, tuple[bytes, list[list[int]]]] = {
-    **{f"16 bits in {kind}": (saved(WIDE, kind), eight_bits(SHADES)) for kind in ("PNG", "TIFF", "PPM")},
+    **{
+        f"16 bits in {kind}": (saved(WIDE, kind), eight_bits(SHADES))
+        for kind in ("PNG", "TIFF", "PPM")
+    },
     "12 bits": (twelve_bits(SHADES[:, :4] >> 4), eight_bits(SHADES[:, :4] >> 4, white=4095)),
     "zero is white": (saved(WIDE, "TIFF", tiffinfo={262: 0}), eight_bits(65535 - SHADES)),
-    "decimals from 0 to 1": (saved(Image.fromarray(DECIMAL / 255), "TIFF"), DECIMAL.astype(int).tolist()),
+    "decimals from 0 to 1": (
+        saved(Image.fromarray(DECIMAL / 255), "TIFF"),
+        DECIMAL.astype(int).tolist(),
+    ),
     "16 bits, upside down": (
         saved(WIDE, "PNG", exif=orientation(3)),
         np.rot90(np.asarray(eight_bits(SHADES)), 2).tolist(),
@@ -81,7 +104,11 @@ def test_every_mode_becomes_rgb() -> None:
     image.putpalette([255, 0, 0, 0, 0, 255])
     image.putpixel((1, 0), 1)
     found = decode("x", saved(image, "PNG", transparency=1))
-    assert (found.mode, found.getpixel((0, 0)), found.getpixel((1, 0))) == ("RGB", (255, 0, 0), (0, 0, 255))
+    assert (found.mode, found.getpixel((0, 0)), found.getpixel((1, 0))) == (
+        "RGB",
+        (255, 0, 0),
+        (0, 0, 255),
+    )
 
 
 UNKNOWN = {
@@ -93,7 +120,10 @@ UNKNOWN = {
 
 
 def test_numbers_of_unknown_range_are_one_line_that_names_the_row(tmp_path: Path) -> None:
-    contents = [saved(WIDE, "PNG"), *(saved(Image.fromarray(values), "TIFF") for values in UNKNOWN.values())]
+    contents = [
+        saved(WIDE, "PNG"),
+        *(saved(Image.fromarray(values), "TIFF") for values in UNKNOWN.values()),
+    ]
     table = {"image": contents, "label": ["a", *"bbbb"]}
     found = load_images(str(save_plain_parquet(tmp_path / "x.parquet", table)))
     assert np.asarray(found.image(0))[..., 0].tolist() == eight_bits(SHADES)
@@ -103,15 +133,23 @@ def test_numbers_of_unknown_range_are_one_line_that_names_the_row(tmp_path: Path
             found.image(row)
 
 
-def test_only_files_in_formats_that_run_no_program_are_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_files_in_formats_that_run_no_program_are_decoded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     content = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n(x) run\n%%EOF\n"
     (tmp_path / "x.png").write_bytes(content)
     Image.open(tmp_path / "x.png").close()  # Pillow would, whatever the file is called
-    monkeypatch.setattr(subprocess, "Popen", lambda *_args, **_options: pytest.fail("a program was started"))
-    with pytest.raises(DataError, match=r"x.png: cannot be read as an image \(cannot identify image file\)"):
+    monkeypatch.setattr(
+        subprocess, "Popen", lambda *_args, **_options: pytest.fail("a program was started")
+    )
+    with pytest.raises(
+        DataError, match=r"x.png: cannot be read as an image \(cannot identify image file\)"
+    ):
         decode("x.png", str(tmp_path / "x.png"))
     os.mkfifo(tmp_path / "pipe.png")
-    with pytest.raises(DataError, match=r"x.png: cannot be read as an image \(.*not a regular file"):
+    with pytest.raises(
+        DataError, match=r"x.png: cannot be read as an image \(.*not a regular file"
+    ):
         decode("x.png", str(tmp_path / "pipe.png"))
 
 
@@ -119,13 +157,19 @@ MANY = metadata(2000, 10_000)
 BUSY: dict[str, tuple[Callable[[], bytes], str]] = {
     "scans": (lambda: drawn_over(200, 64), "more than 50 scans over its pixels"),
     "tags": (lambda: MANY, "its tags together are larger than the file"),
-    "tags of a PNG": (lambda: with_chunk(NOISE, chunk(b"eXIf", MANY)), "its tags together are larger"),
+    "tags of a PNG": (
+        lambda: with_chunk(NOISE, chunk(b"eXIf", MANY)),
+        "its tags together are larger",
+    ),
 }
 
 
 @pytest.mark.parametrize("name", BUSY)
 def test_an_image_made_to_fill_time_or_memory_is_refused(name: str) -> None:
-    content, told = BUSY[name][0](), rf"x: cannot be read as an image \(.*{BUSY[name][1]}.*\); repair or remove it"
+    content, told = (
+        BUSY[name][0](),
+        rf"x: cannot be read as an image \(.*{BUSY[name][1]}.*\); repair or remove it",
+    )
     for read in (decode, extent) if name in ("scans", "tags") else (decode,):
         with pytest.raises(DataError, match=told):
             read("x", content)

@@ -10,7 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clipmerge.images.dataset import LabelledImages, load_images
-from clipmerge.images.held_back import copies_note, held_back_positions, sample_and_hold_back, without_copies
+from clipmerge.images.held_back import (
+    copies_note,
+    held_back_positions,
+    sample_and_hold_back,
+    without_copies,
+)
 from clipmerge.images.store import ImageList, Pixels
 from tests.support.command import done
 from tests.support.tiny_clip import Folders, save_images
@@ -18,7 +23,9 @@ from tests.support.tiny_clip import Folders, save_images
 
 def labelled(labels: tuple[int, ...]) -> LabelledImages:
     names = tuple(f"class {label}" for label in range(max(labels) + 1))
-    store = ImageList(tuple(str(at).encode() for at in range(len(labels))), tuple(map(str, range(len(labels)))))
+    store = ImageList(
+        tuple(str(at).encode() for at in range(len(labels))), tuple(map(str, range(len(labels))))
+    )
     return LabelledImages("here", store, labels, names)
 
 
@@ -26,8 +33,14 @@ def names(images: LabelledImages | None) -> list[str]:
     return [images.store.name(at) for at in range(len(images))] if images else []
 
 
-@given(st.lists(st.integers(0, 6), min_size=1, max_size=80).map(tuple), st.integers(1, 100), st.integers(0, 5))
-def test_no_image_is_in_both_and_none_is_there_twice(labels: tuple[int, ...], count: int, seed: int) -> None:
+@given(
+    st.lists(st.integers(0, 6), min_size=1, max_size=80).map(tuple),
+    st.integers(1, 100),
+    st.integers(0, 5),
+)
+def test_no_image_is_in_both_and_none_is_there_twice(
+    labels: tuple[int, ...], count: int, seed: int
+) -> None:
     samples = sample_and_hold_back(labelled(labels), count, seed)
     assert samples == sample_and_hold_back(labelled(labels), count, seed)
     used = names(samples.decide) + names(samples.held_back)
@@ -51,7 +64,9 @@ def test_no_image_is_in_both_and_none_is_there_twice(labels: tuple[int, ...], co
     ],
 )
 def test_the_share(available: int, wanted: int, decided_on: int, held_back: int) -> None:
-    samples = sample_and_hold_back(labelled(tuple(at % 4 for at in range(available))), wanted, seed=0)
+    samples = sample_and_hold_back(
+        labelled(tuple(at % 4 for at in range(available))), wanted, seed=0
+    )
     assert (len(samples.decide), len(names(samples.held_back))) == (decided_on, held_back)
 
 
@@ -72,10 +87,15 @@ def test_a_class_keeps_its_only_image_for_the_decision_and_the_seed_draws() -> N
 
 
 def test_an_image_that_is_there_twice_is_not_both_seen_and_held_back(tmp_path: Path) -> None:
-    """80 images saved twice, once as a link, some in another class; unrelated files of the same size are no copies."""
+    """80 images saved twice, once as a link, some in another class; unrelated files of the same
+    size are no copies."""
     folder = save_images(tmp_path / "images", each=40)
     for number, path in enumerate(sorted(folder.glob("*/*.png"))[:80]):
-        copy = path.with_name(f"again-{path.name}") if number % 3 else folder / "dog" / f"other-{number}.png"
+        copy = (
+            path.with_name(f"again-{path.name}")
+            if number % 3
+            else folder / "dog" / f"other-{number}.png"
+        )
         if number % 5:
             copy.write_bytes(path.read_bytes())
         else:
@@ -92,7 +112,17 @@ def test_copies_are_said_and_counted(pair: Folders, tmp_path: Path) -> None:
     folder = save_images(tmp_path / "images", each=4)
     for number, path in enumerate(sorted(folder.glob("*/0.png"))):
         path.with_name(f"again-{number}.png").write_bytes(path.read_bytes())
-    flags = ("-r", "straggler-outlier", "--data", folder, "--set", "measure.nodes=2", "--dry-run", "--format", "json")
+    flags = (
+        "-r",
+        "straggler-outlier",
+        "--data",
+        folder,
+        "--set",
+        "measure.nodes=2",
+        "--dry-run",
+        "--format",
+        "json",
+    )
     ended = done("merge", *pair, *flags)
     assert f"{folder}: 3 sampled images are" in ended.err
     assert "of others and left out, so that none is both seen and held back" in ended.err
@@ -106,18 +136,26 @@ def test_copies_are_found_where_there_are_no_files() -> None:
     images = LabelledImages("here", store, (0,) * 4 + (1,) * 4, ("a", "b"))
     assert names(without_copies(images)) == ["0", "1", "2", "3", "4"]
     pixels = [torch.full((3, 2, 2), float(value)) for value in contents]
-    ready = LabelledImages("here", Pixels(pixels.__getitem__, tuple(range(8)), "x"), images.labels, ("a", "b"))
+    ready = LabelledImages(
+        "here", Pixels(pixels.__getitem__, tuple(range(8)), "x"), images.labels, ("a", "b")
+    )
     assert without_copies(ready).labels == (0, 0, 0, 0, 1)
 
 
 @pytest.mark.parametrize(("count", "seen", "held"), [(64, 64, 16), (1024, 1000, 256)])
-def test_the_seed_draws_the_classes_where_there_are_more_than_images(count: int, seen: int, held: int) -> None:
+def test_the_seed_draws_the_classes_where_there_are_more_than_images(
+    count: int, seen: int, held: int
+) -> None:
     labels = tuple(label for label in range(1000) for _ in range(50))
     drawn = [sample_and_hold_back(labelled(labels), count, seed) for seed in range(3)]
     for samples in drawn:
         assert samples.held_back is not None
         assert len(set(samples.decide.labels) | set(samples.held_back.labels)) >= seen
         assert len(set(samples.held_back.labels)) == held
-        # the classes are anywhere: the mean of 16 or more of them is far from that of the first ones
+        # the classes are anywhere: the mean of 16 or more of them is far from that of the first
+        # ones
         assert abs(np.mean(samples.held_back.labels) - 499.5) < 4 * 289 / np.sqrt(held)
-    assert len({tuple(sorted(samples.held_back.labels)) for samples in drawn if samples.held_back}) == 3
+    assert (
+        len({tuple(sorted(samples.held_back.labels)) for samples in drawn if samples.held_back})
+        == 3
+    )

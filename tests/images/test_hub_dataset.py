@@ -1,4 +1,5 @@
-"""Datasets on the Hub: real files, the real client, and the small part of a large split that is downloaded."""
+"""Datasets on the Hub: real files, the real client, and the small part of a large split that is
+downloaded."""
 
 from collections import Counter
 from pathlib import Path
@@ -22,7 +23,8 @@ TRAIN = np.random.default_rng(3).integers(0, 3, 300).tolist()
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    """A dataset as `push_to_hub` lays it out: 300 training images in two files of row groups of ten, 9 test images."""
+    """A dataset as `push_to_hub` lays it out: 300 training images in two files of row groups of
+    ten, 9 test images."""
     folder = tmp_path_factory.mktemp("cars")
     half = len(TRAIN) // 2
     parts = {
@@ -41,7 +43,9 @@ def sha(hub: FakeHub, files: dict[str, bytes]) -> str:
     return upload(hub, "acme/cars", files, kind="dataset")
 
 
-@pytest.mark.parametrize("source", ["datasets/cars", "datasets/a/c:", "datasets/a/../x", "acme/clip"])
+@pytest.mark.parametrize(
+    "source", ["datasets/cars", "datasets/a/c:", "datasets/a/../x", "acme/clip"]
+)
 def test_what_is_no_dataset(source: str) -> None:
     with pytest.raises(DataError, match=r"not a dataset on the Hub; write hf://datasets/ORG/NAME"):
         load_images(f"hf://{source}")
@@ -56,7 +60,9 @@ def test_a_split_gives_names_labels_images_and_its_commit(hub: FakeHub, sha: str
     assert not hub.requests("GET", "/resolve/main")
 
 
-def test_a_sample_of_a_large_split_is_a_small_part_of_it(hub: FakeHub, sha: str, files: dict[str, bytes]) -> None:
+def test_a_sample_of_a_large_split_is_a_small_part_of_it(
+    hub: FakeHub, sha: str, files: dict[str, bytes]
+) -> None:
     before = hub.sent
     found = load_images(f"{CARS}:train")
     sample = found.sample(12, seed=0)
@@ -71,7 +77,9 @@ def test_a_sample_of_a_large_split_is_a_small_part_of_it(hub: FakeHub, sha: str,
     assert_images(sample, [first + int(row) for first, row in zip(firsts, rows, strict=True)])
 
 
-def test_a_whole_split_of_a_commit_is_kept_in_the_cache(hub: FakeHub, sha: str, tmp_path: Path) -> None:
+def test_a_whole_split_of_a_commit_is_kept_in_the_cache(
+    hub: FakeHub, sha: str, tmp_path: Path
+) -> None:
     assert_images(load_images(f"{CARS}:test", whole=True), list(range(1000, 1009)))
     before = len(hub.requests("GET", "/resolve/"))
     assert_images(load_images(f"{CARS}@{sha}:test", whole=True), list(range(1000, 1009)))
@@ -101,7 +109,10 @@ configs:
 
 def test_the_card_says_which_files_are_which_split(hub: FakeHub, tmp_path: Path) -> None:
     parts = {"a/one": [0], "a/two": [1, 1], "b/x": [2, 2, 2]}
-    named = {f"{k}.parquet": save_hub_parquet(tmp_path / f"{k}.parquet", v).read_bytes() for k, v in parts.items()}
+    named = {
+        f"{k}.parquet": save_hub_parquet(tmp_path / f"{k}.parquet", v).read_bytes()
+        for k, v in parts.items()
+    }
     upload(hub, "acme/cars", {"README.md": CARD.encode(), **named}, kind="dataset")
     assert load_images(f"{CARS}:small/train").labels == (0,)
     assert load_images(f"{CARS}:small/holdout").labels == (2, 2, 2)
@@ -126,12 +137,17 @@ def test_the_card_says_which_files_are_which_split(hub: FakeHub, tmp_path: Path)
         (["large/test.parquet", "large/train.parquet"], "large/test, large/train"),
     ],
 )
-def test_splits_are_read_off_names(hub: FakeHub, tmp_path: Path, names: list[str], splits: str) -> None:
+def test_splits_are_read_off_names(
+    hub: FakeHub, tmp_path: Path, names: list[str], splits: str
+) -> None:
     content = save_hub_parquet(tmp_path / "x.parquet", [0]).read_bytes()
     card = b"---\nconfigs: {a: b}\n---\n"  # of another shape, so it is passed over
     put(hub, "acme/cars", {"README.md": card, **dict.fromkeys(names, content)}, kind="dataset")
     parts = splits.replace("large/", "").split(", ")
-    told = rf"{CARS}: which split\? \(splits: ({parts[0]}, {parts[1]}|{parts[1]}, {parts[0]})\); write it after a colon"
+    told = (
+        rf"{CARS}: which split\? \(splits: ({parts[0]}, {parts[1]}|{parts[1]}, {parts[0]})\); write"
+        r" it after a colon"
+    )
     with pytest.raises(DataError, match=told):
         load_images(CARS)
     for split in splits.split(", "):
@@ -139,17 +155,41 @@ def test_splits_are_read_off_names(hub: FakeHub, tmp_path: Path, names: list[str
 
 
 FILES: dict[str, tuple[dict[str, bytes], str, str]] = {
-    "no usable file": ({"cat/1.jpg": b"x", "data.zip": b"x"}, "", r"no Parquet or tar files \(it holds \.jpg, \.zip\)"),
+    "no usable file": (
+        {"cat/1.jpg": b"x", "data.zip": b"x"},
+        "",
+        r"no Parquet or tar files \(it holds \.jpg, \.zip\)",
+    ),
     "damaged": ({"train.parquet": b"PAR1 no"}, "", r"train\.parquet: cannot be read as Parquet"),
-    "both kinds": ({"train.parquet": b"", "train/1.tar": b""}, "", r"split 'train' holds Parquet and tar files"),
-    "no such split": ({"train.parquet": b"", "test.parquet": b""}, ":tets", r"no split 'tets' .*Did you mean 'test'"),
-    "no such folder": ({"a/train.parquet": b""}, ":b/train", r"no configuration 'b' \(folders: a\)"),
+    "both kinds": (
+        {"train.parquet": b"", "train/1.tar": b""},
+        "",
+        r"split 'train' holds Parquet and tar files",
+    ),
+    "no such split": (
+        {"train.parquet": b"", "test.parquet": b""},
+        ":tets",
+        r"no split 'tets' .*Did you mean 'test'",
+    ),
+    "no such folder": (
+        {"a/train.parquet": b""},
+        ":b/train",
+        r"no configuration 'b' \(folders: a\)",
+    ),
     "a card of other files": (
-        {"README.md": b"---\nconfigs:\n- data_files: x.csv\n---\n", "x.csv": b"a", "y.parquet": b""},
+        {
+            "README.md": b"---\nconfigs:\n- data_files: x.csv\n---\n",
+            "x.csv": b"a",
+            "y.parquet": b"",
+        },
         "",
         "the files that its card names are not Parquet or tar files",
     ),
-    "a bad card": ({"README.md": b"---\na: [\n---\n", "test.parquet": b""}, "", r"reading the card of .*acme/cars@"),
+    "a bad card": (
+        {"README.md": b"---\na: [\n---\n", "test.parquet": b""},
+        "",
+        r"reading the card of .*acme/cars@",
+    ),
     "a large card": (
         {"README.md": b"---\nlicense: mit\n---\n" + b"# Cars" * 300_000, "test.parquet": b""},
         "",
@@ -159,7 +199,9 @@ FILES: dict[str, tuple[dict[str, bytes], str, str]] = {
 
 
 @pytest.mark.parametrize("how", FILES)
-def test_datasets_that_cannot_be_used(hub: FakeHub, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
+def test_datasets_that_cannot_be_used(
+    hub: FakeHub, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
     monkeypatch.setattr(hub_dataset, "LARGEST_TEXT", 1 << 20)
     content, split, message = FILES[how]
     put(hub, "acme/cars", content, kind="dataset")
@@ -167,14 +209,19 @@ def test_datasets_that_cannot_be_used(hub: FakeHub, monkeypatch: pytest.MonkeyPa
         load_images(f"{CARS}{split}")
 
 
-def test_offline_a_whole_split_is_there_and_no_sample(hub: FakeHub, sha: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_offline_a_whole_split_is_there_and_no_sample(
+    hub: FakeHub, sha: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     load_images(f"{CARS}:test", whole=True)
     load_images(f"{CARS}:train").sample(3, seed=0)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     before = len(hub.log)
     found = load_images(f"{CARS}:test")
     assert_images(found, list(range(1000, 1009)))
-    assert found.notes[0] == f"HF_HUB_OFFLINE is set: {CARS} is the cached commit {sha}, not checked against the Hub"
+    assert (
+        found.notes[0]
+        == f"HF_HUB_OFFLINE is set: {CARS} is the cached commit {sha}, not checked against the Hub"
+    )
     with pytest.raises(DataError, match=r"no split 'train' \(splits: test\)"):
         load_images(f"{CARS}:train")
     with pytest.raises(HubError, match="not in the cache"):
@@ -182,14 +229,23 @@ def test_offline_a_whole_split_is_there_and_no_sample(hub: FakeHub, sha: str, mo
     assert len(hub.log) == before
 
 
-def test_offline_part_of_a_split_fails(hub: FakeHub, sha: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_offline_part_of_a_split_fails(
+    hub: FakeHub, sha: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     load_images(f"{CARS}:train", whole=True)
     (part,) = tmp_path.rglob("snapshots/*/data/train-00001-of-00002.parquet")
     part.unlink()
-    bare = upload(hub, "acme/bare", {"README.md": b"---\nlicense: mit\n---\n", "test.parquet": b""}, kind="dataset")
+    bare = upload(
+        hub,
+        "acme/bare",
+        {"README.md": b"---\nlicense: mit\n---\n", "test.parquet": b""},
+        kind="dataset",
+    )
     Snapshot(HubId("acme/bare", bare, "dataset")).download(["README.md"])
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(DataError, match=r"1 of its 2 files are in the cache; go online and run again"):
+    with pytest.raises(
+        DataError, match=r"1 of its 2 files are in the cache; go online and run again"
+    ):
         load_images(f"{CARS}:train")
     with pytest.raises((DataError, HubError), match=r"not in the cache"):
         load_images(f"hf://datasets/acme/bare@{bare}:test")

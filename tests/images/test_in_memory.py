@@ -56,7 +56,9 @@ def test_a_datasets_table_is_sampled_like_the_folder(images: Path, folder: Label
     assert loaded.labels == folder.labels
     assert pixels_of(loaded.sample(12, seed=3)) == pixels_of(folder.sample(12, seed=3))
     assert load_images(table, ["a", "b", "c"]).class_names == ("a", "b", "c")
-    renamed = table.rename_columns({"image": "x", "label": "y"}).cast_column("y", datasets.Value("int64"))
+    renamed = table.rename_columns({"image": "x", "label": "y"}).cast_column(
+        "y", datasets.Value("int64")
+    )
     with pytest.raises(DataError, match="no label column found"):
         load_images(renamed)
     assert load_images(renamed, ["a", "b", "c"], columns=Columns("x", "y")).labels == folder.labels
@@ -65,18 +67,25 @@ def test_a_datasets_table_is_sampled_like_the_folder(images: Path, folder: Label
         load_images(table.to_iterable_dataset())
     with pytest.raises(DataError, match="holds no labelled images"):
         load_images(datasets.DatasetDict({"train": table}))
-    loaded = load_images(datasets.Dataset.from_dict({"image": [png(0), png(1)], "label": ["cat", "dog"]}))
+    loaded = load_images(
+        datasets.Dataset.from_dict({"image": [png(0), png(1)], "label": ["cat", "dog"]})
+    )
     assert loaded.class_names == ("cat", "dog")
     assert_images(loaded, [0, 1])
 
 
-@pytest.mark.parametrize("form", ["PIL", "uint8 (height, width, 3)", "uint8 tensor (3, height, width)"])
+@pytest.mark.parametrize(
+    "form", ["PIL", "uint8 (height, width, 3)", "uint8 tensor (3, height, width)"]
+)
 def test_pairs_are_sampled_like_the_folder(folder: LabelledImages, form: str) -> None:
     items = items_of(folder)
     if form.startswith("uint8"):
         items = [(np.array(image), label) for image, label in items]
     if "tensor" in form:
-        items = [(torch.from_numpy(image).permute(2, 0, 1), torch.tensor(label)) for image, label in items]
+        items = [
+            (torch.from_numpy(image).permute(2, 0, 1), torch.tensor(label))
+            for image, label in items
+        ]
     loaded = load_images(Pairs(items, classes=list(folder.class_names)))
     assert (loaded.labels, loaded.class_names) == (folder.labels, folder.class_names)
     assert pixels_of(loaded.sample(12, seed=3)) == pixels_of(folder.sample(12, seed=3))
@@ -110,7 +119,10 @@ def test_preprocessed_pixels_are_taken_as_they_are() -> None:
 
 
 def test_a_loader_gives_its_first_images_in_its_order() -> None:
-    pixels, labels = torch.arange(10.0).reshape(10, 1, 1, 1).expand(10, 3, 2, 2), torch.arange(10) % 2
+    pixels, labels = (
+        torch.arange(10.0).reshape(10, 1, 1, 1).expand(10, 3, 2, 2),
+        torch.arange(10) % 2,
+    )
     loader: DataLoader[Any] = DataLoader(TensorDataset(pixels, labels), batch_size=3)
     images = load_images(loader, ["a", "b"], most=5)
     (batch,) = read_batches(images, 5, lambda _: pytest.fail("preprocessed again"))
@@ -119,15 +131,24 @@ def test_a_loader_gives_its_first_images_in_its_order() -> None:
     assert len(load_images(loader, ["a", "b"])) == 10
 
     def as_mapping(items: list[Any]) -> dict[str, Any]:
-        return {"pixel_values": torch.stack([x for x, _ in items]), "labels": torch.stack([y for _, y in items])}
+        return {
+            "pixel_values": torch.stack([x for x, _ in items]),
+            "labels": torch.stack([y for _, y in items]),
+        }
 
-    mapped: DataLoader[Any] = DataLoader(TensorDataset(pixels, labels), batch_size=3, collate_fn=as_mapping)
+    mapped: DataLoader[Any] = DataLoader(
+        TensorDataset(pixels, labels), batch_size=3, collate_fn=as_mapping
+    )
     assert load_images(mapped, ["a", "b"], most=5).labels == images.labels
 
 
-def test_a_loader_of_pictures_is_preprocessed_and_told_if_it_is_not_shuffled(folder: LabelledImages) -> None:
+def test_a_loader_of_pictures_is_preprocessed_and_told_if_it_is_not_shuffled(
+    folder: LabelledImages,
+) -> None:
     data = Pairs(items_of(folder), classes=list(folder.class_names))
-    loader: DataLoader[Any] = DataLoader(data, batch_size=4, collate_fn=lambda items: tuple(zip(*items, strict=True)))  # type: ignore[arg-type]
+    loader: DataLoader[Any] = DataLoader(
+        data, batch_size=4, collate_fn=lambda items: tuple(zip(*items, strict=True))
+    )  # type: ignore[arg-type]
     assert pixels_of(load_images(loader)) == pixels_of(folder)
     note = "DataLoader in memory: its first 6 images show 1 of 3 classes; shuffle it"
     assert load_images(loader, most=6).notes == (note,)
@@ -136,10 +157,19 @@ def test_a_loader_of_pictures_is_preprocessed_and_told_if_it_is_not_shuffled(fol
 REFUSED: dict[str, tuple[Any, str]] = {
     "nothing": (Pairs([]), "holds no images"),
     "no pairs": (Pairs([torch.zeros(3, 2, 2)]), r"items are not \(image, label\) pairs"),
-    "wide numbers": (Pairs([(np.zeros((4, 4, 3), np.int32), 0), (np.zeros((4, 4, 3), np.int32), 1)]), "of int32"),
+    "wide numbers": (
+        Pairs([(np.zeros((4, 4, 3), np.int32), 0), (np.zeros((4, 4, 3), np.int32), 1)]),
+        "of int32",
+    ),
     "a vector of pixels": (Pairs([(torch.zeros(5), 0), (torch.zeros(5), 1)]), r"the shape \(5,\)"),
-    "pixels of two sizes": (Pairs([(torch.zeros(3, 2, 2), 0), (torch.zeros(3, 4, 4), 1)]), "the same for every image"),
-    "batches of images alone": (DataLoader(Pairs([torch.zeros(3, 2, 2)] * 4), batch_size=1), "batches are not"),  # type: ignore[arg-type]
+    "pixels of two sizes": (
+        Pairs([(torch.zeros(3, 2, 2), 0), (torch.zeros(3, 4, 4), 1)]),
+        "the same for every image",
+    ),
+    "batches of images alone": (
+        DataLoader(Pairs([torch.zeros(3, 2, 2)] * 4), batch_size=1),
+        "batches are not",
+    ),  # type: ignore[arg-type]
 }
 
 
@@ -147,7 +177,9 @@ REFUSED: dict[str, tuple[Any, str]] = {
 def test_what_cannot_be_used_is_refused(which: str) -> None:
     data, message = REFUSED[which]
     with pytest.raises(DataError, match=message):
-        list(read_batches(load_images(data, ["a", "b"]), 2, lambda images: torch.zeros(len(images))))
+        list(
+            read_batches(load_images(data, ["a", "b"]), 2, lambda images: torch.zeros(len(images)))
+        )
 
 
 def test_grey_values_with_a_channel_are_a_grey_image() -> None:

@@ -19,7 +19,15 @@ from tests.support.image_files import save_hub_parquet
 
 def test_every_set_is_well_formed() -> None:
     # names that users and the issue tracker know them by
-    usual = {"imagenet", "imagenetv2", "imagenet-r", "imagenet-a", "imagenet-sketch", "objectnet", "cifar10"}
+    usual = {
+        "imagenet",
+        "imagenetv2",
+        "imagenet-r",
+        "imagenet-a",
+        "imagenet-sketch",
+        "objectnet",
+        "cifar10",
+    }
     usual |= {f"fusionbench-{task}" for task in ("cars", "eurosat", "resisc45", "gtsrb")}
     assert usual <= known_sets().keys()
     for name, known in known_sets().items():
@@ -39,11 +47,16 @@ def test_rows_of_shifts_are_those_of_their_names() -> None:
     assert (len(renditions.class_names), len(known_sets()["imagenet-a"].class_names)) == (200, 200)
     objects = known_sets()["objectnet"]
     rows = dict(zip(objects.class_names, objects.imagenet_rows, strict=True))
-    assert [class_list("imagenet")[row] for row in rows["bicycle"]] == ["mountain bike", "tandem bicycle"]
+    assert [class_list("imagenet")[row] for row in rows["bicycle"]] == [
+        "mountain bike",
+        "tandem bicycle",
+    ]
     assert len(class_list("imagenet")) == 1000
 
 
-def test_a_name_stands_for_a_source_unless_a_folder_has_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_name_stands_for_a_source_unless_a_folder_has_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     for name, address in (
         ("imagenet-sketch@abc:test", "hf://datasets/clip-benchmark/wds_imagenet_sketch@abc:test"),
@@ -53,7 +66,9 @@ def test_a_name_stands_for_a_source_unless_a_folder_has_it(tmp_path: Path, monke
         assert str(find_known(name)) == address
     (tmp_path / "cifar10").mkdir()
     assert find_known("cifar10") is find_known("imagenet-x") is None
-    with pytest.raises(DataError, match=r"imagenetv2:tset: no split 'tset' \(splits: test\)\. Did you mean 'test'"):
+    with pytest.raises(
+        DataError, match=r"imagenetv2:tset: no split 'tset' \(splits: test\)\. Did you mean 'test'"
+    ):
         find_known("imagenetv2:tset")
 
 
@@ -62,7 +77,10 @@ def test_a_set_of_clip_benchmark_brings_its_own_texts(hub: FakeHub, tmp_path: Pa
     files = webdataset(tmp_path / "tars", [[0, 1, 199]], names)
     sha = upload(hub, "clip-benchmark/wds_imagenet-r", files, kind="dataset")
     found = load_images("imagenet-r", whole=True)
-    assert (found.source, found.revision) == ("hf://datasets/clip-benchmark/wds_imagenet-r:test", sha)
+    assert (found.source, found.revision) == (
+        "hf://datasets/clip-benchmark/wds_imagenet-r:test",
+        sha,
+    )
     assert found.class_names == tuple(names)
     assert found.templates == ("a bad photo of a {}.", "a photo of the {}.")
     assert found.imagenet_rows[199] == (988,)
@@ -70,7 +88,9 @@ def test_a_set_of_clip_benchmark_brings_its_own_texts(hub: FakeHub, tmp_path: Pa
 
 def test_names_that_stand_only_here_replace_the_table_s(hub: FakeHub, tmp_path: Path) -> None:
     content = save_hub_parquet(tmp_path / "x.parquet", [0, 2, 1]).read_bytes()
-    upload(hub, "tanganke/eurosat", {"data/contrast-00000-of-00001.parquet": content}, kind="dataset")
+    upload(
+        hub, "tanganke/eurosat", {"data/contrast-00000-of-00001.parquet": content}, kind="dataset"
+    )
     found = load_images("fusionbench-eurosat:contrast", whole=True)
     assert found.class_names == class_list("fusionbench-eurosat")
     assert found.templates[0] == "a centered satellite photo of {}."
@@ -78,7 +98,12 @@ def test_names_that_stand_only_here_replace_the_table_s(hub: FakeHub, tmp_path: 
 
 
 def test_retrieval_sets_go_by_name_too(hub: FakeHub, tmp_path: Path) -> None:
-    upload(hub, "clip-benchmark/wds_flickr8k", retrieval_set(tmp_path / "tars", [[["a dog"]]]), kind="dataset")
+    upload(
+        hub,
+        "clip-benchmark/wds_flickr8k",
+        retrieval_set(tmp_path / "tars", [[["a dog"]]]),
+        kind="dataset",
+    )
     assert load_captions("flickr8k").captions == (("a dog",),)
     with pytest.raises(DataError, match="is a retrieval set"):
         load_images("flickr8k")
@@ -99,7 +124,11 @@ def test_names_on_the_command_line(pair: tuple[Path, Path], images: Path) -> Non
     assert all(name in told.out for name in (*known_sets(), *template_sets()))
     shown = clipmerge("data", "show", "imagenet-a", "--format", "json").json
     assert shown["address"] == "hf://datasets/clip-benchmark/wds_imagenet-a:test"
-    assert (len(shown["class_names"]), len(shown["templates"]), shown["zeroshot"]["ViT-B-32"]) == (200, 80, 31.37)
+    assert (len(shown["class_names"]), len(shown["templates"]), shown["zeroshot"]["ViT-B-32"]) == (
+        200,
+        80,
+        31.37,
+    )
     assert clipmerge("data", "show", "simple").out == "a photo of a {}.\n"
     simple = clipmerge("data", "show", "simple", "--format", "json").json
     assert simple == {"name": "simple", "templates": ["a photo of a {}."]}
@@ -114,6 +143,10 @@ def test_names_on_the_command_line(pair: tuple[Path, Path], images: Path) -> Non
 def test_a_label_without_a_name_is_refused() -> None:
     known = known_sets()["fusionbench-eurosat"]
     labels = list(range(len(known.class_names)))
-    assert known.describe(Labelled(ImageList((), ()), tuple(labels), ())).classes == known.class_names
-    with pytest.raises(DataError, match=f"label {len(labels)} has no name; {len(labels)} classes are known"):
+    assert (
+        known.describe(Labelled(ImageList((), ()), tuple(labels), ())).classes == known.class_names
+    )
+    with pytest.raises(
+        DataError, match=f"label {len(labels)} has no name; {len(labels)} classes are known"
+    ):
         known.describe(Labelled(ImageList((), ()), (*labels, len(labels)), ()))

@@ -23,12 +23,16 @@ def other(tmp_path: Path) -> Path:
     return save_images(tmp_path / "other", each=4, seed=1)
 
 
-def test_a_folder_overlaps_however_it_is_spelled_and_no_other(images: Path, other: Path, tmp_path: Path) -> None:
+def test_a_folder_overlaps_however_it_is_spelled_and_no_other(
+    images: Path, other: Path, tmp_path: Path
+) -> None:
     (tmp_path / "link").symlink_to(images)
     for where in (images, images / ".." / images.name, tmp_path / "link"):
         assert overlap_of(where, images) == 30
     assert overlap_of(images, other) == 0
-    (other / "dog" / "link.png").symlink_to(other / "cat" / "0.png")  # a link to an image of the folder is read
+    (other / "dog" / "link.png").symlink_to(
+        other / "cat" / "0.png"
+    )  # a link to an image of the folder is read
     assert overlap_of(other, other) == 13
 
 
@@ -55,18 +59,24 @@ def test_pixels_shared_between_a_table_a_tar_and_a_folder_are_seen(tmp_path: Pat
     shared = find_overlap(Fingerprints(table), Fingerprints(tar))
     assert shared == [f"{tmp_path}/x.parquet, row 1 has the pixels of {tmp_path}/x.tar, a.png"]
     assert not find_overlap(Fingerprints(folder), Fingerprints(tar))
-    with pytest.raises(UsageError, match=r"--ood far: 1 image is also in the calibration source .*saved-anew"):
+    with pytest.raises(
+        UsageError, match=r"--ood far: 1 image is also in the calibration source .*saved-anew"
+    ):
         check_overlap(table, {}, {"far": folder})
 
 
-def test_images_of_other_tasks_are_compared_with_all_others(images: Path, other: Path, tmp_path: Path) -> None:
+def test_images_of_other_tasks_are_compared_with_all_others(
+    images: Path, other: Path, tmp_path: Path
+) -> None:
     captioned = tmp_path / "captioned"
     captioned.mkdir()
     for name, source in (("a", images / "cat" / "3.png"), ("b", other / "dog" / "1.png")):
         shutil.copyfile(source, captioned / f"{name}.png")
         (captioned / f"{name}.txt").write_text("a caption")
     (tmp_path / "dataset_type.txt").write_text("retrieval")
-    tar = save_tar(tmp_path / "x.tar", {"a.png": (other / "dog" / "2.png").read_bytes(), "a.txt": b"a caption"})
+    tar = save_tar(
+        tmp_path / "x.tar", {"a.png": (other / "dog" / "2.png").read_bytes(), "a.txt": b"a caption"}
+    )
     tasks = {"folder": load_captions(str(captioned)), "tar": load_captions(str(tar))}
     calibration, far = load_images(str(images)), load_images(str(other))
     notes = check_overlap(calibration, {}, {"far": far}, tasks=tasks)
@@ -91,7 +101,9 @@ def test_copies_inside_a_source_are_counted(images: Path, other: Path, tmp_path:
     """In a folder and in a tar, byte for byte; other forms of one image are not copies."""
     for number in range(2):
         shutil.copyfile(other / "cat" / "0.png", other / "dog" / f"again-{number}.png")
-    tar = save_tar(tmp_path / "x.tar", {"a.png": png(1), "a.txt": b"a", "b.png": png(1), "b.txt": b"b"})
+    tar = save_tar(
+        tmp_path / "x.tar", {"a.png": png(1), "a.txt": b"a", "b.png": png(1), "b.txt": b"b"}
+    )
     near, far, tar = (load_images(str(source)) for source in (images, other, tar))
     pixels = load_images([(torch.zeros(3, 32, 32), "a")] * 2)
     assert check_overlap(None, {"near": near, "tar": tar}, {"far": far, "pixels": pixels}) == [

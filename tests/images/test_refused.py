@@ -19,7 +19,16 @@ from PIL import Image
 
 from clipmerge.errors import DataError
 from clipmerge.files.reading import Unreadable
-from clipmerge.images import Columns, columns, decoding, folder, hub_dataset, parquet, store, webdataset
+from clipmerge.images import (
+    Columns,
+    columns,
+    decoding,
+    folder,
+    hub_dataset,
+    parquet,
+    store,
+    webdataset,
+)
 from clipmerge.images.dataset import load_images, load_unlabelled
 from clipmerge.images.hub_dataset import front_matter
 from clipmerge.images.prompts import class_prompts
@@ -44,7 +53,9 @@ def rows(*images: dict[str, Any], bytes_: Any = None) -> Make:
 
 def tar_of(**members: bytes) -> Make:
     """Members by their names, in which ``__`` stands for the dot."""
-    return lambda at: save_tar(at / "x.tar", {name.replace("__", "."): data for name, data in members.items()})
+    return lambda at: save_tar(
+        at / "x.tar", {name.replace("__", "."): data for name, data in members.items()}
+    )
 
 
 def empty_retrieval_tar(at: Path) -> Path:
@@ -111,7 +122,12 @@ def zeros(at: Path) -> Path:
     """One row of many zeros, which are few bytes in the file."""
     image = pa.array([bytes(1 << 20), P], pa.binary())
     path = at / "x.parquet"
-    pq.write_table(pa.table({"image": image, "label": ["a", "b"]}), path, compression="zstd", use_dictionary=False)
+    pq.write_table(
+        pa.table({"image": image, "label": ["a", "b"]}),
+        path,
+        compression="zstd",
+        use_dictionary=False,
+    )
     assert path.stat().st_size < 20_000
     return path
 
@@ -177,62 +193,109 @@ CASES = {
     ),
     "no image": Case(parquet_of(text=["a"], label=["a"]), "no image column found .*--image-column"),
     "two images": Case(parquet_of(left=[P], right=[P], label=["a"]), "several image columns"),
-    "not images": Case(parquet_of(image=[P], label=["a"]), "'label' holds string, not images", Columns(image="label")),
-    "numbers": Case(parquet_of(image=[P, Q], label=[1, 0]), "numbers 0 to 1 without names.*--classes, one per line"),
-    "perhaps ids": Case(parquet_of(image=[P], label=[4]), "numbers 0 to 4 .*if they are ids, name the column"),
+    "not images": Case(
+        parquet_of(image=[P], label=["a"]),
+        "'label' holds string, not images",
+        Columns(image="label"),
+    ),
+    "numbers": Case(
+        parquet_of(image=[P, Q], label=[1, 0]),
+        "numbers 0 to 1 without names.*--classes, one per line",
+    ),
+    "perhaps ids": Case(
+        parquet_of(image=[P], label=[4]), "numbers 0 to 4 .*if they are ids, name the column"
+    ),
     "ids": Case(
         parquet_of(image=[P, Q], label=[0, 10**9]),
         "a label is 1000000000, but there are 2 images; are the labels ids.*--label-column",
     ),
     "decimal labels": Case(
-        parquet_of(image=[P], label=[1.5]), "'label' holds double; .*name another with --label-column"
+        parquet_of(image=[P], label=[1.5]),
+        "'label' holds double; .*name another with --label-column",
     ),
-    "half labelled": Case(parquet_of(image=[P, Q], label=["a", None]), "1 of 2 images has no label"),
+    "half labelled": Case(
+        parquet_of(image=[P, Q], label=["a", None]), "1 of 2 images has no label"
+    ),
     "empty table": Case(
-        parquet_of(image=pa.array([], pa.binary()), label=pa.array([], pa.string())), "holds no images"
+        parquet_of(image=pa.array([], pa.binary()), label=pa.array([], pa.string())),
+        "holds no images",
     ),
-    "tables of two kinds": Case(two_kinds_of_tables, r"b\.parquet: its columns or class names differ from those of .*"),
+    "tables of two kinds": Case(
+        two_kinds_of_tables, r"b\.parquet: its columns or class names differ from those of .*"
+    ),
     # members of an archive
-    "no image in a tar": Case(tar_of(k__cls=b"a"), r"x\.tar, k: has no image beside it \(endings: cls\)"),
+    "no image in a tar": Case(
+        tar_of(k__cls=b"a"), r"x\.tar, k: has no image beside it \(endings: cls\)"
+    ),
     "two images in a tar": Case(
         tar_of(k__a__png=b"", k__b__png=b"", k__cls=b"a"), r"several images \(a\.png, b\.png\)"
     ),
-    "no label in a tar": Case(tar_of(k__png=b"", k__json=b"[3]"), r"x\.tar, k: has no \.cls, \.json or \.txt with a"),
-    "no such ending": Case(tar_of(k__png=b"", k__cls=b"a"), "has no .clss for --label-column", Columns(label="clss")),
+    "no label in a tar": Case(
+        tar_of(k__png=b"", k__json=b"[3]"), r"x\.tar, k: has no \.cls, \.json or \.txt with a"
+    ),
+    "no such ending": Case(
+        tar_of(k__png=b"", k__cls=b"a"), "has no .clss for --label-column", Columns(label="clss")
+    ),
     "no such image": Case(
-        tar_of(k__png=b"", k__cls=b"a"), r"no file ending in \.pngg .*'png'\?", Columns(image="pngg")
+        tar_of(k__png=b"", k__cls=b"a"),
+        r"no file ending in \.pngg .*'png'\?",
+        Columns(image="pngg"),
     ),
     "no JSON": Case(tar_of(k__png=b"", k__json=b"{"), r"k\.json: cannot be read as JSON"),
     # folders
-    "empty class": Case(photos(lambda f: (f / "empty").mkdir()), "empty: this class folder holds no images; add some"),
-    "too high": Case(photos(below=".."), r"photos: holds cat, dog, not images; give the folder right"),
-    "tables in a folder": Case(
-        photos(write("data/test.parquet", P)), r"data: holds test\.parquet, not images; .* such as .*photos/data$"
+    "empty class": Case(
+        photos(lambda f: (f / "empty").mkdir()),
+        "empty: this class folder holds no images; add some",
     ),
-    "saved to disk": Case(photos(write("state.json", b"{}")), r"save_to_disk; write .*to_parquet\(FILE\)$"),
+    "too high": Case(
+        photos(below=".."), r"photos: holds cat, dog, not images; give the folder right"
+    ),
+    "tables in a folder": Case(
+        photos(write("data/test.parquet", P)),
+        r"data: holds test\.parquet, not images; .* such as .*photos/data$",
+    ),
+    "saved to disk": Case(
+        photos(write("state.json", b"{}")), r"save_to_disk; write .*to_parquet\(FILE\)$"
+    ),
     "too low": Case(photos(below="cat"), "cat: has no subfolders; expected one per class"),
     "not there": Case(photos(below="nothing"), "nothing: no such folder; give a folder"),
-    "a table": Case(photos(write("x.csv", b"cat"), below="x.csv"), r"x\.csv: is not a kind of file that is read"),
+    "a table": Case(
+        photos(write("x.csv", b"cat"), below="x.csv"), r"x\.csv: is not a kind of file that is read"
+    ),
     # damage
     "truncated": Case(photos(write("cat/0.png", P[:200])), rf"0\.png: {NOT_AN_IMAGE}", read=first),
     "a damaged row": Case(
-        parquet_of(image=[P, b"x"], label=["a", "b"]), r"x\.parquet, row 1: cannot be read", read=second
+        parquet_of(image=[P, b"x"], label=["a", "b"]),
+        r"x\.parquet, row 1: cannot be read",
+        read=second,
     ),
     "a cut table": Case(
-        cut(parquet_of(image=[P], label=["a"]), -20), r"cannot be read as Parquet \(.*\); is it whole\?"
+        cut(parquet_of(image=[P], label=["a"]), -20),
+        r"cannot be read as Parquet \(.*\); is it whole\?",
     ),
-    **{f"a tar cut at {n}": Case(cut(tar_of(**ENTRIES), n), "cannot be read as a tar archive") for n in (700, 1500)},
+    **{
+        f"a tar cut at {n}": Case(cut(tar_of(**ENTRIES), n), "cannot be read as a tar archive")
+        for n in (700, 1500)
+    },
     # what is not followed
     "a path beside no bytes": Case(
-        rows({"bytes": P}, {"path": "/etc/hostname"}), "row 1: holds no image; a path beside it is not", read=second
+        rows({"bytes": P}, {"path": "/etc/hostname"}),
+        "row 1: holds no image; a path beside it is not",
+        read=second,
     ),
     "a pipe": Case(pipe, "no such file"),
-    "a link to an image": Case(photos(link("cat/2.png")), r"photos: .*2\.png are links out of it; put the files"),
+    "a link to an image": Case(
+        photos(link("cat/2.png")), r"photos: .*2\.png are links out of it; put the files"
+    ),
     "a link to a table": Case(linked_table, r"x\.parquet are links out of it"),
-    "a link to names": Case(shards_with_linked_names, r"names\.txt: is a link out of its folder, to .*holiday\.png"),
+    "a link to names": Case(
+        shards_with_linked_names, r"names\.txt: is a link out of its folder, to .*holiday\.png"
+    ),
     # what stays small
     "many zeros": Case(zeros, "a row group would become 1 MiB", limits={"LARGEST_HELD": 100_000}),
-    "a large footer": Case(parquet_of(image=[P], label=["a"]), "Parquet .*limit", limits={"MOST_FOOTER_PARTS": 2}),
+    "a large footer": Case(
+        parquet_of(image=[P], label=["a"]), "Parquet .*limit", limits={"MOST_FOOTER_PARTS": 2}
+    ),
     "one image in many rows": Case(
         parquet_of(image=[P + bytes(100_000)] * 40, label=["a", "b"] * 20),
         " of the file became 1 MiB of images",
@@ -246,8 +309,12 @@ CASES = {
     ),
     "a long header": Case(long_header, "a tar archive .a header is larger than 1 MiB"),
     "a large label": Case(tar_of(a__png=P, a__cls=b"x" * (2 << 20)), "a.cls: is larger than 1 MiB"),
-    "many pixels": Case(photos(), r"32 x 32 pixels, more than 1000", read=first, limits={"MOST_PIXELS": 1000}),
-    "many bytes": Case(photos(), r"0\.png: .*\(larger than", read=first, limits={"LARGEST_IMAGE": 10}),
+    "many pixels": Case(
+        photos(), r"32 x 32 pixels, more than 1000", read=first, limits={"MOST_PIXELS": 1000}
+    ),
+    "many bytes": Case(
+        photos(), r"0\.png: .*\(larger than", read=first, limits={"LARGEST_IMAGE": 10}
+    ),
     "many bytes in a row": Case(
         parquet_of(image=[P], label=["a"]),
         "row 0: its image is larger than 1 KiB",
@@ -255,7 +322,10 @@ CASES = {
         limits={"LARGEST_IMAGE": 1024},
     ),
     "many bytes in a tar": Case(
-        tar_of(**ENTRIES), r"a\.png: is larger than 1 KiB", read=first, limits={"LARGEST_IMAGE": 1024}
+        tar_of(**ENTRIES),
+        r"a\.png: is larger than 1 KiB",
+        read=first,
+        limits={"LARGEST_IMAGE": 1024},
     ),
     **{
         f"many images in {kind}": Case(make, "has more than 2 images", limits={"MOST_IMAGES": 2})
@@ -272,7 +342,10 @@ CASES = {
             "alone": (lambda f: (f / "a.txt").unlink(), r"a\.png has no captions beside it"),
             "empty": (write("a.txt", b" \n"), r"a\.txt holds no caption; write one per line"),
             "not a text": (write("a.txt", b"\xff\xfe\xff"), r"a\.txt cannot be read"),
-            "out of it": (link("a.txt"), r"a\.txt are links out of it; put the files themselves there"),
+            "out of it": (
+                link("a.txt"),
+                r"a\.txt are links out of it; put the files themselves there",
+            ),
         }.items()
     },
     "an empty tar of captions": Case(empty_retrieval_tar, "holds no images", load=captions_of),
@@ -280,7 +353,9 @@ CASES = {
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_a_source_is_refused_in_one_line(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_source_is_refused_in_one_line(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     case = CASES[name]
     source = str(case.make(tmp_path))
     for limit, value in case.limits.items():
@@ -294,7 +369,10 @@ def test_a_source_is_refused_in_one_line(name: str, tmp_path: Path, monkeypatch:
     ("source", "message"),
     [
         (" ", "names no images; give a folder"),
-        ("x-{0..99999999}.tar", r"names 100000000 files, more than 100000; give the range of those there are"),
+        (
+            "x-{0..99999999}.tar",
+            r"names 100000000 files, more than 100000; give the range of those there are",
+        ),
         ("x-{3..1}.tar", r"\{3\.\.1\} runs backwards; write \{1\.\.3\}"),
     ],
 )
@@ -306,21 +384,34 @@ def test_a_name_of_no_source_is_one_line(source: str, message: str) -> None:
 def test_a_class_folder_whose_name_is_not_utf8(tmp_path: Path) -> None:
     root = photos()(tmp_path)
     (root / "dog").rename(os.fsdecode(os.fsencode(root) + b"/bad\xff"))
-    with pytest.raises(DataError, match=r"class 'bad\\+udcff' has a name that is not UTF-8; rename it, or pass names"):
+    with pytest.raises(
+        DataError,
+        match=r"class 'bad\\+udcff' has a name that is not UTF-8; rename it, or pass names",
+    ):
         load_images(str(root))
 
 
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("names.txt", "bird\ncat\n", "has 2 class names, there are 3 classes; give one name per class"),
+        (
+            "names.txt",
+            "bird\ncat\n",
+            "has 2 class names, there are 3 classes; give one name per class",
+        ),
         ("names.json", '{"bird": "a bird"}', "has no name for 2 classes: cat, dog"),
         ("names.json", "{", "cannot be read as class names"),
-        ("names.json", '["a", null, "b"]', r"names\.json: null is not a class name; write a text for each class"),
+        (
+            "names.json",
+            '["a", null, "b"]',
+            r"names\.json: null is not a class name; write a text for each class",
+        ),
         ("names.json", r'["a", "\ud800", "b"]', "a string with half of a surrogate pair"),
     ],
 )
-def test_unfitting_class_names_are_one_line(images: Path, tmp_path: Path, name: str, text: str, message: str) -> None:
+def test_unfitting_class_names_are_one_line(
+    images: Path, tmp_path: Path, name: str, text: str, message: str
+) -> None:
     (tmp_path / name).write_text(text)
     with pytest.raises(DataError, match=message):
         load_images(str(images), tmp_path / name)
@@ -329,18 +420,30 @@ def test_unfitting_class_names_are_one_line(images: Path, tmp_path: Path, name: 
 def test_labels_beyond_the_names_given(tmp_path: Path) -> None:
     source = parquet_of(image=[P, Q], label=[0, 581_928])(tmp_path)
     (tmp_path / "n.txt").write_text("a\nb\nc\n")
-    with pytest.raises(DataError, match=r"n\.txt: label 581928 has no name, it has 3; .*--label-column"):
+    with pytest.raises(
+        DataError, match=r"n\.txt: label 581928 has no name, it has 3; .*--label-column"
+    ):
         load_images(str(source), tmp_path / "n.txt")
 
 
 @pytest.mark.parametrize(
     ("names", "templates", "told"),
     [
-        (("a" * 300, "b"), ("{}" * 100,), "the prompt of 'a{40}' in '{}{}.*' is longer than 2000 characters"),
-        (("a",) * 3000, ("{}.",) * 1000, "3000 classes in 1000 templates make more than 2000000 prompts"),
+        (
+            ("a" * 300, "b"),
+            ("{}" * 100,),
+            "the prompt of 'a{40}' in '{}{}.*' is longer than 2000 characters",
+        ),
+        (
+            ("a",) * 3000,
+            ("{}.",) * 1000,
+            "3000 classes in 1000 templates make more than 2000000 prompts",
+        ),
     ],
 )
-def test_prompts_are_bounded_before_writing(names: tuple[str, ...], templates: tuple[str, ...], told: str) -> None:
+def test_prompts_are_bounded_before_writing(
+    names: tuple[str, ...], templates: tuple[str, ...], told: str
+) -> None:
     with pytest.raises(DataError, match=told):
         class_prompts(names, templates)
 
@@ -355,11 +458,18 @@ def test_links_inside_a_folder_are_followed_and_pipes_are_left_out(tmp_path: Pat
 
 def test_class_names_in_a_table_come_from_no_other_file() -> None:
     schema = pa.schema({"image": pa.binary(), "label": pa.int64()})
-    text = '{"info": {"features": {"label": {"_type": "ClassLabel", "names_file": "x"}, "image": {"_type": "Image"}}}}'
-    assert columns.find_columns("x", schema.with_metadata({"huggingface": text}), Columns()).names is None
+    text = (
+        '{"info": {"features": {"label": {"_type": "ClassLabel", "names_file": "x"}, "image":'
+        ' {"_type": "Image"}}}}'
+    )
+    assert (
+        columns.find_columns("x", schema.with_metadata({"huggingface": text}), Columns()).names
+        is None
+    )
 
 
-# in the footer: 9 rows of the file (i64, before the list of row groups), and of its row group (i64, before a place)
+# in the footer: 9 rows of the file (i64, before the list of row groups), and of its row group (i64,
+# before a place)
 ROWS, MORE_ROWS = b"\x16\x12\x19", b"\x16\x14\x19"
 GROUP, LARGER_GROUP = b"\x16\x12\x26", b"\x16\x14\x26"
 

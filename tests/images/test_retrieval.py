@@ -22,14 +22,20 @@ def test_each_line_of_a_text_is_a_caption_of_the_image_beside_it(tmp_path: Path)
     for name in "cd":
         (tmp_path / f"{name}.heic").write_bytes(b"x")
         (tmp_path / f"{name}.txt").write_text("a caption")
-    assert load_captions(str(tmp_path)).notes == (f"{tmp_path}: left out 2 texts without their images (c.txt, d.txt)",)
+    assert load_captions(str(tmp_path)).notes == (
+        f"{tmp_path}: left out 2 texts without their images (c.txt, d.txt)",
+    )
 
 
 def test_captions_in_tars_are_lines(hub: FakeHub, tmp_path: Path) -> None:
     files = retrieval_set(tmp_path / "tars", CAPTIONS)
     sha = upload(hub, "clip-benchmark/wds_flickr8k", files, kind="dataset")
     found = load_captions(f"{FLICKR}:test")
-    assert found.captions == (("a dog", "a brown dog"), ("two cats",), ("a tree", "an oak", "a big tree"))
+    assert found.captions == (
+        ("a dog", "a brown dog"),
+        ("two cats",),
+        ("a tree", "an oak", "a big tree"),
+    )
     assert (found.revision, len(found)) == (sha, 3)
     assert found.image(2).size == (32, 32)
     local = load_captions(str(save_files(tmp_path / "copy", files)))
@@ -39,7 +45,9 @@ def test_captions_in_tars_are_lines(hub: FakeHub, tmp_path: Path) -> None:
 
 def test_a_sample_keeps_images_with_their_captions(hub: FakeHub, tmp_path: Path) -> None:
     shards = [[[f"caption {2 * shard + k}"] for k in range(2)] for shard in range(6)]
-    upload(hub, "clip-benchmark/wds_flickr8k", retrieval_set(tmp_path / "tars", shards), kind="dataset")
+    upload(
+        hub, "clip-benchmark/wds_flickr8k", retrieval_set(tmp_path / "tars", shards), kind="dataset"
+    )
     found = load_captions(f"{FLICKR}:test", most=3, seed=1)
     assert len(hub.requests("GET", r"/resolve/.*\.tar")) == 2
     sample = found.sample(3, seed=1)
@@ -49,7 +57,15 @@ def test_a_sample_keeps_images_with_their_captions(hub: FakeHub, tmp_path: Path)
     assert sample.sample(99, seed=0) is sample
 
 
-def test_other_sources_have_no_captions(hub: FakeHub, table: Path, tar: Path, tmp_path: Path) -> None:
+def test_other_sources_have_no_captions(
+    hub: FakeHub, table: Path, tar: Path, tmp_path: Path
+) -> None:
     upload(hub, "acme/cars", {"test.parquet": table.read_bytes()}, kind="dataset")
-    for source in ("fusionbench-eurosat", tar, tmp_path, tmp_path / "nowhere", "hf://datasets/acme/cars:test"):
+    for source in (
+        "fusionbench-eurosat",
+        tar,
+        tmp_path,
+        tmp_path / "nowhere",
+        "hf://datasets/acme/cars:test",
+    ):
         assert load_captions(str(source)) is None, source

@@ -1,4 +1,5 @@
-"""Sources on this machine: images found, named and sampled, from folders, Parquet and WebDataset files."""
+"""Sources on this machine: images found, named and sampled, from folders, Parquet and WebDataset
+files."""
 
 import io
 import json
@@ -22,7 +23,15 @@ from clipmerge.images.file_store import expand_ranges, local_inputs
 from clipmerge.images.prompts import check_templates, class_prompts
 from clipmerge.images.sampling import balanced_sample, candidate_positions, holds_a_balanced_sample
 from tests.support.command import clipmerge, done, refused
-from tests.support.image_files import NAMES, assert_images, decoded, png, save_hub_parquet, save_plain_parquet, save_tar
+from tests.support.image_files import (
+    NAMES,
+    assert_images,
+    decoded,
+    png,
+    save_hub_parquet,
+    save_plain_parquet,
+    save_tar,
+)
 
 
 @pytest.mark.parametrize(
@@ -50,11 +59,15 @@ def test_prompts_are_class_by_class() -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(st.data(), st.integers(1, 80), st.integers(0, 2**63))
-def test_a_sample_is_balanced_seeded_and_without_repetition(data: st.DataObject, count: int, seed: int) -> None:
+def test_a_sample_is_balanced_seeded_and_without_repetition(
+    data: st.DataObject, count: int, seed: int
+) -> None:
     """Candidates from a few blocks allow the same balance as everything."""
     sizes = data.draw(st.lists(st.integers(1, 6), min_size=1, max_size=10))
     blocks = tuple(number for number, size in enumerate(sizes) for _ in range(size))
-    labels = tuple(data.draw(st.lists(st.integers(0, 4), min_size=len(blocks), max_size=len(blocks))))
+    labels = tuple(
+        data.draw(st.lists(st.integers(0, 4), min_size=len(blocks), max_size=len(blocks)))
+    )
     picked = balanced_sample(labels, count, seed)
     assert picked == balanced_sample(labels, count, seed)
     assert len(picked) == len(set(picked)) == min(count, len(labels))
@@ -69,7 +82,9 @@ def test_a_sample_is_balanced_seeded_and_without_repetition(data: st.DataObject,
     assert not holds_a_balanced_sample([0, 0, 0, 0], 4, classes=2)
 
 
-def test_several_ranges_are_every_combination_and_an_input_may_have_braces_in_its_name(tmp_path: Path) -> None:
+def test_several_ranges_are_every_combination_and_an_input_may_have_braces_in_its_name(
+    tmp_path: Path,
+) -> None:
     assert expand_ranges("{1..2}/{09..10}.tar") == ["1/09.tar", "1/10.tar", "2/09.tar", "2/10.tar"]
     assert len(expand_ranges("{1..100000}.tar")) == 100_000
     named = tmp_path / "model-{3..1}"
@@ -89,17 +104,30 @@ def save_folder(folder: Path, *files: str) -> Path:
 
 def test_files_that_are_left_out_are_counted_and_hidden_ones_are_not(tmp_path: Path) -> None:
     endings = ("jfif", "avif", "ppm", "png")
-    save_folder(tmp_path, *(f"{name}/1.{ending}" for name in ("black_cat", "dog") for ending in endings))
+    save_folder(
+        tmp_path, *(f"{name}/1.{ending}" for name in ("black_cat", "dog") for ending in endings)
+    )
     found = load_images(str(tmp_path))
     assert (len(found), found.notes, found.class_names) == (8, (), ("black cat", "dog"))
-    assert all(np.abs(np.asarray(found.image(at), int) - (200, 30, 30)).max() < 12 for at in range(8))
+    assert all(
+        np.abs(np.asarray(found.image(at), int) - (200, 30, 30)).max() < 12 for at in range(8)
+    )
     save_folder(tmp_path, ".cache/1.png", "dog/._1.png")
     (tmp_path / "dog" / "more" / "deep").mkdir(parents=True)
-    for file in ("dog/1.heic", "dog/2.heic", "dog/labels.txt", "dog/more/2.png", "dog/more/deep/3.png", "readme.txt"):
+    for file in (
+        "dog/1.heic",
+        "dog/2.heic",
+        "dog/labels.txt",
+        "dog/more/2.png",
+        "dog/more/deep/3.png",
+        "readme.txt",
+    ):
         (tmp_path / file).write_bytes(b"x")
     assert load_images(str(tmp_path)).notes == (
-        f"{tmp_path}: left out files that are not images (2 .heic, 1 .txt) and images in folders inside class "
-        "folders (2)",
+        (
+            f"{tmp_path}: left out files that are not images (2 .heic, 1 .txt) and images in"
+            " folders inside class folders (2)"
+        ),
     )
 
 
@@ -108,7 +136,9 @@ def test_a_split_of_a_folder_is_read(tmp_path: Path) -> None:
     save_folder(tmp_path, *(f"val/{name}/{n}.png" for name in ("cat", "dog") for n in range(2)))
     assert len(load_images(f"{tmp_path}:val")) == 4
     assert len(load_images(str(tmp_path / "train"))) == 6
-    with pytest.raises(DataError, match=r"no folder 'vall' .* \(folders: train, val\)\. Did you mean 'val'\?"):
+    with pytest.raises(
+        DataError, match=r"no folder 'vall' .* \(folders: train, val\)\. Did you mean 'val'\?"
+    ):
         load_images(f"{tmp_path}:vall")
 
 
@@ -117,7 +147,10 @@ def test_class_folders_with_doubtful_names_are_noted(tmp_path: Path) -> None:
     assert "WordNet ids" in load_images(str(wordnet)).notes[0]
     folder = save_folder(tmp_path / "photos", "a b/1.png", "a_b/1.png", "bird/1.png")
     assert load_images(str(folder)).notes == (
-        f"{folder}: gives several classes the same name 'a b'; a model always predicts the first of them",
+        (
+            f"{folder}: gives several classes the same name 'a b'; a model always predicts the"
+            " first of them"
+        ),
     )
     (tmp_path / "same.txt").write_text("crane\ncrane\nbird\n")
     (note,) = load_images(str(folder), tmp_path / "same.txt").notes
@@ -129,40 +162,64 @@ def test_one_class_measures_nothing_unless_others_are_named(tmp_path: Path) -> N
     assert len(load_images(str(folder))) == 1
     with pytest.raises(DataError, match=r"photos: has one class; measuring needs at least two"):
         load_images(str(folder), whole=True)
-    source = save_plain_parquet(tmp_path / "x.parquet", {"image": [png(0), png(1)], "label": [0, 0]})
+    source = save_plain_parquet(
+        tmp_path / "x.parquet", {"image": [png(0), png(1)], "label": [0, 0]}
+    )
     (tmp_path / "names.txt").write_text("bird\ncat\n")
-    assert load_images(str(source), tmp_path / "names.txt", whole=True).class_names == ("bird", "cat")
+    assert load_images(str(source), tmp_path / "names.txt", whole=True).class_names == (
+        "bird",
+        "cat",
+    )
 
 
 def test_files_of_datasets_give_names_labels_and_images(tmp_path: Path) -> None:
     for part in range(3):
-        save_hub_parquet(tmp_path / f"d/test-0000{part}-of-00003.parquet", [part, 0, 0], first=10 * part, group=2)
+        save_hub_parquet(
+            tmp_path / f"d/test-0000{part}-of-00003.parquet", [part, 0, 0], first=10 * part, group=2
+        )
     for source in (tmp_path / "d", tmp_path / "d/test-0000{0..2}-of-00003.parquet"):
         found = load_images(str(source))
-        assert (found.class_names, found.labels) == (("bird", "red fox", "dog"), (0, 0, 0, 1, 0, 0, 2, 0, 0))
+        assert (found.class_names, found.labels) == (
+            ("bird", "red fox", "dog"),
+            (0, 0, 0, 1, 0, 0, 2, 0, 0),
+        )
         assert_images(found, [0, 1, 2, 10, 11, 12, 20, 21, 22])
         assert found.store.blocks == (0, 0, 1, 2, 2, 3, 4, 4, 5)
         assert found.store.name(5).endswith("test-00001-of-00003.parquet, row 2")
-    (tmp_path / "n.json").write_text(json.dumps({"dog": "a hound", "bird": "a bird", "red_fox": "a fox"}))
-    assert load_images(str(tmp_path / "d"), tmp_path / "n.json").class_names == ("a bird", "a fox", "a hound")
+    (tmp_path / "n.json").write_text(
+        json.dumps({"dog": "a hound", "bird": "a bird", "red_fox": "a fox"})
+    )
+    assert load_images(str(tmp_path / "d"), tmp_path / "n.json").class_names == (
+        "a bird",
+        "a fox",
+        "a hound",
+    )
     save_hub_parquet(tmp_path / "d/train-00000-of-00001.parquet", [0])
     with pytest.raises(DataError, match=r"holds several splits \(test, train\); write .*/d:test"):
         load_images(str(tmp_path / "d"))
     assert len(load_images(f"{tmp_path / 'd'}:train")) == 1
-    with pytest.raises(DataError, match=r"no split 'trian' \(splits: test, train\)\. Did you mean 'train'"):
+    with pytest.raises(
+        DataError, match=r"no split 'trian' \(splits: test, train\)\. Did you mean 'train'"
+    ):
         load_images(f"{tmp_path / 'd'}:trian")
 
 
-@pytest.mark.parametrize(("kind", "label"), [("bytes", "string"), ("struct", "integer"), ("bytes", "category")])
+@pytest.mark.parametrize(
+    ("kind", "label"), [("bytes", "string"), ("struct", "integer"), ("bytes", "category")]
+)
 def test_parquet_without_the_metadata_of_datasets(tmp_path: Path, kind: str, label: str) -> None:
     contents = [png(k) for k in range(3)]
-    images = contents if kind == "bytes" else [{"bytes": content, "path": None} for content in contents]
+    images = (
+        contents if kind == "bytes" else [{"bytes": content, "path": None} for content in contents]
+    )
     labels: Any = {
         "string": ["dog", "black_cat", "dog"],
         "category": pa.array(["dog", "black_cat", "dog"]).dictionary_encode(),
         "integer": [1, 0, 1],
     }[label]
-    path = save_plain_parquet(tmp_path / "x.parquet", {"id": [7, 8, 9], "img": images, "target": labels})
+    path = save_plain_parquet(
+        tmp_path / "x.parquet", {"id": [7, 8, 9], "img": images, "target": labels}
+    )
     classes = tmp_path / "names.txt"
     classes.write_text("black cat\ndog\nnever seen\n")
     found = load_images(str(path), classes if label == "integer" else None)
@@ -173,11 +230,19 @@ def test_parquet_without_the_metadata_of_datasets(tmp_path: Path, kind: str, lab
 
 def test_columns_are_named_or_the_usable_ones(tmp_path: Path) -> None:
     pictures = {"image": [png(0), png(1)], "thumb": [png(2), png(3)]}
-    path = str(save_plain_parquet(tmp_path / "x.parquet", {**pictures, "label": ["a", "b"], "coarse": ["x", "x"]}))
+    path = str(
+        save_plain_parquet(
+            tmp_path / "x.parquet", {**pictures, "label": ["a", "b"], "coarse": ["x", "x"]}
+        )
+    )
     found = load_images(path, columns=Columns("thumb", "coarse"))
     assert (found.labels, found.class_names) == ((0, 0), ("x",))
     assert_images(found, [2, 3])
-    path = str(save_plain_parquet(tmp_path / "x.parquet", {**pictures, "label": [0.5, 0.1], "category": ["a", "b"]}))
+    path = str(
+        save_plain_parquet(
+            tmp_path / "x.parquet", {**pictures, "label": [0.5, 0.1], "category": ["a", "b"]}
+        )
+    )
     assert load_images(path).class_names == ("a", "b")
 
 
@@ -219,7 +284,9 @@ def test_a_tar_gives_labels_and_images(tmp_path: Path, label: str, texts: list[s
 
 def test_a_range_and_a_folder_of_tars_are_one_source(tmp_path: Path) -> None:
     for part in range(9, 12):
-        save_tar(tmp_path / f"t/{part:02}.tar", {"a.jpg": png(part), "a.cls": b"x", "a.txt": b"ignored"})
+        save_tar(
+            tmp_path / f"t/{part:02}.tar", {"a.jpg": png(part), "a.cls": b"x", "a.txt": b"ignored"}
+        )
     for source in (tmp_path / "t", tmp_path / "t/{09..11}.tar"):
         assert_images(load_images(str(source)), [9, 10, 11])
     assert len(load_images(str(tmp_path / "t")).sample(2, seed=3)) == 2
@@ -228,7 +295,12 @@ def test_a_range_and_a_folder_of_tars_are_one_source(tmp_path: Path) -> None:
 
 
 def test_named_endings_and_keys_win(tmp_path: Path) -> None:
-    sample = {"k.left.png": png(0), "k.right.png": png(1), "k.cls": b"a", "k.json": b'{"label": "b", "kind": "c"}'}
+    sample = {
+        "k.left.png": png(0),
+        "k.right.png": png(1),
+        "k.cls": b"a",
+        "k.json": b'{"label": "b", "kind": "c"}',
+    }
     path = save_tar(tmp_path / "x.tar", sample)
     found = load_images(str(path), columns=Columns("right.png", "json.kind"))
     assert found.class_names == ("c",)
@@ -236,7 +308,9 @@ def test_named_endings_and_keys_win(tmp_path: Path) -> None:
 
 
 def test_labels_that_look_like_captions_are_noted(tmp_path: Path) -> None:
-    path = save_tar(tmp_path / "x.tar", {f"{k}.{e}": b"%d!" % k for k in range(120) for e in ("png", "txt")})
+    path = save_tar(
+        tmp_path / "x.tar", {f"{k}.{e}": b"%d!" % k for k in range(120) for e in ("png", "txt")}
+    )
     assert "are the labels captions?" in load_images(str(path)).notes[0]
 
 
@@ -256,10 +330,14 @@ def test_folders_and_links_in_a_tar_are_no_images_and_a_long_name_is_read(tmp_pa
     assert_images(found, [0])
 
 
-def test_evaluate_takes_named_columns_and_says_what_it_read(pair: tuple[Path, Path], tmp_path: Path) -> None:
+def test_evaluate_takes_named_columns_and_says_what_it_read(
+    pair: tuple[Path, Path], tmp_path: Path
+) -> None:
     columns = {"image": [png(k) for k in range(6)], "kind": list(NAMES) * 2}
     path = save_plain_parquet(tmp_path / "x.parquet", columns)
-    told = done("evaluate", pair[0], "--data", f"t={path}", "--format", "json", "--label-column", "kind")
+    told = done(
+        "evaluate", pair[0], "--data", f"t={path}", "--format", "json", "--label-column", "kind"
+    )
     assert told.json["images"] == {"t": 6}
     assert told.json["sources"] == {"t": {"source": str(path), "revision": None}}
     assert "no label column" in refused(clipmerge("evaluate", pair[0], "--data", path))

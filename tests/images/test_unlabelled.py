@@ -30,7 +30,9 @@ def sha256(data: bytes) -> str:
 @pytest.fixture
 def nested(tmp_path: Path) -> Path:
     """Images at three depths, beside files that are none."""
-    for number, name in enumerate(("0.png", "1.PNG", "a/2.png", "a/b/3.png", "a/b/4.png", "c/5.png")):
+    for number, name in enumerate(
+        ("0.png", "1.PNG", "a/2.png", "a/b/3.png", "a/b/4.png", "c/5.png")
+    ):
         file = tmp_path / "nested" / name
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(png(number))
@@ -42,13 +44,17 @@ def nested(tmp_path: Path) -> Path:
 def colours(source: object, **asked: str) -> list[int]:
     images = load_unlabelled(source, Columns(**asked), most=100)
     assert set(images.labels) <= {0}
-    return sorted(round(float(np.asarray(images.image(place)).mean()) / 20) for place in range(len(images)))
+    return sorted(
+        round(float(np.asarray(images.image(place)).mean()) / 20) for place in range(len(images))
+    )
 
 
 def test_a_folder_has_images_at_any_depth(nested: Path, tmp_path: Path) -> None:
     assert colours(str(nested)) == list(range(COUNT))
     assert colours(str(nested), image="picture", label="class") == list(range(COUNT))
-    assert load_unlabelled(str(nested), most=9).notes == (f"{nested}: left out files that are not images (1 .txt)",)
+    assert load_unlabelled(str(nested), most=9).notes == (
+        f"{nested}: left out files that are not images (1 .txt)",
+    )
     (nested / "a" / "again").symlink_to(nested / "a")  # a circle is not followed
     assert colours(str(nested)) == list(range(COUNT))
     (tmp_path / "private.png").write_bytes(png(0))
@@ -81,16 +87,26 @@ def test_images_in_memory_may_come_alone_or_with_labels() -> None:
     loader = torch.utils.data.DataLoader(floats, batch_size=4)  # type: ignore[arg-type]
     images = load_unlabelled(loader, most=5)
     assert torch.equal(images.store.batch(range(5)), floats[:5])  # type: ignore[attr-defined]
-    texts = torch.utils.data.DataLoader(Items({"text": torch.zeros(3)} for _ in range(4)), batch_size=2)
-    with pytest.raises(DataError, match=r"its batches are not images and do not hold 'pixel_values'"):
+    texts = torch.utils.data.DataLoader(
+        Items({"text": torch.zeros(3)} for _ in range(4)), batch_size=2
+    )
+    with pytest.raises(
+        DataError, match=r"its batches are not images and do not hold 'pixel_values'"
+    ):
         load_unlabelled(texts, most=10)
 
 
 def test_a_source_without_images_is_refused(tmp_path: Path) -> None:
     (tmp_path / "empty" / "inner").mkdir(parents=True)
     for source, said in (
-        (str(tmp_path / "empty"), "empty: holds no images; give --unlabelled images from where the model will be used"),
-        (str(tmp_path / "nowhere"), "nowhere: no such folder; --unlabelled takes a folder with images at any depth"),
+        (
+            str(tmp_path / "empty"),
+            "empty: holds no images; give --unlabelled images from where the model will be used",
+        ),
+        (
+            str(tmp_path / "nowhere"),
+            "nowhere: no such folder; --unlabelled takes a folder with images at any depth",
+        ),
         ([], "list in memory: holds no images"),
         (" ", "' ': names no images"),
     ):
@@ -100,7 +116,9 @@ def test_a_source_without_images_is_refused(tmp_path: Path) -> None:
 
 def test_the_digest_is_of_content_and_order(nested: Path, tmp_path: Path) -> None:
     images = load_unlabelled(str(nested), most=100)
-    expected = sha256("".join(sha256(Path(path).read_bytes()) for path in images.store.paths).encode())
+    expected = sha256(
+        "".join(sha256(Path(path).read_bytes()) for path in images.store.paths).encode()
+    )
     assert content_digest(images) == expected
     moved = nested.rename(tmp_path / "moved")
     images = load_unlabelled(str(moved), most=100)

@@ -15,7 +15,9 @@ from clipmerge.plugins import load_plugin, plugin_names, plugin_options
 
 MASKS = plugin_names("masks")
 WITH_DENSITY = [name for name in MASKS if "density" in plugin_options("masks", name)]
-RANDOM = [name for name in MASKS if "key" in inspect.signature(load_plugin("masks", name)).parameters]
+RANDOM = [
+    name for name in MASKS if "key" in inspect.signature(load_plugin("masks", name)).parameters
+]
 SHAPES = [(6, 8), (37,), (4, 3, 2, 2), (1, 2)]
 
 
@@ -25,7 +27,9 @@ def example(shape: tuple[int, ...], seed: int = 0) -> tuple[Tensor, Tensor, Tens
     return theta_0, theta_1, score
 
 
-def inputs(name: str, score: Tensor, *, density: float = 0.5, key: RandomKey | None = None) -> dict[str, Any]:
+def inputs(
+    name: str, score: Tensor, *, density: float = 0.5, key: RandomKey | None = None
+) -> dict[str, Any]:
     wanted = set(inspect.signature(load_plugin("masks", name)).parameters)
     if name == "right-multiply":  # its score has another shape; without one it keeps everything
         wanted.remove("score")
@@ -35,11 +39,15 @@ def inputs(name: str, score: Tensor, *, density: float = 0.5, key: RandomKey | N
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("name", MASKS)
-def test_shape_dtype_and_inputs_survive_and_runs_are_equal(name: str, shape: tuple[int, ...]) -> None:
+def test_shape_dtype_and_inputs_survive_and_runs_are_equal(
+    name: str, shape: tuple[int, ...]
+) -> None:
     theta_0, theta_1, score = example(shape)
     change = theta_1 - theta_0
     before = [each.clone() for each in (theta_0, change, score)]
-    results = [apply_mask(name, change.clone(), theta_0, inputs(name, score)) for _ in range(2)]  # it may write there
+    results = [
+        apply_mask(name, change.clone(), theta_0, inputs(name, score)) for _ in range(2)
+    ]  # it may write there
     assert results[0].shape == change.shape
     assert results[0].dtype == change.dtype
     assert torch.equal(*results)
@@ -48,7 +56,9 @@ def test_shape_dtype_and_inputs_survive_and_runs_are_equal(name: str, shape: tup
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("name", [n for n in MASKS if n not in ("spectral", "random-rescale")])
-def test_what_is_kept_is_the_plain_merge_and_the_rest_zero_shot(name: str, shape: tuple[int, ...]) -> None:
+def test_what_is_kept_is_the_plain_merge_and_the_rest_zero_shot(
+    name: str, shape: tuple[int, ...]
+) -> None:
     theta_0, theta_1, score = example(shape)
     plain = merge_tensor(theta_0, theta_1, alpha=0.3)
     merged = merge_tensor(theta_0, theta_1, alpha=0.3, mask=name, **inputs(name, score))
@@ -61,7 +71,9 @@ def test_what_is_kept_is_the_plain_merge_and_the_rest_zero_shot(name: str, shape
 @pytest.mark.parametrize("name", ["magnitude", "saliency", "random", "random-rescale", "n-m"])
 def test_negative_zeros_that_are_not_kept_stay_negative(name: str) -> None:
     theta_0, theta_1 = torch.full((4, 8), -0.0), example((4, 8))[1]
-    merged = merge_tensor(theta_0, theta_1, alpha=0.3, mask=name, **inputs(name, example((4, 8))[2]))
+    merged = merge_tensor(
+        theta_0, theta_1, alpha=0.3, mask=name, **inputs(name, example((4, 8))[2])
+    )
     gone = merged == 0
     assert 0 < int(gone.sum()) < 32
     assert bool(torch.signbit(merged[gone]).all())
@@ -87,12 +99,16 @@ def test_random_masks_depend_on_seed_and_name_alone(name: str) -> None:
     change = theta_1 - theta_0
 
     def masked(seed: int, parameter: str) -> Tensor:
-        return apply_mask(name, change.clone(), theta_0, inputs(name, score, key=RandomKey(seed, parameter)))
+        return apply_mask(
+            name, change.clone(), theta_0, inputs(name, score, key=RandomKey(seed, parameter))
+        )
 
     torch.manual_seed(5)
     np.random.seed(5)
     first = masked(1, "a")
-    apply_mask(name, change[:3].clone(), theta_0[:3], inputs(name, score[:3], key=RandomKey(2, "b")))
+    apply_mask(
+        name, change[:3].clone(), theta_0[:3], inputs(name, score[:3], key=RandomKey(2, "b"))
+    )
     assert torch.equal(masked(1, "a"), first)
     assert not torch.equal(masked(2, "a"), first)
     assert not torch.equal(masked(1, "b"), first)
@@ -100,10 +116,19 @@ def test_random_masks_depend_on_seed_and_name_alone(name: str) -> None:
 
 def test_what_magnitude_and_saliency_keep() -> None:
     change = torch.tensor([[1.0, -2.0, 2.0], [2.0, 0.5, -2.0]])  # ties go by index
-    assert load_plugin("masks", "magnitude")(change, density=0.5).tolist() == [[0, -2, 2], [2, 0, 0]]
-    # products 2, 3, 2, 1.5: neither factor alone, nor a signed product, nor a later tie keeps the first two
+    assert load_plugin("masks", "magnitude")(change, density=0.5).tolist() == [
+        [0, -2, 2],
+        [2, 0, 0],
+    ]
+    # products 2, 3, 2, 1.5: neither factor alone, nor a signed product, nor a later tie keeps the
+    # first two
     change, score = torch.tensor([1.0, -3.0, 2.0, 0.1]), torch.tensor([-2.0, 1.0, 1.0, -15.0])
-    assert load_plugin("masks", "saliency")(change, score=score, density=0.5).tolist() == [1, -3, 0, 0]
+    assert load_plugin("masks", "saliency")(change, score=score, density=0.5).tolist() == [
+        1,
+        -3,
+        0,
+        0,
+    ]
 
 
 @pytest.mark.parametrize("shape", [(4, 8), (3, 10), (7,), (2, 3, 5)])

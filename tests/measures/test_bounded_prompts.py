@@ -19,12 +19,20 @@ NAMES = tuple(first + second for first in "ab" for second in ascii_lowercase)
 
 
 @pytest.mark.parametrize(
-    ("name", "templates", "classes", "bound"), [*((name, 5, 7, 32) for name in MEASURES), ("first-order", 40, 30, None)]
+    ("name", "templates", "classes", "bound"),
+    [*((name, 5, 7, 32) for name in MEASURES), ("first-order", 40, 30, None)],
 )
 def test_a_path_of_many_prompts_is_bounded(
-    ends: Ends, monkeypatch: pytest.MonkeyPatch, spied: Any, name: str, templates: int, classes: int, bound: int | None
+    ends: Ends,
+    monkeypatch: pytest.MonkeyPatch,
+    spied: Any,
+    name: str,
+    templates: int,
+    classes: int,
+    bound: int | None,
 ) -> None:
-    """More prompts than are taken back through the text tower: with a bound of 32 in each measure, 1024 in one."""
+    """More prompts than are taken back through the text tower: with a bound of 32 in each measure,
+    1024 in one."""
     if bound is not None:
         monkeypatch.setattr(calibration_objective, "PROMPTS_A_GRADIENT", bound)
     most_prompts = calibration_objective.PROMPTS_A_GRADIENT

@@ -1,4 +1,5 @@
-"""Fisher merging: the estimate against each image's own gradient, the merge against its formula, entry by entry."""
+"""Fisher merging: the estimate against each image's own gradient, the merge against its formula,
+entry by entry."""
 
 from pathlib import Path
 
@@ -21,12 +22,17 @@ ENDS = {"fisher_zeroshot": 0.0, "fisher_finetuned": 1.0}
 
 def images_of(batches: list[Batch]) -> list[Batch]:
     """Each image in its own batch."""
-    singles = [(batch.pixels[i : i + 1], batch.labels[i : i + 1]) for batch in batches for i in range(len(batch))]
+    singles = [
+        (batch.pixels[i : i + 1], batch.labels[i : i + 1])
+        for batch in batches
+        for i in range(len(batch))
+    ]
     return [Batch(number, *single) for number, single in enumerate(singles)]
 
 
 def squared_gradients(ends: Ends, images: list[Batch], alpha: float) -> dict[str, Tensor]:
-    """Mean of each image's squared gradient for its true label, one backward pass per image, in float64."""
+    """Mean of each image's squared gradient for its true label, one backward pass per image, in
+    float64."""
     reference = Reference(ends).at(alpha)
     total: dict[str, Tensor] = {}
     for image in images:
@@ -50,7 +56,9 @@ def expected_fisher(ends: Ends, images: list[Batch], alpha: float) -> dict[str, 
 
 def test_with_one_image_a_batch_it_is_exact(short_ends: Ends) -> None:
     images = images_of(make_batches((3, 2)))
-    found = load_plugin("measures", "fisher")(objective_for(short_ends, images), probes=1, labels="data")
+    found = load_plugin("measures", "fisher")(
+        objective_for(short_ends, images), probes=1, labels="data"
+    )
     pair = inputs_of(short_ends)
     for statistic, alpha in ENDS.items():
         expected = squared_gradients(short_ends, images, alpha)
@@ -59,7 +67,9 @@ def test_with_one_image_a_batch_it_is_exact(short_ends: Ends) -> None:
             slack = 1e-9 + 1e-4 * float(value.max())
             assert torch.allclose(value.double(), expected[name], rtol=2e-3, atol=slack), name
         for layer, values in found.layers.items():
-            entries = torch.cat([expected[name].flatten() for name in pair.layers[layer] if name in expected])
+            entries = torch.cat(
+                [expected[name].flatten() for name in pair.layers[layer] if name in expected]
+            )
             assert values[statistic] == pytest.approx(float(entries.mean()), rel=1e-3)
 
 
@@ -67,10 +77,15 @@ def test_with_one_image_a_batch_it_is_exact(short_ends: Ends) -> None:
 def test_labels_are_drawn_from_the_models_own_predictions(short_ends: Ends) -> None:
     images = images_of(make_batches((4,)))
     found = load_plugin("measures", "fisher")(objective_for(short_ends, images), probes=100)
-    expected, given = expected_fisher(short_ends, images, 1.0), squared_gradients(short_ends, images, 1.0)
+    expected, given = (
+        expected_fisher(short_ends, images, 1.0),
+        squared_gradients(short_ends, images, 1.0),
+    )
     off = []
     for name, value in found.tensors["fisher_finetuned"].items():
-        assert float(value.double().mean()) == pytest.approx(float(expected[name].mean()), rel=0.3), name
+        assert float(value.double().mean()) == pytest.approx(
+            float(expected[name].mean()), rel=0.3
+        ), name
         off.append(float(given[name].mean() / expected[name].mean()))
     assert max(off) > 1.4 or min(off) < 0.6  # or the data's labels would pass as well
 
@@ -79,17 +94,24 @@ def made_up(ends: Ends) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     generator = torch.Generator().manual_seed(3)
     shapes = {name: value.shape for name, value in load_file(ends[0] / "model.safetensors").items()}
     first = {name: torch.rand(shape, generator=generator) ** 4 for name, shape in shapes.items()}
-    return first, {name: 0.01 * torch.rand(shape, generator=generator) ** 4 for name, shape in shapes.items()}
+    return first, {
+        name: 0.01 * torch.rand(shape, generator=generator) ** 4 for name, shape in shapes.items()
+    }
 
 
 @pytest.mark.parametrize("normalise", [True, False])
 @pytest.mark.parametrize("alpha", [0.5, 0.2, 0.0, 1.0])
-def test_coefficients_are_the_formula_entry_by_entry(short_ends: Ends, alpha: float, normalise: bool) -> None:
+def test_coefficients_are_the_formula_entry_by_entry(
+    short_ends: Ends, alpha: float, normalise: bool
+) -> None:
     first, second = made_up(short_ends)
     tensors = {"fisher_zeroshot": first, "fisher_finetuned": second}
     task = task_of(short_ends, Measurements(measure="fisher", tensors=tensors))
     found = decide(task, "fisher", alpha=alpha, floor=0.1, normalise=normalise).coefficients
-    sums = [sum(float(value.sum(dtype=torch.float64)) for value in each.values()) for each in (first, second)]
+    sums = [
+        sum(float(value.sum(dtype=torch.float64)) for value in each.values())
+        for each in (first, second)
+    ]
     scale = sums[0] / sums[1] if normalise else 1.0
     for name in ("logit_scale", "text_model.final_layer_norm.weight", "visual_projection.weight"):
         ours = first[name].flatten().tolist()
@@ -125,6 +147,8 @@ def test_the_command_writes_the_dense_formula_and_equal_bytes(
     for name in measured.tensors["fisher_zeroshot"]:
         f_0, f_1 = (measured.tensors[statistic][name].double() for statistic in ENDS)
         below = 0.6 * f_0 + 0.4 * f_1
-        merged = (0.6 * f_0 * zeroshot[name].double() + 0.4 * f_1 * finetuned[name].double()) / below
+        merged = (
+            0.6 * f_0 * zeroshot[name].double() + 0.4 * f_1 * finetuned[name].double()
+        ) / below
         known = below > 0
         assert torch.allclose(result[name].double()[known], merged[known], atol=1e-6), name

@@ -35,21 +35,30 @@ def objective(ends: Ends) -> Objective:
 
 
 class Exact:
-    """The Hessian of every batch at alpha 0.5, (entries, entries) in float64, by a loop of double backward passes."""
+    """The Hessian of every batch at alpha 0.5, (entries, entries) in float64, by a loop of double
+    backward passes."""
 
     def __init__(self, ends: Ends) -> None:
         reference = Reference(ends).at(0.5)
         moving = {name: p for name, p in reference.parameters.items() if name.startswith(MOVES)}
         self.names = list(moving)
-        self.layer = np.array([layer_of(name) for name, p in moving.items() for _ in range(p.numel())])
+        self.layer = np.array(
+            [layer_of(name) for name, p in moving.items() for _ in range(p.numel())]
+        )
         self.theta = torch.cat([p.detach().flatten() for p in moving.values()]).numpy()
         self.batches = []
         for batch in make_batches(SIZES):
             with sdpa_kernel(SDPBackend.MATH):
-                grads = torch.autograd.grad(reference.loss(batch), list(moving.values()), create_graph=True)
+                grads = torch.autograd.grad(
+                    reference.loss(batch), list(moving.values()), create_graph=True
+                )
                 flat = torch.cat([g.flatten() for g in grads])
-                rows = [torch.autograd.grad(e, list(moving.values()), retain_graph=True) for e in flat]
-            self.batches.append(np.array([torch.cat([r.flatten() for r in row]).numpy() for row in rows]))
+                rows = [
+                    torch.autograd.grad(e, list(moving.values()), retain_graph=True) for e in flat
+                ]
+            self.batches.append(
+                np.array([torch.cat([r.flatten() for r in row]).numpy() for row in rows])
+            )
         self.mean = np.average(self.batches, axis=0, weights=SIZES)
 
     def scaled(self, hessian: np.ndarray, adaptive: bool) -> np.ndarray:
@@ -74,7 +83,9 @@ def feed(monkeypatch: pytest.MonkeyPatch, exact: Exact, probes: np.ndarray) -> N
             start += parameter.numel()
         return {name: vectors[name] for name in objective.path.task_vector}
 
-    monkeypatch.setattr(importlib.import_module("clipmerge.measures.hessian_trace"), "_rademacher", given)
+    monkeypatch.setattr(
+        importlib.import_module("clipmerge.measures.hessian_trace"), "_rademacher", given
+    )
 
 
 def hadamard(size: int) -> np.ndarray:
@@ -93,7 +104,9 @@ def test_probes_are_quadratic_forms_whose_mean_is_the_exact_trace(
     feed(monkeypatch, exact, probe)
     found = hessian_trace(objective, probes=1, adaptive=adaptive, at=0.5)
     for layer, values in found["hessian_trace"].batches.items():
-        terms = [probe[0] * (exact.scaled(hessian, adaptive) @ probe[0]) for hessian in exact.batches]
+        terms = [
+            probe[0] * (exact.scaled(hessian, adaptive) @ probe[0]) for hessian in exact.batches
+        ]
         expected = [term[exact.layer == layer].sum() for term in terms]
         assert values == pytest.approx(expected, rel=1e-4, abs=1e-4), layer
     probes = hadamard(len(exact.theta))
@@ -104,4 +117,6 @@ def test_probes_are_quadratic_forms_whose_mean_is_the_exact_trace(
         inside = exact.layer == layer
         trace = float(np.diag(exact.scaled(exact.mean, adaptive))[inside].sum())
         assert means["hessian_trace"] == pytest.approx(trace, rel=1e-3, abs=1e-4), layer
-        assert means["hessian_trace_mean"] == pytest.approx(means["hessian_trace"] / inside.sum(), rel=1e-12)
+        assert means["hessian_trace_mean"] == pytest.approx(
+            means["hessian_trace"] / inside.sum(), rel=1e-12
+        )

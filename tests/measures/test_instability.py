@@ -1,4 +1,5 @@
-"""Interpolation instability of single layers and of sets that grow, against the model run once more in float64."""
+"""Interpolation instability of single layers and of sets that grow, against the model run once more
+in float64."""
 
 from collections.abc import Collection
 from pathlib import Path
@@ -45,7 +46,9 @@ def test_instability_is_that_of_the_layer_moved_alone(ends: Ends) -> None:
     for layer, names in objective.path.layers.items():
         expected = [slow_barrier(reference, names, number) for number in range(len(SIZES))]
         assert found.batches[layer] == pytest.approx(expected, abs=1e-4), layer
-        assert found.values[layer] == pytest.approx((5 * expected[0] + 3 * expected[1]) / 8, abs=1e-4)
+        assert found.values[layer] == pytest.approx(
+            (5 * expected[0] + 3 * expected[1]) / 8, abs=1e-4
+        )
 
 
 def test_cumulative_barriers_grow_by_one_layer_and_sum_to_the_paths(ends: Ends) -> None:
@@ -59,7 +62,10 @@ def test_cumulative_barriers_grow_by_one_layer_and_sum_to_the_paths(ends: Ends) 
         for layer in layers:
             joined |= set(objective.path.layers[layer])
             barrier = slow_barrier(reference, joined, 1)
-            assert found[name].batches[layer][1] == pytest.approx(barrier - before, abs=2e-4), (name, layer)
+            assert found[name].batches[layer][1] == pytest.approx(barrier - before, abs=2e-4), (
+                name,
+                layer,
+            )
             before = barrier
         total = sum(values[0] for values in found[name].batches.values())
         assert total == pytest.approx(slow_barrier(reference, whole, 0), abs=1e-3)
@@ -75,8 +81,12 @@ def test_cumulative_barriers_grow_by_one_layer_and_sum_to_the_paths(ends: Ends) 
 def test_the_largest_are_thinned(pair: tuple[Path, Path], count: int, finding: str) -> None:
     inputs = inputs_of(pair)
     values = {layer: float(place) for place, layer in enumerate(inputs.layers)}
-    measurements = Measurements(measure="layer-instability", statistics=(Statistic(name="instability", values=values),))
-    decision = straggler_top(Task(inputs, measurements), count=count, alpha=0.6, straggler_alpha=0.4, density=0.3)
+    measurements = Measurements(
+        measure="layer-instability", statistics=(Statistic(name="instability", values=values),)
+    )
+    decision = straggler_top(
+        Task(inputs, measurements), count=count, alpha=0.6, straggler_alpha=0.4, density=0.3
+    )
     largest = list(inputs.layers)[-count:]
     assert list(decision.stragglers) == largest
     for layer, plan in decision.layers.items():

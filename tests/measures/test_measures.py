@@ -14,7 +14,11 @@ from tests.support.several import several
 from tests.support.small_objective import Ends, make_batches, objective_for
 
 MEASURES = plugin_names("measures")
-LEARN = ("learned-coefficients", "learned-sparse", "projection-radii")  # what they find is no average over batches
+LEARN = (
+    "learned-coefficients",
+    "learned-sparse",
+    "projection-radii",
+)  # what they find is no average over batches
 Alone = dict[str, tuple[Measurements, tuple[float, float]]]
 
 
@@ -31,11 +35,14 @@ def found(objective: Objective) -> dict[str, Measurements]:
 
 @pytest.fixture(scope="module")
 def alone(ends: Ends) -> Alone:
-    """Every measure on an objective of its own, and the last work that it reported: done and announced."""
+    """Every measure on an objective of its own, and the last work that it reported: done and
+    announced."""
     found = {}
     for name in MEASURES:
         told: list[tuple[float, float]] = []
-        objective = objective_for(ends, make_batches(SIZES), progress=lambda *work, told=told: told.append(work))
+        objective = objective_for(
+            ends, make_batches(SIZES), progress=lambda *work, told=told: told.append(work)
+        )
         found[name] = (measured(name, objective), told[-1])
     return found
 
@@ -64,7 +71,9 @@ def test_batches_average_to_the_layers_value(found: dict[str, Measurements], nam
         assert statistic.batches.keys() == statistic.values.keys()
         for layer, value in statistic.values.items():
             per_batch = statistic.batches[layer]
-            mean = sum(size * each for size, each in zip(SIZES, per_batch, strict=True)) / sum(SIZES)
+            mean = sum(size * each for size, each in zip(SIZES, per_batch, strict=True)) / sum(
+                SIZES
+            )
             assert value == pytest.approx(mean, rel=1e-9, abs=1e-12)
             assert len(set(per_batch)) == len(SIZES)
 
@@ -72,7 +81,9 @@ def test_batches_average_to_the_layers_value(found: dict[str, Measurements], nam
 @pytest.mark.slow
 @pytest.mark.uncounted
 @pytest.mark.parametrize("name", MEASURES)
-def test_measuring_again_gives_the_same_numbers(found: dict[str, Measurements], alone: Alone, name: str) -> None:
+def test_measuring_again_gives_the_same_numbers(
+    found: dict[str, Measurements], alone: Alone, name: str
+) -> None:
     """On an objective of its own, and on one that other measures used before."""
     assert alone[name][0].layers == found[name].layers
 
@@ -80,7 +91,9 @@ def test_measuring_again_gives_the_same_numbers(found: dict[str, Measurements], 
 # where learning starts, and so what learned-sparse measures there, depends on all images
 @pytest.mark.uncounted
 @pytest.mark.parametrize("name", [name for name in MEASURES if name != "learned-sparse"])
-def test_batches_do_not_depend_on_one_another(found: dict[str, Measurements], ends: Ends, name: str) -> None:
+def test_batches_do_not_depend_on_one_another(
+    found: dict[str, Measurements], ends: Ends, name: str
+) -> None:
     last = make_batches(SIZES)[-1:]
     single = measured(name, objective_for(ends, last))
     for statistic in single.statistics:
@@ -103,10 +116,13 @@ def test_the_work_done_is_the_work_announced(alone: Alone, name: str) -> None:
 
 
 def unseen_share(ends: Ends, layer: str) -> float:
-    """Share of a layer's entries that a softmax does not see: the gradient of k_proj.bias is nothing but rounding."""
+    """Share of a layer's entries that a softmax does not see: the gradient of k_proj.bias is
+    nothing but rounding."""
     objective = objective_for(ends, make_batches(SIZES))
     sizes = {name: objective.path.theta_0[name].numel() for name in objective.path.layers[layer]}
-    return sum(size for name, size in sizes.items() if name.endswith("k_proj.bias")) / sum(sizes.values())
+    return sum(size for name, size in sizes.items() if name.endswith("k_proj.bias")) / sum(
+        sizes.values()
+    )
 
 
 @pytest.mark.slow
@@ -120,14 +136,25 @@ def test_two_processes_measure_what_one_does(ends: Ends, found: dict[str, Measur
         assert other.batch_sizes == SIZES
         for layer, values in record.layers.items():
             slack = unseen_share(ends, layer) if name in LEARN else 0.0
-            assert other.layers[layer] == pytest.approx(values, rel=1e-6, abs=slack + 1e-6), (name, layer)
+            assert other.layers[layer] == pytest.approx(values, rel=1e-6, abs=slack + 1e-6), (
+                name,
+                layer,
+            )
         for mine, theirs in zip(record.mixtures, other.mixtures, strict=True):
             assert theirs.weights == mine.weights
-            assert (theirs.loss, theirs.accuracy) == pytest.approx((mine.loss, mine.accuracy), rel=1e-6, abs=1e-6)
+            assert (theirs.loss, theirs.accuracy) == pytest.approx(
+                (mine.loss, mine.accuracy), rel=1e-6, abs=1e-6
+            )
     for name in LEARN:
         for key, value in found[name].coefficients.items():
-            if not key.endswith("k_proj.bias"):  # a softmax does not see it: its gradient is rounding
+            if not key.endswith(
+                "k_proj.bias"
+            ):  # a softmax does not see it: its gradient is rounding
                 total = value.double().sum().item()
-                assert both["coefficients"][name][key] == pytest.approx(total, rel=1e-3, abs=1e-3), (name, key)
+                assert both["coefficients"][name][key] == pytest.approx(
+                    total, rel=1e-3, abs=1e-3
+                ), (name, key)
     for name, value in found["path-barrier"].gradients.items():
-        assert both["gradients"][name] == pytest.approx(value.double().norm().item(), rel=1e-5, abs=1e-6)
+        assert both["gradients"][name] == pytest.approx(
+            value.double().norm().item(), rel=1e-5, abs=1e-6
+        )

@@ -1,4 +1,5 @@
-"""The path's attribution against dense integration in float64, and against its Hessian-vector form."""
+"""The path's attribution against dense integration in float64, and against its Hessian-vector
+form."""
 
 from pathlib import Path
 
@@ -30,7 +31,9 @@ def by_layer(values: dict[str, float]) -> dict[str, float]:
 def simpson(values: np.ndarray, width: float) -> np.ndarray:
     """Integrate samples at an odd number of equal distances, along the first axis."""
     step = width / (len(values) - 1)
-    return np.asarray(step / 3 * (values[0] + values[-1] + 4 * values[1:-1:2].sum(0) + 2 * values[2:-2:2].sum(0)))
+    return np.asarray(
+        step / 3 * (values[0] + values[-1] + 4 * values[1:-1:2].sum(0) + 2 * values[2:-2:2].sum(0))
+    )
 
 
 @pytest.fixture(scope="module")
@@ -43,9 +46,13 @@ def dense(short_ends: Ends) -> dict[str, Table]:
         rows.append([])
         for batch in make_batches(SIZES):
             gradients = reference.gradient(batch)
-            slopes = {n: float(((b - a) * gradients[n]).sum()) for n, (a, b) in reference.ends.items()}
+            slopes = {
+                n: float(((b - a) * gradients[n]).sum()) for n, (a, b) in reference.ends.items()
+            }
             rows[-1].append(by_layer(slopes))
-    slopes = {layer: np.array([[batch[layer] for batch in row] for row in rows]) for layer in rows[0][0]}
+    slopes = {
+        layer: np.array([[batch[layer] for batch in row] for row in rows]) for layer in rows[0][0]
+    }
     halves = {layer: (simpson(v[:33], 0.5), simpson(v[32:], 0.5)) for layer, v in slopes.items()}
     return {
         "barrier": {layer: (first - second) / 2 for layer, (first, second) in halves.items()},
@@ -53,24 +60,37 @@ def dense(short_ends: Ends) -> dict[str, Table]:
     }
 
 
-def test_shares_are_those_of_dense_integration(found: Measurements, dense: dict[str, Table]) -> None:
-    for statistic, layer, expected in [(name, *row) for name, table in dense.items() for row in table.items()]:
+def test_shares_are_those_of_dense_integration(
+    found: Measurements, dense: dict[str, Table]
+) -> None:
+    for statistic, layer, expected in [
+        (name, *row) for name, table in dense.items() for row in table.items()
+    ]:
         assert found.layers.keys() == dense[statistic].keys()
         mean = float(np.average(expected, weights=SIZES))
         # float32 gradients and eight nodes a half
         assert found.layers[layer][statistic] == pytest.approx(mean, rel=1e-3, abs=1e-5), layer
-        assert found[statistic].batches[layer] == pytest.approx(expected.tolist(), rel=1e-3, abs=1e-5), layer
+        assert found[statistic].batches[layer] == pytest.approx(
+            expected.tolist(), rel=1e-3, abs=1e-5
+        ), layer
 
 
 def test_shares_add_up_to_what_the_losses_say(short_ends: Ends, found: Measurements) -> None:
     reference = Reference(short_ends)
     loss = {
-        alpha: np.average([reference.at(alpha).loss(b).item() for b in make_batches(SIZES)], weights=SIZES)
+        alpha: np.average(
+            [reference.at(alpha).loss(b).item() for b in make_batches(SIZES)], weights=SIZES
+        )
         for alpha in (0.0, 0.5, 1.0)
     }
-    expected = {"barrier": loss[0.5] - (loss[0.0] + loss[1.0]) / 2, "loss_drop": loss[1.0] - loss[0.0]}
+    expected = {
+        "barrier": loss[0.5] - (loss[0.0] + loss[1.0]) / 2,
+        "loss_drop": loss[1.0] - loss[0.0],
+    }
     for statistic, value in expected.items():
-        assert sum(layer[statistic] for layer in found.layers.values()) == pytest.approx(value, rel=1e-3)
+        assert sum(layer[statistic] for layer in found.layers.values()) == pytest.approx(
+            value, rel=1e-3
+        )
         assert found.checks[statistic].measured == pytest.approx(value, rel=1e-4)
         assert found.checks[statistic].relative_error < 1e-3
     assert found.path is not None
@@ -83,7 +103,9 @@ def test_shares_add_up_to_what_the_losses_say(short_ends: Ends, found: Measureme
         assert value == pytest.approx(mean, rel=1e-5)
 
 
-def test_a_bent_path_gets_more_nodes_and_rounding_does_not(short_ends: Ends, tmp_path: Path) -> None:
+def test_a_bent_path_gets_more_nodes_and_rounding_does_not(
+    short_ends: Ends, tmp_path: Path
+) -> None:
     found = path_barrier(objective_for(short_ends, make_batches(SIZES)), nodes=1, tolerance=1e-3)
     assert found.path is not None
     used = (len(found.path.alphas) - 1) // 2
@@ -92,7 +114,9 @@ def test_a_bent_path_gets_more_nodes_and_rounding_does_not(short_ends: Ends, tmp
     assert found.notes == (f"the loss bends along the path: {needed}",)
     assert all(check.relative_error <= 1e-3 for check in found.checks.values())
     far = save_ends(tmp_path / "far", blocks=1, width=8, change=0.3)
-    found = path_barrier(objective_for(far, make_batches(SIZES)), nodes=3)  # too few where fine-tuning went far
+    found = path_barrier(
+        objective_for(far, make_batches(SIZES)), nodes=3
+    )  # too few where fine-tuning went far
     assert "the loss bends" in found.notes[0]
     assert all(check.relative_error <= 0.01 for check in found.checks.values())
     near = save_ends(tmp_path / "near", blocks=1, width=8, change=1e-6)
@@ -102,7 +126,9 @@ def test_a_bent_path_gets_more_nodes_and_rounding_does_not(short_ends: Ends, tmp
     assert len(found.path.alphas) == 1 + 2 * 3
 
 
-def test_an_attribution_that_does_not_add_up_is_said(short_ends: Ends, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_attribution_that_does_not_add_up_is_said(
+    short_ends: Ends, monkeypatch: pytest.MonkeyPatch
+) -> None:
     objective = objective_for(short_ends, make_batches((4,)))
     original = Slopes._taken
     monkeypatch.setattr(Slopes, "_taken", lambda self, part: 1.5 * original(self, part))

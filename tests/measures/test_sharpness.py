@@ -1,4 +1,5 @@
-"""First-order, worst-case and average-case sharpness, each computed by hand in float64, layer by layer."""
+"""First-order, worst-case and average-case sharpness, each computed by hand in float64, layer by
+layer."""
 
 import importlib
 from collections.abc import Iterator
@@ -70,19 +71,27 @@ def flat(values: list[Tensor]) -> np.ndarray:
 @pytest.mark.uncounted
 @pytest.mark.parametrize("norm", ["l2", "linf"])
 @pytest.mark.parametrize("adaptive", [True, False])
-def test_first_order_is_rho_dual_norms(objective: Objective, reference: Reference, norm: Norm, adaptive: bool) -> None:
+def test_first_order_is_rho_dual_norms(
+    objective: Objective, reference: Reference, norm: Norm, adaptive: bool
+) -> None:
     found = first_order(objective, norm=norm, rho=0.7, adaptive=adaptive, at=0.5)
     slopes = [reference.gradient(batch) for batch in make_batches(SIZES)]
     for layer, names in layers_of(reference).items():
         expected = []
         for gradients in slopes:
-            entries = flat([gradients[name] * scale_of(reference, name, adaptive) for name in names])
-            expected.append(0.7 * (np.sqrt((entries**2).sum()) if norm == "l2" else np.abs(entries).sum()))
+            entries = flat(
+                [gradients[name] * scale_of(reference, name, adaptive) for name in names]
+            )
+            expected.append(
+                0.7 * (np.sqrt((entries**2).sum()) if norm == "l2" else np.abs(entries).sum())
+            )
         assert found["first_order"].batches[layer] == pytest.approx(expected, rel=1e-4)
         mean = sum(size * value for size, value in zip(SIZES, expected, strict=True)) / sum(SIZES)
         assert found.layers[layer]["first_order"] == pytest.approx(mean, rel=1e-4)
         count = sum(reference.parameters[name].numel() for name in names)
-        assert found.layers[layer]["first_order_scaled"] == pytest.approx(mean * np.sqrt(count), rel=1e-4)
+        assert found.layers[layer]["first_order_scaled"] == pytest.approx(
+            mean * np.sqrt(count), rel=1e-4
+        )
 
 
 # every two of the three settings meet in the fast ones
@@ -118,38 +127,57 @@ def test_one_step_is_the_loss_at_the_first_order_maximiser(
             }
             expected.append(rise(reference, batch, deltas))
         # differences of float32 losses of order 1
-        assert found["worst_case"].batches[layer] == pytest.approx(expected, rel=2e-4, abs=5e-6), layer
+        assert found["worst_case"].batches[layer] == pytest.approx(expected, rel=2e-4, abs=5e-6), (
+            layer
+        )
 
 
-def test_skipping_blocks_below_the_layer_changes_nothing(ends: Ends, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_skipping_blocks_below_the_layer_changes_nothing(
+    ends: Ends, monkeypatch: pytest.MonkeyPatch
+) -> None:
     objective, found = objective_for(ends, make_batches((3, 2))), list[dict[str, list[float]]]()
     for skipped in (True, False):
         if not skipped:
-            monkeypatch.setattr(TransformersClip, "hidden_states", lambda *_: None)  # as of blocks that are not a chain
+            monkeypatch.setattr(
+                TransformersClip, "hidden_states", lambda *_: None
+            )  # as of blocks that are not a chain
         worst = [worst_case(objective, steps=steps)["worst_case"].batches for steps in (1, 3)]
         average = average_case(objective, draws=2)["average_case"].batches
-        found.append({layer: worst[0][layer] + worst[1][layer] + average[layer] for layer in average})
+        found.append(
+            {layer: worst[0][layer] + worst[1][layer] + average[layer] for layer in average}
+        )
     for layer, values in found[1].items():
         assert found[0][layer] == pytest.approx(values, abs=1e-5), layer
 
 
 @pytest.mark.parametrize("measure", [worst_case, average_case])
-def test_weights_stay_there_bit_for_bit(objective: Objective, measure: object, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weights_stay_there_bit_for_bit(
+    objective: Objective, measure: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """While a layer moves all other parameters stay, and afterwards the layer is restored."""
     objective.path.move_to(0.5)
-    before = {name: parameter.detach().clone() for name, parameter in objective.path.parameters.items()}
+    before = {
+        name: parameter.detach().clone() for name, parameter in objective.path.parameters.items()
+    }
     original = CalibrationLoss.loss
     moving: set[frozenset[str]] = set()
 
     def watched(self: CalibrationLoss, *args: object) -> Tensor:
-        changed = {layer_of(n) for n, p in objective.path.parameters.items() if not torch.equal(p.detach(), before[n])}
+        changed = {
+            layer_of(n)
+            for n, p in objective.path.parameters.items()
+            if not torch.equal(p.detach(), before[n])
+        }
         moving.add(frozenset(changed))
         return original(self, *args)  # type: ignore[arg-type]
 
     monkeypatch.setattr(CalibrationLoss, "loss", watched)
     measure(objective, at=0.5)  # type: ignore[operator]
     assert moving - {frozenset()} == {frozenset({layer}) for layer in objective.path.layers}
-    assert all(torch.equal(parameter.detach(), before[n]) for n, parameter in objective.path.parameters.items())
+    assert all(
+        torch.equal(parameter.detach(), before[n])
+        for n, parameter in objective.path.parameters.items()
+    )
 
 
 @pytest.mark.uncounted
@@ -163,13 +191,17 @@ def test_average_case_is_the_mean_over_its_draws(
 
     def recorded(objective: Objective, parameters: object, draw: int) -> list[Tensor]:
         noise: list[Tensor] = original(objective, parameters, draw)
-        assert all(torch.equal(a, b) for a, b in zip(noise, drawn.setdefault(draw, noise), strict=True))
+        assert all(
+            torch.equal(a, b) for a, b in zip(noise, drawn.setdefault(draw, noise), strict=True)
+        )
         return noise
 
     monkeypatch.setattr(module, "_normal", recorded)
     found = average_case(objective, rho=0.1, draws=3, adaptive=adaptive, at=0.5)
     layers = layers_of(reference)
-    for column, (layer, names) in enumerate((layer, list(names)) for layer, names in objective.path.layers.items()):
+    for column, (layer, names) in enumerate(
+        (layer, list(names)) for layer, names in objective.path.layers.items()
+    ):
         assert sorted(names) == sorted(layers[layer])
         expected = []
         for batch in make_batches(SIZES):
@@ -181,4 +213,6 @@ def test_average_case_is_the_mean_over_its_draws(
                 }
                 rises.append(rise(reference, batch, deltas))
             expected.append(sum(rises) / 3)
-        assert found["average_case"].batches[layer] == pytest.approx(expected, rel=2e-4, abs=5e-6), layer
+        assert found["average_case"].batches[layer] == pytest.approx(
+            expected, rel=2e-4, abs=5e-6
+        ), layer

@@ -1,4 +1,5 @@
-"""Half, single and mixed precision, and shards of any size: the numbers are those of a plain loop."""
+"""Half, single and mixed precision, and shards of any size: the numbers are those of a plain
+loop."""
 
 import json
 from pathlib import Path
@@ -18,7 +19,12 @@ from tests.support.raw_safetensors import edit, edit_json, shard
 from tests.support.tiny_clip import Folders
 
 DTYPES = {name: getattr(torch, name) for name in ("float64", "float32", "float16", "bfloat16")}
-MIXED = [("float32", "float16"), ("float16", "float32"), ("float32", "bfloat16"), ("bfloat16", "float16")]
+MIXED = [
+    ("float32", "float16"),
+    ("float16", "float32"),
+    ("float32", "bfloat16"),
+    ("bfloat16", "float16"),
+]
 
 
 def cast(folder: Path, dtype: str) -> dict[str, Tensor]:
@@ -30,11 +36,17 @@ def cast(folder: Path, dtype: str) -> dict[str, Tensor]:
     return tensors
 
 
-def plain_loop(theta_0: dict[str, Tensor], theta_1: dict[str, Tensor], alpha: float, dtype: str) -> dict[str, Tensor]:
+def plain_loop(
+    theta_0: dict[str, Tensor], theta_1: dict[str, Tensor], alpha: float, dtype: str
+) -> dict[str, Tensor]:
     if alpha in (0, 1):
-        return {key: tensor.to(DTYPES[dtype]) for key, tensor in (theta_1 if alpha else theta_0).items()}
+        return {
+            key: tensor.to(DTYPES[dtype]) for key, tensor in (theta_1 if alpha else theta_0).items()
+        }
     return {
-        key: (theta_0[key].float() + alpha * (theta_1[key].float() - theta_0[key].float())).to(DTYPES[dtype])
+        key: (theta_0[key].float() + alpha * (theta_1[key].float() - theta_0[key].float())).to(
+            DTYPES[dtype]
+        )
         for key in theta_0
     }
 
@@ -63,7 +75,9 @@ def test_mixed_dtypes_are_rounded_once_to_the_one_named(
     assert CLIPModel.from_pretrained(output).dtype == DTYPES[dtype]
     config = json.loads((output / "config.json").read_text())
     assert config["dtype"] == dtype
-    assert all(config[f"{side}_config"].get("dtype") in (None, dtype) for side in ("text", "vision"))
+    assert all(
+        config[f"{side}_config"].get("dtype") in (None, dtype) for side in ("text", "vision")
+    )
 
 
 def shards_of(folder: Path) -> dict[str, dict[str, Tensor]]:
@@ -71,7 +85,9 @@ def shards_of(folder: Path) -> dict[str, dict[str, Tensor]]:
     index = json.loads((folder / "model.safetensors.index.json").read_text())
     shards = {file.name: load_file(file) for file in sorted(folder.glob("*.safetensors"))}
     assert index["weight_map"] == {key: name for name, tensors in shards.items() for key in tensors}
-    total = sum(t.numel() * t.element_size() for tensors in shards.values() for t in tensors.values())
+    total = sum(
+        t.numel() * t.element_size() for tensors in shards.values() for t in tensors.values()
+    )
     assert index["metadata"]["total_size"] == total
     return shards
 
@@ -79,7 +95,9 @@ def shards_of(folder: Path) -> dict[str, dict[str, Tensor]]:
 @pytest.mark.uncounted
 @pytest.mark.parametrize("which", ["neither", "fine-tuned"])
 @pytest.mark.parametrize("size", ["5KB", "100KB"])
-def test_shards_are_cut_to_size_and_hold_the_same_bytes(copies: Folders, tmp_path: Path, size: str, which: str) -> None:
+def test_shards_are_cut_to_size_and_hold_the_same_bytes(
+    copies: Folders, tmp_path: Path, size: str, which: str
+) -> None:
     merge(copies, tmp_path / "one")
     expected = load_file(tmp_path / "one" / "model.safetensors")
     if which == "fine-tuned":
@@ -87,9 +105,15 @@ def test_shards_are_cut_to_size_and_hold_the_same_bytes(copies: Folders, tmp_pat
     record = merge(copies, tmp_path / "cut", "--max-shard-size", size)
     shards = shards_of(tmp_path / "cut")
     limit = int(size[:-2]) * 1000
-    sizes = [sum(t.numel() * t.element_size() for t in tensors.values()) for tensors in shards.values()]
-    assert all(total <= limit or len(t) == 1 for total, t in zip(sizes, shards.values(), strict=True))
-    assert list(shards) == [f"model-{i + 1:05}-of-{len(shards):05}.safetensors" for i in range(len(shards))]
+    sizes = [
+        sum(t.numel() * t.element_size() for t in tensors.values()) for tensors in shards.values()
+    ]
+    assert all(
+        total <= limit or len(t) == 1 for total, t in zip(sizes, shards.values(), strict=True)
+    )
+    assert list(shards) == [
+        f"model-{i + 1:05}-of-{len(shards):05}.safetensors" for i in range(len(shards))
+    ]
     merged = {key: tensor for tensors in shards.values() for key, tensor in tensors.items()}
     assert merged.keys() == expected.keys()
     assert all(torch.equal(merged[key], tensor) for key, tensor in expected.items())
@@ -101,7 +125,9 @@ def test_shards_are_cut_to_size_and_hold_the_same_bytes(copies: Folders, tmp_pat
     assert all(torch.equal(written.tensor(key), tensor) for key, tensor in expected.items())
 
 
-def test_one_shard_is_one_file_and_a_plan_is_applied_in_shards(copies: Folders, tmp_path: Path) -> None:
+def test_one_shard_is_one_file_and_a_plan_is_applied_in_shards(
+    copies: Folders, tmp_path: Path
+) -> None:
     merge(copies, tmp_path / "cut", "--max-shard-size", "20KB")
     clipmerge("plan", *copies, "--recipe", "wise-ft", "--output", tmp_path / "plan.json")
     flags = ("--output", tmp_path / "applied", "--max-shard-size", "20KB", "--format", "quiet")
@@ -114,7 +140,15 @@ def test_one_shard_is_one_file_and_a_plan_is_applied_in_shards(copies: Folders, 
 
 
 def test_sizes() -> None:
-    sizes = {"200MB": 200_000_000, "5gb": 5_000_000_000, "1.5 KB": 1500, "2KiB": 2048, "7": 7, "3B": 3, "1g": 10**9}
+    sizes = {
+        "200MB": 200_000_000,
+        "5gb": 5_000_000_000,
+        "1.5 KB": 1500,
+        "2KiB": 2048,
+        "7": 7,
+        "3B": 3,
+        "1g": 10**9,
+    }
     assert {text: byte_count(text) for text in sizes} == sizes
     for text in ("", "MB", "-1GB", "0", "0.1B", "5PB", "5 G B", "1e9", "iB", "5iB", "nan"):
         with pytest.raises(UsageError, match=r"--max-shard-size .*such as 200MB or 5GB"):
@@ -124,10 +158,16 @@ def test_sizes() -> None:
 WEIGHT = "vision_model.encoder.layers.0.mlp.fc1.weight"
 QUANTISED: dict[str, tuple[dict[str, Tensor | None], str]] = {
     "bitsandbytes 4 bit": (
-        {f"{WEIGHT}.absmax": torch.zeros(4), f"{WEIGHT}.quant_state.bitsandbytes__nf4": torch.zeros(3)},
+        {
+            f"{WEIGHT}.absmax": torch.zeros(4),
+            f"{WEIGHT}.quant_state.bitsandbytes__nf4": torch.zeros(3),
+        },
         rf"bitsandbytes: .*{WEIGHT}\.",
     ),
-    "gptq": ({WEIGHT: None, WEIGHT.replace("weight", "qweight"): torch.zeros(4, dtype=torch.int32)}, "GPTQ or AWQ"),
+    "gptq": (
+        {WEIGHT: None, WEIGHT.replace("weight", "qweight"): torch.zeros(4, dtype=torch.int32)},
+        "GPTQ or AWQ",
+    ),
     "fp8": ({f"{WEIGHT}_scale_inv": torch.zeros(1)}, "compressed-tensors or FP8"),
 }
 
@@ -136,13 +176,17 @@ QUANTISED: dict[str, tuple[dict[str, Tensor | None], str]] = {
 def test_quantised_weights_are_told_by_their_keys(copies: Folders, what: str) -> None:
     changes, message = QUANTISED[what]
     edit(copies[1], **changes)
-    with pytest.raises(CheckpointError, match=rf"finetuned: is quantised \({message}.*cannot be averaged; give the"):
+    with pytest.raises(
+        CheckpointError, match=rf"finetuned: is quantised \({message}.*cannot be averaged; give the"
+    ):
         open_checkpoint(str(copies[1]))
 
 
 def test_quantised_weights_are_told_by_their_configuration(copies: Folders) -> None:
     edit_json(copies[1] / "config.json", quantization_config={"quant_method": "torchao"})
-    with pytest.raises(CheckpointError, match=r"is quantised \(quantization_config in its config\.json: torchao\)"):
+    with pytest.raises(
+        CheckpointError, match=r"is quantised \(quantization_config in its config\.json: torchao\)"
+    ):
         open_checkpoint(str(copies[1]))
     edit_json(copies[1] / "config.json", quantization_config=None)
     assert open_checkpoint(str(copies[1])).config

@@ -1,4 +1,5 @@
-"""The streamed merge: layers that a plan does not name, tensors that cannot be averaged, and NaN in any place."""
+"""The streamed merge: layers that a plan does not name, tensors that cannot be averaged, and NaN in
+any place."""
 
 from typing import Any
 
@@ -24,7 +25,8 @@ IDS = "text_model.embeddings.position_ids"
 def plan_for(inputs: Inputs, layer: LayerPlan | None = None, **options: Any) -> Plan:
     layers = options.pop("layers", None)
     return plan_with(
-        dict.fromkeys(inputs.layers, layer or LayerPlan(alpha=0.5)) if layers is None else layers, **options
+        dict.fromkeys(inputs.layers, layer or LayerPlan(alpha=0.5)) if layers is None else layers,
+        **options,
     )
 
 
@@ -39,7 +41,11 @@ def stream(
 @pytest.mark.parametrize("mask", [None, "magnitude", "random", "n-m", "spectral", "weights-random"])
 def test_chunks_never_show(pair: Folders, mask: str | None) -> None:
     opened_pair = inputs_of(pair)
-    layer = LayerPlan(alpha=0.3, mask=mask, density=0.5 if mask in ("magnitude", "random", "weights-random") else 1)
+    layer = LayerPlan(
+        alpha=0.3,
+        mask=mask,
+        density=0.5 if mask in ("magnitude", "random", "weights-random") else 1,
+    )
     whole = stream(opened_pair, plan_for(opened_pair, layer))
     for name, tensor in stream(opened_pair, plan_for(opened_pair, layer), chunk=17).items():
         assert torch.equal(tensor, whole[name])
@@ -60,7 +66,9 @@ LAYERS = {
 
 @pytest.mark.parametrize(("value", "kind"), [("nan", "NaN"), ("inf", "Inf"), ("-inf", "Inf")])
 @pytest.mark.parametrize("which", [0, 1])
-def test_nan_and_inf_are_found_and_named(copies: Folders, value: str, kind: str, which: int) -> None:
+def test_nan_and_inf_are_found_and_named(
+    copies: Folders, value: str, kind: str, which: int
+) -> None:
     expected = rf"{copies[which]}: tensor {FC1} holds {kind}; the checkpoint is broken"
     for start, dtype in enumerate((torch.float32, torch.float16, torch.bfloat16, torch.float64)):
         tensors = [load_file(folder / "model.safetensors")[FC1].to(dtype) for folder in copies]
@@ -90,15 +98,25 @@ def test_what_a_narrow_output_cannot_hold_is_said_to_overflow(copies: Folders) -
 
 @pytest.mark.parametrize(
     ("dtype_0", "dtype_1"),
-    [("int64", "int64"), ("int64", "int32"), ("int64", "float32"), ("float32", "int64"), ("int64", "bfloat16")],
+    [
+        ("int64", "int64"),
+        ("int64", "int32"),
+        ("int64", "float32"),
+        ("float32", "int64"),
+        ("int64", "bfloat16"),
+    ],
 )
-def test_position_ids_are_copied_when_they_say_the_same(copies: Folders, dtype_0: str, dtype_1: str) -> None:
+def test_position_ids_are_copied_when_they_say_the_same(
+    copies: Folders, dtype_0: str, dtype_1: str
+) -> None:
     for folder, dtype in zip(copies, (dtype_0, dtype_1), strict=True):
         edit(folder, **{IDS: torch.arange(32).to(getattr(torch, dtype))[None]})
     merged = stream(inputs_of(copies), plan_for(inputs_of(copies)))
     assert torch.equal(merged[IDS], torch.arange(32).to(getattr(torch, dtype_0))[None])
     edit(copies[1], **{IDS: torch.arange(1, 33).to(getattr(torch, dtype_1))[None]})
-    with pytest.raises(CheckpointError, match=f"integer tensor {IDS} differs from the zero-shot one"):
+    with pytest.raises(
+        CheckpointError, match=f"integer tensor {IDS} differs from the zero-shot one"
+    ):
         stream(inputs_of(copies), plan_for(inputs_of(copies)))
 
 
@@ -115,11 +133,20 @@ def test_position_ids_of_one_side_or_of_another_length(copies: Folders) -> None:
         stream(inputs_of(copies), plan_for(inputs_of(copies)))
 
 
-def test_a_saliency_mask_without_scores_is_refused_unless_nothing_changed(pair: Folders, copies: Folders) -> None:
+def test_a_saliency_mask_without_scores_is_refused_unless_nothing_changed(
+    pair: Folders, copies: Folders
+) -> None:
     layers = {"vision.1.mlp": LayerPlan(alpha=0.5, mask="saliency", density=0.5)}
-    with pytest.raises(PlanError, match=r"'vision\.1\.mlp' has the mask 'saliency', but the plan holds no scores for"):
+    with pytest.raises(
+        PlanError,
+        match=r"'vision\.1\.mlp' has the mask 'saliency', but the plan holds no scores for",
+    ):
         stream(inputs_of(pair), plan_for(inputs_of(pair), layers=layers))
-    same = {k: v for k, v in load_file(pair[0] / "model.safetensors").items() if layer_of(k) == "vision.1.mlp"}
+    same = {
+        k: v
+        for k, v in load_file(pair[0] / "model.safetensors").items()
+        if layer_of(k) == "vision.1.mlp"
+    }
     edit(copies[1], **same)
     merged = stream(inputs_of(copies), plan_for(inputs_of(copies), layers=layers))
     assert all(torch.equal(merged[name], tensor) for name, tensor in same.items())

@@ -1,4 +1,5 @@
-"""The merge arithmetic against entry-by-entry loops in numpy scalars, and the masks' selections against sorting."""
+"""The merge arithmetic against entry-by-entry loops in numpy scalars, and the masks' selections
+against sorting."""
 
 import hashlib
 import json
@@ -30,18 +31,26 @@ FLOATS = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 EASY = settings(max_examples=60, deadline=None)
 
 
-def tensors(seed: int, count: int = 2, shape: tuple[int, ...] = (5, 7), dtype: torch.dtype = torch.float32) -> Any:
+def tensors(
+    seed: int, count: int = 2, shape: tuple[int, ...] = (5, 7), dtype: torch.dtype = torch.float32
+) -> Any:
     generator = torch.Generator().manual_seed(seed)
-    return [torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype) for _ in range(count)]
+    return [
+        torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype) for _ in range(count)
+    ]
 
 
 def same_bits(a: Tensor, b: Tensor) -> bool:
     if a.shape != b.shape or a.dtype != b.dtype:
         return False
-    return torch.equal(a.reshape(-1).contiguous().view(torch.uint8), b.reshape(-1).contiguous().view(torch.uint8))
+    return torch.equal(
+        a.reshape(-1).contiguous().view(torch.uint8), b.reshape(-1).contiguous().view(torch.uint8)
+    )
 
 
-def slow_merge(theta_0: Tensor, finetuned: list[Tensor], alpha: float, weights: list[float]) -> list[float]:
+def slow_merge(
+    theta_0: Tensor, finetuned: list[Tensor], alpha: float, weights: list[float]
+) -> list[float]:
     """Entry by entry in the arithmetic's own scalar type, rounding at each operation."""
     wide = np.float64 if theta_0.dtype == torch.float64 else np.float32
     result = []
@@ -57,10 +66,14 @@ def slow_merge(theta_0: Tensor, finetuned: list[Tensor], alpha: float, weights: 
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("alpha", [0.5, 0.3, -0.4, 1.7, 1e-8])
 @pytest.mark.parametrize("weights", [[1.0], [0.5, 0.5], [1 / 3, 1 / 3, 1 / 3], [2.0, -1.0]])
-def test_it_is_the_formula_entry_by_entry(dtype: torch.dtype, alpha: float, weights: list[float]) -> None:
+def test_it_is_the_formula_entry_by_entry(
+    dtype: torch.dtype, alpha: float, weights: list[float]
+) -> None:
     theta_0, *finetuned = tensors(1, 1 + len(weights), dtype=dtype)
     merged = merge_tensor(theta_0, finetuned, alpha=alpha, weights=weights)
-    expected = torch.tensor(slow_merge(theta_0, finetuned, alpha, weights), dtype=torch.float64).view(5, 7)
+    expected = torch.tensor(
+        slow_merge(theta_0, finetuned, alpha, weights), dtype=torch.float64
+    ).view(5, 7)
     assert same_bits(merged, expected.to(dtype))
 
 
@@ -73,13 +86,18 @@ def test_both_ends_are_the_inputs_bit_for_bit(dtype: torch.dtype, alpha: float, 
     pair[0].view(-1)[0] = 3e4
     pair[1].view(-1)[1] = 0.0
     assert same_bits(merge_tensor(*pair, alpha=alpha), pair[which])
-    assert same_bits(merge_tensor(*pair, alpha=torch.full((5, 7), alpha, dtype=torch.float32)), pair[which])
+    assert same_bits(
+        merge_tensor(*pair, alpha=torch.full((5, 7), alpha, dtype=torch.float32)), pair[which]
+    )
 
 
 @pytest.mark.parametrize("which", [0, 1, 2])
 def test_the_only_checkpoint_with_a_weight_is_copied_where_that_is_one(which: int) -> None:
     theta_0, *finetuned = tensors(8, 4)
-    theta_0.view(-1)[0], finetuned[which].view(-1)[0] = 3e4, 1e-5  # their difference cannot be represented
+    theta_0.view(-1)[0], finetuned[which].view(-1)[0] = (
+        3e4,
+        1e-5,
+    )  # their difference cannot be represented
     weights = [float(i == which) for i in range(3)]
     assert same_bits(merge_tensor(theta_0, finetuned, alpha=1, weights=weights), finetuned[which])
     assert same_bits(merge_tensor(theta_0, finetuned, alpha=1, weights=[0.0] * 3), theta_0)
@@ -87,11 +105,16 @@ def test_the_only_checkpoint_with_a_weight_is_copied_where_that_is_one(which: in
 
 @pytest.mark.parametrize("shape", [(5, 7), (5, 1), (1, 7)])
 @pytest.mark.parametrize("weights", [(1.0,), (0.25, 0.75)])
-def test_an_alpha_a_row_or_an_entry_broadcasts(shape: tuple[int, ...], weights: tuple[float, ...]) -> None:
+def test_an_alpha_a_row_or_an_entry_broadcasts(
+    shape: tuple[int, ...], weights: tuple[float, ...]
+) -> None:
     theta_0, *finetuned = tensors(4, count=1 + len(weights))
     theta_0[0] = -0.0
     alpha = torch.linspace(0, 1, shape[0] * shape[1]).view(shape)
-    merged, full = merge_tensor(theta_0, finetuned, alpha=alpha, weights=weights), alpha.expand(5, 7)
+    merged, full = (
+        merge_tensor(theta_0, finetuned, alpha=alpha, weights=weights),
+        alpha.expand(5, 7),
+    )
     for at in range(35):
         base, *others = (each.flatten()[at].view(1) for each in (theta_0, *finetuned))
         one = merge_tensor(base, others, alpha=float(full.flatten()[at]), weights=weights)
@@ -101,7 +124,11 @@ def test_an_alpha_a_row_or_an_entry_broadcasts(shape: tuple[int, ...], weights: 
 def test_the_inputs_are_left_alone() -> None:
     pair = tensors(5)
     before = [tensor.clone() for tensor in pair]
-    for options in ({}, {"mask": "magnitude", "density": 0.5}, {"mask": "weights-random", "key": RandomKey(0, "x")}):
+    for options in (
+        {},
+        {"mask": "magnitude", "density": 0.5},
+        {"mask": "weights-random", "key": RandomKey(0, "x")},
+    ):
         merge_tensor(*pair, alpha=0.5, **options)
     assert all(same_bits(a, b) for a, b in zip(pair, before, strict=True))
 
@@ -127,7 +154,10 @@ def test_chunks_give_the_same_bytes(seed: int, alpha: float, cut: int) -> None:
     theta_0, theta_1 = tensors(seed)
     whole = merge_tensor(theta_0, theta_1, alpha=alpha).flatten()
     a, b = theta_0.flatten(), theta_1.flatten()
-    parts = [merge_tensor(a[:cut], b[:cut], alpha=alpha), merge_tensor(a[cut:], b[cut:], alpha=alpha)]
+    parts = [
+        merge_tensor(a[:cut], b[:cut], alpha=alpha),
+        merge_tensor(a[cut:], b[cut:], alpha=alpha),
+    ]
     assert same_bits(torch.cat(parts), whole)
 
 
@@ -152,11 +182,15 @@ def slow_first(scores: list[float], kept: int) -> list[bool]:
 @EASY
 @given(
     scores=st.lists(
-        st.sampled_from([0.0, -0.0, 0.5, -1.0, 1.0, 1.5, 1e-45]) | st.floats(-2, 2, width=32), min_size=1, max_size=60
+        st.sampled_from([0.0, -0.0, 0.5, -1.0, 1.0, 1.5, 1e-45]) | st.floats(-2, 2, width=32),
+        min_size=1,
+        max_size=60,
     ),
     density=st.floats(0.01, 1),
 )
-def test_the_largest_are_kept_and_ties_go_by_index(dtype: torch.dtype, scores: list[float], density: float) -> None:
+def test_the_largest_are_kept_and_ties_go_by_index(
+    dtype: torch.dtype, scores: list[float], density: float
+) -> None:
     held = torch.tensor(scores, dtype=dtype)
     kept = keep_largest(held, density)
     some = [keep_first(held, count).tolist() for count in range(len(scores) + 1)]
@@ -170,7 +204,9 @@ def test_of_many_entries_the_largest_are_those_of_sorting() -> None:
     for held in (scores, (8 * scores).round(), misleading):
         ranked = held.abs().argsort(descending=True, stable=True)
         for count in (3, 3_000, 150_000, 299_990):
-            assert torch.equal(keep_first(held, count).nonzero().flatten(), ranked[:count].sort().values)
+            assert torch.equal(
+                keep_first(held, count).nonzero().flatten(), ranked[:count].sort().values
+            )
 
 
 def slow_random(count: int, density: float, key: RandomKey) -> list[bool]:
@@ -211,7 +247,8 @@ def test_small_singular_values_are_as_exact_as_large_ones() -> None:
     assert np.allclose(found.numpy(), expected, rtol=1e-8, atol=1e-14)
 
 
-# Runs commands, and tells which of the modules that they have no use for were imported all the same.
+# Runs commands, and tells which of the modules that they have no use for were imported all the
+# same.
 LIGHT = """
 import contextlib, json, sys
 from clipmerge.cli.app import main
@@ -237,15 +274,20 @@ def test_data_free_commands_import_nothing_heavy(pair: Folders, tmp_path: Path) 
 
 
 def rounded(value: Fraction) -> Fraction:
-    """To the nearest float32, by way of the exact value: numpy rounds a Python integer or float once."""
+    """To the nearest float32, by way of the exact value: numpy rounds a Python integer or float
+    once."""
     return Fraction(float(np.float32(float(value))))
 
 
 @pytest.mark.parametrize("alpha", [0.3, 0.5, 1.5, -0.25])
 @pytest.mark.parametrize("weights", [(1.0,), (0.25, 0.5)])
-def test_every_step_is_rounded_as_exact_arithmetic_says(alpha: float, weights: tuple[float, ...]) -> None:
+def test_every_step_is_rounded_as_exact_arithmetic_says(
+    alpha: float, weights: tuple[float, ...]
+) -> None:
     rng = np.random.default_rng(0)
-    theta_0, *finetuned = (rng.standard_normal(200).astype(np.float32) for _ in range(1 + len(weights)))
+    theta_0, *finetuned = (
+        rng.standard_normal(200).astype(np.float32) for _ in range(1 + len(weights))
+    )
     found = weighted_change(np, theta_0, finetuned, alpha=alpha, weights=weights)
     for place in range(200):
         base, *others = (Fraction(float(values[place])) for values in (theta_0, *finetuned))
@@ -264,12 +306,16 @@ def test_bytes_are_those_of_the_merge_by_torch(
     monkeypatch.setattr(chunks, "CHUNK", 37)
     zeroshot, finetuned = (cast(folder, dtype) for folder in copies)
     opened = inputs_of(copies)
-    plan = plan_with({layer: LayerPlan(alpha=alpha) for layer in opened.layers if layer != "text.0.mlp"})
+    plan = plan_with(
+        {layer: LayerPlan(alpha=alpha) for layer in opened.layers if layer != "text.0.mlp"}
+    )
     for tensor in merged_tensors(opened, plan):
         left_alone = tensor.name.startswith("text_model.encoder.layers.0.mlp") or (
             tensor.name.startswith("text_model.encoder.layers.0.layer_norm2")
         )
-        expected = merge_tensor(zeroshot[tensor.key], finetuned[tensor.key], alpha=0.0 if left_alone else alpha)
+        expected = merge_tensor(
+            zeroshot[tensor.key], finetuned[tensor.key], alpha=0.0 if left_alone else alpha
+        )
         found = tensor.tensor(tensor.chunks(np.empty))
         assert found.dtype == DTYPES[dtype]
         assert found.numpy().tobytes() == expected.numpy().tobytes(), tensor.key

@@ -39,7 +39,9 @@ def test_wise_ft_averages_several(family: list[Path]) -> None:
     for name, tensor in merged(task, decide(task, "wise-ft", alpha=0.5)).items():
         average = sum(other[name].double() for other in others) / 2
         assert torch.allclose(tensor.double(), (base[name].double() + average) / 2, atol=1e-6)
-    with pytest.raises(RecipeError, match="monosoup: takes one fine-tuned checkpoint; for several use 'wise-ft'"):
+    with pytest.raises(
+        RecipeError, match="monosoup: takes one fine-tuned checkpoint; for several use 'wise-ft'"
+    ):
         decide(task, "monosoup")
 
 
@@ -50,12 +52,16 @@ def test_lines_rises_linearly_in_each_tower(task: Task, alpha: float, slope: flo
     for tower in ("vision", "text"):
         for block in range(BLOCKS):
             for half in ("attn", "mlp"):
-                assert layers[f"{tower}.{block}.{half}"].alpha == pytest.approx(alpha + rise * block / (BLOCKS - 1))
+                assert layers[f"{tower}.{block}.{half}"].alpha == pytest.approx(
+                    alpha + rise * block / (BLOCKS - 1)
+                )
     for name in ("vision.embeddings", "text.norm", "logit_scale", "vision.projection"):
         assert layers[name].alpha == alpha
 
 
-def dense_monosoup(task_vector: np.ndarray[Any, Any], rank: str, energy: float) -> np.ndarray[Any, Any]:
+def dense_monosoup(
+    task_vector: np.ndarray[Any, Any], rank: str, energy: float
+) -> np.ndarray[Any, Any]:
     """The paper's formulas on one matrix, in numpy."""
     if task_vector.ndim < 2:
         return task_vector
@@ -73,8 +79,12 @@ def dense_monosoup(task_vector: np.ndarray[Any, Any], rank: str, energy: float) 
     return ((u * (s * scale)) @ vh).reshape(task_vector.shape)
 
 
-@pytest.mark.parametrize(("rank", "energy"), [("effective", 0.8), ("energy", 0.8), ("energy", 0.3), ("energy", 1.0)])
-def test_monosoup_is_its_formula_on_every_matrix(task: Task, pair: Folders, rank: str, energy: float) -> None:
+@pytest.mark.parametrize(
+    ("rank", "energy"), [("effective", 0.8), ("energy", 0.8), ("energy", 0.3), ("energy", 1.0)]
+)
+def test_monosoup_is_its_formula_on_every_matrix(
+    task: Task, pair: Folders, rank: str, energy: float
+) -> None:
     zeroshot, finetuned = (load_file(folder / "model.safetensors") for folder in pair)
     decision = decide(task, "monosoup", rank=rank, energy=energy)
     for name, tensor in merged(task, decision).items():
@@ -96,20 +106,38 @@ def test_monosoup_names_a_broken_tensor(copies: Folders, which: int, value: floa
         decide(task_of(copies), "monosoup")
 
 
-SEEN: dict[str, Any] = {"images": 20, "right": 0.9, "path_alpha": 0.5, "path_goal": 1.5, "finetuned_right": 0.95}
+SEEN: dict[str, Any] = {
+    "images": 20,
+    "right": 0.9,
+    "path_alpha": 0.5,
+    "path_goal": 1.5,
+    "finetuned_right": 0.95,
+}
 
 
 @pytest.mark.parametrize(
     ("choice", "said"),
     [
-        ({"alpha": 0.5, "part": 1.0, "goal": 1.5}, "better than alpha 0.5 of the straight path; it recognises 90.0%"),
-        ({"part": 1.0, "goal": 1.2}, "20 images held back chose all of what was learned; it recognises 90.0% of"),
+        (
+            {"alpha": 0.5, "part": 1.0, "goal": 1.5},
+            "better than alpha 0.5 of the straight path; it recognises 90.0%",
+        ),
+        (
+            {"part": 1.0, "goal": 1.2},
+            "20 images held back chose all of what was learned; it recognises 90.0% of",
+        ),
         ({"part": 0.4, "goal": 1.2}, "chose 40% of the way to what was learned; "),
         ({"part": 0.0, "goal": 1.2}, "chose one coefficient for all that the mask keeps; "),
-        ({"part": 1.0, "beyond": 0.3, "goal": 1.2}, "and from there 30% of the way to fine-tuned to keep the accuracy"),
+        (
+            {"part": 1.0, "beyond": 0.3, "goal": 1.2},
+            "and from there 30% of the way to fine-tuned to keep the accuracy",
+        ),
         (
             {"part": 1.0, "goal": 1.4, "gain": (-0.1, 0.3), "corrupted_gain": (0.1, 0.3)},
-            "1.500 at alpha 0.5 of the straight path; only under other corruptions is it sure to be better",
+            (
+                "1.500 at alpha 0.5 of the straight path; only under other corruptions is it sure"
+                " to be better"
+            ),
         ),
     ],
 )
@@ -119,7 +147,10 @@ def test_the_choice_is_told(choice: dict[str, Any], said: str) -> None:
 
 def test_a_mask_that_does_not_beat_the_path_says_so() -> None:
     worse = "which a sparse mask does not beat"
-    told = {goal: _chosen(HeldBackChoice(**SEEN, alpha=None, part=1, beyond=0, goal=goal)) for goal in (1.4, 1.5, 1.6)}
+    told = {
+        goal: _chosen(HeldBackChoice(**SEEN, alpha=None, part=1, beyond=0, goal=goal))
+        for goal in (1.4, 1.5, 1.6)
+    }
     assert [worse in told[goal] for goal in (1.4, 1.5, 1.6)] == [False, True, True]
 
 

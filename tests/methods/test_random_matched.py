@@ -1,4 +1,5 @@
-"""straggler-outlier, its variants and its control: masks, errors in their own names, and the choice of stand-ins."""
+"""straggler-outlier, its variants and its control: masks, errors in their own names, and the choice
+of stand-ins."""
 
 import dataclasses
 
@@ -25,7 +26,9 @@ def task_with(pair: Folders, stragglers: tuple[str, ...] = STRAGGLERS, seed: int
     rng = np.random.default_rng(1)
     values = {layer: float(rng.normal()) + 500 * (layer in stragglers) for layer in layers}
     batches = {layer: (value,) * 8 for layer, value in values.items()}
-    gradients = {name: torch.ones_like(opened.theta_0(name)) for names in layers.values() for name in names}
+    gradients = {
+        name: torch.ones_like(opened.theta_0(name)) for names in layers.values() for name in names
+    }
     measurements = Measurements(
         measure="made-up",
         statistics=(Statistic(name="barrier", values=values, batches=batches, signed=True),),
@@ -42,14 +45,20 @@ def decide(task: Task, method: str, **options: object) -> Decision:
 def norms(pair: Folders, task: Task) -> dict[str, float]:
     zeroshot, finetuned = (load_file(folder / "model.safetensors") for folder in pair)
     return {
-        layer: np.linalg.norm(np.concatenate([(finetuned[n] - zeroshot[n]).double().numpy().ravel() for n in names]))
+        layer: np.linalg.norm(
+            np.concatenate([(finetuned[n] - zeroshot[n]).double().numpy().ravel() for n in names])
+        )
         for layer, names in task.layers.items()
     }
 
 
 def stand_ins(decision: Decision, like: Decision) -> list[str]:
     edit = like.layers[STRAGGLERS[0]].model_dump(exclude={"reason"})
-    return [layer for layer, entry in decision.layers.items() if entry.model_dump(exclude={"reason"}) == edit]
+    return [
+        layer
+        for layer, entry in decision.layers.items()
+        if entry.model_dump(exclude={"reason"}) == edit
+    ]
 
 
 def test_the_layer_that_moved_most_nearly_as_far_gets_the_edit(pair: Folders) -> None:
@@ -68,9 +77,9 @@ def test_the_layer_that_moved_most_nearly_as_far_gets_the_edit(pair: Folders) ->
     assert set(chosen) == set(expected)
     for layer in task.layers:
         if layer not in chosen:
-            assert control.layers[layer].model_dump(exclude={"reason"}) == sparse.layers["logit_scale"].model_dump(
-                exclude={"reason"}
-            )
+            assert control.layers[layer].model_dump(exclude={"reason"}) == sparse.layers[
+                "logit_scale"
+            ].model_dump(exclude={"reason"})
     assert control.scores.keys() == {name for layer in chosen for name in task.layers[layer]}
     assert control.stragglers == sparse.stragglers
     assert all(layer in control.verdict for layer in (*chosen, *STRAGGLERS))
@@ -79,7 +88,9 @@ def test_the_layer_that_moved_most_nearly_as_far_gets_the_edit(pair: Folders) ->
 def test_more_stragglers_than_other_layers_are_refused(pair: Folders) -> None:
     """Only layers that fine-tuning moved can stand in."""
     task = task_with((pair[0], pair[0]), seed=0)
-    with pytest.raises(RecipeError, match="random-matched: 2 stragglers and only 0 other layers that"):
+    with pytest.raises(
+        RecipeError, match="random-matched: 2 stragglers and only 0 other layers that"
+    ):
         decide(task, "random-matched")
 
 
@@ -89,12 +100,17 @@ UNKNOWN = r"statistic 'barier' is not measured by made-up \(barrier\)"
 @pytest.mark.parametrize(
     ("method", "unknown"),
     [
-        *((method, UNKNOWN) for method in ("straggler-outlier", "straggler-shrink", "random-matched")),
+        *(
+            (method, UNKNOWN)
+            for method in ("straggler-outlier", "straggler-shrink", "random-matched")
+        ),
         ("straggler-top", r"the measure has no statistic 'barier' \(statistics: barrier\)"),
         ("straggler-sparse", None),
     ],
 )
-def test_errors_name_the_method_that_was_asked_for(pair: Folders, method: str, unknown: str | None) -> None:
+def test_errors_name_the_method_that_was_asked_for(
+    pair: Folders, method: str, unknown: str | None
+) -> None:
     task = task_with(pair)
     for wrong, options, reason in (
         (task_of((*pair, pair[1]), task.measurements), {}, "takes one fine-tuned checkpoint"),
@@ -107,18 +123,26 @@ def test_errors_name_the_method_that_was_asked_for(pair: Folders, method: str, u
 
 
 @pytest.mark.parametrize("method", ["straggler-outlier", "random-matched"])
-def test_a_mask_that_is_not_there_or_lacks_its_gradients_is_refused(pair: Folders, method: str) -> None:
+def test_a_mask_that_is_not_there_or_lacks_its_gradients_is_refused(
+    pair: Folders, method: str
+) -> None:
     task = task_with(pair)
     assert task.measurements is not None
     task.measurements.gradients.clear()
     with pytest.raises(RecipeError, match=f"^method {method}: the saliency mask needs gradients"):
         decide(task, method)
     assert decide(task, method, mask="magnitude").scores == {}
-    with pytest.raises(RecipeError, match=r"option 'mask' cannot be 'saliancy': .*masks: magnitude.*mean 'saliency'"):
+    with pytest.raises(
+        RecipeError,
+        match=r"option 'mask' cannot be 'saliancy': .*masks: magnitude.*mean 'saliency'",
+    ):
         check_options("methods", method, {"mask": "saliancy"})
 
 
 def test_another_measure_makes_no_layer_sparse(pair: Folders) -> None:
-    told = r"method straggler-sparse: made-up makes no layer sparse; measure with learned-sparse, or use the method"
+    told = (
+        r"method straggler-sparse: made-up makes no layer sparse; measure with learned-sparse, or"
+        r" use the method"
+    )
     with pytest.raises(RecipeError, match=told):
         tasks.decide(task_with(pair), "straggler-sparse")

@@ -1,4 +1,5 @@
-"""RegMean: inputs against hooks on transformers' own model, the merge against least squares on stacked inputs."""
+"""RegMean: inputs against hooks on transformers' own model, the merge against least squares on
+stacked inputs."""
 
 from pathlib import Path
 
@@ -16,18 +17,24 @@ from tests.support.tasks import decide, task_of
 from tests.support.tiny_clip import Folders
 
 BATCHES = make_batches((4, 3))
-VISION, TEXT = "vision_model.encoder.layers.1.mlp.fc2.weight", "text_model.encoder.layers.0.self_attn.k_proj.weight"
+VISION, TEXT = (
+    "vision_model.encoder.layers.1.mlp.fc2.weight",
+    "text_model.encoder.layers.0.self_attn.k_proj.weight",
+)
 CLASSES = ("bird", "cat", "a longer name")
 
 
 @pytest.fixture(scope="module")
 def found(ends: Ends) -> Measurements:
-    measured: Measurements = load_plugin("measures", "gram")(objective_for(ends, BATCHES, classes=CLASSES))
+    measured: Measurements = load_plugin("measures", "gram")(
+        objective_for(ends, BATCHES, classes=CLASSES)
+    )
     return measured
 
 
 def rows_into(ends: Ends, name: str, alpha: float) -> Tensor:
-    """All inputs of one linear map, (rows, inputs), float64, by a hook in ``CLIPModel.forward``; padding left out."""
+    """All inputs of one linear map, (rows, inputs), float64, by a hook in ``CLIPModel.forward``;
+    padding left out."""
     reference = Reference(ends, classes=CLASSES).at(alpha)
     seen: list[Tensor] = []
     module = reference.model.get_submodule(name.removesuffix(".weight"))
@@ -43,34 +50,55 @@ def rows_into(ends: Ends, name: str, alpha: float) -> Tensor:
     return inputs.reshape(-1, inputs.shape[-1])
 
 
-@pytest.mark.parametrize("name", [VISION, TEXT, "visual_projection.weight", "text_projection.weight"])
+@pytest.mark.parametrize(
+    "name", [VISION, TEXT, "visual_projection.weight", "text_projection.weight"]
+)
 def test_gram_matrices_are_those_of_all_inputs(ends: Ends, found: Measurements, name: str) -> None:
     for statistic, alpha in (("gram_zeroshot", 0.0), ("gram_finetuned", 1.0)):
         rows = rows_into(ends, name, alpha)
-        assert torch.allclose(found.tensors[statistic][name].double(), rows.T @ rows, rtol=1e-4, atol=1e-3)
+        assert torch.allclose(
+            found.tensors[statistic][name].double(), rows.T @ rows, rtol=1e-4, atol=1e-3
+        )
     assert set(found.tensors["gram_zeroshot"]) == set(found.tensors["gram_finetuned"])
     assert "vision_model.embeddings.patch_embedding.weight" not in found.tensors["gram_zeroshot"]
     assert found.notes == ("4 weights of two or more dimensions are not linear maps",)
 
 
 @pytest.mark.parametrize(("name", "alpha"), [(VISION, 0.2), (TEXT, 0.5)])
-def test_the_merge_is_least_squares_on_the_outputs(ends: Ends, found: Measurements, name: str, alpha: float) -> None:
-    """Inputs and outputs of both checkpoints stacked, weighted by alpha, and solved without a Gram matrix."""
-    factor = decide(task_of(ends, found), "regmean", alpha=alpha, off_diagonal=1.0).scores[name].double().numpy()
+def test_the_merge_is_least_squares_on_the_outputs(
+    ends: Ends, found: Measurements, name: str, alpha: float
+) -> None:
+    """Inputs and outputs of both checkpoints stacked, weighted by alpha, and solved without a Gram
+    matrix."""
+    factor = (
+        decide(task_of(ends, found), "regmean", alpha=alpha, off_diagonal=1.0)
+        .scores[name]
+        .double()
+        .numpy()
+    )
     weights = [load_file(folder / "model.safetensors")[name].double().numpy() for folder in ends]
     rows = [rows_into(ends, name, end).numpy() for end in (0.0, 1.0)]
     # a whisper that keeps the weights where the inputs say nothing
-    ridge = np.sqrt(1e-6 * np.mean([(each**2).sum(axis=0).mean() for each in rows])) * np.eye(weights[0].shape[1])
-    inputs = [np.sqrt(s) * np.vstack([each, ridge]) for s, each in zip((1 - alpha, alpha), rows, strict=True)]
+    ridge = np.sqrt(1e-6 * np.mean([(each**2).sum(axis=0).mean() for each in rows])) * np.eye(
+        weights[0].shape[1]
+    )
+    inputs = [
+        np.sqrt(s) * np.vstack([each, ridge])
+        for s, each in zip((1 - alpha, alpha), rows, strict=True)
+    ]
     targets = [each @ weight.T for each, weight in zip(inputs, weights, strict=True)]
     expected = np.linalg.lstsq(np.vstack(inputs), np.vstack(targets), rcond=None)[0].T
     change = weights[1] - weights[0]
     merged, plain = weights[0] + alpha * change @ factor, weights[0] + alpha * change
     assert np.allclose(merged, expected, atol=5e-3 * np.abs(change).max())
-    assert np.abs(merged - plain).max() > 20 * np.abs(merged - expected).max()  # or the factor says nothing
+    assert (
+        np.abs(merged - plain).max() > 20 * np.abs(merged - expected).max()
+    )  # or the factor says nothing
 
 
-def test_the_command_merges_and_a_plan_gives_the_same_bytes(pair: Folders, images: Path, tmp_path: Path) -> None:
+def test_the_command_merges_and_a_plan_gives_the_same_bytes(
+    pair: Folders, images: Path, tmp_path: Path
+) -> None:
     given = [*pair, "--recipe", "regmean", "--data", images, "--no-verdict"]
     made = done("merge", *given, "--output", tmp_path / "a", "--format", "json")
     done("plan", *given, "--output", tmp_path / "plan.json")

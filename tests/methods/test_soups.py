@@ -1,4 +1,5 @@
-"""Soups, Model Stock and the alpha chosen on target data, against plain averages through transformers' own model."""
+"""Soups, Model Stock and the alpha chosen on target data, against plain averages through
+transformers' own model."""
 
 import shutil
 from pathlib import Path
@@ -33,15 +34,22 @@ def far(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 
 def states(folders: list[Path]) -> list[State]:
-    return [{k: v.double() for k, v in load_file(folder / "model.safetensors").items()} for folder in folders]
+    return [
+        {k: v.double() for k, v in load_file(folder / "model.safetensors").items()}
+        for folder in folders
+    ]
 
 
 def tried(folder: Path, state: State) -> tuple[float, float]:
     """Accuracy and loss over all images, by ``CLIPModel.forward`` in float64."""
     model = CLIPModel.from_pretrained(folder).double().eval()
     model.load_state_dict(state, strict=False)
-    tokens = tiny_processor().tokenizer([f"a {name}." for name in CLASSES], padding=True, return_tensors="pt")
-    images, labels = (torch.cat([getattr(batch, what) for batch in BATCHES]) for what in ("pixels", "labels"))
+    tokens = tiny_processor().tokenizer(
+        [f"a {name}." for name in CLASSES], padding=True, return_tensors="pt"
+    )
+    images, labels = (
+        torch.cat([getattr(batch, what) for batch in BATCHES]) for what in ("pixels", "labels")
+    )
     with torch.no_grad():
         logits = model(pixel_values=images.double(), **tokens).logits_per_image
     loss = torch.nn.functional.cross_entropy(logits, labels)
@@ -50,7 +58,9 @@ def tried(folder: Path, state: State) -> tuple[float, float]:
 
 def mixed(base: State, others: list[State], weights: list[float]) -> State:
     return {
-        name: value + sum(w * (other[name] - value) for w, other in zip(weights, others, strict=True))
+        name: (
+            value + sum(w * (other[name] - value) for w, other in zip(weights, others, strict=True))
+        )
         for name, value in base.items()
     }
 
@@ -63,7 +73,9 @@ def test_a_greedy_soup_is_the_plain_greedy_loop(far: list[Path]) -> None:
     turned_down = 0
     for i in order[1:]:
         chosen = [*soup, i]
-        accuracy = tried(far[0], mixed(base, others, [1 / len(chosen) if j in chosen else 0 for j in range(3)]))[0]
+        accuracy = tried(
+            far[0], mixed(base, others, [1 / len(chosen) if j in chosen else 0 for j in range(3)])
+        )[0]
         if accuracy >= best:
             soup, best = chosen, accuracy
         else:
@@ -85,7 +97,8 @@ def test_a_greedy_soup_is_the_plain_greedy_loop(far: list[Path]) -> None:
 
 def test_a_soup_of_one_is_that_checkpoint_bit_for_bit(far: list[Path]) -> None:
     tries = tuple(
-        Mixture(weights=w, loss=1.0, accuracy=a) for w, a in (((1, 0), 0.2), ((0, 1), 0.5), ((0.5, 0.5), 0.2))
+        Mixture(weights=w, loss=1.0, accuracy=a)
+        for w, a in (((1, 0), 0.2), ((0, 1), 0.5), ((0.5, 0.5), 0.2))
     )
     found = Measurements(measure="soup-accuracy", mixtures=tries)
     task = task_of(far[:3], found)
@@ -93,7 +106,9 @@ def test_a_soup_of_one_is_that_checkpoint_bit_for_bit(far: list[Path]) -> None:
     for name, tensor in merged(task, decide(task, "greedy-soup")).items():
         assert torch.equal(tensor, expected[name])
     tie = tuple(Mixture(weights=w, loss=1.0, accuracy=0.5) for w in ((1, 0), (0, 1), (0.5, 0.5)))
-    assert decide(task_of(far[:3], found.model_copy(update={"mixtures": tie})), "greedy-soup").weights == (0.5, 0.5)
+    assert decide(
+        task_of(far[:3], found.model_copy(update={"mixtures": tie})), "greedy-soup"
+    ).weights == (0.5, 0.5)
 
 
 @pytest.mark.parametrize("count", [1, 2])
@@ -103,7 +118,9 @@ def test_the_path_is_what_transformers_says_of_each_point(far: list[Path], count
     base, *others = states(folders)
     assert found.path is not None
     assert found.path.alphas == (0, 0.25, 0.5, 0.75, 1)
-    for alpha, loss, mixture in zip(found.path.alphas, found.path.losses, found.mixtures, strict=True):
+    for alpha, loss, mixture in zip(
+        found.path.alphas, found.path.losses, found.mixtures, strict=True
+    ):
         accuracy, expected = tried(far[0], mixed(base, others, [alpha / count] * count))
         assert mixture.loss == loss == pytest.approx(expected, rel=1e-5)
         assert mixture.accuracy == pytest.approx(accuracy)
@@ -112,12 +129,21 @@ def test_the_path_is_what_transformers_says_of_each_point(far: list[Path], count
 
 @pytest.mark.parametrize(
     ("options", "alpha"),
-    [({}, 0.5), ({"criterion": "loss"}, 0.75), ({"at_most": 0.4}, 0.25), ({"criterion": "loss", "at_most": 0.5}, 0.5)],
+    [
+        ({}, 0.5),
+        ({"criterion": "loss"}, 0.75),
+        ({"at_most": 0.4}, 0.25),
+        ({"criterion": "loss", "at_most": 0.5}, 0.5),
+    ],
 )
-def test_the_best_alpha_is_taken_of_equals_the_smallest(pair: Folders, options: dict[str, Any], alpha: float) -> None:
+def test_the_best_alpha_is_taken_of_equals_the_smallest(
+    pair: Folders, options: dict[str, Any], alpha: float
+) -> None:
     path = LossPath(alphas=(0, 0.25, 0.5, 0.75, 1), losses=(3, 2, 1.5, 1, 2))
     points = zip(path.alphas, path.losses, (0.2, 0.6, 0.8, 0.8, 0.7), strict=True)
-    tries = tuple(Mixture(weights=(at,), loss=loss, accuracy=accuracy) for at, loss, accuracy in points)
+    tries = tuple(
+        Mixture(weights=(at,), loss=loss, accuracy=accuracy) for at, loss, accuracy in points
+    )
     task = task_of(list(pair), Measurements(measure="path-accuracy", path=path, mixtures=tries))
     decision = decide(task, "wise-ft-id", **options)
     assert {layer.alpha for layer in decision.layers.values()} == {alpha}
@@ -128,19 +154,32 @@ def test_the_best_alpha_is_taken_of_equals_the_smallest(pair: Folders, options: 
 
 def test_methods_name_the_measure_that_they_need(far: list[Path]) -> None:
     other = Measurements(measure="first-order")
-    with pytest.raises(RecipeError, match="which first-order does not measure; measure with path-accuracy"):
+    with pytest.raises(
+        RecipeError, match="which first-order does not measure; measure with path-accuracy"
+    ):
         decide(task_of(far[:2], other), "wise-ft-id")
-    with pytest.raises(RecipeError, match="which first-order does not do; measure with soup-accuracy"):
+    with pytest.raises(
+        RecipeError, match="which first-order does not do; measure with soup-accuracy"
+    ):
         decide(task_of(far, other), "greedy-soup")
     for method, measure in (("fisher", "fisher"), ("regmean", "gram")):
-        with pytest.raises(RecipeError, match=f"which first-order does not measure; measure with {measure}"):
+        with pytest.raises(
+            RecipeError, match=f"which first-order does not measure; measure with {measure}"
+        ):
             decide(task_of(far[:2], other), method)
     for method in ("model-stock", "greedy-soup"):
-        with pytest.raises(RecipeError, match=rf"method {method}: needs at least two fine-tuned checkpoints; with one"):
+        with pytest.raises(
+            RecipeError,
+            match=rf"method {method}: needs at least two fine-tuned checkpoints; with one",
+        ):
             decide(task_of(far[:2]), method)
     request = request_for(far, "straggler-outlier", data="nowhere")
     with pytest.raises(
-        RecipeError, match=r"measure path-barrier: takes one fine-tuned checkpoint, but \d were given.*soup-accuracy"
+        RecipeError,
+        match=(
+            r"measure path-barrier: takes one fine-tuned checkpoint, but \d were"
+            r" given.*soup-accuracy"
+        ),
     ):
         prepare(request)  # before it looks for images
 
@@ -152,11 +191,20 @@ def test_model_stock_is_its_formula_on_every_layer(family: list[Path], count: in
     task = task_of(folders)
     decision = decide(task, "model-stock")
     for layer, names in task.layers.items():
-        vectors = [np.concatenate([(other[name] - base[name]).numpy().ravel() for name in names]) for other in others]
-        cosines = [a @ b / np.sqrt(a @ a) / np.sqrt(b @ b) for i, a in enumerate(vectors) for b in vectors[:i]]
+        vectors = [
+            np.concatenate([(other[name] - base[name]).numpy().ravel() for name in names])
+            for other in others
+        ]
+        cosines = [
+            a @ b / np.sqrt(a @ a) / np.sqrt(b @ b)
+            for i, a in enumerate(vectors)
+            for b in vectors[:i]
+        ]
         cosine = sum(cosines) / len(cosines)
         expected = count * cosine / ((count - 1) * cosine + 1)
-        assert decision.layers[layer].alpha == pytest.approx(min(max(expected, 0), 1), abs=1e-9), layer
+        assert decision.layers[layer].alpha == pytest.approx(min(max(expected, 0), 1), abs=1e-9), (
+            layer
+        )
     expected_weights = merged(task, decision)
     for name, value in base.items():
         alpha = decision.layers[layer_of(name)].alpha
@@ -166,7 +214,11 @@ def test_model_stock_is_its_formula_on_every_layer(family: list[Path], count: in
 
 @pytest.mark.parametrize(
     "recipe",
-    ["model-stock", "greedy-soup", *(pytest.param(r, marks=pytest.mark.slow) for r in ("uniform-soup", "wise-ft-id"))],
+    [
+        "model-stock",
+        "greedy-soup",
+        *(pytest.param(r, marks=pytest.mark.slow) for r in ("uniform-soup", "wise-ft-id")),
+    ],
 )
 def test_the_command_merges_several_to_the_same_bytes_each_time(
     far: list[Path], images: Path, tmp_path: Path, recipe: str
@@ -186,7 +238,9 @@ def test_the_command_merges_several_to_the_same_bytes_each_time(
         assert torch.allclose(result[name].double(), expected, atol=1e-5), name
 
 
-def test_model_stock_of_opposed_checkpoints_stays_and_of_equal_ones_goes(family: list[Path], tmp_path: Path) -> None:
+def test_model_stock_of_opposed_checkpoints_stays_and_of_equal_ones_goes(
+    family: list[Path], tmp_path: Path
+) -> None:
     folders = [Path(shutil.copytree(family[0], tmp_path / f"{i}")) for i in range(3)]
     state = load_file(family[0] / "model.safetensors")
     scale, projection = "logit_scale", "text_projection.weight"

@@ -1,4 +1,5 @@
-"""The straggler rule on made-up statistics: planted stragglers are found, placebo pairs are left alone."""
+"""The straggler rule on made-up statistics: planted stragglers are found, placebo pairs are left
+alone."""
 
 import dataclasses
 
@@ -20,7 +21,8 @@ def sizes_of(blocks: int = BLOCKS) -> dict[str, int]:
 
 @dataclasses.dataclass(frozen=True)
 class World:
-    """The parts of a made-up statistic: covariates, each layer's own part, and noise between batches."""
+    """The parts of a made-up statistic: covariates, each layer's own part, and noise between
+    batches."""
 
     signed: bool = False
     tails: float = np.inf
@@ -37,18 +39,26 @@ class World:
             return rng.normal(size=shape)
         return np.asarray(rng.standard_t(tails, size=shape) * np.sqrt((tails - 2) / tails))
 
-    def measure(self, seed: int, planted: dict[str, float] | None = None, blocks: int = BLOCKS) -> Measurements:
+    def measure(
+        self, seed: int, planted: dict[str, float] | None = None, blocks: int = BLOCKS
+    ) -> Measurements:
         rng = np.random.default_rng(seed)
         sizes = sizes_of(blocks)
-        y = np.array([0.2 * np.log(size) + 0.5 * layer.endswith("mlp") for layer, size in sizes.items()])
+        y = np.array(
+            [0.2 * np.log(size) + 0.5 * layer.endswith("mlp") for layer, size in sizes.items()]
+        )
         y += self.draw(rng, (len(sizes),), self.tails)
         y += [(planted or {}).get(layer, 0.0) for layer in sizes]
         noise = self.noise * self.draw(rng, (len(sizes), BATCHES), self.batch_tails)
         values = y[:, None] + noise if self.signed else np.exp(y)[:, None] * np.exp(noise)
-        return record(self.statistic, {layer: row.tolist() for layer, row in zip(sizes, values, strict=True)})
+        return record(
+            self.statistic, {layer: row.tolist() for layer, row in zip(sizes, values, strict=True)}
+        )
 
 
-def record(statistic: str, values: dict[str, list[float]], sizes: tuple[int, ...] = (16,) * BATCHES) -> Measurements:
+def record(
+    statistic: str, values: dict[str, list[float]], sizes: tuple[int, ...] = (16,) * BATCHES
+) -> Measurements:
     means = {layer: float(np.average(row, weights=sizes)) for layer, row in values.items()}
     rows = {layer: tuple(row) for layer, row in values.items()}
     signed = statistic in ("barrier", "loss_drop")
@@ -62,13 +72,22 @@ def find(measurements: Measurements, blocks: int = BLOCKS, **options: float) -> 
 
 
 SIGNED = World(signed=True)
-OTHERS = (World(), World(batch_tails=3), World(signed=True, batch_tails=3), World(tails=5), World(signed=True, tails=5))
+OTHERS = (
+    World(),
+    World(batch_tails=3),
+    World(signed=True, batch_tails=3),
+    World(tails=5),
+    World(signed=True, tails=5),
+)
 
 
 @pytest.mark.uncounted
-@pytest.mark.parametrize("world", [SIGNED, *(pytest.param(each, marks=pytest.mark.slow) for each in OTHERS)], ids=str)
+@pytest.mark.parametrize(
+    "world", [SIGNED, *(pytest.param(each, marks=pytest.mark.slow) for each in OTHERS)], ids=str
+)
 def test_power_and_false_flags(world: World) -> None:
-    """At least 80% of layers that lie 10 spreads out are found; at most 5% of placebo pairs have a flag."""
+    """At least 80% of layers that lie 10 spreads out are found; at most 5% of placebo pairs have a
+    flag."""
     pairs = 56
     layers = list(sizes_of())
     placebo = sum(bool(find(world.measure(seed), bootstraps=20)) for seed in range(pairs))
@@ -104,23 +123,32 @@ def test_what_one_batch_alone_says_is_not_stable() -> None:
     assert found.names == ()
     assert "vision.5.mlp stands out in barrier" in found.verdict
     assert "only in" in found.verdict
-    assert find_stragglers(record("barrier", rows), sizes_of(), stability=0.4).names == ("vision.5.mlp",)
+    assert find_stragglers(record("barrier", rows), sizes_of(), stability=0.4).names == (
+        "vision.5.mlp",
+    )
 
 
 @pytest.mark.parametrize("value", [0.0, 1e-3, 5.0])
 @pytest.mark.parametrize("statistic", ["barrier", "first_order"])
 def test_layers_that_are_all_alike_hold_no_straggler(value: float, statistic: str) -> None:
     found = find_stragglers(
-        record(statistic, {layer: [value] * BATCHES for layer in sizes_of()}), sizes_of(), statistic=statistic
+        record(statistic, {layer: [value] * BATCHES for layer in sizes_of()}),
+        sizes_of(),
+        statistic=statistic,
     )
     assert found.names == ()
     assert found.verdict.startswith(("no straggler layers found", "no layer is called a straggler"))
     values = {layer: [value + 1.0 * (layer == "vision.5.mlp")] * BATCHES for layer in sizes_of()}
     assert find(record(statistic, values)) == ()  # nor does a spread of zero but for one layer
     # and few layers are too few
-    found = find_stragglers(record("barrier", {"vision.0.attn": [1.0], "vision.0.mlp": [9.0]}, (4,)), sizes_of())
+    found = find_stragglers(
+        record("barrier", {"vision.0.attn": [1.0], "vision.0.mlp": [9.0]}, (4,)), sizes_of()
+    )
     assert found.names == ()
-    assert found.verdict == "no layer is called a straggler: 2 layers to compare, too few to tell outliers"
+    assert (
+        found.verdict
+        == "no layer is called a straggler: 2 layers to compare, too few to tell outliers"
+    )
 
 
 def test_the_logit_scale_is_not_compared() -> None:

@@ -1,4 +1,5 @@
-"""The forward pass of every family: the library's own numbers, forwards, backwards and from the middle on."""
+"""The forward pass of every family: the library's own numbers, forwards, backwards and from the
+middle on."""
 
 import json
 from collections.abc import Callable
@@ -38,7 +39,9 @@ PROMPTS = ["a photo of a cat.", "a bird", "this is some very long text, and it g
 
 def pictures(count: int = 4) -> list[Image.Image]:
     rng = np.random.default_rng(3)
-    return [Image.fromarray(rng.integers(0, 256, (20, 26, 3)).astype(np.uint8)) for _ in range(count)]
+    return [
+        Image.fromarray(rng.integers(0, 256, (20, 26, 3)).astype(np.uint8)) for _ in range(count)
+    ]
 
 
 def opened(folders: Folders) -> tuple[Inputs, ImageTextModel]:
@@ -48,18 +51,27 @@ def opened(folders: Folders) -> tuple[Inputs, ImageTextModel]:
 
 
 class Reference:
-    """The model at theta(alpha), run by its library in float64, with its own processor for prompts and images."""
+    """The model at theta(alpha), run by its library in float64, with its own processor for prompts
+    and images."""
 
     def __init__(self, name: str, folders: Folders, alpha: float) -> None:
-        self.model, other = (TINY[name].model.from_pretrained(folder).double().eval() for folder in folders)
+        self.model, other = (
+            TINY[name].model.from_pretrained(folder).double().eval() for folder in folders
+        )
         theta_1 = other.state_dict()
         for key, value in self.model.state_dict().items():
             if value.is_floating_point():
                 value.copy_((1 - alpha) * value + alpha * theta_1[key])
-        padding = {"padding": "max_length", "max_length": 24} if "SigLIP" in name else {"padding": True}
+        padding = (
+            {"padding": "max_length", "max_length": 24} if "SigLIP" in name else {"padding": True}
+        )
         processor = AutoProcessor.from_pretrained(folders[0])
-        longest = 22 if "RoBERTa" in name or name == "AltCLIP" else 24  # RoBERTa counts from behind the padding's place
-        texts = processor.tokenizer(PROMPTS, truncation=True, **{"max_length": longest, **padding}, return_tensors="pt")
+        longest = (
+            22 if "RoBERTa" in name or name == "AltCLIP" else 24
+        )  # RoBERTa counts from behind the padding's place
+        texts = processor.tokenizer(
+            PROMPTS, truncation=True, **{"max_length": longest, **padding}, return_tensors="pt"
+        )
         if "SigLIP" in name:  # as the models were trained: padding is text
             texts.pop("attention_mask")
         self.inputs = {**texts, **processor.image_processor(pictures(), return_tensors="pt")}
@@ -84,16 +96,28 @@ def test_logits_are_those_of_the_library(name: str, family_pairs: Pairs) -> None
     for alpha in (0.0, 0.5, 1.0):
         moving.interpolate(alpha)
         with torch.no_grad():
-            images, classes = model.image_features(model.pixels(pictures())), model.text_features(model.tokens(PROMPTS))
+            images, classes = (
+                model.image_features(model.pixels(pictures())),
+                model.text_features(model.tokens(PROMPTS)),
+            )
             found = model.logits(images, classes)
-        assert torch.allclose(found.double(), Reference(name, family_pairs(name), alpha).logits(), rtol=1e-4, atol=1e-4)
+        assert torch.allclose(
+            found.double(),
+            Reference(name, family_pairs(name), alpha).logits(),
+            rtol=1e-4,
+            atol=1e-4,
+        )
 
 
 @pytest.mark.parametrize("name", MEASURED)
-def test_loss_and_gradients_are_those_of_the_librarys_forward(name: str, family_pairs: Pairs) -> None:
+def test_loss_and_gradients_are_those_of_the_librarys_forward(
+    name: str, family_pairs: Pairs
+) -> None:
     pair, model = opened(family_pairs(name))
     batch = Batch(0, model.pixels(pictures()), LABELS)
-    objective = Objective(model, pair, [batch], PROMPTS, templates=1, accelerator=Accelerator(cpu=True))
+    objective = Objective(
+        model, pair, [batch], PROMPTS, templates=1, accelerator=Accelerator(cpu=True)
+    )
     objective.path.move_to(0.5)
     reference = Reference(name, family_pairs(name), 0.5)
     loss = reference.loss()
@@ -104,8 +128,13 @@ def test_loss_and_gradients_are_those_of_the_librarys_forward(name: str, family_
     theirs = {key: p.grad for key, p in reference.model.named_parameters() if p.grad is not None}
     largest = max(float(gradient.abs().max()) for gradient in theirs.values())
     # two families spell some names otherwise in memory: there the gradients are compared as a set
-    norms = [sorted(float(g.norm()) for k, g in side.items() if "running" not in k) for side in (ours, theirs)]
-    silent = len(norms[0]) - len(norms[1])  # parameters that the loss does not reach have no gradient there, zero here
+    norms = [
+        sorted(float(g.norm()) for k, g in side.items() if "running" not in k)
+        for side in (ours, theirs)
+    ]
+    silent = len(norms[0]) - len(
+        norms[1]
+    )  # parameters that the loss does not reach have no gradient there, zero here
     # float32 through two towers of large random weights, against float64
     assert norms[0][silent:] == pytest.approx(norms[1], rel=1e-3, abs=1e-4 * largest)
     assert max([0.0, *norms[0][:silent]]) <= 1e-6 * largest
@@ -121,7 +150,11 @@ def test_a_tower_starts_at_any_block(name: str, tower: Any, family_pairs: Pairs)
     pixels, tokens = model.pixels(pictures()), model.tokens(PROMPTS)
     states = model.hidden_states(tower, pixels if tower == "vision" else tokens)
     assert states is not None
-    blocks = {layer.split(".")[1] for layer in pair.layers if layer.startswith(tower) and layer.split(".")[1].isdigit()}
+    blocks = {
+        layer.split(".")[1]
+        for layer in pair.layers
+        if layer.startswith(tower) and layer.split(".")[1].isdigit()
+    }
     assert len(states) == len(blocks) + 1
     run: Callable[..., Tensor] = model.image_features if tower == "vision" else model.text_features
     inputs: Any = pixels if tower == "vision" else tokens
@@ -134,10 +167,25 @@ def test_a_tower_starts_at_any_block(name: str, tower: Any, family_pairs: Pairs)
         assert torch.equal(run(inputs), whole)  # nothing is left behind
 
 
-@pytest.mark.parametrize("name", [pytest.param("SigLIP2", marks=pytest.mark.uncounted), "CLIP classifier"])
-def test_a_recipe_that_measures_adds_up(name: str, family_pairs: Pairs, images: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "name", [pytest.param("SigLIP2", marks=pytest.mark.uncounted), "CLIP classifier"]
+)
+def test_a_recipe_that_measures_adds_up(
+    name: str, family_pairs: Pairs, images: Path, tmp_path: Path
+) -> None:
     output = tmp_path / "out"
-    flags = ("--data", images, "--images", 12, "--set", "method.bootstraps=20", "--output", output, "--format", "json")
+    flags = (
+        "--data",
+        images,
+        "--images",
+        12,
+        "--set",
+        "method.bootstraps=20",
+        "--output",
+        output,
+        "--format",
+        "json",
+    )
     outcome = done("merge", *family_pairs(name), "--recipe", "straggler-outlier", *flags)
     for check in outcome.json["checks"].values():
         assert check["sum_of_layers"] == pytest.approx(check["measured"], rel=0.02, abs=1e-4)
@@ -184,27 +232,41 @@ def test_preprocessing_may_stand_in_the_folder_alone(tmp_path: Path) -> None:
     (tmp_path / "open_clip_config.json").write_text(json.dumps(config))
     white = Image.new("RGB", (8, 8), (255, 255, 255))
     assert transform_for({}, tmp_path, 8)(white) == pytest.approx(torch.ones(3, 8, 8))
-    assert transform_for({}, tmp_path / "nowhere", 8)(white).mean() > 1.5  # OpenAI's mean and deviation
+    assert (
+        transform_for({}, tmp_path / "nowhere", 8)(white).mean() > 1.5
+    )  # OpenAI's mean and deviation
 
 
 def test_a_text_tower_of_clips_size_needs_no_tokenizer_of_its_own(tmp_path: Path) -> None:
-    tokenizer = _tokenizer(open_clip, model_config(text={"vocab_size": 49408, "context_length": 9}), tmp_path)
+    tokenizer = _tokenizer(
+        open_clip, model_config(text={"vocab_size": 49408, "context_length": 9}), tmp_path
+    )
     assert tokenizer(["a cat"]).shape == (1, 9)
 
 
-@pytest.mark.filterwarnings("ignore")  # the tokens of ModernBERT's own vocabulary are not in this one
+@pytest.mark.filterwarnings(
+    "ignore"
+)  # the tokens of ModernBERT's own vocabulary are not in this one
 def test_a_text_tower_without_an_embedding_of_positions(tmp_path: Path) -> None:
     """Its positions are angles, computed from buffers that are in no file."""
     kind = TINY["ViT+BERT"]
     kind.processor().save_pretrained(tmp_path)
     vision, text = kind.config().vision_config, kind.config().text_config
-    small = {name: getattr(text, name) for name in ("hidden_size", "intermediate_size", "vocab_size")}
-    angles = transformers.ModernBertConfig(**small, num_hidden_layers=2, num_attention_heads=2, pad_token_id=0)
-    config = transformers.VisionTextDualEncoderConfig.from_vision_text_configs(vision, angles, projection_dim=16)
+    small = {
+        name: getattr(text, name) for name in ("hidden_size", "intermediate_size", "vocab_size")
+    }
+    angles = transformers.ModernBertConfig(
+        **small, num_hidden_layers=2, num_attention_heads=2, pad_token_id=0
+    )
+    config = transformers.VisionTextDualEncoderConfig.from_vision_text_configs(
+        vision, angles, projection_dim=16
+    )
     model = TransformersClip(FAMILY, json.loads(config.to_json_string(use_diff=False)), tmp_path)
     expected = dict(transformers.VisionTextDualEncoderModel(config).named_buffers())
     assert expected
     for name, buffer in model.module.named_buffers():
         assert torch.equal(buffer, expected[name]), name
     assert not model.module.training
-    assert {value.shape for value in model.tokens(["a cat " * 30]).values()} == {(1, 24)}  # the tokenizer's length
+    assert {value.shape for value in model.tokens(["a cat " * 30]).values()} == {
+        (1, 24)
+    }  # the tokenizer's length

@@ -1,6 +1,7 @@
 """Freed memory is used again inside, and the system's pages outside.
 
-The checks run in processes of their own: what other tests left free in this one would be used again in any case.
+The checks run in processes of their own: what other tests left free in this one would be used again
+in any case.
 """
 
 import platform
@@ -11,7 +12,9 @@ from clipmerge.models import memory as module
 from clipmerge.models.memory import freed_memory_kept
 from tests.support.command import python
 
-pytestmark = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc's allocator is told")
+pytestmark = pytest.mark.skipif(
+    platform.libc_ver()[0] != "glibc", reason="only glibc's allocator is told"
+)
 CHECKS = """
 import resource, sys
 import torch

@@ -1,4 +1,5 @@
-"""Attention, convolutions and batch norms against their definitions in float64 and PyTorch's own operations."""
+"""Attention, convolutions and batch norms against their definitions in float64 and PyTorch's own
+operations."""
 
 import math
 from pathlib import Path
@@ -20,16 +21,22 @@ TOKENS = 6
 def inputs(dtype: torch.dtype = torch.bfloat16) -> list[Tensor]:
     """Queries, keys and values: (images, heads, tokens, width)."""
     generator = torch.Generator().manual_seed(0)
-    return [torch.randn(2, 3, TOKENS, 8, generator=generator).to(dtype).requires_grad_() for _ in range(3)]
+    return [
+        torch.randn(2, 3, TOKENS, 8, generator=generator).to(dtype).requires_grad_()
+        for _ in range(3)
+    ]
 
 
 def written_out(query: Tensor, key: Tensor, value: Tensor, seen: Tensor) -> Tensor:
     """One row of scores after another, in float64."""
     out = torch.zeros(query.shape, dtype=torch.float64)
     query, key, value = (tensor.detach() for tensor in (query, key, value))
-    for image, head, row in torch.cartesian_prod(*(torch.arange(n) for n in query.shape[:3])).tolist():
+    for image, head, row in torch.cartesian_prod(
+        *(torch.arange(n) for n in query.shape[:3])
+    ).tolist():
         scores = [
-            float(query[image, head, row].double() @ key[image, head, column].double()) / math.sqrt(query.shape[-1])
+            float(query[image, head, row].double() @ key[image, head, column].double())
+            / math.sqrt(query.shape[-1])
             for column in range(TOKENS)
         ]
         weights = [math.exp(score) * bool(seen[row, column]) for column, score in enumerate(scores)]
@@ -58,7 +65,9 @@ def test_products_give_the_softmax_average(mask: str) -> None:
     assert torch.allclose(found.double(), written_out(*given, seen), atol=0.03)
 
 
-@pytest.mark.parametrize(("dtype", "options"), [(torch.float32, {}), (torch.bfloat16, {"dropout_p": 0.5})])
+@pytest.mark.parametrize(
+    ("dtype", "options"), [(torch.float32, {}), (torch.bfloat16, {"dropout_p": 0.5})]
+)
 def test_other_attention_is_pytorchs(dtype: torch.dtype, options: dict[str, float]) -> None:
     torch.manual_seed(0)
     expected = scaled_dot_product_attention(*inputs(dtype), **options)
@@ -90,7 +99,10 @@ def test_what_runs_twice_runs_the_same_way() -> None:
 
 def test_a_convolution_of_single_channels_has_float32_gradients() -> None:
     generator = torch.Generator().manual_seed(0)
-    images, kernel = torch.randn(4, 3, 9, 9, generator=generator), torch.randn(3, 1, 3, 3, generator=generator)
+    images, kernel = (
+        torch.randn(4, 3, 9, 9, generator=generator),
+        torch.randn(3, 1, 3, 3, generator=generator),
+    )
     found, expected = kernel.clone().requires_grad_(), kernel.double().requires_grad_()
     with passes(torch.device("cpu"), "bfloat16"):
         output = conv2d(images, found, None, 1, 1, 1, 3)
@@ -151,7 +163,10 @@ def test_a_frozen_batch_norm_follows_its_formula_in_all_five_arguments() -> None
     inputs = torch.randn(4, 3, 5, 5, generator=generator).double().requires_grad_()
     factors = torch.randn(4, 3, 5, 5, generator=generator).double()
     names = ("weight", "bias", "running_mean", "running_var")
-    values = {name: torch.rand(3, generator=generator).double().add(0.5).requires_grad_() for name in names}
+    values = {
+        name: torch.rand(3, generator=generator).double().add(0.5).requires_grad_()
+        for name in names
+    }
     weight, bias, mean, variance = (value[:, None, None] for value in values.values())
     ((inputs - mean) / (variance + norm.eps).sqrt() * weight + bias).mul(factors).sum().backward()
     found = inputs.detach().clone().requires_grad_()

@@ -30,18 +30,30 @@ def _groups(folder: Path, own: str, files: dict[str, str]) -> tuple[Path, Path]:
     [
         ("0::/\n", {"memory.max": "17179869184\n"}, [1 << 34]),  # a container of version 2
         # a batch job: its own group has no limit, and one around it has
-        ("0::/slurm/job_7/step_0\n", {"slurm/job_7/step_0/memory.max": "max\n", "slurm/job_7/memory.max": "5\n"}, [5]),
-        ("9:name=systemd:/\n4:cpu,memory:/a\n", {"memory/a/memory.limit_in_bytes": "7\n"}, [7]),  # version 1
+        (
+            "0::/slurm/job_7/step_0\n",
+            {"slurm/job_7/step_0/memory.max": "max\n", "slurm/job_7/memory.max": "5\n"},
+            [5],
+        ),
+        (
+            "9:name=systemd:/\n4:cpu,memory:/a\n",
+            {"memory/a/memory.limit_in_bytes": "7\n"},
+            [7],
+        ),  # version 1
         # a container of version 1 sees the host's path, and its own group at the root
         ("4:memory:/docker/0a\n3:cpu:/docker/0a\n", {"memory/memory.limit_in_bytes": "9\n"}, [9]),
     ],
 )
-def test_limits_of_containers_and_of_jobs(tmp_path: Path, own: str, files: dict[str, str], limits: list[int]) -> None:
+def test_limits_of_containers_and_of_jobs(
+    tmp_path: Path, own: str, files: dict[str, str], limits: list[int]
+) -> None:
     assert list(_limits(*_groups(tmp_path, own, files))) == limits
     assert list(_limits(tmp_path / "none", tmp_path)) == []  # a system without control groups
 
 
-@pytest.mark.parametrize(("limits", "expected"), [([], PHYSICAL), ([3, PHYSICAL * 2], 3), ([1 << 62], PHYSICAL)])
+@pytest.mark.parametrize(
+    ("limits", "expected"), [([], PHYSICAL), ([3, PHYSICAL * 2], 3), ([1 << 62], PHYSICAL)]
+)
 def test_memory_is_what_the_machine_has_or_what_the_process_may_use(
     monkeypatch: pytest.MonkeyPatch, limits: list[int], expected: int
 ) -> None:
@@ -54,7 +66,9 @@ def holding(most: int) -> Callable[[Tensor], Tensor]:
 
     def model(pixels: Tensor) -> Tensor:
         if len(pixels) > most:
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB. GPU 0 has 80 GiB")
+            raise torch.OutOfMemoryError(
+                "CUDA out of memory. Tried to allocate 2 GiB. GPU 0 has 80 GiB"
+            )
         return pixels * 2
 
     return model
@@ -65,7 +79,8 @@ def test_images_go_through_in_halves_until_memory_suffices() -> None:
     pieces, pixels = Pieces(None, said.append), torch.arange(10.0)[:, None]
     assert torch.equal(pieces.forward(holding(3), pixels), pixels * 2)
     assert said == [
-        f"memory does not suffice for {count} images at once: going on with {count // 2}" for count in (10, 5)
+        f"memory does not suffice for {count} images at once: going on with {count // 2}"
+        for count in (10, 5)
     ]
     assert torch.equal(pieces.forward(holding(2), pixels), pixels * 2)  # without another attempt
     assert len(said) == 2
@@ -77,7 +92,10 @@ OUT = [
     torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB. GPU 0 has 80 GiB"),
     RuntimeError("MPS backend out of memory (MPS allocated: 18.00 GB). Tried to allocate 2 GB"),
     RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
-    RuntimeError("[enforce fail at alloc_cpu.cpp:119] DefaultCPUAllocator: can't allocate memory: 8 bytes. Error 12"),
+    RuntimeError(
+        "[enforce fail at alloc_cpu.cpp:119] DefaultCPUAllocator: can't allocate memory: 8 bytes."
+        " Error 12"
+    ),
     MemoryError(),
 ]
 
@@ -91,7 +109,9 @@ def test_one_image_too_many_is_one_line_that_names_what_to_lower(error: Exceptio
         raise error
 
     with (
-        pytest.raises(MeasureError, match=r"too little memory .*; lower --images-at-once or --batch-size"),
+        pytest.raises(
+            MeasureError, match=r"too little memory .*; lower --images-at-once or --batch-size"
+        ),
         device_work(),
     ):
         Pieces(None, str).tried(9, work)

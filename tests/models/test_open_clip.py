@@ -1,4 +1,5 @@
-"""Measuring and evaluating OpenCLIP checkpoints: the same numbers as open_clip's own, and as transformers'."""
+"""Measuring and evaluating OpenCLIP checkpoints: the same numbers as open_clip's own, and as
+transformers'."""
 
 import sys
 from pathlib import Path
@@ -42,7 +43,10 @@ def test_features_and_logits_are_open_clips_own(pairs: dict[str, Folders], kind:
     pixels, prompts = ours.pixels([picture]), ours.tokens(["a cat", "two dogs"])
     assert torch.equal(pixels, transform(picture)[None])
     assert torch.equal(prompts["input_ids"], tokens)
-    images, texts = theirs.encode_image(pixels, normalize=True), theirs.encode_text(tokens, normalize=True)
+    images, texts = (
+        theirs.encode_image(pixels, normalize=True),
+        theirs.encode_text(tokens, normalize=True),
+    )
     logits = theirs.logit_scale.exp() * images @ texts.T
     if getattr(theirs, "logit_bias", None) is not None:
         logits = logits + theirs.logit_bias
@@ -56,7 +60,10 @@ def test_a_tower_may_start_at_any_block(pairs: dict[str, Folders], kind: str) ->
     model = load_model(open_checkpoint(str(pairs[kind][0])))
     pixels = model.pixels([Image.radial_gradient("L").convert("RGB")])
     prompts = model.tokens(["a cat", "two dogs"])
-    for tower, embed, inputs in (("vision", model.image_features, pixels), ("text", model.text_features, prompts)):
+    for tower, embed, inputs in (
+        ("vision", model.image_features, pixels),
+        ("text", model.text_features, prompts),
+    ):
         states = model.hidden_states(tower, inputs)  # type: ignore[arg-type]
         if states is None:
             assert tower == "vision"
@@ -64,15 +71,22 @@ def test_a_tower_may_start_at_any_block(pairs: dict[str, Folders], kind: str) ->
             continue
         assert len(states) == 4
         for block, hidden in enumerate(states):
-            other = {key: value.flip(0) for key, value in prompts.items()} if tower == "text" else -pixels
+            other = (
+                {key: value.flip(0) for key, value in prompts.items()}
+                if tower == "text"
+                else -pixels
+            )
             given = {**other, "input_ids": prompts["input_ids"]} if tower == "text" else other
             prefixed = embed(given, (block, hidden))  # type: ignore[operator]
             torch.testing.assert_close(prefixed, embed(inputs), atol=1e-6, rtol=0)  # type: ignore[operator]
 
 
 @pytest.mark.parametrize("kind", ["vit", "resnet", "timm siglip", "timm efficientnet", "coca"])
-def test_the_shares_of_all_layers_are_the_measured_barrier(pairs: dict[str, Folders], kind: str) -> None:
-    """Batch norms' statistics move along the path too: without their part the sums would be wrong."""
+def test_the_shares_of_all_layers_are_the_measured_barrier(
+    pairs: dict[str, Folders], kind: str
+) -> None:
+    """Batch norms' statistics move along the path too: without their part the sums would be
+    wrong."""
     size = ARCHITECTURES[kind].get("vision", {}).get("image_size", 32)
     generator, labels = torch.Generator().manual_seed(3), torch.tensor([[0, 1, 2, 0], [0, 1, 2, 1]])
     pixels = torch.randn(2, 4, 3, size, size, generator=generator)
@@ -97,10 +111,22 @@ def test_a_sweep_ends_at_both_checkpoints(
     pairs: dict[str, Folders], converted: Folders, kind: str, images: Path, tmp_path: Path
 ) -> None:
     ends = pairs["vit" if kind == "mixed" else kind]
-    sources = ("--id", f"a={images}", "--ood", f"b={images}", "--alphas", "0,1", "--output", tmp_path / "sweep")
+    sources = (
+        "--id",
+        f"a={images}",
+        "--ood",
+        f"b={images}",
+        "--alphas",
+        "0,1",
+        "--output",
+        tmp_path / "sweep",
+    )
     swept = printed("sweep", converted[0] if kind == "mixed" else ends[0], ends[1], *sources)
     for point, folder in zip(swept["curve"], ends, strict=True):
-        assert point["accuracy"]["a"] == printed("evaluate", folder, "--data", f"a={images}")["accuracy"]["a"]
+        assert (
+            point["accuracy"]["a"]
+            == printed("evaluate", folder, "--data", f"a={images}")["accuracy"]["a"]
+        )
 
 
 def test_without_open_clip_one_line_says_what_to_install(
@@ -115,7 +141,11 @@ def test_without_open_clip_one_line_says_what_to_install(
     ("before", "after", "told"),
     [
         ("", "", "copy the files of acme/tiny's tokenizer beside the weights"),
-        ('"hf_tokenizer_name": "acme/tiny"', '"pad_id": 0', "the text tower has 58 tokens, but CLIP's tokenizer 49408"),
+        (
+            '"hf_tokenizer_name": "acme/tiny"',
+            '"pad_id": 0',
+            "the text tower has 58 tokens, but CLIP's tokenizer 49408",
+        ),
     ],
 )
 def test_a_tokenizer_that_is_not_there_is_one_line(

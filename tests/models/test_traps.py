@@ -1,4 +1,5 @@
-"""Configurations from strangers: no code of theirs runs, no file is opened that they name, and no model grows."""
+"""Configurations from strangers: no code of theirs runs, no file is opened that they name, and no
+model grows."""
 
 import json
 import re
@@ -45,7 +46,11 @@ def replaced(before: str, after: str) -> Change:
     """Change the file of the image processor."""
 
     def apply(folder: Path) -> None:
-        (file,) = [path for path in folder.glob("*processor_config.json") if "crop_size" in path.read_text()]
+        (file,) = [
+            path
+            for path in folder.glob("*processor_config.json")
+            if "crop_size" in path.read_text()
+        ]
         file.write_text(file.read_text().replace(before, after))
 
     return apply
@@ -62,11 +67,15 @@ def unknown_words(folder: Path) -> None:
 
 LARGER = "does not match the weights: it describes a far larger model"
 PROCESSOR = (
-    '{"processor_class": "CLIPProcessor", "image_processor": {"image_processor_type": "CLIPImageProcessor", "size": '
+    '{"processor_class": "CLIPProcessor", "image_processor": {"image_processor_type":'
+    ' "CLIPImageProcessor", "size": '
 )
 KEY = "vision_model.encoder.layers.1.mlp.fc1.weight"
 DAMAGED: dict[str, tuple[Change, str]] = {
-    "a missing weight": (lambda folder: edit(folder, **{KEY.replace(".", "__"): None}), f"has no {KEY}"),
+    "a missing weight": (
+        lambda folder: edit(folder, **{KEY.replace(".", "__"): None}),
+        f"has no {KEY}",
+    ),
     "another width": (config(projection_dim=24), "config.json does not match the weights"),
     "many layers": (config(vision_config={"num_hidden_layers": 10**7}), LARGER),
     "an activation that runs code": (
@@ -92,7 +101,9 @@ DAMAGED: dict[str, tuple[Change, str]] = {
 
 
 @pytest.mark.parametrize("name", DAMAGED)
-def test_a_damaged_folder_of_transformers_is_one_line(copies: Folders, images: Path, name: str) -> None:
+def test_a_damaged_folder_of_transformers_is_one_line(
+    copies: Folders, images: Path, name: str
+) -> None:
     change, told = DAMAGED[name]
     change(copies[0])
     line = refused(clipmerge("evaluate", copies[0], "--data", f"val={images}"))
@@ -109,15 +120,24 @@ def open_clip_with(folder: Path, **changes: Any) -> Path:
 
 
 def test_a_tokenizer_of_open_clip_runs_no_code_of_its_folder(images: Path, tmp_path: Path) -> None:
-    """open_clip passes the configuration's options on to transformers, where one of them says that code may run."""
+    """open_clip passes the configuration's options on to transformers, where one of them says that
+    code may run."""
     kwargs = {"tokenizer_kwargs": {"trust_remote_code": True}}
     folder = open_clip_with(tmp_path / "oc", model_cfg={"text_cfg": kwargs})
     (folder / "evil.py").write_text(CODE.format(place=str(tmp_path / "it ran")))
-    edit_json(folder / "tokenizer_config.json", tokenizer_class="Evil", auto_map={"AutoTokenizer": [None, "evil.Evil"]})
+    edit_json(
+        folder / "tokenizer_config.json",
+        tokenizer_class="Evil",
+        auto_map={"AutoTokenizer": [None, "evil.Evil"]},
+    )
     line = refused(clipmerge("evaluate", folder, "--data", f"val={images}"))
     assert "has tokenizer_kwargs that are not allowed (trust_remote_code)" in line
     assert not (tmp_path / "it ran").exists()
-    settings = (folder / "open_clip_config.json").read_text().replace('"trust_remote_code"', '"strip_sep_token"')
+    settings = (
+        (folder / "open_clip_config.json")
+        .read_text()
+        .replace('"trust_remote_code"', '"strip_sep_token"')
+    )
     (folder / "open_clip_config.json").write_text(settings)
     clipmerge("evaluate", folder, "--data", f"val={images}")
     assert not (tmp_path / "it ran").exists()
@@ -137,12 +157,17 @@ UNPREPARED = r"its images cannot be prepared \("
         (vision(timm_model_name="hf-hub:e/m"), "is not in timm's own list of models"),
         (vision(layers=10**7), FAR),
         (vision(image_size=10**6, patch_size=1), FAR),
-        (vision(head_widht=16), "open_clip cannot build the model of open_clip_config.json.*head_widht"),
+        (
+            vision(head_widht=16),
+            "open_clip cannot build the model of open_clip_config.json.*head_widht",
+        ),
         ({"preprocess_cfg": {"mean": [1, 2, 3, 4]}}, UNPREPARED),
         ({"preprocess_cfg": 5}, UNPREPARED),
     ],
 )
-def test_what_open_clip_cannot_build_is_one_line(images: Path, tmp_path: Path, changes: Any, told: str) -> None:
+def test_what_open_clip_cannot_build_is_one_line(
+    images: Path, tmp_path: Path, changes: Any, told: str
+) -> None:
     folder = open_clip_with(tmp_path / "oc", **changes)
     assert re.search(told, refused(clipmerge("evaluate", folder, "--data", f"val={images}")))
 
@@ -154,7 +179,9 @@ def test_nobody_is_asked_whether_code_may_run(
     (copies[0] / "evil.py").write_text(CODE.format(place=str(tmp_path / "it ran")))
     for file in copies[0].glob("*config.json"):
         classes = dict.fromkeys(("AutoProcessor", "AutoImageProcessor", "AutoConfig"), "evil.Evil")
-        edit_json(file, auto_map={**classes, "AutoTokenizer": [None, "evil.Evil"]}, processor_class="Evil")
+        edit_json(
+            file, auto_map={**classes, "AutoTokenizer": [None, "evil.Evil"]}, processor_class="Evil"
+        )
     monkeypatch.setattr("builtins.input", lambda *_: "y")
     clipmerge("evaluate", copies[0], "--data", f"val={images}")
     assert not (tmp_path / "it ran").exists()
@@ -179,9 +206,14 @@ def test_a_long_caption_is_cut_before_it_is_put_into_words(pair: Folders) -> Non
     assert [len(text) for text in seen] == [2000]
 
 
-def test_an_image_that_grows_with_its_short_side_is_refused(pair: Folders, images: Path, tmp_path: Path) -> None:
+def test_an_image_that_grows_with_its_short_side_is_refused(
+    pair: Folders, images: Path, tmp_path: Path
+) -> None:
     """A line of 65,000 pixels would be resized to 224 times 14,560,000."""
     folder = Path(shutil.copytree(images, tmp_path / "images"))
     Image.new("RGB", (65000, 1)).save(folder / "cat" / "line.png")
     line = refused(clipmerge("evaluate", pair[0], "--data", f"val={folder}"))
-    assert "line.png: cannot be read as an image (65000 x 1 pixels, one side more than 30 times the other)" in line
+    assert (
+        "line.png: cannot be read as an image (65000 x 1 pixels, one side more than 30 times the"
+        " other)" in line
+    )

@@ -20,7 +20,9 @@ def test_overwrite_never_touches_what_clipmerge_did_not_write(tmp_path: Path) ->
     (tmp_path / "file").write_text("x")
     (tmp_path / "dangling").symlink_to(tmp_path / "nothing")
     for name in ("folder", "file", "dangling"):
-        with pytest.raises(OutputError, match=r"was not written by this command \(it holds no clipmerge\.json\)"):
+        with pytest.raises(
+            OutputError, match=r"was not written by this command \(it holds no clipmerge\.json\)"
+        ):
             check_output(tmp_path / name, overwrite=True)
 
 
@@ -30,15 +32,22 @@ def test_an_output_among_images_that_are_read_is_refused(tmp_path: Path, place: 
     (photos / "cat").mkdir(parents=True)
     (photos / "link").symlink_to(tmp_path / "elsewhere")
     before = content(tmp_path)
-    with pytest.raises(OutputError, match=f"lies inside {photos}, which this command reads as images; choose another"):
+    with pytest.raises(
+        OutputError,
+        match=f"lies inside {photos}, which this command reads as images; choose another",
+    ):
         check_output(photos / place, overwrite=True, read=[photos])
     assert content(tmp_path) == before
     check_output(tmp_path / "photos-swept", overwrite=False, read=[photos])
 
 
-def test_a_place_that_cannot_be_is_refused_before_any_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_place_that_cannot_be_is_refused_before_any_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "file").write_text("x")
-    with pytest.raises(OutputError, match=r"cannot be created because .*file is a file; choose another --output"):
+    with pytest.raises(
+        OutputError, match=r"cannot be created because .*file is a file; choose another --output"
+    ):
         check_output(tmp_path / "file" / "out", overwrite=False)
     monkeypatch.setattr(os, "access", lambda path, mode: False)
     with pytest.raises(OutputError, match="is not writable for you"):
@@ -64,13 +73,18 @@ def test_a_plan_never_takes_the_place_of_something_else(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ['{"model_type": "clip"}', '["clipmerge-plan/1"]', "{", None])
-def test_overwrite_replaces_plans_alone_and_waits_for_no_pipe(tmp_path: Path, text: str | None) -> None:
+def test_overwrite_replaces_plans_alone_and_waits_for_no_pipe(
+    tmp_path: Path, text: str | None
+) -> None:
     output = tmp_path / "config.json"
     if text is None:
         os.mkfifo(output)
     else:
         output.write_text(text)
-    with pytest.raises(OutputError, match=r"config\.json: is not a plan written by clipmerge.*choose another --output"):
+    with pytest.raises(
+        OutputError,
+        match=r"config\.json: is not a plan written by clipmerge.*choose another --output",
+    ):
         check_output_file(output, tmp_path / "config.tensors.safetensors", overwrite=True)
 
 
@@ -96,7 +110,9 @@ def test_a_plan_is_not_written_to_a_link(tmp_path: Path, dangling: bool) -> None
     if not dangling:
         real.write_text(PLAN)
     before = content(tmp_path)
-    with pytest.raises(OutputError, match=r"link\.json: is a link to .*real\.json; give the file itself"):
+    with pytest.raises(
+        OutputError, match=r"link\.json: is a link to .*real\.json; give the file itself"
+    ):
         check_output_file(link, tmp_path / "link.tensors.safetensors", overwrite=True)
     with pytest.raises(OutputError, match="is a link to"), staged_files(link) as folder:
         pytest.fail(f"{folder} was made")

@@ -1,4 +1,5 @@
-"""The output loads like any CLIP: no missing or unexpected keys, with correct config and side files."""
+"""The output loads like any CLIP: no missing or unexpected keys, with correct config and side
+files."""
 
 import json
 import shutil
@@ -9,7 +10,13 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from transformers import CLIPModel, CLIPProcessor, CLIPTextModel, CLIPVisionModel, CLIPVisionModelWithProjection
+from transformers import (
+    CLIPModel,
+    CLIPProcessor,
+    CLIPTextModel,
+    CLIPVisionModel,
+    CLIPVisionModelWithProjection,
+)
 
 from clipmerge.checkpoint import open_checkpoint
 from clipmerge.errors import CheckpointError
@@ -37,7 +44,9 @@ def merge(*inputs: Path, flags: tuple[object, ...] = ()) -> Path:
 def loads(output: Path, model: Any = CLIPModel) -> Any:
     """Load with transformers, nothing missing, unexpected or mismatched."""
     loaded, info = model.from_pretrained(output, output_loading_info=True)
-    assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs")), info
+    assert not any(
+        info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs")
+    ), info
     written = open_checkpoint(str(output))
     keys = CLIP.by_canonical_name(written.entries)
     state = loaded.state_dict()
@@ -49,9 +58,15 @@ def loads(output: Path, model: Any = CLIPModel) -> Any:
 def works(output: Path) -> None:
     """Load model and processor, and run a text and an image through both."""
     model, processor = loads(output), CLIPProcessor.from_pretrained(output)
-    inputs = processor(text=["a cat", "a dog"], images=torch.zeros(3, 40, 36, dtype=torch.uint8), return_tensors="pt")
+    inputs = processor(
+        text=["a cat", "a dog"],
+        images=torch.zeros(3, 40, 36, dtype=torch.uint8),
+        return_tensors="pt",
+    )
     with torch.no_grad():
-        logits = model(**{**inputs, "pixel_values": inputs["pixel_values"].to(model.dtype)}).logits_per_image
+        logits = model(
+            **{**inputs, "pixel_values": inputs["pixel_values"].to(model.dtype)}
+        ).logits_per_image
     assert logits.shape == (1, 2)
     assert bool(logits.isfinite().all())
 
@@ -59,7 +74,11 @@ def works(output: Path) -> None:
 def test_a_full_pair(copies: Folders) -> None:
     output = merge(*copies)
     works(output)
-    expected = {f.name for f in copies[1].iterdir()} | {"clipmerge.json", "README.md", "report.html"}
+    expected = {f.name for f in copies[1].iterdir()} | {
+        "clipmerge.json",
+        "README.md",
+        "report.html",
+    }
     assert {f.name for f in output.iterdir()} == expected
     for file in copies[1].iterdir():
         if file.suffix == ".json":
@@ -69,7 +88,9 @@ def test_a_full_pair(copies: Folders) -> None:
 def test_the_file_is_what_safetensors_itself_would_write(copies: Folders, tmp_path: Path) -> None:
     for folder in copies:  # every dtype there is, under names in another order
         tensors = load_file(folder / "model.safetensors")
-        kinds = zip(sorted(tensors), [torch.float64, torch.bfloat16, torch.float16] * 20, strict=False)
+        kinds = zip(
+            sorted(tensors), [torch.float64, torch.bfloat16, torch.float16] * 20, strict=False
+        )
         tensors |= {name: tensors[name].to(dtype) for name, dtype in kinds}
         edit(folder, **tensors, **{"text_model.embeddings.position_ids": torch.arange(32)[None]})
     output = merge(*copies) / "model.safetensors"
@@ -93,15 +114,24 @@ def test_shards_are_kept_as_the_finetuned_has_them(copies: Folders, which: tuple
     written = open_checkpoint(str(output))
     assert all(torch.equal(written.tensor(key), tensor) for key, tensor in expected.items())
     if 1 in which:
-        index, source = (json.loads((at / "model.safetensors.index.json").read_text()) for at in (output, copies[1]))
+        index, source = (
+            json.loads((at / "model.safetensors.index.json").read_text())
+            for at in (output, copies[1])
+        )
         assert index["weight_map"] == source["weight_map"]
-        assert index["metadata"]["total_size"] == sum(t.numel() * t.element_size() for t in expected.values())
+        assert index["metadata"]["total_size"] == sum(
+            t.numel() * t.element_size() for t in expected.values()
+        )
 
 
 @pytest.mark.parametrize(
-    "lacks", [("processor_config.json",), ("tokenizer.json", "tokenizer_config.json")], ids=["processor", "tokenizer"]
+    "lacks",
+    [("processor_config.json",), ("tokenizer.json", "tokenizer_config.json")],
+    ids=["processor", "tokenizer"],
 )
-def test_what_the_finetuned_lacks_comes_from_the_zero_shot(copies: Folders, lacks: tuple[str, ...]) -> None:
+def test_what_the_finetuned_lacks_comes_from_the_zero_shot(
+    copies: Folders, lacks: tuple[str, ...]
+) -> None:
     for name in lacks:
         (copies[1] / name).unlink()
     output = merge(*copies)
@@ -129,14 +159,21 @@ def save_tower(folder: Path, name: str, *, bare: bool = False, prefix: str = "")
         wanted["visual_projection.weight"] = full.visual_projection.weight.detach()
     shutil.rmtree(folder)
     kind(config).save_pretrained(folder)
-    keys = {prefix + (k.removeprefix(f"{tower}_model.") if bare else k): v.clone() for k, v in wanted.items()}
+    keys = {
+        prefix + (k.removeprefix(f"{tower}_model.") if bare else k): v.clone()
+        for k, v in wanted.items()
+    }
     save_file(keys, folder / "model.safetensors", metadata={"format": "pt"})
     return kind, tower
 
 
-@pytest.mark.parametrize(("bare", "prefix"), [(False, ""), (True, ""), (False, "module."), (True, "model.")])
+@pytest.mark.parametrize(
+    ("bare", "prefix"), [(False, ""), (True, ""), (False, "module."), (True, "model.")]
+)
 @pytest.mark.parametrize("name", ["CLIPVisionModel", "CLIPTextModel"])
-def test_a_tower_alone_is_written_as_the_full_model(copies: Folders, name: str, bare: bool, prefix: str) -> None:
+def test_a_tower_alone_is_written_as_the_full_model(
+    copies: Folders, name: str, bare: bool, prefix: str
+) -> None:
     _, tower = save_tower(copies[1], name, bare=bare, prefix=prefix)
     output = merge(*copies)
     works(output)
@@ -145,7 +182,9 @@ def test_a_tower_alone_is_written_as_the_full_model(copies: Folders, name: str, 
         assert torch.equal(tensor, zeroshot[key]) is not key.startswith(f"{tower}_model.")
 
 
-@pytest.mark.parametrize(("name", "bare"), [*((name, False) for name in TOWERS), ("CLIPVisionModel", True)])
+@pytest.mark.parametrize(
+    ("name", "bare"), [*((name, False) for name in TOWERS), ("CLIPVisionModel", True)]
+)
 def test_two_towers_give_a_tower(copies: Folders, name: str, bare: bool) -> None:
     for folder in copies:
         kind, _ = save_tower(folder, name, bare=bare, prefix="module.")
@@ -161,13 +200,17 @@ def test_two_towers_give_a_tower(copies: Folders, name: str, bare: bool) -> None
 def test_a_head_of_one_side_is_dropped_or_kept(copies: Folders, missing: str) -> None:
     edit(copies[1], classifier__weight=torch.ones(3, 32))
     output = merge(*copies, flags=("--set", f"missing={missing}"))
-    assert ("classifier.weight" in load_file(output / "model.safetensors")) is (missing == "keep-finetuned")
+    assert ("classifier.weight" in load_file(output / "model.safetensors")) is (
+        missing == "keep-finetuned"
+    )
     if missing == "keep-zeroshot":
         works(output)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
-def test_a_config_without_a_dtype_gets_one_where_loaders_need_it(copies: Folders, dtype: str) -> None:
+def test_a_config_without_a_dtype_gets_one_where_loaders_need_it(
+    copies: Folders, dtype: str
+) -> None:
     for folder in copies:
         none = {"dtype": ..., "torch_dtype": ...}
         edit_json(folder / "config.json", **none, vision_config=none, text_config=none)
@@ -175,11 +218,16 @@ def test_a_config_without_a_dtype_gets_one_where_loaders_need_it(copies: Folders
     assert written.get("dtype") == (dtype if dtype == "bfloat16" else None)
 
 
-def test_a_config_that_was_replaced_meanwhile_is_read_as_strictly_as_before(copies: Folders, tmp_path: Path) -> None:
+def test_a_config_that_was_replaced_meanwhile_is_read_as_strictly_as_before(
+    copies: Folders, tmp_path: Path
+) -> None:
     inputs = inputs_of(copies)
     (copies[1] / "config.json").write_text(r'{"model_type": "clip", "note": "\ud800"}')
     (tmp_path / "out").mkdir()
-    with pytest.raises(CheckpointError, match=r"config\.json: cannot be read \(a string with half of a surrogate pair"):
+    with pytest.raises(
+        CheckpointError,
+        match=r"config\.json: cannot be read \(a string with half of a surrogate pair",
+    ):
         write_side_files(tmp_path / "out", inputs, "keep")
 
 
@@ -187,7 +235,15 @@ def test_bare_files_of_both_libraries_give_a_bare_output(tmp_path: Path) -> None
     zeroshot, finetuned = save_open_clip_pair(tmp_path, model_config())
     done("convert", finetuned, tmp_path / "other", "--to", "transformers")
     (tmp_path / "bare").mkdir()
-    for name, file in {"a": zeroshot / "open_clip_model", "b": tmp_path / "other" / "model"}.items():
+    for name, file in {
+        "a": zeroshot / "open_clip_model",
+        "b": tmp_path / "other" / "model",
+    }.items():
         shutil.copy(file.with_suffix(".safetensors"), tmp_path / "bare" / f"{name}.safetensors")
     output = merge(tmp_path / "bare" / "a.safetensors", tmp_path / "bare" / "b.safetensors")
-    assert {f.name for f in output.iterdir()} == {"model.safetensors", "clipmerge.json", "README.md", "report.html"}
+    assert {f.name for f in output.iterdir()} == {
+        "model.safetensors",
+        "clipmerge.json",
+        "README.md",
+        "report.html",
+    }

@@ -12,7 +12,9 @@ from tests.support.command import clipmerge, done, one_line, refused
 from tests.support.merged_output import RECORD
 
 
-def test_a_merge_writes_what_it_prints_and_it_reads_back(pair: tuple[Path, Path], tmp_path: Path) -> None:
+def test_a_merge_writes_what_it_prints_and_it_reads_back(
+    pair: tuple[Path, Path], tmp_path: Path
+) -> None:
     ended = done("merge", *pair, "-r", "lines", "-o", tmp_path / "out", "--format", "json")
     assert ended.json["format"] == "clipmerge-record/2"
     assert isinstance(ended.json["finetuned"], list)
@@ -26,7 +28,9 @@ def test_a_merge_writes_what_it_prints_and_it_reads_back(pair: tuple[Path, Path]
 
 DEEP = json.loads("[" * 300 + "]" * 300)
 NONSENSE: dict[str, Any] = {
-    "mask options nested deeply": {"layers": {"vision.0.attn": {"alpha": 1, "mask_options": {"a": DEEP}}}},
+    "mask options nested deeply": {
+        "layers": {"vision.0.attn": {"alpha": 1, "mask_options": {"a": DEEP}}}
+    },
     "layers a number": {"layers": 5},
     "a size of many digits": {"layers": {"vision.0.attn": {"alpha": 1, "size": 10**400}}},
     "an option of many digits": {"recipe": {"name": "x", "method": {"alpha": 2**63}}},
@@ -48,7 +52,9 @@ TEXTS = {what: json.dumps(RECORD | changes) for what, changes in NONSENSE.items(
 @pytest.mark.parametrize("what", TEXTS)
 def test_nonsense_is_refused_in_one_line(tmp_path: Path, what: str) -> None:
     (tmp_path / "clipmerge.json").write_text(TEXTS[what], errors="surrogateescape")
-    with one_line(OutputError, r"clipmerge\.json: (not a clipmerge record|has the format|cannot be read)") as caught:
+    with one_line(
+        OutputError, r"clipmerge\.json: (not a clipmerge record|has the format|cannot be read)"
+    ) as caught:
         read_output(tmp_path)
     assert len(str(caught.value)) < 400
 
@@ -56,11 +62,16 @@ def test_nonsense_is_refused_in_one_line(tmp_path: Path, what: str) -> None:
 def test_a_folder_that_no_merge_wrote_is_told_what_to_give(tmp_path: Path) -> None:
     for folder in (tmp_path, tmp_path / "missing"):
         for arguments in (["report", folder], ["push", folder, "alice/robust"]):
-            assert "Give a folder written by `clipmerge merge --output`" in refused(clipmerge(*arguments), 1)
+            assert "Give a folder written by `clipmerge merge --output`" in refused(
+                clipmerge(*arguments), 1
+            )
 
 
 def test_a_record_of_very_many_values_is_refused(tmp_path: Path) -> None:
-    for count, told in {130_000: "more than 250000 values", 1001: "layers: .*more than 1000 layers"}.items():
+    for count, told in {
+        130_000: "more than 250000 values",
+        1001: "layers: .*more than 1000 layers",
+    }.items():
         layers = {f"v.{number}": {"alpha": 0.5} for number in range(count)}
         with pytest.raises(OutputError, match=rf"x: not a clipmerge record \({told}\)"):
             parse_record(json.dumps(RECORD | {"layers": layers}), "x")

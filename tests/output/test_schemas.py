@@ -1,4 +1,5 @@
-"""The published JSON Schemas are those of the models, and every command prints and writes what they say."""
+"""The published JSON Schemas are those of the models, and every command prints and writes what they
+say."""
 
 import json
 import runpy
@@ -26,25 +27,64 @@ def test_the_published_schemas_are_current() -> None:
 
 
 @pytest.mark.slow
-def test_every_command_prints_what_its_schema_says(pair: Folders, images: Path, tmp_path: Path, hub: FakeHub) -> None:
-    """Each is run with ``--format json``, but `demo`, which takes a minute and is judged in tests/api/test_demo.py."""
+def test_every_command_prints_what_its_schema_says(
+    pair: Folders, images: Path, tmp_path: Path, hub: FakeHub
+) -> None:
+    """Each is run with ``--format json``, but `demo`, which takes a minute and is judged in
+    tests/api/test_demo.py."""
     far = save_images(tmp_path / "far", each=4, seed=9)
     plan, out, suite = tmp_path / "plan.json", tmp_path / "out", tmp_path / "own.yaml"
     sources = {"id": {"val": str(images)}, "ood": {"far": str(far)}}
     ends = {"zeroshot": str(pair[0]), "finetuned": str(pair[1])}
     figures = [{"point": "alpha 0", "alpha": 0.0, "source": "a paper", "accuracy": {"val": 50.0}}]
-    about = {"title": "Own", "model": "tiny", "gflops": 1.0, "recipes": ["wise-ft"], "alphas": [0.0, 1.0]}
+    about = {
+        "title": "Own",
+        "model": "tiny",
+        "gflops": 1.0,
+        "recipes": ["wise-ft"],
+        "alphas": [0.0, 1.0],
+    }
     suite.write_text(yaml.safe_dump({**about, **ends, **sources, "published": figures}))
-    sweep = ("--id", f"val={images}", "--ood", f"far={far}", "--alphas", "0,1", "-o", tmp_path / "s")
+    sweep = (
+        "--id",
+        f"val={images}",
+        "--ood",
+        f"far={far}",
+        "--alphas",
+        "0,1",
+        "-o",
+        tmp_path / "s",
+    )
     few = ("--data", images, "--images", "8", "--set", "measure.steps=1")
     commands = [
         ("plan", *pair, "-r", "wise-ft", "-o", plan),
         ("apply", plan, "-o", out),
         ("report", out),
         ("push", out, "alice/robust", "--license", "mit"),
-        ("merge", *pair, "-r", "wise-ft", "-o", tmp_path / "p", "--push", "alice/other", "--license", "mit"),
+        (
+            "merge",
+            *pair,
+            "-r",
+            "wise-ft",
+            "-o",
+            tmp_path / "p",
+            "--push",
+            "alice/other",
+            "--license",
+            "mit",
+        ),
         ("merge", *pair, "-r", "auto", *few, "--keep", f"far={far}", "--dry-run"),
-        ("merge", *pair, "-r", "straggler-outlier", "--data", images, "--set", "measure.nodes=1", "--dry-run"),
+        (
+            "merge",
+            *pair,
+            "-r",
+            "straggler-outlier",
+            "--data",
+            images,
+            "--set",
+            "measure.nodes=1",
+            "--dry-run",
+        ),
         ("evaluate", pair[0], "--data", f"val={images}", "--keep", f"far={far}"),
         ("inspect", *pair),
         ("inspect", pair[0]),
@@ -72,8 +112,15 @@ def test_every_command_prints_what_its_schema_says(pair: Folders, images: Path, 
         printed.add(name)
     assert printed == set(SCHEMAS) - {"plan", "demo"}
     assert {str(command[0]) for command in commands} == set(COMMANDS) - {"demo"}
-    written = {"plan": plan, "record": out / "clipmerge.json", "sweep": tmp_path / "s" / "sweep.json"}
-    written |= {"bench": tmp_path / "b" / "bench.json", "convert": tmp_path / "c" / "conversion.json"}
+    written = {
+        "plan": plan,
+        "record": out / "clipmerge.json",
+        "sweep": tmp_path / "s" / "sweep.json",
+    }
+    written |= {
+        "bench": tmp_path / "b" / "bench.json",
+        "convert": tmp_path / "c" / "conversion.json",
+    }
     for name, file in written.items():
         check_schema(name, file.read_text())
 

@@ -1,4 +1,5 @@
-"""Commands that are stopped or killed at random moments leave their whole output or none, and say what is true."""
+"""Commands that are stopped or killed at random moments leave their whole output or none, and say
+what is true."""
 
 import hashlib
 import json
@@ -25,8 +26,13 @@ from tests.support.tiny_clip import Folders, save_images
 
 #: Signals per command.
 TRIALS = int(os.environ.get("CLIPMERGE_TRIALS", "1"))
-PLAIN, MASKED = (f"merge ZEROSHOT FINETUNED -r {recipe} -o OUT" for recipe in ("wise-ft", "breadcrumbs"))
-FEW = "--set measure.steps=6 --set measure.batch=8 --set measure.copies=4 --set measure.held_back=0 --no-verdict"
+PLAIN, MASKED = (
+    f"merge ZEROSHOT FINETUNED -r {recipe} -o OUT" for recipe in ("wise-ft", "breadcrumbs")
+)
+FEW = (
+    "--set measure.steps=6 --set measure.batch=8 --set measure.copies=4 --set measure.held_back=0"
+    " --no-verdict"
+)
 LEARNED = f"merge ZEROSHOT FINETUNED -r auto --data IMAGES {FEW} -o OUT"
 #: Commands, and others whose output they replace.
 COMMANDS = {
@@ -44,8 +50,12 @@ PROGRESS = re.compile(r"note: |[\w: -]+: \d+%, .* elapsed")
 #: Exit code of a command that was stopped before its first statement.
 STARTING = 77
 
-_context = get_context("forkserver")  # a command imports little: what it needs is there when its process begins
-_context.set_forkserver_preload([__name__, *IMPORTED, "clipmerge.api.sweep", "clipmerge.api.convert"])
+_context = get_context(
+    "forkserver"
+)  # a command imports little: what it needs is there when its process begins
+_context.set_forkserver_preload(
+    [__name__, *IMPORTED, "clipmerge.api.sweep", "clipmerge.api.convert"]
+)
 
 
 def become(words: list[str], home: Path, begun: Connection) -> None:
@@ -75,8 +85,11 @@ class Trial:
         self.home, self.out = home, home / "out"
         self.paths = {**paths, "OUT": self.out}
 
-    def run(self, command: str, moment: float = 600, number: int = signal.SIGKILL) -> tuple[int, float]:
-        """Run a command, and send it a signal after so many seconds; its exit code, and how long it took."""
+    def run(
+        self, command: str, moment: float = 600, number: int = signal.SIGKILL
+    ) -> tuple[int, float]:
+        """Run a command, and send it a signal after so many seconds; its exit code, and how long it
+        took."""
         words = [str(self.paths.get(word, word)) for word in command.split()]
         reading, writing = _context.Pipe(duplex=False)
         process = _context.Process(target=become, args=(words, self.home, writing))
@@ -98,7 +111,8 @@ class Trial:
 
 
 def contents(folder: Path) -> dict[str, str]:
-    """Hashes of files by name; of records and pages, which have times, only the keys and whether there is one."""
+    """Hashes of files by name; of records and pages, which have times, only the keys and whether
+    there is one."""
     found = {}
     for path in filter(Path.is_file, folder.rglob("*")):
         data = path.read_bytes()
@@ -112,7 +126,8 @@ def contents(folder: Path) -> dict[str, str]:
 
 @dataclass
 class Trials:
-    """Runs of one command, each over the same earlier output, and what that and a whole output hold."""
+    """Runs of one command, each over the same earlier output, and what that and a whole output
+    hold."""
 
     name: str
     pair: Folders
@@ -120,7 +135,11 @@ class Trials:
 
     def __post_init__(self) -> None:
         self.command, self.earlier = COMMANDS[self.name]
-        self.paths = {"ZEROSHOT": self.pair[0], "FINETUNED": self.pair[1], "IMAGES": save_images(self.home / "images")}
+        self.paths = {
+            "ZEROSHOT": self.pair[0],
+            "FINETUNED": self.pair[1],
+            "IMAGES": save_images(self.home / "images"),
+        }
         self.paths["OTHERS"] = save_images(self.home / "others", each=4, seed=9)
         self.chance = random.Random(self.name)
         first = Trial(self.home / "whole", self.paths)
@@ -128,7 +147,8 @@ class Trials:
         self.after, self.seconds = first.whole(self.command)
 
     def stop(self, number: int) -> tuple[Trial, int, bool]:
-        """Send a signal at a random moment; the trial, its exit code, and whether all is as before."""
+        """Send a signal at a random moment; the trial, its exit code, and whether all is as
+        before."""
         trial = Trial(Path(tempfile.mkdtemp(dir=self.home)), self.paths)
         if self.earlier:
             trial.whole(self.earlier)
@@ -140,12 +160,18 @@ class Trials:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", COMMANDS)
-def test_a_stopped_command_leaves_its_whole_output_or_none(name: str, pair: Folders, tmp_path: Path) -> None:
+def test_a_stopped_command_leaves_its_whole_output_or_none(
+    name: str, pair: Folders, tmp_path: Path
+) -> None:
     trials, received = Trials(name, pair, tmp_path), 0
     while received < TRIALS:
         number, ends = trials.chance.choice(((signal.SIGINT, 130), (signal.SIGTERM, 143)))
         trial, code, unchanged = trials.stop(number)
-        said = [line for line in (trial.home / "said").read_text().splitlines() if not PROGRESS.match(line)]
+        said = [
+            line
+            for line in (trial.home / "said").read_text().splitlines()
+            if not PROGRESS.match(line)
+        ]
         if code == 0 or (code in (STARTING, -signal.SIGTERM) and not said):
             continue  # the signal came before clipmerge began, or after it ended
         received += 1
@@ -161,7 +187,9 @@ def test_a_stopped_command_leaves_its_whole_output_or_none(name: str, pair: Fold
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["plain", "plain over another"])
-def test_a_killed_command_leaves_its_whole_output_or_none(name: str, pair: Folders, tmp_path: Path) -> None:
+def test_a_killed_command_leaves_its_whole_output_or_none(
+    name: str, pair: Folders, tmp_path: Path
+) -> None:
     trials, staged = Trials(name, pair, tmp_path), 0
     while staged < 3 * TRIALS:
         trial, *_ = trials.stop(signal.SIGKILL)
@@ -173,7 +201,11 @@ def test_a_killed_command_leaves_its_whole_output_or_none(name: str, pair: Folde
         if not trials.earlier:
             shutil.rmtree(trial.out, ignore_errors=True)
         assert trial.whole(trials.command)[0] == trials.after
-        assert {path.name for path in trial.home.iterdir()} == {"tmp", "said", "out"}  # what the other left is gone
+        assert {path.name for path in trial.home.iterdir()} == {
+            "tmp",
+            "said",
+            "out",
+        }  # what the other left is gone
 
 
 @pytest.mark.slow
@@ -199,10 +231,17 @@ def test_an_error_waits_for_no_hash(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_file_too_large_for_the_disk_is_one_line_and_leaves_nothing(pair: Folders, tmp_path: Path) -> None:
+def test_a_file_too_large_for_the_disk_is_one_line_and_leaves_nothing(
+    pair: Folders, tmp_path: Path
+) -> None:
     command = ("merge", *pair, "--recipe", "wise-ft", "--output", tmp_path / "out")
-    process = start(*command, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000)))
+    process = start(
+        *command, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
+    )
     out, err = process.communicate()
     assert (process.returncode, out) == (1, "")
-    assert err == f"error: {tmp_path / 'out'}: cannot be written (File too large); nothing was left behind\n"
+    assert (
+        err == f"error: {tmp_path / 'out'}: cannot be written (File too large); nothing was left"
+        " behind\n"
+    )
     assert list(tmp_path.iterdir()) == []

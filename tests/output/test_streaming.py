@@ -1,4 +1,5 @@
-"""The streamed output: the bytes of a plain loop, for any threads, flushing and disk, and without hashes."""
+"""The streamed output: the bytes of a plain loop, for any threads, flushing and disk, and without
+hashes."""
 
 import hashlib
 import json
@@ -32,18 +33,24 @@ def merge(pair: Folders, output: Path) -> bytes:
 
 def plain_loop(pair: Folders, folder: Path) -> bytes:
     zeroshot, finetuned = (load_file(path / "model.safetensors") for path in pair)
-    merged = {name: theta_0 + 0.3 * (finetuned[name] - theta_0) for name, theta_0 in zeroshot.items()}
+    merged = {
+        name: theta_0 + 0.3 * (finetuned[name] - theta_0) for name, theta_0 in zeroshot.items()
+    }
     save_file(merged, folder / "plain.safetensors", metadata={"format": "pt"})
     return (folder / "plain.safetensors").read_bytes()
 
 
 @pytest.mark.parametrize("count", [1, 2, 5])
-def test_bytes_are_a_plain_loops_for_any_number_of_threads(pair: Folders, tmp_path: Path, count: int) -> None:
+def test_bytes_are_a_plain_loops_for_any_number_of_threads(
+    pair: Folders, tmp_path: Path, count: int
+) -> None:
     with threads(count):
         assert merge(pair, tmp_path / "out") == plain_loop(pair, tmp_path)
 
 
-def test_a_full_disk_is_found_before_computing(pair: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_found_before_computing(
+    pair: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     full = shutil.disk_usage(tmp_path)._replace(free=10)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: full)
     monkeypatch.setattr(MergedTensor, "chunks", lambda *_: pytest.fail("computed"), raising=False)
@@ -60,7 +67,9 @@ def test_finite_values_whose_sum_overflows_are_no_fault(copies: Folders, tmp_pat
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 @pytest.mark.parametrize("where", [0, 17, 9_999])
-def test_one_entry_that_is_not_finite_shows_among_any_others(dtype: torch.dtype, where: int) -> None:
+def test_one_entry_that_is_not_finite_shows_among_any_others(
+    dtype: torch.dtype, where: int
+) -> None:
     tensor = torch.randn(10_000).to(dtype)
     assert is_finite(tensor)
     assert is_finite(torch.full((10_000,), torch.finfo(dtype).max, dtype=dtype))

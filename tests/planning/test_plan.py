@@ -65,13 +65,24 @@ def test_an_edit_that_says_nonsense_is_refused(tmp_path: Path, what: str) -> Non
 @pytest.mark.parametrize(
     ("layer", "message"),
     [
-        ({"mask": "n-m", "mask_options": {"n": 0}}, "layer 'vision.1.mlp': mask n-m: option 'n' cannot be 0"),
+        (
+            {"mask": "n-m", "mask_options": {"n": 0}},
+            "layer 'vision.1.mlp': mask n-m: option 'n' cannot be 0",
+        ),
         ({"mask": "n-m", "density": 0.5}, "has density 0.5, which the mask 'n-m' does not have"),
-        ({"mask": "spectral", "parameters": {"a.weigth": {}}}, "'a.weigth', which it does not have.*mean 'a.weight'"),
-        ({"mask": "spectral", "parameters": {"a.weight": {"low": float("nan")}}}, "option 'low' cannot be nan"),
+        (
+            {"mask": "spectral", "parameters": {"a.weigth": {}}},
+            "'a.weigth', which it does not have.*mean 'a.weight'",
+        ),
+        (
+            {"mask": "spectral", "parameters": {"a.weight": {"low": float("nan")}}},
+            "option 'low' cannot be nan",
+        ),
     ],
 )
-def test_a_mask_rule_that_says_nonsense_is_refused(tmp_path: Path, layer: dict[str, Any], message: str) -> None:
+def test_a_mask_rule_that_says_nonsense_is_refused(
+    tmp_path: Path, layer: dict[str, Any], message: str
+) -> None:
     data = plan_dict()
     data["layers"]["vision.1.mlp"] = {"alpha": 0.5, **layer}
     (tmp_path / "plan.json").write_text(json.dumps(data))
@@ -99,12 +110,15 @@ def test_a_plan_of_very_many_values_is_refused(tmp_path: Path) -> None:
 def test_the_digest_tells_parts_of_a_file_and_learned_coefficients_apart() -> None:
     """The hash of a file is that of all models in it; where the file lies does not matter."""
     ema, moved, model = (
-        SourceRecord(source=source, files={"x.pt": "0" * 64}) for source in ("x.pt#ema", "runs/x.pt#ema", "x.pt#model")
+        SourceRecord(source=source, files={"x.pt": "0" * 64})
+        for source in ("x.pt#ema", "runs/x.pt#ema", "x.pt#model")
     )
     plan = Plan(recipe={}, zeroshot=model, finetuned=(ema,), weights=(1.0,), layers={})
     assert plan.digest == plan.model_copy(update={"finetuned": (moved,)}).digest
     assert plan.digest != plan.model_copy(update={"finetuned": (model,)}).digest
-    coefficients = [plan.with_tensors({"coefficients:a": torch.tensor([value])}) for value in (0.5, 0.6)]
+    coefficients = [
+        plan.with_tensors({"coefficients:a": torch.tensor([value])}) for value in (0.5, 0.6)
+    ]
     assert len({each.digest for each in (plan, *coefficients)}) == 3
 
 
@@ -124,7 +138,9 @@ def test_parameters_without_coefficients_are_not_counted() -> None:
     assert (found["vision"][0], found["vision"][10], found["vision"][20]) == (2, 1, 1)
 
 
-def test_a_method_keeps_its_own_words_while_nothing_changes_the_settings(pair: tuple[Path, Path]) -> None:
+def test_a_method_keeps_its_own_words_while_nothing_changes_the_settings(
+    pair: tuple[Path, Path],
+) -> None:
     assert plan_of(pair, "lines").verdict == "the coefficient grows with depth from 0.5 to 1"
     plan = plan_of(pair, "lines", "overrides=[{layers: logit_scale, alpha: 0}]")
     assert plan.verdict == "the layers go 0 to 1 of the way from zero-shot to the fine-tuned model"
@@ -142,7 +158,12 @@ def test_a_reason_that_was_written_with_the_edit_stays(pair: tuple[Path, Path]) 
 @pytest.mark.parametrize(
     ("layers", "weights", "combine", "sentence"),
     [
-        ((0.5, 0.5), (1.0,), None, "every layer goes 0.5 of the way from zero-shot to the fine-tuned model"),
+        (
+            (0.5, 0.5),
+            (1.0,),
+            None,
+            "every layer goes 0.5 of the way from zero-shot to the fine-tuned model",
+        ),
         ((0.0, 0.0), (1.0,), None, "every layer stays zero-shot"),
         (
             (0.5, None),
@@ -150,16 +171,27 @@ def test_a_reason_that_was_written_with_the_edit_stays(pair: tuple[Path, Path]) 
             None,
             "the layers go 0 to 0.5 of the way .*, and 1 layer that the plan does not name stays",
         ),
-        ((0.5, None, None), (1.0,), None, ", and 2 layers that the plan does not name stay zero-shot"),
+        (
+            (0.5, None, None),
+            (1.0,),
+            None,
+            ", and 2 layers that the plan does not name stay zero-shot",
+        ),
         ((0.5, 0.5), (0.5, 0.5), None, "to the average of 2 fine-tuned models"),
         ((0.5, 0.5), (0.2, 0.8), None, "to the sum of 2 fine-tuned changes weighted 0.2, 0.8"),
         ((0.5, 0.5), (2.0,), None, "to 2 times the fine-tuned change"),
         ((0.5, 0.5), (1.0, 1.0), "ties", "to the ties combination of 2 fine-tuned models"),
     ],
 )
-def test_settings_in_words(layers: tuple[Any, ...], weights: tuple[float, ...], combine: Any, sentence: str) -> None:
+def test_settings_in_words(
+    layers: tuple[Any, ...], weights: tuple[float, ...], combine: Any, sentence: str
+) -> None:
     names = [f"vision.{place}.mlp" for place in range(len(layers))]
-    known = {name: LayerPlan(alpha=alpha) for name, alpha in zip(names, layers, strict=True) if alpha is not None}
+    known = {
+        name: LayerPlan(alpha=alpha)
+        for name, alpha in zip(names, layers, strict=True)
+        if alpha is not None
+    }
     rule = Combination(rule=combine) if combine else None
     assert re.search(sentence, verdict_on(known, names, weights, rule))
 
@@ -171,9 +203,10 @@ def test_learned_coefficients_and_masks_in_words() -> None:
         "vision.2.mlp": LayerPlan(alpha=0.4, mask="n-m"),
     }
     verdict = verdict_on(layers, layers, (1.0,), None, finding="something was found")
-    assert verdict == (
-        "something was found; the coefficients go 0.1 to 0.9 of the way from zero-shot to the fine-tuned model; "
-        "2 of 3 layers have a mask (magnitude, n-m, density 0.2 to 1)"
+    assert (
+        verdict
+        == "something was found; the coefficients go 0.1 to 0.9 of the way from zero-shot to the"
+        " fine-tuned model; 2 of 3 layers have a mask (magnitude, n-m, density 0.2 to 1)"
     )
     del layers["vision.1.mlp"]
     assert verdict_on(layers, layers, (1.0,), None).endswith("; 1 of 2 layers has a mask (n-m)")

@@ -1,4 +1,5 @@
-"""Recipes: every shipped file is valid and complete, and every fault gives one line that names it."""
+"""Recipes: every shipped file is valid and complete, and every fault gives one line that names
+it."""
 
 import re
 from pathlib import Path
@@ -18,7 +19,9 @@ SECTIONS = {"measure": "measures", "method": "methods"}
 
 def test_there_is_a_recipe_for_every_method() -> None:
     assert sorted(file.stem for file in FILES) == list(recipe_names())
-    assert set(plugin_names("methods")) == {load_recipe(name).method["name"] for name in recipe_names()}
+    assert set(plugin_names("methods")) == {
+        load_recipe(name).method["name"] for name in recipe_names()
+    }
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
@@ -43,12 +46,22 @@ def test_every_option_stands_in_the_recipe_with_its_effect_and_its_default(file:
             defaults = plugin_options(package, name)
             assert data[section].keys() - {"name"} == defaults.keys()
             assert set(defaults) <= explained
-            if name == file.stem or section == "measure":  # another recipe of the same method is there to differ
-                told = {k: tuple(v) if isinstance(v, list) else v for k, v in data[section].items() if k in defaults}
-                assert {k: v or None for k, v in told.items()} == {k: v or None for k, v in defaults.items()}
+            if (
+                name == file.stem or section == "measure"
+            ):  # another recipe of the same method is there to differ
+                told = {
+                    k: tuple(v) if isinstance(v, list) else v
+                    for k, v in data[section].items()
+                    if k in defaults
+                }
+                assert {k: v or None for k, v in told.items()} == {
+                    k: v or None for k, v in defaults.items()
+                }
 
 
-@pytest.mark.parametrize("override", [line for f in FILES for line in f.read_text().splitlines() if "--set" in line])
+@pytest.mark.parametrize(
+    "override", [line for f in FILES for line in f.read_text().splitlines() if "--set" in line]
+)
 def test_the_overrides_that_recipes_suggest_work(override: str) -> None:
     assignment = override.rpartition("--set ")[2]
     files = [file for file in FILES if override in file.read_text().splitlines()]
@@ -97,7 +110,7 @@ def test_what_is_wrong_is_named_in_one_line(what: str) -> None:
         load_recipe(name, assignments)
 
 
-@pytest.mark.parametrize("text", [*("", "a: [", "method: wise-ft", "name: x", "\xff", "1: 2")])
+@pytest.mark.parametrize("text", ["", "a: [", "method: wise-ft", "name: x", "\xff", "1: 2"])
 def test_a_file_that_is_no_recipe_is_refused(tmp_path: Path, text: str) -> None:
     file = tmp_path / "mine.yaml"
     file.write_text(text, encoding="latin-1")
@@ -108,8 +121,18 @@ def test_a_file_that_is_no_recipe_is_refused(tmp_path: Path, text: str) -> None:
 @pytest.mark.parametrize(
     "value",
     [
-        *("!!bool foo", "!!map [1]", "!!binary é", "!!python/object/apply:os.system ['touch owned']", "*a", "\x00"),
-        *("0x" + "f" * 5000, "9" * 5000, "[" * 100_000, "&a [*a]", "2000-99-99", "? [a]"),
+        "!!bool foo",
+        "!!map [1]",
+        "!!binary é",
+        "!!python/object/apply:os.system ['touch owned']",
+        "*a",
+        "\x00",
+        "0x" + "f" * 5000,
+        "9" * 5000,
+        "[" * 100_000,
+        "&a [*a]",
+        "2000-99-99",
+        "? [a]",
     ],
 )
 def test_values_that_do_not_fit_their_tags(value: str) -> None:
@@ -126,7 +149,9 @@ def test_a_recipe_of_very_many_keys(tmp_path: Path) -> None:
         load_recipe("wise-ft", ["method.alpha=" + " " * (65 << 10)])
 
 
-def test_a_file_called_like_a_recipe_is_not_taken_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_called_like_a_recipe_is_not_taken_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "wise-ft").write_text("method: {name: wise-ft, alpha: 0.123}")
     assert load_recipe("wise-ft").method["alpha"] == 0.5

@@ -1,4 +1,5 @@
-"""Learned coefficients: entry by entry in float32 scalars, kept beside the plan, and refused when they do not fit."""
+"""Learned coefficients: entry by entry in float32 scalars, kept beside the plan, and refused when
+they do not fit."""
 
 import shutil
 from pathlib import Path
@@ -29,7 +30,9 @@ from tests.support.tiny_clip import Folders, layer_of
 FC1 = "vision_model.encoder.layers.1.mlp.fc1.weight"
 
 
-def coefficients_for(task: Task, forms: tuple[str, ...] = ("whole", "row", "entry")) -> dict[str, Tensor]:
+def coefficients_for(
+    task: Task, forms: tuple[str, ...] = ("whole", "row", "entry")
+) -> dict[str, Tensor]:
     """The forms in turn, one per parameter, with exact zeros and ones among the numbers."""
     generator = torch.Generator().manual_seed(3)
     found = {}
@@ -65,10 +68,14 @@ def slow_entry(theta_0: float, theta_1: float, coefficient: float) -> float:
     return float(np.float32(base + np.float32(change * np.float32(coefficient))))
 
 
-def test_the_merge_is_the_formula_entry_by_entry(decided: Any, pair: Folders, tmp_path: Path) -> None:
+def test_the_merge_is_the_formula_entry_by_entry(
+    decided: Any, pair: Folders, tmp_path: Path
+) -> None:
     run = decided()
     write_merge(run, tmp_path / "whole")
-    zeroshot, finetuned, merged = (load_file(f / "model.safetensors") for f in (*pair, tmp_path / "whole"))
+    zeroshot, finetuned, merged = (
+        load_file(f / "model.safetensors") for f in (*pair, tmp_path / "whole")
+    )
     coefficients = coefficients_for(Task(run.inputs))
     checked = 0
     for name in (FC1, FC1.replace("weight", "bias"), "logit_scale", "visual_projection.weight"):
@@ -86,14 +93,18 @@ def test_the_merge_is_the_formula_entry_by_entry(decided: Any, pair: Folders, tm
 @pytest.mark.uncounted
 @pytest.mark.parametrize("value", [0, 1])
 @pytest.mark.parametrize("form", ["whole", "row", "entry"])
-def test_zeros_and_ones_are_a_sources_bytes(decided: Any, pair: Folders, tmp_path: Path, value: int, form: str) -> None:
+def test_zeros_and_ones_are_a_sources_bytes(
+    decided: Any, pair: Folders, tmp_path: Path, value: int, form: str
+) -> None:
     run = decided((form,))
     for coefficient in run.plan.coefficients.values():
         coefficient.fill_(value)
     write_merge(run, tmp_path / "out")
     merged, source = (load_file(f / "model.safetensors") for f in (tmp_path / "out", pair[value]))
     for name, tensor in merged.items():
-        assert torch.equal(tensor.view(-1).view(torch.uint8), source[name].view(-1).view(torch.uint8)), name
+        assert torch.equal(
+            tensor.view(-1).view(torch.uint8), source[name].view(-1).view(torch.uint8)
+        ), name
 
 
 def test_the_plan_tells_mean_and_range(decided: Any) -> None:
@@ -102,14 +113,20 @@ def test_the_plan_tells_mean_and_range(decided: Any) -> None:
     for layer, names in Task(run.inputs).layers.items():
         entries = []
         for name in names:
-            entries += coefficients[name].broadcast_to(Task(run.inputs).shapes[name]).flatten().tolist()
+            entries += (
+                coefficients[name].broadcast_to(Task(run.inputs).shapes[name]).flatten().tolist()
+            )
         told = run.plan.layers[layer]
         assert told.alpha == pytest.approx(sum(entries) / len(entries), abs=1e-7)
         assert told.alpha_range == (min(entries), max(entries))
 
 
-def test_an_override_gives_its_layers_one_alpha(decided: Any, pair: Folders, tmp_path: Path) -> None:
-    run = decided(sets=("overrides=[{layers: vision.*, alpha: 0}, {layers: text.1.mlp, density: 0.5}]",))
+def test_an_override_gives_its_layers_one_alpha(
+    decided: Any, pair: Folders, tmp_path: Path
+) -> None:
+    run = decided(
+        sets=("overrides=[{layers: vision.*, alpha: 0}, {layers: text.1.mlp, density: 0.5}]",)
+    )
     assert not any(layer_of(name).startswith("vision.") for name in run.plan.coefficients)
     write_merge(run, tmp_path / "out")
     zeroshot, merged = (load_file(f / "model.safetensors") for f in (pair[0], tmp_path / "out"))
@@ -157,10 +174,14 @@ def test_a_plan_whose_coefficients_are_gone_or_changed_is_refused(planned: Path)
     data = bytearray(file.read_bytes())
     data[-1] ^= 1
     file.write_bytes(data)
-    with pytest.raises(PlanError, match="the tensors beside the plan: the file has changed; plan again"):
+    with pytest.raises(
+        PlanError, match="the tensors beside the plan: the file has changed; plan again"
+    ):
         opened(planned)
     file.unlink()
-    with pytest.raises(PlanError, match="the tensors beside the plan: the file is missing; plan again"):
+    with pytest.raises(
+        PlanError, match="the tensors beside the plan: the file is missing; plan again"
+    ):
         opened(planned)
     file.with_name("kept").rename(file)
     opened(planned)
@@ -169,13 +190,18 @@ def test_a_plan_whose_coefficients_are_gone_or_changed_is_refused(planned: Path)
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"alpha": 0.123}, r"'vision.1.mlp': alpha 0.123 and alpha_range are not .* remove alpha_range"),
+        (
+            {"alpha": 0.123},
+            r"'vision.1.mlp': alpha 0.123 and alpha_range are not .* remove alpha_range",
+        ),
         ({"alpha_range": [0.5, 0.6]}, "are not the mean and range of its coefficients"),
         ({"alpha_range": [0.5]}, r"alpha_range"),
         ({"alpha_range": [0, "x"]}, r"alpha_range"),
     ],
 )
-def test_a_hand_edit_against_the_coefficients_is_refused(planned: Path, changes: dict[str, Any], message: str) -> None:
+def test_a_hand_edit_against_the_coefficients_is_refused(
+    planned: Path, changes: dict[str, Any], message: str
+) -> None:
     edit_json(planned, layers={"vision.1.mlp": changes})
     with one_line(PlanError, message):
         opened(planned)
@@ -191,13 +217,18 @@ def test_a_hand_edit_gives_a_layer_one_alpha(planned: Path, pair: Folders, tmp_p
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({f"coefficients:{FC1}": torch.ones(1, 32)}, r"of vision\S+fc1.weight have shape \(1, 32\), but the parameter"),
+        (
+            {f"coefficients:{FC1}": torch.ones(1, 32)},
+            r"of vision\S+fc1.weight have shape \(1, 32\), but the parameter",
+        ),
         ({f"coefficients:{FC1}": torch.full((64, 32), float("nan"))}, "are not finite numbers"),
         ({f"coefficients:{FC1}": torch.ones(64, 32, dtype=torch.int64)}, "are not finite numbers"),
         ({"coefficients:nothing": torch.ones(1)}, "coefficients for nothing, which does not exist"),
     ],
 )
-def test_tensors_that_do_not_fit_are_refused(planned: Path, changes: dict[str, Tensor], message: str) -> None:
+def test_tensors_that_do_not_fit_are_refused(
+    planned: Path, changes: dict[str, Tensor], message: str
+) -> None:
     rewrite(planned, **changes)
     with pytest.raises(PlanError, match=message):
         opened(planned)
@@ -205,8 +236,12 @@ def test_tensors_that_do_not_fit_are_refused(planned: Path, changes: dict[str, T
 
 def test_a_range_without_coefficients_is_refused(planned: Path) -> None:
     held = load_file(planned.with_suffix(".tensors.safetensors"))
-    rewrite(planned, **{key: None for key in held if layer_of(key.partition(":")[2]) == "vision.1.mlp"})
-    with pytest.raises(PlanError, match=r"'vision.1.mlp' has an alpha_range, but the plan holds no coefficients"):
+    rewrite(
+        planned, **{key: None for key in held if layer_of(key.partition(":")[2]) == "vision.1.mlp"}
+    )
+    with pytest.raises(
+        PlanError, match=r"'vision.1.mlp' has an alpha_range, but the plan holds no coefficients"
+    ):
         opened(planned)
     edit_json(planned, tensors=None)
     with pytest.raises(PlanError, match="has an alpha_range, but the plan holds no coefficients"):

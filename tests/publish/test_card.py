@@ -1,4 +1,5 @@
-"""The model card and published accuracies: true, repeatable, and silent about the author's machine."""
+"""The model card and published accuracies: true, repeatable, and silent about the author's
+machine."""
 
 import copy
 import json
@@ -43,7 +44,10 @@ def test_the_card_files_the_model_where_it_belongs() -> None:
     assert data.datasets == ["acme/cars"]
     assert data.tags == ["clip", "merge", "clipmerge"]
     assert data.model_name == "robust"
-    assert [(r.dataset_name, r.metric_value) for r in data.eval_results] == [("ImageNet-R", 0.71), ("cars", 0.8)]
+    assert [(r.dataset_name, r.metric_value) for r in data.eval_results] == [
+        ("ImageNet-R", 0.71),
+        ("cars", 0.8),
+    ]
 
 
 def test_the_card_says_what_was_done_and_how_to_repeat_it() -> None:
@@ -64,7 +68,9 @@ def test_data_of_the_hub_is_pinned_and_local_data_is_asked_for() -> None:
     pinned = RECORD | {"calibration": RECORD["calibration"] | {"revision": "e" * 40}}
     assert f"--data hf://datasets/acme/cars@{'e' * 40}:train" in model_card(pinned, repo_id=None)
     with_equals = pinned | {"command": "clipmerge merge a b --data=hf://datasets/acme/cars:train"}
-    assert f"--data=hf://datasets/acme/cars@{'e' * 40}:train" in model_card(with_equals, repo_id=None)
+    assert f"--data=hf://datasets/acme/cars@{'e' * 40}:train" in model_card(
+        with_equals, repo_id=None
+    )
     local = RECORD | {"calibration": RECORD["calibration"] | {"source": "/home/me/val"}}
     assert "bring your own: cars, val." in model_card(local, repo_id=None)
 
@@ -92,19 +98,34 @@ SECRET = '/home/me & you/my "secret" <runs>/it\'s'
 
 def test_paths_with_blanks_quotes_and_ampersands_do_not_leave_it() -> None:
     command = shlex.join(
-        ["clipmerge", "merge", f"{SECRET}/base", f"{SECRET}/cars", f"--data={SECRET}/val", "-o", SECRET]
+        [
+            "clipmerge",
+            "merge",
+            f"{SECRET}/base",
+            f"{SECRET}/cars",
+            f"--data={SECRET}/val",
+            "-o",
+            SECRET,
+        ]
     )
     held = RECORD | {
         "zeroshot": {"source": f"{SECRET}/base", "revision": None, "files": {}},
         "finetuned": [{"source": f"{SECRET}/cars", "revision": None, "files": {}}],
         "calibration": RECORD["calibration"] | {"source": f"{SECRET}/val"},
         "output": f"{SECRET}/out",
-        "warnings": [f"{SECRET}/cars: odd", f"{SECRET}/else/where.json: odd", "C:\\Users\\me\\x: odd", "plain"],
+        "warnings": [
+            f"{SECRET}/cars: odd",
+            f"{SECRET}/else/where.json: odd",
+            "C:\\Users\\me\\x: odd",
+            "plain",
+        ],
         "command": command + " --set method.token=hf_abcdefghijklmnop",
     }
     shown = public_record(held)
     for text in (json.dumps(shown), model_card(held, repo_id="acme/robust")):
-        assert not any(word in text for word in ("secret", "home", "runs", "partner", "Users", "abcdefgh"))
+        assert not any(
+            word in text for word in ("secret", "home", "runs", "partner", "Users", "abcdefgh")
+        )
     removed = "a note was removed because it names files on the author's machine"
     assert shown["warnings"] == ["cars: odd", removed, "plain"]
     assert shown["command"].startswith("clipmerge merge base cars --data=val -o ")
@@ -113,18 +134,33 @@ def test_paths_with_blanks_quotes_and_ampersands_do_not_leave_it() -> None:
 @pytest.mark.parametrize(
     "path",
     [
-        *("/home/my secret/runs", "~/my secret/runs", "C:\\Users\\secret\\runs", "file:///secret/runs"),
-        *("\\\\host\\secret\\runs", "$HOME/secret/runs", "%USERPROFILE%\\secret\\runs", "/a\nsecret/runs"),
-        *("../secret/runs", "/it's secret/runs"),
+        "/home/my secret/runs",
+        "~/my secret/runs",
+        "C:\\Users\\secret\\runs",
+        "file:///secret/runs",
+        "\\\\host\\secret\\runs",
+        "$HOME/secret/runs",
+        "%USERPROFILE%\\secret\\runs",
+        "/a\nsecret/runs",
+        "../secret/runs",
+        "/it's secret/runs",
     ],
 )
 def test_no_way_to_write_a_path_leaves_it_in_any_text(path: str) -> None:
     """In the recipe, prompts, reasons and names of results, of which none is known to be a path."""
     recipe = RECORD["recipe"] | {"name": f"from {path}"}
     calibration = RECORD["calibration"] | {"templates": [f"{{}} ({path}", path]}
-    layers = {name: layer | {"reason": f"like {path}, and {path}"} for name, layer in RECORD["layers"].items()}
+    layers = {
+        name: layer | {"reason": f"like {path}, and {path}"}
+        for name, layer in RECORD["layers"].items()
+    }
     about = {"change": {"title": path, "unit": f"see:{path}"}}
-    held = RECORD | {"recipe": recipe, "calibration": calibration, "layers": layers, "statistics": about}
+    held = RECORD | {
+        "recipe": recipe,
+        "calibration": calibration,
+        "layers": layers,
+        "statistics": about,
+    }
     held |= {"verdict": path, "warnings": [path], "accuracy": {path: 0.5}, "images": {path: 4}}
     held |= {"sources": {path: {"source": "cars"}}}
     text = json.dumps(public_record(held)) + model_card(held, repo_id="acme/robust")
@@ -137,8 +173,15 @@ def test_a_path_does_not_become_public_by_a_revision() -> None:
     held = {"source": "/home/my secret/base", "revision": "a" * 40, "files": {}}
     calibration = RECORD["calibration"] | {"source": "../secret/val", "revision": "a" * 40}
     command = "clipmerge merge '/home/my secret/base' x --data ../secret/val -o y"
-    record = RECORD | {"zeroshot": held, "finetuned": [held], "calibration": calibration, "command": command}
-    assert "secret" not in json.dumps(public_record(record)) + model_card(record, repo_id="acme/robust")
+    record = RECORD | {
+        "zeroshot": held,
+        "finetuned": [held],
+        "calibration": calibration,
+        "command": command,
+    }
+    assert "secret" not in json.dumps(public_record(record)) + model_card(
+        record, repo_id="acme/robust"
+    )
 
 
 def test_names_from_strangers_are_text_in_the_card() -> None:
@@ -198,14 +241,19 @@ def test_evaluate_then_push_puts_accuracies_on_the_hub(
     card = ModelCard(hub.content("alice/robust", "README.md").decode())
     results = {result.dataset_name: result for result in card.data.eval_results}
     assert {name: result.metric_value for name, result in results.items()} == told["accuracy"]
-    assert (results["Cars far"].dataset_type, results["Cars far"].dataset_revision) == ("acme/cars", sha)
+    assert (results["Cars far"].dataset_type, results["Cars far"].dataset_revision) == (
+        "acme/cars",
+        sha,
+    )
     assert results["Cars far"].dataset_split == "test"
     assert card.data.datasets == ["acme/cars"]
     assert f"| Cars far | {100 * told['accuracy']['Cars far']:.2f} % | 12 |" in card.text
     (entry,) = yaml.safe_load(hub.content("alice/robust", ".eval_results/cars-far.yaml"))
     assert entry["dataset"] == {"id": "acme/cars", "task_id": "default", "revision": sha}
     assert entry["value"] == told["accuracy"]["Cars far"]
-    assert sorted(file for file in hub.files("alice/robust") if file[:2] == ".e") == [".eval_results/cars-far.yaml"]
+    assert sorted(file for file in hub.files("alice/robust") if file[:2] == ".e") == [
+        ".eval_results/cars-far.yaml"
+    ]
     record = json.loads(hub.content("alice/robust", "clipmerge.json"))
     assert record["accuracy"] == told["accuracy"]
     assert str(images) not in json.dumps(record)
@@ -216,7 +264,18 @@ def test_evaluate_then_push_puts_accuracies_on_the_hub(
 
 def test_a_sweeps_point_is_found_by_its_recipe(pair: Folders, images: Path, tmp_path: Path) -> None:
     far = save_images(tmp_path / "far", each=4, seed=9)
-    flags = ("--id", f"val={images}", "--ood", f"far={far}", "--alphas", "0,1", "-r", "wise-ft", "-r", "lines")
+    flags = (
+        "--id",
+        f"val={images}",
+        "--ood",
+        f"far={far}",
+        "--alphas",
+        "0,1",
+        "-r",
+        "wise-ft",
+        "-r",
+        "lines",
+    )
     swept = printed("sweep", *pair, *flags, "--seed", "3", "-o", tmp_path / "sweep")
     record = printed("merge", *pair, "-r", "lines", "--seed", "3", "-o", tmp_path / "out")
     assert set(record) == set(MergeRecord.model_fields) - set(PUBLISHED)
@@ -224,7 +283,9 @@ def test_a_sweeps_point_is_found_by_its_recipe(pair: Folders, images: Path, tmp_
     assert told["accuracy"] == swept["recipes"][1]["accuracy"]
     assert told["images"] == {"val": 30, "far": 12}
     (tmp_path / "new.json").write_text(json.dumps(swept | {"format": "clipmerge-sweep/3"}))
-    with pytest.raises(UsageError, match=r"'clipmerge-sweep/3', but this version .* 'clipmerge-sweep/2'; update"):
+    with pytest.raises(
+        UsageError, match=r"'clipmerge-sweep/3', but this version .* 'clipmerge-sweep/2'; update"
+    ):
         add_results(record, [tmp_path / "new.json"])
     others = [
         record | {"seed": 4},
@@ -233,7 +294,9 @@ def test_a_sweeps_point_is_found_by_its_recipe(pair: Folders, images: Path, tmp_
         record | {"finetuned": [record["finetuned"][0] | {"files": WEIGHTS}]},
     ]
     for other in others:
-        with pytest.raises(UsageError, match=r"holds no point of this merge \(recipes: wise-ft, lines\)"):
+        with pytest.raises(
+            UsageError, match=r"holds no point of this merge \(recipes: wise-ft, lines\)"
+        ):
             add_results(other, [tmp_path / "sweep" / "sweep.json"])
 
 
@@ -244,10 +307,21 @@ BAD: dict[str, tuple[str, str]] = {
         '{"accuracy": 1}',
         r"not written by `clipmerge evaluate --format json` or `sweep` \(it has no 'checkpoint'\)",
     ),
-    "no checkpoint": ('{"checkpoint": 1, "accuracy": {}}', r"not written by .* \('int' object is not subscriptable\)"),
-    "half of a pair": (r'{"accuracy": {"\ud800": 1}}', r"cannot be read as JSON \(a string with half of a surrogate"),
+    "no checkpoint": (
+        '{"checkpoint": 1, "accuracy": {}}',
+        r"not written by .* \('int' object is not subscriptable\)",
+    ),
+    "half of a pair": (
+        r'{"accuracy": {"\ud800": 1}}',
+        r"cannot be read as JSON \(a string with half of a surrogate",
+    ),
     "other weights": (
-        json.dumps({"checkpoint": {"source": "x", "files": {"model.safetensors": "cd" * 32}}, "accuracy": {}}),
+        json.dumps(
+            {
+                "checkpoint": {"source": "x", "files": {"model.safetensors": "cd" * 32}},
+                "accuracy": {},
+            }
+        ),
         r"measured x, whose weights are not these \(model\.safetensors differs\)",
     ),
 }

@@ -51,7 +51,9 @@ def test_a_push_makes_one_commit_and_the_model_loads(hub: FakeHub, merged: Path)
     assert not any(loading.values())
 
 
-def test_a_second_push_sends_what_changed_and_nothing_of_this_machine(hub: FakeHub, merged: Path) -> None:
+def test_a_second_push_sends_what_changed_and_nothing_of_this_machine(
+    hub: FakeHub, merged: Path
+) -> None:
     first = push(merged, "alice/robust")
     for name in ("clipmerge.json", "README.md", "report.html"):
         assert b"/home" not in hub.content("alice/robust", name)
@@ -79,7 +81,9 @@ def test_private_is_private(hub: FakeHub, merged: Path) -> None:
     push(merged, "alice/robust", private=True)
     assert hub.repos["model", "alice/robust"].private
     push(merged, "alice/open")
-    with pytest.raises(UsageError, match=r"exists and is public: --private cannot hide it. Nothing was pub"):
+    with pytest.raises(
+        UsageError, match=r"exists and is public: --private cannot hide it. Nothing was pub"
+    ):
         push(merged, "alice/open", private=True)
 
 
@@ -109,7 +113,10 @@ def test_a_pull_request_to_somebody_elses_model(hub: FakeHub, merged: Path) -> N
 def test_a_card_edited_on_the_hub_is_not_run_over(hub: FakeHub, merged: Path) -> None:
     push(merged, "alice/robust")
     upload(hub, "alice/robust", {"README.md": b"---\nlicense: mit\n---\n# By hand\n"})
-    told = r"README.md there was edited since clipmerge wrote it, .*Nothing was published.*--yes`, or open a pull"
+    told = (
+        r"README.md there was edited since clipmerge wrote it, .*Nothing was published.*--yes`, or"
+        r" open a pull"
+    )
     with pytest.raises(UsageError, match=told):
         push(merged, "alice/robust")
     with pytest.raises(UsageError, match=told):
@@ -123,14 +130,18 @@ def test_a_card_edited_on_the_hub_is_not_run_over(hub: FakeHub, merged: Path) ->
     assert push(merged, "alice/robust").changed
 
 
-def test_other_content_is_left_alone_unless_told_but_for_a_card_of_front_matter(hub: FakeHub, merged: Path) -> None:
+def test_other_content_is_left_alone_unless_told_but_for_a_card_of_front_matter(
+    hub: FakeHub, merged: Path
+) -> None:
     upload(hub, "alice/robust", {"README.md": b"---\nlicense: mit\n---\n"})
     assert push(merged, "alice/robust").changed
     upload(hub, "alice/other", {"README.md": b"---\nlicense: mit\n---\n# Coming soon\n"})
     with pytest.raises(UsageError, match=r"README.md there was not written by clipmerge"):
         push(merged, "alice/other")
     upload(hub, "alice/blog", {"README.md": b"---\nlicense: mit\n---\n", "post.md": b"hello"})
-    with pytest.raises(UsageError, match=r"holds other files \(post.md\). Nothing was published.*--yes"):
+    with pytest.raises(
+        UsageError, match=r"holds other files \(post.md\). Nothing was published.*--yes"
+    ):
         push(merged, "alice/blog")
     assert push(merged, "alice/blog", yes=True).changed
     assert hub.content("alice/blog", "post.md") == b"hello"
@@ -149,7 +160,8 @@ def test_the_picture_of_the_path_goes_up_with_the_card_in_one_commit(
 
 
 @pytest.mark.parametrize(
-    ("base", "tuned", "expected"), [("mit", "mit", "mit"), ("mit", None, None), ("other", "other", None)]
+    ("base", "tuned", "expected"),
+    [("mit", "mit", "mit"), ("mit", None, None), ("other", "other", None)],
 )
 def test_the_licence_comes_from_the_sources(
     hub: FakeHub, merged: Path, base: str, tuned: str | None, expected: str | None
@@ -160,7 +172,10 @@ def test_the_licence_comes_from_the_sources(
         shas.append((name, upload(hub, name, {"README.md": f"---\n{front}\n---\n".encode()})))
     from_hub(merged, *shas)
     if expected is None:
-        told = rf"acme/base: {base}, acme/tuned: {tuned or 'none stated'}\). Nothing was published. Pass --license"
+        told = (
+            rf"acme/base: {base}, acme/tuned: {tuned or 'none stated'}\). Nothing was published."
+            r" Pass --license"
+        )
         with pytest.raises(UsageError, match=told):
             push(merged, "alice/robust")
         assert ("model", "alice/robust") not in hub.repos
@@ -177,7 +192,9 @@ def test_weights_that_changed_or_are_gone_are_not_published(hub: FakeHub, merged
     data = bytearray(weights.read_bytes())
     data[-1] ^= 1
     weights.write_bytes(data)
-    with pytest.raises(OutputError, match=r"changed since the merge\. Nothing was published\. Merge"):
+    with pytest.raises(
+        OutputError, match=r"changed since the merge\. Nothing was published\. Merge"
+    ):
         push(merged, "alice/robust")
     weights.unlink()
     with pytest.raises(OutputError, match=r"model\.safetensors missing"):
@@ -191,14 +208,18 @@ def test_a_name_that_is_none(merged: Path, name: str) -> None:
         push(merged, name)
 
 
-def test_a_push_over_xet(hub: FakeHub, merged: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_push_over_xet(
+    hub: FakeHub, merged: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytest.importorskip("hf_xet")
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", False)
     hub.xet_cas = f"local://{tmp_path / 'cas'}"
     done = push(merged, "alice/robust")
     assert hub.files("alice/robust")["model.safetensors"].xet
     folder = fetch(HubId("alice/robust").at(done.commit)).folder
-    assert (folder / "model.safetensors").read_bytes() == (merged / "model.safetensors").read_bytes()
+    assert (folder / "model.safetensors").read_bytes() == (
+        merged / "model.safetensors"
+    ).read_bytes()
     assert not push(merged, "alice/robust").changed
 
 
@@ -212,28 +233,41 @@ def test_a_record_cannot_name_other_files_to_publish(hub: FakeHub, merged: Path)
     assert {"keys.txt", "id_rsa"} <= set(done.left_behind)
 
 
-def test_a_link_by_the_name_of_a_file_of_the_output_is_refused(hub: FakeHub, merged: Path, tmp_path: Path) -> None:
+def test_a_link_by_the_name_of_a_file_of_the_output_is_refused(
+    hub: FakeHub, merged: Path, tmp_path: Path
+) -> None:
     (tmp_path / "id_rsa").write_text("PRIVATE KEY")
     (merged / "LICENSE").symlink_to(tmp_path / "id_rsa")
-    with pytest.raises(OutputError, match=r"LICENSE not a file of this folder. Nothing was published"):
+    with pytest.raises(
+        OutputError, match=r"LICENSE not a file of this folder. Nothing was published"
+    ):
         push(merged, "alice/robust")
     assert ("model", "alice/robust") not in hub.repos
 
 
-def test_a_changed_file_is_noticed_although_its_paths_are_not_published(hub: FakeHub, merged: Path) -> None:
+def test_a_changed_file_is_noticed_although_its_paths_are_not_published(
+    hub: FakeHub, merged: Path
+) -> None:
     config = edit_json(merged / "config.json", _name_or_path="/home/me/models/base")
     digest = hashlib.sha256(config.read_bytes()).hexdigest()
     edit_json(merged / "clipmerge.json", files={"config.json": digest})
     assert push(merged, "alice/robust", license="mit").changed
     assert b"/home/me" not in hub.content("alice/robust", "config.json")
     config.write_text(config.read_text().replace("quick_gelu", "gelu") + " ")
-    with pytest.raises(OutputError, match=r"config\.json changed since the merge\. Nothing was published"):
+    with pytest.raises(
+        OutputError, match=r"config\.json changed since the merge\. Nothing was published"
+    ):
         push(merged, "alice/robust", license="mit")
 
 
 PASSING = (
-    *(("GET", "/api/whoami-v2"), ("GET", "/api/models/alice/robust$"), ("GET", "/tree/"), ("POST", "/preupload/")),
-    *(("POST", "/objects/batch"), ("PUT", "/_lfs/"), ("POST", "/_lfs/verify")),
+    ("GET", "/api/whoami-v2"),
+    ("GET", "/api/models/alice/robust$"),
+    ("GET", "/tree/"),
+    ("POST", "/preupload/"),
+    ("POST", "/objects/batch"),
+    ("PUT", "/_lfs/"),
+    ("POST", "/_lfs/verify"),
 )
 
 
@@ -248,14 +282,27 @@ def test_passing_faults_are_sat_out(hub: FakeHub, merged: Path, fault: dict[str,
 @pytest.mark.parametrize(
     ("token", "repo_id", "message"),
     [
-        ("", "alice/robust", "alice/robust: no token. Nothing was published.*`clipmerge push .*merged alice/rob"),
+        (
+            "",
+            "alice/robust",
+            "alice/robust: no token. Nothing was published.*`clipmerge push .*merged alice/rob",
+        ),
         ("hf_read", "alice/robust", "the token may only read. Nothing was published"),
         ("hf_wrong", "alice/robust", "no token, or one that is not valid .*Nothing was published"),
-        ("hf_test", "openai/robust", "may write to alice, acme, not to openai.*Push to alice/robust"),
+        (
+            "hf_test",
+            "openai/robust",
+            "may write to alice, acme, not to openai.*Push to alice/robust",
+        ),
     ],
 )
 def test_a_token_without_the_right(
-    hub: FakeHub, merged: Path, monkeypatch: pytest.MonkeyPatch, token: str, repo_id: str, message: str
+    hub: FakeHub,
+    merged: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    token: str,
+    repo_id: str,
+    message: str,
 ) -> None:
     hub.read_only_tokens.add("hf_read")
     monkeypatch.setenv("HF_TOKEN", token)
@@ -267,17 +314,25 @@ def test_a_token_without_the_right(
 
 def test_a_commit_whose_answer_is_lost_is_not_guessed_about(hub: FakeHub, merged: Path) -> None:
     hub.fail("POST", "/commit/", lose_answer=True)
-    with pytest.raises(HubError, match="Whether the files were published is not known; the same command finds out"):
+    with pytest.raises(
+        HubError, match="Whether the files were published is not known; the same command finds out"
+    ):
         push(merged, "alice/robust")
     assert not push(merged, "alice/robust").changed
     (merged / "NOTICE").write_text("new")
     hub.fail("POST", "/commit/", lose_answer=True)
-    with pytest.raises(HubError, match=r"A pull request may have been opened: look at http.*/discussions"):
+    with pytest.raises(
+        HubError, match=r"A pull request may have been opened: look at http.*/discussions"
+    ):
         push(merged, "alice/robust", create_pr=True)
 
 
-def test_without_a_hub_nothing_is_published(hub: FakeHub, merged: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(UsageError, match=r"--create-pr opens a pull request on main: leave --revision out"):
+def test_without_a_hub_nothing_is_published(
+    hub: FakeHub, merged: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(
+        UsageError, match=r"--create-pr opens a pull request on main: leave --revision out"
+    ):
         push(merged, "alice/robust", create_pr=True, revision="dev")
     assert not hub.log
     hub.stop()
@@ -302,11 +357,15 @@ def test_merge_push_and_merge_again_from_the_pushed_id_in_processes_of_their_own
     hub: FakeHub, pair: tuple[Path, Path], tmp_path: Path
 ) -> None:
     def run(*arguments: object, **more: str) -> subprocess.CompletedProcess[str]:
-        return python(*arguments, cwd=tmp_path, env={**os.environ, **environment(hub, tmp_path), **more})
+        return python(
+            *arguments, cwd=tmp_path, env={**os.environ, **environment(hub, tmp_path), **more}
+        )
 
     merge = ("-m", "clipmerge", "merge", pair[0])
     once = (*merge, pair[1], "-r", "wise-ft")
-    ended = run(*once, "-o", "out", "--push", "acme/robust", HF_TOKEN="")  # known before anything is merged
+    ended = run(
+        *once, "-o", "out", "--push", "acme/robust", HF_TOKEN=""
+    )  # known before anything is merged
     assert (ended.returncode, ended.stderr.count("\n")) == (1, 1)
     assert "no token" in ended.stderr
     assert not (tmp_path / "out").exists()
@@ -321,7 +380,9 @@ def test_merge_push_and_merge_again_from_the_pushed_id_in_processes_of_their_own
     second = run(*merge, f"acme/robust@{sha}", *whole)
     assert second.returncode == 0, second.stderr
     assert json.loads(second.stdout)["finetuned"][0]["revision"] == sha
-    snippet = re.search(r"```python\n(.*?)```", hub.content("acme/robust", "README.md").decode(), re.S)
+    snippet = re.search(
+        r"```python\n(.*?)```", hub.content("acme/robust", "README.md").decode(), re.S
+    )
     assert snippet is not None
     assert '"acme/robust"' in snippet[1]
     loaded = run("-c", LOAD + snippet[1], "acme/robust", sha)
@@ -331,8 +392,12 @@ def test_merge_push_and_merge_again_from_the_pushed_id_in_processes_of_their_own
     assert weights[0] == weights[1]
 
 
-def test_a_text_that_is_too_large_is_not_read(hub: FakeHub, merged: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_text_that_is_too_large_is_not_read(
+    hub: FakeHub, merged: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("clipmerge.publish.push.LARGEST_TEXT", 1000)
     upload(hub, "alice/robust", {"README.md": b"---\nlicense: mit\n---\n" + b" " * 1001})
-    with pytest.raises((HubError, UsageError), match=r"README.md there cannot be read .*Nothing was published"):
+    with pytest.raises(
+        (HubError, UsageError), match=r"README.md there cannot be read .*Nothing was published"
+    ):
         push(merged, "alice/robust")

@@ -32,7 +32,9 @@ def browser() -> Iterator[Any]:
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("pages")
-    texts = {name: html_page(MergeRecord.model_validate(record)) for name, record in RECORDS.items()}
+    texts = {
+        name: html_page(MergeRecord.model_validate(record)) for name, record in RECORDS.items()
+    }
     texts["sweep"] = sweep_page(SWEEP, curve_markup(SWEEP))
     for name, text in texts.items():
         (folder / f"{name}.html").write_text(text)
@@ -41,7 +43,9 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.mark.parametrize(("width", "theme"), browsers.WINDOWS)
 @pytest.mark.parametrize("name", PAGES)
-def test_a_page_is_sound(browser: Any, pages: dict[str, Path], name: str, width: int, theme: str) -> None:
+def test_a_page_is_sound(
+    browser: Any, pages: dict[str, Path], name: str, width: int, theme: str
+) -> None:
     with Visit(browser, pages[name], width, theme) as visit:
         assert visit.said == []
         assert visit.asked == []
@@ -52,20 +56,31 @@ def test_a_page_is_sound(browser: Any, pages: dict[str, Path], name: str, width:
 
 @pytest.mark.parametrize("name", PAGES)
 def test_a_printed_page_is_sound(browser: Any, pages: dict[str, Path], name: str) -> None:
-    with Visit(browser, pages[name], 794, "dark") as visit:  # paper is white, whatever the screen is
+    with Visit(
+        browser, pages[name], 794, "dark"
+    ) as visit:  # paper is white, whatever the screen is
         visit.page.emulate_media(media="print")
-        assert visit.page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+        assert (
+            visit.page.evaluate("getComputedStyle(document.body).backgroundColor")
+            == "rgb(255, 255, 255)"
+        )
         assert visit.violations() == []
-        rows = "[...document.querySelectorAll('tr, figure, pre')]"  # a picture is in a figure, or alone in its section
-        assert visit.page.evaluate(f"{rows}.every(each => getComputedStyle(each).breakInside == 'avoid')")
+        # a picture is in a figure, or alone in its section
+        rows = "[...document.querySelectorAll('tr, figure, pre')]"
+        assert visit.page.evaluate(
+            f"{rows}.every(each => getComputedStyle(each).breakInside == 'avoid')"
+        )
         tallest = visit.page.evaluate(
-            "Math.max(0, ...[...document.querySelectorAll('figure')].map(e => e.getBoundingClientRect().height))"
+            "Math.max(0, ...[...document.querySelectorAll('figure')].map(e =>"
+            " e.getBoundingClientRect().height))"
         )
         assert tallest < 1000  # a page of A4 holds 1047 pixels between margins of a centimetre
         assert visit.page.pdf(format="A4").startswith(b"%PDF")
 
 
-def test_a_telephone_shows_the_main_columns_of_a_sweep_without_scrolling(browser: Any, pages: dict[str, Path]) -> None:
+def test_a_telephone_shows_the_main_columns_of_a_sweep_without_scrolling(
+    browser: Any, pages: dict[str, Path]
+) -> None:
     with Visit(browser, pages["sweep"], 390, "light") as visit:
         ends = visit.page.evaluate(
             """() => { const box = document.querySelector('[aria-label="Table of accuracies"]');
@@ -84,7 +99,10 @@ def test_what_is_folded_is_printed(browser: Any, pages: dict[str, Path]) -> None
 
 
 def test_a_heading_sorts_the_table(browser: Any, pages: dict[str, Path]) -> None:
-    column = "[...document.querySelectorAll('.sortable tbody tr')].map(row => row.cells[2].textContent.slice(0, 4))"
+    column = (
+        "[...document.querySelectorAll('.sortable tbody tr')].map(row =>"
+        " row.cells[2].textContent.slice(0, 4))"
+    )
     with Visit(browser, pages["sweep"], 1280, "light") as visit:
         before = visit.page.evaluate(column)
         found = []

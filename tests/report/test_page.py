@@ -57,14 +57,21 @@ def test_a_page_is_whole_and_asks_for_nothing(html_of: Pages, name: str) -> None
     assert style is not None
     assert "url(" not in style[1]
     assert "@import" not in style[1]
-    drawings = [attributes for tag, attributes in page.tags if tag == "svg" and "aria-hidden" not in attributes]
+    drawings = [
+        attributes
+        for tag, attributes in page.tags
+        if tag == "svg" and "aria-hidden" not in attributes
+    ]
     assert bool(drawings) == bool(record["measurements"])
     assert all(attributes["role"] == "img" and attributes["aria-label"] for attributes in drawings)
     assert page.count("figcaption") <= len(drawings) == page.count("figure")
     assert all("scope" in attributes for tag, attributes in page.tags if tag == "th")
     assert len(html.encode()) < 300_000
     # neither the output nor the seconds nor the run matter
-    assert html_of(copy.deepcopy(record) | {"output": "elsewhere-4711", "seconds": {"read": 987.654}}) == html
+    assert (
+        html_of(copy.deepcopy(record) | {"output": "elsewhere-4711", "seconds": {"read": 987.654}})
+        == html
+    )
 
 
 @pytest.mark.parametrize("name", RECORDS)
@@ -74,9 +81,14 @@ def test_the_rows_hold_every_layer_once_in_network_order(html_of: Pages, name: s
     rows = rows_of(html, record)
     assert [layer for row in rows for layer in row] == list(record["layers"])
     for row in rows:  # only what is equal shares a row
-        assert len({repr(record["layers"][layer] | {"parameters": 0, "size": 0}) for layer in row}) == 1
+        assert (
+            len({repr(record["layers"][layer] | {"parameters": 0, "size": 0}) for layer in row})
+            == 1
+        )
         assert len(row) == 1 or not set(row) & set(record["stragglers"])
-    title, *body = [cells for cells in Page(html).rows if cells[0].startswith(("layer", *record["layers"]))]
+    title, *body = [
+        cells for cells in Page(html).rows if cells[0].startswith(("layer", *record["layers"]))
+    ]
     for row, cells in zip(rows, body, strict=True):
         told, alpha = dict(zip(title, cells, strict=True)), record["layers"][row[0]]["alpha"]
         assert float(told.get("alphacoefficient", alpha)) == pytest.approx(alpha, abs=5e-4)
@@ -96,7 +108,9 @@ def test_what_is_equal_everywhere_is_said_once(html_of: Pages) -> None:
     for absent in ("straggler", "Loss along the path", "Do the numbers add up", "calibration"):
         assert absent not in text
     record |= {"statistics": {"change": CHANGE}}  # one alpha, and changes of many sizes
-    for layer, full in zip(record["layers"].values(), example(12, 12, ())["layers"].values(), strict=True):
+    for layer, full in zip(
+        record["layers"].values(), example(12, 12, ())["layers"].values(), strict=True
+    ):
         layer["change"] = full["change"]
     html = html_of(record)
     assert "Equal in every layer: alpha 0.50." in html
@@ -130,19 +144,41 @@ def test_page_escapes_what_the_user_named(html_of: Pages, path: str) -> None:
 @pytest.mark.parametrize(
     ("middle", "fact", "picture", "caption"),
     [
-        (0.625, "barrier at alpha 0.5 none", "0.325 below that line", "0.325 below the average of the ends (0.950)"),
-        (1.2, "barrier at alpha 0.5 0.250 nats", "barrier: 0.25", "0.250 above the average of the ends (0.950)"),
+        (
+            0.625,
+            "barrier at alpha 0.5 none",
+            "0.325 below that line",
+            "0.325 below the average of the ends (0.950)",
+        ),
+        (
+            1.2,
+            "barrier at alpha 0.5 0.250 nats",
+            "barrier: 0.25",
+            "0.250 above the average of the ends (0.950)",
+        ),
     ],
 )
-def test_page_says_if_there_is_a_barrier(html_of: Pages, middle: float, fact: str, picture: str, caption: str) -> None:
-    text = Page(html_of(learned() | {"path": {"alphas": [0, 0.5, 1], "losses": [1.4, middle, 0.5]}})).text
+def test_page_says_if_there_is_a_barrier(
+    html_of: Pages, middle: float, fact: str, picture: str, caption: str
+) -> None:
+    text = Page(
+        html_of(learned() | {"path": {"alphas": [0, 0.5, 1], "losses": [1.4, middle, 0.5]}})
+    ).text
     assert fact in text
     assert picture in text
     assert f"{caption}: there is {'no' if middle < 1 else 'a'} barrier" in text
 
 
 def test_a_point_of_the_straight_path_is_not_called_learned(html_of: Pages) -> None:
-    choice = {"images": 9, "alpha": 0.4, "part": 0.0, "beyond": 0.0, "goal": 0.4, "right": 0.9, "path_alpha": 0.4}
+    choice = {
+        "images": 9,
+        "alpha": 0.4,
+        "part": 0.0,
+        "beyond": 0.0,
+        "goal": 0.4,
+        "right": 0.9,
+        "path_alpha": 0.4,
+    }
     choice |= {"path_goal": 0.4, "finetuned_right": 0.9}
     assert "weights with a learned coefficient" in html_of(learned())
     for path in (learned() | {"choice": choice}, learned() | {"choice": choice, "trace": {}}):
@@ -153,7 +189,10 @@ def test_a_point_of_the_straight_path_is_not_called_learned(html_of: Pages) -> N
 
 def test_shares_are_of_the_weights_that_fine_tuning_changed(html_of: Pages) -> None:
     sparse, masked = learned(), data_free()
-    for record, changed in ((sparse, {"zeroshot_share": 0.25}), (masked, {"density": 0.5, "mask": "magnitude"})):
+    for record, changed in (
+        (sparse, {"zeroshot_share": 0.25}),
+        (masked, {"density": 0.5, "mask": "magnitude"}),
+    ):
         for name, layer in record["layers"].items():
             unchanged = {"alpha": 0.0, "alpha_range": None, "zeroshot_share": None}
             layer |= changed if name.startswith("vision") else unchanged
@@ -161,14 +200,20 @@ def test_shares_are_of_the_weights_that_fine_tuning_changed(html_of: Pages) -> N
     assert "of the change kept by masks 50%" in Page(html_of(masked)).text
 
 
-def test_page_of_a_learned_recipe_leads_with_what_was_bought_and_draws_what_was_learned(html_of: Pages) -> None:
+def test_page_of_a_learned_recipe_leads_with_what_was_bought_and_draws_what_was_learned(
+    html_of: Pages,
+) -> None:
     html = html_of(learned(stragglers=("vision.3.mlp",)))
     text = Page(html).text
     order = ["Use it", "The merged model gains", "What it bought", "94.6 [90.6, 97.6]", "Why"]
     order += ["learned coefficients;", "Losses while learning"]
     places = [text.index(part) for part in order]
     assert places == sorted(places)
-    for title in ("Vision tower: coefficients", "Text tower: coefficients", "Losses while learning"):
+    for title in (
+        "Vision tower: coefficients",
+        "Text tower: coefficients",
+        "Losses while learning",
+    ):
         assert f"<h3>{title}</h3>" in html
 
 
@@ -184,10 +229,17 @@ def test_page_of_a_learned_recipe_leads_with_what_was_bought_and_draws_what_was_
         (None, "Not measured", "open"),
     ],
 )
-def test_page_answers_in_words_and_colour(html_of: Pages, recommendation: str | None, label: str, kind: str) -> None:
-    record = data_free() | {"bought": recommendation and bought() | {"recommendation": recommendation}}
+def test_page_answers_in_words_and_colour(
+    html_of: Pages, recommendation: str | None, label: str, kind: str
+) -> None:
+    record = data_free() | {
+        "bought": recommendation and bought() | {"recommendation": recommendation}
+    }
     html = html_of(record)
-    assert f'<header class="answer {kind}">\n<h1>Merge report: wise-ft</h1>\n<p class="label">{label}</p>' in html
+    assert (
+        f'<header class="answer {kind}">\n<h1>Merge report: wise-ft</h1>\n<p'
+        f' class="label">{label}</p>' in html
+    )
 
 
 def test_the_plot_puts_marks_and_intervals_where_the_numbers_say(html_of: Pages) -> None:
@@ -195,17 +247,25 @@ def test_the_plot_puts_marks_and_intervals_where_the_numbers_say(html_of: Pages)
     plot = effect_plot(record)
     assert plot is not None
     assert [group["title"] for group in plot["groups"]] == [
-        *("Your images", "Your images under unrelated corruptions", "Your images under related corruptions"),
-        *("Other task: flowers", "Other task: coco, image to text R@1", "Other task: coco, text to image R@1"),
+        "Your images",
+        "Your images under unrelated corruptions",
+        "Your images under related corruptions",
+        "Other task: flowers",
+        "Other task: coco, image to text R@1",
+        "Other task: coco, text to image R@1",
     ]
     (low, first), *_, (high, last) = plot["ticks"]
     per_point = (high - low) / (float(last[:-1]) - float(first[:-1]))
     for group in plot["groups"]:
         for dot in group["dots"]:
             value, *ends = map(float, re.findall(r"[\d.]+", dot["text"]))
-            assert dot["at"] == pytest.approx(low + per_point * (value - float(first[:-1])), abs=0.1)
+            assert dot["at"] == pytest.approx(
+                low + per_point * (value - float(first[:-1])), abs=0.1
+            )
             start, stop = ends or (value, value)
-            assert dot["start"] == pytest.approx(low + per_point * (start - float(first[:-1])), abs=0.1)
+            assert dot["start"] == pytest.approx(
+                low + per_point * (start - float(first[:-1])), abs=0.1
+            )
             assert dot["length"] == pytest.approx(per_point * (stop - start), abs=0.2)
             assert 0 <= dot["start"] <= dot["at"] <= dot["start"] + dot["length"] + 0.02 <= 100.04
     merged = plot["groups"][0]["dots"][-1]
@@ -220,7 +280,11 @@ def test_the_plot_puts_marks_and_intervals_where_the_numbers_say(html_of: Pages)
 def test_page_speaks_of_stragglers_only_where_somebody_looked(html_of: Pages) -> None:
     record = example(2, 2, ())
     record["recipe"]["method"] = {"name": "learned", "alpha": 1}
-    record |= {"straggler_statistic": None, "straggler_scores": {}, "verdict": "440,192 learned coefficients"}
+    record |= {
+        "straggler_statistic": None,
+        "straggler_scores": {},
+        "verdict": "440,192 learned coefficients",
+    }
     text = Page(html_of(record)).text
     for claim in ("No straggler", "straggler layers none", "Straggler layer", "stands out"):
         assert claim not in text
@@ -245,6 +309,10 @@ def test_it_is_said_where_a_mask_sends_the_remaining_weights(others: str | None)
     record = data_free()
     for number, layer in enumerate(record["layers"].values()):
         layer |= {"density": 0.5, "mask": others if number and others else "weights-random"}
-    (said,) = (each.about for each in columns_of(MergeRecord.model_validate(record)) if each.key == "density")
+    (said,) = (
+        each.about
+        for each in columns_of(MergeRecord.model_validate(record))
+        if each.key == "density"
+    )
     assert ("the mask returns the remaining weights to zero-shot" in said) == (others is not None)
     assert said.endswith("to zero.")

@@ -1,4 +1,5 @@
-"""The picture of the loss path, the bars of the page, numbers as the report prints them, and the page of `bench`."""
+"""The picture of the loss path, the bars of the page, numbers as the report prints them, and the
+page of `bench`."""
 
 import warnings
 from typing import Any
@@ -61,22 +62,49 @@ def record(**changes: Any) -> dict[str, Any]:
         {"point": "soup", "alpha": None, "source": "paper", "accuracy": {"far": 61.0}},
     ]
     check = {"source": "near", "found": 75.0, "published": 75.5, "allowed": 1.0, "passed": True}
-    checkpoint = {"source": "acme/clip", "revision": "abc", "files": {"model.pt": "12"}, "verified": False}
+    checkpoint = {
+        "source": "acme/clip",
+        "revision": "abc",
+        "files": {"model.pt": "12"},
+        "verified": False,
+    }
     pair = {
         "name": "",
         "zeroshot": checkpoint,
         "finetuned": checkpoint | {"verified": None},
-        "data": {name: {"source": f"hf://{name}", "revision": "r", "images": 64} for name in ("near", "far")},
+        "data": {
+            name: {"source": f"hf://{name}", "revision": "r", "images": 64}
+            for name in ("near", "far")
+        },
         "checks": [check],
         "published": published,
         "sweep": sweep,
     }
-    facts = {"clipmerge": "1", "torch": "2", "device": "CPU", "suite": "s", "title": "t", "model": "m", "limit": None}
-    return {**facts, "seed": 0, "command": "clipmerge bench s", "notes": ["a note"], "pairs": [pair], **changes}
+    facts = {
+        "clipmerge": "1",
+        "torch": "2",
+        "device": "CPU",
+        "suite": "s",
+        "title": "t",
+        "model": "m",
+        "limit": None,
+    }
+    return {
+        **facts,
+        "seed": 0,
+        "command": "clipmerge bench s",
+        "notes": ["a note"],
+        "pairs": [pair],
+        **changes,
+    }
 
 
 def rows(page: str) -> dict[str, list[str]]:
-    cells = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in page.splitlines() if line[:1] == "|"]
+    cells = [
+        [cell.strip() for cell in line.strip("|").split(" | ")]
+        for line in page.splitlines()
+        if line[:1] == "|"
+    ]
     return {row[0].strip("| "): [cell.strip("| ") for cell in row[1:]] for row in cells}
 
 
@@ -92,18 +120,28 @@ def test_published_figures_stand_beside_ours() -> None:
     assert "Not a reproduction" not in page
     assert "a \\| b" in page
     assert page.index("**auto gains: +1.2 points [+0.5, +1.9].**") < page.index("| model |")
-    sampled = "**Not a reproduction:** 64 images per source were sampled (seed 0), so one image counts for 1.6 points"
+    sampled = (
+        "**Not a reproduction:** 64 images per source were sampled (seed 0), so one image counts"
+        " for 1.6 points"
+    )
     assert sampled in bench_page(record(limit=64))
 
 
 def test_zeros_and_large_numbers_are_printed_like_their_column() -> None:
     assert format_number(0.0, decimals_for([0.0, None])) == "0.00"
-    assert (format_number(1234567.0, None), format_number(0.0, None, signed=True)) == ("1.23e+06", "0")
+    assert (format_number(1234567.0, None), format_number(0.0, None, signed=True)) == (
+        "1.23e+06",
+        "0",
+    )
 
 
 def marks_in(record: dict[str, Any]) -> dict[str, Any]:
     """The marks of the recipes by name, as drawn."""
-    lines = [line for line in _draw(record).axes[0].get_lines() if line.get_marker() not in ("o", "None", None)]
+    lines = [
+        line
+        for line in _draw(record).axes[0].get_lines()
+        if line.get_marker() not in ("o", "None", None)
+    ]
     return {each["name"]: line for each, line in zip(record["recipes"], lines, strict=True)}
 
 
@@ -144,7 +182,9 @@ def test_odd_records_are_drawn(case: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "names", [["W" * 90] * 3, [f"{LONG}-{n}" for n in range(70)], ["混" * 90]], ids=["broad", "many", "wide"]
+    "names",
+    [["W" * 90] * 3, [f"{LONG}-{n}" for n in range(70)], ["混" * 90]],
+    ids=["broad", "many", "wide"],
 )
 def test_nothing_in_the_picture_is_cut_off_or_hidden_by_the_legend(names: list[str]) -> None:
     with warnings.catch_warnings():
@@ -166,6 +206,8 @@ def test_nothing_in_the_picture_is_cut_off_or_hidden_by_the_legend(names: list[s
 
 @pytest.mark.uncounted
 @pytest.mark.parametrize("name", ["混合レシピ 🚀", "_$x^{$ </script> \\frac"])
-def test_names_in_any_script_are_drawn_without_a_warning(name: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_names_in_any_script_are_drawn_without_a_warning(
+    name: str, caplog: pytest.LogCaptureFixture
+) -> None:
     assert len(curve_files(with_recipes(name))["curve.png"]) > 10_000  # a warning is an error here
     assert caplog.text == ""

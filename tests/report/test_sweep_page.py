@@ -49,7 +49,14 @@ def test_the_page_is_whole_and_asks_for_nothing() -> None:
     assert len(ids) == len(set(ids))
     assert text.count("<svg") == 2  # for a wide window and for a narrow one
     # a telephone shows the first columns: the means come before the single sources
-    assert page.rows[0] == ["accuracy, %", "val", "mean OOD", "gain at equal ID accuracy", "sketch", "noise"]
+    assert page.rows[0] == [
+        "accuracy, %",
+        "val",
+        "mean OOD",
+        "gain at equal ID accuracy",
+        "sketch",
+        "noise",
+    ]
     assert len(page.rows) == 1 + 4 + 3
     assert page.rows[1] == ["alpha 0 (zero-shot)", "40.0", "54.0 [52.0, 56.0]", "", "44.0", "64.0"]
     assert page.rows[-1] == ["beyond", "35.0", "40.0 [38.0, 42.0]", "–", "30.0", "50.0"]  # noqa: RUF001
@@ -65,7 +72,9 @@ def test_names_cannot_break_the_page() -> None:
     record["warnings"] = ["<b>&"]
     text = sweep_page(record, curve_markup(record))
     assert "<script>alert" not in text
-    assert "&lt;script&gt;alert(1)&lt;/script&gt;: ID 90.0% [89.0, 91.0]" in text  # under the pointer
+    assert (
+        "&lt;script&gt;alert(1)&lt;/script&gt;: ID 90.0% [89.0, 91.0]" in text
+    )  # under the pointer
     assert "&lt;b&gt;&amp;" in text
     assert Page(text).open == []
 
@@ -90,7 +99,9 @@ def test_the_page_answers_first_and_claims_no_more_than_the_interval() -> None:
 
 @pytest.mark.parametrize("checked", [True, False])
 def test_only_a_check_lets_the_page_say_that_no_recipe_has_seen_an_ood_image(checked: bool) -> None:
-    other = row(0.7, 0.52, 0.01, name="ours", alpha=None, checkpoint={"source": "mine", "revision": None})
+    other = row(
+        0.7, 0.52, 0.01, name="ours", alpha=None, checkpoint={"source": "mine", "revision": None}
+    )
     text = sweep_page({**RECORD, "ood_checked": checked, "points": [other]}, "")
     assert ("No recipe has seen an OOD image" in text) == checked
     assert ("Of the other checkpoints, nobody knows." in text) == checked
@@ -111,11 +122,16 @@ def test_no_headline_contradicts_the_table(
     """Images recognised at random, so that recipes lie on, off and beyond the curve."""
     rng = np.random.default_rng(seed)
     accuracies = [*curve, *[(x, y) for x, y, _ in beside]]
-    id_right, ood_right = (np.array([rng.random(12) < pair[axis] for pair in accuracies]) for axis in (0, 1))
+    id_right, ood_right = (
+        np.array([rng.random(12) < pair[axis] for pair in accuracies]) for axis in (0, 1)
+    )
     places = standings([id_right], [ood_right], range(len(curve)), seed=seed, resamples=30)
     rows = [{"accuracy": {}, **place} for place in places]
     recipes = [{**row, "name": f"r{n}", "alpha": None} for n, row in enumerate(rows[len(curve) :])]
-    record = {"curve": [{**row, "alpha": n} for n, row in enumerate(rows[: len(curve)])], "recipes": recipes}
+    record = {
+        "curve": [{**row, "alpha": n} for n, row in enumerate(rows[: len(curve)])],
+        "recipes": recipes,
+    }
     said = headline(record)
     assert all(row["gain"] is None and row["gain_note"] for row in record["curve"])
     for each in recipes:
@@ -134,13 +150,16 @@ def test_no_headline_contradicts_the_table(
 
 
 def check_page_and_table(points: dict[str, Any], said: str) -> None:
-    """Check that the page, the CSV and the terminal repeat the headline and the numbers of the points."""
+    """Check that the page, the CSV and the terminal repeat the headline and the numbers of the
+    points."""
     record = {**copy.deepcopy(RECORD), **points}
     for each in (*record["curve"], *record["recipes"]):
         each["accuracy"] = {"val": each["id"], "sketch": each["ood"], "noise": each["ood"]}
         each |= {} if "verdict" in each else {"verdict": "", "calibration": None}
     text, shown = sweep_page(record, ""), terminal(record, 120)
-    assert said.replace(": ", " ", 1) in text_of(text)  # on the page the answer has a line of its own
+    assert said.replace(": ", " ", 1) in text_of(
+        text
+    )  # on the page the answer has a line of its own
     assert said in " ".join(shown.split())
     lines = list(csv.DictReader(io.StringIO(sweep_csv(record))))
     rows = [cells for cells in Page(text).rows if cells and cells[0].startswith(("alpha ", "r"))]
@@ -155,10 +174,16 @@ def check_page_and_table(points: dict[str, Any], said: str) -> None:
 
 
 def test_checkpoints_that_were_placed_stand_beside_the_recipes() -> None:
-    placed = row(0.7, 0.52, 0.01, name="=ours", alpha=None, checkpoint={"source": "mine", "revision": None})
+    placed = row(
+        0.7, 0.52, 0.01, name="=ours", alpha=None, checkpoint={"source": "mine", "revision": None}
+    )
     record = {**RECORD, "points": [placed]}
     assert rows_of(record)[-1][:2] == ("=ours", True)
-    assert [head for head, is_recipe, _ in rows_of(RECORD) if is_recipe] == ["lines", "monosoup", "beyond"]
+    assert [head for head, is_recipe, _ in rows_of(RECORD) if is_recipe] == [
+        "lines",
+        "monosoup",
+        "beyond",
+    ]
     assert "<dt>=ours</dt><dd><code>mine</code>" in sweep_page(record, "")
     lines = list(csv.DictReader(io.StringIO(sweep_csv(record))))
     assert [line["kind"] for line in lines] == ["curve"] * 4 + ["recipe"] * 3 + ["checkpoint"]
@@ -183,7 +208,8 @@ def table_of(text: str) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("count", "width", "sources", "spread"), [(2, 120, True, True), (9, 100, False, True), (9, 60, False, False)]
+    ("count", "width", "sources", "spread"),
+    [(2, 120, True, True), (9, 100, False, True), (9, 60, False, False)],
 )
 def test_the_terminal_gets_what_fits(count: int, width: int, sources: bool, spread: bool) -> None:
     text = terminal(with_sources(count), width)

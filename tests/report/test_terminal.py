@@ -11,25 +11,55 @@ from clipmerge.publish.card import model_card
 from clipmerge.report.terminal import summary
 from tests.support.merge_records import RECORDS, example, learned, printed
 
-PATH = {"images": 204, "alpha": 0.4, "part": 0.0, "beyond": 0.0, "goal": 0.4, "right": 0.9, "finetuned_right": 0.95}
+PATH = {
+    "images": 204,
+    "alpha": 0.4,
+    "part": 0.0,
+    "beyond": 0.0,
+    "goal": 0.4,
+    "right": 0.9,
+    "finetuned_right": 0.95,
+}
 PATH |= {"path_alpha": 0.4, "path_goal": 0.4}
 
 
 @pytest.mark.parametrize(
     ("record", "said"),
     [
-        (learned(), "How far each weight goes from zero-shot to fine-tuned was learned on 819 of your images"),
-        (learned(stragglers=("vision.3.mlp",)), "1 stragglers of 55 layers, 50% of their weights back at zero-shot."),
-        (learned() | {"verdict": "900 coefficients times 0.5; nothing was learned"}, ", and multiplied by 0.5 (-v"),
+        (
+            learned(),
+            (
+                "How far each weight goes from zero-shot to fine-tuned was learned on 819 of your"
+                " images"
+            ),
+        ),
+        (
+            learned(stragglers=("vision.3.mlp",)),
+            "1 stragglers of 55 layers, 50% of their weights back at zero-shot.",
+        ),
+        (
+            learned() | {"verdict": "900 coefficients times 0.5; nothing was learned"},
+            ", and multiplied by 0.5 (-v",
+        ),
         (
             learned() | {"verdict": "loss from 2 to 1; the coefficients go 0 to 1 of the way"},
             "Loss from 2 to 1; the coef",
         ),
-        (learned() | {"choice": PATH}, "Nothing learned on 819 of your images is proven better than alpha 0.4 for all"),
         (
-            learned(stragglers=("vision.3.mlp",)) | {"choice": PATH | {"finetuned_rank": 0.8}, "trace": {}},
-            "1 stragglers of 55 layers, 50% of their weights back at zero-shot.\nFine-tuning kept 80% of the "
-            "effective rank of the zero-shot model's features, so nothing was learned, and alpha 0.4 for all weights",
+            learned() | {"choice": PATH},
+            "Nothing learned on 819 of your images is proven better than alpha 0.4 for all",
+        ),
+        (
+            learned(stragglers=("vision.3.mlp",))
+            | {
+                "choice": PATH | {"finetuned_rank": 0.8},
+                "trace": {},
+            },
+            (
+                "1 stragglers of 55 layers, 50% of their weights back at zero-shot.\nFine-tuning"
+                " kept 80% of the effective rank of the zero-shot model's features, so nothing was"
+                " learned, and alpha 0.4 for all weights"
+            ),
         ),
     ],
 )
@@ -41,11 +71,16 @@ def test_the_summary_says_in_a_sentence_what_was_learned(record, said):
 
 def test_stragglers_are_spelled_out_and_many_are_counted():
     text = " ".join(printed(example(stragglers=("vision.3.mlp",))).split())
-    assert "vision.3.mlp: alpha 0.2, density 0.5, mask saliency; straggler: barrier z 4.1, in 97% of" in text
+    assert (
+        "vision.3.mlp: alpha 0.2, density 0.5, mask saliency; straggler: barrier z 4.1, in 97% of"
+        in text
+    )
     assert "and 17 more stragglers" in printed(RECORDS["many stragglers"])
     sparse = MergeRecord.model_validate(learned(stragglers=("vision.3.mlp",)))  # without a mask
     assert "density 0.5; straggler" in str(summary(sparse, verbose=True).renderables)
-    assert re.search(r"\| vision\.3\.mlp \| \S+ \(0 to 0\.86\) \| 0\.5 \|", model_card(sparse, repo_id=None))
+    assert re.search(
+        r"\| vision\.3\.mlp \| \S+ \(0 to 0\.86\) \| 0\.5 \|", model_card(sparse, repo_id=None)
+    )
 
 
 def test_markup_and_control_characters_stay_out_of_the_terminal():

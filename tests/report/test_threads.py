@@ -27,7 +27,8 @@ def page(folder: Path) -> str:
 def test_the_report_of_a_learned_merge_is_the_same_for_any_number_of_threads(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> None:
-    """The coefficients may differ in their last bits, so the hash of weights does, and the last digits of places."""
+    """The coefficients may differ in their last bits, so the hash of weights does, and the last
+    digits of places."""
     pair, images = save_pair(tmp_path, change=0.2), save_images(tmp_path / "images", each=16)
     command = ("merge", *pair, "--recipe", "auto", "--data", images, *FEW, "--output", "out")
     request.addfinalizer(partial(torch.set_num_threads, torch.get_num_threads()))

@@ -18,13 +18,22 @@ WINDOWS = [(1280, "light"), (768, "dark"), (390, "light")]
 def missing() -> str:
     """Why no page can be opened; empty if one can."""
     if not _browser():
-        return "no Chromium or Chrome is installed (Debian: apt install chromium), and CLIPMERGE_BROWSER names none"
-    absent = [name for name in ("playwright", "axe_playwright_python") if not importlib.util.find_spec(name)]
+        return (
+            "no Chromium or Chrome is installed (Debian: apt install chromium), and"
+            " CLIPMERGE_BROWSER names none"
+        )
+    absent = [
+        name
+        for name in ("playwright", "axe_playwright_python")
+        if not importlib.util.find_spec(name)
+    ]
     return f"{' and '.join(absent)} not installed (extra dev)" if absent else ""
 
 
 def _browser() -> str | None:
-    return os.environ.get("CLIPMERGE_BROWSER") or next(filter(None, map(shutil.which, BROWSERS)), None)
+    return os.environ.get("CLIPMERGE_BROWSER") or next(
+        filter(None, map(shutil.which, BROWSERS)), None
+    )
 
 
 @contextlib.contextmanager
@@ -33,7 +42,9 @@ def opened() -> Iterator[Any]:
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=_browser(), args=["--no-sandbox", "--disable-gpu"])
+        browser = driver.chromium.launch(
+            executable_path=_browser(), args=["--no-sandbox", "--disable-gpu"]
+        )
         try:
             yield browser
         finally:
@@ -41,12 +52,15 @@ def opened() -> Iterator[Any]:
 
 
 class Visit:
-    """One page in one window: what it said on the console, errors among it, and the other addresses it asked for."""
+    """One page in one window: what it said on the console, errors among it, and the other addresses
+    it asked for."""
 
     def __init__(self, browser: Any, file: Path, width: int, theme: str) -> None:
         self.said: list[str] = []
         self.asked: list[str] = []
-        self._context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=theme)
+        self._context = browser.new_context(
+            viewport={"width": width, "height": 900}, color_scheme=theme
+        )
         self.page = self._context.new_page()
         self.page.on("console", lambda message: self.said.append(message.text))
         self.page.on("pageerror", lambda error: self.said.append(str(error)))
@@ -69,16 +83,18 @@ class Visit:
 
     def too_wide(self) -> int:
         """Pixels by which the page is wider than its window."""
-        return int(self.page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth"))
+        return int(
+            self.page.evaluate(
+                "document.documentElement.scrollWidth - document.documentElement.clientWidth"
+            )
+        )
 
     def cut_texts(self) -> list[str]:
         """Words of pictures that reach beyond their picture."""
         return list(
-            self.page.evaluate(
-                """() => [...document.querySelectorAll('svg text')].filter(text => {
+            self.page.evaluate("""() => [...document.querySelectorAll('svg text')].filter(text => {
                     const svg = text.closest('svg').getBoundingClientRect(), box = text.getBoundingClientRect();
                     return box.width && (box.left < svg.left - 1 || box.right > svg.right + 1 ||
                                          box.top < svg.top - 1 || box.bottom > svg.bottom + 1);
-                }).map(text => text.textContent)"""
-            )
+                }).map(text => text.textContent)""")
         )

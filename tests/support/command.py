@@ -34,11 +34,16 @@ class Outcome:
 
 
 def clipmerge(*arguments: object) -> Outcome:
-    """Run ``clipmerge ARGUMENTS`` in this process; what it prints as JSON is what its published schema says."""
+    """Run ``clipmerge ARGUMENTS`` in this process; what it prints as JSON is what its published
+    schema says."""
     out, err = io.StringIO(), io.StringIO()
     argv = ["clipmerge", *map(str, arguments)]
     code: Any = 0
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), patch.object(sys, "argv", argv):
+    with (
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+        patch.object(sys, "argv", argv),
+    ):
         try:
             main()
         except SystemExit as ended:
@@ -61,22 +66,35 @@ def printed(*arguments: object) -> Any:
 
 
 def counted() -> dict[str, str]:
-    """The environment of a process whose lines are counted as this one's are, if coverage counts these.
+    """The environment of a process whose lines are counted as this one's are, if coverage counts
+    these.
 
-    Not for a process that is interrupted, by a test or by a launcher that stops the others when one fails: coverage
-    takes a lock on every call, for which the handler would wait.
+    Not for a process that is interrupted, by a test or by a launcher that stops the others when one
+    fails: coverage takes a lock on every call, for which the handler would wait.
     """
     coverage = sys.modules.get("coverage")
     running = coverage.Coverage.current() if coverage else None
     if running is None:
         return dict(os.environ)
     file = str(Path(str(running.get_option("run:data_file"))).resolve())
-    return {**os.environ, "COVERAGE_PROCESS_START": str(ROOT / "pyproject.toml"), "COVERAGE_FILE": file}
+    return {
+        **os.environ,
+        "COVERAGE_PROCESS_START": str(ROOT / "pyproject.toml"),
+        "COVERAGE_FILE": file,
+    }
 
 
-def python(*words: object, env: Mapping[str, str] = os.environ, **options: Any) -> subprocess.CompletedProcess[str]:
+def python(
+    *words: object, env: Mapping[str, str] = os.environ, **options: Any
+) -> subprocess.CompletedProcess[str]:
     """Run Python to its end in a new process, whose output is captured."""
-    settings = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "check": False, "timeout": 900, **options}
+    settings = {
+        "stdout": subprocess.PIPE,
+        "stderr": subprocess.PIPE,
+        "check": False,
+        "timeout": 900,
+        **options,
+    }
     return subprocess.run([sys.executable, *map(str, words)], text=True, env=env, **settings)
 
 
@@ -93,7 +111,11 @@ def refused(outcome: Outcome, code: int = 1) -> str:
     assert outcome.code == code, outcome
     assert outcome.out == ""
     # a busy machine takes long enough for lines of progress
-    lines = [line for line in outcome.err.splitlines() if not line.startswith("note: ") and " elapsed" not in line]
+    lines = [
+        line
+        for line in outcome.err.splitlines()
+        if not line.startswith("note: ") and " elapsed" not in line
+    ]
     assert len(lines) == 1, outcome.err
     assert lines[0].startswith("error: ")
     assert "Traceback" not in outcome.err

@@ -60,19 +60,27 @@ def decoded(content: bytes) -> bytes:
 
 def assert_images(found: Any, numbers: Sequence[int]) -> None:
     """Check that a source holds these images of `png`, in order."""
-    assert [found.image(at).tobytes() for at in range(len(found))] == [decoded(png(number)) for number in numbers]
+    assert [found.image(at).tobytes() for at in range(len(found))] == [
+        decoded(png(number)) for number in numbers
+    ]
 
 
 def features(names: Sequence[str] = NAMES, **more: Any) -> datasets.Features:
-    return datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=list(names)), **more})
+    return datasets.Features(
+        {"image": datasets.Image(), "label": datasets.ClassLabel(names=list(names)), **more}
+    )
 
 
-def save_hub_parquet(path: Path, labels: Sequence[int], *, first: int = 0, group: int = 100, **more: Any) -> Path:
+def save_hub_parquet(
+    path: Path, labels: Sequence[int], *, first: int = 0, group: int = 100, **more: Any
+) -> Path:
     """Write a file like `datasets`: image k is ``png(first + k)``."""
     images = [{"bytes": png(first + k), "path": f"{k}.png"} for k in range(len(labels))]
     columns = {"image": images, "label": list(labels)}
     path.parent.mkdir(parents=True, exist_ok=True)
-    datasets.Dataset.from_dict(columns, features=features(**more)).to_parquet(path, batch_size=group)
+    datasets.Dataset.from_dict(columns, features=features(**more)).to_parquet(
+        path, batch_size=group
+    )
     return path
 
 

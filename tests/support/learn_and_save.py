@@ -1,7 +1,8 @@
-"""The command line, which saves what it learned after every step, and can end half-way; see test_resumed.py.
+"""The command line, which saves what it learned after every step, and can end half-way; see
+test_resumed.py.
 
-Arguments: ``wait`` takes every step slowly, a number kills process 0 after so many steps; then those of clipmerge. A
-process other than the first has a cache of its own, as on another machine.
+Arguments: ``wait`` takes every step slowly, a number kills process 0 after so many steps; then
+those of clipmerge. A process other than the first has a cache of its own, as on another machine.
 """
 
 import os
@@ -22,12 +23,15 @@ def end(how: str) -> None:
     save, restore = resumption.LearningState.save, resumption.LearningState.restore
 
     def restored(self: resumption.LearningState, state: Mapping[str, Tensor]) -> bool:
-        """Print the state that every process resumes from: one must not depend on another's file."""
+        """Print the state that every process resumes from: one must not depend on another's
+        file."""
         found = restore(self, state)
         sys.stderr.write(f"{HOLDS}{[float(tensor.double().sum()) for tensor in state.values()]}\n")
         return found
 
-    def saved(self: resumption.LearningState, state: Mapping[str, Tensor], *, last: bool = False) -> None:
+    def saved(
+        self: resumption.LearningState, state: Mapping[str, Tensor], *, last: bool = False
+    ) -> None:
         save(self, state, last=last)
         if how == "wait":
             time.sleep(0.05)

@@ -44,7 +44,9 @@ def main(folder: Path, device: str) -> None:
     ends = (folder / "zeroshot", folder / "finetuned")
     with counted():
         # five batches, so that some of eight processes have none
-        objective = objective_for(ends, make_batches((8, 8, 8, 8, 4))[number::count], accelerator=processes)
+        objective = objective_for(
+            ends, make_batches((8, 8, 8, 8, 4))[number::count], accelerator=processes
+        )
         values = Coefficients(objective, "entry")
         learn(objective, values, LearningConfig(Goal(0.7, views=1.0), 4, 0.02, batch=16))
     save_file(values.by_parameter(), folder / f"{device}-{count}-{number}.safetensors")

@@ -1,4 +1,5 @@
-"""The command line, in which one process of several is lost, slow or hangs after its first pass; test_processes.py."""
+"""The command line, in which one process of several is lost, slow or hangs after its first pass;
+test_processes.py."""
 
 import os
 import signal
@@ -20,7 +21,8 @@ def fail() -> None:
     raise DataError("images/7.png: cannot be read")
 
 
-# what happens to the process: a signal to it or to its launcher, an error, a pause after every pass, or a long one
+# what happens to the process: a signal to it or to its launcher, an error, a pause after every
+# pass, or a long one
 HOW = {
     "killed": lambda: os.kill(os.getpid(), signal.SIGKILL),
     "launcher": lambda: (os.kill(os.getppid(), signal.SIGTERM), time.sleep(LIMIT)),

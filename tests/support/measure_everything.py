@@ -1,4 +1,5 @@
-"""Run every measure and print its record as JSON; started by test_measures.py in several processes."""
+"""Run every measure and print its record as JSON; started by test_measures.py in several
+processes."""
 
 import json
 import sys
@@ -12,14 +13,23 @@ from clipmerge.plugins import load_plugin, plugin_names, plugin_options
 from tests.support.small_objective import make_batches, objective_for
 
 SIZES = (4, 4, 3)
-#: Of the measures that learn. Two rounds over the batches; every rule that is checked holds after any number.
+#: Of the measures that learn. Two rounds over the batches; every rule that is checked holds after
+#: any number.
 STEPS = 6
 
 
 def measured(name: str, objective: Objective) -> Measurements:
-    """Run a measure with its defaults, but few steps, draws and probes, nothing held back, and gradients kept."""
+    """Run a measure with its defaults, but few steps, draws and probes, nothing held back, and
+    gradients kept."""
     known = plugin_options("measures", name)
-    wanted = {"steps": STEPS, "held_back": 0.0, "draws": 2, "probes": 2, "gradients": True, "precision": "float32"}
+    wanted = {
+        "steps": STEPS,
+        "held_back": 0.0,
+        "draws": 2,
+        "probes": 2,
+        "gradients": True,
+        "precision": "float32",
+    }
     options = {option: value for option, value in wanted.items() if option in known}
     return load_plugin("measures", name)(objective, **options)
 
@@ -29,7 +39,10 @@ def main(folder: Path) -> None:
     mine = make_batches(SIZES)[accelerator.process_index :: accelerator.num_processes]
     objective = objective_for((folder / "zeroshot", folder / "finetuned"), mine)
     found = {name: measured(name, objective) for name in plugin_names("measures")}
-    gradients = {name: value.double().norm().item() for name, value in found["path-barrier"].gradients.items()}
+    gradients = {
+        name: value.double().norm().item()
+        for name, value in found["path-barrier"].gradients.items()
+    }
     coefficients = {
         measure: {name: value.double().sum().item() for name, value in record.coefficients.items()}
         for measure, record in found.items()

@@ -13,12 +13,25 @@ SHARE = {"signed": True, "additive": True, "unit": "nats"}
 CHANGE = {
     "title": "relative change",
     "symbol": "‖τ_l‖ / ‖θ_0,l‖",
-    "about": "length of the layer's change by fine-tuning divided by the length of its zero-shot weights.",
+    "about": (
+        "length of the layer's change by fine-tuning divided by the length of its zero-shot"
+        " weights."
+    ),
 }
 STATISTICS = {
     "change": CHANGE,
-    "barrier": {**SHARE, "title": "barrier share", "symbol": "B_l", "about": "the layer's part of the barrier."},
-    "loss_drop": {**SHARE, "title": "loss-drop share", "symbol": "G_l", "about": "the layer's part of the drop."},
+    "barrier": {
+        **SHARE,
+        "title": "barrier share",
+        "symbol": "B_l",
+        "about": "the layer's part of the barrier.",
+    },
+    "loss_drop": {
+        **SHARE,
+        "title": "loss-drop share",
+        "symbol": "G_l",
+        "about": "the layer's part of the drop.",
+    },
 }
 
 
@@ -30,7 +43,9 @@ def layer_names(vision: int, text: int) -> list[str]:
     return [*names, "text.norm", "text.projection", "logit_scale"]
 
 
-def example(vision: int = 24, text: int = 12, stragglers: tuple[str, ...] = ("vision.3.mlp",)) -> dict[str, Any]:
+def example(
+    vision: int = 24, text: int = 12, stragglers: tuple[str, ...] = ("vision.3.mlp",)
+) -> dict[str, Any]:
     """A record as a straggler-sparse merge of a ViT-L writes it, with smooth made-up statistics."""
     layers, measured, scores = {}, {}, {}
     names = layer_names(vision, text)
@@ -41,14 +56,19 @@ def example(vision: int = 24, text: int = 12, stragglers: tuple[str, ...] = ("vi
             "alpha": 0.2 if flagged else 0.5,
             "density": 0.5 if flagged else 1.0,
             "mask": "saliency" if flagged else None,
-            "reason": "straggler: barrier z 4.1, in 97% of the resamples" if flagged else "base alpha",
+            "reason": (
+                "straggler: barrier z 4.1, in 97% of the resamples" if flagged else "base alpha"
+            ),
             "parameters": 12,
             "size": 1 if name == "logit_scale" else 4_198_400,
             "change": 0.004 + 0.0009 * block * (3 if flagged else 1),
         }
         barrier = 0.094 if flagged else -0.003 * block * (0.2 if name.startswith("text") else 1.0)
         measured[name] = {"barrier": barrier, "loss_drop": -0.002 * block - 0.01 * (index % 3)}
-        scores[name] = {"z": 4.1 if flagged else math.cos(index) * 1.3, "stability": 0.97 if flagged else 0.02}
+        scores[name] = {
+            "z": 4.1 if flagged else math.cos(index) * 1.3,
+            "stability": 0.97 if flagged else 0.02,
+        }
     alphas = [0.0, 0.0563, 0.25, 0.4437, 0.5, 0.5563, 0.75, 0.9437, 1.0]
     return {
         "format": "clipmerge-record/2",
@@ -58,7 +78,12 @@ def example(vision: int = 24, text: int = 12, stragglers: tuple[str, ...] = ("vi
         "recipe": {
             "name": "straggler-outlier",
             "measure": {"name": "path-barrier", "nodes": 3},
-            "method": {"name": "straggler-outlier", "alpha": 0.5, "straggler_alpha": 0.2, "density": 0.5},
+            "method": {
+                "name": "straggler-outlier",
+                "alpha": 0.5,
+                "straggler_alpha": 0.2,
+                "density": 0.5,
+            },
             "overrides": [{"layers": "logit_scale", "alpha": 0.5, "density": None}],
             "missing": "error",
         },
@@ -67,7 +92,13 @@ def example(vision: int = 24, text: int = 12, stragglers: tuple[str, ...] = ("vi
             "revision": "32bd64288804d66eefd0ccbe215aa642df71cc41",
             "files": {"model.safetensors": "01" * 32},
         },
-        "finetuned": [{"source": "runs/vit-l-imagenet", "revision": None, "files": {"model.safetensors": "23" * 32}}],
+        "finetuned": [
+            {
+                "source": "runs/vit-l-imagenet",
+                "revision": None,
+                "files": {"model.safetensors": "23" * 32},
+            }
+        ],
         "layers": layers,
         "stragglers": list(stragglers),
         "straggler_scores": scores,
@@ -75,12 +106,22 @@ def example(vision: int = 24, text: int = 12, stragglers: tuple[str, ...] = ("vi
         "measurements": measured,
         "statistics": STATISTICS,
         "straggler_statistic": "barrier",
-        "path": {"alphas": alphas, "losses": [3.41, 2.9, 1.31, 0.61, 0.46, 0.37, 0.25, 0.223, 0.2202]},
+        "path": {
+            "alphas": alphas,
+            "losses": [3.41, 2.9, 1.31, 0.61, 0.46, 0.37, 0.25, 0.223, 0.2202],
+        },
         "checks": {
             "barrier": {"sum_of_layers": -1.38171, "measured": -1.38143},
             "loss_drop": {"sum_of_layers": -3.18966, "measured": -3.18992},
         },
-        "calibration": {"source": "val/", "images": 819, "requested": 1024, "classes": 10, "batch_size": 128, "seed": 0}
+        "calibration": {
+            "source": "val/",
+            "images": 819,
+            "requested": 1024,
+            "classes": 10,
+            "batch_size": 128,
+            "seed": 0,
+        }
         | {"templates": ["a photo of a {}."]},
         "warnings": ["the fine-tuned checkpoint lacks logit_bias: the zero-shot model's is kept"],
         "seconds": {"read": 0.1, "measure": 12.0, "apply": 3.0},
@@ -90,10 +131,14 @@ def example(vision: int = 24, text: int = 12, stragglers: tuple[str, ...] = ("vi
 def _verdict(stragglers: tuple[str, ...]) -> str:
     if not stragglers:
         return (
-            "no straggler layers found: vision.3.mlp stands out most in barrier, with z 1.3; every layer gets alpha 0.5"
+            "no straggler layers found: vision.3.mlp stands out most in barrier, with z 1.3; every"
+            " layer gets alpha 0.5"
         )
     named = ", ".join(stragglers[:3]) + f" and {len(stragglers) - 3} more" * (len(stragglers) > 3)
-    return f"{len(stragglers)} straggler layers found by barrier: {named}; they get alpha 0.2, the rest alpha 0.5"
+    return (
+        f"{len(stragglers)} straggler layers found by barrier: {named}; they get alpha 0.2, the"
+        " rest alpha 0.5"
+    )
 
 
 def data_free() -> dict[str, Any]:
@@ -101,9 +146,19 @@ def data_free() -> dict[str, Any]:
     record = example(12, 12, ())
     for layer in record["layers"].values():
         layer |= {"reason": "one alpha for all layers", "change": None}
-    record["recipe"] = {"name": "wise-ft", "measure": None, "method": {"name": "wise-ft", "alpha": 0.5}}
+    record["recipe"] = {
+        "name": "wise-ft",
+        "measure": None,
+        "method": {"name": "wise-ft", "alpha": 0.5},
+    }
     record |= {"statistics": {}, "straggler_statistic": None}
-    record |= {"measurements": {}, "path": None, "checks": {}, "calibration": None, "straggler_scores": {}}
+    record |= {
+        "measurements": {},
+        "path": None,
+        "checks": {},
+        "calibration": None,
+        "straggler_scores": {},
+    }
     verdict = "every layer goes 0.5 of the way from zero-shot to the fine-tuned model"
     return record | {"warnings": [], "verdict": verdict}
 
@@ -113,14 +168,21 @@ def learned(vision: int = 12, text: int = 12, stragglers: tuple[str, ...] = ()) 
     record = example(vision, text, stragglers)
     for index, (name, layer) in enumerate(record["layers"].items()):
         sparse = name in stragglers
-        layer |= {"alpha": 0.31 + 0.02 * math.sin(index) - 0.1 * sparse, "alpha_range": [0.0, 0.86], "density": 1.0}
+        layer |= {
+            "alpha": 0.31 + 0.02 * math.sin(index) - 0.1 * sparse,
+            "alpha_range": [0.0, 0.86],
+            "density": 1.0,
+        }
         layer |= {"mask": None, "zeroshot_share": 0.5 if sparse else 0.004 * (index % 3)}
         layer["reason"] = "straggler with 12% of the sharpness; learned" if sparse else "learned"
     record["layers"]["logit_scale"] |= {"alpha": 0.0, "alpha_range": None, "zeroshot_share": None}
     record["layers"]["logit_scale"] |= {"reason": "fine-tuning did not change it", "change": None}
     record["recipe"] |= {"name": "straggler-sparse" if stragglers else "auto", "overrides": []}
     record["recipe"] |= {"measure": {"name": "learned-coefficients", "steps": 120}}
-    record["recipe"]["method"] = {"name": "straggler-sparse" if stragglers else "learned", "alpha": 1.0}
+    record["recipe"]["method"] = {
+        "name": "straggler-sparse" if stragglers else "learned",
+        "alpha": 1.0,
+    }
     steps = range(120)
     record["trace"] = {
         "calibration": [0.9 * math.exp(-n / 40) + 0.1 + 0.05 * math.sin(5 * n) for n in steps],
@@ -137,12 +199,17 @@ def learned(vision: int = 12, text: int = 12, stragglers: tuple[str, ...] = ()) 
     record |= {"measurements": {name: {"at_zero": 0.0} for name in record["layers"]}}
     record |= {"straggler_statistic": "sharpness" if stragglers else None}
     learned = sum(map(sum, record["coefficients"].values()))
-    found = f"{len(stragglers)} stragglers of 55 layers, 50% of their weights back at zero-shot; " if stragglers else ""
+    found = (
+        f"{len(stragglers)} stragglers of 55 layers, 50% of their weights back at zero-shot; "
+        if stragglers
+        else ""
+    )
     record["verdict"] = (
-        f"{found}{learned:,} learned coefficients; loss from 0.852 to 0.152, divergence from zero-shot "
-        "from 0.562 to 0.195 nats while learning; 204 images held back chose 70% of the way to what was learned; it "
-        "recognises 95.1% of their views, the fine-tuned model 95.6%; the goal (loss plus weighted divergence) is "
-        "0.321, and 0.402 at alpha 0.6 of the straight path"
+        f"{found}{learned:,} learned coefficients; loss from 0.852 to 0.152, divergence from"
+        " zero-shot from 0.562 to 0.195 nats while learning; 204 images held back chose 70% of the"
+        " way to what was learned; it recognises 95.1% of their views, the fine-tuned model 95.6%;"
+        " the goal (loss plus weighted divergence) is 0.321, and 0.402 at alpha 0.6 of the"
+        " straight path"
     )
     return record | {"bought": bought()}
 
@@ -165,12 +232,21 @@ def bought() -> dict[str, Any]:
         return {"value": value, "interval": [max(0.0, value - 0.04), min(1.0, value + 0.03)]}
 
     def model(clean: float, corrupted: float, related: float) -> dict[str, Any]:
-        means = {"clean": estimate(clean), "corrupted": estimate(corrupted), "related": estimate(related)}
+        means = {
+            "clean": estimate(clean),
+            "corrupted": estimate(corrupted),
+            "related": estimate(related),
+        }
         named = [*((name, corrupted) for name in UNRELATED), *((name, related) for name in RELATED)]
-        corruptions = {name: estimate(mean + 0.02 * (n % 5 - 2)) for n, (name, mean) in enumerate(named)}
+        corruptions = {
+            name: estimate(mean + 0.02 * (n % 5 - 2)) for n, (name, mean) in enumerate(named)
+        }
         return {**means, "corruptions": corruptions}
 
-    gain = {"clean": {"value": -0.01, "interval": [-0.03, 0.01]}, "corrupted": {"value": 0.14, "interval": [0.1, 0.18]}}
+    gain = {
+        "clean": {"value": -0.01, "interval": [-0.03, 0.01]},
+        "corrupted": {"value": 0.14, "interval": [0.1, 0.18]},
+    }
     return {
         "source": "val/",
         "images": 205,
@@ -187,10 +263,15 @@ def bought() -> dict[str, Any]:
         "over_zeroshot": gain,
         "agreement": estimate(0.7),
         "recommendation": "use",
-        "verdict": "Use it. Of 205 images that the decision did not see, the merged model recognises 94.6% [90.6, "
-        "97.6] (fine-tuned 95.6); under unrelated corruptions 76.0% (zero-shot 55.0, fine-tuned 62.0).",
-        "reason": "The merged model gains 14.0 points [10.0, 18.0] under unrelated corruptions over the fine-tuned "
-        "model, at the price of 1.0 points on your images.",
+        "verdict": (
+            "Use it. Of 205 images that the decision did not see, the merged model recognises 94.6%"
+            " [90.6, 97.6] (fine-tuned 95.6); under unrelated corruptions 76.0% (zero-shot 55.0,"
+            " fine-tuned 62.0)."
+        ),
+        "reason": (
+            "The merged model gains 14.0 points [10.0, 18.0] under unrelated corruptions over the"
+            " fine-tuned model, at the price of 1.0 points on your images."
+        ),
     }
 
 

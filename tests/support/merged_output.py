@@ -21,11 +21,26 @@ RECORD: dict[str, Any] = {
         "overrides": [],
         "missing": "error",
     },
-    "zeroshot": {"source": "acme/base", "revision": "c" * 40, "files": {"model.safetensors": "cd" * 32}},
-    "finetuned": [{"source": "/home/me/models/cars", "revision": None, "files": {"model.safetensors": "ef" * 32}}],
+    "zeroshot": {
+        "source": "acme/base",
+        "revision": "c" * 40,
+        "files": {"model.safetensors": "cd" * 32},
+    },
+    "finetuned": [
+        {
+            "source": "/home/me/models/cars",
+            "revision": None,
+            "files": {"model.safetensors": "ef" * 32},
+        }
+    ],
     "layers": {
         "vision.0.attn": {"alpha": 0.5, "density": 1.0, "mask": None, "reason": "keeps its place"},
-        "vision.1.mlp": {"alpha": 0.25, "density": 0.1, "mask": "magnitude", "reason": "straggler | top"},
+        "vision.1.mlp": {
+            "alpha": 0.25,
+            "density": 0.1,
+            "mask": "magnitude",
+            "reason": "straggler | top",
+        },
     },
     "stragglers": ["vision.1.mlp"],
     "verdict": "One layer of two is a straggler.",
@@ -38,8 +53,10 @@ RECORD: dict[str, Any] = {
         "templates": ["a photo of a {}."],
         "seed": 0,
     },
-    "command": "clipmerge merge acme/base /home/me/models/cars --recipe straggler-sparse "
-    "--data hf://datasets/acme/cars:train --output /home/me/out/merged --push acme/robust --private",
+    "command": (
+        "clipmerge merge acme/base /home/me/models/cars --recipe straggler-sparse --data"
+        " hf://datasets/acme/cars:train --output /home/me/out/merged --push acme/robust --private"
+    ),
     "warnings": ["/home/me/models/cars: an odd tensor"],
     "seconds": {"read": 1.0},
     "accuracy": {"ImageNet-R": 0.71, "cars": 0.8},
@@ -51,7 +68,9 @@ def save_output(finetuned: Path, folder: Path) -> Path:
     shutil.copytree(finetuned, folder)
     record = copy.deepcopy(RECORD)
     record["zeroshot"] = {"source": "/home/me/models/base", "revision": None, "files": {}}
-    record["files"] = {"model.safetensors": hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()}
+    record["files"] = {
+        "model.safetensors": hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+    }
     (folder / "clipmerge.json").write_text(json.dumps(record))
     (folder / "README.md").write_text(model_card(MergeRecord.model_validate(record), repo_id=None))
     (folder / "report.html").write_text("<p>/home/me/models/base</p>")

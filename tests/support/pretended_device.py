@@ -1,9 +1,11 @@
-"""An accelerator that needs no card: its tensors report a device of their own and compute on the CPU.
+"""An accelerator that needs no card: its tensors report a device of their own and compute on the
+CPU.
 
-Unlike tensors on the CPU they refuse what a card refuses: operations with a tensor on another device, a generator of
-the CPU, and float64 where the device has none. They count kernels, and the times that the CPU waits for the device: for
-a number, and for a copy that is not told to go on by itself. Memory is counted, and may be limited. torch lets Python
-stand in for a backend since 2.9, without a compiler.
+Unlike tensors on the CPU they refuse what a card refuses: operations with a tensor on another
+device, a generator of the CPU, and float64 where the device has none. They count kernels, and the
+times that the CPU waits for the device: for a number, and for a copy that is not told to go on by
+itself. Memory is counted, and may be limited. torch lets Python stand in for a backend since 2.9,
+without a compiler.
 """
 
 from collections.abc import Callable, Iterator
@@ -23,9 +25,19 @@ SUPPORTED = _register is not None
 aten = torch.ops.aten
 # These move tensors between devices, or ask for a number.
 _COPIES = {aten.copy_.default, aten._to_copy.default}
-_WAITS = {aten._local_scalar_dense.default, aten.equal.default, aten.nonzero.default, aten.is_nonzero.default}
+_WAITS = {
+    aten._local_scalar_dense.default,
+    aten.equal.default,
+    aten.nonzero.default,
+    aten.is_nonzero.default,
+}
 # These write nothing.
-_NO_KERNELS = {aten.detach.default, aten.alias.default, aten.empty_like.default, aten._unsafe_view.default}
+_NO_KERNELS = {
+    aten.detach.default,
+    aten.alias.default,
+    aten.empty_like.default,
+    aten._unsafe_view.default,
+}
 # attention is then computed from products, as no backend is registered for its kernels
 _CHOICE = aten._fused_sdp_choice.default
 
@@ -45,7 +57,8 @@ counts = Counts()
 
 
 class _Memory:
-    """The device's memory: bytes and number of tensors of every storage by address, and the bytes of all."""
+    """The device's memory: bytes and number of tensors of every storage by address, and the bytes
+    of all."""
 
     def __init__(self) -> None:
         self.storages: dict[int, list[int]] = {}
@@ -61,7 +74,8 @@ def taken() -> int:
 
 
 class _Taken:
-    """A part in a storage; torch swaps no tensor that a weak reference points at, so tensors hold this instead."""
+    """A part in a storage; torch swaps no tensor that a weak reference points at, so tensors hold
+    this instead."""
 
     def __init__(self, raw: Tensor) -> None:
         storage = raw.untyped_storage()
@@ -73,7 +87,9 @@ class _Taken:
         _memory.storages[self._address][1] += 1
         counts.peak = max(counts.peak, _memory.taken)
         if counts.most is not None and _memory.taken > counts.most:
-            raise torch.OutOfMemoryError(f"the pretended device is out of memory. Tried to allocate {size} bytes")
+            raise torch.OutOfMemoryError(
+                f"the pretended device is out of memory. Tried to allocate {size} bytes"
+            )
 
     def __del__(self) -> None:
         entry = self._memory.storages[self._address]
@@ -142,23 +158,40 @@ class Pretended(Tensor):
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is aten._has_compatible_shallow_copy_type.default:
             return False
-        composed = func.decompose(*args, **(kwargs or {})) if torch.is_inference_mode_enabled() else NotImplemented
-        if composed is not NotImplemented:  # there, autograd does not take composed operations apart
+        composed = (
+            func.decompose(*args, **(kwargs or {}))
+            if torch.is_inference_mode_enabled()
+            else NotImplemented
+        )
+        if (
+            composed is not NotImplemented
+        ):  # there, autograd does not take composed operations apart
             return composed
         given, options = list(args), dict(kwargs or {})
         leaves = _checked_leaves(func, [*given, *options.values()])
-        home = func is aten._to_copy.default and torch.device(options.get("device") or NAME).type == "cpu"
-        if func in _WAITS or home or (func is aten.copy_.default and not isinstance(given[0], Pretended)):
+        home = (
+            func is aten._to_copy.default
+            and torch.device(options.get("device") or NAME).type == "cpu"
+        )
+        if (
+            func in _WAITS
+            or home
+            or (func is aten.copy_.default and not isinstance(given[0], Pretended))
+        ):
             counts.waits += 1
         elif func is aten.copy_.default and not isinstance(given[1], Pretended):
             counts.waits += not (options.get("non_blocking") or given[2:] == [True])
-        elif func is aten.index.Tensor and any(x is not None and not isinstance(x, Pretended) for x in given[1]):
+        elif func is aten.index.Tensor and any(
+            x is not None and not isinstance(x, Pretended) for x in given[1]
+        ):
             counts.waits += 1  # the index is copied first
         if options.get("device") is not None:
             options["device"] = torch.device("cpu")
         if func is _CHOICE:
             return 0
-        out = func(*_mapped(_raw, given), **{name: _mapped(_raw, value) for name, value in options.items()})
+        out = func(
+            *_mapped(_raw, given), **{name: _mapped(_raw, value) for name, value in options.items()}
+        )
         if home or func in _WAITS - {aten.nonzero.default}:
             return out
         aliases = any(result.alias_info is not None for result in func._schema.returns)
@@ -173,8 +206,13 @@ class Pretended(Tensor):
 
 
 def _mapped(change: Callable[[Any], Any], value: Any) -> Any:
-    """Change every leaf of nested lists and tuples; torch's own functions take as long as the operations themselves."""
-    return type(value)([_mapped(change, part) for part in value]) if type(value) in (list, tuple) else change(value)
+    """Change every leaf of nested lists and tuples; torch's own functions take as long as the
+    operations themselves."""
+    return (
+        type(value)([_mapped(change, part) for part in value])
+        if type(value) in (list, tuple)
+        else change(value)
+    )
 
 
 def _raw(value: Any) -> Any:
@@ -182,14 +220,21 @@ def _raw(value: Any) -> Any:
 
 
 def _wrapped(value: Any) -> Any:
-    return Pretended(value) if type(value) is Tensor or isinstance(value, torch.nn.Parameter) else value
+    return (
+        Pretended(value)
+        if type(value) is Tensor or isinstance(value, torch.nn.Parameter)
+        else value
+    )
 
 
 def _checked_leaves(func: Any, inputs: list[Any]) -> list[Any]:
-    """The inputs of an operation without their nesting; those that a card would refuse are an error."""
+    """The inputs of an operation without their nesting; those that a card would refuse are an
+    error."""
     leaves: list[Any] = []
     _mapped(leaves.append, inputs)
-    strangers = [x for x in leaves if isinstance(x, Tensor) and not isinstance(x, Pretended) and x.ndim]
+    strangers = [
+        x for x in leaves if isinstance(x, Tensor) and not isinstance(x, Pretended) and x.ndim
+    ]
     if strangers and func not in _COPIES and func is not aten.index.Tensor:
         raise RuntimeError(f"expected all tensors to be on the same device: {func}")
     if any(isinstance(leaf, torch.Generator) for leaf in leaves):
@@ -204,7 +249,12 @@ def _copied(source: Tensor, target: Tensor, non_blocking: bool = False) -> Tenso
 
 
 def _empty(
-    size: Any, dtype: Any = None, layout: Any = None, device: Any = None, pin_memory: Any = None, **_: Any
+    size: Any,
+    dtype: Any = None,
+    layout: Any = None,
+    device: Any = None,
+    pin_memory: Any = None,
+    **_: Any,
 ) -> Any:
     return Pretended(torch.empty(size, dtype=dtype))
 
@@ -232,7 +282,13 @@ def register() -> None:
 @contextmanager
 def counted(*, has_float64: bool = True, most: int | None = None) -> Iterator[Counts]:
     """Count what happens on the device in this block."""
-    counts.kernels, counts.waits, counts.has_float64, counts.most, counts.peak = {}, 0, has_float64, most, 0
+    counts.kernels, counts.waits, counts.has_float64, counts.most, counts.peak = (
+        {},
+        0,
+        has_float64,
+        most,
+        0,
+    )
     # a module's parameters are of another class on the device, and their objects must stay
     before = torch.__future__.get_swap_module_params_on_conversion()
     torch.__future__.set_swap_module_params_on_conversion(True)

@@ -1,6 +1,8 @@
-"""Small repositories and release files laid out exactly as the public ones that `clipmerge bench` names.
+"""Small repositories and release files laid out exactly as the public ones that `clipmerge bench`
+names.
 
-Labels are chosen so that the zero-shot model has a given accuracy, computed here by the libraries themselves.
+Labels are chosen so that the zero-shot model has a given accuracy, computed here by the libraries
+themselves.
 """
 
 import io
@@ -28,8 +30,13 @@ from tests.support.image_files import png, save_hub_parquet
 from tests.support.tiny_clip import tiny_config, tiny_processor
 
 CORRUPTIONS = (
-    *("contrast", "gaussian_noise", "impulse_noise", "jpeg_compression"),
-    *("motion_blur", "pixelate", "spatter"),
+    "contrast",
+    "gaussian_noise",
+    "impulse_noise",
+    "jpeg_compression",
+    "motion_blur",
+    "pixelate",
+    "spatter",
 )
 BASE, FINETUNED = "openai/clip-vit-base-patch32", "tanganke/clip-vit-base-patch32_eurosat"
 ORGS = ("openai", "tanganke", "clip-benchmark", "acme")
@@ -40,13 +47,18 @@ RELEASE = "mlfoundations/model-soups/releases/download/v0.0.2"
 def with_accuracy(best: list[int], share: float, classes: int) -> list[int]:
     """Labels of which a share are the given answers, and the others are not."""
     right = round(share * len(best))
-    return [answer if place < right else (answer + 1) % classes for place, answer in enumerate(best)]
+    return [
+        answer if place < right else (answer + 1) % classes for place, answer in enumerate(best)
+    ]
 
 
-# --- FusionBench: a base with a .bin only, a vision tower without a preprocessor, Parquet with nine splits ---
+# --- FusionBench: a base with a .bin only, a vision tower without a preprocessor, Parquet with nine
+# splits ---
 
 
-def upload_fusionbench(hub: FakeHub, folder: Path, *, images: int = 64, accuracy: float = 0.46) -> None:
+def upload_fusionbench(
+    hub: FakeHub, folder: Path, *, images: int = 64, accuracy: float = 0.46
+) -> None:
     """Fill the Hub with EuroSAT's pair and data set."""
     hub.orgs = ORGS
     torch.manual_seed(0)
@@ -63,9 +75,16 @@ def upload_fusionbench(hub: FakeHub, folder: Path, *, images: int = 64, accuracy
     upload(hub, FINETUNED, _tower_files(model, folder / "tower"))
     parts = {}
     for at, split in enumerate(splits):
-        labels = list(range(10)) * (images // 10 + 1) if split == "train" else with_accuracy(best[at], accuracy, 10)
+        labels = (
+            list(range(10)) * (images // 10 + 1)
+            if split == "train"
+            else with_accuracy(best[at], accuracy, 10)
+        )
         parts[f"data/{split}-00000-of-00001.parquet"] = save_hub_parquet(
-            folder / "x.parquet", labels[:images], first=1000 * at, names=[f"class {k}" for k in range(10)]
+            folder / "x.parquet",
+            labels[:images],
+            first=1000 * at,
+            names=[f"class {k}" for k in range(10)],
         ).read_bytes()
     upload(hub, "tanganke/eurosat", parts | {"README.md": _card(splits, images)}, kind="dataset")
 
@@ -81,8 +100,14 @@ def _base_files(model: CLIPModel, processor: CLIPProcessor, folder: Path) -> dic
 def _tower_files(model: CLIPModel, folder: Path) -> dict[str, bytes]:
     tower = CLIPVisionModel(model.config.vision_config)
     tower.save_pretrained(folder)
-    tensors = {f"vision_model.{name}": value for name, value in model.vision_model.state_dict().items()}
-    stored = {name: value.contiguous() for name, value in tensors.items() if not name.endswith("position_ids")}
+    tensors = {
+        f"vision_model.{name}": value for name, value in model.vision_model.state_dict().items()
+    }
+    stored = {
+        name: value.contiguous()
+        for name, value in tensors.items()
+        if not name.endswith("position_ids")
+    }
     return {"config.json": (folder / "config.json").read_bytes(), "model.safetensors": save(stored)}
 
 
@@ -94,25 +119,33 @@ def _card(splits: tuple[str, ...], images: int) -> bytes:
 @torch.no_grad()
 def _classes(model: CLIPModel, processor: CLIPProcessor, known: Any) -> torch.Tensor:
     """Features of the classes, one per row: the mean of its prompts' features."""
-    prompts = [template.replace("{}", name) for name in known.class_names for template in known.prompts]
-    tokens = processor.tokenizer(prompts, padding=True, truncation=True, max_length=77, return_tensors="pt")
+    prompts = [
+        template.replace("{}", name) for name in known.class_names for template in known.prompts
+    ]
+    tokens = processor.tokenizer(
+        prompts, padding=True, truncation=True, max_length=77, return_tensors="pt"
+    )
     rows = normalize(model.get_text_features(**tokens).pooler_output, dim=-1)
     return normalize(rows.view(len(known.class_names), -1, rows.shape[-1]).mean(dim=1), dim=-1)
 
 
 @torch.no_grad()
-def _answers(model: CLIPModel, processor: CLIPProcessor, classes: torch.Tensor, images: list[bytes]) -> list[int]:
+def _answers(
+    model: CLIPModel, processor: CLIPProcessor, classes: torch.Tensor, images: list[bytes]
+) -> list[int]:
     pictures = [Image.open(io.BytesIO(content)).convert("RGB") for content in images]
     pixels = processor.image_processor(pictures, return_tensors="pt")["pixel_values"]
     features = model.get_image_features(pixel_values=pixels).pooler_output
     return (features @ classes.T).argmax(dim=-1).tolist()
 
 
-# --- model soups: release files without a text tower, with a head of 1000 classes; ImageNet and its shifts as tars ---
+# --- model soups: release files without a text tower, with a head of 1000 classes; ImageNet and its
+# shifts as tars ---
 
 
 class Soup(torch.nn.Module):
-    """OpenAI's CLIP as model soups wrap it: no text transformer, a head on features of unit length."""
+    """OpenAI's CLIP as model soups wrap it: no text transformer, a head on features of unit
+    length."""
 
     def __init__(self, model: Any) -> None:
         super().__init__()
@@ -132,17 +165,23 @@ def save_soups(folder: Path) -> Soup:
     torch.manual_seed(0)
     vision = {"layers": 2, "width": 64, "head_width": 64, "patch_size": 8, "image_size": 32}
     text = {"context_length": 12, "vocab_size": 40, "width": 64, "heads": 1, "layers": 1}
-    first = Soup(open_clip.CLIP(embed_dim=32, vision_cfg=vision, text_cfg=text, quick_gelu=True)).eval()
+    first = Soup(
+        open_clip.CLIP(embed_dim=32, vision_cfg=vision, text_cfg=text, quick_gelu=True)
+    ).eval()
     with torch.no_grad():
         # scores that differ between images, so that answers do
         first.classification_head.weight.normal_(std=5.0)
     torch.save(first.state_dict(), place / "model_0.pt")
-    moved = {name: value + 0.1 * torch.randn(value.shape) for name, value in first.state_dict().items()}
+    moved = {
+        name: value + 0.1 * torch.randn(value.shape) for name, value in first.state_dict().items()
+    }
     torch.save(moved, place / "model_43.pt")
     return first
 
 
-def upload_imagenets(hub: FakeHub, folder: Path, model: Soup, *, images: int = 64, accuracy: float = 0.7557) -> None:
+def upload_imagenets(
+    hub: FakeHub, folder: Path, model: Soup, *, images: int = 64, accuracy: float = 0.7557
+) -> None:
     """Fill the Hub with ImageNet and five shifts, with labels that give the model an accuracy."""
     hub.orgs = ORGS
     shifts = {"imagenet1k": "imagenet"} | {shift: shift.replace("_", "-") for shift in SHIFTS}
@@ -153,14 +192,18 @@ def upload_imagenets(hub: FakeHub, folder: Path, model: Soup, *, images: int = 6
         best = _head_answers(model, rows, [png(first + k) for k in range(images)])
         labels = with_accuracy(best, accuracy, len(rows))
         shards = [labels[: images // 2], labels[images // 2 :]]
-        files = webdataset(folder / repo, shards, names, first=first, templates=("a photo of a {c}.",))
+        files = webdataset(
+            folder / repo, shards, names, first=first, templates=("a photo of a {c}.",)
+        )
         upload(hub, f"clip-benchmark/wds_{repo}", files, kind="dataset")
 
 
 @torch.no_grad()
 def _head_answers(model: Soup, rows: tuple[tuple[int, ...], ...], images: list[bytes]) -> list[int]:
     preprocess = image_transform_v2(open_clip.transform.PreprocessCfg(size=32), is_train=False)
-    pixels = torch.stack([preprocess(Image.open(io.BytesIO(content)).convert("RGB")) for content in images])
+    pixels = torch.stack(
+        [preprocess(Image.open(io.BytesIO(content)).convert("RGB")) for content in images]
+    )
     logits = model(pixels)
     return torch.stack([logits[:, list(row)].amax(dim=-1) for row in rows]).argmax(dim=0).tolist()
 
@@ -208,7 +251,9 @@ class _Handler(SimpleHTTPRequestHandler):
 def serving_files(folder: Path) -> Iterator[Releases]:
     """Serve a folder's files, with ranges."""
     releases = Releases()
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(_Handler, releases, directory=str(folder)))
+    server = ThreadingHTTPServer(
+        ("127.0.0.1", 0), partial(_Handler, releases, directory=str(folder))
+    )
     releases.url = f"http://127.0.0.1:{server.server_address[1]}"
     thread = Thread(target=server.serve_forever, args=(0.02,), daemon=True)
     thread.start()

@@ -1,4 +1,5 @@
-"""Write safetensors files byte by byte, so that a header can say anything, and edit those and JSON files."""
+"""Write safetensors files byte by byte, so that a header can say anything, and edit those and JSON
+files."""
 
 import json
 from pathlib import Path
@@ -9,7 +10,8 @@ from safetensors.torch import load_file, save_file
 
 
 def raw_file(path: Path, header: Any, data: bytes = b"", *, length: int | None = None) -> Path:
-    """Save a header (a JSON value, or its bytes) and data; ``length`` may lie about the header's length."""
+    """Save a header (a JSON value, or its bytes) and data; ``length`` may lie about the header's
+    length."""
     raw = header if isinstance(header, bytes) else json.dumps(header).encode()
     path.write_bytes((len(raw) if length is None else length).to_bytes(8, "little") + raw + data)
     return path
@@ -33,7 +35,8 @@ def edit(folder: Path, **changes: torch.Tensor | None) -> Path:
 
 
 def edit_json(file: Path, **changes: Any) -> Path:
-    """Set values of a JSON file, and inside a dictionary those that are named; ``...`` removes one."""
+    """Set values of a JSON file, and inside a dictionary those that are named; ``...`` removes
+    one."""
     file.write_text(json.dumps(_changed(json.loads(file.read_text()), changes)))
     return file
 
@@ -63,7 +66,11 @@ def shard(folder: Path, count: int = 3) -> Path:
     names = [f"model-{i + 1:05}-of-{count:05}.safetensors" for i in range(count)]
     weight_map = {key: names[i % count] for i, key in enumerate(sorted(tensors))}
     for name in names:
-        save_file({k: v for k, v in tensors.items() if weight_map[k] == name}, folder / name, metadata={"format": "pt"})
+        save_file(
+            {k: v for k, v in tensors.items() if weight_map[k] == name},
+            folder / name,
+            metadata={"format": "pt"},
+        )
     (folder / "model.safetensors").unlink()
     text = json.dumps({"metadata": {"total_size": 0}, "weight_map": weight_map})
     (folder / "model.safetensors.index.json").write_text(text)

@@ -1,4 +1,5 @@
-"""An HTML page read back: its tags, its words and the cells of its tables, and whether every element is closed."""
+"""An HTML page read back: its tags, its words and the cells of its tables, and whether every
+element is closed."""
 
 from html.parser import HTMLParser
 
@@ -7,7 +8,8 @@ VOID = {"meta", "img", "br"}
 
 
 class Page(HTMLParser):
-    """A page that was read: all tags with attributes, elements left open, the rows of all tables, words in one line."""
+    """A page that was read: all tags with attributes, elements left open, the rows of all tables,
+    words in one line."""
 
     def __init__(self, html: str) -> None:
         super().__init__()

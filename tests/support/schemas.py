@@ -1,4 +1,5 @@
-"""Whether the JSON of a command is what its published schema says, judged by the library `jsonschema`."""
+"""Whether the JSON of a command is what its published schema says, judged by the library
+`jsonschema`."""
 
 import functools
 import json
@@ -13,12 +14,15 @@ PUBLISHED = Path(__file__).parents[2] / "docs" / "schema"
 
 
 def schema_of(words: Sequence[str]) -> str:
-    """Name of the schema of what a command line prints with ``--format json``, as in docs/record.md."""
+    """Name of the schema of what a command line prints with ``--format json``, as in
+    docs/record.md."""
     command = words[0]
     if command in ("merge", "plan", "apply", "report"):
         return "record"
     if command == "bench":
-        return "bench-list" if "list" in words else "bench-cost" if "--dry-run" in words else "bench"
+        return (
+            "bench-list" if "list" in words else "bench-cost" if "--dry-run" in words else "bench"
+        )
     if command == "recipes":
         return "recipe" if "show" in words else "recipe-list"
     if command == "data" and "show" in words:

@@ -1,7 +1,9 @@
-"""Run a module in several processes of one run, as torchrun does, but import torch and transformers once for all.
+"""Run a module in several processes of one run, as torchrun does, but import torch and transformers
+once for all.
 
-A launcher is forked from a server that has imported them, and forks the processes. The first one that fails ends the
-others with SIGTERM, and SIGTERM to the launcher ends all. torchrun itself runs in the tests of README and of endings.
+A launcher is forked from a server that has imported them, and forks the processes. The first one
+that fails ends the others with SIGTERM, and SIGTERM to the launcher ends all. torchrun itself runs
+in the tests of README and of endings.
 """
 
 import gc
@@ -35,20 +37,30 @@ _context.set_forkserver_preload([__name__, *IMPORTED])
 
 
 def several(
-    count: int, module: str, *arguments: object, env: Mapping[str, str] = os.environ, largest_file: int = 0
+    count: int,
+    module: str,
+    *arguments: object,
+    env: Mapping[str, str] = os.environ,
+    largest_file: int = 0,
 ) -> CompletedProcess[str]:
     """Run ``python -m MODULE ARGUMENTS`` in so many processes, each with one thread."""
     words = [module, *map(str, arguments)]
     with tempfile.TemporaryDirectory() as folder:
         outputs = [str(Path(folder, name)) for name in ("stdout", "stderr")]
-        launcher = _context.Process(target=launch, args=(count, words, dict(env), outputs, largest_file), daemon=True)
+        launcher = _context.Process(
+            target=launch, args=(count, words, dict(env), outputs, largest_file), daemon=True
+        )
         launcher.start()
         launcher.join(900)
         assert launcher.exitcode is not None, "it still runs"
-        return CompletedProcess(words, launcher.exitcode, *(Path(file).read_text() for file in outputs))
+        return CompletedProcess(
+            words, launcher.exitcode, *(Path(file).read_text() for file in outputs)
+        )
 
 
-def launch(count: int, words: list[str], env: dict[str, str], outputs: list[str], largest_file: int) -> None:
+def launch(
+    count: int, words: list[str], env: dict[str, str], outputs: list[str], largest_file: int
+) -> None:
     """In a process of its own: fork, wait for all, and fail if one failed."""
     gc.freeze()  # a search for garbage would copy what was imported
     torch.set_num_threads(1)
@@ -70,8 +82,15 @@ def launch(count: int, words: list[str], env: dict[str, str], outputs: list[str]
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    run = {"WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    os.environ.update({name: str(value) for name, value in run.items()}, TORCHELASTIC_USE_AGENT_STORE="True")
+    run = {
+        "WORLD_SIZE": count,
+        "LOCAL_WORLD_SIZE": count,
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": port,
+    }
+    os.environ.update(
+        {name: str(value) for name, value in run.items()}, TORCHELASTIC_USE_AGENT_STORE="True"
+    )
     running = set[int]()
     for rank in range(count):
         os.environ["RANK"] = os.environ["LOCAL_RANK"] = str(rank)

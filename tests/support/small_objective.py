@@ -1,4 +1,5 @@
-"""An `Objective` over a really small CLIP, and its loss once more through transformers' own forward."""
+"""An `Objective` over a really small CLIP, and its loss once more through transformers' own
+forward."""
 
 from collections.abc import Callable, Iterable
 from copy import deepcopy
@@ -11,7 +12,14 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import CLIPModel
 
-from clipmerge.calibration.goal import Goal, Losses, backpropagate, losses_of, make_pictures, with_teacher_targets
+from clipmerge.calibration.goal import (
+    Goal,
+    Losses,
+    backpropagate,
+    losses_of,
+    make_pictures,
+    with_teacher_targets,
+)
 from clipmerge.calibration.objective import Batch, Objective
 from clipmerge.calibration.steps import Step, lay_out
 from clipmerge.models import model_for
@@ -55,7 +63,9 @@ def make_batches(sizes: tuple[int, ...], classes: int = len(CLASSES), seed: int 
     batches = []
     for number, size in enumerate(sizes):
         pixels = torch.randn(size, 3, 32, 32, generator=generator)
-        batches.append(Batch(number, pixels, torch.randint(0, classes, (size,), generator=generator)))
+        batches.append(
+            Batch(number, pixels, torch.randint(0, classes, (size,), generator=generator))
+        )
     return batches
 
 
@@ -90,7 +100,8 @@ def objective_for(
 
 
 def prepare(objective: Objective, goal: Goal, steps: int) -> list[Step]:
-    """Steps with the zero-shot model's targets and nothing held back; leaves the objective at its weights."""
+    """Steps with the zero-shot model's targets and nothing held back; leaves the objective at its
+    weights."""
     return with_teacher_targets(objective, lay_out(objective, steps).steps, goal)
 
 
@@ -101,15 +112,24 @@ def descend(objective: Objective, step: Step, goal: Goal, **options: Any) -> Los
 
 
 class Reference:
-    """The same loss in float64, by ``CLIPModel.forward`` at theta(alpha) and nothing of clipmerge."""
+    """The same loss in float64, by ``CLIPModel.forward`` at theta(alpha) and nothing of
+    clipmerge."""
 
     def __init__(
-        self, ends: Ends, *, templates: tuple[str, ...] = TEMPLATES[:1], classes: tuple[str, ...] = CLASSES
+        self,
+        ends: Ends,
+        *,
+        templates: tuple[str, ...] = TEMPLATES[:1],
+        classes: tuple[str, ...] = CLASSES,
     ) -> None:
-        first, second = (CLIPModel.from_pretrained(path, attn_implementation="sdpa").double().eval() for path in ends)
+        first, second = (
+            CLIPModel.from_pretrained(path, attn_implementation="sdpa").double().eval()
+            for path in ends
+        )
         other = dict(second.named_parameters())
         self.ends = {
-            name: (value.detach().clone(), other[name].detach().clone()) for name, value in first.named_parameters()
+            name: (value.detach().clone(), other[name].detach().clone())
+            for name, value in first.named_parameters()
         }
         self.model = first
         prompts = [template.format(name) for template in templates for name in classes]
@@ -138,4 +158,7 @@ class Reference:
     def gradient(self, batch: Batch) -> dict[str, Tensor]:
         self.model.zero_grad()
         self.loss(batch).backward()
-        return {name: torch.zeros_like(p) if p.grad is None else p.grad.clone() for name, p in self.parameters.items()}
+        return {
+            name: torch.zeros_like(p) if p.grad is None else p.grad.clone()
+            for name, p in self.parameters.items()
+        }

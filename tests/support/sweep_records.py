@@ -6,7 +6,9 @@ from typing import Any
 SHIFTS = ("sketch", "noise")
 
 
-def sweep_row(id_accuracy: float, ood: float, gain: float | None = 0.0, **more: Any) -> dict[str, Any]:
+def sweep_row(
+    id_accuracy: float, ood: float, gain: float | None = 0.0, **more: Any
+) -> dict[str, Any]:
     accuracy = {"val": id_accuracy, "sketch": ood - 0.1, "noise": ood + 0.1}
     ends = None if gain is None else [gain - 0.01, gain + 0.02]
     interval = [ood - 0.02, ood + 0.02]
@@ -59,8 +61,19 @@ LONG = "straggler-sparse-density-0.2-of-the-image-tower-only-with-text-left-as-i
 
 
 def with_recipes(*names: str) -> dict[str, Any]:
-    places = [(0.9, 0.5), (0.8, 0.6), (0.99, 0.4), (0.6, 0.5), (0.7, 0.45), (0.42, 0.35), (0.97, 0.5)]
-    return {**SWEEP, "recipes": [sweep_recipe(name, *places[n % 7], 0.0) for n, name in enumerate(names)]}
+    places = [
+        (0.9, 0.5),
+        (0.8, 0.6),
+        (0.99, 0.4),
+        (0.6, 0.5),
+        (0.7, 0.45),
+        (0.42, 0.35),
+        (0.97, 0.5),
+    ]
+    return {
+        **SWEEP,
+        "recipes": [sweep_recipe(name, *places[n % 7], 0.0) for n, name in enumerate(names)],
+    }
 
 
 def with_sources(count: int) -> dict[str, Any]:

@@ -38,20 +38,29 @@ def request_for(
     """The request of a merge by a recipe with settings, which takes images from a source."""
     zeroshot, *finetuned = map(str, folders)
     calibration = Calibration(source=str(data) if data else None, device="cpu")
-    return MergeRequest(zeroshot, tuple(finetuned), load_recipe(recipe, list(sets)), calibration, **more)
+    return MergeRequest(
+        zeroshot, tuple(finetuned), load_recipe(recipe, list(sets)), calibration, **more
+    )
 
 
-def sweep_of(pair: Folders, near: Path | str, far: Path | str, *recipes: Recipe, **more: Any) -> SweepRequest:
-    """The request of a sweep over recipes, with images that are near the target and images that are far from it."""
+def sweep_of(
+    pair: Folders, near: Path | str, far: Path | str, *recipes: Recipe, **more: Any
+) -> SweepRequest:
+    """The request of a sweep over recipes, with images that are near the target and images that are
+    far from it."""
     zeroshot, finetuned = map(str, pair)
-    return SweepRequest(zeroshot, finetuned, {"near": str(near)}, {"far": str(far)}, recipes, **more)
+    return SweepRequest(
+        zeroshot, finetuned, {"near": str(near)}, {"far": str(far)}, recipes, **more
+    )
 
 
 def plan_of(folders: Sequence[Path], recipe: str, *sets: str, **more: Any) -> Plan:
     return prepare(request_for(folders, recipe, *sets, **more)).light_plan
 
 
-def task_of(folders: Sequence[Path], measurements: Measurements | None = None, seed: int = 0) -> Task:
+def task_of(
+    folders: Sequence[Path], measurements: Measurements | None = None, seed: int = 0
+) -> Task:
     return Task(inputs_of(folders), measurements, seed)
 
 
@@ -59,20 +68,36 @@ def decide(task: Task, method: str, **options: Any) -> Decision:
     return methods.decide(task, method, options)
 
 
-def plan_with(layers: Mapping[str, LayerPlan], weights: tuple[float, ...] = (1.0,), **options: Any) -> Plan:
+def plan_with(
+    layers: Mapping[str, LayerPlan], weights: tuple[float, ...] = (1.0,), **options: Any
+) -> Plan:
     records = (RECORD,) * len(weights)
-    return Plan(recipe={}, zeroshot=RECORD, finetuned=records, weights=weights, layers=dict(layers), **options)
+    return Plan(
+        recipe={},
+        zeroshot=RECORD,
+        finetuned=records,
+        weights=weights,
+        layers=dict(layers),
+        **options,
+    )
 
 
 def in_chunks(inputs: Inputs, plan: Plan, chunk: int = chunks.CHUNK) -> dict[str, Tensor]:
     """The tensors that a plan gives, by parameter, made in chunks of so many elements."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(chunks, "CHUNK", chunk)
-        return {tensor.name: tensor.tensor(tensor.chunks(np.empty)) for tensor in merged_tensors(inputs, plan)}
+        return {
+            tensor.name: tensor.tensor(tensor.chunks(np.empty))
+            for tensor in merged_tensors(inputs, plan)
+        }
 
 
-def merged(task: Task, decision: Decision, *, seed: int = 0, chunk: int = chunks.CHUNK) -> dict[str, Tensor]:
+def merged(
+    task: Task, decision: Decision, *, seed: int = 0, chunk: int = chunks.CHUNK
+) -> dict[str, Tensor]:
     """The tensors that a decision gives, by parameter."""
-    plan = plan_with(decision.layers, decision.weights, combine=decision.combine, seed=seed).checked(task.layers)
+    plan = plan_with(
+        decision.layers, decision.weights, combine=decision.combine, seed=seed
+    ).checked(task.layers)
     plan = plan.with_tensors(named_tensors(decision.scores, {}))
     return in_chunks(task.inputs, plan, chunk)

@@ -27,7 +27,9 @@ def vocabulary() -> dict[str, int]:
     return {word: index for index, word in enumerate(words)}
 
 
-def tiny_config(blocks: int = 3, width: int = 32, text_length: int = 32, **changes: str) -> CLIPConfig:
+def tiny_config(
+    blocks: int = 3, width: int = 32, text_length: int = 32, **changes: str
+) -> CLIPConfig:
     vocab = vocabulary()
     tower = {
         "hidden_size": width,
@@ -36,10 +38,16 @@ def tiny_config(blocks: int = 3, width: int = 32, text_length: int = 32, **chang
         "num_attention_heads": 2,
         **changes,
     }
-    text = {"vocab_size": len(vocab), "max_position_embeddings": text_length, "bos_token_id": vocab[START]}
+    text = {
+        "vocab_size": len(vocab),
+        "max_position_embeddings": text_length,
+        "bos_token_id": vocab[START],
+    }
     ends = {"eos_token_id": vocab[END], "pad_token_id": vocab[END]}
     vision = {"image_size": 32, "patch_size": 8}
-    return CLIPConfig(text_config={**tower, **text, **ends}, vision_config={**tower, **vision}, projection_dim=16)
+    return CLIPConfig(
+        text_config={**tower, **text, **ends}, vision_config={**tower, **vision}, projection_dim=16
+    )
 
 
 def tiny_processor(text_length: int = 32) -> CLIPProcessor:
@@ -48,8 +56,11 @@ def tiny_processor(text_length: int = 32) -> CLIPProcessor:
     return CLIPProcessor(image_processor=images, tokenizer=tokenizer)
 
 
-def save_pair(folder: Path, *, change: float = 0.05, blocks: int = 3, seed: int = 0) -> tuple[Path, Path]:
-    """Save ``zeroshot`` and ``finetuned``: random weights, and the same with every entry moved a little."""
+def save_pair(
+    folder: Path, *, change: float = 0.05, blocks: int = 3, seed: int = 0
+) -> tuple[Path, Path]:
+    """Save ``zeroshot`` and ``finetuned``: random weights, and the same with every entry moved a
+    little."""
     generator = torch.Generator().manual_seed(seed)
     torch.manual_seed(seed)
     model = CLIPModel(tiny_config(blocks))
@@ -65,8 +76,11 @@ def save_pair(folder: Path, *, change: float = 0.05, blocks: int = 3, seed: int 
     return paths
 
 
-def save_family(folder: Path, *, count: int = 3, change: float = 0.3, blocks: int = 2) -> list[Path]:
-    """Save ``zeroshot`` and ``finetuned0``, ``finetuned1`` ...: one base, and as many changes that share a part."""
+def save_family(
+    folder: Path, *, count: int = 3, change: float = 0.3, blocks: int = 2
+) -> list[Path]:
+    """Save ``zeroshot`` and ``finetuned0``, ``finetuned1`` ...: one base, and as many changes that
+    share a part."""
     torch.manual_seed(7)
     model = CLIPModel(tiny_config(blocks, 16))
     base = {name: value.clone() for name, value in model.state_dict().items()}
@@ -85,7 +99,9 @@ def save_family(folder: Path, *, count: int = 3, change: float = 0.3, blocks: in
     return paths
 
 
-def save_images(folder: Path, *, each: int = 10, classes: tuple[str, ...] = CLASSES, seed: int = 0) -> Path:
+def save_images(
+    folder: Path, *, each: int = 10, classes: tuple[str, ...] = CLASSES, seed: int = 0
+) -> Path:
     """Save random PNGs, one subfolder per class; each class has its own mean colour."""
     rng = np.random.default_rng(seed)
     for number, name in enumerate(classes):

@@ -12,18 +12,48 @@ from torch import Tensor
 
 from tests.support.tiny_clip import tiny_processor
 
-_SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
-_TEXT = {**_SIZES, "vocab_size": 64, "max_position_embeddings": 24, "bos_token_id": 1, "eos_token_id": 2}
+_SIZES = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+}
+_TEXT = {
+    **_SIZES,
+    "vocab_size": 64,
+    "max_position_embeddings": 24,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
 _VISION = {**_SIZES, "image_size": 16, "patch_size": 8}
 _PATCHES = {**_SIZES, "patch_size": 4, "num_patches": 16}
-_STAGES = {"kernel_sizes": [3, 3, 3], "in_channels": [32, 8, 16], "out_channels": [8, 16, 32], "strides": [1, 2, 2]}
+_STAGES = {
+    "kernel_sizes": [3, 3, 3],
+    "in_channels": [32, 8, 16],
+    "out_channels": [8, 16, 32],
+    "strides": [1, 2, 2],
+}
 _EFFICIENT_NET = {
     **_STAGES,
-    **{"image_size": 16, "width_coefficient": 1.0, "depth_coefficient": 0.5, "depth_divisor": 4, "hidden_dim": 32},
-    **{"num_block_repeats": [1, 2, 2], "expand_ratios": [1, 6, 6], "depthwise_padding": []},
+    "image_size": 16,
+    "width_coefficient": 1.0,
+    "depth_coefficient": 0.5,
+    "depth_divisor": 4,
+    "hidden_dim": 32,
+    "num_block_repeats": [1, 2, 2],
+    "expand_ratios": [1, 6, 6],
+    "depthwise_padding": [],
 }
 _LETTERS = list(string.ascii_lowercase + ".,")
-_BERT = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *_LETTERS, *(f"##{letter}" for letter in _LETTERS)]
+_BERT = [
+    "[PAD]",
+    "[UNK]",
+    "[CLS]",
+    "[SEP]",
+    "[MASK]",
+    *_LETTERS,
+    *(f"##{letter}" for letter in _LETTERS),
+]
 _XLM = ["<s>", "<pad>", "</s>", "<unk>", "\u2581", *_LETTERS, "<mask>"]
 _GEMMA = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", "\u2581", *_LETTERS]
 _SQUARE = {"height": 16, "width": 16}
@@ -34,11 +64,15 @@ def _clip_images() -> Any:
 
 
 def _bert() -> Any:
-    return hf.BertTokenizer(vocab={word: index for index, word in enumerate(_BERT)}, model_max_length=24)
+    return hf.BertTokenizer(
+        vocab={word: index for index, word in enumerate(_BERT)}, model_max_length=24
+    )
 
 
 def _xlm_roberta() -> Any:
-    return hf.XLMRobertaTokenizer(vocab=[(piece, -float(i)) for i, piece in enumerate(_XLM)], model_max_length=22)
+    return hf.XLMRobertaTokenizer(
+        vocab=[(piece, -float(i)) for i, piece in enumerate(_XLM)], model_max_length=22
+    )
 
 
 def _gemma() -> Any:
@@ -46,7 +80,9 @@ def _gemma() -> Any:
     return hf.Siglip2Tokenizer(vocab=vocab, merges=[], model_max_length=24, padding_side="right")
 
 
-def _config(config: Any, *, vision: dict[str, Any] = _VISION, text: dict[str, Any] = _TEXT, **more: Any) -> Any:
+def _config(
+    config: Any, *, vision: dict[str, Any] = _VISION, text: dict[str, Any] = _TEXT, **more: Any
+) -> Any:
     return config(vision_config=vision, text_config=text, **more)
 
 
@@ -56,24 +92,33 @@ def _dual(vision: Any, text: Any) -> Any:
 
 @dataclass(frozen=True)
 class Tiny:
-    """One kind of model, and what makes its configuration and its processor; a classifier has no tokenizer."""
+    """One kind of model, and what makes its configuration and its processor; a classifier has no
+    tokenizer."""
 
     model: Any
     config: Callable[[], Any]
     layers: tuple[str, ...]  # in network order, blocks left out
     family: str
     processor: Callable[[], Any] = _clip_images
-    blocks: tuple[str, ...] = ("vision.0.attn", "vision.1.mlp", "text.0.attn", "text.1.mlp")  # of two blocks
+    blocks: tuple[str, ...] = (
+        "vision.0.attn",
+        "vision.1.mlp",
+        "text.0.attn",
+        "text.1.mlp",
+    )  # of two blocks
     base: str | None = None  # the kind of the model that it was made from, if it is another
 
     def make(self, seed: int = 0) -> Any:
-        """Build it with random weights in eval mode; norms and statistics are moved from their defaults too."""
+        """Build it with random weights in eval mode; norms and statistics are moved from their
+        defaults too."""
         torch.manual_seed(seed)
         model = self.model(self.config()).eval()
         perturb(model, seed, by=0.3)
         with torch.no_grad():
             for parameter in model.parameters():
-                if parameter.ndim == 4:  # drawn so small that a convolutional tower would answer all images alike
+                if (
+                    parameter.ndim == 4
+                ):  # drawn so small that a convolutional tower would answer all images alike
                     parameter.mul_(8)
         return model
 
@@ -107,7 +152,9 @@ def perturb(model: Any, seed: int, *, by: float = 0.1) -> None:
         if name.endswith("num_batches_tracked"):
             tensor.add_(7 + seed)
         elif tensor.is_floating_point():
-            noise = torch.randn(tensor.shape, generator=generator) * (tensor.abs().mean() + 0.02) * by
+            noise = (
+                torch.randn(tensor.shape, generator=generator) * (tensor.abs().mean() + 0.02) * by
+            )
             tensor.add_(noise.abs() if name.endswith("running_var") else noise)
 
 
@@ -196,7 +243,9 @@ def save_pair(name: str, folder: Path) -> tuple[Path, Path]:
     TINY[tiny.base or name].processor().save_pretrained(folder / "zeroshot")
     finetuned = tiny.make()
     if tiny.base:
-        finetuned.load_state_dict({k: v for k, v in base.state_dict().items() if k.startswith("vision_")}, strict=False)
+        finetuned.load_state_dict(
+            {k: v for k, v in base.state_dict().items() if k.startswith("vision_")}, strict=False
+        )
     else:
         finetuned.load_state_dict(base.state_dict())
     perturb(finetuned, 1)

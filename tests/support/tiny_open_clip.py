@@ -10,8 +10,22 @@ from safetensors.torch import save_file
 
 from tests.support.tiny_clip import tiny_processor, vocabulary
 
-VISION = {"layers": 3, "width": 32, "head_width": 16, "mlp_ratio": 2.0, "patch_size": 8, "image_size": 32}
-TEXT = {"layers": 3, "width": 32, "heads": 2, "mlp_ratio": 2.0, "context_length": 32, "vocab_size": len(vocabulary())}
+VISION = {
+    "layers": 3,
+    "width": 32,
+    "head_width": 16,
+    "mlp_ratio": 2.0,
+    "patch_size": 8,
+    "image_size": 32,
+}
+TEXT = {
+    "layers": 3,
+    "width": 32,
+    "heads": 2,
+    "mlp_ratio": 2.0,
+    "context_length": 32,
+    "vocab_size": len(vocabulary()),
+}
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
 #: Tiny models of every kind of tower OpenCLIP builds: changes to the plain `model_config`.
@@ -21,17 +35,42 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "resnet": {"vision": {"layers": [1, 2, 1, 1], "width": 8, "head_width": 16, "image_size": 64}},
     "timm vit": {"vision": {"timm_model_name": "test_vit", "timm_pool": "", "image_size": 160}},
     "timm siglip": {
-        "vision": {"timm_model_name": "test_vit", "timm_pool": "map", "timm_proj": "none", "image_size": 160},
-        "text": {"no_causal_mask": True, "proj_bias": True, "pool_type": "last", "norm_kwargs": {"eps": 1e-6}},
-        **{"embed_dim": 64, "custom_text": True, "init_logit_bias": -10.0},
+        "vision": {
+            "timm_model_name": "test_vit",
+            "timm_pool": "map",
+            "timm_proj": "none",
+            "image_size": 160,
+        },
+        "text": {
+            "no_causal_mask": True,
+            "proj_bias": True,
+            "pool_type": "last",
+            "norm_kwargs": {"eps": 1e-6},
+        },
+        "embed_dim": 64,
+        "custom_text": True,
+        "init_logit_bias": -10.0,
     },
-    "timm convnext": {"vision": {"timm_model_name": "test_convnext", "timm_pool": "", "image_size": 160}},
-    "timm efficientnet": {"vision": {"timm_model_name": "test_efficientnet", "timm_pool": "avg", "image_size": 64}},
+    "timm convnext": {
+        "vision": {"timm_model_name": "test_convnext", "timm_pool": "", "image_size": 160}
+    },
+    "timm efficientnet": {
+        "vision": {"timm_model_name": "test_efficientnet", "timm_pool": "avg", "image_size": 64}
+    },
     "coca": {
-        "vision": {"attentional_pool": True, "attn_pooler_heads": 2, "attn_pooler_queries": 4, "output_tokens": True},
+        "vision": {
+            "attentional_pool": True,
+            "attn_pooler_heads": 2,
+            "attn_pooler_queries": 4,
+            "output_tokens": True,
+        },
         "text": {"embed_cls": True, "output_tokens": True},
         "multimodal_cfg": {
-            **{"context_length": 32, "vocab_size": len(vocabulary()), "width": 16, "heads": 2, "layers": 2},
+            "context_length": 32,
+            "vocab_size": len(vocabulary()),
+            "width": 16,
+            "heads": 2,
+            "layers": 2,
             "attn_pooler_heads": 2,
         },
         "custom_text": True,
@@ -44,8 +83,15 @@ def bert_text(folder: Path) -> dict[str, Any]:
     """Settings of a Hugging Face text tower, whose configuration is saved to a folder."""
     from transformers import BertConfig
 
-    width = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
-    BertConfig(vocab_size=len(vocabulary()), max_position_embeddings=32, **width).save_pretrained(folder)
+    width = {
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 64,
+    }
+    BertConfig(vocab_size=len(vocabulary()), max_position_embeddings=32, **width).save_pretrained(
+        folder
+    )
     return {"hf_model_name": str(folder), "hf_model_pretrained": False, "hf_proj_type": "mlp"}
 
 
@@ -84,8 +130,11 @@ def stir(model: torch.nn.Module, amount: float) -> None:
             buffer.add_(7)
 
 
-def save(model: torch.nn.Module, model_cfg: dict[str, Any], folder: Path, *, tokenizer: bool = True) -> Path:
-    """Save weights, configuration and the tiny tokenizer, which OpenCLIP then reads from the folder."""
+def save(
+    model: torch.nn.Module, model_cfg: dict[str, Any], folder: Path, *, tokenizer: bool = True
+) -> Path:
+    """Save weights, configuration and the tiny tokenizer, which OpenCLIP then reads from the
+    folder."""
     folder.mkdir(parents=True)
     tensors = {key: value.contiguous() for key, value in model.state_dict().items()}
     save_file(tensors, folder / "open_clip_model.safetensors")
@@ -98,8 +147,11 @@ def save(model: torch.nn.Module, model_cfg: dict[str, Any], folder: Path, *, tok
     return folder
 
 
-def save_open_clip_pair(folder: Path, model_cfg: dict[str, Any], *, change: float = 0.01) -> tuple[Path, Path]:
-    """Save ``zeroshot`` and ``finetuned``: random weights, and the same with every entry moved a little."""
+def save_open_clip_pair(
+    folder: Path, model_cfg: dict[str, Any], *, change: float = 0.01
+) -> tuple[Path, Path]:
+    """Save ``zeroshot`` and ``finetuned``: random weights, and the same with every entry moved a
+    little."""
     model = build(model_cfg)
     paths = (folder / "zeroshot", folder / "finetuned")
     for path in paths:
@@ -122,11 +174,16 @@ def outputs(model: torch.nn.Module) -> tuple[torch.Tensor, torch.Tensor, torch.T
     images = torch.randn(4, 3, *size, generator=generator)
     texts = token_ids()
     kwargs = {"normalize": True}
-    return model.encode_image(images, **kwargs), model.encode_text(texts, **kwargs), model.logit_scale.exp()
+    return (
+        model.encode_image(images, **kwargs),
+        model.encode_text(texts, **kwargs),
+        model.logit_scale.exp(),
+    )
 
 
 def token_ids() -> torch.Tensor:
-    """Texts as both tokenizers write them: start, letters, the end, and the end again as padding."""
+    """Texts as both tokenizers write them: start, letters, the end, and the end again as
+    padding."""
     start, end = len(vocabulary()) - 2, len(vocabulary()) - 1
     ids = torch.full((3, TEXT["context_length"]), end)
     for row, length in enumerate((3, 7, 30)):

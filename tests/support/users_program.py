@@ -1,4 +1,5 @@
-"""A user's program: mypy, in `scripts/check`, and pyrefly find it right but for its last two lines."""
+"""A user's program: mypy, in `scripts/check`, and pyrefly find it right but for its last two
+lines."""
 
 import clipmerge
 from clipmerge import MergeResult, Plan
@@ -16,6 +17,7 @@ def right() -> tuple[dict[str, float], MergeResult, float]:
 
 
 def wrong() -> object:
-    """An option and an attribute that do not exist; a checker that misses one calls its comment unused."""
+    """An option and an attribute that do not exist; a checker that misses one calls its comment
+    unused."""
     clipmerge.merge("zeroshot", "finetuned", "auto", dat="val")  # type: ignore[call-arg]
     return clipmerge.plan("zeroshot", "finetuned", "auto").layer  # type: ignore[attr-defined]

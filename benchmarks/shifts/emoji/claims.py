@@ -14,7 +14,9 @@ from clipmerge.files.cache import user_cache
 
 def main() -> None:
     """Examine pairs and add what is found to `benchmarks/results/emoji_shift/claims.json`."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.shifts.emoji.claims", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.shifts.emoji.claims", description=__doc__
+    )
     parser.add_argument("pairs", nargs="*", help="regime and seed, such as mild-1; all by default")
     parser.add_argument("--parts", default=",".join(PARTS), help="tests, with commas between")
     given = parser.parse_args()

@@ -1,8 +1,9 @@
 """Emoji of several vendors as pictures with one name each, from packages that are fetched by name.
 
-A *glyph* is one vendor's drawing of one emoji. A class is an emoji that every vendor draws: one code point (and
-perhaps the variation selector), no flag, no skin tone, no joined sequence. Nothing of the packages is kept in the
-repository; licences: twemoji CC-BY 4.0, openmoji CC BY-SA 4.0, Fluent MIT.
+A *glyph* is one vendor's drawing of one emoji. A class is an emoji that every vendor draws: one
+code point (and perhaps the variation selector), no flag, no skin tone, no joined sequence. Nothing
+of the packages is kept in the repository; licences: twemoji CC-BY 4.0, openmoji CC BY-SA 4.0,
+Fluent MIT.
 """
 
 from __future__ import annotations
@@ -21,10 +22,12 @@ from clipmerge.errors import DataError
 if TYPE_CHECKING:
     from torch import Tensor
 
-#: Side of a stored glyph in pixels: twice the model's, so that it can be rotated and shrunk without aliasing.
+#: Side of a stored glyph in pixels: twice the model's, so that it can be rotated and shrunk without
+#: aliasing.
 GLYPH_SIZE = 64
 _SELECTOR = "\ufe0f"
-# Every class prompt is encoded in every step of fine-tuning, so a few long names would cost as much as all others.
+# Every class prompt is encoded in every step of fine-tuning, so a few long names would cost as much
+# as all others.
 _MOST_WORDS = 4
 
 
@@ -94,7 +97,9 @@ def emoji_names() -> dict[str, str]:
     try:
         import emoji
     except ImportError as error:
-        raise DataError("the names come from the package `emoji`; `pip install 'clipmerge[benchmarks]'`") from error
+        raise DataError(
+            "the names come from the package `emoji`; `pip install 'clipmerge[benchmarks]'`"
+        ) from error
     qualified = emoji.STATUS["fully_qualified"]
     found: dict[str, str] = {}
     for symbol, told in sorted(emoji.EMOJI_DATA.items()):
@@ -105,7 +110,8 @@ def emoji_names() -> dict[str, str]:
 
 
 def class_files(packages: Mapping[str, Package]) -> dict[str, dict[str, str]]:
-    """Find the emoji that every vendor draws: by class and vendor, the file in the vendor's package."""
+    """Find the emoji that every vendor draws: by class and vendor, the file in the vendor's
+    package."""
     found = {}
     for symbol, name in emoji_names().items():
         files = {key: vendor.file_of(symbol, name) for key, vendor in VENDORS.items()}
@@ -147,27 +153,41 @@ def _svg_pixels(file: str, content: bytes) -> bytes:
     try:
         import resvg_py
     except ImportError as error:
-        raise DataError("emoji are rendered by `resvg-py`; `pip install 'clipmerge[benchmarks]'`") from error
+        raise DataError(
+            "emoji are rendered by `resvg-py`; `pip install 'clipmerge[benchmarks]'`"
+        ) from error
     try:
         # these packages have no text that would need the system's fonts
         text = content.decode("utf-8")
-        return bytes(resvg_py.svg_to_bytes(svg_string=text, width=2 * GLYPH_SIZE, skip_system_fonts=True))
+        return bytes(
+            resvg_py.svg_to_bytes(svg_string=text, width=2 * GLYPH_SIZE, skip_system_fonts=True)
+        )
     except ValueError as error:
         raise DataError(f"{file}: resvg cannot render it ({error})") from error
 
 
-def load_glyphs(folder: Path, classes: int | None = None) -> tuple[tuple[str, ...], dict[str, Tensor]]:
+def load_glyphs(
+    folder: Path, classes: int | None = None
+) -> tuple[tuple[str, ...], dict[str, Tensor]]:
     """Render every class of every vendor, or read earlier renderings.
 
     Returns:
-        Class folders, sorted; and by vendor RGBA of 8 bits, shape (classes, 4, GLYPH_SIZE, GLYPH_SIZE).
+        Class folders, sorted; and by vendor RGBA of 8 bits, shape (classes, 4, GLYPH_SIZE,
+        GLYPH_SIZE).
     """
-    return _load(folder, f"glyphs-{classes or 'all'}", lambda names: spread(names, classes or len(names)))
+    return _load(
+        folder, f"glyphs-{classes or 'all'}", lambda names: spread(names, classes or len(names))
+    )
 
 
-def load_other_glyphs(folder: Path, taken: int, classes: int) -> tuple[tuple[str, ...], dict[str, Tensor]]:
-    """Render classes that `load_glyphs` leaves out, and some of its classes if there are not enough others."""
-    return _load(folder, f"glyphs-{classes}-beside-{taken}", lambda names: beside(names, taken, classes))
+def load_other_glyphs(
+    folder: Path, taken: int, classes: int
+) -> tuple[tuple[str, ...], dict[str, Tensor]]:
+    """Render classes that `load_glyphs` leaves out, and some of its classes if there are not enough
+    others."""
+    return _load(
+        folder, f"glyphs-{classes}-beside-{taken}", lambda names: beside(names, taken, classes)
+    )
 
 
 def spread(names: Sequence[str], count: int) -> list[str]:
@@ -181,7 +201,8 @@ def spread(names: Sequence[str], count: int) -> list[str]:
 
 
 def beside(names: Sequence[str], taken: int, count: int) -> list[str]:
-    """Choose names that `spread` does not choose, then some that it does, evenly spaced, until there are enough.
+    """Choose names that `spread` does not choose, then some that it does, evenly spaced, until
+    there are enough.
 
     Example:
         >>> beside("abcdefg", 3, 5)
@@ -202,7 +223,9 @@ def _load(
 
     kept = folder / f"{name}.safetensors"
     if not kept.is_file():
-        packages = fetch_packages([vendor.package for vendor in VENDORS.values()], folder / "packages")
+        packages = fetch_packages(
+            [vendor.package for vendor in VENDORS.values()], folder / "packages"
+        )
         files = class_files(packages)
         names = choose(sorted(files))
         tensors = {}

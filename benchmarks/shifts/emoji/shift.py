@@ -1,7 +1,8 @@
-"""The emoji shift: learn from two vendors, fine-tune on a third, test on drawings that no model was trained on.
+"""The emoji shift: learn from two vendors, fine-tune on a third, test on drawings that no model was
+trained on.
 
-As CLIP has seen sketches, but not the very sketches that it is tested on, the zero-shot model sees line art and high
-contrast of every second class only, and is tested on those of the others.
+As CLIP has seen sketches, but not the very sketches that it is tested on, the zero-shot model sees
+line art and high contrast of every second class only, and is tested on those of the others.
 """
 
 from __future__ import annotations
@@ -29,8 +30,9 @@ REGIMES = experiment.REGIMES | {
     "long": Regime(steps=800, rate=5e-4, weight_decay=0.3),
 }
 SEEDS = dict.fromkeys(REGIMES, (0, 1, 2))
-#: Held-out pairs that run only when `--only` names them: seeds 3 and 4 were first trained when the defaults of 0.1 had
-#: been chosen, seed 5 for the choices that came after, and seed 6 when those had been made.
+#: Held-out pairs that run only when `--only` names them: seeds 3 and 4 were first trained when the
+#: defaults of 0.1 had been chosen, seed 5 for the choices that came after, and seed 6 when those
+#: had been made.
 FURTHER = dict.fromkeys(REGIMES, (3, 4, 5, 6))
 #: Held-out pairs, except for long-0, start from zero-shot models of their own.
 ZEROSHOT_SEEDS = {1: 1, 2: 1, 3: 2, 4: 2, 5: 3, 6: 3}
@@ -51,12 +53,16 @@ def emoji_shift(folder: Path, quick: bool = False) -> Shift:
     labels = torch.arange(len(names))
     every = {vendor: Source(glyphs[vendor], labels) for vendor in (*PRETRAINED, *UNSEEN)}
     seen = [every[vendor] for vendor in PRETRAINED]
-    seen += [Source(glyphs[vendor][start::2], labels[start::2]) for vendor, start in HALF_SEEN.items()]
+    seen += [
+        Source(glyphs[vendor][start::2], labels[start::2]) for vendor, start in HALF_SEEN.items()
+    ]
     ood = {vendor: _half(glyphs[vendor], labels, 1 - start) for vendor, start in HALF_SEEN.items()}
     return Shift(
         name=ABOUT.name,
         folders=names,
-        pretraining=Source(torch.cat([each.pixels for each in seen]), torch.cat([each.labels for each in seen])),
+        pretraining=Source(
+            torch.cat([each.pixels for each in seen]), torch.cat([each.labels for each in seen])
+        ),
         finetuning=Source(glyphs[FINETUNED], labels),
         calibration=Source(glyphs[FINETUNED], labels, copies=2),
         test=Source(glyphs[FINETUNED], labels, copies=2),

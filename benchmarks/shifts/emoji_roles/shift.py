@@ -1,7 +1,8 @@
-"""The emoji again, with every vendor in another role, with other classes, and with calibration pictures already seen.
+"""The emoji again, with every vendor in another role, with other classes, and with calibration
+pictures already seen.
 
-Fine-tuning learns a fixed set of pictures, and recipes are calibrated on some of these same pictures, as happens if
-nobody has set images aside.
+Fine-tuning learns a fixed set of pictures, and recipes are calibrated on some of these same
+pictures, as happens if nobody has set images aside.
 """
 
 from __future__ import annotations
@@ -46,8 +47,12 @@ def emoji_roles(folder: Path, quick: bool = False) -> Shift:
     labels = torch.arange(len(names))
     seen = [(glyphs[vendor], labels) for vendor in PRETRAINED]
     seen += [(glyphs[vendor][start::2], labels[start::2]) for vendor, start in HALF_SEEN.items()]
-    ood = {vendor: labels[1 - start :: 2] for vendor, start in HALF_SEEN.items()} | dict.fromkeys(UNSEEN, labels)
-    pretraining = Source(torch.cat([pixels for pixels, _ in seen]), torch.cat([shown for _, shown in seen]))
+    ood = {vendor: labels[1 - start :: 2] for vendor, start in HALF_SEEN.items()} | dict.fromkeys(
+        UNSEEN, labels
+    )
+    pretraining = Source(
+        torch.cat([pixels for pixels, _ in seen]), torch.cat([shown for _, shown in seen])
+    )
     taught = {drawing.numpy().tobytes() for drawing in (*pretraining.pixels, *glyphs[FINETUNED])}
     ood = {vendor: _others(glyphs[vendor], kept, taught) for vendor, kept in ood.items()}
     return Shift(
@@ -57,7 +62,10 @@ def emoji_roles(folder: Path, quick: bool = False) -> Shift:
         finetuning=Source(glyphs[FINETUNED], labels),
         calibration=Source(glyphs[FINETUNED], labels, copies=_CALIBRATION),
         test=Source(glyphs[FINETUNED], labels, copies=2),
-        ood={vendor: Source(glyphs[vendor][kept], kept, copies=2, things=kept) for vendor, kept in ood.items()},
+        ood={
+            vendor: Source(glyphs[vendor][kept], kept, copies=2, things=kept)
+            for vendor, kept in ood.items()
+        },
         zeroshot=Pretraining(steps=2000, width=64, vision_layers=4),
         zeroshot_seeds=ZEROSHOT_SEEDS,
         stills=_STILLS,
@@ -65,5 +73,6 @@ def emoji_roles(folder: Path, quick: bool = False) -> Shift:
 
 
 def _others(pixels: Tensor, labels: Tensor, taught: set[bytes]) -> Tensor:
-    """Leave out drawings that training shows: for some buttons, a vendor's black drawing is also its coloured one."""
+    """Leave out drawings that training shows: for some buttons, a vendor's black drawing is also
+    its coloured one."""
     return labels[[pixels[label].numpy().tobytes() not in taught for label in labels]]

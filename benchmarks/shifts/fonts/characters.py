@@ -1,7 +1,8 @@
 """The characters that are classes, and their names.
 
-Every drawing is scaled to the same size, so of characters that then look alike in many typefaces only one is used:
-small c but not capital C, the digit zero but no letter o, no Cyrillic or Greek letter that looks like a Latin one.
+Every drawing is scaled to the same size, so of characters that then look alike in many typefaces
+only one is used: small c but not capital C, the digit zero but no letter o, no Cyrillic or Greek
+letter that looks like a Latin one.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ _FILLERS = ("LATIN", "LETTER", "WITH", "SIGN", "MARK", "AND", "POINTING", "VULGA
 
 
 def class_folder(character: str) -> str:
-    """Shorten a character's Unicode name to a class folder, which reads as a caption once `_` is a space.
+    """Shorten a character's Unicode name to a class folder, which reads as a caption once `_` is a
+    space.
 
     Example:
         >>> class_folder("é"), class_folder("Ж"), class_folder("½")

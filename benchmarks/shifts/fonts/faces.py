@@ -1,7 +1,8 @@
 """Typefaces and their characters as drawings, from packages that are fetched by name.
 
-A *face* is one weight of one typeface, spelled ``lora`` or, if it is not the regular one, ``lora-700``. Nothing of
-the packages is kept in the repository; each carries its own licence (OFL, Apache or the Ubuntu font licence).
+A *face* is one weight of one typeface, spelled ``lora`` or, if it is not the regular one,
+``lora-700``. Nothing of the packages is kept in the repository; each carries its own licence (OFL,
+Apache or the Ubuntu font licence).
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ if TYPE_CHECKING:
     from PIL.ImageFont import FreeTypeFont
     from torch import Tensor
 
-#: Side of a drawing in pixels: twice the model's, so that it can be rotated and shrunk without aliasing.
+#: Side of a drawing in pixels: twice the model's, so that it can be rotated and shrunk without
+#: aliasing.
 SIZE = 64
 #: Longer side of a character in a drawing.
 _INK = 54
@@ -56,7 +58,10 @@ class Face:
         pattern = f"files/{name}-*-{weight}-normal.woff"
         self.files = package.read(sorted(file for file in package.names if fnmatch(file, pattern)))
         if not self.files:
-            raise DataError(f"{package.archive}: no {name} of weight {weight}; name another weight, or another face")
+            raise DataError(
+                f"{package.archive}: no {name} of weight {weight}; name another weight, or another"
+                " face"
+            )
 
     @cached_property
     def file_of(self) -> dict[str, str]:
@@ -89,7 +94,9 @@ class Face:
             raise DataError(f"{self.file_of[character]}: nothing is seen of {character!r}")
         cover = cover.crop(box)
         scale = _INK / max(cover.size)
-        cover = cover.resize([max(1, round(side * scale)) for side in cover.size], Image.Resampling.LANCZOS)
+        cover = cover.resize(
+            [max(1, round(side * scale)) for side in cover.size], Image.Resampling.LANCZOS
+        )
         canvas = Image.new("L", (SIZE, SIZE))
         canvas.paste(cover, ((SIZE - cover.width) // 2, (SIZE - cover.height) // 2))
         alpha = torch.from_numpy(np.asarray(canvas).copy())
@@ -98,7 +105,9 @@ class Face:
     def _font(self, file: str) -> FreeTypeFont:
         from PIL import ImageFont
 
-        return ImageFont.truetype(io.BytesIO(self.files[file]), _DRAWN_AT, layout_engine=ImageFont.Layout.BASIC)
+        return ImageFont.truetype(
+            io.BytesIO(self.files[file]), _DRAWN_AT, layout_engine=ImageFont.Layout.BASIC
+        )
 
 
 def open_faces(faces: Iterable[str], folder: Path) -> dict[str, Face]:
@@ -108,12 +117,14 @@ def open_faces(faces: Iterable[str], folder: Path) -> dict[str, Face]:
     return {face: Face(face, packages[package_of(face)]) for face in wanted}
 
 
-def load_drawings(folder: Path, faces: Sequence[str], characters: str) -> dict[str, tuple[Tensor, Tensor]]:
+def load_drawings(
+    folder: Path, faces: Sequence[str], characters: str
+) -> dict[str, tuple[Tensor, Tensor]]:
     """Draw every character of every face, or read earlier drawings.
 
     Returns:
-        For each face the drawings, RGBA of 8 bits, shape (N, 4, SIZE, SIZE), and their indices in ``characters``, shape
-        (N,), ascending.
+        For each face the drawings, RGBA of 8 bits, shape (N, 4, SIZE, SIZE), and their indices in
+        ``characters``, shape (N,), ascending.
     """
     import torch
     from safetensors.torch import load_file, save_file
@@ -121,10 +132,14 @@ def load_drawings(folder: Path, faces: Sequence[str], characters: str) -> dict[s
     found = {}
     place = folder / f"drawings-{hashlib.sha256(characters.encode()).hexdigest()[:8]}"
     files = {face: place / f"{face}.safetensors" for face in faces}
-    opened = open_faces([face for face, kept in files.items() if not kept.is_file()], folder / "packages")
+    opened = open_faces(
+        [face for face, kept in files.items() if not kept.is_file()], folder / "packages"
+    )
     for face, kept in files.items():
         if face in opened:
-            places = [at for at, character in enumerate(characters) if character in opened[face].file_of]
+            places = [
+                at for at, character in enumerate(characters) if character in opened[face].file_of
+            ]
             pixels = torch.stack([opened[face].drawn(characters[at]) for at in places])
             place.mkdir(parents=True, exist_ok=True)
             scratch = kept.with_suffix(".part")

@@ -1,8 +1,10 @@
-"""The fonts shift: learn characters in many typefaces, fine-tune on signs, test on other typefaces in print.
+"""The fonts shift: learn characters in many typefaces, fine-tune on signs, test on other typefaces
+in print.
 
-Signs are clean sans serifs, most of them light on dark, of which pretraining sees few. No typeface has two roles.
-Because fine-tuning never sees the typefaces of calibration and of the ID test, ID accuracy says how well signs in
-general are read. Every typeface of an OOD source is new to every model; for three sources the whole style is new.
+Signs are clean sans serifs, most of them light on dark, of which pretraining sees few. No typeface
+has two roles. Because fine-tuning never sees the typefaces of calibration and of the ID test, ID
+accuracy says how well signs in general are read. Every typeface of an OOD source is new to every
+model; for three sources the whole style is new.
 """
 
 from __future__ import annotations
@@ -20,12 +22,43 @@ from benchmarks.shifts.fonts.faces import load_drawings
 from benchmarks.shifts.training import Pretraining
 
 PRETRAINED = (
-    *("noto-serif", "eb-garamond", "playfair-display", "pt-serif", "vollkorn", "alegreya", "lora-700", "cardo"),
-    *("roboto-slab", "bitter", "zilla-slab", "roboto-mono", "fira-mono", "cousine"),
-    *("pacifico", "marck-script", "neucha", "dancing-script", "indie-flower", "kalam", "patrick-hand", "mansalva"),
-    *("playpen-sans", "handlee", "courgette", "architects-daughter"),
-    *("comfortaa", "russo-one", "righteous", "fredoka", "lobster", "abril-fatface", "poiret-one", "yeseva-one"),
-    *("audiowide", "exo-2", "patua-one"),
+    "noto-serif",
+    "eb-garamond",
+    "playfair-display",
+    "pt-serif",
+    "vollkorn",
+    "alegreya",
+    "lora-700",
+    "cardo",
+    "roboto-slab",
+    "bitter",
+    "zilla-slab",
+    "roboto-mono",
+    "fira-mono",
+    "cousine",
+    "pacifico",
+    "marck-script",
+    "neucha",
+    "dancing-script",
+    "indie-flower",
+    "kalam",
+    "patrick-hand",
+    "mansalva",
+    "playpen-sans",
+    "handlee",
+    "courgette",
+    "architects-daughter",
+    "comfortaa",
+    "russo-one",
+    "righteous",
+    "fredoka",
+    "lobster",
+    "abril-fatface",
+    "poiret-one",
+    "yeseva-one",
+    "audiowide",
+    "exo-2",
+    "patua-one",
 )
 FINETUNED = ("open-sans", "roboto", "fira-sans", "inter")
 CALIBRATION = ("source-sans-3", "ubuntu", "manrope")

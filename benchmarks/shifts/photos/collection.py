@@ -18,7 +18,8 @@ from clipmerge.errors import DataError
 
 PACS = ("dog", "elephant", "guitar", "horse", "house")
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
-#: Tar file of each domain; PACS and CIFAR-10 hold CLASS/NAME.jpg, ImageNet one picture of each class in class order.
+#: Tar file of each domain; PACS and CIFAR-10 hold CLASS/NAME.jpg, ImageNet one picture of each
+#: class in class order.
 TARS = {
     "photo": "pacs-photo.tar",
     "art": "pacs-art.tar",
@@ -46,7 +47,8 @@ class Picture:
     data: bytes
 
     def pixels(self, size: int = SIZE) -> Tensor:
-        """RGB of 8 bits, shape (size, size, 3): the shorter side scaled, the centre cut out, as CLIP does."""
+        """RGB of 8 bits, shape (size, size, 3): the shorter side scaled, the centre cut out, as
+        CLIP does."""
         with Image.open(io.BytesIO(self.data)) as opened:
             image = opened.convert("RGB")
         scale = size / min(image.size)
@@ -58,27 +60,46 @@ class Picture:
 
 
 def load_collection(folder: Path, imagenet: Sequence[str]) -> list[Picture]:
-    """Read every picture; the order, and so the position of a picture, depends on the files alone."""
+    """Read every picture; the order, and so the position of a picture, depends on the files
+    alone."""
     found: list[Picture] = []
     for domain, name in TARS.items():
         if not (folder / name).is_file():
-            raise DataError(f"{folder}: has no {name}; benchmarks/README.md says which files the pictures come in")
+            raise DataError(
+                f"{folder}: has no {name}; benchmarks/README.md says which files the pictures"
+                " come in"
+            )
         read = _read(folder / name)
-        labels = list(imagenet) if domain == "imagenet" else [file.partition("/")[0] for file, _ in read]
+        labels = (
+            list(imagenet) if domain == "imagenet" else [file.partition("/")[0] for file, _ in read]
+        )
         if len(labels) != len(read):
-            raise DataError(f"{folder / name}: has {len(read)} pictures; expected one of each of {len(labels)} classes")
-        found += [Picture(domain, label, data) for label, (_, data) in zip(labels, read, strict=True)]
+            raise DataError(
+                f"{folder / name}: has {len(read)} pictures; expected one of each of {len(labels)}"
+                " classes"
+            )
+        found += [
+            Picture(domain, label, data) for label, (_, data) in zip(labels, read, strict=True)
+        ]
     return found
 
 
 def _read(file: Path) -> list[tuple[str, bytes]]:
     """Name and content of every file, by name."""
     with tarfile.open(file) as archive:
-        members = sorted((member for member in archive if member.isfile()), key=lambda member: member.name)
-        return [(member.name, opened.read()) for member in members if (opened := archive.extractfile(member))]
+        members = sorted(
+            (member for member in archive if member.isfile()), key=lambda member: member.name
+        )
+        return [
+            (member.name, opened.read())
+            for member in members
+            if (opened := archive.extractfile(member))
+        ]
 
 
-def alike_pixels(pictures: Sequence[Picture], least: float, block: int = 500) -> dict[tuple[int, int], float]:
+def alike_pixels(
+    pictures: Sequence[Picture], least: float, block: int = 500
+) -> dict[tuple[int, int], float]:
     """Correlation of thumbnails, mirrored ones too, for the pairs in which it is large."""
     small = [picture.pixels(2 * _THUMB).permute(2, 0, 1).float() for picture in pictures]
     thumbs = interpolate(torch.stack(small), (_THUMB, _THUMB), mode="area")
@@ -87,13 +108,18 @@ def alike_pixels(pictures: Sequence[Picture], least: float, block: int = 500) ->
     return _large(plain, (plain, mirrored), least, block)
 
 
-def alike_features(features: Tensor, least: float, block: int = 500) -> dict[tuple[int, int], float]:
-    """Cosine of centred features, shape (N, width), for the pairs in which it is large; see `alike_pixels`."""
+def alike_features(
+    features: Tensor, least: float, block: int = 500
+) -> dict[tuple[int, int], float]:
+    """Cosine of centred features, shape (N, width), for the pairs in which it is large; see
+    `alike_pixels`."""
     centred = normalize(features - features.mean(dim=0), dim=1)
     return _large(centred, (centred,), least, block)
 
 
-def _large(left: Tensor, right: Sequence[Tensor], least: float, block: int) -> dict[tuple[int, int], float]:
+def _large(
+    left: Tensor, right: Sequence[Tensor], least: float, block: int
+) -> dict[tuple[int, int], float]:
     found = {}
     for start in range(0, len(left), block):
         rows = left[start : start + block]
@@ -105,7 +131,8 @@ def _large(left: Tensor, right: Sequence[Tensor], least: float, block: int) -> d
 
 
 def grouped(count: int, pairs: Iterable[tuple[int, int]]) -> list[int]:
-    """Group of each of ``count`` pictures, if these pairs belong together: the position of one picture of the group."""
+    """Group of each of ``count`` pictures, if these pairs belong together: the position of one
+    picture of the group."""
     group = list(range(count))
 
     def of(at: int) -> int:

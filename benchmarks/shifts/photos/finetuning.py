@@ -40,9 +40,16 @@ class Regime:
 
 
 def finetune(
-    zeroshot: Path, how: Regime, seed: int, pixels: Tensor, labels: Tensor, classes: Sequence[str], folder: Path
+    zeroshot: Path,
+    how: Regime,
+    seed: int,
+    pixels: Tensor,
+    labels: Tensor,
+    classes: Sequence[str],
+    folder: Path,
 ) -> None:
-    """Fine-tune a model and write it, unless it exists; batch normalization and the temperature stay as they are.
+    """Fine-tune a model and write it, unless it exists; batch normalization and the temperature
+    stay as they are.
 
     Args:
         zeroshot: Folder of theta_0.
@@ -61,7 +68,9 @@ def finetune(
         model = load_model(zeroshot)
         model.visual.to(memory_format=torch.channels_last)
         _train(model, how, pixels, labels, prompts(classes))
-    save_model(model, json.loads((zeroshot / "open_clip_config.json").read_text(encoding="utf-8")), folder)
+    save_model(
+        model, json.loads((zeroshot / "open_clip_config.json").read_text(encoding="utf-8")), folder
+    )
     _LOG.info("%s: fine-tuned in %.0f s", folder.name, time.monotonic() - begin)
 
 
@@ -70,7 +79,9 @@ def _train(model: CLIP, how: Regime, pixels: Tensor, labels: Tensor, tokens: Ten
     learned = [value for name, value in towers.items() if how.text or name.startswith("visual.")]
     optimizer = torch.optim.AdamW(learned, lr=how.rate, weight_decay=0.05)
     steps = max(1, int(how.epochs * len(pixels) / how.batch))
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, how.rate, total_steps=max(2, steps), pct_start=0.1)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, how.rate, total_steps=max(2, steps), pct_start=0.1
+    )
     order = torch.cat([torch.randperm(len(pixels)) for _ in range(int(how.epochs) + 1)])
     with torch.no_grad():
         fixed = normalize(model.encode_text(tokens), dim=1)
@@ -78,7 +89,12 @@ def _train(model: CLIP, how: Regime, pixels: Tensor, labels: Tensor, tokens: Ten
         at = order[step * how.batch : (step + 1) * how.batch]
         images = _changed(as_input(pixels[at]))
         optimizer.zero_grad()
-        add_gradients(model, images, labels[at], normalize(model.encode_text(tokens), dim=1) if how.text else fixed)
+        add_gradients(
+            model,
+            images,
+            labels[at],
+            normalize(model.encode_text(tokens), dim=1) if how.text else fixed,
+        )
         optimizer.step()
         schedule.step()
 
@@ -92,7 +108,10 @@ def add_gradients(model: CLIP, images: Tensor, labels: Tensor, texts: Tensor) ->
         labels: Class of each.
         texts: Embeddings of the class prompts; the text tower gets gradients if they have any.
     """
-    scale, leaf = model.logit_scale.exp().detach(), texts.detach().requires_grad_(texts.requires_grad)
+    scale, leaf = (
+        model.logit_scale.exp().detach(),
+        texts.detach().requires_grad_(texts.requires_grad),
+    )
     for piece, right in zip(images.split(_PIECE), labels.split(_PIECE), strict=True):
         logits = scale * normalize(model.encode_image(piece), dim=1) @ leaf.T
         (cross_entropy(logits, right, reduction="sum") / len(images)).backward()

@@ -1,4 +1,5 @@
-"""Judge recipes as a user runs them: `merge` with its defaults, then the merged model on the test pictures."""
+"""Judge recipes as a user runs them: `merge` with its defaults, then the merged model on the test
+pictures."""
 
 from __future__ import annotations
 
@@ -32,12 +33,18 @@ def judged(pair: TrainedPair, contestant: Contestant, how: Evaluation) -> dict[s
             progress=Progress(),
         )
         seconds = time.perf_counter() - begin
-        request = replace(request_of(pair, how, (), (0.0, 1.0)), points={contestant.name: str(output)})
+        request = replace(
+            request_of(pair, how, (), (0.0, 1.0)), points={contestant.name: str(output)}
+        )
         swept_record, correct = swept(request)
     (row,) = swept_record["points"]
     right = {name: each[[row["point"]]] for name, each in correct.items()}
     assert result.record is not None  # one process alone
-    return row_of(contestant, row, right, request) | _said(result.record) | {"seconds": round(seconds, 1)}
+    return (
+        row_of(contestant, row, right, request)
+        | _said(result.record)
+        | {"seconds": round(seconds, 1)}
+    )
 
 
 def _said(record: MergeRecord) -> dict[str, Any]:

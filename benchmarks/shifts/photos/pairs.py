@@ -41,18 +41,28 @@ class Spec:
 
     @property
     def tuning(self) -> bool:
-        """Whether recipes may be tuned on it; paintings of seed 0 and two more were held out, until recipes lost."""
+        """Whether recipes may be tuned on it; paintings of seed 0 and two more were held out, until
+        recipes lost."""
         if self.target == "art":
             return self.seed == 0 and self.regime in _IMAGE_TOWER
-        return self.name in _LOST or (self.backbone == LITE0 and self.target in ("sketch", "cifar10"))
+        return self.name in _LOST or (
+            self.backbone == LITE0 and self.target in ("sketch", "cifar10")
+        )
 
 
 #: Pairs that were held out until a recipe gained nothing, or lost, and was changed.
 _LOST = ("aggressive-photo-1", "lite2-mild-sketch-0")
 
 
-def _specs(regimes: Sequence[str], targets: Sequence[str], seeds: Sequence[int], backbone: str) -> list[Spec]:
-    return [Spec(regime, target, seed, backbone) for seed in seeds for target in targets for regime in regimes]
+def _specs(
+    regimes: Sequence[str], targets: Sequence[str], seeds: Sequence[int], backbone: str
+) -> list[Spec]:
+    return [
+        Spec(regime, target, seed, backbone)
+        for seed in seeds
+        for target in targets
+        for regime in regimes
+    ]
 
 
 _IMAGE_TOWER = ("aggressive", "mild")
@@ -78,9 +88,14 @@ ABOUT = About(
 
 def chosen_pairs(wanted: Sequence[str]) -> list[Spec]:
     """The pairs that are wanted, in order."""
-    words = {spec: {spec.name, spec.group, spec.target, "tuning" if spec.tuning else "held-out"} for spec in PAIRS}
+    words = {
+        spec: {spec.name, spec.group, spec.target, "tuning" if spec.tuning else "held-out"}
+        for spec in PAIRS
+    }
     unknown = [name for name in wanted if not any(name in each for each in words.values())]
     if unknown:
         names = ", ".join(spec.name for spec in PAIRS)
-        raise UsageError(f"--only: no pair '{unknown[0]}' (tuning, held-out, a target, a regime, or {names})")
+        raise UsageError(
+            f"--only: no pair '{unknown[0]}' (tuning, held-out, a target, a regime, or {names})"
+        )
     return [spec for spec, each in words.items() if not wanted or each & set(wanted)]

@@ -16,8 +16,8 @@ from clipmerge.images.description import CLASS_NAMES, TEMPLATES
 #: PACS's domains, each a target and a shift of the others.
 PACS_DOMAINS = ("photo", "art", "sketch")
 TARGETS = (*PACS_DOMAINS, "cifar10")
-#: Shares of each class of a PACS domain: tested if it is the target; tested too where it is OOD; and seen, without
-#: labels, by our own zero-shot models.
+#: Shares of each class of a PACS domain: tested if it is the target; tested too where it is OOD;
+#: and seen, without labels, by our own zero-shot models.
 _TEST, _MIDDLE = 0.30, 0.35
 _CALIBRATION, _CALIBRATION_SHARE = 700, 0.45
 #: OOD test pictures of one domain.
@@ -64,11 +64,18 @@ class Dealer:
                 rng.shuffle(ours)
                 for place, group in enumerate(ours):
                     share = place / len(ours)
-                    part = "test" if share < _TEST else "middle" if share < _TEST + _MIDDLE else "unlabelled"
+                    part = (
+                        "test"
+                        if share < _TEST
+                        else "middle"
+                        if share < _TEST + _MIDDLE
+                        else "unlabelled"
+                    )
                     self._part.setdefault(group, part)
 
     def unlabelled(self) -> list[int]:
-        """Pictures that our own zero-shot models see without labels; of these only ImageNet's are tested too."""
+        """Pictures that our own zero-shot models see without labels; of these only ImageNet's are
+        tested too."""
         tested = {self.groups[at] for at in self._of("cifar10")}
         cifar10 = [at for at in self._of("cifar10-train") if self.groups[at] not in tested]
         random.Random(1).shuffle(cifar10)
@@ -79,7 +86,11 @@ class Dealer:
         """Deal out one target; seeds differ in fine-tuning and calibration."""
         photos = target != "cifar10"
         test = self._parts(target, "test") if photos else self._of("cifar10")
-        pool = self._parts(target, "middle", "unlabelled") if photos else self._apart(self._of("cifar10-train"), test)
+        pool = (
+            self._parts(target, "middle", "unlabelled")
+            if photos
+            else self._apart(self._of("cifar10-train"), test)
+        )
         if not photos:
             random.Random(7).shuffle(test)
             test = sorted(test[:_CIFAR10_TEST])
@@ -134,15 +145,22 @@ def _some(tested: list[int]) -> list[int]:
 
 
 def write_role(
-    folder: Path, pictures: Sequence[Picture], chosen: Sequence[int], classes: Sequence[str], template: str
+    folder: Path,
+    pictures: Sequence[Picture],
+    chosen: Sequence[int],
+    classes: Sequence[str],
+    template: str,
 ) -> None:
-    """Write pictures as a WebDataset with its class names and its prompt template, completely or not at all."""
+    """Write pictures as a WebDataset with its class names and its prompt template, completely or
+    not at all."""
     if folder.is_dir():
         return
     scratch = folder.with_name(f".{folder.name}")
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir(parents=True)
-    number = {name: classes.index(name) for name in classes}  # of a name that occurs twice the first, as models predict
+    number = {
+        name: classes.index(name) for name in classes
+    }  # of a name that occurs twice the first, as models predict
     with tarfile.open(scratch / "0.tar", "w") as archive:
         for at in chosen:
             add = _adder(archive, f"{at:05d}-0")

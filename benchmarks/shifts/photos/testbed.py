@@ -38,11 +38,15 @@ from benchmarks.shifts.photos.pairs import Spec
 from benchmarks.shifts.photos.roles import Dealer, Roles, write_role
 
 _LOG = logging.getLogger("benchmarks")
-REGIMES = {"aggressive": Regime(1e-3, 5), "mild": Regime(2e-4, 2), "both-towers": Regime(1e-3, 5, text=True)}
+REGIMES = {
+    "aggressive": Regime(1e-3, 5),
+    "mild": Regime(2e-4, 2),
+    "both-towers": Regime(1e-3, 5, text=True),
+}
 #: CIFAR-10 has more pictures, so it sees each less often.
 CIFAR10_REGIMES = {**REGIMES, "aggressive": Regime(5e-4, 1.5)}
-# A pair of pictures is alike if its features are, or if its features and its pixels nearly are; CIFAR-10's are too
-# small for features.
+# A pair of pictures is alike if its features are, or if its features and its pixels nearly are;
+# CIFAR-10's are too small for features.
 _ALIKE, _NEARLY_ALIKE, _ALIKE_CIFAR10 = 0.93, 0.90, 0.95
 #: ImageNet's names; two occur twice, and a model can only predict the first of them.
 IMAGENET = tuple(open_clip.IMAGENET_CLASSNAMES)
@@ -61,7 +65,9 @@ class Settings:
         imagenet: Names of the classes of ImageNet's samples.
     """
 
-    backbones: dict[str, Backbone] = field(default_factory=lambda: {each.name: each for each in (LITE0, LITE2)})
+    backbones: dict[str, Backbone] = field(
+        default_factory=lambda: {each.name: each for each in (LITE0, LITE2)}
+    )
     distillation: Distillation = field(default_factory=Distillation)
     regimes: dict[str, Regime] = field(default_factory=lambda: REGIMES)
     cifar10_regimes: dict[str, Regime] = field(default_factory=lambda: CIFAR10_REGIMES)
@@ -75,7 +81,8 @@ class Photos:
 
     Attributes:
         pictures_in: Folder of the tar files.
-        cache: Folder of the models and of the pictures in their roles; other settings have other folders in it.
+        cache: Folder of the models and of the pictures in their roles; other settings have other
+            folders in it.
         zeroshot: Ready zero-shot models by name of their backbone; the others are taught here.
         settings: Settings.
     """
@@ -108,14 +115,24 @@ class Photos:
         return hashed.hexdigest()[:8]
 
     def _groups(self) -> list[int]:
-        small = [at for at, picture in enumerate(self.pictures) if picture.domain.startswith("cifar10")]
-        large = [at for at, picture in enumerate(self.pictures) if not picture.domain.startswith("cifar10")]
-        features = alike_features(self._features(next(iter(self.settings.backbones.values())), large), _NEARLY_ALIKE)
+        small = [
+            at for at, picture in enumerate(self.pictures) if picture.domain.startswith("cifar10")
+        ]
+        large = [
+            at
+            for at, picture in enumerate(self.pictures)
+            if not picture.domain.startswith("cifar10")
+        ]
+        features = alike_features(
+            self._features(next(iter(self.settings.backbones.values())), large), _NEARLY_ALIKE
+        )
         pixels = alike_pixels([self.pictures[at] for at in large], _NEARLY_ALIKE)
         pairs = [(large[one], large[other]) for (one, other), cosine in features.items()
                  if cosine > _ALIKE or (one, other) in pixels]  # fmt: skip
         copies = alike_pixels([self.pictures[at] for at in small], _ALIKE_CIFAR10)
-        return grouped(len(self.pictures), [*pairs, *((small[one], small[other]) for one, other in copies)])
+        return grouped(
+            len(self.pictures), [*pairs, *((small[one], small[other]) for one, other in copies)]
+        )
 
     def _features(self, backbone: Backbone, chosen: Sequence[int]) -> Tensor:
         return features_of(backbone.classifier(), self._batches(chosen))
@@ -128,17 +145,22 @@ class Photos:
         return torch.stack([self.pictures[at].pixels(self.settings.size) for at in chosen])
 
     def make_zeroshot(self, name: str) -> Path:
-        """Folder of the zero-shot model with this backbone, taught here unless it is given or exists."""
+        """Folder of the zero-shot model with this backbone, taught here unless it is given or
+        exists."""
         if name in self.zeroshot:
             return self.zeroshot[name]
         backbone, how = self.settings.backbones[name], self.settings.distillation
-        folder = self.cache / f"zeroshot-{name}-{_digest(asdict(how), self.settings.size, self._digest)}"
+        folder = (
+            self.cache / f"zeroshot-{name}-{_digest(asdict(how), self.settings.size, self._digest)}"
+        )
         with locked(self.cache / f".{folder.name}.lock"):
             if not folder.is_dir():
                 seen = self.dealer.unlabelled()
                 _LOG.info("%s: teaching names by %d pictures", folder.name, len(seen))
                 features = self._features(backbone, seen)
-                make_zeroshot(backbone, features, self.settings.imagenet, how, folder, self.settings.size)
+                make_zeroshot(
+                    backbone, features, self.settings.imagenet, how, folder, self.settings.size
+                )
         return folder
 
     def make_pair(self, spec: Spec) -> TrainedPair:
@@ -146,9 +168,13 @@ class Photos:
         torch.set_num_threads(1)
         zeroshot = self.make_zeroshot(spec.backbone)
         roles = self.dealer.deal(spec.target, spec.seed)
-        regimes = self.settings.cifar10_regimes if spec.target == "cifar10" else self.settings.regimes
+        regimes = (
+            self.settings.cifar10_regimes if spec.target == "cifar10" else self.settings.regimes
+        )
         how = regimes[spec.regime]
-        told = _digest(asdict(how), zeroshot.name, weights_digest(zeroshot), self._digest, roles.finetuning)
+        told = _digest(
+            asdict(how), zeroshot.name, weights_digest(zeroshot), self._digest, roles.finetuning
+        )
         finetuned = self.cache / f"{spec.name}-{told}"
         with locked(self.cache / f".{finetuned.name}.lock"):
             if not finetuned.is_dir():
@@ -175,7 +201,10 @@ class Photos:
         """The pictures of one pair in their roles; pairs of one target and seed share them."""
         chosen = {"calibration": roles.calibration, "test": roles.test}
         chosen |= {f"ood-{name}": tested for name, tested in roles.ood.items()}
-        folder = self.cache / f"pictures-{spec.target}-{spec.seed}-{_digest(chosen, TEMPLATE, self._digest)}"
+        folder = (
+            self.cache
+            / f"pictures-{spec.target}-{spec.seed}-{_digest(chosen, TEMPLATE, self._digest)}"
+        )
         with locked(self.cache / f".{folder.name}.lock"):
             for name, positions in chosen.items():
                 classes = self.settings.imagenet if name == "ood-imagenet" else roles.classes

@@ -1,1 +1,3 @@
-"""Published pairs and data sets as benchmarks: one YAML file per family of suites, in ``files/``."""
+"""Published pairs and data sets as benchmarks: one YAML file per family of suites, in
+``files/``.
+"""

@@ -1,4 +1,6 @@
-"""The cost of a suite before it is run: bytes to download, forward passes, and the time that they take here."""
+"""The cost of a suite before it is run: bytes to download, forward passes, and the time that they
+take here.
+"""
 
 from __future__ import annotations
 
@@ -20,14 +22,21 @@ _SHARE = 0.4
 _SIDE, _SECONDS = 1024, 0.3
 
 
-def cost_of(suite: Suite, *, recipes: int, alphas: int, limit: int | None, device: str) -> dict[str, Any]:
-    """Look up what a suite downloads, and estimate how long its evaluation takes, without recipes that learn."""
+def cost_of(
+    suite: Suite, *, recipes: int, alphas: int, limit: int | None, device: str
+) -> dict[str, Any]:
+    """Look up what a suite downloads, and estimate how long its evaluation takes, without recipes
+    that learn.
+    """
     checkpoints = {str(end): end for pair in suite.pairs for end in (pair.zeroshot, pair.finetuned)}
     evaluated = [source for pair in suite.pairs for source in pair.sources.values()]
     measured = [pair.data for pair in suite.pairs if pair.data]
     splits = {source: _split(source) for source in dict.fromkeys([*evaluated, *measured])}
     downloads = [*map(_checkpoint, checkpoints.values()), *splits.values()]
-    counts = [[count for count in (splits[source].images, limit) if count is not None] for source in evaluated]
+    counts = [
+        [count for count in (splits[source].images, limit) if count is not None]
+        for source in evaluated
+    ]
     images = _sum(min(known, default=None) for known in counts)
     passes = None if images is None else images * (alphas + recipes)
     speed = flops_per_second(device) * _SHARE
@@ -59,7 +68,9 @@ def _checkpoint(checkpoint: str | Release) -> Download:
     if isinstance(checkpoint, Release):
         size = checkpoint.size or size_of(checkpoint)
         problem = None if size else "the server does not state its size, or cannot be reached"
-        return Download(what=checkpoint.url, bytes=size, cached=path_of(checkpoint).is_file(), problem=problem)
+        return Download(
+            what=checkpoint.url, bytes=size, cached=path_of(checkpoint).is_file(), problem=problem
+        )
     hub_id = parse_hub_id(checkpoint)
     if hub_id is None:
         return Download(what=checkpoint, bytes=0, cached=True)
@@ -84,7 +95,9 @@ def _split(source: str) -> Download:
         return Download(what=address, problem=str(error), images=known)
 
 
-def _files(what: str, snapshot: Snapshot, names: Sequence[str], images: int | None = None) -> Download:
+def _files(
+    what: str, snapshot: Snapshot, names: Sequence[str], images: int | None = None
+) -> Download:
     """The download of some files of the Hub, if they are not here."""
     if not snapshot.missing(names):
         return Download(what=what, bytes=0, cached=True, images=images)
@@ -98,7 +111,11 @@ def _images_on_card(card: dict[str, Any], split: str) -> int | None:
     for config in info if isinstance(info, list) else [info]:
         splits = config.get("splits") if isinstance(config, dict) else None
         for entry in splits if isinstance(splits, list) else []:
-            count = entry.get("num_examples") if isinstance(entry, dict) and entry.get("name") == split else None
+            count = (
+                entry.get("num_examples")
+                if isinstance(entry, dict) and entry.get("name") == split
+                else None
+            )
             if isinstance(count, int):
                 return count
     return None

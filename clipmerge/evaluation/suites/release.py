@@ -1,7 +1,9 @@
-"""Release files: fetched by address, resumed where a download stopped, checked, and given the configuration they lack.
+"""Release files: fetched by address, resumed where a download stopped, checked, and given the
+configuration they lack.
 
-Model soups and WiSE-FT save OpenAI's CLIP without its text tower and with a classification head; the architecture of
-the vision tower follows from the shapes. OpenAI's models use QuickGELU and heads of 64 channels.
+Model soups and WiSE-FT save OpenAI's CLIP without its text tower and with a classification head;
+the architecture of the vision tower follows from the shapes. OpenAI's models use QuickGELU and
+heads of 64 channels.
 """
 
 from __future__ import annotations
@@ -45,21 +47,29 @@ def path_of(release: Release) -> Path:
 
 
 def fetch_release(release: Release, progress: Progress) -> Path:
-    """Download a release file unless it is here, from where a download stopped, and check its size and hash."""
+    """Download a release file unless it is here, from where a download stopped, and check its size
+    and hash.
+    """
     from filelock import FileLock
 
     path = path_of(release)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(path.with_name(f"{path.name}.lock")):  # several processes of one run may need the same file
+    with FileLock(
+        path.with_name(f"{path.name}.lock")
+    ):  # several processes of one run may need the same file
         if not path.is_file():
             _download(release, path, progress)
         size, digest = path.stat().st_size, remembered_sha256(path)
-        expected = f"{release.size} bytes" if release.size not in (None, size) else f"sha256 {release.sha256}"
+        expected = (
+            f"{release.size} bytes"
+            if release.size not in (None, size)
+            else f"sha256 {release.sha256}"
+        )
         if release.size not in (None, size) or release.sha256 not in (None, digest):
             path.unlink()
             raise CheckpointError(
-                f"{release.url}: came with {size} bytes and sha256 {digest}, but {expected} is published; the file was "
-                "removed, run again"
+                f"{release.url}: came with {size} bytes and sha256 {digest}, but {expected} is"
+                " published; the file was removed, run again"
             )
     return path
 
@@ -77,7 +87,11 @@ def size_of(release: Release) -> int | None:
 
 def _address(release: Release) -> str:
     mirror = os.environ.get(MIRROR, "").rstrip("/")
-    return mirror + release.url.removeprefix(_GITHUB) if mirror and release.url.startswith(_GITHUB) else release.url
+    return (
+        mirror + release.url.removeprefix(_GITHUB)
+        if mirror and release.url.startswith(_GITHUB)
+        else release.url
+    )
 
 
 def _download(release: Release, path: Path, progress: Progress) -> None:
@@ -97,7 +111,10 @@ def _download(release: Release, path: Path, progress: Progress) -> None:
                     done += len(piece)
                     if done > LARGEST_RELEASE:
                         limit = f"{LARGEST_RELEASE >> 30} GiB"
-                        raise HubError(f"downloading {release.url}: it is larger than {limit}. Is it the right file?")
+                        raise HubError(
+                            f"downloading {release.url}: it is larger than {limit}. Is it the right"
+                            " file?"
+                        )
                     progress.advance(done, total or max(done, release.size or 0))
             if total is not None and done < total:
                 raise OSError(f"the connection broke after {done} of {total} bytes")
@@ -108,25 +125,33 @@ def _download(release: Release, path: Path, progress: Progress) -> None:
             f"downloading {release.url}: the server refused (HTTP {error.code}). Check the address."
         ) from None
     except (OSError, http.client.HTTPException) as error:
-        reason = " ".join(str(getattr(error, "reason", error)).split())[:160] or type(error).__name__
+        reason = (
+            " ".join(str(getattr(error, "reason", error)).split())[:160] or type(error).__name__
+        )
         raise HubError(
-            f"downloading {release.url}: {reason}. The part received is kept: check the connection and run again. "
-            f"{MIRROR} names a mirror."
+            f"downloading {release.url}: {reason}. The part received is kept: check the connection"
+            f" and run again. {MIRROR} names a mirror."
         ) from None
     part.replace(path)
 
 
 def write_config(file: Path) -> None:
-    """Write ``open_clip_config.json`` beside a release file; refuse a file that is not OpenAI's ViT with a head."""
+    """Write ``open_clip_config.json`` beside a release file; refuse a file that is not OpenAI's ViT
+    with a head.
+    """
     entries = open_checkpoint(str(file)).entries
     try:
-        model = _model_config({key.removeprefix("model."): entry.shape for key, entry in entries.items()})
+        model = _model_config(
+            {key.removeprefix("model."): entry.shape for key, entry in entries.items()}
+        )
     except (KeyError, ValueError, ZeroDivisionError) as error:
         raise CheckpointError(
             f"{file}: is not a ViT of OpenAI's CLIP with a head ({error}); is it the right file?"
         ) from None
     config = {"model_cfg": model, "preprocess_cfg": {"mean": _MEAN, "std": _STD}}
-    (file.parent / OPEN_CLIP_CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    (file.parent / OPEN_CLIP_CONFIG).write_text(
+        json.dumps(config, indent=2) + "\n", encoding="utf-8"
+    )
 
 
 def _model_config(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:

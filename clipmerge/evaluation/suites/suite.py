@@ -1,4 +1,6 @@
-"""A suite: pairs of checkpoints, the images to evaluate them on, and the figures that others published."""
+"""A suite: pairs of checkpoints, the images to evaluate them on, and the figures that others
+published.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,9 @@ class Release(Frozen):
 
 
 class Published(Frozen):
-    """Accuracy in per cent by source of images, as published; ``alpha`` if the model is a point of the curve."""
+    """Accuracy in per cent by source of images, as published; ``alpha`` if the model is a point of
+    the curve.
+    """
 
     point: str
     source: str
@@ -46,7 +50,9 @@ class Published(Frozen):
 
 
 class Pair(Frozen):
-    """Two checkpoints, the images to evaluate them on by name, and ``data``, the images that recipes measure on."""
+    """Two checkpoints, the images to evaluate them on by name, and ``data``, the images that
+    recipes measure on.
+    """
 
     zeroshot: str | Release
     finetuned: str | Release
@@ -64,14 +70,20 @@ class Pair(Frozen):
     def expected(self) -> dict[str, float]:
         """Published zero-shot accuracy in per cent, by ID source."""
         zeroshot = [figures for figures in self.published if figures.alpha == 0.0]
-        return {name: value for figures in zeroshot for name, value in figures.accuracy.items() if name in self.id}
+        return {
+            name: value
+            for figures in zeroshot
+            for name, value in figures.accuracy.items()
+            if name in self.id
+        }
 
 
 class Suite(Frozen):
     """A benchmark.
 
-    ``gflops`` is the cost of one forward pass of one image in 10^9 operations, ``tolerance`` the points by which
-    zero-shot accuracy may differ from the published figure, ``notes`` are conventions and reservations.
+    ``gflops`` is the cost of one forward pass of one image in 10^9 operations, ``tolerance`` the
+    points by which zero-shot accuracy may differ from the published figure, ``notes`` are
+    conventions and reservations.
     """
 
     name: str
@@ -87,7 +99,13 @@ class Suite(Frozen):
 
 def suite_names() -> tuple[str, ...]:
     """Names of the shipped suites, sorted."""
-    return tuple(sorted(f"{file.stem}{suffix}" for file in _FILES.glob("*.yaml") for suffix in _sizes(_read(file))))
+    return tuple(
+        sorted(
+            f"{file.stem}{suffix}"
+            for file in _FILES.glob("*.yaml")
+            for suffix in _sizes(_read(file))
+        )
+    )
 
 
 def load_suite(name: str) -> Suite:
@@ -107,14 +125,18 @@ def _suite(file: Path, name: str, suffix: str) -> Suite:
     data = _read(file)
     sizes = data.pop("sizes", {})
     if sizes and suffix not in sizes:
-        raise RecipeError(f"{file}: its sizes are {', '.join(map(repr, sizes))}; give one of them the name ''")
+        raise RecipeError(
+            f"{file}: its sizes are {', '.join(map(repr, sizes))}; give one of them the name ''"
+        )
     data |= sizes.get(suffix) or {}
     of_pairs = {key: data.pop(key) for key in _OF_PAIRS if key in data}
     pairs = data.pop("pairs", [{}])
     if not isinstance(pairs, list) or not all(isinstance(pair, dict) for pair in pairs):
         raise RecipeError(f"{file}: pairs: expected a list of pairs")
     try:
-        return Suite.model_validate({**data, "name": name, "pairs": [of_pairs | pair for pair in pairs]})
+        return Suite.model_validate(
+            {**data, "name": name, "pairs": [of_pairs | pair for pair in pairs]}
+        )
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the file"

@@ -49,8 +49,11 @@ def environment(hub: FakeHub, folder: Path) -> dict[str, str]:
     }
 
 
-def upload(hub: FakeHub, repo_id: str, files: dict[str, bytes] | Path, *, kind: str = "model") -> str:
-    """Create a model or a dataset with these files, or a folder's, through the real client; return the commit's sha."""
+def upload(
+    hub: FakeHub, repo_id: str, files: dict[str, bytes] | Path, *, kind: str = "model"
+) -> str:
+    """Create a model or a dataset with these files, or a folder's, through the real client; return
+    the commit's sha."""
     api = HfApi(endpoint=hub.url, token=hub.token)
     api.create_repo(repo_id, exist_ok=True, repo_type=kind)
     operations = [CommitOperationAdd(path, data) for path, data in contents(files).items()]
@@ -61,7 +64,11 @@ def upload(hub: FakeHub, repo_id: str, files: dict[str, bytes] | Path, *, kind: 
 
 
 def contents(files: dict[str, bytes] | Path) -> dict[str, bytes]:
-    return files if isinstance(files, dict) else {file.name: file.read_bytes() for file in files.iterdir()}
+    return (
+        files
+        if isinstance(files, dict)
+        else {file.name: file.read_bytes() for file in files.iterdir()}
+    )
 
 
 def put(hub: FakeHub, repo_id: str, files: dict[str, bytes] | Path, *, kind: str = "model") -> None:

@@ -14,23 +14,36 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from tests.support.hub_double.store import LFS_SUFFIXES, Commit, Entry, Fault, Refusal, Repo, git_oid
+from tests.support.hub_double.store import (
+    LFS_SUFFIXES,
+    Commit,
+    Entry,
+    Fault,
+    Refusal,
+    Repo,
+    git_oid,
+)
 
 if TYPE_CHECKING:
     from tests.support.hub_double.server import FakeHub
 
 CHUNK = 1 << 20
 FRONT_MATTER = re.compile(r"\s*---\s*\n(.*?)\n---", re.S)
-GITATTRIBUTES = b"*.safetensors filter=lfs diff=lfs merge=lfs -text\n*.bin filter=lfs diff=lfs merge=lfs -text\n"
+GITATTRIBUTES = (
+    b"*.safetensors filter=lfs diff=lfs merge=lfs -text\n*.bin filter=lfs diff=lfs merge=lfs"
+    b" -text\n"
+)
 
 
 def kind_of(prefix: str | None) -> str:
-    """Turn the URL prefix of a download (``datasets/``, none for models) into the repository type."""
+    """Turn the URL prefix of a download (``datasets/``, none for models) into the repository
+    type."""
     return (prefix or "models/").rstrip("/")[:-1]
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Dispatches a request, after any fault that waits for it; a server sets ``hub`` on a subclass of its own."""
+    """Dispatches a request, after any fault that waits for it; a server sets ``hub`` on a subclass
+    of its own."""
 
     protocol_version = "HTTP/1.1"  # keep-alive, so every answer needs a Content-Length
     disable_nagle_algorithm = True  # headers and body are two writes: 40 ms apart with it
@@ -68,7 +81,8 @@ class Handler(BaseHTTPRequestHandler):
         return json.loads(self.read_body() or b"{}")
 
     def record(self, status: int) -> None:
-        """Log the request, once, before its answer goes out: the client may look at the log right after."""
+        """Log the request, once, before its answer goes out: the client may look at the log right
+        after."""
         if not self.recorded:
             self.hub.log.append((self.command, self.path, status))
         self.recorded = True
@@ -106,7 +120,9 @@ class Handler(BaseHTTPRequestHandler):
     def require_writer(self, namespace: str) -> None:
         token = self.caller(required=True)
         if token in self.hub.read_only_tokens or namespace not in (self.hub.user, *self.hub.orgs):
-            rights = f'You don\'t have the rights to create a model under the namespace "{namespace}"'
+            rights = (
+                f'You don\'t have the rights to create a model under the namespace "{namespace}"'
+            )
             raise Refusal(403, rights)
 
     def repo(self, kind: str, repo_id: str) -> Repo:
@@ -143,8 +159,12 @@ class Handler(BaseHTTPRequestHandler):
         commit = self.commit_at(repo, revision or "main")
         card = self._card(commit.tree.get("README.md"))
         described = {
-            **{"id": repo.id, "sha": commit.oid, "private": repo.private, "gated": False},
-            **{"tags": card.get("tags", []), "cardData": card},
+            "id": repo.id,
+            "sha": commit.oid,
+            "private": repo.private,
+            "gated": False,
+            "tags": card.get("tags", []),
+            "cardData": card,
             "siblings": [self._sibling(path, entry) for path, entry in sorted(commit.tree.items())],
         }
         self.answer(200, described)
@@ -169,12 +189,19 @@ class Handler(BaseHTTPRequestHandler):
         """List files and folders at any depth."""
         commit = self.commit_at(self.repo(kind, repo_id), revision)
         within = f"{path}/" if path else ""
-        files = {name: entry for name, entry in sorted(commit.tree.items()) if name.startswith(within)}
+        files = {
+            name: entry for name, entry in sorted(commit.tree.items()) if name.startswith(within)
+        }
         if path and not files:
-            raise Refusal(404, f'{path} does not exist on "{revision}"', "EntryNotFound", commit.oid)
+            raise Refusal(
+                404, f'{path} does not exist on "{revision}"', "EntryNotFound", commit.oid
+            )
         folders = {str(parent) for name in files for parent in PurePosixPath(name).parents} - {"."}
         described = [entry.as_json(name) for name, entry in files.items()]
-        described += [{"type": "directory", "oid": git_oid(b""), "size": 0, "path": each} for each in sorted(folders)]
+        described += [
+            {"type": "directory", "oid": git_oid(b""), "size": 0, "path": each}
+            for each in sorted(folders)
+        ]
         self.answer(200, described)
 
     def download(self, repo_id: str, revision: str, path: str, prefix: str | None = None) -> None:
@@ -247,7 +274,9 @@ class Handler(BaseHTTPRequestHandler):
         url = f"{self.hub.url}/{'' if kind == 'model' else kind + 's/'}{repo_id}"
         with self.hub.lock:
             if (kind, repo_id) in self.hub.repos:
-                return self.answer(409, {"error": "You already created this model repo", "url": url})
+                return self.answer(
+                    409, {"error": "You already created this model repo", "url": url}
+                )
             repo = Repo(repo_id, kind, private=asked.get("visibility") == "private")
             self.hub.repos[kind, repo_id] = repo
             first = self.hub.keep(GITATTRIBUTES)
@@ -257,7 +286,9 @@ class Handler(BaseHTTPRequestHandler):
     def make_branch(self, kind: str, repo_id: str, name: str) -> None:
         asked, repo = self.read_json(), self.repo(kind, repo_id)
         self.require_writer(repo_id.split("/")[0])
-        repo.refs[f"refs/heads/{name}"] = self.commit_at(repo, asked.get("startingPoint", "main")).oid
+        repo.refs[f"refs/heads/{name}"] = self.commit_at(
+            repo, asked.get("startingPoint", "main")
+        ).oid
         self.answer(200)
 
     def preupload(self, kind: str, repo_id: str, revision: str) -> None:
@@ -271,7 +302,11 @@ class Handler(BaseHTTPRequestHandler):
             path, binary = file["path"], b"\0" in base64.b64decode(file["sample"])
             large = path.endswith(LFS_SUFFIXES) or file["size"] > 10 << 20 or binary
             known = commit.tree.get(path)
-            described = {"path": path, "uploadMode": "lfs" if large else "regular", "shouldIgnore": False}
+            described = {
+                "path": path,
+                "uploadMode": "lfs" if large else "regular",
+                "shouldIgnore": False,
+            }
             files.append({**described, "oid": (known.lfs or known.oid) if known else None})
         self.answer(200, {"files": files, "commitOid": commit.oid})
 
@@ -287,7 +322,9 @@ class Handler(BaseHTTPRequestHandler):
         if self.hub.lfs_path(oid).exists():
             return item
         upload = {"href": f"{self.hub.url}/_lfs/{oid}"}
-        return item | {"actions": {"upload": upload, "verify": {"href": f"{self.hub.url}/_lfs/verify"}}}
+        return item | {
+            "actions": {"upload": upload, "verify": {"href": f"{self.hub.url}/_lfs/verify"}}
+        }
 
     def lfs_put(self, oid: str) -> None:
         partial = self.hub.lfs_path(f"{oid}.{threading.get_ident()}")
@@ -349,7 +386,9 @@ class Handler(BaseHTTPRequestHandler):
         path, _, query = self.path.partition("?")
         self.query = dict(urllib.parse.parse_qsl(query))
         try:
-            fault = next((fault for fault in self.hub.faults if fault.hits(self.command, path)), None)
+            fault = next(
+                (fault for fault in self.hub.faults if fault.hits(self.command, path)), None
+            )
             if fault is None or not self._fail(fault):
                 self._route(path)
         except Refusal as refusal:
@@ -384,7 +423,11 @@ class Handler(BaseHTTPRequestHandler):
         method = "GET" if self.command == "HEAD" else self.command
         for verb, pattern, route in ROUTES:
             if verb == method and (match := pattern.fullmatch(path)):
-                named = {key: urllib.parse.unquote(value) for key, value in match.groupdict().items() if value}
+                named = {
+                    key: urllib.parse.unquote(value)
+                    for key, value in match.groupdict().items()
+                    if value
+                }
                 return route(self, **named)
         raise Refusal(404, "Sorry, we can't find the page you are looking for.")
 

@@ -11,11 +11,20 @@ from pathlib import Path
 from typing import Any, Self
 
 from tests.support.hub_double.routes import Handler
-from tests.support.hub_double.store import Entry, Fault, Refusal, Repo, git_oid, lfs_pointer, xet_hashes
+from tests.support.hub_double.store import (
+    Entry,
+    Fault,
+    Refusal,
+    Repo,
+    git_oid,
+    lfs_pointer,
+    xet_hashes,
+)
 
 
 class Server(ThreadingHTTPServer):
-    """Says nothing of clients that gave up: what it printed would be in the next command's stderr."""
+    """Says nothing of clients that gave up: what it printed would be in the next command's
+    stderr."""
 
     daemon_threads = True
 
@@ -60,7 +69,8 @@ class FakeHub:
                 connection.shutdown(socket.SHUT_RDWR)
 
     def fail(self, method: str, path: str, **what: Any) -> Fault:
-        """Inject a fault for the next requests whose method and path (a regex) match; see ``Fault``."""
+        """Inject a fault for the next requests whose method and path (a regex) match; see
+        ``Fault``."""
         fault = Fault(method, path, **what)
         self.faults.append(fault)
         return fault
@@ -90,7 +100,11 @@ class FakeHub:
 
     def keep_large(self, oid: str, size: int) -> Entry:
         """Return the tree entry of a large file that was uploaded."""
-        xet = xet_hashes(Path(self.xet_cas.removeprefix("local://"))).get(oid) if self.xet_cas else None
+        xet = (
+            xet_hashes(Path(self.xet_cas.removeprefix("local://"))).get(oid)
+            if self.xet_cas
+            else None
+        )
         target = self.lfs_path(oid)
         if xet and not target.exists():
             self._rebuild(xet, size, target)

@@ -19,18 +19,24 @@ def git_oid(data: bytes) -> str:
 
 def lfs_pointer(sha256: str, size: int) -> bytes:
     """Write the text that git stores in place of a large file."""
-    return f"version https://git-lfs.github.com/spec/v1\noid sha256:{sha256}\nsize {size}\n".encode()
+    return (
+        f"version https://git-lfs.github.com/spec/v1\noid sha256:{sha256}\nsize {size}\n".encode()
+    )
 
 
 def xet_hashes(cas_folder: Path) -> dict[str, str]:
-    """Map sha256 to Xet file hash, read from the shards that hf_xet wrote to a ``local://`` store."""
+    """Map sha256 to Xet file hash, read from the shards that hf_xet wrote to a ``local://``
+    store."""
 
     def text(digest: bytes) -> str:  # a MerkleHash prints as four little-endian u64
         return "".join(f"{word:016x}" for word in struct.unpack("<4Q", digest))
 
     found = {}
     for shard in cas_folder.rglob("xorbs/shards/*.mdb"):
-        data, at = shard.read_bytes(), 48  # the header: 32 bytes of tag, 8 of version, 8 of footer size
+        data, at = (
+            shard.read_bytes(),
+            48,
+        )  # the header: 32 bytes of tag, 8 of version, 8 of footer size
         while data[at : at + 32] != BOOKEND:
             file_hash = data[at : at + 32]
             flags, entries = struct.unpack("<II", data[at + 32 : at + 40])
@@ -44,7 +50,8 @@ def xet_hashes(cas_folder: Path) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Entry:
-    """One file of a tree; ``oid`` is the git blob's (the pointer's for LFS), ``lfs`` the content's sha256."""
+    """One file of a tree; ``oid`` is the git blob's (the pointer's for LFS), ``lfs`` the content's
+    sha256."""
 
     oid: str
     size: int
@@ -53,7 +60,12 @@ class Entry:
 
     def as_json(self, path: str) -> dict[str, Any]:
         """Describe the file as the tree and paths-info routes do."""
-        described: dict[str, Any] = {"type": "file", "oid": self.oid, "size": self.size, "path": path}
+        described: dict[str, Any] = {
+            "type": "file",
+            "oid": self.oid,
+            "size": self.size,
+            "path": path,
+        }
         if self.lfs:
             described["lfs"] = {"oid": self.lfs, "size": self.size, "pointerSize": 134}
         if self.xet:
@@ -72,7 +84,8 @@ class Commit:
 
 @dataclass
 class Repo:
-    """A repository: full ref names (``refs/heads/main``, ``refs/pr/1``) to commit ids, ids to commits."""
+    """A repository: full ref names (``refs/heads/main``, ``refs/pr/1``) to commit ids, ids to
+    commits."""
 
     id: str
     type: str
@@ -103,10 +116,12 @@ class Repo:
 
 @dataclass
 class Fault:
-    """What happens to the next ``times`` requests that match; the first fault that matches is applied.
+    """What happens to the next ``times`` requests that match; the first fault that matches is
+    applied.
 
-    ``status=0`` only waits ``delay`` seconds. ``cut_after`` reads so many bytes of the request and closes
-    the socket; ``cut_response`` sends so many bytes of a file; ``lose_answer`` works, then is silent.
+    ``status=0`` only waits ``delay`` seconds. ``cut_after`` reads so many bytes of the request and
+    closes the socket; ``cut_response`` sends so many bytes of a file; ``lose_answer`` works, then
+    is silent.
     """
 
     method: str
@@ -131,11 +146,17 @@ class Fault:
 class Refusal(Exception):
     """An answer other than 200, in the form the Hub gives it."""
 
-    def __init__(self, status: int, message: str, code: str | None = None, commit: str | None = None) -> None:
+    def __init__(
+        self, status: int, message: str, code: str | None = None, commit: str | None = None
+    ) -> None:
         super().__init__(message)
         self.status, self.message, self.code, self.commit = status, message, code, commit
 
     def headers(self) -> dict[str, str]:
         """Build the X- headers that the client turns into its exception classes."""
-        named = {"X-Error-Message": self.message, "X-Error-Code": self.code, "X-Repo-Commit": self.commit}
+        named = {
+            "X-Error-Message": self.message,
+            "X-Error-Code": self.code,
+            "X-Repo-Commit": self.commit,
+        }
         return {"X-Request-Id": f"Root=1-{id(self):x}"} | {k: v for k, v in named.items() if v}
