@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from clipmerge.checkpoint import Inputs
 from clipmerge.distributed import is_main_process
 from clipmerge.images import Columns
-from clipmerge.images.held_back import SHARE
+from clipmerge.images.split import SHARE
 from clipmerge.options import EVERY, Device, OutputDtype
 from clipmerge.planning.plan import Plan
 from clipmerge.planning.provenance import HeadRecord, SourceRecord
@@ -21,8 +21,8 @@ from clipmerge.planning.recipe import Recipe
 from clipmerge.progress import Progress
 
 if TYPE_CHECKING:  # a merge without images imports no module that reads images
-    from clipmerge.images.class_names import ClassNames
     from clipmerge.images.dataset import LabelledImages
+    from clipmerge.images.prompts import ClassNames
 
 
 @dataclass(frozen=True)

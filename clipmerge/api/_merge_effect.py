@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from clipmerge.errors import CheckpointError, VerdictError
-from clipmerge.images.held_back import MOST, copies_note, without_copies
+from clipmerge.images.split import MOST, copies_note, without_copies
 from clipmerge.images.store import Pixels
 from clipmerge.progress import Progress, say_all
 
@@ -144,7 +144,7 @@ def add_other_task_scores(run: Run, request: MergeRequest) -> None:
     if not request.keep:
         return
     from clipmerge.evaluation.other_tasks import measure_other_tasks
-    from clipmerge.images.overlap import Fingerprints, note_shared
+    from clipmerge.images.fingerprints import Fingerprints, note_shared
 
     with run.timed("kept"), _wanted(run, request, "the tasks of --keep"):
         tasks = load_tasks(

@@ -253,7 +253,7 @@ def _class_names(
         return None
     if not isinstance(classes, (str, os.PathLike)):
         return tuple(classes)
-    from clipmerge.images.known import class_list, class_lists
+    from clipmerge.images.registry import class_list, class_lists
 
     name = os.fspath(classes)
     return class_list(name) if not Path(name).exists() and name in class_lists() else Path(name)

@@ -14,7 +14,7 @@ from clipmerge.api._commands import in_order, spelled_out
 from clipmerge.api._in_memory import CheckpointLike, as_sources, open_source
 from clipmerge.api._requests import byte_count, files_read, refuse_twice, several
 from clipmerge.api._results import MergeResult
-from clipmerge.api.plan import Known, check_ancestry
+from clipmerge.api.plan import RunCache, check_ancestry
 from clipmerge.checkpoint import Checkpoint, align_checkpoints
 from clipmerge.errors import PlanError, UsageError
 from clipmerge.evaluation.zero_shot_head import build_zeroshot_head, lacks_zeroshot_head
@@ -120,7 +120,7 @@ def open_plan(
     ):
         _check_hashes(name, record, checkpoint, progress, hashed=hashed)
     if not decided_for_these:  # nobody was told yet what `merge` says about these checkpoints
-        check_ancestry(inputs, Known(), strict=False)
+        check_ancestry(inputs, RunCache(), strict=False)
         say_all(progress, inputs.notes)
         notes = tuple(note for note in inputs.notes if note not in plan.warnings)
         plan = plan.model_copy(update={"warnings": (*plan.warnings, *notes)})

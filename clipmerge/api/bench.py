@@ -20,7 +20,7 @@ from clipmerge.evaluation.suites.cost import cost_of
 from clipmerge.evaluation.suites.release import fetch_release, write_config
 from clipmerge.evaluation.suites.suite import Pair, Release, Suite, load_suite
 from clipmerge.files.cache import user_cache
-from clipmerge.images.known import find_known
+from clipmerge.images.registry import find_known
 from clipmerge.options import BenchOptions, completed, with_options
 from clipmerge.planning.recipe import load_recipe
 from clipmerge.progress import Logged, Progress

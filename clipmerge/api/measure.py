@@ -13,11 +13,10 @@ from clipmerge.calibration.shares import Shares
 from clipmerge.distributed import accelerator_for, device_work, together
 from clipmerge.errors import counted
 from clipmerge.images.batches import batch_size_for, read_batches
-from clipmerge.images.content import content_digest
 from clipmerge.images.dataset import LabelledImages, load_images, load_unlabelled
-from clipmerge.images.held_back import copies_note, sample_and_hold_back, wanted_back
-from clipmerge.images.overlap import Fingerprints, refuse_shared
+from clipmerge.images.fingerprints import Fingerprints, content_digest, refuse_shared
 from clipmerge.images.prompts import class_prompts, templates_for
+from clipmerge.images.split import copies_note, held_out_count, sample_and_hold_back
 from clipmerge.models.building import build_model
 from clipmerge.models.memory import freed_memory_kept
 from clipmerge.planning.measurements import Measurements, Statistic
@@ -65,7 +64,7 @@ def objective_for(
 ) -> tuple[Objective, LabelledImages, CalibrationRecord]:
     """Move images and model to the device."""
     calibration = request.calibration
-    most = calibration.images + wanted_back(calibration.images, calibration.held_back)
+    most = calibration.images + held_out_count(calibration.images, calibration.held_back)
     source = load_images(
         calibration.source,
         calibration.classes,

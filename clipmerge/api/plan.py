@@ -41,7 +41,7 @@ Measured = tuple[Measurements, CalibrationRecord]
 
 
 @dataclass
-class Known:
+class RunCache:
     """Cache of results shared by requests that differ only in the recipe."""
 
     checkpoints: tuple[
@@ -133,11 +133,11 @@ def prepare(
     request: MergeRequest,
     progress: Progress | None = None,
     *,
-    known: Known | None = None,
+    known: RunCache | None = None,
     judged: bool = True,
 ) -> Run:
     """Read, measure, decide, and measure the effect of the decision."""
-    known = known or Known()
+    known = known or RunCache()
     run = _read(request, progress or Progress(), known)
     _early_checks(run, request.recipe)
     measurements, calibration = None, None
@@ -154,7 +154,7 @@ def prepare(
     return run
 
 
-def _measured(run: Run, request: MergeRequest, known: Known) -> Measured:
+def _measured(run: Run, request: MergeRequest, known: RunCache) -> Measured:
     from clipmerge.api.measure import measure, ranks_by_gradients
 
     key = json.dumps([request.recipe.measure, request.recipe.missing], sort_keys=True)
@@ -164,7 +164,7 @@ def _measured(run: Run, request: MergeRequest, known: Known) -> Measured:
     return found
 
 
-def _read(request: MergeRequest, progress: Progress, known: Known) -> Run:
+def _read(request: MergeRequest, progress: Progress, known: RunCache) -> Run:
     progress.stage("read")
     begin = time.perf_counter()
     mixed = request.dtype != "keep"
@@ -187,9 +187,8 @@ def _read(request: MergeRequest, progress: Progress, known: Known) -> Run:
 
 def _head_classes(inputs: Inputs, calibration: Calibration, seed: int) -> HeadRecord | None:
     """The classes of the rows of a head; ``None`` if neither images nor class names were given."""
-    from clipmerge.images.class_names import read_class_names
     from clipmerge.images.dataset import load_images
-    from clipmerge.images.prompts import templates_for
+    from clipmerge.images.prompts import read_class_names, templates_for
 
     if calibration.source is not None:
         columns, most = calibration.columns, calibration.images
@@ -208,7 +207,7 @@ def _head_classes(inputs: Inputs, calibration: Calibration, seed: int) -> HeadRe
 
 
 def open_inputs(
-    sources: tuple[str, ...], missing: Missing, *, mixed_dtypes: bool, known: Known
+    sources: tuple[str, ...], missing: Missing, *, mixed_dtypes: bool, known: RunCache
 ) -> Inputs:
     """Open the checkpoints once, and align them once per ``missing``."""
     if not known.checkpoints:
@@ -223,7 +222,7 @@ def open_inputs(
     return known.inputs[missing]
 
 
-def check_ancestry(inputs: Inputs, known: Known, *, strict: bool) -> None:
+def check_ancestry(inputs: Inputs, known: RunCache, *, strict: bool) -> None:
     """Warn, among the notes, of a fine-tuned checkpoint that probably did not start from the
     zero-shot one.
     """

@@ -29,18 +29,19 @@ from clipmerge.api._requests import (
 )
 from clipmerge.api._results import SweepResult
 from clipmerge.api._sweep_cache import SweepCache, key_of
-from clipmerge.api.plan import Known, check_ancestry, open_inputs, prepare
+from clipmerge.api.plan import RunCache, check_ancestry, open_inputs, prepare
 from clipmerge.checkpoint import Inputs, align_checkpoints
 from clipmerge.distributed import is_main_process
 from clipmerge.errors import DataError, UsageError, VerdictError
 from clipmerge.evaluation.conclusion import loses, loss_warnings
 from clipmerge.evaluation.points import Point, weights_key
 from clipmerge.evaluation.tradeoff import RESAMPLES, standings
+from clipmerge.images import ImageSet
 from clipmerge.images.dataset import LabelledImages, load_images, load_unlabelled
-from clipmerge.images.held_back import wanted_back
-from clipmerge.images.known import Named
-from clipmerge.images.overlap import NOT_COMPARED, Images, check_overlap
+from clipmerge.images.fingerprints import NOT_COMPARED, check_overlap
 from clipmerge.images.prompts import own_templates, templates_for
+from clipmerge.images.registry import RegistryRef
+from clipmerge.images.split import held_out_count
 from clipmerge.options import Missing, SweepOptions, completed, with_options
 from clipmerge.output.record import SWEEP_FORMAT
 from clipmerge.planning.merge_effect import LEVEL
@@ -170,7 +171,7 @@ def run_sweep(
     tasks = load_tasks(request.keep, progress)
     notes = overlap_notes(request, loaded, tasks)
     say_all(progress, notes)
-    known = Known()
+    known = RunCache()
     # keys that only one checkpoint has are an error unless a recipe allows them
     missing: Missing = next(
         (recipe.missing for recipe in request.recipes if recipe.missing != "error"), "error"
@@ -277,7 +278,9 @@ def _about(
     source = request.calibration.source
     if source is not None and not isinstance(source, str):
         source = (
-            source.address if isinstance(source, Named) else f"{type(source).__name__} in memory"
+            source.address
+            if isinstance(source, RegistryRef)
+            else f"{type(source).__name__} in memory"
         )
     return {
         "format": SWEEP_FORMAT,
@@ -347,7 +350,7 @@ def load_source(name: str, request: SweepRequest, progress: Progress) -> Labelle
 
 
 def overlap_notes(
-    request: SweepRequest, loaded: dict[str, LabelledImages], tasks: Mapping[str, Images]
+    request: SweepRequest, loaded: dict[str, LabelledImages], tasks: Mapping[str, ImageSet]
 ) -> list[str]:
     """Note the images that sources share; of a Hub source for recipes only the images that they use
     count.
@@ -357,7 +360,7 @@ def overlap_notes(
     data, seed = request.calibration, request.seed
     labelled = unlabelled = None
     if data.source is not None:
-        most = data.images + wanted_back(data.images, data.held_back)
+        most = data.images + held_out_count(data.images, data.held_back)
         labelled = load_images(
             data.source, data.classes, columns=data.columns, most=most, seed=seed
         )
@@ -373,7 +376,11 @@ def overlap_notes(
 
 
 def _plan_points(
-    request: SweepRequest, inputs: Inputs, known: Known, progress: Progress, kept: SweepCache | None
+    request: SweepRequest,
+    inputs: Inputs,
+    known: RunCache,
+    progress: Progress,
+    kept: SweepCache | None,
 ) -> tuple[list[Point], list[tuple[Plan, int]], list[Run]]:
     """The distinct points, those of the curve first; the recipes' plans with the index of their
     point; and new runs.

@@ -28,8 +28,8 @@ from clipmerge.checkpoint import Inputs
 from clipmerge.distributed import Processes, Terminated, together
 from clipmerge.files.cache import user_cache
 from clipmerge.files.safetensors import DTYPES, header_bytes
-from clipmerge.images.content import content_digest
 from clipmerge.images.dataset import LabelledImages
+from clipmerge.images.fingerprints import content_digest
 
 #: Minimum time between two saves: in seconds, and as a multiple of the duration of the last one.
 SECONDS, TIMES = 30.0, 20

@@ -19,8 +19,8 @@ data_app = command_group("data", "Public data sets, class names and prompt templ
 @command(verbose=False)
 def list_data(terminal: Terminal) -> None:
     """List data sets, lists of class names and sets of templates."""
-    from clipmerge.images.known import class_lists, known_sets
     from clipmerge.images.prompts import template_sets
+    from clipmerge.images.registry import class_lists, known_sets
 
     record = {
         "data": {name: known.title for name, known in sorted(known_sets().items())},
@@ -39,8 +39,8 @@ def show_data(
     ],
 ) -> None:
     """Print a data set's source, class names, templates, conventions and published figures."""
-    from clipmerge.images.known import known_set
     from clipmerge.images.prompts import template_set, template_sets
+    from clipmerge.images.registry import known_set
 
     if name in template_sets():
         templates = template_set(name)

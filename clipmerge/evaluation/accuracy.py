@@ -15,9 +15,8 @@ from clipmerge.evaluation.settings import EvalSettings
 from clipmerge.families import family_of, tower_of
 from clipmerge.images import Columns
 from clipmerge.images.batches import batch_size_for, read_batches
-from clipmerge.images.class_names import ClassNames
 from clipmerge.images.dataset import LabelledImages, load_images
-from clipmerge.images.prompts import own_templates, templates_for
+from clipmerge.images.prompts import ClassNames, own_templates, templates_for
 from clipmerge.models import ImageTextModel, model_for
 from clipmerge.models.building import no_larger_than
 from clipmerge.models.memory import Pieces

@@ -21,8 +21,8 @@ from clipmerge.evaluation.settings import EvalSettings
 from clipmerge.evaluation.verdict import estimate, moves_of
 from clipmerge.files.limits import LONGEST_PROMPT
 from clipmerge.images.batches import batch_size_for, read_pixels
+from clipmerge.images.captions import CaptionedImages, load_captions
 from clipmerge.images.dataset import LabelledImages, load_images
-from clipmerge.images.retrieval import CaptionedImages, load_captions
 from clipmerge.models import ImageTextModel
 from clipmerge.models.building import build_model
 from clipmerge.models.memory import Pieces

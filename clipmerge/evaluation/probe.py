@@ -23,7 +23,8 @@ from PIL import ImageFilter, ImageOps
 from PIL.Image import Image
 
 from clipmerge.images.dataset import LabelledImages
-from clipmerge.images.store import Encoded, Store
+from clipmerge.images.decoding import Encoded
+from clipmerge.images.store import Store
 from clipmerge.models import ImageTextModel
 
 #: Share of the values that noise sets to black or white.

@@ -3,6 +3,7 @@ them.
 """
 
 from clipmerge.images.columns import Columns
-from clipmerge.images.store import Encoded, Labelled, Store
+from clipmerge.images.decoding import Encoded
+from clipmerge.images.store import ImageSet, OpenedSource, Store
 
-__all__ = ["Columns", "Encoded", "Labelled", "Store"]
+__all__ = ["Columns", "Encoded", "ImageSet", "OpenedSource", "Store"]

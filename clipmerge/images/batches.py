@@ -17,8 +17,8 @@ from torch import Tensor
 
 from clipmerge.distributed import sent
 from clipmerge.images.dataset import LabelledImages
-from clipmerge.images.decoding import decode
-from clipmerge.images.store import Encoded, Pixels, Store
+from clipmerge.images.decoding import Encoded, decode
+from clipmerge.images.store import Pixels, Store
 
 T = TypeVar("T")
 # More threads than this do not decode faster: part of Pillow's work holds Python's lock.

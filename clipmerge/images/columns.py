@@ -34,7 +34,7 @@ class Columns:
 
 
 @dataclass(frozen=True)
-class Found:
+class TableColumns:
     """A table's columns: no ``label`` if none is read, and the ``names`` of the classes if the
     table has them.
     """
@@ -44,7 +44,7 @@ class Found:
     names: tuple[str, ...] | None
 
 
-def find_columns(where: str, schema: pyarrow.Schema, wanted: Columns) -> Found:
+def find_columns(where: str, schema: pyarrow.Schema, wanted: Columns) -> TableColumns:
     """Choose the columns of a table.
 
     An image column is one of the type ``Image`` of `datasets`, a struct with ``bytes``, or binary.
@@ -69,7 +69,7 @@ def find_columns(where: str, schema: pyarrow.Schema, wanted: Columns) -> Found:
     if not _holds_images(schema.field(image).type):
         raise DataError(f"{where}: column '{image}' holds {schema.field(image).type}, not images")
     if not wanted.labelled:
-        return Found(image, None, None)
+        return TableColumns(image, None, None)
     names = {
         name: _class_names(schema.field(name).type, about) for name, about in described.items()
     }
@@ -89,7 +89,7 @@ def find_columns(where: str, schema: pyarrow.Schema, wanted: Columns) -> Found:
             f"{where}: column '{label}' holds {schema.field(label).type}; a label is one number or"
             f" one text per image{hint}"
         )
-    return Found(image, label, names[label])
+    return TableColumns(image, label, names[label])
 
 
 def _described(schema: pyarrow.Schema) -> dict[str, dict[str, Any]]:

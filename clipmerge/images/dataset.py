@@ -4,65 +4,31 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from clipmerge.errors import DataError, did_you_mean, shorten
 from clipmerge.files.paths import local_path
-from clipmerge.images import Columns, Labelled, Store
-from clipmerge.images.class_names import ClassNames, names_of
-from clipmerge.images.decoding import image_of
-from clipmerge.images.description import describe_folder
-from clipmerge.images.file_store import expand, local_split, open_local
+from clipmerge.images import Columns, ImageSet, OpenedSource
+from clipmerge.images.file_store import describe_folder, expand, local_split, open_local
 from clipmerge.images.folder import load_flat, load_folder
 from clipmerge.images.in_memory import open_in_memory
-from clipmerge.images.known import Named, find_known, known_sets
-from clipmerge.images.sampling import balanced_sample, candidate_positions
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
+from clipmerge.images.prompts import ClassNames, names_of
+from clipmerge.images.registry import RegistryRef, find_known, known_sets
 
 
 @dataclass(frozen=True)
-class LabelledImages:
+class LabelledImages(ImageSet):
     """Images with their classes."""
 
-    source: str
-    store: Store  # the encoded images; decoded one by one, on demand
-    labels: tuple[int, ...]  # class index of each image
     class_names: tuple[str, ...]  # name of each class, as it goes into the prompts
-    revision: str | None = None  # commit of a dataset on the Hub, else ``None``
-    notes: tuple[str, ...] = ()
     templates: tuple[str, ...] = ()  # the source's own prompt templates; empty if it has none
     # for each class its rows in a head of ImageNet's 1000 classes; empty if they are not known
     imagenet_rows: tuple[tuple[int, ...], ...] = ()
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def image(self, index: int) -> Image:
-        """Decode one image, as RGB."""
-        return image_of(self.store, index)
 
     def require_classes(self) -> None:
         """Refuse images of a single class, which every model would recognise."""
         if len(self.class_names) < 2:
             raise DataError(f"{self.source}: has one class; measuring needs at least two")
-
-    def sample(self, count: int, seed: int) -> LabelledImages:
-        """Sample images with classes as balanced as possible, shuffled, and read as few blocks as
-        possible.
-        """
-        candidates = candidate_positions(self.labels, self.store.blocks, count, seed)
-        chosen = balanced_sample(tuple(self.labels[at] for at in candidates), count, seed)
-        return self.subset([candidates[at] for at in chosen])
-
-    def subset(self, positions: list[int]) -> LabelledImages:
-        """Pick images, in the order of the positions; they are in memory if they are not files."""
-        return replace(
-            self,
-            store=self.store.take(positions),
-            labels=tuple(self.labels[at] for at in positions),
-        )
 
 
 def load_images(
@@ -76,9 +42,9 @@ def load_images(
 ) -> LabelledImages:
     """Find labelled images, without decoding them.
 
-    The source is the short name of a public data set (`clipmerge.images.known`); a folder with one
-    subfolder per class; Parquet or WebDataset tar files, one, a ``{0..9}`` range or a folder of
-    them; ``hf://datasets/org/name[@revision][:split]``; ``digits`` (scikit-learn's, extra
+    The source is the short name of a public data set (`clipmerge.images.registry`); a folder
+    with one subfolder per class; Parquet or WebDataset tar files, one, a ``{0..9}`` range or a
+    folder of them; ``hf://datasets/org/name[@revision][:split]``; ``digits`` (scikit-learn's, extra
     ``demo``); or images in memory (`clipmerge.images.in_memory`).
 
     ``whole`` says that all images will be read to compute an accuracy: a dataset on the Hub is then
@@ -89,7 +55,7 @@ def load_images(
     if isinstance(source, str):
         source = find_source(source)
     columns = columns or Columns()
-    known = source.known if isinstance(source, Named) else None
+    known = source.known if isinstance(source, RegistryRef) else None
     if known is not None:
         if known.kind == "retrieval":
             raise DataError(
@@ -129,11 +95,16 @@ def load_unlabelled(
         )
     labels = (0,) * len(opened.labels)
     return LabelledImages(
-        source, opened.store, labels, ("unlabelled",), opened.revision, opened.notes
+        source,
+        opened.store,
+        labels,
+        ("unlabelled",),
+        revision=opened.revision,
+        notes=opened.notes,
     )
 
 
-def find_source(source: str) -> Named | str:
+def find_source(source: str) -> RegistryRef | str:
     """Look up the short name of a public data set; the source is returned if it is not such a
     name.
     """
@@ -146,7 +117,7 @@ def find_source(source: str) -> Named | str:
 
 def _opened(
     source: Any, columns: Columns, *, whole: bool = False, most: int | None, seed: int
-) -> tuple[str, Labelled]:
+) -> tuple[str, OpenedSource]:
     """Open a folder, files, a data set on the Hub, ``digits`` or images in memory: its name, and
     what it holds.
     """

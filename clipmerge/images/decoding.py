@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from functools import cache
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import numpy as np
 
@@ -18,8 +18,8 @@ from clipmerge.files.reading import read_bytes
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from clipmerge.images.store import Encoded, Store
-
+#: An encoded image: the content of its file, or the file's path.
+Encoded: TypeAlias = bytes | str
 # The formats that are decoded, whatever a file is called. Other Pillow plugins run programs (EPS)
 # or are slow.
 _FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
@@ -75,12 +75,6 @@ def decode(name: str, encoded: Encoded) -> Image:
         raise
     except Exception as error:  # a damaged file can make a decoder raise anything
         raise unreadable(name, error) from None
-
-
-def image_of(store: Store, position: int) -> Image:
-    """Decode one image of a source; see `decode`."""
-    (encoded,) = store.read([position])
-    return decode(store.name(position), encoded)
 
 
 def extent(name: str, encoded: Encoded) -> tuple[int, int]:

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from clipmerge.errors import DataError
-from clipmerge.images.store import ImageList, Labelled
+from clipmerge.images.store import ImageList, OpenedSource
 
 #: Words for the digits 0 to 9.
 CLASS_NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -48,7 +48,7 @@ def as_images(pixels: Tensor) -> list[Image.Image]:
     return [Image.fromarray(array) for array in eight_bit]
 
 
-def load_digits() -> Labelled:
+def load_digits() -> OpenedSource:
     """All digits as a source of images, light on dark."""
     ink, labels = read_digits()
     encoded = []
@@ -57,4 +57,4 @@ def load_digits() -> Labelled:
         image.save(file, "PNG")
         encoded.append(file.getvalue())
     names = tuple(f"digits, image {number}" for number in range(len(encoded)))
-    return Labelled(ImageList(tuple(encoded), names), tuple(labels.tolist()), CLASS_NAMES)
+    return OpenedSource(ImageList(tuple(encoded), names), tuple(labels.tolist()), CLASS_NAMES)

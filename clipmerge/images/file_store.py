@@ -1,23 +1,33 @@
-"""Files of a source: on this machine, or on the Hub, read in ranges."""
+"""Files of a source: on this machine, or on the Hub, read in ranges; and the texts beside shards.
+
+CLIP_benchmark writes these texts as follows: ``classnames.txt`` (line i names class i),
+``zeroshot_classification_templates.txt`` (``{c}`` stands for the class) and ``dataset_type.txt`` at
+the root, ``nshards.txt`` in the folder of each split.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from pathlib import Path
+from dataclasses import dataclass
+from pathlib import Path, PurePath
 from typing import IO, TYPE_CHECKING, TypeAlias
 
 from clipmerge.errors import ClipmergeError, DataError, did_you_mean, shorten
 from clipmerge.files.limits import MOST_FILES
 from clipmerge.files.paths import local_path, split_part
-from clipmerge.files.reading import open_regular
+from clipmerge.files.reading import open_regular, read_text, refusing
 from clipmerge.files.side_files import lies_in
-from clipmerge.images.description import SHARDS, describe_folder
 
 if TYPE_CHECKING:
     from huggingface_hub import HfFileSystem
 
+CLASS_NAMES = "classnames.txt"
+TEMPLATES = "zeroshot_classification_templates.txt"
+KIND = "dataset_type.txt"
+SHARDS = "nshards.txt"
+_RETRIEVAL, _CLASSIFICATION = "retrieval", "classification"
 _RANGE = re.compile(r"\{(\d{1,18})\.\.(\d{1,18})\}")
 _SHARD = re.compile(r"-\d+-of-\d+$")
 
@@ -136,7 +146,7 @@ def _in_folder(source: str, folder: Path, suffix: str, split: str | None) -> lis
     refuse_links(source, folder, files)
     if suffix == ".tar" and (folder / SHARDS).is_file():
         described, there = describe_folder(folder), {file.name for file in files}
-        files = [folder / name for name in described.counted_shards(source, folder, there)]
+        files = [folder / name for name in described.shard_names(source, folder, there)]
     splits: dict[str, list[str]] = {}
     for file in files:
         splits.setdefault(_SHARD.sub("", file.stem), []).append(str(file))
@@ -178,3 +188,89 @@ def local_inputs(*named: str | Path | None) -> list[Path]:
         paths += [folder] if ":" in text and folder.is_dir() else []
         paths += map(local_path, texts)
     return [path for path in paths if path.exists()]
+
+
+@dataclass(frozen=True)
+class Description:
+    """The content of the texts; defaults for missing texts."""
+
+    # name of each class, as used in prompts; ``None`` if the set has no names
+    class_names: tuple[str, ...] | None = None
+    templates: tuple[str, ...] = ()  # prompt templates with ``{}`` for the class
+    kind: str = (
+        _CLASSIFICATION  # ``classification``, ``retrieval`` or another word that the set uses
+    )
+    shards: int | None = None  # number of shards of the split
+
+    @property
+    def is_retrieval(self) -> bool:
+        """Whether images come with captions instead of classes."""
+        return self.kind == _RETRIEVAL
+
+    def require_classes(self, source: str) -> None:
+        """Refuse a set whose images have no single class."""
+        if self.kind != _CLASSIFICATION:
+            raise DataError(
+                f"{source}: {KIND} says '{self.kind}'; accuracy needs one class per image"
+                f" (dataset_type '{_CLASSIFICATION}')"
+            )
+
+    def shard_names(self, source: str, folder: PurePath, there: Container[str] | None) -> list[str]:
+        """Names of the split's shards, as they are counted in its folder; none may be missing from
+        ``there``.
+        """
+        names = [f"{number}.tar" for number in range(self.shards or 0)]
+        if missing := [name for name in names if there is not None and name not in there]:
+            raise DataError(
+                f"{source}: {folder / SHARDS} counts {len(names)} shards, but {len(missing)} of"
+                f" them cannot be found (first {missing[0]}); add them, or correct the number"
+            )
+        return names
+
+
+def read_description(find: Callable[[str], Path | None]) -> Description:
+    """Read the texts."""
+    names, kinds = _lines(find(CLASS_NAMES)), _lines(find(KIND))
+    file, numbers = find(TEMPLATES), find(SHARDS)  # once, not for every line
+    templates, shards = [line.replace("{c}", "{}") for line in _lines(file)], _lines(numbers)[:1]
+    for line in templates:
+        if "{}" not in line:
+            raise DataError(
+                f"{file}: '{line[:60]}' has no {{c}} for the class name; give templates with"
+                " --template"
+            )
+    for line in shards:
+        if not (line.isascii() and line.isdigit() and len(line) < 7 and int(line) > 0):
+            raise DataError(f"{numbers}: '{line[:60]}' is not a number of shards")
+    return Description(
+        class_names=tuple(names) or None,
+        templates=tuple(templates),
+        kind=kinds[0].lower() if kinds else _CLASSIFICATION,
+        shards=int(shards[0]) if shards else None,
+    )
+
+
+def describe_folder(folder: Path) -> Description:
+    """Read the texts in a folder of shards, or in its parent."""
+
+    def find(name: str) -> Path | None:
+        files = [folder / name] if name == SHARDS else [folder / name, folder.parent / name]
+        found = next((file for file in files if file.is_file()), None)
+        if found is not None and not lies_in(found.parent, found):
+            raise DataError(
+                f"{found}: is a link out of its folder, to {found.resolve()}; put the file itself"
+                " there"
+            )
+        return found
+
+    return read_description(find)
+
+
+def _lines(file: Path | None) -> list[str]:
+    """Lines without surrounding white space, and without empty lines at the end."""
+    if file is None:
+        return []
+    with refusing(DataError, f"{file}: cannot be read"):
+        return [
+            line.strip() for line in read_text(file, encoding="utf-8-sig").rstrip().splitlines()
+        ]

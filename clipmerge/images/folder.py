@@ -9,7 +9,7 @@ from pathlib import Path
 
 from clipmerge.errors import DataError, did_you_mean, shorten
 from clipmerge.images.file_store import refuse_links
-from clipmerge.images.store import Labelled, check_count, image_files
+from clipmerge.images.store import OpenedSource, check_count, image_files
 
 _IMAGE_SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".webp", ".avif", ".tif", ".tiff"}
@@ -17,13 +17,13 @@ _IMAGE_SUFFIXES = frozenset(
 )
 
 
-def load_folder(source: str, folder: Path, *, others: Iterable[str] = ()) -> Labelled:
+def load_folder(source: str, folder: Path, *, others: Iterable[str] = ()) -> OpenedSource:
     """List the images of a folder without opening any; its classes are the subfolders, ``others``
     names to suggest.
     """
     if not folder.is_dir():
         raise DataError(
-            f"{source}: {_not_a_folder(folder)}; give a folder with one subfolder per class,"
+            f"{source}: {_describe_missing(folder)}; give a folder with one subfolder per class,"
             " Parquet or tar files, hf://datasets/ORG/NAME:SPLIT, or"
             f" 'digits'.{did_you_mean(source, others)}"
         )
@@ -64,7 +64,7 @@ def load_folder(source: str, folder: Path, *, others: Iterable[str] = ()) -> Lab
         labels += [label] * len(files)
         check_count(source, len(paths))
     names = tuple(subfolder.name for subfolder in folders)
-    return Labelled(image_files(paths), tuple(labels), names, notes=_left_out(source, left_out))
+    return OpenedSource(image_files(paths), tuple(labels), names, notes=_left_out(source, left_out))
 
 
 def _left_out(source: str, entries: Iterable[os.DirEntry[str]]) -> tuple[str, ...]:
@@ -86,13 +86,13 @@ def _left_out(source: str, entries: Iterable[os.DirEntry[str]]) -> tuple[str, ..
     return (f"{source}: left out {' and '.join(parts)}",) if parts else ()
 
 
-def load_flat(source: str, folder: Path) -> Labelled:
+def load_flat(source: str, folder: Path) -> OpenedSource:
     """List the images of a folder and of all inside it, sorted by path; they have no labels, so all
     get the label 0.
     """
     if not folder.is_dir():
         raise DataError(
-            f"{source}: {_not_a_folder(folder)}; --unlabelled takes a folder with images at any"
+            f"{source}: {_describe_missing(folder)}; --unlabelled takes a folder with images at any"
             " depth, Parquet or tar files, or hf://datasets/ORG/NAME:SPLIT"
         )
     paths: list[str] = []
@@ -105,10 +105,12 @@ def load_flat(source: str, folder: Path) -> Labelled:
         left_out += [entry for entry in listed if not entry.is_dir() and not _is_image(entry)]
         check_count(source, len(paths))
     notes = _left_out(source, left_out)
-    return Labelled(image_files(sorted(paths)), (0,) * len(paths), ("0",), named=False, notes=notes)
+    return OpenedSource(
+        image_files(sorted(paths)), (0,) * len(paths), ("0",), named=False, notes=notes
+    )
 
 
-def _not_a_folder(path: Path) -> str:
+def _describe_missing(path: Path) -> str:
     return "is not a kind of file that is read" if path.exists() else "no such folder"
 
 

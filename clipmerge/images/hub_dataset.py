@@ -24,18 +24,19 @@ from clipmerge.files.reading import Unreadable, format_size, parse_yaml, read_by
 from clipmerge.hub.download import Snapshot, connect, resolve
 from clipmerge.hub.ids import PREFIX, DatasetId, parse_dataset
 from clipmerge.images.columns import Columns
-from clipmerge.images.description import (
+from clipmerge.images.file_store import (
     CLASS_NAMES,
     KIND,
     SHARDS,
     TEMPLATES,
     Description,
+    open_local,
+    open_on_hub,
     read_description,
 )
-from clipmerge.images.file_store import open_local, open_on_hub
 from clipmerge.images.parquet import load_parquet
 from clipmerge.images.sampling import holds_a_balanced_sample
-from clipmerge.images.store import Labelled
+from clipmerge.images.store import OpenedSource
 from clipmerge.images.webdataset import Sample, joined, load_tars, numbers_of, read_samples
 
 _CARD = "README.md"
@@ -87,7 +88,7 @@ class Split:
         # of a sample, not all are in the cache
         there = None if self.snapshot.note else {Path(file).name for file in self.files}
         return tuple(
-            str(folder / name) for name in self.described.counted_shards(self.source, folder, there)
+            str(folder / name) for name in self.described.shard_names(self.source, folder, there)
         )
 
     def read_samples(
@@ -157,7 +158,7 @@ def open_split(source: str) -> Split:
 
 def load_hub_dataset(
     source: str, columns: Columns, *, whole: bool, most: int | None, seed: int
-) -> Labelled:
+) -> OpenedSource:
     """Open one split of a dataset on the Hub; see `clipmerge.images.dataset.load_images` for the
     arguments.
     """
@@ -181,7 +182,7 @@ def load_hub_dataset(
     )
 
 
-def _load_tars(split: Split, columns: Columns, most: int | None, seed: int) -> Labelled:
+def _load_tars(split: Split, columns: Columns, most: int | None, seed: int) -> OpenedSource:
     """Open the tar files as one source: all, or those that a class-balanced sample needs, fewer of
     a shuffled set.
     """

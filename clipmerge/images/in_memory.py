@@ -11,7 +11,8 @@ import numpy as np
 
 from clipmerge.errors import DataError
 from clipmerge.images.columns import Columns, find_columns, number_classes
-from clipmerge.images.store import Encoded, Labelled, Pixels, Store
+from clipmerge.images.decoding import Encoded
+from clipmerge.images.store import OpenedSource, Pixels, Store
 
 _IMAGES, _LABELS = (
     ("pixel_values", "image", "images", "pixels"),
@@ -19,7 +20,7 @@ _IMAGES, _LABELS = (
 )
 
 
-def open_in_memory(data: Any, columns: Columns, most: int | None) -> tuple[str, Labelled]:
+def open_in_memory(data: Any, columns: Columns, most: int | None) -> tuple[str, OpenedSource]:
     """Open images in memory."""
     title = f"{type(data).__name__} in memory"
     if hasattr(data, "features") and hasattr(data, "cast_column"):
@@ -50,7 +51,7 @@ class _Items(Store):
         return f"{self.title}, image {position}"
 
 
-def _open_table(title: str, data: Any, columns: Columns) -> Labelled:
+def _open_table(title: str, data: Any, columns: Columns) -> OpenedSource:
     import datasets
 
     if not hasattr(data, "num_rows") or data.features is None:
@@ -69,7 +70,7 @@ def _open_table(title: str, data: Any, columns: Columns) -> Labelled:
             value = value.get("bytes") or value.get("path")
         return value if isinstance(value, bytes) else str(value)
 
-    return Labelled(_Items(encoded, title), *number_classes(title, given, chosen.names))
+    return OpenedSource(_Items(encoded, title), *number_classes(title, given, chosen.names))
 
 
 def _picture(item: Any) -> Any:
@@ -79,13 +80,13 @@ def _picture(item: Any) -> Any:
     return item[0] if isinstance(item, (tuple, list)) else item
 
 
-def _open_items(title: str, data: Any, *, labelled: bool) -> Labelled:
+def _open_items(title: str, data: Any, *, labelled: bool) -> OpenedSource:
     """Open (image, label) pairs; without labels also images, or tuples that begin with an image."""
     if not len(data):
         raise DataError(f"{title}: holds no images")
     first = data[0]
     if not labelled:
-        return Labelled(
+        return OpenedSource(
             _store(lambda at: _picture(data[at]), len(data), title),
             (0,) * len(data),
             ("0",),
@@ -98,7 +99,7 @@ def _open_items(title: str, data: Any, *, labelled: bool) -> Labelled:
         targets = [data[at][1] for at in range(len(data))]
     labels = [_label(label) for label in targets]
     store = _store(lambda at: data[at][0], len(data), title)
-    return Labelled(store, *number_classes(title, labels, _names_of(data)))
+    return OpenedSource(store, *number_classes(title, labels, _names_of(data)))
 
 
 def _store(get: Callable[[int], Any], count: int, title: str) -> Store:
@@ -141,7 +142,7 @@ def _png(name: str, image: Any) -> bytes:
     return file.getvalue()
 
 
-def _open_loader(title: str, loader: Any, most: int | None, *, labelled: bool) -> Labelled:
+def _open_loader(title: str, loader: Any, most: int | None, *, labelled: bool) -> OpenedSource:
     pixels: list[Any] = []
     labels: list[int | str] = []
     for batch in loader:
@@ -169,4 +170,4 @@ def _open_loader(title: str, loader: Any, most: int | None, *, labelled: bool) -
         ),
     )
     store = _store(pixels.__getitem__, len(pixels), title)
-    return Labelled(store, indices, classes, named, notes=notes if seen < len(classes) else ())
+    return OpenedSource(store, indices, classes, named, notes=notes if seen < len(classes) else ())

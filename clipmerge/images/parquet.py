@@ -21,9 +21,10 @@ from clipmerge.files.limits import (
     MOST_INFLATION,
 )
 from clipmerge.files.reading import format_size
-from clipmerge.images.columns import Columns, Found, find_columns, number_classes
+from clipmerge.images.columns import Columns, TableColumns, find_columns, number_classes
+from clipmerge.images.decoding import Encoded
 from clipmerge.images.file_store import Opener
-from clipmerge.images.store import Encoded, Labelled, Store, check_count
+from clipmerge.images.store import OpenedSource, Store, check_count
 
 if TYPE_CHECKING:
     import pyarrow.parquet
@@ -44,7 +45,7 @@ class _File:
     name: str
     size: int
     metadata: pyarrow.parquet.FileMetaData
-    columns: Found
+    columns: TableColumns
     image_path: str
 
 
@@ -113,7 +114,9 @@ class ParquetImages(Store):
         return f"{group.file.name}, row {group.row + position - group.start}"
 
 
-def load_parquet(source: str, opener: Opener, names: Sequence[str], columns: Columns) -> Labelled:
+def load_parquet(
+    source: str, opener: Opener, names: Sequence[str], columns: Columns
+) -> OpenedSource:
     """Open Parquet files as one source; schema and labels are read, images are not."""
     with ThreadPoolExecutor(max_workers=_FILES_AT_ONCE) as pool:
         parts = list(pool.map(lambda name: _index(opener, name, columns), names))
@@ -135,7 +138,7 @@ def load_parquet(source: str, opener: Opener, names: Sequence[str], columns: Col
         labels += labels_here
         check_count(source, len(labels))
     store = ParquetImages(opener, groups, tuple(blocks))
-    return Labelled(store, *number_classes(source, labels, first.columns.names))
+    return OpenedSource(store, *number_classes(source, labels, first.columns.names))
 
 
 def _index(opener: Opener, name: str, wanted: Columns) -> tuple[_File, list[Any]]:

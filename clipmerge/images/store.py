@@ -1,29 +1,27 @@
-"""The common form of all image sources: encoded images by position, and their labels."""
+"""Sets of images: encoded images by position, and the label of each."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, TypeAlias
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Self
 
 from clipmerge.errors import DataError
 from clipmerge.files.limits import MOST_IMAGES
+from clipmerge.images.decoding import Encoded, decode
+from clipmerge.images.sampling import balanced_sample, candidate_positions
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
     from torch import Tensor
-
-
-#: An encoded image: the content of its file, or the file's path.
-Encoded: TypeAlias = bytes | str
 
 
 class Store(ABC):
     """Encoded images, read on demand."""
 
-    blocks: tuple[
-        int, ...
-    ] = ()  # block of each image; a block is read as a whole. Empty if images are read one by one
+    # block of each image; a block is read as a whole. Empty if images are read one by one
+    blocks: tuple[int, ...] = ()
     paths: tuple[str, ...] = ()  # file of each image; empty if images are not files
 
     @abstractmethod
@@ -33,6 +31,11 @@ class Store(ABC):
     @abstractmethod
     def name(self, position: int) -> str:
         """The name of an image in messages."""
+
+    def image(self, position: int) -> Image:
+        """Decode one image, as RGB; see `decode`."""
+        (encoded,) = self.read([position])
+        return decode(self.name(position), encoded)
 
     def take(self, positions: Sequence[int]) -> Store:
         """Some of the images, in the order of the positions; they are read into memory if they are
@@ -45,21 +48,56 @@ class Store(ABC):
 
 
 @dataclass(frozen=True)
-class Labelled:
+class OpenedSource:
     """A source, opened: no image has been read."""
 
     store: Store
     labels: tuple[int, ...]
-    classes: tuple[
-        str, ...
-    ]  # name of each class in the source; numbers as text if ``named`` is false
+    # name of each class in the source; numbers as text if ``named`` is false
+    classes: tuple[str, ...]
     named: bool = True  # whether classes have names, or are bare numbers
     revision: str | None = None
     notes: tuple[str, ...] = ()
     templates: tuple[str, ...] = ()  # the source's own prompt templates, with ``{}`` for the class
-    verbatim: bool = (
-        False  # whether the names are written as they go into prompts, underscores and all
-    )
+    # whether the names are written as they go into prompts, underscores and all
+    verbatim: bool = False
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """Images of one source with a label each; decoded one by one, on demand."""
+
+    source: str
+    store: Store
+    # class index of each image; for captions, the number of its first caption among all different
+    # ones
+    labels: tuple[int, ...]
+    # commit of a dataset on the Hub, else ``None``
+    revision: str | None = field(default=None, kw_only=True)
+    notes: tuple[str, ...] = field(default=(), kw_only=True)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def image(self, index: int) -> Image:
+        """Decode one image, as RGB."""
+        return self.store.image(index)
+
+    def sample(self, count: int, seed: int) -> Self:
+        """Sample images with labels as balanced as possible, shuffled, and read as few blocks as
+        possible.
+        """
+        candidates = candidate_positions(self.labels, self.store.blocks, count, seed)
+        chosen = balanced_sample(tuple(self.labels[at] for at in candidates), count, seed)
+        return self.subset([candidates[at] for at in chosen])
+
+    def subset(self, positions: list[int]) -> Self:
+        """Pick images, in the order of the positions; they are in memory if they are not files."""
+        return replace(
+            self,
+            store=self.store.take(positions),
+            labels=tuple(self.labels[at] for at in positions),
+        )
 
 
 @dataclass(frozen=True)

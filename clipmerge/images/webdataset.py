@@ -13,9 +13,9 @@ from clipmerge.errors import DataError, did_you_mean, shorten
 from clipmerge.files.limits import LARGEST_IMAGE, LARGEST_LABEL, LARGEST_TAR_HEADER
 from clipmerge.files.reading import format_size, parse_json, refusing
 from clipmerge.images.columns import LABEL_NAMES, Columns, number_classes
-from clipmerge.images.description import Description
-from clipmerge.images.file_store import open_local
-from clipmerge.images.store import Encoded, Labelled, Store, check_count
+from clipmerge.images.decoding import Encoded
+from clipmerge.images.file_store import Description, open_local
+from clipmerge.images.store import OpenedSource, Store, check_count
 
 _MEMBER = re.compile(r"(?P<key>(?:.*/)?[^./][^.]*)\.(?P<ending>[^/]+)", re.DOTALL)
 _IMAGES = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff", "avif", "jfif", "ppm")
@@ -68,7 +68,7 @@ class TarImages(Store):
 
 def load_tars(
     source: str, archives: Sequence[str], columns: Columns, described: Description
-) -> Labelled:
+) -> OpenedSource:
     """Open tar files as one source; member headers and labels are read, images are not."""
     if columns.labelled:
         described.require_classes(source)
@@ -102,7 +102,7 @@ def read_samples(archive: str, columns: Columns) -> list[Sample]:
     return samples
 
 
-def joined(source: str, samples: Sequence[Sample], described: Description) -> Labelled:
+def joined(source: str, samples: Sequence[Sample], described: Description) -> OpenedSource:
     """Make one source of several archives and the texts beside them."""
     labels = numbers_of(samples)
     indices, classes, named = number_classes(source, labels, described.class_names)
@@ -113,7 +113,7 @@ def joined(source: str, samples: Sequence[Sample], described: Description) -> La
             f"{source}: {len(classes)} classes for {len(labels)} images; are the labels captions?",
         )
     store = TarImages([member for member, _ in samples])
-    return Labelled(
+    return OpenedSource(
         store,
         indices,
         classes,

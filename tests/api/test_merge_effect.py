@@ -23,7 +23,7 @@ from clipmerge.api.plan import prepare
 from clipmerge.errors import MeasureError, UsageError, VerdictError
 from clipmerge.evaluation.probe import RELATED, UNRELATED, corrupted
 from clipmerge.images.dataset import LabelledImages, load_images
-from clipmerge.images.held_back import sample_and_hold_back
+from clipmerge.images.split import sample_and_hold_back
 from clipmerge.planning.effect_view import UNMEASURED, UNVERIFIED
 from clipmerge.planning.measurements import HeldBackChoice, Measurements
 from clipmerge.progress import Progress

@@ -20,7 +20,7 @@ from clipmerge.evaluation.other_tasks import (
     score_tasks,
 )
 from clipmerge.evaluation.settings import EvalSettings
-from clipmerge.images.retrieval import CaptionedImages, load_captions
+from clipmerge.images.captions import CaptionedImages, load_captions
 from clipmerge.models import ImageTextModel
 from clipmerge.models.transformers_clip import TransformersClip
 from clipmerge.planning.other_tasks import Score

@@ -23,7 +23,7 @@ from clipmerge.evaluation.suites.suite import Release, load_suite, suite_names
 from clipmerge.hub.download import fetch
 from clipmerge.hub.ids import HubId
 from clipmerge.images.dataset import load_images
-from clipmerge.images.known import find_known
+from clipmerge.images.registry import find_known
 from clipmerge.planning.recipe import load_recipe
 from clipmerge.progress import Progress
 from tests.support.command import clipmerge, done, one_line

@@ -46,11 +46,11 @@ from clipmerge.files.safetensors import header_bytes, read_header
 from clipmerge.files.side_files import read_side_json, side_file_bytes
 from clipmerge.hub.ids import parse_dataset, parse_hub_id
 from clipmerge.images import description, hub_dataset
-from clipmerge.images.class_names import read_class_names
+from clipmerge.images.captions import load_captions
 from clipmerge.images.dataset import load_images
 from clipmerge.images.decoding import decode
 from clipmerge.images.file_store import expand_ranges
-from clipmerge.images.retrieval import load_captions
+from clipmerge.images.prompts import read_class_names
 from clipmerge.output.layout_files import write_layout_files
 from clipmerge.output.record import parse_record, read_output
 from clipmerge.planning.plan import read_plan

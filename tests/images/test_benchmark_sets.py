@@ -8,9 +8,9 @@ import pytest
 from huggingface_hub import constants
 
 from clipmerge.errors import DataError, HubError
+from clipmerge.images.captions import load_captions
 from clipmerge.images.dataset import load_images
 from clipmerge.images.file_store import local_inputs
-from clipmerge.images.retrieval import load_captions
 from tests.support.benchmark_sets import TEMPLATES, save_files, webdataset
 from tests.support.hub_double import FakeHub, upload
 from tests.support.image_files import assert_images

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clipmerge.images.dataset import LabelledImages, load_images
-from clipmerge.images.held_back import (
+from clipmerge.images.split import (
     copies_note,
     held_back_positions,
     sample_and_hold_back,

@@ -6,11 +6,11 @@ import pytest
 
 from clipmerge.errors import DataError, UsageError
 from clipmerge.hub.ids import parse_dataset
+from clipmerge.images.captions import load_captions
 from clipmerge.images.dataset import load_images
-from clipmerge.images.known import class_list, class_lists, find_known, known_sets
 from clipmerge.images.prompts import check_templates, template_set, template_sets
-from clipmerge.images.retrieval import load_captions
-from clipmerge.images.store import ImageList, Labelled
+from clipmerge.images.registry import class_list, class_lists, find_known, known_sets
+from clipmerge.images.store import ImageList, OpenedSource
 from tests.support.benchmark_sets import retrieval_set, webdataset
 from tests.support.command import clipmerge, refused
 from tests.support.hub_double import FakeHub, upload
@@ -144,9 +144,10 @@ def test_a_label_without_a_name_is_refused() -> None:
     known = known_sets()["fusionbench-eurosat"]
     labels = list(range(len(known.class_names)))
     assert (
-        known.describe(Labelled(ImageList((), ()), tuple(labels), ())).classes == known.class_names
+        known.describe(OpenedSource(ImageList((), ()), tuple(labels), ())).classes
+        == known.class_names
     )
     with pytest.raises(
         DataError, match=f"label {len(labels)} has no name; {len(labels)} classes are known"
     ):
-        known.describe(Labelled(ImageList((), ()), (*labels, len(labels)), ()))
+        known.describe(OpenedSource(ImageList((), ()), (*labels, len(labels)), ()))

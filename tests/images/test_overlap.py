@@ -7,9 +7,9 @@ import torch
 from PIL import Image
 
 from clipmerge.errors import UsageError
+from clipmerge.images.captions import load_captions
 from clipmerge.images.dataset import load_images
-from clipmerge.images.overlap import NOT_COMPARED, Fingerprints, check_overlap, find_overlap
-from clipmerge.images.retrieval import load_captions
+from clipmerge.images.fingerprints import NOT_COMPARED, Fingerprints, check_overlap, find_overlap
 from tests.support.image_files import png, save_hub_parquet, save_tar
 from tests.support.tiny_clip import save_images
 

@@ -29,10 +29,10 @@ from clipmerge.images import (
     store,
     webdataset,
 )
+from clipmerge.images.captions import load_captions
 from clipmerge.images.dataset import load_images, load_unlabelled
 from clipmerge.images.hub_dataset import front_matter
 from clipmerge.images.prompts import class_prompts
-from clipmerge.images.retrieval import load_captions
 from tests.support.command import one_line
 from tests.support.image_files import png, save_hub_parquet, save_plain_parquet, save_tar
 

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from clipmerge.images.retrieval import load_captions
+from clipmerge.images.captions import load_captions
 from tests.support.benchmark_sets import retrieval_set, save_files
 from tests.support.hub_double import FakeHub, upload
 from tests.support.image_files import png

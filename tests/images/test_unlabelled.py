@@ -11,8 +11,8 @@ from PIL import Image
 
 from clipmerge.errors import DataError
 from clipmerge.images import Columns
-from clipmerge.images.content import content_digest
 from clipmerge.images.dataset import load_unlabelled
+from clipmerge.images.fingerprints import content_digest
 from tests.support.hub_double import FakeHub, upload
 from tests.support.image_files import save_plain_parquet, save_tar, saved
 

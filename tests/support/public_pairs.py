@@ -23,7 +23,7 @@ from safetensors.torch import save
 from torch.nn.functional import normalize
 from transformers import CLIPModel, CLIPProcessor, CLIPVisionModel
 
-from clipmerge.images.known import known_sets
+from clipmerge.images.registry import known_sets
 from tests.support.benchmark_sets import webdataset
 from tests.support.hub_double import FakeHub, upload
 from tests.support.image_files import png, save_hub_parquet

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.shifts.photos.collection import CIFAR10, PACS, Picture
-from clipmerge.images.description import CLASS_NAMES, TEMPLATES
+from clipmerge.images.file_store import CLASS_NAMES, TEMPLATES
 
 #: PACS's domains, each a target and a shift of the others.
 PACS_DOMAINS = ("photo", "art", "sketch")

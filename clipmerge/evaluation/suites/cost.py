@@ -14,7 +14,7 @@ from clipmerge.evaluation.suites.suite import Release, Suite
 from clipmerge.hub.download import Snapshot, choose_files, file_sizes, resolve
 from clipmerge.hub.ids import parse_hub_id
 from clipmerge.images.hub_dataset import card_of, open_split
-from clipmerge.images.known import find_known
+from clipmerge.images.registry import find_known
 from clipmerge.output.listings import Download
 
 # A model's forward passes reach about this share of the speed of one large matrix product.

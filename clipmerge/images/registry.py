@@ -14,13 +14,12 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import yaml
-from pydantic import Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from clipmerge.errors import DataError, UsageError, did_you_mean, shorten
 from clipmerge.files.paths import local_path
 from clipmerge.images.prompts import check_templates
-from clipmerge.images.store import Labelled
-from clipmerge.planning.frozen import Frozen
+from clipmerge.images.store import OpenedSource
 
 _HERE = Path(__file__).parent
 _NAMED = re.compile(
@@ -31,7 +30,7 @@ IMAGENET_CLASSES = 1000
 _Place = Annotated[int, Field(ge=0, lt=IMAGENET_CLASSES)]
 
 
-class KnownSet(Frozen):
+class KnownSet(BaseModel):
     """A public data set.
 
     Attributes:
@@ -50,6 +49,9 @@ class KnownSet(Frozen):
         zeroshot: Published zero-shot accuracy of OpenAI's CLIP in per cent, by architecture.
         recall: The same for retrieval: recall at 5 in per cent.
     """
+
+    # built on first use, because every start imports this module
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
     title: str
     source: str
@@ -93,7 +95,7 @@ class KnownSet(Frozen):
         config = f"{self.config}/" if self.config and "/" not in part else ""
         return f"{self.source}{'@' + revision if revision else ''}:{config}{part}"
 
-    def describe(self, opened: Labelled) -> Labelled:
+    def describe(self, opened: OpenedSource) -> OpenedSource:
         """Replace the opened set's class names and templates by those known here, if these are
         used.
         """
@@ -109,7 +111,7 @@ class KnownSet(Frozen):
 
 
 @dataclass(frozen=True)
-class Named:
+class RegistryRef:
     """A known set named by a source, and the full source."""
 
     known: KnownSet
@@ -119,7 +121,7 @@ class Named:
         return self.address
 
 
-def find_known(source: str, *, on_disk: bool = True) -> Named | None:
+def find_known(source: str, *, on_disk: bool = True) -> RegistryRef | None:
     """Read ``NAME[@REVISION][:SPLIT]``."""
     match = _NAMED.fullmatch(source)
     if (
@@ -134,7 +136,7 @@ def find_known(source: str, *, on_disk: bool = True) -> Named | None:
         raise DataError(
             f"{source}: no split '{split}' (splits: {shorten(known.splits, 12)}).{hint}"
         )
-    return Named(known, known.address(match["revision"], split))
+    return RegistryRef(known, known.address(match["revision"], split))
 
 
 @functools.cache

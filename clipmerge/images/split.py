@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from clipmerge.errors import counted
-from clipmerge.images.content import first_copies
+from clipmerge.images.fingerprints import first_copies
 from clipmerge.images.sampling import balanced_sample
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def sample_and_hold_back(
     additional. With fewer, the available images are divided by the share. Of images that are copies
     of one another, one is used.
     """
-    wanted = wanted_back(count, share)
+    wanted = held_out_count(count, share)
     drawn = images.sample(count + wanted, seed)
     sampled = without_copies(drawn)
     copies = len(drawn) - len(sampled)
@@ -66,7 +66,7 @@ def copies_note(source: str, copies: int) -> str:
     return f"{source}: {images} of others and left out, so that none is both seen and held back"
 
 
-def wanted_back(count: int, share: float) -> int:
+def held_out_count(count: int, share: float) -> int:
     """Number of images to hold back if there are enough."""
     return min(MOST, round(count * share / (1 - share)))
 

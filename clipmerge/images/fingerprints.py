@@ -1,25 +1,72 @@
-"""Detect images that two sources share: the same file, a link to it, or another file with the same
-content.
-"""
+"""Copies of images by their content: inside one source, and between sources."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TypeAlias
+from typing import TypeVar
 
 from clipmerge.errors import UsageError, counted
 from clipmerge.files.hashes import sha256_of
-from clipmerge.images.content import first_copies, read_file
-from clipmerge.images.dataset import LabelledImages
-from clipmerge.images.decoding import extent, image_of
-from clipmerge.images.retrieval import CaptionedImages
-from clipmerge.images.store import Pixels
+from clipmerge.images.decoding import extent, unreadable
+from clipmerge.images.store import ImageSet, Pixels, Store
 
-#: Images with classes or captions.
-Images: TypeAlias = LabelledImages | CaptionedImages
+T = TypeVar("T")
+
+
+def read_file(path: str, read: Callable[[Path], T]) -> T:
+    """Read a file; one that cannot be read, such as a dead link (listed like any file), is named in
+    the error.
+    """
+    try:
+        return read(Path(path))
+    except OSError as error:
+        raise unreadable(path, error) from None
+
+
+def digest_of(store: Store, position: int) -> str:
+    """The sha256 of an image's encoded bytes, or of its pixels if it is preprocessed."""
+    if isinstance(store, Pixels):
+        return hashlib.sha256(store.batch([position]).numpy().tobytes()).hexdigest()
+    (image,) = store.read([position])
+    return (
+        hashlib.sha256(image).hexdigest()
+        if isinstance(image, bytes)
+        else read_file(image, sha256_of)
+    )
+
+
+def content_digest(images: ImageSet) -> str:
+    """Identify images by their content and order, independently of where they lie: a sha256 over
+    their sha256.
+    """
+    digests = (digest_of(images.store, position) for position in range(len(images)))
+    return hashlib.sha256("".join(digests).encode()).hexdigest()
+
+
+def first_copies(store: Store, count: int) -> list[int]:
+    """Positions of the images that are not copies of an earlier one, ascending; files are read if
+    sizes are equal.
+    """
+    sizes: Sequence[int] = [0] * count
+    if store.paths:
+        sizes = [read_file(path, Path.stat).st_size for path in store.paths]
+    alike = Counter(sizes)
+    seen: set[tuple[int, str]] = set()
+    first = []
+    for position, size in enumerate(sizes):
+        if alike[size] > 1:
+            content = (size, digest_of(store, position))
+            if content in seen:
+                continue
+            seen.add(content)
+        first.append(position)
+    return first
+
+
 #: What is noted of a source that holds preprocessed images, which can be compared with nothing.
 NOT_COMPARED = (
     ": its images are preprocessed, so they were not compared with those of other sources"
@@ -29,7 +76,7 @@ NOT_COMPARED = (
 class Fingerprints:
     """Fingerprints of the images of one source, read on demand."""
 
-    def __init__(self, images: Images) -> None:
+    def __init__(self, images: ImageSet) -> None:
         self.store, self.count = images.store, len(images)
         self._hashes: dict[int, dict[str, str]] = {}
         self._pixels: dict[tuple[int, int], dict[str, str]] = {}
@@ -64,7 +111,7 @@ class Fingerprints:
         if size not in self._pixels:
             names = {}
             for position in self.by_extent[size]:
-                image = image_of(self.store, position)
+                image = self.store.image(position)
                 digest = hashlib.sha256(f"{image.size}".encode() + image.tobytes()).hexdigest()
                 names[digest] = self.store.name(position)
             self._pixels[size] = names
@@ -103,11 +150,11 @@ def find_overlap(ours: Fingerprints, theirs: Fingerprints) -> list[str]:
 
 
 def check_overlap(
-    calibration: LabelledImages | None,
-    ids: Mapping[str, Images],
-    oods: Mapping[str, Images],
-    unlabelled: LabelledImages | None = None,
-    tasks: Mapping[str, Images] | None = None,
+    calibration: ImageSet | None,
+    ids: Mapping[str, ImageSet],
+    oods: Mapping[str, ImageSet],
+    unlabelled: ImageSet | None = None,
+    tasks: Mapping[str, ImageSet] | None = None,
 ) -> list[str]:
     """Refuse OOD images that recipes are calibrated on, and unlabelled ones used again; note others
     used twice.
@@ -151,7 +198,7 @@ def check_overlap(
     )
 
 
-def refuse_shared(unlabelled: LabelledImages, others: dict[str, Fingerprints]) -> None:
+def refuse_shared(unlabelled: ImageSet, others: dict[str, Fingerprints]) -> None:
     """Refuse unlabelled images that are also used otherwise."""
     ours = Fingerprints(unlabelled)
     for name, theirs in others.items():

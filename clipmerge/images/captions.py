@@ -10,54 +10,55 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Self
 
 import numpy as np
 
 from clipmerge.errors import DataError, counted, shorten
 from clipmerge.files.reading import read_text, refusing
 from clipmerge.images.columns import Columns
-from clipmerge.images.decoding import image_of
-from clipmerge.images.description import describe_folder
-from clipmerge.images.file_store import expand, local_split, refuse_links
+from clipmerge.images.file_store import describe_folder, expand, local_split, refuse_links
 from clipmerge.images.folder import is_image_name
 from clipmerge.images.hub_dataset import open_split
-from clipmerge.images.known import find_known
-from clipmerge.images.store import Store, check_count, image_files
+from clipmerge.images.registry import find_known
+from clipmerge.images.store import ImageSet, Store, check_count, image_files
 from clipmerge.images.webdataset import Sample, TarImages, read_samples
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
 
 _CAPTIONS = "txt"
 _ENDING = f".{_CAPTIONS}"
 
 
 @dataclass(frozen=True)
-class CaptionedImages:
+class CaptionedImages(ImageSet):
     """Images with their captions."""
 
-    source: str
-    store: Store  # the encoded images; decoded one by one, on demand
     captions: tuple[tuple[str, ...], ...]  # captions of each image, at least one
-    revision: str | None = None  # commit of a data set on the Hub, else ``None``
-    notes: tuple[str, ...] = ()
 
-    def __len__(self) -> int:
-        return len(self.captions)
-
-    def image(self, index: int) -> Image:
-        """Decode one image, as RGB."""
-        return image_of(self.store, index)
-
-    def sample(self, count: int, seed: int) -> CaptionedImages:
-        """Sample images, with all their captions."""
+    def sample(self, count: int, seed: int) -> Self:
+        """Sample images, with all their captions, in their order."""
         if count >= len(self):
             return self
         drawn = np.random.default_rng(seed).permutation(len(self))[:count]
-        positions = sorted(int(position) for position in drawn)
+        return self.subset(sorted(int(position) for position in drawn))
+
+    def subset(self, positions: list[int]) -> Self:
+        """Pick images, with all their captions."""
         captions = tuple(self.captions[position] for position in positions)
-        return replace(self, store=self.store.take(positions), captions=captions)
+        return replace(super().subset(positions), captions=captions)
+
+
+def with_captions(
+    source: str,
+    store: Store,
+    captions: Sequence[tuple[str, ...]],
+    *,
+    revision: str | None = None,
+    notes: tuple[str, ...] = (),
+) -> CaptionedImages:
+    """Make a set of images with captions; images whose first captions are equal share a label."""
+    numbers: dict[str, int] = {}
+    labels = tuple(numbers.setdefault(texts[0], len(numbers)) for texts in captions)
+    return CaptionedImages(source, store, labels, tuple(captions), revision=revision, notes=notes)
 
 
 def load_captions(source: str, *, most: int | None = None, seed: int = 0) -> CaptionedImages | None:
@@ -130,7 +131,7 @@ def _from_folder(source: str, folder: Path, files: list[Path]) -> CaptionedImage
     without = counted(len(texts), "text without its image", "texts without their images")
     notes = (f"{source}: left out {without} ({shorten(texts, 3)})",)
     store = image_files(map(str, files))
-    return CaptionedImages(source, store, tuple(captions), notes=notes if texts else ())
+    return with_captions(source, store, captions, notes=notes if texts else ())
 
 
 def _lines(text: str) -> tuple[str, ...]:
@@ -141,4 +142,4 @@ def _captioned(source: str, samples: Sequence[Sample]) -> CaptionedImages:
     if not samples:
         raise DataError(f"{source}: holds no images")
     captions = tuple(_lines(str(text)) for _, text in samples)
-    return CaptionedImages(source, TarImages([member for member, _ in samples]), captions)
+    return with_captions(source, TarImages([member for member, _ in samples]), captions)
