@@ -2,7 +2,8 @@
 options.
 
 A file's name is its recipe name (``path_barrier.py`` is ``path-barrier``), the function of that
-name is the plugin, and its keyword-only parameters are its options. There is no registry.
+name is the plugin, and its keyword-only parameters are its options. There is no registry. A
+combination is the function ``combine`` in the file of the method that uses it.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import pkgutil
 from collections.abc import Callable
 from functools import cache
 from importlib import import_module
+from types import ModuleType
 from typing import Annotated, Any, Literal, TypeVar, get_type_hints
 
 from pydantic import AfterValidator, BeforeValidator, Field, TypeAdapter, ValidationError
@@ -62,16 +64,23 @@ MaskName = Annotated[str, AfterValidator(_known_mask)]
 Augmentation = Literal["geometry", "colour", "grey", "blur", "noise"]
 
 # Parameters filled in by the arithmetic for masks and combinations; not options.
-_FILLED_IN = {"masks": {"theta_0", "score", "key"}, "combinations": {"key", "thinned"}}
+_FILLED_IN = {"masks": {"theta_0", "score", "key"}, "combinations": {"key", "sparsify"}}
 _Plugin = TypeVar("_Plugin", bound=Callable[..., Any])
 
 
 @cache
 def plugin_names(package: str) -> tuple[str, ...]:
     """List the plugins of a package, sorted."""
-    found = import_module(f"clipmerge.{package}")
-    names = (module.name for module in pkgutil.iter_modules(found.__path__))
+    if package == "combinations":
+        methods = plugin_names("methods")
+        return tuple(name for name in methods if hasattr(_module("methods", name), "combine"))
+    paths = import_module(f"clipmerge.{package}").__path__
+    names = (module.name for module in pkgutil.iter_modules(paths))
     return tuple(sorted(name.replace("_", "-") for name in names if not name.startswith("_")))
+
+
+def _module(package: str, name: str) -> ModuleType:
+    return import_module(f"clipmerge.{package}.{name.replace('-', '_')}")
 
 
 @cache
@@ -83,10 +92,11 @@ def load_plugin(package: str, name: str) -> Callable[..., Any]:
         raise RecipeError(
             f"no {kind} '{name}' ({package}: {', '.join(known)}).{did_you_mean(name, known)}"
         )
-    attribute = name.replace("-", "_")
-    function: Callable[..., Any] = getattr(
-        import_module(f"clipmerge.{package}.{attribute}"), attribute
-    )
+    function: Callable[..., Any]
+    if package == "combinations":
+        function = _module("methods", name).combine
+    else:
+        function = getattr(_module(package, name), name.replace("-", "_"))
     return function
 
 

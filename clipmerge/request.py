@@ -200,7 +200,7 @@ class Run:
     def sources(self, *, hashed: bool) -> dict[str, Any]:
         """The inputs as fields of a plan."""
         zeroshot, *finetuned = (
-            SourceRecord(**each.provenance(hashed=hashed)) for each in self.inputs.everyone
+            SourceRecord(**each.provenance(hashed=hashed)) for each in self.inputs.checkpoints
         )
         return {"zeroshot": zeroshot, "finetuned": tuple(finetuned)}
 
@@ -216,7 +216,7 @@ class Run:
         if not self.hashed:
             return
         pool = ThreadPoolExecutor(max_workers=2)
-        self.hashing = [pool.submit(getattr, each, "hashes") for each in self.inputs.everyone]
+        self.hashing = [pool.submit(getattr, each, "hashes") for each in self.inputs.checkpoints]
         pool.shutdown(wait=False)
 
     def hashed_plan(self) -> Plan:

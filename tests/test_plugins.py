@@ -45,7 +45,7 @@ def test_what_the_arithmetic_fills_in_is_no_option() -> None:
         ("masks", "weights-random", "theta_0"),
         ("masks", "random", "key"),
         ("combinations", "dare", "key"),
-        ("combinations", "ties", "thinned"),
+        ("combinations", "ties", "sparsify"),
     ):
         with pytest.raises(
             RecipeError, match=rf"{name}: no option '{option}' \(options: density\)"

@@ -42,7 +42,7 @@ class SweepCache:
         what = {
             "version": __version__,
             "code": [hashlib.sha256(file.read_bytes()).hexdigest() for file in code],
-            "checkpoints": [checkpoint.identity for checkpoint in inputs.everyone],
+            "checkpoints": [checkpoint.identity for checkpoint in inputs.checkpoints],
             "dtype": request.dtype,
         }
         return cls(user_cache("bench") / digest_of(what))

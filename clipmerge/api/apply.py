@@ -236,7 +236,7 @@ def write_merge(
     check_output(output, overwrite=overwrite, inputs=inputs.folders)
     # first, so that hashing overlaps with the import of torch, which takes a second or two
     run.hash_inputs()
-    from clipmerge.merging.stream import merged_tensors
+    from clipmerge.merging.stream import plan_tensors
     from clipmerge.output.folder import output_layout, write_weights
     from clipmerge.output.record import merge_record
     from clipmerge.output.side_files import write_side_files
@@ -245,7 +245,7 @@ def write_merge(
 
     with staged(output, overwrite=overwrite) as folder:
         with run.timed("apply"):
-            tensors = merged_tensors(inputs, run.plan)
+            tensors = plan_tensors(inputs, run.plan)
             count = ByteCount(run.progress, sum(tensor.nbytes for tensor in tensors))
             layout = output_layout(inputs, tensors, max_shard_size)
             files = write_weights(

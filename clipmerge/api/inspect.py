@@ -113,7 +113,7 @@ def _find_faults(inputs: Inputs, layers: dict[str, dict[str, Any]]) -> list[str]
     differ.
     """
     # importing a plan's records takes longer than describing one checkpoint
-    from clipmerge.merging.stream import merged_tensors
+    from clipmerge.merging.stream import plan_tensors
     from clipmerge.planning.plan import Plan
     from clipmerge.planning.provenance import SourceRecord
 
@@ -126,7 +126,7 @@ def _find_faults(inputs: Inputs, layers: dict[str, dict[str, Any]]) -> list[str]
         if inputs.merges(name) and layers[layer]["change"] is not None
     }
     try:
-        for tensor in merged_tensors(inputs, copies):
+        for tensor in plan_tensors(inputs, copies):
             for _ in tensor.chunks(np.empty) if tensor.name not in sound else ():
                 pass
     except CheckpointError as error:

@@ -18,7 +18,7 @@ from clipmerge.errors import CheckpointError, UsageError, counted, shorten
 from clipmerge.families import is_buffer, is_counter, is_statistic
 from clipmerge.files.finite import is_finite, require_finite
 from clipmerge.merging.selection import RandomKey
-from clipmerge.merging.stream import contents_of, merged_tensors
+from clipmerge.merging.stream import iter_contents, plan_tensors
 from clipmerge.merging.tensor import mask_options as complete_options
 from clipmerge.merging.tensor import merge_tensor
 from clipmerge.options import RecipeOptions, completed, with_options
@@ -83,8 +83,8 @@ def merge_models(
             raise UsageError(
                 "merge_models works in one process; under `accelerate launch` use merge"
             )
-        tensors = merged_tensors(run.inputs, run.plan)
-        with closing(contents_of(tensors, np.empty)) as contents:
+        tensors = plan_tensors(run.inputs, run.plan)
+        with closing(iter_contents(tensors, np.empty)) as contents:
             weights = {
                 tensor.key: tensor.tensor(content)
                 for tensor, content in zip(tensors, contents, strict=True)

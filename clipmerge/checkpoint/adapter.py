@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from clipmerge.checkpoint.source import Checkpoint, Form, FormedCheckpoint, stored
+from clipmerge.checkpoint.source import Checkpoint, DerivedCheckpoint, LazyTensor, stored
 from clipmerge.errors import CheckpointError, shorten
 from clipmerge.files.limits import (
     LONGEST_PATTERN,
@@ -105,7 +105,7 @@ class Change:
     embedding: bool = False  # whether B A is transposed, as peft does for embeddings
 
 
-class Adapted(FormedCheckpoint):
+class AdaptedCheckpoint(DerivedCheckpoint):
     """A base checkpoint, which has the side files, changed by an adapter."""
 
 
@@ -162,13 +162,13 @@ def adapt(base: Checkpoint, adapter: Checkpoint) -> Checkpoint:
         entries={**base.entries, **extra},
         note="; ".join(notes) or None,
     )
-    forms = {
-        key: Form(
+    lazy = {
+        key: LazyTensor(
             (key,) if key in base.entries else (), partial(_formed, base, adapter, key, change)
         )
         for key, change in placed.items()
     }
-    return Adapted(**facts, original=base, forms=forms)
+    return AdaptedCheckpoint(**facts, original=base, lazy=lazy)
 
 
 def _changes(adapter: Checkpoint, config: AdapterConfig) -> dict[str, Change]:

@@ -20,7 +20,7 @@ from typing import Literal
 
 import numpy as np
 
-from clipmerge.checkpoint.adapter import Adapted
+from clipmerge.checkpoint.adapter import AdaptedCheckpoint
 from clipmerge.checkpoint.inputs import Inputs
 from clipmerge.checkpoint.source import Checkpoint
 from clipmerge.files.safetensors import Array
@@ -119,7 +119,7 @@ def _are_equal(inputs: Inputs, which: int, other: int) -> bool:
 
 def ancestry_of(inputs: Inputs, which: int = 0) -> Ancestry:
     """Judge one fine-tuned checkpoint; an adapter is related to every base that it fits."""
-    if isinstance(inputs.finetuned[which], Adapted):
+    if isinstance(inputs.finetuned[which], AdaptedCheckpoint):
         return Ancestry("related", (), {})
     with np.errstate(all="ignore"):  # NaN and Inf are refused where they are merged
         matrices = list(_matrices(inputs, which))

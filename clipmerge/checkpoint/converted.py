@@ -14,8 +14,8 @@ import numpy as np
 from clipmerge.checkpoint.source import (
     OPEN_CLIP_CONFIG,
     Checkpoint,
-    Form,
-    FormedCheckpoint,
+    DerivedCheckpoint,
+    LazyTensor,
     naming,
     stored,
 )
@@ -29,21 +29,21 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-class ConvertedCheckpoint(FormedCheckpoint):
+class ConvertedCheckpoint(DerivedCheckpoint):
     """A checkpoint in the other library's layout."""
 
 
-class TimmTower(FormedCheckpoint):
+class TimmTower(DerivedCheckpoint):
     """A ViT of timm, read as a vision tower of OpenCLIP and a head; an output of this form is
     timm's again.
     """
 
     def timm_key(self, key: str) -> str:
         """The key in timm's layout."""
-        return self.forms[key].keys[0]
+        return self.lazy[key].keys[0]
 
 
-class WithHead(FormedCheckpoint):
+class WithHead(DerivedCheckpoint):
     """A zero-shot checkpoint with a head that was made for it."""
 
 
@@ -53,8 +53,8 @@ def with_head(checkpoint: Checkpoint, like: Checkpoint, head: dict[str, Tensor])
     """
     entries = {key: replace(like.entries[key], file=checkpoint.files[0]) for key in head}
     facts = checkpoint.facts(entries={**checkpoint.entries, **entries})
-    forms = {key: Form((), partial(stored, values.flatten())) for key, values in head.items()}
-    return WithHead(**facts, original=checkpoint, forms=forms)
+    lazy = {key: LazyTensor((), partial(stored, values.flatten())) for key, values in head.items()}
+    return WithHead(**facts, original=checkpoint, lazy=lazy)
 
 
 def as_open_clip(checkpoint: Checkpoint) -> Checkpoint:
@@ -75,8 +75,8 @@ def as_open_clip(checkpoint: Checkpoint) -> Checkpoint:
     values = checkpoint.facts(
         entries=entries, config=None, note="; ".join(filter(None, (checkpoint.note, note)))
     )
-    forms = {name: Form((key,), partial(checkpoint.array, key)) for name, key in keys.items()}
-    return TimmTower(**values, original=checkpoint, forms=forms)
+    lazy = {name: LazyTensor((key,), partial(checkpoint.array, key)) for name, key in keys.items()}
+    return TimmTower(**values, original=checkpoint, lazy=lazy)
 
 
 def convert_checkpoint(checkpoint: Checkpoint, to: Layout, *, text_prefix: str = "") -> Checkpoint:
@@ -110,9 +110,9 @@ def convert_checkpoint(checkpoint: Checkpoint, to: Layout, *, text_prefix: str =
             if checkpoint.config is None
             else _convert_config(checkpoint.config, to, prefix, shapes)
         )
-    forms = {name: form for name, (_, form) in formed.items()}
+    lazy = {name: form for name, (_, form) in formed.items()}
     values = checkpoint.facts(entries=entries, config=config, sharded=False)
-    return ConvertedCheckpoint(**values, original=checkpoint, forms=forms)
+    return ConvertedCheckpoint(**values, original=checkpoint, lazy=lazy)
 
 
 def in_one_layout(checkpoints: list[Checkpoint]) -> list[Checkpoint]:
@@ -164,7 +164,7 @@ def _convert_config(
 
 def _formed(
     checkpoint: Checkpoint, plain: dict[str, str], match: Match, to: Layout
-) -> dict[str, tuple[TensorEntry, Form]]:
+) -> dict[str, tuple[TensorEntry, LazyTensor]]:
     """The tensors of one match in the other layout: entries, and how their elements are formed."""
     ours, theirs = (match.open_clip,), match.transformers
     names, originals = (theirs, ours) if to == "transformers" else (ours, theirs)
@@ -175,7 +175,7 @@ def _formed(
         if any((other.shape, other.dtype) != (shape, first.dtype) for other in others):
             raise CheckpointError(f"{theirs[0]} and its key and value differ in shape or dtype")
         entry = _entry(first, (parts * shape[0], *shape[1:]))
-        form = Form(keys, lambda: np.concatenate([*map(checkpoint.array, keys)]))
+        form = LazyTensor(keys, lambda: np.concatenate([*map(checkpoint.array, keys)]))
     elif parts > 1:
         if not shape or shape[0] % parts:
             raise CheckpointError(
@@ -186,7 +186,9 @@ def _formed(
         return {
             name: (
                 entry,
-                Form(keys, partial(checkpoint.array, keys[0], place * size, (place + 1) * size)),
+                LazyTensor(
+                    keys, partial(checkpoint.array, keys[0], place * size, (place + 1) * size)
+                ),
             )
             for place, name in enumerate(names)
         }
@@ -194,11 +196,11 @@ def _formed(
         if len(shape) != 2:
             raise CheckpointError(f"{keys[0]} has shape {shape}; a projection is a matrix")
         entry = _entry(first, shape[::-1])
-        form = Form(keys, lambda: checkpoint.array(keys[0]).reshape(shape).T.flatten())
+        form = LazyTensor(keys, lambda: checkpoint.array(keys[0]).reshape(shape).T.flatten())
     else:
         is_scalar = names[0] == "logit_scale" and first.size == 1  # with or without a dimension
         entry = _entry(first, () if is_scalar else shape)
-        form = Form(keys, partial(checkpoint.array, keys[0]))
+        form = LazyTensor(keys, partial(checkpoint.array, keys[0]))
     return {names[0]: (entry, form)}
 
 

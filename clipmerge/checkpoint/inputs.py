@@ -56,7 +56,7 @@ class Inputs:
         return self.family.layers_of(filter(self.family.has_layer, names))
 
     @property
-    def everyone(self) -> tuple[Checkpoint, ...]:
+    def checkpoints(self) -> tuple[Checkpoint, ...]:
         """theta_0, theta_1 ... theta_K."""
         return (self.zeroshot, *self.finetuned)
 
@@ -65,8 +65,8 @@ class Inputs:
         """Folders with files of the checkpoints (an adapter's side files are not beside its
         weights).
         """
-        return {one.folder for one in self.everyone} | {
-            file.parent for one in self.everyone for file in one.files
+        return {one.folder for one in self.checkpoints} | {
+            file.parent for one in self.checkpoints for file in one.files
         }
 
     @cached_property
@@ -218,5 +218,5 @@ class Inputs:
         """The checkpoints that hold a tensor, zero-shot first, each with the tensor's key in its
         file.
         """
-        keys_of = zip(self.everyone, (self.zeroshot_keys, *self.finetuned_keys), strict=True)
+        keys_of = zip(self.checkpoints, (self.zeroshot_keys, *self.finetuned_keys), strict=True)
         return [(checkpoint, keys[name]) for checkpoint, keys in keys_of if name in keys]

@@ -20,8 +20,8 @@ from clipmerge.checkpoint.source import (
     OPEN_CLIP_WEIGHTS,
     WEIGHTS,
     Checkpoint,
-    Form,
-    FormedCheckpoint,
+    DerivedCheckpoint,
+    LazyTensor,
     naming,
 )
 from clipmerge.checkpoint.wrappers import unwrap
@@ -240,9 +240,9 @@ def _open_single(
     if is_pickle(file):
         from clipmerge.checkpoint.state_dict import read_state_dict  # imports torch
 
-        forms, entries, state_note = read_state_dict(file, part)
+        lazy, entries, state_note = read_state_dict(file, part)
         facts["note"] = "; ".join(filter(None, (facts.get("note"), state_note))) or None
-        return _checkpoint(source, (file,), entries, forms, part=None, sharded=False, **facts)
+        return _checkpoint(source, (file,), entries, lazy, part=None, sharded=False, **facts)
     return _checkpoint(source, (file,), read_header(file), {}, part=part, sharded=False, **facts)
 
 
@@ -265,14 +265,14 @@ def _open_index(
         lacks = f"lacks {len(missing)} of its {len(files)} shards: {shorten(missing)}"
         raise CheckpointError(f"{index}: {lacks}; download or copy them too")
     entries: dict[str, TensorEntry] = {}
-    forms: dict[str, Form] = {}
+    lazy: dict[str, LazyTensor] = {}
     for file in files:
         watch(file)
         if index.name == _PICKLED_INDEX and is_pickle(file):
             from clipmerge.checkpoint.state_dict import read_state_dict
 
             mapped, stored, _ = read_state_dict(file)
-            forms |= mapped
+            lazy |= mapped
         else:
             stored = read_header(file)
         entries.update(stored)
@@ -282,14 +282,14 @@ def _open_index(
             f"{index}: {counted(len(wrong), 'key is', 'keys are')} not in the shards as it says:"
             f" {shorten(wrong)}; download or copy it again"
         )
-    return _checkpoint(source, files, entries, forms, part=part, sharded=True, **facts)
+    return _checkpoint(source, files, entries, lazy, part=part, sharded=True, **facts)
 
 
 def _checkpoint(
     source: str,
     files: tuple[Path, ...],
     entries: dict[str, TensorEntry],
-    forms: dict[str, Form],
+    lazy: dict[str, LazyTensor],
     *,
     part: str | None,
     sharded: bool,
@@ -303,7 +303,7 @@ def _checkpoint(
         with naming(files[0]):
             keys, taken = unwrap(entries, part)
         entries = {name: entries[key] for name, key in keys.items()}
-        forms = {name: forms[key] for name, key in keys.items() if key in forms}
+        lazy = {name: lazy[key] for name, key in keys.items() if key in lazy}
         note = "; ".join(filter(None, (note, taken and f"{files[0]}: {taken}"))) or None
     # folders on the Hub may hold both layouts and both configurations
     name = OPEN_CLIP_CONFIG if layout_of(entries) == "open-clip" else "config.json"
@@ -311,8 +311,8 @@ def _checkpoint(
     refuse_quantised(source, entries, config)
     checkpoint = Checkpoint(source, revision, folder, files, entries, config, sharded, note)
     return (
-        FormedCheckpoint(**checkpoint.facts(), original=checkpoint, forms=forms)
-        if forms
+        DerivedCheckpoint(**checkpoint.facts(), original=checkpoint, lazy=lazy)
+        if lazy
         else checkpoint
     )
 

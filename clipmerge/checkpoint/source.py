@@ -155,7 +155,7 @@ class Checkpoint:
 
 
 @dataclass(frozen=True)
-class Form:
+class LazyTensor:
     """How a tensor is formed: the original's tensors that are read for it, and a function that
     makes it, 1-D.
     """
@@ -165,13 +165,13 @@ class Form:
 
 
 @dataclass(frozen=True, kw_only=True)
-class FormedCheckpoint(Checkpoint):
+class DerivedCheckpoint(Checkpoint):
     """A view of a checkpoint some of whose tensors are formed, whole, when they are read; the last
     one is kept.
     """
 
     original: Checkpoint  # which has all other tensors
-    forms: dict[str, Form] = field(repr=False, compare=False)
+    lazy: dict[str, LazyTensor] = field(repr=False, compare=False)
     _latest: dict[str, Array] = field(default_factory=dict, repr=False, compare=False)
 
     def array(self, key: str, start: int = 0, stop: int | None = None) -> Array:
@@ -180,14 +180,14 @@ class FormedCheckpoint(Checkpoint):
         if whole is None:  # several threads may get here, each with its own key
             self._latest.clear()  # before the next one is formed, so that there are never two
             self._latest[key] = whole = (
-                self.forms[key].make() if key in self.forms else self.original.array(key)
+                self.lazy[key].make() if key in self.lazy else self.original.array(key)
             )
         return whole[start:stop]
 
     def release(self, key: str) -> None:
         """Release what was formed, and the mapped pages that it was made from."""
         self._latest.pop(key, None)
-        for original_key in self.forms[key].keys if key in self.forms else (key,):
+        for original_key in self.lazy[key].keys if key in self.lazy else (key,):
             self.original.release(original_key)
 
 

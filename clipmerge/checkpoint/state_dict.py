@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 import clipmerge.checkpoint.unpickle as unpickle
-from clipmerge.checkpoint.source import Form, stored
+from clipmerge.checkpoint.source import LazyTensor, stored
 from clipmerge.errors import CheckpointError, shorten
 from clipmerge.files.limits import LARGEST_PICKLE, LONGEST_NAME, MOST_SHARING
 from clipmerge.files.reading import format_size, open_regular
@@ -46,8 +46,8 @@ _PLAIN = ("_codecs.encode", "builtins.set", "__builtin__.set")
 
 def read_state_dict(
     file: Path, state_key: str | None = None
-) -> tuple[dict[str, Form], dict[str, TensorEntry], str | None]:
-    """Map the tensors of a file written by ``torch.save``: forms and entries by key, and a note for
+) -> tuple[dict[str, LazyTensor], dict[str, TensorEntry], str | None]:
+    """Map the tensors of a file written by ``torch.save``: lazy and entries by key, and a note for
     the user.
     """
     loaded, in_memory = _load(file)
@@ -77,8 +77,8 @@ def read_state_dict(
             f"{file}: is read into memory; saved again as .pt by torch 1.6 or newer, it would be"
             " mapped"
         )
-    forms = {key: Form((), partial(_in_order, tensor)) for key, tensor in tensors.items()}
-    return forms, entries, "; ".join(notes) or None
+    lazy = {key: LazyTensor((), partial(_in_order, tensor)) for key, tensor in tensors.items()}
+    return lazy, entries, "; ".join(notes) or None
 
 
 def _in_order(tensor: Tensor) -> Array:

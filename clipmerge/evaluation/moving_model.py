@@ -16,7 +16,7 @@ from torch import Tensor
 from clipmerge.checkpoint import Inputs
 from clipmerge.errors import CheckpointError
 from clipmerge.files.finite import is_finite, require_finite
-from clipmerge.merging.stream import contents_of, merged_tensors
+from clipmerge.merging.stream import iter_contents, plan_tensors
 from clipmerge.merging.tensor import merge_tensor
 from clipmerge.models import ImageTextModel
 from clipmerge.models.headed_tower import HeadedTower
@@ -98,10 +98,10 @@ class MovingModel:
 
     @torch.no_grad()
     def follow(self, plan: Plan) -> None:
-        """Set the weights to those of a plan, as `merged_tensors` computes them."""
+        """Set the weights to those of a plan, as `plan_tensors` computes them."""
         left = set(self.model.parameters)
-        merged = [tensor for tensor in merged_tensors(self._pair, plan) if tensor.name in left]
-        with closing(contents_of(merged, np.empty)) as contents:
+        merged = [tensor for tensor in plan_tensors(self._pair, plan) if tensor.name in left]
+        with closing(iter_contents(merged, np.empty)) as contents:
             for tensor, content in zip(merged, contents, strict=True):
                 self._set(tensor.name, tensor.tensor(content))
                 left.remove(tensor.name)

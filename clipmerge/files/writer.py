@@ -63,7 +63,7 @@ class OutputFile:
         self._block, self._filled, self._offset = self._free.popleft(), 0, 0
         self._lent: Array | None = None
 
-    def room(self, count: int, dtype: str) -> Array:
+    def reserve(self, count: int, dtype: str) -> Array:
         """Return a buffer for the next elements to be appended: 1-D, at least one, at most
         ``count``.
         """
@@ -74,7 +74,7 @@ class OutputFile:
         return self._lent
 
     def append(self, data: Array) -> None:
-        """Write the next elements: 1-D, perhaps the buffer from `room`; they must not be changed
+        """Write the next elements: 1-D, perhaps the buffer from `reserve`; they must not be changed
         afterwards.
         """
         raw = data.view(np.uint8)

@@ -17,7 +17,7 @@ from clipmerge.merging.formula import Values
 #: of the arithmetic.
 CHUNK = 1 << 17
 #: Returns a buffer for the next elements, given their number and dtype; it may be shorter.
-Room = Callable[[int, str], Array]
+BufferProvider = Callable[[int, str], Array]
 
 
 def runs(size: int) -> Iterator[tuple[int, int]]:
@@ -26,7 +26,7 @@ def runs(size: int) -> Iterator[tuple[int, int]]:
         yield start, min(start + CHUNK, size)
 
 
-def may_be_thinned(inputs: Inputs, name: str) -> bool:
+def is_sparsifiable(inputs: Inputs, name: str) -> bool:
     """Whether entries of a parameter may be dropped: not in a scalar or in batch norm
     statistics.
     """

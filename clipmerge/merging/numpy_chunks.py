@@ -11,7 +11,13 @@ import numpy as np
 from clipmerge.checkpoint import Inputs, Location
 from clipmerge.files.finite import is_finite, require_finite
 from clipmerge.files.safetensors import STORED, Array
-from clipmerge.merging.chunks import Room, integers_differ, overflow, require_finite_inputs, runs
+from clipmerge.merging.chunks import (
+    BufferProvider,
+    integers_differ,
+    overflow,
+    require_finite_inputs,
+    runs,
+)
 from clipmerge.merging.formula import copied_input, weighted_change
 
 #: The dtypes in which numpy is as fast as torch; its rounding to half precision is several times
@@ -26,13 +32,13 @@ def can_copy(dtypes: Sequence[str]) -> bool:
 
 
 def merged(
-    inputs: Inputs, name: str, alpha: float, weights: Sequence[float], room: Room
+    inputs: Inputs, name: str, alpha: float, weights: Sequence[float], reserve: BufferProvider
 ) -> Iterator[Array]:
     """Merge, without a mask, a parameter of one dtype in `COMPUTED`: 1-D runs, in buffers from
-    ``room``.
+    ``reserve``.
     """
     entry = inputs.entries(name)[0]
-    for start, out in _places(entry.size, STORED[entry.dtype], room):
+    for start, out in _places(entry.size, STORED[entry.dtype], reserve):
         theta_0, finetuned = inputs.arrays(name, start, start + len(out))
         unchanged = copied_input(theta_0, finetuned, alpha, weights)
         if unchanged is not None:  # NaN and Inf in the other inputs do not affect the result
@@ -49,13 +55,15 @@ def merged(
     inputs.release(name)
 
 
-def copied(name: str, holder: Location, others: Sequence[Location], room: Room) -> Iterator[Array]:
+def copied(
+    name: str, holder: Location, others: Sequence[Location], reserve: BufferProvider
+) -> Iterator[Array]:
     """Copy a tensor of one checkpoint in its own dtype, and check the others' tensors of that
     name.
     """
     checkpoint, key = holder
     entry = checkpoint.entries[key]
-    for start, out in _places(entry.size, STORED[entry.dtype], room):
+    for start, out in _places(entry.size, STORED[entry.dtype], reserve):
         stop = start + len(out)
         values = checkpoint.array(key, start, stop)
         if values.dtype.kind == "f":
@@ -72,13 +80,13 @@ def copied(name: str, holder: Location, others: Sequence[Location], room: Room) 
         stored.release(stored_key)
 
 
-def _places(size: int, dtype: str, room: Room) -> Iterator[tuple[int, Array]]:
+def _places(size: int, dtype: str, reserve: BufferProvider) -> Iterator[tuple[int, Array]]:
     """Divide a tensor into runs that fit the buffers; yields the first element and the buffer of
     each.
     """
     for begin, end in runs(size):
         start = begin
         while start < end:
-            out = room(end - start, dtype)
+            out = reserve(end - start, dtype)
             yield start, out
             start += len(out)

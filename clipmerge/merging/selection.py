@@ -31,7 +31,7 @@ class RandomKey:
     name: str
     which: int | None = None  # number of the fine-tuned checkpoint, if each has its own draws
 
-    def of(self, which: int) -> RandomKey:
+    def for_checkpoint(self, which: int) -> RandomKey:
         """The key for one of several fine-tuned checkpoints."""
         return replace(self, which=which)
 
@@ -50,10 +50,10 @@ def keep_largest(score: Tensor, density: float) -> Tensor:
         >>> keep_largest(torch.tensor([1.0, -1.0, 0.0, 1.0]), 0.5)
         tensor([ True,  True, False, False])
     """
-    return keep_first(score, max(1, round(density * score.numel())))
+    return keep_top_k(score, max(1, round(density * score.numel())))
 
 
-def keep_first(score: Tensor, count: int) -> Tensor:
+def keep_top_k(score: Tensor, count: int) -> Tensor:
     """Select a number of entries largest by magnitude; of equal ones, those with the lower index;
     same shape.
     """

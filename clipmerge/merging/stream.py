@@ -24,7 +24,7 @@ from clipmerge.families import is_counter, is_variance
 from clipmerge.files.safetensors import DTYPES, STORED, Array
 from clipmerge.layers import HEAD
 from clipmerge.merging import numpy_chunks
-from clipmerge.merging.chunks import Room, may_be_thinned
+from clipmerge.merging.chunks import BufferProvider, is_sparsifiable
 from clipmerge.parallel import side_by_side
 from clipmerge.planning.layer_plan import LayerPlan, LearnedAlpha
 from clipmerge.planning.plan import Plan
@@ -36,7 +36,7 @@ _SAFETENSORS_NAME = {torch_name: name for name, (torch_name, _) in DTYPES.items(
 
 
 @dataclass(frozen=True)
-class MergedTensor:
+class OutputTensor:
     """One tensor of the output, with its content on demand."""
 
     key: str  # key in the output file
@@ -46,7 +46,7 @@ class MergedTensor:
     # computes the content: runs of elements in memory order, 1-D, in stored form (bfloat16 as its
     # bits). Its argument returns a buffer for some of the next elements, such as ``numpy.empty``; a
     # run need not be in one
-    chunks: Callable[[Room], Iterator[Array]]
+    chunks: Callable[[BufferProvider], Iterator[Array]]
     # whether the whole tensor is computed before the first run, as masks and combinations require
     is_whole: bool = False
 
@@ -63,26 +63,28 @@ class MergedTensor:
         return torch.from_numpy(stored).view(getattr(torch, DTYPES[self.dtype][0])).view(self.shape)
 
 
-def contents_of(tensors: Sequence[MergedTensor], room: Room) -> Generator[Iterable[Array]]:
+def iter_contents(
+    tensors: Sequence[OutputTensor], reserve: BufferProvider
+) -> Generator[Iterable[Array]]:
     """Yield each tensor's content in turn; tensors computed as a whole are started early on other
     cores.
     """
-    jobs = [(tensor.nbytes, partial(_begun, tensor)) for tensor in tensors if tensor.is_whole]
+    jobs = [(tensor.nbytes, partial(_prefetch, tensor)) for tensor in tensors if tensor.is_whole]
     if not jobs:  # nothing here needs torch
-        yield from (tensor.chunks(room) for tensor in tensors)
+        yield from (tensor.chunks(reserve) for tensor in tensors)
         return
-    with closing(side_by_side(jobs)) as begun:
+    with closing(side_by_side(jobs)) as prefetched:
         for tensor in tensors:
-            yield next(begun) if tensor.is_whole else tensor.chunks(room)
+            yield next(prefetched) if tensor.is_whole else tensor.chunks(reserve)
 
 
-def _begun(tensor: MergedTensor) -> Iterable[Array]:
+def _prefetch(tensor: OutputTensor) -> Iterable[Array]:
     """A tensor's content, computed as far as its first run, which is most of the work."""
     chunks = tensor.chunks(np.empty)
     return itertools.chain(list(itertools.islice(chunks, 1)), chunks)
 
 
-def merged_tensors(inputs: Inputs, plan: Plan) -> list[MergedTensor]:
+def plan_tensors(inputs: Inputs, plan: Plan) -> list[OutputTensor]:
     """List the output's tensors, each with its content on demand; nothing is read yet."""
     outputs = []
     for name, key in inputs.zeroshot_keys.items():
@@ -91,16 +93,16 @@ def merged_tensors(inputs: Inputs, plan: Plan) -> list[MergedTensor]:
         entry = inputs.zeroshot.entries[key]
         dtype = _output_dtype(plan, entry)
         layer = plan.layers.get(inputs.layer_of[name])
-        chunks: Callable[[Room], Iterator[Array]]
+        chunks: Callable[[BufferProvider], Iterator[Array]]
         is_whole = False
         if layer is not None and inputs.merges(name):
-            masked = layer.mask is not None and may_be_thinned(inputs, name)
+            masked = layer.mask is not None and is_sparsifiable(inputs, name)
             is_whole = masked or plan.combine is not None
             chunks = partial(_merged, inputs, plan, name, layer, dtype, is_whole)
         else:
             chunks = _unmerged(inputs, name, layer, dtype)
         shape = inputs.output_shape(name, entry)
-        outputs.append(MergedTensor(inputs.output_keys[name], name, dtype, shape, chunks, is_whole))
+        outputs.append(OutputTensor(inputs.output_keys[name], name, dtype, shape, chunks, is_whole))
     first = inputs.finetuned[0]
     for name, key in inputs.finetuned_keys[0].items():
         is_kept = plan.missing == "keep-finetuned" or (
@@ -110,14 +112,14 @@ def merged_tensors(inputs: Inputs, plan: Plan) -> list[MergedTensor]:
             entry = first.entries[key]
             dtype, shape = _output_dtype(plan, entry), inputs.output_shape(name, entry)
             chunks = partial(_copied, name, (first, key), (), dtype)
-            outputs.append(MergedTensor(inputs.output_keys[name], name, dtype, shape, chunks))
+            outputs.append(OutputTensor(inputs.output_keys[name], name, dtype, shape, chunks))
     return outputs
 
 
-def copied_tensors(checkpoint: Checkpoint) -> list[MergedTensor]:
+def copied_tensors(checkpoint: Checkpoint) -> list[OutputTensor]:
     """List the unchanged tensors of one checkpoint, each with its content on demand."""
     return [
-        MergedTensor(
+        OutputTensor(
             key,
             key,
             entry.dtype,
@@ -129,21 +131,27 @@ def copied_tensors(checkpoint: Checkpoint) -> list[MergedTensor]:
 
 
 def _copied(
-    name: str, holder: Location, others: Sequence[Location], dtype: str, room: Room
+    name: str, holder: Location, others: Sequence[Location], dtype: str, reserve: BufferProvider
 ) -> Iterator[Array]:
     """Copy a tensor of one checkpoint, and check the others': with numpy if it has the dtypes, else
     with torch.
     """
     own, *dtypes = (checkpoint.entries[key].dtype for checkpoint, key in (holder, *others))
     if own == dtype and numpy_chunks.can_copy([own, *dtypes]):
-        return numpy_chunks.copied(name, holder, others, room)
+        return numpy_chunks.copied(name, holder, others, reserve)
     from clipmerge.merging import torch_chunks
 
     return torch_chunks.copied(name, holder, others, dtype)
 
 
 def _merged(
-    inputs: Inputs, plan: Plan, name: str, layer: LayerPlan, dtype: str, is_whole: bool, room: Room
+    inputs: Inputs,
+    plan: Plan,
+    name: str,
+    layer: LayerPlan,
+    dtype: str,
+    is_whole: bool,
+    reserve: BufferProvider,
 ) -> Iterator[Array]:
     """Merge a parameter: with numpy if only the formula is needed and the dtype does not change,
     else with torch.
@@ -152,7 +160,7 @@ def _merged(
     alpha = layer.coefficient
     is_plain = len(dtypes) == 1 and dtypes <= numpy_chunks.COMPUTED and not is_variance(name)
     if is_plain and not is_whole and not isinstance(alpha, LearnedAlpha):
-        return numpy_chunks.merged(inputs, name, alpha, plan.weights, room)
+        return numpy_chunks.merged(inputs, name, alpha, plan.weights, reserve)
     from clipmerge.merging import torch_chunks
 
     return torch_chunks.merged(inputs, plan, name, layer, dtype)
@@ -160,7 +168,7 @@ def _merged(
 
 def _unmerged(
     inputs: Inputs, name: str, layer: LayerPlan | None, dtype: str
-) -> Callable[[Room], Iterator[Array]]:
+) -> Callable[[BufferProvider], Iterator[Array]]:
     """The content of a zero-shot tensor that is not merged: of another kind, or of a layer that the
     plan leaves out.
     """

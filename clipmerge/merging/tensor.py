@@ -77,7 +77,7 @@ def merge_tensor(
             mask=mask,
             **mask_inputs,
         )
-        return moved(theta_0, change, dtype)
+        return apply_delta(theta_0, change, dtype)
     copied: Tensor | None = copied_input(theta_0, finetuned, alpha, weights)
     if copied is not None:
         return copied.to(dtype)
@@ -100,8 +100,8 @@ def whole_change(
     mask: str | None = None,
     **mask_inputs: Any,
 ) -> Tensor:
-    """The change of a whole parameter under a mask or a combination, to be added with `moved`; see
-    `merge_tensor`.
+    """The change of a whole parameter under a mask or a combination, to be added with
+    `apply_delta`; see `merge_tensor`.
     """
     base, *wide = _widened([theta_0, *finetuned])
     if combine is None:
@@ -115,7 +115,7 @@ def whole_change(
     return apply_mask(str(mask), change, base, mask_inputs) if _is_masked(mask, theta_0) else change
 
 
-def moved(theta_0: Tensor, change: Tensor, dtype: torch.dtype) -> Tensor:
+def apply_delta(theta_0: Tensor, change: Tensor, dtype: torch.dtype) -> Tensor:
     """Add a change that may be zero for dropped entries, which stay zero-shot bit for bit, even
     negative zero.
     """
@@ -152,13 +152,13 @@ def combination(
     weights: Sequence[float],
     key: RandomKey,
     *,
-    thinned: bool = True,
+    sparsify: bool = True,
 ) -> Callable[[Tensor], Tensor]:
-    """Prepare a rule of `clipmerge.combinations`: a function from task vectors (checkpoints, ...)
-    to one (...).
+    """Prepare a method's rule for several task vectors: a function from (checkpoints, ...) to one
+    (...).
     """
     function = load_plugin("combinations", name)
-    checked = {**check_options("combinations", name, options), "key": key, "thinned": thinned}
+    checked = {**check_options("combinations", name, options), "key": key, "sparsify": sparsify}
     wanted = inspect.signature(function).parameters
     return partial(
         function, weights=tuple(weights), **{k: v for k, v in checked.items() if k in wanted}

@@ -17,13 +17,19 @@ from clipmerge.files.finite import is_finite, require_finite
 from clipmerge.files.safetensors import DTYPES, STORED, Array
 from clipmerge.merging.chunks import (
     integers_differ,
-    may_be_thinned,
+    is_sparsifiable,
     overflow,
     require_finite_inputs,
     runs,
 )
 from clipmerge.merging.selection import RandomKey
-from clipmerge.merging.tensor import combination, mask_options, merge_tensor, moved, whole_change
+from clipmerge.merging.tensor import (
+    apply_delta,
+    combination,
+    mask_options,
+    merge_tensor,
+    whole_change,
+)
 from clipmerge.parallel import one_thread
 from clipmerge.planning.layer_plan import LayerPlan, LearnedAlpha
 from clipmerge.planning.plan import COEFFICIENTS, SCORES, Plan
@@ -43,8 +49,8 @@ def merged(inputs: Inputs, plan: Plan, name: str, layer: LayerPlan, dtype: str) 
         coefficient = plan.held_tensors.get(f"{COEFFICIENTS}{name}", layer.coefficient.mean)
     else:
         coefficient = layer.coefficient
-    thinned = may_be_thinned(inputs, name)
-    arguments = _mask_inputs(plan, name, layer) if layer.mask and thinned else {}
+    sparsify = is_sparsifiable(inputs, name)
+    arguments = _mask_inputs(plan, name, layer) if layer.mask and sparsify else {}
     if arguments and "score" not in arguments and requires("masks", str(layer.mask), "score"):
         if not torch.equal(
             inputs.theta_0(name), inputs.theta_1(name)
@@ -60,7 +66,7 @@ def merged(inputs: Inputs, plan: Plan, name: str, layer: LayerPlan, dtype: str) 
     if plan.combine is not None:
         key = RandomKey(plan.seed, name)
         combine = combination(
-            plan.combine.rule, plan.combine.options, plan.weights, key, thinned=thinned
+            plan.combine.rule, plan.combine.options, plan.weights, key, sparsify=sparsify
         )
     # masks and combinations need the whole parameter, everything else is done in chunks
     change = None
@@ -75,7 +81,7 @@ def merged(inputs: Inputs, plan: Plan, name: str, layer: LayerPlan, dtype: str) 
             if (
                 change is not None
             ):  # the change includes the fine-tuned checkpoints, which were checked
-                result = moved(theta_0, change[start:stop], _torch_dtype(dtype))
+                result = apply_delta(theta_0, change[start:stop], _torch_dtype(dtype))
             else:
                 finetuned = [
                     inputs.theta_1(name, start, stop, which=i) for i in range(len(inputs.finetuned))

@@ -2,6 +2,14 @@
 
 A method is a function of a `Task` that returns a `Decision`; its keyword-only parameters are its
 options. A `RecipeError` that it raises is told with its name before it.
+
+A method may combine several task vectors other than by their weighted sum: its file then has a
+function ``combine`` of the stacked task vectors theta_i - theta_0 of one parameter, float32 of
+shape (checkpoints, ...), which it may write into, and of the checkpoints' ``weights``. It returns
+one task vector of the parameter's shape; the merge multiplies it by alpha, masks it if the plan
+says so and adds it to theta_0. Keyword-only parameters are its options. The arithmetic fills in two
+names: ``key`` (seed and parameter name, for random rules) and ``sparsify`` (whether entries may be
+dropped: not in a scalar or in batch norm statistics).
 """
 
 from __future__ import annotations

@@ -1,15 +1,58 @@
-"""Keep the entries of medium magnitude of each task vector, and add the task vectors."""
+"""Model Breadcrumbs: keep the entries of medium magnitude of each task vector, and add the task
+vectors.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
-from clipmerge.combinations.breadcrumbs import breadcrumbs as combine
+from torch import Tensor
+
+from clipmerge.merging.selection import keep_top_k, zero_others
+from clipmerge.merging.tensor import weighted_sum
 from clipmerge.methods import Decision, Task
-from clipmerge.plugins import Alpha, options_of
+from clipmerge.plugins import Alpha, Density, Share, options_of
 
 
-@options_of(combine, without=("thinned",))
+def combine(
+    task_vectors: Tensor,
+    weights: Sequence[float],
+    *,
+    sparsify: bool = True,
+    density: Density = 0.15,
+    outliers: Share = 0.01,
+) -> Tensor:
+    """Drop the largest entries, keep the next largest, drop the rest.
+
+    Args:
+        task_vectors: (checkpoints, ...).
+        weights: Factor of each checkpoint.
+        sparsify: Whether entries may be dropped; otherwise all are combined.
+        density: Share of each parameter's task vector kept; at least one entry is kept.
+        outliers: Share of the largest entries dropped; 0 only trims small entries.
+
+    Returns:
+        (...).
+
+    Example:
+        >>> import torch
+        >>> combine(torch.tensor([[9.0, 1.0, 4.0, 2.0]]), (1.0,), density=0.5, outliers=0.25)
+        tensor([0., 0., 4., 2.])
+    """
+    if not sparsify:
+        return weighted_sum(task_vectors, weights)
+    size = task_vectors[0].numel()
+    dropped = min(round(outliers * size), size - 1)
+    count = max(1, round(density * size))
+    for task_vector in task_vectors:
+        is_outlier = keep_top_k(task_vector, dropped)
+        keep = keep_top_k(task_vector, dropped + count).logical_and_(~is_outlier)
+        zero_others(task_vector, keep)
+    return weighted_sum(task_vectors, weights)
+
+
+@options_of(combine, without=("sparsify",))
 def breadcrumbs(task: Task, *, alpha: Alpha = 0.3, **options: Any) -> Decision:
     """Combine task vectors by Model Breadcrumbs, which drops the largest outliers and the small
     entries.
@@ -17,13 +60,13 @@ def breadcrumbs(task: Task, *, alpha: Alpha = 0.3, **options: Any) -> Decision:
     Args:
         task: The checkpoints, and the measurements if the recipe has a measure.
         alpha: Factor of the combined task vector.
-        **options: See `clipmerge.combinations.breadcrumbs`.
+        **options: See `combine`.
 
     Returns:
         One coefficient for every layer, and the combination.
 
     Source:
-        Model Breadcrumbs, Davari and Belilovsky 2023, arXiv:2312.06795.
+        Model Breadcrumbs, Davari and Belilovsky 2023, arXiv:2312.06795; sorted per parameter.
     """
     return task.combined(
         alpha, "breadcrumbs", options, "without its outliers and its small entries", "added up"

@@ -1,15 +1,48 @@
-"""Drop random entries of each task vector, rescale it, and add the task vectors."""
+"""DARE: drop random entries of each task vector, scale the others up, and add the task vectors."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
-from clipmerge.combinations.dare import dare as combine
+from torch import Tensor
+
+from clipmerge.merging.selection import RandomKey, keep_random, zero_others
+from clipmerge.merging.tensor import weighted_sum
 from clipmerge.methods import Decision, Task
-from clipmerge.plugins import Alpha, options_of
+from clipmerge.plugins import Alpha, Density, options_of
 
 
-@options_of(combine, without=("key", "thinned"))
+def combine(
+    task_vectors: Tensor,
+    weights: Sequence[float],
+    *,
+    key: RandomKey,
+    sparsify: bool = True,
+    density: Density = 0.5,
+) -> Tensor:
+    """Keep each entry with probability ``density``, divided by ``density``, with separate draws per
+    checkpoint.
+
+    Args:
+        task_vectors: (checkpoints, ...).
+        weights: Factor of each checkpoint.
+        key: Seed and parameter name.
+        sparsify: Whether entries may be dropped; otherwise all are combined.
+        density: Probability that an entry is kept.
+
+    Returns:
+        (...).
+    """
+    if not sparsify:
+        return weighted_sum(task_vectors, weights)
+    for which, task_vector in enumerate(task_vectors):
+        keep = keep_random(task_vector.shape, density, key.for_checkpoint(which))
+        zero_others(task_vector, keep).div_(density)
+    return weighted_sum(task_vectors, weights)
+
+
+@options_of(combine, without=("key", "sparsify"))
 def dare(task: Task, *, alpha: Alpha = 0.3, **options: Any) -> Decision:
     """Combine task vectors by DARE and task arithmetic; one fine-tuned checkpoint gets the
     random-rescale mask.
@@ -17,7 +50,7 @@ def dare(task: Task, *, alpha: Alpha = 0.3, **options: Any) -> Decision:
     Args:
         task: The checkpoints, and the measurements if the recipe has a measure.
         alpha: Factor of the combined task vector.
-        **options: See `clipmerge.combinations.dare`.
+        **options: See `combine`.
 
     Returns:
         One coefficient for every layer, and the combination.

@@ -1,25 +1,100 @@
-"""Drop random entries of each task vector, elect one sign per entry, and average the task vectors
-that have it.
+"""DELLA: drop random entries of each task vector, large ones less often, then elect signs and
+average like TIES.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
-from clipmerge.combinations.della import check_chances
-from clipmerge.combinations.della import della as combine
+import torch
+from torch import Tensor
+
+from clipmerge.errors import RecipeError
+from clipmerge.merging.selection import RandomKey, keep_random, zero_others
 from clipmerge.methods import Decision, Task
-from clipmerge.plugins import Alpha, options_of
+from clipmerge.methods.ties import disjoint_mean
+from clipmerge.plugins import Alpha, Density, Share, options_of
+
+# Number of entries sorted at a time, in whole rows: sorting takes several times their memory.
+_SORTED = 1 << 20
 
 
-@options_of(combine, without=("key", "thinned"))
+def combine(
+    task_vectors: Tensor,
+    weights: Sequence[float],
+    *,
+    key: RandomKey,
+    sparsify: bool = True,
+    density: Density = 0.5,
+    window: Share = 0.2,
+) -> Tensor:
+    """Keep entries at random, larger ones in a row more often, and divide each by its probability.
+
+    The probability increases from density - window / 2 for a row's smallest entry to density +
+    window / 2 for its largest, in equal steps. Signs are elected and averaged as in TIES. A vector
+    is one row.
+
+    Args:
+        task_vectors: (checkpoints, ...).
+        weights: Factor of each checkpoint; the election ignores it.
+        key: Seed and parameter name.
+        sparsify: Whether entries may be dropped; otherwise all are combined.
+        density: Mean probability that an entry is kept.
+        window: Difference between the probabilities of a row's largest and smallest entry.
+
+    Returns:
+        (...).
+
+    Raises:
+        RecipeError: If a probability would be 0 or less, or more than 1.
+    """
+    check_probabilities(density, window)
+    if not sparsify:
+        return disjoint_mean(task_vectors, weights)
+    for which, task_vector in enumerate(task_vectors):
+        probability = _probabilities(task_vector, density, window)
+        keep = keep_random(task_vector.shape, probability, key.for_checkpoint(which))
+        zero_others(task_vector, keep).div_(probability)
+    return disjoint_mean(task_vectors, weights)
+
+
+def check_probabilities(density: float = 0.5, window: float = 0.2) -> None:
+    """Refuse a window that is too wide for its density.
+
+    Raises:
+        RecipeError: If a probability would be 0 or less, or more than 1.
+    """
+    low, high = density - window / 2, density + window / 2
+    if not (low > 0 and high <= 1):
+        raise RecipeError(
+            f"della: density {density:g} and window {window:g} give probabilities from {low:g} to"
+            f" {high:g}, which must lie above 0 and not above 1; choose a smaller window"
+        )
+
+
+def _probabilities(task_vector: Tensor, density: float, window: float) -> Tensor:
+    rows = task_vector.flatten(1) if task_vector.ndim > 1 else task_vector.reshape(1, -1)
+    width = rows.shape[1]
+    probabilities = torch.full_like(rows, density)
+    chunk_size = max(1, _SORTED // max(1, width))
+    for start in range(0, len(rows) if width > 1 else 0, chunk_size):
+        # a stable sort ranks equal entries by index, in every build
+        order = rows[start : start + chunk_size].abs().argsort(dim=1, stable=True)
+        ranks = torch.empty_like(order).scatter_(1, order, torch.arange(width).expand_as(order))
+        share = ranks.to(task_vector.dtype) / (width - 1)
+        probabilities[start : start + chunk_size] = density + window * (share - 0.5)
+    return probabilities.view(task_vector.shape)
+
+
+@options_of(combine, without=("key", "sparsify"))
 def della(task: Task, *, alpha: Alpha = 1.0, **options: Any) -> Decision:
     """Combine task vectors by DELLA; with one fine-tuned checkpoint there is no election of signs.
 
     Args:
         task: The checkpoints, and the measurements if the recipe has a measure.
         alpha: Factor of the combined task vector.
-        **options: See `clipmerge.combinations.della`.
+        **options: See `combine`.
 
     Returns:
         One coefficient for every layer, and the combination.
@@ -28,9 +103,9 @@ def della(task: Task, *, alpha: Alpha = 1.0, **options: Any) -> Decision:
         RecipeError: If density and window give no probabilities.
 
     Source:
-        DELLA, Deep et al. 2024, arXiv:2406.11617.
+        DELLA (MagPrune), Deep et al. 2024, arXiv:2406.11617.
     """
-    check_chances(**options)
+    check_probabilities(**options)
     return task.combined(
         alpha, "della", options, "thinned out at random by magnitude", "averaged where signs agree"
     )

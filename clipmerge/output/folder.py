@@ -16,7 +16,7 @@ from clipmerge.errors import OutputError
 from clipmerge.files.hashes import sha256_of
 from clipmerge.files.safetensors import header_bytes
 from clipmerge.files.writer import output_file
-from clipmerge.merging.stream import MergedTensor, contents_of
+from clipmerge.merging.stream import OutputTensor, iter_contents
 
 # The order of safetensors' own save_file: widest dtype first, then by name.
 _DTYPE_RANK = {
@@ -29,7 +29,7 @@ _DTYPE_RANK = {
 
 def write_weights(
     folder: Path,
-    tensors: list[MergedTensor],
+    tensors: list[OutputTensor],
     layout: dict[str, str] | None,
     advance: Callable[[int], None],
     *,
@@ -37,7 +37,7 @@ def write_weights(
     hashed: bool = True,
 ) -> dict[str, str | None]:
     """Write the merged tensors as safetensors, one file or shards with their index."""
-    files: dict[str, list[MergedTensor]] = {}
+    files: dict[str, list[OutputTensor]] = {}
     first = next(iter(layout.values())) if layout else single
     for tensor in tensors:
         files.setdefault(layout.get(tensor.key, first) if layout else first, []).append(tensor)
@@ -58,7 +58,7 @@ def write_weights(
 
 
 def _write_file(
-    path: Path, tensors: list[MergedTensor], advance: Callable[[int], None], *, hashed: bool
+    path: Path, tensors: list[OutputTensor], advance: Callable[[int], None], *, hashed: bool
 ) -> str | None:
     tensors = sorted(tensors, key=lambda tensor: (_DTYPE_RANK[tensor.dtype], tensor.key))
     entries = {tensor.key: (tensor.dtype, tensor.shape) for tensor in tensors}
@@ -67,7 +67,7 @@ def _write_file(
         path, len(header) + sum(tensor.nbytes for tensor in tensors), hashed=hashed
     ) as file:
         file.append(header)
-        with contextlib.closing(contents_of(tensors, file.room)) as contents:
+        with contextlib.closing(iter_contents(tensors, file.reserve)) as contents:
             for chunk in itertools.chain.from_iterable(contents):
                 file.append(chunk)
                 advance(chunk.nbytes)
@@ -75,7 +75,7 @@ def _write_file(
 
 
 def output_layout(
-    inputs: Inputs, tensors: list[MergedTensor], max_shard_size: int | None = None
+    inputs: Inputs, tensors: list[OutputTensor], max_shard_size: int | None = None
 ) -> dict[str, str] | None:
     """Choose the shard of each tensor."""
     form, single = inputs.form, inputs.weights_file != WEIGHTS

@@ -59,7 +59,7 @@ class Combination(Frozen):
     """A rule that replaces the weighted sum of several fine-tuned checkpoints' task vectors.
 
     Attributes:
-        rule: Name of a rule in `clipmerge.combinations`.
+        rule: Name of the method whose file holds the rule.
         options: Its options.
     """
 

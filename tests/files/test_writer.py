@@ -101,7 +101,7 @@ def test_what_is_computed_in_place_is_what_is_written(tmp_path: Path) -> None:
         file.append(np.frombuffer(header, np.uint8))
         start, places = 0, set()
         while start < len(values):
-            place = file.room(min(900, len(values) - start), "float32")
+            place = file.reserve(min(900, len(values) - start), "float32")
             places.add(place.__array_interface__["data"][0])
             place[:] = values[start : start + len(place)]
             file.append(place)

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from clipmerge.merging import chunks
 from clipmerge.merging.formula import weighted_change
-from clipmerge.merging.selection import RandomKey, keep_first, keep_largest, keep_random
+from clipmerge.merging.selection import RandomKey, keep_largest, keep_random, keep_top_k
 from clipmerge.merging.spectral import singular_values, spectral_split
-from clipmerge.merging.stream import merged_tensors
+from clipmerge.merging.stream import plan_tensors
 from clipmerge.merging.tensor import merge_tensor
 from clipmerge.planning.layer_plan import LayerPlan
 from tests.merging.test_dtypes_and_shards import DTYPES, cast
@@ -193,7 +193,7 @@ def test_the_largest_are_kept_and_ties_go_by_index(
 ) -> None:
     held = torch.tensor(scores, dtype=dtype)
     kept = keep_largest(held, density)
-    some = [keep_first(held, count).tolist() for count in range(len(scores) + 1)]
+    some = [keep_top_k(held, count).tolist() for count in range(len(scores) + 1)]
     assert kept.tolist() == slow_first(held.tolist(), max(1, round(density * len(scores))))
     assert some == [slow_first(held.tolist(), count) for count in range(len(scores) + 1)]
 
@@ -205,7 +205,7 @@ def test_of_many_entries_the_largest_are_those_of_sorting() -> None:
         ranked = held.abs().argsort(descending=True, stable=True)
         for count in (3, 3_000, 150_000, 299_990):
             assert torch.equal(
-                keep_first(held, count).nonzero().flatten(), ranked[:count].sort().values
+                keep_top_k(held, count).nonzero().flatten(), ranked[:count].sort().values
             )
 
 
@@ -309,7 +309,7 @@ def test_bytes_are_those_of_the_merge_by_torch(
     plan = plan_with(
         {layer: LayerPlan(alpha=alpha) for layer in opened.layers if layer != "text.0.mlp"}
     )
-    for tensor in merged_tensors(opened, plan):
+    for tensor in plan_tensors(opened, plan):
         left_alone = tensor.name.startswith("text_model.encoder.layers.0.mlp") or (
             tensor.name.startswith("text_model.encoder.layers.0.layer_norm2")
         )

@@ -15,7 +15,7 @@ from clipmerge.api.plan import prepare
 from clipmerge.checkpoint import source
 from clipmerge.errors import OutputError
 from clipmerge.files.finite import is_finite
-from clipmerge.merging.stream import MergedTensor
+from clipmerge.merging.stream import OutputTensor
 from tests.support.command import clipmerge, printed, refused
 from tests.support.hub_double import FakeHub
 from tests.support.raw_safetensors import edit
@@ -53,7 +53,7 @@ def test_a_full_disk_is_found_before_computing(
 ) -> None:
     full = shutil.disk_usage(tmp_path)._replace(free=10)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: full)
-    monkeypatch.setattr(MergedTensor, "chunks", lambda *_: pytest.fail("computed"), raising=False)
+    monkeypatch.setattr(OutputTensor, "chunks", lambda *_: pytest.fail("computed"), raising=False)
     with pytest.raises(OutputError, match="the disk is full; nothing was left behind"):
         merge(pair, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []

@@ -12,7 +12,7 @@ from clipmerge import methods
 from clipmerge.api.plan import prepare
 from clipmerge.checkpoint import Inputs, align_checkpoints, open_checkpoint
 from clipmerge.merging import chunks
-from clipmerge.merging.stream import merged_tensors
+from clipmerge.merging.stream import plan_tensors
 from clipmerge.methods import Decision, Task
 from clipmerge.planning.layer_plan import LayerPlan
 from clipmerge.planning.measurements import Measurements
@@ -88,7 +88,7 @@ def in_chunks(inputs: Inputs, plan: Plan, chunk: int = chunks.CHUNK) -> dict[str
         patch.setattr(chunks, "CHUNK", chunk)
         return {
             tensor.name: tensor.tensor(tensor.chunks(np.empty))
-            for tensor in merged_tensors(inputs, plan)
+            for tensor in plan_tensors(inputs, plan)
         }
 
 

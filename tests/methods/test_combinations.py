@@ -36,10 +36,10 @@ def combined(
     stack: Tensor,
     weights: tuple[float, ...] | None = None,
     *,
-    thinned: bool = True,
+    sparsify: bool = True,
     **options: Any,
 ) -> Tensor:
-    combine = combination(rule, options, weights or (1.0,) * len(stack), KEY, thinned=thinned)
+    combine = combination(rule, options, weights or (1.0,) * len(stack), KEY, sparsify=sparsify)
     return combine(stack.clone())  # it may write there
 
 
@@ -83,7 +83,7 @@ def test_peft_says_the_same(
         5
     )  # peft draws from torch's generator; the same draws here
     monkeypatch.setattr(
-        "clipmerge.combinations.dare.keep_random",
+        "clipmerge.methods.dare.keep_random",
         lambda size, chance, key: torch.bernoulli(torch.full(size, chance), generator=drawn).bool(),
     )
     torch.manual_seed(5)
@@ -223,7 +223,7 @@ def test_every_parameter_goes_through_the_rule_of_its_name(family: list[Path], m
     for name, value in base.items():
         stack = torch.stack([other[name] - value for other in others])
         key = RandomKey(KEY.seed, name)
-        change = combination(method, {}, (1.0,) * 3, key, thinned=value.numel() > 1)(stack)
+        change = combination(method, {}, (1.0,) * 3, key, sparsify=value.numel() > 1)(stack)
         assert torch.allclose(result[name], value + 0.7 * change, atol=1e-6), name
     assert result["logit_scale"].shape == ()
 
