@@ -264,7 +264,7 @@ class DecisionOptions(DataOptions, PromptOptions, SampleOptions, MachineOptions,
         Option(
             True,
             "Hold back a fifth of the images from the decision, and measure on them what the merge"
-            " bought.",
+            " effect.",
             "Decision",
         ),
     ]

@@ -36,9 +36,9 @@ def add_verdict(run: Run, request: MergeRequest) -> None:
         return
     from clipmerge.evaluation.verdict import measure_effect
 
-    with run.timed("bought"), _wanted(run, request, "what the merge bought"):
+    with run.timed("effect"), _wanted(run, request, "the effect of the merge"):
         measured = run.plan and run.plan.measurements
-        bought = measure_effect(
+        effect = measure_effect(
             run.inputs,
             shared_plan(run, request.calibration),
             _held_back(run, request),
@@ -48,10 +48,10 @@ def add_verdict(run: Run, request: MergeRequest) -> None:
             learned=bool(measured and any(measured.trace.values())),
             progress=run.progress,
         )
-        if request.strict and bought.warnings:
-            raise VerdictError(f"{bought.warnings[0]}; nothing was written (--strict)")
-        run.plan = run.plan and run.plan.model_copy(update={"bought": bought})
-        for warning in bought.warnings:
+        if request.strict and effect.warnings:
+            raise VerdictError(f"{effect.warnings[0]}; nothing was written (--strict)")
+        run.plan = run.plan and run.plan.model_copy(update={"effect": effect})
+        for warning in effect.warnings:
             run.warn(warning, aloud=not getattr(run.progress, "shows_verdict", False))
 
 
@@ -146,7 +146,7 @@ def add_other_task_scores(run: Run, request: MergeRequest) -> None:
     from clipmerge.evaluation.other_tasks import measure_other_tasks
     from clipmerge.images.fingerprints import Fingerprints, note_shared
 
-    with run.timed("kept"), _wanted(run, request, "the tasks of --keep"):
+    with run.timed("other_tasks"), _wanted(run, request, "the tasks of --keep"):
         tasks = load_tasks(
             request.keep, run.progress, most=request.calibration.images, seed=request.seed
         )
@@ -158,10 +158,10 @@ def add_other_task_scores(run: Run, request: MergeRequest) -> None:
                     note_shared(prints, {f"--data {images.source}": Fingerprints(images)}),
                 )
         settings = settings_for(request.calibration, of_tasks=True)
-        kept = measure_other_tasks(
+        scores = measure_other_tasks(
             run.inputs, shared_plan(run, request.calibration), tasks, settings, run.progress
         )
-        run.plan = run.plan and run.plan.model_copy(update={"kept": kept})
+        run.plan = run.plan and run.plan.model_copy(update={"other_tasks": scores})
 
 
 def score_other_tasks(
@@ -177,7 +177,7 @@ def score_other_tasks(
         return
     from clipmerge.evaluation.other_tasks import facts_of, score_tasks
 
-    progress.stage("kept")
+    progress.stage("other_tasks")
     moves = [point.move for point in points]
     scores = score_tasks(
         inputs,
@@ -186,13 +186,13 @@ def score_other_tasks(
         settings_for(request.calibration, request.dtype, of_tasks=True),
         progress,
     )
-    record["kept"] = [facts_of(name, task) for name, task in tasks.items()]
+    record["other_tasks"] = [facts_of(name, task) for name, task in tasks.items()]
     rows = [
         *enumerate(record["curve"]),
         *((row["point"], row) for row in (*record["recipes"], *record["points"])),
     ]
     for point, row in rows:
-        row["kept"] = {
+        row["other_tasks"] = {
             name: of[point].model_dump(mode="json", exclude_none=True)
             for name, of in scores.items()
         }

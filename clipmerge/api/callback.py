@@ -133,7 +133,7 @@ class RobustMergeCallback(TrainerCallback):  # type: ignore[misc]
         processing_class: Any = None,
         **_: Any,
     ) -> None:
-        """Merge, log what it bought, and publish."""
+        """Merge, log the effect, and publish."""
         place = self._place(args)
         publishing: dict[str, Any] = (
             {"push": self._push_to, **self._publishing} if self._push_to else {}
@@ -167,12 +167,12 @@ class RobustMergeCallback(TrainerCallback):  # type: ignore[misc]
                 left,
             )
             return
-        bought = self.result.plan.bought
+        effect = self.result.plan.effect
         if not state.is_world_process_zero:
             return
-        if bought is not None:
-            finetuned = bought.finetuned[bought.reference]
-            models = {"zeroshot": bought.zeroshot, "finetuned": finetuned, "merged": bought.merged}
+        if effect is not None:
+            finetuned = effect.finetuned[effect.reference]
+            models = {"zeroshot": effect.zeroshot, "finetuned": finetuned, "merged": effect.merged}
             accuracies = {
                 f"clipmerge/{kind}_accuracy_{name}": getattr(model, kind).value
                 for name, model in models.items()
@@ -181,7 +181,7 @@ class RobustMergeCallback(TrainerCallback):  # type: ignore[misc]
             state.log_history.append(
                 {**accuracies, "step": state.global_step, "epoch": state.epoch}
             )
-            self._progress.say(f"{bought.verdict} {bought.reason}")
+            self._progress.say(f"{effect.verdict} {effect.reason}")
         published = self.result.published
         self._progress.say(
             f"the merged model is in {place}" + (f", and on {published.url}" if published else "")

@@ -42,7 +42,7 @@ def demo(
             name: evaluate(path, sources, template=TEMPLATE, progress=reports).accuracy
             for name, path in models.items()
         },
-        "verdict": result.plan.bought.verdict if result.plan.bought else "",
+        "verdict": result.plan.effect.verdict if result.plan.effect else "",
         "report": str(models["auto"] / "report.html"),
         "command": _command(pair, "auto", Path("merged")),
     }

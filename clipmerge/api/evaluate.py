@@ -35,7 +35,8 @@ def evaluate(
         **options: See `EvaluateOptions`.
 
     Returns:
-        Accuracy, 0 to 1, and number of images by source; scores of ``keep`` in ``record["kept"]``.
+        Accuracy, 0 to 1, and number of images by source; scores of ``keep`` in
+        ``record["other_tasks"]``.
 
     Raises:
         ClipmergeError: If an argument cannot be used; one line says what, where and what to do
@@ -71,7 +72,7 @@ def evaluate(
             from clipmerge.evaluation.other_tasks import evaluate_other_tasks
 
             settings = settings_for(wanted, of_tasks=True)
-            record["kept"] = evaluate_other_tasks(
+            record["other_tasks"] = evaluate_other_tasks(
                 model, load_tasks(tasks, reports), settings, reports
             )
         record["checkpoint"]["source"] = title_of(source) or record["checkpoint"]["source"]

@@ -127,7 +127,7 @@ def objective_for(
         revision=images.revision,
         images=len(images),
         requested=calibration.images if run.held_back else None,
-        copies=samples.copies,
+        duplicates=samples.copies,
         classes=len(images.class_names),
         classes_with_images=len(set(images.labels)),
         batch_size=batch_size,

@@ -47,9 +47,9 @@ def push(
     reports = progress or Logged()
     reports.stage("publish")
     published = publishing.push(Path(folder), repo_id, **given, command=command)
-    if published.left_behind:
+    if published.not_published:
         reports.say(
-            f"{shorten(published.left_behind)} not pushed from {folder}: not written by the merge"
+            f"{shorten(published.not_published)} not pushed from {folder}: not written by the merge"
         )
     return published
 

@@ -228,7 +228,7 @@ def run_sweep(
         f"{kind} {row['name']}": row["id"]
         for kind, marked in marks.items()
         for row in marked
-        if row["loses"]
+        if row["exceeds_max_loss"]
     }
     finetuned = rows[request.alphas.index(1.0)]["id"] if losing else 0.0
     lost = loss_warnings(losing, "ID accuracy", finetuned, request.max_loss)
@@ -263,7 +263,7 @@ def _rows(request: SweepRequest, correct: dict[str, Correct]) -> list[dict[str, 
         {
             "accuracy": {name: float(right[number].mean()) for name, right in correct.items()},
             **place,
-            "loses": (
+            "exceeds_max_loss": (
                 None if finetuned is None else loses(place["id"] - finetuned, request.max_loss)
             ),
         }
@@ -296,7 +296,7 @@ def _about(
         "revisions": {name: images.revision for name, images in loaded.items() if images.revision},
         "calibration_source": source,
         "templates": list(templates_for(request.calibration.templates, ())),
-        "own_templates": own_templates(request.calibration.templates, loaded),
+        "source_templates": own_templates(request.calibration.templates, loaded),
         "ood_checked": (
             request.checks_overlap
             and source is not None

@@ -446,9 +446,11 @@ class _Run:
         objective.work.announce(-FORWARD * (images * spared + bool(self._candidates)))
         objective.work.tick(0)
         if choice.alpha is None:
-            self._coefficients.move(choice.part, choice.beyond)
+            self._coefficients.move(choice.shrink, choice.extrapolation)
         else:
             self._coefficients.flatten(choice.alpha)
         last_steps = self._trace[-max(1, len(self._trace) // 10) :]
-        seen_right = Losses(*last_steps.mean(0).tolist()).accuracy if len(last_steps) else None
-        return choice.model_copy(update={"seen_right": seen_right, "divergence": goal.divergence})
+        train_accuracy = Losses(*last_steps.mean(0).tolist()).accuracy if len(last_steps) else None
+        return choice.model_copy(
+            update={"train_accuracy": train_accuracy, "distill_target": goal.divergence}
+        )

@@ -89,7 +89,7 @@ _EXAMPLES = {
     "push": (
         ("push merged org/robust --private --evaluation accuracy.json", "publish, with accuracies"),
     ),
-    "report": (("report merged", "what a merge bought, again"),),
+    "report": (("report merged", "the result of a merge, again"),),
     "env": (("env", "to be pasted into a bug report"),),
     "demo": (("demo --output demo", "merge and compare two small CLIPs"),),
     "recipes": (

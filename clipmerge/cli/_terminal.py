@@ -33,8 +33,8 @@ _STAGES = {
     "publish": "publishing",
     "evaluate": "evaluating",
     "check": "checking zero-shot accuracy",
-    "bought": "measuring what it bought",
-    "kept": "measuring other tasks",
+    "effect": "measuring the effect",
+    "other_tasks": "measuring other tasks",
     "bootstrap": "resampling images for intervals",
     "draw": "drawing",
 }

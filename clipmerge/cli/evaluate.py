@@ -48,7 +48,7 @@ def _table(record: dict[str, Any]) -> RenderableType:
     table = table_of("source", "images", "accuracy")
     for name, value in record["accuracy"].items():
         table.add_row(name, str(record["images"][name]), f"{value:.1%}")
-    for task in record.get("kept", []):
+    for task in record.get("other_tasks", []):
         for measure, value in measures_of(Score.model_validate(task["score"])).items():
             name = task["name"] if measure == "accuracy" else f"{task['name']}, {measure}"
             table.add_row(name, str(task["images"]), f"{value:.1%}")

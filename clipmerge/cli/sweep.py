@@ -102,7 +102,7 @@ class SweepTable:
             notes.append(f"More columns in a wider window, and in {self._page}.")
         for note in notes:
             yield Text(note, style="dim")
-        for table in _other_tasks(self._record) if self._record.get("kept") else ():
+        for table in _other_tasks(self._record) if self._record.get("other_tasks") else ():
             yield Text()
             yield table
 
@@ -141,14 +141,14 @@ def _other_tasks(record: dict[str, Any]) -> Iterator[Table]:
 
     section = other_tasks_section(record)
     tables: dict[str, list[tuple[int, str]]] = {}
-    for place, name in enumerate(section["kept_columns"]):
+    for place, name in enumerate(section["other_tasks_columns"]):
         task, _, measure = name.rpartition(": ")
         title, head = ("other tasks", task) if measure == "accuracy" else (task, measure)
         tables.setdefault(title, []).append((place, head))
     for title, columns in tables.items():
         table = table_of(f"{title}, %", *(head for _, head in columns))
         table.columns[0].no_wrap = True  # the headings wrap
-        for row in section["kept_rows"]:
+        for row in section["other_tasks_rows"]:
             cells = (row["cells"][place] for place, _ in columns)
             table.add_row(
                 *map(Text, (row["head"], *cells)), style="bold" if row["is_mark"] else None

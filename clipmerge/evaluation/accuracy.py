@@ -112,6 +112,6 @@ def evaluate_sources(
             for name, images in loaded.items()
         },
         "templates": list(templates_for(settings.templates, ())),
-        "own_templates": own_templates(settings.templates, loaded),
+        "source_templates": own_templates(settings.templates, loaded),
     }
     return record, model

@@ -53,7 +53,7 @@ def measure_effect(
     scaled = ScaledImages(images, side_of(model))
     unrelated = probe(scaled, UNRELATED, enough=512, fewest=2)
     related = probe(scaled, RELATED, enough=256, fewest=1)
-    sentence = f"measuring what the merge bought, on {len(images)} images held back, takes about"
+    sentence = f"measuring the effect of the merge, on {len(images)} images held back, takes about"
     pace = Pace(progress, settings.accelerator.device, sentence, " (--no-verdict skips it)")
     scorer = Scorer(model, inputs, settings, load_bytes=_LOAD_BYTES)
     sources = {_CLEAN: images, **unrelated.sources, **related.sources}

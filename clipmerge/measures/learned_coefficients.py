@@ -141,13 +141,17 @@ def learned_coefficients(objective: Objective, **options: Any) -> Measurements:
 
 def _overfit(choice: HeldBackChoice | None) -> tuple[str, ...]:
     """A note if the images that learning saw are recognised far more often than those held back."""
-    if choice is None or choice.seen_right is None or choice.seen_right - choice.right < OVERFIT:
+    if (
+        choice is None
+        or choice.train_accuracy is None
+        or choice.train_accuracy - choice.accuracy < OVERFIT
+    ):
         return ()
     return (
         (
-            f"learning recognises {choice.seen_right:.0%} of the views of its own images, and"
-            f" {choice.right:.0%} of those held back: it has learned them by heart; more images or"
-            " fewer steps (measure.steps) would help"
+            f"learning recognises {choice.train_accuracy:.0%} of the views of its own images, and"
+            f" {choice.accuracy:.0%} of those held back: it has learned them by heart; more images"
+            " or fewer steps (measure.steps) would help"
         ),
     )
 
@@ -190,8 +194,8 @@ def learned_measurements(
         ),
         batch_sizes=objective.shares.batch_sizes,
         trace={
-            "calibration": tuple(losses.calibration for losses in learned.trace),
-            "divergence": tuple(losses.divergence for losses in learned.trace),
+            "cross_entropy": tuple(losses.calibration for losses in learned.trace),
+            "distillation_loss": tuple(losses.divergence for losses in learned.trace),
         },
         choice=learned.choice,
         notes=_overfit(learned.choice),

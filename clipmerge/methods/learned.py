@@ -55,7 +55,10 @@ def learned(task: Task, *, alpha: Share = 1.0) -> Decision:
 def _told(trace: dict[str, tuple[float, ...]]) -> str:
     """Describe the change of the losses from the first tenth of learning to the last."""
     parts = []
-    for name, label in (("calibration", "loss"), ("divergence", "divergence from zero-shot")):
+    for name, label in (
+        ("cross_entropy", "loss"),
+        ("distillation_loss", "divergence from zero-shot"),
+    ):
         values = trace[name]
         length = max(1, len(values) // 10)
         first, last = sum(values[:length]) / length, sum(values[-length:]) / length
@@ -69,8 +72,8 @@ def _chosen(choice: HeldBackChoice, *, learned: bool = True) -> str:
     images = f"{choice.images} images held back"
     # what is counted are slightly changed views, several of each image
     accuracy = (
-        f"it recognises {choice.right:.1%} of their views, the fine-tuned model"
-        f" {choice.finetuned_right:.1%}"
+        f"it recognises {choice.accuracy:.1%} of their views, the fine-tuned model"
+        f" {choice.finetuned_accuracy:.1%}"
     )
     if choice.alpha is not None:
         found = (
@@ -82,18 +85,23 @@ def _chosen(choice: HeldBackChoice, *, learned: bool = True) -> str:
         return f"{images}: {found}; {accuracy}"
     way = (
         "all of what was learned"
-        if choice.part == 1
-        else f"{choice.part:.0%} of the way to what was learned"
+        if choice.shrink == 1
+        else f"{choice.shrink:.0%} of the way to what was learned"
     )
-    if choice.part == 0:
+    if choice.shrink == 0:
         way = "one coefficient for all that the mask keeps"
-    if choice.beyond:
-        way += f", and from there {choice.beyond:.0%} of the way to fine-tuned to keep the accuracy"
-    path = f"{choice.path_goal:.3f} at alpha {choice.path_alpha:g} of the straight path"
-    remark = "" if choice.goal < choice.path_goal else ", which a sparse mask does not beat"
+    if choice.extrapolation:
+        way += (
+            f", and from there {choice.extrapolation:.0%} of the way to fine-tuned to keep the"
+            " accuracy"
+        )
+    path = f"{choice.path_objective:.3f} at alpha {choice.path_alpha:g} of the straight path"
+    remark = (
+        "" if choice.objective < choice.path_objective else ", which a sparse mask does not beat"
+    )
     if choice.gain and choice.corrupted_gain and choice.gain[0] <= 0 < choice.corrupted_gain[0]:
         remark = "; only under other corruptions is it sure to be better"
     return (
         f"{images} chose {way}; {accuracy}; the goal (loss plus weighted divergence) is"
-        f" {choice.goal:.3f}, and {path}{remark}"
+        f" {choice.objective:.3f}, and {path}{remark}"
     )

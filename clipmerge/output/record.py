@@ -18,6 +18,7 @@ from clipmerge.files.reading import check_values, parse_json, read_text, refusin
 from clipmerge.files.side_files import inside
 from clipmerge.files.staging import RECORD
 from clipmerge.options import OutputDtype
+from clipmerge.planning.earlier import upgrade
 from clipmerge.planning.frozen import FewLayers, Frozen, LittleMeasured, Plain
 from clipmerge.planning.layer_plan import Combination, LayerPlan
 from clipmerge.planning.measurements import Check, HeldBackChoice, LossPath, StatisticAbout
@@ -31,9 +32,11 @@ from clipmerge.planning.tensors import histograms, zeroshot_shares
 if TYPE_CHECKING:
     from clipmerge.request import Run
 
-FORMAT = "clipmerge-record/2"
+FORMAT = "clipmerge-record/3"
+_EARLIER_FORMAT = "clipmerge-record/2"
 #: Format of the record of a sweep; see `docs/sweep.md`.
-SWEEP_FORMAT = "clipmerge-sweep/2"
+SWEEP_FORMAT = "clipmerge-sweep/3"
+EARLIER_SWEEP_FORMAT = "clipmerge-sweep/2"
 #: Fields of published records only, or of records with results to publish.
 PUBLISHED = ("accuracy", "images", "sources", "card")
 # Fields that the record takes from the plan as they are.
@@ -49,8 +52,8 @@ _OF_THE_PLAN = (
     "stragglers",
     "straggler_statistic",
     "straggler_scores",
-    "bought",
-    "kept",
+    "effect",
+    "other_tasks",
     "calibration",
 )
 _UNTOUCHED = LayerPlan(alpha=0.0, reason="not in the plan: zero-shot")
@@ -101,7 +104,7 @@ class LayerRecord(Frozen):
     zeroshot_share: ShareOfImages | None = None
 
     @property
-    def kept(self) -> float:
+    def effective_density(self) -> float:
         """Share of the change that is kept: by the mask, and by learned coefficients, some of which
         are 0.
         """
@@ -118,7 +121,7 @@ class Published(Frozen):
         created: Whether the repository was created.
         changed: False if the Hub already held exactly these files.
         pull_request: The page of the pull request, if one was made.
-        left_behind: Files in the folder that were not published, because they are not part of the
+        not_published: Files in the folder that were not published, because they are not part of the
             output.
     """
 
@@ -128,7 +131,7 @@ class Published(Frozen):
     created: bool
     changed: bool
     pull_request: str | None = None
-    left_behind: tuple[str, ...] = ()
+    not_published: tuple[str, ...] = ()
 
 
 class DataSource(Frozen):
@@ -167,8 +170,8 @@ class MergeRecord(Frozen):
         coefficients: Number of entries with a learned coefficient in each of 40 equal bins from 0
             to 2, by tower.
         checks: Self-tests of the measure, by statistic.
-        bought: Accuracies on held-back images, if there were any.
-        kept: Scores on tasks that the models were not fine-tuned for, if any were named.
+        effect: Accuracies on held-back images, if there were any.
+        other_tasks: Scores on tasks that the models were not fine-tuned for, if any were named.
         calibration: The images used for measuring.
         seed: Seed of the sample, the bootstrap and the random masks.
         warnings: Warnings, one line each.
@@ -180,7 +183,7 @@ class MergeRecord(Frozen):
         card: Git's hash of the model card; only in published records.
     """
 
-    format: Literal["clipmerge-record/2"] = FORMAT  # type: ignore[assignment]
+    format: Literal["clipmerge-record/3"] = FORMAT  # type: ignore[assignment]
     clipmerge: str | None = None
     output: str | None = None
     files: dict[str, str | None] = Field(default_factory=dict)
@@ -206,8 +209,8 @@ class MergeRecord(Frozen):
     choice: HeldBackChoice | None = None
     coefficients: dict[str, tuple[_Count, ...]] = Field(default_factory=dict)
     checks: dict[str, Check] = Field(default_factory=dict)
-    bought: MergeEffect | None = None
-    kept: tuple[OtherTaskScores, ...] = ()
+    effect: MergeEffect | None = None
+    other_tasks: tuple[OtherTaskScores, ...] = ()
     calibration: CalibrationRecord | None = None
     seed: int = 0
     warnings: tuple[str, ...] = ()
@@ -237,9 +240,9 @@ class MergeRecord(Frozen):
     @property
     def teacher(self) -> str:
         """What learned coefficients stay close to; empty if nothing restrained them."""
-        if not any(self.trace.get("divergence", ())):
+        if not any(self.trace.get("distillation_loss", ())):
             return ""
-        divergence = self.choice.divergence if self.choice else "predictions"
+        divergence = self.choice.distill_target if self.choice else "predictions"
         if divergence == "path-features":
             return (
                 "the image features of the zero-shot model and of the point where learning starts"
@@ -334,6 +337,8 @@ def parse_record(text: str, where: str) -> MergeRecord:
     try:
         check_values(text, MOST_RECORD_VALUES)
         data = parse_json(text)
+        if isinstance(data, dict) and data.get("format") == _EARLIER_FORMAT:
+            data = upgrade(data) | {"format": FORMAT}
         if isinstance(data, dict) and data.get("format") != FORMAT:
             raise OutputError(
                 f"{where}: has the format {str(data.get('format'))[:40]!r}, but this version of"

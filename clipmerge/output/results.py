@@ -35,16 +35,16 @@ class EvaluationRecord(Frozen):
     images: dict[str, int]
     sources: dict[str, DataSource]
     templates: tuple[str, ...]
-    own_templates: dict[str, tuple[str, ...]]
-    kept: tuple[ScoredTask, ...] = ()
+    source_templates: dict[str, tuple[str, ...]]
+    other_tasks: tuple[ScoredTask, ...] = ()
 
 
 class SweepPoint(Frozen):
     """The numbers of one point: accuracies by source and their means, the gain at equal ID
     accuracy, other tasks.
 
-    ``loses`` says whether it has lost more ID accuracy than ``--max-loss`` allows; ``None`` if the
-    curve lacks alpha 1.
+    ``exceeds_max_loss`` says whether it has lost more ID accuracy than ``--max-loss`` allows;
+    ``None`` if the curve lacks alpha 1.
     """
 
     alpha: float | None
@@ -56,8 +56,8 @@ class SweepPoint(Frozen):
     gain: DifferenceOfShares | None
     gain_interval: tuple[float, float] | None
     gain_note: str
-    loses: bool | None = None
-    kept: dict[str, Score] = Field(default_factory=dict)
+    exceeds_max_loss: bool | None = None
+    other_tasks: dict[str, Score] = Field(default_factory=dict)
 
 
 class RecipePoint(SweepPoint):
@@ -90,7 +90,7 @@ class Bootstrap(Frozen):
 
 
 class _Sweep(Frozen):
-    format: Literal["clipmerge-sweep/2"]
+    format: Literal["clipmerge-sweep/3"]
     clipmerge: str
     output: str | None
     command: str
@@ -98,7 +98,7 @@ class _Sweep(Frozen):
     ood: tuple[str, ...]
     calibration_source: str | None
     templates: tuple[str, ...]
-    own_templates: dict[str, tuple[str, ...]]
+    source_templates: dict[str, tuple[str, ...]]
     ood_checked: bool
     seed: int
     bootstrap: Bootstrap
@@ -106,7 +106,7 @@ class _Sweep(Frozen):
     curve: tuple[SweepPoint, ...]
     recipes: tuple[RecipePoint, ...]
     points: tuple[PlacedPoint, ...] = ()
-    kept: tuple[OtherTask, ...] = ()
+    other_tasks: tuple[OtherTask, ...] = ()
     seconds: dict[str, float]
     headline: str
 

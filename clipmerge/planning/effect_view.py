@@ -32,48 +32,48 @@ def unmeasured(*, with_images: bool, warnings: Collection[str] = ()) -> str:
     return UNVERIFIED if with_images else UNMEASURED
 
 
-def effect_facts(bought: MergeEffect) -> str:
+def effect_facts(effect: MergeEffect) -> str:
     """Sentences about the images of the measurement."""
     facts = (
-        f"The merged and the zero-shot model agree on {_percent(bought.agreement)}% of the images"
-        f" ({bought.images})."
+        f"The merged and the zero-shot model agree on {_percent(effect.agreement)}% of the images"
+        f" ({effect.images})."
     )
     counts = (
-        (bought.classes_without_images, "no image"),
-        (bought.classes_with_one_image, "one image"),
+        (effect.classes_without_images, "no image"),
+        (effect.classes_with_one_image, "one image"),
     )
     rare = [counted(count, f"has {number}", f"have {number}") for count, number in counts if count]
     return " ".join(
         [
             facts,
-            *([f"Of {bought.classes} classes, {' and '.join(rare)} among them."] if rare else []),
+            *([f"Of {effect.classes} classes, {' and '.join(rare)} among them."] if rare else []),
         ]
     )
 
 
-def effect_explanation(bought: MergeEffect) -> str:
+def effect_explanation(effect: MergeEffect) -> str:
     """A sentence about the corruptions."""
-    unrelated = ", ".join(name for name in bought.merged.corruptions if name not in bought.related)
+    unrelated = ", ".join(name for name in effect.merged.corruptions if name not in effect.related)
     return (
-        f"Each image was seen under {bought.corruptions_per_image} of the generic corruptions"
-        f" {unrelated}, of kinds that no recipe learns from, and under {bought.related_per_image}"
-        f" of the related ones {', '.join(bought.related)}, stronger forms of changes that auto"
+        f"Each image was seen under {effect.corruptions_per_image} of the generic corruptions"
+        f" {unrelated}, of kinds that no recipe learns from, and under {effect.related_per_image}"
+        f" of the related ones {', '.join(effect.related)}, stronger forms of changes that auto"
         " learns from; the verdict does not rest on those."
     )
 
 
-def effect_rows(bought: MergeEffect) -> list[list[str]]:
+def effect_rows(effect: MergeEffect) -> list[list[str]]:
     """A row per model, in per cent: clean, under unrelated and related corruptions, and under each
     by itself.
     """
-    compared = f"fine-tuned {bought.reference + 1}"
+    compared = f"fine-tuned {effect.reference + 1}"
     return [
         [
             f"{name} (compared with)" if name == compared else name,
             *map(_with_interval, (model.clean, model.corrupted, model.related)),
             *map(_percent, model.corruptions.values()),
         ]
-        for name, model in bought.models.items()
+        for name, model in effect.models.items()
     ]
 
 

@@ -127,44 +127,45 @@ class HeldBackChoice(Frozen):
     Attributes:
         images: Number of images held back.
         alpha: The point, if it is on the straight path; ``None`` for a learned point.
-        part: Share of the way from the start of learning to the learned coefficients; 0 for one
+        shrink: Share of the way from the start of learning to the learned coefficients; 0 for one
             coefficient for all that a sparse mask keeps.
-        beyond: Share of the remaining way to the fine-tuned model.
-        goal: The goal at the chosen point, in nats, on views and changed copies of the held-back
-            images.
-        right: Share of the views that the chosen point recognises.
-        path_alpha: The straight path's point: the nearest to 0.5 whose goal is not proven worse
-            than the best, or where features of the path are held the nearest to where learning
-            starts.
-        path_goal: The goal at that point.
-        finetuned_right: Share of the views that the fine-tuned model recognises.
-        gain: 95% interval of how much lower the goal of the best learned point is than that of the
-            path's point, paired by image, in nats; ``None`` with a single image.
+        extrapolation: Share of the remaining way to the fine-tuned model.
+        objective: Loss plus weighted distillation loss at the chosen point, in nats, on views and
+            changed copies of the held-back images.
+        accuracy: Share of the views that the chosen point recognises.
+        path_alpha: The straight path's point: the nearest to 0.5 whose objective is not proven
+            worse than the best, or where features of the path are distilled the nearest to where
+            learning starts.
+        path_objective: The objective at that point.
+        finetuned_accuracy: Share of the views that the fine-tuned model recognises.
+        gain: 95% interval of how much lower the objective of the best learned point is than that of
+            the path's point, paired by image, in nats; ``None`` with a single image.
         corrupted_gain: The same under corruptions of other kinds than the changes that learning
             sees.
-        divergence: What learning held: the zero-shot model's ``predictions``, its image
+        distill_target: What learning distils: the zero-shot model's ``predictions``, its image
             ``features``, or ``path-features``, those of both the zero-shot model and the point
             where learning started.
         zeroshot_skill: Share of the uncertainty about the labels that the zero-shot predictions
             remove: McFadden's R2, 1 - loss / log(classes); ``None`` if it was not asked.
         finetuned_rank: Effective rank of the fine-tuned model's image features on the calibration
             images, as a share of the zero-shot model's; ``None`` if it was not asked.
-        seen_right: Share of the views of its own images that learning recognised in its last steps.
+        train_accuracy: Share of the views of its own images that learning recognised in its last
+            steps.
     """
 
     images: int
     alpha: float | None
-    part: float
-    beyond: float
-    goal: float
-    right: float
+    shrink: float
+    extrapolation: float
+    objective: float
+    accuracy: float
     path_alpha: float
-    path_goal: float
-    finetuned_right: float
+    path_objective: float
+    finetuned_accuracy: float
     gain: tuple[float, float] | None = None
     corrupted_gain: tuple[float, float] | None = None
-    seen_right: float | None = None
-    divergence: str = "predictions"
+    train_accuracy: float | None = None
+    distill_target: str = "predictions"
     zeroshot_skill: float | None = None
     finetuned_rank: float | None = None
 

@@ -106,12 +106,12 @@ EXPLANATION = (
 )
 
 
-def other_task_rows(kept: Sequence[OtherTaskScores]) -> list[list[str]]:
+def other_task_rows(tasks: Sequence[OtherTaskScores]) -> list[list[str]]:
     """A row per number of a task: the task, in its first row only, then what `HEADS` says, in per
     cent and points.
     """
     rows = []
-    for task in kept:
+    for task in tasks:
         finetuned = [measures_of(score) for score in task.finetuned]
         merged = measures_of(task.merged)
         for index, (measure, zeroshot) in enumerate(measures_of(task.zeroshot).items()):
@@ -124,7 +124,7 @@ def other_task_rows(kept: Sequence[OtherTaskScores]) -> list[list[str]]:
     return rows
 
 
-def other_task_facts(kept: Sequence[OtherTaskScores]) -> str:
+def other_task_facts(tasks: Sequence[OtherTaskScores]) -> str:
     """Say how many images each task has, in one sentence."""
     counts = [
         f"{task.name}: {task.images:,} images"
@@ -133,6 +133,6 @@ def other_task_facts(kept: Sequence[OtherTaskScores]) -> str:
             if task.captions
             else f" of {task.classes:,} classes"
         )
-        for task in kept
+        for task in tasks
     ]
     return "; ".join(counts) + "."

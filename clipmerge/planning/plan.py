@@ -19,9 +19,10 @@ from pydantic import Field, PrivateAttr, ValidationError
 from clipmerge.errors import OutputError, PlanError, RecipeError, counted, did_you_mean
 from clipmerge.files.hashes import sha256_of
 from clipmerge.files.limits import LARGEST_JSON, MOST_RECORD_VALUES
-from clipmerge.files.reading import Unreadable, check_values, read_text
+from clipmerge.files.reading import Unreadable, check_values, parse_json, read_text
 from clipmerge.files.staging import staged_files
 from clipmerge.options import Missing, OutputDtype
+from clipmerge.planning.earlier import upgrade
 from clipmerge.planning.frozen import FewLayers, Frozen
 from clipmerge.planning.layer_plan import Combination, LayerPlan, LearnedAlpha, check_mask
 from clipmerge.planning.measurements import Measurements
@@ -48,6 +49,8 @@ OTHER_CHECKPOINTS = (
 )
 #: Warning of a plan that was edited after its effect was measured.
 STALE = "the plan was edited after it was measured, so the effect of this merge is not known"
+
+_FORMAT, _EARLIER_FORMAT = "clipmerge-plan/2", "clipmerge-plan/1"
 
 
 class Plan(Tabular, Frozen):
@@ -76,15 +79,15 @@ class Plan(Tabular, Frozen):
             would do nothing.
         inputs_digest: `digest_of_inputs` of the checkpoints that the plan was decided for.
         worded: `worded_for` of the settings that each layer's reason describes, by layer.
-        bought: The effect of the merge, measured on images that the decision did not see.
-        kept: Scores on tasks that the models were not fine-tuned for.
+        effect: The effect of the merge, measured on images that the decision did not see.
+        other_tasks: Scores on tasks that the models were not fine-tuned for.
         measurements: The measurements behind the decision.
         calibration: The images used for measuring.
         seed: Seed of the sample, the bootstrap and the random masks.
         warnings: Warnings, one line each.
     """
 
-    format: Literal["clipmerge-plan/1"] = "clipmerge-plan/1"
+    format: Literal["clipmerge-plan/2"] = "clipmerge-plan/2"
     recipe: dict[str, Any]
     zeroshot: SourceRecord
     finetuned: tuple[SourceRecord, ...] = Field(min_length=1)
@@ -104,8 +107,8 @@ class Plan(Tabular, Frozen):
     recipe_digest: str = ""
     inputs_digest: str = ""
     worded: dict[str, str] = Field(default_factory=dict)
-    bought: MergeEffect | None = None
-    kept: tuple[OtherTaskScores, ...] = ()
+    effect: MergeEffect | None = None
+    other_tasks: tuple[OtherTaskScores, ...] = ()
     measurements: Measurements | None = None
     calibration: CalibrationRecord | None = None
     seed: int = 0
@@ -251,8 +254,10 @@ class Plan(Tabular, Frozen):
             update={
                 "recipe_digest": digest_of(self.recipe),
                 "inputs_digest": self.digest_of_inputs,
-                "bought": self.bought and self.bought.model_copy(update={"plan": digest}),
-                "kept": tuple(task.model_copy(update={"plan": digest}) for task in self.kept),
+                "effect": self.effect and self.effect.model_copy(update={"plan": digest}),
+                "other_tasks": tuple(
+                    task.model_copy(update={"plan": digest}) for task in self.other_tasks
+                ),
             }
         )
 
@@ -268,8 +273,8 @@ class Plan(Tabular, Frozen):
             forgotten: dict[str, Any] = {
                 "measurements": None,
                 "calibration": None,
-                "bought": None,
-                "kept": (),
+                "effect": None,
+                "other_tasks": (),
                 "verdict_digest": "",
                 "finding": "",
                 "worded": {},
@@ -279,12 +284,12 @@ class Plan(Tabular, Frozen):
                 "straggler_scores": {},
             }
             return self.model_copy(update={"layers": reasons, **forgotten})
-        measured = [effect for effect in (self.bought, *self.kept) if effect is not None]
+        measured = [effect for effect in (self.effect, *self.other_tasks) if effect is not None]
         if not measured or {effect.plan for effect in measured} == {self.digest}:
             return self
-        stale = set(self.bought.warnings) if self.bought else set()
+        stale = set(self.effect.warnings) if self.effect else set()
         warnings = (*(warning for warning in self.warnings if warning not in stale), STALE)
-        return self.model_copy(update={"bought": None, "kept": (), "warnings": warnings})
+        return self.model_copy(update={"effect": None, "other_tasks": (), "warnings": warnings})
 
     def checked(self, layers: dict[str, tuple[str, ...]]) -> Plan:
         """Check the plan against the existing layers, and its mask rules against the available
@@ -353,7 +358,10 @@ def read_plan(path: Path) -> Plan:
     try:
         text = read_text(path, LARGEST_JSON)
         check_values(text, MOST_RECORD_VALUES)
-        plan = Plan.model_validate_json(text)
+        data = parse_json(text)
+        if isinstance(data, dict) and data.get("format") == _EARLIER_FORMAT:
+            data = upgrade(data) | {"format": _FORMAT}
+        plan = Plan.model_validate(data)
         # a plan written by hand need not name a recipe
         Recipe.model_validate({"name": "none", "method": {}, **plan.recipe})
         return plan

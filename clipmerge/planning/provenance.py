@@ -86,7 +86,7 @@ class CalibrationRecord(Frozen):
         revision: The commit that a data set of the Hub resolved to.
         images: Number of images drawn.
         requested: Number of images asked for, if others were held back; ``None`` if none were.
-        copies: Number of drawn images that were left out because they are copies of others.
+        duplicates: Number of drawn images that were left out because they are copies of others.
         classes: Number of classes.
         classes_with_images: Number of classes that have an image among those used.
         batch_size: Images per batch.
@@ -100,7 +100,7 @@ class CalibrationRecord(Frozen):
     revision: str | None = None
     images: int
     requested: int | None = None
-    copies: int = 0
+    duplicates: int = 0
     classes: int
     classes_with_images: int = 0
     batch_size: int

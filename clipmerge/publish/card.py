@@ -50,14 +50,14 @@ def model_card(
         "where": repo_id or ".",
         "open_clip": _is_open_clip(shown),
         "record": shown,
-        "bought": shown.bought and _for_readers(shown.bought),
-        "bought_facts": shown.bought and effect_facts(shown.bought),
-        "bought_rows": shown.bought and effect_rows(shown.bought),
-        "bought_explanation": shown.bought and effect_explanation(shown.bought),
-        "kept": other_task_rows(shown.kept),
-        "kept_heads": HEADS,
-        "kept_facts": other_task_facts(shown.kept),
-        "kept_explanation": EXPLANATION,
+        "effect": shown.effect and _for_readers(shown.effect),
+        "effect_facts": shown.effect and effect_facts(shown.effect),
+        "effect_rows": shown.effect and effect_rows(shown.effect),
+        "effect_explanation": shown.effect and effect_explanation(shown.effect),
+        "other_tasks": other_task_rows(shown.other_tasks),
+        "other_tasks_heads": HEADS,
+        "other_tasks_facts": other_task_facts(shown.other_tasks),
+        "other_tasks_explanation": EXPLANATION,
         "padded": any(family.reads_padding for family in families() if family.name == shown.family),
         "picture": PICTURE if picture else None,
         "local": _local_names(shown),
@@ -85,10 +85,10 @@ def published_texts(
     return contents if drawn is None else contents | {PICTURE: drawn}
 
 
-def _for_readers(bought: MergeEffect) -> MergeEffect:
+def _for_readers(effect: MergeEffect) -> MergeEffect:
     """Rename the images for readers of the card, who do not own them."""
-    texts = bought.model_dump(include={"verdict", "reason", "warnings"})
-    return bought.model_copy(
+    texts = effect.model_dump(include={"verdict", "reason", "warnings"})
+    return effect.model_copy(
         update=map_text(texts, lambda text: text.replace("your images", "the target images"))
     )
 

@@ -17,7 +17,8 @@ from pydantic import ValidationError
 from clipmerge.errors import ClipmergeError, UsageError, shorten
 from clipmerge.files.reading import read_json, refusing
 from clipmerge.hub.ids import PREFIX, parse_dataset
-from clipmerge.output.record import SWEEP_FORMAT, DataSource, MergeRecord
+from clipmerge.output.record import EARLIER_SWEEP_FORMAT, SWEEP_FORMAT, DataSource, MergeRecord
+from clipmerge.planning.earlier import upgrade
 
 _TASK = "zero-shot-image-classification"
 #: Keys of a record that hold results by name: shares in 0..1, numbers of images, and sources of the
@@ -73,7 +74,7 @@ def _of_evaluation(found: dict[str, Any], record: MergeRecord) -> dict[str, Any]
 
 
 def _of_sweep(found: dict[str, Any], record: MergeRecord) -> dict[str, Any]:
-    if found["format"] != SWEEP_FORMAT:
+    if found["format"] not in (SWEEP_FORMAT, EARLIER_SWEEP_FORMAT):
         raise UsageError(
             f"has the format {str(found['format'])[:40]!r}, but this version of clipmerge reads "
             f"{SWEEP_FORMAT!r}; update clipmerge, or sweep again"
@@ -85,7 +86,7 @@ def _of_sweep(found: dict[str, Any], record: MergeRecord) -> dict[str, Any]:
     ]
     ours = [record.zeroshot.files, [each.files for each in record.finetuned], record.seed]
     point = _point(record.model_dump(mode="json"))
-    rows = [row for row in found["recipes"] if same == ours and _point(row) == point]
+    rows = [row for row in found["recipes"] if same == ours and _point(upgrade(row)) == point]
     if not rows:
         names = shorten(row["name"] for row in found["recipes"])
         raise UsageError(

@@ -51,8 +51,8 @@ def data_sources(
 ) -> list[CalibrationRecord | UnlabelledRecord | MergeEffect | OtherTaskScores | DataSource]:
     """List the sources of images: of the decision and the verdict, then of published accuracies."""
     unlabelled = record.calibration and record.calibration.unlabelled
-    measured_on = [each for each in (record.calibration, unlabelled, record.bought) if each]
-    return [*measured_on, *record.kept, *(record.sources or {}).values()]
+    measured_on = [each for each in (record.calibration, unlabelled, record.effect) if each]
+    return [*measured_on, *record.other_tasks, *(record.sources or {}).values()]
 
 
 def last_part(path: str) -> str:

@@ -105,7 +105,7 @@ def push(folder: Path, repo_id: str, **settings: Any) -> Published:
     additions = _additions(job, record, texts)
     if target:
         check_card(job, target, texts[CARD])
-    left = _left_behind(job.folder, additions)
+    left = _not_published(job.folder, additions)
     with noting(
         f"whether {repo_id} was published is not known: `{job.command}` checks that and continues"
     ):
@@ -120,7 +120,7 @@ def push(folder: Path, repo_id: str, **settings: Any) -> Published:
         created=target.created,
         changed=bool(changes),
         pull_request=done.pr_url if done else None,
-        left_behind=left,
+        not_published=left,
     )
 
 
@@ -249,7 +249,7 @@ def _published_files(folder: Path, record: MergeRecord) -> dict[str, Path]:
     return {name: path for name, path in paths.items() if path is not None and name not in _MADE}
 
 
-def _left_behind(folder: Path, additions: Iterable[CommitOperationAdd]) -> tuple[str, ...]:
+def _not_published(folder: Path, additions: Iterable[CommitOperationAdd]) -> tuple[str, ...]:
     published = {add.path_in_repo for add in additions} | {PLAN_FOLDER}
     names = (path.name for path in folder.iterdir() if not path.name.startswith("."))
     return tuple(sorted(name for name in names if name not in published))

@@ -30,8 +30,8 @@ def effect_plot(record: MergeRecord) -> dict[str, Any] | None:
     Positions and lengths are in per cent of the plot's width; all groups of models share one axis.
     """
     groups = [
-        *_held_back(record.bought),
-        *(group for task in record.kept for group in _other_task(task)),
+        *_held_back(record.effect),
+        *(group for task in record.other_tasks for group in _other_task(task)),
     ]
     if not groups:
         return None
@@ -72,11 +72,11 @@ def effect_plot(record: MergeRecord) -> dict[str, Any] | None:
     }
 
 
-def _held_back(bought: MergeEffect | None) -> Iterator[_Values]:
-    if bought is None:
+def _held_back(effect: MergeEffect | None) -> Iterator[_Values]:
+    if effect is None:
         return
-    models = bought.models
-    unrelated = [name for name in bought.merged.corruptions if name not in bought.related]
+    models = effect.models
+    unrelated = [name for name in effect.merged.corruptions if name not in effect.related]
 
     def values(kind: str) -> dict[str, tuple[float, tuple[float, float] | None]]:
         estimates: dict[str, Estimate] = {
@@ -84,16 +84,16 @@ def _held_back(bought: MergeEffect | None) -> Iterator[_Values]:
         }
         return {name: (estimate.value, estimate.interval) for name, estimate in estimates.items()}
 
-    counted = f"{bought.images:,} image{'s' * (bought.images > 1)} that the decision did not see"
+    counted = f"{effect.images:,} image{'s' * (effect.images > 1)} that the decision did not see"
     yield "Your images", counted, values("clean")
-    views = f"{bought.corruptions_per_image} of {', '.join(unrelated)} for each image"
+    views = f"{effect.corruptions_per_image} of {', '.join(unrelated)} for each image"
     yield (
         "Your images under unrelated corruptions",
         f"{views}; no recipe learns from these",
         values("corrupted"),
     )
     views = (
-        f"{bought.related_per_image} of {', '.join(bought.related)} for each image; auto learns"
+        f"{effect.related_per_image} of {', '.join(effect.related)} for each image; auto learns"
         " from milder forms"
     )
     yield "Your images under related corruptions", views, values("related")

@@ -156,7 +156,10 @@ def _histogram(counts: Sequence[int], towers: Sequence[Sequence[int]]) -> Figure
 
 def _trace(record: MergeRecord) -> Figure:
     figure, axes = drawing.new_figure(_WIDTH, _HEIGHT)
-    names = {"calibration": "loss on your images", "divergence": "divergence from zero-shot"}
+    names = {
+        "cross_entropy": "loss on your images",
+        "distillation_loss": "divergence from zero-shot",
+    }
     shown = [(name, values) for name, values in record.trace.items() if any(values)]
     for (name, values), colour in zip(shown, (CURVE, SECOND, *MARKS[1:]), strict=False):
         steps, half = (

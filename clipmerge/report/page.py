@@ -1,7 +1,7 @@
 """The report of a merge: one HTML page, from the record alone.
 
-First what the merge bought and whether to use it, then why: what was learned or measured, layer by
-layer. Nothing is measured or read here, and two equal merges give byte-identical pages, without
+First the effect of the merge and whether to use it, then why: what was learned or measured, layer
+by layer. Nothing is measured or read here, and two equal merges give byte-identical pages, without
 ``output``, ``seconds`` and the time of day. There is no section for what was not measured or looked
 for.
 """
@@ -39,11 +39,11 @@ _CHECKS = {
 def html_page(record: MergeRecord) -> str:
     """Render the whole report as one HTML page that loads nothing from the network."""
     columns = columns_of(record)
-    recommendation = record.bought.recommendation if record.bought else None
+    recommendation = record.effect.recommendation if record.effect else None
     values = {
         "record": record,
-        "bought_facts": record.bought and effect_facts(record.bought),
-        "bought_rows": record.bought and effect_rows(record.bought),
+        "effect_facts": record.effect and effect_facts(record.effect),
+        "effect_rows": record.effect and effect_rows(record.effect),
         "unmeasured": unmeasured(
             with_images=record.calibration is not None, warnings=record.warnings
         ),
@@ -56,9 +56,9 @@ def html_page(record: MergeRecord) -> str:
             ),
         },
         "plot": effect_plot(record),
-        "kept": _undrawn_scores(record),
-        "kept_heads": HEADS,
-        "kept_explanation": EXPLANATION,
+        "other_tasks": _undrawn_scores(record),
+        "other_tasks_heads": HEADS,
+        "other_tasks_explanation": EXPLANATION,
         "facts": _facts(record, columns[0]),
         "why": _pictures(record),
         "table": layer_table(record, columns, _TOWERS),
@@ -73,7 +73,7 @@ def html_page(record: MergeRecord) -> str:
 def _undrawn_scores(record: MergeRecord) -> list[tuple[str, list[str]]]:
     """Task and cells of each score on other tasks that the plot leaves out."""
     rows, task = [], ""
-    for name, *cells in other_task_rows(record.kept):
+    for name, *cells in other_task_rows(record.other_tasks):
         task = name or task
         if cells[0] not in DRAWN:  # the name of the number
             rows.append((task, cells))

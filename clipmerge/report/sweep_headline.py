@@ -57,7 +57,9 @@ def _compared(row: dict[str, Any]) -> Answer:
     numbers = f"{numbers} of mean OOD accuracy against the alpha curve at {where}"
     name = row["name"]
     if low > 0:
-        advised = ("open", f"{name} gains") if row.get("loses") else ("yes", f"Use {name}")
+        advised = (
+            ("open", f"{name} gains") if row.get("exceeds_max_loss") else ("yes", f"Use {name}")
+        )
         return Answer(*advised, f"{numbers}.")
     if high < 0:
         return Answer(

@@ -121,13 +121,13 @@ def other_tasks_section(record: dict[str, Any]) -> dict[str, Any]:
     for head, is_mark, row in rows_of(record):
         cells = {
             f"{task['name']}: {measure}": f"{100 * value:.1f}"
-            for task in record.get("kept", [])
+            for task in record.get("other_tasks", [])
             for measure, value in measures_of(
-                Score.model_validate(row["kept"][task["name"]])
+                Score.model_validate(row["other_tasks"][task["name"]])
             ).items()
         }
         rows.append({"head": head, "is_mark": is_mark, "cells": list(cells.values())})
-    return {"kept_columns": list(cells), "kept_rows": rows}
+    return {"other_tasks_columns": list(cells), "other_tasks_rows": rows}
 
 
 def sweep_page(record: dict[str, Any], picture: Markup) -> str:

@@ -1,4 +1,4 @@
-"""The summary of a merge on a terminal: what it bought and what was decided; report and card list
+"""The summary of a merge on a terminal: the effect and what was decided; report and card list
 the layers.
 """
 
@@ -63,7 +63,8 @@ def _stragglers(record: MergeRecord) -> list[str]:
         layer = record.layers[name]
         mask = f", mask {layer.mask}" if layer.mask else ""
         lines.append(
-            f"{name}: alpha {layer.alpha:.3g}, density {layer.kept:.3g}{mask}; {layer.reason}"
+            f"{name}: alpha {layer.alpha:.3g}, density {layer.effective_density:.3g}{mask};"
+            f" {layer.reason}"
         )
     more = counted(len(found) - _NAMED, "more straggler", "more stragglers")
     return [*lines, *([f"and {more}"] if len(found) > _NAMED else [])]
@@ -71,7 +72,7 @@ def _stragglers(record: MergeRecord) -> list[str]:
 
 def _effect_lines(record: MergeRecord) -> list[Text]:
     """The measured effect of the merge, which users look for first."""
-    if record.bought is None:
+    if record.effect is None:
         return [
             Text(
                 unmeasured(with_images=record.calibration is not None, warnings=record.warnings),
@@ -79,20 +80,20 @@ def _effect_lines(record: MergeRecord) -> list[Text]:
             )
         ]
     return [
-        Text(record.bought.verdict, style="bold"),
-        *(Text(f"Warning: {warning}", style="bold yellow") for warning in record.bought.warnings),
-        Text(record.bought.reason),
-        Text(effect_facts(record.bought), style="dim"),
+        Text(record.effect.verdict, style="bold"),
+        *(Text(f"Warning: {warning}", style="bold yellow") for warning in record.effect.warnings),
+        Text(record.effect.reason),
+        Text(effect_facts(record.effect), style="dim"),
     ]
 
 
 def _other_task_lines(record: MergeRecord) -> list[Table | Text]:
     """Tasks that the model was not fine-tuned for."""
-    if not record.kept:
+    if not record.other_tasks:
         return []
     table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold")
     for place, head in enumerate(("other tasks", *HEADS)):
         table.add_column(head, justify="left" if place < 2 else "right", no_wrap=place > 0)
-    for row in other_task_rows(record.kept):
+    for row in other_task_rows(record.other_tasks):
         table.add_row(*map(Text, row))
     return [Text(), table, Text(EXPLANATION, style="dim")]

@@ -104,14 +104,14 @@ def test_training_ends_with_the_merge_that_the_command_makes_and_pushes_it(
     assert all(torch.equal(found[name], value) for name, value in same.items())
     assert pushed == (merged / "model.safetensors").read_bytes()
     assert (merged / "tokenizer.json").is_file()  # it loads as a whole
-    bought = callback.result.plan.bought
-    assert bought.verdict in caplog.text
+    effect = callback.result.plan.effect
+    assert effect.verdict in caplog.text
     assert "acme/robust" in caplog.text
     (entry,) = [
         entry for entry in trainer.state.log_history if "clipmerge/clean_accuracy_merged" in entry
     ]
-    assert entry["clipmerge/clean_accuracy_merged"] == bought.merged.clean.value
-    assert entry["clipmerge/corrupted_accuracy_zeroshot"] == bought.zeroshot.corrupted.value
+    assert entry["clipmerge/clean_accuracy_merged"] == effect.merged.clean.value
+    assert entry["clipmerge/corrupted_accuracy_zeroshot"] == effect.zeroshot.corrupted.value
     assert entry["step"] == 3
     trainer.save_state()
     assert (

@@ -32,7 +32,7 @@ def others(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def scores(record: Any, name: str) -> dict[str, Any]:
-    return next(task for task in record["kept"] if task["name"] == name)
+    return next(task for task in record["other_tasks"] if task["name"] == name)
 
 
 @pytest.fixture(scope="module")
@@ -93,13 +93,13 @@ def test_a_sweep_has_them_everywhere(
     ]
     ended = done("sweep", *far, *flags, "--recipe", "lines", "--output", tmp_path / "sweep")
     record = json.loads((tmp_path / "sweep" / "sweep.json").read_text())
-    assert [task["name"] for task in record["kept"]] == ["classes", "captions"]
+    assert [task["name"] for task in record["other_tasks"]] == ["classes", "captions"]
     points = [*record["curve"], *record["recipes"]]
     for point in points:
         assert (
-            point["kept"]["classes"]["accuracy"]["value"] == point["accuracy"]["all"]
+            point["other_tasks"]["classes"]["accuracy"]["value"] == point["accuracy"]["all"]
         )  # the same images
-        assert set(point["kept"]["captions"]["recall"]["text_to_image"]) == {"1", "5", "10"}
+        assert set(point["other_tasks"]["captions"]["recall"]["text_to_image"]) == {"1", "5", "10"}
     page = (tmp_path / "sweep" / "sweep.html").read_text()
     assert "captions: image to text R@5" in page
     said = [line.split() for line in ended.out.splitlines()]
@@ -129,10 +129,10 @@ def test_a_plan_keeps_them_until_it_is_edited(
     plan = api.plan(*far, "wise-ft", keep={"c": others["captions"]}, progress=Progress())
     plan.save(tmp_path / "plan.json")
     result = api.apply(tmp_path / "plan.json", output=tmp_path / "out", progress=Progress())
-    assert result.record.kept == plan.kept
+    assert result.record.other_tasks == plan.other_tasks
     edit_json(tmp_path / "plan.json", layers={"vision.0.attn": {"alpha": 0.1}})
     edited = api.apply(tmp_path / "plan.json", output=tmp_path / "edited", progress=Progress())
-    assert edited.record.kept == ()
+    assert edited.record.other_tasks == ()
     assert any("not known" in warning for warning in edited.record.warnings)
 
 

@@ -74,19 +74,26 @@ def test_narrowed_features_speak_for_the_merge(far: Folders, images: Path) -> No
         (far[1], far[0]), "wise-ft", "method.alpha=1", data=images, max_loss=100.0
     )
     run = prepare(request)
-    path = {"path_alpha": 1, "path_goal": 1, "finetuned_right": 1}
+    path = {"path_alpha": 1, "path_objective": 1, "finetuned_accuracy": 1}
     for rank, trace, expected, because in (
         (0.5, {}, "either", "show no difference"),
         (0.2, {"l": (1.0,)}, "use", "narrowed"),
     ):
         choice = HeldBackChoice(
-            images=24, alpha=1, part=1, beyond=0, goal=1, right=1, finetuned_rank=rank, **path
+            images=24,
+            alpha=1,
+            shrink=1,
+            extrapolation=0,
+            objective=1,
+            accuracy=1,
+            finetuned_rank=rank,
+            **path,
         )
         measured = Measurements(measure="learned-coefficients", choice=choice, trace=trace)
         run.plan = run.light_plan.model_copy(update={"measurements": measured})
         add_verdict(run, request)
-        assert run.light_plan.bought.recommendation == expected
-        assert because in run.light_plan.bought.reason
+        assert run.light_plan.effect.recommendation == expected
+        assert because in run.light_plan.effect.reason
 
 
 @pytest.mark.parametrize("recipe", ["straggler-outlier", "wise-ft"])
@@ -95,14 +102,14 @@ def test_the_numbers_are_those_of_the_models_written(
 ) -> None:
     sets = ["overrides=[{layers: vision.*, alpha: 0.6}]"]
     run = prepare(request_for(far, recipe, *sets, data=photos))
-    bought = run.light_plan.bought
+    effect = run.light_plan.effect
     write_merge(run, tmp_path / "merged")
 
     everything = load_images(str(photos))
     held: LabelledImages | None = everything.sample(256, 0)
     if recipe == "straggler-outlier":
         held = sample_and_hold_back(everything, 1024, 0).held_back
-    assert bought.images == len(held) == (12 if recipe == "straggler-outlier" else 60)
+    assert effect.images == len(held) == (12 if recipe == "straggler-outlier" else 60)
     images = [held.image(at) for at in range(len(held))]
     scaled = [
         image.resize((32, 36), Image.Resampling.BICUBIC) for image in images
@@ -110,20 +117,20 @@ def test_the_numbers_are_those_of_the_models_written(
     models = {"zeroshot": far[0], "finetuned": far[1], "merged": tmp_path / "merged"}
     answers = {name: predictions(folder, images) for name, folder in models.items()}
     measured = {
-        "zeroshot": bought.zeroshot,
-        "finetuned": bought.finetuned[0],
-        "merged": bought.merged,
+        "zeroshot": effect.zeroshot,
+        "finetuned": effect.finetuned[0],
+        "merged": effect.merged,
     }
     for name, accuracy in measured.items():
         assert accuracy.clean.value == np.mean(
             [a == b for a, b in zip(answers[name], held.labels, strict=True)]
         )
-    assert bought.agreement.value == np.mean(np.equal(answers["merged"], answers["zeroshot"]))
+    assert effect.agreement.value == np.mean(np.equal(answers["merged"], answers["zeroshot"]))
     assert len({accuracy.clean.value for accuracy in measured.values()}) > 1
 
     per_image = {UNRELATED: 5, RELATED: {12: 5, 60: 4}[len(held)]}
-    assert (bought.corruptions_per_image, bought.related_per_image) == tuple(per_image.values())
-    assert bought.related == RELATED
+    assert (effect.corruptions_per_image, effect.related_per_image) == tuple(per_image.values())
+    assert effect.related == RELATED
     for group, mean in ((UNRELATED, "corrupted"), (RELATED, "related")):
         places = {
             corruption: [
@@ -160,7 +167,7 @@ def test_the_decision_never_sees_what_is_held_back(pair: Folders, tmp_path: Path
     second = prepare(request).light_plan
     assert second.measurements == first.measurements
     assert second.layers == first.layers
-    assert second.bought != first.bought
+    assert second.effect != first.effect
     seen = next(
         path for path in (tmp_path / "copy").rglob("*.png") if str(path) not in held.store.paths
     )
@@ -173,9 +180,9 @@ def test_without_a_verdict_the_decision_sees_every_image(
 ) -> None:
     flags = ("--recipe", "straggler-outlier", "--set", *QUICK, "--data", photos, "--no-verdict")
     ended = done("merge", *pair, *flags, "--output", tmp_path / "out", "--format", "json")
-    assert ended.json["bought"] is None
+    assert ended.json["effect"] is None
     assert ended.json["calibration"]["images"] == 60
-    assert "bought" not in ended.json["seconds"]
+    assert "effect" not in ended.json["seconds"]
     # the report's command does the same
     said = text_of((tmp_path / "out" / "report.html").read_text())
     assert "--images 60" in said
@@ -188,20 +195,20 @@ def test_a_loss_is_a_warning_everywhere(losing: Folders, photos: Path, tmp_path:
     flags = ("--recipe", "wise-ft", "--data", photos, "--output", tmp_path / "out")
     ended = done("merge", *losing, *flags)
     record = json.loads((tmp_path / "out" / "clipmerge.json").read_text())
-    bought = record["bought"]
-    lost = bought["finetuned"][0]["clean"]["value"] - bought["merged"]["clean"]["value"]
+    effect = record["effect"]
+    lost = effect["finetuned"][0]["clean"]["value"] - effect["merged"]["clean"]["value"]
     assert lost > 0.03  # or this says nothing
-    (warning,) = bought["warnings"]
+    (warning,) = effect["warnings"]
     assert f"loses {100 * lost:.1f} points" in warning
     assert warning in record["warnings"]
     for text in (ended.out, ended.err):
         assert warning in " ".join(text.split())
     said = text_of((tmp_path / "out" / "report.html").read_text())
     assert f"{warning[:1].upper()}{warning[1:]}." in said  # as a sentence
-    assert bought["reason"] in said
+    assert effect["reason"] in said
     card = (tmp_path / "out" / "README.md").read_text().replace("\\", "")  # Markdown's escapes
     assert warning.replace("your images", "the target images") in card
-    assert bought["verdict"].replace("your images", "the target images") in card
+    assert effect["verdict"].replace("your images", "the target images") in card
     again = clipmerge("report", tmp_path / "out")
     assert warning in " ".join(again.out.split())
 
@@ -212,15 +219,15 @@ def test_a_warning_that_the_summary_shows_is_not_said_before_it(
     for shown in (False, True):
         told = Told()
         told.shows_verdict = shown  # type: ignore[attr-defined]
-        bought = prepare(request_for(losing, "wise-ft", data=photos), told).light_plan.bought
-        assert (bought.warnings[0] in told.lines) is not shown
+        effect = prepare(request_for(losing, "wise-ft", data=photos), told).light_plan.effect
+        assert (effect.warnings[0] in told.lines) is not shown
 
 
 def test_copies_are_measured_once(far: Folders, photos: Path, tmp_path: Path) -> None:
     twice, told = shutil.copytree(photos, tmp_path / "twice"), Told()
     for file in [*twice.rglob("*.png")]:
         shutil.copyfile(file, file.with_stem(f"{file.stem}-again"))
-    assert prepare(request_for(far, "wise-ft", data=twice), told).light_plan.bought.images == 60
+    assert prepare(request_for(far, "wise-ft", data=twice), told).light_plan.effect.images == 60
     assert sum("copies" in line for line in told.lines) == 1
 
 
@@ -249,16 +256,16 @@ def test_strict_needs_images_and_shares_are_shares(
 
 def test_few_images_tell_nothing_and_two_are_not_split(pair: Folders, tmp_path: Path) -> None:
     images = save_images(tmp_path / "few", each=5)
-    bought = plan_of(pair, "straggler-outlier", *QUICK, data=images).bought
-    assert (bought.images, bought.classes_with_one_image) == (3, 3)
-    assert bought.recommendation == "too-few-images"
-    assert "Too few images to tell." in bought.verdict
+    effect = plan_of(pair, "straggler-outlier", *QUICK, data=images).effect
+    assert (effect.images, effect.classes_with_one_image) == (3, 3)
+    assert effect.recommendation == "too-few-images"
+    assert "Too few images to tell." in effect.verdict
     images = save_images(tmp_path / "two", each=1, classes=("bird", "dog"))
     plan = plan_of(pair, "straggler-outlier", *QUICK, data=images)
-    assert plan.bought is None
-    (warning,) = (text for text in plan.warnings if "bought" in text)
+    assert plan.effect is None
+    (warning,) = (text for text in plan.warnings if "effect" in text)
     assert warning == (
-        "what the merge bought could not be measured: there are too few images to hold any back"
+        "the effect of the merge could not be measured: there are too few images to hold any back"
     )
     with pytest.raises(VerdictError, match=r"nothing was written \(--strict\)"):
         prepare(request_for(pair, "straggler-outlier", *QUICK, data=images, strict=True))
@@ -298,9 +305,9 @@ def test_a_merge_that_cannot_be_evaluated_is_still_made(
         "--format",
         "json",
     )
-    assert ended.json["bought"] is None
+    assert ended.json["effect"] is None
     assert any(
-        text.startswith("what the merge bought could not be measured: ")
+        text.startswith("the effect of the merge could not be measured: ")
         for text in ended.json["warnings"]
     )
 
@@ -316,11 +323,11 @@ def test_a_plan_keeps_what_was_found_for_a_checkpoint_that_moved(
 ) -> None:
     file = tmp_path / "plan.json"
     planned = printed("plan", *pair, "-r", "wise-ft", "--data", photos, "-o", file)
-    assert planned["bought"]
+    assert planned["effect"]
     moved = shutil.copytree(pair[1], tmp_path / "moved")
     edit_json(file, finetuned=[record_of(moved)])
     record = printed("apply", file, "-o", tmp_path / "out")
-    assert (record["bought"], record["verdict"]) == (planned["bought"], planned["verdict"])
+    assert (record["effect"], record["verdict"]) == (planned["effect"], planned["verdict"])
     assert record["finetuned"] == [record_of(moved)]
 
 
@@ -351,7 +358,7 @@ def test_a_plan_of_a_wrong_pair_is_told_what_merge_is_told(pair: Folders, tmp_pa
 def test_of_several_the_most_accurate_is_the_one_to_compare_with(
     family: list[Path], photos: Path
 ) -> None:
-    bought = plan_of(family, "uniform-soup", data=photos).bought
+    effect = plan_of(family, "uniform-soup", data=photos).effect
     everything = load_images(str(photos)).sample(256, 0)
     images = [everything.image(at) for at in range(len(everything))]
     shares = [
@@ -360,10 +367,10 @@ def test_of_several_the_most_accurate_is_the_one_to_compare_with(
         )
         for folder in family[1:]
     ]
-    assert [accuracy.clean.value for accuracy in bought.finetuned] == shares
-    assert bought.reference == shares.index(max(shares))
-    assert bought.over_finetuned.clean.value == pytest.approx(
-        bought.merged.clean.value - max(shares)
+    assert [accuracy.clean.value for accuracy in effect.finetuned] == shares
+    assert effect.reference == shares.index(max(shares))
+    assert effect.over_finetuned.clean.value == pytest.approx(
+        effect.merged.clean.value - max(shares)
     )
 
 
@@ -382,7 +389,7 @@ def test_preprocessed_pixels_cannot_be_corrupted_and_that_is_said(
     plan = clipmerge_package.plan(
         *pair, "straggler-outlier", data=data, set=list(QUICK), progress=Progress()
     )
-    assert plan.bought is None
+    assert plan.effect is None
     assert any("holds preprocessed pixels" in warning for warning in plan.warnings)
 
 
@@ -411,13 +418,15 @@ def test_a_sweep_warns_of_a_recipe_that_loses_id_accuracy(
         [*ended.json["curve"], *ended.json["recipes"]],
         ended.json["curve"][-1]["id"] - 0.03,
     )
-    assert [row["loses"] for row in rows] == [row["id"] < least for row in rows]
+    assert [row["exceeds_max_loss"] for row in rows] == [row["id"] < least for row in rows]
     assert f"R{warning[1:]}." in text_of((tmp_path / "sweep" / "sweep.html").read_text())
     assert warning in " ".join(ended.err.split())
     allowed = clipmerge(
         "sweep", *losing, *flags, "--max-loss", 60, "-o", tmp_path / "a", "--format", "json"
     )
     assert not [text for text in allowed.json["warnings"] if "--max-loss" in text]
-    assert not any(row["loses"] for row in [*allowed.json["curve"], *allowed.json["recipes"]])
+    assert not any(
+        row["exceeds_max_loss"] for row in [*allowed.json["curve"], *allowed.json["recipes"]]
+    )
     refused(clipmerge("sweep", *losing, *flags, "--strict", "-o", tmp_path / "strict"))
     assert not (tmp_path / "strict").exists()

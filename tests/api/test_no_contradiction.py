@@ -177,7 +177,7 @@ def check(
         and Plan.load(tmp_path / "plan.json").settings_digest != run.light_plan.settings_digest
     )
     assert (UNKNOWN_SINCE in " ".join(ended.out.split())) == changed
-    assert (record.bought is not None) == (judged and not changed and not swapped)
+    assert (record.effect is not None) == (judged and not changed and not swapped)
     assert (OTHER_CHECKPOINTS in record.warnings) == swapped
     if swapped:  # nothing that was found for the pair in the other order
         assert not any(
@@ -218,7 +218,7 @@ def test_an_old_record_is_told_as_it_is_or_refused_in_a_line(
     is not known."""
     old = json.loads(json.dumps({**told, "clipmerge": "0.0.1", "seconds": {}}))
     drawn = st.sampled_from(
-        ["", "", "", "bought", "calibration", "choice", "bought.merged", "bought.finetuned.0"]
+        ["", "", "", "effect", "calibration", "choice", "effect.merged", "effect.finetuned.0"]
     )
     for path in data.draw(st.lists(drawn, min_size=1, max_size=3), label="places"):
         part = old
@@ -250,9 +250,9 @@ def test_an_old_record_is_told_as_it_is_or_refused_in_a_line(
     counted = re.findall(
         r"([\d,]+) images that the decision did not see", f"{page} {card} {long} {short}"
     )
-    assert set(counted) == ({str(told["bought"]["images"])} if record.bought else set())
-    if record.bought:
-        assert record.bought.merged == parse_record(json.dumps(told), "told").bought.merged
+    assert set(counted) == ({str(told["effect"]["images"])} if record.effect else set())
+    if record.effect:
+        assert record.effect.merged == parse_record(json.dumps(told), "told").effect.merged
 
 
 def edit(file: Path, edits: list[tuple[int, Any]], *, swapped: bool) -> dict[str, Any]:

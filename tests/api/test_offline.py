@@ -79,7 +79,7 @@ def test_commands_tell_what_they_take_unchecked(
             "--keep",
             f"cars={CARS}:test",
             "-o",
-            tmp_path / "kept",
+            tmp_path / "other_tasks",
         )
         == 1
     )
@@ -88,7 +88,7 @@ def test_commands_tell_what_they_take_unchecked(
     )  # a plan names the commits of its models
     same = [
         (tmp_path / name / "model.safetensors").read_bytes()
-        for name in ("applied", "data-free", "kept")
+        for name in ("applied", "data-free", "other_tasks")
     ]
     assert same[0] == same[1] == same[2]
     assert len(hub.log) == before

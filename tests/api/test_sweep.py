@@ -275,7 +275,7 @@ def test_the_record_and_the_files_tell_the_same(
         "sweep.json",
     }
     assert json.loads((tmp_path / "out" / "sweep.json").read_text()) == record
-    assert record["format"] == "clipmerge-sweep/2"
+    assert record["format"] == "clipmerge-sweep/3"
     assert [each["source"] for each in record["finetuned"]] == [str(far[1])]
     correct = load_file(tmp_path / "out" / "correct.safetensors")
     rows = [*record["curve"], *record["recipes"]]

@@ -43,7 +43,7 @@ def test_only_what_is_missing_or_changed_is_evaluated(
     evaluate_pair(pair, recipes, file, SMALL)
     assert file.stat().st_mtime_ns == before
     planted = json.loads(file.read_text())
-    planted["recipes"][1]["verdict"] = planted["curve"][1]["id"] = "kept"
+    planted["recipes"][1]["verdict"] = planted["curve"][1]["id"] = "other_tasks"
     planted["recipes"][2]["verdict"] = "not kept"
     file.write_text(json.dumps(planted))
     other = load_recipe("monosoup", ["method.rank=energy"]).model_copy(update={"name": "monosoup"})
@@ -51,10 +51,10 @@ def test_only_what_is_missing_or_changed_is_evaluated(
     evaluate_pair(pair, changed, file, SMALL)
     record = json.loads(file.read_text())
     assert [row["name"] for row in record["recipes"]] == ["wise-ft", "lines", "monosoup"]
-    assert record["recipes"][1]["verdict"] == record["curve"][1]["id"] == "kept"
+    assert record["recipes"][1]["verdict"] == record["curve"][1]["id"] == "other_tasks"
     assert record["recipes"][2]["verdict"] != "not kept"
     evaluate_pair(pair, changed, file, SMALL, again=["lines"])
-    assert "kept" not in [row["verdict"] for row in json.loads(file.read_text())["recipes"]]
+    assert "other_tasks" not in [row["verdict"] for row in json.loads(file.read_text())["recipes"]]
 
 
 def test_gain_and_oracle_by_hand() -> None:

@@ -115,13 +115,13 @@ def test_the_lowest_goal_is_taken_of_what_keeps_the_accuracy(
     expected: Candidate,
 ) -> None:
     choice = chosen(PATH, {WHOLE: whole, HALF: half}, max_loss=max_loss, path_counts=path_counts)
-    assert (choice.alpha, choice.part, choice.beyond) == (
+    assert (choice.alpha, choice.shrink, choice.extrapolation) == (
         expected.alpha,
         expected.part,
         expected.beyond,
     )
-    assert choice.finetuned_right == 0.95
-    assert choice.path_goal == (1.0 if max_loss == 100 else 2.0)
+    assert choice.finetuned_accuracy == 0.95
+    assert choice.path_objective == (1.0 if max_loss == 100 else 2.0)
 
 
 def test_without_evidence_the_path_is_taken() -> None:
@@ -192,7 +192,7 @@ def test_from_an_anchor_it_goes_no_further_than_the_accuracy_needs() -> None:
         Candidate(part=0.3, beyond=0.2): score(0.6, 0.95),
     }
     found = {limit: chosen(path, points, max_loss=limit, anchor=0.5) for limit in (0, 1, 6)}
-    taken = {limit: (choice.part, choice.beyond) for limit, choice in found.items()}
+    taken = {limit: (choice.shrink, choice.extrapolation) for limit, choice in found.items()}
     assert taken == {0: (1, 0), 1: (0.5, 0), 6: (0.3, 0)}
     assert chosen(path, points, max_loss=6).part == 1.0
     worse = points | {Candidate(part=0.3): score(2.5, 0.90)}
@@ -205,7 +205,7 @@ def test_no_more_points_are_scored_than_the_choice_needs() -> None:
         scored: list[Candidate] = []
         choice = chosen(PATH, points, scored, max_loss=100, anchor=anchor)
         assert [candidate.part for candidate in scored] == seen
-        assert (choice.part, choice.path_alpha) == (seen[-1], 0.5)
+        assert (choice.shrink, choice.path_alpha) == (seen[-1], 0.5)
     scored = []
     points = {HALF: score(0.8, 0.90), WHOLE: score(0.7, 0.94)}
     assert chosen(PATH, points, scored, max_loss=2).part == 1.0
@@ -219,8 +219,8 @@ def test_learning_happens_whatever_the_rank_of_the_features(
     monkeypatch.setattr(learning, "SKILLED", 2.0)
     objective = objective_for(ends, make_batches(SIZES))
     found = learned_coefficients(objective, steps=4, held_back=0.3, max_loss=100)
-    assert len(found.trace["calibration"]) == 2  # half of the steps where features are held
-    assert (found.choice.divergence, found.choice.finetuned_rank) == ("path-features", 1.33)
+    assert len(found.trace["cross_entropy"]) == 2  # half of the steps where features are held
+    assert (found.choice.distill_target, found.choice.finetuned_rank) == ("path-features", 1.33)
     sparse = learned_sparse(objective, steps=4, held_back=0.3, max_loss=100)
     assert straggler_sparse(Task(inputs_of(ends), sparse)).stragglers
 
@@ -313,9 +313,9 @@ def test_the_best_candidate_is_chosen_and_the_model_left_there(
         coefficients.place()
         goals[candidate] = validate(objective, looks, goal).goal
     best = min(goals, key=goals.__getitem__)
-    assert (choice.part, choice.beyond) == (best.part, best.beyond)
-    assert choice.goal == pytest.approx(goals[best], rel=1e-5)
-    assert choice.path_goal > choice.goal
+    assert (choice.shrink, choice.extrapolation) == (best.part, best.beyond)
+    assert choice.objective == pytest.approx(goals[best], rel=1e-5)
+    assert choice.path_objective > choice.objective
     coefficients.move(best.part, best.beyond)
     coefficients.place()
     for name, value in changed(objective, coefficients).items():
@@ -373,9 +373,9 @@ def test_predictions_without_knowledge_are_not_held(
         filled.reset_mock()
         monkeypatch.setattr(learning, "SKILLED", needed)
         found = learned_coefficients(objective, steps=5, held_back=0.3)
-        assert found.choice.divergence == divergence
+        assert found.choice.distill_target == divergence
         holds_path = divergence == "path-features"
-        assert len(found.trace["calibration"]) == (3 if holds_path else 5)
+        assert len(found.trace["cross_entropy"]) == (3 if holds_path else 5)
         assert (filled.call_args_list[0].args[1] == 0.5) is holds_path
         # features diverge from the path's middle where the path may be chosen, predictions wherever
         # they are compared
@@ -401,10 +401,10 @@ def test_learning_by_heart_is_noted(ends: Ends) -> None:
     found = learned_coefficients(
         objective_for(ends, make_batches(SIZES)), divergence="predictions", **options
     )
-    assert found.choice.seen_right > found.choice.right + 0.1
+    assert found.choice.train_accuracy > found.choice.accuracy + 0.1
     (note,) = found.notes
-    assert f"{found.choice.seen_right:.0%} of the views of its own images" in note
-    assert f"{found.choice.right:.0%} of those held back" in note
+    assert f"{found.choice.train_accuracy:.0%} of the views of its own images" in note
+    assert f"{found.choice.accuracy:.0%} of those held back" in note
     assert (
         learned_coefficients(objective_for(ends, make_batches(SIZES)), steps=1, held_back=0.4).notes
         == ()
@@ -510,7 +510,10 @@ def test_what_is_made_or_scored_once_for_several_points_changes_no_score(
     assert (made_again[0], made_again[1]) == (path, choice)
     whole = found(divergence="predictions")
     assert whole[0].losses == pytest.approx(path.losses, rel=1e-6)
-    assert (whole[1].alpha, whole[1].goal) == (choice.alpha, pytest.approx(choice.goal, rel=1e-6))
+    assert (whole[1].alpha, whole[1].goal) == (
+        choice.alpha,
+        pytest.approx(choice.objective, rel=1e-6),
+    )
     # seven images in four rounds: made for the teacher, the path and the choice, or for each of 10
     # and 16 points and for two steps of the 16 others, or for their teacher and for them
     steps = 2 * 16

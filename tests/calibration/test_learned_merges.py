@@ -35,7 +35,7 @@ def test_a_merge_by_the_recipe_writes_what_was_learned_and_tells_numbers(
     assert "learned coefficients; loss " in record["verdict"]
     assert record["stragglers"] == []
     plan = tmp_path / "merged" / "plan"
-    assert json.loads((plan / "plan.json").read_text())["measurements"]["trace"]["calibration"]
+    assert json.loads((plan / "plan.json").read_text())["measurements"]["trace"]["cross_entropy"]
     held = load_file(plan / "plan.tensors.safetensors")
     zeroshot, finetuned, written = (
         load_file(f / "model.safetensors") for f in (*pair, tmp_path / "merged")

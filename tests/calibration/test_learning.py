@@ -225,7 +225,7 @@ def test_radii_step_by_the_rate_in_the_weights_unit(ends: Ends) -> None:
         assert radius == pytest.approx(0.003, rel=1e-3) or radius == 0, name
         moved += radius > 0
     assert moved > 0
-    assert found.trace["divergence"] == (0.0,)
+    assert found.trace["distillation_loss"] == (0.0,)
 
 
 def test_the_method_needs_coefficients(ends: Ends) -> None:

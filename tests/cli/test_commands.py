@@ -104,7 +104,7 @@ def test_the_record_has_what_the_design_names_and_every_files_hash(
     }
     assert record.keys() >= KEYS
     assert record["output"] == "merged"
-    assert record["format"] == "clipmerge-record/2"
+    assert record["format"] == "clipmerge-record/3"
     for source, folder in zip((record["zeroshot"], *record["finetuned"]), straggling, strict=True):
         assert source == {
             "source": str(folder),

@@ -133,7 +133,7 @@ def test_recall_is_that_of_the_package(checkpoints: Folders, tmp_path: Path) -> 
             recall_k_list=[1, 5, 10],
         )
         ended = done("evaluate", checkpoint, "--keep", f"captions={root}", "--format", "json")
-        recall = ended.json["kept"][0]["score"]["recall"]
+        recall = ended.json["other_tasks"][0]["score"]["recall"]
         for rank in ("1", "5", "10"):
             assert recall["text_to_image"][rank] == pytest.approx(
                 expected[f"image_retrieval_recall@{rank}"], abs=1e-6

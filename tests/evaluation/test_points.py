@@ -50,10 +50,11 @@ def test_a_recipe_that_drops_parameters_is_no_point_of_the_curve(
     )
     assert key(kept) == 0.5
     assert key(dropped) != key(kept)
-    for run, name in ((kept, "kept"), (dropped, "dropped")):
+    for run, name in ((kept, "other_tasks"), (dropped, "dropped")):
         write_merge(run, tmp_path / name)
     written = [
-        load_file(tmp_path / name / "model.safetensors").keys() for name in ("kept", "dropped")
+        load_file(tmp_path / name / "model.safetensors").keys()
+        for name in ("other_tasks", "dropped")
     ]
     assert written[0] - written[1] == {LACKING}
 

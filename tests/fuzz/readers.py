@@ -496,7 +496,7 @@ READERS = {
         _file("plan.json", lambda path: read_plan(path).to_json()),
         _json(
             {
-                "format": "clipmerge-plan/1",
+                "format": "clipmerge-plan/2",
                 "recipe": {"name": "x", "method": {"name": "wise-ft"}},
                 "zeroshot": SOURCE,
                 "finetuned": [SOURCE],

@@ -126,7 +126,10 @@ def test_copies_are_said_and_counted(pair: Folders, tmp_path: Path) -> None:
     ended = done("merge", *pair, *flags)
     assert f"{folder}: 3 sampled images are" in ended.err
     assert "of others and left out, so that none is both seen and held back" in ended.err
-    assert [ended.json["calibration"][name] for name in ("copies", "classes_with_images")] == [3, 3]
+    assert [ended.json["calibration"][name] for name in ("duplicates", "classes_with_images")] == [
+        3,
+        3,
+    ]
     assert copies_note("x", 1).startswith("x: 1 sampled image is a copy of others")
 
 

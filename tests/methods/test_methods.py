@@ -108,10 +108,10 @@ def test_monosoup_names_a_broken_tensor(copies: Folders, which: int, value: floa
 
 SEEN: dict[str, Any] = {
     "images": 20,
-    "right": 0.9,
+    "accuracy": 0.9,
     "path_alpha": 0.5,
-    "path_goal": 1.5,
-    "finetuned_right": 0.95,
+    "path_objective": 1.5,
+    "finetuned_accuracy": 0.95,
 }
 
 
@@ -119,21 +119,21 @@ SEEN: dict[str, Any] = {
     ("choice", "said"),
     [
         (
-            {"alpha": 0.5, "part": 1.0, "goal": 1.5},
+            {"alpha": 0.5, "shrink": 1.0, "objective": 1.5},
             "better than alpha 0.5 of the straight path; it recognises 90.0%",
         ),
         (
-            {"part": 1.0, "goal": 1.2},
+            {"shrink": 1.0, "objective": 1.2},
             "20 images held back chose all of what was learned; it recognises 90.0% of",
         ),
-        ({"part": 0.4, "goal": 1.2}, "chose 40% of the way to what was learned; "),
-        ({"part": 0.0, "goal": 1.2}, "chose one coefficient for all that the mask keeps; "),
+        ({"shrink": 0.4, "objective": 1.2}, "chose 40% of the way to what was learned; "),
+        ({"shrink": 0.0, "objective": 1.2}, "chose one coefficient for all that the mask keeps; "),
         (
-            {"part": 1.0, "beyond": 0.3, "goal": 1.2},
+            {"shrink": 1.0, "extrapolation": 0.3, "objective": 1.2},
             "and from there 30% of the way to fine-tuned to keep the accuracy",
         ),
         (
-            {"part": 1.0, "goal": 1.4, "gain": (-0.1, 0.3), "corrupted_gain": (0.1, 0.3)},
+            {"shrink": 1.0, "objective": 1.4, "gain": (-0.1, 0.3), "corrupted_gain": (0.1, 0.3)},
             (
                 "1.500 at alpha 0.5 of the straight path; only under other corruptions is it sure"
                 " to be better"
@@ -142,13 +142,13 @@ SEEN: dict[str, Any] = {
     ],
 )
 def test_the_choice_is_told(choice: dict[str, Any], said: str) -> None:
-    assert said in _chosen(HeldBackChoice(**SEEN | {"alpha": None, "beyond": 0.0} | choice))
+    assert said in _chosen(HeldBackChoice(**SEEN | {"alpha": None, "extrapolation": 0.0} | choice))
 
 
 def test_a_mask_that_does_not_beat_the_path_says_so() -> None:
     worse = "which a sparse mask does not beat"
     told = {
-        goal: _chosen(HeldBackChoice(**SEEN, alpha=None, part=1, beyond=0, goal=goal))
+        goal: _chosen(HeldBackChoice(**SEEN, alpha=None, shrink=1, extrapolation=0, objective=goal))
         for goal in (1.4, 1.5, 1.6)
     }
     assert [worse in told[goal] for goal in (1.4, 1.5, 1.6)] == [False, True, True]

@@ -16,7 +16,7 @@ def test_a_merge_writes_what_it_prints_and_it_reads_back(
     pair: tuple[Path, Path], tmp_path: Path
 ) -> None:
     ended = done("merge", *pair, "-r", "lines", "-o", tmp_path / "out", "--format", "json")
-    assert ended.json["format"] == "clipmerge-record/2"
+    assert ended.json["format"] == "clipmerge-record/3"
     assert isinstance(ended.json["finetuned"], list)
     assert not set(PUBLISHED) & set(ended.json)
     record = read_output(tmp_path / "out")
@@ -37,7 +37,7 @@ NONSENSE: dict[str, Any] = {
     "finetuned of words": {"finetuned": ["acme/base"]},
     "a path cut short": {"path": {"alphas": [0, 1], "losses": [1]}},
     "an unknown key": {"layer": {}},
-    "a format of tomorrow": {"format": "clipmerge-record/3"},
+    "a format of tomorrow": {"format": "clipmerge-record/4"},
     "no format": {"format": None},
 }
 TEXTS = {what: json.dumps(RECORD | changes) for what, changes in NONSENSE.items()} | {

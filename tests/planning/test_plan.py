@@ -39,7 +39,7 @@ EDITS: dict[str, tuple[tuple[str, ...], Any, str]] = {
     "alpha true": (("layers", "vision.1.mlp", "alpha"), True, r"vision\.1\.mlp\.alpha: .*true or false"),
     "density without mask": (("layers", "vision.1.mlp", "density"), 0.5, "has density 0.5 and no mask; name one"),
     "weights too many": (("weights",), [1, 2], "2 weights for 1 fine-tuned checkpoints"),
-    "another format": (("format",), "clipmerge-plan/2", "format: Input should be 'clipmerge-plan/1'"),
+    "another format": (("format",), "clipmerge-plan/9", "format: Input should be 'clipmerge-plan/2'"),
     "measure a number": (("recipe", "measure"), 5, r"recipe\.measure: .*dictionary"),
     "recipe without effect": (("recipe", "method", "alpha"), 0.1, "'recipe' was edited, .*edit 'layers', or plan"),
     "tensors elsewhere": (

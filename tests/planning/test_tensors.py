@@ -170,7 +170,7 @@ def opened(plan: Path) -> Run:
 
 def test_a_plan_whose_coefficients_are_gone_or_changed_is_refused(planned: Path) -> None:
     file = planned.with_suffix(".tensors.safetensors")
-    shutil.copy(file, file.with_name("kept"))
+    shutil.copy(file, file.with_name("other_tasks"))
     data = bytearray(file.read_bytes())
     data[-1] ^= 1
     file.write_bytes(data)
@@ -183,7 +183,7 @@ def test_a_plan_whose_coefficients_are_gone_or_changed_is_refused(planned: Path)
         PlanError, match="the tensors beside the plan: the file is missing; plan again"
     ):
         opened(planned)
-    file.with_name("kept").rename(file)
+    file.with_name("other_tasks").rename(file)
     opened(planned)
 
 

@@ -282,9 +282,9 @@ def test_a_sweeps_point_is_found_by_its_recipe(pair: Folders, images: Path, tmp_
     told = add_results(record, [tmp_path / "sweep" / "sweep.json"])
     assert told["accuracy"] == swept["recipes"][1]["accuracy"]
     assert told["images"] == {"val": 30, "far": 12}
-    (tmp_path / "new.json").write_text(json.dumps(swept | {"format": "clipmerge-sweep/3"}))
+    (tmp_path / "new.json").write_text(json.dumps(swept | {"format": "clipmerge-sweep/4"}))
     with pytest.raises(
-        UsageError, match=r"'clipmerge-sweep/3', but this version .* 'clipmerge-sweep/2'; update"
+        UsageError, match=r"'clipmerge-sweep/4', but this version .* 'clipmerge-sweep/3'; update"
     ):
         add_results(record, [tmp_path / "new.json"])
     others = [

@@ -230,7 +230,7 @@ def test_a_record_cannot_name_other_files_to_publish(hub: FakeHub, merged: Path)
         (merged / name).write_text("nobody's business")
     done = push(merged, "alice/robust", license="mit")
     assert not {"keys.txt", "id_rsa"} & set(hub.files("alice/robust"))
-    assert {"keys.txt", "id_rsa"} <= set(done.left_behind)
+    assert {"keys.txt", "id_rsa"} <= set(done.not_published)
 
 
 def test_a_link_by_the_name_of_a_file_of_the_output_is_refused(

@@ -10,7 +10,7 @@ import pytest
 from clipmerge.output.record import MergeRecord
 from clipmerge.report.effect_plot import effect_plot
 from clipmerge.report.layer_table import columns_of
-from tests.support.merge_records import CHANGE, RECORDS, bought, data_free, example, learned
+from tests.support.merge_records import CHANGE, RECORDS, data_free, effect, example, learned
 from tests.support.read_page import Page
 
 
@@ -173,13 +173,13 @@ def test_a_point_of_the_straight_path_is_not_called_learned(html_of: Pages) -> N
     choice = {
         "images": 9,
         "alpha": 0.4,
-        "part": 0.0,
-        "beyond": 0.0,
-        "goal": 0.4,
-        "right": 0.9,
+        "shrink": 0.0,
+        "extrapolation": 0.0,
+        "objective": 0.4,
+        "accuracy": 0.9,
         "path_alpha": 0.4,
     }
-    choice |= {"path_goal": 0.4, "finetuned_right": 0.9}
+    choice |= {"path_objective": 0.4, "finetuned_accuracy": 0.9}
     assert "weights with a learned coefficient" in html_of(learned())
     for path in (learned() | {"choice": choice}, learned() | {"choice": choice, "trace": {}}):
         page = html_of(path)
@@ -205,7 +205,7 @@ def test_page_of_a_learned_recipe_leads_with_what_was_bought_and_draws_what_was_
 ) -> None:
     html = html_of(learned(stragglers=("vision.3.mlp",)))
     text = Page(html).text
-    order = ["Use it", "The merged model gains", "What it bought", "94.6 [90.6, 97.6]", "Why"]
+    order = ["Use it", "The merged model gains", "What changed", "94.6 [90.6, 97.6]", "Why"]
     order += ["learned coefficients;", "Losses while learning"]
     places = [text.index(part) for part in order]
     assert places == sorted(places)
@@ -233,7 +233,7 @@ def test_page_answers_in_words_and_colour(
     html_of: Pages, recommendation: str | None, label: str, kind: str
 ) -> None:
     record = data_free() | {
-        "bought": recommendation and bought() | {"recommendation": recommendation}
+        "effect": recommendation and effect() | {"recommendation": recommendation}
     }
     html = html_of(record)
     assert (
@@ -243,7 +243,7 @@ def test_page_answers_in_words_and_colour(
 
 
 def test_the_plot_puts_marks_and_intervals_where_the_numbers_say(html_of: Pages) -> None:
-    record = MergeRecord.model_validate(learned() | {"kept": OTHER_TASKS})
+    record = MergeRecord.model_validate(learned() | {"other_tasks": OTHER_TASKS})
     plot = effect_plot(record)
     assert plot is not None
     assert [group["title"] for group in plot["groups"]] == [

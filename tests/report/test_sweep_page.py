@@ -87,7 +87,7 @@ def test_the_page_answers_first_and_claims_no_more_than_the_interval() -> None:
         return f'<header class="answer {kind}">' in page and f'<p class="label">{label}</p>' in page
 
     assert first("yes", "Use monosoup")
-    record["recipes"][1]["loses"] = True
+    record["recipes"][1]["exceeds_max_loss"] = True
     assert first("open", "monosoup gains")
     record["recipes"][1]["gain_interval"] = [-0.01, 0.1]
     assert first("open", "No difference is shown")

@@ -14,13 +14,13 @@ from tests.support.merge_records import RECORDS, example, learned, printed
 PATH = {
     "images": 204,
     "alpha": 0.4,
-    "part": 0.0,
-    "beyond": 0.0,
-    "goal": 0.4,
-    "right": 0.9,
-    "finetuned_right": 0.95,
+    "shrink": 0.0,
+    "extrapolation": 0.0,
+    "objective": 0.4,
+    "accuracy": 0.9,
+    "finetuned_accuracy": 0.95,
 }
-PATH |= {"path_alpha": 0.4, "path_goal": 0.4}
+PATH |= {"path_alpha": 0.4, "path_objective": 0.4}
 
 
 @pytest.mark.parametrize(

@@ -188,14 +188,14 @@ def check_advice(said: str, record: MergeRecord) -> None:
         "cannot-tell": "Your images cannot tell",
         "too-few-images": "Too few images to tell",
     }
-    wanted = [told[record.bought.recommendation]] if record.bought else []
+    wanted = [told[record.effect.recommendation]] if record.effect else []
     assert [each for each in told.values() if each in said] == wanted
 
 
 def check_effect(said: str, record: MergeRecord) -> None:
-    """Check the sentence about what a merge bought: the advice and its numbers."""
+    """Check the sentence about what a merge effect: the advice and its numbers."""
     check_advice(said, record)
-    if record.bought is None:
+    if record.effect is None:
         return
     main = (
         rf"the merged model recognises {N}% \[{N}, {N}\] \(fine-tuned {N}\); under unrelated"
@@ -203,19 +203,19 @@ def check_effect(said: str, record: MergeRecord) -> None:
     )
     found = re.search(main + rf"\(zero-shot {N}, fine-tuned {N}\)", said)
     assert found, said
-    bought = record.bought
+    effect = record.effect
     again = concluded(
-        zeroshot=bought.zeroshot,
-        finetuned=bought.finetuned[bought.reference],
-        merged=bought.merged,
-        over_finetuned=bought.over_finetuned,
-        over_zeroshot=bought.over_zeroshot,
-        images=bought.images,
-        max_loss=bought.max_loss,
+        zeroshot=effect.zeroshot,
+        finetuned=effect.finetuned[effect.reference],
+        merged=effect.merged,
+        over_finetuned=effect.over_finetuned,
+        over_zeroshot=effect.over_zeroshot,
+        images=effect.images,
+        max_loss=effect.max_loss,
         finetuned_rank=record.choice.finetuned_rank if record.choice else None,
     )
-    assert asdict(again).items() <= bought.model_dump().items()
-    merged, finetuned, zeroshot = bought.merged, bought.finetuned[bought.reference], bought.zeroshot
+    assert asdict(again).items() <= effect.model_dump().items()
+    merged, finetuned, zeroshot = effect.merged, effect.finetuned[effect.reference], effect.zeroshot
     values = [merged.clean.value, *merged.clean.interval, finetuned.clean.value]
     values += [merged.corrupted.value, zeroshot.corrupted.value, finetuned.corrupted.value]
     assert list(found.groups()) == [f"{100 * value:.1f}" for value in values]

@@ -71,7 +71,7 @@ def example(
         }
     alphas = [0.0, 0.0563, 0.25, 0.4437, 0.5, 0.5563, 0.75, 0.9437, 1.0]
     return {
-        "format": "clipmerge-record/2",
+        "format": "clipmerge-record/3",
         "clipmerge": "0.1.0",
         "output": "merged",
         "files": {"model.safetensors": "ab" * 32, "config.json": "cd" * 32},
@@ -185,8 +185,10 @@ def learned(vision: int = 12, text: int = 12, stragglers: tuple[str, ...] = ()) 
     }
     steps = range(120)
     record["trace"] = {
-        "calibration": [0.9 * math.exp(-n / 40) + 0.1 + 0.05 * math.sin(5 * n) for n in steps],
-        "divergence": [0.5 * math.exp(-n / 70) + 0.1 + 0.03 * math.cos(7 * n) for n in steps],
+        "cross_entropy": [0.9 * math.exp(-n / 40) + 0.1 + 0.05 * math.sin(5 * n) for n in steps],
+        "distillation_loss": [
+            0.5 * math.exp(-n / 70) + 0.1 + 0.03 * math.cos(7 * n) for n in steps
+        ],
     }
     bell = [math.exp(-(((n - 6) / 3) ** 2)) for n in range(20)] + [0.0] * 20
     record["coefficients"] = {
@@ -211,7 +213,7 @@ def learned(vision: int = 12, text: int = 12, stragglers: tuple[str, ...] = ()) 
         " the goal (loss plus weighted divergence) is 0.321, and 0.402 at alpha 0.6 of the"
         " straight path"
     )
-    return record | {"bought": bought()}
+    return record | {"effect": effect()}
 
 
 def _size(record: dict[str, Any], tower: str) -> int:
@@ -225,8 +227,8 @@ def _counts(shape: list[float], size: int) -> list[int]:
     return counts
 
 
-def bought() -> dict[str, Any]:
-    """What a merge bought, on 205 images."""
+def effect() -> dict[str, Any]:
+    """The effect of a merge, on 205 images."""
 
     def estimate(value: float) -> dict[str, Any]:
         return {"value": value, "interval": [max(0.0, value - 0.04), min(1.0, value + 0.03)]}

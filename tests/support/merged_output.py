@@ -11,7 +11,7 @@ from clipmerge.output.record import MergeRecord
 from clipmerge.publish.card import model_card
 
 RECORD: dict[str, Any] = {
-    "format": "clipmerge-record/2",
+    "format": "clipmerge-record/3",
     "clipmerge": "0.1.0",
     "output": "/home/me/out/merged",
     "recipe": {

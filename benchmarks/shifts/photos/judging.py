@@ -50,7 +50,7 @@ def judged(pair: TrainedPair, contestant: Contestant, how: Evaluation) -> dict[s
 def _said(record: MergeRecord) -> dict[str, Any]:
     """What the merge itself says: its verdict, the effect that it measured, and what it chose."""
     shares = [(layer.zeroshot_share or 0.0, layer.size) for layer in record.layers.values()]
-    effect = record.bought
+    effect = record.effect
     return {
         "verdict": record.verdict,
         "choice": record.choice and record.choice.model_dump(mode="json"),
