@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from clipmerge.options import Device
+    from clipmerge.config import Device
 
 
 # Copies of more bytes than this are made from memory that a card can read by itself.
@@ -125,7 +125,7 @@ def require_device(device: Device) -> None:
         "xpu": torch.xpu.is_available(),
     }
     if not available.get(device, True):
-        raise UsageError(f"--device {device}: torch finds no such device; use --device auto or cpu")
+        raise UsageError(f"`device` {device}: torch finds no such device; use `device=auto` or cpu")
 
 
 class Processes:
@@ -223,7 +223,7 @@ def device_work() -> Iterator[None]:
                 raise
             raise MeasureError(
                 f"the device has too little memory ({' '.join(str(error).split('. ')[0].split())});"
-                " lower --images-at-once or --batch-size, or use --device cpu"
+                " lower `images_at_once` or `batch_size`, or use `device=cpu`"
             ) from None
 
 

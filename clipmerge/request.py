@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clipmerge.checkpoint import Inputs
+from clipmerge.config import EVERY, Device, OutputDtype
 from clipmerge.distributed import is_main_process
 from clipmerge.images import Columns
 from clipmerge.images.split import SHARE
-from clipmerge.options import EVERY, Device, OutputDtype
 from clipmerge.planning.plan import Plan
 from clipmerge.planning.provenance import HeadRecord, SourceRecord
 from clipmerge.planning.recipe import Recipe

@@ -10,11 +10,11 @@ from typing import Any
 
 import griffe
 
-from clipmerge import options
+from clipmerge import config
 
 
 class Options(griffe.Extension):
-    """Takes them from the class that a function gives to `clipmerge.options.with_options`."""
+    """Takes them from the class that a function gives to `clipmerge.config.with_options`."""
 
     def on_function(self, *, func: griffe.Function, **_: Any) -> None:
         """Add them to the signature and to the docstring."""
@@ -28,7 +28,7 @@ class Options(griffe.Extension):
         def shown() -> None: ...
 
         shown.__doc__ = func.docstring.value
-        options.with_options(getattr(options, str(given.arguments[0])))(shown)
+        config.with_options(getattr(config, str(given.arguments[0])))(shown)
         func.docstring.value = shown.__doc__
         del func.parameters["options"]
         for each in inspect.signature(shown).parameters.values():

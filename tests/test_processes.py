@@ -58,7 +58,7 @@ def test_an_error_of_this_process_is_not_blamed_on_another(error: Exception) -> 
 
 def test_too_little_memory_says_what_to_lower() -> None:
     with (
-        pytest.raises(MeasureError, match=r"Tried to allocate 2 GiB\); lower --images-at-once or"),
+        pytest.raises(MeasureError, match=r"Tried to allocate 2 GiB\); lower `images_at_once` or"),
         device_work(),
     ):
         raise torch.OutOfMemoryError(

@@ -9,7 +9,7 @@ from typing import Any
 
 from clipmerge.api._in_memory import title_of
 from clipmerge.api._requests import RecipeLike
-from clipmerge.options import EVERY, Option
+from clipmerge.config import EVERY, Option
 from clipmerge.planning.recipe import Recipe
 
 _UNLISTED = Option(None, "", "Output")  # of the functions' own parameters, such as ``output``

@@ -89,7 +89,7 @@ def with_state_key(sources: Sequence[str], state_key: str | None) -> tuple[str, 
         return tuple(sources)
     if any(map(title_of, sources)):
         raise UsageError(
-            "--state-key: a model in memory has no parts; give the model with the weights you mean"
+            "`state_key`: a model in memory has no parts; give the model with the weights you mean"
         )
     return tuple(f"{source}#{state_key}" for source in sources)
 

@@ -17,11 +17,11 @@ from clipmerge.progress import Progress, say_all
 
 if TYPE_CHECKING:
     from clipmerge.checkpoint import Inputs
+    from clipmerge.config import OutputDtype
     from clipmerge.evaluation.other_tasks import Task
     from clipmerge.evaluation.points import Point
     from clipmerge.evaluation.settings import EvalSettings
     from clipmerge.images.dataset import LabelledImages
-    from clipmerge.options import OutputDtype
     from clipmerge.planning.plan import Plan
     from clipmerge.request import Calibration, MergeRequest, Run, SweepRequest
 
@@ -49,7 +49,7 @@ def add_verdict(run: Run, request: MergeRequest) -> None:
             progress=run.progress,
         )
         if request.strict and effect.warnings:
-            raise VerdictError(f"{effect.warnings[0]}; nothing was written (--strict)")
+            raise VerdictError(f"{effect.warnings[0]}; nothing was written (`strict=True`)")
         run.plan = run.plan and run.plan.model_copy(update={"effect": effect})
         for warning in effect.warnings:
             run.warn(warning, aloud=not getattr(run.progress, "shows_verdict", False))
@@ -63,7 +63,7 @@ def _wanted(run: Run, request: MergeRequest, what: str) -> Iterator[None]:
     except (CheckpointError, _Unmeasurable) as error:
         text = f"{what} could not be measured: {error}"
         if request.strict:
-            raise VerdictError(f"{text}; nothing was written (--strict)") from None
+            raise VerdictError(f"{text}; nothing was written (`strict=True`)") from None
         run.warn(text)
 
 
@@ -146,16 +146,16 @@ def add_other_task_scores(run: Run, request: MergeRequest) -> None:
     from clipmerge.evaluation.other_tasks import measure_other_tasks
     from clipmerge.images.fingerprints import Fingerprints, note_shared
 
-    with run.timed("other_tasks"), _wanted(run, request, "the tasks of --keep"):
+    with run.timed("other_tasks"), _wanted(run, request, "the tasks of `keep`"):
         tasks = load_tasks(
             request.keep, run.progress, most=request.calibration.images, seed=request.seed
         )
-        prints = {f"--keep {name}": Fingerprints(task) for name, task in tasks.items()}
+        prints = {f"`keep` {name}": Fingerprints(task) for name, task in tasks.items()}
         for images in (run.measured_on, run.held_back):
             if images is not None:
                 say_all(
                     run.progress,
-                    note_shared(prints, {f"--data {images.source}": Fingerprints(images)}),
+                    note_shared(prints, {f"`data` {images.source}": Fingerprints(images)}),
                 )
         settings = settings_for(request.calibration, of_tasks=True)
         scores = measure_other_tasks(

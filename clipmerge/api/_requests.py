@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, TypeAlias, cast, get_args
 
 from clipmerge.api._in_memory import CheckpointLike, source_of, with_state_key
+from clipmerge.config import DecisionOptions, Device, OutputDtype, RecipeOptions
 from clipmerge.distributed import require_device
 from clipmerge.errors import UsageError
 from clipmerge.evaluation.settings import check_source_name, named_sources
@@ -22,7 +23,6 @@ from clipmerge.files.staging import RECORD
 from clipmerge.images.columns import Columns
 from clipmerge.images.file_store import local_inputs
 from clipmerge.images.prompts import check_templates
-from clipmerge.options import DecisionOptions, Device, OutputDtype, RecipeOptions
 from clipmerge.planning.recipe import Recipe, load_recipe
 from clipmerge.request import Calibration, MergeRequest, SweepRequest
 
@@ -51,7 +51,7 @@ def merge_request(
         )
         if any(text.partition("=")[0].strip() == "method.alpha" for text in texts):
             raise UsageError(
-                "--alpha and --set method.alpha: both set the same option; give one of them"
+                "`alpha` and `set=method.alpha`: both set the same option; give one of them"
             )
         changes = [*texts, f"method.alpha={alpha!r}"]
     sources = with_state_key(finetuned, state_key)
@@ -67,11 +67,11 @@ def settings_from(options: DecisionOptions) -> dict[str, Any]:
     calibration = calibration_from(options)
     return {
         "calibration": calibration if options["verdict"] else replace(calibration, held_back=0.0),
-        "keep": named("--keep", options["keep"]),
+        "keep": named("`keep`", options["keep"]),
         "max_loss": options["max_loss"],
         "strict": options["strict"],
         "seed": options["seed"],
-        "dtype": cast(OutputDtype, choice("--dtype", options["dtype"], get_args(OutputDtype))),
+        "dtype": cast(OutputDtype, choice("`dtype`", options["dtype"], get_args(OutputDtype))),
         "hashed": options["hash"],
     }
 
@@ -96,7 +96,7 @@ def calibration_from(options: Mapping[str, Any]) -> Calibration:
         batch_size=options.get("batch_size"),
         images_at_once=options.get("images_at_once"),
         device=cast(
-            Device, choice("--device", options.get("device", plain.device), get_args(Device))
+            Device, choice("`device`", options.get("device", plain.device), get_args(Device))
         ),
         columns=Columns(options.get("image_column"), options.get("label_column")),
         unlabelled=source_of(options.get("unlabelled")),
@@ -123,8 +123,8 @@ def check_request(request: MergeRequest) -> None:
         )
     if request.strict and has_images and share == 0:
         raise UsageError(
-            "--strict needs images that the decision does not see, to measure the loss of accuracy"
-            " on; leave out --no-verdict"
+            "`strict=True` needs images that the decision does not see, to measure the loss of"
+            " accuracy on; leave out `verdict=False`"
         )
     check_unlabelled(calibration, request.recipe)
     if calibration.device not in ("auto", "cpu"):  # otherwise torch need not be imported
@@ -132,7 +132,7 @@ def check_request(request: MergeRequest) -> None:
     if request.recipe.measure and not has_images:
         raise UsageError(
             f"recipe '{request.recipe.name}' measures, and needs labelled images of the target"
-            " data: --data FOLDER with one subfolder per class (data-free recipes: wise-ft, lines,"
+            " data: `data` FOLDER with one subfolder per class (data-free recipes: wise-ft, lines,"
             " monosoup)"
         )
 
@@ -142,18 +142,18 @@ def check_unlabelled(calibration: Calibration, *recipes: Recipe) -> None:
     source = calibration.unlabelled
     if source is None:
         return
-    named = f"--unlabelled {source}" if isinstance(source, str) else "unlabelled"
+    named = f"`unlabelled` {source}" if isinstance(source, str) else "`unlabelled`"
     problems = [_problem(recipe) for recipe in recipes] or ["no recipe is given"]
     if all(problems):
         raise UsageError(
-            f"{named}: {problems[0]}; leave out --unlabelled, or choose a recipe that learns from"
+            f"{named}: {problems[0]}; leave out `unlabelled`, or choose a recipe that learns from"
             " them, such as auto"
         )
     labelled = calibration.source
     texts = isinstance(source, str) and isinstance(labelled, str)
     if source is labelled or (texts and Path(source).resolve() == Path(labelled).resolve()):
         raise UsageError(
-            f"{named}: these are the images of --data; give images from where the model will be"
+            f"{named}: these are the images of `data`; give images from where the model will be"
             " used, or leave it out"
         )
 
@@ -210,7 +210,7 @@ def alphas_from(given: Sequence[float] | str) -> tuple[float, ...]:
         map(math.isfinite, alphas)
     ):  # 1e400 is valid as text but overflows a float
         raise UsageError(
-            f"--alphas {given}: expected finite numbers separated by commas, such as 0,0.25,0.5 or"
+            f"`alphas` {given}: expected finite numbers separated by commas, such as 0,0.25,0.5 or"
             f" 0,0.1,...,1 (where '...' stands for at most {_MOST_ALPHAS} numbers)"
         )
     return tuple(alphas)
@@ -241,7 +241,7 @@ def byte_count(value: str | int | None) -> int | None:
         else 0
     )
     if size < 1:
-        raise UsageError(f"--max-shard-size {value}: expected a size, such as 200MB or 5GB")
+        raise UsageError(f"`max_shard_size` {value}: expected a size, such as 200MB or 5GB")
     return size
 
 

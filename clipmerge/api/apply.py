@@ -16,11 +16,11 @@ from clipmerge.api._requests import byte_count, files_read, refuse_twice, severa
 from clipmerge.api._results import MergeResult
 from clipmerge.api.plan import RunCache, check_ancestry
 from clipmerge.checkpoint import Checkpoint, align_checkpoints
+from clipmerge.config import ApplyOptions, completed, with_options
 from clipmerge.errors import PlanError, UsageError
 from clipmerge.evaluation.zero_shot_head import build_zeroshot_head, lacks_zeroshot_head
 from clipmerge.files.paths import is_there, local_path
 from clipmerge.methods import Task
-from clipmerge.options import ApplyOptions, completed, with_options
 from clipmerge.planning.plan import Plan, tensors_path, write_plan_files
 from clipmerge.planning.provenance import SourceRecord
 from clipmerge.planning.tensors import check_coefficients
@@ -188,12 +188,12 @@ def _check_hashes(
     names = checkpoint.provenance(hashed=False)["files"]
     if record.files == names:
         progress.say(
-            f"{name} has no sha256 of {record.source} (made with --no-hash): used unchecked"
+            f"{name} has no sha256 of {record.source} (made with `hash=False`): used unchecked"
         )
         return
     if not hashed and record.files.keys() == names.keys():
         progress.say(
-            f"{record.source} was not compared with the sha256 in {name} (--no-hash): used"
+            f"{record.source} was not compared with the sha256 in {name} (`hash=False`): used"
             " unchecked"
         )
         return

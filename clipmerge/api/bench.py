@@ -14,6 +14,7 @@ from clipmerge.api._commands import in_order, recipe_word, spelled_out
 from clipmerge.api._requests import alphas_from, calibration_from, recipe_files
 from clipmerge.api._results import BenchResult
 from clipmerge.api.sweep import check_sweep, run_sweep
+from clipmerge.config import BenchOptions, completed, with_options
 from clipmerge.distributed import is_main_process
 from clipmerge.errors import MeasureError, UsageError, counted
 from clipmerge.evaluation.suites.cost import cost_of
@@ -21,7 +22,6 @@ from clipmerge.evaluation.suites.release import fetch_release, write_config
 from clipmerge.evaluation.suites.suite import Pair, Release, Suite, load_suite
 from clipmerge.files.cache import user_cache
 from clipmerge.images.registry import find_known
-from clipmerge.options import BenchOptions, completed, with_options
 from clipmerge.planning.recipe import load_recipe
 from clipmerge.progress import Logged, Progress
 from clipmerge.request import SweepRequest
@@ -102,11 +102,11 @@ def executor_for(jobs: str) -> Any:
     try:
         import submitit
     except ImportError as error:
-        raise UsageError("--jobs needs submitit; `pip install 'clipmerge[jobs]'`") from error
+        raise UsageError("`jobs` needs submitit; `pip install 'clipmerge[jobs]'`") from error
     cluster, _, words = jobs.partition(":")
     if cluster not in _CLUSTERS:
         raise UsageError(
-            f"--jobs: '{cluster}' is not a place for jobs (places: {', '.join(_CLUSTERS)})"
+            f"`jobs`: '{cluster}' is not a place for jobs (places: {', '.join(_CLUSTERS)})"
         )
     executor = submitit.AutoExecutor(folder=user_cache("jobs"), cluster=cluster)
     try:
@@ -116,7 +116,7 @@ def executor_for(jobs: str) -> Any:
     except (AssertionError, NameError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise UsageError(
-            f"--jobs: {reason}; for example slurm:slurm_partition=gpu,gpus_per_node=1"
+            f"`jobs`: {reason}; for example slurm:slurm_partition=gpu,gpus_per_node=1"
         ) from error
     return executor
 
@@ -263,9 +263,9 @@ def compared(
             raise MeasureError(
                 f"{text}. Nothing was swept: the checkpoint, class names, templates or"
                 " preprocessing are not those of the published figure. Compare `clipmerge data"
-                f" show {source.partition(':')[0]}`, or pass --no-check to continue regardless"
+                f" show {source.partition(':')[0]}`, or pass `check=False` to continue regardless"
             )
-        say(f"{text}; continuing because of --no-check")
+        say(f"{text}; continuing because of `check=False`")
 
 
 def _on_disk(checkpoint: str | Release, progress: Progress) -> str:

@@ -17,8 +17,8 @@ from clipmerge.api._results import MergeResult
 from clipmerge.api.merge import merge
 from clipmerge.api.push import check_push
 from clipmerge.checkpoint import open_checkpoint
+from clipmerge.config import RecipeOptions, completed, with_options
 from clipmerge.errors import UsageError
-from clipmerge.options import RecipeOptions, completed, with_options
 from clipmerge.progress import Logged, Progress
 
 _LOG = logging.getLogger("clipmerge")

@@ -15,13 +15,13 @@ from clipmerge.api._requests import choice
 from clipmerge.api._results import ConvertResult
 from clipmerge.checkpoint.converted import ConvertedCheckpoint, convert_checkpoint
 from clipmerge.checkpoint.source import OPEN_CLIP_CONFIG, OPEN_CLIP_WEIGHTS, WEIGHTS
+from clipmerge.config import ConvertOptions, completed, with_options
 from clipmerge.conversion.keys import Layout
 from clipmerge.distributed import is_main_process
 from clipmerge.errors import CheckpointError
 from clipmerge.files.hashes import sha256_of
 from clipmerge.files.staging import staged
 from clipmerge.merging.stream import copied_tensors
-from clipmerge.options import ConvertOptions, completed, with_options
 from clipmerge.output.checks import check_output
 from clipmerge.output.folder import write_weights
 from clipmerge.output.layout_files import write_layout_files
@@ -64,7 +64,7 @@ def convert(
         OutputError: If the folder cannot be written.
     """
     overwrite, reports = completed(ConvertOptions, options)["overwrite"], progress or Logged()
-    layout, target = cast(Layout, choice("--to", to, get_args(Layout))), Path(output)
+    layout, target = cast(Layout, choice("`to`", to, get_args(Layout))), Path(output)
     if not is_main_process():  # only one process writes
         return ConvertResult(target, {})
     with as_sources([checkpoint], processor) as (source,):

@@ -9,8 +9,8 @@ from clipmerge.api._in_memory import CheckpointLike, as_sources, title_of, with_
 from clipmerge.api._merge_effect import load_tasks, settings_for
 from clipmerge.api._requests import calibration_from, named, require_places
 from clipmerge.api._results import EvaluateResult
+from clipmerge.config import EvaluateOptions, completed, with_options
 from clipmerge.errors import UsageError
-from clipmerge.options import EvaluateOptions, completed, with_options
 from clipmerge.progress import Logged, Progress
 
 
@@ -47,13 +47,13 @@ def evaluate(
     if not isinstance(data, (Mapping, list, tuple, type(None))):
         raise UsageError('evaluate takes its images by name: data={"val": SOURCE}')
     sources, tasks, reports = (
-        named("--data", data),
-        named("--keep", given["keep"]),
+        named("`data`", data),
+        named("`keep`", given["keep"]),
         progress or Logged(),
     )
     if not sources and not tasks:
         raise UsageError(
-            "nothing to evaluate on: give images with --data NAME=SOURCE or --keep NAME=SOURCE"
+            "nothing to evaluate on: give images with `data` NAME=SOURCE or `keep` NAME=SOURCE"
         )
     from clipmerge.evaluation.accuracy import evaluate_sources
 

@@ -111,7 +111,7 @@ def objective_for(
         say_all(run.progress, unlabelled.notes)
         unlabelled = unlabelled.sample(calibration.images, request.seed)
         for labelled in (images, *([] if run.held_back is None else [run.held_back])):
-            refuse_shared(unlabelled, {f"--data {labelled.source}": Fingerprints(labelled)})
+            refuse_shared(unlabelled, {f"`data` {labelled.source}": Fingerprints(labelled)})
         objective.unlabelled = Shares(
             read_batches(unlabelled, batch_size, model.pixels, share=share), accelerator
         )
@@ -204,15 +204,14 @@ def cost_sentence(images: int, steps: int | None = None) -> tuple[str, str]:
     another one.
 
     Example:
-        >>> cost_sentence(1, 40)
-        ('learning on 1 image takes about', ' on this CPU (fewer steps take less: --set
-        measure.steps=20)')
+        >>> cost_sentence(1)
+        ('measuring on 1 image takes about', ' on this CPU (fewer `images` cost less)')
     """
     # its steps take as many images, however many there are
     cheaper = (
-        f"fewer steps take less: --set measure.steps={steps // 2}"
+        f"fewer steps take less: `set=measure.steps={steps // 2}`"
         if steps
-        else "fewer --images cost less"
+        else "fewer `images` cost less"
     )
     verb = "learning" if steps else "measuring"
     return (

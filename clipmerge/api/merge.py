@@ -15,7 +15,7 @@ from clipmerge.api._results import MergeResult
 from clipmerge.api.apply import finished
 from clipmerge.api.plan import prepare
 from clipmerge.api.push import check_push, push
-from clipmerge.options import MergeOptions, completed, with_options
+from clipmerge.config import MergeOptions, completed, with_options
 from clipmerge.progress import Logged, Progress
 
 

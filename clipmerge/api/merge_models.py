@@ -14,6 +14,7 @@ from torch import Tensor
 from clipmerge.api._in_memory import as_sources, unwrapped
 from clipmerge.api._requests import RecipeLike, merge_request, several
 from clipmerge.api.plan import prepare
+from clipmerge.config import RecipeOptions, completed, with_options
 from clipmerge.errors import CheckpointError, UsageError, counted, shorten
 from clipmerge.families import is_buffer, is_counter, is_statistic
 from clipmerge.files.finite import is_finite, require_finite
@@ -21,7 +22,6 @@ from clipmerge.merging.selection import RandomKey
 from clipmerge.merging.stream import iter_contents, plan_tensors
 from clipmerge.merging.tensor import mask_options as complete_options
 from clipmerge.merging.tensor import merge_tensor
-from clipmerge.options import RecipeOptions, completed, with_options
 from clipmerge.parallel import one_thread
 from clipmerge.plugins import requires
 from clipmerge.progress import Logged, Progress

@@ -22,11 +22,11 @@ from clipmerge.checkpoint import Checkpoint, Inputs, align_checkpoints
 from clipmerge.checkpoint.ancestry import ancestry_warnings
 from clipmerge.checkpoint.inputs import HEAD_WEIGHT
 from clipmerge.checkpoint.preview import compare_before_download
+from clipmerge.config import Missing, PlanOptions, completed, with_options
 from clipmerge.errors import CheckpointError, RecipeError
 from clipmerge.evaluation.zero_shot_head import build_zeroshot_head, lacks_zeroshot_head
 from clipmerge.layers import match_layers
 from clipmerge.methods import Task, decide
-from clipmerge.options import Missing, PlanOptions, completed, with_options
 from clipmerge.planning.layer_plan import LayerPlan
 from clipmerge.planning.measurements import Measurements
 from clipmerge.planning.plan import Plan, tensors_path, worded_for, write_plan_files
@@ -229,7 +229,7 @@ def check_ancestry(inputs: Inputs, known: RunCache, *, strict: bool) -> None:
     if known.ancestry is None:
         known.ancestry = ancestry_warnings(inputs)
     if strict and known.ancestry:
-        raise CheckpointError(f"{known.ancestry[0]}; nothing was written (--strict)")
+        raise CheckpointError(f"{known.ancestry[0]}; nothing was written (`strict=True`)")
     inputs.notes.extend(warning for warning in known.ancestry if warning not in inputs.notes)
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
 from clipmerge.api._commands import in_order, spelled_out
+from clipmerge.config import PushOptions, completed, with_options
 from clipmerge.errors import UsageError, shorten
-from clipmerge.options import PushOptions, completed, with_options
 from clipmerge.progress import Logged, Progress
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def check_push(repo_id: str, output: Path | None, *, private: bool) -> None:
     from clipmerge.publish.push import check_access
 
     if output is None:
-        raise UsageError("--push needs --output: a dry run writes nothing to push")
+        raise UsageError("`push` needs `output`: a dry run writes nothing to push")
     check_access(
         output,
         repo_id,

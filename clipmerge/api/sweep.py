@@ -31,6 +31,7 @@ from clipmerge.api._results import SweepResult
 from clipmerge.api._sweep_cache import SweepCache, key_of
 from clipmerge.api.plan import RunCache, check_ancestry, open_inputs, prepare
 from clipmerge.checkpoint import Inputs, align_checkpoints
+from clipmerge.config import Missing, SweepOptions, completed, with_options
 from clipmerge.distributed import is_main_process
 from clipmerge.errors import DataError, UsageError, VerdictError
 from clipmerge.evaluation.conclusion import loses, loss_warnings
@@ -42,7 +43,6 @@ from clipmerge.images.fingerprints import NOT_COMPARED, check_overlap
 from clipmerge.images.prompts import own_templates, templates_for
 from clipmerge.images.registry import RegistryRef
 from clipmerge.images.split import held_out_count
-from clipmerge.options import Missing, SweepOptions, completed, with_options
 from clipmerge.output.record import SWEEP_FORMAT
 from clipmerge.planning.merge_effect import LEVEL
 from clipmerge.planning.plan import Plan
@@ -107,12 +107,12 @@ def sweep(
         request = SweepRequest(
             base,
             first,
-            named("--id", id),
-            named("--ood", ood),
+            named("`id`", id),
+            named("`ood`", ood),
             recipes=tuple(load_recipe(recipe, given["set"]) for recipe in recipes),
             alphas=alphas_from(given["alphas"]),
             further=tuple(further),
-            points=named("--point", given["points"]),
+            points=named("`points`", given["points"]),
             command=command,
             **settings_from(given),
         )
@@ -132,14 +132,14 @@ def check_sweep(request: SweepRequest) -> None:
     shared = sorted(request.id_sources.keys() & request.ood_sources.keys())
     if shared:
         raise UsageError(
-            f"--id and --ood: both have a source named '{shared[0]}'; write NAME=SOURCE, each name"
+            f"`id` and `ood`: both have a source named '{shared[0]}'; write NAME=SOURCE, each name"
             " once"
         )
     if not request.id_sources or not request.ood_sources:
-        raise UsageError("a sweep needs at least one --id and one --ood source")
+        raise UsageError("a sweep needs at least one `id` and one `ood` source")
     if len(request.alphas) < 2 or list(request.alphas) != sorted(set(request.alphas)):
         raise UsageError(
-            "--alphas: a curve needs at least two different values, in ascending order"
+            "`alphas`: a curve needs at least two different values, in ascending order"
         )
     names = [recipe.name for recipe in request.recipes]
     for name in names:
@@ -149,7 +149,7 @@ def check_sweep(request: SweepRequest) -> None:
             )
         if name in request.points:
             raise UsageError(
-                f"--point {name}: a recipe has this name; write NAME=CHECKPOINT with another name"
+                f"`points` {name}: a recipe has this name; write NAME=CHECKPOINT with another name"
             )
     check_unlabelled(request.calibration, *request.recipes)
     for recipe in request.recipes:
@@ -234,7 +234,7 @@ def run_sweep(
     lost = loss_warnings(losing, "ID accuracy", finetuned, request.max_loss)
     say_all(progress, lost)
     if lost and request.strict:
-        raise VerdictError(f"{lost[0]}; nothing was written (--strict)")
+        raise VerdictError(f"{lost[0]}; nothing was written (`strict=True`)")
     record = _about(request, inputs, loaded, [*inputs.notes, *notes, *lost]) | {
         "curve": [
             {"alpha": alpha, **row} for alpha, row in zip(request.alphas, rows, strict=False)

@@ -12,6 +12,7 @@ from typing import Any
 from clipmerge.checkpoint.converted import in_one_layout
 from clipmerge.checkpoint.inputs import Inputs
 from clipmerge.checkpoint.source import Checkpoint, naming
+from clipmerge.config import Missing
 from clipmerge.errors import CheckpointError, counted, shorten
 from clipmerge.families import (
     Family,
@@ -25,7 +26,6 @@ from clipmerge.families import (
 from clipmerge.files.safetensors import DTYPES
 from clipmerge.files.side_files import read_image_processor
 from clipmerge.layers import HEAD
-from clipmerge.options import Missing
 
 _POSITIONS = re.compile(r"positional_embedding$|position_embedding\.weight$|pos_embed$")
 # Share of a fine-tuned checkpoint's keys that must be in the zero-shot one to call the rest an
@@ -179,7 +179,7 @@ def find_mismatches(inputs: Inputs, *, mixed_dtypes: bool = False) -> list[str]:
                 which,
                 "dtype",
                 lambda entry: DTYPES[entry.dtype][0],
-                " Or name one with `--dtype`.",
+                " Or name one with `dtype`.",
             )
     # names of scales and biases are the same in many models
     if not problems and not any(
@@ -291,7 +291,7 @@ def _key_mismatches(inputs: Inputs, which: int) -> Iterator[str]:
             if names:
                 yield (
                     f"{counted(len(names), 'key is', 'keys are')} only in the {side} checkpoint:"
-                    f" {shorten(names)}; if that is meant, pass `--set missing=keep-zeroshot` or"
+                    f" {shorten(names)}; if that is meant, pass `set=missing=keep-zeroshot` or"
                     " `missing=keep-finetuned`"
                 )
 
@@ -328,8 +328,8 @@ def notes_on(inputs: Inputs) -> Iterator[str]:
     elif inputs.keeps_head:
         yield (
             "the fine-tuned checkpoint is a classifier: its head is kept unchanged, and the output"
-            " is a classifier too, without the rest of the zero-shot model (`--set"
-            " missing=keep-zeroshot` writes the whole zero-shot model with the merged tower"
+            " is a classifier too, without the rest of the zero-shot model"
+            " (`set=missing=keep-zeroshot` writes the whole zero-shot model with the merged tower"
             " instead)"
         )
     elif inputs.is_partial:

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 
 from clipmerge.checkpoint.converted import TimmTower, WithHead
 from clipmerge.checkpoint.source import WEIGHTS, Checkpoint
+from clipmerge.config import Missing
 from clipmerge.families import Family, is_buffer, tower_of
 from clipmerge.files.safetensors import Array, TensorEntry
 from clipmerge.layers import HEAD
-from clipmerge.options import Missing
 
 if TYPE_CHECKING:
     from torch import Tensor

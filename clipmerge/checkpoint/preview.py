@@ -14,11 +14,11 @@ from pathlib import Path
 from clipmerge.checkpoint.alignment import align_checkpoints
 from clipmerge.checkpoint.opening import open_checkpoint, refuse_quantised
 from clipmerge.checkpoint.source import Checkpoint
+from clipmerge.config import Missing
 from clipmerge.errors import CheckpointError
 from clipmerge.files.paths import local_path
 from clipmerge.files.safetensors import DTYPES, FLOATS, TensorEntry
 from clipmerge.files.side_files import read_side_json
-from clipmerge.options import Missing
 
 # Weight files that can be compared by their headers, and the configurations that describe them.
 _CONFIGS = {

@@ -67,7 +67,7 @@ def read_state_dict(
     notes = []
     if inside:
         beside = (
-            f"; {shorten(others)} holds weights too (--state-key {others[0]} takes them)"
+            f"; {shorten(others)} holds weights too (`state_key` {others[0]} takes them)"
             if others
             else ""
         )
@@ -218,7 +218,7 @@ def _find(
                 f"{file}: holds no weights under a known name ({', '.join(_INSIDE)}), but"
                 f" {shorten(map(str, loaded)) or 'nothing'}; save the state_dict alone:"
                 " torch.save(model.state_dict(), FILE), or name what holds them with"
-                f" {f'--state-key {largest}'.strip()}"
+                f" {f'`state_key` {largest}'.strip()}"
             )
         if state_key is None:
             others += [".".join((*path, name)) for name in _other_weights(loaded, inside)]
@@ -285,7 +285,7 @@ def _at(file: Path, loaded: Any, state_key: str) -> Any:
         shorten(map(str, loaded)) if isinstance(loaded, Mapping) else f"a {type(loaded).__name__}"
     )
     raise CheckpointError(
-        f"{file}: holds nothing under '{state_key}' (--state-key), but {content or 'nothing'}"
+        f"{file}: holds nothing under '{state_key}' (`state_key`), but {content or 'nothing'}"
     )
 
 

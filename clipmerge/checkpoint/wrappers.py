@@ -189,7 +189,7 @@ def _note(taken: list[str], copies: list[str], outside: list[str]) -> str:
     if copies:
         other = copies[0][:-1]
         notes.append(
-            f"{shorten(copy[:-1] for copy in copies)} holds the same parameters (--state-key"
+            f"{shorten(copy[:-1] for copy in copies)} holds the same parameters (`state_key`"
             f" {other} takes it)"
         )
     if outside:

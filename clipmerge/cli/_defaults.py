@@ -15,8 +15,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from clipmerge.config import EVERY
 from clipmerge.errors import UsageError, did_you_mean
-from clipmerge.options import EVERY
 
 FILE = "clipmerge.toml"
 #: Options that any file may set, and those that only the user's own file and the environment may

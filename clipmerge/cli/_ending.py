@@ -15,6 +15,7 @@ from types import FrameType
 from typing import NoReturn, ParamSpec, TypeVar
 
 from clipmerge.cli._early import HOW, end_at_once, standing
+from clipmerge.config import with_flags
 from clipmerge.distributed import Terminated, instead_of, is_main_process, termination
 from clipmerge.errors import ClipmergeError, printable
 
@@ -271,7 +272,7 @@ def fail(message: str, code: int) -> NoReturn:
         before_the_error.pop()()
     if os.environ.get(DEBUG) and sys.exc_info()[1] is not None and code == 1:
         raise
-    line = f"error: {printable(' '.join(message.split()))}"
+    line = f"error: {printable(with_flags(' '.join(message.split())))}"
     if sys.stderr.isatty():
         import shutil
         import textwrap

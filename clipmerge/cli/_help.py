@@ -9,8 +9,8 @@ from typing import Any, cast
 
 from typer.core import TyperCommand
 
+from clipmerge.config import PANELS
 from clipmerge.files.paths import recipe_names
-from clipmerge.options import PANELS
 
 _WIDTH = 50
 _FLAG = re.compile(r"(?<!\S)(-\S+) (?!-)")

@@ -15,8 +15,8 @@ from clipmerge.cli._defaults import applied
 from clipmerge.cli._ending import preparing, reporting_errors
 from clipmerge.cli._help import complete_recipe, examples
 from clipmerge.cli._terminal import Format, Terminal
+from clipmerge.config import RECIPE, VERBOSE, Option, declared
 from clipmerge.errors import UsageError
-from clipmerge.options import RECIPE, VERBOSE, Option, declared
 
 ZeroShot = Annotated[
     str,

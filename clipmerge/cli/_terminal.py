@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from clipmerge.cli._defaults import applied
 from clipmerge.cli._ending import before_the_error, echo, printing
+from clipmerge.config import with_flags
 from clipmerge.distributed import is_main_process
 from clipmerge.progress import Progress, format_seconds
 
@@ -164,6 +165,7 @@ class Terminal(Progress):
 
     def say(self, text: str) -> None:
         """Print a note on stderr, once."""
+        text = with_flags(text)
         if self._silent or self.format is Format.quiet or text in self._said:
             return
         self._said.add(text)

@@ -10,7 +10,7 @@ import typer
 from clipmerge.cli._options import command, command_line, output_flag
 from clipmerge.cli._summary import show_merge
 from clipmerge.cli._terminal import Terminal
-from clipmerge.options import ApplyOptions
+from clipmerge.config import ApplyOptions
 
 
 @command(ApplyOptions)

@@ -9,7 +9,7 @@ import typer
 
 from clipmerge.cli._options import command, command_line, output_flag
 from clipmerge.cli._terminal import Terminal
-from clipmerge.options import BenchOptions
+from clipmerge.config import BenchOptions
 from clipmerge.progress import format_seconds
 
 if TYPE_CHECKING:

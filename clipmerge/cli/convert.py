@@ -9,7 +9,7 @@ import typer
 
 from clipmerge.cli._options import command, command_line
 from clipmerge.cli._terminal import Terminal
-from clipmerge.options import ConvertOptions
+from clipmerge.config import ConvertOptions
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

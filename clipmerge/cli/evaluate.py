@@ -8,7 +8,7 @@ import typer
 
 from clipmerge.cli._options import command
 from clipmerge.cli._terminal import Terminal
-from clipmerge.options import EvaluateOptions
+from clipmerge.config import EvaluateOptions
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

@@ -17,8 +17,8 @@ from clipmerge.cli._options import (
 )
 from clipmerge.cli._summary import pushed, show_merge
 from clipmerge.cli._terminal import Terminal
+from clipmerge.config import MergeOptions
 from clipmerge.errors import UsageError, noting
-from clipmerge.options import MergeOptions
 
 
 @command(MergeOptions)

@@ -16,7 +16,7 @@ from clipmerge.cli._options import (
 )
 from clipmerge.cli._summary import show_merge
 from clipmerge.cli._terminal import Terminal
-from clipmerge.options import PlanOptions
+from clipmerge.config import PlanOptions
 
 
 @command(PlanOptions)

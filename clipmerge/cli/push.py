@@ -9,8 +9,8 @@ import typer
 from clipmerge.cli._options import Folder, command
 from clipmerge.cli._summary import pushed
 from clipmerge.cli._terminal import Terminal
+from clipmerge.config import PushOptions
 from clipmerge.errors import noting
-from clipmerge.options import PushOptions
 
 
 @command(PushOptions, verbose=False)

@@ -15,7 +15,7 @@ from clipmerge.cli._options import (
     sources_flag,
 )
 from clipmerge.cli._terminal import Terminal
-from clipmerge.options import SweepOptions
+from clipmerge.config import SweepOptions
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderResult

@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 
 from clipmerge.checkpoint import Inputs
+from clipmerge.config import OutputDtype
 from clipmerge.errors import CheckpointError
 from clipmerge.files.finite import is_finite, require_finite
 from clipmerge.merging.stream import iter_contents, plan_tensors
 from clipmerge.merging.tensor import merge_tensor
 from clipmerge.models import ImageTextModel
 from clipmerge.models.headed_tower import HeadedTower
-from clipmerge.options import OutputDtype
 from clipmerge.planning.plan import Plan
 
 
@@ -74,7 +74,7 @@ class MovingModel:
             merged = merge_tensor(theta_0, ends, alpha=alpha, weights=weights, dtype=self._dtype)
             if not is_finite(merged):
                 raise CheckpointError(
-                    f"tensor {name} overflows at alpha {alpha:g}; give --alphas in [0, 1]"
+                    f"tensor {name} overflows at alpha {alpha:g}; give `alphas` in [0, 1]"
                 )
             self._set(name, merged)
 

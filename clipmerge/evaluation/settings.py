@@ -13,8 +13,8 @@ from clipmerge.errors import UsageError
 from clipmerge.files.paths import local_path
 
 if TYPE_CHECKING:
+    from clipmerge.config import OutputDtype
     from clipmerge.distributed import Processes
-    from clipmerge.options import OutputDtype
 
 
 @dataclass(frozen=True)

@@ -54,7 +54,7 @@ def measure_effect(
     unrelated = probe(scaled, UNRELATED, enough=512, fewest=2)
     related = probe(scaled, RELATED, enough=256, fewest=1)
     sentence = f"measuring the effect of the merge, on {len(images)} images held back, takes about"
-    pace = Pace(progress, settings.accelerator.device, sentence, " (--no-verdict skips it)")
+    pace = Pace(progress, settings.accelerator.device, sentence, " (`verdict=False` skips it)")
     scorer = Scorer(model, inputs, settings, load_bytes=_LOAD_BYTES)
     sources = {_CLEAN: images, **unrelated.sources, **related.sources}
     answers = scorer.answer(moves_of(plan), sources, pace)

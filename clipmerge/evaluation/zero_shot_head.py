@@ -40,7 +40,7 @@ def build_zeroshot_head(inputs: Inputs, head: HeadRecord, *, mixed_dtypes: bool)
     if entry.shape[0] != len(head.classes):
         raise CheckpointError(
             f"{finetuned.source}: its head has {entry.shape[0]} classes, but {len(head.classes)}"
-            " were named; give --classes with one line per class, in the head's order"
+            " were named; give `classes` with one line per class, in the head's order"
         )
     model = build_model(inputs)
     model.load(inputs.theta_0, inputs.zeroshot.source)

@@ -97,7 +97,7 @@ def refuse_link(output: Path) -> None:
     """Refuse a link as an output file, because a plan's tensors are found beside its path."""
     if output.is_symlink():
         raise OutputError(
-            f"{output}: is a link to {output.readlink()}; give the file itself as --output"
+            f"{output}: is a link to {output.readlink()}; give the file itself as `output`"
         )
 
 
@@ -230,7 +230,7 @@ def _clear_stale(target: Path) -> None:
 def _move_in(folder: Path, target: Path, expected: _Identity, *, overwrite: bool) -> None:
     aside = folder.with_name("old")
     if target.exists() and not overwrite:
-        raise OutputError(f"{target}: appeared while the merge ran; choose another --output")
+        raise OutputError(f"{target}: appeared while the merge ran; choose another `output`")
     _require_same(target, expected)
     try:
         if target.exists():
@@ -257,7 +257,7 @@ def _require_same(location: Path, expected: _Identity, shown: Path | None = None
         )
         raise OutputError(
             f"{shown or location}: {happened} while this ran, and was left alone; choose another"
-            " --output"
+            " `output`"
         )
 
 

@@ -55,17 +55,18 @@ def find_columns(where: str, schema: pyarrow.Schema, wanted: Columns) -> TableCo
         wanted = replace(
             wanted, image=wanted.image if wanted.image in described else None, label=None
         )
-    for flag, name in (("--image-column", wanted.image), ("--label-column", wanted.label)):
+    for parameter, name in (("`image_column`", wanted.image), ("`label_column`", wanted.label)):
         if name is not None and name not in described:
             hint = did_you_mean(name, described)
             raise DataError(
-                f"{where}: no column '{name}' for {flag} (columns: {shorten(described, 12)}).{hint}"
+                f"{where}: no column '{name}' for {parameter} (columns:"
+                f" {shorten(described, 12)}).{hint}"
             )
     image = wanted.image
     if image is None:
         holding = [name for name in described if _holds_images(schema.field(name).type)]
         typed = [name for name in holding if described[name].get("_type") == "Image"]
-        image = _choose(where, "image", "--image-column", typed or holding, _IMAGE_NAMES, described)
+        image = _choose(where, "image", "`image_column`", typed or holding, _IMAGE_NAMES, described)
     if not _holds_images(schema.field(image).type):
         raise DataError(f"{where}: column '{image}' holds {schema.field(image).type}, not images")
     if not wanted.labelled:
@@ -82,9 +83,9 @@ def find_columns(where: str, schema: pyarrow.Schema, wanted: Columns) -> TableCo
             candidates = (plain or usual)[
                 :1
             ]  # a wrong type is refused as such, not reported as missing
-        label = _choose(where, "label", "--label-column", candidates, LABEL_NAMES, described)
+        label = _choose(where, "label", "`label_column`", candidates, LABEL_NAMES, described)
     if not _holds_labels(schema.field(label).type):
-        hint = "" if wanted.label else "; name another with --label-column"
+        hint = "" if wanted.label else "; name another with `label_column`"
         raise DataError(
             f"{where}: column '{label}' holds {schema.field(label).type}; a label is one number or"
             f" one text per image{hint}"
@@ -181,7 +182,7 @@ def number_classes(
         if max(numbers) >= _MOST_CLASSES:
             raise DataError(
                 f"{where}: a label is {max(numbers)}, but there are {len(labels)} images; are the"
-                " labels ids? Name the column of the labels with --label-column"
+                " labels ids? Name the column of the labels with `label_column`"
             )
         return numbers, tuple(map(str, range(max(numbers) + 1))), False
     if max(numbers) >= len(names):

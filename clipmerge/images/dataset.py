@@ -91,7 +91,7 @@ def load_unlabelled(
     source, opened = _opened(named, columns, most=most, seed=seed)
     if not opened.labels:
         raise DataError(
-            f"{source}: holds no images; give --unlabelled images from where the model will be used"
+            f"{source}: holds no images; give `unlabelled` images from where the model will be used"
         )
     labels = (0,) * len(opened.labels)
     return LabelledImages(

@@ -237,7 +237,7 @@ def read_description(find: Callable[[str], Path | None]) -> Description:
         if "{}" not in line:
             raise DataError(
                 f"{file}: '{line[:60]}' has no {{c}} for the class name; give templates with"
-                " --template"
+                " `template`"
             )
     for line in shards:
         if not (line.isascii() and line.isdigit() and len(line) < 7 and int(line) > 0):

@@ -161,13 +161,13 @@ def check_overlap(
 
     Copies inside one source are noted too, since each counts in its accuracy.
     """
-    id_prints = {f"--id {name}": Fingerprints(images) for name, images in ids.items()}
-    ood_prints = {f"--ood {name}": Fingerprints(images) for name, images in oods.items()}
-    task_prints = {f"--keep {name}": Fingerprints(images) for name, images in (tasks or {}).items()}
+    id_prints = {f"`id` {name}": Fingerprints(images) for name, images in ids.items()}
+    ood_prints = {f"`ood` {name}": Fingerprints(images) for name, images in oods.items()}
+    task_prints = {f"`keep` {name}": Fingerprints(images) for name, images in (tasks or {}).items()}
     if unlabelled is not None:
         refuse_shared(unlabelled, id_prints | ood_prints | task_prints)
     stores = {name: prints.store for name, prints in (id_prints | ood_prints | task_prints).items()}
-    own = (("the calibration source", calibration), ("--unlabelled", unlabelled))
+    own = (("the calibration source", calibration), ("`unlabelled`", unlabelled))
     stores |= {name: images.store for name, images in own if images is not None}
     notes = [f"{name}{NOT_COMPARED}" for name, store in stores.items() if isinstance(store, Pixels)]
     for name, prints in (id_prints | ood_prints).items():
@@ -184,7 +184,7 @@ def check_overlap(
                 raise UsageError(
                     f"{name}: {_how_many(overlap)} also in the calibration source"
                     f" {calibration.source} ({overlap[0]}); images used for calibration are not out"
-                    " of distribution; give other images to --data or --ood"
+                    " of distribution; give other images to `data` or `ood`"
                 )
         notes += note_shared(
             id_prints | task_prints,
@@ -203,11 +203,11 @@ def refuse_shared(unlabelled: ImageSet, others: dict[str, Fingerprints]) -> None
     ours = Fingerprints(unlabelled)
     for name, theirs in others.items():
         if overlap := find_overlap(ours, theirs):
-            flag = name.partition(" ")[0]
+            parameter = name.partition(" ")[0]
             raise UsageError(
-                f"--unlabelled {unlabelled.source}: {_how_many(overlap)} also in {name}"
+                f"`unlabelled` {unlabelled.source}: {_how_many(overlap)} also in {name}"
                 f" ({overlap[0]}); a model is not judged on images that it learned from, so give"
-                f" other images to --unlabelled or {flag}"
+                f" other images to `unlabelled` or {parameter}"
             )
 
 

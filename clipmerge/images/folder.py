@@ -92,7 +92,7 @@ def load_flat(source: str, folder: Path) -> OpenedSource:
     """
     if not folder.is_dir():
         raise DataError(
-            f"{source}: {_describe_missing(folder)}; --unlabelled takes a folder with images at any"
+            f"{source}: {_describe_missing(folder)}; `unlabelled` takes a folder with images at any"
             " depth, Parquet or tar files, or hf://datasets/ORG/NAME:SPLIT"
         )
     paths: list[str] = []

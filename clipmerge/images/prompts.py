@@ -32,25 +32,25 @@ def names_of(
     if not opened.named:
         beyond = len(opened.classes) > len(opened.labels)
         ids = (
-            "; if they are ids, name the column of the labels with --label-column" if beyond else ""
+            "; if they are ids, name the column of the labels with `label_column`" if beyond else ""
         )
         raise DataError(
             f"{source}: its labels are the numbers 0 to {len(opened.classes) - 1} without names;"
-            f" pass a file with the names with --classes, one per line{ids}"
+            f" pass a file with the names with `classes`, one per line{ids}"
         )
     names = tuple(name if opened.verbatim else name.replace("_", " ") for name in opened.classes)
     for name in names:
         if not is_utf8(name):
             raise DataError(
                 f"{source}: class {name!a} has a name that is not UTF-8; rename it, or pass names"
-                " with --classes"
+                " with `classes`"
             )
     notes = _shared(source, names)
     if all(_WORDNET.fullmatch(name) for name in opened.classes):
         notes += (
             (
                 f"{source}: the classes are WordNet ids, which CLIP does not know; pass their names"
-                " with --classes"
+                " with `classes`"
             ),
         )
     return names, notes
@@ -96,7 +96,7 @@ def read_class_names(
     if numbered and 0 < len(names) < len(classes):
         raise DataError(
             f"{path}: label {len(classes) - 1} has no name, it has {len(names)}; give one name per"
-            " class, or name the column of the labels with --label-column"
+            " class, or name the column of the labels with `label_column`"
         )
     if len(names) < len(classes) or (len(names) > len(classes) and not numbered):
         raise DataError(
@@ -146,11 +146,11 @@ def check_templates(templates: Sequence[str]) -> tuple[str, ...]:
         names = {} if "{}" in template else template_sets()
         if not is_utf8(given):
             raise UsageError(
-                f"--template {given!a}: is not UTF-8, which tokenizers need; write it in UTF-8"
+                f"`template` {given!a}: is not UTF-8, which tokenizers need; write it in UTF-8"
             )
         if "{}" not in template and given not in names:
             raise UsageError(
-                f"--template '{given}': has no {{}} for the class name, as in '{DEFAULT_TEMPLATE}',"
+                f"`template` '{given}': has no {{}} for the class name, as in '{DEFAULT_TEMPLATE}',"
                 f" and is not a template set ({', '.join(names)}).{did_you_mean(given, names)}"
             )
         checked += [template] if "{}" in template else template_set(given)
@@ -176,13 +176,13 @@ def class_prompts(class_names: tuple[str, ...], templates: tuple[str, ...]) -> l
     if len(class_names) * len(templates) > MOST_PROMPTS:
         raise DataError(
             f"{len(class_names)} classes in {len(templates)} templates make more than"
-            f" {MOST_PROMPTS} prompts; give fewer with --template"
+            f" {MOST_PROMPTS} prompts; give fewer with `template`"
         )
     name = max(class_names, key=len, default="")
     for template in templates:
         if len(template) + template.count("{}") * len(name) > LONGEST_PROMPT:
             raise DataError(
                 f"the prompt of '{name[:40]}' in '{template[:40]}' is longer than {LONGEST_PROMPT}"
-                " characters; give another --template, or other names with --classes"
+                " characters; give another `template`, or other names with `classes`"
             )
     return [template.replace("{}", name) for name in class_names for template in templates]

@@ -173,7 +173,7 @@ def _image_ending(where: str, endings: list[str], wanted: str | None) -> str:
         if wanted.lower() not in endings:
             hint = did_you_mean(wanted, endings)
             raise DataError(
-                f"{where}: no file ending in .{wanted} for --image-column (endings:"
+                f"{where}: no file ending in .{wanted} for `image_column` (endings:"
                 f" {shorten(endings)}).{hint}"
             )
         return wanted.lower()
@@ -181,12 +181,12 @@ def _image_ending(where: str, endings: list[str], wanted: str | None) -> str:
     if not candidates:
         raise DataError(
             f"{where}: has no image beside it (endings: {shorten(endings)}); name it with"
-            " --image-column"
+            " `image_column`"
         )
     if len(candidates) > 1:
         raise DataError(
             f"{where}: several images ({shorten(candidates)}); name the one you mean with"
-            " --image-column"
+            " `image_column`"
         )
     return candidates[0]
 
@@ -209,7 +209,7 @@ def _label(
         label = _from_json(where, text, key) if candidate == "json" else text
         if label is not None and label != "":
             return label
-    needed = f".{wanted} for --label-column" if wanted else ".cls, .json or .txt with a label"
+    needed = f".{wanted} for `label_column`" if wanted else ".cls, .json or .txt with a label"
     raise DataError(f"{where}: has no {needed} (endings: {shorten(endings)})")
 
 

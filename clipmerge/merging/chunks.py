@@ -44,7 +44,7 @@ def require_finite_inputs(
 
 def overflow(name: str, dtype: str) -> CheckpointError:
     """The error for a merge that overflows its dtype."""
-    wider = "" if dtype in ("float32", "float64") else "use --dtype float32, or "
+    wider = "" if dtype in ("float32", "float64") else "use `dtype=float32`, or "
     return CheckpointError(
         f"tensor {name} overflows {dtype} when merged; {wider}use an alpha in [0, 1] and check the"
         " weights"

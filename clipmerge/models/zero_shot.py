@@ -38,8 +38,8 @@ def refuse_one_prompt(tokens: Iterable[Mapping[str, Tensor]], templates: int) ->
     if len(rows) > templates and len(classes) == 1:
         raise DataError(
             "the prompts of all classes are the same to the model, which cuts off the end of a long"
-            " text and may not know capitals; give a shorter --template, or other names with"
-            " --classes"
+            " text and may not know capitals; give a shorter `template`, or other names with"
+            " `classes`"
         )
 
 
@@ -77,6 +77,6 @@ def class_embeddings(
             say(
                 f"embedding {len(prompts)} prompts ({len(class_names)} classes in {len(templates)}"
                 f" templates): about {format_seconds(seconds)} for each model whose text tower"
-                " differs (fewer --template cost less)"
+                " differs (fewer `template` cost less)"
             )
     return averaged(torch.cat(pieces), len(templates))

@@ -26,12 +26,12 @@ def check_output(
     """
     for path in inputs:
         if _holds(output, path):
-            raise OutputError(f"{output}: holds the checkpoint {path}; choose another --output")
+            raise OutputError(f"{output}: holds the checkpoint {path}; choose another `output`")
     others = list(read)
     for path in others:
         if _holds(output, path):
             raise OutputError(
-                f"{output}: holds {path}, which this command reads; choose another --output"
+                f"{output}: holds {path}, which this command reads; choose another `output`"
             )
     # a link in the folder is an entry of it, regardless of its target
     places = (output.resolve(), output.parent.resolve() / output.name)
@@ -39,7 +39,7 @@ def check_output(
         if path.is_dir() and any(path.resolve() in place.parents for place in places):
             raise OutputError(
                 f"{output}: lies inside {path}, which this command reads as images; choose another"
-                " --output"
+                " `output`"
             )
     _check_place(output)
     remember_checked(output)
@@ -47,11 +47,12 @@ def check_output(
         return
     if not overwrite:
         raise OutputError(
-            f"{output}: already exists; choose another --output, or pass --overwrite to replace it"
+            f"{output}: already exists; choose another `output`, or pass `overwrite=True` to"
+            " replace it"
         )
     if not (output / record).is_file():
         raise OutputError(
-            f"{output}: was not written by this command (it holds no {record}), so --overwrite"
+            f"{output}: was not written by this command (it holds no {record}), so `overwrite=True`"
             " leaves it alone; remove it yourself"
         )
 
@@ -69,25 +70,26 @@ def check_output_file(output: Path, beside: Path, *, overwrite: bool) -> None:
     """
     if output.is_dir() or output.suffix == beside.suffix:
         raise OutputError(
-            f"{output}: a plan is a JSON file; choose another --output, such as plan.json"
+            f"{output}: a plan is a JSON file; choose another `output`, such as plan.json"
         )
     refuse_link(output)
     _check_place(output)
     remember_checked(output, beside)
     if output.exists() and not overwrite:
         raise OutputError(
-            f"{output}: already exists; choose another --output, or pass --overwrite to replace it"
+            f"{output}: already exists; choose another `output`, or pass `overwrite=True` to"
+            " replace it"
         )
     if output.exists() and not _is_plan(output):
         raise OutputError(
-            f"{output}: is not a plan written by clipmerge, so --overwrite leaves it alone; choose"
-            " another --output"
+            f"{output}: is not a plan written by clipmerge, so `overwrite=True` leaves it alone;"
+            " choose another `output`"
         )
     replaceable = output.exists() and not beside.is_symlink() and _holds_plan_tensors(beside)
     if (beside.exists() or beside.is_symlink()) and not replaceable:
         raise OutputError(
             f"{beside}: is in the way of the tensors that go beside the plan; choose another"
-            " --output"
+            " `output`"
         )
 
 
@@ -114,10 +116,10 @@ def _check_place(output: Path) -> None:
     existing = next((parent for parent in target.parents if os.path.exists(parent)), target)  # noqa: PTH110 - Path's raises
     if not existing.is_dir():
         raise OutputError(
-            f"{output}: cannot be created because {existing} is a file; choose another --output"
+            f"{output}: cannot be created because {existing} is a file; choose another `output`"
         )
     if not os.access(existing, os.W_OK | os.X_OK):
         raise OutputError(
             f"{output}: cannot be created because {existing} is not writable for you; choose"
-            " another --output"
+            " another `output`"
         )

@@ -90,7 +90,7 @@ def output_layout(
         )
         if split.is_sharded and single:
             raise OutputError(
-                f"open_clip loads {inputs.weights_file} but no shards; leave out --max-shard-size"
+                f"open_clip loads {inputs.weights_file} but no shards; leave out `max_shard_size`"
             )
         return split.tensor_to_filename if split.is_sharded else None
     if single or not form.sharded:

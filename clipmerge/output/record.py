@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, ValidationError
 
 from clipmerge import __version__
+from clipmerge.config import OutputDtype
 from clipmerge.errors import OutputError, shorten
 from clipmerge.files.limits import MOST_RECORD_VALUES
 from clipmerge.files.reading import check_values, parse_json, read_text, refusing
 from clipmerge.files.side_files import inside
 from clipmerge.files.staging import RECORD
-from clipmerge.options import OutputDtype
 from clipmerge.planning.earlier import upgrade
 from clipmerge.planning.frozen import FewLayers, Frozen, LittleMeasured, Plain
 from clipmerge.planning.layer_plan import Combination, LayerPlan

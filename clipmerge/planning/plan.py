@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, PrivateAttr, ValidationError
 
+from clipmerge.config import Missing, OutputDtype
 from clipmerge.errors import OutputError, PlanError, RecipeError, counted, did_you_mean
 from clipmerge.files.hashes import sha256_of
 from clipmerge.files.limits import LARGEST_JSON, MOST_RECORD_VALUES
 from clipmerge.files.reading import Unreadable, check_values, parse_json, read_text
 from clipmerge.files.staging import staged_files
-from clipmerge.options import Missing, OutputDtype
 from clipmerge.planning.earlier import upgrade
 from clipmerge.planning.frozen import FewLayers, Frozen
 from clipmerge.planning.layer_plan import Combination, LayerPlan, LearnedAlpha, check_mask

@@ -12,11 +12,11 @@ from typing import Annotated, Any
 import yaml
 from pydantic import Field, ValidationError
 
+from clipmerge.config import Missing
 from clipmerge.errors import RecipeError, did_you_mean, printable, shorten
 from clipmerge.files.limits import LARGEST_RECIPE, MOST_DIGITS
 from clipmerge.files.paths import recipe_names, recipes_folder
 from clipmerge.files.reading import format_size, read_text, refusing
-from clipmerge.options import Missing
 from clipmerge.planning.frozen import Frozen, Plain
 from clipmerge.plugins import (
     Alpha,
@@ -117,7 +117,7 @@ def load_recipe(
         for parent in parents:
             target = target.setdefault(parent, {})
             if not isinstance(target, dict):
-                raise RecipeError(f"--set {key}={value}: '{parent}' holds no options")
+                raise RecipeError(f"`set` {key}={value}: '{parent}' holds no options")
         target[last] = value
     return _validate(name, data)
 
@@ -155,8 +155,8 @@ def _assignments(given: Mapping[str, Any] | Sequence[str] | None) -> list[tuple[
     for assignment in given or []:
         key, equals, raw = assignment.partition("=")
         if not equals or not key.strip():
-            raise RecipeError(f"--set {assignment}: expected KEY=VALUE, such as method.alpha=0.4")
-        parsed.append((key, _from_yaml(f"--set {assignment[:80]}: the value", raw)))
+            raise RecipeError(f"`set` {assignment}: expected KEY=VALUE, such as method.alpha=0.4")
+        parsed.append((key, _from_yaml(f"`set` {assignment[:80]}: the value", raw)))
     return parsed
 
 

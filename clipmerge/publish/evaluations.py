@@ -33,8 +33,8 @@ def add_results(record: MergeRecord, files: Iterable[Path]) -> MergeRecord:
         try:
             if None in record.files.values():
                 raise UsageError(
-                    "it cannot be matched with weights merged with --no-hash; merge again without"
-                    " that flag"
+                    "it cannot be matched with weights merged with `hash=False`; merge again"
+                    " without it"
                 )
             with refusing(UsageError, "cannot be read as JSON"):
                 content = read_json(file)
@@ -50,14 +50,14 @@ def add_results(record: MergeRecord, files: Iterable[Path]) -> MergeRecord:
             measured = {key: value for key, value in merged.items() if value}
             record = MergeRecord.model_validate(record.as_json() | measured)
         except UsageError as error:
-            raise UsageError(f"--evaluation {file}: {error}") from None
+            raise UsageError(f"`evaluations` {file}: {error}") from None
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
             if isinstance(error, KeyError):
                 reason = f"it has no {error}"
             raise UsageError(
-                f"--evaluation {file}: not written by `clipmerge evaluate --format json` or `sweep`"
-                f" ({reason})"
+                f"`evaluations` {file}: not written by `clipmerge evaluate --format json` or"
+                f" `sweep` ({reason})"
             ) from None
     return record
 

@@ -138,11 +138,11 @@ def _check_names(job: Push) -> None:
     hub_id = parse_hub_id(job.repo_id)
     if hub_id is None or hub_id.revision or job.repo_id.startswith("hf:"):
         raise UsageError(
-            f"{job.repo_id}: not a name on the Hub. Write it as ORG/NAME; use --revision for a"
+            f"{job.repo_id}: not a name on the Hub. Write it as ORG/NAME; use `revision` for a"
             " branch."
         )
     if job.create_pr and job.revision not in (None, "main"):
-        raise UsageError("--create-pr opens a pull request on main: leave --revision out.")
+        raise UsageError("`create_pr=True` opens a pull request on main: leave `revision` out.")
 
 
 def _check_token(api: HfApi, job: Push) -> None:
@@ -167,7 +167,7 @@ def _check_token(api: HfApi, job: Push) -> None:
     if namespace not in mine and not job.create_pr:
         raise HubError(
             f"{job.doing}: the token's owner may write to {', '.join(mine)}, not to {namespace}."
-            f" {NOTHING} Push to {mine[0]}/{name}, or open a pull request with --create-pr."
+            f" {NOTHING} Push to {mine[0]}/{name}, or open a pull request with `create_pr=True`."
         )
 
 
@@ -180,7 +180,7 @@ def _common_licence(api: HfApi, job: Push, record: MergeRecord) -> str | None:
         if source.revision and (hub_id := parse_hub_id(source.source)):
             pinned = hub_id.at(source.revision)
             state = (
-                f"{NOTHING} Its licence is needed: --license NAME sets it without asking the Hub."
+                f"{NOTHING} Its licence is needed: `license` NAME sets it without asking the Hub."
             )
             with explained(f"reading {pinned}", state=state, again=job.command):
                 info = patiently(partial(api.model_info, pinned.repo_id, revision=pinned.revision))
@@ -191,7 +191,7 @@ def _common_licence(api: HfApi, job: Push, record: MergeRecord) -> str | None:
             f"{name}: {licence or 'none stated'}" for name, licence in stated.items()
         )
         raise UsageError(
-            f"the sources' licences differ or are 'other' ({listed}). {NOTHING} Pass --license"
+            f"the sources' licences differ or are 'other' ({listed}). {NOTHING} Pass `license`"
             " NAME."
         )
     return next(iter(stated.values()), None)
@@ -311,8 +311,8 @@ def find_repository(api: HfApi, job: Push) -> Target | None:
             return None
         if job.private and info.private is False:
             raise UsageError(
-                f"{job.repo_id} exists and is public: --private cannot hide it. {NOTHING} "
-                "Make it private in its settings first, or leave --private out."
+                f"{job.repo_id} exists and is public: `private=True` cannot hide it. {NOTHING} "
+                "Make it private in its settings first, or leave `private=True` out."
             )
         try:
             target = read_target(api, job, job.revision)
@@ -325,7 +325,7 @@ def find_repository(api: HfApi, job: Push) -> Target | None:
     elif not job.yes and (foreign := sorted(set(target.files) - _FRESH)):
         raise UsageError(
             f"{job.repo_id} exists and holds other files ({shorten(foreign)}). {NOTHING} "
-            "Choose another name, or add --yes to push into it."
+            "Choose another name, or add `yes=True` to push into it."
         )
     return target
 
@@ -378,7 +378,7 @@ def create_repository(api: HfApi, job: Push) -> Target:
     if job.create_pr:
         raise HubError(
             f"{job.doing}: not on the Hub, or private, so no pull request can be opened. {NOTHING} "
-            "Leave --create-pr out to create it."
+            "Leave `create_pr=True` out to create it."
         )
     with explained(job.doing, state=_UNSURE_CREATED, again=job.command):
         api.create_repo(job.repo_id, private=job.private or None, exist_ok=True)

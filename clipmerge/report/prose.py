@@ -11,6 +11,7 @@ from typing import Any
 
 from markupsafe import Markup, escape
 
+from clipmerge.config import with_flags
 from clipmerge.files.templates import render
 from clipmerge.report.palette import DARK_MARKS, MARKS
 
@@ -71,7 +72,7 @@ def ranged(text: str) -> Markup:
 
 
 def flags(text: str) -> Markup:
-    """Mark commands between backticks, and flags of the command line, which a narrow page must not
+    """Mark commands between backticks, and parameters as flags, which a narrow page must not
     break.
 
     Example:
@@ -79,7 +80,7 @@ def flags(text: str) -> Markup:
         Markup('<code>clipmerge env</code>: more than the 3 of <code
         class="flag">--max-loss</code>')
     """
-    marked = _COMMAND.sub(r"<code>\1</code>", str(escape(text)))
+    marked = _COMMAND.sub(r"<code>\1</code>", str(escape(with_flags(text))))
     return Markup(_FLAG.sub(lambda found: f'<code class="flag">{found[0]}</code>', marked))
 
 

@@ -196,10 +196,10 @@ def test_a_job_that_fails_is_named_with_its_output_and_the_others_finish(tmp_pat
 
 def test_places_and_parameters_that_are_not_there() -> None:
     with pytest.raises(
-        UsageError, match=r"--jobs: 'cloud' is not a place for jobs \(places: local, slurm\)"
+        UsageError, match=r"`jobs`: 'cloud' is not a place for jobs \(places: local, slurm\)"
     ):
         executor_for("cloud")
-    with pytest.raises(UsageError, match=r"--jobs: .*; for example slurm:"):
+    with pytest.raises(UsageError, match=r"`jobs`: .*; for example slurm:"):
         executor_for("local:timeout_min")
 
 

@@ -111,7 +111,7 @@ def test_a_sweep_has_them_everywhere(
 
 def test_tasks_are_checked(far: Folders, others: dict[str, Path], tmp_path: Path) -> None:
     quiet: dict[str, Any] = {"progress": Progress()}
-    with pytest.raises(UsageError, match="two --keep have the same name"):
+    with pytest.raises(UsageError, match="two `keep` have the same name"):
         api.merge(*far, "wise-ft", keep=["a=x", "a=y"], **quiet)
     with pytest.raises(DataError, match="nowhere"):
         api.merge(*far, "wise-ft", keep={"a": tmp_path / "nowhere"}, **quiet)

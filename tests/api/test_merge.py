@@ -110,7 +110,7 @@ def test_tasks_that_cannot_be_measured_are_a_warning(
         *bare, "wise-ft", keep={"other": str(images)}, output=tmp_path / "out", progress=told
     )
     line = next(
-        line for line in told.lines if line.startswith("the tasks of --keep could not be measured")
+        line for line in told.lines if line.startswith("the tasks of `keep` could not be measured")
     )
     record = json.loads((tmp_path / "out" / "clipmerge.json").read_text())
     assert line in record["warnings"]

@@ -267,7 +267,7 @@ def test_few_images_tell_nothing_and_two_are_not_split(pair: Folders, tmp_path: 
     assert warning == (
         "the effect of the merge could not be measured: there are too few images to hold any back"
     )
-    with pytest.raises(VerdictError, match=r"nothing was written \(--strict\)"):
+    with pytest.raises(VerdictError, match=r"nothing was written \(`strict=True`\)"):
         prepare(request_for(pair, "straggler-outlier", *QUICK, data=images, strict=True))
 
 

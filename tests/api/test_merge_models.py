@@ -263,7 +263,7 @@ def test_arguments_of_another_type_are_refused_in_one_line(pair: Folders) -> Non
     ):
         clipmerge.evaluate(pair[0], data)
     assert with_state_key(["a.pt"], "ema") == ("a.pt#ema",)
-    with pytest.raises(UsageError, match="--state-key: a model in memory has no parts"):
+    with pytest.raises(UsageError, match="`state_key`: a model in memory has no parts"):
         with_state_key(["/tmp/clipmerge-in-memory-x1/CLIPModel in memory"], "ema")
 
 

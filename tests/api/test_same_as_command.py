@@ -204,17 +204,17 @@ def test_what_is_wrong_is_one_error_of_the_tree(
         (api.UsageError, "measures, and needs labelled images", lambda: api.plan(*pair, "auto")),
         (
             api.UsageError,
-            "--device tpu: choose from",
+            "`device` tpu: choose from",
             lambda: api.plan(*pair, "auto", data=images, device="tpu"),
         ),
         (
             api.UsageError,
-            "--images 0: expected at least 1",
+            "`images` 0: expected at least 1",
             lambda: api.plan(*pair, "wise-ft", data=images, images=0),
         ),
         (
             api.UsageError,
-            "--max-loss nan: expected",
+            "`max_loss` nan: expected",
             lambda: api.plan(*pair, "wise-ft", max_loss=math.nan),
         ),
         (

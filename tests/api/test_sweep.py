@@ -393,7 +393,7 @@ def test_ood_images_among_the_calibration_images_are_refused(
         far, images, ood, "straggler-outlier", calibration=Calibration(source=str(calibration))
     )
     count = "18 images are" if kind == "the same folder" else "1 image is"
-    with pytest.raises(UsageError, match=f"--ood far: {count} also in the calibration source"):
+    with pytest.raises(UsageError, match=f"`ood` far: {count} also in the calibration source"):
         run_sweep(request)
     assert not work[1].called
 
@@ -419,7 +419,7 @@ def test_only_what_was_compared_is_called_checked(
 def test_images_used_twice_are_noted(far: Folders, images: Path, calibration: Path) -> None:
     used_twice = Calibration(source=str(calibration))
     for request, told in (
-        (request_for(far, images, images), "30 images are also in --id near"),
+        (request_for(far, images, images), "30 images are also in `id` near"),
         (request_for(far, calibration, images, calibration=used_twice), "flatters"),
     ):
         loaded = {name: load_source(name, request, Progress()) for name in request.sources}

@@ -112,17 +112,17 @@ def request_for(
     return sweep_of(pair, near, far, *map(load_recipe, recipes), calibration=calibration)
 
 
-@pytest.mark.parametrize("flag", ["--id near", "--ood far"])
+@pytest.mark.parametrize("flag", ["`id` near", "`ood` far"])
 def test_a_sweep_refuses_to_judge_on_unlabelled_images(
     pair: Folders, images: Path, camera: Path, tmp_path: Path, flag: str
 ) -> None:
     far = save_images(tmp_path / "far", each=2, seed=5)
     mixed = Path(shutil.copytree(camera, tmp_path / "mixed"))
-    shutil.copyfile((images if flag == "--id near" else far) / "dog" / "1.png", mixed / "x.png")
+    shutil.copyfile((images if flag == "`id` near" else far) / "dog" / "1.png", mixed / "x.png")
     request = request_for(pair, images, far, mixed, "auto")
     loaded = {name: load_source(name, request, Progress()) for name in request.sources}
     with pytest.raises(
-        UsageError, match=f"--unlabelled {mixed}: 1 image is also in {flag} .*a model is not judged"
+        UsageError, match=f"`unlabelled` {mixed}: 1 image is also in {flag} .*a model is not judged"
     ):
         overlap_notes(request, loaded, {})
     assert overlap_notes(

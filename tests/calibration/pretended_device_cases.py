@@ -235,7 +235,7 @@ def test_memory_that_runs_out_halves_the_pieces(
             assert torch.allclose(found[name], value, atol=2e-3), name
     with (
         pytest.raises(
-            MeasureError, match=r"too little memory .* lower --images-at-once or --batch-size"
+            MeasureError, match=r"too little memory .* lower `images_at_once` or `batch_size`"
         ),
         device_work(),
     ):

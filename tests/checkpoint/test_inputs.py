@@ -45,19 +45,19 @@ TENSORS: list[tuple[int, str, Any, str]] = [
         1,
         KEY,
         HALF,
-        rf"1 of \d+ .* dtype; first {KEY}: zeroshot float32, finetuned float16.*`--dtype`",
+        rf"1 of \d+ .* dtype; first {KEY}: zeroshot float32, finetuned float16.*`dtype`",
     ),
     (
         1,
         KEY,
         None,
-        f"1 key is only in the zero-shot checkpoint: {KEY}; .* `--set missing=keep-zeroshot`",
+        f"1 key is only in the zero-shot checkpoint: {KEY}; .* `set=missing=keep-zeroshot`",
     ),
     (
         0,
         KEY,
         None,
-        f"1 key is only in the fine-tuned checkpoint: {KEY}; .* `--set missing=keep-zeroshot`",
+        f"1 key is only in the fine-tuned checkpoint: {KEY}; .* `set=missing=keep-zeroshot`",
     ),
     (
         0,

@@ -185,7 +185,7 @@ def test_two_copies_in_one_state_dict(pair: Folders, tmp_path: Path, form: str) 
     save_file(state, file) if form == "safetensors" else torch.save(state, file)
     note = read(pair, file, zeroshot)
     assert (
-        "under model; ema_model holds the same parameters (--state-key ema_model takes it)" in note
+        "under model; ema_model holds the same parameters (`state_key` ema_model takes it)" in note
     )
     read(pair, f"{file}#ema_model")
     line = refused(
@@ -209,7 +209,7 @@ def test_model_and_average_in_one_file(
     torch.save({"model": zeroshot, "ema": ema(finetuned), "optimizer": optimizer, "epoch": 3}, file)
     note = read(pair, file, zeroshot)
     assert (
-        f"the weights are those under model; {key} holds weights too (--state-key {key} takes them)"
+        f"the weights are those under model; {key} holds weights too (`state_key` {key} takes them)"
         in note
     )
     merge = ("merge", pair[0], file, "--recipe", "wise-ft", "--output", output, "--state-key")
@@ -245,7 +245,7 @@ def test_a_part_is_named_in_the_source_too(
     monkeypatch.chdir(tmp_path)
     shutil.move("x.pt", "y.pt#ema")
     assert str(open_checkpoint("y.pt#ema").note).endswith(
-        "ema holds weights too (--state-key ema takes them)"
+        "ema holds weights too (`state_key` ema takes them)"
     )
 
 
@@ -259,7 +259,7 @@ def test_of_a_part_the_weights_are_searched_in_it_alone(tmp_path: Path) -> None:
     )  # the user has chosen
     torch.save([torch.zeros(2)], tmp_path / "x.pt")
     with pytest.raises(
-        CheckpointError, match=r"holds nothing under 'ema' \(--state-key\), but a list$"
+        CheckpointError, match=r"holds nothing under 'ema' \(`state_key`\), but a list$"
     ):
         open_checkpoint(f"{tmp_path / 'x.pt'}#ema")
 

@@ -9,6 +9,7 @@ import pytest
 
 import clipmerge as api
 from clipmerge.api._requests import alphas_from
+from clipmerge.config import with_flags
 from clipmerge.errors import PlanError, UsageError
 from clipmerge.evaluation.scorer import write_correct
 from clipmerge.progress import Progress
@@ -83,6 +84,24 @@ def test_what_cannot_be_is_refused(pair: Folders, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("parameter", "flag"),
+    [
+        ("`images_at_once`", "--images-at-once"),
+        ("`hash=False`", "--no-hash"),
+        ("`overwrite=True`", "--overwrite"),
+        ("`points`", "--point"),
+        ("`device=cpu`", "--device cpu"),
+        ("`env`", "`env`"),
+        ("`clipmerge push`", "`clipmerge push`"),
+    ],
+)
+def test_an_error_names_the_parameter_and_the_command_line_its_flag(
+    parameter: str, flag: str
+) -> None:
+    assert with_flags(f"{parameter} 3: see {parameter}") == f"{flag} 3: see {flag}"
+
+
+@pytest.mark.parametrize(
     ("text", "expected"),
     [
         ("0,0.1,...,1", tuple(n / 10 for n in range(11))),
@@ -112,7 +131,7 @@ def test_alphas_are_read(text: str, expected: tuple[float, ...]) -> None:
 )
 def test_alphas_that_are_none_are_refused(text: str) -> None:
     with pytest.raises(
-        UsageError, match=r"^--alphas .*: expected finite numbers .* at most 1000 numbers"
+        UsageError, match=r"^`alphas` .*: expected finite numbers .* at most 1000 numbers"
     ):
         alphas_from(text)
     assert len(alphas_from("0,1,...,1001")) == 1002

@@ -63,7 +63,7 @@ def test_a_weight_that_overflows_is_named_with_its_alpha(pair: Folders) -> None:
     inputs = inputs_of(pair)
     moving = MovingModel(build_model(inputs), inputs, torch.device("cpu"), dtype="float16")
     with pytest.raises(
-        CheckpointError, match=r"^tensor \S+ overflows at alpha 1e\+09; give --alphas in \[0, 1\]$"
+        CheckpointError, match=r"^tensor \S+ overflows at alpha 1e\+09; give `alphas` in \[0, 1\]$"
     ):
         moving.interpolate(1e9)
     moving.interpolate(1.0)

@@ -60,7 +60,7 @@ def test_pixels_shared_between_a_table_a_tar_and_a_folder_are_seen(tmp_path: Pat
     assert shared == [f"{tmp_path}/x.parquet, row 1 has the pixels of {tmp_path}/x.tar, a.png"]
     assert not find_overlap(Fingerprints(folder), Fingerprints(tar))
     with pytest.raises(
-        UsageError, match=r"--ood far: 1 image is also in the calibration source .*saved-anew"
+        UsageError, match=r"`ood` far: 1 image is also in the calibration source .*saved-anew"
     ):
         check_overlap(table, {}, {"far": folder})
 
@@ -81,9 +81,9 @@ def test_images_of_other_tasks_are_compared_with_all_others(
     calibration, far = load_images(str(images)), load_images(str(other))
     notes = check_overlap(calibration, {}, {"far": far}, tasks=tasks)
     assert [note.partition(" (")[0] for note in notes] == [
-        "--keep folder: 1 image is also in the calibration source",
-        "--keep folder: 1 image is also in --ood far",
-        "--keep tar: 1 image is also in --ood far",
+        "`keep` folder: 1 image is also in the calibration source",
+        "`keep` folder: 1 image is also in `ood` far",
+        "`keep` tar: 1 image is also in `ood` far",
     ]
 
 
@@ -92,9 +92,9 @@ def test_images_that_cannot_be_compared_are_named(images: Path, other: Path) -> 
     pixels = load_images([(torch.zeros(3, 32, 32), "cat"), (torch.ones(3, 32, 32), "dog")])
     near, far = load_images(str(images)), load_images(str(other))
     assert check_overlap(near, {}, {"far": far}) == []
-    assert check_overlap(near, {}, {"far": pixels}) == [f"--ood far{NOT_COMPARED}"]
+    assert check_overlap(near, {}, {"far": pixels}) == [f"`ood` far{NOT_COMPARED}"]
     assert check_overlap(pixels, {}, {"far": far}) == [f"the calibration source{NOT_COMPARED}"]
-    assert check_overlap(near, {}, {"far": far}, pixels) == [f"--unlabelled{NOT_COMPARED}"]
+    assert check_overlap(near, {}, {"far": far}, pixels) == [f"`unlabelled`{NOT_COMPARED}"]
 
 
 def test_copies_inside_a_source_are_counted(images: Path, other: Path, tmp_path: Path) -> None:
@@ -107,7 +107,7 @@ def test_copies_inside_a_source_are_counted(images: Path, other: Path, tmp_path:
     near, far, tar = (load_images(str(source)) for source in (images, other, tar))
     pixels = load_images([(torch.zeros(3, 32, 32), "a")] * 2)
     assert check_overlap(None, {"near": near, "tar": tar}, {"far": far, "pixels": pixels}) == [
-        f"--ood pixels{NOT_COMPARED}",
-        "--id tar: 1 image is a copy of others in it; each counts in its accuracy",
-        "--ood far: 2 images are copies of others in it; each counts in its accuracy",
+        f"`ood` pixels{NOT_COMPARED}",
+        "`id` tar: 1 image is a copy of others in it; each counts in its accuracy",
+        "`ood` far: 2 images are copies of others in it; each counts in its accuracy",
     ]

@@ -188,10 +188,10 @@ CASES = {
     # columns of a table
     "no such column": Case(
         parquet_of(image=[P], label=["a"]),
-        r"no column 'lable' for --label-column \(columns: image, label\)\. Did you mean 'label'\?",
+        r"no column 'lable' for `label_column` \(columns: image, label\)\. Did you mean 'label'\?",
         Columns(label="lable"),
     ),
-    "no image": Case(parquet_of(text=["a"], label=["a"]), "no image column found .*--image-column"),
+    "no image": Case(parquet_of(text=["a"], label=["a"]), "no image column found .*`image_column`"),
     "two images": Case(parquet_of(left=[P], right=[P], label=["a"]), "several image columns"),
     "not images": Case(
         parquet_of(image=[P], label=["a"]),
@@ -200,18 +200,18 @@ CASES = {
     ),
     "numbers": Case(
         parquet_of(image=[P, Q], label=[1, 0]),
-        "numbers 0 to 1 without names.*--classes, one per line",
+        "numbers 0 to 1 without names.*`classes`, one per line",
     ),
     "perhaps ids": Case(
         parquet_of(image=[P], label=[4]), "numbers 0 to 4 .*if they are ids, name the column"
     ),
     "ids": Case(
         parquet_of(image=[P, Q], label=[0, 10**9]),
-        "a label is 1000000000, but there are 2 images; are the labels ids.*--label-column",
+        "a label is 1000000000, but there are 2 images; are the labels ids.*`label_column`",
     ),
     "decimal labels": Case(
         parquet_of(image=[P], label=[1.5]),
-        "'label' holds double; .*name another with --label-column",
+        "'label' holds double; .*name another with `label_column`",
     ),
     "half labelled": Case(
         parquet_of(image=[P, Q], label=["a", None]), "1 of 2 images has no label"
@@ -234,7 +234,7 @@ CASES = {
         tar_of(k__png=b"", k__json=b"[3]"), r"x\.tar, k: has no \.cls, \.json or \.txt with a"
     ),
     "no such ending": Case(
-        tar_of(k__png=b"", k__cls=b"a"), "has no .clss for --label-column", Columns(label="clss")
+        tar_of(k__png=b"", k__cls=b"a"), "has no .clss for `label_column`", Columns(label="clss")
     ),
     "no such image": Case(
         tar_of(k__png=b"", k__cls=b"a"),
@@ -421,7 +421,7 @@ def test_labels_beyond_the_names_given(tmp_path: Path) -> None:
     source = parquet_of(image=[P, Q], label=[0, 581_928])(tmp_path)
     (tmp_path / "n.txt").write_text("a\nb\nc\n")
     with pytest.raises(
-        DataError, match=r"n\.txt: label 581928 has no name, it has 3; .*--label-column"
+        DataError, match=r"n\.txt: label 581928 has no name, it has 3; .*`label_column`"
     ):
         load_images(str(source), tmp_path / "n.txt")
 

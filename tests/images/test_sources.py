@@ -50,7 +50,7 @@ def test_class_names_in_every_form(tmp_path: Path, name: str, text: str) -> None
 def test_prompts_are_class_by_class() -> None:
     assert class_prompts(("a", "b"), ("x {}", "{} {}")) == ["x a", "a a", "x b", "b b"]
     assert check_templates([]) == ()
-    with pytest.raises(UsageError, match=r"--template 'x': has no \{\}"):
+    with pytest.raises(UsageError, match=r"`template` 'x': has no \{\}"):
         check_templates(["x {}", "x"])
     with pytest.raises(UsageError, match="is not UTF-8"):
         check_templates(["x {} \udcff"])

@@ -101,11 +101,11 @@ def test_a_source_without_images_is_refused(tmp_path: Path) -> None:
     for source, said in (
         (
             str(tmp_path / "empty"),
-            "empty: holds no images; give --unlabelled images from where the model will be used",
+            "empty: holds no images; give `unlabelled` images from where the model will be used",
         ),
         (
             str(tmp_path / "nowhere"),
-            "nowhere: no such folder; --unlabelled takes a folder with images at any depth",
+            "nowhere: no such folder; `unlabelled` takes a folder with images at any depth",
         ),
         ([], "list in memory: holds no images"),
         (" ", "' ': names no images"),

@@ -151,7 +151,7 @@ def test_sizes() -> None:
     }
     assert {text: byte_count(text) for text in sizes} == sizes
     for text in ("", "MB", "-1GB", "0", "0.1B", "5PB", "5 G B", "1e9", "iB", "5iB", "nan"):
-        with pytest.raises(UsageError, match=r"--max-shard-size .*such as 200MB or 5GB"):
+        with pytest.raises(UsageError, match=r"`max_shard_size` .*such as 200MB or 5GB"):
             byte_count(text)
 
 

@@ -87,7 +87,7 @@ def test_nan_and_inf_are_found_and_named(
 def test_what_a_narrow_output_cannot_hold_is_said_to_overflow(copies: Folders) -> None:
     for folder in copies:
         edit(folder, **{FC1: torch.full((64, 32), 1e30)})
-    told = f"tensor {FC1} overflows float16 when merged; use --dtype float32, or use an alpha"
+    told = f"tensor {FC1} overflows float16 when merged; use `dtype=float32`, or use an alpha"
     for layer in (LayerPlan(alpha=0), LayerPlan(alpha=0.5), LayerPlan(alpha=1)):
         with pytest.raises(CheckpointError, match=told):
             stream(inputs_of(copies), plan_for(inputs_of(copies), layer, dtype="float16"))

@@ -110,7 +110,7 @@ def test_one_image_too_many_is_one_line_that_names_what_to_lower(error: Exceptio
 
     with (
         pytest.raises(
-            MeasureError, match=r"too little memory .*; lower --images-at-once or --batch-size"
+            MeasureError, match=r"too little memory .*; lower `images_at_once` or `batch_size`"
         ),
         device_work(),
     ):

@@ -92,7 +92,7 @@ WRONG: dict[str, tuple[str, list[str], str]] = {
     "a factor that overflows": ("auto", ["measure.robustness=1e30"], "'robustness' cannot be .*less than or eq"),
     "half a count": ("straggler-outlier", ["method.bootstraps=2.5"], "option 'bootstraps' cannot be 2.5"),
     "unknown mask": ("straggler-outlier", ["method.mask=magnitud"], "option 'mask' cannot be 'magnitud'"),
-    "no equals sign": ("wise-ft", ["method.alpha"], "--set method.alpha: expected KEY=VALUE"),
+    "no equals sign": ("wise-ft", ["method.alpha"], "`set` method.alpha: expected KEY=VALUE"),
     "a date that is none": ("wise-ft", ["method.alpha=2024-99-99"], "2024-99-99: the value is not YAML: month"),
     "no number": ("wise-ft", ["method.alpha=!!int x"], "the value is not YAML: invalid literal"),
     "endless nesting": ("wise-ft", ["method.alpha=" + "[" * 3000], "the value is nested too deeply"),
@@ -136,7 +136,7 @@ def test_a_file_that_is_no_recipe_is_refused(tmp_path: Path, text: str) -> None:
     ],
 )
 def test_values_that_do_not_fit_their_tags(value: str) -> None:
-    with pytest.raises(RecipeError, match=r"--set|option 'alpha'"):
+    with pytest.raises(RecipeError, match=r"`set`|option 'alpha'"):
         load_recipe("wise-ft", [f"method.alpha={value}"])
 
 

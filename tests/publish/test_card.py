@@ -334,7 +334,7 @@ def test_evaluations_that_are_not_of_this_model(tmp_path: Path, how: str) -> Non
     if text:
         file.write_text(text)
     record = copy.deepcopy(RECORD) | {"files": WEIGHTS}
-    with pytest.raises(UsageError, match=f"--evaluation .*e.json: {message}"):
+    with pytest.raises(UsageError, match=f"`evaluations` .*e.json: {message}"):
         add_results(record, [file])
 
 

@@ -82,7 +82,7 @@ def test_private_is_private(hub: FakeHub, merged: Path) -> None:
     assert hub.repos["model", "alice/robust"].private
     push(merged, "alice/open")
     with pytest.raises(
-        UsageError, match=r"exists and is public: --private cannot hide it. Nothing was pub"
+        UsageError, match=r"exists and is public: `private=True` cannot hide it. Nothing was pub"
     ):
         push(merged, "alice/open", private=True)
 
@@ -140,7 +140,7 @@ def test_other_content_is_left_alone_unless_told_but_for_a_card_of_front_matter(
         push(merged, "alice/other")
     upload(hub, "alice/blog", {"README.md": b"---\nlicense: mit\n---\n", "post.md": b"hello"})
     with pytest.raises(
-        UsageError, match=r"holds other files \(post.md\). Nothing was published.*--yes"
+        UsageError, match=r"holds other files \(post.md\). Nothing was published.*`yes=True`"
     ):
         push(merged, "alice/blog")
     assert push(merged, "alice/blog", yes=True).changed
@@ -174,7 +174,7 @@ def test_the_licence_comes_from_the_sources(
     if expected is None:
         told = (
             rf"acme/base: {base}, acme/tuned: {tuned or 'none stated'}\). Nothing was published."
-            r" Pass --license"
+            r" Pass `license`"
         )
         with pytest.raises(UsageError, match=told):
             push(merged, "alice/robust")
@@ -331,7 +331,7 @@ def test_without_a_hub_nothing_is_published(
     hub: FakeHub, merged: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(
-        UsageError, match=r"--create-pr opens a pull request on main: leave --revision out"
+        UsageError, match=r"`create_pr=True` opens a pull request on main: leave `revision` out"
     ):
         push(merged, "alice/robust", create_pr=True, revision="dev")
     assert not hub.log

@@ -22,8 +22,8 @@ from clipmerge.calibration.goal import (
 )
 from clipmerge.calibration.objective import Batch, Objective
 from clipmerge.calibration.steps import Step, lay_out
+from clipmerge.config import Missing
 from clipmerge.models import model_for
-from clipmerge.options import Missing
 from tests.support.tasks import inputs_of
 from tests.support.tiny_clip import CLASSES, tiny_config, tiny_processor
 

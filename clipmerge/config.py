@@ -7,6 +7,7 @@ takes time, because ``--help`` needs it.
 
 import inspect
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, TypedDict, TypeVar, cast, get_args
@@ -483,6 +484,30 @@ EVERY = {
 } | {"recipe": RECIPE, "verbose": VERBOSE}
 
 
+#: Parameters without a declaration above that are flags too.
+_OTHERS = {"output", "id", "ood", "to", "dry_run"}
+_PARAMETER = re.compile(r"`([a-z_]+)(?:=([^`]*))?`")
+
+
+def with_flags(message: str) -> str:
+    """Write the parameters that a message names in backticks as flags of the command line.
+
+    Example:
+        >>> with_flags("`images` 0: too few; with `hash=False` or `device=cpu`, see `env`")
+        '--images 0: too few; with --no-hash or --device cpu, see `env`'
+    """
+
+    def flag(found: re.Match[str]) -> str:
+        name, value = found.groups()
+        if name not in EVERY and name not in _OTHERS:
+            return found[0]
+        names = EVERY[name].names(name)[0] if name in EVERY else f"--{name.replace('_', '-')}"
+        on, _, off = names.partition("/")
+        return {None: on, "True": on, "False": off or on}.get(value, f"{on} {value}")
+
+    return _PARAMETER.sub(flag, message)
+
+
 def completed(options: type[Options], given: Mapping[str, Any]) -> Options:
     """Add the defaults of the options that are not given."""
     known = declared(options)
@@ -495,7 +520,7 @@ def completed(options: type[Options], given: Mapping[str, Any]) -> Options:
         if (
             option.least is not None and value is not None and not value >= option.least
         ):  # true for NaN too
-            raise UsageError(f"{option.flag(name)} {value}: expected at least {option.least}")
+            raise UsageError(f"`{name}` {value}: expected at least {option.least}")
     return cast(
         Options, {name: given.get(name, option.default) for name, (_, option) in known.items()}
     )
