@@ -1,5 +1,5 @@
 """Judge every pair and write what was found: ``python -m benchmarks.ancestry``; see
-`docs/ancestry.md`."""
+`docs/explanation/the-pair.md`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Fill the GPU table of docs/cost.md, in at most 40 minutes: ``python -m benchmarks.gpu [--folder
+"""Fill the GPU table of docs/research/cost.md, in at most 40 minutes: ``python -m benchmarks.gpu [--folder
 CACHE]``.
 
 Checkpoints have random weights and the shapes of a ViT-B/32, an L/14 at 336 pixels and an H/14;
@@ -34,7 +34,7 @@ from tests.support.tiny_clip import END, START, tiny_config, vocabulary
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "benchmarks" / "results" / "gpu"
-PAGE = ROOT / "docs" / "cost.md"
+PAGE = ROOT / "docs" / "research" / "cost.md"
 BEGIN, FINISH = "<!-- table: python -m benchmarks.gpu -->\n", "<!-- end of the gpu table -->\n"
 #: Takes one measurement, and returns its figures by name.
 Case = Callable[[], dict[str, Any]]
@@ -244,7 +244,7 @@ def table(files: list[Path]) -> str:
 
 
 def write_table() -> None:
-    """Write the table into docs/cost.md."""
+    """Write the table into docs/research/cost.md."""
     before, rest = PAGE.read_text(encoding="utf-8").split(BEGIN)
     PAGE.write_text(
         before + BEGIN + table(sorted(RESULTS.glob("*.json"))) + FINISH + rest.split(FINISH)[1],

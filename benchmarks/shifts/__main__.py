@@ -1,4 +1,4 @@
-"""Write docs/results.md from the JSON files: `python -m benchmarks.shifts`."""
+"""Write docs/research/results.md from the JSON files: `python -m benchmarks.shifts`."""
 
 from benchmarks.shifts.report import write_page
 

@@ -66,7 +66,9 @@ def parser_of(about: About, description: str, recipes: str = "") -> argparse.Arg
     parser.add_argument(
         "--jobs", type=int, default=1, help="pairs processed at the same time, on one thread each"
     )
-    parser.add_argument("--no-page", action="store_true", help="do not change docs/results.md")
+    parser.add_argument(
+        "--no-page", action="store_true", help="do not change docs/research/results.md"
+    )
     return parser
 
 

@@ -17,6 +17,8 @@ from clipmerge.report.palette import CARD, CURVE, GRID, mark_styles
 #: Recipes of the first screen, with the colour and marker that they have in every picture.
 _SHOWN = ("auto", "straggler-sparse", "auto-first-round")
 MAIN = dict(zip(_SHOWN, mark_styles(_SHOWN), strict=True))
+#: Models of README's picture, with the names of its table.
+_DRAWN = {"zero-shot": "zero-shot", "fine-tuned": "fine-tuned", "auto": "merged (auto)"}
 Groups = Mapping[tuple[str, str], Sequence[Resampled]]
 
 
@@ -87,45 +89,34 @@ def summary_png(groups: Groups) -> bytes:
     return _png(figure)
 
 
-def accuracies_png(pairs: Sequence[Resampled]) -> bytes:
-    """Draw what each model can do on the target data and under shifts, one line per target and
-    regime."""
-    groups: dict[tuple[str, str], list[Resampled]] = {}
-    for pair in sorted(pairs, key=lambda pair: (pair.record["regime"], pair.record["target"])):
-        groups.setdefault((pair.record["target"], pair.record["regime"]), []).append(pair)
-    recipes = [recipe for recipe in MAIN if any(pair.has(recipe) for pair in pairs)]
-    figure = Figure(figsize=(8.6, 1.3 + 0.6 * len(groups)), dpi=110, layout="constrained")
+def accuracies_png(rows: Mapping[str, Sequence[Resampled]]) -> bytes:
+    """Draw what each model can do on the target data and under shifts, one line per row of README's
+    table."""
+    figure = Figure(figsize=(8.6, 1.3 + 0.6 * len(rows)), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
     panels = figure.subplots(1, 2, sharey=True)
     for axes, kind, title in zip(
         panels, ("id", "ood"), ("on the target data", "under shifts"), strict=True
     ):
-        for line, group in enumerate(groups.values()):
-            for shift, model in enumerate(("zero-shot", "fine-tuned", *recipes)):
-                having = [pair for pair in group if model not in MAIN or pair.has(model)]
-                if not having:
-                    continue
-                found = over_pairs([getattr(pair, kind)[:, _place(pair, model)] for pair in having])
+        for line, pairs in enumerate(rows.values()):
+            for shift, model in enumerate(_DRAWN):
+                found = over_pairs([getattr(pair, kind)[:, _place(pair, model)] for pair in pairs])
                 ends = np.array(found.interval or (found.value, found.value))
                 axes.errorbar(
                     [100 * found.value],
-                    [line + 0.18 * (shift - (len(recipes) + 1) / 2)],
+                    [line + 0.18 * (shift - 1)],
                     xerr=100 * np.abs(ends - found.value)[:, None],
                     linestyle="none",
-                    label=None if model in axes.get_legend_handles_labels()[1] else model,
+                    label=None if line else _DRAWN[model],
                     **_mark(model),
                 )
         axes.set_title(f"accuracy {title}, %", fontsize=10)
         axes.grid(axis="x", color=GRID)
         axes.spines[["top", "right", "left"]].set_visible(False)
-    names = [
-        f"{target}, {regime.replace('-', ' ')} ({len(group)})"
-        for (target, regime), group in groups.items()
-    ]
-    panels[0].set_yticks(range(len(groups)), names)
-    panels[0].set_ylim(len(groups) - 0.5, -0.5)
+    panels[0].set_yticks(range(len(rows)), [f"{name} ({len(rows[name])})" for name in rows])
+    panels[0].set_ylim(len(rows) - 0.5, -0.5)
     key = figure.legend(
-        *panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False
+        *panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False
     )
     key.set_title("Lines are 95% intervals; in brackets, the number of held-out pairs.")
     return _png(figure)

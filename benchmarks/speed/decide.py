@@ -11,7 +11,7 @@ those of the processor. Plain transformers and clipmerge both keep freed memory 
 
 ``path-point`` is one of the six points of ``path-barrier``; ``first-step`` is ``auto`` with one
 step; ``look`` is one of the 25 looks of ``auto`` at held-back images, here at as many images as a
-step has. ``python -m benchmarks.speed.decide_cases`` runs the cases of docs/cost.md.
+step has. ``python -m benchmarks.speed.decide_cases`` runs the cases of docs/research/cost.md.
 """
 
 from __future__ import annotations

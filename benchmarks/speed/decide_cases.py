@@ -1,4 +1,4 @@
-"""Run the cases of docs/cost.md, and write its table from their results.
+"""Run the cases of docs/research/cost.md, and write its table from their results.
 
     python -m benchmarks.speed.decide_cases --folder CACHE [--only NAME ...]     run, and write the
     table python -m benchmarks.speed.decide_cases --table                              write the
@@ -20,7 +20,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "benchmarks" / "results" / "decide"
-PAGE = ROOT / "docs" / "cost.md"
+PAGE = ROOT / "docs" / "research" / "cost.md"
 BEGIN, END = (
     "<!-- table: python -m benchmarks.speed.decide_cases -->\n",
     "<!-- end of the table -->\n",

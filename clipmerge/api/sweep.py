@@ -71,7 +71,7 @@ def sweep(
     command: str | None = None,
     **options: Unpack[SweepOptions],
 ) -> SweepResult:
-    """Evaluate the alpha curve and recipes on ID and OOD images; see `docs/sweep.md`.
+    """Evaluate the alpha curve and recipes on ID and OOD images; see `docs/how-to/sweep.md`.
 
     Args:
         zeroshot: theta_0; see `merge`.

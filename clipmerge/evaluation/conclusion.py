@@ -1,5 +1,5 @@
 """Conclusions from the measured accuracies: recommendation, reason and warnings (rules:
-`docs/verdict.md`).
+`docs/explanation/the-answer.md`).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from clipmerge.planning.merge_effect import ADVICE, Difference, Gain, ModelAccur
 # Accuracies are ratios of counts; rounding errors are far below one image in a billion.
 _ROUNDING = 1e-9
 # A fine-tuned model whose features keep less of their effective rank has lost robustness
-# (docs/verdict.md).
+# (docs/explanation/the-answer.md).
 _NARROWED = 1 / 3
 
 

@@ -2,7 +2,7 @@
 by the decision.
 
 The weights that the merge would write are set in place, so nothing needs to be written first.
-`docs/verdict.md` explains the rules.
+`docs/explanation/the-answer.md` explains the rules.
 """
 
 from __future__ import annotations

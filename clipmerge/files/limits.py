@@ -1,7 +1,7 @@
 """All limits on the size, cost and time of files and answers from outside, in one place.
 
 Each limit is far above the needs of real checkpoints and data sets. Exceeding one is an error of
-one line that names the limit. docs/reliability.md lists them for users.
+one line that names the limit. docs/contributing/reliability.md lists them for users.
 """
 
 from __future__ import annotations

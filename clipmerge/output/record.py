@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 FORMAT = "clipmerge-record/3"
 _EARLIER_FORMAT = "clipmerge-record/2"
-#: Format of the record of a sweep; see `docs/sweep.md`.
+#: Format of the record of a sweep; see `docs/how-to/sweep.md`.
 SWEEP_FORMAT = "clipmerge-sweep/3"
 EARLIER_SWEEP_FORMAT = "clipmerge-sweep/2"
 #: Fields of published records only, or of records with results to publish.

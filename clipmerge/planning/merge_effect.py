@@ -15,7 +15,7 @@ MAX_LOSS = 3.0
 
 ShareOfImages = Annotated[float, Field(ge=0, le=1)]
 DifferenceOfShares = Annotated[float, Field(ge=-1, le=1)]
-#: Recommendation about the merged model; `docs/verdict.md` has the rules.
+#: Recommendation about the merged model; `docs/explanation/the-answer.md` has the rules.
 Recommendation = Literal[
     "use", "prefer-finetuned", "prefer-zeroshot", "either", "cannot-tell", "too-few-images"
 ]

@@ -42,7 +42,7 @@ def test_fine_tuning_loses_robustness_and_merging_gets_it_back(demo: dict[str, A
 def test_the_table_is_that_of_the_docs(demo: dict[str, Any]) -> None:
     """The models are the same everywhere; processors round what is learned, which may move an
     answer or two of 400."""
-    page = Path(__file__).parents[2] / "docs" / "first-ten-minutes.md"
+    page = Path(__file__).parents[2] / "docs" / "tutorials" / "first-merge.md"
     table = page.read_text(encoding="utf-8").partition("accuracy, %       clean")[2]
     told = {
         cells[0]: [float(cell) for cell in cells[1:-1]]

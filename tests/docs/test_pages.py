@@ -58,7 +58,9 @@ def test_every_page_is_in_the_navigation_and_every_public_name_in_the_reference(
         page.relative_to(DOCS).as_posix() for page in DOCS.rglob("*.md")
     )
     named = re.findall(
-        r"^::: clipmerge\.(\w+)$", (DOCS / "api.md").read_text(encoding="utf-8"), re.MULTILINE
+        r"^::: clipmerge\.(\w+)$",
+        (DOCS / "reference" / "api.md").read_text(encoding="utf-8"),
+        re.MULTILINE,
     )
     assert sorted(named) == sorted(set(clipmerge.__all__) - {"__version__"})
 
@@ -72,7 +74,7 @@ def test_the_site_builds_and_shows_arguments(tmp_path: Path) -> None:
     command = [Path(sys.executable).with_name("zensical"), "build", "--strict"]
     built = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert built.returncode == 0, built.stdout + built.stderr
-    page = (tmp_path / "site" / "api" / "index.html").read_text(encoding="utf-8")
+    page = (tmp_path / "site" / "reference" / "api" / "index.html").read_text(encoding="utf-8")
     assert all(
         f'id="clipmerge.{name}"' in page for name in set(clipmerge.__all__) - {"__version__"}
     )

@@ -12,7 +12,7 @@ from clipmerge.planning import recipe
 from tests.support.tiny_clip import Folders, save_images
 
 ROOT = Path(__file__).parents[2]
-GUIDE = ROOT / "docs" / "python.md"
+GUIDE = ROOT / "docs" / "reference" / "python.md"
 NOTEBOOK = ROOT / "examples" / "robust_merge.ipynb"
 #: The demo learns in full; here it is the code that is tested.
 FEW_STEPS = """

@@ -21,7 +21,14 @@ PAGES = [
     ROOT / "README.md",
     *(
         ROOT / "docs" / f"{name}.md"
-        for name in ("index", "command-line", "methods", "keep", "hub", "scale-out")
+        for name in (
+            "index",
+            "reference/command-line",
+            "reference/recipes",
+            "how-to/other-tasks",
+            "tutorials/publish",
+            "how-to/many-merges",
+        )
     ),
 ]
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.DOTALL | re.MULTILINE)
@@ -37,7 +44,7 @@ LINES = list(
         for page in PAGES
         for kind, block in blocks(page)
         if kind == "sh"
-        for line in block.splitlines()
+        for line in block.replace("\\\n", " ").splitlines()
         if line
     )
 )
@@ -98,9 +105,7 @@ def test_two_processes_merge_to_the_same_weights(
 ) -> None:
     """To 1e-6: sums over batches are added up in another order."""
     (line,) = [line for line in LINES if line.startswith("torchrun ")]
-    alone = line.replace("torchrun --standalone --nproc-per-node 2 -m ", "").replace(
-        "merged-fisher", "merged-alone"
-    )
+    alone = line.partition(" -m ")[2].replace("merged-fisher", "merged-alone")
     run(line, workplace)
     monkeypatch.chdir(workplace)
     done(*shlex.split(alone.removeprefix("clipmerge ")))
@@ -135,7 +140,7 @@ def commands() -> list[str]:
         for _, block in blocks(page):
             for line in block.replace("\\\n", " ").splitlines():
                 words = re.search(r"(?:^|\] \$ |-m )clipmerge ([^>|]*)", line)
-                if words and "..." not in line and page.name != "first-ten-minutes.md":
+                if words and "..." not in line and page.name != "first-merge.md":
                     found.append(words[1].strip())
     return sorted(set(found))
 

@@ -88,7 +88,7 @@ def by_the_package(
 @pytest.fixture
 def patched(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its `accuracy` makes a number of an array of one entry, which numpy refuses since 2.4:
-    docs/data.md's patch."""
+    this is the fix."""
     source = inspect.getsource(zeroshot_classification.accuracy)
     assert ".cpu().numpy())" in source
     exec(source.replace(".cpu().numpy())", ".cpu().item())"), zeroshot_classification.__dict__)

@@ -22,8 +22,8 @@ def test_the_published_schemas_are_current() -> None:
     assert {file.stem for file in PUBLISHED.iterdir()} == set(SCHEMAS)
     for name, text in SCHEMAS.items():
         assert (PUBLISHED / f"{name}.json").read_text() == text, f"run scripts/schemas ({name})"
-    page = (PUBLISHED.parent / "record.md").read_text()
-    assert [name for name in SCHEMAS if f"(schema/{name}.json)" not in page] == []
+    page = (PUBLISHED.parent / "reference" / "json.md").read_text()
+    assert [name for name in SCHEMAS if f"(../schema/{name}.json)" not in page] == []
 
 
 @pytest.mark.slow

@@ -15,7 +15,7 @@ PUBLISHED = Path(__file__).parents[2] / "docs" / "schema"
 
 def schema_of(words: Sequence[str]) -> str:
     """Name of the schema of what a command line prints with ``--format json``, as in
-    docs/record.md."""
+    docs/reference/json.md."""
     command = words[0]
     if command in ("merge", "plan", "apply", "report"):
         return "record"

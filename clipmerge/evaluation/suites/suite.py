@@ -153,5 +153,5 @@ def _read(file: Path) -> dict[str, Any]:
     with refusing(RecipeError, f"{file}: cannot be read as a suite"):
         data = parse_yaml(read_text(file, LARGEST_RECIPE))
     if not isinstance(data, dict) or not isinstance(data.get("sizes", {}), dict):
-        raise RecipeError(f"{file}: is not a suite; see docs/bench.md")
+        raise RecipeError(f"{file}: is not a suite; see docs/how-to/public-suites.md")
     return data
