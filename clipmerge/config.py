@@ -102,7 +102,7 @@ Keep = Annotated[
         "Images of another task, or with captions; may be repeated.",
         "Images",
         "NAME=SOURCE",
-        python="A mapping of names to sources, or texts NAME=SOURCE; see docs/how-to/other-tasks.md.",
+        python="A mapping of names to sources, or texts NAME=SOURCE.",
         cli=_MANY,
     ),
 ]
@@ -423,7 +423,7 @@ class BenchOptions(MachineOptions, total=False):
         str | None,
         Option(
             None,
-            "A job of its own for each pair: 'local', or 'slurm:KEY=VALUE,...' (docs/how-to/public-suites.md).",
+            "A job of its own for each pair: 'local', or 'slurm:KEY=VALUE,...'.",
             "Machine",
             "WHERE",
         ),

@@ -40,7 +40,8 @@ class Calibration:
         columns: Columns of images and labels named by the user.
         images_at_once: Images computed at once; ``None`` for a whole batch.
         held_back: Share of the images held back from the decision to measure the effect of the
-            merge, see `docs/explanation/the-answer.md`; 0 to decide on all images and measure no effect.
+            merge, see `docs/explanation/the-answer.md`; 0 to decide on all images and measure no
+            effect.
         unlabelled: Images from where the model will be used, for recipes that learn; their labels
             are not read. A source like ``source``, or ``None``.
         state: Folder where unfinished learning is saved; ``None`` for the user's cache.

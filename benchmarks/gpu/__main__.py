@@ -1,5 +1,5 @@
-"""Fill the GPU table of docs/research/cost.md, in at most 40 minutes: ``python -m benchmarks.gpu [--folder
-CACHE]``.
+"""Fill the GPU table of docs/research/cost.md, in at most 40 minutes:
+``python -m benchmarks.gpu [--folder CACHE]``.
 
 Checkpoints have random weights and the shapes of a ViT-B/32, an L/14 at 336 pixels and an H/14;
 images are JPEGs of noise. The figures go to ``benchmarks/results/gpu/DEVICE.json`` as soon as they

@@ -1,5 +1,5 @@
-"""The stages that measure a decided merge before anything is written; see `docs/explanation/the-answer.md` and
-`docs/how-to/other-tasks.md`.
+"""The stages that measure a decided merge before anything is written; see
+`docs/explanation/the-answer.md` and `docs/how-to/other-tasks.md`.
 
 Every process of ``accelerate launch`` takes part.
 """

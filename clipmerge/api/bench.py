@@ -1,4 +1,4 @@
-"""`clipmerge bench`: evaluate published pairs and data sets by name; see `docs/how-to/public-suites.md`."""
+"""`clipmerge bench`: evaluate published pairs by name; see `docs/how-to/public-suites.md`."""
 
 from __future__ import annotations
 
