@@ -34,7 +34,7 @@ class Terminated(BaseException):
 
 
 @contextmanager
-def together() -> Iterator[None]:
+def peer_errors() -> Iterator[None]:
     """Wait for the other processes in this block, and fail if one of them is gone."""
     try:
         yield
@@ -128,7 +128,7 @@ def require_device(device: Device) -> None:
         raise UsageError(f"`device` {device}: torch finds no such device; use `device=auto` or cpu")
 
 
-class Processes:
+class DistributedContext:
     """The processes of this run as accelerate knows them, and the device on which this call
     computes.
 
@@ -148,12 +148,12 @@ class Processes:
         self.device = (
             type(device)(device.type, self.state.local_process_index) if numbered else device
         )
-        self.num_processes: int = self.state.num_processes
-        self.process_index: int = self.state.process_index
+        self.world_size: int = self.state.num_processes
+        self.rank: int = self.state.process_index
         self.is_main_process: bool = self.state.is_main_process
 
 
-def accelerator_for(device: Device) -> Processes:
+def distributed_context(device: Device) -> DistributedContext:
     """The processes of this run, with this one's device: for ``auto`` the accelerator that torch
     finds, if any.
     """
@@ -162,7 +162,7 @@ def accelerator_for(device: Device) -> Processes:
     adopt_slurm()
     require_device(device)
     if device != "auto":
-        return Processes(torch.device(device))
+        return DistributedContext(torch.device(device))
     cpu_only = os.environ.get("ACCELERATE_USE_CPU", "").lower() in (
         "1",
         "true",
@@ -176,21 +176,21 @@ def accelerator_for(device: Device) -> Processes:
         if cpu_only or not torch.accelerator.is_available()
         else torch.accelerator.current_accelerator()
     )
-    return Processes(found or torch.device("cpu"))
+    return DistributedContext(found or torch.device("cpu"))
 
 
-def add_up(processes: Processes, tensor: Tensor) -> None:
+def all_reduce_(context: DistributedContext, tensor: Tensor) -> None:
     """Replace a tensor by its sum over all processes, in place; the same bits in each of them."""
     import torch
 
-    if processes.num_processes > 1:
-        with together():
-            carried = tensor.to(processes.state.device)  # NCCL takes no tensor on the CPU
+    if context.world_size > 1:
+        with peer_errors():
+            carried = tensor.to(context.state.device)  # NCCL takes no tensor on the CPU
             torch.distributed.all_reduce(carried)
             tensor.copy_(carried)
 
 
-def sent(tensor: Tensor, device: torch.device) -> Tensor:
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     """A tensor on a device; a card goes on with what it computes while it is copied."""
     if device.type in ("cpu", "mps"):  # Apple's would read it when it may be gone
         return tensor.to(device)

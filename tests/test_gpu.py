@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from clipmerge.distributed import Processes
+from clipmerge.distributed import DistributedContext
 from clipmerge.planning.measurements import Measurements
 from clipmerge.plugins import load_plugin
 from tests.support.command import python
@@ -29,9 +29,9 @@ SIZES = (4, 4, 3)
 
 def measure(name: str, ends: Folders, device: str) -> Measurements:
     objective = objective_for(
-        ends, make_batches(SIZES), accelerator=Processes(torch.device(device))
+        ends, make_batches(SIZES), context=DistributedContext(torch.device(device))
     )
-    assert objective.shares.accelerator.device.type == device
+    assert objective.shares.context.device.type == device
     return load_plugin("measures", name)(objective)
 
 

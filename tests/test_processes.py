@@ -19,13 +19,13 @@ from accelerate import PartialState
 
 from clipmerge.cli import _ending
 from clipmerge.distributed import (
-    Processes,
+    DistributedContext,
     Terminated,
     adopt_slurm,
     device_work,
     is_main_process,
+    peer_errors,
     termination,
-    together,
 )
 from clipmerge.errors import MeasureError, UsageError
 from tests.support.command import ROOT, clipmerge, counted, done, python, refused, start
@@ -43,7 +43,7 @@ LOST_PEERS = (
 def test_another_process_that_is_gone_is_told(error: Exception) -> None:
     with (
         pytest.raises(MeasureError, match="another process of this run ended or does not answer"),
-        together(),
+        peer_errors(),
     ):
         raise error
 
@@ -52,7 +52,7 @@ def test_another_process_that_is_gone_is_told(error: Exception) -> None:
     "error", [RuntimeError("CUDA error: device-side assert"), torch.OutOfMemoryError("full")]
 )
 def test_an_error_of_this_process_is_not_blamed_on_another(error: Exception) -> None:
-    with pytest.raises(type(error), match=str(error)), together():
+    with pytest.raises(type(error), match=str(error)), peer_errors():
         raise error
 
 
@@ -105,10 +105,10 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 owner = Accelerator(cpu=True, mixed_precision="bf16")
 import torch
-from clipmerge.distributed import Processes, accelerator_for
-assert accelerator_for("auto").device.type == accelerator_for("cpu").device.type == "cpu"
+from clipmerge.distributed import DistributedContext, distributed_context
+assert distributed_context("auto").device.type == distributed_context("cpu").device.type == "cpu"
 # one call on a card, and the next on the CPU again
-assert [str(Processes(torch.device(kind)).device) for kind in ("cuda", "cpu", "mps")] == ["cuda:0", "cpu", "mps"]
+assert [str(DistributedContext(torch.device(kind)).device) for kind in ("cuda", "cpu", "mps")] == ["cuda:0", "cpu", "mps"]
 assert owner.mixed_precision == AcceleratorState().mixed_precision == "bf16"
 assert owner.device == torch.device("cpu")
 """
@@ -127,7 +127,7 @@ def test_a_process_that_hangs_is_given_up_after_half_an_hour(
         return PartialState(cpu=cpu)
 
     monkeypatch.setattr("accelerate.PartialState", state)
-    Processes(torch.device("cpu"))
+    DistributedContext(torch.device("cpu"))
     assert started == [timedelta(minutes=30)]
 
 

@@ -23,7 +23,7 @@ from benchmarks.shifts.standing import accuracy
 from benchmarks.shifts.standing import draws as drawn
 from clipmerge.api.plan import prepare
 from clipmerge.checkpoint import Inputs, align_checkpoints, open_checkpoint
-from clipmerge.distributed import accelerator_for
+from clipmerge.distributed import distributed_context
 from clipmerge.evaluation.points import Point
 from clipmerge.evaluation.scorer import Scorer
 from clipmerge.evaluation.settings import EvalSettings
@@ -113,7 +113,7 @@ class Laboratory:
         scorer = Scorer(
             build_model(self.inputs),
             self.inputs,
-            EvalSettings(accelerator_for("cpu"), (DEFAULT_TEMPLATE,)),
+            EvalSettings(distributed_context("cpu"), (DEFAULT_TEMPLATE,)),
         )
         correct = scorer.score([point.move for point in points], loaded, Progress())
         ordered = {name: by_drawing(right, sources[name]) for name, right in correct.items()}

@@ -28,7 +28,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from safetensors.torch import save_file
 from torch.nn.functional import cross_entropy, normalize
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor, CLIPTokenizer
@@ -36,14 +35,15 @@ from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcesso
 from benchmarks.speed.checkpoints import clip_config
 from benchmarks.speed.processes import checkout_folder, compare_checkouts, memory_mb, write_results
 from clipmerge.api.measure import cost_sentence
-from clipmerge.calibration import activations
-from clipmerge.calibration.choice import validate_views, with_copies
-from clipmerge.calibration.goal import Goal
-from clipmerge.calibration.objective import Batch, Objective
-from clipmerge.calibration.slopes import Slopes
-from clipmerge.calibration.steps import lay_out
 from clipmerge.checkpoint import align_checkpoints, open_checkpoint
+from clipmerge.distributed import distributed_context
 from clipmerge.images.batches import batch_size_for
+from clipmerge.learning import activations
+from clipmerge.learning.choice import validate_views, with_copies
+from clipmerge.learning.goal import Goal
+from clipmerge.learning.objective import Batch, Objective
+from clipmerge.learning.slopes import Slopes
+from clipmerge.learning.steps import lay_out
 from clipmerge.measures.first_order import first_order
 from clipmerge.measures.learned_coefficients import learned_coefficients
 from clipmerge.measures.learned_sparse import learned_sparse
@@ -129,7 +129,7 @@ def objective_for(
         )
         for number, start in enumerate(starts)
     ]
-    accelerator = Accelerator(cpu=True)
+    context = distributed_context("cpu")
     prompts = prompts_for(options.classes, options.templates, options.words)
     pace = Pace(told or Told(), torch.device("cpu"), *cost_sentence(options.images))
     pair = align_checkpoints(open_checkpoint(str(paths[0])), [open_checkpoint(str(paths[1]))])
@@ -137,10 +137,10 @@ def objective_for(
     return Objective(
         model_for(pair.family, pair.zeroshot.config, paths[0]),
         pair,
-        batches[accelerator.process_index :: accelerator.num_processes],
+        batches[context.rank :: context.world_size],
         prompts,
         templates=options.templates,
-        accelerator=accelerator,
+        context=context,
         images_at_once=options.images_at_once,
         progress=pace.advance,
     )
@@ -274,7 +274,7 @@ def measured(name: str, objective: Objective, options: argparse.Namespace) -> di
     """Take one measure, and save its learned coefficients if requested."""
     results: list[Any] = []
     figures = timed(lambda: results.append(measures(options)[name](objective)))
-    if options.coefficients and objective.shares.accelerator.is_main_process:
+    if options.coefficients and objective.shares.context.is_main_process:
         save_file(results[0].coefficients, options.coefficients)
     return figures
 

@@ -17,16 +17,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import CLIPModel
 
 from benchmarks.speed.processes import checkout_folder, compare_checkouts, summary, write_results
-from clipmerge.calibration.objective import Batch, Objective
-from clipmerge.calibration.perturbation import LayerBall
-from clipmerge.calibration.shares import Shares
 from clipmerge.checkpoint import align_checkpoints, open_checkpoint
+from clipmerge.distributed import distributed_context
+from clipmerge.learning.objective import Batch, Objective
+from clipmerge.learning.perturbation import LayerBall
+from clipmerge.learning.shares import Shares
 from clipmerge.measures.first_order import first_order
 from clipmerge.measures.path_barrier import path_barrier
 from clipmerge.measures.worst_case import worst_case
@@ -116,7 +116,7 @@ def build(folder: Path, options: argparse.Namespace) -> tuple[Objective, Plain]:
         batches,
         prompts,
         templates=1,
-        accelerator=Accelerator(cpu=True),
+        context=distributed_context("cpu"),
     )
     objective.path.move_to(0.5)
     return objective, Plain(objective, folder / "zeroshot", prompts)
@@ -142,7 +142,7 @@ def compare(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     )
     for name, steps, some in (("one_step", 1, batches), ("apgd", options.steps, [few])):
         loop, expected = timed(lambda steps=steps, some=some: plain.loop(objective, some, steps))
-        objective.shares = Shares(some, objective.shares.accelerator)
+        objective.shares = Shares(some, objective.shares.context)
         ours, found = timed(lambda steps=steps: worst_case(objective, rho=RHO, steps=steps))
         values = found["worst_case"].batches
         result[f"{name}_loop_over_ours"] = loop / ours

@@ -100,13 +100,13 @@ def settings_for(
     """The device, templates and batches that a request asks for; tasks of ``keep`` have templates
     of their own.
     """
-    from clipmerge.distributed import accelerator_for
+    from clipmerge.distributed import distributed_context
     from clipmerge.evaluation.settings import EvalSettings
 
     templates = () if of_tasks else calibration.templates
-    accelerator = accelerator_for(calibration.device)
+    context = distributed_context(calibration.device)
     return EvalSettings(
-        accelerator, templates, calibration.batch_size, calibration.images_at_once, dtype=dtype
+        context, templates, calibration.batch_size, calibration.images_at_once, dtype=dtype
     )
 
 
@@ -116,13 +116,13 @@ def shared_plan(run: Run, calibration: Calibration) -> Plan:
     """
     from accelerate.utils import broadcast_object_list
 
-    from clipmerge.distributed import accelerator_for, together
+    from clipmerge.distributed import distributed_context, peer_errors
 
-    accelerator_for(
+    distributed_context(
         calibration.device
     )  # else accelerate lets the processes join on a device of its own choice
     decided: list[Any] = [run.plan and run.plan.model_copy(update={"measurements": None})]
-    with together():
+    with peer_errors():
         broadcast_object_list(decided)
     return decided[0]  # type: ignore[no-any-return]
 

@@ -289,9 +289,9 @@ def _provenance(provenance: dict[str, Any], checkpoint: str | Release) -> dict[s
 def _record(suite: Suite, options: BenchOptions, command: str) -> dict[str, Any]:
     import torch
 
-    from clipmerge.distributed import accelerator_for
+    from clipmerge.distributed import distributed_context
 
-    device = accelerator_for(options["device"]).device
+    device = distributed_context(options["device"]).device
     return {
         "clipmerge": __version__,
         "torch": torch.__version__,

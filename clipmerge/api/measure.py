@@ -7,16 +7,16 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from clipmerge.calibration.objective import Objective
-from clipmerge.calibration.resume import LearningState, state_file
-from clipmerge.calibration.shares import Shares
-from clipmerge.distributed import accelerator_for, device_work, together
+from clipmerge.distributed import device_work, distributed_context, peer_errors
 from clipmerge.errors import counted
 from clipmerge.images.batches import batch_size_for, read_batches
 from clipmerge.images.dataset import LabelledImages, load_images, load_unlabelled
 from clipmerge.images.fingerprints import Fingerprints, content_digest, refuse_shared
 from clipmerge.images.prompts import class_prompts, templates_for
 from clipmerge.images.split import copies_note, held_out_count, sample_and_hold_back
+from clipmerge.learning.objective import Objective
+from clipmerge.learning.resume import LearningState, state_file
+from clipmerge.learning.shares import Shares
 from clipmerge.models.building import build_model
 from clipmerge.models.memory import freed_memory_kept
 from clipmerge.planning.measurements import Measurements, Statistic
@@ -44,9 +44,9 @@ def measure(run: Run, request: MergeRequest) -> tuple[Measurements, CalibrationR
             "measures", (request.recipe.measure or {})["name"]
         )(objective, **options)
     run.cleanups.append(objective.learning_state.remove)
-    with together():
+    with peer_errors():
         # no process leaves while another still gathers
-        objective.shares.accelerator.state.wait_for_everyone()
+        objective.shares.context.state.wait_for_everyone()
     return _with_change(measurements, objective), record.model_copy(
         update={"noise": objective.noise_drawn_on}
     )
@@ -84,12 +84,12 @@ def objective_for(
     if request.keep:
         run.measured_on = images
     batch_size = batch_size_for(len(images), calibration.batch_size)
-    accelerator = accelerator_for(calibration.device)
+    context = distributed_context(calibration.device)
     model = build_model(run.inputs)
-    share = (accelerator.process_index, accelerator.num_processes)
+    share = (context.rank, context.world_size)
     prompts = class_prompts(images.class_names, templates)
     steps = (request.recipe.measure or {}).get("steps") if request.recipe.learns else None
-    pace = Pace(run.progress, accelerator.device, *cost_sentence(len(images), steps))
+    pace = Pace(run.progress, context.device, *cost_sentence(len(images), steps))
     batches = list(read_batches(images, batch_size, model.pixels, share=share))
     objective = Objective(
         model,
@@ -97,7 +97,7 @@ def objective_for(
         batches,
         prompts,
         templates=len(templates),
-        accelerator=accelerator,
+        context=context,
         seed=request.seed,
         images_at_once=calibration.images_at_once,
         progress=pace.advance,
@@ -113,7 +113,7 @@ def objective_for(
         for labelled in (images, *([] if run.held_back is None else [run.held_back])):
             refuse_shared(unlabelled, {f"`data` {labelled.source}": Fingerprints(labelled)})
         objective.unlabelled = Shares(
-            read_batches(unlabelled, batch_size, model.pixels, share=share), accelerator
+            read_batches(unlabelled, batch_size, model.pixels, share=share), context
         )
         digest = content_digest(unlabelled)
         learned_from = UnlabelledRecord(
@@ -153,7 +153,7 @@ def _saved(
         objective.shares.batch_sizes,
         images.class_names,
         objective.criterion.prompts.templates,
-        objective.shares.accelerator.device.type,
+        objective.shares.context.device.type,
         unlabelled and [unlabelled.images, unlabelled.sha256],
     ]
 
@@ -161,7 +161,7 @@ def _saved(
         seen = [objective.shares.batches[0].pixels, *objective.criterion.prompts.tokens.values()]
         return state_file(objective.inputs, images, seen, settings, request.calibration.state)
 
-    return LearningState(find, objective.shares.accelerator, progress.say)
+    return LearningState(find, objective.shares.context, progress.say)
 
 
 def _with_change(found: Measurements, objective: Objective) -> Measurements:

@@ -44,12 +44,12 @@ from clipmerge.images.prompts import own_templates, templates_for
 from clipmerge.images.registry import RegistryRef
 from clipmerge.images.split import held_out_count
 from clipmerge.output.record import SWEEP_FORMAT
-from clipmerge.planning.merge_effect import LEVEL
 from clipmerge.planning.plan import Plan
 from clipmerge.planning.recipe import load_recipe
 from clipmerge.progress import Logged, Progress, say_all
 from clipmerge.report.sweep_headline import headline
 from clipmerge.request import Run, SweepRequest
+from clipmerge.stats import LEVEL
 
 if TYPE_CHECKING:
     from clipmerge.evaluation.scorer import Correct

@@ -9,7 +9,7 @@ import torch
 
 from clipmerge.checkpoint import Checkpoint, open_checkpoint
 from clipmerge.checkpoint.converted import as_open_clip
-from clipmerge.distributed import add_up, device_work, sent
+from clipmerge.distributed import all_reduce_, device_work, to_device
 from clipmerge.errors import CheckpointError
 from clipmerge.evaluation.settings import EvalSettings
 from clipmerge.families import family_of, tower_of
@@ -54,17 +54,15 @@ def zero_shot_accuracy(
     model: ImageTextModel, images: LabelledImages, settings: EvalSettings, progress: Progress
 ) -> float:
     """Share of all images, in [0, 1], whose best-matching class prompt is the right one."""
-    accelerator = settings.accelerator
-    model.module.to(accelerator.device)
+    context = settings.context
+    model.module.to(context.device)
     templates = templates_for(settings.templates, images.templates)
-    classes = class_embeddings(
-        model, images.class_names, templates, accelerator.device, progress.say
-    )
+    classes = class_embeddings(model, images.class_names, templates, context.device, progress.say)
     size = batch_size_for(len(images), settings.batch_size)
     pieces = Pieces(settings.images_at_once, progress.say)
     right, seen = 0, 0
     for batch in read_batches(images, size, model.pixels, share=settings.share):
-        pixels = sent(batch.pixels, accelerator.device)
+        pixels = to_device(batch.pixels, context.device)
         best = pieces.forward(
             lambda piece: (model.image_features(piece) @ classes.T).argmax(dim=1), pixels
         )
@@ -72,7 +70,7 @@ def zero_shot_accuracy(
         seen += len(batch)
         progress.advance(seen, len(images))
     total = torch.tensor(right)
-    add_up(accelerator, total)
+    all_reduce_(context, total)
     return float(total) / len(images)
 
 
@@ -101,7 +99,7 @@ def evaluate_sources(
         progress.stage(f"evaluating {name}")
         say_all(progress, images.notes)
         sentence = f"classifying {len(images):,} images of {name} on the CPU takes about"
-        pace = Pace(progress, settings.accelerator.device, sentence)
+        pace = Pace(progress, settings.context.device, sentence)
         accuracy[name] = zero_shot_accuracy(model, images, settings, pace)
     record = {
         "checkpoint": checkpoint.provenance(),

@@ -13,7 +13,7 @@ from accelerate.utils import gather_object
 from torch import Tensor
 
 from clipmerge.checkpoint import Inputs
-from clipmerge.distributed import device_work, together
+from clipmerge.distributed import device_work, peer_errors
 from clipmerge.evaluation.accuracy import zero_shot_accuracy
 from clipmerge.evaluation.moving_model import MovingModel
 from clipmerge.evaluation.scorer import Move, Scorer
@@ -90,7 +90,7 @@ def score_tasks(
         for name, right in Scorer(model, inputs, settings).score(moves, labelled, progress).items():
             scores[name] = [Score(accuracy=estimate(float(row.mean()), len(row))) for row in right]
     if captioned:
-        moving = MovingModel(model, inputs, settings.accelerator.device, dtype=settings.dtype)
+        moving = MovingModel(model, inputs, settings.context.device, dtype=settings.dtype)
         for name, images in captioned.items():
             scores[name] = _recalls(moving, model, moves, images, settings, progress)
     return scores
@@ -114,7 +114,7 @@ def _recalls(
         move(moving)
         if moving.text_version != version:
             texts, version = (
-                caption_embeddings(model, images, settings.accelerator.device),
+                caption_embeddings(model, images, settings.context.device),
                 moving.text_version,
             )
         scores.append(recall_score(model, images, settings, texts, progress))
@@ -130,7 +130,7 @@ def recall_score(
     progress: Progress,
 ) -> Score:
     """Measure the recall of one model on its device, given its `caption_embeddings`."""
-    device = settings.accelerator.device
+    device = settings.context.device
     size = batch_size_for(len(images), settings.batch_size)
     pieces = Pieces(settings.images_at_once, progress.say)
     found: list[tuple[int, Any]] = []
@@ -142,7 +142,7 @@ def recall_score(
         )
         found.append((number, features.numpy()))
     if settings.share[1] > 1:
-        with together():
+        with peer_errors():
             found = gather_object(found)
     features = torch.from_numpy(
         np.concatenate([rows for _, rows in sorted(found, key=lambda part: part[0])])
@@ -180,12 +180,12 @@ def evaluate_other_tasks(
     """Score one model on every task: JSON-ready descriptions of the tasks by `facts_of`, with their
     ``score``.
     """
-    model.module.to(settings.accelerator.device)
+    model.module.to(settings.context.device)
     rows = []
     for name, task in tasks.items():
         progress.stage(f"evaluating {name}")
         if isinstance(task, CaptionedImages):
-            texts = caption_embeddings(model, task, settings.accelerator.device)
+            texts = caption_embeddings(model, task, settings.context.device)
             score = recall_score(model, task, settings, texts, progress)
         else:
             accuracy = zero_shot_accuracy(model, task, settings, progress)

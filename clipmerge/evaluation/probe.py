@@ -1,7 +1,7 @@
 """The robustness probe: fixed corruptions of images, each at one strength, the same in every run.
 
 `UNRELATED` ones are of kinds that no recipe learns from (compare
-`clipmerge.calibration.augmentation`); the verdict rests on them. `RELATED` ones are stronger forms
+`clipmerge.learning.augmentation`); the verdict rests on them. `RELATED` ones are stronger forms
 of changes that `auto` learns from, and are reported apart. An image is first scaled to the model's
 input size, so that a corruption is equally strong in images of any size.
 

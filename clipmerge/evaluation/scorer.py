@@ -14,7 +14,7 @@ from safetensors.numpy import save
 from torch import Tensor
 
 from clipmerge.checkpoint import Inputs
-from clipmerge.distributed import device_work, together
+from clipmerge.distributed import device_work, peer_errors
 from clipmerge.evaluation.answer_cache import AnswerCache
 from clipmerge.evaluation.bf16_classifier import Bf16Classifier
 from clipmerge.evaluation.moving_model import MovingModel
@@ -62,7 +62,7 @@ class Scorer:
         cache: AnswerCache | None = None,
     ) -> None:
         self._model = model
-        self._moving = MovingModel(model, inputs, settings.accelerator.device, dtype=settings.dtype)
+        self._moving = MovingModel(model, inputs, settings.context.device, dtype=settings.dtype)
         self._settings = settings
         self._load_bytes = load_bytes
         self._cache = cache
@@ -85,7 +85,7 @@ class Scorer:
         """
         images = sum(map(len, sources.values()))
         sentence = f"classifying {images:,} images by {len(moves)} models on the CPU takes about"
-        pace = Pace(progress, self._settings.accelerator.device, sentence)
+        pace = Pace(progress, self._settings.context.device, sentence)
         given = self.answer(moves, sources, pace, keys=keys)
         return {name: given[name] == np.asarray(images.labels) for name, images in sources.items()}
 
@@ -109,8 +109,8 @@ class Scorer:
         total = len(moves) * sum(map(len, sources.values())) / processes
         done = sum(len(best) for *_, best in outcomes)
         most = self._load_bytes
-        if self._settings.accelerator.device.type != "cpu":  # they stay there for all points
-            most = min(most, int(_SHARE_OF_FREE * memory(self._settings.accelerator.device)))
+        if self._settings.context.device.type != "cpu":  # they stay there for all points
+            most = min(most, int(_SHARE_OF_FREE * memory(self._settings.context.device)))
         pieces = Pieces(self._settings.images_at_once, progress.say)
         for load in loads(self._batches(sources, known, len(moves)), most):
             for number, move in enumerate(moves):
@@ -125,7 +125,7 @@ class Scorer:
                     done += len(best)
                     progress.advance(done, total)
         if processes > 1:
-            with together():
+            with peer_errors():
                 outcomes = gather_object(outcomes)
         given = {
             name: np.zeros((len(moves), len(images)), dtype=np.int64)
@@ -160,7 +160,7 @@ class Scorer:
             for batch in read_batches(
                 images, size, self._model.pixels, share=self._settings.share, skipped=skipped
             ):
-                yield name, batch.number * size, batch.to(self._settings.accelerator.device)
+                yield name, batch.number * size, batch.to(self._settings.context.device)
 
     def _answers(
         self, number: int, batch: Batch, images: LabelledImages, pieces: Pieces, progress: Progress
@@ -191,7 +191,7 @@ class Scorer:
             version = self._moving.text_version
             if prompts not in self._last or self._last[prompts][0] != version:
                 say = None if prompts in self._last else progress.say  # the cost is reported once
-                embedded = class_embeddings(model, *prompts, self._settings.accelerator.device, say)
+                embedded = class_embeddings(model, *prompts, self._settings.context.device, say)
                 self._last[prompts] = (version, embedded)
             self._classes[number, prompts] = self._last[prompts][1]
         return self._classes[number, prompts]

@@ -14,14 +14,14 @@ from clipmerge.files.paths import local_path
 
 if TYPE_CHECKING:
     from clipmerge.config import OutputDtype
-    from clipmerge.distributed import Processes
+    from clipmerge.distributed import DistributedContext
 
 
 @dataclass(frozen=True)
 class EvalSettings:
     """How images go through a model in an evaluation."""
 
-    accelerator: Processes  # places the model, and gathers the results of several processes
+    context: DistributedContext  # places the model, and gathers the results of several processes
     templates: tuple[
         str, ...
     ] = ()  # prompt templates for every source; if empty, each source's own, or the default
@@ -34,7 +34,7 @@ class EvalSettings:
     @property
     def share(self) -> tuple[int, int]:
         """Index of this process, and the number of processes that share the batches."""
-        return self.accelerator.process_index, self.accelerator.num_processes
+        return self.context.rank, self.context.world_size
 
 
 def parse_named_source(text: str) -> tuple[str, str]:

@@ -15,23 +15,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from statistics import NormalDist
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import stdtrit
 
-from clipmerge.evaluation.intervals import mean_of_sources, paired
-from clipmerge.planning.merge_effect import LEVEL
+from clipmerge.stats import (
+    MIN_DEFINED,
+    gain_interval,
+    mean_of_sources,
+    paired_accuracy_interval,
+)
 
 Floats = NDArray[np.float64]
 
 RESAMPLES = 1000
 #: Why a point of the curve has no gain.
 ON_CURVE = "a point of the curve"
-#: An interval over fewer of the resamples would be biased by the choice of resamples.
-_DEFINED = 0.9
 # Means of several sources that are equal in exact arithmetic differ by about 1e-16; one image
 # weighs far more.
 _ROUNDING = 1e-12
@@ -114,9 +114,8 @@ def standings(
     fewest = min(right.shape[1] for right in (*id_correct, *ood_correct))
     # half the interval between points that recognise the same images, among which resamples know no
     # difference
-    least = paired(np.zeros(min(right.shape[1] for right in ood_correct)))[1] / math.sqrt(
-        len(ood_correct)
-    )
+    same = np.zeros(min(right.shape[1] for right in ood_correct))
+    least = paired_accuracy_interval(same)[1] / math.sqrt(len(ood_correct))
     found = []
     for point in range(id_accuracy.shape[1]):
         value = float(gain[0, point])
@@ -146,7 +145,7 @@ def _note(gain: float, drawn: Floats, *, beyond: bool) -> str:
     if np.isnan(gain):
         return "no point of the curve has so low an ID accuracy"
     share = float((~np.isnan(drawn)).mean())
-    if share < _DEFINED:
+    if share < MIN_DEFINED:
         return (
             f"the curve has this ID accuracy in only {100 * share:.0f}% of the resamples, so there"
             " is no interval"
@@ -156,35 +155,3 @@ def _note(gain: float, drawn: Floats, *, beyond: bool) -> str:
         if beyond
         else ""
     )
-
-
-def gain_interval(
-    gain: float, drawn: Floats, images: int, least: float = 0.0
-) -> tuple[float, float] | None:
-    """Interval of a gain from resampled gains; ``None`` if fewer than nine in ten are numbers.
-
-    The best point of a curve that was measured on few images is better than it should be, in a
-    resample twice so. The interval therefore reaches as far as the percentiles and as the normal
-    interval around the measured gain, both widened for few images, and by ``least`` on either side.
-    ``images`` is the number of images of the smallest source.
-
-    Source:
-        Hesterberg 2015, The American Statistician 69, for the widened percentiles.
-    """
-    images = max(2, images)
-    widening = math.sqrt(images / (images - 1))
-    quantile = float(stdtrit(images - 1, (1 + LEVEL) / 2))
-    ends = interval(drawn, 2 * NormalDist().cdf(widening * quantile) - 1)
-    if ends is None:
-        return None
-    half = max(least, quantile * widening * float(np.nanstd(drawn)))
-    return min(ends[0], gain - half), max(ends[1], gain + half)
-
-
-def interval(values: Floats, level: float = LEVEL) -> tuple[float, float] | None:
-    """Percentile interval of resampled values; ``None`` if fewer than nine in ten are numbers."""
-    defined = values[~np.isnan(values)]
-    if len(defined) < _DEFINED * len(values):
-        return None
-    low, high = np.quantile(defined, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)

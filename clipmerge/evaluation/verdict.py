@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 
 from clipmerge.checkpoint import Inputs
 from clipmerge.evaluation.conclusion import concluded
-from clipmerge.evaluation.intervals import mean_share, paired, wilson
 from clipmerge.evaluation.moving_model import MovingModel
 from clipmerge.evaluation.probe import RELATED, UNRELATED, ScaledImages, probe, side_of
 from clipmerge.evaluation.scorer import Move, Scorer
@@ -26,6 +25,7 @@ from clipmerge.models.building import build_model
 from clipmerge.planning.merge_effect import Difference, Estimate, Gain, MergeEffect, ModelAccuracy
 from clipmerge.planning.plan import Plan
 from clipmerge.progress import Pace, Progress
+from clipmerge.stats import mean_share, paired_accuracy_interval, wilson
 
 # Bytes of preprocessed images in memory at once. Moving a model costs as much as a few images, so
 # this can be small.
@@ -54,7 +54,7 @@ def measure_effect(
     unrelated = probe(scaled, UNRELATED, enough=512, fewest=2)
     related = probe(scaled, RELATED, enough=256, fewest=1)
     sentence = f"measuring the effect of the merge, on {len(images)} images held back, takes about"
-    pace = Pace(progress, settings.accelerator.device, sentence, " (`verdict=False` skips it)")
+    pace = Pace(progress, settings.context.device, sentence, " (`verdict=False` skips it)")
     scorer = Scorer(model, inputs, settings, load_bytes=_LOAD_BYTES)
     sources = {_CLEAN: images, **unrelated.sources, **related.sources}
     answers = scorer.answer(moves_of(plan), sources, pace)
@@ -142,4 +142,6 @@ def _mean_estimate(by_image: NDArray[np.float64]) -> Estimate:
 
 
 def _difference(by_image: NDArray[np.float64], views: int = 1) -> Difference:
-    return Difference(value=float(by_image.mean()), interval=paired(by_image, views))
+    return Difference(
+        value=float(by_image.mean()), interval=paired_accuracy_interval(by_image, views)
+    )

@@ -15,7 +15,7 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 
-from clipmerge.distributed import sent
+from clipmerge.distributed import to_device
 from clipmerge.images.dataset import LabelledImages
 from clipmerge.images.decoding import Encoded, decode
 from clipmerge.images.store import Pixels, Store
@@ -43,7 +43,7 @@ class Batch:
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on another device."""
         place = torch.device(device)
-        return Batch(self.number, sent(self.pixels, place), sent(self.labels, place))
+        return Batch(self.number, to_device(self.pixels, place), to_device(self.labels, place))
 
     def pieces(self, size: int | None) -> list[Batch]:
         """Split the batch into pieces of at most ``size`` images; ``None`` leaves it whole."""

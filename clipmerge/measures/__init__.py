@@ -12,12 +12,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from clipmerge.calibration.objective import Objective
+    from clipmerge.learning.objective import Objective
     from clipmerge.measures._statistics import by_layer, statistic
     from clipmerge.planning.measurements import Measurements, Statistic
 
 _HOMES = {
-    "Objective": "clipmerge.calibration.objective",
+    "Objective": "clipmerge.learning.objective",
     "Measurements": "clipmerge.planning.measurements",
     "Statistic": "clipmerge.planning.measurements",
     "by_layer": "clipmerge.measures._statistics",

@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import wraps
 from typing import Any
 
-from clipmerge.calibration.objective import Objective
+from clipmerge.learning.objective import Objective
 from clipmerge.planning.measurements import Measurements, Statistic
 
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from clipmerge.calibration.objective import Objective
+from clipmerge.learning.objective import Objective
 from clipmerge.measures._statistics import by_layer, instabilities, statistic, with_few_prompts
 from clipmerge.planning.measurements import Measurements, Statistic
 from clipmerge.plugins import Count

@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch.linalg import vector_norm
 
-from clipmerge.calibration.objective import Objective
+from clipmerge.learning.objective import Objective
 from clipmerge.measures._statistics import by_layer, sizes_of, statistic, with_few_prompts
 from clipmerge.planning.measurements import Measurements
 from clipmerge.plugins import Alpha, Positive

@@ -8,7 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from clipmerge.calibration.objective import FORWARD, Objective
+from clipmerge.learning.objective import FORWARD, Objective
 from clipmerge.planning.measurements import Measurements
 
 _ENDS = {"gram_zeroshot": 0.0, "gram_finetuned": 1.0}
@@ -81,7 +81,7 @@ def _sums(objective: Objective) -> dict[str, Tensor]:
         for batch in objective.shares.batches:
             objective.criterion.embed(batch.pixels)
             objective.work.tick(FORWARD * len(batch))
-        if objective.shares.accelerator.is_main_process and objective.path.text_changes:
+        if objective.shares.context.is_main_process and objective.path.text_changes:
             for tokens in objective.criterion.prompts.embed():
                 kept[0] = tokens.get("attention_mask")
     return sums

@@ -7,7 +7,7 @@ from functools import partial
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from clipmerge.calibration.objective import HESSIAN, Batch, Objective
+from clipmerge.learning.objective import HESSIAN, Batch, Objective
 from clipmerge.measures._statistics import by_layer, sizes_of, statistic, with_few_prompts
 from clipmerge.planning.measurements import Measurements
 from clipmerge.plugins import Alpha, Count

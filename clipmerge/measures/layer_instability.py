@@ -4,7 +4,7 @@ to fine-tuned.
 
 from __future__ import annotations
 
-from clipmerge.calibration.objective import Objective
+from clipmerge.learning.objective import Objective
 from clipmerge.measures._statistics import by_layer, instabilities, statistic, with_few_prompts
 from clipmerge.planning.measurements import Measurements
 from clipmerge.plugins import Count

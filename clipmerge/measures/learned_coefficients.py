@@ -10,11 +10,11 @@ from typing import Any, Literal
 
 import torch
 
-from clipmerge.calibration.augmentation import KINDS
-from clipmerge.calibration.coefficients import Coefficients, Granularity
-from clipmerge.calibration.goal import Divergence, Goal
-from clipmerge.calibration.learning import Learned, LearningConfig, learn
-from clipmerge.calibration.objective import Objective
+from clipmerge.learning.augmentation import KINDS
+from clipmerge.learning.coefficients import Coefficients, Granularity
+from clipmerge.learning.goal import Divergence, Goal
+from clipmerge.learning.learn import Learned, LearningConfig, learn
+from clipmerge.learning.objective import Objective
 from clipmerge.models.precision import Precision
 from clipmerge.planning.measurements import HeldBackChoice, Measurements, Statistic
 from clipmerge.plugins import (

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from clipmerge.calibration.mixtures import try_mixture
-from clipmerge.calibration.objective import Objective
+from clipmerge.learning.mixtures import try_mixture
+from clipmerge.learning.objective import Objective
 from clipmerge.planning.measurements import LossPath, Measurements
 from clipmerge.plugins import Count
 

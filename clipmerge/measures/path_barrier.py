@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from clipmerge.calibration.objective import FORWARD, Objective
-from clipmerge.calibration.slopes import Slopes
 from clipmerge.errors import MeasureError
+from clipmerge.learning.objective import FORWARD, Objective
+from clipmerge.learning.slopes import Slopes
 from clipmerge.measures._statistics import statistic, with_few_prompts
 from clipmerge.planning.measurements import Check, LossPath, Measurements
 from clipmerge.plugins import Count, Positive
@@ -68,7 +68,7 @@ def path_barrier(
         nodes: Quadrature points on each half of the path; each costs one gradient pass.
         tolerance: Accepted relative error of the sums.
         exact: Whether the text layers' values of each batch come from all prompts, whatever they
-            cost; see `clipmerge.calibration.slopes`. All other values, and all means over batches,
+            cost; see `clipmerge.learning.slopes`. All other values, and all means over batches,
             always do.
         gradients: Whether to keep the mean gradient along the path, for masks that rank entries by
             it; ``None`` if the recipe's method asks for one.

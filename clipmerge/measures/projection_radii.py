@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from clipmerge.calibration.coefficients import Coefficients
-from clipmerge.calibration.goal import Goal
-from clipmerge.calibration.learning import LearningConfig, learn
-from clipmerge.calibration.objective import Objective
+from clipmerge.learning.coefficients import Coefficients
+from clipmerge.learning.goal import Goal
+from clipmerge.learning.learn import LearningConfig, learn
+from clipmerge.learning.objective import Objective
 from clipmerge.measures.learned_coefficients import learned_measurements
 from clipmerge.planning.measurements import Measurements
 from clipmerge.plugins import Count, Positive

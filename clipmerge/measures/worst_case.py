@@ -6,8 +6,8 @@ from typing import Literal
 
 import torch
 
-from clipmerge.calibration.objective import FORWARD, GRADIENT, Objective
-from clipmerge.calibration.perturbation import LayerBall
+from clipmerge.learning.objective import FORWARD, GRADIENT, Objective
+from clipmerge.learning.perturbation import LayerBall
 from clipmerge.measures._statistics import by_layer, statistic, with_few_prompts
 from clipmerge.planning.measurements import Measurements
 from clipmerge.plugins import Alpha, Count, Positive

@@ -7,9 +7,8 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from clipmerge.planning.frozen import Frozen
+from clipmerge.stats import LEVEL
 
-#: Share of the intervals that contain the true value.
-LEVEL = 0.95
 #: Loss of accuracy, in points, beyond which there is a warning.
 MAX_LOSS = 3.0
 

@@ -11,7 +11,6 @@ from unittest.mock import Mock
 
 import pytest
 import torch
-from accelerate import Accelerator
 from safetensors.torch import load_file
 from transformers import CLIPModel, CLIPVisionModel
 
@@ -21,6 +20,7 @@ from clipmerge.api._sweep_cache import SweepCache, key_of
 from clipmerge.api.apply import write_merge
 from clipmerge.api.plan import prepare
 from clipmerge.api.sweep import check_sweep, load_source, overlap_notes, run_sweep, write_sweep
+from clipmerge.distributed import distributed_context
 from clipmerge.errors import DataError, UsageError
 from clipmerge.evaluation import bf16_classifier
 from clipmerge.evaluation.accuracy import evaluate_sources
@@ -71,7 +71,7 @@ def written_accuracy(
         prepare(merge_request(models, recipe, *quick(recipe), *sets, data=data), judged=False),
         folder,
     )
-    settings = EvalSettings(Accelerator(cpu=True), TEMPLATE)
+    settings = EvalSettings(distributed_context("cpu"), TEMPLATE)
     record, _ = evaluate_sources(str(folder), sources, settings, progress=Progress())
     return record["accuracy"]
 
@@ -250,7 +250,7 @@ def test_how_many_images_are_held_changes_nothing(
         for watched in work:
             watched.reset_mock()
         loaded = {"near": load_images(str(images)), "far": load_images(str(shifted))}
-        settings = EvalSettings(Accelerator(cpu=True), TEMPLATE)
+        settings = EvalSettings(distributed_context("cpu"), TEMPLATE)
         found = Scorer(build_model(opened), opened, settings, load_bytes=held).score(
             moves, loaded, Progress()
         )

@@ -19,8 +19,8 @@ from torch import Tensor
 from torch.nn.utils import prune
 from transformers import CLIPConfig, CLIPModel, CLIPTextModel
 
-from clipmerge.calibration.objective import Batch
 from clipmerge.checkpoint import align_checkpoints, open_checkpoint
+from clipmerge.learning.objective import Batch
 from tests.support.command import Outcome, clipmerge, refused
 from tests.support.small_objective import objective_for
 from tests.support.tasks import inputs_of

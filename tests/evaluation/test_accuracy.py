@@ -2,10 +2,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from accelerate import Accelerator
 from PIL import Image
 from transformers import CLIPModel, CLIPProcessor
 
+from clipmerge.distributed import distributed_context
 from clipmerge.errors import UsageError
 from clipmerge.evaluation.accuracy import evaluate_sources
 from clipmerge.evaluation.settings import EvalSettings, named_sources, parse_named_source
@@ -47,7 +47,7 @@ def test_accuracy_is_that_of_the_obvious_loop(
     record, _ = evaluate_sources(
         str(pair[1]),
         {"val": str(images)},
-        EvalSettings(Accelerator(cpu=True), templates, batch_size=7),
+        EvalSettings(distributed_context("cpu"), templates, batch_size=7),
         progress=Progress(),
     )
     assert record["images"] == {"val": 30}

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from clipmerge.evaluation.conclusion import Conclusion, concluded, loses
-from clipmerge.evaluation.intervals import paired, wilson
 from clipmerge.planning.merge_effect import Difference, Estimate, Gain, ModelAccuracy
+from clipmerge.stats import paired_accuracy_interval, wilson
 
 Right = NDArray[np.float64]
 
@@ -25,7 +25,9 @@ def accuracy(clean: Right, corrupted: Right) -> ModelAccuracy:
 
 
 def difference(first: Right, second: Right) -> Difference:
-    return Difference(value=float((first - second).mean()), interval=paired(first - second))
+    return Difference(
+        value=float((first - second).mean()), interval=paired_accuracy_interval(first - second)
+    )
 
 
 class Case:

@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 import torch
-from accelerate import Accelerator
 from PIL import Image
 from torch import Tensor
 
 from clipmerge.checkpoint import Inputs
+from clipmerge.distributed import distributed_context
 from clipmerge.evaluation import other_tasks
 from clipmerge.evaluation.accuracy import load_model
 from clipmerge.evaluation.other_tasks import (
@@ -73,7 +73,7 @@ COLOURS = {
     "dd": (90, 90, 90),
     "ee": (250, 250, 10),
 }
-SETTINGS = EvalSettings(Accelerator(cpu=True), batch_size=2)
+SETTINGS = EvalSettings(distributed_context("cpu"), batch_size=2)
 
 
 @pytest.fixture(scope="module")
@@ -127,10 +127,8 @@ def test_processes_share_the_images(
     whole = recall_alone(model, pictures, SETTINGS)
 
     def share(rank: int) -> EvalSettings:
-        accelerator: Any = SimpleNamespace(
-            process_index=rank, num_processes=2, device=torch.device("cpu")
-        )
-        return replace(SETTINGS, accelerator=accelerator)
+        context: Any = SimpleNamespace(rank=rank, world_size=2, device=torch.device("cpu"))
+        return replace(SETTINGS, context=context)
 
     def gather(own: list[Any]) -> list[Any]:
         gathered.extend(own)

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from accelerate import Accelerator
 from safetensors.torch import load_file
 
 from clipmerge.api.apply import write_merge
 from clipmerge.api.plan import prepare
+from clipmerge.distributed import distributed_context
 from clipmerge.errors import CheckpointError
 from clipmerge.evaluation.answer_cache import AnswerCache
 from clipmerge.evaluation.moving_model import MovingModel
@@ -106,7 +106,7 @@ def test_where_all_answers_of_a_point_are_known_the_model_stays(
         scorer = Scorer(
             build_model(inputs),
             inputs,
-            EvalSettings(Accelerator(cpu=True), batch_size=3),
+            EvalSettings(distributed_context("cpu"), batch_size=3),
             cache=cache,
         )
         found = scorer.answer(

@@ -10,11 +10,11 @@ import torch
 from PIL import Image
 from PIL.ImageFilter import GaussianBlur
 
-from clipmerge.calibration import augmentation
 from clipmerge.evaluation import probe as probing
 from clipmerge.evaluation.probe import RELATED, UNRELATED, ScaledImages, corrupted, probe, side_of
 from clipmerge.images.dataset import LabelledImages, load_images
 from clipmerge.images.store import image_files
+from clipmerge.learning import augmentation
 from clipmerge.models.building import build_model
 from tests.support.tasks import inputs_of
 from tests.support.tiny_clip import Folders, save_images

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import t
 
-from clipmerge.evaluation.intervals import paired
-from clipmerge.evaluation.tradeoff import gain_interval, height, interval, standings
+from clipmerge.evaluation.tradeoff import height, standings
+from clipmerge.stats import gain_interval, paired_accuracy_interval, percentile_interval
 
 
 def by_hand(curve_id: list[float], curve_ood: list[float], at: float) -> float | None:
@@ -106,7 +106,7 @@ def test_a_gain_of_a_point_that_gives_the_same_answers_is_not_certain() -> None:
     ids = np.array([[True] * 6 + [False] * 4, [True] * 9 + [False], [True] * 9 + [False]])
     same = rows_of([5, 5, 5], 10)
     low, high = standings([ids], [same, same], range(2), seed=0, resamples=100)[2]["gain_interval"]
-    assert high == -low == pytest.approx(paired(np.zeros(10))[1] / math.sqrt(2))
+    assert high == -low == pytest.approx(paired_accuracy_interval(np.zeros(10))[1] / math.sqrt(2))
 
 
 def test_the_interval_of_a_gain_holds_the_percentiles_and_the_normal_interval() -> None:
@@ -117,5 +117,5 @@ def test_the_interval_of_a_gain_holds_the_percentiles_and_the_normal_interval() 
     assert high == pytest.approx(0.03 + spread, abs=1e-4)
     assert gain_interval(0.03, drawn, 10_000)[1] < high
     assert gain_interval(0.03, drawn, 1)[1] > high
-    assert interval(np.array([0.1] * 89 + [np.nan] * 11)) is None  # too few resamples
-    assert interval(np.array([0.1] * 90 + [np.nan] * 10)) == (0.1, 0.1)
+    assert percentile_interval(np.array([0.1] * 89 + [np.nan] * 11)) is None  # too few resamples
+    assert percentile_interval(np.array([0.1] * 90 + [np.nan] * 10)) == (0.1, 0.1)

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from clipmerge.calibration import objective as calibration_objective
+from clipmerge.learning import objective as calibration_objective
 from clipmerge.models.transformers_clip import TransformersClip
 from clipmerge.plugins import plugin_names
 from tests.support.measure_everything import measured

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from clipmerge.api.apply import write_merge
 from clipmerge.api.plan import prepare
-from clipmerge.calibration.objective import Batch
+from clipmerge.learning.objective import Batch
 from clipmerge.planning.measurements import Measurements
 from clipmerge.plugins import load_plugin
 from tests.support.command import done

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from clipmerge.calibration.objective import Objective
+from clipmerge.learning.objective import Objective
 from clipmerge.measures.hessian_trace import hessian_trace
 from tests.support.small_objective import Ends, Reference, make_batches, objective_for, save_ends
 from tests.support.tiny_clip import layer_of

@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from clipmerge.calibration.objective import Objective
+from clipmerge.learning.objective import Objective
 from clipmerge.planning.measurements import Measurements
 from clipmerge.plugins import plugin_names
 from tests.support.command import counted

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from clipmerge.calibration.slopes import Slopes
+from clipmerge.learning.slopes import Slopes
 from clipmerge.measures.path_barrier import path_barrier
 from clipmerge.planning.measurements import Measurements
 from tests.support.small_objective import Ends, Reference, make_batches, objective_for, save_ends

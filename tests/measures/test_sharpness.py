@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from clipmerge.calibration.loss import CalibrationLoss
-from clipmerge.calibration.objective import Batch, Objective
+from clipmerge.learning.loss import CalibrationLoss
+from clipmerge.learning.objective import Batch, Objective
 from clipmerge.measures.average_case import average_case
 from clipmerge.measures.first_order import first_order
 from clipmerge.measures.worst_case import worst_case

@@ -11,17 +11,17 @@ import open_clip
 import pytest
 import torch
 import transformers
-from accelerate import Accelerator
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers import AutoProcessor
 
-from clipmerge.calibration.objective import Batch, Objective
 from clipmerge.checkpoint import Inputs
+from clipmerge.distributed import distributed_context
 from clipmerge.errors import CheckpointError
 from clipmerge.evaluation.moving_model import MovingModel
 from clipmerge.families.vision_text_dual_encoder import FAMILY
+from clipmerge.learning.objective import Batch, Objective
 from clipmerge.models import ImageTextModel, model_for
 from clipmerge.models.blocks import entering
 from clipmerge.models.open_clip import _tokenizer, build_module, transform_for
@@ -116,7 +116,7 @@ def test_loss_and_gradients_are_those_of_the_librarys_forward(
     pair, model = opened(family_pairs(name))
     batch = Batch(0, model.pixels(pictures()), LABELS)
     objective = Objective(
-        model, pair, [batch], PROMPTS, templates=1, accelerator=Accelerator(cpu=True)
+        model, pair, [batch], PROMPTS, templates=1, context=distributed_context("cpu")
     )
     objective.path.move_to(0.5)
     reference = Reference(name, family_pairs(name), 0.5)

@@ -9,9 +9,9 @@ import pytest
 import torch
 from PIL import Image
 
-from clipmerge.calibration.objective import Batch
 from clipmerge.checkpoint import open_checkpoint
 from clipmerge.evaluation.accuracy import load_model
+from clipmerge.learning.objective import Batch
 from clipmerge.plugins import load_plugin
 from tests.support.command import clipmerge, done, printed, refused
 from tests.support.small_objective import objective_for

@@ -13,8 +13,8 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from clipmerge.calibration import resume as resumption
 from clipmerge.cli.app import main
+from clipmerge.learning import resume as resumption
 
 HOLDS = "holds "
 

@@ -12,10 +12,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from clipmerge.calibration.coefficients import Coefficients
-from clipmerge.calibration.goal import Goal
-from clipmerge.calibration.learning import LearningConfig, learn
-from clipmerge.distributed import Processes
+from clipmerge.distributed import DistributedContext
+from clipmerge.learning.coefficients import Coefficients
+from clipmerge.learning.goal import Goal
+from clipmerge.learning.learn import LearningConfig, learn
 from tests.support import pretended_device
 from tests.support.pretended_device import Pretended, counted
 from tests.support.small_objective import make_batches, objective_for
@@ -37,15 +37,15 @@ def move(processes: Any) -> None:
 
 
 def main(folder: Path, device: str) -> None:
-    processes = Processes(torch.device("cpu"))
-    number, count = processes.process_index, processes.num_processes
+    processes = DistributedContext(torch.device("cpu"))
+    number, count = processes.rank, processes.world_size
     if device != "cpu":
         move(processes)
     ends = (folder / "zeroshot", folder / "finetuned")
     with counted():
         # five batches, so that some of eight processes have none
         objective = objective_for(
-            ends, make_batches((8, 8, 8, 8, 4))[number::count], accelerator=processes
+            ends, make_batches((8, 8, 8, 8, 4))[number::count], context=processes
         )
         values = Coefficients(objective, "entry")
         learn(objective, values, LearningConfig(Goal(0.7, views=1.0), 4, 0.02, batch=16))

@@ -8,9 +8,9 @@ import time
 from datetime import timedelta
 
 from clipmerge import distributed
-from clipmerge.calibration.objective import Work
 from clipmerge.cli.app import main
 from clipmerge.errors import DataError
+from clipmerge.learning.objective import Work
 
 LOST = "lost at "
 #: Seconds after which a process that hangs is given up here.

@@ -5,9 +5,8 @@ import json
 import sys
 from pathlib import Path
 
-from accelerate import Accelerator
-
-from clipmerge.calibration.objective import Objective
+from clipmerge.distributed import distributed_context
+from clipmerge.learning.objective import Objective
 from clipmerge.planning.measurements import Measurements
 from clipmerge.plugins import load_plugin, plugin_names, plugin_options
 from tests.support.small_objective import make_batches, objective_for
@@ -35,8 +34,8 @@ def measured(name: str, objective: Objective) -> Measurements:
 
 
 def main(folder: Path) -> None:
-    accelerator = Accelerator(cpu=True)
-    mine = make_batches(SIZES)[accelerator.process_index :: accelerator.num_processes]
+    context = distributed_context("cpu")
+    mine = make_batches(SIZES)[context.rank :: context.world_size]
     objective = objective_for((folder / "zeroshot", folder / "finetuned"), mine)
     found = {name: measured(name, objective) for name in plugin_names("measures")}
     gradients = {
@@ -47,12 +46,12 @@ def main(folder: Path) -> None:
         measure: {name: value.double().sum().item() for name, value in record.coefficients.items()}
         for measure, record in found.items()
     }
-    if accelerator.is_main_process:
+    if context.is_main_process:
         records = {name: record.model_dump(mode="json") for name, record in found.items()}
-        answer = {"processes": accelerator.num_processes, "records": records}
+        answer = {"processes": context.world_size, "records": records}
         answer |= {"gradients": gradients, "coefficients": coefficients}
         sys.stdout.write(json.dumps(answer))
-    accelerator.end_training()
+    context.end_training()
 
 
 if __name__ == "__main__":

@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import CLIPModel
 
-from clipmerge.calibration.goal import (
+from clipmerge.config import Missing
+from clipmerge.distributed import DistributedContext, distributed_context
+from clipmerge.learning.goal import (
     Goal,
     Losses,
     backpropagate,
@@ -20,9 +21,8 @@ from clipmerge.calibration.goal import (
     make_pictures,
     with_teacher_targets,
 )
-from clipmerge.calibration.objective import Batch, Objective
-from clipmerge.calibration.steps import Step, lay_out
-from clipmerge.config import Missing
+from clipmerge.learning.objective import Batch, Objective
+from clipmerge.learning.steps import Step, lay_out
 from clipmerge.models import model_for
 from tests.support.tasks import inputs_of
 from tests.support.tiny_clip import CLASSES, tiny_config, tiny_processor
@@ -76,7 +76,7 @@ def objective_for(
     templates: tuple[str, ...] = TEMPLATES[:1],
     classes: tuple[str, ...] = CLASSES,
     seed: int = 0,
-    accelerator: Accelerator | None = None,
+    context: DistributedContext | None = None,
     images_at_once: int | None = None,
     prompts_at_once: int = 512,
     progress: Callable[[float, float], None] | None = None,
@@ -89,7 +89,7 @@ def objective_for(
         batches,
         [template.format(name) for name in classes for template in templates],
         templates=len(templates),
-        accelerator=accelerator or Accelerator(cpu=True),
+        context=context or distributed_context("cpu"),
         seed=seed,
         images_at_once=images_at_once,
         progress=progress,

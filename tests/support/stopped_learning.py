@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from clipmerge.calibration import learning
-from clipmerge.calibration import resume as resumption
-from clipmerge.calibration.goal import Losses
+from clipmerge.learning import learn as learn_module
+from clipmerge.learning import resume as resumption
+from clipmerge.learning.goal import Losses
 
 SAVED = "the learning is saved after step {} of {}; the same command resumes there"
 GOES_ON = "learning resumes after step {} of {}, saved by an earlier run"
@@ -24,12 +24,12 @@ Stopping = Callable[[int], None]
 
 def stop_after(monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
     """Interrupt learning once, after a number of steps."""
-    real, taken = learning.losses_of, iter(range(steps))
+    real, taken = learn_module.losses_of, iter(range(steps))
 
     def losses_of(*arguments: Any, **options: Any) -> Losses:
         if next(taken, None) is None:
-            monkeypatch.setattr(learning, "losses_of", real)
+            monkeypatch.setattr(learn_module, "losses_of", real)
             raise KeyboardInterrupt
         return real(*arguments, **options)
 
-    monkeypatch.setattr(learning, "losses_of", losses_of)
+    monkeypatch.setattr(learn_module, "losses_of", losses_of)

@@ -53,9 +53,9 @@ def flops_per_second(device: str) -> float:
     """Measure how many floating-point operations per second a large matrix product reaches."""
     import torch
 
-    from clipmerge.distributed import accelerator_for
+    from clipmerge.distributed import distributed_context
 
-    matrix = torch.randn(_SIDE, _SIDE, device=accelerator_for(device).device)  # type: ignore[arg-type]
+    matrix = torch.randn(_SIDE, _SIDE, device=distributed_context(device).device)  # type: ignore[arg-type]
     float((matrix @ matrix)[0, 0])
     begin, products = time.perf_counter(), 0
     while time.perf_counter() - begin < _SECONDS:

@@ -1,0 +1,143 @@
+"""Memory that activations take, and the number of images whose activations fit into it at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
+
+from clipmerge.learning.bulk import LARGE
+from clipmerge.learning.objective import Objective
+from clipmerge.models.memory import memory
+from clipmerge.models.precision import Precision, passes
+
+# Share of a machine's memory that activations may take; more images go through the model in pieces.
+_SHARE = 0.25
+# On a card, the same of what nothing has taken; buffers of kernels need the rest.
+_SHARE_OF_FREE = 0.8
+# When a card makes pictures, it holds so many times their size; and so many buffers of weights when
+# it moves those, one more if their ends have 16 bits.
+_PICTURES, _BUFFERS = 5, 2
+# Share of a card's free memory that prompts may take; more go through the text tower in pieces.
+_SHARE_OF_PROMPTS = 0.2
+
+
+class Activations:
+    """What a model's activations take, measured once.
+
+    Attributes:
+        image: Bytes kept for the backward pass for each image; 0 if no image is at hand.
+        prompts: The same for all prompts together with an image's; 0 on a CPU, and if they go
+            through afterwards.
+        gradients: Bytes of the vision tower's gradients, which a card holds until the last piece of
+            a step.
+    """
+
+    def __init__(self, objective: Objective, precision: Precision, prompts: int = 0) -> None:
+        """Send one image through, and then two, and prompts likewise.
+
+        Args:
+            objective: Calibration loss; on a card its prompts go through in pieces small enough for
+                its memory.
+            precision: Precision of the passes.
+            prompts: Number of prompts whose activations are held together with those of images.
+        """
+        device, path = objective.shares.context.device, objective.path
+        self._objective = objective
+        self.image = self.prompts = self.gradients = 0
+        if objective.shares.batches:
+            pixels = objective.shares.batches[0].pixels[:1]
+            # repeated, as a view of the batch would count all of its images
+            self.image = _difference(
+                lambda count: objective.criterion.embed(
+                    pixels.repeat(count, *[1] * (pixels.ndim - 1))
+                ),
+                precision,
+                device,
+            )
+        self._room = _SHARE * memory(device)
+        if device.type == "cpu":
+            return
+        free = memory(device)
+        if path.text_changes:
+            all_prompts = objective.criterion.prompts
+            per_prompt = _difference(
+                lambda count: all_prompts.features(
+                    places=torch.zeros(count, dtype=torch.int64, device=device)
+                ),
+                precision,
+                device,
+            )
+            all_prompts.at_once = max(
+                1, min(all_prompts.at_once, int(_SHARE_OF_PROMPTS * free / per_prompt))
+            )
+            # more are embedded again in the backward pass, when activations of images are gone
+            self.prompts = per_prompt * prompts if prompts <= all_prompts.at_once else 0
+        own = (
+            name
+            for layer, names in path.layers.items()
+            if not layer.startswith("text.")
+            for name in names
+        )
+        self.gradients = sum(path.parameters[name].nbytes for name in own)
+        self._room = _SHARE_OF_FREE * free - self.gradients - self.prompts
+
+    def images(self) -> int | None:
+        """How many images' activations fit; at least one, and ``None`` if it is unknown."""
+        return max(1, int(self._room / self.image)) if self.image else None
+
+    def forecast(self, state: Mapping[str, Tensor], pictures: int, at_once: int) -> str:
+        """Say how much of a card's memory learning takes.
+
+        Args:
+            state: What learning holds.
+            pictures: Pictures of a step.
+            at_once: Those of them whose activations are held at once.
+        """
+        objective, path = self._objective, self._objective.path
+        module, device = objective.criterion.model.module, objective.shares.context.device
+        weights = sum(path.parameters[name].numel() for name in path.task_vector)
+        learned = path.ends_nbytes + sum(
+            tensor.nbytes for tensor in state.values() if tensor.device == device
+        )
+        model = sum(tensor.nbytes for tensor in (*module.parameters(), *module.buffers()))
+        shares = [objective.shares, *([objective.unlabelled] if objective.unlabelled else [])]
+        images = [batch.pixels for share in shares for batch in share.batches]
+        pixels = pictures * images[0][0].nbytes
+        step = at_once * self.image + self.prompts + pixels
+        if at_once < pictures:
+            step += self.gradients + at_once * images[0][0].nbytes
+        # beside what a card computes at once, when activations are gone
+        least = max((_BUFFERS + path.has_short_ends) * 4 * min(weights, LARGE), _PICTURES * pixels)
+        total = model + learned + sum(batch.nbytes for batch in images) + max(step, least)
+        return (
+            f"about {total / 1e6:,.1f} MB of the device's memory, {4 + learned / weights:.0f} bytes"
+            f" for each of {weights / 1e6:,.1f} million weights that move"
+        )
+
+
+def _difference(run: Callable[[int], Tensor], precision: Precision, device: torch.device) -> int:
+    """Bytes kept for the backward pass of two inputs less those of one: weights, which both need,
+    are not counted.
+    """
+    return _saved(run, 2, precision, device) - _saved(run, 1, precision, device)
+
+
+def _saved(
+    run: Callable[[int], Tensor], count: int, precision: Precision, device: torch.device
+) -> int:
+    sizes: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        sizes[storage.data_ptr()] = storage.nbytes()
+        return (
+            tensor.detach()
+        )  # with its graph, an operation that saves its own output would never be freed
+
+    with saved_tensors_hooks(keep, lambda tensor: tensor), passes(device, precision):
+        graph = run(count)  # kept alive until all is counted, or its memory would be reused
+    del graph
+    return sum(sizes.values())

@@ -1,0 +1,50 @@
+"""Mixtures of several fine-tuned checkpoints, evaluated on the calibration images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch.nn.functional import cross_entropy
+
+from clipmerge.errors import MeasureError
+from clipmerge.learning.objective import FORWARD, Objective
+from clipmerge.merging.tensor import merge_tensor
+from clipmerge.planning.measurements import Mixture
+
+
+@torch.no_grad()
+def try_mixture(objective: Objective, weights: Sequence[float]) -> Mixture:
+    """Evaluate theta_0 + sum_i weights_i * (theta_i - theta_0), as a merge would write it; one
+    forward pass.
+
+    The model stays at the mixture, including layers that only a further checkpoint changed: do not
+    use `move_to` afterwards.
+    """
+    inputs = objective.inputs
+    # a further checkpoint may change a text tower that the first one does not
+    objective.path.forget(text=objective.path.text_changes or len(objective.inputs.finetuned) > 1)
+    for name, parameter in objective.path.parameters.items():
+        if inputs.merges(name):
+            finetuned = [
+                inputs.theta_1(name, which=which)
+                for which in range(len(objective.inputs.finetuned))
+            ]
+            parameter.copy_(
+                merge_tensor(inputs.theta_0(name), finetuned, alpha=1.0, weights=tuple(weights))
+            )
+    features = objective.criterion.prompt_features()
+    results = {}
+    for batch in objective.shares.batches:
+        logits = objective.criterion.logits(batch, features)
+        right = int((logits.argmax(dim=-1) == batch.labels).sum()) / len(batch)
+        results[batch.number] = (float(cross_entropy(logits, batch.labels)), right)
+        objective.work.tick(FORWARD * len(batch))
+    rows = objective.shares.by_batch(results)
+    loss, accuracy = (objective.shares.mean(list(values)) for values in zip(*rows, strict=True))
+    if not loss < float("inf"):
+        listed = ", ".join(f"{weight:g}" for weight in weights)
+        raise MeasureError(
+            f"the calibration loss at weights {listed} is {loss}; check that the checkpoints work"
+        )
+    return Mixture(weights=tuple(weights), loss=loss, accuracy=accuracy)

@@ -1,0 +1,252 @@
+"""The calibration loss as a function of the weights: the argument of every measure.
+
+`Objective` combines four parts and delegates to them: the weights on the path, the loss at the
+current weights, the batches over all processes, and the work announced and done. Weights move in
+place on the device; there is never a second model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
+
+import torch
+from torch import Tensor
+
+from clipmerge.checkpoint import Inputs
+from clipmerge.distributed import DistributedContext
+from clipmerge.errors import MeasureError
+from clipmerge.images.batches import Batch as Batch
+from clipmerge.learning.loss import CalibrationLoss
+from clipmerge.learning.path import PathWeights
+from clipmerge.learning.prompts import Prompts
+from clipmerge.learning.resume import LearningState
+from clipmerge.learning.shares import Shares
+from clipmerge.models import ImageTextModel
+from clipmerge.models.memory import Pieces
+
+#: Loss of a batch, given prompt features (prompts, projection_dim).
+Loss = Callable[[Batch, Tensor], Tensor]
+#: Number of prompts that measures backpropagate through the text tower; if there are more,
+#: templates are drawn.
+PROMPTS_A_GRADIENT = 1024
+
+# Cost of a batch in forward passes: a gradient is about three, a Hessian-vector product about six.
+FORWARD, GRADIENT, HESSIAN = 1, 3, 6
+
+
+class Work:
+    """The work of one process."""
+
+    def __init__(self, report: Callable[[float, float], None] | None = None) -> None:
+        """Start without announced work."""
+        self._report = report
+        self._done = self._announced = 0.0
+
+    def announce(self, work: float) -> None:
+        """Announce work to come, in images x forward passes."""
+        self._announced += work
+
+    def tick(self, cost: float) -> None:
+        """Report work done, in images x forward passes."""
+        self._done += cost
+        if self._report:
+            self._report(self._done, self._announced)
+
+
+class Objective:
+    """The loss at theta(alpha) plus any perturbation, over this process's share of the batches.
+
+    Attributes:
+        inputs: The checkpoints.
+        path: The weights, with `layers`, `parameters`, `theta_0` and `task_vector`.
+        criterion: The loss at the current weights, with `prompts`.
+        shares: The batches, with `batches`, `batch_sizes`, `images` and `context`.
+        work: Work announced and done.
+        seed: Seed for measures that draw random numbers.
+        wants_gradients: Whether the recipe's method ranks entries by mean gradients.
+        notes: What the record of the measure should say beside its own notes.
+        say: Called with what the user should know.
+        learning_state: Saves and restores the state of measures that learn; ``None`` to save
+            nothing.
+        noise_drawn_on: Kind of device that draws the noise of changed copies; ``None`` for the CPU.
+        unlabelled: Images without labels for measures that learn, shared among the processes;
+            ``None`` for none.
+    """
+
+    wants_gradients: bool = False
+    noise_drawn_on: str | None = None
+    unlabelled: Shares | None = None
+    learning_state: LearningState | None = None
+
+    def __init__(
+        self,
+        model: ImageTextModel,
+        inputs: Inputs,
+        batches: Iterable[Batch],
+        prompts: list[str],
+        *,
+        templates: int,
+        context: DistributedContext,
+        seed: int = 0,
+        images_at_once: int | None = None,
+        progress: Callable[[float, float], None] | None = None,
+        say: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        """Load the weights of both ends and place everything on the device.
+
+        Args:
+            model: The model without weights.
+            inputs: The checkpoints; the first fine-tuned one is theta_1.
+            batches: This process's batches, on any device.
+            prompts: Class prompts, class by class.
+            templates: Prompts per class.
+            context: The processes, and the device of this one.
+            seed: Seed for measures that draw random numbers.
+            images_at_once: Images whose activations `gradients` holds at once, with the same
+                gradient of the batch; ``None`` for a whole batch.
+            progress: Called with work done and work announced, in images x forward passes.
+            say: Called with what the user should know.
+
+        Raises:
+            CheckpointError: If a weight is not finite.
+            DataError: If the text tower gives all classes the same features.
+            MeasureError: If fine-tuning changed nothing, or another process is gone.
+        """
+        self.inputs = inputs
+        self.seed = seed
+        self.work = Work(progress)
+        self.path = PathWeights(model, inputs, context.device)
+        embedder = Prompts(model, prompts, templates, context.device)
+        self.notes: list[str] = []
+        self.say = say
+        self.criterion = CalibrationLoss(model, self.path, embedder, Pieces(None, self.note))
+        self.shares = Shares(batches, context)
+        self._images_at_once = images_at_once
+        self._pieces = self.pieces(None)
+
+    def fewer_prompts(self) -> AbstractContextManager[tuple[str, ...]]:
+        """In this context, use at most `PROMPTS_A_GRADIENT` prompts, or one template per class if
+        that is more.
+
+        Returns:
+            A context whose value is the notes for the result.
+        """
+        return self.criterion.fewer_prompts(PROMPTS_A_GRADIENT, self.seed)
+
+    def note(self, text: str) -> None:
+        """Tell the user and the record, once."""
+        if text not in self.notes:
+            self.notes.append(text)
+            self.say(text)
+
+    def pieces(self, most: int | None) -> Pieces:
+        """Pieces of as many images as the user said, or else of ``most``; halved where memory runs
+        out.
+        """
+        return Pieces(self._images_at_once or most, self.note)
+
+    # Passes over this process's batches, and their work
+
+    def announce(self, *, forward: float = 0, gradient: float = 0, hessian: float = 0) -> None:
+        """Announce all passes over the data before they start, so that their progress and time can
+        be shown.
+
+        Args:
+            forward: Forward passes.
+            gradient: Gradient passes, as by `gradients`.
+            hessian: Products with the Hessian, each of all batches.
+        """
+        passes = forward * FORWARD + gradient * GRADIENT + hessian * HESSIAN
+        self.work.announce(passes * sum(len(batch) for batch in self.shares.batches))
+
+    @torch.no_grad()
+    def losses(self) -> dict[int, float]:
+        """Loss of each of this process's batches at the current weights, by batch number; one
+        forward pass.
+        """
+        features = self.criterion.prompt_features()
+        values = {}
+        for batch in self.shares.batches:
+            values[batch.number] = float(self.criterion.loss(batch, features))
+            self.work.tick(FORWARD * len(batch))
+        return values
+
+    def gradients(self, loss_of: Loss | None = None) -> Iterator[tuple[Batch, float]]:
+        """Iterate over the batches with each batch's own gradient in ``parameter.grad``; one
+        gradient pass.
+
+        The text tower runs forward once for all batches and backward once per batch, from the
+        gradient of the prompt features: the same numbers as one joint backward pass.
+
+        Args:
+            loss_of: A loss to use instead of `loss`: a scalar, given a batch and the prompt
+                features.
+
+        Yields:
+            The batch and its loss. Gradients are overwritten by the next batch.
+
+        Raises:
+            MeasureError: If a loss is not finite.
+        """
+        prompts = (
+            self.criterion.prompts.features()
+            if self.path.text_changes
+            else self.criterion.prompt_features()
+        )
+        for batch, value, pull in self.image_gradients(prompts, loss_of):
+            if pull is not None:
+                prompts.backward(pull, retain_graph=True)  # type: ignore[no-untyped-call]
+            yield batch, value
+
+    def image_gradients(
+        self, prompts: Tensor, loss_of: Loss | None = None, pieces: Pieces | None = None
+    ) -> Iterator[tuple[Batch, float, Tensor | None]]:
+        """The same as `gradients` for given prompt features, without the text tower's gradient.
+
+        Yields:
+            The batch, its loss, and the loss's gradient of the prompt features; ``None`` if the
+            text tower stays.
+        """
+        for batch in self.shares.batches:
+            features = prompts.detach().requires_grad_(self.path.text_changes)
+
+            def attempt(most: int, batch: Batch = batch, features: Tensor = features) -> float:
+                self.path.clear_gradients()
+                features.grad = None
+                value = 0.0
+                for piece in [batch] if loss_of else batch.pieces(most):
+                    loss = (loss_of or self.criterion.loss)(piece, features) * (
+                        len(piece) / len(batch)
+                    )
+                    loss.backward()  # type: ignore[no-untyped-call]
+                    value += float(loss.detach())
+                return value
+
+            value = (pieces or self._pieces).tried(len(batch), attempt)
+            if not value < float("inf"):
+                raise MeasureError(
+                    f"the loss of calibration batch {batch.number} is {value}; check the"
+                    " checkpoints"
+                )
+            yield batch, value, features.grad
+            self.work.tick(GRADIENT * len(batch))
+        self.path.clear_gradients()
+
+    def mean_of_pieces(
+        self, batch: Batch, values_of: Callable[[Batch], list[float]]
+    ) -> list[float]:
+        """Compute values that are means over a batch's images, from pieces of it where memory runs
+        out.
+        """
+
+        def attempt(most: int) -> list[float]:
+            pieces = [(len(piece) / len(batch), values_of(piece)) for piece in batch.pieces(most)]
+            return [
+                sum(values)
+                for values in zip(
+                    *([part * x for x in found] for part, found in pieces), strict=True
+                )
+            ]
+
+        return self._pieces.tried(len(batch), attempt)

@@ -1,0 +1,434 @@
+"""Measures, steps of learning, evaluation and retrieval on a device that refuses and counts what a
+card does."""
+
+import gc
+import re
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from clipmerge.api.merge_models import merge_state_dicts
+from clipmerge.checkpoint import open_checkpoint
+from clipmerge.distributed import DistributedContext, all_reduce_, device_work, distributed_context
+from clipmerge.errors import MeasureError
+from clipmerge.evaluation.accuracy import load_model, zero_shot_accuracy
+from clipmerge.evaluation.moving_model import MovingModel
+from clipmerge.evaluation.other_tasks import recall_of
+from clipmerge.evaluation.scorer import Scorer
+from clipmerge.evaluation.settings import EvalSettings
+from clipmerge.images.dataset import load_images
+from clipmerge.learning import activations, coefficients
+from clipmerge.learning.augmentation import KINDS, _normal, augmented
+from clipmerge.learning.coefficients import Coefficients, _largest
+from clipmerge.learning.goal import Goal
+from clipmerge.learning.learn import LearningConfig, learn
+from clipmerge.learning.objective import Objective
+from clipmerge.measures.hessian_trace import hessian_trace
+from clipmerge.models.building import build_model
+from clipmerge.plugins import Augmentation, plugin_names
+from clipmerge.progress import Progress
+from tests.support import pretended_device
+from tests.support.measure_everything import measured
+from tests.support.pretended_device import Pretended, counted
+from tests.support.small_objective import Ends, make_batches, objective_for, save_ends
+from tests.support.tasks import inputs_of
+
+pytestmark = pytest.mark.skipif(
+    not pretended_device.SUPPORTED, reason="torch has no backends in Python before 2.9"
+)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def registered() -> None:
+    pretended_device.register()
+
+
+@pytest.fixture(scope="module")
+def ends(tmp_path_factory: pytest.TempPathFactory) -> Ends:
+    return save_ends(tmp_path_factory.mktemp("ends"), blocks=1)
+
+
+def objective_on(device: str, ends: Ends) -> Objective:
+    return objective_for(
+        ends, make_batches((3, 2)), context=DistributedContext(torch.device(device))
+    )
+
+
+def test_the_device_refuses_what_a_card_refuses() -> None:
+    there = torch.ones(3).to(pretended_device.NAME)
+    with pytest.raises(RuntimeError, match="on the same device"):
+        there + torch.ones(3)
+    with pytest.raises(RuntimeError, match="a generator of the device"):
+        there.uniform_(generator=torch.Generator())
+    with counted(has_float64=False), pytest.raises(TypeError, match="no float64"):
+        there.double()
+    with counted() as counts:
+        assert float((there + 1).sum()) == 6
+    assert counts.waits == 1
+    assert counts.kernels == {"add": 1, "sum": 1}
+    with counted() as counts:
+        torch.ones(3).to(pretended_device.NAME)
+        there.copy_(torch.ones(3))
+        there[torch.tensor([0])]
+        assert counts.waits == 3
+        torch.ones(3).to(pretended_device.NAME, non_blocking=True)
+        there.copy_(torch.ones(3), non_blocking=True)
+        there[torch.tensor([0]).to(pretended_device.NAME, non_blocking=True)]
+        assert counts.waits == 3
+    before = pretended_device.taken()
+    with counted(most=before + 40), pytest.raises(torch.OutOfMemoryError):
+        there.repeat(4)
+    assert pretended_device.taken() == before
+
+
+@pytest.mark.parametrize("count", [1, 3, 7, 10])
+def test_the_largest_entries_are_those_of_the_cpu(count: int) -> None:
+    scores = torch.tensor([0.5, 1.0, 0.2, 0.5, 0.5, 0.0, 0.9, 0.2, 0.2, 1.0])
+    with counted() as counts:
+        found = _largest(scores.to(pretended_device.NAME, non_blocking=True), count)
+        assert counts.waits == 0
+        assert "kthvalue" not in counts.kernels
+    assert torch.equal(found.cpu(), _largest(scores, count))
+
+
+@pytest.mark.parametrize("name", plugin_names("measures"))
+def test_a_measure_is_that_of_the_cpu(ends: Ends, name: str) -> None:
+    """Also where there is no float64, as on Apple's."""
+    expected = measured(name, objective_on("cpu", ends))
+    with counted(has_float64=False):
+        found = measured(name, objective_on(pretended_device.NAME, ends))
+    learns = bool(expected.coefficients)
+    for statistic, other in zip(found.statistics, expected.statistics, strict=True):
+        largest = max(map(abs, other.values.values()), default=0.0)
+        for layer, value in other.values.items():
+            # noise is drawn by the device, so that what was learned differs a little
+            limit = 0.35 * largest if learns else 1e-4 * largest
+            assert statistic.values[layer] == pytest.approx(value, abs=limit + 1e-7), (
+                statistic.name,
+                layer,
+            )
+    for mixture, other_mixture in zip(found.mixtures, expected.mixtures, strict=True):
+        assert mixture.loss == pytest.approx(other_mixture.loss, rel=1e-4)
+    for kind, tensors in expected.tensors.items():
+        for key in tensors.keys() - {
+            key for key in tensors if key.endswith("k_proj.bias")
+        }:  # rounding alone
+            tensor = tensors[key]
+            assert torch.allclose(
+                found.tensors[kind][key], tensor, rtol=1e-3, atol=1e-4 * float(tensor.abs().max())
+            )
+    for key, value in expected.coefficients.items():
+        assert not isinstance(found.coefficients[key], Pretended)
+        assert found.coefficients[key].shape == value.shape
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_steps_of_learning_are_the_cpus(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype
+) -> None:
+    """Also where the device holds both ends in 16 bits, and where weights do not move all at
+    once."""
+    monkeypatch.setattr(coefficients, "LARGE", 1000)
+    ends = save_ends(tmp_path, dtype=dtype)
+    goal = Goal(0.7, views=1.0, copies=4, changes=("geometry", "colour", "grey", "blur"))
+    learned, placed = {}, {}
+    for device in ("cpu", pretended_device.NAME):
+        with counted():
+            objective = objective_on(device, ends)
+            values = Coefficients(objective, "entry", 0.3)
+            values.place()
+            placed[device] = {
+                name: each.detach().clone().cpu()
+                for name, each in objective.path.parameters.items()
+            }
+            learn(objective, values, LearningConfig(goal, 2, 0.05))
+            learned[device] = values.by_parameter()
+            moving = sum(value.numel() for value in learned[device].values())
+            if device != "cpu":
+                assert objective.path.ends_nbytes == 2 * dtype.itemsize * moving
+    assert all(
+        torch.equal(placed[pretended_device.NAME][name], value)
+        for name, value in placed["cpu"].items()
+    )
+    for name, value in learned["cpu"].items():
+        if not name.endswith("k_proj.bias"):  # a softmax does not see it: its gradient is rounding
+            assert torch.allclose(learned[pretended_device.NAME][name], value, atol=2e-3), name
+
+
+@pytest.mark.parametrize(
+    "moves", [("",), ("vision_model", "visual_projection")], ids=["both", "vision"]
+)
+def test_a_step_starts_few_kernels_and_waits_three_times(
+    tmp_path: Path, moves: tuple[str, ...]
+) -> None:
+    """As many tensors as a ViT-B/32 has; two steps more, less what the model itself does in two
+    steps."""
+    ends = save_ends(tmp_path, blocks=12, moves=moves)
+    goal = Goal(0.7, views=1.0, copies=4)
+    waits, kernels = [], []
+    for steps in (1, 3):
+        with counted() as counts:
+            objective = objective_on(pretended_device.NAME, ends)
+            counts.kernels, counts.waits = {}, 0
+            learn(
+                objective, Coefficients(objective, "entry", 0.3), LearningConfig(goal, steps, 0.05)
+            )
+            waits.append(counts.waits)
+            kernels.append(sum(counts.kernels.values()))
+    assert kernels[0] > 0
+    assert all(
+        isinstance(parameter.data, Pretended) for parameter in objective.path.parameters.values()
+    )
+    pixels = objective.shares.batches[0].pixels
+    with counted() as counts:
+        with torch.no_grad():
+            objective.criterion.embed(pixels)
+        classes = objective.criterion.class_features()
+        loss = objective.criterion.model.logits(
+            objective.criterion.embed(torch.cat([pixels] * 2)), classes
+        )
+        loss.sum().backward()
+        objective.path.clear_gradients()
+        assert (
+            waits[1] - waits[0]
+        ) / 2 - counts.waits <= 3  # transformers' text tower waits by itself
+        own = sum(counts.kernels.values())
+    assert (kernels[1] - kernels[0]) / 2 - own <= 400
+
+
+def learned_with(
+    ends: Ends, most: int | None, sizes: tuple[int, ...], changes: tuple[Augmentation, ...] = ()
+) -> tuple[Objective, dict[str, Tensor], int]:
+    """Learn on a device with so much memory: the objective, the coefficients, and the most that was
+    taken."""
+    gc.collect()
+    with counted(most=most) as counts:
+        before = pretended_device.taken()
+        objective = objective_for(
+            ends,
+            make_batches(sizes),
+            context=DistributedContext(torch.device(pretended_device.NAME)),
+        )
+        said: list[str] = []
+        objective.say = said.append
+        values = Coefficients(objective, "entry", 0.3)
+        learn(objective, values, LearningConfig(Goal(0.7, changes, views=1.0), 2, 0.05))
+        objective.notes += said
+        return objective, values.by_parameter(), counts.peak - before
+
+
+def test_memory_that_runs_out_halves_the_pieces(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ends = save_ends(tmp_path, blocks=3, width=64)
+    monkeypatch.setattr(activations, "_SHARE_OF_FREE", 1e6)  # expects far more than there is
+    _, expected, peak = learned_with(ends, None, (16,))
+    objective, found, _ = learned_with(ends, pretended_device.taken() + peak * 2 // 3, (16,))
+    assert any(
+        "memory does not suffice for 32 images at once: going on with 16" in note
+        for note in objective.notes
+    )
+    for name, value in expected.items():
+        if not name.endswith("k_proj.bias"):
+            assert torch.allclose(found[name], value, atol=2e-3), name
+    with (
+        pytest.raises(
+            MeasureError, match=r"too little memory .* lower `images_at_once` or `batch_size`"
+        ),
+        device_work(),
+    ):
+        learned_with(ends, pretended_device.taken() + peak // 10, (16,))
+
+
+def test_products_with_the_hessian_are_tried_again(ends: Ends) -> None:
+    """Memory runs out in a forward pass: torch aborts if Python raises in a second derivative on a
+    device."""
+    objective = objective_on(pretended_device.NAME, ends)
+    found = [hessian_trace(objective, probes=1)["hessian_trace"].values]
+    probe = sum(each.nbytes for each in objective.path.task_vector.values())
+    with counted(most=pretended_device.taken() + probe + 1000) as counts:
+        objective.say = lambda _: setattr(counts, "most", None)
+        found.append(hessian_trace(objective, probes=1)["hessian_trace"].values)
+    assert objective.notes == ["memory does not suffice for 3 images at once: going on with 1"]
+    assert found[1] == pytest.approx(found[0], rel=1e-3)
+
+
+def test_pieces_are_as_small_as_what_is_free(tmp_path: Path) -> None:
+    """With a device that others have filled nothing has to be tried twice."""
+    ends = save_ends(tmp_path, blocks=3, width=64)
+    peak = learned_with(ends, None, (16,))[2]
+    for share, fits in ((1.5, True), (0.6, False)):
+        notes = learned_with(ends, pretended_device.taken() + int(share * peak), (16,))[0].notes
+        assert not any("does not suffice" in note for note in notes)
+        assert ("; 32 of the 32 images" in notes[-1]) == fits, notes
+
+
+def test_any_accelerator_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "false")
+    assert distributed_context("auto").device == torch.device(pretended_device.NAME, 0)
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    assert (
+        distributed_context("auto").device
+        == distributed_context("cpu").device
+        == torch.device("cpu")
+    )
+
+
+@pytest.mark.parametrize(
+    ("images", "whole", "dtype"), [(40, False, torch.float32), (8, True, torch.float16)]
+)
+def test_the_memory_of_learning_is_foretold(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, images: int, whole: bool, dtype: torch.dtype
+) -> None:
+    """Mostly activations with many images, mostly weights with few."""
+    ends = save_ends(tmp_path, blocks=3, width=64, dtype=dtype)
+    if not whole:
+        monkeypatch.setattr(activations.Activations, "images", lambda self: 4)
+    objective, _, peak = learned_with(ends, None, (images,), KINDS)
+    told = re.search(r"about ([\d.]+) MB", objective.notes[-1])
+    assert told, objective.notes
+    assert float(told[1]) * 1e6 == pytest.approx(peak, rel=0.1), objective.notes
+
+
+def test_noise_is_normal_and_independent_of_what_else_is_drawn() -> None:
+    keys = torch.randint(1 << 32, (50,), generator=torch.Generator().manual_seed(0))
+    noise = _normal(keys, 4001)
+    assert torch.equal(noise[7:9], _normal(keys[7:9], 4001))
+    assert abs(float(noise.mean())) < 0.01
+    assert float(noise.std()) == pytest.approx(1, abs=0.01)
+    assert float((noise**4).mean()) == pytest.approx(3, abs=0.1)
+    others = [noise[1:], noise[:, 1:], noise[:, 2:]]
+    mates = [noise[:-1], noise[:, :-1], noise[:, :-2]]
+    for one, other in zip(others, mates, strict=True):
+        assert abs(float((one * other).mean())) < 0.01
+
+
+def test_changes_are_those_of_the_cpu_but_for_noise(ends: Ends) -> None:
+    pixels = make_batches((6,))[0].pixels
+    kinds = ("geometry", "colour", "grey", "blur")
+    with counted() as counts:
+        there = pixels.to(pretended_device.NAME)
+        assert torch.allclose(
+            augmented(there, 3, kinds).cpu(), augmented(pixels, 3, kinds), atol=1e-6
+        )
+        counts.waits = 0
+        noisy = augmented(there, 3, ("noise",))
+        assert counts.waits == 0
+    spread = (noisy.cpu() - pixels).std((1, 2, 3))
+    assert torch.allclose(
+        spread, (augmented(pixels, 3, ("noise",)) - pixels).std((1, 2, 3)), rtol=0.05
+    )
+
+
+def test_evaluation_is_that_of_the_cpu(pair: tuple[Path, Path], images: Path) -> None:
+    loaded, accuracies = load_images(str(images), None, whole=True), []
+    for device in ("cpu", pretended_device.NAME):
+        with counted(has_float64=False):
+            settings = EvalSettings(DistributedContext(torch.device(device)))
+            accuracies.append(
+                zero_shot_accuracy(
+                    load_model(open_checkpoint(str(pair[0]))), loaded, settings, Progress()
+                )
+            )
+    assert accuracies[0] == accuracies[1]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_points_are_classified_as_on_the_cpu(
+    tmp_path: Path, images: Path, dtype: torch.dtype
+) -> None:
+    """Pictures are sent once for all points; weights in float64 stay on the CPU, as Apple's devices
+    have none."""
+    loaded, answers = load_images(str(images), None, whole=True), []
+    moves = [partial(MovingModel.interpolate, alpha=alpha) for alpha in (0.0, 0.5, 1.0)]
+    inputs = inputs_of(save_ends(tmp_path, blocks=1, dtype=dtype))
+    for device in ("cpu", pretended_device.NAME):
+        with (
+            counted(has_float64=False),
+            torch.inference_mode(),
+        ):  # the device makes no views of others in it
+            scorer = Scorer(
+                build_model(inputs),
+                inputs,
+                EvalSettings(DistributedContext(torch.device(device)), batch_size=7),
+            )
+            answers.append(scorer.answer(moves, {"a": loaded}, Progress())["a"])
+    assert (answers[0] == answers[1]).all()
+
+
+def test_retrieval_is_that_of_the_cpu() -> None:
+    generator = torch.Generator().manual_seed(0)
+    images, texts = (
+        normalize(torch.randn(count, 8, generator=generator), dim=-1) for count in (6, 12)
+    )
+    owners = torch.arange(6).repeat(2)
+    expected = recall_of(images, texts, owners)
+    with counted(has_float64=False):
+        assert (
+            recall_of(*(tensor.to(pretended_device.NAME) for tensor in (images, texts, owners)))
+            == expected
+        )
+
+
+@pytest.mark.parametrize("mask", ["magnitude", "random"])
+def test_state_dicts_on_the_device_are_merged_there(mask: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    ends = [{"w": torch.randn(40, 3, generator=generator), "n": torch.tensor(3)} for _ in range(2)]
+    expected = merge_state_dicts(*ends, alpha=0.4, density=0.5, mask=mask)
+    with counted(has_float64=False):
+        there = [
+            {name: tensor.to(pretended_device.NAME) for name, tensor in end.items()} for end in ends
+        ]
+        found = merge_state_dicts(*there, alpha=0.4, density=0.5, mask=mask)
+    assert all(tensor.device.type == pretended_device.NAME for tensor in found.values())
+    assert all(torch.equal(found[name].cpu(), tensor) for name, tensor in expected.items())
+
+
+def test_collectives_get_tensors_on_the_device_of_their_group(
+    ends: Ends, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two processes with equal tensors, and a group that refuses those on the CPU, as NCCL's
+    does."""
+    sent = []
+
+    def all_reduce(tensor: torch.Tensor) -> None:
+        if tensor.device.type == "cpu":
+            raise RuntimeError("No backend type associated with device type cpu")
+        sent.append(tensor.numel())
+        tensor.mul_(2)
+
+    monkeypatch.setattr(torch.distributed, "all_reduce", all_reduce)
+    objective = objective_on("cpu", ends)
+    processes: Any = objective.shares.context
+    processes.world_size, processes.state = (
+        2,
+        SimpleNamespace(device=torch.device(pretended_device.NAME)),
+    )
+    sums = torch.ones(3, dtype=torch.float64)
+    all_reduce_(processes, sums)
+    assert sums.tolist() == [2, 2, 2]
+    totals = objective.shares.total({"a": sums})
+    assert (totals["a"].tolist(), sums.tolist()) == ([4, 4, 4], [2, 2, 2])
+    values = Coefficients(objective, "entry", 0.3)
+    for number, value in enumerate(values.values.values()):
+        value.grad = torch.full_like(value, number)
+    sent.clear()
+    values.all_reduce_()
+    assert sent == [sum(value.numel() for value in values.values.values())]  # all at once
+    for number, value in enumerate(values.values.values()):
+        assert torch.equal(cast(Tensor, value.grad), torch.full_like(value, 2 * number))
+    monkeypatch.setattr(coefficients, "_BUCKET", 1)
+    values.all_reduce_(2)  # both had all of them
+    for number, value in enumerate(values.values.values()):
+        assert torch.equal(cast(Tensor, value.grad), torch.full_like(value, 2 * number))
+    assert len(sent) == 1 + len(values.values)
+    # a step with fewer images than processes, which both take whole: their coefficients stay equal
+    sent.clear()
+    learn(objective, values, LearningConfig(Goal(0.0), 1, 0.05, batch=1))
+    assert sum(sent) == sum(value.numel() for value in values.values.values())

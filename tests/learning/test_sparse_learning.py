@@ -1,0 +1,128 @@
+"""Learned sparse masks: an exact number of entries is kept, all others are zero-shot's bytes, and
+scores still move."""
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from clipmerge.learning.coefficients import Coefficients, _largest
+from clipmerge.learning.objective import Objective
+from clipmerge.measures.learned_sparse import layer_sharpness, learned_sparse, sharpest
+from tests.support.small_objective import Ends, Reference, make_batches, objective_for
+
+# the zero-shot model of these tests knows nothing, and nothing would be learned
+LEARN: dict[str, Any] = {"divergence": "predictions", "held_back": 0}
+SIZES = (8, 8, 7)
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(st.lists(st.sampled_from([0.0, 0.25, 0.5, 1.0]), min_size=1, max_size=30), st.data())
+def test_the_largest_are_exactly_so_many(scores: list[float], data: Any) -> None:
+    count = data.draw(st.integers(1, len(scores)))
+    order = sorted(range(len(scores)), key=lambda place: (-scores[place], place))
+    chosen = _largest(torch.tensor(scores), count)
+    assert [place for place, taken in enumerate(chosen) if taken] == sorted(order[:count])
+
+
+def test_dropped_entries_are_the_zero_shot_models_and_their_scores_move(ends: Ends) -> None:
+    objective = objective_for(ends, make_batches(SIZES))
+    name = next(name for name in objective.path.task_vector if name.endswith("0.mlp.fc1.weight"))
+    coefficients = Coefficients(objective, "entry", 0.5)
+    coefficients.make_sparse([name], 0.5)
+    coefficients.add_noise(3)
+    before = coefficients.values[name].clone()
+    coefficients.place()
+    placed = coefficients.by_parameter()[name]
+    dropped = placed == 0
+    assert int(dropped.sum()) == dropped.numel() - dropped.numel() // 2
+    assert float(before[dropped].max()) <= float(before[~dropped].min())
+    assert torch.equal(
+        objective.path.parameters[name][dropped], objective.path.theta_0[name][dropped]
+    )
+    assert torch.equal(placed[~dropped], before[~dropped])
+    batch = objective.shares.batches[0]
+    objective.criterion.joint_loss(batch).backward()
+    gradient = objective.path.gradient_of(name).clone()
+    objective.path.clear_gradients()
+    with coefficients.collect_gradients():
+        objective.criterion.joint_loss(batch).backward()
+    slope = coefficients.values[name].grad
+    # straight through: the gradient at the placed value, dropped or not
+    assert torch.allclose(slope, gradient * objective.path.task_vector[name])
+    assert bool(slope[dropped].any())
+
+
+def test_sharpness_is_the_norm_of_the_gradient_times_that_of_the_change(ends: Ends) -> None:
+    batches = make_batches(SIZES)
+    objective = objective_for(ends, batches)
+    objective.path.move_to(0.3)
+    measured = layer_sharpness(objective)
+    reference = Reference(ends).at(0.3)
+    for number, batch in enumerate(batches):
+        gradients = reference.gradient(batch)
+        for layer, names in objective.path.layers.items():
+            steep = sum(float(gradients[name].square().sum()) for name in names) ** 0.5
+            far = (
+                sum(
+                    float((reference.ends[n][1] - reference.ends[n][0]).square().sum())
+                    for n in names
+                )
+                ** 0.5
+            )
+            assert measured[layer][number] == pytest.approx(steep * far, rel=1e-3), layer
+
+
+def stragglers(found: Any, objective: Objective) -> list[str]:
+    return [layer for layer in objective.path.layers if found["straggler"].values[layer]]
+
+
+@pytest.mark.parametrize("density", [0.5, 0.2])
+def test_stragglers_keep_the_share_and_always_exist(ends: Ends, density: float) -> None:
+    objective = objective_for(ends, make_batches(SIZES))
+    found = learned_sparse(objective, **LEARN, steps=4, density=density)
+    sharp = stragglers(found, objective)
+    assert sharp == list(
+        sharpest({k: v for k, v in found["sharpness"].values.items() if k.count(".") == 2}, 0.15)
+    )
+    for layer in sharp:
+        assert found["at_zero"].values[layer] >= 1 - density
+        for name in objective.path.layers[layer]:
+            assert torch.equal(found.coefficients[name] == 0, found.coefficients[name] <= 0)
+    assert sum(found["sharpness_share"].values.values()) == pytest.approx(1)
+    assert stragglers(
+        learned_sparse(objective_for(ends, make_batches(SIZES)), **LEARN, steps=1, share=0.0),
+        objective,
+    )
+
+
+@pytest.mark.slow
+def test_the_controls_take_other_layers_and_the_outlier_rule_may_take_none(ends: Ends) -> None:
+    sharp, flat, outlier = (
+        learned_sparse(
+            objective_for(ends, make_batches(SIZES)), **LEARN, steps=2, rule=rule, share=0.2
+        )
+        for rule in ("share", "flattest", "outlier")
+    )
+    objective = objective_for(ends, make_batches(SIZES))
+    assert stragglers(sharp, objective)
+    assert stragglers(flat, objective)
+    assert not set(stragglers(sharp, objective)) & set(stragglers(flat, objective))
+    assert stragglers(outlier, objective) == []
+    drawn = [
+        learned_sparse(
+            objective_for(ends, make_batches(SIZES)),
+            **LEARN,
+            steps=1,
+            rule="random",
+            share=0.2,
+            draw=draw,
+        )
+        for draw in (0, 0, 1)
+    ]
+    chosen = [stragglers(each, objective) for each in drawn]
+    assert all(chosen)
+    assert chosen[0] == chosen[1]
+    assert len(set(map(tuple, chosen))) > 1
