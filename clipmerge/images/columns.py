@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,10 @@ _MOST_CLASSES = 1_000_000
 #: Usual names of label columns, for tables whose types do not show it; the first one present is
 #: used.
 LABEL_NAMES = ("label", "labels", "class", "cls", "target", "class_name", "category")
+#: A class name with a number in front, such as ``001.Black_footed_Albatross`` or ``0 - zero``.
+NUMBERED = re.compile(r"(?P<number>\d{1,18}) ?[._-]+ ?(?P<name>[^\W\d_].*)", re.ASCII | re.DOTALL)
+_FIRST_NUMBER = re.compile(r"\d+", re.ASCII)
+_DIGITS = re.compile(r"-?\d{1,18}", re.ASCII)
 _IMAGE_NAMES = ("image", "img", "jpg", "png", "webp", "picture")
 
 
@@ -162,9 +167,15 @@ def _holds_labels(kind: pyarrow.DataType) -> bool:
 def number_classes(
     where: str, labels: Sequence[int | str | None], names: tuple[str, ...] | None = None
 ) -> tuple[tuple[int, ...], tuple[str, ...], bool]:
-    """Turn labels into class indices."""
+    """Turn labels into class indices: their numbers, or the order of their texts.
+
+    Returns:
+        The index of each image, the class names, and whether these are names or bare numbers.
+    """
     if not labels:
         raise DataError(f"{where}: holds no images")
+    numbers = as_numbers(labels)
+    labels = labels if numbers is None else numbers
     if missing := sum(label is None or (isinstance(label, int) and label < 0) for label in labels):
         some = counted(
             missing,
@@ -173,20 +184,42 @@ def number_classes(
         )
         many = "no image has a label" if missing == len(labels) else some
         raise DataError(f"{where}: {many}; give a labelled split, such as validation")
-    if any(isinstance(label, str) for label in labels):
-        classes = tuple(sorted({str(label) for label in labels}))
+    if numbers is None:
+        classes = tuple(class_order({str(label) for label in labels}))
         index = {name: number for number, name in enumerate(classes)}
         return tuple(index[str(label)] for label in labels), classes, True
-    numbers = tuple(int(label) for label in labels if label is not None)
     if names is None:
         if max(numbers) >= _MOST_CLASSES:
             raise DataError(
                 f"{where}: a label is {max(numbers)}, but there are {len(labels)} images; are the"
                 " labels ids? Name the column of the labels with `label_column`"
             )
-        return numbers, tuple(map(str, range(max(numbers) + 1))), False
+        return tuple(numbers), tuple(map(str, range(max(numbers) + 1))), False
     if max(numbers) >= len(names):
         raise DataError(
             f"{where}: label {max(numbers)} has no name; there are {len(names)} class names"
         )
-    return numbers, names, True
+    return tuple(numbers), names, True
+
+
+def as_numbers(labels: Sequence[int | str | None]) -> list[int] | None:
+    """Labels as numbers, if all are numbers or texts of digits; otherwise ``None``."""
+    if not all(isinstance(label, int) or _DIGITS.fullmatch(label or "") for label in labels):
+        return None
+    return [int(label) for label in labels if label is not None]
+
+
+def are_numbered(names: Iterable[str]) -> bool:
+    """Whether all classes have a number in front of their names, and differ in both."""
+    matches = [NUMBERED.fullmatch(name) for name in names]
+    numbers = {int(match["number"]) for match in matches if match}
+    texts = {match["name"] for match in matches if match}
+    return len(matches) > 1 and len(numbers) == len(texts) == len(matches)
+
+
+def class_order(names: Iterable[str]) -> list[str]:
+    """Sort class names: by the numbers in front if all have one, otherwise by text."""
+    ordered = sorted(names)
+    if are_numbered(ordered):
+        ordered.sort(key=lambda name: int(_FIRST_NUMBER.findall(name)[0]))
+    return ordered

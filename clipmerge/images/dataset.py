@@ -12,7 +12,7 @@ from clipmerge.images import Columns, ImageSet, OpenedSource
 from clipmerge.images.file_store import describe_folder, expand, local_split, open_local
 from clipmerge.images.folder import load_flat, load_folder
 from clipmerge.images.in_memory import open_in_memory
-from clipmerge.images.prompts import ClassNames, names_of
+from clipmerge.images.prompts import ClassNames, name_classes
 from clipmerge.images.registry import RegistryRef, find_known, known_sets
 
 
@@ -64,11 +64,11 @@ def load_images(
         source = source.address
     source, opened = _opened(source, columns, whole=whole, most=most, seed=seed)
     opened = known.describe(opened) if known is not None else opened
-    names, notes = names_of(source, opened, classes)
+    labels, names, notes = name_classes(source, opened, classes)
     images = LabelledImages(
         source=source,
         store=opened.store,
-        labels=opened.labels,
+        labels=labels,
         class_names=names,
         revision=opened.revision,
         notes=(*opened.notes, *notes),

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 Encoded: TypeAlias = bytes | str
 # The formats that are decoded, whatever a file is called. Other Pillow plugins run programs (EPS)
 # or are slow.
-_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
+_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000")
 _BITS_PER_SAMPLE, _PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0  # TIFF
 # Key of a comment that ImageMagick writes and Pillow reads as the camera's metadata.
 _PROFILE = "Raw profile type exif"
@@ -115,7 +115,7 @@ def _opened(encoded: Encoded) -> Iterator[Image]:
 
 @cache
 def _formats() -> tuple[str, ...]:
-    """Those that this Pillow was built with: AVIF may be missing."""
+    """Those that this Pillow was built with: AVIF and JPEG 2000 may be missing."""
     from PIL import Image
 
     Image.init()

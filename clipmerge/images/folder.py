@@ -8,12 +8,13 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from clipmerge.errors import DataError, did_you_mean, shorten
+from clipmerge.images.columns import number_classes
 from clipmerge.images.file_store import refuse_links
 from clipmerge.images.store import OpenedSource, check_count, image_files
 
 _IMAGE_SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".webp", ".avif", ".tif", ".tiff"}
-    | {".ppm", ".pgm", ".pbm", ".pnm"}
+    | {".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".j2k"}
 )
 
 
@@ -32,15 +33,15 @@ def load_folder(source: str, folder: Path, *, others: Iterable[str] = ()) -> Ope
             f"{source}: was written by save_to_disk; write each split as Parquet, which is read: "
             "datasets.load_from_disk(FOLDER).to_parquet(FILE)"
         )
-    folders = [subfolder for subfolder in _listed(source, folder, folder) if subfolder.is_dir()]
-    if not folders:
+    by_name = {entry.name: entry for entry in _listed(source, folder, folder) if entry.is_dir()}
+    if not by_name:
         raise DataError(
             f"{source}: has no subfolders; expected one per class, such as {source}/cat/1.jpg"
         )
     paths: list[str] = []
-    labels: list[int] = []
+    labels: list[str] = []
     left_out: list[os.DirEntry[str]] = []
-    for label, subfolder in enumerate(folders):
+    for subfolder in by_name.values():
         listed = _listed(source, folder, Path(subfolder.path))
         files = [file.path for file in listed if _is_image(file)]
         if not files:
@@ -61,10 +62,12 @@ def load_folder(source: str, folder: Path, *, others: Iterable[str] = ()) -> Ope
             )
         left_out += [entry for entry in listed if not _is_image(entry)]
         paths += files
-        labels += [label] * len(files)
+        labels += [subfolder.name] * len(files)
         check_count(source, len(paths))
-    names = tuple(subfolder.name for subfolder in folders)
-    return OpenedSource(image_files(paths), tuple(labels), names, notes=_left_out(source, left_out))
+    indices, names, named = number_classes(source, labels)
+    return OpenedSource(
+        image_files(paths), indices, names, named, notes=_left_out(source, left_out)
+    )
 
 
 def _left_out(source: str, entries: Iterable[os.DirEntry[str]]) -> tuple[str, ...]:

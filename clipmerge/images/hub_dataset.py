@@ -37,7 +37,7 @@ from clipmerge.images.file_store import (
 from clipmerge.images.parquet import load_parquet
 from clipmerge.images.sampling import holds_a_balanced_sample
 from clipmerge.images.store import OpenedSource
-from clipmerge.images.webdataset import Sample, joined, load_tars, numbers_of, read_samples
+from clipmerge.images.webdataset import Sample, joined, labels_of, load_tars, read_samples
 
 _CARD = "README.md"
 # Number of shards after which a note says that classes are still missing, because they seem to come
@@ -197,7 +197,7 @@ def _load_tars(split: Split, columns: Columns, most: int | None, seed: int) -> O
     notes: list[str] = []
 
     def enough(taken: list[Sample]) -> bool:
-        labels = numbers_of(taken)
+        labels = labels_of(taken)
         if holds_a_balanced_sample(labels, most, classes):
             return True
         if len({member.archive for member, _ in taken}) == _PATIENCE < len(split.shards):

@@ -18,6 +18,8 @@ _IMAGES, _LABELS = (
     ("pixel_values", "image", "images", "pixels"),
     ("labels", "label", "target", "targets"),
 )
+# Images that are looked at to see whether floats are normalised.
+_SHOWN = 8
 
 
 def open_in_memory(data: Any, columns: Columns, most: int | None) -> tuple[str, OpenedSource]:
@@ -86,29 +88,39 @@ def _open_items(title: str, data: Any, *, labelled: bool) -> OpenedSource:
         raise DataError(f"{title}: holds no images")
     first = data[0]
     if not labelled:
-        return OpenedSource(
-            _store(lambda at: _picture(data[at]), len(data), title),
-            (0,) * len(data),
-            ("0",),
-            named=False,
-        )
+        store, notes = _store(lambda at: _picture(data[at]), len(data), title)
+        return OpenedSource(store, (0,) * len(data), ("0",), named=False, notes=notes)
     if not isinstance(first, (tuple, list)) or len(first) < 2:
         raise DataError(f"{title}: its items are not (image, label) pairs")
     targets = getattr(data, "targets", None)  # the list that torchvision's data sets keep
     if targets is None or isinstance(targets, Mapping) or len(targets) != len(data):
         targets = [data[at][1] for at in range(len(data))]
-    labels = [_label(label) for label in targets]
-    store = _store(lambda at: data[at][0], len(data), title)
-    return OpenedSource(store, *number_classes(title, labels, _names_of(data)))
+    labels = [_label(title, label) for label in targets]
+    store, notes = _store(lambda at: data[at][0], len(data), title)
+    return OpenedSource(store, *number_classes(title, labels, _names_of(data)), notes=notes)
 
 
-def _store(get: Callable[[int], Any], count: int, title: str) -> Store:
-    """Images by position: arrays or tensors of floats are preprocessed already, others are encoded
-    losslessly.
+def _store(get: Callable[[int], Any], count: int, title: str) -> tuple[Store, tuple[str, ...]]:
+    """Images by position, and notes for the user.
+
+    Arrays or tensors of floats are preprocessed already, unless all values of some of them are
+    within [0, 1], which no normalised photograph is; all others are encoded losslessly.
     """
-    if count and "float" in str(getattr(get(0), "dtype", "")):
-        return Pixels(get, tuple(range(count)), title)
-    return _Items(lambda at: _png(f"{title}, image {at}", get(at)), title)
+    is_float = bool(count) and "float" in str(getattr(get(0), "dtype", ""))
+    shown = sorted({at * (count - 1) // max(1, _SHOWN - 1) for at in range(_SHOWN)})
+    if is_float and not all(_within_unit_interval(get(at)) for at in shown):
+        return Pixels(get, tuple(range(count)), title), ()
+    note = (
+        f"{title}: its floats lie within [0, 1], as ToTensor() leaves them, so they are taken as"
+        " images and preprocessed for the model"
+    )
+    store = _Items(lambda at: _png(f"{title}, image {at}", get(at)), title)
+    return store, (note,) if is_float else ()
+
+
+def _within_unit_interval(pixels: Any) -> bool:
+    values = np.asarray(pixels)
+    return values.ndim == 3 and bool(values.min() >= 0 and values.max() <= 1 and values.any())
 
 
 def _names_of(data: Any) -> tuple[str, ...] | None:
@@ -117,8 +129,19 @@ def _names_of(data: Any) -> tuple[str, ...] | None:
     return tuple(names) if names and is_list else None
 
 
-def _label(label: Any) -> int | str:
-    return label if isinstance(label, str) else int(label)
+def _label(title: str, label: Any) -> int | str:
+    """A class index or name; a vector of scores per class is not turned into one."""
+    if isinstance(label, str):
+        return label
+    values = np.asarray(label)
+    if values.size == 1 and values.dtype.kind in "biuf" and float(values.item()).is_integer():
+        return int(values.item())
+    if values.size > 1:
+        raise DataError(
+            f"{title}: a label has {values.size} numbers; give one class per image, of one-hot"
+            " labels their argmax"
+        )
+    raise DataError(f"{title}: {label!r} is not a label; give a class index or a name")
 
 
 def _png(name: str, image: Any) -> bytes:
@@ -127,6 +150,13 @@ def _png(name: str, image: Any) -> bytes:
 
     if not isinstance(image, Image.Image):
         values = np.asarray(image)
+        if values.dtype.kind == "f":
+            if not _within_unit_interval(values) and values.any():
+                raise DataError(
+                    f"{name}: has values outside [0, 1], unlike the first images; give all images"
+                    " normalised for the model, or none"
+                )
+            values = np.rint(255 * values.astype(np.float32)).astype(np.uint8)
         if values.ndim == 3 and values.shape[0] in (1, 3) and values.shape[2] not in (1, 3):
             values = values.transpose(1, 2, 0)
         if values.ndim == 3 and values.shape[2] == 1:
@@ -157,17 +187,16 @@ def _open_loader(title: str, loader: Any, most: int | None, *, labelled: bool) -
             wanted = wanted if labelled else "images and do not hold 'pixel_values'"
             raise DataError(f"{title}: its batches are not {wanted}")
         pixels += list(images)
-        labels += [_label(label) for label in targets] if labelled else [0] * len(images)
+        labels += [_label(title, label) for label in targets] if labelled else [0] * len(images)
         if most is not None and len(labels) >= most:
             break
     pixels, labels = pixels[:most], labels[:most]
     indices, classes, named = number_classes(title, labels, _names_of(loader.dataset))
+    store, notes = _store(pixels.__getitem__, len(pixels), title)
     seen = len(set(indices))
-    notes = (
-        (
+    if seen < len(classes):
+        notes += (
             f"{title}: its first {len(labels)} images show {seen} of {len(classes)} classes;"
-            " shuffle it"
-        ),
-    )
-    store = _store(pixels.__getitem__, len(pixels), title)
-    return OpenedSource(store, indices, classes, named, notes=notes if seen < len(classes) else ())
+            " shuffle it",
+        )
+    return OpenedSource(store, indices, classes, named, notes=notes)

@@ -12,6 +12,7 @@ from typing import Any, TypeAlias
 from clipmerge.errors import DataError, UsageError, counted, did_you_mean, is_utf8, shorten
 from clipmerge.files.limits import LONGEST_PROMPT, MOST_PROMPTS
 from clipmerge.files.reading import parse_json, read_text, refusing
+from clipmerge.images.columns import NUMBERED, are_numbered
 from clipmerge.images.store import OpenedSource
 
 #: A file with class names, the names in the order of the classes, or ``None`` for the source's own.
@@ -20,15 +21,17 @@ ClassNames: TypeAlias = Path | Sequence[str] | None
 _WORDNET = re.compile(r"n\d{8}")
 
 
-def names_of(
+def name_classes(
     source: str, opened: OpenedSource, classes: ClassNames
-) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """One name per class, given or the source's own with spaces for underscores; and notes for the
-    user.
+) -> tuple[tuple[int, ...], tuple[str, ...], tuple[str, ...]]:
+    """Name the classes of a source: labels, one name per class, and notes for the user.
+
+    Names that are given in a list belong to numbers by their order. Where the source has names of
+    its own, a list of the same names is matched by name, and a list in which some are at another
+    class is refused; any other list is in the order of the source's classes.
     """
     if classes is not None:
-        names = read_class_names(classes, list(opened.classes), numbered=not opened.named)
-        return names, _shared(_title(classes), names)
+        return _given_names(opened, classes)
     if not opened.named:
         beyond = len(opened.classes) > len(opened.labels)
         ids = (
@@ -38,22 +41,81 @@ def names_of(
             f"{source}: its labels are the numbers 0 to {len(opened.classes) - 1} without names;"
             f" pass a file with the names with `classes`, one per line{ids}"
         )
-    names = tuple(name if opened.verbatim else name.replace("_", " ") for name in opened.classes)
+    names, notes = opened.classes, tuple[str, ...]()
+    if not opened.verbatim:
+        names = tuple(name.replace("_", " ") for name in opened.classes)
+        if are_numbered(opened.classes):
+            names = tuple(_without_number(name) for name in names)
+            notes = (
+                f"{source}: its classes are numbered, such as '{opened.classes[0]}'; prompts have"
+                f" the name without the number, '{names[0]}'",
+            )
     for name in names:
         if not is_utf8(name):
             raise DataError(
                 f"{source}: class {name!a} has a name that is not UTF-8; rename it, or pass names"
                 " with `classes`"
             )
-    notes = _shared(source, names)
+    notes += _shared(source, names)
     if all(_WORDNET.fullmatch(name) for name in opened.classes):
         notes += (
-            (
-                f"{source}: the classes are WordNet ids, which CLIP does not know; pass their names"
-                " with `classes`"
-            ),
+            f"{source}: the classes are WordNet ids, which CLIP does not know; pass their names"
+            " with `classes`",
         )
-    return names, notes
+    if all(name.strip().isdecimal() for name in names):
+        notes += (
+            f"{source}: the classes are named by bare numbers, which say little to CLIP; pass their"
+            " names with `classes`",
+        )
+    return opened.labels, names, notes
+
+
+def _given_names(
+    opened: OpenedSource, given: Path | Sequence[str]
+) -> tuple[tuple[int, ...], tuple[str, ...], tuple[str, ...]]:
+    """Assign names that the user gave to the classes of a source."""
+    title, data = _title(given), _read_names(given)
+    labels, classes = opened.labels, list(opened.classes)
+    notes: tuple[str, ...] = ()
+    if not opened.named and isinstance(data, dict):
+        data = {str(int(key)) if key.isdecimal() else key: name for key, name in data.items()}
+        numbers = sorted(set(labels) | {int(key) for key in data if key.isdecimal()})
+        index = {number: at for at, number in enumerate(numbers)}
+        labels, classes = tuple(index[label] for label in labels), list(map(str, numbers))
+    elif not opened.named and len(data) == len(classes) - 1 and min(labels) == 1:
+        # the largest number is the number of names, so they cannot be counted from 0
+        labels, classes = tuple(label - 1 for label in labels), classes[1:]
+        notes = (f"{title}: the labels are 1 to {len(data)}, so the first name is that of 1",)
+    names = _checked_names(title, data, classes, numbered=not opened.named)
+    if opened.named and isinstance(data, list):
+        names = _matched(title, names, opened.classes)
+    return labels, names, (*notes, *_shared(title, names))
+
+
+def _matched(title: str, names: tuple[str, ...], classes: tuple[str, ...]) -> tuple[str, ...]:
+    """Sort names by the classes that they equal, if they are the same; refuse a different order."""
+    places = {_comparable(name): at for at, name in enumerate(names)}
+    wanted = [_comparable(name) for name in classes]
+    if len(places) == len(classes) and set(places) == set(wanted):
+        return tuple(names[places[name]] for name in wanted)
+    elsewhere = [at for at, name in enumerate(wanted) if places.get(name, at) != at]
+    if elsewhere:
+        at = elsewhere[0]
+        raise DataError(
+            f"{title}: '{classes[at]}' is class {at + 1} of the images, but name"
+            f" {places[wanted[at]] + 1} of {len(names)}, and other names are not names of classes;"
+            " write the names in the order of the classes, or JSON with a name for each class"
+        )
+    return names
+
+
+def _comparable(name: str) -> str:
+    return _without_number(name.replace("_", " ").strip()).casefold()
+
+
+def _without_number(name: str) -> str:
+    match = NUMBERED.fullmatch(name)
+    return match["name"] if match else name
 
 
 def _shared(source: str, names: Iterable[str]) -> tuple[str, ...]:
@@ -65,10 +127,8 @@ def _shared(source: str, names: Iterable[str]) -> tuple[str, ...]:
         return ()
     names_shown = shorten(map(repr, shared))
     return (
-        (
-            f"{source}: gives several classes the same name {names_shown}; a model always predicts"
-            " the first of them"
-        ),
+        f"{source}: gives several classes the same name {names_shown}; a model always predicts the"
+        " first of them",
     )
 
 
@@ -76,39 +136,49 @@ def read_class_names(
     given: Path | Sequence[str], classes: list[str], *, numbered: bool = False
 ) -> tuple[str, ...]:
     """Read class names, in order or by class, or take those that were given."""
-    path = _title(given)
-    data: Any = list(given) if not isinstance(given, Path) else None
-    if isinstance(given, Path):
-        with refusing(DataError, f"{path}: cannot be read as class names"):
-            text = read_text(
-                given, encoding="utf-8-sig"
-            )  # editors on Windows put a byte order mark in front
-            lines = (line.strip() for line in text.splitlines())
-            data = parse_json(text) if given.suffix == ".json" else list(filter(None, lines))
+    return _checked_names(_title(given), _read_names(given), classes, numbered=numbered)
+
+
+def _read_names(given: Path | Sequence[str]) -> list[Any] | dict[str, Any]:
+    """Names in order, or by class."""
+    if not isinstance(given, Path):
+        return list(given)
+    with refusing(DataError, f"{given}: cannot be read as class names"):
+        # editors on Windows put a byte order mark in front
+        text = read_text(given, encoding="utf-8-sig")
+        if given.suffix != ".json":
+            return [line.strip() for line in text.splitlines() if line.strip()]
+        data = parse_json(text)
+        return data if isinstance(data, list | dict) else []
+
+
+def _checked_names(
+    title: str, data: list[Any] | dict[str, Any], classes: list[str], *, numbered: bool
+) -> tuple[str, ...]:
+    """One name per class; where classes are numbers there may be more names than classes."""
     if isinstance(data, dict):
         if missing := [name for name in classes if name not in data]:
             raise DataError(
-                f"{path}: has no name for {counted(len(missing), 'class', 'classes')}:"
+                f"{title}: has no name for {counted(len(missing), 'class', 'classes')}:"
                 f" {shorten(missing)}"
             )
         data = [data[name] for name in classes]
-    names: list[Any] = data if isinstance(data, list) else []
-    if numbered and 0 < len(names) < len(classes):
+    if numbered and 0 < len(data) < len(classes):
         raise DataError(
-            f"{path}: label {len(classes) - 1} has no name, it has {len(names)}; give one name per"
+            f"{title}: label {len(classes) - 1} has no name, it has {len(data)}; give one name per"
             " class, or name the column of the labels with `label_column`"
         )
-    if len(names) < len(classes) or (len(names) > len(classes) and not numbered):
+    if len(data) < len(classes) or (len(data) > len(classes) and not numbered):
         raise DataError(
-            f"{path}: has {len(names)} class names, there are {len(classes)} classes; give one name"
+            f"{title}: has {len(data)} class names, there are {len(classes)} classes; give one name"
             " per class"
         )
-    for name in names:
+    for name in data:
         if not (isinstance(name, str) and name.strip() and is_utf8(name)):
             raise DataError(
-                f"{path}: {json.dumps(name)[:60]} is not a class name; write a text for each class"
+                f"{title}: {json.dumps(name)[:60]} is not a class name; write a text for each class"
             )
-    return tuple(names)
+    return tuple(data)
 
 
 def _title(given: Path | Sequence[str]) -> str:

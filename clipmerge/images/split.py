@@ -47,7 +47,13 @@ def sample_and_hold_back(
     aside = min(wanted, int(len(sampled) * share + 0.5))
     if aside == 0:
         return Samples(sampled, None, copies)
-    back = set(held_back_positions(sampled.labels, aside, seed))
+    # classes of which the source has one image learn from it, and are not judged
+    counts = Counter(images.labels)
+    shared = [at for at, label in enumerate(sampled.labels) if counts[label] > 1]
+    places = held_back_positions(tuple(sampled.labels[at] for at in shared), aside, seed)
+    back = {shared[at] for at in places}
+    if not back:
+        return Samples(sampled, None, copies)
     decide = [at for at in range(len(sampled)) if at not in back]
     return Samples(sampled.subset(decide), sampled.subset(sorted(back)), copies)
 

@@ -12,13 +12,13 @@ from typing import IO, NamedTuple, TypeAlias, cast
 from clipmerge.errors import DataError, did_you_mean, shorten
 from clipmerge.files.limits import LARGEST_IMAGE, LARGEST_LABEL, LARGEST_TAR_HEADER
 from clipmerge.files.reading import format_size, parse_json, refusing
-from clipmerge.images.columns import LABEL_NAMES, Columns, number_classes
+from clipmerge.images.columns import LABEL_NAMES, Columns, as_numbers, number_classes
 from clipmerge.images.decoding import Encoded
 from clipmerge.images.file_store import Description, open_local
 from clipmerge.images.store import OpenedSource, Store, check_count
 
 _MEMBER = re.compile(r"(?P<key>(?:.*/)?[^./][^.]*)\.(?P<ending>[^/]+)", re.DOTALL)
-_IMAGES = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff", "avif", "jfif", "ppm")
+_IMAGES = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff", "avif", "jfif", "ppm", "jp2")
 _LABELS = ("cls", "json", "txt")
 # labels look like captions if there are more classes than this share of the images
 _CAPTIONS = 0.5
@@ -104,7 +104,7 @@ def read_samples(archive: str, columns: Columns) -> list[Sample]:
 
 def joined(source: str, samples: Sequence[Sample], described: Description) -> OpenedSource:
     """Make one source of several archives and the texts beside them."""
-    labels = numbers_of(samples)
+    labels = labels_of(samples)
     indices, classes, named = number_classes(source, labels, described.class_names)
     verbatim = described.class_names is not None and classes == described.class_names
     notes: tuple[str, ...] = ()
@@ -124,14 +124,10 @@ def joined(source: str, samples: Sequence[Sample], described: Description) -> Op
     )
 
 
-def numbers_of(samples: Sequence[Sample]) -> list[int | str]:
+def labels_of(samples: Sequence[Sample]) -> Sequence[int | str]:
     """Labels of all images, as numbers where all of them are numbers."""
     labels = [label for _, label in samples]
-    if labels and all(
-        isinstance(label, str) and re.fullmatch(r"-?\d{1,18}", label) for label in labels
-    ):
-        return [int(label) for label in labels]
-    return labels
+    return as_numbers(labels) or labels
 
 
 def _members(file: IO[bytes], name: str) -> Iterator[tuple[str, str, Member]]:

@@ -186,3 +186,39 @@ def test_grey_values_with_a_channel_are_a_grey_image() -> None:
     grey = np.arange(64, dtype=np.uint8).reshape(8, 8)
     data = Pairs([(grey, 0), (grey[:, :, None], 1)], classes=["a", "b"])
     assert len(set(pixels_of(load_images(data)))) == 1
+
+
+def test_floats_of_totensor_alone_are_images_and_normalised_ones_are_not(
+    folder: LabelledImages,
+) -> None:
+    """`ToTensor` divides by 255; what it leaves is preprocessed like the picture itself."""
+    tensors = [
+        (torch.from_numpy(np.array(image)).permute(2, 0, 1) / 255, label)
+        for image, label in items_of(folder)
+    ]
+    names = list(folder.class_names)
+    loaded = load_images(Pairs(tensors), names)
+    assert pixels_of(loaded) == pixels_of(folder)
+    assert "floats lie within [0, 1]" in loaded.notes[0]
+    normalised = load_images(Pairs([((x - 0.45) / 0.27, label) for x, label in tensors]), names)
+    assert isinstance(normalised.store, Pixels)
+    assert normalised.notes == ()
+    mixed = load_images(Pairs([tensors[0], (tensors[0][0] + 2, 0), *tensors]), names)
+    with pytest.raises(DataError, match=r"image 1: has values outside \[0, 1\]"):
+        mixed.image(1)
+
+
+@pytest.mark.parametrize(
+    ("label", "message"),
+    [
+        (torch.eye(3)[0], "a label has 3 numbers; give one class per image, of one-hot"),
+        (np.eye(3, dtype=int)[1], "a label has 3 numbers"),
+        (0.5, "0.5 is not a label"),
+        (float("nan"), "nan is not a label"),
+        (None, "None is not a label"),
+    ],
+)
+def test_labels_that_are_no_class_are_refused(label: Any, message: str) -> None:
+    data = Pairs([(np.zeros((4, 4, 3), np.uint8), label)] * 2)
+    with pytest.raises(DataError, match=message):
+        load_images(data, ["a", "b", "c"])

@@ -83,7 +83,7 @@ def test_images_in_memory_may_come_alone_or_with_labels() -> None:
     assert colours(pictures) == list(range(COUNT))
     assert colours([(picture, "no label is read") for picture in pictures]) == list(range(COUNT))
     assert colours(Items({"image": picture} for picture in pictures)) == list(range(COUNT))
-    floats = torch.rand(COUNT, 3, 8, 8)
+    floats = torch.randn(COUNT, 3, 8, 8)
     loader = torch.utils.data.DataLoader(floats, batch_size=4)  # type: ignore[arg-type]
     images = load_unlabelled(loader, most=5)
     assert torch.equal(images.store.batch(range(5)), floats[:5])  # type: ignore[attr-defined]
