@@ -141,7 +141,7 @@ def test_the_bill_names_what_is_needed_and_nothing_else() -> None:
 
 @needs_installation
 def test_every_licence_is_allowed() -> None:
-    needed = DEPENDENCIES["needed"]("clipmerge", frozenset({"demo", "jobs", "open-clip"}))
+    needed = DEPENDENCIES["needed"]("clipmerge", frozenset({"jobs", "open-clip"}))
     assert DEPENDENCIES["refused"](needed) == {}
 
 

@@ -20,6 +20,8 @@ def demo_command(
     ] = None,
 ) -> None:
     """Merge two small CLIPs that come with clipmerge, and compare."""
+    from rich.text import Text
+
     from clipmerge.api.demo import demo
 
     record = demo(output, progress=terminal)
@@ -30,23 +32,19 @@ def demo_command(
         f"  {record['command']}",
         "Next, with your own pair and about a thousand labelled images:",
         "  clipmerge merge ZEROSHOT FINETUNED --recipe auto --data IMAGES --output merged",
+        Text(record["headline"], "bold"),
     )
 
 
 def _table(record: dict[str, Any]) -> RenderableType:
-    """Format the demo's result for a terminal: accuracy of each model on each set of images, and
-    the verdict.
-    """
-    from rich.console import Group
-    from rich.text import Text
-
+    """Format the demo's result for a terminal: accuracy of each model on each set of images."""
+    from clipmerge.api.demo import mean_shifted
     from clipmerge.cli._console import table_of
 
     accuracy: dict[str, dict[str, float]] = record["accuracy"]
     shifts = [name for name in next(iter(accuracy.values())) if name != "clean"]
     table = table_of("accuracy, %", "clean", *shifts, "mean shifted")
     for model, by_images in accuracy.items():
-        mean = sum(by_images[name] for name in shifts) / len(shifts)
-        cells = [by_images["clean"], *(by_images[name] for name in shifts), mean]
+        cells = [by_images["clean"], *(by_images[name] for name in shifts), mean_shifted(by_images)]
         table.add_row(model, *(f"{100 * value:.1f}" for value in cells))
-    return Group(table, Text(f"auto: {record['verdict']}"))
+    return table

@@ -1,4 +1,4 @@
-"""Images of the demo: scikit-learn's handwritten digits, clean and under four shifts.
+"""Images of the demo: handwritten digits, clean and under four shifts.
 
 The zero-shot model saw heavily styled digits, the fine-tuned one only clean ones
 (`benchmarks/digits`); the *shifts* are four single styles at greater strength. Computed in float64

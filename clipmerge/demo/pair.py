@@ -95,7 +95,7 @@ def _manifest() -> str:
 
 def _build(folder: Path) -> None:
     """Write both models in 32 bits, and the images, into a new folder."""
-    test, digits = demo_data.ink_of("test")  # reports a missing scikit-learn at once
+    test, digits = demo_data.ink_of("test")
     for model in ("zeroshot", "finetuned"):
         shutil.copytree(MODELS / "files", folder / model)
         weights = {

@@ -44,8 +44,8 @@ def load_images(
 
     The source is the short name of a public data set (`clipmerge.images.registry`); a folder
     with one subfolder per class; Parquet or WebDataset tar files, one, a ``{0..9}`` range or a
-    folder of them; ``hf://datasets/org/name[@revision][:split]``; ``digits`` (scikit-learn's, extra
-    ``demo``); or images in memory (`clipmerge.images.in_memory`).
+    folder of them; ``hf://datasets/org/name[@revision][:split]``; ``digits``, which come with
+    clipmerge; or images in memory (`clipmerge.images.in_memory`).
 
     ``whole`` says that all images will be read to compute an accuracy: a dataset on the Hub is then
     kept in the cache, and a single class is refused. A sample will take at most ``most``: no more

@@ -174,13 +174,13 @@ class BenchRecord(Frozen):
 
 
 class DemoRecord(Frozen):
-    """What `demo` prints: the models' folders, their accuracies by name of the images, and the
-    verdict on `auto`.
+    """What `demo` prints: the models' folders, their accuracies by name of the images, and what
+    `auto` kept and got back.
     """
 
     folder: str
     models: dict[str, str]
     accuracy: dict[str, dict[str, ShareOfImages]]
-    verdict: str
+    headline: str
     report: str
     command: str

@@ -4,7 +4,6 @@ all."""
 import filecmp
 import os
 import shutil
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from unittest.mock import Mock
@@ -20,7 +19,7 @@ from clipmerge.demo import data as demo_data
 from clipmerge.demo import pair as demo
 from clipmerge.demo.data import TEMPLATE
 from clipmerge.demo.pair import DemoPair, prepare
-from clipmerge.errors import DataError, OutputError
+from clipmerge.errors import OutputError
 from clipmerge.images.dataset import load_images
 from clipmerge.images.digits import read_digits
 from tests.support.command import done, python
@@ -51,13 +50,16 @@ def test_splits_are_disjoint_and_cover_all_images_light_on_dark() -> None:
         assert np.corrcoef(shrunk.ravel(), bunch.images[number].ravel())[0, 1] > 0.97
 
 
-def test_without_scikit_learn_the_message_says_what_to_install(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    read_digits.cache_clear()
-    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
-    with pytest.raises(DataError, match=r"pip install 'clipmerge\[demo\]'"):
-        load_images("digits")
+def test_the_headline_is_computed_from_the_table() -> None:
+    accuracy = {
+        "zero-shot": {"clean": 0.902, "noise": 0.8, "blur": 0.62},
+        "fine-tuned": {"clean": 0.975, "noise": 0.7, "blur": 0.42},
+        "auto": {"clean": 0.960, "noise": 0.82, "blur": 0.54},
+    }
+    assert of_the_api.headline_of(accuracy) == (
+        "auto keeps 96.0 of the 97.5% clean accuracy, and gets back 12 of the 15 points that"
+        " fine-tuning lost under shift."
+    )
 
 
 def test_both_checkpoints_load_as_ordinary_ones(pair: DemoPair) -> None:
@@ -218,4 +220,4 @@ def test_it_merges_by_each_recipe_into_a_table(
         "shifted",
     ]
     assert [row.split()[0] for row in rows] == ["zero-shot", "fine-tuned", *recipes]
-    assert ended.out.splitlines()[-1].split()[:2] == ["clipmerge", "merge"]
+    assert ended.out.splitlines()[-1].startswith("auto keeps 50.0 of the 50.0% clean accuracy")
