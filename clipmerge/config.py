@@ -264,16 +264,17 @@ class DecisionOptions(DataOptions, PromptOptions, SampleOptions, MachineOptions,
         bool,
         Option(
             True,
-            "Hold back a fifth of the images from the decision, and measure on them what the merge"
-            " effect.",
+            "Hold back a fifth of the images from the decision, and measure the effect of the merge"
+            " on them.",
             "Decision",
         ),
     ]
     max_loss: Annotated[
-        float,
+        float | None,
         Option(
-            3.0,
-            "Points of accuracy that may be lost without a warning.",
+            None,
+            "Points of accuracy that may be lost against the fine-tuned model: the recipe's limit,"
+            " and more is a warning. By default what the recipe says, or 3.",
             "Decision",
             "NUMBER",
             least=0,

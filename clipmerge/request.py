@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clipmerge.checkpoint import Inputs
-from clipmerge.config import EVERY, Device, OutputDtype
+from clipmerge.config import Device, OutputDtype
 from clipmerge.distributed import is_main_process
 from clipmerge.images import Columns
 from clipmerge.images.split import SHARE
+from clipmerge.planning.merge_effect import MAX_LOSS
 from clipmerge.planning.plan import Plan
 from clipmerge.planning.provenance import HeadRecord, SourceRecord
 from clipmerge.planning.recipe import Recipe
@@ -68,9 +69,8 @@ class Settings:
     dtype: OutputDtype = "keep"
     command: str = ""  # repeats the call, for the record
     hashed: bool = True  # the weights of inputs and output
-    max_loss: float = EVERY[
-        "max_loss"
-    ].default  # points below the fine-tuned model's accuracy without a warning
+    # points that may be lost against the fine-tuned model's accuracy without a warning
+    max_loss: float = MAX_LOSS
     # a greater loss, or a checkpoint that did not start from the zero-shot one, is an error
     strict: bool = False
     keep: dict[str, Any] = field(

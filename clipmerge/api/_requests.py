@@ -23,6 +23,7 @@ from clipmerge.files.staging import RECORD
 from clipmerge.images.columns import Columns
 from clipmerge.images.file_store import local_inputs
 from clipmerge.images.prompts import check_templates
+from clipmerge.planning.merge_effect import MAX_LOSS
 from clipmerge.planning.recipe import Recipe, load_recipe
 from clipmerge.request import Calibration, MergeRequest, SweepRequest
 
@@ -42,24 +43,38 @@ def merge_request(
 ) -> MergeRequest:
     """Make the request of a merge from complete options, and check it."""
     require_places((zeroshot, *finetuned))
-    settings, changes, alpha = settings_from(options), options["set"], options["alpha"]
-    if alpha is not None:
+    settings, changes = settings_from(options), options["set"]
+    if options["alpha"] is not None:
+        _refuse_set_twice("alpha", "method.alpha", changes)
         texts = (
             [f"{key}={value}" for key, value in changes.items()]
             if isinstance(changes, Mapping)
             else changes or ()
         )
-        if any(text.partition("=")[0].strip() == "method.alpha" for text in texts):
-            raise UsageError(
-                "`alpha` and `set=method.alpha`: both set the same option; give one of them"
-            )
-        changes = [*texts, f"method.alpha={alpha!r}"]
+        changes = [*texts, f"method.alpha={options['alpha']!r}"]
+    chosen = limited_recipe(recipe, changes, options["max_loss"])
     sources = with_state_key(finetuned, state_key)
-    request = MergeRequest(
-        zeroshot, sources, load_recipe(recipe, changes), command=command, **settings
-    )
+    if options["max_loss"] is None:
+        settings["max_loss"] = chosen.max_loss
+    request = MergeRequest(zeroshot, sources, chosen, command=command, **settings)
     check_request(request)
     return request
+
+
+def limited_recipe(
+    recipe: RecipeLike, changes: Mapping[str, Any] | Sequence[str] | None, max_loss: float | None
+) -> Recipe:
+    """Load a recipe whose decision keeps to the limit of the user, if there is one."""
+    if max_loss is not None:
+        _refuse_set_twice("max_loss", "measure.max_loss", changes)
+    return load_recipe(recipe, changes).with_max_loss(max_loss)
+
+
+def _refuse_set_twice(
+    option: str, key: str, changes: Mapping[str, Any] | Sequence[str] | None
+) -> None:
+    if any(text.partition("=")[0].strip() == key for text in changes or ()):
+        raise UsageError(f"`{option}` and `set={key}`: both set the same option; give one of them")
 
 
 def settings_from(options: DecisionOptions) -> dict[str, Any]:
@@ -68,7 +83,7 @@ def settings_from(options: DecisionOptions) -> dict[str, Any]:
     return {
         "calibration": calibration if options["verdict"] else replace(calibration, held_back=0.0),
         "keep": named("`keep`", options["keep"]),
-        "max_loss": options["max_loss"],
+        "max_loss": MAX_LOSS if options["max_loss"] is None else options["max_loss"],
         "strict": options["strict"],
         "seed": options["seed"],
         "dtype": cast(OutputDtype, choice("`dtype`", options["dtype"], get_args(OutputDtype))),

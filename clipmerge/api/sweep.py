@@ -22,6 +22,7 @@ from clipmerge.api._requests import (
     check_apart,
     check_request,
     check_unlabelled,
+    limited_recipe,
     named,
     require_places,
     settings_from,
@@ -45,7 +46,6 @@ from clipmerge.images.registry import RegistryRef
 from clipmerge.images.split import held_out_count
 from clipmerge.output.record import SWEEP_FORMAT
 from clipmerge.planning.plan import Plan
-from clipmerge.planning.recipe import load_recipe
 from clipmerge.progress import Logged, Progress, say_all
 from clipmerge.report.sweep_headline import headline
 from clipmerge.request import Run, SweepRequest
@@ -109,7 +109,9 @@ def sweep(
             first,
             named("`id`", id),
             named("`ood`", ood),
-            recipes=tuple(load_recipe(recipe, given["set"]) for recipe in recipes),
+            recipes=tuple(
+                limited_recipe(recipe, given["set"], given["max_loss"]) for recipe in recipes
+            ),
             alphas=alphas_from(given["alphas"]),
             further=tuple(further),
             points=named("`points`", given["points"]),

@@ -9,7 +9,7 @@ from pydantic import Field
 from clipmerge.planning.frozen import Frozen
 from clipmerge.stats import LEVEL
 
-#: Loss of accuracy, in points, beyond which there is a warning.
+#: Loss of accuracy, in points, beyond which there is a warning, unless the recipe or the user says.
 MAX_LOSS = 3.0
 
 ShareOfImages = Annotated[float, Field(ge=0, le=1)]

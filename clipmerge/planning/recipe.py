@@ -18,6 +18,7 @@ from clipmerge.files.limits import LARGEST_RECIPE, MOST_DIGITS
 from clipmerge.files.paths import recipe_names, recipes_folder
 from clipmerge.files.reading import format_size, read_text, refusing
 from clipmerge.planning.frozen import Frozen, Plain
+from clipmerge.planning.merge_effect import MAX_LOSS
 from clipmerge.plugins import (
     Alpha,
     Density,
@@ -60,6 +61,19 @@ class Recipe(Frozen):
     method: dict[str, Plain]
     overrides: tuple[Override, ...] = ()
     missing: Missing = "error"
+
+    @property
+    def max_loss(self) -> float:
+        """Points of accuracy that may be lost against the fine-tuned model: the limit of the
+        recipe's measure, if it has one.
+        """
+        return float((self.measure or {}).get("max_loss", MAX_LOSS))
+
+    def with_max_loss(self, limit: float | None) -> Recipe:
+        """The recipe with another limit for its measure; ``None`` keeps its own."""
+        if limit is None or self.measure is None or "max_loss" not in self.measure:
+            return self
+        return self.model_copy(update={"measure": {**self.measure, "max_loss": limit}})
 
     @property
     def learns(self) -> bool:

@@ -175,7 +175,7 @@ def test_the_path_stays_at_an_anchor_that_keeps_the_accuracy() -> None:
     assert chosen(path, {}, max_loss=100, anchor=0.5).alpha == 0.5
     assert chosen(path, {}, max_loss=6, anchor=0.5).alpha == 0.8
     found = chosen(path, {}, max_loss=6, anchor=1.0)
-    assert (found.alpha, found.gain, found.corrupted_gain, found.right) == (
+    assert (found.alpha, found.gain, found.corrupted_gain, found.accuracy) == (
         1.0,
         None,
         None,
@@ -194,9 +194,9 @@ def test_from_an_anchor_it_goes_no_further_than_the_accuracy_needs() -> None:
     found = {limit: chosen(path, points, max_loss=limit, anchor=0.5) for limit in (0, 1, 6)}
     taken = {limit: (choice.shrink, choice.extrapolation) for limit, choice in found.items()}
     assert taken == {0: (1, 0), 1: (0.5, 0), 6: (0.3, 0)}
-    assert chosen(path, points, max_loss=6).part == 1.0
+    assert chosen(path, points, max_loss=6).shrink == 1.0
     worse = points | {Candidate(part=0.3): score(2.5, 0.90)}
-    assert chosen(path, worse, max_loss=6, anchor=0.5).part == 0.5
+    assert chosen(path, worse, max_loss=6, anchor=0.5).shrink == 0.5
 
 
 def test_no_more_points_are_scored_than_the_choice_needs() -> None:
@@ -208,7 +208,7 @@ def test_no_more_points_are_scored_than_the_choice_needs() -> None:
         assert (choice.shrink, choice.path_alpha) == (seen[-1], 0.5)
     scored = []
     points = {HALF: score(0.8, 0.90), WHOLE: score(0.7, 0.94)}
-    assert chosen(PATH, points, scored, max_loss=2).part == 1.0
+    assert chosen(PATH, points, scored, max_loss=2).shrink == 1.0
     assert scored == [WHOLE]  # the other loses too much accuracy, whatever its goal
 
 
@@ -510,7 +510,7 @@ def test_what_is_made_or_scored_once_for_several_points_changes_no_score(
     assert (made_again[0], made_again[1]) == (path, choice)
     whole = found(divergence="predictions")
     assert whole[0].losses == pytest.approx(path.losses, rel=1e-6)
-    assert (whole[1].alpha, whole[1].goal) == (
+    assert (whole[1].alpha, whole[1].objective) == (
         choice.alpha,
         pytest.approx(choice.objective, rel=1e-6),
     )
