@@ -13,12 +13,14 @@ import pkgutil
 from collections.abc import Callable
 from functools import cache
 from importlib import import_module
+from pathlib import Path
 from types import ModuleType
 from typing import Annotated, Any, Literal, TypeVar, get_type_hints
 
 from pydantic import AfterValidator, BeforeValidator, Field, TypeAdapter, ValidationError
 
 from clipmerge.errors import RecipeError, did_you_mean
+from clipmerge.files.paths import plugin_folders
 
 
 def _not_a_switch(value: Any) -> Any:
@@ -68,22 +70,32 @@ _FILLED_IN = {"masks": {"theta_0", "score", "key"}, "combinations": {"key", "spa
 _Plugin = TypeVar("_Plugin", bound=Callable[..., Any])
 
 
-@cache
 def plugin_names(package: str) -> tuple[str, ...]:
     """List the plugins of a package, sorted."""
+    return _names(package, plugin_folders())
+
+
+@cache
+def _names(package: str, folders: tuple[Path, ...]) -> tuple[str, ...]:
     if package == "combinations":
-        methods = plugin_names("methods")
+        methods = _names("methods", folders)
         return tuple(name for name in methods if hasattr(_module("methods", name), "combine"))
-    paths = import_module(f"clipmerge.{package}").__path__
-    names = (module.name for module in pkgutil.iter_modules(paths))
+    known = import_module(f"clipmerge.{package}").__path__  # a plugin is imported from there
+    paths = [known[0], *(str(folder / package) for folder in folders)]
+    known.extend(path for path in paths if path not in known)
+    names = {module.name for module in pkgutil.iter_modules(paths)}
     return tuple(sorted(name.replace("_", "-") for name in names if not name.startswith("_")))
 
 
 def _module(package: str, name: str) -> ModuleType:
-    return import_module(f"clipmerge.{package}.{name.replace('-', '_')}")
+    file_name = name.replace("-", "_")
+    try:
+        return import_module(f"clipmerge.{package}.{file_name}")
+    except Exception as error:  # a user's file may raise anything
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise RecipeError(f"{package}/{file_name}.py: cannot be imported ({reason})") from error
 
 
-@cache
 def load_plugin(package: str, name: str) -> Callable[..., Any]:
     """Load the function behind a recipe name."""
     known = plugin_names(package)
@@ -92,11 +104,13 @@ def load_plugin(package: str, name: str) -> Callable[..., Any]:
         raise RecipeError(
             f"no {kind} '{name}' ({package}: {', '.join(known)}).{did_you_mean(name, known)}"
         )
-    function: Callable[..., Any]
-    if package == "combinations":
-        function = _module("methods", name).combine
-    else:
-        function = getattr(_module(package, name), name.replace("-", "_"))
+    module = _module("methods" if package == "combinations" else package, name)
+    attribute = "combine" if package == "combinations" else name.replace("-", "_")
+    function: Callable[..., Any] | None = getattr(module, attribute, None)
+    if function is None:
+        raise RecipeError(
+            f"{module.__file__}: has no function '{attribute}'; a plugin has the name of its file"
+        )
     return function
 
 

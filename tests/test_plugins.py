@@ -1,31 +1,15 @@
-"""Options that one plugin adopts from another."""
+"""Options that one plugin adopts from another, and the user's folders of plugins."""
 
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from clipmerge import plugins
-from clipmerge.errors import RecipeError
-from clipmerge.plugins import check_options, plugin_options
-
-
-def test_options_are_taken_over_with_defaults_and_ranges() -> None:
-    sparse, shrink, control = (
-        plugin_options("methods", name)
-        for name in ("straggler-outlier", "straggler-shrink", "random-matched")
-    )
-    assert control == {"pool": 3, **sparse}
-    assert shrink == {
-        k: v for k, v in sparse.items() if k not in ("density", "mask", "mask_options")
-    }
-    for method in ("straggler-shrink", "random-matched"):
-        with pytest.raises(RecipeError, match=f"method {method}: option 'stability' cannot be 1.5"):
-            check_options("methods", method, {"stability": 1.5})
-    with pytest.raises(RecipeError, match="method straggler-shrink: no option 'density'"):
-        check_options("methods", "straggler-shrink", {"density": 0.5})
-    with pytest.raises(RecipeError, match="method random-matched: option 'pool' cannot be 0"):
-        check_options("methods", "random-matched", {"pool": 0})
+from clipmerge.errors import RecipeError, UsageError
+from clipmerge.planning.recipe import load_recipe, recipe_text
+from clipmerge.plugins import check_options, load_plugin, plugin_names
 
 
 def test_what_is_taken_over_reaches_the_function() -> None:
@@ -42,7 +26,6 @@ def test_what_is_taken_over_reaches_the_function() -> None:
 def test_what_the_arithmetic_fills_in_is_no_option() -> None:
     for package, name, option in (
         ("masks", "saliency", "score"),
-        ("masks", "weights-random", "theta_0"),
         ("masks", "random", "key"),
         ("combinations", "dare", "key"),
         ("combinations", "ties", "sparsify"),
@@ -51,3 +34,52 @@ def test_what_the_arithmetic_fills_in_is_no_option() -> None:
             RecipeError, match=rf"{name}: no option '{option}' \(options: density\)"
         ):
             check_options(package, name, {option: 1})
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of plugins with one mask and one recipe."""
+    for name in ("masks", "recipes"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "masks" / "nothing.py").write_text("def nothing(change):\n    return change * 0\n")
+    (tmp_path / "recipes" / "my-own.yaml").write_text("method: {name: wise-ft, alpha: 0.1}\n")
+    monkeypatch.setenv("CLIPMERGE_PLUGINS", str(tmp_path))
+    return tmp_path
+
+
+def test_plugins_and_recipes_of_the_users_folders_are_found(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert load_plugin("masks", "nothing")(3.0) == 0
+    assert load_recipe("my-own").method["alpha"] == 0.1
+    monkeypatch.delenv("CLIPMERGE_PLUGINS")
+    assert "nothing" not in plugin_names("masks")
+    with pytest.raises(RecipeError, match="no recipe 'my-own'"):
+        load_recipe("my-own")
+
+
+def test_no_folder_replaces_what_is_shipped(folder: Path) -> None:
+    (folder / "masks" / "magnitude.py").write_text("raise AssertionError\n")
+    (folder / "recipes" / "auto.yaml").write_text("method: {name: wise-ft}\n")
+    assert load_plugin("masks", "magnitude").__module__ == "clipmerge.masks.magnitude"
+    assert "learned-coefficients" in recipe_text("auto")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("1 / 0", r"masks/broken.py: cannot be imported \(ZeroDivisionError: division by zero\)"),
+        ("def other(change): ...", "broken.py: has no function 'broken'"),
+    ],
+)
+def test_a_plugin_that_cannot_be_used_is_named(folder: Path, text: str, message: str) -> None:
+    (folder / "masks" / "broken.py").write_text(text)
+    sys.modules.pop("clipmerge.masks.broken", None)
+    with pytest.raises(RecipeError, match=message):
+        load_plugin("masks", "broken")
+
+
+def test_a_folder_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CLIPMERGE_PLUGINS", "/not/there")
+    with pytest.raises(UsageError, match="CLIPMERGE_PLUGINS: /not/there is not a folder"):
+        plugin_names("masks")

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+from benchmarks import plugins
 from benchmarks.shifts.evaluation import Evaluation, contestants, evaluate_pair
 from benchmarks.shifts.experiment import (
     About,
@@ -113,6 +114,7 @@ class _Job:
 
 
 def _run(name: str, layout: Layout, given: argparse.Namespace) -> None:
+    plugins.use()
     folder = given.cache or user_cache(name + ("-quick" if given.quick else ""))
     # a quick run says nothing about recipes, so it is left out of the results
     results = given.results or (folder / "results" if given.quick else RESULTS / name)

@@ -26,7 +26,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from benchmarks.shifts.experiment import TrainedPair
 from clipmerge.api.sweep import run_sweep
 from clipmerge.errors import RecipeError
-from clipmerge.files.paths import recipe_names
+from clipmerge.files.paths import recipe_files
 from clipmerge.images.dataset import load_images
 from clipmerge.planning.recipe import Recipe, load_recipe
 from clipmerge.request import Calibration, SweepRequest
@@ -79,10 +79,10 @@ def contestants(file: Path = CONTESTANTS, only: tuple[str, ...] = ()) -> tuple[C
         raise RecipeError(
             f"{file.name} has no contestant '{unknown[0]}' (contestants: {', '.join(listed)})"
         )
-    absent = sorted({words[0] for words in listed.values()} - set(recipe_names()))
+    absent = sorted({words[0] for words in listed.values()} - set(recipe_files()))
     if absent:
         raise RecipeError(
-            f"{file.name}: no recipe '{absent[0]}' (recipes: {', '.join(recipe_names())})"
+            f"{file.name}: no recipe '{absent[0]}' (recipes: {', '.join(recipe_files())})"
         )
     return tuple(
         _contestant(name, words, tuple(group["pairs"]), title)

@@ -24,7 +24,7 @@ FILE = "clipmerge.toml"
 _ANYWHERE = tuple(name for name, option in EVERY.items() if option.settable == "anywhere")
 _SETTABLE = tuple(name for name, option in EVERY.items() if option.settable)
 #: Variables with another meaning.
-_OTHERS = ("DEBUG", "BROWSER", "HUB_TIMEOUT")
+_OTHERS = ("DEBUG", "BROWSER", "HUB_TIMEOUT", "PLUGINS")
 _PREFIX = "CLIPMERGE_"
 _MOST_BYTES = 64 << 10
 # Python's TOML reader takes time that grows with the square of the number of dots in a name, or

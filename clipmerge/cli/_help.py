@@ -10,7 +10,7 @@ from typing import Any, cast
 from typer.core import TyperCommand
 
 from clipmerge.config import PANELS
-from clipmerge.files.paths import recipe_names
+from clipmerge.files.paths import recipe_files
 
 _WIDTH = 50
 _FLAG = re.compile(r"(?<!\S)(-\S+) (?!-)")
@@ -133,7 +133,7 @@ def examples(command: str) -> str:
         lines += [f"  # {what}", f"  {folded}"]
     if command in ("merge", "plan", "sweep"):
         lines += ["", "\b", "Recipes (`clipmerge recipes` says what each one does):"]
-        lines += [f"  {line}" for line in _in_lines(", ".join(recipe_names()))]
+        lines += [f"  {line}" for line in _in_lines(", ".join(recipe_files()))]
     return "\n".join(lines)
 
 
@@ -145,4 +145,4 @@ def _in_lines(words: str) -> list[str]:
 def complete_recipe(incomplete: str) -> list[str]:
     """Complete a recipe: a shipped one, or a YAML file here."""
     files = sorted(map(str, Path(incomplete.rpartition("/")[0]).glob("*.y*ml")))
-    return [name for name in (*recipe_names(), *files) if name.startswith(incomplete)]
+    return [name for name in (*recipe_files(), *files) if name.startswith(incomplete)]

@@ -17,7 +17,7 @@ from clipmerge.cli._help import complete_recipe
 from clipmerge.cli._options import command, command_group
 from clipmerge.cli._terminal import Terminal
 from clipmerge.errors import OutputError
-from clipmerge.files.paths import recipe_names
+from clipmerge.files.paths import recipe_files
 
 recipes_app = command_group("recipes", "List, show and copy the recipes.")
 # A width that no terminal has: from there on sentences are not wrapped, so that a pipe gets one
@@ -36,7 +36,7 @@ def list_recipes(terminal: Terminal) -> None:
     """List the recipes, the recommended ones first."""
     from clipmerge.planning.recipe import recipe_text
 
-    texts = {name: recipe_text(name) for name in (*_RECOMMENDED, *recipe_names())}
+    texts = {name: recipe_text(name) for name in (*_RECOMMENDED, *recipe_files())}
     about = {name: _about(text) for name, text in texts.items()}
     images = {
         name: re.search(r"^measure:", text, re.MULTILINE) is not None

@@ -1,8 +1,13 @@
-"""Paths as users write them, and the place of the recipes; imports nothing that takes time."""
+"""Paths as users write them, and the places of recipes and plugins; imports nothing that takes
+time.
+"""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+
+from clipmerge.errors import UsageError
 
 # maximum bytes of a file's name on every usual system
 _LONGEST_NAME = 255
@@ -21,9 +26,26 @@ def recipes_folder() -> Path:
     return packaged if packaged.is_dir() else packaged.parents[1] / "recipes"
 
 
-def recipe_names() -> tuple[str, ...]:
-    """Names of the shipped recipes, sorted."""
-    return tuple(sorted(path.stem for path in recipes_folder().glob("*.yaml")))
+def plugin_folders() -> tuple[Path, ...]:
+    """The user's folders of plugins: those that the variable ``CLIPMERGE_PLUGINS`` lists."""
+    listed = os.environ.get("CLIPMERGE_PLUGINS", "")
+    folders = tuple(Path(folder).absolute() for folder in listed.split(os.pathsep) if folder)
+    for folder in folders:
+        if not folder.is_dir():
+            raise UsageError(
+                f"CLIPMERGE_PLUGINS: {folder} is not a folder; it lists folders of plugins, with"
+                f" '{os.pathsep}' between them"
+            )
+    return folders
+
+
+def recipe_files() -> dict[str, Path]:
+    """The files of all recipes by name, sorted: the shipped ones, and ``recipes/`` in the user's
+    folders of plugins; the shipped one where both have a name.
+    """
+    folders = (*(folder / "recipes" for folder in plugin_folders()[::-1]), recipes_folder())
+    files = {file.stem: file for folder in folders for file in folder.glob("*.yaml")}
+    return dict(sorted(files.items()))
 
 
 def local_path(source: str) -> Path:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from clipmerge.learning.objective import Objective
-    from clipmerge.measures._statistics import by_layer, statistic
+    from clipmerge.measures._statistics import by_layer, sizes_of, statistic, with_few_prompts
     from clipmerge.planning.measurements import Measurements, Statistic
 
 _HOMES = {
@@ -21,10 +21,20 @@ _HOMES = {
     "Measurements": "clipmerge.planning.measurements",
     "Statistic": "clipmerge.planning.measurements",
     "by_layer": "clipmerge.measures._statistics",
+    "sizes_of": "clipmerge.measures._statistics",
     "statistic": "clipmerge.measures._statistics",
+    "with_few_prompts": "clipmerge.measures._statistics",
 }
 
-__all__ = ["Measurements", "Objective", "Statistic", "by_layer", "statistic"]
+__all__ = [
+    "Measurements",
+    "Objective",
+    "Statistic",
+    "by_layer",
+    "sizes_of",
+    "statistic",
+    "with_few_prompts",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,10 +1,10 @@
-"""What measures share: statistics from one value per batch and layer, barriers, fewer prompts if
-there are many.
+"""What measures share: statistics of one value per batch and layer, and fewer prompts where there
+are many.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
 from typing import Any
 
@@ -59,25 +59,6 @@ def sizes_of(objective: Objective) -> dict[str, int]:
     return {
         layer: sum(parameters[name].numel() for name in names)
         for layer, names in objective.path.layers.items()
-    }
-
-
-def instabilities(
-    objective: Objective, layers: Collection[str], points: int, finetuned: dict[int, float]
-) -> dict[int, float]:
-    """Compute max over alpha of L(alpha) - (L(0) + L(1)) / 2, where some layers alone go from
-    zero-shot to fine-tuned.
-
-    The other layers are fine-tuned. It costs ``points`` + 1 forward passes.
-    """
-    tried = []
-    for step in range(points + 1):
-        objective.path.move_to(step / (points + 1), layers)
-        tried.append(objective.losses())
-    objective.path.move_to(1.0, layers)
-    return {
-        number: max(losses[number] for losses in tried[1:]) - (tried[0][number] + loss) / 2
-        for number, loss in finetuned.items()
     }
 
 

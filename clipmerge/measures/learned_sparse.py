@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -31,19 +30,16 @@ class SparseOptions(LearningOptions):
     Attributes:
         rule: ``share`` selects the sharpest layers that together hold ``share`` of all blocks'
             sharpness, at least one; ``outlier`` selects layers whose sharpness is a robust outlier,
-            possibly none; ``flattest`` and ``random`` are controls that select other layers with
-            about as many entries as ``share`` would.
+            possibly none.
         share: Share of the blocks' sharpness that stragglers hold.
         density: Share of a straggler parameter's coefficients that is kept.
-        draw: Number of the random set, for ``rule: random``.
         max_loss: As in `LearningOptions`, but lower: a few hundred images measure a loss only
             roughly.
     """
 
-    rule: Literal["share", "outlier", "flattest", "random"] = "share"
+    rule: Literal["share", "outlier"] = "share"
     share: Share = 0.15
     density: Density = 0.5
-    draw: Count = 1
     steps: Count = 200
     batch: Count = 64
     copies: Count = 64
@@ -78,10 +74,39 @@ def learned_sparse(objective: Objective, **options: Any) -> Measurements:
         arXiv:1308.3432. The definitions are ours.
     """
     chosen = SparseOptions(**options)
-    finder = _Finder(objective, chosen)
-    coefficients = Coefficients(objective, chosen.granularity, chosen.start)
+
+    def choose(sharpness: Statistic) -> tuple[str, ...]:
+        if chosen.rule == "share":
+            return sharpest(in_blocks(sharpness), chosen.share)
+        measured = Measurements(
+            measure="learned-sparse",
+            statistics=(sharpness,),
+            batch_sizes=objective.shares.batch_sizes,
+        )
+        return find_stragglers(
+            measured, sizes_of(objective), statistic="sharpness", seed=objective.seed
+        ).names
+
+    return learn_sparse(objective, chosen, choose)
+
+
+def learn_sparse(
+    objective: Objective, options: SparseOptions, choose: Callable[[Statistic], tuple[str, ...]]
+) -> Measurements:
+    """Learn as `learned_sparse`, with stragglers chosen by another rule than ``options.rule``.
+
+    Args:
+        objective: Calibration loss; left at the chosen coefficients.
+        options: The options of learning.
+        choose: Names the stragglers, given the sharpness of every layer.
+
+    Returns:
+        As `learned_sparse`.
+    """
+    finder = _Finder(objective, choose)
+    coefficients = Coefficients(objective, options.granularity, options.start)
     learned = learn(
-        objective, coefficients, chosen.config(lambda: (finder.parameters(), chosen.density))
+        objective, coefficients, options.config(lambda: (finder.parameters(), options.density))
     )
     if not learned.trace:
         objective.announce(gradient=1)
@@ -99,8 +124,10 @@ class _Finder:
     statistics.
     """
 
-    def __init__(self, objective: Objective, options: SparseOptions) -> None:
-        self._objective, self._options = objective, options
+    def __init__(
+        self, objective: Objective, choose: Callable[[Statistic], tuple[str, ...]]
+    ) -> None:
+        self._objective, self._choose = objective, choose
         self._sharpness = Statistic(name="sharpness", values={})
         self._stragglers: tuple[str, ...] = ()
         self.notes: tuple[str, ...] = ()
@@ -125,32 +152,8 @@ class _Finder:
     def parameters(self) -> list[str]:
         """Find the stragglers at the current weights, and return their parameters' names."""
         self.measure()
-        self._stragglers = self._found()
+        self._stragglers = self._choose(self._sharpness)
         return [name for layer in self._stragglers for name in self._objective.path.layers[layer]]
-
-    def _found(self) -> tuple[str, ...]:
-        # blocks only: a step sees too few rows of an embedding table to learn its mask; other
-        # layers are small
-        values = {
-            layer: value for layer, value in self._sharpness.values.items() if block_of(layer)
-        }
-        if self._options.rule == "share":
-            return sharpest(values, self._options.share)
-        sizes = sizes_of(self._objective)
-        if self._options.rule == "outlier":
-            measured = Measurements(
-                measure="learned-sparse",
-                statistics=(self._sharpness,),
-                batch_sizes=self._objective.shares.batch_sizes,
-            )
-            return find_stragglers(
-                measured, sizes, statistic="sharpness", seed=self._objective.seed
-            ).names
-        entries = sum(sizes[layer] for layer in sharpest(values, self._options.share))
-        order = sorted(values, key=values.__getitem__)
-        if self._options.rule == "random":
-            random.Random(1000 * self._objective.seed + self._options.draw).shuffle(order)
-        return matched(order, sizes, entries)
 
     @property
     def statistics(self) -> tuple[Statistic, ...]:
@@ -193,6 +196,14 @@ def layer_sharpness(objective: Objective) -> dict[str, tuple[float, ...]]:
     return by_layer(objective, rows)
 
 
+def in_blocks(sharpness: Statistic) -> dict[str, float]:
+    """The sharpness of the blocks' layers, among which stragglers are chosen.
+
+    A step sees too few rows of an embedding table to learn its mask, and other layers are small.
+    """
+    return {layer: value for layer, value in sharpness.values.items() if block_of(layer)}
+
+
 def sharpest(sharpness: dict[str, float], share: float) -> tuple[str, ...]:
     """Choose the fewest layers, sharpest first, that together hold a share of the total; at least
     one.
@@ -208,23 +219,6 @@ def sharpest(sharpness: dict[str, float], share: float) -> tuple[str, ...]:
             break
         chosen.append(layer)
     return tuple(layer for layer in sharpness if layer in chosen)
-
-
-def matched(order: Sequence[str], sizes: Mapping[str, int], entries: int) -> tuple[str, ...]:
-    """Select layers in order until they have about ``entries`` entries, skipping those that would
-    overshoot too far.
-
-    Example:
-        >>> matched(["a", "b", "c"], {"a": 2, "b": 9, "c": 3}, 5)
-        ('a', 'c')
-    """
-    chosen: list[str] = []
-    taken = 0
-    for layer in order:
-        if taken + sizes[layer] / 2 <= entries:
-            chosen.append(layer)
-            taken += sizes[layer]
-    return tuple(chosen)
 
 
 def _norm(tensors: list[Tensor]) -> float:

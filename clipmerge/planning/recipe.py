@@ -15,7 +15,7 @@ from pydantic import Field, ValidationError
 from clipmerge.config import Missing
 from clipmerge.errors import RecipeError, did_you_mean, printable, shorten
 from clipmerge.files.limits import LARGEST_RECIPE, MOST_DIGITS
-from clipmerge.files.paths import recipe_names, recipes_folder
+from clipmerge.files.paths import recipe_files
 from clipmerge.files.reading import format_size, read_text, refusing
 from clipmerge.planning.frozen import Frozen, Plain
 from clipmerge.planning.merge_effect import MAX_LOSS
@@ -94,13 +94,13 @@ class Recipe(Frozen):
 
 
 def recipe_text(name: str) -> str:
-    """Text of a shipped recipe, including comments."""
-    known = recipe_names()
+    """Text of a recipe that is known by name, including comments."""
+    known = recipe_files()
     if name not in known:
         raise RecipeError(
             f"no recipe '{name}' (recipes: {', '.join(known)}).{did_you_mean(name, known)}"
         )
-    return (recipes_folder() / f"{name}.yaml").read_text(encoding="utf-8")
+    return known[name].read_text(encoding="utf-8")
 
 
 def load_recipe(
@@ -110,7 +110,7 @@ def load_recipe(
     """Load a recipe and apply overrides.
 
     Args:
-        recipe: Name of a shipped recipe, path of a YAML file, a mapping like such a file, or a
+        recipe: Name of a recipe, path of a YAML file, a mapping like such a file, or a
             recipe.
         set: ``{"method.alpha": 0.4}``, keys dotted; or ``["method.alpha=0.4"]``, values in YAML.
 
@@ -149,7 +149,7 @@ def _raw(recipe: str | os.PathLike[str] | Mapping[str, Any] | Recipe) -> tuple[s
     name = os.fspath(recipe)
     path = Path(name)
     # in a stranger's folder, a file may have the name of a recipe
-    if name not in recipe_names() and (path.suffix in (".yaml", ".yml") or path.is_file()):
+    if name not in recipe_files() and (path.suffix in (".yaml", ".yml") or path.is_file()):
         with refusing(RecipeError, f"{name}: cannot be read"):
             text = read_text(path, LARGEST_RECIPE)
     else:

@@ -107,17 +107,16 @@ def columns_of(record: MergeRecord) -> list[Column]:
 
 
 def _settings(record: MergeRecord) -> list[Column]:
-    masks = {entry.mask for entry in record.layers.values() if entry.mask}
-    remaining = "the mask returns the remaining weights to zero-shot"
-    if masks == {"weights-random"}:
-        remaining = "the mask sets the remaining weights to zero"
-    elif "weights-random" in masks:
-        remaining += ", and weights-random sets them to zero"
     way = "how far the layer goes from its zero-shot to its fine-tuned weights."
     columns = []
     for key, symbol, term, about in (
         ("alpha", "coefficient", "Coefficient alpha (0 = zero-shot, 1 = fine-tuned)", way),
-        ("density", "share kept", "Density (share of the change kept)", f"{remaining}."),
+        (
+            "density",
+            "share kept",
+            "Density (share of the change kept)",
+            "the mask drops the rest of the layer's change.",
+        ),
     ):
         values = {layer: getattr(entry, key) for layer, entry in record.layers.items()}
         decimals, scale = setting_decimals(values.values()), Scale.of(values.values(), at_least=1.0)

@@ -36,7 +36,6 @@ RECIPES = (
     "tpgm",
     "wise-ft-id",
     "straggler-outlier",
-    "straggler-shrink",
     "wise-ft",
     "monosoup-energy",
     "fisher",
@@ -49,9 +48,6 @@ RECIPES = (
     "della",
     "breadcrumbs",
     "task-arithmetic",
-    "straggler-cumulative",
-    "straggler-instability",
-    "random-matched",
 )
 
 

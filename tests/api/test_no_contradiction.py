@@ -40,11 +40,7 @@ LOOSE = ["measure.nodes=2", "method.threshold=1", "method.mirror=0", "method.sta
 QUICK = {
     "auto": ["measure.steps=2"],
     "fisher": ["measure.probes=1"],
-    "random-matched": [*LOOSE, "method.bootstraps=20"],
-    "straggler-cumulative": ["measure.points=1"],
-    "straggler-instability": ["measure.points=1"],
     "straggler-outlier": LOOSE,
-    "straggler-shrink": LOOSE,
     "straggler-sparse": ["measure.steps=2"],
     "tpgm": ["measure.steps=2"],
     "wise-ft-id": ["measure.steps=2"],

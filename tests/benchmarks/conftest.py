@@ -13,6 +13,7 @@ from benchmarks.shifts.evaluation import ByDrawing, Evaluation, contestants, eva
 from benchmarks.shifts.experiment import TrainedPair
 from tests.support.tiny_clip import CLASSES, save_pair
 
+PLUGINS = Path(__file__).parents[2] / "benchmarks" / "plugins"
 SIZE = 32
 SMALL = Evaluation(alphas=(0.0, 0.5, 1.0), images=24)
 
@@ -33,8 +34,16 @@ def evaluated(tmp_path_factory: pytest.TempPathFactory) -> tuple[TrainedPair, Pa
         "aggressive", 1, *ends, folder / "calibration", folder / "test", {"odd": folder / "odd"}
     )
     file = folder / "results" / "aggressive-1.json"
-    evaluate_pair(pair, contestants(only=("wise-ft", "lines", "monosoup")), file, SMALL)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CLIPMERGE_PLUGINS", str(PLUGINS))
+        evaluate_pair(pair, contestants(only=("wise-ft", "lines", "monosoup")), file, SMALL)
     return pair, file
+
+
+@pytest.fixture(autouse=True)
+def _plugins(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The controls and baselines of the benchmarks are found."""
+    monkeypatch.setenv("CLIPMERGE_PLUGINS", str(PLUGINS))
 
 
 def record_of(

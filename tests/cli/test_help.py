@@ -46,7 +46,7 @@ def test_commands_recipes_and_flags_are_completed(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "straggler-mine.yaml").touch()
-    assert complete_recipe("straggler-s") == ["straggler-shrink", "straggler-sparse"]
+    assert complete_recipe("straggler-s") == ["straggler-sparse"]
     assert complete_recipe("straggler-m") == ["straggler-mine.yaml"]
     monkeypatch.setenv("_CLIPMERGE_COMPLETE", "complete_bash")
     monkeypatch.setenv("COMP_WORDS", "clipmerge merge --devi")

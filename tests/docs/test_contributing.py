@@ -1,17 +1,13 @@
-"""The files that CONTRIBUTING shows: each works where its package looks for it, and nothing else is
-touched."""
+"""The files that CONTRIBUTING shows work in a folder of plugins, and nothing else is touched."""
 
-import importlib
 import re
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
 from clipmerge import merge_state_dicts
-from clipmerge.plugins import load_plugin, plugin_names
+from clipmerge.plugins import load_plugin
 from tests.support.command import printed
 from tests.support.small_objective import Ends, make_batches, objective_for
 
@@ -23,34 +19,20 @@ SHOWN = re.compile(
 
 
 @pytest.fixture
-def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Path]]:
-    """The files by name, each found beside those of its package."""
+def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Path]:
+    """The files by name, in a folder of plugins."""
     written = {}
     for shown in SHOWN.finditer(PAGE):
-        written[shown["name"]] = file = tmp_path / shown["folder"] / shown["name"]
-        file.parent.mkdir()
+        written[shown["name"]] = file = tmp_path / "plugins" / shown["folder"] / shown["name"]
+        file.parent.mkdir(parents=True)
         file.write_text(shown["content"])
     assert set(written) == {"vision_only.py", "vision-only.yaml", "tilt.py", "positive.py"}
-    found = [file for file in written.values() if file.suffix == ".py"]
-    for folder in {file.parent for file in found}:
-        package = importlib.import_module(f"clipmerge.{folder.name}")
-        monkeypatch.setattr(package, "__path__", [*package.__path__, str(folder)])
-    forget()
-    yield written
-    for file in found:
-        sys.modules.pop(f"clipmerge.{file.parent.name}.{file.stem}", None)
-    forget()
-
-
-def forget() -> None:
-    """Let every package look for its files again."""
-    plugin_names.cache_clear()
-    load_plugin.cache_clear()
-    importlib.invalidate_caches()
+    monkeypatch.setenv("CLIPMERGE_PLUGINS", str(tmp_path / "plugins"))
+    return written
 
 
 def test_the_method_merges_one_tower(files: dict[str, Path], pair: tuple[Path, Path]) -> None:
-    record = printed("merge", *pair, "--recipe", files["vision-only.yaml"], "--dry-run")
+    record = printed("merge", *pair, "--recipe", "vision-only", "--dry-run")
     alphas = {name: layer["alpha"] for name, layer in record["layers"].items()}
     assert {alpha for name, alpha in alphas.items() if name.startswith("vision.")} == {0.5}
     assert {alpha for name, alpha in alphas.items() if not name.startswith("vision.")} == {0.0}

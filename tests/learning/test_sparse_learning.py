@@ -98,31 +98,7 @@ def test_stragglers_keep_the_share_and_always_exist(ends: Ends, density: float) 
     )
 
 
-@pytest.mark.slow
-def test_the_controls_take_other_layers_and_the_outlier_rule_may_take_none(ends: Ends) -> None:
-    sharp, flat, outlier = (
-        learned_sparse(
-            objective_for(ends, make_batches(SIZES)), **LEARN, steps=2, rule=rule, share=0.2
-        )
-        for rule in ("share", "flattest", "outlier")
-    )
+def test_the_outlier_rule_may_find_no_straggler(ends: Ends) -> None:
     objective = objective_for(ends, make_batches(SIZES))
-    assert stragglers(sharp, objective)
-    assert stragglers(flat, objective)
-    assert not set(stragglers(sharp, objective)) & set(stragglers(flat, objective))
-    assert stragglers(outlier, objective) == []
-    drawn = [
-        learned_sparse(
-            objective_for(ends, make_batches(SIZES)),
-            **LEARN,
-            steps=1,
-            rule="random",
-            share=0.2,
-            draw=draw,
-        )
-        for draw in (0, 0, 1)
-    ]
-    chosen = [stragglers(each, objective) for each in drawn]
-    assert all(chosen)
-    assert chosen[0] == chosen[1]
-    assert len(set(map(tuple, chosen))) > 1
+    found = learned_sparse(objective, **LEARN, steps=1, rule="outlier")
+    assert stragglers(found, objective) == []

@@ -38,13 +38,13 @@ def stream(
 
 
 @pytest.mark.uncounted
-@pytest.mark.parametrize("mask", [None, "magnitude", "random", "n-m", "spectral", "weights-random"])
+@pytest.mark.parametrize("mask", [None, "magnitude", "random", "n-m", "spectral"])
 def test_chunks_never_show(pair: Folders, mask: str | None) -> None:
     opened_pair = inputs_of(pair)
     layer = LayerPlan(
         alpha=0.3,
         mask=mask,
-        density=0.5 if mask in ("magnitude", "random", "weights-random") else 1,
+        density=0.5 if mask in ("magnitude", "random") else 1,
     )
     whole = stream(opened_pair, plan_for(opened_pair, layer))
     for name, tensor in stream(opened_pair, plan_for(opened_pair, layer), chunk=17).items():
@@ -58,7 +58,6 @@ LAYERS = {
     "alpha tiny": LayerPlan(alpha=1e-300),
     "magnitude": LayerPlan(alpha=0.5, mask="magnitude", density=0.5),
     "random": LayerPlan(alpha=0.5, mask="random", density=0.01),
-    "weights-random": LayerPlan(alpha=0.5, mask="weights-random", density=0.01),
     "spectral": LayerPlan(alpha=0.5, mask="spectral"),
     "not named": None,
 }

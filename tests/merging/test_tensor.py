@@ -127,7 +127,7 @@ def test_the_inputs_are_left_alone() -> None:
     for options in (
         {},
         {"mask": "magnitude", "density": 0.5},
-        {"mask": "weights-random", "key": RandomKey(0, "x")},
+        {"mask": "random", "key": RandomKey(0, "x")},
     ):
         merge_tensor(*pair, alpha=0.5, **options)
     assert all(same_bits(a, b) for a, b in zip(pair, before, strict=True))
@@ -137,7 +137,7 @@ def test_the_inputs_are_left_alone() -> None:
 def test_scalars_and_empty_tensors_are_never_masked(shape: tuple[int, ...]) -> None:
     theta_0, theta_1 = torch.full(shape, 2.0), torch.full(shape, 4.0)
     key = RandomKey(0, "x")
-    merged = merge_tensor(theta_0, theta_1, alpha=0.5, mask="weights-random", density=1e-9, key=key)
+    merged = merge_tensor(theta_0, theta_1, alpha=0.5, mask="random", density=1e-9, key=key)
     assert same_bits(merged, torch.full(shape, 3.0))
 
 

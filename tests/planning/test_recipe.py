@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from clipmerge.errors import RecipeError
-from clipmerge.files.paths import recipe_names
+from clipmerge.files.paths import recipe_files
 from clipmerge.planning.recipe import load_recipe, recipe_text
 from clipmerge.plugins import plugin_names, plugin_options
 from tests.support.command import one_line
@@ -18,9 +18,9 @@ SECTIONS = {"measure": "measures", "method": "methods"}
 
 
 def test_there_is_a_recipe_for_every_method() -> None:
-    assert sorted(file.stem for file in FILES) == list(recipe_names())
+    assert sorted(file.stem for file in FILES) == list(recipe_files())
     assert set(plugin_names("methods")) == {
-        load_recipe(name).method["name"] for name in recipe_names()
+        load_recipe(name).method["name"] for name in recipe_files()
     }
 
 

@@ -9,7 +9,6 @@ import pytest
 
 from clipmerge.output.record import MergeRecord
 from clipmerge.report.effect_plot import effect_plot
-from clipmerge.report.layer_table import columns_of
 from tests.support.merge_records import CHANGE, RECORDS, data_free, effect, example, learned
 from tests.support.read_page import Page
 
@@ -302,17 +301,3 @@ def test_page_flags_shares_that_do_not_add_up(html_of: Pages) -> None:
     assert "Not every sum agrees within 1%: raise measure.nodes" in Page(html_of(record)).text
     record["checks"]["barrier"]["measured"] = 1.009
     assert "They do, within 1%." in Page(html_of(record)).text
-
-
-@pytest.mark.parametrize("others", [None, "magnitude"])
-def test_it_is_said_where_a_mask_sends_the_remaining_weights(others: str | None) -> None:
-    record = data_free()
-    for number, layer in enumerate(record["layers"].values()):
-        layer |= {"density": 0.5, "mask": others if number and others else "weights-random"}
-    (said,) = (
-        each.about
-        for each in columns_of(MergeRecord.model_validate(record))
-        if each.key == "density"
-    )
-    assert ("the mask returns the remaining weights to zero-shot" in said) == (others is not None)
-    assert said.endswith("to zero.")

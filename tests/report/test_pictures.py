@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from clipmerge.files.paths import recipe_names
+from clipmerge.files.paths import recipe_files
 from clipmerge.planning.measurements import LossPath
 from clipmerge.report.bench_page import bench_page
 from clipmerge.report.layer_table import decimals_for, format_number
@@ -146,7 +146,7 @@ def marks_in(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_every_recipe_has_a_style_of_its_own_in_all_pictures() -> None:
-    assert set(RECIPES) == set(recipe_names())
+    assert set(RECIPES) == set(recipe_files())
     styles = mark_styles(RECIPES)
     assert len(set(styles)) == len(RECIPES)
     for name, style in zip(RECIPES, styles, strict=True):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from benchmarks import plugins
 from benchmarks.shifts.claims import PARTS, examine
 from benchmarks.shifts.emoji.shift import ABOUT, emoji_shift
 from benchmarks.shifts.experiment import prepare
@@ -20,6 +21,7 @@ def main() -> None:
     parser.add_argument("pairs", nargs="*", help="regime and seed, such as mild-1; all by default")
     parser.add_argument("--parts", default=",".join(PARTS), help="tests, with commas between")
     given = parser.parse_args()
+    plugins.use()
     folder = user_cache(ABOUT.name)
     shift = emoji_shift(folder)
     with logged():

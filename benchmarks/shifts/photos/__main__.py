@@ -7,6 +7,7 @@ import argparse
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks import plugins
 from benchmarks.shifts.command import each_of, names_in, parser_of, status_of
 from benchmarks.shifts.evaluation import Evaluation, contestants, evaluate_pair
 from benchmarks.shifts.experiment import locked
@@ -76,6 +77,7 @@ def main(
 
 
 def _run(given: argparse.Namespace, settings: Settings, how: Evaluation) -> None:
+    plugins.use()
     ready = _ready(given.zeroshot, settings)
     photos = Photos(given.pictures, given.cache or user_cache(ABOUT.name), ready, settings)
     recipes, pairs = names_in(given.recipes), chosen_pairs(names_in(given.only))

@@ -6,9 +6,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from clipmerge.learning.objective import Objective
-from clipmerge.measures._statistics import by_layer, instabilities, statistic, with_few_prompts
-from clipmerge.planning.measurements import Measurements, Statistic
+from clipmerge.measures.layer_instability import instabilities
+
+from clipmerge.measures import (
+    Measurements,
+    Objective,
+    Statistic,
+    by_layer,
+    statistic,
+    with_few_prompts,
+)
 from clipmerge.plugins import Count
 
 

@@ -7,13 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from clipmerge.measures.cumulative_barrier import cumulative_barrier
-from clipmerge.measures.layer_instability import layer_instability
 from clipmerge.methods import Task
-from clipmerge.methods.straggler_top import straggler_top
 from clipmerge.planning.measurements import Measurements, Statistic
+from clipmerge.plugins import load_plugin
 from tests.support.small_objective import Ends, Reference, make_batches, objective_for, save_ends
-from tests.support.tasks import inputs_of
+from tests.support.tasks import decide, inputs_of
 
 SIZES = (5, 3)
 POINTS = 2
@@ -41,7 +39,7 @@ def slow_barrier(reference: Reference, names: Collection[str], number: int) -> f
 
 def test_instability_is_that_of_the_layer_moved_alone(ends: Ends) -> None:
     objective = objective_for(ends, make_batches(SIZES))
-    found = layer_instability(objective, points=POINTS)["instability"]
+    found = load_plugin("measures", "layer-instability")(objective, points=POINTS)["instability"]
     reference = Reference(ends)
     for layer, names in objective.path.layers.items():
         expected = [slow_barrier(reference, names, number) for number in range(len(SIZES))]
@@ -53,7 +51,7 @@ def test_instability_is_that_of_the_layer_moved_alone(ends: Ends) -> None:
 
 def test_cumulative_barriers_grow_by_one_layer_and_sum_to_the_paths(ends: Ends) -> None:
     objective = objective_for(ends, make_batches(SIZES))
-    found = cumulative_barrier(objective, points=POINTS)
+    found = load_plugin("measures", "cumulative-barrier")(objective, points=POINTS)
     reference = Reference(ends)
     order = list(objective.path.layers)
     whole = {name for names in objective.path.layers.values() for name in names}
@@ -84,8 +82,13 @@ def test_the_largest_are_thinned(pair: tuple[Path, Path], count: int, finding: s
     measurements = Measurements(
         measure="layer-instability", statistics=(Statistic(name="instability", values=values),)
     )
-    decision = straggler_top(
-        Task(inputs, measurements), count=count, alpha=0.6, straggler_alpha=0.4, density=0.3
+    decision = decide(
+        Task(inputs, measurements),
+        "straggler-top",
+        count=count,
+        alpha=0.6,
+        straggler_alpha=0.4,
+        density=0.3,
     )
     largest = list(inputs.layers)[-count:]
     assert list(decision.stragglers) == largest

@@ -4,9 +4,9 @@ to fine-tuned.
 
 from __future__ import annotations
 
-from clipmerge.learning.objective import Objective
-from clipmerge.measures._statistics import by_layer, instabilities, statistic, with_few_prompts
-from clipmerge.planning.measurements import Measurements
+from collections.abc import Collection
+
+from clipmerge.measures import Measurements, Objective, by_layer, statistic, with_few_prompts
 from clipmerge.plugins import Count
 
 
@@ -52,3 +52,22 @@ def layer_instability(objective: Objective, *, points: Count = 3) -> Measurement
         statistics=(instability,),
         batch_sizes=objective.shares.batch_sizes,
     )
+
+
+def instabilities(
+    objective: Objective, layers: Collection[str], points: int, finetuned: dict[int, float]
+) -> dict[int, float]:
+    """Compute max over alpha of L(alpha) - (L(0) + L(1)) / 2, where some layers alone go from
+    zero-shot to fine-tuned.
+
+    The other layers are fine-tuned. It costs ``points`` + 1 forward passes.
+    """
+    tried = []
+    for step in range(points + 1):
+        objective.path.move_to(step / (points + 1), layers)
+        tried.append(objective.losses())
+    objective.path.move_to(1.0, layers)
+    return {
+        number: max(losses[number] for losses in tried[1:]) - (tried[0][number] + loss) / 2
+        for number, loss in finetuned.items()
+    }

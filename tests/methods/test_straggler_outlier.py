@@ -1,12 +1,10 @@
-"""straggler-outlier, its variants and its control: masks, errors in their own names, and the choice
-of stand-ins."""
+"""straggler-outlier and straggler-sparse: masks, and errors that name the method."""
 
 import dataclasses
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from clipmerge.errors import RecipeError
 from clipmerge.methods import Decision, Task
@@ -42,69 +40,13 @@ def decide(task: Task, method: str, **options: object) -> Decision:
     return tasks.decide(task, method, bootstraps=20, **options)
 
 
-def norms(pair: Folders, task: Task) -> dict[str, float]:
-    zeroshot, finetuned = (load_file(folder / "model.safetensors") for folder in pair)
-    return {
-        layer: np.linalg.norm(
-            np.concatenate([(finetuned[n] - zeroshot[n]).double().numpy().ravel() for n in names])
-        )
-        for layer, names in task.layers.items()
-    }
-
-
-def stand_ins(decision: Decision, like: Decision) -> list[str]:
-    edit = like.layers[STRAGGLERS[0]].model_dump(exclude={"reason"})
-    return [
-        layer
-        for layer, entry in decision.layers.items()
-        if entry.model_dump(exclude={"reason"}) == edit
-    ]
-
-
-def test_the_layer_that_moved_most_nearly_as_far_gets_the_edit(pair: Folders) -> None:
-    task = task_with(pair)
-    sparse = decide(task, "straggler-outlier", straggler_alpha=0.1, density=0.3)
-    assert set(sparse.stragglers) == set(STRAGGLERS)
-    control = decide(task, "random-matched", straggler_alpha=0.1, density=0.3, pool=1)
-    moved = norms(pair, task)
-    free = [layer for layer in task.layers if layer not in STRAGGLERS]
-    expected = []
-    for straggler in sparse.stragglers:
-        nearest = min(free, key=lambda layer: abs(np.log(moved[layer]) - np.log(moved[straggler])))
-        free.remove(nearest)
-        expected.append(nearest)
-    chosen = stand_ins(control, sparse)
-    assert set(chosen) == set(expected)
-    for layer in task.layers:
-        if layer not in chosen:
-            assert control.layers[layer].model_dump(exclude={"reason"}) == sparse.layers[
-                "logit_scale"
-            ].model_dump(exclude={"reason"})
-    assert control.scores.keys() == {name for layer in chosen for name in task.layers[layer]}
-    assert control.stragglers == sparse.stragglers
-    assert all(layer in control.verdict for layer in (*chosen, *STRAGGLERS))
-
-
-def test_more_stragglers_than_other_layers_are_refused(pair: Folders) -> None:
-    """Only layers that fine-tuning moved can stand in."""
-    task = task_with((pair[0], pair[0]), seed=0)
-    with pytest.raises(
-        RecipeError, match="random-matched: 2 stragglers and only 0 other layers that"
-    ):
-        decide(task, "random-matched")
-
-
 UNKNOWN = r"statistic 'barier' is not measured by made-up \(barrier\)"
 
 
 @pytest.mark.parametrize(
     ("method", "unknown"),
     [
-        *(
-            (method, UNKNOWN)
-            for method in ("straggler-outlier", "straggler-shrink", "random-matched")
-        ),
-        ("straggler-top", r"the measure has no statistic 'barier' \(statistics: barrier\)"),
+        ("straggler-outlier", UNKNOWN),
         ("straggler-sparse", None),
     ],
 )
@@ -122,10 +64,8 @@ def test_errors_name_the_method_that_was_asked_for(
                 tasks.decide(wrong, method, **options)
 
 
-@pytest.mark.parametrize("method", ["straggler-outlier", "random-matched"])
-def test_a_mask_that_is_not_there_or_lacks_its_gradients_is_refused(
-    pair: Folders, method: str
-) -> None:
+def test_a_mask_that_is_not_there_or_lacks_its_gradients_is_refused(pair: Folders) -> None:
+    method = "straggler-outlier"
     task = task_with(pair)
     assert task.measurements is not None
     task.measurements.gradients.clear()
