@@ -9,8 +9,8 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from clipmerge.calibration.objective import Objective
 from clipmerge.errors import RecipeError
+from clipmerge.learning.objective import Objective
 from clipmerge.merging.selection import RandomKey
 from clipmerge.merging.tensor import merge_tensor
 from clipmerge.methods import Decision, Task
