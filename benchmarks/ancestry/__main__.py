@@ -14,7 +14,7 @@ from benchmarks.ancestry.pairs import Pair, make_models, pairs_of
 from clipmerge.checkpoint import align_checkpoints, open_checkpoint
 from clipmerge.checkpoint.ancestry import ancestry_of
 from clipmerge.errors import CheckpointError
-from clipmerge.files.cache import user_cache
+from clipmerge.files.paths import user_cache
 
 
 def judge(pairs: Iterable[Pair]) -> list[dict[str, Any]]:

@@ -26,7 +26,7 @@ from benchmarks.shifts.experiment import (
 from benchmarks.shifts.report import RESULTS, write_page
 from benchmarks.shifts.training import logged
 from clipmerge.errors import ClipmergeError
-from clipmerge.files.cache import user_cache
+from clipmerge.files.paths import user_cache
 
 #: Function that makes the benchmark from the cache folder and whether it is the quick size.
 Layout = Callable[[Path, bool], Shift]

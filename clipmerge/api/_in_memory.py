@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from clipmerge.checkpoint import Checkpoint, open_checkpoint
+from clipmerge.checkpoint import Checkpoint, Source, open_checkpoint
 from clipmerge.checkpoint.source import OPEN_CLIP_CONFIG, OPEN_CLIP_WEIGHTS
 from clipmerge.errors import UsageError
 
@@ -45,12 +45,16 @@ def title_of(source: str) -> str | None:
     return path.name if path.parent.name.startswith(_PREFIX) else None
 
 
-def open_source(source: str, base: Checkpoint | None = None) -> Checkpoint:
+def open_source(source: str | Source, base: Checkpoint | None = None) -> Checkpoint:
     """Open a source of `as_sources`; takes and raises the same as
     `clipmerge.checkpoint.open_checkpoint`.
     """
-    opened = open_checkpoint(source, base=base)
-    return replace(opened, source=title_of(source) or opened.source)
+    return with_title(open_checkpoint(source, base=base))
+
+
+def with_title(checkpoint: Checkpoint) -> Checkpoint:
+    """Name a checkpoint that holds a model in memory after the model."""
+    return replace(checkpoint, source=title_of(checkpoint.source) or checkpoint.source)
 
 
 @contextmanager

@@ -16,10 +16,11 @@ from clipmerge.checkpoint import Inputs
 from clipmerge.errors import ClipmergeError
 from clipmerge.evaluation.answer_cache import AnswerCache
 from clipmerge.evaluation.points import Point
-from clipmerge.files.cache import user_cache
+from clipmerge.files.paths import user_cache
 from clipmerge.images.dataset import LabelledImages
 from clipmerge.images.prompts import templates_for
 from clipmerge.planning.plan import Plan, digest_of, write_plan_files
+from clipmerge.planning.provenance import model_identity
 from clipmerge.planning.recipe import Recipe
 from clipmerge.request import SweepRequest
 
@@ -42,7 +43,10 @@ class SweepCache:
         what = {
             "version": __version__,
             "code": [hashlib.sha256(file.read_bytes()).hexdigest() for file in code],
-            "checkpoints": [checkpoint.identity for checkpoint in inputs.checkpoints],
+            "checkpoints": [
+                model_identity(checkpoint.provenance(), checkpoint.config)
+                for checkpoint in inputs.checkpoints
+            ],
             "dtype": request.dtype,
         }
         return cls(user_cache("bench") / digest_of(what))
@@ -93,10 +97,11 @@ class SweepCache:
 def key_of(point: Point) -> str:
     """Key of a point among the answers of two checkpoints."""
     if point.checkpoint is not None:
-        return (
-            "checkpoint"
-            f" {digest_of([checkpoint.identity for checkpoint in point.checkpoint.finetuned])}"
-        )
+        models = [
+            model_identity(checkpoint.provenance(), checkpoint.config)
+            for checkpoint in point.checkpoint.finetuned
+        ]
+        return f"checkpoint {digest_of(models)}"
     if point.plan is None:
         return f"alpha {point.alpha!r}"
     return f"plan {point.plan.digest}"

@@ -20,7 +20,7 @@ from clipmerge.errors import MeasureError, UsageError, counted
 from clipmerge.evaluation.suites.cost import cost_of
 from clipmerge.evaluation.suites.release import fetch_release, write_config
 from clipmerge.evaluation.suites.suite import Pair, Release, Suite, load_suite
-from clipmerge.files.cache import user_cache
+from clipmerge.files.paths import user_cache
 from clipmerge.images.registry import find_known
 from clipmerge.planning.recipe import load_recipe
 from clipmerge.progress import Logged, Progress

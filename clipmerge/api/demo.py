@@ -13,7 +13,7 @@ from clipmerge.api.evaluate import evaluate
 from clipmerge.api.merge import merge
 from clipmerge.demo.data import TEMPLATE
 from clipmerge.demo.pair import DemoPair, prepare
-from clipmerge.files.cache import user_cache
+from clipmerge.files.paths import user_cache
 from clipmerge.progress import Logged, Progress
 
 _RECIPES = ("wise-ft", "straggler-sparse", "auto")

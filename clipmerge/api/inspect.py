@@ -10,11 +10,11 @@ import numpy as np
 
 from clipmerge.api._in_memory import CheckpointLike, as_sources, open_source
 from clipmerge.api._results import InspectResult
-from clipmerge.checkpoint import Checkpoint, Inputs
+from clipmerge.checkpoint import Checkpoint, Inputs, find_source
 from clipmerge.checkpoint.alignment import align, find_mismatches
 from clipmerge.checkpoint.ancestry import ancestry_of, ancestry_warnings
 from clipmerge.checkpoint.converted import as_open_clip
-from clipmerge.checkpoint.preview import preview_checkpoint
+from clipmerge.checkpoint.opening import preview_checkpoint
 from clipmerge.errors import CheckpointError
 from clipmerge.families import family_of
 from clipmerge.files.safetensors import DTYPES
@@ -62,8 +62,9 @@ def inspect(
 def _inspected(
     zeroshot: str, finetuned: str | None, progress: Progress, *, weights: bool
 ) -> dict[str, Any]:
-    seen = preview_checkpoint(zeroshot)
-    base = seen or open_source(zeroshot)
+    base_source = find_source(zeroshot)
+    base_preview = preview_checkpoint(base_source)
+    base = base_preview or open_source(base_source)
     if finetuned is None:
         family, layers = _describe_alone(base)
         alone: dict[str, Any] = {
@@ -73,18 +74,20 @@ def _inspected(
             "layers": layers,
         }
         return alone | {"mismatches": [], "ancestry": None, "total": _total(base)}
-    seen_other = preview_checkpoint(finetuned)
-    other = seen_other or open_source(finetuned, base)
+    other_source = find_source(finetuned)
+    other_preview = preview_checkpoint(other_source)
+    other = other_preview or open_source(other_source, base)
     inputs = align(base, [other])
     mismatches = find_mismatches(inputs)
-    if weights and not mismatches and (seen or seen_other):
-        base, seen, seen_other = open_source(zeroshot), None, None
-        other = open_source(finetuned, base)
-        inputs = align(base, [other])
+    has_weights = not (base_preview or other_preview)
+    if weights and not mismatches and not has_weights:
+        base = open_source(base_source)
+        other = open_source(other_source, base)
+        inputs, has_weights = align(base, [other]), True
     layers = _describe(inputs.zeroshot, inputs.zeroshot_keys, inputs.layers)
     say_all(progress, inputs.notes)
     ancestry = None
-    if weights and not (seen or seen_other):
+    if weights and has_weights:
         progress.stage("inspect")
         done, total = 0, sum(layer["size"] for layer in layers.values())
         for layer, names in inputs.layers.items():

@@ -18,8 +18,9 @@ from clipmerge.config import RecipeOptions, completed, with_options
 from clipmerge.errors import CheckpointError, UsageError, counted, shorten
 from clipmerge.families import is_buffer, is_counter, is_statistic
 from clipmerge.files.finite import is_finite, require_finite
+from clipmerge.files.writer import iter_contents
 from clipmerge.merging.selection import RandomKey
-from clipmerge.merging.stream import iter_contents, plan_tensors
+from clipmerge.merging.stream import plan_tensors
 from clipmerge.merging.tensor import mask_options as complete_options
 from clipmerge.merging.tensor import merge_tensor
 from clipmerge.parallel import one_thread

@@ -15,13 +15,12 @@ from pathlib import Path
 from typing import Any, Unpack
 
 from clipmerge.api._commands import in_order, recipe_word, spelled_out
-from clipmerge.api._in_memory import CheckpointLike, as_sources, open_source
+from clipmerge.api._in_memory import CheckpointLike, as_sources, with_title
 from clipmerge.api._merge_effect import add_other_task_scores, add_verdict
 from clipmerge.api._requests import RecipeLike, merge_request, several
-from clipmerge.checkpoint import Checkpoint, Inputs, align_checkpoints
+from clipmerge.checkpoint import Checkpoint, Inputs, align_checkpoints, open_checkpoints
 from clipmerge.checkpoint.ancestry import ancestry_warnings
 from clipmerge.checkpoint.inputs import HEAD_WEIGHT
-from clipmerge.checkpoint.preview import compare_before_download
 from clipmerge.config import Missing, PlanOptions, completed, with_options
 from clipmerge.errors import CheckpointError, RecipeError
 from clipmerge.evaluation.zero_shot_head import build_zeroshot_head, lacks_zeroshot_head
@@ -211,9 +210,8 @@ def open_inputs(
 ) -> Inputs:
     """Open the checkpoints once, and align them once per ``missing``."""
     if not known.checkpoints:
-        compare_before_download(sources[0], sources[1:], missing=missing, mixed_dtypes=mixed_dtypes)
-        base = open_source(sources[0])
-        known.checkpoints = (base, *(open_source(source, base) for source in sources[1:]))
+        opened = open_checkpoints(sources, missing=missing, mixed_dtypes=mixed_dtypes)
+        known.checkpoints = tuple(map(with_title, opened))
     if missing not in known.inputs:
         zeroshot, *finetuned = known.checkpoints
         known.inputs[missing] = align_checkpoints(

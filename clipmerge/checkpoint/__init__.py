@@ -2,7 +2,7 @@
 
 from clipmerge.checkpoint.alignment import align_checkpoints
 from clipmerge.checkpoint.inputs import Inputs, Location
-from clipmerge.checkpoint.opening import open_checkpoint
+from clipmerge.checkpoint.opening import Source, find_source, open_checkpoint, open_checkpoints
 from clipmerge.checkpoint.source import Checkpoint
 from clipmerge.files.safetensors import TensorEntry, read_header
 
@@ -11,7 +11,10 @@ __all__ = [
     "Location",
     "Inputs",
     "TensorEntry",
+    "Source",
+    "find_source",
     "open_checkpoint",
+    "open_checkpoints",
     "align_checkpoints",
     "read_header",
 ]

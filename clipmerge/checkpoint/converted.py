@@ -20,8 +20,15 @@ from clipmerge.checkpoint.source import (
     stored,
 )
 from clipmerge.conversion.config import Shape, check_shapes, open_clip_config, transformers_config
-from clipmerge.conversion.keys import Layout, Match, is_made_anew, layout_of, match_keys
-from clipmerge.conversion.timm import is_timm_vit, open_clip_name
+from clipmerge.conversion.keys import (
+    Layout,
+    Match,
+    is_made_anew,
+    is_timm_vit,
+    layout_of,
+    match_keys,
+    open_clip_name,
+)
 from clipmerge.errors import CheckpointError
 from clipmerge.files.safetensors import DTYPES, TensorEntry
 

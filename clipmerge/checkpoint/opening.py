@@ -1,19 +1,23 @@
-"""Open a checkpoint: a folder, a file, an index of shards or a Hub id; an adapter is applied to its
-base.
+"""Find and open checkpoints: a folder, a file, an index of shards or a Hub id.
+
+An adapter is applied to its base.
 """
 
 from __future__ import annotations
 
 import contextlib
 import itertools
+import math
 import re
 import shlex
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from clipmerge.checkpoint.adapter import adapt
+from clipmerge.checkpoint.alignment import align_checkpoints
 from clipmerge.checkpoint.source import (
     INDEX,
     OPEN_CLIP_CONFIG,
@@ -25,11 +29,15 @@ from clipmerge.checkpoint.source import (
     naming,
 )
 from clipmerge.checkpoint.wrappers import unwrap
+from clipmerge.config import Missing
 from clipmerge.conversion.keys import layout_of
 from clipmerge.errors import CheckpointError, counted, did_you_mean, shorten
+from clipmerge.files.hashes import watch
 from clipmerge.files.paths import is_plain_name, local_path, split_part
 from clipmerge.files.reading import Unreadable, read_json, refusing
 from clipmerge.files.safetensors import (
+    DTYPES,
+    FLOATS,
     PICKLE_SUFFIXES,
     TensorEntry,
     is_pickle,
@@ -37,17 +45,26 @@ from clipmerge.files.safetensors import (
     unique_keys,
 )
 from clipmerge.files.side_files import lies_in, read_side_json
-from clipmerge.files.unchanged import watch
 from clipmerge.hub.ids import HubId, parse_hub_id
+
+if TYPE_CHECKING:
+    from clipmerge.hub.download import Snapshot
 
 ADAPTER = "adapter_model.safetensors"
 # Maximum number of a folder's entries that are searched for a name like a mistyped one.
-_LOOKED_AT = 1000
+_MAX_ENTRIES = 1000
 _PICKLED_INDEX = "pytorch_model.bin.index.json"
 # names of weight files before safetensors; other pickles in a folder may hold anything
 _PICKLES = ("pytorch_model.bin", _PICKLED_INDEX, "open_clip_pytorch_model.bin", "adapter_model.bin")
 # Folders of a pipeline of diffusers that may hold a CLIP.
 _DIFFUSERS = ("text_encoder", "text_encoder_2", "image_encoder")
+# Weight files on the Hub that can be compared by their headers, with the configurations beside
+# them.
+_CONFIGS = {
+    "model.safetensors": "config.json",
+    "model.safetensors.index.json": "config.json",
+    "open_clip_model.safetensors": "open_clip_config.json",
+}
 # Names that each library adds to a module's weight, or uses instead of it.
 _MARKS = (
     (
@@ -64,24 +81,101 @@ _MARKS = (
 )
 
 
-def open_checkpoint(source: str, *, base: Checkpoint | None = None) -> Checkpoint:
-    """Open a folder, a file, an index of shards or a Hub id without reading weights; ``base`` is an
-    adapter's.
-    """
-    if not source.strip():
+@dataclass(frozen=True)
+class Source:
+    """A checkpoint before it is opened: a place on disk, or a model on the Hub at one commit."""
+
+    name: str  # as the user wrote it
+    snapshot: Snapshot | None = None  # of a model on the Hub
+
+
+def find_source(name: str) -> Source:
+    """Find a checkpoint on disk, or ask the Hub for its commit: the only time in a run."""
+    if not name.strip():
         raise CheckpointError(
             "the name of the checkpoint is empty; is a variable of your shell unset?"
         )
+    if local_path(split_part(name)[0]).exists():
+        return Source(name)
+    hub_id = hub_id_of(name)
+    from clipmerge.hub.download import resolve
+
+    return Source(name, resolve(hub_id))
+
+
+def open_checkpoint(source: str | Source, *, base: Checkpoint | None = None) -> Checkpoint:
+    """Open a folder, a file, an index of shards or a Hub id without reading weights; ``base`` is an
+    adapter's.
+    """
+    source = find_source(source) if isinstance(source, str) else source
     opened = _open(source)
     if not _is_adapter(opened.files[0]):
         return opened
     if base is None:
         raise CheckpointError(
-            f"{source}: is a peft adapter, not a full model; make a checkpoint from it and its base"
-            f" with `clipmerge merge BASE {source} --recipe wise-ft --set method.alpha=1 --output"
-            " DIR`"
+            f"{source.name}: is a peft adapter, not a full model; make a checkpoint from it and its"
+            f" base with `clipmerge merge BASE {source.name} --recipe wise-ft --set method.alpha=1"
+            " --output DIR`"
         )
     return adapt(base, opened)
+
+
+def open_checkpoints(
+    names: Sequence[str], *, missing: Missing = "error", mixed_dtypes: bool = False
+) -> list[Checkpoint]:
+    """Open a zero-shot checkpoint and its fine-tuned ones.
+
+    A pair of which one is on the Hub and not in the cache is compared by its headers first, so that
+    checkpoints that do not match are refused without a download.
+    """
+    sources = [find_source(name) for name in names]
+    previews = [preview_checkpoint(source) for source in sources]
+    if any(previews):
+        base, *finetuned = _opened(sources, previews)
+        align_checkpoints(base, finetuned, missing=missing, mixed_dtypes=mixed_dtypes)
+    return _opened(sources, [None] * len(sources))
+
+
+def _opened(sources: Sequence[Source], previews: Sequence[Checkpoint | None]) -> list[Checkpoint]:
+    """Open a zero-shot checkpoint and its fine-tuned ones, unless they are previewed."""
+    base = previews[0] or open_checkpoint(sources[0])
+    finetuned = [
+        preview or open_checkpoint(source, base=base)
+        for source, preview in zip(sources[1:], previews[1:], strict=True)
+    ]
+    return [base, *finetuned]
+
+
+def preview_checkpoint(source: Source) -> Checkpoint | None:
+    """Describe a model on the Hub without its weights; ``None`` if it is here, in the cache, or no
+    safetensors.
+
+    Names, shapes and dtypes come from range requests, the configuration from its file.
+    """
+    snapshot = source.snapshot
+    if snapshot is None or snapshot.note is not None:
+        return None
+    from clipmerge.hub.download import choose_weights, remote_metadata
+
+    weights = choose_weights(snapshot.files, snapshot.hub_id)
+    config = next((_CONFIGS[name] for name in sorted(weights) if name in _CONFIGS), None)
+    files = tuple(Path(name) for name in sorted(weights) if name.endswith(".safetensors"))
+    if config is None or not files or not snapshot.missing(weights):
+        return None
+    folder = snapshot.download([name for name in (config,) if name in snapshot.files])
+    entries = {}
+    for name, (dtype, shape) in remote_metadata(snapshot.hub_id, weights).items():
+        if dtype not in DTYPES:
+            kinds = ", ".join(sorted(FLOATS))
+            raise CheckpointError(
+                f"{snapshot.hub_id}, {name}: has dtype {dtype}; clipmerge merges {kinds}"
+            )
+        entries[name] = TensorEntry(Path(), dtype, shape, 0, math.prod(shape) * DTYPES[dtype][1])
+    described = read_side_json(folder, config)
+    refuse_quantised(source.name, entries, described)
+    return Checkpoint(
+        source.name, snapshot.revision, folder, files, entries, described, sharded=len(files) > 1
+    )
 
 
 def _is_adapter(file: Path) -> bool:
@@ -89,21 +183,23 @@ def _is_adapter(file: Path) -> bool:
     return file.stem == Path(ADAPTER).stem
 
 
-def _open(source: str) -> Checkpoint:
-    place, part = split_part(source)
-    path = local_path(place)
+def _open(source: Source) -> Checkpoint:
+    name, part = split_part(source.name)
+    if source.snapshot is not None:
+        from clipmerge.hub.download import download_model
+
+        folder, snapshot = download_model(source.snapshot), source.snapshot
+        facts = {"revision": snapshot.revision, "note": snapshot.note, "part": part}
+        return _open_folder(source.name, folder, **facts)
+    path = local_path(name)
     if path.is_dir():
-        return _open_folder(source, path, part=part)
+        return _open_folder(source.name, path, part=part)
     if path.suffix == ".distcp" and path.is_file():
-        raise _no_weights(source, path.parent)
+        raise _no_weights(source.name, path.parent)
     if path.is_file():
         is_index = path.name.endswith((".safetensors.index.json", ".bin.index.json"))
-        return (_open_index if is_index else _open_single)(source, path, part=part)
-    hub_id = hub_id_of(source)
-    from clipmerge.hub.download import fetch
-
-    repo = fetch(hub_id)
-    return _open_folder(source, repo.folder, revision=repo.revision, note=repo.note, part=part)
+        return (_open_index if is_index else _open_single)(source.name, path, part=part)
+    raise CheckpointError(f"{source.name}: is neither a file nor a folder; give one of them")
 
 
 def hub_id_of(source: str) -> HubId:
@@ -112,7 +208,7 @@ def hub_id_of(source: str) -> HubId:
     hub_id = parse_hub_id(place)
     if hub_id is None:
         path = local_path(place)
-        beside = itertools.islice(path.parent.glob("*"), _LOOKED_AT)
+        beside = itertools.islice(path.parent.glob("*"), _MAX_ENTRIES)
         hint = did_you_mean(path.name, [each.name for each in beside])
         hint = hint.replace("'", f"'{path.parent}/", 1) if path.parent.name else hint
         raise CheckpointError(

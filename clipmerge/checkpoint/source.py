@@ -15,9 +15,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from clipmerge.errors import CheckpointError
-from clipmerge.files.hashes import remembered_sha256
+from clipmerge.files.hashes import remembered_sha256, require_unchanged, require_whole
 from clipmerge.files.safetensors import STORED, Array, TensorEntry
-from clipmerge.files.unchanged import require_unchanged, require_whole
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -136,17 +135,6 @@ class Checkpoint:
         files = self.hashes if hashed else dict.fromkeys(file.name for file in self.files)
         require_unchanged(self.files)
         return {"source": self.source, "revision": self.revision, "files": files}
-
-    @property
-    def identity(self) -> list[Any]:
-        """What determines the model: the content of its weights, the part of a file that is meant,
-        the settings.
-        """
-        from clipmerge.planning.provenance import (
-            SourceRecord,
-        )  # takes longer than describing a checkpoint
-
-        return [SourceRecord(**self.provenance()).identity, self.config]
 
     @property
     def bytes(self) -> int:

@@ -73,7 +73,7 @@ def read_defaults() -> Defaults:
     """Read the defaults; those of the user's own file are missing for a user without a home
     folder.
     """
-    from clipmerge.files.cache import user_config
+    from clipmerge.files.paths import user_config
 
     found = Defaults()
     with contextlib.suppress(RuntimeError):

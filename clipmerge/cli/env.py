@@ -16,7 +16,7 @@ from clipmerge.cli._defaults import read_defaults
 from clipmerge.cli._options import command
 from clipmerge.cli._terminal import Terminal
 from clipmerge.errors import UsageError
-from clipmerge.files.cache import user_cache
+from clipmerge.files.paths import user_cache
 
 _PACKAGES = (
     "torch",

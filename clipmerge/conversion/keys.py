@@ -8,7 +8,7 @@ multiplies from the left.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -136,3 +136,46 @@ def _block(ours: str, theirs: str) -> Iterator[Match]:
 def _pairs(ours: str, theirs: str) -> Iterator[Match]:
     for part in _PARTS:
         yield Match(f"{ours}.{part}", (f"{theirs}.{part}",))
+
+
+# timm's ViTs of CLIP (``vit_base_patch32_clip_224`` and the like): the vision tower, and a head
+# that reads features before the projection. Two tensors have leading dimensions of one.
+
+# Parameters that together are in these models alone.
+_TIMM_MARKS = {"cls_token", "pos_embed", "patch_embed.proj.weight", "norm_pre.weight"}
+_TIMM_BLOCK = r"blocks\.(\d+)\."
+_OPEN_CLIP_BLOCK = r"visual.transformer.resblocks.\1."
+_TIMM_NAMES = (
+    (r"cls_token$", "visual.class_embedding"),
+    (r"pos_embed$", "visual.positional_embedding"),
+    (r"patch_embed\.proj\.", "visual.conv1."),
+    (r"norm_pre\.", "visual.ln_pre."),
+    (rf"{_TIMM_BLOCK}norm1\.", rf"{_OPEN_CLIP_BLOCK}ln_1."),
+    (rf"{_TIMM_BLOCK}attn\.qkv\.", rf"{_OPEN_CLIP_BLOCK}attn.in_proj_"),
+    (rf"{_TIMM_BLOCK}attn\.proj\.", rf"{_OPEN_CLIP_BLOCK}attn.out_proj."),
+    (rf"{_TIMM_BLOCK}norm2\.", rf"{_OPEN_CLIP_BLOCK}ln_2."),
+    (rf"{_TIMM_BLOCK}mlp\.fc1\.", rf"{_OPEN_CLIP_BLOCK}mlp.c_fc."),
+    (rf"{_TIMM_BLOCK}mlp\.fc2\.", rf"{_OPEN_CLIP_BLOCK}mlp.c_proj."),
+    (r"norm\.", "visual.ln_post."),
+    (r"head\.", "classifier."),
+)
+
+
+def is_timm_vit(keys: Collection[str]) -> bool:
+    """Whether a file's keys are those of one of timm's ViTs of CLIP."""
+    return set(keys) >= _TIMM_MARKS
+
+
+def open_clip_name(key: str) -> str:
+    """Translate a key, or leave it under ``visual.`` if the models have no such parameter.
+
+    Example:
+        >>> keys = ("blocks.3.attn.qkv.bias", "head.weight", "fc_norm.weight")
+        >>> [open_clip_name(key) for key in keys]
+        ['visual.transformer.resblocks.3.attn.in_proj_bias', 'classifier.weight',
+        'visual.fc_norm.weight']
+    """
+    for pattern, replacement in _TIMM_NAMES:
+        if re.match(pattern, key):
+            return re.sub(rf"^{pattern}", replacement, key)
+    return f"visual.{key}"

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from clipmerge.files.cache import replace_bytes
+from clipmerge.files.paths import replace_bytes
 
 
 @dataclass(frozen=True)

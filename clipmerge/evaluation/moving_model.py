@@ -17,7 +17,8 @@ from clipmerge.checkpoint import Inputs
 from clipmerge.config import OutputDtype
 from clipmerge.errors import CheckpointError
 from clipmerge.files.finite import is_finite, require_finite
-from clipmerge.merging.stream import iter_contents, plan_tensors
+from clipmerge.files.writer import iter_contents
+from clipmerge.merging.stream import plan_tensors
 from clipmerge.merging.tensor import merge_tensor
 from clipmerge.models import ImageTextModel
 from clipmerge.models.headed_tower import HeadedTower

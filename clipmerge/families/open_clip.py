@@ -6,8 +6,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from clipmerge.families import Family, Settings
-from clipmerge.families._towers import Rules, blocks_of_bert
+from clipmerge.families.family import Family, Rules, Settings
+from clipmerge.families.transformers import blocks_of_bert
 
 
 def _resblocks(start: str, tower: str) -> Rules:
@@ -124,7 +124,7 @@ def _section(config: dict[str, Any], name: str) -> dict[str, Any]:
     return section if isinstance(section, dict) else {}
 
 
-FAMILY = Family(
+OPEN_CLIP = Family(
     name="OpenCLIP",
     rules=(
         *_VIT,

@@ -1,5 +1,5 @@
 """Write one output file front to back: one block is computed while others are hashed and written to
-disk.
+disk. Its tensors are computed when they are written.
 """
 
 from __future__ import annotations
@@ -7,18 +7,27 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import itertools
+import math
 import mmap
 import os
 import shutil
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from clipmerge.files.safetensors import Array
+from clipmerge.files.safetensors import DTYPES, STORED, Array
+from clipmerge.parallel import side_by_side
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 try:
     import fcntl
@@ -40,6 +49,57 @@ BLOCKS = 6  # number of blocks in memory
 TIMED = 8  # number of blocks after which the disk is judged
 FAST = 300e6  # bytes per second of a fast disk, reached by the fastest block
 FLUSH = 256 << 20  # bytes written through the page cache between two requests to flush it to disk
+#: Returns a buffer for the next elements, given their number and dtype; it may be shorter.
+BufferProvider = Callable[[int, str], Array]
+
+
+@dataclass(frozen=True)
+class OutputTensor:
+    """One tensor of the output, with its content on demand."""
+
+    key: str  # key in the output file
+    name: str  # canonical parameter name
+    dtype: str  # safetensors dtype
+    shape: tuple[int, ...]
+    # computes the content: runs of elements in memory order, 1-D, in stored form (bfloat16 as its
+    # bits). Its argument returns a buffer for some of the next elements, such as ``numpy.empty``; a
+    # run need not be in one
+    chunks: Callable[[BufferProvider], Iterator[Array]]
+    # whether the whole tensor is computed before the first run, as masks and combinations require
+    is_whole: bool = False
+
+    @property
+    def nbytes(self) -> int:
+        """Size of the content."""
+        return math.prod(self.shape) * DTYPES[self.dtype][1]
+
+    def tensor(self, content: Iterable[Array]) -> Tensor:
+        """The whole content as a tensor of its own."""
+        import torch
+
+        stored = np.concatenate([np.empty(0, STORED[self.dtype]), *content])
+        return torch.from_numpy(stored).view(getattr(torch, DTYPES[self.dtype][0])).view(self.shape)
+
+
+def iter_contents(
+    tensors: Sequence[OutputTensor], reserve: BufferProvider
+) -> Generator[Iterable[Array]]:
+    """Yield each tensor's content in turn; tensors computed as a whole are started early on other
+    cores.
+    """
+    jobs = [(tensor.nbytes, partial(_prefetch, tensor)) for tensor in tensors if tensor.is_whole]
+    if not jobs:  # nothing here needs torch
+        yield from (tensor.chunks(reserve) for tensor in tensors)
+        return
+    with contextlib.closing(side_by_side(jobs)) as prefetched:
+        for tensor in tensors:
+            yield next(prefetched) if tensor.is_whole else tensor.chunks(reserve)
+
+
+def _prefetch(tensor: OutputTensor) -> Iterable[Array]:
+    """A tensor's content, computed as far as its first run, which is most of the work."""
+    chunks = tensor.chunks(np.empty)
+    return itertools.chain(list(itertools.islice(chunks, 1)), chunks)
 
 
 class OutputFile:

@@ -22,9 +22,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from clipmerge.errors import CheckpointError, HubError, shorten
-from clipmerge.files.cache import replace_bytes
 from clipmerge.files.hashes import remembered_sha256
 from clipmerge.files.limits import MOST_FILES
+from clipmerge.files.paths import replace_bytes
 from clipmerge.files.safetensors import PICKLE_SUFFIXES
 from clipmerge.hub.errors import explain, explained, out_of_reach, timed_out
 from clipmerge.hub.ids import FULL_SHA, HubId
@@ -188,11 +188,10 @@ def resolve(hub_id: HubId) -> Snapshot:
     return Snapshot(hub_id.at(info.sha), files=files)
 
 
-def fetch(hub_id: HubId) -> Snapshot:
-    """Download the files a merge needs, at one commit, into the Hub cache; a partial download is
-    resumed next time.
+def download_model(snapshot: Snapshot) -> Path:
+    """Download the files that a merge needs into the Hub cache, and return their folder; a partial
+    download is resumed next time.
     """
-    snapshot = resolve(hub_id)
     try:
         wanted = choose_files(snapshot.files, snapshot.hub_id)
     except CheckpointError as error:
@@ -201,8 +200,7 @@ def fetch(hub_id: HubId) -> Snapshot:
         raise HubError(
             f"{snapshot.hub_id}: its weights are not in the cache. Go online and run again."
         ) from error
-    snapshot.download(wanted)
-    return snapshot
+    return snapshot.download(wanted)
 
 
 def _check_content(pinned: HubId, name: str, file: Path) -> None:
@@ -267,7 +265,10 @@ def _storage(hub_id: HubId) -> Path:
 
 
 def _cached_sha(hub_id: HubId) -> str | None:
-    """Return the cached commit of a revision, or None if no commit is cached."""
+    """Return the cached commit of a revision, or None if no commit is cached.
+
+    `snapshot_download(local_files_only=True)` refuses a cache that lacks files no merge needs.
+    """
     sha = hub_id.revision or "main"
     ref = _storage(hub_id) / "refs" / sha
     if not FULL_SHA.fullmatch(sha):

@@ -26,10 +26,11 @@ from torch import Tensor
 from clipmerge import __version__
 from clipmerge.checkpoint import Inputs
 from clipmerge.distributed import DistributedContext, Terminated, peer_errors
-from clipmerge.files.cache import user_cache
+from clipmerge.files.paths import user_cache
 from clipmerge.files.safetensors import DTYPES, header_bytes
 from clipmerge.images.dataset import LabelledImages
 from clipmerge.images.fingerprints import content_digest
+from clipmerge.planning.provenance import model_identity
 
 #: Minimum time between two saves: in seconds, and as a multiple of the duration of the last one.
 SECONDS, TIMES = 30.0, 20
@@ -228,7 +229,10 @@ def state_file(
     what = {
         "versions": [__version__, torch.__version__],
         "code": [_digest(file.read_bytes()) for file in code_files()],
-        "checkpoints": [checkpoint.identity for checkpoint in (inputs.zeroshot, *inputs.finetuned)],
+        "checkpoints": [
+            model_identity(checkpoint.provenance(), checkpoint.config)
+            for checkpoint in inputs.checkpoints
+        ],
         "images": content_digest(images),
         "labels": images.labels,
         "seen": [_digest(_bytes(tensor)) for tensor in seen],

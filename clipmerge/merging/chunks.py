@@ -1,23 +1,24 @@
-"""Shared by all chunks of the output: their length, their buffers, and the errors they can
-raise.
+"""Chunks of the output, computed without torch: merges without masks in the files' float32 or
+float64, and copies.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
-from clipmerge.checkpoint import Inputs
+import numpy as np
+
+from clipmerge.checkpoint import Inputs, Location
 from clipmerge.errors import CheckpointError
 from clipmerge.families import is_statistic
-from clipmerge.files.finite import require_finite
-from clipmerge.files.safetensors import Array
-from clipmerge.merging.formula import Values
+from clipmerge.files.finite import is_finite, require_finite
+from clipmerge.files.safetensors import STORED, Array
+from clipmerge.files.writer import BufferProvider
+from clipmerge.merging.formula import Values, copied_input, weighted_change
 
 #: Elements merged at a time: in float32, inputs and result stay in a core's cache during all passes
 #: of the arithmetic.
 CHUNK = 1 << 17
-#: Returns a buffer for the next elements, given their number and dtype; it may be shorter.
-BufferProvider = Callable[[int, str], Array]
 
 
 def runs(size: int) -> Iterator[tuple[int, int]]:
@@ -57,3 +58,75 @@ def integers_differ(name: str, source: str) -> CheckpointError:
         f"{source}: integer tensor {name} differs from the zero-shot one, but integers cannot be"
         " averaged; use the base that was fine-tuned"
     )
+
+
+#: The dtypes in which numpy is as fast as torch; its rounding to half precision is several times
+#: slower.
+COMPUTED = frozenset({"F32", "F64"})
+_COPIED = COMPUTED | {"I64", "I32", "I16", "I8", "U8", "BOOL"}
+
+
+def can_copy(dtypes: Sequence[str]) -> bool:
+    """Whether numpy can copy and compare tensors of these dtypes."""
+    return all(dtype in _COPIED for dtype in dtypes)
+
+
+def merged(
+    inputs: Inputs, name: str, alpha: float, weights: Sequence[float], reserve: BufferProvider
+) -> Iterator[Array]:
+    """Merge, without a mask, a parameter of one dtype in `COMPUTED`: 1-D runs, in buffers from
+    ``reserve``.
+    """
+    entry = inputs.entries(name)[0]
+    for start, out in _buffers(entry.size, STORED[entry.dtype], reserve):
+        theta_0, finetuned = inputs.arrays(name, start, start + len(out))
+        unchanged = copied_input(theta_0, finetuned, alpha, weights)
+        if unchanged is not None:  # NaN and Inf in the other inputs do not affect the result
+            require_finite_inputs(inputs, name, theta_0, finetuned)
+            np.copyto(out, unchanged)
+        else:
+            with np.errstate(all="ignore"):
+                out = weighted_change(np, theta_0, finetuned, alpha=alpha, weights=weights, out=out)
+                out += theta_0
+            if not is_finite(out):
+                require_finite_inputs(inputs, name, theta_0, finetuned)
+                raise overflow(name, out.dtype.name)
+        yield out
+    inputs.release(name)
+
+
+def copied(
+    name: str, holder: Location, others: Sequence[Location], reserve: BufferProvider
+) -> Iterator[Array]:
+    """Copy a tensor of one checkpoint in its own dtype, and check the others' tensors of that
+    name.
+    """
+    checkpoint, key = holder
+    entry = checkpoint.entries[key]
+    for start, out in _buffers(entry.size, STORED[entry.dtype], reserve):
+        stop = start + len(out)
+        values = checkpoint.array(key, start, stop)
+        if values.dtype.kind == "f":
+            require_finite(values, name, checkpoint.source)
+        for other, other_key in others:
+            theirs = other.array(other_key, start, stop)
+            if values.dtype.kind == theirs.dtype.kind == "f":
+                require_finite(theirs, name, other.source)
+            elif not np.array_equal(values, theirs):
+                raise integers_differ(name, other.source)
+        np.copyto(out, values)
+        yield out
+    for stored, stored_key in (holder, *others):
+        stored.release(stored_key)
+
+
+def _buffers(size: int, dtype: str, reserve: BufferProvider) -> Iterator[tuple[int, Array]]:
+    """Divide a tensor into runs that fit the buffers; yields the first element and the buffer of
+    each.
+    """
+    for begin, end in runs(size):
+        start = begin
+        while start < end:
+            out = reserve(end - start, dtype)
+            yield start, out
+            start += len(out)

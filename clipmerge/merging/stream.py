@@ -8,80 +8,21 @@ than many merges.
 
 from __future__ import annotations
 
-import itertools
-import math
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import closing
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import TYPE_CHECKING
-
-import numpy as np
 
 from clipmerge.checkpoint import Checkpoint, Inputs, Location, TensorEntry
 from clipmerge.errors import CheckpointError
 from clipmerge.families import is_counter, is_variance
-from clipmerge.files.safetensors import DTYPES, STORED, Array
+from clipmerge.files.safetensors import DTYPES, Array
+from clipmerge.files.writer import BufferProvider, OutputTensor
 from clipmerge.layers import HEAD
-from clipmerge.merging import numpy_chunks
-from clipmerge.merging.chunks import BufferProvider, is_sparsifiable
-from clipmerge.parallel import side_by_side
+from clipmerge.merging import chunks as numpy_chunks
+from clipmerge.merging.chunks import is_sparsifiable
 from clipmerge.planning.layer_plan import LayerPlan, LearnedAlpha
 from clipmerge.planning.plan import Plan
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
 _SAFETENSORS_NAME = {torch_name: name for name, (torch_name, _) in DTYPES.items()}
-
-
-@dataclass(frozen=True)
-class OutputTensor:
-    """One tensor of the output, with its content on demand."""
-
-    key: str  # key in the output file
-    name: str  # canonical parameter name
-    dtype: str  # safetensors dtype
-    shape: tuple[int, ...]
-    # computes the content: runs of elements in memory order, 1-D, in stored form (bfloat16 as its
-    # bits). Its argument returns a buffer for some of the next elements, such as ``numpy.empty``; a
-    # run need not be in one
-    chunks: Callable[[BufferProvider], Iterator[Array]]
-    # whether the whole tensor is computed before the first run, as masks and combinations require
-    is_whole: bool = False
-
-    @property
-    def nbytes(self) -> int:
-        """Size of the content."""
-        return math.prod(self.shape) * DTYPES[self.dtype][1]
-
-    def tensor(self, content: Iterable[Array]) -> Tensor:
-        """The whole content as a tensor of its own."""
-        import torch
-
-        stored = np.concatenate([np.empty(0, STORED[self.dtype]), *content])
-        return torch.from_numpy(stored).view(getattr(torch, DTYPES[self.dtype][0])).view(self.shape)
-
-
-def iter_contents(
-    tensors: Sequence[OutputTensor], reserve: BufferProvider
-) -> Generator[Iterable[Array]]:
-    """Yield each tensor's content in turn; tensors computed as a whole are started early on other
-    cores.
-    """
-    jobs = [(tensor.nbytes, partial(_prefetch, tensor)) for tensor in tensors if tensor.is_whole]
-    if not jobs:  # nothing here needs torch
-        yield from (tensor.chunks(reserve) for tensor in tensors)
-        return
-    with closing(side_by_side(jobs)) as prefetched:
-        for tensor in tensors:
-            yield next(prefetched) if tensor.is_whole else tensor.chunks(reserve)
-
-
-def _prefetch(tensor: OutputTensor) -> Iterable[Array]:
-    """A tensor's content, computed as far as its first run, which is most of the work."""
-    chunks = tensor.chunks(np.empty)
-    return itertools.chain(list(itertools.islice(chunks, 1)), chunks)
 
 
 def plan_tensors(inputs: Inputs, plan: Plan) -> list[OutputTensor]:

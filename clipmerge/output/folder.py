@@ -15,8 +15,7 @@ from clipmerge.checkpoint.source import INDEX, WEIGHTS
 from clipmerge.errors import OutputError
 from clipmerge.files.hashes import sha256_of
 from clipmerge.files.safetensors import header_bytes
-from clipmerge.files.writer import output_file
-from clipmerge.merging.stream import OutputTensor, iter_contents
+from clipmerge.files.writer import OutputTensor, iter_contents, output_file
 
 # The order of safetensors' own save_file: widest dtype first, then by name.
 _DTYPE_RANK = {

@@ -42,6 +42,13 @@ class SourceRecord(Frozen):
         return hashed if part is None else [*hashed, f"#{part}"]
 
 
+def model_identity(provenance: dict[str, Any], config: dict[str, Any] | None) -> list[Any]:
+    """Everything that determines a model: the content of its weights, the part of a file that is
+    meant, and its configuration.
+    """
+    return [SourceRecord(**provenance).identity, config]
+
+
 class TensorsRecord(Frozen):
     """The safetensors file beside a plan: its name and sha256."""
 

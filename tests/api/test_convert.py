@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPModel, CLIPProcessor, CLIPTokenizer
 
 from clipmerge.conversion import tokens
-from clipmerge.conversion.preprocessing import image_processor_config, preprocess_cfg
+from clipmerge.conversion.config import image_processor_config, preprocess_cfg
 from clipmerge.errors import CheckpointError
 from tests.conversion.test_conversion import features, same
 from tests.support import tiny_open_clip

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from clipmerge.errors import CheckpointError
 from clipmerge.families import known_keys
-from clipmerge.families.clip import FAMILY as CLIP
+from clipmerge.families.transformers import CLIP
 from clipmerge.models.building import build_model
 from tests.support.command import one_line
 from tests.support.raw_safetensors import edit, edit_json, rename_keys

@@ -10,10 +10,10 @@ from huggingface_hub import constants
 from safetensors.torch import save
 from transformers import CLIPModel
 
-from clipmerge.checkpoint import open_checkpoint
-from clipmerge.checkpoint.preview import preview_checkpoint
+from clipmerge.checkpoint import find_source, open_checkpoint
+from clipmerge.checkpoint.opening import preview_checkpoint
 from clipmerge.errors import CheckpointError
-from tests.support.command import clipmerge, refused
+from tests.support.command import clipmerge, done, refused
 from tests.support.hub_double import FakeHub, upload
 from tests.support.tiny_clip import Folders, tiny_config, tiny_processor
 
@@ -88,18 +88,18 @@ def test_a_preview_says_what_opening_says_or_is_not_made(
     hub: FakeHub, pair: Folders, wide: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sha = upload(hub, "acme/wide", wide)
-    seen = preview_checkpoint("acme/wide")
+    seen = preview_checkpoint(find_source("acme/wide"))
     assert seen is not None
     opened = open_checkpoint(str(wide))
     assert (seen.revision, seen.config, seen.bytes) == (sha, opened.config, opened.bytes)
     assert sorted(f.name for f in seen.files) == sorted(f.name for f in opened.files)
     told = {key: (entry.dtype, entry.shape) for key, entry in opened.entries.items()}
     assert {key: (entry.dtype, entry.shape) for key, entry in seen.entries.items()} == told
-    assert preview_checkpoint(str(pair[0])) is None
+    assert preview_checkpoint(find_source(str(pair[0]))) is None
     open_checkpoint("acme/wide")  # is in the cache from now on
-    assert preview_checkpoint("acme/wide") is None
+    assert preview_checkpoint(find_source("acme/wide")) is None
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    assert preview_checkpoint(f"acme/wide@{sha}") is None
+    assert preview_checkpoint(find_source(f"acme/wide@{sha}")) is None
 
 
 def test_a_quantised_model_is_refused_before_it_is_downloaded(hub: FakeHub) -> None:
@@ -109,5 +109,15 @@ def test_a_quantised_model_is_refused_before_it_is_downloaded(hub: FakeHub) -> N
         CheckpointError,
         match=r"acme/tiny@.*, logit_scale: has dtype F8_E4M3; clipmerge merges BF16",
     ):
-        preview_checkpoint("acme/tiny")
+        preview_checkpoint(find_source("acme/tiny"))
     assert downloaded(hub) == []
+
+
+def test_a_run_asks_for_the_commit_of_a_revision_once(
+    hub: FakeHub, pair: Folders, tmp_path: Path
+) -> None:
+    for name, folder in zip(("acme/base", "acme/tuned"), pair, strict=True):
+        upload(hub, name, folder)
+    done("merge", "acme/base", "acme/tuned", "-r", "wise-ft", "-o", tmp_path / "out")
+    for name in ("base", "tuned"):
+        assert len(hub.requests("GET", rf"/api/models/acme/{name}(/revision/[^/]+)?$")) == 1

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from clipmerge.errors import CheckpointError, DataError
-from clipmerge.families.open_clip import FAMILY
+from clipmerge.families.open_clip import OPEN_CLIP
 from clipmerge.models.headed_tower import HeadedTower
 from tests.support.command import clipmerge, done, refused
 from tests.support.tiny_clip import save_images
@@ -191,8 +191,8 @@ def test_a_head_that_does_not_fit_its_tower_or_its_classes_is_refused(
     with pytest.raises(
         CheckpointError, match=r"the head has shape \(3, 8\), the tower 16 features"
     ):
-        HeadedTower(FAMILY, config, base, (3, 8))
-    tower = HeadedTower(FAMILY, config, base, (3, 16))
+        HeadedTower(OPEN_CLIP, config, base, (3, 8))
+    tower = HeadedTower(OPEN_CLIP, config, base, (3, 16))
     assert [rows.tolist() for rows in tower.rows_for("here", 3, ())] == [[0], [1], [2]]
     assert [rows.tolist() for rows in tower.rows_for("here", 2, [(2, 0), (1,)])] == [[2, 0], [1]]
     for classes, rows in ((2, ()), (2, [(0,), (3,)])):

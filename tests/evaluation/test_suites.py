@@ -20,7 +20,7 @@ from clipmerge.evaluation.suites.release import (
     write_config,
 )
 from clipmerge.evaluation.suites.suite import Release, load_suite, suite_names
-from clipmerge.hub.download import fetch
+from clipmerge.hub.download import download_model, resolve
 from clipmerge.hub.ids import HubId
 from clipmerge.images.dataset import load_images
 from clipmerge.images.registry import find_known
@@ -272,7 +272,7 @@ def test_a_file_larger_than_any_release_is_not_kept(
 def test_what_is_on_this_machine_costs_nothing(hub: FakeHub, cars: bytes, tmp_path: Path) -> None:
     upload(hub, "acme/base", {"model.safetensors": bytes(1000), "config.json": b"{}"})
     upload(hub, "acme/cars", {"data/test-0.parquet": cars}, kind="dataset")
-    fetch(HubId("acme/base"))
+    download_model(resolve(HubId("acme/base")))
     fetch_release(release(), Progress())
     everything = suite(tmp_path, finetuned=URL, ood="hf://datasets/acme/cars:test")
     cost = bench_cost(everything, {"limit": 4})

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import CLIPModel
 
-from clipmerge.families.open_clip import FAMILY
+from clipmerge.families.open_clip import OPEN_CLIP
 from tests.conversion.test_conversion import features, same
 from tests.support import tiny_open_clip
 from tests.support.command import clipmerge, done, refused
@@ -139,7 +139,7 @@ LAYERS = {
 @pytest.mark.parametrize("name", LAYERS)
 def test_layers_are_named_in_network_order(name: str) -> None:
     keys = tiny_open_clip.build(model_config(**ARCHITECTURES[name])).state_dict()
-    layers = list(FAMILY.group(FAMILY.by_canonical_name(keys)))
+    layers = list(OPEN_CLIP.group(OPEN_CLIP.by_canonical_name(keys)))
     assert layers[: len(LAYERS[name])] == LAYERS[name]
 
 

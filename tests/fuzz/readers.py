@@ -36,7 +36,6 @@ from clipmerge.checkpoint.alignment import align, find_mismatches
 from clipmerge.checkpoint.converted import ConvertedCheckpoint, convert_checkpoint
 from clipmerge.checkpoint.state_dict import read_state_dict
 from clipmerge.cli._defaults import read_defaults
-from clipmerge.conversion.tokens import is_clips_own
 from clipmerge.errors import ClipmergeError
 from clipmerge.evaluation.suites.release import write_config
 from clipmerge.evaluation.suites.suite import load_suite
@@ -51,7 +50,7 @@ from clipmerge.images.dataset import load_images
 from clipmerge.images.decoding import decode
 from clipmerge.images.file_store import expand_ranges
 from clipmerge.images.prompts import read_class_names
-from clipmerge.output.layout_files import write_layout_files
+from clipmerge.output.layout_files import is_clips_own, write_layout_files
 from clipmerge.output.record import parse_record, read_output
 from clipmerge.planning.plan import read_plan
 from clipmerge.planning.recipe import load_recipe

@@ -15,7 +15,13 @@ from safetensors.torch import save
 from clipmerge.checkpoint import open_checkpoint
 from clipmerge.errors import CheckpointError, ClipmergeError, HubError
 from clipmerge.hub import download as hub_module
-from clipmerge.hub.download import choose_files, fetch, remote_metadata, resolve
+from clipmerge.hub.download import (
+    Snapshot,
+    choose_files,
+    download_model,
+    remote_metadata,
+    resolve,
+)
 from clipmerge.hub.errors import explain
 from clipmerge.hub.ids import HubId, parse_hub_id
 from tests.support.hub_double import FakeHub, upload
@@ -34,6 +40,13 @@ FILES = {
     "merges.txt": b"#",
     "README.md": b"---\nlicense: mit\n---\n",
 }
+
+
+def fetch(hub_id: HubId) -> Snapshot:
+    """Resolve a model and download what a merge needs of it."""
+    snapshot = resolve(hub_id)
+    download_model(snapshot)
+    return snapshot
 
 
 @pytest.fixture

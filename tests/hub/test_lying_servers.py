@@ -15,10 +15,18 @@ from huggingface_hub import constants
 from clipmerge.errors import HubError
 from clipmerge.hub import bounds
 from clipmerge.hub.bounds import check_listing
-from clipmerge.hub.download import fetch, resolve
+from clipmerge.hub.download import Snapshot, download_model, resolve
 from clipmerge.hub.ids import HubId
 from tests.support.hub_double import serving, upload
 from tests.support.hub_double.client import FILE_URL
+
+
+def fetch(hub_id: HubId) -> Snapshot:
+    """Resolve a model and download what a merge needs of it."""
+    snapshot = resolve(hub_id)
+    download_model(snapshot)
+    return snapshot
+
 
 SHA = "a" * 40
 Answer = Callable[[socket.socket, str], None]

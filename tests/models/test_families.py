@@ -20,7 +20,7 @@ from clipmerge.checkpoint import Inputs
 from clipmerge.distributed import distributed_context
 from clipmerge.errors import CheckpointError
 from clipmerge.evaluation.moving_model import MovingModel
-from clipmerge.families.vision_text_dual_encoder import FAMILY
+from clipmerge.families.transformers import VISION_TEXT_DUAL_ENCODER
 from clipmerge.learning.objective import Batch, Objective
 from clipmerge.models import ImageTextModel, model_for
 from clipmerge.models.blocks import entering
@@ -261,7 +261,9 @@ def test_a_text_tower_without_an_embedding_of_positions(tmp_path: Path) -> None:
     config = transformers.VisionTextDualEncoderConfig.from_vision_text_configs(
         vision, angles, projection_dim=16
     )
-    model = TransformersClip(FAMILY, json.loads(config.to_json_string(use_diff=False)), tmp_path)
+    model = TransformersClip(
+        VISION_TEXT_DUAL_ENCODER, json.loads(config.to_json_string(use_diff=False)), tmp_path
+    )
     expected = dict(transformers.VisionTextDualEncoderModel(config).named_buffers())
     assert expected
     for name, buffer in model.module.named_buffers():

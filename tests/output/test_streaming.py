@@ -15,7 +15,7 @@ from clipmerge.api.plan import prepare
 from clipmerge.checkpoint import source
 from clipmerge.errors import OutputError
 from clipmerge.files.finite import is_finite
-from clipmerge.merging.stream import OutputTensor
+from clipmerge.files.writer import OutputTensor
 from tests.support.command import clipmerge, printed, refused
 from tests.support.hub_double import FakeHub
 from tests.support.raw_safetensors import edit

@@ -16,7 +16,7 @@ from transformers import CLIPModel
 
 from clipmerge.api.push import check_push, push
 from clipmerge.errors import HubError, OutputError, UsageError
-from clipmerge.hub.download import fetch
+from clipmerge.hub.download import download_model, resolve
 from clipmerge.hub.ids import HubId
 from clipmerge.output.record import Published
 from tests.support.command import clipmerge, python
@@ -46,7 +46,7 @@ def test_a_push_makes_one_commit_and_the_model_loads(hub: FakeHub, merged: Path)
     card = ModelCard(hub.content("alice/robust", "README.md").decode())
     assert 'from_pretrained("alice/robust")' in card.text
     assert card.data.license == "mit"
-    folder = fetch(HubId("alice/robust").at(head)).folder
+    folder = download_model(resolve(HubId("alice/robust").at(head)))
     _, loading = CLIPModel.from_pretrained(folder, output_loading_info=True)
     assert not any(loading.values())
 
@@ -216,7 +216,7 @@ def test_a_push_over_xet(
     hub.xet_cas = f"local://{tmp_path / 'cas'}"
     done = push(merged, "alice/robust")
     assert hub.files("alice/robust")["model.safetensors"].xet
-    folder = fetch(HubId("alice/robust").at(done.commit)).folder
+    folder = download_model(resolve(HubId("alice/robust").at(done.commit)))
     assert (folder / "model.safetensors").read_bytes() == (
         merged / "model.safetensors"
     ).read_bytes()

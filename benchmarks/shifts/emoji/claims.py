@@ -10,7 +10,7 @@ from benchmarks.shifts.emoji.shift import ABOUT, emoji_shift
 from benchmarks.shifts.experiment import prepare
 from benchmarks.shifts.report import RESULTS
 from benchmarks.shifts.training import logged
-from clipmerge.files.cache import user_cache
+from clipmerge.files.paths import user_cache
 
 
 def main() -> None:

@@ -17,7 +17,7 @@ from benchmarks.shifts.photos.testbed import Photos, Settings
 from benchmarks.shifts.report import RESULTS, write_page
 from benchmarks.shifts.training import logged
 from clipmerge.errors import UsageError
-from clipmerge.files.cache import user_cache
+from clipmerge.files.paths import user_cache
 
 _RECIPES = "auto,straggler-sparse"
 

@@ -25,9 +25,9 @@ from clipmerge.checkpoint import open_checkpoint
 from clipmerge.checkpoint.source import OPEN_CLIP_CONFIG
 from clipmerge.errors import CheckpointError, HubError
 from clipmerge.evaluation.suites.suite import Release
-from clipmerge.files.cache import user_cache
 from clipmerge.files.hashes import remembered_sha256
 from clipmerge.files.limits import LARGEST_RELEASE
+from clipmerge.files.paths import user_cache
 from clipmerge.hub.download import timeout_seconds
 from clipmerge.progress import Progress
 
