@@ -238,6 +238,10 @@ class PromptOptions(TypedDict, total=False):
         str | None,
         Option(None, "Column (or tar ending) of the labels, if not found.", "Images", "NAME"),
     ]
+    caption_column: Annotated[
+        str | None,
+        Option(None, "Column (or tar ending) of captions, in place of classes.", "Images", "NAME"),
+    ]
 
 
 class SampleOptions(TypedDict, total=False):

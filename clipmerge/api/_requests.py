@@ -113,7 +113,9 @@ def calibration_from(options: Mapping[str, Any]) -> Calibration:
         device=cast(
             Device, choice("`device`", options.get("device", plain.device), get_args(Device))
         ),
-        columns=Columns(options.get("image_column"), options.get("label_column")),
+        columns=Columns(
+            options.get("image_column"), options.get("label_column"), options.get("caption_column")
+        ),
         unlabelled=source_of(options.get("unlabelled")),
         state=Path(options["state"]) if options.get("state") else None,
     )

@@ -21,8 +21,7 @@ from clipmerge.evaluation.settings import EvalSettings
 from clipmerge.evaluation.verdict import estimate, moves_of
 from clipmerge.files.limits import LONGEST_PROMPT
 from clipmerge.images.batches import batch_size_for, read_pixels
-from clipmerge.images.captions import CaptionedImages, load_captions
-from clipmerge.images.dataset import LabelledImages, load_images
+from clipmerge.images.dataset import CaptionedImages, LabelledImages, open_images
 from clipmerge.models import ImageTextModel
 from clipmerge.models.building import build_model
 from clipmerge.models.memory import Pieces
@@ -41,11 +40,9 @@ def load_task(source: Any, *, most: int | None = None, seed: int = 0) -> Task:
     """Load at most so many images of a task, which keep their own class names and templates:
     classes or captions.
     """
-    captioned = load_captions(source, most=most, seed=seed) if isinstance(source, str) else None
-    if captioned is not None:
-        return captioned if most is None else captioned.sample(most, seed)
-    images = load_images(source, whole=most is None, most=most, seed=seed)
-    images.require_classes()
+    images = open_images(source, whole=most is None, most=most, seed=seed)
+    if isinstance(images, LabelledImages):
+        images.require_classes()
     return images if most is None or most >= len(images) else images.sample(most, seed)
 
 

@@ -1,14 +1,14 @@
-"""Find the image column and the label column of a table, and turn labels into class indices."""
+"""Columns of images, labels and captions: found in a table, and turned into classes or captions."""
 
 from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from clipmerge.errors import DataError, counted, did_you_mean, shorten
+from clipmerge.errors import DataError, counted, did_you_mean, is_utf8, shorten
 from clipmerge.files.reading import parse_json
 
 if TYPE_CHECKING:
@@ -24,6 +24,22 @@ LABEL_NAMES = ("label", "labels", "class", "cls", "target", "class_name", "categ
 NUMBERED = re.compile(r"(?P<number>\d{1,18}) ?[._-]+ ?(?P<name>[^\W\d_].*)", re.ASCII | re.DOTALL)
 _FIRST_NUMBER = re.compile(r"\d+", re.ASCII)
 _DIGITS = re.compile(r"-?\d{1,18}", re.ASCII)
+#: Usual names of caption columns, in order of preference.
+CAPTION_NAMES = (
+    "caption",
+    "captions",
+    "text",
+    "texts",
+    "title",
+    "sentence",
+    "sentences",
+    "description",
+    "alt_text",
+    "prompt",
+)
+# Texts are captions if their mean number of words is at least this and most of them differ.
+_WORDS_OF_A_CAPTION = 3
+_LABEL_OR_CAPTION = "`label_column` or `caption_column`"
 _IMAGE_NAMES = ("image", "img", "jpg", "png", "webp", "picture")
 
 
@@ -33,6 +49,7 @@ class Columns:
 
     image: str | None = None  # column of a table, or ending of a tar's files
     label: str | None = None  # the same; ``json.KEY`` for a key of a tar's JSON files
+    caption: str | None = None  # the same; naming it asks for captions in place of classes
     # whether labels are read. If not, every image has the label 0, and ``image`` is used only if
     # there is such a column
     labelled: bool = True
@@ -40,33 +57,33 @@ class Columns:
 
 @dataclass(frozen=True)
 class TableColumns:
-    """A table's columns: no ``label`` if none is read, and the ``names`` of the classes if the
-    table has them.
+    """A table's columns: at most one of ``label`` and ``caption``, and the ``names`` of the classes
+    if the table has them.
     """
 
     image: str
-    label: str | None
-    names: tuple[str, ...] | None
+    label: str | None = None
+    names: tuple[str, ...] | None = None
+    caption: str | None = None
+
+    def note(self, where: str) -> tuple[str, ...]:
+        """Say that the table has captions."""
+        if self.caption is None:
+            return ()
+        return (f"{where}: images with captions, from column '{self.caption}'",)
 
 
 def find_columns(where: str, schema: pyarrow.Schema, wanted: Columns) -> TableColumns:
     """Choose the columns of a table.
 
     An image column is one of the type ``Image`` of `datasets`, a struct with ``bytes``, or binary.
-    A label column is a ``ClassLabel``, or an integer or string column with a usual name.
+    A label column is a ``ClassLabel``, or an integer or string column with a usual name; a caption
+    column, for tables without labels, is one of texts or lists of texts with a usual name.
     """
     described = _described(schema)
     if not wanted.labelled:
-        wanted = replace(
-            wanted, image=wanted.image if wanted.image in described else None, label=None
-        )
-    for parameter, name in (("`image_column`", wanted.image), ("`label_column`", wanted.label)):
-        if name is not None and name not in described:
-            hint = did_you_mean(name, described)
-            raise DataError(
-                f"{where}: no column '{name}' for {parameter} (columns:"
-                f" {shorten(described, 12)}).{hint}"
-            )
+        wanted = Columns(image=wanted.image if wanted.image in described else None, labelled=False)
+    check_named(where, wanted, described)
     image = wanted.image
     if image is None:
         holding = [name for name in described if _holds_images(schema.field(name).type)]
@@ -75,20 +92,38 @@ def find_columns(where: str, schema: pyarrow.Schema, wanted: Columns) -> TableCo
     if not _holds_images(schema.field(image).type):
         raise DataError(f"{where}: column '{image}' holds {schema.field(image).type}, not images")
     if not wanted.labelled:
-        return TableColumns(image, None, None)
+        return TableColumns(image)
+    caption = wanted.caption
+    if caption is not None and not _holds_captions(schema.field(caption).type):
+        raise DataError(
+            f"{where}: column '{caption}' holds {schema.field(caption).type}; a caption is a text,"
+            " or a list of texts"
+        )
     names = {
         name: _class_names(schema.field(name).type, about) for name, about in described.items()
     }
     label = wanted.label
-    if label is None:
+    if label is None and caption is None:
         candidates = [name for name in described if names[name] is not None]
         if not candidates:
             usual = [name for name in LABEL_NAMES if name in described and name != image]
             plain = [name for name in usual if _holds_labels(schema.field(name).type)]
-            candidates = (plain or usual)[
-                :1
-            ]  # a wrong type is refused as such, not reported as missing
-        label = _choose(where, "label", "`label_column`", candidates, LABEL_NAMES, described)
+            # a wrong type is refused as such, not reported as missing
+            candidates = (plain or usual)[:1]
+        captions = [
+            name
+            for name in CAPTION_NAMES
+            if name in described and _holds_captions(schema.field(name).type)
+        ]
+        if captions and not candidates:
+            caption = captions[0]
+        else:
+            label = _choose(
+                where, "label or caption", _LABEL_OR_CAPTION, candidates, LABEL_NAMES, described
+            )
+    if caption is not None:
+        return TableColumns(image, caption=caption)
+    assert label is not None
     if not _holds_labels(schema.field(label).type):
         hint = "" if wanted.label else "; name another with `label_column`"
         raise DataError(
@@ -96,6 +131,28 @@ def find_columns(where: str, schema: pyarrow.Schema, wanted: Columns) -> TableCo
             f" one text per image{hint}"
         )
     return TableColumns(image, label, names[label])
+
+
+def check_named(where: str, wanted: Columns, columns: Iterable[str]) -> None:
+    """Refuse columns that the user named and the table does not have, and labels with captions."""
+    columns = list(columns)
+    if wanted.label is not None and wanted.caption is not None:
+        raise DataError(
+            f"{where}: `label_column` asks for classes and `caption_column` for captions; give one"
+            " of them"
+        )
+    named = {
+        "`image_column`": wanted.image,
+        "`label_column`": wanted.label,
+        "`caption_column`": wanted.caption,
+    }
+    for parameter, name in named.items():
+        if name is not None and name not in columns:
+            hint = did_you_mean(name, columns)
+            raise DataError(
+                f"{where}: no column '{name}' for {parameter} (columns:"
+                f" {shorten(columns, 12)}).{hint}"
+            )
 
 
 def _described(schema: pyarrow.Schema) -> dict[str, dict[str, Any]]:
@@ -160,8 +217,21 @@ def _holds_labels(kind: pyarrow.DataType) -> bool:
 
     if types.is_dictionary(kind):
         kind = kind.value_type
-    tests = (types.is_integer, types.is_string, types.is_large_string, types.is_string_view)
+    return bool(types.is_integer(kind)) or _holds_texts(kind)
+
+
+def _holds_texts(kind: pyarrow.DataType) -> bool:
+    from pyarrow import types
+
+    tests = (types.is_string, types.is_large_string, types.is_string_view)
     return any(test(kind) for test in tests)
+
+
+def _holds_captions(kind: pyarrow.DataType) -> bool:
+    from pyarrow import types
+
+    is_list = types.is_list(kind) or types.is_large_list(kind)
+    return _holds_texts(kind.value_type if is_list else kind)
 
 
 def number_classes(
@@ -202,11 +272,14 @@ def number_classes(
     return tuple(numbers), names, True
 
 
-def as_numbers(labels: Sequence[int | str | None]) -> list[int] | None:
+def as_numbers(labels: Sequence[Any]) -> list[int] | None:
     """Labels as numbers, if all are numbers or texts of digits; otherwise ``None``."""
-    if not all(isinstance(label, int) or _DIGITS.fullmatch(label or "") for label in labels):
+    if not all(
+        isinstance(label, int) or (isinstance(label, str) and _DIGITS.fullmatch(label))
+        for label in labels
+    ):
         return None
-    return [int(label) for label in labels if label is not None]
+    return list(map(int, labels))
 
 
 def are_numbered(names: Iterable[str]) -> bool:
@@ -223,3 +296,52 @@ def class_order(names: Iterable[str]) -> list[str]:
     if are_numbered(ordered):
         ordered.sort(key=lambda name: int(_FIRST_NUMBER.findall(name)[0]))
     return ordered
+
+
+def look_like_captions(labels: Sequence[Any]) -> bool:
+    """Whether texts are captions and not names of classes: several words each, and most differ.
+
+    Example:
+        >>> look_like_captions(["a dog on a bed", "two cats at play", "an old oak"])
+        True
+        >>> look_like_captions(["dog", "cat", "oak tree"])
+        False
+    """
+    if not labels or not all(isinstance(label, str) for label in labels):
+        return False
+    words = sum(len(label.split()) for label in labels)
+    return words >= _WORDS_OF_A_CAPTION * len(labels) and 2 * len(set(labels)) > len(labels)
+
+
+def caption_lists(
+    where: str, values: Iterable[Any], name_of: Callable[[int], str]
+) -> tuple[tuple[str, ...], ...]:
+    """The captions of each image: of a text its lines, of a list its texts.
+
+    Args:
+        where: The source, for messages.
+        values: A text, or a list of texts, for each image.
+        name_of: Name of an image by its position, for messages.
+    """
+    captions: list[tuple[str, ...]] = []
+    empty: list[str] = []
+    for position, value in enumerate(values):
+        texts = value.splitlines() if isinstance(value, str) else value
+        texts = texts if isinstance(texts, list | tuple) else []
+        if not all(isinstance(text, str) for text in texts):
+            raise DataError(f"{where}: {name_of(position)} has a caption that is not a text")
+        found = tuple(text.strip() for text in texts if text.strip())
+        if not all(is_utf8(text) for text in found):
+            raise DataError(f"{where}: the caption of {name_of(position)} is not UTF-8")
+        if not found:
+            empty.append(name_of(position))
+        captions.append(found)
+    if not captions:
+        raise DataError(f"{where}: holds no images")
+    if empty:
+        have = counted(len(empty), "image has", "images have")
+        raise DataError(
+            f"{where}: {have} no caption (of {len(captions)}): {shorten(empty, 3)}; write one, or"
+            " leave these images out"
+        )
+    return tuple(captions)

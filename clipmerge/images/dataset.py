@@ -1,19 +1,23 @@
-"""Find labelled images and their class names; images are decoded only on demand."""
+"""Find images with their classes or captions; images are decoded only on demand."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
+
+import numpy as np
 
 from clipmerge.errors import DataError, did_you_mean, shorten
 from clipmerge.files.paths import local_path
-from clipmerge.images import Columns, ImageSet, OpenedSource
+from clipmerge.images import Columns, ImageSet, OpenedSource, Store
 from clipmerge.images.file_store import describe_folder, expand, local_split, open_local
 from clipmerge.images.folder import load_flat, load_folder
 from clipmerge.images.in_memory import open_in_memory
 from clipmerge.images.prompts import ClassNames, name_classes
 from clipmerge.images.registry import RegistryRef, find_known, known_sets
+from clipmerge.images.tables import load_table
 
 
 @dataclass(frozen=True)
@@ -31,7 +35,40 @@ class LabelledImages(ImageSet):
             raise DataError(f"{self.source}: has one class; measuring needs at least two")
 
 
-def load_images(
+@dataclass(frozen=True)
+class CaptionedImages(ImageSet):
+    """Images with their captions."""
+
+    captions: tuple[tuple[str, ...], ...]  # captions of each image, at least one
+
+    def sample(self, count: int, seed: int) -> Self:
+        """Sample images, with all their captions, in a random order."""
+        if self.store.blocks:
+            return super().sample(count, seed)
+        drawn = np.random.default_rng(seed).permutation(len(self))[:count]
+        return self.subset([int(position) for position in drawn])
+
+    def subset(self, positions: list[int]) -> Self:
+        """Pick images, with all their captions."""
+        captions = tuple(self.captions[position] for position in positions)
+        return replace(super().subset(positions), captions=captions)
+
+
+def with_captions(
+    source: str,
+    store: Store,
+    captions: Sequence[tuple[str, ...]],
+    *,
+    revision: str | None = None,
+    notes: tuple[str, ...] = (),
+) -> CaptionedImages:
+    """Make a set of images with captions; images whose first captions are equal share a label."""
+    numbers: dict[str, int] = {}
+    labels = tuple(numbers.setdefault(texts[0], len(numbers)) for texts in captions)
+    return CaptionedImages(source, store, labels, tuple(captions), revision=revision, notes=notes)
+
+
+def open_images(
     source: Any,
     classes: ClassNames = None,
     *,
@@ -39,13 +76,15 @@ def load_images(
     whole: bool = False,
     most: int | None = None,
     seed: int = 0,
-) -> LabelledImages:
-    """Find labelled images, without decoding them.
+) -> LabelledImages | CaptionedImages:
+    """Find images with classes or with captions, without decoding them.
 
     The source is the short name of a public data set (`clipmerge.images.registry`); a folder
-    with one subfolder per class; Parquet or WebDataset tar files, one, a ``{0..9}`` range or a
-    folder of them; ``hf://datasets/org/name[@revision][:split]``; ``digits``, which come with
-    clipmerge; or images in memory (`clipmerge.images.in_memory`).
+    with one subfolder per class, with captions in texts beside the images, or with a table; a CSV
+    or TSV file; Parquet or WebDataset tar files, one, a ``{0..9}`` range or a folder of them;
+    ``hf://datasets/org/name[@revision][:split]``; ``digits``, which come with clipmerge; or
+    images in memory (`clipmerge.images.in_memory`). Where both are there, classes are taken unless
+    ``columns`` names captions.
 
     ``whole`` says that all images will be read to compute an accuracy: a dataset on the Hub is then
     kept in the cache, and a single class is refused. A sample will take at most ``most``: no more
@@ -57,12 +96,12 @@ def load_images(
     columns = columns or Columns()
     known = source.known if isinstance(source, RegistryRef) else None
     if known is not None:
-        if known.kind == "retrieval":
-            raise DataError(
-                f"{source}: is a retrieval set, whose images have captions and no classes"
-            )
         source = source.address
     source, opened = _opened(source, columns, whole=whole, most=most, seed=seed)
+    if opened.captions:
+        return with_captions(
+            source, opened.store, opened.captions, revision=opened.revision, notes=opened.notes
+        )
     opened = known.describe(opened) if known is not None else opened
     labels, names, notes = name_classes(source, opened, classes)
     images = LabelledImages(
@@ -80,13 +119,32 @@ def load_images(
     return images
 
 
+def load_images(
+    source: Any,
+    classes: ClassNames = None,
+    *,
+    columns: Columns | None = None,
+    whole: bool = False,
+    most: int | None = None,
+    seed: int = 0,
+) -> LabelledImages:
+    """Find images with classes, like `open_images`; images with captions are refused."""
+    images = open_images(source, classes, columns=columns, whole=whole, most=most, seed=seed)
+    if isinstance(images, CaptionedImages):
+        raise DataError(
+            f"{images.source}: its images have captions and no classes, which cannot be used here;"
+            " give images with classes"
+        )
+    return images
+
+
 def load_unlabelled(
     source: Any, columns: Columns | None = None, *, most: int, seed: int = 0
 ) -> LabelledImages:
     """Find images whose labels are neither needed nor read, in any source of `load_images`: all get
     one class.
     """
-    columns = replace(columns or Columns(), label=None, labelled=False)
+    columns = replace(columns or Columns(), label=None, caption=None, labelled=False)
     named = str(find_source(source)) if isinstance(source, str) else source
     source, opened = _opened(named, columns, most=most, seed=seed)
     if not opened.labels:
@@ -139,6 +197,11 @@ def _opened(
         from clipmerge.images.webdataset import load_tars
 
         return source, load_tars(source, tars, columns, describe_folder(Path(tars[0]).parent))
+    if local_path(source).suffix in (".csv", ".tsv") and not local_path(source).is_dir():
+        table = local_path(source)
+        if not table.is_file():
+            raise DataError(f"{source}: no such file")
+        return source, load_table(source, table, columns)
     path, split = local_split(source)
     if split is not None:
         there = sorted(entry.name for entry in path.iterdir() if entry.is_dir())
@@ -147,7 +210,7 @@ def _opened(
             f" (folders: {shorten(there) or 'none'}).{did_you_mean(split, there)}"
         )
     return source, (
-        load_folder(source, path, others=known_sets())
+        load_folder(source, path, columns, others=known_sets())
         if columns.labelled
         else load_flat(source, path)
     )

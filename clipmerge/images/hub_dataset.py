@@ -23,7 +23,7 @@ from clipmerge.files.limits import LARGEST_FRONT_MATTER, LARGEST_TEXT
 from clipmerge.files.reading import Unreadable, format_size, parse_yaml, read_bytes, refusing
 from clipmerge.hub.download import Snapshot, connect, resolve
 from clipmerge.hub.ids import PREFIX, DatasetId, parse_dataset
-from clipmerge.images.columns import Columns
+from clipmerge.images.columns import Columns, look_like_captions
 from clipmerge.images.file_store import (
     CLASS_NAMES,
     KIND,
@@ -37,7 +37,14 @@ from clipmerge.images.file_store import (
 from clipmerge.images.parquet import load_parquet
 from clipmerge.images.sampling import holds_a_balanced_sample
 from clipmerge.images.store import OpenedSource
-from clipmerge.images.webdataset import Sample, joined, labels_of, load_tars, read_samples
+from clipmerge.images.webdataset import (
+    Sample,
+    columns_of,
+    joined,
+    labels_of,
+    load_tars,
+    read_samples,
+)
 
 _CARD = "README.md"
 # Number of shards after which a note says that classes are still missing, because they seem to come
@@ -186,10 +193,8 @@ def _load_tars(split: Split, columns: Columns, most: int | None, seed: int) -> O
     """Open the tar files as one source: all, or those that a class-balanced sample needs, fewer of
     a shuffled set.
     """
-    classes = 0
-    if columns.labelled:
-        split.described.require_classes(split.source)
-        classes = len(split.described.class_names or ())
+    columns = columns_of(split.source, columns, split.described)
+    classes = len(split.described.class_names or ()) if columns.labelled else 0
     if most is None:
         folder = split.snapshot.download(split.shards)
         paths = [str(folder / name) for name in split.shards]
@@ -198,6 +203,8 @@ def _load_tars(split: Split, columns: Columns, most: int | None, seed: int) -> O
 
     def enough(taken: list[Sample]) -> bool:
         labels = labels_of(taken)
+        if columns.caption is not None or look_like_captions(labels):
+            return len(labels) >= most
         if holds_a_balanced_sample(labels, most, classes):
             return True
         if len({member.archive for member, _ in taken}) == _PATIENCE < len(split.shards):
@@ -207,7 +214,8 @@ def _load_tars(split: Split, columns: Columns, most: int | None, seed: int) -> O
             )
         return False
 
-    opened = joined(split.source, split.read_samples(columns, seed, enough), split.described)
+    samples = split.read_samples(columns, seed, enough)
+    opened = joined(split.source, samples, columns, split.described)
     return replace(opened, notes=(*notes, *opened.notes))
 
 

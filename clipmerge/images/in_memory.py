@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from clipmerge.errors import DataError
-from clipmerge.images.columns import Columns, find_columns, number_classes
+from clipmerge.images.columns import (
+    CAPTION_NAMES,
+    Columns,
+    caption_lists,
+    find_columns,
+    look_like_captions,
+    number_classes,
+)
 from clipmerge.images.decoding import Encoded
 from clipmerge.images.store import OpenedSource, Pixels, Store
 
-_IMAGES, _LABELS = (
-    ("pixel_values", "image", "images", "pixels"),
-    ("labels", "label", "target", "targets"),
-)
+_IMAGES = ("pixel_values", "image", "images", "pixels")
+_LABELS = ("labels", "label", "target", "targets")
 # Images that are looked at to see whether floats are normalised.
 _SHOWN = 8
 
@@ -28,9 +33,9 @@ def open_in_memory(data: Any, columns: Columns, most: int | None) -> tuple[str, 
     if hasattr(data, "features") and hasattr(data, "cast_column"):
         return title, _open_table(title, data, columns)
     if hasattr(data, "batch_size") and hasattr(data, "dataset"):
-        return title, _open_loader(title, data, most, labelled=columns.labelled)
+        return title, _open_loader(title, data, most, columns)
     if hasattr(data, "__getitem__") and hasattr(data, "__len__") and not isinstance(data, Mapping):
-        return title, _open_items(title, data, labelled=columns.labelled)
+        return title, _open_items(title, data, columns)
     raise DataError(
         f"data: {type(data).__name__} holds no labelled images; give a path, a datasets.Dataset"
         " (one split), or torch's Dataset or DataLoader"
@@ -64,7 +69,8 @@ def _open_table(title: str, data: Any, columns: Columns) -> OpenedSource:
     chosen = find_columns(title, table.features.arrow_schema, columns)
     if isinstance(table.features[chosen.image], datasets.Image):
         table = table.cast_column(chosen.image, datasets.Image(decode=False))
-    given = [0] * len(table) if chosen.label is None else list(table[chosen.label])
+    texts = chosen.label or chosen.caption
+    given = [0] * len(table) if texts is None else list(table[texts])
 
     def encoded(row: int) -> Encoded:
         value = table[row][chosen.image]
@@ -72,7 +78,11 @@ def _open_table(title: str, data: Any, columns: Columns) -> OpenedSource:
             value = value.get("bytes") or value.get("path")
         return value if isinstance(value, bytes) else str(value)
 
-    return OpenedSource(_Items(encoded, title), *number_classes(title, given, chosen.names))
+    store = _Items(encoded, title)
+    if chosen.caption is not None:
+        captions = caption_lists(title, given, store.name)
+        return OpenedSource.with_captions(store, captions, notes=chosen.note(title))
+    return OpenedSource(store, *number_classes(title, given, chosen.names))
 
 
 def _picture(item: Any) -> Any:
@@ -82,22 +92,65 @@ def _picture(item: Any) -> Any:
     return item[0] if isinstance(item, (tuple, list)) else item
 
 
-def _open_items(title: str, data: Any, *, labelled: bool) -> OpenedSource:
-    """Open (image, label) pairs; without labels also images, or tuples that begin with an image."""
+def _target(item: Any, columns: Columns) -> Any:
+    """The label or the captions of an item or a batch; ``None`` if it has neither."""
+    if not isinstance(item, Mapping):
+        return item[1] if isinstance(item, (tuple, list)) and len(item) > 1 else None
+    wanted = columns.caption or columns.label
+    names = (wanted,) if wanted else (*_LABELS, *CAPTION_NAMES)
+    return next((item[name] for name in names if name in item), None)
+
+
+def _open_items(title: str, data: Any, columns: Columns) -> OpenedSource:
+    """Open (image, label) or (image, captions) pairs or mappings; without labels also images, or
+    tuples that begin with an image.
+    """
     if not len(data):
         raise DataError(f"{title}: holds no images")
     first = data[0]
-    if not labelled:
+    if not columns.labelled:
         store, notes = _store(lambda at: _picture(data[at]), len(data), title)
         return OpenedSource(store, (0,) * len(data), ("0",), named=False, notes=notes)
-    if not isinstance(first, (tuple, list)) or len(first) < 2:
-        raise DataError(f"{title}: its items are not (image, label) pairs")
+    if _target(first, columns) is None:
+        raise DataError(
+            f"{title}: its items are not (image, label) or (image, caption) pairs, or mappings of"
+            " these names"
+        )
     targets = getattr(data, "targets", None)  # the list that torchvision's data sets keep
     if targets is None or isinstance(targets, Mapping) or len(targets) != len(data):
-        targets = [data[at][1] for at in range(len(data))]
+        targets = [_target(data[at], columns) for at in range(len(data))]
+    store, notes = _store(lambda at: _picture(data[at]), len(data), title)
+    return _with_targets(title, store, targets, columns, _names_of(data), notes)
+
+
+def _with_targets(
+    title: str,
+    store: Store,
+    targets: Sequence[Any],
+    columns: Columns,
+    names: tuple[str, ...] | None,
+    notes: tuple[str, ...],
+) -> OpenedSource:
+    """Images with labels, or with captions: lists of texts, or texts that look like captions."""
+    are_captions = columns.caption is not None or (
+        columns.label is None
+        and names is None
+        and (
+            look_like_captions(targets)
+            or all(
+                isinstance(target, (list, tuple))
+                and target
+                and all(isinstance(text, str) for text in target)
+                for target in targets
+            )
+        )
+    )
+    if are_captions:
+        captions = caption_lists(title, targets, store.name)
+        said = f"{title}: images with captions"
+        return OpenedSource.with_captions(store, captions, notes=(*notes, said))
     labels = [_label(title, label) for label in targets]
-    store, notes = _store(lambda at: data[at][0], len(data), title)
-    return OpenedSource(store, *number_classes(title, labels, _names_of(data)), notes=notes)
+    return OpenedSource(store, *number_classes(title, labels, names), notes=notes)
 
 
 def _store(get: Callable[[int], Any], count: int, title: str) -> tuple[Store, tuple[str, ...]]:
@@ -138,8 +191,8 @@ def _label(title: str, label: Any) -> int | str:
         return int(values.item())
     if values.size > 1:
         raise DataError(
-            f"{title}: a label has {values.size} numbers; give one class per image, of one-hot"
-            " labels their argmax"
+            f"{title}: a label has {values.size} numbers; give one class per image (of one-hot"
+            " labels the argmax), or captions as texts, not as tokens"
         )
     raise DataError(f"{title}: {label!r} is not a label; give a class index or a name")
 
@@ -172,31 +225,28 @@ def _png(name: str, image: Any) -> bytes:
     return file.getvalue()
 
 
-def _open_loader(title: str, loader: Any, most: int | None, *, labelled: bool) -> OpenedSource:
+def _open_loader(title: str, loader: Any, most: int | None, columns: Columns) -> OpenedSource:
     pixels: list[Any] = []
-    labels: list[int | str] = []
+    targets: list[Any] = []
     for batch in loader:
-        images: Any = _picture(batch)
-        targets: Any = None
-        if isinstance(batch, Mapping):
-            targets = next((batch[name] for name in _LABELS if name in batch), None)
-        elif isinstance(batch, (tuple, list)) and len(batch) > 1:
-            targets = batch[1]
-        if images is None or (labelled and targets is None):
+        images = _picture(batch)
+        of_batch: Any = _target(batch, columns) if columns.labelled else None
+        if images is None or (columns.labelled and of_batch is None):
             wanted = "(images, labels) and do not hold 'pixel_values' and 'labels'"
-            wanted = wanted if labelled else "images and do not hold 'pixel_values'"
+            wanted = wanted if columns.labelled else "images and do not hold 'pixel_values'"
             raise DataError(f"{title}: its batches are not {wanted}")
         pixels += list(images)
-        labels += [_label(title, label) for label in targets] if labelled else [0] * len(images)
-        if most is not None and len(labels) >= most:
+        targets += list(of_batch) if columns.labelled else [0] * len(images)
+        if most is not None and len(targets) >= most:
             break
-    pixels, labels = pixels[:most], labels[:most]
-    indices, classes, named = number_classes(title, labels, _names_of(loader.dataset))
+    pixels, targets = pixels[:most], targets[:most]
     store, notes = _store(pixels.__getitem__, len(pixels), title)
-    seen = len(set(indices))
-    if seen < len(classes):
-        notes += (
-            f"{title}: its first {len(labels)} images show {seen} of {len(classes)} classes;"
-            " shuffle it",
+    opened = _with_targets(title, store, targets, columns, _names_of(loader.dataset), notes)
+    seen = len(set(opened.labels))
+    if seen < len(opened.classes):
+        note = (
+            f"{title}: its first {len(targets)} images show {seen} of {len(opened.classes)}"
+            " classes; shuffle it"
         )
-    return OpenedSource(store, indices, classes, named, notes=notes)
+        return replace(opened, notes=(*notes, note))
+    return opened

@@ -21,7 +21,13 @@ from clipmerge.files.limits import (
     MOST_INFLATION,
 )
 from clipmerge.files.reading import format_size
-from clipmerge.images.columns import Columns, TableColumns, find_columns, number_classes
+from clipmerge.images.columns import (
+    Columns,
+    TableColumns,
+    caption_lists,
+    find_columns,
+    number_classes,
+)
 from clipmerge.images.decoding import Encoded
 from clipmerge.images.file_store import Opener
 from clipmerge.images.store import OpenedSource, Store, check_count
@@ -138,6 +144,9 @@ def load_parquet(
         labels += labels_here
         check_count(source, len(labels))
     store = ParquetImages(opener, groups, tuple(blocks))
+    if first.columns.caption is not None:
+        captions = caption_lists(source, labels, store.name)
+        return OpenedSource.with_captions(store, captions, notes=first.columns.note(source))
     return OpenedSource(store, *number_classes(source, labels, first.columns.names))
 
 
@@ -158,8 +167,10 @@ def _index(opener: Opener, name: str, wanted: Columns) -> tuple[_File, list[Any]
         if largest > max(LARGEST_HELD, MOST_INFLATION * size):
             raise EOFError(f"a row group would become {format_size(largest)}")
         labels = [0] * metadata.num_rows
-        if columns.label is not None:
-            labels = _labels(name, file, metadata, columns.label)
+        texts = columns.label or columns.caption
+        if texts is not None:
+            shared = columns.label is not None  # captions hardly repeat
+            labels = _labels(name, file, metadata, texts, shared=shared)
         if len(labels) != metadata.num_rows:
             raise EOFError("it has fewer labels than its footer says")
         is_struct = parquet.schema_arrow.field(columns.image).type.num_fields > 0
@@ -168,17 +179,22 @@ def _index(opener: Opener, name: str, wanted: Columns) -> tuple[_File, list[Any]
 
 
 def _labels(
-    where: str, file: IO[bytes], metadata: pyarrow.parquet.FileMetaData, column: str
+    where: str,
+    file: IO[bytes],
+    metadata: pyarrow.parquet.FileMetaData,
+    column: str,
+    *,
+    shared: bool,
 ) -> list[Any]:
-    """Read the labels; a text shared by many rows is kept once."""
-    parquet = _parquet(file, metadata=metadata, read_dictionary=[column])
+    """Read labels or captions; a text that is ``shared`` by many rows is kept once."""
+    parquet = _parquet(file, metadata=metadata, read_dictionary=[column] if shared else [])
     labels: list[Any] = []
     texts: dict[str, str] = {}
     for batch in parquet.iter_batches(_LABELS_AT_ONCE, columns=[column], use_threads=False):
         (values,) = batch.columns
         if values.nbytes > LARGEST_TEXT:
             raise DataError(
-                f"{where}: the labels in column '{column}' are longer than class names; name"
+                f"{where}: the texts in column '{column}' are too long for labels or captions; name"
                 " another"
             )
         if hasattr(values, "dictionary"):

@@ -99,6 +99,8 @@ class KnownSet(BaseModel):
         """Replace the opened set's class names and templates by those known here, if these are
         used.
         """
+        if opened.captions:
+            return opened
         if self.texts == "repository" and (opened.verbatim or not self.class_names):
             return opened
         names = self.class_names

@@ -61,6 +61,19 @@ class OpenedSource:
     templates: tuple[str, ...] = ()  # the source's own prompt templates, with ``{}`` for the class
     # whether the names are written as they go into prompts, underscores and all
     verbatim: bool = False
+    # captions of each image, which then has no label; empty if images have classes
+    captions: tuple[tuple[str, ...], ...] = ()
+
+    @classmethod
+    def with_captions(
+        cls,
+        store: Store,
+        captions: tuple[tuple[str, ...], ...],
+        *,
+        notes: tuple[str, ...] = (),
+    ) -> OpenedSource:
+        """A source of images with captions."""
+        return cls(store, (), (), captions=captions, notes=notes)
 
 
 @dataclass(frozen=True)

@@ -1,25 +1,38 @@
-"""Images in WebDataset tar files: ``KEY.jpg`` beside ``KEY.cls``, ``KEY.json`` or ``KEY.txt``."""
+"""Images in WebDataset tar files: ``KEY.jpg`` beside ``KEY.cls``, ``KEY.json`` or ``KEY.txt``.
+
+A ``KEY.txt`` holds a class name or captions, one per line; which of them, its words show.
+"""
 
 from __future__ import annotations
 
 import re
 import tarfile
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import groupby
 from operator import itemgetter
-from typing import IO, NamedTuple, TypeAlias, cast
+from typing import IO, Any, NamedTuple, TypeAlias, cast
 
 from clipmerge.errors import DataError, did_you_mean, shorten
 from clipmerge.files.limits import LARGEST_IMAGE, LARGEST_LABEL, LARGEST_TAR_HEADER
 from clipmerge.files.reading import format_size, parse_json, refusing
-from clipmerge.images.columns import LABEL_NAMES, Columns, as_numbers, number_classes
+from clipmerge.images.columns import (
+    CAPTION_NAMES,
+    LABEL_NAMES,
+    Columns,
+    as_numbers,
+    caption_lists,
+    look_like_captions,
+    number_classes,
+)
 from clipmerge.images.decoding import Encoded
 from clipmerge.images.file_store import Description, open_local
 from clipmerge.images.store import OpenedSource, Store, check_count
 
 _MEMBER = re.compile(r"(?P<key>(?:.*/)?[^./][^.]*)\.(?P<ending>[^/]+)", re.DOTALL)
 _IMAGES = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff", "avif", "jfif", "ppm", "jp2")
-_LABELS = ("cls", "json", "txt")
+_TEXT = "txt"
+_LABELS = ("cls", "json", _TEXT)
 # labels look like captions if there are more classes than this share of the images
 _CAPTIONS = 0.5
 
@@ -33,8 +46,8 @@ class Member(NamedTuple):
     size: int
 
 
-#: An image of an archive, and its label (captions are one text).
-Sample: TypeAlias = tuple[Member, int | str]
+#: An image of an archive, and its label: a text may be captions, a tuple holds captions.
+Sample: TypeAlias = tuple[Member, int | str | tuple[str, ...]]
 
 
 class TarImages(Store):
@@ -70,13 +83,22 @@ def load_tars(
     source: str, archives: Sequence[str], columns: Columns, described: Description
 ) -> OpenedSource:
     """Open tar files as one source; member headers and labels are read, images are not."""
-    if columns.labelled:
-        described.require_classes(source)
+    columns = columns_of(source, columns, described)
     samples: list[Sample] = []
     for archive in archives:
         samples += read_samples(archive, columns)
         check_count(source, len(samples))
-    return joined(source, samples, described)
+    return joined(source, samples, columns, described)
+
+
+def columns_of(source: str, columns: Columns, described: Description) -> Columns:
+    """The columns to read, of sets for retrieval the captions."""
+    if not columns.labelled or columns.caption is not None:
+        return columns
+    if described.is_retrieval and columns.label is None:
+        return replace(columns, caption=_TEXT)
+    described.require_classes(source)
+    return columns
 
 
 def read_samples(archive: str, columns: Columns) -> list[Sample]:
@@ -92,27 +114,40 @@ def read_samples(archive: str, columns: Columns) -> list[Sample]:
                 else None
             )
             image = _image_ending(where, list(endings), named)
-            samples.append(
-                (
-                    endings[image],
-                    _label(where, file, endings, columns.label) if columns.labelled else 0,
-                )
-            )
+            label: int | str | tuple[str, ...] = 0
+            if columns.labelled:
+                label = _label(where, file, endings, columns)
+            samples.append((endings[image], label))
             check_count(archive, len(samples))
     return samples
 
 
-def joined(source: str, samples: Sequence[Sample], described: Description) -> OpenedSource:
+def joined(
+    source: str, samples: Sequence[Sample], columns: Columns, described: Description
+) -> OpenedSource:
     """Make one source of several archives and the texts beside them."""
+    store = TarImages([member for member, _ in samples])
     labels = labels_of(samples)
+    has_names = described.class_names is not None or columns.label is not None
+    if columns.labelled and (
+        columns.caption is not None
+        or any(isinstance(label, tuple) for label in labels)
+        or (not has_names and look_like_captions(labels))
+    ):
+        texts = [list(label) if isinstance(label, tuple) else str(label) for label in labels]
+        captions = caption_lists(source, texts, store.name)
+        note = f"{source}: images with captions, from .{columns.caption or _TEXT}"
+        if described.is_retrieval:
+            return OpenedSource.with_captions(store, captions)
+        return OpenedSource.with_captions(store, captions, notes=(note,))
     indices, classes, named = number_classes(source, labels, described.class_names)
     verbatim = described.class_names is not None and classes == described.class_names
     notes: tuple[str, ...] = ()
     if named and not verbatim and len(classes) > max(100, _CAPTIONS * len(labels)):
         notes = (
-            f"{source}: {len(classes)} classes for {len(labels)} images; are the labels captions?",
+            f"{source}: {len(classes)} classes for {len(labels)} images; are the labels captions?"
+            f" Then give `caption_column` {_TEXT}",
         )
-    store = TarImages([member for member, _ in samples])
     return OpenedSource(
         store,
         indices,
@@ -124,7 +159,7 @@ def joined(source: str, samples: Sequence[Sample], described: Description) -> Op
     )
 
 
-def labels_of(samples: Sequence[Sample]) -> Sequence[int | str]:
+def labels_of(samples: Sequence[Sample]) -> Sequence[Any]:
     """Labels of all images, as numbers where all of them are numbers."""
     labels = [label for _, label in samples]
     return as_numbers(labels) or labels
@@ -188,11 +223,15 @@ def _image_ending(where: str, endings: list[str], wanted: str | None) -> str:
 
 
 def _label(
-    where: str, file: IO[bytes], endings: dict[str, Member], wanted: str | None
-) -> int | str:
-    """Read a sample's label: the text of its ``cls`` or ``txt``, or the label in its ``json``."""
+    where: str, file: IO[bytes], endings: dict[str, Member], columns: Columns
+) -> int | str | tuple[str, ...]:
+    """Read a sample's label or captions: the text of its ``cls`` or ``txt``, or a value in its
+    ``json``.
+    """
+    wanted = columns.caption or columns.label
     ending, _, key = (wanted or "").partition(".")
     candidates = [ending.lower()] if wanted else [ending for ending in _LABELS if ending in endings]
+    captions: tuple[str, ...] = ()
     for candidate in candidates:
         if candidate not in endings:
             break
@@ -201,22 +240,35 @@ def _label(
                 f"{where}.{candidate}: is larger than {format_size(LARGEST_LABEL)}, too large for a"
                 " label"
             )
-        text = _content(file, endings[candidate]).decode("utf-8", errors="replace").strip()
-        label = _from_json(where, text, key) if candidate == "json" else text
+        content = _content(file, endings[candidate])
+        if candidate == "json":
+            label, captions = _from_json(where, content.decode("utf-8", errors="replace"), key)
+        else:
+            # what is not UTF-8 is told from text by the check of names or captions
+            label = content.decode("utf-8", errors="surrogateescape").strip()
         if label is not None and label != "":
             return label
-    needed = f".{wanted} for `label_column`" if wanted else ".cls, .json or .txt with a label"
+    if captions:
+        return captions
+    parameter = "`caption_column`" if columns.caption else "`label_column`"
+    needed = f".{wanted} for {parameter}" if wanted else ".cls, .json or .txt with a label"
     raise DataError(f"{where}: has no {needed} (endings: {shorten(endings)})")
 
 
-def _from_json(where: str, text: str, key: str) -> int | str | None:
+def _from_json(where: str, text: str, key: str) -> tuple[int | str | None, tuple[str, ...]]:
+    """The label in a sample's JSON, or its captions."""
     with refusing(DataError, f"{where}.json: cannot be read as JSON"):
-        value = parse_json(text)
-    if not isinstance(value, dict):
-        return None
-    names = [key] if key else [name for name in LABEL_NAMES if name in value]
-    label = value.get(names[0]) if names else None
-    return label if isinstance(label, int | str) and not isinstance(label, bool) else None
+        data = parse_json(text)
+    if not isinstance(data, dict):
+        return None, ()
+    label = next((data[name] for name in ([key] if key else LABEL_NAMES) if name in data), None)
+    if isinstance(label, int | str) and not isinstance(label, bool):
+        return label, ()
+    value = data.get(key) if key else next((data[n] for n in CAPTION_NAMES if n in data), None)
+    texts = [value] if isinstance(value, str) else value
+    if isinstance(texts, list) and all(isinstance(text, str) for text in texts):
+        return None, tuple(texts)
+    return None, ()
 
 
 def _content(file: IO[bytes], member: Member) -> bytes:

@@ -20,7 +20,7 @@ from clipmerge.evaluation.other_tasks import (
     score_tasks,
 )
 from clipmerge.evaluation.settings import EvalSettings
-from clipmerge.images.captions import CaptionedImages, load_captions
+from clipmerge.images.dataset import CaptionedImages, open_images
 from clipmerge.models import ImageTextModel
 from clipmerge.models.transformers_clip import TransformersClip
 from clipmerge.planning.other_tasks import Score
@@ -91,7 +91,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> CaptionedImages:
     for name, colour in COLOURS.items():
         Image.new("RGB", (32, 32), colour).save(folder / f"{name}.png")
         (folder / f"{name}.txt").write_text(f"a photo of a {name}.\n{name}\n")
-    return load_captions(str(folder))
+    return open_images(str(folder))
 
 
 def recall_alone(model: ImageTextModel, pictures: CaptionedImages, settings: EvalSettings) -> Score:

@@ -45,8 +45,7 @@ from clipmerge.files.safetensors import header_bytes, read_header
 from clipmerge.files.side_files import read_side_json, side_file_bytes
 from clipmerge.hub.ids import parse_dataset, parse_hub_id
 from clipmerge.images import description, hub_dataset
-from clipmerge.images.captions import load_captions
-from clipmerge.images.dataset import load_images
+from clipmerge.images.dataset import load_images, open_images
 from clipmerge.images.decoding import decode
 from clipmerge.images.file_store import expand_ranges
 from clipmerge.images.prompts import read_class_names
@@ -316,7 +315,7 @@ def _first_images(path: Path) -> object:
 
 def _first_captions(path: Path) -> object:
     (path.parent / "dataset_type.txt").write_text("retrieval")
-    found = load_captions(str(path))
+    found = open_images(str(path))
     assert found is not None
     return [found.captions[at] for at in range(min(4, len(found)))]
 

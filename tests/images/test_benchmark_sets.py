@@ -8,8 +8,7 @@ import pytest
 from huggingface_hub import constants
 
 from clipmerge.errors import DataError, HubError
-from clipmerge.images.captions import load_captions
-from clipmerge.images.dataset import load_images
+from clipmerge.images.dataset import LabelledImages, load_images, open_images
 from clipmerge.images.file_store import local_inputs
 from tests.support.benchmark_sets import TEMPLATES, save_files, webdataset
 from tests.support.hub_double import FakeHub, upload
@@ -50,7 +49,7 @@ def test_names_and_templates_come_with_the_set(
         "d",
     )
     assert sorted(fetched(hub)) == sorted(f"test/{number}.tar" for number in range(12))
-    assert load_captions(f"{V2}:test") is None
+    assert isinstance(open_images(f"{V2}:test"), LabelledImages)
 
 
 def test_a_split_may_be_written_like_its_folder(hub: FakeHub, tmp_path: Path) -> None:
@@ -125,7 +124,7 @@ def test_a_local_copy_reads_the_same(tmp_path: Path) -> None:
         (
             "dataset_type.txt",
             b"retrieval\n",
-            r"dataset_type\.txt says 'retrieval'; accuracy needs one class",
+            r"has no \.txt for `caption_column`",
         ),
         ("test/nshards.txt", b"two\n", r"nshards\.txt: 'two' is not a number of shards"),
         (

@@ -59,7 +59,7 @@ def test_a_datasets_table_is_sampled_like_the_folder(images: Path, folder: Label
     renamed = table.rename_columns({"image": "x", "label": "y"}).cast_column(
         "y", datasets.Value("int64")
     )
-    with pytest.raises(DataError, match="no label column found"):
+    with pytest.raises(DataError, match="no label or caption column found"):
         load_images(renamed)
     assert load_images(renamed, ["a", "b", "c"], columns=Columns("x", "y")).labels == folder.labels
     assert load_images(table.with_format("torch")).labels == folder.labels
@@ -156,7 +156,10 @@ def test_a_loader_of_pictures_is_preprocessed_and_told_if_it_is_not_shuffled(
 
 REFUSED: dict[str, tuple[Any, str]] = {
     "nothing": (Pairs([]), "holds no images"),
-    "no pairs": (Pairs([torch.zeros(3, 2, 2)]), r"items are not \(image, label\) pairs"),
+    "no pairs": (
+        Pairs([torch.zeros(3, 2, 2)]),
+        r"items are not \(image, label\) or \(image, caption\) pairs",
+    ),
     "wide numbers": (
         Pairs([(np.zeros((4, 4, 3), np.int32), 0), (np.zeros((4, 4, 3), np.int32), 1)]),
         "of int32",
@@ -211,11 +214,11 @@ def test_floats_of_totensor_alone_are_images_and_normalised_ones_are_not(
 @pytest.mark.parametrize(
     ("label", "message"),
     [
-        (torch.eye(3)[0], "a label has 3 numbers; give one class per image, of one-hot"),
+        (torch.eye(3)[0], "a label has 3 numbers; give one class per image .of one-hot"),
         (np.eye(3, dtype=int)[1], "a label has 3 numbers"),
         (0.5, "0.5 is not a label"),
         (float("nan"), "nan is not a label"),
-        (None, "None is not a label"),
+        (torch.zeros(77, dtype=torch.int64), "captions as texts, not as tokens"),
     ],
 )
 def test_labels_that_are_no_class_are_refused(label: Any, message: str) -> None:

@@ -6,8 +6,7 @@ import pytest
 
 from clipmerge.errors import DataError, UsageError
 from clipmerge.hub.ids import parse_dataset
-from clipmerge.images.captions import load_captions
-from clipmerge.images.dataset import load_images
+from clipmerge.images.dataset import load_images, open_images
 from clipmerge.images.prompts import check_templates, template_set, template_sets
 from clipmerge.images.registry import class_list, class_lists, find_known, known_sets
 from clipmerge.images.store import ImageList, OpenedSource
@@ -104,8 +103,8 @@ def test_retrieval_sets_go_by_name_too(hub: FakeHub, tmp_path: Path) -> None:
         retrieval_set(tmp_path / "tars", [[["a dog"]]]),
         kind="dataset",
     )
-    assert load_captions("flickr8k").captions == (("a dog",),)
-    with pytest.raises(DataError, match="is a retrieval set"):
+    assert open_images("flickr8k").captions == (("a dog",),)
+    with pytest.raises(DataError, match="have captions and no classes"):
         load_images("flickr8k")
 
 

@@ -7,8 +7,7 @@ import torch
 from PIL import Image
 
 from clipmerge.errors import UsageError
-from clipmerge.images.captions import load_captions
-from clipmerge.images.dataset import load_images
+from clipmerge.images.dataset import load_images, open_images
 from clipmerge.images.fingerprints import NOT_COMPARED, Fingerprints, check_overlap, find_overlap
 from tests.support.image_files import png, save_hub_parquet, save_tar
 from tests.support.tiny_clip import save_images
@@ -77,7 +76,7 @@ def test_images_of_other_tasks_are_compared_with_all_others(
     tar = save_tar(
         tmp_path / "x.tar", {"a.png": (other / "dog" / "2.png").read_bytes(), "a.txt": b"a caption"}
     )
-    tasks = {"folder": load_captions(str(captioned)), "tar": load_captions(str(tar))}
+    tasks = {"folder": open_images(str(captioned)), "tar": open_images(str(tar))}
     calibration, far = load_images(str(images)), load_images(str(other))
     notes = check_overlap(calibration, {}, {"far": far}, tasks=tasks)
     assert [note.partition(" (")[0] for note in notes] == [

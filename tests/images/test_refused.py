@@ -29,8 +29,7 @@ from clipmerge.images import (
     store,
     webdataset,
 )
-from clipmerge.images.captions import load_captions
-from clipmerge.images.dataset import load_images, load_unlabelled
+from clipmerge.images.dataset import load_images, load_unlabelled, open_images
 from clipmerge.images.hub_dataset import front_matter
 from clipmerge.images.prompts import class_prompts
 from tests.support.command import one_line
@@ -64,7 +63,7 @@ def empty_retrieval_tar(at: Path) -> Path:
 
 
 def captions_of(source: str, columns: object) -> object:
-    return load_captions(source)
+    return open_images(source)
 
 
 def photos(change: Change = lambda _: None, below: str = ".") -> Make:
@@ -260,7 +259,7 @@ CASES = {
     "too low": Case(photos(below="cat"), "cat: has no subfolders; expected one per class"),
     "not there": Case(photos(below="nothing"), "nothing: no such folder; give a folder"),
     "a table": Case(
-        photos(write("x.csv", b"cat"), below="x.csv"), r"x\.csv: is not a kind of file that is read"
+        photos(write("x.xls", b"cat"), below="x.xls"), r"x\.xls: is not a kind of file that is read"
     ),
     # damage
     "truncated": Case(photos(write("cat/0.png", P[:200])), rf"0\.png: {NOT_AN_IMAGE}", read=first),
@@ -304,7 +303,7 @@ CASES = {
     ),
     "labels that are texts": Case(
         parquet_of(image=[P, Q], label=["a" * 2000, "b"]),
-        "the labels in column 'label' are longer than class names",
+        "the texts in column 'label' are too long for labels or captions",
         limits={"LARGEST_TEXT": 1000},
     ),
     "a long header": Case(long_header, "a tar archive .a header is larger than 1 MiB"),
@@ -339,8 +338,14 @@ CASES = {
     **{
         f"captions: {name}": Case(captioned(change), told, load=captions_of)
         for name, (change, told) in {
-            "alone": (lambda f: (f / "a.txt").unlink(), r"a\.png has no captions beside it"),
-            "empty": (write("a.txt", b" \n"), r"a\.txt holds no caption; write one per line"),
+            "alone": (
+                lambda f: (f / "a.txt").unlink(),
+                r"1 image has no captions beside it .a\.png",
+            ),
+            "empty": (
+                write("a.txt", b" \n"),
+                r"1 image has no caption .of 2.: a\.txt; write one, or leave these images out",
+            ),
             "not a text": (write("a.txt", b"\xff\xfe\xff"), r"a\.txt cannot be read"),
             "out of it": (
                 link("a.txt"),

@@ -339,4 +339,4 @@ def test_evaluate_takes_named_columns_and_says_what_it_read(
     )
     assert told.json["images"] == {"t": 6}
     assert told.json["sources"] == {"t": {"source": str(path), "revision": None}}
-    assert "no label column" in refused(clipmerge("evaluate", pair[0], "--data", path))
+    assert "no label or caption column" in refused(clipmerge("evaluate", pair[0], "--data", path))

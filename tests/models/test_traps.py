@@ -14,7 +14,7 @@ from PIL import Image
 from clipmerge.checkpoint import open_checkpoint
 from clipmerge.evaluation.accuracy import load_model
 from clipmerge.evaluation.other_tasks import caption_embeddings
-from clipmerge.images.captions import CaptionedImages
+from clipmerge.images.dataset import CaptionedImages
 from clipmerge.images.store import image_files
 from tests.support.command import clipmerge, refused
 from tests.support.raw_safetensors import edit, edit_json
