@@ -17,11 +17,12 @@ from benchmarks.shifts.experiment import TrainedPair, locked
 from benchmarks.shifts.laboratory import IMAGES, Floats, Laboratory, read_claims
 from benchmarks.shifts.ranks import kendall, partial_kendall
 from clipmerge.evaluation.points import Point
-from clipmerge.evaluation.tradeoff import height, interval
+from clipmerge.evaluation.tradeoff import height
 from clipmerge.methods import Task
 from clipmerge.planning.measurements import Measurements
 from clipmerge.planning.stragglers import find_stragglers
 from clipmerge.request import ALPHAS
+from clipmerge.stats import percentile_interval
 
 _LOG = logging.getLogger("benchmarks")
 DRAWS = 300
@@ -161,7 +162,10 @@ def _gains(id_: Floats, ood: Floats) -> Floats:
 def _with_interval(values: Floats) -> dict[str, Any]:
     """The measured value first, then the resampled ones."""
     measured = float(values[0])
-    return {"value": None if np.isnan(measured) else measured, "interval": interval(values[1:])}
+    return {
+        "value": None if np.isnan(measured) else measured,
+        "interval": percentile_interval(values[1:]),
+    }
 
 
 def _correlations(statistic: Floats, effect: Floats, lengths: Floats) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import numpy as np
 
 from benchmarks.shifts.ranks import kendall
 from benchmarks.shifts.standing import Resampled
-from clipmerge.evaluation.tradeoff import interval
+from clipmerge.stats import percentile_interval
 
 
 def claims_section(found: dict[str, Any], pairs: Sequence[Resampled]) -> str:
@@ -74,7 +74,7 @@ def _across(found: dict[str, Any], pairs: Sequence[Resampled]) -> str:
         values = np.array([found[pair.name]["sharpness"][key] for pair in had])
         rng = np.random.default_rng(0)
         picks = [rng.integers(len(had), size=len(had)) for _ in range(1000)]
-        drawn = interval(np.array([kendall(values[pick], gain[pick]) for pick in picks]))
+        drawn = percentile_interval(np.array([kendall(values[pick], gain[pick]) for pick in picks]))
         rows.append([title, _told({"value": kendall(values, gain), "interval": drawn}, 1.0, 2)])
     title = "**Does sharpness at alpha 0.5 go with the OOD gain of alpha 0.5 over zero-shot?** "
     title += f"{len(had)} pairs."

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 
 from benchmarks.shifts.evaluation import unpacked
 from benchmarks.shifts.experiment import pair_name
-from clipmerge.evaluation.tradeoff import height, interval
+from clipmerge.evaluation.tradeoff import height
+from clipmerge.stats import percentile_interval
 
 Floats = NDArray[np.float64]
 RESAMPLES = 1000
@@ -176,7 +177,7 @@ def over_pairs(measured: Sequence[Floats]) -> Estimate:
     drawn = values[chosen, np.arange(1, resamples + 1)]
     seen = (~np.isnan(drawn)).sum(axis=0)
     means = np.where(seen > 0, np.nansum(drawn, axis=0) / np.maximum(seen, 1), np.nan)
-    return Estimate(float(values[:, 0].mean()), interval(means), count)
+    return Estimate(float(values[:, 0].mean()), percentile_interval(means), count)
 
 
 def told_accuracies(pairs: Sequence[Resampled], place: Callable[[Resampled], int]) -> str:

@@ -14,9 +14,9 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import CLIPModel, CLIPProcessor, CLIPTokenizer
 
-from clipmerge.conversion import tokens
 from clipmerge.conversion.config import image_processor_config, preprocess_cfg
 from clipmerge.errors import CheckpointError
+from clipmerge.output import layout_files
 from tests.conversion.test_conversion import features, same
 from tests.support import tiny_open_clip
 from tests.support.command import clipmerge, done, refused
@@ -128,7 +128,7 @@ def test_clips_own_tokenizer_is_made(with_clips_words: Path, tmp_path: Path) -> 
     )  # behind the end OpenCLIP pads with 0, transformers with the end
     for row, end in enumerate(length.tolist()):
         assert ids[row][: end + 1] == expected[row, : end + 1].tolist()
-    assert tokens.is_clips_own(tmp_path / "out")
+    assert layout_files.is_clips_own(tmp_path / "out")
     done("convert", tmp_path / "out", tmp_path / "back", "--to", "open-clip")
     back = json.loads((tmp_path / "back" / "open_clip_config.json").read_text())
     assert "hf_tokenizer_name" not in back["model_cfg"]["text_cfg"]

@@ -10,10 +10,10 @@ from safetensors.torch import load_file, save_file
 
 from clipmerge.checkpoint import open_checkpoint
 from clipmerge.checkpoint.converted import convert_checkpoint
-from clipmerge.conversion import tokens
 from clipmerge.conversion.config import open_clip_config, transformers_config
 from clipmerge.conversion.keys import match_keys
 from clipmerge.errors import CheckpointError
+from clipmerge.output import layout_files
 from tests.support import tiny_open_clip
 from tests.support.command import done, one_line
 from tests.support.tiny_open_clip import build, model_config
@@ -155,25 +155,25 @@ def test_a_blocks_number_lists_no_blocks() -> None:
 
 
 def test_a_tokenizer_that_is_not_clips(tmp_path: Path) -> None:
-    assert tokens.is_clips_own(tmp_path) is None
+    assert layout_files.is_clips_own(tmp_path) is None
     (tmp_path / "tokenizer_config.json").write_text("{}")
-    assert tokens.is_clips_own(tmp_path) is None
+    assert layout_files.is_clips_own(tmp_path) is None
     (tmp_path / "vocab.txt").write_text("a\nb\n")  # BERT's
-    assert tokens.is_clips_own(tmp_path) is False
+    assert layout_files.is_clips_own(tmp_path) is False
     for text in ('{"a": Infinity}', '{"a": null}'):
         (tmp_path / "vocab.json").write_text(text)
-        assert tokens.is_clips_own(tmp_path) is False
+        assert layout_files.is_clips_own(tmp_path) is False
 
 
 def test_another_list_of_words_is_not_written_as_clips(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A future open_clip_torch might come with another one."""
-    monkeypatch.setattr(tokens, "_merges", lambda: [("a", "b")])
+    monkeypatch.setattr(layout_files, "_merges", lambda: [("a", "b")])
     with pytest.raises(
         CheckpointError, match=r"the installed open_clip_torch has a vocabulary other than CLIP's"
     ):
-        tokens.write_clip_tokenizer(tmp_path, 77)
+        layout_files.write_clip_tokenizer(tmp_path, 77)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -44,7 +44,7 @@ from clipmerge.files.reading import Unreadable
 from clipmerge.files.safetensors import header_bytes, read_header
 from clipmerge.files.side_files import read_side_json, side_file_bytes
 from clipmerge.hub.ids import parse_dataset, parse_hub_id
-from clipmerge.images import description, hub_dataset
+from clipmerge.images import file_store, hub_dataset
 from clipmerge.images.dataset import load_images, open_images
 from clipmerge.images.decoding import decode
 from clipmerge.images.file_store import expand_ranges
@@ -327,10 +327,10 @@ def _class_names(data: bytes, folder: Path) -> object:
 
 
 def _texts_of_a_set(data: bytes, folder: Path) -> object:
-    names = (description.CLASS_NAMES, description.TEMPLATES, description.KIND, description.SHARDS)
+    names = (file_store.CLASS_NAMES, file_store.TEMPLATES, file_store.KIND, file_store.SHARDS)
     for name, text in zip(names, data.split(b"\0"), strict=False):
         (folder / name).write_bytes(text)
-    return description.describe_folder(folder)
+    return file_store.describe_folder(folder)
 
 
 def _card(data: bytes, _folder: Path) -> object:

@@ -15,7 +15,7 @@ from clipmerge.learning.learn import Learned, LearningConfig, learn
 from clipmerge.learning.objective import Objective
 from clipmerge.learning.shares import Shares
 from clipmerge.learning.steps import Step, lay_out, with_unlabelled
-from tests.learning.test_learning import SlowLearner
+from tests.learning.test_learn import SlowLearner
 from tests.support.small_objective import Ends, descend, make_batches, objective_for
 
 SIZES, ELSEWHERE = (5, 5, 4), (4, 3)
