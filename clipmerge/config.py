@@ -23,7 +23,7 @@ Missing = Literal["error", "keep-zeroshot", "keep-finetuned"]
 #: Headings of the flags in ``--help``, in order.
 Panel = Literal["Inputs", "Images", "Decision", "Output", "Publishing", "Machine"]
 PANELS = get_args(Panel)
-_MANY = list[str] | None
+_REPEATED = list[str] | None
 
 
 class Option(NamedTuple):
@@ -32,15 +32,13 @@ class Option(NamedTuple):
     default: Any  # its value if it is not given
     help: str  # a sentence for ``--help`` and for the docstrings
     panel: Panel  # its heading in ``--help``
-    value: str | None = (
-        None  # the name of the value in ``--help``; not for a switch, or a choice of words
-    )
+    # the name of the value in ``--help``; not for a switch, or a choice of words
+    metavar: str | None = None
     python: str = ""  # a sentence about what only the Python function takes
     cli: Any = None  # type of the flag, if it is not the type of the argument
-    flags: tuple[
-        str, ...
-    ] = ()  # names of the flag, the long one first, if they are not the option's with dashes
-    least: int | None = None
+    # names of the flag, the long one first, if they are not the option's with dashes
+    flags: tuple[str, ...] = ()
+    minimum: int | None = None
     # where its default may be set: in the user's own file and the environment (``personal``), or in
     # the working folder's file too, which may come from a stranger (``anywhere``)
     settable: Literal["", "personal", "anywhere"] = ""
@@ -48,7 +46,7 @@ class Option(NamedTuple):
     @property
     def is_repeated(self) -> bool:
         """Whether the flag may be given several times."""
-        return bool(self.cli == _MANY)
+        return bool(self.cli == _REPEATED)
 
     def names(self, name: str) -> tuple[str, ...]:
         """The names of the flag of the option called ``name``; a switch that is on has one to turn
@@ -80,37 +78,43 @@ VERBOSE = Option(
     settable="personal",
 )
 
-_Named = Mapping[str, Any] | Sequence[str] | None
+_NamedSources = Mapping[str, Any] | Sequence[str] | None
 
 
-def _count(default: int | None, help: str, panel: Panel) -> Option:
+def _image_count(default: int | None, help: str, panel: Panel) -> Option:
     """A number of images, of which there is at least one."""
-    return Option(default, help, panel, "COUNT", least=1, settable="anywhere")
+    return Option(default, help, panel, "COUNT", minimum=1, settable="anywhere")
 
 
 def _recipes(default: Any, help: str) -> Option:
     """Several recipes."""
     return Option(
-        default, help, "Inputs", "RECIPE", python="Each as in merge.", cli=_MANY, flags=RECIPE.flags
+        default,
+        help,
+        "Inputs",
+        "RECIPE",
+        python="Each as in merge.",
+        cli=_REPEATED,
+        flags=RECIPE.flags,
     )
 
 
 Keep = Annotated[
-    _Named,
+    _NamedSources,
     Option(
         None,
         "Images of another task, or with captions; may be repeated.",
         "Images",
         "NAME=SOURCE",
         python="A mapping of names to sources, or texts NAME=SOURCE.",
-        cli=_MANY,
+        cli=_REPEATED,
     ),
 ]
 StateKey = Annotated[
     str | None,
     Option(None, "Where in the checkpoint's file the weights are, such as 'ema'.", "Inputs", "KEY"),
 ]
-Images = Annotated[int, _count(1024, "Images to measure on, class-balanced.", "Images")]
+Images = Annotated[int, _image_count(1024, "Images to measure on, class-balanced.", "Images")]
 Seed = Annotated[
     int,
     Option(
@@ -118,7 +122,7 @@ Seed = Annotated[
         "Seed of the sample, the bootstrap and random masks.",
         "Decision",
         "NUMBER",
-        least=0,
+        minimum=0,
         settable="anywhere",
     ),
 ]
@@ -154,11 +158,11 @@ class MachineOptions(TypedDict, total=False):
     """Options of everything that computes on images."""
 
     batch_size: Annotated[
-        int | None, _count(None, "Images per batch; by default at most 128.", "Machine")
+        int | None, _image_count(None, "Images per batch; by default at most 128.", "Machine")
     ]
     images_at_once: Annotated[
         int | None,
-        _count(
+        _image_count(
             None,
             "Images computed at once; fewer need less memory and leave the batches as they are.",
             "Machine",
@@ -226,7 +230,7 @@ class PromptOptions(TypedDict, total=False):
             "Prompt with {} for the class, or a set's name; may be repeated.",
             "Images",
             "PROMPT",
-            cli=_MANY,
+            cli=_REPEATED,
             settable="anywhere",
         ),
     ]
@@ -254,14 +258,14 @@ class DecisionOptions(DataOptions, PromptOptions, SampleOptions, MachineOptions,
     """Options of all functions that decide on a merge."""
 
     set: Annotated[
-        _Named,
+        _NamedSources,
         Option(
             None,
             "Change the recipe, such as method.alpha=0.4; may be repeated.",
             "Decision",
             "KEY=VALUE",
             python='A mapping {"method.alpha": 0.4}, or texts KEY=VALUE.',
-            cli=_MANY,
+            cli=_REPEATED,
         ),
     ]
     verdict: Annotated[
@@ -281,7 +285,7 @@ class DecisionOptions(DataOptions, PromptOptions, SampleOptions, MachineOptions,
             " and more is a warning. By default what the recipe says, or 3.",
             "Decision",
             "NUMBER",
-            least=0,
+            minimum=0,
             settable="personal",
         ),
     ]
@@ -372,14 +376,14 @@ class SweepOptions(DecisionOptions, total=False):
         Sequence[Any], _recipes((), "Recipe to compare with the curve; may be repeated.")
     ]
     points: Annotated[
-        _Named,
+        _NamedSources,
         Option(
             None,
             "A checkpoint to show beside the curve; may be repeated.",
             "Inputs",
             "NAME=CHECKPOINT",
             python="A mapping of names to checkpoints, or texts NAME=CHECKPOINT.",
-            cli=_MANY,
+            cli=_REPEATED,
             flags=("--point",),
         ),
     ]
@@ -407,7 +411,7 @@ class BenchOptions(MachineOptions, total=False):
             "Images sampled from each source, for a quick look; by default all.",
             "Images",
             "COUNT",
-            least=2,
+            minimum=2,
         ),
     ]
     recipes: Annotated[
@@ -466,16 +470,16 @@ Options = TypeVar("Options")
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
-def declared(options: type) -> dict[str, tuple[Any, Option]]:
+def declarations(options: type) -> dict[str, tuple[Any, Option]]:
     """The type and the declaration of each option of a class above, in order."""
     return {
-        name: (each.__origin__, each.__metadata__[0])
-        for name, each in options.__annotations__.items()
+        name: (annotation.__origin__, annotation.__metadata__[0])
+        for name, annotation in options.__annotations__.items()
     }
 
 
 #: Declarations of all options, by name.
-EVERY = {
+OPTIONS = {
     name: option
     for options in (
         MergeOptions,
@@ -485,12 +489,10 @@ EVERY = {
         BenchOptions,
         PushOptions,
     )
-    for name, (_, option) in declared(options).items()
+    for name, (_, option) in declarations(options).items()
 } | {"recipe": RECIPE, "verbose": VERBOSE}
-
-
-#: Parameters without a declaration above that are flags too.
-_OTHERS = {"output", "id", "ood", "to", "dry_run"}
+# Parameters that are flags and no options: each command declares its own.
+_OTHER_FLAGS = {"output", "id", "ood", "to", "dry_run"}
 _PARAMETER = re.compile(r"`([a-z_]+)(?:=([^`]*))?`")
 
 
@@ -502,40 +504,56 @@ def with_flags(message: str) -> str:
         '--images 0: too few; with --no-hash or --device cpu, see `env`'
     """
 
-    def flag(found: re.Match[str]) -> str:
-        name, value = found.groups()
-        if name not in EVERY and name not in _OTHERS:
-            return found[0]
-        names = EVERY[name].names(name)[0] if name in EVERY else f"--{name.replace('_', '-')}"
+    def flag(match: re.Match[str]) -> str:
+        name, value = match.groups()
+        if name not in OPTIONS and name not in _OTHER_FLAGS:
+            return match[0]
+        names = OPTIONS[name].names(name)[0] if name in OPTIONS else f"--{name.replace('_', '-')}"
         on, _, off = names.partition("/")
         return {None: on, "True": on, "False": off or on}.get(value, f"{on} {value}")
 
     return _PARAMETER.sub(flag, message)
 
 
-def completed(options: type[Options], given: Mapping[str, Any]) -> Options:
-    """Add the defaults of the options that are not given."""
-    known = declared(options)
+def complete_options(options: type[Options], given: Mapping[str, Any]) -> Options:
+    """Check the options that are given, and add the defaults of the others.
+
+    Those that a flag takes in another form, such as sources of images, are checked where they are
+    read.
+    """
+    known = declarations(options)
+    values = {name: option.default for name, (_, option) in known.items()}
     for name, value in given.items():
         if name not in known:  # as Python itself says
             raise TypeError(
                 f"got an unexpected keyword argument '{name}'.{did_you_mean(name, known)}"
             )
-        option = known[name][1]
-        if (
-            option.least is not None and value is not None and not value >= option.least
-        ):  # true for NaN too
-            raise UsageError(f"`{name}` {value}: expected at least {option.least}")
-    return cast(
-        Options, {name: given.get(name, option.default) for name, (_, option) in known.items()}
-    )
+        kind, option = known[name]
+        values[name] = value if option.cli else _checked(name, value, kind, option.minimum)
+    return cast(Options, values)
+
+
+def _checked(name: str, value: Any, kind: Any, minimum: int | None) -> Any:
+    """A value of the declared type, if it is one or stands for one."""
+    # imported only where a function runs: `--help` needs no pydantic
+    from pydantic import TypeAdapter, ValidationError
+
+    try:
+        checked = TypeAdapter(kind).validate_python(value)
+    except ValidationError as error:
+        reason = error.errors()[0]["msg"].removeprefix("Input should be ")
+        raise UsageError(f"`{name}` {value}: expected {reason}") from None
+    # `not >=` is true for NaN too
+    if minimum is not None and checked is not None and not checked >= minimum:
+        raise UsageError(f"`{name}` {value}: expected at least {minimum}")
+    return checked
 
 
 def with_options(options: type) -> Callable[[Function], Function]:
     """Show the options behind ``**options`` in a function's signature and docstring."""
 
     def decorate(function: Function) -> Function:
-        signature, known = inspect.signature(function), declared(options)
+        signature, known = inspect.signature(function), declarations(options)
         own = [each for each in signature.parameters.values() if each.kind is not each.VAR_KEYWORD]
         shown = [
             inspect.Parameter(

@@ -1,29 +1,88 @@
-"""Requests, and the state of a running merge."""
+"""What a merge or a sweep is asked for: built from the arguments of a function and checked before
+torch is imported or anything is opened, and as the command that repeats the call.
+"""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+import math
+import os
+import re
+import shlex
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
+from decimal import Decimal
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self, TypeAlias
 
-from clipmerge.checkpoint import Inputs
-from clipmerge.config import Device, OutputDtype
-from clipmerge.distributed import is_main_process
-from clipmerge.images import Columns
+from clipmerge.config import (
+    OPTIONS,
+    DecisionOptions,
+    Device,
+    OutputDtype,
+    RecipeOptions,
+    SweepOptions,
+    declarations,
+)
+from clipmerge.distributed import require_device
+from clipmerge.errors import UsageError
+from clipmerge.files.paths import is_there, local_path
+from clipmerge.images.columns import Columns
+from clipmerge.images.file_store import local_inputs
+from clipmerge.images.prompts import check_templates
 from clipmerge.images.split import SHARE
 from clipmerge.planning.merge_effect import MAX_LOSS
-from clipmerge.planning.plan import Plan
-from clipmerge.planning.provenance import HeadRecord, SourceRecord
-from clipmerge.planning.recipe import Recipe
-from clipmerge.progress import Progress
+from clipmerge.planning.recipe import Recipe, load_recipe
 
 if TYPE_CHECKING:  # a merge without images imports no module that reads images
-    from clipmerge.images.dataset import LabelledImages
     from clipmerge.images.prompts import ClassNames
+
+#: Name of a recipe, path of a YAML file, a mapping like a recipe file, or a `Recipe`.
+RecipeLike: TypeAlias = "str | os.PathLike[str] | Mapping[str, Any] | Recipe"
+#: Temporary folders have this prefix that hold one model in memory, in a folder of its name.
+IN_MEMORY = "clipmerge-in-memory-"
+_MAX_ALPHAS = 1000
+
+
+def parse_alphas(points: Sequence[float] | str) -> tuple[float, ...]:
+    """Points of a curve, given as numbers or as a text, in which ``...`` continues the steps before
+    it.
+
+    Example:
+        >>> parse_alphas("0,0.25,...,1")
+        (0.0, 0.25, 0.5, 0.75, 1.0)
+    """
+    if not isinstance(points, str):
+        return tuple(map(float, points))
+    words = [word.strip() for word in points.split(",")]
+    values: list[Decimal] = []
+    try:
+        for position, word in enumerate(words):
+            if word == "...":
+                values += _steps(values[-2], values[-1], Decimal(words[position + 1]))
+            else:
+                values.append(Decimal(word))
+        alphas = sorted({float(value) for value in values})
+    except (ArithmeticError, IndexError, ValueError):
+        alphas = []
+    # 1e400 is valid as text but overflows a float
+    if not alphas or not all(map(math.isfinite, alphas)):
+        raise UsageError(
+            f"`alphas` {points}: expected finite numbers separated by commas, such as 0,0.25,0.5 or"
+            f" 0,0.1,...,1 (where '...' stands for at most {_MAX_ALPHAS} numbers)"
+        )
+    return tuple(alphas)
+
+
+def _steps(before: Decimal, last: Decimal, end: Decimal) -> list[Decimal]:
+    """Numbers after ``last`` up to ``end``, in steps of ``last - before``."""
+    count = (end - last) / (last - before)
+    if not 0 < count <= _MAX_ALPHAS:
+        raise ValueError("the steps before '...' do not reach the number after it, or are too many")
+    return [last + (last - before) * step for step in range(1, int(count) + 1)]
+
+
+#: Points of a sweep's curve, by default.
+ALPHAS = parse_alphas(declarations(SweepOptions)["alphas"][1].default)
 
 
 @dataclass(frozen=True)
@@ -51,31 +110,61 @@ class Calibration:
     source: Any = None
     classes: ClassNames = None
     templates: tuple[str, ...] = ()
-    images: int = 1024
+    images: int = OPTIONS["images"].default
     batch_size: int | None = None
-    device: Device = "auto"
+    device: Device = OPTIONS["device"].default
     columns: Columns = field(default_factory=Columns)
     images_at_once: int | None = None
     held_back: float = SHARE
     unlabelled: Any = None
     state: Path | None = None
 
+    @classmethod
+    def from_options(cls, options: Mapping[str, Any]) -> Calibration:
+        """Take the options about images; those that a command lacks have their defaults."""
+        data, template = options.get("data"), options.get("template")
+        calibration = cls(
+            source=None if isinstance(data, Calibration) or data == "" else _as_text(data),
+            classes=_class_names(options.get("classes")),
+            templates=check_templates(
+                [template] if isinstance(template, str) else list(template or ())
+            ),
+            images=options.get("images", cls.images),
+            batch_size=options.get("batch_size"),
+            images_at_once=options.get("images_at_once"),
+            device=options.get("device", cls.device),
+            columns=Columns(
+                options.get("image_column"),
+                options.get("label_column"),
+                options.get("caption_column"),
+            ),
+            unlabelled=_as_text(options.get("unlabelled")),
+            state=Path(options["state"]) if options.get("state") else None,
+        )
+        if not isinstance(data, Calibration):
+            return calibration
+        if calibration != cls():
+            raise UsageError(
+                "data is a Calibration, which holds these settings itself; put the other arguments"
+                " into it"
+            )
+        return data
+
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
     """What a merge and a sweep are asked for alike."""
 
-    seed: int = 0  # of the samples, the bootstrap and the random masks
-    dtype: OutputDtype = "keep"
+    seed: int = OPTIONS["seed"].default  # of the samples, the bootstrap and the random masks
+    dtype: OutputDtype = OPTIONS["dtype"].default
     command: str = ""  # repeats the call, for the record
     hashed: bool = True  # the weights of inputs and output
     # points that may be lost against the fine-tuned model's accuracy without a warning
     max_loss: float = MAX_LOSS
     # a greater loss, or a checkpoint that did not start from the zero-shot one, is an error
     strict: bool = False
-    keep: dict[str, Any] = field(
-        default_factory=dict
-    )  # sources of tasks that the models were not fine-tuned for
+    # sources of tasks that the models were not fine-tuned for
+    keep: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -87,14 +176,48 @@ class MergeRequest(Settings):
     recipe: Recipe
     calibration: Calibration = Calibration()  # the images, for recipes that measure
 
+    @classmethod
+    def from_options(
+        cls,
+        zeroshot: str,
+        finetuned: Sequence[str],
+        recipe: RecipeLike,
+        options: RecipeOptions,
+        *,
+        state_key: str | None = None,
+        command: str = "",
+    ) -> Self:
+        """Build the request of a merge from complete options, and check it."""
+        require_checkpoints((zeroshot, *finetuned))
+        settings = settings_from(options)
+        changes = options["set"] or ()
+        if isinstance(changes, Mapping):
+            changes = [f"{key}={value}" for key, value in changes.items()]
+        if options["alpha"] is not None:
+            _refuse_set_twice("alpha", "method.alpha", changes)
+            changes = [*changes, f"method.alpha={options['alpha']!r}"]
+        chosen = limited_recipe(recipe, changes, options["max_loss"])
+        if options["max_loss"] is None:
+            settings["max_loss"] = chosen.max_loss
+        request = cls(
+            zeroshot,
+            with_state_key(finetuned, state_key),
+            chosen,
+            command=command,
+            **settings,
+        )
+        check_merge(request)
+        return request
+
     @property
     def checkpoints(self) -> tuple[str, ...]:
         """Sources of theta_0, theta_1 ... theta_K."""
         return (self.zeroshot, *self.finetuned)
 
-
-#: Points of a sweep's curve, by default.
-ALPHAS = tuple(round(0.1 * step, 1) for step in range(11))
+    @property
+    def files(self) -> list[Path]:
+        """Local files and folders that are read in addition to the checkpoints."""
+        return _image_files(self.calibration, self.keep)
 
 
 @dataclass(frozen=True)
@@ -110,12 +233,10 @@ class SweepRequest(Settings):
     recipes: tuple[Recipe, ...] = ()
     alphas: tuple[float, ...] = ALPHAS  # points of the curve, ascending
     calibration: Calibration = Calibration()
-    further: tuple[
-        str, ...
-    ] = ()  # sources of theta_2 ... theta_K; the curve then goes to the average
-    points: dict[str, str] = field(
-        default_factory=dict
-    )  # checkpoints to show beside the curve as they are, by name
+    # sources of theta_2 ... theta_K; the curve then goes to the average
+    further: tuple[str, ...] = ()
+    # checkpoints to show beside the curve as they are, by name
+    points: dict[str, str] = field(default_factory=dict)
     limit: int | None = None  # images sampled from each source, class-balanced
     checks_overlap: bool = True  # whether sources are searched for images that they share
 
@@ -129,6 +250,14 @@ class SweepRequest(Settings):
         """All images that are evaluated, by name."""
         return {**self.id_sources, **self.ood_sources}
 
+    @property
+    def files(self) -> list[Path]:
+        """Local files and folders that are read in addition to the checkpoints."""
+        return [
+            *_image_files(self.calibration, self.keep),
+            *local_files(*self.sources.values()),
+        ]
+
     def merge_request(self, recipe: Recipe) -> MergeRequest:
         """The request of a merge with one of the recipes, which is not judged."""
         settings = {each.name: getattr(self, each.name) for each in fields(Settings)}
@@ -140,89 +269,357 @@ class SweepRequest(Settings):
         )
 
 
-@dataclass
-class Run:
-    """The state of a running merge."""
+def settings_from(options: DecisionOptions) -> dict[str, Any]:
+    """The fields that `MergeRequest` and `SweepRequest` share, from complete options."""
+    calibration = Calibration.from_options(options)
+    return {
+        "calibration": calibration if options["verdict"] else replace(calibration, held_back=0.0),
+        "keep": parse_named("keep", options["keep"]),
+        "max_loss": MAX_LOSS if options["max_loss"] is None else options["max_loss"],
+        "strict": options["strict"],
+        "seed": options["seed"],
+        "dtype": options["dtype"],
+        "hashed": options["hash"],
+    }
 
-    inputs: Inputs
-    progress: Progress
-    plan: Plan | None = None  # until it is decided
-    seconds: dict[str, float] = field(default_factory=dict)  # by stage
-    command: str = ""  # repeats the merge
-    head: HeadRecord | None = None  # the classes of a head whose zero-shot counterpart was built
-    hashed: bool = True  # the weights of inputs and output
-    hashing: list[Future[dict[str, str]]] = field(default_factory=list)  # of the inputs
-    cleanups: list[Callable[[], None]] = field(default_factory=list)  # called by `finish`
-    held_back: LabelledImages | None = (
-        None  # images that the measure did not see, if it used images
-    )
-    measured_on: LabelledImages | None = (
-        None  # images that it saw, if other tasks are compared with them
-    )
 
-    @contextmanager
-    def timed(self, stage: str, title: str = "") -> Iterator[None]:
-        """Time a stage under its name, and show it under another."""
-        self.progress.stage(title or stage)
-        begin = time.perf_counter()
-        yield
-        self.seconds[stage] = round(self.seconds.get(stage, 0.0) + time.perf_counter() - begin, 3)
+def limited_recipe(
+    recipe: RecipeLike, changes: Mapping[str, Any] | Sequence[str] | None, max_loss: float | None
+) -> Recipe:
+    """Load a recipe whose decision keeps to the limit of the user, if there is one."""
+    if max_loss is not None:
+        _refuse_set_twice("max_loss", "measure.max_loss", changes)
+    return load_recipe(recipe, changes).with_max_loss(max_loss)
 
-    def warn(self, text: str, *, aloud: bool = True) -> None:
-        """Put a warning into the plan, and report it."""
-        if aloud:
-            self.progress.say(text)
-        self.plan = self.plan and self.plan.model_copy(
-            update={"warnings": (*self.plan.warnings, text)}
+
+def _refuse_set_twice(
+    option: str, key: str, changes: Mapping[str, Any] | Sequence[str] | None
+) -> None:
+    if any(text.partition("=")[0].strip() == key for text in changes or ()):
+        raise UsageError(f"`{option}` and `set={key}`: both set the same option; give one of them")
+
+
+def check_merge(request: MergeRequest) -> None:
+    """Refuse contradictory options of a merge."""
+    calibration = request.calibration
+    held_back, has_images = calibration.held_back, calibration.source is not None
+    if not 0 <= held_back < 1:
+        raise UsageError(
+            f"held_back={held_back:g}: the share of the images that the decision does not see is at"
+            " least 0 and less than 1, such as 0.2"
+        )
+    if request.strict and has_images and held_back == 0:
+        raise UsageError(
+            "`strict=True` needs images that the decision does not see, to measure the loss of"
+            " accuracy on; leave out `verdict=False`"
+        )
+    _check_unlabelled(calibration, request.recipe)
+    if calibration.device not in ("auto", "cpu"):  # otherwise torch need not be imported
+        require_device(calibration.device)
+    if request.recipe.measure and not has_images:
+        raise UsageError(
+            f"recipe '{request.recipe.name}' measures, and needs labelled images of the target"
+            " data: `data` FOLDER with one subfolder per class (data-free recipes: wise-ft, lines,"
+            " monosoup)"
         )
 
-    @property
-    def is_main(self) -> bool:
-        """Whether this process decides and writes."""
-        return is_main_process()
 
-    @property
-    def light_plan(self) -> Plan:
-        """The plan with its tensors, without those of the measure; without layers in processes that
-        do not decide.
-        """
-        if self.plan is not None:
-            measured = self.plan.measurements
-            # tensors that a measure keeps for methods can be as large as the model
-            light = measured and measured.model_copy(
-                update={"coefficients": {}, "gradients": {}, "tensors": {}}
+def check_sweep(request: SweepRequest) -> None:
+    """Refuse contradictory options of a sweep."""
+    shared = sorted(request.id_sources.keys() & request.ood_sources.keys())
+    if shared:
+        raise UsageError(
+            f"`id` and `ood`: both have a source named '{shared[0]}'; write NAME=SOURCE, each name"
+            " once"
+        )
+    if not request.id_sources or not request.ood_sources:
+        raise UsageError("a sweep needs at least one `id` and one `ood` source")
+    if len(request.alphas) < 2 or list(request.alphas) != sorted(set(request.alphas)):
+        raise UsageError(
+            "`alphas`: a curve needs at least two different values, in ascending order"
+        )
+    names = [recipe.name for recipe in request.recipes]
+    for name in names:
+        if names.count(name) > 1:
+            raise UsageError(
+                f"two recipes are named '{name}'; give one of them another `name:` in its file"
             )
-            return self.plan.model_copy(update={"measurements": light})
-        count = len(self.inputs.finetuned)
-        return Plan(
-            recipe={}, **self.sources(hashed=False), weights=(1.0 / count,) * count, layers={}
+        if name in request.points:
+            raise UsageError(
+                f"`points` {name}: a recipe has this name; write NAME=CHECKPOINT with another name"
+            )
+    _check_unlabelled(request.calibration, *request.recipes)
+    for recipe in request.recipes:
+        check_merge(request.merge_request(recipe))
+
+
+def _check_unlabelled(calibration: Calibration, *recipes: Recipe) -> None:
+    """Refuse unlabelled images that no recipe can use."""
+    source = calibration.unlabelled
+    if source is None:
+        return
+    place = f"`unlabelled` {source}" if isinstance(source, str) else "`unlabelled`"
+    obstacles = [_unlabelled_obstacle(recipe) for recipe in recipes] or ["no recipe is given"]
+    if all(obstacles):
+        raise UsageError(
+            f"{place}: {obstacles[0]}; leave out `unlabelled`, or choose a recipe that learns from"
+            " them, such as auto"
+        )
+    labelled = calibration.source
+    texts = isinstance(source, str) and isinstance(labelled, str)
+    if source is labelled or (texts and Path(source).resolve() == Path(labelled).resolve()):
+        raise UsageError(
+            f"{place}: these are the images of `data`; give images from where the model will be"
+            " used, or leave it out"
         )
 
-    def sources(self, *, hashed: bool) -> dict[str, Any]:
-        """The inputs as fields of a plan."""
-        zeroshot, *finetuned = (
-            SourceRecord(**each.provenance(hashed=hashed)) for each in self.inputs.checkpoints
+
+def _unlabelled_obstacle(recipe: Recipe) -> str:
+    """The reason why a recipe cannot learn from unlabelled images; empty if it can."""
+    if not recipe.learns_from_unlabelled:
+        return f"recipe '{recipe.name}' does not learn from unlabelled images"
+    options = recipe.measure or {}
+    if options["robustness"] == 0:
+        return (
+            f"recipe '{recipe.name}' has measure.robustness 0, so it has no use for unlabelled"
+            " images"
         )
-        return {"zeroshot": zeroshot, "finetuned": tuple(finetuned)}
+    if min(options["copies"], options["batch"]) < 2:
+        return (
+            f"recipe '{recipe.name}' has one copy per step, too few to replace half by unlabelled"
+            " images"
+        )
+    return ""
 
-    def finish(self) -> None:
-        """Remove the files for resuming, because the result is complete."""
-        for clear in self.cleanups:
-            clear()
 
-    def hash_inputs(self) -> None:
-        """Start hashing the inputs in the background, if the user wants hashes; `hashed_plan` waits
-        for them.
-        """
-        if not self.hashed:
-            return
-        pool = ThreadPoolExecutor(max_workers=2)
-        self.hashing = [pool.submit(getattr, each, "hashes") for each in self.inputs.checkpoints]
-        pool.shutdown(wait=False)
+def require_checkpoints(sources: Sequence[str]) -> None:
+    """Refuse checkpoints that are neither on disk nor Hub ids, or given twice, before anything else
+    is checked.
+    """
+    for source in sources:
+        if not is_there(source):
+            from clipmerge.checkpoint.opening import hub_id_of
 
-    def hashed_plan(self) -> Plan:
-        """The plan with its inputs' files and their hashes filled in."""
-        assert self.plan is not None  # called only after the decision
-        for future in self.hashing:
-            future.result()
-        return self.plan.model_copy(update=self.sources(hashed=self.hashed)).signed()
+            hub_id_of(source)
+    refuse_duplicates(sources)
+
+
+def refuse_duplicates(sources: Sequence[str]) -> None:
+    """Refuse a checkpoint that is given twice."""
+    seen: set[str] = set()
+    for source in sources:
+        path = str(Path(source).resolve()) if Path(source).exists() else source
+        if path in seen:
+            raise UsageError(
+                f"{source}: is given twice; give each checkpoint once, the zero-shot one first"
+            )
+        seen.add(path)
+
+
+def title_of(source: str) -> str | None:
+    """The name of a model in memory in records and messages, from the folder that it was saved to.
+
+    Example:
+        >>> title_of("/tmp/clipmerge-in-memory-x1/CLIPModel in memory")
+        'CLIPModel in memory'
+        >>> title_of("models/CLIPModel")
+    """
+    path = Path(source)
+    return path.name if path.parent.name.startswith(IN_MEMORY) else None
+
+
+def with_state_key(sources: Sequence[str], state_key: str | None) -> tuple[str, ...]:
+    """Name the part of each source that holds the weights.
+
+    Example:
+        >>> with_state_key(["last.pt"], "ema")
+        ('last.pt#ema',)
+    """
+    if state_key is None:
+        return tuple(sources)
+    if any(map(title_of, sources)):
+        raise UsageError(
+            "`state_key`: a model in memory has no parts; give the model with the weights you mean"
+        )
+    return tuple(f"{source}#{state_key}" for source in sources)
+
+
+def as_list(finetuned: Any) -> list[Any]:
+    """One checkpoint or several as a list, which must not be empty."""
+    if not isinstance(finetuned, (list, tuple)):
+        return [finetuned]
+    if not finetuned:
+        raise UsageError("finetuned: an empty list; give at least one fine-tuned checkpoint")
+    return list(finetuned)
+
+
+def parse_named(
+    parameter: str, sources: Mapping[str, Any] | Sequence[str] | None
+) -> dict[str, Any]:
+    """Sources by name, given as a mapping or as texts ``NAME=SOURCE``."""
+    if not isinstance(sources, Mapping):
+        pairs = [parse_named_source(text) for text in sources or ()]
+        sources = dict(pairs)
+        if len(sources) != len(pairs):
+            raise UsageError(
+                f"two `{parameter}` have the same name; write NAME=SOURCE with different names"
+            )
+    for name in sources:
+        check_source_name(name)
+    return {name: _as_text(source) for name, source in sources.items()}
+
+
+def parse_named_source(text: str) -> tuple[str, str]:
+    """Split ``NAME=SOURCE``; the default name is the last part of the source.
+
+    Example:
+        >>> parse_named_source("val=data/val"), parse_named_source("data/val")
+        (('val', 'data/val'), ('val', 'data/val'))
+    """
+    name, equals, source = text.partition("=")
+    if not (source if equals and name else text).strip():
+        raise UsageError(f"'{text}': names no images; write NAME=SOURCE, such as val=data/val")
+    if equals and name:
+        return name, source
+    path = Path(text)
+    # "." and ".." are not names; use the folder's own
+    return (local_path(text).resolve().name if path.name in ("", "..") else path.name) or text, text
+
+
+def check_source_name(name: str) -> None:
+    """Refuse a name that no tensor of a safetensors file can have, before anything is evaluated."""
+    # a reserved header entry: the file would be written, but no reader would open it
+    if name == "__metadata__":
+        raise UsageError(
+            "a source cannot be named '__metadata__', which safetensors reserves; choose another"
+            " name"
+        )
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        raise UsageError(
+            f"a source cannot be named {name!a}, which is not UTF-8; write NAME=SOURCE"
+        ) from None
+
+
+def parse_size(size: str | int | None) -> int | None:
+    """Bytes of a shard's size, such as ``200MB``, ``5GB`` or ``1GiB``, with units in upper or lower
+    case.
+
+    Example:
+        >>> parse_size("1.5GB"), parse_size("2KiB")
+        (1500000000, 2048)
+    """
+    if size is None:
+        return None
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(?:([KMGT])(I?))?B?\s*", str(size).upper())
+    count = 0
+    if match:
+        base = 1024 if match[3] else 1000
+        count = int(Decimal(match[1]) * base ** " KMGT".index(match[2] or " "))
+    if count < 1:
+        raise UsageError(f"`max_shard_size` {size}: expected a size, such as 200MB or 5GB")
+    return count
+
+
+def _class_names(
+    classes: str | os.PathLike[str] | Sequence[str] | None,
+) -> Path | tuple[str, ...] | None:
+    """A file of class names, or the names themselves; a file wins over a shipped list of its
+    name.
+    """
+    if classes is None or classes == "":
+        return None
+    if not isinstance(classes, (str, os.PathLike)):
+        return tuple(classes)
+    from clipmerge.images.registry import class_list, class_lists
+
+    name = os.fspath(classes)
+    return class_list(name) if not Path(name).exists() and name in class_lists() else Path(name)
+
+
+def _as_text(data: Any) -> Any:
+    """Turn a path into text; return images in memory unchanged."""
+    return os.fspath(data) if isinstance(data, os.PathLike) else data
+
+
+def _image_files(calibration: Calibration, keep: Mapping[str, Any]) -> list[Path]:
+    return local_files(
+        *keep.values(), calibration.source, calibration.unlabelled, calibration.classes
+    )
+
+
+def local_files(*sources: Any) -> list[Path]:
+    """The sources that are local files and folders; objects in memory are none."""
+    return local_inputs(
+        *(os.fspath(source) for source in sources if isinstance(source, (str, os.PathLike)))
+    )
+
+
+def recipe_files(*recipes: RecipeLike) -> list[Path]:
+    """The recipes that are files (a folder may have the name of a shipped recipe)."""
+    paths = [Path(recipe) for recipe in recipes if isinstance(recipe, (str, os.PathLike))]
+    return [path for path in paths if path.is_file()]
+
+
+def command_text(
+    command: str, *arguments: Any, options: Mapping[str, Any] | None = None, **others: Any
+) -> str:
+    """The command that repeats a call; an object in memory is named by its type.
+
+    Args:
+        command: Name of the command.
+        *arguments: Its arguments without flags.
+        options: The options that were given; equal calls are written alike, whatever their order.
+        **others: Arguments with a flag that are no options; ``output`` comes last.
+
+    Example:
+        >>> options = {"hash": False, "set": {"method.alpha": 1}}
+        >>> command_text("merge", "zs", "ft", options=options, recipe="wise-ft", output="out")
+        'clipmerge merge zs ft --recipe wise-ft --set method.alpha=1 --no-hash --output out'
+    """
+    output = {"output": others.pop("output", None)}
+    ordered = {name: options[name] for name in OPTIONS if name in options} if options else {}
+    words = ["clipmerge", command, *map(_word, arguments)]
+    for name, value in {**others, **ordered, **output}.items():
+        option = OPTIONS.get(name)
+        flag = option.flag(name) if option else f"--{name}"
+        if isinstance(value, bool):
+            words += [flag] if option and value is not option.default else []
+        elif value is not None:
+            values = _recipe_words(value) if name in ("recipe", "recipes") else _words(value)
+            for word in values:
+                words += [flag, word]
+    return shlex.join(words)
+
+
+def _recipe_words(recipes: Any) -> list[str]:
+    """Recipes as values of a flag; one in memory is named."""
+    words = []
+    for recipe in recipes if isinstance(recipes, (list, tuple)) else [recipes]:
+        if isinstance(recipe, Recipe):
+            words.append(recipe.name)
+        elif isinstance(recipe, Mapping):
+            words.append(str(recipe.get("name", "recipe.yaml")))
+        else:
+            words.append(os.fspath(recipe))
+    return words
+
+
+def _words(value: Any) -> list[str]:
+    """The values of a flag that may be repeated, or the only one."""
+    if isinstance(value, Mapping):
+        return [f"{name}={_word(source)}" for name, source in value.items()]
+    if not isinstance(value, (list, tuple)):
+        return [_word(value)]
+    if value and all(isinstance(number, (int, float)) for number in value):
+        return [",".join(f"{number:g}" for number in value)]
+    return [_word(element) for element in value]
+
+
+def _word(value: Any) -> str:
+    if isinstance(value, str) and (title := title_of(value)):
+        return f"<{title}>"
+    if isinstance(value, (str, int, float, os.PathLike, Mapping, list, tuple)):
+        return str(value)
+    return f"<{type(value).__name__}>"

@@ -17,32 +17,18 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from clipmerge.checkpoint import Checkpoint, Source, open_checkpoint
 from clipmerge.checkpoint.source import OPEN_CLIP_CONFIG, OPEN_CLIP_WEIGHTS
 from clipmerge.errors import UsageError
+from clipmerge.request import IN_MEMORY, title_of
 
 if TYPE_CHECKING:
     from torch.nn import Module
 
 #: A folder, a file, ``org/name[@revision]``, or a model in memory (of transformers or open_clip).
 CheckpointLike: TypeAlias = "str | os.PathLike[str] | Module"
-# Temporary folders, each of which holds one model in memory, in a folder of its name.
-_PREFIX = "clipmerge-in-memory-"
 _WRAPPERS = (
     "module",
     "_orig_mod",
 )  # DataParallel's and DistributedDataParallel's, and torch.compile's
 _SIDE_SUFFIXES = (".json", ".txt", ".model", ".jinja")
-
-
-def title_of(source: str) -> str | None:
-    """The name of a model in memory in records and messages, from the folder that `as_sources`
-    saved it to.
-
-    Example:
-        >>> title_of("/tmp/clipmerge-in-memory-x1/CLIPModel in memory")
-        'CLIPModel in memory'
-        >>> title_of("models/CLIPModel")
-    """
-    path = Path(source)
-    return path.name if path.parent.name.startswith(_PREFIX) else None
 
 
 def open_source(source: str | Source, base: Checkpoint | None = None) -> Checkpoint:
@@ -69,33 +55,12 @@ def as_sources(checkpoints: Sequence[CheckpointLike], processor: Any = None) -> 
                 if isinstance(checkpoint, (str, os.PathLike))
                 else _saved(
                     checkpoint,
-                    stack.enter_context(tempfile.TemporaryDirectory(prefix=_PREFIX)),
+                    stack.enter_context(tempfile.TemporaryDirectory(prefix=IN_MEMORY)),
                     processor,
                 )
             )
             for checkpoint in checkpoints
         ]
-
-
-def source_of(data: Any) -> Any:
-    """Turn a path into text; return images in memory unchanged."""
-    return os.fspath(data) if isinstance(data, os.PathLike) else data
-
-
-def with_state_key(sources: Sequence[str], state_key: str | None) -> tuple[str, ...]:
-    """Name the part of each source that holds the weights.
-
-    Example:
-        >>> with_state_key(["last.pt"], "ema")
-        ('last.pt#ema',)
-    """
-    if state_key is None:
-        return tuple(sources)
-    if any(map(title_of, sources)):
-        raise UsageError(
-            "`state_key`: a model in memory has no parts; give the model with the weights you mean"
-        )
-    return tuple(f"{source}#{state_key}" for source in sources)
 
 
 def unwrapped(model: Module) -> Module:

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from clipmerge.evaluation.settings import EvalSettings
     from clipmerge.images.dataset import LabelledImages
     from clipmerge.planning.plan import Plan
-    from clipmerge.request import Calibration, MergeRequest, Run, SweepRequest
+    from clipmerge.request import Calibration, MergeRequest, SweepRequest
+    from clipmerge.run import Run
 
 
 class _Unmeasurable(Exception):

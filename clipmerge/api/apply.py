@@ -10,13 +10,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
-from clipmerge.api._commands import in_order, spelled_out
 from clipmerge.api._in_memory import CheckpointLike, as_sources, open_source
-from clipmerge.api._requests import byte_count, files_read, refuse_twice, several
 from clipmerge.api._results import MergeResult
 from clipmerge.api.plan import RunCache, check_ancestry
 from clipmerge.checkpoint import Checkpoint, align_checkpoints
-from clipmerge.config import ApplyOptions, completed, with_options
+from clipmerge.config import ApplyOptions, complete_options, with_options
 from clipmerge.errors import PlanError, UsageError
 from clipmerge.evaluation.zero_shot_head import build_zeroshot_head, lacks_zeroshot_head
 from clipmerge.files.paths import is_there, local_path
@@ -25,7 +23,8 @@ from clipmerge.planning.plan import Plan, tensors_path, write_plan_files
 from clipmerge.planning.provenance import SourceRecord
 from clipmerge.planning.tensors import check_coefficients
 from clipmerge.progress import ByteCount, Logged, Progress, say_all
-from clipmerge.request import Run
+from clipmerge.request import as_list, command_text, local_files, parse_size, refuse_duplicates
+from clipmerge.run import Run
 
 if TYPE_CHECKING:
     from clipmerge.output.record import MergeRecord
@@ -69,10 +68,10 @@ def apply(
     """
     from clipmerge.output.checks import check_output
 
-    given = completed(ApplyOptions, options)
-    limit = byte_count(given["max_shard_size"])
+    given = complete_options(ApplyOptions, options)
+    limit = parse_size(given["max_shard_size"])
     file = None if isinstance(plan, Plan) else Path(plan)
-    read = [] if file is None else files_read(file, tensors_path(file))
+    read = [] if file is None else local_files(file, tensors_path(file))
     check_output(Path(output), overwrite=given["overwrite"], read=read)
     if (zeroshot is None) != (finetuned is None):
         raise UsageError(
@@ -80,7 +79,7 @@ def apply(
             " plan"
         )
     opened = plan if isinstance(plan, Plan) else Plan.load(plan)
-    checkpoints = [] if zeroshot is None or finetuned is None else [zeroshot, *several(finetuned)]
+    checkpoints = [] if zeroshot is None or finetuned is None else [zeroshot, *as_list(finetuned)]
     with as_sources(checkpoints, processor) as sources:
         run = open_plan(
             opened,
@@ -89,8 +88,8 @@ def apply(
             hashed=given["hash"],
             sources=sources,
         )
-        run.command = command or spelled_out(
-            "apply", file or opened, output=output, **in_order(options)
+        run.command = command or command_text(
+            "apply", file or opened, options=options, output=output
         )
         return finished(run, Path(output), overwrite=given["overwrite"], max_shard_size=limit)
 
@@ -139,7 +138,7 @@ def _open_all(name: str, plan: Plan, sources: Sequence[str]) -> list[Checkpoint]
             " given"
         )
     places = sources or [_place(name, plan, record) for record in records]
-    refuse_twice(places)
+    refuse_duplicates(places)
     base = open_source(places[0])
     return [base, *(open_source(place, base) for place in places[1:])]
 

@@ -10,11 +10,9 @@ from pathlib import Path
 from typing import Any, Unpack
 
 from clipmerge import __version__
-from clipmerge.api._commands import in_order, recipe_word, spelled_out
-from clipmerge.api._requests import alphas_from, calibration_from, recipe_files
 from clipmerge.api._results import BenchResult
-from clipmerge.api.sweep import check_sweep, run_sweep
-from clipmerge.config import BenchOptions, completed, with_options
+from clipmerge.api.sweep import run_sweep
+from clipmerge.config import BenchOptions, complete_options, with_options
 from clipmerge.distributed import is_main_process
 from clipmerge.errors import MeasureError, UsageError, counted
 from clipmerge.evaluation.suites.cost import cost_of
@@ -24,7 +22,14 @@ from clipmerge.files.paths import user_cache
 from clipmerge.images.registry import find_known
 from clipmerge.planning.recipe import load_recipe
 from clipmerge.progress import Logged, Progress
-from clipmerge.request import SweepRequest
+from clipmerge.request import (
+    Calibration,
+    SweepRequest,
+    check_sweep,
+    command_text,
+    parse_alphas,
+    recipe_files,
+)
 
 #: The record in the output folder of a bench, which identifies it.
 BENCH_RECORD = "bench.json"
@@ -66,12 +71,8 @@ def bench(
         ClipmergeError: If anything else cannot be used or downloaded.
     """
     chosen, reports = load_suite(os.fspath(suite)), progress or Logged()
-    given = _of_suite(chosen, completed(BenchOptions, options))
-    words = {
-        **options,
-        "recipes": options.get("recipes") and list(map(recipe_word, given["recipes"] or ())),
-    }
-    command = command or spelled_out("bench", suite, output=output, **in_order(words))
+    given = _of_suite(chosen, complete_options(BenchOptions, options))
+    command = command or command_text("bench", suite, options=options, output=output)
     target = None if output is None else Path(output)
     if target is not None:
         from clipmerge.output.checks import check_output
@@ -155,7 +156,7 @@ def run_in_jobs(
 def bench_cost(suite: str | os.PathLike[str], options: BenchOptions) -> dict[str, Any]:
     """Estimate how much a suite downloads, and how long its evaluation takes on this machine."""
     chosen = load_suite(os.fspath(suite))
-    given = _of_suite(chosen, completed(BenchOptions, options))
+    given = _of_suite(chosen, complete_options(BenchOptions, options))
     recipes, alphas = len(given["recipes"] or ()), len(given["alphas"] or ())
     cost = cost_of(
         chosen, recipes=recipes, alphas=alphas, limit=given["limit"], device=given["device"]
@@ -169,7 +170,7 @@ def _of_suite(suite: Suite, options: BenchOptions) -> BenchOptions:
     return {
         **options,
         "recipes": suite.recipes if recipes is None else recipes,
-        "alphas": suite.alphas if alphas is None else alphas_from(alphas),
+        "alphas": suite.alphas if alphas is None else parse_alphas(alphas),
     }
 
 
@@ -182,8 +183,8 @@ def _request(
         {name: _named(source) for name, source in pair.id.items()},
         {name: _named(source) for name, source in pair.ood.items()},
         recipes=tuple(load_recipe(recipe) for recipe in options["recipes"] or ()),
-        alphas=alphas_from(options["alphas"] or ()),
-        calibration=calibration_from({**options, "data": _named(pair.data)}),
+        alphas=parse_alphas(options["alphas"] or ()),
+        calibration=Calibration.from_options({**options, "data": _named(pair.data)}),
         seed=options["seed"],
         command=command,
         limit=options["limit"],

@@ -12,14 +12,16 @@ from torch.nn import Module
 from transformers import TrainerCallback
 
 from clipmerge.api._in_memory import CheckpointLike, unwrapped
-from clipmerge.api._requests import RecipeLike, check_apart, merge_request
 from clipmerge.api._results import MergeResult
 from clipmerge.api.merge import merge
 from clipmerge.api.push import check_push
 from clipmerge.checkpoint import open_checkpoint
-from clipmerge.config import RecipeOptions, completed, with_options
+from clipmerge.config import RecipeOptions, complete_options, with_options
 from clipmerge.errors import UsageError
+from clipmerge.images.file_store import local_inputs
+from clipmerge.output.checks import check_output
 from clipmerge.progress import Logged, Progress
+from clipmerge.request import MergeRequest, RecipeLike, recipe_files
 
 _LOG = logging.getLogger("clipmerge")
 _FOLDER = "merged"
@@ -96,7 +98,9 @@ class RobustMergeCallback(TrainerCallback):  # type: ignore[misc]
         )
         self._push_to, self._publishing = push_to, {"private": private, "license": license}
         self._processor, self._progress, self._options = processor, progress or Logged(), options
-        merge_request(_ZEROSHOT, [_TRAINED], recipe, completed(RecipeOptions, options))
+        MergeRequest.from_options(
+            _ZEROSHOT, [_TRAINED], recipe, complete_options(RecipeOptions, options)
+        )
 
     def on_train_begin(
         self, args: Any, state: Any, control: Any, model: Any = None, **_: Any
@@ -117,10 +121,15 @@ class RobustMergeCallback(TrainerCallback):  # type: ignore[misc]
         if isinstance(zeroshot, (str, os.PathLike)):
             name = os.fspath(zeroshot)
             open_checkpoint(name)
-        request = merge_request(
-            name, [_TRAINED], self._recipe, completed(RecipeOptions, self._options)
+        request = MergeRequest.from_options(
+            name, [_TRAINED], self._recipe, complete_options(RecipeOptions, self._options)
         )
-        check_apart(place, request, [self._recipe], overwrite=self._overwrite)
+        check_output(
+            place,
+            overwrite=self._overwrite,
+            inputs=local_inputs(*request.checkpoints),
+            read=[*request.files, *recipe_files(self._recipe)],
+        )
         if self._push_to is not None:
             check_push(self._push_to, place, private=bool(self._publishing["private"]))
 

@@ -9,16 +9,14 @@ from pathlib import Path
 from typing import Any, Unpack, cast, get_args
 
 from clipmerge import __version__
-from clipmerge.api._commands import spelled_out
 from clipmerge.api._in_memory import CheckpointLike, as_sources, open_source
-from clipmerge.api._requests import choice
 from clipmerge.api._results import ConvertResult
 from clipmerge.checkpoint.converted import ConvertedCheckpoint, convert_checkpoint
 from clipmerge.checkpoint.source import OPEN_CLIP_CONFIG, OPEN_CLIP_WEIGHTS, WEIGHTS
-from clipmerge.config import ConvertOptions, completed, with_options
+from clipmerge.config import ConvertOptions, complete_options, with_options
 from clipmerge.conversion.keys import Layout
 from clipmerge.distributed import is_main_process
-from clipmerge.errors import CheckpointError
+from clipmerge.errors import CheckpointError, UsageError
 from clipmerge.files.hashes import sha256_of
 from clipmerge.files.staging import staged
 from clipmerge.merging.stream import copied_tensors
@@ -27,6 +25,7 @@ from clipmerge.output.folder import write_weights
 from clipmerge.output.layout_files import write_layout_files
 from clipmerge.output.schemas import json_text
 from clipmerge.progress import ByteCount, Logged, Progress, say_all
+from clipmerge.request import command_text
 
 #: The record of a conversion, which identifies its output.
 CONVERSION = "conversion.json"
@@ -63,8 +62,11 @@ def convert(
         CheckpointError: If it already has that layout, or a part of it has no counterpart.
         OutputError: If the folder cannot be written.
     """
-    overwrite, reports = completed(ConvertOptions, options)["overwrite"], progress or Logged()
-    layout, target = cast(Layout, choice("`to`", to, get_args(Layout))), Path(output)
+    overwrite, reports = (
+        complete_options(ConvertOptions, options)["overwrite"],
+        progress or Logged(),
+    )
+    layout, target = _layout(to), Path(output)
     if not is_main_process():  # only one process writes
         return ConvertResult(target, {})
     with as_sources([checkpoint], processor) as (source,):
@@ -101,8 +103,16 @@ def convert(
                 "to": layout,
                 "source": opened.provenance(),
                 "warnings": notes,
-                "command": command or spelled_out("convert", source, output, to=to, **options),
+                "command": command
+                or command_text("convert", source, output, options=options, to=to),
             }
             (folder / CONVERSION).write_text(json_text("convert", record), encoding="utf-8")
     say_all(reports, notes)
     return ConvertResult(target, record, tuple(notes))
+
+
+def _layout(name: str) -> Layout:
+    layout = name.lower()
+    if layout not in get_args(Layout):
+        raise UsageError(f"`to` {name}: choose from {', '.join(get_args(Layout))}")
+    return cast(Layout, layout)

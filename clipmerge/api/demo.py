@@ -8,13 +8,13 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from clipmerge.api._commands import spelled_out
 from clipmerge.api.evaluate import evaluate
 from clipmerge.api.merge import merge
 from clipmerge.demo.data import TEMPLATE
 from clipmerge.demo.pair import DemoPair, prepare
 from clipmerge.files.paths import user_cache
 from clipmerge.progress import Logged, Progress
+from clipmerge.request import command_text
 
 _RECIPES = ("wise-ft", "straggler-sparse", "auto")
 
@@ -72,6 +72,11 @@ def mean_shifted(accuracy: Mapping[str, float]) -> float:
 
 def _command(pair: DemoPair, recipe: str, output: Path) -> str:
     data = None if recipe == "wise-ft" else pair.calibration
-    return spelled_out(
-        "merge", pair.zeroshot, pair.finetuned, recipe=recipe, data=data, output=output
+    return command_text(
+        "merge",
+        pair.zeroshot,
+        pair.finetuned,
+        options={"data": data},
+        recipe=recipe,
+        output=output,
     )

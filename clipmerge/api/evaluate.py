@@ -5,13 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Unpack
 
-from clipmerge.api._in_memory import CheckpointLike, as_sources, title_of, with_state_key
+from clipmerge.api._in_memory import CheckpointLike, as_sources
 from clipmerge.api._merge_effect import load_tasks, settings_for
-from clipmerge.api._requests import calibration_from, named, require_places
 from clipmerge.api._results import EvaluateResult
-from clipmerge.config import EvaluateOptions, completed, with_options
+from clipmerge.config import EvaluateOptions, complete_options, with_options
 from clipmerge.errors import UsageError
 from clipmerge.progress import Logged, Progress
+from clipmerge.request import (
+    Calibration,
+    parse_named,
+    require_checkpoints,
+    title_of,
+    with_state_key,
+)
 
 
 @with_options(EvaluateOptions)
@@ -42,13 +48,13 @@ def evaluate(
         ClipmergeError: If an argument cannot be used; one line says what, where and what to do
             next.
     """
-    given = completed(EvaluateOptions, options)
-    wanted = calibration_from(given)
+    given = complete_options(EvaluateOptions, options)
+    wanted = Calibration.from_options(given)
     if not isinstance(data, (Mapping, list, tuple, type(None))):
         raise UsageError('evaluate takes its images by name: data={"val": SOURCE}')
     sources, tasks, reports = (
-        named("`data`", data),
-        named("`keep`", given["keep"]),
+        parse_named("data", data),
+        parse_named("keep", given["keep"]),
         progress or Logged(),
     )
     if not sources and not tasks:
@@ -59,7 +65,7 @@ def evaluate(
 
     with as_sources([checkpoint], processor) as (source,):
         (place,) = with_state_key([source], given["state_key"])
-        require_places((str(place),))
+        require_checkpoints((str(place),))
         record, model = evaluate_sources(
             place,
             sources,

@@ -24,7 +24,8 @@ from clipmerge.planning.provenance import CalibrationRecord, UnlabelledRecord
 from clipmerge.planning.recipe import Recipe
 from clipmerge.plugins import load_plugin, plugin_options, requires
 from clipmerge.progress import Pace, Progress, say_all
-from clipmerge.request import MergeRequest, Run
+from clipmerge.request import MergeRequest
+from clipmerge.run import Run
 
 
 @device_work()

@@ -8,15 +8,22 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Unpack
 
-from clipmerge.api._commands import in_order, recipe_word, spelled_out
 from clipmerge.api._in_memory import CheckpointLike, as_sources
-from clipmerge.api._requests import RecipeLike, byte_count, check_apart, merge_request, several
 from clipmerge.api._results import MergeResult
 from clipmerge.api.apply import finished
 from clipmerge.api.plan import prepare
 from clipmerge.api.push import check_push, push
-from clipmerge.config import MergeOptions, completed, with_options
+from clipmerge.config import MergeOptions, complete_options, with_options
+from clipmerge.images.file_store import local_inputs
 from clipmerge.progress import Logged, Progress
+from clipmerge.request import (
+    MergeRequest,
+    RecipeLike,
+    as_list,
+    command_text,
+    parse_size,
+    recipe_files,
+)
 
 
 @with_options(MergeOptions)
@@ -53,16 +60,25 @@ def merge(
         ClipmergeError: If an argument cannot be used; one line says what, where and what to do
             next.
     """
-    given = completed(MergeOptions, options)
+    given = complete_options(MergeOptions, options)
     target, progress = None if output is None else Path(output), progress or Logged()
-    limit = byte_count(given["max_shard_size"])
-    with as_sources([zeroshot, *several(finetuned)], processor) as (base, *others):
-        words = {"recipe": recipe_word(recipe), **in_order(options), "output": output}
-        command = command or spelled_out("merge", base, *others, **words)
-        request = merge_request(
+    limit = parse_size(given["max_shard_size"])
+    with as_sources([zeroshot, *as_list(finetuned)], processor) as (base, *others):
+        command = command or command_text(
+            "merge", base, *others, options=options, recipe=recipe, output=output
+        )
+        request = MergeRequest.from_options(
             base, others, recipe, given, state_key=given["state_key"], command=command
         )
-        check_apart(target, request, [recipe], overwrite=given["overwrite"])
+        if target is not None:
+            from clipmerge.output.checks import check_output
+
+            check_output(
+                target,
+                overwrite=given["overwrite"],
+                inputs=local_inputs(*request.checkpoints),
+                read=[*request.files, *recipe_files(recipe)],
+            )
         if given["push"] is not None:
             check_push(given["push"], target, private=given["private"])
         run = prepare(request, progress)

@@ -12,20 +12,20 @@ import torch
 from torch import Tensor
 
 from clipmerge.api._in_memory import as_sources, unwrapped
-from clipmerge.api._requests import RecipeLike, merge_request, several
 from clipmerge.api.plan import prepare
-from clipmerge.config import RecipeOptions, completed, with_options
+from clipmerge.config import RecipeOptions, complete_options, with_options
 from clipmerge.errors import CheckpointError, UsageError, counted, shorten
 from clipmerge.families import is_buffer, is_counter, is_statistic
 from clipmerge.files.finite import is_finite, require_finite
 from clipmerge.files.writer import iter_contents
 from clipmerge.merging.selection import RandomKey
 from clipmerge.merging.stream import plan_tensors
-from clipmerge.merging.tensor import mask_options as complete_options
+from clipmerge.merging.tensor import mask_options as complete_mask_options
 from clipmerge.merging.tensor import merge_tensor
 from clipmerge.parallel import one_thread
 from clipmerge.plugins import requires
 from clipmerge.progress import Logged, Progress
+from clipmerge.request import MergeRequest, RecipeLike, as_list
 
 Model = TypeVar("Model", bound=torch.nn.Module)
 
@@ -68,16 +68,18 @@ def merge_models(
     Example:
         >>> robust = merge_models(zeroshot, finetuned, "wise-ft")  # doctest: +SKIP
     """
-    for model in (zeroshot, *several(finetuned)):
+    for model in (zeroshot, *as_list(finetuned)):
         if not isinstance(model, torch.nn.Module):
             raise UsageError(
                 f"{type(model).__name__} is not a model; give torch modules here, and paths to"
                 " merge()"
             )
-    models = [unwrapped(model) for model in several(finetuned)]  # type: ignore[arg-type]
+    models = [unwrapped(model) for model in as_list(finetuned)]
     with as_sources([zeroshot, *models], processor) as (base, *others):
         run = prepare(
-            merge_request(base, others, recipe, completed(RecipeOptions, options)),
+            MergeRequest.from_options(
+                base, others, recipe, complete_options(RecipeOptions, options)
+            ),
             progress or Logged(),
         )
         if run.plan is None:
@@ -175,7 +177,7 @@ def _mask_arguments(mask: str | None, density: float, options: dict[str, Any]) -
         if density != 1.0:
             raise UsageError(f"density {density} needs a mask; name one, such as mask='magnitude'")
         return {}
-    chosen = complete_options(mask, density, options)
+    chosen = complete_mask_options(mask, density, options)
     if requires("masks", mask, "score"):
         raise UsageError(
             f"mask '{mask}' needs scores of a measure; use merge or merge_models with a recipe"

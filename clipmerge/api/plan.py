@@ -14,14 +14,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Unpack
 
-from clipmerge.api._commands import in_order, recipe_word, spelled_out
 from clipmerge.api._in_memory import CheckpointLike, as_sources, with_title
 from clipmerge.api._merge_effect import add_other_task_scores, add_verdict
-from clipmerge.api._requests import RecipeLike, merge_request, several
 from clipmerge.checkpoint import Checkpoint, Inputs, align_checkpoints, open_checkpoints
 from clipmerge.checkpoint.ancestry import ancestry_warnings
 from clipmerge.checkpoint.inputs import HEAD_WEIGHT
-from clipmerge.config import Missing, PlanOptions, completed, with_options
+from clipmerge.config import Missing, PlanOptions, complete_options, with_options
 from clipmerge.errors import CheckpointError, RecipeError
 from clipmerge.evaluation.zero_shot_head import build_zeroshot_head, lacks_zeroshot_head
 from clipmerge.layers import match_layers
@@ -34,7 +32,8 @@ from clipmerge.planning.recipe import Recipe
 from clipmerge.planning.tensors import named_tensors, with_coefficients
 from clipmerge.plugins import plugin_names, takes_several
 from clipmerge.progress import Logged, Progress, say_all
-from clipmerge.request import Calibration, MergeRequest, Run
+from clipmerge.request import Calibration, MergeRequest, RecipeLike, as_list, command_text
+from clipmerge.run import Run
 
 Measured = tuple[Measurements, CalibrationRecord]
 
@@ -111,11 +110,12 @@ def plan_run(
     """Work like `plan`, with the same arguments, but return the whole run."""
     from clipmerge.output.checks import check_output_file
 
-    given = completed(PlanOptions, options)
-    with as_sources([zeroshot, *several(finetuned)], processor) as (base, *others):
-        words = {"recipe": recipe_word(recipe), **in_order(options), "output": output}
-        command = command or spelled_out("plan", base, *others, **words)
-        request = merge_request(
+    given = complete_options(PlanOptions, options)
+    with as_sources([zeroshot, *as_list(finetuned)], processor) as (base, *others):
+        command = command or command_text(
+            "plan", base, *others, options=options, recipe=recipe, output=output
+        )
+        request = MergeRequest.from_options(
             base, others, recipe, given, state_key=given["state_key"], command=command
         )
         if output is not None:

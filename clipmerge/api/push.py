@@ -6,10 +6,10 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
-from clipmerge.api._commands import in_order, spelled_out
-from clipmerge.config import PushOptions, completed, with_options
+from clipmerge.config import PushOptions, complete_options, with_options
 from clipmerge.errors import UsageError, shorten
 from clipmerge.progress import Logged, Progress
+from clipmerge.request import command_text
 
 if TYPE_CHECKING:
     from clipmerge.output.record import Published
@@ -41,9 +41,9 @@ def push(
     """
     from clipmerge.publish import push as publishing
 
-    given: dict[str, Any] = {**completed(PushOptions, options)}
+    given: dict[str, Any] = {**complete_options(PushOptions, options)}
     given["evaluations"] = tuple(map(Path, given["evaluations"] or ()))
-    command = spelled_out("push", folder, repo_id, **in_order(options))
+    command = command_text("push", folder, repo_id, options=options)
     reports = progress or Logged()
     reports.stage("publish")
     published = publishing.push(Path(folder), repo_id, **given, command=command)
@@ -64,5 +64,5 @@ def check_push(repo_id: str, output: Path | None, *, private: bool) -> None:
         output,
         repo_id,
         private=private,
-        command=spelled_out("push", output, repo_id, private=private),
+        command=command_text("push", output, repo_id, options={"private": private}),
     )

@@ -14,32 +14,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
 from clipmerge import __version__
-from clipmerge.api._commands import in_order, recipe_word, spelled_out
-from clipmerge.api._in_memory import CheckpointLike, as_sources, open_source, with_state_key
+from clipmerge.api._in_memory import CheckpointLike, as_sources, open_source
 from clipmerge.api._merge_effect import load_tasks, score_other_tasks, settings_for, shared_plan
-from clipmerge.api._requests import (
-    alphas_from,
-    check_apart,
-    check_request,
-    check_unlabelled,
-    limited_recipe,
-    named,
-    require_places,
-    settings_from,
-    several,
-)
 from clipmerge.api._results import SweepResult
 from clipmerge.api._sweep_cache import SweepCache, key_of
 from clipmerge.api.plan import RunCache, check_ancestry, open_inputs, prepare
 from clipmerge.checkpoint import Inputs, align_checkpoints
-from clipmerge.config import Missing, SweepOptions, completed, with_options
+from clipmerge.config import Missing, SweepOptions, complete_options, with_options
 from clipmerge.distributed import is_main_process
-from clipmerge.errors import DataError, UsageError, VerdictError
+from clipmerge.errors import DataError, VerdictError
 from clipmerge.evaluation.conclusion import loses, loss_warnings
 from clipmerge.evaluation.points import Point, weights_key
 from clipmerge.evaluation.tradeoff import RESAMPLES, standings
 from clipmerge.images import ImageSet
 from clipmerge.images.dataset import LabelledImages, load_images, load_unlabelled
+from clipmerge.images.file_store import local_inputs
 from clipmerge.images.fingerprints import NOT_COMPARED, check_overlap
 from clipmerge.images.prompts import own_templates, templates_for
 from clipmerge.images.registry import RegistryRef
@@ -48,7 +37,20 @@ from clipmerge.output.record import SWEEP_FORMAT
 from clipmerge.planning.plan import Plan
 from clipmerge.progress import Logged, Progress, say_all
 from clipmerge.report.sweep_headline import headline
-from clipmerge.request import Run, SweepRequest
+from clipmerge.request import (
+    SweepRequest,
+    as_list,
+    check_sweep,
+    command_text,
+    limited_recipe,
+    parse_alphas,
+    parse_named,
+    recipe_files,
+    require_checkpoints,
+    settings_from,
+    with_state_key,
+)
+from clipmerge.run import Run
 from clipmerge.stats import LEVEL
 
 if TYPE_CHECKING:
@@ -94,32 +96,40 @@ def sweep(
             other.
         ClipmergeError: If another argument cannot be used.
     """
-    given = completed(SweepOptions, options)
+    given = complete_options(SweepOptions, options)
     target, reports = None if output is None else Path(output), progress or Logged()
     recipes = given["recipes"] or ()
-    with as_sources([zeroshot, *several(finetuned)], processor) as (base, *others):
-        require_places((base, *others))
-        words = {**options, "recipes": list(map(recipe_word, recipes))}
-        command = command or spelled_out(
-            "sweep", base, *others, id=id, ood=ood, **in_order(words), output=output
+    with as_sources([zeroshot, *as_list(finetuned)], processor) as (base, *others):
+        require_checkpoints((base, *others))
+        command = command or command_text(
+            "sweep", base, *others, options=options, id=id, ood=ood, output=output
         )
         first, *further = with_state_key(others, given["state_key"])
         request = SweepRequest(
             base,
             first,
-            named("`id`", id),
-            named("`ood`", ood),
+            parse_named("id", id),
+            parse_named("ood", ood),
             recipes=tuple(
                 limited_recipe(recipe, given["set"], given["max_loss"]) for recipe in recipes
             ),
-            alphas=alphas_from(given["alphas"]),
+            alphas=parse_alphas(given["alphas"]),
             further=tuple(further),
-            points=named("`points`", given["points"]),
+            points=parse_named("points", given["points"]),
             command=command,
             **settings_from(given),
         )
         check_sweep(request)
-        check_apart(target, request, recipes, overwrite=given["overwrite"], record=SWEEP_RECORD)
+        if target is not None:
+            from clipmerge.output.checks import check_output
+
+            check_output(
+                target,
+                overwrite=given["overwrite"],
+                inputs=local_inputs(*request.checkpoints),
+                read=[*request.files, *recipe_files(*recipes)],
+                record=SWEEP_RECORD,
+            )
         record, correct = run_sweep(request, reports)
         if target is not None:
             record["output"] = str(target)
@@ -127,35 +137,6 @@ def sweep(
                 reports.stage("draw")
                 write_sweep(record, correct, target, overwrite=given["overwrite"])
     return SweepResult(target, record, correct, tuple(record["warnings"]))
-
-
-def check_sweep(request: SweepRequest) -> None:
-    """Refuse contradictory options, before anything is opened."""
-    shared = sorted(request.id_sources.keys() & request.ood_sources.keys())
-    if shared:
-        raise UsageError(
-            f"`id` and `ood`: both have a source named '{shared[0]}'; write NAME=SOURCE, each name"
-            " once"
-        )
-    if not request.id_sources or not request.ood_sources:
-        raise UsageError("a sweep needs at least one `id` and one `ood` source")
-    if len(request.alphas) < 2 or list(request.alphas) != sorted(set(request.alphas)):
-        raise UsageError(
-            "`alphas`: a curve needs at least two different values, in ascending order"
-        )
-    names = [recipe.name for recipe in request.recipes]
-    for name in names:
-        if names.count(name) > 1:
-            raise UsageError(
-                f"two recipes are named '{name}'; give one of them another `name:` in its file"
-            )
-        if name in request.points:
-            raise UsageError(
-                f"`points` {name}: a recipe has this name; write NAME=CHECKPOINT with another name"
-            )
-    check_unlabelled(request.calibration, *request.recipes)
-    for recipe in request.recipes:
-        check_request(request.merge_request(recipe))
 
 
 def run_sweep(

@@ -15,14 +15,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from clipmerge.config import EVERY
+from clipmerge.config import OPTIONS
 from clipmerge.errors import UsageError, did_you_mean
 
 FILE = "clipmerge.toml"
 #: Options that any file may set, and those that only the user's own file and the environment may
 #: set too.
-_ANYWHERE = tuple(name for name, option in EVERY.items() if option.settable == "anywhere")
-_SETTABLE = tuple(name for name, option in EVERY.items() if option.settable)
+_ANYWHERE = tuple(name for name, option in OPTIONS.items() if option.settable == "anywhere")
+_SETTABLE = tuple(name for name, option in OPTIONS.items() if option.settable)
 #: Variables with another meaning.
 _OTHERS = ("DEBUG", "BROWSER", "HUB_TIMEOUT", "PLUGINS")
 _PREFIX = "CLIPMERGE_"
@@ -45,7 +45,7 @@ class Defaults:
         """The defaults as words of a command line."""
         words = []
         for name, value in self.values.items():
-            flags = EVERY[name].names(name)
+            flags = OPTIONS[name].names(name)
             if value is False or any(word.partition("=")[0] in flags for word in given):
                 continue
             for each in value if isinstance(value, list) else [value]:
@@ -87,9 +87,9 @@ def read_defaults() -> Defaults:
             continue
         if name not in _SETTABLE:
             found.unknown.append(variable)
-        elif EVERY[name].default is not False:
+        elif OPTIONS[name].default is not False:
             found.values[name], found.origins[name] = (
-                [text] if EVERY[name].is_repeated else text,
+                [text] if OPTIONS[name].is_repeated else text,
                 variable,
             )
         elif text.lower() in ("0", "1", "true", "false"):
@@ -126,7 +126,7 @@ def _add_file(found: Defaults, file: Path, allowed: tuple[str, ...], more: str) 
                 f"{file}: '{key}' cannot be set there (it may set"
                 f" {', '.join(known)}{more}).{did_you_mean(key, known)}"
             )
-        if EVERY[name].is_repeated:
+        if OPTIONS[name].is_repeated:
             value = value if isinstance(value, list) else [value]
         elif not isinstance(value, str | int | float):
             raise UsageError(f"{file}: {key}: expected one value")

@@ -15,7 +15,7 @@ from clipmerge.cli._defaults import applied
 from clipmerge.cli._ending import preparing, reporting_errors
 from clipmerge.cli._help import complete_recipe, examples
 from clipmerge.cli._terminal import Format, Terminal
-from clipmerge.config import RECIPE, VERBOSE, Option, declared
+from clipmerge.config import RECIPE, VERBOSE, Option, declarations
 from clipmerge.errors import UsageError
 
 ZeroShot = Annotated[
@@ -38,10 +38,10 @@ def flag_of(name: str, option: Option) -> Any:
     return typer.Option(
         *option.names(name),
         help=option.help,
-        metavar=option.value,
-        min=option.least,
+        metavar=option.metavar,
+        min=option.minimum,
         rich_help_panel=option.panel,
-        autocompletion=complete_recipe if option.value == "RECIPE" else None,
+        autocompletion=complete_recipe if option.metavar == "RECIPE" else None,
     )
 
 
@@ -81,7 +81,7 @@ def command(
         flags["fmt"] = (FormatFlag, Format.human)
         if verbose:
             flags["verbose"] = (Annotated[bool, flag_of("verbose", VERBOSE)], False)
-        for name, (kind, option) in declared(options).items() if options else ():
+        for name, (kind, option) in declarations(options).items() if options else ():
             flags[name] = (Annotated[option.cli or kind, flag_of(name, option)], option.default)
 
         @functools.wraps(function)

@@ -18,7 +18,7 @@ from clipmerge.distributed import device_work, peer_errors
 from clipmerge.evaluation.answer_cache import AnswerCache
 from clipmerge.evaluation.bf16_classifier import Bf16Classifier
 from clipmerge.evaluation.moving_model import MovingModel
-from clipmerge.evaluation.settings import EvalSettings, check_source_name
+from clipmerge.evaluation.settings import EvalSettings
 from clipmerge.images.batches import Batch, batch_size_for, read_batches
 from clipmerge.images.dataset import LabelledImages
 from clipmerge.images.prompts import templates_for
@@ -27,6 +27,7 @@ from clipmerge.models.headed_tower import HeadedTower, grouped
 from clipmerge.models.memory import Pieces, freed_memory_kept, memory
 from clipmerge.models.zero_shot import class_embeddings
 from clipmerge.progress import Pace, Progress
+from clipmerge.request import check_source_name
 
 #: Whether each image was recognised: shape (points, images).
 Correct = NDArray[np.bool_]

@@ -30,7 +30,7 @@ from clipmerge.planning.recipe import Recipe
 from clipmerge.planning.tensors import histograms, zeroshot_shares
 
 if TYPE_CHECKING:
-    from clipmerge.request import Run
+    from clipmerge.run import Run
 
 FORMAT = "clipmerge-record/3"
 _EARLIER_FORMAT = "clipmerge-record/2"

@@ -17,7 +17,6 @@ from transformers import CLIPModel, CLIPProcessor
 
 import clipmerge as clipmerge_package
 from clipmerge.api._merge_effect import add_verdict
-from clipmerge.api._requests import check_request
 from clipmerge.api.apply import write_merge
 from clipmerge.api.plan import prepare
 from clipmerge.errors import MeasureError, UsageError, VerdictError
@@ -27,6 +26,7 @@ from clipmerge.images.split import sample_and_hold_back
 from clipmerge.planning.effect_view import UNMEASURED, UNVERIFIED
 from clipmerge.planning.measurements import HeldBackChoice, Measurements
 from clipmerge.progress import Progress
+from clipmerge.request import check_merge
 from tests.support.claims import text_of
 from tests.support.command import clipmerge, done, printed, refused
 from tests.support.raw_safetensors import edit_json
@@ -251,7 +251,7 @@ def test_strict_needs_images_and_shares_are_shares(
     assert "--max-loss" in line
     request = request_for(pair, "wise-ft", data=photos)
     with pytest.raises(UsageError, match=r"held_back=1: .* such as 0\.2"):
-        check_request(replace(request, calibration=replace(request.calibration, held_back=1.0)))
+        check_merge(replace(request, calibration=replace(request.calibration, held_back=1.0)))
 
 
 def test_few_images_tell_nothing_and_two_are_not_split(pair: Folders, tmp_path: Path) -> None:

@@ -13,9 +13,10 @@ from torch import Tensor
 from transformers import CLIPConfig, CLIPModel, CLIPProcessor
 
 import clipmerge
-from clipmerge.api._in_memory import _origin, as_sources, with_state_key
+from clipmerge.api._in_memory import _origin, as_sources
 from clipmerge.errors import UsageError
 from clipmerge.progress import Progress
+from clipmerge.request import with_state_key
 from tests.merging.test_tensor import same_bits
 from tests.support import tiny_open_clip
 from tests.support.tiny_clip import Folders

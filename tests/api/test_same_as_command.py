@@ -204,7 +204,7 @@ def test_what_is_wrong_is_one_error_of_the_tree(
         (api.UsageError, "measures, and needs labelled images", lambda: api.plan(*pair, "auto")),
         (
             api.UsageError,
-            "`device` tpu: choose from",
+            "`device` tpu: expected 'auto', 'cpu', 'cuda', 'mps' or 'xpu'",
             lambda: api.plan(*pair, "auto", data=images, device="tpu"),
         ),
         (

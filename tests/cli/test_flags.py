@@ -8,11 +8,10 @@ import numpy as np
 import pytest
 
 import clipmerge as api
-from clipmerge.api._requests import alphas_from
-from clipmerge.config import with_flags
 from clipmerge.errors import PlanError, UsageError
 from clipmerge.evaluation.scorer import write_correct
 from clipmerge.progress import Progress
+from clipmerge.request import parse_alphas
 from tests.support.command import clipmerge, counted, done, printed, refused
 from tests.support.several import several
 from tests.support.tiny_clip import Folders, save_images
@@ -84,24 +83,6 @@ def test_what_cannot_be_is_refused(pair: Folders, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("parameter", "flag"),
-    [
-        ("`images_at_once`", "--images-at-once"),
-        ("`hash=False`", "--no-hash"),
-        ("`overwrite=True`", "--overwrite"),
-        ("`points`", "--point"),
-        ("`device=cpu`", "--device cpu"),
-        ("`env`", "`env`"),
-        ("`clipmerge push`", "`clipmerge push`"),
-    ],
-)
-def test_an_error_names_the_parameter_and_the_command_line_its_flag(
-    parameter: str, flag: str
-) -> None:
-    assert with_flags(f"{parameter} 3: see {parameter}") == f"{flag} 3: see {flag}"
-
-
-@pytest.mark.parametrize(
     ("text", "expected"),
     [
         ("0,0.1,...,1", tuple(n / 10 for n in range(11))),
@@ -111,7 +92,7 @@ def test_an_error_names_the_parameter_and_the_command_line_its_flag(
     ],
 )
 def test_alphas_are_read(text: str, expected: tuple[float, ...]) -> None:
-    assert alphas_from(text) == expected
+    assert parse_alphas(text) == expected
 
 
 @pytest.mark.parametrize(
@@ -133,8 +114,8 @@ def test_alphas_that_are_none_are_refused(text: str) -> None:
     with pytest.raises(
         UsageError, match=r"^`alphas` .*: expected finite numbers .* at most 1000 numbers"
     ):
-        alphas_from(text)
-    assert len(alphas_from("0,1,...,1001")) == 1002
+        parse_alphas(text)
+    assert len(parse_alphas("0,1,...,1001")) == 1002
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,9 @@ from transformers import CLIPModel, CLIPProcessor
 from clipmerge.distributed import distributed_context
 from clipmerge.errors import UsageError
 from clipmerge.evaluation.accuracy import evaluate_sources
-from clipmerge.evaluation.settings import EvalSettings, named_sources, parse_named_source
+from clipmerge.evaluation.settings import EvalSettings
 from clipmerge.progress import Progress
+from clipmerge.request import parse_named, parse_named_source
 from tests.support.command import clipmerge, refused
 from tests.support.tiny_clip import CLASSES, Folders, save_images
 
@@ -87,4 +88,4 @@ def test_a_source_without_a_name_is_called_after_its_folder(
         with pytest.raises(UsageError, match=f"'{text}': names no images; write NAME=SOURCE"):
             parse_named_source(text)
     with pytest.raises(UsageError, match="same name"):
-        named_sources("--data", ["a=x", "a=y"])
+        parse_named("--data", ["a=x", "a=y"])

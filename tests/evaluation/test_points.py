@@ -21,7 +21,7 @@ from clipmerge.evaluation.settings import EvalSettings
 from clipmerge.images.dataset import load_images
 from clipmerge.models.building import build_model
 from clipmerge.progress import Progress
-from clipmerge.request import Run
+from clipmerge.run import Run
 from tests.support.raw_safetensors import edit
 from tests.support.tasks import inputs_of, request_for
 from tests.support.tiny_clip import Folders

@@ -11,9 +11,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import CLIPModel
 
-from clipmerge.api._requests import byte_count
 from clipmerge.checkpoint import open_checkpoint
 from clipmerge.errors import CheckpointError, UsageError
+from clipmerge.request import parse_size
 from tests.support.command import clipmerge, done
 from tests.support.raw_safetensors import edit, edit_json, shard
 from tests.support.tiny_clip import Folders
@@ -149,10 +149,10 @@ def test_sizes() -> None:
         "3B": 3,
         "1g": 10**9,
     }
-    assert {text: byte_count(text) for text in sizes} == sizes
+    assert {text: parse_size(text) for text in sizes} == sizes
     for text in ("", "MB", "-1GB", "0", "0.1B", "5PB", "5 G B", "1e9", "iB", "5iB", "nan"):
         with pytest.raises(UsageError, match=r"`max_shard_size` .*such as 200MB or 5GB"):
-            byte_count(text)
+            parse_size(text)
 
 
 WEIGHT = "vision_model.encoder.layers.0.mlp.fc1.weight"

@@ -21,7 +21,7 @@ from clipmerge.planning.layer_plan import LayerPlan
 from clipmerge.planning.plan import Plan, read_plan
 from clipmerge.planning.tensors import coefficients_of_run, rows_shape
 from clipmerge.progress import Progress
-from clipmerge.request import Run
+from clipmerge.run import Run
 from tests.support.command import one_line
 from tests.support.raw_safetensors import edit_json
 from tests.support.tasks import in_chunks, request_for

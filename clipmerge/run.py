@@ -1,0 +1,107 @@
+"""The state of a running merge."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from clipmerge.checkpoint import Inputs
+from clipmerge.distributed import is_main_process
+from clipmerge.planning.plan import Plan
+from clipmerge.planning.provenance import HeadRecord, SourceRecord
+from clipmerge.progress import Progress
+
+if TYPE_CHECKING:  # a merge without images imports no module that reads images
+    from clipmerge.images.dataset import LabelledImages
+
+
+@dataclass
+class Run:
+    """The state of a running merge."""
+
+    inputs: Inputs
+    progress: Progress
+    plan: Plan | None = None  # until it is decided
+    seconds: dict[str, float] = field(default_factory=dict)  # by stage
+    command: str = ""  # repeats the merge
+    head: HeadRecord | None = None  # the classes of a head whose zero-shot counterpart was built
+    hashed: bool = True  # the weights of inputs and output
+    hashing: list[Future[dict[str, str]]] = field(default_factory=list)  # of the inputs
+    cleanups: list[Callable[[], None]] = field(default_factory=list)  # called by `finish`
+    held_back: LabelledImages | None = (
+        None  # images that the measure did not see, if it used images
+    )
+    measured_on: LabelledImages | None = (
+        None  # images that it saw, if other tasks are compared with them
+    )
+
+    @contextmanager
+    def timed(self, stage: str, title: str = "") -> Iterator[None]:
+        """Time a stage under its name, and show it under another."""
+        self.progress.stage(title or stage)
+        begin = time.perf_counter()
+        yield
+        self.seconds[stage] = round(self.seconds.get(stage, 0.0) + time.perf_counter() - begin, 3)
+
+    def warn(self, text: str, *, aloud: bool = True) -> None:
+        """Put a warning into the plan, and report it."""
+        if aloud:
+            self.progress.say(text)
+        self.plan = self.plan and self.plan.model_copy(
+            update={"warnings": (*self.plan.warnings, text)}
+        )
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process decides and writes."""
+        return is_main_process()
+
+    @property
+    def light_plan(self) -> Plan:
+        """The plan with its tensors, without those of the measure; without layers in processes that
+        do not decide.
+        """
+        if self.plan is not None:
+            measured = self.plan.measurements
+            # tensors that a measure keeps for methods can be as large as the model
+            light = measured and measured.model_copy(
+                update={"coefficients": {}, "gradients": {}, "tensors": {}}
+            )
+            return self.plan.model_copy(update={"measurements": light})
+        count = len(self.inputs.finetuned)
+        return Plan(
+            recipe={}, **self.sources(hashed=False), weights=(1.0 / count,) * count, layers={}
+        )
+
+    def sources(self, *, hashed: bool) -> dict[str, Any]:
+        """The inputs as fields of a plan."""
+        zeroshot, *finetuned = (
+            SourceRecord(**each.provenance(hashed=hashed)) for each in self.inputs.checkpoints
+        )
+        return {"zeroshot": zeroshot, "finetuned": tuple(finetuned)}
+
+    def finish(self) -> None:
+        """Remove the files for resuming, because the result is complete."""
+        for clear in self.cleanups:
+            clear()
+
+    def hash_inputs(self) -> None:
+        """Start hashing the inputs in the background, if the user wants hashes; `hashed_plan` waits
+        for them.
+        """
+        if not self.hashed:
+            return
+        pool = ThreadPoolExecutor(max_workers=2)
+        self.hashing = [pool.submit(getattr, each, "hashes") for each in self.inputs.checkpoints]
+        pool.shutdown(wait=False)
+
+    def hashed_plan(self) -> Plan:
+        """The plan with its inputs' files and their hashes filled in."""
+        assert self.plan is not None  # called only after the decision
+        for future in self.hashing:
+            future.result()
+        return self.plan.model_copy(update=self.sources(hashed=self.hashed)).signed()
