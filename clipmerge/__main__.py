@@ -7,7 +7,7 @@ import os
 try:
     import signal  # takes 0.01 s; nothing else is imported before `run`
 
-    from clipmerge.cli._early import end_at_once
+    from clipmerge.cli._signals import handle
 except KeyboardInterrupt:
     os.write(2, b"error: interrupted; nothing was left behind\n")
     os._exit(130)
@@ -18,9 +18,9 @@ def run() -> None:
     if (
         signal.getsignal(signal.SIGINT) is signal.default_int_handler
     ):  # unless a shell has set it to be ignored
-        signal.signal(signal.SIGINT, end_at_once)
+        signal.signal(signal.SIGINT, handle)
     if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
-        signal.signal(signal.SIGTERM, end_at_once)
+        signal.signal(signal.SIGTERM, handle)
     import atexit  # a built-in module; functions registered first run last
     import gc  # the same
 
@@ -58,7 +58,7 @@ def _over() -> None:
     process ends.
     """
     for number in (signal.SIGINT, signal.SIGTERM):
-        if signal.getsignal(number) is end_at_once:
+        if signal.getsignal(number) is handle:
             signal.signal(number, signal.SIG_IGN)
 
 

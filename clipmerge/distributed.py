@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import os
 import re
-import signal
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from clipmerge.errors import MeasureError, UsageError
@@ -25,12 +22,6 @@ if TYPE_CHECKING:
 _PINNED = 1 << 20
 # Variables that ``srun`` gives each task of a step.
 _SLURM = ("STEP_NUM_TASKS", "STEP_NODELIST", "PROCID", "LOCALID", "JOB_ID")
-
-
-class Terminated(BaseException):
-    """The system or a launcher asked this process to end; not an `Exception`, so that nothing
-    handles it as a fault.
-    """
 
 
 @contextmanager
@@ -51,37 +42,6 @@ def peer_errors() -> Iterator[None]:
             " nothing was written. The reason is above or in that machine's log"
             f" ({' '.join(str(error).split())[:80]})"
         ) from None
-
-
-@contextmanager
-def termination() -> Iterator[None]:
-    """Let SIGTERM end this block as an exception, so that unfinished work is cleaned up."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, _terminate)
-    try:
-        yield
-    except Exception as error:
-        if signal.getsignal(signal.SIGTERM) is signal.SIG_IGN:  # `_terminate` has run
-            raise instead_of(error, Terminated()) from error
-        raise
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-def instead_of(error: Exception, stopped: BaseException) -> BaseException:
-    """Return the signal's exception, with the error's notes, if compiled code turned it into an
-    error of its own.
-    """
-    for note in getattr(error, "__notes__", ()):
-        stopped.add_note(note)
-    return stopped
-
-
-def _terminate(_signal: int, _frame: FrameType | None) -> None:
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once is enough: cleaning up has started
-    raise Terminated
 
 
 def adopt_slurm() -> None:

@@ -18,16 +18,15 @@ import torch
 from accelerate import PartialState
 
 from clipmerge.cli import _ending
+from clipmerge.cli._signals import raising_signals
 from clipmerge.distributed import (
     DistributedContext,
-    Terminated,
     adopt_slurm,
     device_work,
     is_main_process,
     peer_errors,
-    termination,
 )
-from clipmerge.errors import MeasureError, UsageError
+from clipmerge.errors import MeasureError, Terminated, UsageError
 from tests.support.command import ROOT, clipmerge, counted, done, python, refused, start
 from tests.support.lose_a_process import LOST
 from tests.support.several import several
@@ -188,7 +187,7 @@ def test_tasks_of_srun_that_look_alike_are_refused(
 
 def test_sigterm_ends_a_block_and_nothing_after_it() -> None:
     before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(Terminated), termination():
+    with pytest.raises(Terminated), raising_signals():
         signal.raise_signal(signal.SIGTERM)
     assert signal.getsignal(signal.SIGTERM) is before
 
@@ -199,7 +198,7 @@ def test_a_thread_leaves_signals_to_the_main_one() -> None:
     handlers = []
 
     def work() -> None:
-        with termination():
+        with raising_signals():
             handlers.append(signal.getsignal(signal.SIGTERM))
 
     before = signal.getsignal(signal.SIGTERM)

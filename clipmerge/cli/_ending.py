@@ -11,13 +11,12 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from io import TextIOWrapper
 from pathlib import Path
-from types import FrameType
 from typing import NoReturn, ParamSpec, TypeVar
 
-from clipmerge.cli._early import HOW, end_at_once, standing
+from clipmerge.cli._signals import HOW, raising_signals, standing
 from clipmerge.config import with_flags
-from clipmerge.distributed import Terminated, instead_of, is_main_process, termination
-from clipmerge.errors import ClipmergeError, printable
+from clipmerge.distributed import is_main_process
+from clipmerge.errors import ClipmergeError, Terminated, printable
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -26,8 +25,6 @@ DEBUG = "CLIPMERGE_DEBUG"
 #: Called before an error is printed: a progress bar must neither remain on the terminal nor be
 #: drawn over the error.
 before_the_error: list[Callable[[], None]] = []
-#: Ctrl-C since the command began.
-pressed: list[int] = []
 # When one process fails, a launcher ends the others within 0.1 s (older launchers: 5 s).
 SECONDS_FOR_THE_MAIN_PROCESS = 10.0
 # A file with this name tells that a process of a run has said how it ended; all others end within
@@ -62,7 +59,7 @@ def reporting_errors(
         forget_completed()
         standing.clear()
         try:
-            with _interruptible(), termination():
+            with raising_signals():
                 result = command(*args, **kwargs)
                 with printing():
                     pass
@@ -80,38 +77,6 @@ def reporting_errors(
             _fail_unexpectedly(error)
 
     return wrapper
-
-
-@contextlib.contextmanager
-def _interruptible() -> Iterator[None]:
-    """Let Ctrl-C raise in this block if it ended the process at once before; it does so again after
-    the block.
-
-    If the block fails, it prints its own line, so a second signal prints nothing.
-    """
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        pressed.append(number)
-        signal.default_int_handler(number, frame)
-
-    ours = [
-        number
-        for number in (signal.SIGINT, signal.SIGTERM)
-        if signal.getsignal(number) is end_at_once
-    ]
-    try:
-        if signal.SIGINT in ours:
-            pressed.clear()
-            signal.signal(signal.SIGINT, interrupt)
-        yield
-    except BaseException as error:
-        for number in ours:
-            signal.signal(number, signal.SIG_DFL)
-        if pressed and isinstance(error, Exception):
-            raise instead_of(error, KeyboardInterrupt()) from error
-        raise
-    if signal.SIGINT in ours:
-        signal.signal(signal.SIGINT, end_at_once)
 
 
 def leave_it_to_the_main_process() -> None:

@@ -25,7 +25,8 @@ from torch import Tensor
 
 from clipmerge import __version__
 from clipmerge.checkpoint import Inputs
-from clipmerge.distributed import DistributedContext, Terminated, peer_errors
+from clipmerge.distributed import DistributedContext, peer_errors
+from clipmerge.errors import Terminated
 from clipmerge.files.paths import user_cache
 from clipmerge.files.safetensors import DTYPES, header_bytes
 from clipmerge.images.dataset import LabelledImages

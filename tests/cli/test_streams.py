@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from rich.text import Text
 
-from clipmerge.cli import _early
+from clipmerge.cli import _signals
 from clipmerge.cli._terminal import Format, Terminal
 from clipmerge.errors import CheckpointError, printable
 from tests.support.command import clipmerge, counted, done, python
@@ -285,8 +285,8 @@ def test_of_several_processes_the_main_one_tells_of_a_signal(
 ) -> None:
     codes: list[int] = []
     monkeypatch.setattr(os, "_exit", codes.append)
-    monkeypatch.setattr(_early, "standing", [])
+    monkeypatch.setattr(_signals, "standing", [])
     monkeypatch.setenv("RANK", rank)
-    _early.end_at_once(signal.SIGINT, None)
+    _signals.handle(signal.SIGINT, None)
     assert codes == [130]
     assert capfd.readouterr() == ("", line)

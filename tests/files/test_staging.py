@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from clipmerge.distributed import Terminated, termination
-from clipmerge.errors import OutputError
+from clipmerge.cli._signals import raising_signals
+from clipmerge.errors import OutputError, Terminated
 from clipmerge.files import staging
 from clipmerge.files.staging import completed, forget_completed, staged, staged_files
 from clipmerge.output.checks import check_output, check_output_file
@@ -282,7 +282,7 @@ def test_a_signal_while_the_place_is_made_takes_it_away_again(
 
     mkdtemp = tempfile.mkdtemp
     monkeypatch.setattr("tempfile.mkdtemp", interrupted)
-    with pytest.raises(KeyboardInterrupt), termination(), staged(tmp_path / "a" / "out"):
+    with pytest.raises(KeyboardInterrupt), raising_signals(), staged(tmp_path / "a" / "out"):
         pytest.fail("the block is not entered")
     assert list(tmp_path.iterdir()) == []
 
@@ -308,7 +308,7 @@ def test_a_signal_during_the_exchange_comes_after_it(
     write(tmp_path / "out", "old")
     forget_completed()
     interrupting(monkeypatch, "rename", at)
-    with pytest.raises(Terminated), termination():
+    with pytest.raises(Terminated), raising_signals():
         write(tmp_path / "out", "new", overwrite=True)
     assert (tmp_path / "out" / "clipmerge.json").read_text() == "new"
     assert content(tmp_path) == ["out", "out/clipmerge.json"]
@@ -321,7 +321,7 @@ def test_a_signal_between_plan_and_tensors_comes_after_both(
     interrupting(monkeypatch, "replace", 1)
 
     def write_both() -> None:
-        with termination(), staged_files(tmp_path / "plan.json") as folder:
+        with raising_signals(), staged_files(tmp_path / "plan.json") as folder:
             (folder / "plan.json").write_text("1")
             (folder / "plan.tensors.safetensors").write_text("2")
 
