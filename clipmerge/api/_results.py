@@ -51,7 +51,7 @@ class EvaluateResult(Tabular):
     """Result of `evaluate`.
 
     Attributes:
-        accuracy: Share of the images recognised, 0 to 1, by source.
+        accuracy: Share of the images recognised, 0 to 1, by source with classes.
         images: Number of images by source.
         record: The output of ``clipmerge evaluate --format json``.
     """
@@ -60,14 +60,33 @@ class EvaluateResult(Tabular):
     images: dict[str, int]
     record: dict[str, Any]
 
+    @property
+    def recall(self) -> dict[str, dict[str, dict[str, float]]]:
+        """Recall at K, 0 to 1, by source with captions: ``image_to_text`` and ``text_to_image``, by
+        K as text.
+        """
+        return dict(self.record.get("recall", {}))
+
     def _rows(self) -> Rows:
-        return [
+        rows: Rows = [
             {"source": name, "images": self.images[name], "accuracy": value}
             for name, value in self.accuracy.items()
         ]
+        for name, recall in self.recall.items():
+            values = {
+                f"{way} R@{rank}": value
+                for way, by_rank in recall.items()
+                for rank, value in by_rank.items()
+            }
+            rows.append({"source": name, "images": self.images[name], **values})
+        return rows
 
     def _caption(self) -> str:
-        return ", ".join(f"{name} {value:.1%}" for name, value in self.accuracy.items())
+        parts = [f"{name} {value:.1%}" for name, value in self.accuracy.items()]
+        for name, recall in self.recall.items():
+            ways = (recall["image_to_text"]["1"], recall["text_to_image"]["1"])
+            parts.append(f"{name} R@1 {ways[0]:.1%} image to text, {ways[1]:.1%} text to image")
+        return ", ".join(parts)
 
 
 def _points(sweep: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:

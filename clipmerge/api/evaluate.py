@@ -29,7 +29,8 @@ def evaluate(
     progress: Progress | None = None,
     **options: Unpack[EvaluateOptions],
 ) -> EvaluateResult:
-    """Measure zero-shot accuracy: the share of images whose class prompt scores highest.
+    """Measure zero-shot accuracy, the share of images whose class prompt scores highest, or recall
+    for images with captions.
 
     Args:
         checkpoint: A folder, a file, ``org/name[@revision]``, or a model of transformers or
@@ -41,7 +42,7 @@ def evaluate(
         **options: See `EvaluateOptions`.
 
     Returns:
-        Accuracy, 0 to 1, and number of images by source; scores of ``keep`` in
+        Accuracy or recall, 0 to 1, and number of images by source; scores of ``keep`` in
         ``record["other_tasks"]``.
 
     Raises:

@@ -27,7 +27,7 @@ def evaluate_command(
         list[str] | None,
         typer.Option(
             metavar="[NAME=]SOURCE",
-            help="Labelled images, named like their folder or file by default; may be repeated.",
+            help="Images, named like their folder or file by default; may be repeated.",
             rich_help_panel="Images",
         ),
     ] = None,
@@ -43,11 +43,15 @@ def evaluate_command(
 def _table(record: dict[str, Any]) -> RenderableType:
     """Format the accuracies for a terminal."""
     from clipmerge.cli._console import table_of
-    from clipmerge.planning.other_tasks import Score, measures_of
+    from clipmerge.planning.other_tasks import Recall, Score, measures_of
 
     table = table_of("source", "images", "accuracy")
     for name, value in record["accuracy"].items():
         table.add_row(name, str(record["images"][name]), f"{value:.1%}")
+    for name, recall in record.get("recall", {}).items():
+        score = Score(recall=Recall.model_validate(recall))
+        for measure, value in measures_of(score).items():
+            table.add_row(f"{name}, {measure}", str(record["images"][name]), f"{value:.1%}")
     for task in record.get("other_tasks", []):
         for measure, value in measures_of(Score.model_validate(task["score"])).items():
             name = task["name"] if measure == "accuracy" else f"{task['name']}, {measure}"

@@ -1,4 +1,4 @@
-"""Zero-shot accuracy of one checkpoint."""
+"""Zero-shot accuracy of one checkpoint, and its recall of captions."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from clipmerge.checkpoint import Checkpoint, open_checkpoint
 from clipmerge.checkpoint.converted import as_open_clip
 from clipmerge.distributed import all_reduce_, device_work, to_device
 from clipmerge.errors import CheckpointError
+from clipmerge.evaluation.recall import recall_of_model
 from clipmerge.evaluation.settings import EvalSettings
 from clipmerge.families import family_of, tower_of
 from clipmerge.images import Columns
 from clipmerge.images.batches import batch_size_for, read_batches
-from clipmerge.images.dataset import LabelledImages, load_images
+from clipmerge.images.dataset import CaptionedImages, LabelledImages, open_images
 from clipmerge.images.prompts import ClassNames, own_templates, templates_for
 from clipmerge.models import ImageTextModel, model_for
 from clipmerge.models.building import no_larger_than
@@ -83,24 +84,32 @@ def evaluate_sources(
     columns: Columns | None = None,
     progress: Progress,
 ) -> tuple[dict[str, Any], ImageTextModel]:
-    """Measure a checkpoint on sources in forms that `load_images` accepts: JSON-ready, and the
+    """Measure a checkpoint on sources in forms that `open_images` accepts: JSON-ready, and the
     model.
     """
     loaded = {
-        name: load_images(images, classes, columns=columns, whole=True)
+        name: open_images(images, classes, columns=columns, whole=True)
         for name, images in named.items()
     }
     checkpoint = open_checkpoint(source)
     if checkpoint.note:
         progress.say(checkpoint.note)
     model = load_model(checkpoint)
-    accuracy = {}
+    accuracy, recall = {}, {}
     for name, images in loaded.items():
         progress.stage(f"evaluating {name}")
         say_all(progress, images.notes)
+        if isinstance(images, CaptionedImages):
+            sentence = f"embedding {len(images):,} images of {name} on the CPU takes about"
+            pace = Pace(progress, settings.context.device, sentence)
+            recall[name] = recall_of_model(model, images, settings, pace).recall
+            continue
         sentence = f"classifying {len(images):,} images of {name} on the CPU takes about"
         pace = Pace(progress, settings.context.device, sentence)
         accuracy[name] = zero_shot_accuracy(model, images, settings, pace)
+    labelled = {
+        name: images for name, images in loaded.items() if isinstance(images, LabelledImages)
+    }
     record = {
         "checkpoint": checkpoint.provenance(),
         "accuracy": accuracy,
@@ -110,6 +119,13 @@ def evaluate_sources(
             for name, images in loaded.items()
         },
         "templates": list(templates_for(settings.templates, ())),
-        "source_templates": own_templates(settings.templates, loaded),
+        "source_templates": own_templates(settings.templates, labelled),
     }
+    if recall:
+        record["recall"] = {name: found.model_dump(mode="json") for name, found in recall.items()}
+        record["captions"] = {
+            name: sum(map(len, images.captions))
+            for name, images in loaded.items()
+            if isinstance(images, CaptionedImages)
+        }
     return record, model

@@ -9,7 +9,7 @@ from pydantic import Field
 from clipmerge.output.record import DataSource, MergeRecord, Published
 from clipmerge.planning.frozen import Frozen
 from clipmerge.planning.merge_effect import DifferenceOfShares, ShareOfImages
-from clipmerge.planning.other_tasks import OtherTask, Score
+from clipmerge.planning.other_tasks import OtherTask, Recall, Score
 from clipmerge.planning.provenance import CalibrationRecord, SourceRecord
 
 
@@ -28,7 +28,9 @@ class ScoredTask(OtherTask):
 
 
 class EvaluationRecord(Frozen):
-    """What `evaluate` prints: accuracies from 0 to 1 by name of the images."""
+    """What `evaluate` prints: accuracies from 0 to 1 by name of the images, for images with
+    captions recalls.
+    """
 
     checkpoint: SourceRecord
     accuracy: dict[str, ShareOfImages]
@@ -36,6 +38,8 @@ class EvaluationRecord(Frozen):
     sources: dict[str, DataSource]
     templates: tuple[str, ...]
     source_templates: dict[str, tuple[str, ...]]
+    recall: dict[str, Recall] = Field(default_factory=dict)
+    captions: dict[str, int] = Field(default_factory=dict)
     other_tasks: tuple[ScoredTask, ...] = ()
 
 

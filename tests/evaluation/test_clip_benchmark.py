@@ -134,6 +134,8 @@ def test_recall_is_that_of_the_package(checkpoints: Folders, tmp_path: Path) -> 
         )
         ended = done("evaluate", checkpoint, "--keep", f"captions={root}", "--format", "json")
         recall = ended.json["other_tasks"][0]["score"]["recall"]
+        as_data = done("evaluate", checkpoint, "--data", f"captions={root}", "--format", "json")
+        assert as_data.json["recall"] == {"captions": recall}
         for rank in ("1", "5", "10"):
             assert recall["text_to_image"][rank] == pytest.approx(
                 expected[f"image_retrieval_recall@{rank}"], abs=1e-6

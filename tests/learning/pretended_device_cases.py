@@ -19,7 +19,7 @@ from clipmerge.distributed import DistributedContext, all_reduce_, device_work, 
 from clipmerge.errors import MeasureError
 from clipmerge.evaluation.accuracy import load_model, zero_shot_accuracy
 from clipmerge.evaluation.moving_model import MovingModel
-from clipmerge.evaluation.other_tasks import recall_of
+from clipmerge.evaluation.recall import recall_of
 from clipmerge.evaluation.scorer import Scorer
 from clipmerge.evaluation.settings import EvalSettings
 from clipmerge.images.dataset import load_images

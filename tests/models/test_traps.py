@@ -13,9 +13,7 @@ from PIL import Image
 
 from clipmerge.checkpoint import open_checkpoint
 from clipmerge.evaluation.accuracy import load_model
-from clipmerge.evaluation.other_tasks import caption_embeddings
-from clipmerge.images.dataset import CaptionedImages
-from clipmerge.images.store import image_files
+from clipmerge.evaluation.recall import caption_embeddings
 from tests.support.command import clipmerge, refused
 from tests.support.raw_safetensors import edit, edit_json
 from tests.support.tiny_clip import Folders
@@ -201,8 +199,7 @@ def test_a_long_caption_is_cut_before_it_is_put_into_words(pair: Folders) -> Non
     seen: list[str] = []
     tokens = model.tokens
     model.tokens = lambda texts: (seen.extend(texts), tokens(texts))[1]  # type: ignore[method-assign]
-    captioned = CaptionedImages("x", image_files(("x.png",)), (("ab" * 1_000_000,),))
-    caption_embeddings(model, captioned, next(model.module.parameters()).device)
+    caption_embeddings(model, [["ab" * 1_000_000]], next(model.module.parameters()).device)
     assert [len(text) for text in seen] == [2000]
 
 
