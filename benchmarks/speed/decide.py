@@ -39,7 +39,7 @@ from clipmerge.checkpoint import align_checkpoints, open_checkpoint
 from clipmerge.distributed import distributed_context
 from clipmerge.images.batches import batch_size_for
 from clipmerge.learning import activations
-from clipmerge.learning.choice import validate_views, with_copies
+from clipmerge.learning.choice import validate
 from clipmerge.learning.goal import Goal
 from clipmerge.learning.objective import Batch, Objective
 from clipmerge.learning.slopes import Slopes
@@ -208,7 +208,7 @@ def measures(options: argparse.Namespace) -> dict[str, Callable[[Objective], Any
 def _look(objective: Objective, options: argparse.Namespace) -> None:
     goal = Goal(0.5, views=1.0, precision=options.precision)
     steps = lay_out(objective, 1, batch=options.batch).steps
-    with_copies(objective, steps, goal, validate_views(objective, steps, goal))
+    validate(objective, steps, goal)
 
 
 def timed(function: Callable[[], Any]) -> dict[str, float]:

@@ -36,6 +36,7 @@ def add_verdict(run: Run, request: MergeRequest) -> None:
     if request.calibration.source is None or not request.calibration.held_back:
         return
     from clipmerge.evaluation.verdict import measure_effect
+    from clipmerge.planning.measurements import takes_learned
 
     with run.timed("effect"), _wanted(run, request, "the effect of the merge"):
         measured = run.plan and run.plan.measurements
@@ -45,8 +46,7 @@ def add_verdict(run: Run, request: MergeRequest) -> None:
             _held_back(run, request),
             settings_for(request.calibration),
             max_loss=request.max_loss,
-            finetuned_rank=measured.choice.finetuned_rank if measured and measured.choice else None,
-            learned=bool(measured and any(measured.trace.values())),
+            learned=bool(measured and takes_learned(measured.trace, measured.choice)),
             progress=run.progress,
         )
         if request.strict and effect.warnings:

@@ -12,9 +12,6 @@ from clipmerge.planning.merge_effect import ADVICE, Difference, Gain, ModelAccur
 
 # Accuracies are ratios of counts; rounding errors are far below one image in a billion.
 _ROUNDING = 1e-9
-# A fine-tuned model whose features keep less of their effective rank has lost robustness
-# (docs/explanation/the-answer.md).
-_NARROWED = 1 / 3
 
 
 @dataclass(frozen=True)
@@ -38,18 +35,13 @@ def concluded(
     over_zeroshot: Gain,
     images: int,
     max_loss: float,
-    finetuned_rank: float | None = None,
     learned: bool = False,
 ) -> Conclusion:
     """Recommend whether to use a merged model.
 
-    Recipes that measure the rank of the fine-tuned features give ``finetuned_rank``, and
-    ``learned``: whether they learned coefficients or took a point of the straight path without
-    learning.
+    ``learned`` says whether it has learned coefficients.
     """
-    recommendation, reason = _recommended(
-        over_finetuned, over_zeroshot, max_loss / 100, finetuned_rank, learned
-    )
+    recommendation, reason = _recommended(over_finetuned, over_zeroshot, max_loss / 100, learned)
     low, high = merged.clean.interval
     verdict = (
         f"{ADVICE[recommendation]}. Of {counted(images, 'image', 'images')} that the decision did"
@@ -93,7 +85,6 @@ def _recommended(
     over_finetuned: Gain,
     over_zeroshot: Gain,
     limit: float,
-    finetuned_rank: float | None,
     learned: bool,
 ) -> tuple[Recommendation, str]:
     """Apply the rules in order; the first that applies decides."""
@@ -133,8 +124,7 @@ def _recommended(
         if clean.value < 0
         else ""
     )
-    narrowed = finetuned_rank is not None and finetuned_rank < _NARROWED
-    if corrupted.interval[1] < 0 and not narrowed:
+    if corrupted.interval[1] < 0:
         # fine-tuning makes a model robust to corruptions of its own target; real shifts often say
         # the opposite
         return (
@@ -147,30 +137,17 @@ def _recommended(
         )
     if gains:
         return "use", f"The merged model gains {gains} over the fine-tuned model{price}."
-    if narrowed:
-        cost = f"costs {_percent(-clean.value)} points" if clean.value < 0 else "costs nothing"
-        lost = _points(_negative(corrupted)) if corrupted.interval[1] < 0 else ""
-        return "use", (
-            f"Fine-tuning has narrowed the image features to {finetuned_rank:.0%} of the zero-shot"
-            f" model's effective rank, a sign of lost robustness; the merged model {cost} on your"
-            " images" + (f", and loses {lost} under unrelated corruptions." if lost else ".")
-        )
     probed = " to ".join(map(_signed, corrupted.interval))
-    if finetuned_rank is not None:
-        kept = (
-            f"The merged model keeps the accuracy on your images ({_signed(low)} to {_signed(high)}"
-            " points against the fine-tuned one), and unrelated corruptions show no difference"
-            f" ({probed})."
+    if learned:
+        return (
+            "use",
+            (
+                f"The merged model keeps the accuracy on your images ({_signed(low)} to"
+                f" {_signed(high)} points against the fine-tuned one), and unrelated corruptions"
+                f" show no difference ({probed}). On the real shifts that were tried, merges by"
+                " this recipe that kept the accuracy were nearly always at least as robust."
+            ),
         )
-        if learned:
-            return (
-                "use",
-                (
-                    f"{kept} On the real shifts that were tried, merges by this recipe that kept"
-                    " the accuracy were nearly always at least as robust."
-                ),
-            )
-        return "either", kept
     if all(-limit <= low and high <= limit for low, high in (clean.interval, corrupted.interval)):
         return (
             "either",

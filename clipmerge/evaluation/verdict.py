@@ -40,14 +40,13 @@ def measure_effect(
     settings: EvalSettings,
     *,
     max_loss: float,
-    finetuned_rank: float | None = None,
     learned: bool = False,
     progress: Progress,
 ) -> MergeEffect:
     """Measure the effect of a plan on images that its decision did not see, which are in a random
     order.
 
-    ``finetuned_rank`` is that of the plan's choice, and ``learned`` whether anything was learned.
+    ``learned`` says whether the plan has learned coefficients.
     """
     model = build_model(inputs)
     scaled = ScaledImages(images, side_of(model))
@@ -93,7 +92,6 @@ def measure_effect(
         over_zeroshot=over_zeroshot,
         images=len(images),
         max_loss=max_loss,
-        finetuned_rank=finetuned_rank,
         learned=learned,
     )
     return MergeEffect(

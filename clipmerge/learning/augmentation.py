@@ -26,9 +26,6 @@ _TURN, _SHEAR, _SHIFT = math.radians(25), 0.2, 0.15
 _SCALES = (0.7, 1.3)
 _CONTRAST, _BRIGHTNESS, _CHANNELS = 0.6, 0.6, 0.4
 _GREY_SHARE, _BLUR_SHARE, _NOISE = 0.3, 0.3, 0.4
-# Side of the hidden square as a share of the image's shorter side, and the number of values left by
-# rounding.
-_HIDDEN, _TONES = 0.5, 3
 # Largest rotation, rescaling and shift of a view at strength 1; a shift of 2 is the whole image.
 _VIEW_TURN, _VIEW_SCALE, _VIEW_SHIFT = math.radians(6), 0.08, 0.06
 
@@ -114,38 +111,6 @@ def viewed(
     cos, sin = scale * turn.cos(), scale * turn.sin()
     rows = [torch.stack([cos, -sin, shift[:, 0]], 1), torch.stack([sin, cos, shift[:, 1]], 1)]
     return _resampled(pixels, rows)
-
-
-def corrupted(
-    pixels: Tensor, seed: int, count: int | None = None, own: slice = slice(None)
-) -> Tensor:
-    """Corrupt every image in a way that no change above resembles: hide a square of it, or round
-    its values coarsely.
-
-    Args:
-        pixels: Preprocessed images, (batch, 3, height, width).
-        seed: The same seed and number of images give the same corruptions.
-        count: Number of all images; see `augmented`.
-        own: Those of them that are given.
-
-    Returns:
-        Same shape, device and dtype; packed patches come back unchanged.
-    """
-    if pixels.ndim != 4:
-        return pixels
-    draws = _Draws(pixels, seed, count, own)
-    height, width = pixels.shape[-2:]
-    side = round(_HIDDEN * min(height, width))
-    top, left = (draws.uniform(0, length - side, 1, 1) for length in (height, width))
-    rows = torch.arange(height, device=pixels.device)[:, None] - top
-    columns = torch.arange(width, device=pixels.device)[None, :] - left
-    inside = ((rows >= 0) & (rows < side) & (columns >= 0) & (columns < side))[:, None]
-    hidden = pixels.where(~inside, pixels.mean((2, 3), keepdim=True))
-    low, high = pixels.amin((1, 2, 3), keepdim=True), pixels.amax((1, 2, 3), keepdim=True)
-    rounded = ((pixels - low) / (high - low).clamp_min(1e-6) * (_TONES - 1)).round() / (
-        _TONES - 1
-    ) * (high - low) + low
-    return torch.where(draws.chosen(0.5), hidden, rounded)
 
 
 def _require_images(pixels: Tensor) -> None:

@@ -17,11 +17,9 @@ from torch import Tensor
 
 from clipmerge.learning.bulk import LARGE, bucketed, copy_each
 from clipmerge.learning.objective import Objective
-from clipmerge.learning.path import rows_of, runs_of
+from clipmerge.learning.path import DEFAULT_ALPHA, rows_of, runs_of
 from clipmerge.planning.tensors import rows_shape
 
-#: The full way from the start to the coefficients, and no further.
-UNMOVED = (1.0, 0.0)
 Granularity = Literal["layer", "parameter", "channel", "entry"]
 
 # Entries that are sent to other processes at once: 25 MB.
@@ -42,11 +40,11 @@ class Coefficients:
     Attributes:
         values: Coefficients (scores of sparse parameters) by parameter or layer; float32 on the
             objective's device.
-        start: The initial coefficient; ``None`` if it is still to be found.
+        start: The initial coefficient.
     """
 
     def __init__(
-        self, objective: Objective, granularity: Granularity, start: float | None = None
+        self, objective: Objective, granularity: Granularity, start: float = DEFAULT_ALPHA
     ) -> None:
         """Start with one coefficient everywhere."""
         self._objective = objective
@@ -57,7 +55,7 @@ class Coefficients:
             for name in names
         }
         self._kept_counts: dict[str, int] = {}
-        self._position = UNMOVED
+        self._extrapolation = 0.0
         # whether weights have given their memory to gradients, and weights whose gradients have not
         # got it yet
         self._overwritten = False
@@ -68,19 +66,14 @@ class Coefficients:
             shape = {"entry": task_vector.shape, "channel": rows_shape(task_vector.shape)}.get(
                 granularity, ()
             )
-            self.values[key] = torch.full(shape, start or 0.0, device=task_vector.device)
+            self.values[key] = torch.full(shape, start, device=task_vector.device)
 
-    def fill(self, value: float) -> None:
-        """Set all coefficients to this initial value."""
-        self.start = value
-        for values in self.values.values():
-            values.fill_(value)
-
-    def flatten(self, value: float) -> None:
-        """Set all coefficients to this final value, so that no entry is dropped."""
+    def become_finetuned(self) -> None:
+        """Set all coefficients to 1, so that no entry is dropped."""
         self._kept_counts.clear()
-        self._position = UNMOVED
-        self.fill(value)
+        self._extrapolation = 0.0
+        for values in self.values.values():
+            values.fill_(1.0)
 
     def make_sparse(self, names: Iterable[str], density: float) -> None:
         """Make parameters keep only a share of their coefficients and zero the others. Scalars stay
@@ -107,25 +100,22 @@ class Coefficients:
         ``values``.
         """
         value = self.values[key]
-        if key not in self._kept_counts and self._position == UNMOVED:
+        if key not in self._kept_counts and not self._extrapolation:
             return value
-        part, beyond = self._position
-        moved = torch.lerp(torch.full_like(value, self.start or 0.0), value, part)
-        moved = torch.lerp(moved, torch.ones_like(value), beyond)
+        moved = torch.lerp(value, torch.ones_like(value), self._extrapolation)
         return (
             moved.where(_largest(value, self._kept_counts[key]), 0.0)
             if key in self._kept_counts
             else moved
         )
 
-    def move(self, part: float, beyond: float = 0.0) -> None:
-        """Go part of the way from the start to the coefficients, and from there towards the
-        fine-tuned model.
+    def extrapolate(self, share: float) -> None:
+        """Go a share of the way from the coefficients to the fine-tuned model's.
 
-        Dropped coefficients stay dropped. Moves do not add up: each `move` starts from the learned
+        Dropped coefficients stay dropped. Moves do not add up: each one starts from the learned
         coefficients.
         """
-        self._position = (part, beyond)
+        self._extrapolation = share
 
     @torch.no_grad()
     def place(self) -> None:

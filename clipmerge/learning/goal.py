@@ -10,7 +10,6 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields, replace
-from functools import partial
 from typing import Literal
 
 import torch
@@ -20,17 +19,23 @@ from torch.nn.functional import cross_entropy, kl_div
 from clipmerge.distributed import to_device
 from clipmerge.errors import MeasureError
 from clipmerge.images.batches import Batch
-from clipmerge.learning.anchor import UNTUNED
-from clipmerge.learning.augmentation import KINDS, augmented, corrupted, viewed
+from clipmerge.learning.augmentation import KINDS, augmented, viewed
 from clipmerge.learning.objective import FORWARD, Objective
-from clipmerge.learning.steps import Step
+from clipmerge.learning.path import DEFAULT_ALPHA
+from clipmerge.learning.steps import Step, Targets
 from clipmerge.models.precision import Precision, casts_repeated, passes
 from clipmerge.plugins import Augmentation
 
-Divergence = Literal["predictions", "features", "path-features"]
-# A cosine differs less than predictions do, and features of the path's middle less than those of
-# its end: with these factors one weight serves all.
-_SCALE: dict[Divergence, float] = {"predictions": 1.0, "features": 2.0, "path-features": 4.0}
+Divergence = Literal["both", "predictions", "features", "path-features"]
+# Weights of the divergence of predictions and of one minus the cosine of features. A cosine differs
+# less than predictions do, and features of the path's middle less than those of its end: with these
+# weights one `robustness` serves all.
+_WEIGHTS: dict[Divergence, tuple[float, float]] = {
+    "both": (0.5, 2.0),
+    "predictions": (1.0, 0.0),
+    "features": (0.0, 2.0),
+    "path-features": (0.0, 4.0),
+}
 # Limit on the pictures that are kept, in bytes: less than the activations of a step, which come
 # later.
 _PICTURE_BYTES = 1 << 30
@@ -45,13 +50,13 @@ class Goal:
         changes: Kinds of change applied to the images of the divergence; empty for unchanged
             images.
         divergence: ``predictions``: KL divergence from the zero-shot model's predictions, in nats;
-            ``features``: one minus the cosine to its image features, twice; ``path-features``: the
-            mean of that and of the same for a point of the straight path.
+            ``features``: one minus the cosine to its image features, twice; ``path-features``: four
+            times one minus the cosine to the mean of its features and those of the middle of the
+            path; ``both``: half of ``predictions`` and half of ``path-features``.
         views: Strength of the small changes to the images of the calibration loss; 0 for unchanged
             images.
         copies: Maximum number of images per step with a changed copy; ``None`` for all.
         precision: Precision of the forward passes.
-        anchor: Alpha of that point, from which learning starts if features are held.
     """
 
     robustness: float
@@ -60,24 +65,18 @@ class Goal:
     views: float = 0.0
     copies: int | None = None
     precision: Precision = "float32"
-    anchor: float = UNTUNED
 
     @property
-    def holds_features(self) -> bool:
-        """Whether image features are held, not predictions."""
-        return self.divergence != "predictions"
+    def weights(self) -> tuple[float, float]:
+        """Weights of the divergences of predictions and of features within the divergence."""
+        return _WEIGHTS[self.divergence]
 
     @property
     def teachers(self) -> tuple[float, ...]:
-        """Alphas of the points whose mean output the divergence holds."""
+        """Alphas of the points whose mean features, and of the first also predictions, teach."""
         if not self.robustness:
             return ()
-        return (0.0, self.anchor) if self.divergence == "path-features" else (0.0,)
-
-    @property
-    def weight(self) -> float:
-        """Weight of the divergence."""
-        return self.robustness * _SCALE[self.divergence]
+        return (0.0, DEFAULT_ALPHA) if self.divergence in ("both", "path-features") else (0.0,)
 
     def copy_count(self, images: int) -> int:
         """Number of changed copies for a number of images."""
@@ -118,12 +117,12 @@ class Pictures:
     Attributes:
         pixels: Views first and changed copies after them, (views + copies, 3, height, width).
         labels: Labels of the views, among the classes of the step.
-        target: `Step.target` for the copies; ``None`` if nothing is held.
+        targets: `Step.targets` for the copies; ``None`` if nothing is distilled.
     """
 
     pixels: Tensor
     labels: Tensor
-    target: Tensor | None
+    targets: Targets | None
 
     def pieces(self, at_once: int | None) -> Iterator[Pictures]:
         """Split into pieces of about ``at_once`` pictures, sometimes one more, with their part of
@@ -137,11 +136,13 @@ class Pictures:
             yield self
             return
         views, copies = self.pixels.tensor_split([len(self.labels)])
-        targets = [None] * count if self.target is None else self.target.tensor_split(count)
+        split: Sequence[Targets | None] = (
+            [None] * count if self.targets is None else self.targets.tensor_split(count)
+        )
         parts = (part.tensor_split(count) for part in (views, copies, self.labels))
-        for own_views, own_copies, labels, target in zip(*parts, targets, strict=True):
+        for own_views, own_copies, labels, targets in zip(*parts, split, strict=True):
             yield replace(
-                self, pixels=torch.cat([own_views, own_copies]), labels=labels, target=target
+                self, pixels=torch.cat([own_views, own_copies]), labels=labels, targets=targets
             )
 
 
@@ -149,7 +150,9 @@ def make_pictures(step: Step, goal: Goal) -> Pictures:
     """Make this process's pictures of a step."""
     views = views_alone(step, goal)
     return replace(
-        views, pixels=torch.cat([views.pixels, copies_alone(step, goal).pixels]), target=step.target
+        views,
+        pixels=torch.cat([views.pixels, copies_alone(step, goal)]),
+        targets=step.targets,
     )
 
 
@@ -161,13 +164,13 @@ def views_alone(step: Step, goal: Goal) -> Pictures:
     return Pictures(pixels[: len(batch)], _labels(step, batch), None)
 
 
-def copies_alone(step: Step, goal: Goal) -> Pictures:
+def copies_alone(step: Step, goal: Goal) -> Tensor:
     """This process's images of the divergence: changed copies, then unlabelled images,
     unchanged.
     """
     batch = step.batch
     if step.pixels is not None:
-        return Pictures(step.pixels[len(batch) :], batch.labels[:0], step.target)
+        return step.pixels[len(batch) :]
     changed = goal.copy_count(len(step)) - (
         len(step.unlabelled.positions) if step.unlabelled else 0
     )
@@ -178,7 +181,7 @@ def copies_alone(step: Step, goal: Goal) -> Pictures:
         copies = augmented(copies, step.seed, goal.changes, changed, step.own_rows)
     if step.unlabelled and count < len(own):
         copies = torch.cat([copies, step.unlabelled.pixels([row - changed for row in own[count:]])])
-    return Pictures(copies, batch.labels[:0], step.target)
+    return copies
 
 
 def with_pictures(objective: Objective, steps: Sequence[Step], goal: Goal) -> list[Step]:
@@ -220,56 +223,35 @@ def own_prompts(objective: Objective, steps: Sequence[Step]) -> int:
 
 
 @torch.no_grad()
-def with_teacher_targets(
-    objective: Objective, steps: Sequence[Step], goal: Goal, *, judged: bool = False
-) -> list[Step]:
-    """Add what the divergence holds for the changed images to every step.
+def with_teacher_targets(objective: Objective, steps: Sequence[Step], goal: Goal) -> list[Step]:
+    """Add what is distilled into the changed images to every step.
 
-    With ``judged``, the same for the images under other corruptions. Leaves the objective at the
-    last of the `Goal.teachers`.
+    Leaves the objective at the last of the `Goal.teachers`.
     """
     steps, cached = list(steps), embeds_less_at_once(objective, steps)
     for alpha in goal.teachers:
         objective.path.move_to(alpha)
         for place, step in enumerate(steps):
-            targets_of = partial(_teacher_targets, objective, step, goal, cached=cached)
-            target, other = (
-                targets_of(copies_alone(step, goal).pixels, before=step.target),
-                step.corrupted,
-            )
-            if judged:
-                other = targets_of(_make_corrupted(step, step.batch), before=step.corrupted)
-            steps[place] = replace(step, target=target, corrupted=other)
-            pictures = goal.copy_count(len(step)) + judged * len(step)
-            objective.work.tick(FORWARD * pictures * step.work_share)
+            targets = _teacher_targets(objective, step, goal, cached=cached)
+            steps[place] = replace(step, targets=targets)
+            objective.work.tick(FORWARD * goal.copy_count(len(step)) * step.work_share)
     return steps
 
 
-def _make_corrupted(step: Step, batch: Batch) -> Tensor:
-    """This process's images of a step under corruptions of other kinds than the changes that
-    learning sees.
-    """
-    return corrupted(batch.pixels, step.seed, len(step), step.own_rows)
-
-
-def _teacher_targets(
-    objective: Objective,
-    step: Step,
-    goal: Goal,
-    pixels: Tensor,
-    *,
-    cached: bool,
-    before: Tensor | None,
-) -> Tensor:
-    """Features of pictures, or log probabilities of a step's classes, added to the teachers'
-    ``before`` as a mean.
-    """
-    targets = _features(objective, goal, pixels)
-    if not goal.holds_features:
+def _teacher_targets(objective: Objective, step: Step, goal: Goal, *, cached: bool) -> Targets:
+    """What the current weights teach of a step's changed images, beside earlier teachers."""
+    features = _features(objective, goal, copies_alone(step, goal))
+    predictions_weight, features_weight = goal.weights
+    predictions = mean_features = None
+    if step.targets is not None:
+        predictions, mean_features = step.targets.predictions, step.targets.features
+    if predictions_weight and predictions is None:
         classes = class_features(objective, step, goal, cached=cached)
-        targets = objective.criterion.model.logits(targets, classes).log_softmax(-1)
-    targets = targets / len(goal.teachers)
-    return targets if before is None else before + targets
+        predictions = objective.criterion.model.logits(features, classes).log_softmax(-1)
+    if features_weight:
+        part = features / len(goal.teachers)
+        mean_features = part if mean_features is None else mean_features + part
+    return Targets(predictions, mean_features)
 
 
 def _features(objective: Objective, goal: Goal, pixels: Tensor) -> Tensor:
@@ -306,27 +288,24 @@ def terms_of(
     views, copies = logits.tensor_split([len(pictures.labels)])
     losses = cross_entropy(views, pictures.labels, reduction="none")
     recognised = views.detach().argmax(1) == pictures.labels
-    return losses, recognised, _divergence(goal, features[len(views) :], copies, pictures.target)
+    return losses, recognised, _divergence(goal, features[len(views) :], copies, pictures.targets)
 
 
-def corrupted_goals(objective: Objective, goal: Goal, step: Step, classes: Tensor) -> Tensor:
-    """The goal at the current weights for a step's images under other corruptions, one number per
-    image, in nats.
-    """
-    batch = step.batch
-    features = _features(objective, goal, _make_corrupted(step, batch))
-    logits = objective.criterion.model.logits(features, classes)
-    loss = cross_entropy(logits, _labels(step, batch), reduction="none")
-    return loss + goal.weight * _divergence(goal, features, logits, step.corrupted)
-
-
-def _divergence(goal: Goal, features: Tensor, logits: Tensor, target: Tensor | None) -> Tensor:
-    """Divergence from the target features or log probabilities, (pictures,); 0 without them."""
-    if target is None:
-        return torch.zeros(len(logits), device=logits.device)
-    if goal.holds_features:
-        return 1 - (features * target).sum(-1)
-    return kl_div(logits.log_softmax(-1), target, reduction="none", log_target=True).sum(-1)
+def _divergence(goal: Goal, features: Tensor, logits: Tensor, targets: Targets | None) -> Tensor:
+    """Weighted divergence from the targets, (pictures,); 0 without any."""
+    divergence = torch.zeros(len(logits), device=logits.device)
+    if targets is None:
+        return divergence
+    predictions_weight, features_weight = goal.weights
+    if targets.predictions is not None:
+        log_probabilities = logits.log_softmax(-1)
+        divergences = kl_div(
+            log_probabilities, targets.predictions, reduction="none", log_target=True
+        )
+        divergence = divergence + predictions_weight * divergences.sum(-1)
+    if targets.features is not None:
+        divergence = divergence + features_weight * (1 - (features * targets.features).sum(-1))
+    return divergence
 
 
 def _goal_of(
@@ -341,7 +320,7 @@ def _goal_of(
         divergences.sum() / max(goal.copy_count(len(step)), 1),
     )
     parts = torch.stack([calibration.detach(), divergence.detach(), recognised.sum() / len(step)])
-    return calibration + goal.weight * divergence, parts
+    return calibration + goal.robustness * divergence, parts
 
 
 def backpropagate(

@@ -16,6 +16,8 @@ from clipmerge.files.finite import require_finite
 from clipmerge.learning.bulk import copy_each
 from clipmerge.models import ImageTextModel
 
+#: WiSE-FT's alpha where nothing is tuned (Wortsman et al. 2022): learning starts there.
+DEFAULT_ALPHA = 0.5
 # Entries of a tensor that are read at a time if it is not needed whole.
 _ENTRIES = 1 << 20
 # Entries up to which a tensor is held in memory: mapping it again takes longer than copying it.

@@ -64,6 +64,29 @@ class PoolImages:
 
 
 @dataclass(frozen=True)
+class Targets:
+    """What is distilled into changed images.
+
+    Attributes:
+        predictions: The zero-shot model's log probabilities of a step's classes, (images, classes);
+            ``None`` if they are not distilled.
+        features: Mean image features of the teachers, (images, projection_dim), likewise.
+    """
+
+    predictions: Tensor | None = None
+    features: Tensor | None = None
+
+    def tensor_split(self, count: int) -> list[Targets]:
+        """Split the images into so many parts of about the same size."""
+        nothing: list[Tensor | None] = [None] * count
+        predictions, features = (
+            nothing if each is None else list(each.tensor_split(count))
+            for each in (self.predictions, self.features)
+        )
+        return list(map(Targets, predictions, features))
+
+
+@dataclass(frozen=True)
 class Step:
     """Input of one evaluation of the goal.
 
@@ -74,9 +97,7 @@ class Step:
         positions: Positions of the step's images in the pool.
         classes: Class indices to distinguish, ascending; ``None`` for all.
         templates: Indices of the templates used; ``None`` for all.
-        target: What the goal's divergence holds for the changed images: features, (images,
-            projection_dim), or log probabilities of the classes, (images, classes).
-        corrupted: The same for the images under other corruptions.
+        targets: What is distilled into the changed images.
         pixels: This process's views and changed copies; ``None`` if they are made whenever they are
             needed.
         unlabelled: Unlabelled images that take the place of the last changed copies; ``None`` for
@@ -91,8 +112,7 @@ class Step:
     positions: tuple[int, ...]
     classes: Tensor | None = None
     templates: Tensor | None = None
-    target: Tensor | None = None
-    corrupted: Tensor | None = None
+    targets: Targets | None = None
     pixels: Tensor | None = None
     unlabelled: PoolImages | None = None
     shard: tuple[int, int] = (0, 1)

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
@@ -15,6 +15,7 @@ from clipmerge.learning.coefficients import Coefficients, Granularity
 from clipmerge.learning.goal import Divergence, Goal
 from clipmerge.learning.learn import Learned, LearningConfig, learn
 from clipmerge.learning.objective import Objective
+from clipmerge.learning.path import DEFAULT_ALPHA
 from clipmerge.models.precision import Precision
 from clipmerge.planning.measurements import HeldBackChoice, Measurements, Statistic
 from clipmerge.plugins import (
@@ -43,28 +44,24 @@ class LearningOptions:
         granularity: Unit that has its own coefficient.
         robustness: Weight of the divergence, which controls the trade-off; 0 minimises the loss on
             the calibration images alone.
-        steps: Number of steps; with ``divergence`` ``auto``, half of them are taken where features
-            are held.
+        steps: Number of steps.
         batch: Maximum number of images per step.
         copies: Maximum number of images per step with a changed copy, on which the divergence is
             computed.
         rate: Adam's step size in coefficients; it falls to zero along a half cosine.
-        start: Initial coefficient; ``None`` for the anchor if features of the straight path are
-            held, for 0.5 if those of the zero-shot model are, else for the best alpha of the
-            straight path under the same goal.
-        ceiling: Largest coefficient; ``None`` for twice the start, at least 1. If learning starts
-            near the fine-tuned model, coefficients could only fall with a ceiling of 1.
+        start: Initial coefficient.
+        ceiling: Largest coefficient; with 1 the merged weights stay in the box between both
+            checkpoints.
         views: Strength of the small rotations, rescalings and shifts of the cross-entropy's images;
             0 for none.
         held_back: Share of the images that learning does not see; 0 uses the learned coefficients
             unchanged.
         max_loss: Points of accuracy on the held-back images that may be lost against the fine-tuned
-            model.
-        divergence: What is held on changed copies: the zero-shot model's ``predictions`` (KL
-            divergence), its ``features`` (twice one minus the cosine), or ``path-features`` (the
-            same by the mean of its features and those of the anchor, a point of the straight path,
-            four times); ``auto``: predictions if they remove a quarter of the uncertainty about the
-            labels, else features of the path.
+            model, the standard error of that loss included.
+        divergence: What is distilled into the changed copies: the zero-shot model's ``predictions``
+            (KL divergence), its ``features`` (twice one minus the cosine), ``path-features`` (four
+            times one minus the cosine to the mean of its features and those of the middle of the
+            path), or ``both``: half of ``predictions`` and half of ``path-features``.
         changes: Kinds of change made in the copies.
         precision: Precision of forward passes; ``auto`` uses bfloat16 if the processor or GPU
             multiplies it faster.
@@ -76,12 +73,12 @@ class LearningOptions:
     batch: Count = 40
     copies: Count = 40
     rate: Positive = 0.033
-    start: Share | None = None
-    ceiling: Positive | None = None
+    start: Share = DEFAULT_ALPHA
+    ceiling: Positive = 1.0
     views: NonNegative = 1.0
     held_back: PartialShare = 0.2
     max_loss: Points = 3.0
-    divergence: Divergence | Literal["auto"] = "auto"
+    divergence: Divergence = "both"
     changes: tuple[Augmentation, ...] = KINDS
     precision: Precision = "auto"
 
@@ -89,9 +86,15 @@ class LearningOptions:
         self, sparsify: Callable[[], tuple[Sequence[str], float]] | None = None
     ) -> LearningConfig:
         """The settings of learning."""
-        kind: Divergence = "predictions" if self.divergence == "auto" else self.divergence
         return LearningConfig(
-            Goal(self.robustness, self.changes, kind, self.views, self.copies, self.precision),
+            Goal(
+                self.robustness,
+                self.changes,
+                self.divergence,
+                self.views,
+                self.copies,
+                self.precision,
+            ),
             self.steps,
             self.rate,
             sparsify=sparsify,
@@ -99,7 +102,6 @@ class LearningOptions:
             held_back=self.held_back,
             max_loss=self.max_loss,
             ceiling=self.ceiling,
-            judges_zeroshot=self.divergence == "auto",
         )
 
 
@@ -109,12 +111,11 @@ def learned_coefficients(objective: Objective, **options: Any) -> Measurements:
 
     Minimises the cross-entropy on fresh views of the calibration images plus ``robustness`` times
     the divergence from the zero-shot model on generically changed copies of them, over coefficients
-    from 0 to ``ceiling``. With a ceiling of 1 the merged weights stay in the box between both
-    checkpoints. Uses Adam with a few images per step and new views and changes in every step.
-    Images held back from learning choose the starting point and, at the end, between the learned
-    point, points on the way to it and points of the straight path. With one coefficient per entry
-    it needs six bytes per entry on a CPU, and eight more on other devices, in addition to the
-    model.
+    from 0 to ``ceiling``. Uses Adam with a few images per step and new views and changes in every
+    step. At the end, images held back from learning choose how far to go from what was learned
+    towards fine-tuned: no further than needed to lose at most ``max_loss`` points. With one
+    coefficient per entry it needs six bytes per entry on a CPU, and eight more on other devices, in
+    addition to the model.
 
     Args:
         objective: Calibration loss; left at the chosen coefficients.
@@ -199,6 +200,5 @@ def learned_measurements(
         },
         choice=learned.choice,
         notes=_overfit(learned.choice),
-        path=learned.path,
         coefficients=values,
     )

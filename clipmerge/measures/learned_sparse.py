@@ -17,7 +17,7 @@ from clipmerge.measures._statistics import by_layer, sizes_of, statistic
 from clipmerge.measures.learned_coefficients import LearningOptions, learned_measurements
 from clipmerge.planning.measurements import Measurements, Statistic
 from clipmerge.planning.stragglers import find_stragglers
-from clipmerge.plugins import Count, Density, Points, Positive, Share, options_of
+from clipmerge.plugins import Count, Density, Positive, Share, options_of
 
 #: Whether it can also learn from unlabelled images.
 UNLABELLED = True
@@ -33,8 +33,6 @@ class SparseOptions(LearningOptions):
             possibly none.
         share: Share of the blocks' sharpness that stragglers hold.
         density: Share of a straggler parameter's coefficients that is kept.
-        max_loss: As in `LearningOptions`, but lower: a few hundred images measure a loss only
-            roughly.
     """
 
     rule: Literal["share", "outlier"] = "share"
@@ -44,7 +42,6 @@ class SparseOptions(LearningOptions):
     batch: Count = 64
     copies: Count = 64
     rate: Positive = 0.04
-    max_loss: Points = 2.5
 
 
 @options_of(SparseOptions)
@@ -55,8 +52,8 @@ def learned_sparse(objective: Objective, **options: Any) -> Measurements:
     Stragglers are found at the starting point of learning, among the layers of the transformer
     blocks, by their sharpness there: ||gradient|| times ||change||. Each of their parameters keeps
     the coefficients with the largest scores (straight-through). All others are zero, bit for bit
-    zero-shot, but their scores keep following their gradients, so an entry can return. Where
-    `learned_coefficients` learns nothing, there are no stragglers.
+    zero-shot, but their scores keep following their gradients, so an entry can return. If
+    nothing sparse keeps the accuracy of the images held back, the fine-tuned model is taken.
 
     Args:
         objective: Calibration loss; left at the chosen coefficients.
@@ -108,9 +105,6 @@ def learn_sparse(
     learned = learn(
         objective, coefficients, options.config(lambda: (finder.parameters(), options.density))
     )
-    if not learned.trace:
-        objective.announce(gradient=1)
-        finder.measure()
     measurements = learned_measurements("learned-sparse", objective, coefficients, learned)
     statistics, notes = (
         (*measurements.statistics, *finder.statistics),

@@ -38,14 +38,14 @@ def learned(task: Task, *, alpha: Share = 1.0) -> Decision:
         )
     choice = measurements.choice
     taken = takes_learned(measurements.trace, choice)
-    reason = "learned" if taken else "a point of the straight path"
+    reason = "learned" if taken else "fine-tuned"
     for layer in measurements["at_zero"].values:
         layers[layer] = LayerPlan(alpha=0.0, reason=reason)
     numbers = sum(value.numel() for value in coefficients.values())
     scaled = "" if alpha == 1 else f" times {alpha:g}"
     finding = _told(measurements.trace)
     if choice:
-        finding += f"; {_chosen(choice, learned=any(measurements.trace.values()))}"
+        finding += f"; {_chosen(choice)}"
     kind = "learned coefficients" if taken else "coefficients"
     return Decision(
         layers, f"{numbers:,} {kind}{scaled}; {finding}", finding=finding, coefficients=coefficients
@@ -67,8 +67,8 @@ def _told(trace: dict[str, tuple[float, ...]]) -> str:
     return ", ".join(parts) + " nats while learning" if parts else "nothing was learned"
 
 
-def _chosen(choice: HeldBackChoice, *, learned: bool = True) -> str:
-    """Describe the choice of the held-back images, and its gain over the straight path."""
+def _chosen(choice: HeldBackChoice) -> str:
+    """Describe the choice of the held-back images."""
     images = f"{choice.images} images held back"
     # what is counted are slightly changed views, several of each image
     accuracy = (
@@ -76,32 +76,10 @@ def _chosen(choice: HeldBackChoice, *, learned: bool = True) -> str:
         f" {choice.finetuned_accuracy:.1%}"
     )
     if choice.alpha is not None:
-        found = (
-            f"nothing that was learned is proven better than alpha {choice.alpha:g} of the straight"
-            " path"
-        )
-        if not learned:
-            found = f"alpha {choice.alpha:g} of the straight path"
-        return f"{images}: {found}; {accuracy}"
-    way = (
-        "all of what was learned"
-        if choice.shrink == 1
-        else f"{choice.shrink:.0%} of the way to what was learned"
-    )
-    if choice.shrink == 0:
-        way = "one coefficient for all that the mask keeps"
-    if choice.extrapolation:
-        way += (
-            f", and from there {choice.extrapolation:.0%} of the way to fine-tuned to keep the"
-            " accuracy"
-        )
-    path = f"{choice.path_objective:.3f} at alpha {choice.path_alpha:g} of the straight path"
-    remark = (
-        "" if choice.objective < choice.path_objective else ", which a sparse mask does not beat"
-    )
-    if choice.gain and choice.corrupted_gain and choice.gain[0] <= 0 < choice.corrupted_gain[0]:
-        remark = "; only under other corruptions is it sure to be better"
+        return f"{images}: nothing that was learned surely keeps the accuracy, so it is fine-tuned"
+    if not choice.extrapolation:
+        return f"{images} chose what was learned; {accuracy}"
     return (
-        f"{images} chose {way}; {accuracy}; the goal (loss plus weighted divergence) is"
-        f" {choice.objective:.3f}, and {path}{remark}"
+        f"{images} chose to go {choice.extrapolation:.0%} of the way from what was learned to"
+        f" fine-tuned, to keep the accuracy; {accuracy}"
     )

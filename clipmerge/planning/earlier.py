@@ -2,25 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 _CHOICE = {
-    "part": "shrink",
     "beyond": "extrapolation",
-    "goal": "objective",
     "right": "accuracy",
-    "path_goal": "path_objective",
     "finetuned_right": "finetuned_accuracy",
     "seen_right": "train_accuracy",
     "divergence": "distill_target",
 }
+# Fields of a choice that is no longer made: between what was learned and the straight path.
+_GONE = (
+    "part",
+    "goal",
+    "path_alpha",
+    "path_goal",
+    "gain",
+    "corrupted_gain",
+    "zeroshot_skill",
+    "finetuned_rank",
+)
 _TRACE = {"calibration": "cross_entropy", "divergence": "distillation_loss"}
 _STAGES = {"bought": "effect", "kept": "other_tasks"}
 
 
 def upgrade(data: dict[str, Any]) -> dict[str, Any]:
-    """Rename the fields of a plan or a record of the format before; wrong types are left to
+    """Rename or drop fields of a plan or a record of the format before; wrong types are left to
     validation.
     """
     fields = _renamed(data, {"bought": "effect", "kept": "other_tasks"})
@@ -28,17 +36,21 @@ def upgrade(data: dict[str, Any]) -> dict[str, Any]:
     _rename_in(fields, "seconds", _STAGES)
     if isinstance(fields.get("measurements"), dict) and "measure" in fields["measurements"]:
         fields["measurements"] = dict(fields["measurements"])  # of a plan
-        _rename_in(fields["measurements"], "choice", _CHOICE)
+        _rename_in(fields["measurements"], "choice", _CHOICE, _GONE)
         _rename_in(fields["measurements"], "trace", _TRACE)
-    _rename_in(fields, "choice", _CHOICE)
+    _rename_in(fields, "choice", _CHOICE, _GONE)
     _rename_in(fields, "trace", _TRACE)
     return fields
 
 
-def _rename_in(fields: dict[str, Any], name: str, names: Mapping[str, str]) -> None:
+def _rename_in(
+    fields: dict[str, Any], name: str, names: Mapping[str, str], gone: Collection[str] = ()
+) -> None:
     if isinstance(fields.get(name), dict):
-        fields[name] = _renamed(fields[name], names)
+        fields[name] = _renamed(fields[name], names, gone)
 
 
-def _renamed(fields: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
-    return {names.get(name, name): value for name, value in fields.items()}
+def _renamed(
+    fields: Mapping[str, Any], names: Mapping[str, str], gone: Collection[str] = ()
+) -> dict[str, Any]:
+    return {names.get(name, name): value for name, value in fields.items() if name not in gone}

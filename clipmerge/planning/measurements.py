@@ -121,57 +121,34 @@ class Statistic(StatisticAbout):
 
 
 class HeldBackChoice(Frozen):
-    """The point chosen by images held back from learning, and the point of the straight path that
-    it had to beat.
+    """How far images held back from learning chose to go from what was learned to fine-tuned.
 
     Attributes:
         images: Number of images held back.
-        alpha: The point, if it is on the straight path; ``None`` for a learned point.
-        shrink: Share of the way from the start of learning to the learned coefficients; 0 for one
-            coefficient for all that a sparse mask keeps.
-        extrapolation: Share of the remaining way to the fine-tuned model.
-        objective: Loss plus weighted distillation loss at the chosen point, in nats, on views and
-            changed copies of the held-back images.
-        accuracy: Share of the views that the chosen point recognises.
-        path_alpha: The straight path's point: the nearest to 0.5 whose objective is not proven
-            worse than the best, or where features of the path are distilled the nearest to where
-            learning starts.
-        path_objective: The objective at that point.
-        finetuned_accuracy: Share of the views that the fine-tuned model recognises.
-        gain: 95% interval of how much lower the objective of the best learned point is than that of
-            the path's point, paired by image, in nats; ``None`` with a single image.
-        corrupted_gain: The same under corruptions of other kinds than the changes that learning
-            sees.
-        distill_target: What learning distils: the zero-shot model's ``predictions``, its image
-            ``features``, or ``path-features``, those of both the zero-shot model and the point
-            where learning started.
-        zeroshot_skill: Share of the uncertainty about the labels that the zero-shot predictions
-            remove: McFadden's R2, 1 - loss / log(classes); ``None`` if it was not asked.
-        finetuned_rank: Effective rank of the fine-tuned model's image features on the calibration
-            images, as a share of the zero-shot model's; ``None`` if it was not asked.
+        alpha: 1 for the fine-tuned model itself; ``None`` for a learned point.
+        extrapolation: Share of the way from the learned coefficients to the fine-tuned model.
+        accuracy: Share of the held-back images' views that the chosen point recognises.
+        finetuned_accuracy: The same for the fine-tuned model.
+        loss_error: Standard error of the difference between the two, paired by image.
         train_accuracy: Share of the views of its own images that learning recognised in its last
             steps.
+        distill_target: What learning distils: the zero-shot model's ``predictions``, its image
+            ``features``, ``path-features``, those of both the zero-shot model and the middle of the
+            straight path, or ``both`` predictions and path-features.
     """
 
     images: int
     alpha: float | None
-    shrink: float
     extrapolation: float
-    objective: float
     accuracy: float
-    path_alpha: float
-    path_objective: float
     finetuned_accuracy: float
-    gain: tuple[float, float] | None = None
-    corrupted_gain: tuple[float, float] | None = None
+    loss_error: float | None = None
     train_accuracy: float | None = None
-    distill_target: str = "predictions"
-    zeroshot_skill: float | None = None
-    finetuned_rank: float | None = None
+    distill_target: str = "both"
 
 
 def takes_learned(trace: Mapping[str, Sequence[float]], choice: HeldBackChoice | None) -> bool:
-    """Whether a merge takes learned coefficients, not a point of the straight path."""
+    """Whether a merge takes learned coefficients, not the fine-tuned model."""
     return any(trace.values()) and not (choice and choice.alpha is not None)
 
 

@@ -40,17 +40,12 @@ def _learned(
 ) -> list[str]:
     """What was learned, or measured without learning, in a sentence."""
     where = f"on {images:,} of your images"
-    verb = "learned" if any(record.trace.values()) else "decided"
-    sentence = f"How far each weight goes from zero-shot to fine-tuned was {verb} {where}"
+    sentence = f"How far each weight goes from zero-shot to fine-tuned was learned {where}"
     if record.choice and record.choice.alpha is not None:
-        alpha = f"alpha {record.choice.alpha:g} for all weights"
-        sentence = f"Nothing learned {where} is proven better than {alpha}, which was taken"
-        if record.choice.finetuned_rank is not None and not any(record.trace.values()):
-            kept = (
-                f"{record.choice.finetuned_rank:.0%} of the effective rank of the zero-shot model's"
-                " features"
-            )
-            sentence = f"Fine-tuning kept {kept}, so nothing was learned, and {alpha} was taken"
+        sentence = (
+            f"Nothing learned {where} surely keeps the fine-tuned model's accuracy, so its weights"
+            " were taken"
+        )
     times = f", and multiplied by {factor}" if factor else ""
     return [f"{stragglers}."] * bool(stragglers) + [f"{sentence}{times} (-v says more)."]
 

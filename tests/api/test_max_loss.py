@@ -67,7 +67,7 @@ def requested(pair: tuple[Path, Path], recipe: str, **options: Any) -> Any:
     ("recipe", "options", "limit"),
     [
         ("auto", {}, 3.0),
-        ("straggler-sparse", {}, 2.5),
+        ("straggler-sparse", {}, 3.0),
         ("straggler-sparse", {"max_loss": 1.0}, 1.0),
         ("auto", {"set": ["measure.max_loss=2"]}, 2.0),
         ("wise-ft", {}, 3.0),

@@ -69,31 +69,22 @@ def predictions(folder: Path, images: list[Image.Image]) -> list[int]:
         return model(**inputs).logits_per_image.argmax(dim=-1).tolist()
 
 
-def test_narrowed_features_speak_for_the_merge(far: Folders, images: Path) -> None:
+def test_the_finetuned_model_itself_is_either(far: Folders, images: Path) -> None:
+    """Not so where it was learned, with the same numbers."""
     request = request_for(
         (far[1], far[0]), "wise-ft", "method.alpha=1", data=images, max_loss=100.0
     )
     run = prepare(request)
-    path = {"path_alpha": 1, "path_objective": 1, "finetuned_accuracy": 1}
-    for rank, trace, expected, because in (
-        (0.5, {}, "either", "show no difference"),
-        (0.2, {"l": (1.0,)}, "use", "narrowed"),
-    ):
+    for alpha, expected in ((1.0, "either"), (None, "use")):
         choice = HeldBackChoice(
-            images=24,
-            alpha=1,
-            shrink=1,
-            extrapolation=0,
-            objective=1,
-            accuracy=1,
-            finetuned_rank=rank,
-            **path,
+            images=24, alpha=alpha, extrapolation=1, accuracy=1, finetuned_accuracy=1
         )
-        measured = Measurements(measure="learned-coefficients", choice=choice, trace=trace)
+        measured = Measurements(
+            measure="learned-coefficients", choice=choice, trace={"cross_entropy": (1.0,)}
+        )
         run.plan = run.light_plan.model_copy(update={"measurements": measured})
         add_verdict(run, request)
         assert run.light_plan.effect.recommendation == expected
-        assert because in run.light_plan.effect.reason
 
 
 @pytest.mark.parametrize("recipe", ["straggler-outlier", "wise-ft"])

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from clipmerge.errors import MeasureError
-from clipmerge.learning.augmentation import KINDS, augmented, corrupted, viewed
+from clipmerge.learning.augmentation import KINDS, augmented, viewed
 
 COUNT = 400
 
@@ -72,7 +72,6 @@ def test_patches_of_any_aspect_ratio_are_refused_with_the_way_out() -> None:
             change(packed, 0)
     assert viewed(packed, 0, 0.0) is packed
     assert augmented(packed, 0, ()) is packed
-    assert corrupted(packed, 0) is packed
 
 
 def test_blur_averages_some_images_and_leaves_the_others(pixels: Tensor) -> None:

@@ -13,7 +13,7 @@ from clipmerge.learning import steps as step_layout
 from clipmerge.learning.coefficients import Coefficients
 from clipmerge.learning.descent import Descent
 from clipmerge.learning.goal import Goal
-from clipmerge.learning.learn import PATH_STEPS, LearningConfig, learn
+from clipmerge.learning.learn import LearningConfig, learn
 from clipmerge.learning.objective import Batch, Objective
 from clipmerge.measures.projection_radii import projection_radii
 from clipmerge.methods.learned import learned
@@ -108,29 +108,6 @@ def test_gradients_are_autograds(ends: Ends, granularity: Any) -> None:
         )
 
 
-def test_without_a_start_it_is_the_best_alpha_of_the_path(ends: Ends) -> None:
-    goal = Goal(0.1, changes=())
-    objective = objective_for(ends, make_batches(SIZES))
-    batches = [step.batch for step in prepare(objective, goal, 6)[:PATH_STEPS]]
-    slow = SlowLearner(ends, objective, "layer")
-    goals = {}
-    for tenth in range(11):
-        everywhere = {
-            key: torch.tensor(tenth / 10, dtype=torch.float64) for key in objective.path.layers
-        }
-        parts = [slow.goal(everywhere, batch, 0.1) for batch in batches]
-        goals[tenth / 10] = sum(
-            len(b) * float(loss + 0.1 * divergence)
-            for b, (loss, divergence) in zip(batches, parts, strict=True)
-        )
-    best = min(goals, key=goals.__getitem__)
-    assert 0 < best < 1
-    coefficients = Coefficients(objective, "entry")
-    learn(objective, coefficients, LearningConfig(goal, steps=6, rate=1e-9))
-    assert coefficients.start == best
-    assert all(torch.allclose(value, torch.tensor(best)) for value in coefficients.values.values())
-
-
 def test_steps_are_adams_with_a_falling_rate_and_one_second_moment_per_parameter_in_the_box(
     ends: Ends,
 ) -> None:
@@ -185,7 +162,7 @@ def test_many_prompts_are_drawn_from(
         assert templates * classes <= max(limit, len(present))
         if step.classes is not None:
             assert present <= set(step.classes.tolist())
-        assert step.target.shape == (len(step.batch), classes)
+        assert step.targets.predictions.shape == (len(step.batch), classes)
         objective.path.move_to(0.0)
         # at zero-shot, whatever is drawn, nothing diverges
         assert descend(objective, step, STILL).divergence == pytest.approx(0, abs=1e-6)
@@ -233,22 +210,3 @@ def test_the_method_needs_coefficients(ends: Ends) -> None:
         RecipeError, match="path-barrier learns no coefficients; measure with learned-coefficients"
     ):
         learned(task_of(ends, Measurements(measure="path-barrier")))
-
-
-def test_a_given_start_stays_where_held_back_images_see_the_path(
-    ends: Ends, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    objective = objective_for(ends, make_batches(SIZES))
-    coefficients = Coefficients(objective, "layer", 0.35)
-    place, placed = coefficients.place, list[set[float]]()
-
-    def recorded() -> None:
-        placed.append({value.item() for value in coefficients.values.values()})
-        place()
-
-    monkeypatch.setattr(coefficients, "place", recorded)
-    found = learn(
-        objective, coefficients, LearningConfig(Goal(0.0), steps=1, rate=1e-9, held_back=0.5)
-    )
-    assert len(set(found.path.losses)) > 1
-    assert list(placed[0]) == [pytest.approx(0.35)]

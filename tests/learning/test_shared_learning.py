@@ -35,6 +35,7 @@ PIECES = {
     "copies": GOAL,
     "no copies": Goal(0.0, views=1.0),
     "features": Goal(0.7, divergence="features", copies=2),
+    "both": Goal(0.7, divergence="both", copies=2),
 }
 
 

@@ -91,7 +91,7 @@ def test_every_image_comes_once_before_any_comes_again(ends: Ends) -> None:
 def test_a_process_may_have_unlabelled_images_alone(ends: Ends) -> None:
     goal = replace(CHANGED, copies=2)
     (step,) = steps_of(objective_with(ends), goal, 1)
-    copies = copies_alone(replace(step, shard=(1, 2)), goal).pixels
+    copies = copies_alone(replace(step, shard=(1, 2)), goal)
     assert torch.equal(copies, step.unlabelled.pixels([0]))
 
 

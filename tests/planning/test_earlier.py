@@ -25,7 +25,7 @@ def test_a_record_of_the_format_before_keeps_its_numbers_and_sentences() -> None
     assert record.effect.merged.clean.value == old["bought"]["merged"]["clean"]["value"]
     assert record.other_tasks[0].name == old["kept"][0]["name"] == "other"
     assert record.choice.accuracy == old["choice"]["right"]
-    assert record.choice.shrink == old["choice"]["part"]
+    assert record.choice.extrapolation == old["choice"]["beyond"]
     assert record.trace["cross_entropy"] == tuple(old["trace"]["calibration"])
     assert record.seconds["effect"] == old["seconds"]["bought"]
     said = " ".join(printed(json.loads(record.to_text())).split())

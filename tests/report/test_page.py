@@ -168,22 +168,18 @@ def test_page_says_if_there_is_a_barrier(
     assert f"{caption}: there is {'no' if middle < 1 else 'a'} barrier" in text
 
 
-def test_a_point_of_the_straight_path_is_not_called_learned(html_of: Pages) -> None:
+def test_the_finetuned_model_is_not_called_learned(html_of: Pages) -> None:
     choice = {
         "images": 9,
-        "alpha": 0.4,
-        "shrink": 0.0,
-        "extrapolation": 0.0,
-        "objective": 0.4,
+        "alpha": 1.0,
+        "extrapolation": 1.0,
         "accuracy": 0.9,
-        "path_alpha": 0.4,
+        "finetuned_accuracy": 0.9,
     }
-    choice |= {"path_objective": 0.4, "finetuned_accuracy": 0.9}
     assert "weights with a learned coefficient" in html_of(learned())
-    for path in (learned() | {"choice": choice}, learned() | {"choice": choice, "trace": {}}):
-        page = html_of(path)
-        assert "weights with a learned coefficient" not in page
-        assert "mean of a layer's learned coefficients" not in page
+    page = html_of(learned() | {"choice": choice})
+    assert "weights with a learned coefficient" not in page
+    assert "mean of a layer's learned coefficients" not in page
 
 
 def test_shares_are_of_the_weights_that_fine_tuning_changed(html_of: Pages) -> None:

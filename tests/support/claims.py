@@ -12,6 +12,7 @@ from torch import Tensor
 
 from clipmerge.evaluation.conclusion import concluded
 from clipmerge.output.record import MergeRecord
+from clipmerge.planning.measurements import takes_learned
 from clipmerge.planning.plan import Plan
 
 N = r"(-?\d[\d.]*(?:e[+-]?\d+)?)"
@@ -212,7 +213,7 @@ def check_effect(said: str, record: MergeRecord) -> None:
         over_zeroshot=effect.over_zeroshot,
         images=effect.images,
         max_loss=effect.max_loss,
-        finetuned_rank=record.choice.finetuned_rank if record.choice else None,
+        learned=takes_learned(record.trace, record.choice),
     )
     assert asdict(again).items() <= effect.model_dump().items()
     merged, finetuned, zeroshot = effect.merged, effect.finetuned[effect.reference], effect.zeroshot
