@@ -114,6 +114,16 @@ StateKey = Annotated[
     str | None,
     Option(None, "Where in the checkpoint's file the weights are, such as 'ema'.", "Inputs", "KEY"),
 ]
+Model = Annotated[
+    str | None,
+    Option(
+        None,
+        "Architecture in OpenCLIP, such as ViT-B-32, of weights without open_clip_config.json.",
+        "Inputs",
+        "NAME",
+        settable="anywhere",
+    ),
+]
 Images = Annotated[int, _image_count(1024, "Images to measure on, class-balanced.", "Images")]
 Seed = Annotated[
     int,
@@ -334,6 +344,7 @@ class PlanOptions(RecipeOptions, total=False):
     """Options of `plan`."""
 
     state_key: StateKey
+    model: Model
     overwrite: Overwrite
 
 
@@ -351,6 +362,7 @@ class MergeOptions(PlanOptions, total=False):
 class ApplyOptions(TypedDict, total=False):
     """Options of `apply`."""
 
+    model: Model
     max_shard_size: MaxShardSize
     hash: Hash
     overwrite: Overwrite
@@ -367,6 +379,7 @@ class EvaluateOptions(PromptOptions, MachineOptions, total=False):
 
     keep: Keep
     state_key: StateKey
+    model: Model
 
 
 class SweepOptions(DecisionOptions, total=False):
@@ -398,6 +411,7 @@ class SweepOptions(DecisionOptions, total=False):
         ),
     ]
     state_key: StateKey
+    model: Model
     overwrite: Overwrite
 
 

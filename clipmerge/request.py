@@ -163,6 +163,8 @@ class Settings:
     max_loss: float = MAX_LOSS
     # a greater loss, or a checkpoint that did not start from the zero-shot one, is an error
     strict: bool = False
+    # open_clip's name of the architecture of weights without a configuration
+    model: str | None = None
     # sources of tasks that the models were not fine-tuned for
     keep: dict[str, Any] = field(default_factory=dict)
 
@@ -280,6 +282,7 @@ def settings_from(options: DecisionOptions) -> dict[str, Any]:
         "seed": options["seed"],
         "dtype": options["dtype"],
         "hashed": options["hash"],
+        "model": options.get("model"),
     }
 
 

@@ -31,11 +31,13 @@ _WRAPPERS = (
 _SIDE_SUFFIXES = (".json", ".txt", ".model", ".jinja")
 
 
-def open_source(source: str | Source, base: Checkpoint | None = None) -> Checkpoint:
+def open_source(
+    source: str | Source, base: Checkpoint | None = None, *, model: str | None = None
+) -> Checkpoint:
     """Open a source of `as_sources`; takes and raises the same as
     `clipmerge.checkpoint.open_checkpoint`.
     """
-    return with_title(open_checkpoint(source, base=base))
+    return with_title(open_checkpoint(source, base=base, model=model))
 
 
 def with_title(checkpoint: Checkpoint) -> Checkpoint:

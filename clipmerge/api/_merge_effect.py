@@ -38,7 +38,7 @@ def add_verdict(run: Run, request: MergeRequest) -> None:
     from clipmerge.evaluation.verdict import measure_effect
     from clipmerge.planning.measurements import takes_learned
 
-    with run.timed("effect"), _wanted(run, request, "the effect of the merge"):
+    with run.timed("effect"), _warn_or_raise(run, request, "the effect of the merge"):
         measured = run.plan and run.plan.measurements
         effect = measure_effect(
             run.inputs,
@@ -57,11 +57,19 @@ def add_verdict(run: Run, request: MergeRequest) -> None:
 
 
 @contextmanager
-def _wanted(run: Run, request: MergeRequest, what: str) -> Iterator[None]:
-    """Warn of what cannot be measured; with ``--strict`` it is an error."""
+def _warn_or_raise(run: Run, request: MergeRequest, what: str) -> Iterator[None]:
+    """Warn that there are no images to measure on, which is an error if `strict`.
+
+    Models that cannot be measured at all are always an error: images were given to measure them.
+    """
     try:
         yield
-    except (CheckpointError, _Unmeasurable) as error:
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"{error} ({what} cannot be measured, so nothing was written; leave out the images to"
+            " merge without measuring)"
+        ) from None
+    except _Unmeasurable as error:
         text = f"{what} could not be measured: {error}"
         if request.strict:
             raise VerdictError(f"{text}; nothing was written (`strict=True`)") from None
@@ -147,7 +155,7 @@ def add_other_task_scores(run: Run, request: MergeRequest) -> None:
     from clipmerge.evaluation.other_tasks import measure_other_tasks
     from clipmerge.images.fingerprints import Fingerprints, note_shared
 
-    with run.timed("other_tasks"), _wanted(run, request, "the tasks of `keep`"):
+    with run.timed("other_tasks"), _warn_or_raise(run, request, "the tasks of `keep`"):
         tasks = load_tasks(
             request.keep, run.progress, most=request.calibration.images, seed=request.seed
         )

@@ -87,6 +87,7 @@ def apply(
             name=str(file or "the plan"),
             hashed=given["hash"],
             sources=sources,
+            model=given["model"],
         )
         run.command = command or command_text(
             "apply", file or opened, options=options, output=output
@@ -95,12 +96,18 @@ def apply(
 
 
 def open_plan(
-    plan: Plan, progress: Progress, *, name: str, hashed: bool, sources: Sequence[str] = ()
+    plan: Plan,
+    progress: Progress,
+    *,
+    name: str,
+    hashed: bool,
+    sources: Sequence[str] = (),
+    model: str | None = None,
 ) -> Run:
     """Open a plan's inputs, and check that the plan was made for them."""
     progress.stage("read")
     begin = time.perf_counter()
-    zeroshot, *finetuned = _open_all(name, plan, sources)
+    zeroshot, *finetuned = _open_all(name, plan, sources, model)
     plan = _of_sources(plan, (zeroshot, *finetuned)) if sources else plan
     decided_for_these = plan.inputs_digest == plan.digest_of_inputs
     plan = plan.without_stale()
@@ -130,7 +137,7 @@ def open_plan(
     return run
 
 
-def _open_all(name: str, plan: Plan, sources: Sequence[str]) -> list[Checkpoint]:
+def _open_all(name: str, plan: Plan, sources: Sequence[str], model: str | None) -> list[Checkpoint]:
     records = (plan.zeroshot, *plan.finetuned)
     if sources and len(sources) != len(records):
         raise PlanError(
@@ -139,8 +146,8 @@ def _open_all(name: str, plan: Plan, sources: Sequence[str]) -> list[Checkpoint]
         )
     places = sources or [_place(name, plan, record) for record in records]
     refuse_duplicates(places)
-    base = open_source(places[0])
-    return [base, *(open_source(place, base) for place in places[1:])]
+    base = open_source(places[0], model=model)
+    return [base, *(open_source(place, base, model=model) for place in places[1:])]
 
 
 def _of_sources(plan: Plan, checkpoints: Sequence[Checkpoint]) -> Plan:

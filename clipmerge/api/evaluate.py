@@ -74,6 +74,7 @@ def evaluate(
             classes=wanted.classes,
             columns=wanted.columns,
             progress=reports,
+            architecture=given["model"],
         )
         if tasks:
             from clipmerge.evaluation.other_tasks import evaluate_other_tasks

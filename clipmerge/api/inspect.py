@@ -11,7 +11,7 @@ import numpy as np
 from clipmerge.api._in_memory import CheckpointLike, as_sources, open_source
 from clipmerge.api._results import InspectResult
 from clipmerge.checkpoint import Checkpoint, Inputs, find_source
-from clipmerge.checkpoint.alignment import align, find_mismatches
+from clipmerge.checkpoint.alignment import align, find_mismatches, finetuned_dtype
 from clipmerge.checkpoint.ancestry import ancestry_of, ancestry_warnings
 from clipmerge.checkpoint.converted import as_open_clip
 from clipmerge.checkpoint.opening import preview_checkpoint
@@ -78,7 +78,7 @@ def _inspected(
     other_preview = preview_checkpoint(other_source)
     other = other_preview or open_source(other_source, base)
     inputs = align(base, [other])
-    mismatches = find_mismatches(inputs)
+    mismatches = find_mismatches(inputs, mixed_dtypes=finetuned_dtype(inputs) is not None)
     has_weights = not (base_preview or other_preview)
     if weights and not mismatches and not has_weights:
         base = open_source(base_source)

@@ -10,13 +10,14 @@ import json
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Any, TypeVar, Unpack
 
 from clipmerge.api._in_memory import CheckpointLike, as_sources, with_title
 from clipmerge.api._merge_effect import add_other_task_scores, add_verdict
-from clipmerge.checkpoint import Checkpoint, Inputs, align_checkpoints, open_checkpoints
+from clipmerge.checkpoint import Checkpoint, Inputs, open_checkpoints
+from clipmerge.checkpoint.alignment import align, finetuned_dtype, refuse_mismatches
 from clipmerge.checkpoint.ancestry import ancestry_warnings
 from clipmerge.checkpoint.inputs import HEAD_WEIGHT
 from clipmerge.config import Missing, PlanOptions, complete_options, with_options
@@ -32,7 +33,14 @@ from clipmerge.planning.recipe import Recipe
 from clipmerge.planning.tensors import named_tensors, with_coefficients
 from clipmerge.plugins import plugin_names, takes_several
 from clipmerge.progress import Logged, Progress, say_all
-from clipmerge.request import Calibration, MergeRequest, RecipeLike, as_list, command_text
+from clipmerge.request import (
+    Calibration,
+    MergeRequest,
+    RecipeLike,
+    SweepRequest,
+    as_list,
+    command_text,
+)
 from clipmerge.run import Run
 
 Measured = tuple[Measurements, CalibrationRecord]
@@ -137,7 +145,7 @@ def prepare(
 ) -> Run:
     """Read, measure, decide, and measure the effect of the decision."""
     known = known or RunCache()
-    run = _read(request, progress or Progress(), known)
+    run, request = _read(request, progress or Progress(), known)
     _early_checks(run, request.recipe)
     measurements, calibration = None, None
     if request.recipe.measure:
@@ -163,25 +171,22 @@ def _measured(run: Run, request: MergeRequest, known: RunCache) -> Measured:
     return found
 
 
-def _read(request: MergeRequest, progress: Progress, known: RunCache) -> Run:
+def _read(request: MergeRequest, progress: Progress, known: RunCache) -> tuple[Run, MergeRequest]:
     progress.stage("read")
     begin = time.perf_counter()
-    mixed = request.dtype != "keep"
-    inputs = open_inputs(
-        request.checkpoints, request.recipe.missing, mixed_dtypes=mixed, known=known
-    )
+    inputs, request = open_inputs(request, request.recipe.missing, known)
     head = (
         _head_classes(inputs, request.calibration, request.seed)
         if lacks_zeroshot_head(inputs)
         else None
     )
     if head:
-        inputs = build_zeroshot_head(inputs, head, mixed_dtypes=mixed)
+        inputs = build_zeroshot_head(inputs, head, mixed_dtypes=request.dtype != "keep")
     check_ancestry(inputs, known, strict=request.strict)
     run = Run(inputs, progress, command=request.command, head=head, hashed=request.hashed)
     say_all(progress, inputs.notes)
     run.seconds["read"] = round(time.perf_counter() - begin, 3)
-    return run
+    return run, request
 
 
 def _head_classes(inputs: Inputs, calibration: Calibration, seed: int) -> HeadRecord | None:
@@ -205,19 +210,35 @@ def _head_classes(inputs: Inputs, calibration: Calibration, seed: int) -> HeadRe
     return None
 
 
-def open_inputs(
-    sources: tuple[str, ...], missing: Missing, *, mixed_dtypes: bool, known: RunCache
-) -> Inputs:
-    """Open the checkpoints once, and align them once per ``missing``."""
+Request = TypeVar("Request", MergeRequest, SweepRequest)
+
+
+def open_inputs(request: Request, missing: Missing, known: RunCache) -> tuple[Inputs, Request]:
+    """Open the checkpoints once, and align them once per ``missing``.
+
+    Returns:
+        The aligned checkpoints, and the request with the fine-tuned dtype if the zero-shot weights
+        have another one and the user named none.
+    """
     if not known.checkpoints:
-        opened = open_checkpoints(sources, missing=missing, mixed_dtypes=mixed_dtypes)
+        opened = open_checkpoints(request.checkpoints, missing=missing, model=request.model)
         known.checkpoints = tuple(map(with_title, opened))
-    if missing not in known.inputs:
+    is_new = missing not in known.inputs
+    if is_new:
         zeroshot, *finetuned = known.checkpoints
-        known.inputs[missing] = align_checkpoints(
-            zeroshot, finetuned, missing=missing, mixed_dtypes=mixed_dtypes
-        )
-    return known.inputs[missing]
+        known.inputs[missing] = align(zeroshot, finetuned, missing=missing)
+    inputs = known.inputs[missing]
+    dtype = finetuned_dtype(inputs) if request.dtype == "keep" else None
+    if dtype is not None:
+        request = replace(request, dtype=dtype)
+    if is_new:
+        refuse_mismatches(inputs, mixed_dtypes=request.dtype != "keep")
+        if dtype is not None:
+            inputs.notes.append(
+                f"the zero-shot and the fine-tuned weights differ in dtype; the output has the"
+                f" fine-tuned one, {dtype} (`dtype` names another)"
+            )
+    return inputs, request
 
 
 def check_ancestry(inputs: Inputs, known: RunCache, *, strict: bool) -> None:

@@ -159,14 +159,14 @@ def run_sweep(
     missing: Missing = next(
         (recipe.missing for recipe in request.recipes if recipe.missing != "error"), "error"
     )
-    inputs = open_inputs(
-        request.checkpoints, missing, mixed_dtypes=request.dtype != "keep", known=known
-    )
+    inputs, request = open_inputs(request, missing, known)
     check_ancestry(inputs, known, strict=request.strict)
     say_all(progress, inputs.notes)
     base = known.checkpoints[0]
     placed = {
-        name: align_checkpoints(base, [open_source(source, base)], mixed_dtypes=True)
+        name: align_checkpoints(
+            base, [open_source(source, base, model=request.model)], mixed_dtypes=True
+        )
         for name, source in request.points.items()
     }
     kept = SweepCache.of(request, inputs) if resumes else None

@@ -7,12 +7,12 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, cast, get_args
 
 from clipmerge.checkpoint.converted import in_one_layout
 from clipmerge.checkpoint.inputs import Inputs
 from clipmerge.checkpoint.source import Checkpoint, naming
-from clipmerge.config import Missing
+from clipmerge.config import Missing, OutputDtype
 from clipmerge.errors import CheckpointError, counted, shorten
 from clipmerge.families import (
     Family,
@@ -47,9 +47,30 @@ def align_checkpoints(
 ) -> Inputs:
     """Align checkpoints and refuse mismatches, without reading weights."""
     inputs = align(zeroshot, finetuned, missing=missing)
+    refuse_mismatches(inputs, mixed_dtypes=mixed_dtypes)
+    return inputs
+
+
+def refuse_mismatches(inputs: Inputs, *, mixed_dtypes: bool = False) -> None:
+    """Refuse aligned checkpoints that cannot be merged."""
     for problem in find_mismatches(inputs, mixed_dtypes=mixed_dtypes):
         raise CheckpointError(problem)
-    return inputs
+
+
+def finetuned_dtype(inputs: Inputs) -> OutputDtype | None:
+    """The one dtype of the fine-tuned weights where the zero-shot ones have another; ``None`` if
+    they agree, or if the fine-tuned ones have several.
+    """
+    differs, dtypes = False, set()
+    for name in inputs.zeroshot_keys:
+        entry, *others = inputs.entries(name)
+        if entry.is_float and not is_incidental(name):
+            differs |= any(other.dtype != entry.dtype for other in others)
+            dtypes |= {DTYPES[other.dtype][0] for other in others}
+    if not differs or len(dtypes) != 1:
+        return None
+    dtype = dtypes.pop()
+    return cast(OutputDtype, dtype) if dtype in get_args(OutputDtype) else None
 
 
 def align(

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from clipmerge.checkpoint.adapter import adapt
 from clipmerge.checkpoint.alignment import align_checkpoints
+from clipmerge.checkpoint.architecture import with_architecture
 from clipmerge.checkpoint.source import (
     INDEX,
     OPEN_CLIP_CONFIG,
@@ -103,14 +104,20 @@ def find_source(name: str) -> Source:
     return Source(name, resolve(hub_id))
 
 
-def open_checkpoint(source: str | Source, *, base: Checkpoint | None = None) -> Checkpoint:
-    """Open a folder, a file, an index of shards or a Hub id without reading weights; ``base`` is an
-    adapter's.
+def open_checkpoint(
+    source: str | Source, *, base: Checkpoint | None = None, model: str | None = None
+) -> Checkpoint:
+    """Open a folder, a file, an index of shards or a Hub id without reading weights.
+
+    Args:
+        source: The checkpoint, or an adapter.
+        base: The checkpoint that an adapter is applied to.
+        model: open_clip's name of the architecture, if no configuration lies beside the weights.
     """
     source = find_source(source) if isinstance(source, str) else source
     opened = _open(source)
     if not _is_adapter(opened.files[0]):
-        return opened
+        return opened if model is None else with_architecture(opened, model)
     if base is None:
         raise CheckpointError(
             f"{source.name}: is a peft adapter, not a full model; make a checkpoint from it and its"
@@ -121,7 +128,7 @@ def open_checkpoint(source: str | Source, *, base: Checkpoint | None = None) -> 
 
 
 def open_checkpoints(
-    names: Sequence[str], *, missing: Missing = "error", mixed_dtypes: bool = False
+    names: Sequence[str], *, missing: Missing = "error", model: str | None = None
 ) -> list[Checkpoint]:
     """Open a zero-shot checkpoint and its fine-tuned ones.
 
@@ -131,16 +138,18 @@ def open_checkpoints(
     sources = [find_source(name) for name in names]
     previews = [preview_checkpoint(source) for source in sources]
     if any(previews):
-        base, *finetuned = _opened(sources, previews)
-        align_checkpoints(base, finetuned, missing=missing, mixed_dtypes=mixed_dtypes)
-    return _opened(sources, [None] * len(sources))
+        base, *finetuned = _opened(sources, previews, model)
+        align_checkpoints(base, finetuned, missing=missing, mixed_dtypes=True)
+    return _opened(sources, [None] * len(sources), model)
 
 
-def _opened(sources: Sequence[Source], previews: Sequence[Checkpoint | None]) -> list[Checkpoint]:
+def _opened(
+    sources: Sequence[Source], previews: Sequence[Checkpoint | None], model: str | None
+) -> list[Checkpoint]:
     """Open a zero-shot checkpoint and its fine-tuned ones, unless they are previewed."""
-    base = previews[0] or open_checkpoint(sources[0])
+    base = previews[0] or open_checkpoint(sources[0], model=model)
     finetuned = [
-        preview or open_checkpoint(source, base=base)
+        preview or open_checkpoint(source, base=base, model=model)
         for source, preview in zip(sources[1:], previews[1:], strict=True)
     ]
     return [base, *finetuned]

@@ -83,6 +83,7 @@ def evaluate_sources(
     classes: ClassNames = None,
     columns: Columns | None = None,
     progress: Progress,
+    architecture: str | None = None,
 ) -> tuple[dict[str, Any], ImageTextModel]:
     """Measure a checkpoint on sources in forms that `open_images` accepts: JSON-ready, and the
     model.
@@ -91,7 +92,7 @@ def evaluate_sources(
         name: open_images(images, classes, columns=columns, whole=True)
         for name, images in named.items()
     }
-    checkpoint = open_checkpoint(source)
+    checkpoint = open_checkpoint(source, model=architecture)
     if checkpoint.note:
         progress.say(checkpoint.note)
     model = load_model(checkpoint)

@@ -28,9 +28,14 @@ from clipmerge.models.headed_tower import HeadedTower
 def build_model(inputs: Inputs) -> ImageTextModel:
     """Build the model that measures differentiate, without weights."""
     if inputs.zeroshot.config is None:
+        named = (
+            ", or name the architecture with `model`, such as ViT-B-32"
+            if inputs.family.config == OPEN_CLIP_CONFIG
+            else ""
+        )
         raise CheckpointError(
             f"{inputs.zeroshot.source}: measuring needs the {inputs.family.config} beside the"
-            " weights; give the whole folder"
+            f" weights; give the whole folder{named}"
         )
     candidates = [
         c

@@ -70,7 +70,7 @@ def _write(folder: Path, inputs: Inputs, dtype: str) -> list[str]:
         return write_layout_files(folder, form, dtype) + [made] * (not inputs.takes_zeroshot_form)
     chosen = _side_files(form)
     notes = []
-    if form is inputs.zeroshot and not inputs.takes_zeroshot_form:
+    if chosen and form is inputs.zeroshot and not inputs.takes_zeroshot_form:
         notes.append(
             f"the fine-tuned checkpoint has no {inputs.family.config}; the zero-shot one's side"
             " files were copied"
@@ -126,7 +126,12 @@ def _side_files(checkpoint: Checkpoint) -> dict[str, Path]:
 
 
 def _left_behind(checkpoint: Checkpoint) -> list[str]:
-    """Note files beside the weights that seem to belong to them but are not copied."""
+    """Note files beside the weights that seem to belong to them but are not copied.
+
+    A bare file of weights may lie in any folder, whose other files are nobody's concern.
+    """
+    if checkpoint.config is None:
+        return []
     names = sorted(path.name for path in checkpoint.folder.iterdir())
     names = [name for name in names if not name.startswith((".", *_NEVER_SIDE))]
     strange = [name for name in names if name.endswith(_TEXTS) and name not in SIDE_FILES]

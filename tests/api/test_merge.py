@@ -2,7 +2,6 @@
 
 import errno
 import hashlib
-import json
 import math
 import os
 import shutil
@@ -19,13 +18,12 @@ from clipmerge.api.apply import write_merge
 from clipmerge.api.merge_models import _filled
 from clipmerge.api.plan import prepare
 from clipmerge.cli.env import _version
-from clipmerge.errors import CheckpointError, UsageError, VerdictError
+from clipmerge.errors import CheckpointError, UsageError
 from clipmerge.progress import Progress
 from tests.support.command import clipmerge, done, printed, refused
 from tests.support.raw_safetensors import edit, edit_json
 from tests.support.tasks import request_for
 from tests.support.tiny_clip import Folders, save_pair
-from tests.support.told import Told
 
 QUIET: dict[str, Any] = {"progress": Progress()}
 
@@ -97,7 +95,7 @@ def test_models_in_memory_are_merged_in_one_process(
         api.merge_models(*models, "wise-ft", **QUIET)
 
 
-def test_tasks_that_cannot_be_measured_are_a_warning(
+def test_tasks_and_images_that_cannot_be_measured_are_an_error(
     pair: Folders, images: Path, tmp_path: Path
 ) -> None:
     for folder in ("zeroshot", "finetuned"):
@@ -105,21 +103,15 @@ def test_tasks_that_cannot_be_measured_are_a_warning(
             pair[folder == "finetuned"] / "model.safetensors", tmp_path / f"{folder}.safetensors"
         )
     bare = [tmp_path / "zeroshot.safetensors", tmp_path / "finetuned.safetensors"]
-    told = Told()
-    result = api.merge(
-        *bare, "wise-ft", keep={"other": str(images)}, output=tmp_path / "out", progress=told
-    )
-    line = next(
-        line for line in told.lines if line.startswith("the tasks of `keep` could not be measured")
-    )
-    record = json.loads((tmp_path / "out" / "clipmerge.json").read_text())
-    assert line in record["warnings"]
-    assert result.path == tmp_path / "out"
-    flags = ("-r", "wise-ft", "--keep", f"other={images}", "--strict", "-o", tmp_path / "strict")
-    assert "nothing was written (--strict)" in refused(
-        clipmerge("merge", *bare, *flags), VerdictError.exit_code
-    )
-    assert not (tmp_path / "strict").exists()
+    for flags in (("--keep", f"other={images}"), ("--data", images)):
+        line = refused(
+            clipmerge("merge", *bare, "-r", "wise-ft", *flags, "-o", tmp_path / "out"),
+            CheckpointError.exit_code,
+        )
+        assert "measuring needs the config.json beside the weights" in line
+        assert "cannot be measured, so nothing was written" in line
+    assert not (tmp_path / "out").exists()
+    done("merge", *bare, "-r", "wise-ft", "-o", tmp_path / "out")
 
 
 WEIGHT = "text_model.encoder.layers.0.mlp.fc1.weight"

@@ -1,0 +1,83 @@
+"""Weights without a configuration, described by the name of an architecture of open_clip."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import Any
+
+from clipmerge.checkpoint.source import OPEN_CLIP_CONFIG, Checkpoint
+from clipmerge.conversion.keys import layout_of
+from clipmerge.errors import CheckpointError, did_you_mean
+from clipmerge.files.paths import replace_bytes, user_cache
+
+_PREPROCESSING = ("mean", "std", "interpolation", "resize_mode")
+
+
+def with_architecture(checkpoint: Checkpoint, model: str) -> Checkpoint:
+    """Describe weights that have no configuration beside them.
+
+    The configuration is written to the user's cache, where whatever reads files beside the weights
+    finds it and nothing else.
+    """
+    if checkpoint.config is not None:
+        return checkpoint
+    if layout_of(checkpoint.entries) != "open-clip":
+        raise CheckpointError(
+            f"{checkpoint.source}: `model` {model} describes weights in OpenCLIP's layout, and"
+            " these have another one; put the config.json of their model beside them"
+        )
+    config = architecture_config(model)
+    _check_shapes(checkpoint, model, config["model_cfg"])
+    folder = user_cache("architectures") / model
+    folder.mkdir(parents=True, exist_ok=True)
+    replace_bytes(folder / OPEN_CLIP_CONFIG, f"{json.dumps(config, indent=2)}\n".encode())
+    return replace(checkpoint, folder=folder, config=config)
+
+
+def architecture_config(model: str) -> dict[str, Any]:
+    """The content of ``open_clip_config.json`` for a model that open_clip knows by name.
+
+    Its preprocessing is that of the pretrained weights of this name, where they agree.
+    """
+    try:
+        import open_clip
+    except ImportError as error:
+        raise CheckpointError(
+            f"`model` {model}: naming an architecture needs open_clip_torch ({error}); install"
+            " clipmerge[open-clip]"
+        ) from None
+    names = open_clip.list_models()
+    if model not in names:
+        raise CheckpointError(
+            f"`model` {model}: open_clip has no architecture of this name; see"
+            f" open_clip.list_models().{did_you_mean(model, names)}"
+        )
+    tags = open_clip.list_pretrained_tags_by_model(model)
+    pretrained = [open_clip.get_pretrained_cfg(model, tag) for tag in tags]
+    preprocessing = {}
+    for key in _PREPROCESSING:
+        values = [settings.get(key) for settings in pretrained]
+        if values and values[0] is not None and values.count(values[0]) == len(values):
+            preprocessing[key] = values[0]
+    return {"model_cfg": open_clip.get_model_config(model), "preprocess_cfg": preprocessing}
+
+
+def _check_shapes(checkpoint: Checkpoint, model: str, config: dict[str, Any]) -> None:
+    """Refuse the name of another architecture, whose configuration the output would have."""
+    vision, text = config["vision_cfg"], config["text_cfg"]
+    expected: dict[str, tuple[int | None, ...]] = {
+        "visual.conv1.weight": (vision.get("width"), 3, *(vision.get("patch_size"),) * 2),
+        "token_embedding.weight": (text.get("vocab_size"), text.get("width")),
+        "text_projection": (text.get("width"), config.get("embed_dim")),
+        "positional_embedding": (text.get("context_length"), text.get("width")),
+    }
+    for name, shape in expected.items():
+        entry = checkpoint.entries.get(name)
+        if entry is None or None in shape:
+            continue
+        if entry.shape != shape:
+            raise CheckpointError(
+                f"{checkpoint.source}: is not a {model}: {name} has shape {entry.shape}, and that"
+                f" of a {model} has {shape}; give the name that open_clip trained it under"
+            )
