@@ -1,7 +1,13 @@
+# /// script
+# # clipmerge itself comes by --with, until a registry has it
+# requires-python = ">=3.11"
+# dependencies = ["open_clip_torch>=3.3"]
+# ///
 """Merge a checkpoint of `open_clip_train` with the model that training started from.
 
     python -m open_clip_train.main --model ViT-B-32 --pretrained openai --train-data ... --logs logs
-    --name cars python examples/after_open_clip_train.py ViT-B-32 openai
+    --name cars
+    uv run --with . examples/after_open_clip_train.py ViT-B-32 openai
     logs/cars/checkpoints/epoch_3.pt --data val --output merged
 
 Give the same MODEL and PRETRAINED as in training; "-" if MODEL includes its weights
@@ -50,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> clipmerge.MergeResult:
     asked = parser.parse_args(arguments)
     base, described = base_of(asked.model, asked.pretrained)
     # the checkpoint also holds the optimiser and the epoch; only the weights are read
-    return clipmerge.merge(
+    result = clipmerge.merge(
         base,
         asked.checkpoint,
         asked.recipe,
@@ -58,6 +64,8 @@ def main(arguments: Sequence[str] | None = None) -> clipmerge.MergeResult:
         output=asked.output,
         processor=described,
     )
+    print(result.plan.effect.recommendation if result.plan.effect else "not measured")
+    return result
 
 
 if __name__ == "__main__":

@@ -1,7 +1,12 @@
+# /// script
+# # clipmerge itself comes by --with, until a registry has it
+# requires-python = ">=3.11"
+# dependencies = []
+# ///
 """Fine-tune a CLIP in plain PyTorch, and merge it with its zero-shot self as the last step.
 
-    python examples/after_plain_torch.py openai/clip-vit-base-patch32 --train train --data val
-    --output merged
+    uv run --with . examples/after_plain_torch.py openai/clip-vit-base-patch32
+    --train train --data val --output merged
 
 TRAIN and VAL have one folder of images per class. The loop is the usual one; clipmerge adds only
 the two marked places: a copy of the model from before training, and one call after it.

@@ -1,11 +1,16 @@
+# /// script
+# # clipmerge itself comes by --with, until a registry has it
+# requires-python = ">=3.11"
+# dependencies = []
+# ///
 """Merge a CLIP that was fine-tuned with sentence-transformers with the model that it started from.
 
     model = SentenceTransformer("openai/clip-vit-base-patch32")
     SentenceTransformerTrainer(model, ...).train()
     model.save("finetuned")
 
-    python examples/after_sentence_transformers.py openai/clip-vit-base-patch32 finetuned --data val
-    --output merged
+    uv run --with . examples/after_sentence_transformers.py openai/clip-vit-base-patch32 finetuned
+    --data val --output merged
 
 The output loads as `SentenceTransformer("merged")`. Folders of every version are read: before
 version 5 the CLIP was in `0_CLIPModel`, and then it is there in the output too.
@@ -43,6 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> clipmerge.MergeResult:
     for name in ITS_FILES:
         if (asked.finetuned / name).is_file():
             shutil.copyfile(asked.finetuned / name, asked.output / name)
+    print(result.plan.effect.recommendation if result.plan.effect else "not measured")
     return result
 
 

@@ -1,8 +1,10 @@
 """The examples, each run with a small real model."""
 
 import json
+import re
 import runpy
 import shutil
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +60,25 @@ def test_open_clip_train(tmp_path: Path, by_name: bool) -> None:
     assert torch.equal(
         tiny_open_clip.load(tmp_path / "merged").state_dict()["visual.proj"], merged["visual.proj"]
     )
+
+
+def test_a_job(pair: Folders, images: Path, tmp_path: Path) -> None:
+    """The script that runs on Hugging Face Jobs, without publishing."""
+    flags = ["--recipe", "wise-ft", "--data", str(images), "--output", str(tmp_path / "merged")]
+    result = example("merge_on_a_job")([str(pair[0]), str(pair[1]), *flags])
+    weights = [load_file(place / "model.safetensors") for place in (*pair, tmp_path / "merged")]
+    assert half_way(*weights)
+    assert result.plan.effect is not None
+
+
+def test_every_example_names_what_it_needs() -> None:
+    """In the form of PEP 723, which `uv run` and `hf jobs` read."""
+    for script in EXAMPLES.glob("*.py"):
+        block = re.match(r"# /// script\n((?:#.*\n)+?)# ///\n", script.read_text(encoding="utf-8"))
+        assert block, script.name
+        needs = tomllib.loads(re.sub(r"^# ?", "", block[1], flags=re.MULTILINE))
+        assert needs["requires-python"] == ">=3.11"
+        assert isinstance(needs["dependencies"], list)
 
 
 def test_plain_torch(pair: Folders, images: Path, tmp_path: Path) -> None:
