@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from clipmerge.checkpoint import Inputs
 from clipmerge.distributed import is_main_process
+from clipmerge.planning.finding import Finding
 from clipmerge.planning.plan import Plan
 from clipmerge.planning.provenance import HeadRecord, SourceRecord
 from clipmerge.progress import Progress
@@ -47,12 +48,10 @@ class Run:
         yield
         self.seconds[stage] = round(self.seconds.get(stage, 0.0) + time.perf_counter() - begin, 3)
 
-    def warn(self, text: str, *, aloud: bool = True) -> None:
-        """Put a warning into the plan, and report it."""
-        if aloud:
-            self.progress.say(text)
+    def add_warning(self, warning: Finding) -> None:
+        """Put a warning into the plan."""
         self.plan = self.plan and self.plan.model_copy(
-            update={"warnings": (*self.plan.warnings, text)}
+            update={"warnings": (*self.plan.warnings, warning)}
         )
 
     @property

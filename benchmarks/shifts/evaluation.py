@@ -243,7 +243,7 @@ def _rows(
     for each, row in zip(entered, record["recipes"], strict=True):
         alone = {name: right[[row["point"]]] for name, right in correct.items()}
         # a verdict may name models, and their local paths must not be published
-        verdict = row["verdict"].replace(f"{pair.finetuned.parent}/", "")
+        verdict = row["decision"]["text"].replace(f"{pair.finetuned.parent}/", "")
         rows.append(
             row_of(each, row, alone, request)
             | {"verdict": verdict, "seconds": record["seconds"]["plan"]}

@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any
 from clipmerge.errors import CheckpointError, VerdictError
 from clipmerge.images.split import MOST, copies_note, without_copies
 from clipmerge.images.store import Pixels
+from clipmerge.planning.finding import Finding
 from clipmerge.progress import Progress, say_all
+from clipmerge.report.text import text_of
 
 if TYPE_CHECKING:
     from clipmerge.checkpoint import Inputs
@@ -50,10 +52,14 @@ def add_verdict(run: Run, request: MergeRequest) -> None:
             progress=run.progress,
         )
         if request.strict and effect.warnings:
-            raise VerdictError(f"{effect.warnings[0]}; nothing was written (`strict=True`)")
+            raise VerdictError(
+                f"{text_of(effect.warnings[0])}; nothing was written (`strict=True`)"
+            )
         run.plan = run.plan and run.plan.model_copy(update={"effect": effect})
         for warning in effect.warnings:
-            run.warn(warning, aloud=not getattr(run.progress, "shows_verdict", False))
+            run.add_warning(warning)
+            if not getattr(run.progress, "shows_verdict", False):
+                run.progress.say(text_of(warning))
 
 
 @contextmanager
@@ -70,10 +76,11 @@ def _warn_or_raise(run: Run, request: MergeRequest, what: str) -> Iterator[None]
             " merge without measuring)"
         ) from None
     except _Unmeasurable as error:
-        text = f"{what} could not be measured: {error}"
+        warning = Finding.of("unmeasurable", what=what, why=str(error))
         if request.strict:
-            raise VerdictError(f"{text}; nothing was written (`strict=True`)") from None
-        run.warn(text)
+            raise VerdictError(f"{text_of(warning)}; nothing was written (`strict=True`)") from None
+        run.add_warning(warning)
+        run.progress.say(text_of(warning))
 
 
 def _held_back(run: Run, request: MergeRequest) -> LabelledImages:

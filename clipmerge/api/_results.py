@@ -41,9 +41,11 @@ class MergeResult(Tabular):
         )
 
     def _caption(self) -> str:
-        return (
-            f"{self.path}: {self.record.verdict if self.record else 'written by the main process'}"
-        )
+        from clipmerge.report.text import headline
+
+        if self.record is None:
+            return f"{self.path}: written by the main process"
+        return f"{self.path}: {headline(self.record)}"
 
 
 @dataclass(frozen=True, repr=False)

@@ -19,10 +19,12 @@ from clipmerge.errors import PlanError, UsageError
 from clipmerge.evaluation.zero_shot_head import build_zeroshot_head, lacks_zeroshot_head
 from clipmerge.files.paths import is_there, local_path
 from clipmerge.methods import Task
+from clipmerge.planning.finding import Finding
 from clipmerge.planning.plan import Plan, tensors_path, write_plan_files
 from clipmerge.planning.provenance import SourceRecord
 from clipmerge.planning.tensors import check_coefficients
 from clipmerge.progress import ByteCount, Logged, Progress, say_all
+from clipmerge.report.text import record_text, text_of, texts_of
 from clipmerge.request import as_list, command_text, local_files, parse_size, refuse_duplicates
 from clipmerge.run import Run
 
@@ -128,7 +130,7 @@ def open_plan(
     if not decided_for_these:  # nobody was told yet what `merge` says about these checkpoints
         check_ancestry(inputs, RunCache(), strict=False)
         say_all(progress, inputs.notes)
-        notes = tuple(note for note in inputs.notes if note not in plan.warnings)
+        notes = [note for note in map(Finding.note, inputs.notes) if note not in plan.warnings]
         plan = plan.model_copy(update={"warnings": (*plan.warnings, *notes)})
     task = Task(inputs)
     run = Run(inputs, progress, plan=plan.checked(task.layers), head=plan.head, hashed=hashed)
@@ -227,7 +229,7 @@ def finished(
         run.finish()
     else:
         record = write_merge(run, output, overwrite=overwrite, max_shard_size=max_shard_size)
-    return MergeResult(output, run.light_plan, record, record.warnings)
+    return MergeResult(output, run.light_plan, record, tuple(texts_of(record.warnings)))
 
 
 def write_merge(
@@ -260,7 +262,8 @@ def write_merge(
         with run.timed("write"):
             side_files, notes = write_side_files(folder, inputs, run.plan.dtype)
             for note in notes:
-                run.warn(note)
+                run.add_warning(note)
+                run.progress.say(text_of(note))
             plan = run.hashed_plan()
             if plan.coefficients:  # kept with the output, because learning them takes minutes
                 plan = write_plan_files(folder / PLAN_FOLDER / "plan.json", plan)
@@ -274,6 +277,6 @@ def write_merge(
             (folder / PICTURE).write_bytes(picture)
         card = model_card(record, repo_id=None, picture=picture is not None)
         (folder / "README.md").write_text(card, encoding="utf-8", errors=_NAMES)
-        (folder / RECORD).write_text(record.to_text(), encoding="utf-8")
+        (folder / RECORD).write_text(record_text(record), encoding="utf-8")
     run.finish()
     return record

@@ -21,6 +21,7 @@ from clipmerge.errors import UsageError
 from clipmerge.images.file_store import local_inputs
 from clipmerge.output.checks import check_output
 from clipmerge.progress import Logged, Progress
+from clipmerge.report.text import answer_text, reason_text
 from clipmerge.request import MergeRequest, RecipeLike, recipe_files
 
 _LOG = logging.getLogger("clipmerge")
@@ -190,7 +191,7 @@ class RobustMergeCallback(TrainerCallback):  # type: ignore[misc]
             state.log_history.append(
                 {**accuracies, "step": state.global_step, "epoch": state.epoch}
             )
-            self._progress.say(f"{effect.verdict} {effect.reason}")
+            self._progress.say(f"{answer_text(effect)} {reason_text(effect)}")
         published = self.result.published
         self._progress.say(
             f"the merged model is in {place}" + (f", and on {published.url}" if published else "")

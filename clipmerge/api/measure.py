@@ -19,6 +19,7 @@ from clipmerge.learning.resume import LearningState, state_file
 from clipmerge.learning.shares import Shares
 from clipmerge.models.building import build_model
 from clipmerge.models.memory import freed_memory_kept
+from clipmerge.planning.finding import Finding
 from clipmerge.planning.measurements import Measurements, Statistic
 from clipmerge.planning.provenance import CalibrationRecord, UnlabelledRecord
 from clipmerge.planning.recipe import Recipe
@@ -189,7 +190,7 @@ def _with_change(found: Measurements, objective: Objective) -> Measurements:
     return found.model_copy(
         update={
             "statistics": (*found.statistics, change),
-            "notes": (*found.notes, *objective.notes),
+            "notes": (*found.notes, *map(Finding.note, objective.notes)),
         }
     )
 

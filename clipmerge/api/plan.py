@@ -25,14 +25,16 @@ from clipmerge.errors import CheckpointError, RecipeError
 from clipmerge.evaluation.zero_shot_head import build_zeroshot_head, lacks_zeroshot_head
 from clipmerge.layers import match_layers
 from clipmerge.methods import Task, decide
+from clipmerge.planning.finding import NOTE, Finding
 from clipmerge.planning.layer_plan import LayerPlan
 from clipmerge.planning.measurements import Measurements
-from clipmerge.planning.plan import Plan, tensors_path, worded_for, write_plan_files
+from clipmerge.planning.plan import Plan, digest_of_layer, tensors_path, write_plan_files
 from clipmerge.planning.provenance import CalibrationRecord, HeadRecord
 from clipmerge.planning.recipe import Recipe
 from clipmerge.planning.tensors import named_tensors, with_coefficients
 from clipmerge.plugins import plugin_names, takes_several
 from clipmerge.progress import Logged, Progress, say_all
+from clipmerge.report.text import texts_of
 from clipmerge.request import (
     Calibration,
     MergeRequest,
@@ -297,16 +299,27 @@ def _decide(
         stragglers=decision.stragglers,
         straggler_statistic=decision.straggler_statistic,
         straggler_scores=decision.straggler_scores,
-        verdict=decision.verdict,
-        finding=decision.finding,
+        decision=(
+            Finding.note(decision.finding)
+            if isinstance(decision.finding, str)
+            else decision.finding
+        ),
         measurements=measurements,
         calibration=calibration,
         seed=request.seed,
-        warnings=(*run.inputs.notes, *notes),
+        warnings=(*map(Finding.note, run.inputs.notes), *notes),
     )
+    decided = {
+        name: entry.model_copy(
+            update={"reason": entry.reason.model_copy(update={"kind": "method"})}
+        )
+        if entry.reason and entry.reason.kind == NOTE
+        else entry
+        for name, entry in decided.items()
+    }
     layers = apply_overrides(decided, request.recipe)
-    worded = {name: worded_for(entry) for name, entry in layers.items()}
-    changes = {"verdict_digest": plan.settings_digest, "layers": layers, "worded": worded}
+    digests = {name: digest_of_layer(entry) for name, entry in layers.items()}
+    changes = {"layers": layers, "layer_digests": digests}
     # a layer whose alpha is overridden needs no coefficients
     used = {
         n: learned[n]
@@ -317,7 +330,7 @@ def _decide(
     }
     plan = plan.model_copy(update=changes).checked(task.layers)
     run.plan = plan.with_tensors(named_tensors(decision.scores, used))
-    say_all(run.progress, notes)
+    say_all(run.progress, texts_of(notes))
 
 
 def apply_overrides(layers: dict[str, LayerPlan], recipe: Recipe) -> dict[str, LayerPlan]:
@@ -325,7 +338,7 @@ def apply_overrides(layers: dict[str, LayerPlan], recipe: Recipe) -> dict[str, L
     changed = dict(layers)
     for override in recipe.overrides:
         for name in match_layers(override.layers, layers):
-            update: dict[str, Any] = {"reason": f"override '{override.layers}'"}
+            update: dict[str, Any] = {"reason": Finding.of("override", layers=override.layers)}
             if override.alpha is not None:
                 update |= {"alpha": override.alpha, "alpha_range": None}
             if override.density is not None:

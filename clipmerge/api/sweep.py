@@ -29,14 +29,16 @@ from clipmerge.evaluation.tradeoff import RESAMPLES, standings
 from clipmerge.images import ImageSet
 from clipmerge.images.dataset import LabelledImages, load_images, load_unlabelled
 from clipmerge.images.file_store import local_inputs
-from clipmerge.images.fingerprints import NOT_COMPARED, check_overlap
+from clipmerge.images.fingerprints import check_overlap
 from clipmerge.images.prompts import own_templates, templates_for
 from clipmerge.images.registry import RegistryRef
 from clipmerge.images.split import held_out_count
+from clipmerge.images.store import Pixels
 from clipmerge.output.record import SWEEP_FORMAT
+from clipmerge.planning.finding import Finding
 from clipmerge.planning.plan import Plan
 from clipmerge.progress import Logged, Progress, say_all
-from clipmerge.report.sweep_headline import headline
+from clipmerge.report.text import headline, sweep_headline, text_of, texts_of, with_texts
 from clipmerge.request import (
     SweepRequest,
     as_list,
@@ -136,7 +138,9 @@ def sweep(
             if is_main_process():
                 reports.stage("draw")
                 write_sweep(record, correct, target, overwrite=given["overwrite"])
-    return SweepResult(target, record, correct, tuple(record["warnings"]))
+    return SweepResult(
+        target, record, correct, tuple(warning["text"] for warning in record["warnings"])
+    )
 
 
 def run_sweep(
@@ -152,7 +156,7 @@ def run_sweep(
     progress.stage("read")
     loaded = {name: load_source(name, request, progress) for name in request.sources}
     tasks = load_tasks(request.keep, progress)
-    notes = overlap_notes(request, loaded, tasks)
+    notes, compared = overlap_notes(request, loaded, tasks)
     say_all(progress, notes)
     known = RunCache()
     # keys that only one checkpoint has are an error unless a recipe allows them
@@ -193,7 +197,7 @@ def run_sweep(
                 "alpha": points[number].alpha,
                 **rows[number],
             },
-            "verdict": plan.verdict,
+            "decision": (plan.decision or Finding.of("settings")).model_dump(mode="json"),
             "calibration": plan.model_dump(mode="json")["calibration"],
             "recipe": plan.recipe,
         }
@@ -215,10 +219,13 @@ def run_sweep(
     }
     finetuned = rows[request.alphas.index(1.0)]["id"] if losing else 0.0
     lost = loss_warnings(losing, "ID accuracy", finetuned, request.max_loss)
-    say_all(progress, lost)
+    say_all(progress, texts_of(lost))
     if lost and request.strict:
-        raise VerdictError(f"{lost[0]}; nothing was written (`strict=True`)")
-    record = _about(request, inputs, loaded, [*inputs.notes, *notes, *lost]) | {
+        raise VerdictError(f"{text_of(lost[0])}; nothing was written (`strict=True`)")
+    record = _about(
+        request, inputs, loaded, [*map(Finding.note, (*inputs.notes, *notes)), *lost]
+    ) | {
+        "ood_checked": compared and request.calibration.source is not None,
         "curve": [
             {"alpha": alpha, **row} for alpha, row in zip(request.alphas, rows, strict=False)
         ],
@@ -230,7 +237,10 @@ def run_sweep(
         },
     }
     score_other_tasks(request, record, inputs, points, tasks, progress)
-    return record | {"headline": headline(record)}, correct
+    record = with_texts(record) | {"headline": sweep_headline(record)}
+    for row, (plan, _) in zip(record["recipes"], planned, strict=True):
+        row["decision"]["text"] = headline(plan)
+    return record, correct
 
 
 def _rows(request: SweepRequest, correct: dict[str, Correct]) -> list[dict[str, Any]]:
@@ -255,7 +265,10 @@ def _rows(request: SweepRequest, correct: dict[str, Correct]) -> list[dict[str, 
 
 
 def _about(
-    request: SweepRequest, inputs: Inputs, loaded: dict[str, LabelledImages], notes: Sequence[str]
+    request: SweepRequest,
+    inputs: Inputs,
+    loaded: dict[str, LabelledImages],
+    notes: Sequence[Finding],
 ) -> dict[str, Any]:
     """The part of the record that describes the whole sweep."""
     source = request.calibration.source
@@ -280,14 +293,9 @@ def _about(
         "calibration_source": source,
         "templates": list(templates_for(request.calibration.templates, ())),
         "source_templates": own_templates(request.calibration.templates, loaded),
-        "ood_checked": (
-            request.checks_overlap
-            and source is not None
-            and not any(note.endswith(NOT_COMPARED) for note in notes)
-        ),
         "seed": request.seed,
         "bootstrap": {"resamples": RESAMPLES, "level": LEVEL},
-        "warnings": list(notes),
+        "warnings": [note.model_dump(mode="json") for note in notes],
     }
 
 
@@ -334,12 +342,12 @@ def load_source(name: str, request: SweepRequest, progress: Progress) -> Labelle
 
 def overlap_notes(
     request: SweepRequest, loaded: dict[str, LabelledImages], tasks: Mapping[str, ImageSet]
-) -> list[str]:
-    """Note the images that sources share; of a Hub source for recipes only the images that they use
-    count.
+) -> tuple[list[str], bool]:
+    """Notes about images that sources share, and whether all sources could be compared; of a Hub
+    source for recipes only the images that they use count.
     """
     if not request.checks_overlap:
-        return []
+        return [], False
     data, seed = request.calibration, request.seed
     labelled = unlabelled = None
     if data.source is not None:
@@ -355,7 +363,9 @@ def overlap_notes(
         {name: loaded[name] for name in names}
         for names in (request.id_sources, request.ood_sources)
     )
-    return check_overlap(labelled, id, ood, unlabelled, tasks)
+    sources = (labelled, unlabelled, *loaded.values(), *tasks.values())
+    compared = not any(isinstance(each.store, Pixels) for each in sources if each is not None)
+    return check_overlap(labelled, id, ood, unlabelled, tasks), compared
 
 
 def _plan_points(

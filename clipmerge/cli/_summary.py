@@ -20,10 +20,11 @@ def show_merge(
 ) -> None:
     """Print the result of a merge, and how long it took if ``timed``."""
     from clipmerge.report.terminal import summary
+    from clipmerge.report.text import record_json
 
     if record is None:
         return
-    data = record.as_json() | ({"published": published} if published else {})
+    data = record_json(record) | ({"published": published} if published else {})
     terminal.result("record", data, lambda: summary(record, verbose=terminal.verbose))
     (terminal.end if timed else terminal.show)(last_line)
 

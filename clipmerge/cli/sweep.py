@@ -70,9 +70,9 @@ class SweepTable:
         """Draw the headline and the widest table that fits, and explain its numbers."""
         from rich.text import Text
 
-        from clipmerge.report.sweep_headline import gain_notes, headline
+        from clipmerge.report.text import gain_notes, sweep_headline
 
-        yield Text(headline(self._record), style="bold")
+        yield Text(sweep_headline(self._record), style="bold")
         yield Text()
 
         wide = options.update(width=10_000)

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from clipmerge.planning.finding import Finding
 from clipmerge.stats import (
     MIN_DEFINED,
     gain_interval,
@@ -30,8 +31,6 @@ from clipmerge.stats import (
 Floats = NDArray[np.float64]
 
 RESAMPLES = 1000
-#: Why a point of the curve has no gain.
-ON_CURVE = "a point of the curve"
 # Means of several sources that are equal in exact arithmetic differ by about 1e-16; one image
 # weighs far more.
 _ROUNDING = 1e-12
@@ -121,7 +120,7 @@ def standings(
         value = float(gain[0, point])
         reached = not np.isnan(value) and point not in on_curve
         note = (
-            ON_CURVE
+            Finding.of("on-curve")
             if point in on_curve
             else _note(value, gain_drawn[:, point], beyond=bool(beyond[point]))
         )
@@ -134,24 +133,17 @@ def standings(
                 "ood_interval": list(mean_of_sources([right[point] for right in ood_correct])),
                 "gain": value if reached else None,
                 "gain_interval": spread and list(spread),
-                "gain_note": note,
+                "gain_note": note and note.model_dump(mode="json"),
             }
         )
     return found
 
 
-def _note(gain: float, drawn: Floats, *, beyond: bool) -> str:
+def _note(gain: float, drawn: Floats, *, beyond: bool) -> Finding | None:
     """Why a point off the curve has no gain or no interval, or what its gain is compared with."""
     if np.isnan(gain):
-        return "no point of the curve has so low an ID accuracy"
+        return Finding.of("below-curve")
     share = float((~np.isnan(drawn)).mean())
     if share < MIN_DEFINED:
-        return (
-            f"the curve has this ID accuracy in only {100 * share:.0f}% of the resamples, so there"
-            " is no interval"
-        )
-    return (
-        "no alpha is as accurate on the ID images; compared with the most accurate one"
-        if beyond
-        else ""
-    )
+        return Finding.of("rarely-defined", share=share)
+    return Finding.of("beyond-curve") if beyond else None

@@ -8,14 +8,13 @@ The weights that the merge would write are set in place, so nothing needs to be 
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import asdict
 from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
 from clipmerge.checkpoint import Inputs
-from clipmerge.evaluation.conclusion import concluded
+from clipmerge.evaluation.conclusion import conclude
 from clipmerge.evaluation.moving_model import MovingModel
 from clipmerge.evaluation.probe import RELATED, UNRELATED, ScaledImages, probe, side_of
 from clipmerge.evaluation.scorer import Move, Scorer
@@ -84,8 +83,7 @@ def measure_effect(
     counts = Counter(images.labels)
     reference = int(np.argmax(clean[1:-1].sum(axis=1)))
     over_finetuned, over_zeroshot = gain(1 + reference), gain(0)
-    conclusion = concluded(
-        zeroshot=zeroshot,
+    conclusion = conclude(
         finetuned=finetuned[reference],
         merged=merged,
         over_finetuned=over_finetuned,
@@ -112,7 +110,10 @@ def measure_effect(
         over_finetuned=over_finetuned,
         over_zeroshot=over_zeroshot,
         agreement=estimate(float((answers[_CLEAN][-1] == answers[_CLEAN][0]).mean()), len(images)),
-        **asdict(conclusion),
+        recommendation=conclusion.recommendation,
+        reason=conclusion.reason,
+        possible_loss=conclusion.possible_loss,
+        warnings=conclusion.warnings,
     )
 
 

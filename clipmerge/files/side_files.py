@@ -57,8 +57,6 @@ SIDE_FILES = frozenset(
         ),
     }
 )
-#: Text after the names of such files in a note; notes are published without the names.
-NOT_COPIED = "not copied: "
 #: Where a path may begin in a text, and the beginnings of paths on somebody's machine; `/x` alone
 #: may be a token.
 PATH_STARTS = r"(?:(?<=[\s\"'`=(,;:])|^)"

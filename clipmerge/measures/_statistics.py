@@ -9,6 +9,7 @@ from functools import wraps
 from typing import Any
 
 from clipmerge.learning.objective import Objective
+from clipmerge.planning.finding import Finding
 from clipmerge.planning.measurements import Measurements, Statistic
 
 
@@ -69,6 +70,6 @@ def with_few_prompts(measure: Callable[..., Measurements]) -> Callable[..., Meas
     def bounded(objective: Objective, **options: Any) -> Measurements:
         with objective.fewer_prompts() as notes:
             found = measure(objective, **options)
-        return found.model_copy(update={"notes": (*notes, *found.notes)})
+        return found.model_copy(update={"notes": (*map(Finding.note, notes), *found.notes)})
 
     return bounded

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from clipmerge.learning.objective import FORWARD, Objective
+from clipmerge.planning.finding import Finding
 from clipmerge.planning.measurements import Measurements
 
 _ENDS = {"gram_zeroshot": 0.0, "gram_finetuned": 1.0}
@@ -44,9 +45,7 @@ def gram(objective: Objective) -> Measurements:
     return Measurements(
         measure="gram",
         batch_sizes=objective.shares.batch_sizes,
-        notes=(f"{len(missing)} weights of two or more dimensions are not linear maps",)
-        if missing
-        else (),
+        notes=(Finding.of("not-linear", weights=len(missing)),) if missing else (),
         tensors=tensors,
     )
 

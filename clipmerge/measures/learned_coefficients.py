@@ -17,6 +17,7 @@ from clipmerge.learning.learn import Learned, LearningConfig, learn
 from clipmerge.learning.objective import Objective
 from clipmerge.learning.path import DEFAULT_ALPHA
 from clipmerge.models.precision import Precision
+from clipmerge.planning.finding import Finding
 from clipmerge.planning.measurements import HeldBackChoice, Measurements, Statistic
 from clipmerge.plugins import (
     Augmentation,
@@ -140,7 +141,7 @@ def learned_coefficients(objective: Objective, **options: Any) -> Measurements:
     return learned_measurements("learned-coefficients", objective, coefficients, learned)
 
 
-def _overfit(choice: HeldBackChoice | None) -> tuple[str, ...]:
+def _overfit(choice: HeldBackChoice | None) -> tuple[Finding, ...]:
     """A note if the images that learning saw are recognised far more often than those held back."""
     if (
         choice is None
@@ -148,13 +149,7 @@ def _overfit(choice: HeldBackChoice | None) -> tuple[str, ...]:
         or choice.train_accuracy - choice.accuracy < OVERFIT
     ):
         return ()
-    return (
-        (
-            f"learning recognises {choice.train_accuracy:.0%} of the views of its own images, and"
-            f" {choice.accuracy:.0%} of those held back: it has learned them by heart; more images"
-            " or fewer steps (measure.steps) would help"
-        ),
-    )
+    return (Finding.of("overfitting", train=choice.train_accuracy, held_out=choice.accuracy),)
 
 
 def learned_measurements(

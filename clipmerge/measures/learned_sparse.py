@@ -15,6 +15,7 @@ from clipmerge.learning.learn import learn
 from clipmerge.learning.objective import Objective
 from clipmerge.measures._statistics import by_layer, sizes_of, statistic
 from clipmerge.measures.learned_coefficients import LearningOptions, learned_measurements
+from clipmerge.planning.finding import Finding
 from clipmerge.planning.measurements import Measurements, Statistic
 from clipmerge.planning.stragglers import find_stragglers
 from clipmerge.plugins import Count, Density, Positive, Share, options_of
@@ -124,13 +125,13 @@ class _Finder:
         self._objective, self._choose = objective, choose
         self._sharpness = Statistic(name="sharpness", values={})
         self._stragglers: tuple[str, ...] = ()
-        self.notes: tuple[str, ...] = ()
+        self.notes: tuple[Finding, ...] = ()
 
     def measure(self) -> None:
         """Measure the sharpness of every layer at the current weights."""
         with self._objective.fewer_prompts() as notes:
             sharpness = layer_sharpness(self._objective)
-        self.notes = tuple(f"sharpness {note}" for note in notes)
+        self.notes = tuple(Finding.note(f"sharpness {note}") for note in notes)
         self._sharpness = statistic(
             self._objective,
             "sharpness",

@@ -10,6 +10,7 @@ from clipmerge.errors import MeasureError
 from clipmerge.learning.objective import FORWARD, Objective
 from clipmerge.learning.slopes import Slopes
 from clipmerge.measures._statistics import statistic, with_few_prompts
+from clipmerge.planning.finding import Finding
 from clipmerge.planning.measurements import Check, LossPath, Measurements
 from clipmerge.plugins import Count, Positive
 
@@ -91,7 +92,7 @@ def path_barrier(
     objective.work.announce(middle_work + 2 * nodes * slopes.work)
     objective.path.move_to(0.5)
     middle = _finite(objective.shares.mean(objective.shares.by_batch(objective.losses())), 0.5)
-    notes: tuple[str, ...] = ()
+    notes: tuple[Finding, ...] = ()
     while True:
         shares, losses = _attribute(objective, slopes, nodes)
         losses[0.5] = middle
@@ -116,27 +117,12 @@ def path_barrier(
         nodes *= 2
         slopes = Slopes(objective, exact=exact, gradients=wanted)
         objective.work.announce(2 * nodes * slopes.work)
-        notes = (
-            (
-                f"the loss bends along the path: {nodes} points on each half were needed for shares"
-                " that add up"
-            ),
-        )
+        notes = (Finding.of("bent-path", nodes=nodes),)
     if worst > tolerance:
-        notes = (
-            (
-                f"the layers' shares are off the measured total by {worst:.1%} even with {nodes}"
-                " nodes on each half"
-            ),
-        )
+        notes = (Finding.of("incomplete-shares", error=worst, nodes=nodes),)
     count = objective.criterion.prompts.count
     if 0 < slopes.drawn < count:
-        notes += (
-            (
-                f"text layers: values of single batches are estimated from {slopes.drawn} of"
-                f" {count} prompts, their means are exact (set measure.exact=true to take all)"
-            ),
-        )
+        notes += (Finding.of("estimated-text-layers", drawn=slopes.drawn, prompts=count),)
     path = sorted(losses.items())
     return Measurements(
         measure="path-barrier",

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from clipmerge.checkpoint import Inputs
 from clipmerge.errors import RecipeError
 from clipmerge.files.finite import require_finite
+from clipmerge.planning.finding import Finding
 from clipmerge.planning.layer_plan import Combination, LayerPlan
 from clipmerge.planning.measurements import Measurements
 from clipmerge.plugins import load_plugin
@@ -65,26 +66,15 @@ class Task:
             for name in names
         }
 
-    def everywhere(self, alpha: float, reason: str) -> dict[str, LayerPlan]:
+    def everywhere(self, alpha: float, reason: Finding) -> dict[str, LayerPlan]:
         """The same coefficient for every layer."""
         return {layer: LayerPlan(alpha=alpha, reason=reason) for layer in self.layers}
 
-    def combined(
-        self, alpha: float, rule: str, options: dict[str, Any], thinning: str, joining: str
-    ) -> Decision:
-        """One coefficient for every layer, and task vectors thinned and joined as these words of
-        the verdict say.
-        """
-        count = len(self.inputs.finetuned)
-        vectors = (
-            f"{count} task vectors, each {thinning}, {joining}"
-            if count > 1
-            else f"the task vector, {thinning}"
-        )
+    def combined(self, alpha: float, rule: str, options: dict[str, Any]) -> Decision:
+        """One coefficient for every layer, and a rule that combines the task vectors."""
         return Decision(
-            self.everywhere(alpha, "one alpha for all layers"),
-            f"{vectors}, times {alpha:g}",
-            weights=(1.0,) * count,
+            self.everywhere(alpha, Finding.of("one-alpha")),
+            weights=(1.0,) * len(self.inputs.finetuned),
             combine=Combination(rule=rule, options=options),
         )
 
@@ -162,10 +152,8 @@ class Decision:
 
     Attributes:
         layers: The settings of each layer.
-        verdict: The decision in one sentence. It is replaced if overrides or edits change the
-            settings.
-        finding: The part of the verdict that then remains true: the measured result, without the
-            settings.
+        finding: What was found before deciding, without the settings, which may be edited later;
+            a plugin may give a sentence. ``None`` if the method decides without looking.
         weights: One factor per fine-tuned checkpoint.
         combine: The rule that replaces the weighted sum of task vectors, if any.
         stragglers: Layers found to be stragglers.
@@ -178,8 +166,7 @@ class Decision:
     """
 
     layers: dict[str, LayerPlan]
-    verdict: str
-    finding: str = ""
+    finding: Finding | str | None = None
     weights: tuple[float, ...] = (1.0,)
     combine: Combination | None = None
     stragglers: tuple[str, ...] = ()

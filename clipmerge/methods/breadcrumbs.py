@@ -68,6 +68,4 @@ def breadcrumbs(task: Task, *, alpha: Alpha = 0.3, **options: Any) -> Decision:
     Source:
         Model Breadcrumbs, Davari and Belilovsky 2023, arXiv:2312.06795; sorted per parameter.
     """
-    return task.combined(
-        alpha, "breadcrumbs", options, "without its outliers and its small entries", "added up"
-    )
+    return task.combined(alpha, "breadcrumbs", options)

@@ -58,4 +58,4 @@ def dare(task: Task, *, alpha: Alpha = 0.3, **options: Any) -> Decision:
     Source:
         DARE, Yu et al. 2023, arXiv:2311.03099.
     """
-    return task.combined(alpha, "dare", options, "thinned out at random and rescaled", "added up")
+    return task.combined(alpha, "dare", options)

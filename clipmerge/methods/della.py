@@ -106,6 +106,4 @@ def della(task: Task, *, alpha: Alpha = 1.0, **options: Any) -> Decision:
         DELLA (MagPrune), Deep et al. 2024, arXiv:2406.11617.
     """
     check_probabilities(**options)
-    return task.combined(
-        alpha, "della", options, "thinned out at random by magnitude", "averaged where signs agree"
-    )
+    return task.combined(alpha, "della", options)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from clipmerge.methods import Decision, Task
+from clipmerge.planning.finding import Finding
 from clipmerge.plugins import NonNegative, Share
 
 
@@ -46,9 +47,7 @@ def fisher(
         for name in first
     }
     return Decision(
-        task.everywhere(alpha, "by the Fisher information of each entry"),
-        "each entry is weighed by its Fisher information at both ends, the fine-tuned one"
-        f" {alpha:g}",
+        task.everywhere(alpha, Finding.of("fisher")),
         coefficients=coefficients,
     )
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from clipmerge.errors import RecipeError, counted
+from clipmerge.errors import RecipeError
 from clipmerge.methods import Decision, Task
+from clipmerge.planning.finding import Finding
 from clipmerge.plugins import Alpha
 
 
@@ -41,14 +42,10 @@ def greedy_soup(task: Task, *, alpha: Alpha = 1.0) -> Decision:
         for checkpoint, weight in zip(task.inputs.finetuned, soup.weights, strict=True)
         if weight > 0
     ]
-    of_all = f"of {len(soup.weights)} fine-tuned checkpoints"
-    soup_found = (
-        f"{counted(len(chosen), f'{of_all} is', f'{of_all} are')} in the soup"
-        f" ({', '.join(chosen)}), with accuracy {soup.accuracy:.1%} on the calibration images"
-    )
     return Decision(
-        task.everywhere(alpha, "one alpha for all layers"),
-        soup_found,
-        finding=f"the greedy soup: {soup_found}",
+        task.everywhere(alpha, Finding.of("one-alpha")),
+        finding=Finding.of(
+            "greedy-soup", sources=chosen, count=len(soup.weights), accuracy=soup.accuracy
+        ),
         weights=soup.weights,
     )

@@ -5,8 +5,9 @@ from __future__ import annotations
 from clipmerge.errors import RecipeError
 from clipmerge.layers import HEAD
 from clipmerge.methods import Decision, Task
+from clipmerge.planning.finding import Finding
 from clipmerge.planning.layer_plan import LayerPlan
-from clipmerge.planning.measurements import HeldBackChoice, takes_learned
+from clipmerge.planning.measurements import takes_learned
 from clipmerge.plugins import Share
 
 
@@ -31,55 +32,16 @@ def learned(task: Task, *, alpha: Share = 1.0) -> Decision:
             f"{measurements.measure} learns no coefficients; measure with learned-coefficients"
         )
     coefficients = {name: alpha * value for name, value in measurements.coefficients.items()}
-    layers = task.everywhere(0.0, "fine-tuning did not change it")
+    layers = task.everywhere(0.0, Finding.of("unchanged"))
     if HEAD in layers:  # measures classify by prompts
-        layers[HEAD] = LayerPlan(
-            alpha=alpha, reason="a classifier's head takes no part in measuring: fine-tuned"
-        )
-    choice = measurements.choice
-    taken = takes_learned(measurements.trace, choice)
-    reason = "learned" if taken else "fine-tuned"
+        layers[HEAD] = LayerPlan(alpha=alpha, reason=Finding.of("unmeasured-head"))
+    taken = takes_learned(measurements.trace, measurements.choice)
+    reason = Finding.of("learned-layer" if taken else "finetuned-layer")
     for layer in measurements["at_zero"].values:
         layers[layer] = LayerPlan(alpha=0.0, reason=reason)
-    numbers = sum(value.numel() for value in coefficients.values())
-    scaled = "" if alpha == 1 else f" times {alpha:g}"
-    finding = _told(measurements.trace)
-    if choice:
-        finding += f"; {_chosen(choice)}"
-    kind = "learned coefficients" if taken else "coefficients"
+    count = sum(value.numel() for value in coefficients.values())
     return Decision(
-        layers, f"{numbers:,} {kind}{scaled}; {finding}", finding=finding, coefficients=coefficients
-    )
-
-
-def _told(trace: dict[str, tuple[float, ...]]) -> str:
-    """Describe the change of the losses from the first tenth of learning to the last."""
-    parts = []
-    for name, label in (
-        ("cross_entropy", "loss"),
-        ("distillation_loss", "divergence from zero-shot"),
-    ):
-        values = trace[name]
-        length = max(1, len(values) // 10)
-        first, last = sum(values[:length]) / length, sum(values[-length:]) / length
-        if any(values):
-            parts.append(f"{label} from {first:.3f} to {last:.3f}")
-    return ", ".join(parts) + " nats while learning" if parts else "nothing was learned"
-
-
-def _chosen(choice: HeldBackChoice) -> str:
-    """Describe the choice of the held-back images."""
-    images = f"{choice.images} images held back"
-    # what is counted are slightly changed views, several of each image
-    accuracy = (
-        f"it recognises {choice.accuracy:.1%} of their views, the fine-tuned model"
-        f" {choice.finetuned_accuracy:.1%}"
-    )
-    if choice.alpha is not None:
-        return f"{images}: nothing that was learned surely keeps the accuracy, so it is fine-tuned"
-    if not choice.extrapolation:
-        return f"{images} chose what was learned; {accuracy}"
-    return (
-        f"{images} chose to go {choice.extrapolation:.0%} of the way from what was learned to"
-        f" fine-tuned, to keep the accuracy; {accuracy}"
+        layers,
+        finding=Finding.of("learned", coefficients=count, factor=alpha),
+        coefficients=coefficients,
     )

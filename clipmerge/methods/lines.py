@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from clipmerge.layers import block_of
 from clipmerge.methods import Decision, Task
+from clipmerge.planning.finding import Finding
 from clipmerge.planning.layer_plan import LayerPlan
 from clipmerge.plugins import Alpha
 
@@ -32,14 +33,11 @@ def lines(task: Task, *, alpha: Alpha = 0.5, slope: Alpha | None = None) -> Deci
         tower: max(depth for t, depth, _ in blocks.values() if t == tower)
         for tower, _, _ in blocks.values()
     }
-    layers = task.everywhere(alpha, "outside the blocks")
+    layers = task.everywhere(alpha, Finding.of("outside-blocks"))
     for layer, (tower, depth, _) in blocks.items():
         coefficient = alpha + rise * depth / max(last[tower], 1)
         layers[layer] = LayerPlan(
-            alpha=coefficient, reason=f"block {depth + 1} of {last[tower] + 1}, {tower} tower"
+            alpha=coefficient,
+            reason=Finding.of("depth", block=depth + 1, blocks=last[tower] + 1, tower=tower),
         )
-    return Decision(
-        layers,
-        f"the coefficient grows with depth from {alpha:g} to {alpha + rise:g}",
-        weights=task.uniform_weights,
-    )
+    return Decision(layers, weights=task.uniform_weights)

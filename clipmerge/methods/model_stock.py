@@ -6,6 +6,7 @@ import torch
 
 from clipmerge.methods import Decision, Task
 from clipmerge.parallel import one_thread
+from clipmerge.planning.finding import Finding
 from clipmerge.planning.layer_plan import LayerPlan
 
 
@@ -29,22 +30,14 @@ def model_stock(task: Task) -> Decision:
     """
     task.need_several_finetuned("there is no angle: use 'wise-ft' or 'monosoup'")
     count = len(task.inputs.finetuned)
-    layers = task.everywhere(0.0, "no two checkpoints moved it")
+    layers = task.everywhere(0.0, Finding.of("not-moved"))
     for layer, names in task.layers.items():
         cosine = _mean_cosine(task, names)
         if cosine is not None:
             agreed = max(cosine, 0.0)
             alpha = min(count * agreed / ((count - 1) * agreed + 1), 1.0)
-            layers[layer] = LayerPlan(
-                alpha=alpha, reason=f"mean cosine {cosine:.3f} between the task vectors"
-            )
-    alphas = [layer.alpha for layer in layers.values()]
-    return Decision(
-        layers,
-        f"layers go {min(alphas):.2f} to {max(alphas):.2f} of the way to the average of {count}"
-        " fine-tuned models, as far as these agree",
-        weights=task.uniform_weights,
-    )
+            layers[layer] = LayerPlan(alpha=alpha, reason=Finding.of("cosine", cosine=cosine))
+    return Decision(layers, weights=task.uniform_weights)
 
 
 def _mean_cosine(task: Task, names: tuple[str, ...]) -> float | None:

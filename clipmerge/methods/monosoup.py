@@ -9,6 +9,7 @@ from typing import Literal
 from clipmerge.merging.spectral import singular_values
 from clipmerge.methods import Decision, Task
 from clipmerge.parallel import side_by_side
+from clipmerge.planning.finding import Finding
 from clipmerge.planning.layer_plan import LayerPlan
 from clipmerge.plugins import Share
 
@@ -53,9 +54,7 @@ def monosoup(
             parameters=splits,
             reason=_reason(splits),
         )
-    return Decision(
-        layers, "every matrix keeps its strong directions, and a smaller part of the weak ones"
-    )
+    return Decision(layers)
 
 
 def _split(task: Task, name: str, rank: str, energy: float) -> dict[str, float | int]:
@@ -75,13 +74,13 @@ def _split(task: Task, name: str, rank: str, energy: float) -> dict[str, float |
     return {"rank": k, "high": 1 - low, "low": low}
 
 
-def _reason(splits: dict[str, dict[str, float | int]]) -> str:
+def _reason(splits: dict[str, dict[str, float | int]]) -> Finding:
     if not splits:
-        return "vectors only: taken whole"
+        return Finding.of("vectors")
     ranks = [int(split["rank"]) for split in splits.values()]
-    low = sum(split["low"] for split in splits.values()) / len(splits)
-    spread = f"{min(ranks)}" if min(ranks) == max(ranks) else f"{min(ranks)} to {max(ranks)}"
-    return (
-        f"{len(splits)} matrices: rank {spread}, {1 - low:.2f} of the principal part and {low:.2f}"
-        " of the rest"
+    return Finding.of(
+        "spectral",
+        matrices=len(splits),
+        ranks=[min(ranks), max(ranks)],
+        weak=sum(split["low"] for split in splits.values()) / len(splits),
     )

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from clipmerge.methods import Decision, Task
 from clipmerge.parallel import one_thread
+from clipmerge.planning.finding import Finding
 from clipmerge.planning.layer_plan import LayerPlan
 from clipmerge.plugins import Share
 
@@ -50,19 +51,14 @@ def regmean(task: Task, *, alpha: Share = 0.5, off_diagonal: Share = 0.9) -> Dec
     for layer, names in task.layers.items():
         regressed = [name for name in names if name in scores]
         reason = (
-            f"{len(regressed)} of {len(names)} parameters by regression"
+            Finding.of("regression", regressed=len(regressed), parameters=len(names))
             if regressed
-            else "no linear map"
+            else Finding.of("no-linear-map")
         )
         layers[layer] = LayerPlan(
             alpha=alpha, mask="right-multiply" if regressed else None, reason=reason
         )
-    return Decision(
-        layers,
-        f"{len(scores)} weight matrices by regression on their inputs, everything else {alpha:g} of"
-        " the way",
-        scores=scores,
-    )
+    return Decision(layers, scores=scores)
 
 
 def _factor(g_0: Tensor, g_1: Tensor, alpha: float, off_diagonal: float) -> Tensor:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from clipmerge.errors import RecipeError
 from clipmerge.methods import Decision, Task
+from clipmerge.planning.finding import Finding
 from clipmerge.planning.layer_plan import LayerPlan
 from clipmerge.planning.stragglers import find_stragglers
 from clipmerge.plugins import (
@@ -87,22 +88,14 @@ def straggler_outlier(
         mask=mask,
         mask_options=mask_options or {},
     )
-    layers = task.everywhere(alpha, "base alpha")
+    layers = task.everywhere(alpha, Finding.of("base-alpha"))
     for layer in stragglers.names:
-        z, stable = (stragglers.scores[layer][name] for name in ("z", "stability"))
-        reason = f"straggler: {statistic} z {z:.1f}, in {stable:.0%} of the resamples"
+        score = stragglers.scores[layer]
+        reason = Finding.of("outlier", statistic=statistic, z=score["z"], share=score["stability"])
         layers[layer] = straggler.model_copy(update={"reason": reason})
-    edit = f"alpha {straggler_alpha:g}" + (f" and the {mask} mask" if mask else "")
-    they_get = "it gets" if len(stragglers.names) == 1 else "they get"
-    rest = (
-        f"{they_get} {edit}, the rest alpha {alpha:g}"
-        if stragglers.names
-        else f"every layer gets alpha {alpha:g}"
-    )
     return Decision(
         layers,
-        f"{stragglers.verdict}; {rest}",
-        finding=stragglers.verdict,
+        finding=stragglers.finding,
         stragglers=stragglers.names,
         straggler_statistic=statistic,
         straggler_scores=stragglers.scores,

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from clipmerge.errors import RecipeError, counted
+from clipmerge.errors import RecipeError
 from clipmerge.methods import Decision, Task
 from clipmerge.methods.learned import learned
+from clipmerge.planning.finding import Finding
 from clipmerge.plugins import Share
 
 
@@ -36,22 +37,22 @@ def straggler_sparse(task: Task, *, alpha: Share = 1.0) -> Decision:
     stragglers = tuple(layer for layer in task.layers if known["straggler"].get(layer))
     layers, shares = dict(decision.layers), known["sharpness_share"]
     for layer in stragglers:
-        reason = f"straggler with {shares[layer]:.0%} of the sharpness; {layers[layer].reason}"
+        reason = Finding.of("sharp-straggler", share=shares[layer])
         layers[layer] = layers[layer].model_copy(update={"reason": reason})
     entries = sum(task.sizes[layer] for layer in stragglers)
-    dropped = sum(task.sizes[layer] * known["at_zero"][layer] for layer in stragglers) / max(
-        1, entries
+    dropped = sum(task.sizes[layer] * known["at_zero"][layer] for layer in stragglers)
+    assert isinstance(decision.finding, Finding)
+    finding = Finding.of(
+        "learned-sparse",
+        stragglers=len(stragglers),
+        layers=len(shares),
+        dropped=dropped / max(1, entries),
+        **decision.finding.values,
     )
-    many = len(stragglers) != 1
-    found = f"{counted(len(stragglers), 'straggler', 'stragglers')} of {len(shares)} layers"
-    summary = f"{found}, {dropped:.0%} of {'their' if many else 'its'} weights back at zero-shot"
-    none = "no straggler layers found"
-    finding = found if stragglers else none
     return replace(
         decision,
         layers=layers,
-        verdict=f"{summary if stragglers else none}; {decision.verdict}",
-        finding=f"{finding}; {decision.finding}",
+        finding=finding,
         stragglers=stragglers,
         straggler_statistic="sharpness",
         straggler_scores={layer: {"share": share} for layer, share in shares.items()},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from clipmerge.methods import Decision, Task
+from clipmerge.planning.finding import Finding
 from clipmerge.plugins import Alpha
 
 
@@ -23,7 +24,6 @@ def task_arithmetic(task: Task, *, alpha: Alpha = 0.3) -> Decision:
     task.need_several_finetuned("it is 'wise-ft'")
     count = len(task.inputs.finetuned)
     return Decision(
-        task.everywhere(alpha, "one alpha for all layers"),
-        f"the sum of {count} task vectors, times {alpha:g}",
+        task.everywhere(alpha, Finding.of("one-alpha")),
         weights=(1.0,) * count,
     )

@@ -82,6 +82,4 @@ def ties(task: Task, *, alpha: Alpha = 1.0, **options: Any) -> Decision:
     task.need_several_finetuned(
         "there is no election of signs, only trimming: use 'breadcrumbs' with method.outliers=0"
     )
-    return task.combined(
-        alpha, "ties", options, "trimmed to its largest entries", "averaged where signs agree"
-    )
+    return task.combined(alpha, "ties", options)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from clipmerge.methods import Decision, Task
+from clipmerge.planning.finding import Finding
 from clipmerge.plugins import Alpha
 
 
@@ -20,10 +21,7 @@ def wise_ft(task: Task, *, alpha: Alpha = 0.5) -> Decision:
     Source:
         WiSE-FT, Wortsman et al. 2022, arXiv:2109.01903.
     """
-    count = len(task.inputs.finetuned)
-    what = "the fine-tuned model" if count == 1 else f"the average of {count} fine-tuned models"
     return Decision(
-        task.everywhere(alpha, "one alpha for all layers"),
-        f"every layer goes {alpha:g} of the way from zero-shot to {what}",
+        task.everywhere(alpha, Finding.of("one-alpha")),
         weights=task.uniform_weights,
     )

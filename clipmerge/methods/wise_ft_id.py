@@ -6,6 +6,7 @@ from typing import Literal
 
 from clipmerge.errors import RecipeError
 from clipmerge.methods import Decision, Task
+from clipmerge.planning.finding import Finding
 from clipmerge.plugins import Alpha
 
 
@@ -47,17 +48,14 @@ def wise_ft_id(
         raise RecipeError(f"no point of the path has an alpha of at most {at_most:g}")
     if criterion == "accuracy":
         alpha = min(considered, key=lambda alpha: (-considered[alpha].accuracy, alpha))
-        score = f"accuracy {considered[alpha].accuracy:.1%}"
+        value = considered[alpha].accuracy
     else:
         alpha = min(considered, key=lambda alpha: (considered[alpha].loss, alpha))
-        score = f"loss {considered[alpha].loss:.3f}"
+        value = considered[alpha].loss
     return Decision(
-        task.everywhere(alpha, f"best {criterion} on the path"),
-        f"every layer goes {alpha:g} of the way, the best of {len(considered)} points on the"
-        f" calibration images ({score})",
-        finding=(
-            f"alpha {alpha:g} was the best of {len(considered)} points on the calibration images"
-            f" ({score})"
+        task.everywhere(alpha, Finding.of("best-alpha", criterion=criterion)),
+        finding=Finding.of(
+            "best-of-path", alpha=alpha, points=len(considered), criterion=criterion, value=value
         ),
         weights=task.uniform_weights,
     )

@@ -4,7 +4,6 @@ of a report.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -19,6 +18,7 @@ from clipmerge.files.reading import check_values, parse_json, read_text, refusin
 from clipmerge.files.side_files import inside
 from clipmerge.files.staging import RECORD
 from clipmerge.planning.earlier import upgrade
+from clipmerge.planning.finding import Finding
 from clipmerge.planning.frozen import FewLayers, Frozen, LittleMeasured, Plain
 from clipmerge.planning.layer_plan import Combination, LayerPlan
 from clipmerge.planning.measurements import Check, HeldBackChoice, LossPath, StatisticAbout
@@ -46,7 +46,7 @@ _OF_THE_PLAN = (
     "weights",
     "combine",
     "dtype",
-    "verdict",
+    "decision",
     "seed",
     "warnings",
     "stragglers",
@@ -56,7 +56,7 @@ _OF_THE_PLAN = (
     "other_tasks",
     "calibration",
 )
-_UNTOUCHED = LayerPlan(alpha=0.0, reason="not in the plan: zero-shot")
+_UNTOUCHED = LayerPlan(alpha=0.0, reason=Finding.of("not-in-plan"))
 _Count = Annotated[int, Field(ge=0, lt=2**63)]
 
 
@@ -84,7 +84,7 @@ class LayerRecord(Frozen):
         density: Share of the task vector kept.
         mask: Name of the mask, if one was used.
         mask_options: The mask's own options.
-        reason: Reason for the settings, in words.
+        reason: Reason for the settings, if there is one.
         parameters: Number of parameters; ``None`` if not recorded.
         size: Number of entries; ``None`` if not recorded.
         change: ||task_vector|| / ||theta_0||; ``None`` if not measured.
@@ -97,7 +97,7 @@ class LayerRecord(Frozen):
     density: float = 1.0
     mask: str | None = None
     mask_options: dict[str, Plain] = Field(default_factory=dict)
-    reason: str = ""
+    reason: Finding | None = None
     parameters: _Count | None = None
     size: _Count | None = None
     change: float | None = None
@@ -157,7 +157,7 @@ class MergeRecord(Frozen):
         weights: One factor per fine-tuned checkpoint.
         combine: The rule that replaces the weighted sum, if any.
         dtype: Output dtype, or ``keep``.
-        verdict: The merge in one sentence.
+        decision: What was found before deciding, and in its text the settings too.
         layers: Settings and size by layer, in network order.
         stragglers: Layers found to be stragglers.
         straggler_statistic: Statistic used to look for stragglers; ``None`` if the method does not.
@@ -174,7 +174,7 @@ class MergeRecord(Frozen):
         other_tasks: Scores on tasks that the models were not fine-tuned for, if any were named.
         calibration: The images used for measuring.
         seed: Seed of the sample, the bootstrap and the random masks.
-        warnings: Warnings, one line each.
+        warnings: Warnings.
         command: Command that repeats the merge.
         seconds: Wall-clock seconds by stage.
         accuracy: Accuracy by name of the images; only in published records.
@@ -195,7 +195,7 @@ class MergeRecord(Frozen):
     weights: tuple[float, ...] = (1.0,)
     combine: Combination | None = None
     dtype: OutputDtype = "keep"
-    verdict: str = ""
+    decision: Finding | None = None
     layers: Annotated[dict[str, LayerRecord], FewLayers] = Field(min_length=1)
     stragglers: tuple[str, ...] = ()
     straggler_statistic: str | None = None
@@ -213,7 +213,7 @@ class MergeRecord(Frozen):
     other_tasks: tuple[OtherTaskScores, ...] = ()
     calibration: CalibrationRecord | None = None
     seed: int = 0
-    warnings: tuple[str, ...] = ()
+    warnings: tuple[Finding, ...] = ()
     command: str = ""
     seconds: dict[str, float] = Field(default_factory=dict)
     accuracy: dict[str, ShareOfImages] | None = None
@@ -237,45 +237,12 @@ class MergeRecord(Frozen):
         """Whether the merge looked for stragglers."""
         return self.straggler_statistic is not None or bool(self.found_stragglers)
 
-    @property
-    def teacher(self) -> str:
-        """What learned coefficients stay close to; empty if nothing restrained them."""
-        if not any(self.trace.get("distillation_loss", ())):
-            return ""
-        divergence = self.choice.distill_target if self.choice else "predictions"
-        if divergence == "path-features":
-            return (
-                "the image features of the zero-shot model and of the point where learning starts"
-            )
-        return (
-            "the zero-shot model's"
-            f" {'image features' if divergence == 'features' else 'predictions'}"
-        )
-
-    @property
-    def headline(self) -> str:
-        """The verdict as a sentence, or the number of layers and the recipe if there is none."""
-        text = (
-            self.verdict.strip()
-            or f"{len(self.layers)} layers merged with the recipe {self.recipe.name}"
-        )
-        return f"{text[:1].upper()}{text[1:].removesuffix('.')}."
-
     def as_json(self) -> dict[str, Any]:
         """Return the JSON object; fields of published records are left out of others."""
         data = self.model_dump(mode="json")
         return {
             key: value for key, value in data.items() if value is not None or key not in PUBLISHED
         }
-
-    def to_text(self) -> str:
-        """Return the text of ``clipmerge.json``; in a path that is not UTF-8, the bytes that are
-        not are escaped.
-        """
-        data = map_text(
-            self.as_json(), lambda text: text.encode("utf-8", "backslashreplace").decode()
-        )
-        return json.dumps(data, indent=2) + "\n"
 
 
 def merge_record(

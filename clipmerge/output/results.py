@@ -7,6 +7,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from clipmerge.output.record import DataSource, MergeRecord, Published
+from clipmerge.planning.finding import Finding
 from clipmerge.planning.frozen import Frozen
 from clipmerge.planning.merge_effect import DifferenceOfShares, ShareOfImages
 from clipmerge.planning.other_tasks import OtherTask, Recall, Score
@@ -59,19 +60,19 @@ class SweepPoint(Frozen):
     ood_interval: tuple[float, float] | None
     gain: DifferenceOfShares | None
     gain_interval: tuple[float, float] | None
-    gain_note: str
+    gain_note: Finding | None
     exceeds_max_loss: bool | None = None
     other_tasks: dict[str, Score] = Field(default_factory=dict)
 
 
 class RecipePoint(SweepPoint):
-    """A recipe: its row in ``correct.safetensors``, its plan's verdict, and the images that it
+    """A recipe: its row in ``correct.safetensors``, its plan's decision, and the images that it
     measured on.
     """
 
     name: str
     point: int
-    verdict: str
+    decision: Finding
     calibration: CalibrationRecord | None
     recipe: dict[str, Any]
 
@@ -106,7 +107,7 @@ class _Sweep(Frozen):
     ood_checked: bool
     seed: int
     bootstrap: Bootstrap
-    warnings: tuple[str, ...]
+    warnings: tuple[Finding, ...]
     curve: tuple[SweepPoint, ...]
     recipes: tuple[RecipePoint, ...]
     points: tuple[PlacedPoint, ...] = ()

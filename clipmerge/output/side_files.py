@@ -12,11 +12,10 @@ from clipmerge.checkpoint import Checkpoint, Inputs
 from clipmerge.checkpoint.converted import ConvertedCheckpoint
 from clipmerge.checkpoint.source import OPEN_CLIP_CONFIG
 from clipmerge.conversion.keys import layout_of
-from clipmerge.errors import CheckpointError, shorten
+from clipmerge.errors import CheckpointError
 from clipmerge.files.hashes import sha256_of
 from clipmerge.files.reading import parse_json, refusing
 from clipmerge.files.side_files import (
-    NOT_COPIED,
     PROCESSORS,
     SIDE_FILES,
     VOCABULARIES,
@@ -26,6 +25,7 @@ from clipmerge.files.side_files import (
     side_file_bytes,
 )
 from clipmerge.output.layout_files import dtype_of, write_layout_files
+from clipmerge.planning.finding import Finding
 
 _TEXTS = (".json", ".txt", ".model", ".jinja")
 # Files left by training and by clipmerge itself, which nobody expects in the output.
@@ -40,7 +40,9 @@ _NEVER_SIDE = (
 _DTYPE_KEYS = ("dtype", "torch_dtype")
 
 
-def write_side_files(folder: Path, inputs: Inputs, dtype: str) -> tuple[dict[str, str], list[str]]:
+def write_side_files(
+    folder: Path, inputs: Inputs, dtype: str
+) -> tuple[dict[str, str], list[Finding]]:
     """Copy configuration, processor and tokenizer, so that the output can be loaded like its
     sources.
 
@@ -55,7 +57,7 @@ def write_side_files(folder: Path, inputs: Inputs, dtype: str) -> tuple[dict[str
     }, notes
 
 
-def _write(folder: Path, inputs: Inputs, dtype: str) -> list[str]:
+def _write(folder: Path, inputs: Inputs, dtype: str) -> list[Finding]:
     """Write the files, and return notes for the user."""
     form = inputs.written_as
     if form.config is None and inputs.library != "timm":
@@ -67,13 +69,16 @@ def _write(folder: Path, inputs: Inputs, dtype: str) -> list[str]:
             f"the fine-tuned checkpoint has no {inputs.family.config}; one was made from the"
             " zero-shot one's"
         )
-        return write_layout_files(folder, form, dtype) + [made] * (not inputs.takes_zeroshot_form)
+        texts = write_layout_files(folder, form, dtype)
+        return list(map(Finding.note, texts + [made] * (not inputs.takes_zeroshot_form)))
     chosen = _side_files(form)
-    notes = []
+    notes: list[Finding] = []
     if chosen and form is inputs.zeroshot and not inputs.takes_zeroshot_form:
         notes.append(
-            f"the fine-tuned checkpoint has no {inputs.family.config}; the zero-shot one's side"
-            " files were copied"
+            Finding.note(
+                f"the fine-tuned checkpoint has no {inputs.family.config}; the zero-shot one's side"
+                " files were copied"
+            )
         )
     for part, names in _lendable(inputs).items():
         if form is not inputs.zeroshot and not any(name in chosen for name in names):
@@ -89,7 +94,9 @@ def _write(folder: Path, inputs: Inputs, dtype: str) -> list[str]:
             if any(name in lent for name in names):
                 chosen |= lent
                 notes.append(
-                    f"the fine-tuned checkpoint has no {part}; the zero-shot one's was copied"
+                    Finding.note(
+                        f"the fine-tuned checkpoint has no {part}; the zero-shot one's was copied"
+                    )
                 )
     for name, path in sorted(chosen.items()):
         try:
@@ -98,8 +105,10 @@ def _write(folder: Path, inputs: Inputs, dtype: str) -> list[str]:
             else:
                 copy_side_file(path, folder / name)
         except NotJsonError:
-            notes.append(f"{form.source}: {name} {NOT_COPIED}it cannot be read as JSON")
-    return [*notes, *_left_behind(form)]
+            notes.append(
+                Finding.of("not-copied", source=form.source, files=[name], reason="not-json")
+            )
+    return [*notes, *_not_copied(form)]
 
 
 def _lendable(inputs: Inputs) -> dict[str, tuple[str, ...]]:
@@ -125,7 +134,7 @@ def _side_files(checkpoint: Checkpoint) -> dict[str, Path]:
     return {name: path for name, path in files.items() if path is not None}
 
 
-def _left_behind(checkpoint: Checkpoint) -> list[str]:
+def _not_copied(checkpoint: Checkpoint) -> list[Finding]:
     """Note files beside the weights that seem to belong to them but are not copied.
 
     A bare file of weights may lie in any folder, whose other files are nobody's concern.
@@ -139,10 +148,9 @@ def _left_behind(checkpoint: Checkpoint) -> list[str]:
     links = [
         name for name in names if name in SIDE_FILES and inside(checkpoint.folder, name) is None
     ]
-    groups = {"not among the files that loaders read": strange, "not a file of this folder": links}
     return [
-        f"{checkpoint.source}: {shorten(names)} {NOT_COPIED}{why}"
-        for why, names in groups.items()
+        Finding.of("not-copied", source=checkpoint.source, files=names, reason=reason)
+        for reason, names in (("not-read", strange), ("link", links))
         if names
     ]
 

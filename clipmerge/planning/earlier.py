@@ -32,6 +32,21 @@ def upgrade(data: dict[str, Any]) -> dict[str, Any]:
     validation.
     """
     fields = _renamed(data, {"bought": "effect", "kept": "other_tasks"})
+    verdict = fields.pop("verdict", "")
+    is_plan = "finding" in fields or "worded" in fields
+    text = fields.pop("finding", "") if is_plan else verdict
+    if text:
+        fields["decision"] = {"kind": "note" if is_plan else "earlier", "values": {"text": text}}
+    worded = fields.pop("worded", None)
+    if isinstance(worded, dict):
+        fields["layer_digests"] = {
+            name: str(digests).partition("-")[0] for name, digests in worded.items()
+        }
+    fields.pop("verdict_digest", None)
+    if isinstance(fields.get("effect"), dict):
+        fields["effect"] = {
+            name: value for name, value in fields["effect"].items() if name != "verdict"
+        }
     _rename_in(fields, "calibration", {"copies": "duplicates"})
     _rename_in(fields, "seconds", _STAGES)
     if isinstance(fields.get("measurements"), dict) and "measure" in fields["measurements"]:

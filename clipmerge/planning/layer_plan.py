@@ -8,6 +8,7 @@ from typing import Any
 from pydantic import Field
 
 from clipmerge.errors import PlanError, RecipeError, did_you_mean
+from clipmerge.planning.finding import Finding
 from clipmerge.planning.frozen import Frozen
 from clipmerge.plugins import Alpha, Density, check_options, plugin_names, plugin_options
 
@@ -36,7 +37,7 @@ class LayerPlan(Frozen):
         mask_options: The mask's own options.
         parameters: Options of the mask for single parameters, by name; they override
             ``mask_options``.
-        reason: Reason for the settings, in words.
+        reason: Reason for the settings; ``None`` if the method gives none.
     """
 
     alpha: Alpha
@@ -45,7 +46,7 @@ class LayerPlan(Frozen):
     mask: str | None = None
     mask_options: dict[str, Any] = Field(default_factory=dict)
     parameters: dict[str, dict[str, Any]] = Field(default_factory=dict)
-    reason: str = ""
+    reason: Finding | None = None
 
     @property
     def coefficient(self) -> float | LearnedAlpha:

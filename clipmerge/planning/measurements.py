@@ -8,6 +8,7 @@ from typing import Any
 from pydantic import Field, model_validator
 from pydantic.json_schema import SkipJsonSchema
 
+from clipmerge.planning.finding import Finding
 from clipmerge.planning.frozen import Frozen
 
 
@@ -163,7 +164,7 @@ class Measurements(Frozen):
         path: Loss along the path, if the measure evaluates it.
         mixtures: The mixtures tried, in order, if the measure tries any.
         checks: Self-tests by statistic.
-        notes: Notes for the user, one line each.
+        notes: Notes for the user.
         trace: Losses at every step of a measure that learns, by name.
         choice: The choice of the images held back from learning, if the measure holds some back.
         coefficients: Learned coefficients by parameter, float32 on the CPU; never part of the JSON.
@@ -179,7 +180,7 @@ class Measurements(Frozen):
     path: LossPath | None = None
     mixtures: tuple[Mixture, ...] = ()
     checks: dict[str, Check] = Field(default_factory=dict)
-    notes: tuple[str, ...] = ()
+    notes: tuple[Finding, ...] = ()
     trace: dict[str, tuple[float, ...]] = Field(default_factory=dict)
     choice: HeldBackChoice | None = None
     coefficients: SkipJsonSchema[dict[str, Any]] = Field(

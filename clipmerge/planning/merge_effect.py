@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from clipmerge.planning.finding import Finding
 from clipmerge.planning.frozen import Frozen
 from clipmerge.stats import LEVEL
 
@@ -18,15 +19,6 @@ DifferenceOfShares = Annotated[float, Field(ge=-1, le=1)]
 Recommendation = Literal[
     "use", "prefer-finetuned", "prefer-zeroshot", "either", "cannot-tell", "too-few-images"
 ]
-#: The recommendation in words, the same on the terminal, the page and the card.
-ADVICE: dict[Recommendation, str] = {
-    "use": "Use it",
-    "prefer-finetuned": "Do not use it: keep the fine-tuned model",
-    "prefer-zeroshot": "Do not use it: take the zero-shot model",
-    "either": "Either will do",
-    "cannot-tell": "Your images cannot tell",
-    "too-few-images": "Too few images to tell",
-}
 
 
 def finetuned_names(count: int) -> list[str]:
@@ -121,9 +113,10 @@ class MergeEffect(Frozen):
         agreement: Share of the images for which the merged and the zero-shot model predict the same
             class.
         recommendation: Recommendation about the merged model.
-        verdict: The recommendation and the main numbers.
         reason: Reason for the recommendation, and the price.
-        warnings: Warnings, one line each.
+        possible_loss: How large the loss of accuracy may be, if that is beyond the limit.
+        warnings: Measured losses beyond the limit.
+        text: The recommendation and the main numbers in a sentence, for readers of JSON.
         plan: `Plan.digest` of the plan that was measured; empty until the plan is written.
     """
 
@@ -146,9 +139,10 @@ class MergeEffect(Frozen):
     over_zeroshot: Gain
     agreement: Estimate
     recommendation: Recommendation
-    verdict: str
-    reason: str
-    warnings: tuple[str, ...] = ()
+    reason: Finding
+    possible_loss: Finding | None = None
+    warnings: tuple[Finding, ...] = ()
+    text: str = ""
     plan: str = ""
 
     @property

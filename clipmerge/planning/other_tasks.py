@@ -4,8 +4,6 @@ merge restores.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from statistics import fmean
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -95,44 +93,3 @@ def measures_of(score: Score) -> dict[str, float]:
         ("text to image", score.recall.text_to_image),
     )
     return {f"{way} R@{rank}": value for way, by_rank in ways for rank, value in by_rank.items()}
-
-
-#: Headings of the columns after the task.
-HEADS = ("measure", "zero-shot", "fine-tuned", "merged", "change", "back")
-#: Explanation of the last two columns.
-EXPLANATION = (
-    "Tasks that the model was not fine-tuned for. In points: the change by fine-tuning against"
-    " zero-shot, and what the merge gives back against fine-tuned."
-)
-
-
-def other_task_rows(tasks: Sequence[OtherTaskScores]) -> list[list[str]]:
-    """A row per number of a task: the task, in its first row only, then what `HEADS` says, in per
-    cent and points.
-    """
-    rows = []
-    for task in tasks:
-        finetuned = [measures_of(score) for score in task.finetuned]
-        merged = measures_of(task.merged)
-        for index, (measure, zeroshot) in enumerate(measures_of(task.zeroshot).items()):
-            middle = fmean(score[measure] for score in finetuned)
-            values = [f"{100 * value:.1f}" for value in (zeroshot, middle, merged[measure])]
-            changes = [
-                f"{100 * change:+.1f}" for change in (middle - zeroshot, merged[measure] - middle)
-            ]
-            rows.append(["" if index else task.name, measure, *values, *changes])
-    return rows
-
-
-def other_task_facts(tasks: Sequence[OtherTaskScores]) -> str:
-    """Say how many images each task has, in one sentence."""
-    counts = [
-        f"{task.name}: {task.images:,} images"
-        + (
-            f" with {task.captions:,} captions"
-            if task.captions
-            else f" of {task.classes:,} classes"
-        )
-        for task in tasks
-    ]
-    return "; ".join(counts) + "."

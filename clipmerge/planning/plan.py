@@ -10,21 +10,22 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, PrivateAttr, ValidationError
 
 from clipmerge.config import Missing, OutputDtype
-from clipmerge.errors import OutputError, PlanError, RecipeError, counted, did_you_mean
+from clipmerge.errors import OutputError, PlanError, RecipeError, did_you_mean
 from clipmerge.files.hashes import sha256_of
 from clipmerge.files.limits import LARGEST_JSON, MOST_RECORD_VALUES
 from clipmerge.files.reading import Unreadable, check_values, parse_json, read_text
 from clipmerge.files.staging import staged_files
 from clipmerge.planning.earlier import upgrade
+from clipmerge.planning.finding import NOTE, Finding
 from clipmerge.planning.frozen import FewLayers, Frozen
-from clipmerge.planning.layer_plan import Combination, LayerPlan, LearnedAlpha, check_mask
+from clipmerge.planning.layer_plan import Combination, LayerPlan, check_mask
 from clipmerge.planning.measurements import Measurements
 from clipmerge.planning.merge_effect import MergeEffect
 from clipmerge.planning.other_tasks import OtherTaskScores
@@ -39,16 +40,6 @@ if TYPE_CHECKING:
 #: Beginnings of the names of a plan's tensors, followed by the parameter: saliency for masks, and
 #: learned coefficients, float32 of shape (), (rows, 1, ...) or the parameter's.
 SCORES, COEFFICIENTS = "scores:", "coefficients:"
-#: The reason given for a layer whose settings were edited after its reason was written.
-EDITED = "edited by hand"
-#: The reason given for every layer of a plan that was edited to other checkpoints.
-OTHER_INPUTS = "decided for other checkpoints"
-#: Warning of such a plan.
-OTHER_CHECKPOINTS = (
-    "the plan was edited to other checkpoints than it was decided for; those findings are left out"
-)
-#: Warning of a plan that was edited after its effect was measured.
-STALE = "the plan was edited after it was measured, so the effect of this merge is not known"
 
 _FORMAT, _EARLIER_FORMAT = "clipmerge-plan/2", "clipmerge-plan/1"
 
@@ -72,19 +63,19 @@ class Plan(Tabular, Frozen):
         stragglers: Layers found to be stragglers.
         straggler_statistic: Statistic used to look for stragglers; ``None`` if the method does not.
         straggler_scores: ``{"z": ..., "stability": ...}`` by layer.
-        verdict: The plan in one sentence; `checked` rewrites it if it does not match the settings.
-        finding: The part of the verdict that does not depend on the settings.
-        verdict_digest: `settings_digest` of the plan that the method's verdict describes.
+        decision: What was found before deciding, which does not depend on the settings; ``None`` if
+            the method decides without looking.
         recipe_digest: Hash of the recipe, which says how the plan was made, so that an edit of it
             would do nothing.
         inputs_digest: `digest_of_inputs` of the checkpoints that the plan was decided for.
-        worded: `worded_for` of the settings that each layer's reason describes, by layer.
+        layer_digests: `digest_of_layer` of the settings that each layer's reason is about, by
+            layer.
         effect: The effect of the merge, measured on images that the decision did not see.
         other_tasks: Scores on tasks that the models were not fine-tuned for.
         measurements: The measurements behind the decision.
         calibration: The images used for measuring.
         seed: Seed of the sample, the bootstrap and the random masks.
-        warnings: Warnings, one line each.
+        warnings: Warnings.
     """
 
     format: Literal["clipmerge-plan/2"] = "clipmerge-plan/2"
@@ -101,18 +92,16 @@ class Plan(Tabular, Frozen):
     stragglers: tuple[str, ...] = ()
     straggler_statistic: str | None = None
     straggler_scores: dict[str, dict[str, float]] = Field(default_factory=dict)
-    verdict: str = ""
-    finding: str = ""
-    verdict_digest: str = ""
+    decision: Finding | None = None
     recipe_digest: str = ""
     inputs_digest: str = ""
-    worded: dict[str, str] = Field(default_factory=dict)
+    layer_digests: dict[str, str] = Field(default_factory=dict)
     effect: MergeEffect | None = None
     other_tasks: tuple[OtherTaskScores, ...] = ()
     measurements: Measurements | None = None
     calibration: CalibrationRecord | None = None
     seed: int = 0
-    warnings: tuple[str, ...] = ()
+    warnings: tuple[Finding, ...] = ()
 
     # set by `Plan.load` and the API; neither part of the JSON nor of the comparison of plans
     _tensors: Mapping[str, Any] = PrivateAttr(default_factory=dict)
@@ -267,7 +256,7 @@ class Plan(Tabular, Frozen):
         """
         if self.inputs_digest and self.inputs_digest != self.digest_of_inputs:
             reasons = {
-                name: layer.model_copy(update={"reason": OTHER_INPUTS})
+                name: layer.model_copy(update={"reason": Finding.of("decided-for-others")})
                 for name, layer in self.layers.items()
             }
             forgotten: dict[str, Any] = {
@@ -275,10 +264,9 @@ class Plan(Tabular, Frozen):
                 "calibration": None,
                 "effect": None,
                 "other_tasks": (),
-                "verdict_digest": "",
-                "finding": "",
-                "worded": {},
-                "warnings": (OTHER_CHECKPOINTS,),
+                "decision": None,
+                "layer_digests": {},
+                "warnings": (Finding.of("other-checkpoints"),),
                 "stragglers": (),
                 "straggler_statistic": None,
                 "straggler_scores": {},
@@ -287,8 +275,11 @@ class Plan(Tabular, Frozen):
         measured = [effect for effect in (self.effect, *self.other_tasks) if effect is not None]
         if not measured or {effect.plan for effect in measured} == {self.digest}:
             return self
-        stale = set(self.effect.warnings) if self.effect else set()
-        warnings = (*(warning for warning in self.warnings if warning not in stale), STALE)
+        stale = self.effect.warnings if self.effect else ()
+        warnings = (
+            *(warning for warning in self.warnings if warning not in stale),
+            Finding.of("stale-effect"),
+        )
         return self.model_copy(update={"effect": None, "other_tasks": (), "warnings": warnings})
 
     def checked(self, layers: dict[str, tuple[str, ...]]) -> Plan:
@@ -323,29 +314,19 @@ class Plan(Tabular, Frozen):
                     f"layer '{name}' has density {layer.density} and no mask; name one, such as"
                     " 'magnitude'"
                 )
-        reworded = {}
-        for name, entry in self.layers.items():
-            earlier_settings, _, earlier_reason = self.worded.get(
-                name, worded_for(entry)
-            ).partition("-")
-            settings, _, reason = worded_for(entry).partition("-")
-            edited = settings != earlier_settings and reason == earlier_reason
-            reworded[name] = entry.model_copy(update={"reason": EDITED}) if edited else entry
-        plan = self.model_copy(update={"layers": reworded})
-        if plan.verdict_digest == plan.settings_digest:
-            return plan
-        verdict = verdict_on(reworded, layers, self.weights, self.combine, finding=self.finding)
-        return plan.model_copy(update={"verdict": verdict})
+        decided = {
+            name: entry
+            if self.layer_digests.get(name) in (None, digest_of_layer(entry))
+            or (entry.reason and entry.reason.kind == NOTE)  # written with the edit
+            else entry.model_copy(update={"reason": Finding.of("edited")})
+            for name, entry in self.layers.items()
+        }
+        return self.model_copy(update={"layers": decided})
 
 
-def worded_for(entry: LayerPlan) -> str:
-    """Short hashes of a layer's settings and of its reason, which show whether settings changed
-    under their reason.
-    """
-    settings = json.dumps(entry.model_dump(mode="json", exclude={"reason"}), sort_keys=True)
-    return "-".join(
-        hashlib.sha256(text.encode()).hexdigest()[:8] for text in (settings, entry.reason)
-    )
+def digest_of_layer(entry: LayerPlan) -> str:
+    """Short hash of a layer's settings, which shows whether they changed after their reason."""
+    return digest_of(entry.model_dump(mode="json", exclude={"reason"}))[:8]
 
 
 def digest_of(what: Any) -> str:
@@ -420,67 +401,3 @@ def _read_tensors(path: Path, record: TensorsRecord) -> dict[str, Tensor]:
         raise PlanError(
             f"{file}: the tensors beside the plan: {error}; plan again with `clipmerge plan`"
         ) from None
-
-
-def verdict_on(
-    layers: Mapping[str, LayerPlan],
-    names: Collection[str],
-    weights: Sequence[float],
-    combine: Combination | None,
-    *,
-    finding: str = "",
-) -> str:
-    """Make a verdict from the settings alone."""
-    entries = [layers[name] for name in names if name in layers]
-    parts = [finding, _distance(entries, len(names) - len(entries), _target(weights, combine))]
-    masked = [entry for entry in entries if entry.mask]
-    if masked:
-        rules = ", ".join(sorted({str(entry.mask) for entry in masked}))
-        densities = sorted({entry.density for entry in masked})
-        ends = [f"{density:g}" for density in dict.fromkeys((densities[0], densities[-1]))]
-        shares = "" if densities == [1.0] else f", density {' to '.join(ends)}"
-        layers_have = counted(
-            len(masked), f"of {len(names)} layers has", f"of {len(names)} layers have"
-        )
-        parts.append(f"{layers_have} a mask ({rules}{shares})")
-    return "; ".join(part for part in parts if part)
-
-
-def _distance(entries: Sequence[LayerPlan], rest: int, target: str) -> str:
-    coefficients = [entry.coefficient for entry in entries]
-    learned = [coefficient for coefficient in coefficients if isinstance(coefficient, LearnedAlpha)]
-    ends = [
-        coefficient for coefficient in coefficients if not isinstance(coefficient, LearnedAlpha)
-    ]
-    ends += [end for coefficient in learned for end in (coefficient.low, coefficient.high)]
-    ends += [0.0] * bool(rest)
-    low, high = min(ends, default=0.0), max(ends, default=0.0)
-    way = f"of the way from zero-shot to {target}"
-    if low == high:
-        return "every layer stays zero-shot" if high == 0 else f"every layer goes {high:g} {way}"
-    kind = "coefficients go" if learned else "layers go"
-    they_stay = counted(
-        rest, "layer that the plan does not name stays", "layers that the plan does not name stay"
-    )
-    left = f", and {they_stay} zero-shot" if rest else ""
-    return f"the {kind} {low:g} to {high:g} {way}{left}"
-
-
-def _target(weights: Sequence[float], combine: Combination | None) -> str:
-    count = len(weights)
-    if combine:
-        return (
-            f"the {combine.rule} combination of {count} fine-tuned model{'s' if count > 1 else ''}"
-        )
-    if count == 1:
-        return (
-            "the fine-tuned model"
-            if weights[0] == 1
-            else f"{weights[0]:g} times the fine-tuned change"
-        )
-    if all(weight == 1 / count for weight in weights):
-        return f"the average of {count} fine-tuned models"
-    return (
-        f"the sum of {count} fine-tuned changes weighted"
-        f" {', '.join(f'{weight:g}' for weight in weights)}"
-    )

@@ -16,8 +16,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from clipmerge.errors import RecipeError, counted, did_you_mean, shorten
+from clipmerge.errors import RecipeError, did_you_mean
 from clipmerge.layers import block_of, may_precede_blocks
+from clipmerge.planning.finding import Finding
 from clipmerge.planning.measurements import Measurements
 
 Array = NDArray[np.float64]
@@ -36,15 +37,13 @@ _FLOOR = 1e-6
 
 @dataclass(frozen=True)
 class Stragglers:
-    """The stragglers found, in network order, every layer's scores, and the finding in a
-    sentence.
-    """
+    """The stragglers, in network order, every layer's scores, and the finding."""
 
     names: tuple[str, ...]
     scores: dict[
         str, dict[str, float]
     ]  # {"z": robust z-score, "stability": share of bootstraps that flag it}
-    verdict: str
+    finding: Finding
 
 
 def find_stragglers(
@@ -74,12 +73,7 @@ def find_stragglers(
     # a layer that does not change the loss at all has no logarithm and is not a straggler
     layers = [layer for layer, mean in means.items() if signed or mean > 0]
     if len(layers) < _FEWEST_LAYERS:
-        return Stragglers(
-            (),
-            {},
-            f"no layer is called a straggler: {len(layers)} layers to compare, too few to tell"
-            " outliers",
-        )
+        return Stragglers((), {}, Finding.of("too-few-layers", layers=len(layers)))
     values = np.array([known[statistic].batches[layer] for layer in layers])
     weights = np.array(measurements.batch_sizes, dtype=float)
     design = _design(layers, sizes)
@@ -104,12 +98,14 @@ def find_stragglers(
         layer for i, layer in enumerate(layers) if stands_out[i] and share[i] >= stability
     )
     limit = _limit(z, threshold, mirror)
-    origin = (
-        "the threshold"
-        if limit == threshold
-        else f"{mirror:g} times as far as the lowest layer (z {z.min():.1f})"
+    if names:
+        return Stragglers(
+            names, scores, Finding.of("stragglers", statistic=statistic, layers=list(names))
+        )
+    lowest = None if limit == threshold else float(z.min())
+    return Stragglers(
+        names, scores, _explain_none(scores, statistic, limit, lowest, mirror, stability)
     )
-    return Stragglers(names, scores, _verdict(names, scores, statistic, limit, origin, stability))
 
 
 def _limit(z: Array, threshold: float, mirror: float) -> float:
@@ -123,29 +119,34 @@ def _flags(z: Array, threshold: float, mirror: float) -> NDArray[np.bool_]:
     return np.asarray(z > _limit(z, threshold, mirror))
 
 
-def _verdict(
-    names: tuple[str, ...],
+def _explain_none(
     scores: dict[str, dict[str, float]],
     statistic: str,
     limit: float,
-    origin: str,
+    lowest: float | None,
+    mirror: float,
     stability: float,
-) -> str:
-    if names:
-        return (
-            f"{counted(len(names), 'straggler layer', 'straggler layers')} found by {statistic}:"
-            f" {shorten(names)}"
-        )
+) -> Finding:
+    """Why no layer is a straggler, by the layer that stands out most."""
     top = max(scores, key=lambda layer: scores[layer]["z"])
     z, share = scores[top]["z"], scores[top]["stability"]
     if z > limit:
-        return (
-            f"no straggler layers found: {top} stands out in {statistic} (z {z:.1f}), but only in"
-            f" {share:.0%} of the resamples, below {stability:.0%}"
+        return Finding.of(
+            "unstable-straggler",
+            statistic=statistic,
+            layer=top,
+            z=z,
+            share=share,
+            stability=stability,
         )
-    return (
-        f"no straggler layers found: {top} stands out most in {statistic}, with z {z:.1f}, and a"
-        f" straggler exceeds {limit:.1f}, {origin}"
+    return Finding.of(
+        "no-stragglers",
+        statistic=statistic,
+        layer=top,
+        z=z,
+        limit=limit,
+        mirror=mirror,
+        lowest=lowest,
     )
 
 

@@ -26,7 +26,7 @@ def layer_rows(
             **{column: getattr(layer, column) for column in columns},
             **measured.get(name, {}),
         }
-        | {"reason": layer.reason}
+        | {"reason": "" if layer.reason is None else str(layer.reason)}
         for name, layer in layers.items()
     ]
 

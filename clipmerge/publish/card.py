@@ -20,13 +20,26 @@ from clipmerge.families import families
 from clipmerge.files.staging import RECORD
 from clipmerge.files.templates import render
 from clipmerge.hub.ids import parse_dataset, parse_hub_id
-from clipmerge.output.record import MergeRecord, map_text
-from clipmerge.planning.effect_view import effect_explanation, effect_facts, effect_rows
-from clipmerge.planning.merge_effect import MergeEffect
-from clipmerge.planning.other_tasks import EXPLANATION, HEADS, other_task_facts, other_task_rows
+from clipmerge.output.record import MergeRecord
+from clipmerge.planning.finding import Finding
 from clipmerge.publish.evaluations import eval_result_files, hub_dataset_of, model_index
 from clipmerge.publish.public import data_sources, public_record
 from clipmerge.report.page import card_picture, html_page
+from clipmerge.report.text import (
+    EXPLANATION,
+    HEADS,
+    answer_text,
+    effect_explanation,
+    effect_facts,
+    effect_rows,
+    headline,
+    other_task_facts,
+    other_task_rows,
+    reason_text,
+    record_text,
+    text_of,
+    texts_of,
+)
 
 if TYPE_CHECKING:
     from huggingface_hub import ModelCardData
@@ -50,7 +63,13 @@ def model_card(
         "where": repo_id or ".",
         "open_clip": _is_open_clip(shown),
         "record": shown,
-        "effect": shown.effect and _for_readers(shown.effect),
+        "effect": shown.effect,
+        "answer": shown.effect and _for_readers(answer_text(shown.effect)),
+        "reason": shown.effect and _for_readers(reason_text(shown.effect)),
+        "effect_warnings": shown.effect
+        and list(map(_for_readers, texts_of(shown.effect.warnings))),
+        "headline": headline(shown),
+        "warnings": texts_of(shown.warnings),
         "effect_facts": shown.effect and effect_facts(shown.effect),
         "effect_rows": shown.effect and effect_rows(shown.effect),
         "effect_explanation": shown.effect and effect_explanation(shown.effect),
@@ -65,7 +84,10 @@ def model_card(
     }
     template = Path(__file__).parent / "templates" / "model_card.md.j2"
     return render(
-        template, values, html=False, filters={"cell": _cell, "digest": _digest, "fence": _fence}
+        template,
+        values,
+        html=False,
+        filters={"cell": _cell, "digest": _digest, "fence": _fence, "said": _said},
     )
 
 
@@ -78,19 +100,20 @@ def published_texts(
     card = model_card(record, repo_id=repo_id, license=license, picture=drawn is not None)
     # identifies the card as clipmerge's own in a later push
     shown = shown.model_copy(update={"card": blob_id(card.encode())})
-    texts = {"README.md": card, RECORD: shown.to_text(), **eval_result_files(shown)}
+    texts = {"README.md": card, RECORD: record_text(shown), **eval_result_files(shown)}
     if (folder / REPORT).is_file():
         texts[REPORT] = html_page(shown)
     contents = {name: text.encode() for name, text in texts.items()}
     return contents if drawn is None else contents | {PICTURE: drawn}
 
 
-def _for_readers(effect: MergeEffect) -> MergeEffect:
+def _for_readers(text: str) -> str:
     """Rename the images for readers of the card, who do not own them."""
-    texts = effect.model_dump(include={"verdict", "reason", "warnings"})
-    return effect.model_copy(
-        update=map_text(texts, lambda text: text.replace("your images", "the target images"))
-    )
+    return text.replace("your images", "the target images")
+
+
+def _said(reason: Finding | None) -> str:
+    return "" if reason is None else text_of(reason)
 
 
 def _is_open_clip(record: MergeRecord) -> bool:

@@ -14,9 +14,10 @@ from collections.abc import Callable
 from pathlib import PurePath, PureWindowsPath
 
 from clipmerge.errors import printable
-from clipmerge.files.side_files import MACHINE_PATH, NOT_COPIED, PATH_STARTS
+from clipmerge.files.side_files import MACHINE_PATH, PATH_STARTS
 from clipmerge.hub.ids import parse_hub_id
 from clipmerge.output.record import DataSource, MergeRecord, map_text
+from clipmerge.planning.finding import Finding
 from clipmerge.planning.merge_effect import MergeEffect
 from clipmerge.planning.other_tasks import OtherTaskScores
 from clipmerge.planning.provenance import CalibrationRecord, UnlabelledRecord
@@ -30,8 +31,6 @@ _MACHINE_PATH = re.compile(
 )
 # Sign of a remaining path after all known paths are removed: a slash or a backslash before a name.
 _SOME_PATH = re.compile(r"[/\\][\w.\-]")
-_NOT_COPIED_NOTE = "some files beside the weights were not copied"
-_LEFT_OUT = "a note was removed because it names files on the author's machine"
 
 
 def public_record(record: MergeRecord) -> MergeRecord:
@@ -39,9 +38,12 @@ def public_record(record: MergeRecord) -> MergeRecord:
     clean = _cleaner(record)
     data = map_text(record.as_json(), lambda text: _MACHINE_PATH.sub("", clean(text).rstrip("/")))
     data["command"] = _public_command(record)
-    data["warnings"] = list(
-        dict.fromkeys(_public_note(clean(note), record) for note in record.warnings)
-    )
+    warnings: list[Finding] = []
+    for warning in record.warnings:
+        public = _public_warning(warning, clean, record)
+        if public not in warnings:
+            warnings.append(public)
+    data["warnings"] = warnings
     data["output"] = last_part(record.output) if record.output else None
     return MergeRecord.model_validate(data)
 
@@ -131,11 +133,20 @@ def _public_word(word: str, public: set[str]) -> str:
     return word if is_public or not ("/" in word or "\\" in word) else last_part(word)
 
 
-def _public_note(note: str, record: MergeRecord) -> str:
-    if NOT_COPIED in note:  # and names of files that nobody else should see
-        return _NOT_COPIED_NOTE
-    rest = note
+def _public_warning(warning: Finding, clean: Callable[[str], str], record: MergeRecord) -> Finding:
+    """A warning without names of files that nobody else should see; left out if a path remains."""
+    if warning.kind == "not-copied":
+        return Finding.of("files-not-copied")
+    values = map_text(warning.values, lambda text: printable(clean(text)))
+    texts: list[str] = []
+    map_text(values, lambda text: texts.append(text) or text)  # type: ignore[func-returns-value]
+    if any(_names_a_path(text, record) for text in texts):
+        return Finding.of("left-out")
+    return Finding(kind=warning.kind, values=values)
+
+
+def _names_a_path(text: str, record: MergeRecord) -> bool:
     for name in sorted(_public_names(record), key=len, reverse=True):
-        rest = rest.replace(name, "")
-    rest = re.sub(r"https?://\S+|hf://\S+", "", rest)
-    return printable(_LEFT_OUT if _SOME_PATH.search(rest) or _MACHINE_PATH.search(rest) else note)
+        text = text.replace(name, "")
+    text = re.sub(r"https?://\S+|hf://\S+", "", text)
+    return bool(_SOME_PATH.search(text) or _MACHINE_PATH.search(text))

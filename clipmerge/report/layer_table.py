@@ -14,9 +14,10 @@ from typing import Any, Literal
 
 from markupsafe import Markup, escape
 
-from clipmerge.output.record import MergeRecord
+from clipmerge.output.record import LayerRecord, MergeRecord
 from clipmerge.planning.measurements import StatisticAbout
 from clipmerge.report.prose import minus
+from clipmerge.report.text import text_of
 
 _SUBSCRIPT = re.compile(r"(\w)_([0-9a-z](?:,[0-9a-z])*)")
 # Statistics of learning, which the applied plan's own numbers replace, because overrides and edits
@@ -209,7 +210,7 @@ def layer_table(
     left_out = [
         column for column in columns if column not in shown and (masks or column.key != "density")
     ]
-    reasons = Counter(entry.reason for entry in record.layers.values())
+    reasons = Counter(_reason(entry) for entry in record.layers.values())
     return {
         "columns": shown,  # those in which layers differ
         "equal": ", ".join(f"{c.title} {minus(c.text(c.values.get(layers[0])))}" for c in left_out),
@@ -255,7 +256,7 @@ def _rows(
     def shown(layer: str) -> tuple[object, ...]:
         entry = record.layers[layer]
         texts = tuple(column.text(column.values.get(layer)) for column in columns)
-        return (layer if layer in stragglers else "", entry.mask, entry.reason, texts)
+        return (layer if layer in stragglers else "", entry.mask, _reason(entry), texts)
 
     rows = []
     for _, group in groupby(layers, key=shown):
@@ -267,10 +268,14 @@ def _rows(
                 "layers": members,
                 "straggler": members[0] in stragglers,
                 "mask": entry.mask or "",
-                "reason": entry.reason,
+                "reason": _reason(entry),
             }
         )
     return rows
+
+
+def _reason(entry: LayerRecord) -> str:
+    return "" if entry.reason is None else text_of(entry.reason)
 
 
 def decimals_for(values: Iterable[Any]) -> int | None:

@@ -17,6 +17,7 @@ from clipmerge.planning.measurements import LossPath
 from clipmerge.planning.tensors import TOP
 from clipmerge.report import drawing
 from clipmerge.report.palette import CURVE, MARKS, MUTED, SECOND, SET
+from clipmerge.report.text import teacher
 
 # In inches: as wide as a telephone, so that text stays readable there; a page puts several side by
 # side.
@@ -57,8 +58,8 @@ def pictures_of(record: MergeRecord, towers: dict[str, str]) -> list[Picture]:
             "Each step sees different images with different changes, so the lines jump; thick lines"
             " are running means."
         )
-        if record.teacher:
-            caption += f" The divergence is that from {record.teacher}, on changed images."
+        if distilled := teacher(record):
+            caption += f" The distillation loss is that from {distilled}, on changed images."
         pictures.append(Picture(title, drawing.markup(_trace(record), "trace", title), caption))
     path = record.path and path_picture(record.path)
     return [*pictures, *([path] if path else [])]
@@ -158,7 +159,7 @@ def _trace(record: MergeRecord) -> Figure:
     figure, axes = drawing.new_figure(_WIDTH, _HEIGHT)
     names = {
         "cross_entropy": "loss on your images",
-        "distillation_loss": "divergence from zero-shot",
+        "distillation_loss": "distillation loss",
     }
     shown = [(name, values) for name, values in record.trace.items() if any(values)]
     for (name, values), colour in zip(shown, (CURVE, SECOND, *MARKS[1:]), strict=False):

@@ -13,13 +13,22 @@ from collections.abc import Sequence
 from typing import Any
 
 from clipmerge.output.record import MergeRecord
-from clipmerge.planning.effect_view import effect_facts, effect_rows, unmeasured
 from clipmerge.planning.measurements import takes_learned
-from clipmerge.planning.merge_effect import ADVICE
-from clipmerge.planning.other_tasks import EXPLANATION, HEADS, other_task_rows
 from clipmerge.report.effect_plot import DRAWN, effect_plot
 from clipmerge.report.layer_table import Column, columns_of, layer_table
 from clipmerge.report.prose import minus, page_of
+from clipmerge.report.text import (
+    ADVICE,
+    EXPLANATION,
+    HEADS,
+    effect_facts,
+    effect_rows,
+    headline,
+    other_task_rows,
+    reason_text,
+    texts_of,
+    unmeasured,
+)
 
 TOLERANCE = 0.01  # the completeness checks' promise: sums within 1% of what was measured
 
@@ -42,6 +51,9 @@ def html_page(record: MergeRecord) -> str:
     recommendation = record.effect.recommendation if record.effect else None
     values = {
         "record": record,
+        "headline": headline(record),
+        "reason": record.effect and reason_text(record.effect),
+        "warnings": texts_of(record.warnings),
         "effect_facts": record.effect and effect_facts(record.effect),
         "effect_rows": record.effect and effect_rows(record.effect),
         "unmeasured": unmeasured(

@@ -21,8 +21,8 @@ from rich.cells import cell_len
 
 from clipmerge.report import drawing
 from clipmerge.report.palette import CARD, CURVE, INK, mark_styles
-from clipmerge.report.sweep_headline import marks_of
 from clipmerge.report.sweep_table import ends_of, hints_of, shortened
+from clipmerge.report.text import marks_of
 
 #: A mark and its name in the legend.
 _Named = tuple[Line2D, str]

@@ -12,7 +12,14 @@ from rich.cells import cell_len, set_cell_size
 
 from clipmerge.planning.other_tasks import Score, measures_of
 from clipmerge.report.prose import page_of
-from clipmerge.report.sweep_headline import answer, gain_notes, interval, marks_of, signed
+from clipmerge.report.text import (
+    gain_note,
+    gain_notes,
+    interval_text,
+    marks_of,
+    signed_points,
+    sweep_answer,
+)
 
 _DASH = "\N{EN DASH}"
 _MEANS = ("id", "ood", "gain")
@@ -70,13 +77,16 @@ def hints_of(record: dict[str, Any]) -> list[str]:
     hints = []
     for head, _, row in rows_of(record):
         shares = [
-            f"{name} {100 * row[kind]:.1f}% {interval(row[f'{kind}_interval'], with_sign=False)}"
+            f"{name} {100 * row[kind]:.1f}%"
+            f" {interval_text(row[f'{kind}_interval'], with_sign=False)}"
             for kind, name in (("id", "ID"), ("ood", "mean OOD"))
         ]
         gain = (
             []
             if row["gain"] is None
-            else [f"gain {signed(row['gain'])} {interval(row['gain_interval'])}".rstrip()]
+            else [
+                f"gain {signed_points(row['gain'])} {interval_text(row['gain_interval'])}".rstrip()
+            ]
         )
         hints.append(f"{head}: {', '.join([*shares, *gain])}")
     return hints
@@ -95,7 +105,7 @@ def sweep_columns(record: dict[str, Any]) -> list[SweepColumn]:
     id_columns = [replace(source(name), is_source=len(record["id"]) > 1) for name in record["id"]]
     if len(record["id"]) > 1:
         id_columns.append(SweepColumn("mean ID", [f"{100 * row['id']:.1f}" for row in rows], none))
-    spreads = [interval(row["ood_interval"], with_sign=False) for row in rows]
+    spreads = [interval_text(row["ood_interval"], with_sign=False) for row in rows]
     several = len(record["ood"]) > 1
     ood = SweepColumn(
         "mean OOD" if several else record["ood"][0],
@@ -104,11 +114,11 @@ def sweep_columns(record: dict[str, Any]) -> list[SweepColumn]:
     )
     curve = len(record["curve"])
     gains = [
-        "" if place < curve else _DASH if row["gain"] is None else signed(row["gain"])
+        "" if place < curve else _DASH if row["gain"] is None else signed_points(row["gain"])
         for place, row in enumerate(rows)
     ]
     gain = SweepColumn(
-        "gain at equal ID accuracy", gains, [interval(row["gain_interval"]) for row in rows]
+        "gain at equal ID accuracy", gains, [interval_text(row["gain_interval"]) for row in rows]
     )
     return [*id_columns, *[source(name) for name in record["ood"] if several], ood, gain]
 
@@ -156,7 +166,7 @@ def sweep_page(record: dict[str, Any], picture: Markup) -> str:
                 }
                 for place, (head, is_mark, _) in enumerate(rows_of(record))
             ],
-            "answer": answer(record),
+            "answer": sweep_answer(record),
             "gain_notes": gain_notes(record),
             "names": [row["name"] for row in marks_of(record)],
             **other_tasks_section(record),
@@ -188,5 +198,5 @@ def sweep_csv(record: dict[str, Any]) -> str:
             inert = (
                 f"'{name}" if name[:1] in ("=", "+", "-", "@") else name
             )  # or a spreadsheet takes it for a formula
-            writer.writerow([kind, inert, row["alpha"], *numbers, row["gain_note"], *accuracies])
+            writer.writerow([kind, inert, row["alpha"], *numbers, gain_note(row), *accuracies])
     return text.getvalue()

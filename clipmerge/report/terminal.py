@@ -4,50 +4,42 @@ the layers.
 
 from __future__ import annotations
 
-import re
-
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from clipmerge.errors import counted
 from clipmerge.output.record import MergeRecord
-from clipmerge.planning.effect_view import effect_facts, unmeasured
-from clipmerge.planning.other_tasks import EXPLANATION, HEADS, other_task_rows
+from clipmerge.report.text import (
+    EXPLANATION,
+    HEADS,
+    answer_text,
+    effect_facts,
+    headline,
+    learned_text,
+    other_task_rows,
+    reason_text,
+    text_of,
+    texts_of,
+    unmeasured,
+)
 
 # stragglers that are listed
 _NAMED = 3
-# A verdict of methods that learn, with what it says before its numbers, and the factor of all
-# coefficients; after overrides and edits of the plan a verdict has another form.
-_LEARNED = re.compile(r"(?:(.*); )?[\d,]+ (?:learned )?coefficients(?: times (\S+))?; ")
 
 
 def summary(record: MergeRecord, *, verbose: bool = False) -> RenderableType:
     """Summarise a merge in a few lines; of learned coefficients only the verbose form repeats the
     whole verdict.
     """
-    images, learned = record.calibration, _LEARNED.match(record.headline)
-    lines = [record.headline, *_stragglers(record)]
+    images, decision = record.calibration, record.decision
+    lines = [headline(record), *_stragglers(record)]
+    learned = decision is not None and decision.kind in ("learned", "learned-sparse")
     if images is not None and learned and not verbose:
-        lines = _learned(record, images.images, *learned.groups())
+        lines = learned_text(record, images.images)
     if images is not None and images.unlabelled:
         lines.append(images.unlabelled.sentence)
     return Group(*_effect_lines(record), *_other_task_lines(record), *map(Text, lines))
-
-
-def _learned(
-    record: MergeRecord, images: int, stragglers: str | None, factor: str | None
-) -> list[str]:
-    """What was learned, or measured without learning, in a sentence."""
-    where = f"on {images:,} of your images"
-    sentence = f"How far each weight goes from zero-shot to fine-tuned was learned {where}"
-    if record.choice and record.choice.alpha is not None:
-        sentence = (
-            f"Nothing learned {where} surely keeps the fine-tuned model's accuracy, so its weights"
-            " were taken"
-        )
-    times = f", and multiplied by {factor}" if factor else ""
-    return [f"{stragglers}."] * bool(stragglers) + [f"{sentence}{times} (-v says more)."]
 
 
 def _stragglers(record: MergeRecord) -> list[str]:
@@ -59,7 +51,7 @@ def _stragglers(record: MergeRecord) -> list[str]:
         mask = f", mask {layer.mask}" if layer.mask else ""
         lines.append(
             f"{name}: alpha {layer.alpha:.3g}, density {layer.effective_density:.3g}{mask};"
-            f" {layer.reason}"
+            f" {text_of(layer.reason) if layer.reason else ''}".rstrip()
         )
     more = counted(len(found) - _NAMED, "more straggler", "more stragglers")
     return [*lines, *([f"and {more}"] if len(found) > _NAMED else [])]
@@ -75,9 +67,12 @@ def _effect_lines(record: MergeRecord) -> list[Text]:
             )
         ]
     return [
-        Text(record.effect.verdict, style="bold"),
-        *(Text(f"Warning: {warning}", style="bold yellow") for warning in record.effect.warnings),
-        Text(record.effect.reason),
+        Text(answer_text(record.effect), style="bold"),
+        *(
+            Text(f"Warning: {text}", style="bold yellow")
+            for text in texts_of(record.effect.warnings)
+        ),
+        Text(reason_text(record.effect)),
         Text(effect_facts(record.effect), style="dim"),
     ]
 

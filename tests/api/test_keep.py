@@ -133,7 +133,7 @@ def test_a_plan_keeps_them_until_it_is_edited(
     edit_json(tmp_path / "plan.json", layers={"vision.0.attn": {"alpha": 0.1}})
     edited = api.apply(tmp_path / "plan.json", output=tmp_path / "edited", progress=Progress())
     assert edited.record.other_tasks == ()
-    assert any("not known" in warning for warning in edited.record.warnings)
+    assert [warning.kind for warning in edited.record.warnings] == ["stale-effect"]
 
 
 def test_images_of_a_task_that_the_merge_was_decided_on_are_said(

@@ -23,11 +23,11 @@ from clipmerge.errors import MeasureError, UsageError, VerdictError
 from clipmerge.evaluation.probe import RELATED, UNRELATED, corrupted
 from clipmerge.images.dataset import LabelledImages, load_images
 from clipmerge.images.split import sample_and_hold_back
-from clipmerge.planning.effect_view import UNMEASURED, UNVERIFIED
 from clipmerge.planning.measurements import HeldBackChoice, Measurements
 from clipmerge.progress import Progress
+from clipmerge.report.text import answer_text, text_of, unmeasured
 from clipmerge.request import check_merge
-from tests.support.claims import text_of
+from tests.support.claims import words_of
 from tests.support.command import clipmerge, done, printed, refused
 from tests.support.raw_safetensors import edit_json
 from tests.support.tasks import plan_of, request_for
@@ -175,11 +175,11 @@ def test_without_a_verdict_the_decision_sees_every_image(
     assert ended.json["calibration"]["images"] == 60
     assert "effect" not in ended.json["seconds"]
     # the report's command does the same
-    said = text_of((tmp_path / "out" / "report.html").read_text())
+    said = words_of((tmp_path / "out" / "report.html").read_text())
     assert "--images 60" in said
     assert "--no-verdict" in said
-    assert UNVERIFIED.replace("`", "") in said
-    assert UNMEASURED not in said  # there were images
+    assert unmeasured(with_images=True).replace("`", "") in said
+    assert unmeasured(with_images=False) not in said
 
 
 def test_a_loss_is_a_warning_everywhere(losing: Folders, photos: Path, tmp_path: Path) -> None:
@@ -189,17 +189,19 @@ def test_a_loss_is_a_warning_everywhere(losing: Folders, photos: Path, tmp_path:
     effect = record["effect"]
     lost = effect["finetuned"][0]["clean"]["value"] - effect["merged"]["clean"]["value"]
     assert lost > 0.03  # or this says nothing
-    (warning,) = effect["warnings"]
+    (finding,) = effect["warnings"]
+    assert finding["kind"] == "loses-accuracy"
+    assert finding in record["warnings"]
+    warning = finding["text"]
     assert f"loses {100 * lost:.1f} points" in warning
-    assert warning in record["warnings"]
     for text in (ended.out, ended.err):
         assert warning in " ".join(text.split())
-    said = text_of((tmp_path / "out" / "report.html").read_text())
+    said = words_of((tmp_path / "out" / "report.html").read_text())
     assert f"{warning[:1].upper()}{warning[1:]}." in said  # as a sentence
-    assert effect["reason"] in said
+    assert effect["reason"]["text"] in said
     card = (tmp_path / "out" / "README.md").read_text().replace("\\", "")  # Markdown's escapes
     assert warning.replace("your images", "the target images") in card
-    assert effect["verdict"].replace("your images", "the target images") in card
+    assert effect["text"].replace("your images", "the target images") in card
     again = clipmerge("report", tmp_path / "out")
     assert warning in " ".join(again.out.split())
 
@@ -211,7 +213,7 @@ def test_a_warning_that_the_summary_shows_is_not_said_before_it(
         told = Told()
         told.shows_verdict = shown  # type: ignore[attr-defined]
         effect = prepare(request_for(losing, "wise-ft", data=photos), told).light_plan.effect
-        assert (effect.warnings[0] in told.lines) is not shown
+        assert (text_of(effect.warnings[0]) in told.lines) is not shown
 
 
 def test_copies_are_measured_once(far: Folders, photos: Path, tmp_path: Path) -> None:
@@ -227,7 +229,7 @@ def test_strict_makes_a_loss_an_error_and_writes_nothing(
 ) -> None:
     flags = ("--recipe", "wise-ft", "--data", photos, "--strict")
     line = refused(clipmerge("merge", *losing, *flags, "--output", tmp_path / "out"))
-    assert "more than the 3 of --max-loss; nothing was written (--strict)" in line
+    assert "more than the limit of 3; nothing was written (--strict)" in line
     assert list(tmp_path.iterdir()) == []
     done("merge", *losing, *flags, "--max-loss", 60, "--output", tmp_path / "out")
 
@@ -250,12 +252,12 @@ def test_few_images_tell_nothing_and_two_are_not_split(pair: Folders, tmp_path: 
     effect = plan_of(pair, "straggler-outlier", *QUICK, data=images).effect
     assert (effect.images, effect.classes_with_one_image) == (3, 3)
     assert effect.recommendation == "too-few-images"
-    assert "Too few images to tell." in effect.verdict
+    assert answer_text(effect).startswith("Too few images to tell. On 3 held-out images")
     images = save_images(tmp_path / "two", each=1, classes=("bird", "dog"))
     plan = plan_of(pair, "straggler-outlier", *QUICK, data=images)
     assert plan.effect is None
-    (warning,) = (text for text in plan.warnings if "effect" in text)
-    assert warning == (
+    (warning,) = (finding for finding in plan.warnings if finding.kind == "unmeasurable")
+    assert text_of(warning) == (
         "the effect of the merge could not be measured: there are too few images to hold any back"
     )
     with pytest.raises(VerdictError, match=r"nothing was written \(`strict=True`\)"):
@@ -298,8 +300,7 @@ def test_a_merge_that_cannot_be_evaluated_is_still_made(
     )
     assert ended.json["effect"] is None
     assert any(
-        text.startswith("the effect of the merge could not be measured: ")
-        for text in ended.json["warnings"]
+        warning["values"]["what"] == "the effect of the merge" for warning in ended.json["warnings"]
     )
 
 
@@ -318,7 +319,7 @@ def test_a_plan_keeps_what_was_found_for_a_checkpoint_that_moved(
     moved = shutil.copytree(pair[1], tmp_path / "moved")
     edit_json(file, finetuned=[record_of(moved)])
     record = printed("apply", file, "-o", tmp_path / "out")
-    assert (record["effect"], record["verdict"]) == (planned["effect"], planned["verdict"])
+    assert (record["effect"], record["decision"]) == (planned["effect"], planned["decision"])
     assert record["finetuned"] == [record_of(moved)]
 
 
@@ -339,8 +340,8 @@ def test_a_plan_of_a_wrong_pair_is_told_what_merge_is_told(pair: Folders, tmp_pa
     )
     applied = clipmerge("apply", file, "-o", tmp_path / "two", "--format", "json")
     assert told.json["warnings"]
-    assert set(told.json["warnings"]) <= set(applied.json["warnings"])
-    assert told.json["warnings"][0] in " ".join(applied.err.split())
+    assert all(warning in applied.json["warnings"] for warning in told.json["warnings"])
+    assert told.json["warnings"][0]["text"] in " ".join(applied.err.split())
     edit_json(file, zeroshot=record_of(folders[0]))
     for command in (("merge", folders[0], folders[0], "-r", "wise-ft"), ("apply", file)):
         assert "base: is given twice" in refused(clipmerge(*command, "-o", tmp_path / "three"), 2)
@@ -381,7 +382,7 @@ def test_preprocessed_pixels_cannot_be_corrupted_and_that_is_said(
         *pair, "straggler-outlier", data=data, set=list(QUICK), progress=Progress()
     )
     assert plan.effect is None
-    assert any("holds preprocessed pixels" in warning for warning in plan.warnings)
+    assert any("holds preprocessed pixels" in str(warning) for warning in plan.warnings)
 
 
 def test_a_sweep_warns_of_a_recipe_that_loses_id_accuracy(
@@ -401,7 +402,8 @@ def test_a_sweep_warns_of_a_recipe_that_loses_id_accuracy(
     ended = done("sweep", *losing, *flags, "-o", tmp_path / "sweep", "--format", "json")
     lost = 100 * (ended.json["curve"][-1]["id"] - ended.json["recipes"][0]["id"])
     assert lost > 3  # or this says nothing
-    (warning,) = (text for text in ended.json["warnings"] if "--max-loss" in text)
+    (finding,) = (each for each in ended.json["warnings"] if each["kind"] == "loses-accuracy")
+    warning = finding["text"]
     assert warning.startswith(
         f"recipe wise-ft loses {lost:.1f} points of the fine-tuned model's ID accuracy"
     )
@@ -410,12 +412,12 @@ def test_a_sweep_warns_of_a_recipe_that_loses_id_accuracy(
         ended.json["curve"][-1]["id"] - 0.03,
     )
     assert [row["exceeds_max_loss"] for row in rows] == [row["id"] < least for row in rows]
-    assert f"R{warning[1:]}." in text_of((tmp_path / "sweep" / "sweep.html").read_text())
+    assert f"R{warning[1:]}." in words_of((tmp_path / "sweep" / "sweep.html").read_text())
     assert warning in " ".join(ended.err.split())
     allowed = clipmerge(
         "sweep", *losing, *flags, "--max-loss", 60, "-o", tmp_path / "a", "--format", "json"
     )
-    assert not [text for text in allowed.json["warnings"] if "--max-loss" in text]
+    assert "loses-accuracy" not in [each["kind"] for each in allowed.json["warnings"]]
     assert not any(
         row["exceeds_max_loss"] for row in [*allowed.json["curve"], *allowed.json["recipes"]]
     )

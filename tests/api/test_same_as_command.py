@@ -10,6 +10,7 @@ import pytest
 
 import clipmerge as api
 from clipmerge.progress import Progress
+from clipmerge.report.text import record_text
 from tests.support.command import clipmerge as command
 from tests.support.command import done
 from tests.support.tiny_clip import Folders, save_images
@@ -123,7 +124,7 @@ def test_a_function_writes_what_the_command_writes(
         assert result.correct["odd"].shape == (4, 30)
         assert list(result.to_frame().index) == ["alpha 0", "alpha 0.5", "alpha 1", "lines"]
     else:
-        assert result.record.to_text() == Path("out", "clipmerge.json").read_text()
+        assert record_text(result.record) == Path("out", "clipmerge.json").read_text()
         assert result.record.command.startswith(
             f"clipmerge merge {words(given)[1]} {words(given)[2]}"
         )

@@ -425,7 +425,7 @@ def test_images_used_twice_are_noted(far: Folders, images: Path, calibration: Pa
         (request_for(far, calibration, images, calibration=used_twice), "flatters"),
     ):
         loaded = {name: load_source(name, request, Progress()) for name in request.sources}
-        assert any(told in note for note in overlap_notes(request, loaded, {}))
+        assert any(told in note for note in overlap_notes(request, loaded, {})[0])
     request = request_for(far, images, Path("digits"), calibration=Calibration(source="digits"))
     with pytest.raises(UsageError, match="not out of distribution"):
         run_sweep(request)
@@ -478,4 +478,4 @@ def test_a_fine_tuned_tower_is_swept_in_its_base(
         assert row["accuracy"] == written_accuracy(
             folder, request.sources, (far[0], tower), recipe, *sets
         )
-    assert any("vision tower only" in note for note in record["warnings"])
+    assert any("vision tower only" in note["text"] for note in record["warnings"])

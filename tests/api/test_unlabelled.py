@@ -17,7 +17,7 @@ from clipmerge.progress import Progress
 from clipmerge.publish.card import model_card
 from clipmerge.publish.public import public_record
 from clipmerge.report.page import html_page
-from clipmerge.report.sweep_headline import gain_notes
+from clipmerge.report.text import gain_notes
 from clipmerge.request import Calibration, SweepRequest
 from tests.support.command import clipmerge, done, refused
 from tests.support.merged_output import RECORD
@@ -125,9 +125,9 @@ def test_a_sweep_refuses_to_judge_on_unlabelled_images(
         UsageError, match=f"`unlabelled` {mixed}: 1 image is also in {flag} .*a model is not judged"
     ):
         overlap_notes(request, loaded, {})
-    assert overlap_notes(
-        request_for(pair, images, far, camera, "auto"), loaded, {}
-    )  # --data in --id is noted
+    assert overlap_notes(request_for(pair, images, far, camera, "auto"), loaded, {})[
+        0
+    ]  # --data in --id is noted
 
 
 def test_a_sweep_gives_them_to_the_recipes_that_learn(

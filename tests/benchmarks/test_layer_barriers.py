@@ -95,5 +95,4 @@ def test_the_largest_are_thinned(pair: tuple[Path, Path], count: int, finding: s
     for layer, plan in decision.layers.items():
         expected = (0.4, 0.3, "weights-random") if layer in largest else (0.6, 1.0, None)
         assert (plan.alpha, plan.density, plan.mask) == expected
-    assert decision.verdict.startswith(finding)
     assert decision.finding == finding.partition(";")[0]

@@ -222,7 +222,7 @@ def test_it_is_a_warning_in_every_place_and_an_error_if_asked(
     ended = done("merge", *pair, *flags, tmp_path / "out", "--format", "json")
     expected = f"{pair[0]} is probably not what {pair[1]} started from"
     assert expected in " ".join(ended.err.split())
-    assert any(warning.startswith(expected) for warning in ended.json["warnings"])
+    assert any(warning["text"].startswith(expected) for warning in ended.json["warnings"])
     for name in ("report.html", "README.md"):
         assert "is probably not what" in (tmp_path / "out" / name).read_text()
     line = refused(clipmerge("merge", *pair, *flags, tmp_path / "strict", "--strict"))

@@ -219,7 +219,9 @@ def test_model_and_average_in_one_file(
         tmp_path / "plain" / "model.safetensors"
     ).read_bytes()
     record = json.loads((output / "clipmerge.json").read_text())
-    assert f"the weights are those under {key}" in " ".join(record["warnings"])
+    assert f"the weights are those under {key}" in " ".join(
+        warning["text"] for warning in record["warnings"]
+    )
     assert record["finetuned"][0]["source"] == f"{file}#{key}"
     assert f"--state-key {key}" in record["command"]
     line = refused(clipmerge(*merge, "emma", "--dry-run"))

@@ -8,9 +8,13 @@ from PIL import Image
 
 from clipmerge.errors import UsageError
 from clipmerge.images.dataset import load_images, open_images
-from clipmerge.images.fingerprints import NOT_COMPARED, Fingerprints, check_overlap, find_overlap
+from clipmerge.images.fingerprints import Fingerprints, check_overlap, find_overlap
 from tests.support.image_files import png, save_hub_parquet, save_tar
 from tests.support.tiny_clip import save_images
+
+NOT_COMPARED = (
+    ": its images are preprocessed, so they were not compared with those of other sources"
+)
 
 
 def overlap_of(a: Path | str, b: Path | str) -> int:

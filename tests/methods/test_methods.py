@@ -11,8 +11,6 @@ from safetensors.torch import load_file
 
 from clipmerge.errors import CheckpointError, RecipeError
 from clipmerge.methods import Task
-from clipmerge.methods.learned import _chosen
-from clipmerge.planning.measurements import HeldBackChoice
 from tests.support.raw_safetensors import edit
 from tests.support.tasks import decide, merged, task_of
 from tests.support.tiny_clip import Folders
@@ -104,25 +102,6 @@ def test_monosoup_names_a_broken_tensor(copies: Folders, which: int, value: floa
     edit(copies[which], **{key: broken})
     with pytest.raises(CheckpointError, match=rf"{copies[which]}: tensor {key} holds (NaN|Inf)"):
         decide(task_of(copies), "monosoup")
-
-
-@pytest.mark.parametrize(
-    ("choice", "said"),
-    [
-        (
-            {"alpha": 1.0, "extrapolation": 1.0},
-            "nothing that was learned surely keeps the accuracy, so it is fine-tuned",
-        ),
-        ({}, "20 images held back chose what was learned; it recognises 90.0% of"),
-        (
-            {"extrapolation": 0.3},
-            "30% of the way from what was learned to fine-tuned, to keep the accuracy; it",
-        ),
-    ],
-)
-def test_the_choice_is_told(choice: dict[str, Any], said: str) -> None:
-    seen = {"images": 20, "accuracy": 0.9, "finetuned_accuracy": 0.95}
-    assert said in _chosen(HeldBackChoice(**seen | {"alpha": None, "extrapolation": 0.0} | choice))
 
 
 def test_monosoup_of_equal_models_changes_nothing(pair: Folders) -> None:

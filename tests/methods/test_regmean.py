@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from clipmerge.planning.finding import Finding
 from clipmerge.planning.measurements import Measurements
 from clipmerge.plugins import load_plugin
 from tests.support.command import done
@@ -61,7 +62,7 @@ def test_gram_matrices_are_those_of_all_inputs(ends: Ends, found: Measurements, 
         )
     assert set(found.tensors["gram_zeroshot"]) == set(found.tensors["gram_finetuned"])
     assert "vision_model.embeddings.patch_embedding.weight" not in found.tensors["gram_zeroshot"]
-    assert found.notes == ("4 weights of two or more dimensions are not linear maps",)
+    assert found.notes == (Finding.of("not-linear", weights=4),)
 
 
 @pytest.mark.parametrize(("name", "alpha"), [(VISION, 0.2), (TEXT, 0.5)])
@@ -113,4 +114,7 @@ def test_the_command_merges_and_a_plan_gives_the_same_bytes(
             change = change @ scores[f"scores:{name}"].double()
         assert torch.allclose(value.double(), ends[0][name].double() + change, atol=1e-6), name
     assert len(scores) == 3 * 2 * 6 + 2
-    assert made.json["layers"]["vision.0.mlp"]["reason"] == "2 of 6 parameters by regression"
+    assert made.json["layers"]["vision.0.mlp"]["reason"]["values"] == {
+        "regressed": 2,
+        "parameters": 6,
+    }

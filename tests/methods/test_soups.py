@@ -89,7 +89,8 @@ def test_a_greedy_soup_is_the_plain_greedy_loop(far: list[Path]) -> None:
     task = task_of(far, found)
     decision = decide(task, "greedy-soup")
     assert decision.weights == tuple(1 / len(soup) if i in soup else 0.0 for i in range(3))
-    assert f"{len(soup)} of 3 fine-tuned checkpoints are in the soup" in decision.verdict
+    assert decision.finding.kind == "greedy-soup"
+    assert len(decision.finding.values["sources"]) == len(soup)
     expected = mixed(base, others, list(decision.weights))
     for name, tensor in merged(task, decision).items():
         assert torch.allclose(tensor.double(), expected[name], atol=1e-6)

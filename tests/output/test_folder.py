@@ -139,7 +139,7 @@ def test_what_the_finetuned_lacks_comes_from_the_zero_shot(
     for name in lacks:
         assert (output / name).read_bytes() == (copies[0] / name).read_bytes()
     warnings = json.loads((output / "clipmerge.json").read_text())["warnings"]
-    assert any("the zero-shot one's was copied" in warning for warning in warnings)
+    assert any("the zero-shot one's was copied" in warning["text"] for warning in warnings)
 
 
 @pytest.mark.parametrize("which", [0, 1])

@@ -8,6 +8,7 @@ import pytest
 
 from clipmerge.errors import OutputError
 from clipmerge.output.record import PUBLISHED, parse_record, read_output
+from clipmerge.report.text import record_text
 from tests.support.command import clipmerge, done, one_line, refused
 from tests.support.merged_output import RECORD
 
@@ -21,7 +22,7 @@ def test_a_merge_writes_what_it_prints_and_it_reads_back(
     assert not set(PUBLISHED) & set(ended.json)
     record = read_output(tmp_path / "out")
     assert record.as_json() == ended.json
-    assert parse_record(record.to_text(), "x") == record
+    assert parse_record(record_text(record), "x") == record
     report = clipmerge("report", tmp_path / "out", "--format", "json")
     assert report.json == ended.json
 

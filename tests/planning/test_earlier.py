@@ -11,6 +11,7 @@ import clipmerge
 from clipmerge.output.record import parse_record
 from clipmerge.planning.plan import Plan
 from clipmerge.publish.card import model_card
+from clipmerge.report.text import headline, record_text
 from tests.support.merge_records import printed
 from tests.support.tiny_clip import save_pair
 
@@ -28,11 +29,14 @@ def test_a_record_of_the_format_before_keeps_its_numbers_and_sentences() -> None
     assert record.choice.extrapolation == old["choice"]["beyond"]
     assert record.trace["cross_entropy"] == tuple(old["trace"]["calibration"])
     assert record.seconds["effect"] == old["seconds"]["bought"]
-    said = " ".join(printed(json.loads(record.to_text())).split())
+    said = " ".join(printed(json.loads(record_text(record))).split())
     card = model_card(record, repo_id=None).replace("\\", "")
-    for sentence in (old["bought"]["verdict"], old["bought"]["reason"]):
-        assert sentence in said
+    for sentence in (old["bought"]["reason"], *old["warnings"]):
         assert sentence.replace("your images", "the target images") in card
+    assert old["bought"]["reason"] in said
+    assert "Too few images to tell. On 5 held-out images the merged model is 60.0% acc" in said
+    assert record.layers["vision.0.mlp"].reason.values["text"] == "learned"
+    assert headline(record).startswith("62,081 learned coefficients; loss from 0.848")
 
 
 def test_a_plan_of_the_format_before_is_applied_to_the_same_bytes(

@@ -1,7 +1,6 @@
 """The plan: JSON both ways, and impossible edits are refused in one line."""
 
 import json
-import re
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,9 +10,10 @@ from pydantic import TypeAdapter, ValidationError
 
 from clipmerge.errors import PlanError
 from clipmerge.files.limits import MOST_MEASURED
+from clipmerge.planning.finding import Finding
 from clipmerge.planning.frozen import LittleMeasured
-from clipmerge.planning.layer_plan import Combination, LayerPlan
-from clipmerge.planning.plan import Plan, read_plan, verdict_on
+from clipmerge.planning.layer_plan import LayerPlan
+from clipmerge.planning.plan import Plan, read_plan
 from clipmerge.planning.provenance import SourceRecord
 from clipmerge.planning.tensors import histograms
 from tests.support.command import one_line
@@ -138,75 +138,20 @@ def test_parameters_without_coefficients_are_not_counted() -> None:
     assert (found["vision"][0], found["vision"][10], found["vision"][20]) == (2, 1, 1)
 
 
-def test_a_method_keeps_its_own_words_while_nothing_changes_the_settings(
-    pair: tuple[Path, Path],
-) -> None:
-    assert plan_of(pair, "lines").verdict == "the coefficient grows with depth from 0.5 to 1"
-    plan = plan_of(pair, "lines", "overrides=[{layers: logit_scale, alpha: 0}]")
-    assert plan.verdict == "the layers go 0 to 1 of the way from zero-shot to the fine-tuned model"
+def test_settings_that_changed_lose_their_reason(pair: tuple[Path, Path]) -> None:
+    plan = plan_of(pair, "lines")
+    name = "vision.0.mlp"
+    layers = {**plan.layers, name: plan.layers[name].model_copy(update={"alpha": 0.9})}
+    checked = plan.model_copy(update={"layers": layers}).checked(dict.fromkeys(plan.layers, ()))
+    kinds = {layer: entry.reason and entry.reason.kind for layer, entry in checked.layers.items()}
+    assert kinds.pop(name) == "edited"
+    assert set(kinds.values()) == {"depth", "outside-blocks"}
 
 
 def test_a_reason_that_was_written_with_the_edit_stays(pair: tuple[Path, Path]) -> None:
     plan = plan_of(pair, "lines")
     name = "vision.0.mlp"
-    changes = {"alpha": 0.9, "reason": "it did better in our runs"}
+    changes = {"alpha": 0.9, "reason": Finding.note("it did better in our runs")}
     layers = {**plan.layers, name: plan.layers[name].model_copy(update=changes)}
     checked = plan.model_copy(update={"layers": layers}).checked(dict.fromkeys(plan.layers, ()))
     assert checked.layers[name].reason == changes["reason"]
-
-
-@pytest.mark.parametrize(
-    ("layers", "weights", "combine", "sentence"),
-    [
-        (
-            (0.5, 0.5),
-            (1.0,),
-            None,
-            "every layer goes 0.5 of the way from zero-shot to the fine-tuned model",
-        ),
-        ((0.0, 0.0), (1.0,), None, "every layer stays zero-shot"),
-        (
-            (0.5, None),
-            (1.0,),
-            None,
-            "the layers go 0 to 0.5 of the way .*, and 1 layer that the plan does not name stays",
-        ),
-        (
-            (0.5, None, None),
-            (1.0,),
-            None,
-            ", and 2 layers that the plan does not name stay zero-shot",
-        ),
-        ((0.5, 0.5), (0.5, 0.5), None, "to the average of 2 fine-tuned models"),
-        ((0.5, 0.5), (0.2, 0.8), None, "to the sum of 2 fine-tuned changes weighted 0.2, 0.8"),
-        ((0.5, 0.5), (2.0,), None, "to 2 times the fine-tuned change"),
-        ((0.5, 0.5), (1.0, 1.0), "ties", "to the ties combination of 2 fine-tuned models"),
-    ],
-)
-def test_settings_in_words(
-    layers: tuple[Any, ...], weights: tuple[float, ...], combine: Any, sentence: str
-) -> None:
-    names = [f"vision.{place}.mlp" for place in range(len(layers))]
-    known = {
-        name: LayerPlan(alpha=alpha)
-        for name, alpha in zip(names, layers, strict=True)
-        if alpha is not None
-    }
-    rule = Combination(rule=combine) if combine else None
-    assert re.search(sentence, verdict_on(known, names, weights, rule))
-
-
-def test_learned_coefficients_and_masks_in_words() -> None:
-    layers = {
-        "vision.0.mlp": LayerPlan(alpha=0.4, alpha_range=(0.1, 0.9)),
-        "vision.1.mlp": LayerPlan(alpha=0.4, mask="magnitude", density=0.2),
-        "vision.2.mlp": LayerPlan(alpha=0.4, mask="n-m"),
-    }
-    verdict = verdict_on(layers, layers, (1.0,), None, finding="something was found")
-    assert (
-        verdict
-        == "something was found; the coefficients go 0.1 to 0.9 of the way from zero-shot to the"
-        " fine-tuned model; 2 of 3 layers have a mask (magnitude, n-m, density 0.2 to 1)"
-    )
-    del layers["vision.1.mlp"]
-    assert verdict_on(layers, layers, (1.0,), None).endswith("; 1 of 2 layers has a mask (n-m)")

@@ -21,6 +21,7 @@ from clipmerge.publish import card, evaluations, public
 from clipmerge.publish.evaluations import hub_dataset_of
 from clipmerge.report.merge_pictures import path_png
 from clipmerge.report.page import html_page
+from clipmerge.report.text import texts_of
 from tests.support.command import printed
 from tests.support.hub_double import FakeHub, upload
 from tests.support.image_files import save_hub_parquet
@@ -52,7 +53,7 @@ def test_the_card_files_the_model_where_it_belongs() -> None:
 
 def test_the_card_says_what_was_done_and_how_to_repeat_it() -> None:
     text = model_card(RECORD, repo_id="acme/robust")
-    assert "**One layer of two is a straggler.**" in text
+    assert "**One layer of two is a straggler; the layers go 0.25 to 0.5 of the way" in text
     assert "| vision.1.mlp | 0.25 | 0.1 | magnitude | straggler \\| top |" in text
     assert "method:\n  name: straggler-sparse\n  alpha: 0.5" in text
     assert f"clipmerge merge acme/base@{'c' * 40} cars --recipe straggler-sparse" in text
@@ -127,7 +128,8 @@ def test_paths_with_blanks_quotes_and_ampersands_do_not_leave_it() -> None:
             word in text for word in ("secret", "home", "runs", "partner", "Users", "abcdefgh")
         )
     removed = "a note was removed because it names files on the author's machine"
-    assert shown["warnings"] == ["cars: odd", removed, "plain"]
+    warnings = MergeRecord.model_validate(shown).warnings
+    assert texts_of(warnings) == ["cars: odd", removed, "plain"]
     assert shown["command"].startswith("clipmerge merge base cars --data=val -o ")
 
 
@@ -161,7 +163,7 @@ def test_no_way_to_write_a_path_leaves_it_in_any_text(path: str) -> None:
         "layers": layers,
         "statistics": about,
     }
-    held |= {"verdict": path, "warnings": [path], "accuracy": {path: 0.5}, "images": {path: 4}}
+    held |= {"decision": path, "warnings": [path], "accuracy": {path: 0.5}, "images": {path: 4}}
     held |= {"sources": {path: {"source": "cars"}}}
     text = json.dumps(public_record(held)) + model_card(held, repo_id="acme/robust")
     assert "secret" not in text
@@ -187,7 +189,7 @@ def test_a_path_does_not_become_public_by_a_revision() -> None:
 def test_names_from_strangers_are_text_in_the_card() -> None:
     evil = "<img src=x onerror=alert(1)>|`a`[b](javascript:c)"
     layer = RECORD["layers"]["vision.0.attn"] | {"reason": evil}
-    held = RECORD | {"layers": {"vision.0.attn": layer}, "verdict": evil, "warnings": [evil]}
+    held = RECORD | {"layers": {"vision.0.attn": layer}, "decision": evil, "warnings": [evil]}
     text = model_card(held | {"accuracy": {evil: 0.5}}, repo_id="acme/robust")
     body = text.partition("# robust")[2]
     assert "<img" not in body
@@ -211,7 +213,7 @@ def test_a_command_that_no_shell_reads_names_nothing() -> None:
 @pytest.mark.parametrize("word", ["1", "a_", "a/", "\\", "<b>"])
 def test_a_text_of_100_000_characters_takes_no_second(word: str) -> None:
     text = (word * 100_000)[:100_000]
-    record = MergeRecord.model_validate(RECORD | {"warnings": [text], "verdict": text})
+    record = MergeRecord.model_validate(RECORD | {"warnings": [text], "decision": text})
     begin = time.process_time()
     card.model_card(record, repo_id=None)
     html_page(record)

@@ -201,7 +201,7 @@ def test_page_of_a_learned_recipe_leads_with_what_was_bought_and_draws_what_was_
     html = html_of(learned(stragglers=("vision.3.mlp",)))
     text = Page(html).text
     order = ["Use it", "The merged model gains", "What changed", "94.6 [90.6, 97.6]", "Why"]
-    order += ["learned coefficients;", "Losses while learning"]
+    order += ["55 layers; learning put 50%", "Losses while learning"]
     places = [text.index(part) for part in order]
     assert places == sorted(places)
     for title in (
@@ -278,7 +278,7 @@ def test_page_speaks_of_stragglers_only_where_somebody_looked(html_of: Pages) ->
     record |= {
         "straggler_statistic": None,
         "straggler_scores": {},
-        "verdict": "440,192 learned coefficients",
+        "decision": {"kind": "learned", "values": {"coefficients": 440192}},
     }
     text = Page(html_of(record)).text
     for claim in ("No straggler", "straggler layers none", "Straggler layer", "stands out"):

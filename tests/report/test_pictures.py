@@ -54,7 +54,7 @@ def record(**changes: Any) -> dict[str, Any]:
         "curve": [point(0.0, 0.75, 0.5), point(1.0, 0.8, 0.4)],
         "recipes": [point(None, 0.8, 0.6, name="auto")],
         "seconds": {"plan": 1.0, "evaluate": 2.0},
-        "warnings": ["a | b"],
+        "warnings": [{"kind": "note", "values": {"text": "a | b"}, "text": "a | b"}],
         "headline": "auto gains: +1.2 points [+0.5, +1.9].",
     }
     published = [

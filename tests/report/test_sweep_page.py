@@ -15,10 +15,10 @@ from rich.console import Console
 
 from clipmerge.cli.sweep import SweepTable
 from clipmerge.evaluation.tradeoff import standings
-from clipmerge.report.sweep_headline import gain_notes, headline, signed
 from clipmerge.report.sweep_picture import curve_markup
 from clipmerge.report.sweep_table import rows_of, shortened, sweep_columns, sweep_csv, sweep_page
-from tests.support.claims import text_of
+from clipmerge.report.text import gain_notes, signed_points, sweep_headline
+from tests.support.claims import words_of
 from tests.support.read_page import Page
 from tests.support.sweep_records import SWEEP as RECORD
 from tests.support.sweep_records import sweep_row as row
@@ -60,7 +60,7 @@ def test_the_page_is_whole_and_asks_for_nothing() -> None:
     assert len(page.rows) == 1 + 4 + 3
     assert page.rows[1] == ["alpha 0 (zero-shot)", "40.0", "54.0 [52.0, 56.0]", "", "44.0", "64.0"]
     assert page.rows[-1] == ["beyond", "35.0", "40.0 [38.0, 42.0]", "–", "30.0", "50.0"]  # noqa: RUF001
-    assert "Use monosoup +7.8 points [+6.8, +9.8] of mean OOD accuracy" in text_of(text)
+    assert "Use monosoup +7.8 points [+6.8, +9.8] of mean OOD accuracy" in words_of(text)
     assert "beyond: no point of the curve has so low an ID accuracy." in text
     assert "lines: the same weights as alpha 0.5, a point of the curve." in text
     assert "1,234 images" in text
@@ -69,7 +69,7 @@ def test_the_page_is_whole_and_asks_for_nothing() -> None:
 def test_names_cannot_break_the_page() -> None:
     record = copy.deepcopy(RECORD)
     record["recipes"][0]["name"] = "<script>alert(1)</script>"
-    record["warnings"] = ["<b>&"]
+    record["warnings"] = [{"kind": "note", "text": "<b>&"}]
     text = sweep_page(record, curve_markup(record))
     assert "<script>alert" not in text
     assert (
@@ -132,7 +132,7 @@ def test_no_headline_contradicts_the_table(
         "curve": [{**row, "alpha": n} for n, row in enumerate(rows[: len(curve)])],
         "recipes": recipes,
     }
-    said = headline(record)
+    said = sweep_headline(record)
     assert all(row["gain"] is None and row["gain_note"] for row in record["curve"])
     for each in recipes:
         assert each["gain_interval"] is not None or each["gain_note"]
@@ -142,7 +142,10 @@ def test_no_headline_contradicts_the_table(
             assert any(note.startswith(f"{each['name']}: ") for note in gain_notes(record))
         elif named:
             low, high = each["gain_interval"]
-            assert f"{signed(each['gain'])} points [{signed(low)}, {signed(high)}]" in said
+            assert (
+                f"{signed_points(each['gain'])} points [{signed_points(low)}, {signed_points(high)}]"
+                in said
+            )
             begins = [said.startswith(words) for words in ("Use ", "Keep to the alpha", "No diff")]
             assert begins == [low > 0, high < 0, low <= 0 <= high]
     assert ("points [" in said) == any(each["gain_interval"] for each in recipes)
@@ -155,9 +158,13 @@ def check_page_and_table(points: dict[str, Any], said: str) -> None:
     record = {**copy.deepcopy(RECORD), **points}
     for each in (*record["curve"], *record["recipes"]):
         each["accuracy"] = {"val": each["id"], "sketch": each["ood"], "noise": each["ood"]}
-        each |= {} if "verdict" in each else {"verdict": "", "calibration": None}
+        each |= (
+            {}
+            if "decision" in each
+            else {"decision": {"kind": "settings", "text": ""}, "calibration": None}
+        )
     text, shown = sweep_page(record, ""), terminal(record, 120)
-    assert said.replace(": ", " ", 1) in text_of(
+    assert said.replace(": ", " ", 1) in words_of(
         text
     )  # on the page the answer has a line of its own
     assert said in " ".join(shown.split())
@@ -166,7 +173,13 @@ def check_page_and_table(points: dict[str, Any], said: str) -> None:
     for cells, each, line in zip(rows, [*record["curve"], *record["recipes"]], lines, strict=True):
         assert cells[1] == f"{100 * each['id']:.1f}"
         assert cells[2].startswith(f"{100 * each['ood']:.1f} [")
-        gain = "" if "name" not in each else "–" if each["gain"] is None else signed(each["gain"])  # noqa: RUF001
+        gain = (
+            ""
+            if "name" not in each
+            else "\N{EN DASH}"
+            if each["gain"] is None
+            else signed_points(each["gain"])
+        )
         assert cells[3].partition(" ")[0] == gain.replace("-", "\N{MINUS SIGN}")
         assert ("[" in cells[3]) == (each["gain_interval"] is not None)
         assert (line["gain"] == "") == (each["gain"] is None)

@@ -32,15 +32,16 @@ FINETUNED = {
         ),
         (
             learned(stragglers=("vision.3.mlp",)),
-            "1 stragglers of 55 layers, 50% of their weights back at zero-shot.",
+            "1 straggler of 55 layers; learning put 50% of its weights back to zero-shot.",
         ),
         (
-            learned() | {"verdict": "900 coefficients times 0.5; nothing was learned"},
+            learned()
+            | {"decision": {"kind": "learned", "values": {"coefficients": 9, "factor": 0.5}}},
             ", and multiplied by 0.5 (-v",
         ),
         (
-            learned() | {"verdict": "loss from 2 to 1; the coefficients go 0 to 1 of the way"},
-            "Loss from 2 to 1; the coef",
+            learned() | {"decision": None},
+            "The coefficients go 0 to 0.86 of the way",
         ),
         (
             learned() | {"choice": FINETUNED},
@@ -70,5 +71,5 @@ def test_stragglers_are_spelled_out_and_many_are_counted():
 
 def test_markup_and_control_characters_stay_out_of_the_terminal():
     record = example(1, 1, ())
-    record["verdict"] = "[red]a\x1b[2Jb[/red]"
+    record["decision"] = "[red]a\x1b[2Jb[/red]"
     assert r"[red]a\x1b[2Jb[/red]" in printed(record)

@@ -102,7 +102,7 @@ def example(
         "layers": layers,
         "stragglers": list(stragglers),
         "straggler_scores": scores,
-        "verdict": _verdict(stragglers),
+        "decision": _decision(stragglers),
         "measurements": measured,
         "statistics": STATISTICS,
         "straggler_statistic": "barrier",
@@ -128,17 +128,12 @@ def example(
     }
 
 
-def _verdict(stragglers: tuple[str, ...]) -> str:
-    if not stragglers:
-        return (
-            "no straggler layers found: vision.3.mlp stands out most in barrier, with z 1.3; every"
-            " layer gets alpha 0.5"
-        )
-    named = ", ".join(stragglers[:3]) + f" and {len(stragglers) - 3} more" * (len(stragglers) > 3)
-    return (
-        f"{len(stragglers)} straggler layers found by barrier: {named}; they get alpha 0.2, the"
-        " rest alpha 0.5"
-    )
+def _decision(stragglers: tuple[str, ...]) -> dict[str, Any]:
+    if stragglers:
+        values: dict[str, Any] = {"statistic": "barrier", "layers": list(stragglers)}
+        return {"kind": "stragglers", "values": values}
+    values = {"statistic": "barrier", "layer": "vision.3.mlp", "z": 1.3, "limit": 3.5}
+    return {"kind": "no-stragglers", "values": values | {"mirror": 2.5, "lowest": None}}
 
 
 def data_free() -> dict[str, Any]:
@@ -159,8 +154,7 @@ def data_free() -> dict[str, Any]:
         "calibration": None,
         "straggler_scores": {},
     }
-    verdict = "every layer goes 0.5 of the way from zero-shot to the fine-tuned model"
-    return record | {"warnings": [], "verdict": verdict}
+    return record | {"warnings": [], "decision": None}
 
 
 def learned(vision: int = 12, text: int = 12, stragglers: tuple[str, ...] = ()) -> dict[str, Any]:
@@ -201,18 +195,17 @@ def learned(vision: int = 12, text: int = 12, stragglers: tuple[str, ...] = ()) 
     record |= {"measurements": {name: {"at_zero": 0.0} for name in record["layers"]}}
     record |= {"straggler_statistic": "sharpness" if stragglers else None}
     learned = sum(map(sum, record["coefficients"].values()))
-    found = (
-        f"{len(stragglers)} stragglers of 55 layers, 50% of their weights back at zero-shot; "
-        if stragglers
-        else ""
-    )
-    record["verdict"] = (
-        f"{found}{learned:,} learned coefficients; loss from 0.852 to 0.152, divergence from"
-        " zero-shot from 0.562 to 0.195 nats while learning; 204 images held back chose 70% of the"
-        " way to what was learned; it recognises 95.1% of their views, the fine-tuned model 95.6%;"
-        " the goal (loss plus weighted divergence) is 0.321, and 0.402 at alpha 0.6 of the"
-        " straight path"
-    )
+    values: dict[str, Any] = {"coefficients": learned, "factor": 1.0}
+    if stragglers:
+        values |= {"stragglers": len(stragglers), "layers": 55, "dropped": 0.5}
+    record["decision"] = {"kind": "learned-sparse" if stragglers else "learned", "values": values}
+    record["choice"] = {
+        "images": 204,
+        "alpha": None,
+        "extrapolation": 0.3,
+        "accuracy": 0.951,
+        "finetuned_accuracy": 0.956,
+    }
     return record | {"effect": effect()}
 
 
@@ -265,15 +258,10 @@ def effect() -> dict[str, Any]:
         "over_zeroshot": gain,
         "agreement": estimate(0.7),
         "recommendation": "use",
-        "verdict": (
-            "Use it. Of 205 images that the decision did not see, the merged model recognises 94.6%"
-            " [90.6, 97.6] (fine-tuned 95.6); under unrelated corruptions 76.0% (zero-shot 55.0,"
-            " fine-tuned 62.0)."
-        ),
-        "reason": (
-            "The merged model gains 14.0 points [10.0, 18.0] under unrelated corruptions over the"
-            " fine-tuned model, at the price of 1.0 points on your images."
-        ),
+        "reason": {
+            "kind": "gains",
+            "values": {"corrupted": gain["corrupted"], "price": 0.01},
+        },
     }
 
 

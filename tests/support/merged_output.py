@@ -43,7 +43,7 @@ RECORD: dict[str, Any] = {
         },
     },
     "stragglers": ["vision.1.mlp"],
-    "verdict": "One layer of two is a straggler.",
+    "decision": "One layer of two is a straggler.",
     "path": {"alphas": [0, 0.5, 1], "losses": [1.0, 1.5, 0.5]},
     "calibration": {
         "source": "hf://datasets/acme/cars:train",

@@ -20,13 +20,17 @@ def sweep_row(
         "ood_interval": interval,
         "gain": gain,
         "gain_interval": ends,
-        "gain_note": "" if ends else "no point of the curve has so low an ID accuracy",
+        "gain_note": None if ends else {"kind": "below-curve"},
         **more,
     }
 
 
 def sweep_recipe(name: str, *numbers: Any, alpha: float | None = None) -> dict[str, Any]:
-    said = {"verdict": f"what {name} did", "calibration": None, "recipe": {"name": name}}
+    said = {
+        "decision": {"kind": "note", "text": f"what {name} did"},
+        "calibration": None,
+        "recipe": {"name": name},
+    }
     return sweep_row(*numbers, name=name, alpha=alpha, **said)
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from clipmerge.errors import RecipeError
 from clipmerge.methods import Decision, Task
 from clipmerge.methods.straggler_outlier import scores_for, straggler_outlier
+from clipmerge.planning.finding import Finding
 from clipmerge.plugins import Count, options_of
 
 
@@ -55,16 +56,16 @@ def random_matched(task: Task, *, pool: Count = 3, **options: Any) -> Decision:
         nearest = sorted(free, key=lambda layer: distance[layer])[:pool]
         stand_in = nearest[int(rng.integers(len(nearest)))]
         free.remove(stand_in)
-        reason = (
+        reason = Finding.note(
             f"stands in for {straggler}, with {norms[stand_in] / norms[straggler]:.2f} times its"
             " change"
         )
         layers[straggler] = layers[stand_in].model_copy(
-            update={"reason": f"base alpha: {stand_in} stands in for it"}
+            update={"reason": Finding.note(f"base alpha: {stand_in} stands in for it")}
         )
         layers[stand_in] = decision.layers[straggler].model_copy(update={"reason": reason})
         edits.append(f"{stand_in} for {straggler}")
-    verdict = (
-        f"{decision.verdict}; edited instead: {', '.join(edits)}" if edits else decision.verdict
-    )
-    return replace(decision, layers=layers, verdict=verdict, scores=scores_for(task, layers))
+    found = decision.finding
+    if edits:
+        found = f"{found}; edited instead: {', '.join(edits)}"
+    return replace(decision, layers=layers, finding=found, scores=scores_for(task, layers))

@@ -7,6 +7,7 @@ from typing import Any
 from clipmerge.errors import RecipeError
 from clipmerge.methods import Decision, Task
 from clipmerge.methods.straggler_outlier import scores_for
+from clipmerge.planning.finding import Finding
 from clipmerge.planning.layer_plan import LayerPlan
 from clipmerge.plugins import Alpha, Count, Density, MaskName, plugin_options
 
@@ -56,25 +57,22 @@ def straggler_top(
         )
     values, title = known[statistic].values, known[statistic].title or statistic
     chosen = set(sorted(values, key=values.__getitem__, reverse=True)[:count])
-    layers = task.everywhere(alpha, "base alpha")
+    layers = task.everywhere(alpha, Finding.of("base-alpha"))
     for layer in chosen:
         layers[layer] = LayerPlan(
             alpha=straggler_alpha,
             density=density if "density" in plugin_options("masks", mask) else 1.0,
             mask=mask,
             mask_options=mask_options or {},
-            reason=f"straggler: {title} {values[layer]:.3g}, one of the {len(chosen)} largest",
+            reason=Finding.note(
+                f"straggler: {title} {values[layer]:.3g}, one of the {len(chosen)} largest"
+            ),
         )
-    finding, they_get = (
-        f"the {len(chosen)} layers with the largest {title} are the stragglers",
-        "they get",
-    )
+    finding = f"the {len(chosen)} layers with the largest {title} are the stragglers"
     if len(chosen) == 1:
-        finding, they_get = f"the layer with the largest {title} is the straggler", "it gets"
+        finding = f"the layer with the largest {title} is the straggler"
     return Decision(
         layers,
-        f"{finding}; {they_get} alpha {straggler_alpha:g} and the {mask} mask, the rest alpha"
-        f" {alpha:g}",
         finding=finding,
         stragglers=tuple(layer for layer in task.layers if layer in chosen),
         straggler_statistic=statistic,

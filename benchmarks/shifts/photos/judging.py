@@ -14,6 +14,7 @@ from benchmarks.shifts.experiment import TrainedPair
 from clipmerge.api.merge import merge
 from clipmerge.output.record import MergeRecord
 from clipmerge.progress import Progress
+from clipmerge.report.text import answer_text, headline, texts_of
 
 
 def judged(pair: TrainedPair, contestant: Contestant, how: Evaluation) -> dict[str, Any]:
@@ -52,11 +53,11 @@ def _said(record: MergeRecord) -> dict[str, Any]:
     shares = [(layer.zeroshot_share or 0.0, layer.size) for layer in record.layers.values()]
     effect = record.effect
     return {
-        "verdict": record.verdict,
+        "verdict": headline(record),
         "choice": record.choice and record.choice.model_dump(mode="json"),
         "returned": sum(share * size for share, size in shares) / sum(size for _, size in shares),
         "recommendation": effect and effect.recommendation,
-        "effect": effect and effect.verdict,
+        "effect": effect and answer_text(effect),
         "over_finetuned": effect and effect.over_finetuned.model_dump(mode="json"),
-        "warnings": list(record.warnings),
+        "warnings": texts_of(record.warnings),
     }

@@ -1,0 +1,739 @@
+"""All sentences about a merge: each kind of finding in words, the same on terminal, page, card and
+in JSON.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from statistics import fmean
+from typing import Any, Literal, NamedTuple
+
+from clipmerge.errors import counted, shorten
+from clipmerge.output.record import LayerRecord, MergeRecord
+from clipmerge.planning.finding import NOTE, Finding
+from clipmerge.planning.layer_plan import Combination, LayerPlan
+from clipmerge.planning.measurements import HeldBackChoice, takes_learned
+from clipmerge.planning.merge_effect import Estimate, MergeEffect, Recommendation
+from clipmerge.planning.other_tasks import OtherTaskScores, measures_of
+from clipmerge.planning.plan import Plan
+
+#: The recommendation in words, the same on the terminal, the page and the card.
+ADVICE: dict[Recommendation, str] = {
+    "use": "Use it",
+    "prefer-finetuned": "Do not use it: keep the fine-tuned model",
+    "prefer-zeroshot": "Do not use it: take the zero-shot model",
+    "either": "Either will do",
+    "cannot-tell": "Your images cannot tell",
+    "too-few-images": "Too few images to tell",
+}
+
+
+def text_of(finding: Finding) -> str:
+    """A finding in words; one of an unknown kind, or with other numbers, as it is.
+
+    Example:
+        >>> text_of(Finding.of("base-alpha")), text_of(Finding.of("unheard-of", count=2))
+        ('base alpha', 'unheard-of (count 2)')
+    """
+    sentence = SENTENCES.get(finding.kind)
+    if sentence is None:
+        return str(finding)
+    try:
+        if isinstance(sentence, str):
+            return sentence.format(**finding.values)
+        return sentence(**finding.values)
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError):
+        return str(finding)  # a record that was edited, or written by another version
+
+
+def texts_of(findings: Iterable[Finding]) -> list[str]:
+    """Several findings in words."""
+    return [text_of(finding) for finding in findings]
+
+
+def with_texts(data: Any) -> Any:
+    """Add its sentence to each finding in JSON data."""
+    if isinstance(data, list | tuple):
+        return [with_texts(item) for item in data]
+    if not isinstance(data, dict):
+        return data
+    if "kind" in data and data.keys() <= {"kind", "values", "text"}:
+        finding = Finding.model_validate(data)
+        return finding.model_copy(update={"text": text_of(finding)}).model_dump(mode="json")
+    return {key: with_texts(value) for key, value in data.items()}
+
+
+def record_json(record: MergeRecord) -> dict[str, Any]:
+    """The JSON object of a record, with all of its sentences."""
+    data: dict[str, Any] = with_texts(record.as_json())
+    data["decision"] = (data["decision"] or {"kind": "settings"}) | {"text": headline(record)}
+    if record.effect:
+        data["effect"]["text"] = answer_text(record.effect)
+    return data
+
+
+def record_text(record: MergeRecord) -> str:
+    """The text of ``clipmerge.json``; in a path that is not UTF-8, the bytes that are not are
+    escaped.
+    """
+    text = json.dumps(record_json(record), indent=2, ensure_ascii=True)
+    return text + "\n"
+
+
+# The decision, and the settings of the layers
+
+
+def headline(record: MergeRecord | Plan) -> str:
+    """The decision as a sentence: what was found, and what the settings are."""
+    decision = record.decision
+    if decision is not None and decision.kind == "earlier":
+        text = text_of(decision)
+    else:
+        found = "" if decision is None else _found(decision, record).removesuffix(".")
+        settings = settings_text(record.layers, record.weights, record.combine)
+        text = "; ".join(part for part in (found, settings) if part)
+    return f"{text[:1].upper()}{text[1:].removesuffix('.')}."
+
+
+def _found(decision: Finding, record: MergeRecord | Plan) -> str:
+    """What was found before deciding; of methods that learn, with the losses and the choice."""
+    if decision.kind not in ("learned", "learned-sparse"):
+        return text_of(decision)
+    measured = record.measurements if isinstance(record, Plan) else record
+    trace = {} if measured is None else measured.trace
+    choice = None if measured is None else measured.choice
+    parts = [text_of(decision), _losses(trace)]
+    if choice:
+        parts.append(_chosen(choice))
+    return "; ".join(parts)
+
+
+def _losses(trace: Mapping[str, Sequence[float]]) -> str:
+    """The change of the losses from the first tenth of learning to the last."""
+    parts = []
+    names = {"cross_entropy": "loss", "distillation_loss": "distillation loss"}
+    for name, label in names.items():
+        values = trace.get(name, ())
+        if any(values):
+            length = max(1, len(values) // 10)
+            first, last = sum(values[:length]) / length, sum(values[-length:]) / length
+            parts.append(f"{label} from {first:.3f} to {last:.3f}")
+    return ", ".join(parts) + " nats while learning" if parts else "nothing was learned"
+
+
+def _chosen(choice: HeldBackChoice) -> str:
+    """The choice on held-out images."""
+    images = f"on {choice.images} held-out images"
+    if choice.alpha is not None:
+        return f"{images} nothing learned surely keeps the accuracy, so it is the fine-tuned model"
+    way = (
+        f"{choice.extrapolation:.0%} of the way from the learned merge to fine-tuned was needed to"
+        " keep the accuracy"
+        if choice.extrapolation
+        else "the full learned merge was best"
+    )
+    # what is counted are slightly changed views, several of each image
+    return (
+        f"{images} {way}; {choice.accuracy:.1%} of their views are recognised, by the fine-tuned"
+        f" model {choice.finetuned_accuracy:.1%}"
+    )
+
+
+def settings_text(
+    layers: Mapping[str, LayerPlan | LayerRecord],
+    weights: Sequence[float],
+    combine: Combination | None,
+) -> str:
+    """How far the layers go, and which have a mask."""
+    entries = list(layers.values())
+    parts = [_distance(entries, _target(weights, combine))]
+    masked = [entry for entry in entries if entry.mask]
+    if masked:
+        rules = ", ".join(sorted({str(entry.mask) for entry in masked}))
+        densities = sorted({entry.density for entry in masked})
+        ends = [f"{density:g}" for density in dict.fromkeys((densities[0], densities[-1]))]
+        shares = "" if densities == [1.0] else f", density {' to '.join(ends)}"
+        layers_have = counted(
+            len(masked), f"of {len(entries)} layers has", f"of {len(entries)} layers have"
+        )
+        parts.append(f"{layers_have} a mask ({rules}{shares})")
+    return "; ".join(parts)
+
+
+def _distance(entries: Sequence[LayerPlan | LayerRecord], target: str) -> str:
+    ends = [end for entry in entries for end in (entry.alpha_range or (entry.alpha,))]
+    low, high = min(ends, default=0.0), max(ends, default=0.0)
+    way = f"of the way from zero-shot to {target}"
+    if low == high:
+        return "every layer stays zero-shot" if high == 0 else f"every layer goes {high:g} {way}"
+    kind = "coefficients go" if any(entry.alpha_range for entry in entries) else "layers go"
+    return f"the {kind} {low:.4g} to {high:.4g} {way}"
+
+
+def _target(weights: Sequence[float], combine: Combination | None) -> str:
+    count = len(weights)
+    if combine:
+        return (
+            f"the {combine.rule} combination of {count} fine-tuned model{'s' if count > 1 else ''}"
+        )
+    if count == 1:
+        return (
+            "the fine-tuned model"
+            if weights[0] == 1
+            else f"{weights[0]:g} times the fine-tuned change"
+        )
+    if all(weight == 1 / count for weight in weights):
+        return f"the average of {count} fine-tuned models"
+    return (
+        f"the sum of {count} fine-tuned changes weighted"
+        f" {', '.join(f'{weight:g}' for weight in weights)}"
+    )
+
+
+def teacher(record: MergeRecord) -> str:
+    """What learning distilled; empty if nothing restrained it."""
+    if not any(record.trace.get("distillation_loss", ())):
+        return ""
+    target = record.choice.distill_target if record.choice else "predictions"
+    path = "the image features of the zero-shot model and of the middle of the straight path"
+    if target == "both":
+        return f"the zero-shot model's predictions, and {path}"
+    if target == "path-features":
+        return path
+    return f"the zero-shot model's {'image features' if target == 'features' else 'predictions'}"
+
+
+def learned_text(record: MergeRecord, images: int) -> list[str]:
+    """What was learned in short."""
+    where = f"on {images:,} of your images"
+    sentence = f"How far each weight goes from zero-shot to fine-tuned was learned {where}"
+    if record.choice and not takes_learned(record.trace, record.choice):
+        sentence = (
+            f"Nothing learned {where} surely keeps the fine-tuned model's accuracy, so its weights"
+            " were taken"
+        )
+    values = record.decision.values if record.decision else {}
+    factor = values.get("factor", 1)
+    times = f", and multiplied by {factor:g}" if factor != 1 else ""
+    found = [] if "stragglers" not in values else [f"{_sparse(**values)}."]
+    return [*found, f"{sentence}{times} (-v says more)."]
+
+
+def _sparse(
+    stragglers: int, layers: int, dropped: float, coefficients: int = 0, factor: float = 1
+) -> str:
+    if not stragglers:
+        return "No straggler layers found"
+    whose = "their" if stragglers > 1 else "its"
+    return (
+        f"{counted(stragglers, 'straggler', 'stragglers')} of {layers} layers; learning put"
+        f" {dropped:.0%} of {whose} weights back to zero-shot"
+    )
+
+
+def _learned(coefficients: int, factor: float = 1) -> str:
+    scaled = "" if factor == 1 else f", multiplied by {factor:g}"
+    return f"{coefficients:,} coefficients{scaled}"
+
+
+def _learned_sparse(**values: Any) -> str:
+    found = _sparse(**values)
+    return (
+        f"{found[0].lower()}{found[1:]};"
+        f" {_learned(values['coefficients'], values.get('factor', 1))}"
+    )
+
+
+def _stragglers(statistic: str, layers: Sequence[str]) -> str:
+    found = counted(len(layers), "straggler layer", "straggler layers")
+    return f"{found} found by {statistic}: {shorten(layers)}"
+
+
+def _no_stragglers(
+    statistic: str, layer: str, z: float, limit: float, mirror: float, lowest: float | None
+) -> str:
+    origin = (
+        "the threshold"
+        if lowest is None
+        else f"{mirror:g} times as far as the lowest layer (z {lowest:.1f})"
+    )
+    return (
+        f"no straggler layers found: {layer} stands out most in {statistic}, with z {z:.1f}, and a"
+        f" straggler exceeds {limit:.1f}, {origin}"
+    )
+
+
+def _best_of_path(alpha: float, points: int, criterion: str, value: float) -> str:
+    score = f"{value:.1%}" if criterion == "accuracy" else f"{value:.3f}"
+    return (
+        f"alpha {alpha:g} was the best of {points} points on the calibration images"
+        f" ({criterion} {score})"
+    )
+
+
+def _greedy_soup(sources: Sequence[str], count: int, accuracy: float) -> str:
+    of_all = f"of {count} fine-tuned checkpoints"
+    return (
+        f"{counted(len(sources), f'{of_all} is', f'{of_all} are')} in the greedy soup"
+        f" ({', '.join(sources)}), with accuracy {accuracy:.1%} on the calibration images"
+    )
+
+
+def _spectral(matrices: int, ranks: Sequence[int], weak: float) -> str:
+    low, high = ranks
+    spread = f"{low}" if low == high else f"{low} to {high}"
+    return (
+        f"{matrices} matrices: rank {spread}, {1 - weak:.2f} of the principal part and {weak:.2f}"
+        " of the rest"
+    )
+
+
+# The measured effect
+
+
+def answer_text(effect: MergeEffect) -> str:
+    """The recommendation, and the main numbers in a sentence."""
+    low, high = effect.merged.clean.interval
+    finetuned = effect.finetuned[effect.reference]
+    return (
+        f"{ADVICE[effect.recommendation]}. On"
+        f" {counted(effect.images, 'held-out image', 'held-out images')} the merged model is"
+        f" {_percent(effect.merged.clean.value)}% accurate [{_percent(low)}, {_percent(high)}]"
+        f" (fine-tuned {_percent(finetuned.clean.value)}); under unrelated corruptions"
+        f" {_percent(effect.merged.corrupted.value)}%"
+        f" (zero-shot {_percent(effect.zeroshot.corrupted.value)}, fine-tuned"
+        f" {_percent(finetuned.corrupted.value)})."
+    )
+
+
+def unmeasured(*, with_images: bool, warnings: Collection[Finding] = ()) -> str:
+    """Why a merge has no measured effect."""
+    if any(warning.kind == "stale-effect" for warning in warnings):
+        return (
+            "The plan was edited after it was measured, so its effect is not known; `clipmerge"
+            " evaluate` measures it again."
+        )
+    if with_images:
+        return (
+            "The effect of this merge was not measured on images that the decision did not see, so"
+            " it is not known; `clipmerge evaluate` measures it on images of yours."
+        )
+    return (
+        "Nothing was measured on images, so the effect of this merge is not known; give labelled"
+        " images of your task with --data to measure it."
+    )
+
+
+def effect_facts(effect: MergeEffect) -> str:
+    """Sentences about the images of the measurement."""
+    facts = (
+        "The merged and the zero-shot model agree on"
+        f" {_percent(effect.agreement.value)}% of the images ({effect.images})."
+    )
+    counts = (
+        (effect.classes_without_images, "no image"),
+        (effect.classes_with_one_image, "one image"),
+    )
+    rare = [counted(count, f"has {number}", f"have {number}") for count, number in counts if count]
+    if not rare:
+        return facts
+    return f"{facts} Of {effect.classes} classes, {' and '.join(rare)} among them."
+
+
+def effect_explanation(effect: MergeEffect) -> str:
+    """A sentence about the corruptions."""
+    unrelated = ", ".join(name for name in effect.merged.corruptions if name not in effect.related)
+    return (
+        f"Each image was seen under {effect.corruptions_per_image} of the generic corruptions"
+        f" {unrelated}, of kinds that no recipe learns from, and under {effect.related_per_image}"
+        f" of the related ones {', '.join(effect.related)}, stronger forms of changes that auto"
+        " learns from; the verdict does not rest on those."
+    )
+
+
+def effect_rows(effect: MergeEffect) -> list[list[str]]:
+    """A row per model, in per cent: clean, under unrelated and related corruptions, and under each
+    by itself.
+    """
+    compared = f"fine-tuned {effect.reference + 1}"
+    return [
+        [
+            f"{name} (compared with)" if name == compared else name,
+            *map(_with_interval, (model.clean, model.corrupted, model.related)),
+            *(_percent(each.value) for each in model.corruptions.values()),
+        ]
+        for name, model in effect.models.items()
+    ]
+
+
+def _with_interval(estimate: Estimate) -> str:
+    low, high = estimate.interval
+    return f"{_percent(estimate.value)} [{_percent(low)}, {_percent(high)}]"
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f}"
+
+
+def _signed(share: float) -> str:
+    return f"{100 * share:+.1f}"
+
+
+def _points(difference: Mapping[str, Any], *, lost: bool = False) -> str:
+    """A difference of accuracies in points, or a loss without its sign."""
+    value, (low, high) = difference["value"], difference["interval"]
+    if lost:
+        value, low, high = -value, -high, -low
+    return f"{_percent(value)} points [{_percent(low)}, {_percent(high)}]"
+
+
+def _places(corrupted: Any, clean: Any, *, lost: bool = False) -> str:
+    places = ((corrupted, "under unrelated corruptions"), (clean, "on your images"))
+    return " and ".join(f"{_points(each, lost=lost)} {where}" for each, where in places if each)
+
+
+def _price(points: float) -> str:
+    return f", at the price of {_percent(points)} points on your images" if points > 0 else ""
+
+
+def _no_worse_zeroshot(corrupted: Any = None, clean: Any = None) -> str:
+    return (
+        "The zero-shot model recognises as many of your images as the fine-tuned one or more, and"
+        f" the merged model loses {_places(corrupted, clean, lost=True)} against it."
+    )
+
+
+def _gains(corrupted: Any = None, clean: Any = None, price: float = 0.0) -> str:
+    return (
+        f"The merged model gains {_places(corrupted, clean)} over the fine-tuned"
+        f" model{_price(price)}."
+    )
+
+
+def _range(interval: Sequence[float]) -> str:
+    low, high = interval
+    return f"{_signed(low)} to {_signed(high)}"
+
+
+def _same_accuracy(clean: Sequence[float], corrupted: Sequence[float]) -> str:
+    return (
+        f"The merged model keeps the accuracy on your images ({_range(clean)} points against the"
+        " fine-tuned one), and unrelated corruptions show no difference"
+        f" ({_range(corrupted)}). On the real shifts that were tried, merges by this recipe that"
+        " kept the accuracy were nearly always at least as robust."
+    )
+
+
+def reason_text(effect: MergeEffect) -> str:
+    """Why this is recommended, and how large the loss may be."""
+    text = text_of(effect.reason)
+    if effect.possible_loss is not None:
+        text += f" {text_of(effect.possible_loss)}"
+    return text
+
+
+def _loses(who: str, where: str, accuracy: float, finetuned: float, limit: float) -> str:
+    return (
+        f"{who} loses {_beyond(finetuned - accuracy, limit)} points of the fine-tuned model's"
+        f" {where} ({_percent(accuracy)}% against {_percent(finetuned)}%), more than the limit of"
+        f" {limit:g}"
+    )
+
+
+def _may_lose(loss: float, limit: float) -> str:
+    return (
+        f"The loss on your images may be as large as {_beyond(loss, limit)} points, more than the"
+        f" limit of {limit:g}."
+    )
+
+
+def _beyond(loss: float, limit: float) -> str:
+    """Write a loss with enough digits to show that it is beyond the limit.
+
+    Example:
+        >>> _beyond(0.402, 3), _beyond(0.0304, 3)
+        ('40.2', '3.04')
+    """
+    texts = [f"{100 * loss:.{digits}f}" for digits in range(1, 9)]
+    return next((text for text in texts if float(text) > limit), texts[-1])
+
+
+# Other tasks
+
+#: Headings of the columns after the task.
+HEADS = ("measure", "zero-shot", "fine-tuned", "merged", "change", "back")
+#: Explanation of the last two columns.
+EXPLANATION = (
+    "Tasks that the model was not fine-tuned for. In points: the change by fine-tuning against"
+    " zero-shot, and what the merge gives back against fine-tuned."
+)
+
+
+def other_task_rows(tasks: Sequence[OtherTaskScores]) -> list[list[str]]:
+    """A row per number of a task: the task, in its first row only, then what `HEADS` says, in per
+    cent and points.
+    """
+    rows = []
+    for task in tasks:
+        finetuned = [measures_of(score) for score in task.finetuned]
+        merged = measures_of(task.merged)
+        for index, (measure, zeroshot) in enumerate(measures_of(task.zeroshot).items()):
+            middle = fmean(score[measure] for score in finetuned)
+            values = [_percent(value) for value in (zeroshot, middle, merged[measure])]
+            changes = [_signed(change) for change in (middle - zeroshot, merged[measure] - middle)]
+            rows.append(["" if index else task.name, measure, *values, *changes])
+    return rows
+
+
+def other_task_facts(tasks: Sequence[OtherTaskScores]) -> str:
+    """How many images each task has, in one sentence."""
+    counts = [
+        f"{task.name}: {task.images:,} images"
+        + (
+            f" with {task.captions:,} captions"
+            if task.captions
+            else f" of {task.classes:,} classes"
+        )
+        for task in tasks
+    ]
+    return "; ".join(counts) + "."
+
+
+# Sweeps
+
+
+class SweepAnswer(NamedTuple):
+    """What to do: the colour of the page's answer, the answer in a few words, and the numbers for
+    it.
+    """
+
+    kind: Literal["yes", "no", "open"]
+    label: str
+    numbers: str
+
+
+def marks_of(record: dict[str, Any]) -> list[dict[str, Any]]:
+    """The rows that are not points of the curve: recipes, then other checkpoints."""
+    return [*record["recipes"], *record.get("points", [])]
+
+
+def sweep_headline(record: dict[str, Any]) -> str:
+    """The result of a sweep as one sentence."""
+    _, label, numbers = sweep_answer(record)
+    return f"{label}: {numbers}"
+
+
+def sweep_answer(record: dict[str, Any]) -> SweepAnswer:
+    """Compare the best recipe with the alpha curve, or say why that is not possible.
+
+    A recipe is recommended only if it is off the curve, its gain has an interval, and it does not
+    lose too much.
+    """
+    judged = [row for row in marks_of(record) if row["gain_interval"]]
+    if judged:
+        return _compared(max(judged, key=lambda row: float(row["gain"])))
+    unjudged = [row for row in marks_of(record) if row["alpha"] is None]
+    best = max(unjudged or record["curve"], key=lambda row: float(row["ood"]))
+    ood, id = (f"{_percent(best[mean])}%" for mean in ("ood", "id"))
+    if not unjudged:
+        label = f"Alpha {best['alpha']:g} has the highest mean OOD accuracy of the curve"
+        return SweepAnswer("open", label, f"{ood}, with {id} ID accuracy.")
+    why = gain_note(best) or "no interval was made"
+    return SweepAnswer(
+        "open",
+        "Not known",
+        f"{best['name']} has {ood} mean OOD accuracy with {id} ID accuracy, but it cannot be"
+        f" compared with the alpha curve: {why}.",
+    )
+
+
+def _compared(row: dict[str, Any]) -> SweepAnswer:
+    low, high = row["gain_interval"]
+    where = "its most accurate point" if row["gain_note"] else "equal ID accuracy"
+    numbers = f"{signed_points(row['gain'])} points {interval_text(row['gain_interval'])}"
+    numbers = f"{numbers} of mean OOD accuracy against the alpha curve at {where}"
+    name = row["name"]
+    if low > 0 and row.get("exceeds_max_loss"):
+        return SweepAnswer("open", f"{name} gains", f"{numbers}.")
+    if low > 0:
+        return SweepAnswer("yes", f"Use {name}", f"{numbers}.")
+    if high < 0:
+        return SweepAnswer(
+            "no", "Keep to the alpha curve", f"{name}, the best of the others, has {numbers}."
+        )
+    return SweepAnswer(
+        "open", "No difference is shown", f"{name} has {numbers}; more images would tell."
+    )
+
+
+def gain_note(row: Mapping[str, Any]) -> str:
+    """Why a row has no gain or no interval, or what its gain is compared with; empty if nothing is
+    to be said.
+    """
+    note = row.get("gain_note")
+    return text_of(Finding.model_validate(note)) if note else ""
+
+
+def gain_notes(record: dict[str, Any]) -> list[str]:
+    """One line for each recipe that had unlabelled images, and for each row without a gain or an
+    interval.
+    """
+    notes = [
+        f"{row['name']}: also learned from {images['images']} unlabelled images of"
+        f" {images['source']}."
+        for row in record["recipes"]
+        if (images := (row.get("calibration") or {}).get("unlabelled"))
+    ]
+    for row in marks_of(record):
+        if row["alpha"] is not None:
+            notes.append(
+                f"{row['name']}: the same weights as alpha {row['alpha']:g}, a point of the curve."
+            )
+        elif note := gain_note(row):
+            notes.append(f"{row['name']}: {note}.")
+    return notes
+
+
+def signed_points(share: float) -> str:
+    """A difference of shares in points, with its sign.
+
+    Example:
+        >>> signed_points(0.0123), signed_points(-0.0001)
+        ('+1.2', '0.0')
+    """
+    text = _signed(share)
+    return "0.0" if text in ("+0.0", "-0.0") else text
+
+
+def interval_text(ends: Sequence[float] | None, *, with_sign: bool = True) -> str:
+    """An interval in brackets, in points; empty if there is none.
+
+    Example:
+        >>> interval_text((0.01, 0.02)), interval_text((0.5, 0.62), with_sign=False)
+        ('[+1.0, +2.0]', '[50.0, 62.0]')
+    """
+    if not ends:
+        return ""
+    low, high = (signed_points(end) if with_sign else _percent(end) for end in ends)
+    return f"[{low}, {high}]"
+
+
+def _not_copied(source: str, files: Sequence[str], reason: str) -> str:
+    why = {
+        "not-read": "not among the files that loaders read",
+        "link": "not a file of this folder",
+        "not-json": "it cannot be read as JSON",
+    }
+    return f"{source}: {shorten(files)} not copied: {why[reason]}"
+
+
+#: The sentence of each kind of finding: a format of its values, or a function of them.
+SENTENCES: dict[str, str | Callable[..., str]] = {
+    NOTE: "{text}",
+    "earlier": "{text}",
+    "method": "{text}",
+    # decisions
+    "settings": "",
+    "stragglers": _stragglers,
+    "no-stragglers": _no_stragglers,
+    "unstable-straggler": (
+        "no straggler layers found: {layer} stands out in {statistic} (z {z:.1f}), but only in"
+        " {share:.0%} of the resamples, below {stability:.0%}"
+    ),
+    "too-few-layers": (
+        "no layer is called a straggler: {layers} layers to compare, too few to tell outliers"
+    ),
+    "best-of-path": _best_of_path,
+    "greedy-soup": _greedy_soup,
+    "learned": _learned,
+    "learned-sparse": _learned_sparse,
+    # reasons of a layer's settings
+    "one-alpha": "one alpha for all layers",
+    "base-alpha": "base alpha",
+    "outside-blocks": "outside the blocks",
+    "depth": "block {block} of {blocks}, {tower} tower",
+    "unchanged": "fine-tuning did not change it",
+    "unmeasured-head": "a classifier's head takes no part in measuring: fine-tuned",
+    "learned-layer": "learned",
+    "finetuned-layer": "fine-tuned",
+    "sharp-straggler": "straggler with {share:.0%} of the sharpness",
+    "outlier": "straggler: {statistic} z {z:.1f}, in {share:.0%} of the resamples",
+    "best-alpha": "best {criterion} on the path",
+    "fisher": "by the Fisher information of each entry",
+    "regression": "{regressed} of {parameters} parameters by regression",
+    "no-linear-map": "no linear map",
+    "cosine": "mean cosine {cosine:.3f} between the task vectors",
+    "not-moved": "no two checkpoints moved it",
+    "spectral": _spectral,
+    "vectors": "vectors only: taken whole",
+    "override": "override '{layers}'",
+    "edited": "edited by hand",
+    "decided-for-others": "decided for other checkpoints",
+    "not-in-plan": "not in the plan: zero-shot",
+    # reasons of a recommendation
+    "no-worse-zeroshot": _no_worse_zeroshot,
+    "surely-loses": lambda clean: (
+        f"The merged model loses {_points(clean, lost=True)} of accuracy on your images."
+    ),
+    "unclear-accuracy": lambda clean: (
+        f"The accuracy may have changed by anything from {_range(clean)} points; more images would"
+        " tell."
+    ),
+    "loses-under-corruptions": lambda corrupted: (
+        f"The merged model loses {_points(corrupted, lost=True)} under unrelated corruptions. On"
+        " the real shifts that were tried, such a loss foretold nothing; images of your shift would"
+        " tell (clipmerge sweep --ood)."
+    ),
+    "gains": _gains,
+    "same-accuracy": _same_accuracy,
+    "no-difference": (
+        "The merged and the fine-tuned model differ by no more than {limit:g} points, with and"
+        " without unrelated corruptions."
+    ),
+    "unclear-robustness": lambda corrupted: (
+        "Whether the merged model is more robust cannot be told: under unrelated corruptions it"
+        f" differs by {_range(corrupted)} points; more images would tell."
+    ),
+    "may-lose": _may_lose,
+    # warnings
+    "loses-accuracy": _loses,
+    "stale-effect": (
+        "the plan was edited after it was measured, so the effect of this merge is not known"
+    ),
+    "other-checkpoints": (
+        "the plan was edited to other checkpoints than it was decided for; those findings are left"
+        " out"
+    ),
+    "unmeasurable": "{what} could not be measured: {why}",
+    "overfitting": (
+        "overfitting: {train:.0%} of the views of training images are recognised, and"
+        " {held_out:.0%} of those held out; use more images or fewer steps (measure.steps)"
+    ),
+    "bent-path": (
+        "the loss bends along the path: {nodes} points on each half were needed for shares that add"
+        " up"
+    ),
+    "incomplete-shares": (
+        "the layers' shares are off the measured total by {error:.1%} even with {nodes} nodes on"
+        " each half"
+    ),
+    "estimated-text-layers": (
+        "text layers: values of single batches are estimated from {drawn} of {prompts} prompts,"
+        " their means are exact (set measure.exact=true to take all)"
+    ),
+    "not-linear": "{weights} weights of two or more dimensions are not linear maps",
+    "not-copied": _not_copied,
+    "files-not-copied": "some files beside the weights were not copied",
+    "left-out": "a note was removed because it names files on the author's machine",
+    # gains of a sweep
+    "below-curve": "no point of the curve has so low an ID accuracy",
+    "rarely-defined": lambda share: (
+        f"the curve has this ID accuracy in only {100 * share:.0f}% of the resamples, so there is"
+        " no interval"
+    ),
+    "beyond-curve": (
+        "no alpha is as accurate on the ID images; compared with the most accurate one"
+    ),
+    "on-curve": "a point of the curve",
+}
