@@ -170,10 +170,8 @@ def open_clip_name(key: str) -> str:
     """Translate a key, or leave it under ``visual.`` if the models have no such parameter.
 
     Example:
-        >>> keys = ("blocks.3.attn.qkv.bias", "head.weight", "fc_norm.weight")
-        >>> [open_clip_name(key) for key in keys]
-        ['visual.transformer.resblocks.3.attn.in_proj_bias', 'classifier.weight',
-        'visual.fc_norm.weight']
+        >>> [open_clip_name(key) for key in ("head.weight", "fc_norm.weight")]
+        ['classifier.weight', 'visual.fc_norm.weight']
     """
     for pattern, replacement in _TIMM_NAMES:
         if re.match(pattern, key):

@@ -76,9 +76,8 @@ def flags(text: str) -> Markup:
     break.
 
     Example:
-        >>> flags("`clipmerge env`: more than the 3 of --max-loss")
-        Markup('<code>clipmerge env</code>: more than the 3 of <code
-        class="flag">--max-loss</code>')
+        >>> flags("`clipmerge env`; --max-loss")
+        Markup('<code>clipmerge env</code>; <code class="flag">--max-loss</code>')
     """
     marked = _COMMAND.sub(r"<code>\1</code>", str(escape(with_flags(text))))
     return Markup(_FLAG.sub(lambda found: f'<code class="flag">{found[0]}</code>', marked))

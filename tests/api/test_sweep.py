@@ -452,7 +452,7 @@ def test_contradictions_are_refused(far: Folders, images: Path, shifted: Path) -
         (request_for(far, images, shifted, "lines", "lines"), "two recipes are named 'lines'"),
         (
             request_for(far, images, shifted, "lines", points={"lines": "x"}),
-            "--point lines: a recipe has this name",
+            "`points` lines: a recipe has this name",
         ),
         (request_for(far, images, shifted, alphas=(0.5, 0.5)), "two different values"),
         (SweepRequest("a", "b", {"near": "x"}, {"near": "y"}), "both have a source named 'near'"),

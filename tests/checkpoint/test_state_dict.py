@@ -181,7 +181,7 @@ def test_an_archive_that_is_larger_than_its_file_is_refused(
 def test_a_pipe_by_the_name_of_weights_keeps_nobody_waiting(tmp_path: Path) -> None:
     for name in ("x.pt", "x.safetensors", "model.safetensors"):
         os.mkfifo(tmp_path / name)
-        refuse(tmp_path / name, "no such folder or file")
+        refuse(tmp_path / name, "is neither a file nor a folder")
     refuse(tmp_path, r"model.safetensors: cannot be read \(not a regular file")
 
 
