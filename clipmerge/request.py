@@ -382,15 +382,15 @@ def _unlabelled_obstacle(recipe: Recipe) -> str:
     if not recipe.learns_from_unlabelled:
         return f"recipe '{recipe.name}' does not learn from unlabelled images"
     options = recipe.measure or {}
-    if options["robustness"] == 0:
+    if options["distill_weight"] == 0:
         return (
-            f"recipe '{recipe.name}' has measure.robustness 0, so it has no use for unlabelled"
+            f"recipe '{recipe.name}' has measure.distill_weight 0, so it has no use for unlabelled"
             " images"
         )
-    if min(options["copies"], options["batch"]) < 2:
+    if min(options["strong_aug"], options["batch"]) < 2:
         return (
-            f"recipe '{recipe.name}' has one copy per step, too few to replace half by unlabelled"
-            " images"
+            f"recipe '{recipe.name}' has one strongly augmented image per step, too few to replace"
+            " half by unlabelled images"
         )
     return ""
 

@@ -40,10 +40,12 @@ from clipmerge.distributed import distributed_context
 from clipmerge.images.batches import batch_size_for
 from clipmerge.learning import activations
 from clipmerge.learning.choice import validate
-from clipmerge.learning.goal import Goal
+from clipmerge.learning.learning_loss import LossConfig
 from clipmerge.learning.objective import Batch, Objective
+from clipmerge.learning.sharded_batches import ShardedBatches
 from clipmerge.learning.slopes import Slopes
 from clipmerge.learning.steps import lay_out
+from clipmerge.learning.zeroshot_loss import Prompts
 from clipmerge.measures.first_order import first_order
 from clipmerge.measures.learned_coefficients import learned_coefficients
 from clipmerge.measures.learned_sparse import learned_sparse
@@ -134,13 +136,12 @@ def objective_for(
     pace = Pace(told or Told(), torch.device("cpu"), *cost_sentence(options.images))
     pair = align_checkpoints(open_checkpoint(str(paths[0])), [open_checkpoint(str(paths[1]))])
     assert pair.zeroshot.config is not None
+    model = model_for(pair.family, pair.zeroshot.config, paths[0])
     return Objective(
-        model_for(pair.family, pair.zeroshot.config, paths[0]),
+        model,
         pair,
-        batches[context.rank :: context.world_size],
-        prompts,
-        templates=options.templates,
-        context=context,
+        ShardedBatches(batches[context.rank :: context.world_size], context),
+        Prompts(model, prompts, options.templates, context.device),
         images_at_once=options.images_at_once,
         progress=pace.advance,
     )
@@ -189,7 +190,7 @@ def measures(options: argparse.Namespace) -> dict[str, Callable[[Objective], Any
         "start": 0.5,
         "held_back": 0.0,
         "batch": options.batch,
-        "copies": options.batch,
+        "strong_aug": options.batch,
         "precision": options.precision,
     }
     return {
@@ -206,9 +207,9 @@ def measures(options: argparse.Namespace) -> dict[str, Callable[[Objective], Any
 
 
 def _look(objective: Objective, options: argparse.Namespace) -> None:
-    goal = Goal(0.5, views=1.0, precision=options.precision)
+    loss_config = LossConfig(0.5, weak_aug=1.0, precision=options.precision)
     steps = lay_out(objective, 1, batch=options.batch).steps
-    validate(objective, steps, goal)
+    validate(objective, steps, loss_config)
 
 
 def timed(function: Callable[[], Any]) -> dict[str, float]:
@@ -250,13 +251,13 @@ def compare(options: argparse.Namespace, paths: tuple[Path, Path]) -> dict[str, 
     told = Told()
     idle = memory_mb("self")["RssAnon"]
     objective = objective_for(paths, options, told)
-    weights_mb = sum(parameter.nbytes for parameter in objective.path.parameters.values()) / 1e6
-    images_mb = sum(batch.pixels.nbytes for batch in objective.shares.batches) / 1e6
+    weights_mb = sum(parameter.nbytes for parameter in objective.weights.parameters.values()) / 1e6
+    images_mb = sum(batch.pixels.nbytes for batch in objective.data.batches) / 1e6
     found: dict[str, Any] = {"weights_mb": weights_mb, "images_mb": images_mb, "idle_mb": idle}
     found["tokens"] = objective.criterion.prompts.tokens["input_ids"].shape[1]
     plain = None if options.alone else Plain(paths[1], options, both=options.towers == "both")
     if plain:
-        timed(lambda: plain.gradient_pass(objective.shares.batches[:1]))
+        timed(lambda: plain.gradient_pass(objective.data.batches[:1]))
     joint = [joint_seconds(plain, objective)]
     for name in options.only.split(","):
         told.begin, told.sentences = time.perf_counter(), []
@@ -274,7 +275,7 @@ def measured(name: str, objective: Objective, options: argparse.Namespace) -> di
     """Take one measure, and save its learned coefficients if requested."""
     results: list[Any] = []
     figures = timed(lambda: results.append(measures(options)[name](objective)))
-    if options.coefficients and objective.shares.context.is_main_process:
+    if options.coefficients and objective.data.context.is_main_process:
         save_file(results[0].coefficients, options.coefficients)
     return figures
 
@@ -283,7 +284,7 @@ def joint_seconds(plain: Plain | None, objective: Objective) -> float:
     """Take one joint gradient pass."""
     if plain is None:
         return 0.0
-    seconds = timed(lambda: plain.gradient_pass(objective.shares.batches))["seconds"]
+    seconds = timed(lambda: plain.gradient_pass(objective.data.batches))["seconds"]
     plain.model.zero_grad()
     return seconds
 

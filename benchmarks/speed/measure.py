@@ -26,7 +26,8 @@ from clipmerge.checkpoint import align_checkpoints, open_checkpoint
 from clipmerge.distributed import distributed_context
 from clipmerge.learning.objective import Batch, Objective
 from clipmerge.learning.perturbation import LayerBall
-from clipmerge.learning.shares import Shares
+from clipmerge.learning.sharded_batches import ShardedBatches
+from clipmerge.learning.zeroshot_loss import Prompts
 from clipmerge.measures.first_order import first_order
 from clipmerge.measures.path_barrier import path_barrier
 from clipmerge.measures.worst_case import worst_case
@@ -49,7 +50,7 @@ class Plain:
         self.parameters = dict(self.model.named_parameters())
         with torch.no_grad():
             for name, parameter in self.parameters.items():
-                parameter.copy_(objective.path.parameters[name])
+                parameter.copy_(objective.weights.parameters[name])
 
     def loss(self, batch: Batch) -> Tensor:
         return cross_entropy(
@@ -65,7 +66,7 @@ class Plain:
         self, objective: Objective, batches: list[Batch], steps: int
     ) -> dict[str, list[float]]:
         found: dict[str, list[float]] = {}
-        for layer, names in objective.path.layers.items():
+        for layer, names in objective.weights.layers.items():
             for name, parameter in self.parameters.items():
                 parameter.requires_grad_(name in names)
             chosen = [self.parameters[name] for name in names]
@@ -110,15 +111,15 @@ def build(folder: Path, options: argparse.Namespace) -> tuple[Objective, Plain]:
         open_checkpoint(str(folder / "zeroshot")), [open_checkpoint(str(folder / "finetuned"))]
     )
     assert pair.zeroshot.config is not None
+    context = distributed_context("cpu")
+    model = model_for(pair.family, pair.zeroshot.config, folder / "zeroshot")
     objective = Objective(
-        model_for(pair.family, pair.zeroshot.config, folder / "zeroshot"),
+        model,
         pair,
-        batches,
-        prompts,
-        templates=1,
-        context=distributed_context("cpu"),
+        ShardedBatches(batches, context),
+        Prompts(model, prompts, 1, context.device),
     )
-    objective.path.move_to(0.5)
+    objective.weights.set_alpha(0.5)
     return objective, Plain(objective, folder / "zeroshot", prompts)
 
 
@@ -135,15 +136,19 @@ def timed(function: Callable[[], Any]) -> tuple[float, Any]:
 
 def compare(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     objective, plain = build(folder, options)
-    batches = objective.shares.batches
+    batches = objective.data.batches
     result: dict[str, Any] = _against_gradient_passes(objective, plain, options.rounds)
     few = Batch(
         0, batches[0].pixels[: options.apgd_images], batches[0].labels[: options.apgd_images]
     )
     for name, steps, some in (("one_step", 1, batches), ("apgd", options.steps, [few])):
         loop, expected = timed(lambda steps=steps, some=some: plain.loop(objective, some, steps))
-        objective.shares = Shares(some, objective.shares.context)
-        ours, found = timed(lambda steps=steps: worst_case(objective, rho=RHO, steps=steps))
+        criterion = objective.criterion
+        chosen = ShardedBatches(some, objective.data.context)
+        other = Objective(criterion.model, objective.inputs, chosen, criterion.prompts)
+        ours, found = timed(
+            lambda steps=steps, other=other: worst_case(other, rho=RHO, steps=steps)
+        )
         values = found["worst_case"].batches
         result[f"{name}_loop_over_ours"] = loop / ours
         result[f"{name}_largest_difference"] = max(
@@ -157,9 +162,9 @@ def compare(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
 def _against_gradient_passes(objective: Objective, plain: Plain, rounds: int) -> dict[str, Any]:
     """Both ratios, round by round, because the time of a pass drifts with the machine."""
     seconds, first_order_ratios, path_ratios = [], [], []
-    plain.gradient_pass(objective.shares.batches)
+    plain.gradient_pass(objective.data.batches)
     for _ in range(rounds):
-        six = sum(timed(lambda: plain.gradient_pass(objective.shares.batches))[0] for _ in range(6))
+        six = sum(timed(lambda: plain.gradient_pass(objective.data.batches))[0] for _ in range(6))
         path, record = timed(lambda: path_barrier(objective, nodes=3, tolerance=1e9))
         assert len(record.path.alphas) == 7
         seconds.append(six / 6)

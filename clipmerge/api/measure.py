@@ -10,13 +10,14 @@ from torch import Tensor
 from clipmerge.distributed import device_work, distributed_context, peer_errors
 from clipmerge.errors import counted
 from clipmerge.images.batches import batch_size_for, read_batches
-from clipmerge.images.dataset import LabelledImages, load_images, load_unlabelled
+from clipmerge.images.dataset import load_images, load_unlabelled
 from clipmerge.images.fingerprints import Fingerprints, content_digest, refuse_shared
 from clipmerge.images.prompts import class_prompts, templates_for
 from clipmerge.images.split import copies_note, held_out_count, sample_and_hold_back
 from clipmerge.learning.objective import Objective
 from clipmerge.learning.resume import LearningState, state_file
-from clipmerge.learning.shares import Shares
+from clipmerge.learning.sharded_batches import ShardedBatches
+from clipmerge.learning.zeroshot_loss import Prompts
 from clipmerge.models.building import build_model
 from clipmerge.models.memory import freed_memory_kept
 from clipmerge.planning.finding import Finding
@@ -24,7 +25,7 @@ from clipmerge.planning.measurements import Measurements, Statistic
 from clipmerge.planning.provenance import CalibrationRecord, UnlabelledRecord
 from clipmerge.planning.recipe import Recipe
 from clipmerge.plugins import load_plugin, plugin_options, requires
-from clipmerge.progress import Pace, Progress, say_all
+from clipmerge.progress import Pace, say_all
 from clipmerge.request import MergeRequest
 from clipmerge.run import Run
 
@@ -32,26 +33,23 @@ from clipmerge.run import Run
 @device_work()
 def measure(run: Run, request: MergeRequest) -> tuple[Measurements, CalibrationRecord]:
     """Run the recipe's measure."""
-    objective, images, record = objective_for(run, request)
+    say_all(run.progress, request.recipe.notes)
+    objective, state, record = objective_for(run, request)
     options = {key: value for key, value in (request.recipe.measure or {}).items() if key != "name"}
-    objective.wants_gradients = ranks_by_gradients(request.recipe)
-    objective.learning_state = _saved(objective, images, request, record.unlabelled, run.progress)
     # the outermost autocast, of whatever device, holds what those in it cast
     with (
         freed_memory_kept(),
         torch.autocast("cpu", enabled=False),
-        objective.learning_state.underway(),
+        state.underway(),
     ):
         measurements: Measurements = load_plugin(
             "measures", (request.recipe.measure or {})["name"]
         )(objective, **options)
-    run.cleanups.append(objective.learning_state.remove)
+    run.cleanups.append(state.remove)
     with peer_errors():
         # no process leaves while another still gathers
-        objective.shares.context.state.wait_for_everyone()
-    return _with_change(measurements, objective), record.model_copy(
-        update={"noise": objective.noise_drawn_on}
-    )
+        objective.data.context.state.wait_for_everyone()
+    return _with_change(measurements, objective), record
 
 
 def ranks_by_gradients(recipe: Recipe) -> bool:
@@ -63,7 +61,7 @@ def ranks_by_gradients(recipe: Recipe) -> bool:
 
 def objective_for(
     run: Run, request: MergeRequest
-) -> tuple[Objective, LabelledImages, CalibrationRecord]:
+) -> tuple[Objective, LearningState, CalibrationRecord]:
     """Move images and model to the device."""
     calibration = request.calibration
     most = calibration.images + held_out_count(calibration.images, calibration.held_back)
@@ -89,41 +87,59 @@ def objective_for(
     context = distributed_context(calibration.device)
     model = build_model(run.inputs)
     share = (context.rank, context.world_size)
-    prompts = class_prompts(images.class_names, templates)
+    data = ShardedBatches(read_batches(images, batch_size, model.pixels, share=share), context)
+    unlabelled, unlabelled_record = None, None
+    if calibration.unlabelled is not None:
+        unlabelled_images = load_unlabelled(
+            calibration.unlabelled, calibration.columns, most=calibration.images, seed=request.seed
+        )
+        say_all(run.progress, unlabelled_images.notes)
+        unlabelled_images = unlabelled_images.sample(calibration.images, request.seed)
+        for labelled in (images, *([] if run.held_back is None else [run.held_back])):
+            refuse_shared(unlabelled_images, {f"`data` {labelled.source}": Fingerprints(labelled)})
+        unlabelled = ShardedBatches(
+            read_batches(unlabelled_images, batch_size, model.pixels, share=share), context
+        )
+        unlabelled_record = UnlabelledRecord(
+            source=unlabelled_images.source,
+            revision=unlabelled_images.revision,
+            images=len(unlabelled_images),
+            sha256=content_digest(unlabelled_images),
+        )
+    prompts = Prompts(
+        model, class_prompts(images.class_names, templates), len(templates), context.device
+    )
+    settings = [
+        request.recipe.measure,
+        request.recipe.missing,
+        request.seed,
+        data.batch_sizes,
+        images.class_names,
+        len(templates),
+        context.device.type,
+        unlabelled_record and [unlabelled_record.images, unlabelled_record.sha256],
+    ]
+
+    def find() -> Path:  # called in the main process, which has the first batch
+        seen = [data.batches[0].pixels, *prompts.tokens.values()]
+        return state_file(run.inputs, images, seen, settings, calibration.state)
+
+    state = LearningState(find, context, run.progress.say)
     steps = (request.recipe.measure or {}).get("steps") if request.recipe.learns else None
     pace = Pace(run.progress, context.device, *cost_sentence(len(images), steps))
-    batches = list(read_batches(images, batch_size, model.pixels, share=share))
     objective = Objective(
         model,
         run.inputs,
-        batches,
+        data,
         prompts,
-        templates=len(templates),
-        context=context,
         seed=request.seed,
         images_at_once=calibration.images_at_once,
+        wants_gradients=ranks_by_gradients(request.recipe),
+        unlabelled=unlabelled,
+        learning_state=state,
         progress=pace.advance,
         say=run.progress.say,
     )
-    learned_from = None
-    if calibration.unlabelled is not None:
-        unlabelled = load_unlabelled(
-            calibration.unlabelled, calibration.columns, most=calibration.images, seed=request.seed
-        )
-        say_all(run.progress, unlabelled.notes)
-        unlabelled = unlabelled.sample(calibration.images, request.seed)
-        for labelled in (images, *([] if run.held_back is None else [run.held_back])):
-            refuse_shared(unlabelled, {f"`data` {labelled.source}": Fingerprints(labelled)})
-        objective.unlabelled = Shares(
-            read_batches(unlabelled, batch_size, model.pixels, share=share), context
-        )
-        digest = content_digest(unlabelled)
-        learned_from = UnlabelledRecord(
-            source=unlabelled.source,
-            revision=unlabelled.revision,
-            images=len(unlabelled),
-            sha256=digest,
-        )
     record = CalibrationRecord(
         source=images.source,
         revision=images.revision,
@@ -135,43 +151,25 @@ def objective_for(
         batch_size=batch_size,
         templates=templates,
         seed=request.seed,
-        unlabelled=learned_from,
+        noise=_noise_device(request.recipe, context.device),
+        unlabelled=unlabelled_record,
     )
-    return objective, images, record
+    return objective, state, record
 
 
-def _saved(
-    objective: Objective,
-    images: LabelledImages,
-    request: MergeRequest,
-    unlabelled: UnlabelledRecord | None,
-    progress: Progress,
-) -> LearningState:
-    """Storage for the state of learning, named by everything that determines the result."""
-    settings = [
-        request.recipe.measure,
-        request.recipe.missing,
-        request.seed,
-        objective.shares.batch_sizes,
-        images.class_names,
-        objective.criterion.prompts.templates,
-        objective.shares.context.device.type,
-        unlabelled and [unlabelled.images, unlabelled.sha256],
-    ]
-
-    def find() -> Path:  # called in the main process, which has the first batch
-        seen = [objective.shares.batches[0].pixels, *objective.criterion.prompts.tokens.values()]
-        return state_file(objective.inputs, images, seen, settings, request.calibration.state)
-
-    return LearningState(find, objective.shares.context, progress.say)
+def _noise_device(recipe: Recipe, device: torch.device) -> str | None:
+    """Kind of device that draws the noise of strong augmentation; ``None`` for the CPU or none."""
+    options = recipe.measure or {}
+    draws = bool(options.get("distill_weight")) and "noise" in options.get("augmentations", ())
+    return device.type if draws and device.type != "cpu" else None
 
 
 def _with_change(found: Measurements, objective: Objective) -> Measurements:
     """Add ``change``, ||task_vector_l|| / ||theta_0,l||, to the statistics."""
     values = {}
-    for layer, names in objective.path.layers.items():
-        start = _norm([objective.path.theta_0[name] for name in names])
-        values[layer] = _norm([objective.path.task_vector[name] for name in names]) / max(
+    for layer, names in objective.weights.layers.items():
+        start = _norm([objective.weights.theta_0[name] for name in names])
+        values[layer] = _norm([objective.weights.task_vector[name] for name in names]) / max(
             start, 1e-30
         )
     change = Statistic(

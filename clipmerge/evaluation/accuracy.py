@@ -20,7 +20,7 @@ from clipmerge.images.dataset import CaptionedImages, LabelledImages, open_image
 from clipmerge.images.prompts import ClassNames, own_templates, templates_for
 from clipmerge.models import ImageTextModel, model_for
 from clipmerge.models.building import no_larger_than
-from clipmerge.models.memory import Pieces
+from clipmerge.models.memory import MicroBatcher
 from clipmerge.models.zero_shot import class_embeddings
 from clipmerge.progress import Pace, Progress, say_all
 
@@ -60,7 +60,7 @@ def zero_shot_accuracy(
     templates = templates_for(settings.templates, images.templates)
     classes = class_embeddings(model, images.class_names, templates, context.device, progress.say)
     size = batch_size_for(len(images), settings.batch_size)
-    pieces = Pieces(settings.images_at_once, progress.say)
+    pieces = MicroBatcher(settings.images_at_once, progress.say)
     right, seen = 0, 0
     for batch in read_batches(images, size, model.pixels, share=settings.share):
         pixels = to_device(batch.pixels, context.device)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from clipmerge.models import ImageTextModel
-from clipmerge.models.memory import Pieces
+from clipmerge.models.memory import MicroBatcher
 from clipmerge.models.precision import multiplies_bfloat16, passes
 
 #: Images that are classified in both precisions first.
@@ -27,7 +27,9 @@ class Bf16Classifier:
     one source.
     """
 
-    def __init__(self, model: ImageTextModel, classes: Tensor, pieces: Pieces, images: int) -> None:
+    def __init__(
+        self, model: ImageTextModel, classes: Tensor, pieces: MicroBatcher, images: int
+    ) -> None:
         self._model = model
         self._classes = classes
         self._pieces = pieces

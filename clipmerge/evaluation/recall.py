@@ -21,7 +21,7 @@ from clipmerge.files.limits import LONGEST_PROMPT
 from clipmerge.images.batches import Batch, batch_size_for, read_pixels
 from clipmerge.images.dataset import CaptionedImages
 from clipmerge.models import ImageTextModel
-from clipmerge.models.memory import Pieces, freed_memory_kept
+from clipmerge.models.memory import MicroBatcher, freed_memory_kept
 from clipmerge.planning.other_tasks import RANKS, Recall
 from clipmerge.progress import Pace, Progress
 
@@ -57,7 +57,7 @@ def recall_of_model(
     device = settings.context.device
     model.module.to(device)
     texts = caption_embeddings(model, images.captions, device)
-    pieces = Pieces(settings.images_at_once, progress.say)
+    pieces = MicroBatcher(settings.images_at_once, progress.say)
     rows: list[tuple[int, Any]] = []
     done = 0
     for start, pixels in _batches(images, model, settings):
@@ -90,7 +90,7 @@ def score_captions(
     sentence = f"embedding {images:,} images by {len(moves)} models on the CPU takes about"
     pace = Pace(progress, device, sentence)
     moving = MovingModel(model, inputs, device, dtype=settings.dtype)
-    pieces = Pieces(settings.images_at_once, progress.say)
+    pieces = MicroBatcher(settings.images_at_once, progress.say)
     rows: dict[tuple[str, int], list[tuple[int, Any]]] = {
         (name, number): [] for name in sources for number in range(len(moves))
     }

@@ -24,7 +24,7 @@ from clipmerge.images.dataset import LabelledImages
 from clipmerge.images.prompts import templates_for
 from clipmerge.models import ImageTextModel
 from clipmerge.models.headed_tower import HeadedTower, grouped
-from clipmerge.models.memory import Pieces, freed_memory_kept, memory
+from clipmerge.models.memory import MicroBatcher, freed_memory_kept, memory
 from clipmerge.models.zero_shot import class_embeddings
 from clipmerge.progress import Pace, Progress
 from clipmerge.request import check_source_name
@@ -112,7 +112,7 @@ class Scorer:
         most = self._load_bytes
         if self._settings.context.device.type != "cpu":  # they stay there for all points
             most = min(most, int(_SHARE_OF_FREE * memory(self._settings.context.device)))
-        pieces = Pieces(self._settings.images_at_once, progress.say)
+        pieces = MicroBatcher(self._settings.images_at_once, progress.say)
         for load in loads(self._batches(sources, known, len(moves)), most):
             for number, move in enumerate(moves):
                 parts = [part for part in load if (part[0], number, part[1]) not in known]
@@ -164,7 +164,12 @@ class Scorer:
                 yield name, batch.number * size, batch.to(self._settings.context.device)
 
     def _answers(
-        self, number: int, batch: Batch, images: LabelledImages, pieces: Pieces, progress: Progress
+        self,
+        number: int,
+        batch: Batch,
+        images: LabelledImages,
+        pieces: MicroBatcher,
+        progress: Progress,
     ) -> list[int]:
         model = self._model
         if isinstance(model, HeadedTower):

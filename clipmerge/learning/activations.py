@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
-from clipmerge.learning.bulk import LARGE
 from clipmerge.learning.objective import Objective
+from clipmerge.learning.weights import LARGE
 from clipmerge.models.memory import memory
 from clipmerge.models.precision import Precision, passes
 
@@ -25,12 +25,14 @@ _SHARE_OF_PROMPTS = 0.2
 
 
 class Activations:
-    """What a model's activations take, measured once.
+    """Activation memory per image and per prompt, measured once.
 
     Attributes:
         image: Bytes kept for the backward pass for each image; 0 if no image is at hand.
         prompts: The same for all prompts together with an image's; 0 on a CPU, and if they go
             through afterwards.
+        prompts_at_once: Prompts that should go through the text tower at once: see
+            `ZeroShotLoss.limit_prompts`.
         gradients: Bytes of the vision tower's gradients, which a card holds until the last piece of
             a step.
     """
@@ -39,16 +41,16 @@ class Activations:
         """Send one image through, and then two, and prompts likewise.
 
         Args:
-            objective: Calibration loss; on a card its prompts go through in pieces small enough for
-                its memory.
+            objective: Calibration loss.
             precision: Precision of the passes.
             prompts: Number of prompts whose activations are held together with those of images.
         """
-        device, path = objective.shares.context.device, objective.path
+        device, path = objective.data.context.device, objective.weights
         self._objective = objective
         self.image = self.prompts = self.gradients = 0
-        if objective.shares.batches:
-            pixels = objective.shares.batches[0].pixels[:1]
+        self.prompts_at_once = objective.criterion.prompts.at_once
+        if objective.data.batches:
+            pixels = objective.data.batches[0].pixels[:1]
             # repeated, as a view of the batch would count all of its images
             self.image = _difference(
                 lambda count: objective.criterion.embed(
@@ -70,11 +72,11 @@ class Activations:
                 precision,
                 device,
             )
-            all_prompts.at_once = max(
+            self.prompts_at_once = max(
                 1, min(all_prompts.at_once, int(_SHARE_OF_PROMPTS * free / per_prompt))
             )
             # more are embedded again in the backward pass, when activations of images are gone
-            self.prompts = per_prompt * prompts if prompts <= all_prompts.at_once else 0
+            self.prompts = per_prompt * prompts if prompts <= self.prompts_at_once else 0
         own = (
             name
             for layer, names in path.layers.items()
@@ -96,15 +98,15 @@ class Activations:
             pictures: Pictures of a step.
             at_once: Those of them whose activations are held at once.
         """
-        objective, path = self._objective, self._objective.path
-        module, device = objective.criterion.model.module, objective.shares.context.device
+        objective, path = self._objective, self._objective.weights
+        module, device = objective.criterion.model.module, objective.data.context.device
         weights = sum(path.parameters[name].numel() for name in path.task_vector)
-        learned = path.ends_nbytes + sum(
+        learned = path.endpoint_nbytes + sum(
             tensor.nbytes for tensor in state.values() if tensor.device == device
         )
         model = sum(tensor.nbytes for tensor in (*module.parameters(), *module.buffers()))
-        shares = [objective.shares, *([objective.unlabelled] if objective.unlabelled else [])]
-        images = [batch.pixels for share in shares for batch in share.batches]
+        sources = [objective.data, *([objective.unlabelled] if objective.unlabelled else [])]
+        images = [batch.pixels for source in sources for batch in source.batches]
         pixels = pictures * images[0][0].nbytes
         step = at_once * self.image + self.prompts + pixels
         if at_once < pictures:

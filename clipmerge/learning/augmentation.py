@@ -20,7 +20,7 @@ from clipmerge.errors import MeasureError
 from clipmerge.plugins import Augmentation
 
 #: All kinds of change.
-KINDS: tuple[Augmentation, ...] = get_args(Augmentation)
+AUGMENTATIONS: tuple[Augmentation, ...] = get_args(Augmentation)
 
 _TURN, _SHEAR, _SHIFT = math.radians(25), 0.2, 0.15
 _SCALES = (0.7, 1.3)
@@ -68,10 +68,10 @@ class _Draws:
         )
 
 
-def augmented(
+def strong_augment(
     pixels: Tensor,
     seed: int,
-    kinds: tuple[Augmentation, ...] = KINDS,
+    kinds: tuple[Augmentation, ...] = AUGMENTATIONS,
     count: int | None = None,
     own: slice = slice(None),
 ) -> Tensor:
@@ -83,13 +83,13 @@ def augmented(
     if kinds:
         _require_images(pixels)
     draws = _Draws(pixels, seed, count, own)
-    for kind in KINDS:
+    for kind in AUGMENTATIONS:
         if kind in kinds:
             pixels = _CHANGES[kind](pixels, draws)
     return pixels
 
 
-def viewed(
+def weak_augment(
     pixels: Tensor,
     seed: int,
     strength: float = 1.0,
@@ -117,7 +117,7 @@ def _require_images(pixels: Tensor) -> None:
     if pixels.ndim != 4:
         raise MeasureError(
             "the model takes images as patches of any aspect ratio, which cannot be rotated or"
-            " blurred; set measure.views=0 and measure.changes=[]"
+            " blurred; set measure.weak_aug=0 and measure.augmentations=[]"
         )
 
 

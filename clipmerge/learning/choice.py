@@ -1,4 +1,4 @@
-"""Let held-back images choose how far to go from what was learned towards the fine-tuned model."""
+"""Let held-out images choose how far to go from what was learned towards the fine-tuned model."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from clipmerge.distributed import to_device
-from clipmerge.learning.goal import (
-    Goal,
+from clipmerge.learning.learning_loss import (
+    LossConfig,
     class_features,
     embeds_less_at_once,
     terms_of,
-    views_alone,
+    weak_pictures,
 )
 from clipmerge.learning.objective import FORWARD, Objective
 from clipmerge.learning.steps import Step
@@ -56,7 +56,7 @@ def choose_extrapolation(
     """Find the least share of the way to the fine-tuned model that keeps enough accuracy.
 
     Args:
-        accuracies_at: Share of each image's views recognised at such a point, (images,); called
+        accuracies_at: Share of each image's weak augmentations recognised there, (images,); called
             once for each point, up to the chosen one.
         finetuned: The same for the fine-tuned model.
         max_loss: Points of accuracy that may be lost, standard error included.
@@ -71,11 +71,11 @@ def choose_extrapolation(
 
 
 @torch.no_grad()
-def validate(objective: Objective, steps: Sequence[Step], goal: Goal) -> Tensor:
-    """Share of each held-back image's views that the current weights recognise, over all processes.
+def validate(objective: Objective, steps: Sequence[Step], config: LossConfig) -> Tensor:
+    """Share of each held-out image's weak augmentations that the current weights recognise.
 
     Returns:
-        Shape (images,), float64 on the CPU, averaged over the steps that have an image.
+        Shape (images,), float64 on the CPU, over all processes and the steps that have an image.
     """
     cached = embeds_less_at_once(objective, steps)
     place_of = {
@@ -84,14 +84,14 @@ def validate(objective: Objective, steps: Sequence[Step], goal: Goal) -> Tensor:
     }
     found, places = [], list[int]()
     for step in steps:
-        classes = class_features(objective, step, goal, cached=cached)
-        found.append(terms_of(objective, goal, views_alone(step, goal), classes)[1])
+        classes = class_features(objective, step, config, cached=cached)
+        found.append(terms_of(objective, config, weak_pictures(step, config), classes)[1])
         objective.work.tick(FORWARD * len(step) * step.work_share)
         places += [place_of[position] for position in step.positions[step.own_rows]]
     recognised = torch.cat(found).float()
     sums = torch.zeros(2, len(place_of), device=recognised.device)
     rows = torch.stack([recognised, torch.ones_like(recognised)])
     sums.index_add_(1, to_device(torch.tensor(places), recognised.device), rows)
-    if any(step.shard[1] > 1 for step in steps):
-        objective.shares.all_reduce_(sums)
+    if any(step.world_size > 1 for step in steps):
+        objective.data.all_reduce_(sums)
     return (sums[0] / sums[1]).cpu().double()

@@ -15,9 +15,15 @@ from typing import Literal, cast
 import torch
 from torch import Tensor
 
-from clipmerge.learning.bulk import LARGE, bucketed, copy_each
 from clipmerge.learning.objective import Objective
-from clipmerge.learning.path import DEFAULT_ALPHA, rows_of, runs_of
+from clipmerge.learning.weights import (
+    DEFAULT_ALPHA,
+    LARGE,
+    bucketed,
+    copy_each,
+    rows_of,
+    runs_of,
+)
 from clipmerge.planning.tensors import rows_shape
 
 Granularity = Literal["layer", "parameter", "channel", "entry"]
@@ -51,7 +57,7 @@ class Coefficients:
         self.start = start
         self._key = {
             name: layer if granularity == "layer" else name
-            for layer, names in objective.path.layers.items()
+            for layer, names in objective.weights.layers.items()
             for name in names
         }
         self._kept_counts: dict[str, int] = {}
@@ -62,7 +68,7 @@ class Coefficients:
         self._waiting: list[str] = []
         self.values: dict[str, Tensor] = {}
         for name, key in self._key.items():
-            task_vector = objective.path.task_vector[name]
+            task_vector = objective.weights.task_vector[name]
             shape = {"entry": task_vector.shape, "channel": rows_shape(task_vector.shape)}.get(
                 granularity, ()
             )
@@ -120,25 +126,9 @@ class Coefficients:
     @torch.no_grad()
     def place(self) -> None:
         """Set the model's weights to theta_0 + c * task_vector."""
-        path = self._objective.path
-        if self._objective.shares.context.device.type == "cpu":
-            for name, key in self._key.items():
-                weights, effective = path.parameters[name].data, self.effective(key)
-                for rows in runs_of(weights):
-                    theta_0, task_vector = (
-                        path.theta_0.part(name, rows),
-                        path.task_vector.part(name, rows),
-                    )
-                    torch.addcmul(
-                        theta_0, task_vector, rows_of(effective, rows), out=rows_of(weights, rows)
-                    )
-        else:  # one kernel for many tensors
-            for names in bucketed(self._key, lambda name: path.parameters[name].numel(), LARGE):
-                targets = [path.parameters[name].data for name in names]
-                factors = [self.effective(self._key[name]) for name in names]
-                torch._foreach_addcmul_(targets, path.start_at(names), factors)
+        weights = self._objective.weights
+        weights.set_coefficients(lambda name: self.effective(self._key[name]), self._key)
         self._overwritten = False
-        path.forget(text=path.text_changes)
 
     @contextmanager
     def collect_gradients(self) -> Iterator[None]:
@@ -156,7 +146,7 @@ class Coefficients:
             self.place()
         with ExitStack() as hooks:
             for name in self._key:
-                parameter = self._objective.path.parameters[name]
+                parameter = self._objective.weights.parameters[name]
                 add = partial(self._add_slope, name)
                 handle = parameter.register_post_accumulate_grad_hook(add)  # type: ignore[no-untyped-call]
                 hooks.callback(handle.remove)
@@ -169,12 +159,12 @@ class Coefficients:
         Where each process computed all of them, they are divided by the number of these ``copies``:
         processors may round differently, and without it each process would go on from its own.
         """
-        if self._objective.shares.context.world_size == 1:
+        if self._objective.data.context.world_size == 1:
             return
         gradients = [value.grad for value in self.values.values() if value.grad is not None]
         for bucket in bucketed(gradients, Tensor.numel, _BUCKET):
             flat = torch.cat([tensor.flatten() for tensor in bucket])
-            self._objective.shares.all_reduce_(flat)
+            self._objective.data.all_reduce_(flat)
             flat /= copies
             for tensor, total in zip(
                 bucket, torch.split(flat, [tensor.numel() for tensor in bucket]), strict=True
@@ -200,7 +190,7 @@ class Coefficients:
         ):  # pragma: no cover - runs in a thread of torch's own
             self._waiting.append(name)
             if (
-                sum(self._objective.path.parameters[each].numel() for each in self._waiting)
+                sum(self._objective.weights.parameters[each].numel() for each in self._waiting)
                 >= LARGE
             ):
                 self._take_waiting()
@@ -210,11 +200,11 @@ class Coefficients:
             value.grad = parameter.data
             self._overwritten = True
             for rows in runs_of(gradient):
-                task_vector = self._objective.path.task_vector.part(name, rows)
+                task_vector = self._objective.weights.task_vector.rows(name, rows)
                 torch.mul(rows_of(gradient, rows), task_vector, out=rows_of(value.grad, rows))
             return
         for rows in runs_of(gradient):
-            rows_of(gradient, rows).mul_(self._objective.path.task_vector.part(name, rows))
+            rows_of(gradient, rows).mul_(self._objective.weights.task_vector.rows(name, rows))
         slope = gradient.sum_to_size(value.shape)
         value.grad = slope if value.grad is None else value.grad + slope
 
@@ -224,10 +214,10 @@ class Coefficients:
         if not self._waiting:
             return
         self._overwritten = True
-        parameters = [self._objective.path.parameters[name] for name in self._waiting]
+        parameters = [self._objective.weights.parameters[name] for name in self._waiting]
         slopes = [parameter.data for parameter in parameters]
         copy_each(slopes, [cast(Tensor, parameter.grad) for parameter in parameters])
-        torch._foreach_mul_(slopes, self._objective.path.changes(self._waiting))
+        torch._foreach_mul_(slopes, self._objective.weights.task_vectors(self._waiting))
         for name, parameter, slope in zip(self._waiting, parameters, slopes, strict=True):
             self.values[self._key[name]].grad, parameter.grad = slope, None
         self._waiting.clear()

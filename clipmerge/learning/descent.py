@@ -9,7 +9,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from clipmerge.learning.bulk import LARGE, bucketed, copy_each
+from clipmerge.learning.weights import LARGE, bucketed, copy_each
 
 # Adam's decay rates of the gradient and its square, and the constant that keeps a quotient finite.
 _MEMORY, _LONG_MEMORY, _TINY = 0.9, 0.999, 1e-8

@@ -19,12 +19,14 @@ def try_mixture(objective: Objective, weights: Sequence[float]) -> Mixture:
     forward pass.
 
     The model stays at the mixture, including layers that only a further checkpoint changed: do not
-    use `move_to` afterwards.
+    use `set_alpha` afterwards.
     """
     inputs = objective.inputs
     # a further checkpoint may change a text tower that the first one does not
-    objective.path.forget(text=objective.path.text_changes or len(objective.inputs.finetuned) > 1)
-    for name, parameter in objective.path.parameters.items():
+    objective.weights.invalidate_caches(
+        text=objective.weights.text_changes or len(objective.inputs.finetuned) > 1
+    )
+    for name, parameter in objective.weights.parameters.items():
         if inputs.merges(name):
             finetuned = [
                 inputs.theta_1(name, which=which)
@@ -35,13 +37,13 @@ def try_mixture(objective: Objective, weights: Sequence[float]) -> Mixture:
             )
     features = objective.criterion.prompt_features()
     results = {}
-    for batch in objective.shares.batches:
+    for batch in objective.data.batches:
         logits = objective.criterion.logits(batch, features)
         right = int((logits.argmax(dim=-1) == batch.labels).sum()) / len(batch)
         results[batch.number] = (float(cross_entropy(logits, batch.labels)), right)
         objective.work.tick(FORWARD * len(batch))
-    rows = objective.shares.by_batch(results)
-    loss, accuracy = (objective.shares.mean(list(values)) for values in zip(*rows, strict=True))
+    rows = objective.data.by_batch(results)
+    loss, accuracy = (objective.data.mean(list(values)) for values in zip(*rows, strict=True))
     if not loss < float("inf"):
         listed = ", ".join(f"{weight:g}" for weight in weights)
         raise MeasureError(

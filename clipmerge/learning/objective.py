@@ -1,29 +1,28 @@
-"""The calibration loss as a function of the weights: the argument of every measure.
+"""The zero-shot loss as a function of the weights: the argument of every measure.
 
-`Objective` combines four parts and delegates to them: the weights on the path, the loss at the
+`Objective` combines four parts and delegates to them: the interpolated weights, the loss at the
 current weights, the batches over all processes, and the work announced and done. Weights move in
 place on the device; there is never a second model.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
+from typing import Final
 
 import torch
 from torch import Tensor
 
 from clipmerge.checkpoint import Inputs
-from clipmerge.distributed import DistributedContext
 from clipmerge.errors import MeasureError
 from clipmerge.images.batches import Batch as Batch
-from clipmerge.learning.loss import CalibrationLoss
-from clipmerge.learning.path import PathWeights
-from clipmerge.learning.prompts import Prompts
 from clipmerge.learning.resume import LearningState
-from clipmerge.learning.shares import Shares
+from clipmerge.learning.sharded_batches import ShardedBatches
+from clipmerge.learning.weights import InterpolatedWeights
+from clipmerge.learning.zeroshot_loss import Prompts, ZeroShotLoss
 from clipmerge.models import ImageTextModel
-from clipmerge.models.memory import Pieces
+from clipmerge.models.memory import MicroBatcher
 
 #: Loss of a batch, given prompt features (prompts, projection_dim).
 Loss = Callable[[Batch, Tensor], Tensor]
@@ -55,75 +54,77 @@ class Work:
 
 
 class Objective:
-    """The loss at theta(alpha) plus any perturbation, over this process's share of the batches.
+    """The loss at theta(alpha) plus any perturbation, over this process's shard of the batches.
+
+    Constructed whole: measures set the weights in place, add notes and announce work, and nothing
+    else changes.
 
     Attributes:
         inputs: The checkpoints.
-        path: The weights, with `layers`, `parameters`, `theta_0` and `task_vector`.
+        weights: The interpolated weights, with `layers`, `parameters`, `theta_0` and
+            `task_vector`.
         criterion: The loss at the current weights, with `prompts`.
-        shares: The batches, with `batches`, `batch_sizes`, `images` and `context`.
+        data: The batches, with `batches`, `batch_sizes`, `images` and `context`.
         work: Work announced and done.
         seed: Seed for measures that draw random numbers.
         wants_gradients: Whether the recipe's method ranks entries by mean gradients.
-        notes: What the record of the measure should say beside its own notes.
-        say: Called with what the user should know.
+        unlabelled: Images without labels for measures that learn; ``None`` for none.
         learning_state: Saves and restores the state of measures that learn; ``None`` to save
             nothing.
-        noise_drawn_on: Kind of device that draws the noise of changed copies; ``None`` for the CPU.
-        unlabelled: Images without labels for measures that learn, shared among the processes;
-            ``None`` for none.
+        notes: What the record of the measure should say beside its own notes.
+        say: Called with what the user should know.
     """
-
-    wants_gradients: bool = False
-    noise_drawn_on: str | None = None
-    unlabelled: Shares | None = None
-    learning_state: LearningState | None = None
 
     def __init__(
         self,
         model: ImageTextModel,
         inputs: Inputs,
-        batches: Iterable[Batch],
-        prompts: list[str],
+        data: ShardedBatches,
+        prompts: Prompts,
         *,
-        templates: int,
-        context: DistributedContext,
         seed: int = 0,
         images_at_once: int | None = None,
+        wants_gradients: bool = False,
+        unlabelled: ShardedBatches | None = None,
+        learning_state: LearningState | None = None,
         progress: Callable[[float, float], None] | None = None,
         say: Callable[[str], None] = lambda _: None,
     ) -> None:
-        """Load the weights of both ends and place everything on the device.
+        """Load the weights of both ends, and place them on the device of the batches.
 
         Args:
             model: The model without weights.
             inputs: The checkpoints; the first fine-tuned one is theta_1.
-            batches: This process's batches, on any device.
-            prompts: Class prompts, class by class.
-            templates: Prompts per class.
-            context: The processes, and the device of this one.
+            data: The calibration batches, on this process's device.
+            prompts: Class prompts of the model, on the same device.
             seed: Seed for measures that draw random numbers.
             images_at_once: Images whose activations `gradients` holds at once, with the same
                 gradient of the batch; ``None`` for a whole batch.
+            wants_gradients: Whether the recipe's method ranks entries by mean gradients.
+            unlabelled: Images without labels for measures that learn.
+            learning_state: Storage of the state of measures that learn.
             progress: Called with work done and work announced, in images x forward passes.
             say: Called with what the user should know.
 
         Raises:
             CheckpointError: If a weight is not finite.
-            DataError: If the text tower gives all classes the same features.
-            MeasureError: If fine-tuning changed nothing, or another process is gone.
+            MeasureError: If fine-tuning changed nothing.
         """
-        self.inputs = inputs
-        self.seed = seed
-        self.work = Work(progress)
-        self.path = PathWeights(model, inputs, context.device)
-        embedder = Prompts(model, prompts, templates, context.device)
-        self.notes: list[str] = []
-        self.say = say
-        self.criterion = CalibrationLoss(model, self.path, embedder, Pieces(None, self.note))
-        self.shares = Shares(batches, context)
-        self._images_at_once = images_at_once
-        self._pieces = self.pieces(None)
+        self.inputs: Final = inputs
+        self.seed: Final = seed
+        self.wants_gradients: Final = wants_gradients
+        self.unlabelled: Final = unlabelled
+        self.learning_state: Final = learning_state
+        self.say: Final = say
+        self.notes: Final[list[str]] = []
+        self.work: Final = Work(progress)
+        self.data: Final = data
+        self.weights: Final = InterpolatedWeights(model, inputs, data.context.device)
+        self._images_at_once: Final = images_at_once
+        self._micro_batcher: Final = self.micro_batcher(None)
+        self.criterion: Final = ZeroShotLoss(
+            model, self.weights, prompts, MicroBatcher(None, self.note)
+        )
 
     def fewer_prompts(self) -> AbstractContextManager[tuple[str, ...]]:
         """In this context, use at most `PROMPTS_A_GRADIENT` prompts, or one template per class if
@@ -140,11 +141,11 @@ class Objective:
             self.notes.append(text)
             self.say(text)
 
-    def pieces(self, most: int | None) -> Pieces:
-        """Pieces of as many images as the user said, or else of ``most``; halved where memory runs
-        out.
+    def micro_batcher(self, max_images: int | None) -> MicroBatcher:
+        """Micro-batches of as many images as the user said, or else of ``max_images``; halved where
+        memory runs out.
         """
-        return Pieces(self._images_at_once or most, self.note)
+        return MicroBatcher(self._images_at_once or max_images, self.note)
 
     # Passes over this process's batches, and their work
 
@@ -158,7 +159,7 @@ class Objective:
             hessian: Products with the Hessian, each of all batches.
         """
         passes = forward * FORWARD + gradient * GRADIENT + hessian * HESSIAN
-        self.work.announce(passes * sum(len(batch) for batch in self.shares.batches))
+        self.work.announce(passes * sum(len(batch) for batch in self.data.batches))
 
     @torch.no_grad()
     def losses(self) -> dict[int, float]:
@@ -167,7 +168,7 @@ class Objective:
         """
         features = self.criterion.prompt_features()
         values = {}
-        for batch in self.shares.batches:
+        for batch in self.data.batches:
             values[batch.number] = float(self.criterion.loss(batch, features))
             self.work.tick(FORWARD * len(batch))
         return values
@@ -191,16 +192,19 @@ class Objective:
         """
         prompts = (
             self.criterion.prompts.features()
-            if self.path.text_changes
+            if self.weights.text_changes
             else self.criterion.prompt_features()
         )
-        for batch, value, pull in self.image_gradients(prompts, loss_of):
-            if pull is not None:
-                prompts.backward(pull, retain_graph=True)  # type: ignore[no-untyped-call]
+        for batch, value, grad_prompts in self.image_gradients(prompts, loss_of):
+            if grad_prompts is not None:
+                prompts.backward(grad_prompts, retain_graph=True)  # type: ignore[no-untyped-call]
             yield batch, value
 
     def image_gradients(
-        self, prompts: Tensor, loss_of: Loss | None = None, pieces: Pieces | None = None
+        self,
+        prompts: Tensor,
+        loss_of: Loss | None = None,
+        micro_batcher: MicroBatcher | None = None,
     ) -> Iterator[tuple[Batch, float, Tensor | None]]:
         """The same as `gradients` for given prompt features, without the text tower's gradient.
 
@@ -208,14 +212,16 @@ class Objective:
             The batch, its loss, and the loss's gradient of the prompt features; ``None`` if the
             text tower stays.
         """
-        for batch in self.shares.batches:
-            features = prompts.detach().requires_grad_(self.path.text_changes)
+        for batch in self.data.batches:
+            features = prompts.detach().requires_grad_(self.weights.text_changes)
 
-            def attempt(most: int, batch: Batch = batch, features: Tensor = features) -> float:
-                self.path.clear_gradients()
+            def attempt(
+                max_images: int, batch: Batch = batch, features: Tensor = features
+            ) -> float:
+                self.weights.clear_gradients()
                 features.grad = None
                 value = 0.0
-                for piece in [batch] if loss_of else batch.pieces(most):
+                for piece in [batch] if loss_of else batch.pieces(max_images):
                     loss = (loss_of or self.criterion.loss)(piece, features) * (
                         len(piece) / len(batch)
                     )
@@ -223,7 +229,7 @@ class Objective:
                     value += float(loss.detach())
                 return value
 
-            value = (pieces or self._pieces).tried(len(batch), attempt)
+            value = (micro_batcher or self._micro_batcher).run(len(batch), attempt)
             if not value < float("inf"):
                 raise MeasureError(
                     f"the loss of calibration batch {batch.number} is {value}; check the"
@@ -231,7 +237,7 @@ class Objective:
                 )
             yield batch, value, features.grad
             self.work.tick(GRADIENT * len(batch))
-        self.path.clear_gradients()
+        self.weights.clear_gradients()
 
     def mean_of_pieces(
         self, batch: Batch, values_of: Callable[[Batch], list[float]]
@@ -240,13 +246,11 @@ class Objective:
         out.
         """
 
-        def attempt(most: int) -> list[float]:
-            pieces = [(len(piece) / len(batch), values_of(piece)) for piece in batch.pieces(most)]
-            return [
-                sum(values)
-                for values in zip(
-                    *([part * x for x in found] for part, found in pieces), strict=True
-                )
+        def attempt(max_images: int) -> list[float]:
+            weighted = [
+                [len(piece) / len(batch) * value for value in values_of(piece)]
+                for piece in batch.pieces(max_images)
             ]
+            return [sum(column) for column in zip(*weighted, strict=True)]
 
-        return self._pieces.tried(len(batch), attempt)
+        return self._micro_batcher.run(len(batch), attempt)

@@ -42,12 +42,12 @@ class Slopes:
         """Decide from the model's cost how slopes are computed, and whether to add up the
         gradients.
         """
-        path, shares, prompts = objective.path, objective.shares, objective.criterion.prompts
+        path, shares, prompts = objective.weights, objective.data, objective.criterion.prompts
         alone = shares.context.world_size == 1
         self._objective = objective
-        self._pieces = objective.pieces(
-            Activations(objective, "float32", prompts.count if alone else 0).images()
-        )
+        activations = Activations(objective, "float32", prompts.count if alone else 0)
+        objective.criterion.limit_prompts(activations.prompts_at_once)
+        self._micro_batcher = objective.micro_batcher(activations.images())
         # few prompts go forward once, and their activations are held while images go through;
         # others go forward twice
         self._keeps_graph = path.text_changes and alone and not prompts.are_many
@@ -81,53 +81,55 @@ class Slopes:
         """The mean gradient so far, weighted by the points' parts: by parameter, over all
         processes, on the CPU.
         """
-        return self._objective.shares.total(self._sums)
+        return self._objective.data.total(self._sums)
 
     def at(self, alpha: float, part: float = 1.0) -> tuple[np.ndarray, float]:
         """Go to theta(alpha); returns its slopes in nats per unit of alpha, (batches, layers), and
         the mean loss.
         """
-        objective, shares = self._objective, self._objective.shares
-        objective.path.move_to(alpha)
+        objective, shares = self._objective, self._objective.data
+        objective.weights.set_alpha(alpha)
         kept = objective.criterion.prompts.features() if self._keeps_graph else None
         features = objective.criterion.prompt_features() if kept is None else kept
-        rows, losses, pulls = {}, {}, {}
-        for batch, loss, pull in objective.image_gradients(features, pieces=self._pieces):
-            rows[batch.number] = self._taken(part * len(batch) / shares.images).tolist()
+        rows, losses, gradients_by_batch = {}, {}, {}
+        for batch, loss, grad_prompts in objective.image_gradients(
+            features, micro_batcher=self._micro_batcher
+        ):
+            rows[batch.number] = self._pop_slopes(part * len(batch) / shares.images).tolist()
             losses[batch.number] = loss
-            if pull is not None:
-                pulls[batch.number] = pull.cpu()
+            if grad_prompts is not None:
+                gradients_by_batch[batch.number] = grad_prompts.cpu()
         slopes = torch.tensor(shares.by_batch(rows), dtype=torch.float64)
-        if objective.path.text_changes:
-            each = torch.stack(shares.by_batch(pulls)).to(features.device)
+        if objective.weights.text_changes:
+            each = torch.stack(shares.by_batch(gradients_by_batch)).to(features.device)
             if self.drawn == len(features):
                 parts = [part * size / shares.images for size in shares.batch_sizes]
-                slopes += self._pulled(None, each, parts, kept)
+                slopes += self._vjp(None, each, parts, kept)
             else:
                 weights = (
                     torch.tensor(shares.batch_sizes, device=each.device, dtype=each.dtype)
                     / shares.images
                 )
                 mean = torch.einsum("b,bpd->pd", weights, each)
-                slopes += self._pulled(None, mean[None], [part], kept)
+                slopes += self._vjp(None, mean[None], [part], kept)
                 del features, kept  # with their graph
                 each -= mean
                 places, chances = _draw(
                     each.square().sum((0, 2)).sqrt().cpu(), self.drawn, self._generator
                 )
                 drawn = each[:, places] / chances.to(each)[:, None]
-                slopes += self._pulled(places, drawn, [0.0] * len(drawn))
+                slopes += self._vjp(places, drawn, [0.0] * len(drawn))
             objective.work.tick(self._text_work)
         return slopes.numpy(), shares.mean(shares.by_batch(losses))
 
-    def _taken(self, part: float) -> Tensor:
+    def _pop_slopes(self, part: float) -> Tensor:
         """The slopes of the gradients that are there, (layers,), float64 on the CPU; adds the
         gradients' part, if any.
 
         Drops the gradients.
         """
-        path = self._objective.path
-        slopes = torch.zeros(len(path.layers), device=self._objective.shares.context.device)
+        path = self._objective.weights
+        slopes = torch.zeros(len(path.layers), device=self._objective.data.context.device)
         for place, names in enumerate(path.layers.values()):
             for name in names:
                 if (gradient := path.parameters[name].grad) is not None:
@@ -137,7 +139,7 @@ class Slopes:
         path.clear_gradients()
         return slopes.cpu().double()
 
-    def _pulled(
+    def _vjp(
         self,
         places: Tensor | None,
         cotangents: Tensor,
@@ -151,8 +153,10 @@ class Slopes:
         prompts. Where gradients are added up, the main process computes all of them: their rounding
         depends on which prompts are computed together, and masks rank entries by it.
         """
-        prompts, shares = self._objective.criterion.prompts, self._objective.shares
-        total = torch.zeros(len(cotangents), len(self._objective.path.layers), dtype=torch.float64)
+        prompts, shares = self._objective.criterion.prompts, self._objective.data
+        total = torch.zeros(
+            len(cotangents), len(self._objective.weights.layers), dtype=torch.float64
+        )
         chosen = torch.arange(prompts.count) if places is None else places
         rank, processes = shares.context.rank, shares.context.world_size
         mine = torch.arange(len(chosen))[slice(rank, None, processes)]
@@ -166,7 +170,7 @@ class Slopes:
             )
             for row, part in enumerate(parts):
                 embedded.backward(cotangents[row][piece.to(cotangents.device)], retain_graph=True)  # type: ignore[no-untyped-call]
-                total[row] += self._taken(part)
+                total[row] += self._pop_slopes(part)
         return shares.total({"slopes": total})["slopes"]
 
 
@@ -180,7 +184,7 @@ def _prompt_cost(objective: Objective) -> float:
     def count(module: Any, _given: Any, output: Tensor) -> None:
         work[-1] += output.numel() * (module.weight.numel() // module.weight.shape[0])
 
-    criterion, shares = objective.criterion, objective.shares
+    criterion, shares = objective.criterion, objective.data
     with ExitStack() as hooks:
         for module in criterion.model.module.modules():
             if isinstance(module, torch.nn.Linear | torch.nn.Conv2d):

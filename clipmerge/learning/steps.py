@@ -1,5 +1,5 @@
-"""Steps of learning: the images, classes and random seed of each step, and the images held back to
-judge the result.
+"""Steps of learning: the images, classes and random seed of each, and the images held out to judge
+the result.
 """
 
 from __future__ import annotations
@@ -15,57 +15,27 @@ from torch import Tensor
 
 from clipmerge.images.batches import Batch
 from clipmerge.learning.objective import Objective
+from clipmerge.learning.sharded_batches import ShardedBatches
 
-#: With fewer images than this nothing is held back: neither part would be informative.
-FEWEST_IMAGES = 8
+#: With fewer images than this nothing is held out: neither part would be informative.
+MIN_IMAGES = 8
 #: Maximum number of prompts embedded per step; if there are more, a step draws templates, and then
 #: classes. Validation is rare, so it embeds more.
 PROMPTS_A_STEP, PROMPTS_A_VALIDATION = 256, 1024
 # Number of different seeds.
 _SEEDS = 2**63 - 1
-# Held-back images are repeated, with fresh changes each time, up to about this number, but at most
+# Held-out images are repeated, with fresh changes each time, up to about this number, but at most
 # `_ROUNDS` times.
 _VALIDATION_IMAGES, _ROUNDS = 400, 4
-# Seeds of the changes to held-back images start here, above those of all steps.
+# Seeds of the augmentation of held-out images start here, above those of all steps.
 _VALIDATION_SEEDS = 2**40
 # The seed of the order of unlabelled images, likewise.
 _UNLABELLED_SEEDS = 2**41
 
 
-class Pool:
-    """The calibration images of all processes, by their position in the sample."""
-
-    def __init__(self, batches: Sequence[Batch]) -> None:
-        """Store the batches, in order, without copying."""
-        self._rows = [(batch, row) for batch in batches for row in range(len(batch))]
-        self.labels = [int(label) for batch in batches for label in batch.labels]
-
-    def __len__(self) -> int:
-        """Number of images."""
-        return len(self._rows)
-
-    def take(self, positions: Sequence[int], number: int) -> Batch:
-        """Copy the images at some positions into a new batch of this number."""
-        rows = [self._rows[position] for position in positions]
-        pixels = torch.stack([batch.pixels[row] for batch, row in rows])
-        return Batch(number, pixels, torch.stack([batch.labels[row] for batch, row in rows]))
-
-
-@dataclass(frozen=True)
-class PoolImages:
-    """Some images of a pool, by their positions in it."""
-
-    pool: Pool
-    positions: tuple[int, ...]
-
-    def pixels(self, rows: Sequence[int]) -> Tensor:
-        """Copy some of the images, (images, 3, height, width)."""
-        return self.pool.take([self.positions[row] for row in rows], 0).pixels
-
-
 @dataclass(frozen=True)
 class Targets:
-    """What is distilled into changed images.
+    """The teachers' outputs for the strongly augmented images of a step.
 
     Attributes:
         predictions: The zero-shot model's log probabilities of a step's classes, (images, classes);
@@ -88,34 +58,36 @@ class Targets:
 
 @dataclass(frozen=True)
 class Step:
-    """Input of one evaluation of the goal.
+    """Input of one evaluation of the learning loss.
 
     Attributes:
         number: Index of the step.
-        seed: Seed of all random changes; the next number is used too.
-        pool: The images.
-        positions: Positions of the step's images in the pool.
+        seed: Seed of all random augmentation; the next number is used too.
+        images: The images of all steps.
+        positions: Positions of the step's images among them.
         classes: Class indices to distinguish, ascending; ``None`` for all.
         templates: Indices of the templates used; ``None`` for all.
-        targets: What is distilled into the changed images.
-        pixels: This process's views and changed copies; ``None`` if they are made whenever they are
-            needed.
-        unlabelled: Unlabelled images that take the place of the last changed copies; ``None`` for
-            none.
-        shard: This process's number and that of the processes which share the step's images; (0, 1)
-            to take all.
+        targets: The teachers' outputs for the strongly augmented images.
+        pixels: This process's weakly and strongly augmented images; ``None`` if they are made
+            whenever they are needed.
+        unlabelled_images: Unlabelled images; ``None`` for none.
+        unlabelled: Positions of those that replace the last strongly augmented images.
+        rank: This process's number among those that share the step's images.
+        world_size: The number of these; 1 if this process takes all of them.
     """
 
     number: int
     seed: int
-    pool: Pool
+    images: ShardedBatches
     positions: tuple[int, ...]
     classes: Tensor | None = None
     templates: Tensor | None = None
     targets: Targets | None = None
     pixels: Tensor | None = None
-    unlabelled: PoolImages | None = None
-    shard: tuple[int, int] = (0, 1)
+    unlabelled_images: ShardedBatches | None = None
+    unlabelled: tuple[int, ...] = ()
+    rank: int = 0
+    world_size: int = 1
 
     def __len__(self) -> int:
         """Number of images."""
@@ -124,33 +96,31 @@ class Step:
     @property
     def work_share(self) -> float:
         """The share of the step's work that this process does."""
-        return 1 / self.shard[1]
+        return 1 / self.world_size
 
     @property
     def own_rows(self) -> slice:
-        """This process's images of the step, or of their changed copies."""
-        return slice(self.shard[0], None, self.shard[1])
+        """This process's images of the step, or of their strongly augmented ones."""
+        return slice(self.rank, None, self.world_size)
 
     @property
     def batch(self) -> Batch:
         """This process's images, copied on every access: those of all steps together would not fit
         into memory.
         """
-        return self.pool.take(self.positions[self.own_rows], self.number)
+        return self.images.select(self.positions[self.own_rows], self.number)
 
 
 @dataclass(frozen=True)
 class Layout:
-    """All steps, and those that evaluate the goal on held-back images, each with its own changes;
-    none if none are.
-    """
+    """Training steps, and validation steps on held-out images (empty if none are held out)."""
 
     steps: tuple[Step, ...]
     validation_steps: tuple[Step, ...]
 
 
 def lay_out(
-    objective: Objective, steps: int, *, batch: int | None = None, share: float = 0.0
+    objective: Objective, steps: int, *, batch: int | None = None, held_out_share: float = 0.0
 ) -> Layout:
     """Choose the images of every step: every image once, in random order, before any is repeated.
 
@@ -159,50 +129,49 @@ def lay_out(
         steps: Number of steps.
         batch: Maximum number of images per step; ``None`` for the size of the first calibration
             batch.
-        share: Share of the images that is held back.
+        held_out_share: Share of the images that is held out.
     """
-    batches = objective.shares.every_batch()
-    pool = Pool(batches)
-    held_back = held_back_positions(pool.labels, share, objective.seed)
-    training = sorted(set(range(len(pool))) - set(held_back))
-    size = min(batch or len(batches[0]), len(training))
+    images = objective.data
+    held_out = held_out_positions(images.labels, held_out_share, objective.seed)
+    training = sorted(set(range(len(images.labels))) - set(held_out))
+    size = min(batch or images.batch_sizes[0], len(training))
     order = _endless(training, objective.seed)
-    laid_out = []
+    training_steps = []
     for number in range(steps):
-        seed, positions = (
-            (objective.seed * 1_000_003 + 2 * number) % _SEEDS,
-            tuple(islice(order, size)),
-        )
-        prompts = _drawn_prompts(objective, _classes(pool, positions), seed, PROMPTS_A_STEP)
-        laid_out.append(Step(number, seed, pool, positions, *prompts))
-    rounds = range(min(_ROUNDS, math.ceil(_VALIDATION_IMAGES / max(1, len(held_back)))))
+        seed = (objective.seed * 1_000_003 + 2 * number) % _SEEDS
+        positions = tuple(islice(order, size))
+        prompts = _draw_prompts(objective, _classes(images, positions), seed, PROMPTS_A_STEP)
+        training_steps.append(Step(number, seed, images, positions, *prompts))
+    rounds = range(min(_ROUNDS, math.ceil(_VALIDATION_IMAGES / max(1, len(held_out)))))
     runs = [
-        tuple(held_back[start : start + size])
+        tuple(held_out[start : start + size])
         for _ in rounds
-        for start in range(0, len(held_back), size)
+        for start in range(0, len(held_out), size)
     ]
-    prompts = _drawn_prompts(
-        objective, _classes(pool, held_back), _VALIDATION_SEEDS, PROMPTS_A_VALIDATION
+    prompts = _draw_prompts(
+        objective, _classes(images, held_out), _VALIDATION_SEEDS, PROMPTS_A_VALIDATION
     )
-    validation = [
-        Step(n, _VALIDATION_SEEDS + 2 * n, pool, positions, *prompts)
+    validation_steps = [
+        Step(n, _VALIDATION_SEEDS + 2 * n, images, positions, *prompts)
         for n, positions in enumerate(runs)
     ]
-    return Layout(tuple(laid_out), tuple(validation))
+    return Layout(tuple(training_steps), tuple(validation_steps))
 
 
-def held_back_positions(labels: Sequence[int], share: float, seed: int) -> list[int]:
-    """Choose images to hold back, ascending: equally many per class if possible, and the last of a
+def held_out_positions(labels: Sequence[int], share: float, seed: int) -> list[int]:
+    """Choose images to hold out, ascending: equally many per class if possible, and the last of a
     class last.
 
-    Fewer than `FEWEST_IMAGES` images are all learned from.
+    Fewer than `MIN_IMAGES` images are all learned from. `images.split` holds out the images of the
+    verdict by another order, in proportion to the classes; this one stays as long as the published
+    results, which depend on it.
 
     Example:
         >>> labels = [0] * 4 + [1] * 4
-        >>> [labels[position] for position in held_back_positions(labels, 0.25, seed=0)]
+        >>> [labels[position] for position in held_out_positions(labels, 0.25, seed=0)]
         [0, 1]
     """
-    if len(labels) < FEWEST_IMAGES or share == 0:
+    if len(labels) < MIN_IMAGES or share == 0:
         return []
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed)).tolist()
     images, counts = Counter(labels), Counter[int]()
@@ -228,30 +197,27 @@ def with_unlabelled(
     """
     if objective.unlabelled is None:
         return list(steps)
-    pool = Pool(objective.unlabelled.every_batch())
-    order = _endless(range(len(pool)), (objective.seed + _UNLABELLED_SEEDS) % _SEEDS)
+    images = objective.unlabelled
+    order = _endless(range(len(images.labels)), (objective.seed + _UNLABELLED_SEEDS) % _SEEDS)
     return [
-        replace(step, unlabelled=PoolImages(pool, tuple(islice(order, count(len(step))))))
+        replace(step, unlabelled_images=images, unlabelled=tuple(islice(order, count(len(step)))))
         for step in steps
     ]
 
 
-def shard_steps(objective: Objective, steps: Sequence[Step], fewest: int) -> list[Step]:
-    """Share the images of every step among the processes; each of them takes a step with too few
+def shard_steps(objective: Objective, steps: Sequence[Step], min_images: int) -> list[Step]:
+    """Shard the images of every step over the processes; each of them takes steps with too few
     images whole.
 
     Args:
         objective: Knows the processes.
         steps: The steps.
-        fewest: Fewest images, or changed copies of them, of any step.
+        min_images: Fewest images, or strongly augmented ones, of any step.
     """
-    context = objective.shares.context
-    shard = (context.rank, context.world_size)
-    return (
-        [replace(step, shard=shard) for step in steps]
-        if fewest >= context.world_size
-        else list(steps)
-    )
+    context = objective.data.context
+    if min_images < context.world_size:
+        return list(steps)
+    return [replace(step, rank=context.rank, world_size=context.world_size) for step in steps]
 
 
 def _endless(positions: Sequence[int], seed: int) -> Iterator[int]:
@@ -264,13 +230,12 @@ def _endless(positions: Sequence[int], seed: int) -> Iterator[int]:
         )
 
 
-def _classes(pool: Pool, positions: Sequence[int]) -> Tensor:
-    return torch.tensor(
-        sorted({pool.labels[position] for position in positions}), dtype=torch.int64
-    )
+def _classes(images: ShardedBatches, positions: Sequence[int]) -> Tensor:
+    present = sorted({images.labels[position] for position in positions})
+    return torch.tensor(present, dtype=torch.int64)
 
 
-def _drawn_prompts(
+def _draw_prompts(
     objective: Objective, present: Tensor, seed: int, most: int
 ) -> tuple[Tensor | None, Tensor | None]:
     """Draw templates, and if necessary classes, so that at most ``most`` prompts are embedded."""

@@ -18,16 +18,16 @@ def by_layer(objective: Objective, values: dict[int, list[float]]) -> dict[str, 
 
     Args:
         objective: The calibration loss.
-        values: One value per layer, in the order of ``objective.path.layers``, by batch number;
+        values: One value per layer, in the order of ``objective.weights.layers``, by batch number;
             this process's batches.
 
     Returns:
         One value per batch, by layer, over all processes.
     """
-    rows = objective.shares.by_batch(values)
+    rows = objective.data.by_batch(values)
     return {
         layer: tuple(row[column] for row in rows)
-        for column, layer in enumerate(objective.path.layers)
+        for column, layer in enumerate(objective.weights.layers)
     }
 
 
@@ -48,7 +48,7 @@ def statistic(
     """
     return Statistic(
         name=name,
-        values={layer: objective.shares.mean(list(values)) for layer, values in batches.items()},
+        values={layer: objective.data.mean(list(values)) for layer, values in batches.items()},
         batches={layer: tuple(values) for layer, values in batches.items()},
         **reading,
     )
@@ -56,10 +56,10 @@ def statistic(
 
 def sizes_of(objective: Objective) -> dict[str, int]:
     """Number of entries by layer."""
-    parameters = objective.path.parameters
+    parameters = objective.weights.parameters
     return {
         layer: sum(parameters[name].numel() for name in names)
-        for layer, names in objective.path.layers.items()
+        for layer, names in objective.weights.layers.items()
     }
 
 

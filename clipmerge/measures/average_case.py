@@ -39,15 +39,15 @@ def average_case(
     Source:
         Andriushchenko et al. 2023, arXiv:2302.07011, section 2.
     """
-    objective.announce(forward=1 + draws * len(objective.path.layers))
-    objective.path.move_to(at)
+    objective.announce(forward=1 + draws * len(objective.weights.layers))
+    objective.weights.set_alpha(at)
     base = objective.losses()
     rises: dict[int, list[float]] = {}
-    for batch in objective.shares.batches:
+    for batch in objective.data.batches:
         rises[batch.number] = []
-        for column, (layer, names) in enumerate(objective.path.layers.items()):
+        for column, (layer, names) in enumerate(objective.weights.layers.items()):
             ball = LayerBall(
-                [objective.path.parameters[n] for n in names],
+                [objective.weights.parameters[n] for n in names],
                 norm="l2",
                 radius=rho,
                 adaptive=adaptive,
@@ -71,7 +71,7 @@ def average_case(
         about="mean rise of the loss under Gaussian noise on this layer alone.",
     )
     return Measurements(
-        measure="average-case", statistics=(sharpness,), batch_sizes=objective.shares.batch_sizes
+        measure="average-case", statistics=(sharpness,), batch_sizes=objective.data.batch_sizes
     )
 
 

@@ -50,12 +50,12 @@ def fisher(
     objective.announce(gradient=2 * probes)
     statistics, tensors = [], {}
     for name, (alpha, end) in _ENDS.items():
-        objective.path.move_to(alpha)
+        objective.weights.set_alpha(alpha)
         squares, batches = _squares(objective, probes, labels)
-        scale = 1 / (objective.shares.images * probes)
+        scale = 1 / (objective.data.images * probes)
         tensors[name] = {
             parameter: value.mul_(scale)
-            for parameter, value in objective.shares.total(squares).items()
+            for parameter, value in objective.data.total(squares).items()
         }
         statistics.append(
             statistic(
@@ -69,7 +69,7 @@ def fisher(
     return Measurements(
         measure="fisher",
         statistics=tuple(statistics),
-        batch_sizes=objective.shares.batch_sizes,
+        batch_sizes=objective.data.batch_sizes,
         tensors=tensors,
     )
 
@@ -80,19 +80,21 @@ def _squares(
     """Sum over this process's images and probes per entry; average over a layer's entries and a
     batch's images.
     """
-    squares = {name: torch.zeros_like(value) for name, value in objective.path.task_vector.items()}
+    squares = {
+        name: torch.zeros_like(value) for name, value in objective.weights.task_vector.items()
+    }
     values = {
-        batch.number: [0.0] * len(objective.path.layers) for batch in objective.shares.batches
+        batch.number: [0.0] * len(objective.weights.layers) for batch in objective.data.batches
     }
     sizes = list(sizes_of(objective).values())
     for probe in range(probes):
         for batch, _ in objective.gradients(_signed(objective, probe, labels)):
             sums = {}
             for name, total in squares.items():
-                square = objective.path.gradient_of(name).square()
+                square = objective.weights.gradient_of(name).square()
                 total.add_(square)
                 sums[name] = square.sum()
-            for column, names in enumerate(objective.path.layers.values()):
+            for column, names in enumerate(objective.weights.layers.values()):
                 share = torch.stack([sums[name] for name in names]).sum() / (
                     sizes[column] * len(batch) * probes
                 )

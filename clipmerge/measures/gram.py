@@ -34,17 +34,17 @@ def gram(objective: Objective) -> Measurements:
     objective.announce(forward=2)
     tensors = {}
     for statistic, alpha in _ENDS.items():
-        objective.path.move_to(alpha)
+        objective.weights.set_alpha(alpha)
         sums = _sums(objective)
-        tensors[statistic] = objective.shares.total(sums)
+        tensors[statistic] = objective.data.total(sums)
     missing = [
         name
-        for name in objective.path.task_vector
-        if objective.path.parameters[name].ndim > 1 and name not in sums
+        for name in objective.weights.task_vector
+        if objective.weights.parameters[name].ndim > 1 and name not in sums
     ]
     return Measurements(
         measure="gram",
-        batch_sizes=objective.shares.batch_sizes,
+        batch_sizes=objective.data.batch_sizes,
         notes=(Finding.of("not-linear", weights=len(missing)),) if missing else (),
         tensors=tensors,
     )
@@ -53,7 +53,7 @@ def gram(objective: Objective) -> Measurements:
 @torch.no_grad()
 def _sums(objective: Objective) -> dict[str, Tensor]:
     """Gram matrices over this process's images; the first process adds the prompts."""
-    names = {id(objective.path.parameters[name]): name for name in objective.path.task_vector}
+    names = {id(objective.weights.parameters[name]): name for name in objective.weights.task_vector}
     linear = {
         names[id(module.weight)]: module
         for module in objective.criterion.model.module.modules()
@@ -77,10 +77,10 @@ def _sums(objective: Objective) -> dict[str, Tensor]:
     with ExitStack() as hooks:
         for name, module in linear.items():
             hooks.callback(module.register_forward_pre_hook(partial(see, name)).remove)
-        for batch in objective.shares.batches:
+        for batch in objective.data.batches:
             objective.criterion.embed(batch.pixels)
             objective.work.tick(FORWARD * len(batch))
-        if objective.shares.context.is_main_process and objective.path.text_changes:
+        if objective.data.context.is_main_process and objective.weights.text_changes:
             for tokens in objective.criterion.prompts.embed():
                 kept[0] = tokens.get("attention_mask")
     return sums

@@ -38,11 +38,13 @@ def hessian_trace(
         Hutchinson 1990; Yao et al. 2020, arXiv:1912.07145 (one trace per layer).
     """
     objective.announce(hessian=probes)
-    objective.path.move_to(at)
-    found = {batch.number: [0.0] * len(objective.path.layers) for batch in objective.shares.batches}
+    objective.weights.set_alpha(at)
+    found = {
+        batch.number: [0.0] * len(objective.weights.layers) for batch in objective.data.batches
+    }
     for probe in range(probes):
         vectors = _rademacher(objective, probe)
-        for batch in objective.shares.batches:
+        for batch in objective.data.batches:
             products = objective.mean_of_pieces(
                 batch, partial(_hessian_vector, objective, vectors, adaptive)
             )
@@ -68,7 +70,7 @@ def hessian_trace(
         about="the trace divided by the number of the layer's entries.",
     )
     return Measurements(
-        measure="hessian-trace", statistics=(trace, mean), batch_sizes=objective.shares.batch_sizes
+        measure="hessian-trace", statistics=(trace, mean), batch_sizes=objective.data.batch_sizes
     )
 
 
@@ -76,8 +78,8 @@ def _rademacher(objective: Objective, probe: int) -> dict[str, torch.Tensor]:
     # drawn on the CPU: the same numbers on every device and in every process
     generator = torch.Generator().manual_seed(objective.seed * 100_003 + probe)
     vectors = {}
-    for name in objective.path.task_vector:
-        parameter = objective.path.parameters[name]
+    for name in objective.weights.task_vector:
+        parameter = objective.weights.parameters[name]
         signs = (
             torch.randint(0, 2, parameter.shape, generator=generator, dtype=torch.float32) * 2 - 1
         )
@@ -90,7 +92,7 @@ def _hessian_vector(
 ) -> list[float]:
     """(C v)_l . (H C v)_l of one batch for every layer."""
     names = list(vectors)
-    parameters = [objective.path.parameters[name] for name in names]
+    parameters = [objective.weights.parameters[name] for name in names]
     scaled = [
         v * p.detach().abs() if adaptive else v
         for v, p in zip(vectors.values(), parameters, strict=True)
@@ -110,5 +112,7 @@ def _hessian_vector(
         n: torch.dot(v.flatten(), h.flatten())
         for n, v, h in zip(names, scaled, products, strict=True)
     }
-    sums = [torch.stack([dots[n] for n in group]).sum() for group in objective.path.layers.values()]
+    sums = [
+        torch.stack([dots[n] for n in group]).sum() for group in objective.weights.layers.values()
+    ]
     return [float(value) for value in sums]

@@ -10,12 +10,12 @@ from typing import Any
 
 import torch
 
-from clipmerge.learning.augmentation import KINDS
+from clipmerge.learning.augmentation import AUGMENTATIONS
 from clipmerge.learning.coefficients import Coefficients, Granularity
-from clipmerge.learning.goal import Divergence, Goal
 from clipmerge.learning.learn import Learned, LearningConfig, learn
+from clipmerge.learning.learning_loss import DistillTarget, LossConfig
 from clipmerge.learning.objective import Objective
-from clipmerge.learning.path import DEFAULT_ALPHA
+from clipmerge.learning.weights import DEFAULT_ALPHA
 from clipmerge.models.precision import Precision
 from clipmerge.planning.finding import Finding
 from clipmerge.planning.measurements import HeldBackChoice, Measurements, Statistic
@@ -43,44 +43,44 @@ class LearningOptions:
 
     Attributes:
         granularity: Unit that has its own coefficient.
-        robustness: Weight of the divergence, which controls the trade-off; 0 minimises the loss on
-            the calibration images alone.
+        distill_weight: Weight of the distillation loss, which controls the trade-off; 0 minimises
+            the loss on the calibration images alone.
         steps: Number of steps.
         batch: Maximum number of images per step.
-        copies: Maximum number of images per step with a changed copy, on which the divergence is
-            computed.
+        strong_aug: Maximum number of strongly augmented images per step, on which the distillation
+            loss is computed.
         rate: Adam's step size in coefficients; it falls to zero along a half cosine.
         start: Initial coefficient.
         ceiling: Largest coefficient; with 1 the merged weights stay in the box between both
             checkpoints.
-        views: Strength of the small rotations, rescalings and shifts of the cross-entropy's images;
-            0 for none.
+        weak_aug: Strength of the small rotations, rescalings and shifts of the cross-entropy's
+            images; 0 for none.
         held_back: Share of the images that learning does not see; 0 uses the learned coefficients
             unchanged.
         max_loss: Points of accuracy on the held-back images that may be lost against the fine-tuned
             model, the standard error of that loss included.
-        divergence: What is distilled into the changed copies: the zero-shot model's ``predictions``
-            (KL divergence), its ``features`` (twice one minus the cosine), ``path-features`` (four
-            times one minus the cosine to the mean of its features and those of the middle of the
-            path), or ``both``: half of ``predictions`` and half of ``path-features``.
-        changes: Kinds of change made in the copies.
+        distill: Target of distillation: the zero-shot model's ``predictions`` (KL divergence), its
+            ``features`` (twice one minus the cosine), ``path-features`` (four times one minus the
+            cosine to the mean of its features and those of the middle of the path), or ``both``:
+            half of ``predictions`` and half of ``path-features``.
+        augmentations: Kinds of strong augmentation.
         precision: Precision of forward passes; ``auto`` uses bfloat16 if the processor or GPU
             multiplies it faster.
     """
 
     granularity: Granularity = "entry"
-    robustness: NonNegative = 0.5
+    distill_weight: NonNegative = 0.5
     steps: Count = 320
     batch: Count = 40
-    copies: Count = 40
+    strong_aug: Count = 40
     rate: Positive = 0.033
     start: Share = DEFAULT_ALPHA
     ceiling: Positive = 1.0
-    views: NonNegative = 1.0
+    weak_aug: NonNegative = 1.0
     held_back: PartialShare = 0.2
     max_loss: Points = 3.0
-    divergence: Divergence = "both"
-    changes: tuple[Augmentation, ...] = KINDS
+    distill: DistillTarget = "both"
+    augmentations: tuple[Augmentation, ...] = AUGMENTATIONS
     precision: Precision = "auto"
 
     def config(
@@ -88,12 +88,12 @@ class LearningOptions:
     ) -> LearningConfig:
         """The settings of learning."""
         return LearningConfig(
-            Goal(
-                self.robustness,
-                self.changes,
-                self.divergence,
-                self.views,
-                self.copies,
+            LossConfig(
+                self.distill_weight,
+                self.augmentations,
+                self.distill,
+                self.weak_aug,
+                self.strong_aug,
                 self.precision,
             ),
             self.steps,
@@ -110,13 +110,13 @@ class LearningOptions:
 def learned_coefficients(objective: Objective, **options: Any) -> Measurements:
     """Learn one coefficient per layer, parameter, output channel or entry.
 
-    Minimises the cross-entropy on fresh views of the calibration images plus ``robustness`` times
-    the divergence from the zero-shot model on generically changed copies of them, over coefficients
-    from 0 to ``ceiling``. Uses Adam with a few images per step and new views and changes in every
-    step. At the end, images held back from learning choose how far to go from what was learned
-    towards fine-tuned: no further than needed to lose at most ``max_loss`` points. With one
-    coefficient per entry it needs six bytes per entry on a CPU, and eight more on other devices, in
-    addition to the model.
+    Minimises the cross-entropy on weakly augmented calibration images plus ``distill_weight`` times
+    the distillation loss from the zero-shot model on strongly augmented ones, over coefficients
+    from 0 to ``ceiling``. Uses Adam with a few images per step, augmented anew in every step. At
+    the end, images held out of learning choose how far to go from what was learned towards
+    fine-tuned: no further than needed to lose at most ``max_loss`` points. With one coefficient per
+    entry it needs six bytes per entry on a CPU, and eight more on other devices, in addition to the
+    model.
 
     Args:
         objective: Calibration loss; left at the chosen coefficients.
@@ -165,8 +165,8 @@ def learned_measurements(
     """
     values = coefficients.by_parameter()
     at_zero, at_one = {}, {}
-    for layer, names in objective.path.layers.items():
-        shapes = {name: objective.path.parameters[name].shape for name in names}
+    for layer, names in objective.weights.layers.items():
+        shapes = {name: objective.weights.parameters[name].shape for name in names}
         spread = torch.cat(
             [values[name].broadcast_to(shape).reshape(-1) for name, shape in shapes.items()]
         )
@@ -188,10 +188,10 @@ def learned_measurements(
                 about="share of the layer's entries whose learned coefficient is 1 or larger.",
             ),
         ),
-        batch_sizes=objective.shares.batch_sizes,
+        batch_sizes=objective.data.batch_sizes,
         trace={
-            "cross_entropy": tuple(losses.calibration for losses in learned.trace),
-            "distillation_loss": tuple(losses.divergence for losses in learned.trace),
+            "cross_entropy": tuple(losses.cross_entropy for losses in learned.trace),
+            "distillation_loss": tuple(losses.distillation_loss for losses in learned.trace),
         },
         choice=learned.choice,
         notes=_overfit(learned.choice),

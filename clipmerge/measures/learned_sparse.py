@@ -41,7 +41,7 @@ class SparseOptions(LearningOptions):
     density: Density = 0.5
     steps: Count = 200
     batch: Count = 64
-    copies: Count = 64
+    strong_aug: Count = 64
     rate: Positive = 0.04
 
 
@@ -79,7 +79,7 @@ def learned_sparse(objective: Objective, **options: Any) -> Measurements:
         measured = Measurements(
             measure="learned-sparse",
             statistics=(sharpness,),
-            batch_sizes=objective.shares.batch_sizes,
+            batch_sizes=objective.data.batch_sizes,
         )
         return find_stragglers(
             measured, sizes_of(objective), statistic="sharpness", seed=objective.seed
@@ -148,7 +148,9 @@ class _Finder:
         """Find the stragglers at the current weights, and return their parameters' names."""
         self.measure()
         self._stragglers = self._choose(self._sharpness)
-        return [name for layer in self._stragglers for name in self._objective.path.layers[layer]]
+        return [
+            name for layer in self._stragglers for name in self._objective.weights.layers[layer]
+        ]
 
     @property
     def statistics(self) -> tuple[Statistic, ...]:
@@ -179,7 +181,7 @@ def layer_sharpness(objective: Objective) -> dict[str, tuple[float, ...]]:
     largest rise of the loss if the layer alone moves as far as fine-tuning moved it, in any
     direction.
     """
-    path, rows = objective.path, {}
+    path, rows = objective.weights, {}
     radii = [_norm([path.task_vector[name] for name in names]) for names in path.layers.values()]
     for batch, _ in objective.gradients():
         gradients = [

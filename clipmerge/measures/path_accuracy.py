@@ -30,7 +30,7 @@ def path_accuracy(objective: Objective, *, steps: Count = 10) -> Measurements:
     mixtures = tuple(try_mixture(objective, (alpha / count,) * count) for alpha in alphas)
     return Measurements(
         measure="path-accuracy",
-        batch_sizes=objective.shares.batch_sizes,
+        batch_sizes=objective.data.batch_sizes,
         path=LossPath(alphas=tuple(alphas), losses=tuple(mixture.loss for mixture in mixtures)),
         mixtures=mixtures,
     )

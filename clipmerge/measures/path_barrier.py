@@ -88,10 +88,10 @@ def path_barrier(
     """
     wanted = objective.wants_gradients if gradients is None else gradients
     slopes = Slopes(objective, exact=exact, gradients=wanted)
-    middle_work = FORWARD * sum(len(batch) for batch in objective.shares.batches)
+    middle_work = FORWARD * sum(len(batch) for batch in objective.data.batches)
     objective.work.announce(middle_work + 2 * nodes * slopes.work)
-    objective.path.move_to(0.5)
-    middle = _finite(objective.shares.mean(objective.shares.by_batch(objective.losses())), 0.5)
+    objective.weights.set_alpha(0.5)
+    middle = _finite(objective.data.mean(objective.data.by_batch(objective.losses())), 0.5)
     notes: tuple[Finding, ...] = ()
     while True:
         shares, losses = _attribute(objective, slopes, nodes)
@@ -101,8 +101,7 @@ def path_barrier(
             "loss_drop": losses[1.0] - losses[0.0],
         }
         sums = {
-            name: sum(map(objective.shares.mean, layers.values()))
-            for name, layers in shares.items()
+            name: sum(map(objective.data.mean, layers.values())) for name, layers in shares.items()
         }
         checks = {name: Check(sum_of_layers=sums[name], measured=measured[name]) for name in sums}
         rounding = _ROUNDING * max(losses[0.0], middle, losses[1.0])
@@ -129,7 +128,7 @@ def path_barrier(
         statistics=tuple(
             statistic(objective, name, shares[name], **_READINGS[name]) for name in _READINGS
         ),
-        batch_sizes=objective.shares.batch_sizes,
+        batch_sizes=objective.data.batch_sizes,
         path=LossPath(alphas=tuple(a for a, _ in path), losses=tuple(loss for _, loss in path)),
         checks=checks,
         notes=notes,
@@ -151,7 +150,7 @@ def _attribute(
     """Integrate the slopes."""
     points, weights = _radau(nodes)
     shares = {
-        name: np.zeros((len(objective.shares.batch_sizes), len(objective.path.layers)))
+        name: np.zeros((len(objective.data.batch_sizes), len(objective.weights.layers)))
         for name in _READINGS
     }
     losses = {}
@@ -169,7 +168,8 @@ def _attribute(
         shares["barrier"] += share * point * sign
     found = {
         name: {
-            layer: values[:, column].tolist() for column, layer in enumerate(objective.path.layers)
+            layer: values[:, column].tolist()
+            for column, layer in enumerate(objective.weights.layers)
         }
         for name, values in shares.items()
     }

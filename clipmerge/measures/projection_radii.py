@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from clipmerge.learning.coefficients import Coefficients
-from clipmerge.learning.goal import Goal
 from clipmerge.learning.learn import LearningConfig, learn
+from clipmerge.learning.learning_loss import LossConfig
 from clipmerge.learning.objective import Objective
 from clipmerge.measures.learned_coefficients import learned_measurements
 from clipmerge.planning.measurements import Measurements
@@ -39,7 +39,8 @@ def projection_radii(
     # Adam's steps do not depend on the gradient's scale, so a rate of rate / norm for a coefficient
     # is `rate` for a radius
     rates = {
-        name: rate / float(objective.path.task_vector[name].norm()) for name in coefficients.values
+        name: rate / float(objective.weights.task_vector[name].norm())
+        for name in coefficients.values
     }
-    learned = learn(objective, coefficients, LearningConfig(Goal(0.0), steps, rates))
+    learned = learn(objective, coefficients, LearningConfig(LossConfig(0.0), steps, rates))
     return learned_measurements("projection-radii", objective, coefficients, learned)

@@ -38,7 +38,7 @@ def soup_accuracy(objective: Objective) -> Measurements:
             soup.append(which)
             best = tried[-1].accuracy
     return Measurements(
-        measure="soup-accuracy", batch_sizes=objective.shares.batch_sizes, mixtures=tuple(tried)
+        measure="soup-accuracy", batch_sizes=objective.data.batch_sizes, mixtures=tuple(tried)
     )
 
 

@@ -50,15 +50,17 @@ def worst_case(
         Foret et al. 2021, arXiv:2010.01412; Kwon et al. 2021, arXiv:2102.11600; APGD: Croce and
         Hein 2020, arXiv:2003.01690; as a sharpness: Andriushchenko et al. 2023, arXiv:2302.07011.
     """
-    cost = (FORWARD if steps == 1 else GRADIENT * steps) * len(objective.path.layers)
+    cost = (FORWARD if steps == 1 else GRADIENT * steps) * len(objective.weights.layers)
     objective.announce(gradient=1, forward=cost / FORWARD)
-    objective.path.move_to(at)
+    objective.weights.set_alpha(at)
     found: dict[int, list[float]] = {}
     for batch, base in objective.gradients():
-        gradients = {name: objective.path.gradient_of(name) for name in objective.path.task_vector}
+        gradients = {
+            name: objective.weights.gradient_of(name) for name in objective.weights.task_vector
+        }
         rises = []
-        for layer, names in objective.path.layers.items():
-            with objective.path.only(layer) as parameters:
+        for layer, names in objective.weights.layers.items():
+            with objective.weights.only(layer) as parameters:
                 size = sum(parameter.numel() for parameter in parameters)
                 radius = rho * size**0.5 if scaled else rho
                 ball = LayerBall(parameters, norm=norm, radius=radius, adaptive=adaptive)
@@ -85,5 +87,5 @@ def worst_case(
         about="largest rise of the loss found in a ball around this layer's weights.",
     )
     return Measurements(
-        measure="worst-case", statistics=(sharpness,), batch_sizes=objective.shares.batch_sizes
+        measure="worst-case", statistics=(sharpness,), batch_sizes=objective.data.batch_sizes
     )

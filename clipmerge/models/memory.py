@@ -26,44 +26,41 @@ _TRIM_THRESHOLD, _NEVER, _USUAL_TRIM = -1, -1, 128 << 10
 _MMAP_MAX, _NONE, _USUAL_MMAPS = -4, 0, 65536
 
 
-class Pieces:
-    """How many images go through a model at once; ``say`` gets a note whenever the number is
-    halved.
+class MicroBatcher:
+    """Runs images through a model in micro-batches, halved whenever memory runs out; ``say`` gets a
+    note of each halving.
     """
 
-    def __init__(self, most: int | None, say: Callable[[str], None]) -> None:
-        self.most = (
-            most  # images whose activations are held at once; ``None`` for all that are given
-        )
+    def __init__(self, max_images: int | None, say: Callable[[str], None]) -> None:
+        self.max_images = max_images  # in a micro-batch; ``None`` for all that are given
         self._say = say
 
-    def tried(self, images: int, work: Callable[[int], T]) -> T:
-        """Do work that holds the activations of at most so many images, of fewer and fewer until
-        memory suffices.
+    def run(self, images: int, work: Callable[[int], T]) -> T:
+        """Do work that holds the activations of at most the given number of images, of fewer and
+        fewer until memory suffices.
 
         Work that fails is started again, so it must not build on what it did before.
         """
         while True:
-            count = min(self.most or images, images)
+            count = min(self.max_images or images, images)
             try:
                 return work(count)
-            except (
-                RuntimeError,
-                MemoryError,
-            ) as error:  # a retry in here would keep the tensors of the failed one
+            except (RuntimeError, MemoryError) as error:
+                # a retry in here would keep the tensors of the failed attempt alive
                 if count <= 1 or not is_out_of_memory(error):
                     raise
             clear_device_cache(garbage_collection=True)
-            self.most = count // 2
+            self.max_images = count // 2
             self._say(
-                f"memory does not suffice for {count} images at once: going on with {self.most}"
+                f"memory does not suffice for {count} images at once: going on with"
+                f" {self.max_images}"
             )
 
     def forward(self, model: Callable[[Tensor], Tensor], pixels: Tensor) -> Tensor:
-        """Send images through a model without a graph, piece by piece."""
-        return self.tried(
+        """Send images through a model without a graph, in micro-batches."""
+        return self.run(
             len(pixels),
-            lambda most: torch.cat([model(piece) for piece in torch.split(pixels, most)]),
+            lambda count: torch.cat([model(piece) for piece in torch.split(pixels, count)]),
         )
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import yaml
-from pydantic import Field, ValidationError
+from pydantic import Field, PrivateAttr, ValidationError
 
 from clipmerge.config import Missing
 from clipmerge.errors import RecipeError, did_you_mean, printable, shorten
@@ -26,7 +26,17 @@ from clipmerge.plugins import (
     learns_from_unlabelled,
     plainly,
     plugin_names,
+    plugin_options,
 )
+
+# Options of learning by their names in the version before.
+_RENAMED = {
+    "robustness": "distill_weight",
+    "divergence": "distill",
+    "views": "weak_aug",
+    "copies": "strong_aug",
+    "changes": "augmentations",
+}
 
 
 class Override(Frozen):
@@ -61,6 +71,12 @@ class Recipe(Frozen):
     method: dict[str, Plain]
     overrides: tuple[Override, ...] = ()
     missing: Missing = "error"
+    _notes: tuple[str, ...] = PrivateAttr(())
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a user should know about the way it was written."""
+        return self._notes
 
     @property
     def max_loss(self) -> float:
@@ -125,6 +141,8 @@ def load_recipe(
         0.3
     """
     name, data = _raw(recipe)
+    renamed: dict[str, str] = {}
+    _rename_options(data.get("measure"), renamed)
     for key, value in _assignments(set):
         *parents, last = key.strip().split(".")
         target = data
@@ -133,7 +151,30 @@ def load_recipe(
             if not isinstance(target, dict):
                 raise RecipeError(f"`set` {key}={value}: '{parent}' holds no options")
         target[last] = value
-    return _validate(name, data)
+        _rename_options(data.get("measure"), renamed)
+    validated = _validate(name, data)
+    if renamed:
+        listed = ", ".join(f"{old} is {new}" for old, new in renamed.items())
+        validated._notes = (f"{name}: options of learning have new names or values: {listed}",)
+    return validated
+
+
+def _rename_options(section: Any, renamed: dict[str, str]) -> None:
+    """Give options of a measure their names of today, in place, and add what was renamed."""
+    if not isinstance(section, dict) or section.get("name") not in plugin_names("measures"):
+        return
+    known = plugin_options("measures", section["name"])
+    for old, new in _RENAMED.items():
+        if old in section and old not in known and new in known:
+            section[new] = section.pop(old)
+            renamed[old] = new
+    if "distill" in known and section.get("distill") == "auto":
+        section["distill"] = known["distill"]
+        renamed["divergence: auto"] = f"distill: {known['distill']}"
+    for name in ("start", "ceiling"):  # null meant that learning chooses, which it does no longer
+        if known.get(name) is not None and name in section and section[name] is None:
+            section[name] = known[name]
+            renamed[f"{name}: null"] = f"{name}: {known[name]:g}"
 
 
 def _raw(recipe: str | os.PathLike[str] | Mapping[str, Any] | Recipe) -> tuple[str, dict[str, Any]]:

@@ -41,8 +41,8 @@ def test_max_loss_changes_what_auto_decides(forgetting: tuple[Path, Path, Path])
     zeroshot, finetuned, images = forgetting
     changes = {
         "measure.steps": 6,
-        "measure.robustness": 5,
-        "measure.divergence": "predictions",
+        "measure.distill_weight": 5,
+        "measure.distill": "predictions",
     }
     kept, lost = (
         clipmerge.plan(

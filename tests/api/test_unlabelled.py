@@ -54,7 +54,7 @@ def test_a_merge_learns_from_a_flat_folder_and_says_so(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     # few held-back images prove nothing, so the straight path would be taken; holding features
     # halves the steps
-    whole = ["--set", "measure.held_back=0", "--set", "measure.divergence=predictions"]
+    whole = ["--set", "measure.held_back=0", "--set", "measure.distill=predictions"]
     merge = ["merge", *pair, "--recipe", "auto", "--data", images, *QUICK, "--images", 20, *whole]
     found = done(*merge, "--unlabelled", camera, "--output", tmp_path / "out")
     record = json.loads((tmp_path / "out" / "clipmerge.json").read_text())
@@ -90,8 +90,12 @@ def test_what_cannot_be_used_is_refused(
             "recipe 'wise-ft' does not learn from unlabelled images; leave out --unlabelled",
         ),
         ("tpgm", given, "recipe 'tpgm' does not learn"),
-        ("auto", (*given, "--set", "measure.robustness=0"), "has measure.robustness 0"),
-        ("auto", (*given, "--set", "measure.copies=1"), "has one copy per step"),
+        ("auto", (*given, "--set", "measure.distill_weight=0"), "has measure.distill_weight 0"),
+        (
+            "auto",
+            (*given, "--set", "measure.strong_aug=1"),
+            "has one strongly augmented image per step",
+        ),
         ("auto", ("--unlabelled", images), "these are the images of --data"),
         (
             "auto",

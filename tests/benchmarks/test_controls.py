@@ -135,7 +135,7 @@ def test_controls_take_over_options_with_their_defaults_and_ranges() -> None:
 
 
 def stragglers(found: Measurements, objective: Objective) -> list[str]:
-    return [layer for layer in objective.path.layers if found["straggler"].values[layer]]
+    return [layer for layer in objective.weights.layers if found["straggler"].values[layer]]
 
 
 def learned(ends: Ends, measure: str, **options: object) -> tuple[Measurements, list[str]]:

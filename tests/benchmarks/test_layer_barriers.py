@@ -41,7 +41,7 @@ def test_instability_is_that_of_the_layer_moved_alone(ends: Ends) -> None:
     objective = objective_for(ends, make_batches(SIZES))
     found = load_plugin("measures", "layer-instability")(objective, points=POINTS)["instability"]
     reference = Reference(ends)
-    for layer, names in objective.path.layers.items():
+    for layer, names in objective.weights.layers.items():
         expected = [slow_barrier(reference, names, number) for number in range(len(SIZES))]
         assert found.batches[layer] == pytest.approx(expected, abs=1e-4), layer
         assert found.values[layer] == pytest.approx(
@@ -53,12 +53,12 @@ def test_cumulative_barriers_grow_by_one_layer_and_sum_to_the_paths(ends: Ends) 
     objective = objective_for(ends, make_batches(SIZES))
     found = load_plugin("measures", "cumulative-barrier")(objective, points=POINTS)
     reference = Reference(ends)
-    order = list(objective.path.layers)
-    whole = {name for names in objective.path.layers.values() for name in names}
+    order = list(objective.weights.layers)
+    whole = {name for names in objective.weights.layers.values() for name in names}
     for name, layers in (("from_first", order), ("from_last", order[::-1])):
         before, joined = 0.0, set()
         for layer in layers:
-            joined |= set(objective.path.layers[layer])
+            joined |= set(objective.weights.layers[layer])
             barrier = slow_barrier(reference, joined, 1)
             assert found[name].batches[layer][1] == pytest.approx(barrier - before, abs=2e-4), (
                 name,

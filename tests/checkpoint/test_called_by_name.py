@@ -421,13 +421,13 @@ def test_a_tower_with_layers_of_unknown_names_merges_and_measures(tmp_path: Path
     open_clip.create_model(f"local-dir:{tmp_path / 'out'}")
     batch = Batch(0, torch.randn(2, 3, 32, 32), torch.tensor([0, 1]))
     objective = objective_for((zeroshot, finetuned), [batch], classes=("cat", "dog"))
-    objective.path.move_to(0.5)
+    objective.weights.set_alpha(0.5)
     for layer in ("vision.blocks.3", "vision.cls_attn_blocks.1", "vision.projection"):
         loss = objective.criterion.layer_loss(batch, layer)
         before = objective.criterion.joint_loss(batch).item()
         with torch.no_grad():
-            for name in (name for name in objective.path.layers[layer] if "running" not in name):
-                objective.path.parameters[name].data.normal_()
+            for name in (name for name in objective.weights.layers[layer] if "running" not in name):
+                objective.weights.parameters[name].data.normal_()
             assert loss().item() == pytest.approx(
                 objective.criterion.joint_loss(batch).item(), rel=1e-5
             )

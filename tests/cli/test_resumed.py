@@ -24,7 +24,7 @@ pytestmark = pytest.mark.slow
 torch.set_num_threads(1)
 
 # where features are held, half of the steps are taken
-HELD = ("--set", "measure.divergence=predictions", "--set", "measure.held_back=0")
+HELD = ("--set", "measure.distill=predictions", "--set", "measure.held_back=0")
 
 
 @pytest.fixture(autouse=True)
@@ -117,7 +117,7 @@ def test_a_sweep_that_fails_keeps_what_it_learned(
 ) -> None:
     recipe = tmp_path / "mine.yaml"
     recipe.write_text(
-        "measure: {name: learned-coefficients, steps: 4, divergence: predictions}\nmethod: {name:"
+        "measure: {name: learned-coefficients, steps: 4, distill: predictions}\nmethod: {name:"
         " learned}"
     )
     shifted = save_images(tmp_path / "shifted", seed=3)
@@ -138,7 +138,7 @@ def test_a_sweep_that_fails_keeps_what_it_learned(
 
 
 CHANGES: dict[str, tuple[object, ...]] = {
-    "option": ("--set", "measure.robustness=0.2"),
+    "option": ("--set", "measure.distill_weight=0.2"),
     "granularity": ("--set", "measure.granularity=channel"),
     "seed": ("--seed", 1),
     "batch size": ("--batch-size", 7),

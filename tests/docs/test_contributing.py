@@ -50,7 +50,7 @@ def test_the_measure_is_the_slope_of_the_loss(files: dict[str, Path], ends: Ends
     step = 1e-2
     rises = []
     for alpha in (0.5 - step, 0.5 + step):
-        objective.path.move_to(alpha)
+        objective.weights.set_alpha(alpha)
         losses = objective.losses()
         rises.append(sum(losses[number] * size for number, size in ((0, 4), (1, 3))) / 7)
     assert sum(tilt.values.values()) == pytest.approx(

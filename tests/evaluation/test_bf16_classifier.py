@@ -9,7 +9,7 @@ from clipmerge.evaluation import bf16_classifier
 from clipmerge.evaluation.accuracy import load_model
 from clipmerge.evaluation.bf16_classifier import COMPARED, Bf16Classifier
 from clipmerge.models import ImageTextModel, Prefix
-from clipmerge.models.memory import Pieces
+from clipmerge.models.memory import MicroBatcher
 from clipmerge.models.zero_shot import class_embeddings
 from tests.support.small_objective import save_ends
 
@@ -70,7 +70,7 @@ def test_answers_are_float32s(
 ) -> None:
     counting, pixels = Counting(model, noise), pictures(images)
     classes = class_embeddings(model, CLASSES, ("a {}.",), "cpu")
-    one = Bf16Classifier(counting, classes, Pieces(64, str), images)  # type: ignore[arg-type]
+    one = Bf16Classifier(counting, classes, MicroBatcher(64, str), images)  # type: ignore[arg-type]
     found = torch.cat(
         [one.classify(part) for part in pixels.split(max(COMPARED // 2, min(50, images // 3)))]
     )
@@ -80,7 +80,9 @@ def test_answers_are_float32s(
     only = class_embeddings(
         model, ("only",), ("a {}.",), "cpu"
     )  # a single class needs no second look
-    assert Bf16Classifier(model, only, Pieces(None, str), 99).classify(pictures(3)).tolist() == [
+    assert Bf16Classifier(model, only, MicroBatcher(None, str), 99).classify(
+        pictures(3)
+    ).tolist() == [
         0,
         0,
         0,
@@ -101,6 +103,6 @@ class Sure:
 def test_images_without_a_doubt_are_seen_once() -> None:
     right = torch.arange(40) % len(CLASSES)
     model = Sure()
-    one = Bf16Classifier(model, torch.eye(len(CLASSES)), Pieces(None, str), len(right))  # type: ignore[arg-type]
+    one = Bf16Classifier(model, torch.eye(len(CLASSES)), MicroBatcher(None, str), len(right))  # type: ignore[arg-type]
     assert torch.equal(one.classify(right[:, None, None, None].expand(-1, 3, 2, 2).float()), right)
     assert model.seen == [COMPARED, COMPARED, 40 - COMPARED]  # without a piece of no images

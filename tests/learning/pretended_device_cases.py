@@ -24,10 +24,10 @@ from clipmerge.evaluation.scorer import Scorer
 from clipmerge.evaluation.settings import EvalSettings
 from clipmerge.images.dataset import load_images
 from clipmerge.learning import activations, coefficients
-from clipmerge.learning.augmentation import KINDS, _normal, augmented
+from clipmerge.learning.augmentation import AUGMENTATIONS, _normal, strong_augment
 from clipmerge.learning.coefficients import Coefficients, _largest
-from clipmerge.learning.goal import Goal
 from clipmerge.learning.learn import LearningConfig, learn
+from clipmerge.learning.learning_loss import LossConfig
 from clipmerge.learning.objective import Objective
 from clipmerge.measures.hessian_trace import hessian_trace
 from clipmerge.models.building import build_model
@@ -136,7 +136,9 @@ def test_steps_of_learning_are_the_cpus(
     once."""
     monkeypatch.setattr(coefficients, "LARGE", 1000)
     ends = save_ends(tmp_path, dtype=dtype)
-    goal = Goal(0.7, views=1.0, copies=4, changes=("geometry", "colour", "grey", "blur"))
+    loss_config = LossConfig(
+        0.7, weak_aug=1.0, strong_aug=4, augmentations=("geometry", "colour", "grey", "blur")
+    )
     learned, placed = {}, {}
     for device in ("cpu", pretended_device.NAME):
         with counted():
@@ -145,13 +147,13 @@ def test_steps_of_learning_are_the_cpus(
             values.place()
             placed[device] = {
                 name: each.detach().clone().cpu()
-                for name, each in objective.path.parameters.items()
+                for name, each in objective.weights.parameters.items()
             }
-            learn(objective, values, LearningConfig(goal, 2, 0.05))
+            learn(objective, values, LearningConfig(loss_config, 2, 0.05))
             learned[device] = values.by_parameter()
             moving = sum(value.numel() for value in learned[device].values())
             if device != "cpu":
-                assert objective.path.ends_nbytes == 2 * dtype.itemsize * moving
+                assert objective.weights.endpoint_nbytes == 2 * dtype.itemsize * moving
     assert all(
         torch.equal(placed[pretended_device.NAME][name], value)
         for name, value in placed["cpu"].items()
@@ -170,22 +172,24 @@ def test_a_step_starts_few_kernels_and_waits_three_times(
     """As many tensors as a ViT-B/32 has; two steps more, less what the model itself does in two
     steps."""
     ends = save_ends(tmp_path, blocks=12, moves=moves)
-    goal = Goal(0.7, views=1.0, copies=4)
+    loss_config = LossConfig(0.7, weak_aug=1.0, strong_aug=4)
     waits, kernels = [], []
     for steps in (1, 3):
         with counted() as counts:
             objective = objective_on(pretended_device.NAME, ends)
             counts.kernels, counts.waits = {}, 0
             learn(
-                objective, Coefficients(objective, "entry", 0.3), LearningConfig(goal, steps, 0.05)
+                objective,
+                Coefficients(objective, "entry", 0.3),
+                LearningConfig(loss_config, steps, 0.05),
             )
             waits.append(counts.waits)
             kernels.append(sum(counts.kernels.values()))
     assert kernels[0] > 0
     assert all(
-        isinstance(parameter.data, Pretended) for parameter in objective.path.parameters.values()
+        isinstance(parameter.data, Pretended) for parameter in objective.weights.parameters.values()
     )
-    pixels = objective.shares.batches[0].pixels
+    pixels = objective.data.batches[0].pixels
     with counted() as counts:
         with torch.no_grad():
             objective.criterion.embed(pixels)
@@ -194,7 +198,7 @@ def test_a_step_starts_few_kernels_and_waits_three_times(
             objective.criterion.embed(torch.cat([pixels] * 2)), classes
         )
         loss.sum().backward()
-        objective.path.clear_gradients()
+        objective.weights.clear_gradients()
         assert (
             waits[1] - waits[0]
         ) / 2 - counts.waits <= 3  # transformers' text tower waits by itself
@@ -218,7 +222,7 @@ def learned_with(
         said: list[str] = []
         objective.say = said.append
         values = Coefficients(objective, "entry", 0.3)
-        learn(objective, values, LearningConfig(Goal(0.7, changes, views=1.0), 2, 0.05))
+        learn(objective, values, LearningConfig(LossConfig(0.7, changes, weak_aug=1.0), 2, 0.05))
         objective.notes += said
         return objective, values.by_parameter(), counts.peak - before
 
@@ -251,7 +255,7 @@ def test_products_with_the_hessian_are_tried_again(ends: Ends) -> None:
     device."""
     objective = objective_on(pretended_device.NAME, ends)
     found = [hessian_trace(objective, probes=1)["hessian_trace"].values]
-    probe = sum(each.nbytes for each in objective.path.task_vector.values())
+    probe = sum(each.nbytes for each in objective.weights.task_vector.values())
     with counted(most=pretended_device.taken() + probe + 1000) as counts:
         objective.say = lambda _: setattr(counts, "most", None)
         found.append(hessian_trace(objective, probes=1)["hessian_trace"].values)
@@ -290,7 +294,7 @@ def test_the_memory_of_learning_is_foretold(
     ends = save_ends(tmp_path, blocks=3, width=64, dtype=dtype)
     if not whole:
         monkeypatch.setattr(activations.Activations, "images", lambda self: 4)
-    objective, _, peak = learned_with(ends, None, (images,), KINDS)
+    objective, _, peak = learned_with(ends, None, (images,), AUGMENTATIONS)
     told = re.search(r"about ([\d.]+) MB", objective.notes[-1])
     assert told, objective.notes
     assert float(told[1]) * 1e6 == pytest.approx(peak, rel=0.1), objective.notes
@@ -315,14 +319,14 @@ def test_changes_are_those_of_the_cpu_but_for_noise(ends: Ends) -> None:
     with counted() as counts:
         there = pixels.to(pretended_device.NAME)
         assert torch.allclose(
-            augmented(there, 3, kinds).cpu(), augmented(pixels, 3, kinds), atol=1e-6
+            strong_augment(there, 3, kinds).cpu(), strong_augment(pixels, 3, kinds), atol=1e-6
         )
         counts.waits = 0
-        noisy = augmented(there, 3, ("noise",))
+        noisy = strong_augment(there, 3, ("noise",))
         assert counts.waits == 0
     spread = (noisy.cpu() - pixels).std((1, 2, 3))
     assert torch.allclose(
-        spread, (augmented(pixels, 3, ("noise",)) - pixels).std((1, 2, 3)), rtol=0.05
+        spread, (strong_augment(pixels, 3, ("noise",)) - pixels).std((1, 2, 3)), rtol=0.05
     )
 
 
@@ -405,7 +409,7 @@ def test_collectives_get_tensors_on_the_device_of_their_group(
 
     monkeypatch.setattr(torch.distributed, "all_reduce", all_reduce)
     objective = objective_on("cpu", ends)
-    processes: Any = objective.shares.context
+    processes: Any = objective.data.context
     processes.world_size, processes.state = (
         2,
         SimpleNamespace(device=torch.device(pretended_device.NAME)),
@@ -413,7 +417,7 @@ def test_collectives_get_tensors_on_the_device_of_their_group(
     sums = torch.ones(3, dtype=torch.float64)
     all_reduce_(processes, sums)
     assert sums.tolist() == [2, 2, 2]
-    totals = objective.shares.total({"a": sums})
+    totals = objective.data.total({"a": sums})
     assert (totals["a"].tolist(), sums.tolist()) == ([4, 4, 4], [2, 2, 2])
     values = Coefficients(objective, "entry", 0.3)
     for number, value in enumerate(values.values.values()):
@@ -430,5 +434,5 @@ def test_collectives_get_tensors_on_the_device_of_their_group(
     assert len(sent) == 1 + len(values.values)
     # a step with fewer images than processes, which both take whole: their coefficients stay equal
     sent.clear()
-    learn(objective, values, LearningConfig(Goal(0.0), 1, 0.05, batch=1))
+    learn(objective, values, LearningConfig(LossConfig(0.0), 1, 0.05, batch=1))
     assert sum(sent) == sum(value.numel() for value in values.values.values())

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from clipmerge.errors import MeasureError
-from clipmerge.learning.augmentation import KINDS, augmented, viewed
+from clipmerge.learning.augmentation import AUGMENTATIONS, strong_augment, weak_augment
 
 COUNT = 400
 
@@ -19,10 +19,10 @@ def pixels() -> Tensor:
 
 
 def changed(pixels: Tensor, kind: str, seed: int = 0) -> Tensor:
-    return augmented(pixels, seed, (kind,))  # type: ignore[arg-type]
+    return strong_augment(pixels, seed, (kind,))  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", AUGMENTATIONS)
 def test_a_seed_gives_the_same_change_and_another_another(pixels: Tensor, kind: str) -> None:
     before = pixels.clone()
     first = changed(pixels, kind)
@@ -67,11 +67,13 @@ def test_colour_acts_on_every_pixel_alike(pixels: Tensor) -> None:
 
 def test_patches_of_any_aspect_ratio_are_refused_with_the_way_out() -> None:
     packed = torch.zeros(2, 9, 51)
-    for change in (augmented, viewed):
-        with pytest.raises(MeasureError, match=r"set measure.views=0 and measure.changes=\[\]"):
+    for change in (strong_augment, weak_augment):
+        with pytest.raises(
+            MeasureError, match=r"set measure.weak_aug=0 and measure.augmentations=\[\]"
+        ):
             change(packed, 0)
-    assert viewed(packed, 0, 0.0) is packed
-    assert augmented(packed, 0, ()) is packed
+    assert weak_augment(packed, 0, 0.0) is packed
+    assert strong_augment(packed, 0, ()) is packed
 
 
 def test_blur_averages_some_images_and_leaves_the_others(pixels: Tensor) -> None:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy import stats
 
-from clipmerge.learning.augmentation import augmented, viewed
+from clipmerge.learning.augmentation import strong_augment, weak_augment
 from clipmerge.learning.choice import (
     EXTRAPOLATIONS,
     AccuracyLoss,
@@ -15,8 +15,8 @@ from clipmerge.learning.choice import (
     validate,
 )
 from clipmerge.learning.coefficients import Coefficients
-from clipmerge.learning.goal import Divergence, Goal
 from clipmerge.learning.learn import LearningConfig, learn
+from clipmerge.learning.learning_loss import DistillTarget, LossConfig
 from clipmerge.learning.objective import Objective
 from clipmerge.learning.steps import lay_out
 from clipmerge.measures.learned_coefficients import learned_coefficients
@@ -81,18 +81,18 @@ def test_few_images_prove_little() -> None:
 
 def test_held_back_images_are_recognised_as_the_reference_recognises_them(ends: Ends) -> None:
     objective = objective_for(ends, make_batches(SIZES))
-    held_back = lay_out(objective, 1, share=0.3).validation_steps
+    held_back = lay_out(objective, 1, held_out_share=0.3).validation_steps
     positions = {position for step in held_back for position in step.positions}
     assert len(positions) == round(0.3 * sum(SIZES))
     assert positions.isdisjoint(
-        each for step in lay_out(objective, 9, share=0.3).steps for each in step.positions
+        each for step in lay_out(objective, 9, held_out_share=0.3).steps for each in step.positions
     )
-    objective.path.move_to(0.7)
-    seen = validate(objective, held_back, Goal(0.5, views=1.0))
+    objective.weights.set_alpha(0.7)
+    seen = validate(objective, held_back, LossConfig(0.5, weak_aug=1.0))
     reference = Reference(ends).at(0.7)
     right: dict[int, list[float]] = {}
     for step in held_back:
-        pixels = viewed(step.batch.pixels, step.seed + 1).double()
+        pixels = weak_augment(step.batch.pixels, step.seed + 1).double()
         logits = reference.model(pixel_values=pixels, **reference.tokens).logits_per_image
         for position, found in zip(
             step.positions, (logits.argmax(1) == step.batch.labels).tolist(), strict=True
@@ -105,28 +105,30 @@ def test_held_back_images_are_recognised_as_the_reference_recognises_them(ends: 
 def changed(objective: Objective) -> dict[str, torch.Tensor]:
     """The change of every parameter from zero-shot, in the objective's model."""
     return {
-        name: (objective.path.parameters[name] - objective.path.theta_0[name]).detach().clone()
-        for name in objective.path.task_vector
+        name: (objective.weights.parameters[name] - objective.weights.theta_0[name])
+        .detach()
+        .clone()
+        for name in objective.weights.task_vector
     }
 
 
 @pytest.mark.parametrize("max_loss", [100.0, 20.0])
 def test_the_model_is_left_at_the_choice(ends: Ends, max_loss: float) -> None:
     objective = objective_for(ends, make_batches(SIZES))
-    goal, coefficients = Goal(0.3, views=1.0), Coefficients(objective, "entry")
-    config = LearningConfig(goal, 8, 0.1, held_back=0.3, max_loss=max_loss)
+    loss_config, coefficients = LossConfig(0.3, weak_aug=1.0), Coefficients(objective, "entry")
+    config = LearningConfig(loss_config, 8, 0.1, held_back=0.3, max_loss=max_loss)
     choice = learn(objective, coefficients, config).choice
     assert choice is not None
     assert choice.alpha is None
     left = changed(objective)
-    held_back = lay_out(objective, 8, share=0.3).validation_steps
-    objective.path.move_to(1.0)
-    finetuned = validate(objective, held_back, goal)
+    held_back = lay_out(objective, 8, held_out_share=0.3).validation_steps
+    objective.weights.set_alpha(1.0)
+    finetuned = validate(objective, held_back, loss_config)
     assert choice.finetuned_accuracy == pytest.approx(float(finetuned.mean()))
     for share in EXTRAPOLATIONS:
         coefficients.extrapolate(share)
         coefficients.place()
-        lost = finetuned - validate(objective, held_back, goal)
+        lost = finetuned - validate(objective, held_back, loss_config)
         if lost.mean() + stats.sem(lost.numpy()) <= max_loss / 100 + 1e-9:
             break
     assert choice.extrapolation == share
@@ -138,13 +140,13 @@ def test_the_model_is_left_at_the_choice(ends: Ends, max_loss: float) -> None:
 def test_the_finetuned_model_is_left_where_nothing_keeps_the_accuracy(ends: Ends) -> None:
     objective = objective_for(ends, make_batches(SIZES))
     coefficients = Coefficients(objective, "entry")
-    config = LearningConfig(Goal(0.3), 2, 0.1, held_back=0.3, max_loss=-100)
+    config = LearningConfig(LossConfig(0.3), 2, 0.1, held_back=0.3, max_loss=-100)
     choice = learn(objective, coefficients, config).choice
     assert choice is not None
     assert (choice.alpha, choice.extrapolation) == (1.0, 1.0)
     assert choice.accuracy == choice.finetuned_accuracy
     for name, value in changed(objective).items():
-        assert torch.allclose(value, objective.path.task_vector[name], atol=1e-6)
+        assert torch.allclose(value, objective.weights.task_vector[name], atol=1e-6)
 
 
 def test_sparse_layers_that_cost_too_much_accuracy_leave_the_finetuned_model(
@@ -170,19 +172,19 @@ def test_learning_happens_on_every_pair(ends: Ends) -> None:
 
 @pytest.mark.parametrize("divergence", ["both", "predictions", "features", "path-features"])
 def test_a_step_is_the_loss_of_views_and_the_divergence_of_changed_copies(
-    ends: Ends, divergence: Divergence
+    ends: Ends, divergence: DistillTarget
 ) -> None:
     objective = objective_for(ends, make_batches(SIZES))
-    goal = Goal(1.0, views=1.0, divergence=divergence)
-    step = prepare(objective, goal, 1)[0]
-    objective.path.move_to(0.9)
-    seen = descend(objective, step, goal)
+    loss_config = LossConfig(1.0, weak_aug=1.0, distill=divergence)
+    step = prepare(objective, loss_config, 1)[0]
+    objective.weights.set_alpha(0.9)
+    seen = descend(objective, step, loss_config)
     reference, zeroshot, middle = (Reference(ends).at(alpha) for alpha in (0.9, 0.0, 0.5))
     batch = step.batch
-    view = replace(batch, pixels=viewed(batch.pixels, step.seed + 1))
-    assert seen.calibration == pytest.approx(reference.loss(view).item(), rel=1e-4)
-    assert seen.calibration != pytest.approx(reference.loss(batch).item(), rel=1e-3)
-    pixels = augmented(batch.pixels, step.seed).double()
+    view = replace(batch, pixels=weak_augment(batch.pixels, step.seed + 1))
+    assert seen.cross_entropy == pytest.approx(reference.loss(view).item(), rel=1e-4)
+    assert seen.cross_entropy != pytest.approx(reference.loss(batch).item(), rel=1e-3)
+    pixels = strong_augment(batch.pixels, step.seed).double()
     own, old, half = (
         each.model(pixel_values=pixels, **each.tokens) for each in (reference, zeroshot, middle)
     )
@@ -197,7 +199,7 @@ def test_a_step_is_the_loss_of_views_and_the_divergence_of_changed_copies(
         "features": 2 * (1 - to_old),
         "path-features": path_features,
     }[divergence]
-    assert seen.divergence == pytest.approx(expected.mean().item(), rel=1e-3)
+    assert seen.distillation_loss == pytest.approx(expected.mean().item(), rel=1e-3)
 
 
 @pytest.mark.slow
@@ -205,8 +207,8 @@ def test_learning_by_heart_is_noted(ends: Ends) -> None:
     options: dict[str, Any] = {
         "steps": 60,
         "rate": 0.3,
-        "views": 0.0,
-        "robustness": 0.0,
+        "weak_aug": 0.0,
+        "distill_weight": 0.0,
         "held_back": 0.4,
         "max_loss": 100,
     }
@@ -225,7 +227,7 @@ def test_learning_by_heart_is_noted(ends: Ends) -> None:
 
 def test_in_bfloat16_the_goal_follows_weights_that_move_in_place(ends: Ends) -> None:
     objective = objective_for(ends, make_batches(SIZES))
-    exact, quick = Goal(0.5), Goal(0.5, precision="bfloat16")
+    exact, quick = LossConfig(0.5), LossConfig(0.5, precision="bfloat16")
     step = prepare(objective, exact, 1)[0]
     rough = prepare(objective, quick, 1)[0]
     assert step.targets is not None
@@ -234,31 +236,33 @@ def test_in_bfloat16_the_goal_follows_weights_that_move_in_place(ends: Ends) -> 
     assert not torch.equal(step.targets.predictions, rough.targets.predictions)
     with torch.enable_grad():
         for alpha in (0.0, 0.5, 1.0):
-            objective.path.move_to(alpha)
+            objective.weights.set_alpha(alpha)
             expected = descend(objective, step, exact)
             wanted = {
-                name: objective.path.gradient_of(name).clone()
-                for name in objective.path.task_vector
+                name: objective.weights.gradient_of(name).clone()
+                for name in objective.weights.task_vector
             }
-            objective.path.clear_gradients()
+            objective.weights.clear_gradients()
             seen = descend(objective, step, quick)
-            assert seen.calibration == pytest.approx(expected.calibration, rel=0.03)
-            assert seen.divergence == pytest.approx(expected.divergence, rel=0.2, abs=0.02)
+            assert seen.cross_entropy == pytest.approx(expected.cross_entropy, rel=0.03)
+            assert seen.distillation_loss == pytest.approx(
+                expected.distillation_loss, rel=0.2, abs=0.02
+            )
             for name, gradient in wanted.items():
-                assert objective.path.gradient_of(name).dtype == torch.float32
+                assert objective.weights.gradient_of(name).dtype == torch.float32
                 if gradient.norm() > 0.05:
-                    found = objective.path.gradient_of(name).flatten()
+                    found = objective.weights.gradient_of(name).flatten()
                     assert (
                         float(torch.cosine_similarity(gradient.flatten(), found, dim=0)) > 0.95
                     ), name
-            objective.path.clear_gradients()
+            objective.weights.clear_gradients()
 
 
 @pytest.mark.parametrize("ceiling", [0.8, 1.0, 1.8])
 def test_coefficients_stay_between_zero_and_the_ceiling(ends: Ends, ceiling: float) -> None:
     objective = objective_for(ends, make_batches(SIZES))
     options: dict[str, Any] = {"ceiling": ceiling, "held_back": 0.0}
-    found = learned_coefficients(objective, steps=12, rate=0.5, robustness=0.0, **options)
+    found = learned_coefficients(objective, steps=12, rate=0.5, distill_weight=0.0, **options)
     values = torch.cat([value.flatten() for value in found.coefficients.values()])
     assert float(values.min()) == 0
     assert float(values.max()) == pytest.approx(ceiling)

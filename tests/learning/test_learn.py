@@ -12,8 +12,8 @@ from clipmerge.errors import RecipeError
 from clipmerge.learning import steps as step_layout
 from clipmerge.learning.coefficients import Coefficients
 from clipmerge.learning.descent import Descent
-from clipmerge.learning.goal import Goal
 from clipmerge.learning.learn import LearningConfig, learn
+from clipmerge.learning.learning_loss import LossConfig
 from clipmerge.learning.objective import Batch, Objective
 from clipmerge.measures.projection_radii import projection_radii
 from clipmerge.methods.learned import learned
@@ -30,7 +30,7 @@ from tests.support.small_objective import (
 from tests.support.tasks import task_of
 
 SIZES = (4, 4, 3)
-STILL = Goal(0.7, changes=())
+STILL = LossConfig(0.7, augmentations=())
 GRANULARITIES = ("layer", "parameter", "channel", "entry")
 
 
@@ -40,7 +40,7 @@ class SlowLearner:
     def __init__(self, ends: Ends, objective: Objective, granularity: str) -> None:
         self.reference = Reference(ends)
         self.layer_of = {
-            name: layer for layer, names in objective.path.layers.items() for name in names
+            name: layer for layer, names in objective.weights.layers.items() for name in names
         }
         self.granularity = granularity
 
@@ -67,7 +67,7 @@ class SlowLearner:
         images = output.image_embeds / output.image_embeds.norm(dim=-1, keepdim=True)
         return weights["logit_scale"].exp() * images @ text.T
 
-    def goal(
+    def loss(
         self, coefficients: dict[str, Tensor], batch: Batch, weight: float
     ) -> tuple[Tensor, Tensor]:
         ends = self.reference.ends
@@ -95,10 +95,10 @@ def test_gradients_are_autograds(ends: Ends, granularity: Any) -> None:
         seen = descend(objective, step, STILL)
     slow = SlowLearner(ends, objective, granularity)
     own = slow.start(0.3)
-    loss, divergence = slow.goal(own, step.batch, 0.7)
+    loss, divergence = slow.loss(own, step.batch, 0.7)
     (loss + 0.7 * divergence).backward()
-    assert seen.calibration == pytest.approx(loss.item(), rel=1e-5)
-    assert seen.divergence == pytest.approx(divergence.item(), rel=1e-4)
+    assert seen.cross_entropy == pytest.approx(loss.item(), rel=1e-5)
+    assert seen.distillation_loss == pytest.approx(divergence.item(), rel=1e-4)
     assert own.keys() == coefficients.values.keys()
     for key, value in coefficients.values.items():
         expected = own[key].grad
@@ -120,7 +120,7 @@ def test_steps_are_adams_with_a_falling_rate_and_one_second_moment_per_parameter
     first: dict[str, Any] = dict.fromkeys(values, 0.0)
     second = dict.fromkeys(values, 0.0)
     for t in range(5):
-        loss, divergence = slow.goal(values, steps[t].batch, 0.7)
+        loss, divergence = slow.loss(values, steps[t].batch, 0.7)
         (loss + 0.7 * divergence).backward()
         rate = 0.2 * (1 + math.cos(math.pi * t / 5)) / 2
         for key, value in values.items():
@@ -163,9 +163,9 @@ def test_many_prompts_are_drawn_from(
         if step.classes is not None:
             assert present <= set(step.classes.tolist())
         assert step.targets.predictions.shape == (len(step.batch), classes)
-        objective.path.move_to(0.0)
+        objective.weights.set_alpha(0.0)
         # at zero-shot, whatever is drawn, nothing diverges
-        assert descend(objective, step, STILL).divergence == pytest.approx(0, abs=1e-6)
+        assert descend(objective, step, STILL).distillation_loss == pytest.approx(0, abs=1e-6)
     assert (steps[0].templates is None) is (limit == 9)
 
 
@@ -175,15 +175,15 @@ def test_a_drawn_step_is_the_loss_over_its_classes(
     monkeypatch.setattr(step_layout, "PROMPTS_A_STEP", 2)
     batch = Batch(0, make_batches((2,))[0].pixels, torch.tensor([2, 2]))
     objective = objective_for(ends, [batch])
-    step = prepare(objective, Goal(0.0), 1)[0]
+    step = prepare(objective, LossConfig(0.0), 1)[0]
     kept = step.classes.tolist()
     assert len(kept) == 2
-    objective.path.move_to(1.0)
-    seen = descend(objective, step, Goal(0.0))
+    objective.weights.set_alpha(1.0)
+    seen = descend(objective, step, LossConfig(0.0))
     reference = Reference(ends).at(1.0)
     output = reference.model(pixel_values=batch.pixels.double(), **reference.tokens)
     logits = output.logits_per_image[:, kept]
-    assert seen.calibration == pytest.approx(
+    assert seen.cross_entropy == pytest.approx(
         -logits.log_softmax(-1)[:, kept.index(2)].mean().item(), rel=1e-5
     )
 

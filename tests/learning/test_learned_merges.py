@@ -13,7 +13,7 @@ from tests.support.tiny_clip import Folders
 # the zero-shot model of these tests knows nothing, and nothing would be learned
 FEW = (
     "--set=measure.steps=4",
-    "--set=measure.divergence=predictions",
+    "--set=measure.distill=predictions",
     "--set=measure.held_back=0",
     "--batch-size",
     8,

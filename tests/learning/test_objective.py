@@ -26,7 +26,10 @@ SIZES = (4, 4, 3)
 
 def all_gradients(objective: Objective) -> list[dict[str, Tensor]]:
     return [
-        {name: objective.path.gradient_of(name).clone() for name in objective.path.task_vector}
+        {
+            name: objective.weights.gradient_of(name).clone()
+            for name in objective.weights.task_vector
+        }
         for _ in objective.gradients()
     ]
 
@@ -47,7 +50,7 @@ def test_loss_is_that_of_transformers_own_forward(
 ) -> None:
     batches = make_batches(SIZES)
     objective = objective_for(ends, batches, templates=templates)
-    objective.path.move_to(alpha)
+    objective.weights.set_alpha(alpha)
     reference = Reference(ends, templates=templates).at(alpha)
     expected = {batch.number: reference.loss(batch).item() for batch in batches}
     assert objective.losses() == pytest.approx(expected, rel=1e-5)
@@ -65,7 +68,7 @@ def test_gradients_are_those_of_one_joint_backward_pass(
     objective = objective_for(
         ends, batches, templates=templates, prompts_at_once=2 if pieces else 512
     )
-    objective.path.move_to(0.5)
+    objective.weights.set_alpha(0.5)
     reference = Reference(ends, templates=templates).at(0.5)
     found = all_gradients(objective)
     assert len(found) == len(SIZES)
@@ -82,7 +85,7 @@ def test_gradients_are_the_batchs_however_many_images_are_in_memory(
     pieces = objective_for(ends, make_batches(SIZES), images_at_once=at_once)
     embedded = spied(pieces.criterion.model, "image_features")
     for objective in (whole, pieces):
-        objective.path.move_to(0.5)
+        objective.weights.set_alpha(0.5)
     losses = [[value for _, value in objective.gradients()] for objective in (whole, pieces)]
     assert losses[1] == pytest.approx(losses[0], rel=1e-5)
     held = [len(call.args[0]) for call in embedded.call_args_list]
@@ -101,14 +104,14 @@ def test_a_frozen_text_tower_is_embedded_once_for_a_path(tmp_path: Path, spied: 
     embedded = spied(objective.criterion.model, "text_features")
     reference = Reference(frozen_text)
     for alpha in (0.0, 0.5, 1.0):
-        objective.path.move_to(alpha)
+        objective.weights.set_alpha(alpha)
         reference.at(alpha)
         objective.losses()
         for batch, gradients in zip(batches, all_gradients(objective), strict=True):
             assert not any(name.startswith("text_") for name in gradients)
             assert_close(gradients, reference.gradient(batch))
     assert embedded.call_count == 1
-    assert not any(layer.startswith("text.") for layer in objective.path.layers)
+    assert not any(layer.startswith("text.") for layer in objective.weights.layers)
 
 
 @pytest.mark.parametrize(
@@ -118,18 +121,18 @@ def test_the_loss_of_one_moving_layer_is_the_whole_loss(ends: Ends, layer: str) 
     batch = make_batches(SIZES)[1]
     objective = objective_for(ends, [batch])
     for alpha in (0.0, 0.5):  # what is kept for a layer is forgotten when the weights move
-        objective.path.move_to(alpha)
+        objective.weights.set_alpha(alpha)
         reference = Reference(ends).at(alpha)
-        with objective.path.only(layer) as parameters:
+        with objective.weights.only(layer) as parameters:
             loss = objective.criterion.layer_loss(batch, layer)
             with torch.no_grad():
-                for name in objective.path.layers[layer]:
-                    objective.path.parameters[name].data.mul_(1.1)
+                for name in objective.weights.layers[layer]:
+                    objective.weights.parameters[name].data.mul_(1.1)
                     reference.parameters[name].mul_(1.1)
             value = loss()
             found = dict(
                 zip(
-                    objective.path.layers[layer],
+                    objective.weights.layers[layer],
                     torch.autograd.grad(value, parameters),
                     strict=True,
                 )

@@ -8,7 +8,7 @@ import torch
 from clipmerge.checkpoint import open_checkpoint
 from clipmerge.evaluation.accuracy import load_model
 from clipmerge.images.prompts import class_prompts
-from clipmerge.learning.prompts import Prompts
+from clipmerge.learning.zeroshot_loss import Prompts
 from clipmerge.models import ImageTextModel, zero_shot
 from clipmerge.models.zero_shot import class_embeddings
 from tests.support.command import clipmerge, refused

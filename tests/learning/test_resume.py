@@ -18,18 +18,18 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from clipmerge.distributed import distributed_context
 from clipmerge.images.batches import Batch
 from clipmerge.images.dataset import load_images
 from clipmerge.learning import resume as resumption
 from clipmerge.learning.coefficients import Coefficients
 from clipmerge.learning.descent import Descent
-from clipmerge.learning.goal import Goal, Losses
 from clipmerge.learning.learn import LearningConfig, learn
-from clipmerge.learning.loss import CalibrationLoss
+from clipmerge.learning.learning_loss import LossConfig, Losses
 from clipmerge.learning.objective import Objective
-from clipmerge.learning.path import PathWeights
-from clipmerge.learning.prompts import Prompts
 from clipmerge.learning.resume import LearningState
+from clipmerge.learning.weights import InterpolatedWeights
+from clipmerge.learning.zeroshot_loss import Prompts, ZeroShotLoss
 from clipmerge.measures.learned_sparse import layer_sharpness, sharpest
 from clipmerge.measures.projection_radii import projection_radii
 from clipmerge.models.zero_shot import averaged
@@ -40,7 +40,7 @@ from tests.support.tiny_clip import save_images
 
 SIZES = (4, 4, 3)
 STEPS = 7
-PLAIN = LearningConfig(Goal(0.3), STEPS, 0.05)
+PLAIN = LearningConfig(LossConfig(0.3), STEPS, 0.05)
 
 Whole = Callable[..., tuple[dict[str, Tensor], list[Losses]]]
 
@@ -90,17 +90,19 @@ class Learning:
         self.said, self.work = list[str](), list[tuple[float, float]]()
 
     def run(self) -> tuple[dict[str, Tensor], list[Losses]]:
+        state = LearningState(lambda: self.file, distributed_context("cpu"), self.said.append)
         objective = objective_for(
-            self.ends, make_batches(SIZES), progress=lambda *work: self.work.append(work)
+            self.ends,
+            make_batches(SIZES),
+            progress=lambda *work: self.work.append(work),
+            learning_state=state,
         )
-        state = LearningState(lambda: self.file, objective.shares.context, self.said.append)
-        objective.learning_state = state
         coefficients = Coefficients(objective, **self.how)
 
         def sharper() -> tuple[list[str], float]:
             values = {layer: sum(row) for layer, row in layer_sharpness(objective).items()}
             return [
-                name for layer in sharpest(values, 0.5) for name in objective.path.layers[layer]
+                name for layer in sharpest(values, 0.5) for name in objective.weights.layers[layer]
             ], 0.5
 
         config = dataclasses.replace(self.config, sparsify=sharper) if self.sparse else self.config
@@ -123,7 +125,9 @@ def same(
 OPTIONS: dict[str, dict[str, Any]] = {
     "entry": {},
     "layer": {"granularity": "layer", "start": 0.4},
-    "held back": {"config": dataclasses.replace(PLAIN, goal=Goal(0.3, views=1.0), held_back=0.3)},
+    "held back": {
+        "config": dataclasses.replace(PLAIN, loss=LossConfig(0.3, weak_aug=1.0), held_back=0.3)
+    },
     "sparse": {"config": dataclasses.replace(PLAIN, held_back=0.3), "sparse": True},
 }
 
@@ -243,7 +247,16 @@ def test_what_is_broken_or_does_not_fit_is_told_and_removed(
 
 @pytest.mark.parametrize(
     "part",
-    [learn, Objective, PathWeights, CalibrationLoss, Prompts, Batch, averaged, projection_radii],
+    [
+        learn,
+        Objective,
+        InterpolatedWeights,
+        ZeroShotLoss,
+        Prompts,
+        Batch,
+        averaged,
+        projection_radii,
+    ],
 )
 def test_a_state_is_of_the_code_that_learned_it(part: Any) -> None:
     """If one of them changes, learning does not resume from an old state."""

@@ -8,17 +8,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from clipmerge.learning import activations, path
+from clipmerge.learning import activations, weights
 from clipmerge.learning.coefficients import Coefficients
-from clipmerge.learning.goal import Goal, Losses
 from clipmerge.learning.learn import LearningConfig, learn
+from clipmerge.learning.learning_loss import LossConfig, Losses
 from clipmerge.learning.objective import Objective
-from clipmerge.learning.path import Ends
+from clipmerge.learning.weights import EndpointTensors
 from tests.support.small_objective import Ends as Paths
 from tests.support.small_objective import descend, make_batches, objective_for, prepare
 
 SIZES = (5, 5)
-GOAL = Goal(0.7, views=1.0, copies=3)
+LOSS = LossConfig(0.7, weak_aug=1.0, strong_aug=3)
 
 
 @pytest.fixture(scope="module", params=["held", "mapped"])
@@ -27,29 +27,31 @@ def objective(request: pytest.FixtureRequest, ends: Paths) -> Objective:
     their files."""
     with pytest.MonkeyPatch.context() as patch:
         if request.param == "mapped":
-            patch.setattr(path, "_HELD", 0)
+            patch.setattr(weights, "_MAX_COPIED", 0)
         return objective_for(ends, make_batches(SIZES))
 
 
 PIECES = {
-    "copies": GOAL,
-    "no copies": Goal(0.0, views=1.0),
-    "features": Goal(0.7, divergence="features", copies=2),
-    "both": Goal(0.7, divergence="both", copies=2),
+    "strong_aug": LOSS,
+    "no copies": LossConfig(0.0, weak_aug=1.0),
+    "features": LossConfig(0.7, distill="features", strong_aug=2),
+    "both": LossConfig(0.7, distill="both", strong_aug=2),
 }
 
 
 @pytest.mark.uncounted
-@pytest.mark.parametrize("goal", PIECES.values(), ids=list(PIECES))
+@pytest.mark.parametrize("loss_config", PIECES.values(), ids=list(PIECES))
 @pytest.mark.parametrize("at_once", [3, 1])
-def test_a_steps_pieces_add_up(objective: Objective, goal: Goal, at_once: int, spied: Any) -> None:
+def test_a_steps_pieces_add_up(
+    objective: Objective, loss_config: LossConfig, at_once: int, spied: Any
+) -> None:
     coefficients = Coefficients(objective, "entry", 0.3)
-    step = prepare(objective, goal, 1)[0]
+    step = prepare(objective, loss_config, 1)[0]
 
     def learned(at_once: int | None) -> tuple[Losses, dict[str, Tensor]]:
         coefficients.place()
         losses = descend(
-            objective, step, goal, at_once=at_once, last=coefficients.collect_gradients
+            objective, step, loss_config, at_once=at_once, last=coefficients.collect_gradients
         )
         return losses, {
             key: value.grad.clone()
@@ -65,7 +67,7 @@ def test_a_steps_pieces_add_up(objective: Objective, goal: Goal, at_once: int, s
     losses, found = learned(at_once)
     sent = [len(call.args[0]) for call in embedded.call_args_list]
     assert classes.call_count == 1
-    assert sum(sent) == goal.picture_count(len(step))
+    assert sum(sent) == loss_config.picture_count(len(step))
     assert 0 < max(sent) <= at_once + 1
     assert astuple(losses) == pytest.approx(astuple(whole), rel=1e-5)
     assert found.keys() == expected.keys()
@@ -76,7 +78,9 @@ def test_a_steps_pieces_add_up(objective: Objective, goal: Goal, at_once: int, s
             assert torch.allclose(
                 found[key], value, rtol=1e-3, atol=1e-5 * float(value.abs().max()) + 1e-9
             ), key
-    assert all(objective.path.parameters[name].grad is None for name in objective.path.task_vector)
+    assert all(
+        objective.weights.parameters[name].grad is None for name in objective.weights.task_vector
+    )
 
 
 def test_learning_takes_pieces_where_memory_is_short(
@@ -88,16 +92,16 @@ def test_learning_takes_pieces_where_memory_is_short(
         embedded.reset_mock()
         monkeypatch.setattr(activations, "memory", lambda _device: memory)
         found = Coefficients(objective, "entry", 0.5)
-        learn(objective, found, LearningConfig(GOAL, steps=3, rate=0.02))
+        learn(objective, found, LearningConfig(LOSS, steps=3, rate=0.02))
         return found.by_parameter(), [len(call.args[0]) for call in embedded.call_args_list]
 
     whole, sent = learned(1 << 40)
-    assert sent.count(GOAL.picture_count(SIZES[0])) == 3
+    assert sent.count(LOSS.picture_count(SIZES[0])) == 3
     pieces, sent = learned(1)
     assert (
         sent.count(2) == 1 + 3 * 3
     )  # when images are measured, and three views with a copy in each step
-    assert GOAL.picture_count(SIZES[0]) not in sent
+    assert LOSS.picture_count(SIZES[0]) not in sent
     for name, value in whole.items():
         if not name.endswith("k_proj.bias"):
             assert float((pieces[name] - value).abs().max()) < 1e-4, name
@@ -107,8 +111,8 @@ def test_large_ends_stay_in_their_files(
     request: pytest.FixtureRequest, objective: Objective
 ) -> None:
     held = "held" in request.node.callspec.id
-    for ends, change in ((objective.path.theta_0, False), (objective.path.task_vector, True)):
-        assert isinstance(ends, Ends)
+    for ends, change in ((objective.weights.theta_0, False), (objective.weights.task_vector, True)):
+        assert isinstance(ends, EndpointTensors)
         for name, value in ends.items():
             assert (value.data_ptr() == ends[name].data_ptr()) == held
             theta_0, theta_1 = objective.inputs.theta_0(name), objective.inputs.theta_1(name)
@@ -123,27 +127,27 @@ def test_large_weights_come_in_runs(
     generator = torch.Generator().manual_seed(0)
     for value in coefficients.values.values():
         value.copy_(torch.rand(value.shape, generator=generator))
-    step = prepare(objective, GOAL, 1)[0]
+    step = prepare(objective, LOSS, 1)[0]
 
     def taken() -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         coefficients.place()
         weights = {
-            name: objective.path.parameters[name].detach().clone()
-            for name in objective.path.task_vector
+            name: objective.weights.parameters[name].detach().clone()
+            for name in objective.weights.task_vector
         }
         with coefficients.collect_gradients():
-            descend(objective, step, GOAL)
+            descend(objective, step, LOSS)
         slopes = {
             key: value.grad for key, value in coefficients.values.items() if value.grad is not None
         }
         return weights, {key: slope.clone() for key, slope in slopes.items()}
 
     whole = taken()
-    monkeypatch.setattr(path, "_ENTRIES", 200)
+    monkeypatch.setattr(weights, "_ENTRIES", 200)
     assert (
         max(
-            len(path.runs_of(objective.path.parameters[name]))
-            for name in objective.path.task_vector
+            len(weights.runs_of(objective.weights.parameters[name]))
+            for name in objective.weights.task_vector
         )
         > 3
     )
@@ -154,5 +158,5 @@ def test_large_weights_come_in_runs(
 def test_a_process_without_images_measures_nothing(
     objective: Objective, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(objective.shares, "batches", [])
+    monkeypatch.setattr(objective.data, "batches", [])
     assert activations.Activations(objective, "float32").images() is None

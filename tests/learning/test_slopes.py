@@ -54,7 +54,7 @@ def expected(ends: Ends, objective: Objective) -> np.ndarray:
     reference = Reference(ends, templates=TEMPLATES[:2], classes=CLASSES).at(ALPHA)
     rows = []
     for batch in make_batches(SIZES, len(CLASSES)):
-        row = dict.fromkeys(objective.path.layers, 0.0)
+        row = dict.fromkeys(objective.weights.layers, 0.0)
         for name, gradient in reference.gradient(batch).items():
             zeroshot, finetuned = reference.ends[name]
             row[layer_of(name)] += float(((finetuned - zeroshot) * gradient).sum())
@@ -93,7 +93,9 @@ def test_with_some_prompts_the_means_stay_exact(
     mean = np.average(expected, axis=0, weights=SIZES)
     assert np.average(found, axis=0, weights=SIZES) == close_to(mean)
     vision = [
-        place for place, layer in enumerate(objective.path.layers) if not layer.startswith("text.")
+        place
+        for place, layer in enumerate(objective.weights.layers)
+        if not layer.startswith("text.")
     ]
     assert found[:, vision] == close_to(expected[:, vision])
     assert np.abs(found - expected).max() > 1e-3

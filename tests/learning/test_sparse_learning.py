@@ -14,7 +14,7 @@ from clipmerge.measures.learned_sparse import layer_sharpness, learned_sparse, s
 from tests.support.small_objective import Ends, Reference, make_batches, objective_for
 
 # the zero-shot model of these tests knows nothing, and nothing would be learned
-LEARN: dict[str, Any] = {"divergence": "predictions", "held_back": 0}
+LEARN: dict[str, Any] = {"distill": "predictions", "held_back": 0}
 SIZES = (8, 8, 7)
 
 
@@ -29,7 +29,7 @@ def test_the_largest_are_exactly_so_many(scores: list[float], data: Any) -> None
 
 def test_dropped_entries_are_the_zero_shot_models_and_their_scores_move(ends: Ends) -> None:
     objective = objective_for(ends, make_batches(SIZES))
-    name = next(name for name in objective.path.task_vector if name.endswith("0.mlp.fc1.weight"))
+    name = next(name for name in objective.weights.task_vector if name.endswith("0.mlp.fc1.weight"))
     coefficients = Coefficients(objective, "entry", 0.5)
     coefficients.make_sparse([name], 0.5)
     coefficients.add_noise(3)
@@ -40,30 +40,30 @@ def test_dropped_entries_are_the_zero_shot_models_and_their_scores_move(ends: En
     assert int(dropped.sum()) == dropped.numel() - dropped.numel() // 2
     assert float(before[dropped].max()) <= float(before[~dropped].min())
     assert torch.equal(
-        objective.path.parameters[name][dropped], objective.path.theta_0[name][dropped]
+        objective.weights.parameters[name][dropped], objective.weights.theta_0[name][dropped]
     )
     assert torch.equal(placed[~dropped], before[~dropped])
-    batch = objective.shares.batches[0]
+    batch = objective.data.batches[0]
     objective.criterion.joint_loss(batch).backward()
-    gradient = objective.path.gradient_of(name).clone()
-    objective.path.clear_gradients()
+    gradient = objective.weights.gradient_of(name).clone()
+    objective.weights.clear_gradients()
     with coefficients.collect_gradients():
         objective.criterion.joint_loss(batch).backward()
     slope = coefficients.values[name].grad
     # straight through: the gradient at the placed value, dropped or not
-    assert torch.allclose(slope, gradient * objective.path.task_vector[name])
+    assert torch.allclose(slope, gradient * objective.weights.task_vector[name])
     assert bool(slope[dropped].any())
 
 
 def test_sharpness_is_the_norm_of_the_gradient_times_that_of_the_change(ends: Ends) -> None:
     batches = make_batches(SIZES)
     objective = objective_for(ends, batches)
-    objective.path.move_to(0.3)
+    objective.weights.set_alpha(0.3)
     measured = layer_sharpness(objective)
     reference = Reference(ends).at(0.3)
     for number, batch in enumerate(batches):
         gradients = reference.gradient(batch)
-        for layer, names in objective.path.layers.items():
+        for layer, names in objective.weights.layers.items():
             steep = sum(float(gradients[name].square().sum()) for name in names) ** 0.5
             far = (
                 sum(
@@ -76,7 +76,7 @@ def test_sharpness_is_the_norm_of_the_gradient_times_that_of_the_change(ends: En
 
 
 def stragglers(found: Any, objective: Objective) -> list[str]:
-    return [layer for layer in objective.path.layers if found["straggler"].values[layer]]
+    return [layer for layer in objective.weights.layers if found["straggler"].values[layer]]
 
 
 @pytest.mark.parametrize("density", [0.5, 0.2])
@@ -89,7 +89,7 @@ def test_stragglers_keep_the_share_and_always_exist(ends: Ends, density: float) 
     )
     for layer in sharp:
         assert found["at_zero"].values[layer] >= 1 - density
-        for name in objective.path.layers[layer]:
+        for name in objective.weights.layers[layer]:
             assert torch.equal(found.coefficients[name] == 0, found.coefficients[name] <= 0)
     assert sum(found["sharpness_share"].values.values()) == pytest.approx(1)
     assert stragglers(

@@ -5,9 +5,9 @@ from collections import Counter
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from clipmerge.learning.steps import FEWEST_IMAGES, held_back_positions
+from clipmerge.learning.steps import MIN_IMAGES, held_out_positions
 
-LABELS = st.lists(st.integers(0, 5), min_size=FEWEST_IMAGES, max_size=60)
+LABELS = st.lists(st.integers(0, 5), min_size=MIN_IMAGES, max_size=60)
 
 
 @settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -15,7 +15,7 @@ LABELS = st.lists(st.integers(0, 5), min_size=FEWEST_IMAGES, max_size=60)
 def test_no_class_gives_two_more_than_another_that_has_them(
     labels: list[int], share: float, seed: int
 ) -> None:
-    chosen = held_back_positions(labels, share, seed)
+    chosen = held_out_positions(labels, share, seed)
     assert len(chosen) == len(set(chosen)) == max(1, round(share * len(labels)))
     images, given_away = Counter(labels), Counter(labels[position] for position in chosen)
     for label, count in images.items():
@@ -30,10 +30,10 @@ def test_no_class_gives_two_more_than_another_that_has_them(
 
 
 def test_nothing_is_held_back_of_few_images_or_where_nothing_is_asked_for() -> None:
-    assert held_back_positions([0, 1] * 3, 0.5, 0) == []
-    assert held_back_positions([0, 1] * 50, 0.0, 0) == []
+    assert held_out_positions([0, 1] * 3, 0.5, 0) == []
+    assert held_out_positions([0, 1] * 50, 0.0, 0) == []
 
 
 def test_the_seed_decides_which_images() -> None:
-    first, again, other = (held_back_positions([0, 1, 2, 3] * 20, 0.2, seed) for seed in (0, 0, 1))
+    first, again, other = (held_out_positions([0, 1, 2, 3] * 20, 0.2, seed) for seed in (0, 0, 1))
     assert first == again != other

@@ -8,46 +8,46 @@ import pytest
 import torch
 from torch import Tensor
 
+from clipmerge.distributed import distributed_context
 from clipmerge.images.batches import Batch
 from clipmerge.learning.coefficients import Coefficients
-from clipmerge.learning.goal import Goal, copies_alone, with_teacher_targets
 from clipmerge.learning.learn import Learned, LearningConfig, learn
+from clipmerge.learning.learning_loss import LossConfig, strong_pictures, with_teacher_targets
 from clipmerge.learning.objective import Objective
-from clipmerge.learning.shares import Shares
+from clipmerge.learning.sharded_batches import ShardedBatches
 from clipmerge.learning.steps import Step, lay_out, with_unlabelled
 from tests.learning.test_learn import SlowLearner
 from tests.support.small_objective import Ends, descend, make_batches, objective_for
 
 SIZES, ELSEWHERE = (5, 5, 4), (4, 3)
-STILL = Goal(0.7, changes=(), copies=5)
-CHANGED = Goal(0.7, views=1.0, copies=5)
+STILL = LossConfig(0.7, augmentations=(), strong_aug=5)
+CHANGED = LossConfig(0.7, weak_aug=1.0, strong_aug=5)
 
 
 def objective_with(ends: Ends, *, seed: int = 0, sizes: tuple[int, ...] = ELSEWHERE) -> Objective:
     """An objective with unlabelled images; their labels are beyond all classes, so that using one
     fails."""
-    objective = objective_for(ends, make_batches(SIZES), seed=seed)
     pool = [
         Batch(b.number, b.pixels, torch.full_like(b.labels, 10**6))
         for b in make_batches(sizes, seed=9)
     ]
-    objective.unlabelled = Shares(pool, objective.shares.context) if pool else None
-    return objective
+    unlabelled = ShardedBatches(pool, distributed_context("cpu")) if pool else None
+    return objective_for(ends, make_batches(SIZES), seed=seed, unlabelled=unlabelled)
 
 
-def steps_of(objective: Objective, goal: Goal, count: int) -> list[Step]:
-    return with_unlabelled(objective, lay_out(objective, count).steps, goal.unlabelled_count)
+def steps_of(objective: Objective, loss_config: LossConfig, count: int) -> list[Step]:
+    return with_unlabelled(objective, lay_out(objective, count).steps, loss_config.unlabelled_count)
 
 
 def drawn(steps: list[Step]) -> list[tuple[int, ...]]:
-    return [step.unlabelled.positions for step in steps if step.unlabelled is not None]
+    return [step.unlabelled for step in steps if step.unlabelled_images is not None]
 
 
 def learned(
-    objective: Objective, goal: Goal, steps: int = 4, start: float = 0.3
+    objective: Objective, loss_config: LossConfig, steps: int = 4, start: float = 0.3
 ) -> tuple[dict[str, Tensor], Learned]:
     coefficients = Coefficients(objective, "entry", start)
-    result = learn(objective, coefficients, LearningConfig(goal, steps, 0.05))
+    result = learn(objective, coefficients, LearningConfig(loss_config, steps, 0.05))
     return coefficients.by_parameter(), result
 
 
@@ -59,15 +59,15 @@ def test_learning_minimises_the_goal_with_unlabelled_images(ends: Ends) -> None:
     assert len(places) == 2  # half of five copies, rounded down
     mixed = torch.cat([first.batch.pixels[:3], everywhere[places]])
     slow = SlowLearner(ends, objective, "layer")
-    at = {key: torch.tensor(0.3, dtype=torch.float64) for key in objective.path.layers}
-    loss, _ = slow.goal(at, first.batch, 0.7)
-    _, divergence = slow.goal(at, Batch(0, mixed, torch.zeros(5, dtype=torch.int64)), 0.7)
+    at = {key: torch.tensor(0.3, dtype=torch.float64) for key in objective.weights.layers}
+    loss, _ = slow.loss(at, first.batch, 0.7)
+    _, divergence = slow.loss(at, Batch(0, mixed, torch.zeros(5, dtype=torch.int64)), 0.7)
     seen = learned(objective, STILL, steps=1)[1].trace[0]
-    assert seen.calibration == pytest.approx(loss.item(), rel=1e-5)
-    assert seen.divergence == pytest.approx(divergence.item(), rel=1e-4)
+    assert seen.cross_entropy == pytest.approx(loss.item(), rel=1e-5)
+    assert seen.distillation_loss == pytest.approx(divergence.item(), rel=1e-4)
     without = learned(objective_with(ends, sizes=()), STILL, steps=1)[1].trace[0]
-    assert without.calibration == seen.calibration
-    assert without.divergence != pytest.approx(seen.divergence, rel=1e-2)
+    assert without.cross_entropy == seen.cross_entropy
+    assert without.distillation_loss != pytest.approx(seen.distillation_loss, rel=1e-2)
 
 
 def test_every_image_comes_once_before_any_comes_again(ends: Ends) -> None:
@@ -89,23 +89,23 @@ def test_every_image_comes_once_before_any_comes_again(ends: Ends) -> None:
 
 
 def test_a_process_may_have_unlabelled_images_alone(ends: Ends) -> None:
-    goal = replace(CHANGED, copies=2)
-    (step,) = steps_of(objective_with(ends), goal, 1)
-    copies = copies_alone(replace(step, shard=(1, 2)), goal)
-    assert torch.equal(copies, step.unlabelled.pixels([0]))
+    loss_config = replace(CHANGED, strong_aug=2)
+    (step,) = steps_of(objective_with(ends), loss_config, 1)
+    copies = strong_pictures(replace(step, rank=1, world_size=2), loss_config)
+    assert torch.equal(copies, step.unlabelled_images.select(step.unlabelled[:1]).pixels)
 
 
 def test_the_shares_of_a_step_add_up_to_it(ends: Ends) -> None:
-    goal, objective = CHANGED, objective_with(ends)
-    laid_out = steps_of(objective, goal, 1)
-    shares = [laid_out[0], *(replace(laid_out[0], shard=(rank, 2)) for rank in range(2))]
-    answered = with_teacher_targets(objective, shares, goal)
+    loss_config, objective = CHANGED, objective_with(ends)
+    laid_out = steps_of(objective, loss_config, 1)
+    shares = [laid_out[0], *(replace(laid_out[0], rank=rank, world_size=2) for rank in range(2))]
+    answered = with_teacher_targets(objective, shares, loss_config)
     coefficients = Coefficients(objective, "layer", 0.3)
     coefficients.place()
     losses, gradients = [], []
     for step in answered:
         with coefficients.collect_gradients():
-            losses.append(descend(objective, step, goal))
+            losses.append(descend(objective, step, loss_config))
         gradients.append(
             {
                 k: value.grad.clone()
@@ -114,7 +114,7 @@ def test_the_shares_of_a_step_add_up_to_it(ends: Ends) -> None:
             }
         )
         coefficients.drop_gradients()
-    for name in ("calibration", "divergence", "accuracy"):
+    for name in ("cross_entropy", "distillation_loss", "accuracy"):
         whole_step, *parts = (getattr(each, name) for each in losses)
         assert sum(parts) == pytest.approx(whole_step, rel=1e-4)
     for key, whole in gradients[0].items():

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from clipmerge.learning import objective as calibration_objective
+from clipmerge.learning import objective as objective_module
 from clipmerge.models.transformers_clip import TransformersClip
 from clipmerge.plugins import plugin_names
 from tests.support.measure_everything import measured
@@ -34,8 +34,8 @@ def test_a_path_of_many_prompts_is_bounded(
     """More prompts than are taken back through the text tower: with a bound of 32 in each measure,
     1024 in one."""
     if bound is not None:
-        monkeypatch.setattr(calibration_objective, "PROMPTS_A_GRADIENT", bound)
-    most_prompts = calibration_objective.PROMPTS_A_GRADIENT
+        monkeypatch.setattr(objective_module, "PROMPTS_A_GRADIENT", bound)
+    most_prompts = objective_module.PROMPTS_A_GRADIENT
     at_once = most_prompts // 2
     objective = objective_for(
         ends,

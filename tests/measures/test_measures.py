@@ -54,7 +54,7 @@ def test_every_changed_layer_gets_finite_values_that_survive_json(
     record = found[name]
     assert record.measure == name
     for statistic in record.statistics:
-        assert list(statistic.values) == list(objective.path.layers)
+        assert list(statistic.values) == list(objective.weights.layers)
         assert all(math.isfinite(value) for value in statistic.values.values())
         assert statistic.title
         assert statistic.about.endswith(".")
@@ -119,7 +119,9 @@ def unseen_share(ends: Ends, layer: str) -> float:
     """Share of a layer's entries that a softmax does not see: the gradient of k_proj.bias is
     nothing but rounding."""
     objective = objective_for(ends, make_batches(SIZES))
-    sizes = {name: objective.path.theta_0[name].numel() for name in objective.path.layers[layer]}
+    sizes = {
+        name: objective.weights.theta_0[name].numel() for name in objective.weights.layers[layer]
+    }
     return sum(size for name, size in sizes.items() if name.endswith("k_proj.bias")) / sum(
         sizes.values()
     )

@@ -130,7 +130,7 @@ def test_an_attribution_that_does_not_add_up_is_said(
     short_ends: Ends, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     objective = objective_for(short_ends, make_batches((4,)))
-    original = Slopes._taken
-    monkeypatch.setattr(Slopes, "_taken", lambda self, part: 1.5 * original(self, part))
+    original = Slopes._pop_slopes
+    monkeypatch.setattr(Slopes, "_pop_slopes", lambda self, part: 1.5 * original(self, part))
     found = path_barrier(objective)
     assert "even with 24 nodes" in found.notes[0]

@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from clipmerge.learning.loss import CalibrationLoss
 from clipmerge.learning.objective import Batch, Objective
+from clipmerge.learning.zeroshot_loss import ZeroShotLoss
 from clipmerge.measures.average_case import average_case
 from clipmerge.measures.first_order import first_order
 from clipmerge.measures.worst_case import worst_case
@@ -155,28 +155,28 @@ def test_weights_stay_there_bit_for_bit(
     objective: Objective, measure: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """While a layer moves all other parameters stay, and afterwards the layer is restored."""
-    objective.path.move_to(0.5)
+    objective.weights.set_alpha(0.5)
     before = {
-        name: parameter.detach().clone() for name, parameter in objective.path.parameters.items()
+        name: parameter.detach().clone() for name, parameter in objective.weights.parameters.items()
     }
-    original = CalibrationLoss.loss
+    original = ZeroShotLoss.loss
     moving: set[frozenset[str]] = set()
 
-    def watched(self: CalibrationLoss, *args: object) -> Tensor:
+    def watched(self: ZeroShotLoss, *args: object) -> Tensor:
         changed = {
             layer_of(n)
-            for n, p in objective.path.parameters.items()
+            for n, p in objective.weights.parameters.items()
             if not torch.equal(p.detach(), before[n])
         }
         moving.add(frozenset(changed))
         return original(self, *args)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(CalibrationLoss, "loss", watched)
+    monkeypatch.setattr(ZeroShotLoss, "loss", watched)
     measure(objective, at=0.5)  # type: ignore[operator]
-    assert moving - {frozenset()} == {frozenset({layer}) for layer in objective.path.layers}
+    assert moving - {frozenset()} == {frozenset({layer}) for layer in objective.weights.layers}
     assert all(
         torch.equal(parameter.detach(), before[n])
-        for n, parameter in objective.path.parameters.items()
+        for n, parameter in objective.weights.parameters.items()
     )
 
 
@@ -200,7 +200,7 @@ def test_average_case_is_the_mean_over_its_draws(
     found = average_case(objective, rho=0.1, draws=3, adaptive=adaptive, at=0.5)
     layers = layers_of(reference)
     for column, (layer, names) in enumerate(
-        (layer, list(names)) for layer, names in objective.path.layers.items()
+        (layer, list(names)) for layer, names in objective.weights.layers.items()
     ):
         assert sorted(names) == sorted(layers[layer])
         expected = []

@@ -22,6 +22,8 @@ from clipmerge.errors import CheckpointError
 from clipmerge.evaluation.moving_model import MovingModel
 from clipmerge.families.transformers import VISION_TEXT_DUAL_ENCODER
 from clipmerge.learning.objective import Batch, Objective
+from clipmerge.learning.sharded_batches import ShardedBatches
+from clipmerge.learning.zeroshot_loss import Prompts
 from clipmerge.models import ImageTextModel, model_for
 from clipmerge.models.blocks import entering
 from clipmerge.models.open_clip import _tokenizer, build_module, transform_for
@@ -115,16 +117,19 @@ def test_loss_and_gradients_are_those_of_the_librarys_forward(
 ) -> None:
     pair, model = opened(family_pairs(name))
     batch = Batch(0, model.pixels(pictures()), LABELS)
-    objective = Objective(
-        model, pair, [batch], PROMPTS, templates=1, context=distributed_context("cpu")
-    )
-    objective.path.move_to(0.5)
+    context = distributed_context("cpu")
+    prompts = Prompts(model, PROMPTS, 1, context.device)
+    objective = Objective(model, pair, ShardedBatches([batch], context), prompts)
+    objective.weights.set_alpha(0.5)
     reference = Reference(name, family_pairs(name), 0.5)
     loss = reference.loss()
     loss.backward()
     for _, found in objective.gradients():
         assert found == pytest.approx(loss.item(), rel=1e-5)
-        ours = {key: objective.path.gradient_of(key).double() for key in objective.path.task_vector}
+        ours = {
+            key: objective.weights.gradient_of(key).double()
+            for key in objective.weights.task_vector
+        }
     theirs = {key: p.grad for key, p in reference.model.named_parameters() if p.grad is not None}
     largest = max(float(gradient.abs().max()) for gradient in theirs.values())
     # two families spell some names otherwise in memory: there the gradients are compared as a set

@@ -132,7 +132,7 @@ def test_without_gradients_the_last_mlp_gets_the_pooled_token_alone(tmp_path: Pa
 
 def test_casts_of_weights_are_held_until_weights_move(tmp_path: Path) -> None:
     objective = objective_for(save_ends(tmp_path), make_batches((4,)))
-    (batch,), path = objective.shares.batches, objective.path
+    (batch,), path = objective.data.batches, objective.weights
 
     def features(*, grad: bool = False) -> Tensor:
         with torch.set_grad_enabled(grad), passes(batch.pixels.device, "bfloat16"):
@@ -145,9 +145,9 @@ def test_casts_of_weights_are_held_until_weights_move(tmp_path: Path) -> None:
                 path.parameters[name].data.mul_(1.5)
         assert torch.equal(features(), before)
         assert not torch.equal(features(grad=True), before)
-        path.move_to(0.5)
+        path.set_alpha(0.5)
         inside = features()
-    path.move_to(0.5)
+    path.set_alpha(0.5)
     assert torch.equal(features(), inside)
 
 

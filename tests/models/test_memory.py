@@ -11,7 +11,7 @@ from torch import Tensor
 from clipmerge.distributed import device_work
 from clipmerge.errors import MeasureError
 from clipmerge.models import memory as module
-from clipmerge.models.memory import Pieces, _limits, memory
+from clipmerge.models.memory import MicroBatcher, _limits, memory
 
 PHYSICAL = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
@@ -76,7 +76,7 @@ def holding(most: int) -> Callable[[Tensor], Tensor]:
 
 def test_images_go_through_in_halves_until_memory_suffices() -> None:
     said: list[str] = []
-    pieces, pixels = Pieces(None, said.append), torch.arange(10.0)[:, None]
+    pieces, pixels = MicroBatcher(None, said.append), torch.arange(10.0)[:, None]
     assert torch.equal(pieces.forward(holding(3), pixels), pixels * 2)
     assert said == [
         f"memory does not suffice for {count} images at once: going on with {count // 2}"
@@ -84,7 +84,7 @@ def test_images_go_through_in_halves_until_memory_suffices() -> None:
     ]
     assert torch.equal(pieces.forward(holding(2), pixels), pixels * 2)  # without another attempt
     assert len(said) == 2
-    assert torch.equal(Pieces(None, said.append).forward(holding(10), pixels), pixels * 2)
+    assert torch.equal(MicroBatcher(None, said.append).forward(holding(10), pixels), pixels * 2)
     assert len(said) == 2
 
 
@@ -114,7 +114,7 @@ def test_one_image_too_many_is_one_line_that_names_what_to_lower(error: Exceptio
         ),
         device_work(),
     ):
-        Pieces(None, str).tried(9, work)
+        MicroBatcher(None, str).run(9, work)
     assert attempts == [9, 4, 2, 1]
 
 
@@ -126,5 +126,5 @@ def test_other_errors_are_not_tried_again() -> None:
         raise RuntimeError("device-side assert triggered")
 
     with pytest.raises(RuntimeError, match="assert"), device_work():
-        Pieces(4, str).tried(9, work)
+        MicroBatcher(4, str).run(9, work)
     assert attempts == [4]

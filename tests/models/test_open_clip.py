@@ -18,7 +18,7 @@ from tests.support.small_objective import objective_for
 from tests.support.tiny_clip import Folders
 from tests.support.tiny_open_clip import ARCHITECTURES, load, model_config, save_open_clip_pair
 
-KINDS = [*ARCHITECTURES]
+AUGMENTATIONS = [*ARCHITECTURES]
 
 
 @pytest.fixture(scope="module")
@@ -27,12 +27,12 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Folders]:
     folder = tmp_path_factory.mktemp("pairs")
     return {
         name: save_open_clip_pair(folder / str(number), model_config(**ARCHITECTURES[name]))
-        for number, name in enumerate(KINDS)
+        for number, name in enumerate(AUGMENTATIONS)
     }
 
 
 @pytest.mark.uncounted
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", AUGMENTATIONS)
 @torch.no_grad()
 def test_features_and_logits_are_open_clips_own(pairs: dict[str, Folders], kind: str) -> None:
     folder = pairs[kind][1]
@@ -54,7 +54,7 @@ def test_features_and_logits_are_open_clips_own(pairs: dict[str, Folders], kind:
     torch.testing.assert_close(found, logits, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", AUGMENTATIONS)
 @torch.no_grad()
 def test_a_tower_may_start_at_any_block(pairs: dict[str, Folders], kind: str) -> None:
     model = load_model(open_checkpoint(str(pairs[kind][0])))
@@ -94,7 +94,7 @@ def test_the_shares_of_all_layers_are_the_measured_barrier(
     found = load_plugin("measures", "path-barrier")(objective)
     for check in found.checks.values():
         assert check.sum_of_layers == pytest.approx(check.measured, rel=0.02, abs=2e-5)
-    assert objective.path.layers.keys() == set(found.layers)
+    assert objective.weights.layers.keys() == set(found.layers)
 
 
 @pytest.fixture(scope="module")

@@ -30,7 +30,7 @@ PLAIN, MASKED = (
     f"merge ZEROSHOT FINETUNED -r {recipe} -o OUT" for recipe in ("wise-ft", "breadcrumbs")
 )
 FEW = (
-    "--set measure.steps=6 --set measure.batch=8 --set measure.copies=4 --set measure.held_back=0"
+    "--set measure.steps=6 --set measure.batch=8 --set measure.strong_aug=4 --set measure.held_back=0"
     " --no-verdict"
 )
 LEARNED = f"merge ZEROSHOT FINETUNED -r auto --data IMAGES {FEW} -o OUT"

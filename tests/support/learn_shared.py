@@ -14,8 +14,8 @@ from torch import Tensor
 
 from clipmerge.distributed import DistributedContext
 from clipmerge.learning.coefficients import Coefficients
-from clipmerge.learning.goal import Goal
 from clipmerge.learning.learn import LearningConfig, learn
+from clipmerge.learning.learning_loss import LossConfig
 from tests.support import pretended_device
 from tests.support.pretended_device import Pretended, counted
 from tests.support.small_objective import make_batches, objective_for
@@ -48,7 +48,7 @@ def main(folder: Path, device: str) -> None:
             ends, make_batches((8, 8, 8, 8, 4))[number::count], context=processes
         )
         values = Coefficients(objective, "entry")
-        learn(objective, values, LearningConfig(Goal(0.7, views=1.0), 4, 0.02, batch=16))
+        learn(objective, values, LearningConfig(LossConfig(0.7, weak_aug=1.0), 4, 0.02, batch=16))
     save_file(values.by_parameter(), folder / f"{device}-{count}-{number}.safetensors")
 
 

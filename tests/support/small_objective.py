@@ -1,7 +1,7 @@
 """An `Objective` over a really small CLIP, and its loss once more through transformers' own
 forward."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from copy import deepcopy
 from pathlib import Path
 from typing import Any, Self
@@ -13,8 +13,8 @@ from transformers import CLIPModel
 
 from clipmerge.config import Missing
 from clipmerge.distributed import DistributedContext, distributed_context
-from clipmerge.learning.goal import (
-    Goal,
+from clipmerge.learning.learning_loss import (
+    LossConfig,
     Losses,
     backpropagate,
     losses_of,
@@ -22,7 +22,9 @@ from clipmerge.learning.goal import (
     with_teacher_targets,
 )
 from clipmerge.learning.objective import Batch, Objective
+from clipmerge.learning.sharded_batches import ShardedBatches
 from clipmerge.learning.steps import Step, lay_out
+from clipmerge.learning.zeroshot_loss import Prompts
 from clipmerge.models import model_for
 from tests.support.tasks import inputs_of
 from tests.support.tiny_clip import CLASSES, tiny_config, tiny_processor
@@ -75,39 +77,29 @@ def objective_for(
     *,
     templates: tuple[str, ...] = TEMPLATES[:1],
     classes: tuple[str, ...] = CLASSES,
-    seed: int = 0,
     context: DistributedContext | None = None,
-    images_at_once: int | None = None,
     prompts_at_once: int = 512,
-    progress: Callable[[float, float], None] | None = None,
     missing: Missing = "error",
+    **options: Any,
 ) -> Objective:
     pair = inputs_of(ends, missing=missing)
-    objective = Objective(
-        model_for(pair.family, pair.zeroshot.config, ends[0]),
-        pair,
-        batches,
-        [template.format(name) for name in classes for template in templates],
-        templates=len(templates),
-        context=context or distributed_context("cpu"),
-        seed=seed,
-        images_at_once=images_at_once,
-        progress=progress,
-    )
-    prompts = objective.criterion.prompts
+    model = model_for(pair.family, pair.zeroshot.config, ends[0])
+    here = context or distributed_context("cpu")
+    texts = [template.format(name) for name in classes for template in templates]
+    prompts = Prompts(model, texts, len(templates), here.device)
     prompts.at_once = min(prompts.at_once, prompts_at_once)
-    return objective
+    return Objective(model, pair, ShardedBatches(batches, here), prompts, **options)
 
 
-def prepare(objective: Objective, goal: Goal, steps: int) -> list[Step]:
+def prepare(objective: Objective, loss_config: LossConfig, steps: int) -> list[Step]:
     """Steps with the zero-shot model's targets and nothing held back; leaves the objective at its
     weights."""
-    return with_teacher_targets(objective, lay_out(objective, steps).steps, goal)
+    return with_teacher_targets(objective, lay_out(objective, steps).steps, loss_config)
 
 
-def descend(objective: Objective, step: Step, goal: Goal, **options: Any) -> Losses:
-    """Compute the gradient of a step's goal, and return its losses."""
-    sums = backpropagate(objective, step, goal, make_pictures(step, goal), **options)
+def descend(objective: Objective, step: Step, loss_config: LossConfig, **options: Any) -> Losses:
+    """Compute the gradient of a step's loss, and return its losses."""
+    sums = backpropagate(objective, step, loss_config, make_pictures(step, loss_config), **options)
     return losses_of(objective, step, sums)
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from clipmerge.learning import learn as learn_module
 from clipmerge.learning import resume as resumption
-from clipmerge.learning.goal import Losses
+from clipmerge.learning.learning_loss import Losses
 
 SAVED = "the learning is saved after step {} of {}; the same command resumes there"
 GOES_ON = "learning resumes after step {} of {}, saved by an earlier run"

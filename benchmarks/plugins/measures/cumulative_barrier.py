@@ -40,10 +40,10 @@ def cumulative_barrier(objective: Objective, *, points: Count = 3) -> Measuremen
     Source:
         Adilova et al. 2023, arXiv:2307.06966.
     """
-    objective.announce(forward=1 + 2 * (points + 1) * len(objective.path.layers))
-    objective.path.move_to(1.0)
+    objective.announce(forward=1 + 2 * (points + 1) * len(objective.weights.layers))
+    objective.weights.set_alpha(1.0)
     finetuned = objective.losses()
-    order = list(objective.path.layers)
+    order = list(objective.weights.layers)
     return Measurements(
         measure="cumulative-barrier",
         statistics=(
@@ -59,7 +59,7 @@ def cumulative_barrier(objective: Objective, *, points: Count = 3) -> Measuremen
                 "the last layers from this one on",
             ),
         ),
-        batch_sizes=objective.shares.batch_sizes,
+        batch_sizes=objective.data.batch_sizes,
     )
 
 
@@ -79,7 +79,7 @@ def _added(
         added[layer] = {number: barrier[number] - before[number] for number in barrier}
         before = barrier
     values = {
-        number: [added[layer][number] for layer in objective.path.layers] for number in finetuned
+        number: [added[layer][number] for layer in objective.weights.layers] for number in finetuned
     }
     return statistic(
         objective,

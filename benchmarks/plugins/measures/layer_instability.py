@@ -28,11 +28,11 @@ def layer_instability(objective: Objective, *, points: Count = 3) -> Measurement
         Our reading of Abdollahpoorrostam 2024, arXiv:2410.16476, whose definition is not public;
         layer-wise barriers: Adilova et al. 2023, arXiv:2307.06966.
     """
-    objective.announce(forward=1 + (points + 1) * len(objective.path.layers))
-    objective.path.move_to(1.0)
+    objective.announce(forward=1 + (points + 1) * len(objective.weights.layers))
+    objective.weights.set_alpha(1.0)
     finetuned = objective.losses()
     found = [
-        instabilities(objective, [layer], points, finetuned) for layer in objective.path.layers
+        instabilities(objective, [layer], points, finetuned) for layer in objective.weights.layers
     ]
     values = {number: [each[number] for each in found] for number in finetuned}
     instability = statistic(
@@ -50,7 +50,7 @@ def layer_instability(objective: Objective, *, points: Count = 3) -> Measurement
     return Measurements(
         measure="layer-instability",
         statistics=(instability,),
-        batch_sizes=objective.shares.batch_sizes,
+        batch_sizes=objective.data.batch_sizes,
     )
 
 
@@ -64,9 +64,9 @@ def instabilities(
     """
     tried = []
     for step in range(points + 1):
-        objective.path.move_to(step / (points + 1), layers)
+        objective.weights.set_alpha(step / (points + 1), layers)
         tried.append(objective.losses())
-    objective.path.move_to(1.0, layers)
+    objective.weights.set_alpha(1.0, layers)
     return {
         number: max(losses[number] for losses in tried[1:]) - (tried[0][number] + loss) / 2
         for number, loss in finetuned.items()

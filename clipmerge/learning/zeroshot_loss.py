@@ -1,4 +1,4 @@
-"""The calibration loss at the current weights: cross-entropy of the zero-shot head.
+"""The zero-shot loss at the current weights: cross-entropy of images with their class prompts.
 
 Class prompts pass through the text tower, are averaged over templates and compared with the image
 features. Values that do not depend on the weights that moved are cached: prompt features, and the
@@ -9,23 +9,118 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from copy import copy
 from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from clipmerge.distributed import to_device
 from clipmerge.images.batches import Batch
 from clipmerge.layers import block_of, may_precede_blocks
-from clipmerge.learning.path import PathWeights
-from clipmerge.learning.prompts import Prompts
+from clipmerge.learning.weights import InterpolatedWeights
 from clipmerge.models import ImageTextModel, Prefix
-from clipmerge.models.memory import Pieces
-from clipmerge.models.zero_shot import averaged
+from clipmerge.models.blocks import run_twice
+from clipmerge.models.memory import MicroBatcher
+from clipmerge.models.zero_shot import PROMPTS_AT_ONCE, averaged, refuse_one_prompt
+
+# Tokens whose activations are held at once, whatever the number of prompts.
+_TOKENS_AT_ONCE = 4096
 
 
-class CalibrationLoss:
-    """The loss as a function of the weights on the path, plus any perturbation of them.
+class Prompts:
+    """Prompts class by class: entry ``c * templates + t``.
+
+    Attributes:
+        templates: Prompts per class.
+        classes: Number of classes.
+        tokens: Result of `ImageTextModel.tokens`, on the device.
+        at_once: Prompts whose activations are held at once.
+    """
+
+    def __init__(
+        self, model: ImageTextModel, texts: list[str], templates: int, device: torch.device
+    ) -> None:
+        """Tokenise the prompts."""
+        self.templates = templates
+        self.classes = len(texts) // templates
+        self._model = model
+        tokens = model.tokens(texts)
+        refuse_one_prompt([tokens], templates)
+        self.tokens = {key: value.to(device) for key, value in tokens.items()}
+        self.at_once = max(
+            1, min(PROMPTS_AT_ONCE, _TOKENS_AT_ONCE // self.tokens["input_ids"].shape[1])
+        )
+
+    @property
+    def count(self) -> int:
+        """Number of prompts."""
+        return self.templates * self.classes
+
+    def drawn(self, most: int, seed: int) -> Prompts:
+        """Draw templates, the same for all classes, so that at most ``most`` prompts remain; at
+        least one template.
+        """
+        if self.count <= most or self.templates == 1:
+            return self
+        generator = torch.Generator().manual_seed(seed)
+        chosen = (
+            torch.randperm(self.templates, generator=generator)[: max(1, most // self.classes)]
+            .sort()
+            .values
+        )
+        places = self.places(None, chosen)
+        fewer = copy(self)
+        fewer.templates = len(chosen)
+        fewer.tokens = {key: value[places] for key, value in self.tokens.items()}
+        return fewer
+
+    @property
+    def are_many(self) -> bool:
+        """Whether there are so many prompts that they are embedded piece by piece."""
+        return self.count > self.at_once
+
+    def features(self, prefix: Prefix | None = None, places: Tensor | None = None) -> Tensor:
+        """Embed prompts: (prompts, projection_dim); of many, the graph holds one piece's
+        activations at a time.
+        """
+        tokens = (
+            self.tokens
+            if places is None
+            else {key: value[places] for key, value in self.tokens.items()}
+        )
+        if len(tokens["input_ids"]) <= self.at_once:
+            return self._model.text_features(tokens, prefix)
+        return torch.cat(
+            [run_twice(self._model.text_features, piece) for piece in self._pieces(tokens)]
+        )
+
+    def embed(self) -> Iterator[dict[str, Tensor]]:
+        """Run the text tower over all prompts, piece by piece; yields the tokens of each piece
+        before its run.
+        """
+        for tokens in self._pieces(self.tokens):
+            yield tokens
+            self._model.text_features(tokens)
+
+    def places(self, classes: Tensor | None, templates: Tensor | None) -> Tensor:
+        """Indices of the prompts of some classes in some templates, class by class."""
+        wanted = torch.arange(self.classes) if classes is None else classes
+        written = torch.arange(self.templates) if templates is None else templates
+        return to_device(
+            (wanted[:, None] * self.templates + written).flatten(), self.tokens["input_ids"].device
+        )
+
+    def _pieces(self, tokens: dict[str, Tensor]) -> Iterator[dict[str, Tensor]]:
+        for piece in zip(
+            *(torch.split(value, self.at_once) for value in tokens.values()), strict=True
+        ):
+            yield dict(zip(tokens, piece, strict=True))
+
+
+class ZeroShotLoss:
+    """The loss at the weights that the model has now, interpolated or perturbed.
 
     Attributes:
         model: The model, on the device.
@@ -33,13 +128,17 @@ class CalibrationLoss:
     """
 
     def __init__(
-        self, model: ImageTextModel, path: PathWeights, prompts: Prompts, pieces: Pieces
+        self,
+        model: ImageTextModel,
+        weights: InterpolatedWeights,
+        prompts: Prompts,
+        micro_batcher: MicroBatcher,
     ) -> None:
-        """Start with empty caches; images without a graph go through in these pieces."""
+        """Start with empty caches."""
         self.model = model
         self.prompts = prompts
-        self._path = path
-        self._pieces = pieces
+        self._weights = weights
+        self._micro_batcher = micro_batcher
         # prompt features, and per tower the hidden states of one batch, each with the number of
         # moves before it
         self._prompt_features: tuple[int, Tensor] | None = None
@@ -51,11 +150,15 @@ class CalibrationLoss:
 
         Computed once per point, or once for all points if the text tower is the same at both ends.
         """
-        moves = self._path.text_moves
+        moves = self._weights.text_moves
         if self._prompt_features is None or self._prompt_features[0] != moves:
             with torch.no_grad():
                 self._prompt_features = (moves, self.prompts.features())
         return self._prompt_features[1]
+
+    def limit_prompts(self, at_once: int) -> None:
+        """Embed no more prompts at once than their activations fit into a card's memory."""
+        self.prompts.at_once = at_once
 
     @contextmanager
     def fewer_prompts(self, most: int, seed: int) -> Iterator[tuple[str, ...]]:
@@ -90,7 +193,7 @@ class CalibrationLoss:
         graph.
         """
         places = self.prompts.places(classes, templates)
-        anew = self._path.text_changes and not cached
+        anew = self._weights.text_changes and not cached
         features = self.prompts.features(places=places) if anew else self.prompt_features()[places]
         return averaged(features, self.prompts.templates if templates is None else len(templates))
 
@@ -100,7 +203,7 @@ class CalibrationLoss:
         """
         if torch.is_grad_enabled():
             return self.model.image_features(pixels)
-        return self._pieces.forward(self.model.image_features, pixels)
+        return self._micro_batcher.forward(self.model.image_features, pixels)
 
     def loss(
         self, batch: Batch, prompt_features: Tensor, image_features: Tensor | None = None
@@ -119,7 +222,7 @@ class CalibrationLoss:
 
     def joint_loss(self, batch: Batch) -> Tensor:
         """Mean cross-entropy with the text tower in the graph, for second derivatives, in nats."""
-        if not self._path.text_changes:
+        if not self._weights.text_changes:
             return self.loss(batch, self.prompt_features())
         return self.loss(batch, self.prompts.features())
 
@@ -151,7 +254,7 @@ class CalibrationLoss:
         if may_precede_blocks(layer) or (tower == "text" and self.prompts.are_many):
             return None
         # prompts are the same for every batch
-        key = (self._path.moves, batch.number if tower == "vision" else 0)
+        key = (self._weights.moves, batch.number if tower == "vision" else 0)
         if tower not in self._hidden or self._hidden[tower][0] != key:
             self._hidden.pop(tower, None)  # free it before the next ones take as much memory
             inputs = batch.pixels if tower == "vision" else self.prompts.tokens

@@ -1,10 +1,16 @@
-"""The weights on the straight path from zero-shot to fine-tuned, moved in place on the device."""
+"""Interpolated weights: theta_0 + c * task_vector, set in place in one model on the device.
+
+`merging.formula` computes the same for files, rounding operation by operation as IEEE demands, so
+that a merge has the same bytes on any machine. Here a fused multiply-add on the device rounds once:
+several times as fast, and measures and learning need the loss, not the last bit.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -13,19 +19,22 @@ from torch.nn import Parameter
 from clipmerge.checkpoint import Inputs
 from clipmerge.errors import MeasureError
 from clipmerge.files.finite import require_finite
-from clipmerge.learning.bulk import copy_each
 from clipmerge.models import ImageTextModel
 
 #: WiSE-FT's alpha where nothing is tuned (Wortsman et al. 2022): learning starts there.
 DEFAULT_ALPHA = 0.5
+T = TypeVar("T")
+#: Entries that a card computes at once: 128 MB in float32, which is what such an operation takes
+#: beside its inputs.
+LARGE = 1 << 25
 # Entries of a tensor that are read at a time if it is not needed whole.
 _ENTRIES = 1 << 20
-# Entries up to which a tensor is held in memory: mapping it again takes longer than copying it.
-_HELD = 1 << 16
+# Entries up to which a tensor is copied into memory: mapping it again takes longer than that.
+_MAX_COPIED = 1 << 16
 
 
-class Ends(Mapping[str, Tensor]):
-    """Tensors by name, each held in memory or read from mapped files on every access."""
+class EndpointTensors(Mapping[str, Tensor]):
+    """Theta_0 or the task vector by name, in memory or read from mapped files on every access."""
 
     def __init__(self) -> None:
         """Start without tensors."""
@@ -36,9 +45,9 @@ class Ends(Mapping[str, Tensor]):
         self._sources[name] = source
 
     def __getitem__(self, name: str) -> Tensor:
-        return self.part(name, None)
+        return self.rows(name, None)
 
-    def part(self, name: str, rows: slice | None) -> Tensor:
+    def rows(self, name: str, rows: slice | None) -> Tensor:
         """Some rows of a tensor; ``None`` for all of it."""
         source = self._sources[name]
         return rows_of(source, rows) if isinstance(source, Tensor) else source(rows)
@@ -55,6 +64,7 @@ class Ends(Mapping[str, Tensor]):
         return sum(source.nbytes for source in self._sources.values() if isinstance(source, Tensor))
 
     def __contains__(self, name: object) -> bool:
+        # `Mapping`'s own would read the tensor, from a disk perhaps, to see whether it is there
         return name in self._sources
 
 
@@ -62,7 +72,7 @@ def _is_mapped(name: str, parameter: Parameter, inputs: Inputs) -> bool:
     """Whether both ends can be read again at no more than the cost of copying them into the
     device's memory.
     """
-    if parameter.numel() <= _HELD or parameter.device.type != "cpu":
+    if parameter.numel() <= _MAX_COPIED or parameter.device.type != "cpu":
         return False
     ends = (inputs.theta_0, inputs.theta_1)
     return all(
@@ -116,7 +126,7 @@ def _read(inputs: Inputs, name: str, rows: slice | None = None, *, change: bool)
     return value
 
 
-class PathWeights:
+class InterpolatedWeights:
     """The weights of one model at theta_0 + alpha * task_vector.
 
     Attributes:
@@ -134,8 +144,8 @@ class PathWeights:
         model.load(inputs.theta_0, inputs.zeroshot.source)
         model.module.to(device)
         self.parameters = model.parameters
-        self.theta_0 = Ends()
-        self.task_vector = Ends()
+        self.theta_0 = EndpointTensors()
+        self.task_vector = EndpointTensors()
         # both ends as they are in 16-bit checkpoints, on a card: half of the memory of theta_0 and
         # a task vector
         self._short: dict[str, tuple[Tensor, Tensor]] = {}
@@ -184,7 +194,7 @@ class PathWeights:
                 self.task_vector.add(name, task_vector)
 
     @property
-    def ends_nbytes(self) -> int:
+    def endpoint_nbytes(self) -> int:
         """Bytes of both ends in memory."""
         short = sum(end.nbytes for ends in self._short.values() for end in ends)
         return self.theta_0.nbytes + self.task_vector.nbytes + short
@@ -194,16 +204,16 @@ class PathWeights:
         """Whether both ends of some weights are held in 16 bits."""
         return bool(self._short)
 
-    def start_at(self, names: Sequence[str]) -> list[Tensor]:
+    def reset_to_zeroshot(self, names: Sequence[str]) -> list[Tensor]:
         """Set several parameters to theta_0 and return their task vectors, with few kernels for
         many of them.
         """
         short = {name: ends[0] for name in names if (ends := self._short.get(name))}
         values = [self.parameters[name].data for name in names]
         copy_each(values, [short[name] if name in short else self.theta_0[name] for name in names])
-        return self.changes(names)
+        return self.task_vectors(names)
 
-    def changes(self, names: Sequence[str]) -> list[Tensor]:
+    def task_vectors(self, names: Sequence[str]) -> list[Tensor]:
         """The task vectors of several parameters, with few kernels for many of them."""
         short = [name for name in names if name in self._short]
         made = [torch.empty_like(self.parameters[name].data) for name in short]
@@ -221,10 +231,10 @@ class PathWeights:
         return any(layer.startswith("text.") for layer in self.layers)
 
     @torch.no_grad()
-    def move_to(self, alpha: float, layers: Collection[str] | None = None) -> None:
+    def set_alpha(self, alpha: float, layers: Collection[str] | None = None) -> None:
         """Set the weights, or those of some layers, to theta_0 + alpha * task_vector, in place."""
         moved = self.layers if layers is None else layers
-        self.forget(text=any(layer.startswith("text.") for layer in moved))
+        self.invalidate_caches(text=any(layer.startswith("text.") for layer in moved))
         for name in (name for layer in moved for name in self.layers[layer]):
             torch.add(
                 self.theta_0[name],
@@ -233,10 +243,28 @@ class PathWeights:
                 out=self.parameters[name].data,
             )
 
-    def forget(self, *, text: bool) -> None:
-        """Count a move made by other code, so that values cached for the old weights are not used
-        again.
-        """
+    @torch.no_grad()
+    def set_coefficients(self, coefficients: Callable[[str], Tensor], names: Iterable[str]) -> None:
+        """Set weights to theta_0 + c * task_vector, in place; c broadcasts to its parameter."""
+        if next(iter(self.parameters.values())).device.type == "cpu":
+            for name in names:
+                weights, factor = self.parameters[name].data, coefficients(name)
+                for rows in runs_of(weights):
+                    torch.addcmul(
+                        self.theta_0.rows(name, rows),
+                        self.task_vector.rows(name, rows),
+                        rows_of(factor, rows),
+                        out=rows_of(weights, rows),
+                    )
+        else:  # one kernel for many tensors
+            for bucket in bucketed(names, lambda name: self.parameters[name].numel(), LARGE):
+                targets = [self.parameters[name].data for name in bucket]
+                factors = [coefficients(name) for name in bucket]
+                torch._foreach_addcmul_(targets, self.reset_to_zeroshot(bucket), factors)
+        self.invalidate_caches(text=self.text_changes)
+
+    def invalidate_caches(self, *, text: bool) -> None:
+        """Count a move, so that values cached for the old weights are not used again."""
         torch.clear_autocast_cache()
         self.moves += 1
         self.text_moves += text
@@ -266,3 +294,28 @@ class PathWeights:
         """Drop the gradients of the changed parameters."""
         for name in self.task_vector:
             self.parameters[name].grad = None
+
+
+def bucketed(items: Iterable[T], size_of: Callable[[T], int], min_size: int) -> Iterator[list[T]]:
+    """Group items, in order, until each group has at least this size.
+
+    Example:
+        >>> list(bucketed([1, 2, 3], int, 3))
+        [[1, 2], [3]]
+    """
+    bucket, size = list[T](), 0
+    for item in items:
+        bucket.append(item)
+        size += size_of(item)
+        if size >= min_size:
+            yield bucket
+            bucket, size = [], 0
+    if bucket:
+        yield bucket
+
+
+def copy_each(targets: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
+    """Copy tensors into others of any precision."""
+    for dtype in dict.fromkeys(source.dtype for source in sources):
+        pairs = [(t, s) for t, s in zip(targets, sources, strict=True) if s.dtype == dtype]
+        torch._foreach_copy_([target for target, _ in pairs], [source for _, source in pairs])
