@@ -415,45 +415,6 @@ class SweepOptions(DecisionOptions, total=False):
     overwrite: Overwrite
 
 
-class BenchOptions(MachineOptions, total=False):
-    """Options of `bench`."""
-
-    limit: Annotated[
-        int | None,
-        Option(
-            None,
-            "Images sampled from each source, for a quick look; by default all.",
-            "Images",
-            "COUNT",
-            minimum=2,
-        ),
-    ]
-    recipes: Annotated[
-        Sequence[Any] | None, _recipes(None, "Recipe in place of the suite's; may be repeated.")
-    ]
-    alphas: Annotated[
-        Sequence[float] | str | None,
-        Option(
-            None, "Points of the curve; by default the suite's.", "Inputs", "LIST", cli=str | None
-        ),
-    ]
-    images: Images
-    seed: Seed
-    check: Annotated[
-        bool, Option(True, "Stop if zero-shot accuracy is not the published figure.", "Decision")
-    ]
-    jobs: Annotated[
-        str | None,
-        Option(
-            None,
-            "A job of its own for each pair: 'local', or 'slurm:KEY=VALUE,...'.",
-            "Machine",
-            "WHERE",
-        ),
-    ]
-    overwrite: Overwrite
-
-
 class PushOptions(TypedDict, total=False):
     """Options of `push`."""
 
@@ -500,7 +461,6 @@ OPTIONS = {
         ApplyOptions,
         EvaluateOptions,
         SweepOptions,
-        BenchOptions,
         PushOptions,
     )
     for name, (_, option) in declarations(options).items()

@@ -216,7 +216,7 @@ def main() -> int:
     asked = parser.parse_args()
     if asked.what == "audit":
         return audit()
-    distributions = needed("clipmerge", frozenset({"jobs", "open-clip"}))
+    distributions = needed("clipmerge", frozenset({"open-clip"}))
     if asked.what == "sbom":
         print(json.dumps(bill_of_materials("clipmerge", distributions), indent=2))
         return 0

@@ -10,7 +10,6 @@ import clipmerge
 from tests.support.command import ROOT, python
 
 NAMES = [
-    "BenchResult",
     "Calibration",
     "CheckpointError",
     "ClipmergeError",
@@ -34,7 +33,6 @@ NAMES = [
     "UsageError",
     "__version__",
     "apply",
-    "bench",
     "convert",
     "evaluate",
     "inspect",

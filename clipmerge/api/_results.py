@@ -125,29 +125,6 @@ class SweepResult(Tabular):
 
 
 @dataclass(frozen=True, repr=False)
-class BenchResult(Tabular):
-    """Result of `bench`.
-
-    Attributes:
-        path: The folder written; ``None`` if nothing was written.
-        record: Everything that is written to ``bench.json``.
-    """
-
-    path: Path | None
-    record: dict[str, Any]
-
-    def _rows(self) -> Rows:
-        return [
-            {"point": name, "pair": pair["name"], **row["accuracy"], "gain": row["gain"]}
-            for pair in self.record["pairs"]
-            for name, row in _points(pair["sweep"])
-        ]
-
-    def _caption(self) -> str:
-        return f"{self.record['suite']}, {len(self.record['pairs'])} pairs"
-
-
-@dataclass(frozen=True, repr=False)
 class InspectResult(Tabular):
     """Result of `inspect`.
 

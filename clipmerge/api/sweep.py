@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
@@ -17,7 +17,6 @@ from clipmerge import __version__
 from clipmerge.api._in_memory import CheckpointLike, as_sources, open_source
 from clipmerge.api._merge_effect import load_tasks, score_other_tasks, settings_for, shared_plan
 from clipmerge.api._results import SweepResult
-from clipmerge.api._sweep_cache import SweepCache, key_of
 from clipmerge.api.plan import RunCache, check_ancestry, open_inputs, prepare
 from clipmerge.checkpoint import Inputs, align_checkpoints
 from clipmerge.config import Missing, SweepOptions, complete_options, with_options
@@ -144,11 +143,7 @@ def sweep(
 
 
 def run_sweep(
-    request: SweepRequest,
-    progress: Progress | None = None,
-    *,
-    resumes: bool = False,
-    check: Callable[[dict[str, float]], None] | None = None,
+    request: SweepRequest, progress: Progress | None = None
 ) -> tuple[dict[str, Any], dict[str, Correct]]:
     """Evaluate the curve and the recipes of a checked request."""
     progress = progress or Progress()
@@ -173,18 +168,12 @@ def run_sweep(
         )
         for name, source in request.points.items()
     }
-    kept = SweepCache.of(request, inputs) if resumes else None
-    if check is not None:
-        progress.stage("check")
-        at_home = {name: loaded[name] for name in request.id_sources}
-        right = _score(request, inputs, [Point(0.0)], at_home, progress, kept)
-        check({name: float(outcomes.mean()) for name, outcomes in right.items()})
-    points, planned, runs = _plan_points(request, inputs, known, progress, kept)
+    points, planned, runs = _plan_points(request, inputs, known, progress)
     first = len(points)
     points += [Point(None, checkpoint=pair) for pair in placed.values()]
     planning = time.perf_counter()
     progress.stage("evaluate")
-    correct = _score(request, inputs, points, loaded, progress, kept)
+    correct = _score(request, inputs, points, loaded, progress)
     for run in runs:
         run.finish()
     progress.stage("bootstrap")
@@ -373,7 +362,6 @@ def _plan_points(
     inputs: Inputs,
     known: RunCache,
     progress: Progress,
-    kept: SweepCache | None,
 ) -> tuple[list[Point], list[tuple[Plan, int]], list[Run]]:
     """The distinct points, those of the curve first; the recipes' plans with the index of their
     point; and new runs.
@@ -383,13 +371,9 @@ def _plan_points(
     }  # equal weights are one point
     planned, runs = [], []
     for recipe in request.recipes:
-        plan = kept.plan(request, recipe) if kept else None
-        if plan is None:
-            run = prepare(request.merge_request(recipe), progress, known=known, judged=False)
-            runs.append(run)
-            plan = shared_plan(run, request.calibration)
-            if kept is not None and run.is_main:
-                kept.keep_plan(request, recipe, plan)
+        run = prepare(request.merge_request(recipe), progress, known=known, judged=False)
+        runs.append(run)
+        plan = shared_plan(run, request.calibration)
         key = weights_key(plan, inputs)
         points.setdefault(key, Point(None, plan))
         planned.append((plan, list(points).index(key)))
@@ -402,7 +386,6 @@ def _score(
     points: list[Point],
     loaded: dict[str, LabelledImages],
     progress: Progress,
-    kept: SweepCache | None,
 ) -> dict[str, Correct]:
     from clipmerge.evaluation.scorer import Scorer
     from clipmerge.models.building import build_headed, build_model
@@ -411,7 +394,5 @@ def _score(
         build_headed(inputs) if inputs.have_heads_only else build_model(inputs),
         inputs,
         settings_for(request.calibration, request.dtype),
-        cache=kept.answers(request, loaded) if kept else None,
     )
-    keys = [key_of(point) for point in points] if kept else []
-    return scorer.score([point.move for point in points], loaded, progress, keys=keys)
+    return scorer.score([point.move for point in points], loaded, progress)

@@ -71,11 +71,6 @@ _EXAMPLES = {
             "and a checkpoint",
         ),
     ),
-    "bench": (
-        ("bench list", "the suites"),
-        ("bench corrupted-eurosat --dry-run", "what it downloads, and how long it takes"),
-        ("bench corrupted-eurosat --limit 64", "a quick look at 64 images per source"),
-    ),
     "data": (
         ("data list", "data sets, class names and templates by name"),
         ("data show imagenet-r", "where it lies, and its conventions"),

@@ -41,7 +41,6 @@ COMMANDS = {
     "evaluate": "Measure accuracy and retrieval recall, one row per source.",
     "demo": "Merge two small CLIPs that come with clipmerge, and compare.",
     "sweep": "Compare recipes with the alpha curve.",
-    "bench": "Reproduce published results by name.",
     "convert": "Convert between OpenCLIP's and transformers' layout.",
     "push": "Publish an output folder on the Hugging Face Hub.",
     "report": "Print the summary of a merge again.",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -15,7 +14,6 @@ from torch import Tensor
 
 from clipmerge.checkpoint import Inputs
 from clipmerge.distributed import device_work, peer_errors
-from clipmerge.evaluation.answer_cache import AnswerCache
 from clipmerge.evaluation.bf16_classifier import Bf16Classifier
 from clipmerge.evaluation.moving_model import MovingModel
 from clipmerge.evaluation.settings import EvalSettings
@@ -49,9 +47,7 @@ _ClassPrompts = tuple[tuple[str, ...], tuple[str, ...]]
 
 
 class Scorer:
-    """One model on the device, moved from point to point; answers of an interrupted run are in
-    ``cache``.
-    """
+    """One model on the device, moved from point to point."""
 
     def __init__(
         self,
@@ -60,13 +56,11 @@ class Scorer:
         settings: EvalSettings,
         *,
         load_bytes: int = _LOAD_BYTES,
-        cache: AnswerCache | None = None,
     ) -> None:
         self._model = model
         self._moving = MovingModel(model, inputs, settings.context.device, dtype=settings.dtype)
         self._settings = settings
         self._load_bytes = load_bytes
-        self._cache = cache
         # class embeddings by point; points with the same text tower share one tensor
         self._classes: dict[tuple[int, _ClassPrompts], Tensor] = {}
         self._classifiers: dict[tuple[int, str, _ClassPrompts], Bf16Classifier] = {}
@@ -74,12 +68,7 @@ class Scorer:
         self._last: dict[_ClassPrompts, tuple[int, Tensor]] = {}
 
     def score(
-        self,
-        moves: Sequence[Move],
-        sources: dict[str, LabelledImages],
-        progress: Progress,
-        *,
-        keys: Sequence[str] = (),
+        self, moves: Sequence[Move], sources: dict[str, LabelledImages], progress: Progress
     ) -> dict[str, Correct]:
         """Whether each image was recognised, by source, shape (points, images); arguments as for
         `answer`.
@@ -87,42 +76,30 @@ class Scorer:
         images = sum(map(len, sources.values()))
         sentence = f"classifying {images:,} images by {len(moves)} models on the CPU takes about"
         pace = Pace(progress, self._settings.context.device, sentence)
-        given = self.answer(moves, sources, pace, keys=keys)
+        given = self.answer(moves, sources, pace)
         return {name: given[name] == np.asarray(images.labels) for name, images in sources.items()}
 
     @torch.inference_mode()
     @device_work()
     @freed_memory_kept()
     def answer(
-        self,
-        moves: Sequence[Move],
-        sources: dict[str, LabelledImages],
-        progress: Progress,
-        *,
-        keys: Sequence[str] = (),
+        self, moves: Sequence[Move], sources: dict[str, LabelledImages], progress: Progress
     ) -> dict[str, Answers]:
-        """Class indices by source (points, images), in every process; answers are kept under the
-        points' ``keys``.
-        """
+        """Class indices by source (points, images), in every process."""
         _, processes = self._settings.share
-        outcomes = self._known(sources, keys)
-        known = {(name, number, start) for name, number, start, _ in outcomes}
+        outcomes: list[_Outcome] = []
         total = len(moves) * sum(map(len, sources.values())) / processes
-        done = sum(len(best) for *_, best in outcomes)
+        done = 0
         most = self._load_bytes
         if self._settings.context.device.type != "cpu":  # they stay there for all points
             most = min(most, int(_SHARE_OF_FREE * memory(self._settings.context.device)))
         pieces = MicroBatcher(self._settings.images_at_once, progress.say)
-        for load in loads(self._batches(sources, known, len(moves)), most):
+        for load in loads(self._batches(sources), most):
             for number, move in enumerate(moves):
-                parts = [part for part in load if (part[0], number, part[1]) not in known]
-                if parts:
-                    move(self._moving)
-                for name, start, batch in parts:
+                move(self._moving)
+                for name, start, batch in load:
                     best = self._answers(number, batch, sources[name], pieces, progress)
                     outcomes.append((name, number, start, best))
-                    if self._cache is not None:
-                        self._cache.add(name, start, {keys[number]: best})
                     done += len(best)
                     progress.advance(done, total)
         if processes > 1:
@@ -136,31 +113,10 @@ class Scorer:
             given[name][number, start : start + len(best)] = best
         return given
 
-    def _known(self, sources: dict[str, LabelledImages], keys: Sequence[str]) -> list[_Outcome]:
-        """Answers of an earlier run for this process's share of the batches."""
-        if self._cache is None:
-            return []
-        outcomes: list[_Outcome] = []
-        rank, processes = self._settings.share
+    def _batches(self, sources: dict[str, LabelledImages]) -> Iterator[_SourceBatch]:
         for name, images in sources.items():
             size = batch_size_for(len(images), self._settings.batch_size)
-            for start in range(rank * size, len(images), processes * size):
-                known = self._cache.read(name, start, min(size, len(images) - start), keys)
-                outcomes += [
-                    (name, keys.index(key), start, best.tolist()) for key, best in known.items()
-                ]
-        return outcomes
-
-    def _batches(
-        self, sources: dict[str, LabelledImages], known: set[tuple[str, int, int]], points: int
-    ) -> Iterator[_SourceBatch]:
-        for name, images in sources.items():
-            size = batch_size_for(len(images), self._settings.batch_size)
-            starts = Counter(start for source, _, start in known if source == name)
-            skipped = {start // size for start, count in starts.items() if count == points}
-            for batch in read_batches(
-                images, size, self._model.pixels, share=self._settings.share, skipped=skipped
-            ):
+            for batch in read_batches(images, size, self._model.pixels, share=self._settings.share):
                 yield name, batch.number * size, batch.to(self._settings.context.device)
 
     def _answers(

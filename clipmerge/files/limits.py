@@ -95,5 +95,3 @@ LARGEST_FOOTER = 16 * MIB
 LARGEST_ANSWER = 64 * MIB
 #: Files in a listing.
 MOST_FILES = 100_000
-#: Bytes of a release file named by a benchmark; the largest has about 1.7 GB.
-LARGEST_RELEASE = 16 << 30

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections import deque
-from collections.abc import Callable, Container, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -68,7 +68,6 @@ def read_batches(
     to_pixels: Callable[[list[Image]], Tensor],
     *,
     share: tuple[int, int] = (0, 1),
-    skipped: Container[int] = (),
 ) -> Iterator[Batch]:
     """Decode and preprocess this process's batches in their order, on the CPU; the next one while
     this one is used.
@@ -76,10 +75,10 @@ def read_batches(
     One thread reads the encoded images of a batch, several decode and preprocess them one by one,
     so that at most two batches of pixels, and as many decoded images as there are threads, are in
     memory. ``share`` is this process's index and the number of processes; batches are dealt out in
-    turn, and those whose numbers are ``skipped`` not decoded.
+    turn.
     """
     with contextlib.closing(
-        read_pixels(images.store, len(images), batch_size, to_pixels, share, skipped)
+        read_pixels(images.store, len(images), batch_size, to_pixels, share)
     ) as reading:
         for number, pixels in reading:
             labels = images.labels[number * batch_size : (number + 1) * batch_size]
@@ -92,7 +91,6 @@ def read_pixels(
     batch_size: int,
     to_pixels: Callable[[list[Image]], Tensor],
     share: tuple[int, int] = (0, 1),
-    skipped: Container[int] = (),
 ) -> Generator[tuple[int, Tensor], None, None]:
     """The number and the pixels of this process's batches, for images without labels too; see
     `read_batches`.
@@ -101,7 +99,7 @@ def read_pixels(
     batches = {
         number: range(number * batch_size, min((number + 1) * batch_size, count))
         for number in range(-(-count // batch_size))
-        if number % world == rank and number not in skipped
+        if number % world == rank
     }
     if isinstance(store, Pixels):
         yield from ((number, store.batch(positions)) for number, positions in batches.items())

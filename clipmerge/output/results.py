@@ -1,4 +1,4 @@
-"""The JSON of merges, evaluations, sweeps and suites, as models."""
+"""The JSON of merges, evaluations and sweeps, as models."""
 
 from __future__ import annotations
 
@@ -94,7 +94,9 @@ class Bootstrap(Frozen):
     level: float
 
 
-class _Sweep(Frozen):
+class SweepRecord(Frozen):
+    """What `sweep` prints and writes as ``sweep.json``."""
+
     format: Literal["clipmerge-sweep/3"]
     clipmerge: str
     output: str | None
@@ -114,68 +116,11 @@ class _Sweep(Frozen):
     other_tasks: tuple[OtherTask, ...] = ()
     seconds: dict[str, float]
     headline: str
-
-
-class SweepRecord(_Sweep):
-    """What `sweep` prints and writes as ``sweep.json``."""
-
     zeroshot: SourceRecord
     finetuned: tuple[SourceRecord, ...]
     sources: dict[str, str]
     images: dict[str, int]
     revisions: dict[str, str]
-
-
-class BenchCheckpoint(SourceRecord):
-    """A checkpoint of a public pair; ``verified`` says whether its hash is published, ``None`` on
-    the Hub.
-    """
-
-    verified: bool | None
-
-
-class BenchData(DataSource):
-    """One set of images, and how many."""
-
-    images: int
-
-
-class BenchCheck(Frozen):
-    """The zero-shot accuracy on one set against the published one, in per cent."""
-
-    source: str
-    found: float
-    published: float
-    allowed: float
-    passed: bool
-
-
-class BenchPair(Frozen):
-    """A pair of a suite: its sweep beside the published figures."""
-
-    name: str
-    zeroshot: BenchCheckpoint
-    finetuned: BenchCheckpoint
-    data: dict[str, BenchData]
-    checks: tuple[BenchCheck, ...]
-    published: tuple[dict[str, Any], ...]
-    sweep: _Sweep
-
-
-class BenchRecord(Frozen):
-    """What `bench` prints and writes as ``bench.json``."""
-
-    clipmerge: str
-    torch: str
-    device: str
-    suite: str
-    title: str
-    model: str
-    limit: int | None
-    seed: int
-    command: str
-    notes: tuple[str, ...]
-    pairs: tuple[BenchPair, ...]
 
 
 class DemoRecord(Frozen):

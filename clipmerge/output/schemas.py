@@ -14,9 +14,6 @@ from pydantic import BaseModel
 #: Module and class of each schema's model. Only the module that is needed is imported: defining all
 #: takes 40 ms.
 MODELS = {
-    "bench": "output.results:BenchRecord",
-    "bench-cost": "output.listings:BenchCost",
-    "bench-list": "output.listings:SuiteList",
     "convert": "output.listings:ConversionRecord",
     "data-list": "output.listings:DataList",
     "data-set": "output.listings:DataSet",

@@ -1,12 +1,9 @@
 """Fixtures of the API's tests."""
 
-from collections.abc import Callable
 from pathlib import Path
-from unittest.mock import Mock
 
 import pytest
 
-from clipmerge.evaluation.scorer import Scorer
 from tests.support.tiny_clip import save_images, save_pair
 
 
@@ -24,9 +21,3 @@ def shifted(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def calibration(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_images(tmp_path_factory.mktemp("calibration"), each=6, seed=6)
-
-
-@pytest.fixture
-def answers(spied: Callable[[object, str], Mock]) -> Mock:
-    """Watches the batches that go through the model; the second argument is a point's number."""
-    return spied(Scorer, "_answers")

@@ -140,7 +140,7 @@ def stragglers(found: Measurements, objective: Objective) -> list[str]:
 
 def learned(ends: Ends, measure: str, **options: object) -> tuple[Measurements, list[str]]:
     objective = objective_for(ends, make_batches((8, 8, 7)))
-    few = {"divergence": "predictions", "held_back": 0, "steps": 1, "share": 0.3}
+    few = {"distill": "predictions", "held_back": 0, "steps": 1, "share": 0.3}
     found = load_plugin("measures", measure)(objective, **few, **options)
     return found, stragglers(found, objective)
 

@@ -61,8 +61,10 @@ def while_sending(monkeypatch: pytest.MonkeyPatch, what: Callable[..., Any]) -> 
     monkeypatch.setattr("clipmerge.publish.push.create_repository", what)
 
 
-@STOPS
-@pytest.mark.parametrize("command", ["merge", "plan"])
+@pytest.mark.parametrize(
+    ("number", "code", "how", "command"),
+    [(signal.SIGINT, 130, "interrupted", "merge"), (signal.SIGTERM, 143, ENDED, "plan")],
+)
 def test_a_signal_after_the_output_was_written_says_that_it_is_there(
     pair: Folders,
     tmp_path: Path,
@@ -214,10 +216,7 @@ def test_a_closed_stdout_is_no_failure(pair: Folders, tmp_path: Path) -> None:
 
 MODULES = (
     "clipmerge.cli.app",
-    "typer",
-    "clipmerge.cli.merge",
     "clipmerge.api.merge",
-    "clipmerge.files.staging",
     "numpy.dtypes",  # imported by a part of numpy that cannot be loaded twice
 )
 

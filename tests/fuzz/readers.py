@@ -30,6 +30,8 @@ from rich.console import Console
 from safetensors.torch import save
 from transformers import CLIPModel
 
+from benchmarks.public.release import write_config
+from benchmarks.public.suite import load_suite
 from clipmerge.checkpoint import open_checkpoint
 from clipmerge.checkpoint.adapter import read_adapter_config
 from clipmerge.checkpoint.alignment import align, find_mismatches
@@ -37,8 +39,6 @@ from clipmerge.checkpoint.converted import ConvertedCheckpoint, convert_checkpoi
 from clipmerge.checkpoint.state_dict import read_state_dict
 from clipmerge.cli._defaults import read_defaults
 from clipmerge.errors import ClipmergeError
-from clipmerge.evaluation.suites.release import write_config
-from clipmerge.evaluation.suites.suite import load_suite
 from clipmerge.families import family_of
 from clipmerge.files.reading import Unreadable
 from clipmerge.files.safetensors import header_bytes, read_header

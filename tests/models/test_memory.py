@@ -1,6 +1,5 @@
 """Memory that a process may use, and what happens when it runs out."""
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,10 +9,7 @@ from torch import Tensor
 
 from clipmerge.distributed import device_work
 from clipmerge.errors import MeasureError
-from clipmerge.models import memory as module
-from clipmerge.models.memory import MicroBatcher, _limits, memory
-
-PHYSICAL = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+from clipmerge.models.memory import MicroBatcher, _limits
 
 
 def _groups(folder: Path, own: str, files: dict[str, str]) -> tuple[Path, Path]:
@@ -49,16 +45,6 @@ def test_limits_of_containers_and_of_jobs(
 ) -> None:
     assert list(_limits(*_groups(tmp_path, own, files))) == limits
     assert list(_limits(tmp_path / "none", tmp_path)) == []  # a system without control groups
-
-
-@pytest.mark.parametrize(
-    ("limits", "expected"), [([], PHYSICAL), ([3, PHYSICAL * 2], 3), ([1 << 62], PHYSICAL)]
-)
-def test_memory_is_what_the_machine_has_or_what_the_process_may_use(
-    monkeypatch: pytest.MonkeyPatch, limits: list[int], expected: int
-) -> None:
-    monkeypatch.setattr(module, "_limits", lambda: iter(limits))
-    assert memory(torch.device("cpu")) == expected
 
 
 def holding(most: int) -> Callable[[Tensor], Tensor]:

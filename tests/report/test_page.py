@@ -9,7 +9,7 @@ import pytest
 
 from clipmerge.output.record import MergeRecord
 from clipmerge.report.effect_plot import effect_plot
-from tests.support.merge_records import CHANGE, RECORDS, data_free, effect, example, learned
+from tests.support.merge_records import CHANGE, RECORDS, data_free, example, learned
 from tests.support.read_page import Page
 
 
@@ -195,48 +195,6 @@ def test_shares_are_of_the_weights_that_fine_tuning_changed(html_of: Pages) -> N
     assert "of the change kept by masks 50%" in Page(html_of(masked)).text
 
 
-def test_page_of_a_learned_recipe_leads_with_what_was_bought_and_draws_what_was_learned(
-    html_of: Pages,
-) -> None:
-    html = html_of(learned(stragglers=("vision.3.mlp",)))
-    text = Page(html).text
-    order = ["Use it", "The merged model gains", "What changed", "94.6 [90.6, 97.6]", "Why"]
-    order += ["55 layers; learning put 50%", "Losses while learning"]
-    places = [text.index(part) for part in order]
-    assert places == sorted(places)
-    for title in (
-        "Vision tower: coefficients",
-        "Text tower: coefficients",
-        "Losses while learning",
-    ):
-        assert f"<h3>{title}</h3>" in html
-
-
-@pytest.mark.parametrize(
-    ("recommendation", "label", "kind"),
-    [
-        ("use", "Use it", "yes"),
-        ("prefer-finetuned", "Do not use it: keep the fine-tuned model", "no"),
-        ("prefer-zeroshot", "Do not use it: take the zero-shot model", "no"),
-        ("either", "Either will do", "open"),
-        ("cannot-tell", "Your images cannot tell", "open"),
-        ("too-few-images", "Too few images to tell", "open"),
-        (None, "Not measured", "open"),
-    ],
-)
-def test_page_answers_in_words_and_colour(
-    html_of: Pages, recommendation: str | None, label: str, kind: str
-) -> None:
-    record = data_free() | {
-        "effect": recommendation and effect() | {"recommendation": recommendation}
-    }
-    html = html_of(record)
-    assert (
-        f'<header class="answer {kind}">\n<h1>Merge report: wise-ft</h1>\n<p'
-        f' class="label">{label}</p>' in html
-    )
-
-
 def test_the_plot_puts_marks_and_intervals_where_the_numbers_say(html_of: Pages) -> None:
     record = MergeRecord.model_validate(learned() | {"other_tasks": OTHER_TASKS})
     plot = effect_plot(record)
@@ -270,25 +228,6 @@ def test_the_plot_puts_marks_and_intervals_where_the_numbers_say(html_of: Pages)
     assert "Further scores on other tasks" in html
     assert html.count("<td>image to text R@5</td>") == 1
     assert "<td>image to text R@1</td>" not in html  # it is drawn
-
-
-def test_page_speaks_of_stragglers_only_where_somebody_looked(html_of: Pages) -> None:
-    record = example(2, 2, ())
-    record["recipe"]["method"] = {"name": "learned", "alpha": 1}
-    record |= {
-        "straggler_statistic": None,
-        "straggler_scores": {},
-        "decision": {"kind": "learned", "values": {"coefficients": 440192}},
-    }
-    text = Page(html_of(record)).text
-    for claim in ("No straggler", "straggler layers none", "Straggler layer", "stands out"):
-        assert claim not in text
-    record["straggler_statistic"] = "sharpness"
-    text = Page(html_of(record)).text
-    assert "No layer is a straggler." in text
-    assert "singled out by its sharpness" in text
-    assert "outlier rule" not in text
-    assert "outlier rule" in Page(html_of(example(2, 2, ()))).text
 
 
 def test_page_flags_shares_that_do_not_add_up(html_of: Pages) -> None:

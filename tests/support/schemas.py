@@ -19,10 +19,6 @@ def schema_of(words: Sequence[str]) -> str:
     command = words[0]
     if command in ("merge", "plan", "apply", "report"):
         return "record"
-    if command == "bench":
-        return (
-            "bench-list" if "list" in words else "bench-cost" if "--dry-run" in words else "bench"
-        )
     if command == "recipes":
         return "recipe" if "show" in words else "recipe-list"
     if command == "data" and "show" in words:

@@ -9,24 +9,19 @@ from typing import Any
 
 import pytest
 
-from clipmerge.api.bench import bench_cost
+from benchmarks.public import release as module
+from benchmarks.public.__main__ import main
+from benchmarks.public.cost import cost_of
+from benchmarks.public.release import MIRROR, fetch_release, path_of, size_of, write_config
+from benchmarks.public.suite import Release, load_suite, suite_names
 from clipmerge.errors import CheckpointError, ClipmergeError, HubError, RecipeError
-from clipmerge.evaluation.suites import release as module
-from clipmerge.evaluation.suites.release import (
-    MIRROR,
-    fetch_release,
-    path_of,
-    size_of,
-    write_config,
-)
-from clipmerge.evaluation.suites.suite import Release, load_suite, suite_names
 from clipmerge.hub.download import download_model, resolve
 from clipmerge.hub.ids import HubId
 from clipmerge.images.dataset import load_images
 from clipmerge.images.registry import find_known
 from clipmerge.planning.recipe import load_recipe
 from clipmerge.progress import Progress
-from tests.support.command import clipmerge, done, one_line
+from tests.support.command import one_line
 from tests.support.hub_double import FakeHub, upload
 from tests.support.image_files import save_hub_parquet
 from tests.support.public_pairs import Releases, serving_files
@@ -178,13 +173,17 @@ def suite(tmp_path: Path, *, finetuned: str, ood: str, zeroshot: str = "acme/bas
     return file
 
 
+def bench_cost(file: Path, limit: int | None = None) -> dict[str, Any]:
+    return cost_of(load_suite(str(file)), recipes=0, alphas=2, limit=limit, device="cpu")
+
+
 def by_name(cost: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return {each["what"]: each for each in cost["downloads"]}
 
 
 @pytest.mark.usefixtures("server")
 def test_sizes_counts_and_time_come_from_the_servers(
-    hub: FakeHub, cars: bytes, tmp_path: Path
+    hub: FakeHub, cars: bytes, tmp_path: Path, capsys: Any
 ) -> None:
     weights, config = bytes(1000), b"{}"
     upload(hub, "acme/base", {"model.safetensors": weights, "config.json": config})
@@ -192,7 +191,7 @@ def test_sizes_counts_and_time_come_from_the_servers(
     upload(hub, "acme/cars", files, kind="dataset")
     (tmp_path / "local").mkdir()
     file = suite(tmp_path, finetuned=URL, ood=str(tmp_path / "local"))
-    cost = bench_cost(file, {"limit": 4})
+    cost = bench_cost(file, 4)
     found = by_name(cost)
     assert found["acme/base"]["bytes"] == 1002
     assert found[URL]["bytes"] == len(CONTENT)
@@ -211,19 +210,17 @@ def test_sizes_counts_and_time_come_from_the_servers(
     assert cost["forward_passes"] == 2 * 4 + 2 * 4  # four images of each source at both ends
     assert cost["seconds"] == pytest.approx(16 * 2e9 / cost["flops_per_second"])
     # without a limit nobody knows how many images the folder has
-    cost = bench_cost(file, {})
+    cost = bench_cost(file)
     assert (cost["forward_passes"], cost["seconds"]) == (None, None)
-    told = clipmerge("bench", file, "--dry-run")
-    assert "The time is unknown: a source does not state its number of images" in told.out
+    assert main([str(file), "--dry-run"]) == 0
+    assert "The time is unknown: a source does not state its number" in capsys.readouterr().out
     assert not hub.requests("GET", r"/resolve/.*\.(safetensors|parquet)")
 
 
 @pytest.mark.usefixtures("hub", "server")
-def test_what_cannot_be_looked_up_is_told(tmp_path: Path) -> None:
+def test_what_cannot_be_looked_up_is_told(tmp_path: Path, capsys: Any) -> None:
     (tmp_path / "files" / FILE).unlink()
-    cost = bench_cost(
-        suite(tmp_path, finetuned=URL, ood="hf://datasets/acme/nothing:test"), {"limit": 4}
-    )
+    cost = bench_cost(suite(tmp_path, finetuned=URL, ood="hf://datasets/acme/nothing:test"), 4)
     problems = {what: each["problem"] for what, each in by_name(cost).items()}
     assert problems[URL] == "the server does not state its size, or cannot be reached"
     assert "acme/base: not on the Hub" in str(problems["acme/base"])
@@ -231,11 +228,11 @@ def test_what_cannot_be_looked_up_is_told(tmp_path: Path) -> None:
         problems["hf://datasets/acme/nothing:test"]
     )
     assert cost["bytes"] is None
-    told = done(
-        "bench", suite(tmp_path, finetuned=URL, ood="hf://datasets/acme/nothing:test"), "--dry-run"
-    )
-    assert "In all not known." in told.out
-    assert "the server does not state its size" in " ".join(told.out.split())
+    file = suite(tmp_path, finetuned=URL, ood="hf://datasets/acme/nothing:test")
+    assert main([str(file), "--dry-run"]) == 0
+    told = capsys.readouterr().out
+    assert "In all not known." in told
+    assert "the server does not state its size" in told
 
 
 def test_a_file_that_is_no_tower_with_a_head_is_refused(tmp_path: Path) -> None:
@@ -275,7 +272,7 @@ def test_what_is_on_this_machine_costs_nothing(hub: FakeHub, cars: bytes, tmp_pa
     download_model(resolve(HubId("acme/base")))
     fetch_release(release(), Progress())
     everything = suite(tmp_path, finetuned=URL, ood="hf://datasets/acme/cars:test")
-    cost = bench_cost(everything, {"limit": 4})
+    cost = bench_cost(everything, 4)
     found = by_name(cost)
     assert found["acme/base"]["cached"]
     assert found[URL]["cached"]
@@ -283,11 +280,11 @@ def test_what_is_on_this_machine_costs_nothing(hub: FakeHub, cars: bytes, tmp_pa
     assert found["hf://datasets/acme/cars:test"]["images"] is None  # its card tells nothing
     assert cost["forward_passes"] == 16
     load_images("hf://datasets/acme/cars:test", whole=True)  # brings the images here
-    cost = bench_cost(everything, {"limit": 4})
+    cost = bench_cost(everything, 4)
     assert cost["bytes"] == 0
     assert by_name(cost)["hf://datasets/acme/cars:test"]["cached"]
     local = bench_cost(
-        suite(tmp_path, finetuned=URL, ood=str(tmp_path / "files"), zeroshot=str(tmp_path)), {}
+        suite(tmp_path, finetuned=URL, ood=str(tmp_path / "files"), zeroshot=str(tmp_path))
     )
     found = by_name(local)[str(tmp_path)]
     assert (found["bytes"], found["cached"], found["problem"]) == (0, True, None)

@@ -6,20 +6,32 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
+from benchmarks.public.release import path_of, size_of
+from benchmarks.public.suite import Release, Suite
 from clipmerge.errors import ClipmergeError
-from clipmerge.evaluation.suites.release import path_of, size_of
-from clipmerge.evaluation.suites.suite import Release, Suite
 from clipmerge.hub.download import Snapshot, choose_files, file_sizes, resolve
 from clipmerge.hub.ids import parse_hub_id
 from clipmerge.images.hub_dataset import card_of, open_split
 from clipmerge.images.registry import find_known
-from clipmerge.output.listings import Download
 
 # A model's forward passes reach about this share of the speed of one large matrix product.
 _SHARE = 0.4
 _SIDE, _SECONDS = 1024, 0.3
+
+
+@dataclass(frozen=True)
+class Download:
+    """A checkpoint or split: its size in bytes at most, its number of images, or why the size is
+    unknown."""
+
+    what: str
+    bytes: int | None = None
+    cached: bool = False
+    images: int | None = None
+    problem: str | None = None
 
 
 def cost_of(
@@ -41,7 +53,7 @@ def cost_of(
     passes = None if images is None else images * (alphas + recipes)
     speed = flops_per_second(device) * _SHARE
     return {
-        "downloads": [download.model_dump() for download in downloads],
+        "downloads": [asdict(download) for download in downloads],
         "bytes": _sum(0 if download.cached else download.bytes for download in downloads),
         "forward_passes": passes,
         "flops_per_second": speed,

@@ -21,12 +21,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from benchmarks.public.suite import Release
 from clipmerge.checkpoint import open_checkpoint
 from clipmerge.checkpoint.source import OPEN_CLIP_CONFIG
 from clipmerge.errors import CheckpointError, HubError
-from clipmerge.evaluation.suites.suite import Release
 from clipmerge.files.hashes import remembered_sha256
-from clipmerge.files.limits import LARGEST_RELEASE
 from clipmerge.files.paths import user_cache
 from clipmerge.hub.download import timeout_seconds
 from clipmerge.progress import Progress
@@ -35,6 +34,8 @@ from clipmerge.progress import Progress
 MIRROR = "CLIPMERGE_GITHUB"
 _GITHUB = "https://github.com"
 _PIECE = 1 << 20
+#: Bytes of a release file; far above the needs of real ones.
+LARGEST_RELEASE = 16 << 30
 _HEAD_WIDTH = 64
 _MEAN, _STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 _BLOCK = re.compile(r"visual\.transformer\.resblocks\.(\d+)\.ln_1\.weight")

@@ -12,12 +12,10 @@ from clipmerge.report.sweep_table import rows_of
 _DASH = "\N{EN DASH}"
 
 
-def bench_page(record: Mapping[str, Any]) -> str:
-    """Make the page in Markdown from the record of `clipmerge.api.bench.bench`; the pictures lie
-    beside it.
-    """
+def page_of(record: Mapping[str, Any]) -> str:
+    """Make the page in Markdown from the record of `run_suite`; the pictures lie beside it."""
     return render(
-        Path(__file__).parent / "templates" / "bench.md.j2",
+        Path(__file__).with_name("page.md.j2"),
         {
             "record": record,
             "tables": [_table(pair) for pair in record["pairs"]],

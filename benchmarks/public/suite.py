@@ -15,7 +15,7 @@ from clipmerge.files.limits import LARGEST_RECIPE
 from clipmerge.files.reading import parse_yaml, read_text, refusing
 from clipmerge.planning.frozen import Frozen
 
-_FILES = Path(__file__).parent / "files"
+_FILES = Path(__file__).parent / "suites"
 _SUFFIXES = (".yaml", ".yml")
 # Keys that apply to every pair without its own.
 _OF_PAIRS = ("zeroshot", "finetuned", "id", "ood", "data", "published")
@@ -153,5 +153,5 @@ def _read(file: Path) -> dict[str, Any]:
     with refusing(RecipeError, f"{file}: cannot be read as a suite"):
         data = parse_yaml(read_text(file, LARGEST_RECIPE))
     if not isinstance(data, dict) or not isinstance(data.get("sizes", {}), dict):
-        raise RecipeError(f"{file}: is not a suite; see docs/how-to/public-suites.md")
+        raise RecipeError(f"{file}: is not a suite; see benchmarks/README.md")
     return data

@@ -1,0 +1,1 @@
+"""Public pairs on public data sets, with the published figures beside ours."""
