@@ -1,6 +1,7 @@
-"""Imports without circles, and no private name of another library."""
+"""Imports without circles, no private name of another library, no flag outside the command line."""
 
 import ast
+import re
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -76,3 +77,50 @@ def test_no_file_holds_an_unresolved_merge() -> None:
         assert not any(
             line.startswith(marks) for line in path.read_text(encoding="utf-8").splitlines()
         ), path
+
+
+def flags_outside_commands(text: str) -> list[str]:
+    """Flags of the command line that strings name, but for docstrings and commands in backticks."""
+    tree = ast.parse(text)
+    documented = {
+        id(node.body[0].value)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Module | ast.FunctionDef | ast.ClassDef)
+        and node.body
+        and isinstance(node.body[0], ast.Expr)
+    }
+    parts = {
+        id(part)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.JoinedStr)
+        for part in ast.walk(node)
+        if part is not node
+    }
+    found = []
+    for node in ast.walk(tree):
+        if id(node) in documented | parts:
+            continue
+        if isinstance(node, ast.JoinedStr):
+            words = "".join(
+                str(part.value) if isinstance(part, ast.Constant) else "{}" for part in node.values
+            )
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            words = node.value
+        else:
+            continue
+        flags = re.findall(r"(?<![\w-])--[a-z][\w-]*", re.sub(r"`[^`]*`", "", words))
+        found += [f"{node.lineno}: {flag}" for flag in flags]
+    return found
+
+
+def test_only_the_command_line_and_what_it_prints_name_its_flags() -> None:
+    """An error names the parameter, which the command line turns into its flag: people who call
+    Python read it too."""
+    assert flags_outside_commands('def f(x):\n  """--a"""\n  f(f"`x --b` {x} --c")') == ["3: --c"]
+    rooms = ("cli", "report", "publish", "config.py", "__main__.py")
+    found = {
+        str(file.relative_to(ROOT)): flags_outside_commands(file.read_text(encoding="utf-8"))
+        for file in (ROOT / "clipmerge").rglob("*.py")
+        if file.relative_to(ROOT / "clipmerge").parts[0] not in rooms
+    }
+    assert {file: flags for file, flags in found.items() if flags} == {}

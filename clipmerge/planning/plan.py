@@ -289,7 +289,7 @@ class Plan(Tabular, Frozen):
         if self.recipe_digest and self.recipe_digest != digest_of(self.recipe):
             raise PlanError(
                 "the plan's 'recipe' was edited, but only says how it was made; edit 'layers', or"
-                " plan again with `clipmerge plan` and --set"
+                " plan again with `set`"
             )
         if len(self.weights) != len(self.finetuned):
             raise PlanError(
