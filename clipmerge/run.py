@@ -9,15 +9,77 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from clipmerge.checkpoint import Inputs
+from clipmerge.checkpoint import Checkpoint, Inputs
 from clipmerge.distributed import is_main_process
 from clipmerge.planning.finding import Finding
+from clipmerge.planning.measurements import Measurements
 from clipmerge.planning.plan import Plan
-from clipmerge.planning.provenance import HeadRecord, SourceRecord
-from clipmerge.progress import Progress
+from clipmerge.planning.provenance import CalibrationRecord, HeadRecord, SourceRecord
+from clipmerge.progress import Progress, say_all
 
 if TYPE_CHECKING:  # a merge without images imports no module that reads images
-    from clipmerge.images.dataset import LabelledImages
+    from clipmerge.images import ImageSet
+    from clipmerge.images.dataset import CaptionedImages, LabelledImages
+    from clipmerge.request import MergeRequest, SweepRequest
+
+
+Measured = tuple[Measurements, CalibrationRecord]
+
+
+@dataclass
+class RunCache:
+    """Results shared by requests that differ only in the recipe."""
+
+    # theta_0, theta_1 ... theta_K; empty until they are opened
+    checkpoints: tuple[Checkpoint, ...] = ()
+    inputs: dict[str, Inputs] = field(default_factory=dict)  # aligned, by the recipe's ``missing``
+    measured: dict[str, Measured] = field(default_factory=dict)  # by measure and options
+    # warnings of unrelated checkpoints; ``None`` until it is checked
+    ancestry: list[str] | None = None
+    # the source of `data`, and the number of images that it was opened for
+    data: tuple[int, LabelledImages | CaptionedImages] | None = None
+    unlabelled: LabelledImages | None = None
+
+    def open_data(
+        self, request: MergeRequest | SweepRequest, progress: Progress
+    ) -> LabelledImages | CaptionedImages:
+        """Open `data` once, for all images that the request takes, and tell the notes about it."""
+        from clipmerge.images.dataset import open_images
+        from clipmerge.images.split import MOST, held_out_count
+
+        calibration = request.calibration
+        most = calibration.images + held_out_count(calibration.images, calibration.held_back)
+        recipe = getattr(request, "recipe", None)
+        if recipe is not None and not recipe.measure:  # it is only judged
+            most = min(MOST, calibration.images)
+        if self.data is None or self.data[0] < most:
+            images = open_images(
+                calibration.source,
+                calibration.classes,
+                columns=calibration.columns,
+                most=most,
+                seed=request.seed,
+            )
+            say_all(progress, images.notes)
+            self.data = most, images
+        return self.data[1]
+
+    def open_unlabelled(
+        self, request: MergeRequest | SweepRequest, progress: Progress
+    ) -> LabelledImages:
+        """Open `unlabelled` once, and tell the notes about it."""
+        from clipmerge.images.dataset import load_unlabelled
+
+        if self.unlabelled is None:
+            calibration = request.calibration
+            self.unlabelled = load_unlabelled(
+                calibration.unlabelled,
+                calibration.columns,
+                most=calibration.images,
+                seed=request.seed,
+            )
+            say_all(progress, self.unlabelled.notes)
+        return self.unlabelled
 
 
 @dataclass
@@ -33,12 +95,15 @@ class Run:
     hashed: bool = True  # the weights of inputs and output
     hashing: list[Future[dict[str, str]]] = field(default_factory=list)  # of the inputs
     cleanups: list[Callable[[], None]] = field(default_factory=list)  # called by `finish`
-    held_back: LabelledImages | None = (
-        None  # images that the measure did not see, if it used images
-    )
-    measured_on: LabelledImages | None = (
-        None  # images that it saw, if other tasks are compared with them
-    )
+    # images that the measure did not see, if it used images
+    held_back: LabelledImages | CaptionedImages | None = None
+    # images that it saw, if other tasks are compared with them
+    measured_on: ImageSet | None = None
+    cache: RunCache = field(default_factory=RunCache)
+
+    def open_data(self, request: MergeRequest) -> LabelledImages | CaptionedImages:
+        """See `RunCache.open_data`."""
+        return self.cache.open_data(request, self.progress)
 
     @contextmanager
     def timed(self, stage: str, title: str = "") -> Iterator[None]:

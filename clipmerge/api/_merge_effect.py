@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from clipmerge.evaluation.other_tasks import Task
     from clipmerge.evaluation.points import Point
     from clipmerge.evaluation.settings import EvalSettings
-    from clipmerge.images.dataset import LabelledImages
+    from clipmerge.images.dataset import CaptionedImages, LabelledImages
     from clipmerge.planning.plan import Plan
     from clipmerge.request import Calibration, MergeRequest, SweepRequest
     from clipmerge.run import Run
@@ -56,6 +56,13 @@ def add_verdict(run: Run, request: MergeRequest) -> None:
                 f"{text_of(effect.warnings[0])}; nothing was written (`strict=True`)"
             )
         run.plan = run.plan and run.plan.model_copy(update={"effect": effect})
+        if effect.captions:
+            text = (
+                f"{effect.source}: accuracy stands for recall at 1, the mean of image to text and"
+                f" text to image, among {effect.images} images with {effect.captions} captions"
+            )
+            run.add_warning(Finding.note(text))
+            run.progress.say(text)
         for warning in effect.warnings:
             run.add_warning(warning)
             if not getattr(run.progress, "shows_verdict", False):
@@ -83,22 +90,16 @@ def _warn_or_raise(run: Run, request: MergeRequest, what: str) -> Iterator[None]
         run.progress.say(text_of(warning))
 
 
-def _held_back(run: Run, request: MergeRequest) -> LabelledImages:
+def _held_back(run: Run, request: MergeRequest) -> LabelledImages | CaptionedImages:
     """Images that the decision did not see; all images if it needed none."""
-    from clipmerge.images.dataset import load_images
-
     images = run.held_back
     if request.recipe.measure:
         if images is None:
             raise _Unmeasurable("there are too few images to hold any back")
     else:
-        data, count = request.calibration, min(MOST, request.calibration.images)
-        source = load_images(
-            data.source, data.classes, columns=data.columns, most=count, seed=request.seed
-        )
-        say_all(run.progress, source.notes)
+        source = run.open_data(request)
         source.require_classes()
-        sample = source.sample(count, request.seed)
+        sample = source.sample(min(MOST, request.calibration.images), request.seed)
         images = without_copies(sample)
         if len(images) < len(sample):
             run.progress.say(copies_note(source.source, len(sample) - len(images)))

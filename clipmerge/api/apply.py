@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 from clipmerge.api._in_memory import CheckpointLike, as_sources, open_source
 from clipmerge.api._results import MergeResult
-from clipmerge.api.plan import RunCache, check_ancestry
+from clipmerge.api.plan import check_ancestry
 from clipmerge.checkpoint import Checkpoint, align_checkpoints
 from clipmerge.config import ApplyOptions, complete_options, with_options
 from clipmerge.errors import PlanError, UsageError
@@ -26,7 +26,7 @@ from clipmerge.planning.tensors import check_coefficients
 from clipmerge.progress import ByteCount, Logged, Progress, say_all
 from clipmerge.report.text import record_text, text_of, texts_of
 from clipmerge.request import as_list, command_text, local_files, parse_size, refuse_duplicates
-from clipmerge.run import Run
+from clipmerge.run import Run, RunCache
 
 if TYPE_CHECKING:
     from clipmerge.output.record import MergeRecord

@@ -10,10 +10,10 @@ from torch import Tensor
 from clipmerge.distributed import device_work, distributed_context, peer_errors
 from clipmerge.errors import counted
 from clipmerge.images.batches import batch_size_for, read_batches
-from clipmerge.images.dataset import load_images, load_unlabelled
+from clipmerge.images.dataset import require_labelled
 from clipmerge.images.fingerprints import Fingerprints, content_digest, refuse_shared
 from clipmerge.images.prompts import class_prompts, templates_for
-from clipmerge.images.split import copies_note, held_out_count, sample_and_hold_back
+from clipmerge.images.split import copies_note, sample_and_hold_back
 from clipmerge.learning.objective import Objective
 from clipmerge.learning.resume import LearningState, state_file
 from clipmerge.learning.sharded_batches import ShardedBatches
@@ -64,16 +64,8 @@ def objective_for(
 ) -> tuple[Objective, LearningState, CalibrationRecord]:
     """Move images and model to the device."""
     calibration = request.calibration
-    most = calibration.images + held_out_count(calibration.images, calibration.held_back)
-    source = load_images(
-        calibration.source,
-        calibration.classes,
-        columns=calibration.columns,
-        most=most,
-        seed=request.seed,
-    )
+    source = require_labelled(run.open_data(request))
     templates = templates_for(calibration.templates, source.templates)
-    say_all(run.progress, source.notes)
     source.require_classes()
     samples = sample_and_hold_back(
         source, calibration.images, request.seed, share=calibration.held_back
@@ -90,10 +82,7 @@ def objective_for(
     data = ShardedBatches(read_batches(images, batch_size, model.pixels, share=share), context)
     unlabelled, unlabelled_record = None, None
     if calibration.unlabelled is not None:
-        unlabelled_images = load_unlabelled(
-            calibration.unlabelled, calibration.columns, most=calibration.images, seed=request.seed
-        )
-        say_all(run.progress, unlabelled_images.notes)
+        unlabelled_images = run.cache.open_unlabelled(request, run.progress)
         unlabelled_images = unlabelled_images.sample(calibration.images, request.seed)
         for labelled in (images, *([] if run.held_back is None else [run.held_back])):
             refuse_shared(unlabelled_images, {f"`data` {labelled.source}": Fingerprints(labelled)})

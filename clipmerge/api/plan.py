@@ -10,13 +10,13 @@ import json
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar, Unpack
 
 from clipmerge.api._in_memory import CheckpointLike, as_sources, with_title
 from clipmerge.api._merge_effect import add_other_task_scores, add_verdict
-from clipmerge.checkpoint import Checkpoint, Inputs, open_checkpoints
+from clipmerge.checkpoint import Inputs, open_checkpoints
 from clipmerge.checkpoint.alignment import align, finetuned_dtype, refuse_mismatches
 from clipmerge.checkpoint.ancestry import ancestry_warnings
 from clipmerge.checkpoint.inputs import HEAD_WEIGHT
@@ -35,31 +35,8 @@ from clipmerge.planning.tensors import named_tensors, with_coefficients
 from clipmerge.plugins import plugin_names, takes_several
 from clipmerge.progress import Logged, Progress, say_all
 from clipmerge.report.text import texts_of
-from clipmerge.request import (
-    Calibration,
-    MergeRequest,
-    RecipeLike,
-    SweepRequest,
-    as_list,
-    command_text,
-)
-from clipmerge.run import Run
-
-Measured = tuple[Measurements, CalibrationRecord]
-
-
-@dataclass
-class RunCache:
-    """Cache of results shared by requests that differ only in the recipe."""
-
-    checkpoints: tuple[
-        Checkpoint, ...
-    ] = ()  # theta_0, theta_1 ... theta_K; empty until they are opened
-    inputs: dict[str, Inputs] = field(default_factory=dict)  # aligned, by the recipe's ``missing``
-    measured: dict[str, Measured] = field(default_factory=dict)  # by measure and options
-    ancestry: list[str] | None = (
-        None  # warnings of unrelated checkpoints; ``None`` until it is checked
-    )
+from clipmerge.request import MergeRequest, RecipeLike, SweepRequest, as_list, command_text
+from clipmerge.run import Measured, Run, RunCache
 
 
 @with_options(PlanOptions)
@@ -177,30 +154,26 @@ def _read(request: MergeRequest, progress: Progress, known: RunCache) -> tuple[R
     progress.stage("read")
     begin = time.perf_counter()
     inputs, request = open_inputs(request, request.recipe.missing, known)
-    head = (
-        _head_classes(inputs, request.calibration, request.seed)
-        if lacks_zeroshot_head(inputs)
-        else None
-    )
-    if head:
-        inputs = build_zeroshot_head(inputs, head, mixed_dtypes=request.dtype != "keep")
+    run = Run(inputs, progress, command=request.command, hashed=request.hashed, cache=known)
+    if lacks_zeroshot_head(inputs):
+        run.head = _head_classes(run, request)
+    if run.head:
+        mixed = request.dtype != "keep"
+        run.inputs = inputs = build_zeroshot_head(inputs, run.head, mixed_dtypes=mixed)
     check_ancestry(inputs, known, strict=request.strict)
-    run = Run(inputs, progress, command=request.command, head=head, hashed=request.hashed)
     say_all(progress, inputs.notes)
     run.seconds["read"] = round(time.perf_counter() - begin, 3)
     return run, request
 
 
-def _head_classes(inputs: Inputs, calibration: Calibration, seed: int) -> HeadRecord | None:
+def _head_classes(run: Run, request: MergeRequest) -> HeadRecord | None:
     """The classes of the rows of a head; ``None`` if neither images nor class names were given."""
-    from clipmerge.images.dataset import load_images
+    from clipmerge.images.dataset import require_labelled
     from clipmerge.images.prompts import read_class_names, templates_for
 
+    calibration, inputs = request.calibration, run.inputs
     if calibration.source is not None:
-        columns, most = calibration.columns, calibration.images
-        images = load_images(
-            calibration.source, calibration.classes, columns=columns, most=most, seed=seed
-        )
+        images = require_labelled(run.open_data(request))
         return HeadRecord(
             classes=images.class_names,
             templates=templates_for(calibration.templates, images.templates),

@@ -17,7 +17,7 @@ from clipmerge import __version__
 from clipmerge.api._in_memory import CheckpointLike, as_sources, open_source
 from clipmerge.api._merge_effect import load_tasks, score_other_tasks, settings_for, shared_plan
 from clipmerge.api._results import SweepResult
-from clipmerge.api.plan import RunCache, check_ancestry, open_inputs, prepare
+from clipmerge.api.plan import check_ancestry, open_inputs, prepare
 from clipmerge.checkpoint import Inputs, align_checkpoints
 from clipmerge.config import Missing, SweepOptions, complete_options, with_options
 from clipmerge.distributed import is_main_process
@@ -26,7 +26,7 @@ from clipmerge.evaluation.conclusion import loses, loss_warnings
 from clipmerge.evaluation.points import Point, weights_key
 from clipmerge.evaluation.tradeoff import RESAMPLES, standings
 from clipmerge.images import ImageSet
-from clipmerge.images.dataset import LabelledImages, load_images, load_unlabelled
+from clipmerge.images.dataset import LabelledImages, load_images
 from clipmerge.images.file_store import local_inputs
 from clipmerge.images.fingerprints import check_overlap
 from clipmerge.images.prompts import own_templates, templates_for
@@ -51,7 +51,7 @@ from clipmerge.request import (
     settings_from,
     with_state_key,
 )
-from clipmerge.run import Run
+from clipmerge.run import Run, RunCache
 from clipmerge.stats import LEVEL
 
 if TYPE_CHECKING:
@@ -151,9 +151,9 @@ def run_sweep(
     progress.stage("read")
     loaded = {name: load_source(name, request, progress) for name in request.sources}
     tasks = load_tasks(request.keep, progress)
-    notes, compared = overlap_notes(request, loaded, tasks)
-    say_all(progress, notes)
     known = RunCache()
+    notes, compared = overlap_notes(request, loaded, tasks, known, progress)
+    say_all(progress, notes)
     # keys that only one checkpoint has are an error unless a recipe allows them
     missing: Missing = next(
         (recipe.missing for recipe in request.recipes if recipe.missing != "error"), "error"
@@ -330,7 +330,11 @@ def load_source(name: str, request: SweepRequest, progress: Progress) -> Labelle
 
 
 def overlap_notes(
-    request: SweepRequest, loaded: dict[str, LabelledImages], tasks: Mapping[str, ImageSet]
+    request: SweepRequest,
+    loaded: dict[str, LabelledImages],
+    tasks: Mapping[str, ImageSet],
+    known: RunCache,
+    progress: Progress,
 ) -> tuple[list[str], bool]:
     """Notes about images that sources share, and whether all sources could be compared; of a Hub
     source for recipes only the images that they use count.
@@ -338,15 +342,14 @@ def overlap_notes(
     if not request.checks_overlap:
         return [], False
     data, seed = request.calibration, request.seed
-    labelled = unlabelled = None
+    labelled: ImageSet | None = None
+    unlabelled = None
     if data.source is not None:
         most = data.images + held_out_count(data.images, data.held_back)
-        labelled = load_images(
-            data.source, data.classes, columns=data.columns, most=most, seed=seed
-        )
+        labelled = known.open_data(request, progress)
         labelled = labelled.sample(most, seed) if labelled.revision else labelled
     if data.unlabelled is not None:
-        unlabelled = load_unlabelled(data.unlabelled, data.columns, most=data.images, seed=seed)
+        unlabelled = known.open_unlabelled(request, progress)
         unlabelled = unlabelled.sample(data.images, seed) if unlabelled.revision else unlabelled
     id, ood = (
         {name: loaded[name] for name in names}

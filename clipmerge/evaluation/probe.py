@@ -15,6 +15,7 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +23,7 @@ from PIL import Image as Pillow
 from PIL import ImageFilter, ImageOps
 from PIL.Image import Image
 
-from clipmerge.images.dataset import LabelledImages
+from clipmerge.images import ImageSet
 from clipmerge.images.decoding import Encoded
 from clipmerge.images.store import Store
 from clipmerge.models import ImageTextModel
@@ -123,11 +124,11 @@ class Probe:
     by corruption.
     """
 
-    sources: dict[str, LabelledImages]
+    sources: dict[str, Any]  # like the images
     positions: dict[str, tuple[int, ...]]
     per_image: int
 
-    def mean_by_image(self, values: dict[str, NDArray[np.bool_]]) -> NDArray[np.float64]:
+    def mean_by_image(self, values: dict[str, NDArray[Any]]) -> NDArray[np.float64]:
         """Average values (models, images of the corruption), by corruption, over each image:
         (models, images).
         """
@@ -175,7 +176,7 @@ def side_of(model: ImageTextModel) -> int:
 class ScaledImages:
     """Images at the model's input size; each is decoded once."""
 
-    images: LabelledImages
+    images: ImageSet
     side: int
     _decoded: dict[int, NDArray[np.uint8]] = field(default_factory=dict, repr=False)
 

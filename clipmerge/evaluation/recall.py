@@ -23,7 +23,7 @@ from clipmerge.images.dataset import CaptionedImages
 from clipmerge.models import ImageTextModel
 from clipmerge.models.memory import MicroBatcher, freed_memory_kept
 from clipmerge.planning.other_tasks import RANKS, Recall
-from clipmerge.progress import Pace, Progress
+from clipmerge.progress import Progress
 
 # Scores computed at once.
 _SCORES = 1 << 24
@@ -87,8 +87,6 @@ def score_captions(
     """
     device = settings.context.device
     images = sum(map(len, sources.values()))
-    sentence = f"embedding {images:,} images by {len(moves)} models on the CPU takes about"
-    pace = Pace(progress, device, sentence)
     moving = MovingModel(model, inputs, device, dtype=settings.dtype)
     pieces = MicroBatcher(settings.images_at_once, progress.say)
     rows: dict[tuple[str, int], list[tuple[int, Any]]] = {
@@ -110,7 +108,7 @@ def score_captions(
                 features = pieces.forward(model.image_features, to_device(batch.pixels, device))
                 rows[name, number].append((start, features.cpu().numpy()))
                 done += len(batch)
-                pace.advance(done, total)
+                progress.advance(done, total)
     if settings.share[1] > 1:  # a process without a batch has embedded no captions
         for number, move in enumerate(moves):
             for captions in {each.captions for each in sources.values()}:

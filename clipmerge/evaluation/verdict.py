@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from functools import partial
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,11 +18,19 @@ from clipmerge.checkpoint import Inputs
 from clipmerge.evaluation.conclusion import conclude
 from clipmerge.evaluation.moving_model import MovingModel
 from clipmerge.evaluation.probe import RELATED, UNRELATED, ScaledImages, probe, side_of
+from clipmerge.evaluation.recall import score_captions
 from clipmerge.evaluation.scorer import Move, Scorer
 from clipmerge.evaluation.settings import EvalSettings
-from clipmerge.images.dataset import LabelledImages
+from clipmerge.images.dataset import CaptionedImages, LabelledImages
 from clipmerge.models.building import build_model
-from clipmerge.planning.merge_effect import Difference, Estimate, Gain, MergeEffect, ModelAccuracy
+from clipmerge.planning.merge_effect import (
+    Difference,
+    Estimate,
+    Gain,
+    MergeEffect,
+    ModelAccuracy,
+    finetuned_names,
+)
 from clipmerge.planning.plan import Plan
 from clipmerge.progress import Pace, Progress
 from clipmerge.stats import mean_share, paired_accuracy_interval, wilson
@@ -35,7 +44,7 @@ _CLEAN = "clean"
 def measure_effect(
     inputs: Inputs,
     plan: Plan,
-    images: LabelledImages,
+    images: LabelledImages | CaptionedImages,
     settings: EvalSettings,
     *,
     max_loss: float,
@@ -45,32 +54,49 @@ def measure_effect(
     """Measure the effect of a plan on images that its decision did not see, which are in a random
     order.
 
+    Of images with captions, the accuracy of an image is the mean of two shares: whether its best
+    caption is its own, and of its captions those whose best image it is.
+
     ``learned`` says whether the plan has learned coefficients.
     """
     model = build_model(inputs)
     scaled = ScaledImages(images, side_of(model))
-    unrelated = probe(scaled, UNRELATED, enough=512, fewest=2)
-    related = probe(scaled, RELATED, enough=256, fewest=1)
+    has_captions = isinstance(images, CaptionedImages)
+    # a gallery is whole under every corruption
+    unrelated = probe(scaled, UNRELATED, enough=512, fewest=len(UNRELATED) if has_captions else 2)
+    related = probe(scaled, RELATED, enough=256, fewest=len(RELATED) if has_captions else 1)
     sentence = f"measuring the effect of the merge, on {len(images)} images held back, takes about"
     pace = Pace(progress, settings.context.device, sentence, " (`verdict=False` skips it)")
-    scorer = Scorer(model, inputs, settings, load_bytes=_LOAD_BYTES)
-    sources = {_CLEAN: images, **unrelated.sources, **related.sources}
-    answers = scorer.answer(moves_of(plan), sources, pace)
+    sources: dict[str, Any] = {_CLEAN: images, **unrelated.sources, **related.sources}
     # by source, shape (models, images): row 0 is zero-shot, then come the fine-tuned models, the
     # last row is merged
-    right = {name: answers[name] == np.asarray(source.labels) for name, source in sources.items()}
+    right: dict[str, NDArray[Any]]
+    recall: dict[str, dict[str, dict[str, float]]] = {}
+    if isinstance(images, CaptionedImages):
+        outcomes = score_captions(
+            model, inputs, moves_of(plan), sources, settings, pace, load_bytes=_LOAD_BYTES
+        )
+        right = {name: np.stack([one.by_image for one in each]) for name, each in outcomes.items()}
+        answers = np.stack([outcome.best for outcome in outcomes[_CLEAN]])
+        names = ("zero-shot", *finetuned_names(len(plan.finetuned)), "merged")
+        recall = {
+            name: outcome.recall.model_dump()
+            for name, outcome in zip(names, outcomes[_CLEAN], strict=True)
+        }
+    else:
+        scorer = Scorer(model, inputs, settings, load_bytes=_LOAD_BYTES)
+        found = scorer.answer(moves_of(plan), sources, pace)
+        right = {name: found[name] == np.asarray(each.labels) for name, each in sources.items()}
+        answers = found[_CLEAN]
     clean = right.pop(_CLEAN)
     corrupted, related_right = unrelated.mean_by_image(right), related.mean_by_image(right)
 
     def accuracy(model: int) -> ModelAccuracy:
         return ModelAccuracy(
-            clean=estimate(float(clean[model].mean()), len(images)),
+            clean=_share_estimate(clean[model]),
             corrupted=_mean_estimate(corrupted[model]),
             related=_mean_estimate(related_right[model]),
-            corruptions={
-                name: estimate(float(each[model].mean()), each.shape[1])
-                for name, each in right.items()
-            },
+            corruptions={name: _share_estimate(each[model]) for name, each in right.items()},
         )
 
     def gain(other: int) -> Gain:
@@ -80,7 +106,13 @@ def measure_effect(
         )
 
     zeroshot, *finetuned, merged = [accuracy(model) for model in range(len(clean))]
-    counts = Counter(images.labels)
+    if isinstance(images, CaptionedImages):
+        captions = classes = sum(map(len, images.captions))
+        per_class = list[int]()
+    else:
+        captions, classes = 0, len(images.class_names)
+        counts = Counter(images.labels)
+        per_class = [counts[label] for label in range(classes)]
     reference = int(np.argmax(clean[1:-1].sum(axis=1)))
     over_finetuned, over_zeroshot = gain(1 + reference), gain(0)
     conclusion = conclude(
@@ -96,9 +128,10 @@ def measure_effect(
         source=images.source,
         revision=images.revision,
         images=len(images),
-        classes=len(images.class_names),
-        classes_without_images=len(images.class_names) - len(counts),
-        classes_with_one_image=sum(count == 1 for count in counts.values()),
+        classes=classes,
+        captions=captions,
+        classes_without_images=per_class.count(0),
+        classes_with_one_image=per_class.count(1),
         corruptions_per_image=unrelated.per_image,
         related=RELATED,
         related_per_image=related.per_image,
@@ -109,7 +142,8 @@ def measure_effect(
         merged=merged,
         over_finetuned=over_finetuned,
         over_zeroshot=over_zeroshot,
-        agreement=estimate(float((answers[_CLEAN][-1] == answers[_CLEAN][0]).mean()), len(images)),
+        agreement=estimate(float((answers[-1] == answers[0]).mean()), len(images)),
+        recall=recall,
         recommendation=conclusion.recommendation,
         reason=conclusion.reason,
         possible_loss=conclusion.possible_loss,
@@ -134,6 +168,13 @@ def moves_of(plan: Plan) -> list[Move]:
 def estimate(share: float, images: int) -> Estimate:
     """A share of images, with its interval."""
     return Estimate(value=share, interval=wilson(share, images))
+
+
+def _share_estimate(right: NDArray[Any]) -> Estimate:
+    """The mean of one answer per image, right or wrong, or of one share per image."""
+    if right.dtype == np.bool_:
+        return estimate(float(right.mean()), len(right))
+    return _mean_estimate(right)
 
 
 def _mean_estimate(by_image: NDArray[np.float64]) -> Estimate:

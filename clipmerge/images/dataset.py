@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 
 from clipmerge.errors import DataError, did_you_mean, shorten
+from clipmerge.files.limits import LONGEST_PROMPT
 from clipmerge.files.paths import local_path
 from clipmerge.images import Columns, ImageSet, OpenedSource, Store
 from clipmerge.images.file_store import describe_folder, expand, local_split, open_local
@@ -39,7 +40,35 @@ class LabelledImages(ImageSet):
 class CaptionedImages(ImageSet):
     """Images with their captions."""
 
+    labels_are_classes: ClassVar[bool] = False
+
     captions: tuple[tuple[str, ...], ...]  # captions of each image, at least one
+
+    def require_classes(self) -> None:
+        """Refuse images with one caption, which every model would find."""
+        if len(set(self.captions)) < 2:
+            raise DataError(f"{self.source}: all images have one caption; measuring needs several")
+
+    def with_one_caption(self, seed: int) -> LabelledImages:
+        """Draw a caption of each image; images of one class have the same caption.
+
+        The captions are the names of the classes, for prompts that add nothing to them.
+        """
+        rng = np.random.default_rng(seed)
+        numbers: dict[str, int] = {}
+        labels = []
+        for captions in self.captions:
+            caption = captions[int(rng.integers(len(captions)))][:LONGEST_PROMPT]
+            labels.append(numbers.setdefault(caption, len(numbers)))
+        return LabelledImages(
+            self.source,
+            self.store,
+            tuple(labels),
+            tuple(numbers),
+            templates=("{}",),
+            revision=self.revision,
+            notes=self.notes,
+        )
 
     def sample(self, count: int, seed: int) -> Self:
         """Sample images, with all their captions, in a random order."""
@@ -129,7 +158,13 @@ def load_images(
     seed: int = 0,
 ) -> LabelledImages:
     """Find images with classes, like `open_images`; images with captions are refused."""
-    images = open_images(source, classes, columns=columns, whole=whole, most=most, seed=seed)
+    return require_labelled(
+        open_images(source, classes, columns=columns, whole=whole, most=most, seed=seed)
+    )
+
+
+def require_labelled(images: LabelledImages | CaptionedImages) -> LabelledImages:
+    """Refuse images with captions."""
     if isinstance(images, CaptionedImages):
         raise DataError(
             f"{images.source}: its images have captions and no classes, which cannot be used here;"

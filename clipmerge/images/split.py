@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Generic, TypeVar
 
 from clipmerge.errors import counted
 from clipmerge.images.fingerprints import first_copies
 from clipmerge.images.sampling import balanced_sample
-
-if TYPE_CHECKING:
-    from clipmerge.images.dataset import LabelledImages
+from clipmerge.images.store import ImageSet
 
 #: Share of the sampled images that is held back.
 SHARE = 0.2
@@ -19,20 +17,23 @@ SHARE = 0.2
 MOST = 256
 
 
+Images = TypeVar("Images", bound=ImageSet)
+
+
 @dataclass(frozen=True)
-class Samples:
+class Samples(Generic[Images]):
     """Images for a decision, those held back from it (``None`` for none), and the number of copies
     left out.
     """
 
-    decide: LabelledImages
-    held_back: LabelledImages | None
+    decide: Images
+    held_back: Images | None
     copies: int
 
 
 def sample_and_hold_back(
-    images: LabelledImages, count: int, seed: int, *, share: float = SHARE
-) -> Samples:
+    images: Images, count: int, seed: int, *, share: float = SHARE
+) -> Samples[Images]:
     """Sample images for a decision, and others that it will not see.
 
     With enough images the decision gets the requested number, and the images held back are
@@ -49,7 +50,11 @@ def sample_and_hold_back(
         return Samples(sampled, None, copies)
     # classes of which the source has one image learn from it, and are not judged
     counts = Counter(images.labels)
-    shared = [at for at, label in enumerate(sampled.labels) if counts[label] > 1]
+    shared = [
+        at
+        for at, label in enumerate(sampled.labels)
+        if counts[label] > 1 or not images.labels_are_classes
+    ]
     places = held_back_positions(tuple(sampled.labels[at] for at in shared), aside, seed)
     back = {shared[at] for at in places}
     if not back:
@@ -58,7 +63,7 @@ def sample_and_hold_back(
     return Samples(sampled.subset(decide), sampled.subset(sorted(back)), copies)
 
 
-def without_copies(images: LabelledImages) -> LabelledImages:
+def without_copies(images: Images) -> Images:
     """Drop images that are copies of an earlier one: they would count twice, or be seen and held
     back.
     """

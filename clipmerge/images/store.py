@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from clipmerge.errors import DataError
 from clipmerge.files.limits import MOST_IMAGES
@@ -79,6 +79,9 @@ class OpenedSource:
 @dataclass(frozen=True)
 class ImageSet:
     """Images of one source with a label each; decoded one by one, on demand."""
+
+    # whether an image that shares its label with no other shows what no other image shows
+    labels_are_classes: ClassVar[bool] = True
 
     source: str
     store: Store

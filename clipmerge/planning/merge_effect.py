@@ -94,7 +94,9 @@ class MergeEffect(Frozen):
         source: Source of the images, as the user wrote it.
         revision: The commit that a data set of the Hub resolved to.
         images: Number of held-back images.
-        classes: Number of classes to choose from.
+        classes: Number of classes, or captions, to choose from.
+        captions: Number of captions of the images; 0 for images with classes. With captions an
+            accuracy is the mean recall at 1 of both ways among these images.
         classes_without_images: Number of classes without a held-back image.
         classes_with_one_image: Number of classes with a single held-back image.
         corruptions_per_image: Number of corruptions per image, of kinds that no recipe learns from.
@@ -112,6 +114,8 @@ class MergeEffect(Frozen):
         over_zeroshot: The merged model against the zero-shot model.
         agreement: Share of the images for which the merged and the zero-shot model predict the same
             class.
+        recall: Of images with captions, each model's recall: by model, by way (``image_to_text``
+            and ``text_to_image``) and by K as text.
         recommendation: Recommendation about the merged model.
         reason: Reason for the recommendation, and the price.
         possible_loss: How large the loss of accuracy may be, if that is beyond the limit.
@@ -124,8 +128,9 @@ class MergeEffect(Frozen):
     revision: str | None = None
     images: Annotated[int, Field(ge=1)]
     classes: Annotated[int, Field(ge=1)]
-    classes_without_images: Annotated[int, Field(ge=0)]
-    classes_with_one_image: Annotated[int, Field(ge=0)]
+    captions: Annotated[int, Field(ge=0)] = 0
+    classes_without_images: Annotated[int, Field(ge=0)] = 0
+    classes_with_one_image: Annotated[int, Field(ge=0)] = 0
     corruptions_per_image: Annotated[int, Field(ge=1)]
     related: tuple[str, ...]
     related_per_image: Annotated[int, Field(ge=0)]
@@ -138,6 +143,7 @@ class MergeEffect(Frozen):
     over_finetuned: Gain
     over_zeroshot: Gain
     agreement: Estimate
+    recall: dict[str, dict[str, dict[str, ShareOfImages]]] = Field(default_factory=dict)
     recommendation: Recommendation
     reason: Finding
     possible_loss: Finding | None = None

@@ -27,6 +27,7 @@ from clipmerge.models.building import build_model
 from clipmerge.planning.recipe import load_recipe, recipe_text
 from clipmerge.progress import Progress
 from clipmerge.request import Calibration, SweepRequest
+from clipmerge.run import RunCache
 from tests.support.command import done
 from tests.support.tasks import inputs_of, plan_of, sweep_of
 from tests.support.tasks import request_for as merge_request
@@ -305,7 +306,9 @@ def test_images_used_twice_are_noted(far: Folders, images: Path, calibration: Pa
         (request_for(far, calibration, images, calibration=used_twice), "flatters"),
     ):
         loaded = {name: load_source(name, request, Progress()) for name in request.sources}
-        assert any(told in note for note in overlap_notes(request, loaded, {})[0])
+        assert any(
+            told in note for note in overlap_notes(request, loaded, {}, RunCache(), Progress())[0]
+        )
     request = request_for(far, images, Path("digits"), calibration=Calibration(source="digits"))
     with pytest.raises(UsageError, match="not out of distribution"):
         run_sweep(request)

@@ -19,6 +19,7 @@ from clipmerge.publish.public import public_record
 from clipmerge.report.page import html_page
 from clipmerge.report.text import gain_notes
 from clipmerge.request import Calibration, SweepRequest
+from clipmerge.run import RunCache
 from tests.support.command import clipmerge, done, refused
 from tests.support.merged_output import RECORD
 from tests.support.tasks import sweep_of
@@ -128,10 +129,10 @@ def test_a_sweep_refuses_to_judge_on_unlabelled_images(
     with pytest.raises(
         UsageError, match=f"`unlabelled` {mixed}: 1 image is also in {flag} .*a model is not judged"
     ):
-        overlap_notes(request, loaded, {})
-    assert overlap_notes(request_for(pair, images, far, camera, "auto"), loaded, {})[
-        0
-    ]  # --data in --id is noted
+        overlap_notes(request, loaded, {}, RunCache(), Progress())
+    assert overlap_notes(
+        request_for(pair, images, far, camera, "auto"), loaded, {}, RunCache(), Progress()
+    )[0]  # --data in --id is noted
 
 
 def test_a_sweep_gives_them_to_the_recipes_that_learn(

@@ -1,0 +1,85 @@
+"""Images with captions in place of classes: the verdict and what is refused, by the functions."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import clipmerge
+from clipmerge.checkpoint import open_checkpoint
+from clipmerge.errors import DataError
+from clipmerge.evaluation.accuracy import load_model
+from clipmerge.images.dataset import CaptionedImages, open_images
+from tests.support.tiny_clip import Folders
+
+WORDS = ("red", "green", "blue", "dark", "pale", "warm")
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Sixty noisy pictures with a caption each; ten captions are there twice."""
+    folder, rng = tmp_path_factory.mktemp("pictures"), np.random.default_rng(0)
+    for number in range(60):
+        pixels = rng.integers(0, 256, (40, 36, 3)).astype(np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number:02}.png")
+        of = number % 50
+        caption = (
+            f"a {WORDS[of % 6]} picture of {WORDS[of // 6 % 6]} number {'abcdefghij'[of % 10]}"
+        )
+        (folder / f"{number:02}.txt").write_text(f"{caption}\n")
+    return folder
+
+
+def recall_at_one(checkpoint: Path, images: CaptionedImages) -> np.ndarray[Any, Any]:
+    """Image by image, by a sort in Python: whether each finds its caption, and is found by it."""
+    model = load_model(open_checkpoint(str(checkpoint)))
+    with torch.inference_mode():
+        pixels = torch.cat([model.pixels([images.image(at)]) for at in range(len(images))])
+        features = model.image_features(pixels).double()
+        texts = model.text_features(model.tokens([own[0] for own in images.captions])).double()
+    scores = (features @ texts.T).tolist()
+    shares = []
+    for number, row in enumerate(scores):
+        column = [other[number] for other in scores]
+        finds = max(range(len(row)), key=lambda at: (row[at], -at)) == number
+        found = max(range(len(column)), key=lambda at: (column[at], -at)) == number
+        shares.append((finds + found) / 2)
+    return np.array(shares)
+
+
+def test_the_verdict_of_captions_is_recall_at_one(
+    pair: Folders, pictures: Path, tmp_path: Path
+) -> None:
+    result = clipmerge.merge(*pair, "wise-ft", data=str(pictures), output=tmp_path / "out")
+    effect = result.plan.effect
+    assert effect is not None
+    assert (effect.images, effect.captions) == (60, 60)
+    images = open_images(str(pictures))
+    assert isinstance(images, CaptionedImages)
+    expected = [recall_at_one(path, images).mean() for path in (*pair, tmp_path / "out")]
+    measured = (effect.zeroshot, effect.finetuned[0], effect.merged)
+    # equal captions are equally good, and which of them comes first may depend on the order
+    assert [each.clean.value for each in measured] == pytest.approx(expected, abs=0.05)
+    for model in measured:
+        low, high = model.clean.interval
+        assert low <= model.clean.value <= high
+    for name, found in zip(effect.models, measured, strict=True):
+        ways = effect.recall[name]
+        mean = (ways["image_to_text"]["1"] + ways["text_to_image"]["1"]) / 2
+        assert mean == pytest.approx(found.clean.value)
+        assert ways["image_to_text"]["1"] <= ways["image_to_text"]["10"]
+    assert effect.over_finetuned.clean.value == pytest.approx(
+        effect.merged.clean.value - effect.finetuned[0].clean.value
+    )
+    assert any("recall at 1" in str(warning) for warning in result.plan.warnings)
+
+
+def test_all_images_with_one_caption_measure_nothing(pair: Folders, tmp_path: Path) -> None:
+    for number in range(3):
+        Image.new("RGB", (32, 32), (80 * number, 0, 0)).save(tmp_path / f"{number}.png")
+        (tmp_path / f"{number}.txt").write_text("the same caption for all")
+    with pytest.raises(DataError, match="all images have one caption"):
+        clipmerge.plan(*pair, "wise-ft", data=str(tmp_path))
