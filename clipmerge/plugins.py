@@ -23,7 +23,7 @@ from clipmerge.errors import RecipeError, did_you_mean
 from clipmerge.files.paths import plugin_folders
 
 
-def _not_a_switch(value: Any) -> Any:
+def _refuse_bool(value: Any) -> Any:
     """Refuse ``yes`` and ``true``, which would pass for 1."""
     if isinstance(value, bool):
         raise ValueError("expected a number, not true or false")
@@ -32,8 +32,8 @@ def _not_a_switch(value: Any) -> Any:
 
 # beyond it float32 arithmetic can overflow, which would look like a fault of the weights
 _LARGEST = 1e9
-_Float = Annotated[float, BeforeValidator(_not_a_switch)]
-_Int = Annotated[int, BeforeValidator(_not_a_switch)]
+_Float = Annotated[float, BeforeValidator(_refuse_bool)]
+_Int = Annotated[int, BeforeValidator(_refuse_bool)]
 
 #: Mixing coefficient: 0 = zero-shot, 1 = fine-tuned; outside [0, 1] it extrapolates.
 Alpha = Annotated[_Float, Field(allow_inf_nan=False)]
@@ -163,20 +163,22 @@ def plainly(message: str) -> str:
     return message.replace("a valid tuple", "a list")
 
 
-def takes_several(package: str, name: str) -> bool:
-    """Whether a plugin's file says ``SEVERAL = True``: it uses all fine-tuned checkpoints, not just
-    one.
+def takes_several_finetuned(measure: str) -> bool:
+    """Whether a measure's file says ``SEVERAL = True``: it uses all fine-tuned checkpoints, not
+    just one.
     """
-    return bool(getattr(import_module(load_plugin(package, name).__module__), "SEVERAL", False))
+    return _flag_of_measure(measure, "SEVERAL")
 
 
 def learns_from_unlabelled(measure: str) -> bool:
     """Whether a measure's file says ``UNLABELLED = True``: it can learn from unlabelled images
     too.
     """
-    return bool(
-        getattr(import_module(load_plugin("measures", measure).__module__), "UNLABELLED", False)
-    )
+    return _flag_of_measure(measure, "UNLABELLED")
+
+
+def _flag_of_measure(measure: str, flag: str) -> bool:
+    return bool(getattr(import_module(load_plugin("measures", measure).__module__), flag, False))
 
 
 def options_of(

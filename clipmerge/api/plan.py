@@ -32,7 +32,7 @@ from clipmerge.planning.plan import Plan, digest_of_layer, tensors_path, write_p
 from clipmerge.planning.provenance import CalibrationRecord, HeadRecord
 from clipmerge.planning.recipe import Recipe
 from clipmerge.planning.tensors import named_tensors, with_coefficients
-from clipmerge.plugins import plugin_names, takes_several
+from clipmerge.plugins import plugin_names, takes_several_finetuned
 from clipmerge.progress import Logged, Progress, say_all
 from clipmerge.report.text import texts_of
 from clipmerge.request import MergeRequest, RecipeLike, SweepRequest, as_list, command_text
@@ -233,8 +233,8 @@ def _early_checks(run: Run, recipe: Recipe) -> None:
     for override in recipe.overrides:
         match_layers(override.layers, layers)
     count = len(run.inputs.finetuned)
-    if count > 1 and recipe.measure and not takes_several("measures", recipe.measure["name"]):
-        several = [name for name in plugin_names("measures") if takes_several("measures", name)]
+    if count > 1 and recipe.measure and not takes_several_finetuned(recipe.measure["name"]):
+        several = [name for name in plugin_names("measures") if takes_several_finetuned(name)]
         raise RecipeError(
             f"measure {recipe.measure['name']}: takes one fine-tuned checkpoint, but {count} were"
             " given; for several use a recipe without a measure, such as 'wise-ft' or 'ties', or"

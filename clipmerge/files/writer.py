@@ -152,12 +152,13 @@ class OutputFile:
     def _advance(self, count: int) -> None:
         self._filled += count
         if self._filled == len(self._block):
-            self._send()
+            self._submit_block()
             if not self._free:
                 self._finish_oldest()
             self._block, self._filled = self._free.popleft(), 0
 
-    def _send(self) -> None:
+    def _submit_block(self) -> None:
+        """Let the writer write the filled block, and the hasher hash it, in their threads."""
         data = self._block[: self._filled].data
         jobs = [self._writer.submit(self._write, data, self._offset)]
         if self._digest:
@@ -198,7 +199,7 @@ class OutputFile:
 
     def finish(self) -> str | None:
         """Wait until everything is on disk."""
-        self._send()
+        self._submit_block()
         while self._busy:
             self._finish_oldest()
         self._flushing.result()

@@ -77,7 +77,7 @@ def check_response(response: Any) -> None:
             raise HubError(
                 f"{where}: its answer is compressed although that was not asked for. {_NOT_THE_HUB}"
             )
-        response.stream = _Counted(response.stream, where)
+        response.stream = _LimitedBody(response.stream, where)
 
 
 def _is_answer(request: Any) -> bool:
@@ -85,8 +85,8 @@ def _is_answer(request: Any) -> bool:
     return request.method != "GET" or "/api/" in request.url.path
 
 
-class _Counted(httpx.SyncByteStream):  # type: ignore[misc]
-    """The body of an answer, up to a size."""
+class _LimitedBody(httpx.SyncByteStream):  # type: ignore[misc]
+    """The body of an answer, refused beyond a size."""
 
     def __init__(self, stream: Any, where: str) -> None:
         self._stream, self._where = stream, where

@@ -109,7 +109,7 @@ def _open_items(title: str, data: Any, columns: Columns) -> OpenedSource:
         raise DataError(f"{title}: holds no images")
     first = data[0]
     if not columns.labelled:
-        store, notes = _store(lambda at: _picture(data[at]), len(data), title)
+        store, notes = _store_and_notes(lambda at: _picture(data[at]), len(data), title)
         return OpenedSource(store, (0,) * len(data), ("0",), named=False, notes=notes)
     if _target(first, columns) is None:
         raise DataError(
@@ -119,7 +119,7 @@ def _open_items(title: str, data: Any, columns: Columns) -> OpenedSource:
     targets = getattr(data, "targets", None)  # the list that torchvision's data sets keep
     if targets is None or isinstance(targets, Mapping) or len(targets) != len(data):
         targets = [_target(data[at], columns) for at in range(len(data))]
-    store, notes = _store(lambda at: _picture(data[at]), len(data), title)
+    store, notes = _store_and_notes(lambda at: _picture(data[at]), len(data), title)
     return _with_targets(title, store, targets, columns, _names_of(data), notes)
 
 
@@ -153,7 +153,9 @@ def _with_targets(
     return OpenedSource(store, *number_classes(title, labels, names), notes=notes)
 
 
-def _store(get: Callable[[int], Any], count: int, title: str) -> tuple[Store, tuple[str, ...]]:
+def _store_and_notes(
+    get: Callable[[int], Any], count: int, title: str
+) -> tuple[Store, tuple[str, ...]]:
     """Images by position, and notes for the user.
 
     Arrays or tensors of floats are preprocessed already, unless all values of some of them are
@@ -240,7 +242,7 @@ def _open_loader(title: str, loader: Any, most: int | None, columns: Columns) ->
         if most is not None and len(targets) >= most:
             break
     pixels, targets = pixels[:most], targets[:most]
-    store, notes = _store(pixels.__getitem__, len(pixels), title)
+    store, notes = _store_and_notes(pixels.__getitem__, len(pixels), title)
     opened = _with_targets(title, store, targets, columns, _names_of(loader.dataset), notes)
     seen = len(set(opened.labels))
     if seen < len(opened.classes):

@@ -21,8 +21,8 @@ from clipmerge.learning.weights import (
     LARGE,
     bucketed,
     copy_each,
+    row_chunks,
     rows_of,
-    runs_of,
 )
 from clipmerge.planning.tensors import rows_shape
 
@@ -199,11 +199,11 @@ class Coefficients:
         if takes_over:
             value.grad = parameter.data
             self._overwritten = True
-            for rows in runs_of(gradient):
+            for rows in row_chunks(gradient):
                 task_vector = self._objective.weights.task_vector.rows(name, rows)
                 torch.mul(rows_of(gradient, rows), task_vector, out=rows_of(value.grad, rows))
             return
-        for rows in runs_of(gradient):
+        for rows in row_chunks(gradient):
             rows_of(gradient, rows).mul_(self._objective.weights.task_vector.rows(name, rows))
         slope = gradient.sum_to_size(value.shape)
         value.grad = slope if value.grad is None else value.grad + slope

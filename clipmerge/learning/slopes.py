@@ -122,11 +122,11 @@ class Slopes:
             objective.work.tick(self._text_work)
         return slopes.numpy(), shares.mean(shares.by_batch(losses))
 
-    def _pop_slopes(self, part: float) -> Tensor:
-        """The slopes of the gradients that are there, (layers,), float64 on the CPU; adds the
-        gradients' part, if any.
+    def _pop_slopes(self, weight: float) -> Tensor:
+        """The slopes along the change of the current gradients, which are dropped: (layers,),
+        float64 on the CPU.
 
-        Drops the gradients.
+        Where mean gradients are kept, adds ``weight`` times the gradients to them.
         """
         path = self._objective.weights
         slopes = torch.zeros(len(path.layers), device=self._objective.data.context.device)
@@ -134,8 +134,8 @@ class Slopes:
             for name in names:
                 if (gradient := path.parameters[name].grad) is not None:
                     slopes[place] += torch.dot(gradient.flatten(), self._changes[name])
-                    if self._sums and part:
-                        self._sums[name].add_(gradient, alpha=part)
+                    if self._sums and weight:
+                        self._sums[name].add_(gradient, alpha=weight)
         path.clear_gradients()
         return slopes.cpu().double()
 

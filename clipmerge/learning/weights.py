@@ -91,7 +91,7 @@ def _are_short(name: str, parameter: Parameter, inputs: Inputs) -> bool:
     return fit and parameter.device.type != "cpu"
 
 
-def runs_of(tensor: Tensor) -> list[slice | None]:
+def row_chunks(tensor: Tensor) -> list[slice | None]:
     """Runs of a tensor's rows, of about a million entries each; all of it at once if there are no
     more, or on a card.
 
@@ -99,7 +99,7 @@ def runs_of(tensor: Tensor) -> list[slice | None]:
     memory.
 
     Example:
-        >>> runs_of(torch.empty(3, 1 << 19)), runs_of(torch.empty(3, 4))
+        >>> row_chunks(torch.empty(3, 1 << 19)), row_chunks(torch.empty(3, 4))
         ([slice(0, 2, None), slice(2, 4, None)], [None])
     """
     if tensor.numel() <= _ENTRIES or not tensor.ndim or tensor.device.type != "cpu":
@@ -249,7 +249,7 @@ class InterpolatedWeights:
         if next(iter(self.parameters.values())).device.type == "cpu":
             for name in names:
                 weights, factor = self.parameters[name].data, coefficients(name)
-                for rows in runs_of(weights):
+                for rows in row_chunks(weights):
                     torch.addcmul(
                         self.theta_0.rows(name, rows),
                         self.task_vector.rows(name, rows),

@@ -146,7 +146,7 @@ def test_large_weights_come_in_runs(
     monkeypatch.setattr(weights, "_ENTRIES", 200)
     assert (
         max(
-            len(weights.runs_of(objective.weights.parameters[name]))
+            len(weights.row_chunks(objective.weights.parameters[name]))
             for name in objective.weights.task_vector
         )
         > 3
