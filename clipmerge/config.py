@@ -309,6 +309,16 @@ class DecisionOptions(DataOptions, PromptOptions, SampleOptions, MachineOptions,
             settable="personal",
         ),
     ]
+    allow: Annotated[
+        str | Sequence[str] | None,
+        Option(
+            None,
+            "Go on in spite of a failed check of the inputs, such as swapped; may be repeated.",
+            "Decision",
+            "CHECK",
+            cli=_REPEATED,
+        ),
+    ]
     seed: Seed
     dtype: Annotated[OutputDtype, Option("keep", "Dtype of the merged weights.", "Output")]
     state: Annotated[

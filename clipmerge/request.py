@@ -24,13 +24,13 @@ from clipmerge.config import (
     declarations,
 )
 from clipmerge.distributed import require_device
-from clipmerge.errors import UsageError
+from clipmerge.errors import UsageError, did_you_mean
 from clipmerge.files.paths import is_there, local_path
 from clipmerge.images.columns import Columns
 from clipmerge.images.file_store import local_inputs
 from clipmerge.images.prompts import check_templates
 from clipmerge.images.split import SHARE
-from clipmerge.planning.merge_effect import MAX_LOSS
+from clipmerge.planning.merge_effect import CONSEQUENCES, MAX_LOSS
 from clipmerge.planning.recipe import Recipe, load_recipe
 
 if TYPE_CHECKING:  # a merge without images imports no module that reads images
@@ -163,6 +163,7 @@ class Settings:
     max_loss: float = MAX_LOSS
     # a greater loss, or a checkpoint that did not start from the zero-shot one, is an error
     strict: bool = False
+    allow: tuple[str, ...] = ()  # kinds of checks that may fail
     # open_clip's name of the architecture of weights without a configuration
     model: str | None = None
     # sources of tasks that the models were not fine-tuned for
@@ -271,6 +272,19 @@ class SweepRequest(Settings):
         )
 
 
+def allowed_checks(names: str | Sequence[str] | None) -> tuple[str, ...]:
+    """Kinds of checks to go on with, each of which must exist."""
+    known = sorted(CONSEQUENCES)
+    allowed = (names,) if isinstance(names, str) else tuple(names or ())
+    for name in allowed:
+        if name not in known:
+            raise UsageError(
+                f"`allow` {name}: no check has this name (checks: {', '.join(known)})."
+                f"{did_you_mean(name, known)}"
+            )
+    return allowed
+
+
 def settings_from(options: DecisionOptions) -> dict[str, Any]:
     """The fields that `MergeRequest` and `SweepRequest` share, from complete options."""
     calibration = Calibration.from_options(options)
@@ -279,6 +293,7 @@ def settings_from(options: DecisionOptions) -> dict[str, Any]:
         "keep": parse_named("keep", options["keep"]),
         "max_loss": MAX_LOSS if options["max_loss"] is None else options["max_loss"],
         "strict": options["strict"],
+        "allow": allowed_checks(options["allow"]),
         "seed": options["seed"],
         "dtype": options["dtype"],
         "hashed": options["hash"],

@@ -34,8 +34,8 @@ class RunCache:
     checkpoints: tuple[Checkpoint, ...] = ()
     inputs: dict[str, Inputs] = field(default_factory=dict)  # aligned, by the recipe's ``missing``
     measured: dict[str, Measured] = field(default_factory=dict)  # by measure and options
-    # warnings of unrelated checkpoints; ``None`` until it is checked
-    ancestry: list[str] | None = None
+    # doubts about the pair; ``None`` until it is checked
+    doubts: list[Finding] | None = None
     # the source of `data`, and the number of images that it was opened for
     data: tuple[int, LabelledImages | CaptionedImages] | None = None
     unlabelled: LabelledImages | None = None
@@ -95,6 +95,7 @@ class Run:
     hashed: bool = True  # the weights of inputs and output
     hashing: list[Future[dict[str, str]]] = field(default_factory=list)  # of the inputs
     cleanups: list[Callable[[], None]] = field(default_factory=list)  # called by `finish`
+    findings: list[Finding] = field(default_factory=list)  # doubts about the inputs
     # images that the measure did not see, if it used images
     held_back: LabelledImages | CaptionedImages | None = None
     # images that it saw, if other tasks are compared with them

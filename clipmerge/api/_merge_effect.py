@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from clipmerge.checks import EndAccuracy, check_answers, headline_of, settle
 from clipmerge.errors import CheckpointError, VerdictError
 from clipmerge.images.split import MOST, copies_note, without_copies
 from clipmerge.images.store import Pixels
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from clipmerge.evaluation.points import Point
     from clipmerge.evaluation.settings import EvalSettings
     from clipmerge.images.dataset import CaptionedImages, LabelledImages
+    from clipmerge.planning.merge_effect import MergeEffect
     from clipmerge.planning.plan import Plan
     from clipmerge.request import Calibration, MergeRequest, SweepRequest
     from clipmerge.run import Run
@@ -42,15 +44,22 @@ def add_verdict(run: Run, request: MergeRequest) -> None:
 
     with run.timed("effect"), _warn_or_raise(run, request, "the effect of the merge"):
         measured = run.plan and run.plan.measurements
+        images = _held_back(run, request)
         effect = measure_effect(
             run.inputs,
             shared_plan(run, request.calibration),
-            _held_back(run, request),
+            images,
             settings_for(request.calibration),
             max_loss=request.max_loss,
             learned=bool(measured and takes_learned(measured.trace, measured.choice)),
             progress=run.progress,
         )
+        _doubt_names(run, request, effect, images)
+        if doubtful := headline_of(run.findings, request.allow):
+            recommendation, reason = doubtful
+            effect = effect.model_copy(
+                update={"recommendation": recommendation, "reason": reason, "possible_loss": None}
+            )
         if request.strict and effect.warnings:
             raise VerdictError(
                 f"{text_of(effect.warnings[0])}; nothing was written (`strict=True`)"
@@ -67,6 +76,36 @@ def add_verdict(run: Run, request: MergeRequest) -> None:
             run.add_warning(warning)
             if not getattr(run.progress, "shows_verdict", False):
                 run.progress.say(text_of(warning))
+
+
+def _doubt_names(
+    run: Run,
+    request: MergeRequest,
+    effect: MergeEffect,
+    images: LabelledImages | CaptionedImages,
+) -> None:
+    """Check the class names by the answers that both ends gave, if learning did not before."""
+    from clipmerge.images.dataset import LabelledImages
+    from clipmerge.images.prompts import templates_for
+
+    if not isinstance(images, LabelledImages):
+        return
+    template = templates_for(request.calibration.templates, images.templates)[0]
+    ends = EndAccuracy(
+        zeroshot=effect.zeroshot.clean,
+        finetuned=effect.finetuned[effect.reference].clean,
+        images=effect.images,
+        class_names=images.class_names,
+        prompt=template.format(images.class_names[0]),
+    )
+    if not request.recipe.learns:
+        run.progress.say(f"prompts are such as '{ends.prompt}'")
+    known = {finding.kind for finding in run.findings}
+    new = [finding for finding in check_answers(ends) if finding.kind not in known]
+    for finding in settle(new, allow=request.allow, strict=request.strict):
+        run.findings.append(finding)
+        run.add_warning(finding)
+        run.progress.say(text_of(finding))
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 from clipmerge.api._in_memory import CheckpointLike, as_sources, open_source
 from clipmerge.api._results import MergeResult
-from clipmerge.api.plan import check_ancestry
+from clipmerge.api.plan import doubt_models
 from clipmerge.checkpoint import Checkpoint, align_checkpoints
 from clipmerge.config import ApplyOptions, complete_options, with_options
 from clipmerge.errors import PlanError, UsageError
@@ -128,10 +128,12 @@ def open_plan(
     ):
         _check_hashes(name, record, checkpoint, progress, hashed=hashed)
     if not decided_for_these:  # nobody was told yet what `merge` says about these checkpoints
-        check_ancestry(inputs, RunCache(), strict=False)
         say_all(progress, inputs.notes)
-        notes = [note for note in map(Finding.note, inputs.notes) if note not in plan.warnings]
-        plan = plan.model_copy(update={"warnings": (*plan.warnings, *notes)})
+        doubts = doubt_models(inputs, RunCache())
+        say_all(progress, texts_of(doubts))
+        found = [*map(Finding.note, inputs.notes), *doubts]
+        new = [finding for finding in found if finding not in plan.warnings]
+        plan = plan.model_copy(update={"warnings": (*plan.warnings, *new)})
     task = Task(inputs)
     run = Run(inputs, progress, plan=plan.checked(task.layers), head=plan.head, hashed=hashed)
     check_coefficients(plan, task.layers, task.shapes)

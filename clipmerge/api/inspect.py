@@ -12,13 +12,15 @@ from clipmerge.api._in_memory import CheckpointLike, as_sources, open_source
 from clipmerge.api._results import InspectResult
 from clipmerge.checkpoint import Checkpoint, Inputs, find_source
 from clipmerge.checkpoint.alignment import align, find_mismatches, finetuned_dtype
-from clipmerge.checkpoint.ancestry import ancestry_of, ancestry_warnings
+from clipmerge.checkpoint.ancestry import ancestry_of
 from clipmerge.checkpoint.converted import as_open_clip
 from clipmerge.checkpoint.opening import preview_checkpoint
+from clipmerge.checks import check_models
 from clipmerge.errors import CheckpointError
 from clipmerge.families import family_of
 from clipmerge.files.safetensors import DTYPES
 from clipmerge.progress import Logged, Progress, say_all
+from clipmerge.report.text import texts_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -94,7 +96,7 @@ def _inspected(
             layers[layer]["change"] = _relative_change(inputs, names)
             done += layers[layer]["size"]
             progress.advance(done, total)
-        say_all(progress, ancestry_warnings(inputs))
+        say_all(progress, texts_of(check_models(inputs)))
         ancestry = asdict(ancestry_of(inputs))
         ancestry["evidence"] = list(ancestry["evidence"])
         mismatches = mismatches or _find_faults(inputs, layers)

@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Any, TypeVar, Unpack
 
 from clipmerge.api._in_memory import CheckpointLike, as_sources, with_title
-from clipmerge.api._merge_effect import add_other_task_scores, add_verdict
+from clipmerge.api._merge_effect import add_other_task_scores, add_verdict, settings_for
 from clipmerge.checkpoint import Inputs, open_checkpoints
 from clipmerge.checkpoint.alignment import align, finetuned_dtype, refuse_mismatches
-from clipmerge.checkpoint.ancestry import ancestry_warnings
 from clipmerge.checkpoint.inputs import HEAD_WEIGHT
+from clipmerge.checks import PROBE, check_answers, check_models, end_accuracy, settle
 from clipmerge.config import Missing, PlanOptions, complete_options, with_options
-from clipmerge.errors import CheckpointError, RecipeError
+from clipmerge.errors import RecipeError
 from clipmerge.evaluation.zero_shot_head import build_zeroshot_head, lacks_zeroshot_head
 from clipmerge.layers import match_layers
 from clipmerge.methods import Task, decide
@@ -127,6 +127,10 @@ def prepare(
     run, request = _read(request, progress or Progress(), known)
     _early_checks(run, request.recipe)
     measurements, calibration = None, None
+    if request.recipe.learns and judged:
+        doubts = settle(_probe_answers(run, request), allow=request.allow, strict=request.strict)
+        run.findings += doubts
+        say_all(run.progress, texts_of(doubts))
     if request.recipe.measure:
         title = f"{request.recipe.name}: {'learning' if request.recipe.learns else 'measuring'}"
         with run.timed("measure", title):
@@ -160,8 +164,9 @@ def _read(request: MergeRequest, progress: Progress, known: RunCache) -> tuple[R
     if run.head:
         mixed = request.dtype != "keep"
         run.inputs = inputs = build_zeroshot_head(inputs, run.head, mixed_dtypes=mixed)
-    check_ancestry(inputs, known, strict=request.strict)
     say_all(progress, inputs.notes)
+    run.findings += settle(doubt_models(inputs, known), allow=request.allow, strict=request.strict)
+    say_all(progress, texts_of(run.findings))
     run.seconds["read"] = round(time.perf_counter() - begin, 3)
     return run, request
 
@@ -216,15 +221,26 @@ def open_inputs(request: Request, missing: Missing, known: RunCache) -> tuple[In
     return inputs, request
 
 
-def check_ancestry(inputs: Inputs, known: RunCache, *, strict: bool) -> None:
-    """Warn, among the notes, of a fine-tuned checkpoint that probably did not start from the
-    zero-shot one.
-    """
-    if known.ancestry is None:
-        known.ancestry = ancestry_warnings(inputs)
-    if strict and known.ancestry:
-        raise CheckpointError(f"{known.ancestry[0]}; nothing was written (`strict=True`)")
-    inputs.notes.extend(warning for warning in known.ancestry if warning not in inputs.notes)
+def doubt_models(inputs: Inputs, known: RunCache) -> list[Finding]:
+    """Check once whether the fine-tuned checkpoints started from the zero-shot one."""
+    if known.doubts is None:
+        known.doubts = list(check_models(inputs))
+    return known.doubts
+
+
+def _probe_answers(run: Run, request: MergeRequest) -> list[Finding]:
+    """Check before learning, on a few images, whether the models recognise anything."""
+    from clipmerge.images.dataset import LabelledImages
+
+    images = run.open_data(request)
+    if not isinstance(images, LabelledImages):
+        return []
+    images.require_classes()
+    sample = images.sample(min(PROBE, request.calibration.images), request.seed)
+    with run.timed("check", "checking class names"):
+        ends = end_accuracy(run.inputs, sample, settings_for(request.calibration), run.progress)
+    run.progress.say(f"prompts are such as '{ends.prompt}'")
+    return list(check_answers(ends))
 
 
 def _early_checks(run: Run, recipe: Recipe) -> None:
@@ -280,7 +296,7 @@ def _decide(
         measurements=measurements,
         calibration=calibration,
         seed=request.seed,
-        warnings=(*map(Finding.note, run.inputs.notes), *notes),
+        warnings=(*map(Finding.note, run.inputs.notes), *run.findings, *notes),
     )
     decided = {
         name: entry.model_copy(

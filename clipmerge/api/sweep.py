@@ -17,8 +17,9 @@ from clipmerge import __version__
 from clipmerge.api._in_memory import CheckpointLike, as_sources, open_source
 from clipmerge.api._merge_effect import load_tasks, score_other_tasks, settings_for, shared_plan
 from clipmerge.api._results import SweepResult
-from clipmerge.api.plan import check_ancestry, open_inputs, prepare
+from clipmerge.api.plan import doubt_models, open_inputs, prepare
 from clipmerge.checkpoint import Inputs, align_checkpoints
+from clipmerge.checks import settle
 from clipmerge.config import Missing, SweepOptions, complete_options, with_options
 from clipmerge.distributed import is_main_process
 from clipmerge.errors import DataError, VerdictError
@@ -159,8 +160,9 @@ def run_sweep(
         (recipe.missing for recipe in request.recipes if recipe.missing != "error"), "error"
     )
     inputs, request = open_inputs(request, missing, known)
-    check_ancestry(inputs, known, strict=request.strict)
     say_all(progress, inputs.notes)
+    doubts = settle(doubt_models(inputs, known), allow=request.allow, strict=request.strict)
+    say_all(progress, texts_of(doubts))
     base = known.checkpoints[0]
     placed = {
         name: align_checkpoints(
@@ -212,7 +214,10 @@ def run_sweep(
     if lost and request.strict:
         raise VerdictError(f"{text_of(lost[0])}; nothing was written (`strict=True`)")
     record = _about(
-        request, inputs, loaded, [*map(Finding.note, (*inputs.notes, *notes)), *lost]
+        request,
+        inputs,
+        loaded,
+        [*map(Finding.note, inputs.notes), *doubts, *map(Finding.note, notes), *lost],
     ) | {
         "ood_checked": compared and request.calibration.source is not None,
         "curve": [

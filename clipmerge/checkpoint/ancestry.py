@@ -79,33 +79,7 @@ class _Matrix:
     along: float
 
 
-def ancestry_warnings(inputs: Inputs) -> list[str]:
-    """Name the fine-tuned checkpoints that are equal to another, or probably did not start from the
-    zero-shot one.
-    """
-    warnings, sources = [], [model.source for model in (*inputs.finetuned, inputs.zeroshot)]
-    for which, source in enumerate(sources[:-1]):
-        equal = next(
-            (other for other in (-1, *range(which)) if _are_equal(inputs, which, other)), None
-        )
-        if equal is not None:
-            effect = "merging them changes nothing" if equal == -1 else "that model counts twice"
-            warnings.append(
-                f"{sources[equal]} and {source} are equal in all weights that can be merged, so"
-                f" {effect}"
-            )
-            continue
-        found = ancestry_of(inputs, which)
-        if found.relation != "related":
-            swapped = "the two are probably swapped: " if found.relation == "swapped" else ""
-            warnings.append(
-                f"{inputs.zeroshot.source} is probably not what {source} started from "
-                f"({swapped}{'; '.join(found.evidence)})"
-            )
-    return warnings
-
-
-def _are_equal(inputs: Inputs, which: int, other: int) -> bool:
+def are_equal(inputs: Inputs, which: int, other: int) -> bool:
     """Whether two checkpoints of `_samples` hold the same weights; of most that do not, only
     samples are read.
     """

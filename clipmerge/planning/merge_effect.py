@@ -17,8 +17,26 @@ ShareOfImages = Annotated[float, Field(ge=0, le=1)]
 DifferenceOfShares = Annotated[float, Field(ge=-1, le=1)]
 #: Recommendation about the merged model; `docs/explanation/the-answer.md` has the rules.
 Recommendation = Literal[
-    "use", "prefer-finetuned", "prefer-zeroshot", "either", "cannot-tell", "too-few-images"
+    "use",
+    "prefer-finetuned",
+    "prefer-zeroshot",
+    "either",
+    "cannot-tell",
+    "too-few-images",
+    "check-names",
+    "check-models",
+    "other-tasks",
 ]
+#: What follows from a doubt about the inputs, by its kind: an error before learning, an advice in
+#: place of another, or a warning.
+CONSEQUENCES: dict[str, Literal["error", "warning"] | Recommendation] = {
+    "swapped": "error",
+    "unrelated": "check-models",
+    "equal-models": "warning",
+    "at-chance": "check-names",
+    "odd-names": "check-names",
+    "zeroshot-at-chance": "warning",
+}
 
 
 def finetuned_names(count: int) -> list[str]:

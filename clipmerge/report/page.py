@@ -62,9 +62,13 @@ def html_page(record: MergeRecord) -> str:
         "answer": {
             "label": ADVICE[recommendation] if recommendation else "Not measured",
             "kind": (
-                {"use": "yes", "prefer-finetuned": "no", "prefer-zeroshot": "no"}.get(
-                    recommendation or "", "open"
-                )
+                {
+                    "use": "yes",
+                    "prefer-finetuned": "no",
+                    "prefer-zeroshot": "no",
+                    "check-names": "no",
+                    "check-models": "no",
+                }.get(recommendation or "", "open")
             ),
         },
         "plot": effect_plot(record),

@@ -26,6 +26,9 @@ ADVICE: dict[Recommendation, str] = {
     "either": "Either will do",
     "cannot-tell": "Your images cannot tell",
     "too-few-images": "Too few images to tell",
+    "check-names": "Check the class names",
+    "check-models": "Check the two models",
+    "other-tasks": "Look at the other tasks",
 }
 
 
@@ -628,6 +631,49 @@ def _not_copied(source: str, files: Sequence[str], reason: str) -> str:
     return f"{source}: {shorten(files)} not copied: {why[reason]}"
 
 
+def _unrelated(
+    zeroshot: str, finetuned: str, evidence: Sequence[str], *, swapped: bool = False
+) -> str:
+    order = "the two are probably swapped: " if swapped else ""
+    return (
+        f"{zeroshot} is probably not what {finetuned} started from ({order}{'; '.join(evidence)})"
+    )
+
+
+def _equal_models(first: str, second: str, with_zeroshot: bool) -> str:
+    effect = "merging them changes nothing" if with_zeroshot else "that model counts twice"
+    return f"{first} and {second} are equal in all weights that can be merged, so {effect}"
+
+
+def _guesses(
+    model: str, accuracy: float, images: int, classes: int, prompt: str, advice: str
+) -> str:
+    return (
+        f"the {model} model recognises {accuracy:.1%} of {images} images of {classes} classes"
+        f" (chance is {1 / classes:.1%}); a prompt was '{prompt}'; {advice}"
+    )
+
+
+def _at_chance(**values: Any) -> str:
+    advice = "pass the names of the classes with `classes`, or `template`"
+    return _guesses("fine-tuned", **values, advice=advice)
+
+
+def _odd_names(look: str, example: str, **values: Any) -> str:
+    looks = {
+        "numbers": "are bare numbers",
+        "wordnet": "are WordNet ids",
+        "numbered": "begin with numbers",
+        "pattern": "differ by a few letters or digits only",
+    }
+    return f"the class names {looks[look]}, such as '{example}', and {_at_chance(**values)}"
+
+
+def _zeroshot_at_chance(**values: Any) -> str:
+    advice = "it may not know these classes, or not by these names"
+    return _guesses("zero-shot", **values, advice=advice)
+
+
 #: The sentence of each kind of finding: a format of its values, or a function of them.
 SENTENCES: dict[str, str | Callable[..., str]] = {
     NOTE: "{text}",
@@ -726,6 +772,13 @@ SENTENCES: dict[str, str | Callable[..., str]] = {
     "not-copied": _not_copied,
     "files-not-copied": "some files beside the weights were not copied",
     "left-out": "a note was removed because it names files on the author's machine",
+    # checks of the inputs
+    "swapped": lambda **values: _unrelated(**values, swapped=True),
+    "unrelated": _unrelated,
+    "equal-models": _equal_models,
+    "at-chance": _at_chance,
+    "odd-names": _odd_names,
+    "zeroshot-at-chance": _zeroshot_at_chance,
     # gains of a sweep
     "below-curve": "no point of the curve has so low an ID accuracy",
     "rarely-defined": lambda share: (

@@ -1,6 +1,7 @@
 """Which checkpoint started from which, on small models that are really trained."""
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +15,10 @@ from clipmerge.checkpoint.ancestry import (
     Ancestry,
     _matrices,
     ancestry_of,
-    ancestry_warnings,
     shrinkage,
 )
+from clipmerge.checks import check_models
+from clipmerge.report.text import texts_of
 from tests.support.command import clipmerge, done, refused
 from tests.support.tasks import inputs_of
 from tests.support.tiny_clip import tiny_config, tiny_processor
@@ -29,6 +31,11 @@ REGIMES: dict[str, tuple[float, float, int, str]] = {
     "vision": (5e-3, 0.5, 20, "vision"),
 }
 Models = dict[str, Path]
+
+
+def said_of(folders: Sequence[Path]) -> list[str]:
+    """What is said of a pair before anything is measured."""
+    return texts_of(check_models(inputs_of(folders)))
 
 
 def trained(
@@ -198,18 +205,16 @@ def test_equal_weights_are_named_and_unequal_ones_are_not(models: Models, tmp_pa
     weights = load_file(models["base-0"] / "model.safetensors")
     copy = _with_weights(models["base-0"], tmp_path / "copy", weights)
     expected = f"{models['base-0']} and {copy} are equal in all weights that can be merged"
-    assert ancestry_warnings(inputs_of((models["base-0"], copy))) == [
-        f"{expected}, so merging them changes nothing"
-    ]
+    assert said_of((models["base-0"], copy)) == [f"{expected}, so merging them changes nothing"]
     weights["logit_scale"] += 1e-3
     changed = _with_weights(models["base-0"], tmp_path / "changed", weights)
-    assert ancestry_warnings(inputs_of((models["base-0"], changed))) == []
+    assert said_of((models["base-0"], changed)) == []
     several = [
         models["mild-0"],
         changed,
         Path(shutil.copytree(models["mild-0"], tmp_path / "again")),
     ]
-    (warning,) = ancestry_warnings(inputs_of((models["base-0"], *several)))
+    (warning,) = said_of((models["base-0"], *several))
     equal = "are equal in all weights that can be merged"
     assert warning == f"{several[0]} and {several[2]} {equal}, so that model counts twice"
 

@@ -1,0 +1,158 @@
+"""Inputs that would make any answer wrong are caught before learning, or before they are believed."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import clipmerge
+from clipmerge.checks import (
+    EndAccuracy,
+    check_answers,
+    check_models,
+    headline_of,
+    odd_names,
+    settle,
+)
+from clipmerge.errors import CheckpointError, DataError, UsageError
+from clipmerge.planning.merge_effect import CONSEQUENCES, Estimate
+from clipmerge.report.text import ADVICE, text_of
+from clipmerge.stats import wilson
+from tests.support.command import clipmerge as command
+from tests.support.command import done, refused
+from tests.support.tasks import inputs_of
+from tests.support.tiny_clip import Folders, save_images
+
+
+@pytest.fixture(scope="module")
+def swapped(pair: Folders, tmp_path_factory: pytest.TempPathFactory) -> Folders:
+    """A pair in the wrong order, which the half precision of its base shows."""
+    folder = tmp_path_factory.mktemp("swapped")
+    base, tuned = (Path(shutil.copytree(pair[0], folder / name)) for name in ("base", "tuned"))
+    torch.manual_seed(0)
+    weights = {
+        name: value.half().float()
+        for name, value in load_file(pair[0] / "model.safetensors").items()
+    }
+    moved = {name: value + 1e-3 * torch.randn(value.shape) for name, value in weights.items()}
+    save_file(weights, base / "model.safetensors", metadata={"format": "pt"})
+    save_file(moved, tuned / "model.safetensors", metadata={"format": "pt"})
+    return tuned, base
+
+
+@pytest.mark.parametrize("recipe", ["wise-ft", "auto"])
+def test_swapped_checkpoints_are_refused_before_learning(
+    swapped: Folders, images: Path, tmp_path: Path, recipe: str
+) -> None:
+    flags = ("merge", *swapped, "-r", recipe, "--data", images, "-o", tmp_path / "out")
+    line = refused(command(*flags), CheckpointError.exit_code)
+    assert "are probably swapped" in line
+    assert "--allow swapped" in line
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_failed_check_can_be_allowed_and_is_still_said(swapped: Folders, tmp_path: Path) -> None:
+    flags = ("merge", *swapped, "-r", "wise-ft", "-o", tmp_path / "out")
+    done(*flags, "--allow", "swapped")
+    record = json.loads((tmp_path / "out" / "clipmerge.json").read_text())
+    assert [warning["kind"] for warning in record["warnings"]] == ["swapped"]
+    with pytest.raises(UsageError, match=r"`allow` swaped: no check .* mean 'swapped'"):
+        clipmerge.merge(*swapped, "wise-ft", output=tmp_path / "other", allow="swaped")
+
+
+def estimate(correct: int, images: int) -> Estimate:
+    return Estimate(value=correct / images, interval=wilson(correct / images, images))
+
+
+def ends(zeroshot: int, finetuned: int, images: int, names: list[str]) -> EndAccuracy:
+    first, second = estimate(zeroshot, images), estimate(finetuned, images)
+    return EndAccuracy(first, second, images, tuple(names), f"a photo of a {names[0]}.")
+
+
+NAMES = ["cat", "dog", "fox", "owl", "elk", "hen"]
+NUMBERS = [str(number) for number in range(6)]
+
+
+@pytest.mark.parametrize(
+    ("answers", "kinds"),
+    [
+        (ends(20, 2, 144, NUMBERS), ["at-chance"]),  # folders 0 to 5 in place of names
+        (ends(90, 24, 144, NAMES), ["at-chance"]),
+        (ends(20, 70, 144, [f"class ci {n}" for n in "abcdef"]), ["odd-names"]),
+        (ends(20, 60, 144, NUMBERS), ["odd-names"]),
+        (ends(20, 60, 144, [f"n0123456{n}" for n in range(6)]), ["odd-names"]),
+        (ends(20, 60, 144, [f"{n}.{name}" for n, name in enumerate(NAMES)]), ["odd-names"]),
+        (ends(24, 130, 144, NAMES), ["zeroshot-at-chance"]),
+        (ends(24, 130, 144, NUMBERS), ["zeroshot-at-chance"]),  # digits, and it reads them
+        (ends(100, 140, 144, NUMBERS), []),
+        (ends(100, 140, 144, NAMES), []),
+        (ends(60, 80, 144, NAMES), []),  # low, and surely above chance
+        (ends(4, 6, 10, ["cat", "dog"]), []),  # too few images to say that it guesses
+        (ends(1, 2, 12, NAMES), ["at-chance"]),
+    ],
+)
+def test_answers_that_are_guesses_cast_doubt_on_the_names(
+    answers: EndAccuracy, kinds: list[str]
+) -> None:
+    found = list(check_answers(answers))
+    assert [finding.kind for finding in found] == kinds
+    for finding in found:
+        assert answers.prompt in text_of(finding)
+        assert finding.values["images"] == answers.images
+
+
+@pytest.mark.parametrize(
+    ("names", "look"),
+    [
+        (["0", "1", "10"], "numbers"),
+        (["n01440764", "n01443537"], "wordnet"),
+        (["001.zero", "002.one"], "numbered"),
+        (["12_cat", "7-dog"], "numbered"),
+        (["class ci a", "class ci b"], "pattern"),
+        (["label_1", "label_2", "label_10"], "pattern"),
+        (["cat", "dog"], ""),
+        (["cat", "car"], ""),
+        (["type 1 diabetes", "type 2 diabetes"], ""),
+        (["rose", "rosemary"], ""),
+        (["7up", "cola"], ""),
+        (["airplane", "airport"], ""),
+    ],
+)
+def test_names_that_do_not_look_like_names(names: list[str], look: str) -> None:
+    assert odd_names(names) == look
+
+
+def test_what_follows_from_a_finding(swapped: Folders) -> None:
+    (finding,) = check_models(inputs_of(swapped))
+    with pytest.raises(CheckpointError, match=r"\(`allow=swapped` goes on\)"):
+        settle([finding])
+    assert settle([finding], allow=["swapped"]) == [finding]
+    (guess,) = check_answers(ends(20, 2, 144, NAMES))
+    assert settle([guess]) == [guess]
+    assert headline_of([guess]) == ("check-names", guess)
+    assert headline_of([guess], allow=["at-chance"]) is None
+    with pytest.raises(DataError, match=r"nothing was written \(`strict=True`\)"):
+        settle([guess], strict=True)
+    assert set(CONSEQUENCES.values()) - {"error", "warning"} <= ADVICE.keys()
+
+
+@pytest.mark.parametrize("recipe", ["wise-ft", "auto"])
+def test_folders_without_names_get_no_advice(pair: Folders, tmp_path: Path, recipe: str) -> None:
+    """Random models guess; whatever the merge gains, the names come first."""
+    images = save_images(
+        tmp_path / "images", each=20, classes=tuple(f"class_ci_{n}" for n in "abcdef")
+    )
+    options: dict[str, Any] = {"data": images, "output": tmp_path / "out"}
+    steps = {"measure.steps": 2} if recipe == "auto" else {}
+    result = clipmerge.merge(*pair, recipe, set=steps, **options)
+    assert result.record.effect.recommendation == "check-names"
+    assert result.record.effect.reason.kind in ("at-chance", "odd-names")
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "Check the class names" in page
+    assert "Use it" not in page
+    with pytest.raises(DataError, match=r"a prompt was 'a photo of a class ci a\.'"):
+        clipmerge.merge(*pair, recipe, set=steps, strict=True, **options | {"overwrite": True})
