@@ -64,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> clipmerge.MergeResult:
         output=asked.output,
         processor=described,
     )
-    print(result.plan.effect.recommendation if result.plan.effect else "not measured")
+    print(result)  # the answer: whether to use it
     return result
 
 

@@ -50,8 +50,8 @@ def batches(
         )
 
 
-def main(arguments: Sequence[str] | None = None) -> CLIPModel:
-    """Read the command line, train, merge and save."""
+def main(arguments: Sequence[str] | None = None) -> clipmerge.MergeResult:
+    """Read the command line, train, merge, save and print the answer."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -84,12 +84,17 @@ def main(arguments: Sequence[str] | None = None) -> CLIPModel:
         loss.backward()
         optimizer.step()
 
-    robust = clipmerge.merge_models(
-        zeroshot, model, asked.recipe, data=asked.data
-    )  # clipmerge: the last step
-    robust.save_pretrained(asked.output)
-    processor.save_pretrained(asked.output)
-    return robust
+    # clipmerge: the last step; writes a folder that loads like the model, with a report and a card
+    result = clipmerge.merge(
+        zeroshot,
+        model,
+        asked.recipe,
+        data=asked.data,
+        output=asked.output,
+        processor=processor,
+    )
+    print(result)  # the answer: whether to use it
+    return result
 
 
 if __name__ == "__main__":

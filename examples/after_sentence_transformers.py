@@ -48,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> clipmerge.MergeResult:
     for name in ITS_FILES:
         if (asked.finetuned / name).is_file():
             shutil.copyfile(asked.finetuned / name, asked.output / name)
-    print(result.plan.effect.recommendation if result.plan.effect else "not measured")
+    print(result)  # the answer: whether to use it
     return result
 
 

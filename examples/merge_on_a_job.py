@@ -43,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> clipmerge.MergeResult:
         push=asked.push,
         strict=asked.data is not None,
     )
-    print(result.plan.effect.recommendation if result.plan.effect else "not measured")
+    print(result)  # the answer: whether to use it
     return result
 
 

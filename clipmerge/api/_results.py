@@ -13,6 +13,7 @@ from clipmerge.planning.table import Rows, Tabular, layer_rows
 if TYPE_CHECKING:
     from clipmerge.evaluation.scorer import Correct
     from clipmerge.output.record import MergeRecord, Published
+    from clipmerge.planning.merge_effect import MergeEffect, Recommendation
     from clipmerge.planning.plan import Plan
 
 
@@ -35,14 +36,33 @@ class MergeResult(Tabular):
     warnings: tuple[str, ...] = ()
     published: Published | None = None
 
+    @property
+    def effect(self) -> MergeEffect | None:
+        """The accuracies behind the answer; ``None`` if nothing was measured."""
+        return self.plan.effect
+
+    @property
+    def recommendation(self) -> Recommendation | None:
+        """The answer, such as ``use`` or ``too-few-images``; ``None`` if nothing was measured."""
+        return self.effect.recommendation if self.effect else None
+
+    @property
+    def reason(self) -> str:
+        """Why, in a sentence or two; empty if nothing was measured."""
+        from clipmerge.report.text import reason_text
+
+        return reason_text(self.effect) if self.effect else ""
+
     def _rows(self) -> Rows:
         return (
             layer_rows(self.record.layers, self.record.measurements, "size") if self.record else []
         )
 
     def _caption(self) -> str:
-        from clipmerge.report.text import headline
+        from clipmerge.report.text import answer_text, headline
 
+        if self.effect is not None:
+            return f"{self.path}: {answer_text(self.effect)}"
         if self.record is None:
             return f"{self.path}: written by the main process"
         return f"{self.path}: {headline(self.record)}"

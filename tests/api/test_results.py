@@ -9,7 +9,7 @@ import pytest
 import clipmerge
 from clipmerge.api._results import MergeResult
 from clipmerge.progress import Progress
-from clipmerge.report.text import texts_of
+from clipmerge.report.text import ADVICE, texts_of
 from tests.support.tiny_clip import Folders, save_images
 
 QUIET: dict[str, Any] = {"progress": Progress()}
@@ -123,3 +123,15 @@ def test_a_process_that_wrote_nothing_has_an_empty_table(results: dict[str, Any]
     other = MergeResult(Path("out"), results["plan"], None)
     assert other.to_frame().empty
     assert repr(other).startswith("MergeResult(")
+
+
+def test_a_merge_answers_in_python(pair: Folders, images: Path, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"data": images, "batch_size": 6, **QUIET}
+    result = clipmerge.merge(*pair, "wise-ft", output=tmp_path / "merged", **options)
+    effect = result.record.effect if result.record else None
+    assert effect is not None
+    assert result.recommendation == effect.recommendation
+    assert result.reason.endswith(".")
+    assert ADVICE[effect.recommendation] in repr(result)
+    unmeasured = clipmerge.merge(*pair, "wise-ft", **QUIET)
+    assert (unmeasured.recommendation, unmeasured.reason) == (None, "")

@@ -94,11 +94,11 @@ def test_plain_torch(pair: Folders, images: Path, tmp_path: Path) -> None:
         "--output",
         str(tmp_path / "out"),
     ]
-    robust = example("after_plain_torch")(arguments).state_dict()
+    result = example("after_plain_torch")(arguments)
+    assert result.recommendation is not None
     base = CLIPModel.from_pretrained(pair[0]).state_dict()
+    robust = CLIPModel.from_pretrained(tmp_path / "out").state_dict()
     assert any(not torch.equal(robust[name], base[name]) for name in base)
-    again = CLIPModel.from_pretrained(tmp_path / "out").state_dict()
-    assert all(torch.equal(again[name], value) for name, value in robust.items())
 
 
 @pytest.mark.parametrize("inner", ["", "0_CLIPModel"])
