@@ -63,8 +63,9 @@ class Option(NamedTuple):
 
 
 RECIPE = Option(
-    ...,
-    "Name of a recipe (auto is the recommended one; all are listed below), or a YAML file.",
+    None,
+    "Name of a recipe (all are listed below), or a YAML file; by default auto with --data, else"
+    " wise-ft.",
     "Inputs",
     "RECIPE",
     flags=("--recipe", "-r"),
@@ -197,6 +198,7 @@ class DataOptions(TypedDict, total=False):
                 " Calibration, which replaces all options about images and the machine."
             ),
             cli=str | None,
+            flags=("--data", "-d"),
             settable="personal",
         ),
     ]
@@ -444,6 +446,14 @@ class PushOptions(TypedDict, total=False):
             "FILE",
             cli=list[Path] | None,
             flags=("--evaluation",),
+        ),
+    ]
+    dry_run: Annotated[
+        bool,
+        Option(
+            False,
+            "Check everything and list the files that would change; publish nothing.",
+            "Publishing",
         ),
     ]
     yes: Annotated[

@@ -32,6 +32,7 @@ from clipmerge.images.prompts import check_templates
 from clipmerge.images.split import SHARE
 from clipmerge.planning.merge_effect import CONSEQUENCES, MAX_LOSS
 from clipmerge.planning.recipe import Recipe, load_recipe
+from clipmerge.progress import Progress
 
 if TYPE_CHECKING:  # a merge without images imports no module that reads images
     from clipmerge.images.prompts import ClassNames
@@ -299,6 +300,16 @@ def settings_from(options: DecisionOptions) -> dict[str, Any]:
         "hashed": options["hash"],
         "model": options.get("model"),
     }
+
+
+def default_recipe(options: RecipeOptions, progress: Progress) -> str:
+    """The recipe of a call that names none."""
+    has_images = Calibration.from_options(options).source is not None
+    name, reason = (
+        ("auto", "there are images") if has_images else ("wise-ft", "there are no images")
+    )
+    progress.say(f"no recipe was named, so it is {name}, because {reason} (`recipe` names another)")
+    return name
 
 
 def limited_recipe(

@@ -21,6 +21,7 @@ from clipmerge.request import (
     RecipeLike,
     as_list,
     command_text,
+    default_recipe,
     parse_size,
     recipe_files,
 )
@@ -30,7 +31,7 @@ from clipmerge.request import (
 def merge(
     zeroshot: CheckpointLike,
     finetuned: CheckpointLike | Sequence[CheckpointLike],
-    recipe: RecipeLike,
+    recipe: RecipeLike | None = None,
     *,
     output: str | os.PathLike[str] | None = None,
     processor: Any = None,
@@ -45,7 +46,8 @@ def merge(
             open_clip.
         finetuned: theta_1, likewise; a sequence for several fine-tuned from the same zero-shot
             model.
-        recipe: Name of a recipe, path of a YAML file, a mapping like a recipe file, or a `Recipe`.
+        recipe: Name of a recipe, path of a YAML file, a mapping like a recipe file, or a `Recipe`;
+            by default ``auto`` with ``data``, else ``wise-ft``.
         output: Folder to write, completely or not at all; ``None`` to measure and decide only.
         processor: For models in memory: their processor, or the model's open_clip name.
         progress: Receiver of progress reports; by default Python's logger ``clipmerge``.
@@ -63,6 +65,8 @@ def merge(
     given = complete_options(MergeOptions, options)
     target, progress = None if output is None else Path(output), progress or Logged()
     limit = parse_size(given["max_shard_size"])
+    if recipe is None:
+        recipe = default_recipe(given, progress)
     with as_sources([zeroshot, *as_list(finetuned)], processor) as (base, *others):
         command = command or command_text(
             "merge", base, *others, options=options, recipe=recipe, output=output

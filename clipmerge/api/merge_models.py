@@ -25,7 +25,7 @@ from clipmerge.merging.tensor import merge_tensor
 from clipmerge.parallel import one_thread
 from clipmerge.plugins import requires
 from clipmerge.progress import Logged, Progress
-from clipmerge.request import MergeRequest, RecipeLike, as_list
+from clipmerge.request import MergeRequest, RecipeLike, as_list, default_recipe
 
 Model = TypeVar("Model", bound=torch.nn.Module)
 
@@ -34,7 +34,7 @@ Model = TypeVar("Model", bound=torch.nn.Module)
 def merge_models(
     zeroshot: torch.nn.Module,
     finetuned: Model | Sequence[Model],
-    recipe: RecipeLike,
+    recipe: RecipeLike | None = None,
     *,
     processor: Any = None,
     progress: Progress | None = None,
@@ -50,7 +50,8 @@ def merge_models(
         zeroshot: Model of transformers or open_clip with theta_0's weights; it is not changed.
         finetuned: Model with theta_1's weights, of the same class; several for theta_1 ... theta_K.
             Not changed.
-        recipe: Name of a recipe, path of a YAML file, a mapping like a recipe file, or a `Recipe`.
+        recipe: Name of a recipe, path of a YAML file, a mapping like a recipe file, or a `Recipe`;
+            by default ``auto`` with ``data``, else ``wise-ft``.
         processor: Processor of the models, needed for measuring unless it lies in the folder that
             the model was loaded from; for open_clip models their name, such as ``ViT-B-32``, or
             their configuration.
@@ -75,6 +76,9 @@ def merge_models(
                 " merge()"
             )
     models = [unwrapped(model) for model in as_list(finetuned)]
+    given, progress = complete_options(RecipeOptions, options), progress or Logged()
+    if recipe is None:
+        recipe = default_recipe(given, progress)
     with as_sources([zeroshot, *models], processor) as (base, *others):
         run = prepare(
             MergeRequest.from_options(

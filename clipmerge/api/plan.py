@@ -35,7 +35,14 @@ from clipmerge.planning.tensors import named_tensors, with_coefficients
 from clipmerge.plugins import plugin_names, takes_several_finetuned
 from clipmerge.progress import Logged, Progress, say_all
 from clipmerge.report.text import texts_of
-from clipmerge.request import MergeRequest, RecipeLike, SweepRequest, as_list, command_text
+from clipmerge.request import (
+    MergeRequest,
+    RecipeLike,
+    SweepRequest,
+    as_list,
+    command_text,
+    default_recipe,
+)
 from clipmerge.run import Measured, Run, RunCache
 
 
@@ -43,7 +50,7 @@ from clipmerge.run import Measured, Run, RunCache
 def plan(
     zeroshot: CheckpointLike,
     finetuned: CheckpointLike | Sequence[CheckpointLike],
-    recipe: RecipeLike,
+    recipe: RecipeLike | None = None,
     *,
     output: str | os.PathLike[str] | None = None,
     processor: Any = None,
@@ -86,7 +93,7 @@ def plan(
 def plan_run(
     zeroshot: CheckpointLike,
     finetuned: CheckpointLike | Sequence[CheckpointLike],
-    recipe: RecipeLike,
+    recipe: RecipeLike | None,
     output: str | os.PathLike[str] | None,
     *,
     processor: Any = None,
@@ -97,7 +104,9 @@ def plan_run(
     """Work like `plan`, with the same arguments, but return the whole run."""
     from clipmerge.output.checks import check_output_file
 
-    given = complete_options(PlanOptions, options)
+    given, progress = complete_options(PlanOptions, options), progress or Logged()
+    if recipe is None:
+        recipe = default_recipe(given, progress)
     with as_sources([zeroshot, *as_list(finetuned)], processor) as (base, *others):
         command = command or command_text(
             "plan", base, *others, options=options, recipe=recipe, output=output
@@ -109,7 +118,7 @@ def plan_run(
             check_output_file(
                 Path(output), tensors_path(Path(output)), overwrite=given["overwrite"]
             )
-        run = prepare(request, progress or Logged())
+        run = prepare(request, progress)
         if run.is_main:
             write_plan(run, None if output is None else Path(output))
     return run
@@ -275,7 +284,7 @@ def _decide(
         if learned
         else decision.layers
     )
-    notes = measurements.notes if measurements else ()
+    notes = (*(measurements.notes if measurements else ()), *_extrapolation(run.inputs, options))
     plan = Plan(
         recipe=request.recipe.model_dump(mode="json"),
         **run.sources(hashed=False),
@@ -320,6 +329,14 @@ def _decide(
     plan = plan.model_copy(update=changes).checked(task.layers)
     run.plan = plan.with_tensors(named_tensors(decision.scores, used))
     say_all(run.progress, texts_of(notes))
+
+
+def _extrapolation(inputs: Inputs, options: dict[str, Any]) -> list[Finding]:
+    """A warning of an alpha that the user set beyond the two models."""
+    alpha = options.get("alpha")
+    if len(inputs.finetuned) > 1 or not isinstance(alpha, float | int) or 0 <= alpha <= 1:
+        return []
+    return [Finding.of("extrapolation", alpha=alpha)]
 
 
 def apply_overrides(layers: dict[str, LayerPlan], recipe: Recipe) -> dict[str, LayerPlan]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import os
 import signal
 import sys
@@ -237,8 +238,13 @@ def fail(message: str, code: int) -> NoReturn:
         before_the_error.pop()()
     if os.environ.get(DEBUG) and sys.exc_info()[1] is not None and code == 1:
         raise
-    line = f"error: {printable(with_flags(' '.join(message.split())))}"
-    if sys.stderr.isatty():
+    text = printable(with_flags(" ".join(message.split())))
+    line = f"error: {text}"
+    if _wants_json(sys.argv[1:]):
+        import json
+
+        line = json.dumps({"error": text, "exit_code": code})
+    elif sys.stderr.isatty():
         import shutil
         import textwrap
 
@@ -246,3 +252,9 @@ def fail(message: str, code: int) -> NoReturn:
         line = "\n".join(textwrap.wrap(line, width, break_long_words=False, break_on_hyphens=False))
     sys.stderr.write(f"{line}\n")
     raise SystemExit(code)
+
+
+def _wants_json(words: list[str]) -> bool:
+    """Whether the command line asks for JSON, also where its flags cannot be read."""
+    in_two_words = ("--format", "json") in itertools.pairwise(words)
+    return in_two_words or bool({"--json", "--format=json"} & {*words})

@@ -84,6 +84,10 @@ _EXAMPLES = {
     "push": (
         ("push merged org/robust --private --evaluation accuracy.json", "publish, with accuracies"),
     ),
+    "cache": (
+        ("cache list", "what is kept, and its size"),
+        ("cache clean", "remove the states of unfinished learning"),
+    ),
     "report": (("report merged", "the result of a merge, again"),),
     "env": (("env", "to be pasted into a bug report"),),
     "demo": (("demo --output demo", "merge and compare two small CLIPs"),),

@@ -55,9 +55,15 @@ def sources_flag(name: str, help: str) -> Any:
     return typer.Option(name, help=help, metavar="NAME=SOURCE", rich_help_panel="Images")
 
 
-RecipeName = Annotated[str, flag_of("recipe", RECIPE)]
+RecipeName = Annotated[str | None, flag_of("recipe", RECIPE)]
 FormatFlag = Annotated[
     Format, typer.Option("--format", help="Format of standard output.", rich_help_panel="Output")
+]
+JsonFlag = Annotated[
+    bool, typer.Option("--json", help="Short for --format json.", rich_help_panel="Output")
+]
+QuietFlag = Annotated[
+    bool, typer.Option("--quiet", "-q", help="Short for --format quiet.", rich_help_panel="Output")
 ]
 
 
@@ -79,14 +85,23 @@ def command(
             if each.name not in ("terminal", "options")
         }
         flags["fmt"] = (FormatFlag, Format.human)
+        flags["as_json"] = (JsonFlag, False)
+        flags["quiet"] = (QuietFlag, False)
         if verbose:
             flags["verbose"] = (Annotated[bool, flag_of("verbose", VERBOSE)], False)
         for name, (kind, option) in declarations(options).items() if options else ():
             flags[name] = (Annotated[option.cli or kind, flag_of(name, option)], option.default)
 
         @functools.wraps(function)
-        def wrapper(fmt: Format, verbose: bool = False, **given: Any) -> None:
-            function(Terminal(fmt, verbose=verbose), **given)
+        def wrapper(
+            fmt: Format,
+            as_json: bool = False,
+            quiet: bool = False,
+            verbose: bool = False,
+            **given: Any,
+        ) -> None:
+            terminal = Terminal(_format(fmt, as_json=as_json, quiet=quiet), verbose=verbose)
+            function(terminal, **given)
 
         parameters = [
             inspect.Parameter(
@@ -101,6 +116,15 @@ def command(
     return decorate
 
 
+def _format(fmt: Format, *, as_json: bool, quiet: bool) -> Format:
+    """The format that a flag or its short forms ask for."""
+    if as_json and quiet:
+        raise UsageError("--json and --quiet: both set the format; give one of them")
+    if as_json:
+        return Format.json
+    return Format.quiet if quiet else fmt
+
+
 def command_group(name: str, help: str) -> typer.Typer:
     """A group of commands that runs its ``list`` if none of them was given; ``--format`` must
     follow one that was.
@@ -109,7 +133,13 @@ def command_group(name: str, help: str) -> typer.Typer:
 
     @group.callback()
     @preparing
-    def list_by_default(context: typer.Context, fmt: FormatFlag = Format.human) -> None:
+    def list_by_default(
+        context: typer.Context,
+        fmt: FormatFlag = Format.human,
+        as_json: JsonFlag = False,
+        quiet: QuietFlag = False,
+    ) -> None:
+        fmt = _format(fmt, as_json=as_json, quiet=quiet)
         if context.invoked_subcommand is None:
             group_command: Any = context.command
             group_command.commands["list"].callback(fmt=fmt)

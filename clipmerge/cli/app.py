@@ -47,6 +47,7 @@ COMMANDS = {
     "env": "Print versions, devices and settings for a bug report.",
     "recipes": "List, show and copy the recipes.",
     "data": "Public data sets, class names and prompt templates by name.",
+    "cache": "List and remove what clipmerge keeps in the user's cache.",
 }
 # Commands whose flags may have defaults set by the user, and their flags that may not.
 _DEFAULTS: dict[str, set[str]] = {
@@ -56,7 +57,7 @@ _DEFAULTS: dict[str, set[str]] = {
     "sweep": {"recipe"},  # the recipes to be compared
 }
 # Commands that have subcommands.
-_GROUPS = ("recipes", "data")
+_GROUPS = ("recipes", "data", "cache")
 
 
 class _Commands(TyperGroup):

@@ -26,6 +26,8 @@ def evaluate_command(
     data: Annotated[
         list[str] | None,
         typer.Option(
+            "--data",
+            "-d",
             metavar="[NAME=]SOURCE",
             help="Images, named like their folder or file by default; may be repeated.",
             rich_help_panel="Images",

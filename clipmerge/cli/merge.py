@@ -26,7 +26,7 @@ def merge_command(
     terminal: Terminal,
     zeroshot: ZeroShot,
     finetuned: FineTuned,
-    recipe: RecipeName,
+    recipe: RecipeName = None,
     output: Annotated[Path | None, output_flag("Folder to write.")] = None,
     dry_run: Annotated[
         bool,

@@ -24,8 +24,8 @@ def plan_command(
     terminal: Terminal,
     zeroshot: ZeroShot,
     finetuned: FineTuned,
-    recipe: RecipeName,
     output: Annotated[Path, output_flag("JSON file to write.")],
+    recipe: RecipeName = None,
     **options: Unpack[PlanOptions],
 ) -> None:
     """Measure and decide like merge, and write the plan."""

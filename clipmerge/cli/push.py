@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Unpack
+from typing import Annotated, Any, Unpack
 
 import typer
 
@@ -29,6 +29,18 @@ def push_command(
     from clipmerge.api.push import push
 
     published = push(folder, repo_id, progress=terminal, **options).model_dump()
+    if options["dry_run"]:
+        terminal.result("push", published, lambda: _dry_run(published))
+        return
     outcome = pushed(published)
     with noting(outcome):
         terminal.result("push", published, lambda: outcome)
+
+
+def _dry_run(published: dict[str, Any]) -> str:
+    """List what a push would change."""
+    if not published["would_change"]:
+        return f"{published['url']} is already up to date: a push would change nothing"
+    state = "" if published["commit"] else ", which does not exist yet"
+    files = "".join(f"\n  {name}" for name in published["would_change"])
+    return f"Nothing was published. A push to {published['url']}{state} would change:{files}"

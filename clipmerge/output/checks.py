@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -123,3 +124,10 @@ def _check_place(output: Path) -> None:
             f"{output}: cannot be created because {existing} is not writable for you; choose"
             " another `output`"
         )
+    try:  # a folder of the system, such as /proc, claims to be writable
+        Path(tempfile.mkdtemp(prefix=".clipmerge-", dir=existing)).rmdir()
+    except OSError as error:
+        raise OutputError(
+            f"{output}: cannot be created in {existing} ({error.strerror or error}); choose another"
+            " `output`"
+        ) from None

@@ -82,3 +82,19 @@ class Environment(Frozen):
     packages: dict[str, str | None]
     environment: dict[str, str]
     defaults: dict[str, str]
+
+
+class CacheEntry(Frozen):
+    """A part of the user's cache: what it holds, and how much."""
+
+    about: str
+    files: int
+    bytes: int
+
+
+class Cache(Frozen):
+    """What `cache` prints: what is kept, by name, and what `cache clean` removed."""
+
+    folder: str
+    entries: dict[str, CacheEntry]
+    removed: tuple[str, ...]

@@ -123,6 +123,7 @@ class Published(Frozen):
         pull_request: The page of the pull request, if one was made.
         not_published: Files in the folder that were not published, because they are not part of the
             output.
+        would_change: Files that a dry run found to differ from those on the Hub.
     """
 
     url: str
@@ -132,6 +133,7 @@ class Published(Frozen):
     changed: bool
     pull_request: str | None = None
     not_published: tuple[str, ...] = ()
+    would_change: tuple[str, ...] = ()
 
 
 class DataSource(Frozen):

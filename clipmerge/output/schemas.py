@@ -14,6 +14,7 @@ from pydantic import BaseModel
 #: Module and class of each schema's model. Only the module that is needed is imported: defining all
 #: takes 40 ms.
 MODELS = {
+    "cache": "output.listings:Cache",
     "convert": "output.listings:ConversionRecord",
     "data-list": "output.listings:DataList",
     "data-set": "output.listings:DataSet",

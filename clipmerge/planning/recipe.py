@@ -266,8 +266,8 @@ def _validate(source: str, data: dict[str, Any]) -> Recipe:
         if key not in Recipe.model_fields:
             known = list(Recipe.model_fields)
             raise RecipeError(
-                f"{source}: unknown key '{key}' (keys:"
-                f" {', '.join(known)}).{did_you_mean(str(key), known)}"
+                f"{source}: unknown key '{key}' (keys: {', '.join(known)})."
+                f"{_option_hint(str(key), data) or did_you_mean(str(key), known)}"
             )
     for section in ("measure", "method"):
         if data.get(section) is not None:
@@ -280,6 +280,15 @@ def _validate(source: str, data: dict[str, Any]) -> Recipe:
         hint = f" (keys: {shorten(keys)}).{did_you_mean(str(first['loc'][-1]), keys)}"
         hint = hint if first["type"] == "extra_forbidden" else ""
         raise RecipeError(f"{source}: {where}: {plainly(first['msg'])}{hint}") from None
+
+
+def _option_hint(key: str, data: dict[str, Any]) -> str:
+    """Suggest the section of an option that was given without it."""
+    for section in ("method", "measure"):
+        name = (data.get(section) or {}).get("name")
+        if name in plugin_names(f"{section}s") and key in plugin_options(f"{section}s", name):
+            return f" Did you mean '{section}.{key}'?"
+    return ""
 
 
 def _plugin_section(source: str, section: str, value: Any) -> dict[str, Any]:

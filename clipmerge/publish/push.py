@@ -52,6 +52,7 @@ class Push:
     message: str | None = None
     license: str | None = None
     yes: bool = False
+    dry_run: bool = False  # check everything, and change nothing
     evaluations: tuple[Path, ...] = ()
     command: str = ""  # repeats this push
 
@@ -106,15 +107,28 @@ def push(folder: Path, repo_id: str, **settings: Any) -> Published:
     if target:
         check_card(job, target, texts[CARD])
     left = _not_published(job.folder, additions)
+    page = f"{api.endpoint}/{job.repo_id}"
+    url = page if job.revision in (None, "main") else f"{page}/tree/{job.revision}"
+    if job.dry_run:
+        changes = _changes(target or Target(head="", files={}), additions)
+        return Published(
+            url=url,
+            repo_id=job.repo_id,
+            commit=target.head if target else "",
+            created=False,
+            changed=False,
+            pull_request=None,
+            not_published=left,
+            would_change=tuple(change.path_in_repo for change in changes),
+        )
     with noting(
         f"whether {repo_id} was published is not known: `{job.command}` checks that and continues"
     ):
         target = target or create_repository(api, job)
         changes = _changes(target, additions)
         done = _commit(api, job, target, changes) if changes else None
-    page = f"{api.endpoint}/{job.repo_id}"
     return Published(
-        url=page if job.revision in (None, "main") else f"{page}/tree/{job.revision}",
+        url=url,
         repo_id=job.repo_id,
         commit=done.oid if done else target.head,
         created=target.created,

@@ -679,6 +679,9 @@ SENTENCES: dict[str, str | Callable[..., str]] = {
     NOTE: "{text}",
     "earlier": "{text}",
     "method": "{text}",
+    "extrapolation": (
+        "alpha {alpha:g} is outside [0, 1]: the merge extrapolates beyond the two models"
+    ),
     # decisions
     "settings": "",
     "stragglers": _stragglers,

@@ -19,7 +19,7 @@ from clipmerge.errors import HubError, OutputError, UsageError
 from clipmerge.hub.download import download_model, resolve
 from clipmerge.hub.ids import HubId
 from clipmerge.output.record import Published
-from tests.support.command import clipmerge, python
+from tests.support.command import clipmerge, done, printed, python
 from tests.support.hub_double import FakeHub, environment, upload
 from tests.support.raw_safetensors import edit_json
 
@@ -49,6 +49,21 @@ def test_a_push_makes_one_commit_and_the_model_loads(hub: FakeHub, merged: Path)
     folder = download_model(resolve(HubId("alice/robust").at(head)))
     _, loading = CLIPModel.from_pretrained(folder, output_loading_info=True)
     assert not any(loading.values())
+
+
+def test_a_dry_run_lists_what_a_push_would_change_and_changes_nothing(
+    hub: FakeHub, merged: Path
+) -> None:
+    words = ("push", merged, "alice/robust", "--dry-run")
+    planned = printed(*words)
+    assert (planned["changed"], planned["commit"]) == (False, "")
+    assert ("model", "alice/robust") not in hub.repos
+    text = done(*words).out
+    assert "which does not exist yet would change:" in text.replace("\n", " ")
+    done("push", merged, "alice/robust")
+    assert set(planned["would_change"]) == set(hub.files("alice/robust")) - {".gitattributes"}
+    assert "is already up to date: a push would change nothing" in done(*words).out
+    assert commits(hub) == 1
 
 
 def test_a_second_push_sends_what_changed_and_nothing_of_this_machine(

@@ -117,6 +117,8 @@ def refused(outcome: Outcome, code: int = 1) -> str:
         if not line.startswith("note: ") and " elapsed" not in line
     ]
     assert len(lines) == 1, outcome.err
+    if lines[0].startswith("{"):  # the format is JSON
+        lines[0] = f"error: {json.loads(lines[0])['error']}"
     assert lines[0].startswith("error: ")
     assert "Traceback" not in outcome.err
     assert "unexpectedly" not in outcome.err
