@@ -18,6 +18,7 @@ from clipmerge.api._in_memory import CheckpointLike, as_sources, with_title
 from clipmerge.api._merge_effect import add_other_task_scores, add_verdict, settings_for
 from clipmerge.checkpoint import Inputs, open_checkpoints
 from clipmerge.checkpoint.alignment import align, finetuned_dtype, refuse_mismatches
+from clipmerge.checkpoint.ancestry import unmerged_encoders
 from clipmerge.checkpoint.inputs import HEAD_WEIGHT
 from clipmerge.checks import PROBE, check_answers, check_models, end_accuracy, settle
 from clipmerge.config import Missing, PlanOptions, complete_options, with_options
@@ -173,6 +174,7 @@ def _read(request: MergeRequest, progress: Progress, known: RunCache) -> tuple[R
     if run.head:
         mixed = request.dtype != "keep"
         run.inputs = inputs = build_zeroshot_head(inputs, run.head, mixed_dtypes=mixed)
+    inputs.notes.extend(note for note in unmerged_encoders(inputs) if note not in inputs.notes)
     say_all(progress, inputs.notes)
     run.findings += settle(doubt_models(inputs, known), allow=request.allow, strict=request.strict)
     say_all(progress, texts_of(run.findings))
@@ -315,6 +317,10 @@ def _decide(
         else entry
         for name, entry in decided.items()
     }
+    for name, (absent, total) in run.inputs.partly_zeroshot.items():
+        if name in decided:
+            reason = Finding.of("partly-zeroshot", absent=absent, total=total)
+            decided[name] = decided[name].model_copy(update={"reason": reason})
     layers = apply_overrides(decided, request.recipe)
     digests = {name: digest_of_layer(entry) for name, entry in layers.items()}
     changes = {"layers": layers, "layer_digests": digests}

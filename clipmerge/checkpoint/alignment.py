@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, cast, get_args
 
 from clipmerge.checkpoint.converted import in_one_layout
@@ -28,6 +28,7 @@ from clipmerge.files.side_files import read_image_processor
 from clipmerge.layers import HEAD
 
 _POSITIONS = re.compile(r"positional_embedding$|position_embedding\.weight$|pos_embed$")
+_WORDS = re.compile(r"token_embedding\.weight$|word_embeddings\.weight$")
 # Share of a fine-tuned checkpoint's keys that must be in the zero-shot one to call the rest an
 # addition.
 _MOST = 0.5
@@ -176,6 +177,8 @@ def find_mismatches(inputs: Inputs, *, mixed_dtypes: bool = False) -> list[str]:
             " kept, not several; give one of them, or a base with a head of the same classes"
         )
     problems += _position_mismatch(inputs)
+    problems += _vocabulary_mismatch(inputs)
+    problems += _other_forms(inputs)
     for which, checkpoint in enumerate([] if problems else inputs.finetuned):
         problems += _config_mismatches(inputs, checkpoint)
         if inputs.tower != "text":
@@ -236,6 +239,57 @@ def _position_mismatch(inputs: Inputs) -> Iterator[str]:
                     f" {theirs.shape[0]} positions that was fine-tuned"
                 )
                 return
+
+
+def _vocabulary_mismatch(inputs: Inputs) -> Iterator[str]:
+    """Name a fine-tuned checkpoint whose vocabulary has grown."""
+    for finetuned, keys in zip(inputs.finetuned, inputs.finetuned_keys, strict=True):
+        for name, key in keys.items():
+            if name not in inputs.zeroshot_keys or not _WORDS.search(name):
+                continue
+            ours = inputs.zeroshot.entries[inputs.zeroshot_keys[name]].shape
+            theirs = finetuned.entries[key].shape
+            if ours[0] != theirs[0] and ours[1:] == theirs[1:]:
+                yield (
+                    f"{finetuned.source} has a vocabulary of {theirs[0]} tokens, that of"
+                    f" {inputs.zeroshot.source} has {ours[0]}: {name} differs; give the zero-shot"
+                    " model whose vocabulary was enlarged alike (resize_token_embeddings)"
+                )
+                return
+
+
+def _other_forms(inputs: Inputs) -> Iterator[str]:
+    """Name a module whose weight has another form in the fine-tuned checkpoint: to keep either
+    side's would call weights fine-tuned that are zero-shot.
+    """
+    for finetuned, keys in zip(inputs.finetuned, inputs.finetuned_keys, strict=True):
+        ours = _by_module(name for name in inputs.zeroshot_keys if name not in keys)
+        theirs = _by_module(name for name in keys if name not in inputs.zeroshot_keys)
+        shared = [
+            module
+            for module, names in ours.items()
+            if module in theirs and inputs.layer_of.get(f"{module}.{names[0]}") != HEAD
+        ]
+        if shared:
+            first = shared[0]
+            modules = counted(len(shared), "module has its", "modules have their")
+            yield (
+                f"{finetuned.source}: {modules} weight in another form than in"
+                f" {inputs.zeroshot.source}; first {first}: {shorten(ours[first])} for zeroshot,"
+                f" {shorten(theirs[first])} for finetuned. Save the plain weights where it was"
+                " trained"
+            )
+            return
+
+
+def _by_module(names: Iterable[str]) -> dict[str, list[str]]:
+    """Names of parameters by the module that holds them."""
+    modules: dict[str, list[str]] = {}
+    for name in names:
+        module, _, parameter = name.rpartition(".")
+        if module and not is_incidental(name):
+            modules.setdefault(module, []).append(parameter)
+    return modules
 
 
 def _config_mismatches(inputs: Inputs, finetuned: Checkpoint) -> Iterator[str]:
@@ -371,7 +425,31 @@ def notes_on(inputs: Inputs) -> Iterator[str]:
             f"{statistics} running means and variances of batch norms are interpolated like their"
             " layers' weights, and never masked"
         )
+    yield from _left_behind(inputs)
     yield from _what_some_lack(inputs)
+
+
+def _left_behind(inputs: Inputs) -> Iterator[str]:
+    """Name the parameters of one side that have no counterpart, with their share of the numbers."""
+    if inputs.missing != "keep-zeroshot":
+        return
+    for finetuned, keys in zip(inputs.finetuned, inputs.finetuned_keys, strict=True):
+        lost = [name for name in keys if name not in inputs.zeroshot_keys]
+        lost = [name for name in lost if not is_incidental(name)]
+        sizes = {name: finetuned.entries[key].size for name, key in keys.items()}
+        if lost:
+            share = sum(sizes[name] for name in lost) / max(1, sum(sizes.values()))
+            yield (
+                f"{finetuned.source}: {counted(len(lost), 'tensor', 'tensors')} that the zero-shot"
+                f" model lacks ({share:.1%} of its numbers) are left behind, and whatever they"
+                f" learned is lost: {shorten(lost)}"
+            )
+    for layer, (absent, total) in inputs.partly_zeroshot.items():
+        names = f"{absent} of {total} parameters of {layer}"
+        yield (
+            f"{names} stay zero-shot, because the fine-tuned checkpoint lacks them; what is"
+            " measured as fine-tuned is a mixture of both"
+        )
 
 
 def _what_some_lack(inputs: Inputs) -> Iterator[str]:

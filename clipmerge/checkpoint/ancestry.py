@@ -79,6 +79,28 @@ class _Matrix:
     along: float
 
 
+def unmerged_encoders(inputs: Inputs) -> Iterator[str]:
+    """Name the other text encoders of the same files, which are not merged, and say whether they
+    changed.
+    """
+    for finetuned in inputs.finetuned:
+        for name, theirs in finetuned.other_encoders.items():
+            ours = inputs.zeroshot.other_encoders.get(name)
+            if ours is None or ours.entries.keys() != theirs.entries.keys():
+                yield f"{finetuned.source}: its other text encoder, {name}, is not merged"
+                continue
+            changed = sum(
+                not np.array_equal(ours.array(key), theirs.array(key)) for key in ours.entries
+            )
+            what = (
+                f"fine-tuning changed {changed} of its {len(ours.entries)} tensors, so merge it too"
+                f" (#{name}), and replace both in a copy of the file"
+                if changed
+                else "it is the same in both"
+            )
+            yield f"{finetuned.source}: its other text encoder, {name}, is not merged; {what}"
+
+
 def are_equal(inputs: Inputs, which: int, other: int) -> bool:
     """Whether two checkpoints of `_samples` hold the same weights; of most that do not, only
     samples are read.

@@ -178,6 +178,24 @@ class Inputs:
             return False
         return all(entry.is_float for entry in self.entries(name)) and not is_buffer(name)
 
+    @cached_property
+    def partly_zeroshot(self) -> dict[str, tuple[int, int]]:
+        """Layers that hold zero-shot parameters for want of fine-tuned ones: how many, of how many
+        floats.
+        """
+        partly = {}
+        for layer, names in self.layers.items():
+            floats = [name for name in names if self.zeroshot_entry(name).is_float]
+            wanted = [name for name in floats if not is_buffer(name) and self.expects(name)]
+            absent = [name for name in wanted if not self.merges(name)]
+            if absent and self.missing == "keep-zeroshot":
+                partly[layer] = (len(absent), len(wanted))
+        return partly
+
+    def zeroshot_entry(self, name: str) -> TensorEntry:
+        """Type and place of a zero-shot parameter."""
+        return self.zeroshot.entries[self.zeroshot_keys[name]]
+
     @property
     def merged_layers(self) -> dict[str, tuple[str, ...]]:
         """Mergeable parameters by layer, in network order, without empty layers."""

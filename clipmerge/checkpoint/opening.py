@@ -11,7 +11,7 @@ import math
 import re
 import shlex
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from clipmerge.checkpoint.adapter import adapt
 from clipmerge.checkpoint.alignment import align_checkpoints
 from clipmerge.checkpoint.architecture import with_architecture
+from clipmerge.checkpoint.parametrised import form_weights
 from clipmerge.checkpoint.source import (
     INDEX,
     OPEN_CLIP_CONFIG,
@@ -29,10 +30,11 @@ from clipmerge.checkpoint.source import (
     LazyTensor,
     naming,
 )
-from clipmerge.checkpoint.wrappers import unwrap
+from clipmerge.checkpoint.wrappers import text_encoders, unwrap
 from clipmerge.config import Missing
 from clipmerge.conversion.keys import layout_of
 from clipmerge.errors import CheckpointError, counted, did_you_mean, shorten
+from clipmerge.families import is_known
 from clipmerge.files.hashes import watch
 from clipmerge.files.paths import is_plain_name, local_path, split_part
 from clipmerge.files.reading import Unreadable, read_json, refusing
@@ -66,6 +68,8 @@ _CONFIGS = {
     "model.safetensors.index.json": "config.json",
     "open_clip_model.safetensors": "open_clip_config.json",
 }
+# The patch embedding of a vision tower inside another model.
+_PATCHES = re.compile(r"(.+?\.)(?:vision_model\.)?embeddings\.patch_embedding\.weight")
 # Names that each library adds to a module's weight, or uses instead of it.
 _MARKS = (
     (
@@ -404,21 +408,64 @@ def _checkpoint(
     if not entries:
         raise CheckpointError(f"{files[0]}: holds no tensors")
     folder = files[0].parent
-    if not _is_adapter(files[0]):  # an adapter's own reader knows every tensor it may have
+    if _is_adapter(files[0]):  # an adapter's own reader knows every tensor it may have
+        keys, taken = {key: key for key in entries}, ""
+    else:
         with naming(files[0]):
             keys, taken = unwrap(entries, part)
-        entries = {name: entries[key] for name, key in keys.items()}
-        lazy = {name: lazy[key] for name, key in keys.items() if key in lazy}
-        note = "; ".join(filter(None, (note, taken and f"{files[0]}: {taken}"))) or None
+    note = "; ".join(filter(None, (note, taken and f"{files[0]}: {taken}"))) or None
+
+    def viewed(keys: dict[str, str], config: dict[str, Any] | None) -> Checkpoint:
+        """View some tensors of the files under other names."""
+        chosen = {name: entries[key] for name, key in keys.items()}
+        made = {name: lazy[key] for name, key in keys.items() if key in lazy}
+        checkpoint = Checkpoint(source, revision, folder, files, chosen, config, sharded, note)
+        if not made:
+            return checkpoint
+        return DerivedCheckpoint(**checkpoint.facts(), original=checkpoint, lazy=made)
+
+    config = _config_beside(source, folder, keys, entries, part)
+    refuse_quantised(source, keys, config)
+    checkpoint = viewed(keys, config)
+    if _is_adapter(files[0]):
+        return checkpoint
+    others = [name for name in text_encoders(entries) if part is not None and name != part]
+    if part in text_encoders(entries):
+        encoders = {name: viewed(unwrap(entries, name)[0], None) for name in others}
+        checkpoint = replace(checkpoint, other_encoders=encoders)
+    return form_weights(checkpoint)
+
+
+def _config_beside(
+    source: str, folder: Path, names: Iterable[str], keys: Iterable[str], part: str | None
+) -> dict[str, Any] | None:
+    """The configuration of the weights: the file of their layout, or a tower's section of it."""
     # folders on the Hub may hold both layouts and both configurations
-    name = OPEN_CLIP_CONFIG if layout_of(entries) == "open-clip" else "config.json"
-    config = read_side_json(folder, name)
-    refuse_quantised(source, entries, config)
-    checkpoint = Checkpoint(source, revision, folder, files, entries, config, sharded, note)
-    return (
-        DerivedCheckpoint(**checkpoint.facts(), original=checkpoint, lazy=lazy)
-        if lazy
-        else checkpoint
+    is_open_clip = layout_of(names) == "open-clip"
+    config = read_side_json(folder, OPEN_CLIP_CONFIG if is_open_clip else "config.json")
+    whole = config or (read_side_json(folder, "config.json") if is_open_clip else None) or {}
+    model_type = whole.get("model_type")
+    if model_type is None or is_known(str(model_type)) or "vision_config" not in whole:
+        return config
+    towers = {
+        name: section
+        for name, section in whole.items()
+        if isinstance(section, dict) and is_known(str(section.get("model_type")))
+    }
+    if part is not None:
+        side = "vision" if any("patch_embedding" in name for name in names) else "text"
+        return towers.get(f"{side}_config")
+    if "vision_config" not in towers:
+        raise CheckpointError(
+            f"{source}: is a '{model_type}' model, without a tower of a CLIP or a SigLIP, so there"
+            " is nothing in it to merge"
+        )
+    patches = (_PATCHES.fullmatch(key) for key in keys)
+    place = next((match[1].removesuffix(".") for match in patches if match), None)
+    way = f"; give {source}#{place} to merge that tower" if place else ""
+    raise CheckpointError(
+        f"{source}: is a '{model_type}' model, whose vision tower is a"
+        f" {towers['vision_config']['model_type']}{way}"
     )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import io
 import pickletools
 import re
 import shlex
@@ -17,7 +18,7 @@ import zipfile
 from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -42,6 +43,11 @@ _ZIP_START = b"PK\x03\x04"
 # Functions called by pickles of tensors and plain containers.
 _BUILDERS = ("torch.", "collections.", "_rebuild")
 _PLAIN = ("_codecs.encode", "builtins.set", "__builtin__.set")
+# Modules whose functions no checkpoint needs: they run commands, or evaluate code.
+_DANGEROUS = re.compile(
+    r"(?:posix|nt|os|sys|subprocess|pty|shutil|socket|runpy|importlib|ctypes|webbrowser)\."
+    r"|(?:builtins|__builtin__)\.(?:eval|exec|compile|open|__import__)$"
+)
 
 
 def read_state_dict(
@@ -132,6 +138,11 @@ def _load(file: Path) -> tuple[Any, bool]:
                     raise CheckpointError(
                         f"{file}: its pickle is larger than {limit}; save it again"
                     )
+            if (size := _requested_bytes(file)) > file.stat().st_size:
+                raise CheckpointError(
+                    f"{file}: asks for {format_size(size)} of memory, more than it holds; it is"
+                    " damaged or made to fill the memory. Download or copy it again"
+                )
             content.seek(0)
             if (
                 is_archive and file.suffix != ".safetensors"
@@ -147,6 +158,7 @@ def _load(file: Path) -> tuple[Any, bool]:
 def _refusal(file: Path, error: Exception) -> CheckpointError:
     """Explain why a file is refused; for code, give the command that extracts the weights."""
     text = " ".join(str(error).split())
+    code: list[str] = []
     if "TorchScript" in text:
         what = "is a TorchScript archive, which is a program"
     elif code := _calls(file) or re.findall(
@@ -157,6 +169,11 @@ def _refusal(file: Path, error: Exception) -> CheckpointError:
         return CheckpointError(
             f"{file}: is damaged or not a PyTorch file; download or copy it again"
             f" ({text[:80] or type(error).__name__})"
+        )
+    if harmful := [name for name in code if _DANGEROUS.match(name)]:
+        return CheckpointError(
+            f"{file}: {what}; {shorten(harmful, 3)} is nothing that weights need, and may do harm."
+            " Do not load this file; get the weights from somewhere else, as safetensors"
         )
     target = file.with_name(f"{file.stem}-weights.pt")
     command = shlex.join(["python", unpickle.__file__, str(file), str(target)])
@@ -173,17 +190,7 @@ def _calls(file: Path) -> list[str]:
     names: list[str] = []
     is_plain = False
     with contextlib.suppress(Exception), file.open("rb") as content:
-        if zipfile.is_zipfile(content):
-            archive = zipfile.ZipFile(content)
-            members = [
-                archive.open(name) for name in archive.namelist() if name.endswith("/data.pkl")
-            ]
-        else:
-            content.seek(0)
-            members = [
-                content
-            ] * 4  # before torch 1.6, three pickles without calls preceded the content
-        for number, member in enumerate(members):
+        for number, member in enumerate(_pickles(content)):
             texts = ["", ""]
             for operation, argument, _ in pickletools.genops(member):
                 if isinstance(argument, str) and "UNICODE" in operation.name:
@@ -195,6 +202,36 @@ def _calls(file: Path) -> list[str]:
             is_plain = is_plain or (number == 0 and member is content and bool(names))
     foreign = [name for name in names if not name.startswith(_BUILDERS) and name not in _PLAIN]
     return list(dict.fromkeys(foreign or (names if is_plain else [])))
+
+
+def _requested_bytes(file: Path) -> int:
+    """The largest number in a pickle that calls `bytearray`, which would allocate as many bytes;
+    nothing is run.
+    """
+    largest = 0
+    with contextlib.suppress(Exception), file.open("rb") as content:
+        for pickle in _pickles(content):
+            if isinstance(pickle, io.BytesIO) and b"bytearray" not in pickle.getvalue():
+                continue
+            number, calls = 0, False
+            for _, argument, _ in pickletools.genops(pickle):
+                calls = calls or (isinstance(argument, str) and "bytearray" in argument)
+                number = max(number, argument) if isinstance(argument, int) else number
+                largest = max(largest, number) if calls else largest
+    return largest
+
+
+def _pickles(content: IO[bytes]) -> Iterator[IO[bytes]]:
+    """The pickles of a file: those of an archive, or the content and three before it, which torch
+    wrote before version 1.6.
+    """
+    if zipfile.is_zipfile(content):
+        archive = zipfile.ZipFile(content)
+        names = [name for name in archive.namelist() if name.endswith("/data.pkl")]
+        yield from (io.BytesIO(archive.read(name)) for name in names)
+    else:
+        content.seek(0)
+        yield from [content] * 4
 
 
 def _find(
@@ -214,11 +251,11 @@ def _find(
             largest = max(
                 _other_weights(loaded, ""), key=lambda name: _tensors(loaded.get(name)), default=""
             )
+            other = f", or name what holds them with `state_key` {largest}" if largest else ""
             raise CheckpointError(
                 f"{file}: holds no weights under a known name ({', '.join(_INSIDE)}), but"
-                f" {shorten(map(str, loaded)) or 'nothing'}; save the state_dict alone:"
-                " torch.save(model.state_dict(), FILE), or name what holds them with"
-                f" {f'`state_key` {largest}'.strip()}"
+                f" {shorten(map(str, loaded)) or 'nothing'}{_listed(loaded)}; save the state_dict"
+                f" alone: torch.save(model.state_dict(), FILE){other}"
             )
         if state_key is None:
             others += [".".join((*path, name)) for name in _other_weights(loaded, inside)]
@@ -228,6 +265,17 @@ def _find(
         raise CheckpointError(f"{file}: holds a {type(loaded).__name__}, not a state_dict")
     weights = {str(key): value for key, value in loaded.items() if isinstance(value, Tensor)}
     return weights, ".".join(path), others
+
+
+def _listed(loaded: Mapping[Any, Any]) -> str:
+    """Name a list of tensors, such as torch_ema's, whose parameters have no names."""
+    for name, value in loaded.items():
+        if isinstance(value, list) and value and all(isinstance(each, Tensor) for each in value):
+            return (
+                f"; '{name}' is a list of {len(value)} tensors without names, as torch_ema saves"
+                " (its copy_to() writes them into the model)"
+            )
+    return ""
 
 
 def _is_state_dict(loaded: Mapping[Any, Any]) -> bool:

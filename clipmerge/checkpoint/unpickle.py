@@ -32,13 +32,15 @@ def load(path: str) -> Any:
 
 
 def weights_of(value: Any, outer: "tuple[int, ...]" = ()) -> Optional[Any]:  # noqa: UP045
-    """Keep only tensors and dictionaries of them."""
+    """Keep only tensors, numpy's arrays as tensors, and dictionaries of them."""
     import torch
 
     if hasattr(value, "state_dict"):
         value = value.state_dict()
     if isinstance(value, torch.Tensor):
         return value.detach().cpu()
+    if type(value).__module__ == "numpy" and hasattr(value, "shape"):
+        return torch.as_tensor(value) if value.dtype.kind in "fiub" else None
     if not isinstance(value, dict) or id(value) in outer:
         return None
     inner = (*outer, id(value))

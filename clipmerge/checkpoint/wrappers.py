@@ -60,6 +60,14 @@ _NO_WEIGHTS = (
         "so it has no fine-tuned weights to merge; give a checkpoint whose weights were trained",
     ),
     (
+        r"\.lora_(?:up|down)\.weight$",
+        "factors of LoRA in kohya's format",
+        (
+            "which belong to a base; fuse them into it where it was made (sd-scripts:"
+            " networks/merge_lora.py; diffusers: fuse_lora()) and give the result"
+        ),
+    ),
+    (
         r"\.lora_(?:embedding_)?[AB](?:\.|$)",
         "factors of LoRA that are not part of the weights yet",
         (
@@ -67,25 +75,43 @@ _NO_WEIGHTS = (
             " merge them where they were trained (peft: merge_and_unload()) and save that"
         ),
     ),
-    (
-        r"\.parametrizations\.|\.weight_(?:g|orig)$",
-        "parts that PyTorch makes weights from",
-        (
-            "so the weights themselves are missing; remove the parametrisation"
-            " (remove_parametrizations, remove_weight_norm or prune.remove) where it was trained"
-            " and save that"
-        ),
-    ),
 )
 
+
+# A text tower of OpenCLIP's alone, as generators of images have it beside another one, and one of
+# transformers'.
+_LONE_TEXT = re.compile(
+    r"(.+\.)(?:token_embedding\.weight|text_model\.embeddings\.token_embedding\.weight)"
+)
 
 # Keys in the file by the CLIP's own names, and what was taken and left out; empty if nothing was.
 _Unwrapped = tuple[dict[str, str], str]
 
 
+def text_encoders(keys: Iterable[str]) -> list[str]:
+    """The attributes that hold a text tower without images, other than averages and copies, in the
+    file's order.
+
+    Stable Diffusion XL has two of them in one file, CLIP's and OpenCLIP's.
+    """
+    keys = list(keys)
+    found = []
+    for match in filter(None, map(_LONE_TEXT.fullmatch, keys)):
+        prefix = match[1].removesuffix("text_model.embeddings.")
+        images = tuple(f"{prefix}{name}" for name in ("visual.", "vision_model."))
+        if not _COPY.search(prefix) and not any(key.startswith(images) for key in keys):
+            found.append(prefix.removesuffix("."))
+    return found
+
+
 def unwrap(keys: Iterable[str], part: str | None = None) -> _Unwrapped:
     """Find the CLIP among the keys of a file, or what lies under the attribute ``part``."""
     file_keys = list(keys)
+    if part is None and len(encoders := text_encoders(file_keys)) > 1:
+        raise CheckpointError(
+            f"holds {len(encoders)} text encoders; name the one that you mean after a #:"
+            f" #{' or #'.join(encoders)} (`state_key` names it for all checkpoints)"
+        )
     if part is not None:
         under = {
             key.removeprefix(f"{part}."): key for key in file_keys if key.startswith(f"{part}.")
@@ -192,7 +218,10 @@ def _note(taken: list[str], copies: list[str], outside: list[str]) -> str:
             f"{shorten(copy[:-1] for copy in copies)} holds the same parameters (`state_key`"
             f" {other} takes it)"
         )
-    if outside:
-        tensors = counted(len(outside), "tensor", "tensors")
-        notes.append(f"left out {tensors} beside it, not part of a CLIP: {shorten(outside, 3)}")
+    averages = [name for name in outside if _COPY.search(name.partition(".")[0])]
+    rest = [name for name in outside if name not in set(averages)]
+    for names, what in ((averages, "an average of weights"), (rest, "not part of a CLIP")):
+        if names:
+            tensors = counted(len(names), "tensor", "tensors")
+            notes.append(f"left out {tensors} beside it, {what}: {shorten(names, 3)}")
     return "; ".join(notes)

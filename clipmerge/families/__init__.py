@@ -37,6 +37,7 @@ __all__ = [
     "Rules",
     "Settings",
     "families",
+    "is_known",
     "family_of",
     "is_buffer",
     "is_counter",
@@ -78,6 +79,12 @@ def family_of(config: dict[str, Any] | None, keys: Iterable[str]) -> Family:
         if any(counts):
             return candidates[counts.index(max(counts))]
     return named[0] if named else families()[0]
+
+
+def is_known(model_type: str) -> bool:
+    """Whether a configuration's ``model_type`` is a family's, or one of its towers'."""
+    whole = model_type.removesuffix("_vision_model").removesuffix("_text_model")
+    return any(whole == family.model_type for family in families())
 
 
 def known_keys(family: Family, keys: Iterable[str]) -> int:

@@ -15,6 +15,8 @@ from torch import Tensor
 from torch.nn.functional import batch_norm, conv2d, scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 
+# torch 2.13 computes strided 1x1 convolutions of fewer input channels wrongly with channels last.
+_FEW_CHANNELS = 16
 # Maximum number of attention scores per head that are held for all images at once: those of 1024
 # tokens.
 _MOST = 1 << 20
@@ -24,10 +26,20 @@ def image_layout(model: torch.nn.Module) -> torch.memory_format:
     """The order of an image's entries: channels last where there are many convolutions, which are
     faster with it.
     """
-    convolutions = sum(isinstance(module, torch.nn.Conv2d) for module in model.modules())
-    return (
-        torch.channels_last if convolutions > 1 else torch.contiguous_format
-    )  # a transformer has one, for patches
+    convolutions = [module for module in model.modules() if isinstance(module, torch.nn.Conv2d)]
+    if len(convolutions) < 2:  # a transformer has one, for patches
+        return torch.contiguous_format
+    if any(map(_corrupts_memory, convolutions)):
+        return torch.contiguous_format
+    return torch.channels_last
+
+
+def _corrupts_memory(convolution: torch.nn.Conv2d) -> bool:
+    """Whether torch's backward pass writes outside its memory with channels last, which ends the
+    process (docs/contributing/upstream.md); MobileCLIP's S models have such a layer.
+    """
+    is_pointwise = tuple(convolution.kernel_size) == (1, 1)
+    return is_pointwise and max(convolution.stride) > 1 and convolution.in_channels < _FEW_CHANNELS
 
 
 class FasterKernels(TorchFunctionMode):

@@ -25,6 +25,7 @@ def check_output(
     """Refuse an output that would destroy something or cannot be written, before any work is
     done.
     """
+    _require_resolvable(output)
     for path in inputs:
         if _holds(output, path):
             raise OutputError(f"{output}: holds the checkpoint {path}; choose another `output`")
@@ -56,6 +57,20 @@ def check_output(
             f"{output}: was not written by this command (it holds no {record}), so `overwrite=True`"
             " leaves it alone; remove it yourself"
         )
+
+
+def _require_resolvable(output: Path) -> None:
+    """Refuse links in a circle; `resolve` raises a RuntimeError for them until Python 3.13."""
+    try:
+        output.resolve()
+        if output.is_symlink():
+            output.stat()
+    except FileNotFoundError:  # a link to nothing
+        return
+    except (OSError, RuntimeError):
+        raise OutputError(
+            f"{output}: is a link that leads back to itself; remove it, or choose another `output`"
+        ) from None
 
 
 def _holds(output: Path, path: Path) -> bool:

@@ -23,6 +23,7 @@ from clipmerge.files.side_files import (
     copy_side_file,
     inside,
     side_file_bytes,
+    without_places,
 )
 from clipmerge.output.layout_files import dtype_of, write_layout_files
 from clipmerge.planning.finding import Finding
@@ -162,10 +163,13 @@ def _config_text(path: Path, form: Checkpoint, dtype: str) -> str:
     text = side_file_bytes(path, "config.json").decode("utf-8-sig")
     with refusing(CheckpointError, f"{path}: cannot be read"):
         config = parse_json(text)
+    stated = deepcopy(config)
+    own = form.config or config
+    if own.get("model_type") != config.get("model_type"):  # of a tower in another model
+        config = without_places(own)
     actual = dtype_of(form, dtype)
     if actual is None:
-        return text
-    stated = deepcopy(config)
+        return text if config == stated else json.dumps(config, indent=2) + "\n"
     for section in (config, *(value for value in config.values() if isinstance(value, dict))):
         section.update({key: actual for key in _DTYPE_KEYS if section.get(key) is not None})
     if all(config.get(key) is None for key in _DTYPE_KEYS) and actual != "float32":

@@ -161,6 +161,12 @@ def settings_text(
             len(masked), f"of {len(entries)} layers has", f"of {len(entries)} layers have"
         )
         parts.append(f"{layers_have} a mask ({rules}{shares})")
+    reasons = [entry.reason.kind for entry in entries if entry.reason]
+    if partly := reasons.count("partly-zeroshot"):
+        parts.append(
+            f"parameters of {counted(partly, 'layer', 'layers')} stay zero-shot, because the"
+            " fine-tuned checkpoint lacks them"
+        )
     return "; ".join(parts)
 
 
@@ -709,6 +715,7 @@ SENTENCES: dict[str, str | Callable[..., str]] = {
     "sharp-straggler": "straggler with {share:.0%} of the sharpness",
     "outlier": "straggler: {statistic} z {z:.1f}, in {share:.0%} of the resamples",
     "best-alpha": "best {criterion} on the path",
+    "partly-zeroshot": "{absent} of {total} parameters stay zero-shot: fine-tuned ones are missing",
     "fisher": "by the Fisher information of each entry",
     "regression": "{regressed} of {parameters} parameters by regression",
     "no-linear-map": "no linear map",

@@ -267,3 +267,15 @@ def test_several_finetuned_checkpoints_must_all_fit(copies: Folders, pair: Folde
     assert len(inputs_of((copies[0], pair[1], copies[1])).finetuned) == 2
     edit(copies[1], **{KEY: torch.zeros(2)})
     refused((copies[0], pair[1], copies[1]), "differs in shape")
+
+
+def test_a_grown_vocabulary_is_told_as_one(copies: Folders) -> None:
+    """Not as ids of the end of a text, which follow from it and are in neither configuration."""
+    weights = load_file(copies[1] / "model.safetensors")
+    words = weights["text_model.embeddings.token_embedding.weight"]
+    edit(copies[1], text_model__embeddings__token_embedding__weight=torch.cat([words, words[:1]]))
+    size = len(words)
+    edit_json(copies[1] / "config.json", text_config={"vocab_size": size + 1})
+    refused(
+        copies, f"has a vocabulary of {size + 1} tokens, that of .* has {size}: .* differs; give"
+    )

@@ -9,6 +9,7 @@ import runpy
 import shlex
 import shutil
 import sys
+import tracemalloc
 import warnings
 import zipfile
 from pathlib import Path
@@ -319,3 +320,67 @@ def test_from_the_hub_and_beside_another_index(hub: FakeHub, copies: Folders) ->
     torch.save({}, folder / "pytorch_model.bin")
     line = refused(clipmerge("inspect", folder))
     assert "holds both pytorch_model.bin and pytorch_model.bin.index.json, and only one" in line
+
+
+def pickled(path: Path, code: bytes) -> Path:
+    """An archive as torch writes it, around a pickle."""
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("x/data.pkl", code)
+        archive.writestr("x/version", "3\n")
+        archive.writestr("x/byteorder", "little")
+    return path
+
+
+@pytest.mark.parametrize("name", ["archive.pt", "old.pt"])
+def test_a_pickle_that_asks_for_much_memory_is_refused_before_it_gets_any(
+    tmp_path: Path, name: str
+) -> None:
+    """`bytearray` is among the functions that torch lets a file of weights call."""
+    code = pickle.PROTO + b"\x02cbuiltins\nbytearray\n" + b"\x8a\x05\x00\x28\x6b\xee\x00\x85R."
+    file = tmp_path / name
+    if name == "archive.pt":
+        pickled(file, code)
+    else:
+        file.write_bytes(code)
+    tracemalloc.start()
+    refuse(file, "asks for 3814 MiB of memory, more than it holds")
+    assert tracemalloc.get_traced_memory()[1] < 64 << 20
+    tracemalloc.stop()
+
+
+def test_a_small_bytearray_is_no_fault(tmp_path: Path) -> None:
+    weights = {"a.weight": torch.ones(3, 3)}
+    file = saved(tmp_path / "a.pt", {"state_dict": weights, "salt": bytearray(b"12")})
+    assert same_tensors(file, weights)
+
+
+class _Runs:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.system, ("true",)
+
+
+def test_a_pickle_that_would_run_a_command_gets_no_command_to_load_it(tmp_path: Path) -> None:
+    file = tmp_path / "a.pt"
+    file.write_bytes(pickle.dumps({"model": _Runs()}))
+    line = refuse(file, r"posix\.system is nothing that weights need, and may do harm")
+    assert "unpickle.py" not in line
+
+
+def test_a_list_of_tensors_without_names_is_told_as_one(tmp_path: Path) -> None:
+    """As torch_ema saves its averages."""
+    file = saved(tmp_path / "ema.pt", {"decay": 0.9, "shadow_params": [torch.ones(2)] * 3})
+    line = refuse(file, "'shadow_params' is a list of 3 tensors without names, as torch_ema saves")
+    assert not line.endswith("`state_key`")
+
+
+def test_the_script_for_trusted_pickles_takes_arrays_of_numpy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "a.pkl"
+    array = torch.arange(6.0).reshape(2, 3)
+    file.write_bytes(pickle.dumps({"a.weight": array.numpy(), "names": "x"}))
+    monkeypatch.setattr(sys, "argv", ["unpickle.py", str(file), str(tmp_path / "out.pt")])
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "")
+    unpickle.main()
+    assert same_tensors(tmp_path / "out.pt", {"a.weight": array})

@@ -330,3 +330,13 @@ def test_a_deepspeed_folder_names_the_command(pair: Folders, tmp_path: Path) -> 
             f"`python -m deepspeed.utils.zero_to_fp32 {folder} {folder}-weights`, and give the"
             " result" in line
         )
+
+
+def test_a_lora_in_kohyas_format_is_told_as_one(tmp_path: Path) -> None:
+    module = "lora_te_text_model_encoder_layers_0_mlp_fc1"
+    factors = {f"{module}.lora_{part}.weight": torch.ones(2, 2) for part in ("down", "up")}
+    save_file({**factors, f"{module}.alpha": torch.ones(())}, tmp_path / "a.safetensors")
+    with pytest.raises(
+        CheckpointError, match=r"holds factors of LoRA in kohya's format .*merge_lora"
+    ):
+        open_checkpoint(str(tmp_path / "a.safetensors"))

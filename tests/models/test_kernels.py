@@ -157,6 +157,13 @@ def test_images_have_their_channels_last_only_where_there_are_many_convolutions(
     assert image_layout(nn.Sequential(convolution, nn.Linear(3, 3))) == torch.contiguous_format
 
 
+def test_a_layer_that_corrupts_memory_with_channels_last_keeps_images_contiguous() -> None:
+    """As MobileCLIP's S models have; the backward pass of many channels is sound."""
+    few, many = (nn.Conv2d(channels, 64, 1, stride=2) for channels in (3, 16))
+    assert image_layout(nn.Sequential(few, nn.Conv2d(64, 3, 2))) == torch.contiguous_format
+    assert image_layout(nn.Sequential(many, nn.Conv2d(64, 3, 2))) == torch.channels_last
+
+
 def test_a_frozen_batch_norm_follows_its_formula_in_all_five_arguments() -> None:
     generator = torch.Generator().manual_seed(0)
     norm = FrozenBatchNorm(nn.BatchNorm2d(3))

@@ -132,3 +132,11 @@ def test_an_output_that_holds_what_is_read_is_refused(tmp_path: Path) -> None:
         with pytest.raises(OutputError, match=told):
             check_output(output, overwrite=True, read=[read])
     check_output(output, overwrite=True, read=[elsewhere])
+
+
+@pytest.mark.parametrize("place", ["loop", "loop/out"])
+def test_a_loop_of_links_is_refused_in_one_line(tmp_path: Path, place: str) -> None:
+    (tmp_path / "loop").symlink_to(tmp_path / "back")
+    (tmp_path / "back").symlink_to(tmp_path / "loop")
+    with pytest.raises(OutputError, match=r"is a link that leads back to itself; remove it, or"):
+        check_output(tmp_path / place, overwrite=False)
