@@ -80,28 +80,28 @@ _PREFIX = "base_model.model."
 # peft wraps modules that it trains; in older versions the wrapper has a name
 _WRAPPERS = re.compile(r"\.(base_layer|modules_to_save|original_module)(?=\.)")
 _FIELDS = {
-    "A.weight": "down",
-    "B.weight": "up",
-    "B.bias": "added",
-    "embedding_A": "down",
-    "embedding_B": "up",
-    "magnitude_vector": "length",
+    "A.weight": "lora_a",
+    "B.weight": "lora_b",
+    "B.bias": "bias",
+    "embedding_A": "lora_a",
+    "embedding_B": "lora_b",
+    "magnitude_vector": "magnitude",
 }
 _FACTOR = re.compile(rf"(?P<module>.+)\.lora_(?P<part>{'|'.join(map(re.escape, _FIELDS))})")
-_PARTS = ("whole", "down", "up", "added", "length")
+_PARTS = ("replacement", "lora_a", "lora_b", "bias", "magnitude")
 
 
 @dataclass
-class Change:
+class LoraChange:
     """The part of an adapter for one parameter of its base; each string is a key of the adapter."""
 
     module: str
     scale: float = 1.0  # factor of B A, or of the bias that is added
-    whole: str = ""  # the tensor that replaces the parameter before anything is added
-    down: str = ""  # A: (rank, in), (rank, in, height, width), or (rank, entries) of an embedding
-    up: str = ""  # B: (out, rank), (out, rank, 1, 1), or (width, rank) of an embedding
-    added: str = ""  # a trained bias of B, (out,)
-    length: str = ""  # DoRA's magnitude: one per row, or one per column of an embedding
+    replacement: str = ""  # the tensor that replaces the parameter before anything is added
+    lora_a: str = ""  # A: (rank, in), (rank, in, height, width), or (rank, entries) of an embedding
+    lora_b: str = ""  # B: (out, rank), (out, rank, 1, 1), or (width, rank) of an embedding
+    bias: str = ""  # a trained bias of B, (out,)
+    magnitude: str = ""  # DoRA's magnitude: one per row, or one per column of an embedding
     embedding: bool = False  # whether B A is transposed, as peft does for embeddings
 
 
@@ -118,30 +118,30 @@ def adapt(base: Checkpoint, adapter: Checkpoint) -> Checkpoint:
     added = {
         name
         for name, change in changes.items()
-        if change.whole and any(each in f".{name}" for each in saved)
+        if change.replacement and any(each in f".{name}" for each in saved)
     }
     keys = _keys_in_base(base, adapter, config, changes, optional=added)
-    placed = {keys.get(name, name): change for name, change in changes.items()}
-    for key, change in placed.items():
+    by_base_key = {keys.get(name, name): change for name, change in changes.items()}
+    for key, change in by_base_key.items():
         if key not in base.entries:
             continue
-        if problem := _misfit(base, adapter, key, change):
+        if problem := _describe_mismatch(base, adapter, key, change):
             raise CheckpointError(
                 f"{adapter.source}: {problem}; give the base that it was trained on"
             )
         rank, stated = (
-            adapter.entries[change.down].shape[0] if change.down else 0,
+            adapter.entries[change.lora_a].shape[0] if change.lora_a else 0,
             config.rank_of(change.module),
         )
-        if change.down and rank != stated:
+        if change.lora_a and rank != stated:
             raise CheckpointError(
                 f"{adapter.source}: the LoRA of {change.module} has rank {rank}, but"
                 f" adapter_config.json says {stated}; the scale would be wrong, so get the two"
                 " files from one place"
             )
     extra = {
-        key: replace(adapter.entries[change.whole], file=base.files[0])
-        for key, change in placed.items()
+        key: replace(adapter.entries[change.replacement], file=base.files[0])
+        for key, change in by_base_key.items()
         if key not in base.entries
     }
     notes = [adapter.note] if adapter.note else []
@@ -164,18 +164,18 @@ def adapt(base: Checkpoint, adapter: Checkpoint) -> Checkpoint:
     )
     lazy = {
         key: LazyTensor(
-            (key,) if key in base.entries else (), partial(_formed, base, adapter, key, change)
+            (key,) if key in base.entries else (), partial(_adapted, base, adapter, key, change)
         )
-        for key, change in placed.items()
+        for key, change in by_base_key.items()
     }
     return AdaptedCheckpoint(**facts, original=base, lazy=lazy)
 
 
-def _changes(adapter: Checkpoint, config: AdapterConfig) -> dict[str, Change]:
+def _changes(adapter: Checkpoint, config: AdapterConfig) -> dict[str, LoraChange]:
     """Group the adapter's tensors by the parameter that they change, named as in the model it was
     trained on.
     """
-    changes: dict[str, Change] = {}
+    changes: dict[str, LoraChange] = {}
     for key in adapter.entries:
         name = _WRAPPERS.sub("", f".{key.removeprefix(_PREFIX)}")[1:]
         factor = _FACTOR.fullmatch(name.removesuffix(".weight") if "magnitude" in name else name)
@@ -188,16 +188,16 @@ def _changes(adapter: Checkpoint, config: AdapterConfig) -> dict[str, Change]:
         if factor is None:
             if ".lora_" in name or "." not in name:
                 raise CheckpointError(f"{adapter.source}: tensor {key} is of an unknown kind")
-            changes.setdefault(name, Change(name.rpartition(".")[0])).whole = key
+            changes.setdefault(name, LoraChange(name.rpartition(".")[0])).replacement = key
             continue
         module, part = factor["module"], factor["part"]
         target = f"{module}.bias" if part == "B.bias" else f"{module}.weight"
-        change = changes.setdefault(target, Change(module))
+        change = changes.setdefault(target, LoraChange(module))
         change.scale = config.scale_of(module)
         change.embedding = change.embedding or part.startswith("embedding")
         setattr(change, _FIELDS[part], key)
     for target, change in changes.items():
-        if bool(change.down) != bool(change.up) or (change.length and not change.up):
+        if bool(change.lora_a) != bool(change.lora_b) or (change.magnitude and not change.lora_b):
             raise CheckpointError(
                 f"{adapter.source}: the LoRA of {target} is incomplete; save the adapter again"
             )
@@ -208,19 +208,20 @@ def _keys_in_base(
     base: Checkpoint,
     adapter: Checkpoint,
     config: AdapterConfig,
-    changes: dict[str, Change],
+    changes: dict[str, LoraChange],
     optional: set[str],
 ) -> dict[str, str]:
     """Find the base's key for each parameter; the two may be in different numbers of wrappers, or
     in a bare tower.
     """
     needed = [name for name in changes if name not in optional] or list(changes)
-    candidates = _places(base, needed)
+    candidates = _prefixes(base, needed)
     candidates = [
         place
         for place in candidates
         if not any(
-            _misfit(base, adapter, _key(base, name, *place), changes[name]) for name in needed
+            _describe_mismatch(base, adapter, _find_key(base, name, *place), changes[name])
+            for name in needed
         )
     ] or candidates
     if len(candidates) > 1:  # the class that the adapter was trained on may name a tower
@@ -244,10 +245,10 @@ def _keys_in_base(
             " adapter_config.json does not say which class it was trained on; add auto_mapping:"
             ' {"base_model_class": "CLIPVisionModel"} (or CLIPTextModel) to it'
         )
-    return {name: key for name in changes if (key := _key(base, name, *candidates[0]))}
+    return {name: key for name in changes if (key := _find_key(base, name, *candidates[0]))}
 
 
-def _places(base: Checkpoint, names: list[str]) -> list[tuple[str, str]]:
+def _prefixes(base: Checkpoint, names: list[str]) -> list[tuple[str, str]]:
     """Pairs of prefixes, of the base's keys and of the adapter's names, with which all names are
     keys of the base.
     """
@@ -255,23 +256,25 @@ def _places(base: Checkpoint, names: list[str]) -> list[tuple[str, str]]:
     for skipped in range(len(parts) - 1):
         end = ".".join(parts[skipped:])
         hits = {key[: -len(end)] for key in base.entries if f".{key}".endswith(f".{end}")}
-        cut = first[: -len(end)]
+        adapter_prefix = first[: -len(end)]
         if places := [
-            (hit, cut) for hit in sorted(hits) if all(_key(base, name, hit, cut) for name in names)
+            (hit, adapter_prefix)
+            for hit in sorted(hits)
+            if all(_find_key(base, name, hit, adapter_prefix) for name in names)
         ]:
             return places
     return []
 
 
-def _key(base: Checkpoint, name: str, before: str, cut: str) -> str:
+def _find_key(base: Checkpoint, name: str, base_prefix: str, adapter_prefix: str) -> str:
     """The base's key for a name of the adapter; empty if there is none."""
-    if not name.startswith(cut):
+    if not name.startswith(adapter_prefix):
         return ""
-    key = before + name.removeprefix(cut)
+    key = base_prefix + name.removeprefix(adapter_prefix)
     return key if key in base.entries else ""
 
 
-def _misfit(base: Checkpoint, adapter: Checkpoint, key: str, change: Change) -> str:
+def _describe_mismatch(base: Checkpoint, adapter: Checkpoint, key: str, change: LoraChange) -> str:
     """Describe a mismatch with a parameter, in shape or kind; empty if everything fits."""
     wanted = base.entries[key].shape
     shapes = {
@@ -279,15 +282,15 @@ def _misfit(base: Checkpoint, adapter: Checkpoint, key: str, change: Change) -> 
         for part in _PARTS
         if getattr(change, part)
     }
-    for part, expected in (("whole", wanted), ("added", wanted)):
+    for part, expected in (("replacement", wanted), ("bias", wanted)):
         if shapes.get(part, expected) != expected:
             return f"{getattr(change, part)} is {shapes[part]}, the base's {key} {wanted}"
-    if change.down and _product_shape(shapes["down"], shapes["up"], change.embedding) != _flat(
-        wanted
-    ):
-        return f"the LoRA of {key} is {shapes['up']} by {shapes['down']}, the base's {wanted}"
-    if change.length and math.prod(shapes["length"]) != wanted[1 if change.embedding else 0]:
-        return f"{change.length} is {shapes['length']}, the base's {key} {wanted}"
+    if change.lora_a and _product_shape(
+        shapes["lora_a"], shapes["lora_b"], change.embedding
+    ) != _flat(wanted):
+        return f"the LoRA of {key} is {shapes['lora_b']} by {shapes['lora_a']}, the base's {wanted}"
+    if change.magnitude and math.prod(shapes["magnitude"]) != wanted[1 if change.embedding else 0]:
+        return f"{change.magnitude} is {shapes['magnitude']}, the base's {key} {wanted}"
     used = [base.entries[key], *(adapter.entries[getattr(change, part)] for part in shapes)]
     return "" if all(entry.is_float for entry in used) else f"{key} is not a float on both sides"
 
@@ -305,30 +308,30 @@ def _product_shape(down: tuple[int, ...], up: tuple[int, ...], embedding: bool) 
 
 
 @one_thread()
-def _formed(base: Checkpoint, adapter: Checkpoint, key: str, change: Change) -> Array:
+def _adapted(base: Checkpoint, adapter: Checkpoint, key: str, change: LoraChange) -> Array:
     """theta_1 of one parameter, unrounded, by LoRA (arXiv:2106.09685) or DoRA
     (arXiv:2402.09353).
     """
     import torch
 
     parts = {part: adapter.tensor(name) for part in _PARTS if (name := getattr(change, part))}
-    formed = parts.pop("whole") if change.whole else base.tensor(key)
+    weight = parts.pop("replacement") if change.replacement else base.tensor(key)
     if not parts:
-        return stored(formed.flatten())
-    dtypes = {formed.dtype, *(tensor.dtype for tensor in parts.values())}
+        return stored(weight.flatten())
+    dtypes = {weight.dtype, *(tensor.dtype for tensor in parts.values())}
     wide = torch.float64 if torch.float64 in dtypes else torch.float32
     parts = {part: tensor.to(wide) for part, tensor in parts.items()}
-    formed = formed.to(wide)
-    if "added" in parts:
-        return stored((formed + change.scale * parts["added"]).flatten())
-    product = parts["up"].flatten(1) @ parts["down"].flatten(1)
-    product = (product.T if change.embedding else product).reshape(formed.shape)
-    formed = product.mul_(change.scale).add_(formed)
-    if "length" in parts:  # to which the rows are scaled, or an embedding's columns
-        axes = [axis for axis in range(formed.ndim) if axis != (1 if change.embedding else 0)]
-        lengths = torch.linalg.vector_norm(formed, dim=axes, keepdim=True)
-        formed = formed * (parts["length"].view_as(lengths) / lengths)
-    return stored(formed.flatten())
+    weight = weight.to(wide)
+    if "bias" in parts:
+        return stored((weight + change.scale * parts["bias"]).flatten())
+    product = parts["lora_b"].flatten(1) @ parts["lora_a"].flatten(1)
+    product = (product.T if change.embedding else product).reshape(weight.shape)
+    weight = product.mul_(change.scale).add_(weight)
+    if "magnitude" in parts:  # to which the rows are scaled, or an embedding's columns
+        axes = [axis for axis in range(weight.ndim) if axis != (1 if change.embedding else 0)]
+        lengths = torch.linalg.vector_norm(weight, dim=axes, keepdim=True)
+        weight = weight * (parts["magnitude"].view_as(lengths) / lengths)
+    return stored(weight.flatten())
 
 
 @dataclass(frozen=True)

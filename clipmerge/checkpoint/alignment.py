@@ -444,7 +444,8 @@ def _left_behind(inputs: Inputs) -> Iterator[str]:
                 f" model lacks ({share:.1%} of its numbers) are left behind, and whatever they"
                 f" learned is lost: {shorten(lost)}"
             )
-    for layer, (absent, total) in inputs.partly_zeroshot.items():
+    partly = inputs.partly_zeroshot if len(inputs.finetuned) == 1 else {}
+    for layer, (absent, total) in partly.items():
         names = f"{absent} of {total} parameters of {layer}"
         yield (
             f"{names} stay zero-shot, because the fine-tuned checkpoint lacks them; what is"

@@ -447,6 +447,8 @@ def _config_beside(
     model_type = whole.get("model_type")
     if model_type is None or is_known(str(model_type)) or "vision_config" not in whole:
         return config
+    if any(key.startswith(("vision_model.", "text_model.")) for key in keys):  # not inside another
+        return config
     towers = {
         name: section
         for name, section in whole.items()

@@ -172,8 +172,9 @@ def _refusal(file: Path, error: Exception) -> CheckpointError:
         )
     if harmful := [name for name in code if _DANGEROUS.match(name)]:
         return CheckpointError(
-            f"{file}: {what}; {shorten(harmful, 3)} is nothing that weights need, and may do harm."
-            " Do not load this file; get the weights from somewhere else, as safetensors"
+            f"{file}: {what}, so clipmerge does not open it. {shorten(harmful, 3)} is nothing that"
+            " weights need, and may do harm: do not load this file, and get the weights from"
+            " somewhere else, as safetensors"
         )
     target = file.with_name(f"{file.stem}-weights.pt")
     command = shlex.join(["python", unpickle.__file__, str(file), str(target)])
