@@ -10,7 +10,7 @@ from torch import Tensor
 from clipmerge.distributed import device_work, distributed_context, peer_errors
 from clipmerge.errors import counted
 from clipmerge.images.batches import batch_size_for, read_batches
-from clipmerge.images.dataset import require_labelled
+from clipmerge.images.dataset import CaptionedImages
 from clipmerge.images.fingerprints import Fingerprints, content_digest, refuse_shared
 from clipmerge.images.prompts import class_prompts, templates_for
 from clipmerge.images.split import copies_note, sample_and_hold_back
@@ -64,13 +64,19 @@ def objective_for(
 ) -> tuple[Objective, LearningState, CalibrationRecord]:
     """Move images and model to the device."""
     calibration = request.calibration
-    source = require_labelled(run.open_data(request))
-    templates = templates_for(calibration.templates, source.templates)
+    source = run.open_data(request)
     source.require_classes()
     samples = sample_and_hold_back(
         source, calibration.images, request.seed, share=calibration.held_back
     )
-    images, run.held_back = samples.decide, samples.held_back
+    drawn, run.held_back = samples.decide, samples.held_back
+    if isinstance(drawn, CaptionedImages):
+        # a caption is the name and the only prompt of a class of its own
+        images, contrastive = drawn.with_one_caption(request.seed), True
+        templates = images.templates
+    else:
+        images, contrastive = drawn, False
+        templates = templates_for(calibration.templates, images.templates)
     if samples.copies:
         run.progress.say(copies_note(source.source, samples.copies))
     if request.keep:
@@ -122,6 +128,7 @@ def objective_for(
         data,
         prompts,
         seed=request.seed,
+        contrastive=contrastive,
         images_at_once=calibration.images_at_once,
         wants_gradients=ranks_by_gradients(request.recipe),
         unlabelled=unlabelled,

@@ -6,6 +6,8 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
+import numpy as np
+
 from clipmerge.errors import counted
 from clipmerge.images.fingerprints import first_copies
 from clipmerge.images.sampling import balanced_sample
@@ -48,15 +50,14 @@ def sample_and_hold_back(
     aside = min(wanted, int(len(sampled) * share + 0.5))
     if aside == 0:
         return Samples(sampled, None, copies)
-    # classes of which the source has one image learn from it, and are not judged
-    counts = Counter(images.labels)
-    shared = [
-        at
-        for at, label in enumerate(sampled.labels)
-        if counts[label] > 1 or not images.labels_are_classes
-    ]
-    places = held_back_positions(tuple(sampled.labels[at] for at in shared), aside, seed)
-    back = {shared[at] for at in places}
+    if images.labels_are_classes:
+        # classes of which the source has one image learn from it, and are not judged
+        counts = Counter(images.labels)
+        shared = [at for at, label in enumerate(sampled.labels) if counts[label] > 1]
+        places = held_back_positions(tuple(sampled.labels[at] for at in shared), aside, seed)
+        back = {shared[at] for at in places}
+    else:
+        back = held_back_groups(sampled.labels, aside, seed)
     if not back:
         return Samples(sampled, None, copies)
     decide = [at for at in range(len(sampled)) if at not in back]
@@ -94,3 +95,17 @@ def held_back_positions(labels: tuple[int, ...], count: int, seed: int) -> list[
         # class comes after all others
         turns.append((seen[label] == sizes[label], (seen[label] - 0.5) / sizes[label], order, at))
     return [at for *_, at in sorted(turns)[:count]]
+
+
+def held_back_groups(labels: tuple[int, ...], count: int, seed: int) -> set[int]:
+    """Pick at most ``count`` images at random, all images of one label or none: a caption that was
+    seen would be known.
+    """
+    groups: dict[int, list[int]] = {}
+    for at, label in enumerate(labels):
+        groups.setdefault(label, []).append(at)
+    back: set[int] = set()
+    for label in np.random.default_rng(seed).permutation(sorted(groups)).tolist():
+        if len(back) + len(groups[label]) <= count:
+            back.update(groups[label])
+    return back

@@ -14,7 +14,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy, kl_div
+from torch.nn.functional import kl_div
 
 from clipmerge.distributed import to_device
 from clipmerge.errors import MeasureError
@@ -251,12 +251,14 @@ def _teacher_targets(
     return Targets(predictions, mean_features)
 
 
-def _features(objective: Objective, config: LossConfig, pixels: Tensor) -> Tensor:
+def _features(
+    objective: Objective, config: LossConfig, pixels: Tensor, at_once: int | None = None
+) -> Tensor:
     """Embed pictures at the current weights, (pictures, projection_dim), in the loss's
-    precision.
+    precision; a graph holds the activations of ``at_once`` pictures.
     """
     with passes(pixels.device, config.precision):
-        return objective.criterion.embed(pixels).float()
+        return objective.criterion.embed(pixels, at_once).float()
 
 
 def class_features(
@@ -274,18 +276,23 @@ def class_features(
 
 
 def terms_of(
-    objective: Objective, config: LossConfig, pictures: Pictures, classes: Tensor
+    objective: Objective,
+    config: LossConfig,
+    pictures: Pictures,
+    classes: Tensor,
+    *,
+    at_once: int | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Compute the terms of the loss at the current weights, for classes (classes, projection_dim).
 
     Returns:
-        The cross-entropy of every weakly augmented image, in nats, whether it is recognised, and
-        the distillation loss of every strongly augmented one.
+        The loss of every weakly augmented image by the criterion, in nats, whether it is
+        recognised, and the distillation loss of every strongly augmented one.
     """
-    features = _features(objective, config, pictures.pixels)
+    features = _features(objective, config, pictures.pixels, at_once)
     logits = objective.criterion.model.logits(features, classes)
     weak, strong = logits.tensor_split([len(pictures.labels)])
-    losses = cross_entropy(weak, pictures.labels, reduction="none")
+    losses = objective.criterion.image_losses(weak, pictures.labels)
     recognised = weak.detach().argmax(1) == pictures.labels
     return (
         losses,
@@ -314,12 +321,19 @@ def _distillation_loss(
 
 
 def _loss_of(
-    objective: Objective, step: Step, config: LossConfig, pictures: Pictures, classes: Tensor
+    objective: Objective,
+    step: Step,
+    config: LossConfig,
+    pictures: Pictures,
+    classes: Tensor,
+    at_once: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The part of a step's loss that some of its pictures contribute, and its `Losses` as a tensor:
     parts add up.
     """
-    losses, recognised, distillation = terms_of(objective, config, pictures, classes)
+    losses, recognised, distillation = terms_of(
+        objective, config, pictures, classes, at_once=at_once
+    )
     mean = losses.sum() / len(step)
     distilled = distillation.sum() / max(config.strong_count(len(step)), 1)
     parts = torch.stack([mean.detach(), distilled.detach(), recognised.sum() / len(step)])
@@ -357,14 +371,16 @@ def backpropagate(
         classes = class_features(objective, step, config)
         leaf = classes.detach().requires_grad_(classes.requires_grad)
         sums = torch.zeros(len(fields(Losses)), device=classes.device)
-        pieces = pictures.pieces(at_once)
+        # a contrastive loss needs all images of a step; their activations are computed twice
+        whole = objective.criterion.is_contrastive
+        pieces = pictures.pieces(None if whole else at_once)
         piece = next(pieces)
         for following in pieces:
             loss, losses = _loss_of(objective, step, config, piece, leaf)
             loss.backward()  # type: ignore[no-untyped-call]
             sums += losses
             piece = following
-        loss, losses = _loss_of(objective, step, config, piece, classes)
+        loss, losses = _loss_of(objective, step, config, piece, classes, at_once if whole else None)
         # one pass for both: a weight that both towers share gets its whole gradient in it
         roots, gradients = (
             ([loss], [None]) if leaf.grad is None else ([loss, classes], [None, leaf.grad])

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch.nn.functional import cross_entropy
 
 from clipmerge.errors import MeasureError
 from clipmerge.learning.objective import FORWARD, Objective
@@ -38,9 +37,9 @@ def try_mixture(objective: Objective, weights: Sequence[float]) -> Mixture:
     features = objective.criterion.prompt_features()
     results = {}
     for batch in objective.data.batches:
-        logits = objective.criterion.logits(batch, features)
-        right = int((logits.argmax(dim=-1) == batch.labels).sum()) / len(batch)
-        results[batch.number] = (float(cross_entropy(logits, batch.labels)), right)
+        logits, labels = objective.criterion.batch_scores(batch, features)
+        right = int((logits.argmax(dim=-1) == labels).sum()) / len(batch)
+        results[batch.number] = (float(objective.criterion.mean_loss(logits, labels)), right)
         objective.work.tick(FORWARD * len(batch))
     rows = objective.data.by_batch(results)
     loss, accuracy = (objective.data.mean(list(values)) for values in zip(*rows, strict=True))

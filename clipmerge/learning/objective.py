@@ -17,6 +17,7 @@ from torch import Tensor
 from clipmerge.checkpoint import Inputs
 from clipmerge.errors import MeasureError
 from clipmerge.images.batches import Batch as Batch
+from clipmerge.learning.contrastive_loss import ContrastiveLoss
 from clipmerge.learning.resume import LearningState
 from clipmerge.learning.sharded_batches import ShardedBatches
 from clipmerge.learning.weights import InterpolatedWeights
@@ -83,6 +84,7 @@ class Objective:
         prompts: Prompts,
         *,
         seed: int = 0,
+        contrastive: bool = False,
         images_at_once: int | None = None,
         wants_gradients: bool = False,
         unlabelled: ShardedBatches | None = None,
@@ -98,6 +100,7 @@ class Objective:
             data: The calibration batches, on this process's device.
             prompts: Class prompts of the model, on the same device.
             seed: Seed for measures that draw random numbers.
+            contrastive: Whether the prompts are captions, compared with the images of a batch.
             images_at_once: Images whose activations `gradients` holds at once, with the same
                 gradient of the batch; ``None`` for a whole batch.
             wants_gradients: Whether the recipe's method ranks entries by mean gradients.
@@ -122,7 +125,8 @@ class Objective:
         self.weights: Final = InterpolatedWeights(model, inputs, data.context.device)
         self._images_at_once: Final = images_at_once
         self._micro_batcher: Final = self.micro_batcher(None)
-        self.criterion: Final = ZeroShotLoss(
+        criterion = ContrastiveLoss if contrastive else ZeroShotLoss
+        self.criterion: Final = criterion(
             model, self.weights, prompts, MicroBatcher(None, self.note)
         )
 
@@ -190,14 +194,17 @@ class Objective:
         Raises:
             MeasureError: If a loss is not finite.
         """
-        prompts = (
-            self.criterion.prompts.features()
-            if self.weights.text_changes
-            else self.criterion.prompt_features()
-        )
+        criterion = self.criterion
+        # a batch has few of all captions, so only its own are embedded with a graph
+        shares_prompts = self.weights.text_changes and not criterion.is_contrastive
+        prompts = criterion.prompts.features() if shares_prompts else criterion.prompt_features()
         for batch, value, grad_prompts in self.image_gradients(prompts, loss_of):
-            if grad_prompts is not None:
+            if shares_prompts:
                 prompts.backward(grad_prompts, retain_graph=True)  # type: ignore[no-untyped-call]
+            elif grad_prompts is not None:
+                places = torch.unique(batch.labels)
+                captions = criterion.prompts.features(places=places)
+                captions.backward(grad_prompts[places])  # type: ignore[no-untyped-call]
             yield batch, value
 
     def image_gradients(
@@ -221,10 +228,14 @@ class Objective:
                 self.weights.clear_gradients()
                 features.grad = None
                 value = 0.0
-                for piece in [batch] if loss_of else batch.pieces(max_images):
-                    loss = (loss_of or self.criterion.loss)(piece, features) * (
-                        len(piece) / len(batch)
+                whole = loss_of is not None or self.criterion.is_contrastive
+                for piece in [batch] if whole else batch.pieces(max_images):
+                    loss = (
+                        loss_of(piece, features)
+                        if loss_of
+                        else self.criterion.loss(piece, features, at_once=max_images)
                     )
+                    loss = loss * (len(piece) / len(batch))
                     loss.backward()  # type: ignore[no-untyped-call]
                     value += float(loss.detach())
                 return value
@@ -246,10 +257,13 @@ class Objective:
         out.
         """
 
+        def pieces_of(batch: Batch, max_images: int) -> list[Batch]:
+            return [batch] if self.criterion.is_contrastive else batch.pieces(max_images)
+
         def attempt(max_images: int) -> list[float]:
             weighted = [
                 [len(piece) / len(batch) * value for value in values_of(piece)]
-                for piece in batch.pieces(max_images)
+                for piece in pieces_of(batch, max_images)
             ]
             return [sum(column) for column in zip(*weighted, strict=True)]
 

@@ -215,7 +215,8 @@ def shard_steps(objective: Objective, steps: Sequence[Step], min_images: int) ->
         min_images: Fewest images, or strongly augmented ones, of any step.
     """
     context = objective.data.context
-    if min_images < context.world_size:
+    # a contrastive loss compares all images of a step, so every process takes all of them
+    if min_images < context.world_size or objective.criterion.is_contrastive:
         return list(steps)
     return [replace(step, rank=context.rank, world_size=context.world_size) for step in steps]
 
@@ -238,7 +239,11 @@ def _classes(images: ShardedBatches, positions: Sequence[int]) -> Tensor:
 def _draw_prompts(
     objective: Objective, present: Tensor, seed: int, most: int
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Draw templates, and if necessary classes, so that at most ``most`` prompts are embedded."""
+    """Draw templates, and if necessary classes, so that at most ``most`` prompts are embedded; of
+    captions, take those that are present.
+    """
+    if objective.criterion.is_contrastive:
+        return present, None
     count, templates = objective.criterion.prompts.classes, objective.criterion.prompts.templates
     if count * templates <= most:
         return None, None

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import copy
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -125,7 +125,11 @@ class ZeroShotLoss:
     Attributes:
         model: The model, on the device.
         prompts: The class prompts.
+        is_contrastive: Whether the loss compares the images of a batch with one another, so that a
+            batch is computed as a whole.
     """
+
+    is_contrastive: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -197,28 +201,52 @@ class ZeroShotLoss:
         features = self.prompts.features(places=places) if anew else self.prompt_features()[places]
         return averaged(features, self.prompts.templates if templates is None else len(templates))
 
-    def embed(self, pixels: Tensor) -> Tensor:
-        """Embed preprocessed images at the current weights: (batch, projection_dim), unit
-        length.
+    def embed(self, pixels: Tensor, at_once: int | None = None) -> Tensor:
+        """Embed preprocessed images at the current weights: (batch, projection_dim), unit length;
+        a graph holds the activations of ``at_once`` images at a time.
         """
         if torch.is_grad_enabled():
-            return self.model.image_features(pixels)
+            if at_once is None or at_once >= len(pixels):
+                return self.model.image_features(pixels)
+            pieces = torch.split(pixels, at_once)
+            return torch.cat([run_twice(self.model.image_features, piece) for piece in pieces])
         return self._micro_batcher.forward(self.model.image_features, pixels)
 
     def loss(
-        self, batch: Batch, prompt_features: Tensor, image_features: Tensor | None = None
+        self,
+        batch: Batch,
+        prompt_features: Tensor,
+        image_features: Tensor | None = None,
+        *,
+        at_once: int | None = None,
     ) -> Tensor:
-        """Mean cross-entropy of one batch at the current weights, in nats."""
-        return cross_entropy(self.logits(batch, prompt_features, image_features), batch.labels)
+        """Mean loss of one batch at the current weights, in nats."""
+        return self.mean_loss(
+            *self.batch_scores(batch, prompt_features, image_features, at_once=at_once)
+        )
 
-    def logits(
-        self, batch: Batch, prompt_features: Tensor, image_features: Tensor | None = None
-    ) -> Tensor:
-        """Scaled cosine similarities of one batch with every class: (batch, classes); arguments as
-        in `loss`.
+    def batch_scores(
+        self,
+        batch: Batch,
+        prompt_features: Tensor,
+        image_features: Tensor | None = None,
+        *,
+        at_once: int | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Scaled cosine similarities of one batch with every class, (batch, classes), and the class
+        of each image, (batch,); arguments as in `loss`.
         """
-        images = self.embed(batch.pixels) if image_features is None else image_features
-        return self.model.logits(images, averaged(prompt_features, self.prompts.templates))
+        images = self.embed(batch.pixels, at_once) if image_features is None else image_features
+        classes = averaged(prompt_features, self.prompts.templates)
+        return self.model.logits(images, classes), batch.labels
+
+    def image_losses(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """The cross-entropy of each image, (images,), in nats, from `batch_scores`."""
+        return cross_entropy(logits, labels, reduction="none")
+
+    def mean_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Mean cross-entropy, in nats, from `batch_scores`."""
+        return cross_entropy(logits, labels)
 
     def joint_loss(self, batch: Batch) -> Tensor:
         """Mean cross-entropy with the text tower in the graph, for second derivatives, in nats."""

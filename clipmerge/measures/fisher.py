@@ -106,13 +106,12 @@ def _signed(objective: Objective, probe: int, labels: Literal["model", "data"]) 
     """The sum of a batch's losses, each with a random sign."""
 
     def loss(batch: Batch, prompt_features: Tensor) -> Tensor:
-        logits = objective.criterion.logits(batch, prompt_features)
+        logits, given = objective.criterion.batch_scores(batch, prompt_features)
         # drawn on the CPU: the same numbers on every device and in every process
         generator = torch.Generator().manual_seed(
             objective.seed * 100_003 + probe * 10_007 + batch.number
         )
         signs = torch.randint(0, 2, (len(batch),), generator=generator, dtype=torch.float32) * 2 - 1
-        given = batch.labels
         if labels == "model":
             chances = logits.detach().softmax(dim=-1).cpu()
             given = torch.multinomial(chances, 1, generator=generator).flatten().to(logits.device)

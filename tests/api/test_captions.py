@@ -83,3 +83,26 @@ def test_all_images_with_one_caption_measure_nothing(pair: Folders, tmp_path: Pa
         (tmp_path / f"{number}.txt").write_text("the same caption for all")
     with pytest.raises(DataError, match="all images have one caption"):
         clipmerge.plan(*pair, "wise-ft", data=str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("recipe", "changes"),
+    [
+        ("straggler-outlier", ["measure.nodes=2"]),
+        ("auto", ["measure.steps=4", "measure.batch=8"]),
+    ],
+)
+def test_recipes_measure_and_learn_on_captions(
+    pair: Folders, pictures: Path, recipe: str, changes: list[str]
+) -> None:
+    """Images held back from the decision are judged, and both stages say how many captions."""
+    plan = clipmerge.plan(*pair, recipe, data=str(pictures), set=changes)
+    assert plan.calibration is not None
+    assert plan.calibration.images == 48
+    assert 38 <= plan.calibration.classes < 48  # captions, of which ten are there twice in all
+    assert plan.calibration.templates == ("{}",)
+    assert plan.effect is not None
+    assert (plan.effect.images, plan.effect.captions) == (12, 12)
+    assert plan.layers
+    again = clipmerge.plan(*pair, recipe, data=str(pictures), set=changes)
+    assert again.layers == plan.layers

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from clipmerge.images.dataset import LabelledImages, load_images
 from clipmerge.images.split import (
     copies_note,
+    held_back_groups,
     held_back_positions,
     sample_and_hold_back,
     without_copies,
@@ -84,6 +85,16 @@ def test_a_class_keeps_its_only_image_for_the_decision_and_the_seed_draws() -> N
     assert Counter(labels[at] for at in held_back_positions(labels, 4, seed=0)) == {0: 2, 2: 2}
     labels = tuple(at % 4 for at in range(80))
     assert sorted(held_back_positions(labels, 16, 0)) != sorted(held_back_positions(labels, 16, 1))
+
+
+@given(st.lists(st.integers(0, 9), min_size=1, max_size=60).map(tuple), st.integers(0, 5))
+def test_images_with_one_caption_are_on_one_side(labels: tuple[int, ...], seed: int) -> None:
+    count = len(labels) // 5
+    back = held_back_groups(labels, count, seed)
+    assert back == held_back_groups(labels, count, seed)
+    assert len(back) <= count
+    seen = {label for at, label in enumerate(labels) if at not in back}
+    assert not seen & {labels[at] for at in back}
 
 
 def test_an_image_that_is_there_twice_is_not_both_seen_and_held_back(tmp_path: Path) -> None:
