@@ -149,7 +149,10 @@ def test_folders_without_names_get_no_advice(pair: Folders, tmp_path: Path, reci
     options: dict[str, Any] = {"data": images, "output": tmp_path / "out"}
     steps = {"measure.steps": 2} if recipe == "auto" else {}
     result = clipmerge.merge(*pair, recipe, set=steps, **options)
-    assert result.record.effect.recommendation == "check-names"
+    assert result.recommendation == result.record.effect.recommendation == "check-names"
+    assert result.reason == text_of(result.effect.reason)
+    assert result.effect.reason in result.findings
+    assert "Check the class names. On " in repr(result)
     assert result.record.effect.reason.kind in ("at-chance", "odd-names")
     page = (tmp_path / "out" / "report.html").read_text()
     assert "Check the class names" in page

@@ -199,6 +199,7 @@ def add_other_task_scores(run: Run, request: MergeRequest) -> None:
     """Measure a decided plan on the tasks that were named, and keep the scores in the plan."""
     if not request.keep:
         return
+    from clipmerge.evaluation.conclusion import weigh_other_tasks
     from clipmerge.evaluation.other_tasks import measure_other_tasks
     from clipmerge.images.fingerprints import Fingerprints, note_shared
 
@@ -218,6 +219,15 @@ def add_other_task_scores(run: Run, request: MergeRequest) -> None:
             run.inputs, shared_plan(run, request.calibration), tasks, settings, run.progress
         )
         run.plan = run.plan and run.plan.model_copy(update={"other_tasks": scores})
+        effect = run.plan and run.plan.effect
+        if (
+            run.plan
+            and effect
+            and (weighed := weigh_other_tasks(effect.recommendation, scores, request.max_loss))
+        ):
+            recommendation, reason = weighed
+            update = {"recommendation": recommendation, "reason": reason, "possible_loss": None}
+            run.plan = run.plan.model_copy(update={"effect": effect.model_copy(update=update)})
 
 
 def score_other_tasks(

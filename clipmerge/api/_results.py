@@ -13,6 +13,7 @@ from clipmerge.planning.table import Rows, Tabular, layer_rows
 if TYPE_CHECKING:
     from clipmerge.evaluation.scorer import Correct
     from clipmerge.output.record import MergeRecord, Published
+    from clipmerge.planning.finding import Finding
     from clipmerge.planning.merge_effect import MergeEffect, Recommendation
     from clipmerge.planning.plan import Plan
 
@@ -57,6 +58,11 @@ class MergeResult(Tabular):
         return (
             layer_rows(self.record.layers, self.record.measurements, "size") if self.record else []
         )
+
+    @property
+    def findings(self) -> tuple[Finding, ...]:
+        """The warnings as kinds and numbers."""
+        return self.plan.warnings
 
     def _caption(self) -> str:
         from clipmerge.report.text import answer_text, headline

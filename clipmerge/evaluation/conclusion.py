@@ -4,12 +4,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from clipmerge.planning.finding import Finding
 from clipmerge.planning.merge_effect import Difference, Gain, ModelAccuracy, Recommendation
+from clipmerge.planning.other_tasks import OtherTaskScores, measures_of
 
 # Accuracies are ratios of counts; rounding errors are far below one image in a billion.
 _ROUNDING = 1e-9
@@ -76,6 +78,44 @@ def loss_warnings(
 def loses(difference: float, max_loss: float) -> bool:
     """Whether a difference in accuracy is a loss beyond the limit."""
     return -difference > max_loss / 100 + _ROUNDING
+
+
+def weigh_other_tasks(
+    recommendation: Recommendation, tasks: Sequence[OtherTaskScores], max_loss: float
+) -> tuple[Recommendation, Finding] | None:
+    """Another recommendation where other tasks contradict the one of the target's images.
+
+    A task is lost if the merged model is worse by more than the limit, and by more than chance
+    where intervals are known.
+    """
+    if recommendation not in ("use", "either"):
+        return None
+    against_finetuned, against_zeroshot, regained = [], [], []
+    for task in tasks:
+        for measure, merged in measures_of(task.merged).items():
+            zeroshot = measures_of(task.zeroshot)[measure]
+            finetuned = max(measures_of(score)[measure] for score in task.finetuned)
+            numbers = {
+                "task": task.name,
+                "measure": measure,
+                "zeroshot": zeroshot,
+                "finetuned": finetuned,
+                "merged": merged,
+            }
+            error = 2 * math.sqrt(0.5 / task.images)  # of a difference, at most
+            if finetuned - merged > max(max_loss / 100, error):
+                against_finetuned.append(numbers)
+            if zeroshot - merged > max(max_loss / 100, error):
+                against_zeroshot.append(numbers)
+            if merged - finetuned > max(max_loss / 100, error):
+                regained.append(numbers)
+    if against_finetuned:
+        return "other-tasks", Finding.of("worse-on-other-tasks", tasks=against_finetuned)
+    if recommendation == "either" and regained:
+        return "use", Finding.of("regains-other-tasks", tasks=regained)
+    if recommendation == "either" and against_zeroshot:
+        return "other-tasks", Finding.of("lost-on-other-tasks", tasks=against_zeroshot)
+    return None
 
 
 def _recommend(

@@ -434,6 +434,14 @@ def _same_accuracy(clean: Sequence[float], corrupted: Sequence[float]) -> str:
     )
 
 
+def _changes(tasks: Sequence[Mapping[str, Any]], start: str) -> str:
+    return "; ".join(
+        f"{task['task']} ({task['measure']}): {_percent(task[start])} to"
+        f" {_percent(task['merged'])}%"
+        for task in tasks
+    )
+
+
 def reason_text(effect: MergeEffect) -> str:
     """Why this is recommended, and how large the loss may be."""
     text = text_of(effect.reason)
@@ -752,6 +760,18 @@ SENTENCES: dict[str, str | Callable[..., str]] = {
         f" differs by {_range(corrupted)} points; more images would tell."
     ),
     "may-lose": _may_lose,
+    "worse-on-other-tasks": lambda tasks: (
+        "On other tasks the merged model is worse than the fine-tuned one:"
+        f" {_changes(tasks, 'finetuned')}."
+    ),
+    "regains-other-tasks": lambda tasks: (
+        "On your images both are about equally good, and the merged model gets back what"
+        f" fine-tuning lost on other tasks: {_changes(tasks, 'finetuned')}."
+    ),
+    "lost-on-other-tasks": lambda tasks: (
+        "On your images both are about equally good, and both have lost other tasks against the"
+        f" zero-shot model: {_changes(tasks, 'zeroshot')}; a smaller alpha gives some of it back."
+    ),
     # warnings
     "loses-accuracy": _loses,
     "stale-effect": (

@@ -8,8 +8,16 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from clipmerge.evaluation.conclusion import Conclusion, conclude, loses
-from clipmerge.planning.merge_effect import Difference, Estimate, Gain, ModelAccuracy
+from clipmerge.evaluation.conclusion import Conclusion, conclude, loses, weigh_other_tasks
+from clipmerge.planning.merge_effect import (
+    Difference,
+    Estimate,
+    Gain,
+    ModelAccuracy,
+    Recommendation,
+)
+from clipmerge.planning.other_tasks import OtherTaskScores, Score
+from clipmerge.report.text import text_of
 from clipmerge.stats import paired_accuracy_interval, wilson
 
 Right = NDArray[np.float64]
@@ -224,3 +232,41 @@ def test_an_accuracy_that_is_narrowly_known_lacks_no_images() -> None:
     right = np.array([[finetuned, finetuned], [finetuned, finetuned], [merged, finetuned]])
     assert Case(right, 3.0).conclusion.recommendation == "use"
     assert Case(right, 2.0).conclusion.recommendation == "too-few-images"
+
+
+def scores(zeroshot: float, finetuned: float, merged: float, images: int = 1000) -> OtherTaskScores:
+    def score(share: float) -> Score:
+        return Score(accuracy=Estimate(value=share, interval=wilson(share, images)))
+
+    return OtherTaskScores(
+        name="letters",
+        kind="accuracy",
+        source="x",
+        images=images,
+        classes=26,
+        zeroshot=score(zeroshot),
+        finetuned=(score(finetuned),),
+        merged=score(merged),
+    )
+
+
+@pytest.mark.parametrize(
+    ("advice", "task", "weighed"),
+    [
+        # the fine-tuned model byte for byte, which forgot: 92.2 -> 54.3 -> 54.3
+        ("either", scores(0.922, 0.543, 0.543), ("other-tasks", "lost-on-other-tasks")),
+        ("either", scores(0.922, 0.543, 0.8), ("use", "regains-other-tasks")),
+        ("either", scores(0.922, 0.91, 0.915), None),
+        ("use", scores(0.922, 0.543, 0.543), None),  # it is no worse than the fine-tuned one
+        ("use", scores(0.922, 0.9, 0.6), ("other-tasks", "worse-on-other-tasks")),
+        ("use", scores(0.922, 0.9, 0.6, images=10), None),  # ten images cannot tell
+        ("prefer-finetuned", scores(0.922, 0.543, 0.543), None),
+    ],
+)
+def test_an_advice_does_not_ignore_other_tasks(
+    advice: Recommendation, task: OtherTaskScores, weighed: tuple[str, str] | None
+) -> None:
+    found = weigh_other_tasks(advice, [task], 3.0)
+    assert (found and (found[0], found[1].kind)) == weighed
+    if found:
+        assert "letters (accuracy): " in text_of(found[1])
