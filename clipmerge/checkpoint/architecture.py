@@ -32,7 +32,19 @@ def with_architecture(checkpoint: Checkpoint, model: str) -> Checkpoint:
     folder = user_cache("architectures") / model
     folder.mkdir(parents=True, exist_ok=True)
     replace_bytes(folder / OPEN_CLIP_CONFIG, f"{json.dumps(config, indent=2)}\n".encode())
-    return replace(checkpoint, folder=folder, config=config)
+    notes = [checkpoint.note, _activation_note(model)]
+    note = "; ".join(filter(None, notes)) or None
+    return replace(checkpoint, folder=folder, config=config, note=note)
+
+
+def _activation_note(model: str) -> str | None:
+    """Warn of the activation, which no weight tells of and a wrong name changes silently."""
+    import open_clip
+
+    other = f"{model}-quickgelu"
+    if other not in open_clip.list_models():
+        return None
+    return f"taken as {model} with GELU; weights trained from OpenAI's are {other}"
 
 
 def architecture_config(model: str) -> dict[str, Any]:

@@ -25,7 +25,10 @@ def bare(tmp_path_factory: pytest.TempPathFactory) -> Folders:
     named = folder / "configs" / f"{ARCHITECTURE}.json"
     named.parent.mkdir()
     named.write_text(json.dumps(config))
-    open_clip.add_model_config(named)
+    named.with_stem(f"{ARCHITECTURE}-quickgelu").write_text(
+        json.dumps(config | {"quick_gelu": True})
+    )
+    open_clip.add_model_config(named.parent)
     model = build(config)
     zeroshot, finetuned = folder / "zeroshot.pt", folder / "epoch_3.pt"
     torch.save({name: tensor.half() for name, tensor in model.state_dict().items()}, zeroshot)
@@ -47,6 +50,7 @@ def test_one_command_merges_measures_and_writes_a_folder_that_open_clip_loads(
     assert record["effect"]["images"] > 0
     assert record["dtype"] == "float32"
     assert "differ in dtype; the output has the fine-tuned one" in str(record["warnings"])
+    assert f"weights trained from OpenAI's are {ARCHITECTURE}-quickgelu" in ended.err
     assert "notes.json" not in ended.err
     assert "side files" not in ended.err
     model, _, _ = open_clip.create_model_and_transforms(f"local-dir:{output}")

@@ -73,6 +73,7 @@ def test_every_command_prints_what_its_schema_says(
         ),
         ("evaluate", pair[0], "--data", f"val={images}", "--keep", f"far={far}"),
         ("inspect", *pair),
+        ("cache", "list"),
         ("inspect", pair[0]),
         ("convert", pair[0], tmp_path / "c", "--to", "open-clip"),
         ("sweep", *pair, *sweep, "-r", "wise-ft", "--keep", f"t={far}", "--point", f"x={pair[1]}"),
