@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import re
+import signal
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -22,6 +25,17 @@ if TYPE_CHECKING:
 _PINNED = 1 << 20
 # Variables that ``srun`` gives each task of a step.
 _SLURM = ("STEP_NUM_TASKS", "STEP_NODELIST", "PROCID", "LOCALID", "JOB_ID")
+# Variables that list the cards a process sees: of CUDA, ROCm (two) and Intel.
+_VISIBLE_CARDS = (
+    "CUDA_VISIBLE_DEVICES",
+    "ROCR_VISIBLE_DEVICES",
+    "HIP_VISIBLE_DEVICES",
+    "ZE_AFFINITY_MASK",
+)
+# Variables in which launchers give the number of processes on this machine: torchrun's and MPI's.
+_LOCAL_SIZES = ("LOCAL_WORLD_SIZE", "MPI_LOCALNRANKS", "OMPI_COMM_WORLD_LOCAL_SIZE")
+# Seconds after which SIGTERM ends a process whose main thread does not come back to Python.
+SECONDS_TO_TERMINATE = 10.0
 
 
 @contextmanager
@@ -32,6 +46,8 @@ def peer_errors() -> Iterator[None]:
     except RuntimeError as error:
         import torch
 
+        if is_out_of_memory(error):  # NCCL's own, too
+            raise
         words = ("gloo", "nccl", "connection", "socket", "timed out", "timeout", "process group")
         # gloo raises a plain `RuntimeError`, as every operation may
         by_gloo = type(error) is RuntimeError and any(word in str(error).lower() for word in words)
@@ -49,7 +65,8 @@ def adopt_slurm() -> None:
     slurm = {name: os.environ.get(f"SLURM_{name}", "") for name in _SLURM}
     if "RANK" in os.environ or slurm["STEP_NUM_TASKS"] in ("", "1"):
         return
-    first = re.match(r"([^,\[]+)(?:\[(\d+))?", slurm["STEP_NODELIST"])  # node[07-09,12],other
+    # the first of node[07-09,12],other or gpu-a[1-2]n[01-04] or node[01-02]-ib
+    first = re.match(r"(?:[^,\[]|\[[^\]]*\])+", slurm["STEP_NODELIST"])
     numbers = [slurm[name] for name in ("PROCID", "LOCALID", "STEP_NUM_TASKS", "JOB_ID")]
     if first is None or not all(number.isdigit() for number in numbers):
         raise UsageError(
@@ -58,14 +75,42 @@ def adopt_slurm() -> None:
         )
     rank, local, tasks, job = numbers
     # with one card per task, each sees its own as the first
-    alone = len(os.environ.get("CUDA_VISIBLE_DEVICES", ",").split(",")) == 1
+    alone = any(len(os.environ.get(name, ",").split(",")) == 1 for name in _VISIBLE_CARDS)
+    # steps of one allocation may run at the same time
+    step = int(os.environ.get("SLURM_STEP_ID", "0"))
     os.environ |= {
         "RANK": rank,
         "LOCAL_RANK": "0" if alone else local,
         "WORLD_SIZE": tasks,
-        "MASTER_ADDR": "".join(filter(None, first.groups())),
-        "MASTER_PORT": str(20_000 + int(job) % 20_000),
+        "MASTER_ADDR": re.sub(r"\[(\w+)[^\]]*\]", r"\1", first.group()),
+        "MASTER_PORT": str(20_000 + (int(job) + 1_009 * step) % 20_000),
     }
+    if here := _tasks_on_this_node():
+        os.environ["LOCAL_WORLD_SIZE"] = str(here)
+
+
+def _tasks_on_this_node() -> int | None:
+    """Tasks of the step on this node, from lists such as ``4(x2),3``; ``None`` if unknown."""
+    listed = os.environ.get("SLURM_STEP_TASKS_PER_NODE", "")
+    counts: list[int] = []
+    for count, times in re.findall(r"(\d+)(?:\(x(\d+)\))?", listed):
+        counts += [int(count)] * int(times or 1)
+    node = os.environ.get("SLURM_NODEID", "")
+    return counts[int(node)] if node.isdigit() and int(node) < len(counts) else None
+
+
+def cores_per_process() -> int:
+    """CPU cores for the threads of this process: all that it may use, divided by the processes of
+    this run on this machine, unless ``srun`` gave it cores of its own.
+    """
+    every = os.cpu_count() or 1
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else every
+    of_job = os.environ.get("SLURM_CPUS_ON_NODE", "")
+    is_task = os.environ.get("SLURM_STEP_NUM_TASKS", "1") != "1"
+    if is_task and allowed < (int(of_job) if of_job.isdigit() else every):
+        return allowed
+    local = next((os.environ[name] for name in _LOCAL_SIZES if name in os.environ), "1")
+    return max(1, allowed // int(local))
 
 
 def is_main_process() -> bool:
@@ -88,6 +133,40 @@ def require_device(device: Device) -> None:
         raise UsageError(f"`device` {device}: torch finds no such device; use `device=auto` or cpu")
 
 
+def _end_if_blocked() -> None:
+    """Let SIGTERM end this process even while its main thread waits for others in compiled code,
+    where Python's handlers do not run: in a group that does not form, or in a card's queue.
+    """
+    import socket
+
+    handled = (signal.SIG_DFL, signal.SIG_IGN, None)
+    if threading.current_thread() is not threading.main_thread() or _watches:
+        return
+    reader, writer = socket.socketpair()
+    writer.setblocking(False)
+    before = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+    if before != -1:  # an event loop's, which ends by itself
+        signal.set_wakeup_fd(before)
+        return
+    _watches.append(writer)  # open as long as the process lives
+
+    def watch() -> None:
+        while True:
+            (number,) = reader.recv(1)
+            if number == signal.SIGTERM:
+                time.sleep(SECONDS_TO_TERMINATE)
+                if signal.getsignal(number) not in handled:  # else the handler has run
+                    if is_main_process():
+                        line = "error: ended from outside (SIGTERM) while waiting for a process\n"
+                        os.write(2, line.encode())
+                    os._exit(128 + number)
+
+    threading.Thread(target=watch, daemon=True, name="clipmerge-sigterm").start()
+
+
+_watches: list[object] = []
+
+
 class DistributedContext:
     """The processes of this run as accelerate knows them, and the device on which this call
     computes.
@@ -101,13 +180,22 @@ class DistributedContext:
         """Join the processes, if a launcher started several; a call that hangs is given up after
         half an hour.
         """
+        import torch
         from accelerate import PartialState
 
-        self.state = PartialState(cpu=device.type == "cpu", timeout=timedelta(minutes=30))
-        numbered = device.type not in ("cpu", "mps") and device.index is None
-        self.device = (
-            type(device)(device.type, self.state.local_process_index) if numbered else device
-        )
+        if os.environ.get("WORLD_SIZE", "1") != "1":
+            _end_if_blocked()
+        with peer_errors():
+            self.state = PartialState(cpu=device.type == "cpu", timeout=timedelta(minutes=30))
+        self.device = device
+        if device.type not in ("cpu", "mps") and device.index is None:
+            index = self.state.device.index
+            if self.state.device.type != device.type or index is None:
+                # a process may see fewer cards than there are processes: one, often
+                module = getattr(torch, device.type, None)
+                cards = module.device_count() if hasattr(module, "device_count") else 0
+                index = self.state.local_process_index % max(1, cards)
+            self.device = torch.device(device.type, index)
         self.world_size: int = self.state.num_processes
         self.rank: int = self.state.process_index
         self.is_main_process: bool = self.state.is_main_process
@@ -150,8 +238,19 @@ def all_reduce_(context: DistributedContext, tensor: Tensor) -> None:
             tensor.copy_(carried)
 
 
+def broadcast_(context: DistributedContext, tensor: Tensor, source: int = 0) -> None:
+    """Replace a tensor by that of one process, in place, in every process."""
+    import torch
+
+    if context.world_size > 1:
+        with peer_errors():
+            carried = tensor.to(context.state.device).contiguous()
+            torch.distributed.broadcast(carried, source)
+            tensor.copy_(carried)
+
+
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """A tensor on a device; a card goes on with what it computes while it is copied."""
+    """Copy to ``device``, asynchronously where that is safe."""
     if device.type in ("cpu", "mps"):  # Apple's would read it when it may be gone
         return tensor.to(device)
     if device.type == "cuda" and tensor.nbytes > _PINNED:  # pragma: no cover - needs a GPU
@@ -160,13 +259,24 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether a device or the system has too little memory; Apple's, CUDA's libraries and the CPU
-    say it plainly.
+    """Whether a device or the system has too little memory; Apple's, CUDA's and its libraries', and
+    the CPU say it in words alone.
     """
     import torch
 
-    words = ("out of memory", "can't allocate memory", "not enough memory", "STATUS_ALLOC_FAILED")
-    plain = type(error) is RuntimeError and any(word in str(error) for word in words)
+    words = (
+        "out of memory",
+        "can't allocate memory",
+        "not enough memory",
+        "STATUS_ALLOC_FAILED",
+        "unable to find an engine",  # cuDNN, without memory for the workspace of any
+    )
+    kinds = {
+        RuntimeError,
+        getattr(torch, "AcceleratorError", RuntimeError),
+        getattr(torch.distributed, "DistBackendError", RuntimeError),
+    }
+    plain = type(error) in kinds and any(word in str(error) for word in words)
     return plain or isinstance(error, torch.OutOfMemoryError | MemoryError)
 
 

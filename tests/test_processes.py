@@ -4,6 +4,7 @@ being ended."""
 import hashlib
 import os
 import signal
+import socket
 import subprocess
 import tempfile
 import threading
@@ -22,8 +23,10 @@ from clipmerge.cli._signals import raising_signals
 from clipmerge.distributed import (
     DistributedContext,
     adopt_slurm,
+    cores_per_process,
     device_work,
     is_main_process,
+    is_out_of_memory,
     peer_errors,
 )
 from clipmerge.errors import MeasureError, Terminated, UsageError
@@ -137,6 +140,17 @@ STEP = {
     "SLURM_LOCALID": "1",
     "SLURM_JOB_ID": "41234567",
 }
+OTHERS = (
+    "CUDA_VISIBLE_DEVICES",
+    "ROCR_VISIBLE_DEVICES",
+    "HIP_VISIBLE_DEVICES",
+    "ZE_AFFINITY_MASK",
+    "LOCAL_WORLD_SIZE",
+    "SLURM_STEP_ID",
+    "SLURM_STEP_TASKS_PER_NODE",
+    "SLURM_NODEID",
+    "SLURM_CPUS_ON_NODE",
+)
 PLACES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
@@ -145,7 +159,7 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str | None]]
     """Set variables, and return what torch is told; all are put back afterwards."""
 
     def adopted(**variables: str) -> list[str | None]:
-        for name in (*PLACES, *STEP, "CUDA_VISIBLE_DEVICES"):
+        for name in (*PLACES, *STEP, *OTHERS):
             monkeypatch.setenv(name, "")
             monkeypatch.delenv(name)
         for name, value in variables.items():
@@ -162,6 +176,108 @@ def test_tasks_of_srun_are_processes_of_one_run(launched: Callable[..., list[str
     assert launched(**STEP, CUDA_VISIBLE_DEVICES="2") == ["3", "0", "4", "gpu07", "34567"]
     assert launched(**STEP, CUDA_VISIBLE_DEVICES="2,3")[1] == "1"
     assert launched(**STEP | {"SLURM_STEP_NODELIST": "login"})[3] == "login"
+
+
+@pytest.mark.parametrize(
+    ("listed", "first"),
+    [
+        ("gpu-a[1-2]n[01-04]", "gpu-a1n01"),
+        ("node[01-02]-ib", "node01-ib"),
+        ("gpu[07-09,12],x", "gpu07"),
+        ("a,b[1-2]", "a"),
+    ],
+)
+def test_the_first_host_of_a_list_is_the_masters(
+    launched: Callable[..., list[str | None]], listed: str, first: str
+) -> None:
+    assert launched(**STEP | {"SLURM_STEP_NODELIST": listed})[3] == first
+
+
+def test_steps_of_one_allocation_meet_on_ports_of_their_own(
+    launched: Callable[..., list[str | None]],
+) -> None:
+    ports = {launched(**STEP, SLURM_STEP_ID=str(step))[4] for step in range(5)}
+    assert len(ports) == 5
+
+
+def test_a_task_that_sees_one_card_of_any_maker_takes_it(
+    launched: Callable[..., list[str | None]],
+) -> None:
+    for name in ("ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ZE_AFFINITY_MASK"):
+        assert launched(**STEP, **{name: "1"})[1] == "0", name
+        assert launched(**STEP, **{name: "0,1"})[1] == "1", name
+
+
+def test_cores_are_divided_among_the_processes_of_this_machine(
+    launched: Callable[..., list[str | None]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(16)))
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    launched()
+    assert cores_per_process() == 16
+    launched(LOCAL_WORLD_SIZE="4", WORLD_SIZE="8", RANK="0")
+    assert cores_per_process() == 4
+    nodes = {"SLURM_STEP_TASKS_PER_NODE": "2(x2),8", "SLURM_CPUS_ON_NODE": "16"}
+    launched(**STEP, **nodes, SLURM_NODEID="2")
+    assert (os.environ["LOCAL_WORLD_SIZE"], cores_per_process()) == ("8", 2)
+    launched(**STEP, **nodes, SLURM_NODEID="1")
+    assert (os.environ["LOCAL_WORLD_SIZE"], cores_per_process()) == ("2", 8)
+    # srun gave this task 16 of the 64 cores
+    launched(**STEP, **nodes | {"SLURM_CPUS_ON_NODE": "64"}, SLURM_NODEID="1")
+    assert cores_per_process() == 16
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.AcceleratorError("CUDA error: out of memory"),
+        RuntimeError("GET was unable to find an engine to execute this computation"),
+        torch.distributed.DistBackendError("ncclUnhandledCudaError: Cuda failure 'out of memory'"),
+    ],
+)
+def test_what_libraries_say_without_memory_is_recognised(error: Exception) -> None:
+    assert is_out_of_memory(error)
+    with pytest.raises(type(error)), peer_errors():  # no other process is to blame
+        raise error
+    assert not is_out_of_memory(type(error)("device-side assert"))
+
+
+def test_a_process_computes_on_a_card_that_it_sees(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The fourth process of a machine, which sees one card, or whose group has a card already."""
+    context = PartialState(cpu=True)
+    monkeypatch.setattr(context, "local_process_index", 3)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    assert DistributedContext(torch.device("cuda")).device == torch.device("cuda", 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert DistributedContext(torch.device("cuda")).device == torch.device("cuda", 1)
+    monkeypatch.setattr(context, "device", torch.device("cuda", 2))
+    assert DistributedContext(torch.device("cuda")).device == torch.device("cuda", 2)
+
+
+@pytest.mark.slow
+def test_sigterm_ends_a_process_whose_group_does_not_form(
+    pair: Folders, images: Path, tmp_path: Path
+) -> None:
+    """Its main thread waits in compiled code, where the handler does not run."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = str(free.getsockname()[1])
+    group = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost"}
+    task = start(*merge(pair, images, tmp_path / "out"), env={**group, "MASTER_PORT": port})
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:  # until it listens for the other one
+        with socket.socket() as probe:
+            if probe.connect_ex(("localhost", int(port))) == 0:
+                break
+        time.sleep(0.5)
+    time.sleep(2)
+    begin = time.monotonic()
+    task.send_signal(signal.SIGTERM)
+    _, error = task.communicate(timeout=120)
+    assert time.monotonic() - begin < 20
+    assert task.returncode == 143
+    assert error.count("error: ") == 1
+    assert "ended from outside (SIGTERM" in error
 
 
 def test_one_task_a_batch_script_and_another_launcher_are_left_alone(

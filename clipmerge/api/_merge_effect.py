@@ -167,20 +167,32 @@ def settings_for(
 
 
 def shared_plan(run: Run, calibration: Calibration) -> Plan:
-    """Give every process the main one's plan, without its measurements, which are as large as the
-    model.
+    """Give every process the main one's plan, without its measurements.
+
+    Its tensors, as large as the model, are sent one by one: pickled with the plan, all of them
+    would lie several times in the memory of every card.
     """
+    import torch
     from accelerate.utils import broadcast_object_list
 
-    from clipmerge.distributed import distributed_context, peer_errors
+    from clipmerge.distributed import broadcast_, distributed_context, peer_errors
 
-    distributed_context(
-        calibration.device
-    )  # else accelerate lets the processes join on a device of its own choice
-    decided: list[Any] = [run.plan and run.plan.model_copy(update={"measurements": None})]
+    # accelerate alone would let the processes join on a device of its own choice
+    context = distributed_context(calibration.device)
+    plan = run.plan and run.plan.model_copy(update={"measurements": None})
+    if plan and context.world_size == 1:
+        return plan
+    tensors = dict(plan.held_tensors) if plan else {}
+    listed = [(name, tuple(each.shape), each.dtype) for name, each in tensors.items()]
+    sent: list[Any] = [plan and plan.with_tensors({}), listed]
     with peer_errors():
-        broadcast_object_list(decided)
-    return decided[0]  # type: ignore[no-any-return]
+        broadcast_object_list(sent)
+    for name, shape, dtype in sent[1]:
+        if name not in tensors:
+            tensors[name] = torch.empty(shape, dtype=dtype)
+        broadcast_(context, tensors[name])
+    decided: Plan = sent[0]
+    return decided.with_tensors(tensors)
 
 
 def load_tasks(

@@ -81,8 +81,8 @@ def objective_for(
         run.progress.say(copies_note(source.source, samples.copies))
     if request.keep:
         run.measured_on = images
-    batch_size = batch_size_for(len(images), calibration.batch_size)
     context = distributed_context(calibration.device)
+    batch_size = batch_size_for(len(images), calibration.batch_size, context.world_size)
     model = build_model(run.inputs)
     share = (context.rank, context.world_size)
     data = ShardedBatches(read_batches(images, batch_size, model.pixels, share=share), context)

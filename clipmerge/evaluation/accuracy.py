@@ -11,6 +11,7 @@ from clipmerge.checkpoint import Checkpoint, open_checkpoint
 from clipmerge.checkpoint.converted import as_open_clip
 from clipmerge.distributed import all_reduce_, device_work, to_device
 from clipmerge.errors import CheckpointError
+from clipmerge.evaluation.bf16_classifier import Bf16Classifier
 from clipmerge.evaluation.recall import recall_of_model
 from clipmerge.evaluation.settings import EvalSettings
 from clipmerge.families import family_of, tower_of
@@ -62,12 +63,10 @@ def zero_shot_accuracy(
     size = batch_size_for(len(images), settings.batch_size)
     pieces = MicroBatcher(settings.images_at_once, progress.say)
     right, seen = 0, 0
+    classifier = Bf16Classifier(model, classes, pieces, len(images))
     for batch in read_batches(images, size, model.pixels, share=settings.share):
-        pixels = to_device(batch.pixels, context.device)
-        best = pieces.forward(
-            lambda piece: (model.image_features(piece) @ classes.T).argmax(dim=1), pixels
-        )
-        right += int((best.cpu() == batch.labels).sum())
+        best = classifier.classify(to_device(batch.pixels, context.device))
+        right += int((best == batch.labels).sum())
         seen += len(batch)
         progress.advance(seen, len(images))
     total = torch.tensor(right)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -15,7 +14,7 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 
-from clipmerge.distributed import to_device
+from clipmerge.distributed import cores_per_process, to_device
 from clipmerge.images.dataset import LabelledImages
 from clipmerge.images.decoding import Encoded, decode
 from clipmerge.images.store import Pixels, Store
@@ -52,14 +51,17 @@ class Batch:
         return [Batch(self.number, pixels, labels) for pixels, labels in parts]
 
 
-def batch_size_for(images: int, wanted: int | None) -> int:
-    """Choose the batch size: at most 128, and small enough for eight batches.
+def batch_size_for(images: int, wanted: int | None, world_size: int = 1) -> int:
+    """Choose the batch size: at most 128, and small enough for eight batches, or for one per
+    process if there are more.
 
     Example:
         >>> batch_size_for(1024, None), batch_size_for(160, None), batch_size_for(160, 64)
         (128, 20, 64)
+        >>> batch_size_for(1024, None, world_size=16)
+        64
     """
-    return wanted or max(1, min(_LARGEST_BATCH, -(-images // _FEWEST_BATCHES)))
+    return wanted or max(1, min(_LARGEST_BATCH, -(-images // max(_FEWEST_BATCHES, world_size))))
 
 
 def read_batches(
@@ -105,7 +107,7 @@ def read_pixels(
         yield from ((number, store.batch(positions)) for number, positions in batches.items())
         return
     with contextlib.closing(
-        _decoded(store, list(batches.values()), to_pixels, max(1, _cores() // world))
+        _decoded(store, list(batches.values()), to_pixels, cores_per_process())
     ) as pixels:
         yield from zip(batches, pixels, strict=True)
 
@@ -147,7 +149,3 @@ def _ahead(pool: ThreadPoolExecutor, count: int, jobs: Iterable[Callable[[], T]]
             yield running.popleft().result()
     while running:
         yield running.popleft().result()
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

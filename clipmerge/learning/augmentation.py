@@ -17,6 +17,7 @@ from torch.nn.functional import affine_grid, avg_pool2d, grid_sample
 
 from clipmerge.distributed import to_device
 from clipmerge.errors import MeasureError
+from clipmerge.learning.draws import normal_from
 from clipmerge.plugins import Augmentation
 
 #: All kinds of change.
@@ -63,9 +64,8 @@ class _Draws:
         if self._device.type == "cpu":
             return torch.randn((self._count, *shape), generator=self._generator)[self._own]
         keys = torch.randint(1 << 32, (self._count,), generator=self._generator)[self._own]
-        return (
-            _normal(to_device(keys, self._device), shape.numel()).view(-1, *shape).to(self._dtype)
-        )
+        drawn = normal_from(to_device(keys, self._device), shape.numel())
+        return drawn.view(-1, *shape).to(self._dtype)
 
 
 def strong_augment(
@@ -126,7 +126,19 @@ def _resampled(pixels: Tensor, rows: list[Tensor]) -> Tensor:
     repeated.
     """
     grid = affine_grid(torch.stack(rows, 1), list(pixels.shape), align_corners=False)
+    if pixels.device.type == "mps":  # which does not know it before torch 2.13
+        return sample_clamped(pixels, grid)
     return grid_sample(pixels, grid, padding_mode="border", align_corners=False)
+
+
+def sample_clamped(pixels: Tensor, grid: Tensor) -> Tensor:
+    """The same as `grid_sample` that repeats the border: every point outside moves to the centre of
+    the nearest pixel, beside which nothing else counts.
+    """
+    height, width = pixels.shape[-2:]
+    limit = 1 - 1 / torch.tensor([width, height], dtype=grid.dtype, device=grid.device)
+    inside = torch.maximum(torch.minimum(grid, limit), -limit)
+    return grid_sample(pixels, inside, padding_mode="zeros", align_corners=False)
 
 
 def _geometry(pixels: Tensor, draws: _Draws) -> Tensor:
@@ -176,35 +188,6 @@ def _blur(pixels: Tensor, draws: _Draws) -> Tensor:
 def _noise(pixels: Tensor, draws: _Draws) -> Tensor:
     spread = draws.uniform(0, _NOISE, 1, 1, 1)
     return pixels + spread * draws.normal(pixels.shape[1:])
-
-
-def _normal(keys: Tensor, count: int) -> Tensor:
-    """Standard normal numbers from a hash of a key and a place: (keys, count), the same on every
-    device.
-
-    A card draws them itself, without the time to draw them on the CPU and to send them; each row
-    depends on its key alone, so that processes may share the rows.
-    """
-    places = torch.arange(count + count % 2, device=keys.device)
-    hashed = _mixed(_mixed(places) + keys[:, None])
-    first, second = hashed.tensor_split(2, dim=1)
-    length = (-2 * ((first + 0.5) / (1 << 32)).log()).sqrt()
-    angle = 2 * math.pi * ((second + 0.5) / (1 << 32))
-    return torch.cat([length * angle.cos(), length * angle.sin()], 1)[:, :count]
-
-
-def _mixed(numbers: Tensor) -> Tensor:
-    """Replace whole numbers by hashes of 32 bits, which change about half of their bits with each
-    of the numbers'.
-    """
-    low = (1 << 32) - 1
-    numbers &= low
-    for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B)):
-        numbers ^= numbers >> shift
-        numbers *= factor
-        numbers &= low
-    numbers ^= numbers >> 16
-    return numbers
 
 
 _CHANGES = {"geometry": _geometry, "colour": _colour, "grey": _grey, "blur": _blur, "noise": _noise}

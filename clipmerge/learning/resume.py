@@ -18,14 +18,13 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
-from accelerate.utils import broadcast
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
 from clipmerge import __version__
 from clipmerge.checkpoint import Inputs
-from clipmerge.distributed import DistributedContext, peer_errors
+from clipmerge.distributed import DistributedContext, broadcast_
 from clipmerge.errors import Terminated
 from clipmerge.files.paths import user_cache
 from clipmerge.files.safetensors import DTYPES, header_bytes
@@ -67,13 +66,13 @@ class LearningState:
         """
         older = self._read(state) if self._context.is_main_process else None
         exists = torch.tensor(float(older is not None))
-        self._take_over(exists)
+        broadcast_(self._context, exists)
         if not exists:
             return False
         for name, tensor in state.items():
             if older is not None:
                 tensor.copy_(older[name])
-            self._take_over(tensor)
+            broadcast_(self._context, tensor)
         self._exists = True
         return True
 
@@ -109,12 +108,6 @@ class LearningState:
     def _remove(self) -> None:
         with contextlib.suppress(OSError, RuntimeError):
             self._path.unlink(missing_ok=True)
-
-    def _take_over(self, tensor: Tensor) -> None:
-        """Copy the main process's tensor into this one."""
-        if self._context.world_size > 1:
-            with peer_errors():
-                tensor.copy_(broadcast(tensor.to(self._context.state.device)))
 
     def save(self, state: Mapping[str, Tensor], *, last: bool = False) -> None:
         """Save the state if it is time for it; a file that cannot be written is reported once."""

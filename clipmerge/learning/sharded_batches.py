@@ -12,7 +12,7 @@ import torch
 from accelerate.utils import gather_object
 from torch import Tensor
 
-from clipmerge.distributed import DistributedContext, all_reduce_, peer_errors
+from clipmerge.distributed import DistributedContext, all_reduce_, broadcast_, peer_errors
 from clipmerge.images.batches import Batch
 
 
@@ -84,18 +84,14 @@ class ShardedBatches:
         )
         batches = []
         for number, rank, shape, dtype in sorted(listed, key=lambda item: item[0]):
-            device = context.state.device
-            if number in own:
-                pixels = own[number].pixels.to(device).contiguous()
-                labels = own[number].labels.to(device)
-            else:
-                pixels = torch.empty(shape, dtype=dtype, device=device)
-                labels = torch.empty(shape[0], dtype=torch.int64, device=device)
-            with peer_errors():
-                torch.distributed.broadcast(pixels, rank)
-                torch.distributed.broadcast(labels, rank)
-            received = Batch(number, pixels, labels).to(context.device)
-            batches.append(own.get(number, received))
+            batch = own.get(number)
+            if batch is None:
+                pixels = torch.empty(shape, dtype=dtype, device=context.device)
+                labels = torch.empty(shape[0], dtype=torch.int64, device=context.device)
+                batch = Batch(number, pixels, labels)
+            broadcast_(context, batch.pixels, rank)
+            broadcast_(context, batch.labels, rank)
+            batches.append(batch)
         return batches
 
     @cached_property

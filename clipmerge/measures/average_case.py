@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import torch
 
+from clipmerge.learning.draws import normal_like
 from clipmerge.learning.objective import FORWARD, Objective
 from clipmerge.learning.perturbation import LayerBall
 from clipmerge.measures._statistics import by_layer, statistic, with_few_prompts
@@ -78,6 +79,8 @@ def average_case(
 def _normal(
     objective: Objective, parameters: list[torch.nn.Parameter], draw: int
 ) -> list[torch.Tensor]:
-    # drawn on the CPU: the same numbers on every device and in every process
-    generator = torch.Generator().manual_seed(objective.seed * 100_003 + draw)
-    return [torch.randn(p.shape, generator=generator).to(p.device) for p in parameters]
+    seed = objective.seed * 100_003 + draw
+    if objective.data.context.device.type != "cpu":
+        return [normal_like(each, seed, place) for place, each in enumerate(parameters)]
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(each.shape, generator=generator) for each in parameters]

@@ -7,6 +7,7 @@ from functools import partial
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from clipmerge.learning.draws import signs_like
 from clipmerge.learning.objective import HESSIAN, Batch, Objective
 from clipmerge.measures._statistics import by_layer, sizes_of, statistic, with_few_prompts
 from clipmerge.planning.measurements import Measurements
@@ -75,16 +76,20 @@ def hessian_trace(
 
 
 def _rademacher(objective: Objective, probe: int) -> dict[str, torch.Tensor]:
-    # drawn on the CPU: the same numbers on every device and in every process
-    generator = torch.Generator().manual_seed(objective.seed * 100_003 + probe)
-    vectors = {}
-    for name in objective.weights.task_vector:
-        parameter = objective.weights.parameters[name]
-        signs = (
-            torch.randint(0, 2, parameter.shape, generator=generator, dtype=torch.float32) * 2 - 1
-        )
-        vectors[name] = signs.to(parameter.device)
-    return vectors
+    seed = objective.seed * 100_003 + probe
+    parameters = {
+        name: objective.weights.parameters[name] for name in objective.weights.task_vector
+    }
+    if objective.data.context.device.type != "cpu":
+        return {
+            name: signs_like(parameter, seed, place)
+            for place, (name, parameter) in enumerate(parameters.items())
+        }
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        name: torch.randint(0, 2, parameter.shape, generator=generator, dtype=torch.float32) * 2 - 1
+        for name, parameter in parameters.items()
+    }
 
 
 def _hessian_vector(

@@ -21,10 +21,10 @@ _VIEWS, _CAST = ("TBackward0", "TransposeBackward0"), "ToCopyBackward0"
 
 def multiplies_bfloat16(device: torch.device) -> bool:
     """Whether a device multiplies matrices in bfloat16 faster than in float32."""
-    if device.type == "cuda":  # pragma: no cover - needs a GPU
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    if device.type != "cpu":  # pragma: no cover - needs a GPU
-        return False
+    if device.type != "cpu":  # CUDA's, ROCm's and Intel's say so; Apple's does not
+        supports = getattr(getattr(torch, device.type, None), "is_bf16_supported", None)
+        # with emulation, older cards would say that they support it, by way of float32
+        return bool(supports is not None and supports(including_emulation=False))
     asked = (
         getattr(torch.cpu, name, None)
         for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")

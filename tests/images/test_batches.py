@@ -59,7 +59,7 @@ def test_threads_prepare_the_same_bytes(
 ) -> None:
     to_pixels = load_model(open_checkpoint(str(pair[0]))).pixels
     for cores in (1, 3):
-        monkeypatch.setattr(batches, "_cores", lambda cores=cores: cores)
+        monkeypatch.setattr(batches, "cores_per_process", lambda cores=cores: cores)
         found = list(read_batches(photos, 5, to_pixels))
         assert [(batch.number, len(batch)) for batch in found] == [
             (0, 5),
@@ -90,7 +90,7 @@ def test_images_of_a_table_are_read_once_and_in_order(tmp_path: Path, spied: Any
 def test_decoded_images_in_memory_are_bounded_and_the_next_batch_is_prepared(
     photos: LabelledImages, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(batches, "_cores", lambda: 3)
+    monkeypatch.setattr(batches, "cores_per_process", lambda: 3)
     lock, now, most, done = threading.Lock(), 0, 0, 0
     second = threading.Event()
 

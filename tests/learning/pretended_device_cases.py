@@ -24,8 +24,9 @@ from clipmerge.evaluation.scorer import Scorer
 from clipmerge.evaluation.settings import EvalSettings
 from clipmerge.images.dataset import load_images
 from clipmerge.learning import activations, coefficients
-from clipmerge.learning.augmentation import AUGMENTATIONS, _normal, strong_augment
+from clipmerge.learning.augmentation import AUGMENTATIONS, strong_augment
 from clipmerge.learning.coefficients import Coefficients, _largest
+from clipmerge.learning.draws import normal_from
 from clipmerge.learning.learn import LearningConfig, learn
 from clipmerge.learning.learning_loss import LossConfig
 from clipmerge.learning.objective import Objective
@@ -302,8 +303,8 @@ def test_the_memory_of_learning_is_foretold(
 
 def test_noise_is_normal_and_independent_of_what_else_is_drawn() -> None:
     keys = torch.randint(1 << 32, (50,), generator=torch.Generator().manual_seed(0))
-    noise = _normal(keys, 4001)
-    assert torch.equal(noise[7:9], _normal(keys[7:9], 4001))
+    noise = normal_from(keys, 4001)
+    assert torch.equal(noise[7:9], normal_from(keys[7:9], 4001))
     assert abs(float(noise.mean())) < 0.01
     assert float(noise.std()) == pytest.approx(1, abs=0.01)
     assert float((noise**4).mean()) == pytest.approx(3, abs=0.1)

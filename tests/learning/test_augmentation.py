@@ -3,9 +3,15 @@
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.functional import grid_sample
 
 from clipmerge.errors import MeasureError
-from clipmerge.learning.augmentation import AUGMENTATIONS, strong_augment, weak_augment
+from clipmerge.learning.augmentation import (
+    AUGMENTATIONS,
+    sample_clamped,
+    strong_augment,
+    weak_augment,
+)
 
 COUNT = 400
 
@@ -82,3 +88,13 @@ def test_blur_averages_some_images_and_leaves_the_others(pixels: Tensor) -> None
     untouched = (blurred == pixels).flatten(1).all(1)
     assert float(untouched.double().mean()) == pytest.approx(0.7, abs=0.1)
     assert torch.equal(blurred[~untouched], rows[~untouched])
+
+
+@pytest.mark.parametrize("shape", [(4, 3, 32, 32), (2, 3, 24, 40)])
+def test_a_clamped_grid_repeats_the_border(shape: tuple[int, ...]) -> None:
+    """Apple's GPU has no border padding before torch 2.13; the largest difference is rounding."""
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randn(shape, generator=generator)
+    grid = torch.randn(len(pixels), *shape[-2:], 2, generator=generator) * 1.5
+    border = grid_sample(pixels, grid, padding_mode="border", align_corners=False)
+    assert (sample_clamped(pixels, grid) - border).abs().max() < 5e-6

@@ -12,7 +12,7 @@ from torch.nn.functional import conv2d, scaled_dot_product_attention
 from clipmerge.models import kernels as attention
 from clipmerge.models.blocks import run_twice
 from clipmerge.models.kernels import FasterKernels, FrozenBatchNorm, image_layout
-from clipmerge.models.precision import passes
+from clipmerge.models.precision import multiplies_bfloat16, passes
 from tests.support.small_objective import make_batches, objective_for, save_ends
 
 TOKENS = 6
@@ -184,3 +184,17 @@ def test_a_frozen_batch_norm_follows_its_formula_in_all_five_arguments() -> None
     assert torch.allclose(found.grad, inputs.grad)
     for name, value in values.items():
         assert torch.allclose(getattr(norm, name).grad, value.grad), name
+
+
+@pytest.mark.parametrize("device", ["cuda", "xpu"])
+@pytest.mark.parametrize("native", [True, False])
+def test_bfloat16_is_used_where_a_card_has_it_in_hardware(
+    monkeypatch: pytest.MonkeyPatch, device: str, native: bool
+) -> None:
+    monkeypatch.setattr(
+        getattr(torch, device),
+        "is_bf16_supported",
+        lambda including_emulation: native or including_emulation,
+    )
+    assert multiplies_bfloat16(torch.device(device)) == native
+    assert not multiplies_bfloat16(torch.device("mps"))
