@@ -408,7 +408,11 @@ def test_collectives_get_tensors_on_the_device_of_their_group(
         sent.append(tensor.numel())
         tensor.mul_(2)
 
+    def broadcast(tensor: torch.Tensor, _source: int) -> None:
+        assert tensor.device.type != "cpu"
+
     monkeypatch.setattr(torch.distributed, "all_reduce", all_reduce)
+    monkeypatch.setattr(torch.distributed, "broadcast", broadcast)
     objective = objective_on("cpu", ends)
     processes: Any = objective.data.context
     processes.world_size, processes.state = (
