@@ -98,7 +98,8 @@ def text_encoders(keys: Iterable[str]) -> list[str]:
     found = []
     for match in filter(None, map(_LONE_TEXT.fullmatch, keys)):
         prefix = match[1].removesuffix("text_model.embeddings.")
-        images = tuple(f"{prefix}{name}" for name in ("visual.", "vision_model."))
+        whole = prefix.removesuffix("text.")  # open_clip's CustomTextCLIP has its text tower there
+        images = tuple(f"{whole}{name}" for name in ("visual.", "vision_model."))
         if not _COPY.search(prefix) and not any(key.startswith(images) for key in keys):
             found.append(prefix.removesuffix("."))
     return found

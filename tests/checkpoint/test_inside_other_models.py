@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from clipmerge.checkpoint import open_checkpoint
+from clipmerge.checkpoint.wrappers import text_encoders
 from clipmerge.errors import CheckpointError
 from tests.support.command import clipmerge, done, refused
 from tests.support.tiny_clip import Folders
@@ -81,6 +82,15 @@ def test_an_average_of_weights_beside_the_clip_is_called_one(pair: Folders, tmp_
     save_file({**weights, "model_ema.diffusion_modelout0weight": torch.ones(3)}, file)
     note = open_checkpoint(str(file)).note
     assert "1 tensor beside it, an average of weights: model_ema" in str(note)
+
+
+def test_two_whole_models_in_one_file_are_no_text_encoders() -> None:
+    """open_clip's CustomTextCLIP has its text tower under ``text``."""
+    custom = build(model_config(custom_text=True)).state_dict()
+    plain = build(model_config()).state_dict()
+    for model in (custom, plain):
+        assert text_encoders([f"{place}.{name}" for place in "ab" for name in model]) == []
+    assert text_encoders(custom) == []
 
 
 def talking(folder: Path, clip: Path, model_type: str, tower: str) -> Path:
