@@ -42,7 +42,7 @@ LOST_PEERS = (
 
 
 @pytest.mark.parametrize("error", LOST_PEERS)
-def test_another_process_that_is_gone_is_told(error: Exception) -> None:
+def test_another_process_that_is_gone_is_reported(error: Exception) -> None:
     with (
         pytest.raises(MeasureError, match="another process of this run ended or does not answer"),
         peer_errors(),
@@ -84,7 +84,7 @@ def test_precision_is_exact_in_a_call_and_the_callers_after_it() -> None:
 @pytest.mark.skipif(
     not hasattr(torch.backends, "fp32_precision"), reason="torch has one interface before 2.9"
 )
-def test_so_it_is_by_torchs_newer_interface(tmp_path: Path) -> None:
+def test_precision_is_exact_by_torchs_newer_interface_too(tmp_path: Path) -> None:
     """In a process of its own: once both were used, the older one refuses to be read."""
     code = """
 import torch

@@ -163,7 +163,7 @@ def test_an_adapter_is_merged_with_its_base(pair: Folders, tmp_path: Path) -> No
     assert all("q_proj" in name or "v_proj" in name for name in changed)
 
 
-def test_what_can_be_known_is_said_before_training(pair: Folders, tmp_path: Path) -> None:
+def test_what_can_be_known_is_reported_before_training(pair: Folders, tmp_path: Path) -> None:
     with pytest.raises(RecipeError):
         RobustMergeCallback(pair[0], "wise-fd")
     with pytest.raises(UsageError, match="recipe 'auto' measures, and needs labelled images"):

@@ -156,7 +156,9 @@ def test_a_foreign_tokenizer_must_lie_there(ours: Path, tmp_path: Path) -> None:
     assert "has 58 tokens, but open_clip_config.json names no tokenizer" in line
 
 
-def test_what_cannot_be_converted_is_one_line(ours: Path, theirs: Path, tmp_path: Path) -> None:
+def test_what_cannot_be_converted_is_an_error_of_one_line(
+    ours: Path, theirs: Path, tmp_path: Path
+) -> None:
     for source, to in ((ours, "open-clip"), (theirs, "transformers")):
         line = refused(clipmerge("convert", source, tmp_path / "out", "--to", to))
         assert f"is already in the layout of {to}" in line
@@ -280,7 +282,7 @@ def test_a_broken_weight_is_named_and_half_precision_stays(ours: Path, tmp_path:
     assert CLIPModel.from_pretrained(tmp_path / "out").dtype is torch.bfloat16
 
 
-def test_preprocessing_is_said_in_the_others_words() -> None:
+def test_preprocessing_is_reported_in_the_others_words() -> None:
     squash = {
         "mean": [0.5] * 3,
         "std": [0.25] * 3,
@@ -298,7 +300,7 @@ def test_preprocessing_is_said_in_the_others_words() -> None:
         image_processor_config({"resize_mode": "longest"}, 64)
 
 
-def test_preprocessing_that_open_clip_lacks_is_told() -> None:
+def test_preprocessing_that_open_clip_lacks_is_reported() -> None:
     for changes, message in (
         (
             {"size": {"shortest_edge": 256}},

@@ -136,7 +136,7 @@ def test_a_plan_keeps_them_until_it_is_edited(
     assert [warning.kind for warning in edited.record.warnings] == ["stale-effect"]
 
 
-def test_images_of_a_task_that_the_merge_was_decided_on_are_said(
+def test_images_of_a_task_that_the_merge_was_decided_on_are_reported(
     pair: Folders, images: Path
 ) -> None:
     few = ("--images", "9", "--batch-size", "9", "--set", "measure.nodes=2", "--dry-run")

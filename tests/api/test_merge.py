@@ -118,7 +118,7 @@ WEIGHT = "text_model.encoder.layers.0.mlp.fc1.weight"
 
 
 @pytest.mark.parametrize(("which", "value"), [(0, math.nan), (1, -math.inf)])
-def test_nan_and_inf_are_told_by_name_as_merge_does(
+def test_nan_and_inf_are_reported_by_name_as_merge_does(
     tmp_path: Path, which: int, value: float
 ) -> None:
     pair = save_pair(tmp_path)

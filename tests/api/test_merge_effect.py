@@ -323,7 +323,7 @@ def test_a_plan_keeps_what_was_found_for_a_checkpoint_that_moved(
     assert record["finetuned"] == [record_of(moved)]
 
 
-def test_a_plan_of_a_wrong_pair_is_told_what_merge_is_told(pair: Folders, tmp_path: Path) -> None:
+def test_a_plan_of_a_wrong_pair_is_refused_as_in_merge(pair: Folders, tmp_path: Path) -> None:
     """A base in half precision, as OpenAI's, shows the order."""
     folders = [shutil.copytree(pair[0], tmp_path / name) for name in ("base", "tuned")]
     base = {
@@ -366,7 +366,7 @@ def test_of_several_the_most_accurate_is_the_one_to_compare_with(
     )
 
 
-def test_preprocessed_pixels_cannot_be_corrupted_and_that_is_said(
+def test_preprocessed_pixels_cannot_be_corrupted_and_that_is_reported(
     pair: Folders, photos: Path
 ) -> None:
     from torchvision.datasets import ImageFolder

@@ -192,7 +192,7 @@ def told(pair: Folders, images: Path, tmp_path_factory: pytest.TempPathFactory) 
 @pytest.mark.slow
 @settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(data=st.data())
-def test_an_old_record_is_told_as_it_is_or_refused_in_a_line(
+def test_an_old_record_is_shown_as_it_is_or_refused_in_a_line(
     told: dict[str, Any], data: st.DataObject
 ) -> None:
     """Records of earlier versions lack fields; whatever is left says the same as before, or that it

@@ -173,7 +173,7 @@ def test_a_job_that_fails_is_named_with_its_output_and_the_others_finish(tmp_pat
     assert (tmp_path / "done").read_text() == "x"
 
 
-def test_places_and_parameters_that_are_not_there() -> None:
+def test_unknown_places_and_parameters_of_jobs_are_refused() -> None:
     with pytest.raises(
         UsageError, match=r"--jobs: 'cloud' is not a place for jobs \(places: local, slurm\)"
     ):

@@ -73,7 +73,7 @@ ood: {far: imagenet-r}
         ("- 1", r"mine\.yaml: is not a suite"),
     ],
 )
-def test_a_wrong_file_is_one_line(tmp_path: Path, text: str, message: str) -> None:
+def test_a_wrong_file_is_an_error_of_one_line(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "mine.yaml").write_text(text)
     with one_line(RecipeError, message):
         load_suite(str(tmp_path / "mine.yaml"))
@@ -136,7 +136,9 @@ def test_other_content_is_refused(server: Releases, known: dict[str, object], me
     assert not path_of(release()).exists()
 
 
-def test_what_goes_wrong_is_one_line(server: Releases, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_download_is_an_error_of_one_line(
+    server: Releases, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with pytest.raises(HubError, match=r"no_such\.pt: the server refused \(HTTP 404\)"):
         fetch_release(Release(url="https://github.com/acme/no_such.pt"), Progress())
     monkeypatch.setenv(MIRROR, "http://127.0.0.1:9")
@@ -218,7 +220,7 @@ def test_sizes_counts_and_time_come_from_the_servers(
 
 
 @pytest.mark.usefixtures("hub", "server")
-def test_what_cannot_be_looked_up_is_told(tmp_path: Path, capsys: Any) -> None:
+def test_what_cannot_be_looked_up_is_reported(tmp_path: Path, capsys: Any) -> None:
     (tmp_path / "files" / FILE).unlink()
     cost = bench_cost(suite(tmp_path, finetuned=URL, ood="hf://datasets/acme/nothing:test"), 4)
     problems = {what: each["problem"] for what, each in by_name(cost).items()}

@@ -240,7 +240,7 @@ def test_a_plan_is_bound_to_the_adapters_scale_and_its_output_never_replaces_it(
     assert "sha256 of adapter_config.json differs" in line
 
 
-def test_another_base_than_recorded_is_said(pair: Folders, adapter: Path) -> None:
+def test_another_base_than_recorded_is_reported(pair: Folders, adapter: Path) -> None:
     base = open_checkpoint(str(pair[0]))
     assert open_checkpoint(str(adapter), base=base).note is None
     configure(adapter, base_model_name_or_path="openai/clip-vit-base-patch32")

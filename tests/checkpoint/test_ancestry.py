@@ -219,9 +219,7 @@ def test_equal_weights_are_named_and_unequal_ones_are_not(models: Models, tmp_pa
     assert warning == f"{several[0]} and {several[2]} {equal}, so that model counts twice"
 
 
-def test_it_is_a_warning_in_every_place_and_an_error_if_asked(
-    models: Models, tmp_path: Path
-) -> None:
+def test_it_is_a_warning_everywhere_and_an_error_if_asked(models: Models, tmp_path: Path) -> None:
     pair = (models["base-0"], models["mild-1"])
     flags = ("--recipe", "wise-ft", "--output")
     ended = done("merge", *pair, *flags, tmp_path / "out", "--format", "json")

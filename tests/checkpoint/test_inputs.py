@@ -273,7 +273,7 @@ def test_several_finetuned_checkpoints_must_all_fit(copies: Folders, pair: Folde
     refused((copies[0], pair[1], copies[1]), "differs in shape")
 
 
-def test_a_grown_vocabulary_is_told_as_one(copies: Folders) -> None:
+def test_a_grown_vocabulary_is_reported_as_one(copies: Folders) -> None:
     """Not as ids of the end of a text, which follow from it and are in neither configuration."""
     weights = load_file(copies[1] / "model.safetensors")
     words = weights["text_model.embeddings.token_embedding.weight"]

@@ -65,7 +65,7 @@ def test_the_encoder_that_is_asked_for_is_merged_and_the_other_one_named(
     assert load_file(written).keys() == names - {"attn_mask"}
 
 
-def test_an_encoder_that_did_not_change_is_said_to_be_the_same(
+def test_an_encoder_that_did_not_change_is_reported_to_be_the_same(
     diffusion: Folders, tmp_path: Path
 ) -> None:
     base, tuned = map(load_file, diffusion)

@@ -145,7 +145,7 @@ def test_what_is_no_state_dict_is_refused(tmp_path: Path, content: Any, message:
 
 
 @pytest.mark.parametrize("zipped", [True, False])
-def test_damage_is_told_apart_from_code(tmp_path: Path, zipped: bool) -> None:
+def test_damage_is_distinguished_from_code(tmp_path: Path, zipped: bool) -> None:
     file = saved(tmp_path / "x.pt", TENSORS, _use_new_zipfile_serialization=zipped)
     whole = file.read_bytes()
     for size in (0, 1, 5, 100, len(whole) // 2, len(whole) - 1):
@@ -366,7 +366,7 @@ def test_a_pickle_that_would_run_a_command_gets_no_command_to_load_it(tmp_path: 
     assert "unpickle.py" not in line
 
 
-def test_a_list_of_tensors_without_names_is_told_as_one(tmp_path: Path) -> None:
+def test_a_list_of_tensors_without_names_is_reported_as_one(tmp_path: Path) -> None:
     """As torch_ema saves its averages."""
     file = saved(tmp_path / "ema.pt", {"decay": 0.9, "shadow_params": [torch.ones(2)] * 3})
     line = refuse(file, "'shadow_params' is a list of 3 tensors without names, as torch_ema saves")

@@ -332,7 +332,7 @@ def test_a_deepspeed_folder_names_the_command(pair: Folders, tmp_path: Path) -> 
         )
 
 
-def test_a_lora_in_kohyas_format_is_told_as_one(tmp_path: Path) -> None:
+def test_a_lora_in_kohyas_format_is_reported_as_one(tmp_path: Path) -> None:
     module = "lora_te_text_model_encoder_layers_0_mlp_fc1"
     factors = {f"{module}.lora_{part}.weight": torch.ones(2, 2) for part in ("down", "up")}
     save_file({**factors, f"{module}.alpha": torch.ones(())}, tmp_path / "a.safetensors")

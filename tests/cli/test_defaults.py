@@ -52,7 +52,7 @@ def test_the_nearer_default_wins_and_a_flag(
     assert "--seed 3" not in str(record["command"])
 
 
-def test_a_wrong_default_is_told_with_place(
+def test_a_wrong_default_is_reported_with_place(
     pair: Folders, elsewhere: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     command = ("merge", *pair, "-r", "wise-ft", "--dry-run")
@@ -84,7 +84,7 @@ def test_a_file_in_the_working_folder_cannot_publish_or_overwrite(
     )
 
 
-def test_a_mistyped_variable_is_told(pair: Folders, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_mistyped_variable_is_reported(pair: Folders, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CLIPMERGE_DEVCE", "cpu")
     assert "CLIPMERGE_DEVCE sets nothing. Did you mean 'CLIPMERGE_DEVICE'?" in str(
         merged(pair, "--recipe", "wise-ft")["notes"]
@@ -105,7 +105,7 @@ def test_a_mistyped_variable_is_told(pair: Folders, monkeypatch: pytest.MonkeyPa
         ("images = " + "[" * 30_000, "toml: cannot be read"),
     ],
 )
-def test_a_file_that_says_nonsense_is_one_line(
+def test_a_file_that_says_nonsense_is_an_error_of_one_line(
     elsewhere: Path, monkeypatch: pytest.MonkeyPatch, text: str, said: str
 ) -> None:
     (elsewhere / "clipmerge.toml").write_text(text)

@@ -178,7 +178,7 @@ def test_a_full_stdout_says_that_the_output_is_there(pair: Folders, tmp_path: Pa
 @pytest.mark.parametrize(
     ("arguments", "unbuffered"), [(("--help",), ""), (("recipes", "show", "auto"), "1")]
 )
-def test_a_full_stdout_is_one_line_where_nothing_is_written(
+def test_a_full_stdout_is_an_error_of_one_line_where_nothing_is_written(
     arguments: tuple[str, ...], unbuffered: str
 ) -> None:
     """Buffered, what could not be written waits, and the interpreter would try it again at exit."""
@@ -232,7 +232,7 @@ MODULES = (
         ),
     ],
 )
-def test_a_signal_during_imports_is_one_line(
+def test_a_signal_during_imports_is_an_error_of_one_line(
     tmp_path: Path, module: str, number: int, end: int, how: str
 ) -> None:
     """Sent during an import, where an exception would give a traceback or look like the module's
@@ -255,7 +255,7 @@ def test_a_signal_during_imports_is_one_line(
 
 
 @STOPS
-def test_a_late_signal_says_what_stands(
+def test_a_signal_after_the_work_names_the_output_that_is_complete(
     pair: Folders, tmp_path: Path, number: int, code: int, how: str
 ) -> None:
     """One that comes while Python ends changes nothing: it gives its handlers up before it has
@@ -299,7 +299,7 @@ def test_a_signal_that_compiled_code_turned_into_an_error_is_still_a_signal(
 
 
 @pytest.mark.parametrize("arguments", [("recipes", "show", "nonsense"), ("nonsense",)])
-def test_an_error_that_only_another_process_has_is_said(
+def test_an_error_that_only_another_process_has_is_reported(
     arguments: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     waited: list[float] = []

@@ -90,7 +90,7 @@ def test_alpha_is_short_for_an_option_of_the_method(pair: Folders) -> None:
 
 
 @pytest.mark.parametrize("command", ["merge", "plan", "sweep", "evaluate"])
-def test_a_mistyped_checkpoint_is_told_before_anything_else(
+def test_a_mistyped_checkpoint_is_reported_before_anything_else(
     pair: Folders, tmp_path: Path, command: str
 ) -> None:
     wrong = pair[0].parent / pair[0].name[:-1]

@@ -57,7 +57,7 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
 
 
 @pytest.mark.parametrize("how", BROKEN)
-def test_a_broken_checkpoint_is_one_line(copies: Folders, how: str) -> None:
+def test_a_broken_checkpoint_is_an_error_of_one_line(copies: Folders, how: str) -> None:
     damage, message = BROKEN[how]
     damage(copies[1])
     merge_refused(copies, message)
@@ -80,7 +80,7 @@ def test_nan_is_found_in_an_end_that_the_merge_does_not_use(
         (("--set", "overrides=[{layers: '*', density: 0.5}]"), "does not have", "monosoup"),
     ],
 )  # fmt: skip
-def test_a_recipe_that_says_nonsense_is_one_line(
+def test_a_recipe_that_says_nonsense_is_an_error_of_one_line(
     pair: Folders, tmp_path: Path, flags: tuple[str, ...], message: str, recipe: str
 ) -> None:
     merge_refused((pair[0], pair[1]), message, *flags, recipe=recipe)

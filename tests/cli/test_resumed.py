@@ -62,7 +62,7 @@ def notes(err: str) -> list[str]:
 
 
 @pytest.mark.usefixtures("often")
-def test_the_command_goes_on_whether_it_merges_or_plans(
+def test_a_merge_and_a_plan_resume_each_others_learning(
     pair: Folders, flags: list[object], tmp_path: Path, cache: Path, stop_after: Stopping
 ) -> None:
     """In a folder of the user's choice."""
@@ -93,7 +93,7 @@ def test_the_command_goes_on_whether_it_merges_or_plans(
 
 @pytest.mark.uncounted
 @pytest.mark.usefixtures("often")
-def test_what_was_learned_is_kept_until_it_is_written(
+def test_the_saved_learning_is_kept_until_the_output_is_written(
     pair: Folders, flags: list[object], tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def stop(*_: object, **__: object) -> None:
@@ -147,7 +147,7 @@ CHANGES: dict[str, tuple[object, ...]] = {
 
 @pytest.mark.usefixtures("often")
 @pytest.mark.uncounted
-def test_another_learning_does_not_go_on_from_this_one(
+def test_only_the_same_learning_resumes(
     flags: list[object], tmp_path: Path, cache: Path, stop_after: Stopping
 ) -> None:
     own, data = save_pair(tmp_path / "pair"), save_images(tmp_path / "images", seed=3)
@@ -190,7 +190,7 @@ def saved_step(cache: Path) -> int:
 
 
 @pytest.mark.uncounted
-def test_a_killed_run_goes_on_to_equal_bytes(
+def test_a_killed_run_resumes_to_equal_bytes(
     pair: Folders, flags: list[object], tmp_path: Path, cache: Path
 ) -> None:
     merge = [*map(str, ["merge", *pair, *flags, "--set", "measure.steps=12", "--output"])]
@@ -217,7 +217,7 @@ def test_a_killed_run_goes_on_to_equal_bytes(
 
 
 @pytest.mark.uncounted
-def test_several_go_on_from_the_mains_state(
+def test_several_processes_resume_from_the_main_ones_state(
     pair: Folders, flags: list[object], tmp_path: Path, cache: Path
 ) -> None:
     given = ["--unlabelled", save_images(tmp_path / "elsewhere", each=3, seed=9)]

@@ -165,7 +165,7 @@ def locked(pair: Folders, tmp_path: Path) -> Iterator[Path]:
         ("report", "HERE/record"),
     ],
 )
-def test_what_may_not_be_read_is_one_line(
+def test_what_may_not_be_read_is_an_error_of_one_line(
     locked: Path, pair: Folders, arguments: tuple[str, ...]
 ) -> None:
     filled = [

@@ -55,7 +55,7 @@ ENDINGS: dict[str, tuple[BaseException, int, str]] = {
 
 
 @pytest.mark.parametrize("what", ENDINGS)
-def test_whatever_is_raised_is_one_line_and_a_code(
+def test_whatever_is_raised_is_an_error_of_one_line_and_a_code(
     what: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     error, code, line = ENDINGS[what]

@@ -149,7 +149,7 @@ MODELS = (
 
 @pytest.mark.uncounted
 @pytest.mark.parametrize("name", MODELS)
-def test_a_config_of_open_clip_is_said_in_full(name: str) -> None:
+def test_a_config_of_open_clip_is_reported_in_full(name: str) -> None:
     """Shapes of the meta-device models on both sides."""
     config = open_clip.get_model_config(name)
     said = transformers_config(config)

@@ -177,7 +177,7 @@ def test_another_list_of_words_is_not_written_as_clips(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_is_missing_beside_the_weights_is_told(theirs: Path, tmp_path: Path) -> None:
+def test_what_is_missing_beside_the_weights_is_reported(theirs: Path, tmp_path: Path) -> None:
     for name in (
         "preprocessor_config.json",
         "processor_config.json",

@@ -56,7 +56,7 @@ def refused(file: Path, message: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "renamed.safetensors"])
-def test_a_pickle_is_told_apart_whatever_its_name(tmp_path: Path, name: str) -> None:
+def test_a_pickle_is_recognised_whatever_its_name(tmp_path: Path, name: str) -> None:
     file = tmp_path / name
     for zipped in (True, False):
         torch.save({"a": torch.zeros(2)}, file, _use_new_zipfile_serialization=zipped)

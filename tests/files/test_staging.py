@@ -166,7 +166,7 @@ def test_the_longest_name_works(tmp_path: Path) -> None:
         write(tmp_path / ("x" * 256), "1")
 
 
-def test_what_is_wrong_with_the_disk_is_said(
+def test_what_is_wrong_with_the_disk_is_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(
@@ -344,7 +344,9 @@ def test_a_second_ctrl_c_leaves_nothing_behind_either(
     assert content(tmp_path) == []
 
 
-def test_only_what_stands_counts_as_completed_and_signals_are_as_before(tmp_path: Path) -> None:
+def test_only_an_output_in_its_place_counts_as_completed_and_signals_are_as_before(
+    tmp_path: Path,
+) -> None:
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     forget_completed()
     with contextlib.suppress(ValueError), staged(tmp_path / "out") as folder:

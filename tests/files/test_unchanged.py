@@ -37,7 +37,7 @@ def removed(file: Path) -> None:
 @pytest.mark.parametrize(
     ("command", "change"), [("merge", overwritten), ("merge", removed), ("convert", replaced)]
 )
-def test_an_input_that_changes_meanwhile_is_said(
+def test_an_input_that_changes_meanwhile_is_reported(
     copies: tuple[Path, Path],
     monkeypatch: pytest.MonkeyPatch,
     change: Callable[[Path], None],
@@ -63,7 +63,7 @@ def test_an_input_that_changes_meanwhile_is_said(
     assert {path.name for path in output.parent.iterdir()} == {zeroshot.name, finetuned.name}
 
 
-def test_an_input_that_cannot_be_opened_again_is_said(copies: tuple[Path, Path]) -> None:
+def test_an_input_that_cannot_be_opened_again_is_reported(copies: tuple[Path, Path]) -> None:
     """Another process has removed it, or this one has as many files open as it may."""
     found = open_checkpoint(str(copies[0]))
     most, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -86,7 +86,7 @@ def test_an_input_that_cannot_be_opened_again_is_said(copies: tuple[Path, Path])
         found.array("logit_scale")
 
 
-def test_an_input_that_is_cut_short_is_said(tmp_path: Path) -> None:
+def test_an_input_that_is_cut_short_is_reported(tmp_path: Path) -> None:
     file = tmp_path / "x.safetensors"
     save_file({"a.weight": torch.ones(1 << 20), "b.weight": torch.ones(1 << 10)}, file)
     found = open_checkpoint(str(file))

@@ -172,7 +172,7 @@ KINDS: dict[str, Callable[[Path], Any]] = {
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_captions_are_found_by_looking(kind: str, tmp_path: Path) -> None:
+def test_captions_are_found_without_flags(kind: str, tmp_path: Path) -> None:
     found = open_images(KINDS[kind](tmp_path))
     assert isinstance(found, CaptionedImages)
     assert found.captions == tuple((text,) for text in TEXTS)

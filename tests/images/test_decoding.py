@@ -119,7 +119,7 @@ UNKNOWN = {
 }
 
 
-def test_numbers_of_unknown_range_are_one_line_that_names_the_row(tmp_path: Path) -> None:
+def test_numbers_of_unknown_range_are_errors_of_one_line_that_names_the_row(tmp_path: Path) -> None:
     contents = [
         saved(WIDE, "PNG"),
         *(saved(Image.fromarray(values), "TIFF") for values in UNKNOWN.values()),

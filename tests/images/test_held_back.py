@@ -119,7 +119,7 @@ def test_an_image_that_is_there_twice_is_not_both_seen_and_held_back(tmp_path: P
     assert len(names(samples.held_back)) == 24
 
 
-def test_copies_are_said_and_counted(pair: Folders, tmp_path: Path) -> None:
+def test_copies_are_reported_and_counted(pair: Folders, tmp_path: Path) -> None:
     folder = save_images(tmp_path / "images", each=4)
     for number, path in enumerate(sorted(folder.glob("*/0.png"))):
         path.with_name(f"again-{number}.png").write_bytes(path.read_bytes())

@@ -381,7 +381,7 @@ def test_a_source_is_refused_in_one_line(
         ("x-{3..1}.tar", r"\{3\.\.1\} runs backwards; write \{1\.\.3\}"),
     ],
 )
-def test_a_name_of_no_source_is_one_line(source: str, message: str) -> None:
+def test_a_name_of_no_source_is_an_error_of_one_line(source: str, message: str) -> None:
     with pytest.raises(DataError, match=message):
         load_images(source)
 
@@ -414,7 +414,7 @@ def test_a_class_folder_whose_name_is_not_utf8(tmp_path: Path) -> None:
         ("names.json", r'["a", "\ud800", "b"]', "a string with half of a surrogate pair"),
     ],
 )
-def test_unfitting_class_names_are_one_line(
+def test_unfitting_class_names_are_errors_of_one_line(
     images: Path, tmp_path: Path, name: str, text: str, message: str
 ) -> None:
     (tmp_path / name).write_text(text)

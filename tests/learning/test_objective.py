@@ -148,7 +148,7 @@ def test_a_weight_that_is_not_finite_is_named(tmp_path: Path) -> None:
         objective_for(broken, make_batches((2,)))
 
 
-def test_a_note_is_said_once(ends: Ends) -> None:
+def test_a_note_is_reported_once(ends: Ends) -> None:
     objective, said = objective_for(ends, make_batches((2,))), list[str]()
     objective.say = said.append
     for _ in range(2):
@@ -179,7 +179,7 @@ def test_equal_checkpoints_are_refused(ends: Ends) -> None:
         ),
     ],
 )
-def test_a_loss_that_is_not_a_number_is_told_with_its_place(
+def test_a_loss_that_is_not_a_number_is_reported_with_its_place(
     ends: Ends, look: Callable[[Objective], Any], told: str
 ) -> None:
     batches = make_batches((2,))

@@ -48,7 +48,7 @@ def test_a_command_says_it_in_one_line(pair: Folders, tmp_path: Path, command: s
 
 
 @pytest.mark.parametrize("long", [0.0, 1e9])
-def test_the_time_of_many_prompts_is_told(
+def test_the_time_of_many_prompts_is_reported(
     model: ImageTextModel, monkeypatch: pytest.MonkeyPatch, long: float
 ) -> None:
     whole = class_embeddings(

@@ -135,7 +135,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     ],
 )
 @pytest.mark.usefixtures("often")
-def test_going_on_gives_what_an_undisturbed_run_gives(
+def test_a_resumed_run_equals_an_undisturbed_one(
     ends: Ends, undisturbed: Whole, tmp_path: Path, stop_after: Stopping, name: str, step: int
 ) -> None:
     whole = undisturbed(**OPTIONS[name])
@@ -195,7 +195,7 @@ BROKEN: dict[str, tuple[Callable[[Path], None], str]] = {
 
 @pytest.mark.parametrize("how", BROKEN)
 @pytest.mark.usefixtures("often")
-def test_what_is_broken_or_does_not_fit_is_told_and_removed(
+def test_a_state_that_is_broken_or_does_not_fit_is_reported_and_removed(
     ends: Ends,
     undisturbed: Whole,
     saved: Path,
@@ -239,7 +239,7 @@ def test_a_state_is_of_the_content_that_it_was_learned_on(ends: Ends, tmp_path: 
 
 
 @pytest.mark.usefixtures("often")
-def test_a_full_disk_is_told_once_and_keeps_what_was_saved(
+def test_a_full_disk_is_reported_once_and_keeps_what_was_saved(
     ends: Ends,
     undisturbed: Whole,
     tmp_path: Path,
@@ -267,7 +267,7 @@ def test_a_full_disk_is_told_once_and_keeps_what_was_saved(
 
 
 @pytest.mark.usefixtures("often")
-def test_what_is_old_goes_when_something_new_is_written(
+def test_old_states_are_removed_when_a_new_one_is_written(
     ends: Ends, tmp_path: Path, stop_after: Stopping
 ) -> None:
     day, place = 86400, tmp_path / "learning"

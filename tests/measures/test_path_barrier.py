@@ -126,7 +126,7 @@ def test_a_bent_path_gets_more_nodes_and_rounding_does_not(
     assert len(found.path.alphas) == 1 + 2 * 3
 
 
-def test_an_attribution_that_does_not_add_up_is_said(
+def test_an_attribution_that_does_not_add_up_is_reported(
     short_ends: Ends, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     objective = objective_for(short_ends, make_batches((4,)))

@@ -173,7 +173,7 @@ QUANTISED: dict[str, tuple[dict[str, Tensor | None], str]] = {
 
 
 @pytest.mark.parametrize("what", QUANTISED)
-def test_quantised_weights_are_told_by_their_keys(copies: Folders, what: str) -> None:
+def test_quantised_weights_are_recognised_by_their_keys(copies: Folders, what: str) -> None:
     changes, message = QUANTISED[what]
     edit(copies[1], **changes)
     with pytest.raises(
@@ -182,7 +182,7 @@ def test_quantised_weights_are_told_by_their_keys(copies: Folders, what: str) ->
         open_checkpoint(str(copies[1]))
 
 
-def test_quantised_weights_are_told_by_their_configuration(copies: Folders) -> None:
+def test_quantised_weights_are_recognised_by_their_configuration(copies: Folders) -> None:
     edit_json(copies[1] / "config.json", quantization_config={"quant_method": "torchao"})
     with pytest.raises(
         CheckpointError, match=r"is quantised \(quantization_config in its config\.json: torchao\)"

@@ -83,7 +83,7 @@ def test_nan_and_inf_are_found_and_named(
             edit(folder, **{FC1: torch.nan_to_num(tensor, 0, 0, 0)})
 
 
-def test_what_a_narrow_output_cannot_hold_is_said_to_overflow(copies: Folders) -> None:
+def test_what_a_narrow_output_cannot_hold_is_reported_to_overflow(copies: Folders) -> None:
     for folder in copies:
         edit(folder, **{FC1: torch.full((64, 32), 1e30)})
     told = f"tensor {FC1} overflows float16 when merged; use `dtype=float32`, or use an alpha"

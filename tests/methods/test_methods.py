@@ -24,7 +24,7 @@ def task(pair: Folders) -> Task:
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.25, 1.0])
-def test_wise_ft_is_one_line(task: Task, pair: Folders, alpha: float) -> None:
+def test_wise_ft_is_an_error_of_one_line(task: Task, pair: Folders, alpha: float) -> None:
     zeroshot, finetuned = (load_file(folder / "model.safetensors") for folder in pair)
     for name, tensor in merged(task, decide(task, "wise-ft", alpha=alpha)).items():
         expected = (1 - alpha) * zeroshot[name].double() + alpha * finetuned[name].double()

@@ -157,7 +157,7 @@ def test_the_logit_scale_is_not_compared() -> None:
     assert found.names == ()
 
 
-def test_what_was_found_is_said_plainly() -> None:
+def test_what_was_found_is_reported_plainly() -> None:
     found = find_stragglers(World(signed=True).measure(0), sizes_of())
     assert found.finding.kind == "no-stragglers"
     top = max(found.scores, key=lambda layer: found.scores[layer]["z"])

@@ -87,7 +87,9 @@ OUT = [
 
 
 @pytest.mark.parametrize("error", OUT, ids=lambda error: type(error).__name__)
-def test_one_image_too_many_is_one_line_that_names_what_to_lower(error: Exception) -> None:
+def test_one_image_too_many_is_an_error_of_one_line_that_names_what_to_lower(
+    error: Exception,
+) -> None:
     attempts = []
 
     def work(most: int) -> None:

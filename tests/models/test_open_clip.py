@@ -148,7 +148,7 @@ def test_without_open_clip_one_line_says_what_to_install(
         ),
     ],
 )
-def test_a_tokenizer_that_is_not_there_is_one_line(
+def test_a_tokenizer_that_is_not_there_is_an_error_of_one_line(
     images: Path, tmp_path: Path, before: str, after: str, told: str
 ) -> None:
     folder = save_open_clip_pair(tmp_path, model_config())[0]

@@ -99,7 +99,7 @@ DAMAGED: dict[str, tuple[Change, str]] = {
 
 
 @pytest.mark.parametrize("name", DAMAGED)
-def test_a_damaged_folder_of_transformers_is_one_line(
+def test_a_damaged_folder_of_transformers_is_an_error_of_one_line(
     copies: Folders, images: Path, name: str
 ) -> None:
     change, told = DAMAGED[name]
@@ -163,7 +163,7 @@ UNPREPARED = r"its images cannot be prepared \("
         ({"preprocess_cfg": 5}, UNPREPARED),
     ],
 )
-def test_what_open_clip_cannot_build_is_one_line(
+def test_what_open_clip_cannot_build_is_an_error_of_one_line(
     images: Path, tmp_path: Path, changes: Any, told: str
 ) -> None:
     folder = open_clip_with(tmp_path / "oc", **changes)

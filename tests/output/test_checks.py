@@ -41,7 +41,7 @@ def test_an_output_among_images_that_are_read_is_refused(tmp_path: Path, place: 
     check_output(tmp_path / "photos-swept", overwrite=False, read=[photos])
 
 
-def test_a_place_that_cannot_be_is_refused_before_any_work(
+def test_an_impossible_output_is_refused_before_any_work(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").write_text("x")

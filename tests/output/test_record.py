@@ -60,7 +60,7 @@ def test_nonsense_is_refused_in_one_line(tmp_path: Path, what: str) -> None:
     assert len(str(caught.value)) < 400
 
 
-def test_a_folder_that_no_merge_wrote_is_told_what_to_give(tmp_path: Path) -> None:
+def test_a_folder_that_no_merge_wrote_is_reported_what_to_give(tmp_path: Path) -> None:
     for folder in (tmp_path, tmp_path / "missing"):
         for arguments in (["report", folder], ["push", folder, "alice/robust"]):
             assert "Give a folder written by `clipmerge merge --output`" in refused(

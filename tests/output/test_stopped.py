@@ -231,7 +231,7 @@ def test_an_error_waits_for_no_hash(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_file_too_large_for_the_disk_is_one_line_and_leaves_nothing(
+def test_a_file_too_large_for_the_disk_is_an_error_of_one_line_and_leaves_nothing(
     pair: Folders, tmp_path: Path
 ) -> None:
     command = ("merge", *pair, "--recipe", "wise-ft", "--output", tmp_path / "out")

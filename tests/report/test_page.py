@@ -95,7 +95,7 @@ def test_the_rows_hold_every_layer_once_in_network_order(html_of: Pages, name: s
     assert marked == [layer for layer in record["layers"] if layer in record["stragglers"]]
 
 
-def test_what_is_equal_everywhere_is_said_once(html_of: Pages) -> None:
+def test_what_is_equal_everywhere_is_reported_once(html_of: Pages) -> None:
     record = data_free()
     html = html_of(record)
     assert [len(row) for row in rows_of(html, record)] == [28, 27, 1]
