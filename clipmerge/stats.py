@@ -60,7 +60,7 @@ def mean_share(by_image: NDArray[np.float64]) -> Interval:
     return wilson(share, len(by_image) / min(1.0, effect))
 
 
-def mean_of_sources(correct: Sequence[NDArray[np.bool_]]) -> Interval:
+def mean_of_sources(correct: Sequence[NDArray[np.bool_] | NDArray[np.float64]]) -> Interval:
     """Interval of the mean accuracy over sources, each given by whether its images (images,) were
     recognised.
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from clipmerge.planning.table import Rows, Tabular, layer_rows
 
 if TYPE_CHECKING:
-    from clipmerge.evaluation.scorer import Correct
+    from clipmerge.evaluation.tradeoff import Correct
     from clipmerge.output.record import MergeRecord, Published
     from clipmerge.planning.finding import Finding
     from clipmerge.planning.merge_effect import MergeEffect, Recommendation

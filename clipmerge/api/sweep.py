@@ -13,6 +13,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
+import numpy as np
+
 from clipmerge import __version__
 from clipmerge.api._in_memory import CheckpointLike, as_sources, open_source
 from clipmerge.api._merge_effect import load_tasks, score_other_tasks, settings_for, shared_plan
@@ -27,7 +29,12 @@ from clipmerge.evaluation.conclusion import loses, loss_warnings
 from clipmerge.evaluation.points import Point, weights_key
 from clipmerge.evaluation.tradeoff import RESAMPLES, standings
 from clipmerge.images import ImageSet
-from clipmerge.images.dataset import LabelledImages, load_images
+from clipmerge.images.dataset import (
+    CaptionedImages,
+    LabelledImages,
+    open_images,
+    require_labelled,
+)
 from clipmerge.images.file_store import local_inputs
 from clipmerge.images.fingerprints import check_overlap
 from clipmerge.images.prompts import own_templates, templates_for
@@ -56,7 +63,7 @@ from clipmerge.run import Run, RunCache
 from clipmerge.stats import LEVEL
 
 if TYPE_CHECKING:
-    from clipmerge.evaluation.scorer import Correct
+    from clipmerge.evaluation.tradeoff import Correct
 
 #: The record in the output folder of a sweep, which identifies it.
 SWEEP_RECORD = "sweep.json"
@@ -154,6 +161,12 @@ def run_sweep(
     tasks = load_tasks(request.keep, progress)
     known = RunCache()
     notes, compared = overlap_notes(request, loaded, tasks, known, progress)
+    notes += [
+        f"{name}: accuracy stands for recall at 1, the mean of image to text and text to image,"
+        f" among {len(images)} images with {sum(map(len, images.captions))} captions"
+        for name, images in loaded.items()
+        if isinstance(images, CaptionedImages)
+    ]
     say_all(progress, notes)
     # keys that only one checkpoint has are an error unless a recipe allows them
     missing: Missing = next(
@@ -261,7 +274,7 @@ def _rows(request: SweepRequest, correct: dict[str, Correct]) -> list[dict[str, 
 def _about(
     request: SweepRequest,
     inputs: Inputs,
-    loaded: dict[str, LabelledImages],
+    loaded: dict[str, LabelledImages | CaptionedImages],
     notes: Sequence[Finding],
 ) -> dict[str, Any]:
     """The part of the record that describes the whole sweep."""
@@ -286,7 +299,10 @@ def _about(
         "revisions": {name: images.revision for name, images in loaded.items() if images.revision},
         "calibration_source": source,
         "templates": list(templates_for(request.calibration.templates, ())),
-        "source_templates": own_templates(request.calibration.templates, loaded),
+        "source_templates": own_templates(
+            request.calibration.templates,
+            {name: each for name, each in loaded.items() if isinstance(each, LabelledImages)},
+        ),
         "seed": request.seed,
         "bootstrap": {"resamples": RESAMPLES, "level": LEVEL},
         "warnings": [note.model_dump(mode="json") for note in notes],
@@ -315,12 +331,14 @@ def write_sweep(
         (folder / SWEEP_RECORD).write_text(json_text("sweep", record), encoding="utf-8")
 
 
-def load_source(name: str, request: SweepRequest, progress: Progress) -> LabelledImages:
+def load_source(
+    name: str, request: SweepRequest, progress: Progress
+) -> LabelledImages | CaptionedImages:
     """Load the images of one source."""
     source, data, limit = request.sources[name], request.calibration, request.limit
     whole = limit is None
     try:
-        images = load_images(
+        images = open_images(
             source, data.classes, columns=data.columns, whole=whole, most=limit, seed=request.seed
         )
     except DataError as error:
@@ -336,7 +354,7 @@ def load_source(name: str, request: SweepRequest, progress: Progress) -> Labelle
 
 def overlap_notes(
     request: SweepRequest,
-    loaded: dict[str, LabelledImages],
+    loaded: Mapping[str, ImageSet],
     tasks: Mapping[str, ImageSet],
     known: RunCache,
     progress: Progress,
@@ -392,15 +410,26 @@ def _score(
     request: SweepRequest,
     inputs: Inputs,
     points: list[Point],
-    loaded: dict[str, LabelledImages],
+    loaded: dict[str, LabelledImages | CaptionedImages],
     progress: Progress,
 ) -> dict[str, Correct]:
+    from clipmerge.evaluation.recall import score_captions
     from clipmerge.evaluation.scorer import Scorer
     from clipmerge.models.building import build_headed, build_model
 
-    scorer = Scorer(
-        build_headed(inputs) if inputs.have_heads_only else build_model(inputs),
-        inputs,
-        settings_for(request.calibration, request.dtype),
-    )
-    return scorer.score([point.move for point in points], loaded, progress)
+    settings = settings_for(request.calibration, request.dtype)
+    moves = [point.move for point in points]
+    labelled = {name: each for name, each in loaded.items() if isinstance(each, LabelledImages)}
+    captioned = {name: each for name, each in loaded.items() if isinstance(each, CaptionedImages)}
+    if inputs.have_heads_only:
+        headed = Scorer(build_headed(inputs), inputs, settings)
+        return headed.score(moves, {n: require_labelled(i) for n, i in loaded.items()}, progress)
+    correct: dict[str, Correct] = {}
+    if labelled:
+        correct = Scorer(build_model(inputs), inputs, settings).score(moves, labelled, progress)
+    if captioned:
+        model = build_model(inputs)
+        found = score_captions(model, inputs, moves, captioned, settings, progress)
+        for name, outcomes in found.items():
+            correct[name] = np.stack([outcome.by_image for outcome in outcomes])
+    return {name: correct[name] for name in loaded}

@@ -17,6 +17,7 @@ from clipmerge.distributed import device_work, peer_errors
 from clipmerge.evaluation.bf16_classifier import Bf16Classifier
 from clipmerge.evaluation.moving_model import MovingModel
 from clipmerge.evaluation.settings import EvalSettings
+from clipmerge.evaluation.tradeoff import Correct
 from clipmerge.images.batches import Batch, batch_size_for, read_batches
 from clipmerge.images.dataset import LabelledImages
 from clipmerge.images.prompts import templates_for
@@ -27,8 +28,6 @@ from clipmerge.models.zero_shot import class_embeddings
 from clipmerge.progress import Pace, Progress
 from clipmerge.request import check_source_name
 
-#: Whether each image was recognised: shape (points, images).
-Correct = NDArray[np.bool_]
 #: The class predicted for each image: shape (points, images).
 Answers = NDArray[np.int64]
 #: Sets the model's weights to those of one point.

@@ -36,6 +36,10 @@ RESAMPLES = 1000
 _ROUNDING = 1e-12
 
 
+#: Whether each image was recognised, or its share of recall: shape (points, images).
+Correct = NDArray[np.bool_] | NDArray[np.float64]
+
+
 def height(curve_id: Floats, curve_ood: Floats, at: Floats) -> Floats:
     """Best mean OOD accuracy of a curve (..., alphas) at given ID accuracies (..., points); NaN
     below its range.
@@ -64,7 +68,7 @@ def height(curve_id: Floats, curve_ood: Floats, at: Floats) -> Floats:
 
 
 def resampled_accuracy(
-    correct: Sequence[NDArray[np.bool_]], seed: int, resamples: int = RESAMPLES
+    correct: Sequence[Correct], seed: int, resamples: int = RESAMPLES
 ) -> list[Floats]:
     """Accuracies over images drawn with replacement: (resamples, points) per source, each from
     (points, images).
@@ -83,8 +87,8 @@ def resampled_accuracy(
 
 
 def standings(
-    id_correct: Sequence[NDArray[np.bool_]],
-    ood_correct: Sequence[NDArray[np.bool_]],
+    id_correct: Sequence[Correct],
+    ood_correct: Sequence[Correct],
     curve: Sequence[int],
     *,
     seed: int,

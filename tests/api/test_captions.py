@@ -106,3 +106,23 @@ def test_recipes_measure_and_learn_on_captions(
     assert plan.layers
     again = clipmerge.plan(*pair, recipe, data=str(pictures), set=changes)
     assert again.layers == plan.layers
+
+
+def test_a_sweep_draws_recall_at_one(pair: Folders, pictures: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    for path in sorted(pictures.glob("*.png"))[:20]:
+        Image.open(path).transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(other / path.name)
+        text = path.with_suffix(".txt")
+        (other / text.name).write_text(text.read_text())
+    result = clipmerge.sweep(
+        *pair, id={"own": str(pictures)}, ood={"other": str(other)}, alphas=(0.0, 1.0)
+    )
+    images = open_images(str(pictures))
+    assert isinstance(images, CaptionedImages)
+    for row, checkpoint in zip(result.record["curve"], pair, strict=True):
+        expected = recall_at_one(checkpoint, images).mean()
+        assert row["accuracy"]["own"] == pytest.approx(expected, abs=0.05)
+        assert row["id"] == row["accuracy"]["own"]
+    assert result.correct["other"].shape == (2, 20)
+    assert sum("recall at 1" in warning for warning in result.warnings) == 2
