@@ -1,0 +1,141 @@
+"""The table of mistakes: each is made, and its message and exit code are those of the
+page."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from tests.support.command import clipmerge
+from tests.support.tiny_clip import Folders, save_images, save_pair
+
+PAGE = Path(__file__).parents[2] / "docs" / "how-to" / "troubleshoot.md"
+#: The command that makes each mistake.
+COMMANDS = {
+    "checkpoints in the wrong order": "merge {swapped} -r wise-ft -o out",
+    "checkpoints that do not belong together": "merge {z} {other} -r wise-ft -o out",
+    "one checkpoint given twice": "merge {z} {z} -r wise-ft -o out",
+    "a copy of the zero-shot model as fine-tuned": "merge {z} {copy} -r wise-ft --dry-run",
+    "a folder without weights": "merge {z} {empty} -r wise-ft -o out",
+    "a file that is not a checkpoint": "merge {z} {text} -r wise-ft -o out",
+    "another architecture": "merge {z} {shallow} -r wise-ft -o out",
+    "a misspelt recipe": "merge {z} {f} -r wiseft -o out",
+    "a misspelt option of a recipe": "merge {z} {f} -r wise-ft --set method.alhpa=0.4 -o out",
+    "an option without its section": "merge {z} {f} -r wise-ft --set alpha=0.4 -o out",
+    "one option set twice": "merge {z} {f} -r wise-ft --alpha 0.4 --set method.alpha=0.5 -o out",
+    "two limits on the loss": (
+        "merge {z} {f} -r auto --data {images} --max-loss 1 --set measure.max_loss=2 -o out"
+    ),
+    "an alpha that is not a number": "merge {z} {f} -r wise-ft --alpha half -o out",
+    "no images for a recipe that learns": "merge {z} {f} -r auto -o out",
+    "`--strict` with `--no-verdict`": (
+        "merge {z} {f} -r wise-ft --data {images} --strict --no-verdict -o out"
+    ),
+    "an output that exists": "merge {z} {f} -r wise-ft -o {thesis}",
+    "no output": "merge {z} {f} -r wise-ft",
+    "images that are not there": "merge {z} {f} -r wise-ft --data nowhere -o out",
+    "a folder without images": "merge {z} {f} -r wise-ft --data {empty} -o out",
+    "a single class": "merge {z} {f} -r wise-ft --data {one} -o out",
+    "folders named 0, 1, 2 ...": "merge {z} {f} -r wise-ft --data {numbers} -o out",
+    "folders named by codes": "merge {z} {f} -r wise-ft --data {codes} -o out",
+    "the same with `--strict`": "merge {z} {f} -r wise-ft --data {codes} --strict -o out",
+    "too few class names": "merge {z} {f} -r wise-ft --data {images} --classes {two} -o out",
+    "class names in another order than the images'": (
+        "merge {z} {f} -r wise-ft --data {images} --classes {order} -o out"
+    ),
+    "a template without `{}`": "merge {z} {f} -r wise-ft --data {images} --template photo -o out",
+    "a handful of images": "merge {z} {f} -r wise-ft --data {few} -o out",
+    "a misspelt check": "merge {z} {f} -r wise-ft --allow swaped -o out",
+    "an unknown device": "merge {z} {f} -r wise-ft --data {images} --device gpu -o out",
+    "a sweep without images of a shift": "sweep {z} {f} --id val={images} -o out",
+    "two sources of one name": "sweep {z} {f} --id a={images} --ood a={images} -o out",
+    "a report of a folder without a merge": "report {empty}",
+    "a file that is not a plan": "apply {text} -o out",
+    "a plan for other weights": "apply {plan} -o out",
+    "a misspelt command": "mrege {z} {f}",
+    "a misspelt flag": "merge {z} {f} -r wise-ft --ouput out",
+}
+
+
+def table() -> dict[str, tuple[str, int]]:
+    """What is said, and the exit code, by mistake."""
+    lines = [line for line in PAGE.read_text().splitlines() if line.startswith("| ")][1:]
+    rows = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines]
+    return {
+        mistake: (re.findall(r"`(.+?)`", said)[0], int(code)) for mistake, said, _, code in rows
+    }
+
+
+@pytest.fixture(scope="module")
+def places(
+    pair: Folders, images: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, object]:
+    """Models, images and files to make mistakes with."""
+    folder = tmp_path_factory.mktemp("mistakes")
+    weights = {
+        name: value.half().float()
+        for name, value in load_file(pair[0] / "model.safetensors").items()
+    }
+    base, tuned = (Path(shutil.copytree(pair[0], folder / name)) for name in ("base", "tuned"))
+    torch.manual_seed(0)
+    moved = {name: value + 1e-3 * torch.randn(value.shape) for name, value in weights.items()}
+    save_file(weights, base / "model.safetensors", metadata={"format": "pt"})
+    save_file(moved, tuned / "model.safetensors", metadata={"format": "pt"})
+    other, _ = save_pair(folder / "other", seed=5)
+    for name in ("empty", "thesis"):
+        (folder / name).mkdir()
+    texts = {
+        "thesis/thesis.txt": "mine",
+        "notes.txt": "hello",
+        "two.txt": "bird\ncat\n",
+        "order.txt": "dog\ncat\neagle\n",
+    }
+    for name, text in texts.items():
+        (folder / name).write_text(text)
+    clipmerge("plan", *pair, "-r", "wise-ft", "-o", folder / "plan.json")
+    plan = json.loads((folder / "plan.json").read_text())
+    plan["finetuned"][0]["source"] = str(other)
+    (folder / "plan.json").write_text(json.dumps(plan))
+    return {
+        "z": pair[0],
+        "f": pair[1],
+        "swapped": f"{tuned} {base}",
+        "other": other,
+        "shallow": save_pair(folder / "shallow", blocks=2)[0],
+        "copy": shutil.copytree(pair[0], folder / "copy"),
+        "empty": folder / "empty",
+        "thesis": folder / "thesis",
+        "text": folder / "notes.txt",
+        "two": folder / "two.txt",
+        "order": folder / "order.txt",
+        "plan": folder / "plan.json",
+        "images": images,
+        "one": save_images(folder / "one", each=4, classes=("cat",)),
+        "few": save_images(folder / "few", each=2, classes=("cat", "dog")),
+        "numbers": save_images(folder / "numbers", each=2, classes=("0", "1", "2")),
+        "codes": save_images(
+            folder / "codes", each=20, classes=tuple(f"class_ci_{code}" for code in "abcdef")
+        ),
+    }
+
+
+def test_the_page_has_the_mistakes_that_are_made() -> None:
+    assert table().keys() == COMMANDS.keys()
+    assert len(COMMANDS) >= 30
+
+
+@pytest.mark.parametrize("mistake", COMMANDS)
+def test_a_mistake_is_met_as_the_page_says(
+    places: dict[str, object], mistake: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    said, code = table()[mistake]
+    ended = clipmerge(*COMMANDS[mistake].format(**places).split(" "))
+    assert ended.code == code
+    words = " ".join(f"{ended.out} {ended.err}".split()).replace("`", "")
+    assert said in words
+    assert (tmp_path / "out").exists() == (code == 0 and "-o out" in COMMANDS[mistake])
