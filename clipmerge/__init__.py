@@ -1,4 +1,4 @@
-"""Make a fine-tuned CLIP robust again by merging it with its zero-shot self, layer by layer.
+"""Make a fine-tuned CLIP robust again by merging it with its zero-shot self.
 
 Every command of the command line is a function here, with the same name and the same result:
 

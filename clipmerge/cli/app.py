@@ -89,9 +89,7 @@ def _function(name: str) -> Callable[..., None]:
 app = typer.Typer(
     name="clipmerge",
     cls=_Commands,
-    help=(
-        "Make a fine-tuned CLIP robust again by merging it with its zero-shot self, layer by layer."
-    ),
+    help="Make a fine-tuned CLIP robust again by merging it with its zero-shot self.",
     invoke_without_command=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
