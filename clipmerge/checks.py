@@ -77,8 +77,9 @@ def check_answers(ends: EndAccuracy) -> Iterator[Finding]:
         "prompt": ends.prompt,
     }
     look = odd_names(ends.class_names)
-    # with few images a good model may seem to guess: then nothing is said
-    if low <= chance and high < halfway:
+    # With few images a good model may seem to guess: then nothing is said. Names that the zero-shot
+    # model surely knows are not at fault.
+    if low <= chance and high < halfway and ends.zeroshot.interval[0] <= chance:
         yield Finding.of("at-chance", **values)
     elif look and low < halfway:
         yield Finding.of("odd-names", look=look, example=ends.class_names[0], **values)
