@@ -4,6 +4,7 @@ card does."""
 import gc
 import re
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -26,7 +27,7 @@ from clipmerge.images.dataset import load_images
 from clipmerge.learning import activations, coefficients
 from clipmerge.learning.augmentation import AUGMENTATIONS, strong_augment
 from clipmerge.learning.coefficients import Coefficients, _largest
-from clipmerge.learning.draws import normal_from
+from clipmerge.learning.draws import normal_from, normal_like, signs_like
 from clipmerge.learning.learn import LearningConfig, learn
 from clipmerge.learning.learning_loss import LossConfig
 from clipmerge.learning.objective import Objective
@@ -99,9 +100,26 @@ def test_the_largest_entries_are_those_of_the_cpu(count: int) -> None:
 
 
 @pytest.mark.parametrize("name", plugin_names("measures"))
-def test_a_measure_is_that_of_the_cpu(ends: Ends, name: str) -> None:
-    """Also where there is no float64, as on Apple's."""
-    expected = measured(name, objective_on("cpu", ends))
+def test_a_measure_is_that_of_the_cpu(
+    ends: Ends, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Also where there is no float64, as on Apple's. The CPU gets the numbers that a card draws."""
+
+    def normal(objective: Objective, parameters: list[Tensor], draw: int) -> list[Tensor]:
+        seed = objective.seed * 100_003 + draw
+        return [normal_like(each, seed, place) for place, each in enumerate(parameters)]
+
+    def signs(objective: Objective, probe: int) -> dict[str, Tensor]:
+        parameters = objective.weights.parameters
+        return {
+            key: signs_like(parameters[key], objective.seed * 100_003 + probe, place)
+            for place, key in enumerate(objective.weights.task_vector)
+        }
+
+    with monkeypatch.context() as patch:
+        patch.setattr(import_module("clipmerge.measures.average_case"), "_normal", normal)
+        patch.setattr(import_module("clipmerge.measures.hessian_trace"), "_rademacher", signs)
+        expected = measured(name, objective_on("cpu", ends))
     with counted(has_float64=False):
         found = measured(name, objective_on(pretended_device.NAME, ends))
     learns = bool(expected.coefficients)
