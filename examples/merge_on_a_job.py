@@ -33,6 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> clipmerge.MergeResult:
     parser.add_argument("--data", help="labelled images: a folder or hf://datasets/ORG/NAME:SPLIT")
     parser.add_argument("--output", default="merged")
     parser.add_argument("--push", help="ORG/NAME to publish as, unless the merge loses too much")
+    parser.add_argument("--allow", action="append", default=[], help="go on in spite of a check")
     asked = parser.parse_args(arguments)
     result = clipmerge.merge(
         asked.zeroshot,
@@ -42,6 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> clipmerge.MergeResult:
         output=asked.output,
         push=asked.push,
         strict=asked.data is not None,
+        allow=asked.allow,
     )
     print(result)  # the answer: whether to use it
     return result

@@ -112,16 +112,17 @@ def _doubt_names(
 def _warn_or_raise(run: Run, request: MergeRequest, what: str) -> Iterator[None]:
     """Warn that there are no images to measure on, which is an error if `strict`.
 
-    Models that cannot be measured at all are always an error: images were given to measure them.
+    Models that cannot be measured are also an error where the recipe measured nothing either:
+    the images would have been given for nothing.
     """
     try:
         yield
-    except CheckpointError as error:
-        raise CheckpointError(
-            f"{error} ({what} cannot be measured, so nothing was written; leave out the images to"
-            " merge without measuring)"
-        ) from None
-    except _Unmeasurable as error:
+    except (CheckpointError, _Unmeasurable) as error:
+        if isinstance(error, CheckpointError) and not request.recipe.measure:
+            raise CheckpointError(
+                f"{error} ({what} cannot be measured, so nothing was written; leave out the images"
+                " to merge without measuring)"
+            ) from None
         warning = Finding.of("unmeasurable", what=what, why=str(error))
         if request.strict:
             raise VerdictError(f"{text_of(warning)}; nothing was written (`strict=True`)") from None

@@ -10,7 +10,7 @@ from statistics import fmean
 from typing import Any, Literal, NamedTuple
 
 from clipmerge.errors import counted, shorten
-from clipmerge.output.record import LayerRecord, MergeRecord
+from clipmerge.output.record import LayerRecord, MergeRecord, map_text
 from clipmerge.planning.finding import NOTE, Finding
 from clipmerge.planning.layer_plan import Combination, LayerPlan
 from clipmerge.planning.measurements import HeldBackChoice, takes_learned
@@ -80,8 +80,10 @@ def record_text(record: MergeRecord) -> str:
     """The text of ``clipmerge.json``; in a path that is not UTF-8, the bytes that are not are
     escaped.
     """
-    text = json.dumps(record_json(record), indent=2, ensure_ascii=True)
-    return text + "\n"
+    data = map_text(
+        record_json(record), lambda text: text.encode("utf-8", "backslashreplace").decode()
+    )
+    return json.dumps(data, indent=2) + "\n"
 
 
 # The decision, and the settings of the layers

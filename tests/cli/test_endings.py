@@ -167,10 +167,9 @@ def test_a_full_stdout_says_that_the_output_is_there(pair: Folders, tmp_path: Pa
     out = tmp_path / "out"
     with Path("/dev/full").open("w") as full:
         ended = run("merge", *pair, "-r", "wise-ft", "-o", out, "--format", "json", stdout=full)
-    line = (
-        f"error: standard output: cannot be written (No space left on device); {out} is complete\n"
-    )
-    assert (ended.returncode, ended.stderr) == (1, line)
+    told = f"standard output: cannot be written (No space left on device); {out} is complete"
+    assert ended.returncode == 1
+    assert json.loads(ended.stderr) == {"error": told, "exit_code": 1}
     assert (out / "clipmerge.json").exists()
 
 

@@ -33,8 +33,8 @@ def test_the_verdict_rests_on_no_kind_of_change_that_is_learned_from() -> None:
     brightness."""
     assert UNRELATED == ("jpeg", "pixelate", "posterize", "dither", "occlusion")
     assert RELATED == ("noise", "blur", "contrast", "brightness", "rotation")
-    assert augmentation.KINDS == ("geometry", "colour", "grey", "blur", "noise")
-    assert not set(UNRELATED) & {*RELATED, *augmentation.KINDS}
+    assert augmentation.AUGMENTATIONS == ("geometry", "colour", "grey", "blur", "noise")
+    assert not set(UNRELATED) & {*RELATED, *augmentation.AUGMENTATIONS}
 
 
 def test_posterizing_keeps_four_levels_and_dithering_eight_colours(photo: Image.Image) -> None:
@@ -134,7 +134,9 @@ def test_related_corruptions_are_stronger_than_what_is_learned_from() -> None:
         blurred = next(
             image
             for seed in range(50)
-            if (image := augmentation.augmented(point, seed, ("blur",)))[0, 0, side // 2, side // 2]
+            if (image := augmentation.strong_augment(point, seed, ("blur",)))[
+                0, 0, side // 2, side // 2
+            ]
             < 1
         )
         theirs = float((blurred[0, 0].sum(0) * places**2).sum()) ** 0.5

@@ -8,6 +8,7 @@ import pytest
 
 from clipmerge.learning.slopes import Slopes
 from clipmerge.measures.path_barrier import path_barrier
+from clipmerge.planning.finding import Finding
 from clipmerge.planning.measurements import Measurements
 from tests.support.small_objective import Ends, Reference, make_batches, objective_for, save_ends
 from tests.support.tiny_clip import layer_of
@@ -110,14 +111,13 @@ def test_a_bent_path_gets_more_nodes_and_rounding_does_not(
     assert found.path is not None
     used = (len(found.path.alphas) - 1) // 2
     assert used > 1
-    needed = f"{used} points on each half were needed for shares that add up"
-    assert found.notes == (f"the loss bends along the path: {needed}",)
+    assert found.notes == (Finding.of("bent-path", nodes=used),)
     assert all(check.relative_error <= 1e-3 for check in found.checks.values())
     far = save_ends(tmp_path / "far", blocks=1, width=8, change=0.3)
     found = path_barrier(
         objective_for(far, make_batches(SIZES)), nodes=3
     )  # too few where fine-tuning went far
-    assert "the loss bends" in found.notes[0]
+    assert found.notes[0].kind == "bent-path"
     assert all(check.relative_error <= 0.01 for check in found.checks.values())
     near = save_ends(tmp_path / "near", blocks=1, width=8, change=1e-6)
     found = path_barrier(objective_for(near, make_batches(SIZES)))
@@ -133,4 +133,4 @@ def test_an_attribution_that_does_not_add_up_is_reported(
     original = Slopes._pop_slopes
     monkeypatch.setattr(Slopes, "_pop_slopes", lambda self, part: 1.5 * original(self, part))
     found = path_barrier(objective)
-    assert "even with 24 nodes" in found.notes[0]
+    assert (found.notes[0].kind, found.notes[0].values["nodes"]) == ("incomplete-shares", 24)

@@ -84,11 +84,11 @@ def test_a_second_push_sends_what_changed_and_nothing_of_this_machine(
     (merged / "model.safetensors.index.json").write_text(json.dumps(weight_map))
     digest = json.loads((merged / "clipmerge.json").read_text())["files"]["model.safetensors"]
     files = {shard: digest, "model.safetensors": ...}
-    edit_json(merged / "clipmerge.json", files=files, verdict="Another verdict.")
+    edit_json(merged / "clipmerge.json", files=files, warnings=["Another warning."])
     assert push(merged, "alice/robust").changed
     assert "model.safetensors" not in hub.files("alice/robust")
     assert shard in hub.files("alice/robust")
-    assert b"Another verdict." in hub.content("alice/robust", "README.md")
+    assert b"nother warning." in hub.content("alice/robust", "README.md")
     assert commits(hub) == 2
 
 

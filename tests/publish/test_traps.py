@@ -130,7 +130,10 @@ def test_no_byte_of_the_traps_arrives(
         f"{{}} in ~/{SECRET}/x",
     )
     made = ("--set", f"name=hf_{SECRET}{SECRET} x", "-o", home / "out", "--push", "alice/robust")
-    done("merge", zeroshot, finetuned, *flags, *made)
+    # the tokenizers among the side files do not fit, so nothing can be measured
+    line = refused(clipmerge("merge", zeroshot, finetuned, *flags, *made), 1)
+    assert "cannot be measured, so nothing was written" in line
+    done("merge", zeroshot, finetuned, *flags, "--no-verdict", *made)
     assert arrived(hub, tmp_path, "alice/robust") == []
     measured = done("evaluate", "out", "--data", f"mine={photos}", "--format", "json")
     (home / "measured.json").write_text(measured.out)
