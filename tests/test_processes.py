@@ -2,6 +2,7 @@
 being ended."""
 
 import hashlib
+import json
 import os
 import signal
 import socket
@@ -409,11 +410,11 @@ def clear_line(result: subprocess.CompletedProcess[str], where: Path) -> str:
     into clipmerge."""
     assert result.returncode != 0
     assert result.stdout == ""
-    lines = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    lines = [line for line in result.stderr.splitlines() if line.startswith('{"error": ')]
     assert len(lines) == 1, result.stderr[-3000:]
     assert f"{ROOT}/clipmerge/" not in result.stderr, result.stderr[-3000:]
     assert list(where.iterdir()) == []
-    return lines[0]
+    return f"error: {json.loads(lines[0])['error']}"
 
 
 @pytest.mark.slow

@@ -65,7 +65,7 @@ def _require_resolvable(output: Path) -> None:
         output.resolve()
         if output.is_symlink():
             output.stat()
-    except FileNotFoundError:  # a link to nothing
+    except (FileNotFoundError, PermissionError):  # a link to nothing, or told where it is written
         return
     except (OSError, RuntimeError):
         raise OutputError(

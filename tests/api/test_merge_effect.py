@@ -19,6 +19,7 @@ import clipmerge as clipmerge_package
 from clipmerge.api._merge_effect import add_verdict
 from clipmerge.api.apply import write_merge
 from clipmerge.api.plan import prepare
+from clipmerge.distributed import distributed_context
 from clipmerge.errors import MeasureError, UsageError, VerdictError
 from clipmerge.evaluation.probe import RELATED, UNRELATED, corrupted
 from clipmerge.images.dataset import LabelledImages, load_images
@@ -74,6 +75,7 @@ def test_the_finetuned_model_itself_is_either(far: Folders, images: Path) -> Non
     request = request_for(
         (far[1], far[0]), "wise-ft", "method.alpha=1", data=images, max_loss=100.0
     )
+    request = replace(request, allow=("at-chance",))
     run = prepare(request)
     for alpha, expected in ((1.0, "either"), (None, "use")):
         choice = HeldBackChoice(
@@ -183,14 +185,13 @@ def test_without_a_verdict_the_decision_sees_every_image(
 
 
 def test_a_loss_is_a_warning_everywhere(losing: Folders, photos: Path, tmp_path: Path) -> None:
-    flags = ("--recipe", "wise-ft", "--data", photos, "--output", tmp_path / "out")
-    ended = done("merge", *losing, *flags)
+    flags = ("--recipe", "wise-ft", "--data", photos, "--allow", "at-chance")
+    ended = done("merge", *losing, *flags, "--output", tmp_path / "out")
     record = json.loads((tmp_path / "out" / "clipmerge.json").read_text())
     effect = record["effect"]
     lost = effect["finetuned"][0]["clean"]["value"] - effect["merged"]["clean"]["value"]
     assert lost > 0.03  # or this says nothing
-    (finding,) = effect["warnings"]
-    assert finding["kind"] == "loses-accuracy"
+    (finding,) = (each for each in effect["warnings"] if each["kind"] == "loses-accuracy")
     assert finding in record["warnings"]
     warning = finding["text"]
     assert f"loses {100 * lost:.1f} points" in warning
@@ -227,7 +228,7 @@ def test_copies_are_measured_once(far: Folders, photos: Path, tmp_path: Path) ->
 def test_strict_makes_a_loss_an_error_and_writes_nothing(
     losing: Folders, photos: Path, tmp_path: Path
 ) -> None:
-    flags = ("--recipe", "wise-ft", "--data", photos, "--strict")
+    flags = ("--recipe", "wise-ft", "--data", photos, "--strict", "--allow", "at-chance")
     line = refused(clipmerge("merge", *losing, *flags, "--output", tmp_path / "out"))
     assert "more than the limit of 3; nothing was written (--strict)" in line
     assert list(tmp_path.iterdir()) == []
@@ -272,12 +273,15 @@ def test_a_process_that_is_gone_when_the_plan_is_shared_is_named(
             "[gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:1"
         )
 
+    context = distributed_context("auto")
+    monkeypatch.setattr(context, "world_size", 2)
+    monkeypatch.setattr("clipmerge.distributed.distributed_context", lambda device: context)
     monkeypatch.setattr("accelerate.utils.broadcast_object_list", lost)
     with pytest.raises(MeasureError, match="another process of this run ended"):
         prepare(request_for(pair, "wise-ft", data=photos))
 
 
-def test_a_merge_that_cannot_be_evaluated_is_still_made(
+def test_images_that_would_measure_nothing_are_an_error(
     pair: Folders, photos: Path, tmp_path: Path
 ) -> None:
     bare = []
@@ -286,22 +290,11 @@ def test_a_merge_that_cannot_be_evaluated_is_still_made(
         for name in ("model.safetensors", "config.json"):
             shutil.copy(folder / name, tmp_path / folder.name / name)
         bare.append(tmp_path / folder.name)
-    ended = done(
-        "merge",
-        *bare,
-        "-r",
-        "wise-ft",
-        "--data",
-        photos,
-        "-o",
-        tmp_path / "out",
-        "--format",
-        "json",
-    )
-    assert ended.json["effect"] is None
-    assert any(
-        warning["values"]["what"] == "the effect of the merge" for warning in ended.json["warnings"]
-    )
+    flags = ("-r", "wise-ft", "-o", tmp_path / "out")
+    line = refused(clipmerge("merge", *bare, *flags, "--data", photos))
+    assert "the effect of the merge cannot be measured, so nothing was written" in line
+    assert not (tmp_path / "out").exists()
+    done("merge", *bare, *flags)
 
 
 def record_of(folder: Path) -> dict[str, Any]:
@@ -335,9 +328,10 @@ def test_a_plan_of_a_wrong_pair_is_refused_as_in_merge(pair: Folders, tmp_path: 
     file = tmp_path / "plan.json"
     done("plan", *folders, "-r", "wise-ft", "-o", file)
     edit_json(file, zeroshot=record_of(folders[1]), finetuned=[record_of(folders[0])])
-    told = clipmerge(
-        "merge", *reversed(folders), "-r", "wise-ft", "-o", tmp_path / "one", "--format", "json"
-    )
+    flags = ("-r", "wise-ft", "-o", tmp_path / "one")
+    line = refused(clipmerge("merge", *reversed(folders), *flags))
+    assert "probably swapped" in line
+    told = clipmerge("merge", *reversed(folders), *flags, "--allow", "swapped", "--format", "json")
     applied = clipmerge("apply", file, "-o", tmp_path / "two", "--format", "json")
     assert told.json["warnings"]
     assert all(warning in applied.json["warnings"] for warning in told.json["warnings"])

@@ -16,7 +16,6 @@ from safetensors.torch import load_file, save_file
 from timm.models import save_for_hf
 from timm.utils import CheckpointSaver
 from torch import Tensor
-from torch.nn.utils import prune
 from transformers import CLIPConfig, CLIPModel, CLIPTextModel
 
 from clipmerge.checkpoint import align_checkpoints, open_checkpoint
@@ -228,16 +227,6 @@ def with_lora(model: Any) -> Weights:
     return dict(get_peft_model(model, LoraConfig(target_modules=["c_fc"], r=2)).state_dict())
 
 
-def with_a_norm(model: Any) -> Weights:
-    torch.nn.utils.parametrizations.weight_norm(model.visual.transformer.resblocks[0].mlp.c_fc)
-    return dict(model.state_dict())
-
-
-def pruned(model: Any) -> Weights:
-    prune.random_unstructured(model.visual.transformer.resblocks[0].mlp.c_fc, "weight", 0.5)
-    return dict(model.state_dict())
-
-
 #: What a file holds instead of a CLIP's weights, and what is said of it.
 NO_WEIGHTS: dict[str, tuple[Callable[[Any], Any], str]] = {
     "the prompts of CoOp": (
@@ -251,8 +240,6 @@ NO_WEIGHTS: dict[str, tuple[Callable[[Any], Any], str]] = {
         with_lora,
         "holds factors of LoRA that are not part of the weights yet (base_model.",
     ),
-    "a parametrised weight": (with_a_norm, "holds parts that PyTorch makes weights from"),
-    "a pruned weight": (pruned, "holds parts that PyTorch makes weights from"),
     "a linear probe": (
         lambda _: torch.nn.Linear(4, 3).state_dict(),
         "but weight, bias; give the fine-tuned model as a whole, or one of its towers",

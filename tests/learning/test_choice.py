@@ -217,8 +217,11 @@ def test_learning_by_heart_is_noted(ends: Ends) -> None:
     assert found.choice.train_accuracy is not None
     assert found.choice.train_accuracy > found.choice.accuracy + 0.1
     (note,) = found.notes
-    assert f"{found.choice.train_accuracy:.0%} of the views of its own images" in note
-    assert f"{found.choice.accuracy:.0%} of those held back" in note
+    assert note.kind == "overfitting"
+    assert note.values == {
+        "train": found.choice.train_accuracy,
+        "held_out": found.choice.accuracy,
+    }
     assert (
         learned_coefficients(objective_for(ends, make_batches(SIZES)), steps=1, held_back=0.4).notes
         == ()

@@ -162,14 +162,14 @@ def test_weights_stay_there_bit_for_bit(
     original = ZeroShotLoss.loss
     moving: set[frozenset[str]] = set()
 
-    def watched(self: ZeroShotLoss, *args: object) -> Tensor:
+    def watched(self: ZeroShotLoss, *args: object, **options: object) -> Tensor:
         changed = {
             layer_of(n)
             for n, p in objective.weights.parameters.items()
             if not torch.equal(p.detach(), before[n])
         }
         moving.add(frozenset(changed))
-        return original(self, *args)  # type: ignore[arg-type]
+        return original(self, *args, **options)  # type: ignore[arg-type]
 
     monkeypatch.setattr(ZeroShotLoss, "loss", watched)
     measure(objective, at=0.5)  # type: ignore[operator]

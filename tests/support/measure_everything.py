@@ -51,7 +51,7 @@ def main(folder: Path) -> None:
         answer = {"processes": context.world_size, "records": records}
         answer |= {"gradients": gradients, "coefficients": coefficients}
         sys.stdout.write(json.dumps(answer))
-    context.end_training()
+    context.state.destroy_process_group()
 
 
 if __name__ == "__main__":
