@@ -48,6 +48,7 @@ RECIPES = (
     "della",
     "breadcrumbs",
     "task-arithmetic",
+    "dg-hard",
 )
 
 

@@ -294,10 +294,12 @@ def _greedy_soup(sources: Sequence[str], count: int, accuracy: float) -> str:
 def _spectral(matrices: int, ranks: Sequence[int], weak: float) -> str:
     low, high = ranks
     spread = f"{low}" if low == high else f"{low} to {high}"
-    return (
-        f"{matrices} matrices: rank {spread}, {1 - weak:.2f} of the principal part and {weak:.2f}"
-        " of the rest"
+    parts = (
+        f"{1 - weak:.2f} of the principal part and {weak:.2f} of the rest"
+        if weak
+        else "the rest is dropped"
     )
+    return f"{counted(matrices, 'matrix', 'matrices')}: rank {spread}, {parts}"
 
 
 # The measured effect

@@ -8,9 +8,12 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from scipy import integrate, optimize
 
 from clipmerge.errors import CheckpointError, RecipeError
 from clipmerge.methods import Task
+from clipmerge.methods.dg_hard import _split as dg_hard_split
+from clipmerge.methods.dg_hard import _threshold as dg_hard_threshold
 from tests.support.raw_safetensors import edit
 from tests.support.tasks import decide, merged, task_of
 from tests.support.tiny_clip import Folders
@@ -77,18 +80,19 @@ def dense_monosoup(
     return ((u * (s * scale)) @ vh).reshape(task_vector.shape)
 
 
+@pytest.mark.parametrize("alpha", [0.5, 1.0])
 @pytest.mark.parametrize(
     ("rank", "energy"), [("effective", 0.8), ("energy", 0.8), ("energy", 0.3), ("energy", 1.0)]
 )
 def test_monosoup_is_its_formula_on_every_matrix(
-    task: Task, pair: Folders, rank: str, energy: float
+    task: Task, pair: Folders, rank: str, energy: float, alpha: float
 ) -> None:
     zeroshot, finetuned = (load_file(folder / "model.safetensors") for folder in pair)
-    decision = decide(task, "monosoup", rank=rank, energy=energy)
+    decision = decide(task, "monosoup", rank=rank, energy=energy, alpha=alpha)
     for name, tensor in merged(task, decision).items():
         base = zeroshot[name].double().numpy()
         change = dense_monosoup(finetuned[name].double().numpy() - base, rank, energy)
-        assert np.allclose(tensor.double().numpy(), base + change, atol=1e-6), name
+        assert np.allclose(tensor.double().numpy(), base + alpha * change, atol=1e-6), name
     conv = "vision_model.embeddings.patch_embedding.weight"
     assert conv in decision.layers["vision.embeddings"].parameters
     assert zeroshot[conv].ndim == 4
@@ -109,3 +113,68 @@ def test_monosoup_of_equal_models_changes_nothing(pair: Folders) -> None:
     zeroshot = load_file(pair[0] / "model.safetensors")
     for name, tensor in merged(same, decide(same, "monosoup")).items():
         assert torch.equal(tensor, zeroshot[name])
+
+
+def mu(beta: float) -> float:
+    """Root of the median of the Marchenko-Pastur distribution, by quadrature and bisection."""
+    low, high = (1 - math.sqrt(beta)) ** 2, (1 + math.sqrt(beta)) ** 2
+
+    def density(x: float) -> float:
+        return math.sqrt(max(0.0, (high - x) * (x - low))) / (2 * math.pi * beta * x)
+
+    def excess(x: float) -> float:
+        return float(integrate.quad(density, x, high)[0]) - 0.5
+
+    return math.sqrt(optimize.brentq(excess, low, high, xtol=1e-12))
+
+
+def dense_dg_hard(change: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """DG-Hard on one matrix, by numpy's SVD."""
+    if change.ndim != 2 or change.size < 1024:
+        return change
+    u, s, vh = np.linalg.svd(change, full_matrices=False)
+    beta = min(change.shape) / max(change.shape)
+    root = math.sqrt(beta**2 + 14 * beta + 1)
+    omega = math.sqrt(2 * (beta + 1) + 8 * beta / (beta + 1 + root))
+    median = sorted(s)[(len(s) - 1) // 2]
+    return (u * np.where(s > omega / mu(beta) * median, s, 0)) @ vh
+
+
+@pytest.mark.parametrize("alpha", [0.5, 1.0])
+def test_dg_hard_is_its_formula_on_every_matrix(task: Task, pair: Folders, alpha: float) -> None:
+    zeroshot, finetuned = (load_file(folder / "model.safetensors") for folder in pair)
+    decision = decide(task, "dg-hard", alpha=alpha)
+    changed = 0
+    for name, tensor in merged(task, decision).items():
+        base = zeroshot[name].double().numpy()
+        whole = finetuned[name].double().numpy() - base
+        change = dense_dg_hard(whole)
+        changed += not np.allclose(change, whole)
+        assert np.allclose(tensor.double().numpy(), base + alpha * change, atol=1e-6), name
+    assert changed > 10
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(64, 64), (48, 160)])
+@pytest.mark.parametrize("rank", [0, 5])
+def test_dg_hard_finds_what_was_planted_in_noise(
+    copies: Folders, rank: int, rows: int, columns: int
+) -> None:
+    rng = np.random.default_rng(0)
+    # the largest singular value of this noise is about sqrt(rows) + sqrt(columns), at most 21
+    noise = rng.normal(size=(rows, columns))
+    planted = 40 * np.eye(rows)[:, :rank] @ np.eye(columns)[:rank]
+    s = torch.from_numpy(np.linalg.svd(planted + noise)[1])
+    assert dg_hard_split(s, (rows, columns)) == {
+        "rank": max(rank, 1),
+        "high": float(rank > 0),
+        "low": 0.0,
+    }
+
+
+def test_dg_hard_has_the_published_threshold() -> None:
+    # for square matrices and noise of unknown strength: 2.858 times the median
+    assert dg_hard_threshold(1.0) == pytest.approx(2.858, abs=5e-4)
+    for beta in (0.01, 0.25, 0.9):
+        root = math.sqrt(beta**2 + 14 * beta + 1)
+        omega = math.sqrt(2 * (beta + 1) + 8 * beta / (beta + 1 + root))
+        assert dg_hard_threshold(beta) == pytest.approx(omega / mu(beta), rel=1e-7)

@@ -1,0 +1,62 @@
+"""One split of the singular directions for every matrix of a checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+from torch import Tensor
+
+from clipmerge.merging.spectral import singular_values
+from clipmerge.methods import Decision, Task
+from clipmerge.parallel import side_by_side
+from clipmerge.planning.finding import Finding
+from clipmerge.planning.layer_plan import LayerPlan
+
+#: Options of the ``spectral`` mask: ``rank``, ``high`` and ``low``.
+Split = dict[str, float | int]
+
+
+def split_matrices(
+    task: Task,
+    split: Callable[[Tensor, tuple[int, ...]], Split],
+    *,
+    alpha: float,
+    takes: Callable[[tuple[int, ...]], bool] = lambda shape: len(shape) >= 2,
+) -> Decision:
+    """Split each matrix's task vector, given its singular values and its shape; what is no matrix
+    is taken whole.
+    """
+    task.need_one_finetuned()
+    shapes = {
+        name: task.inputs.entries(name)[0].shape for names in task.layers.values() for name in names
+    }
+    matrices = [name for name, shape in shapes.items() if takes(shape) and 0 not in shape]
+
+    def of(name: str) -> Split:
+        return split(singular_values(task.task_vectors(name)[0]), shapes[name])
+
+    jobs = [(4 * task.inputs.entries(name)[0].size, partial(of, name)) for name in matrices]
+    found = dict(zip(matrices, side_by_side(jobs), strict=True))
+    layers = {}
+    for layer, names in task.layers.items():
+        splits = {name: found[name] for name in names if name in found}
+        layers[layer] = LayerPlan(
+            alpha=alpha,
+            mask="spectral" if splits else None,
+            parameters=splits,
+            reason=_reason(list(splits.values())),
+        )
+    return Decision(layers)
+
+
+def _reason(splits: list[Split]) -> Finding:
+    if not splits:
+        return Finding.of("vectors")
+    ranks = [int(split["rank"]) if split["high"] else 0 for split in splits]
+    return Finding.of(
+        "spectral",
+        matrices=len(splits),
+        ranks=[min(ranks), max(ranks)],
+        weak=sum(split["low"] for split in splits) / len(splits),
+    )
