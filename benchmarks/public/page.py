@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from clipmerge.files.templates import render
+from clipmerge.report.prose import render
 from clipmerge.report.sweep_table import rows_of
 
 _DASH = "\N{EN DASH}"
@@ -22,9 +22,7 @@ def page_of(record: Mapping[str, Any]) -> str:
             "picture_name": picture_name,
         },
         html=False,
-        filters={
-            "cell": lambda text: " ".join(str(text).replace("|", "\\|").split())
-        },  # of a Markdown table
+        cell=lambda text: " ".join(str(text).replace("|", "\\|").split()),  # of a table
     )
 
 

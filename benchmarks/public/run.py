@@ -23,7 +23,7 @@ from clipmerge.files.paths import user_cache
 from clipmerge.images.registry import find_known
 from clipmerge.planning.recipe import load_recipe
 from clipmerge.progress import Logged, Progress
-from clipmerge.report.sweep_picture import curve_files
+from clipmerge.report.figures import curve_files
 from clipmerge.request import Calibration, SweepRequest, check_sweep
 
 # Images per source of the look at the zero-shot model before a sweep.

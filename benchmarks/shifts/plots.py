@@ -8,7 +8,7 @@ from typing import Any
 
 from benchmarks.shifts.experiment import About
 from benchmarks.shifts.standing import Resampled, over_pairs
-from clipmerge.report.sweep_picture import curve_png
+from clipmerge.report.figures import saved, sweep_figure
 
 
 def regime_png(
@@ -28,10 +28,8 @@ def regime_png(
         ],
     }
     count = f"{len(pairs)} held-out pair{'s' * (len(pairs) > 1)}"
-    return curve_png(
-        shown,
-        f"{about.title}, {regime} fine-tuning\n{about.models}, mean of {count}, 95% intervals",
-    )
+    title = f"{about.title}, {regime} fine-tuning\n{about.models}, mean of {count}, 95% intervals"
+    return saved(sweep_figure(shown, title=title), "png")
 
 
 def _recipe(name: str, pairs: Sequence[Resampled]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from benchmarks.shifts.standing import Estimate, Resampled, over_pairs, told_accuracies
-from clipmerge.report.palette import CARD, CURVE, GRID, mark_styles
+from clipmerge.report.figures import CURVE, GRID, mark_styles
 
 #: Recipes of the first screen, with the colour and marker that they have in every picture.
 _SHOWN = ("auto", "straggler-sparse", "auto-first-round")
@@ -131,7 +131,7 @@ def _mark(model: str) -> dict[str, Any]:
     """Colour and marker of a model, as in every report and sweep."""
     colour, marker = MAIN.get(model, (CURVE, "o"))
     return {"color": colour, "marker": marker, "markersize": 7, "elinewidth": 1.2} | (
-        {"markerfacecolor": CARD, "markeredgewidth": 1.6} if model == "zero-shot" else {}
+        {"markerfacecolor": "white", "markeredgewidth": 1.6} if model == "zero-shot" else {}
     )
 
 

@@ -316,10 +316,12 @@ def write_sweep(
     from clipmerge.evaluation.scorer import write_correct
     from clipmerge.files.staging import staged
     from clipmerge.output.schemas import json_text
-    from clipmerge.report.sweep_picture import curve_files, curve_markup
+    from clipmerge.report.figures import as_image, curve_files, sweep_figure
     from clipmerge.report.sweep_table import sweep_csv, sweep_page
 
-    pictures, page = curve_files(record), sweep_page(record, curve_markup(record))
+    description = "ID accuracy from left to right, mean OOD accuracy from bottom to top."
+    curve = as_image(sweep_figure(record), f"{description} The table holds every number.")
+    pictures, page = curve_files(record), sweep_page(record, curve)
     with staged(output, overwrite=overwrite) as folder:
         for name, picture in pictures.items():
             (folder / name).write_bytes(picture)

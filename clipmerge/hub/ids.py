@@ -65,6 +65,13 @@ class DatasetId:
         return f"{self.hub_id.at(sha)}{':' + part if part else ''}"
 
 
+def dataset_repo(source: str | None) -> str | None:
+    """The id in ``hf://datasets/org/name...``; ``None`` for any other source."""
+    match = _SOURCE.fullmatch(source or "")
+    hub_id = parse_hub_id(match["id"], kind="dataset") if match else None
+    return hub_id.repo_id if hub_id else None
+
+
 def parse_dataset(source: str) -> DatasetId:
     """Read ``hf://datasets/ORG/NAME[@REVISION][:SPLIT]``; the split may be ``CONFIG/SPLIT``."""
     match = _SOURCE.fullmatch(source)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import html
 import re
-import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,13 +17,13 @@ from clipmerge.checkpoint.source import OPEN_CLIP_WEIGHTS
 from clipmerge.errors import printable
 from clipmerge.families import families
 from clipmerge.files.staging import RECORD
-from clipmerge.files.templates import render
-from clipmerge.hub.ids import parse_dataset, parse_hub_id
+from clipmerge.hub.ids import dataset_repo, parse_hub_id
 from clipmerge.output.record import MergeRecord
 from clipmerge.planning.finding import Finding
-from clipmerge.publish.evaluations import eval_result_files, hub_dataset_of, model_index
+from clipmerge.publish.evaluations import eval_result_files, model_index
 from clipmerge.publish.public import data_sources, public_record
-from clipmerge.report.page import card_picture, html_page
+from clipmerge.report.page import card_picture, html_page, repeat_command
+from clipmerge.report.prose import render
 from clipmerge.report.text import (
     EXPLANATION,
     HEADS,
@@ -49,7 +48,6 @@ REPORT = "report.html"
 #: The picture of the loss on the path beside the card, if there is one.
 PICTURE = "path.png"
 _MARKDOWN = re.compile(r"([\\`*\[\]|~])")
-_NOT_REPEATED = {"--push": True, "--private": False}  # whether a value follows, by flag
 
 
 def model_card(
@@ -80,14 +78,11 @@ def model_card(
         "padded": any(family.reads_padding for family in families() if family.name == shown.family),
         "picture": PICTURE if picture else None,
         "local": _local_names(shown),
-        "command": _repeatable(shown),
+        "command": repeat_command(shown),
     }
     template = Path(__file__).parent / "templates" / "model_card.md.j2"
     return render(
-        template,
-        values,
-        html=False,
-        filters={"cell": _cell, "digest": _digest, "fence": _fence, "said": _said},
+        template, values, html=False, cell=_cell, digest=_digest, fence=_fence, said=_said
     )
 
 
@@ -144,7 +139,7 @@ def _local_names(record: MergeRecord) -> list[str]:
     sources = [each.source for each in images if each]
     return [
         *names,
-        *(each for each in sources if each != "digits" and hub_dataset_of(each) is None),
+        *(each for each in sources if each != "digits" and dataset_repo(each) is None),
     ]
 
 
@@ -178,7 +173,7 @@ def _front_matter(record: MergeRecord, repo_id: str | None, license: str | None)
         for _, checkpoint in record.checkpoints
         if checkpoint.revision and (parsed := parse_hub_id(checkpoint.source))
     ]
-    found = [dataset for each in data_sources(record) if (dataset := hub_dataset_of(each.source))]
+    found = [dataset for each in data_sources(record) if (dataset := dataset_repo(each.source))]
     results = model_index(record)
     return ModelCardData(
         base_model=list(dict.fromkeys(bases)) or None,
@@ -197,23 +192,3 @@ def _front_matter(record: MergeRecord, repo_id: str | None, license: str | None)
         eval_results=results or None,
         model_name=(repo_id.split("/")[-1] if repo_id else "merged") if results else None,
     )
-
-
-def _repeatable(record: MergeRecord) -> str:
-    """Return the command of a public record, with revisions filled in and without the push."""
-    pinned = {checkpoint.source: checkpoint.pinned for _, checkpoint in record.checkpoints}
-    default = ["clipmerge", "merge", *pinned, "--recipe", record.recipe.name, "--output", "merged"]
-    words = iter(shlex.split(record.command) if record.command else default)
-    for images in [record.calibration, record.calibration.unlabelled] if record.calibration else []:
-        if images and images.revision and hub_dataset_of(images.source):
-            pinned[images.source] = parse_dataset(images.source).at(images.revision)
-    kept = []
-    for word in words:
-        flag, equals, value = word.partition("=")
-        if flag not in _NOT_REPEATED:
-            kept.append(
-                f"{flag}={pinned[value]}" if equals and value in pinned else pinned.get(word, word)
-            )
-        elif _NOT_REPEATED[flag] and "=" not in word:
-            next(words, None)
-    return shlex.join(kept)

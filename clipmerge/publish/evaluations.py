@@ -14,9 +14,9 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from clipmerge.errors import ClipmergeError, UsageError, shorten
+from clipmerge.errors import UsageError, shorten
 from clipmerge.files.reading import read_json, refusing
-from clipmerge.hub.ids import PREFIX, parse_dataset
+from clipmerge.hub.ids import dataset_repo, parse_dataset
 from clipmerge.output.record import EARLIER_SWEEP_FORMAT, SWEEP_FORMAT, DataSource, MergeRecord
 from clipmerge.planning.earlier import upgrade
 
@@ -127,7 +127,7 @@ def model_index(record: MergeRecord) -> list[Any]:
     return [
         EvalResult(
             task_type=_TASK,
-            dataset_type=hub_dataset_of(source.source) or _slug(name),
+            dataset_type=dataset_repo(source.source) or _slug(name),
             dataset_name=name,
             dataset_split=_split_of(source.source),
             dataset_revision=source.revision,
@@ -144,7 +144,7 @@ def eval_result_files(record: MergeRecord) -> dict[str, str]:
 
     files: dict[str, str] = {}
     for name, value, source in _results(record):
-        dataset = hub_dataset_of(source.source)
+        dataset = dataset_repo(source.source)
         if dataset is None:
             continue
         split, images = _split_of(source.source), (record.images or {}).get(name)
@@ -166,18 +166,8 @@ def eval_result_files(record: MergeRecord) -> dict[str, str]:
     return files
 
 
-def hub_dataset_of(source: str | None) -> str | None:
-    """Return the id in ``hf://datasets/org/name...``, or None for any other source."""
-    try:
-        return (
-            parse_dataset(source).hub_id.repo_id if source and source.startswith(PREFIX) else None
-        )
-    except ClipmergeError:
-        return None
-
-
 def _split_of(source: str | None) -> str | None:
-    return parse_dataset(source).split if source and hub_dataset_of(source) else None
+    return parse_dataset(source).split if source and dataset_repo(source) else None
 
 
 def _slug(name: str) -> str:

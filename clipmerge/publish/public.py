@@ -15,13 +15,12 @@ from pathlib import PurePath, PureWindowsPath
 
 from clipmerge.errors import printable
 from clipmerge.files.side_files import MACHINE_PATH, PATH_STARTS
-from clipmerge.hub.ids import parse_hub_id
+from clipmerge.hub.ids import dataset_repo, parse_hub_id
 from clipmerge.output.record import DataSource, MergeRecord, map_text
 from clipmerge.planning.finding import Finding
 from clipmerge.planning.merge_effect import MergeEffect
 from clipmerge.planning.other_tasks import OtherTaskScores
 from clipmerge.planning.provenance import CalibrationRecord, UnlabelledRecord
-from clipmerge.publish.evaluations import hub_dataset_of
 
 _TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{4,}")
 # A path may hold blanks and quotes, so its end is unknown: everything up to the last slash is
@@ -80,7 +79,7 @@ def _cleaner(record: MergeRecord) -> Callable[[str], str]:
     sources += [
         each.source
         for each in data_sources(record)
-        if each.source and hub_dataset_of(each.source) is None
+        if each.source and dataset_repo(each.source) is None
     ]
     local = {path for path in (*sources, record.output or "") if path and path != last_part(path)}
     shortened = []
@@ -107,7 +106,7 @@ def _public_names(record: MergeRecord) -> set[str]:
     checkpoints = {
         each.source for _, each in record.checkpoints if each.revision and parse_hub_id(each.source)
     }
-    data = {each.source for each in images if each.source and hub_dataset_of(each.source)}
+    data = {each.source for each in images if each.source and dataset_repo(each.source)}
     return checkpoints | data
 
 

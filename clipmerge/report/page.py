@@ -1,22 +1,21 @@
 """The report of a merge: one HTML page, from the record alone.
 
 First the effect of the merge and whether to use it, then why: what was learned or measured, layer
-by layer. Nothing is measured or read here, and two equal merges give byte-identical pages, without
-``output``, ``seconds`` and the time of day. There is no section for what was not measured or looked
-for.
+by layer. Nothing is measured or read here, and the same command gives the same page. There is no
+section for what was not measured or looked for.
 """
 
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
+from clipmerge.hub.ids import dataset_repo, parse_dataset
 from clipmerge.output.record import MergeRecord
-from clipmerge.planning.measurements import takes_learned
-from clipmerge.report.effect_plot import DRAWN, effect_plot
-from clipmerge.report.layer_table import Column, columns_of, layer_table
-from clipmerge.report.prose import minus, page_of
+from clipmerge.planning.measurements import StatisticAbout
+from clipmerge.report.prose import render_page
 from clipmerge.report.text import (
     ADVICE,
     EXPLANATION,
@@ -26,163 +25,161 @@ from clipmerge.report.text import (
     headline,
     other_task_rows,
     reason_text,
+    text_of,
     texts_of,
     unmeasured,
 )
 
+if TYPE_CHECKING:
+    from clipmerge.report.figures import Picture
+
 TOLERANCE = 0.01  # the completeness checks' promise: sums within 1% of what was measured
 
-_TOWERS = {
-    "vision": "Vision tower",
-    "text": "Text tower",
-    "head": "Classification head",
-    "logit_scale": "Logit scale",
-    "logit_bias": "Logit bias",
-}
 _CHECKS = {
     "barrier": "Barrier: loss at alpha 0.5 minus the endpoints' average",
     "loss_drop": "Loss drop: loss at alpha 1 minus loss at alpha 0",
+}
+# Statistics of learning, whose place the plan's own numbers take: overrides and edits come later.
+_LEARNED = {"at_zero", "at_one", "straggler"}
+# Colour of the answer, by what is recommended.
+_TONES = {
+    "use": "yes",
+    "prefer-finetuned": "no",
+    "prefer-zeroshot": "no",
+    "check-names": "no",
+    "check-models": "no",
 }
 
 
 def html_page(record: MergeRecord) -> str:
     """Render the whole report as one HTML page that loads nothing from the network."""
+    effect = record.effect
     columns = columns_of(record)
-    recommendation = record.effect.recommendation if record.effect else None
     values = {
         "record": record,
         "headline": headline(record),
-        "reason": record.effect and reason_text(record.effect),
+        "label": ADVICE[effect.recommendation] if effect else "Not measured",
+        "tone": _TONES.get(effect.recommendation, "open") if effect else "open",
+        "reason": effect and reason_text(effect),
         "warnings": texts_of(record.warnings),
-        "effect_facts": record.effect and effect_facts(record.effect),
-        "effect_rows": record.effect and effect_rows(record.effect),
+        "effect_facts": effect and effect_facts(effect),
+        "effect_rows": effect and effect_rows(effect),
         "unmeasured": unmeasured(
             with_images=record.calibration is not None, warnings=record.warnings
         ),
-        "answer": {
-            "label": ADVICE[recommendation] if recommendation else "Not measured",
-            "kind": (
-                {
-                    "use": "yes",
-                    "prefer-finetuned": "no",
-                    "prefer-zeroshot": "no",
-                    "check-names": "no",
-                    "check-models": "no",
-                }.get(recommendation or "", "open")
-            ),
-        },
-        "plot": effect_plot(record),
-        "other_tasks": _undrawn_scores(record),
+        "other_tasks": other_task_rows(record.other_tasks),
         "other_tasks_heads": HEADS,
         "other_tasks_explanation": EXPLANATION,
-        "facts": _facts(record, columns[0]),
-        "why": _pictures(record),
-        "table": layer_table(record, columns, _TOWERS),
+        "pictures": _pictures(record),
+        "columns": columns,
+        "layers": [
+            {
+                "name": name,
+                "is_straggler": name in record.stragglers,
+                "cells": [column.cell(name) for column in columns],
+                "mask": layer.mask or "none",
+                "reason": text_of(layer.reason) if layer.reason else "",
+            }
+            for name, layer in record.layers.items()
+        ],
         "check_titles": _CHECKS,
         "tolerance": TOLERANCE,
-        "command": _command(record),
-        "hashes": _hashes(record),
+        "command": repeat_command(record),
+        "hashes": [
+            (role, name, files[name] or "not hashed")
+            for role, files in (
+                *((role, model.files) for role, model in record.checkpoints),
+                ("merged", record.files),
+            )
+            for name in sorted(files)
+        ],
     }
-    return page_of("report.html.j2", values)
-
-
-def _undrawn_scores(record: MergeRecord) -> list[tuple[str, list[str]]]:
-    """Task and cells of each score on other tasks that the plot leaves out."""
-    rows, task = [], ""
-    for name, *cells in other_task_rows(record.other_tasks):
-        task = name or task
-        if cells[0] not in DRAWN:  # the name of the number
-            rows.append((task, cells))
-    return rows
+    return render_page("report.html.j2", values)
 
 
 def card_picture(record: MergeRecord) -> bytes | None:
-    """Draw the loss on the path for the model card."""
+    """Draw the loss on the path for the model card, as PNG."""
     if record.path is None:
         return None
-    from clipmerge.report.merge_pictures import path_png
+    from clipmerge.report.figures import path_figure, saved
 
-    return path_png(record.path)
+    figure = path_figure(record.path)
+    return saved(figure, "png") if figure else None
 
 
-def _pictures(record: MergeRecord) -> list[Any]:
-    """Pictures of the whole model's measurements; importing matplotlib takes longer than a small
-    merge.
-    """
-    if not (record.path or record.trace or record.coefficients):
+def _pictures(record: MergeRecord) -> list[Picture]:
+    """The pictures of a merge; importing matplotlib takes longer than a small merge."""
+    if not (record.effect or record.path or record.trace or record.coefficients):
         return []
-    from clipmerge.report.merge_pictures import pictures_of
+    from clipmerge.report.figures import effect_picture, pictures_of
 
-    return pictures_of(record, _TOWERS)
-
-
-def _hashes(record: MergeRecord) -> list[tuple[str, str, str]]:
-    rows = [(role, model.files) for role, model in record.checkpoints]
-    rows.append(("merged", record.files))
-    return [
-        (role, name, files[name] or "not hashed") for role, files in rows for name in sorted(files)
-    ]
+    effect = [effect_picture(record.effect)] if record.effect else []
+    return [*effect, *pictures_of(record)]
 
 
-def _facts(record: MergeRecord, alpha: Column) -> list[tuple[str, str]]:
-    """The few numbers that a reader looks for first: names and values."""
-    layers = record.layers
-    facts = [("layers", f"{len(layers)}")]
-    if record.looked_for_stragglers:
-        found = len(record.found_stragglers)
-        facts.append(
-            ("straggler layers" if found != 1 else "straggler layer", f"{found or 'none'}")
-        )
-    learned = tuple(layer for layer, entry in layers.items() if entry.alpha_range)
-    taken = takes_learned(record.trace, record.choice)
-    name = "mean of a layer's learned coefficients" if learned and taken else "coefficient alpha"
-    alphas = [layers[layer].alpha for layer in learned or layers]
-    low, high = (minus(alpha.text(end(alphas))) for end in (min, max))
-    facts.append((name, low if low == high else f"{low} to {high}"))
-    if record.coefficients and taken:
-        facts.append(
-            (
-                "weights with a learned coefficient",
-                f"{sum(map(sum, record.coefficients.values())):,}",
-            )
-        )
-        back = [
-            (entry.size or 0, entry.zeroshot_share)
-            for entry in layers.values()
-            if entry.zeroshot_share is not None
-        ]
-        facts += [("of these at zero-shot", _mean(back))] * any(share for _, share in back)
-    if any(entry.mask for entry in layers.values()):
-        kept = [
-            (entry.size or 0, entry.density) for entry in layers.values() if entry.alpha
-        ]  # others do not change
-        facts.append(("of the change kept by masks", _mean(kept)))
-    if record.path and (barrier := record.path.barrier):
-        facts.append(
-            ("barrier at alpha 0.5", f"{barrier[0]:.3f} nats" if barrier[0] > 0 else "none")
-        )
-    return facts
-
-
-def _mean(shares: Sequence[tuple[int, float]]) -> str:
-    """The mean of layers' shares, weighted by their sizes, in per cent."""
-    total = max(1, sum(size for size, _ in shares))
-    return f"{100 * sum(size * share for size, share in shares) / total:.3g}%"
-
-
-def _command(record: MergeRecord) -> str:
-    """The command that repeats this merge, given the recipe saved as a file."""
-    words = [
-        "clipmerge",
-        "merge",
-        *(model.pinned for _, model in record.checkpoints),
-        "--recipe",
-        "recipe.yaml",
-    ]
+def repeat_command(record: MergeRecord) -> str:
+    """The command that repeats a merge: its own, with revisions filled in and without the push."""
+    pinned = {checkpoint.source: checkpoint.pinned for _, checkpoint in record.checkpoints}
     images = record.calibration
-    if images:
-        words += ["--data", images.source, "--images", str(images.requested or images.images)]
-        words += ["--unlabelled", images.unlabelled.source] if images.unlabelled else []
-        words += ["--batch-size", str(images.batch_size), "--seed", str(images.seed)]
-        words += [] if images.requested else ["--no-verdict"]  # no images were held back
-    return shlex.join([*words, "--output", "merged"])
+    for each in (images, images.unlabelled) if images else ():
+        if each and each.revision and dataset_repo(each.source):
+            pinned[each.source] = parse_dataset(each.source).at(each.revision)
+    kept, words = [], iter(shlex.split(record.command))
+    for word in words:
+        flag, equals, value = word.partition("=")
+        if flag == "--push" and not equals:
+            next(words, None)  # the repository's name
+        elif flag not in ("--push", "--private"):
+            kept.append(f"{flag}={pinned[value]}" if value in pinned else pinned.get(word, word))
+    return shlex.join(kept)
+
+
+@dataclass(frozen=True)
+class Column:
+    """One number per layer, with its heading and explanation."""
+
+    title: str
+    about: str
+    values: Mapping[str, Any]  # by layer
+    unit: str = ""
+
+    def cell(self, layer: str) -> str:
+        """A layer's number, or its range of numbers, with three digits."""
+        value = self.values.get(layer)
+        if value is None:
+            return "\N{EN DASH}"
+        ends = value if isinstance(value, tuple) else (value,)
+        return " to ".join(f"{end:.3g}" for end in ends)
+
+
+def columns_of(record: MergeRecord) -> list[Column]:
+    """All numbers per layer: what was decided, and what was measured."""
+
+    def setting(name: str, title: str, about: str) -> Column:
+        return Column(
+            title, about, {layer: getattr(entry, name) for layer, entry in record.layers.items()}
+        )
+
+    columns = [
+        setting("alpha", "alpha", "how far the layer goes: 0 = zero-shot, 1 = fine-tuned."),
+        setting("alpha_range", "alpha range", "of the layer's learned coefficients."),
+        setting("zeroshot_share", "at zero-shot", "share of the weights whose coefficient is 0."),
+    ]
+    if any(layer.mask for layer in record.layers.values()):
+        about = "share of the change that the mask keeps."
+        columns.insert(1, setting("density", "density", about))
+    names = dict.fromkeys(name for row in record.measurements.values() for name in row)
+    for name in (name for name in names if not record.coefficients or name not in _LEARNED):
+        reading = record.statistics.get(name, StatisticAbout())
+        values = {layer: row[name] for layer, row in record.measurements.items() if name in row}
+        title = reading.title or name.replace("_", " ")
+        columns.append(Column(title, reading.about or "as recorded.", values, reading.unit))
+    for key, title, about in (
+        ("z", "outlier score z", "distance from the other layers, in robust standard deviations."),
+        ("stability", "stability", "share of the resamples in which the layer stands out."),
+    ):
+        scores = {layer: row[key] for layer, row in record.straggler_scores.items() if key in row}
+        columns.append(Column(title, about, scores))
+    return [
+        column for column in columns if any(value is not None for value in column.values.values())
+    ]

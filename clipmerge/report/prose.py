@@ -1,25 +1,16 @@
-"""Pages, and the prose on them: whole sentences, signs, and flags and commands that break between
-words only.
-"""
+"""Render templates: pages in HTML, and cards in Markdown."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Mapping
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
-
-from markupsafe import Markup, escape
+from typing import TYPE_CHECKING, Any
 
 from clipmerge.config import with_flags
-from clipmerge.files.templates import render
-from clipmerge.report.palette import DARK_MARKS, MARKS
 
-_COMMAND = re.compile(r"`([^`]+)`")
-_FLAG = re.compile(r"(?<![\w-])--[a-z][a-z-]*")
-_NEGATIVE = re.compile(r"(?<![\w.-])-(?=\d)")
-# a layer, a file or an option, whose name is not capitalised
-_NAME = re.compile(r"[./_:=-]")
+if TYPE_CHECKING:
+    import jinja2
 
 
 def sentence(text: str, names: Collection[str] = ()) -> str:
@@ -37,76 +28,40 @@ def sentence(text: str, names: Collection[str] = ()) -> str:
     if not text:
         return ""
     first = text.split()[0].rstrip(".:,;")
-    begin = text[0] if first in names or _NAME.search(first) else text[0].upper()
-    return begin + text[1:] + ("" if text[-1] in ".!?:" else ".")
+    # a layer, a file or an option, whose name is not capitalised
+    is_name = first in names or not first.isalnum()
+    return (text[0] if is_name else text[0].upper()) + text[1:] + "." * (text[-1] not in ".!?:")
 
 
-def with_minus_signs(text: str) -> str:
-    """Put minus signs in front of negative numbers.
-
-    Example:
-        >>> with_minus_signs("zero-shot: -9.5 to +3.0") == "zero-shot: \N{MINUS SIGN}9.5 to +3.0"
-        True
-    """
-    return _NEGATIVE.sub("\N{MINUS SIGN}", text)
-
-
-def minus(number: object) -> str:
-    """Write a number, or a range of numbers, with minus signs instead of hyphens."""
-    return str(number).replace("-", "\N{MINUS SIGN}")
-
-
-def ranged(text: str) -> Markup:
-    """Mark the interval behind a number, which a narrow page puts below it.
-
-    Example:
-        >>> ranged("54.0 [52.0, 56.0]"), ranged("54.0")
-        (Markup('54.0 <span class="range">[52.0, 56.0]</span>'), Markup('54.0'))
-    """
-    number, bracket, interval = text.partition(" [")
+def render(template: Path, values: Mapping[str, Any], *, html: bool, **filters: Any) -> str:
+    """Render a template, with further filters."""
     return (
-        Markup('{} <span class="range">[{}</span>').format(number, interval)
-        if bracket
-        else Markup(escape(text))
+        _environment(template.parent, html, tuple(filters.items()))
+        .get_template(template.name)
+        .render(values)
     )
 
 
-def flags(text: str) -> Markup:
-    """Mark commands between backticks, and parameters as flags, which a narrow page must not
-    break.
-
-    Example:
-        >>> flags("`clipmerge env`; --max-loss")
-        Markup('<code>clipmerge env</code>; <code class="flag">--max-loss</code>')
-    """
-    marked = _COMMAND.sub(r"<code>\1</code>", str(escape(with_flags(text))))
-    return Markup(_FLAG.sub(lambda found: f'<code class="flag">{found[0]}</code>', marked))
+def render_page(name: str, values: Mapping[str, Any]) -> str:
+    """Render a page that loads nothing from the network; its messages name flags."""
+    file = Path(__file__).parent / "templates" / name
+    return render(file, values, html=True, sentence=sentence, flags=with_flags)
 
 
-def words(command: str) -> Markup:
-    """Mark the words of a command, so that a narrow page breaks it between them and not at a
-    hyphen.
+@lru_cache(maxsize=8)  # keeps the templates compiled
+def _environment(
+    folder: Path, html: bool, filters: tuple[tuple[str, Any], ...]
+) -> jinja2.Environment:
+    import jinja2
 
-    Example:
-        >>> words("clipmerge env")
-        Markup('<span>clipmerge</span> <span>env</span>')
-    """
-    return Markup(" ").join(Markup("<span>{}</span>").format(word) for word in command.split(" "))
-
-
-_FILTERS = {
-    "minus": minus,
-    "prose": with_minus_signs,
-    "ranged": ranged,
-    "sentence": sentence,
-    "flags": flags,
-    "words": words,
-}
-
-
-def page_of(template: str, values: Mapping[str, Any]) -> str:
-    """Render a page that loads nothing from the network, in the colours of all pages."""
-    file = Path(__file__).parent / "templates" / template
-    return render(
-        file, {"marks": MARKS, "dark_marks": DARK_MARKS, **values}, html=True, filters=_FILTERS
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(folder),
+        autoescape=html,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=not html,
+        optimized=False,  # folding constants takes a quarter of the time to compile
     )
+    environment.filters.update(filters)
+    return environment

@@ -11,7 +11,7 @@ from markupsafe import Markup
 from rich.cells import cell_len, set_cell_size
 
 from clipmerge.planning.other_tasks import Score, measures_of
-from clipmerge.report.prose import page_of
+from clipmerge.report.prose import render_page
 from clipmerge.report.text import (
     gain_note,
     gain_notes,
@@ -70,26 +70,6 @@ def rows_of(record: dict[str, Any]) -> list[tuple[str, bool, dict[str, Any]]]:
         end = ends.get(row["alpha"])
         rows.append((f"alpha {row['alpha']:g}" + (f" ({end})" if end else ""), False, row))
     return rows + [(row["name"], True, row) for row in marks_of(record)]
-
-
-def hints_of(record: dict[str, Any]) -> list[str]:
-    """The numbers of each row in one line, to be shown when the pointer is over its mark."""
-    hints = []
-    for head, _, row in rows_of(record):
-        shares = [
-            f"{name} {100 * row[kind]:.1f}%"
-            f" {interval_text(row[f'{kind}_interval'], with_sign=False)}"
-            for kind, name in (("id", "ID"), ("ood", "mean OOD"))
-        ]
-        gain = (
-            []
-            if row["gain"] is None
-            else [
-                f"gain {signed_points(row['gain'])} {interval_text(row['gain_interval'])}".rstrip()
-            ]
-        )
-        hints.append(f"{head}: {', '.join([*shares, *gain])}")
-    return hints
 
 
 def sweep_columns(record: dict[str, Any]) -> list[SweepColumn]:
@@ -151,7 +131,7 @@ def sweep_page(record: dict[str, Any], picture: Markup) -> str:
         *(column for column in sweep_columns(record) if column not in single),
         *single,
     ]  # a telephone shows few
-    return page_of(
+    return render_page(
         "sweep.html.j2",
         {
             "record": record,

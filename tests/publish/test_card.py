@@ -14,17 +14,17 @@ import yaml
 from huggingface_hub import ModelCard
 
 from clipmerge.errors import UsageError
+from clipmerge.hub.ids import dataset_repo
 from clipmerge.output.record import PUBLISHED, MergeRecord
 from clipmerge.planning.measurements import LossPath
 from clipmerge.planning.provenance import SourceRecord
 from clipmerge.publish import card, evaluations, public
-from clipmerge.publish.evaluations import hub_dataset_of
-from clipmerge.report.merge_pictures import path_png
-from clipmerge.report.page import html_page
+from clipmerge.report.page import card_picture, html_page
 from clipmerge.report.text import texts_of
 from tests.support.command import printed
 from tests.support.hub_double import FakeHub, upload
 from tests.support.image_files import save_hub_parquet
+from tests.support.merge_records import learned
 from tests.support.merged_output import RECORD
 from tests.support.tiny_clip import Folders, save_images
 
@@ -79,9 +79,13 @@ def test_data_of_the_hub_is_pinned_and_local_data_is_asked_for() -> None:
 def test_the_picture_is_shown_where_it_lies_beside_the_card() -> None:
     assert "(path.png)" in model_card(RECORD, repo_id=None, picture=True)
     assert "path.png" not in model_card(RECORD, repo_id=None)
+    record = MergeRecord.model_validate(learned())
     path = LossPath(alphas=(0, 0.5, 1), losses=(1.0, 1.5, 0.5))
-    assert path_png(path) == path_png(path.model_copy())
-    assert path_png(LossPath(alphas=(0,), losses=(1.0,))) is None
+    pictures = [card_picture(record.model_copy(update={"path": path})) for _ in range(2)]
+    assert pictures[0] == pictures[1] is not None
+    short = LossPath(alphas=(0,), losses=(1.0,))
+    assert card_picture(record.model_copy(update={"path": short})) is None
+    assert card_picture(record.model_copy(update={"path": None})) is None
 
 
 def test_an_open_clip_output_gets_open_clips_snippet() -> None:
@@ -341,5 +345,5 @@ def test_evaluations_that_are_not_of_this_model(tmp_path: Path, how: str) -> Non
 
 
 def test_what_is_no_data_set_of_the_hub_has_no_id() -> None:
-    assert hub_dataset_of("hf://datasets/acme") is None
-    assert hub_dataset_of("hf://datasets/acme/cars@v1:test") == "acme/cars"
+    assert dataset_repo("hf://datasets/acme") is None
+    assert dataset_repo("hf://datasets/acme/cars@v1:test") == "acme/cars"

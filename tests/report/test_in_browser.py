@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from clipmerge.output.record import MergeRecord
+from clipmerge.report.figures import as_image, sweep_figure
 from clipmerge.report.page import html_page
-from clipmerge.report.sweep_picture import curve_markup
 from clipmerge.report.sweep_table import sweep_page
 from tests.support import browser as browsers
 from tests.support.browser import Visit
@@ -35,7 +35,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     texts = {
         name: html_page(MergeRecord.model_validate(record)) for name, record in RECORDS.items()
     }
-    texts["sweep"] = sweep_page(SWEEP, curve_markup(SWEEP))
+    texts["sweep"] = sweep_page(SWEEP, as_image(sweep_figure(SWEEP), "the curve"))
     for name, text in texts.items():
         (folder / f"{name}.html").write_text(text)
     return {name: folder / f"{name}.html" for name in texts}
