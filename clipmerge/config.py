@@ -258,6 +258,14 @@ class PromptOptions(TypedDict, total=False):
         str | None,
         Option(None, "Column (or tar ending) of captions, in place of classes.", "Images", "NAME"),
     ]
+    skip_unreadable: Annotated[
+        bool,
+        Option(
+            False,
+            "Read all images first, and leave out those that cannot be read, with a note.",
+            "Images",
+        ),
+    ]
 
 
 class SampleOptions(TypedDict, total=False):

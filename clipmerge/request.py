@@ -138,6 +138,7 @@ class Calibration:
                 options.get("image_column"),
                 options.get("label_column"),
                 options.get("caption_column"),
+                skip_unreadable=options.get("skip_unreadable", False),
             ),
             unlabelled=_as_text(options.get("unlabelled")),
             state=Path(options["state"]) if options.get("state") else None,

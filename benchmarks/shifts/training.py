@@ -132,7 +132,7 @@ def pretrain(drawings: Drawings, how: Pretraining, folder: Path) -> None:
     captions = captions_of(drawings.classes)
     tools = processor(captions)
     tokens = tools.tokenizer(captions, padding=True, return_tensors="pt")["input_ids"]
-    model = _untrained(tools.tokenizer, how)
+    model = untrained(tools.tokenizer, how)
     generator = torch.Generator().manual_seed(how.seed)
 
     def loss(done: float) -> Tensor:
@@ -146,7 +146,7 @@ def pretrain(drawings: Drawings, how: Pretraining, folder: Path) -> None:
         ]
         pixels = normalised(torch.cat(parts))
         length = int((tokens[rows] != tools.tokenizer.pad_token_id).sum(dim=1).max()) + 1
-        with _fast():
+        with fast():
             output = model(input_ids=tokens[rows, :length], pixel_values=pixels)
         return contrastive_loss(output.logits_per_image.float(), target)
 
@@ -154,7 +154,7 @@ def pretrain(drawings: Drawings, how: Pretraining, folder: Path) -> None:
         _LOG.info(
             "%s: %d parameters", folder.name, sum(each.numel() for each in model.parameters())
         )
-    fit(list(model.parameters()), loss, how.steps, how.rate, _reporter(folder.name))
+    fit(list(model.parameters()), loss, how.steps, how.rate, reporter(folder.name))
     save(model, tools, folder)
 
 
@@ -167,7 +167,7 @@ def finetune(
         return
     model, tools = CLIPModel.from_pretrained(zeroshot), CLIPProcessor.from_pretrained(zeroshot)
     model.train()
-    _attend_eagerly(model)
+    attend_eagerly(model)
     prompts = class_prompts(learned.classes, (DEFAULT_TEMPLATE,))
     tokens = tools.tokenizer(prompts, padding=True, return_tensors="pt")["input_ids"]
     generator = torch.Generator().manual_seed(1000 + seed)
@@ -180,7 +180,7 @@ def finetune(
     def loss(_: float) -> Tensor:
         pictures, labels = learned.pictures(regime.batch, generator)
         pixels = normalised(pictures)
-        with _fast():
+        with fast():
             logits = model(input_ids=tokens, pixel_values=pixels).logits_per_image
         return cross_entropy(logits.float(), labels)
 
@@ -189,7 +189,7 @@ def finetune(
         loss,
         regime.steps,
         regime.rate,
-        _reporter(folder.name),
+        reporter(folder.name),
         weight_decay=regime.weight_decay,
     )
     save(model, tools, folder)
@@ -204,7 +204,7 @@ def save(model: CLIPModel, tools: CLIPProcessor, folder: Path) -> None:
     scratch.rename(folder)
 
 
-def _untrained(tokenizer: Any, how: Pretraining) -> CLIPModel:
+def untrained(tokenizer: Any, how: Pretraining) -> CLIPModel:
     tower = {
         "hidden_size": how.width,
         "intermediate_size": 4 * how.width,
@@ -227,26 +227,26 @@ def _untrained(tokenizer: Any, how: Pretraining) -> CLIPModel:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(how.seed)
         model = CLIPModel(config)
-        _attend_eagerly(model)
+        attend_eagerly(model)
         # CLIP's own 0.02 is negligible compared with the patches, and a few thousand steps are too
         # few to learn positions
         torch.nn.init.normal_(model.vision_model.embeddings.position_embedding.weight, std=0.3)
     return model
 
 
-def _attend_eagerly(model: CLIPModel) -> None:
+def attend_eagerly(model: CLIPModel) -> None:
     # over 17 patches the fused kernel's backward pass takes ten times as long as plain matrix
     # products
     model.set_attn_implementation("eager")
 
 
-def _fast() -> contextlib.AbstractContextManager[Any]:
+def fast() -> contextlib.AbstractContextManager[Any]:
     """Multiply matrices in bfloat16 if the processor has units for it; without them it takes ten
     times as long."""
     return torch.autocast("cpu", torch.bfloat16, enabled=multiplies_bfloat16(torch.device("cpu")))
 
 
-def _reporter(name: str) -> Callable[[float], None]:
+def reporter(name: str) -> Callable[[float], None]:
     begin = time.monotonic()
     told = 0.0
 

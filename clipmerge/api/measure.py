@@ -19,6 +19,7 @@ from clipmerge.learning.resume import LearningState, state_file
 from clipmerge.learning.sharded_batches import ShardedBatches
 from clipmerge.learning.zeroshot_loss import Prompts
 from clipmerge.models.building import build_model
+from clipmerge.models.captions import caption_notes
 from clipmerge.models.memory import freed_memory_kept
 from clipmerge.planning.finding import Finding
 from clipmerge.planning.measurements import Measurements, Statistic
@@ -136,6 +137,9 @@ def objective_for(
         progress=pace.advance,
         say=run.progress.say,
     )
+    if contrastive:
+        for note in caption_notes(images.source, model, images.class_names):
+            objective.note(note)
     record = CalibrationRecord(
         source=images.source,
         revision=images.revision,

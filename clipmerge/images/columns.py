@@ -53,6 +53,8 @@ class Columns:
     # whether labels are read. If not, every image has the label 0, and ``image`` is used only if
     # there is such a column
     labelled: bool = True
+    # whether images that cannot be read are left out; otherwise they are an error
+    skip_unreadable: bool = False
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from clipmerge.images.file_store import describe_folder, expand, local_split, op
 from clipmerge.images.folder import load_flat, load_folder
 from clipmerge.images.in_memory import open_in_memory
 from clipmerge.images.prompts import ClassNames, name_classes
+from clipmerge.images.readable import without_unreadable
 from clipmerge.images.registry import RegistryRef, find_known, known_sets
 from clipmerge.images.tables import load_table
 
@@ -211,32 +212,41 @@ def find_source(source: str) -> RegistryRef | str:
 def _opened(
     source: Any, columns: Columns, *, whole: bool = False, most: int | None, seed: int
 ) -> tuple[str, OpenedSource]:
-    """Open a folder, files, a data set on the Hub, ``digits`` or images in memory: its name, and
-    what it holds.
+    """Open a source: its name, and what it holds; unreadable images are left out if that is
+    wanted.
     """
-    if not isinstance(source, str):
-        return open_in_memory(source, columns, most)
+    if isinstance(source, str):
+        title, opened = source, _open_named(source, columns, whole=whole, most=most, seed=seed)
+    else:
+        title, opened = open_in_memory(source, columns, most)
+    return title, without_unreadable(title, opened) if columns.skip_unreadable else opened
+
+
+def _open_named(
+    source: str, columns: Columns, *, whole: bool, most: int | None, seed: int
+) -> OpenedSource:
+    """Open a folder, files, a data set on the Hub, or ``digits``."""
     if source == "digits" and not local_path(source).is_dir():
         from clipmerge.images.digits import load_digits
 
-        return source, load_digits()
+        return load_digits()
     if source.startswith("hf://"):
         from clipmerge.images.hub_dataset import load_hub_dataset
 
-        return source, load_hub_dataset(source, columns, whole=whole, most=most, seed=seed)
+        return load_hub_dataset(source, columns, whole=whole, most=most, seed=seed)
     if parquet := expand(source, ".parquet"):
         from clipmerge.images.parquet import load_parquet
 
-        return source, load_parquet(source, open_local, parquet, columns)
+        return load_parquet(source, open_local, parquet, columns)
     if tars := expand(source, ".tar"):
         from clipmerge.images.webdataset import load_tars
 
-        return source, load_tars(source, tars, columns, describe_folder(Path(tars[0]).parent))
+        return load_tars(source, tars, columns, describe_folder(Path(tars[0]).parent))
     if local_path(source).suffix in (".csv", ".tsv") and not local_path(source).is_dir():
         table = local_path(source)
         if not table.is_file():
             raise DataError(f"{source}: no such file")
-        return source, load_table(source, table, columns)
+        return load_table(source, table, columns)
     path, split = local_split(source)
     if split is not None:
         there = sorted(entry.name for entry in path.iterdir() if entry.is_dir())
@@ -244,8 +254,6 @@ def _opened(
             f"{source}: {path} has no folder '{split}' and no files of a split of that name"
             f" (folders: {shorten(there) or 'none'}).{did_you_mean(split, there)}"
         )
-    return source, (
-        load_folder(source, path, columns, others=known_sets())
-        if columns.labelled
-        else load_flat(source, path)
-    )
+    if not columns.labelled:
+        return load_flat(source, path)
+    return load_folder(source, path, columns, others=known_sets())

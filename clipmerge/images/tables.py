@@ -56,7 +56,8 @@ def load_table(
             f"{source}: {table.name} has no column of image files (columns: {shorten(names, 12)});"
             " name it with `image_column`"
         )
-    paths = _paths(source, table, [(line, row.get(files)) for line, row in rows], inside)
+    named = [(line, row.get(files)) for line, row in rows]
+    paths = _paths(source, table, named, inside, may_miss=columns.skip_unreadable)
     store = image_files(paths)
     if not columns.labelled:
         return OpenedSource(store, (0,) * len(paths), ("0",), named=False)
@@ -118,9 +119,16 @@ def _csv_rows(text: str) -> Iterable[tuple[int, dict[str, Any]]]:
 
 
 def _paths(
-    source: str, table: Path, named: Sequence[tuple[int, Any]], inside: Path | None
+    source: str,
+    table: Path,
+    named: Sequence[tuple[int, Any]],
+    inside: Path | None,
+    *,
+    may_miss: bool,
 ) -> list[str]:
-    """The files of all rows; those that are missing or lie outside are named with their line."""
+    """The files of all rows; those that are missing, unless they may be, or lie outside are named
+    with their line.
+    """
     paths: list[str] = []
     missing: list[str] = []
     for line, name in named:
@@ -136,10 +144,10 @@ def _paths(
         if not path.is_file():
             missing.append(f"line {line}, {name}")
         paths.append(str(path))
-    if missing:
+    if missing and not may_miss:
         are = counted(len(missing), "file is", "files are")
         raise DataError(
             f"{source}: {table.name}: {are} missing (of {len(paths)}): {shorten(missing, 3)}; add"
-            " them, or remove these lines"
+            " them, remove these lines, or leave them out with `skip_unreadable=True`"
         )
     return paths

@@ -50,6 +50,7 @@ class TransformersClip(ImageTextModel):
                 _first_token
             )
         self._reads_padding = family.reads_padding
+        self.unknown_token = getattr(self.processor.tokenizer, "unk_token_id", None)
 
     def pixels(self, images: list[Image]) -> Tensor:
         """Preprocess RGB images: (batch, 3, height, width), float32; for SigLIP 2 see `_pack`."""

@@ -49,6 +49,12 @@ COMMANDS = {
     ),
     "a template without `{}`": "merge {z} {f} -r wise-ft --data {images} --template photo -o out",
     "a handful of images": "merge {z} {f} -r wise-ft --data {few} -o out",
+    "an image without a caption": "merge {z} {f} -r wise-ft --data {blank} -o out",
+    "a row of a table whose file is missing": "merge {z} {f} -r wise-ft --data {table} -o out",
+    "the same with `--skip-unreadable`": (
+        "merge {z} {f} -r wise-ft --data {table} --skip-unreadable -o out"
+    ),
+    "classes and captions in one folder": "merge {z} {f} -r wise-ft --data {both} -o out",
     "a misspelt check": "merge {z} {f} -r wise-ft --allow swaped -o out",
     "an unknown device": "merge {z} {f} -r wise-ft --data {images} --device gpu -o out",
     "a sweep without images of a shift": "sweep {z} {f} --id val={images} -o out",
@@ -96,6 +102,17 @@ def places(
     }
     for name, text in texts.items():
         (folder / name).write_text(text)
+    blank, both = (save_images(folder / name, each=2) for name in ("blank", "both"))
+    for image in both.glob("*/*.png"):
+        image.with_suffix(".txt").write_text(f"a caption of {image.name}")
+    found = sorted(blank.glob("*/*.png"))
+    for number, image in enumerate(found):
+        image.rename(blank / f"{number}.png")
+        (blank / f"{number}.txt").write_text(f"caption {number}" if number else " ")
+    for emptied in {image.parent for image in found}:
+        emptied.rmdir()
+    rows = [f"blank/{number}.png,picture {number}" for number in range(len(found) + 1)]
+    (folder / "table.csv").write_text("\n".join(["filepath,title", *rows]))
     clipmerge("plan", *pair, "-r", "wise-ft", "-o", folder / "plan.json")
     plan = json.loads((folder / "plan.json").read_text())
     plan["finetuned"][0]["source"] = str(other)
@@ -115,6 +132,9 @@ def places(
         "plan": folder / "plan.json",
         "images": images,
         "one": save_images(folder / "one", each=4, classes=("cat",)),
+        "blank": blank,
+        "both": both,
+        "table": folder / "table.csv",
         "few": save_images(folder / "few", each=2, classes=("cat", "dog")),
         "numbers": save_images(folder / "numbers", each=2, classes=("0", "1", "2")),
         "codes": save_images(

@@ -374,3 +374,54 @@ def test_parquet_on_the_hub_has_captions_too(hub: FakeHub, tmp_path: Path) -> No
     found = open_images("hf://datasets/acme/products:train", most=3)
     assert isinstance(found, CaptionedImages)
     assert found.captions == tuple((text,) for text in TEXTS)
+
+
+def skipping(**columns: Any) -> Columns:
+    return Columns(skip_unreadable=True, **columns)
+
+
+def test_unreadable_images_are_left_out_and_counted(tmp_path: Path) -> None:
+    """A row whose file is missing, and a file that is no image."""
+    source = rewritten("open_clip_csv", "2.png", "7.png")(tmp_path)
+    (tmp_path / "x" / "3.png").write_bytes(b"no image")
+    found = open_images(source, columns=skipping())
+    assert isinstance(found, CaptionedImages)
+    assert found.captions == tuple((TEXTS[at],) for at in (0, 1, 4))
+    assert [found.image(at).tobytes() for at in range(3)] == [decoded(png(at)) for at in (0, 1, 4)]
+    assert "left out 2 images (of 5) that cannot be read" in found.notes[-1]
+    assert "7.png" in found.notes[-1]
+    with pytest.raises(DataError, match=r"or leave them out with `skip_unreadable=True`"):
+        open_images(source)
+
+
+@pytest.mark.parametrize("kind", ["tar", "parquet", "list of mappings"])
+def test_unreadable_images_of_other_sources_too(kind: str, tmp_path: Path) -> None:
+    def broken(number: int) -> bytes:
+        return b"no image" if number == 1 else png(number)
+
+    if kind == "tar":
+        files = {f"{k}.txt": text.encode() for k, text in enumerate(TEXTS)}
+        files |= {f"{k}.png": broken(k) for k in range(len(TEXTS))}
+        source: Any = str(save_tar(tmp_path / "x.tar", dict(sorted(files.items()))))
+    elif kind == "parquet":
+        columns = {"image": [broken(k) for k in range(5)], "caption": list(TEXTS)}
+        source = str(save_plain_parquet(tmp_path / "x.parquet", columns))
+    else:
+        source = datasets.Dataset.from_dict(
+            {"image": [broken(k) for k in range(5)], "caption": list(TEXTS)}
+        )
+    found = open_images(source, columns=skipping())
+    assert isinstance(found, CaptionedImages)
+    assert found.captions == tuple((TEXTS[at],) for at in (0, 2, 3, 4))
+    assert [found.image(at).tobytes() for at in range(4)] == [
+        decoded(png(at)) for at in (0, 2, 3, 4)
+    ]
+    assert found.sample(4, seed=0).store.name(0)
+
+
+def test_nothing_but_unreadable_images_is_an_error(tmp_path: Path) -> None:
+    for number in range(2):
+        (tmp_path / f"{number}.png").write_bytes(b"no image")
+        (tmp_path / f"{number}.txt").write_text("a caption")
+    with pytest.raises(DataError, match="none of its 2 images can be read"):
+        open_images(str(tmp_path), columns=skipping())

@@ -1,0 +1,63 @@
+"""What can be told of captions before a model reads them: whether they fit, and whether its
+tokenizer knows their language.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from clipmerge.errors import counted
+from clipmerge.files.limits import LONGEST_PROMPT
+from clipmerge.models import ImageTextModel
+
+# A tokenizer takes about 0.25 tokens for a byte of its own languages, and near to one for every
+# letter or byte of others.
+_MOST_TOKENS_A_BYTE = 0.45
+_MOST_UNKNOWN = 0.1
+_TEXTS_AT_ONCE = 1024
+
+
+def caption_notes(source: str, model: ImageTextModel, captions: Sequence[str]) -> list[str]:
+    """Notes on captions that are cut off, and on those in a language that the tokenizer hardly
+    knows.
+    """
+    texts = [text[:LONGEST_PROMPT] for text in captions]
+    cut = unknown = total = bytes_read = length = 0
+    for start in range(0, len(texts), _TEXTS_AT_ONCE):
+        part = texts[start : start + _TEXTS_AT_ONCE]
+        longer = [f"{text} x" for text in part]
+        # padded to one length, and the last row ends in padding
+        rows = model.tokens([*part, *longer, ""])["input_ids"]
+        ids, extended, padding = rows[: len(part)], rows[len(part) : -1], rows[-1, -1]
+        full = (ids == extended).all(dim=1)
+        cut += int(full.sum())
+        length = max(length, ids.shape[1])
+        real = ids != padding
+        total += int(real[~full].sum())
+        bytes_read += sum(
+            len(text.encode())
+            for text, is_full in zip(part, full.tolist(), strict=True)
+            if not is_full
+        )
+        # of some tokenizers it is the token that ends every text
+        if model.unknown_token is not None and not (rows[-1] == model.unknown_token).any():
+            unknown += int((ids == model.unknown_token).sum())
+    notes = []
+    if cut:
+        are = counted(cut, "caption is", "captions are")
+        notes.append(
+            f"{source}: {are} as long as the {length} tokens that the model reads, or longer (of"
+            f" {len(texts)}); what is beyond is cut off"
+        )
+    if unknown > _MOST_UNKNOWN * total:
+        notes.append(
+            f"{source}: {100 * unknown / max(total, 1):.0f}% of the captions' tokens are unknown to"
+            " the model's tokenizer; are they in a language that the model knows?"
+        )
+    elif total > _MOST_TOKENS_A_BYTE * bytes_read:
+        notes.append(
+            f"{source}: the model's tokenizer spells the captions nearly letter by letter"
+            f" ({total / max(bytes_read, 1):.2f} tokens for a byte; about 0.25 for a known"
+            " language); are they in a language that the model knows?"
+        )
+    return notes
