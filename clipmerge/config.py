@@ -189,8 +189,8 @@ class DataOptions(TypedDict, total=False):
         Any,
         Option(
             None,
-            "Labelled images: a folder, .parquet, .tar, hf://datasets/ORG/NAME:SPLIT, or a name"
-            " from `data list`.",
+            "Images with labels, or with `classes`: a folder, .parquet, .tar,"
+            " hf://datasets/ORG/NAME:SPLIT, or a name from `data list`.",
             "Images",
             "SOURCE",
             python=(

@@ -44,7 +44,8 @@ class RunCache:
         self, request: MergeRequest | SweepRequest, progress: Progress
     ) -> LabelledImages | CaptionedImages:
         """Open `data` once, for all images that the request takes, and tell the notes about it."""
-        from clipmerge.images.dataset import open_images
+        from clipmerge.errors import DataError, NoLabelsError
+        from clipmerge.images.dataset import load_without_labels, open_images
         from clipmerge.images.split import MOST, held_out_count
 
         calibration = request.calibration
@@ -53,13 +54,16 @@ class RunCache:
         if recipe is not None and not recipe.measure:  # it is only judged
             most = min(MOST, calibration.images)
         if self.data is None or self.data[0] < most:
-            images = open_images(
-                calibration.source,
-                calibration.classes,
-                columns=calibration.columns,
-                most=most,
-                seed=request.seed,
-            )
+            source, classes, columns = calibration.source, calibration.classes, calibration.columns
+            images: LabelledImages | CaptionedImages
+            try:
+                images = open_images(source, classes, columns=columns, most=most, seed=request.seed)
+            except NoLabelsError as error:
+                if classes is None:
+                    raise DataError(
+                        f"{error}; for images without labels give the class names with `classes`"
+                    ) from None
+                images = load_without_labels(source, classes, columns, most=most, seed=request.seed)
             say_all(progress, images.notes)
             self.data = most, images
         return self.data[1]

@@ -88,7 +88,7 @@ def _doubt_names(
     from clipmerge.images.dataset import LabelledImages
     from clipmerge.images.prompts import templates_for
 
-    if not isinstance(images, LabelledImages):
+    if not isinstance(images, LabelledImages) or images.labelled_by != "source":
         return
     template = templates_for(request.calibration.templates, images.templates)[0]
     ends = EndAccuracy(

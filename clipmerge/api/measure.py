@@ -151,6 +151,7 @@ def objective_for(
         batch_size=batch_size,
         templates=templates,
         seed=request.seed,
+        labelled=images.labelled_by == "source",
         noise=_noise_device(request.recipe, context.device),
         unlabelled=unlabelled_record,
     )

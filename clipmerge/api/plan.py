@@ -11,6 +11,7 @@ import os
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar, Unpack
 
@@ -22,7 +23,7 @@ from clipmerge.checkpoint.ancestry import unmerged_encoders
 from clipmerge.checkpoint.inputs import HEAD_WEIGHT
 from clipmerge.checks import PROBE, check_answers, check_models, end_accuracy, settle
 from clipmerge.config import Missing, PlanOptions, complete_options, with_options
-from clipmerge.errors import RecipeError
+from clipmerge.errors import DataError, RecipeError
 from clipmerge.evaluation.zero_shot_head import build_zeroshot_head, lacks_zeroshot_head
 from clipmerge.layers import match_layers
 from clipmerge.methods import Task, decide
@@ -136,6 +137,7 @@ def prepare(
     known = known or RunCache()
     run, request = _read(request, progress or Progress(), known)
     _early_checks(run, request.recipe)
+    _label_images(run, request)
     measurements, calibration = None, None
     if request.recipe.learns and judged:
         doubts = settle(_probe_answers(run, request), allow=request.allow, strict=request.strict)
@@ -239,12 +241,39 @@ def doubt_models(inputs: Inputs, known: RunCache) -> list[Finding]:
     return known.doubts
 
 
+def _label_images(run: Run, request: MergeRequest) -> None:
+    """Let the fine-tuned model label as many images of a source without labels as are used."""
+    from clipmerge.evaluation.moving_model import MovingModel
+    from clipmerge.evaluation.scorer import Scorer
+    from clipmerge.images.dataset import LabelledImages
+    from clipmerge.models.building import build_model
+
+    if request.calibration.source is None:
+        return
+    images = run.open_data(request)
+    if not isinstance(images, LabelledImages) or images.labelled_by is not None:
+        return
+    if len(run.inputs.finetuned) > 1:
+        raise DataError(
+            f"{images.source}: has no labels, and several fine-tuned models would give different"
+            " ones; give images with labels, or one fine-tuned model"
+        )
+    most, _ = run.cache.data or (0, None)
+    sample = images.sample(most, request.seed)
+    with run.timed("label", "labelling"):
+        scorer = Scorer(build_model(run.inputs), run.inputs, settings_for(request.calibration))
+        moves = [partial(MovingModel.become_finetuned, which=0)]
+        (answers,) = scorer.answer(moves, {"data": sample}, run.progress).values()
+    labelled = replace(sample, labels=tuple(answers[0].tolist()), labelled_by="finetuned")
+    run.cache.data = most, labelled
+
+
 def _probe_answers(run: Run, request: MergeRequest) -> list[Finding]:
     """Check before learning, on a few images, whether the models recognise anything."""
     from clipmerge.images.dataset import LabelledImages
 
     images = run.open_data(request)
-    if not isinstance(images, LabelledImages):
+    if not isinstance(images, LabelledImages) or images.labelled_by != "source":
         return []
     images.require_classes()
     sample = images.sample(min(PROBE, request.calibration.images), request.seed)

@@ -38,11 +38,16 @@ def conclude(
     images: int,
     max_loss: float,
     learned: bool = False,
+    labelled: bool = True,
 ) -> Conclusion:
     """Recommend whether to use a merged model.
 
-    ``learned`` says whether it has learned coefficients.
+    ``learned`` says whether it has learned coefficients, ``labelled`` whether images have labels;
+    if not, an accuracy is agreement with the fine-tuned model, and less of it need not be a loss.
     """
+    if not labelled and loses(over_finetuned.clean.value, max_loss):
+        reason = Finding.of("disagrees", clean=_numbers(over_finetuned.clean))
+        return Conclusion("cannot-tell", reason, None, ())
     recommendation, reason = _recommend(over_finetuned, over_zeroshot, max_loss / 100, learned)
     low = over_finetuned.clean.interval[0]
     possible = None

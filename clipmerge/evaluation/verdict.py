@@ -115,6 +115,7 @@ def measure_effect(
         per_class = [counts[label] for label in range(classes)]
     reference = int(np.argmax(clean[1:-1].sum(axis=1)))
     over_finetuned, over_zeroshot = gain(1 + reference), gain(0)
+    labelled = isinstance(images, CaptionedImages) or images.labelled_by == "source"
     conclusion = conclude(
         finetuned=finetuned[reference],
         merged=merged,
@@ -123,6 +124,7 @@ def measure_effect(
         images=len(images),
         max_loss=max_loss,
         learned=learned,
+        labelled=labelled,
     )
     return MergeEffect(
         source=images.source,
@@ -130,6 +132,7 @@ def measure_effect(
         images=len(images),
         classes=classes,
         captions=captions,
+        labelled=labelled,
         classes_without_images=per_class.count(0),
         classes_with_one_image=per_class.count(1),
         corruptions_per_image=unrelated.per_image,

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from clipmerge.errors import DataError, counted, did_you_mean, is_utf8, shorten
+from clipmerge.errors import DataError, NoLabelsError, counted, did_you_mean, is_utf8, shorten
 from clipmerge.files.reading import parse_json
 
 if TYPE_CHECKING:
@@ -193,7 +193,8 @@ def _choose(
     columns: Iterable[str],
 ) -> str:
     if not candidates:
-        raise DataError(
+        error = NoLabelsError if flag == _LABEL_OR_CAPTION else DataError
+        raise error(
             f"{where}: no {what} column found (columns: {shorten(columns, 12)}); name it with"
             f" {flag}"
         )
@@ -255,7 +256,8 @@ def number_classes(
             f"of {len(labels)} images have no label",
         )
         many = "no image has a label" if missing == len(labels) else some
-        raise DataError(f"{where}: {many}; give a labelled split, such as validation")
+        error = NoLabelsError if missing == len(labels) else DataError
+        raise error(f"{where}: {many}; give a labelled split, such as validation")
     if numbers is None:
         classes = tuple(class_order({str(label) for label in labels}))
         index = {name: number for number, name in enumerate(classes)}

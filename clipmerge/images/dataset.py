@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 
@@ -16,7 +16,7 @@ from clipmerge.images import Columns, ImageSet, OpenedSource, Store
 from clipmerge.images.file_store import describe_folder, expand, local_split, open_local
 from clipmerge.images.folder import load_flat, load_folder
 from clipmerge.images.in_memory import open_in_memory
-from clipmerge.images.prompts import ClassNames, name_classes
+from clipmerge.images.prompts import ClassNames, listed_names, name_classes
 from clipmerge.images.readable import without_unreadable
 from clipmerge.images.registry import RegistryRef, find_known, known_sets
 from clipmerge.images.tables import load_table
@@ -30,6 +30,8 @@ class LabelledImages(ImageSet):
     templates: tuple[str, ...] = ()  # the source's own prompt templates; empty if it has none
     # for each class its rows in a head of ImageNet's 1000 classes; empty if they are not known
     imagenet_rows: tuple[tuple[int, ...], ...] = ()
+    # whose labels they are: ``None`` while a source without labels waits for the fine-tuned model's
+    labelled_by: Literal["source", "finetuned"] | None = "source"
 
     def require_classes(self) -> None:
         """Refuse images of a single class, which every model would recognise."""
@@ -195,6 +197,30 @@ def load_unlabelled(
         ("unlabelled",),
         revision=opened.revision,
         notes=opened.notes,
+    )
+
+
+def load_without_labels(
+    source: Any,
+    classes: Path | Sequence[str],
+    columns: Columns | None = None,
+    *,
+    most: int,
+    seed: int = 0,
+) -> LabelledImages:
+    """Find images of these classes in a source without labels, which the fine-tuned model gives
+    later.
+    """
+    images = load_unlabelled(source, columns, most=most, seed=seed)
+    note = (
+        f"{images.source}: its images have no labels; the fine-tuned model's answers stand in for"
+        " them"
+    )
+    return replace(
+        images,
+        class_names=listed_names(classes),
+        labelled_by=None,
+        notes=(*images.notes, note),
     )
 
 

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from clipmerge.errors import DataError, counted, did_you_mean, shorten
+from clipmerge.errors import DataError, NoLabelsError, counted, did_you_mean, shorten
 from clipmerge.files.reading import read_text, refusing
 from clipmerge.images.columns import Columns, caption_lists, number_classes
 from clipmerge.images.file_store import refuse_links
@@ -68,7 +68,7 @@ def _load_classes(
 ) -> OpenedSource:
     """List class folders; ``captions`` says that there are images with captions beside them."""
     if not subfolders:
-        raise DataError(
+        raise NoLabelsError(
             f"{source}: has no subfolders; expected one per class, such as {source}/cat/1.jpg, or"
             f" captions beside the images, such as 1.{_TEXT} beside 1.jpg"
         )

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from clipmerge.errors import DataError
+from clipmerge.errors import DataError, NoLabelsError
 from clipmerge.images.columns import (
     CAPTION_NAMES,
     Columns,
@@ -112,7 +112,7 @@ def _open_items(title: str, data: Any, columns: Columns) -> OpenedSource:
         store, notes = _store_and_notes(lambda at: _picture(data[at]), len(data), title)
         return OpenedSource(store, (0,) * len(data), ("0",), named=False, notes=notes)
     if _target(first, columns) is None:
-        raise DataError(
+        raise NoLabelsError(
             f"{title}: its items are not (image, label) or (image, caption) pairs, or mappings of"
             " these names"
         )
@@ -236,7 +236,8 @@ def _open_loader(title: str, loader: Any, most: int | None, columns: Columns) ->
         if images is None or (columns.labelled and of_batch is None):
             wanted = "(images, labels) and do not hold 'pixel_values' and 'labels'"
             wanted = wanted if columns.labelled else "images and do not hold 'pixel_values'"
-            raise DataError(f"{title}: its batches are not {wanted}")
+            error = DataError if images is None else NoLabelsError
+            raise error(f"{title}: its batches are not {wanted}")
         pixels += list(images)
         targets += list(of_batch) if columns.labelled else [0] * len(images)
         if most is not None and len(targets) >= most:

@@ -139,6 +139,13 @@ def read_class_names(
     return _checked_names(_title(given), _read_names(given), classes, numbered=numbered)
 
 
+def listed_names(given: Path | Sequence[str]) -> tuple[str, ...]:
+    """Class names in the order in which they are given, of images that have no labels."""
+    data = _read_names(given)
+    names = list(data.values()) if isinstance(data, dict) else data
+    return _checked_names(_title(given), names, list(map(str, range(len(names)))), numbered=False)
+
+
 def _read_names(given: Path | Sequence[str]) -> list[Any] | dict[str, Any]:
     """Names in order, or by class."""
     if not isinstance(given, Path):

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from clipmerge.errors import DataError, counted, shorten
+from clipmerge.errors import DataError, NoLabelsError, counted, shorten
 from clipmerge.files.limits import LARGEST_HELD
 from clipmerge.files.paths import local_path
 from clipmerge.files.reading import Unreadable, parse_json, read_text, refusing
@@ -77,7 +77,7 @@ def load_table(
             raise DataError(f"{source}: {table.name}, {wrong[0]}: a label is a number or a text")
         return OpenedSource(store, *number_classes(source, labels), notes=notes)
     if caption is None:
-        raise DataError(
+        raise NoLabelsError(
             f"{source}: {table.name} has no column of labels or captions (columns:"
             f" {shorten(names, 12)}); name it with `label_column` or `caption_column`"
         )

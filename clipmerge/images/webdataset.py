@@ -13,7 +13,7 @@ from itertools import groupby
 from operator import itemgetter
 from typing import IO, Any, NamedTuple, TypeAlias, cast
 
-from clipmerge.errors import DataError, did_you_mean, shorten
+from clipmerge.errors import DataError, NoLabelsError, did_you_mean, shorten
 from clipmerge.files.limits import LARGEST_IMAGE, LARGEST_LABEL, LARGEST_TAR_HEADER
 from clipmerge.files.reading import format_size, parse_json, refusing
 from clipmerge.images.columns import (
@@ -116,7 +116,7 @@ def read_samples(archive: str, columns: Columns) -> list[Sample]:
             image = _image_ending(where, list(endings), named)
             label: int | str | tuple[str, ...] = 0
             if columns.labelled:
-                label = _label(where, file, endings, columns)
+                label = _label(where, file, endings, columns, is_first=not samples)
             samples.append((endings[image], label))
             check_count(archive, len(samples))
     return samples
@@ -223,7 +223,12 @@ def _image_ending(where: str, endings: list[str], wanted: str | None) -> str:
 
 
 def _label(
-    where: str, file: IO[bytes], endings: dict[str, Member], columns: Columns
+    where: str,
+    file: IO[bytes],
+    endings: dict[str, Member],
+    columns: Columns,
+    *,
+    is_first: bool,
 ) -> int | str | tuple[str, ...]:
     """Read a sample's label or captions: the text of its ``cls`` or ``txt``, or a value in its
     ``json``.
@@ -252,7 +257,8 @@ def _label(
         return captions
     parameter = "`caption_column`" if columns.caption else "`label_column`"
     needed = f".{wanted} for {parameter}" if wanted else ".cls, .json or .txt with a label"
-    raise DataError(f"{where}: has no {needed} (endings: {shorten(endings)})")
+    error = NoLabelsError if is_first and not wanted else DataError
+    raise error(f"{where}: has no {needed} (endings: {shorten(endings)})")
 
 
 def _from_json(where: str, text: str, key: str) -> tuple[int | str | None, tuple[str, ...]]:

@@ -115,6 +115,8 @@ class MergeEffect(Frozen):
         classes: Number of classes, or captions, to choose from.
         captions: Number of captions of the images; 0 for images with classes. With captions an
             accuracy is the mean recall at 1 of both ways among these images.
+        labelled: Whether the labels are the images' own. If not, they are the fine-tuned model's
+            answers on the unchanged images, and an accuracy is the agreement with those.
         classes_without_images: Number of classes without a held-back image.
         classes_with_one_image: Number of classes with a single held-back image.
         corruptions_per_image: Number of corruptions per image, of kinds that no recipe learns from.
@@ -147,6 +149,7 @@ class MergeEffect(Frozen):
     images: Annotated[int, Field(ge=1)]
     classes: Annotated[int, Field(ge=1)]
     captions: Annotated[int, Field(ge=0)] = 0
+    labelled: bool = True
     classes_without_images: Annotated[int, Field(ge=0)] = 0
     classes_with_one_image: Annotated[int, Field(ge=0)] = 0
     corruptions_per_image: Annotated[int, Field(ge=1)]

@@ -99,6 +99,7 @@ class CalibrationRecord(Frozen):
         batch_size: Images per batch.
         templates: Prompt templates.
         seed: Seed of the draw.
+        labelled: Whether the images had labels; if not, the fine-tuned model gave them.
         unlabelled: Images without labels that were used as well, if any were.
         noise: Kind of device that drew the noise of changed copies; ``None`` if the CPU did.
     """
@@ -113,6 +114,7 @@ class CalibrationRecord(Frozen):
     batch_size: int
     templates: tuple[str, ...]
     seed: int
+    labelled: bool = True
     unlabelled: UnlabelledRecord | None = None
     noise: str | None = None
 

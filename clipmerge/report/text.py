@@ -309,11 +309,17 @@ def answer_text(effect: MergeEffect) -> str:
     """The recommendation, and the main numbers in a sentence."""
     low, high = effect.merged.clean.interval
     finetuned = effect.finetuned[effect.reference]
+    images = counted(effect.images, "held-out image", "held-out images")
+    if effect.labelled:
+        shown = f"is {_percent(effect.merged.clean.value)}% accurate"
+        against = f" (fine-tuned {_percent(finetuned.clean.value)})"
+    else:
+        images += " without labels"
+        shown = f"gives the fine-tuned model's answer on {_percent(effect.merged.clean.value)}%"
+        against = ""
     return (
-        f"{ADVICE[effect.recommendation]}. On"
-        f" {counted(effect.images, 'held-out image', 'held-out images')} the merged model is"
-        f" {_percent(effect.merged.clean.value)}% accurate [{_percent(low)}, {_percent(high)}]"
-        f" (fine-tuned {_percent(finetuned.clean.value)}); under unrelated corruptions"
+        f"{ADVICE[effect.recommendation]}. On {images} the merged model {shown}"
+        f" [{_percent(low)}, {_percent(high)}]{against}; under unrelated corruptions"
         f" {_percent(effect.merged.corrupted.value)}%"
         f" (zero-shot {_percent(effect.zeroshot.corrupted.value)}, fine-tuned"
         f" {_percent(finetuned.corrupted.value)})."
@@ -451,6 +457,11 @@ def reason_text(effect: MergeEffect) -> str:
     text = text_of(effect.reason)
     if effect.possible_loss is not None:
         text += f" {text_of(effect.possible_loss)}"
+    if not effect.labelled:
+        text += (
+            " Without labels, accuracy here is agreement with the fine-tuned model's answers: how"
+            " often they are right, and which model is right where they differ, cannot be known."
+        )
     return text
 
 
@@ -743,6 +754,10 @@ SENTENCES: dict[str, str | Callable[..., str]] = {
     "no-worse-zeroshot": _no_worse_zeroshot,
     "surely-loses": lambda clean: (
         f"The merged model loses {_points(clean, lost=True)} of accuracy on your images."
+    ),
+    "disagrees": lambda clean: (
+        f"The merged model answers otherwise than the fine-tuned one on"
+        f" {_points(clean, lost=True).replace(' points', '%')} of your images."
     ),
     "unclear-accuracy": lambda clean: (
         f"The accuracy may have changed by anything from {_range(clean)} points; more images would"

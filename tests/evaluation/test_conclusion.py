@@ -270,3 +270,26 @@ def test_an_advice_does_not_ignore_other_tasks(
     assert (found and (found[0], found[1].kind)) == weighed
     if found:
         assert "letters (accuracy): " in text_of(found[1])
+
+
+def test_disagreement_beyond_the_limit_is_no_loss_where_nobody_knows_the_labels() -> None:
+    finetuned = np.ones((2, 100))
+    for differing, recommendation in ((2, "use"), (4, "cannot-tell"), (40, "cannot-tell")):
+        merged = finetuned.copy()
+        merged[0, :differing] = 0
+        merged[1] = 1
+        case = Case(np.stack([0 * finetuned, finetuned, merged]), 3.0)
+        found = conclude(
+            finetuned=accuracy(*case.right[1]),
+            merged=accuracy(*case.right[2]),
+            over_finetuned=Gain(clean=case.clean, corrupted=case.corrupted),
+            over_zeroshot=case.over_zeroshot,
+            images=100,
+            max_loss=3.0,
+            learned=True,
+            labelled=False,
+        )
+        assert found.recommendation == recommendation
+        assert not found.warnings
+        if recommendation == "cannot-tell":
+            assert f"on {differing}.0%" in text_of(found.reason)

@@ -9,9 +9,9 @@ import pytest
 import torch
 from PIL import Image
 
-from clipmerge.errors import DataError
+from clipmerge.errors import DataError, NoLabelsError
 from clipmerge.images import Columns
-from clipmerge.images.dataset import load_unlabelled
+from clipmerge.images.dataset import load_unlabelled, load_without_labels, open_images
 from clipmerge.images.fingerprints import content_digest
 from tests.support.hub_double import FakeHub, upload
 from tests.support.image_files import save_plain_parquet, save_tar, saved
@@ -76,6 +76,52 @@ def test_tables_and_tars_need_no_label_and_none_is_read(hub: FakeHub, tmp_path: 
 
 class Items(list[object]):
     """A data set in memory."""
+
+
+def loader_of(pictures: list[Image.Image]) -> object:
+    pixels = torch.stack([torch.from_numpy(np.asarray(each).copy()) for each in pictures])
+    return torch.utils.data.DataLoader(pixels, batch_size=4)  # type: ignore[arg-type]
+
+
+def test_every_kind_of_source_without_labels_is_told_from_other_faults(
+    nested: Path, tmp_path: Path
+) -> None:
+    pixels = [png(number) for number in range(COUNT)]
+    pictures = [Image.open(io.BytesIO(each)) for each in pixels]
+    flat = tmp_path / "flat"
+    flat.mkdir()
+    for number, each in enumerate(pixels):
+        (flat / f"{number}.png").write_bytes(each)
+    table = tmp_path / "files.csv"
+    table.write_text("path\n" + "".join(f"flat/{number}.png\n" for number in range(COUNT)))
+    no_column = save_plain_parquet(tmp_path / "x.parquet", {"image": pixels})
+    no_label = save_plain_parquet(tmp_path / "y.parquet", {"image": pixels, "label": [-1] * COUNT})
+    entries = {f"{number}.png": each for number, each in enumerate(pixels)}
+    tar = save_tar(tmp_path / "a.tar", entries)
+    sources = [*map(str, (flat, table, no_column, no_label, tar)), pictures, loader_of(pictures)]
+    for source in sources:
+        with pytest.raises(NoLabelsError):
+            open_images(source, ["cat", "dog"], most=COUNT)
+        images = load_without_labels(source, ["cat", "dog"], most=COUNT)
+        assert images.class_names == ("cat", "dog")
+        assert images.labelled_by is None
+        assert len(images) == COUNT
+        assert "its images have no labels" in images.notes[-1]
+    partly = save_tar(tmp_path / "b.tar", {"0.png": pixels[0], "0.cls": b"1", "1.png": pixels[1]})
+    some = save_plain_parquet(tmp_path / "z.parquet", {"image": pixels, "label": [-1, 0] * 3})
+    for source in map(str, (partly, some, tmp_path / "nowhere")):
+        with pytest.raises(DataError) as raised:
+            open_images(source, ["cat", "dog"], most=COUNT)
+        assert not isinstance(raised.value, NoLabelsError)
+
+
+def test_names_of_images_without_labels_come_in_any_form(nested: Path, tmp_path: Path) -> None:
+    file = tmp_path / "names.json"
+    file.write_text('{"a": "cat", "b": "dog"}')
+    assert load_without_labels(str(nested), file, most=9).class_names == ("cat", "dog")
+    file.write_text('["cat", ""]')
+    with pytest.raises(DataError, match='"" is not a class name'):
+        load_without_labels(str(nested), file, most=9)
 
 
 def test_images_in_memory_may_come_alone_or_with_labels() -> None:
