@@ -15,6 +15,7 @@ from benchmarks.shifts.evaluation import contestants
 from benchmarks.shifts.experiment import About
 from benchmarks.shifts.fonts.shift import ABOUT as FONTS
 from benchmarks.shifts.laboratory import read_claims
+from benchmarks.shifts.natural.pairs import ABOUT as NATURAL
 from benchmarks.shifts.photos.pairs import ABOUT as PHOTOS
 from benchmarks.shifts.plots import regime_png
 from benchmarks.shifts.standing import Floats, Resampled, over_pairs, resampled, told_accuracies
@@ -22,7 +23,7 @@ from benchmarks.shifts.standing import Floats, Resampled, over_pairs, resampled,
 RESULTS = Path(__file__).parents[1] / "results"
 DOCS = Path(__file__).parents[2] / "docs" / "research"
 #: Every benchmark, in the order of the page.
-_BENCHMARKS = (PHOTOS, EMOJI, FONTS, EMOJI_ROLES)
+_BENCHMARKS = (PHOTOS, NATURAL, EMOJI, FONTS, EMOJI_ROLES)
 #: The group of contestants with a table of its own.
 _ABLATIONS = "ablations"
 #: Rows of README's table, by their names in it: the benchmark and the regime.

@@ -4,7 +4,7 @@ once."""
 from __future__ import annotations
 
 import argparse
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from benchmarks import plugins
@@ -72,8 +72,12 @@ def main(
     parser.add_argument(
         "--train", action="store_true", help="train the models and evaluate nothing"
     )
+    parser.add_argument(
+        "--tested", type=int, default=0, help="test pictures of one source; all by default"
+    )
     given = parser.parse_args(arguments)
-    return status_of(lambda: _run(given, settings or Settings(), how or Evaluation()))
+    chosen = replace(settings or Settings(), tested=given.tested)
+    return status_of(lambda: _run(given, chosen, how or Evaluation()))
 
 
 def _run(given: argparse.Namespace, settings: Settings, how: Evaluation) -> None:

@@ -149,6 +149,17 @@ def save_model(model: CLIP, config: dict[str, Any], folder: Path) -> None:
     scratch.rename(folder)
 
 
+def resized(folder: Path, size: int, into: Path) -> Path:
+    """The same model for pictures of another size, which a convolutional tower takes as it is."""
+    config = json.loads((folder / "open_clip_config.json").read_text(encoding="utf-8"))
+    if config["model_cfg"]["vision_cfg"]["image_size"] == size:
+        return folder
+    if not into.is_dir():
+        config["model_cfg"]["vision_cfg"]["image_size"] = size
+        save_model(load_model(folder), config, into)
+    return into
+
+
 def prompts(names: Sequence[str]) -> Tensor:
     """Tokens of the class prompts."""
     tokens: Tensor = open_clip.tokenize(

@@ -69,7 +69,7 @@ def load_collection(folder: Path, imagenet: Sequence[str]) -> list[Picture]:
                 f"{folder}: has no {name}; benchmarks/README.md says which files the pictures"
                 " come in"
             )
-        read = _read(folder / name)
+        read = read_tar(folder / name)
         labels = (
             list(imagenet) if domain == "imagenet" else [file.partition("/")[0] for file, _ in read]
         )
@@ -84,7 +84,7 @@ def load_collection(folder: Path, imagenet: Sequence[str]) -> list[Picture]:
     return found
 
 
-def _read(file: Path) -> list[tuple[str, bytes]]:
+def read_tar(file: Path) -> list[tuple[str, bytes]]:
     """Name and content of every file, by name."""
     with tarfile.open(file) as archive:
         members = sorted(

@@ -7,7 +7,7 @@ import random
 import shutil
 import tarfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from benchmarks.shifts.photos.collection import CIFAR10, PACS, Picture
@@ -44,6 +44,14 @@ class Roles:
     calibration: list[int]
     test: list[int]
     ood: dict[str, list[int]]
+
+    def tested_on(self, most: int) -> Roles:
+        """The same with a sample of each source of test pictures."""
+        return replace(
+            self,
+            test=sampled(self.test, most),
+            ood={name: sampled(tested, most) for name, tested in self.ood.items()},
+        )
 
 
 class Dealer:
@@ -104,7 +112,7 @@ class Dealer:
         ood = {domain: self._parts(domain, "middle", "test", labels=shown) for domain in others}
         ood |= {} if photos else {"imagenet": self._of("imagenet")}
         used = [*calibration, *finetuning, *test]
-        unseen = {domain: _some(self._apart(tested, used)) for domain, tested in ood.items()}
+        unseen = {domain: sampled(self._apart(tested, used)) for domain, tested in ood.items()}
         return Roles(PACS if photos else CIFAR10, finetuning, calibration, test, unseen)
 
     def _split(self, pool: list[int], seed: int) -> tuple[list[int], list[int]]:
@@ -138,10 +146,9 @@ class Dealer:
         return [at for at in pictures if self.groups[at] not in taken]
 
 
-def _some(tested: list[int]) -> list[int]:
+def sampled(tested: Sequence[int], most: int = _MOST) -> list[int]:
     """At most so many of them, always the same."""
-    drawn = random.Random(3).sample(tested, min(_MOST, len(tested)))
-    return sorted(drawn)
+    return sorted(random.Random(3).sample(tested, min(most, len(tested))))
 
 
 def write_role(

@@ -23,6 +23,7 @@ from benchmarks.shifts.photos.backbone import (
     Distillation,
     features_of,
     make_zeroshot,
+    resized,
 )
 from benchmarks.shifts.photos.collection import (
     SIZE,
@@ -63,6 +64,7 @@ class Settings:
         cifar10_regimes: Fine-tuning on CIFAR-10.
         size: Side of a picture.
         imagenet: Names of the classes of ImageNet's samples.
+        tested: Test pictures of one source; 0 for all.
     """
 
     backbones: dict[str, Backbone] = field(
@@ -73,6 +75,7 @@ class Settings:
     cifar10_regimes: dict[str, Regime] = field(default_factory=lambda: CIFAR10_REGIMES)
     size: int = SIZE
     imagenet: tuple[str, ...] = IMAGENET
+    tested: int = 0
 
 
 @dataclass(frozen=True)
@@ -147,8 +150,9 @@ class Photos:
     def make_zeroshot(self, name: str) -> Path:
         """Folder of the zero-shot model with this backbone, taught here unless it is given or
         exists."""
+        size = self.settings.size
         if name in self.zeroshot:
-            return self.zeroshot[name]
+            return resized(self.zeroshot[name], size, self.cache / f"zeroshot-{name}-{size}")
         backbone, how = self.settings.backbones[name], self.settings.distillation
         folder = (
             self.cache / f"zeroshot-{name}-{_digest(asdict(how), self.settings.size, self._digest)}"
@@ -168,6 +172,8 @@ class Photos:
         torch.set_num_threads(1)
         zeroshot = self.make_zeroshot(spec.backbone)
         roles = self.dealer.deal(spec.target, spec.seed)
+        if self.settings.tested:
+            roles = roles.tested_on(self.settings.tested)
         regimes = (
             self.settings.cifar10_regimes if spec.target == "cifar10" else self.settings.regimes
         )

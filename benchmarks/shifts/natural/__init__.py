@@ -1,0 +1,1 @@
+"""Targets with natural shifts, from public repositories of pictures."""

@@ -1,0 +1,85 @@
+"""Targets with natural shifts: make the pairs, judge recipes on them, and write the results page;
+each step once."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks import plugins
+from benchmarks.shifts.command import each_of, names_in, parser_of, status_of
+from benchmarks.shifts.evaluation import Evaluation, contestants, evaluate_pair
+from benchmarks.shifts.experiment import locked
+from benchmarks.shifts.natural.pairs import ABOUT, chosen_pairs
+from benchmarks.shifts.natural.testbed import Natural, Settings
+from benchmarks.shifts.photos.judging import judged
+from benchmarks.shifts.photos.pairs import Spec
+from benchmarks.shifts.report import RESULTS, write_page
+from benchmarks.shifts.training import logged
+from clipmerge.files.paths import user_cache
+
+
+@dataclass(frozen=True)
+class _Job:
+    """Settings shared by all processes of one run."""
+
+    natural: Natural
+    results: Path
+    recipes: tuple[str, ...]
+    again: tuple[str, ...]
+    how: Evaluation
+
+    def models(self, spec: Spec) -> Path:
+        with logged():
+            return self.natural.make_pair(spec).finetuned
+
+    def pair(self, spec: Spec) -> Path:
+        file = self.results / f"{spec.name}.json"
+        # another process working on the same pair would lose rows
+        with logged(), locked(self.natural.cache / f".{file.stem}.lock"):
+            pair = self.natural.make_pair(spec)
+            entered = contestants(only=self.recipes)
+            evaluate_pair(pair, entered, file, self.how, again=self.again, judge=judged)
+        return file
+
+
+def main(
+    arguments: list[str] | None = None,
+    settings: Settings | None = None,
+    how: Evaluation | None = None,
+) -> int:
+    """Run the benchmark."""
+    parser = parser_of(ABOUT, __doc__ or "", "auto,straggler-sparse")
+    parser.add_argument(
+        "--clones", type=Path, required=True, help="folder of the clones, see benchmarks/README.md"
+    )
+    parser.add_argument(
+        "--samples", type=Path, required=True, help="tar file of ImageNet's samples"
+    )
+    parser.add_argument(
+        "--zeroshot", type=Path, required=True, help="zero-shot model that `photos` made"
+    )
+    parser.add_argument(
+        "--train", action="store_true", help="train the models and evaluate nothing"
+    )
+    given = parser.parse_args(arguments)
+    return status_of(lambda: _run(given, settings or Settings(), how or Evaluation()))
+
+
+def _run(given: argparse.Namespace, settings: Settings, how: Evaluation) -> None:
+    plugins.use()
+    cache = given.cache or user_cache(ABOUT.name)
+    natural = Natural(given.clones, given.samples, given.zeroshot, cache, settings)
+    pairs = chosen_pairs(names_in(given.only))
+    results = given.results or RESULTS / ABOUT.name
+    job = _Job(natural, results, names_in(given.recipes), names_in(given.again), how)
+    for made in each_of(job.models if given.train else job.pair, pairs, given.jobs):
+        print(made)
+    if not (given.train or given.no_page):
+        for written in write_page():
+            print(written)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,43 @@
+"""Which targets and pairs there are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmarks.shifts.experiment import About
+from benchmarks.shifts.photos.pairs import Spec
+from clipmerge.errors import UsageError
+
+#: The target on which recipes may be tuned; pairs of all others are held out.
+TUNING = "signs"
+TARGETS = (TUNING, "groceries", "aerial")
+PAIRS = tuple(Spec(regime, target, 0) for target in TARGETS for regime in ("aggressive", "mild"))
+ABOUT = About(
+    name="natural",
+    module="benchmarks.shifts.natural",
+    title="Groceries, aerial pictures and traffic signs",
+    note=Path(__file__).with_name("about.md"),
+    pairs=tuple(spec.name for spec in PAIRS),
+    models="EfficientNet-Lite that knows ImageNet",
+)
+
+
+def is_tuning(spec: Spec) -> bool:
+    """Whether recipes may be tuned on it."""
+    return spec.target == TUNING
+
+
+def chosen_pairs(wanted: Sequence[str]) -> list[Spec]:
+    """The pairs that are wanted, in order."""
+    words = {
+        spec: {spec.name, spec.regime, spec.target, "tuning" if is_tuning(spec) else "held-out"}
+        for spec in PAIRS
+    }
+    unknown = [name for name in wanted if not any(name in each for each in words.values())]
+    if unknown:
+        names = ", ".join(spec.name for spec in PAIRS)
+        raise UsageError(
+            f"--only: no pair '{unknown[0]}' (tuning, held-out, a target, a regime, or {names})"
+        )
+    return [spec for spec, each in words.items() if not wanted or each & set(wanted)]
