@@ -137,9 +137,16 @@ def _how(about: About, pairs: Sequence[Resampled]) -> str:
         where = "; ".join(f"{', '.join(names)}: {machine}" for machine, names in machines.items())
     return (
         f"`{about.command}`{once_more} regenerates this. Sweep seed {record['sweep_seed']}, at most"
-        f" {record['calibration_images']} calibration images, alphas in steps of"
-        f" {record['alphas'][1]:g}, one thread. {where}."
+        f" {record['calibration_images']} calibration images, {_points(record['alphas'])}, one"
+        f" thread. {where}."
     )
+
+
+def _points(alphas: Sequence[float]) -> str:
+    """The points of the curve in a few words."""
+    if len(alphas) == 1 + round(1 / alphas[1]):
+        return f"alphas in steps of {alphas[1]:g}"
+    return f"alphas {', '.join(f'{alpha:g}' for alpha in alphas)}"
 
 
 def _not_run(about: About, pairs: Sequence[Resampled]) -> str:

@@ -209,6 +209,24 @@ def test_advice_is_held_against_the_test_pictures(
     )
 
 
+@pytest.mark.parametrize(
+    ("merged", "above", "within"),
+    [
+        ((0.78, 0.7), 1, 1),
+        ((0.78, 0.55), 0, 1),  # below alpha 0.5
+        ((0.7, 0.7), 0, 0),
+        ((0.76, 0.7), 0, 1),  # four points, less than three and a standard error
+    ],
+)
+def test_safe_merges_are_counted(merged: tuple[float, float], above: int, within: int) -> None:
+    correct = {"test": bits([0.4, 0.6, 0.8, merged[0]]), "far": bits([0.6, 0.6, 0.5, merged[1]])}
+    record = record_of(correct, {"auto": 3}, alphas=[0, 0.5, 1], target="art", all_things=99)
+    record["recipes"][0]["recommendation"] = "use"
+    text = "\n".join(advice.tables([standing.resampled(record, resamples=200)]))
+    assert f"at a loss of at most 3 points of ID accuracy: {above}." in text
+    assert f"plus its standard error: {within}." in text
+
+
 def test_robustness_is_counted_where_accuracy_is_kept() -> None:
     pairs = []
     for merged in ((0.78, 0.7), (0.78, 0.4), (0.7, 0.2)):

@@ -19,6 +19,9 @@ from benchmarks.shifts.report import RESULTS, write_page
 from benchmarks.shifts.training import logged
 from clipmerge.files.paths import user_cache
 
+#: Points of the curve: merges lie in its upper half.
+_ALPHAS = (0.0, 0.3, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+
 
 @dataclass(frozen=True)
 class _Job:
@@ -64,7 +67,7 @@ def main(
         "--train", action="store_true", help="train the models and evaluate nothing"
     )
     given = parser.parse_args(arguments)
-    return status_of(lambda: _run(given, settings or Settings(), how or Evaluation()))
+    return status_of(lambda: _run(given, settings or Settings(), how or Evaluation(_ALPHAS)))
 
 
 def _run(given: argparse.Namespace, settings: Settings, how: Evaluation) -> None:
