@@ -1,13 +1,14 @@
 """Plan a merge of random weights at real sizes, one architecture after another: does each one run?
 
-``python -m benchmarks.architectures ViT-S-32-alt RN50 transformers:siglip --json tried.json``
+``nice python -m benchmarks.architectures ViT-S-32-alt RN50 transformers:siglip``
 
 Each architecture is saved twice, the second time with every weight moved a little, and planned with
-the recipe ``auto`` in a few steps on a few random images: opening, measuring in both precisions,
-learning and judging run at the sizes that users have. A run that ends by a signal, as from a fault
-in a library's kernel, is told apart from one that ends by an error. Names are open_clip's, or
-``transformers:`` and a key of `TRANSFORMERS`. Without names all small ones run, a few hours of one
-core.
+the recipe ``auto`` in two steps on eight random images: opening, checking, measuring in both
+precisions, learning and judging run at the sizes that users have. A run that ends by a signal, as
+from a fault in a library's kernel, is told apart from one that ends by an error. Names are
+open_clip's, or ``transformers:`` and a key of `TRANSFORMERS`. Without names all of `OPEN_CLIP` and
+`TRANSFORMERS` run, an hour or two of one core; an architecture that has ended well before is not
+run again, unless its line is removed from the file of results.
 """
 
 from __future__ import annotations
@@ -31,35 +32,94 @@ import transformers as hf
 from PIL import Image
 from safetensors.torch import save_file
 
-SMALL = (
-    *("ViT-S-32-alt", "ViT-S-32", "ViT-M-32-alt", "ViT-M-32", "ViT-S-16-alt", "ViT-M-16-alt"),
-    *("ViT-B-32", "ViT-B-32-quickgelu", "ViT-B-32-256", "RN50", "RN50-quickgelu", "RN101"),
-    *("coca_ViT-B-32", "MobileCLIP2-S0", "MobileCLIP-S1", "MobileCLIP-S2", "ViTamin-S"),
-    *("PE-Core-T-16-384", "convnext_tiny", "vit_medium_patch16_gap_256", "EVA02-B-16"),
+RESULTS = Path(__file__).parent / "results" / "architectures.json"
+#: One of each design of a tower, in small sizes, the fastest first.
+OPEN_CLIP = (
+    "ViT-S-32-alt",
+    "ViT-M-16-alt",
+    "ViT-B-32",
+    "ViT-B-32-quickgelu",
+    "MobileCLIP2-S0",
+    "vit_medium_patch16_gap_256",
+    "ViTamin-S",
+    "RN50",
+    "convnext_tiny",
+    "PE-Core-T-16-384",
+    "coca_ViT-B-32",
+    "roberta-ViT-B-32",
+    "vit_relpos_medium_patch16_cls_224",
+    "MobileCLIP-S1",
+    "MobileCLIP-B",
+    "EVA02-B-16",
+    "swin_base_patch4_window7_224",
+    "ViT-B-16-SigLIP",
+    "ViT-B-32-SigLIP2-256",
+    "xlm-roberta-base-ViT-B-32",
+    "nllb-clip-base",
+    "mt5-base-ViT-B-32",
+    "ViTamin-S-LTT",
+    "ViT-B-16-plus-240",
+    "coca_roberta-ViT-B-32",
+    "convnext_base",
+    "RN101-quickgelu",
+    "ViT-L-14-CLIPA",
 )
 STEPS = ("measure.steps=2", "measure.batch=4", "measure.strong_aug=2")
-
-
-def _words(*special: str) -> dict[str, int]:
-    letters = [*special, *string.ascii_lowercase, *".,"]
-    return {word: index for index, word in enumerate(letters)}
+_LETTERS = [*string.ascii_lowercase, *".,"]
 
 
 def _clip_tokenizer() -> Any:
-    letters = [*string.ascii_lowercase, *".,"]
-    words = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
+    words = [*_LETTERS, *(f"{letter}</w>" for letter in _LETTERS)]
+    words += ["<|startoftext|>", "<|endoftext|>"]
     vocabulary = {word: index for index, word in enumerate(words)}
     return hf.CLIPTokenizer(vocab=vocabulary, merges=[], model_max_length=77)
 
 
 def _bert_tokenizer() -> Any:
-    words = _words("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
-    return hf.BertTokenizer(vocab=words, model_max_length=64)
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    words = [*special, *_LETTERS, *(f"##{letter}" for letter in _LETTERS)]
+    vocabulary = {word: index for index, word in enumerate(words)}
+    return hf.BertTokenizer(vocab=vocabulary, model_max_length=64)
 
 
 def _gemma_tokenizer() -> Any:
-    words = _words("<pad>", "<eos>", "<bos>", "<unk>", "<mask>", "\u2581")
-    return hf.Siglip2Tokenizer(vocab=words, merges=[], model_max_length=64, padding_side="right")
+    words = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", "\u2581", *_LETTERS]
+    vocabulary = {word: index for index, word in enumerate(words)}
+    return hf.Siglip2Tokenizer(
+        vocab=vocabulary, merges=[], model_max_length=64, padding_side="right"
+    )
+
+
+def _xlm_tokenizer() -> Any:
+    words = ["<s>", "<pad>", "</s>", "<unk>", "\u2581", *_LETTERS, "<mask>"]
+    vocabulary = [(word, -float(index)) for index, word in enumerate(words)]
+    return hf.XLMRobertaTokenizer(vocab=vocabulary, model_max_length=64)
+
+
+#: Hugging Face's text towers of open_clip at their published sizes, by part of the model's name,
+#: and a tokenizer whose padding has the same number.
+TEXT_TOWERS: dict[str, tuple[Callable[[], Any], Callable[[], Any]]] = {
+    "xlm-roberta-base": (
+        lambda: hf.XLMRobertaConfig(vocab_size=250002, max_position_embeddings=514),
+        _xlm_tokenizer,
+    ),
+    "roberta-": (
+        lambda: hf.RobertaConfig(vocab_size=50265, max_position_embeddings=514),
+        _xlm_tokenizer,
+    ),
+    "nllb-clip-base": (
+        lambda: hf.M2M100Config(
+            vocab_size=256206, d_model=1024, encoder_layers=12, encoder_ffn_dim=4096
+        ),
+        _xlm_tokenizer,
+    ),
+    "mt5-base": (
+        lambda: hf.MT5Config(
+            vocab_size=250112, d_model=768, d_ff=2048, num_layers=12, num_heads=12
+        ),
+        _gemma_tokenizer,
+    ),
+}
 
 
 def _of_clip(config: Any, model: Any, **vision: Any) -> Callable[[], tuple[Any, Any]]:
@@ -75,30 +135,50 @@ def _of_clip(config: Any, model: Any, **vision: Any) -> Callable[[], tuple[Any, 
     return make
 
 
-def _dual() -> tuple[Any, Any]:
-    towers = hf.ViTConfig(), hf.BertConfig()
-    config = hf.VisionTextDualEncoderConfig.from_vision_text_configs(*towers)
-    return hf.VisionTextDualEncoderModel(config), _bert_tokenizer()
+def _dual(vision: Any, text: Any, tokenizer: Callable[[], Any]) -> Callable[[], tuple[Any, Any]]:
+    def make() -> tuple[Any, Any]:
+        config = hf.VisionTextDualEncoderConfig.from_vision_text_configs(vision(), text())
+        return hf.VisionTextDualEncoderModel(config), tokenizer()
+
+    return make
 
 
 #: Models of transformers at the sizes of their classes, with tokenizers of a few letters.
 TRANSFORMERS: dict[str, Callable[[], tuple[Any, Any]]] = {
     "clip": _of_clip(hf.CLIPConfig, hf.CLIPModel),
     "clip-16": _of_clip(hf.CLIPConfig, hf.CLIPModel, patch_size=16),
-    "clip-64-pixels": _of_clip(hf.CLIPConfig, hf.CLIPModel, patch_size=16, image_size=64),
     "metaclip-2": _of_clip(hf.MetaClip2Config, hf.MetaClip2Model),
-    "siglip": lambda: (hf.SiglipModel(hf.SiglipConfig()), _gemma_tokenizer()),
     "siglip-32": lambda: (
         hf.SiglipModel(hf.SiglipConfig(vision_config={"patch_size": 32, "image_size": 256})),
         _gemma_tokenizer(),
     ),
-    "chinese-clip": lambda: (
-        hf.ChineseCLIPModel(hf.ChineseCLIPConfig()),
+    "siglip": lambda: (hf.SiglipModel(hf.SiglipConfig()), _gemma_tokenizer()),
+    "siglip-2": lambda: (hf.Siglip2Model(hf.Siglip2Config()), _gemma_tokenizer()),
+    "chinese-clip": lambda: (hf.ChineseCLIPModel(hf.ChineseCLIPConfig()), _bert_tokenizer()),
+    "altclip": lambda: (hf.AltCLIPModel(hf.AltCLIPConfig()), _xlm_tokenizer()),
+    "align": lambda: (
+        hf.AlignModel(hf.AlignConfig(vision_config={"image_size": 289})),
         _bert_tokenizer(),
     ),
-    "align": lambda: (hf.AlignModel(hf.AlignConfig()), _bert_tokenizer()),
-    "vit-and-bert": _dual,
+    "vit-and-bert": _dual(hf.ViTConfig, hf.BertConfig, _bert_tokenizer),
+    "clip-and-roberta": _dual(
+        hf.CLIPVisionConfig,
+        lambda: hf.RobertaConfig(vocab_size=50265, max_position_embeddings=514),
+        _xlm_tokenizer,
+    ),
+    "dinov2-and-bert": _dual(
+        lambda: hf.Dinov2Config(image_size=224), hf.BertConfig, _bert_tokenizer
+    ),
 }
+
+
+def _images_of(config: Any) -> Any:
+    """An image processor for a model."""
+    if not hasattr(config, "image_size"):  # any aspect ratio, as patches
+        return hf.Siglip2ImageProcessor(patch_size=config.patch_size)
+    side = config.image_size
+    square = {"height": side, "width": side}
+    return hf.CLIPImageProcessor(size={"shortest_edge": side}, crop_size=square)
 
 
 def _pair(name: str, folder: Path) -> list[Path]:
@@ -108,17 +188,23 @@ def _pair(name: str, folder: Path) -> list[Path]:
     model: Any
     if name.startswith("transformers:"):
         model, tokenizer = TRANSFORMERS[name.partition(":")[2]]()
-        side = model.config.vision_config.image_size
-        square = {"height": side, "width": side}
-        images = hf.CLIPImageProcessor(size={"shortest_edge": side}, crop_size=square)
         for path in paths:
             model.save_pretrained(path)
             tokenizer.save_pretrained(path)
-            images.save_pretrained(path)
+            _images_of(model.config.vision_config).save_pretrained(path)
             _move(model)
         return paths
     config = open_clip.get_model_config(name)
-    model = open_clip.create_model(name)
+    text, tokenizer = config["text_cfg"], None
+    if "hf_model_name" in text:
+        make, tokenize = next(made for part, made in TEXT_TOWERS.items() if part in name)
+        text["hf_model_name"] = str(folder / "text")
+        make().save_pretrained(folder / "text")
+        tokenizer = tokenize()
+    elif "hf_tokenizer_name" in text:
+        bert = text["hf_tokenizer_name"].startswith("bert")
+        tokenizer = _bert_tokenizer() if bert else _gemma_tokenizer()
+    model = _built(config)
     preprocessing = open_clip.get_model_preprocess_cfg(model)
     described = json.dumps({"model_cfg": config, "preprocess_cfg": preprocessing})
     for path in paths:
@@ -126,8 +212,23 @@ def _pair(name: str, folder: Path) -> list[Path]:
         weights = {key: value.contiguous() for key, value in model.state_dict().items()}
         save_file(weights, path / "open_clip_model.safetensors")
         (path / "open_clip_config.json").write_text(described, encoding="utf-8")
+        if tokenizer is not None:
+            tokenizer.save_pretrained(path)
         _move(model)
     return paths
+
+
+def _built(config: dict[str, Any]) -> Any:
+    """A model of open_clip, as `open_clip.create_model` builds it, from its configuration."""
+    settings = json.loads(json.dumps(config))
+    custom = settings.pop("custom_text", False) or "hf_model_name" in settings["text_cfg"]
+    if "hf_model_name" in settings["text_cfg"]:
+        settings["text_cfg"]["hf_model_pretrained"] = False
+    if not custom:
+        return open_clip.CLIP(**settings)
+    return (open_clip.CoCa if "multimodal_cfg" in settings else open_clip.CustomTextCLIP)(
+        **settings
+    )
 
 
 @torch.no_grad()
@@ -140,7 +241,7 @@ def _images(folder: Path) -> Path:
     chance = np.random.default_rng(0)
     for name in ("cat", "dog"):
         (folder / name).mkdir(parents=True)
-        for number in range(6):
+        for number in range(4):
             pixels = chance.integers(0, 256, (64, 64, 3), dtype=np.uint8)
             Image.fromarray(pixels).save(folder / name / f"{number}.png")
     return folder
@@ -153,18 +254,20 @@ def tried(name: str, seconds: float) -> dict[str, Any]:
         pair, images = _pair(name, folder), _images(folder / "images")
         gc.collect()
         command = [sys.executable, "-m", "clipmerge", "plan", *map(str, pair), "--recipe", "auto"]
-        command += ["--data", str(images), "--output", str(folder / "plan.json")]
+        command += ["--data", str(images), "--output", str(folder / "plan.json"), "--no-hash"]
         command += [word for setting in STEPS for word in ("--set", setting)]
+        size = sum(path.stat().st_size for path in pair[0].glob("*.safetensors"))
         begin = time.perf_counter()
         try:
             ended = subprocess.run(
                 command, capture_output=True, text=True, timeout=seconds, check=False
             )
-            code, line = ended.returncode, ended.stderr.strip().splitlines()[-1:]
+            code, lines = ended.returncode, ended.stderr.strip().splitlines()
         except subprocess.TimeoutExpired:
-            code, line = None, [f"no end within {seconds:g} seconds"]
+            code, lines = None, [f"no end within {seconds:g} seconds"]
         took = time.perf_counter() - begin
-    return {"name": name, "code": code, "seconds": round(took, 1), "line": (line or [""])[0]}
+    result = {"code": code, "parameters": size // 4, "seconds": round(took, 1)}
+    return result if code == 0 else result | {"line": "".join(lines[-1:])}
 
 
 def main() -> None:
@@ -172,16 +275,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="*")
     parser.add_argument("--seconds", type=float, default=1800, help="the longest wait for one")
-    parser.add_argument("--json", type=Path, help="where to write the results")
+    parser.add_argument("--json", type=Path, default=RESULTS, help="results, earlier ones too")
     arguments = parser.parse_args()
-    names = arguments.names or [*SMALL, *(f"transformers:{name}" for name in TRANSFORMERS)]
-    results = []
+    names = arguments.names or [*OPEN_CLIP, *(f"transformers:{name}" for name in TRANSFORMERS)]
+    path: Path = arguments.json
+    results = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     for name in names:
-        results.append(tried(name, arguments.seconds))
-        print(json.dumps(results[-1]), flush=True)
-        if arguments.json:
-            arguments.json.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    sys.exit(any(result["code"] != 0 for result in results))
+        if results.get(name, {}).get("code") != 0:
+            results[name] = tried(name, arguments.seconds)
+            path.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+        print(json.dumps({name: results[name]}), flush=True)
+    sys.exit(any(results[name]["code"] != 0 for name in names))
 
 
 if __name__ == "__main__":

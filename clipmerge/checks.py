@@ -9,24 +9,50 @@ check, yield its finding from one of the functions here (or pass it to `settle`)
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
 
 from clipmerge.checkpoint.ancestry import ancestry_of, are_equal
 from clipmerge.errors import CheckpointError, DataError
+from clipmerge.images.store import Pixels
 from clipmerge.planning.finding import Finding
 from clipmerge.planning.merge_effect import CONSEQUENCES, Estimate, Recommendation
 from clipmerge.report.text import text_of
+from clipmerge.stats import paired_accuracy_interval, wilson
 
 if TYPE_CHECKING:
     from clipmerge.checkpoint import Inputs
     from clipmerge.evaluation.settings import EvalSettings
+    from clipmerge.images import ImageSet
     from clipmerge.images.dataset import LabelledImages
+    from clipmerge.models import ImageTextModel
     from clipmerge.progress import Progress
 
 #: Images that are classified before learning: half a per cent of the passes that learning takes.
 PROBE = 128
+# Images whose pixels are looked at, and the fewest of which anything is said.
+_LOOKED_AT, _FEWEST = 16, 4
+# Numbers from 0 to 255 between the darkest and the brightest pixel of images that show nothing.
+_BLANK = 16
+# Share of the pixels that may lie outside the range of the model's preprocessing, and how far, in
+# lengths of the range: interpolation overshoots a little at edges.
+_OUTSIDE, _OVERSHOOT = 0.01, 0.05
+# Share of a model's numbers that may stay zero-shot for want of fine-tuned ones.
+_STAYING = 0.05
+# Findings that doubt images and class names, not checkpoints.
+_ABOUT_IMAGES = {
+    "blank-images",
+    "same-images",
+    "pixel-range",
+    "at-chance",
+    "odd-names",
+    "zeroshot-at-chance",
+}
+_SPLITS = {"train", "training", "val", "valid", "validation", "test", "testing", "dev", "eval"}
 _WORDNET = re.compile(r"n\d{8}")
 _NUMBERED = re.compile(r"\d+[._ -]+\D.*")
 _WORD = re.compile(r"[^\W\d_]{3,}")
@@ -41,10 +67,25 @@ class EndAccuracy:
     images: int
     class_names: tuple[str, ...]
     prompt: str  # of the first class
+    model: str = "fine-tuned"  # name of the second in sentences
+    source: str = ""  # name of the images, where there are several sources
+
+    @classmethod
+    def of_one(
+        cls, name: str, images: LabelledImages, accuracy: float, templates: Sequence[str]
+    ) -> EndAccuracy:
+        """The accuracy of the only model of an evaluation."""
+        estimate = Estimate(value=accuracy, interval=wilson(accuracy, len(images)))
+        prompt = example_prompt(images, templates)
+        names = images.class_names
+        return cls(estimate, estimate, len(images), names, prompt, model="", source=name)
 
 
 def check_models(inputs: Inputs) -> Iterator[Finding]:
-    """Doubt the pair, by its weights: equal, unrelated or swapped."""
+    """Doubt the pair, by its weights: equal, unrelated, swapped, or half missing."""
+    share = _share_that_stays(inputs)
+    if share > _STAYING:
+        yield Finding.of("half-zeroshot", source=inputs.finetuned[0].source, share=share)
     sources = [model.source for model in (*inputs.finetuned, inputs.zeroshot)]
     for which, source in enumerate(sources[:-1]):
         equal = next(
@@ -65,6 +106,72 @@ def check_models(inputs: Inputs) -> Iterator[Finding]:
             )
 
 
+def _share_that_stays(inputs: Inputs) -> float:
+    """Share of the numbers that fine-tuning could have changed and that stay zero-shot, because
+    the fine-tuned checkpoints lack them.
+    """
+    if inputs.missing != "keep-zeroshot":
+        return 0.0
+    wanted, absent = 0, 0
+    for name in inputs.zeroshot_keys:
+        entry = inputs.zeroshot_entry(name)
+        if entry.is_float and name in inputs.layer_of and inputs.expects(name):
+            wanted += entry.size
+            absent += 0 if inputs.merges(name) else entry.size
+    return absent / max(1, wanted)
+
+
+def check_images(images: ImageSet, model: ImageTextModel | None = None) -> Iterator[Finding]:
+    """Doubt the images, by the pixels of a few: blank, all the same, or (preprocessed ones) out of
+    the range of the model's own preprocessing.
+    """
+    last = len(images) - 1
+    looked_at = sorted({at * last // (_LOOKED_AT - 1) for at in range(_LOOKED_AT)})
+    if len(looked_at) < _FEWEST:
+        return
+    if isinstance(images.store, Pixels):
+        if model is not None:
+            yield from _check_range(images, images.store, looked_at, model)
+        return
+    shown = [np.asarray(images.image(at)) for at in looked_at]
+    values = {"source": images.source, "images": len(shown)}
+    darkest, brightest = min(map(np.min, shown)), max(map(np.max, shown))
+    if int(brightest) - int(darkest) <= _BLANK:
+        yield Finding.of("blank-images", **values, darkest=int(darkest), brightest=int(brightest))
+    elif all(np.array_equal(shown[0], other) for other in shown[1:]):
+        yield Finding.of("same-images", **values)
+
+
+def _check_range(
+    images: ImageSet, store: Pixels, looked_at: Sequence[int], model: ImageTextModel
+) -> Iterator[Finding]:
+    """Compare preprocessed pixels with a black and a white image that the model preprocesses."""
+    from PIL import Image
+
+    ends = model.pixels([Image.new("RGB", (64, 64), colour) for colour in ("black", "white")])
+    if ends.ndim != 4:  # not of the shape that preprocessed pixels have
+        return
+    low, high = ends.amin(dim=(2, 3)), ends.amax(dim=(2, 3))
+    low, high = low.amin(dim=0)[:, None, None], high.amax(dim=0)[:, None, None]
+    pixels = store.batch(looked_at)
+    margin = _OVERSHOOT * (high - low)
+    outside = ((pixels < low - margin) | (pixels > high + margin)).float().mean()
+    least, most = float(pixels.min()), float(pixels.max())
+    # what mean and deviation 0.5 make of images that have some black and some white
+    is_halved = abs(least + 1) < 1e-3 and abs(most - 1) < 1e-3
+    is_other = is_halved and float(high.max()) > 1 + _OVERSHOOT
+    if outside > _OUTSIDE or is_other:
+        yield Finding.of(
+            "pixel-range",
+            source=images.source,
+            images=len(looked_at),
+            least=least,
+            most=most,
+            low=float(low.min()),
+            high=float(high.max()),
+        )
+
+
 def check_answers(ends: EndAccuracy) -> Iterator[Finding]:
     """Doubt the class names, by how well both ends recognise the target with them."""
     chance = 1 / len(ends.class_names)
@@ -75,14 +182,16 @@ def check_answers(ends: EndAccuracy) -> Iterator[Finding]:
         "images": ends.images,
         "classes": len(ends.class_names),
         "prompt": ends.prompt,
+        "model": ends.model,
+        "source": ends.source,
     }
     look = odd_names(ends.class_names)
     # With few images a good model may seem to guess: then nothing is said. Names that the zero-shot
     # model surely knows are not at fault.
-    if low <= chance and high < halfway and ends.zeroshot.interval[0] <= chance:
-        yield Finding.of("at-chance", **values)
-    elif look and low < halfway:
+    if look and low < halfway:
         yield Finding.of("odd-names", look=look, example=ends.class_names[0], **values)
+    elif low <= chance and high < halfway and ends.zeroshot.interval[0] <= chance:
+        yield Finding.of("at-chance", **values)
     elif ends.zeroshot.interval[0] <= chance < low and ends.zeroshot.interval[1] < halfway:
         yield Finding.of(
             "zeroshot-at-chance",
@@ -90,12 +199,13 @@ def check_answers(ends: EndAccuracy) -> Iterator[Finding]:
             images=ends.images,
             classes=len(ends.class_names),
             prompt=ends.prompt,
+            source=ends.source,
         )
 
 
 def odd_names(names: Sequence[str]) -> str:
-    """How class names look unlike names: ``numbers``, ``wordnet``, ``numbered`` or ``pattern``;
-    empty if they look like names.
+    """How class names look unlike names: ``numbers``, ``wordnet``, ``numbered``, ``splits`` or
+    ``pattern``; empty if they look like names.
 
     Example:
         >>> [odd_names(names) for names in (["0", "1"], ["class a", "class b"], ["cat", "car"])]
@@ -107,6 +217,8 @@ def odd_names(names: Sequence[str]) -> str:
         return "wordnet"
     if all(_NUMBERED.fullmatch(name) for name in names):
         return "numbered"
+    if all(name.strip().casefold() in _SPLITS for name in names):
+        return "splits"
     shared = 0
     for letters in zip(*names, strict=False):
         if len(set(letters)) > 1:
@@ -116,34 +228,90 @@ def odd_names(names: Sequence[str]) -> str:
     return "pattern" if has_prefix and not any(_WORD.search(n[shared:]) for n in names) else ""
 
 
-def end_accuracy(
-    inputs: Inputs, images: LabelledImages, settings: EvalSettings, progress: Progress
-) -> EndAccuracy:
-    """Classify a few images with the zero-shot and the first fine-tuned model, by one template."""
-    from dataclasses import replace
-    from functools import partial
+def check_sources(
+    inputs: Inputs,
+    sources: Mapping[str, ImageSet],
+    settings: EvalSettings,
+    progress: Progress,
+    *,
+    most: int = PROBE,
+    seed: int = 0,
+) -> Iterator[Finding]:
+    """Doubt images and class names before anything is measured: by some pixels, and by how well
+    the zero-shot and the first fine-tuned model classify a few images with one template.
+    """
+    from clipmerge.images.dataset import LabelledImages
+    from clipmerge.models.building import build_model
 
-    import numpy as np
+    model = None if inputs.have_heads_only else build_model(inputs)
+    samples: dict[str, LabelledImages] = {}
+    for name, images in sources.items():
+        yield from check_images(images, model)
+        if isinstance(images, LabelledImages) and images.labelled_by == "source":
+            images.require_classes()
+            samples[name] = images.sample(min(PROBE, most), seed)
+    if model is None or not samples:
+        return
+    for ends in _end_accuracies(inputs, model, samples, settings, progress):
+        progress.say(prompt_note(ends.prompt, ends.source))
+        yield from check_answers(ends)
+
+
+def prompt_note(prompt: str, source: str = "") -> str:
+    """Show an example of the prompts, which tells at a glance whether the names are right."""
+    return f"prompts{' of ' * bool(source)}{source} are such as '{prompt}'"
+
+
+def _end_accuracies(
+    inputs: Inputs,
+    model: ImageTextModel,
+    samples: dict[str, LabelledImages],
+    settings: EvalSettings,
+    progress: Progress,
+) -> Iterator[EndAccuracy]:
+    from functools import partial
 
     from clipmerge.evaluation.moving_model import MovingModel
     from clipmerge.evaluation.scorer import Scorer
     from clipmerge.images.prompts import templates_for
-    from clipmerge.models.building import build_model
-    from clipmerge.stats import wilson
 
-    template = templates_for(settings.templates, images.templates)[0]
-    scorer = Scorer(build_model(inputs), inputs, replace(settings, templates=(template,)))
+    samples = {
+        name: replace(images, templates=templates_for(settings.templates, images.templates)[:1])
+        for name, images in samples.items()
+    }
+    scorer = Scorer(model, inputs, replace(settings, templates=()))
     moves = [
         partial(MovingModel.interpolate, alpha=0.0),
         partial(MovingModel.become_finetuned, which=0),
     ]
-    (answers,) = scorer.answer(moves, {"checked": images}, progress).values()
-    zeroshot, finetuned = (
-        Estimate(value=float(row.mean()), interval=wilson(float(row.mean()), len(row)))
-        for row in answers == np.asarray(images.labels)
-    )
-    prompt = template.format(images.class_names[0])
-    return EndAccuracy(zeroshot, finetuned, len(images), images.class_names, prompt)
+    for name, answers in scorer.answer(moves, samples, progress).items():
+        images = samples[name]
+        zeroshot, finetuned = (
+            Estimate(value=float(row.mean()), interval=wilson(float(row.mean()), len(row)))
+            for row in answers == np.asarray(images.labels)
+        )
+        prompt = example_prompt(images, ())
+        yield EndAccuracy(zeroshot, finetuned, len(images), images.class_names, prompt, source=name)
+
+
+def check_shifts(
+    id_gains: Mapping[str, NDArray[np.float64]], ood_gains: Mapping[str, NDArray[np.float64]]
+) -> tuple[Finding, ...]:
+    """Doubt the sources of a sweep, by the fine-tuned model's gain over the zero-shot one on each
+    image: what it was fine-tuned for cannot be where it lost, and lose where it gained.
+    """
+    low = {name: paired_accuracy_interval(gain) for name, gain in ood_gains.items()}
+    high = {name: paired_accuracy_interval(gain) for name, gain in id_gains.items()}
+    if all(end < 0 for _, end in high.values()) and all(end > 0 for end, _ in low.values()):
+        return (Finding.of("swapped-sources", id=list(id_gains), ood=list(ood_gains)),)
+    return ()
+
+
+def example_prompt(images: LabelledImages, templates: Sequence[str]) -> str:
+    """The first prompt of the first class."""
+    from clipmerge.images.prompts import class_prompts, templates_for
+
+    return class_prompts(images.class_names[:1], templates_for(templates, images.templates))[0]
 
 
 def settle(
@@ -157,17 +325,12 @@ def settle(
     for finding in settled:
         if finding.kind in allow:
             continue
-        error = DataError if is_about_names(finding) else CheckpointError
+        error = DataError if finding.kind in _ABOUT_IMAGES else CheckpointError
         if CONSEQUENCES.get(finding.kind) == "error":
             raise error(f"{text_of(finding)}; nothing was written (`allow={finding.kind}` goes on)")
         if strict:
             raise error(f"{text_of(finding)}; nothing was written (`strict=True`)")
     return settled
-
-
-def is_about_names(finding: Finding) -> bool:
-    """Whether images and class names are in doubt, not the checkpoints."""
-    return CONSEQUENCES.get(finding.kind) == "check-names" or finding.kind == "zeroshot-at-chance"
 
 
 def headline_of(

@@ -158,6 +158,26 @@ MaxShardSize = Annotated[
 Overwrite = Annotated[
     bool, Option(False, "Replace an earlier output of the same command.", "Output")
 ]
+Strict = Annotated[
+    bool,
+    Option(
+        False,
+        "Make a loss beyond --max-loss, or a doubt about the inputs, an error: nothing is written.",
+        "Decision",
+        python="A VerdictError, a CheckpointError or a DataError.",
+        settable="personal",
+    ),
+]
+Allow = Annotated[
+    str | Sequence[str] | None,
+    Option(
+        None,
+        "Go on in spite of a failed check of the inputs, such as swapped; may be repeated.",
+        "Decision",
+        "CHECK",
+        cli=_REPEATED,
+    ),
+]
 License = Annotated[
     str | None,
     Option(None, "The licence to publish under, if the sources' differ.", "Publishing", "LICENCE"),
@@ -309,26 +329,8 @@ class DecisionOptions(DataOptions, PromptOptions, SampleOptions, MachineOptions,
             settable="personal",
         ),
     ]
-    strict: Annotated[
-        bool,
-        Option(
-            False,
-            "Make a loss beyond --max-loss, or a wrong ZEROSHOT, an error: nothing is written.",
-            "Decision",
-            python="A VerdictError or a CheckpointError.",
-            settable="personal",
-        ),
-    ]
-    allow: Annotated[
-        str | Sequence[str] | None,
-        Option(
-            None,
-            "Go on in spite of a failed check of the inputs, such as swapped; may be repeated.",
-            "Decision",
-            "CHECK",
-            cli=_REPEATED,
-        ),
-    ]
+    strict: Strict
+    allow: Allow
     seed: Seed
     dtype: Annotated[OutputDtype, Option("keep", "Dtype of the merged weights.", "Output")]
     state: Annotated[
@@ -398,6 +400,8 @@ class EvaluateOptions(PromptOptions, MachineOptions, total=False):
     """Options of `evaluate`."""
 
     keep: Keep
+    strict: Strict
+    allow: Allow
     state_key: StateKey
     model: Model
 

@@ -2,18 +2,23 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 import clipmerge
 from clipmerge.checks import (
     EndAccuracy,
     check_answers,
     check_models,
+    check_shifts,
     headline_of,
     odd_names,
     settle,
@@ -80,7 +85,7 @@ NUMBERS = [str(number) for number in range(6)]
 @pytest.mark.parametrize(
     ("answers", "kinds"),
     [
-        (ends(20, 2, 144, NUMBERS), ["at-chance"]),  # folders 0 to 5 in place of names
+        (ends(20, 2, 144, NUMBERS), ["odd-names"]),  # folders 0 to 5 in place of names
         (ends(24, 24, 144, NAMES), ["at-chance"]),
         (ends(90, 24, 144, NAMES), []),  # the zero-shot model knows these names
         (ends(20, 70, 144, [f"class ci {n}" for n in "abcdef"]), ["odd-names"]),
@@ -120,6 +125,8 @@ def test_answers_that_are_guesses_cast_doubt_on_the_names(
         (["type 1 diabetes", "type 2 diabetes"], ""),
         (["rose", "rosemary"], ""),
         (["7up", "cola"], ""),
+        (["train", "val", "Test"], "splits"),
+        (["train", "car"], ""),
         (["airplane", "airport"], ""),
     ],
 )
@@ -160,3 +167,131 @@ def test_folders_without_names_get_no_advice(pair: Folders, tmp_path: Path, reci
     assert "Use it" not in page
     with pytest.raises(DataError, match=r"a prompt was 'a photo of a class ci a\.'"):
         clipmerge.merge(*pair, recipe, set=steps, strict=True, **options | {"overwrite": True})
+
+
+def save_pictures(folder: Path, pixels: Callable[[int], Any], *, each: int = 6) -> Path:
+    """Save PNGs of two classes, made of their number."""
+    for number in range(2 * each):
+        path = folder / ("cat", "dog")[number % 2] / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.asarray(pixels(number), dtype=np.uint8)).save(path)
+    return folder
+
+
+def noise(number: int) -> Any:
+    return np.random.default_rng(number).integers(0, 256, (32, 32, 3))
+
+
+@pytest.fixture(scope="module")
+def broken(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Images that cannot be meant, by the kind of check."""
+    folder = tmp_path_factory.mktemp("broken")
+    return {
+        # floats from 0 to 1 that were cast to whole numbers
+        "blank-images": save_pictures(folder / "blank", lambda number: noise(number) > 127),
+        # a loader that returns its first image
+        "same-images": save_pictures(folder / "same", lambda _: noise(0)),
+    }
+
+
+@pytest.mark.parametrize("kind", ["blank-images", "same-images"])
+def test_images_that_show_nothing_are_refused_by_every_command(
+    pair: Folders, broken: dict[str, Path], images: Path, tmp_path: Path, kind: str
+) -> None:
+    bad, refusal = broken[kind], pytest.raises(DataError, match=f"allow={kind}")
+    with refusal:
+        clipmerge.evaluate(pair[1], {"val": bad})
+    with refusal:
+        clipmerge.merge(*pair, "wise-ft", data=bad, output=tmp_path / "out")
+    with refusal:
+        clipmerge.merge(*pair, "auto", data=bad, output=tmp_path / "out")
+    with refusal:
+        clipmerge.sweep(*pair, id={"val": images}, ood={"shift": bad}, alphas="0,1")
+    assert not (tmp_path / "out").exists()
+    evaluated = clipmerge.evaluate(pair[1], {"val": bad}, allow=kind)
+    merged = clipmerge.merge(*pair, "wise-ft", data=bad, output=tmp_path / "out", allow=kind)
+    for findings in (evaluated.findings, merged.findings):
+        assert kind in [finding.kind for finding in findings]
+
+
+class Floats:
+    """Images that the user has preprocessed: floats (3, 32, 32)."""
+
+    def __init__(self, pixels: Callable[[Tensor], Tensor]) -> None:
+        generator = torch.Generator().manual_seed(0)
+        self._images = [pixels(torch.rand(3, 32, 32, generator=generator)) for _ in range(12)]
+        self.classes = ["cat", "dog"]
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def __getitem__(self, number: int) -> tuple[Tensor, int]:
+        return self._images[number], number % 2
+
+
+CLIP_MEAN = torch.tensor([0.48145466, 0.4578275, 0.40821073])[:, None, None]
+CLIP_STD = torch.tensor([0.26862954, 0.26130258, 0.27577711])[:, None, None]
+
+
+@pytest.mark.parametrize(
+    ("pixels", "kinds"),
+    [
+        (lambda image: (image - CLIP_MEAN) / CLIP_STD, []),
+        (lambda image: 255 * image, ["pixel-range"]),
+        (lambda image: (image.round() - 0.5) / 0.5, ["pixel-range"]),
+        (lambda image: ((image - CLIP_MEAN) / CLIP_STD - CLIP_MEAN) / CLIP_STD, ["pixel-range"]),
+        (lambda image: image, []),  # ToTensor() alone: taken as images
+    ],
+    ids=["normalised", "0 to 255", "halves", "twice", "ToTensor"],
+)
+def test_preprocessed_pixels_lie_in_the_range_of_the_model(
+    pair: Folders, pixels: Callable[[Tensor], Tensor], kinds: list[str]
+) -> None:
+    result = clipmerge.evaluate(pair[1], {"val": Floats(pixels)}, allow="pixel-range")
+    assert [f.kind for f in result.findings if f.kind == "pixel-range"] == kinds
+    if kinds:
+        with pytest.raises(DataError, match=r"the floats of 12 images go from .*`allow=pixel"):
+            clipmerge.evaluate(pair[1], {"val": Floats(pixels)})
+
+
+def test_evaluate_and_sweep_doubt_class_names(pair: Folders, tmp_path: Path) -> None:
+    """Random models guess, and the names look like codes."""
+    images = save_images(tmp_path, each=20, classes=tuple(f"class_ci_{n}" for n in "abcdef"))
+    result = clipmerge.evaluate(pair[1], {"val": images})
+    (finding,) = result.findings
+    assert finding.kind in ("at-chance", "odd-names")
+    assert finding.values["source"] == "val"
+    assert text_of(finding) == result.record["warnings"][0]["text"]
+    with pytest.raises(DataError, match=r"the model recognises .*`strict=True`"):
+        clipmerge.evaluate(pair[1], {"val": images}, strict=True)
+    options: dict[str, Any] = {"ood": {"shift": images}, "alphas": "0,1"}
+    swept = clipmerge.sweep(*pair, id={"val": images}, **options)
+    doubts = [f for f in swept.findings if f.kind == finding.kind]
+    assert [doubt.values["source"] for doubt in doubts] == ["val", "shift"]
+    with pytest.raises(DataError, match="the fine-tuned model recognises"):
+        clipmerge.sweep(*pair, id={"val": images}, strict=True, **options)
+
+
+def test_sources_of_a_sweep_in_the_wrong_place_are_told() -> None:
+    lost, gained = -np.eye(1, 40).repeat(12, 0).sum(0), np.ones(40)
+    lost[:30] = -1.0
+    (finding,) = check_shifts({"val": lost}, {"shift": gained})
+    assert "`id` and `ood` are probably swapped" in text_of(finding)
+    assert not check_shifts({"val": gained}, {"shift": lost})
+    assert not check_shifts({"val": lost}, {"shift": lost})
+    assert not check_shifts({"val": lost, "more": gained}, {"shift": gained})
+
+
+def test_a_model_that_stays_half_zeroshot_is_no_finetuned_one(
+    pair: Folders, images: Path, tmp_path: Path
+) -> None:
+    half = Path(shutil.copytree(pair[1], tmp_path / "half"))
+    weights = load_file(half / "model.safetensors")
+    kept = {name: value for name, value in weights.items() if ".mlp." not in name}
+    save_file(kept, half / "model.safetensors", metadata={"format": "pt"})
+    options: dict[str, Any] = {"set": {"missing": "keep-zeroshot"}, "data": images}
+    result = clipmerge.merge(pair[0], half, "wise-ft", output=tmp_path / "out", **options)
+    assert result.recommendation == "check-models"
+    assert "of the numbers of the merged layers stay zero-shot" in result.reason
+    with pytest.raises(CheckpointError, match=r"stay zero-shot.*`strict=True`"):
+        clipmerge.merge(pair[0], half, "wise-ft", output=tmp_path / "other", strict=True, **options)

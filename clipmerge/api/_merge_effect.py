@@ -10,7 +10,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from clipmerge.checks import EndAccuracy, check_answers, headline_of, settle
+from clipmerge.checks import (
+    EndAccuracy,
+    check_answers,
+    example_prompt,
+    headline_of,
+    prompt_note,
+    settle,
+)
 from clipmerge.errors import CheckpointError, VerdictError
 from clipmerge.images.split import MOST, copies_note, without_copies
 from clipmerge.images.store import Pixels
@@ -86,20 +93,18 @@ def _doubt_names(
 ) -> None:
     """Check the class names by the answers that both ends gave, if learning did not before."""
     from clipmerge.images.dataset import LabelledImages
-    from clipmerge.images.prompts import templates_for
 
     if not isinstance(images, LabelledImages) or images.labelled_by != "source":
         return
-    template = templates_for(request.calibration.templates, images.templates)[0]
     ends = EndAccuracy(
         zeroshot=effect.zeroshot.clean,
         finetuned=effect.finetuned[effect.reference].clean,
         images=effect.images,
         class_names=images.class_names,
-        prompt=template.format(images.class_names[0]),
+        prompt=example_prompt(images, request.calibration.templates),
     )
-    if not request.recipe.learns:
-        run.progress.say(f"prompts are such as '{ends.prompt}'")
+    if not request.recipe.measure:
+        run.progress.say(prompt_note(ends.prompt))
     known = {finding.kind for finding in run.findings}
     new = [finding for finding in check_answers(ends) if finding.kind not in known]
     for finding in settle(new, allow=request.allow, strict=request.strict):

@@ -89,6 +89,11 @@ class EvaluateResult(Tabular):
     record: dict[str, Any]
 
     @property
+    def findings(self) -> tuple[Finding, ...]:
+        """Doubts about the images and the class names, as kinds and numbers."""
+        return _findings(self.record)
+
+    @property
     def recall(self) -> dict[str, dict[str, dict[str, float]]]:
         """Recall at K, 0 to 1, by source with captions: ``image_to_text`` and ``text_to_image``, by
         K as text.
@@ -117,6 +122,12 @@ class EvaluateResult(Tabular):
         return ", ".join(parts)
 
 
+def _findings(record: dict[str, Any]) -> tuple[Finding, ...]:
+    from clipmerge.planning.finding import Finding
+
+    return tuple(map(Finding.model_validate, record.get("warnings", ())))
+
+
 def _points(sweep: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
     """The rows of a sweep by the names of their points."""
     curve = [(f"alpha {row['alpha']:g}", row) for row in sweep["curve"]]
@@ -139,6 +150,11 @@ class SweepResult(Tabular):
     record: dict[str, Any]
     correct: dict[str, Correct]
     warnings: tuple[str, ...] = ()
+
+    @property
+    def findings(self) -> tuple[Finding, ...]:
+        """The warnings as kinds and numbers."""
+        return _findings(self.record)
 
     def _rows(self) -> Rows:
         return [

@@ -8,11 +8,14 @@ from typing import Any, Unpack
 from clipmerge.api._in_memory import CheckpointLike, as_sources
 from clipmerge.api._merge_effect import load_tasks, settings_for
 from clipmerge.api._results import EvaluateResult
+from clipmerge.checks import EndAccuracy, check_answers, check_images, prompt_note, settle
 from clipmerge.config import EvaluateOptions, complete_options, with_options
 from clipmerge.errors import UsageError
-from clipmerge.progress import Logged, Progress
+from clipmerge.progress import Logged, Progress, say_all
+from clipmerge.report.text import texts_of, with_texts
 from clipmerge.request import (
     Calibration,
+    allowed_checks,
     parse_named,
     require_checkpoints,
     title_of,
@@ -62,26 +65,50 @@ def evaluate(
         raise UsageError(
             "nothing to evaluate on: give images with `data` NAME=SOURCE or `keep` NAME=SOURCE"
         )
-    from clipmerge.evaluation.accuracy import evaluate_sources
+    from clipmerge.checkpoint import open_checkpoint
+    from clipmerge.evaluation.accuracy import evaluate_sources, load_model
+    from clipmerge.images.dataset import LabelledImages, open_images
 
+    settings = settings_for(wanted)
     with as_sources([checkpoint], processor) as (source,):
         (place,) = with_state_key([source], given["state_key"])
         require_checkpoints((str(place),))
-        record, model = evaluate_sources(
-            place,
-            sources,
-            settings_for(wanted),
-            classes=wanted.classes,
-            columns=wanted.columns,
-            progress=reports,
-            architecture=given["model"],
-        )
+        loaded = {
+            name: open_images(images, wanted.classes, columns=wanted.columns, whole=True)
+            for name, images in sources.items()
+        }
+        opened = open_checkpoint(str(place), model=given["model"])
+        if opened.note:
+            reports.say(opened.note)
+        model = load_model(opened)
+        for images in loaded.values():
+            say_all(reports, images.notes)
+        allow, strict = allowed_checks(given["allow"]), given["strict"]
+        pixels = [finding for images in loaded.values() for finding in check_images(images, model)]
+        doubts = settle(pixels, allow=allow, strict=strict)
+        record = {
+            "checkpoint": opened.provenance(),
+            **evaluate_sources(model, loaded, settings, reports),
+        }
+        answers = [
+            EndAccuracy.of_one(name, images, record["accuracy"][name], settings.templates)
+            for name, images in loaded.items()
+            if isinstance(images, LabelledImages)
+        ]
+        guesses = [finding for ends in answers for finding in check_answers(ends)]
+        doubts += settle(guesses, allow=allow, strict=strict)
+        say_all(reports, [prompt_note(ends.prompt, ends.source) for ends in answers])
+        say_all(reports, texts_of(doubts))
+        if doubts:
+            record["warnings"] = with_texts([finding.model_dump(mode="json") for finding in doubts])
         if tasks:
             from clipmerge.evaluation.other_tasks import evaluate_other_tasks
 
-            settings = settings_for(wanted, of_tasks=True)
             record["other_tasks"] = evaluate_other_tasks(
-                model, load_tasks(tasks, reports), settings, reports
+                model,
+                load_tasks(tasks, reports),
+                settings_for(wanted, of_tasks=True),
+                reports,
             )
         record["checkpoint"]["source"] = title_of(source) or record["checkpoint"]["source"]
     return EvaluateResult(record["accuracy"], record["images"], record)

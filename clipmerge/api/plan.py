@@ -21,7 +21,7 @@ from clipmerge.checkpoint import Inputs, open_checkpoints
 from clipmerge.checkpoint.alignment import align, finetuned_dtype, refuse_mismatches
 from clipmerge.checkpoint.ancestry import unmerged_encoders
 from clipmerge.checkpoint.inputs import HEAD_WEIGHT
-from clipmerge.checks import PROBE, check_answers, check_models, end_accuracy, settle
+from clipmerge.checks import check_images, check_models, check_sources, settle
 from clipmerge.config import Missing, PlanOptions, complete_options, with_options
 from clipmerge.errors import DataError, RecipeError
 from clipmerge.evaluation.zero_shot_head import build_zeroshot_head, lacks_zeroshot_head
@@ -139,8 +139,8 @@ def prepare(
     _early_checks(run, request.recipe)
     _label_images(run, request)
     measurements, calibration = None, None
-    if request.recipe.learns and judged:
-        doubts = settle(_probe_answers(run, request), allow=request.allow, strict=request.strict)
+    if judged and request.calibration.source is not None:
+        doubts = _doubt_images(run, request)
         run.findings += doubts
         say_all(run.progress, texts_of(doubts))
     if request.recipe.measure:
@@ -268,19 +268,27 @@ def _label_images(run: Run, request: MergeRequest) -> None:
     run.cache.data = most, labelled
 
 
-def _probe_answers(run: Run, request: MergeRequest) -> list[Finding]:
-    """Check before learning, on a few images, whether the models recognise anything."""
-    from clipmerge.images.dataset import LabelledImages
-
+def _doubt_images(run: Run, request: MergeRequest) -> list[Finding]:
+    """Check on a few images, before measuring, whether they and the class names can be right; a
+    recipe that measures nothing leaves the names to the measurement of its effect.
+    """
+    calibration = request.calibration
     images = run.open_data(request)
-    if not isinstance(images, LabelledImages) or images.labelled_by != "source":
-        return []
     images.require_classes()
-    sample = images.sample(min(PROBE, request.calibration.images), request.seed)
-    with run.timed("check", "checking class names"):
-        ends = end_accuracy(run.inputs, sample, settings_for(request.calibration), run.progress)
-    run.progress.say(f"prompts are such as '{ends.prompt}'")
-    return list(check_answers(ends))
+    with run.timed("check", "checking images and class names"):
+        found = (
+            check_sources(
+                run.inputs,
+                {"": images},
+                settings_for(calibration),
+                run.progress,
+                most=calibration.images,
+                seed=request.seed,
+            )
+            if request.recipe.measure
+            else check_images(images)
+        )
+        return settle(found, allow=request.allow, strict=request.strict)
 
 
 def _early_checks(run: Run, recipe: Recipe) -> None:

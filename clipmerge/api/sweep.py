@@ -21,7 +21,7 @@ from clipmerge.api._merge_effect import load_tasks, score_other_tasks, settings_
 from clipmerge.api._results import SweepResult
 from clipmerge.api.plan import doubt_models, open_inputs, prepare
 from clipmerge.checkpoint import Inputs, align_checkpoints
-from clipmerge.checks import settle
+from clipmerge.checks import check_shifts, check_sources, settle
 from clipmerge.config import Missing, SweepOptions, complete_options, with_options
 from clipmerge.distributed import is_main_process
 from clipmerge.errors import DataError, VerdictError
@@ -176,6 +176,12 @@ def run_sweep(
     say_all(progress, inputs.notes)
     doubts = settle(doubt_models(inputs, known), allow=request.allow, strict=request.strict)
     say_all(progress, texts_of(doubts))
+    progress.stage("check")
+    settings = settings_for(request.calibration)
+    found = check_sources(inputs, loaded, settings, progress, seed=request.seed)
+    doubted = settle(found, allow=request.allow, strict=request.strict)
+    say_all(progress, texts_of(doubted))
+    doubts += doubted
     base = known.checkpoints[0]
     placed = {
         name: align_checkpoints(
@@ -223,6 +229,13 @@ def run_sweep(
     }
     finetuned = rows[request.alphas.index(1.0)]["id"] if losing else 0.0
     lost = loss_warnings(losing, "ID accuracy", finetuned, request.max_loss)
+    if {0.0, 1.0} <= set(request.alphas):
+        ends = [request.alphas.index(end) for end in (0.0, 1.0)]
+        gains = {name: right[ends[1]] * 1.0 - right[ends[0]] for name, right in correct.items()}
+        lost += check_shifts(
+            {name: gains[name] for name in request.id_sources},
+            {name: gains[name] for name in request.ood_sources},
+        )
     say_all(progress, texts_of(lost))
     if lost and request.strict:
         raise VerdictError(f"{text_of(lost[0])}; nothing was written (`strict=True`)")

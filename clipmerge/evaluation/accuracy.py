@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from clipmerge.checkpoint import Checkpoint, open_checkpoint
+from clipmerge.checkpoint import Checkpoint
 from clipmerge.checkpoint.converted import as_open_clip
 from clipmerge.distributed import all_reduce_, device_work, to_device
 from clipmerge.errors import CheckpointError
@@ -15,15 +15,14 @@ from clipmerge.evaluation.bf16_classifier import Bf16Classifier
 from clipmerge.evaluation.recall import recall_of_model
 from clipmerge.evaluation.settings import EvalSettings
 from clipmerge.families import family_of, tower_of
-from clipmerge.images import Columns
 from clipmerge.images.batches import batch_size_for, read_batches
-from clipmerge.images.dataset import CaptionedImages, LabelledImages, open_images
-from clipmerge.images.prompts import ClassNames, own_templates, templates_for
+from clipmerge.images.dataset import CaptionedImages, LabelledImages
+from clipmerge.images.prompts import own_templates, templates_for
 from clipmerge.models import ImageTextModel, model_for
 from clipmerge.models.building import no_larger_than
 from clipmerge.models.memory import MicroBatcher
 from clipmerge.models.zero_shot import class_embeddings
-from clipmerge.progress import Pace, Progress, say_all
+from clipmerge.progress import Pace, Progress
 
 
 def load_model(checkpoint: Checkpoint) -> ImageTextModel:
@@ -75,30 +74,15 @@ def zero_shot_accuracy(
 
 
 def evaluate_sources(
-    source: str,
-    named: Mapping[str, Any],
+    model: ImageTextModel,
+    sources: Mapping[str, LabelledImages | CaptionedImages],
     settings: EvalSettings,
-    *,
-    classes: ClassNames = None,
-    columns: Columns | None = None,
     progress: Progress,
-    architecture: str | None = None,
-) -> tuple[dict[str, Any], ImageTextModel]:
-    """Measure a checkpoint on sources in forms that `open_images` accepts: JSON-ready, and the
-    model.
-    """
-    loaded = {
-        name: open_images(images, classes, columns=columns, whole=True)
-        for name, images in named.items()
-    }
-    checkpoint = open_checkpoint(source, model=architecture)
-    if checkpoint.note:
-        progress.say(checkpoint.note)
-    model = load_model(checkpoint)
+) -> dict[str, Any]:
+    """Measure a model on several sources: the part of the record that describes them."""
     accuracy, recall = {}, {}
-    for name, images in loaded.items():
+    for name, images in sources.items():
         progress.stage(f"evaluating {name}")
-        say_all(progress, images.notes)
         if isinstance(images, CaptionedImages):
             sentence = f"embedding {len(images):,} images of {name} on the CPU takes about"
             pace = Pace(progress, settings.context.device, sentence)
@@ -108,15 +92,14 @@ def evaluate_sources(
         pace = Pace(progress, settings.context.device, sentence)
         accuracy[name] = zero_shot_accuracy(model, images, settings, pace)
     labelled = {
-        name: images for name, images in loaded.items() if isinstance(images, LabelledImages)
+        name: images for name, images in sources.items() if isinstance(images, LabelledImages)
     }
-    record = {
-        "checkpoint": checkpoint.provenance(),
+    record: dict[str, Any] = {
         "accuracy": accuracy,
-        "images": {name: len(images) for name, images in loaded.items()},
+        "images": {name: len(images) for name, images in sources.items()},
         "sources": {
             name: {"source": images.source, "revision": images.revision}
-            for name, images in loaded.items()
+            for name, images in sources.items()
         },
         "templates": list(templates_for(settings.templates, ())),
         "source_templates": own_templates(settings.templates, labelled),
@@ -125,7 +108,7 @@ def evaluate_sources(
         record["recall"] = {name: found.model_dump(mode="json") for name, found in recall.items()}
         record["captions"] = {
             name: sum(map(len, images.captions))
-            for name, images in loaded.items()
+            for name, images in sources.items()
             if isinstance(images, CaptionedImages)
         }
-    return record, model
+    return record

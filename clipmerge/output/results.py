@@ -42,6 +42,7 @@ class EvaluationRecord(Frozen):
     recall: dict[str, Recall] = Field(default_factory=dict)
     captions: dict[str, int] = Field(default_factory=dict)
     other_tasks: tuple[ScoredTask, ...] = ()
+    warnings: tuple[Finding, ...] = ()
 
 
 class SweepPoint(Frozen):

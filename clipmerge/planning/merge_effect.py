@@ -33,9 +33,14 @@ CONSEQUENCES: dict[str, Literal["error", "warning"] | Recommendation] = {
     "swapped": "error",
     "unrelated": "check-models",
     "equal-models": "warning",
+    "half-zeroshot": "check-models",
+    "blank-images": "error",
+    "same-images": "error",
+    "pixel-range": "error",
     "at-chance": "check-names",
     "odd-names": "check-names",
     "zeroshot-at-chance": "warning",
+    "swapped-sources": "warning",
 }
 
 

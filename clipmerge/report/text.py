@@ -675,17 +675,19 @@ def _equal_models(first: str, second: str, with_zeroshot: bool) -> str:
 
 
 def _guesses(
-    model: str, accuracy: float, images: int, classes: int, prompt: str, advice: str
+    model: str, accuracy: float, images: int, classes: int, prompt: str, source: str = ""
 ) -> str:
+    whose = f"{source}: " if source else ""
+    who = f"the {model} model" if model else "the model"
     return (
-        f"the {model} model recognises {accuracy:.1%} of {images} images of {classes} classes"
-        f" (chance is {1 / classes:.1%}); a prompt was '{prompt}'; {advice}"
+        f"{whose}{who} recognises {accuracy:.1%} of {images} images of {classes} classes"
+        f" (chance is {1 / classes:.1%}); a prompt was '{prompt}'"
     )
 
 
-def _at_chance(**values: Any) -> str:
-    advice = "pass the names of the classes with `classes`, or `template`"
-    return _guesses("fine-tuned", **values, advice=advice)
+def _at_chance(*, model: str = "fine-tuned", **values: Any) -> str:
+    advice = "pass the names of the classes, in English, with `classes`, or `template`"
+    return f"{_guesses(model, **values)}; {advice}"
 
 
 def _odd_names(look: str, example: str, **values: Any) -> str:
@@ -693,6 +695,7 @@ def _odd_names(look: str, example: str, **values: Any) -> str:
         "numbers": "are bare numbers",
         "wordnet": "are WordNet ids",
         "numbered": "begin with numbers",
+        "splits": "are those of splits, so give the folder of one split",
         "pattern": "differ by a few letters or digits only",
     }
     return f"the class names {looks[look]}, such as '{example}', and {_at_chance(**values)}"
@@ -700,7 +703,33 @@ def _odd_names(look: str, example: str, **values: Any) -> str:
 
 def _zeroshot_at_chance(**values: Any) -> str:
     advice = "it may not know these classes, or not by these names"
-    return _guesses("zero-shot", **values, advice=advice)
+    return f"{_guesses('zero-shot', **values)}; {advice}"
+
+
+def _blank_images(source: str, images: int, darkest: int, brightest: int) -> str:
+    return (
+        f"{source}: {images} images that were looked at show nothing: all of their pixels are from"
+        f" {darkest} to {brightest} (0 is black, 255 white); values from 0 to 1 that were saved as"
+        " whole numbers look so"
+    )
+
+
+def _pixel_range(
+    source: str, images: int, least: float, most: float, low: float, high: float
+) -> str:
+    return (
+        f"{source}: the floats of {images} images go from {least:.3g} to {most:.3g}, but the"
+        f" model's own preprocessing makes {low:.3g} to {high:.3g} of black and white; give the"
+        " images without normalisation, or with the model's mean and deviation"
+    )
+
+
+def _swapped_sources(id: Sequence[str], ood: Sequence[str]) -> str:
+    return (
+        f"the fine-tuned model is surely worse than the zero-shot one on the ID images"
+        f" ({shorten(id)}) and surely better on the OOD images ({shorten(ood)}): `id` and `ood` are"
+        " probably swapped"
+    )
 
 
 #: The sentence of each kind of finding: a format of its values, or a function of them.
@@ -828,6 +857,14 @@ SENTENCES: dict[str, str | Callable[..., str]] = {
     "at-chance": _at_chance,
     "odd-names": _odd_names,
     "zeroshot-at-chance": _zeroshot_at_chance,
+    "half-zeroshot": (
+        "{share:.0%} of the numbers of the merged layers stay zero-shot, because {source} lacks"
+        " them: what is measured as fine-tuned is a mixture; give a checkpoint that has all"
+    ),
+    "blank-images": _blank_images,
+    "same-images": "{source}: all of {images} images that were looked at are the same image",
+    "pixel-range": _pixel_range,
+    "swapped-sources": _swapped_sources,
     # gains of a sweep
     "below-curve": "no point of the curve has so low an ID accuracy",
     "rarely-defined": lambda share: (

@@ -16,13 +16,14 @@ from transformers import CLIPModel, CLIPVisionModel
 from clipmerge.api.apply import write_merge
 from clipmerge.api.plan import prepare
 from clipmerge.api.sweep import check_sweep, load_source, overlap_notes, run_sweep, write_sweep
+from clipmerge.checkpoint import open_checkpoint
 from clipmerge.distributed import distributed_context
 from clipmerge.errors import DataError, UsageError
-from clipmerge.evaluation.accuracy import evaluate_sources
+from clipmerge.evaluation.accuracy import evaluate_sources, load_model
 from clipmerge.evaluation.moving_model import MovingModel
 from clipmerge.evaluation.scorer import Scorer
 from clipmerge.evaluation.settings import EvalSettings
-from clipmerge.images.dataset import load_images
+from clipmerge.images.dataset import load_images, open_images
 from clipmerge.models.building import build_model
 from clipmerge.planning.recipe import load_recipe, recipe_text
 from clipmerge.progress import Progress
@@ -65,7 +66,9 @@ def written_accuracy(
         folder,
     )
     settings = EvalSettings(distributed_context("cpu"), TEMPLATE)
-    record, _ = evaluate_sources(str(folder), sources, settings, progress=Progress())
+    model = load_model(open_checkpoint(str(folder)))
+    loaded = {name: open_images(source) for name, source in sources.items()}
+    record = evaluate_sources(model, loaded, settings, Progress())
     return record["accuracy"]
 
 

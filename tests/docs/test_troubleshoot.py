@@ -6,8 +6,10 @@ import re
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from tests.support.command import clipmerge
@@ -43,6 +45,13 @@ COMMANDS = {
     "folders named 0, 1, 2 ...": "merge {z} {f} -r wise-ft --data {numbers} -o out",
     "folders named by codes": "merge {z} {f} -r wise-ft --data {codes} -o out",
     "the same with `--strict`": "merge {z} {f} -r wise-ft --data {codes} --strict -o out",
+    "folders of splits in place of classes": "merge {z} {f} -r wise-ft --data {splits} -o out",
+    "numbers from 0 to 1 saved as whole numbers": ("merge {z} {f} -r wise-ft --data {flat} -o out"),
+    "the same image again and again": "merge {z} {f} -r wise-ft --data {same} -o out",
+    "a fine-tuned model that lacks layers, with `missing=keep-zeroshot`": (
+        "merge {z} {half} -r wise-ft --set missing=keep-zeroshot -o out"
+    ),
+    "codes for class names in `evaluate`": "evaluate {f} --data {codes}",
     "too few class names": "merge {z} {f} -r wise-ft --data {images} --classes {two} -o out",
     "class names in another order than the images'": (
         "merge {z} {f} -r wise-ft --data {images} --classes {order} -o out"
@@ -113,6 +122,16 @@ def places(
         emptied.rmdir()
     rows = [f"blank/{number}.png,picture {number}" for number in range(len(found) + 1)]
     (folder / "table.csv").write_text("\n".join(["filepath,title", *rows]))
+    half = Path(shutil.copytree(pair[1], folder / "half"))
+    tensors = load_file(half / "model.safetensors")
+    tensors = {name: value for name, value in tensors.items() if ".mlp." not in name}
+    save_file(tensors, half / "model.safetensors", metadata={"format": "pt"})
+    for name in ("flat", "same"):
+        for number in range(8):
+            path = folder / name / ("cat", "dog")[number % 2] / f"{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            pixels = np.random.default_rng(0).integers(0, 2 if name == "flat" else 256, (9, 9, 3))
+            Image.fromarray(pixels.astype(np.uint8)).save(path)
     clipmerge("plan", *pair, "-r", "wise-ft", "-o", folder / "plan.json")
     plan = json.loads((folder / "plan.json").read_text())
     plan["finetuned"][0]["source"] = str(other)
@@ -137,6 +156,10 @@ def places(
         "table": folder / "table.csv",
         "few": save_images(folder / "few", each=2, classes=("cat", "dog")),
         "numbers": save_images(folder / "numbers", each=2, classes=("0", "1", "2")),
+        "half": half,
+        "flat": folder / "flat",
+        "same": folder / "same",
+        "splits": save_images(folder / "splits", each=20, classes=("test", "train")),
         "codes": save_images(
             folder / "codes", each=20, classes=tuple(f"class_ci_{code}" for code in "abcdef")
         ),

@@ -5,10 +5,12 @@ import torch
 from PIL import Image
 from transformers import CLIPModel, CLIPProcessor
 
+from clipmerge.checkpoint import open_checkpoint
 from clipmerge.distributed import distributed_context
 from clipmerge.errors import UsageError
-from clipmerge.evaluation.accuracy import evaluate_sources
+from clipmerge.evaluation.accuracy import evaluate_sources, load_model
 from clipmerge.evaluation.settings import EvalSettings
+from clipmerge.images.dataset import open_images
 from clipmerge.progress import Progress
 from clipmerge.request import parse_named, parse_named_source
 from tests.support.command import clipmerge, refused
@@ -45,11 +47,11 @@ def accuracy_by_hand(folder: Path, images: Path, templates: tuple[str, ...]) -> 
 def test_accuracy_is_that_of_the_obvious_loop(
     pair: Folders, images: Path, templates: tuple[str, ...]
 ) -> None:
-    record, _ = evaluate_sources(
-        str(pair[1]),
-        {"val": str(images)},
+    record = evaluate_sources(
+        load_model(open_checkpoint(str(pair[1]))),
+        {"val": open_images(str(images))},
         EvalSettings(distributed_context("cpu"), templates, batch_size=7),
-        progress=Progress(),
+        Progress(),
     )
     assert record["images"] == {"val": 30}
     assert record["accuracy"]["val"] == pytest.approx(accuracy_by_hand(pair[1], images, templates))
