@@ -13,6 +13,9 @@ from clipmerge.stats import LEVEL
 #: Loss of accuracy, in points, beyond which there is a warning, unless the recipe or the user says.
 MAX_LOSS = 3.0
 
+#: Longer side of a thumbnail, in pixels.
+THUMBNAIL = 64
+
 ShareOfImages = Annotated[float, Field(ge=0, le=1)]
 DifferenceOfShares = Annotated[float, Field(ge=-1, le=1)]
 #: Recommendation about the merged model; `docs/explanation/the-answer.md` has the rules.
@@ -110,6 +113,22 @@ class Gain(Frozen):
     corrupted: Difference
 
 
+class CaptionExample(Frozen):
+    """The images that two models find for one caption, as indices into `MergeEffect.thumbnails`.
+
+    Attributes:
+        caption: The caption.
+        image: Its own image.
+        finetuned: The best images of the reference, best first.
+        merged: The best images of the merged model.
+    """
+
+    caption: str
+    image: Annotated[int, Field(ge=0)]
+    finetuned: tuple[Annotated[int, Field(ge=0)], ...]
+    merged: tuple[Annotated[int, Field(ge=0)], ...]
+
+
 class MergeEffect(Frozen):
     """The effect of a merge, measured on images that were not used for the decision.
 
@@ -141,6 +160,9 @@ class MergeEffect(Frozen):
             class.
         recall: Of images with captions, each model's recall: by model, by way (``image_to_text``
             and ``text_to_image``) and by K as text.
+        examples: Of images with captions, what is found for the captions of the first images, which
+            are in a random order.
+        thumbnails: The images of the examples, as JPEG in base64.
         recommendation: Recommendation about the merged model.
         reason: Reason for the recommendation, and the price.
         possible_loss: How large the loss of accuracy may be, if that is beyond the limit.
@@ -170,6 +192,8 @@ class MergeEffect(Frozen):
     over_zeroshot: Gain
     agreement: Estimate
     recall: dict[str, dict[str, dict[str, ShareOfImages]]] = Field(default_factory=dict)
+    examples: tuple[CaptionExample, ...] = ()
+    thumbnails: tuple[str, ...] = ()
     recommendation: Recommendation
     reason: Finding
     possible_loss: Finding | None = None

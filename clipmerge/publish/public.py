@@ -33,7 +33,9 @@ _SOME_PATH = re.compile(r"[/\\][\w.\-]")
 
 
 def public_record(record: MergeRecord) -> MergeRecord:
-    """Return a copy of a record without paths on the author's machine and without tokens."""
+    """Return a copy of a record without paths on the author's machine, tokens and pictures of
+    images that are not public.
+    """
     clean = _cleaner(record)
     data = map_text(record.as_json(), lambda text: _MACHINE_PATH.sub("", clean(text).rstrip("/")))
     data["command"] = _public_command(record)
@@ -44,6 +46,11 @@ def public_record(record: MergeRecord) -> MergeRecord:
             warnings.append(public)
     data["warnings"] = warnings
     data["output"] = last_part(record.output) if record.output else None
+    if record.effect:
+        # pictures of the author's own images are not published
+        is_public = dataset_repo(record.effect.source) is not None
+        data["effect"]["thumbnails"] = list(record.effect.thumbnails) if is_public else []
+        data["effect"]["examples"] = data["effect"]["examples"] if is_public else []
     return MergeRecord.model_validate(data)
 
 

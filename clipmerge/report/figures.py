@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import itertools
 import warnings
-from base64 import b64encode
+from base64 import b64decode, b64encode
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,11 +21,13 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, PercentFormatter
+from PIL import Image
 from rich.cells import cell_len
 
+from clipmerge.errors import OutputError
 from clipmerge.output.record import MergeRecord
 from clipmerge.planning.measurements import LossPath
-from clipmerge.planning.merge_effect import MergeEffect
+from clipmerge.planning.merge_effect import THUMBNAIL, MergeEffect
 from clipmerge.planning.tensors import TOP
 from clipmerge.report.sweep_table import ends_of, shortened
 from clipmerge.report.text import marks_of, teacher
@@ -72,6 +74,8 @@ _METADATA = {
 }
 # Maximum number of histograms: a record from a stranger may name a tower for every two layers.
 _MOST_TOWERS = 8
+# Characters of an example's caption.
+_LONGEST_CAPTION = 90
 # Terminal cells, half as wide as high, for the name of a recipe and of the sources; letters have
 # about that size too.
 _NAME_CELLS, _SOURCE_CELLS = 36, 40
@@ -157,10 +161,54 @@ def effect_picture(effect: MergeEffect) -> Picture:
         )
     axes.set_yticks(range(len(kinds)), list(kinds.values()))
     axes.invert_yaxis()
-    axes.set_xlabel("accuracy, %")
+    axes.set_xlabel("recall at 1, %" if effect.captions else "accuracy, %")
     _legend_above(axes, len(effect.models))
     description = "Accuracies of the models with their intervals; the table has every number."
     return Picture("Accuracy", as_image(figure, description), "")
+
+
+def examples_figure(effect: MergeEffect) -> Figure:
+    """Draw, for each example caption, its own image and those that two models find for it; an
+    image that is its own has a frame.
+    """
+    shown = max(len(example.merged) for example in effect.examples)
+    figure = Figure(
+        figsize=(_CARD[0], 1.3 * len(effect.examples) + 0.3),
+        dpi=_DOTS,
+        layout="constrained",
+        facecolor="white",
+    )
+    FigureCanvasAgg(figure)
+    rows = figure.subfigures(len(effect.examples), 1, squeeze=False)[:, 0]
+    for row, example in zip(rows, effect.examples, strict=True):
+        row.suptitle(_one_line(example.caption), x=0.01, ha="left", color=INK, fontsize=9)
+        blocks = {"its image": (example.image,), "fine-tuned": example.finetuned}
+        blocks["merged"] = example.merged
+        parts = row.subfigures(1, 3, width_ratios=(1.0, shown, shown), wspace=0.1)
+        for part, (title, images) in zip(parts, blocks.items(), strict=True):
+            part.supxlabel(title, color=MUTED, fontsize=8)
+            cells = part.subplots(1, max(len(images), 1), squeeze=False)[0]
+            for axes, number in zip(cells, images, strict=False):
+                axes.imshow(_thumbnail(effect.thumbnails[number]))
+                axes.set_xticks([])
+                axes.set_yticks([])
+                is_own = title != "its image" and number == example.image
+                axes.spines[:].set(color=CURVE if is_own else GRID, linewidth=3 if is_own else 1)
+    return figure
+
+
+def _one_line(caption: str) -> str:
+    # a dollar sign would begin a formula
+    text = " ".join(caption.split()).replace("$", r"\$")
+    return text if len(text) <= _LONGEST_CAPTION else f"{text[: _LONGEST_CAPTION - 3]}..."
+
+
+def _thumbnail(content: str) -> Image.Image:
+    """Decode a thumbnail of a record, which may come from a stranger."""
+    with Image.open(io.BytesIO(b64decode(content, validate=True)), formats=("JPEG",)) as image:
+        if max(image.size) > THUMBNAIL:
+            raise OutputError(f"a thumbnail of the record has {max(image.size)} pixels a side")
+        return image.convert("RGB")
 
 
 def pictures_of(record: MergeRecord) -> list[Picture]:

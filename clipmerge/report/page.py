@@ -22,6 +22,7 @@ from clipmerge.report.text import (
     HEADS,
     effect_facts,
     effect_rows,
+    examples_text,
     headline,
     other_task_rows,
     reason_text,
@@ -31,6 +32,8 @@ from clipmerge.report.text import (
 )
 
 if TYPE_CHECKING:
+    from markupsafe import Markup
+
     from clipmerge.report.figures import Picture
 
 TOLERANCE = 0.01  # the completeness checks' promise: sums within 1% of what was measured
@@ -71,6 +74,8 @@ def html_page(record: MergeRecord) -> str:
         "other_tasks_heads": HEADS,
         "other_tasks_explanation": EXPLANATION,
         "pictures": _pictures(record),
+        "examples": _examples(record),
+        "examples_text": effect and examples_text(effect),
         "columns": columns,
         "layers": [
             {
@@ -115,6 +120,14 @@ def _pictures(record: MergeRecord) -> list[Picture]:
 
     effect = [effect_picture(record.effect)] if record.effect else []
     return [*effect, *pictures_of(record)]
+
+
+def _examples(record: MergeRecord) -> Markup | None:
+    if not (record.effect and record.effect.examples):
+        return None
+    from clipmerge.report.figures import as_image, examples_figure
+
+    return as_image(examples_figure(record.effect), examples_text(record.effect))
 
 
 def repeat_command(record: MergeRecord) -> str:

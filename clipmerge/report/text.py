@@ -310,9 +310,12 @@ def answer_text(effect: MergeEffect) -> str:
     low, high = effect.merged.clean.interval
     finetuned = effect.finetuned[effect.reference]
     images = counted(effect.images, "held-out image", "held-out images")
-    if effect.labelled:
+    against = f" (fine-tuned {_percent(finetuned.clean.value)})"
+    if effect.captions:
+        images += f" with {counted(effect.captions, 'caption', 'captions')}"
+        shown = f"has a recall at 1 of {_percent(effect.merged.clean.value)}%"
+    elif effect.labelled:
         shown = f"is {_percent(effect.merged.clean.value)}% accurate"
-        against = f" (fine-tuned {_percent(finetuned.clean.value)})"
     else:
         images += " without labels"
         shown = f"gives the fine-tuned model's answer on {_percent(effect.merged.clean.value)}%"
@@ -358,6 +361,15 @@ def effect_facts(effect: MergeEffect) -> str:
     if not rare:
         return facts
     return f"{facts} Of {effect.classes} classes, {' and '.join(rare)} among them."
+
+
+def examples_text(effect: MergeEffect) -> str:
+    """A sentence about the example captions."""
+    return (
+        f"For {counted(len(effect.examples), 'caption', 'captions')} of the held-out images, taken"
+        " at random: its image, and the best images for it by the fine-tuned and by the merged"
+        " model, best first; a caption's own image is framed."
+    )
 
 
 def effect_explanation(effect: MergeEffect) -> str:

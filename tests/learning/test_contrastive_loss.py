@@ -1,28 +1,31 @@
 """The loss of images with captions, against open_clip's own losses and finite differences."""
 
+import json
 import math
+from pathlib import Path
 
 import pytest
 import torch
 from open_clip.loss import ClipLoss, SigLipLoss
+from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn.functional import logsigmoid, normalize
 
 from clipmerge.learning.contrastive_loss import ContrastiveLoss, sigmoid_losses, softmax_losses
 from clipmerge.learning.learning_loss import LossConfig, make_pictures
-from clipmerge.learning.objective import Batch, Objective
+from clipmerge.learning.objective import Batch
 from clipmerge.learning.slopes import Slopes
+from tests.support.several import several
 from tests.support.small_objective import (
+    CAPTIONS,
     Ends,
     Reference,
+    captioned,
+    contrastive,
     descend,
-    make_batches,
-    objective_for,
     prepare,
     save_ends,
 )
-
-CAPTIONS = ("a cat", "the dog", "big bird", "a big cat", "the big dog", "bird", "a dog", "cat dog")
 
 
 @pytest.fixture(scope="module")
@@ -71,25 +74,6 @@ def test_images_with_one_caption_are_not_each_others_negatives() -> None:
             for other in range(3)
         ]
         assert float(pairs[image]) == pytest.approx(sum(each), abs=1e-12)
-
-
-def captioned(sizes: tuple[int, ...]) -> list[Batch]:
-    """Batches whose images have captions of their own, drawn anew for every batch."""
-    generator = torch.Generator().manual_seed(3)
-    return [
-        Batch(
-            batch.number,
-            batch.pixels,
-            torch.randperm(len(CAPTIONS), generator=generator)[: len(batch)],
-        )
-        for batch in make_batches(sizes)
-    ]
-
-
-def contrastive(ends: Ends, batches: list[Batch], **options: object) -> Objective:
-    return objective_for(
-        ends, batches, templates=("{}",), classes=CAPTIONS, contrastive=True, **options
-    )
 
 
 class CaptionReference(Reference):
@@ -164,3 +148,26 @@ def test_a_step_of_learning_is_the_loss_of_its_images_also_in_pieces(ends: Ends)
         assert found.distillation_loss > 0
     for name, whole in gradients[0].items():
         assert torch.allclose(gradients[1][name], whole, rtol=1e-3, atol=1e-6), name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_processes_compute_open_clips_loss_and_learn_the_same(
+    ends: Ends, count: int, tmp_path: Path
+) -> None:
+    """open_clip's losses over as many processes, their features gathered with gradients."""
+    for path in ends:
+        (tmp_path / path.name).symlink_to(path)
+    for processes in {1, count}:
+        run = several(processes, "tests.support.contrast_shared", tmp_path)
+        assert run.returncode == 0, run.stderr[-3000:]
+    for rank in range(count):
+        errors = json.loads((tmp_path / f"{count}-{rank}.json").read_text())
+        assert {"softmax", "softmax gradient", "sigmoid", "sigmoid gradient"} < set(errors)
+        for name, error in errors.items():
+            assert error < (1e-6 if name.startswith("batch") else 1e-12), name
+        alone = load_file(tmp_path / "1-0.safetensors")
+        learned = load_file(tmp_path / f"{count}-{rank}.safetensors")
+        for name, value in alone.items():
+            if not name.endswith("k_proj.bias"):  # a softmax does not see it
+                assert torch.allclose(learned[name], value, atol=1e-3), name

@@ -34,6 +34,8 @@ torch.set_num_threads(1)
 
 Ends = tuple[Path, Path]
 TEMPLATES = ("a {}.", "the {}", "big {}")
+#: For images with a caption of their own each.
+CAPTIONS = ("a cat", "the dog", "big bird", "a big cat", "the big dog", "bird", "a dog", "cat dog")
 
 
 def save_ends(
@@ -89,6 +91,26 @@ def objective_for(
     prompts = Prompts(model, texts, len(templates), here.device)
     prompts.at_once = min(prompts.at_once, prompts_at_once)
     return Objective(model, pair, ShardedBatches(batches, here), prompts, **options)
+
+
+def captioned(sizes: tuple[int, ...]) -> list[Batch]:
+    """Batches whose images have captions of their own, drawn anew for every batch."""
+    generator = torch.Generator().manual_seed(3)
+    return [
+        Batch(
+            batch.number,
+            batch.pixels,
+            torch.randperm(len(CAPTIONS), generator=generator)[: len(batch)],
+        )
+        for batch in make_batches(sizes)
+    ]
+
+
+def contrastive(ends: Ends, batches: list[Batch], **options: Any) -> Objective:
+    """An objective of images with captions."""
+    return objective_for(
+        ends, batches, templates=("{}",), classes=CAPTIONS, contrastive=True, **options
+    )
 
 
 def prepare(objective: Objective, loss_config: LossConfig, steps: int) -> list[Step]:
