@@ -25,6 +25,8 @@ from clipmerge.models.memory import MicroBatcher, freed_memory_kept
 from clipmerge.planning.other_tasks import RANKS, Recall
 from clipmerge.progress import Progress
 
+#: Captions whose images are shown, and images shown for each.
+EXAMPLES, FOUND = 4, 3
 # Scores computed at once.
 _SCORES = 1 << 24
 _TEXTS_AT_ONCE = 256
@@ -41,11 +43,14 @@ class RetrievalOutcome:
         by_image: For each image, (images,), float64: the mean of two shares, whether its best
             caption is its own, and of its captions those of which it is the best image.
         best: For each image, (images,), the index of its best caption among all captions.
+        found: For the first caption of each of the first images, (examples, `FOUND`), its best
+            images, best first.
     """
 
     recall: Recall
     by_image: NDArray[np.float64]
     best: NDArray[np.int64]
+    found: NDArray[np.int64]
 
 
 @torch.inference_mode()
@@ -179,12 +184,19 @@ def _outcome(features: Tensor, texts: Tensor, images: CaptionedImages) -> Retrie
     owners = torch.tensor(
         [number for number, captions in enumerate(images.captions) for _ in captions]
     )
-    of_images, of_texts = retrieval_ranks(features, texts, owners)
+    numbers = torch.arange(len(images))
+    of_images, best = _ranks(features, texts, numbers, owners)
+    of_texts, _ = _ranks(texts, features, owners, numbers)
     captions = torch.bincount(owners, minlength=len(images))
     found = torch.bincount(owners, (of_texts == 0).double(), minlength=len(images)) / captions
     by_image = ((of_images == 0).double() + found) / 2
-    best = torch.cat([(rows @ texts.T).argmax(1) for rows in torch.split(features, 1024)])
-    return RetrievalOutcome(_recall(of_images, of_texts, RANKS), by_image.numpy(), best.numpy())
+    shown = texts[torch.searchsorted(owners, numbers[:EXAMPLES])] @ features.T
+    return RetrievalOutcome(
+        _recall(of_images, of_texts, RANKS),
+        by_image.numpy(),
+        best.numpy(),
+        shown.topk(min(FOUND, len(images))).indices.numpy(),
+    )
 
 
 def _recall(of_images: Tensor, of_texts: Tensor, ranks: Sequence[int]) -> Recall:
@@ -218,16 +230,19 @@ def retrieval_ranks(images: Tensor, texts: Tensor, owners: Tensor) -> tuple[Tens
         Ranks from 0: (images,) and (captions,).
     """
     numbers = torch.arange(len(images), device=images.device)
-    return _ranks(images, texts, numbers, owners), _ranks(texts, images, owners, numbers)
+    return _ranks(images, texts, numbers, owners)[0], _ranks(texts, images, owners, numbers)[0]
 
 
-def _ranks(rows: Tensor, columns: Tensor, row_owners: Tensor, column_owners: Tensor) -> Tensor:
-    """For each row, the number of columns that match better than the best of its own, those of its
-    owner: (rows,).
+def _ranks(
+    rows: Tensor, columns: Tensor, row_owners: Tensor, column_owners: Tensor
+) -> tuple[Tensor, Tensor]:
+    """For each row, (rows,), the number of columns that match better than the best of its own,
+    those of its owner, and the column that matches best.
     """
     positions = torch.arange(len(columns), device=columns.device)
     block = max(1, _SCORES // len(columns))
-    ranks = []
+    ranks: list[Tensor] = []
+    bests: list[Tensor] = []
     for start in range(0, len(rows), block):
         scores = rows[start : start + block] @ columns.T
         own = column_owners == row_owners[start : start + block, None]
@@ -236,4 +251,5 @@ def _ranks(rows: Tensor, columns: Tensor, row_owners: Tensor, column_owners: Ten
             dim=1, keepdim=True
         )
         ranks.append(((scores > best) | ((scores == best) & (positions < first))).sum(dim=1))
-    return torch.cat(ranks)
+        bests.append(scores.argmax(dim=1))
+    return torch.cat(ranks), torch.cat(bests)

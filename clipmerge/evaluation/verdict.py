@@ -7,12 +7,15 @@ The weights that the merge would write are set in place, so nothing needs to be 
 
 from __future__ import annotations
 
+import io
+from base64 import b64encode
 from collections import Counter
 from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL.Image import Image
 
 from clipmerge.checkpoint import Inputs
 from clipmerge.evaluation.conclusion import conclude
@@ -24,6 +27,8 @@ from clipmerge.evaluation.settings import EvalSettings
 from clipmerge.images.dataset import CaptionedImages, LabelledImages
 from clipmerge.models.building import build_model
 from clipmerge.planning.merge_effect import (
+    THUMBNAIL,
+    CaptionExample,
     Difference,
     Estimate,
     Gain,
@@ -72,6 +77,7 @@ def measure_effect(
     # last row is merged
     right: dict[str, NDArray[Any]]
     recall: dict[str, dict[str, dict[str, float]]] = {}
+    retrieved: list[NDArray[np.int64]] = []
     if isinstance(images, CaptionedImages):
         outcomes = score_captions(
             model, inputs, moves_of(plan), sources, settings, pace, load_bytes=_LOAD_BYTES
@@ -83,6 +89,7 @@ def measure_effect(
             name: outcome.recall.model_dump()
             for name, outcome in zip(names, outcomes[_CLEAN], strict=True)
         }
+        retrieved = [outcome.found for outcome in outcomes[_CLEAN]]
     else:
         scorer = Scorer(model, inputs, settings, load_bytes=_LOAD_BYTES)
         found = scorer.answer(moves_of(plan), sources, pace)
@@ -114,6 +121,10 @@ def measure_effect(
         counts = Counter(images.labels)
         per_class = [counts[label] for label in range(classes)]
     reference = int(np.argmax(clean[1:-1].sum(axis=1)))
+    examples = list[CaptionExample]()
+    thumbnails = list[str]()
+    if isinstance(images, CaptionedImages):
+        examples, thumbnails = _examples(images, retrieved[1 + reference], retrieved[-1])
     over_finetuned, over_zeroshot = gain(1 + reference), gain(0)
     labelled = isinstance(images, CaptionedImages) or images.labelled_by == "source"
     conclusion = conclude(
@@ -147,11 +158,45 @@ def measure_effect(
         over_zeroshot=over_zeroshot,
         agreement=estimate(float((answers[-1] == answers[0]).mean()), len(images)),
         recall=recall,
+        examples=tuple(examples),
+        thumbnails=tuple(thumbnails),
         recommendation=conclusion.recommendation,
         reason=conclusion.reason,
         possible_loss=conclusion.possible_loss,
         warnings=conclusion.warnings,
     )
+
+
+def _examples(
+    images: CaptionedImages, finetuned: NDArray[np.int64], merged: NDArray[np.int64]
+) -> tuple[list[CaptionExample], list[str]]:
+    """The captions of the first images with the images found, (examples, images) for each model,
+    and thumbnails of all these images.
+    """
+    number: dict[int, int] = {}
+    shown = [
+        [number.setdefault(image, len(number)) for image in (own, *found.tolist())]
+        for own, found in enumerate(np.concatenate([finetuned, merged], axis=1))
+    ]
+    count = 1 + finetuned.shape[1]
+    examples = [
+        CaptionExample(
+            caption=captions[0],
+            image=places[0],
+            finetuned=tuple(places[1:count]),
+            merged=tuple(places[count:]),
+        )
+        for captions, places in zip(images.captions, shown, strict=False)
+    ]
+    return examples, [_thumbnail(images.image(image)) for image in number]
+
+
+def _thumbnail(image: Image) -> str:
+    """A small JPEG in base64."""
+    image.thumbnail((THUMBNAIL, THUMBNAIL))
+    file = io.BytesIO()
+    image.save(file, "JPEG")
+    return b64encode(file.getvalue()).decode()
 
 
 def moves_of(plan: Plan) -> list[Move]:

@@ -1,5 +1,7 @@
 """Images with captions in place of classes: the verdict and what is refused, by the functions."""
 
+import io
+from base64 import b64decode
 from pathlib import Path
 from typing import Any
 
@@ -126,3 +128,38 @@ def test_a_sweep_draws_recall_at_one(pair: Folders, pictures: Path, tmp_path: Pa
         assert row["id"] == row["accuracy"]["own"]
     assert result.correct["other"].shape == (2, 20)
     assert sum("recall at 1" in warning for warning in result.warnings) == 2
+
+
+def test_examples_are_what_both_models_find(pair: Folders, pictures: Path, tmp_path: Path) -> None:
+    """Image by image, by a sort in Python, among the images held back."""
+    result = clipmerge.merge(*pair, "wise-ft", data=str(pictures), output=tmp_path / "out")
+    effect = result.plan.effect
+    assert effect is not None
+    assert len(effect.examples) == 4
+    opened = open_images(str(pictures))
+    thumbnails = [
+        Image.open(io.BytesIO(b64decode(content))).convert("RGB") for content in effect.thumbnails
+    ]
+
+    def place(number: int) -> int:
+        """Position of the image that a thumbnail shows: the nearest by its pixels."""
+        shown = np.asarray(thumbnails[number], dtype=float)
+        distances = []
+        for at in range(len(opened)):
+            image = opened.image(at)
+            image.thumbnail(thumbnails[number].size)
+            distances.append(np.abs(np.asarray(image, dtype=float) - shown).mean())
+        return int(np.argmin(distances))
+
+    for checkpoint, which in ((pair[1], "finetuned"), (tmp_path / "out", "merged")):
+        model = load_model(open_checkpoint(str(checkpoint)))
+        with torch.inference_mode():
+            pixels = torch.cat([model.pixels([opened.image(at)]) for at in range(len(opened))])
+            features = model.image_features(pixels).double()
+            texts = model.text_features(model.tokens([each.caption for each in effect.examples]))
+        for example, text in zip(effect.examples, texts.double(), strict=True):
+            scores = (features @ text).tolist()
+            best = sorted(range(len(scores)), key=lambda at: -scores[at])[:3]
+            assert [place(number) for number in getattr(example, which)] == best
+            assert example.caption in opened.captions[place(example.image)]  # type: ignore[union-attr]
+    assert "For 4 captions of the held-out images" in (tmp_path / "out/report.html").read_text()
