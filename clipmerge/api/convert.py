@@ -4,6 +4,7 @@ it there.
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import Any, Unpack, cast, get_args
@@ -23,7 +24,6 @@ from clipmerge.merging.stream import copied_tensors
 from clipmerge.output.checks import check_output
 from clipmerge.output.folder import write_weights
 from clipmerge.output.layout_files import write_layout_files
-from clipmerge.output.schemas import json_text
 from clipmerge.progress import ByteCount, Logged, Progress, say_all
 from clipmerge.request import command_text
 
@@ -85,7 +85,7 @@ def convert(
                 " (QuickGELU, heads)"
             )
         notes = [converted.note] if converted.note else []
-        with staged(target, overwrite=overwrite) as folder:
+        with staged(target, CONVERSION, overwrite=overwrite) as folder:
             reports.stage("write")
             single = WEIGHTS if layout == "transformers" else OPEN_CLIP_WEIGHTS[0]
             advance = ByteCount(reports, converted.bytes)
@@ -106,7 +106,7 @@ def convert(
                 "command": command
                 or command_text("convert", source, output, options=options, to=to),
             }
-            (folder / CONVERSION).write_text(json_text("convert", record), encoding="utf-8")
+            (folder / CONVERSION).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     say_all(reports, notes)
     return ConvertResult(target, record, tuple(notes))
 

@@ -30,7 +30,7 @@ from clipmerge.methods import Task, decide
 from clipmerge.planning.finding import NOTE, Finding
 from clipmerge.planning.layer_plan import LayerPlan
 from clipmerge.planning.measurements import Measurements
-from clipmerge.planning.plan import Plan, digest_of_layer, tensors_path, write_plan_files
+from clipmerge.planning.plan import Plan, digest_of_layer, write_plan_files
 from clipmerge.planning.provenance import CalibrationRecord, HeadRecord
 from clipmerge.planning.recipe import Recipe
 from clipmerge.planning.tensors import named_tensors, with_coefficients
@@ -117,11 +117,11 @@ def plan_run(
             base, others, recipe, given, state_key=given["state_key"], command=command
         )
         if output is not None:
-            check_output_file(
-                Path(output), tensors_path(Path(output)), overwrite=given["overwrite"]
-            )
+            check_output_file(Path(output), overwrite=given["overwrite"])
         run = prepare(request, progress)
         if run.is_main:
+            if output is not None:  # it may have appeared meanwhile
+                check_output_file(Path(output), overwrite=given["overwrite"])
             write_plan(run, None if output is None else Path(output))
     return run
 

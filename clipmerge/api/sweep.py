@@ -7,6 +7,7 @@ the calibration source is refused before anything is measured.
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -328,14 +329,13 @@ def write_sweep(
     """Write the output folder."""
     from clipmerge.evaluation.scorer import write_correct
     from clipmerge.files.staging import staged
-    from clipmerge.output.schemas import json_text
     from clipmerge.report.figures import as_image, curve_files, sweep_figure
     from clipmerge.report.sweep_table import sweep_csv, sweep_page
 
     description = "ID accuracy from left to right, mean OOD accuracy from bottom to top."
     curve = as_image(sweep_figure(record), f"{description} The table holds every number.")
     pictures, page = curve_files(record), sweep_page(record, curve)
-    with staged(output, overwrite=overwrite) as folder:
+    with staged(output, SWEEP_RECORD, overwrite=overwrite) as folder:
         for name, picture in pictures.items():
             (folder / name).write_bytes(picture)
         (folder / "sweep.html").write_text(page, encoding="utf-8", errors="backslashreplace")
@@ -343,7 +343,9 @@ def write_sweep(
             sweep_csv(record), encoding="utf-8", errors="backslashreplace"
         )
         write_correct(folder / "correct.safetensors", correct)
-        (folder / SWEEP_RECORD).write_text(json_text("sweep", record), encoding="utf-8")
+        (folder / SWEEP_RECORD).write_text(
+            json.dumps(record, indent=2, allow_nan=False) + "\n", encoding="utf-8"
+        )
 
 
 def load_source(

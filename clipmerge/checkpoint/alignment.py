@@ -7,12 +7,14 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Callable, Iterable, Iterator
+from itertools import filterfalse
 from typing import Any, cast, get_args
 
 from clipmerge.checkpoint.converted import in_one_layout
 from clipmerge.checkpoint.inputs import Inputs
 from clipmerge.checkpoint.source import Checkpoint, naming
 from clipmerge.config import Missing, OutputDtype
+from clipmerge.conversion.config import INTERPOLATIONS
 from clipmerge.errors import CheckpointError, counted, shorten
 from clipmerge.families import (
     Family,
@@ -23,7 +25,7 @@ from clipmerge.families import (
     known_keys,
     tower_of,
 )
-from clipmerge.files.safetensors import DTYPES
+from clipmerge.files.safetensors import DTYPES, TensorEntry
 from clipmerge.files.side_files import read_image_processor
 from clipmerge.layers import HEAD
 
@@ -62,16 +64,22 @@ def finetuned_dtype(inputs: Inputs) -> OutputDtype | None:
     """The one dtype of the fine-tuned weights where the zero-shot ones have another; ``None`` if
     they agree, or if the fine-tuned ones have several.
     """
-    differs, dtypes = False, set()
-    for name in inputs.zeroshot_keys:
-        entry, *others = inputs.entries(name)
-        if entry.is_float and not is_incidental(name):
-            differs |= any(other.dtype != entry.dtype for other in others)
-            dtypes |= {DTYPES[other.dtype][0] for other in others}
-    if not differs or len(dtypes) != 1:
-        return None
-    dtype = dtypes.pop()
+    dtypes, differs = set(), False
+    for which in range(len(inputs.finetuned)):
+        for _, ours, theirs in _shared(inputs, which):
+            if ours.is_float:
+                differs |= theirs.dtype != ours.dtype
+                dtypes.add(DTYPES[theirs.dtype][0])
+    dtype = dtypes.pop() if differs and len(dtypes) == 1 else None
     return cast(OutputDtype, dtype) if dtype in get_args(OutputDtype) else None
+
+
+def _shared(inputs: Inputs, which: int) -> Iterator[tuple[str, TensorEntry, TensorEntry]]:
+    """Tensors that the zero-shot and a fine-tuned checkpoint have: name, and entry in each."""
+    keys, entries = inputs.finetuned_keys[which], inputs.finetuned[which].entries
+    for name in inputs.zeroshot_keys:
+        if name in keys and not is_incidental(name):
+            yield name, inputs.zeroshot_entry(name), entries[keys[name]]
 
 
 def align(
@@ -111,23 +119,19 @@ def _other_heads(
     """
     zeroshot, finetuned = checkpoints[:2]
     ours, theirs = keys[:2]
-    shared = [
-        name for name, layer in family.layers_of(ours).items() if layer == HEAD and name in theirs
-    ]
-    if all(
-        zeroshot.entries[ours[name]].shape == finetuned.entries[theirs[name]].shape
-        for name in shared
-    ):
+    shapes = {
+        name: (zeroshot.entries[ours[name]].shape, finetuned.entries[theirs[name]].shape)
+        for name, layer in family.layers_of(ours).items()
+        if layer == HEAD and name in theirs
+    }
+    if all(shape == other for shape, other in shapes.values()):
         return []
-    classes = [
-        checkpoint.entries[of[shared[0]]].shape[0]
-        for checkpoint, of in zip(checkpoints, keys, strict=False)
-    ]
-    for name in shared:
+    for name in shapes:
         del ours[name]
+    rows, other_rows = (shape[0] for shape in next(iter(shapes.values())))
     return [
-        f"{zeroshot.source}: its head has {classes[0]} rows, the fine-tuned one's {classes[1]}; it"
-        " is left out"
+        f"{zeroshot.source}: its head has {rows} rows, the fine-tuned one's {other_rows}; it is"
+        " left out"
     ]
 
 
@@ -139,22 +143,12 @@ def _common_family(checkpoints: list[Checkpoint]) -> Family:
     for checkpoint in checkpoints:
         with naming(checkpoint.source):
             families.append(family_of(checkpoint.config, checkpoint.entries))
-    decided = (
-        family for family, one in zip(families, checkpoints, strict=True) if one.config is not None
-    )
-    first = next(decided, families[0])
-    for family, one in zip(families, checkpoints, strict=True):
-        known_to_it, known_to_first = (
-            known_keys(family, one.entries),
-            known_keys(first, one.entries),
-        )
-        undecided = one.config is None and (
-            known_to_first >= known_to_it or 2 * known_to_it < len(one.entries)
-        )
+    pairs = list(zip(families, checkpoints, strict=True))
+    first, known = next((pair for pair in pairs if pair[1].config is not None), pairs[0])
+    for family, one in pairs:
+        own, shared = (known_keys(each, one.entries) for each in (family, first))
+        undecided = one.config is None and (shared >= own or 2 * own < len(one.entries))
         if family is not first and not undecided:
-            known = next(
-                other for other, of in zip(checkpoints, families, strict=True) if of is first
-            )
             raise CheckpointError(
                 f"{one.source} is a {family.name} checkpoint and {known.source} a {first.name} one;"
                 " models of different families do not merge. Give the base that was fine-tuned"
@@ -176,9 +170,9 @@ def find_mismatches(inputs: Inputs, *, mixed_dtypes: bool = False) -> list[str]:
             "several fine-tuned classifiers, and a zero-shot model without a head: one head can be"
             " kept, not several; give one of them, or a base with a head of the same classes"
         )
-    problems += _position_mismatch(inputs)
-    problems += _vocabulary_mismatch(inputs)
-    problems += _other_forms(inputs)
+    for which in range(len(inputs.finetuned)):
+        problems += _other_sizes(inputs, which)
+        problems += _other_forms(inputs, which)
     for which, checkpoint in enumerate([] if problems else inputs.finetuned):
         problems += _config_mismatches(inputs, checkpoint)
         if inputs.tower != "text":
@@ -194,16 +188,11 @@ def find_mismatches(inputs: Inputs, *, mixed_dtypes: bool = False) -> list[str]:
             problems += _key_mismatches(inputs, which)
         problems += _field_mismatch(inputs, which, "shape", lambda entry: entry.shape)
         if mixed_dtypes:
-            problems += _field_mismatch(
-                inputs, which, "kind", lambda entry: "float" if entry.is_float else "integer"
-            )
+            problems += _field_mismatch(inputs, which, "kind", _kind)
         else:
+            advice = " Or name one with `dtype`."
             problems += _field_mismatch(
-                inputs,
-                which,
-                "dtype",
-                lambda entry: DTYPES[entry.dtype][0],
-                " Or name one with `dtype`.",
+                inputs, which, "dtype", lambda entry: DTYPES[entry.dtype][0], advice
             )
     # names of scales and biases are the same in many models
     if not problems and not any(
@@ -216,70 +205,54 @@ def find_mismatches(inputs: Inputs, *, mixed_dtypes: bool = False) -> list[str]:
     return problems
 
 
-def _position_mismatch(inputs: Inputs) -> Iterator[str]:
-    """Name the models that read longer texts or larger images, which no other key tells of."""
-    for finetuned, keys in zip(inputs.finetuned, inputs.finetuned_keys, strict=True):
-        for name in (
-            name for name in keys if name in inputs.zeroshot_keys and _POSITIONS.search(name)
-        ):
-            ours, theirs = (
-                inputs.zeroshot.entries[inputs.zeroshot_keys[name]],
-                finetuned.entries[keys[name]],
-            )
-            if len(ours.shape) == len(theirs.shape) == 2 and ours.shape[0] != theirs.shape[0]:
-                text = inputs.layer_of[name].startswith("text")
-                what = (
-                    "texts of another length (Long-CLIP has 248 tokens)"
-                    if text
-                    else "images of another size"
-                )
-                yield (
-                    f"{finetuned.source} reads {what}: {name} has {theirs.shape[0]} positions, that"
-                    f" of {inputs.zeroshot.source} {ours.shape[0]}; give the zero-shot model with"
-                    f" {theirs.shape[0]} positions that was fine-tuned"
-                )
-                return
+def _kind(entry: TensorEntry) -> str:
+    return "float" if entry.is_float else "integer"
 
 
-def _vocabulary_mismatch(inputs: Inputs) -> Iterator[str]:
-    """Name a fine-tuned checkpoint whose vocabulary has grown."""
-    for finetuned, keys in zip(inputs.finetuned, inputs.finetuned_keys, strict=True):
-        for name, key in keys.items():
-            if name not in inputs.zeroshot_keys or not _WORDS.search(name):
-                continue
-            ours = inputs.zeroshot.entries[inputs.zeroshot_keys[name]].shape
-            theirs = finetuned.entries[key].shape
-            if ours[0] != theirs[0] and ours[1:] == theirs[1:]:
-                yield (
-                    f"{finetuned.source} has a vocabulary of {theirs[0]} tokens, that of"
-                    f" {inputs.zeroshot.source} has {ours[0]}: {name} differs; give the zero-shot"
-                    " model whose vocabulary was enlarged alike (resize_token_embeddings)"
-                )
-                return
+def _other_sizes(inputs: Inputs, which: int) -> Iterator[str]:
+    """Name a model that reads longer texts, larger images or another vocabulary, which no other key
+    tells of.
+    """
+    for name, entry, other in _shared(inputs, which):
+        ours, theirs = entry.shape, other.shape
+        if len(ours) != 2 or len(theirs) != 2 or ours[0] == theirs[0]:
+            continue
+        if _POSITIONS.search(name):
+            is_text = inputs.layer_of[name].startswith("text")
+            length = "texts of another length (Long-CLIP has 248 tokens)"
+            what = f"reads {length if is_text else 'images of another size'}"
+            wanted = f"with {theirs[0]} positions that was fine-tuned"
+        elif _WORDS.search(name) and ours[1] == theirs[1]:
+            what = "has another vocabulary"
+            wanted = "whose vocabulary was enlarged alike (resize_token_embeddings)"
+        else:
+            continue
+        yield (
+            f"{inputs.finetuned[which].source} {what}: {name} has {theirs[0]} rows, that of"
+            f" {inputs.zeroshot.source} {ours[0]}; give the zero-shot model {wanted}"
+        )
+        return
 
 
-def _other_forms(inputs: Inputs) -> Iterator[str]:
+def _other_forms(inputs: Inputs, which: int) -> Iterator[str]:
     """Name a module whose weight has another form in the fine-tuned checkpoint: to keep either
     side's would call weights fine-tuned that are zero-shot.
     """
-    for finetuned, keys in zip(inputs.finetuned, inputs.finetuned_keys, strict=True):
-        ours = _by_module(name for name in inputs.zeroshot_keys if name not in keys)
-        theirs = _by_module(name for name in keys if name not in inputs.zeroshot_keys)
-        shared = [
-            module
-            for module, names in ours.items()
-            if module in theirs and inputs.layer_of.get(f"{module}.{names[0]}") != HEAD
-        ]
-        if shared:
-            first = shared[0]
-            modules = counted(len(shared), "module has its", "modules have their")
-            yield (
-                f"{finetuned.source}: {modules} weight in another form than in"
-                f" {inputs.zeroshot.source}; first {first}: {shorten(ours[first])} for zeroshot,"
-                f" {shorten(theirs[first])} for finetuned. Save the plain weights where it was"
-                " trained"
-            )
-            return
+    keys = inputs.finetuned_keys[which]
+    ours = _by_module(name for name in inputs.zeroshot_keys if name not in keys)
+    theirs = _by_module(name for name in keys if name not in inputs.zeroshot_keys)
+    shared = [
+        module
+        for module, names in ours.items()
+        if module in theirs and inputs.layer_of.get(f"{module}.{names[0]}") != HEAD
+    ]
+    if shared:
+        first, modules = shared[0], counted(len(shared), "module has its", "modules have their")
+        yield (
+            f"{inputs.finetuned[which].source}: {modules} weight in another form than in"
+            f" {inputs.zeroshot.source}; first {first}: {shorten(ours[first])} for zeroshot,"
+            f" {shorten(theirs[first])} for finetuned. Save the plain weights where it was trained"
+        )
 
 
 def _by_module(names: Iterable[str]) -> dict[str, list[str]]:
@@ -295,10 +268,7 @@ def _by_module(names: Iterable[str]) -> dict[str, list[str]]:
 def _config_mismatches(inputs: Inputs, finetuned: Checkpoint) -> Iterator[str]:
     if inputs.zeroshot.config is None or finetuned.config is None:
         return
-    ours, theirs = (
-        inputs.family.settings(inputs.zeroshot.config),
-        inputs.family.settings(finetuned.config),
-    )
+    ours, theirs = map(inputs.family.settings, (inputs.zeroshot.config, finetuned.config))
     for side in ("vision", "text", ""):
         if inputs.tower not in ("full", side):
             continue
@@ -306,15 +276,12 @@ def _config_mismatches(inputs: Inputs, finetuned: Checkpoint) -> Iterator[str]:
             b = theirs.get(side, {}).get(key)
             if a == b or None in (a, b):
                 continue
+            values = f"zeroshot {a}, finetuned {b}"
             yield (
-                f"the {side} towers differ in {key}: zeroshot {a}, finetuned {b}; the weights would"
-                " merge silently and wrongly. Use the base that was fine-tuned, or correct the"
-                " wrong config.json"
+                f"the {side} towers differ in {key}: {values}; the weights would merge silently and"
+                " wrongly. Use the base that was fine-tuned, or correct the wrong config.json"
                 if side
-                else (
-                    f"{key} differs: zeroshot {a}, finetuned {b}; these are not the same"
-                    f" {inputs.family.name}"
-                )
+                else f"{key} differs: {values}; these are not the same {inputs.family.name}"
             )
 
 
@@ -322,24 +289,20 @@ def _preprocessing(checkpoint: Checkpoint) -> dict[str, Any]:
     """Mean, deviation and interpolation according to the files beside a checkpoint, as far as they
     are given.
     """
-    settings = (checkpoint.config or {}).get("preprocess_cfg")
+    known: dict[str, Any] = {}
+    # loaders refuse what cannot be understood
     with contextlib.suppress(CheckpointError, LookupError, TypeError, ValueError, AttributeError):
-        if settings is not None:
-            mean, std, interpolation = (
-                settings.get(key) for key in ("mean", "std", "interpolation")
-            )
-        else:
+        settings = (checkpoint.config or {}).get("preprocess_cfg")
+        if settings is None:
             processor = read_image_processor(checkpoint.folder) or {}
-            mean, std = processor.get("image_mean"), processor.get("image_std")
-            interpolation = {2: "bilinear", 3: "bicubic"}.get(processor.get("resample", -1))
-        known: dict[str, Any] = (
-            {"interpolation": interpolation} if interpolation in ("bilinear", "bicubic") else {}
-        )
-        for key, values in (("mean", mean), ("standard deviation", std)):
-            if values is not None:
-                known[key] = [round(float(value), 4) for value in values]
-        return known
-    return {}  # loaders refuse what cannot be understood
+            settings = {key: processor.get(f"image_{key}") for key in ("mean", "std")}
+            settings["interpolation"] = INTERPOLATIONS.get(processor.get("resample", -1))
+        if settings.get("interpolation") in INTERPOLATIONS.values():
+            known["interpolation"] = settings["interpolation"]
+        for key in ("mean", "std"):
+            if settings.get(key) is not None:
+                known[key] = [round(float(value), 4) for value in settings[key]]
+    return known
 
 
 def _key_mismatches(inputs: Inputs, which: int) -> Iterator[str]:
@@ -372,23 +335,16 @@ def _key_mismatches(inputs: Inputs, which: int) -> Iterator[str]:
 
 
 def _field_mismatch(
-    inputs: Inputs, which: int, what: str, get: Callable[[Any], Any], advice: str = ""
+    inputs: Inputs, which: int, what: str, get: Callable[[TensorEntry], Any], advice: str = ""
 ) -> Iterator[str]:
-    keys = inputs.finetuned_keys[which]
-    shared = [name for name in inputs.zeroshot_keys if name in keys and not is_incidental(name)]
-    differing = []
-    for name in shared:
-        a = get(inputs.zeroshot.entries[inputs.zeroshot_keys[name]])
-        b = get(inputs.finetuned[which].entries[keys[name]])
-        if a != b:
-            differing.append((name, a, b))
-    if differing:
+    values = [(name, get(ours), get(theirs)) for name, ours, theirs in _shared(inputs, which)]
+    if differing := [value for value in values if value[1] != value[2]]:
+        of = f"of {len(values)} tensors"
         name, a, b = differing[0]
-        differ = counted(
-            len(differing), f"of {len(shared)} tensors differs", f"of {len(shared)} tensors differ"
+        yield (
+            f"{counted(len(differing), f'{of} differs', f'{of} differ')} in {what}; first {name}:"
+            f" zeroshot {a}, finetuned {b}. Compare both with `clipmerge inspect`.{advice}"
         )
-        compare = f"Compare both with `clipmerge inspect`.{advice}"
-        yield f"{differ} in {what}; first {name}: zeroshot {a}, finetuned {b}. {compare}"
 
 
 def notes_on(inputs: Inputs) -> Iterator[str]:
@@ -459,31 +415,26 @@ def _what_some_lack(inputs: Inputs) -> Iterator[str]:
     """
     if inputs.missing == "error" or len(inputs.finetuned) < 2:
         return
-    ours, first, several = inputs.zeroshot_keys, inputs.finetuned_keys[0], inputs.finetuned_keys
-    names = dict.fromkeys(name for keys in several for name in keys if not is_incidental(name))
+    ours, first = inputs.zeroshot_keys, inputs.finetuned_keys[0]
+    names = dict.fromkeys(name for keys in inputs.finetuned_keys for name in keys)
+    source = f"{inputs.finetuned[0].source}, the first fine-tuned checkpoint"
     keeps_finetuned = inputs.missing == "keep-finetuned"
     drops = keeps_finetuned and not inputs.is_partial  # the output has the parameters of the first
-    some = [name for name in names if name in ours and not all(name in keys for keys in several)]
-    lost = [name for name in some if name not in first] if drops else []
-    lost += (
-        [name for name in names if name not in ours and name not in first]
-        if keeps_finetuned
-        else []
-    )
-    extra = (
-        [name for name in first if name not in ours and not is_incidental(name)]
-        if keeps_finetuned
-        else []
-    )
-    source = f"{inputs.finetuned[0].source}, the first fine-tuned checkpoint"
-    stay = [name for name in some if name in first or not drops]
-    treated = (
-        (stay, "some fine-tuned checkpoints lack stay zero-shot"),
-        (lost, f"{source}, lacks are left out"),
-        (extra, f"the zero-shot checkpoint lacks are copied from {source}, not averaged"),
-    )
+    treated: dict[str, list[str]] = {
+        "some fine-tuned checkpoints lack stay zero-shot": [],
+        f"{source}, lacks are left out": [],
+        f"the zero-shot checkpoint lacks are copied from {source}, not averaged": [],
+    }
+    stay, lost, copied = treated.values()
+    for name in filterfalse(is_incidental, names):
+        if name in ours and not all(name in keys for keys in inputs.finetuned_keys):
+            (stay if name in first or not drops else lost).append(name)
+        elif name not in ours and keeps_finetuned:
+            (copied if name in first else lost).append(name)
     yield from (
-        f"parameters that {treatment}: {shorten(names)}" for names, treatment in treated if names
+        f"parameters that {treatment}: {shorten(names)}"
+        for treatment, names in treated.items()
+        if names
     )
 
 

@@ -25,7 +25,7 @@ def show_merge(
     if record is None:
         return
     data = record_json(record) | ({"published": published} if published else {})
-    terminal.result("record", data, lambda: summary(record, verbose=terminal.verbose))
+    terminal.result(data, lambda: summary(record, verbose=terminal.verbose))
     (terminal.end if timed else terminal.show)(last_line)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import gc
+import json
 import os
 import sys
 import time
@@ -184,19 +185,13 @@ class Terminal(Progress):
             self._bar.stop()
             self._bar = None
 
-    def result(
-        self, kind: str, record: Mapping[str, Any], human: Callable[[], RenderableType]
-    ) -> None:
-        """Print a result on stdout: as one JSON object of a kind that has a published schema, or in
-        human form.
-        """
+    def result(self, record: Mapping[str, Any], human: Callable[[], RenderableType]) -> None:
+        """Print a result on stdout: as one JSON object, or in human form."""
         self.close()
         if self._silent or self.format is Format.quiet:
             return
         if self.format is Format.json:
-            from clipmerge.output.schemas import json_text
-
-            echo(json_text(kind, record), nl=False)
+            echo(json.dumps(record, indent=2, allow_nan=False))
         else:
             self.show(human())
 

@@ -32,7 +32,7 @@ _KINDS = {
 def list_cache(terminal: Terminal) -> None:
     """List what is kept, with its size."""
     record = {"folder": str(user_cache("")), "entries": _entries(), "removed": []}
-    terminal.result("cache", record, lambda: _listing(record))
+    terminal.result(record, lambda: _listing(record))
 
 
 @cache_app.command("clean")
@@ -61,7 +61,7 @@ def clean_cache(
             shutil.rmtree(folder)
     removed = {name: before[name] for name in names if name in before}
     record = {"folder": str(user_cache("")), "entries": _entries(), "removed": list(removed)}
-    terminal.result("cache", record, lambda: _removal(removed))
+    terminal.result(record, lambda: _removal(removed))
 
 
 def _removal(removed: dict[str, dict[str, Any]]) -> str:

@@ -37,7 +37,7 @@ def convert_command(
         checkpoint, output, to=to, progress=terminal, command=command_line(), **options
     ).record
     if record:  # of the main process
-        terminal.result("convert", record, lambda: _files_table(record))
+        terminal.result(record, lambda: _files_table(record))
         loading = f"open_clip.create_model_and_transforms('local-dir:{output}')"
         if record["to"] == "transformers":
             loading = f"CLIPModel.from_pretrained('{output}')"

@@ -27,7 +27,7 @@ def list_data(terminal: Terminal) -> None:
         "classes": list(class_lists()),
         "templates": template_sets(),
     }
-    terminal.result("data-list", record, lambda: _listing(record))
+    terminal.result(record, lambda: _listing(record))
 
 
 @data_app.command("show")
@@ -44,9 +44,7 @@ def show_data(
 
     if name in template_sets():
         templates = template_set(name)
-        terminal.result(
-            "templates", {"name": name, "templates": templates}, lambda: "\n".join(templates)
-        )
+        terminal.result({"name": name, "templates": templates}, lambda: "\n".join(templates))
         return
     known = known_set(name)
     record = {
@@ -56,7 +54,7 @@ def show_data(
         "class_names": list(known.class_names),
         "templates": list(known.prompts),
     }
-    terminal.result("data-set", record, lambda: _description(record))
+    terminal.result(record, lambda: _description(record))
 
 
 def _listing(record: dict[str, Any]) -> RenderableType:

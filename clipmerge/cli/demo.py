@@ -25,7 +25,7 @@ def demo_command(
     from clipmerge.api.demo import demo
 
     record = demo(output, progress=terminal)
-    terminal.result("demo", record, lambda: _table(record))
+    terminal.result(record, lambda: _table(record))
     terminal.show(
         f"Report of auto: {record['report']}",
         "The merge with auto by hand:",

@@ -69,7 +69,7 @@ def env_command(terminal: Terminal) -> None:
         "environment": variables | {name: "set" for name in _SECRETS if os.environ.get(name)},
         "defaults": _defaults(),
     }
-    terminal.result("env", record, lambda: _lines(record))
+    terminal.result(record, lambda: _lines(record))
 
 
 def _version(name: str) -> str | None:

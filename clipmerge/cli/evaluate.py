@@ -39,7 +39,7 @@ def evaluate_command(
     from clipmerge.api.evaluate import evaluate
 
     record = evaluate(checkpoint, data, progress=terminal, **options).record
-    terminal.result("evaluate", record, lambda: _table(record))
+    terminal.result(record, lambda: _table(record))
 
 
 def _table(record: dict[str, Any]) -> RenderableType:

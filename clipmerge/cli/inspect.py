@@ -43,7 +43,7 @@ def inspect_command(
     from clipmerge.api.inspect import inspect
 
     record = inspect(zeroshot, finetuned, weights=not no_weights, progress=terminal).record
-    terminal.result("inspect", record, lambda: _table(record))
+    terminal.result(record, lambda: _table(record))
 
 
 def _table(record: dict[str, Any]) -> RenderableType:

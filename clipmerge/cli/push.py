@@ -30,11 +30,11 @@ def push_command(
 
     published = push(folder, repo_id, progress=terminal, **options).model_dump()
     if options["dry_run"]:
-        terminal.result("push", published, lambda: _dry_run(published))
+        terminal.result(published, lambda: _dry_run(published))
         return
     outcome = pushed(published)
     with noting(outcome):
-        terminal.result("push", published, lambda: outcome)
+        terminal.result(published, lambda: outcome)
 
 
 def _dry_run(published: dict[str, Any]) -> str:

@@ -49,9 +49,7 @@ def list_recipes(terminal: Terminal) -> None:
         first = f"{name:{column}}{'needed' if images[name] else 'no':8}"
         indent = " " * len(first)
         lines += textwrap.wrap(text, max(40, width), initial_indent=first, subsequent_indent=indent)
-    terminal.result(
-        "recipe-list", {"recipes": about, "needs_images": images}, lambda: "\n".join(lines)
-    )
+    terminal.result({"recipes": about, "needs_images": images}, lambda: "\n".join(lines))
 
 
 def _about(recipe: str) -> str:
@@ -69,7 +67,7 @@ def show_recipe(terminal: Terminal, name: _Name) -> None:
     from clipmerge.planning.recipe import load_recipe, recipe_text
 
     text = recipe_text(name)
-    terminal.result("recipe", load_recipe(name).model_dump(mode="json"), lambda: text.rstrip())
+    terminal.result(load_recipe(name).model_dump(mode="json"), lambda: text.rstrip())
 
 
 @recipes_app.command("copy")

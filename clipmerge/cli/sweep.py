@@ -55,7 +55,7 @@ def sweep_command(
         command=command_line(),
         **options,
     ).record
-    terminal.result("sweep", record, lambda: SweepTable(record))
+    terminal.result(record, lambda: SweepTable(record))
     terminal.end(f"Wrote {output} (page: {output / 'sweep.html'}, picture: {output / 'curve.png'})")
 
 

@@ -345,7 +345,8 @@ _MEAN = (0.48145466, 0.4578275, 0.40821073)
 _STD = (0.26862954, 0.26130258, 0.27577711)
 # Pillow's numbers; OpenCLIP's "random" is bicubic outside training.
 _RESAMPLE = {"bilinear": 2, "bicubic": 3, "random": 3}
-_INTERPOLATION = {2: "bilinear", 3: "bicubic"}
+#: OpenCLIP's names of Pillow's filters.
+INTERPOLATIONS = {2: "bilinear", 3: "bicubic"}
 
 
 def image_processor_config(preprocess_cfg: dict[str, Any], image_size: int) -> dict[str, Any]:
@@ -389,7 +390,7 @@ def preprocess_cfg(processor: dict[str, Any], image_size: int) -> tuple[dict[str
             f"images are resized to {edges} there, but OpenCLIP resizes to the model's {image_size}"
             " pixels: accuracy may differ a little"
         )
-    if resample not in _INTERPOLATION:
+    if resample not in INTERPOLATIONS:
         notes.append(
             f"images are resampled with Pillow's filter {resample} there, which OpenCLIP lacks;"
             " bicubic was set"
@@ -398,7 +399,7 @@ def preprocess_cfg(processor: dict[str, Any], image_size: int) -> tuple[dict[str
     return {
         "mean": list(processor.get("image_mean", _MEAN)) if normalises else [0.0] * 3,
         "std": list(processor.get("image_std", _STD)) if normalises else [1.0] * 3,
-        "interpolation": _INTERPOLATION.get(resample, "bicubic"),
+        "interpolation": INTERPOLATIONS.get(resample, "bicubic"),
         "resize_mode": "shortest" if "shortest_edge" in size else "squash",
     }, notes
 

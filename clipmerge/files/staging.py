@@ -10,13 +10,11 @@ import hashlib
 import os
 import shutil
 import signal
-import stat
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
-from functools import partial
 from pathlib import Path
 
 from clipmerge.errors import OutputError
@@ -33,9 +31,6 @@ RECORD = "clipmerge.json"
 #: Folder in an output for a plan whose learned coefficients do not fit into the record.
 PLAN_FOLDER = "plan"
 _SECONDS_TO_LOCK = 60
-# Files that identify an output of clipmerge.
-_MARKERS = (RECORD, "conversion.json", "sweep.json")
-_Identity = tuple[tuple[int, int, int, int] | None, ...]
 # Completed outputs, which a stopped command reports. Changed only while signals are blocked.
 _completed: list[Path] = []
 
@@ -48,38 +43,29 @@ def completed() -> tuple[Path, ...]:
 def forget_completed() -> None:
     """Start a new command, which does not report the output of earlier commands in this process."""
     _completed.clear()
-    _checked.clear()
 
 
-# Identity of the output that existed at the check; nothing else is replaced.
-_checked: dict[Path, _Identity] = {}
-
-
-def remember_checked(*outputs: Path) -> None:
-    """Remember the present content of checked output places, so that nothing else is replaced."""
-    _checked.update({output.resolve(): _identity(output) for output in outputs})
-
-
-def _identity(path: Path) -> _Identity:
-    """Identify a folder or file by its status and the records in it, to notice if another one takes
-    its place.
+def refuse_existing(output: Path, record: str = RECORD, *, overwrite: bool) -> None:
+    """Refuse to replace a folder without `overwrite`, or one that the same command, whose record
+    has this name, did not write.
     """
-    found: list[tuple[int, int, int, int] | None] = []
-    for location in (path, *(path / name for name in _MARKERS)):
-        try:
-            status = location.stat()
-        except OSError:
-            found.append(None)
-            continue
-        is_folder = stat.S_ISDIR(
-            status.st_mode
-        )  # a folder's size and time change when other files are added
-        size, modified = (0, 0) if is_folder else (status.st_size, status.st_mtime_ns)
-        found.append((status.st_dev, status.st_ino, size, modified))
-    return tuple(found)
+    if not (output.exists() or output.is_symlink()):
+        return
+    if not overwrite:
+        raise OutputError(
+            f"{output}: already exists; choose another `output`, or pass `overwrite=True` to"
+            " replace it"
+        )
+    if not (output / record).is_file():
+        raise OutputError(
+            f"{output}: was not written by this command (it holds no {record}), so `overwrite=True`"
+            " leaves it alone; remove it yourself"
+        )
 
 
-def staged(output: Path, *, overwrite: bool = False) -> AbstractContextManager[Path]:
+def staged(
+    output: Path, record: str = RECORD, *, overwrite: bool = False
+) -> AbstractContextManager[Path]:
     """Yield a folder to write into, and move it to ``output`` if the block succeeds.
 
     However the process ends, ``output`` is absent, the old one, or the complete new one. Stages
@@ -87,10 +73,12 @@ def staged(output: Path, *, overwrite: bool = False) -> AbstractContextManager[P
     shows the locks of other machines.
     """
     target = output.resolve()  # a link stays a link: its target is replaced
-    expected = _checked.pop(target, None) or _identity(target)
-    return _stage(
-        output, target, partial(_move_in, target=target, expected=expected, overwrite=overwrite)
-    )
+
+    def move(folder: Path) -> None:
+        refuse_existing(target, record, overwrite=overwrite)  # another process may have been faster
+        _exchange(folder, target)
+
+    return _stage(output, target, move)
 
 
 def refuse_link(output: Path) -> None:
@@ -107,18 +95,9 @@ def staged_files(output: Path) -> AbstractContextManager[Path]:
     """
     refuse_link(output)
     target = output.resolve()
-    expected = {target: _identity(target)}
-    expected |= {
-        location: _checked.pop(location)
-        for location in list(_checked)
-        if location.parent == target.parent
-    }
 
     def move(folder: Path) -> None:
-        files = sorted(folder.iterdir(), key=lambda file: file.name == target.name)
-        for location in (target.parent / file.name for file in files):
-            _require_same(location, expected.get(location, _identity(location)))
-        for file in files:
+        for file in sorted(folder.iterdir(), key=lambda file: file.name == target.name):
             file.replace(target.parent / file.name)
 
     return _stage(output, target, move)
@@ -227,38 +206,20 @@ def _clear_stale(target: Path) -> None:
             shutil.rmtree(stage, ignore_errors=True)
 
 
-def _move_in(folder: Path, target: Path, expected: _Identity, *, overwrite: bool) -> None:
+def _exchange(folder: Path, target: Path) -> None:
     aside = folder.with_name("old")
-    if target.exists() and not overwrite:
-        raise OutputError(f"{target}: appeared while the merge ran; choose another `output`")
-    _require_same(target, expected)
     try:
         if target.exists():
             target.rename(aside)
-            _require_same(aside, expected, target)  # another process may have been faster
         folder.rename(target)
     except BaseException as error:
         if aside.exists():  # restore it, or put it beside its place if that is taken now
-            location = (
-                target
-                if not target.exists()
-                else target.with_name(f"{target.name}.replaced-{os.getpid()}")
-            )
-            aside.rename(location)
-            if location != target:
+            location = target
+            if target.exists():
+                location = target.with_name(f"{target.name}.replaced-{os.getpid()}")
                 error.add_note(f"the earlier output is now {location}")
+            aside.rename(location)
         raise
-
-
-def _require_same(location: Path, expected: _Identity, shown: Path | None = None) -> None:
-    if _identity(location) != expected:
-        happened = (
-            "appeared" if expected[0] is None else "was replaced or changed by another process"
-        )
-        raise OutputError(
-            f"{shown or location}: {happened} while this ran, and was left alone; choose another"
-            " `output`"
-        )
 
 
 def _sync(path: Path) -> None:

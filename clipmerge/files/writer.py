@@ -9,10 +9,8 @@ import errno
 import hashlib
 import itertools
 import math
-import mmap
 import os
 import shutil
-import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -29,25 +27,12 @@ from clipmerge.parallel import side_by_side
 if TYPE_CHECKING:
     from torch import Tensor
 
-try:
-    import fcntl
-except ImportError:  # pragma: no cover - Windows, where direct writing is not used
-    fcntl = None  # type: ignore[assignment]
-
-# Direct writes, which bypass the page cache, must be aligned to the disk's blocks; no disk has
-# larger blocks than this.
-_ALIGNMENT = 4096
-_DIRECT = getattr(os, "O_DIRECT", 0) if fcntl else 0
 # Flushes early, so that the final sync has less to do; macOS and Windows have only fsync.
 _flush = getattr(os, "fdatasync", os.fsync)
 
 
-# Direct writing to a fast disk saves a copy and memory. On a slow disk the file goes through the
-# page cache, because loading the result from the disk would be slow.
-BLOCK = 4 << 20  # bytes of a block, a multiple of the disk's alignment
+BLOCK = 4 << 20  # bytes of a block
 BLOCKS = 6  # number of blocks in memory
-TIMED = 8  # number of blocks after which the disk is judged
-FAST = 300e6  # bytes per second of a fast disk, reached by the fastest block
 FLUSH = 256 << 20  # bytes written through the page cache between two requests to flush it to disk
 #: Returns a buffer for the next elements, given their number and dtype; it may be shorter.
 BufferProvider = Callable[[int, str], Array]
@@ -105,20 +90,14 @@ def _prefetch(tensor: OutputTensor) -> Iterable[Array]:
 class OutputFile:
     """A new file of known size; make one with `output_file`."""
 
-    def __init__(
-        self, file: int, threads: contextlib.ExitStack, *, direct: bool, hashed: bool
-    ) -> None:
+    def __init__(self, file: int, threads: contextlib.ExitStack, *, hashed: bool) -> None:
         self._file = file
         self._digest = hashlib.sha256() if hashed else None
         self._hasher, self._writer, self._flusher = (
             threads.enter_context(ThreadPoolExecutor(1)) for _ in range(3)
         )
-        self._direct = direct
-        self._quickest = float("inf")
         self._unflushed, self._flushing = 0, self._flusher.submit(lambda: None)
-        # aligned to pages, as direct writing requires
-        memory = np.frombuffer(mmap.mmap(-1, BLOCK * BLOCKS), np.uint8)
-        self._free = deque(np.split(memory, BLOCKS))
+        self._free = deque(np.empty(BLOCK, np.uint8) for _ in range(BLOCKS))
         self._busy: deque[tuple[Array, list[Future[None]]]] = deque()
         self._block, self._filled, self._offset = self._free.popleft(), 0, 0
         self._lent: Array | None = None
@@ -173,29 +152,13 @@ class OutputFile:
         self._free.append(block)
 
     def _write(self, data: memoryview, offset: int) -> None:
-        is_slow = offset == TIMED * BLOCK and self._quickest > BLOCK / FAST
-        if self._direct and (len(data) % _ALIGNMENT or is_slow):
-            self._go_through_the_cache()
-        begin = time.perf_counter()
+        self._unflushed += len(data)
         while data:
-            try:
-                count = os.pwrite(self._file, data, offset)
-            except OSError as error:
-                if error.errno != errno.EINVAL or not self._direct:
-                    raise
-                # the file system requires a different alignment, or has cut the last write short
-                self._go_through_the_cache()
-                continue
+            count = os.pwrite(self._file, data, offset)
             data, offset = data[count:], offset + count
-            self._unflushed += 0 if self._direct else count
-        self._quickest = min(self._quickest, time.perf_counter() - begin)
         if self._unflushed > FLUSH and self._flushing.done():
             self._flushing.result()
             self._unflushed, self._flushing = 0, self._flusher.submit(_flush, self._file)
-
-    def _go_through_the_cache(self) -> None:
-        self._direct = False
-        fcntl.fcntl(self._file, fcntl.F_SETFL, fcntl.fcntl(self._file, fcntl.F_GETFL) & ~_DIRECT)
 
     def finish(self) -> str | None:
         """Wait until everything is on disk."""
@@ -210,7 +173,8 @@ class OutputFile:
 @contextlib.contextmanager
 def output_file(path: Path, size: int, *, hashed: bool = True) -> Iterator[OutputFile]:
     """Create a file, if the disk has room for it."""
-    file, direct = _open(path, size)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
+    file = os.open(path, flags, 0o666)
     try:
         disk = shutil.disk_usage(path.parent)
         # fail now, not after minutes of work, if the disk cannot hold the file; some network file
@@ -218,18 +182,6 @@ def output_file(path: Path, size: int, *, hashed: bool = True) -> Iterator[Outpu
         if size > disk.free and disk.total:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         with contextlib.ExitStack() as threads:
-            yield OutputFile(file, threads, direct=direct, hashed=hashed)
+            yield OutputFile(file, threads, hashed=hashed)
     finally:
         os.close(file)
-
-
-def _open(path: Path, size: int) -> tuple[int, bool]:
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
-    if _DIRECT and size > BLOCK * TIMED:  # small files will be loaded from the cache soon
-        try:
-            return os.open(path, flags | _DIRECT, 0o666), True
-        except OSError as error:
-            if error.errno != errno.EINVAL:  # EINVAL: for example a file system in memory
-                raise
-            path.unlink(missing_ok=True)
-    return os.open(path, flags, 0o666), False

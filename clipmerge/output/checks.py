@@ -10,8 +10,8 @@ from pathlib import Path
 from clipmerge.errors import CheckpointError, OutputError
 from clipmerge.files.reading import Unreadable, read_json
 from clipmerge.files.safetensors import read_header
-from clipmerge.files.staging import RECORD, refuse_link, remember_checked
-from clipmerge.planning.plan import COEFFICIENTS, SCORES
+from clipmerge.files.staging import RECORD, refuse_existing, refuse_link
+from clipmerge.planning.plan import COEFFICIENTS, SCORES, tensors_path
 
 
 def check_output(
@@ -26,37 +26,22 @@ def check_output(
     done.
     """
     _require_resolvable(output)
-    for path in inputs:
-        if _holds(output, path):
-            raise OutputError(f"{output}: holds the checkpoint {path}; choose another `output`")
-    others = list(read)
-    for path in others:
+    read = list(read)
+    for path in (*inputs, *read):
         if _holds(output, path):
             raise OutputError(
                 f"{output}: holds {path}, which this command reads; choose another `output`"
             )
     # a link in the folder is an entry of it, regardless of its target
     places = (output.resolve(), output.parent.resolve() / output.name)
-    for path in others:  # the next command would read the output as another class
+    for path in read:  # the next command would read the output as another class
         if path.is_dir() and any(path.resolve() in place.parents for place in places):
             raise OutputError(
                 f"{output}: lies inside {path}, which this command reads as images; choose another"
                 " `output`"
             )
     _check_place(output)
-    remember_checked(output)
-    if not (output.exists() or output.is_symlink()):
-        return
-    if not overwrite:
-        raise OutputError(
-            f"{output}: already exists; choose another `output`, or pass `overwrite=True` to"
-            " replace it"
-        )
-    if not (output / record).is_file():
-        raise OutputError(
-            f"{output}: was not written by this command (it holds no {record}), so `overwrite=True`"
-            " leaves it alone; remove it yourself"
-        )
+    refuse_existing(output, record, overwrite=overwrite)
 
 
 def _require_resolvable(output: Path) -> None:
@@ -80,17 +65,17 @@ def _holds(output: Path, path: Path) -> bool:
     return any(target == location or target in location.parents for location in places)
 
 
-def check_output_file(output: Path, beside: Path, *, overwrite: bool) -> None:
-    """Refuse an output file that would destroy something or cannot be written, before any work is
-    done.
+def check_output_file(output: Path, *, overwrite: bool) -> None:
+    """Refuse an output file of a plan that would destroy something or cannot be written, before any
+    work is done.
     """
-    if output.is_dir() or output.suffix == beside.suffix:
+    beside = tensors_path(output)
+    if output.is_dir() or output.suffix == ".safetensors":
         raise OutputError(
             f"{output}: a plan is a JSON file; choose another `output`, such as plan.json"
         )
     refuse_link(output)
     _check_place(output)
-    remember_checked(output, beside)
     if output.exists() and not overwrite:
         raise OutputError(
             f"{output}: already exists; choose another `output`, or pass `overwrite=True` to"
@@ -133,11 +118,6 @@ def _check_place(output: Path) -> None:
     if not existing.is_dir():
         raise OutputError(
             f"{output}: cannot be created because {existing} is a file; choose another `output`"
-        )
-    if not os.access(existing, os.W_OK | os.X_OK):
-        raise OutputError(
-            f"{output}: cannot be created because {existing} is not writable for you; choose"
-            " another `output`"
         )
     try:  # a folder of the system, such as /proc, claims to be writable
         Path(tempfile.mkdtemp(prefix=".clipmerge-", dir=existing)).rmdir()

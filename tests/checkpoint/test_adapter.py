@@ -234,7 +234,7 @@ def test_a_plan_is_bound_to_the_adapters_scale_and_its_output_never_replaces_it(
     assert merged.read_bytes() == applied.read_bytes()
     (tmp_path / "earlier" / "clipmerge.json").write_text("{}")
     line = refused(clipmerge("apply", plan, "--output", tmp_path / "earlier", "--overwrite"))
-    assert f"holds the checkpoint {adapter}" in line
+    assert f"holds {adapter}, which this command reads" in line
     configure(adapter, lora_alpha=7)
     line = refused(clipmerge("apply", plan, "--output", tmp_path / "again"))
     assert "sha256 of adapter_config.json differs" in line

@@ -140,7 +140,7 @@ def test_an_output_that_is_an_input_or_exists_is_refused(copies: Folders, tmp_pa
     for output in (copies[0], copies[1], tmp_path):
         for flags in ((), ("--overwrite",)):
             outcome = clipmerge("merge", *copies, "--recipe", "wise-ft", "--output", output, *flags)
-            assert "holds the checkpoint" in refused(outcome)
+            assert ", which this command reads" in refused(outcome)
     (tmp_path / "out").mkdir()
     merge_refused(copies, "out: already exists; choose another --output, or pass --overwrite")
     merge_refused(

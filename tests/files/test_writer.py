@@ -33,8 +33,8 @@ def pieces(data: bytes) -> Iterator[bytes]:
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Small blocks, and an early judgement of the disk."""
-    for name, value in {"BLOCK": BLOCK, "BLOCKS": 3, "TIMED": 2}.items():
+    """Small blocks."""
+    for name, value in {"BLOCK": BLOCK, "BLOCKS": 3}.items():
         monkeypatch.setattr(module, name, value)
 
 
@@ -47,42 +47,9 @@ def write(path: Path, data: bytes) -> OutputFile:
     return file
 
 
-def refuse_direct(monkeypatch: pytest.MonkeyPatch) -> None:
-    opened = os.open
-
-    def refuse(path: Path, flags: int, mode: int = 0o777) -> int:
-        if flags & module._DIRECT:
-            Path(path).touch()  # some systems make the file before they refuse
-            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
-        return opened(path, flags, mode)
-
-    monkeypatch.setattr(os, "open", refuse)
-
-
-def refuse_alignment(monkeypatch: pytest.MonkeyPatch) -> None:
-    written = os.pwrite
-
-    def refuse(file: int, data: memoryview, offset: int) -> int:
-        if module._DIRECT and module.fcntl.fcntl(file, module.fcntl.F_GETFL) & module._DIRECT:
-            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
-        return written(file, data, offset)
-
-    monkeypatch.setattr(os, "pwrite", refuse)
-
-
-@pytest.mark.parametrize("disk", ["fast", "slow", "without direct writes", "of another alignment"])
-def test_the_file_is_what_was_appended(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, disk: str
-) -> None:
-    if disk == "without direct writes":
-        refuse_direct(monkeypatch)
-    elif disk == "of another alignment":
-        refuse_alignment(monkeypatch)
-    elif disk == "slow":
-        monkeypatch.setattr(module, "FAST", float("inf"))
-    for size in SIZES:
-        file = write(tmp_path / f"{size}", content(size))
-        assert disk == "fast" or size <= 3 * BLOCK or not file._direct
+@pytest.mark.parametrize("size", SIZES)
+def test_the_file_is_what_was_appended(tmp_path: Path, size: int) -> None:
+    write(tmp_path / "file", content(size))
 
 
 def test_short_writes_are_taken_up_where_they_stopped(
@@ -90,7 +57,6 @@ def test_short_writes_are_taken_up_where_they_stopped(
 ) -> None:
     written = os.pwrite
     monkeypatch.setattr(os, "pwrite", lambda file, data, offset: written(file, data[:1000], offset))
-    refuse_direct(monkeypatch)  # which is refused, not cut short
     write(tmp_path / "file", content(5 * BLOCK + 77))
 
 
@@ -121,7 +87,6 @@ def test_what_the_disk_refuses_is_raised(
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
     monkeypatch.setattr(os, name, fail)
-    monkeypatch.setattr(module, "FAST", float("inf"))
     monkeypatch.setattr(module, "FLUSH", 1000)
     with pytest.raises(OSError, match=os.strerror(errno.EIO)):
         write(tmp_path / "file", content(20 * BLOCK))

@@ -41,17 +41,14 @@ def test_an_output_among_images_that_are_read_is_refused(tmp_path: Path, place: 
     check_output(tmp_path / "photos-swept", overwrite=False, read=[photos])
 
 
-def test_an_impossible_output_is_refused_before_any_work(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_impossible_output_is_refused_before_any_work(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises(
         OutputError, match=r"cannot be created because .*file is a file; choose another `output`"
     ):
         check_output(tmp_path / "file" / "out", overwrite=False)
-    monkeypatch.setattr(os, "access", lambda path, mode: False)
-    with pytest.raises(OutputError, match="is not writable for you"):
-        check_output(tmp_path / "a" / "out", overwrite=False)
+    with pytest.raises(OutputError, match=r"cannot be created in /proc \("):
+        check_output(Path("/proc/out"), overwrite=False)
 
 
 PLAN = '{"format": "clipmerge-plan/1"}'
@@ -59,17 +56,17 @@ PLAN = '{"format": "clipmerge-plan/1"}'
 
 def test_a_plan_never_takes_the_place_of_something_else(tmp_path: Path) -> None:
     beside = tmp_path / "plan.tensors.safetensors"
-    check_output_file(tmp_path / "plan.json", beside, overwrite=False)
+    check_output_file(tmp_path / "plan.json", overwrite=False)
     save_file(named_tensors({"a": torch.zeros(2)}, {"b": torch.zeros(1)}), beside)
     with pytest.raises(OutputError, match="is in the way of the tensors"):
-        check_output_file(tmp_path / "plan.json", beside, overwrite=True)
+        check_output_file(tmp_path / "plan.json", overwrite=True)
     (tmp_path / "plan.json").write_text(PLAN)
-    check_output_file(tmp_path / "plan.json", beside, overwrite=True)
+    check_output_file(tmp_path / "plan.json", overwrite=True)
     with pytest.raises(OutputError, match="already exists"):
-        check_output_file(tmp_path / "plan.json", beside, overwrite=False)
+        check_output_file(tmp_path / "plan.json", overwrite=False)
     for wrong in (tmp_path, tmp_path / "model.safetensors"):
         with pytest.raises(OutputError, match="a plan is a JSON file"):
-            check_output_file(wrong, beside, overwrite=True)
+            check_output_file(wrong, overwrite=True)
 
 
 @pytest.mark.parametrize("text", ['{"model_type": "clip"}', '["clipmerge-plan/1"]', "{", None])
@@ -85,7 +82,7 @@ def test_overwrite_replaces_plans_alone_and_waits_for_no_pipe(
         OutputError,
         match=r"config\.json: is not a plan written by clipmerge.*choose another `output`",
     ):
-        check_output_file(output, tmp_path / "config.tensors.safetensors", overwrite=True)
+        check_output_file(output, overwrite=True)
 
 
 @pytest.mark.parametrize("kind", ["weights", "text", "link"])
@@ -99,7 +96,7 @@ def test_overwrite_replaces_no_tensors_that_are_no_plans(tmp_path: Path, kind: s
     else:
         save_file({"logit_scale": torch.zeros(1)}, beside)
     with pytest.raises(OutputError, match="is in the way of the tensors"):
-        check_output_file(tmp_path / "plan.json", beside, overwrite=True)
+        check_output_file(tmp_path / "plan.json", overwrite=True)
 
 
 @pytest.mark.parametrize("dangling", [False, True])
@@ -113,7 +110,7 @@ def test_a_plan_is_not_written_to_a_link(tmp_path: Path, dangling: bool) -> None
     with pytest.raises(
         OutputError, match=r"link\.json: is a link to .*real\.json; give the file itself"
     ):
-        check_output_file(link, tmp_path / "link.tensors.safetensors", overwrite=True)
+        check_output_file(link, overwrite=True)
     with pytest.raises(OutputError, match="is a link to"), staged_files(link) as folder:
         pytest.fail(f"{folder} was made")
     assert content(tmp_path) == before
