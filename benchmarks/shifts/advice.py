@@ -7,9 +7,10 @@ from collections.abc import Sequence
 
 from benchmarks.shifts.claims_page import table
 from benchmarks.shifts.standing import Floats, Resampled, over_pairs, told_accuracies
+from benchmarks.shifts.summary import QUARTER
 
 #: Recipes whose merges are shown pair by pair.
-_RECIPES = ("auto", "straggler-sparse")
+_RECIPES = ("auto", QUARTER, "straggler-sparse")
 _LIMIT = 0.03
 _ABOUT = (
     "Pair by pair, ID / OOD accuracy in %: the gain is at equal ID accuracy, the next column the"

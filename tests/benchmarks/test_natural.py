@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+from benchmarks.shifts import summary
 from benchmarks.shifts.evaluation import Evaluation
 from benchmarks.shifts.natural import targets
 from benchmarks.shifts.natural.__main__ import main
@@ -19,7 +20,9 @@ from benchmarks.shifts.natural.testbed import Settings, deal
 from benchmarks.shifts.photos.backbone import LITE0, built, config_of, save_model
 from benchmarks.shifts.photos.collection import Picture
 from benchmarks.shifts.photos.finetuning import Regime
+from benchmarks.shifts.standing import resampled
 from clipmerge.errors import UsageError
+from tests.benchmarks.conftest import bits, record_of
 
 SIZE = 32
 IMAGENET = tuple(f"thing {number}" for number in range(12))
@@ -129,6 +132,19 @@ def test_pairs_are_chosen_by_purpose() -> None:
     assert {spec.target for spec in chosen_pairs(["held-out"])} == {"groceries", "aerial"}
     with pytest.raises(UsageError, match="no pair 'mild-moon-0'"):
         chosen_pairs(["mild-moon-0"])
+
+
+def test_a_quarter_of_the_work_stands_for_auto_where_that_was_not_run() -> None:
+    correct = {"test": bits([0.4, 0.6, 0.8, 0.7, 0.7]), "far": bits([0.6, 0.6, 0.5, 0.7, 0.9])}
+    quarter = resampled(record_of(correct, {"auto-quarter": 3}, alphas=[0, 0.5, 1]), 20)
+    both = resampled(record_of(correct, {"auto-quarter": 3, "auto": 4}, alphas=[0, 0.5, 1]), 20)
+    neither = resampled(record_of(correct, {"lines": 3}, alphas=[0, 0.5, 1]), 20)
+    for pair, ood in ((quarter, "70.0"), (both, "90.0")):
+        groups = summary.held_out({"natural": [pair]})
+        ((_, _, _, merged, gain, *_),) = summary.rows(groups)
+        assert merged == f"70.0 / {ood}"
+        assert gain.startswith("+")
+    assert summary.held_out({"natural": [neither]}) == {}
 
 
 @pytest.mark.slow

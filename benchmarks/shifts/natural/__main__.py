@@ -16,6 +16,7 @@ from benchmarks.shifts.natural.testbed import Natural, Settings
 from benchmarks.shifts.photos.judging import judged
 from benchmarks.shifts.photos.pairs import Spec
 from benchmarks.shifts.report import RESULTS, write_page
+from benchmarks.shifts.summary import QUARTER
 from benchmarks.shifts.training import logged
 from clipmerge.files.paths import user_cache
 
@@ -53,7 +54,7 @@ def main(
     how: Evaluation | None = None,
 ) -> int:
     """Run the benchmark."""
-    parser = parser_of(ABOUT, __doc__ or "", "auto,straggler-sparse")
+    parser = parser_of(ABOUT, __doc__ or "", QUARTER)
     parser.add_argument(
         "--clones", type=Path, required=True, help="folder of the clones, see benchmarks/README.md"
     )
