@@ -102,6 +102,9 @@ class Run:
     findings: list[Finding] = field(default_factory=list)  # doubts about the inputs
     # images that the measure did not see, if it used images
     held_back: LabelledImages | CaptionedImages | None = None
+    # images that chose how far to go from what was learned, and were not learned from, as many as
+    # the answer still has room for
+    choosers: LabelledImages | None = None
     # images that it saw, if other tasks are compared with them
     measured_on: ImageSet | None = None
     cache: RunCache = field(default_factory=RunCache)

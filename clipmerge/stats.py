@@ -97,11 +97,25 @@ def paired_accuracy_interval(differences: NDArray[np.float64], views: int = 1) -
         >>> [round(end, 3) for end in paired_accuracy_interval(np.zeros(50))]
         [-0.038, 0.038]
     """
+    mean, error = paired_difference(differences, 1 / views)
+    return max(-1.0, mean - _Z * error), min(1.0, mean + _Z * error)
+
+
+def paired_difference(
+    differences: NDArray[np.float64] | Tensor, added: float = 1.0
+) -> tuple[float, float]:
+    """Mean difference of two models on the same images (images,), and its standard error, with the
+    images that Agresti and Min add; ``added`` is the sum of those images' squared differences.
+
+    Example:
+        >>> import numpy as np
+        >>> [round(number, 3) for number in paired_difference(np.zeros(18))]
+        [0.0, 0.05]
+    """
     images = len(differences) + 2
     mean = float(differences.sum()) / images
-    square = (float((differences**2).sum()) + 1 / views) / images
-    half = _Z * math.sqrt((square - mean**2) / images)
-    return max(-1.0, mean - half), min(1.0, mean + half)
+    square = (float((differences**2).sum()) + added) / images
+    return mean, math.sqrt(max(0.0, square - mean**2) / images)
 
 
 def paired_mean_interval(differences: Tensor) -> Interval | None:

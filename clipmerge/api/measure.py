@@ -10,13 +10,14 @@ from torch import Tensor
 from clipmerge.distributed import device_work, distributed_context, peer_errors
 from clipmerge.errors import counted
 from clipmerge.images.batches import batch_size_for, read_batches
-from clipmerge.images.dataset import CaptionedImages
+from clipmerge.images.dataset import CaptionedImages, LabelledImages
 from clipmerge.images.fingerprints import Fingerprints, content_digest, refuse_shared
 from clipmerge.images.prompts import class_prompts, templates_for
-from clipmerge.images.split import copies_note, sample_and_hold_back
+from clipmerge.images.split import MOST, copies_note, sample_and_hold_back
 from clipmerge.learning.objective import Objective
 from clipmerge.learning.resume import LearningState, state_file
 from clipmerge.learning.sharded_batches import ShardedBatches
+from clipmerge.learning.steps import held_out_positions
 from clipmerge.learning.zeroshot_loss import Prompts
 from clipmerge.models.building import build_model
 from clipmerge.models.captions import caption_notes
@@ -78,6 +79,10 @@ def objective_for(
     else:
         images, contrastive = drawn, False
         templates = templates_for(calibration.templates, images.templates)
+    if request.recipe.learns and isinstance(drawn, LabelledImages) and run.held_back:
+        share = (request.recipe.measure or {})["held_back"]
+        choosers = held_out_positions(drawn.labels, share, request.seed)
+        run.choosers = drawn.subset(choosers[: MOST - len(run.held_back)])
     if samples.copies:
         run.progress.say(copies_note(source.source, samples.copies))
     if request.keep:

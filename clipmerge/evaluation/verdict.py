@@ -53,11 +53,12 @@ def measure_effect(
     settings: EvalSettings,
     *,
     max_loss: float,
+    choosers: int = 0,
     learned: bool = False,
     progress: Progress,
 ) -> MergeEffect:
-    """Measure the effect of a plan on images that its decision did not see, which are in a random
-    order.
+    """Measure the effect of a plan on images that it was not learned from, which are in a random
+    order; the last ``choosers`` of them chose how far it goes.
 
     Of images with captions, the accuracy of an image is the mean of two shares: whether its best
     caption is its own, and of its captions those whose best image it is.
@@ -141,6 +142,7 @@ def measure_effect(
         source=images.source,
         revision=images.revision,
         images=len(images),
+        choosers=choosers,
         classes=classes,
         captions=captions,
         labelled=labelled,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -19,6 +18,7 @@ from clipmerge.learning.learning_loss import (
 )
 from clipmerge.learning.objective import FORWARD, Objective
 from clipmerge.learning.steps import Step
+from clipmerge.stats import paired_difference
 
 #: Shares of the way from the learned point to the fine-tuned model that are tried, in order.
 EXTRAPOLATIONS = tuple(tenth / 10 for tenth in range(10))
@@ -32,18 +32,21 @@ class AccuracyLoss:
 
     Attributes:
         mean: The estimate.
-        error: Its standard error, paired by image; 0 for a single image.
+        error: Its standard error, paired by image.
     """
 
     mean: float
     error: float
 
     @classmethod
-    def between(cls, accuracies: Tensor, finetuned: Tensor) -> AccuracyLoss:
-        """Compare a point with the fine-tuned model, both (images,)."""
-        lost = finetuned - accuracies
-        error = float(lost.std()) / math.sqrt(len(lost)) if len(lost) > 1 else 0.0
-        return cls(float(lost.mean()), error)
+    def between(cls, accuracies: Tensor, finetuned: Tensor, distance: float = 1.0) -> AccuracyLoss:
+        """Compare a point with the fine-tuned model, both (images,).
+
+        Few images on which the two never differ prove little, so Agresti and Min's images are
+        added. ``distance`` is how far the point is from the fine-tuned model, in units of the
+        learned point's distance: the nearer, the fewer images differ, so of the added ones too.
+        """
+        return cls(*paired_difference(finetuned - accuracies, distance))
 
     def is_within(self, max_loss: float) -> bool:
         """Whether the loss and its standard error together are at most ``max_loss`` points."""
@@ -51,21 +54,22 @@ class AccuracyLoss:
 
 
 def choose_extrapolation(
-    accuracies_at: Callable[[float], Tensor], finetuned: Tensor, max_loss: float
+    point_at: Callable[[float], tuple[Tensor, float]], finetuned: Tensor, max_loss: float
 ) -> float | None:
     """Find the least share of the way to the fine-tuned model that keeps enough accuracy.
 
     Args:
-        accuracies_at: Share of each image's weak augmentations recognised there, (images,); called
-            once for each point, up to the chosen one.
-        finetuned: The same for the fine-tuned model.
+        point_at: Share of each image's weak augmentations recognised there, (images,), and the
+            distance of `AccuracyLoss.between`; called once for each point, up to the chosen one.
+        finetuned: The same share for the fine-tuned model.
         max_loss: Points of accuracy that may be lost, standard error included.
 
     Returns:
         The share; ``None`` if only the fine-tuned model keeps enough.
     """
     for extrapolation in EXTRAPOLATIONS:
-        if AccuracyLoss.between(accuracies_at(extrapolation), finetuned).is_within(max_loss):
+        accuracies, distance = point_at(extrapolation)
+        if AccuracyLoss.between(accuracies, finetuned, distance).is_within(max_loss):
             return extrapolation
     return None
 

@@ -7,6 +7,7 @@ pass serves every granularity.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -122,6 +123,13 @@ class Coefficients:
         coefficients.
         """
         self._extrapolation = share
+
+    def distance(self) -> float:
+        """Euclidean distance of the coefficients used by `place` from the fine-tuned model's."""
+        squares = [
+            (1 - self.effective(key)).square().sum(dtype=torch.float64) for key in self.values
+        ]
+        return math.sqrt(float(torch.stack(squares).sum()))
 
     @torch.no_grad()
     def place(self) -> None:

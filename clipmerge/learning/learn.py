@@ -260,22 +260,24 @@ class _Run:
         """Let the held-out images choose, and move the coefficients to their choice."""
         objective, coefficients, loss = self._objective, self._coefficients, self._config.loss
         held_out = with_pictures(objective, held_out, replace(loss, distill_weight=0.0))
-        found: dict[float, Tensor] = {}
+        found: dict[float, tuple[Tensor, float]] = {}
+        learned = coefficients.distance() or 1.0
 
-        def accuracies_at(extrapolation: float) -> Tensor:
+        def point_at(extrapolation: float) -> tuple[Tensor, float]:
             coefficients.extrapolate(extrapolation)
             coefficients.place()
-            found[extrapolation] = validate(objective, held_out, loss)
+            accuracies = validate(objective, held_out, loss)
+            found[extrapolation] = accuracies, coefficients.distance() / learned
             return found[extrapolation]
 
         objective.weights.set_alpha(1.0)
         finetuned = validate(objective, held_out, loss)
-        chosen = choose_extrapolation(accuracies_at, finetuned, self._config.max_loss)
+        chosen = choose_extrapolation(point_at, finetuned, self._config.max_loss)
         objective.work.announce(-FORWARD * (len(EXTRAPOLATIONS) - len(found)) * _work_of(held_out))
         objective.work.tick(0)
         if chosen is None:
             coefficients.become_finetuned()
-        accuracies = finetuned if chosen is None else found[chosen]
+        accuracies, distance = (finetuned, 0.0) if chosen is None else found[chosen]
         last_steps = self._trace[-max(1, len(self._trace) // 10) :]
         return HeldBackChoice(
             images=len(finetuned),
@@ -283,7 +285,7 @@ class _Run:
             extrapolation=1.0 if chosen is None else chosen,
             accuracy=float(accuracies.mean()),
             finetuned_accuracy=float(finetuned.mean()),
-            loss_error=AccuracyLoss.between(accuracies, finetuned).error,
+            loss_error=AccuracyLoss.between(accuracies, finetuned, distance).error,
             train_accuracy=Losses(*last_steps.mean(0).tolist()).accuracy
             if len(last_steps)
             else None,

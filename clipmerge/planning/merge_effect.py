@@ -136,6 +136,7 @@ class MergeEffect(Frozen):
         source: Source of the images, as the user wrote it.
         revision: The commit that a data set of the Hub resolved to.
         images: Number of held-back images.
+        choosers: Number of these that also chose how far to go from what was learned to fine-tuned.
         classes: Number of classes, or captions, to choose from.
         captions: Number of captions of the images; 0 for images with classes. With captions an
             accuracy is the mean recall at 1 of both ways among these images.
@@ -174,6 +175,7 @@ class MergeEffect(Frozen):
     source: str
     revision: str | None = None
     images: Annotated[int, Field(ge=1)]
+    choosers: Annotated[int, Field(ge=0)] = 0
     classes: Annotated[int, Field(ge=1)]
     captions: Annotated[int, Field(ge=0)] = 0
     labelled: bool = True

@@ -353,6 +353,8 @@ def effect_facts(effect: MergeEffect) -> str:
         "The merged and the zero-shot model agree on"
         f" {_percent(effect.agreement.value)}% of the images ({effect.images})."
     )
+    if effect.choosers:
+        facts += f" {effect.choosers} of them also chose how far to go; none was learned from."
     counts = (
         (effect.classes_without_images, "no image"),
         (effect.classes_with_one_image, "one image"),

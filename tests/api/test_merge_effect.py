@@ -24,9 +24,10 @@ from clipmerge.errors import MeasureError, UsageError, VerdictError
 from clipmerge.evaluation.probe import RELATED, UNRELATED, corrupted
 from clipmerge.images.dataset import LabelledImages, load_images
 from clipmerge.images.split import sample_and_hold_back
+from clipmerge.learning.steps import held_out_positions
 from clipmerge.planning.measurements import HeldBackChoice, Measurements
 from clipmerge.progress import Progress
-from clipmerge.report.text import answer_text, text_of, unmeasured
+from clipmerge.report.text import answer_text, effect_facts, text_of, unmeasured
 from clipmerge.request import check_merge
 from tests.support.claims import words_of
 from tests.support.command import clipmerge, done, printed, refused
@@ -166,6 +167,29 @@ def test_the_decision_never_sees_what_is_held_back(pair: Folders, tmp_path: Path
     )
     Image.new("RGB", (40, 36), (0, 200, 0)).save(seen)
     assert prepare(request).light_plan.measurements != first.measurements
+
+
+def test_images_that_chose_join_those_of_the_answer_as_far_as_there_is_room(
+    pair: Folders, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are in the order of the sample, and learning never sees them."""
+    quick = ("measure.steps=40", "measure.batch=2", "measure.strong_aug=2")
+    for most, count in ((256, 10), (15, 3)):
+        monkeypatch.setattr("clipmerge.api.measure.MOST", most)
+        run = prepare(request_for(pair, "auto", *quick, data=photos, allow=("at-chance",)))
+        samples = sample_and_hold_back(load_images(str(photos)), 1024, 0)
+        effect, choosers = run.light_plan.effect, run.choosers
+        assert len(samples.held_back) == 12
+        assert choosers is not None
+        assert effect.choosers == len(choosers) == count
+        assert effect.images == 12 + count
+        assert not {*choosers.store.paths} & {*samples.held_back.store.paths}
+        decided = samples.decide.store.paths
+        learned = [at for at, path in enumerate(decided) if path not in choosers.store.paths]
+        chosen = held_out_positions(samples.decide.labels, 0.2, 0)
+        assert [decided[at] for at in chosen[:count]] == list(choosers.store.paths)
+        assert len(learned) == 48 - count
+        assert f"{count} of them also chose how far to go" in effect_facts(effect)
 
 
 def test_without_a_verdict_the_decision_sees_every_image(
