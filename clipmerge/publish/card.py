@@ -13,9 +13,9 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from clipmerge.checkpoint.source import OPEN_CLIP_WEIGHTS
+from clipmerge.checkpoint.source import OPEN_CLIP_CONFIG, OPEN_CLIP_WEIGHTS, WEIGHTS
 from clipmerge.errors import printable
-from clipmerge.families import families
+from clipmerge.families import families, tower_of
 from clipmerge.files.staging import RECORD
 from clipmerge.hub.ids import dataset_repo, parse_hub_id
 from clipmerge.output.record import MergeRecord
@@ -47,6 +47,13 @@ if TYPE_CHECKING:
 REPORT = "report.html"
 #: The picture of the loss on the path beside the card, if there is one.
 PICTURE = "path.png"
+# What the Hub offers an output for, by its towers.
+_PIPELINES = {
+    "full": "zero-shot-image-classification",
+    "vision": "image-feature-extraction",
+    "text": "feature-extraction",
+    "classifier": "image-classification",
+}
 _MARKDOWN = re.compile(r"([\\`*\[\]|~])")
 
 
@@ -59,7 +66,9 @@ def model_card(
         "front_matter": _front_matter(shown, repo_id, license).to_yaml(),
         "title": repo_id.split("/")[-1] if repo_id else "A merged CLIP",
         "where": repo_id or ".",
-        "open_clip": _is_open_clip(shown),
+        "use": _use(shown),
+        "tower": _tower_class(shown),
+        "weights": next((name for name in shown.files if name.endswith(WEIGHTS)), WEIGHTS),
         "record": shown,
         "effect": shown.effect,
         "answer": shown.effect and _for_readers(answer_text(shown.effect)),
@@ -109,6 +118,30 @@ def _for_readers(text: str) -> str:
 
 def _said(reason: Finding | None) -> str:
     return "" if reason is None else text_of(reason)
+
+
+def _use(record: MergeRecord) -> str:
+    """The form of the output, each of which is loaded in a way of its own."""
+    if not record.files.keys() & {"config.json", OPEN_CLIP_CONFIG} and record.files:
+        return "weights"  # of single files, which had no configuration beside them
+    if record.family == "timm":
+        return "timm"
+    if _is_open_clip(record):
+        return "open_clip-classifier" if record.classifier else "open_clip"
+    if record.classifier:
+        return "classifier"
+    return "model" if tower_of(record.layers) == "full" else tower_of(record.layers)
+
+
+def _tower_class(record: MergeRecord) -> str:
+    """The class of transformers that one tower has."""
+    family = next((each for each in families() if each.name == record.family), None)
+    if family is None or not family.bare:  # a tower of any library
+        return "AutoModel"
+    tower = tower_of(record.layers)
+    has_projection = f"{tower}.projection" in record.layers and not family.reads_padding
+    ending = "WithProjection" if has_projection else ""
+    return f"{family.model_class.removesuffix('Model')}{tower.title()}Model{ending}"
 
 
 def _is_open_clip(record: MergeRecord) -> bool:
@@ -183,9 +216,7 @@ def _front_matter(record: MergeRecord, repo_id: str | None, license: str | None)
         else "timm"
         if record.family == "timm"
         else "transformers",
-        pipeline_tag="image-classification"
-        if record.classifier
-        else "zero-shot-image-classification",
+        pipeline_tag=_PIPELINES["classifier" if record.classifier else tower_of(record.layers)],
         license=license,
         datasets=list(dict.fromkeys(found)) or None,
         tags=["clip", "merge", "clipmerge"],

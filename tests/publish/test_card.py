@@ -38,7 +38,8 @@ def public_record(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_the_card_files_the_model_where_it_belongs() -> None:
-    data = ModelCard(model_card(RECORD, repo_id="acme/robust", license="mit")).data
+    both = RECORD | {"layers": RECORD["layers"] | {"text.0.mlp": {"alpha": 0.5}}}
+    data = ModelCard(model_card(both, repo_id="acme/robust", license="mit")).data
     assert data.base_model == ["acme/base"]
     assert (data.base_model_relation, data.library_name) == ("merge", "transformers")
     assert (data.pipeline_tag, data.license) == ("zero-shot-image-classification", "mit")
@@ -89,7 +90,9 @@ def test_the_picture_is_shown_where_it_lies_beside_the_card() -> None:
 
 
 def test_an_open_clip_output_gets_open_clips_snippet() -> None:
-    record = RECORD | {"files": {"open_clip_model.safetensors": "ab" * 32}}
+    names = ("open_clip_model.safetensors", "open_clip_config.json")
+    layers = RECORD["layers"] | {"text.0.mlp": {"alpha": 0.5}}
+    record = RECORD | {"files": dict.fromkeys(names, "ab" * 32), "layers": layers}
     shown = ModelCard(model_card(record, repo_id="acme/robust"))
     assert shown.data.library_name == "open_clip"
     snippet = re.search(r"```python\n(.*?)```", shown.text, re.S)

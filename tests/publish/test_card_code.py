@@ -1,0 +1,117 @@
+"""The code that a card shows runs, for every kind of output, and the Hub's fields fit the kind."""
+
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import transformers as hf
+from safetensors.torch import load_file
+
+from tests.support.command import done
+from tests.support.tiny_clip import save_pair
+from tests.support.tiny_open_clip import model_config, save_open_clip_pair
+
+
+def one_tower(name: str) -> Callable[[Path], tuple[Path, ...]]:
+    """A pair of one tower, of a class of transformers."""
+
+    def make(folder: Path) -> tuple[Path, ...]:
+        paths = save_pair(folder)
+        for path in paths:
+            full = hf.CLIPConfig.from_pretrained(path)
+            config = full.vision_config if "Vision" in name else full.text_config
+            config.projection_dim = full.projection_dim
+            tower = getattr(hf, name).from_pretrained(path, config=config)
+            tower.save_pretrained(path)
+        return paths
+
+    return make
+
+
+def bare(name: str) -> Callable[[Path], tuple[Path, ...]]:
+    """A pair of files, without the configuration beside them."""
+
+    def make(folder: Path) -> tuple[Path, ...]:
+        is_open_clip = name.startswith("open_clip")
+        paths = save_open_clip_pair(folder, model_config()) if is_open_clip else save_pair(folder)
+        (folder / "bare").mkdir()
+        return tuple(
+            Path(shutil.copy(path / name, folder / "bare" / f"{path.name}.safetensors"))
+            for path in paths
+        )
+
+    return make
+
+
+def wise_ft_classifier(folder: Path) -> tuple[Path, ...]:
+    """A zero-shot model of OpenCLIP, and the file of a classifier fine-tuned from it."""
+    zeroshot, finetuned = save_open_clip_pair(folder, model_config())
+    tensors = load_file(finetuned / "open_clip_model.safetensors")
+    encoder = {
+        f"image_encoder.model.{key}": value
+        for key, value in tensors.items()
+        if not key.startswith("transformer.")
+    }
+    head = {"classification_head.weight": torch.randn(3, 16)}
+    head["classification_head.bias"] = torch.randn(3)
+    torch.save({**encoder, **head}, folder / "classifier.pt")
+    return zeroshot, folder / "classifier.pt"
+
+
+ZERO_SHOT, IMAGES, TEXTS = (
+    "zero-shot-image-classification",
+    "image-feature-extraction",
+    "feature-extraction",
+)
+#: Each kind of output: its inputs, the Hub's library and task, and what the code prints.
+KINDS: dict[str, tuple[Callable[[Path], tuple[Path, ...]], str, str, str]] = {
+    "CLIPModel": (save_pair, "transformers", ZERO_SHOT, "a photo of a dog"),
+    "CLIPVisionModel": (one_tower("CLIPVisionModel"), "transformers", IMAGES, "[1, 32]"),
+    "CLIPVisionModelWithProjection": (
+        one_tower("CLIPVisionModelWithProjection"),
+        "transformers",
+        IMAGES,
+        "[1, 16]",
+    ),
+    "CLIPTextModel": (one_tower("CLIPTextModel"), "transformers", TEXTS, "[2, 32]"),
+    "CLIPTextModelWithProjection": (
+        one_tower("CLIPTextModelWithProjection"),
+        "transformers",
+        TEXTS,
+        "[2, 16]",
+    ),
+    "OpenCLIP": (
+        lambda folder: save_open_clip_pair(folder, model_config()),
+        "open_clip",
+        ZERO_SHOT,
+        "a photo of a dog",
+    ),
+    "OpenCLIP classifier": (wise_ft_classifier, "open_clip", "image-classification", "[0."),
+    "file": (bare("model.safetensors"), "transformers", ZERO_SHOT, " tensors"),
+    "file of OpenCLIP": (
+        bare("open_clip_model.safetensors"),
+        "open_clip",
+        ZERO_SHOT,
+        " tensors",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_code_of_a_card_runs(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make, library, task, printed = KINDS[kind]
+    pair = make(tmp_path / "pair")
+    done("merge", *pair, "--recipe", "wise-ft", "--output", tmp_path / "out")
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert f"library_name: {library}\n" in card
+    assert f"pipeline_tag: {task}\n" in card
+    (code,) = re.findall(r"```python\n(.*?)```", card, re.S)
+    monkeypatch.chdir(tmp_path / "out")
+    capsys.readouterr()
+    exec(code, {})
+    assert printed in capsys.readouterr().out
