@@ -51,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> clipmerge.MergeResult:
     parser.add_argument("pretrained")
     parser.add_argument("checkpoint", help="epoch_N.pt")
     parser.add_argument("--recipe", default="auto")
-    parser.add_argument("--data", help="labelled images of the task, one folder per class")
+    parser.add_argument("--data", help="images of the task: one folder per class, or with captions")
     parser.add_argument("--output", required=True)
     asked = parser.parse_args(arguments)
     base, described = base_of(asked.model, asked.pretrained)

@@ -38,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> clipmerge.MergeResult:
     parser.add_argument("zeroshot")
     parser.add_argument("finetuned", type=Path, help="folder that model.save wrote")
     parser.add_argument("--recipe", default="auto")
-    parser.add_argument("--data", help="labelled images of the task, one folder per class")
+    parser.add_argument("--data", help="images of the task: one folder per class, or with captions")
     parser.add_argument("--output", type=Path, required=True)
     asked = parser.parse_args(arguments)
     first = json.loads((asked.finetuned / "modules.json").read_text(encoding="utf-8"))[0]["path"]

@@ -27,7 +27,7 @@ from benchmarks.shifts.experiment import TrainedPair
 from clipmerge.api.sweep import run_sweep
 from clipmerge.errors import RecipeError
 from clipmerge.files.paths import recipe_files
-from clipmerge.images.dataset import load_images
+from clipmerge.images.dataset import open_images
 from clipmerge.planning.recipe import Recipe, load_recipe
 from clipmerge.request import Calibration, SweepRequest
 
@@ -276,18 +276,22 @@ class ByDrawing:
     things: list[int]
 
 
-def by_drawing(right: NDArray[np.bool_], source: Path) -> ByDrawing:
+def by_drawing(right: NDArray[Any], source: Path) -> ByDrawing:
     """Sort images by the thing that they show, so that things can be resampled.
 
     Args:
         right: Whether each image was recognised, shape (points, images), in the order of their
-            paths.
+            paths; of images with one caption each, the mean of finding and being found, which
+            become two answers.
         source: Folder of the images.
     """
-    images = load_images(str(source))
+    images = open_images(str(source))
     numbers = [_thing_and_copy(images.store.name(place)) for place in range(len(images))]
     order = np.array(sorted(range(len(numbers)), key=numbers.__getitem__))
-    return ByDrawing(right[:, order], sorted({thing for thing, _ in numbers}))
+    sorted_ = right[:, order]
+    if sorted_.dtype != np.bool_:
+        sorted_ = np.stack([sorted_ > 0, sorted_ == 1], axis=2).reshape(len(right), -1)
+    return ByDrawing(sorted_, sorted({thing for thing, _ in numbers}))
 
 
 def _thing_and_copy(name: str) -> tuple[int, int]:

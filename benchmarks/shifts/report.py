@@ -14,6 +14,7 @@ from benchmarks.shifts.emoji_roles.shift import ABOUT as EMOJI_ROLES
 from benchmarks.shifts.evaluation import contestants
 from benchmarks.shifts.experiment import About
 from benchmarks.shifts.fonts.shift import ABOUT as FONTS
+from benchmarks.shifts.icons.shift import ABOUT as ICONS
 from benchmarks.shifts.laboratory import read_claims
 from benchmarks.shifts.natural.pairs import ABOUT as NATURAL
 from benchmarks.shifts.photos.pairs import ABOUT as PHOTOS
@@ -23,7 +24,7 @@ from benchmarks.shifts.standing import Floats, Resampled, over_pairs, resampled,
 RESULTS = Path(__file__).parents[1] / "results"
 DOCS = Path(__file__).parents[2] / "docs" / "research"
 #: Every benchmark, in the order of the page.
-_BENCHMARKS = (PHOTOS, NATURAL, EMOJI, FONTS, EMOJI_ROLES)
+_BENCHMARKS = (PHOTOS, NATURAL, EMOJI, ICONS, FONTS, EMOJI_ROLES)
 #: The group of contestants with a table of its own.
 _ABLATIONS = "ablations"
 #: Rows of README's table, by their names in it: the benchmark and the regime.

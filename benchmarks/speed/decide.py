@@ -11,7 +11,9 @@ those of the processor. Plain transformers and clipmerge both keep freed memory 
 
 ``path-point`` is one of the six points of ``path-barrier``; ``first-step`` is ``auto`` with one
 step; ``look`` is one of the 25 looks of ``auto`` at held-back images, here at as many images as a
-step has. ``python -m benchmarks.speed.decide_cases`` runs the cases of docs/research/cost.md.
+step has. With ``--captions`` every image has a caption of its own in place of a class, and the loss
+is CLIP's over the batch. ``python -m benchmarks.speed.decide_cases`` runs the cases of
+docs/research/cost.md.
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from open_clip.loss import ClipLoss
 from safetensors.torch import save_file
 from torch.nn.functional import cross_entropy, normalize
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor, CLIPTokenizer
@@ -123,11 +126,15 @@ def objective_for(
     torch.manual_seed(1)
     size = batch_size_for(options.images, None)
     starts = range(0, options.images, size)
+    if options.captions:
+        options.classes = options.images
     batches = [
         Batch(
             number,
             torch.randn(min(size, options.images - start), 3, 224, 224),
-            torch.randint(0, options.classes, (min(size, options.images - start),)),
+            torch.arange(start, min(start + size, options.images))
+            if options.captions
+            else torch.randint(0, options.classes, (min(size, options.images - start),)),
         )
         for number, start in enumerate(starts)
     ]
@@ -142,6 +149,7 @@ def objective_for(
         pair,
         ShardedBatches(batches[context.rank :: context.world_size], context),
         Prompts(model, prompts, options.templates, context.device),
+        contrastive=options.captions,
         images_at_once=options.images_at_once,
         progress=pace.advance,
     )
@@ -155,6 +163,7 @@ class Plain:
         self.templates = options.templates
         self.at_once = _AT_ONCE[options.size]
         self.both = both
+        self.has_captions = options.captions
         texts = prompts_for(options.classes, options.templates, options.words)
         self.tokens = dict(processor().tokenizer(texts, padding=True, return_tensors="pt"))
         for name, parameter in self.model.named_parameters():
@@ -169,6 +178,16 @@ class Plain:
                 normalize(text, dim=-1).view(-1, self.templates, text.shape[-1]).mean(1), dim=-1
             )
         classes = text.detach().requires_grad_(self.both)
+        if self.has_captions:
+            for batch in batches:
+                images = normalize(
+                    self.model.get_image_features(pixel_values=batch.pixels).pooler_output, dim=-1
+                )
+                loss = ClipLoss()(images, classes[batch.labels], self.model.logit_scale.exp())
+                (loss / len(batches)).backward()
+            if self.both:
+                text.backward(classes.grad)
+            return
         pixels, labels = (
             torch.cat([getattr(batch, name) for batch in batches]) for name in ("pixels", "labels")
         )
@@ -304,6 +323,9 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=64)
     parser.add_argument("--classes", type=int, default=100)
     parser.add_argument("--templates", type=int, default=1)
+    parser.add_argument(
+        "--captions", action="store_true", help="a caption for each image in place of classes"
+    )
     parser.add_argument(
         "--words", type=int, default=0, help="further words of a prompt, one token each"
     )

@@ -47,15 +47,23 @@ def _table(record: dict[str, Any]) -> RenderableType:
     from clipmerge.cli._console import table_of
     from clipmerge.planning.other_tasks import Recall, Score, measures_of
 
-    table = table_of("source", "images", "accuracy")
+    heading = "recall" if not record["accuracy"] and "recall" in record else "accuracy"
+    table = table_of("source", "images", heading)
     for name, value in record["accuracy"].items():
         table.add_row(name, str(record["images"][name]), f"{value:.1%}")
     for name, recall in record.get("recall", {}).items():
         score = Score(recall=Recall.model_validate(recall))
+        gallery = _gallery(record["images"][name], record["captions"][name])
         for measure, value in measures_of(score).items():
-            table.add_row(f"{name}, {measure}", str(record["images"][name]), f"{value:.1%}")
+            table.add_row(f"{name}, {measure}", gallery, f"{value:.1%}")
     for task in record.get("other_tasks", []):
+        gallery = _gallery(task["images"], task.get("captions", 0))
         for measure, value in measures_of(Score.model_validate(task["score"])).items():
             name = task["name"] if measure == "accuracy" else f"{task['name']}, {measure}"
-            table.add_row(name, str(task["images"]), f"{value:.1%}")
+            table.add_row(name, gallery, f"{value:.1%}")
     return table
+
+
+def _gallery(images: int, captions: int) -> str:
+    """What is searched: recalls of other numbers of images and captions do not compare."""
+    return f"{images}, {captions} captions" if captions else str(images)

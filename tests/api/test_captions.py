@@ -9,12 +9,16 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from transformers import CLIPModel
 
 import clipmerge
 from clipmerge.checkpoint import open_checkpoint
 from clipmerge.errors import DataError
 from clipmerge.evaluation.accuracy import load_model
 from clipmerge.images.dataset import CaptionedImages, open_images
+from clipmerge.report.text import answer_text
+from tests.api.test_callback import trainer_for
+from tests.support.command import clipmerge as command
 from tests.support.tiny_clip import Folders
 
 WORDS = ("red", "green", "blue", "dark", "pale", "warm")
@@ -163,3 +167,29 @@ def test_examples_are_what_both_models_find(pair: Folders, pictures: Path, tmp_p
             assert [place(number) for number in getattr(example, which)] == best
             assert example.caption in opened.captions[place(example.image)]  # type: ignore[union-attr]
     assert "For 4 captions of the held-out images" in (tmp_path / "out/report.html").read_text()
+
+
+def test_a_training_ends_with_a_merge_that_captions_in_memory_judge(
+    pair: Folders, pictures: Path, tmp_path: Path
+) -> None:
+    opened = open_images(str(pictures))
+    assert isinstance(opened, CaptionedImages)
+    data = [(opened.image(at), opened.captions[at][0]) for at in range(30)]
+    callback = clipmerge.RobustMergeCallback(
+        str(pair[0]), "wise-ft", data=data, output=tmp_path / "out"
+    )
+    trainer_for(CLIPModel.from_pretrained(pair[0]), tmp_path / "run", callback).train()
+    assert callback.error is None
+    assert callback.result is not None
+    effect = callback.result.plan.effect
+    assert effect is not None
+    assert (effect.images, effect.captions) == (30, 30)
+    assert "30 captions the merged model has a recall at 1 of" in answer_text(effect)
+
+
+def test_recalls_are_printed_with_the_size_of_the_gallery(pair: Folders, pictures: Path) -> None:
+    ended = command("evaluate", pair[0], "--data", f"shop={pictures}")
+    assert ended.code == 0
+    rows = [" ".join(line.split()) for line in ended.out.splitlines()]
+    assert rows[0] == "source images recall"
+    assert sum("60, 60 captions" in row for row in rows) == 6

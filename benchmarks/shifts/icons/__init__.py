@@ -1,0 +1,2 @@
+"""Icons with captions: the same concepts drawn by five icon sets, learned and judged by
+captions."""
