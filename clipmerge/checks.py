@@ -23,14 +23,15 @@ from clipmerge.planning.finding import Finding
 from clipmerge.planning.merge_effect import CONSEQUENCES, Estimate, Recommendation
 from clipmerge.report.text import text_of
 from clipmerge.stats import paired_accuracy_interval, wilson
+from clipmerge.types import Names
 
 if TYPE_CHECKING:
     from clipmerge.checkpoint import Inputs
-    from clipmerge.evaluation.settings import EvalSettings
     from clipmerge.images import ImageSet
     from clipmerge.images.dataset import LabelledImages
     from clipmerge.models import ImageTextModel
     from clipmerge.progress import Progress
+    from clipmerge.request import Calibration
 
 #: Images that are classified before learning: half a per cent of the passes that learning takes.
 PROBE = 128
@@ -65,7 +66,7 @@ class EndAccuracy:
     zeroshot: Estimate
     finetuned: Estimate
     images: int
-    class_names: tuple[str, ...]
+    class_names: Names
     prompt: str  # of the first class
     model: str = "fine-tuned"  # name of the second in sentences
     source: str = ""  # name of the images, where there are several sources
@@ -231,7 +232,7 @@ def odd_names(names: Sequence[str]) -> str:
 def check_sources(
     inputs: Inputs,
     sources: Mapping[str, ImageSet],
-    settings: EvalSettings,
+    settings: Calibration,
     progress: Progress,
     *,
     most: int = PROBE,
@@ -266,7 +267,7 @@ def _end_accuracies(
     inputs: Inputs,
     model: ImageTextModel,
     samples: dict[str, LabelledImages],
-    settings: EvalSettings,
+    settings: Calibration,
     progress: Progress,
 ) -> Iterator[EndAccuracy]:
     from functools import partial
@@ -284,11 +285,11 @@ def _end_accuracies(
         partial(MovingModel.interpolate, alpha=0.0),
         partial(MovingModel.become_finetuned, which=0),
     ]
-    for name, answers in scorer.answer(moves, samples, progress).items():
+    for name, outcomes in scorer.score(moves, samples, progress).items():
         images = samples[name]
         zeroshot, finetuned = (
-            Estimate(value=float(row.mean()), interval=wilson(float(row.mean()), len(row)))
-            for row in answers == np.asarray(images.labels)
+            Estimate(value=share, interval=wilson(share, len(images)))
+            for share in (float(outcome.correct.mean()) for outcome in outcomes)
         )
         prompt = example_prompt(images, ())
         yield EndAccuracy(zeroshot, finetuned, len(images), images.class_names, prompt, source=name)

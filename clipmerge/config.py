@@ -6,13 +6,14 @@ takes time, because ``--help`` needs it.
 """
 
 import inspect
-import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, TypedDict, TypeVar, cast, get_args
 
 from clipmerge.errors import UsageError, did_you_mean
+from clipmerge.progress import Logged, Progress
+from clipmerge.types import Names, StrPath
 
 #: Device to measure on.
 Device = Literal["auto", "cpu", "cuda", "mps", "xpu"]
@@ -30,14 +31,15 @@ class Option(NamedTuple):
     """One option."""
 
     default: Any  # its value if it is not given
-    help: str  # a sentence for ``--help`` and for the docstrings
+    # a sentence for ``--help`` and for the docstrings; empty if only the function takes it
+    help: str
     panel: Panel  # its heading in ``--help``
     # the name of the value in ``--help``; not for a switch, or a choice of words
     metavar: str | None = None
     python: str = ""  # a sentence about what only the Python function takes
     cli: Any = None  # type of the flag, if it is not the type of the argument
     # names of the flag, the long one first, if they are not the option's with dashes
-    flags: tuple[str, ...] = ()
+    flags: Names = ()
     minimum: int | None = None
     # where its default may be set: in the user's own file and the environment (``personal``), or in
     # the working folder's file too, which may come from a stranger (``anywhere``)
@@ -48,7 +50,7 @@ class Option(NamedTuple):
         """Whether the flag may be given several times."""
         return bool(self.cli == _REPEATED)
 
-    def names(self, name: str) -> tuple[str, ...]:
+    def names(self, name: str) -> Names:
         """The names of the flag of the option called ``name``; a switch that is on has one to turn
         it off.
         """
@@ -185,6 +187,39 @@ License = Annotated[
 Private = Annotated[bool, Option(False, "Publish in a repository that is private.", "Publishing")]
 
 
+Receiver = Annotated[
+    Progress,
+    Option(
+        None,
+        "",
+        "Output",
+        python="Receiver of progress reports; by default Python's logger ``clipmerge``.",
+    ),
+]
+Processor = Annotated[
+    Any,
+    Option(
+        None,
+        "",
+        "Inputs",
+        python=(
+            "For models in memory: their processor, needed for measuring unless it lies in the"
+            " folder that the model was loaded from; for open_clip models their name, such as"
+            " ``ViT-B-32``, or their configuration."
+        ),
+    ),
+]
+Command = Annotated[
+    str | None,
+    Option(
+        None,
+        "",
+        "Output",
+        python="Command that repeats the call, for the record; by default made of the arguments.",
+    ),
+]
+
+
 class MachineOptions(TypedDict, total=False):
     """Options of everything that computes on images."""
 
@@ -244,7 +279,7 @@ class PromptOptions(TypedDict, total=False):
     """The labels of images, and the prompts made of them."""
 
     classes: Annotated[
-        str | os.PathLike[str] | Sequence[str] | None,
+        StrPath | Sequence[str] | None,
         Option(
             None,
             "Class names: one per line in their order, JSON, or a list's name.",
@@ -334,7 +369,7 @@ class DecisionOptions(DataOptions, PromptOptions, SampleOptions, MachineOptions,
     seed: Seed
     dtype: Annotated[OutputDtype, Option("keep", "Dtype of the merged weights.", "Output")]
     state: Annotated[
-        str | os.PathLike[str] | None,
+        StrPath | None,
         Option(
             None,
             "Folder where unfinished learning is saved, to go on after an interruption; by default"
@@ -351,6 +386,8 @@ class DecisionOptions(DataOptions, PromptOptions, SampleOptions, MachineOptions,
 class RecipeOptions(DecisionOptions, total=False):
     """Options of all functions that decide by one recipe."""
 
+    processor: Processor
+    progress: Receiver
     alpha: Annotated[
         float | None,
         Option(
@@ -365,9 +402,18 @@ class RecipeOptions(DecisionOptions, total=False):
 class PlanOptions(RecipeOptions, total=False):
     """Options of `plan`."""
 
+    command: Command
     state_key: StateKey
     model: Model
     overwrite: Overwrite
+
+
+class CallbackOptions(RecipeOptions, total=False):
+    """Options of `RobustMergeCallback`."""
+
+    overwrite: Overwrite
+    private: Private
+    license: License
 
 
 class MergeOptions(PlanOptions, total=False):
@@ -384,6 +430,9 @@ class MergeOptions(PlanOptions, total=False):
 class ApplyOptions(TypedDict, total=False):
     """Options of `apply`."""
 
+    processor: Processor
+    progress: Receiver
+    command: Command
     model: Model
     max_shard_size: MaxShardSize
     hash: Hash
@@ -393,12 +442,17 @@ class ApplyOptions(TypedDict, total=False):
 class ConvertOptions(TypedDict, total=False):
     """Options of `convert`."""
 
+    processor: Processor
+    progress: Receiver
+    command: Command
     overwrite: Overwrite
 
 
 class EvaluateOptions(PromptOptions, MachineOptions, total=False):
     """Options of `evaluate`."""
 
+    processor: Processor
+    progress: Receiver
     keep: Keep
     strict: Strict
     allow: Allow
@@ -409,6 +463,9 @@ class EvaluateOptions(PromptOptions, MachineOptions, total=False):
 class SweepOptions(DecisionOptions, total=False):
     """Options of `sweep`."""
 
+    processor: Processor
+    progress: Receiver
+    command: Command
     recipes: Annotated[
         Sequence[Any], _recipes((), "Recipe to compare with the curve; may be repeated.")
     ]
@@ -442,6 +499,7 @@ class SweepOptions(DecisionOptions, total=False):
 class PushOptions(TypedDict, total=False):
     """Options of `push`."""
 
+    progress: Receiver
     private: Private
     revision: Annotated[
         str | None, Option(None, "Branch to commit to; created if missing.", "Publishing", "BRANCH")
@@ -450,7 +508,7 @@ class PushOptions(TypedDict, total=False):
     message: Annotated[str | None, Option(None, "Commit message.", "Publishing", "TEXT")]
     license: License
     evaluations: Annotated[
-        Sequence[str | os.PathLike[str]] | None,
+        Sequence[StrPath] | None,
         Option(
             None,
             "JSON of evaluate or sweep, whose accuracies go into the card; may be repeated.",
@@ -496,6 +554,7 @@ OPTIONS = {
         PushOptions,
     )
     for name, (_, option) in declarations(options).items()
+    if option.help
 } | {"recipe": RECIPE, "verbose": VERBOSE}
 # Parameters that are flags and no options: each command declares its own.
 _OTHER_FLAGS = {"output", "id", "ood", "to", "dry_run"}
@@ -535,7 +594,10 @@ def complete_options(options: type[Options], given: Mapping[str, Any]) -> Option
                 f"got an unexpected keyword argument '{name}'.{did_you_mean(name, known)}"
             )
         kind, option = known[name]
-        values[name] = value if option.cli else _checked(name, value, kind, option.minimum)
+        is_free = option.cli or not option.help
+        values[name] = value if is_free else _checked(name, value, kind, option.minimum)
+    if "progress" in known:
+        values["progress"] = values["progress"] or Logged()
     return cast(Options, values)
 
 
@@ -569,13 +631,12 @@ def with_options(options: type) -> Callable[[Function], Function]:
         ]
         function.__signature__ = signature.replace(parameters=[*own, *shown])  # type: ignore[attr-defined]
         lines = [
-            f"    {name}: {option.help.replace('; may be repeated', '')} {option.python}".rstrip()
+            f"    {name}: {' '.join(filter(None, (option.help, option.python)))}"
             for name, (_, option) in known.items()
         ]
         text = inspect.cleandoc(function.__doc__ or "")
-        function.__doc__ = text.replace(
-            f"    **options: See `{options.__name__}`.", "\n".join(lines)
-        )
+        listed = "\n".join(lines).replace("; may be repeated", "")
+        function.__doc__ = text.replace(f"    **options: See `{options.__name__}`.", listed)
         return function
 
     return decorate

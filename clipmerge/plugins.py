@@ -21,6 +21,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, TypeAdapter, Valida
 
 from clipmerge.errors import RecipeError, did_you_mean
 from clipmerge.files.paths import plugin_folders
+from clipmerge.types import Json, Names
 
 
 def _refuse_bool(value: Any) -> Any:
@@ -70,13 +71,13 @@ _FILLED_IN = {"masks": {"theta_0", "score", "key"}, "combinations": {"key", "spa
 _Plugin = TypeVar("_Plugin", bound=Callable[..., Any])
 
 
-def plugin_names(package: str) -> tuple[str, ...]:
+def plugin_names(package: str) -> Names:
     """List the plugins of a package, sorted."""
     return _names(package, plugin_folders())
 
 
 @cache
-def _names(package: str, folders: tuple[Path, ...]) -> tuple[str, ...]:
+def _names(package: str, folders: tuple[Path, ...]) -> Names:
     if package == "combinations":
         methods = _names("methods", folders)
         return tuple(name for name in methods if hasattr(_module("methods", name), "combine"))
@@ -114,7 +115,7 @@ def load_plugin(package: str, name: str) -> Callable[..., Any]:
     return function
 
 
-def plugin_options(package: str, name: str) -> dict[str, Any]:
+def plugin_options(package: str, name: str) -> Json:
     """List a plugin's options with their defaults."""
     parameters = inspect.signature(load_plugin(package, name)).parameters.values()
     filled_in = _FILLED_IN.get(package, set())
@@ -133,7 +134,7 @@ def requires(package: str, name: str, parameter: str) -> bool:
     return declared is not None and declared.default is declared.empty
 
 
-def check_options(package: str, name: str, given: dict[str, Any]) -> dict[str, Any]:
+def check_options(package: str, name: str, given: Json) -> Json:
     """Validate options against a plugin's signature."""
     function = load_plugin(package, name)
     known = plugin_options(package, name)
@@ -181,9 +182,7 @@ def _flag_of_measure(measure: str, flag: str) -> bool:
     return bool(getattr(import_module(load_plugin("measures", measure).__module__), flag, False))
 
 
-def options_of(
-    other: Callable[..., Any], *, without: tuple[str, ...] = ()
-) -> Callable[[_Plugin], _Plugin]:
+def options_of(other: Callable[..., Any], *, without: Names = ()) -> Callable[[_Plugin], _Plugin]:
     """Give a plugin with ``**options`` the keyword-only parameters of another one, but for some,
     after its own.
     """

@@ -16,10 +16,8 @@ from typing import TYPE_CHECKING, Any, Self, TypeAlias
 
 from clipmerge.config import (
     OPTIONS,
-    DecisionOptions,
     Device,
     OutputDtype,
-    RecipeOptions,
     SweepOptions,
     declarations,
 )
@@ -32,13 +30,13 @@ from clipmerge.images.prompts import check_templates
 from clipmerge.images.split import SHARE
 from clipmerge.planning.merge_effect import CONSEQUENCES, MAX_LOSS
 from clipmerge.planning.recipe import Recipe, load_recipe
-from clipmerge.progress import Progress
+from clipmerge.types import Json, Names, StrPath
 
 if TYPE_CHECKING:  # a merge without images imports no module that reads images
     from clipmerge.images.prompts import ClassNames
 
 #: Name of a recipe, path of a YAML file, a mapping like a recipe file, or a `Recipe`.
-RecipeLike: TypeAlias = "str | os.PathLike[str] | Mapping[str, Any] | Recipe"
+RecipeLike: TypeAlias = "StrPath | Mapping[str, Any] | Recipe"
 #: Temporary folders have this prefix that hold one model in memory, in a folder of its name.
 IN_MEMORY = "clipmerge-in-memory-"
 _MAX_ALPHAS = 1000
@@ -110,7 +108,7 @@ class Calibration:
 
     source: Any = None
     classes: ClassNames = None
-    templates: tuple[str, ...] = ()
+    templates: Names = ()
     images: int = OPTIONS["images"].default
     batch_size: int | None = None
     device: Device = OPTIONS["device"].default
@@ -165,11 +163,11 @@ class Settings:
     max_loss: float = MAX_LOSS
     # a greater loss, or a checkpoint that did not start from the zero-shot one, is an error
     strict: bool = False
-    allow: tuple[str, ...] = ()  # kinds of checks that may fail
+    allow: Names = ()  # kinds of checks that may fail
     # open_clip's name of the architecture of weights without a configuration
     model: str | None = None
     # sources of tasks that the models were not fine-tuned for
-    keep: dict[str, Any] = field(default_factory=dict)
+    keep: Json = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -177,7 +175,7 @@ class MergeRequest(Settings):
     """Everything that determines a plan."""
 
     zeroshot: str  # source of theta_0
-    finetuned: tuple[str, ...]  # sources of theta_1 ... theta_K
+    finetuned: Names  # sources of theta_1 ... theta_K
     recipe: Recipe
     calibration: Calibration = Calibration()  # the images, for recipes that measure
 
@@ -187,9 +185,8 @@ class MergeRequest(Settings):
         zeroshot: str,
         finetuned: Sequence[str],
         recipe: RecipeLike,
-        options: RecipeOptions,
+        options: Mapping[str, Any],
         *,
-        state_key: str | None = None,
         command: str = "",
     ) -> Self:
         """Build the request of a merge from complete options, and check it."""
@@ -206,7 +203,7 @@ class MergeRequest(Settings):
             settings["max_loss"] = chosen.max_loss
         request = cls(
             zeroshot,
-            with_state_key(finetuned, state_key),
+            with_state_key(finetuned, options.get("state_key")),
             chosen,
             command=command,
             **settings,
@@ -215,7 +212,7 @@ class MergeRequest(Settings):
         return request
 
     @property
-    def checkpoints(self) -> tuple[str, ...]:
+    def checkpoints(self) -> Names:
         """Sources of theta_0, theta_1 ... theta_K."""
         return (self.zeroshot, *self.finetuned)
 
@@ -233,25 +230,25 @@ class SweepRequest(Settings):
 
     zeroshot: str  # source of theta_0
     finetuned: str  # source of theta_1
-    id_sources: dict[str, Any]  # images like those it was fine-tuned on, by name
-    ood_sources: dict[str, Any]  # images unlike them, by name
+    id_sources: Json  # images like those it was fine-tuned on, by name
+    ood_sources: Json  # images unlike them, by name
     recipes: tuple[Recipe, ...] = ()
     alphas: tuple[float, ...] = ALPHAS  # points of the curve, ascending
     calibration: Calibration = Calibration()
     # sources of theta_2 ... theta_K; the curve then goes to the average
-    further: tuple[str, ...] = ()
+    further: Names = ()
     # checkpoints to show beside the curve as they are, by name
     points: dict[str, str] = field(default_factory=dict)
     limit: int | None = None  # images sampled from each source, class-balanced
     checks_overlap: bool = True  # whether sources are searched for images that they share
 
     @property
-    def checkpoints(self) -> tuple[str, ...]:
+    def checkpoints(self) -> Names:
         """Sources of theta_0, theta_1 ... theta_K."""
         return (self.zeroshot, self.finetuned, *self.further)
 
     @property
-    def sources(self) -> dict[str, Any]:
+    def sources(self) -> Json:
         """All images that are evaluated, by name."""
         return {**self.id_sources, **self.ood_sources}
 
@@ -274,7 +271,7 @@ class SweepRequest(Settings):
         )
 
 
-def allowed_checks(names: str | Sequence[str] | None) -> tuple[str, ...]:
+def allowed_checks(names: str | Sequence[str] | None) -> Names:
     """Kinds of checks to go on with, each of which must exist."""
     known = sorted(CONSEQUENCES)
     allowed = (names,) if isinstance(names, str) else tuple(names or ())
@@ -287,7 +284,7 @@ def allowed_checks(names: str | Sequence[str] | None) -> tuple[str, ...]:
     return allowed
 
 
-def settings_from(options: DecisionOptions) -> dict[str, Any]:
+def settings_from(options: Mapping[str, Any]) -> Json:
     """The fields that `MergeRequest` and `SweepRequest` share, from complete options."""
     calibration = Calibration.from_options(options)
     return {
@@ -303,13 +300,15 @@ def settings_from(options: DecisionOptions) -> dict[str, Any]:
     }
 
 
-def default_recipe(options: RecipeOptions, progress: Progress) -> str:
+def default_recipe(options: Mapping[str, Any]) -> str:
     """The recipe of a call that names none."""
     has_images = Calibration.from_options(options).source is not None
     name, reason = (
         ("auto", "there are images") if has_images else ("wise-ft", "there are no images")
     )
-    progress.say(f"no recipe was named, so it is {name}, because {reason} (`recipe` names another)")
+    options["progress"].say(
+        f"no recipe was named, so it is {name}, because {reason} (`recipe` names another)"
+    )
     return name
 
 
@@ -408,7 +407,7 @@ def _unlabelled_obstacle(recipe: Recipe) -> str:
     """The reason why a recipe cannot learn from unlabelled images; empty if it can."""
     if not recipe.learns_from_unlabelled:
         return f"recipe '{recipe.name}' does not learn from unlabelled images"
-    options = recipe.measure or {}
+    options = recipe.measure_options
     if options["distill_weight"] == 0:
         return (
             f"recipe '{recipe.name}' has measure.distill_weight 0, so it has no use for unlabelled"
@@ -458,7 +457,7 @@ def title_of(source: str) -> str | None:
     return path.name if path.parent.name.startswith(IN_MEMORY) else None
 
 
-def with_state_key(sources: Sequence[str], state_key: str | None) -> tuple[str, ...]:
+def with_state_key(sources: Sequence[str], state_key: str | None) -> Names:
     """Name the part of each source that holds the weights.
 
     Example:
@@ -483,9 +482,7 @@ def as_list(finetuned: Any) -> list[Any]:
     return list(finetuned)
 
 
-def parse_named(
-    parameter: str, sources: Mapping[str, Any] | Sequence[str] | None
-) -> dict[str, Any]:
+def parse_named(parameter: str, sources: Mapping[str, Any] | Sequence[str] | None) -> Json:
     """Sources by name, given as a mapping or as texts ``NAME=SOURCE``."""
     if not isinstance(sources, Mapping):
         pairs = [parse_named_source(text) for text in sources or ()]
@@ -553,8 +550,8 @@ def parse_size(size: str | int | None) -> int | None:
 
 
 def _class_names(
-    classes: str | os.PathLike[str] | Sequence[str] | None,
-) -> Path | tuple[str, ...] | None:
+    classes: StrPath | Sequence[str] | None,
+) -> Path | Names | None:
     """A file of class names, or the names themselves; a file wins over a shipped list of its
     name.
     """
@@ -586,7 +583,7 @@ def local_files(*sources: Any) -> list[Path]:
     )
 
 
-def recipe_files(*recipes: RecipeLike) -> list[Path]:
+def recipe_files(*recipes: RecipeLike | None) -> list[Path]:
     """The recipes that are files (a folder may have the name of a shipped recipe)."""
     paths = [Path(recipe) for recipe in recipes if isinstance(recipe, (str, os.PathLike))]
     return [path for path in paths if path.is_file()]

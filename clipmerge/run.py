@@ -16,6 +16,7 @@ from clipmerge.planning.measurements import Measurements
 from clipmerge.planning.plan import Plan
 from clipmerge.planning.provenance import CalibrationRecord, HeadRecord, SourceRecord
 from clipmerge.progress import Progress, say_all
+from clipmerge.types import Json
 
 if TYPE_CHECKING:  # a merge without images imports no module that reads images
     from clipmerge.images import ImageSet
@@ -123,9 +124,12 @@ class Run:
 
     def add_warning(self, warning: Finding) -> None:
         """Put a warning into the plan."""
-        self.plan = self.plan and self.plan.model_copy(
-            update={"warnings": (*self.plan.warnings, warning)}
-        )
+        if self.plan:
+            self.amend(warnings=(*self.plan.warnings, warning))
+
+    def amend(self, **fields: Any) -> None:
+        """Change fields of the plan, in the process that has one."""
+        self.plan = self.plan and self.plan.replace(**fields)
 
     @property
     def is_main(self) -> bool:
@@ -140,16 +144,14 @@ class Run:
         if self.plan is not None:
             measured = self.plan.measurements
             # tensors that a measure keeps for methods can be as large as the model
-            light = measured and measured.model_copy(
-                update={"coefficients": {}, "gradients": {}, "tensors": {}}
-            )
-            return self.plan.model_copy(update={"measurements": light})
+            light = measured and measured.replace(coefficients={}, gradients={}, tensors={})
+            return self.plan.replace(measurements=light)
         count = len(self.inputs.finetuned)
         return Plan(
             recipe={}, **self.sources(hashed=False), weights=(1.0 / count,) * count, layers={}
         )
 
-    def sources(self, *, hashed: bool) -> dict[str, Any]:
+    def sources(self, *, hashed: bool) -> Json:
         """The inputs as fields of a plan."""
         zeroshot, *finetuned = (
             SourceRecord(**each.provenance(hashed=hashed)) for each in self.inputs.checkpoints
@@ -176,4 +178,4 @@ class Run:
         assert self.plan is not None  # called only after the decision
         for future in self.hashing:
             future.result()
-        return self.plan.model_copy(update=self.sources(hashed=self.hashed)).signed()
+        return self.plan.replace(**self.sources(hashed=self.hashed)).signed()

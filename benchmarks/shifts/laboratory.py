@@ -23,10 +23,8 @@ from benchmarks.shifts.standing import accuracy
 from benchmarks.shifts.standing import draws as drawn
 from clipmerge.api.plan import prepare
 from clipmerge.checkpoint import Inputs, align_checkpoints, open_checkpoint
-from clipmerge.distributed import distributed_context
 from clipmerge.evaluation.points import Point
-from clipmerge.evaluation.scorer import Scorer
-from clipmerge.evaluation.settings import EvalSettings
+from clipmerge.evaluation.scorer import Scorer, stacked
 from clipmerge.images.dataset import load_images
 from clipmerge.images.prompts import DEFAULT_TEMPLATE
 from clipmerge.models.building import build_model
@@ -113,10 +111,10 @@ class Laboratory:
         scorer = Scorer(
             build_model(self.inputs),
             self.inputs,
-            EvalSettings(distributed_context("cpu"), (DEFAULT_TEMPLATE,)),
+            Calibration(device="cpu", templates=(DEFAULT_TEMPLATE,)),
         )
-        correct = scorer.score([point.move for point in points], loaded, Progress())
-        ordered = {name: by_drawing(right, sources[name]) for name, right in correct.items()}
+        scored = scorer.score([point.move for point in points], loaded, Progress())
+        ordered = {name: by_drawing(stacked(each), sources[name]) for name, each in scored.items()}
         times = drawn({name: each.things for name, each in ordered.items()}, draws)
         found = {}
         for name, each in ordered.items():

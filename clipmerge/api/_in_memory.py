@@ -18,12 +18,13 @@ from clipmerge.checkpoint import Checkpoint, Source, open_checkpoint
 from clipmerge.checkpoint.source import OPEN_CLIP_CONFIG, OPEN_CLIP_WEIGHTS
 from clipmerge.errors import UsageError
 from clipmerge.request import IN_MEMORY, title_of
+from clipmerge.types import StrPath
 
 if TYPE_CHECKING:
     from torch.nn import Module
 
 #: A folder, a file, ``org/name[@revision]``, or a model in memory (of transformers or open_clip).
-CheckpointLike: TypeAlias = "str | os.PathLike[str] | Module"
+CheckpointLike: TypeAlias = "StrPath | Module"
 _WRAPPERS = (
     "module",
     "_orig_mod",

@@ -24,13 +24,12 @@ from clipmerge.images.store import Pixels
 from clipmerge.planning.finding import Finding
 from clipmerge.progress import Progress, say_all
 from clipmerge.report.text import text_of
+from clipmerge.types import Json
 
 if TYPE_CHECKING:
     from clipmerge.checkpoint import Inputs
-    from clipmerge.config import OutputDtype
-    from clipmerge.evaluation.other_tasks import Task
     from clipmerge.evaluation.points import Point
-    from clipmerge.evaluation.settings import EvalSettings
+    from clipmerge.evaluation.scorer import Images
     from clipmerge.images.dataset import CaptionedImages, LabelledImages
     from clipmerge.planning.merge_effect import MergeEffect
     from clipmerge.planning.plan import Plan
@@ -56,7 +55,7 @@ def add_verdict(run: Run, request: MergeRequest) -> None:
             run.inputs,
             shared_plan(run, request.calibration),
             images,
-            settings_for(request.calibration),
+            request.calibration,
             max_loss=request.max_loss,
             choosers=0 if run.choosers is None else len(run.choosers),
             learned=bool(measured and takes_learned(measured.trace, measured.choice)),
@@ -64,15 +63,12 @@ def add_verdict(run: Run, request: MergeRequest) -> None:
         )
         _doubt_names(run, request, effect, images)
         if doubtful := headline_of(run.findings, request.allow):
-            recommendation, reason = doubtful
-            effect = effect.model_copy(
-                update={"recommendation": recommendation, "reason": reason, "possible_loss": None}
-            )
+            effect = effect.with_advice(*doubtful)
         if request.strict and effect.warnings:
             raise VerdictError(
                 f"{text_of(effect.warnings[0])}; nothing was written (`strict=True`)"
             )
-        run.plan = run.plan and run.plan.model_copy(update={"effect": effect})
+        run.amend(effect=effect)
         if effect.captions:
             text = (
                 f"{effect.source}: accuracy stands for recall at 1, the mean of image to text and"
@@ -161,22 +157,6 @@ def _held_back(run: Run, request: MergeRequest) -> LabelledImages | CaptionedIma
     return images
 
 
-def settings_for(
-    calibration: Calibration, dtype: OutputDtype = "keep", *, of_tasks: bool = False
-) -> EvalSettings:
-    """The device, templates and batches that a request asks for; tasks of ``keep`` have templates
-    of their own.
-    """
-    from clipmerge.distributed import distributed_context
-    from clipmerge.evaluation.settings import EvalSettings
-
-    templates = () if of_tasks else calibration.templates
-    context = distributed_context(calibration.device)
-    return EvalSettings(
-        context, templates, calibration.batch_size, calibration.images_at_once, dtype=dtype
-    )
-
-
 def shared_plan(run: Run, calibration: Calibration) -> Plan:
     """Give every process the main one's plan, without its measurements.
 
@@ -190,7 +170,7 @@ def shared_plan(run: Run, calibration: Calibration) -> Plan:
 
     # accelerate alone would let the processes join on a device of its own choice
     context = distributed_context(calibration.device)
-    plan = run.plan and run.plan.model_copy(update={"measurements": None})
+    plan = run.plan and run.plan.replace(measurements=None)
     if plan and context.world_size == 1:
         return plan
     tensors = dict(plan.held_tensors) if plan else {}
@@ -208,7 +188,7 @@ def shared_plan(run: Run, calibration: Calibration) -> Plan:
 
 def load_tasks(
     named: Mapping[str, Any], progress: Progress, *, most: int | None = None, seed: int = 0
-) -> dict[str, Task]:
+) -> dict[str, Images]:
     """Find the images of tasks that the model was not fine-tuned for."""
     from clipmerge.evaluation.other_tasks import load_task
 
@@ -231,34 +211,29 @@ def add_other_task_scores(run: Run, request: MergeRequest) -> None:
             request.keep, run.progress, most=request.calibration.images, seed=request.seed
         )
         prints = {f"`keep` {name}": Fingerprints(task) for name, task in tasks.items()}
-        for images in (run.measured_on, run.held_back):
-            if images is not None:
-                say_all(
-                    run.progress,
-                    note_shared(prints, {f"`data` {images.source}": Fingerprints(images)}),
-                )
-        settings = settings_for(request.calibration, of_tasks=True)
+        for images in filter(None, (run.measured_on, run.held_back)):
+            data = {f"`data` {images.source}": Fingerprints(images)}
+            say_all(run.progress, note_shared(prints, data))
         scores = measure_other_tasks(
-            run.inputs, shared_plan(run, request.calibration), tasks, settings, run.progress
+            run.inputs,
+            shared_plan(run, request.calibration),
+            tasks,
+            request.calibration,
+            run.progress,
         )
-        run.plan = run.plan and run.plan.model_copy(update={"other_tasks": scores})
+        run.amend(other_tasks=scores)
         effect = run.plan and run.plan.effect
-        if (
-            run.plan
-            and effect
-            and (weighed := weigh_other_tasks(effect.recommendation, scores, request.max_loss))
-        ):
-            recommendation, reason = weighed
-            update = {"recommendation": recommendation, "reason": reason, "possible_loss": None}
-            run.plan = run.plan.model_copy(update={"effect": effect.model_copy(update=update)})
+        weighed = effect and weigh_other_tasks(effect.recommendation, scores, request.max_loss)
+        if effect and weighed:
+            run.amend(effect=effect.with_advice(*weighed))
 
 
 def score_other_tasks(
     request: SweepRequest,
-    record: dict[str, Any],
+    record: Json,
     inputs: Inputs,
     points: Sequence[Point],
-    tasks: dict[str, Task],
+    tasks: dict[str, Images],
     progress: Progress,
 ) -> None:
     """Score every point of a sweep on every task, and enter the scores."""
@@ -272,8 +247,9 @@ def score_other_tasks(
         inputs,
         moves,
         tasks,
-        settings_for(request.calibration, request.dtype, of_tasks=True),
+        request.calibration,
         progress,
+        dtype=request.dtype,
     )
     record["other_tasks"] = [facts_of(name, task) for name, task in tasks.items()]
     rows = [

@@ -6,9 +6,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from clipmerge.planning.table import Rows, Tabular, layer_rows
+from clipmerge.types import Json, Names
 
 if TYPE_CHECKING:
     from clipmerge.evaluation.tradeoff import Correct
@@ -34,7 +35,7 @@ class MergeResult(Tabular):
     path: Path | None
     plan: Plan
     record: MergeRecord | None
-    warnings: tuple[str, ...] = ()
+    warnings: Names = ()
     published: Published | None = None
 
     @property
@@ -86,7 +87,7 @@ class EvaluateResult(Tabular):
 
     accuracy: dict[str, float]
     images: dict[str, int]
-    record: dict[str, Any]
+    record: Json
 
     @property
     def findings(self) -> tuple[Finding, ...]:
@@ -122,13 +123,13 @@ class EvaluateResult(Tabular):
         return ", ".join(parts)
 
 
-def _findings(record: dict[str, Any]) -> tuple[Finding, ...]:
+def _findings(record: Json) -> tuple[Finding, ...]:
     from clipmerge.planning.finding import Finding
 
     return tuple(map(Finding.model_validate, record.get("warnings", ())))
 
 
-def _points(sweep: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+def _points(sweep: Json) -> list[tuple[str, Json]]:
     """The rows of a sweep by the names of their points."""
     curve = [(f"alpha {row['alpha']:g}", row) for row in sweep["curve"]]
     return curve + [(row["name"], row) for row in (*sweep["recipes"], *sweep.get("points", ()))]
@@ -147,9 +148,9 @@ class SweepResult(Tabular):
     """
 
     path: Path | None
-    record: dict[str, Any]
+    record: Json
     correct: dict[str, Correct]
-    warnings: tuple[str, ...] = ()
+    warnings: Names = ()
 
     @property
     def findings(self) -> tuple[Finding, ...]:
@@ -179,9 +180,9 @@ class InspectResult(Tabular):
     """
 
     family: str
-    layers: dict[str, dict[str, Any]]
-    mismatches: tuple[str, ...]
-    record: dict[str, Any]
+    layers: dict[str, Json]
+    mismatches: Names
+    record: Json
 
     def _rows(self) -> Rows:
         keys = ("parameters", "size", "change")
@@ -205,5 +206,5 @@ class ConvertResult:
     """
 
     path: Path
-    record: dict[str, Any] = field(repr=False)
-    warnings: tuple[str, ...] = ()
+    record: Json = field(repr=False)
+    warnings: Names = ()

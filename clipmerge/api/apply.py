@@ -4,11 +4,10 @@ function.
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Unpack
+from typing import TYPE_CHECKING, Unpack
 
 from clipmerge.api._in_memory import CheckpointLike, as_sources, open_source
 from clipmerge.api._results import MergeResult
@@ -23,10 +22,11 @@ from clipmerge.planning.finding import Finding
 from clipmerge.planning.plan import Plan, tensors_path, write_plan_files
 from clipmerge.planning.provenance import SourceRecord
 from clipmerge.planning.tensors import check_coefficients
-from clipmerge.progress import ByteCount, Logged, Progress, say_all
+from clipmerge.progress import ByteCount, Progress, say_all
 from clipmerge.report.text import record_text, text_of, texts_of
 from clipmerge.request import as_list, command_text, local_files, parse_size, refuse_duplicates
 from clipmerge.run import Run, RunCache
+from clipmerge.types import StrPath
 
 if TYPE_CHECKING:
     from clipmerge.output.record import MergeRecord
@@ -37,14 +37,11 @@ _NAMES = "backslashreplace"
 
 @with_options(ApplyOptions)
 def apply(
-    plan: Plan | str | os.PathLike[str],
+    plan: Plan | StrPath,
     *,
-    output: str | os.PathLike[str],
+    output: StrPath,
     zeroshot: CheckpointLike | None = None,
     finetuned: CheckpointLike | Sequence[CheckpointLike] | None = None,
-    processor: Any = None,
-    progress: Progress | None = None,
-    command: str | None = None,
     **options: Unpack[ApplyOptions],
 ) -> MergeResult:
     """Apply a plan: writes the same bytes as `merge`.
@@ -54,10 +51,6 @@ def apply(
         output: Folder to write, whole or not at all.
         zeroshot: theta_0, if it is not at the place named in the plan; it must hold the same bytes.
         finetuned: theta_1 ... theta_K, likewise.
-        processor: For models in memory: their processor, or the model's open_clip name.
-        progress: Receiver of progress reports; by default Python's logger ``clipmerge``.
-        command: Command that repeats the call, for the record; by default derived from the
-            arguments.
         **options: See `ApplyOptions`.
 
     Returns:
@@ -82,16 +75,16 @@ def apply(
         )
     opened = plan if isinstance(plan, Plan) else Plan.load(plan)
     checkpoints = [] if zeroshot is None or finetuned is None else [zeroshot, *as_list(finetuned)]
-    with as_sources(checkpoints, processor) as sources:
+    with as_sources(checkpoints, given["processor"]) as sources:
         run = open_plan(
             opened,
-            progress or Logged(),
+            given["progress"],
             name=str(file or "the plan"),
             hashed=given["hash"],
             sources=sources,
             model=given["model"],
         )
-        run.command = command or command_text(
+        run.command = given["command"] or command_text(
             "apply", file or opened, options=options, output=output
         )
         return finished(run, Path(output), overwrite=given["overwrite"], max_shard_size=limit)
@@ -133,7 +126,7 @@ def open_plan(
         say_all(progress, texts_of(doubts))
         found = [*map(Finding.note, inputs.notes), *doubts]
         new = [finding for finding in found if finding not in plan.warnings]
-        plan = plan.model_copy(update={"warnings": (*plan.warnings, *new)})
+        plan = plan.replace(warnings=(*plan.warnings, *new))
     task = Task(inputs)
     run = Run(inputs, progress, plan=plan.checked(task.layers), head=plan.head, hashed=hashed)
     check_coefficients(plan, task.layers, task.shapes)
@@ -163,13 +156,11 @@ def _of_sources(plan: Plan, checkpoints: Sequence[Checkpoint]) -> Plan:
         (
             record
             if all(record.files.values())
-            else record.model_copy(
-                update={"source": checkpoint.source, "revision": checkpoint.revision}
-            )
+            else record.replace(source=checkpoint.source, revision=checkpoint.revision)
         )
         for record, checkpoint in zip(records, checkpoints, strict=True)
     )
-    return plan.model_copy(update={"zeroshot": zeroshot, "finetuned": tuple(finetuned)})
+    return plan.replace(zeroshot=zeroshot, finetuned=tuple(finetuned))
 
 
 def _place(name: str, plan: Plan, record: SourceRecord) -> str:

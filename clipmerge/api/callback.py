@@ -16,13 +16,13 @@ from clipmerge.api._results import MergeResult
 from clipmerge.api.merge import merge
 from clipmerge.api.push import check_push
 from clipmerge.checkpoint import open_checkpoint
-from clipmerge.config import RecipeOptions, complete_options, with_options
+from clipmerge.config import CallbackOptions, complete_options, with_options
 from clipmerge.errors import UsageError
 from clipmerge.images.file_store import local_inputs
 from clipmerge.output.checks import check_output
-from clipmerge.progress import Logged, Progress
 from clipmerge.report.text import answer_text, reason_text
 from clipmerge.request import MergeRequest, RecipeLike, recipe_files
+from clipmerge.types import StrPath
 
 _LOG = logging.getLogger("clipmerge")
 _FOLDER = "merged"
@@ -55,20 +55,15 @@ class RobustMergeCallback(TrainerCallback):  # type: ignore[misc]
         ... )
     """
 
-    @with_options(RecipeOptions)
+    @with_options(CallbackOptions)
     def __init__(
         self,
         zeroshot: CheckpointLike,
         recipe: RecipeLike = "auto",
         *,
-        output: str | os.PathLike[str] | None = None,
-        overwrite: bool = False,
+        output: StrPath | None = None,
         push_to: str | None = None,
-        private: bool = False,
-        license: str | None = None,
-        processor: Any = None,
-        progress: Progress | None = None,
-        **options: Unpack[RecipeOptions],
+        **options: Unpack[CallbackOptions],
     ) -> None:
         """Keep the settings.
 
@@ -77,31 +72,21 @@ class RobustMergeCallback(TrainerCallback):  # type: ignore[misc]
                 ``org/name[@revision]``, or a model in memory other than the one being trained.
             recipe: In a form that `merge` accepts.
             output: Folder to write; by default ``merged`` in the trainer's output folder.
-            overwrite: Whether an earlier output may be replaced.
             push_to: ``org/name`` on the Hub to publish the output to.
-            private: Whether the repository is created private.
-            license: The licence, if the sources' differ.
-            processor: Processor of the models; by default the trainer's, or the one beside the
-                zero-shot checkpoint.
-            progress: Receiver of progress reports; by default Python's logger ``clipmerge``.
-            **options: See `RecipeOptions`.
+            **options: See `CallbackOptions`.
 
         Raises:
             ClipmergeError: If the recipe or an option cannot be used.
         """
         self.result: MergeResult | None = None
         self.error: Exception | None = None
-        self._zeroshot, self._recipe, self._output, self._overwrite = (
-            zeroshot,
-            recipe,
-            output,
-            overwrite,
-        )
-        self._push_to, self._publishing = push_to, {"private": private, "license": license}
-        self._processor, self._progress, self._options = processor, progress or Logged(), options
-        MergeRequest.from_options(
-            _ZEROSHOT, [_TRAINED], recipe, complete_options(RecipeOptions, options)
-        )
+        self._zeroshot = zeroshot
+        self._recipe = recipe
+        self._output = output
+        self._push_to = push_to
+        self._options = options
+        self._given = complete_options(CallbackOptions, options)
+        MergeRequest.from_options(_ZEROSHOT, [_TRAINED], recipe, self._given)
 
     def on_train_begin(
         self, args: Any, state: Any, control: Any, model: Any = None, **_: Any
@@ -122,17 +107,15 @@ class RobustMergeCallback(TrainerCallback):  # type: ignore[misc]
         if isinstance(zeroshot, (str, os.PathLike)):
             name = os.fspath(zeroshot)
             open_checkpoint(name)
-        request = MergeRequest.from_options(
-            name, [_TRAINED], self._recipe, complete_options(RecipeOptions, self._options)
-        )
+        request = MergeRequest.from_options(name, [_TRAINED], self._recipe, self._given)
         check_output(
             place,
-            overwrite=self._overwrite,
+            overwrite=self._given["overwrite"],
             inputs=local_inputs(*request.checkpoints),
             read=[*request.files, *recipe_files(self._recipe)],
         )
         if self._push_to is not None:
-            check_push(self._push_to, place, private=bool(self._publishing["private"]))
+            check_push(self._push_to, place, private=self._given["private"])
 
     def on_train_end(
         self,
@@ -144,24 +127,22 @@ class RobustMergeCallback(TrainerCallback):  # type: ignore[misc]
         **_: Any,
     ) -> None:
         """Merge, log the effect, and publish."""
-        place = self._place(args)
-        publishing: dict[str, Any] = (
-            {"push": self._push_to, **self._publishing} if self._push_to else {}
-        )
+        place, progress = self._place(args), self._given["progress"]
         # the trainer's, if it is one of images and texts: a tokenizer alone would leave out the
         # images
         processor = processing_class if hasattr(processing_class, "image_processor") else None
+        options: CallbackOptions = {
+            **self._options,
+            "processor": self._given["processor"] or processor,
+        }
         try:
             self.result = merge(
                 self._zeroshot,
                 _clip_in(model),
                 self._recipe,
                 output=place,
-                overwrite=self._overwrite,
-                processor=self._processor or processor,
-                progress=self._progress,
-                **publishing,
-                **self._options,
+                push=self._push_to,
+                **options,
             )
         except Exception as error:  # whatever it is, the training must end with its result
             self.error = error
@@ -191,9 +172,9 @@ class RobustMergeCallback(TrainerCallback):  # type: ignore[misc]
             state.log_history.append(
                 {**accuracies, "step": state.global_step, "epoch": state.epoch}
             )
-            self._progress.say(f"{answer_text(effect)} {reason_text(effect)}")
+            progress.say(f"{answer_text(effect)} {reason_text(effect)}")
         published = self.result.published
-        self._progress.say(
+        progress.say(
             f"the merged model is in {place}" + (f", and on {published.url}" if published else "")
         )
 

@@ -5,9 +5,8 @@ it there.
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
-from typing import Any, Unpack, cast, get_args
+from typing import Unpack, cast, get_args
 
 from clipmerge import __version__
 from clipmerge.api._in_memory import CheckpointLike, as_sources, open_source
@@ -24,8 +23,9 @@ from clipmerge.merging.stream import copied_tensors
 from clipmerge.output.checks import check_output
 from clipmerge.output.folder import write_weights
 from clipmerge.output.layout_files import write_layout_files
-from clipmerge.progress import ByteCount, Logged, Progress, say_all
+from clipmerge.progress import ByteCount, say_all
 from clipmerge.request import command_text
+from clipmerge.types import StrPath
 
 #: The record of a conversion, which identifies its output.
 CONVERSION = "conversion.json"
@@ -34,12 +34,9 @@ CONVERSION = "conversion.json"
 @with_options(ConvertOptions)
 def convert(
     checkpoint: CheckpointLike,
-    output: str | os.PathLike[str],
+    output: StrPath,
     *,
     to: str,
-    processor: Any = None,
-    progress: Progress | None = None,
-    command: str | None = None,
     **options: Unpack[ConvertOptions],
 ) -> ConvertResult:
     """Write a checkpoint in the other library's layout, completely or not at all.
@@ -49,10 +46,6 @@ def convert(
             open_clip.
         output: The folder to write.
         to: ``transformers`` or ``open-clip``.
-        processor: For a model in memory: its processor, or the model's open_clip name.
-        progress: Receiver of progress reports; by default Python's logger ``clipmerge``.
-        command: Command that repeats the call, for the record; by default derived from the
-            arguments.
         **options: See `ConvertOptions`.
 
     Returns:
@@ -62,14 +55,12 @@ def convert(
         CheckpointError: If it already has that layout, or a part of it has no counterpart.
         OutputError: If the folder cannot be written.
     """
-    overwrite, reports = (
-        complete_options(ConvertOptions, options)["overwrite"],
-        progress or Logged(),
-    )
+    given = complete_options(ConvertOptions, options)
+    overwrite, reports = given["overwrite"], given["progress"]
     layout, target = _layout(to), Path(output)
     if not is_main_process():  # only one process writes
         return ConvertResult(target, {})
-    with as_sources([checkpoint], processor) as (source,):
+    with as_sources([checkpoint], given["processor"]) as (source,):
         reports.stage("read")
         opened = open_source(source)
         check_output(target, overwrite=overwrite, inputs=[opened.folder], record=CONVERSION)
@@ -103,7 +94,7 @@ def convert(
                 "to": layout,
                 "source": opened.provenance(),
                 "warnings": notes,
-                "command": command
+                "command": given["command"]
                 or command_text("convert", source, output, options=options, to=to),
             }
             (folder / CONVERSION).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")

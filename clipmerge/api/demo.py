@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from statistics import fmean
-from typing import Any
 
 from clipmerge.api.evaluate import evaluate
 from clipmerge.api.merge import merge
@@ -15,13 +13,12 @@ from clipmerge.demo.pair import DemoPair, prepare
 from clipmerge.files.paths import user_cache
 from clipmerge.progress import Logged, Progress
 from clipmerge.request import command_text
+from clipmerge.types import Json, StrPath
 
 _RECIPES = ("wise-ft", "straggler-sparse", "auto")
 
 
-def demo(
-    output: str | os.PathLike[str] | None = None, *, progress: Progress | None = None
-) -> dict[str, Any]:
+def demo(output: StrPath | None = None, *, progress: Progress | None = None) -> Json:
     """Merge the demo's two small models by each recipe, and measure all of them; returns a
     `DemoRecord`'s fields.
     """
@@ -31,7 +28,7 @@ def demo(
     models = {"zero-shot": pair.zeroshot, "fine-tuned": pair.finetuned}
     for name in _RECIPES:
         models[name] = folder / f"merged-{name}"
-        options: dict[str, Any] = {"data": pair.calibration, "overwrite": True, "progress": reports}
+        options: Json = {"data": pair.calibration, "overwrite": True, "progress": reports}
         command = _command(pair, name, models[name])
         merge(pair.zeroshot, pair.finetuned, name, output=models[name], command=command, **options)
     sources = {"clean": pair.clean, **pair.shifted}

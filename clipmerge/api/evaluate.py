@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Unpack
 
 from clipmerge.api._in_memory import CheckpointLike, as_sources
-from clipmerge.api._merge_effect import load_tasks, settings_for
+from clipmerge.api._merge_effect import load_tasks
 from clipmerge.api._results import EvaluateResult
 from clipmerge.checks import EndAccuracy, check_answers, check_images, prompt_note, settle
 from clipmerge.config import EvaluateOptions, complete_options, with_options
 from clipmerge.errors import UsageError
-from clipmerge.progress import Logged, Progress, say_all
+from clipmerge.progress import say_all
 from clipmerge.report.text import texts_of, with_texts
 from clipmerge.request import (
     Calibration,
@@ -27,9 +27,6 @@ from clipmerge.request import (
 def evaluate(
     checkpoint: CheckpointLike,
     data: Mapping[str, Any] | Sequence[str] | None = None,
-    *,
-    processor: Any = None,
-    progress: Progress | None = None,
     **options: Unpack[EvaluateOptions],
 ) -> EvaluateResult:
     """Measure zero-shot accuracy, the share of images whose class prompt scores highest, or recall
@@ -40,8 +37,6 @@ def evaluate(
             open_clip.
         data: Images by name of their row, each in any form accepted for ``data`` of `merge`; or
             texts ``NAME=SOURCE``.
-        processor: For a model in memory: its processor, or the model's open_clip name.
-        progress: Receiver of progress reports; by default Python's logger ``clipmerge``.
         **options: See `EvaluateOptions`.
 
     Returns:
@@ -56,11 +51,9 @@ def evaluate(
     wanted = Calibration.from_options(given)
     if not isinstance(data, (Mapping, list, tuple, type(None))):
         raise UsageError('evaluate takes its images by name: data={"val": SOURCE}')
-    sources, tasks, reports = (
-        parse_named("data", data),
-        parse_named("keep", given["keep"]),
-        progress or Logged(),
-    )
+    sources = parse_named("data", data)
+    tasks = parse_named("keep", given["keep"])
+    reports = given["progress"]
     if not sources and not tasks:
         raise UsageError(
             "nothing to evaluate on: give images with `data` NAME=SOURCE or `keep` NAME=SOURCE"
@@ -69,8 +62,7 @@ def evaluate(
     from clipmerge.evaluation.accuracy import evaluate_sources, load_model
     from clipmerge.images.dataset import LabelledImages, open_images
 
-    settings = settings_for(wanted)
-    with as_sources([checkpoint], processor) as (source,):
+    with as_sources([checkpoint], given["processor"]) as (source,):
         (place,) = with_state_key([source], given["state_key"])
         require_checkpoints((str(place),))
         loaded = {
@@ -88,10 +80,10 @@ def evaluate(
         doubts = settle(pixels, allow=allow, strict=strict)
         record = {
             "checkpoint": opened.provenance(),
-            **evaluate_sources(model, loaded, settings, reports),
+            **evaluate_sources(model, loaded, wanted, reports),
         }
         answers = [
-            EndAccuracy.of_one(name, images, record["accuracy"][name], settings.templates)
+            EndAccuracy.of_one(name, images, record["accuracy"][name], wanted.templates)
             for name, images in loaded.items()
             if isinstance(images, LabelledImages)
         ]
@@ -105,10 +97,7 @@ def evaluate(
             from clipmerge.evaluation.other_tasks import evaluate_other_tasks
 
             record["other_tasks"] = evaluate_other_tasks(
-                model,
-                load_tasks(tasks, reports),
-                settings_for(wanted, of_tasks=True),
-                reports,
+                model, load_tasks(tasks, reports), wanted, reports
             )
         record["checkpoint"]["source"] = title_of(source) or record["checkpoint"]["source"]
     return EvaluateResult(record["accuracy"], record["images"], record)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -21,6 +21,7 @@ from clipmerge.families import family_of
 from clipmerge.files.safetensors import DTYPES
 from clipmerge.progress import Logged, Progress, say_all
 from clipmerge.report.text import texts_of
+from clipmerge.types import Json, Layers, Names
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -61,15 +62,13 @@ def inspect(
     return InspectResult(record["family"], record["layers"], tuple(record["mismatches"]), record)
 
 
-def _inspected(
-    zeroshot: str, finetuned: str | None, progress: Progress, *, weights: bool
-) -> dict[str, Any]:
+def _inspected(zeroshot: str, finetuned: str | None, progress: Progress, *, weights: bool) -> Json:
     base_source = find_source(zeroshot)
     base_preview = preview_checkpoint(base_source)
     base = base_preview or open_source(base_source)
     if finetuned is None:
         family, layers = _describe_alone(base)
-        alone: dict[str, Any] = {
+        alone: Json = {
             "family": family,
             "zeroshot": _origin(base),
             "finetuned": None,
@@ -113,7 +112,7 @@ def _inspected(
     }
 
 
-def _find_faults(inputs: Inputs, layers: dict[str, dict[str, Any]]) -> list[str]:
+def _find_faults(inputs: Inputs, layers: dict[str, Json]) -> list[str]:
     """Find the first fault that a merge notices only while reading: NaN, Inf, or integers that
     differ.
     """
@@ -139,12 +138,12 @@ def _find_faults(inputs: Inputs, layers: dict[str, dict[str, Any]]) -> list[str]
     return []
 
 
-def _origin(checkpoint: Checkpoint) -> dict[str, Any]:
+def _origin(checkpoint: Checkpoint) -> Json:
     files = [file.name for file in checkpoint.files]
     return {"source": checkpoint.source, "revision": checkpoint.revision, "files": files}
 
 
-def _total(checkpoint: Checkpoint) -> dict[str, Any]:
+def _total(checkpoint: Checkpoint) -> Json:
     entries = checkpoint.entries.values()
     return {
         "parameters": len(entries),
@@ -154,7 +153,7 @@ def _total(checkpoint: Checkpoint) -> dict[str, Any]:
     }
 
 
-def _describe_alone(checkpoint: Checkpoint) -> tuple[str, dict[str, dict[str, Any]]]:
+def _describe_alone(checkpoint: Checkpoint) -> tuple[str, dict[str, Json]]:
     checkpoint = as_open_clip(checkpoint)
     try:
         family = family_of(checkpoint.config, checkpoint.entries)
@@ -164,9 +163,7 @@ def _describe_alone(checkpoint: Checkpoint) -> tuple[str, dict[str, dict[str, An
         raise CheckpointError(f"{checkpoint.source}: {error}") from None
 
 
-def _describe(
-    checkpoint: Checkpoint, keys: dict[str, str], layers: dict[str, tuple[str, ...]]
-) -> dict[str, dict[str, Any]]:
+def _describe(checkpoint: Checkpoint, keys: dict[str, str], layers: Layers) -> dict[str, Json]:
     return {
         layer: {
             "parameters": len(names),
@@ -177,7 +174,7 @@ def _describe(
     }
 
 
-def _relative_change(inputs: Inputs, names: tuple[str, ...]) -> float | None:
+def _relative_change(inputs: Inputs, names: Names) -> float | None:
     """||task_vector|| / ||theta_0|| of a layer; ``None`` if nothing can be compared."""
     change = base = 0.0
     sizes = {

@@ -27,26 +27,22 @@ from clipmerge.planning.measurements import Measurements, Statistic
 from clipmerge.planning.provenance import CalibrationRecord, UnlabelledRecord
 from clipmerge.planning.recipe import Recipe
 from clipmerge.plugins import load_plugin, plugin_options, requires
-from clipmerge.progress import Pace, say_all
+from clipmerge.progress import Pace
 from clipmerge.request import MergeRequest
 from clipmerge.run import Run
 
 
 @device_work()
 def measure(run: Run, request: MergeRequest) -> tuple[Measurements, CalibrationRecord]:
-    """Run the recipe's measure."""
-    say_all(run.progress, request.recipe.notes)
+    """Run the measure of a recipe that has one."""
+    recipe = request.recipe
+    assert recipe.measure is not None
     objective, state, record = objective_for(run, request)
-    options = {key: value for key, value in (request.recipe.measure or {}).items() if key != "name"}
     # the outermost autocast, of whatever device, holds what those in it cast
-    with (
-        freed_memory_kept(),
-        torch.autocast("cpu", enabled=False),
-        state.underway(),
-    ):
-        measurements: Measurements = load_plugin(
-            "measures", (request.recipe.measure or {})["name"]
-        )(objective, **options)
+    with freed_memory_kept(), torch.autocast("cpu", enabled=False), state.underway():
+        measurements: Measurements = load_plugin("measures", recipe.measure["name"])(
+            objective, **recipe.measure_options
+        )
     run.cleanups.append(state.remove)
     with peer_errors():
         # no process leaves while another still gathers
@@ -126,7 +122,7 @@ def objective_for(
         return state_file(run.inputs, images, seen, settings, calibration.state)
 
     state = LearningState(find, context, run.progress.say)
-    steps = (request.recipe.measure or {}).get("steps") if request.recipe.learns else None
+    steps = request.recipe.measure_options["steps"] if request.recipe.learns else None
     pace = Pace(run.progress, context.device, *cost_sentence(len(images), steps))
     objective = Objective(
         model,
@@ -165,7 +161,7 @@ def objective_for(
 
 def _noise_device(recipe: Recipe, device: torch.device) -> str | None:
     """Kind of device that draws the noise of strong augmentation; ``None`` for the CPU or none."""
-    options = recipe.measure or {}
+    options = recipe.measure_options
     draws = bool(options.get("distill_weight")) and "noise" in options.get("augmentations", ())
     return device.type if draws and device.type != "cpu" else None
 
@@ -191,11 +187,9 @@ def _with_change(found: Measurements, objective: Objective) -> Measurements:
             " of its zero-shot weights."
         ),
     )
-    return found.model_copy(
-        update={
-            "statistics": (*found.statistics, change),
-            "notes": (*found.notes, *map(Finding.note, objective.notes)),
-        }
+    return found.replace(
+        statistics=(*found.statistics, change),
+        notes=(*found.notes, *map(Finding.note, objective.notes)),
     )
 
 

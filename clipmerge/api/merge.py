@@ -2,29 +2,24 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Unpack
 
-from clipmerge.api._in_memory import CheckpointLike, as_sources
+from clipmerge.api._in_memory import CheckpointLike
 from clipmerge.api._results import MergeResult
 from clipmerge.api.apply import finished
-from clipmerge.api.plan import prepare
+from clipmerge.api.plan import prepare, requested
 from clipmerge.api.push import check_push, push
 from clipmerge.config import MergeOptions, complete_options, with_options
 from clipmerge.images.file_store import local_inputs
-from clipmerge.progress import Logged, Progress
 from clipmerge.request import (
-    MergeRequest,
     RecipeLike,
-    as_list,
-    command_text,
-    default_recipe,
     parse_size,
     recipe_files,
 )
+from clipmerge.types import StrPath
 
 
 @with_options(MergeOptions)
@@ -33,10 +28,7 @@ def merge(
     finetuned: CheckpointLike | Sequence[CheckpointLike],
     recipe: RecipeLike | None = None,
     *,
-    output: str | os.PathLike[str] | None = None,
-    processor: Any = None,
-    progress: Progress | None = None,
-    command: str | None = None,
+    output: StrPath | None = None,
     **options: Unpack[MergeOptions],
 ) -> MergeResult:
     """Merge a fine-tuned model with its zero-shot self, and write the result.
@@ -49,10 +41,6 @@ def merge(
         recipe: Name of a recipe, path of a YAML file, a mapping like a recipe file, or a `Recipe`;
             by default ``auto`` with ``data``, else ``wise-ft``.
         output: Folder to write, completely or not at all; ``None`` to measure and decide only.
-        processor: For models in memory: their processor, or the model's open_clip name.
-        progress: Receiver of progress reports; by default Python's logger ``clipmerge``.
-        command: Command that repeats the call, for the record; by default derived from the
-            arguments.
         **options: See `MergeOptions`.
 
     Returns:
@@ -63,17 +51,9 @@ def merge(
             next.
     """
     given = complete_options(MergeOptions, options)
-    target, progress = None if output is None else Path(output), progress or Logged()
+    target, progress = None if output is None else Path(output), given["progress"]
     limit = parse_size(given["max_shard_size"])
-    if recipe is None:
-        recipe = default_recipe(given, progress)
-    with as_sources([zeroshot, *as_list(finetuned)], processor) as (base, *others):
-        command = command or command_text(
-            "merge", base, *others, options=options, recipe=recipe, output=output
-        )
-        request = MergeRequest.from_options(
-            base, others, recipe, given, state_key=given["state_key"], command=command
-        )
+    with requested("merge", zeroshot, finetuned, recipe, output, given, options) as request:
         if target is not None:
             from clipmerge.output.checks import check_output
 

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from clipmerge.api._in_memory import as_sources, unwrapped
-from clipmerge.api.plan import prepare
+from clipmerge.api._in_memory import unwrapped
+from clipmerge.api.plan import prepare, requested
 from clipmerge.config import RecipeOptions, complete_options, with_options
 from clipmerge.errors import CheckpointError, UsageError, counted, shorten
 from clipmerge.families import is_buffer, is_counter, is_statistic
@@ -24,8 +24,8 @@ from clipmerge.merging.tensor import mask_options as complete_mask_options
 from clipmerge.merging.tensor import merge_tensor
 from clipmerge.parallel import one_thread
 from clipmerge.plugins import requires
-from clipmerge.progress import Logged, Progress
-from clipmerge.request import MergeRequest, RecipeLike, as_list, default_recipe
+from clipmerge.request import RecipeLike, as_list
+from clipmerge.types import Json, Tensors
 
 Model = TypeVar("Model", bound=torch.nn.Module)
 
@@ -35,9 +35,6 @@ def merge_models(
     zeroshot: torch.nn.Module,
     finetuned: Model | Sequence[Model],
     recipe: RecipeLike | None = None,
-    *,
-    processor: Any = None,
-    progress: Progress | None = None,
     **options: Unpack[RecipeOptions],
 ) -> Model:
     """Merge models in memory.
@@ -52,10 +49,6 @@ def merge_models(
             Not changed.
         recipe: Name of a recipe, path of a YAML file, a mapping like a recipe file, or a `Recipe`;
             by default ``auto`` with ``data``, else ``wise-ft``.
-        processor: Processor of the models, needed for measuring unless it lies in the folder that
-            the model was loaded from; for open_clip models their name, such as ``ViT-B-32``, or
-            their configuration.
-        progress: Receiver of progress reports; by default Python's logger ``clipmerge``.
         **options: See `RecipeOptions`.
 
     Returns:
@@ -76,16 +69,9 @@ def merge_models(
                 " merge()"
             )
     models = [unwrapped(model) for model in as_list(finetuned)]
-    given, progress = complete_options(RecipeOptions, options), progress or Logged()
-    if recipe is None:
-        recipe = default_recipe(given, progress)
-    with as_sources([zeroshot, *models], processor) as (base, *others):
-        run = prepare(
-            MergeRequest.from_options(
-                base, others, recipe, complete_options(RecipeOptions, options)
-            ),
-            progress or Logged(),
-        )
+    given = complete_options(RecipeOptions, options)
+    with requested("merge", zeroshot, models, recipe, None, given, options) as request:
+        run = prepare(request, given["progress"])
         if run.plan is None:
             raise UsageError(
                 "merge_models works in one process; under `accelerate launch` use merge"
@@ -101,7 +87,7 @@ def merge_models(
     return _filled(form, weights, run.plan.dtype)  # type: ignore[return-value]
 
 
-def _filled(form: torch.nn.Module, weights: dict[str, Tensor], dtype: str) -> torch.nn.Module:
+def _filled(form: torch.nn.Module, weights: Tensors, dtype: str) -> torch.nn.Module:
     merged = copy.deepcopy(form)
     if dtype != "keep":
         merged = merged.to(getattr(torch, dtype))
@@ -124,7 +110,7 @@ def merge_state_dicts(
     mask: str | None = None,
     mask_options: Mapping[str, Any] | None = None,
     seed: int = 0,
-) -> dict[str, Tensor]:
+) -> Tensors:
     """Merge state dicts of any architecture, treating all tensors alike.
 
     Computes theta_0 + mask(alpha * mean_i(theta_i - theta_0)) in float32 or wider, and rounds once.
@@ -176,7 +162,7 @@ def merge_state_dicts(
         }
 
 
-def _mask_arguments(mask: str | None, density: float, options: dict[str, Any]) -> dict[str, Any]:
+def _mask_arguments(mask: str | None, density: float, options: Json) -> Json:
     if mask is None:
         if density != 1.0:
             raise UsageError(f"density {density} needs a mask; name one, such as mask='magnitude'")
@@ -209,7 +195,7 @@ def _merged(
     theta_0: Tensor,
     finetuned: list[Tensor],
     alpha: float,
-    mask: dict[str, Any],
+    mask: Json,
     seed: int,
 ) -> Tensor:
     if not theta_0.is_floating_point():

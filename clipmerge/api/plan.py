@@ -7,16 +7,16 @@ writes.
 from __future__ import annotations
 
 import json
-import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar, Unpack
 
 from clipmerge.api._in_memory import CheckpointLike, as_sources, with_title
-from clipmerge.api._merge_effect import add_other_task_scores, add_verdict, settings_for
+from clipmerge.api._merge_effect import add_other_task_scores, add_verdict
 from clipmerge.checkpoint import Inputs, open_checkpoints
 from clipmerge.checkpoint.alignment import align, finetuned_dtype, refuse_mismatches
 from clipmerge.checkpoint.ancestry import unmerged_encoders
@@ -35,7 +35,7 @@ from clipmerge.planning.provenance import CalibrationRecord, HeadRecord
 from clipmerge.planning.recipe import Recipe
 from clipmerge.planning.tensors import named_tensors, with_coefficients
 from clipmerge.plugins import plugin_names, takes_several_finetuned
-from clipmerge.progress import Logged, Progress, say_all
+from clipmerge.progress import Progress, say_all
 from clipmerge.report.text import texts_of
 from clipmerge.request import (
     MergeRequest,
@@ -46,6 +46,7 @@ from clipmerge.request import (
     default_recipe,
 )
 from clipmerge.run import Measured, Run, RunCache
+from clipmerge.types import Json, StrPath
 
 
 @with_options(PlanOptions)
@@ -54,10 +55,7 @@ def plan(
     finetuned: CheckpointLike | Sequence[CheckpointLike],
     recipe: RecipeLike | None = None,
     *,
-    output: str | os.PathLike[str] | None = None,
-    processor: Any = None,
-    progress: Progress | None = None,
-    command: str | None = None,
+    output: StrPath | None = None,
     **options: Unpack[PlanOptions],
 ) -> Plan:
     """Measure and decide like `merge`, without merging.
@@ -67,10 +65,6 @@ def plan(
         finetuned: theta_1 ... theta_K; see `merge`.
         recipe: See `merge`.
         output: JSON file to write the plan to; `Plan.save` can write it later.
-        processor: For models in memory: their processor, or the model's open_clip name.
-        progress: Receiver of progress reports; by default Python's logger ``clipmerge``.
-        command: Command that repeats the call, for the record; by default derived from the
-            arguments.
         **options: See `PlanOptions`.
 
     Returns:
@@ -80,50 +74,51 @@ def plan(
         ClipmergeError: If an argument cannot be used; one line says what, where and what to do
             next.
     """
-    return plan_run(
-        zeroshot,
-        finetuned,
-        recipe,
-        output,
-        processor=processor,
-        progress=progress,
-        command=command,
-        **options,
-    ).light_plan
+    return plan_run(zeroshot, finetuned, recipe, output, **options).light_plan
 
 
 def plan_run(
     zeroshot: CheckpointLike,
     finetuned: CheckpointLike | Sequence[CheckpointLike],
     recipe: RecipeLike | None,
-    output: str | os.PathLike[str] | None,
-    *,
-    processor: Any = None,
-    progress: Progress | None = None,
-    command: str | None = None,
+    output: StrPath | None,
     **options: Unpack[PlanOptions],
 ) -> Run:
     """Work like `plan`, with the same arguments, but return the whole run."""
     from clipmerge.output.checks import check_output_file
 
-    given, progress = complete_options(PlanOptions, options), progress or Logged()
-    if recipe is None:
-        recipe = default_recipe(given, progress)
-    with as_sources([zeroshot, *as_list(finetuned)], processor) as (base, *others):
-        command = command or command_text(
-            "plan", base, *others, options=options, recipe=recipe, output=output
-        )
-        request = MergeRequest.from_options(
-            base, others, recipe, given, state_key=given["state_key"], command=command
-        )
+    given = complete_options(PlanOptions, options)
+    with requested("plan", zeroshot, finetuned, recipe, output, given, options) as request:
         if output is not None:
             check_output_file(Path(output), overwrite=given["overwrite"])
-        run = prepare(request, progress)
+        run = prepare(request, given["progress"])
         if run.is_main:
             if output is not None:  # it may have appeared meanwhile
                 check_output_file(Path(output), overwrite=given["overwrite"])
             write_plan(run, None if output is None else Path(output))
     return run
+
+
+@contextmanager
+def requested(
+    command: str,
+    zeroshot: CheckpointLike,
+    finetuned: CheckpointLike | Sequence[CheckpointLike],
+    recipe: RecipeLike | None,
+    output: StrPath | None,
+    given: Mapping[str, Any],
+    options: Mapping[str, Any],
+) -> Iterator[MergeRequest]:
+    """The checked request of a call, from its complete options, and those that were named; models
+    in memory lie on the disk in this block.
+    """
+    if recipe is None:
+        recipe = default_recipe(given)
+    with as_sources([zeroshot, *as_list(finetuned)], given["processor"]) as (base, *others):
+        text = given.get("command") or command_text(
+            command, base, *others, options=options, recipe=recipe, output=output
+        )
+        yield MergeRequest.from_options(base, others, recipe, given, command=text)
 
 
 def prepare(
@@ -261,10 +256,10 @@ def _label_images(run: Run, request: MergeRequest) -> None:
     most, _ = run.cache.data or (0, None)
     sample = images.sample(most, request.seed)
     with run.timed("label", "labelling"):
-        scorer = Scorer(build_model(run.inputs), run.inputs, settings_for(request.calibration))
+        scorer = Scorer(build_model(run.inputs), run.inputs, request.calibration)
         moves = [partial(MovingModel.become_finetuned, which=0)]
-        (answers,) = scorer.answer(moves, {"data": sample}, run.progress).values()
-    labelled = replace(sample, labels=tuple(answers[0].tolist()), labelled_by="finetuned")
+        ((outcome,),) = scorer.score(moves, {"data": sample}, run.progress).values()
+    labelled = replace(sample, labels=tuple(outcome.best.tolist()), labelled_by="finetuned")
     run.cache.data = most, labelled
 
 
@@ -280,7 +275,7 @@ def _doubt_images(run: Run, request: MergeRequest) -> list[Finding]:
             check_sources(
                 run.inputs,
                 {"": images},
-                settings_for(calibration),
+                calibration,
                 run.progress,
                 most=calibration.images,
                 seed=request.seed,
@@ -313,17 +308,32 @@ def _decide(
     calibration: CalibrationRecord | None,
 ) -> None:
     task = Task(run.inputs, measurements, request.seed)
-    options = {key: value for key, value in request.recipe.method.items() if key != "name"}
+    options = request.recipe.method_options
     decision = decide(task, request.recipe.method["name"], options)
     learned = {
         name: c.detach().float().cpu().contiguous() for name, c in decision.coefficients.items()
     }
-    decided = (
-        with_coefficients(decision.layers, learned, task.layers, task.shapes)
-        if learned
-        else decision.layers
-    )
+    layers = with_coefficients(decision.layers, learned, task.layers, task.shapes)
+    for name, entry in layers.items():
+        if name in run.inputs.partly_zeroshot:
+            absent, total = run.inputs.partly_zeroshot[name]
+            reason = Finding.of("partly-zeroshot", absent=absent, total=total)
+        elif entry.reason and entry.reason.kind == NOTE:
+            reason = entry.reason.replace(kind="method")
+        else:
+            continue
+        layers[name] = entry.replace(reason=reason)
+    layers = apply_overrides(layers, request.recipe)
+    # a layer whose alpha is overridden needs no coefficients
+    used = {
+        name: learned[name]
+        for layer, entry in layers.items()
+        if entry.alpha_range
+        for name in task.layers[layer]
+        if name in learned
+    }
     notes = (*(measurements.notes if measurements else ()), *_extrapolation(run.inputs, options))
+    found = decision.finding
     plan = Plan(
         recipe=request.recipe.model_dump(mode="json"),
         **run.sources(hashed=False),
@@ -332,49 +342,22 @@ def _decide(
         dtype=request.dtype,
         missing=request.recipe.missing,
         head=run.head,
-        layers=decided,
+        layers=layers,
         stragglers=decision.stragglers,
         straggler_statistic=decision.straggler_statistic,
         straggler_scores=decision.straggler_scores,
-        decision=(
-            Finding.note(decision.finding)
-            if isinstance(decision.finding, str)
-            else decision.finding
-        ),
+        decision=Finding.note(found) if isinstance(found, str) else found,
+        layer_digests={name: digest_of_layer(entry) for name, entry in layers.items()},
         measurements=measurements,
         calibration=calibration,
         seed=request.seed,
         warnings=(*map(Finding.note, run.inputs.notes), *run.findings, *notes),
     )
-    decided = {
-        name: entry.model_copy(
-            update={"reason": entry.reason.model_copy(update={"kind": "method"})}
-        )
-        if entry.reason and entry.reason.kind == NOTE
-        else entry
-        for name, entry in decided.items()
-    }
-    for name, (absent, total) in run.inputs.partly_zeroshot.items():
-        if name in decided:
-            reason = Finding.of("partly-zeroshot", absent=absent, total=total)
-            decided[name] = decided[name].model_copy(update={"reason": reason})
-    layers = apply_overrides(decided, request.recipe)
-    digests = {name: digest_of_layer(entry) for name, entry in layers.items()}
-    changes = {"layers": layers, "layer_digests": digests}
-    # a layer whose alpha is overridden needs no coefficients
-    used = {
-        n: learned[n]
-        for layer, e in layers.items()
-        if e.alpha_range
-        for n in task.layers[layer]
-        if n in learned
-    }
-    plan = plan.model_copy(update=changes).checked(task.layers)
-    run.plan = plan.with_tensors(named_tensors(decision.scores, used))
+    run.plan = plan.checked(task.layers).with_tensors(named_tensors(decision.scores, used))
     say_all(run.progress, texts_of(notes))
 
 
-def _extrapolation(inputs: Inputs, options: dict[str, Any]) -> list[Finding]:
+def _extrapolation(inputs: Inputs, options: Json) -> list[Finding]:
     """A warning of an alpha that the user set beyond the two models."""
     alpha = options.get("alpha")
     if len(inputs.finetuned) > 1 or not isinstance(alpha, float | int) or 0 <= alpha <= 1:
@@ -387,7 +370,7 @@ def apply_overrides(layers: dict[str, LayerPlan], recipe: Recipe) -> dict[str, L
     changed = dict(layers)
     for override in recipe.overrides:
         for name in match_layers(override.layers, layers):
-            update: dict[str, Any] = {"reason": Finding.of("override", layers=override.layers)}
+            update: Json = {"reason": Finding.of("override", layers=override.layers)}
             if override.alpha is not None:
                 update |= {"alpha": override.alpha, "alpha_range": None}
             if override.density is not None:
@@ -396,7 +379,7 @@ def apply_overrides(layers: dict[str, LayerPlan], recipe: Recipe) -> dict[str, L
                     "density": override.density,
                     "mask": mask if override.density < 1 else None,
                 }
-            changed[name] = changed[name].model_copy(update=update)
+            changed[name] = changed[name].replace(**update)
     return changed
 
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Unpack
+from typing import TYPE_CHECKING, Unpack
 
 from clipmerge.config import PushOptions, complete_options, with_options
 from clipmerge.errors import UsageError, shorten
-from clipmerge.progress import Logged, Progress
 from clipmerge.request import command_text
+from clipmerge.types import Json, StrPath
 
 if TYPE_CHECKING:
     from clipmerge.output.record import Published
@@ -17,10 +16,8 @@ if TYPE_CHECKING:
 
 @with_options(PushOptions)
 def push(
-    folder: str | os.PathLike[str],
+    folder: StrPath,
     repo_id: str,
-    *,
-    progress: Progress | None = None,
     **options: Unpack[PushOptions],
 ) -> Published:
     """Check an output folder and publish it on the Hugging Face Hub, in one commit or none.
@@ -28,7 +25,6 @@ def push(
     Args:
         folder: Folder written by `merge` or `apply`; it is not changed.
         repo_id: ``org/name``; created if it does not exist.
-        progress: Receiver of progress reports; by default Python's logger ``clipmerge``.
         **options: See `PushOptions`.
 
     Returns:
@@ -41,10 +37,10 @@ def push(
     """
     from clipmerge.publish import push as publishing
 
-    given: dict[str, Any] = {**complete_options(PushOptions, options)}
+    given: Json = {**complete_options(PushOptions, options)}
     given["evaluations"] = tuple(map(Path, given["evaluations"] or ()))
     command = command_text("push", folder, repo_id, options=options)
-    reports = progress or Logged()
+    reports = given.pop("progress")
     reports.stage("publish")
     published = publishing.push(Path(folder), repo_id, **given, command=command)
     if published.not_published:

@@ -8,17 +8,14 @@ the calibration source is refused before anything is measured.
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
-import numpy as np
-
 from clipmerge import __version__
 from clipmerge.api._in_memory import CheckpointLike, as_sources, open_source
-from clipmerge.api._merge_effect import load_tasks, score_other_tasks, settings_for, shared_plan
+from clipmerge.api._merge_effect import load_tasks, score_other_tasks, shared_plan
 from clipmerge.api._results import SweepResult
 from clipmerge.api.plan import doubt_models, open_inputs, prepare
 from clipmerge.checkpoint import Inputs, align_checkpoints
@@ -45,7 +42,7 @@ from clipmerge.images.store import Pixels
 from clipmerge.output.record import SWEEP_FORMAT
 from clipmerge.planning.finding import Finding
 from clipmerge.planning.plan import Plan
-from clipmerge.progress import Logged, Progress, say_all
+from clipmerge.progress import Progress, say_all
 from clipmerge.report.text import headline, sweep_headline, text_of, texts_of, with_texts
 from clipmerge.request import (
     SweepRequest,
@@ -62,6 +59,7 @@ from clipmerge.request import (
 )
 from clipmerge.run import Run, RunCache
 from clipmerge.stats import LEVEL
+from clipmerge.types import Json, StrPath
 
 if TYPE_CHECKING:
     from clipmerge.evaluation.tradeoff import Correct
@@ -77,10 +75,7 @@ def sweep(
     *,
     id: Mapping[str, Any] | Sequence[str],
     ood: Mapping[str, Any] | Sequence[str],
-    output: str | os.PathLike[str] | None = None,
-    processor: Any = None,
-    progress: Progress | None = None,
-    command: str | None = None,
+    output: StrPath | None = None,
     **options: Unpack[SweepOptions],
 ) -> SweepResult:
     """Evaluate the alpha curve and recipes on ID and OOD images; see `docs/how-to/sweep.md`.
@@ -92,10 +87,6 @@ def sweep(
             `merge`; or texts ``NAME=SOURCE``.
         ood: Images unlike those of the fine-tuning, likewise.
         output: Folder to write; ``None`` to write nothing.
-        processor: For models in memory: their processor, or the model's open_clip name.
-        progress: Receiver of progress reports; by default Python's logger ``clipmerge``.
-        command: Command that repeats the call, for the record; by default derived from the
-            arguments.
         **options: See `SweepOptions`.
 
     Returns:
@@ -107,11 +98,11 @@ def sweep(
         ClipmergeError: If another argument cannot be used.
     """
     given = complete_options(SweepOptions, options)
-    target, reports = None if output is None else Path(output), progress or Logged()
+    target, reports = None if output is None else Path(output), given["progress"]
     recipes = given["recipes"] or ()
-    with as_sources([zeroshot, *as_list(finetuned)], processor) as (base, *others):
+    with as_sources([zeroshot, *as_list(finetuned)], given["processor"]) as (base, *others):
         require_checkpoints((base, *others))
-        command = command or command_text(
+        command = given["command"] or command_text(
             "sweep", base, *others, options=options, id=id, ood=ood, output=output
         )
         first, *further = with_state_key(others, given["state_key"])
@@ -153,7 +144,7 @@ def sweep(
 
 def run_sweep(
     request: SweepRequest, progress: Progress | None = None
-) -> tuple[dict[str, Any], dict[str, Correct]]:
+) -> tuple[Json, dict[str, Correct]]:
     """Evaluate the curve and the recipes of a checked request."""
     progress = progress or Progress()
     begin = time.perf_counter()
@@ -178,8 +169,7 @@ def run_sweep(
     doubts = settle(doubt_models(inputs, known), allow=request.allow, strict=request.strict)
     say_all(progress, texts_of(doubts))
     progress.stage("check")
-    settings = settings_for(request.calibration)
-    found = check_sources(inputs, loaded, settings, progress, seed=request.seed)
+    found = check_sources(inputs, loaded, request.calibration, progress, seed=request.seed)
     doubted = settle(found, allow=request.allow, strict=request.strict)
     say_all(progress, texts_of(doubted))
     doubts += doubted
@@ -200,31 +190,28 @@ def run_sweep(
         run.finish()
     progress.stage("bootstrap")
     rows = _rows(request, correct)
+
+    def mark(name: str, number: int, **about: Any) -> Json:
+        alpha = points[number].alpha
+        return {"name": name, "point": number, "alpha": alpha, **rows[number], **about}
+
     recipes = [
-        {
-            **{
-                "name": plan.recipe["name"],
-                "point": number,
-                "alpha": points[number].alpha,
-                **rows[number],
-            },
-            "decision": (plan.decision or Finding.of("settings")).model_dump(mode="json"),
-            "calibration": plan.model_dump(mode="json")["calibration"],
-            "recipe": plan.recipe,
-        }
+        mark(
+            plan.recipe["name"],
+            number,
+            decision=(plan.decision or Finding.of("settings")).model_dump(mode="json"),
+            calibration=plan.calibration and plan.calibration.model_dump(mode="json"),
+            recipe=plan.recipe,
+        )
         for plan, number in planned
     ]
     checkpoints = [
-        {
-            **{"name": name, "point": number, "alpha": None, **rows[number]},
-            "checkpoint": pair.finetuned[0].provenance(hashed=request.hashed),
-        }
+        mark(name, number, checkpoint=pair.finetuned[0].provenance(hashed=request.hashed))
         for number, (name, pair) in enumerate(placed.items(), first)
     ]
-    marks = {"recipe": recipes, "point": checkpoints}
     losing = {
         f"{kind} {row['name']}": row["id"]
-        for kind, marked in marks.items()
+        for kind, marked in (("recipe", recipes), ("point", checkpoints))
         for row in marked
         if row["exceeds_max_loss"]
     }
@@ -264,7 +251,7 @@ def run_sweep(
     return record, correct
 
 
-def _rows(request: SweepRequest, correct: dict[str, Correct]) -> list[dict[str, Any]]:
+def _rows(request: SweepRequest, correct: dict[str, Correct]) -> list[Json]:
     """The rows of the points, in order."""
     places = standings(
         [correct[name] for name in request.id_sources],
@@ -290,7 +277,7 @@ def _about(
     inputs: Inputs,
     loaded: dict[str, LabelledImages | CaptionedImages],
     notes: Sequence[Finding],
-) -> dict[str, Any]:
+) -> Json:
     """The part of the record that describes the whole sweep."""
     source = request.calibration.source
     if source is not None and not isinstance(source, str):
@@ -324,7 +311,7 @@ def _about(
 
 
 def write_sweep(
-    record: dict[str, Any], correct: dict[str, Correct], output: Path, *, overwrite: bool = False
+    record: Json, correct: dict[str, Correct], output: Path, *, overwrite: bool = False
 ) -> None:
     """Write the output folder."""
     from clipmerge.evaluation.scorer import write_correct
@@ -430,23 +417,13 @@ def _score(
     loaded: dict[str, LabelledImages | CaptionedImages],
     progress: Progress,
 ) -> dict[str, Correct]:
-    from clipmerge.evaluation.recall import score_captions
-    from clipmerge.evaluation.scorer import Scorer
+    from clipmerge.evaluation.scorer import Scorer, stacked
     from clipmerge.models.building import build_headed, build_model
 
-    settings = settings_for(request.calibration, request.dtype)
     moves = [point.move for point in points]
-    labelled = {name: each for name, each in loaded.items() if isinstance(each, LabelledImages)}
-    captioned = {name: each for name, each in loaded.items() if isinstance(each, CaptionedImages)}
     if inputs.have_heads_only:
-        headed = Scorer(build_headed(inputs), inputs, settings)
-        return headed.score(moves, {n: require_labelled(i) for n, i in loaded.items()}, progress)
-    correct: dict[str, Correct] = {}
-    if labelled:
-        correct = Scorer(build_model(inputs), inputs, settings).score(moves, labelled, progress)
-    if captioned:
-        model = build_model(inputs)
-        found = score_captions(model, inputs, moves, captioned, settings, progress)
-        for name, outcomes in found.items():
-            correct[name] = np.stack([outcome.by_image for outcome in outcomes])
-    return {name: correct[name] for name in loaded}
+        loaded = {name: require_labelled(images) for name, images in loaded.items()}
+    model = build_headed(inputs) if inputs.have_heads_only else build_model(inputs)
+    scorer = Scorer(model, inputs, request.calibration, dtype=request.dtype)
+    found = scorer.score(moves, loaded, scorer.pace(moves, loaded, progress))
+    return {name: stacked(outcomes) for name, outcomes in found.items()}

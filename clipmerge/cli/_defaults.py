@@ -17,6 +17,7 @@ from typing import Any
 
 from clipmerge.config import OPTIONS
 from clipmerge.errors import UsageError, did_you_mean
+from clipmerge.types import Json, Names
 
 FILE = "clipmerge.toml"
 #: Options that any file may set, and those that only the user's own file and the environment may
@@ -24,9 +25,9 @@ FILE = "clipmerge.toml"
 _ANYWHERE = tuple(name for name, option in OPTIONS.items() if option.settable == "anywhere")
 _SETTABLE = tuple(name for name, option in OPTIONS.items() if option.settable)
 #: Variables with another meaning.
-_OTHERS = ("DEBUG", "BROWSER", "HUB_TIMEOUT", "PLUGINS")
+_OTHERS = ("debug", "browser", "hub_timeout", "plugins")
+_SWITCHES = {"0": False, "1": True, "false": False, "true": True}
 _PREFIX = "CLIPMERGE_"
-_MOST_BYTES = 64 << 10
 # Python's TOML reader takes time that grows with the square of the number of dots in a name, or
 # faster.
 _MOST_DOTS = 1000
@@ -37,9 +38,14 @@ class Defaults:
 
     def __init__(self) -> None:
         """Set nothing."""
-        self.values: dict[str, Any] = {}  # by parameter
+        self.values: Json = {}  # by parameter
         self.origins: dict[str, str] = {}  # the variable or the file, by parameter
         self.unknown: list[str] = []  # variables that set nothing
+
+    def add(self, name: str, value: Any, origin: str) -> None:
+        """Set a value, in place of an earlier one."""
+        self.values[name] = value
+        self.origins[name] = origin
 
     def words(self, given: Sequence[str]) -> list[str]:
         """The defaults as words of a command line."""
@@ -78,46 +84,40 @@ def read_defaults() -> Defaults:
     found = Defaults()
     with contextlib.suppress(RuntimeError):
         _add_file(found, user_config() / FILE, _SETTABLE, "")
-    _add_file(
-        found, Path(FILE), _ANYWHERE, "; the user's own file and the environment may set more"
-    )
+    more = "; the user's own file and the environment may set more"
+    _add_file(found, Path(FILE), _ANYWHERE, more)
     for variable, text in os.environ.items():
-        name = variable.removeprefix(_PREFIX).lower()
-        if not variable.startswith(_PREFIX) or variable.removeprefix(_PREFIX) in _OTHERS:
+        prefix, name = variable[: len(_PREFIX)], variable[len(_PREFIX) :].lower()
+        if prefix != _PREFIX or name in _OTHERS:
             continue
         if name not in _SETTABLE:
             found.unknown.append(variable)
-        elif OPTIONS[name].default is not False:
-            found.values[name], found.origins[name] = (
-                [text] if OPTIONS[name].is_repeated else text,
-                variable,
-            )
-        elif text.lower() in ("0", "1", "true", "false"):
-            found.values[name], found.origins[name] = text.lower() in ("1", "true"), variable
-        else:
-            raise UsageError(f"{variable}={text[:40]}: expected 0 or 1")
+            continue
+        value: Any = [text] if OPTIONS[name].is_repeated else text
+        if OPTIONS[name].default is False:
+            if text.lower() not in _SWITCHES:
+                raise UsageError(f"{variable}={text[:40]}: expected 0 or 1")
+            value = _SWITCHES[text.lower()]
+        found.add(name, value, variable)
     return found
 
 
-def _add_file(found: Defaults, file: Path, allowed: tuple[str, ...], more: str) -> None:
+def _add_file(found: Defaults, file: Path, allowed: Names, more: str) -> None:
     if not file.is_file():
         return
     import tomllib  # only where there is a file: it takes a hundredth of a second
 
-    try:
-        with file.open("rb") as opened:
-            text = opened.read(_MOST_BYTES + 1)
-        if len(text) > _MOST_BYTES:
-            raise UsageError(
-                f"{file}: is larger than {_MOST_BYTES >> 10} KiB; it holds a few defaults of flags"
-            )
-        if text.count(b".") > _MOST_DOTS:
-            raise UsageError(
-                f"{file}: has more than {_MOST_DOTS} dots; it holds a few defaults of flags"
-            )
-        settings = tomllib.loads(text.decode())
-    except (OSError, ValueError, RecursionError) as error:
-        raise UsageError(f"{file}: cannot be read ({' '.join(str(error).split())[:100]})") from None
+    from clipmerge.files.limits import LARGEST_RECIPE
+    from clipmerge.files.reading import Unreadable, read_text, refusing
+
+    with refusing(UsageError, f"{file}: cannot be read"):
+        text = read_text(file, LARGEST_RECIPE)
+        if text.count(".") > _MOST_DOTS:
+            raise Unreadable(f"more than {_MOST_DOTS} dots")
+        try:
+            settings = tomllib.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise Unreadable(" ".join(str(error).split())[:100]) from None
     for key, value in settings.items():
         name = key.replace("-", "_")
         if name not in allowed:
@@ -130,4 +130,4 @@ def _add_file(found: Defaults, file: Path, allowed: tuple[str, ...], more: str) 
             value = value if isinstance(value, list) else [value]
         elif not isinstance(value, str | int | float):
             raise UsageError(f"{file}: {key}: expected one value")
-        found.values[name], found.origins[name] = value, str(file)
+        found.add(name, value, str(file))

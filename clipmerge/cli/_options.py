@@ -89,8 +89,10 @@ def command(
         flags["quiet"] = (QuietFlag, False)
         if verbose:
             flags["verbose"] = (Annotated[bool, flag_of("verbose", VERBOSE)], False)
-        for name, (kind, option) in declarations(options).items() if options else ():
-            flags[name] = (Annotated[option.cli or kind, flag_of(name, option)], option.default)
+        known = declarations(options) if options else {}
+        for name, (kind, option) in known.items():
+            if option.help:
+                flags[name] = (Annotated[option.cli or kind, flag_of(name, option)], option.default)
 
         @functools.wraps(function)
         def wrapper(
@@ -101,6 +103,8 @@ def command(
             **given: Any,
         ) -> None:
             terminal = Terminal(_format(fmt, as_json=as_json, quiet=quiet), verbose=verbose)
+            own = {"progress": terminal, "command": command_line()}
+            given |= {name: value for name, value in own.items() if name in known}
             function(terminal, **given)
 
         parameters = [

@@ -18,10 +18,13 @@ from clipmerge.cli._ending import before_the_error, echo, printing
 from clipmerge.config import with_flags
 from clipmerge.distributed import is_main_process
 from clipmerge.progress import Progress, format_seconds
+from clipmerge.types import Json
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
     from rich.progress import Progress as RichProgress
+
+    from clipmerge.output.record import MergeRecord
 
 #: Seconds between two lines of progress if no bar is shown.
 LINE_SECONDS = 10.0
@@ -210,3 +213,29 @@ class Terminal(Progress):
                 # a line of text is neither wrapped nor interpreted as markup: it may be a command
                 # to copy
                 console.print(renderable, soft_wrap=isinstance(renderable, str))
+
+
+def show_merge(
+    terminal: Terminal,
+    record: MergeRecord | None,
+    last_line: str,
+    *,
+    published: Json | None = None,
+    timed: bool = True,
+) -> None:
+    """Print the result of a merge, and how long it took if ``timed``."""
+    from clipmerge.report.terminal import summary
+    from clipmerge.report.text import record_json
+
+    if record is None:
+        return
+    data = record_json(record) | ({"published": published} if published else {})
+    terminal.result(data, lambda: summary(record, verbose=terminal.verbose))
+    (terminal.end if timed else terminal.show)(last_line)
+
+
+def pushed(published: Json) -> str:
+    """Describe the result of a push in one line."""
+    if not published["changed"]:
+        return f"{published['url']} is already up to date: no commit was made"
+    return f"Published {published['pull_request'] or published['url']} at {published['commit']}"

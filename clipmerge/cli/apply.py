@@ -7,9 +7,8 @@ from typing import Annotated, Unpack
 
 import typer
 
-from clipmerge.cli._options import command, command_line, output_flag
-from clipmerge.cli._summary import show_merge
-from clipmerge.cli._terminal import Terminal
+from clipmerge.cli._options import command, output_flag
+from clipmerge.cli._terminal import Terminal, show_merge
 from clipmerge.config import ApplyOptions
 
 
@@ -25,5 +24,5 @@ def apply_command(
     """Apply a plan: writes the same bytes as merge."""
     from clipmerge.api.apply import apply
 
-    result = apply(plan_file, output=output, progress=terminal, command=command_line(), **options)
+    result = apply(plan_file, output=output, **options)
     show_merge(terminal, result.record, f"Wrote {output} (report: {output / 'report.html'})")

@@ -13,6 +13,7 @@ from clipmerge.cli._options import command, command_group
 from clipmerge.cli._terminal import Terminal
 from clipmerge.errors import OutputError, UsageError, did_you_mean
 from clipmerge.files.paths import user_cache
+from clipmerge.types import Json
 
 cache_app = command_group("cache", "List and remove what clipmerge keeps in the user's cache.")
 #: Folders of the cache, and what each holds.
@@ -64,7 +65,7 @@ def clean_cache(
     terminal.result(record, lambda: _removal(removed))
 
 
-def _removal(removed: dict[str, dict[str, Any]]) -> str:
+def _removal(removed: dict[str, Json]) -> str:
     from rich.filesize import decimal
 
     if not removed:
@@ -73,7 +74,7 @@ def _removal(removed: dict[str, dict[str, Any]]) -> str:
     return f"Removed {', '.join(removed)}: {freed}."
 
 
-def _entries() -> dict[str, dict[str, Any]]:
+def _entries() -> dict[str, Json]:
     entries = {}
     for name, about in _KINDS.items():
         files = _files(user_cache(name))
@@ -87,7 +88,7 @@ def _files(folder: Path) -> list[Path]:
     return [Path(parent) / name for parent, _, names in os.walk(folder) for name in names]
 
 
-def _listing(record: dict[str, Any]) -> Any:
+def _listing(record: Json) -> Any:
     from rich.console import Group
     from rich.filesize import decimal
     from rich.text import Text

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Unpack
+from typing import TYPE_CHECKING, Annotated, Unpack
 
 import typer
 
-from clipmerge.cli._options import command, command_line
+from clipmerge.cli._options import command
 from clipmerge.cli._terminal import Terminal
 from clipmerge.config import ConvertOptions
+from clipmerge.types import Json
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -33,9 +34,7 @@ def convert_command(
     """Convert between OpenCLIP's and transformers' layout."""
     from clipmerge.api.convert import convert
 
-    record = convert(
-        checkpoint, output, to=to, progress=terminal, command=command_line(), **options
-    ).record
+    record = convert(checkpoint, output, to=to, **options).record
     if record:  # of the main process
         terminal.result(record, lambda: _files_table(record))
         loading = f"open_clip.create_model_and_transforms('local-dir:{output}')"
@@ -44,7 +43,7 @@ def convert_command(
         terminal.show(f"Wrote {output}; load it with: {loading}")
 
 
-def _files_table(record: dict[str, Any]) -> RenderableType:
+def _files_table(record: Json) -> RenderableType:
     from rich.table import Column, Table
 
     table = Table("file", Column("sha256", overflow="fold"), box=None, pad_edge=False)

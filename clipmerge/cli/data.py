@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from clipmerge.cli._options import command, command_group
 from clipmerge.cli._terminal import Terminal
+from clipmerge.types import Json
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -57,7 +58,7 @@ def show_data(
     terminal.result(record, lambda: _description(record))
 
 
-def _listing(record: dict[str, Any]) -> RenderableType:
+def _listing(record: Json) -> RenderableType:
     from rich.console import Group
     from rich.text import Text
 
@@ -69,7 +70,7 @@ def _listing(record: dict[str, Any]) -> RenderableType:
     return Group(*map(Text, lines))
 
 
-def _description(record: dict[str, Any]) -> RenderableType:
+def _description(record: Json) -> RenderableType:
     from rich.console import Group
     from rich.table import Column, Table
     from rich.text import Text

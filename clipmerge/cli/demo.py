@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 from clipmerge.cli._options import command, output_flag
 from clipmerge.cli._terminal import Terminal
+from clipmerge.types import Json
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -36,7 +37,7 @@ def demo_command(
     )
 
 
-def _table(record: dict[str, Any]) -> RenderableType:
+def _table(record: Json) -> RenderableType:
     """Format the demo's result for a terminal: accuracy of each model on each set of images."""
     from clipmerge.api.demo import mean_shifted
     from clipmerge.cli._console import table_of

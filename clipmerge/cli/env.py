@@ -9,7 +9,6 @@ import platform
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
 
 from clipmerge import __version__
 from clipmerge.cli._defaults import read_defaults
@@ -17,6 +16,7 @@ from clipmerge.cli._options import command
 from clipmerge.cli._terminal import Terminal
 from clipmerge.errors import UsageError
 from clipmerge.files.paths import user_cache
+from clipmerge.types import Json
 
 _PACKAGES = (
     "torch",
@@ -91,7 +91,7 @@ def _defaults() -> dict[str, str]:
     }
 
 
-def _lines(record: dict[str, Any]) -> str:
+def _lines(record: Json) -> str:
     """One line per fact."""
     flat = {key: value for key, value in record.items() if not isinstance(value, dict)}
     for name, values in record.items():

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, Unpack
+from typing import TYPE_CHECKING, Annotated, Unpack
 
 import typer
 
 from clipmerge.cli._options import command
 from clipmerge.cli._terminal import Terminal
 from clipmerge.config import EvaluateOptions
+from clipmerge.types import Json
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -38,11 +39,11 @@ def evaluate_command(
     """Measure accuracy and retrieval recall, one row per source."""
     from clipmerge.api.evaluate import evaluate
 
-    record = evaluate(checkpoint, data, progress=terminal, **options).record
+    record = evaluate(checkpoint, data, **options).record
     terminal.result(record, lambda: _table(record))
 
 
-def _table(record: dict[str, Any]) -> RenderableType:
+def _table(record: Json) -> RenderableType:
     """Format the accuracies for a terminal."""
     from clipmerge.cli._console import table_of
     from clipmerge.planning.other_tasks import Recall, Score, measures_of

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from clipmerge.cli._options import ZeroShot, command
 from clipmerge.cli._terminal import Terminal
+from clipmerge.types import Json
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -46,7 +47,7 @@ def inspect_command(
     terminal.result(record, lambda: _table(record))
 
 
-def _table(record: dict[str, Any]) -> RenderableType:
+def _table(record: Json) -> RenderableType:
     """Format the description for a terminal: a table, with the mismatches below it."""
     from rich.console import Group
     from rich.text import Text

@@ -12,11 +12,9 @@ from clipmerge.cli._options import (
     RecipeName,
     ZeroShot,
     command,
-    command_line,
     output_flag,
 )
-from clipmerge.cli._summary import pushed, show_merge
-from clipmerge.cli._terminal import Terminal
+from clipmerge.cli._terminal import Terminal, pushed, show_merge
 from clipmerge.config import MergeOptions
 from clipmerge.errors import UsageError, noting
 
@@ -47,8 +45,6 @@ def merge_command(
         finetuned,
         recipe,
         output=target,
-        progress=terminal,
-        command=command_line(),
         **options,
     )
     last_line = "Dry run: nothing was written."

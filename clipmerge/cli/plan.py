@@ -11,11 +11,9 @@ from clipmerge.cli._options import (
     RecipeName,
     ZeroShot,
     command,
-    command_line,
     output_flag,
 )
-from clipmerge.cli._summary import show_merge
-from clipmerge.cli._terminal import Terminal
+from clipmerge.cli._terminal import Terminal, show_merge
 from clipmerge.config import PlanOptions
 
 
@@ -31,9 +29,7 @@ def plan_command(
     """Measure and decide like merge, and write the plan."""
     from clipmerge.api.plan import plan_run
 
-    run = plan_run(
-        zeroshot, finetuned, recipe, output, progress=terminal, command=command_line(), **options
-    )
+    run = plan_run(zeroshot, finetuned, recipe, output, **options)
     if not run.is_main:
         return
     from clipmerge.output.record import merge_record

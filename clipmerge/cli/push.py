@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Unpack
+from typing import Annotated, Unpack
 
 import typer
 
 from clipmerge.cli._options import Folder, command
-from clipmerge.cli._summary import pushed
-from clipmerge.cli._terminal import Terminal
+from clipmerge.cli._terminal import Terminal, pushed
 from clipmerge.config import PushOptions
 from clipmerge.errors import noting
+from clipmerge.types import Json
 
 
 @command(PushOptions, verbose=False)
@@ -28,7 +28,7 @@ def push_command(
     """Publish an output folder on the Hugging Face Hub."""
     from clipmerge.api.push import push
 
-    published = push(folder, repo_id, progress=terminal, **options).model_dump()
+    published = push(folder, repo_id, **options).model_dump()
     if options["dry_run"]:
         terminal.result(published, lambda: _dry_run(published))
         return
@@ -37,7 +37,7 @@ def push_command(
         terminal.result(published, lambda: outcome)
 
 
-def _dry_run(published: dict[str, Any]) -> str:
+def _dry_run(published: Json) -> str:
     """List what a push would change."""
     if not published["would_change"]:
         return f"{published['url']} is already up to date: a push would change nothing"

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from clipmerge.cli._options import Folder, command
-from clipmerge.cli._summary import show_merge
-from clipmerge.cli._terminal import Terminal
+from clipmerge.cli._terminal import Terminal, show_merge
 
 
 @command()

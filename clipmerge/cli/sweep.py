@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Unpack
+from typing import TYPE_CHECKING, Annotated, Unpack
 
 from clipmerge.cli._options import (
     FineTuned,
     ZeroShot,
     command,
-    command_line,
     output_flag,
     sources_flag,
 )
 from clipmerge.cli._terminal import Terminal
 from clipmerge.config import SweepOptions
+from clipmerge.types import Json
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderResult
@@ -51,8 +51,6 @@ def sweep_command(
         id=id,
         ood=ood,
         output=output,
-        progress=terminal,
-        command=command_line(),
         **options,
     ).record
     terminal.result(record, lambda: SweepTable(record))
@@ -62,7 +60,7 @@ def sweep_command(
 class SweepTable:
     """A sweep's table on a terminal: as many columns and intervals as fit its width."""
 
-    def __init__(self, record: dict[str, Any], *, page: str = "sweep.html") -> None:
+    def __init__(self, record: Json, *, page: str = "sweep.html") -> None:
         """Store the record."""
         self._record, self._page = record, page
 
@@ -127,7 +125,7 @@ class SweepTable:
         return table
 
 
-def _other_tasks(record: dict[str, Any]) -> Iterator[Table]:
+def _other_tasks(record: Json) -> Iterator[Table]:
     """Scores on tasks that the model was not fine-tuned for, one row per point as in the table of
     accuracies.
 

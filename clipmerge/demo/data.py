@@ -12,11 +12,12 @@ from torch import Tensor
 from torch.nn.functional import affine_grid, grid_sample
 
 from clipmerge.images.digits import SIZE, as_rgb, read_digits
+from clipmerge.types import Names
 
 TEMPLATE: str = "a photo of a {}."
 """Template of the class prompts; also the most frequent caption."""
 
-SHIFTS: tuple[str, ...] = ("noise", "inversion", "rotation", "blur")
+SHIFTS: Names = ("noise", "inversion", "rotation", "blur")
 """The shifted copies of the test images, in the order of the demo's table."""
 
 # the models have seen the first ones, in a shuffled order

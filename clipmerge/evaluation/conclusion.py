@@ -7,11 +7,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from clipmerge.planning.finding import Finding
 from clipmerge.planning.merge_effect import Difference, Gain, ModelAccuracy, Recommendation
 from clipmerge.planning.other_tasks import OtherTaskScores, measures_of
+from clipmerge.types import Json
 
 # Accuracies are ratios of counts; rounding errors are far below one image in a billion.
 _ROUNDING = 1e-9
@@ -172,5 +172,5 @@ def _recommend(
     return "too-few-images", Finding.of("unclear-robustness", corrupted=probed)
 
 
-def _numbers(difference: Difference) -> dict[str, Any]:
+def _numbers(difference: Difference) -> Json:
     return {"value": difference.value, "interval": list(difference.interval)}

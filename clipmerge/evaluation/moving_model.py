@@ -25,7 +25,17 @@ from clipmerge.models.headed_tower import HeadedTower
 from clipmerge.planning.plan import Plan
 
 
-class MovingModel:
+class PlacedModel:
+    """A model on a device, with its weights as they are."""
+
+    def __init__(self, model: ImageTextModel | HeadedTower, device: torch.device) -> None:
+        self.model = model
+        # counts the moves that changed the text tower; prompts are embedded only after those
+        self.text_version = 0
+        model.module.to(device)
+
+
+class MovingModel(PlacedModel):
     """A model between zero-shot and fine-tuned, with the average of several fine-tuned ones as
     theta_1.
     """
@@ -38,14 +48,10 @@ class MovingModel:
         *,
         dtype: OutputDtype = "keep",
     ) -> None:
-        self.model = model
-        self.text_version = (
-            0  # counts the moves that changed the text tower; prompts are embedded only after those
-        )
+        model.load(inputs.theta_0, inputs.zeroshot.source)
+        super().__init__(model, device)
         self._pair = inputs
         self._dtype = None if dtype == "keep" else getattr(torch, dtype)
-        model.load(inputs.theta_0, inputs.zeroshot.source)
-        model.module.to(device)
         # the CPU computes with float64, which Apple's devices lack
         wide = {
             name

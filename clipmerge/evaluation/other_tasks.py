@@ -5,16 +5,12 @@ image-text retrieval.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
-import torch
-
 from clipmerge.checkpoint import Inputs
-from clipmerge.distributed import device_work
-from clipmerge.evaluation.accuracy import zero_shot_accuracy
-from clipmerge.evaluation.recall import recall_of_model, score_captions
-from clipmerge.evaluation.scorer import Move, Scorer
-from clipmerge.evaluation.settings import EvalSettings
+from clipmerge.config import OutputDtype
+from clipmerge.evaluation.scorer import Images, Move, Outcome, Scorer
 from clipmerge.evaluation.verdict import estimate, moves_of
 from clipmerge.images.dataset import CaptionedImages, LabelledImages, open_images
 from clipmerge.models import ImageTextModel
@@ -22,12 +18,11 @@ from clipmerge.models.building import build_model
 from clipmerge.planning.other_tasks import OtherTaskScores, Score
 from clipmerge.planning.plan import Plan
 from clipmerge.progress import Progress
+from clipmerge.request import Calibration
+from clipmerge.types import Json
 
-#: Images with classes, or with captions.
-Task = LabelledImages | CaptionedImages
 
-
-def load_task(source: Any, *, most: int | None = None, seed: int = 0) -> Task:
+def load_task(source: Any, *, most: int | None = None, seed: int = 0) -> Images:
     """Load at most so many images of a task, which keep their own class names and templates:
     classes or captions.
     """
@@ -38,7 +33,7 @@ def load_task(source: Any, *, most: int | None = None, seed: int = 0) -> Task:
 
 
 def measure_other_tasks(
-    inputs: Inputs, plan: Plan, tasks: dict[str, Task], settings: EvalSettings, progress: Progress
+    inputs: Inputs, plan: Plan, tasks: dict[str, Images], settings: Calibration, progress: Progress
 ) -> tuple[OtherTaskScores, ...]:
     """Measure zero-shot, fine-tuned and merged model on every task, with the same result in every
     process.
@@ -55,7 +50,7 @@ def measure_other_tasks(
     )
 
 
-def facts_of(name: str, task: Task) -> dict[str, Any]:
+def facts_of(name: str, task: Images) -> Json:
     """Describe a task for an `OtherTaskScores` record."""
     facts = {"name": name, "source": task.source, "revision": task.revision, "images": len(task)}
     if isinstance(task, CaptionedImages):
@@ -66,41 +61,39 @@ def facts_of(name: str, task: Task) -> dict[str, Any]:
 def score_tasks(
     inputs: Inputs,
     moves: Sequence[Move],
-    tasks: dict[str, Task],
-    settings: EvalSettings,
+    tasks: dict[str, Images],
+    settings: Calibration,
     progress: Progress,
+    *,
+    dtype: OutputDtype = "keep",
 ) -> dict[str, list[Score]]:
-    """Score points of the path on every task: by task, one score per point."""
-    labelled = {name: task for name, task in tasks.items() if isinstance(task, LabelledImages)}
-    captioned = {name: task for name, task in tasks.items() if isinstance(task, CaptionedImages)}
-    model, scores = build_model(inputs), {}
-    if labelled:
-        for name, right in Scorer(model, inputs, settings).score(moves, labelled, progress).items():
-            scores[name] = [Score(accuracy=estimate(float(row.mean()), len(row))) for row in right]
-    if captioned:
-        found = score_captions(model, inputs, moves, captioned, settings, progress)
-        for name, outcomes in found.items():
-            scores[name] = [Score(recall=outcome.recall) for outcome in outcomes]
-    return scores
+    """Score points of the path on every task, each with its own templates: by task, one score per
+    point.
+    """
+    settings = replace(settings, templates=())
+    scorer = Scorer(build_model(inputs), inputs, settings, dtype=dtype)
+    found = scorer.score(moves, tasks, scorer.pace(moves, tasks, progress))
+    return {name: [score_of(outcome) for outcome in outcomes] for name, outcomes in found.items()}
 
 
-@torch.inference_mode()
-@device_work()
+def score_of(outcome: Outcome) -> Score:
+    """The recall, or the accuracy with its interval."""
+    if outcome.recall:
+        return Score(recall=outcome.recall)
+    return Score(accuracy=estimate(float(outcome.correct.mean()), len(outcome.correct)))
+
+
 def evaluate_other_tasks(
-    model: ImageTextModel, tasks: dict[str, Task], settings: EvalSettings, progress: Progress
-) -> list[dict[str, Any]]:
+    model: ImageTextModel, tasks: dict[str, Images], settings: Calibration, progress: Progress
+) -> list[Json]:
     """Score one model on every task: JSON-ready descriptions of the tasks by `facts_of`, with their
     ``score``.
     """
-    model.module.to(settings.context.device)
+    scorer = Scorer(model, None, replace(settings, templates=()), load_bytes=0)
     rows = []
     for name, task in tasks.items():
         progress.stage(f"evaluating {name}")
-        if isinstance(task, CaptionedImages):
-            score = Score(recall=recall_of_model(model, task, settings, progress).recall)
-        else:
-            accuracy = zero_shot_accuracy(model, task, settings, progress)
-            score = Score(accuracy=estimate(accuracy, len(task)))
+        score = score_of(scorer.score_one(task, progress))
         rows.append(
             {**facts_of(name, task), "score": score.model_dump(mode="json", exclude_none=True)}
         )

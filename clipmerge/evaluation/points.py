@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 from clipmerge.checkpoint import Inputs
-from clipmerge.planning.layer_plan import LayerPlan, LearnedAlpha
+from clipmerge.planning.layer_plan import LayerPlan
 from clipmerge.planning.plan import Plan
 
 if TYPE_CHECKING:
@@ -40,22 +39,14 @@ def weights_key(plan: Plan, inputs: Inputs) -> Any:
     """
     layers = [layer for layer, names in inputs.layers.items() if any(map(inputs.merges, names))]
     entries = [plan.layers.get(layer, LayerPlan(alpha=0.0)) for layer in layers]
-    coefficients = {entry.coefficient for entry in entries}
-    learned = any(isinstance(coefficient, LearnedAlpha) for coefficient in coefficients)
+    alphas = {entry.alpha for entry in entries}
     average = (1.0 / len(plan.weights),) * len(plan.weights)
-    masked = any(entry.mask for entry in entries)
     # the curve has the zero-shot model's parameters
-    if (
-        not (plan.combine or learned or masked or plan.missing == "keep-finetuned")
+    is_on_curve = (
+        len(alphas) == 1
+        and not any(entry.mask or entry.alpha_range for entry in entries)
+        and not plan.combine
+        and plan.missing != "keep-finetuned"
         and plan.weights == average
-    ):
-        alphas = {float(alpha) for alpha in coefficients if not isinstance(alpha, LearnedAlpha)}
-        if len(alphas) == 1:
-            return alphas.pop()
-    settings = [entry.model_dump(mode="json", exclude={"reason"}) for entry in entries]
-    # the coefficients are determined by one method and one measurement
-    origin = [plan.recipe["measure"], plan.recipe["method"] if learned else None]
-    combine = plan.combine and plan.combine.model_dump(mode="json")
-    return json.dumps(
-        [plan.weights, combine, plan.missing, plan.seed, origin, settings], sort_keys=True
     )
+    return float(alphas.pop()) if is_on_curve else plan.digest

@@ -27,6 +27,7 @@ from clipmerge.images import ImageSet
 from clipmerge.images.decoding import Encoded
 from clipmerge.images.store import Store
 from clipmerge.models import ImageTextModel
+from clipmerge.types import Json, Names, Shape
 
 #: Share of the values that noise sets to black or white.
 NOISE = 0.06
@@ -124,8 +125,8 @@ class Probe:
     by corruption.
     """
 
-    sources: dict[str, Any]  # like the images
-    positions: dict[str, tuple[int, ...]]
+    sources: Json  # like the images
+    positions: dict[str, Shape]
     per_image: int
 
     def mean_by_image(self, values: dict[str, NDArray[Any]]) -> NDArray[np.float64]:
@@ -140,7 +141,7 @@ class Probe:
         return total / self.per_image
 
 
-def probe(scaled: ScaledImages, corruptions: tuple[str, ...], *, enough: int, fewest: int) -> Probe:
+def probe(scaled: ScaledImages, corruptions: Names, *, enough: int, fewest: int) -> Probe:
     """Corrupt images, which are in a random order.
 
     Each gets all corruptions or, if there are many images, some of them in turn: at least
@@ -199,7 +200,7 @@ class _Corrupted(Store):
 
     scaled: ScaledImages
     corruption: str
-    positions: tuple[int, ...]
+    positions: Shape
 
     def read(self, positions: Sequence[int]) -> list[Encoded]:
         encoded: list[Encoded] = []

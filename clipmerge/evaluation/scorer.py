@@ -1,9 +1,16 @@
-"""Classify images at many points of the path, decoding every image once."""
+"""Score a model at many points of the path on sources of images, decoding every image once.
+
+Images with classes are classified by their class prompts, images with captions are compared with
+all captions.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,124 +20,158 @@ from safetensors.numpy import save
 from torch import Tensor
 
 from clipmerge.checkpoint import Inputs
-from clipmerge.distributed import device_work, peer_errors
+from clipmerge.config import OutputDtype
+from clipmerge.distributed import device_work, distributed_context, peer_errors, to_device
 from clipmerge.evaluation.bf16_classifier import Bf16Classifier
-from clipmerge.evaluation.moving_model import MovingModel
-from clipmerge.evaluation.settings import EvalSettings
+from clipmerge.evaluation.moving_model import MovingModel, PlacedModel
+from clipmerge.evaluation.recall import caption_embeddings, retrieve
 from clipmerge.evaluation.tradeoff import Correct
-from clipmerge.images.batches import Batch, batch_size_for, read_batches
-from clipmerge.images.dataset import LabelledImages
+from clipmerge.images.batches import batch_size_for, read_pixels
+from clipmerge.images.dataset import CaptionedImages, LabelledImages
 from clipmerge.images.prompts import templates_for
 from clipmerge.models import ImageTextModel
 from clipmerge.models.headed_tower import HeadedTower, grouped
 from clipmerge.models.memory import MicroBatcher, freed_memory_kept, memory
 from clipmerge.models.zero_shot import class_embeddings
+from clipmerge.planning.other_tasks import Recall
 from clipmerge.progress import Pace, Progress
-from clipmerge.request import check_source_name
+from clipmerge.request import Calibration, check_source_name
 
-#: The class predicted for each image: shape (points, images).
-Answers = NDArray[np.int64]
+#: Images with classes, or with captions.
+Images = LabelledImages | CaptionedImages
 #: Sets the model's weights to those of one point.
-Move = Callable[[MovingModel], None]
-# Bytes of preprocessed images in memory at once; every point classifies them before more are
-# decoded.
+Move = Callable[[Any], None]
+# Bytes of preprocessed images in memory at once; every point sees them before more are decoded.
 _LOAD_BYTES = 2 << 30
 # Share of what is free on a card that they may take there.
 _SHARE_OF_FREE = 0.25
-# Source, position of the batch's first image in it, and the batch.
-_SourceBatch = tuple[str, int, Batch]
-# Source, number of the point, first image of a batch, and the classes that its images were given.
-_Outcome = tuple[str, int, int, list[int]]
-# Class names and templates.
-_ClassPrompts = tuple[tuple[str, ...], tuple[str, ...]]
+# Source, position of the batch's first image in it, and the batch's pixels on the device.
+_SourceBatch = tuple[str, int, Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """The result of one point on one source.
+
+    Attributes:
+        best: For each image, (images,), the index of its best class, or caption among all captions.
+        correct: For each image, (images,), whether its class is right, or the mean of two shares:
+            whether its best caption is its own, and of its captions those whose best image it is.
+        recall: Recall at K both ways, for images with captions.
+        found: The images found for some captions; see `retrieve`.
+    """
+
+    best: NDArray[np.int64]
+    correct: Correct
+    recall: Recall | None = None
+    found: NDArray[np.int64] | None = None
 
 
 class Scorer:
-    """One model on the device, moved from point to point."""
+    """One model on the device, moved from point to point; without ``inputs`` it stays as it is."""
 
     def __init__(
         self,
         model: ImageTextModel | HeadedTower,
-        inputs: Inputs,
-        settings: EvalSettings,
+        inputs: Inputs | None,
+        settings: Calibration,
         *,
+        dtype: OutputDtype = "keep",
         load_bytes: int = _LOAD_BYTES,
     ) -> None:
-        self._model = model
-        self._moving = MovingModel(model, inputs, settings.context.device, dtype=settings.dtype)
+        self._context = distributed_context(settings.device)
+        self.device = self._context.device
+        self._placed = (
+            MovingModel(model, inputs, self.device, dtype=dtype)
+            if inputs
+            else PlacedModel(model, self.device)
+        )
+        self._model: Any = model
         self._settings = settings
         self._load_bytes = load_bytes
-        # class embeddings by point; points with the same text tower share one tensor
-        self._classes: dict[tuple[int, _ClassPrompts], Tensor] = {}
-        self._classifiers: dict[tuple[int, str, _ClassPrompts], Bf16Classifier] = {}
-        # the text tower's version that prompts were embedded with last, and their embeddings
-        self._last: dict[_ClassPrompts, tuple[int, Tensor]] = {}
-
-    def score(
-        self, moves: Sequence[Move], sources: dict[str, LabelledImages], progress: Progress
-    ) -> dict[str, Correct]:
-        """Whether each image was recognised, by source, shape (points, images); arguments as for
-        `answer`.
-        """
-        images = sum(map(len, sources.values()))
-        sentence = f"classifying {images:,} images by {len(moves)} models on the CPU takes about"
-        pace = Pace(progress, self._settings.context.device, sentence)
-        given = self.answer(moves, sources, pace)
-        return {name: given[name] == np.asarray(images.labels) for name, images in sources.items()}
+        self._micro_batcher = MicroBatcher(settings.images_at_once, lambda _: None)
+        # embeddings of texts by point; points with the same text tower share one tensor
+        self._texts: dict[tuple[int, Hashable], Tensor] = {}
+        self._classifiers: dict[tuple[int, str, Hashable], Bf16Classifier] = {}
+        # the text tower's version that texts were embedded with last, and their embeddings
+        self._last: dict[Hashable, tuple[int, Tensor]] = {}
 
     @torch.inference_mode()
     @device_work()
     @freed_memory_kept()
-    def answer(
-        self, moves: Sequence[Move], sources: dict[str, LabelledImages], progress: Progress
-    ) -> dict[str, Answers]:
-        """Class indices by source (points, images), in every process."""
-        _, processes = self._settings.share
-        outcomes: list[_Outcome] = []
-        total = len(moves) * sum(map(len, sources.values())) / processes
-        done = 0
-        most = self._load_bytes
-        if self._settings.context.device.type != "cpu":  # they stay there for all points
-            most = min(most, int(_SHARE_OF_FREE * memory(self._settings.context.device)))
-        pieces = MicroBatcher(self._settings.images_at_once, progress.say)
-        for load in loads(self._batches(sources), most):
-            for number, move in enumerate(moves):
-                move(self._moving)
-                for name, start, batch in load:
-                    best = self._answers(number, batch, sources[name], pieces, progress)
-                    outcomes.append((name, number, start, best))
-                    done += len(best)
-                    progress.advance(done, total)
-        if processes > 1:
+    def score(
+        self, moves: Sequence[Move], sources: Mapping[str, Images], progress: Progress
+    ) -> dict[str, list[Outcome]]:
+        """Score every point on every source: by source, one outcome per point, in every process."""
+        self._micro_batcher = MicroBatcher(self._settings.images_at_once, progress.say)
+        parts = [
+            (name, number, start, self._values(number, pixels, sources[name], progress))
+            for number, name, start, pixels in self._visits(moves, sources, progress)
+        ]
+        if self._context.world_size > 1:
             with peer_errors():
-                outcomes = gather_object(outcomes)
-        given = {
-            name: np.zeros((len(moves), len(images)), dtype=np.int64)
+                parts = gather_object(parts)
+        values = defaultdict[tuple[str, int], list[NDArray[Any]]](list)
+        for name, number, _, part in sorted(parts, key=lambda part: part[2]):
+            values[name, number].append(part)
+        return {
+            name: [
+                self._outcome(number, move, images, np.concatenate(values[name, number]))
+                for number, move in enumerate(moves)
+            ]
             for name, images in sources.items()
         }
-        for name, number, start, best in outcomes:
-            given[name][number, start : start + len(best)] = best
-        return given
 
-    def _batches(self, sources: dict[str, LabelledImages]) -> Iterator[_SourceBatch]:
+    def score_one(self, images: Images, progress: Progress) -> Outcome:
+        """Score the model as it is."""
+        ((outcome,),) = self.score([lambda _: None], {"": images}, progress).values()
+        return outcome
+
+    def pace(
+        self, moves: Sequence[Move], sources: Mapping[str, Images], progress: Progress
+    ) -> Pace:
+        """Progress that says how long `score` takes."""
+        images = sum(map(len, sources.values()))
+        sentence = f"classifying {images:,} images by {len(moves)} models on the CPU takes about"
+        return Pace(progress, self.device, sentence)
+
+    def _visits(
+        self, moves: Sequence[Move], sources: Mapping[str, Images], progress: Progress
+    ) -> Iterator[tuple[int, str, int, Tensor]]:
+        """This process's batches at every point: the point, source, first image, pixels."""
+        max_bytes = self._load_bytes
+        if self.device.type != "cpu":  # they stay there for all points
+            max_bytes = min(max_bytes, int(_SHARE_OF_FREE * memory(self.device)))
+        total = len(moves) * sum(map(len, sources.values())) / self._context.world_size
+        done = 0
+        for load in loads(self._batches(sources), max_bytes):
+            for number, move in enumerate(moves):
+                move(self._placed)
+                for name, start, pixels in load:
+                    yield number, name, start, pixels
+                    done += len(pixels)
+                    progress.advance(done, total)
+
+    def _batches(self, sources: Mapping[str, Images]) -> Iterator[_SourceBatch]:
+        share = (self._context.rank, self._context.world_size)
         for name, images in sources.items():
             size = batch_size_for(len(images), self._settings.batch_size)
-            for batch in read_batches(images, size, self._model.pixels, share=self._settings.share):
-                yield name, batch.number * size, batch.to(self._settings.context.device)
+            batches = read_pixels(images.store, len(images), size, self._model.pixels, share)
+            for number, pixels in batches:
+                yield name, number * size, to_device(pixels, self.device)
 
-    def _answers(
-        self,
-        number: int,
-        batch: Batch,
-        images: LabelledImages,
-        pieces: MicroBatcher,
-        progress: Progress,
-    ) -> list[int]:
+    def _values(
+        self, number: int, pixels: Tensor, images: Images, progress: Progress
+    ) -> NDArray[Any]:
+        """The best class of each image, or its features for images with captions."""
         model = self._model
-        if isinstance(model, HeadedTower):
+        if isinstance(images, CaptionedImages):
+            self._caption_embeddings(number, images)
+            found = self._micro_batcher.forward(model.image_features, pixels)
+        elif isinstance(model, HeadedTower):
             rows = model.rows_for(images.source, len(images.class_names), images.imagenet_rows)
-            found = pieces.forward(
-                lambda piece: grouped(model.logits(piece), rows).argmax(dim=1), batch.pixels
+            found = self._micro_batcher.forward(
+                lambda piece: grouped(model.logits(piece), rows).argmax(dim=1), pixels
             )
         else:
             prompts = (
@@ -139,30 +180,58 @@ class Scorer:
             )
             key = (number, images.source, prompts)
             if key not in self._classifiers:
-                classes = self._class_embeddings(model, number, prompts, progress)
-                self._classifiers[key] = Bf16Classifier(model, classes, pieces, len(images))
-            found = self._classifiers[key].classify(batch.pixels)
-        best: list[int] = found.tolist()
-        return best
+                classes = self._embedded(
+                    number,
+                    prompts,
+                    lambda: class_embeddings(
+                        model,
+                        *prompts,
+                        self.device,
+                        # the cost is reported once
+                        None if prompts in self._last else progress.say,
+                    ),
+                )
+                self._classifiers[key] = Bf16Classifier(
+                    model, classes, self._micro_batcher, len(images)
+                )
+            found = self._classifiers[key].classify(pixels)
+        return found.cpu().numpy()
 
-    def _class_embeddings(
-        self, model: ImageTextModel, number: int, prompts: _ClassPrompts, progress: Progress
-    ) -> Tensor:
-        if (number, prompts) not in self._classes:
-            version = self._moving.text_version
-            if prompts not in self._last or self._last[prompts][0] != version:
-                say = None if prompts in self._last else progress.say  # the cost is reported once
-                embedded = class_embeddings(model, *prompts, self._settings.context.device, say)
-                self._last[prompts] = (version, embedded)
-            self._classes[number, prompts] = self._last[prompts][1]
-        return self._classes[number, prompts]
+    def _embedded(self, number: int, texts: Hashable, embed: Callable[[], Tensor]) -> Tensor:
+        """Embeddings of texts at a point, computed anew only if the text tower has moved."""
+        if (number, texts) not in self._texts:
+            version = self._placed.text_version
+            if texts not in self._last or self._last[texts][0] != version:
+                self._last[texts] = version, embed()
+            self._texts[number, texts] = self._last[texts][1]
+        return self._texts[number, texts]
+
+    def _caption_embeddings(self, number: int, images: CaptionedImages) -> Tensor:
+        captions = images.captions
+        return self._embedded(
+            number, captions, lambda: caption_embeddings(self._model, captions, self.device)
+        )
+
+    def _outcome(self, number: int, move: Move, images: Images, values: NDArray[Any]) -> Outcome:
+        if isinstance(images, LabelledImages):
+            return Outcome(values, values == np.asarray(images.labels))
+        if (number, images.captions) not in self._texts:  # a process without a batch
+            move(self._placed)
+        texts = self._caption_embeddings(number, images)
+        return Outcome(*retrieve(torch.from_numpy(values), texts, images.captions))
+
+
+def stacked(outcomes: Sequence[Outcome]) -> Correct:
+    """Whether each image was recognised at each point: (points, images)."""
+    rows: list[NDArray[Any]] = [outcome.correct for outcome in outcomes]
+    return np.stack(rows)
 
 
 def loads(batches: Iterable[_SourceBatch], most: int) -> Iterator[list[_SourceBatch]]:
     """Group batches into loads of at most so many bytes, and at least one batch."""
     load, size = list[_SourceBatch](), 0
     for part in batches:
-        nbytes = part[-1].pixels.nbytes
+        nbytes = part[-1].nbytes
         if load and size + nbytes > most:
             yield load
             load, size = [], 0

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +26,7 @@ from clipmerge.stats import (
     mean_of_sources,
     paired_accuracy_interval,
 )
+from clipmerge.types import Json
 
 Floats = NDArray[np.float64]
 
@@ -93,7 +93,7 @@ def standings(
     *,
     seed: int,
     resamples: int = RESAMPLES,
-) -> list[dict[str, Any]]:
+) -> list[Json]:
     """Compare every point with the curve, whose points have the indices ``curve`` in order of
     alpha.
 

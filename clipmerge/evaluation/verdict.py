@@ -11,7 +11,7 @@ import io
 from base64 import b64encode
 from collections import Counter
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,9 +21,7 @@ from clipmerge.checkpoint import Inputs
 from clipmerge.evaluation.conclusion import conclude
 from clipmerge.evaluation.moving_model import MovingModel
 from clipmerge.evaluation.probe import RELATED, UNRELATED, ScaledImages, probe, side_of
-from clipmerge.evaluation.recall import score_captions
-from clipmerge.evaluation.scorer import Move, Scorer
-from clipmerge.evaluation.settings import EvalSettings
+from clipmerge.evaluation.scorer import Move, Scorer, stacked
 from clipmerge.images.dataset import CaptionedImages, LabelledImages
 from clipmerge.models.building import build_model
 from clipmerge.planning.merge_effect import (
@@ -38,7 +36,9 @@ from clipmerge.planning.merge_effect import (
 )
 from clipmerge.planning.plan import Plan
 from clipmerge.progress import Pace, Progress
+from clipmerge.request import Calibration
 from clipmerge.stats import mean_share, paired_accuracy_interval, wilson
+from clipmerge.types import Json
 
 # Bytes of preprocessed images in memory at once. Moving a model costs as much as a few images, so
 # this can be small.
@@ -50,7 +50,7 @@ def measure_effect(
     inputs: Inputs,
     plan: Plan,
     images: LabelledImages | CaptionedImages,
-    settings: EvalSettings,
+    settings: Calibration,
     *,
     max_loss: float,
     choosers: int = 0,
@@ -71,31 +71,21 @@ def measure_effect(
     # a gallery is whole under every corruption
     unrelated = probe(scaled, UNRELATED, enough=512, fewest=len(UNRELATED) if has_captions else 2)
     related = probe(scaled, RELATED, enough=256, fewest=len(RELATED) if has_captions else 1)
+    scorer = Scorer(model, inputs, settings, load_bytes=_LOAD_BYTES)
     sentence = f"measuring the effect of the merge, on {len(images)} images held back, takes about"
-    pace = Pace(progress, settings.context.device, sentence, " (`verdict=False` skips it)")
-    sources: dict[str, Any] = {_CLEAN: images, **unrelated.sources, **related.sources}
+    pace = Pace(progress, scorer.device, sentence, " (`verdict=False` skips it)")
+    sources: Json = {_CLEAN: images, **unrelated.sources, **related.sources}
+    outcomes = scorer.score(moves_of(plan), sources, pace)
     # by source, shape (models, images): row 0 is zero-shot, then come the fine-tuned models, the
     # last row is merged
-    right: dict[str, NDArray[Any]]
-    recall: dict[str, dict[str, dict[str, float]]] = {}
-    retrieved: list[NDArray[np.int64]] = []
-    if isinstance(images, CaptionedImages):
-        outcomes = score_captions(
-            model, inputs, moves_of(plan), sources, settings, pace, load_bytes=_LOAD_BYTES
-        )
-        right = {name: np.stack([one.by_image for one in each]) for name, each in outcomes.items()}
-        answers = np.stack([outcome.best for outcome in outcomes[_CLEAN]])
-        names = ("zero-shot", *finetuned_names(len(plan.finetuned)), "merged")
-        recall = {
-            name: outcome.recall.model_dump()
-            for name, outcome in zip(names, outcomes[_CLEAN], strict=True)
-        }
-        retrieved = [outcome.found for outcome in outcomes[_CLEAN]]
-    else:
-        scorer = Scorer(model, inputs, settings, load_bytes=_LOAD_BYTES)
-        found = scorer.answer(moves_of(plan), sources, pace)
-        right = {name: found[name] == np.asarray(each.labels) for name, each in sources.items()}
-        answers = found[_CLEAN]
+    right = {name: stacked(each) for name, each in outcomes.items()}
+    models = outcomes[_CLEAN]
+    names = ("zero-shot", *finetuned_names(len(plan.finetuned)), "merged")
+    recall = {
+        name: outcome.recall.model_dump()
+        for name, outcome in zip(names, models, strict=True)
+        if outcome.recall
+    }
     clean = right.pop(_CLEAN)
     corrupted, related_right = unrelated.mean_by_image(right), related.mean_by_image(right)
 
@@ -125,7 +115,9 @@ def measure_effect(
     examples = list[CaptionExample]()
     thumbnails = list[str]()
     if isinstance(images, CaptionedImages):
-        examples, thumbnails = _examples(images, retrieved[1 + reference], retrieved[-1])
+        examples, thumbnails = _examples(
+            images, cast(Any, models[1 + reference].found), cast(Any, models[-1].found)
+        )
     over_finetuned, over_zeroshot = gain(1 + reference), gain(0)
     labelled = isinstance(images, CaptionedImages) or images.labelled_by == "source"
     conclusion = conclude(
@@ -158,7 +150,7 @@ def measure_effect(
         merged=merged,
         over_finetuned=over_finetuned,
         over_zeroshot=over_zeroshot,
-        agreement=estimate(float((answers[-1] == answers[0]).mean()), len(images)),
+        agreement=estimate(float((models[-1].best == models[0].best).mean()), len(images)),
         recall=recall,
         examples=tuple(examples),
         thumbnails=tuple(thumbnails),

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from itertools import pairwise
 from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.linalg import vector_norm
 from torch.nn import Parameter
 
 _MOMENTUM = 0.75
@@ -16,7 +17,8 @@ _SUCCESS_SHARE = 0.75
 
 
 class LayerBall:
-    """The perturbations delta = c * u of one layer with ||u||_p <= radius.
+    """The perturbations delta = c * u of one layer with ||u||_p <= radius, u being one vector of
+    all its entries.
 
     Working in u makes the adaptive ball an ordinary one, even for weights that are zero.
     """
@@ -33,73 +35,63 @@ class LayerBall:
         self.parameters = parameters
         self.norm = norm
         self.radius = radius
-        self._origin = [parameter.detach().clone() for parameter in parameters]
-        self._scale = [o.abs() if adaptive else torch.ones_like(o) for o in self._origin]
+        self._origin = flat(parameters).detach().clone()
+        self._scale = self._origin.abs() if adaptive else torch.ones_like(self._origin)
 
     @torch.no_grad()
-    def place(self, point: list[Tensor]) -> None:
-        """Move the layer to theta + c * u."""
-        for parameter, origin, scale, u in zip(
-            self.parameters, self._origin, self._scale, point, strict=True
-        ):
-            parameter.data.copy_(origin).addcmul_(scale, u)
+    def place(self, point: Tensor) -> None:
+        """Move the layer to theta + c * u; zeros restore it."""
+        moved = torch.addcmul(self._origin, self._scale, point)
+        sizes = [parameter.numel() for parameter in self.parameters]
+        for parameter, values in zip(self.parameters, torch.split(moved, sizes), strict=True):
+            parameter.data.copy_(values.view_as(parameter))
 
-    @torch.no_grad()
     def restore(self) -> None:
         """Move the layer back to theta."""
-        for parameter, origin in zip(self.parameters, self._origin, strict=True):
-            parameter.data.copy_(origin)
+        self.place(torch.zeros_like(self._origin))
 
-    def _ascent(self, gradient: list[Tensor]) -> list[Tensor]:
+    def maximiser(self, gradient: Tensor) -> Tensor:
+        """The u in the ball that maximises the loss to first order, given its gradient."""
+        return self.radius * self._ascent(gradient)
+
+    def _ascent(self, gradient: Tensor) -> Tensor:
         """The unit direction in u along which a gradient rises fastest."""
-        scaled = [g * scale for g, scale in zip(gradient, self._scale, strict=True)]
+        scaled = gradient * self._scale
         if self.norm == "linf":
-            return [value.sign() for value in scaled]
-        length = torch.linalg.vector_norm(
-            torch.stack([torch.linalg.vector_norm(value) for value in scaled])
-        )
-        return [value / length.clamp_min(1e-30) for value in scaled]
+            return scaled.sign()
+        length: Tensor = vector_norm(scaled)
+        return scaled / length.clamp_min(1e-30)
 
-    def maximiser(self, gradient: list[Tensor]) -> list[Tensor]:
-        """The u in the ball that maximises the loss to first order."""
-        return [self.radius * direction for direction in self._ascent(gradient)]
-
-    def _project(self, point: list[Tensor]) -> list[Tensor]:
+    def _project(self, point: Tensor) -> Tensor:
         if self.norm == "linf":
-            return [u.clamp(-self.radius, self.radius) for u in point]
-        length = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(u) for u in point]))
-        factor = (self.radius / length.clamp_min(1e-30)).clamp_max(1.0)
-        return [u * factor for u in point]
+            return point.clamp(-self.radius, self.radius)
+        length: Tensor = vector_norm(point)
+        return point * (self.radius / length.clamp_min(1e-30)).clamp_max(1.0)
 
-    def apgd(
-        self, loss: Callable[[], Tensor], gradient: list[Tensor], base: float, steps: int
-    ) -> float:
+    def apgd(self, loss: Callable[[], Tensor], gradient: Tensor, base: float, steps: int) -> float:
         """The largest loss that auto-PGD finds in the ball from its centre, given the gradient and
         the loss there.
 
         Source:
             Croce and Hein 2020, arXiv:2003.01690, algorithm 1.
         """
-        point = previous = [torch.zeros_like(origin) for origin in self._origin]
+        point = previous = torch.zeros_like(self._origin)
         best, best_loss, best_gradient = point, base, gradient
         step, losses = 2 * self.radius, [base]
         checkpoints = _checkpoints(steps)
         last, last_step, last_best = 0, step, base
         for iteration in range(1, steps + 1):
-            direction = self._ascent(gradient)
-            ahead = self._project([u + step * d for u, d in zip(point, direction, strict=True)])
+            ahead = self._project(point + step * self._ascent(gradient))
             if iteration > 1:
-                triples = zip(point, ahead, previous, strict=True)
-                ahead = self._project(
-                    [u + _MOMENTUM * (a - u) + (1 - _MOMENTUM) * (u - p) for u, a, p in triples]
-                )
+                turn = _MOMENTUM * (ahead - point) + (1 - _MOMENTUM) * (point - previous)
+                ahead = self._project(point + turn)
             previous, point = point, ahead
             self.place(point)
             with torch.set_grad_enabled(iteration < steps):
                 value = loss()
             losses.append(float(value.detach()))
             if iteration < steps:  # the last point needs no gradient
-                gradient = list(torch.autograd.grad(value, self.parameters, materialize_grads=True))
+                gradient = flat(torch.autograd.grad(value, self.parameters, materialize_grads=True))
             if losses[-1] > best_loss:
                 best, best_loss, best_gradient = point, losses[-1], gradient
             if iteration in checkpoints:
@@ -110,6 +102,11 @@ class LayerBall:
                     point = previous = best
                     gradient = best_gradient
         return best_loss
+
+
+def flat(tensors: Iterable[Tensor]) -> Tensor:
+    """One vector of the entries of several tensors."""
+    return torch.cat([tensor.flatten() for tensor in tensors])
 
 
 def _stalled(losses: list[float]) -> bool:

@@ -1,8 +1,7 @@
 """The zero-shot loss at the current weights: cross-entropy of images with their class prompts.
 
 Class prompts pass through the text tower, are averaged over templates and compared with the image
-features. Values that do not depend on the weights that moved are cached: prompt features, and the
-hidden states below a layer.
+features. Features that do not depend on the weights that moved are cached.
 """
 
 from __future__ import annotations
@@ -10,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import copy
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -18,10 +17,9 @@ from torch.nn.functional import cross_entropy
 
 from clipmerge.distributed import to_device
 from clipmerge.images.batches import Batch
-from clipmerge.layers import block_of, may_precede_blocks
 from clipmerge.learning.weights import InterpolatedWeights
-from clipmerge.models import ImageTextModel, Prefix
-from clipmerge.models.blocks import run_twice
+from clipmerge.models import ImageTextModel
+from clipmerge.models.kernels import run_twice
 from clipmerge.models.memory import MicroBatcher
 from clipmerge.models.zero_shot import PROMPTS_AT_ONCE, averaged, refuse_one_prompt
 
@@ -81,7 +79,7 @@ class Prompts:
         """Whether there are so many prompts that they are embedded piece by piece."""
         return self.count > self.at_once
 
-    def features(self, prefix: Prefix | None = None, places: Tensor | None = None) -> Tensor:
+    def features(self, places: Tensor | None = None) -> Tensor:
         """Embed prompts: (prompts, projection_dim); of many, the graph holds one piece's
         activations at a time.
         """
@@ -91,7 +89,7 @@ class Prompts:
             else {key: value[places] for key, value in self.tokens.items()}
         )
         if len(tokens["input_ids"]) <= self.at_once:
-            return self._model.text_features(tokens, prefix)
+            return self._model.text_features(tokens)
         return torch.cat(
             [run_twice(self._model.text_features, piece) for piece in self._pieces(tokens)]
         )
@@ -143,10 +141,9 @@ class ZeroShotLoss:
         self.prompts = prompts
         self._weights = weights
         self._micro_batcher = micro_batcher
-        # prompt features, and per tower the hidden states of one batch, each with the number of
-        # moves before it
+        # prompt features, and the image features of one batch, with the number of moves before
         self._prompt_features: tuple[int, Tensor] | None = None
-        self._hidden: dict[str, tuple[tuple[int, int], tuple[Tensor, ...] | None]] = {}
+        self._image_features: tuple[tuple[int, int], Tensor] | None = None
 
     def prompt_features(self) -> Tensor:
         """Embed the prompts at theta(alpha), not at perturbed weights, without a graph: (prompts,
@@ -175,13 +172,11 @@ class ZeroShotLoss:
             yield ()
             return
         self.prompts, self._prompt_features = fewer, None
-        self._hidden.pop("text", None)
         used = f"{fewer.templates} of {all_prompts.templates} templates"
         try:
             yield (f"measured with {used}, drawn at random, to bound the cost",)
         finally:
             self.prompts, self._prompt_features = all_prompts, features
-            self._hidden.pop("text", None)
 
     def class_features(
         self,
@@ -255,41 +250,20 @@ class ZeroShotLoss:
         return self.loss(batch, self.prompts.features())
 
     def layer_loss(self, batch: Batch, layer: str) -> Callable[[], Tensor]:
-        """A function that computes the loss of one batch while only this layer moves, as cheaply as
-        possible.
+        """A function that computes the loss of one batch while only this layer moves.
 
-        The other tower's features and the hidden states below the layer's block are computed at
-        theta(alpha) and cached for the batch: call this at theta(alpha), for all layers of a batch
-        before the next batch.
+        Features of a tower that stays are computed at theta(alpha): call this at theta(alpha), for
+        all layers of a batch before the next batch.
         """
-        if not layer.startswith("text."):
+        if layer.startswith("vision."):
             prompts = self.prompt_features()
-            images = self._prefix("vision", layer, batch)
-            return lambda: self.loss(
-                batch, prompts, self.model.image_features(batch.pixels, images)
-            )
-        with torch.no_grad():
-            features = self.model.image_features(
-                batch.pixels, self._prefix("vision", "logit_scale", batch)
-            )
-        start = self._prefix("text", layer, batch)
-        return lambda: self.loss(batch, self.prompts.features(start), features)
-
-    def _prefix(self, tower: Literal["vision", "text"], layer: str, batch: Batch) -> Prefix | None:
-        """The first block affected by a layer's change, and its input; ``None`` if no block can be
-        skipped.
-        """
-        if may_precede_blocks(layer) or (tower == "text" and self.prompts.are_many):
-            return None
-        # prompts are the same for every batch
-        key = (self._weights.moves, batch.number if tower == "vision" else 0)
-        if tower not in self._hidden or self._hidden[tower][0] != key:
-            self._hidden.pop(tower, None)  # free it before the next ones take as much memory
-            inputs = batch.pixels if tower == "vision" else self.prompts.tokens
-            self._hidden[tower] = (key, self.model.hidden_states(tower, inputs))
-        states = self._hidden[tower][1]
-        if states is None:
-            return None
-        place = block_of(layer)
-        first = place[1] if place else len(states) - 1
-        return first, states[first]
+            return lambda: self.loss(batch, prompts, self.model.image_features(batch.pixels))
+        key = (self._weights.moves, batch.number)
+        if self._image_features is None or self._image_features[0] != key:
+            with torch.no_grad():
+                self._image_features = (key, self.model.image_features(batch.pixels))
+        images = self._image_features[1]
+        if layer.startswith("text."):
+            return lambda: self.loss(batch, self.prompts.features(), images)
+        prompts = self.prompt_features()
+        return lambda: self.loss(batch, prompts, images)

@@ -70,6 +70,6 @@ def with_few_prompts(measure: Callable[..., Measurements]) -> Callable[..., Meas
     def bounded(objective: Objective, **options: Any) -> Measurements:
         with objective.fewer_prompts() as notes:
             found = measure(objective, **options)
-        return found.model_copy(update={"notes": (*map(Finding.note, notes), *found.notes)})
+        return found.replace(notes=(*map(Finding.note, notes), *found.notes))
 
     return bounded

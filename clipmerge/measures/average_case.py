@@ -8,7 +8,7 @@ import torch
 
 from clipmerge.learning.draws import normal_like
 from clipmerge.learning.objective import FORWARD, Objective
-from clipmerge.learning.perturbation import LayerBall
+from clipmerge.learning.perturbation import LayerBall, flat
 from clipmerge.measures._statistics import by_layer, statistic, with_few_prompts
 from clipmerge.planning.measurements import Measurements
 from clipmerge.plugins import Alpha, Count, Positive
@@ -40,23 +40,20 @@ def average_case(
     Source:
         Andriushchenko et al. 2023, arXiv:2302.07011, section 2.
     """
-    objective.announce(forward=1 + draws * len(objective.weights.layers))
+    layers = objective.weights.layers
+    objective.announce(forward=1 + draws * len(layers))
     objective.weights.set_alpha(at)
     base = objective.losses()
     rises: dict[int, list[float]] = {}
     for batch in objective.data.batches:
         rises[batch.number] = []
-        for column, (layer, names) in enumerate(objective.weights.layers.items()):
-            ball = LayerBall(
-                [objective.weights.parameters[n] for n in names],
-                norm="l2",
-                radius=rho,
-                adaptive=adaptive,
-            )
+        for column, (layer, names) in enumerate(layers.items()):
+            parameters = [objective.weights.parameters[name] for name in names]
+            ball = LayerBall(parameters, norm="l2", radius=rho, adaptive=adaptive)
             loss = objective.criterion.layer_loss(batch, layer)
             total = 0.0
             for draw in range(column * draws, (column + 1) * draws):
-                ball.place([rho * noise for noise in _normal(objective, ball.parameters, draw)])
+                ball.place(rho * flat(_normal(objective, parameters, draw)))
                 with torch.no_grad():
                     total += float(loss()) - base[batch.number]
                 objective.work.tick(FORWARD * len(batch))

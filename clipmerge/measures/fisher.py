@@ -14,6 +14,7 @@ from clipmerge.learning.objective import Batch, Loss, Objective
 from clipmerge.measures._statistics import by_layer, sizes_of, statistic, with_few_prompts
 from clipmerge.planning.measurements import Measurements
 from clipmerge.plugins import Count
+from clipmerge.types import Tensors
 
 _ENDS = {"fisher_zeroshot": (0.0, "zero-shot"), "fisher_finetuned": (1.0, "fine-tuned")}
 
@@ -76,7 +77,7 @@ def fisher(
 
 def _squares(
     objective: Objective, probes: int, labels: Literal["model", "data"]
-) -> tuple[dict[str, Tensor], dict[int, list[float]]]:
+) -> tuple[Tensors, dict[int, list[float]]]:
     """Sum over this process's images and probes per entry; average over a layer's entries and a
     batch's images.
     """

@@ -11,6 +11,7 @@ from torch import Tensor
 from clipmerge.learning.objective import FORWARD, Objective
 from clipmerge.planning.finding import Finding
 from clipmerge.planning.measurements import Measurements
+from clipmerge.types import Tensors
 
 _ENDS = {"gram_zeroshot": 0.0, "gram_finetuned": 1.0}
 
@@ -51,7 +52,7 @@ def gram(objective: Objective) -> Measurements:
 
 
 @torch.no_grad()
-def _sums(objective: Objective) -> dict[str, Tensor]:
+def _sums(objective: Objective) -> Tensors:
     """Gram matrices over this process's images; the first process adds the prompts."""
     names = {id(objective.weights.parameters[name]): name for name in objective.weights.task_vector}
     linear = {

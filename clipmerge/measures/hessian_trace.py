@@ -12,6 +12,7 @@ from clipmerge.learning.objective import HESSIAN, Batch, Objective
 from clipmerge.measures._statistics import by_layer, sizes_of, statistic, with_few_prompts
 from clipmerge.planning.measurements import Measurements
 from clipmerge.plugins import Alpha, Count
+from clipmerge.types import Tensors
 
 
 @with_few_prompts
@@ -40,16 +41,13 @@ def hessian_trace(
     """
     objective.announce(hessian=probes)
     objective.weights.set_alpha(at)
-    found = {
-        batch.number: [0.0] * len(objective.weights.layers) for batch in objective.data.batches
-    }
+    batches, layers = objective.data.batches, objective.weights.layers
+    found = {batch.number: [0.0] * len(layers) for batch in batches}
     for probe in range(probes):
         vectors = _rademacher(objective, probe)
-        for batch in objective.data.batches:
-            products = objective.mean_of_pieces(
-                batch, partial(_hessian_vector, objective, vectors, adaptive)
-            )
-            for column, value in enumerate(products):
+        products = partial(_hessian_vector, objective, vectors, adaptive)
+        for batch in batches:
+            for column, value in enumerate(objective.mean_of_pieces(batch, products)):
                 found[batch.number][column] += value / probes
             objective.work.tick(HESSIAN * len(batch))
     traces = by_layer(objective, found)
@@ -75,7 +73,7 @@ def hessian_trace(
     )
 
 
-def _rademacher(objective: Objective, probe: int) -> dict[str, torch.Tensor]:
+def _rademacher(objective: Objective, probe: int) -> Tensors:
     seed = objective.seed * 100_003 + probe
     parameters = {
         name: objective.weights.parameters[name] for name in objective.weights.task_vector
@@ -93,31 +91,26 @@ def _rademacher(objective: Objective, probe: int) -> dict[str, torch.Tensor]:
 
 
 def _hessian_vector(
-    objective: Objective, vectors: dict[str, torch.Tensor], adaptive: bool, batch: Batch
+    objective: Objective, vectors: Tensors, adaptive: bool, batch: Batch
 ) -> list[float]:
     """(C v)_l . (H C v)_l of one batch for every layer."""
-    names = list(vectors)
-    parameters = [objective.weights.parameters[name] for name in names]
+    parameters = [objective.weights.parameters[name] for name in vectors]
     scaled = [
         v * p.detach().abs() if adaptive else v
         for v, p in zip(vectors.values(), parameters, strict=True)
     ]
     # the fused attention kernels have no second derivative
     with sdpa_kernel(SDPBackend.MATH):
-        gradients = torch.autograd.grad(
-            objective.criterion.joint_loss(batch),
-            parameters,
-            create_graph=True,
-            materialize_grads=True,
-        )
-        parts = [(g * v).sum() for g, v in zip(gradients, scaled, strict=True) if g.requires_grad]
-        inner = torch.stack(parts).sum()
+        loss = objective.criterion.joint_loss(batch)
+        gradients = torch.autograd.grad(loss, parameters, create_graph=True, materialize_grads=True)
+        pairs = zip(gradients, scaled, strict=True)
+        inner = torch.stack([(g * v).sum() for g, v in pairs if g.requires_grad]).sum()
         products = torch.autograd.grad(inner, parameters, materialize_grads=True)
     dots = {
-        n: torch.dot(v.flatten(), h.flatten())
-        for n, v, h in zip(names, scaled, products, strict=True)
+        name: torch.dot(v.flatten(), h.flatten())
+        for name, v, h in zip(vectors, scaled, products, strict=True)
     }
-    sums = [
-        torch.stack([dots[n] for n in group]).sum() for group in objective.weights.layers.values()
+    return [
+        float(torch.stack([dots[name] for name in names]).sum())
+        for names in objective.weights.layers.values()
     ]
-    return [float(value) for value in sums]

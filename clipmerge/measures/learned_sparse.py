@@ -19,6 +19,7 @@ from clipmerge.planning.finding import Finding
 from clipmerge.planning.measurements import Measurements, Statistic
 from clipmerge.planning.stragglers import find_stragglers
 from clipmerge.plugins import Count, Density, Positive, Share, options_of
+from clipmerge.types import Names
 
 #: Whether it can also learn from unlabelled images.
 UNLABELLED = True
@@ -73,7 +74,7 @@ def learned_sparse(objective: Objective, **options: Any) -> Measurements:
     """
     chosen = SparseOptions(**options)
 
-    def choose(sharpness: Statistic) -> tuple[str, ...]:
+    def choose(sharpness: Statistic) -> Names:
         if chosen.rule == "share":
             return sharpest(in_blocks(sharpness), chosen.share)
         measured = Measurements(
@@ -89,7 +90,7 @@ def learned_sparse(objective: Objective, **options: Any) -> Measurements:
 
 
 def learn_sparse(
-    objective: Objective, options: SparseOptions, choose: Callable[[Statistic], tuple[str, ...]]
+    objective: Objective, options: SparseOptions, choose: Callable[[Statistic], Names]
 ) -> Measurements:
     """Learn as `learned_sparse`, with stragglers chosen by another rule than ``options.rule``.
 
@@ -111,7 +112,7 @@ def learn_sparse(
         (*measurements.statistics, *finder.statistics),
         (*measurements.notes, *finder.notes),
     )
-    return measurements.model_copy(update={"statistics": statistics, "notes": notes})
+    return measurements.replace(statistics=statistics, notes=notes)
 
 
 class _Finder:
@@ -119,12 +120,10 @@ class _Finder:
     statistics.
     """
 
-    def __init__(
-        self, objective: Objective, choose: Callable[[Statistic], tuple[str, ...]]
-    ) -> None:
+    def __init__(self, objective: Objective, choose: Callable[[Statistic], Names]) -> None:
         self._objective, self._choose = objective, choose
         self._sharpness = Statistic(name="sharpness", values={})
-        self._stragglers: tuple[str, ...] = ()
+        self._stragglers: Names = ()
         self.notes: tuple[Finding, ...] = ()
 
     def measure(self) -> None:
@@ -201,7 +200,7 @@ def in_blocks(sharpness: Statistic) -> dict[str, float]:
     return {layer: value for layer, value in sharpness.values.items() if block_of(layer)}
 
 
-def sharpest(sharpness: dict[str, float], share: float) -> tuple[str, ...]:
+def sharpest(sharpness: dict[str, float], share: float) -> Names:
     """Choose the fewest layers, sharpest first, that together hold a share of the total; at least
     one.
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from clipmerge.errors import MeasureError
@@ -13,13 +11,14 @@ from clipmerge.measures._statistics import statistic, with_few_prompts
 from clipmerge.planning.finding import Finding
 from clipmerge.planning.measurements import Check, LossPath, Measurements
 from clipmerge.plugins import Count, Positive
+from clipmerge.types import Json
 
 # A path along which the loss bends sharply needs more nodes; beyond this number the problem is
 # numerical, and is reported.
 _MOST_NODES = 24
 # Relative precision of a float32 loss: totals as small as this cannot be checked.
 _ROUNDING = 3e-6
-_READINGS: dict[str, dict[str, Any]] = {
+_READINGS: dict[str, Json] = {
     "barrier": {
         "signed": True,
         "additive": True,

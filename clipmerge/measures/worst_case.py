@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 
 from clipmerge.learning.objective import FORWARD, GRADIENT, Objective
-from clipmerge.learning.perturbation import LayerBall
+from clipmerge.learning.perturbation import LayerBall, flat
 from clipmerge.measures._statistics import by_layer, statistic, with_few_prompts
 from clipmerge.planning.measurements import Measurements
 from clipmerge.plugins import Alpha, Count, Positive
@@ -50,24 +50,20 @@ def worst_case(
         Foret et al. 2021, arXiv:2010.01412; Kwon et al. 2021, arXiv:2102.11600; APGD: Croce and
         Hein 2020, arXiv:2003.01690; as a sharpness: Andriushchenko et al. 2023, arXiv:2302.07011.
     """
-    cost = (FORWARD if steps == 1 else GRADIENT * steps) * len(objective.weights.layers)
+    weights = objective.weights
+    cost = (FORWARD if steps == 1 else GRADIENT * steps) * len(weights.layers)
     objective.announce(gradient=1, forward=cost / FORWARD)
-    objective.weights.set_alpha(at)
+    weights.set_alpha(at)
     found: dict[int, list[float]] = {}
     for batch, base in objective.gradients():
-        gradients = {
-            name: objective.weights.gradient_of(name) for name in objective.weights.task_vector
-        }
-        rises = []
-        for layer, names in objective.weights.layers.items():
-            with objective.weights.only(layer) as parameters:
-                size = sum(parameter.numel() for parameter in parameters)
-                radius = rho * size**0.5 if scaled else rho
+        gradients = {name: weights.gradient_of(name) for name in weights.task_vector}
+        found[batch.number] = []
+        for layer, names in weights.layers.items():
+            with weights.only(layer) as parameters:
+                gradient = flat(gradients[name] for name in names)
+                radius = rho * len(gradient) ** 0.5 if scaled else rho
                 ball = LayerBall(parameters, norm=norm, radius=radius, adaptive=adaptive)
-                loss, gradient = (
-                    objective.criterion.layer_loss(batch, layer),
-                    [gradients[name] for name in names],
-                )
+                loss = objective.criterion.layer_loss(batch, layer)
                 if steps == 1:
                     ball.place(ball.maximiser(gradient))
                     with torch.no_grad():
@@ -75,8 +71,7 @@ def worst_case(
                 else:
                     worst = ball.apgd(loss, gradient, base, steps)
                 ball.restore()
-                rises.append(worst - base)
-        found[batch.number] = rises
+                found[batch.number].append(worst - base)
         objective.work.tick(cost * len(batch))
     sharpness = statistic(
         objective,

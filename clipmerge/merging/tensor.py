@@ -15,6 +15,7 @@ from torch import Tensor
 from clipmerge.merging.formula import copied_input, weighted_change
 from clipmerge.merging.selection import RandomKey
 from clipmerge.plugins import check_options, load_plugin
+from clipmerge.types import Json
 
 
 def merge_tensor(
@@ -135,7 +136,7 @@ def _widened(tensors: Sequence[Tensor]) -> list[Tensor]:
     return [tensor.to(wide) for tensor in tensors]
 
 
-def apply_mask(name: str, change: Tensor, theta_0: Tensor, inputs: dict[str, Any]) -> Tensor:
+def apply_mask(name: str, change: Tensor, theta_0: Tensor, inputs: Json) -> Tensor:
     """Run a mask with the inputs in its signature."""
     function = load_plugin("masks", name)
     wanted = inspect.signature(function).parameters
@@ -148,7 +149,7 @@ def apply_mask(name: str, change: Tensor, theta_0: Tensor, inputs: dict[str, Any
 
 def combination(
     name: str,
-    options: dict[str, Any],
+    options: Json,
     weights: Sequence[float],
     key: RandomKey,
     *,
@@ -173,7 +174,7 @@ def weighted_sum(task_vectors: Tensor, weights: Sequence[float]) -> Tensor:
     return total
 
 
-def mask_options(name: str, density: float, options: dict[str, Any]) -> dict[str, Any]:
+def mask_options(name: str, density: float, options: Json) -> Json:
     """Complete a mask's options: masks that have a density get it."""
     wanted = inspect.signature(load_plugin("masks", name)).parameters
     given = {"density": density, **options} if "density" in wanted else options

@@ -35,6 +35,7 @@ from clipmerge.planning.layer_plan import LayerPlan, LearnedAlpha
 from clipmerge.planning.plan import COEFFICIENTS, SCORES, Plan
 from clipmerge.planning.tensors import coefficients_of_run
 from clipmerge.plugins import requires
+from clipmerge.types import Json
 
 
 def merged(inputs: Inputs, plan: Plan, name: str, layer: LayerPlan, dtype: str) -> Iterator[Array]:
@@ -117,7 +118,7 @@ def _whole_change(inputs: Inputs, name: str, **rule: Any) -> Tensor:
         return whole_change(theta_0, finetuned, **rule).flatten()
 
 
-def _mask_inputs(plan: Plan, name: str, layer: LayerPlan) -> dict[str, Any]:
+def _mask_inputs(plan: Plan, name: str, layer: LayerPlan) -> Json:
     mask = str(layer.mask)
     options = {**layer.mask_options, **layer.parameters.get(name, {})}
     arguments = {

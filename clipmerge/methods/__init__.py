@@ -15,7 +15,7 @@ dropped: not in a scalar or in batch norm statistics).
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from clipmerge.checkpoint import Inputs
 from clipmerge.errors import RecipeError
@@ -24,6 +24,7 @@ from clipmerge.planning.finding import Finding
 from clipmerge.planning.layer_plan import Combination, LayerPlan
 from clipmerge.planning.measurements import Measurements
 from clipmerge.plugins import load_plugin
+from clipmerge.types import Json, Layers, Names, Shape, Tensors
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -44,7 +45,7 @@ class Task:
     seed: int = 0
 
     @property
-    def layers(self) -> dict[str, tuple[str, ...]]:
+    def layers(self) -> Layers:
         """Mergeable parameters by layer, in network order, without empty layers."""
         return self.inputs.merged_layers
 
@@ -58,7 +59,7 @@ class Task:
         }
 
     @property
-    def shapes(self) -> dict[str, tuple[int, ...]]:
+    def shapes(self) -> dict[str, Shape]:
         """Shapes of the mergeable parameters."""
         return {
             name: self.inputs.entries(name)[0].shape
@@ -70,7 +71,7 @@ class Task:
         """The same coefficient for every layer."""
         return {layer: LayerPlan(alpha=alpha, reason=reason) for layer in self.layers}
 
-    def combined(self, alpha: float, rule: str, options: dict[str, Any]) -> Decision:
+    def combined(self, alpha: float, rule: str, options: Json) -> Decision:
         """One coefficient for every layer, and a rule that combines the task vectors."""
         return Decision(
             self.everywhere(alpha, Finding.of("one-alpha")),
@@ -131,7 +132,7 @@ class Task:
             raise RecipeError("needs a `measure:` in the recipe, such as `name: path-barrier`")
         return self.measurements
 
-    def need_tensors(self, measure: str, what: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    def need_tensors(self, measure: str, what: str) -> tuple[Tensors, Tensors]:
         """Return the tensors that a measure takes at the zero-shot and at the fine-tuned end, by
         parameter.
 
@@ -169,14 +170,14 @@ class Decision:
     finding: Finding | str | None = None
     weights: tuple[float, ...] = (1.0,)
     combine: Combination | None = None
-    stragglers: tuple[str, ...] = ()
+    stragglers: Names = ()
     straggler_statistic: str | None = None
     straggler_scores: dict[str, dict[str, float]] = field(default_factory=dict)
-    scores: dict[str, Tensor] = field(default_factory=dict)
-    coefficients: dict[str, Tensor] = field(default_factory=dict)
+    scores: Tensors = field(default_factory=dict)
+    coefficients: Tensors = field(default_factory=dict)
 
 
-def decide(task: Task, method: str, options: dict[str, Any]) -> Decision:
+def decide(task: Task, method: str, options: Json) -> Decision:
     """Run a method by its recipe name, which precedes its errors."""
     try:
         decision: Decision = load_plugin("methods", method)(task, **options)

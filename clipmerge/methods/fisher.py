@@ -8,6 +8,7 @@ from torch import Tensor
 from clipmerge.methods import Decision, Task
 from clipmerge.planning.finding import Finding
 from clipmerge.plugins import NonNegative, Share
+from clipmerge.types import Tensors
 
 
 def fisher(
@@ -52,7 +53,7 @@ def fisher(
     )
 
 
-def _total(fisher: dict[str, Tensor]) -> float:
+def _total(fisher: Tensors) -> float:
     return sum(float(value.double().sum()) for value in fisher.values())
 
 

@@ -8,6 +8,7 @@ from clipmerge.methods import Decision, Task
 from clipmerge.parallel import one_thread
 from clipmerge.planning.finding import Finding
 from clipmerge.planning.layer_plan import LayerPlan
+from clipmerge.types import Names
 
 
 def model_stock(task: Task) -> Decision:
@@ -40,7 +41,7 @@ def model_stock(task: Task) -> Decision:
     return Decision(layers, weights=task.uniform_weights)
 
 
-def _mean_cosine(task: Task, names: tuple[str, ...]) -> float | None:
+def _mean_cosine(task: Task, names: Names) -> float | None:
     """Mean cosine over pairs of checkpoints that both moved the layer; ``None`` if there is no such
     pair.
     """

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
 from clipmerge.errors import RecipeError
 from clipmerge.methods import Decision, Task
 from clipmerge.planning.finding import Finding
@@ -20,9 +18,7 @@ from clipmerge.plugins import (
     plugin_options,
     requires,
 )
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from clipmerge.types import Json, Tensors
 
 
 def straggler_outlier(
@@ -32,7 +28,7 @@ def straggler_outlier(
     straggler_alpha: Alpha = 0.25,
     density: Density = 0.5,
     mask: MaskName | None = "saliency",
-    mask_options: dict[str, Any] | None = None,
+    mask_options: Json | None = None,
     statistic: str = "barrier",
     threshold: Positive = 3.5,
     mirror: NonNegative = 2.5,
@@ -92,7 +88,7 @@ def straggler_outlier(
     for layer in stragglers.names:
         score = stragglers.scores[layer]
         reason = Finding.of("outlier", statistic=statistic, z=score["z"], share=score["stability"])
-        layers[layer] = straggler.model_copy(update={"reason": reason})
+        layers[layer] = straggler.replace(reason=reason)
     return Decision(
         layers,
         finding=stragglers.finding,
@@ -103,7 +99,7 @@ def straggler_outlier(
     )
 
 
-def scores_for(task: Task, layers: dict[str, LayerPlan]) -> dict[str, Tensor]:
+def scores_for(task: Task, layers: dict[str, LayerPlan]) -> Tensors:
     """The mean gradients along the path, by parameter, of the layers whose mask ranks entries by
     them.
     """

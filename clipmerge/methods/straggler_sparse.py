@@ -38,7 +38,7 @@ def straggler_sparse(task: Task, *, alpha: Share = 1.0) -> Decision:
     layers, shares = dict(decision.layers), known["sharpness_share"]
     for layer in stragglers:
         reason = Finding.of("sharp-straggler", share=shares[layer])
-        layers[layer] = layers[layer].model_copy(update={"reason": reason})
+        layers[layer] = layers[layer].replace(reason=reason)
     entries = sum(task.sizes[layer] for layer in stragglers)
     dropped = sum(task.sizes[layer] * known["at_zero"][layer] for layer in stragglers)
     assert isinstance(decision.finding, Finding)

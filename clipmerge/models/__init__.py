@@ -5,7 +5,6 @@ forward pass.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections import Counter
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
@@ -16,8 +15,6 @@ from PIL.Image import Image
 from torch import Tensor
 
 from clipmerge.families import Family
-from clipmerge.layers import block_of
-from clipmerge.models.blocks import Prefix, entering
 from clipmerge.models.kernels import freeze_batch_norms, image_layout
 from clipmerge.models.loading import fill
 
@@ -50,9 +47,6 @@ class ImageTextModel(ABC):
         self.parameters = {
             name: named[key] for name, key in family.by_canonical_name(named).items()
         }
-        layers = family.layers_of(filter(family.has_layer, self.parameters)).values()
-        blocks = {found[:2] for found in map(block_of, layers) if found}
-        self._blocks = Counter(tower for tower, _ in blocks)
 
     def load(self, read: Callable[[str], Tensor], source: str) -> None:
         """Load every weight; see `clipmerge.models.loading.fill`."""
@@ -71,16 +65,12 @@ class ImageTextModel(ABC):
         """
 
     @abstractmethod
-    def image_features(self, pixels: Tensor, prefix: Prefix | None = None) -> Tensor:
-        """Embed images: (batch, width), unit length. With a prefix the blocks below it do not
-        run.
-        """
+    def image_features(self, pixels: Tensor) -> Tensor:
+        """Embed images: (batch, width), unit length."""
 
     @abstractmethod
-    def text_features(self, tokens: dict[str, Tensor], prefix: Prefix | None = None) -> Tensor:
-        """Embed prompts: (prompts, width), unit length. With a prefix the blocks below it do not
-        run.
-        """
+    def text_features(self, tokens: dict[str, Tensor]) -> Tensor:
+        """Embed prompts: (prompts, width), unit length."""
 
     def logits(self, images: Tensor, classes: Tensor) -> Tensor:
         """Score unit features (batch, width) against unit features (classes, width): (batch,
@@ -92,17 +82,6 @@ class ImageTextModel(ABC):
         bias = getattr(self.module, "logit_bias", None)
         return logits if bias is None else logits + bias
 
-    @torch.no_grad()
-    def hidden_states(self, tower: Tower, inputs: Any) -> tuple[Tensor, ...] | None:
-        """Input of each block of a tower, and output of the last; ``None`` if they are not a chain
-        of its layers.
-        """
-        run: Callable[[Any], Tensor] = (
-            self.image_features if tower == "vision" else self.text_features
-        )
-        states = entering(self.towers[tower], lambda: run(inputs))
-        return states if states is not None and len(states) == self._blocks[tower] + 1 else None
-
 
 def model_for(family: Family, config: dict[str, Any], folder: Path) -> ImageTextModel:
     """Build a family's model without weights, to be loaded with `load`."""
@@ -112,4 +91,4 @@ def model_for(family: Family, config: dict[str, Any], folder: Path) -> ImageText
     return model
 
 
-__all__ = ["ImageTextModel", "Prefix", "Tower", "model_for"]
+__all__ = ["ImageTextModel", "Tower", "model_for"]

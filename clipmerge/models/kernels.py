@@ -8,12 +8,15 @@ single channels in float32: their backward pass in bfloat16 takes six times as l
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from functools import partial
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 from torch.nn.functional import batch_norm, conv2d, scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
+from torch.utils.checkpoint import checkpoint
 
 # torch 2.13 computes strided 1x1 convolutions of fewer input channels wrongly with channels last.
 _FEW_CHANNELS = 16
@@ -132,3 +135,13 @@ def freeze_batch_norms(module: torch.nn.Module) -> None:
         for name, child in list(parent.named_children()):
             if isinstance(child, torch.nn.BatchNorm2d) and child.track_running_stats:
                 setattr(parent, name, FrozenBatchNorm(child))
+
+
+def run_twice(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Run a function with activation checkpointing; in bfloat16 only inside
+    `clipmerge.models.precision.passes`.
+    """
+    again = partial(
+        checkpoint, use_reentrant=False, context_fn=lambda: (nullcontext(), FasterKernels())
+    )
+    return again(function, *args, **kwargs)

@@ -17,8 +17,7 @@ from clipmerge.checkpoint.source import OPEN_CLIP_CONFIG
 from clipmerge.errors import CheckpointError, shorten
 from clipmerge.families import Family
 from clipmerge.files.side_files import read_side_json
-from clipmerge.models import ImageTextModel, Prefix
-from clipmerge.models.blocks import starting_at
+from clipmerge.models import ImageTextModel
 from clipmerge.models.loading import blaming, check_words, preparing
 
 # Tokenizer options that only change how texts are read; others open files, or run code from the
@@ -68,22 +67,15 @@ class OpenClip(ImageTextModel):
             check_words(self.folder, ids, self.module)
             return {"input_ids": ids}
 
-    def image_features(self, pixels: Tensor, prefix: Prefix | None = None) -> Tensor:
-        """Embed images: (batch, width), unit length; with a prefix the blocks below it do not
-        run.
-        """
-        with starting_at(self.towers["vision"], prefix):
-            features: Tensor = self.module.encode_image(
-                pixels.contiguous(memory_format=self.layout), normalize=True
-            )
+    def image_features(self, pixels: Tensor) -> Tensor:
+        """Embed images: (batch, width), unit length."""
+        pixels = pixels.contiguous(memory_format=self.layout)
+        features: Tensor = self.module.encode_image(pixels, normalize=True)
         return features
 
-    def text_features(self, tokens: dict[str, Tensor], prefix: Prefix | None = None) -> Tensor:
-        """Embed prompts: (prompts, width), unit length; with a prefix the blocks below it do not
-        run.
-        """
-        with starting_at(self.towers["text"], prefix):
-            features: Tensor = self.module.encode_text(tokens["input_ids"], normalize=True)
+    def text_features(self, tokens: dict[str, Tensor]) -> Tensor:
+        """Embed prompts: (prompts, width), unit length."""
+        features: Tensor = self.module.encode_text(tokens["input_ids"], normalize=True)
         return features
 
 

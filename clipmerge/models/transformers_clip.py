@@ -17,8 +17,7 @@ from clipmerge.errors import CheckpointError
 from clipmerge.families import Family
 from clipmerge.files.limits import LARGEST_SIDE
 from clipmerge.files.side_files import PROCESSORS
-from clipmerge.models import ImageTextModel, Prefix
-from clipmerge.models.blocks import starting_at
+from clipmerge.models import ImageTextModel
 from clipmerge.models.loading import blaming, check_words, preparing
 
 _KERNELS = re.compile(
@@ -88,33 +87,26 @@ class TransformersClip(ImageTextModel):
                 return int(embedding.num_embeddings) - int(offset)
         return int(self.processor.tokenizer.model_max_length)
 
-    def image_features(self, pixels: Tensor, prefix: Prefix | None = None) -> Tensor:
-        """Embed images: (batch, width), unit length; with a prefix the blocks below it do not
-        run.
-        """
-        with starting_at(self.towers["vision"], prefix):
-            whole = pixels.ndim == 4
-            inputs = (
-                {"pixel_values": pixels.contiguous(memory_format=self.layout)}
-                if whole
-                else _unpack(pixels)
-            )
-            try:
-                output = self.module.get_image_features(**inputs)
-            except ValueError as error:  # images whose size is not the model's
-                raise CheckpointError(
-                    f"{self.folder}: its image processor does not fit its model ({error}); copy the"
-                    " base model's files"
-                ) from None
+    def image_features(self, pixels: Tensor) -> Tensor:
+        """Embed images: (batch, width), unit length."""
+        whole = pixels.ndim == 4
+        inputs = (
+            {"pixel_values": pixels.contiguous(memory_format=self.layout)}
+            if whole
+            else _unpack(pixels)
+        )
+        try:
+            output = self.module.get_image_features(**inputs)
+        except ValueError as error:  # images whose size is not the model's
+            raise CheckpointError(
+                f"{self.folder}: its image processor does not fit its model ({error}); copy the"
+                " base model's files"
+            ) from None
         return normalize(output.pooler_output, dim=-1)
 
-    def text_features(self, tokens: dict[str, Tensor], prefix: Prefix | None = None) -> Tensor:
-        """Embed prompts: (prompts, width), unit length; with a prefix the blocks below it do not
-        run.
-        """
-        with starting_at(self.towers["text"], prefix):
-            output = self.module.get_text_features(**tokens)
-        return normalize(output.pooler_output, dim=-1)
+    def text_features(self, tokens: dict[str, Tensor]) -> Tensor:
+        """Embed prompts: (prompts, width), unit length."""
+        return normalize(self.module.get_text_features(**tokens).pooler_output, dim=-1)
 
 
 build = TransformersClip

@@ -2,36 +2,50 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-_CHOICE = {
+from clipmerge.types import Json
+
+#: New names of the fields at a place; ``None`` for those of a choice that is no longer made,
+#: between what was learned and the straight path.
+_Renamed = Mapping[str, str | None]
+_STAGES: _Renamed = {"bought": "effect", "kept": "other_tasks"}
+_TRACE: _Renamed = {"calibration": "cross_entropy", "divergence": "distillation_loss"}
+_CHOICE: _Renamed = {
     "beyond": "extrapolation",
     "right": "accuracy",
     "finetuned_right": "finetuned_accuracy",
     "seen_right": "train_accuracy",
     "divergence": "distill_target",
+    "part": None,
+    "goal": None,
+    "path_alpha": None,
+    "path_goal": None,
+    "gain": None,
+    "corrupted_gain": None,
+    "zeroshot_skill": None,
+    "finetuned_rank": None,
 }
-# Fields of a choice that is no longer made: between what was learned and the straight path.
-_GONE = (
-    "part",
-    "goal",
-    "path_alpha",
-    "path_goal",
-    "gain",
-    "corrupted_gain",
-    "zeroshot_skill",
-    "finetuned_rank",
+_RENAMED: tuple[tuple[Sequence[str], _Renamed], ...] = (
+    ((), _STAGES),
+    (("seconds",), _STAGES),
+    (("effect",), {"verdict": None}),
+    (("calibration",), {"copies": "duplicates"}),
+    (("choice",), _CHOICE),
+    (("trace",), _TRACE),
+    (("measurements", "choice"), _CHOICE),
+    (("measurements", "trace"), _TRACE),
 )
-_TRACE = {"calibration": "cross_entropy", "divergence": "distillation_loss"}
-_STAGES = {"bought": "effect", "kept": "other_tasks"}
 
 
-def upgrade(data: dict[str, Any]) -> dict[str, Any]:
+def upgrade(data: Json) -> Json:
     """Rename or drop fields of a plan or a record of the format before; wrong types are left to
     validation.
     """
-    fields = _renamed(data, {"bought": "effect", "kept": "other_tasks"})
+    fields: Json = data
+    for place, names in _RENAMED:
+        fields = _with_names(fields, place, names)
     verdict = fields.pop("verdict", "")
     is_plan = "finding" in fields or "worded" in fields
     text = fields.pop("finding", "") if is_plan else verdict
@@ -43,29 +57,18 @@ def upgrade(data: dict[str, Any]) -> dict[str, Any]:
             name: str(digests).partition("-")[0] for name, digests in worded.items()
         }
     fields.pop("verdict_digest", None)
-    if isinstance(fields.get("effect"), dict):
-        fields["effect"] = {
-            name: value for name, value in fields["effect"].items() if name != "verdict"
-        }
-    _rename_in(fields, "calibration", {"copies": "duplicates"})
-    _rename_in(fields, "seconds", _STAGES)
-    if isinstance(fields.get("measurements"), dict) and "measure" in fields["measurements"]:
-        fields["measurements"] = dict(fields["measurements"])  # of a plan
-        _rename_in(fields["measurements"], "choice", _CHOICE, _GONE)
-        _rename_in(fields["measurements"], "trace", _TRACE)
-    _rename_in(fields, "choice", _CHOICE, _GONE)
-    _rename_in(fields, "trace", _TRACE)
     return fields
 
 
-def _rename_in(
-    fields: dict[str, Any], name: str, names: Mapping[str, str], gone: Collection[str] = ()
-) -> None:
-    if isinstance(fields.get(name), dict):
-        fields[name] = _renamed(fields[name], names, gone)
-
-
-def _renamed(
-    fields: Mapping[str, Any], names: Mapping[str, str], gone: Collection[str] = ()
-) -> dict[str, Any]:
-    return {names.get(name, name): value for name, value in fields.items() if name not in gone}
+def _with_names(value: Any, place: Sequence[str], names: _Renamed) -> Any:
+    """A copy in which the fields at a place have their new names."""
+    if not isinstance(value, dict):
+        return value
+    if place:
+        return {
+            key: _with_names(inner, place[1:], names) if key == place[0] else inner
+            for key, inner in value.items()
+        }
+    return {
+        name: inner for key, inner in value.items() if (name := names.get(key, key)) is not None
+    }

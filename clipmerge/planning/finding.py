@@ -7,6 +7,7 @@ from typing import Annotated, Any
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from clipmerge.planning.frozen import Frozen, Plain
+from clipmerge.types import Json
 
 #: Kind of a sentence that has no numbers: a note about the inputs, or a reason written by hand.
 NOTE = "note"
@@ -41,8 +42,8 @@ class Finding(Frozen):
         return {"kind": NOTE, "values": {"text": value}} if isinstance(value, str) else value
 
     @model_serializer(mode="wrap")
-    def _without_empty(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        data: dict[str, Any] = serialize(self)
+    def _without_empty(self, serialize: SerializerFunctionWrapHandler) -> Json:
+        data: Json = serialize(self)
         return {key: value for key, value in data.items() if key == "kind" or value}
 
     def __str__(self) -> str:

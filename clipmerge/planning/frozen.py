@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict
 
@@ -17,6 +17,10 @@ class Frozen(BaseModel):
     # built on first use: otherwise a class would be built again for each class with a field of its
     # type, 40 ms at every start
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, defer_build=True)
+
+    def replace(self, **changes: Any) -> Self:
+        """A copy with other values in some fields, which are not validated."""
+        return self.model_copy(update=changes)
 
 
 def _plain(value: Any) -> Any:

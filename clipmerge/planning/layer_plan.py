@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from pydantic import Field
 
@@ -11,6 +10,7 @@ from clipmerge.errors import PlanError, RecipeError, did_you_mean
 from clipmerge.planning.finding import Finding
 from clipmerge.planning.frozen import Frozen
 from clipmerge.plugins import Alpha, Density, check_options, plugin_names, plugin_options
+from clipmerge.types import Json, Names
 
 
 @dataclass(frozen=True)
@@ -44,8 +44,8 @@ class LayerPlan(Frozen):
     alpha_range: tuple[Alpha, Alpha] | None = None
     density: Density = 1.0
     mask: str | None = None
-    mask_options: dict[str, Any] = Field(default_factory=dict)
-    parameters: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    mask_options: Json = Field(default_factory=dict)
+    parameters: dict[str, Json] = Field(default_factory=dict)
     reason: Finding | None = None
 
     @property
@@ -65,10 +65,10 @@ class Combination(Frozen):
     """
 
     rule: str
-    options: dict[str, Any] = Field(default_factory=dict)
+    options: Json = Field(default_factory=dict)
 
 
-def check_mask(name: str, layer: LayerPlan, mask: str, parameters: tuple[str, ...]) -> None:
+def check_mask(name: str, layer: LayerPlan, mask: str, parameters: Names) -> None:
     """Check one layer's mask rule against the available masks."""
     masks = plugin_names("masks")
     if mask not in masks:

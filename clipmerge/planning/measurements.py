@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from pydantic import Field, model_validator
 from pydantic.json_schema import SkipJsonSchema
 
 from clipmerge.planning.finding import Finding
 from clipmerge.planning.frozen import Frozen
+from clipmerge.types import Json, Shape
 
 
 class LossPath(Frozen):
@@ -176,22 +176,16 @@ class Measurements(Frozen):
 
     measure: str
     statistics: tuple[Statistic, ...] = ()
-    batch_sizes: tuple[int, ...] = ()
+    batch_sizes: Shape = ()
     path: LossPath | None = None
     mixtures: tuple[Mixture, ...] = ()
     checks: dict[str, Check] = Field(default_factory=dict)
     notes: tuple[Finding, ...] = ()
     trace: dict[str, tuple[float, ...]] = Field(default_factory=dict)
     choice: HeldBackChoice | None = None
-    coefficients: SkipJsonSchema[dict[str, Any]] = Field(
-        default_factory=dict, exclude=True, repr=False
-    )
-    gradients: SkipJsonSchema[dict[str, Any]] = Field(
-        default_factory=dict, exclude=True, repr=False
-    )
-    tensors: SkipJsonSchema[dict[str, dict[str, Any]]] = Field(
-        default_factory=dict, exclude=True, repr=False
-    )
+    coefficients: SkipJsonSchema[Json] = Field(default_factory=dict, exclude=True, repr=False)
+    gradients: SkipJsonSchema[Json] = Field(default_factory=dict, exclude=True, repr=False)
+    tensors: SkipJsonSchema[dict[str, Json]] = Field(default_factory=dict, exclude=True, repr=False)
 
     @property
     def layers(self) -> dict[str, dict[str, float]]:

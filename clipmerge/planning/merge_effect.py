@@ -9,6 +9,7 @@ from pydantic import Field
 from clipmerge.planning.finding import Finding
 from clipmerge.planning.frozen import Frozen
 from clipmerge.stats import LEVEL
+from clipmerge.types import Names
 
 #: Loss of accuracy, in points, beyond which there is a warning, unless the recipe or the user says.
 MAX_LOSS = 3.0
@@ -182,7 +183,7 @@ class MergeEffect(Frozen):
     classes_without_images: Annotated[int, Field(ge=0)] = 0
     classes_with_one_image: Annotated[int, Field(ge=0)] = 0
     corruptions_per_image: Annotated[int, Field(ge=1)]
-    related: tuple[str, ...]
+    related: Names
     related_per_image: Annotated[int, Field(ge=0)]
     level: Annotated[float, Field(gt=0, lt=1)] = LEVEL
     max_loss: Annotated[float, Field(ge=0)] = MAX_LOSS
@@ -202,6 +203,10 @@ class MergeEffect(Frozen):
     warnings: tuple[Finding, ...] = ()
     text: str = ""
     plan: str = ""
+
+    def with_advice(self, recommendation: Recommendation, reason: Finding) -> MergeEffect:
+        """The same effect with another recommendation, which says nothing of a possible loss."""
+        return self.replace(recommendation=recommendation, reason=reason, possible_loss=None)
 
     @property
     def models(self) -> dict[str, ModelAccuracy]:

@@ -33,6 +33,7 @@ from clipmerge.planning.provenance import CalibrationRecord, HeadRecord, SourceR
 from clipmerge.planning.recipe import Recipe
 from clipmerge.planning.table import Rows, Tabular, layer_rows
 from clipmerge.plugins import Alpha, check_options
+from clipmerge.types import Json, Layers, Names, StrPath, Tensors
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -79,7 +80,7 @@ class Plan(Tabular, Frozen):
     """
 
     format: Literal["clipmerge-plan/2"] = "clipmerge-plan/2"
-    recipe: dict[str, Any]
+    recipe: Json
     zeroshot: SourceRecord
     finetuned: tuple[SourceRecord, ...] = Field(min_length=1)
     weights: tuple[Alpha, ...]
@@ -89,7 +90,7 @@ class Plan(Tabular, Frozen):
     head: HeadRecord | None = None
     layers: Annotated[dict[str, LayerPlan], FewLayers]
     tensors: TensorsRecord | None = None
-    stragglers: tuple[str, ...] = ()
+    stragglers: Names = ()
     straggler_statistic: str | None = None
     straggler_scores: dict[str, dict[str, float]] = Field(default_factory=dict)
     decision: Finding | None = None
@@ -138,7 +139,7 @@ class Plan(Tabular, Frozen):
         return self._tensors
 
     @property
-    def coefficients(self) -> dict[str, Tensor]:
+    def coefficients(self) -> Tensors:
         """Learned coefficients in memory, by parameter."""
         held = self._tensors.items()
         return {
@@ -155,7 +156,7 @@ class Plan(Tabular, Frozen):
         plan._tensors = dict(tensors)
         return plan
 
-    def save(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> Plan:
+    def save(self, path: StrPath, *, overwrite: bool = False) -> Plan:
         """Write the plan as JSON and its tensors beside it, both completely or not at all.
 
         Args:
@@ -177,7 +178,7 @@ class Plan(Tabular, Frozen):
         return write_plan_files(Path(path), self)
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> Plan:
+    def load(cls, path: StrPath) -> Plan:
         """Read a plan and the tensors beside it.
 
         Args:
@@ -239,15 +240,11 @@ class Plan(Tabular, Frozen):
         it is written.
         """
         digest = self.digest
-        return self.model_copy(
-            update={
-                "recipe_digest": digest_of(self.recipe),
-                "inputs_digest": self.digest_of_inputs,
-                "effect": self.effect and self.effect.model_copy(update={"plan": digest}),
-                "other_tasks": tuple(
-                    task.model_copy(update={"plan": digest}) for task in self.other_tasks
-                ),
-            }
+        return self.replace(
+            recipe_digest=digest_of(self.recipe),
+            inputs_digest=self.digest_of_inputs,
+            effect=self.effect and self.effect.replace(plan=digest),
+            other_tasks=tuple(task.replace(plan=digest) for task in self.other_tasks),
         )
 
     def without_stale(self) -> Plan:
@@ -255,23 +252,20 @@ class Plan(Tabular, Frozen):
         since.
         """
         if self.inputs_digest and self.inputs_digest != self.digest_of_inputs:
-            reasons = {
-                name: layer.model_copy(update={"reason": Finding.of("decided-for-others")})
-                for name, layer in self.layers.items()
-            }
-            forgotten: dict[str, Any] = {
-                "measurements": None,
-                "calibration": None,
-                "effect": None,
-                "other_tasks": (),
-                "decision": None,
-                "layer_digests": {},
-                "warnings": (Finding.of("other-checkpoints"),),
-                "stragglers": (),
-                "straggler_statistic": None,
-                "straggler_scores": {},
-            }
-            return self.model_copy(update={"layers": reasons, **forgotten})
+            reason = Finding.of("decided-for-others")
+            return self.replace(
+                layers={name: layer.replace(reason=reason) for name, layer in self.layers.items()},
+                measurements=None,
+                calibration=None,
+                effect=None,
+                other_tasks=(),
+                decision=None,
+                layer_digests={},
+                warnings=(Finding.of("other-checkpoints"),),
+                stragglers=(),
+                straggler_statistic=None,
+                straggler_scores={},
+            )
         measured = [effect for effect in (self.effect, *self.other_tasks) if effect is not None]
         if not measured or {effect.plan for effect in measured} == {self.digest}:
             return self
@@ -280,9 +274,9 @@ class Plan(Tabular, Frozen):
             *(warning for warning in self.warnings if warning not in stale),
             Finding.of("stale-effect"),
         )
-        return self.model_copy(update={"effect": None, "other_tasks": (), "warnings": warnings})
+        return self.replace(effect=None, other_tasks=(), warnings=warnings)
 
-    def checked(self, layers: dict[str, tuple[str, ...]]) -> Plan:
+    def checked(self, layers: Layers) -> Plan:
         """Check the plan against the existing layers, and its mask rules against the available
         masks.
         """
@@ -318,10 +312,10 @@ class Plan(Tabular, Frozen):
             name: entry
             if self.layer_digests.get(name) in (None, digest_of_layer(entry))
             or (entry.reason and entry.reason.kind == NOTE)  # written with the edit
-            else entry.model_copy(update={"reason": Finding.of("edited")})
+            else entry.replace(reason=Finding.of("edited"))
             for name, entry in self.layers.items()
         }
-        return self.model_copy(update={"layers": decided})
+        return self.replace(layers=decided)
 
 
 def digest_of_layer(entry: LayerPlan) -> str:
@@ -379,12 +373,12 @@ def write_plan_files(path: Path, plan: Plan) -> Plan:
             os.umask(mask)
             file.chmod(0o666 & ~mask)  # save_file makes it readable only by its owner
             named = TensorsRecord(file=file.name, sha256=sha256_of(file))
-            plan = plan.model_copy(update={"tensors": named})
+            plan = plan.replace(tensors=named)
         (folder / path.name).write_text(plan.to_json(), encoding="utf-8")
     return plan
 
 
-def _read_tensors(path: Path, record: TensorsRecord) -> dict[str, Tensor]:
+def _read_tensors(path: Path, record: TensorsRecord) -> Tensors:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 

@@ -11,6 +11,7 @@ from pydantic import field_validator
 from clipmerge.errors import counted
 from clipmerge.files.paths import is_plain_name, split_part
 from clipmerge.planning.frozen import Frozen
+from clipmerge.types import Json, Names
 
 
 class SourceRecord(Frozen):
@@ -42,7 +43,7 @@ class SourceRecord(Frozen):
         return hashed if part is None else [*hashed, f"#{part}"]
 
 
-def model_identity(provenance: dict[str, Any], config: dict[str, Any] | None) -> list[Any]:
+def model_identity(provenance: Json, config: Json | None) -> list[Any]:
     """Everything that determines a model: the content of its weights, the part of a file that is
     meant, and its configuration.
     """
@@ -112,7 +113,7 @@ class CalibrationRecord(Frozen):
     classes: int
     classes_with_images: int = 0
     batch_size: int
-    templates: tuple[str, ...]
+    templates: Names
     seed: int
     labelled: bool = True
     unlabelled: UnlabelledRecord | None = None
@@ -127,5 +128,5 @@ class HeadRecord(Frozen):
         templates: Prompt templates.
     """
 
-    classes: tuple[str, ...]
-    templates: tuple[str, ...]
+    classes: Names
+    templates: Names

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import yaml
-from pydantic import Field, PrivateAttr, ValidationError
+from pydantic import Field, ValidationError
 
 from clipmerge.config import Missing
 from clipmerge.errors import RecipeError, did_you_mean, printable, shorten
@@ -28,15 +28,7 @@ from clipmerge.plugins import (
     plugin_names,
     plugin_options,
 )
-
-# Options of learning by their names in the version before.
-_RENAMED = {
-    "robustness": "distill_weight",
-    "divergence": "distill",
-    "views": "weak_aug",
-    "copies": "strong_aug",
-    "changes": "augmentations",
-}
+from clipmerge.types import Json, StrPath
 
 
 class Override(Frozen):
@@ -71,30 +63,34 @@ class Recipe(Frozen):
     method: dict[str, Plain]
     overrides: tuple[Override, ...] = ()
     missing: Missing = "error"
-    _notes: tuple[str, ...] = PrivateAttr(())
 
     @property
-    def notes(self) -> tuple[str, ...]:
-        """What a user should know about the way it was written."""
-        return self._notes
+    def measure_options(self) -> Json:
+        """Options of the measure; empty if there is none."""
+        return _without_name(self.measure or {})
+
+    @property
+    def method_options(self) -> Json:
+        """Options of the method."""
+        return _without_name(self.method)
 
     @property
     def max_loss(self) -> float:
         """Points of accuracy that may be lost against the fine-tuned model: the limit of the
         recipe's measure, if it has one.
         """
-        return float((self.measure or {}).get("max_loss", MAX_LOSS))
+        return float(self.measure_options.get("max_loss", MAX_LOSS))
 
     def with_max_loss(self, limit: float | None) -> Recipe:
         """The recipe with another limit for its measure; ``None`` keeps its own."""
-        if limit is None or self.measure is None or "max_loss" not in self.measure:
+        if limit is None or "max_loss" not in self.measure_options:
             return self
-        return self.model_copy(update={"measure": {**self.measure, "max_loss": limit}})
+        return self.replace(measure={**(self.measure or {}), "max_loss": limit})
 
     @property
     def learns(self) -> bool:
         """Whether the recipe's measure learns step by step, which takes a learning rate."""
-        return "rate" in (self.measure or {})
+        return "rate" in self.measure_options
 
     @property
     def learns_from_unlabelled(self) -> bool:
@@ -109,6 +105,10 @@ class Recipe(Frozen):
         return yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=100)
 
 
+def _without_name(section: Json) -> Json:
+    return {str(key): value for key, value in section.items() if key != "name"}
+
+
 def recipe_text(name: str) -> str:
     """Text of a recipe that is known by name, including comments."""
     known = recipe_files()
@@ -120,7 +120,7 @@ def recipe_text(name: str) -> str:
 
 
 def load_recipe(
-    recipe: str | os.PathLike[str] | Mapping[str, Any] | Recipe,
+    recipe: StrPath | Mapping[str, Any] | Recipe,
     set: Mapping[str, Any] | Sequence[str] | None = None,
 ) -> Recipe:
     """Load a recipe and apply overrides.
@@ -141,8 +141,6 @@ def load_recipe(
         0.3
     """
     name, data = _raw(recipe)
-    renamed: dict[str, str] = {}
-    _rename_options(data.get("measure"), renamed)
     for key, value in _assignments(set):
         *parents, last = key.strip().split(".")
         target = data
@@ -151,33 +149,10 @@ def load_recipe(
             if not isinstance(target, dict):
                 raise RecipeError(f"`set` {key}={value}: '{parent}' holds no options")
         target[last] = value
-        _rename_options(data.get("measure"), renamed)
-    validated = _validate(name, data)
-    if renamed:
-        listed = ", ".join(f"{old} is {new}" for old, new in renamed.items())
-        validated._notes = (f"{name}: options of learning have new names or values: {listed}",)
-    return validated
+    return _validate(name, data)
 
 
-def _rename_options(section: Any, renamed: dict[str, str]) -> None:
-    """Give options of a measure their names of today, in place, and add what was renamed."""
-    if not isinstance(section, dict) or section.get("name") not in plugin_names("measures"):
-        return
-    known = plugin_options("measures", section["name"])
-    for old, new in _RENAMED.items():
-        if old in section and old not in known and new in known:
-            section[new] = section.pop(old)
-            renamed[old] = new
-    if "distill" in known and section.get("distill") == "auto":
-        section["distill"] = known["distill"]
-        renamed["divergence: auto"] = f"distill: {known['distill']}"
-    for name in ("start", "ceiling"):  # null meant that learning chooses, which it does no longer
-        if known.get(name) is not None and name in section and section[name] is None:
-            section[name] = known[name]
-            renamed[f"{name}: null"] = f"{name}: {known[name]:g}"
-
-
-def _raw(recipe: str | os.PathLike[str] | Mapping[str, Any] | Recipe) -> tuple[str, dict[str, Any]]:
+def _raw(recipe: StrPath | Mapping[str, Any] | Recipe) -> tuple[str, Json]:
     """Name of a recipe in messages, and a copy of its content, not validated."""
     if isinstance(recipe, Recipe):
         return recipe.name, recipe.model_dump(mode="json")
@@ -261,7 +236,7 @@ def _from_yaml(subject: str, text: str) -> Any:
         raise RecipeError(f"{subject} is not YAML: {reason}") from None
 
 
-def _validate(source: str, data: dict[str, Any]) -> Recipe:
+def _validate(source: str, data: Json) -> Recipe:
     for key in data:
         if key not in Recipe.model_fields:
             known = list(Recipe.model_fields)
@@ -282,7 +257,7 @@ def _validate(source: str, data: dict[str, Any]) -> Recipe:
         raise RecipeError(f"{source}: {where}: {plainly(first['msg'])}{hint}") from None
 
 
-def _option_hint(key: str, data: dict[str, Any]) -> str:
+def _option_hint(key: str, data: Json) -> str:
     """Suggest the section of an option that was given without it."""
     for section in ("method", "measure"):
         name = (data.get(section) or {}).get("name")
@@ -291,14 +266,13 @@ def _option_hint(key: str, data: dict[str, Any]) -> str:
     return ""
 
 
-def _plugin_section(source: str, section: str, value: Any) -> dict[str, Any]:
+def _plugin_section(source: str, section: str, value: Any) -> Json:
     if not isinstance(value, dict) or not isinstance(value.get("name"), str):
         raise RecipeError(
             f"{source}: {section}: needs a `name:`, one of {', '.join(plugin_names(f'{section}s'))}"
         )
-    options = {str(key): item for key, item in value.items() if key != "name"}
     try:
-        checked = check_options(f"{section}s", value["name"], options)
+        checked = check_options(f"{section}s", value["name"], _without_name(value))
         if checked.get("mask") is not None:  # checked now, before minutes of measuring
             check_options("masks", checked["mask"], checked.get("mask_options") or {})
         return {"name": value["name"], **checked}

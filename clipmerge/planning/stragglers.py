@@ -20,6 +20,7 @@ from clipmerge.errors import RecipeError, did_you_mean
 from clipmerge.layers import block_of, may_precede_blocks
 from clipmerge.planning.finding import Finding
 from clipmerge.planning.measurements import Measurements
+from clipmerge.types import Names
 
 Array = NDArray[np.float64]
 
@@ -39,7 +40,7 @@ _FLOOR = 1e-6
 class Stragglers:
     """The stragglers, in network order, every layer's scores, and the finding."""
 
-    names: tuple[str, ...]
+    names: Names
     scores: dict[
         str, dict[str, float]
     ]  # {"z": robust z-score, "stability": share of bootstraps that flag it}

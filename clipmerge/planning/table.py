@@ -8,11 +8,12 @@ from html import escape
 from typing import TYPE_CHECKING, Any
 
 from clipmerge.errors import UsageError
+from clipmerge.types import Json
 
 if TYPE_CHECKING:
     import pandas
 
-Rows = list[dict[str, Any]]
+Rows = list[Json]
 
 
 def layer_rows(

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from clipmerge.errors import PlanError
 from clipmerge.planning.layer_plan import LayerPlan, LearnedAlpha
 from clipmerge.planning.plan import COEFFICIENTS, SCORES, Plan
+from clipmerge.types import Layers, Shape, Tensors
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,9 +26,7 @@ _SAME = 1e-6
 BINS, TOP = 40, 2.0
 
 
-def named_tensors(
-    scores: Mapping[str, Tensor], coefficients: Mapping[str, Tensor]
-) -> dict[str, Tensor]:
+def named_tensors(scores: Mapping[str, Tensor], coefficients: Mapping[str, Tensor]) -> Tensors:
     """Scores for the masks that need them, and coefficients, by parameter, under their names in the
     plan.
     """
@@ -38,8 +37,8 @@ def named_tensors(
 def with_coefficients(
     layers: Mapping[str, LayerPlan],
     coefficients: Mapping[str, Tensor],
-    names: Mapping[str, tuple[str, ...]],
-    shapes: Mapping[str, tuple[int, ...]],
+    names: Layers,
+    shapes: Mapping[str, Shape],
 ) -> dict[str, LayerPlan]:
     """Store the mean and the range of its coefficients in each layer that has some."""
     filled = dict(layers)
@@ -49,13 +48,11 @@ def with_coefficients(
         ]
         if learned:
             found = _summary(learned)
-            filled[layer] = entry.model_copy(
-                update={"alpha": found.mean, "alpha_range": (found.low, found.high)}
-            )
+            filled[layer] = entry.replace(alpha=found.mean, alpha_range=(found.low, found.high))
     return filled
 
 
-def _summary(learned: list[tuple[Tensor, tuple[int, ...]]]) -> LearnedAlpha:
+def _summary(learned: list[tuple[Tensor, Shape]]) -> LearnedAlpha:
     """Mean over all entries of the parameters, smallest and largest coefficient."""
     total = sum(math.prod(shape) * float(c.double().mean()) for c, shape in learned)
     mean = total / max(sum(math.prod(shape) for _, shape in learned), 1)
@@ -64,9 +61,7 @@ def _summary(learned: list[tuple[Tensor, tuple[int, ...]]]) -> LearnedAlpha:
     )
 
 
-def check_coefficients(
-    plan: Plan, names: Mapping[str, tuple[str, ...]], shapes: Mapping[str, tuple[int, ...]]
-) -> None:
+def check_coefficients(plan: Plan, names: Layers, shapes: Mapping[str, Shape]) -> None:
     """Check a plan, which may have been edited, against its coefficients."""
     coefficients = plan.coefficients
     for name, coefficient in coefficients.items():
@@ -110,7 +105,7 @@ def check_coefficients(
             )
 
 
-def rows_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
+def rows_shape(shape: Shape) -> Shape:
     """Shape of coefficients with one number per row: (rows, 1, ...); () if the parameter is a
     scalar.
     """
@@ -118,7 +113,7 @@ def rows_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def coefficients_of_run(
-    coefficient: float | Tensor, shape: tuple[int, ...], start: int, stop: int | None
+    coefficient: float | Tensor, shape: Shape, start: int, stop: int | None
 ) -> float | Tensor:
     """Select the coefficients of a run of entries in memory order; ``stop=None`` takes all,
     unflattened.
@@ -142,9 +137,9 @@ def coefficients_of_run(
 
 def histograms(
     coefficients: Mapping[str, Tensor],
-    layers: Mapping[str, tuple[str, ...]],
+    layers: Layers,
     sizes: Mapping[str, int],
-) -> dict[str, tuple[int, ...]]:
+) -> dict[str, Shape]:
     """Count a model's entries by their coefficient.
 
     Example:
@@ -171,7 +166,7 @@ def histograms(
 
 def zeroshot_shares(
     coefficients: Mapping[str, Tensor],
-    layers: Mapping[str, tuple[str, ...]],
+    layers: Layers,
     sizes: Mapping[str, int],
 ) -> dict[str, float]:
     """Share of each layer's entries whose learned coefficient is 0: the zero-shot model's bytes."""

@@ -17,12 +17,10 @@ from clipmerge.api.apply import write_merge
 from clipmerge.api.plan import prepare
 from clipmerge.api.sweep import check_sweep, load_source, overlap_notes, run_sweep, write_sweep
 from clipmerge.checkpoint import open_checkpoint
-from clipmerge.distributed import distributed_context
 from clipmerge.errors import DataError, UsageError
 from clipmerge.evaluation.accuracy import evaluate_sources, load_model
 from clipmerge.evaluation.moving_model import MovingModel
-from clipmerge.evaluation.scorer import Scorer
-from clipmerge.evaluation.settings import EvalSettings
+from clipmerge.evaluation.scorer import Scorer, stacked
 from clipmerge.images.dataset import load_images, open_images
 from clipmerge.models.building import build_model
 from clipmerge.planning.recipe import load_recipe, recipe_text
@@ -65,7 +63,7 @@ def written_accuracy(
         prepare(merge_request(models, recipe, *quick(recipe), *sets, data=data), judged=False),
         folder,
     )
-    settings = EvalSettings(distributed_context("cpu"), TEMPLATE)
+    settings = Calibration(device="cpu", templates=TEMPLATE)
     model = load_model(open_checkpoint(str(folder)))
     loaded = {name: open_images(source) for name, source in sources.items()}
     record = evaluate_sources(model, loaded, settings, Progress())
@@ -226,11 +224,11 @@ def test_answers_do_not_depend_on_how_many_images_are_in_memory(
     moves = [*[lambda m, a=a: m.interpolate(a) for a in request.alphas], lambda m: m.follow(plan)]
     for held in (1, 100_000, 10**9):
         loaded = {"near": load_images(str(images)), "far": load_images(str(shifted))}
-        settings = EvalSettings(distributed_context("cpu"), TEMPLATE)
+        settings = Calibration(device="cpu", templates=TEMPLATE)
         found = Scorer(build_model(opened), opened, settings, load_bytes=held).score(
             moves, loaded, Progress()
         )
-        assert all((found[name] == expected[name]).all() for name in expected)
+        assert all((stacked(found[name]) == expected[name]).all() for name in expected)
 
 
 def test_the_record_and_the_files_tell_the_same(

@@ -6,13 +6,11 @@ from PIL import Image
 from transformers import CLIPModel, CLIPProcessor
 
 from clipmerge.checkpoint import open_checkpoint
-from clipmerge.distributed import distributed_context
 from clipmerge.errors import UsageError
 from clipmerge.evaluation.accuracy import evaluate_sources, load_model
-from clipmerge.evaluation.settings import EvalSettings
 from clipmerge.images.dataset import open_images
 from clipmerge.progress import Progress
-from clipmerge.request import parse_named, parse_named_source
+from clipmerge.request import Calibration, parse_named, parse_named_source
 from tests.support.command import clipmerge, refused
 from tests.support.tiny_clip import CLASSES, Folders, save_images
 
@@ -50,7 +48,7 @@ def test_accuracy_is_that_of_the_obvious_loop(
     record = evaluate_sources(
         load_model(open_checkpoint(str(pair[1]))),
         {"val": open_images(str(images))},
-        EvalSettings(distributed_context("cpu"), templates, batch_size=7),
+        Calibration(device="cpu", templates=templates, batch_size=7),
         Progress(),
     )
     assert record["images"] == {"val": 30}

@@ -8,7 +8,7 @@ from clipmerge.checkpoint import open_checkpoint
 from clipmerge.evaluation import bf16_classifier
 from clipmerge.evaluation.accuracy import load_model
 from clipmerge.evaluation.bf16_classifier import COMPARED, Bf16Classifier
-from clipmerge.models import ImageTextModel, Prefix
+from clipmerge.models import ImageTextModel
 from clipmerge.models.memory import MicroBatcher
 from clipmerge.models.zero_shot import class_embeddings
 from tests.support.small_objective import save_ends
@@ -24,8 +24,8 @@ class Counting:
         self.model, self.noise = model, noise
         self.exact = self.quick = 0
 
-    def image_features(self, pixels: Tensor, prefix: Prefix | None = None) -> Tensor:
-        features = self.model.image_features(pixels, prefix)
+    def image_features(self, pixels: Tensor) -> Tensor:
+        features = self.model.image_features(pixels)
         if not torch.is_autocast_enabled("cpu"):
             self.exact += len(pixels)
             return features
@@ -95,7 +95,7 @@ class Sure:
     def __init__(self) -> None:
         self.seen: list[int] = []
 
-    def image_features(self, pixels: Tensor, prefix: Prefix | None = None) -> Tensor:
+    def image_features(self, pixels: Tensor) -> Tensor:
         self.seen.append(len(pixels))
         return torch.eye(len(CLASSES))[pixels[:, 0, 0, 0].long()]
 

@@ -1,6 +1,5 @@
 """Recall against a slow reference that sorts every row."""
 
-from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,17 +9,17 @@ from PIL import Image
 from torch import Tensor
 
 from clipmerge.checkpoint import Inputs
-from clipmerge.distributed import distributed_context
-from clipmerge.evaluation import recall
+from clipmerge.evaluation import recall, scorer
 from clipmerge.evaluation.accuracy import load_model
-from clipmerge.evaluation.other_tasks import score_tasks
-from clipmerge.evaluation.recall import recall_of, recall_of_model
-from clipmerge.evaluation.settings import EvalSettings
+from clipmerge.evaluation.other_tasks import score_of, score_tasks
+from clipmerge.evaluation.recall import recall_at, retrieval_ranks
+from clipmerge.evaluation.scorer import Scorer
 from clipmerge.images.dataset import CaptionedImages, open_images
 from clipmerge.models import ImageTextModel
 from clipmerge.models.transformers_clip import TransformersClip
 from clipmerge.planning.other_tasks import Score
 from clipmerge.progress import Progress
+from clipmerge.request import Calibration
 from tests.support.small_objective import save_ends
 from tests.support.tasks import inputs_of
 
@@ -55,7 +54,7 @@ def test_recall_is_that_of_sorting(
     owners = torch.repeat_interleave(torch.arange(17), counts)
     owners = owners[torch.randperm(len(owners), generator=generator)]
     images, texts = features(17, generator), features(len(owners), generator)
-    found = recall_of(images, texts, owners, ranks=(1, 2, 5, 10, 100))
+    found = recall_at(*retrieval_ranks(images, texts, owners), ranks=(1, 2, 5, 10, 100))
     for rank in (1, 2, 5, 10, 100):
         both = (found.image_to_text[str(rank)], found.text_to_image[str(rank)])
         assert both == pytest.approx(by_sorting(images, texts, owners, rank), abs=1e-12)
@@ -69,7 +68,7 @@ COLOURS = {
     "dd": (90, 90, 90),
     "ee": (250, 250, 10),
 }
-SETTINGS = EvalSettings(distributed_context("cpu"), batch_size=2)
+SETTINGS = Calibration(device="cpu", batch_size=2)
 
 
 @pytest.fixture(scope="module")
@@ -94,8 +93,8 @@ class Computed(BaseException):
     """Ends a process that is only there for its part."""
 
 
-def recall_alone(model: ImageTextModel, pictures: CaptionedImages, settings: EvalSettings) -> Score:
-    return Score(recall=recall_of_model(model, pictures, settings, Progress()).recall)
+def recall_alone(model: ImageTextModel, pictures: CaptionedImages) -> Score:
+    return score_of(Scorer(model, None, SETTINGS).score_one(pictures, Progress()))
 
 
 @torch.inference_mode()
@@ -109,7 +108,7 @@ def test_captions_are_embedded_once_where_the_text_tower_stays(
         COLOURS
     )
     for place, checkpoint in ((0, ends.zeroshot), (2, ends.finetuned[0])):
-        assert found[place] == recall_alone(load_model(checkpoint), pictures, SETTINGS)
+        assert found[place] == recall_alone(load_model(checkpoint), pictures)
     assert found[0] != found[2]  # or the captions' place on the path would say nothing
 
 
@@ -118,11 +117,11 @@ def test_processes_share_the_images(
     ends: Inputs, pictures: CaptionedImages, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, gathered = load_model(ends.finetuned[0]), list[Any]()
-    whole = recall_alone(model, pictures, SETTINGS)
+    whole = recall_alone(model, pictures)
 
-    def share(rank: int) -> EvalSettings:
+    def share(rank: int) -> None:
         context: Any = SimpleNamespace(rank=rank, world_size=2, device=torch.device("cpu"))
-        return replace(SETTINGS, context=context)
+        monkeypatch.setattr(scorer, "distributed_context", lambda _: context)
 
     def gather(own: list[Any]) -> list[Any]:
         gathered.extend(own)
@@ -130,9 +129,11 @@ def test_processes_share_the_images(
             raise Computed
         return gathered
 
-    monkeypatch.setattr(recall, "gather_object", gather)
+    monkeypatch.setattr(scorer, "gather_object", gather)
+    share(1)
     with pytest.raises(Computed):
-        recall_alone(model, pictures, share(1))
-    assert [start > 0 for start, _ in gathered] == [True]
-    assert recall_alone(model, pictures, share(0)) == whole
-    assert [start for start, _ in gathered] == [2, 0, 4]
+        recall_alone(model, pictures)
+    assert [start > 0 for _, _, start, _ in gathered] == [True]
+    share(0)
+    assert recall_alone(model, pictures) == whole
+    assert [start for _, _, start, _ in gathered] == [2, 0, 4]

@@ -18,11 +18,10 @@ from clipmerge.api.merge_models import merge_state_dicts
 from clipmerge.checkpoint import open_checkpoint
 from clipmerge.distributed import DistributedContext, all_reduce_, device_work, distributed_context
 from clipmerge.errors import MeasureError
-from clipmerge.evaluation.accuracy import load_model, zero_shot_accuracy
+from clipmerge.evaluation.accuracy import load_model
 from clipmerge.evaluation.moving_model import MovingModel
-from clipmerge.evaluation.recall import recall_of
+from clipmerge.evaluation.recall import recall_at, retrieval_ranks
 from clipmerge.evaluation.scorer import Scorer
-from clipmerge.evaluation.settings import EvalSettings
 from clipmerge.images.dataset import load_images
 from clipmerge.learning import activations, coefficients
 from clipmerge.learning.augmentation import AUGMENTATIONS, strong_augment
@@ -35,6 +34,7 @@ from clipmerge.measures.hessian_trace import hessian_trace
 from clipmerge.models.building import build_model
 from clipmerge.plugins import Augmentation, plugin_names
 from clipmerge.progress import Progress
+from clipmerge.request import Calibration
 from tests.support import pretended_device
 from tests.support.measure_everything import measured
 from tests.support.pretended_device import Pretended, counted
@@ -353,12 +353,9 @@ def test_evaluation_is_that_of_the_cpu(pair: tuple[Path, Path], images: Path) ->
     loaded, accuracies = load_images(str(images), None, whole=True), []
     for device in ("cpu", pretended_device.NAME):
         with counted(has_float64=False):
-            settings = EvalSettings(DistributedContext(torch.device(device)))
-            accuracies.append(
-                zero_shot_accuracy(
-                    load_model(open_checkpoint(str(pair[0]))), loaded, settings, Progress()
-                )
-            )
+            model = load_model(open_checkpoint(str(pair[0])))
+            scorer = Scorer(model, None, Calibration(device=cast(Any, device)))
+            accuracies.append(scorer.score_one(loaded, Progress()).correct.mean())
     assert accuracies[0] == accuracies[1]
 
 
@@ -379,10 +376,11 @@ def test_points_are_classified_as_on_the_cpu(
             scorer = Scorer(
                 build_model(inputs),
                 inputs,
-                EvalSettings(DistributedContext(torch.device(device)), batch_size=7),
+                Calibration(device=cast(Any, device), batch_size=7),
             )
-            answers.append(scorer.answer(moves, {"a": loaded}, Progress())["a"])
-    assert (answers[0] == answers[1]).all()
+            found = scorer.score(moves, {"a": loaded}, Progress())["a"]
+            answers.append([outcome.best.tolist() for outcome in found])
+    assert answers[0] == answers[1]
 
 
 def test_retrieval_is_that_of_the_cpu() -> None:
@@ -391,12 +389,10 @@ def test_retrieval_is_that_of_the_cpu() -> None:
         normalize(torch.randn(count, 8, generator=generator), dim=-1) for count in (6, 12)
     )
     owners = torch.arange(6).repeat(2)
-    expected = recall_of(images, texts, owners)
+    expected = recall_at(*retrieval_ranks(images, texts, owners))
     with counted(has_float64=False):
-        assert (
-            recall_of(*(tensor.to(pretended_device.NAME) for tensor in (images, texts, owners)))
-            == expected
-        )
+        there = (tensor.to(pretended_device.NAME) for tensor in (images, texts, owners))
+        assert recall_at(*retrieval_ranks(*there)) == expected
 
 
 @pytest.mark.parametrize("mask", ["magnitude", "random"])

@@ -16,7 +16,6 @@ from clipmerge.learning.zeroshot_loss import ZeroShotLoss
 from clipmerge.measures.average_case import average_case
 from clipmerge.measures.first_order import first_order
 from clipmerge.measures.worst_case import worst_case
-from clipmerge.models.transformers_clip import TransformersClip
 from tests.support.small_objective import Ends, Reference, make_batches, objective_for
 from tests.support.tiny_clip import layer_of
 
@@ -130,24 +129,6 @@ def test_one_step_is_the_loss_at_the_first_order_maximiser(
         assert found["worst_case"].batches[layer] == pytest.approx(expected, rel=2e-4, abs=5e-6), (
             layer
         )
-
-
-def test_skipping_blocks_below_the_layer_changes_nothing(
-    ends: Ends, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    objective, found = objective_for(ends, make_batches((3, 2))), list[dict[str, list[float]]]()
-    for skipped in (True, False):
-        if not skipped:
-            monkeypatch.setattr(
-                TransformersClip, "hidden_states", lambda *_: None
-            )  # as of blocks that are not a chain
-        worst = [worst_case(objective, steps=steps)["worst_case"].batches for steps in (1, 3)]
-        average = average_case(objective, draws=2)["average_case"].batches
-        found.append(
-            {layer: worst[0][layer] + worst[1][layer] + average[layer] for layer in average}
-        )
-    for layer, values in found[1].items():
-        assert found[0][layer] == pytest.approx(values, abs=1e-5), layer
 
 
 @pytest.mark.parametrize("measure", [worst_case, average_case])

@@ -4,7 +4,6 @@ middle on."""
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import open_clip
@@ -12,7 +11,7 @@ import pytest
 import torch
 import transformers
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import AutoProcessor
 
@@ -25,7 +24,6 @@ from clipmerge.learning.objective import Batch, Objective
 from clipmerge.learning.sharded_batches import ShardedBatches
 from clipmerge.learning.zeroshot_loss import Prompts
 from clipmerge.models import ImageTextModel, model_for
-from clipmerge.models.blocks import entering
 from clipmerge.models.open_clip import _tokenizer, build_module, transform_for
 from clipmerge.models.transformers_clip import TransformersClip
 from tests.support.command import done
@@ -147,31 +145,6 @@ def test_loss_and_gradients_are_those_of_the_librarys_forward(
         assert float((ours[key] - theirs[key]).abs().max()) <= 3e-4 * largest, key
 
 
-@pytest.mark.parametrize("name", MEASURED)
-@pytest.mark.parametrize("tower", ["vision", "text"])
-def test_a_tower_starts_at_any_block(name: str, tower: Any, family_pairs: Pairs) -> None:
-    pair, model = opened(family_pairs(name))
-    model.load(pair.theta_1, "finetuned")
-    pixels, tokens = model.pixels(pictures()), model.tokens(PROMPTS)
-    states = model.hidden_states(tower, pixels if tower == "vision" else tokens)
-    assert states is not None
-    blocks = {
-        layer.split(".")[1]
-        for layer in pair.layers
-        if layer.startswith(tower) and layer.split(".")[1].isdigit()
-    }
-    assert len(states) == len(blocks) + 1
-    run: Callable[..., Tensor] = model.image_features if tower == "vision" else model.text_features
-    inputs: Any = pixels if tower == "vision" else tokens
-    with torch.no_grad():
-        whole = run(inputs)
-        for start in range(len(states)):
-            assert torch.allclose(run(inputs, (start, states[start])), whole, atol=1e-6)
-        noise = torch.randn_like(states[1])
-        assert not torch.allclose(run(inputs, (1, states[1] + noise)), whole, atol=1e-3)
-        assert torch.equal(run(inputs), whole)  # nothing is left behind
-
-
 @pytest.mark.parametrize(
     "name", [pytest.param("SigLIP2", marks=pytest.mark.uncounted), "CLIP classifier"]
 )
@@ -198,22 +171,6 @@ def test_a_recipe_that_measures_adds_up(
     towers = {layer.partition(".")[0] for layer in outcome.json["measurements"]}
     assert ("text" in towers) == (TINY[name].base is None)
     TINY[name].model.from_pretrained(output)
-
-
-class Copying(nn.Module):
-    """Blocks that each run on a copy."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.blocks = nn.ModuleList(nn.Linear(4, 4) for _ in range(2))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.blocks[1](self.blocks[0](x).clone())
-
-
-def test_blocks_that_do_not_pass_on_what_they_get_have_no_states_between_them() -> None:
-    tower = Copying()
-    assert entering(tower, lambda: tower(torch.ones(2, 4))) is None
 
 
 def test_a_configuration_without_towers_is_refused() -> None:

@@ -10,8 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import conv2d, scaled_dot_product_attention
 
 from clipmerge.models import kernels as attention
-from clipmerge.models.blocks import run_twice
-from clipmerge.models.kernels import FasterKernels, FrozenBatchNorm, image_layout
+from clipmerge.models.kernels import FasterKernels, FrozenBatchNorm, image_layout, run_twice
 from clipmerge.models.precision import multiplies_bfloat16, passes
 from tests.support.small_objective import make_batches, objective_for, save_ends
 

@@ -54,33 +54,6 @@ def test_features_and_logits_are_open_clips_own(pairs: dict[str, Folders], kind:
     torch.testing.assert_close(found, logits, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("kind", AUGMENTATIONS)
-@torch.no_grad()
-def test_a_tower_may_start_at_any_block(pairs: dict[str, Folders], kind: str) -> None:
-    model = load_model(open_checkpoint(str(pairs[kind][0])))
-    pixels = model.pixels([Image.radial_gradient("L").convert("RGB")])
-    prompts = model.tokens(["a cat", "two dogs"])
-    for tower, embed, inputs in (
-        ("vision", model.image_features, pixels),
-        ("text", model.text_features, prompts),
-    ):
-        states = model.hidden_states(tower, inputs)  # type: ignore[arg-type]
-        if states is None:
-            assert tower == "vision"
-            assert "vit" not in kind or "timm" in kind
-            continue
-        assert len(states) == 4
-        for block, hidden in enumerate(states):
-            other = (
-                {key: value.flip(0) for key, value in prompts.items()}
-                if tower == "text"
-                else -pixels
-            )
-            given = {**other, "input_ids": prompts["input_ids"]} if tower == "text" else other
-            prefixed = embed(given, (block, hidden))  # type: ignore[operator]
-            torch.testing.assert_close(prefixed, embed(inputs), atol=1e-6, rtol=0)  # type: ignore[operator]
-
-
 @pytest.mark.parametrize("kind", ["vit", "resnet", "timm siglip", "timm efficientnet", "coca"])
 def test_the_shares_of_all_layers_are_the_measured_barrier(
     pairs: dict[str, Folders], kind: str

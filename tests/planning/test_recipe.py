@@ -156,23 +156,3 @@ def test_a_file_called_like_a_recipe_is_not_taken_for_it(
     (tmp_path / "wise-ft").write_text("method: {name: wise-ft, alpha: 0.123}")
     assert load_recipe("wise-ft").method["alpha"] == 0.5
     assert load_recipe("./wise-ft").method["alpha"] == 0.123
-
-
-def test_options_of_the_version_before_are_read_with_a_note() -> None:
-    measure = {"name": "learned-coefficients", "robustness": 0.3, "views": 0, "changes": ["blur"]}
-    recipe = load_recipe(
-        {"measure": measure, "method": {"name": "learned"}},
-        ["measure.divergence=features", "measure.copies=8"],
-    )
-    assert recipe.measure is not None
-    new = ("distill_weight", "weak_aug", "augmentations", "distill", "strong_aug")
-    assert [recipe.measure[name] for name in new] == [0.3, 0, ("blur",), "features", 8]
-    (note,) = recipe.notes
-    assert "robustness is distill_weight" in note
-    assert load_recipe("auto").notes == ()
-    overridden = load_recipe("auto", ["measure.robustness=2"])
-    assert overridden.measure is not None
-    assert overridden.measure["distill_weight"] == 2
-    chosen = load_recipe("auto", ["measure.divergence=auto", "measure.start=null"])
-    assert chosen.measure == load_recipe("auto").measure
-    assert "start: null is start: 0.5" in chosen.notes[0]
