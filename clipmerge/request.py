@@ -198,7 +198,7 @@ class MergeRequest(Settings):
         if options["alpha"] is not None:
             _refuse_set_twice("alpha", "method.alpha", changes)
             changes = [*changes, f"method.alpha={options['alpha']!r}"]
-        chosen = limited_recipe(recipe, changes, options["max_loss"])
+        chosen = load_limited_recipe(recipe, changes, options["max_loss"])
         if options["max_loss"] is None:
             settings["max_loss"] = chosen.max_loss
         request = cls(
@@ -312,7 +312,7 @@ def default_recipe(options: Mapping[str, Any]) -> str:
     return name
 
 
-def limited_recipe(
+def load_limited_recipe(
     recipe: RecipeLike, changes: Mapping[str, Any] | Sequence[str] | None, max_loss: float | None
 ) -> Recipe:
     """Load a recipe whose decision keeps to the limit of the user, if there is one."""
@@ -607,14 +607,14 @@ def command_text(
     """
     output = {"output": others.pop("output", None)}
     ordered = {name: options[name] for name in OPTIONS if name in options} if options else {}
-    words = ["clipmerge", command, *map(_word, arguments)]
+    words = ["clipmerge", command, *map(_flag_value, arguments)]
     for name, value in {**others, **ordered, **output}.items():
         option = OPTIONS.get(name)
         flag = option.flag(name) if option else f"--{name}"
         if isinstance(value, bool):
             words += [flag] if option and value is not option.default else []
         elif value is not None:
-            values = _recipe_words(value) if name in ("recipe", "recipes") else _words(value)
+            values = _recipe_words(value) if name in ("recipe", "recipes") else _flag_values(value)
             for word in values:
                 words += [flag, word]
     return shlex.join(words)
@@ -633,18 +633,18 @@ def _recipe_words(recipes: Any) -> list[str]:
     return words
 
 
-def _words(value: Any) -> list[str]:
+def _flag_values(value: Any) -> list[str]:
     """The values of a flag that may be repeated, or the only one."""
     if isinstance(value, Mapping):
-        return [f"{name}={_word(source)}" for name, source in value.items()]
+        return [f"{name}={_flag_value(source)}" for name, source in value.items()]
     if not isinstance(value, (list, tuple)):
-        return [_word(value)]
+        return [_flag_value(value)]
     if value and all(isinstance(number, (int, float)) for number in value):
         return [",".join(f"{number:g}" for number in value)]
-    return [_word(element) for element in value]
+    return [_flag_value(element) for element in value]
 
 
-def _word(value: Any) -> str:
+def _flag_value(value: Any) -> str:
     if isinstance(value, str) and (title := title_of(value)):
         return f"<{title}>"
     if isinstance(value, (str, int, float, os.PathLike, Mapping, list, tuple)):

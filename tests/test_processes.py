@@ -328,7 +328,7 @@ def test_a_thread_leaves_signals_to_the_main_one() -> None:
 def test_the_first_process_that_is_ended_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_ending, "have_met", lambda: True)
+    monkeypatch.setattr(_ending, "processes_have_joined", lambda: True)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     monkeypatch.setenv("MASTER_PORT", "29500")
     said = []

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from scipy.special import ndtr, ndtri
 from scipy.stats import binomtest, bootstrap
 
-from clipmerge.evaluation.tradeoff import height, standings
+from clipmerge.evaluation.tradeoff import compare_with_curve, height
 from clipmerge.stats import mean_of_sources, mean_share, paired_accuracy_interval, wilson
 
 Floats = NDArray[np.float64]
@@ -137,7 +137,9 @@ def test_a_sweeps_intervals_cover(images: int) -> None:
         near, far = scenario(rng)
         truth = float(far[-1] - height(near[None, :-1], far[None, :-1], near[None, -1:])[0, 0])
         right = [recognised(near, images, rng), *(recognised(far, images, rng) for _ in range(2))]
-        found = standings(right[:1], right[1:], range(len(ALPHAS)), seed=trial, resamples=200)[-1]
+        found = compare_with_curve(
+            right[:1], right[1:], range(len(ALPHAS)), seed=trial, resamples=200
+        )[-1]
         means.append(found["ood_interval"][0] <= far[-1] <= found["ood_interval"][1])
         if found["gain_interval"] is not None and not math.isnan(truth):
             gains.append(found["gain_interval"][0] <= truth <= found["gain_interval"][1])

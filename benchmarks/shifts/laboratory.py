@@ -24,7 +24,7 @@ from benchmarks.shifts.standing import draws as drawn
 from clipmerge.api.plan import prepare
 from clipmerge.checkpoint import Inputs, align_checkpoints, open_checkpoint
 from clipmerge.evaluation.points import Point
-from clipmerge.evaluation.scorer import Scorer, stacked
+from clipmerge.evaluation.scorer import Scorer, stack_correct
 from clipmerge.images.dataset import load_images
 from clipmerge.images.prompts import DEFAULT_TEMPLATE
 from clipmerge.models.building import build_model
@@ -114,7 +114,9 @@ class Laboratory:
             Calibration(device="cpu", templates=(DEFAULT_TEMPLATE,)),
         )
         scored = scorer.score([point.move for point in points], loaded, Progress())
-        ordered = {name: by_drawing(stacked(each), sources[name]) for name, each in scored.items()}
+        ordered = {
+            name: by_drawing(stack_correct(each), sources[name]) for name, each in scored.items()
+        }
         times = drawn({name: each.things for name, each in ordered.items()}, draws)
         found = {}
         for name, each in ordered.items():

@@ -38,10 +38,10 @@ def open_source(
     """Open a source of `as_sources`; takes and raises the same as
     `clipmerge.checkpoint.open_checkpoint`.
     """
-    return with_title(open_checkpoint(source, base=base, model=model))
+    return named_after_model(open_checkpoint(source, base=base, model=model))
 
 
-def with_title(checkpoint: Checkpoint) -> Checkpoint:
+def named_after_model(checkpoint: Checkpoint) -> Checkpoint:
     """Name a checkpoint that holds a model in memory after the model."""
     return replace(checkpoint, source=title_of(checkpoint.source) or checkpoint.source)
 
@@ -56,7 +56,7 @@ def as_sources(checkpoints: Sequence[CheckpointLike], processor: Any = None) -> 
             (
                 os.fspath(checkpoint)
                 if isinstance(checkpoint, (str, os.PathLike))
-                else _saved(
+                else _save_model(
                     checkpoint,
                     stack.enter_context(tempfile.TemporaryDirectory(prefix=IN_MEMORY)),
                     processor,
@@ -66,7 +66,7 @@ def as_sources(checkpoints: Sequence[CheckpointLike], processor: Any = None) -> 
         ]
 
 
-def unwrapped(model: Module) -> Module:
+def unwrap_model(model: Module) -> Module:
     """The model inside the wrappers of `torch.compile` and of parallel training."""
     for name in _WRAPPERS * 2:
         children = dict(model.named_children())
@@ -74,14 +74,14 @@ def unwrapped(model: Module) -> Module:
     return model
 
 
-def _saved(checkpoint: Module, place: str, processor: Any) -> str:
+def _save_model(checkpoint: Module, place: str, processor: Any) -> str:
     """Save a model in memory in a folder of its name; the folder's path."""
     if not hasattr(checkpoint, "state_dict"):
         raise UsageError(
             f"{type(checkpoint).__name__} is not a checkpoint; give a path, a Hub id, or a model of"
             " transformers or open_clip"
         )
-    model: Any = unwrapped(checkpoint)
+    model: Any = unwrap_model(checkpoint)
     folder = Path(place) / f"{type(model).__name__} in memory"
     folder.mkdir()
     if hasattr(model, "save_pretrained") and hasattr(model, "config"):

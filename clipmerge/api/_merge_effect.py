@@ -53,7 +53,7 @@ def add_verdict(run: Run, request: MergeRequest) -> None:
         images = _held_back(run, request)
         effect = measure_effect(
             run.inputs,
-            shared_plan(run, request.calibration),
+            broadcast_plan(run, request.calibration),
             images,
             request.calibration,
             max_loss=request.max_loss,
@@ -61,7 +61,7 @@ def add_verdict(run: Run, request: MergeRequest) -> None:
             learned=bool(measured and takes_learned(measured.trace, measured.choice)),
             progress=run.progress,
         )
-        _doubt_names(run, request, effect, images)
+        _check_class_names(run, request, effect, images)
         if doubtful := headline_of(run.findings, request.allow):
             effect = effect.with_advice(*doubtful)
         if request.strict and effect.warnings:
@@ -82,7 +82,7 @@ def add_verdict(run: Run, request: MergeRequest) -> None:
                 run.progress.say(text_of(warning))
 
 
-def _doubt_names(
+def _check_class_names(
     run: Run,
     request: MergeRequest,
     effect: MergeEffect,
@@ -157,7 +157,7 @@ def _held_back(run: Run, request: MergeRequest) -> LabelledImages | CaptionedIma
     return images
 
 
-def shared_plan(run: Run, calibration: Calibration) -> Plan:
+def broadcast_plan(run: Run, calibration: Calibration) -> Plan:
     """Give every process the main one's plan, without its measurements.
 
     Its tensors, as large as the model, are sent one by one: pickled with the plan, all of them
@@ -216,7 +216,7 @@ def add_other_task_scores(run: Run, request: MergeRequest) -> None:
             say_all(run.progress, note_shared(prints, data))
         scores = measure_other_tasks(
             run.inputs,
-            shared_plan(run, request.calibration),
+            broadcast_plan(run, request.calibration),
             tasks,
             request.calibration,
             run.progress,
@@ -239,7 +239,7 @@ def score_other_tasks(
     """Score every point of a sweep on every task, and enter the scores."""
     if not tasks:
         return
-    from clipmerge.evaluation.other_tasks import facts_of, score_tasks
+    from clipmerge.evaluation.other_tasks import score_tasks, task_facts
 
     progress.stage("other_tasks")
     moves = [point.move for point in points]
@@ -251,7 +251,7 @@ def score_other_tasks(
         progress,
         dtype=request.dtype,
     )
-    record["other_tasks"] = [facts_of(name, task) for name, task in tasks.items()]
+    record["other_tasks"] = [task_facts(name, task) for name, task in tasks.items()]
     rows = [
         *enumerate(record["curve"]),
         *((row["point"], row) for row in (*record["recipes"], *record["points"])),

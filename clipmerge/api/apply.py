@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Unpack
 
 from clipmerge.api._in_memory import CheckpointLike, as_sources, open_source
 from clipmerge.api._results import MergeResult
-from clipmerge.api.plan import doubt_models
+from clipmerge.api.plan import check_models_once
 from clipmerge.checkpoint import Checkpoint, align_checkpoints
 from clipmerge.config import ApplyOptions, complete_options, with_options
 from clipmerge.errors import PlanError, UsageError
@@ -87,7 +87,7 @@ def apply(
         run.command = given["command"] or command_text(
             "apply", file or opened, options=options, output=output
         )
-        return finished(run, Path(output), overwrite=given["overwrite"], max_shard_size=limit)
+        return finish_merge(run, Path(output), overwrite=given["overwrite"], max_shard_size=limit)
 
 
 def open_plan(
@@ -102,8 +102,8 @@ def open_plan(
     """Open a plan's inputs, and check that the plan was made for them."""
     progress.stage("read")
     begin = time.perf_counter()
-    zeroshot, *finetuned = _open_all(name, plan, sources, model)
-    plan = _of_sources(plan, (zeroshot, *finetuned)) if sources else plan
+    zeroshot, *finetuned = _open_checkpoints(name, plan, sources, model)
+    plan = _with_sources(plan, (zeroshot, *finetuned)) if sources else plan
     decided_for_these = plan.inputs_digest == plan.digest_of_inputs
     plan = plan.without_stale()
     inputs = align_checkpoints(
@@ -122,7 +122,7 @@ def open_plan(
         _check_hashes(name, record, checkpoint, progress, hashed=hashed)
     if not decided_for_these:  # nobody was told yet what `merge` says about these checkpoints
         say_all(progress, inputs.notes)
-        doubts = doubt_models(inputs, RunCache())
+        doubts = check_models_once(inputs, RunCache())
         say_all(progress, texts_of(doubts))
         found = [*map(Finding.note, inputs.notes), *doubts]
         new = [finding for finding in found if finding not in plan.warnings]
@@ -134,7 +134,9 @@ def open_plan(
     return run
 
 
-def _open_all(name: str, plan: Plan, sources: Sequence[str], model: str | None) -> list[Checkpoint]:
+def _open_checkpoints(
+    name: str, plan: Plan, sources: Sequence[str], model: str | None
+) -> list[Checkpoint]:
     records = (plan.zeroshot, *plan.finetuned)
     if sources and len(sources) != len(records):
         raise PlanError(
@@ -147,7 +149,7 @@ def _open_all(name: str, plan: Plan, sources: Sequence[str], model: str | None) 
     return [base, *(open_source(place, base, model=model) for place in places[1:])]
 
 
-def _of_sources(plan: Plan, checkpoints: Sequence[Checkpoint]) -> Plan:
+def _with_sources(plan: Plan, checkpoints: Sequence[Checkpoint]) -> Plan:
     """A plan without hashes for the checkpoints that it is applied to; hashes are compared
     instead.
     """
@@ -207,7 +209,7 @@ def _check_hashes(
         )
 
 
-def finished(
+def finish_merge(
     run: Run, output: Path | None, *, overwrite: bool = False, max_shard_size: int | None = None
 ) -> MergeResult:
     """Write a decided run in the main process, and return the result."""

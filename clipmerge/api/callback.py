@@ -11,7 +11,7 @@ from typing import Any, Unpack
 from torch.nn import Module
 from transformers import TrainerCallback
 
-from clipmerge.api._in_memory import CheckpointLike, unwrapped
+from clipmerge.api._in_memory import CheckpointLike, unwrap_model
 from clipmerge.api._results import MergeResult
 from clipmerge.api.merge import merge
 from clipmerge.api.push import check_push
@@ -186,7 +186,7 @@ def _clip_in(model: Module) -> Module:
     """The model of transformers or open_clip that is trained: the module itself, or the first such
     part of it.
     """
-    model = unwrapped(model)
+    model = unwrap_model(model)
     if hasattr(model, "merge_and_unload"):  # peft's
         adapted: Any = copy.deepcopy(model)
         return adapted.merge_and_unload()  # type: ignore[no-any-return]

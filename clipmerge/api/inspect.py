@@ -56,13 +56,13 @@ def inspect(
         CheckpointError: If a checkpoint cannot be read.
     """
     with as_sources([zeroshot] if finetuned is None else [zeroshot, finetuned]) as (base, *others):
-        record = _inspected(
+        record = _inspection(
             base, others[0] if others else None, progress or Logged(), weights=weights
         )
     return InspectResult(record["family"], record["layers"], tuple(record["mismatches"]), record)
 
 
-def _inspected(zeroshot: str, finetuned: str | None, progress: Progress, *, weights: bool) -> Json:
+def _inspection(zeroshot: str, finetuned: str | None, progress: Progress, *, weights: bool) -> Json:
     base_source = find_source(zeroshot)
     base_preview = preview_checkpoint(base_source)
     base = base_preview or open_source(base_source)

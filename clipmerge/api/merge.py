@@ -9,8 +9,8 @@ from typing import Unpack
 
 from clipmerge.api._in_memory import CheckpointLike
 from clipmerge.api._results import MergeResult
-from clipmerge.api.apply import finished
-from clipmerge.api.plan import prepare, requested
+from clipmerge.api.apply import finish_merge
+from clipmerge.api.plan import merge_requested, prepare
 from clipmerge.api.push import check_push, push
 from clipmerge.config import MergeOptions, complete_options, with_options
 from clipmerge.images.file_store import local_inputs
@@ -53,7 +53,7 @@ def merge(
     given = complete_options(MergeOptions, options)
     target, progress = None if output is None else Path(output), given["progress"]
     limit = parse_size(given["max_shard_size"])
-    with requested("merge", zeroshot, finetuned, recipe, output, given, options) as request:
+    with merge_requested("merge", zeroshot, finetuned, recipe, output, given, options) as request:
         if target is not None:
             from clipmerge.output.checks import check_output
 
@@ -66,7 +66,7 @@ def merge(
         if given["push"] is not None:
             check_push(given["push"], target, private=given["private"])
         run = prepare(request, progress)
-        result = finished(run, target, overwrite=given["overwrite"], max_shard_size=limit)
+        result = finish_merge(run, target, overwrite=given["overwrite"], max_shard_size=limit)
     if given["push"] is None or target is None or not run.is_main:
         return result
     published = push(

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from clipmerge.api._in_memory import unwrapped
-from clipmerge.api.plan import prepare, requested
+from clipmerge.api._in_memory import unwrap_model
+from clipmerge.api.plan import merge_requested, prepare
 from clipmerge.config import RecipeOptions, complete_options, with_options
 from clipmerge.errors import CheckpointError, UsageError, counted, shorten
 from clipmerge.families import is_buffer, is_counter, is_statistic
@@ -68,9 +68,9 @@ def merge_models(
                 f"{type(model).__name__} is not a model; give torch modules here, and paths to"
                 " merge()"
             )
-    models = [unwrapped(model) for model in as_list(finetuned)]
+    models = [unwrap_model(model) for model in as_list(finetuned)]
     given = complete_options(RecipeOptions, options)
-    with requested("merge", zeroshot, models, recipe, None, given, options) as request:
+    with merge_requested("merge", zeroshot, models, recipe, None, given, options) as request:
         run = prepare(request, given["progress"])
         if run.plan is None:
             raise UsageError(
@@ -82,12 +82,12 @@ def merge_models(
                 tensor.key: tensor.tensor(content)
                 for tensor, content in zip(tensors, contents, strict=True)
             }
-        form = unwrapped(zeroshot) if run.inputs.takes_zeroshot_form else models[0]
+        form = unwrap_model(zeroshot) if run.inputs.takes_zeroshot_form else models[0]
         run.finish()
-    return _filled(form, weights, run.plan.dtype)  # type: ignore[return-value]
+    return _with_weights(form, weights, run.plan.dtype)  # type: ignore[return-value]
 
 
-def _filled(form: torch.nn.Module, weights: Tensors, dtype: str) -> torch.nn.Module:
+def _with_weights(form: torch.nn.Module, weights: Tensors, dtype: str) -> torch.nn.Module:
     merged = copy.deepcopy(form)
     if dtype != "keep":
         merged = merged.to(getattr(torch, dtype))

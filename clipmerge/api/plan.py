@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar, Unpack
 
-from clipmerge.api._in_memory import CheckpointLike, as_sources, with_title
+from clipmerge.api._in_memory import CheckpointLike, as_sources, named_after_model
 from clipmerge.api._merge_effect import add_other_task_scores, add_verdict
 from clipmerge.checkpoint import Inputs, open_checkpoints
 from clipmerge.checkpoint.alignment import align, finetuned_dtype, refuse_mismatches
@@ -88,7 +88,7 @@ def plan_run(
     from clipmerge.output.checks import check_output_file
 
     given = complete_options(PlanOptions, options)
-    with requested("plan", zeroshot, finetuned, recipe, output, given, options) as request:
+    with merge_requested("plan", zeroshot, finetuned, recipe, output, given, options) as request:
         if output is not None:
             check_output_file(Path(output), overwrite=given["overwrite"])
         run = prepare(request, given["progress"])
@@ -100,7 +100,7 @@ def plan_run(
 
 
 @contextmanager
-def requested(
+def merge_requested(
     command: str,
     zeroshot: CheckpointLike,
     finetuned: CheckpointLike | Sequence[CheckpointLike],
@@ -135,7 +135,7 @@ def prepare(
     _label_images(run, request)
     measurements, calibration = None, None
     if judged and request.calibration.source is not None:
-        doubts = _doubt_images(run, request)
+        doubts = _check_images(run, request)
         run.findings += doubts
         say_all(run.progress, texts_of(doubts))
     if request.recipe.measure:
@@ -173,7 +173,9 @@ def _read(request: MergeRequest, progress: Progress, known: RunCache) -> tuple[R
         run.inputs = inputs = build_zeroshot_head(inputs, run.head, mixed_dtypes=mixed)
     inputs.notes.extend(note for note in unmerged_encoders(inputs) if note not in inputs.notes)
     say_all(progress, inputs.notes)
-    run.findings += settle(doubt_models(inputs, known), allow=request.allow, strict=request.strict)
+    run.findings += settle(
+        check_models_once(inputs, known), allow=request.allow, strict=request.strict
+    )
     say_all(progress, texts_of(run.findings))
     run.seconds["read"] = round(time.perf_counter() - begin, 3)
     return run, request
@@ -210,7 +212,7 @@ def open_inputs(request: Request, missing: Missing, known: RunCache) -> tuple[In
     """
     if not known.checkpoints:
         opened = open_checkpoints(request.checkpoints, missing=missing, model=request.model)
-        known.checkpoints = tuple(map(with_title, opened))
+        known.checkpoints = tuple(map(named_after_model, opened))
     is_new = missing not in known.inputs
     if is_new:
         zeroshot, *finetuned = known.checkpoints
@@ -229,7 +231,7 @@ def open_inputs(request: Request, missing: Missing, known: RunCache) -> tuple[In
     return inputs, request
 
 
-def doubt_models(inputs: Inputs, known: RunCache) -> list[Finding]:
+def check_models_once(inputs: Inputs, known: RunCache) -> list[Finding]:
     """Check once whether the fine-tuned checkpoints started from the zero-shot one."""
     if known.doubts is None:
         known.doubts = list(check_models(inputs))
@@ -263,7 +265,7 @@ def _label_images(run: Run, request: MergeRequest) -> None:
     run.cache.data = most, labelled
 
 
-def _doubt_images(run: Run, request: MergeRequest) -> list[Finding]:
+def _check_images(run: Run, request: MergeRequest) -> list[Finding]:
     """Check on a few images, before measuring, whether they and the class names can be right; a
     recipe that measures nothing leaves the names to the measurement of its effect.
     """

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 from clipmerge import __version__
 from clipmerge.api._in_memory import CheckpointLike, as_sources, open_source
-from clipmerge.api._merge_effect import load_tasks, score_other_tasks, shared_plan
+from clipmerge.api._merge_effect import broadcast_plan, load_tasks, score_other_tasks
 from clipmerge.api._results import SweepResult
-from clipmerge.api.plan import doubt_models, open_inputs, prepare
+from clipmerge.api.plan import check_models_once, open_inputs, prepare
 from clipmerge.checkpoint import Inputs, align_checkpoints
 from clipmerge.checks import check_shifts, check_sources, settle
 from clipmerge.config import Missing, SweepOptions, complete_options, with_options
@@ -25,7 +25,7 @@ from clipmerge.distributed import is_main_process
 from clipmerge.errors import DataError, VerdictError
 from clipmerge.evaluation.conclusion import loses, loss_warnings
 from clipmerge.evaluation.points import Point, weights_key
-from clipmerge.evaluation.tradeoff import RESAMPLES, standings
+from clipmerge.evaluation.tradeoff import RESAMPLES, compare_with_curve
 from clipmerge.images import ImageSet
 from clipmerge.images.dataset import (
     CaptionedImages,
@@ -49,7 +49,7 @@ from clipmerge.request import (
     as_list,
     check_sweep,
     command_text,
-    limited_recipe,
+    load_limited_recipe,
     parse_alphas,
     parse_named,
     recipe_files,
@@ -112,7 +112,7 @@ def sweep(
             parse_named("id", id),
             parse_named("ood", ood),
             recipes=tuple(
-                limited_recipe(recipe, given["set"], given["max_loss"]) for recipe in recipes
+                load_limited_recipe(recipe, given["set"], given["max_loss"]) for recipe in recipes
             ),
             alphas=parse_alphas(given["alphas"]),
             further=tuple(further),
@@ -166,7 +166,7 @@ def run_sweep(
     )
     inputs, request = open_inputs(request, missing, known)
     say_all(progress, inputs.notes)
-    doubts = settle(doubt_models(inputs, known), allow=request.allow, strict=request.strict)
+    doubts = settle(check_models_once(inputs, known), allow=request.allow, strict=request.strict)
     say_all(progress, texts_of(doubts))
     progress.stage("check")
     found = check_sources(inputs, loaded, request.calibration, progress, seed=request.seed)
@@ -227,7 +227,7 @@ def run_sweep(
     say_all(progress, texts_of(lost))
     if lost and request.strict:
         raise VerdictError(f"{text_of(lost[0])}; nothing was written (`strict=True`)")
-    record = _about(
+    record = _describe_sweep(
         request,
         inputs,
         loaded,
@@ -253,7 +253,7 @@ def run_sweep(
 
 def _rows(request: SweepRequest, correct: dict[str, Correct]) -> list[Json]:
     """The rows of the points, in order."""
-    places = standings(
+    places = compare_with_curve(
         [correct[name] for name in request.id_sources],
         [correct[name] for name in request.ood_sources],
         range(len(request.alphas)),
@@ -272,7 +272,7 @@ def _rows(request: SweepRequest, correct: dict[str, Correct]) -> list[Json]:
     ]
 
 
-def _about(
+def _describe_sweep(
     request: SweepRequest,
     inputs: Inputs,
     loaded: dict[str, LabelledImages | CaptionedImages],
@@ -403,7 +403,7 @@ def _plan_points(
     for recipe in request.recipes:
         run = prepare(request.merge_request(recipe), progress, known=known, judged=False)
         runs.append(run)
-        plan = shared_plan(run, request.calibration)
+        plan = broadcast_plan(run, request.calibration)
         key = weights_key(plan, inputs)
         points.setdefault(key, Point(None, plan))
         planned.append((plan, list(points).index(key)))
@@ -417,7 +417,7 @@ def _score(
     loaded: dict[str, LabelledImages | CaptionedImages],
     progress: Progress,
 ) -> dict[str, Correct]:
-    from clipmerge.evaluation.scorer import Scorer, stacked
+    from clipmerge.evaluation.scorer import Scorer, stack_correct
     from clipmerge.models.building import build_headed, build_model
 
     moves = [point.move for point in points]
@@ -426,4 +426,4 @@ def _score(
     model = build_headed(inputs) if inputs.have_heads_only else build_model(inputs)
     scorer = Scorer(model, inputs, request.calibration, dtype=request.dtype)
     found = scorer.score(moves, loaded, scorer.pace(moves, loaded, progress))
-    return {name: stacked(outcomes) for name, outcomes in found.items()}
+    return {name: stack_correct(outcomes) for name, outcomes in found.items()}

@@ -64,10 +64,10 @@ def reporting_errors(
                 result = command(*args, **kwargs)
                 with printing():
                     pass
-                standing[:] = _what_stands() or done
+                standing[:] = _complete_outputs() or done
                 return result
         except ClipmergeError as error:
-            leave_it_to_the_main_process()
+            wait_for_main_process()
             with _said_once(error.exit_code):
                 fail(str(error), error.exit_code)
         except (KeyboardInterrupt, Terminated) as error:
@@ -80,17 +80,17 @@ def reporting_errors(
     return wrapper
 
 
-def leave_it_to_the_main_process() -> None:
+def wait_for_main_process() -> None:
     """In all but the main process, wait before reporting an error: the launcher ends it once the
     main one reported it.
 
     Until processes measure together they all find the same errors.
     """
-    if _repeats_the_main_process():
+    if _repeats_main_process():
         time.sleep(SECONDS_FOR_THE_MAIN_PROCESS)
 
 
-def have_met() -> bool:
+def processes_have_joined() -> bool:
     """Whether the processes of this run have joined through torch."""
     distributed = sys.modules.get("torch.distributed")
     return (
@@ -100,20 +100,20 @@ def have_met() -> bool:
     )
 
 
-def _repeats_the_main_process() -> bool:
-    return not is_main_process() and not have_met()
+def _repeats_main_process() -> bool:
+    return not is_main_process() and not processes_have_joined()
 
 
 def _fail_stopped(error: BaseException) -> NoReturn:
     """End after Ctrl-C or SIGTERM, and say which outputs exist."""
     number = signal.SIGTERM if isinstance(error, Terminated) else signal.SIGINT
-    if number == signal.SIGTERM and _repeats_the_main_process():
+    if number == signal.SIGTERM and _repeats_main_process():
         raise SystemExit(
             143
         )  # the launcher ends this process because another one failed and reported its error
     with _said_once(128 + number):
         fail(
-            "; ".join([HOW[number], *(_what_stands(error) or ["nothing was left behind"])]),
+            "; ".join([HOW[number], *(_complete_outputs(error) or ["nothing was left behind"])]),
             128 + number,
         )
 
@@ -127,7 +127,7 @@ def _said_once(code: int) -> Iterator[None]:
     when that has ended.
     """
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    if processes == 1 or not have_met():
+    if processes == 1 or not processes_have_joined():
         yield
         return
     import tempfile  # three milliseconds that `--help` saves
@@ -153,7 +153,7 @@ def _said_once(code: int) -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _what_stands(error: BaseException | None = None) -> list[str]:
+def _complete_outputs(error: BaseException | None = None) -> list[str]:
     from clipmerge.files.staging import completed
 
     return [*(f"{path} is complete" for path in completed()), *getattr(error, "__notes__", [])]
@@ -164,18 +164,18 @@ def _fail_unexpectedly(error: Exception) -> NoReturn:
         raise error
     text = " ".join(str(error).split()) or type(error).__name__
     if isinstance(error, Unprintable):
-        parts = [text, *_what_stands(error)]
+        parts = [text, *_complete_outputs(error)]
     elif isinstance(error, OSError):
-        parts = [_of_the_system(error), *_what_stands(error)]
+        parts = [_describe_os_error(error), *_complete_outputs(error)]
     else:
         kind = f"clipmerge failed unexpectedly ({type(error).__name__})"
         if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
             kind = "out of memory (fewer --images-at-once, or a smaller --batch-size, need less)"
-        parts = [f"{kind}: {text[:300]}", *_what_stands(error), f"set {DEBUG}=1 to see where"]
+        parts = [f"{kind}: {text[:300]}", *_complete_outputs(error), f"set {DEBUG}=1 to see where"]
     fail("; ".join(parts), 1)
 
 
-def _of_the_system(error: OSError) -> str:
+def _describe_os_error(error: OSError) -> str:
     """Name the file or folder that the system refused, and the reason, so that the user can fix
     it.
     """
@@ -240,7 +240,7 @@ def fail(message: str, code: int) -> NoReturn:
         raise
     text = printable(with_flags(" ".join(message.split())))
     line = f"error: {text}"
-    if _wants_json(sys.argv[1:]):
+    if _asks_for_json(sys.argv[1:]):
         import json
 
         line = json.dumps({"error": text, "exit_code": code})
@@ -254,7 +254,7 @@ def fail(message: str, code: int) -> NoReturn:
     raise SystemExit(code)
 
 
-def _wants_json(words: list[str]) -> bool:
+def _asks_for_json(words: list[str]) -> bool:
     """Whether the command line asks for JSON, also where its flags cannot be read."""
     in_two_words = ("--format", "json") in itertools.pairwise(words)
     return in_two_words or bool({"--json", "--format=json"} & {*words})

@@ -22,11 +22,11 @@ from clipmerge.cli._ending import (
     Unprintable,
     echo,
     fail,
-    have_met,
-    leave_it_to_the_main_process,
     prepare_streams,
     preparing,
     printing,
+    processes_have_joined,
+    wait_for_main_process,
 )
 from clipmerge.cli._help import GroupedHelp, examples
 from clipmerge.distributed import adopt_slurm
@@ -107,7 +107,7 @@ def main() -> None:
         code = _run()
     except SystemExit as end:  # raised by `fail`
         code = int(end.code or 0)
-    if have_met():
+    if processes_have_joined():
         # torch's threads can abort the interpreter's own shutdown, and an aborted worker makes the
         # launcher end a run that had succeeded; destroying the group first does not always help
         sys.stdout.flush()
@@ -128,7 +128,7 @@ def _run() -> int:
     except Unprintable as error:
         fail(str(error), 1)
     except _UsageException as error:
-        leave_it_to_the_main_process()
+        wait_for_main_process()
         where = error.ctx.command_path if error.ctx else "clipmerge"
         message = error.format_message().replace("Value error, ", "").rstrip(".")
         name = getattr(getattr(error, "param", None), "name", None)

@@ -41,7 +41,7 @@ def measure_other_tasks(
     scores = score_tasks(inputs, moves_of(plan), tasks, settings, progress)
     return tuple(
         OtherTaskScores(
-            **facts_of(name, task),
+            **task_facts(name, task),
             zeroshot=scores[name][0],
             finetuned=tuple(scores[name][1:-1]),
             merged=scores[name][-1],
@@ -50,7 +50,7 @@ def measure_other_tasks(
     )
 
 
-def facts_of(name: str, task: Images) -> Json:
+def task_facts(name: str, task: Images) -> Json:
     """Describe a task for an `OtherTaskScores` record."""
     facts = {"name": name, "source": task.source, "revision": task.revision, "images": len(task)}
     if isinstance(task, CaptionedImages):
@@ -86,15 +86,13 @@ def score_of(outcome: Outcome) -> Score:
 def evaluate_other_tasks(
     model: ImageTextModel, tasks: dict[str, Images], settings: Calibration, progress: Progress
 ) -> list[Json]:
-    """Score one model on every task: JSON-ready descriptions of the tasks by `facts_of`, with their
-    ``score``.
-    """
+    """Score one model on every task: descriptions by `task_facts`, with their score."""
     scorer = Scorer(model, None, replace(settings, templates=()), load_bytes=0)
     rows = []
     for name, task in tasks.items():
         progress.stage(f"evaluating {name}")
         score = score_of(scorer.score_one(task, progress))
         rows.append(
-            {**facts_of(name, task), "score": score.model_dump(mode="json", exclude_none=True)}
+            {**task_facts(name, task), "score": score.model_dump(mode="json", exclude_none=True)}
         )
     return rows

@@ -144,7 +144,7 @@ class Scorer:
             max_bytes = min(max_bytes, int(_SHARE_OF_FREE * memory(self.device)))
         total = len(moves) * sum(map(len, sources.values())) / self._context.world_size
         done = 0
-        for load in loads(self._batches(sources), max_bytes):
+        for load in group_by_bytes(self._batches(sources), max_bytes):
             for number, move in enumerate(moves):
                 move(self._placed)
                 for name, start, pixels in load:
@@ -221,13 +221,13 @@ class Scorer:
         return Outcome(*retrieve(torch.from_numpy(values), texts, images.captions))
 
 
-def stacked(outcomes: Sequence[Outcome]) -> Correct:
+def stack_correct(outcomes: Sequence[Outcome]) -> Correct:
     """Whether each image was recognised at each point: (points, images)."""
     rows: list[NDArray[Any]] = [outcome.correct for outcome in outcomes]
     return np.stack(rows)
 
 
-def loads(batches: Iterable[_SourceBatch], most: int) -> Iterator[list[_SourceBatch]]:
+def group_by_bytes(batches: Iterable[_SourceBatch], most: int) -> Iterator[list[_SourceBatch]]:
     """Group batches into loads of at most so many bytes, and at least one batch."""
     load, size = list[_SourceBatch](), 0
     for part in batches:

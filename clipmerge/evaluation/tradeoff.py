@@ -86,7 +86,7 @@ def resampled_accuracy(
     return accuracies
 
 
-def standings(
+def compare_with_curve(
     id_correct: Sequence[Correct],
     ood_correct: Sequence[Correct],
     curve: Sequence[int],

@@ -21,7 +21,7 @@ from clipmerge.checkpoint import Inputs
 from clipmerge.evaluation.conclusion import conclude
 from clipmerge.evaluation.moving_model import MovingModel
 from clipmerge.evaluation.probe import RELATED, UNRELATED, ScaledImages, probe, side_of
-from clipmerge.evaluation.scorer import Move, Scorer, stacked
+from clipmerge.evaluation.scorer import Move, Scorer, stack_correct
 from clipmerge.images.dataset import CaptionedImages, LabelledImages
 from clipmerge.models.building import build_model
 from clipmerge.planning.merge_effect import (
@@ -78,7 +78,7 @@ def measure_effect(
     outcomes = scorer.score(moves_of(plan), sources, pace)
     # by source, shape (models, images): row 0 is zero-shot, then come the fine-tuned models, the
     # last row is merged
-    right = {name: stacked(each) for name, each in outcomes.items()}
+    right = {name: stack_correct(each) for name, each in outcomes.items()}
     models = outcomes[_CLEAN]
     names = ("zero-shot", *finetuned_names(len(plan.finetuned)), "merged")
     recall = {

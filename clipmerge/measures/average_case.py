@@ -53,7 +53,7 @@ def average_case(
             loss = objective.criterion.layer_loss(batch, layer)
             total = 0.0
             for draw in range(column * draws, (column + 1) * draws):
-                ball.place(rho * flat(_normal(objective, parameters, draw)))
+                ball.place(rho * flat(_draw_noise(objective, parameters, draw)))
                 with torch.no_grad():
                     total += float(loss()) - base[batch.number]
                 objective.work.tick(FORWARD * len(batch))
@@ -73,7 +73,7 @@ def average_case(
     )
 
 
-def _normal(
+def _draw_noise(
     objective: Objective, parameters: list[torch.nn.Parameter], draw: int
 ) -> list[torch.Tensor]:
     seed = objective.seed * 100_003 + draw

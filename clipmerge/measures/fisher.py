@@ -52,7 +52,7 @@ def fisher(
     statistics, tensors = [], {}
     for name, (alpha, end) in _ENDS.items():
         objective.weights.set_alpha(alpha)
-        squares, batches = _squares(objective, probes, labels)
+        squares, batches = _sum_squares(objective, probes, labels)
         scale = 1 / (objective.data.images * probes)
         tensors[name] = {
             parameter: value.mul_(scale)
@@ -75,7 +75,7 @@ def fisher(
     )
 
 
-def _squares(
+def _sum_squares(
     objective: Objective, probes: int, labels: Literal["model", "data"]
 ) -> tuple[Tensors, dict[int, list[float]]]:
     """Sum over this process's images and probes per entry; average over a layer's entries and a
@@ -89,7 +89,7 @@ def _squares(
     }
     sizes = list(sizes_of(objective).values())
     for probe in range(probes):
-        for batch, _ in objective.gradients(_signed(objective, probe, labels)):
+        for batch, _ in objective.gradients(_random_sign_loss(objective, probe, labels)):
             sums = {}
             for name, total in squares.items():
                 square = objective.weights.gradient_of(name).square()
@@ -103,7 +103,7 @@ def _squares(
     return squares, values
 
 
-def _signed(objective: Objective, probe: int, labels: Literal["model", "data"]) -> Loss:
+def _random_sign_loss(objective: Objective, probe: int, labels: Literal["model", "data"]) -> Loss:
     """The sum of a batch's losses, each with a random sign."""
 
     def loss(batch: Batch, prompt_features: Tensor) -> Tensor:

@@ -90,10 +90,10 @@ def path_barrier(
     middle_work = FORWARD * sum(len(batch) for batch in objective.data.batches)
     objective.work.announce(middle_work + 2 * nodes * slopes.work)
     objective.weights.set_alpha(0.5)
-    middle = _finite(objective.data.mean(objective.data.by_batch(objective.losses())), 0.5)
+    middle = _require_finite(objective.data.mean(objective.data.by_batch(objective.losses())), 0.5)
     notes: tuple[Finding, ...] = ()
     while True:
-        shares, losses = _attribute(objective, slopes, nodes)
+        shares, losses = _integrate_slopes(objective, slopes, nodes)
         losses[0.5] = middle
         measured = {
             "barrier": middle - (losses[0.0] + losses[1.0]) / 2,
@@ -135,7 +135,7 @@ def path_barrier(
     )
 
 
-def _finite(loss: float, alpha: float) -> float:
+def _require_finite(loss: float, alpha: float) -> float:
     if not np.isfinite(loss):
         raise MeasureError(
             f"the calibration loss at alpha {alpha:g} is {loss}; check that the checkpoints work"
@@ -143,7 +143,7 @@ def _finite(loss: float, alpha: float) -> float:
     return loss
 
 
-def _attribute(
+def _integrate_slopes(
     objective: Objective, slopes: Slopes, nodes: int
 ) -> tuple[dict[str, dict[str, list[float]]], dict[float, float]]:
     """Integrate the slopes."""
@@ -162,7 +162,7 @@ def _attribute(
     ]
     for alpha, share, sign in halves:
         point, loss = slopes.at(alpha, share)
-        losses[alpha] = _finite(loss, alpha)
+        losses[alpha] = _require_finite(loss, alpha)
         shares["loss_drop"] += share * point
         shares["barrier"] += share * point * sign
     found = {

@@ -14,7 +14,7 @@ from clipmerge.families import is_statistic
 from clipmerge.files.finite import is_finite, require_finite
 from clipmerge.files.safetensors import STORED, Array
 from clipmerge.files.writer import BufferProvider
-from clipmerge.merging.formula import Values, copied_input, weighted_change
+from clipmerge.merging.formula import Values, unchanged_input, weighted_change
 
 #: Elements merged at a time: in float32, inputs and result stay in a core's cache during all passes
 #: of the arithmetic.
@@ -43,7 +43,7 @@ def require_finite_inputs(
         require_finite(theta_1, name, checkpoint.source)
 
 
-def overflow(name: str, dtype: str) -> CheckpointError:
+def overflow_error(name: str, dtype: str) -> CheckpointError:
     """The error for a merge that overflows its dtype."""
     wider = "" if dtype in ("float32", "float64") else "use `dtype=float32`, or "
     return CheckpointError(
@@ -52,7 +52,7 @@ def overflow(name: str, dtype: str) -> CheckpointError:
     )
 
 
-def integers_differ(name: str, source: str) -> CheckpointError:
+def integers_error(name: str, source: str) -> CheckpointError:
     """The error for an integer tensor that differs between checkpoints."""
     return CheckpointError(
         f"{source}: integer tensor {name} differs from the zero-shot one, but integers cannot be"
@@ -80,7 +80,7 @@ def merged(
     entry = inputs.entries(name)[0]
     for start, out in _buffers(entry.size, STORED[entry.dtype], reserve):
         theta_0, finetuned = inputs.arrays(name, start, start + len(out))
-        unchanged = copied_input(theta_0, finetuned, alpha, weights)
+        unchanged = unchanged_input(theta_0, finetuned, alpha, weights)
         if unchanged is not None:  # NaN and Inf in the other inputs do not affect the result
             require_finite_inputs(inputs, name, theta_0, finetuned)
             np.copyto(out, unchanged)
@@ -90,7 +90,7 @@ def merged(
                 out += theta_0
             if not is_finite(out):
                 require_finite_inputs(inputs, name, theta_0, finetuned)
-                raise overflow(name, out.dtype.name)
+                raise overflow_error(name, out.dtype.name)
         yield out
     inputs.release(name)
 
@@ -113,7 +113,7 @@ def copied(
             if values.dtype.kind == theirs.dtype.kind == "f":
                 require_finite(theirs, name, other.source)
             elif not np.array_equal(values, theirs):
-                raise integers_differ(name, other.source)
+                raise integers_error(name, other.source)
         np.copyto(out, values)
         yield out
     for stored, stored_key in (holder, *others):

@@ -39,7 +39,7 @@ def weighted_change(
     return change
 
 
-def copied_input(
+def unchanged_input(
     theta_0: Values, finetuned: Sequence[Values], alpha: float | Values, weights: Sequence[float]
 ) -> Values | None:
     """The input that equals a merge without a mask bit for bit: theta_0 or the only theta_i with a

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from clipmerge.merging.formula import copied_input, weighted_change
+from clipmerge.merging.formula import unchanged_input, weighted_change
 from clipmerge.merging.selection import RandomKey
 from clipmerge.plugins import check_options, load_plugin
 from clipmerge.types import Json
@@ -79,7 +79,7 @@ def merge_tensor(
             **mask_inputs,
         )
         return apply_delta(theta_0, change, dtype)
-    copied: Tensor | None = copied_input(theta_0, finetuned, alpha, weights)
+    copied: Tensor | None = unchanged_input(theta_0, finetuned, alpha, weights)
     if copied is not None:
         return copied.to(dtype)
     base, *wide = _widened([theta_0, *finetuned])

@@ -16,9 +16,9 @@ from clipmerge.families import is_variance
 from clipmerge.files.finite import is_finite, require_finite
 from clipmerge.files.safetensors import DTYPES, STORED, Array
 from clipmerge.merging.chunks import (
-    integers_differ,
+    integers_error,
     is_sparsifiable,
-    overflow,
+    overflow_error,
     require_finite_inputs,
     runs,
 )
@@ -98,7 +98,7 @@ def merged(inputs: Inputs, plan: Plan, name: str, layer: LayerPlan, dtype: str) 
                 )
             if not is_finite(result):
                 require_finite_inputs(inputs, name, theta_0, finetuned)
-                raise overflow(name, DTYPES[dtype][0])
+                raise overflow_error(name, DTYPES[dtype][0])
             if is_variance(name) and bool((result < 0).any()):
                 raise CheckpointError(
                     f"tensor {name} is a variance and becomes negative when merged; use an alpha in"
@@ -146,10 +146,10 @@ def copied(name: str, holder: Location, others: Sequence[Location], dtype: str) 
                 if entry.is_float and theirs.is_floating_point():
                     require_finite(theirs, name, other.source)
                 elif not torch.equal(values.double(), theirs.double()):
-                    raise integers_differ(name, other.source)
+                    raise integers_error(name, other.source)
             rounded = values.to(_torch_dtype(dtype))
             if rounded.is_floating_point() and not is_finite(rounded):
-                raise overflow(name, DTYPES[dtype][0])
+                raise overflow_error(name, DTYPES[dtype][0])
             stored_run = _stored(rounded, dtype)
         yield stored_run
     for stored, stored_key in (holder, *others):

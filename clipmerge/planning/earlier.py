@@ -45,7 +45,7 @@ def upgrade(data: Json) -> Json:
     """
     fields: Json = data
     for place, names in _RENAMED:
-        fields = _with_names(fields, place, names)
+        fields = _rename_fields(fields, place, names)
     verdict = fields.pop("verdict", "")
     is_plan = "finding" in fields or "worded" in fields
     text = fields.pop("finding", "") if is_plan else verdict
@@ -60,13 +60,13 @@ def upgrade(data: Json) -> Json:
     return fields
 
 
-def _with_names(value: Any, place: Sequence[str], names: _Renamed) -> Any:
+def _rename_fields(value: Any, place: Sequence[str], names: _Renamed) -> Any:
     """A copy in which the fields at a place have their new names."""
     if not isinstance(value, dict):
         return value
     if place:
         return {
-            key: _with_names(inner, place[1:], names) if key == place[0] else inner
+            key: _rename_fields(inner, place[1:], names) if key == place[0] else inner
             for key, inner in value.items()
         }
     return {

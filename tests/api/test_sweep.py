@@ -20,7 +20,7 @@ from clipmerge.checkpoint import open_checkpoint
 from clipmerge.errors import DataError, UsageError
 from clipmerge.evaluation.accuracy import evaluate_sources, load_model
 from clipmerge.evaluation.moving_model import MovingModel
-from clipmerge.evaluation.scorer import Scorer, stacked
+from clipmerge.evaluation.scorer import Scorer, stack_correct
 from clipmerge.images.dataset import load_images, open_images
 from clipmerge.models.building import build_model
 from clipmerge.planning.recipe import load_recipe, recipe_text
@@ -228,7 +228,7 @@ def test_answers_do_not_depend_on_how_many_images_are_in_memory(
         found = Scorer(build_model(opened), opened, settings, load_bytes=held).score(
             moves, loaded, Progress()
         )
-        assert all((stacked(found[name]) == expected[name]).all() for name in expected)
+        assert all((stack_correct(found[name]) == expected[name]).all() for name in expected)
 
 
 def test_the_record_and_the_files_tell_the_same(

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import t
 
-from clipmerge.evaluation.tradeoff import height, standings
+from clipmerge.evaluation.tradeoff import compare_with_curve, height
 from clipmerge.stats import gain_interval, paired_accuracy_interval, percentile_interval
 
 
@@ -31,7 +31,7 @@ def test_a_point_tied_with_the_end_of_the_curve_has_a_gain_and_an_interval() -> 
     """The same images recognised in sources of 10 and 5; rounding puts the mean of one a bit above
     the other."""
     ids = [rows_of([2, 7, 4], 10), rows_of([2, 1, 4], 10)]
-    found = standings(ids, [rows_of([9, 5, 6], 10)], range(2), seed=0, resamples=40)
+    found = compare_with_curve(ids, [rows_of([9, 5, 6], 10)], range(2), seed=0, resamples=40)
     assert found[1]["id"] != found[2]["id"]
     assert found[2]["gain"] == pytest.approx(0.1)
 
@@ -62,7 +62,7 @@ def test_gain_by_hand_on_a_made_up_curve() -> None:
     # alpha 0, 0.5, 1 at ID 40, 60, 80% and OOD 60, 50, 30%; a recipe at 70 / 45, where the curve
     # has 40
     ids, oods = rows_of([4, 6, 8, 7], 10), rows_of([12, 10, 6, 9], 20)
-    found = standings([ids], [oods], range(3), seed=0, resamples=50)
+    found = compare_with_curve([ids], [oods], range(3), seed=0, resamples=50)
     assert [each["gain"] for each in found[:3]] == [None] * 3  # the curve's own points
     assert found[3]["gain"] == pytest.approx(0.05)
     assert [bool(each["gain_note"]) for each in found[:3]] == [True] * 3
@@ -71,14 +71,14 @@ def test_gain_by_hand_on_a_made_up_curve() -> None:
 
 def test_sources_weigh_alike_whatever_their_size() -> None:
     small, large = rows_of([1, 2], 2), rows_of([10, 30], 100)
-    found = standings([small, large], [large, small], range(2), seed=0, resamples=10)
+    found = compare_with_curve([small, large], [large, small], range(2), seed=0, resamples=10)
     assert [each["id"] for each in found] == pytest.approx([(0.5 + 0.1) / 2, (1 + 0.3) / 2])
     assert [each["ood"] for each in found] == pytest.approx([(0.5 + 0.1) / 2, (1 + 0.3) / 2])
 
 
 def test_below_the_curve_there_is_no_gain_and_beyond_it_that_over_its_most_accurate_point() -> None:
     ids, oods = rows_of([4, 6, 9, 1], 10), rows_of([7, 5, 6, 5], 10)
-    found = standings([ids], [oods], range(2), seed=0, resamples=20)
+    found = compare_with_curve([ids], [oods], range(2), seed=0, resamples=20)
     assert [each["gain"] for each in found] == [None, None, pytest.approx(0.1), None]
     assert found[2]["gain_interval"] is not None
     assert found[2]["gain_note"]["kind"] == "beyond-curve"
@@ -90,7 +90,7 @@ def test_a_gain_without_an_interval_says_why() -> None:
     """The recipe ties with the low end of the curve on other images, so that half of the draws put
     it below."""
     ids = np.array([[True] * 6 + [False] * 4, [True] * 9 + [False], [False] * 4 + [True] * 6])
-    found = standings([ids], [rows_of([5, 5, 6], 10)], range(2), seed=0, resamples=100)[2]
+    found = compare_with_curve([ids], [rows_of([5, 5, 6], 10)], range(2), seed=0, resamples=100)[2]
     assert found["gain"] == pytest.approx(0.1)
     assert found["gain_interval"] is None
     assert found["gain_note"]["kind"] == "rarely-defined"
@@ -100,7 +100,9 @@ def test_a_gain_without_an_interval_says_why() -> None:
 def test_a_gain_of_a_point_that_gives_the_same_answers_is_not_certain() -> None:
     ids = np.array([[True] * 6 + [False] * 4, [True] * 9 + [False], [True] * 9 + [False]])
     same = rows_of([5, 5, 5], 10)
-    low, high = standings([ids], [same, same], range(2), seed=0, resamples=100)[2]["gain_interval"]
+    low, high = compare_with_curve([ids], [same, same], range(2), seed=0, resamples=100)[2][
+        "gain_interval"
+    ]
     assert high == -low == pytest.approx(paired_accuracy_interval(np.zeros(10))[1] / math.sqrt(2))
 
 

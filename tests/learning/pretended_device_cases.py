@@ -117,7 +117,7 @@ def test_a_measure_is_that_of_the_cpu(
         }
 
     with monkeypatch.context() as patch:
-        patch.setattr(import_module("clipmerge.measures.average_case"), "_normal", normal)
+        patch.setattr(import_module("clipmerge.measures.average_case"), "_draw_noise", normal)
         patch.setattr(import_module("clipmerge.measures.hessian_trace"), "_rademacher", signs)
         expected = measured(name, objective_on("cpu", ends))
     with counted(has_float64=False):

@@ -167,7 +167,7 @@ def test_average_case_is_the_mean_over_its_draws(
     objective: Objective, reference: Reference, adaptive: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     module = importlib.import_module("clipmerge.measures.average_case")
-    original = module._normal
+    original = module._draw_noise
     drawn: dict[int, list[Tensor]] = {}
 
     def recorded(objective: Objective, parameters: object, draw: int) -> list[Tensor]:
@@ -177,7 +177,7 @@ def test_average_case_is_the_mean_over_its_draws(
         )
         return noise
 
-    monkeypatch.setattr(module, "_normal", recorded)
+    monkeypatch.setattr(module, "_draw_noise", recorded)
     found = average_case(objective, rho=0.1, draws=3, adaptive=adaptive, at=0.5)
     layers = layers_of(reference)
     for column, (layer, names) in enumerate(

@@ -14,7 +14,7 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from clipmerge.cli.sweep import SweepTable
-from clipmerge.evaluation.tradeoff import standings
+from clipmerge.evaluation.tradeoff import compare_with_curve
 from clipmerge.report.figures import as_image, sweep_figure
 from clipmerge.report.sweep_table import rows_of, shortened, sweep_columns, sweep_csv, sweep_page
 from clipmerge.report.text import gain_notes, signed_points, sweep_headline
@@ -123,7 +123,7 @@ def test_no_headline_contradicts_the_table(
     id_right, ood_right = (
         np.array([rng.random(12) < pair[axis] for pair in accuracies]) for axis in (0, 1)
     )
-    places = standings([id_right], [ood_right], range(len(curve)), seed=seed, resamples=30)
+    places = compare_with_curve([id_right], [ood_right], range(len(curve)), seed=seed, resamples=30)
     rows = [{"accuracy": {}, **place} for place in places]
     recipes = [{**row, "name": f"r{n}", "alpha": None} for n, row in enumerate(rows[len(curve) :])]
     record = {
