@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from clipmerge.errors import DataError, NoLabelsError, counted, did_you_mean, is_utf8, shorten
 from clipmerge.files.reading import parse_json
+from clipmerge.images.store import OpenedSource, Store
 
 if TYPE_CHECKING:
     import pyarrow
@@ -68,11 +69,18 @@ class TableColumns:
     names: tuple[str, ...] | None = None
     caption: str | None = None
 
-    def note(self, where: str) -> tuple[str, ...]:
-        """Say that the table has captions."""
+    @property
+    def texts(self) -> str | None:
+        """The column of labels or captions; ``None`` if neither is read."""
+        return self.label or self.caption
+
+    def opened(self, where: str, store: Store, values: Sequence[Any]) -> OpenedSource:
+        """The table's images with the values of `texts`, one for each image."""
         if self.caption is None:
-            return ()
-        return (f"{where}: images with captions, from column '{self.caption}'",)
+            return OpenedSource(store, *number_classes(where, values, self.names))
+        captions = caption_lists(where, values, store.name)
+        note = f"{where}: images with captions, from column '{self.caption}'"
+        return OpenedSource.with_captions(store, captions, notes=(note,))
 
 
 def find_columns(where: str, schema: pyarrow.Schema, wanted: Columns) -> TableColumns:

@@ -69,8 +69,7 @@ def _open_table(title: str, data: Any, columns: Columns) -> OpenedSource:
     chosen = find_columns(title, table.features.arrow_schema, columns)
     if isinstance(table.features[chosen.image], datasets.Image):
         table = table.cast_column(chosen.image, datasets.Image(decode=False))
-    texts = chosen.label or chosen.caption
-    given = [0] * len(table) if texts is None else list(table[texts])
+    values = [0] * len(table) if chosen.texts is None else list(table[chosen.texts])
 
     def encoded(row: int) -> Encoded:
         value = table[row][chosen.image]
@@ -78,11 +77,7 @@ def _open_table(title: str, data: Any, columns: Columns) -> OpenedSource:
             value = value.get("bytes") or value.get("path")
         return value if isinstance(value, bytes) else str(value)
 
-    store = _Items(encoded, title)
-    if chosen.caption is not None:
-        captions = caption_lists(title, given, store.name)
-        return OpenedSource.with_captions(store, captions, notes=chosen.note(title))
-    return OpenedSource(store, *number_classes(title, given, chosen.names))
+    return chosen.opened(title, _Items(encoded, title), values)
 
 
 def _picture(item: Any) -> Any:

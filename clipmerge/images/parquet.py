@@ -24,9 +24,7 @@ from clipmerge.files.reading import format_size
 from clipmerge.images.columns import (
     Columns,
     TableColumns,
-    caption_lists,
     find_columns,
-    number_classes,
 )
 from clipmerge.images.decoding import Encoded
 from clipmerge.images.file_store import Opener
@@ -143,11 +141,7 @@ def load_parquet(
             start += rows
         labels += labels_here
         check_count(source, len(labels))
-    store = ParquetImages(opener, groups, tuple(blocks))
-    if first.columns.caption is not None:
-        captions = caption_lists(source, labels, store.name)
-        return OpenedSource.with_captions(store, captions, notes=first.columns.note(source))
-    return OpenedSource(store, *number_classes(source, labels, first.columns.names))
+    return first.columns.opened(source, ParquetImages(opener, groups, tuple(blocks)), labels)
 
 
 def _index(opener: Opener, name: str, wanted: Columns) -> tuple[_File, list[Any]]:
@@ -167,10 +161,9 @@ def _index(opener: Opener, name: str, wanted: Columns) -> tuple[_File, list[Any]
         if largest > max(LARGEST_HELD, MOST_INFLATION * size):
             raise EOFError(f"a row group would become {format_size(largest)}")
         labels = [0] * metadata.num_rows
-        texts = columns.label or columns.caption
-        if texts is not None:
+        if columns.texts is not None:
             shared = columns.label is not None  # captions hardly repeat
-            labels = _labels(name, file, metadata, texts, shared=shared)
+            labels = _labels(name, file, metadata, columns.texts, shared=shared)
         if len(labels) != metadata.num_rows:
             raise EOFError("it has fewer labels than its footer says")
         is_struct = parquet.schema_arrow.field(columns.image).type.num_fields > 0
