@@ -14,6 +14,7 @@ from clipmerge.config import Missing
 from clipmerge.families import Family, is_buffer, tower_of
 from clipmerge.files.safetensors import Array, TensorEntry
 from clipmerge.layers import HEAD
+from clipmerge.types import Layers, Shape
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -41,7 +42,7 @@ class Inputs:
     notes: list[str] = field(default_factory=list)
 
     @cached_property
-    def layers(self) -> dict[str, tuple[str, ...]]:
+    def layers(self) -> Layers:
         """Canonical parameter names by layer, in network order; all parameters of the zero-shot
         file.
         """
@@ -135,7 +136,7 @@ class Inputs:
         """Family of the output, or the library whose layout it has."""
         return "timm" if isinstance(self.form, TimmTower) else self.family.name
 
-    def output_shape(self, name: str, entry: TensorEntry) -> tuple[int, ...]:
+    def output_shape(self, name: str, entry: TensorEntry) -> Shape:
         """Shape of a tensor in the output, of which ``entry`` is one input's."""
         form, key = self.form, self.form_keys.get(name)
         return (
@@ -197,7 +198,7 @@ class Inputs:
         return self.zeroshot.entries[self.zeroshot_keys[name]]
 
     @property
-    def merged_layers(self) -> dict[str, tuple[str, ...]]:
+    def merged_layers(self) -> Layers:
         """Mergeable parameters by layer, in network order, without empty layers."""
         merged = {layer: tuple(filter(self.merges, names)) for layer, names in self.layers.items()}
         return {layer: names for layer, names in merged.items() if names}

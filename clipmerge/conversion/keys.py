@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from clipmerge.errors import CheckpointError, counted, shorten
+from clipmerge.types import Names
 
 Layout = Literal["transformers", "open-clip"]
 
@@ -33,7 +34,7 @@ class Match:
     """The key of one tensor in OpenCLIP's layout, and its counterpart's in transformers'."""
 
     open_clip: str
-    transformers: tuple[str, ...]  # three keys if the tensors are stacked along the first dimension
+    transformers: Names  # three keys if the tensors are stacked along the first dimension
     transposed: bool = False
 
 

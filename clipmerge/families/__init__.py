@@ -16,7 +16,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from functools import cache
-from typing import Any
 
 from clipmerge.errors import CheckpointError
 from clipmerge.families.family import (
@@ -31,6 +30,7 @@ from clipmerge.families.family import (
 )
 from clipmerge.families.open_clip import OPEN_CLIP
 from clipmerge.families.transformers import FAMILIES
+from clipmerge.types import Json
 
 __all__ = [
     "Family",
@@ -55,7 +55,7 @@ def families() -> tuple[Family, ...]:
     return tuple(sorted(members, key=lambda family: (family.rank, family.name)))
 
 
-def family_of(config: dict[str, Any] | None, keys: Iterable[str]) -> Family:
+def family_of(config: Json | None, keys: Iterable[str]) -> Family:
     """Recognise a checkpoint's family: that of the config's ``model_type``, or the one that knows
     most of the keys.
     """

@@ -6,17 +6,17 @@ import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 from clipmerge.errors import CheckpointError
 from clipmerge.layers import network_order
+from clipmerge.types import Json, Layers, Names, Shape
 
 # Values by setting, by side (``vision``, ``text``, or ``""`` for common settings).
-Settings = dict[str, dict[str, Any]]
+Settings = dict[str, Json]
 
 #: Regular expressions for the start of a canonical name, each with its layer.
 Rules = tuple[tuple[str, str], ...]
-_Place = tuple[str, tuple[int, ...]]
+_Place = tuple[str, Shape]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -51,11 +51,11 @@ class Family:
 
     name: str
     rules: Rules
-    roots: tuple[str, ...]
-    settings: Callable[[dict[str, Any]], Settings]
+    roots: Names
+    settings: Callable[[Json], Settings]
     model_type: str | None = None
-    bare: tuple[str, ...] = ()
-    text_marks: tuple[str, ...] = ()
+    bare: Names = ()
+    text_marks: Names = ()
     renames: tuple[tuple[str, str], ...] = ()
     model: str = "transformers_clip"
     model_class: str = ""
@@ -159,7 +159,7 @@ class Family:
                 return layer, tuple(int(group) for group in match.groups() if group is not None)
         return None
 
-    def group(self, names: Iterable[str]) -> dict[str, tuple[str, ...]]:
+    def group(self, names: Iterable[str]) -> Layers:
         """Group all canonical names of a checkpoint by layer: sorted names, layers in network
         order.
         """

@@ -4,10 +4,9 @@ CoCa.
 
 from __future__ import annotations
 
-from typing import Any
-
 from clipmerge.families.family import Family, Rules, Settings
 from clipmerge.families.transformers import blocks_of_bert
+from clipmerge.types import Json
 
 
 def _resblocks(start: str, tower: str) -> Rules:
@@ -83,7 +82,7 @@ _DECODER: Rules = (
     (r"text_decoder\.(?:token_embedding|positional_embedding)", "decoder.embeddings"),
 )
 # Settings that change the function of a tower but no shape, with OpenCLIP's defaults.
-_VISION_SETTINGS: dict[str, Any] = {
+_VISION_SETTINGS: Json = {
     "head_width": 64,
     "image_size": 224,
     "pool_type": "tok",
@@ -93,7 +92,7 @@ _VISION_SETTINGS: dict[str, Any] = {
     "timm_model_name": None,
     "timm_pool": "avg",
 }
-_TEXT_SETTINGS: dict[str, Any] = {
+_TEXT_SETTINGS: Json = {
     "heads": 8,
     "pool_type": "argmax",
     "no_causal_mask": False,
@@ -103,7 +102,7 @@ _TEXT_SETTINGS: dict[str, Any] = {
 }
 
 
-def _settings(config: dict[str, Any]) -> Settings:
+def _settings(config: Json) -> Settings:
     model = _section(config, "model_cfg") or config
     values = {}
     for side, defaults in (("vision", _VISION_SETTINGS), ("text", _TEXT_SETTINGS)):
@@ -119,7 +118,7 @@ def _settings(config: dict[str, Any]) -> Settings:
     return values
 
 
-def _section(config: dict[str, Any], name: str) -> dict[str, Any]:
+def _section(config: Json, name: str) -> Json:
     section = config.get(name)
     return section if isinstance(section, dict) else {}
 

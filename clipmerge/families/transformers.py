@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 from clipmerge.conversion.config import stated_section
 from clipmerge.families.family import Family, Rules, Settings
+from clipmerge.types import Json
 
 # Rules
 
@@ -96,14 +96,12 @@ _BARE = ("embeddings.", "encoder.", "pre_layrnorm.", "post_layernorm.", "final_l
 # Settings that change the function but no shape, with the defaults of each library's class.
 
 
-def _settings(
-    *, vision: dict[str, Any], text: dict[str, Any], both: dict[str, Any] | None = None
-) -> Callable[[dict[str, Any]], Settings]:
+def _settings(*, vision: Json, text: Json, both: Json | None = None) -> Callable[[Json], Settings]:
     """Make the function that reads settings from a transformers config, of the whole model or of
     one tower.
     """
 
-    def settings(config: dict[str, Any]) -> Settings:
+    def settings(config: Json) -> Settings:
         values = {"": {key: config.get(key, default) for key, default in (both or {}).items()}}
         for side, defaults in (("vision", vision), ("text", text)):
             is_lone = str(config.get("model_type")).endswith(f"_{side}_model")
@@ -114,7 +112,7 @@ def _settings(
     return settings
 
 
-_CLIP_VIT: dict[str, Any] = {
+_CLIP_VIT: Json = {
     "hidden_act": "quick_gelu",
     "layer_norm_eps": 1e-5,
     "num_attention_heads": 12,
@@ -141,7 +139,7 @@ _stated_by_clip = _settings(
 )
 
 
-def _clip_settings(config: dict[str, Any]) -> Settings:
+def _clip_settings(config: Json) -> Settings:
     values = _stated_by_clip(config)
     words = values["text"].pop("vocab_size")
     if values["text"]["eos_token_id"] == 2 and isinstance(words, int):

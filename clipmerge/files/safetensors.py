@@ -19,6 +19,7 @@ import numpy as np
 from clipmerge.errors import CheckpointError
 from clipmerge.files.limits import LARGEST_HEADER, LONGEST_NAME, MOST_DIMENSIONS, MOST_TENSORS
 from clipmerge.files.reading import open_regular, parse_json
+from clipmerge.types import Json, Shape
 
 #: A tensor's values in numpy; bfloat16 as its bits.
 Array = np.ndarray[Any, Any]
@@ -53,7 +54,7 @@ class TensorEntry:
 
     file: Path
     dtype: str  # safetensors dtype, such as ``F32``
-    shape: tuple[int, ...]
+    shape: Shape
     begin: int  # first byte, counted from the start of the file
     end: int  # one past the last byte
 
@@ -154,7 +155,7 @@ def header_bytes(
     tensors: Mapping[str, tuple[str, Sequence[int]]], metadata: Mapping[str, str]
 ) -> bytes:
     """Make the header of a file whose tensors follow one another in the given order."""
-    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    header: Json = {"__metadata__": dict(metadata)} if metadata else {}
     offset = 0
     for name, (dtype, shape) in tensors.items():
         end = offset + math.prod(shape) * DTYPES[dtype][1]
@@ -165,9 +166,9 @@ def header_bytes(
     return len(raw).to_bytes(8, "little") + raw
 
 
-def unique_keys(path: Path, pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+def unique_keys(path: Path, pairs: Iterable[tuple[str, Any]]) -> Json:
     """Build a JSON object and refuse duplicate keys; an ``object_pairs_hook`` of ``json.loads``."""
-    result: dict[str, Any] = {}
+    result: Json = {}
     for key, value in pairs:
         if key in result:
             raise CheckpointError(

@@ -18,6 +18,7 @@ from typing import Any
 from clipmerge.errors import CheckpointError
 from clipmerge.files.limits import LARGEST_SIDE_FILE
 from clipmerge.files.reading import parse_json, read_bytes, read_json, refusing
+from clipmerge.types import Json
 
 #: Vocabularies: a folder with one of these has a tokenizer.
 VOCABULARIES = (
@@ -190,7 +191,7 @@ def _without_places(content: bytes, kept: Container[str], *, words: bool) -> byt
     """Drop the fields with paths; a file without such fields keeps its bytes."""
     repeated = []
 
-    def built(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    def built(pairs: Iterable[tuple[str, Any]]) -> Json:
         pairs = list(pairs)
         data = dict(pairs)
         if len(data) < len(pairs):
@@ -236,7 +237,7 @@ def _is_private(value: Any) -> bool:
     return isinstance(value, str) and (_WITHIN.search(value) or _TOKEN.search(value)) is not None
 
 
-def read_side_json(folder: Path, name: str) -> dict[str, Any] | None:
+def read_side_json(folder: Path, name: str) -> Json | None:
     """Read a JSON object beside the weights; ``None`` if there is no such file."""
     path = require_inside(folder, name)
     if path is None:
@@ -248,7 +249,7 @@ def read_side_json(folder: Path, name: str) -> dict[str, Any] | None:
     return data
 
 
-def read_image_processor(folder: Path) -> dict[str, Any] | None:
+def read_image_processor(folder: Path) -> Json | None:
     """Read the settings of the image processor beside the weights; ``None`` if there are none."""
     for name in PROCESSORS:
         data = read_side_json(folder, name) or {}

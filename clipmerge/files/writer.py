@@ -23,6 +23,7 @@ import numpy as np
 
 from clipmerge.files.safetensors import DTYPES, STORED, Array
 from clipmerge.parallel import side_by_side
+from clipmerge.types import Shape
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -45,7 +46,7 @@ class OutputTensor:
     key: str  # key in the output file
     name: str  # canonical parameter name
     dtype: str  # safetensors dtype
-    shape: tuple[int, ...]
+    shape: Shape
     # computes the content: runs of elements in memory order, 1-D, in stored form (bfloat16 as its
     # bits). Its argument returns a buffer for some of the next elements, such as ``numpy.empty``; a
     # run need not be in one

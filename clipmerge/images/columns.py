@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from clipmerge.errors import DataError, NoLabelsError, counted, did_you_mean, is_utf8, shorten
 from clipmerge.files.reading import parse_json
 from clipmerge.images.store import OpenedSource, Store
+from clipmerge.types import Json, Names, Shape
 
 if TYPE_CHECKING:
     import pyarrow
@@ -66,7 +67,7 @@ class TableColumns:
 
     image: str
     label: str | None = None
-    names: tuple[str, ...] | None = None
+    names: Names | None = None
     caption: str | None = None
 
     @property
@@ -165,7 +166,7 @@ def check_named(where: str, wanted: Columns, columns: Iterable[str]) -> None:
             )
 
 
-def _described(schema: pyarrow.Schema) -> dict[str, dict[str, Any]]:
+def _described(schema: pyarrow.Schema) -> dict[str, Json]:
     """Each column's description by `datasets`, without making its types: some read files."""
     features: Any = {}
     with contextlib.suppress(ValueError, KeyError, TypeError):
@@ -177,7 +178,7 @@ def _described(schema: pyarrow.Schema) -> dict[str, dict[str, Any]]:
     }
 
 
-def _class_names(kind: pyarrow.DataType, about: dict[str, Any]) -> tuple[str, ...] | None:
+def _class_names(kind: pyarrow.DataType, about: Json) -> Names | None:
     from pyarrow import types
 
     names = (
@@ -246,8 +247,8 @@ def _holds_captions(kind: pyarrow.DataType) -> bool:
 
 
 def number_classes(
-    where: str, labels: Sequence[int | str | None], names: tuple[str, ...] | None = None
-) -> tuple[tuple[int, ...], tuple[str, ...], bool]:
+    where: str, labels: Sequence[int | str | None], names: Names | None = None
+) -> tuple[Shape, Names, bool]:
     """Turn labels into class indices: their numbers, or the order of their texts.
 
     Returns:
@@ -327,7 +328,7 @@ def look_like_captions(labels: Sequence[Any]) -> bool:
 
 def caption_lists(
     where: str, values: Iterable[Any], name_of: Callable[[int], str]
-) -> tuple[tuple[str, ...], ...]:
+) -> tuple[Names, ...]:
     """The captions of each image: of a text its lines, of a list its texts.
 
     Args:
@@ -335,7 +336,7 @@ def caption_lists(
         values: A text, or a list of texts, for each image.
         name_of: Name of an image by its position, for messages.
     """
-    captions: list[tuple[str, ...]] = []
+    captions: list[Names] = []
     empty: list[str] = []
     for position, value in enumerate(values):
         texts = value.splitlines() if isinstance(value, str) else value

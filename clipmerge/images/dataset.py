@@ -20,16 +20,17 @@ from clipmerge.images.prompts import ClassNames, listed_names, name_classes
 from clipmerge.images.readable import without_unreadable
 from clipmerge.images.registry import RegistryRef, find_known, known_sets
 from clipmerge.images.tables import load_table
+from clipmerge.types import Names, Shape
 
 
 @dataclass(frozen=True)
 class LabelledImages(ImageSet):
     """Images with their classes."""
 
-    class_names: tuple[str, ...]  # name of each class, as it goes into the prompts
-    templates: tuple[str, ...] = ()  # the source's own prompt templates; empty if it has none
+    class_names: Names  # name of each class, as it goes into the prompts
+    templates: Names = ()  # the source's own prompt templates; empty if it has none
     # for each class its rows in a head of ImageNet's 1000 classes; empty if they are not known
-    imagenet_rows: tuple[tuple[int, ...], ...] = ()
+    imagenet_rows: tuple[Shape, ...] = ()
     # whose labels they are: ``None`` while a source without labels waits for the fine-tuned model's
     labelled_by: Literal["source", "finetuned"] | None = "source"
 
@@ -45,7 +46,7 @@ class CaptionedImages(ImageSet):
 
     labels_are_classes: ClassVar[bool] = False
 
-    captions: tuple[tuple[str, ...], ...]  # captions of each image, at least one
+    captions: tuple[Names, ...]  # captions of each image, at least one
 
     def require_classes(self) -> None:
         """Refuse images with one caption, which every model would find."""
@@ -89,10 +90,10 @@ class CaptionedImages(ImageSet):
 def with_captions(
     source: str,
     store: Store,
-    captions: Sequence[tuple[str, ...]],
+    captions: Sequence[Names],
     *,
     revision: str | None = None,
-    notes: tuple[str, ...] = (),
+    notes: Names = (),
 ) -> CaptionedImages:
     """Make a set of images with captions; images whose first captions are equal share a label."""
     numbers: dict[str, int] = {}

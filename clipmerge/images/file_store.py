@@ -19,6 +19,7 @@ from clipmerge.files.limits import MOST_FILES
 from clipmerge.files.paths import local_path, split_part
 from clipmerge.files.reading import open_regular, read_text, refusing
 from clipmerge.files.side_files import lies_in
+from clipmerge.types import Names
 
 if TYPE_CHECKING:
     from huggingface_hub import HfFileSystem
@@ -195,8 +196,8 @@ class Description:
     """The content of the texts; defaults for missing texts."""
 
     # name of each class, as used in prompts; ``None`` if the set has no names
-    class_names: tuple[str, ...] | None = None
-    templates: tuple[str, ...] = ()  # prompt templates with ``{}`` for the class
+    class_names: Names | None = None
+    templates: Names = ()  # prompt templates with ``{}`` for the class
     kind: str = (
         _CLASSIFICATION  # ``classification``, ``retrieval`` or another word that the set uses
     )

@@ -13,6 +13,7 @@ from clipmerge.images.columns import Columns, caption_lists, number_classes
 from clipmerge.images.file_store import refuse_links
 from clipmerge.images.store import OpenedSource, check_count, image_files
 from clipmerge.images.tables import load_table
+from clipmerge.types import Names
 
 # Ending of the file with the captions of the image beside it, one per line.
 _TEXT = "txt"
@@ -126,7 +127,7 @@ def _load_captions(source: str, folder: Path) -> OpenedSource:
         with refusing(DataError, f"{source}: {text.name} cannot be read"):
             captions.append(read_text(text, encoding="utf-8-sig"))
     store = image_files(paths)
-    notes: tuple[str, ...] = (f"{source}: images with captions, from .{_TEXT} beside each",)
+    notes: Names = (f"{source}: images with captions, from .{_TEXT} beside each",)
     read = {text.name for text in texts.values()}
     if alone := sorted({path.name for path in folder.glob(f"*.{_TEXT}")} - read):
         without = counted(len(alone), "text without its image", "texts without their images")
@@ -136,7 +137,7 @@ def _load_captions(source: str, folder: Path) -> OpenedSource:
     return OpenedSource.with_captions(store, found, notes=notes)
 
 
-def _left_out(source: str, entries: Iterable[os.DirEntry[str]]) -> tuple[str, ...]:
+def _left_out(source: str, entries: Iterable[os.DirEntry[str]]) -> Names:
     """Note the files that are not read: other formats, and images in folders inside class
     folders.
     """

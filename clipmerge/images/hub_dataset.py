@@ -14,7 +14,6 @@ from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import cached_property, partial
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 import numpy as np
 
@@ -45,6 +44,7 @@ from clipmerge.images.webdataset import (
     load_tars,
     read_samples,
 )
+from clipmerge.types import Json, Names
 
 _CARD = "README.md"
 # Number of shards after which a note says that classes are still missing, because they seem to come
@@ -67,8 +67,8 @@ class Split:
     source: str
     snapshot: Snapshot
     name: str
-    files: tuple[str, ...]  # the split's Parquet or tar files
-    notes: tuple[str, ...]
+    files: Names  # the split's Parquet or tar files
+    notes: Names
 
     @property
     def is_tar(self) -> bool:
@@ -87,7 +87,7 @@ class Split:
         return read_description(lambda name: root / there[name] if name in there else None)
 
     @cached_property
-    def shards(self) -> tuple[str, ...]:
+    def shards(self) -> Names:
         """The tar files, in order; none that is counted beside them may be missing."""
         if self.described.shards is None:
             return self.files
@@ -147,7 +147,7 @@ def open_split(source: str) -> Split:
                 f"{source}: {len(files)} of its {count} files are in the cache; go online and run"
                 " again"
             )
-    notes: tuple[str, ...] = (snapshot.note,) if snapshot.note else ()
+    notes: Names = (snapshot.note,) if snapshot.note else ()
     name = dataset.split
     if name is None and len(splits) == 1:
         (name,) = splits
@@ -219,7 +219,7 @@ def _load_tars(split: Split, columns: Columns, most: int | None, seed: int) -> O
     return replace(opened, notes=(*notes, *opened.notes))
 
 
-def card_of(snapshot: Snapshot) -> dict[str, Any]:
+def card_of(snapshot: Snapshot) -> Json:
     """Read the metadata of the dataset's card."""
     if _CARD not in snapshot.files:
         return {}
@@ -228,7 +228,7 @@ def card_of(snapshot: Snapshot) -> dict[str, Any]:
         return front_matter(read_bytes(file, LARGEST_TEXT).decode("utf-8", errors="replace"))
 
 
-def front_matter(card: str) -> dict[str, Any]:
+def front_matter(card: str) -> Json:
     """Read the metadata in front of a card's text; empty if there are none."""
     match = re.match(r"\s*---[ \t]*\r?\n(.*?)^---[ \t]*$", card, re.DOTALL | re.MULTILINE)
     text = match[1] if match else ""
@@ -238,9 +238,7 @@ def front_matter(card: str) -> dict[str, Any]:
     return data if isinstance(data, dict) else {}
 
 
-def _splits(
-    source: str, dataset: DatasetId, card: dict[str, Any], usable: list[str]
-) -> dict[str, list[str]]:
+def _splits(source: str, dataset: DatasetId, card: Json, usable: list[str]) -> dict[str, list[str]]:
     """Files by split, for the configuration that the user or the card names; otherwise from the
     files' names.
     """
@@ -286,7 +284,7 @@ def _splits(
     return splits
 
 
-def _config(source: str, name: str | None, configs: dict[str, dict[str, Any]]) -> dict[str, Any]:
+def _config(source: str, name: str | None, configs: dict[str, Json]) -> Json:
     """The configuration of that name; without one the default, or the only one."""
     marked = [config for config, described in configs.items() if described.get("default")]
     chosen = name or next(iter(marked), "default" if "default" in configs else None)

@@ -20,6 +20,7 @@ from clipmerge.images.columns import (
 )
 from clipmerge.images.decoding import Encoded
 from clipmerge.images.store import OpenedSource, Pixels, Store
+from clipmerge.types import Names
 
 _IMAGES = ("pixel_values", "image", "images", "pixels")
 _LABELS = ("labels", "label", "target", "targets")
@@ -123,8 +124,8 @@ def _with_targets(
     store: Store,
     targets: Sequence[Any],
     columns: Columns,
-    names: tuple[str, ...] | None,
-    notes: tuple[str, ...],
+    names: Names | None,
+    notes: Names,
 ) -> OpenedSource:
     """Images with labels, or with captions: lists of texts, or texts that look like captions."""
     are_captions = columns.caption is not None or (
@@ -148,9 +149,7 @@ def _with_targets(
     return OpenedSource(store, *number_classes(title, labels, names), notes=notes)
 
 
-def _store_and_notes(
-    get: Callable[[int], Any], count: int, title: str
-) -> tuple[Store, tuple[str, ...]]:
+def _store_and_notes(get: Callable[[int], Any], count: int, title: str) -> tuple[Store, Names]:
     """Images by position, and notes for the user.
 
     Arrays or tensors of floats are preprocessed already, unless all values of some of them are
@@ -173,7 +172,7 @@ def _within_unit_interval(pixels: Any) -> bool:
     return values.ndim == 3 and bool(values.min() >= 0 and values.max() <= 1 and values.any())
 
 
-def _names_of(data: Any) -> tuple[str, ...] | None:
+def _names_of(data: Any) -> Names | None:
     names = getattr(data, "classes", None)
     is_list = isinstance(names, (list, tuple)) and all(isinstance(name, str) for name in names)
     return tuple(names) if names and is_list else None

@@ -29,6 +29,7 @@ from clipmerge.images.columns import (
 from clipmerge.images.decoding import Encoded
 from clipmerge.images.file_store import Opener
 from clipmerge.images.store import OpenedSource, Store, check_count
+from clipmerge.types import Shape
 
 if TYPE_CHECKING:
     import pyarrow.parquet
@@ -68,7 +69,7 @@ class _Group:
 class ParquetImages(Store):
     """The image column of several files, row group by row group; the last one read stays open."""
 
-    def __init__(self, opener: Opener, groups: list[_Group], blocks: tuple[int, ...]) -> None:
+    def __init__(self, opener: Opener, groups: list[_Group], blocks: Shape) -> None:
         self.blocks = blocks
         self._opener, self._groups = opener, groups
         self._rows: Iterator[bytes | None] = iter(())

@@ -14,6 +14,7 @@ from clipmerge.files.limits import LONGEST_PROMPT, MOST_PROMPTS
 from clipmerge.files.reading import parse_json, read_text, refusing
 from clipmerge.images.columns import NUMBERED, are_numbered
 from clipmerge.images.store import OpenedSource
+from clipmerge.types import Json, Names, Shape
 
 #: A file with class names, the names in the order of the classes, or ``None`` for the source's own.
 ClassNames: TypeAlias = Path | Sequence[str] | None
@@ -23,7 +24,7 @@ _WORDNET = re.compile(r"n\d{8}")
 
 def name_classes(
     source: str, opened: OpenedSource, classes: ClassNames
-) -> tuple[tuple[int, ...], tuple[str, ...], tuple[str, ...]]:
+) -> tuple[Shape, Names, Names]:
     """Name the classes of a source: labels, one name per class, and notes for the user.
 
     Names that are given in a list belong to numbers by their order. Where the source has names of
@@ -41,7 +42,7 @@ def name_classes(
             f"{source}: its labels are the numbers 0 to {len(opened.classes) - 1} without names;"
             f" pass a file with the names with `classes`, one per line{ids}"
         )
-    names, notes = opened.classes, tuple[str, ...]()
+    names, notes = opened.classes, Names()
     if not opened.verbatim:
         names = tuple(name.replace("_", " ") for name in opened.classes)
         if are_numbered(opened.classes):
@@ -70,13 +71,11 @@ def name_classes(
     return opened.labels, names, notes
 
 
-def _given_names(
-    opened: OpenedSource, given: Path | Sequence[str]
-) -> tuple[tuple[int, ...], tuple[str, ...], tuple[str, ...]]:
+def _given_names(opened: OpenedSource, given: Path | Sequence[str]) -> tuple[Shape, Names, Names]:
     """Assign names that the user gave to the classes of a source."""
     title, data = _title(given), _read_names(given)
     labels, classes = opened.labels, list(opened.classes)
-    notes: tuple[str, ...] = ()
+    notes: Names = ()
     if not opened.named and isinstance(data, dict):
         data = {str(int(key)) if key.isdecimal() else key: name for key, name in data.items()}
         numbers = sorted(set(labels) | {int(key) for key in data if key.isdecimal()})
@@ -92,7 +91,7 @@ def _given_names(
     return labels, names, (*notes, *_shared(title, names))
 
 
-def _matched(title: str, names: tuple[str, ...], classes: tuple[str, ...]) -> tuple[str, ...]:
+def _matched(title: str, names: Names, classes: Names) -> Names:
     """Sort names by the classes that they equal, if they are the same; refuse a different order."""
     places = {_comparable(name): at for at, name in enumerate(names)}
     wanted = [_comparable(name) for name in classes]
@@ -118,7 +117,7 @@ def _without_number(name: str) -> str:
     return match["name"] if match else name
 
 
-def _shared(source: str, names: Iterable[str]) -> tuple[str, ...]:
+def _shared(source: str, names: Iterable[str]) -> Names:
     """Note names that several classes share; ImageNet lists in common use have some, so it is not
     an error.
     """
@@ -134,19 +133,19 @@ def _shared(source: str, names: Iterable[str]) -> tuple[str, ...]:
 
 def read_class_names(
     given: Path | Sequence[str], classes: list[str], *, numbered: bool = False
-) -> tuple[str, ...]:
+) -> Names:
     """Read class names, in order or by class, or take those that were given."""
     return _checked_names(_title(given), _read_names(given), classes, numbered=numbered)
 
 
-def listed_names(given: Path | Sequence[str]) -> tuple[str, ...]:
+def listed_names(given: Path | Sequence[str]) -> Names:
     """Class names in the order in which they are given, of images that have no labels."""
     data = _read_names(given)
     names = list(data.values()) if isinstance(data, dict) else data
     return _checked_names(_title(given), names, list(map(str, range(len(names)))), numbered=False)
 
 
-def _read_names(given: Path | Sequence[str]) -> list[Any] | dict[str, Any]:
+def _read_names(given: Path | Sequence[str]) -> list[Any] | Json:
     """Names in order, or by class."""
     if not isinstance(given, Path):
         return list(given)
@@ -160,8 +159,8 @@ def _read_names(given: Path | Sequence[str]) -> list[Any] | dict[str, Any]:
 
 
 def _checked_names(
-    title: str, data: list[Any] | dict[str, Any], classes: list[str], *, numbered: bool
-) -> tuple[str, ...]:
+    title: str, data: list[Any] | Json, classes: list[str], *, numbered: bool
+) -> Names:
     """One name per class; where classes are numbers there may be more names than classes."""
     if isinstance(data, dict):
         if missing := [name for name in classes if name not in data]:
@@ -209,13 +208,13 @@ def template_sets() -> dict[str, str]:
     }
 
 
-def template_set(name: str) -> tuple[str, ...]:
+def template_set(name: str) -> Names:
     """Templates of a set."""
     lines = (_SETS / f"{name}.txt").read_text(encoding="utf-8").splitlines()
     return tuple(line for line in lines if not line.startswith("#"))
 
 
-def check_templates(templates: Sequence[str]) -> tuple[str, ...]:
+def check_templates(templates: Sequence[str]) -> Names:
     """Check the prompt templates that the user named, and spell out sets of templates."""
     checked: list[str] = []
     for given in templates:
@@ -234,7 +233,7 @@ def check_templates(templates: Sequence[str]) -> tuple[str, ...]:
     return tuple(checked)
 
 
-def templates_for(given: Sequence[str], own: Sequence[str]) -> tuple[str, ...]:
+def templates_for(given: Sequence[str], own: Sequence[str]) -> Names:
     """Choose the templates for a source."""
     return tuple(given) or tuple(own) or (DEFAULT_TEMPLATE,)
 
@@ -248,7 +247,7 @@ def own_templates(given: Sequence[str], sources: Mapping[str, Any]) -> dict[str,
     )
 
 
-def class_prompts(class_names: tuple[str, ...], templates: tuple[str, ...]) -> list[str]:
+def class_prompts(class_names: Names, templates: Names) -> list[str]:
     """Write the prompts, class by class: entry ``c * len(templates) + t``."""
     if len(class_names) * len(templates) > MOST_PROMPTS:
         raise DataError(

@@ -10,6 +10,7 @@ from clipmerge.distributed import cores_per_process
 from clipmerge.errors import DataError, counted, shorten
 from clipmerge.images.decoding import Encoded, decode
 from clipmerge.images.store import OpenedSource, Pixels, Store
+from clipmerge.types import Names, Shape
 
 _AT_ONCE = 256
 
@@ -19,9 +20,9 @@ class _Some(Store):
     """Some of a store's images, read on demand."""
 
     store: Store
-    positions: tuple[int, ...]
-    blocks: tuple[int, ...] = ()
-    paths: tuple[str, ...] = ()
+    positions: Shape
+    blocks: Shape = ()
+    paths: Names = ()
 
     def read(self, positions: Sequence[int]) -> list[Encoded]:
         """Read images."""

@@ -20,6 +20,7 @@ from clipmerge.errors import DataError, UsageError, did_you_mean, shorten
 from clipmerge.files.paths import local_path
 from clipmerge.images.prompts import check_templates
 from clipmerge.images.store import OpenedSource
+from clipmerge.types import Names, Shape
 
 _HERE = Path(__file__).parent
 _NAMED = re.compile(
@@ -57,33 +58,33 @@ class KnownSet(BaseModel):
     source: str
     config: str | None = None
     split: str = "test"
-    splits: tuple[str, ...] = ("test",)
+    splits: Names = ("test",)
     kind: Literal["classification", "retrieval"] = "classification"
     images: Mapping[str, int] = {}
     texts: Literal["repository", "here"] = "repository"
     classes: str | None = None
-    templates: str | tuple[str, ...] = ()
+    templates: str | Names = ()
     rows: Literal["all"] | tuple[_Place | tuple[_Place, ...], ...] = ()
     note: str = ""
     zeroshot: Mapping[str, float] = {}
     recall: Mapping[str, Mapping[str, float]] = {}
 
     @property
-    def class_names(self) -> tuple[str, ...]:
+    def class_names(self) -> Names:
         """Class names, if they are known without the repository."""
         if self.classes is not None:
             return class_list(self.classes)
         return tuple(class_list("imagenet")[places[0]] for places in self.imagenet_rows)
 
     @property
-    def prompts(self) -> tuple[str, ...]:
+    def prompts(self) -> Names:
         """Templates, if they are known without the repository."""
         return check_templates(
             [self.templates] if isinstance(self.templates, str) else self.templates
         )
 
     @property
-    def imagenet_rows(self) -> tuple[tuple[int, ...], ...]:
+    def imagenet_rows(self) -> tuple[Shape, ...]:
         """For each class its rows in a head of ImageNet's 1000 classes; empty if it has none."""
         if self.rows == "all":
             return tuple((row,) for row in range(IMAGENET_CLASSES))
@@ -161,12 +162,12 @@ def known_set(name: str) -> KnownSet:
     return sets[name]
 
 
-def class_lists() -> tuple[str, ...]:
+def class_lists() -> Names:
     """Names of the lists of class names, sorted."""
     return tuple(sorted(file.stem for file in (_HERE / "classes").glob("*.txt")))
 
 
 @functools.cache
-def class_list(name: str) -> tuple[str, ...]:
+def class_list(name: str) -> Names:
     """Class names by the name of their list."""
     return tuple((_HERE / "classes" / f"{name}.txt").read_text(encoding="utf-8").splitlines())

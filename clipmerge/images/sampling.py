@@ -7,8 +7,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from clipmerge.types import Shape
 
-def balanced_sample(labels: tuple[int, ...], count: int, seed: int) -> list[int]:
+
+def balanced_sample(labels: Shape, count: int, seed: int) -> list[int]:
     """Positions of a shuffled sample with classes as balanced as possible; the seed draws which get
     one more.
     """
@@ -29,9 +31,7 @@ def balanced_sample(labels: tuple[int, ...], count: int, seed: int) -> list[int]
     return [picked[at] for at in rng.permutation(len(picked)).tolist()]
 
 
-def candidate_positions(
-    labels: tuple[int, ...], blocks: tuple[int, ...], count: int, seed: int
-) -> list[int]:
+def candidate_positions(labels: Shape, blocks: Shape, count: int, seed: int) -> list[int]:
     """List positions to sample from: the fewest blocks that give every class its share of a
     balanced sample.
 

@@ -12,6 +12,7 @@ from clipmerge.errors import counted
 from clipmerge.images.fingerprints import first_copies
 from clipmerge.images.sampling import balanced_sample
 from clipmerge.images.store import ImageSet
+from clipmerge.types import Shape
 
 #: Share of the sampled images that is held back.
 SHARE = 0.2
@@ -83,7 +84,7 @@ def held_out_count(count: int, share: float) -> int:
     return min(MOST, round(count * share / (1 - share)))
 
 
-def held_back_positions(labels: tuple[int, ...], count: int, seed: int) -> list[int]:
+def held_back_positions(labels: Shape, count: int, seed: int) -> list[int]:
     """Pick the same share of every class; the only image of a class is picked last."""
     sizes = Counter(labels)
     seen: Counter[int] = Counter()
@@ -97,7 +98,7 @@ def held_back_positions(labels: tuple[int, ...], count: int, seed: int) -> list[
     return [at for *_, at in sorted(turns)[:count]]
 
 
-def held_back_groups(labels: tuple[int, ...], count: int, seed: int) -> set[int]:
+def held_back_groups(labels: Shape, count: int, seed: int) -> set[int]:
     """Pick at most ``count`` images at random, all images of one label or none: a caption that was
     seen would be known.
     """

@@ -11,6 +11,7 @@ from clipmerge.errors import DataError
 from clipmerge.files.limits import MOST_IMAGES
 from clipmerge.images.decoding import Encoded, decode
 from clipmerge.images.sampling import balanced_sample, candidate_positions
+from clipmerge.types import Names, Shape
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -21,8 +22,8 @@ class Store(ABC):
     """Encoded images, read on demand."""
 
     # block of each image; a block is read as a whole. Empty if images are read one by one
-    blocks: tuple[int, ...] = ()
-    paths: tuple[str, ...] = ()  # file of each image; empty if images are not files
+    blocks: Shape = ()
+    paths: Names = ()  # file of each image; empty if images are not files
 
     @abstractmethod
     def read(self, positions: Sequence[int]) -> list[Encoded]:
@@ -52,25 +53,25 @@ class OpenedSource:
     """A source, opened: no image has been read."""
 
     store: Store
-    labels: tuple[int, ...]
+    labels: Shape
     # name of each class in the source; numbers as text if ``named`` is false
-    classes: tuple[str, ...]
+    classes: Names
     named: bool = True  # whether classes have names, or are bare numbers
     revision: str | None = None
-    notes: tuple[str, ...] = ()
-    templates: tuple[str, ...] = ()  # the source's own prompt templates, with ``{}`` for the class
+    notes: Names = ()
+    templates: Names = ()  # the source's own prompt templates, with ``{}`` for the class
     # whether the names are written as they go into prompts, underscores and all
     verbatim: bool = False
     # captions of each image, which then has no label; empty if images have classes
-    captions: tuple[tuple[str, ...], ...] = ()
+    captions: tuple[Names, ...] = ()
 
     @classmethod
     def with_captions(
         cls,
         store: Store,
-        captions: tuple[tuple[str, ...], ...],
+        captions: tuple[Names, ...],
         *,
-        notes: tuple[str, ...] = (),
+        notes: Names = (),
     ) -> OpenedSource:
         """A source of images with captions."""
         return cls(store, (), (), captions=captions, notes=notes)
@@ -87,10 +88,10 @@ class ImageSet:
     store: Store
     # class index of each image; for captions, the number of its first caption among all different
     # ones
-    labels: tuple[int, ...]
+    labels: Shape
     # commit of a dataset on the Hub, else ``None``
     revision: str | None = field(default=None, kw_only=True)
-    notes: tuple[str, ...] = field(default=(), kw_only=True)
+    notes: Names = field(default=(), kw_only=True)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -131,8 +132,8 @@ class ImageList(Store):
     """
 
     images: tuple[Encoded, ...]
-    names: tuple[str, ...]
-    paths: tuple[str, ...] = ()
+    names: Names
+    paths: Names = ()
 
     def read(self, positions: Sequence[int]) -> list[Encoded]:
         """Return images."""
@@ -158,7 +159,7 @@ class Pixels(Store):
     get: Callable[
         [int], Any
     ]  # function that returns the pixels of an item, shape (3, height, width)
-    items: tuple[int, ...]  # item of each image
+    items: Shape  # item of each image
     source: str
 
     def read(self, positions: Sequence[int]) -> list[Encoded]:

@@ -26,6 +26,7 @@ from clipmerge.images.columns import (
     number_classes,
 )
 from clipmerge.images.store import OpenedSource, check_count, image_files
+from clipmerge.types import Json, Names
 
 _FILES = ("file_name", "filepath", "file", "path", "image", "image_path", "filename")
 
@@ -65,7 +66,7 @@ def load_table(
     caption = columns.caption or next((name for name in CAPTION_NAMES if name in names), None)
     lines = [f"line {line}" for line, _ in rows]
     if columns.caption is None and label is not None:
-        notes: tuple[str, ...] = ()
+        notes: Names = ()
         if caption is not None and columns.label is None:
             notes = (
                 f"{source}: {table.name} has classes ('{label}') and captions ('{caption}'); the"
@@ -92,7 +93,7 @@ def _is_other(value: Any) -> bool:
     return value is not None and (isinstance(value, bool) or not isinstance(value, int | str))
 
 
-def _json_rows(text: str) -> Iterable[tuple[int, dict[str, Any]]]:
+def _json_rows(text: str) -> Iterable[tuple[int, Json]]:
     for number, line in enumerate(text.splitlines(), 1):
         if line.strip():
             row = parse_json(line)
@@ -101,7 +102,7 @@ def _json_rows(text: str) -> Iterable[tuple[int, dict[str, Any]]]:
             yield number, row
 
 
-def _csv_rows(text: str) -> Iterable[tuple[int, dict[str, Any]]]:
+def _csv_rows(text: str) -> Iterable[tuple[int, Json]]:
     """Rows with the number of the line on which each ends."""
     first = text.partition("\n")[0]
     delimiter = "\t" if "\t" in first else ";" if ";" in first and "," not in first else ","

@@ -28,6 +28,7 @@ from clipmerge.images.columns import (
 from clipmerge.images.decoding import Encoded
 from clipmerge.images.file_store import Description, open_local
 from clipmerge.images.store import OpenedSource, Store, check_count
+from clipmerge.types import Names
 
 _MEMBER = re.compile(r"(?P<key>(?:.*/)?[^./][^.]*)\.(?P<ending>[^/]+)", re.DOTALL)
 _IMAGES = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff", "avif", "jfif", "ppm", "jp2")
@@ -47,7 +48,7 @@ class Member(NamedTuple):
 
 
 #: An image of an archive, and its label: a text may be captions, a tuple holds captions.
-Sample: TypeAlias = tuple[Member, int | str | tuple[str, ...]]
+Sample: TypeAlias = tuple[Member, int | str | Names]
 
 
 class TarImages(Store):
@@ -114,7 +115,7 @@ def read_samples(archive: str, columns: Columns) -> list[Sample]:
                 else None
             )
             image = _image_ending(where, list(endings), named)
-            label: int | str | tuple[str, ...] = 0
+            label: int | str | Names = 0
             if columns.labelled:
                 label = _label(where, file, endings, columns, is_first=not samples)
             samples.append((endings[image], label))
@@ -142,7 +143,7 @@ def joined(
         return OpenedSource.with_captions(store, captions, notes=(note,))
     indices, classes, named = number_classes(source, labels, described.class_names)
     verbatim = described.class_names is not None and classes == described.class_names
-    notes: tuple[str, ...] = ()
+    notes: Names = ()
     if named and not verbatim and len(classes) > max(100, _CAPTIONS * len(labels)):
         notes = (
             f"{source}: {len(classes)} classes for {len(labels)} images; are the labels captions?"
@@ -229,14 +230,14 @@ def _label(
     columns: Columns,
     *,
     is_first: bool,
-) -> int | str | tuple[str, ...]:
+) -> int | str | Names:
     """Read a sample's label or captions: the text of its ``cls`` or ``txt``, or a value in its
     ``json``.
     """
     wanted = columns.caption or columns.label
     ending, _, key = (wanted or "").partition(".")
     candidates = [ending.lower()] if wanted else [ending for ending in _LABELS if ending in endings]
-    captions: tuple[str, ...] = ()
+    captions: Names = ()
     for candidate in candidates:
         if candidate not in endings:
             break
@@ -261,7 +262,7 @@ def _label(
     raise error(f"{where}: has no {needed} (endings: {shorten(endings)})")
 
 
-def _from_json(where: str, text: str, key: str) -> tuple[int | str | None, tuple[str, ...]]:
+def _from_json(where: str, text: str, key: str) -> tuple[int | str | None, Names]:
     """The label in a sample's JSON, or its captions."""
     with refusing(DataError, f"{where}.json: cannot be read as JSON"):
         data = parse_json(text)

@@ -31,6 +31,7 @@ from clipmerge.files.safetensors import DTYPES, header_bytes
 from clipmerge.images.dataset import LabelledImages
 from clipmerge.images.fingerprints import content_digest
 from clipmerge.planning.provenance import model_identity
+from clipmerge.types import Tensors
 
 #: Minimum time between two saves: in seconds, and as a multiple of the duration of the last one.
 SECONDS, TIMES = 30.0, 20
@@ -76,7 +77,7 @@ class LearningState:
         self._exists = True
         return True
 
-    def _read(self, state: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
+    def _read(self, state: Mapping[str, Tensor]) -> Tensors | None:
         """The file's content if it is complete and fits; otherwise it is removed, with a note for
         the user.
         """

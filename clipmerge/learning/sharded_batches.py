@@ -14,6 +14,7 @@ from torch import Tensor
 
 from clipmerge.distributed import DistributedContext, all_reduce_, broadcast_, peer_errors
 from clipmerge.images.batches import Batch
+from clipmerge.types import Tensors
 
 
 class ShardedBatches:
@@ -45,7 +46,7 @@ class ShardedBatches:
             gathered: list[Any] = gather_object(items)
         return gathered
 
-    def total(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    def total(self, tensors: Tensors) -> Tensors:
         """Sum tensors of the same names and shapes over all processes; the sums lie on the CPU."""
         sums = {}
         for name, value in tensors.items():

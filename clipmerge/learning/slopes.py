@@ -19,6 +19,7 @@ from torch import Tensor
 
 from clipmerge.learning.activations import Activations
 from clipmerge.learning.objective import GRADIENT, Objective
+from clipmerge.types import Tensors
 
 # The backward passes of single batches through prompts may cost at most this share of a gradient
 # pass over everything.
@@ -77,7 +78,7 @@ class Slopes:
         self.work = GRADIENT * sum(len(batch) for batch in shares.batches) + self._text_work
 
     @property
-    def gradients(self) -> dict[str, Tensor]:
+    def gradients(self) -> Tensors:
         """The mean gradient so far, weighted by the points' parts: by parameter, over all
         processes, on the CPU.
         """

@@ -12,6 +12,7 @@ from clipmerge.methods import Decision, Task
 from clipmerge.parallel import side_by_side
 from clipmerge.planning.finding import Finding
 from clipmerge.planning.layer_plan import LayerPlan
+from clipmerge.types import Shape
 
 #: Options of the ``spectral`` mask: ``rank``, ``high`` and ``low``.
 Split = dict[str, float | int]
@@ -19,10 +20,10 @@ Split = dict[str, float | int]
 
 def split_matrices(
     task: Task,
-    split: Callable[[Tensor, tuple[int, ...]], Split],
+    split: Callable[[Tensor, Shape], Split],
     *,
     alpha: float,
-    takes: Callable[[tuple[int, ...]], bool] = lambda shape: len(shape) >= 2,
+    takes: Callable[[Shape], bool] = lambda shape: len(shape) >= 2,
 ) -> Decision:
     """Split each matrix's task vector, given its singular values and its shape; what is no matrix
     is taken whole.

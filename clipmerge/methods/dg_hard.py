@@ -11,6 +11,7 @@ from torch import Tensor
 from clipmerge.methods import Decision, Task
 from clipmerge.methods._matrices import Split, split_matrices
 from clipmerge.plugins import Alpha
+from clipmerge.types import Shape
 
 #: Matrices with fewer entries stay whole, as in the authors' code.
 _SMALLEST = 1024
@@ -39,11 +40,11 @@ def dg_hard(task: Task, *, alpha: Alpha = 1.0) -> Decision:
     return split_matrices(task, _split, alpha=alpha, takes=_is_large_matrix)
 
 
-def _is_large_matrix(shape: tuple[int, ...]) -> bool:
+def _is_large_matrix(shape: Shape) -> bool:
     return len(shape) == 2 and math.prod(shape) >= _SMALLEST
 
 
-def _split(s: Tensor, shape: tuple[int, ...]) -> Split:
+def _split(s: Tensor, shape: Shape) -> Split:
     threshold = _threshold(min(shape) / max(shape)) * float(s.median())
     rank = int((s > threshold).sum())
     return {"rank": max(rank, 1), "high": float(rank > 0), "low": 0.0}

@@ -17,6 +17,7 @@ from torch import Tensor
 from clipmerge.families import Family
 from clipmerge.models.kernels import freeze_batch_norms, image_layout
 from clipmerge.models.loading import fill
+from clipmerge.types import Json, Tensors
 
 Tower = Literal["vision", "text"]
 
@@ -59,7 +60,7 @@ class ImageTextModel(ABC):
         """
 
     @abstractmethod
-    def tokens(self, prompts: list[str]) -> dict[str, Tensor]:
+    def tokens(self, prompts: list[str]) -> Tensors:
         """Tokenise prompts: ``input_ids`` and other inputs of the text tower, prompts along the
         first dimension.
         """
@@ -69,7 +70,7 @@ class ImageTextModel(ABC):
         """Embed images: (batch, width), unit length."""
 
     @abstractmethod
-    def text_features(self, tokens: dict[str, Tensor]) -> Tensor:
+    def text_features(self, tokens: Tensors) -> Tensor:
         """Embed prompts: (prompts, width), unit length."""
 
     def logits(self, images: Tensor, classes: Tensor) -> Tensor:
@@ -83,7 +84,7 @@ class ImageTextModel(ABC):
         return logits if bias is None else logits + bias
 
 
-def model_for(family: Family, config: dict[str, Any], folder: Path) -> ImageTextModel:
+def model_for(family: Family, config: Json, folder: Path) -> ImageTextModel:
     """Build a family's model without weights, to be loaded with `load`."""
     model: ImageTextModel = import_module(f"{__name__}.{family.model}").build(
         family, config, folder

@@ -7,7 +7,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 from pathlib import Path
-from typing import Any
 
 import torch
 from PIL.Image import Image
@@ -19,6 +18,7 @@ from clipmerge.errors import CheckpointError, DataError
 from clipmerge.families import Family
 from clipmerge.models.loading import fill, preparing
 from clipmerge.models.open_clip import build_module, import_open_clip, transform_for
+from clipmerge.types import Json, Shape
 
 # a text tower that is built but not used
 _NO_TEXT = {"context_length": 8, "vocab_size": 8, "width": 64, "heads": 1, "layers": 1}
@@ -29,9 +29,7 @@ class HeadedTower:
     features).
     """
 
-    def __init__(
-        self, family: Family, config: dict[str, Any], folder: Path, shape: tuple[int, ...]
-    ) -> None:
+    def __init__(self, family: Family, config: Json, folder: Path, shape: Shape) -> None:
         settings = deepcopy(config.get("model_cfg", config)) | {"text_cfg": _NO_TEXT}
         model = build_module(import_open_clip(), settings)
         if len(shape) != 2 or shape[1] != settings["embed_dim"]:

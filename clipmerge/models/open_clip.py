@@ -19,6 +19,7 @@ from clipmerge.families import Family
 from clipmerge.files.side_files import read_side_json
 from clipmerge.models import ImageTextModel
 from clipmerge.models.loading import blaming, check_words, preparing
+from clipmerge.types import Json, Tensors
 
 # Tokenizer options that only change how texts are read; others open files, or run code from the
 # folder.
@@ -42,9 +43,9 @@ _CANNOT_BUILD = (
 class OpenClip(ImageTextModel):
     """A model of open_clip."""
 
-    def __init__(self, family: Family, config: dict[str, Any], folder: Path) -> None:
+    def __init__(self, family: Family, config: Json, folder: Path) -> None:
         library = import_open_clip()
-        model_cfg: dict[str, Any] = config.get("model_cfg", config)
+        model_cfg: Json = config.get("model_cfg", config)
         module = build_module(library, model_cfg)
         text = module.text if hasattr(module, "text") else module.transformer
         super().__init__(family, folder, module, {"vision": module.visual, "text": text})
@@ -58,7 +59,7 @@ class OpenClip(ImageTextModel):
         with preparing(self.folder, "images"):
             return torch.stack([self._transform(image) for image in images])
 
-    def tokens(self, prompts: list[str]) -> dict[str, Tensor]:
+    def tokens(self, prompts: list[str]) -> Tensors:
         """Tokenise prompts, padded and cut to the text tower's length: ``input_ids`` (prompts,
         length), int64.
         """
@@ -73,7 +74,7 @@ class OpenClip(ImageTextModel):
         features: Tensor = self.module.encode_image(pixels, normalize=True)
         return features
 
-    def text_features(self, tokens: dict[str, Tensor]) -> Tensor:
+    def text_features(self, tokens: Tensors) -> Tensor:
         """Embed prompts: (prompts, width), unit length."""
         features: Tensor = self.module.encode_text(tokens["input_ids"], normalize=True)
         return features
@@ -95,7 +96,7 @@ def import_open_clip() -> Any:
     return open_clip
 
 
-def build_module(library: Any, model_cfg: dict[str, Any]) -> Any:
+def build_module(library: Any, model_cfg: Json) -> Any:
     """Build the same class as ``open_clip.create_model``, without loading pretrained towers."""
     settings = deepcopy(model_cfg)
     vision, text = (settings.get(f"{side}_cfg") for side in ("vision", "text"))
@@ -135,9 +136,7 @@ def _unasked() -> Iterator[None]:
         dynamic_module_utils.TIME_OUT_REMOTE_CODE = seconds
 
 
-def transform_for(
-    config: dict[str, Any], folder: Path, image_size: Any
-) -> Callable[[Image], Tensor]:
+def transform_for(config: Json, folder: Path, image_size: Any) -> Callable[[Image], Tensor]:
     """The preprocessing of open_clip for inference."""
     from open_clip.transform import PreprocessCfg, image_transform_v2, merge_preprocess_dict
 
@@ -153,7 +152,7 @@ def transform_for(
         return transform
 
 
-def _tokenizer(library: Any, model_cfg: dict[str, Any], folder: Path) -> Any:
+def _tokenizer(library: Any, model_cfg: Json, folder: Path) -> Any:
     """The same tokenizer as ``open_clip.get_tokenizer``, with its files from the folder."""
     text = model_cfg.get("text_cfg") or {}
     length, options = text.get("context_length", 77), text.get("tokenizer_kwargs") or {}

@@ -15,6 +15,7 @@ from clipmerge.errors import DataError
 from clipmerge.images.prompts import class_prompts
 from clipmerge.models import ImageTextModel
 from clipmerge.progress import format_seconds
+from clipmerge.types import Names
 
 #: Prompts embedded at once; more are embedded piece by piece.
 PROMPTS_AT_ONCE = 512
@@ -56,8 +57,8 @@ def _rows(tokens: Iterable[Mapping[str, Tensor]]) -> Iterator[bytes]:
 
 def class_embeddings(
     model: ImageTextModel,
-    class_names: tuple[str, ...],
-    templates: tuple[str, ...],
+    class_names: Names,
+    templates: Names,
     device: Any,
     say: Callable[[str], None] | None = None,
 ) -> torch.Tensor:

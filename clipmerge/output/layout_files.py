@@ -26,6 +26,7 @@ from clipmerge.files.side_files import (
     read_side_json,
     require_inside,
 )
+from clipmerge.types import Json
 
 # size of the vocabulary of OpenCLIP's own tokenizer
 _CLIP_WORDS = 49408
@@ -55,9 +56,7 @@ def write_layout_files(folder: Path, converted: ConvertedCheckpoint, dtype: str)
     return notes
 
 
-def _transformers_files(
-    folder: Path, checkpoint: Checkpoint, config: dict[str, Any], dtype: str
-) -> None:
+def _transformers_files(folder: Path, checkpoint: Checkpoint, config: Json, dtype: str) -> None:
     """Write ``config.json``, ``preprocessor_config.json`` and the tokenizer."""
     ours = checkpoint.config or {}
     if actual := dtype_of(checkpoint, dtype):
@@ -87,7 +86,7 @@ def _transformers_files(
     write_clip_tokenizer(folder, config["text_config"]["max_position_embeddings"])
 
 
-def _open_clip_files(folder: Path, checkpoint: Checkpoint, config: dict[str, Any]) -> list[str]:
+def _open_clip_files(folder: Path, checkpoint: Checkpoint, config: Json) -> list[str]:
     """Write ``open_clip_config.json`` and copy the tokenizer; return notes for the user."""
     model_cfg = deepcopy(config["model_cfg"])
     name = checkpoint.folder.resolve().name
@@ -134,7 +133,7 @@ def _copy(folder: Path, source: Path, names: Iterable[str]) -> None:
             copy_side_file(file, folder / name)
 
 
-def _write_json(path: Path, data: dict[str, Any]) -> None:
+def _write_json(path: Path, data: Json) -> None:
     path.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
 
 
