@@ -16,8 +16,8 @@ from __future__ import annotations
 import argparse
 import gc
 import json
+import multiprocessing
 import string
-import subprocess
 import sys
 import tempfile
 import time
@@ -31,6 +31,8 @@ import torch
 import transformers as hf
 from PIL import Image
 from safetensors.torch import save_file
+
+import clipmerge
 
 RESULTS = Path(__file__).parent / "results" / "architectures.json"
 #: One of each design of a tower, in small sizes, the fastest first.
@@ -247,27 +249,40 @@ def _images(folder: Path) -> Path:
     return folder
 
 
+def _plan(name: str, folder: Path) -> None:
+    """Plan one architecture, and write what happened into a file of the folder."""
+    pair, images = _pair(name, folder), _images(folder / "images")
+    gc.collect()
+    size = sum(path.stat().st_size for path in pair[0].glob("*.safetensors"))
+    result: dict[str, Any] = {"parameters": size // 4}
+    report = folder / "result.json"
+    report.write_text(json.dumps(result))
+    began = time.process_time()
+    try:
+        planned = clipmerge.plan(*pair, "auto", data=images, set=STEPS, hash=False)
+    except clipmerge.ClipmergeError as error:
+        result["error"] = str(error)
+    else:
+        result["layers"] = len(planned.layers)
+        result["judged"] = planned.effect is not None
+    result["processor_seconds"] = round(time.process_time() - began, 1)
+    report.write_text(json.dumps(result))
+
+
 def tried(name: str, seconds: float) -> dict[str, Any]:
-    """Plan one architecture, and say how it ended."""
+    """Plan one architecture in a process of its own, and say how it ended."""
     with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary)
-        pair, images = _pair(name, folder), _images(folder / "images")
-        gc.collect()
-        command = [sys.executable, "-m", "clipmerge", "plan", *map(str, pair), "--recipe", "auto"]
-        command += ["--data", str(images), "--output", str(folder / "plan.json"), "--no-hash"]
-        command += [word for setting in STEPS for word in ("--set", setting)]
-        size = sum(path.stat().st_size for path in pair[0].glob("*.safetensors"))
-        begin = time.perf_counter()
-        try:
-            ended = subprocess.run(
-                command, capture_output=True, text=True, timeout=seconds, check=False
-            )
-            code, lines = ended.returncode, ended.stderr.strip().splitlines()
-        except subprocess.TimeoutExpired:
-            code, lines = None, [f"no end within {seconds:g} seconds"]
-        took = time.perf_counter() - begin
-    result = {"code": code, "parameters": size // 4, "seconds": round(took, 1)}
-    return result if code == 0 else result | {"line": "".join(lines[-1:])}
+        # a fork has everything imported, which would take longer than planning a small model
+        child = multiprocessing.get_context("fork").Process(
+            target=_plan, args=(name, Path(temporary))
+        )
+        child.start()
+        child.join(seconds)
+        if child.is_alive():
+            child.kill()
+        report = Path(temporary) / "result.json"
+        result = json.loads(report.read_text()) if report.exists() else {}
+    return {"ended": child.exitcode == 0 and "error" not in result, "exit": child.exitcode} | result
 
 
 def main() -> None:
@@ -281,11 +296,11 @@ def main() -> None:
     path: Path = arguments.json
     results = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     for name in names:
-        if results.get(name, {}).get("code") != 0:
+        if not results.get(name, {}).get("ended"):
             results[name] = tried(name, arguments.seconds)
             path.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
         print(json.dumps({name: results[name]}), flush=True)
-    sys.exit(any(results[name]["code"] != 0 for name in names))
+    sys.exit(not all(results[name]["ended"] for name in names))
 
 
 if __name__ == "__main__":

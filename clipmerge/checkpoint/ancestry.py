@@ -39,8 +39,9 @@ _LEAST = 256
 # If the slope of the loss of length on the squared movement is above this, the pair is swapped: in
 # `benchmarks/ancestry` it is at most 0.1 for pairs in the right order, and 1 minus that for swapped
 # ones. It must also exceed 0.5, the middle, by this many standard errors, and the matrices must
-# have moved by this share of their length.
-_SHRUNK, _SURE, _LEAST_SHRUNK = 0.75, 2.0, 0.025
+# have moved by this share of their length. A far larger slope is the noise of small matrices that
+# moved little: without an upper end, up to 2% of small random pairs would look swapped.
+_SHRUNK, _LARGEST, _SURE, _LEAST_SHRUNK = 0.75, 1.5, 2.0, 0.025
 # Minimum number of degrees of freedom of that slope.
 _LEAST_FREE = 8
 # If the cosine of the change with the weights exceeds that of a swapped change at right angles by
@@ -177,7 +178,7 @@ def _shrunk(matrices: list[_Matrix]) -> Iterator[str]:
         return
     slope, error = found
     pulled = median(-matrix.along / matrix.moved - matrix.moved for matrix in moved)
-    if slope > _SHRUNK and slope - 0.5 > _SURE * error and pulled < _PULLED:
+    if looks_swapped(slope, error) and pulled < _PULLED:
         yield (
             "the further a matrix moved, compared with others of its block, the shorter it is in"
             " the fine-tuned checkpoint; training lengthens what it moves"
@@ -225,6 +226,16 @@ def shrinkage(matrices: Iterable[tuple[str, float, float]]) -> tuple[float, floa
         return None
     slope = products / squares
     return slope, math.sqrt(max(rest - slope * products, 0.0) / free / squares)
+
+
+def looks_swapped(slope: float, error: float) -> bool:
+    """Whether a slope of `shrinkage` is surely that of a swapped pair.
+
+    Example:
+        >>> looks_swapped(0.98, 0.1), looks_swapped(0.02, 0.1), looks_swapped(12.0, 5.0)
+        (True, False, False)
+    """
+    return _SHRUNK < slope < _LARGEST and slope - 0.5 > _SURE * error
 
 
 def _released(inputs: Inputs, which: int) -> Iterator[str]:

@@ -15,6 +15,7 @@ from clipmerge.checkpoint.ancestry import (
     Ancestry,
     _matrices,
     ancestry_of,
+    looks_swapped,
     shrinkage,
 )
 from clipmerge.checks import check_models
@@ -271,3 +272,17 @@ def test_the_slope_is_that_of_a_regression_with_a_constant_per_block() -> None:
     assert shrinkage(drawn(1.0, blocks=3, matrices=3)) is None
     assert shrinkage([(f"vision.{number}", 0.1, 0.0) for number in range(50)]) is None
     assert shrinkage([]) is None
+
+
+def test_small_matrices_that_moved_at_random_do_not_look_swapped() -> None:
+    """A slope of noise is far from 0 and as far from 1: without an upper end 12 of these 600 pairs
+    would be called swapped."""
+    chance, swapped = np.random.default_rng(0), 0
+    for _ in range(600):
+        moved = 0.03 * chance.uniform(0.95, 1.05, 36)
+        along = moved * chance.normal(size=36) / np.sqrt(512)
+        blocks = [f"vision.{number // 6}" for number in range(36)]
+        found = shrinkage(zip(blocks, moved, along, strict=True))
+        assert found is not None
+        swapped += looks_swapped(*found)
+    assert swapped == 0
