@@ -115,6 +115,7 @@ def objective_for(
         len(templates),
         context.device.type,
         unlabelled_record and [unlabelled_record.images, unlabelled_record.sha256],
+        images.labelled_by,
     ]
 
     def find() -> Path:  # called in the main process, which has the first batch
@@ -133,6 +134,7 @@ def objective_for(
         contrastive=contrastive,
         images_at_once=calibration.images_at_once,
         wants_gradients=ranks_by_gradients(request.recipe),
+        labelled=images.labelled_by == "source",
         unlabelled=unlabelled,
         learning_state=state,
         progress=pace.advance,

@@ -30,6 +30,7 @@ from clipmerge.learning.learning_loss import (
     losses_of,
     make_pictures,
     own_prompts,
+    with_answers,
     with_pictures,
     with_teacher_targets,
 )
@@ -121,7 +122,8 @@ class _Run:
     ) -> None:
         self._objective = objective
         self._coefficients = coefficients
-        self._config = config
+        loss = replace(config.loss, labelled=objective.labelled)
+        self._config = config = replace(config, loss=loss)
         self._layout = lay_out(
             objective, config.steps, batch=config.batch, held_out_share=config.held_back
         )
@@ -174,6 +176,7 @@ class _Run:
             taught, images = loss.strong_count(len(step)), loss.picture_count(len(step))
             work += (FORWARD * len(loss.teachers) * taught + GRADIENT * images) * step.work_share
         work += FORWARD * (1 + len(EXTRAPOLATIONS)) * _work_of(held_out)
+        work += 0 if loss.labelled else FORWARD * (_work_of(steps) + _work_of(held_out))
         if self._config.sparsify:
             work += GRADIENT * sum(len(batch) for batch in self._objective.data.batches)
         self._objective.work.announce(work)
@@ -222,6 +225,7 @@ class _Run:
         for start in range(0, len(steps), count):
             few = steps[start : start + count]
             few = with_pictures(objective, few, loss) if shares_pictures else few
+            few = with_answers(objective, few, loss)
             yield with_teacher_targets(objective, few, loss)
 
     def _descend(self, steps: Sequence[Step], micro_batcher: MicroBatcher) -> None:
@@ -260,6 +264,7 @@ class _Run:
         """Let the held-out images choose, and move the coefficients to their choice."""
         objective, coefficients, loss = self._objective, self._coefficients, self._config.loss
         held_out = with_pictures(objective, held_out, replace(loss, distill_weight=0.0))
+        held_out = with_answers(objective, held_out, loss)
         found: dict[float, tuple[Tensor, float]] = {}
         learned = coefficients.distance() or 1.0
 

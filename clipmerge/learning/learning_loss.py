@@ -57,6 +57,8 @@ class LossConfig:
             images.
         strong_aug: Maximum number of strongly augmented images per step; ``None`` for one of each.
         precision: Precision of the forward passes.
+        labelled: Whether images have labels; if not, the fine-tuned model's probabilities stand in
+            for them.
     """
 
     distill_weight: float
@@ -65,6 +67,7 @@ class LossConfig:
     weak_aug: float = 0.0
     strong_aug: int | None = None
     precision: Precision = "float32"
+    labelled: bool = True
 
     @property
     def target_weights(self) -> tuple[float, float]:
@@ -117,7 +120,8 @@ class Pictures:
     Attributes:
         pixels: Weakly augmented images, then strongly augmented ones, (weak + strong, 3, height,
             width).
-        labels: Labels of the weakly augmented images, among the classes of the step.
+        labels: Labels of the weakly augmented images, among the classes of the step, or
+            probabilities of these, (weak, classes).
         targets: `Step.targets` for the strongly augmented ones; ``None`` if nothing is distilled.
     """
 
@@ -157,7 +161,8 @@ def weak_pictures(step: Step, config: LossConfig) -> Pictures:
         pixels = weak_augment(
             batch.pixels, step.seed + 1, config.weak_aug, len(step), step.own_rows
         )
-    return Pictures(pixels[: len(batch)], _labels(step, batch), None)
+    labels = _labels(step, batch) if step.answers is None else step.answers
+    return Pictures(pixels[: len(batch)], labels, None)
 
 
 def strong_pictures(step: Step, config: LossConfig) -> Tensor:
@@ -233,6 +238,26 @@ def with_teacher_targets(
     return steps
 
 
+@torch.no_grad()
+def with_answers(objective: Objective, steps: Sequence[Step], config: LossConfig) -> list[Step]:
+    """Where images have no labels, add the fine-tuned model's answers to every step.
+
+    Leaves the objective at the fine-tuned model.
+    """
+    if config.labelled:
+        return list(steps)
+    objective.weights.set_alpha(1.0)
+    cached = embeds_less_at_once(objective, steps)
+    found = []
+    for step in steps:
+        classes = class_features(objective, step, config, cached=cached)
+        features = _features(objective, config, weak_pictures(step, config).pixels)
+        answers = objective.criterion.model.logits(features, classes).softmax(-1)
+        found.append(replace(step, answers=answers))
+        objective.work.tick(FORWARD * len(step) * step.work_share)
+    return found
+
+
 def _teacher_targets(
     objective: Objective, step: Step, config: LossConfig, *, cached: bool
 ) -> Targets:
@@ -287,13 +312,16 @@ def terms_of(
 
     Returns:
         The loss of every weakly augmented image by the criterion, in nats, whether it is
-        recognised, and the distillation loss of every strongly augmented one.
+        recognised (without labels, how probably), and the distillation loss of every strongly
+        augmented one.
     """
     features = _features(objective, config, pictures.pixels, at_once)
     logits = objective.criterion.model.logits(features, classes)
     weak, strong = logits.tensor_split([len(pictures.labels)])
     losses = objective.criterion.image_losses(weak, pictures.labels)
-    recognised = weak.detach().argmax(1) == pictures.labels
+    best, labels = weak.detach().argmax(1), pictures.labels
+    # without labels, the probability that the answer is right
+    recognised = labels.gather(1, best[:, None])[:, 0] if labels.ndim == 2 else best == labels
     return (
         losses,
         recognised,

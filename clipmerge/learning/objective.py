@@ -69,6 +69,7 @@ class Objective:
         work: Work announced and done.
         seed: Seed for measures that draw random numbers.
         wants_gradients: Whether the recipe's method ranks entries by mean gradients.
+        labelled: Whether the images have labels of their own, not the fine-tuned model's answers.
         unlabelled: Images without labels for measures that learn; ``None`` for none.
         learning_state: Saves and restores the state of measures that learn; ``None`` to save
             nothing.
@@ -87,6 +88,7 @@ class Objective:
         contrastive: bool = False,
         images_at_once: int | None = None,
         wants_gradients: bool = False,
+        labelled: bool = True,
         unlabelled: ShardedBatches | None = None,
         learning_state: LearningState | None = None,
         progress: Callable[[float, float], None] | None = None,
@@ -104,6 +106,7 @@ class Objective:
             images_at_once: Images whose activations `gradients` holds at once, with the same
                 gradient of the batch; ``None`` for a whole batch.
             wants_gradients: Whether the recipe's method ranks entries by mean gradients.
+            labelled: Whether the images have labels of their own.
             unlabelled: Images without labels for measures that learn.
             learning_state: Storage of the state of measures that learn.
             progress: Called with work done and work announced, in images x forward passes.
@@ -116,6 +119,7 @@ class Objective:
         self.inputs: Final = inputs
         self.seed: Final = seed
         self.wants_gradients: Final = wants_gradients
+        self.labelled: Final = labelled
         self.unlabelled: Final = unlabelled
         self.learning_state: Final = learning_state
         self.say: Final = say

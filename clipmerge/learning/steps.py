@@ -68,6 +68,8 @@ class Step:
         classes: Class indices to distinguish, ascending; ``None`` for all.
         templates: Indices of the templates used; ``None`` for all.
         targets: The teachers' outputs for the strongly augmented images.
+        answers: The fine-tuned model's probabilities of the step's classes for this process's
+            weakly augmented images, in place of labels; ``None`` where there are labels.
         pixels: This process's weakly and strongly augmented images; ``None`` if they are made
             whenever they are needed.
         unlabelled_images: Unlabelled images; ``None`` for none.
@@ -83,6 +85,7 @@ class Step:
     classes: Tensor | None = None
     templates: Tensor | None = None
     targets: Targets | None = None
+    answers: Tensor | None = None
     pixels: Tensor | None = None
     unlabelled_images: ShardedBatches | None = None
     unlabelled: tuple[int, ...] = ()
