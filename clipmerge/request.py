@@ -40,6 +40,8 @@ RecipeLike: TypeAlias = "StrPath | Mapping[str, Any] | Recipe"
 #: Temporary folders have this prefix that hold one model in memory, in a folder of its name.
 IN_MEMORY = "clipmerge-in-memory-"
 _MAX_ALPHAS = 1000
+# Options that `Calibration` holds as they are.
+_SAME_NAMES = ("images", "batch_size", "images_at_once", "device")
 
 
 def parse_alphas(points: Sequence[float] | str) -> tuple[float, ...]:
@@ -128,10 +130,6 @@ class Calibration:
             templates=check_templates(
                 [template] if isinstance(template, str) else list(template or ())
             ),
-            images=options.get("images", cls.images),
-            batch_size=options.get("batch_size"),
-            images_at_once=options.get("images_at_once"),
-            device=options.get("device", cls.device),
             columns=Columns(
                 options.get("image_column"),
                 options.get("label_column"),
@@ -140,6 +138,7 @@ class Calibration:
             ),
             unlabelled=_as_text(options.get("unlabelled")),
             state=Path(options["state"]) if options.get("state") else None,
+            **{name: options[name] for name in _SAME_NAMES if name in options},
         )
         if not isinstance(data, Calibration):
             return calibration
@@ -629,7 +628,7 @@ def _recipe_words(recipes: Any) -> list[str]:
         elif isinstance(recipe, Mapping):
             words.append(str(recipe.get("name", "recipe.yaml")))
         else:
-            words.append(os.fspath(recipe))
+            words.append(str(recipe))
     return words
 
 

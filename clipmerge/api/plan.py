@@ -240,13 +240,13 @@ def check_models_once(inputs: Inputs, known: RunCache) -> list[Finding]:
 
 def _label_images(run: Run, request: MergeRequest) -> None:
     """Let the fine-tuned model label as many images of a source without labels as are used."""
+    if request.calibration.source is None:
+        return
     from clipmerge.evaluation.moving_model import MovingModel
     from clipmerge.evaluation.scorer import Scorer
     from clipmerge.images.dataset import LabelledImages
     from clipmerge.models.building import build_model
 
-    if request.calibration.source is None:
-        return
     images = run.open_data(request)
     if not isinstance(images, LabelledImages) or images.labelled_by is not None:
         return
