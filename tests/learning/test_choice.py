@@ -116,6 +116,19 @@ def test_the_limit_binds_with_few_images(images: int, lost: float, gained: float
     assert beyond_the_limit(images, lost, gained) <= 0.1
 
 
+def test_sparse_coefficients_do_not_reach_the_finetuned_model(ends: Ends) -> None:
+    objective = objective_for(ends, make_batches(SIZES))
+    coefficients = Coefficients(objective, "entry", 0.5)
+    entries = sum(value.numel() for value in coefficients.values.values())
+    assert coefficients.distance() == pytest.approx(0.5 * math.sqrt(entries))
+    coefficients.extrapolate(0.8)
+    assert coefficients.distance() == pytest.approx(0.1 * math.sqrt(entries))
+    name, value = max(coefficients.values.items(), key=lambda item: item[1].numel())
+    coefficients.make_sparse([name], 0.5)
+    dropped = value.numel() - value.numel() // 2
+    assert coefficients.distance() == pytest.approx(math.sqrt(dropped + 0.01 * (entries - dropped)))
+
+
 def test_held_back_images_are_recognised_as_the_reference_recognises_them(ends: Ends) -> None:
     objective = objective_for(ends, make_batches(SIZES))
     held_back = lay_out(objective, 1, held_out_share=0.3).validation_steps
