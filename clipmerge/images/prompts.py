@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -121,10 +120,13 @@ def _shared(source: str, names: Iterable[str]) -> Names:
     """Note names that several classes share; ImageNet lists in common use have some, so it is not
     an error.
     """
-    shared = [name for name, count in Counter(name.strip() for name in names).items() if count > 1]
+    alike: dict[str, list[str]] = {}
+    for name in map(str.strip, names):
+        alike.setdefault(name.casefold(), []).append(name)  # CLIP's tokenizer reads no capitals
+    shared = [sorted(set(group)) for group in alike.values() if len(group) > 1]
     if not shared:
         return ()
-    names_shown = shorten(map(repr, shared))
+    names_shown = shorten(" or ".join(map(repr, group)) for group in shared)
     return (
         f"{source}: gives several classes the same name {names_shown}; a model always predicts the"
         " first of them",

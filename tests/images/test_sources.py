@@ -154,6 +154,9 @@ def test_class_folders_with_doubtful_names_are_noted(tmp_path: Path) -> None:
     (tmp_path / "same.txt").write_text("crane\ncrane\nbird\n")
     (note,) = load_images(str(folder), tmp_path / "same.txt").notes
     assert note.startswith(f"{tmp_path / 'same.txt'}: gives several classes the same name 'crane'")
+    cases = save_folder(tmp_path / "cases", "Cat/1.png", "cat/1.png", "bird/1.png")
+    (note,) = load_images(str(cases)).notes
+    assert "the same name 'Cat' or 'cat'; a model always predicts the first" in note
 
 
 def test_one_class_measures_nothing_unless_others_are_named(tmp_path: Path) -> None:
