@@ -259,7 +259,8 @@ def _plan(name: str, folder: Path) -> None:
     report.write_text(json.dumps(result))
     began = time.process_time()
     try:
-        planned = clipmerge.plan(*pair, "auto", data=images, set=STEPS, hash=False)
+        zeroshot, finetuned = pair
+        planned = clipmerge.plan(zeroshot, finetuned, "auto", data=images, set=STEPS, hash=False)
     except clipmerge.ClipmergeError as error:
         result["error"] = str(error)
     else:

@@ -16,14 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from clipmerge.evaluation.settings import EvalSettings
 
 from clipmerge.checkpoint import Inputs, align_checkpoints, open_checkpoint
 from clipmerge.checks import check_models, check_sources
-from clipmerge.distributed import distributed_context
 from clipmerge.images.dataset import load_images
 from clipmerge.planning.merge_effect import CONSEQUENCES
 from clipmerge.progress import Progress
+from clipmerge.request import Calibration
 
 DRAWS = 3
 SIZES = (128, 32)
@@ -41,7 +40,7 @@ def alarms(
     """The findings about one pair and its images."""
     inputs = aligned(zeroshot, finetuned)
     images = load_images(source, Path(classes) if classes else None)
-    settings = EvalSettings(distributed_context("cpu"))
+    settings = Calibration(device="cpu")
     found: dict[str, Counter[str]] = {}
     for size in SIZES:
         found[str(size)] = Counter(
