@@ -30,11 +30,12 @@ from clipmerge.images.batches import batch_size_for, read_pixels
 from clipmerge.images.dataset import CaptionedImages, LabelledImages
 from clipmerge.images.prompts import templates_for
 from clipmerge.models import ImageTextModel
+from clipmerge.models.captions import caption_notes
 from clipmerge.models.headed_tower import HeadedTower, grouped
 from clipmerge.models.memory import MicroBatcher, freed_memory_kept, memory
 from clipmerge.models.zero_shot import class_embeddings
 from clipmerge.planning.other_tasks import Recall
-from clipmerge.progress import Pace, Progress
+from clipmerge.progress import Pace, Progress, say_all
 from clipmerge.request import Calibration, check_source_name
 
 #: Images with classes, or with captions.
@@ -166,6 +167,9 @@ class Scorer:
         """The best class of each image, or its features for images with captions."""
         model = self._model
         if isinstance(images, CaptionedImages):
+            if images.captions not in self._last:
+                texts = [text for of_image in images.captions for text in of_image]
+                say_all(progress, caption_notes(images.source, model, texts))
             self._caption_embeddings(number, images)
             found = self._micro_batcher.forward(model.image_features, pixels)
         elif isinstance(model, HeadedTower):

@@ -193,3 +193,5 @@ def test_recalls_are_printed_with_the_size_of_the_gallery(pair: Folders, picture
     rows = [" ".join(line.split()) for line in ended.out.splitlines()]
     assert rows[0] == "source images recall"
     assert sum("60, 60 captions" in row for row in rows) == 6
+    # the tests' tokenizer knows letters alone
+    assert ended.err.count("spells the captions nearly letter by letter") == 1

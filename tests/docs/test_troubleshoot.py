@@ -63,6 +63,7 @@ COMMANDS = {
     "the same with `--skip-unreadable`": (
         "merge {z} {f} -r wise-ft --data {table} --skip-unreadable -o out"
     ),
+    "captions longer than the model reads": "merge {z} {f} -r wise-ft --data {long} -o out",
     "classes and captions in one folder": "merge {z} {f} -r wise-ft --data {both} -o out",
     "a misspelt check": "merge {z} {f} -r wise-ft --allow swaped -o out",
     "an unknown device": "merge {z} {f} -r wise-ft --data {images} --device gpu -o out",
@@ -120,6 +121,12 @@ def places(
         (blank / f"{number}.txt").write_text(f"caption {number}" if number else " ")
     for emptied in {image.parent for image in found}:
         emptied.rmdir()
+    long = save_images(folder / "long", each=2)
+    for number, image in enumerate(sorted(long.glob("*/*.png"))):
+        image.rename(long / f"{number}.png")
+        (long / f"{number}.txt").write_text(f"caption {number} " + 30 * "word ")
+    for emptied in [path for path in long.iterdir() if path.is_dir()]:
+        emptied.rmdir()
     rows = [f"blank/{number}.png,picture {number}" for number in range(len(found) + 1)]
     (folder / "table.csv").write_text("\n".join(["filepath,title", *rows]))
     half = Path(shutil.copytree(pair[1], folder / "half"))
@@ -153,6 +160,7 @@ def places(
         "one": save_images(folder / "one", each=4, classes=("cat",)),
         "blank": blank,
         "both": both,
+        "long": long,
         "table": folder / "table.csv",
         "few": save_images(folder / "few", each=2, classes=("cat", "dog")),
         "numbers": save_images(folder / "numbers", each=2, classes=("0", "1", "2")),
