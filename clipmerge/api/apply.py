@@ -243,8 +243,9 @@ def write_merge(
     from clipmerge.output.folder import output_layout, write_weights
     from clipmerge.output.record import merge_record
     from clipmerge.output.side_files import write_side_files
-    from clipmerge.publish.card import PICTURE, model_card
-    from clipmerge.report.page import card_picture, html_page
+    from clipmerge.publish.card import model_card
+    from clipmerge.publish.public import public_record
+    from clipmerge.report.page import card_pictures, html_page
 
     with staged(output, overwrite=overwrite) as folder:
         with run.timed("apply"):
@@ -267,10 +268,10 @@ def write_merge(
         record = merge_record(run, plan, output=output, files={**files, **side_files})
         run.progress.stage("draw")
         (folder / "report.html").write_text(html_page(record), encoding="utf-8", errors=_NAMES)
-        picture = card_picture(record)
-        if picture is not None:
-            (folder / PICTURE).write_bytes(picture)
-        card = model_card(record, repo_id=None, picture=picture is not None)
+        pictures = card_pictures(public_record(record))
+        for name, content in pictures.items():
+            (folder / name).write_bytes(content)
+        card = model_card(record, repo_id=None, pictures=pictures)
         (folder / "README.md").write_text(card, encoding="utf-8", errors=_NAMES)
         (folder / RECORD).write_text(record_text(record), encoding="utf-8")
     run.finish()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import html
 import re
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,7 +23,7 @@ from clipmerge.output.record import MergeRecord
 from clipmerge.planning.finding import Finding
 from clipmerge.publish.evaluations import eval_result_files, model_index
 from clipmerge.publish.public import data_sources, public_record
-from clipmerge.report.page import card_picture, html_page, repeat_command
+from clipmerge.report.page import card_pictures, html_page, repeat_command
 from clipmerge.report.prose import render
 from clipmerge.report.text import (
     EXPLANATION,
@@ -31,6 +32,7 @@ from clipmerge.report.text import (
     effect_explanation,
     effect_facts,
     effect_rows,
+    examples_text,
     headline,
     other_task_facts,
     other_task_rows,
@@ -45,8 +47,6 @@ if TYPE_CHECKING:
 
 #: The report beside the card.
 REPORT = "report.html"
-#: The picture of the loss on the path beside the card, if there is one.
-PICTURE = "path.png"
 # What the Hub offers an output for, by its towers.
 _PIPELINES = {
     "full": "zero-shot-image-classification",
@@ -58,7 +58,11 @@ _MARKDOWN = re.compile(r"([\\`*\[\]|~])")
 
 
 def model_card(
-    record: MergeRecord, *, repo_id: str | None, license: str | None = None, picture: bool = False
+    record: MergeRecord,
+    *,
+    repo_id: str | None,
+    license: str | None = None,
+    pictures: Collection[str] = (),
 ) -> str:
     """Write the README.md of a merged model."""
     shown = public_record(record)
@@ -85,7 +89,8 @@ def model_card(
         "other_tasks_facts": other_task_facts(shown.other_tasks),
         "other_tasks_explanation": EXPLANATION,
         "padded": any(family.reads_padding for family in families() if family.name == shown.family),
-        "picture": PICTURE if picture else None,
+        "pictures": pictures,
+        "examples_text": shown.effect and _for_readers(examples_text(shown.effect)),
         "local": _local_names(shown),
         "command": repeat_command(shown),
     }
@@ -100,15 +105,17 @@ def published_texts(
 ) -> dict[str, bytes]:
     """Make the files of an output whose published form differs from that in its folder."""
     shown = public_record(record)
-    drawn = card_picture(shown) if (folder / PICTURE).is_file() else None
-    card = model_card(record, repo_id=repo_id, license=license, picture=drawn is not None)
+    drawn = {
+        name: content for name, content in card_pictures(shown).items() if (folder / name).is_file()
+    }
+    card = model_card(record, repo_id=repo_id, license=license, pictures=drawn)
     # identifies the card as clipmerge's own in a later push
     shown = shown.model_copy(update={"card": blob_id(card.encode())})
     texts = {"README.md": card, RECORD: record_text(shown), **eval_result_files(shown)}
     if (folder / REPORT).is_file():
         texts[REPORT] = html_page(shown)
     contents = {name: text.encode() for name, text in texts.items()}
-    return contents if drawn is None else contents | {PICTURE: drawn}
+    return contents | drawn
 
 
 def _for_readers(text: str) -> str:

@@ -25,8 +25,9 @@ from clipmerge.hub.download import Snapshot, connect, patiently
 from clipmerge.hub.errors import explain, explained, out_of_reach, quiet_client
 from clipmerge.hub.ids import HubId, parse_hub_id
 from clipmerge.output.record import MergeRecord, Published, parse_record, read_output
-from clipmerge.publish.card import PICTURE, blob_id, body_of, published_texts
+from clipmerge.publish.card import blob_id, body_of, published_texts
 from clipmerge.publish.evaluations import KEYS, add_results
+from clipmerge.report.page import EXAMPLES_PICTURE, PATH_PICTURE
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
@@ -37,7 +38,7 @@ _UNSURE_CREATED = f"{NOTHING} If the repository was created, it is empty."
 # Files that the Hub itself writes into a new repository.
 _FRESH = {".gitattributes", CARD, RECORD}
 # Files that are not published as they are in the folder, but made again from the public record.
-_MADE = frozenset({CARD, RECORD, PICTURE})
+_MADE = frozenset({CARD, RECORD, PATH_PICTURE, EXAMPLES_PICTURE})
 
 
 @dataclass(frozen=True)

@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 
     from clipmerge.report.figures import Picture
 
+#: Pictures beside the model card.
+PATH_PICTURE, EXAMPLES_PICTURE = "path.png", "examples.png"
 TOLERANCE = 0.01  # the completeness checks' promise: sums within 1% of what was measured
 
 _CHECKS = {
@@ -102,14 +104,18 @@ def html_page(record: MergeRecord) -> str:
     return render_page("report.html.j2", values)
 
 
-def card_picture(record: MergeRecord) -> bytes | None:
-    """Draw the loss on the path for the model card, as PNG."""
-    if record.path is None:
-        return None
-    from clipmerge.report.figures import path_figure, saved
+def card_pictures(record: MergeRecord) -> dict[str, bytes]:
+    """Draw the model card's pictures, as PNG by file name: the loss on the path, and examples."""
+    examples = record.effect and record.effect.examples
+    if record.path is None and not examples:
+        return {}
+    from clipmerge.report.figures import examples_figure, path_figure, saved
 
-    figure = path_figure(record.path)
-    return saved(figure, "png") if figure else None
+    figures = {
+        PATH_PICTURE: record.path and path_figure(record.path),
+        EXAMPLES_PICTURE: examples_figure(record.effect) if record.effect and examples else None,
+    }
+    return {name: saved(figure, "png") for name, figure in figures.items() if figure}
 
 
 def _pictures(record: MergeRecord) -> list[Picture]:

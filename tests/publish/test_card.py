@@ -19,7 +19,7 @@ from clipmerge.output.record import PUBLISHED, MergeRecord
 from clipmerge.planning.measurements import LossPath
 from clipmerge.planning.provenance import SourceRecord
 from clipmerge.publish import card, evaluations, public
-from clipmerge.report.page import card_picture, html_page
+from clipmerge.report.page import card_pictures, html_page
 from clipmerge.report.text import texts_of
 from tests.support.command import printed
 from tests.support.hub_double import FakeHub, upload
@@ -78,15 +78,15 @@ def test_data_of_the_hub_is_pinned_and_local_data_is_asked_for() -> None:
 
 
 def test_the_picture_is_shown_where_it_lies_beside_the_card() -> None:
-    assert "(path.png)" in model_card(RECORD, repo_id=None, picture=True)
+    assert "(path.png)" in model_card(RECORD, repo_id=None, pictures=["path.png"])
     assert "path.png" not in model_card(RECORD, repo_id=None)
     record = MergeRecord.model_validate(learned())
     path = LossPath(alphas=(0, 0.5, 1), losses=(1.0, 1.5, 0.5))
-    pictures = [card_picture(record.model_copy(update={"path": path})) for _ in range(2)]
+    pictures = [card_pictures(record.model_copy(update={"path": path})) for _ in range(2)]
     assert pictures[0] == pictures[1] is not None
     short = LossPath(alphas=(0,), losses=(1.0,))
-    assert card_picture(record.model_copy(update={"path": short})) is None
-    assert card_picture(record.model_copy(update={"path": None})) is None
+    assert card_pictures(record.model_copy(update={"path": short})) == {}
+    assert card_pictures(record.model_copy(update={"path": None})) == {}
 
 
 def test_an_open_clip_output_gets_open_clips_snippet() -> None:

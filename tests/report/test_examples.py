@@ -11,9 +11,10 @@ from PIL import Image
 
 from clipmerge.errors import OutputError
 from clipmerge.output.record import MergeRecord
+from clipmerge.publish.card import model_card
 from clipmerge.publish.public import public_record
 from clipmerge.report.figures import examples_figure
-from clipmerge.report.page import html_page
+from clipmerge.report.page import card_pictures, html_page
 from tests.support.merge_records import effect, learned
 
 
@@ -68,6 +69,18 @@ def test_images_of_the_authors_own_are_not_published() -> None:
     on_hub = public_record(captioned("hf://datasets/acme/products@0123456789:test")).effect
     assert on_hub is not None
     assert len(on_hub.examples) == 2
+    assert on_hub.thumbnails == captioned().effect.thumbnails  # type: ignore[union-attr]
+
+
+def test_the_card_shows_examples_of_public_images() -> None:
+    record = captioned("hf://datasets/acme/products@0123456789:test")
+    pictures = card_pictures(public_record(record))
+    assert pictures["examples.png"].startswith(b"\x89PNG")
+    card = model_card(record, repo_id="acme/merged", pictures=pictures)
+    assert "](examples.png)\n\nFor 2 captions of the held-out images, taken at random" in card
+    own = captioned()
+    assert "examples.png" not in card_pictures(public_record(own))
+    assert "examples" not in model_card(own, repo_id=None, pictures=["path.png"])
 
 
 def test_a_thumbnail_of_a_strangers_record_is_small() -> None:

@@ -153,7 +153,7 @@ def _render(files: Mapping[str, Path], packages_folder: Path) -> None:
         content = package.read(names.values())
         cover = torch.stack([rendered(file, content[file])[3:] for file in names.values()])
         tags_of = tags.get(style.package, {})
-        captions = {spelled(name): captions_of(name, tags_of.get(name, ())) for name in names}
+        captions = {spelled(name): captions_of(name, list(tags_of.get(name, ()))) for name in names}
         scratch = files[title].with_suffix(".part")
         save_file({"cover": cover}, scratch, metadata={"captions": json.dumps(captions)})
         scratch.rename(files[title])
