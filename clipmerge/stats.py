@@ -118,24 +118,6 @@ def paired_difference(
     return mean, math.sqrt(max(0.0, square - mean**2) / images)
 
 
-def paired_mean_interval(differences: Tensor) -> Interval | None:
-    """95% interval of the mean of paired differences, by Student's t; ``None`` for a single one.
-
-    Example:
-        >>> import torch
-        >>> low, high = paired_mean_interval(torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64))
-        >>> round(low, 2), round(high, 2)
-        (-0.48, 4.48)
-    """
-    from scipy.special import stdtrit
-
-    count, mean = len(differences), float(differences.mean())
-    if count < 2:
-        return None
-    half = float(stdtrit(count - 1, (1 + LEVEL) / 2)) * float(differences.std()) / math.sqrt(count)
-    return mean - half, mean + half
-
-
 def gain_interval(
     gain: float, drawn: NDArray[np.float64], images: int, least: float = 0.0
 ) -> Interval | None:

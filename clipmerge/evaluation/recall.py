@@ -50,13 +50,11 @@ def retrieve(
         caption of each of the first images, (examples, `FOUND`), its best images, best first.
     """
     owners = torch.tensor([number for number, of_image in enumerate(captions) for _ in of_image])
-    numbers = torch.arange(len(captions))
-    of_images, best = _ranks(features, texts, numbers, owners)
-    of_texts, _ = _ranks(texts, features, owners, numbers)
+    of_images, of_texts, best = retrieval_ranks(features, texts, owners)
     counts = torch.bincount(owners, minlength=len(captions))
     own = torch.bincount(owners, (of_texts == 0).double(), minlength=len(captions)) / counts
     by_image = ((of_images == 0).double() + own) / 2
-    shown = texts[torch.searchsorted(owners, numbers[:EXAMPLES])] @ features.T
+    shown = texts[torch.searchsorted(owners, torch.arange(len(captions))[:EXAMPLES])] @ features.T
     found = shown.topk(min(FOUND, len(captions))).indices
     return best.numpy(), by_image.numpy(), recall_at(of_images, of_texts), found.numpy()
 
@@ -69,7 +67,7 @@ def recall_at(of_images: Tensor, of_texts: Tensor, ranks: Sequence[int] = RANKS)
     )
 
 
-def retrieval_ranks(images: Tensor, texts: Tensor, owners: Tensor) -> tuple[Tensor, Tensor]:
+def retrieval_ranks(images: Tensor, texts: Tensor, owners: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Rank of each image's best own caption among all captions, and of each caption's image.
 
     An image is found by a caption if it is among the K images that match the caption best; a
@@ -83,10 +81,12 @@ def retrieval_ranks(images: Tensor, texts: Tensor, owners: Tensor) -> tuple[Tens
         owners: Image of each caption, (captions,); every image has one or more.
 
     Returns:
-        Ranks from 0: (images,) and (captions,).
+        Ranks from 0, (images,) and (captions,), and the best caption of each image, (images,).
     """
     numbers = torch.arange(len(images), device=images.device)
-    return _ranks(images, texts, numbers, owners)[0], _ranks(texts, images, owners, numbers)[0]
+    of_images, best = _ranks(images, texts, numbers, owners)
+    of_texts, _ = _ranks(texts, images, owners, numbers)
+    return of_images, of_texts, best
 
 
 def _ranks(

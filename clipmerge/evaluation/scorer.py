@@ -105,6 +105,8 @@ class Scorer:
     ) -> dict[str, list[Outcome]]:
         """Score every point on every source: by source, one outcome per point, in every process."""
         self._micro_batcher = MicroBatcher(self._settings.images_at_once, progress.say)
+        self._texts.clear()  # the points of another call are others
+        self._classifiers.clear()
         parts = [
             (name, number, start, self._values(number, pixels, sources[name], progress))
             for number, name, start, pixels in self._visits(moves, sources, progress)

@@ -54,7 +54,7 @@ def test_recall_is_that_of_sorting(
     owners = torch.repeat_interleave(torch.arange(17), counts)
     owners = owners[torch.randperm(len(owners), generator=generator)]
     images, texts = features(17, generator), features(len(owners), generator)
-    found = recall_at(*retrieval_ranks(images, texts, owners), ranks=(1, 2, 5, 10, 100))
+    found = recall_at(*retrieval_ranks(images, texts, owners)[:2], ranks=(1, 2, 5, 10, 100))
     for rank in (1, 2, 5, 10, 100):
         both = (found.image_to_text[str(rank)], found.text_to_image[str(rank)])
         assert both == pytest.approx(by_sorting(images, texts, owners, rank), abs=1e-12)

@@ -389,10 +389,10 @@ def test_retrieval_is_that_of_the_cpu() -> None:
         normalize(torch.randn(count, 8, generator=generator), dim=-1) for count in (6, 12)
     )
     owners = torch.arange(6).repeat(2)
-    expected = recall_at(*retrieval_ranks(images, texts, owners))
+    expected = recall_at(*retrieval_ranks(images, texts, owners)[:2])
     with counted(has_float64=False):
         there = (tensor.to(pretended_device.NAME) for tensor in (images, texts, owners))
-        assert recall_at(*retrieval_ranks(*there)) == expected
+        assert recall_at(*retrieval_ranks(*there)[:2]) == expected
 
 
 @pytest.mark.parametrize("mask", ["magnitude", "random"])
