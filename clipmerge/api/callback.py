@@ -39,6 +39,8 @@ class RobustMergeCallback(TrainerCallback):  # type: ignore[misc]
     merged as it is at the end, which with ``load_best_model_at_end`` is the best one, and is not
     changed.
 
+    The processor is by default the trainer's, or the one beside the zero-shot checkpoint.
+
     The accuracies before and after the merge are added to the trainer's ``log_history``, which ends
     up in ``trainer_state.json``.
 
