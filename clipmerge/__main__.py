@@ -39,11 +39,11 @@ def run() -> None:
         main()
     except SystemExit as end:
         if end.code:
-            _stop_at_once()
+            _stop_hashing()
         raise
 
 
-def _stop_at_once() -> None:
+def _stop_hashing() -> None:
     """Stop hashing, which is no longer needed, and let a second Ctrl-C end the process silently."""
     import sys
 

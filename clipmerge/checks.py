@@ -283,7 +283,7 @@ def _end_accuracies(
     scorer = Scorer(model, inputs, replace(settings, templates=()))
     moves = [
         partial(MovingModel.interpolate, alpha=0.0),
-        partial(MovingModel.become_finetuned, which=0),
+        partial(MovingModel.set_finetuned, which=0),
     ]
     for name, outcomes in scorer.score(moves, samples, progress).items():
         images = samples[name]

@@ -29,7 +29,7 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def side_by_side(
+def run_in_threads(
     jobs: Iterable[tuple[int, Callable[[], T]]], *, held_bytes: int = HELD_BYTES
 ) -> Generator[T]:
     """Run jobs with one thread each, as many at a time as torch has threads.

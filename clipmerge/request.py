@@ -23,7 +23,7 @@ from clipmerge.config import (
 )
 from clipmerge.distributed import require_device
 from clipmerge.errors import UsageError, did_you_mean
-from clipmerge.files.paths import is_there, local_path
+from clipmerge.files.paths import local_path, source_exists
 from clipmerge.images.columns import Columns
 from clipmerge.images.file_store import local_inputs
 from clipmerge.images.prompts import check_templates
@@ -425,7 +425,7 @@ def require_checkpoints(sources: Sequence[str]) -> None:
     is checked.
     """
     for source in sources:
-        if not is_there(source):
+        if not source_exists(source):
             from clipmerge.checkpoint.opening import hub_id_of
 
             hub_id_of(source)

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from clipmerge.api.apply import write_merge
 from clipmerge.api.plan import prepare
 from clipmerge.errors import CheckpointError
-from clipmerge.parallel import side_by_side
+from clipmerge.parallel import run_in_threads
 from tests.support.raw_safetensors import edit
 from tests.support.tasks import request_for
 from tests.support.tiny_clip import save_family
@@ -40,7 +40,7 @@ def test_results_come_in_order_and_each_job_has_one_thread(count: int) -> None:
         return number, torch.get_num_threads()
 
     with threads(count):
-        found = list(side_by_side((1, partial(job, number)) for number in range(20)))
+        found = list(run_in_threads((1, partial(job, number)) for number in range(20)))
     assert [number for number, _ in found] == list(range(20))
     assert {used for _, used in found} == {1}
 
@@ -59,7 +59,7 @@ def test_jobs_are_begun_ahead_but_hold_no_more_than_they_may() -> None:
 
     with threads(4):
         list(
-            side_by_side(
+            run_in_threads(
                 ((size, partial(job, number)) for number, size in enumerate(sizes)), held_bytes=10
             )
         )
@@ -77,12 +77,12 @@ def test_the_first_failure_is_the_one_told_and_ends_the_rest() -> None:
             raise ValueError(str(number))
 
     with threads(2), pytest.raises(ValueError, match="1"):
-        list(side_by_side((64 << 20, partial(job, number)) for number in range(50)))
+        list(run_in_threads((64 << 20, partial(job, number)) for number in range(50)))
     assert len(begun) < 10
 
 
 def test_an_iterator_that_is_closed_early_gives_the_threads_back() -> None:
-    with threads(2), closing(side_by_side((1, partial(int, 7)) for _ in range(100))) as found:
+    with threads(2), closing(run_in_threads((1, partial(int, 7)) for _ in range(100))) as found:
         assert next(found) == 7
 
 

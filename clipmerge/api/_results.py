@@ -129,7 +129,7 @@ def _findings(record: Json) -> tuple[Finding, ...]:
     return tuple(map(Finding.model_validate, record.get("warnings", ())))
 
 
-def _points(sweep: Json) -> list[tuple[str, Json]]:
+def _rows_by_point(sweep: Json) -> list[tuple[str, Json]]:
     """The rows of a sweep by the names of their points."""
     curve = [(f"alpha {row['alpha']:g}", row) for row in sweep["curve"]]
     return curve + [(row["name"], row) for row in (*sweep["recipes"], *sweep.get("points", ()))]
@@ -160,7 +160,7 @@ class SweepResult(Tabular):
     def _rows(self) -> Rows:
         return [
             {"point": name, **row["accuracy"], **{key: row[key] for key in ("id", "ood", "gain")}}
-            for name, row in _points(self.record)
+            for name, row in _rows_by_point(self.record)
         ]
 
     def _caption(self) -> str:

@@ -16,7 +16,7 @@ from clipmerge.checkpoint import Checkpoint, align_checkpoints
 from clipmerge.config import ApplyOptions, complete_options, with_options
 from clipmerge.errors import PlanError, UsageError
 from clipmerge.evaluation.zero_shot_head import build_zeroshot_head, lacks_zeroshot_head
-from clipmerge.files.paths import is_there, local_path
+from clipmerge.files.paths import local_path, source_exists
 from clipmerge.methods import Task
 from clipmerge.planning.finding import Finding
 from clipmerge.planning.plan import Plan, tensors_path, write_plan_files
@@ -170,10 +170,10 @@ def _place(name: str, plan: Plan, record: SourceRecord) -> str:
     source = record.source
     if record.revision:
         return record.pinned
-    if source.startswith("hf://") or local_path(source).is_absolute() or is_there(source):
+    if source.startswith("hf://") or local_path(source).is_absolute() or source_exists(source):
         return source
     beside = str((plan.folder or Path()) / source)
-    if is_there(beside):
+    if source_exists(beside):
         return beside
     if source.endswith(" in memory"):
         raise PlanError(

@@ -259,7 +259,7 @@ def _label_images(run: Run, request: MergeRequest) -> None:
     sample = images.sample(most, request.seed)
     with run.timed("label", "labelling"):
         scorer = Scorer(build_model(run.inputs), run.inputs, request.calibration)
-        moves = [partial(MovingModel.become_finetuned, which=0)]
+        moves = [partial(MovingModel.set_finetuned, which=0)]
         ((outcome,),) = scorer.score(moves, {"data": sample}, run.progress).values()
     labelled = replace(sample, labels=tuple(outcome.best.tolist()), labelled_by="finetuned")
     run.cache.data = most, labelled

@@ -86,7 +86,7 @@ class MovingModel(PlacedModel):
             self._set(name, merged)
 
     @torch.no_grad()
-    def become_finetuned(self, which: int) -> None:
+    def set_finetuned(self, which: int) -> None:
         """Set the weights to one fine-tuned checkpoint's, by its index; weights that it lacks come
         from zero-shot.
         """
@@ -94,7 +94,7 @@ class MovingModel(PlacedModel):
             self._set(name, self._finetuned[which].get(name, theta_0))
 
     @torch.no_grad()
-    def become(self, other: Inputs) -> None:
+    def set_checkpoint(self, other: Inputs) -> None:
         """Set the weights to a checkpoint's that is not on the path; those that it lacks come from
         zero-shot.
         """
@@ -104,7 +104,7 @@ class MovingModel(PlacedModel):
             self._set(name, value if self._dtype is None else value.to(self._dtype))
 
     @torch.no_grad()
-    def follow(self, plan: Plan) -> None:
+    def set_plan(self, plan: Plan) -> None:
         """Set the weights to those of a plan, as `plan_tensors` computes them."""
         left = set(self.model.parameters)
         merged = [tensor for tensor in plan_tensors(self._pair, plan) if tensor.name in left]

@@ -26,9 +26,9 @@ class Point:
     def move(self, model: MovingModel) -> None:
         """Set a model's weights to those of this point."""
         if self.checkpoint is not None:
-            model.become(self.checkpoint)
+            model.set_checkpoint(self.checkpoint)
         elif self.plan is not None:
-            model.follow(self.plan)
+            model.set_plan(self.plan)
         else:
             model.interpolate(cast(float, self.alpha))
 

@@ -198,12 +198,12 @@ def moves_of(plan: Plan) -> list[Move]:
     one, merged.
     """
     finetuned = [
-        partial(MovingModel.become_finetuned, which=which) for which in range(len(plan.finetuned))
+        partial(MovingModel.set_finetuned, which=which) for which in range(len(plan.finetuned))
     ]
     return [
         partial(MovingModel.interpolate, alpha=0.0),
         *finetuned,
-        partial(MovingModel.follow, plan=plan),
+        partial(MovingModel.set_plan, plan=plan),
     ]
 
 

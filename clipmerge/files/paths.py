@@ -76,7 +76,7 @@ def split_part(source: str) -> tuple[str, str | None]:
     return file, part
 
 
-def is_there(source: str) -> bool:
+def source_exists(source: str) -> bool:
     """Whether a source exists at its path or in the working folder; the name of a part is
     ignored.
     """

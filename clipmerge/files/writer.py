@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from clipmerge.files.safetensors import DTYPES, STORED, Array
-from clipmerge.parallel import side_by_side
+from clipmerge.parallel import run_in_threads
 from clipmerge.types import Shape
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def iter_contents(
     if not jobs:  # nothing here needs torch
         yield from (tensor.chunks(reserve) for tensor in tensors)
         return
-    with contextlib.closing(side_by_side(jobs)) as prefetched:
+    with contextlib.closing(run_in_threads(jobs)) as prefetched:
         for tensor in tensors:
             yield next(prefetched) if tensor.is_whole else tensor.chunks(reserve)
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from clipmerge.merging.spectral import singular_values
 from clipmerge.methods import Decision, Task
-from clipmerge.parallel import side_by_side
+from clipmerge.parallel import run_in_threads
 from clipmerge.planning.finding import Finding
 from clipmerge.planning.layer_plan import LayerPlan
 from clipmerge.types import Shape
@@ -38,7 +38,7 @@ def split_matrices(
         return split(singular_values(task.task_vectors(name)[0]), shapes[name])
 
     jobs = [(4 * task.inputs.entries(name)[0].size, partial(of, name)) for name in matrices]
-    found = dict(zip(matrices, side_by_side(jobs), strict=True))
+    found = dict(zip(matrices, run_in_threads(jobs), strict=True))
     layers = {}
     for layer, names in task.layers.items():
         splits = {name: found[name] for name in names if name in found}

@@ -139,7 +139,7 @@ def test_weights_are_what_merge_writes_bit_for_bit(
         write_merge(run, folder)
         written = load_file(folder / "model.safetensors")
         if alpha is None:
-            moving.follow(run.plan)
+            moving.set_plan(run.plan)
         else:
             moving.interpolate(alpha)
         for name, parameter in moving.model.parameters.items():
@@ -221,7 +221,7 @@ def test_answers_do_not_depend_on_how_many_images_are_in_memory(
     _, expected = run_sweep(request)
     opened = inputs_of(far)
     plan = plan_of(far, "lines")
-    moves = [*[lambda m, a=a: m.interpolate(a) for a in request.alphas], lambda m: m.follow(plan)]
+    moves = [*[lambda m, a=a: m.interpolate(a) for a in request.alphas], lambda m: m.set_plan(plan)]
     for held in (1, 100_000, 10**9):
         loaded = {"near": load_images(str(images)), "far": load_images(str(shifted))}
         settings = Calibration(device="cpu", templates=TEMPLATE)
