@@ -19,6 +19,8 @@ from clipmerge.progress import Progress, say_all
 from clipmerge.types import Json
 
 if TYPE_CHECKING:  # a merge without images imports no module that reads images
+    from torch import Tensor
+
     from clipmerge.images import ImageSet
     from clipmerge.images.dataset import CaptionedImages, LabelledImages
     from clipmerge.request import MergeRequest, SweepRequest
@@ -101,6 +103,7 @@ class Run:
     hashing: list[Future[dict[str, str]]] = field(default_factory=list)  # of the inputs
     cleanups: list[Callable[[], None]] = field(default_factory=list)  # called by `finish`
     findings: list[Finding] = field(default_factory=list)  # doubts about the inputs
+    learned: dict[str, Tensor] = field(default_factory=dict)  # coefficients, in every process
     # images that the measure did not see, if it used images
     held_back: LabelledImages | CaptionedImages | None = None
     # images that chose how far to go from what was learned, and were not learned from, as many as

@@ -22,6 +22,7 @@ from clipmerge.errors import CheckpointError, VerdictError
 from clipmerge.images.split import MOST, copies_note, without_copies
 from clipmerge.images.store import Pixels
 from clipmerge.planning.finding import Finding
+from clipmerge.planning.tensors import named_tensors
 from clipmerge.progress import Progress, say_all
 from clipmerge.report.text import text_of
 from clipmerge.types import Json
@@ -160,8 +161,8 @@ def _held_back(run: Run, request: MergeRequest) -> LabelledImages | CaptionedIma
 def broadcast_plan(run: Run, calibration: Calibration) -> Plan:
     """Give every process the main one's plan, without its measurements.
 
-    Its tensors, as large as the model, are sent one by one: pickled with the plan, all of them
-    would lie several times in the memory of every card.
+    Its tensors, as large as the model, are those that every process has learned; others are sent
+    one by one: pickled with the plan, they would lie several times in the memory of every card.
     """
     import torch
     from accelerate.utils import broadcast_object_list
@@ -174,11 +175,23 @@ def broadcast_plan(run: Run, calibration: Calibration) -> Plan:
     if plan and context.world_size == 1:
         return plan
     tensors = dict(plan.held_tensors) if plan else {}
-    listed = [(name, tuple(each.shape), each.dtype) for name, each in tensors.items()]
+    learned = named_tensors({}, run.learned)
+    listed = [
+        (
+            name,
+            tuple(each.shape),
+            each.dtype,
+            name in learned and torch.equal(each, learned[name]),
+        )
+        for name, each in tensors.items()
+    ]
     sent: list[Any] = [plan and plan.with_tensors({}), listed]
     with peer_errors():
         broadcast_object_list(sent)
-    for name, shape, dtype in sent[1]:
+    for name, shape, dtype, is_learned in sent[1]:
+        if is_learned:
+            tensors[name] = learned[name]
+            continue
         if name not in tensors:
             tensors[name] = torch.empty(shape, dtype=dtype)
         broadcast_(context, tensors[name])

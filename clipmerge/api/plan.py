@@ -142,6 +142,7 @@ def prepare(
         title = f"{request.recipe.name}: {'learning' if request.recipe.learns else 'measuring'}"
         with run.timed("measure", title):
             measurements, calibration = _measured(run, request, known)
+        run.learned = measurements.coefficients
     if run.is_main:
         with run.timed("plan", f"{request.recipe.name}: deciding"):
             _decide(run, request, measurements, calibration)

@@ -1,6 +1,6 @@
-"""Classify images in bfloat16 if that gives float32's answers, and in float32 if it might not.
+"""Classify images in 16 bits if that gives float32's answers, and in float32 if it might not.
 
-Some images of each point are classified in both precisions. They show how far bfloat16 moves the
+Some images of each point are classified in both precisions. They show how far 16 bits move the
 lead of the best class over the others; an image whose lead is not several times larger is
 classified again, in float32.
 """
@@ -12,13 +12,13 @@ from torch import Tensor
 
 from clipmerge.models import ImageTextModel
 from clipmerge.models.memory import MicroBatcher
-from clipmerge.models.precision import multiplies_bfloat16, passes
+from clipmerge.models.precision import dtype_of, passes
 
 #: Images that are classified in both precisions first.
 COMPARED = 16
 # A lead is trusted if it is this many times larger than the largest error of a lead among those.
 _SAFETY = 4.0
-# If more than this share of the images has to be classified again, bfloat16 saves nothing.
+# If more than this share of the images has to be classified again, 16 bits save nothing.
 _MOST_AGAIN = 0.6
 
 
@@ -35,9 +35,8 @@ class Bf16Classifier:
         self._pieces = pieces
         # with twice as many images as are compared, half the time for the others only pays for
         # comparing
-        self._quick = (
-            images > 2 * COMPARED and len(classes) > 1 and multiplies_bfloat16(classes.device)
-        )
+        is_faster = dtype_of(classes.device, "auto") != torch.float32
+        self._quick = images > 2 * COMPARED and len(classes) > 1 and is_faster
         self._error = 0.0
         self._compared = self._seen = self._again = 0
 
@@ -57,7 +56,7 @@ class Bf16Classifier:
         exact, rough = self._cosines(pixels), self._cosines(pixels, quick=True)
         off = rough - exact
         lead = (off - off.gather(1, rough.argmax(dim=1, keepdim=True))).abs().max()
-        self._error = max(self._error, float(lead))
+        self._error = max(float(lead), self._error)  # stays no number if it is none
         self._compared += len(pixels)
         return exact.argmax(dim=1)
 
@@ -75,6 +74,6 @@ class Bf16Classifier:
         return best
 
     def _cosines(self, pixels: Tensor, *, quick: bool = False) -> Tensor:
-        with passes(pixels.device, "bfloat16" if quick else "float32"):
+        with passes(pixels.device, "auto" if quick else "float32"):
             features = self._pieces.forward(self._model.image_features, pixels)
         return features.float() @ self._classes.T

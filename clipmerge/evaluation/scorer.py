@@ -42,9 +42,10 @@ from clipmerge.request import Calibration, check_source_name
 Images = LabelledImages | CaptionedImages
 #: Sets the model's weights to those of one point.
 Move = Callable[[Any], None]
-# Bytes of preprocessed images in memory at once; every point sees them before more are decoded.
+# Bytes of preprocessed images in the CPU's memory at once; every point sees them before more are
+# decoded.
 _LOAD_BYTES = 2 << 30
-# Share of what is free on a card that they may take there.
+# On a card, the same as a share of what is free.
 _SHARE_OF_FREE = 0.25
 # Source, position of the batch's first image in it, and the batch's pixels on the device.
 _SourceBatch = tuple[str, int, Tensor]
@@ -143,8 +144,9 @@ class Scorer:
     ) -> Iterator[tuple[int, str, int, Tensor]]:
         """This process's batches at every point: the point, source, first image, pixels."""
         max_bytes = self._load_bytes
-        if self.device.type != "cpu":  # they stay there for all points
-            max_bytes = min(max_bytes, int(_SHARE_OF_FREE * memory(self.device)))
+        if self.device.type != "cpu":
+            # they stay there for all points, which the CPU places once for each load
+            max_bytes = int(_SHARE_OF_FREE * memory(self.device))
         total = len(moves) * sum(map(len, sources.values())) / self._context.world_size
         done = 0
         for load in group_by_bytes(self._batches(sources), max_bytes):

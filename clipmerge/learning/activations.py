@@ -35,6 +35,8 @@ class Activations:
             `ZeroShotLoss.limit_prompts`.
         gradients: Bytes of the vision tower's gradients, which a card holds until the last piece of
             a step.
+        casts: Bytes of what a card keeps for the backward pass whatever the number of images and
+            prompts: weights in 16 bits.
     """
 
     def __init__(self, objective: Objective, precision: Precision, prompts: int = 0) -> None:
@@ -47,12 +49,14 @@ class Activations:
         """
         device, path = objective.data.context.device, objective.weights
         self._objective = objective
-        self.image = self.prompts = self.gradients = 0
+        self.image = self.prompts = self.gradients = self.casts = 0
+        module = objective.criterion.model.module
+        self._own = {each.untyped_storage().data_ptr() for each in module.parameters()}
         self.prompts_at_once = objective.criterion.prompts.at_once
         if objective.data.batches:
             pixels = objective.data.batches[0].pixels[:1]
             # repeated, as a view of the batch would count all of its images
-            self.image = _difference(
+            self.image, self.casts = self._costs(
                 lambda count: objective.criterion.embed(
                     pixels.repeat(count, *[1] * (pixels.ndim - 1))
                 ),
@@ -65,7 +69,7 @@ class Activations:
         free = memory(device)
         if path.text_changes:
             all_prompts = objective.criterion.prompts
-            per_prompt = _difference(
+            per_prompt, casts = self._costs(
                 lambda count: all_prompts.features(
                     places=torch.zeros(count, dtype=torch.int64, device=device)
                 ),
@@ -76,7 +80,9 @@ class Activations:
                 1, min(all_prompts.at_once, int(_SHARE_OF_PROMPTS * free / per_prompt))
             )
             # more are embedded again in the backward pass, when activations of images are gone
-            self.prompts = per_prompt * prompts if prompts <= self.prompts_at_once else 0
+            if prompts <= self.prompts_at_once:
+                self.prompts = per_prompt * prompts
+                self.casts += casts
         own = (
             name
             for layer, names in path.layers.items()
@@ -84,7 +90,23 @@ class Activations:
             for name in names
         )
         self.gradients = sum(path.parameters[name].nbytes for name in own)
-        self._room = _SHARE_OF_FREE * free - self.gradients - self.prompts
+        self._room = _SHARE_OF_FREE * free - self.gradients - self.prompts - self.casts
+
+    def _costs(
+        self, run: Callable[[int], Tensor], precision: Precision, device: torch.device
+    ) -> tuple[int, int]:
+        """Bytes kept for the backward pass of each input, and for any number of them beside the
+        weights themselves.
+        """
+        one, two = (
+            sum(
+                size
+                for place, size in _saved(run, count, precision, device).items()
+                if place not in self._own
+            )
+            for count in (1, 2)
+        )
+        return two - one, max(0, 2 * one - two)
 
     def images(self) -> int | None:
         """How many images' activations fit; at least one, and ``None`` if it is unknown."""
@@ -108,7 +130,7 @@ class Activations:
         sources = [objective.data, *([objective.unlabelled] if objective.unlabelled else [])]
         images = [batch.pixels for source in sources for batch in source.batches]
         pixels = pictures * images[0][0].nbytes
-        step = at_once * self.image + self.prompts + pixels
+        step = at_once * self.image + self.prompts + self.casts + pixels
         if at_once < pictures:
             step += self.gradients + at_once * images[0][0].nbytes
         # beside what a card computes at once, when activations are gone
@@ -120,16 +142,10 @@ class Activations:
         )
 
 
-def _difference(run: Callable[[int], Tensor], precision: Precision, device: torch.device) -> int:
-    """Bytes kept for the backward pass of two inputs less those of one: weights, which both need,
-    are not counted.
-    """
-    return _saved(run, 2, precision, device) - _saved(run, 1, precision, device)
-
-
 def _saved(
     run: Callable[[int], Tensor], count: int, precision: Precision, device: torch.device
-) -> int:
+) -> dict[int, int]:
+    """Bytes kept for the backward pass, by their place."""
     sizes: dict[int, int] = {}
 
     def keep(tensor: Tensor) -> Tensor:
@@ -142,4 +158,4 @@ def _saved(
     with saved_tensors_hooks(keep, lambda tensor: tensor), passes(device, precision):
         graph = run(count)  # kept alive until all is counted, or its memory would be reused
     del graph
-    return sum(sizes.values())
+    return sizes

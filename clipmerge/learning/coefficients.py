@@ -21,7 +21,6 @@ from clipmerge.learning.weights import (
     DEFAULT_ALPHA,
     LARGE,
     bucketed,
-    copy_each,
     row_chunks,
     rows_of,
 )
@@ -169,8 +168,7 @@ class Coefficients:
         """
         if self._objective.data.context.world_size == 1:
             return
-        gradients = [value.grad for value in self.values.values() if value.grad is not None]
-        for bucket in bucketed(gradients, Tensor.numel, _BUCKET):
+        for bucket in bucketed(self.gradients, Tensor.numel, _BUCKET):
             flat = torch.cat([tensor.flatten() for tensor in bucket])
             self._objective.data.all_reduce_(flat)
             flat /= copies
@@ -178,6 +176,11 @@ class Coefficients:
                 bucket, torch.split(flat, [tensor.numel() for tensor in bucket]), strict=True
             ):
                 tensor.copy_(total.view_as(tensor))
+
+    @property
+    def gradients(self) -> list[Tensor]:
+        """The gradients of all coefficients that a pass reached."""
+        return [value.grad for value in self.values.values() if value.grad is not None]
 
     def drop_gradients(self) -> None:
         """Give back the memory of the coefficients' gradients."""
@@ -224,8 +227,8 @@ class Coefficients:
         self._overwritten = True
         parameters = [self._objective.weights.parameters[name] for name in self._waiting]
         slopes = [parameter.data for parameter in parameters]
-        copy_each(slopes, [cast(Tensor, parameter.grad) for parameter in parameters])
-        torch._foreach_mul_(slopes, self._objective.weights.task_vectors(self._waiting))
+        self._objective.weights.copy_task_vectors(self._waiting, slopes)
+        torch._foreach_mul_(slopes, [cast(Tensor, parameter.grad) for parameter in parameters])
         for name, parameter, slope in zip(self._waiting, parameters, slopes, strict=True):
             self.values[self._key[name]].grad, parameter.grad = slope, None
         self._waiting.clear()

@@ -1,4 +1,6 @@
-"""Gradient descent on numbers between 0 and a ceiling: Adam with one second moment per tensor."""
+"""Gradient descent on numbers between 0 and a ceiling: Adam with one second moment per tensor, and
+the scale of gradients in float16.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +11,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
+from clipmerge.errors import MeasureError
 from clipmerge.learning.weights import LARGE, bucketed, copy_each
 
 # Adam's decay rates of the gradient and its square, and the constant that keeps a quotient finite.
@@ -16,6 +19,41 @@ _MEMORY, _LONG_MEMORY, _TINY = 0.9, 0.999, 1e-8
 
 # Tensors with at least this many entries keep their first moment in bfloat16.
 _MANY = 1 << 16
+
+
+# The scale of gradients in float16 with which `torch.amp.GradScaler` starts, too.
+_FIRST_SCALE = 2.0**16
+
+
+class LossScale:
+    """The factor of a loss whose gradients pass through float16: halved whenever one overflows,
+    like `torch.amp.GradScaler`'s, after which the same step is computed again.
+
+    Attributes:
+        value: The factor, a power of two; a number of the CPU.
+    """
+
+    def __init__(self) -> None:
+        """Start as large as GradScaler."""
+        self.value = torch.tensor(_FIRST_SCALE)
+
+    @torch.no_grad()
+    def unscale(self, gradients: list[Tensor]) -> bool:
+        """Divide gradients by the factor, in place; if any is not finite, halve the factor instead
+        and return false.
+
+        Raises:
+            MeasureError: If gradients overflow without a factor, too.
+        """
+        if bool(torch.stack(torch._foreach_norm(gradients)).isfinite().all()):
+            torch._foreach_mul_(gradients, 1 / float(self.value))
+            return True
+        if self.value <= 1:
+            raise MeasureError(
+                "gradients are too large for float16; compute with measure.precision=float32"
+            )
+        self.value /= 2
+        return False
 
 
 class Descent:
@@ -46,8 +84,9 @@ class Descent:
             key: torch.zeros_like(value, dtype=dtypes[key]) for key, value in values.items()
         }
         self._at_once = next(iter(values.values())).device.type != "cpu"
-        # numbers that the CPU computes with
-        self._second = {key: torch.zeros(()) for key in values}
+        # numbers that the CPU computes with: by tensor, and all of them
+        self._seconds = torch.zeros(len(values))
+        self._second = dict(zip(values, self._seconds.unbind(), strict=True))
 
     @property
     def state(self) -> dict[str, Tensor]:
@@ -85,11 +124,15 @@ class Descent:
         norms = torch.stack(
             torch._foreach_norm([cast(Tensor, value.grad) for value in reached.values()])
         ).cpu()
-        factors = {}
-        for (key, value), norm in zip(reached.items(), norms, strict=True):
-            second = self._second[key].lerp_(norm.square() / value.numel(), 1 - _LONG_MEMORY)
-            scale = float((second / (1 - _LONG_MEMORY**number)).sqrt()) + _TINY
-            factors[key] = self._rates[key] * fall / (scale * (1 - _MEMORY**number))
+        counts = torch.tensor([value.numel() for value in reached.values()])
+        places = torch.tensor([key in reached for key in self._values]).nonzero().flatten()
+        seconds = self._seconds[places].lerp_(norms.square() / counts, 1 - _LONG_MEMORY)
+        self._seconds[places] = seconds
+        scales = (seconds / (1 - _LONG_MEMORY**number)).sqrt() + _TINY
+        rates = fall * torch.tensor([self._rates[key] for key in reached])
+        factors = dict(
+            zip(reached, (rates / (scales * (1 - _MEMORY**number))).tolist(), strict=True)
+        )
         for keys in bucketed(reached, lambda key: reached[key].numel(), LARGE):
             values, firsts = [reached[key] for key in keys], [self._first[key] for key in keys]
             moves = [torch.empty_like(value) for value in values]

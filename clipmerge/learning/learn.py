@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import astuple, dataclass, fields, replace
 from functools import partial
 
@@ -21,7 +22,8 @@ from clipmerge.learning.choice import (
     validate,
 )
 from clipmerge.learning.coefficients import Coefficients
-from clipmerge.learning.descent import Descent
+from clipmerge.learning.compiling import Compiling, compiled, pays
+from clipmerge.learning.descent import Descent, LossScale
 from clipmerge.learning.learning_loss import (
     LossConfig,
     Losses,
@@ -43,6 +45,7 @@ from clipmerge.learning.steps import (
     with_unlabelled,
 )
 from clipmerge.models.memory import MicroBatcher
+from clipmerge.models.precision import dtype_of
 from clipmerge.planning.measurements import HeldBackChoice
 
 #: Number of steps whose pictures a CPU makes once, for the step and for its teacher.
@@ -64,6 +67,7 @@ class LearningConfig:
         max_loss: Points of accuracy on the held-out images that may be lost against the fine-tuned
             model.
         ceiling: Largest coefficient.
+        compiling: Whether the blocks of the towers are compiled; ``auto`` if it pays.
     """
 
     loss: LossConfig
@@ -74,6 +78,7 @@ class LearningConfig:
     held_back: float = 0.0
     max_loss: float = 100.0
     ceiling: float = 1.0
+    compiling: Compiling = "auto"
 
 
 @dataclass(frozen=True)
@@ -128,9 +133,15 @@ class _Run:
             objective, config.steps, batch=config.batch, held_out_share=config.held_back
         )
         self._storage = objective.learning_state
+        self._image_nbytes = 0
         self._descent = Descent(coefficients.values, config.rate, config.steps)
         self._trace = torch.zeros(config.steps, len(fields(Losses)), dtype=torch.float64)
         self._state = {"trace": self._trace, **self._descent.state}
+        self._scale: LossScale | None = None
+        device = objective.data.context.device
+        if dtype_of(device, config.loss.precision) == torch.float16:
+            self._scale = LossScale()
+            self._state["scale"] = self._scale.value
 
     def learn(self) -> Learned:
         """Learn, or resume learning, and choose."""
@@ -144,8 +155,9 @@ class _Run:
         _embed_fixed_prompts(objective)
         micro_batcher = self._make_micro_batcher(steps)
         self._sparsify(anew=begin is None)
-        for few in self._with_targets(steps):
-            self._descend(few, micro_batcher)
+        with self._compiling(steps, micro_batcher):
+            for few in self._with_targets(steps):
+                self._descend(few, micro_batcher)
         choice = self._choose(held_out) if held_out else None
         self._coefficients.place()
         return Learned([Losses(*row) for row in self._trace.tolist()], choice)
@@ -202,6 +214,7 @@ class _Run:
         activations = Activations(objective, loss.precision, prompts)
         objective.criterion.limit_prompts(activations.prompts_at_once)
         micro_batcher = objective.micro_batcher(activations.images())
+        self._image_nbytes = activations.image
         if device.type == "cpu" or not activations.image:
             return micro_batcher
         pictures = max(math.ceil(loss.picture_count(len(step)) * step.work_share) for step in steps)
@@ -212,6 +225,19 @@ class _Run:
             " once"
         )
         return micro_batcher
+
+    def _compiling(
+        self, steps: Sequence[Step], micro_batcher: MicroBatcher
+    ) -> AbstractContextManager[None]:
+        """Compile the blocks of the towers for the steps, if that is wanted or pays."""
+        compiling, loss = self._config.compiling, self._config.loss
+        if not steps or compiling == "never":
+            return nullcontext()
+        images = math.ceil(sum(loss.picture_count(len(step)) * step.work_share for step in steps))
+        if compiling == "auto" and not pays(self._objective, self._image_nbytes, images):
+            return nullcontext()
+        pictures = math.ceil(images / len(steps))
+        return compiled(self._objective, loss.precision, pictures, micro_batcher)
 
     def _with_targets(self, steps: Sequence[Step]) -> Iterator[list[Step]]:
         """Add teacher targets to the steps, on a CPU to a few at a time, whose pictures are made
@@ -233,15 +259,18 @@ class _Run:
         ahead: Pictures | None = None
         for place, step in enumerate(steps):
             pictures = ahead or make_pictures(step, loss)
-            sums = micro_batcher.run(
-                len(pictures.pixels), partial(self._backpropagate, step, pictures)
-            )
-            if place + 1 < len(steps):  # the CPU goes on while a card computes this step
-                ahead = make_pictures(steps[place + 1], loss)
-            losses = losses_of(objective, step, sums)
-            self._trace[step.number] = torch.tensor(astuple(losses))
             whole = step.world_size == 1  # computed by every process
-            coefficients.all_reduce_(objective.data.context.world_size if whole else 1)
+            fits = False
+            while not fits:
+                sums = micro_batcher.run(
+                    len(pictures.pixels), partial(self._backpropagate, step, pictures)
+                )
+                if place + 1 < len(steps):  # the CPU goes on while a card computes this step
+                    ahead = make_pictures(steps[place + 1], loss)
+                losses = losses_of(objective, step, sums)
+                coefficients.all_reduce_(objective.data.context.world_size if whole else 1)
+                fits = self._scale is None or self._scale.unscale(coefficients.gradients)
+            self._trace[step.number] = torch.tensor(astuple(losses))
             with defer_signals():  # an interruption finds the state whole
                 self._descent.step(self._config.ceiling)
                 coefficients.drop_gradients()
@@ -255,9 +284,14 @@ class _Run:
         """
         self._objective.weights.clear_gradients()
         self._coefficients.place()
-        last = self._coefficients.collect_gradients
         return backpropagate(
-            self._objective, step, self._config.loss, pictures, at_once=at_once, last=last
+            self._objective,
+            step,
+            self._config.loss,
+            pictures,
+            at_once=at_once,
+            scale=1.0 if self._scale is None else float(self._scale.value),
+            last=self._coefficients.collect_gradients,
         )
 
     def _choose(self, held_out: Sequence[Step]) -> HeldBackChoice:

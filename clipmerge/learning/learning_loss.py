@@ -22,7 +22,7 @@ from clipmerge.images.batches import Batch
 from clipmerge.learning.augmentation import AUGMENTATIONS, strong_augment, weak_augment
 from clipmerge.learning.objective import FORWARD, Objective
 from clipmerge.learning.steps import Step, Targets
-from clipmerge.learning.weights import DEFAULT_ALPHA
+from clipmerge.learning.weights import DEFAULT_ALPHA, bucketed
 from clipmerge.models.precision import Precision, casts_repeated, passes
 from clipmerge.plugins import Augmentation
 
@@ -36,6 +36,8 @@ _TARGET_WEIGHTS: dict[DistillTarget, tuple[float, float]] = {
     "features": (0.0, 2.0),
     "path-features": (0.0, 4.0),
 }
+# Images that go through a teacher at once on a card, at least, if there are as many.
+_TAUGHT_IMAGES = 256
 # Limit on the pictures that are kept, in bytes: less than the activations of a step, which come
 # later.
 _PICTURE_BYTES = 1 << 30
@@ -231,11 +233,26 @@ def with_teacher_targets(
     steps, cached = list(steps), embeds_less_at_once(objective, steps)
     for alpha in config.teachers:
         objective.weights.set_alpha(alpha)
-        for place, step in enumerate(steps):
-            targets = _teacher_targets(objective, step, config, cached=cached)
-            steps[place] = replace(step, targets=targets)
-            objective.work.tick(FORWARD * config.strong_count(len(step)) * step.work_share)
+        for places in _taught_together(objective, steps, config):
+            pictures = [strong_pictures(steps[place], config) for place in places]
+            features = _features(objective, config, torch.cat(pictures))
+            parts = torch.split(features, [len(each) for each in pictures])
+            for place, part in zip(places, parts, strict=True):
+                step = steps[place]
+                targets = _teacher_targets(objective, step, config, part, cached=cached)
+                steps[place] = replace(step, targets=targets)
+                objective.work.tick(FORWARD * config.strong_count(len(step)) * step.work_share)
     return steps
+
+
+def _taught_together(
+    objective: Objective, steps: Sequence[Step], config: LossConfig
+) -> Iterator[list[int]]:
+    """Steps whose images go through a teacher at once: on a card several, which takes fewer
+    kernels.
+    """
+    least = 1 if objective.data.context.device.type == "cpu" else _TAUGHT_IMAGES
+    return bucketed(range(len(steps)), lambda place: config.strong_count(len(steps[place])), least)
 
 
 @torch.no_grad()
@@ -259,10 +276,11 @@ def with_answers(objective: Objective, steps: Sequence[Step], config: LossConfig
 
 
 def _teacher_targets(
-    objective: Objective, step: Step, config: LossConfig, *, cached: bool
+    objective: Objective, step: Step, config: LossConfig, features: Tensor, *, cached: bool
 ) -> Targets:
-    """A teacher's targets for a step's strongly augmented images, added to those of others."""
-    features = _features(objective, config, strong_pictures(step, config))
+    """A teacher's targets for a step's strongly augmented images, given its features of them, added
+    to those of others.
+    """
     predictions_weight, features_weight = config.target_weights
     predictions = mean_features = None
     if step.targets is not None:
@@ -375,6 +393,7 @@ def backpropagate(
     pictures: Pictures,
     *,
     at_once: int | None = None,
+    scale: float = 1.0,
     last: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> Tensor:
     """Compute this process's part of the loss's gradient at the current weights in
@@ -389,13 +408,16 @@ def backpropagate(
         config: The loss to compute.
         pictures: Result of `make_pictures` for the step.
         at_once: Pictures whose activations are held at once; ``None`` for all.
+        scale: Factor of the gradients, so that small ones are not lost in float16.
         last: Makes a context for the last backward pass, after which ``parameter.grad`` has the
             sum.
 
     Returns:
         The parts of the loss, for `losses_of`; on a card they may still be computed.
     """
-    with casts_repeated():
+    device = objective.data.context.device
+    seed = None if scale == 1 else torch.full((), scale, device=device)
+    with casts_repeated(device):
         classes = class_features(objective, step, config)
         leaf = classes.detach().requires_grad_(classes.requires_grad)
         sums = torch.zeros(len(fields(Losses)), device=classes.device)
@@ -405,13 +427,13 @@ def backpropagate(
         piece = next(pieces)
         for following in pieces:
             loss, losses = _loss_of(objective, step, config, piece, leaf)
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward(seed)  # type: ignore[no-untyped-call]
             sums += losses
             piece = following
         loss, losses = _loss_of(objective, step, config, piece, classes, at_once if whole else None)
         # one pass for both: a weight that both towers share gets its whole gradient in it
         roots, gradients = (
-            ([loss], [None]) if leaf.grad is None else ([loss, classes], [None, leaf.grad])
+            ([loss], [seed]) if leaf.grad is None else ([loss, classes], [seed, leaf.grad])
         )
         with last():
             torch.autograd.backward(roots, gradients)
@@ -429,6 +451,7 @@ def losses_of(objective: Objective, step: Step, sums: Tensor) -> Losses:
     losses = Losses(*sums.tolist())
     if not math.isfinite(losses.cross_entropy + losses.distillation_loss):
         raise MeasureError(
-            f"the loss of calibration batch {step.number} is not finite; check the checkpoints"
+            f"the loss of calibration batch {step.number} is not finite; check the checkpoints, or"
+            " compute with measure.precision=float32"
         )
     return losses

@@ -204,26 +204,36 @@ class InterpolatedWeights:
         """Whether both ends of some weights are held in 16 bits."""
         return bool(self._short)
 
-    def reset_to_zeroshot(self, names: Sequence[str]) -> list[Tensor]:
-        """Set several parameters to theta_0 and return their task vectors, with few kernels for
-        many of them.
-        """
-        short = {name: ends[0] for name in names if (ends := self._short.get(name))}
-        values = [self.parameters[name].data for name in names]
-        copy_each(values, [short[name] if name in short else self.theta_0[name] for name in names])
-        return self.task_vectors(names)
-
-    def task_vectors(self, names: Sequence[str]) -> list[Tensor]:
-        """The task vectors of several parameters, with few kernels for many of them."""
+    def copy_task_vectors(self, names: Sequence[str], out: Sequence[Tensor]) -> None:
+        """Copy the task vectors of several parameters, with few kernels for many of them."""
+        targets = dict(zip(names, out, strict=True))
         short = [name for name in names if name in self._short]
-        made = [torch.empty_like(self.parameters[name].data) for name in short]
+        others = [name for name in names if name not in self._short]
+        copy_each([targets[name] for name in others], [self.task_vector[name] for name in others])
         if short:
+            made = [targets[name] for name in short]
             copy_each(made, [self._short[name][1] for name in short])
             starts = [torch.empty_like(each) for each in made]
             copy_each(starts, [self._short[name][0] for name in short])
             torch._foreach_sub_(made, starts)
-        found = dict(zip(short, made, strict=True))
-        return [found[name] if name in found else self.task_vector[name] for name in names]
+
+    def _interpolate(self, names: Sequence[str], factors: Sequence[Tensor]) -> None:
+        """Set several parameters on a card, with few kernels for many of them."""
+        factor_of = dict(zip(names, factors, strict=True))
+        targets = {name: self.parameters[name].data for name in names}
+        short = [name for name in names if name in self._short]
+        others = [name for name in names if name not in self._short]
+        if short:
+            placed = [targets[name] for name in short]
+            copy_each(placed, [self._short[name][0] for name in short])
+            ends = [torch.empty_like(each) for each in placed]
+            copy_each(ends, [self._short[name][1] for name in short])
+            torch._foreach_lerp_(placed, ends, [factor_of[name] for name in short])
+        if others:
+            placed = [targets[name] for name in others]
+            copy_each(placed, [self.theta_0[name] for name in others])
+            changes = [self.task_vector[name] for name in others]
+            torch._foreach_addcmul_(placed, changes, [factor_of[name] for name in others])
 
     @property
     def text_changes(self) -> bool:
@@ -258,9 +268,7 @@ class InterpolatedWeights:
                     )
         else:  # one kernel for many tensors
             for bucket in bucketed(names, lambda name: self.parameters[name].numel(), LARGE):
-                targets = [self.parameters[name].data for name in bucket]
-                factors = [coefficients(name) for name in bucket]
-                torch._foreach_addcmul_(targets, self.reset_to_zeroshot(bucket), factors)
+                self._interpolate(bucket, [coefficients(name) for name in bucket])
         self.invalidate_caches(text=self.text_changes)
 
     def invalidate_caches(self, *, text: bool) -> None:

@@ -90,9 +90,8 @@ class Prompts:
         )
         if len(tokens["input_ids"]) <= self.at_once:
             return self._model.text_features(tokens)
-        return torch.cat(
-            [run_twice(self._model.text_features, piece) for piece in self._pieces(tokens)]
-        )
+        device, run = tokens["input_ids"].device, self._model.text_features
+        return torch.cat([run_twice(device, run, piece) for piece in self._pieces(tokens)])
 
     def embed(self) -> Iterator[dict[str, Tensor]]:
         """Run the text tower over all prompts, piece by piece; yields the tokens of each piece
@@ -204,7 +203,8 @@ class ZeroShotLoss:
             if at_once is None or at_once >= len(pixels):
                 return self.model.image_features(pixels)
             pieces = torch.split(pixels, at_once)
-            return torch.cat([run_twice(self.model.image_features, piece) for piece in pieces])
+            run = self.model.image_features
+            return torch.cat([run_twice(pixels.device, run, piece) for piece in pieces])
         return self._micro_batcher.forward(self.model.image_features, pixels)
 
     def loss(

@@ -12,6 +12,7 @@ import torch
 
 from clipmerge.learning.augmentation import AUGMENTATIONS
 from clipmerge.learning.coefficients import Coefficients, Granularity
+from clipmerge.learning.compiling import Compiling
 from clipmerge.learning.learn import Learned, LearningConfig, learn
 from clipmerge.learning.learning_loss import DistillTarget, LossConfig
 from clipmerge.learning.objective import Objective
@@ -65,7 +66,10 @@ class LearningOptions:
             half of ``predictions`` and half of ``path-features``.
         augmentations: Kinds of strong augmentation.
         precision: Precision of forward passes; ``auto`` uses bfloat16 if the processor or GPU
-            multiplies it faster.
+            multiplies it faster, and float16 on a CUDA device without.
+        compile: Whether the blocks of the towers are compiled for learning: fewer passes over
+            activations on a card, after half a minute of compiling. ``auto`` compiles where that
+            pays, on large models and many images.
     """
 
     granularity: Granularity = "entry"
@@ -82,6 +86,7 @@ class LearningOptions:
     distill: DistillTarget = "both"
     augmentations: tuple[Augmentation, ...] = AUGMENTATIONS
     precision: Precision = "auto"
+    compile: Compiling = "auto"
 
     def config(
         self, sparsify: Callable[[], tuple[Sequence[str], float]] | None = None
@@ -103,6 +108,7 @@ class LearningOptions:
             held_back=self.held_back,
             max_loss=self.max_loss,
             ceiling=self.ceiling,
+            compiling=self.compile,
         )
 
 

@@ -8,7 +8,7 @@ single channels in float32: their backward pass in bfloat16 takes six times as l
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any, cast
 
@@ -45,10 +45,15 @@ def _corrupts_memory(convolution: torch.nn.Conv2d) -> bool:
     return is_pointwise and max(convolution.stride) > 1 and convolution.in_channels < _FEW_CHANNELS
 
 
-class FasterKernels(TorchFunctionMode):
-    """Replaces slow operations in its context, for bfloat16 on a CPU; other inputs go to
-    PyTorch's.
+def faster_kernels(device: torch.device) -> AbstractContextManager[object]:
+    """On a CPU, replace slow operations in this context; elsewhere every call would only take
+    longer.
     """
+    return FasterKernels() if device.type == "cpu" else nullcontext()
+
+
+class FasterKernels(TorchFunctionMode):
+    """Replaces slow operations in bfloat16; other inputs go to PyTorch's."""
 
     def __torch_function__(
         self,
@@ -61,11 +66,7 @@ class FasterKernels(TorchFunctionMode):
         if func is scaled_dot_product_attention and _is_faster(*args[:2], **named):
             return _attended(*args, **named)
         # one input channel per filter, of several
-        if (
-            func is conv2d
-            and args[0].device.type == "cpu"
-            and args[1].shape[1] == 1 < args[0].shape[-3]
-        ):
+        if func is conv2d and args[1].shape[1] == 1 < args[0].shape[-3]:
             with torch.autocast("cpu", enabled=False):
                 return func(args[0].float(), *args[1:], **named).to(args[0].dtype)
         return func(*args, **named)
@@ -75,12 +76,7 @@ def _is_faster(
     query: Tensor, key: Tensor, *, dropout_p: float = 0.0, enable_gqa: bool = False, **_: Any
 ) -> bool:
     fits = query.shape[-2] * key.shape[-2] <= _MOST
-    return (
-        fits
-        and query.device.type == "cpu"
-        and query.dtype == torch.bfloat16
-        and not (dropout_p or enable_gqa)
-    )
+    return fits and query.dtype == torch.bfloat16 and not (dropout_p or enable_gqa)
 
 
 def _attended(
@@ -137,11 +133,17 @@ def freeze_batch_norms(module: torch.nn.Module) -> None:
                 setattr(parent, name, FrozenBatchNorm(child))
 
 
-def run_twice(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """Run a function with activation checkpointing; in bfloat16 only inside
+def run_twice(device: torch.device, function: Callable[..., Any], *args: Any) -> Any:
+    """Run a function with activation checkpointing; in 16 bits only inside
     `clipmerge.models.precision.passes`.
     """
     again = partial(
-        checkpoint, use_reentrant=False, context_fn=lambda: (nullcontext(), FasterKernels())
+        checkpoint, use_reentrant=False, context_fn=lambda: (nullcontext(), faster_kernels(device))
     )
-    return again(function, *args, **kwargs)
+    return again(function, *args)
+
+
+def blocks_of(tower: torch.nn.Module) -> list[torch.nn.Module]:
+    """The blocks of a tower: its outermost list of modules."""
+    lists = (module for module in tower.modules() if isinstance(module, torch.nn.ModuleList))
+    return list(next(lists, []))

@@ -1,4 +1,6 @@
-"""Forward passes in bfloat16, if the processor or GPU supports it in hardware."""
+"""Forward passes in 16 bits, if the processor or GPU multiplies them in hardware: bfloat16, or
+float16 on older cards.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +12,9 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
-from clipmerge.models.kernels import FasterKernels
+from clipmerge.models.kernels import faster_kernels
 
-Precision = Literal["auto", "float32", "bfloat16"]
+Precision = Literal["auto", "float32", "bfloat16", "float16"]
 
 # Names in autograd of the views that a linear map takes of its weight, and of a weight's cast under
 # autocast.
@@ -32,32 +34,46 @@ def multiplies_bfloat16(device: torch.device) -> bool:
     return any(bool(supports()) for supports in asked if supports is not None)
 
 
+def dtype_of(device: torch.device, precision: Precision) -> torch.dtype:
+    """The dtype in which matrices are multiplied; ``auto`` takes the fastest one of the device."""
+    if precision != "auto":
+        dtype: torch.dtype = getattr(torch, precision)
+        return dtype
+    if multiplies_bfloat16(device):
+        return torch.bfloat16
+    # T4, V100 and AMD's older cards; what CPUs, Apple's and Intel's gain by it is not known
+    return torch.float16 if device.type == "cuda" else torch.float32
+
+
 @contextmanager
 def passes(device: torch.device, precision: Precision) -> Iterator[None]:
     """In this context, compute forward passes in this precision; weights and their gradients stay
     in float32.
     """
-    enabled = precision == "bfloat16" or (precision == "auto" and multiplies_bfloat16(device))
-    if not enabled:
+    dtype = dtype_of(device, precision)
+    if dtype == torch.float32:
         yield
         return
     # casts are held in an enclosing autocast until weights move, unless a backward pass takes the
     # weights' memory
     with (
-        torch.autocast(device.type, torch.bfloat16, cache_enabled=not torch.is_grad_enabled()),
-        FasterKernels(),
+        torch.autocast(device.type, dtype, cache_enabled=not torch.is_grad_enabled()),
+        faster_kernels(device),
     ):
         yield
 
 
 @contextmanager
-def casts_repeated() -> Iterator[None]:
-    """Let the backward pass of this context cast weights to bfloat16 again, so that no cast is held
-    until then.
+def casts_repeated(device: torch.device) -> Iterator[None]:
+    """On a CPU, let the backward pass of this context cast weights to 16 bits again, so that no
+    cast is held until then.
 
     The weights must not change between the forward pass and their gradients. The results are the
-    same.
+    same. A card has the room, and its CPU no time for a call per tensor.
     """
+    if device.type != "cpu":
+        yield
+        return
     with saved_tensors_hooks(_without_cast, _cast_again):
         yield
 

@@ -50,6 +50,11 @@ class TransformersClip(ImageTextModel):
             )
         self._reads_padding = family.reads_padding
         self.unknown_token = getattr(self.processor.tokenizer, "unk_token_id", None)
+        # its text tower pools the end of a text, which sees what comes before it alone
+        self._sees_no_padding = type(module.text_model).__name__ in (
+            "CLIPTextModel",
+            "CLIPTextTransformer",
+        )
 
     def pixels(self, images: list[Image]) -> Tensor:
         """Preprocess RGB images: (batch, 3, height, width), float32; for SigLIP 2 see `_pack`."""
@@ -106,6 +111,9 @@ class TransformersClip(ImageTextModel):
 
     def text_features(self, tokens: dict[str, Tensor]) -> Tensor:
         """Embed prompts: (prompts, width), unit length."""
+        if self._sees_no_padding and tokens["input_ids"].device.type != "cpu":
+            # with a mask a card's CPU waits to see whether it hides anything, twice in each pass
+            tokens = {"input_ids": tokens["input_ids"]}
         return normalize(self.module.get_text_features(**tokens).pooler_output, dim=-1)
 
 

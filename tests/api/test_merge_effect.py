@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPModel, CLIPProcessor
 
 import clipmerge as clipmerge_package
-from clipmerge.api._merge_effect import add_verdict
+from clipmerge.api._merge_effect import add_verdict, broadcast_plan
 from clipmerge.api.apply import write_merge
 from clipmerge.api.plan import prepare
 from clipmerge.distributed import distributed_context
@@ -26,6 +26,7 @@ from clipmerge.images.dataset import LabelledImages, load_images
 from clipmerge.images.split import sample_and_hold_back
 from clipmerge.learning.steps import held_out_positions
 from clipmerge.planning.measurements import HeldBackChoice, Measurements
+from clipmerge.planning.tensors import named_tensors
 from clipmerge.progress import Progress
 from clipmerge.report.text import answer_text, effect_facts, text_of, unmeasured
 from clipmerge.request import check_merge
@@ -303,6 +304,29 @@ def test_a_process_that_is_gone_when_the_plan_is_shared_is_named(
     monkeypatch.setattr("accelerate.utils.broadcast_object_list", lost)
     with pytest.raises(MeasureError, match="another process of this run ended"):
         prepare(request_for(pair, "wise-ft", data=photos))
+
+
+def test_what_every_process_has_learned_is_not_sent(
+    pair: Folders, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The main process sends the plan, and of its tensors those that others lack."""
+    request = request_for(pair, "wise-ft")
+    run = prepare(request)
+    assert run.plan is not None
+    learned, scores = torch.rand(3), torch.rand(2)
+    run.learned = {"a": learned}
+    run.plan = run.plan.with_tensors(named_tensors({"b": scores}, {"a": learned.clone()}))
+    context = distributed_context("cpu")
+    monkeypatch.setattr(context, "world_size", 2)
+    monkeypatch.setattr("clipmerge.distributed.distributed_context", lambda device: context)
+    packed: list[Any] = []
+    monkeypatch.setattr("accelerate.utils.broadcast_object_list", packed.extend)
+    sent: list[torch.Tensor] = []
+    monkeypatch.setattr("clipmerge.distributed.broadcast_", lambda _, tensor: sent.append(tensor))
+    found = broadcast_plan(run, request.calibration)
+    assert not packed[0].held_tensors
+    assert [each.tolist() for each in sent] == [scores.tolist()]
+    assert set(found.held_tensors) == set(run.plan.held_tensors)
 
 
 def test_images_that_would_measure_nothing_are_an_error(

@@ -5,10 +5,9 @@ import torch
 from torch import Tensor
 
 from clipmerge.checkpoint import open_checkpoint
-from clipmerge.evaluation import bf16_classifier
 from clipmerge.evaluation.accuracy import load_model
 from clipmerge.evaluation.bf16_classifier import COMPARED, Bf16Classifier
-from clipmerge.models import ImageTextModel
+from clipmerge.models import ImageTextModel, precision
 from clipmerge.models.memory import MicroBatcher
 from clipmerge.models.zero_shot import class_embeddings
 from tests.support.small_objective import save_ends
@@ -42,7 +41,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> ImageTextModel:
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bf16_classifier, "multiplies_bfloat16", lambda _device: True)
+    monkeypatch.setattr(precision, "multiplies_bfloat16", lambda _device: True)
 
 
 def pictures(count: int) -> Tensor:

@@ -1,6 +1,7 @@
 """Steps shared among processes, and learning with less memory: the same results as without
 either."""
 
+import pickle
 from dataclasses import astuple
 from typing import Any
 
@@ -160,3 +161,25 @@ def test_a_process_without_images_measures_nothing(
 ) -> None:
     monkeypatch.setattr(objective.data, "batches", [])
     assert activations.Activations(objective, "float32").images() is None
+
+
+def test_images_are_sent_as_tensors(ends: Paths, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pickled, the images of all processes would lie several times in the memory of each."""
+    first, second = make_batches((3, 2))
+    data = objective_for(ends, [first]).data
+    packed: list[bytes] = []
+
+    def gather(items: list[Any]) -> list[Any]:
+        packed.append(pickle.dumps(items))
+        return [*items, (1, 1, tuple(second.pixels.shape), second.pixels.dtype)]
+
+    def broadcast(_: object, tensor: Tensor, rank: int) -> None:
+        if rank == 1:
+            tensor.copy_(second.labels if tensor.ndim == 1 else second.pixels)
+
+    monkeypatch.setattr(data.context, "world_size", 2)
+    monkeypatch.setattr(data, "gather", gather)
+    monkeypatch.setattr("clipmerge.learning.sharded_batches.broadcast_", broadcast)
+    assert torch.equal(data.select([1, 4]).pixels, torch.stack([first.pixels[1], second.pixels[1]]))
+    assert data.labels == [*first.labels.tolist(), *second.labels.tolist()]
+    assert sum(map(len, packed)) < 1000

@@ -10,8 +10,15 @@ from torch import Tensor, nn
 from torch.nn.functional import conv2d, scaled_dot_product_attention
 
 from clipmerge.models import kernels as attention
-from clipmerge.models.kernels import FasterKernels, FrozenBatchNorm, image_layout, run_twice
-from clipmerge.models.precision import multiplies_bfloat16, passes
+from clipmerge.models import precision as precisions
+from clipmerge.models.kernels import (
+    FasterKernels,
+    FrozenBatchNorm,
+    faster_kernels,
+    image_layout,
+    run_twice,
+)
+from clipmerge.models.precision import casts_repeated, dtype_of, multiplies_bfloat16, passes
 from tests.support.small_objective import make_batches, objective_for, save_ends
 
 TOKENS = 6
@@ -89,7 +96,7 @@ def test_what_runs_twice_runs_the_same_way() -> None:
 
     once, twice = inputs(), inputs()
     with passes(torch.device("cpu"), "bfloat16"):
-        losses = attended(*once), run_twice(attended, *twice)
+        losses = attended(*once), run_twice(torch.device("cpu"), attended, *twice)
     for loss in losses:
         loss.backward()
     assert losses[0] == losses[1]
@@ -195,5 +202,21 @@ def test_bfloat16_is_used_where_a_card_has_it_in_hardware(
         "is_bf16_supported",
         lambda including_emulation: native or including_emulation,
     )
-    assert multiplies_bfloat16(torch.device(device)) == native
+    place = torch.device(device)
+    assert multiplies_bfloat16(place) == native
     assert not multiplies_bfloat16(torch.device("mps"))
+    other = torch.float16 if device == "cuda" else torch.float32
+    assert dtype_of(place, "auto") == (torch.bfloat16 if native else other)
+    assert dtype_of(torch.device("mps"), "auto") == dtype_of(place, "float32") == torch.float32
+
+
+@pytest.mark.parametrize(("device", "calls"), [("cpu", True), ("cuda", False), ("xpu", False)])
+def test_a_cards_passes_have_no_call_for_each_function_and_saved_tensor(
+    monkeypatch: pytest.MonkeyPatch, device: str, calls: bool
+) -> None:
+    """Each takes a CPU longer than starting a kernel, and does nothing there."""
+    saved: list[Tensor] = []
+    monkeypatch.setattr(precisions, "_without_cast", lambda tensor: saved.append(tensor) or tensor)
+    with faster_kernels(torch.device(device)) as mode, casts_repeated(torch.device(device)):
+        torch.ones(2, requires_grad=True).square()
+    assert isinstance(mode, FasterKernels) == calls == bool(saved)

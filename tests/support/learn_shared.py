@@ -1,6 +1,7 @@
 """Learn in one of several processes, and save what it ends with; started by test_many_processes.py.
 
-On the pretended device a collective refuses tensors of the CPU, as NCCL's do.
+On the pretended device, which `tests.support.pretend` makes first, a collective refuses tensors of
+the CPU, as NCCL's do.
 """
 
 import sys
@@ -31,26 +32,24 @@ def move(processes: Any) -> None:
         reduce(tensor.raw)
 
     torch.distributed.all_reduce = all_reduce  # type: ignore[assignment]
-    pretended_device.register()
     processes.device = torch.device(pretended_device.NAME, 0)
     processes.state = SimpleNamespace(device=processes.device)
 
 
-def main(folder: Path, device: str) -> None:
+def main(folder: Path, device: str, *sizes: str) -> None:
     processes = DistributedContext(torch.device("cpu"))
     number, count = processes.rank, processes.world_size
     if device != "cpu":
         move(processes)
     ends = (folder / "zeroshot", folder / "finetuned")
     with counted():
-        # five batches, so that some of eight processes have none
-        objective = objective_for(
-            ends, make_batches((8, 8, 8, 8, 4))[number::count], context=processes
-        )
+        batches = make_batches(tuple(map(int, sizes)))
+        objective = objective_for(ends, batches[number::count], context=processes)
         values = Coefficients(objective, "entry")
-        learn(objective, values, LearningConfig(LossConfig(0.7, weak_aug=1.0), 4, 0.02, batch=16))
+        loss = LossConfig(0.7, weak_aug=1.0)
+        learn(objective, values, LearningConfig(loss, 4, 0.02, batch=16, held_back=0.2))
     save_file(values.by_parameter(), folder / f"{device}-{count}-{number}.safetensors")
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2])
+    main(Path(sys.argv[1]), *sys.argv[2:])
