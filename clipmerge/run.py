@@ -157,7 +157,8 @@ class Run:
     def sources(self, *, hashed: bool) -> Json:
         """The inputs as fields of a plan."""
         zeroshot, *finetuned = (
-            SourceRecord(**each.provenance(hashed=hashed)) for each in self.inputs.checkpoints
+            SourceRecord(**each.provenance(hashed=hashed), model=each.architecture)
+            for each in self.inputs.checkpoints
         )
         return {"zeroshot": zeroshot, "finetuned": tuple(finetuned)}
 

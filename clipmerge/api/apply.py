@@ -145,8 +145,10 @@ def _open_checkpoints(
         )
     places = sources or [_place(name, plan, record) for record in records]
     refuse_duplicates(places)
-    base = open_source(places[0], model=model)
-    return [base, *(open_source(place, base, model=model) for place in places[1:])]
+    models = [model or record.model for record in records]
+    base = open_source(places[0], model=models[0])
+    others = zip(places[1:], models[1:], strict=True)
+    return [base, *(open_source(place, base, model=name) for place, name in others)]
 
 
 def _with_sources(plan: Plan, checkpoints: Sequence[Checkpoint]) -> Plan:

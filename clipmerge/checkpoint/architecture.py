@@ -34,7 +34,7 @@ def with_architecture(checkpoint: Checkpoint, model: str) -> Checkpoint:
     replace_bytes(folder / OPEN_CLIP_CONFIG, f"{json.dumps(config, indent=2)}\n".encode())
     notes = [checkpoint.note, _activation_note(model)]
     note = "; ".join(filter(None, notes)) or None
-    return replace(checkpoint, folder=folder, config=config, note=note)
+    return replace(checkpoint, folder=folder, config=config, architecture=model, note=note)
 
 
 def _activation_note(model: str) -> str | None:

@@ -45,6 +45,8 @@ class Checkpoint:
     note: str | None = (
         None  # note for the user about the origin of the weights, such as an offline copy
     )
+    # open_clip's name of the architecture, where it was named for weights without a configuration
+    architecture: str | None = None
     # other text encoders in the same file, which are not merged, by the attribute that holds them
     other_encoders: dict[str, Checkpoint] = field(default_factory=dict, repr=False, compare=False)
     _maps: dict[Path, mmap.mmap] = field(default_factory=dict, repr=False, compare=False)

@@ -51,7 +51,9 @@ def _table(record: Json) -> RenderableType:
     heading = "recall" if not record["accuracy"] and "recall" in record else "accuracy"
     table = table_of("source", "images", heading)
     for name, value in record["accuracy"].items():
-        table.add_row(name, str(record["images"][name]), f"{value:.1%}")
+        low, high = record["accuracy_intervals"][name]
+        interval = f"[{100 * low:.1f}, {100 * high:.1f}]"
+        table.add_row(name, str(record["images"][name]), f"{value:.1%} {interval}")
     for name, recall in record.get("recall", {}).items():
         score = Score(recall=Recall.model_validate(recall))
         gallery = _gallery(record["images"][name], record["captions"][name])

@@ -16,6 +16,7 @@ from clipmerge.models import ImageTextModel, model_for
 from clipmerge.models.building import no_larger_than
 from clipmerge.progress import Pace, Progress
 from clipmerge.request import Calibration
+from clipmerge.stats import wilson
 from clipmerge.types import Json
 
 
@@ -66,6 +67,9 @@ def evaluate_sources(
     }
     record: dict[str, Any] = {
         "accuracy": accuracy,
+        "accuracy_intervals": {
+            name: wilson(share, len(sources[name])) for name, share in accuracy.items()
+        },
         "images": {name: len(images) for name, images in sources.items()},
         "sources": {
             name: {"source": images.source, "revision": images.revision}

@@ -89,7 +89,10 @@ def extent(name: str, encoded: Encoded) -> tuple[int, int]:
 def unreadable(name: str, error: Exception) -> DataError:
     """The error that says why an image cannot be read."""
     reason = str(error).split(" <")[0] or type(error).__name__
-    return DataError(f"{name}: cannot be read as an image ({reason}); repair or remove it")
+    return DataError(
+        f"{name}: cannot be read as an image ({reason}); repair or remove it, or leave out all such"
+        " images with `skip_unreadable=True`"
+    )
 
 
 @contextmanager

@@ -15,12 +15,13 @@ from clipmerge.types import Json, Names
 
 
 class SourceRecord(Frozen):
-    """One input: the source as the user wrote it, its commit, and the sha256 of its weight files,
-    if hashed.
+    """One input: the source as the user wrote it, its commit, the architecture that `model` named,
+    and the sha256 of its weight files, if hashed.
     """
 
     source: str
     revision: str | None = None
+    model: str | None = None
     files: dict[str, str | None]
 
     @property

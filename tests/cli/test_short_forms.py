@@ -27,7 +27,12 @@ def test_short_flags_are_the_long_ones(pair: Folders, images: Path, tmp_path: Pa
     assert listed.out == done("recipes", "list", "--format", "json").out
     assert done("recipes", "list", "-q").out == ""
     words = ("evaluate", pair[1], "-d", f"val={images}", "--json")
-    assert list(json.loads(done(*words).out)["accuracy"]) == ["val"]
+    measured = json.loads(done(*words).out)
+    assert list(measured["accuracy"]) == ["val"]
+    share, count = measured["accuracy"]["val"], measured["images"]["val"]
+    for end in measured["accuracy_intervals"]["val"]:  # Wilson's: where the score test just rejects
+        if 0 < end < 1:
+            assert (share - end) ** 2 == pytest.approx(1.959964**2 * end * (1 - end) / count)
     both = clipmerge("recipes", "list", "--json", "-q")
     assert json.loads(both.err)["error"] == (
         "--json and --quiet: both set the format; give one of them"

@@ -181,7 +181,7 @@ class Case(NamedTuple):
     load: Callable[..., Any] = load_images
 
 
-NOT_AN_IMAGE = r"cannot be read as an image \(.*\); repair or remove it"
+NOT_AN_IMAGE = r"cannot be read as an image \(.*\); repair or remove it, or leave"
 ENTRIES = {"a__cls": b"a", "a__png": P, "b__cls": b"b", "b__png": Q, "c__cls": b"a", "c__png": R}
 CASES = {
     # columns of a table

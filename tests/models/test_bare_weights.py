@@ -62,7 +62,7 @@ def test_one_command_merges_measures_and_writes_a_folder_that_open_clip_loads(
     assert str(tmp_path / "cache") not in json.dumps(record)
 
 
-def test_evaluate_sweep_and_apply_take_the_architecture_too(
+def test_evaluate_and_sweep_take_the_architecture_too_and_plans_keep_it(
     bare: Folders, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -72,7 +72,8 @@ def test_evaluate_sweep_and_apply_take_the_architecture_too(
     swept = done("sweep", *bare, *sources, "-o", "sweep", "--format", "json").json
     assert [row["alpha"] for row in swept["curve"]] == [0, 1]
     done("plan", *bare, "-r", "wise-ft", "-o", "plan.json")
-    done("apply", "plan.json", "--model", ARCHITECTURE, "-o", "out")
+    (tmp_path / "clipmerge.toml").unlink()
+    done("apply", "plan.json", "-o", "out")  # the plan names the architecture
     assert (tmp_path / "out" / "open_clip_config.json").is_file()
 
 
