@@ -69,7 +69,7 @@ class MergeResult(Tabular):
         from clipmerge.report.text import answer_text, headline
 
         if self.effect is not None:
-            return f"{self.path}: {answer_text(self.effect)}"
+            return f"{self.path}: {answer_text(self.effect)} {self.reason}"
         if self.record is None:
             return f"{self.path}: written by the main process"
         return f"{self.path}: {headline(self.record)}"

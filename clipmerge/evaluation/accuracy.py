@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Mapping
 from typing import Any
 
@@ -72,7 +73,11 @@ def evaluate_sources(
         },
         "images": {name: len(images) for name, images in sources.items()},
         "sources": {
-            name: {"source": images.source, "revision": images.revision}
+            name: {
+                "source": images.source,
+                "revision": images.revision,
+                "date": datetime.date.today().isoformat(),
+            }
             for name, images in sources.items()
         },
         "templates": list(templates_for(settings.templates, ())),

@@ -4,6 +4,7 @@ of a report.
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -137,10 +138,13 @@ class Published(Frozen):
 
 
 class DataSource(Frozen):
-    """The source of the images of a published accuracy, as the user wrote it, and its commit."""
+    """The source of the images of a published accuracy, as the user wrote it, its commit, and the
+    day on which the accuracy was measured, such as ``2026-11-30``.
+    """
 
     source: str | None = None
     revision: str | None = None
+    date: str | None = None
 
 
 class MergeRecord(Frozen):
@@ -178,6 +182,7 @@ class MergeRecord(Frozen):
         seed: Seed of the sample, the bootstrap and the random masks.
         warnings: Warnings.
         command: Command that repeats the merge.
+        date: Day on which it was decided or applied, such as ``2026-11-30``.
         seconds: Wall-clock seconds by stage.
         accuracy: Accuracy by name of the images; only in published records.
         images: Number of images by name; only in published records.
@@ -217,6 +222,7 @@ class MergeRecord(Frozen):
     seed: int = 0
     warnings: tuple[Finding, ...] = ()
     command: str = ""
+    date: str | None = None
     seconds: dict[str, float] = Field(default_factory=dict)
     accuracy: dict[str, ShareOfImages] | None = None
     images: dict[str, _Count] | None = None
@@ -294,6 +300,7 @@ def merge_record(
         },
         coefficients=histograms(coefficients, learned, sizes),
         command=run.command,
+        date=datetime.date.today().isoformat(),
         seconds=dict(run.seconds),
         **{name: getattr(plan, name) for name in _OF_THE_PLAN},
         measurements=values,

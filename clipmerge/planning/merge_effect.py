@@ -208,6 +208,19 @@ class MergeEffect(Frozen):
         """The same effect with another recommendation, which says nothing of a possible loss."""
         return self.replace(recommendation=recommendation, reason=reason, possible_loss=None)
 
+    def __repr__(self) -> str:
+        """The recommendation and the accuracies, in per cent."""
+        models = ", ".join(
+            f"{name} {100 * model.clean.value:.1f} / {100 * model.corrupted.value:.1f}"
+            for name, model in self.models.items()
+        )
+        return (
+            f"MergeEffect({self.recommendation}, {self.images} images, %: {models};"
+            " unchanged / under unrelated corruptions)"
+        )
+
+    __str__ = __repr__
+
     @property
     def models(self) -> dict[str, ModelAccuracy]:
         """The accuracies of all models by their names: zero-shot, fine-tuned, merged."""

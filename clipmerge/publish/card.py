@@ -111,7 +111,7 @@ def published_texts(
     card = model_card(record, repo_id=repo_id, license=license, pictures=drawn)
     # identifies the card as clipmerge's own in a later push
     shown = shown.model_copy(update={"card": blob_id(card.encode())})
-    texts = {"README.md": card, RECORD: record_text(shown), **eval_result_files(shown)}
+    texts = {"README.md": card, RECORD: record_text(shown), **eval_result_files(shown, repo_id)}
     if (folder / REPORT).is_file():
         texts[REPORT] = html_page(shown)
     contents = {name: text.encode() for name, text in texts.items()}

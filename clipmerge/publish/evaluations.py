@@ -138,7 +138,7 @@ def model_index(record: MergeRecord) -> list[Any]:
     ]
 
 
-def eval_result_files(record: MergeRecord) -> dict[str, str]:
+def eval_result_files(record: MergeRecord, repo_id: str) -> dict[str, str]:
     """Write the Hub's ``.eval_results/*.yaml``, one file per result on a dataset of the Hub."""
     from huggingface_hub import EvalResultEntry, eval_result_entries_to_yaml
 
@@ -158,6 +158,9 @@ def eval_result_files(record: MergeRecord) -> dict[str, str]:
             task_id="default",
             value=value,
             dataset_revision=source.revision,
+            date=source.date,
+            source_url=f"https://huggingface.co/{repo_id}",
+            source_name="clipmerge evaluate",
             notes=", ".join(part for part in details if part),
         )
         path = f".eval_results/{_slug(name)}.yaml"

@@ -17,13 +17,14 @@ from clipmerge.output.record import MergeRecord
 from clipmerge.planning.measurements import StatisticAbout
 from clipmerge.report.prose import render_page
 from clipmerge.report.text import (
-    ADVICE,
     EXPLANATION,
     HEADS,
+    advice_text,
     effect_facts,
     effect_rows,
     examples_text,
     headline,
+    inputs_text,
     other_task_rows,
     reason_text,
     text_of,
@@ -63,7 +64,8 @@ def html_page(record: MergeRecord) -> str:
     values = {
         "record": record,
         "headline": headline(record),
-        "label": ADVICE[effect.recommendation] if effect else "Not measured",
+        "inputs": inputs_text(record),
+        "label": advice_text(effect) if effect else "Not measured",
         "tone": _TONES.get(effect.recommendation, "open") if effect else "open",
         "reason": effect and reason_text(effect),
         "warnings": texts_of(record.warnings),

@@ -31,6 +31,15 @@ ADVICE: dict[Recommendation, str] = {
     "other-tasks": "Look at the other tasks",
 }
 
+#: In place of "Use it" where the user's own images show no difference.
+ON_EXPERIENCE = "Probably use it"
+
+
+def advice_text(effect: MergeEffect) -> str:
+    """The recommendation in words."""
+    is_experience = effect.recommendation == "use" and effect.reason.kind == "same-accuracy"
+    return ON_EXPERIENCE if is_experience else ADVICE[effect.recommendation]
+
 
 def text_of(finding: Finding) -> str:
     """A finding in words; one of an unknown kind, or with other numbers, as it is.
@@ -321,12 +330,22 @@ def answer_text(effect: MergeEffect) -> str:
         shown = f"gives the fine-tuned model's answer on {_percent(effect.merged.clean.value)}%"
         against = ""
     return (
-        f"{ADVICE[effect.recommendation]}. On {images} the merged model {shown}"
+        f"{advice_text(effect)}. On {images} the merged model {shown}"
         f" [{_percent(low)}, {_percent(high)}]{against}; under unrelated corruptions"
         f" {_percent(effect.merged.corrupted.value)}%"
         f" (zero-shot {_percent(effect.zeroshot.corrupted.value)}, fine-tuned"
         f" {_percent(finetuned.corrupted.value)})."
     )
+
+
+def inputs_text(record: MergeRecord) -> str:
+    """The models, the images and the day of a merge."""
+    finetuned = " and ".join(model.source for model in record.finetuned)
+    parts = [f"{record.zeroshot.source} merged with {finetuned}"]
+    if record.effect:
+        count = counted(record.effect.images, "image", "images")
+        parts.append(f"judged on {count} of {record.effect.source}")
+    return ", ".join([*parts, *filter(None, [record.date])])
 
 
 def unmeasured(*, with_images: bool, warnings: Collection[Finding] = ()) -> str:

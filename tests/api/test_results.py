@@ -9,7 +9,7 @@ import pytest
 import clipmerge
 from clipmerge.api._results import MergeResult
 from clipmerge.progress import Progress
-from clipmerge.report.text import ADVICE, texts_of
+from clipmerge.report.text import advice_text, texts_of
 from tests.support.tiny_clip import Folders, save_images
 
 QUIET: dict[str, Any] = {"progress": Progress()}
@@ -60,7 +60,7 @@ def test_a_result_is_short_and_a_table(results: dict[str, Any], name: str) -> No
     result = results[name]
     start, count, columns = SHOWN[name]
     assert repr(result).startswith(start)
-    assert len(repr(result)) < 400
+    assert len(repr(result)) < 700
     assert str(result) == repr(result)
     frame = result.to_frame()
     assert count == len(frame)
@@ -132,6 +132,10 @@ def test_a_merge_answers_in_python(pair: Folders, images: Path, tmp_path: Path) 
     assert effect is not None
     assert result.recommendation == effect.recommendation
     assert result.reason.endswith(".")
-    assert ADVICE[effect.recommendation] in repr(result)
+    assert f"{advice_text(effect)}. On " in repr(result)
+    assert result.reason in repr(result)
+    assert repr(result.effect).startswith(f"MergeEffect({effect.recommendation}, ")
+    assert f"merged {100 * effect.merged.clean.value:.1f} / " in str(result.effect)
+    assert len(repr(result.effect)) < 200
     unmeasured = clipmerge.merge(*pair, "wise-ft", **QUIET)
     assert (unmeasured.recommendation, unmeasured.reason) == (None, "")

@@ -260,6 +260,8 @@ def test_evaluate_then_push_puts_accuracies_on_the_hub(
     (entry,) = yaml.safe_load(hub.content("alice/robust", ".eval_results/cars-far.yaml"))
     assert entry["dataset"] == {"id": "acme/cars", "task_id": "default", "revision": sha}
     assert entry["value"] == told["accuracy"]["Cars far"]
+    assert entry["date"] == told["sources"]["Cars far"]["date"]
+    assert entry["source"]["url"] == "https://huggingface.co/alice/robust"
     assert sorted(file for file in hub.files("alice/robust") if file[:2] == ".e") == [
         ".eval_results/cars-far.yaml"
     ]

@@ -128,6 +128,14 @@ def test_page_says_if_there_is_a_barrier(html_of: Pages, middle: float, caption:
     assert caption in Page(html_of(learned() | {"path": path})).text
 
 
+def test_the_header_names_models_images_and_day(html_of: Pages) -> None:
+    record = learned() | {"date": "2026-11-30"}
+    record["zeroshot"]["source"], record["finetuned"][0]["source"] = "acme/base", "acme/cars"
+    count, source = record["effect"]["images"], record["effect"]["source"]
+    said = f"acme/base merged with acme/cars, judged on {count} images of {source}, 2026-11-30"
+    assert said in Page(html_of(record)).text
+
+
 def test_accuracies_and_scores_on_other_tasks_are_in_tables(html_of: Pages) -> None:
     rows = Page(html_of(learned() | {"other_tasks": OTHER_TASKS})).rows
     assert ["merged", "94.6 [90.6, 97.6]"] in [row[:2] for row in rows]

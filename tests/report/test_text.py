@@ -10,7 +10,14 @@ import clipmerge
 from clipmerge.output.record import MergeRecord
 from clipmerge.planning.finding import Finding
 from clipmerge.planning.layer_plan import Combination, LayerPlan
-from clipmerge.report.text import SENTENCES, headline, settings_text, text_of, with_texts
+from clipmerge.report.text import (
+    SENTENCES,
+    answer_text,
+    headline,
+    settings_text,
+    text_of,
+    with_texts,
+)
 from tests.support.merge_records import RECORDS, learned
 
 DIFFERENCE = {"value": 0.14, "interval": [0.1, 0.18]}
@@ -144,6 +151,16 @@ def test_every_kind_that_the_package_makes_has_a_sentence() -> None:
 )
 def test_what_another_version_wrote_is_shown_as_it_is(finding: Finding) -> None:
     assert text_of(finding) == str(finding)
+
+
+def test_experience_alone_has_a_headline_of_its_own() -> None:
+    effect = MergeRecord.model_validate(learned()).effect
+    assert effect is not None
+    assert effect.recommendation == "use"
+    assert answer_text(effect).startswith("Use it. On ")
+    reason = Finding.of("same-accuracy", clean=[-0.01, 0.02], corrupted=[-0.01, 0.03])
+    on_experience = effect.model_copy(update={"reason": reason})
+    assert answer_text(on_experience).startswith("Probably use it. On ")
 
 
 def test_a_sentence_in_a_record_is_never_believed() -> None:
