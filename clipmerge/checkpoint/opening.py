@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from clipmerge.checkpoint.adapter import adapt
 from clipmerge.checkpoint.alignment import align_checkpoints
 from clipmerge.checkpoint.architecture import with_architecture
+from clipmerge.checkpoint.clip_lora import is_clip_lora, with_clip_lora
 from clipmerge.checkpoint.parametrised import form_weights
 from clipmerge.checkpoint.source import (
     INDEX,
@@ -120,15 +121,16 @@ def open_checkpoint(
     """
     source = find_source(source) if isinstance(source, str) else source
     opened = _open(source)
-    if not _is_adapter(opened.files[0]):
+    is_of_clip_lora = is_clip_lora(opened.entries)
+    if not is_of_clip_lora and not _is_adapter(opened.files[0]):
         return opened if model is None else with_architecture(opened, model)
     if base is None:
         raise CheckpointError(
-            f"{source.name}: is a peft adapter, not a full model; make a checkpoint from it and its"
+            f"{source.name}: is a LoRA adapter, not a full model; make a checkpoint from it and its"
             f" base with `clipmerge merge BASE {source.name} --recipe wise-ft --set method.alpha=1"
             " --output DIR`"
         )
-    return adapt(base, opened)
+    return with_clip_lora(base, opened) if is_of_clip_lora else adapt(base, opened)
 
 
 def open_checkpoints(
@@ -246,6 +248,11 @@ def _open_folder(source: str, folder: Path, **facts: str | None) -> Checkpoint:
     inner, kind = (None, "") if present else _inner_clip(source, folder)
     if inner is not None:
         told = f"{source}: is a folder of {kind}, and its CLIP is {inner.name}"
+        if inner.name.startswith("text_encoder"):
+            told += (
+                "; its pipeline loads a merge by CLIPTextModel.from_pretrained, and measures of"
+                " images with classes say nothing about the pictures that it makes"
+            )
         return _open_folder(
             source, inner, **facts | {"note": "; ".join(filter(None, (facts.get("note"), told)))}
         )

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 import clipmerge.checkpoint.unpickle as unpickle
+from clipmerge.checkpoint.clip_lora import flat_factors
 from clipmerge.checkpoint.source import LazyTensor, stored
 from clipmerge.errors import CheckpointError, shorten
 from clipmerge.files.limits import LARGEST_PICKLE, LONGEST_NAME, MOST_SHARING
@@ -56,8 +57,13 @@ def read_state_dict(
     """Map the tensors of a file written by ``torch.save``: lazy and entries by key, and a note for
     the user.
     """
-    loaded, in_memory = _load(file)
-    tensors, inside, others = _find(file, loaded, state_key)
+    loaded, in_memory = load(file)
+    factors = flat_factors(loaded)
+    tensors = {key: each for key, each in factors.items() if isinstance(each, Tensor)}
+    inside = ""
+    others: list[str] = []
+    if not tensors:
+        tensors, inside, others = _find(file, loaded, state_key)
     check_names(file, tensors)
     entries = {key: _entry(file, key, tensor) for key, tensor in tensors.items()}
     # refuse tensors that are views of far smaller storage, such as of one number
@@ -92,7 +98,7 @@ def _in_order(tensor: Tensor) -> Array:
     return stored(tensor.detach().contiguous().flatten())
 
 
-def _load(file: Path) -> tuple[Any, bool]:
+def load(file: Path) -> tuple[Any, bool]:
     """Content of the file, and whether it had to be read into memory."""
     # classes beside the weights of many trainings that hold values and run no code: options,
     # numbers, paths

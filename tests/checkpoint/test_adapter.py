@@ -389,7 +389,7 @@ def test_an_adapter_alone_is_no_checkpoint_and_beside_a_model_it_is_ambiguous(
     copies: Folders, plain: Path
 ) -> None:
     line = refused(clipmerge("inspect", plain))
-    assert "is a peft adapter, not a full model; make a checkpoint from it and its base" in line
+    assert "is a LoRA adapter, not a full model; make a checkpoint from it and its base" in line
     folder = Path(shutil.copytree(plain, copies[1], dirs_exist_ok=True))
     refuse(folder, copies[0], "holds both model.safetensors and adapter_model.safetensors")
     assert open_checkpoint(str(folder / "model.safetensors")).source.endswith("model.safetensors")

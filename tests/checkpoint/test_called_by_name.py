@@ -311,6 +311,7 @@ def test_a_folder_of_diffusers_is_its_text_encoder_or_names_them(
     )
     text.save_pretrained(tmp_path / "pipe" / "text_encoder")
     found = merged(base, tmp_path / "pipe", tmp_path / "out")
+    assert "CLIPTextModel.from_pretrained" in (tmp_path / "out" / "clipmerge.json").read_text()
     for key, value in load_file(tmp_path / "pipe" / "text_encoder" / "model.safetensors").items():
         assert torch.equal(found[key], value), key
     text.save_pretrained(tmp_path / "pipe" / "text_encoder_2")
