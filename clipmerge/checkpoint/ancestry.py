@@ -37,11 +37,12 @@ _UNRELATED = 0.05
 # number of entries.
 _LEAST = 256
 # If the slope of the loss of length on the squared movement is above this, the pair is swapped: in
-# `benchmarks/ancestry` it is at most 0.1 for pairs in the right order, and 1 minus that for swapped
-# ones. It must also exceed 0.5, the middle, by this many standard errors, and the matrices must
-# have moved by this share of their length. A far larger slope is the noise of small matrices that
-# moved little: without an upper end, up to 2% of small random pairs would look swapped.
-_SHRUNK, _LARGEST, _SURE, _LEAST_SHRUNK = 0.75, 1.5, 2.0, 0.025
+# the pairs of `benchmarks` it is at most 0.1 for the right order, and 0.9 to 1.7 for the wrong one.
+# It must also exceed 0.5, the middle, and 0 by so many standard errors, and the matrices must have
+# moved by this share of their length. A far larger slope is the noise of small matrices that moved
+# little, of which nearly 2% would look swapped.
+_SHRUNK, _LARGEST, _LEAST_SHRUNK = 0.75, 2.0, 0.025
+_SURE, _FROM_ZERO = 2.0, 3.5
 # Minimum number of degrees of freedom of that slope.
 _LEAST_FREE = 8
 # If the cosine of the change with the weights exceeds that of a swapped change at right angles by
@@ -235,7 +236,8 @@ def looks_swapped(slope: float, error: float) -> bool:
         >>> looks_swapped(0.98, 0.1), looks_swapped(0.02, 0.1), looks_swapped(12.0, 5.0)
         (True, False, False)
     """
-    return _SHRUNK < slope < _LARGEST and slope - 0.5 > _SURE * error
+    is_sure = slope - 0.5 > _SURE * error and slope > _FROM_ZERO * error
+    return is_sure and _SHRUNK < slope < _LARGEST
 
 
 def _released(inputs: Inputs, which: int) -> Iterator[str]:

@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch.nn.functional import cross_entropy
 from transformers import CLIPModel
 
+from clipmerge.checkpoint import align_checkpoints, open_checkpoint
 from clipmerge.checkpoint.ancestry import (
     Ancestry,
     _matrices,
@@ -19,6 +20,7 @@ from clipmerge.checkpoint.ancestry import (
     shrinkage,
 )
 from clipmerge.checks import check_models
+from clipmerge.demo.pair import MODELS
 from clipmerge.report.text import texts_of
 from tests.support.command import clipmerge, done, refused
 from tests.support.tasks import inputs_of
@@ -286,3 +288,12 @@ def test_small_matrices_that_moved_at_random_do_not_look_swapped() -> None:
         assert found is not None
         swapped += looks_swapped(*found)
     assert swapped == 0
+
+
+def test_the_order_of_the_demos_pair_is_known() -> None:
+    """Its slope is 1.6: an upper end must leave real pairs their due."""
+    zeroshot, finetuned = (
+        open_checkpoint(str(MODELS / f"{name}.safetensors")) for name in ("zeroshot", "finetuned")
+    )
+    assert ancestry_of(align_checkpoints(zeroshot, [finetuned])).relation == "related"
+    assert ancestry_of(align_checkpoints(finetuned, [zeroshot])).relation == "swapped"
