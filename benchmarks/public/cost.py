@@ -12,8 +12,9 @@ from typing import Any
 from benchmarks.public.release import path_of, size_of
 from benchmarks.public.suite import Release, Suite
 from clipmerge.errors import ClipmergeError
-from clipmerge.hub.download import Snapshot, choose_files, file_sizes, resolve
-from clipmerge.hub.ids import parse_hub_id
+from clipmerge.hub.download import Snapshot, choose_files, connect, patiently, resolve
+from clipmerge.hub.errors import explained
+from clipmerge.hub.ids import HubId, parse_hub_id
 from clipmerge.images.hub_dataset import card_of, open_split
 from clipmerge.images.registry import find_known
 
@@ -107,13 +108,23 @@ def _split(source: str) -> Download:
         return Download(what=address, problem=str(error), images=known)
 
 
+def _file_sizes(pinned: HubId) -> dict[str, int]:
+    """Ask for the sizes of a repository's files."""
+    which: dict[str, Any] = {"revision": pinned.revision, "repo_type": pinned.kind}
+    with explained(f"reading {pinned}"):
+        info: Any = patiently(
+            lambda: connect().repo_info(pinned.repo_id, files_metadata=True, **which)
+        )
+    return {item.rfilename: int(item.size or 0) for item in info.siblings or ()}
+
+
 def _files(
     what: str, snapshot: Snapshot, names: Sequence[str], images: int | None = None
 ) -> Download:
     """The download of some files of the Hub, if they are not here."""
     if not snapshot.missing(names):
         return Download(what=what, bytes=0, cached=True, images=images)
-    sizes = file_sizes(snapshot.hub_id)
+    sizes = _file_sizes(snapshot.hub_id)
     return Download(what=what, bytes=sum(sizes[name] for name in names), images=images)
 
 

@@ -75,7 +75,7 @@ def convert(
                 f"{source}: has no {needed} beside it, which holds settings that the weights do not"
                 " (QuickGELU, heads)"
             )
-        notes = [converted.note] if converted.note else []
+        notes = list(converted.notes)
         with staged(target, CONVERSION, overwrite=overwrite) as folder:
             reports.stage("write")
             single = WEIGHTS if layout == "transformers" else OPEN_CLIP_WEIGHTS[0]

@@ -70,8 +70,7 @@ def evaluate(
             for name, images in sources.items()
         }
         opened = open_checkpoint(str(place), model=given["model"])
-        if opened.note:
-            reports.say(opened.note)
+        say_all(reports, opened.notes)
         model = load_model(opened)
         for images in loaded.values():
             say_all(reports, images.notes)

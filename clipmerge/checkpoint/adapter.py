@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass, replace
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -88,20 +89,22 @@ _FIELDS = {
     "magnitude_vector": "magnitude",
 }
 _FACTOR = re.compile(rf"(?P<module>.+)\.lora_(?P<part>{'|'.join(map(re.escape, _FIELDS))})")
-_PARTS = ("replacement", "lora_a", "lora_b", "bias", "magnitude")
+# An adapter has both factors of a parameter, perhaps with a magnitude, or none of them.
+_FACTORS = {"lora_a", "lora_b", "magnitude"}
 
 
 @dataclass
 class LoraChange:
-    """The part of an adapter for one parameter of its base; each string is a key of the adapter."""
+    """The change of one parameter of the base."""
 
     module: str
+    # Keys of the adapter, by what they hold: ``replacement``, the tensor that replaces the
+    # parameter before anything is added; ``lora_a``, A of shape (rank, in), (rank, in, height,
+    # width), or (rank, entries) of an embedding; ``lora_b``, B of shape (out, rank), (out, rank, 1,
+    # 1), or (width, rank) of an embedding; ``bias``, a trained bias of B, (out,); ``magnitude``,
+    # DoRA's: one per row, or one per column of an embedding
+    keys: dict[str, str] = field(default_factory=dict)
     scale: float = 1.0  # factor of B A, or of the bias that is added
-    replacement: str = ""  # the tensor that replaces the parameter before anything is added
-    lora_a: str = ""  # A: (rank, in), (rank, in, height, width), or (rank, entries) of an embedding
-    lora_b: str = ""  # B: (out, rank), (out, rank, 1, 1), or (width, rank) of an embedding
-    bias: str = ""  # a trained bias of B, (out,)
-    magnitude: str = ""  # DoRA's magnitude: one per row, or one per column of an embedding
     embedding: bool = False  # whether B A is transposed, as peft does for embeddings
 
 
@@ -114,11 +117,11 @@ def adapt(base: Checkpoint, adapter: Checkpoint) -> Checkpoint:
     path = adapter.folder / CONFIG
     config = read_adapter_config(path)
     changes = _changes(adapter, config)
-    saved = tuple(f".{module}." for module in config.saved)
+    trained_whole = [f".{module}." for module in config.saved]
     added = {
         name
         for name, change in changes.items()
-        if change.replacement and any(each in f".{name}" for each in saved)
+        if "replacement" in change.keys and any(each in f".{name}" for each in trained_whole)
     }
     keys = _keys_in_base(base, adapter, config, changes, optional=added)
     by_base_key = {keys.get(name, name): change for name, change in changes.items()}
@@ -129,25 +132,25 @@ def adapt(base: Checkpoint, adapter: Checkpoint) -> Checkpoint:
             raise CheckpointError(
                 f"{adapter.source}: {problem}; give the base that it was trained on"
             )
-        rank, stated = (
-            adapter.entries[change.lora_a].shape[0] if change.lora_a else 0,
-            config.rank_of(change.module),
+        stated = config.rank_of(change.module)
+        rank = (
+            adapter.entries[change.keys["lora_a"]].shape[0] if "lora_a" in change.keys else stated
         )
-        if change.lora_a and rank != stated:
+        if rank != stated:
             raise CheckpointError(
                 f"{adapter.source}: the LoRA of {change.module} has rank {rank}, but"
                 f" adapter_config.json says {stated}; the scale would be wrong, so get the two"
                 " files from one place"
             )
     extra = {
-        key: replace(adapter.entries[change.replacement], file=base.files[0])
+        key: replace(adapter.entries[change.keys["replacement"]], file=base.files[0])
         for key, change in by_base_key.items()
         if key not in base.entries
     }
-    notes = [adapter.note] if adapter.note else []
-    given = base.source.removeprefix("hf://").partition("@")[0]
+    notes = list(adapter.notes)
+    base_name = base.source.removeprefix("hf://").partition("@")[0]
     if (
-        config.base not in ("", given)
+        config.base not in ("", base_name)
         and local_path(config.base).resolve() != base.folder.resolve()
     ):
         notes.append(
@@ -160,7 +163,7 @@ def adapt(base: Checkpoint, adapter: Checkpoint) -> Checkpoint:
         files=(*adapter.files, path),
         _hashes={},
         entries={**base.entries, **extra},
-        note="; ".join(notes) or None,
+        notes=tuple(notes),
     )
     lazy = {
         key: LazyTensor(
@@ -188,16 +191,16 @@ def _changes(adapter: Checkpoint, config: AdapterConfig) -> dict[str, LoraChange
         if factor is None:
             if ".lora_" in name or "." not in name:
                 raise CheckpointError(f"{adapter.source}: tensor {key} is of an unknown kind")
-            changes.setdefault(name, LoraChange(name.rpartition(".")[0])).replacement = key
+            changes.setdefault(name, LoraChange(name.rpartition(".")[0])).keys["replacement"] = key
             continue
         module, part = factor["module"], factor["part"]
         target = f"{module}.bias" if part == "B.bias" else f"{module}.weight"
         change = changes.setdefault(target, LoraChange(module))
         change.scale = config.scale_of(module)
         change.embedding = change.embedding or part.startswith("embedding")
-        setattr(change, _FIELDS[part], key)
+        change.keys[_FIELDS[part]] = key
     for target, change in changes.items():
-        if bool(change.lora_a) != bool(change.lora_b) or (change.magnitude and not change.lora_b):
+        if change.keys.keys() & _FACTORS not in (set(), {"lora_a", "lora_b"}, _FACTORS):
             raise CheckpointError(
                 f"{adapter.source}: the LoRA of {target} is incomplete; save the adapter again"
             )
@@ -215,84 +218,76 @@ def _keys_in_base(
     in a bare tower.
     """
     needed = [name for name in changes if name not in optional] or list(changes)
-    candidates = _prefixes(base, needed)
-    candidates = [
-        place
-        for place in candidates
-        if not any(
-            _describe_mismatch(base, adapter, _find_key(base, name, *place), changes[name])
-            for name in needed
-        )
-    ] or candidates
-    if len(candidates) > 1:  # the class that the adapter was trained on may name a tower
+    places = _places(base, needed, changes)
+    fitting = {
+        prefix: keys
+        for prefix, keys in places.items()
+        if not any(_describe_mismatch(base, adapter, keys[name], changes[name]) for name in needed)
+    } or places
+    if len(fitting) > 1:  # the class that the adapter was trained on may name a tower
         is_image = re.search("Vision|Image", config.base_class)
         tower = "text" if "Text" in config.base_class else "vis" if is_image else "unknown"
-        candidates = [place for place in candidates if tower in place[0]] or candidates
-    if not candidates:
-        absent = [
-            name
-            for name in needed
-            if not any(f".{key}".endswith(f".{name}") for key in base.entries)
-        ] or needed
+        fitting = {prefix: fitting[prefix] for prefix in fitting if tower in prefix} or fitting
+    if not fitting:
+        ends = [f".{key}" for key in base.entries]
+        absent = [name for name in needed if not any(end.endswith(f".{name}") for end in ends)]
         raise CheckpointError(
-            f"{adapter.source}: {len(absent)} of the parameters it changes are not in"
-            f" {base.source}: {shorten(absent, 3)}; give the base that it was trained on"
+            f"{adapter.source}: {len(absent or needed)} of the parameters it changes are not in"
+            f" {base.source}: {shorten(absent or needed, 3)}; give the base that it was trained on"
         )
-    if len(candidates) > 1:
-        places = " and ".join(place[0] or "the whole" for place in candidates)
+    if len(fitting) > 1:
         raise CheckpointError(
-            f"{adapter.source}: its keys fit {places} of {base.source} alike, and its"
-            " adapter_config.json does not say which class it was trained on; add auto_mapping:"
-            ' {"base_model_class": "CLIPVisionModel"} (or CLIPTextModel) to it'
+            f"{adapter.source}: its keys fit"
+            f" {' and '.join(prefix or 'the whole' for prefix in fitting)} of {base.source} alike,"
+            " and its adapter_config.json does not say which class it was trained on; add"
+            ' auto_mapping: {"base_model_class": "CLIPVisionModel"} (or CLIPTextModel) to it'
         )
-    return {name: key for name in changes if (key := _find_key(base, name, *candidates[0]))}
+    return next(iter(fitting.values()))
 
 
-def _prefixes(base: Checkpoint, names: list[str]) -> list[tuple[str, str]]:
-    """Pairs of prefixes, of the base's keys and of the adapter's names, with which all names are
-    keys of the base.
+def _places(base: Checkpoint, needed: list[str], names: Iterable[str]) -> dict[str, dict[str, str]]:
+    """The base's keys by name, for each prefix of the base's keys with which all needed names are
+    there, once the fewest possible leading parts of the names are left out.
     """
-    first, parts = names[0], names[0].split(".")
+    first, parts = needed[0], needed[0].split(".")
     for skipped in range(len(parts) - 1):
         end = ".".join(parts[skipped:])
-        hits = {key[: -len(end)] for key in base.entries if f".{key}".endswith(f".{end}")}
-        adapter_prefix = first[: -len(end)]
-        if places := [
-            (hit, adapter_prefix)
-            for hit in sorted(hits)
-            if all(_find_key(base, name, hit, adapter_prefix) for name in names)
-        ]:
+        outer = first[: -len(end)]
+        places = {}
+        for hit in sorted(key for key in base.entries if f".{key}".endswith(f".{end}")):
+            prefix = hit[: -len(end)]
+            keys = {
+                name: key
+                for name in names
+                if name.startswith(outer)
+                and (key := prefix + name.removeprefix(outer)) in base.entries
+            }
+            if keys.keys() >= set(needed):
+                places[prefix] = keys
+        if places:
             return places
-    return []
-
-
-def _find_key(base: Checkpoint, name: str, base_prefix: str, adapter_prefix: str) -> str:
-    """The base's key for a name of the adapter; empty if there is none."""
-    if not name.startswith(adapter_prefix):
-        return ""
-    key = base_prefix + name.removeprefix(adapter_prefix)
-    return key if key in base.entries else ""
+    return {}
 
 
 def _describe_mismatch(base: Checkpoint, adapter: Checkpoint, key: str, change: LoraChange) -> str:
     """Describe a mismatch with a parameter, in shape or kind; empty if everything fits."""
-    wanted = base.entries[key].shape
-    shapes = {
-        part: adapter.entries[getattr(change, part)].shape
-        for part in _PARTS
-        if getattr(change, part)
-    }
-    for part, expected in (("replacement", wanted), ("bias", wanted)):
-        if shapes.get(part, expected) != expected:
-            return f"{getattr(change, part)} is {shapes[part]}, the base's {key} {wanted}"
-    if change.lora_a and _product_shape(
-        shapes["lora_a"], shapes["lora_b"], change.embedding
-    ) != _flat(wanted):
-        return f"the LoRA of {key} is {shapes['lora_b']} by {shapes['lora_a']}, the base's {wanted}"
-    if change.magnitude and math.prod(shapes["magnitude"]) != wanted[1 if change.embedding else 0]:
-        return f"{change.magnitude} is {shapes['magnitude']}, the base's {key} {wanted}"
-    used = [base.entries[key], *(adapter.entries[getattr(change, part)] for part in shapes)]
-    return "" if all(entry.is_float for entry in used) else f"{key} is not a float on both sides"
+    entry = base.entries[key]
+    entries = {part: adapter.entries[name] for part, name in change.keys.items()}
+    shapes = {part: each.shape for part, each in entries.items()}
+    for part in ("replacement", "bias"):
+        if shapes.get(part, entry.shape) != entry.shape:
+            return f"{change.keys[part]} is {shapes[part]}, the base's {key} {entry.shape}"
+    if "lora_a" in shapes:
+        down, up = shapes["lora_a"], shapes["lora_b"]
+        if _product_shape(down, up, change.embedding) != _flat(entry.shape):
+            return f"the LoRA of {key} is {up} by {down}, the base's {entry.shape}"
+    lengths = entry.shape[1 if change.embedding else 0] if "magnitude" in shapes else 0
+    if lengths and math.prod(shapes["magnitude"]) != lengths:
+        name = change.keys["magnitude"]
+        return f"{name} is {shapes['magnitude']}, the base's {key} {entry.shape}"
+    if not all(each.is_float for each in (entry, *entries.values())):
+        return f"{key} is not a float on both sides"
+    return ""
 
 
 def _flat(shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -314,8 +309,8 @@ def _adapted(base: Checkpoint, adapter: Checkpoint, key: str, change: LoraChange
     """
     import torch
 
-    parts = {part: adapter.tensor(name) for part in _PARTS if (name := getattr(change, part))}
-    weight = parts.pop("replacement") if change.replacement else base.tensor(key)
+    parts = {part: adapter.tensor(name) for part, name in change.keys.items()}
+    weight = parts.pop("replacement") if "replacement" in parts else base.tensor(key)
     if not parts:
         return stored(weight.flatten())
     dtypes = {weight.dtype, *(tensor.dtype for tensor in parts.values())}

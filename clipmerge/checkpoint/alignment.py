@@ -100,7 +100,7 @@ def align(
     }
     tower = towers.pop() if len(towers) == 1 else "full"
     inputs = Inputs(family, zeroshot, tuple(finetuned), keys[0], tuple(keys[1:]), tower, missing)
-    inputs.notes.extend(checkpoint.note for checkpoint in checkpoints if checkpoint.note)
+    inputs.notes.extend(note for checkpoint in checkpoints for note in checkpoint.notes)
     inputs.notes.extend((*heads, *notes_on(inputs)))
     for checkpoint in checkpoints:
         if checkpoint.config is None:

@@ -109,8 +109,8 @@ def are_equal(inputs: Inputs, which: int, other: int) -> bool:
     """
     names = [*filter(inputs.merges, inputs.zeroshot_keys)]
     return all(
-        np.array_equal(*_samples(inputs, which, name, most, other))
-        for most in (SAMPLE, sys.maxsize)
+        np.array_equal(*_samples(inputs, which, name, length, other))
+        for length in (SAMPLE, sys.maxsize)
         for name in names
     )
 
@@ -174,10 +174,10 @@ def _shrunk(matrices: list[_Matrix]) -> Iterator[str]:
     themselves.
     """
     moved = [matrix for matrix in matrices if matrix.block and matrix.moved > 0]
-    found = shrinkage((matrix.block, matrix.moved, matrix.along) for matrix in moved)
-    if found is None or median(matrix.moved for matrix in moved) < _LEAST_SHRUNK:
+    fit = shrinkage((matrix.block, matrix.moved, matrix.along) for matrix in moved)
+    if fit is None or median(matrix.moved for matrix in moved) < _LEAST_SHRUNK:
         return
-    slope, error = found
+    slope, error = fit
     pulled = median(-matrix.along / matrix.moved - matrix.moved for matrix in moved)
     if looks_swapped(slope, error) and pulled < _PULLED:
         yield (

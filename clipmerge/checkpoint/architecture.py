@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -32,19 +33,17 @@ def with_architecture(checkpoint: Checkpoint, model: str) -> Checkpoint:
     folder = user_cache("architectures") / model
     folder.mkdir(parents=True, exist_ok=True)
     replace_bytes(folder / OPEN_CLIP_CONFIG, f"{json.dumps(config, indent=2)}\n".encode())
-    notes = [checkpoint.note, _activation_note(model)]
-    note = "; ".join(filter(None, notes)) or None
-    return replace(checkpoint, folder=folder, config=config, architecture=model, note=note)
+    notes = (*checkpoint.notes, *_activation_note(model))
+    return replace(checkpoint, folder=folder, config=config, architecture=model, notes=notes)
 
 
-def _activation_note(model: str) -> str | None:
+def _activation_note(model: str) -> Iterator[str]:
     """Warn of the activation, which no weight tells of and a wrong name changes silently."""
     import open_clip
 
     other = f"{model}-quickgelu"
-    if other not in open_clip.list_models():
-        return None
-    return f"taken as {model} with GELU; weights trained from OpenAI's are {other}"
+    if other in open_clip.list_models():
+        yield f"taken as {model} with GELU; weights trained from OpenAI's are {other}"
 
 
 def architecture_config(model: str) -> dict[str, Any]:

@@ -98,7 +98,7 @@ def with_clip_lora(base: Checkpoint, adapter: Checkpoint) -> Checkpoint:
         revision=adapter.revision,
         files=adapter.files,
         _hashes={},
-        note=adapter.note,
+        notes=adapter.notes,
     )
     lazy = {
         key: LazyTensor((key,), partial(_changed, base, adapter, key, factors, scale))

@@ -5,6 +5,7 @@ formed on demand.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -19,11 +20,10 @@ from clipmerge.checkpoint.source import (
     naming,
     stored,
 )
-from clipmerge.conversion.config import Shape, check_shapes, open_clip_config, transformers_config
+from clipmerge.conversion.config import check_depths, open_clip_config, transformers_config
 from clipmerge.conversion.keys import (
     Layout,
     Match,
-    is_made_anew,
     is_timm_vit,
     layout_of,
     match_keys,
@@ -79,9 +79,7 @@ def as_open_clip(checkpoint: Checkpoint) -> Checkpoint:
         )
     head = " and its head as a classifier" if "classifier.weight" in keys else ""
     note = f"{checkpoint.source}: is a ViT of timm, read as a vision tower{head}"
-    values = checkpoint.facts(
-        entries=entries, config=None, note="; ".join(filter(None, (checkpoint.note, note)))
-    )
+    values = checkpoint.facts(entries=entries, config=None, notes=(*checkpoint.notes, note))
     lazy = {name: LazyTensor((key,), partial(checkpoint.array, key)) for name, key in keys.items()}
     return TimmTower(**values, original=checkpoint, lazy=lazy)
 
@@ -105,18 +103,10 @@ def convert_checkpoint(checkpoint: Checkpoint, to: Layout, *, text_prefix: str =
             for name, made in _formed(checkpoint, plain, match, to).items()
         }
         entries = {name: entry for name, (entry, _) in formed.items()}
-        theirs = {
-            name: checkpoint.entries[key] for name, key in plain.items() if not is_made_anew(name)
-        }
-        known = entries if to == "transformers" else theirs
-        shapes = {
-            name: () if name == "logit_scale" else entry.shape for name, entry in known.items()
-        }
-        config = (
-            None
-            if checkpoint.config is None
-            else _convert_config(checkpoint.config, to, prefix, shapes)
-        )
+        config = None
+        if checkpoint.config is not None:
+            keys = entries if to == "transformers" else plain
+            config = _convert_config(checkpoint.config, to, prefix, keys)
     lazy = {name: form for name, (_, form) in formed.items()}
     values = checkpoint.facts(entries=entries, config=config, sharded=False)
     return ConvertedCheckpoint(**values, original=checkpoint, lazy=lazy)
@@ -140,17 +130,15 @@ def in_one_layout(checkpoints: list[Checkpoint]) -> list[Checkpoint]:
                 f"{checkpoint.source}: is converted to the layout of {wanted}, like"
                 f" {finetuned.source}"
             )
-            converted = replace(
-                converted, note=f"{checkpoint.note}; {note}" if checkpoint.note else note
-            )
+            converted = replace(converted, notes=(*checkpoint.notes, note))
         shown.append(converted)
     return shown
 
 
 def _convert_config(
-    config: dict[str, Any], to: Layout, prefix: str, shapes: dict[str, Shape]
+    config: dict[str, Any], to: Layout, prefix: str, keys: Iterable[str]
 ) -> dict[str, Any]:
-    """Translate a configuration, and compare its form for transformers with the weights in that
+    """Translate a configuration, and compare its numbers of blocks with the keys in transformers'
     layout.
     """
     file = OPEN_CLIP_CONFIG if to == "transformers" else "config.json"
@@ -161,7 +149,7 @@ def _convert_config(
             converted = {
                 "model_cfg": open_clip_config(config) | ({"custom_text": True} if prefix else {})
             }
-        check_shapes(converted if to == "transformers" else config, shapes, file)
+        check_depths(converted if to == "transformers" else config, keys, file)
     except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise CheckpointError(
             f"its {file} cannot be understood ({type(error).__name__}: {error})"

@@ -204,7 +204,8 @@ def _open(source: Source) -> Checkpoint:
         from clipmerge.hub.download import download_model
 
         folder, snapshot = download_model(source.snapshot), source.snapshot
-        facts = {"revision": snapshot.revision, "note": snapshot.note, "part": part}
+        notes = (snapshot.note,) if snapshot.note else ()
+        facts = {"revision": snapshot.revision, "notes": notes, "part": part}
         return _open_folder(source.name, folder, **facts)
     path = local_path(name)
     if path.is_dir():
@@ -235,27 +236,25 @@ def hub_id_of(source: str) -> HubId:
     return hub_id
 
 
-def _open_folder(source: str, folder: Path, **facts: str | None) -> Checkpoint:
+def _open_folder(source: str, folder: Path, **facts: Any) -> Checkpoint:
     def present_of(*names: str) -> list[str]:
         return [name for name in names if (folder / name).exists()]
 
-    whole = present_of(WEIGHTS, INDEX) or present_of(*OPEN_CLIP_WEIGHTS)[:1]
-    present = whole + present_of(ADAPTER)
+    model_files = present_of(WEIGHTS, INDEX) or present_of(*OPEN_CLIP_WEIGHTS)[:1]
+    present = model_files + present_of(ADAPTER)
     if not present and any(folder.glob("*.safetensors")):
         others = shorten(sorted(file.name for file in folder.glob("*.safetensors")))
         raise CheckpointError(f"{source}: has no {WEIGHTS} but {others}; give the file you mean")
     present = present or present_of(*_PICKLES)
     inner, kind = (None, "") if present else _inner_clip(source, folder)
     if inner is not None:
-        told = f"{source}: is a folder of {kind}, and its CLIP is {inner.name}"
+        note = f"{source}: is a folder of {kind}, and its CLIP is {inner.name}"
         if inner.name.startswith("text_encoder"):
-            told += (
+            note += (
                 "; its pipeline loads a merge by CLIPTextModel.from_pretrained, and measures of"
                 " images with classes say nothing about the pictures that it makes"
             )
-        return _open_folder(
-            source, inner, **facts | {"note": "; ".join(filter(None, (facts.get("note"), told)))}
-        )
+        return _open_folder(source, inner, **facts | {"notes": (*facts.get("notes", ()), note)})
     if len(present) > 1:
         raise CheckpointError(
             f"{source}: holds both {' and '.join(present[:2])}, and only one of them can be meant; "
@@ -327,10 +326,10 @@ def _in_pieces(folder: Path) -> str | None:
         place for place in (folder, *sorted(folder.glob("*/"))) if (place / ".metadata").is_file()
     ]
     if is_step or any(folder.glob("global_step*/*_model_states.pt")):
-        whole = folder.parent if is_step else folder
+        root = folder.parent if is_step else folder
         kind, words = (
             "DeepSpeed checkpoint",
-            ["deepspeed.utils.zero_to_fp32", str(whole), f"{whole}-weights"],
+            ["deepspeed.utils.zero_to_fp32", str(root), f"{root}-weights"],
         )
     elif parts:
         kind = "checkpoint of torch.distributed.checkpoint (FSDP)"
@@ -349,22 +348,18 @@ def _in_pieces(folder: Path) -> str | None:
     )
 
 
-def _open_single(
-    source: str, file: Path, *, part: str | None = None, **facts: str | None
-) -> Checkpoint:
+def _open_single(source: str, file: Path, *, part: str | None = None, **facts: Any) -> Checkpoint:
     watch(file)
     if is_pickle(file):
         from clipmerge.checkpoint.state_dict import read_state_dict  # imports torch
 
-        lazy, entries, state_note = read_state_dict(file, part)
-        facts["note"] = "; ".join(filter(None, (facts.get("note"), state_note))) or None
+        lazy, entries, notes = read_state_dict(file, part)
+        facts["notes"] = (*facts.get("notes", ()), *notes)
         return _checkpoint(source, (file,), entries, lazy, part=None, sharded=False, **facts)
     return _checkpoint(source, (file,), read_header(file), {}, part=part, sharded=False, **facts)
 
 
-def _open_index(
-    source: str, index: Path, *, part: str | None = None, **facts: str | None
-) -> Checkpoint:
+def _open_index(source: str, index: Path, *, part: str | None = None, **facts: Any) -> Checkpoint:
     with refusing(CheckpointError, f"{index}: cannot be read as JSON"):
         value = read_json(index, pairs=partial(unique_keys, index))
     weight_map = value.get("weight_map") if isinstance(value, dict) else None
@@ -392,8 +387,10 @@ def _open_index(
         else:
             stored = read_header(file)
         entries.update(stored)
-    held = {key: entry.file.name for key, entry in entries.items()}
-    if wrong := [key for key in {**weight_map, **held} if weight_map.get(key) != held.get(key)]:
+    file_names = {key: entry.file.name for key, entry in entries.items()}
+    if wrong := [
+        key for key in {**weight_map, **file_names} if weight_map.get(key) != file_names.get(key)
+    ]:
         raise CheckpointError(
             f"{index}: {counted(len(wrong), 'key is', 'keys are')} not in the shards as it says:"
             f" {shorten(wrong)}; download or copy it again"
@@ -410,7 +407,7 @@ def _checkpoint(
     part: str | None,
     sharded: bool,
     revision: str | None = None,
-    note: str | None = None,
+    notes: tuple[str, ...] = (),
 ) -> Checkpoint:
     if not entries:
         raise CheckpointError(f"{files[0]}: holds no tensors")
@@ -420,13 +417,13 @@ def _checkpoint(
     else:
         with naming(files[0]):
             keys, taken = unwrap(entries, part)
-    note = "; ".join(filter(None, (note, taken and f"{files[0]}: {taken}"))) or None
+    notes += (f"{files[0]}: {taken}",) if taken else ()
 
     def viewed(keys: dict[str, str], config: dict[str, Any] | None) -> Checkpoint:
         """View some tensors of the files under other names."""
         chosen = {name: entries[key] for name, key in keys.items()}
         made = {name: lazy[key] for name, key in keys.items() if key in lazy}
-        checkpoint = Checkpoint(source, revision, folder, files, chosen, config, sharded, note)
+        checkpoint = Checkpoint(source, revision, folder, files, chosen, config, sharded, notes)
         if not made:
             return checkpoint
         return DerivedCheckpoint(**checkpoint.facts(), original=checkpoint, lazy=made)
@@ -470,8 +467,8 @@ def _config_beside(
             " is nothing in it to merge"
         )
     patches = (_PATCHES.fullmatch(key) for key in keys)
-    place = next((match[1].removesuffix(".") for match in patches if match), None)
-    way = f"; give {source}#{place} to merge that tower" if place else ""
+    tower = next((match[1].removesuffix(".") for match in patches if match), None)
+    way = f"; give {source}#{tower} to merge that tower" if tower else ""
     raise CheckpointError(
         f"{source}: is a '{model_type}' model, whose vision tower is a"
         f" {towers['vision_config']['model_type']}{way}"
@@ -487,13 +484,13 @@ def refuse_quantised(source: str, keys: Iterable[str], config: dict[str, Any] | 
         if isinstance(settings, dict)
         else None
     )
-    found = [f"quantization_config in its config.json: {how or settings}"] if settings else []
-    found += [
+    signs = [f"quantization_config in its config.json: {how or settings}"] if settings else []
+    signs += [
         f"{mark}: {key}" for pattern, mark in _MARKS for key in keys if re.search(pattern, key)
     ]
-    if found:
+    if signs:
         raise CheckpointError(
-            f"{source}: is quantised ({found[0]}), so its tensors are codes and cannot be averaged;"
+            f"{source}: is quantised ({signs[0]}), so its tensors are codes and cannot be averaged;"
             " give the checkpoint it was made from, or save it dequantised:"
             " model.dequantize().save_pretrained(FOLDER)"
         )

@@ -129,24 +129,23 @@ def form_weights(checkpoint: Checkpoint) -> Checkpoint:
         f"{checkpoint.source}: {counted(len(lazy), 'weight is', 'weights are')} formed from the"
         f" parts that it holds ({', '.join(names)}); the output has plain weights"
     )
-    note = "; ".join(filter(None, (checkpoint.note, note)))
-    facts = checkpoint.facts(entries=entries, note=note)
+    facts = checkpoint.facts(entries=entries, notes=(*checkpoint.notes, note))
     return DerivedCheckpoint(**facts, original=checkpoint, lazy=lazy)
 
 
 def _find(kind: _Parametrisation, entries: Iterable[str]) -> list[tuple[str, tuple[str, ...]]]:
     """The weights that are stored in this way, each with the keys of its parts."""
-    known = set(entries)
+    keys_of_file = set(entries)
     end = re.escape(kind.ends[0]).replace("NAME", r"(?P<name>\w+)")
-    found = []
+    weights = []
     for key in entries:
         if match := re.fullmatch(rf"(?P<module>.+\.)?{end}", key):
             module = match["module"] or ""
             name = kind.parameter or match["name"]
             keys = tuple(module + part.replace("NAME", name) for part in kind.ends)
-            if known.issuperset(keys):
-                found.append((module + name, keys))
-    return found
+            if keys_of_file.issuperset(keys):
+                weights.append((module + name, keys))
+    return weights
 
 
 def _replaced(

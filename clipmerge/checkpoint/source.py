@@ -42,9 +42,7 @@ class Checkpoint:
     # ``None`` for a bare file without one
     config: dict[str, Any] | None
     sharded: bool = False
-    note: str | None = (
-        None  # note for the user about the origin of the weights, such as an offline copy
-    )
+    notes: tuple[str, ...] = ()  # for the user, about the origin of the weights
     # open_clip's name of the architecture, where it was named for weights without a configuration
     architecture: str | None = None
     # other text encoders in the same file, which are not merged, by the attribute that holds them

@@ -53,8 +53,8 @@ _DANGEROUS = re.compile(
 
 def read_state_dict(
     file: Path, state_key: str | None = None
-) -> tuple[dict[str, LazyTensor], dict[str, TensorEntry], str | None]:
-    """Map the tensors of a file written by ``torch.save``: lazy and entries by key, and a note for
+) -> tuple[dict[str, LazyTensor], dict[str, TensorEntry], list[str]]:
+    """Map the tensors of a file written by ``torch.save``: lazy and entries by key, and notes for
     the user.
     """
     loaded, in_memory = load(file)
@@ -90,7 +90,7 @@ def read_state_dict(
             " mapped"
         )
     lazy = {key: LazyTensor((), partial(_in_order, tensor)) for key, tensor in tensors.items()}
-    return lazy, entries, "; ".join(notes) or None
+    return lazy, entries, notes
 
 
 def _in_order(tensor: Tensor) -> Array:
@@ -261,7 +261,7 @@ def _find(
             other = f", or name what holds them with `state_key` {largest}" if largest else ""
             raise CheckpointError(
                 f"{file}: holds no weights under a known name ({', '.join(_INSIDE)}), but"
-                f" {shorten(map(str, loaded)) or 'nothing'}{_listed(loaded)}; save the state_dict"
+                f" {shorten(map(str, loaded)) or 'nothing'}; save the state_dict"
                 f" alone: torch.save(model.state_dict(), FILE){other}"
             )
         if state_key is None:
@@ -272,17 +272,6 @@ def _find(
         raise CheckpointError(f"{file}: holds a {type(loaded).__name__}, not a state_dict")
     weights = {str(key): value for key, value in loaded.items() if isinstance(value, Tensor)}
     return weights, ".".join(path), others
-
-
-def _listed(loaded: Mapping[Any, Any]) -> str:
-    """Name a list of tensors, such as torch_ema's, whose parameters have no names."""
-    for name, value in loaded.items():
-        if isinstance(value, list) and value and all(isinstance(each, Tensor) for each in value):
-            return (
-                f"; '{name}' is a list of {len(value)} tensors without names, as torch_ema saves"
-                " (its copy_to() writes them into the model)"
-            )
-    return ""
 
 
 def _is_state_dict(loaded: Mapping[Any, Any]) -> bool:
@@ -325,17 +314,17 @@ def _at(file: Path, loaded: Any, state_key: str) -> Any:
         first, _, rest = state_key.partition(".")
         if rest and isinstance(loaded.get(first), Mapping):
             return _at(file, loaded[first], rest)
-        for place in (
+        for outer in (
             loaded,
             *(loaded[name] for name in _INSIDE if isinstance(loaded.get(name), Mapping)),
         ):
-            found = {
+            weights = {
                 str(key): value
-                for key, value in place.items()
+                for key, value in outer.items()
                 if str(key).startswith(f"{state_key}.")
             }
-            if found:
-                return {key.removeprefix(f"{state_key}."): value for key, value in found.items()}
+            if weights:
+                return {key.removeprefix(f"{state_key}."): value for key, value in weights.items()}
     content = (
         shorten(map(str, loaded)) if isinstance(loaded, Mapping) else f"a {type(loaded).__name__}"
     )

@@ -95,14 +95,14 @@ def text_encoders(keys: Iterable[str]) -> list[str]:
     Stable Diffusion XL has two of them in one file, CLIP's and OpenCLIP's.
     """
     keys = list(keys)
-    found = []
+    attributes = []
     for match in filter(None, map(_LONE_TEXT.fullmatch, keys)):
         prefix = match[1].removesuffix("text_model.embeddings.")
         whole = prefix.removesuffix("text.")  # open_clip's CustomTextCLIP has its text tower there
         images = tuple(f"{whole}{name}" for name in ("visual.", "vision_model."))
         if not _COPY.search(prefix) and not any(key.startswith(images) for key in keys):
-            found.append(prefix.removesuffix("."))
-    return found
+            attributes.append(prefix.removesuffix("."))
+    return attributes
 
 
 def unwrap(keys: Iterable[str], part: str | None = None) -> _Unwrapped:
@@ -124,8 +124,8 @@ def unwrap(keys: Iterable[str], part: str | None = None) -> _Unwrapped:
             )
         return under, ""
     for mark, what, way_out in _NO_WEIGHTS:
-        if found := [key for key in file_keys if re.search(mark, key)]:
-            raise CheckpointError(f"holds {what} ({shorten(found, 2)}), {way_out}")
+        if marked := [key for key in file_keys if re.search(mark, key)]:
+            raise CheckpointError(f"holds {what} ({shorten(marked, 2)}), {way_out}")
     # names without wrappers of PyTorch, unless two tensors would have one name
     weights = [key for key in file_keys if not _NOT_WEIGHTS.fullmatch(key)]
     plain = {_WRAPPED.sub("", key): key for key in weights}
@@ -146,7 +146,7 @@ def unwrap(keys: Iterable[str], part: str | None = None) -> _Unwrapped:
         for prefix, _ in Counter(match.string[: match.end()] for match in matches).most_common()
     ]
     prefixes = sorted(commonest, key=lambda prefix: bool(_COPY.search(prefix)))
-    taken: list[str] = []
+    chosen: list[str] = []
     copies: list[str] = []
     clip: dict[str, str] = {}
     for prefix in prefixes:
@@ -162,13 +162,15 @@ def unwrap(keys: Iterable[str], part: str | None = None) -> _Unwrapped:
         if clip.keys() & inside.keys():
             copies.append(prefix)
         else:
-            taken.append(prefix)
+            chosen.append(prefix)
             clip |= inside
-    known, copied = set(clip.values()), tuple(filter(None, copies))
-    outside = [name for name in names if plain[name] not in known and not name.startswith(copied)]
-    if not prefixes or (len(taken) == 1 and not copies and not outside):
+    clip_keys, copied = set(clip.values()), tuple(filter(None, copies))
+    outside = [
+        name for name in names if plain[name] not in clip_keys and not name.startswith(copied)
+    ]
+    if not prefixes or (len(chosen) == 1 and not copies and not outside):
         return plain, ""
-    return clip, _note(taken, copies, outside)
+    return clip, _note(chosen, copies, outside)
 
 
 def _lone_tower(names: dict[str, str]) -> _Unwrapped | None:
@@ -210,9 +212,9 @@ def _classifier(names: dict[str, str]) -> dict[str, str] | None:
     return names if heads else None
 
 
-def _note(taken: list[str], copies: list[str], outside: list[str]) -> str:
-    places = " and ".join(prefix[:-1] or "no name" for prefix in taken)
-    notes = [f"the CLIP is what lies under {places}"] if any(taken) else []
+def _note(chosen: list[str], copies: list[str], outside: list[str]) -> str:
+    attributes = " and ".join(prefix[:-1] or "no name" for prefix in chosen)
+    notes = [f"the CLIP is what lies under {attributes}"] if any(chosen) else []
     if copies:
         other = copies[0][:-1]
         notes.append(

@@ -72,10 +72,10 @@ def read_json(path: Path, *, pairs: PairsHook | None = None) -> Any:
     return parse_json(read_text(path, LARGEST_JSON, encoding="utf-8-sig"), pairs=pairs)
 
 
-def check_values(text: str, most: int = MOST_VALUES) -> None:
+def check_values(text: str, max_values: int = MOST_VALUES) -> None:
     """Check the maximum number of values that a JSON text can hold, before it is parsed."""
-    if sum(map(text.count, ",[{")) > most:
-        raise Unreadable(f"more than {most} values")
+    if sum(map(text.count, ",[{")) > max_values:
+        raise Unreadable(f"more than {max_values} values")
 
 
 def parse_json(text: str, *, pairs: PairsHook | None = None, halves: bool = False) -> Any:

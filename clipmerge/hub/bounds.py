@@ -11,12 +11,12 @@ from __future__ import annotations
 import functools
 import importlib
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import huggingface_hub
 
-from clipmerge.errors import HubError, is_utf8
+from clipmerge.errors import HubError
 from clipmerge.files.limits import LARGEST_ANSWER
 from clipmerge.files.reading import format_size
 from clipmerge.hub.ids import FULL_SHA
@@ -38,9 +38,9 @@ def bounded_clients(seconds: float) -> Callable[[], Any]:
     def before(request: Any) -> None:
         # for some requests, such as listings, huggingface_hub disables timeouts, against the
         # settings of its client
-        given = request.extensions.get("timeout", {})
+        asked = request.extensions.get("timeout", {})
         request.extensions["timeout"] = {
-            key: min(limit, given.get(key) or limit) for key, limit in limits.items()
+            key: min(limit, asked.get(key) or limit) for key, limit in limits.items()
         }
         if _is_answer(request):  # the size of a compressed answer is not known in advance
             request.headers["accept-encoding"] = "identity"
@@ -105,26 +105,3 @@ class _LimitedBody(httpx.SyncByteStream):  # type: ignore[misc]
     def close(self) -> None:
         """Close the body."""
         self._stream.close()
-
-
-def check_listing(where: str, names: Iterable[str], most: int) -> None:
-    """Refuse a listing of a repository that is too long, or whose names lead out of a folder."""
-    listed = list(names)
-    if len(listed) > most:
-        raise HubError(
-            f"{where}: lists {len(listed)} files, more than {most}. Download those you need and"
-            " give a folder."
-        )
-    for name in listed:
-        parts = name.split("/")
-        if (
-            not name
-            or name.startswith("/")
-            or "\\" in name
-            or any(part in ("", ".", "..") for part in parts)
-        ):
-            raise HubError(
-                f"{where}: lists a file outside the repository, {name!r}. {_NOT_THE_HUB}"
-            )
-        if not is_utf8(name):
-            raise HubError(f"{where}: lists a file whose name is not UTF-8, {name!r}.")

@@ -10,9 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import glob
-import hashlib
 import os
-import re
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
@@ -22,7 +20,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from clipmerge.errors import CheckpointError, HubError, shorten
-from clipmerge.files.hashes import remembered_sha256
 from clipmerge.files.limits import MOST_FILES
 from clipmerge.files.paths import replace_bytes
 from clipmerge.files.safetensors import PICKLE_SUFFIXES
@@ -81,7 +78,6 @@ class Snapshot:
         import huggingface_hub
 
         names = list(names)
-        new = self.missing(names)
         if self.note is None:
             connect()
             where: dict[str, Any] = {"repo_id": self.hub_id.repo_id, "revision": self.revision}
@@ -105,8 +101,6 @@ class Snapshot:
                 f"{self.hub_id}: {shorten(missing)} missing from {self.folder}. Go online and run"
                 " again."
             )
-        for name in new:
-            _check_content(self.hub_id, name, self.folder / name)
         return self.folder
 
 
@@ -180,10 +174,12 @@ def resolve(hub_id: HubId) -> Snapshot:
         raise explain(error, doing=f"reading {hub_id}", state=hint) from error
     if not isinstance(info.sha, str) or not FULL_SHA.fullmatch(info.sha):
         raise HubError(f"reading {hub_id}: the Hub gave no commit. Name one: {hub_id.at('SHA')}.")
-    from clipmerge.hub.bounds import check_listing
-
     files = tuple(item.rfilename for item in info.siblings or ())
-    check_listing(f"reading {hub_id}", files, MOST_FILES)
+    if len(files) > MOST_FILES:
+        raise HubError(
+            f"{hub_id}: lists {len(files)} files, more than {MOST_FILES}. Download those you need"
+            " and give a folder."
+        )
     _remember(hub_id, info.sha)
     return Snapshot(hub_id.at(info.sha), files=files)
 
@@ -203,32 +199,6 @@ def download_model(snapshot: Snapshot) -> Path:
     return snapshot.download(wanted)
 
 
-def _check_content(pinned: HubId, name: str, file: Path) -> None:
-    """Refuse a file whose bytes differ from the Hub's.
-
-    The snapshot links to a blob named by the hash that the Hub gave. Its content may be stored
-    elsewhere: Xet keeps it once for all repositories, under its own hash.
-    """
-    given = file.readlink().name if file.is_symlink() else ""
-    blob = file.resolve()
-    if re.fullmatch(r"[0-9a-f]{64}", given):
-        same = remembered_sha256(blob) == given
-    elif FULL_SHA.fullmatch(given):
-        data = blob.read_bytes()
-        same = (
-            hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
-            == given
-        )
-    else:  # a cache without links
-        same = True
-    if not same:
-        blob.unlink(missing_ok=True)
-        raise HubError(
-            f"downloading {pinned}: {name} differs from the file on the Hub and was removed. Run"
-            " again."
-        )
-
-
 def remote_metadata(
     pinned: HubId, weights: Sequence[str]
 ) -> dict[str, tuple[str, tuple[int, ...]]]:
@@ -242,16 +212,6 @@ def remote_metadata(
             read = partial(connect().parse_safetensors_file_metadata, **where, filename=name)
             tensors |= patiently(read).tensors
     return {name: (str(info.dtype), tuple(info.shape)) for name, info in sorted(tensors.items())}
-
-
-def file_sizes(pinned: HubId) -> dict[str, int]:
-    """Ask for the sizes of a repository's files."""
-    which: dict[str, Any] = {"revision": pinned.revision, "repo_type": pinned.kind}
-    with explained(f"reading {pinned}"):
-        info: Any = patiently(
-            lambda: connect().repo_info(pinned.repo_id, files_metadata=True, **which)
-        )
-    return {item.rfilename: int(item.size or 0) for item in info.siblings or ()}
 
 
 def _storage(hub_id: HubId) -> Path:

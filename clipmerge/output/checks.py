@@ -33,9 +33,9 @@ def check_output(
                 f"{output}: holds {path}, which this command reads; choose another `output`"
             )
     # a link in the folder is an entry of it, regardless of its target
-    places = (output.resolve(), output.parent.resolve() / output.name)
+    locations = (output.resolve(), output.parent.resolve() / output.name)
     for path in read:  # the next command would read the output as another class
-        if path.is_dir() and any(path.resolve() in place.parents for place in places):
+        if path.is_dir() and any(path.resolve() in location.parents for location in locations):
             raise OutputError(
                 f"{output}: lies inside {path}, which this command reads as images; choose another"
                 " `output`"

@@ -164,9 +164,9 @@ def _config_text(path: Path, form: Checkpoint, dtype: str) -> str:
     with refusing(CheckpointError, f"{path}: cannot be read"):
         config = parse_json(text)
     stated = deepcopy(config)
-    own = form.config or config
-    if own.get("model_type") != config.get("model_type"):  # of a tower in another model
-        config = without_places(own)
+    described = form.config or config
+    if described.get("model_type") != config.get("model_type"):  # of a tower in another model
+        config = without_places(described)
     actual = dtype_of(form, dtype)
     if actual is None:
         return text if config == stated else json.dumps(config, indent=2) + "\n"

@@ -25,22 +25,7 @@ from clipmerge.publish.evaluations import eval_result_files, model_index
 from clipmerge.publish.public import data_sources, public_record
 from clipmerge.report.page import card_pictures, html_page, repeat_command
 from clipmerge.report.prose import render
-from clipmerge.report.text import (
-    EXPLANATION,
-    HEADS,
-    answer_text,
-    effect_explanation,
-    effect_facts,
-    effect_rows,
-    examples_text,
-    headline,
-    other_task_facts,
-    other_task_rows,
-    reason_text,
-    record_text,
-    text_of,
-    texts_of,
-)
+from clipmerge.report.text import record_text, record_texts, text_of
 
 if TYPE_CHECKING:
     from huggingface_hub import ModelCardData
@@ -66,7 +51,7 @@ def model_card(
 ) -> str:
     """Write the README.md of a merged model."""
     shown = public_record(record)
-    values = {
+    values = record_texts(shown, images="the target images") | {
         "front_matter": _front_matter(shown, repo_id, license).to_yaml(),
         "title": repo_id.split("/")[-1] if repo_id else "A merged CLIP",
         "where": repo_id or ".",
@@ -75,22 +60,8 @@ def model_card(
         "weights": next((name for name in shown.files if name.endswith(WEIGHTS)), WEIGHTS),
         "record": shown,
         "effect": shown.effect,
-        "answer": shown.effect and _for_readers(answer_text(shown.effect)),
-        "reason": shown.effect and _for_readers(reason_text(shown.effect)),
-        "effect_warnings": shown.effect
-        and list(map(_for_readers, texts_of(shown.effect.warnings))),
-        "headline": headline(shown),
-        "warnings": texts_of(shown.warnings),
-        "effect_facts": shown.effect and effect_facts(shown.effect),
-        "effect_rows": shown.effect and effect_rows(shown.effect),
-        "effect_explanation": shown.effect and effect_explanation(shown.effect),
-        "other_tasks": other_task_rows(shown.other_tasks),
-        "other_tasks_heads": HEADS,
-        "other_tasks_facts": other_task_facts(shown.other_tasks),
-        "other_tasks_explanation": EXPLANATION,
         "padded": any(family.reads_padding for family in families() if family.name == shown.family),
         "pictures": pictures,
-        "examples_text": shown.effect and _for_readers(examples_text(shown.effect)),
         "local": _local_names(shown),
         "command": repeat_command(shown),
     }
@@ -116,11 +87,6 @@ def published_texts(
         texts[REPORT] = html_page(shown)
     contents = {name: text.encode() for name, text in texts.items()}
     return contents | drawn
-
-
-def _for_readers(text: str) -> str:
-    """Rename the images for readers of the card, who do not own them."""
-    return text.replace("your images", "the target images")
 
 
 def _said(reason: Finding | None) -> str:
@@ -213,7 +179,7 @@ def _front_matter(record: MergeRecord, repo_id: str | None, license: str | None)
         for _, checkpoint in record.checkpoints
         if checkpoint.revision and (parsed := parse_hub_id(checkpoint.source))
     ]
-    found = [dataset for each in data_sources(record) if (dataset := dataset_repo(each.source))]
+    datasets = [dataset for each in data_sources(record) if (dataset := dataset_repo(each.source))]
     results = model_index(record)
     return ModelCardData(
         base_model=list(dict.fromkeys(bases)) or None,
@@ -225,7 +191,7 @@ def _front_matter(record: MergeRecord, repo_id: str | None, license: str | None)
         else "transformers",
         pipeline_tag=_PIPELINES["classifier" if record.classifier else tower_of(record.layers)],
         license=license,
-        datasets=list(dict.fromkeys(found)) or None,
+        datasets=list(dict.fromkeys(datasets)) or None,
         tags=["clip", "merge", "clipmerge"],
         eval_results=results or None,
         model_name=(repo_id.split("/")[-1] if repo_id else "merged") if results else None,

@@ -62,43 +62,43 @@ def add_results(record: MergeRecord, files: Iterable[Path]) -> MergeRecord:
     return record
 
 
-def _of_evaluation(found: dict[str, Any], record: MergeRecord) -> dict[str, Any]:
-    measured = found["checkpoint"]["files"]
+def _of_evaluation(evaluation: dict[str, Any], record: MergeRecord) -> dict[str, Any]:
+    measured = evaluation["checkpoint"]["files"]
     other = [name for name, sha in measured.items() if record.files.get(name) != sha]
     if other or not measured:
         raise UsageError(
-            f"measured {found['checkpoint']['source']}, whose weights are not these "
+            f"measured {evaluation['checkpoint']['source']}, whose weights are not these "
             f"({shorten(other) or 'no file'} differs); evaluate the folder that you push"
         )
-    return {key: found[key] for key in KEYS}
+    return {key: evaluation[key] for key in KEYS}
 
 
-def _of_sweep(found: dict[str, Any], record: MergeRecord) -> dict[str, Any]:
-    if found["format"] not in (SWEEP_FORMAT, EARLIER_SWEEP_FORMAT):
+def _of_sweep(sweep: dict[str, Any], record: MergeRecord) -> dict[str, Any]:
+    if sweep["format"] not in (SWEEP_FORMAT, EARLIER_SWEEP_FORMAT):
         raise UsageError(
-            f"has the format {str(found['format'])[:40]!r}, but this version of clipmerge reads "
+            f"has the format {str(sweep['format'])[:40]!r}, but this version of clipmerge reads "
             f"{SWEEP_FORMAT!r}; update clipmerge, or sweep again"
         )
     same = [
-        found["zeroshot"]["files"],
-        [each["files"] for each in found["finetuned"]],
-        found["seed"],
+        sweep["zeroshot"]["files"],
+        [each["files"] for each in sweep["finetuned"]],
+        sweep["seed"],
     ]
     ours = [record.zeroshot.files, [each.files for each in record.finetuned], record.seed]
     point = _point(record.model_dump(mode="json"))
-    rows = [row for row in found["recipes"] if same == ours and _point(upgrade(row)) == point]
+    rows = [row for row in sweep["recipes"] if same == ours and _point(upgrade(row)) == point]
     if not rows:
-        names = shorten(row["name"] for row in found["recipes"])
+        names = shorten(row["name"] for row in sweep["recipes"])
         raise UsageError(
             f"holds no point of this merge (recipes: {names or 'none'}); it needs the same "
             "checkpoints, recipe, seed and calibration images"
         )
-    revisions = found.get("revisions") or {}
+    revisions = sweep.get("revisions") or {}
     sources = {
         name: {"source": source, "revision": revisions.get(name)}
-        for name, source in found["sources"].items()
+        for name, source in sweep["sources"].items()
     }
-    return {"accuracy": rows[0]["accuracy"], "images": found["images"], "sources": sources}
+    return {"accuracy": rows[0]["accuracy"], "images": sweep["images"], "sources": sources}
 
 
 def _point(row: dict[str, Any]) -> Any:

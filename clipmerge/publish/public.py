@@ -94,14 +94,14 @@ def _cleaner(record: MergeRecord) -> Callable[[str], str]:
         if PurePath(path).is_absolute() or path.startswith(
             "~"
         ):  # regardless of quotes and other text around it
-            found = re.compile(re.escape(path.rstrip("/")))
+            pattern = re.compile(re.escape(path.rstrip("/")))
         else:  # it may be a word of a text
-            found = re.compile(rf"(?<![\w./-]){re.escape(path)}(?![\w./-])")
-        shortened.append((found, last_part(path).replace("\\", r"\\")))
+            pattern = re.compile(rf"(?<![\w./-]){re.escape(path)}(?![\w./-])")
+        shortened.append((pattern, last_part(path).replace("\\", r"\\")))
 
     def clean(text: str) -> str:
-        for found, name in shortened:
-            text = found.sub(name, text)
+        for pattern, name in shortened:
+            text = pattern.sub(name, text)
         return _TOKEN.sub("hf_...", text)
 
     return clean

@@ -249,11 +249,11 @@ def _published_files(folder: Path, record: MergeRecord) -> dict[str, Path]:
     side files.
     """
     # a record may come from a stranger, and name any file in its folder
-    wanted = SIDE_FILES | _MADE | {name for name in record.files if _is_weights(name)}
+    names = SIDE_FILES | _MADE | {name for name in record.files if _is_weights(name)}
     paths = {
         path.name: inside(folder, path.name)
         for path in sorted(folder.iterdir())
-        if path.name in wanted
+        if path.name in names
     }
     links = [name for name, path in paths.items() if path is None]
     if links:
@@ -372,10 +372,10 @@ def check_card(job: Push, target: Target, ours: bytes = b"") -> None:
     A card is clipmerge's own if the record beside it names its blob. A card with front matter only,
     as written by the Hub's page for new repositories, may be overwritten.
     """
-    held = target.files.get(CARD, ("",))[0]
-    if not held or job.yes or job.create_pr or target.needs_branch:
+    blob = target.files.get(CARD, ("",))[0]
+    if not blob or job.yes or job.create_pr or target.needs_branch:
         return
-    if held in (blob_id(ours), target.record and target.record.card):
+    if blob in (blob_id(ours), target.record and target.record.card):
         return
     if not target.record and not body_of(_download(job, target, CARD)):
         return

@@ -150,7 +150,7 @@ def effect_picture(effect: MergeEffect) -> Picture:
         estimates = [getattr(model, kind) for kind in kinds]
         axes.errorbar(
             [100 * estimate.value for estimate in estimates],
-            [place + 0.15 * number for place in range(len(kinds))],
+            [row + 0.15 * number for row in range(len(kinds))],
             xerr=[
                 [100 * (estimate.value - estimate.interval[0]) for estimate in estimates],
                 [100 * (estimate.interval[1] - estimate.value) for estimate in estimates],
@@ -300,7 +300,7 @@ def _trace(record: MergeRecord) -> Figure:
     drawn = [(name, values) for name, values in record.trace.items() if any(values)]
     for (name, values), colour in zip(drawn, (CURVE, *MARKS), strict=False):
         half = len(values) // 20  # a mean over a tenth of the steps
-        windows = [values[max(0, place - half) : place + half + 1] for place in range(len(values))]
+        windows = [values[max(0, step - half) : step + half + 1] for step in range(len(values))]
         means = [sum(window) / len(window) for window in windows]
         steps = range(1, len(values) + 1)
         axes.plot(steps, values, color=colour, linewidth=0.8, alpha=0.35)
@@ -325,8 +325,8 @@ def mark_styles(names: Sequence[str]) -> list[tuple[str, str]]:
     """
     free = itertools.count(len(RECIPES))
     recipes = [name.partition(" (")[0] for name in names]
-    places = [RECIPES.index(name) if name in RECIPES else next(free) for name in recipes]
-    return [(MARKS[place % len(MARKS)], SHAPES[place % len(SHAPES)]) for place in places]
+    numbers = [RECIPES.index(name) if name in RECIPES else next(free) for name in recipes]
+    return [(MARKS[number % len(MARKS)], SHAPES[number % len(SHAPES)]) for number in numbers]
 
 
 def sweep_figure(record: dict[str, Any], *, title: str = "") -> Figure:
@@ -360,28 +360,28 @@ def _draw_curve(axes: Axes, curve: list[dict[str, Any]], ends: dict[float, str])
     across, up = ([100 * row[axis] for row in curve] for axis in ("id", "ood"))
     style: dict[str, Any] = {"color": CURVE, "mfc": "white", "ms": 5.0, "zorder": 2.5}
     (line,) = axes.plot(across, up, "-o", linewidth=2, **style)
-    named: list[_Named] = [("alpha curve (WiSE-FT)", line)]
+    marks: list[_Named] = [("alpha curve (WiSE-FT)", line)]
     for row in curve:
         end = ends.get(row["alpha"])
         fill = CURVE if end and row["alpha"] else "white"
         point = _draw_point(axes, row, "o", CURVE, _MARK if end else 5.0, fill=fill)
         if end:
-            named.append((f"{end} (alpha {row['alpha']:g})", point))
-    return named
+            marks.append((f"{end} (alpha {row['alpha']:g})", point))
+    return marks
 
 
 def _draw_marks(axes: Axes, rows: list[dict[str, Any]]) -> list[_Named]:
     """Draw the marks of recipes and checkpoints; one that lies below others is larger and shows
     around them.
     """
-    places = [(round(row["id"], 9), round(row["ood"], 9)) for row in rows]
+    points = [(round(row["id"], 9), round(row["ood"], 9)) for row in rows]
     styles = mark_styles([row["name"] for row in rows])
-    named: list[_Named] = []
+    marks: list[_Named] = []
     for number, (row, (colour, shape)) in enumerate(zip(rows, styles, strict=True)):
-        above = min(places[number + 1 :].count(places[number]), _MOST_GROWN)
+        above = min(points[number + 1 :].count(points[number]), _MOST_GROWN)
         mark = _draw_point(axes, row, shape, colour, _MARK + _GROWTH * above)
-        named.append((shortened(row["name"], _NAME_CELLS), mark))
-    return named
+        marks.append((shortened(row["name"], _NAME_CELLS), mark))
+    return marks
 
 
 def _draw_point(
@@ -399,11 +399,11 @@ def _draw_point(
     return mark
 
 
-def _add_legend(figure: Figure, named: Sequence[_Named]) -> None:
+def _add_legend(figure: Figure, marked: Sequence[_Named]) -> None:
     """Put the legend below the picture, with as many columns as fit, and enlarge the picture by its
     height.
     """
-    names, marks = zip(*named, strict=True)
+    names, marks = zip(*marked, strict=True)
     longest = max(map(cell_len, names))
     legend = figure.legend(
         marks,

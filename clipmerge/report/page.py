@@ -17,18 +17,11 @@ from clipmerge.output.record import MergeRecord
 from clipmerge.planning.measurements import StatisticAbout
 from clipmerge.report.prose import render_page
 from clipmerge.report.text import (
-    EXPLANATION,
-    HEADS,
     advice_text,
-    effect_facts,
-    effect_rows,
     examples_text,
-    headline,
     inputs_text,
-    other_task_rows,
-    reason_text,
+    record_texts,
     text_of,
-    texts_of,
     unmeasured,
 )
 
@@ -61,25 +54,16 @@ def html_page(record: MergeRecord) -> str:
     """Render the whole report as one HTML page that loads nothing from the network."""
     effect = record.effect
     columns = columns_of(record)
-    values = {
+    values = record_texts(record) | {
         "record": record,
-        "headline": headline(record),
         "inputs": inputs_text(record),
         "label": advice_text(effect) if effect else "Not measured",
         "tone": _TONES.get(effect.recommendation, "open") if effect else "open",
-        "reason": effect and reason_text(effect),
-        "warnings": texts_of(record.warnings),
-        "effect_facts": effect and effect_facts(effect),
-        "effect_rows": effect and effect_rows(effect),
         "unmeasured": unmeasured(
             with_images=record.calibration is not None, warnings=record.warnings
         ),
-        "other_tasks": other_task_rows(record.other_tasks),
-        "other_tasks_heads": HEADS,
-        "other_tasks_explanation": EXPLANATION,
         "pictures": _pictures(record),
         "examples": _examples(record),
-        "examples_text": effect and examples_text(effect),
         "columns": columns,
         "layers": [
             {
@@ -145,14 +129,16 @@ def repeat_command(record: MergeRecord) -> str:
     for each in (images, images.unlabelled) if images else ():
         if each and each.revision and dataset_repo(each.source):
             pinned[each.source] = parse_dataset(each.source).at(each.revision)
-    kept, words = [], iter(shlex.split(record.command))
+    repeated, words = [], iter(shlex.split(record.command))
     for word in words:
         flag, equals, value = word.partition("=")
         if flag == "--push" and not equals:
             next(words, None)  # the repository's name
         elif flag not in ("--push", "--private"):
-            kept.append(f"{flag}={pinned[value]}" if value in pinned else pinned.get(word, word))
-    return shlex.join(kept)
+            repeated.append(
+                f"{flag}={pinned[value]}" if value in pinned else pinned.get(word, word)
+            )
+    return shlex.join(repeated)
 
 
 @dataclass(frozen=True)

@@ -86,21 +86,21 @@ def sweep_columns(record: dict[str, Any]) -> list[SweepColumn]:
     if len(record["id"]) > 1:
         id_columns.append(SweepColumn("mean ID", [f"{100 * row['id']:.1f}" for row in rows], none))
     spreads = [interval_text(row["ood_interval"], with_sign=False) for row in rows]
-    several = len(record["ood"]) > 1
+    has_mean = len(record["ood"]) > 1
     ood = SweepColumn(
-        "mean OOD" if several else record["ood"][0],
+        "mean OOD" if has_mean else record["ood"][0],
         [f"{100 * row['ood']:.1f}" for row in rows],
         spreads,
     )
     curve = len(record["curve"])
     gains = [
-        "" if place < curve else _DASH if row["gain"] is None else signed_points(row["gain"])
-        for place, row in enumerate(rows)
+        "" if index < curve else _DASH if row["gain"] is None else signed_points(row["gain"])
+        for index, row in enumerate(rows)
     ]
     gain = SweepColumn(
         "gain at equal ID accuracy", gains, [interval_text(row["gain_interval"]) for row in rows]
     )
-    return [*id_columns, *[source(name) for name in record["ood"] if several], ood, gain]
+    return [*id_columns, *[source(name) for name in record["ood"] if has_mean], ood, gain]
 
 
 def other_tasks_section(record: dict[str, Any]) -> dict[str, Any]:
@@ -142,9 +142,9 @@ def sweep_page(record: dict[str, Any], picture: Markup) -> str:
                 {
                     "head": head,
                     "is_mark": is_mark,
-                    "cells": [column.text()[place] for column in columns],
+                    "cells": [column.text()[index] for column in columns],
                 }
-                for place, (head, is_mark, _) in enumerate(rows_of(record))
+                for index, (head, is_mark, _) in enumerate(rows_of(record))
             ],
             "answer": sweep_answer(record),
             "gain_notes": gain_notes(record),

@@ -44,17 +44,17 @@ def summary(record: MergeRecord, *, verbose: bool = False) -> RenderableType:
 
 def _stragglers(record: MergeRecord) -> list[str]:
     """The first stragglers, with their settings and the reason."""
-    found = record.found_stragglers
+    stragglers = record.found_stragglers
     lines = []
-    for name in found[:_NAMED]:
+    for name in stragglers[:_NAMED]:
         layer = record.layers[name]
         mask = f", mask {layer.mask}" if layer.mask else ""
         lines.append(
             f"{name}: alpha {layer.alpha:.3g}, density {layer.effective_density:.3g}{mask};"
             f" {text_of(layer.reason) if layer.reason else ''}".rstrip()
         )
-    more = counted(len(found) - _NAMED, "more straggler", "more stragglers")
-    return [*lines, *([f"and {more}"] if len(found) > _NAMED else [])]
+    more = counted(len(stragglers) - _NAMED, "more straggler", "more stragglers")
+    return [*lines, *([f"and {more}"] if len(stragglers) > _NAMED else [])]
 
 
 def _effect_lines(record: MergeRecord) -> list[Text]:
@@ -82,8 +82,8 @@ def _other_task_lines(record: MergeRecord) -> list[Table | Text]:
     if not record.other_tasks:
         return []
     table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold")
-    for place, head in enumerate(("other tasks", *HEADS)):
-        table.add_column(head, justify="left" if place < 2 else "right", no_wrap=place > 0)
+    for index, head in enumerate(("other tasks", *HEADS)):
+        table.add_column(head, justify="left" if index < 2 else "right", no_wrap=index > 0)
     for row in other_task_rows(record.other_tasks):
         table.add_row(*map(Text, row))
     return [Text(), table, Text(EXPLANATION, style="dim")]

@@ -95,6 +95,35 @@ def record_text(record: MergeRecord) -> str:
     return json.dumps(data, indent=2) + "\n"
 
 
+def record_texts(record: MergeRecord, *, images: str = "your images") -> dict[str, Any]:
+    """The sentences and tables that page and card have alike; ``images`` are the user's own."""
+    effect = record.effect
+    texts: dict[str, Any] = {
+        "headline": headline(record),
+        "warnings": texts_of(record.warnings),
+        "other_tasks": other_task_rows(record.other_tasks),
+        "other_tasks_heads": HEADS,
+        "other_tasks_facts": other_task_facts(record.other_tasks),
+        "other_tasks_explanation": EXPLANATION,
+    }
+    if effect is None:
+        return texts
+    sentences = [answer_text(effect), reason_text(effect), examples_text(effect)]
+    sentences += texts_of(effect.warnings)
+    answer, reason, examples, *warnings = (
+        text.replace("your images", images) for text in sentences
+    )
+    return texts | {
+        "answer": answer,
+        "reason": reason,
+        "examples_text": examples,
+        "effect_warnings": warnings,
+        "effect_facts": effect_facts(effect),
+        "effect_rows": effect_rows(effect),
+        "effect_explanation": effect_explanation(effect),
+    }
+
+
 # The decision, and the settings of the layers
 
 
@@ -104,9 +133,9 @@ def headline(record: MergeRecord | Plan) -> str:
     if decision is not None and decision.kind == "earlier":
         text = text_of(decision)
     else:
-        found = "" if decision is None else _found(decision, record).removesuffix(".")
+        finding = "" if decision is None else _found(decision, record).removesuffix(".")
         settings = settings_text(record.layers, record.weights, record.combine)
-        text = "; ".join(part for part in (found, settings) if part)
+        text = "; ".join(part for part in (finding, settings) if part)
     return f"{text[:1].upper()}{text[1:].removesuffix('.')}."
 
 
@@ -236,8 +265,8 @@ def learned_text(record: MergeRecord, images: int) -> list[str]:
     values = record.decision.values if record.decision else {}
     factor = values.get("factor", 1)
     times = f", and multiplied by {factor:g}" if factor != 1 else ""
-    found = [] if "stragglers" not in values else [f"{_sparse(**values)}."]
-    return [*found, f"{sentence}{times} (-v says more)."]
+    lines = [] if "stragglers" not in values else [f"{_sparse(**values)}."]
+    return [*lines, f"{sentence}{times} (-v says more)."]
 
 
 def _sparse(
@@ -258,16 +287,15 @@ def _learned(coefficients: int, factor: float = 1) -> str:
 
 
 def _learned_sparse(**values: Any) -> str:
-    found = _sparse(**values)
+    text = _sparse(**values)
     return (
-        f"{found[0].lower()}{found[1:]};"
-        f" {_learned(values['coefficients'], values.get('factor', 1))}"
+        f"{text[0].lower()}{text[1:]}; {_learned(values['coefficients'], values.get('factor', 1))}"
     )
 
 
 def _stragglers(statistic: str, layers: Sequence[str]) -> str:
-    found = counted(len(layers), "straggler layer", "straggler layers")
-    return f"{found} found by {statistic}: {shorten(layers)}"
+    count = counted(len(layers), "straggler layer", "straggler layers")
+    return f"{count} found by {statistic}: {shorten(layers)}"
 
 
 def _no_stragglers(

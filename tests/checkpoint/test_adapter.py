@@ -242,13 +242,13 @@ def test_a_plan_is_bound_to_the_adapters_scale_and_its_output_never_replaces_it(
 
 def test_another_base_than_recorded_is_reported(pair: Folders, adapter: Path) -> None:
     base = open_checkpoint(str(pair[0]))
-    assert open_checkpoint(str(adapter), base=base).note is None
+    assert open_checkpoint(str(adapter), base=base).notes == ()
     configure(adapter, base_model_name_or_path="openai/clip-vit-base-patch32")
     adapted = open_checkpoint(str(adapter), base=base)
     assert f"trained on 'openai/clip-vit-base-patch32' and is applied to {pair[0]}" in str(
-        adapted.note
+        adapted.notes
     )
-    assert adapted.note in align_checkpoints(base, [adapted]).notes
+    assert adapted.notes[0] in align_checkpoints(base, [adapted]).notes
 
 
 def test_an_adapter_from_the_hub_and_one_of_before_safetensors(

@@ -80,7 +80,7 @@ def test_an_average_of_weights_beside_the_clip_is_called_one(pair: Folders, tmp_
     weights = {f"clip.{name}": value for name, value in weights_of(pair[1]).items()}
     file = tmp_path / "tuned.safetensors"
     save_file({**weights, "model_ema.diffusion_modelout0weight": torch.ones(3)}, file)
-    note = open_checkpoint(str(file)).note
+    note = "; ".join(open_checkpoint(str(file)).notes)
     assert "1 tensor beside it, an average of weights: model_ema" in str(note)
 
 

@@ -246,7 +246,7 @@ def test_a_part_is_named_in_the_source_too(
     )
     monkeypatch.chdir(tmp_path)
     shutil.move("x.pt", "y.pt#ema")
-    assert str(open_checkpoint("y.pt#ema").note).endswith(
+    assert "; ".join(open_checkpoint("y.pt#ema").notes).endswith(
         "ema holds weights too (`state_key` ema takes them)"
     )
 
@@ -256,7 +256,7 @@ def test_of_a_part_the_weights_are_searched_in_it_alone(tmp_path: Path) -> None:
     torch.save({"run": {"state_dict": one, "ema": other}, "state_dict": other}, tmp_path / "x.pt")
     found = open_checkpoint(f"{tmp_path / 'x.pt'}#run")
     assert torch.equal(found.tensor("visual.w"), one["visual.w"])
-    assert str(found.note).endswith(
+    assert "; ".join(found.notes).endswith(
         "the weights are those under run.state_dict"
     )  # the user has chosen
     torch.save([torch.zeros(2)], tmp_path / "x.pt")

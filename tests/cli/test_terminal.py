@@ -92,7 +92,7 @@ def show_everything(terminal: Terminal) -> None:
     terminal.advance(4, 4)
     for _ in range(2):
         terminal.say("once [red]only[/red]")
-    terminal.result("templates", {"name": "é", "templates": ["a"]}, lambda: "for people")
+    terminal.result({"name": "é", "templates": ["a"]}, lambda: "for people")
     terminal.show("last line")
 
 

@@ -13,11 +13,9 @@ import pytest
 from huggingface_hub import constants
 
 from clipmerge.errors import HubError
-from clipmerge.hub import bounds
-from clipmerge.hub.bounds import check_listing
+from clipmerge.hub import bounds, download
 from clipmerge.hub.download import Snapshot, download_model, resolve
 from clipmerge.hub.ids import HubId
-from tests.support.hub_double import serving, upload
 from tests.support.hub_double.client import FILE_URL
 
 
@@ -100,9 +98,9 @@ def no_json(connection: socket.socket, _path: str) -> None:
     connection.sendall(headers("Content-Length: 2") + b"[]")
 
 
-def tell(connection: socket.socket, path: str) -> None:
+def tell(connection: socket.socket, path: str, name: str = "model.safetensors") -> None:
     """Answer as the Hub does about a model of one file."""
-    file = {"type": "file", "path": "model.safetensors", "size": 3, "oid": "0" * 40}
+    file = {"type": "file", "path": name, "size": 3, "oid": "0" * 40}
     held = (
         [file]
         if "/tree/" in path
@@ -172,33 +170,22 @@ def test_a_header_that_leads_out_of_the_cache_is_refused(
     assert not [path for path in tmp_path.rglob("*") if "evil" in path.name]
 
 
-def test_a_listing_that_leads_out_or_has_no_end_is_refused() -> None:
-    for name in ("../x", "/etc/x", "a/../../x", "a\\..\\x", "", "a//b", "./x", "\ud800"):
-        with pytest.raises(HubError, match=r"lists a file"):
-            check_listing("reading acme/x", ["config.json", name], 10)
-    with pytest.raises(HubError, match="lists 300000 files, more than 100000"):
-        check_listing("reading acme/x", map(str, range(300_000)), 100_000)
+@pytest.mark.parametrize("name", ["../x", "/etc/x", "a/../../x"])
+def test_a_name_that_leads_out_of_the_cache_is_refused(tmp_path: Path, name: str) -> None:
+    def answer(connection: socket.socket, path: str) -> None:
+        if "/resolve/" not in path:
+            tell(connection, path, name)
+        else:
+            told = ("Content-Length: 3", f"X-Repo-Commit: {SHA}", 'ETag: "abc"')
+            connection.sendall(headers(*told) + b"abc")
+
+    with server(answer), pytest.raises(HubError):
+        resolve(HubId("acme/x")).download([name])
+    written = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert all(path.is_relative_to(tmp_path / "cache" / "models--acme--x") for path in written)
 
 
-def test_other_bytes_of_the_same_size_are_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with serving(tmp_path / "hub", monkeypatch) as hub:
-        upload(hub, "acme/x", {"config.json": b"{}", "model.safetensors": b"x" * 2000})
-        stored = [
-            path
-            for path in (tmp_path / "hub").rglob("*")
-            if path.is_file() and path.read_bytes() == b"x" * 2000
-        ]
-        assert stored
-        for path in stored:
-            path.write_bytes(b"y" * 2000)
-        with pytest.raises(
-            HubError, match=r"model.safetensors differs from the file on the Hub and was removed"
-        ):
-            fetch(HubId("acme/x"))
-        assert not [
-            path
-            for path in (tmp_path / "cache").rglob("*")
-            if path.is_file() and b"yyy" in path.read_bytes()
-        ]
+def test_a_listing_without_end_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(download, "MOST_FILES", 0)
+    with server(tell), pytest.raises(HubError, match="lists 1 files, more than 0"):
+        resolve(HubId("acme/x"))
