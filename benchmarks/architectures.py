@@ -249,7 +249,7 @@ def _images(folder: Path) -> Path:
     return folder
 
 
-def _plan(name: str, folder: Path) -> None:
+def plan_one(name: str, folder: Path) -> None:
     """Plan one architecture, and write what happened into a file of the folder."""
     pair, images = _pair(name, folder), _images(folder / "images")
     gc.collect()
@@ -275,7 +275,7 @@ def tried(name: str, seconds: float) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as temporary:
         # a fork has everything imported, which would take longer than planning a small model
         child = multiprocessing.get_context("fork").Process(
-            target=_plan, args=(name, Path(temporary))
+            target=plan_one, args=(name, Path(temporary))
         )
         child.start()
         child.join(seconds)

@@ -1,0 +1,32 @@
+"""Planning random weights of an architecture, as `benchmarks.architectures` does at real sizes."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from transformers import CLIPModel
+
+from benchmarks import architectures
+from tests.support.tiny_clip import tiny_config, tiny_processor
+
+
+def test_a_run_tells_how_it_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = tiny_processor().tokenizer
+    tiny = {"tiny": lambda: (CLIPModel(tiny_config()), tokenizer)}
+    monkeypatch.setattr(architectures, "TRANSFORMERS", tiny)
+    architectures.plan_one("transformers:tiny", tmp_path)
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert result.keys() == {"parameters", "layers", "judged", "processor_seconds"}
+    assert result["judged"]
+    assert result["layers"] > 12
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["ViT-S-32-alt", "MobileCLIP2-S0"])
+def test_a_model_of_real_size_is_planned(name: str, tmp_path: Path) -> None:
+    report = tmp_path / "tried.json"
+    command = [sys.executable, "-m", "benchmarks.architectures", name, "--json", str(report)]
+    subprocess.run(command, check=True)
+    assert json.loads(report.read_text())[name]["ended"]
