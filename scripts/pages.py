@@ -6,7 +6,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 MOST_WORDS = 18_000
 MOST_WORDS_OF_README = 800
-MOST_COLUMNS = 120
+MAX_COLUMNS = 120
 FOLDERS = ("tutorials", "how-to", "reference", "explanation")
 
 
@@ -21,10 +21,10 @@ def main() -> int:
     total = sum(words.values())
     print(f"{total:,} words for users on {len(pages)} pages, {words[readme]} of them in README")
     problems = [
-        f"{page.relative_to(ROOT)}:{number}: {len(line)} columns, at most {MOST_COLUMNS}"
+        f"{page.relative_to(ROOT)}:{number}: {len(line)} columns, at most {MAX_COLUMNS}"
         for page, text in texts.items()
         for number, line in enumerate(text.splitlines(), start=1)
-        if len(line) > MOST_COLUMNS
+        if len(line) > MAX_COLUMNS
     ]
     if total > MOST_WORDS:
         problems.append(f"{total:,} words for users, at most {MOST_WORDS:,}")

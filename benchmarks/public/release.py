@@ -35,7 +35,7 @@ MIRROR = "CLIPMERGE_GITHUB"
 _GITHUB = "https://github.com"
 _PIECE = 1 << 20
 #: Bytes of a release file; far above the needs of real ones.
-LARGEST_RELEASE = 16 << 30
+MAX_RELEASE_BYTES = 16 << 30
 _HEAD_WIDTH = 64
 _MEAN, _STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 _BLOCK = re.compile(r"visual\.transformer\.resblocks\.(\d+)\.ln_1\.weight")
@@ -110,8 +110,8 @@ def _download(release: Release, path: Path, progress: Progress) -> None:
                 while piece := answer.read(_PIECE):
                     file.write(piece)
                     done += len(piece)
-                    if done > LARGEST_RELEASE:
-                        limit = f"{LARGEST_RELEASE >> 30} GiB"
+                    if done > MAX_RELEASE_BYTES:
+                        limit = f"{MAX_RELEASE_BYTES >> 30} GiB"
                         raise HubError(
                             f"downloading {release.url}: it is larger than {limit}. Is it the right"
                             " file?"

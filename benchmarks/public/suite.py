@@ -11,7 +11,7 @@ from typing import Annotated, Any
 from pydantic import Field, ValidationError
 
 from clipmerge.errors import RecipeError, UsageError, did_you_mean
-from clipmerge.files.limits import LARGEST_RECIPE
+from clipmerge.files.limits import MAX_RECIPE_BYTES
 from clipmerge.files.reading import parse_yaml, read_text, refusing
 from clipmerge.planning.frozen import Frozen
 
@@ -151,7 +151,7 @@ def _sizes(data: dict[str, Any]) -> list[str]:
 
 def _read(file: Path) -> dict[str, Any]:
     with refusing(RecipeError, f"{file}: cannot be read as a suite"):
-        data = parse_yaml(read_text(file, LARGEST_RECIPE))
+        data = parse_yaml(read_text(file, MAX_RECIPE_BYTES))
     if not isinstance(data, dict) or not isinstance(data.get("sizes", {}), dict):
         raise RecipeError(f"{file}: is not a suite; see benchmarks/README.md")
     return data

@@ -20,11 +20,11 @@ from typing import Any
 from clipmerge.checkpoint.source import Checkpoint, DerivedCheckpoint, LazyTensor, stored
 from clipmerge.errors import CheckpointError, shorten
 from clipmerge.files.limits import (
-    LONGEST_PATTERN,
-    MOST_CHOICES,
-    MOST_GROUPS,
-    MOST_PATTERNS,
-    MOST_REPEATS,
+    MAX_CHOICES,
+    MAX_GROUPS,
+    MAX_PATTERN_LENGTH,
+    MAX_PATTERNS,
+    MAX_REPEATS,
 )
 from clipmerge.files.paths import local_path
 from clipmerge.files.reading import read_json
@@ -401,18 +401,18 @@ def _parsed(data: dict[str, Any], path: Path) -> AdapterConfig:
     ranks = {str(key): int(value) for key, value in (data.get("rank_pattern") or {}).items()}
     alphas = {str(key): float(value) for key, value in (data.get("alpha_pattern") or {}).items()}
     patterns = [*ranks, *alphas]
-    if len(patterns) > MOST_PATTERNS:
-        raise ValueError(f"{len(patterns)} patterns, more than {MOST_PATTERNS}")
+    if len(patterns) > MAX_PATTERNS:
+        raise ValueError(f"{len(patterns)} patterns, more than {MAX_PATTERNS}")
     for pattern in (
         patterns
     ):  # refuse one that could take very long: peft writes little more than names of modules
         plain = re.sub(r"\\.|\[[^\]]*\]", "x", pattern)
         repeats, groups, choices = sum(map(plain.count, "*+?{")), plain.count("("), plain.count("|")
         if (
-            len(pattern) > LONGEST_PATTERN
-            or repeats > MOST_REPEATS
-            or groups > MOST_GROUPS
-            or choices > MOST_CHOICES
+            len(pattern) > MAX_PATTERN_LENGTH
+            or repeats > MAX_REPEATS
+            or groups > MAX_GROUPS
+            or choices > MAX_CHOICES
         ):
             raise ValueError(
                 f"the pattern {pattern[:80]!r} is longer or more complex than names of modules need"

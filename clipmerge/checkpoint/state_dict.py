@@ -28,7 +28,7 @@ import clipmerge.checkpoint.unpickle as unpickle
 from clipmerge.checkpoint.clip_lora import flat_factors
 from clipmerge.checkpoint.source import LazyTensor, stored
 from clipmerge.errors import CheckpointError, shorten
-from clipmerge.files.limits import LARGEST_PICKLE, LONGEST_NAME, MOST_SHARING
+from clipmerge.files.limits import MAX_NAME_LENGTH, MAX_PICKLE_BYTES, MAX_SHARING
 from clipmerge.files.reading import format_size, open_regular
 from clipmerge.files.safetensors import DTYPES, FLOATS, Array, TensorEntry, check_names
 
@@ -70,7 +70,7 @@ def read_state_dict(
     size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
     storages = [tensor.untyped_storage() for tensor in tensors.values()]
     stored_bytes = sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
-    if tensors and size > MOST_SHARING * max(stored_bytes, 1):
+    if tensors and size > MAX_SHARING * max(stored_bytes, 1):
         raise CheckpointError(
             f"{file}: its tensors span {format_size(size)}, but it holds only"
             f" {format_size(stored_bytes)}; save contiguous tensors: {{key: tensor.contiguous()"
@@ -139,8 +139,8 @@ def load(file: Path) -> tuple[Any, bool]:
                     raise CheckpointError(
                         f"{file}: is compressed inside, which torch.save does not do; save it again"
                     )
-                if member.filename.endswith(".pkl") and member.file_size > LARGEST_PICKLE:
-                    limit = format_size(LARGEST_PICKLE)
+                if member.filename.endswith(".pkl") and member.file_size > MAX_PICKLE_BYTES:
+                    limit = format_size(MAX_PICKLE_BYTES)
                     raise CheckpointError(
                         f"{file}: its pickle is larger than {limit}; save it again"
                     )
@@ -168,7 +168,7 @@ def _refusal(file: Path, error: Exception) -> CheckpointError:
     if "TorchScript" in text:
         what = "is a TorchScript archive, which is a program"
     elif code := _calls(file) or re.findall(
-        r"GLOBAL (\S+) (?:was not an allowed|whose module)", text[:LONGEST_NAME]
+        r"GLOBAL (\S+) (?:was not an allowed|whose module)", text[:MAX_NAME_LENGTH]
     ):
         what = f"is a pickle that holds code ({shorten(code, 3)}), which loading would run"
     else:

@@ -107,11 +107,11 @@ def _add_file(found: Defaults, file: Path, allowed: Names, more: str) -> None:
         return
     import tomllib  # only where there is a file: it takes a hundredth of a second
 
-    from clipmerge.files.limits import LARGEST_RECIPE
+    from clipmerge.files.limits import MAX_RECIPE_BYTES
     from clipmerge.files.reading import Unreadable, read_text, refusing
 
     with refusing(UsageError, f"{file}: cannot be read"):
-        text = read_text(file, LARGEST_RECIPE)
+        text = read_text(file, MAX_RECIPE_BYTES)
         if text.count(".") > _MOST_DOTS:
             raise Unreadable(f"more than {_MOST_DOTS} dots")
         try:

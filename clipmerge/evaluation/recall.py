@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from clipmerge.files.limits import LONGEST_PROMPT
+from clipmerge.files.limits import MAX_PROMPT_LENGTH
 from clipmerge.models import ImageTextModel
 from clipmerge.planning.other_tasks import RANKS, Recall
 
@@ -31,7 +31,7 @@ def caption_embeddings(
     for start in range(0, len(texts), _TEXTS_AT_ONCE):
         # the time that some tokenizers take for one word grows with the square of its length
         tokens = model.tokens(
-            [text[:LONGEST_PROMPT] for text in texts[start : start + _TEXTS_AT_ONCE]]
+            [text[:MAX_PROMPT_LENGTH] for text in texts[start : start + _TEXTS_AT_ONCE]]
         )
         pieces.append(
             model.text_features({key: value.to(device) for key, value in tokens.items()}).cpu()

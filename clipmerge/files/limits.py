@@ -10,88 +10,88 @@ MIB = 1 << 20
 
 # Texts and JSON: configurations, indices, class names, records, evaluations
 #: Bytes of a JSON file.
-LARGEST_JSON = 64 * MIB
+MAX_JSON_BYTES = 64 * MIB
 #: Values in a JSON file, counted by its commas and opening brackets: a short text can make a large
 #: object.
-MOST_VALUES = 2_500_000
+MAX_VALUES = 2_500_000
 #: Values in a plan or a record, some of which become objects; those of a large CLIP have some
 #: 20,000.
-MOST_RECORD_VALUES = 250_000
+MAX_RECORD_VALUES = 250_000
 #: Layers in a plan or a record; those of a large CLIP are some 100. A page draws a bar for each
 #: measured number.
-MOST_LAYERS = 1000
+MAX_LAYERS = 1000
 #: Measured numbers in a record: layers times statistics; a large CLIP has some 1000.
-MOST_MEASURED = 10_000
+MAX_MEASURED = 10_000
 #: Digits of a whole number in JSON or YAML; longer ones take quadratic time. Tokenizers write one
 #: of 31.
-MOST_DIGITS = 100
+MAX_DIGITS = 100
 #: Bytes of a text file: class names, a list, a data set's card.
-LARGEST_TEXT = 16 * MIB
+MAX_TEXT_BYTES = 16 * MIB
 #: Bytes of a recipe, and of the value of a ``--set``.
-LARGEST_RECIPE = 64 << 10
+MAX_RECIPE_BYTES = 64 << 10
 #: Bytes of a file that is copied beside the weights, such as a tokenizer.
-LARGEST_SIDE_FILE = 256 * MIB
+MAX_SIDE_FILE_BYTES = 256 * MIB
 #: Bytes of the YAML metadata at the top of a data set's card.
-LARGEST_FRONT_MATTER = MIB
+MAX_FRONT_MATTER_BYTES = MIB
 
 # Checkpoints
 #: Bytes of the header of a safetensors file; 20,000 tensors take about 3 MB.
-LARGEST_HEADER = 16 * MIB
+MAX_HEADER_BYTES = 16 * MIB
 #: Tensors of one checkpoint; the largest CLIPs have some 2,000.
-MOST_TENSORS = 20_000
+MAX_TENSORS = 20_000
 #: Dimensions of a tensor; torch itself has no more.
-MOST_DIMENSIONS = 64
+MAX_DIMENSIONS = 64
 #: Characters of a tensor's name, and of the name of a function called by a pickle.
-LONGEST_NAME = 1000
+MAX_NAME_LENGTH = 1000
 #: Bytes of the pickle in a file that torch.save wrote; the tensors are stored outside the pickle.
-LARGEST_PICKLE = 64 * MIB
+MAX_PICKLE_BYTES = 64 * MIB
 #: Largest ratio of the bytes spanned by all tensors to the bytes in the file; it is two if all
 #: weights are tied.
-MOST_SHARING = 8
+MAX_SHARING = 8
 #: Patterns over module names in an adapter's configuration; and characters, groups, repeats and
 #: choices in one.
-MOST_PATTERNS, LONGEST_PATTERN, MOST_GROUPS, MOST_REPEATS, MOST_CHOICES = 1000, 500, 3, 2, 64
+MAX_PATTERNS, MAX_PATTERN_LENGTH, MAX_GROUPS, MAX_REPEATS, MAX_CHOICES = 1000, 500, 3, 2, 64
 
 #: A model built from a configuration has at most this many times as many numbers as its weight
 #: files, plus this many.
-MOST_TIMES_THE_WEIGHTS, MOST_SPARE_NUMBERS = 4, 1 << 24
+MAX_TIMES_THE_WEIGHTS, MAX_SPARE_NUMBERS = 4, 1 << 24
 #: Pixels of one side of a model's input images, according to its image processor.
-LARGEST_SIDE = 2048
+MAX_SIDE = 2048
 
 # Prompts
 #: Characters of a prompt; a text tower reads some hundred words. Longer captions are cut.
-LONGEST_PROMPT = 2000
+MAX_PROMPT_LENGTH = 2000
 #: Prompts of a data set: its classes times its templates.
-MOST_PROMPTS = 2_000_000
+MAX_PROMPTS = 2_000_000
 
 # Images
 #: Bytes of an encoded image.
-LARGEST_IMAGE = 256 * MIB
+MAX_IMAGE_BYTES = 256 * MIB
 #: Pixels of an image; 8192 times 8192.
-MOST_PIXELS = 1 << 26
+MAX_PIXELS = 1 << 26
 #: How many times one side of an image may be as long as the other: a processor makes the shorter
 #: one some hundred pixels long.
-MOST_STRETCHED = 30
+MAX_STRETCHED = 30
 #: Number of scans over the whole image, as in progressive JPEGs; real ones have about ten.
-MOST_SCANS = 50
+MAX_SCANS = 50
 #: Images of one source.
-MOST_IMAGES = 3_000_000
+MAX_IMAGES = 3_000_000
 #: Bytes of images from Parquet held at once, or declared for one row group, if that is more than
-#: `MOST_INFLATION` times the file.
-LARGEST_HELD = 512 * MIB
+#: `MAX_INFLATION` times the file.
+MAX_HELD_BYTES = 512 * MIB
 #: Bytes of a label in a tar archive: a number, a name, a JSON object.
-LARGEST_LABEL = MIB
+MAX_LABEL_BYTES = MIB
 #: Bytes of a tar header with a long name or with attributes.
-LARGEST_TAR_HEADER = MIB
+MAX_TAR_HEADER_BYTES = MIB
 #: Largest ratio of the decompressed size of a large row group in Parquet to the size of its file.
-MOST_INFLATION = 8
+MAX_INFLATION = 8
 #: Structures in the footer of a Parquet file: row groups, columns and their descriptions.
-MOST_FOOTER_PARTS = 200_000
+MAX_FOOTER_PARTS = 200_000
 #: Bytes of a Parquet file's footer.
-LARGEST_FOOTER = 16 * MIB
+MAX_FOOTER_BYTES = 16 * MIB
 
 # The Hub
 #: Bytes of an answer that is not a file: a listing, a commit, an error.
-LARGEST_ANSWER = 64 * MIB
+MAX_ANSWER_BYTES = 64 * MIB
 #: Files in a listing.
-MOST_FILES = 100_000
+MAX_FILES = 100_000

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from clipmerge.errors import ClipmergeError
-from clipmerge.files.limits import LARGEST_JSON, LARGEST_TEXT, MIB, MOST_DIGITS, MOST_VALUES
+from clipmerge.files.limits import MAX_DIGITS, MAX_JSON_BYTES, MAX_TEXT_BYTES, MAX_VALUES, MIB
 
 # Half of a surrogate pair, alone or in a whole pair.
 _HALF = re.compile(r"\\u[dD][89a-fA-F]")
@@ -59,7 +59,7 @@ def read_bytes(path: Path, limit: int) -> bytes:
     return content
 
 
-def read_text(path: Path, limit: int = LARGEST_TEXT, *, encoding: str = "utf-8") -> str:
+def read_text(path: Path, limit: int = MAX_TEXT_BYTES, *, encoding: str = "utf-8") -> str:
     """Read a regular text file of at most ``limit`` bytes."""
     try:
         return read_bytes(path, limit).decode(encoding)
@@ -69,10 +69,10 @@ def read_text(path: Path, limit: int = LARGEST_TEXT, *, encoding: str = "utf-8")
 
 def read_json(path: Path, *, pairs: PairsHook | None = None) -> Any:
     """Read a JSON file; see `parse_json`."""
-    return parse_json(read_text(path, LARGEST_JSON, encoding="utf-8-sig"), pairs=pairs)
+    return parse_json(read_text(path, MAX_JSON_BYTES, encoding="utf-8-sig"), pairs=pairs)
 
 
-def check_values(text: str, max_values: int = MOST_VALUES) -> None:
+def check_values(text: str, max_values: int = MAX_VALUES) -> None:
     """Check the maximum number of values that a JSON text can hold, before it is parsed."""
     if sum(map(text.count, ",[{")) > max_values:
         raise Unreadable(f"more than {max_values} values")
@@ -110,7 +110,7 @@ def parse_yaml(text: str) -> Any:
 
 
 def _integer(digits: str) -> int:
-    if len(digits) > MOST_DIGITS:
+    if len(digits) > MAX_DIGITS:
         raise Unreadable(f"a number of {len(digits)} digits")
     return int(digits)
 

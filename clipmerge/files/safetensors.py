@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from clipmerge.errors import CheckpointError
-from clipmerge.files.limits import LARGEST_HEADER, LONGEST_NAME, MOST_DIMENSIONS, MOST_TENSORS
+from clipmerge.files.limits import MAX_DIMENSIONS, MAX_HEADER_BYTES, MAX_NAME_LENGTH, MAX_TENSORS
 from clipmerge.files.reading import open_regular, parse_json
 from clipmerge.types import Json, Shape
 
@@ -80,7 +80,7 @@ def is_pickle(path: Path) -> bool:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror or error})") from None
     # as the length of a header, the first bytes of both kinds of pickle are an absurd number; but
     # 0x80 0x02 followed by zeros is a header of 640 bytes
-    is_header = int.from_bytes(start[:8], "little") <= LARGEST_HEADER and start[8:9] == b"{"
+    is_header = int.from_bytes(start[:8], "little") <= MAX_HEADER_BYTES and start[8:9] == b"{"
     if is_header or start == _LFS_POINTER:
         return False
     return path.suffix in PICKLE_SUFFIXES or start.startswith(_PICKLE_STARTS)
@@ -97,13 +97,13 @@ def read_header(path: Path) -> dict[str, TensorEntry]:
             )
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
-            raw = file.read(min(length, LARGEST_HEADER))
+            raw = file.read(min(length, MAX_HEADER_BYTES))
         if raw.startswith(_LFS_POINTER[8:]):
             raise CheckpointError(
                 f"{path}: is a Git-LFS pointer, not the weights; run `git lfs pull` in its"
                 " repository, or give the Hub id instead of the clone"
             )
-        if not raw or length > LARGEST_HEADER:
+        if not raw or length > MAX_HEADER_BYTES:
             size = path.stat().st_size
             raise CheckpointError(
                 f"{path}: is not a safetensors file ({size} bytes, no valid header); download or"
@@ -129,10 +129,10 @@ def read_header(path: Path) -> dict[str, TensorEntry]:
             tuple(described["shape"]),
             described["data_offsets"],
         )
-        if dtype not in DTYPES or len(shape) > MOST_DIMENSIONS:
+        if dtype not in DTYPES or len(shape) > MAX_DIMENSIONS:
             raise CheckpointError(
                 f"{path}: {name} has dtype {dtype} and {len(shape)} dimensions; clipmerge merges"
-                f" {', '.join(sorted(FLOATS))} of at most {MOST_DIMENSIONS}. Dequantise the"
+                f" {', '.join(sorted(FLOATS))} of at most {MAX_DIMENSIONS}. Dequantise the"
                 " checkpoint first"
             )
         entries[name] = TensorEntry(path, dtype, shape, 8 + length + begin, 8 + length + end)
@@ -141,13 +141,14 @@ def read_header(path: Path) -> dict[str, TensorEntry]:
 
 def check_names(path: Path, names: Collection[str]) -> None:
     """Refuse more tensors or longer names than any CLIP has, because both cost time and memory."""
-    if len(names) > MOST_TENSORS:
+    if len(names) > MAX_TENSORS:
         raise CheckpointError(
-            f"{path}: holds {len(names)} tensors, more than {MOST_TENSORS}; it is not a CLIP"
+            f"{path}: holds {len(names)} tensors, more than {MAX_TENSORS}; it is not a CLIP"
         )
-    if any(len(name) > LONGEST_NAME for name in names):
+    if any(len(name) > MAX_NAME_LENGTH for name in names):
         raise CheckpointError(
-            f"{path}: a tensor's name has more than {LONGEST_NAME} characters; the file is damaged"
+            f"{path}: a tensor's name has more than {MAX_NAME_LENGTH} characters; the file is"
+            " damaged"
         )
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from clipmerge.errors import CheckpointError
-from clipmerge.files.limits import LARGEST_SIDE_FILE
+from clipmerge.files.limits import MAX_SIDE_FILE_BYTES
 from clipmerge.files.reading import parse_json, read_bytes, read_json, refusing
 from clipmerge.types import Json
 
@@ -169,7 +169,7 @@ def side_file_bytes(source: Path, name: str, *, kept: Container[str] = ()) -> by
     saved it.
     """
     with refusing(CheckpointError, f"{source}: cannot be read"):
-        content = read_bytes(source, LARGEST_SIDE_FILE)
+        content = read_bytes(source, MAX_SIDE_FILE_BYTES)
     try:
         return (
             _without_places(content, kept, words=name in _WORDS)

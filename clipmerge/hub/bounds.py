@@ -17,7 +17,7 @@ from typing import Any
 import huggingface_hub
 
 from clipmerge.errors import HubError
-from clipmerge.files.limits import LARGEST_ANSWER
+from clipmerge.files.limits import MAX_ANSWER_BYTES
 from clipmerge.files.reading import format_size
 from clipmerge.hub.ids import FULL_SHA
 
@@ -95,9 +95,9 @@ class _LimitedBody(httpx.SyncByteStream):  # type: ignore[misc]
         count = 0
         for chunk in self._stream:
             count += len(chunk)
-            if count > LARGEST_ANSWER:
+            if count > MAX_ANSWER_BYTES:
                 raise HubError(
-                    f"{self._where}: its answer is larger than {format_size(LARGEST_ANSWER)}."
+                    f"{self._where}: its answer is larger than {format_size(MAX_ANSWER_BYTES)}."
                     f" {_NOT_THE_HUB}"
                 )
             yield chunk

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from clipmerge.errors import CheckpointError, HubError, shorten
-from clipmerge.files.limits import MOST_FILES
+from clipmerge.files.limits import MAX_FILES
 from clipmerge.files.paths import replace_bytes
 from clipmerge.files.safetensors import PICKLE_SUFFIXES
 from clipmerge.hub.errors import explain, explained, out_of_reach, timed_out
@@ -175,9 +175,9 @@ def resolve(hub_id: HubId) -> Snapshot:
     if not isinstance(info.sha, str) or not FULL_SHA.fullmatch(info.sha):
         raise HubError(f"reading {hub_id}: the Hub gave no commit. Name one: {hub_id.at('SHA')}.")
     files = tuple(item.rfilename for item in info.siblings or ())
-    if len(files) > MOST_FILES:
+    if len(files) > MAX_FILES:
         raise HubError(
-            f"{hub_id}: lists {len(files)} files, more than {MOST_FILES}. Download those you need"
+            f"{hub_id}: lists {len(files)} files, more than {MAX_FILES}. Download those you need"
             " and give a folder."
         )
     _remember(hub_id, info.sha)

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal, Self
 import numpy as np
 
 from clipmerge.errors import DataError, did_you_mean, shorten
-from clipmerge.files.limits import LONGEST_PROMPT
+from clipmerge.files.limits import MAX_PROMPT_LENGTH
 from clipmerge.files.paths import local_path
 from clipmerge.images import Columns, ImageSet, OpenedSource, Store
 from clipmerge.images.file_store import describe_folder, expand, local_split, open_local
@@ -62,7 +62,7 @@ class CaptionedImages(ImageSet):
         numbers: dict[str, int] = {}
         labels = []
         for captions in self.captions:
-            caption = captions[int(rng.integers(len(captions)))][:LONGEST_PROMPT]
+            caption = captions[int(rng.integers(len(captions)))][:MAX_PROMPT_LENGTH]
             labels.append(numbers.setdefault(caption, len(numbers)))
         return LabelledImages(
             self.source,

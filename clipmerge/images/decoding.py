@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 import numpy as np
 
 from clipmerge.errors import DataError
-from clipmerge.files.limits import LARGEST_IMAGE, MOST_PIXELS, MOST_SCANS, MOST_STRETCHED
+from clipmerge.files.limits import MAX_IMAGE_BYTES, MAX_PIXELS, MAX_SCANS, MAX_STRETCHED
 from clipmerge.files.reading import read_bytes
 
 if TYPE_CHECKING:
@@ -100,18 +100,18 @@ def _opened(encoded: Encoded) -> Iterator[Image]:
     """Open an image, and refuse one that would take too much memory, or hours."""
     from PIL import Image
 
-    content = encoded if isinstance(encoded, bytes) else read_bytes(Path(encoded), LARGEST_IMAGE)
-    if content.startswith(b"\xff\xd8") and content.count(b"\xff\xda") > MOST_SCANS:
-        raise ValueError(f"more than {MOST_SCANS} scans over its pixels; save it again")
+    content = encoded if isinstance(encoded, bytes) else read_bytes(Path(encoded), MAX_IMAGE_BYTES)
+    if content.startswith(b"\xff\xd8") and content.count(b"\xff\xda") > MAX_SCANS:
+        raise ValueError(f"more than {MAX_SCANS} scans over its pixels; save it again")
     if content.startswith((b"II", b"MM")):
         _check_tags(content)
     with Image.open(BytesIO(content), formats=_formats()) as image:
         width, height = image.size
-        if width * height > MOST_PIXELS:
-            raise ValueError(f"{width} x {height} pixels, more than {MOST_PIXELS}")
-        if max(image.size) > MOST_STRETCHED * min(image.size):
+        if width * height > MAX_PIXELS:
+            raise ValueError(f"{width} x {height} pixels, more than {MAX_PIXELS}")
+        if max(image.size) > MAX_STRETCHED * min(image.size):
             raise ValueError(
-                f"{width} x {height} pixels, one side more than {MOST_STRETCHED} times the other"
+                f"{width} x {height} pixels, one side more than {MAX_STRETCHED} times the other"
             )
         yield image
 

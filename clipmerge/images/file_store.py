@@ -15,7 +15,7 @@ from pathlib import Path, PurePath
 from typing import IO, TYPE_CHECKING, TypeAlias
 
 from clipmerge.errors import ClipmergeError, DataError, did_you_mean, shorten
-from clipmerge.files.limits import MOST_FILES
+from clipmerge.files.limits import MAX_FILES
 from clipmerge.files.paths import local_path, split_part
 from clipmerge.files.reading import open_regular, read_text, refusing
 from clipmerge.files.side_files import lies_in
@@ -125,10 +125,9 @@ def expand_ranges(text: str) -> list[str]:
         if last < first:
             raise DataError(f"{text}: {match[0]} runs backwards; write {{{match[2]}..{match[1]}}}")
         count *= last - first + 1
-    if count > MOST_FILES:
+    if count > MAX_FILES:
         raise DataError(
-            f"{text}: names {count} files, more than {MOST_FILES}; give the range of those"
-            " there are"
+            f"{text}: names {count} files, more than {MAX_FILES}; give the range of those there are"
         )
     pieces = _RANGE.split(text)  # text, first, last, text, first, last, ..., text
     files = [pieces[0]]

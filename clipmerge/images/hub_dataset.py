@@ -18,7 +18,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from clipmerge.errors import DataError, did_you_mean, shorten
-from clipmerge.files.limits import LARGEST_FRONT_MATTER, LARGEST_TEXT
+from clipmerge.files.limits import MAX_FRONT_MATTER_BYTES, MAX_TEXT_BYTES
 from clipmerge.files.reading import Unreadable, format_size, parse_yaml, read_bytes, refusing
 from clipmerge.hub.download import Snapshot, connect, resolve
 from clipmerge.hub.ids import PREFIX, DatasetId, parse_dataset
@@ -225,15 +225,15 @@ def card_of(snapshot: Snapshot) -> Json:
         return {}
     file = snapshot.download([_CARD]) / _CARD
     with refusing(DataError, f"reading the card of {snapshot.hub_id}: it cannot be read"):
-        return front_matter(read_bytes(file, LARGEST_TEXT).decode("utf-8", errors="replace"))
+        return front_matter(read_bytes(file, MAX_TEXT_BYTES).decode("utf-8", errors="replace"))
 
 
 def front_matter(card: str) -> Json:
     """Read the metadata in front of a card's text; empty if there are none."""
     match = re.match(r"\s*---[ \t]*\r?\n(.*?)^---[ \t]*$", card, re.DOTALL | re.MULTILINE)
     text = match[1] if match else ""
-    if len(text) > LARGEST_FRONT_MATTER:
-        raise Unreadable(f"its metadata are larger than {format_size(LARGEST_FRONT_MATTER)}")
+    if len(text) > MAX_FRONT_MATTER_BYTES:
+        raise Unreadable(f"its metadata are larger than {format_size(MAX_FRONT_MATTER_BYTES)}")
     data = parse_yaml(text)
     return data if isinstance(data, dict) else {}
 

@@ -13,12 +13,12 @@ from typing import IO, TYPE_CHECKING, Any
 
 from clipmerge.errors import DataError
 from clipmerge.files.limits import (
-    LARGEST_FOOTER,
-    LARGEST_HELD,
-    LARGEST_IMAGE,
-    LARGEST_TEXT,
-    MOST_FOOTER_PARTS,
-    MOST_INFLATION,
+    MAX_FOOTER_BYTES,
+    MAX_FOOTER_PARTS,
+    MAX_HELD_BYTES,
+    MAX_IMAGE_BYTES,
+    MAX_INFLATION,
+    MAX_TEXT_BYTES,
 )
 from clipmerge.files.reading import format_size
 from clipmerge.images.columns import (
@@ -99,13 +99,14 @@ class ParquetImages(Store):
                     f"{self.name(position)}: holds no image; a path beside it is not followed,"
                     " store the images' bytes"
                 )
-            if len(image) > LARGEST_IMAGE:
+            if len(image) > MAX_IMAGE_BYTES:
                 raise DataError(
-                    f"{self.name(position)}: its image is larger than {format_size(LARGEST_IMAGE)}"
+                    f"{self.name(position)}: its image is larger than"
+                    f" {format_size(MAX_IMAGE_BYTES)}"
                 )
             self._block, self._next = block, position + 1
             total += len(image)
-            if total > max(LARGEST_HELD, MOST_INFLATION * stored):
+            if total > max(MAX_HELD_BYTES, MAX_INFLATION * stored):
                 raise DataError(
                     f"{self.name(position)}: {format_size(stored)} of the file became"
                     f" {format_size(total)} of images; it is damaged, or made to fill memory"
@@ -159,7 +160,7 @@ def _index(opener: Opener, name: str, wanted: Columns) -> tuple[_File, list[Any]
         if min(rows, default=0) < 0 or sum(rows) != metadata.num_rows:
             raise EOFError("its row groups do not add up to its number of rows")
         largest = max((group.total_byte_size for group in groups), default=0)
-        if largest > max(LARGEST_HELD, MOST_INFLATION * size):
+        if largest > max(MAX_HELD_BYTES, MAX_INFLATION * size):
             raise EOFError(f"a row group would become {format_size(largest)}")
         labels = [0] * metadata.num_rows
         if columns.texts is not None:
@@ -186,7 +187,7 @@ def _labels(
     texts: dict[str, str] = {}
     for batch in parquet.iter_batches(_LABELS_AT_ONCE, columns=[column], use_threads=False):
         (values,) = batch.columns
-        if values.nbytes > LARGEST_TEXT:
+        if values.nbytes > MAX_TEXT_BYTES:
             raise DataError(
                 f"{where}: the texts in column '{column}' are too long for labels or captions; name"
                 " another"
@@ -221,7 +222,7 @@ def _parquet(file: IO[bytes], **options: Any) -> pyarrow.parquet.ParquetFile:
     import pyarrow.parquet
 
     limits = {
-        "thrift_string_size_limit": LARGEST_FOOTER,
-        "thrift_container_size_limit": MOST_FOOTER_PARTS,
+        "thrift_string_size_limit": MAX_FOOTER_BYTES,
+        "thrift_container_size_limit": MAX_FOOTER_PARTS,
     }
     return pyarrow.parquet.ParquetFile(file, **limits, **options)

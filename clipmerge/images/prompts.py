@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from clipmerge.errors import DataError, UsageError, counted, did_you_mean, is_utf8, shorten
-from clipmerge.files.limits import LONGEST_PROMPT, MOST_PROMPTS
+from clipmerge.files.limits import MAX_PROMPT_LENGTH, MAX_PROMPTS
 from clipmerge.files.reading import parse_json, read_text, refusing
 from clipmerge.images.columns import NUMBERED, are_numbered
 from clipmerge.images.store import OpenedSource
@@ -251,16 +251,17 @@ def own_templates(given: Sequence[str], sources: Mapping[str, Any]) -> dict[str,
 
 def class_prompts(class_names: Names, templates: Names) -> list[str]:
     """Write the prompts, class by class: entry ``c * len(templates) + t``."""
-    if len(class_names) * len(templates) > MOST_PROMPTS:
+    if len(class_names) * len(templates) > MAX_PROMPTS:
         raise DataError(
             f"{len(class_names)} classes in {len(templates)} templates make more than"
-            f" {MOST_PROMPTS} prompts; give fewer with `template`"
+            f" {MAX_PROMPTS} prompts; give fewer with `template`"
         )
     name = max(class_names, key=len, default="")
     for template in templates:
-        if len(template) + template.count("{}") * len(name) > LONGEST_PROMPT:
+        if len(template) + template.count("{}") * len(name) > MAX_PROMPT_LENGTH:
             raise DataError(
-                f"the prompt of '{name[:40]}' in '{template[:40]}' is longer than {LONGEST_PROMPT}"
-                " characters; give another `template`, or other names with `classes`"
+                f"the prompt of '{name[:40]}' in '{template[:40]}' is longer than"
+                f" {MAX_PROMPT_LENGTH} characters; give another `template`, or other names with"
+                " `classes`"
             )
     return [template.replace("{}", name) for name in class_names for template in templates]

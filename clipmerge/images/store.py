@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from clipmerge.errors import DataError
-from clipmerge.files.limits import MOST_IMAGES
+from clipmerge.files.limits import MAX_IMAGES
 from clipmerge.images.decoding import Encoded, decode
 from clipmerge.images.sampling import balanced_sample, candidate_positions
 from clipmerge.types import Names, Shape
@@ -199,5 +199,5 @@ class Pixels(Store):
 
 def check_count(source: str, count: int) -> None:
     """Refuse more images than any source has."""
-    if count > MOST_IMAGES:
-        raise DataError(f"{source}: has more than {MOST_IMAGES} images; give some of them")
+    if count > MAX_IMAGES:
+        raise DataError(f"{source}: has more than {MAX_IMAGES} images; give some of them")

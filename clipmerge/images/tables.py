@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from clipmerge.errors import DataError, NoLabelsError, counted, shorten
-from clipmerge.files.limits import LARGEST_HELD
+from clipmerge.files.limits import MAX_HELD_BYTES
 from clipmerge.files.paths import local_path
 from clipmerge.files.reading import Unreadable, parse_json, read_text, refusing
 from clipmerge.files.side_files import lies_in
@@ -44,7 +44,7 @@ def load_table(
             to the working folder.
     """
     with refusing(DataError, f"{table}: cannot be read"):
-        text = read_text(table, LARGEST_HELD, encoding="utf-8-sig")
+        text = read_text(table, MAX_HELD_BYTES, encoding="utf-8-sig")
         rows = list(_json_rows(text) if table.suffix == ".jsonl" else _csv_rows(text))
     if not rows:
         raise DataError(f"{source}: {table.name} has no rows")

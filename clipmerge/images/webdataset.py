@@ -14,7 +14,7 @@ from operator import itemgetter
 from typing import IO, Any, NamedTuple, TypeAlias, cast
 
 from clipmerge.errors import DataError, NoLabelsError, did_you_mean, shorten
-from clipmerge.files.limits import LARGEST_IMAGE, LARGEST_LABEL, LARGEST_TAR_HEADER
+from clipmerge.files.limits import MAX_IMAGE_BYTES, MAX_LABEL_BYTES, MAX_TAR_HEADER_BYTES
 from clipmerge.files.reading import format_size, parse_json, refusing
 from clipmerge.images.columns import (
     CAPTION_NAMES,
@@ -67,9 +67,9 @@ class TarImages(Store):
             with open_local(archive) as file:
                 for position in sorted(here):
                     member = self._members[position]
-                    if member.size > LARGEST_IMAGE:
+                    if member.size > MAX_IMAGE_BYTES:
                         raise DataError(
-                            f"{self.name(position)}: is larger than {format_size(LARGEST_IMAGE)}"
+                            f"{self.name(position)}: is larger than {format_size(MAX_IMAGE_BYTES)}"
                         )
                     images[position] = _content(file, member)
         return [images[position] for position in positions]
@@ -188,15 +188,15 @@ def _members(file: IO[bytes], name: str) -> Iterator[tuple[str, str, Member]]:
 
 
 class _Headers:
-    """Reads the headers of a tar file, and refuses one that is larger than `LARGEST_TAR_HEADER`."""
+    """Reads the headers of a tar file, each of at most `MAX_TAR_HEADER_BYTES`."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file, self.seek, self.tell = file, file.seek, file.tell
 
     def read(self, size: int) -> bytes:
         """Read at most as many bytes as a description may have."""
-        if not 0 <= size <= LARGEST_TAR_HEADER:
-            raise tarfile.ReadError(f"a header is larger than {format_size(LARGEST_TAR_HEADER)}")
+        if not 0 <= size <= MAX_TAR_HEADER_BYTES:
+            raise tarfile.ReadError(f"a header is larger than {format_size(MAX_TAR_HEADER_BYTES)}")
         return self._file.read(size)
 
 
@@ -241,10 +241,10 @@ def _label(
     for candidate in candidates:
         if candidate not in endings:
             break
-        if endings[candidate].size > LARGEST_LABEL:
+        if endings[candidate].size > MAX_LABEL_BYTES:
             raise DataError(
-                f"{where}.{candidate}: is larger than {format_size(LARGEST_LABEL)}, too large for a"
-                " label"
+                f"{where}.{candidate}: is larger than {format_size(MAX_LABEL_BYTES)}, too large"
+                " for a label"
             )
         content = _content(file, endings[candidate])
         if candidate == "json":

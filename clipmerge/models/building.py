@@ -18,7 +18,7 @@ from clipmerge.checkpoint.inputs import HEAD_WEIGHT
 from clipmerge.checkpoint.source import OPEN_CLIP_CONFIG
 from clipmerge.errors import CheckpointError
 from clipmerge.families import Family
-from clipmerge.files.limits import MOST_SPARE_NUMBERS, MOST_TENSORS, MOST_TIMES_THE_WEIGHTS
+from clipmerge.files.limits import MAX_SPARE_NUMBERS, MAX_TENSORS, MAX_TIMES_THE_WEIGHTS
 from clipmerge.files.safetensors import TensorEntry
 from clipmerge.files.side_files import PROCESSORS, VOCABULARIES
 from clipmerge.models import ImageTextModel, model_for
@@ -88,14 +88,14 @@ def no_larger_than(source: str, weights: Iterable[TensorEntry]) -> Iterator[None
 
     A configuration of a few bytes can ask for a billion layers, which a library makes one by one.
     """
-    most = MOST_TIMES_THE_WEIGHTS * sum(entry.size for entry in weights) + MOST_SPARE_NUMBERS
+    most = MAX_TIMES_THE_WEIGHTS * sum(entry.size for entry in weights) + MAX_SPARE_NUMBERS
     tensors, numbers = 0, 0
 
     def count(_module: Any, _name: str, tensor: Any) -> None:
         nonlocal tensors, numbers
         tensors += 1
         numbers += tensor.numel() if tensor is not None else 0
-        if tensors > MOST_TENSORS or numbers > most:
+        if tensors > MAX_TENSORS or numbers > most:
             raise CheckpointError(
                 f"{source}: its configuration does not match the weights: it describes a far larger"
                 " model; correct it"

@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from clipmerge.errors import counted
-from clipmerge.files.limits import LONGEST_PROMPT
+from clipmerge.files.limits import MAX_PROMPT_LENGTH
 from clipmerge.models import ImageTextModel
 
 # A tokenizer takes about 0.25 tokens for a byte of its own languages, and near to one for every
@@ -21,7 +21,7 @@ def caption_notes(source: str, model: ImageTextModel, captions: Sequence[str]) -
     """Notes on captions that are cut off, and on those in a language that the tokenizer hardly
     knows.
     """
-    texts = [text[:LONGEST_PROMPT] for text in captions]
+    texts = [text[:MAX_PROMPT_LENGTH] for text in captions]
     cut = unknown = total = bytes_read = length = 0
     for start in range(0, len(texts), _TEXTS_AT_ONCE):
         part = texts[start : start + _TEXTS_AT_ONCE]

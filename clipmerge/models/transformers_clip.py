@@ -15,7 +15,7 @@ from torch.nn.functional import normalize
 
 from clipmerge.errors import CheckpointError
 from clipmerge.families import Family
-from clipmerge.files.limits import LARGEST_SIDE
+from clipmerge.files.limits import MAX_SIDE
 from clipmerge.files.side_files import PROCESSORS
 from clipmerge.models import ImageTextModel
 from clipmerge.models.loading import blaming, check_words, preparing
@@ -197,9 +197,9 @@ def _load_processor(folder: Path) -> Any:
     sides = [
         side for size in sizes if size for name, side in dict(size).items() if "pixels" not in name
     ]
-    if any(isinstance(side, int | float) and side > LARGEST_SIDE for side in sides):
+    if any(isinstance(side, int | float) and side > MAX_SIDE for side in sides):
         raise CheckpointError(
-            f"{folder}: its image processor makes images of more than {LARGEST_SIDE} pixels per"
+            f"{folder}: its image processor makes images of more than {MAX_SIDE} pixels per"
             f" side; correct {' or '.join(PROCESSORS)}"
         )
     return processor

@@ -14,7 +14,7 @@ from pydantic import BeforeValidator, Field, ValidationError
 from clipmerge import __version__
 from clipmerge.config import OutputDtype
 from clipmerge.errors import OutputError, shorten
-from clipmerge.files.limits import MOST_RECORD_VALUES
+from clipmerge.files.limits import MAX_RECORD_VALUES
 from clipmerge.files.reading import check_values, parse_json, read_text, refusing
 from clipmerge.files.side_files import inside
 from clipmerge.files.staging import RECORD
@@ -311,7 +311,7 @@ def merge_record(
 def parse_record(text: str, where: str) -> MergeRecord:
     """Read a record's text."""
     try:
-        check_values(text, MOST_RECORD_VALUES)
+        check_values(text, MAX_RECORD_VALUES)
         data = parse_json(text)
         if isinstance(data, dict) and data.get("format") == _EARLIER_FORMAT:
             data = upgrade(data) | {"format": FORMAT}

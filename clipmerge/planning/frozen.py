@@ -6,7 +6,7 @@ from typing import Annotated, Any, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict
 
-from clipmerge.files.limits import MOST_LAYERS, MOST_MEASURED
+from clipmerge.files.limits import MAX_LAYERS, MAX_MEASURED
 
 _DEEPEST, _LARGEST = 20, 2**63
 
@@ -47,15 +47,15 @@ def _plain(value: Any) -> Any:
 
 
 def _few_layers(value: Any) -> Any:
-    if isinstance(value, dict) and len(value) > MOST_LAYERS:
-        raise ValueError(f"more than {MOST_LAYERS} layers")
+    if isinstance(value, dict) and len(value) > MAX_LAYERS:
+        raise ValueError(f"more than {MAX_LAYERS} layers")
     return value
 
 
 def _little_measured(value: Any) -> Any:
     rows = value.values() if isinstance(value, dict) else ()
-    if sum(len(row) for row in rows if isinstance(row, dict)) > MOST_MEASURED:
-        raise ValueError(f"more than {MOST_MEASURED} numbers")
+    if sum(len(row) for row in rows if isinstance(row, dict)) > MAX_MEASURED:
+        raise ValueError(f"more than {MAX_MEASURED} numbers")
     return value
 
 

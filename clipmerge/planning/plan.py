@@ -19,7 +19,7 @@ from pydantic import Field, PrivateAttr, ValidationError
 from clipmerge.config import Missing, OutputDtype
 from clipmerge.errors import OutputError, PlanError, RecipeError, did_you_mean
 from clipmerge.files.hashes import sha256_of
-from clipmerge.files.limits import LARGEST_JSON, MOST_RECORD_VALUES
+from clipmerge.files.limits import MAX_JSON_BYTES, MAX_RECORD_VALUES
 from clipmerge.files.reading import Unreadable, check_values, parse_json, read_text
 from clipmerge.files.staging import staged_files
 from clipmerge.planning.earlier import upgrade
@@ -331,8 +331,8 @@ def digest_of(what: Any) -> str:
 def read_plan(path: Path) -> Plan:
     """Read a plan written by `Plan.to_json` or by hand."""
     try:
-        text = read_text(path, LARGEST_JSON)
-        check_values(text, MOST_RECORD_VALUES)
+        text = read_text(path, MAX_JSON_BYTES)
+        check_values(text, MAX_RECORD_VALUES)
         data = parse_json(text)
         if isinstance(data, dict) and data.get("format") == _EARLIER_FORMAT:
             data = upgrade(data) | {"format": _FORMAT}

@@ -14,7 +14,7 @@ from pydantic import Field, ValidationError
 
 from clipmerge.config import Missing
 from clipmerge.errors import RecipeError, did_you_mean, printable, shorten
-from clipmerge.files.limits import LARGEST_RECIPE, MOST_DIGITS
+from clipmerge.files.limits import MAX_DIGITS, MAX_RECIPE_BYTES
 from clipmerge.files.paths import recipe_files
 from clipmerge.files.reading import format_size, read_text, refusing
 from clipmerge.planning.frozen import Frozen, Plain
@@ -167,7 +167,7 @@ def _raw(recipe: StrPath | Mapping[str, Any] | Recipe) -> tuple[str, Json]:
     # in a stranger's folder, a file may have the name of a recipe
     if name not in recipe_files() and (path.suffix in (".yaml", ".yml") or path.is_file()):
         with refusing(RecipeError, f"{name}: cannot be read"):
-            text = read_text(path, LARGEST_RECIPE)
+            text = read_text(path, MAX_RECIPE_BYTES)
     else:
         text = recipe_text(name)
     data = _from_yaml(f"{name}:", text)
@@ -202,7 +202,7 @@ class _Loader(yaml.SafeLoader):
         return super().compose_node(parent, index)
 
     def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
-        if len(node.value) > MOST_DIGITS:
+        if len(node.value) > MAX_DIGITS:
             raise yaml.constructor.ConstructorError(
                 None, None, "a number of very many digits", node.start_mark
             )
@@ -221,8 +221,8 @@ _Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
 
 
 def _from_yaml(subject: str, text: str) -> Any:
-    if len(text) > LARGEST_RECIPE:
-        raise RecipeError(f"{subject} is larger than {format_size(LARGEST_RECIPE)}")
+    if len(text) > MAX_RECIPE_BYTES:
+        raise RecipeError(f"{subject} is larger than {format_size(MAX_RECIPE_BYTES)}")
     try:
         return yaml.load(text, _Loader)
     except RecursionError:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from clipmerge.errors import HubError, OutputError, UsageError, noting, shorten
 from clipmerge.files.hashes import sha256_of
-from clipmerge.files.limits import LARGEST_TEXT
+from clipmerge.files.limits import MAX_TEXT_BYTES
 from clipmerge.files.reading import read_bytes, refusing
 from clipmerge.files.side_files import SIDE_FILES, holds_a_secret, inside, side_file_bytes
 from clipmerge.files.staging import PLAN_FOLDER, RECORD
@@ -363,7 +363,7 @@ def read_target(api: HfApi, job: Push, revision: str | None) -> Target:
 def _download(job: Push, target: Target, name: str) -> str:
     folder = Snapshot(HubId(job.repo_id, target.head)).download([name])
     with refusing(HubError, f"{job.doing}: {name} there cannot be read", f". {NOTHING}"):
-        return read_bytes(folder / name, LARGEST_TEXT).decode("utf-8", errors="replace")
+        return read_bytes(folder / name, MAX_TEXT_BYTES).decode("utf-8", errors="replace")
 
 
 def check_card(job: Push, target: Target, ours: bytes = b"") -> None:

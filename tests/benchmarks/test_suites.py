@@ -261,7 +261,7 @@ def test_a_part_of_another_file_is_thrown_away(server: Releases) -> None:
 def test_a_file_larger_than_any_release_is_not_kept(
     server: Releases, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "LARGEST_RELEASE", 1 << 20)
+    monkeypatch.setattr(module, "MAX_RELEASE_BYTES", 1 << 20)
     with pytest.raises(HubError, match=r"it is larger than 0 GiB\. Is it the right file\?"):
         fetch_release(release(), Progress())
     assert not path_of(release()).exists()

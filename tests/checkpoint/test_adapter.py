@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import CLIPModel, CLIPVisionModel
 
 from clipmerge.checkpoint import Checkpoint, align_checkpoints, open_checkpoint
-from clipmerge.checkpoint.adapter import MOST_PATTERNS
+from clipmerge.checkpoint.adapter import MAX_PATTERNS
 from clipmerge.errors import CheckpointError
 from tests.support.command import clipmerge, done, one_line, refused
 from tests.support.hub_double import FakeHub, upload
@@ -296,8 +296,8 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         "has rank 4, but adapter_config.json says 8; the scale would be wrong",
     ),
     "many patterns": (
-        {"rank_pattern": {f"layer{number}": 4 for number in range(MOST_PATTERNS + 1)}},
-        rf"{MOST_PATTERNS + 1} patterns, more than {MOST_PATTERNS}",
+        {"rank_pattern": {f"layer{number}": 4 for number in range(MAX_PATTERNS + 1)}},
+        rf"{MAX_PATTERNS + 1} patterns, more than {MAX_PATTERNS}",
     ),
     # patterns that could take long
     **{

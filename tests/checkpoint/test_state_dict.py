@@ -175,7 +175,7 @@ def test_an_archive_that_is_larger_than_its_file_is_refused(
     at = content.rfind(b"PK\x01\x02", 0, content.rfind(b"/version"))
     (tmp_path / "x.pt").write_bytes(content[: at + 24] + b"\xff\xff\xff\xfe" + content[at + 28 :])
     refuse(tmp_path / "x.pt", r"is compressed inside")
-    monkeypatch.setattr(state_dict, "LARGEST_PICKLE", 100)
+    monkeypatch.setattr(state_dict, "MAX_PICKLE_BYTES", 100)
     refuse(plain, r"plain\.pt: its pickle is larger than")
 
 

@@ -121,7 +121,7 @@ def tell(connection: socket.socket, path: str, name: str = "model.safetensors") 
     ],
 )
 def test_an_answer_is_bounded(answer: Answer, told: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bounds, "LARGEST_ANSWER", 1 << 20)
+    monkeypatch.setattr(bounds, "MAX_ANSWER_BYTES", 1 << 20)
     with server(answer), pytest.raises(HubError, match=told):
         resolve(HubId("acme/x"))
 
@@ -186,6 +186,6 @@ def test_a_name_that_leads_out_of_the_cache_is_refused(tmp_path: Path, name: str
 
 
 def test_a_listing_without_end_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(download, "MOST_FILES", 0)
+    monkeypatch.setattr(download, "MAX_FILES", 0)
     with server(tell), pytest.raises(HubError, match="lists 1 files, more than 0"):
         resolve(HubId("acme/x"))

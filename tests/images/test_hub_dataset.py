@@ -202,7 +202,7 @@ FILES: dict[str, tuple[dict[str, bytes], str, str]] = {
 def test_datasets_that_cannot_be_used(
     hub: FakeHub, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
-    monkeypatch.setattr(hub_dataset, "LARGEST_TEXT", 1 << 20)
+    monkeypatch.setattr(hub_dataset, "MAX_TEXT_BYTES", 1 << 20)
     content, split, message = FILES[how]
     put(hub, "acme/cars", content, kind="dataset")
     with one_line(ClipmergeError, message):

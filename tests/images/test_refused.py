@@ -291,43 +291,43 @@ CASES = {
         shards_with_linked_names, r"names\.txt: is a link out of its folder, to .*holiday\.png"
     ),
     # what stays small
-    "many zeros": Case(zeros, "a row group would become 1 MiB", limits={"LARGEST_HELD": 100_000}),
+    "many zeros": Case(zeros, "a row group would become 1 MiB", limits={"MAX_HELD_BYTES": 100_000}),
     "a large footer": Case(
-        parquet_of(image=[P], label=["a"]), "Parquet .*limit", limits={"MOST_FOOTER_PARTS": 2}
+        parquet_of(image=[P], label=["a"]), "Parquet .*limit", limits={"MAX_FOOTER_PARTS": 2}
     ),
     "one image in many rows": Case(
         parquet_of(image=[P + bytes(100_000)] * 40, label=["a", "b"] * 20),
         " of the file became 1 MiB of images",
         read=lambda found: (found.image(39), found.sample(40, seed=0)),
-        limits={"LARGEST_HELD": 1 << 20},
+        limits={"MAX_HELD_BYTES": 1 << 20},
     ),
     "labels that are texts": Case(
         parquet_of(image=[P, Q], label=["a" * 2000, "b"]),
         "the texts in column 'label' are too long for labels or captions",
-        limits={"LARGEST_TEXT": 1000},
+        limits={"MAX_TEXT_BYTES": 1000},
     ),
     "a long header": Case(long_header, "a tar archive .a header is larger than 1 MiB"),
     "a large label": Case(tar_of(a__png=P, a__cls=b"x" * (2 << 20)), "a.cls: is larger than 1 MiB"),
     "many pixels": Case(
-        photos(), r"32 x 32 pixels, more than 1000", read=first, limits={"MOST_PIXELS": 1000}
+        photos(), r"32 x 32 pixels, more than 1000", read=first, limits={"MAX_PIXELS": 1000}
     ),
     "many bytes": Case(
-        photos(), r"0\.png: .*\(larger than", read=first, limits={"LARGEST_IMAGE": 10}
+        photos(), r"0\.png: .*\(larger than", read=first, limits={"MAX_IMAGE_BYTES": 10}
     ),
     "many bytes in a row": Case(
         parquet_of(image=[P], label=["a"]),
         "row 0: its image is larger than 1 KiB",
         read=first,
-        limits={"LARGEST_IMAGE": 1024},
+        limits={"MAX_IMAGE_BYTES": 1024},
     ),
     "many bytes in a tar": Case(
         tar_of(**ENTRIES),
         r"a\.png: is larger than 1 KiB",
         read=first,
-        limits={"LARGEST_IMAGE": 1024},
+        limits={"MAX_IMAGE_BYTES": 1024},
     ),
     **{
-        f"many images in {kind}": Case(make, "has more than 2 images", limits={"MOST_IMAGES": 2})
+        f"many images in {kind}": Case(make, "has more than 2 images", limits={"MAX_IMAGES": 2})
         for kind, make in (
             ("a folder", photos()),
             ("a table", parquet_of(image=[P, Q, R], label=["a", "b", "a"])),
@@ -509,7 +509,7 @@ def test_a_source_that_changes_while_it_is_read(tar: Path, tmp_path: Path) -> No
 
 
 def test_cards_that_are_too_large_or_refer_to_themselves(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hub_dataset, "LARGEST_FRONT_MATTER", 100)
+    monkeypatch.setattr(hub_dataset, "MAX_FRONT_MATTER_BYTES", 100)
     with pytest.raises(Unreadable, match=r"its metadata are larger than"):
         front_matter("---\n" + "a: b\n" * 30 + "---\n")
     with pytest.raises(Unreadable, match=r"an alias \(\*name\) in it"):

@@ -9,7 +9,7 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 
 from clipmerge.errors import PlanError
-from clipmerge.files.limits import MOST_MEASURED
+from clipmerge.files.limits import MAX_MEASURED
 from clipmerge.planning.finding import Finding
 from clipmerge.planning.frozen import LittleMeasured
 from clipmerge.planning.layer_plan import LayerPlan
@@ -124,9 +124,9 @@ def test_the_digest_tells_parts_of_a_file_and_learned_coefficients_apart() -> No
 
 def test_more_numbers_than_a_model_has_are_refused() -> None:
     measured: TypeAdapter[Any] = TypeAdapter(Annotated[dict[str, dict[str, float]], LittleMeasured])
-    row = {str(number): 0.0 for number in range(MOST_MEASURED // 2)}
+    row = {str(number): 0.0 for number in range(MAX_MEASURED // 2)}
     assert len(measured.validate_python({"a": row, "b": row})) == 2
-    with pytest.raises(ValidationError, match=f"more than {MOST_MEASURED} numbers"):
+    with pytest.raises(ValidationError, match=f"more than {MAX_MEASURED} numbers"):
         measured.validate_python({"a": row, "b": row, "c": {"x": 1.0}})
 
 

@@ -410,7 +410,7 @@ def test_merge_push_and_merge_again_from_the_pushed_id_in_processes_of_their_own
 def test_a_text_that_is_too_large_is_not_read(
     hub: FakeHub, merged: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("clipmerge.publish.push.LARGEST_TEXT", 1000)
+    monkeypatch.setattr("clipmerge.publish.push.MAX_TEXT_BYTES", 1000)
     upload(hub, "alice/robust", {"README.md": b"---\nlicense: mit\n---\n" + b" " * 1001})
     with pytest.raises(
         (HubError, UsageError), match=r"README.md there cannot be read .*Nothing was published"

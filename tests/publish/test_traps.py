@@ -198,7 +198,7 @@ def arrived(hub: FakeHub, folder: Path, repo_id: str) -> list[str]:
 
 def test_a_file_to_be_copied_is_bounded(tmp_path: Path) -> None:
     with (tmp_path / "merges.txt").open("wb") as file:
-        file.truncate(side_files.LARGEST_SIDE_FILE + 1)
+        file.truncate(side_files.MAX_SIDE_FILE_BYTES + 1)
     with pytest.raises(
         CheckpointError, match=r"merges.txt: cannot be read \(larger than 256 MiB\)"
     ):
