@@ -198,6 +198,12 @@ class DistributedContext:
             self.device = torch.device(device.type, index)
         self.world_size: int = self.state.num_processes
         self.rank: int = self.state.process_index
+        started = os.environ.get("WORLD_SIZE", os.environ.get("OMPI_COMM_WORLD_SIZE", "1"))
+        if self.world_size == 1 and started != "1":  # each would write the output as the only one
+            raise UsageError(
+                f"{started} processes were started, but those on {device.type} cannot join as they"
+                " were started: use torchrun, or one process, or `device=cpu`"
+            )
         self.is_main_process: bool = self.state.is_main_process
 
 

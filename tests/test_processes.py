@@ -255,6 +255,16 @@ def test_a_process_computes_on_a_card_that_it_sees(monkeypatch: pytest.MonkeyPat
     assert DistributedContext(torch.device("cuda")).device == torch.device("cuda", 2)
 
 
+@pytest.mark.parametrize("name", ["WORLD_SIZE", "OMPI_COMM_WORLD_SIZE"])
+def test_processes_that_cannot_join_are_refused(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """On Apple's GPUs, or by mpirun on cards, each would write the output as the only one."""
+    PartialState(cpu=True)
+    monkeypatch.setattr("clipmerge.distributed._end_if_blocked", lambda: None)
+    monkeypatch.setenv(name, "2")
+    with pytest.raises(UsageError, match="2 processes were started, but those on mps cannot join"):
+        DistributedContext(torch.device("mps"))
+
+
 @pytest.mark.slow
 def test_sigterm_ends_a_process_whose_group_does_not_form(
     pair: Folders, images: Path, tmp_path: Path

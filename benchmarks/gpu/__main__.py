@@ -25,12 +25,13 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor, CLIPTokenizer
+from transformers import CLIPModel
 
 import clipmerge
 from clipmerge.plugins import plugin_names
 from clipmerge.progress import Progress
-from tests.support.tiny_clip import END, START, tiny_config, vocabulary
+from tests.support.real_sizes import config_of, processor_of
+from tests.support.tiny_clip import tiny_config, tiny_processor
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "benchmarks" / "results" / "gpu"
@@ -40,38 +41,10 @@ BEGIN, FINISH = "<!-- table: python -m benchmarks.gpu -->\n", "<!-- end of the g
 Case = Callable[[], dict[str, Any]]
 _MINUTES = 40
 _STEPS, _IMAGES, _JPEGS = 20, 1024, 5000
-#: Width, inner width, blocks, heads and patch of the vision tower; width, inner width, blocks and
-#: heads of the text tower; width of the projection; pixels.
-_SIZES: dict[str, tuple[tuple[int, ...], tuple[int, ...], int, int]] = {
-    "B/32": ((768, 3072, 12, 12, 32), (512, 2048, 12, 8), 512, 224),
-    "L/14@336": ((1024, 4096, 24, 16, 14), (768, 3072, 12, 12), 768, 336),
-    "H/14": ((1280, 5120, 32, 16, 14), (1024, 4096, 24, 16), 1024, 224),
-}
+# bigG/14 takes too long.
+_SIZES = ("B/32", "L/14@336", "H/14")
 #: Measures that need several checkpoints, or learn: `auto` is measured by itself.
 _OTHERS = {"soup-accuracy", "learned-coefficients", "learned-sparse", "projection-radii"}
-
-
-def config_of(size: str) -> CLIPConfig:
-    """The configuration of a size; ``tiny`` is for tests."""
-    words = vocabulary()
-    ends = {"bos_token_id": words[START], "eos_token_id": words[END], "pad_token_id": words[END]}
-    if size == "tiny":
-        return tiny_config(2, 16)
-    vision, text, projection, pixels = _SIZES[size]
-    names = (
-        "hidden_size",
-        "intermediate_size",
-        "num_hidden_layers",
-        "num_attention_heads",
-        "patch_size",
-    )
-    return CLIPConfig(
-        vision_config=dict(zip(names, vision, strict=True)) | {"image_size": pixels},
-        text_config=dict(zip(names, text, strict=False))
-        | ends
-        | {"vocab_size": 49408, "max_position_embeddings": 77},
-        projection_dim=projection,
-    )
 
 
 def save_pair(folder: Path, size: str) -> tuple[Path, Path]:
@@ -79,18 +52,13 @@ def save_pair(folder: Path, size: str) -> tuple[Path, Path]:
     name = re.sub(r"\W+", "-", size.lower())
     paths = (folder / f"{name}-zeroshot", folder / f"{name}-finetuned")
     if not (paths[1] / "config.json").exists():
-        config = config_of(size)
-        side = config.vision_config.image_size
-        images = CLIPImageProcessor(
-            size={"shortest_edge": side}, crop_size={"height": side, "width": side}
-        )
-        length = config.text_config.max_position_embeddings
-        tokenizer = CLIPTokenizer(vocab=vocabulary(), merges=[], model_max_length=length)
+        config = tiny_config(2, 16) if size == "tiny" else config_of(size)
+        processor = tiny_processor() if size == "tiny" else processor_of(size)
         torch.manual_seed(0)
         model = CLIPModel(config).half()
         for path in paths:
             model.save_pretrained(path)
-            CLIPProcessor(image_processor=images, tokenizer=tokenizer).save_pretrained(path)
+            processor.save_pretrained(path)
             with torch.no_grad():
                 for parameter in model.parameters():
                     parameter.add_(

@@ -37,68 +37,90 @@ def modelled(work: dict[str, float]) -> float:
     return max(work["seconds"], START * work["kernels"])
 
 
+def compiled(size: dict[str, Any]) -> dict[str, Any]:
+    """The same size with compiled blocks, in steps and teachers."""
+    blocks = size["blocks"]
+    found = dict(size)
+    for part, passes in (("step", ("forward", "backward")), ("teacher", ("forward",))):
+        work = dict(size[part])
+        for name in ("kernels", "bytes", "seconds"):
+            work[name] -= blocks * sum(
+                size[each][name] - size[f"compiled_{each}"][name] for each in passes
+            )
+        found[part] = work
+    return found
+
+
+def step_seconds(size: dict[str, Any]) -> float:
+    """A step, with its teachers."""
+    return modelled({name: size["step"][name] + size["teacher"][name] for name in size["step"]})
+
+
 def totals(size: dict[str, Any]) -> dict[str, tuple[float, float]]:
     """Seconds of the parts of `auto`, at the fewest and the most looks."""
-    step = modelled(size["step"]) + modelled(size["teacher"])
-    look = modelled(size["look"])
-    image = size["image"]["seconds"]
-    judged = HELD_BACK * _PROBES * _MODELS * image
+    look, image = modelled(size["look"]), size["image"]["seconds"]
     follow = FOLLOW * size["weights"] / 151e6
+    fewest, most = LOOKS
     parts = {
-        "steps": (STEPS * step, STEPS * step),
-        "looks": (LOOKS[0] * look, LOOKS[1] * look),
-        "verdict": (judged + follow, judged + follow),
+        "steps": (STEPS * step_seconds(size),) * 2,
+        "looks": (fewest * look, most * look),
+        "verdict": (HELD_BACK * _PROBES * _MODELS * image + follow,) * 2,
     }
-    return parts | {"all": tuple(sum(each[at] for each in parts.values()) for at in (0, 1))}  # type: ignore[dict-item]
+    low, high = (sum(each[at] for each in parts.values()) for at in (0, 1))
+    return parts | {"all": (low, high)}
 
 
 def shared(size: dict[str, Any], cards: int = 8) -> float:
     """Seconds of a step on several cards: its pictures shared, its coefficients added up."""
-    work = {
-        name: size["step"][name] - (1 - 1 / cards) * size["pictures"][name]
-        for name in ("seconds", "kernels")
-    }
-    work["kernels"] = size["step"]["kernels"]
+    step = size["step"]
+    alike = step["seconds"] - size["pictures"]["seconds"]  # weights are placed on each
+    device = (step["seconds"] - alike + size["teacher"]["seconds"]) / cards + alike
+    kernels = step["kernels"] + size["teacher"]["kernels"]
     added = 2 * (cards - 1) / cards * 4 * size["moving"] / LINK
-    teacher = {**size["teacher"], "seconds": size["teacher"]["seconds"] / cards}
-    return modelled(work) + added + modelled(teacher)
+    return max(device, START * kernels) + added
 
 
-def table(found: dict[str, Any]) -> str:
-    """The table, by size."""
-    sizes = found["sizes"]
-    works = [
-        {key: each["step"][key] + each["teacher"][key] for key in each["step"]}
-        for each in sizes.values()
-    ]
+def _both(size: dict[str, Any], name: str) -> float:
+    return float(size["step"][name] + size["teacher"][name])
+
+
+def _range(seconds: tuple[float, float]) -> str:
+    low, high = seconds
+    return f"{low:.1f}" if round(low) == round(high) else f"{low:.0f} to {high:.0f}"
+
+
+def table(file: Path) -> str:
+    """The table of what was counted, by size."""
+    if not file.exists():
+        return "Not counted yet.\n"
+    sizes = json.loads(file.read_text("utf-8"))["sizes"]
+    plain, short = list(sizes.values()), [compiled(each) for each in sizes.values()]
     rows = [
-        ["*counted* a step: TFLOP", *(f"{work['flops'] / 1e12:.1f}" for work in works)],
-        ["a step: GB moved by kernels", *(f"{work['bytes'] / 1e9:.0f}" for work in works)],
-        ["a step: kernels", *(f"{work['kernels']:,.0f}" for work in works)],
+        ["*counted*, a step: TFLOP", *(f"{_both(each, 'flops') / 1e12:.1f}" for each in plain)],
+        ["GB moved by kernels", *(f"{_both(each, 'bytes') / 1e9:.0f}" for each in plain)],
+        ["kernels", *(f"{_both(each, 'kernels'):,.0f}" for each in plain)],
         [
-            "a step: waits, of them inside its passes",
-            *(f"{each['waits']:.0f}, {each['inside']:.0f}" for each in sizes.values()),
+            "waits, of them inside its passes",
+            *(f"{each['waits']:.0f}, {each['inside']:.0f}" for each in plain),
         ],
-        ["highest memory, GB", *(f"{each['peak'] / 1e9:.1f}" for each in sizes.values())],
-        [
-            "*modelled* a step: device / CPU, ms",
-            *(
-                f"{1e3 * work['seconds']:.0f} / {1e3 * START * work['kernels']:.0f}"
-                for work in works
-            ),
-        ],
+        ["highest memory, GB", *(f"{each['peak'] / 1e9:.1f}" for each in plain)],
     ]
-    for part in ("steps", "looks", "verdict", "all"):
-        cells = []
-        for size in sizes.values():
-            low, high = totals(size)[part]
-            cells.append(f"{low:.0f}" if round(low) == round(high) else f"{low:.0f} to {high:.0f}")
-        rows.append([f"`auto`, {IMAGES:,} images: {part}, s", *cells])
-    gains = []
-    for each in sizes.values():
-        alone, together = modelled(each["step"]) + modelled(each["teacher"]), shared(each)
-        gains.append(f"{1e3 * together:.0f} ({alone / together:.1f} x)")
-    rows.append(["a step on 8 cards, ms (gain)", *gains])
+    for name, every in (("", plain), (", compiled", short)):
+        times = [
+            f"{1e3 * _both(each, 'seconds'):.0f} / {1e3 * START * _both(each, 'kernels'):.0f}"
+            for each in every
+        ]
+        rows.append([f"*modelled*{name}, a step: device / CPU, ms", *times])
+        for part in ("steps", "looks", "verdict", "all"):
+            if name and part in ("looks", "verdict"):
+                continue
+            ranges = [totals(each)[part] for each in every]
+            rows.append([f"`auto`, {IMAGES:,} images{name}: {part}, s", *map(_range, ranges)])
+        gains = [
+            f"{1e3 * shared(each):.0f} ({step_seconds(each) / shared(each):.1f} x)"
+            for each in every
+        ]
+        rows.append([f"a step on 8 cards{name}, ms (gain)", *gains])
     lines = [["", *sizes], ["---", *["---:"] * len(sizes)], *rows]
     return "".join("| " + " | ".join(line) + " |\n" for line in lines)
 
@@ -125,8 +147,7 @@ def main() -> int:
             COUNTED.write_text(json.dumps(found, indent=1) + "\n", "utf-8")
             print(f"{size}: {found['sizes'][size]}", flush=True)
     before, rest = PAGE.read_text("utf-8").split(BEGIN)
-    found = json.loads(COUNTED.read_text("utf-8"))
-    PAGE.write_text(before + BEGIN + table(found) + FINISH + rest.split(FINISH)[1], "utf-8")
+    PAGE.write_text(before + BEGIN + table(COUNTED) + FINISH + rest.split(FINISH)[1], "utf-8")
     return 0
 
 

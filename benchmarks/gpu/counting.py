@@ -14,12 +14,15 @@ from torch import Tensor
 from torch.utils.flop_counter import flop_registry
 
 from benchmarks.gpu.count import BYTES, FLOPS, IMAGES
+from benchmarks.gpu.fusing import compiled_block
 from clipmerge.distributed import device_work
 from clipmerge.learning.coefficients import Coefficients
 from clipmerge.learning.descent import Descent, LossScale
 from clipmerge.learning.learn import LearningConfig, learn
-from clipmerge.learning.learning_loss import LossConfig
+from clipmerge.learning.learning_loss import LossConfig, with_teacher_targets
+from clipmerge.learning.steps import lay_out
 from clipmerge.learning.weights import InterpolatedWeights
+from clipmerge.models.kernels import blocks_of
 from clipmerge.models.precision import passes
 from tests.support.pretended_device import Counts, counted, taken
 from tests.support.real_sizes import hollow_objective
@@ -34,8 +37,7 @@ _PARTS: tuple[tuple[Any, str, str], ...] = (
     (_LEARNING, "with_teacher_targets", "teacher"),
     (_LEARNING, "backpropagate", "pictures"),
     (_LEARNING, "make_pictures", "pictures"),
-    (_LEARNING, "validate", "look"),
-    (Coefficients, "place", "weights"),
+    (Coefficients, "place", "place"),
     (Coefficients, "_take_waiting", "weights"),
     (Descent, "step", "weights"),
     (LossScale, "unscale", "weights"),
@@ -43,6 +45,10 @@ _PARTS: tuple[tuple[Any, str, str], ...] = (
 )
 
 
+_OTHERS = ("taught", "else", "rest", "image", "forward", "backward")
+# Steps whose teachers see their images at once; pictures of a step; passes of a look, and the
+# pictures of each: about 400 of 205 held-out images.
+_TAUGHT, _PICTURES, _LOOKS, _LOOK = 7, 80, 10, 41
 _NAMES = {part for *_, part in _PARTS}
 
 
@@ -52,7 +58,7 @@ class Tally:
     def __init__(self, counts: Counts) -> None:
         self.part = "else"
         none = dict.fromkeys(("kernels", "flops", "bytes", "seconds"), 0.0)
-        self.works = {part: dict(none) for part in ("else", "rest", "image", *_NAMES)}
+        self.works = {part: dict(none) for part in (*_OTHERS, *_NAMES)}
         self.waits = dict.fromkeys(self.works, 0)
         self._counts = counts
         counts.watch = self._watch
@@ -120,32 +126,48 @@ def _sum(*works: dict[str, float]) -> dict[str, float]:
     return {name: sum(work[name] for work in works) for name in works[0]}
 
 
-def count(size: str, steps: int = 2) -> dict[str, Any]:
-    """Counts of a step, of its teachers, of a look of the held-out images, and of an image."""
+def count(size: str) -> dict[str, Any]:
+    """Counts of a step, of its teachers, of a look at the held-out images, and of an image."""
     with tempfile.TemporaryDirectory() as folder, counted(hollow=True, most=80 << 30) as counts:
         before = taken()
         objective = hollow_objective(Path(folder), size, images=IMAGES)
         values = Coefficients(objective, "entry")
         tally = Tally(counts)
         with device_work(), tally.parts():
-            config = LearningConfig(_LOSS, steps, 0.033, batch=40, held_back=0.2)
-            learn(objective, values, config)
-        pixels = objective.data.batches[0].pixels[:64]
+            learn(objective, values, LearningConfig(_LOSS, 1, 0.033, batch=40))
+            with tally.during("taught"):
+                with_teacher_targets(objective, lay_out(objective, _TAUGHT, batch=40).steps, _LOSS)
+        module = objective.criterion.model.module
+        blocks = blocks_of(objective.criterion.model.towers["vision"])
+        width = module.config.vision_config.hidden_size
+        tokens = module.vision_model.embeddings.num_positions
+        device = objective.data.context.device
+        hidden = torch.empty(_PICTURES, tokens, width, device=device, requires_grad=True)
+        with passes(device, "auto"):
+            with tally.during("forward"):
+                output = blocks[0](hidden, None)
+            with tally.during("backward"):
+                (output[0] if isinstance(output, tuple) else output).sum().backward()
+        pixels = objective.data.batches[0].pixels[:_LOOK]
         with tally.during("image"), torch.no_grad(), passes(pixels.device, "auto"):
             objective.criterion.embed(pixels)
-        module = objective.criterion.model.module
         works = tally.works
-        # the coefficients are placed for one look, and once at the end, as in each step
-        weights = _per(works["weights"], steps)
-        return {
+        # the coefficients are placed once more at the end
+        placed = _per(works["place"], 2)
+        found = {
+            "blocks": len(blocks),
+            "forward": works["forward"],
+            "backward": works["backward"],
             "weights": sum(each.numel() for each in module.parameters()),
             "moving": sum(value.numel() for value in values.values.values()),
             "peak": counts.peak - before,
-            "waits": (tally.waits["rest"] - tally.waits["once"]) / steps,
-            "inside": tally.waits["pictures"] / steps,
-            "step": _sum(*(_per(works[part], steps) for part in ("pictures", "rest")), weights),
-            "pictures": _per(works["pictures"], steps),
-            "teacher": _per(works["teacher"], steps),
-            "look": _per(works["look"], 2),
+            "waits": tally.waits["rest"],
+            "inside": tally.waits["pictures"],
+            "step": _sum(works["pictures"], works["rest"], works["weights"], placed),
+            "pictures": works["pictures"],
+            "teacher": _per(works["taught"], _TAUGHT),
+            "look": {name: _LOOKS * value for name, value in works["image"].items()},
             "image": _per(works["image"], len(pixels)),
         }
+    forward, backward = compiled_block(size, _PICTURES)
+    return found | {"compiled_forward": forward, "compiled_backward": backward}

@@ -7,6 +7,7 @@ alone; nothing is compiled.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -72,11 +73,15 @@ def work_of(graph: torch.fx.Graph) -> dict[str, float]:
         outputs = [node for node in nodes if users.get(node, set()) - {first}]
         moved = sum(_nbytes(each.meta.get("val")) for each in (*inputs, *outputs))
         flops = 0
-        for node in nodes:
+        for node in filter(_is_product, nodes):
+            values = torch.fx.node.map_arg(node.args, lambda each: each.meta["val"])
             formula = flop_registry.get(getattr(node.target, "overloadpacket", None))
-            if formula and _is_product(node):
-                values = torch.fx.node.map_arg(node.args, lambda each: each.meta["val"])
+            if formula:
                 flops += formula(*values, out_val=node.meta["val"])
+            else:  # attention on a CPU: two products, and backward five
+                back = "backward" in str(node.target)
+                (*sizes, width), key = values[back].shape, values[1 + back].shape
+                flops += (5 if back else 2) * 2 * math.prod(sizes) * key[-2] * width
         work["kernels"] += 1
         work["flops"] += flops
         work["bytes"] += moved

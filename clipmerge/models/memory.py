@@ -70,8 +70,11 @@ def memory(device: torch.device) -> int:
     """
     card: Any = getattr(torch, device.type, None)
     if hasattr(card, "mem_get_info"):
-        unused = card.memory_reserved(device) - card.memory_allocated(device)
-        return int(card.mem_get_info(device)[0] + unused)
+        allocated = card.memory_allocated(device)
+        try:
+            return int(card.mem_get_info(device)[0] + card.memory_reserved(device) - allocated)
+        except RuntimeError:  # some of Intel's cannot say it
+            return int(card.get_device_properties(device).total_memory - allocated)
     if device.type == "mps":  # pragma: no cover - needs Apple's GPU
         return int(card.recommended_max_memory() - card.driver_allocated_memory())
     try:

@@ -13,6 +13,7 @@ from benchmarks.ancestry.__main__ import counts, further_pairs, judge
 from benchmarks.digits import __main__ as command
 from benchmarks.digits.training import Training
 from benchmarks.gpu import __main__ as gpu
+from benchmarks.gpu import count
 from benchmarks.gpu.__main__ import cases, run, table
 from benchmarks.speed import checkpoints
 from benchmarks.speed.decide_cases import PAGE, page_with, rows, totals
@@ -40,6 +41,18 @@ def test_the_page_has_the_table_of_gpus() -> None:
         sorted(gpu.RESULTS.glob("*.json"))
     )
     assert table([]) == "Not measured: no GPU has been at hand.\n"
+
+
+def test_the_page_has_the_counts() -> None:
+    part = count.PAGE.read_text(encoding="utf-8").partition(count.BEGIN)[2]
+    assert part.partition(count.FINISH)[0] == count.table(count.COUNTED)
+
+
+def test_a_learning_is_repeated_only_if_every_entry_is() -> None:
+    one = {"a": torch.tensor([0.2, 0.4])}
+    assert gpu.are_equal(one, {"a": torch.tensor([0.2, 0.4])})
+    assert not gpu.are_equal(one, {"a": torch.tensor([0.4, 0.2])})  # with the same mean
+    assert not gpu.are_equal({}, {})
 
 
 def no_memory() -> dict[str, Any]:

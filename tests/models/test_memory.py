@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from clipmerge.distributed import device_work
 from clipmerge.errors import MeasureError
-from clipmerge.models.memory import MicroBatcher, _limits
+from clipmerge.models.memory import MicroBatcher, _limits, memory
 
 
 def _groups(folder: Path, own: str, files: dict[str, str]) -> tuple[Path, Path]:
@@ -116,3 +117,22 @@ def test_other_errors_are_not_tried_again() -> None:
     with pytest.raises(RuntimeError, match="assert"), device_work():
         MicroBatcher(4, str).run(9, work)
     assert attempts == [4]
+
+
+def test_a_card_that_cannot_say_what_is_free_says_what_it_has(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Some of Intel's; others count what torch keeps for itself as free."""
+
+    def unknown(_: torch.device) -> tuple[int, int]:
+        raise RuntimeError("The device doesn't support querying the available free memory")
+
+    device = torch.device("xpu")
+    properties = SimpleNamespace(total_memory=1000)
+    for name, value in (("memory_allocated", 100), ("memory_reserved", 150)):
+        monkeypatch.setattr(torch.xpu, name, lambda _, value=value: value)
+    monkeypatch.setattr(torch.xpu, "get_device_properties", lambda _: properties)
+    monkeypatch.setattr(torch.xpu, "mem_get_info", lambda _: (500, 1000))
+    assert memory(device) == 550
+    monkeypatch.setattr(torch.xpu, "mem_get_info", unknown)
+    assert memory(device) == 900
