@@ -52,6 +52,9 @@ class Slopes:
         # few prompts go forward once, and their activations are held while images go through;
         # others go forward twice
         self._keeps_graph = path.text_changes and alone and not prompts.are_many
+        # a batch has few of all captions, which are embedded again with a graph
+        self._own_prompts = path.text_changes and objective.criterion.is_contrastive
+        self._keeps_graph &= not self._own_prompts
         # read once: a path over mapped files reads them on every access
         self._changes = {name: change.flatten() for name, change in path.task_vector.items()}
         # float64 where there is one, so that masks rank the same entries for any number of
@@ -64,7 +67,11 @@ class Slopes:
         )
         self._generator = torch.Generator().manual_seed(objective.seed)
         self.drawn, self._text_work = 0, 0.0
-        if path.text_changes:
+        if self._own_prompts:
+            self.drawn = prompts.count
+            work = prompts.count * (1 + GRADIENT / shares.context.world_size)
+            self._text_work = _prompt_cost(objective) * work
+        elif path.text_changes:
             count, batches = prompts.count, len(shares.batch_sizes)
             cost = _prompt_cost(objective)
             # all if they cost little compared with the images
@@ -96,12 +103,21 @@ class Slopes:
         for batch, loss, grad_prompts in objective.image_gradients(
             features, micro_batcher=self._micro_batcher
         ):
-            rows[batch.number] = self._pop_slopes(part * len(batch) / shares.images).tolist()
-            losses[batch.number] = loss
-            if grad_prompts is not None:
+            weight = part * len(batch) / shares.images
+            row = self._pop_slopes(weight)
+            if grad_prompts is not None and self._own_prompts:
+                places = torch.unique(batch.labels)
+                embedded = objective.criterion.prompts.features(places=places)
+                embedded.backward(grad_prompts[places])  # type: ignore[no-untyped-call]
+                row += self._pop_slopes(weight)
+            elif grad_prompts is not None:
                 gradients_by_batch[batch.number] = grad_prompts.cpu()
+            rows[batch.number] = row.tolist()
+            losses[batch.number] = loss
         slopes = torch.tensor(shares.by_batch(rows), dtype=torch.float64)
-        if objective.weights.text_changes:
+        if self._own_prompts:
+            objective.work.tick(self._text_work)
+        elif objective.weights.text_changes:
             each = torch.stack(shares.by_batch(gradients_by_batch)).to(features.device)
             if self.drawn == len(features):
                 parts = [part * size / shares.images for size in shares.batch_sizes]
