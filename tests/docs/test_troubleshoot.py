@@ -58,6 +58,7 @@ COMMANDS = {
     ),
     "a template without `{}`": "merge {z} {f} -r wise-ft --data {images} --template photo -o out",
     "a handful of images": "merge {z} {f} -r wise-ft --data {few} -o out",
+    "unreadable images": "evaluate {z} --data {broken}",
     "an image without a caption": "merge {z} {f} -r wise-ft --data {blank} -o out",
     "a row of a table whose file is missing": "merge {z} {f} -r wise-ft --data {table} -o out",
     "the same with `--skip-unreadable`": (
@@ -127,6 +128,8 @@ def places(
         (long / f"{number}.txt").write_text(f"caption {number} " + 30 * "word ")
     for emptied in [path for path in long.iterdir() if path.is_dir()]:
         emptied.rmdir()
+    broken = save_images(folder / "broken", each=2)
+    next(iter(sorted(broken.glob("*/*.png")))).write_bytes(b"not an image")
     rows = [f"blank/{number}.png,picture {number}" for number in range(len(found) + 1)]
     (folder / "table.csv").write_text("\n".join(["filepath,title", *rows]))
     half = Path(shutil.copytree(pair[1], folder / "half"))
@@ -160,6 +163,7 @@ def places(
         "one": save_images(folder / "one", each=4, classes=("cat",)),
         "blank": blank,
         "both": both,
+        "broken": broken,
         "long": long,
         "table": folder / "table.csv",
         "few": save_images(folder / "few", each=2, classes=("cat", "dog")),
