@@ -87,7 +87,6 @@ def test_processes_learn_what_one_does(
     ("kind", "name"),
     [
         ("cuda", "pretended_device_cases.py"),
-        ("mps", "pretended_device_cases.py"),
     ],
 )
 def test_the_cases_of_the_pretended_device_pass(kind: str, name: str) -> None:
