@@ -69,7 +69,8 @@ def save_output(finetuned: Path, folder: Path) -> Path:
     record = copy.deepcopy(RECORD)
     record["zeroshot"] = {"source": "/home/me/models/base", "revision": None, "files": {}}
     record["files"] = {
-        "model.safetensors": hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+        name: hashlib.sha256((folder / name).read_bytes()).hexdigest()
+        for name in ("config.json", "model.safetensors")
     }
     (folder / "clipmerge.json").write_text(json.dumps(record))
     (folder / "README.md").write_text(model_card(MergeRecord.model_validate(record), repo_id=None))
