@@ -75,8 +75,8 @@ def objective_for(
     else:
         images, contrastive = drawn, False
         templates = templates_for(calibration.templates, images.templates)
-    if request.recipe.learns and isinstance(drawn, LabelledImages) and run.held_back:
-        share = (request.recipe.measure or {})["held_back"]
+    share = request.recipe.measure_options.get("held_back", 0.0)  # some learn from all images
+    if share and isinstance(drawn, LabelledImages) and run.held_back:
         choosers = held_out_positions(drawn.labels, share, request.seed)
         run.choosers = drawn.subset(choosers[: MOST - len(run.held_back)])
     if samples.copies:
