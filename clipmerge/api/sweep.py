@@ -186,8 +186,6 @@ def run_sweep(
     planning = time.perf_counter()
     progress.stage("evaluate")
     correct = _score(request, inputs, points, loaded, progress)
-    for run in runs:
-        run.finish()
     progress.stage("bootstrap")
     rows = _rows(request, correct)
 
@@ -245,6 +243,8 @@ def run_sweep(
         },
     }
     score_other_tasks(request, record, inputs, points, tasks, progress)
+    for run in runs:  # what was learned is saved until nothing more can fail
+        run.finish()
     record = with_texts(record) | {"headline": sweep_headline(record)}
     for row, (plan, _) in zip(record["recipes"], planned, strict=True):
         row["decision"]["text"] = headline(plan)

@@ -299,9 +299,9 @@ def _preprocessing(checkpoint: Checkpoint) -> dict[str, Any]:
             settings["interpolation"] = INTERPOLATIONS.get(processor.get("resample", -1))
         if settings.get("interpolation") in INTERPOLATIONS.values():
             known["interpolation"] = settings["interpolation"]
-        for key in ("mean", "std"):
+        for key, name in (("mean", "mean"), ("std", "standard deviation")):
             if settings.get(key) is not None:
-                known[key] = [round(float(value), 4) for value in settings[key]]
+                known[name] = [round(float(value), 4) for value in settings[key]]
     return known
 
 

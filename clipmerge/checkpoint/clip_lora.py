@@ -80,9 +80,11 @@ def is_clip_lora(keys: Iterable[str]) -> bool:
     return bool(keys) and all(map(_FACTOR.fullmatch, keys))
 
 
-def with_clip_lora(base: Checkpoint, adapter: Checkpoint) -> Checkpoint:
-    """Apply the factors of a CLIP-LoRA file to the base that they were trained on."""
-    metadata = _read_metadata(adapter.files[0])
+def with_clip_lora(base: Checkpoint, adapter: Checkpoint, content: Any) -> Checkpoint:
+    """Apply the factors of a CLIP-LoRA file, whose ``content`` is what ``torch.load`` read, to the
+    base that they were trained on.
+    """
+    metadata = _read_metadata(adapter.files[0], content)
     blocks = _blocks(base, adapter, metadata)
     changes: dict[str, list[tuple[int, str]]] = defaultdict(list)
     for name in adapter.entries:
@@ -107,10 +109,7 @@ def with_clip_lora(base: Checkpoint, adapter: Checkpoint) -> Checkpoint:
     return AdaptedCheckpoint(**facts, original=base, lazy=lazy)
 
 
-def _read_metadata(file: Path) -> _Metadata:
-    from clipmerge.checkpoint.state_dict import load
-
-    content, _ = load(file)
+def _read_metadata(file: Path, content: Any) -> _Metadata:
     try:
         return _Metadata.model_validate(content["metadata"])
     except (KeyError, TypeError, ValidationError) as error:

@@ -130,7 +130,12 @@ def open_checkpoint(
             f" base with `clipmerge merge BASE {source.name} --recipe wise-ft --set method.alpha=1"
             " --output DIR`"
         )
-    return with_clip_lora(base, opened) if is_of_clip_lora else adapt(base, opened)
+    if not is_of_clip_lora:
+        return adapt(base, opened)
+    from clipmerge.checkpoint.state_dict import load  # imports torch
+
+    content, _ = load(opened.files[0])
+    return with_clip_lora(base, opened, content)
 
 
 def open_checkpoints(

@@ -69,7 +69,7 @@ def evaluate_sources(
     record: dict[str, Any] = {
         "accuracy": accuracy,
         "accuracy_intervals": {
-            name: wilson(share, len(sources[name])) for name, share in accuracy.items()
+            name: list(wilson(share, len(sources[name]))) for name, share in accuracy.items()
         },
         "images": {name: len(images) for name, images in sources.items()},
         "sources": {

@@ -98,7 +98,7 @@ class Scorer:
         # the text tower's version that texts were embedded with last, and their embeddings
         self._last: dict[Hashable, tuple[int, Tensor]] = {}
 
-    @torch.inference_mode()
+    @torch.no_grad()
     @device_work()
     @freed_memory_kept()
     def score(

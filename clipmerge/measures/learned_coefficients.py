@@ -67,9 +67,9 @@ class LearningOptions:
         augmentations: Kinds of strong augmentation.
         precision: Precision of forward passes; ``auto`` uses bfloat16 if the processor or GPU
             multiplies it faster, and float16 on a CUDA device without.
-        compile: Whether the blocks of the towers are compiled for learning: fewer passes over
-            activations on a card, after half a minute of compiling. ``auto`` compiles where that
-            pays, on large models and many images.
+        compile: Whether the blocks of the towers are compiled for learning: ``always``, ``never``,
+            or ``auto``, where fewer passes over activations are expected to save more than half a
+            minute of compiling: with large models and many images on a card. No card has tried it.
     """
 
     granularity: Granularity = "entry"
@@ -86,7 +86,7 @@ class LearningOptions:
     distill: DistillTarget = "both"
     augmentations: tuple[Augmentation, ...] = AUGMENTATIONS
     precision: Precision = "auto"
-    compile: Compiling = "auto"
+    compile: Compiling = "never"  # nothing has been compiled on a card yet
 
     def config(
         self, sparsify: Callable[[], tuple[Sequence[str], float]] | None = None

@@ -15,7 +15,7 @@ from transformers import CLIPModel
 
 import clipmerge as api
 from clipmerge.api.apply import write_merge
-from clipmerge.api.merge_models import _filled
+from clipmerge.api.merge_models import _with_weights
 from clipmerge.api.plan import prepare
 from clipmerge.cli.env import _version
 from clipmerge.errors import CheckpointError, UsageError
@@ -141,13 +141,13 @@ def test_a_model_with_further_weights_is_refused(pair: Folders) -> None:
     model = CLIPModel.from_pretrained(pair[0])
     weights = {name: torch.zeros_like(value) for name, value in model.state_dict().items()}
     assert not any(
-        bool(value.any()) for value in _filled(model, weights, "keep").state_dict().values()
+        bool(value.any()) for value in _with_weights(model, weights, "keep").state_dict().values()
     )
     with pytest.raises(
         CheckpointError,
         match=r"CLIPModel: its merged weights have names that the model lacks, such as x",
     ):
-        _filled(model, weights | {"x": torch.zeros(1)}, "keep")
+        _with_weights(model, weights | {"x": torch.zeros(1)}, "keep")
 
 
 def test_a_package_that_is_not_installed_has_no_version() -> None:

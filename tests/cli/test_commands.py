@@ -109,6 +109,7 @@ def test_the_record_has_what_the_design_names_and_every_files_hash(
         assert source == {
             "source": str(folder),
             "revision": None,
+            "model": None,
             "files": {
                 "model.safetensors": (
                     hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()

@@ -184,12 +184,8 @@ def test_overwrite_deletes_nothing_that_is_read(
     given = {"ZEROSHOT": pair[0], "FINETUNED": pair[1], "IMAGES": images}
     command = [given.get(str(word), word) for word in words(output)]
     line = refused(clipmerge(*command, "-o", output, "--overwrite"))
-    held = (
-        f"the checkpoint {output / name}"
-        if what == "checkpoint"
-        else f"{output / name}, which this command reads"
-    )
-    assert line.startswith(f"error: {output}: holds {held}; choose another --output")
+    held = f"holds {output / name}, which this command reads"
+    assert line.startswith(f"error: {output}: {held}; choose another --output")
     assert {path: path.read_bytes() for path in output.rglob("*") if path.is_file()} == before
 
 

@@ -124,8 +124,20 @@ def test_a_sweep_that_fails_keeps_what_it_learned(
     broken = shifted / "cat" / "3.png"
     content = broken.read_bytes()
     broken.write_bytes(content[:100])
-    shift = ("--id", f"near={images}", "--ood", f"far={shifted}", "--alphas", "0,1")
-    flags = ("--data", images, "--batch-size", 8, "-r", recipe, "-r", "wise-ft")
+    far = save_images(tmp_path / "far", seed=4)
+    shift = ("--id", f"near={images}", "--ood", f"far={far}", "--alphas", "0,1")
+    flags = (
+        "--keep",
+        f"other={shifted}",
+        "--data",
+        images,
+        "--batch-size",
+        8,
+        "-r",
+        recipe,
+        "-r",
+        "wise-ft",
+    )
     sweep = ["sweep", *pair, *shift, *flags, "-o", tmp_path / "s"]
     stopped = clipmerge(*sweep)
     assert (stopped.code, notes(stopped.err)) == (1, [])

@@ -74,14 +74,5 @@ def test_the_measure_reaches_the_page_and_the_rule_for_stragglers(
     assert record["straggler_scores"].keys() == values.keys() - {"logit_scale"}
     assert record["statistics"]["tilt"]["signed"] is True
     page = (tmp_path / "out" / "report.html").read_text()
-    assert (
-        '<th scope="col" class="number">tilt of the layer<span><i>T</i><sub>l</sub>,'
-        " nats</span></th>" in page
-    )
-    assert (
-        "<b>Tilt of the layer <i>T</i><sub>l</sub></b>: slope of the loss when this layer alone"
-        " moves on" in page
-    )
-    assert 'class="bar neg"' in page
-    vision = sum(value for layer, value in values.items() if layer.startswith("vision."))
-    assert f"sum of <i>T</i><sub>l</sub>: {vision:+.4f} nats" in page.replace("\N{MINUS SIGN}", "-")
+    assert '<th scope="col" class="number">tilt of the layer, nats</th>' in page
+    assert "<b>tilt of the layer</b>: slope of the loss when this layer alone moves on" in page

@@ -341,5 +341,6 @@ def test_evaluate_takes_named_columns_and_says_what_it_read(
         "evaluate", pair[0], "--data", f"t={path}", "--format", "json", "--label-column", "kind"
     )
     assert told.json["images"] == {"t": 6}
-    assert told.json["sources"] == {"t": {"source": str(path), "revision": None}}
+    source = told.json["sources"]["t"]
+    assert (source["source"], source["revision"]) == (str(path), None)
     assert "no label or caption column" in refused(clipmerge("evaluate", pair[0], "--data", path))

@@ -24,14 +24,15 @@ from tests.support.small_objective import make_batches, objective_for
 
 def move(processes: Any) -> None:
     """Let a process compute on the pretended device."""
-    reduce = torch.distributed.all_reduce
+    reduce, broadcast = torch.distributed.all_reduce, torch.distributed.broadcast
 
-    def all_reduce(tensor: Tensor) -> None:
+    def raw(tensor: Tensor) -> Tensor:
         if not isinstance(tensor, Pretended):
             raise RuntimeError("No backend type associated with device type cpu")
-        reduce(tensor.raw)
+        return tensor.raw
 
-    torch.distributed.all_reduce = all_reduce  # type: ignore[assignment]
+    torch.distributed.all_reduce = lambda tensor: reduce(raw(tensor))
+    torch.distributed.broadcast = lambda tensor, source: broadcast(raw(tensor), source)
     processes.device = torch.device(pretended_device.NAME, 0)
     processes.state = SimpleNamespace(device=processes.device)
 
