@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -11,6 +12,9 @@ from clipmerge.config import with_flags
 
 if TYPE_CHECKING:
     import jinja2
+    from markupsafe import Markup
+
+_CODE = re.compile(r"`([^`]+)`")
 
 
 def sentence(text: str, names: Collection[str] = ()) -> str:
@@ -42,10 +46,22 @@ def render(template: Path, values: Mapping[str, Any], *, html: bool, **filters: 
     )
 
 
+def mark_code(text: str) -> Markup:
+    """Write parameters as flags, and mark what stands between backticks as code.
+
+    Example:
+        >>> mark_code("`clipmerge env` & `max_loss`")
+        Markup('<code>clipmerge env</code> &amp; --max-loss')
+    """
+    from markupsafe import Markup, escape
+
+    return Markup(_CODE.sub(r"<code>\1</code>", str(escape(with_flags(text)))))
+
+
 def render_page(name: str, values: Mapping[str, Any]) -> str:
     """Render a page that loads nothing from the network; its messages name flags."""
     file = Path(__file__).parent / "templates" / name
-    return render(file, values, html=True, sentence=sentence, flags=with_flags)
+    return render(file, values, html=True, sentence=sentence, flags=mark_code)
 
 
 @lru_cache(maxsize=8)  # keeps the templates compiled
