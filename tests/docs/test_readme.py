@@ -62,6 +62,11 @@ def workplace(pair: Folders, images: Path, tmp_path_factory: pytest.TempPathFact
         shutil.copytree(source, folder / name)
     for seed, name in enumerate(("test", "shifted", "cameras"), start=1):
         save_images(folder / name, seed=seed)
+    (folder / "images").mkdir()  # without labels
+    for file in images.rglob("*.png"):
+        shutil.copy(file, folder / "images" / f"{file.parent.name}-{file.name}")
+    names = sorted(each.name for each in images.iterdir() if each.is_dir())
+    (folder / "names.txt").write_text("\n".join(names))
     return folder
 
 
