@@ -86,10 +86,10 @@ class StatisticAbout(Frozen):
     Attributes:
         signed: Whether values below zero are meaningful. Signed values are compared directly,
             others by their logarithms; bars of signed values have one colour per sign.
-        additive: Whether the sum over layers is meaningful, and shown for each tower.
+        additive: Whether the sum over layers is meaningful.
         unit: Unit of the values, such as ``nats``; empty for a pure number.
         title: Heading of its column; empty for the name.
-        symbol: Its symbol for narrow tables, such as ``B_l``; empty for none.
+        symbol: Its symbol in formulas, such as ``B_l``; empty for none.
         about: One sentence about it, without the title.
     """
 

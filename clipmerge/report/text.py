@@ -460,12 +460,12 @@ def _signed(share: float) -> str:
     return f"{100 * share:+.1f}"
 
 
-def _points(difference: Mapping[str, Any], *, lost: bool = False) -> str:
-    """A difference of accuracies in points, or a loss without its sign."""
+def _points(difference: Mapping[str, Any], *, lost: bool = False, unit: str = " points") -> str:
+    """A difference of accuracies, or a loss without its sign."""
     value, (low, high) = difference["value"], difference["interval"]
     if lost:
         value, low, high = -value, -high, -low
-    return f"{_percent(value)} points [{_percent(low)}, {_percent(high)}]"
+    return f"{_percent(value)}{unit} [{_percent(low)}, {_percent(high)}]"
 
 
 def _places(corrupted: Any, clean: Any, *, lost: bool = False) -> str:
@@ -847,7 +847,7 @@ SENTENCES: dict[str, str | Callable[..., str]] = {
     ),
     "disagrees": lambda clean: (
         f"The merged model answers otherwise than the fine-tuned one on"
-        f" {_points(clean, lost=True).replace(' points', '%')} of your images."
+        f" {_points(clean, lost=True, unit='%')} of your images."
     ),
     "unclear-accuracy": lambda clean: (
         f"The accuracy may have changed by anything from {_range(clean)} points; more images would"

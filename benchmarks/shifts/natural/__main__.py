@@ -4,48 +4,20 @@ each step once."""
 from __future__ import annotations
 
 import argparse
-from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks import plugins
 from benchmarks.shifts.command import each_of, names_in, parser_of, status_of
-from benchmarks.shifts.evaluation import Evaluation, contestants, evaluate_pair
-from benchmarks.shifts.experiment import locked
+from benchmarks.shifts.evaluation import Evaluation
 from benchmarks.shifts.natural.pairs import ABOUT, chosen_pairs
 from benchmarks.shifts.natural.testbed import Natural, Settings
-from benchmarks.shifts.photos.judging import judged
-from benchmarks.shifts.photos.pairs import Spec
+from benchmarks.shifts.photos.job import Job
 from benchmarks.shifts.report import RESULTS, write_page
 from benchmarks.shifts.summary import QUARTER
-from benchmarks.shifts.training import logged
 from clipmerge.files.paths import user_cache
 
 #: Points of the curve: merges lie in its upper half.
 _ALPHAS = (0.0, 0.3, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
-
-
-@dataclass(frozen=True)
-class _Job:
-    """Settings shared by all processes of one run."""
-
-    natural: Natural
-    results: Path
-    recipes: tuple[str, ...]
-    again: tuple[str, ...]
-    how: Evaluation
-
-    def models(self, spec: Spec) -> Path:
-        with logged():
-            return self.natural.make_pair(spec).finetuned
-
-    def pair(self, spec: Spec) -> Path:
-        file = self.results / f"{spec.name}.json"
-        # another process working on the same pair would lose rows
-        with logged(), locked(self.natural.cache / f".{file.stem}.lock"):
-            pair = self.natural.make_pair(spec)
-            entered = contestants(only=self.recipes)
-            evaluate_pair(pair, entered, file, self.how, again=self.again, judge=judged)
-        return file
 
 
 def main(
@@ -77,7 +49,7 @@ def _run(given: argparse.Namespace, settings: Settings, how: Evaluation) -> None
     natural = Natural(given.clones, given.samples, given.zeroshot, cache, settings)
     pairs = chosen_pairs(names_in(given.only))
     results = given.results or RESULTS / ABOUT.name
-    job = _Job(natural, results, names_in(given.recipes), names_in(given.again), how)
+    job = Job(natural, results, names_in(given.recipes), names_in(given.again), how)
     for made in each_of(job.models if given.train else job.pair, pairs, given.jobs):
         print(made)
     if not (given.train or given.no_page):

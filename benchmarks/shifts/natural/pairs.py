@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.shifts.experiment import About
-from benchmarks.shifts.photos.pairs import Spec
-from clipmerge.errors import UsageError
+from benchmarks.shifts.photos.pairs import Spec, choose_pairs
 
 #: The target on which recipes may be tuned; pairs of all others are held out.
 TUNING = "signs"
@@ -34,10 +33,4 @@ def chosen_pairs(wanted: Sequence[str]) -> list[Spec]:
         spec: {spec.name, spec.regime, spec.target, "tuning" if is_tuning(spec) else "held-out"}
         for spec in PAIRS
     }
-    unknown = [name for name in wanted if not any(name in each for each in words.values())]
-    if unknown:
-        names = ", ".join(spec.name for spec in PAIRS)
-        raise UsageError(
-            f"--only: no pair '{unknown[0]}' (tuning, held-out, a target, a regime, or {names})"
-        )
-    return [spec for spec, each in words.items() if not wanted or each & set(wanted)]
+    return choose_pairs(words, wanted)

@@ -9,10 +9,9 @@ from pathlib import Path
 
 from benchmarks import plugins
 from benchmarks.shifts.command import each_of, names_in, parser_of, status_of
-from benchmarks.shifts.evaluation import Evaluation, contestants, evaluate_pair
-from benchmarks.shifts.experiment import locked
-from benchmarks.shifts.photos.judging import judged
-from benchmarks.shifts.photos.pairs import ABOUT, Spec, chosen_pairs
+from benchmarks.shifts.evaluation import Evaluation, contestants
+from benchmarks.shifts.photos.job import Job
+from benchmarks.shifts.photos.pairs import ABOUT, chosen_pairs
 from benchmarks.shifts.photos.testbed import Photos, Settings
 from benchmarks.shifts.report import RESULTS, write_page
 from benchmarks.shifts.training import logged
@@ -23,32 +22,10 @@ _RECIPES = "auto,straggler-sparse"
 
 
 @dataclass(frozen=True)
-class _Job:
-    """Settings shared by all processes of one run."""
-
-    photos: Photos
-    results: Path
-    recipes: tuple[str, ...]
-    again: tuple[str, ...]
-    how: Evaluation
-
+class _Job(Job[Photos]):
     def zeroshot(self, backbone: str) -> Path:
         with logged():
-            return self.photos.make_zeroshot(backbone)
-
-    def models(self, spec: Spec) -> Path:
-        with logged():
-            return self.photos.make_pair(spec).finetuned
-
-    def pair(self, spec: Spec) -> Path:
-        file = self.results / f"{spec.name}.json"
-        # another process working on the same pair would lose rows
-        with logged(), locked(self.photos.cache / f".{file.stem}.lock"):
-            pair = self.photos.make_pair(spec)
-            evaluate_pair(
-                pair, contestants(only=self.recipes), file, self.how, again=self.again, judge=judged
-            )
-        return file
+            return self.testbed.make_zeroshot(backbone)
 
 
 def main(

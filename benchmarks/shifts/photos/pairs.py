@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -92,9 +92,14 @@ def chosen_pairs(wanted: Sequence[str]) -> list[Spec]:
         spec: {spec.name, spec.group, spec.target, "tuning" if spec.tuning else "held-out"}
         for spec in PAIRS
     }
+    return choose_pairs(words, wanted)
+
+
+def choose_pairs(words: Mapping[Spec, Set[str]], wanted: Sequence[str]) -> list[Spec]:
+    """The pairs that have a wanted word; all if none is wanted."""
     unknown = [name for name in wanted if not any(name in each for each in words.values())]
     if unknown:
-        names = ", ".join(spec.name for spec in PAIRS)
+        names = ", ".join(spec.name for spec in words)
         raise UsageError(
             f"--only: no pair '{unknown[0]}' (tuning, held-out, a target, a regime, or {names})"
         )
