@@ -104,11 +104,10 @@ class Run:
     cleanups: list[Callable[[], None]] = field(default_factory=list)  # called by `finish`
     findings: list[Finding] = field(default_factory=list)  # doubts about the inputs
     learned: dict[str, Tensor] = field(default_factory=dict)  # coefficients, in every process
-    # images that the measure did not see, if it used images
+    # images that the measure did not see, if it used images; or that learning did not see, and the
+    # number of these that chose how far to go from what was learned
     held_back: LabelledImages | CaptionedImages | None = None
-    # images that chose how far to go from what was learned, and were not learned from, as many as
-    # the answer still has room for
-    choosers: LabelledImages | None = None
+    choosers: int = 0
     # images that it saw, if other tasks are compared with them
     measured_on: ImageSet | None = None
     cache: RunCache = field(default_factory=RunCache)

@@ -58,7 +58,7 @@ def add_verdict(run: Run, request: MergeRequest) -> None:
             images,
             request.calibration,
             max_loss=request.max_loss,
-            choosers=0 if run.choosers is None else len(run.choosers),
+            choosers=run.choosers,
             learned=bool(measured and takes_learned(measured.trace, measured.choice)),
             progress=run.progress,
         )
@@ -135,8 +135,6 @@ def _warn_or_raise(run: Run, request: MergeRequest, what: str) -> Iterator[None]
 
 def _held_back(run: Run, request: MergeRequest) -> LabelledImages | CaptionedImages:
     """Images that nothing was learned from; all images if the decision needed none."""
-    from clipmerge.images.dataset import LabelledImages
-
     images = run.held_back
     if request.recipe.measure:
         if images is None:
@@ -153,8 +151,6 @@ def _held_back(run: Run, request: MergeRequest) -> LabelledImages | CaptionedIma
             f"{images.source} holds preprocessed pixels, but the robustness probe needs images"
             " before preprocessing; give the data set without its transform"
         )
-    if run.choosers and isinstance(images, LabelledImages):
-        return images.joined(run.choosers)
     return images
 
 

@@ -13,7 +13,7 @@ from clipmerge.images.batches import batch_size_for, read_batches
 from clipmerge.images.dataset import CaptionedImages, LabelledImages
 from clipmerge.images.fingerprints import Fingerprints, content_digest, refuse_shared
 from clipmerge.images.prompts import class_prompts, templates_for
-from clipmerge.images.split import MOST, copies_note, sample_and_hold_back
+from clipmerge.images.split import MOST, Samples, copies_note, sample_and_hold_back
 from clipmerge.learning.objective import Objective
 from clipmerge.learning.resume import LearningState, state_file
 from clipmerge.learning.sharded_batches import ShardedBatches
@@ -30,6 +30,7 @@ from clipmerge.plugins import load_plugin, plugin_options, requires
 from clipmerge.progress import Pace
 from clipmerge.request import MergeRequest
 from clipmerge.run import Run
+from clipmerge.types import Shape
 
 
 @device_work()
@@ -75,10 +76,10 @@ def objective_for(
     else:
         images, contrastive = drawn, False
         templates = templates_for(calibration.templates, images.templates)
-    share = request.recipe.measure_options.get("held_back", 0.0)  # some learn from all images
-    if share and isinstance(drawn, LabelledImages) and run.held_back:
-        choosers = held_out_positions(drawn.labels, share, request.seed)
-        run.choosers = drawn.subset(choosers[: MOST - len(run.held_back)])
+    choosers, names = _choosers(run, request, samples, images.labels), images.class_names
+    if isinstance(choosers, CaptionedImages):
+        choosers = choosers.with_one_caption(request.seed, known=names)
+        names = choosers.class_names
     if samples.copies:
         run.progress.say(copies_note(source.source, samples.copies))
     if request.keep:
@@ -88,6 +89,10 @@ def objective_for(
     model = build_model(run.inputs)
     share = (context.rank, context.world_size)
     data = ShardedBatches(read_batches(images, batch_size, model.pixels, share=share), context)
+    choosing = None
+    if choosers is not None:
+        size = batch_size_for(len(choosers), calibration.batch_size, context.world_size)
+        choosing = ShardedBatches(read_batches(choosers, size, model.pixels, share=share), context)
     unlabelled, unlabelled_record = None, None
     if calibration.unlabelled is not None:
         unlabelled_images = run.cache.open_unlabelled(request, run.progress)
@@ -103,9 +108,7 @@ def objective_for(
             images=len(unlabelled_images),
             sha256=content_digest(unlabelled_images),
         )
-    prompts = Prompts(
-        model, class_prompts(images.class_names, templates), len(templates), context.device
-    )
+    prompts = Prompts(model, class_prompts(names, templates), len(templates), context.device)
     settings = [
         request.recipe.measure,
         request.recipe.missing,
@@ -136,6 +139,7 @@ def objective_for(
         wants_gradients=ranks_by_gradients(request.recipe),
         labelled=images.labelled_by == "source",
         unlabelled=unlabelled,
+        choosers=choosing,
         learning_state=state,
         progress=pace.advance,
         say=run.progress.say,
@@ -159,6 +163,32 @@ def objective_for(
         unlabelled=unlabelled_record,
     )
     return objective, state, record
+
+
+def _choosers(
+    run: Run,
+    request: MergeRequest,
+    samples: Samples[LabelledImages | CaptionedImages],
+    labels: Shape,
+) -> LabelledImages | CaptionedImages | None:
+    """Images that choose how far to go, if the answer has so few that it shares them; ``labels``
+    are those that the decision sees.
+
+    A choice by a few dozen images is a matter of luck. So what learning holds out and what the
+    answer has do both jobs, and nothing is learned from either. Captions of the images that
+    learning holds out may be those of images that it sees, so they choose and do not judge.
+    """
+    share = request.recipe.measure_options.get("held_back", 0.0)  # some learn from all images
+    judges = samples.held_back_at
+    held_out = held_out_positions(labels, share, request.seed)
+    if not held_out or not 0 < len(judges) < MOST:
+        return None
+    choosers = [*judges, *(samples.deciding[at] for at in held_out)]
+    if samples.images.labels_are_classes:
+        judges = choosers[:MOST]
+        run.held_back = samples.images.subset(judges)
+    run.choosers = len(judges)
+    return samples.images.subset(choosers)
 
 
 def _noise_device(recipe: Recipe, device: torch.device) -> str | None:

@@ -58,7 +58,7 @@ def measure_effect(
     progress: Progress,
 ) -> MergeEffect:
     """Measure the effect of a plan on images that it was not learned from, which are in a random
-    order; the last ``choosers`` of them chose how far it goes.
+    order; ``choosers`` of them chose how far it goes.
 
     Of images with captions, the accuracy of an image is the mean of two shares: whether its best
     caption is its own, and of its captions those whose best image it is.

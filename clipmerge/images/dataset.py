@@ -53,13 +53,14 @@ class CaptionedImages(ImageSet):
         if len(set(self.captions)) < 2:
             raise DataError(f"{self.source}: all images have one caption; measuring needs several")
 
-    def with_one_caption(self, seed: int) -> LabelledImages:
+    def with_one_caption(self, seed: int, known: Names = ()) -> LabelledImages:
         """Draw a caption of each image; images of one class have the same caption.
 
-        The captions are the names of the classes, for prompts that add nothing to them.
+        The captions are the names of the classes, for prompts that add nothing to them, after those
+        that are known.
         """
         rng = np.random.default_rng(seed)
-        numbers: dict[str, int] = {}
+        numbers = {caption: number for number, caption in enumerate(known)}
         labels = []
         for captions in self.captions:
             caption = captions[int(rng.integers(len(captions)))][:MAX_PROMPT_LENGTH]

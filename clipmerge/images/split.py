@@ -25,13 +25,29 @@ Images = TypeVar("Images", bound=ImageSet)
 
 @dataclass(frozen=True)
 class Samples(Generic[Images]):
-    """Images for a decision, those held back from it (``None`` for none), and the number of copies
-    left out.
+    """Sampled images, divided into those for a decision and those held back from it.
+
+    Attributes:
+        images: All of them.
+        deciding: Positions of those for the decision.
+        held_back_at: Positions of those held back, possibly none.
+        copies: Number of copies left out.
     """
 
-    decide: Images
-    held_back: Images | None
+    images: Images
+    deciding: list[int]
+    held_back_at: list[int]
     copies: int
+
+    @property
+    def decide(self) -> Images:
+        """The images for the decision."""
+        return self.images.subset(self.deciding) if self.held_back_at else self.images
+
+    @property
+    def held_back(self) -> Images | None:
+        """The images held back from it; ``None`` for none."""
+        return self.images.subset(self.held_back_at) if self.held_back_at else None
 
 
 def sample_and_hold_back(
@@ -49,20 +65,17 @@ def sample_and_hold_back(
     copies = len(drawn) - len(sampled)
     # halves are rounded up, unlike in round(): a fifth of three to seven images is always one
     aside = min(wanted, int(len(sampled) * share + 0.5))
-    if aside == 0:
-        return Samples(sampled, None, copies)
-    if images.labels_are_classes:
+    back: set[int] = set()
+    if aside and images.labels_are_classes:
         # classes of which the source has one image learn from it, and are not judged
         counts = Counter(images.labels)
         shared = [at for at, label in enumerate(sampled.labels) if counts[label] > 1]
         places = held_back_positions(tuple(sampled.labels[at] for at in shared), aside, seed)
         back = {shared[at] for at in places}
-    else:
+    elif aside:
         back = held_back_groups(sampled.labels, aside, seed)
-    if not back:
-        return Samples(sampled, None, copies)
-    decide = [at for at in range(len(sampled)) if at not in back]
-    return Samples(sampled.subset(decide), sampled.subset(sorted(back)), copies)
+    deciding = [at for at in range(len(sampled)) if at not in back]
+    return Samples(sampled, deciding, sorted(back), copies)
 
 
 def without_copies(images: Images) -> Images:

@@ -116,14 +116,6 @@ class ImageSet:
             labels=tuple(self.labels[at] for at in positions),
         )
 
-    def joined(self, others: Self) -> Self:
-        """These images, and then others of the same source."""
-        places = [(each.store, at) for each in (self, others) for at in range(len(each))]
-        images = tuple(store.read([at])[0] for store, at in places)
-        names = tuple(store.name(at) for store, at in places)
-        labels = self.labels + others.labels
-        return replace(self, store=ImageList(images, names), labels=labels)
-
 
 @dataclass(frozen=True)
 class ImageList(Store):

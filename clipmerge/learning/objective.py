@@ -71,6 +71,8 @@ class Objective:
         wants_gradients: Whether the recipe's method ranks entries by mean gradients.
         labelled: Whether the images have labels of their own, not the fine-tuned model's answers.
         unlabelled: Images without labels for measures that learn; ``None`` for none.
+        choosers: Images that choose how far to go from what was learned; ``None`` for those of
+            `data` that learning holds out.
         learning_state: Saves and restores the state of measures that learn; ``None`` to save
             nothing.
         notes: What the record of the measure should say beside its own notes.
@@ -90,6 +92,7 @@ class Objective:
         wants_gradients: bool = False,
         labelled: bool = True,
         unlabelled: ShardedBatches | None = None,
+        choosers: ShardedBatches | None = None,
         learning_state: LearningState | None = None,
         progress: Callable[[float, float], None] | None = None,
         say: Callable[[str], None] = lambda _: None,
@@ -108,6 +111,7 @@ class Objective:
             wants_gradients: Whether the recipe's method ranks entries by mean gradients.
             labelled: Whether the images have labels of their own.
             unlabelled: Images without labels for measures that learn.
+            choosers: Images that choose how far to go from what was learned.
             learning_state: Storage of the state of measures that learn.
             progress: Called with work done and work announced, in images x forward passes.
             say: Called with what the user should know.
@@ -121,6 +125,7 @@ class Objective:
         self.wants_gradients: Final = wants_gradients
         self.labelled: Final = labelled
         self.unlabelled: Final = unlabelled
+        self.choosers: Final = choosers
         self.learning_state: Final = learning_state
         self.say: Final = say
         self.notes: Final[list[str]] = []

@@ -134,7 +134,7 @@ def lay_out(
             batch.
         held_out_share: Share of the images that is held out.
     """
-    images = objective.data
+    images = choosers = objective.data
     held_out = held_out_positions(images.labels, held_out_share, objective.seed)
     training = sorted(set(range(len(images.labels))) - set(held_out))
     size = min(batch or images.batch_sizes[0], len(training))
@@ -145,6 +145,9 @@ def lay_out(
         positions = tuple(islice(order, size))
         prompts = _draw_prompts(objective, _classes(images, positions), seed, PROMPTS_A_STEP)
         training_steps.append(Step(number, seed, images, positions, *prompts))
+    if objective.choosers is not None:
+        choosers = objective.choosers
+        held_out = list(range(len(choosers.labels)))
     rounds = range(min(_ROUNDS, math.ceil(_VALIDATION_IMAGES / max(1, len(held_out)))))
     runs = [
         tuple(held_out[start : start + size])
@@ -152,10 +155,10 @@ def lay_out(
         for start in range(0, len(held_out), size)
     ]
     prompts = _draw_prompts(
-        objective, _classes(images, held_out), _VALIDATION_SEEDS, PROMPTS_A_VALIDATION
+        objective, _classes(choosers, held_out), _VALIDATION_SEEDS, PROMPTS_A_VALIDATION
     )
     validation_steps = [
-        Step(n, _VALIDATION_SEEDS + 2 * n, images, positions, *prompts)
+        Step(n, _VALIDATION_SEEDS + 2 * n, choosers, positions, *prompts)
         for n, positions in enumerate(runs)
     ]
     return Layout(tuple(training_steps), tuple(validation_steps))

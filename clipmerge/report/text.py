@@ -401,7 +401,8 @@ def effect_facts(effect: MergeEffect) -> str:
         f" {_percent(effect.agreement.value)}% of the images ({effect.images})."
     )
     if effect.choosers:
-        facts += f" {effect.choosers} of them also chose how far to go; none was learned from."
+        also = "They" if effect.choosers == effect.images else f"{effect.choosers} of them"
+        facts += f" {also} also chose how far to go; none was learned from."
     counts = (
         (effect.classes_without_images, "no image"),
         (effect.classes_with_one_image, "one image"),

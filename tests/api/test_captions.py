@@ -109,6 +109,9 @@ def test_recipes_measure_and_learn_on_captions(
     assert plan.calibration.templates == ("{}",)
     assert plan.effect is not None
     assert (plan.effect.images, plan.effect.captions) == (12, 12)
+    if recipe == "auto":  # the images of the answer choose too
+        assert plan.measurements.choice.images == 12 + 10
+        assert plan.effect.choosers == 12
     assert plan.layers
     again = clipmerge.plan(*pair, recipe, data=str(pictures), set=changes)
     assert again.layers == plan.layers

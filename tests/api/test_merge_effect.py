@@ -170,27 +170,26 @@ def test_the_decision_never_sees_what_is_held_back(pair: Folders, tmp_path: Path
     assert prepare(request).light_plan.measurements != first.measurements
 
 
-def test_images_that_chose_join_those_of_the_answer_as_far_as_there_is_room(
+def test_few_images_that_nothing_was_learned_from_choose_and_judge(
     pair: Folders, photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """They are in the order of the sample, and learning never sees them."""
+    """Of many, those that learning holds out choose, and the others judge."""
     quick = ("measure.steps=40", "measure.batch=2", "measure.strong_aug=2")
-    for most, count in ((256, 10), (15, 3)):
+    for most, choosing, judging in ((256, 22, 22), (15, 22, 15), (12, 10, 12)):
         monkeypatch.setattr("clipmerge.api.measure.MOST", most)
         run = prepare(request_for(pair, "auto", *quick, data=photos, allow=("at-chance",)))
         samples = sample_and_hold_back(load_images(str(photos)), 1024, 0)
-        effect, choosers = run.light_plan.effect, run.choosers
-        assert len(samples.held_back) == 12
-        assert choosers is not None
-        assert effect.choosers == len(choosers) == count
-        assert effect.images == 12 + count
-        assert not {*choosers.store.paths} & {*samples.held_back.store.paths}
-        decided = samples.decide.store.paths
-        learned = [at for at, path in enumerate(decided) if path not in choosers.store.paths]
-        chosen = held_out_positions(samples.decide.labels, 0.2, 0)
-        assert [decided[at] for at in chosen[:count]] == list(choosers.store.paths)
-        assert len(learned) == 48 - count
-        assert f"{count} of them also chose how far to go" in effect_facts(effect)
+        decided, first = samples.decide, samples.held_back.store.names
+        held_out = decided.subset(held_out_positions(decided.labels, 0.2, 0)).store.names
+        assert (len(first), len(held_out)) == (12, 10)
+        judges = [run.held_back.store.name(at) for at in range(len(run.held_back))]
+        assert judges == [*first, *held_out][:judging]
+        effect = run.light_plan.effect
+        assert effect.images == judging
+        assert run.light_plan.measurements.choice.images == choosing
+        assert effect.choosers == (0 if most == 12 else judging)
+        said = "They also chose how far to go" in effect_facts(effect)
+        assert said is (most > 12)
 
 
 def test_without_a_verdict_the_decision_sees_every_image(

@@ -10,6 +10,7 @@ import pytest
 import torch
 from scipy import stats
 
+from clipmerge.distributed import distributed_context
 from clipmerge.learning.augmentation import strong_augment, weak_augment
 from clipmerge.learning.choice import (
     EXTRAPOLATIONS,
@@ -21,6 +22,7 @@ from clipmerge.learning.coefficients import Coefficients
 from clipmerge.learning.learn import LearningConfig, learn
 from clipmerge.learning.learning_loss import DistillTarget, LossConfig
 from clipmerge.learning.objective import Objective
+from clipmerge.learning.sharded_batches import ShardedBatches
 from clipmerge.learning.steps import lay_out
 from clipmerge.measures.learned_coefficients import learned_coefficients
 from clipmerge.measures.learned_sparse import learned_sparse
@@ -150,6 +152,26 @@ def test_held_back_images_are_recognised_as_the_reference_recognises_them(ends: 
             right.setdefault(position, []).append(found)
     expected = [sum(right[position]) / len(right[position]) for position in sorted(right)]
     assert seen.tolist() == pytest.approx(expected)
+
+
+def test_images_of_the_answer_choose_in_place_of_those_held_out(ends: Ends) -> None:
+    """Nothing is learned from either."""
+    judges = ShardedBatches(make_batches((5, 4), seed=2), distributed_context("cpu"))
+    objective = objective_for(ends, make_batches(SIZES), choosers=judges)
+    layout = lay_out(objective, 9, held_out_share=0.3)
+    own = lay_out(objective_for(ends, make_batches(SIZES)), 9, held_out_share=0.3)
+    assert [step.positions for step in layout.steps] == [step.positions for step in own.steps]
+    assert {position for step in layout.validation_steps for position in step.positions} == {
+        *range(9)
+    }
+    assert all(step.images is judges for step in layout.validation_steps)
+    config = LearningConfig(LossConfig(0.3), 2, 0.1, held_back=0.3, max_loss=100)
+    choice = learn(objective, Coefficients(objective, "entry"), config).choice
+    assert choice is not None
+    assert choice.images == 9
+    objective.weights.set_alpha(1.0)
+    finetuned = validate(objective, layout.validation_steps, LossConfig(0.3))
+    assert choice.finetuned_accuracy == pytest.approx(float(finetuned.mean()))
 
 
 def changed(objective: Objective) -> dict[str, torch.Tensor]:
