@@ -3,6 +3,7 @@ without a warning."""
 
 import html
 import inspect
+import os
 import re
 import shutil
 import subprocess
@@ -72,8 +73,14 @@ def test_the_site_builds_and_shows_arguments(tmp_path: Path) -> None:
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "zensical.toml", tmp_path)
     command = [Path(sys.executable).with_name("zensical"), "build", "--strict"]
-    built = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "scripts")}
+    built = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
     assert built.returncode == 0, built.stdout + built.stderr
+    formulas = (tmp_path / "site" / "reference" / "recipes" / "index.html").read_text("utf-8")
+    assert formulas.count("<math") > 5
+    assert "\\alpha" not in formulas
     page = (tmp_path / "site" / "reference" / "api" / "index.html").read_text(encoding="utf-8")
     assert all(
         f'id="clipmerge.{name}"' in page for name in set(clipmerge.__all__) - {"__version__"}
