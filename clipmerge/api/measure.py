@@ -241,7 +241,7 @@ def cost_sentence(images: int, steps: int | None = None) -> tuple[str, str]:
     """
     # its steps take as many images, however many there are
     cheaper = (
-        f"fewer steps take less: `set=measure.steps={steps // 2}`"
+        f"a merge with `set=measure.steps={steps // 2}` takes less"
         if steps
         else "fewer `images` cost less"
     )

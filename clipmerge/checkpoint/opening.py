@@ -282,11 +282,11 @@ def _no_weights(source: str, folder: Path) -> CheckpointError:
     inner = inner or sorted(
         str(file) for file in folder.glob("*/*") if file.suffix in PICKLE_SUFFIXES
     )
-    what = (
-        f"give the one that you mean: {shorten(inner)}"
-        if inner
-        else "is it the folder that save_pretrained wrote?"
-    )
+    what = "is it the folder that save_pretrained wrote?"
+    if inner:
+        what = f"give the one that you mean: {shorten(inner)}"
+    elif any(file.suffix.lower() in (".jpg", ".jpeg", ".png") for file in folder.glob("*/*")):
+        what = "it holds images, which are given as `data`"
     return CheckpointError(f"{source}: no {WEIGHTS} in this folder; {what}")
 
 

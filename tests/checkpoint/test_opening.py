@@ -122,6 +122,9 @@ def test_other_folders_say_what_they_are(tmp_path: Path) -> None:
         tmp_path,
         r"no model\.safetensors in this folder; is it the folder that save_pretrained wrote\?",
     )
+    (tmp_path / "cat").mkdir()
+    (tmp_path / "cat" / "1.JPG").touch()
+    refused(tmp_path, "in this folder; it holds images, which are given as `data`")
     for inside, meant in (
         ("checkpoints/epoch_3.pt", r"epoch_3\.pt"),
         ("checkpoint-5/model.safetensors", "checkpoint-5"),

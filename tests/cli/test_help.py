@@ -68,6 +68,12 @@ def test_a_mistyped_command_is_suggested(words: list[str], meant: str) -> None:
     )
 
 
+def test_a_model_in_place_of_the_command_is_told(pair: Folders) -> None:
+    assert f"No such command '{pair[0]}'. Did you mean `clipmerge merge ...`?" in refused(
+        clipmerge(*pair), 2
+    )
+
+
 def test_alpha_is_short_for_an_option_of_the_method(pair: Folders) -> None:
     outcome = clipmerge(
         "merge", *pair, "--recipe", "wise-ft", "--alpha", "0.3", "--dry-run", "--format", "json"
