@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,12 +23,12 @@ from clipmerge.planning.finding import Finding
 from clipmerge.planning.merge_effect import CONSEQUENCES, Estimate, Recommendation
 from clipmerge.report.text import text_of
 from clipmerge.stats import paired_accuracy_interval, wilson
-from clipmerge.types import Names
+from clipmerge.types import Json, Names
 
 if TYPE_CHECKING:
     from clipmerge.checkpoint import Inputs
+    from clipmerge.evaluation.scorer import Images
     from clipmerge.images import ImageSet
-    from clipmerge.images.dataset import LabelledImages
     from clipmerge.models import ImageTextModel
     from clipmerge.progress import Progress
     from clipmerge.request import Calibration
@@ -61,25 +61,43 @@ _WORD = re.compile(r"[^\W\d_]{3,}")
 
 @dataclass(frozen=True)
 class EndAccuracy:
-    """How well both ends recognise some images of the target, and how those were prompted."""
+    """How well both ends recognise some images, and an example of the texts to choose from."""
 
     zeroshot: Estimate
     finetuned: Estimate
     images: int
-    class_names: Names
-    prompt: str  # of the first class
+    names: Names  # of the classes, or the captions
+    prompt: str  # of the first class, or a caption
+    captions: bool = False
+    keep: bool = False  # whether they are of another task
     model: str = "fine-tuned"  # name of the second in sentences
     source: str = ""  # name of the images, where there are several sources
 
-    @classmethod
-    def of_one(
-        cls, name: str, images: LabelledImages, accuracy: float, templates: Sequence[str]
-    ) -> EndAccuracy:
-        """The accuracy of the only model of an evaluation."""
-        estimate = Estimate(value=accuracy, interval=wilson(accuracy, len(images)))
-        prompt = example_prompt(images, templates)
-        names = images.class_names
-        return cls(estimate, estimate, len(images), names, prompt, model="", source=name)
+    def note(self) -> str:
+        """Show an example of the texts, which tells at a glance whether the names are right."""
+        texts = "captions" if self.captions else "prompts"
+        of = f" of {self.source}" if self.source else ""
+        return f"{texts}{of} are such as '{self.prompt}'"
+
+
+def end_accuracy(
+    images: Images,
+    zeroshot: Estimate,
+    finetuned: Estimate,
+    templates: Sequence[str] = (),
+    **about: Any,
+) -> EndAccuracy:
+    """Describe accuracies on images with classes, or recalls at 1 on images with captions."""
+    from clipmerge.images.dataset import CaptionedImages
+    from clipmerge.images.prompts import class_prompts, templates_for
+
+    if isinstance(images, CaptionedImages):
+        names = tuple(captions[0] for captions in images.captions)
+        about["captions"] = True
+        return EndAccuracy(zeroshot, finetuned, len(images), names, names[0], **about)
+    names = images.class_names
+    (prompt, *_) = class_prompts(names[:1], templates_for(templates, images.templates))
+    return EndAccuracy(zeroshot, finetuned, len(images), names, prompt, **about)
 
 
 def check_models(inputs: Inputs) -> Iterator[Finding]:
@@ -174,34 +192,39 @@ def _check_range(
 
 
 def check_answers(ends: EndAccuracy) -> Iterator[Finding]:
-    """Doubt the class names, by how well both ends recognise the target with them."""
-    chance = 1 / len(ends.class_names)
+    """Doubt the class names, or the captions, by how well both ends recognise images by them."""
+    chance = 1 / len(ends.names)
     low, high = ends.finetuned.interval
     halfway = (1 + chance) / 2
     values = {
         "accuracy": ends.finetuned.value,
         "images": ends.images,
-        "classes": len(ends.class_names),
+        "classes": len(ends.names),
         "prompt": ends.prompt,
-        "model": ends.model,
         "source": ends.source,
+        "captions": ends.captions,
+        "keep": ends.keep,
     }
-    look = odd_names(ends.class_names)
+    look = odd_names(ends.names)
     # With few images a good model may seem to guess: then nothing is said. Names that the zero-shot
     # model surely knows are not at fault.
     if look and low < halfway:
-        yield Finding.of("odd-names", look=look, example=ends.class_names[0], **values)
+        example = ends.names[0]
+        yield Finding.of("odd-names", look=look, example=example, model=ends.model, **values)
     elif low <= chance and high < halfway and ends.zeroshot.interval[0] <= chance:
-        yield Finding.of("at-chance", **values)
+        yield Finding.of("at-chance", model=ends.model, **values)
     elif ends.zeroshot.interval[0] <= chance < low and ends.zeroshot.interval[1] < halfway:
-        yield Finding.of(
-            "zeroshot-at-chance",
-            accuracy=ends.zeroshot.value,
-            images=ends.images,
-            classes=len(ends.class_names),
-            prompt=ends.prompt,
-            source=ends.source,
-        )
+        yield Finding.of("zeroshot-at-chance", **values | {"accuracy": ends.zeroshot.value})
+
+
+def check_task(name: str, task: Images, accuracies: Sequence[Estimate]) -> Iterator[Finding]:
+    """Doubt the names of a task of ``keep``, by the best of the models that were measured on it:
+    what one of them has forgotten is no fault of the names.
+    """
+    best = max(accuracies, key=lambda estimate: estimate.value)
+    model = "best" if len(accuracies) > 1 else ""
+    about: Json = {"keep": True, "model": model, "source": f"`keep` {name}"}
+    yield from check_answers(end_accuracy(task, best, best, **about))
 
 
 def odd_names(names: Sequence[str]) -> str:
@@ -231,7 +254,7 @@ def odd_names(names: Sequence[str]) -> str:
 
 def check_sources(
     inputs: Inputs,
-    sources: Mapping[str, ImageSet],
+    sources: Mapping[str, Images],
     settings: Calibration,
     progress: Progress,
     *,
@@ -241,58 +264,61 @@ def check_sources(
     """Doubt images and class names before anything is measured: by some pixels, and by how well
     the zero-shot and the first fine-tuned model classify a few images with one template.
     """
-    from clipmerge.images.dataset import LabelledImages
+    from clipmerge.images.dataset import CaptionedImages
     from clipmerge.models.building import build_model
 
     model = None if inputs.have_heads_only else build_model(inputs)
-    samples: dict[str, LabelledImages] = {}
+    samples: dict[str, Images] = {}
     for name, images in sources.items():
         yield from check_images(images, model)
-        if isinstance(images, LabelledImages) and images.labelled_by == "source":
+        if isinstance(images, CaptionedImages) or images.labelled_by == "source":
             images.require_classes()
             samples[name] = images.sample(min(PROBE, most), seed)
     if model is None or not samples:
         return
     for ends in _end_accuracies(inputs, model, samples, settings, progress):
-        progress.say(prompt_note(ends.prompt, ends.source))
+        progress.say(ends.note())
         yield from check_answers(ends)
-
-
-def prompt_note(prompt: str, source: str = "") -> str:
-    """Show an example of the prompts, which tells at a glance whether the names are right."""
-    return f"prompts{' of ' * bool(source)}{source} are such as '{prompt}'"
 
 
 def _end_accuracies(
     inputs: Inputs,
     model: ImageTextModel,
-    samples: dict[str, LabelledImages],
+    samples: dict[str, Images],
     settings: Calibration,
     progress: Progress,
 ) -> Iterator[EndAccuracy]:
+    """Classify images by one prompt of each class, or by a caption of each image."""
     from functools import partial
 
     from clipmerge.evaluation.moving_model import MovingModel
     from clipmerge.evaluation.scorer import Scorer
+    from clipmerge.images.dataset import CaptionedImages
     from clipmerge.images.prompts import templates_for
 
-    samples = {
-        name: replace(images, templates=templates_for(settings.templates, images.templates)[:1])
-        for name, images in samples.items()
-    }
+    asked: dict[str, Images] = {}
+    for name, images in samples.items():
+        if isinstance(images, CaptionedImages):
+            drawn = images.with_one_caption(0)
+            # an image of each: the most common caption would be guessed too often by chance
+            first = dict(zip(reversed(drawn.labels), reversed(range(len(drawn))), strict=True))
+            asked[name] = drawn.subset(sorted(first.values()))
+        else:
+            templates = templates_for(settings.templates, images.templates)[:1]
+            asked[name] = replace(images, templates=templates)
     scorer = Scorer(model, inputs, replace(settings, templates=()))
     moves = [
         partial(MovingModel.interpolate, alpha=0.0),
         partial(MovingModel.set_finetuned, which=0),
     ]
-    for name, outcomes in scorer.score(moves, samples, progress).items():
-        images = samples[name]
+    for name, outcomes in scorer.score(moves, asked, progress).items():
         zeroshot, finetuned = (
-            Estimate(value=share, interval=wilson(share, len(images)))
-            for share in (float(outcome.correct.mean()) for outcome in outcomes)
+            Estimate(value=share, interval=wilson(share, len(outcome.correct)))
+            for outcome in outcomes
+            for share in [float(outcome.correct.mean())]
         )
-        prompt = example_prompt(images, ())
-        yield EndAccuracy(zeroshot, finetuned, len(images), images.class_names, prompt, source=name)
+        ends = end_accuracy(asked[name], zeroshot, finetuned, source=name)
+        yield replace(ends, captions=isinstance(samples[name], CaptionedImages))
 
 
 def check_shifts(
@@ -306,13 +332,6 @@ def check_shifts(
     if all(end < 0 for _, end in high.values()) and all(end > 0 for end, _ in low.values()):
         return (Finding.of("swapped-sources", id=list(id_gains), ood=list(ood_gains)),)
     return ()
-
-
-def example_prompt(images: LabelledImages, templates: Sequence[str]) -> str:
-    """The first prompt of the first class."""
-    from clipmerge.images.prompts import class_prompts, templates_for
-
-    return class_prompts(images.class_names[:1], templates_for(templates, images.templates))[0]
 
 
 def settle(

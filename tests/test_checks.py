@@ -19,13 +19,19 @@ from clipmerge.checks import (
     check_answers,
     check_models,
     check_shifts,
+    check_sources,
+    check_task,
     headline_of,
     odd_names,
     settle,
 )
 from clipmerge.errors import CheckpointError, DataError, UsageError
+from clipmerge.images.columns import Columns
+from clipmerge.images.dataset import open_images
 from clipmerge.planning.merge_effect import CONSEQUENCES, Estimate
+from clipmerge.progress import Progress
 from clipmerge.report.text import ADVICE, text_of
+from clipmerge.request import Calibration
 from clipmerge.stats import wilson
 from tests.support.command import clipmerge as command
 from tests.support.command import done, refused
@@ -295,3 +301,112 @@ def test_a_model_that_stays_half_zeroshot_is_no_finetuned_one(
     assert "of the numbers of the merged layers stay zero-shot" in result.reason
     with pytest.raises(CheckpointError, match=r"stay zero-shot.*`strict=True`"):
         clipmerge.merge(pair[0], half, "wise-ft", output=tmp_path / "other", strict=True, **options)
+
+
+def save_captioned(folder: Path, count: int, caption: Callable[[int], str]) -> Path:
+    """Save images of noise with a caption beside each."""
+    folder.mkdir(parents=True)
+    for number in range(count):
+        Image.fromarray(noise(number).astype(np.uint8)).save(folder / f"{number}.png")
+        (folder / f"{number}.txt").write_text(caption(number))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("caption", "kind"),
+    [(lambda n: f"a picture of thing {n} on a table", "at-chance"), (str, "odd-names")],
+    ids=["captions of other images", "ids in place of captions"],
+)
+@pytest.mark.parametrize("recipe", ["wise-ft", "auto"])
+def test_captions_that_models_do_not_recognise_get_no_advice(
+    pair: Folders, tmp_path: Path, recipe: str, caption: Callable[[int], str], kind: str
+) -> None:
+    images = save_captioned(tmp_path / "images", 40, caption)
+    steps = {"measure.steps": 2} if recipe == "auto" else {}
+    options: dict[str, Any] = {"set": steps, "data": images, "caption_column": "txt"}
+    result = clipmerge.merge(*pair, recipe, output=tmp_path / "out", **options)
+    assert result.recommendation == "check-names"
+    assert result.effect.reason.kind == kind
+    assert "Check the captions. On " in repr(result)
+    assert "images by their captions (chance is" in result.reason
+    with pytest.raises(DataError, match=r"a caption was .*`strict=True`"):
+        clipmerge.merge(*pair, recipe, output=tmp_path / "other", strict=True, **options)
+    evaluated = clipmerge.evaluate(pair[1], {"val": images}, caption_column="txt")
+    assert [finding.kind for finding in evaluated.findings] == [kind]
+
+
+def test_captions_are_checked_before_learning(pair: Folders, tmp_path: Path) -> None:
+    """The zero-shot and the fine-tuned model see one caption of each image."""
+    texts = "a red bird on a branch\na bird\n", "a dog that runs\na dog\n"
+    images = save_captioned(tmp_path / "images", 60, lambda n: f"{texts[n % 2]}number {n}")
+    asked = open_images(str(images), columns=Columns(caption="txt"))
+    said = list[str]()
+    progress = Progress()
+    progress.say = said.append  # type: ignore[method-assign]
+    settings = Calibration(device="cpu")
+    (finding,) = check_sources(inputs_of(pair), {"": asked}, settings, progress)
+    assert finding.kind == "at-chance"
+    # one of each caption, or a model that always says the most common one would seem to know it
+    assert 20 < finding.values["images"] == finding.values["classes"] < 60
+    assert finding.values["captions"] is True
+    assert said == [f"captions are such as '{finding.values['prompt']}'"]
+
+
+def estimates(*correct: int) -> list[Estimate]:
+    return [estimate(count, 144) for count in correct]
+
+
+@pytest.mark.parametrize(
+    ("scores", "kinds"),
+    [
+        ((20, 22, 24), ["odd-names"]),
+        ((140, 22, 90), []),  # forgotten by fine-tuning
+        ((20, 140, 90), []),  # learned by it
+    ],
+)
+def test_names_of_other_tasks_are_doubted_if_no_model_knows_them(
+    tmp_path: Path, scores: tuple[int, ...], kinds: list[str]
+) -> None:
+    names = [f"class_ci_{n}" for n in "abcdef"]
+    task = open_images(str(save_images(tmp_path, each=24, classes=tuple(names))))
+    found = list(check_task("other", task, estimates(*scores)))
+    assert [finding.kind for finding in found] == kinds
+    for finding in found:
+        assert "`keep` other: the best model recognises 16.7% of 144" in text_of(finding)
+
+
+def test_a_task_without_names_is_told_and_counts_for_nothing(
+    pair: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    codes = tuple(f"class_ci_{n}" for n in "abcdef")
+    task = save_images(tmp_path / "codes", each=20, classes=codes)
+    weighed = list[Any]()
+    monkeypatch.setattr(
+        "clipmerge.evaluation.conclusion.weigh_other_tasks", lambda *given: weighed.append(given[1])
+    )
+    images = save_images(tmp_path / "images", each=8)
+    options: dict[str, Any] = {"data": images, "keep": {"codes": task}, "allow": ["at-chance"]}
+    result = clipmerge.merge(*pair, "wise-ft", output=tmp_path / "out", **options)
+    (doubt,) = [finding for finding in result.findings if finding.values.get("keep")]
+    assert doubt.kind == "odd-names"
+    assert "the advice does not count it" in text_of(doubt)
+    options["allow"] += ["odd-names"]
+    clipmerge.merge(*pair, "wise-ft", output=tmp_path / "again", **options)
+    assert [[score.name for score in scores] for scores in weighed] == [[], ["codes"]]
+    with pytest.raises(DataError, match=r"`keep` codes: the model .*`strict=True`"):
+        clipmerge.evaluate(pair[1], keep={"codes": task}, strict=True)
+    assert clipmerge.evaluate(pair[1], keep={"codes": task}).findings[0].kind == "odd-names"
+    sources: dict[str, Any] = {"id": {"val": images}, "ood": {"shift": images}, "alphas": "0,1"}
+    swept = clipmerge.sweep(*pair, keep={"codes": task}, **sources)
+    assert [f.kind for f in swept.findings if f.values.get("keep")] == ["odd-names"]
+
+
+def test_images_of_other_tasks_are_looked_at_before_anything_is_learned(
+    pair: Folders, images: Path, broken: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("clipmerge.api.measure.measure", lambda *_: pytest.fail("it measured"))
+    options: dict[str, Any] = {"data": images, "allow": ["at-chance", "zeroshot-at-chance"]}
+    with pytest.raises(DataError, match="nowhere: no such folder"):
+        clipmerge.plan(*pair, "auto", keep={"other": "nowhere"}, **options)
+    with pytest.raises(DataError, match=r"show nothing.*allow=blank-images"):
+        clipmerge.plan(*pair, "auto", keep={"other": broken["blank-images"]}, **options)

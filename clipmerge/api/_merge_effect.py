@@ -6,16 +6,17 @@ Every process of ``accelerate launch`` takes part.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from clipmerge.checks import (
-    EndAccuracy,
     check_answers,
-    example_prompt,
+    check_images,
+    check_task,
+    end_accuracy,
     headline_of,
-    prompt_note,
     settle,
 )
 from clipmerge.errors import CheckpointError, VerdictError
@@ -24,7 +25,7 @@ from clipmerge.images.store import Pixels
 from clipmerge.planning.finding import Finding
 from clipmerge.planning.tensors import named_tensors
 from clipmerge.progress import Progress, say_all
-from clipmerge.report.text import text_of
+from clipmerge.report.text import text_of, texts_of
 from clipmerge.types import Json
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from clipmerge.evaluation.scorer import Images
     from clipmerge.images.dataset import CaptionedImages, LabelledImages
     from clipmerge.planning.merge_effect import MergeEffect
+    from clipmerge.planning.other_tasks import Score
     from clipmerge.planning.plan import Plan
     from clipmerge.request import Calibration, MergeRequest, SweepRequest
     from clipmerge.run import Run
@@ -62,7 +64,7 @@ def add_verdict(run: Run, request: MergeRequest) -> None:
             learned=bool(measured and takes_learned(measured.trace, measured.choice)),
             progress=run.progress,
         )
-        _check_class_names(run, request, effect, images)
+        _check_names(run, request, effect, images)
         if doubtful := headline_of(run.findings, request.allow):
             effect = effect.with_advice(*doubtful)
         if request.strict and effect.warnings:
@@ -83,26 +85,27 @@ def add_verdict(run: Run, request: MergeRequest) -> None:
                 run.progress.say(text_of(warning))
 
 
-def _check_class_names(
+def _check_names(
     run: Run,
     request: MergeRequest,
     effect: MergeEffect,
     images: LabelledImages | CaptionedImages,
 ) -> None:
-    """Check the class names by the answers that both ends gave, if learning did not before."""
+    """Check class names or captions by the answers that both ends gave, if learning did not
+    before.
+    """
     from clipmerge.images.dataset import LabelledImages
 
-    if not isinstance(images, LabelledImages) or images.labelled_by != "source":
+    if isinstance(images, LabelledImages) and images.labelled_by != "source":
         return
-    ends = EndAccuracy(
-        zeroshot=effect.zeroshot.clean,
-        finetuned=effect.finetuned[effect.reference].clean,
-        images=effect.images,
-        class_names=images.class_names,
-        prompt=example_prompt(images, request.calibration.templates),
+    ends = end_accuracy(
+        images,
+        effect.zeroshot.clean,
+        effect.finetuned[effect.reference].clean,
+        request.calibration.templates,
     )
     if not request.recipe.measure:
-        run.progress.say(prompt_note(ends.prompt))
+        run.progress.say(ends.note())
     known = {finding.kind for finding in run.findings}
     new = [finding for finding in check_answers(ends) if finding.kind not in known]
     for finding in settle(new, allow=request.allow, strict=request.strict):
@@ -207,18 +210,25 @@ def load_tasks(
     return tasks
 
 
-def add_other_task_scores(run: Run, request: MergeRequest) -> None:
-    """Measure a decided plan on the tasks that were named, and keep the scores in the plan."""
-    if not request.keep:
+def open_tasks(run: Run, request: MergeRequest) -> dict[str, Images]:
+    """Find the images of the other tasks, and look at some, before anything is learned."""
+    tasks = load_tasks(
+        request.keep, run.progress, most=request.calibration.images, seed=request.seed
+    )
+    doubts = [finding for task in tasks.values() for finding in check_images(task)]
+    say_all(run.progress, texts_of(settle(doubts, allow=request.allow, strict=request.strict)))
+    return tasks
+
+
+def add_other_task_scores(run: Run, request: MergeRequest, tasks: dict[str, Images]) -> None:
+    """Measure a decided plan on other tasks, and keep the scores in the plan."""
+    if not tasks:
         return
     from clipmerge.evaluation.conclusion import weigh_other_tasks
     from clipmerge.evaluation.other_tasks import measure_other_tasks
     from clipmerge.images.fingerprints import Fingerprints, note_shared
 
     with run.timed("other_tasks"), _warn_or_raise(run, request, "the tasks of `keep`"):
-        tasks = load_tasks(
-            request.keep, run.progress, most=request.calibration.images, seed=request.seed
-        )
         prints = {f"`keep` {name}": Fingerprints(task) for name, task in tasks.items()}
         for images in filter(None, (run.measured_on, run.held_back)):
             data = {f"`data` {images.source}": Fingerprints(images)}
@@ -230,11 +240,37 @@ def add_other_task_scores(run: Run, request: MergeRequest) -> None:
             request.calibration,
             run.progress,
         )
+        models = {each.name: [each.zeroshot, *each.finetuned, each.merged] for each in scores}
+        doubts = doubted_tasks(tasks, models, run.progress, request.allow, strict=request.strict)
+        for finding in chain.from_iterable(doubts.values()):
+            run.add_warning(finding)
         run.amend(other_tasks=scores)
         effect = run.plan and run.plan.effect
-        weighed = effect and weigh_other_tasks(effect.recommendation, scores, request.max_loss)
+        counted = [score for score in scores if score.name not in doubts]
+        weighed = effect and weigh_other_tasks(effect.recommendation, counted, request.max_loss)
         if effect and weighed:
             run.amend(effect=effect.with_advice(*weighed))
+
+
+def doubted_tasks(
+    tasks: Mapping[str, Images],
+    scores: Mapping[str, Sequence[Score]],
+    progress: Progress,
+    allow: Collection[str],
+    *,
+    strict: bool,
+) -> dict[str, list[Finding]]:
+    """Doubts about the names of tasks, by the scores of all models on each; they are told."""
+    from clipmerge.evaluation.other_tasks import accuracy_of
+
+    doubts = {}
+    for name, task in tasks.items():
+        accuracies = [accuracy_of(score, len(task)) for score in scores[name]]
+        found = settle(check_task(name, task, accuracies), allow=allow, strict=strict)
+        if found := [finding for finding in found if finding.kind not in allow]:
+            doubts[name] = found
+        say_all(progress, texts_of(found))
+    return doubts
 
 
 def score_other_tasks(
@@ -260,6 +296,10 @@ def score_other_tasks(
         progress,
         dtype=request.dtype,
     )
+    doubts = doubted_tasks(tasks, scores, progress, request.allow, strict=request.strict)
+    record["warnings"] += [
+        finding.model_dump(mode="json") for finding in chain.from_iterable(doubts.values())
+    ]
     record["other_tasks"] = [task_facts(name, task) for name, task in tasks.items()]
     rows = [
         *enumerate(record["curve"]),

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import Any, Unpack
 
 from clipmerge.api._in_memory import CheckpointLike, as_sources
-from clipmerge.api._merge_effect import load_tasks
+from clipmerge.api._merge_effect import doubted_tasks, load_tasks
 from clipmerge.api._results import EvaluateResult
-from clipmerge.checks import EndAccuracy, check_answers, check_images, prompt_note, settle
+from clipmerge.checks import check_answers, check_images, end_accuracy, settle
 from clipmerge.config import EvaluateOptions, complete_options, with_options
 from clipmerge.errors import UsageError
+from clipmerge.planning.merge_effect import Estimate
+from clipmerge.planning.other_tasks import Score
 from clipmerge.progress import say_all
 from clipmerge.report.text import texts_of, with_texts
 from clipmerge.request import (
@@ -21,6 +24,7 @@ from clipmerge.request import (
     title_of,
     with_state_key,
 )
+from clipmerge.types import Json
 
 
 @with_options(EvaluateOptions)
@@ -60,7 +64,8 @@ def evaluate(
         )
     from clipmerge.checkpoint import open_checkpoint
     from clipmerge.evaluation.accuracy import evaluate_sources, load_model
-    from clipmerge.images.dataset import LabelledImages, open_images
+    from clipmerge.evaluation.other_tasks import evaluate_other_tasks
+    from clipmerge.images.dataset import open_images
 
     with as_sources([checkpoint], given["processor"]) as (source,):
         (place,) = with_state_key([source], given["state_key"])
@@ -69,34 +74,50 @@ def evaluate(
             name: open_images(images, wanted.classes, columns=wanted.columns, whole=True)
             for name, images in sources.items()
         }
+        others = load_tasks(tasks, reports)
         opened = open_checkpoint(str(place), model=given["model"])
         say_all(reports, opened.notes)
         model = load_model(opened)
         for images in loaded.values():
             say_all(reports, images.notes)
         allow, strict = allowed_checks(given["allow"]), given["strict"]
-        pixels = [finding for images in loaded.values() for finding in check_images(images, model)]
+        pixels = [
+            finding
+            for images in (*loaded.values(), *others.values())
+            for finding in check_images(images, model)
+        ]
         doubts = settle(pixels, allow=allow, strict=strict)
         record = {
             "checkpoint": opened.provenance(),
             **evaluate_sources(model, loaded, wanted, reports),
         }
         answers = [
-            EndAccuracy.of_one(name, images, record["accuracy"][name], wanted.templates)
+            end_accuracy(images, share, share, wanted.templates, model="", source=name)
             for name, images in loaded.items()
-            if isinstance(images, LabelledImages)
+            for share in [_accuracy_in(record, name)]
         ]
         guesses = [finding for ends in answers for finding in check_answers(ends)]
         doubts += settle(guesses, allow=allow, strict=strict)
-        say_all(reports, [prompt_note(ends.prompt, ends.source) for ends in answers])
+        say_all(reports, [ends.note() for ends in answers])
         say_all(reports, texts_of(doubts))
+        if others:
+            record["other_tasks"] = evaluate_other_tasks(model, others, wanted, reports)
+            scores = {
+                row["name"]: [Score.model_validate(row["score"])] for row in record["other_tasks"]
+            }
+            doubted = doubted_tasks(others, scores, reports, allow, strict=strict)
+            doubts += chain.from_iterable(doubted.values())
         if doubts:
             record["warnings"] = with_texts([finding.model_dump(mode="json") for finding in doubts])
-        if tasks:
-            from clipmerge.evaluation.other_tasks import evaluate_other_tasks
-
-            record["other_tasks"] = evaluate_other_tasks(
-                model, load_tasks(tasks, reports), wanted, reports
-            )
         record["checkpoint"]["source"] = title_of(source) or record["checkpoint"]["source"]
     return EvaluateResult(record["accuracy"], record["images"], record)
+
+
+def _accuracy_in(record: Json, name: str) -> Estimate:
+    """The accuracy, or the recall at 1, of one source of a record."""
+    from clipmerge.evaluation.other_tasks import accuracy_of
+    from clipmerge.evaluation.verdict import estimate
+
+    if name in record["accuracy"]:
+        return estimate(record["accuracy"][name], record["images"][name])
+    return accuracy_of(Score(recall=record["recall"][name]), record["images"][name])

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, TypeVar, Unpack
 
 from clipmerge.api._in_memory import CheckpointLike, as_sources, named_after_model
-from clipmerge.api._merge_effect import add_other_task_scores, add_verdict
+from clipmerge.api._merge_effect import add_other_task_scores, add_verdict, open_tasks
 from clipmerge.checkpoint import Inputs, open_checkpoints
 from clipmerge.checkpoint.alignment import align, finetuned_dtype, refuse_mismatches
 from clipmerge.checkpoint.ancestry import unmerged_encoders
@@ -133,6 +133,7 @@ def prepare(
     run, request = _read(request, progress or Progress(), known)
     _early_checks(run, request.recipe)
     _label_images(run, request)
+    tasks = open_tasks(run, request) if judged else {}
     measurements, calibration = None, None
     if judged and request.calibration.source is not None:
         doubts = _check_images(run, request)
@@ -148,7 +149,7 @@ def prepare(
             _decide(run, request, measurements, calibration)
     if judged:
         add_verdict(run, request)
-        add_other_task_scores(run, request)
+        add_other_task_scores(run, request, tasks)
     return run
 
 

@@ -15,6 +15,7 @@ from clipmerge.evaluation.verdict import estimate, moves_of
 from clipmerge.images.dataset import CaptionedImages, LabelledImages, open_images
 from clipmerge.models import ImageTextModel
 from clipmerge.models.building import build_model
+from clipmerge.planning.merge_effect import Estimate
 from clipmerge.planning.other_tasks import OtherTaskScores, Score
 from clipmerge.planning.plan import Plan
 from clipmerge.progress import Progress
@@ -81,6 +82,15 @@ def score_of(outcome: Outcome) -> Score:
     if outcome.recall:
         return Score(recall=outcome.recall)
     return Score(accuracy=estimate(float(outcome.correct.mean()), len(outcome.correct)))
+
+
+def accuracy_of(score: Score, images: int) -> Estimate:
+    """The accuracy, or the recall at 1, the mean of both ways, on so many images."""
+    if score.recall is None:
+        assert score.accuracy is not None  # a score has one of both
+        return score.accuracy
+    ways = (score.recall.image_to_text["1"], score.recall.text_to_image["1"])
+    return estimate(sum(ways) / 2, images)
 
 
 def evaluate_other_tasks(

@@ -1,4 +1,5 @@
-"""Images in WebDataset tar files: ``KEY.jpg`` beside ``KEY.cls``, ``KEY.json`` or ``KEY.txt``.
+"""Images in WebDataset tar files: ``KEY.jpg`` beside ``KEY.cls``, ``KEY.json`` or ``KEY.txt``, or
+in class folders.
 
 A ``KEY.txt`` holds a class name or captions, one per line; which of them, its words show.
 """
@@ -103,8 +104,11 @@ def columns_of(source: str, columns: Columns, described: Description) -> Columns
 
 
 def read_samples(archive: str, columns: Columns) -> list[Sample]:
-    """Read the headers and labels of one archive."""
+    """Read the headers and labels of one archive; without labels, images in several folders have
+    the folder's name.
+    """
     samples: list[Sample] = []
+    missing: NoLabelsError | None = None
     with open_local(archive) as file:
         for key, members in groupby(_members(file, archive), key=itemgetter(0)):
             endings = {ending: member for _, ending, member in members}
@@ -116,11 +120,23 @@ def read_samples(archive: str, columns: Columns) -> list[Sample]:
             )
             image = _image_ending(where, list(endings), named)
             label: int | str | Names = 0
-            if columns.labelled:
-                label = _label(where, file, endings, columns, is_first=not samples)
+            if missing is not None:
+                label = _folder(key)
+            elif columns.labelled:
+                try:
+                    label = _label(where, file, endings, columns, is_first=not samples)
+                except NoLabelsError as error:
+                    missing, label = error, _folder(key)
             samples.append((endings[image], label))
             check_count(archive, len(samples))
+    if missing is not None and len({label for _, label in samples}) < 2:
+        raise missing
     return samples
+
+
+def _folder(key: str) -> str:
+    """The name of the folder that a file is in."""
+    return key.rpartition("/")[0].rpartition("/")[2]
 
 
 def joined(
@@ -257,7 +273,8 @@ def _label(
     if captions:
         return captions
     parameter = "`caption_column`" if columns.caption else "`label_column`"
-    needed = f".{wanted} for {parameter}" if wanted else ".cls, .json or .txt with a label"
+    others = ".cls, .json or .txt with a label, and is not in one of several class folders"
+    needed = f".{wanted} for {parameter}" if wanted else others
     error = NoLabelsError if is_first and not wanted else DataError
     raise error(f"{where}: has no {needed} (endings: {shorten(endings)})")
 

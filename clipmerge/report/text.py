@@ -33,12 +33,17 @@ ADVICE: dict[Recommendation, str] = {
 
 #: In place of "Use it" where the user's own images show no difference.
 ON_EXPERIENCE = "Probably use it"
+#: In place of "Check the class names" where there are none.
+CHECK_CAPTIONS = "Check the captions"
 
 
 def advice_text(effect: MergeEffect) -> str:
     """The recommendation in words."""
-    is_experience = effect.recommendation == "use" and effect.reason.kind == "same-accuracy"
-    return ON_EXPERIENCE if is_experience else ADVICE[effect.recommendation]
+    if effect.recommendation == "use" and effect.reason.kind == "same-accuracy":
+        return ON_EXPERIENCE
+    if effect.recommendation == "check-names" and effect.captions:
+        return CHECK_CAPTIONS
+    return ADVICE[effect.recommendation]
 
 
 def text_of(finding: Finding) -> str:
@@ -517,6 +522,8 @@ def _changes(tasks: Sequence[Mapping[str, Any]], start: str) -> str:
 def reason_text(effect: MergeEffect) -> str:
     """Why this is recommended, and how large the loss may be."""
     text = text_of(effect.reason)
+    if text.startswith("the "):  # a doubt about the inputs, which is a note elsewhere
+        text = f"T{text[1:]}"
     if effect.possible_loss is not None:
         text += f" {text_of(effect.possible_loss)}"
     if not effect.labelled:
@@ -737,18 +744,35 @@ def _equal_models(first: str, second: str, with_zeroshot: bool) -> str:
 
 
 def _guesses(
-    model: str, accuracy: float, images: int, classes: int, prompt: str, source: str = ""
+    model: str,
+    accuracy: float,
+    images: int,
+    classes: int,
+    prompt: str,
+    source: str = "",
+    captions: bool = False,
+    keep: bool = False,
 ) -> str:
     whose = f"{source}: " if source else ""
     who = f"the {model} model" if model else "the model"
+    of = "" if captions else f" of {classes} classes"
+    how = " by their captions" if captions else ""
     return (
-        f"{whose}{who} recognises {accuracy:.1%} of {images} images of {classes} classes"
-        f" (chance is {1 / classes:.1%}); a prompt was '{prompt}'"
+        f"{whose}{who} recognises {accuracy:.1%} of {images} images{of}{how} (chance is"
+        f" {1 / classes:.1%}); a {'caption' if captions else 'prompt'} was '{prompt}'"
     )
 
 
 def _at_chance(*, model: str = "fine-tuned", **values: Any) -> str:
-    advice = "pass the names of the classes, in English, with `classes`, or `template`"
+    if values.get("keep"):
+        advice = "such a score tells nothing, so the advice does not count it"
+    elif values.get("captions"):
+        advice = (
+            "give captions that are those of the images, in a language that the model knows"
+            " (`caption_column` names others)"
+        )
+    else:
+        advice = "pass the names of the classes, in English, with `classes`, or `template`"
     return f"{_guesses(model, **values)}; {advice}"
 
 
@@ -760,11 +784,16 @@ def _odd_names(look: str, example: str, **values: Any) -> str:
         "splits": "are those of splits, so give the folder of one split",
         "pattern": "differ by a few letters or digits only",
     }
-    return f"the class names {looks[look]}, such as '{example}', and {_at_chance(**values)}"
+    names = "captions" if values.get("captions") else "class names"
+    return f"the {names} {looks[look]}, such as '{example}', and {_at_chance(**values)}"
 
 
 def _zeroshot_at_chance(**values: Any) -> str:
-    advice = "it may not know these classes, or not by these names"
+    advice = (
+        "it may not know what they show, or not in these words"
+        if values.get("captions")
+        else "it may not know these classes, or not by these names"
+    )
     return f"{_guesses('zero-shot', **values)}; {advice}"
 
 

@@ -59,6 +59,13 @@ COMMANDS = {
     "a template without `{}`": "merge {z} {f} -r wise-ft --data {images} --template photo -o out",
     "a handful of images": "merge {z} {f} -r wise-ft --data {few} -o out",
     "unreadable images": "evaluate {z} --data {broken}",
+    "another task with codes for class names": (
+        "merge {z} {f} -r wise-ft --data {images} --keep codes={codes} -o out"
+    ),
+    "another task that is not there": (
+        "merge {z} {f} -r auto --data {images} --keep other=nowhere -o out"
+    ),
+    "captions of other images": "merge {z} {f} -r wise-ft --data {captioned} -o out",
     "an image without a caption": "merge {z} {f} -r wise-ft --data {blank} -o out",
     "a row of a table whose file is missing": "merge {z} {f} -r wise-ft --data {table} -o out",
     "the same with `--skip-unreadable`": (
@@ -122,6 +129,12 @@ def places(
         (blank / f"{number}.txt").write_text(f"caption {number}" if number else " ")
     for emptied in {image.parent for image in found}:
         emptied.rmdir()
+    captioned = folder / "captioned"
+    captioned.mkdir()
+    for number in range(30):
+        pixels = np.random.default_rng(number).integers(0, 256, (16, 16, 3))
+        Image.fromarray(pixels.astype(np.uint8)).save(captioned / f"{number}.png")
+        (captioned / f"{number}.txt").write_text(f"a picture of thing {number}")
     long = save_images(folder / "long", each=2)
     for number, image in enumerate(sorted(long.glob("*/*.png"))):
         image.rename(long / f"{number}.png")
@@ -164,6 +177,7 @@ def places(
         "blank": blank,
         "both": both,
         "broken": broken,
+        "captioned": captioned,
         "long": long,
         "table": folder / "table.csv",
         "few": save_images(folder / "few", each=2, classes=("cat", "dog")),

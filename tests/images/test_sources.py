@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from clipmerge.errors import DataError, UsageError
+from clipmerge.errors import DataError, NoLabelsError, UsageError
 from clipmerge.images import Columns, parquet
 from clipmerge.images.dataset import load_images
 from clipmerge.images.file_store import expand_ranges, local_inputs
@@ -282,6 +282,23 @@ def test_a_tar_gives_labels_and_images(tmp_path: Path, label: str, texts: list[s
     assert (found.labels, found.class_names) == ((1, 0, 1), ("black cat", "dog"))
     assert_images(found, [0, 1, 2])
     assert found.store.name(1) == f"{path}, d/0001.png"
+
+
+def test_class_folders_of_a_tar_are_its_labels(tmp_path: Path) -> None:
+    """As in a folder, unless there are labels, or a single folder."""
+    members = {f"./val/{name}/{n}.png": png(n) for n, name in enumerate(["cat", "big_dog", "cat"])}
+    path = save_tar(tmp_path / "x.tar", members)
+    images = load_images(str(path))
+    assert images.class_names == ("big dog", "cat")
+    assert images.labels == (1, 0, 1)
+    assert np.array_equal(images.image(2), Image.open(io.BytesIO(png(2))).convert("RGB"))
+    labels = {name.replace(".png", ".cls"): b"%d" % n for n, name in enumerate(members)}
+    labelled = save_tar(tmp_path / "y.tar", dict(sorted({**members, **labels}.items())))
+    with pytest.raises(DataError, match="the numbers 0 to 2 without names"):
+        load_images(str(labelled))
+    one = save_tar(tmp_path / "z.tar", {f"images/{n}.png": png(n) for n in range(3)})
+    with pytest.raises(NoLabelsError, match="and is not in one of several class folders"):
+        load_images(str(one))
 
 
 def test_a_range_and_a_folder_of_tars_are_one_source(tmp_path: Path) -> None:
