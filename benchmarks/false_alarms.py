@@ -19,7 +19,7 @@ import torch
 
 from clipmerge.checkpoint import Inputs, align_checkpoints, open_checkpoint
 from clipmerge.checks import check_models, check_sources
-from clipmerge.images.dataset import load_images
+from clipmerge.images.dataset import LabelledImages, open_images
 from clipmerge.planning.merge_effect import CONSEQUENCES
 from clipmerge.progress import Progress
 from clipmerge.request import Calibration
@@ -39,7 +39,7 @@ def alarms(
 ) -> dict[str, Any]:
     """The findings about one pair and its images."""
     inputs = aligned(zeroshot, finetuned)
-    images = load_images(source, Path(classes) if classes else None)
+    images = open_images(source, Path(classes) if classes else None)
     settings = Calibration(device="cpu")
     found: dict[str, Counter[str]] = {}
     for size in SIZES:
@@ -52,7 +52,7 @@ def alarms(
         )
     return {
         "name": name,
-        "classes": len(images.class_names),
+        "classes": len(images.class_names) if isinstance(images, LabelledImages) else "captions",
         "pair": [finding.kind for finding in check_models(inputs)],
         "swapped": [finding.kind for finding in check_models(aligned(finetuned, zeroshot))],
         "samples": {size: dict(counted) for size, counted in found.items()},

@@ -330,7 +330,7 @@ def _key_mismatches(inputs: Inputs, which: int) -> Iterator[str]:
                 yield (
                     f"{counted(len(names), 'key is', 'keys are')} only in the {side} checkpoint:"
                     f" {shorten(names)}; if that is meant, pass `set=missing=keep-zeroshot` or"
-                    " `missing=keep-finetuned`"
+                    " `set=missing=keep-finetuned`"
                 )
 
 
@@ -401,11 +401,12 @@ def _left_behind(inputs: Inputs) -> Iterator[str]:
                 f" learned is lost: {shorten(lost)}"
             )
     partly = inputs.partly_zeroshot if len(inputs.finetuned) == 1 else {}
-    for layer, (absent, total) in partly.items():
-        names = f"{absent} of {total} parameters of {layer}"
+    if partly:
+        layers = [f"{absent} of {total} of {name}" for name, (absent, total) in partly.items()]
         yield (
-            f"{names} stay zero-shot, because the fine-tuned checkpoint lacks them; what is"
-            " measured as fine-tuned is a mixture of both"
+            f"parameters of {counted(len(partly), 'layer', 'layers')} stay zero-shot, because the"
+            " fine-tuned checkpoint lacks them; what is measured as fine-tuned is a mixture of"
+            f" both: {shorten(layers)}"
         )
 
 

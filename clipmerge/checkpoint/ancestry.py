@@ -85,7 +85,7 @@ def unmerged_encoders(inputs: Inputs) -> Iterator[str]:
     """Name the other text encoders of the same files, which are not merged, and say whether they
     changed.
     """
-    for finetuned in inputs.finetuned:
+    for which, finetuned in enumerate(inputs.finetuned):
         for name, theirs in finetuned.other_encoders.items():
             ours = inputs.zeroshot.other_encoders.get(name)
             if ours is None or ours.entries.keys() != theirs.entries.keys():
@@ -94,13 +94,32 @@ def unmerged_encoders(inputs: Inputs) -> Iterator[str]:
             changed = sum(
                 not np.array_equal(ours.array(key), theirs.array(key)) for key in ours.entries
             )
-            what = (
-                f"fine-tuning changed {changed} of its {len(ours.entries)} tensors, so merge it too"
-                f" (#{name}), and replace both in a copy of the file"
-                if changed
-                else "it is the same in both"
-            )
+            what = "it is the same in both"
+            if changed:
+                lost = sum(_squared_change((ours, key), (theirs, key)) for key in ours.entries)
+                share = lost / (lost + _merged_change(inputs, which) or 1)
+                what = (
+                    f"fine-tuning changed {changed} of its {len(ours.entries)} tensors,"
+                    f" {share:.1%} of the change of both (sum of squares), so merge it too"
+                    f" (#{name}), and replace both in a copy of the file"
+                )
             yield f"{finetuned.source}: its other text encoder, {name}, is not merged; {what}"
+
+
+def _merged_change(inputs: Inputs, which: int) -> float:
+    """Sum of squares of the change of all merged parameters."""
+    ours, theirs = inputs.zeroshot_keys, inputs.finetuned_keys[which]
+    return sum(
+        _squared_change((inputs.zeroshot, ours[name]), (inputs.finetuned[which], theirs[name]))
+        for name in filter(inputs.merges, ours)
+    )
+
+
+def _squared_change(*stored: tuple[Checkpoint, str]) -> float:
+    """Sum of squares of the difference of two stored tensors."""
+    before, after = (_values(checkpoint, key, sys.maxsize) for checkpoint, key in stored)
+    change = after - before
+    return float(np.vdot(change, change))
 
 
 def are_equal(inputs: Inputs, which: int, other: int) -> bool:

@@ -258,11 +258,13 @@ def _find(
             largest = max(
                 _other_weights(loaded, ""), key=lambda name: _tensors(loaded.get(name)), default=""
             )
+            average = "shadow_params" in loaded  # of torch_ema: a list, without names
+            copied = "ema.copy_to(model.parameters()), then " if average else ""
             other = f", or name what holds them with `state_key` {largest}" if largest else ""
             raise CheckpointError(
                 f"{file}: holds no weights under a known name ({', '.join(_INSIDE)}), but"
                 f" {shorten(map(str, loaded)) or 'nothing'}; save the state_dict"
-                f" alone: torch.save(model.state_dict(), FILE){other}"
+                f" alone: {copied}torch.save(model.state_dict(), FILE){other}"
             )
         if state_key is None:
             others += [".".join((*path, name)) for name in _other_weights(loaded, inside)]

@@ -19,6 +19,8 @@ from clipmerge.types import Json, Names, Shape
 ClassNames: TypeAlias = Path | Sequence[str] | None
 
 _WORDNET = re.compile(r"n\d{8}")
+# a line of a numbered list or of a table
+_COUNTED = re.compile(r"(?P<number>\d{1,6})(?P<sign>[,;:.)\t ])\s*(?P<name>\D.*)")
 
 
 def name_classes(
@@ -155,9 +157,34 @@ def _read_names(given: Path | Sequence[str]) -> list[Any] | Json:
         # editors on Windows put a byte order mark in front
         text = read_text(given, encoding="utf-8-sig")
         if given.suffix != ".json":
-            return [line.strip() for line in text.splitlines() if line.strip()]
+            return plain_names([line.strip() for line in text.splitlines() if line.strip()])
         data = parse_json(text)
         return data if isinstance(data, list | dict) else []
+
+
+def plain_names(lines: list[str]) -> list[str]:
+    """Names without what code, numbered lists and tables put around them, if it is around all: a
+    comma at the end, quotes, a number that counts the lines, a heading above such numbers.
+
+    Example:
+        >>> plain_names(["'cat',", "'dog'"]), plain_names(["id,name", "0,cat", "1,tench, Tinca"])
+        (['cat', 'dog'], ['cat', 'tench, Tinca'])
+    """
+    if len(lines) > 1 and all(line.endswith(",") for line in lines[:-1]):
+        lines = [line.removesuffix(",").rstrip() for line in lines]
+    if all(len(line) > 2 and line[0] == line[-1] and line[0] in "\"'" for line in lines):
+        lines = [line[1:-1] for line in lines]
+    counted_lines = [_COUNTED.fullmatch(line) for line in lines]
+    matches = [match for match in counted_lines if match]
+    has_heading = len(matches) == len(lines) - 1 and not counted_lines[0]
+    if has_heading and not all(match["sign"] in lines[0] for match in matches):
+        return lines
+    numbers = [int(match["number"]) for match in matches]
+    names = [match["name"] for match in matches]
+    counts = numbers in (list(range(len(names))), list(range(1, 1 + len(names))))
+    # "1 person", "2 persons", "3 persons" are names
+    is_sure = len(names) >= max(2, len(lines) - 1) and len(set(names)) == len(names)
+    return names if counts and is_sure else lines
 
 
 def _checked_names(

@@ -126,7 +126,8 @@ def test_tasks_are_checked(far: Folders, others: dict[str, Path], tmp_path: Path
 def test_a_plan_keeps_them_until_it_is_edited(
     far: Folders, others: dict[str, Path], tmp_path: Path
 ) -> None:
-    plan = api.plan(*far, "wise-ft", keep={"c": others["captions"]}, progress=Progress())
+    keep = {"c": others["captions"]}
+    plan = api.plan(*far, "wise-ft", keep=keep, allow="at-chance", progress=Progress())
     plan.save(tmp_path / "plan.json")
     result = api.apply(tmp_path / "plan.json", output=tmp_path / "out", progress=Progress())
     assert result.record.other_tasks == plan.other_tasks

@@ -23,6 +23,17 @@ def test_a_run_tells_how_it_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert result["layers"] > 12
 
 
+def test_the_page_lists_the_results() -> None:
+    results = json.loads(architectures.RESULTS.read_text())
+    page = architectures.PAGE.read_text()
+    assert architectures.with_paragraph(page, results) == page
+    results["transformers:new"] = {"ended": True}
+    results["broken"] = {"ended": False}
+    changed = " ".join(architectures.with_paragraph(page, results).split())
+    assert "new" in changed
+    assert "It did not end on broken." in changed
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["ViT-S-32-alt", "MobileCLIP2-S0"])
 def test_a_model_of_real_size_is_planned(name: str, tmp_path: Path) -> None:

@@ -228,8 +228,8 @@ def test_two_keys_of_one_parameter_are_named_with_their_file(copies: Folders) ->
 
 
 PARTLY = (
-    "1 of 6 parameters of vision.1.mlp stay zero-shot, because the fine-tuned checkpoint lacks them;"
-    " what is measured as fine-tuned is a mixture of both"
+    "parameters of 1 layer stay zero-shot, because the fine-tuned checkpoint lacks them; what is"
+    " measured as fine-tuned is a mixture of both: 1 of 6 of vision.1.mlp"
 )
 STAYS = f"parameters that some fine-tuned checkpoints lack stay zero-shot: {KEY}"
 LEFT_OUT = "parameters that finetuned0, the first fine-tuned checkpoint, lacks are left out: "

@@ -60,6 +60,16 @@ def test_the_encoder_that_is_asked_for_is_merged_and_the_other_one_named(
     assert f"its other text encoder, {other}, is not merged; fine-tuning changed {changed} of" in (
         outcome.err
     )
+    square = {
+        encoder: sum(
+            float(((value.double() - files[1][name].double()) ** 2).sum())
+            for name, value in files[0].items()
+            if name.startswith(f"{encoder}.")
+        )
+        for encoder in (part, other)
+    }
+    share = square[other] / sum(square.values())
+    assert f"tensors, {share:.1%} of the change of both (sum of squares)" in outcome.err
     (written,) = (tmp_path / "out").glob("*.safetensors")
     names = {name.removeprefix(f"{part}.") for name in files[0] if name.startswith(f"{part}.")}
     assert load_file(written).keys() == names - {"attn_mask"}

@@ -127,6 +127,10 @@ NONE = r"holds no weights under a known name \(state_dict, .*\), but"
 NO_WEIGHTS: list[tuple[Any, str]] = [
     ({}, f"{NONE} nothing; save the state_dict alone"),
     ({"epoch": 3, "weights_of_mine": {"a": torch.zeros(1)}}, f"{NONE} epoch, weights_of_mine;"),
+    (
+        {"shadow_params": [torch.zeros(1)]},
+        rf"{NONE} .* ema\.copy_to\(model\.parameters\(\)\), then",
+    ),
     (inside_itself, NONE),
     ([torch.zeros(1)], "holds a list, not a state_dict"),
     ({"a": torch.zeros(2, dtype=torch.complex64)}, "a is strided of torch.complex64; .*Dequantise"),

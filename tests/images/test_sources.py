@@ -19,7 +19,12 @@ from clipmerge.errors import DataError, NoLabelsError, UsageError
 from clipmerge.images import Columns, parquet
 from clipmerge.images.dataset import load_images
 from clipmerge.images.file_store import expand_ranges, local_inputs
-from clipmerge.images.prompts import check_templates, class_prompts, read_class_names
+from clipmerge.images.prompts import (
+    check_templates,
+    class_prompts,
+    plain_names,
+    read_class_names,
+)
 from clipmerge.images.sampling import balanced_sample, candidate_positions, holds_a_balanced_sample
 from tests.support.command import clipmerge, done, refused
 from tests.support.image_files import (
@@ -299,6 +304,27 @@ def test_class_folders_of_a_tar_are_its_labels(tmp_path: Path) -> None:
     one = save_tar(tmp_path / "z.tar", {f"images/{n}.png": png(n) for n in range(3)})
     with pytest.raises(NoLabelsError, match="and is not in one of several class folders"):
         load_images(str(one))
+
+
+@pytest.mark.parametrize(
+    ("lines", "names"),
+    [
+        (["cat,", "big dog,"], ["cat", "big dog"]),
+        (['"cat",', '"dog"'], ["cat", "dog"]),
+        (["0 cat", "1 dog"], ["cat", "dog"]),
+        (["1. cat", "2. dog"], ["cat", "dog"]),
+        (["class\tname", "0\tcat", "1\tdog"], ["cat", "dog"]),
+        (["tench, Tinca tinca", "goldfish"], None),
+        (["7 up", "8 ball"], None),
+        (["1 person", "2 persons", "3 persons"], None),
+        (["zero", "1 cat", "2 dog"], None),
+        (["'s-Hertogenbosch", "o'clock'"], None),
+    ],
+)
+def test_names_are_read_from_lists_as_people_write_them(
+    lines: list[str], names: list[str] | None
+) -> None:
+    assert plain_names(lines) == (names or lines)
 
 
 def test_a_range_and_a_folder_of_tars_are_one_source(tmp_path: Path) -> None:
