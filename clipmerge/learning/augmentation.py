@@ -136,9 +136,11 @@ def sample_clamped(pixels: Tensor, grid: Tensor) -> Tensor:
     the nearest pixel, beside which nothing else counts.
     """
     height, width = pixels.shape[-2:]
-    limit = 1 - 1 / torch.tensor([width, height], dtype=grid.dtype, device=grid.device)
-    inside = torch.maximum(torch.minimum(grid, limit), -limit)
-    return grid_sample(pixels, inside, padding_mode="zeros", align_corners=False)
+    limits = (1 - 1 / width, 1 - 1 / height)
+    inside = [
+        axis.clamp(-limit, limit) for axis, limit in zip(grid.unbind(-1), limits, strict=True)
+    ]
+    return grid_sample(pixels, torch.stack(inside, -1), padding_mode="zeros", align_corners=False)
 
 
 def _geometry(pixels: Tensor, draws: _Draws) -> Tensor:

@@ -55,7 +55,7 @@ def objective_on(device: str, ends: Ends) -> Objective:
 
 
 CHANGES: tuple[Augmentation, ...] = ("geometry", "colour", "grey", "blur")
-on_cuda = pytest.mark.skipif(pretended_device.NAME != "cuda", reason="autocast and float64")
+on_cuda = pytest.mark.skipif(pretended_device.NAME != "cuda", reason="only on cuda")
 
 
 def test_the_device_refuses_what_a_card_refuses() -> None:
@@ -379,6 +379,7 @@ def test_any_accelerator_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
     )
 
 
+@on_cuda  # attention without a kernel of its own holds more
 @pytest.mark.parametrize(
     ("images", "whole", "dtype"), [(40, False, torch.float32), (8, True, torch.float16)]
 )
@@ -418,7 +419,8 @@ def test_changes_are_those_of_the_cpu_but_for_noise(ends: Ends) -> None:
         )
         counts.waits = 0
         noisy = strong_augment(there, 3, ("noise",))
-        assert counts.waits == 0
+        # Apple's would read what is sent when it may be gone, so that is waited for
+        assert counts.waits == (2 if pretended_device.NAME == "mps" else 0)
     spread = (noisy.cpu() - pixels).std((1, 2, 3))
     assert torch.allclose(
         spread, (strong_augment(pixels, 3, ("noise",)) - pixels).std((1, 2, 3)), rtol=0.05

@@ -13,6 +13,7 @@ that the CPU asks for is 1, and what would need a number for its shape is an err
 """
 
 import importlib
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -335,11 +336,14 @@ def _attended(
     """Attention by the kernel that a card takes; else from products, as torch does where it finds
     no kernels.
     """
-    if not counts.hollow and NAME == "cuda":
+    if not counts.hollow and (NAME == "cuda" or not isinstance(query, Pretended)):
         return _attend(
             query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
         )
     if not counts.hollow:  # it would ask a Metal library that is not there
+        if attn_mask is not None and attn_mask.dtype == torch.bool:
+            zeros = torch.zeros_like(attn_mask, dtype=query.dtype)
+            attn_mask = zeros.masked_fill(~attn_mask, -math.inf)
         return aten._scaled_dot_product_attention_math(
             query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
         )[0]
