@@ -73,7 +73,7 @@ def convert(
             needed = OPEN_CLIP_CONFIG if layout == "transformers" else "config.json"
             raise CheckpointError(
                 f"{source}: has no {needed} beside it, which holds settings that the weights do not"
-                " (QuickGELU, heads)"
+                " (QuickGELU, heads); copy that of the model that it was fine-tuned from"
             )
         notes = list(converted.notes)
         with staged(target, CONVERSION, overwrite=overwrite) as folder:

@@ -12,7 +12,7 @@ from typing import Any, cast, get_args
 
 from clipmerge.checkpoint.converted import in_one_layout
 from clipmerge.checkpoint.inputs import Inputs
-from clipmerge.checkpoint.source import Checkpoint, naming
+from clipmerge.checkpoint.source import OPEN_CLIP_CONFIG, Checkpoint, naming
 from clipmerge.config import Missing, OutputDtype
 from clipmerge.conversion.config import INTERPOLATIONS
 from clipmerge.errors import CheckpointError, counted, shorten
@@ -104,9 +104,10 @@ def align(
     inputs.notes.extend((*heads, *notes_on(inputs)))
     for checkpoint in checkpoints:
         if checkpoint.config is None:
+            named = "; a merge with `model` names it" if family.config == OPEN_CLIP_CONFIG else ""
             inputs.notes.append(
                 f"{checkpoint.source}: no {family.config} beside it, so its activation could not be"
-                " compared"
+                f" compared{named}"
             )
     return inputs
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from clipmerge.checkpoint import Checkpoint
 from clipmerge.checkpoint.converted import as_open_clip
+from clipmerge.checkpoint.source import OPEN_CLIP_CONFIG
 from clipmerge.errors import CheckpointError
 from clipmerge.evaluation.scorer import Scorer
 from clipmerge.families import family_of, tower_of
@@ -34,10 +35,11 @@ def load_model(checkpoint: Checkpoint) -> ImageTextModel:
             " `clipmerge sweep` with the model that it was fine-tuned from evaluates it as alpha 1"
         )
     if checkpoint.config is None:
+        named = ", name the architecture with `model`" if family.config == OPEN_CLIP_CONFIG else ""
         raise CheckpointError(
             f"{checkpoint.source}: no {family.config} beside it says how to build the model; copy"
-            " that of the model that it was fine-tuned from, or use `clipmerge sweep` with that"
-            " model, which evaluates it as alpha 1"
+            f" that of the model that it was fine-tuned from{named}, or use `clipmerge sweep` with"
+            " that model, which evaluates it as alpha 1"
         )
     with no_larger_than(checkpoint.source, checkpoint.entries.values()):
         model = model_for(family, checkpoint.config, checkpoint.folder)
