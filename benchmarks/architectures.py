@@ -298,9 +298,10 @@ def paragraph(results: dict[str, dict[str, Any]]) -> str:
     ours = [name for name in well if ":" not in name]
     theirs = [name.partition(":")[2] for name in well if ":" in name]
     text = (
-        f"{_PARAGRAPH} of real size `plan --recipe auto` ended well, in a few steps, on {len(ours)}"
-        f" architectures of OpenCLIP ({', '.join(sorted(ours))}) and {len(theirs)} of transformers"
-        f" ({', '.join(sorted(theirs))}): `python -m benchmarks.architectures`."
+        f"{_PARAGRAPH} of real size `plan --recipe auto` ran to its end, in a few steps, on"
+        f" {len(ours)} architectures of OpenCLIP ({', '.join(sorted(ours))}) and"
+        f" {len(theirs)} of transformers ({', '.join(sorted(theirs))}):"
+        " `python -m benchmarks.architectures`."
     )
     if badly:
         text += f" It did not end on {', '.join(sorted(badly))}."
