@@ -186,7 +186,9 @@ class _Run:
         work = 0.0
         for step in steps:
             taught, images = loss.strong_count(len(step)), loss.picture_count(len(step))
-            work += (FORWARD * len(loss.teachers) * taught + GRADIENT * images) * step.work_share
+            work += (
+                FORWARD * len(loss.teacher_alphas) * taught + GRADIENT * images
+            ) * step.work_share
         work += FORWARD * (1 + len(EXTRAPOLATIONS)) * _work_of(held_out)
         work += 0 if loss.labelled else FORWARD * (_work_of(steps) + _work_of(held_out))
         if self._config.sparsify:

@@ -77,7 +77,7 @@ class LossConfig:
         return _TARGET_WEIGHTS[self.distill]
 
     @property
-    def teachers(self) -> tuple[float, ...]:
+    def teacher_alphas(self) -> tuple[float, ...]:
         """Alphas of the points whose mean features, and of the first also predictions, teach."""
         if not self.distill_weight:
             return ()
@@ -228,10 +228,10 @@ def with_teacher_targets(
 ) -> list[Step]:
     """Add the teachers' outputs for the strongly augmented images to every step.
 
-    Leaves the objective at the last of the `LossConfig.teachers`.
+    Leaves the objective at the last of the `LossConfig.teacher_alphas`.
     """
     steps, cached = list(steps), embeds_less_at_once(objective, steps)
-    for alpha in config.teachers:
+    for alpha in config.teacher_alphas:
         objective.weights.set_alpha(alpha)
         for places in _taught_together(objective, steps, config):
             pictures = [strong_pictures(steps[place], config) for place in places]
@@ -289,7 +289,7 @@ def _teacher_targets(
         classes = class_features(objective, step, config, cached=cached)
         predictions = objective.criterion.model.logits(features, classes).log_softmax(-1)
     if features_weight:
-        part = features / len(config.teachers)
+        part = features / len(config.teacher_alphas)
         mean_features = part if mean_features is None else mean_features + part
     return Targets(predictions, mean_features)
 

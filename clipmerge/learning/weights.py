@@ -151,7 +151,7 @@ class InterpolatedWeights:
         self._short: dict[str, tuple[Tensor, Tensor]] = {}
         self.moves = self.text_moves = 0
         for name, parameter in self.parameters.items():
-            self._take(name, parameter, inputs)
+            self._store_endpoints(name, parameter, inputs)
         if not self.task_vector:
             raise MeasureError(
                 f"{inputs.zeroshot.source} and {inputs.finetuned[0].source} hold the same weights;"
@@ -163,7 +163,7 @@ class InterpolatedWeights:
         }
         self.layers = {layer: names for layer, names in changed.items() if names}
 
-    def _take(self, name: str, parameter: Parameter, inputs: Inputs) -> None:
+    def _store_endpoints(self, name: str, parameter: Parameter, inputs: Inputs) -> None:
         """Store a parameter's zero-shot value and its change; freeze the parameter if it did not
         change.
         """

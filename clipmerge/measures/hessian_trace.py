@@ -45,7 +45,7 @@ def hessian_trace(
     found = {batch.number: [0.0] * len(layers) for batch in batches}
     for probe in range(probes):
         vectors = _rademacher(objective, probe)
-        products = partial(_hessian_vector, objective, vectors, adaptive)
+        products = partial(_quadratic_forms, objective, vectors, adaptive)
         for batch in batches:
             for column, value in enumerate(objective.mean_of_pieces(batch, products)):
                 found[batch.number][column] += value / probes
@@ -90,7 +90,7 @@ def _rademacher(objective: Objective, probe: int) -> Tensors:
     }
 
 
-def _hessian_vector(
+def _quadratic_forms(
     objective: Objective, vectors: Tensors, adaptive: bool, batch: Batch
 ) -> list[float]:
     """(C v)_l . (H C v)_l of one batch for every layer."""

@@ -74,7 +74,7 @@ def casts_repeated(device: torch.device) -> Iterator[None]:
     if device.type != "cpu":
         yield
         return
-    with saved_tensors_hooks(_without_cast, _cast_again):
+    with saved_tensors_hooks(_without_cast, _repeat_cast):
         yield
 
 
@@ -95,8 +95,10 @@ def _without_cast(
     return weight, tensor.dtype, tensor.shape, tensor.stride()
 
 
-def _cast_again(held: Tensor | tuple[Tensor, torch.dtype, Sequence[int], Sequence[int]]) -> Tensor:
-    if isinstance(held, Tensor):
-        return held
-    weight, dtype, shape, stride = held
+def _repeat_cast(
+    saved: Tensor | tuple[Tensor, torch.dtype, Sequence[int], Sequence[int]],
+) -> Tensor:
+    if isinstance(saved, Tensor):
+        return saved
+    weight, dtype, shape, stride = saved
     return weight.detach().to(dtype).as_strided(shape, stride)
