@@ -382,7 +382,8 @@ def test_a_task_without_names_is_told_and_counts_for_nothing(
     task = save_images(tmp_path / "codes", each=20, classes=codes)
     weighed = list[Any]()
     monkeypatch.setattr(
-        "clipmerge.evaluation.conclusion.weigh_other_tasks", lambda *given: weighed.append(given[1])
+        "clipmerge.evaluation.conclusion.weigh_other_tasks",
+        lambda *given, **_: weighed.append(given[1]),
     )
     images = save_images(tmp_path / "images", each=8)
     options: dict[str, Any] = {"data": images, "keep": {"codes": task}, "allow": ["at-chance"]}

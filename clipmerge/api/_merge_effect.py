@@ -247,7 +247,12 @@ def add_other_task_scores(run: Run, request: MergeRequest, tasks: dict[str, Imag
         run.amend(other_tasks=scores)
         effect = run.plan and run.plan.effect
         counted = [score for score in scores if score.name not in doubts]
-        weighed = effect and weigh_other_tasks(effect.recommendation, counted, request.max_loss)
+        weighed = effect and weigh_other_tasks(
+            effect.recommendation,
+            counted,
+            request.max_loss,
+            on_experience=effect.reason.kind == "same-accuracy",
+        )
         if effect and weighed:
             run.amend(effect=effect.with_advice(*weighed))
 

@@ -86,12 +86,16 @@ def loses(difference: float, max_loss: float) -> bool:
 
 
 def weigh_other_tasks(
-    recommendation: Recommendation, tasks: Sequence[OtherTaskScores], max_loss: float
+    recommendation: Recommendation,
+    tasks: Sequence[OtherTaskScores],
+    max_loss: float,
+    *,
+    on_experience: bool = False,
 ) -> tuple[Recommendation, Finding] | None:
     """Another recommendation where other tasks contradict the one of the target's images.
 
     A task is lost if the merged model is worse by more than the limit, and by more than chance
-    where intervals are known.
+    where intervals are known. ``on_experience`` says that the user's own images show no difference.
     """
     if recommendation not in ("use", "either"):
         return None
@@ -118,7 +122,7 @@ def weigh_other_tasks(
         return "other-tasks", Finding.of("worse-on-other-tasks", tasks=against_finetuned)
     if recommendation == "either" and regained:
         return "use", Finding.of("regains-other-tasks", tasks=regained)
-    if recommendation == "either" and against_zeroshot:
+    if (recommendation == "either" or on_experience) and against_zeroshot and not regained:
         return "other-tasks", Finding.of("lost-on-other-tasks", tasks=against_zeroshot)
     return None
 

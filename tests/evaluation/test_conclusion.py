@@ -272,6 +272,16 @@ def test_an_advice_does_not_ignore_other_tasks(
         assert "letters (accuracy): " in text_of(found[1])
 
 
+def test_experience_does_not_outweigh_a_task_that_both_have_lost() -> None:
+    """That such merges were robust elsewhere says nothing of a task that is gone."""
+    lost, back = scores(0.922, 0.543, 0.543), scores(0.922, 0.543, 0.8)
+    found = weigh_other_tasks("use", [lost], 3.0, on_experience=True)
+    assert found is not None
+    assert (found[0], found[1].kind) == ("other-tasks", "lost-on-other-tasks")
+    assert weigh_other_tasks("use", [back], 3.0, on_experience=True) is None
+    assert weigh_other_tasks("use", [lost, back], 3.0, on_experience=True) is None
+
+
 def test_disagreement_beyond_the_limit_is_no_loss_where_nobody_knows_the_labels() -> None:
     finetuned = np.ones((2, 100))
     for differing, recommendation in ((2, "use"), (4, "cannot-tell"), (40, "cannot-tell")):
