@@ -306,7 +306,9 @@ def _end_accuracies(
         else:
             templates = templates_for(settings.templates, images.templates)[:1]
             asked[name] = replace(images, templates=templates)
-    scorer = Scorer(model, inputs, replace(settings, templates=()))
+    # one batch: on small models most of the cost is that of each
+    size = settings.batch_size or PROBE
+    scorer = Scorer(model, inputs, replace(settings, templates=(), batch_size=size))
     moves = [
         partial(MovingModel.interpolate, alpha=0.0),
         partial(MovingModel.set_finetuned, which=0),

@@ -772,7 +772,10 @@ def _at_chance(*, model: str = "fine-tuned", **values: Any) -> str:
             " (`caption_column` names others)"
         )
     else:
-        advice = "pass the names of the classes, in English, with `classes`, or `template`"
+        advice = (
+            "pass the names of the classes, in English, with `classes`, or `template`, or give"
+            " images of its own task"
+        )
     return f"{_guesses(model, **values)}; {advice}"
 
 
