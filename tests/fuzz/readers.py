@@ -18,7 +18,6 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import cache
-from multiprocessing import get_context
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -61,6 +60,7 @@ from tests.support import tiny_open_clip
 from tests.support.image_files import png, save_hub_parquet, save_plain_parquet, saved
 from tests.support.merged_output import RECORD
 from tests.support.raw_safetensors import entry, raw_file
+from tests.support.several import context
 from tests.support.tiny_clip import tiny_config, tiny_processor
 
 #: Times as many files as in a usual run of the tests; with 2 or more, bombs that take long are read
@@ -73,14 +73,11 @@ JOINERS = "\u200c\u200d\xa0\u2002\u2003\u2009\u202f\u3000"
 SOURCE = {"source": "a", "revision": None, "files": {}}
 PUBLISHED = RECORD | {"files": {"model.safetensors": "ab"}}
 
-_context = get_context("forkserver")
-_context.set_forkserver_preload([__name__])
-
 
 def apart(work: Callable[..., Any], *arguments: Any) -> Any:
     """Do something in a process of its own, in which libraries are imported: memory is that of the
     work alone."""
-    with ProcessPoolExecutor(1, mp_context=_context) as pool:
+    with ProcessPoolExecutor(1, mp_context=context) as pool:
         return pool.submit(work, *arguments).result()
 
 

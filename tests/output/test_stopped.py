@@ -13,7 +13,6 @@ import sys
 import tempfile
 import time
 from dataclasses import dataclass
-from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -21,7 +20,7 @@ import pytest
 
 from clipmerge.__main__ import run
 from tests.support.command import python, start
-from tests.support.several import IMPORTED
+from tests.support.several import context
 from tests.support.tiny_clip import Folders, save_images
 
 #: Signals per command.
@@ -49,13 +48,6 @@ COMMANDS = {
 PROGRESS = re.compile(r"note: |[\w: -]+: \d+%, .* elapsed")
 #: Exit code of a command that was stopped before its first statement.
 STARTING = 77
-
-_context = get_context(
-    "forkserver"
-)  # a command imports little: what it needs is there when its process begins
-_context.set_forkserver_preload(
-    [__name__, *IMPORTED, "clipmerge.api.sweep", "clipmerge.api.convert"]
-)
 
 
 def become(words: list[str], home: Path, begun: Connection) -> None:
@@ -91,8 +83,8 @@ class Trial:
         """Run a command, and send it a signal after so many seconds; its exit code, and how long it
         took."""
         words = [str(self.paths.get(word, word)) for word in command.split()]
-        reading, writing = _context.Pipe(duplex=False)
-        process = _context.Process(target=become, args=(words, self.home, writing))
+        reading, writing = context.Pipe(duplex=False)
+        process = context.Process(target=become, args=(words, self.home, writing))
         process.start()
         reading.recv()
         begin = time.monotonic()

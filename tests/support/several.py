@@ -28,12 +28,17 @@ IMPORTED = (
     "torch.distributed",
     "transformers.models.clip.image_processing_clip",
     "transformers.models.clip.modeling_clip",
+    "clipmerge.api.convert",
     "clipmerge.api.merge",
+    "clipmerge.api.sweep",
     "clipmerge.cli.app",
     "clipmerge.measures.learned_coefficients",
+    "tests.fuzz.readers",
 )
-_context = get_context("forkserver")
-_context.set_forkserver_preload([__name__, *IMPORTED])
+#: Forks processes from a server with these modules. A process has one server, and it imports what
+#: was asked for last: so this is the one place.
+context = get_context("forkserver")
+context.set_forkserver_preload([__name__, *IMPORTED])
 
 
 def several(
@@ -47,7 +52,7 @@ def several(
     words = [module, *map(str, arguments)]
     with tempfile.TemporaryDirectory() as folder:
         outputs = [str(Path(folder, name)) for name in ("stdout", "stderr")]
-        launcher = _context.Process(
+        launcher = context.Process(
             target=launch, args=(count, words, dict(env), outputs, largest_file), daemon=True
         )
         launcher.start()
