@@ -35,7 +35,7 @@ gc.set_threshold(
 
 TESTS = Path(__file__).parent
 #: Folders of tests of pictures and of pages with pictures.
-DRAWN = ("benchmarks", "docs", "publish", "report")
+DRAWN = ("publish", "report")
 
 # the same examples in every run, none kept on the disk; `--hypothesis-profile default` looks
 # further however busy the machine is: slowness is no fault
@@ -186,14 +186,13 @@ def stop_after(monkeypatch: pytest.MonkeyPatch) -> Stopping:
 
 @pytest.fixture(autouse=True)
 def frames(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Draw only in slow tests and in those of pictures, which lie in folders of their own or are
-    marked.
+    """Draw only in tests of pictures, which lie in folders of their own or are marked.
 
     The others save an empty frame of a picture's size: drawing takes half the time of a sweep.
     """
     path = request.node.path
     drawn = not path.is_relative_to(TESTS) or path.relative_to(TESTS).parts[0] in DRAWN
-    if not drawn and not any(map(request.node.get_closest_marker, ("slow", "draws"))):
+    if not drawn and not request.node.get_closest_marker("draws"):
         from matplotlib.figure import Figure
         from PIL import Image
 
@@ -207,6 +206,13 @@ def frames(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
             file.write(picture.getvalue())
 
         monkeypatch.setattr(Figure, "savefig", save_frame)
+
+
+@pytest.fixture(autouse=True)
+def large_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    from tests.support.quick import classify_in_two_batches
+
+    classify_in_two_batches(monkeypatch)
 
 
 @pytest.fixture(scope="session", autouse=True)

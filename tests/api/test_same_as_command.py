@@ -17,7 +17,7 @@ from tests.support.tiny_clip import Folders, save_images
 
 QUIET: dict[str, Any] = {"progress": Progress()}
 TIMED = ("seconds", "command", "output")
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.draws]
 
 
 def contents(folder: Path) -> dict[str, Any]:

@@ -86,6 +86,7 @@ def test_a_pair_in_either_order_has_the_same_ends_and_is_evaluated_once(
 
 
 @pytest.mark.slow
+@pytest.mark.draws
 def test_a_suite_of_the_hub_has_its_published_figures_beside_ours(
     hub: FakeHub, tmp_path: Path, capsys: Any
 ) -> None:

@@ -8,18 +8,23 @@ from typing import Any
 
 import pytest
 
-from clipmerge.planning import recipe
+from tests.support.quick import FEW_STEPS, SMALL_STEPS, shorten_recipes
 from tests.support.tiny_clip import Folders, save_images
 
 ROOT = Path(__file__).parents[2]
 GUIDE = ROOT / "docs" / "reference" / "python.md"
 NOTEBOOK = ROOT / "examples" / "robust_merge.ipynb"
-#: The demo learns in full; here it is the code that is tested.
-FEW_STEPS = """
-import re
-from clipmerge.planning import recipe
-shipped = recipe.recipe_text
-recipe.recipe_text = lambda name: re.sub(r"nodes: \\d+", "nodes: 1", re.sub(r"steps: \\d+", "steps: 4", shipped(name)))
+#: The demo learns in full; here it is the code that is tested, on few images.
+IN_THE_KERNEL = """
+import pytest
+import clipmerge.evaluation.scorer
+from clipmerge.demo import data
+from tests.support import quick
+patch = pytest.MonkeyPatch()
+no_limit = {"max_loss": 100}  # within another, so few images end at the fine-tuned model
+quick.shorten_recipes(patch, quick.FEW_STEPS | no_limit)
+quick.classify_in_two_batches(patch)
+data._SPLITS = dict(train=1697, calibration=60, test=40)
 """
 
 
@@ -37,14 +42,12 @@ def test_the_guides_code_runs_in_order(
         shutil.copytree(source, tmp_path / name)
     save_images(tmp_path / "shifted", seed=2)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(
-        recipe, "recipe_text", recipe.recipe_text
-    )  # puts back what FEW_STEPS changes
+    shorten_recipes(monkeypatch, FEW_STEPS | SMALL_STEPS)
     logging.getLogger("clipmerge").setLevel(logging.ERROR)
     blocks = re.findall(r"```python\n(.*?)```", GUIDE.read_text(encoding="utf-8"), re.DOTALL)
     assert len(blocks) >= 12
     names: dict[str, Any] = {"__name__": "guide"}
-    for block in (FEW_STEPS, *blocks):
+    for block in blocks:
         exec(compile(block, str(GUIDE), "exec"), names)
     assert "Did you mean 'wise-ft'?" in capsys.readouterr().out
     weights = [
@@ -68,10 +71,7 @@ def test_the_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setenv(
         "XDG_CACHE_HOME", str(tmp_path / "cache")
     )  # the demo's folder with fewer images
-    few_images = (
-        "from clipmerge.demo import data\ndata._SPLITS = dict(train=1697, calibration=60, test=40)"
-    )
-    notebook.cells.insert(0, nbformat.v4.new_code_cell(FEW_STEPS + few_images))
+    notebook.cells.insert(0, nbformat.v4.new_code_cell(IN_THE_KERNEL))
     nbclient.NotebookClient(
         notebook, timeout=1200, resources={"metadata": {"path": str(tmp_path)}}
     ).execute()

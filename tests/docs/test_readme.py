@@ -10,9 +10,9 @@ from safetensors.torch import load_file
 from typer.main import get_command
 
 from clipmerge.cli.app import app
-from clipmerge.planning import recipe
 from tests.support.command import done, python
 from tests.support.hub_double import serving, upload
+from tests.support.quick import FEW_STEPS, SMALL_STEPS, shorten_recipes
 from tests.support.tiny_clip import Folders, save_images
 
 ROOT = Path(__file__).parents[2]
@@ -83,6 +83,7 @@ def run(line: str, folder: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.uncounted
+@pytest.mark.draws
 def test_the_commands_run(
     workplace: Path, pair: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -92,10 +93,7 @@ def test_the_commands_run(
         for repo, folder in (("acme/clip-base", pair[0]), ("acme/clip-cars", pair[1])):
             upload(hub, repo, folder)
         monkeypatch.chdir(workplace)
-        shipped = recipe.recipe_text
-        monkeypatch.setattr(
-            recipe, "recipe_text", lambda name: re.sub(r"steps: \d+", "steps: 4", shipped(name))
-        )
+        shorten_recipes(monkeypatch, FEW_STEPS | SMALL_STEPS)
         for line in lines:  # in this process, where imports take their time once
             words, _, file = line.partition(" > ")
             ended = done(*shlex.split(words, comments=True)[1:])
@@ -129,10 +127,7 @@ def test_two_processes_merge_to_the_same_weights(
 @pytest.mark.uncounted
 def test_the_python_blocks_run(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(workplace)
-    shipped = recipe.recipe_text
-    monkeypatch.setattr(
-        recipe, "recipe_text", lambda name: re.sub(r"steps: \d+", "steps: 4", shipped(name))
-    )
+    shorten_recipes(monkeypatch, FEW_STEPS | SMALL_STEPS)
     if not Path("merged").is_dir():
         done("merge", "zeroshot", "finetuned", "--recipe", "wise-ft", "--output", "merged")
     found = [block for kind, block in blocks(ROOT / "README.md") if kind == "python"]
