@@ -5,6 +5,7 @@ import hashlib
 import json
 import shutil
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -60,12 +61,14 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_images(tmp_path_factory.mktemp("photos"), each=20)
 
 
+@cache
+def loaded(folder: Path) -> tuple[CLIPModel, CLIPProcessor]:
+    return CLIPModel.from_pretrained(folder).eval(), CLIPProcessor.from_pretrained(folder)
+
+
 def predictions(folder: Path, images: list[Image.Image]) -> list[int]:
     """The best class of each image, by transformers alone."""
-    model, processor = (
-        CLIPModel.from_pretrained(folder).eval(),
-        CLIPProcessor.from_pretrained(folder),
-    )
+    model, processor = loaded(folder)
     prompts = [f"a photo of a {name}." for name in ("bird", "cat", "dog")]
     inputs = processor(text=prompts, images=images, return_tensors="pt", padding=True)
     with torch.no_grad():
@@ -174,7 +177,7 @@ def test_few_images_that_nothing_was_learned_from_choose_and_judge(
     pair: Folders, photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of many, those that learning holds out choose, and the others judge."""
-    quick = ("measure.steps=40", "measure.batch=2", "measure.strong_aug=2")
+    quick = ("measure.steps=4", "measure.batch=2", "measure.strong_aug=2")
     for most, choosing, judging in ((256, 22, 22), (15, 22, 15), (12, 10, 12)):
         monkeypatch.setattr("clipmerge.api.measure.MOST", most)
         run = prepare(request_for(pair, "auto", *quick, data=photos, allow=("at-chance",)))

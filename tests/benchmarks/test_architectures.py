@@ -35,9 +35,9 @@ def test_the_page_lists_the_results() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["ViT-S-32-alt", "MobileCLIP2-S0"])
-def test_a_model_of_real_size_is_planned(name: str, tmp_path: Path) -> None:
-    report = tmp_path / "tried.json"
+def test_a_model_of_real_size_is_planned(tmp_path: Path) -> None:
+    """The smallest; docs/contributing names the command that tries the others."""
+    name, report = "ViT-S-32-alt", tmp_path / "tried.json"
     command = [sys.executable, "-m", "benchmarks.architectures", name, "--json", str(report)]
     subprocess.run(command, check=True)
     assert json.loads(report.read_text())[name]["ended"]

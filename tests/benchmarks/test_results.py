@@ -61,7 +61,10 @@ def no_memory() -> dict[str, Any]:
 
 @pytest.mark.slow
 @pytest.mark.uncounted
-def test_every_case_is_measured_or_says_why_not(tmp_path: Path) -> None:
+def test_every_case_is_measured_or_says_why_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("CLIPMERGE_PLUGINS")  # controls are no cases of this benchmark
     every = cases(tmp_path, "cpu", ["tiny"], images=24, jpegs=20, steps=2)
     every["a size that does not fit"] = no_memory
     run(

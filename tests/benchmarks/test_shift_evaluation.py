@@ -3,6 +3,7 @@
 import json
 import random
 import shutil
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from benchmarks.shifts import claims, claims_page, ranks, report, standing
 from benchmarks.shifts.evaluation import Contestant, contestants, evaluate_pair, unpacked
 from benchmarks.shifts.experiment import TrainedPair
 from clipmerge.planning.recipe import load_recipe
+from clipmerge.planning.stragglers import find_stragglers
 from tests.benchmarks.conftest import SMALL, bits, record_of
 
 
@@ -97,6 +99,7 @@ def test_the_interval_over_pairs_covers_their_spread() -> None:
     assert found.interval[1] - found.interval[0] == pytest.approx(2 * 1.96 * error, rel=0.25)
 
 
+@pytest.mark.draws
 def test_the_page_is_made_from_the_files_alone(
     evaluated: tuple[TrainedPair, Path], tmp_path: Path
 ) -> None:
@@ -166,6 +169,9 @@ def test_claims_are_examined_once_and_written_out(
     monkeypatch.setattr(claims, "DRAWS", 4)
     monkeypatch.setattr(claims, "_CALIBRATION_SEEDS", (0, 1))
     monkeypatch.setattr(claims, "_PLANTED", 1)
+    monkeypatch.setattr(claims, "_RANDOM_CHOICES", 2)
+    monkeypatch.setattr(claims, "find_stragglers", partial(find_stragglers, bootstraps=20))
+    monkeypatch.setattr(claims, "ALPHAS", (0.0, 0.4, 0.5, 1.0))
     monkeypatch.setattr(claims, "_INSTABILITY", {"name": "layer-instability", "points": 1})
     monkeypatch.setattr(claims, "_CUMULATIVE", {"name": "cumulative-barrier", "points": 1})
     monkeypatch.setattr(claims, "_BARRIER", {"name": "path-barrier", "nodes": 1, "tolerance": 1e9})

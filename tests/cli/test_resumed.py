@@ -25,6 +25,7 @@ torch.set_num_threads(1)
 
 # where features are held, half of the steps are taken
 HELD = ("--set", "measure.distill=predictions", "--set", "measure.held_back=0")
+QUICK = ("--set", "measure.batch=8", "--set", "measure.strong_aug=8", "--no-verdict")
 
 
 @pytest.fixture(autouse=True)
@@ -45,6 +46,7 @@ def flags(images: Path) -> list[object]:
         "--set",
         "measure.steps=4",
         *HELD,
+        *QUICK,
     ]
 
 
@@ -117,8 +119,8 @@ def test_a_sweep_that_fails_keeps_what_it_learned(
 ) -> None:
     recipe = tmp_path / "mine.yaml"
     recipe.write_text(
-        "measure: {name: learned-coefficients, steps: 4, distill: predictions}\nmethod: {name:"
-        " learned}"
+        "measure: {name: learned-coefficients, steps: 4, batch: 8, strong_aug: 8, distill: predictions}\n"
+        "method: {name: learned}"
     )
     shifted = save_images(tmp_path / "shifted", seed=3)
     broken = shifted / "cat" / "3.png"

@@ -78,8 +78,7 @@ def picture(form: str, number: int) -> Picture:
 
 @torch.no_grad()
 def by_transformers(folder: Path, texts: list[str], name: str) -> torch.Tensor:
-    """(images, texts): logits of the library's model with the library's processor, one image after
-    another."""
+    """(images, texts): logits of the library's model with the library's processor."""
     model, processor = (
         AutoModel.from_pretrained(folder).eval(),
         AutoProcessor.from_pretrained(folder),
@@ -88,11 +87,12 @@ def by_transformers(folder: Path, texts: list[str], name: str) -> torch.Tensor:
     tokens = processor.tokenizer(texts, truncation=True, return_tensors="pt", **padding)
     if name == "SigLIP":  # as it was trained: padding is text
         tokens.pop("attention_mask")
-    rows = []
-    for _, _, picture in pictures():
-        pixels = processor.image_processor([picture], return_tensors="pt")
-        rows.append(model(**tokens, **pixels).logits_per_image[0])
-    return torch.stack(rows)
+    pixels = [
+        processor.image_processor([picture], return_tensors="pt")["pixel_values"]
+        for _, _, picture in pictures()
+    ]
+    logits: torch.Tensor = model(**tokens, pixel_values=torch.cat(pixels)).logits_per_image
+    return logits
 
 
 @torch.no_grad()
@@ -100,11 +100,8 @@ def by_open_clip(folder: Path, texts: list[str], _: str) -> torch.Tensor:
     _, _, transform = open_clip.create_model_and_transforms(f"local-dir:{folder}")
     model, tokenizer = load(folder), open_clip.get_tokenizer(f"local-dir:{folder}")
     classes = normalize(model.encode_text(tokenizer(texts)), dim=-1)
-    images = [
-        normalize(model.encode_image(transform(picture)[None]), dim=-1)[0]
-        for _, _, picture in pictures()
-    ]
-    return torch.stack(images) @ classes.T
+    pixels = torch.stack([transform(picture) for _, _, picture in pictures()])
+    return normalize(model.encode_image(pixels), dim=-1) @ classes.T
 
 
 @pytest.fixture(

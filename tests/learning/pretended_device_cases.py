@@ -240,9 +240,10 @@ def test_learning_in_16_bits_is_near_the_cpus(ends: Ends, name: str, half: torch
 
 
 @on_cuda
-@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize(
-    "moves", [("",), ("vision_model", "visual_projection")], ids=["both", "vision"]
+    ("moves", "half"),
+    [(("",), torch.float16), (("vision_model", "visual_projection"), torch.bfloat16)],
+    ids=["both towers", "vision"],
 )
 def test_a_step_starts_few_kernels_and_waits_at_its_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moves: tuple[str, ...], half: torch.dtype
