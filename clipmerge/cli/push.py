@@ -41,6 +41,6 @@ def _dry_run(published: Json) -> str:
     """List what a push would change."""
     if not published["would_change"]:
         return f"{published['url']} is already up to date: a push would change nothing"
-    state = "" if published["commit"] else ", which does not exist yet"
+    state = "" if published["commit"] else ", which does not exist yet,"
     files = "".join(f"\n  {name}" for name in published["would_change"])
     return f"Nothing was published. A push to {published['url']}{state} would change:{files}"

@@ -59,7 +59,7 @@ def test_a_dry_run_lists_what_a_push_would_change_and_changes_nothing(
     assert (planned["changed"], planned["commit"]) == (False, "")
     assert ("model", "alice/robust") not in hub.repos
     text = done(*words).out
-    assert "which does not exist yet would change:" in text.replace("\n", " ")
+    assert "which does not exist yet, would change:" in text.replace("\n", " ")
     done("push", merged, "alice/robust")
     assert set(planned["would_change"]) == set(hub.files("alice/robust")) - {".gitattributes"}
     assert "is already up to date: a push would change nothing" in done(*words).out
