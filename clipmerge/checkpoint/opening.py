@@ -59,6 +59,9 @@ ADAPTER = "adapter_model.safetensors"
 _MAX_ENTRIES = 1000
 _PICKLED_INDEX = "pytorch_model.bin.index.json"
 # names of weight files before safetensors; other pickles in a folder may hold anything
+# Files beside weights, and weights that are not read.
+_OTHER_FILES = {".json", ".onnx", ".gguf", ".msgpack", ".h5", ".tflite"}
+_HUB_PAGE = re.compile(r"https?://huggingface\.co/([\w.-]+/[\w.-]+)")
 _PICKLES = ("pytorch_model.bin", _PICKLED_INDEX, "open_clip_pytorch_model.bin", "adapter_model.bin")
 # Folders of a pipeline of diffusers that may hold a CLIP.
 _DIFFUSERS = ("text_encoder", "text_encoder_2", "image_encoder")
@@ -218,6 +221,11 @@ def _open(source: Source) -> Checkpoint:
     if path.suffix == ".distcp" and path.is_file():
         raise _no_weights(source.name, path.parent)
     if path.is_file():
+        if path.suffix in _OTHER_FILES and not path.name.endswith(".index.json"):
+            raise CheckpointError(
+                f"{source.name}: is no file of weights that is read; give its folder,"
+                f" {path.parent}, or a .safetensors or .pt file"
+            )
         is_index = path.name.endswith((".safetensors.index.json", ".bin.index.json"))
         return (_open_index if is_index else _open_single)(source.name, path, part=part)
     raise CheckpointError(f"{source.name}: is neither a file nor a folder; give one of them")
@@ -232,6 +240,8 @@ def hub_id_of(source: str) -> HubId:
         beside = itertools.islice(path.parent.glob("*"), _MAX_ENTRIES)
         hint = did_you_mean(path.name, [each.name for each in beside])
         hint = hint.replace("'", f"'{path.parent}/", 1) if path.parent.name else hint
+        if page := _HUB_PAGE.match(place):
+            hint = f" Did you mean '{page[1]}'?"
         raise CheckpointError(
             f"{source}:"
             f" {'is a link to nothing' if path.is_symlink() else 'no such folder or file'}, and not"
@@ -278,7 +288,8 @@ def _no_weights(source: str, folder: Path) -> CheckpointError:
         return CheckpointError(
             f"{source}: has no {WEIGHTS} but {shorten(others)}; give the file you mean"
         )
-    inner = sorted(str(file.parent) for file in folder.glob(f"*/{WEIGHTS}"))
+    places = (f"*/{WEIGHTS}", f"snapshots/*/{WEIGHTS}")  # the latter in the Hub's cache
+    inner = sorted(str(file.parent) for place in places for file in folder.glob(place))
     inner = inner or sorted(
         str(file) for file in folder.glob("*/*") if file.suffix in PICKLE_SUFFIXES
     )

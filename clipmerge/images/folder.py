@@ -71,7 +71,8 @@ def _load_classes(
     if not subfolders:
         raise NoLabelsError(
             f"{source}: has no subfolders; expected one per class, such as {source}/cat/1.jpg, or"
-            f" captions beside the images, such as 1.{_TEXT} beside 1.jpg"
+            f" captions beside the images, such as 1.{_TEXT} beside 1.jpg (if it is one of the"
+            f" classes, give the folder above it, {folder.resolve().parent})"
         )
     paths: list[str] = []
     labels: list[str] = []

@@ -831,8 +831,9 @@ SENTENCES: dict[str, str | Callable[..., str]] = {
     NOTE: "{text}",
     "earlier": "{text}",
     "method": "{text}",
-    "extrapolation": (
-        "alpha {alpha:g} is outside [0, 1]: the merge extrapolates beyond the two models"
+    "extrapolation": lambda alpha: (
+        f"alpha {alpha:g} is outside [0, 1]: the merge extrapolates beyond the two models"
+        f"{'; half of the way is 0.5' if abs(alpha) > 2 else ''}"
     ),
     # decisions
     "settings": "",

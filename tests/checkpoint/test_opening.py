@@ -125,13 +125,20 @@ def test_other_folders_say_what_they_are(tmp_path: Path) -> None:
     (tmp_path / "cat").mkdir()
     (tmp_path / "cat" / "1.JPG").touch()
     refused(tmp_path, "in this folder; it holds images, which are given as `data`")
+    for name in ("config.json", "model.onnx"):
+        (tmp_path / name).write_text("{}")
+        refused(
+            tmp_path / name, rf"is no file of weights that is read; give its folder, {tmp_path}"
+        )
     for inside, meant in (
+        ("snapshots/1a/model.safetensors", "snapshots/1a"),
         ("checkpoints/epoch_3.pt", r"epoch_3\.pt"),
         ("checkpoint-5/model.safetensors", "checkpoint-5"),
     ):
-        (tmp_path / inside).parent.mkdir()
+        (tmp_path / inside).parent.mkdir(parents=True)
         (tmp_path / inside).write_bytes(b"")
         refused(tmp_path, rf"in this folder; give the one that you mean: \S+{meant}$")
+        shutil.rmtree((tmp_path / inside).parent)
     save_file({"a": torch.zeros(1)}, tmp_path / "ema.safetensors")
     refused(tmp_path, r"has no model\.safetensors but ema\.safetensors; give the file you mean")
     (tmp_path / "ema.safetensors").rename(tmp_path / "training_args.bin")
@@ -149,6 +156,7 @@ def test_what_is_not_there_is_not_looked_for_on_the_hub_nor_suggested_itself(
 ) -> None:
     for source in ("./nothing", "~nosuchuser/x", "a/b.safetensors"):
         refused(source, "no such folder or file, and not a Hub id; give a folder")
+    refused("https://huggingface.co/org/name/tree/main", r"Did you mean 'org/name'\?")
     (tmp_path / "zeroshot").symlink_to("moved")
     refused(tmp_path / "zeroshot", r"is a link to nothing.* org/name or org/name@revision$")
 

@@ -253,3 +253,9 @@ def test_learned_coefficients_and_masks_in_words() -> None:
     )
     del layers["vision.1.mlp"]
     assert settings_text(layers, (1.0,), None).endswith("; 1 of 2 layers has a mask (n-m)")
+
+
+def test_an_alpha_far_beyond_one_may_be_meant_in_per_cent() -> None:
+    near, far = (text_of(Finding.of("extrapolation", alpha=alpha)) for alpha in (1.5, 50.0))
+    assert near == "alpha 1.5 is outside [0, 1]: the merge extrapolates beyond the two models"
+    assert far.endswith("beyond the two models; half of the way is 0.5")
