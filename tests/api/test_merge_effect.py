@@ -99,6 +99,8 @@ def test_the_numbers_are_those_of_the_models_written(
     far: Folders, photos: Path, tmp_path: Path, recipe: str
 ) -> None:
     sets = ["overrides=[{layers: vision.*, alpha: 0.6}]"]
+    if recipe == "straggler-outlier":  # the path of `far` would take many points
+        sets += ["measure.nodes=1", "measure.tolerance=100"]
     run = prepare(request_for(far, recipe, *sets, data=photos))
     effect = run.light_plan.effect
     write_merge(run, tmp_path / "merged")

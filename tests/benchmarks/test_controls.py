@@ -20,7 +20,7 @@ from clipmerge.planning.recipe import load_recipe
 from clipmerge.plugins import check_options, load_plugin, plugin_options
 from tests.benchmarks.conftest import PLUGINS
 from tests.methods.test_straggler_outlier import STRAGGLERS, decide, task_with
-from tests.support.command import python
+from tests.support.command import done
 from tests.support.small_objective import Ends, make_batches, objective_for
 from tests.support.tasks import in_chunks, inputs_of, plan_with
 from tests.support.tiny_clip import Folders
@@ -51,9 +51,8 @@ def test_the_command_line_merges_with_a_control(
         "--output",
         tmp_path / "out",
     )
-    done = python("-m", "clipmerge", "merge", *pair, "-r", "straggler-instability", *few)
-    assert done.returncode == 0, done.stderr
-    assert "3 layers" in done.stdout
+    ended = done("merge", *pair, "-r", "straggler-instability", *few)
+    assert "3 layers" in ended.out
     zeroshot, merged = (
         load_file(folder / "model.safetensors") for folder in (pair[0], tmp_path / "out")
     )

@@ -17,7 +17,7 @@ from benchmarks.shifts.fonts import shift as fonts
 from benchmarks.shifts.fonts.characters import CHARACTERS, class_folder
 from benchmarks.shifts.training import Pretraining, Regime
 from clipmerge.errors import DataError, UsageError
-from tests.benchmarks.conftest import SIZE
+from tests.benchmarks.conftest import SIZE, SMALL
 
 
 @pytest.fixture(scope="module")
@@ -97,8 +97,13 @@ def test_sources_have_the_pictures_they_say(prepared: tuple[Path, list[TrainedPa
     ids=["emoji", "fonts"],
 )
 def test_the_quick_size_runs_from_nothing(
-    name: str, recipes: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    name: str,
+    recipes: tuple[str, ...],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(command, "_QUICK", SMALL)
     about, layout = {
         "emoji": (emoji.ABOUT, emoji.emoji_shift),
         "fonts": (fonts.ABOUT, fonts.fonts),
