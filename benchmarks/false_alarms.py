@@ -19,7 +19,8 @@ import torch
 
 from clipmerge.checkpoint import Inputs, align_checkpoints, open_checkpoint
 from clipmerge.checks import check_models, check_sources
-from clipmerge.images.dataset import LabelledImages, open_images
+from clipmerge.images.dataset import open_images
+from clipmerge.images.image_set import LabelledImages
 from clipmerge.planning.merge_effect import CONSEQUENCES
 from clipmerge.progress import Progress
 from clipmerge.request import Calibration

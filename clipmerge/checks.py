@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 
 from clipmerge.checkpoint.ancestry import ancestry_of, are_equal
 from clipmerge.errors import CheckpointError, DataError
+from clipmerge.finding import Finding
 from clipmerge.images.store import Pixels
-from clipmerge.planning.finding import Finding
 from clipmerge.planning.merge_effect import CONSEQUENCES, Estimate, Recommendation
 from clipmerge.report.text import text_of
 from clipmerge.stats import paired_accuracy_interval, wilson
@@ -88,7 +88,7 @@ def end_accuracy(
     **about: Any,
 ) -> EndAccuracy:
     """Describe accuracies on images with classes, or recalls at 1 on images with captions."""
-    from clipmerge.images.dataset import CaptionedImages
+    from clipmerge.images.image_set import CaptionedImages
     from clipmerge.images.prompts import class_prompts, templates_for
 
     if isinstance(images, CaptionedImages):
@@ -264,7 +264,7 @@ def check_sources(
     """Doubt images and class names before anything is measured: by some pixels, and by how well
     the zero-shot and the first fine-tuned model classify a few images with one template.
     """
-    from clipmerge.images.dataset import CaptionedImages
+    from clipmerge.images.image_set import CaptionedImages
     from clipmerge.models.building import build_model
 
     model = None if inputs.have_heads_only else build_model(inputs)
@@ -293,7 +293,7 @@ def _end_accuracies(
 
     from clipmerge.evaluation.moving_model import MovingModel
     from clipmerge.evaluation.scorer import Scorer
-    from clipmerge.images.dataset import CaptionedImages
+    from clipmerge.images.image_set import CaptionedImages
     from clipmerge.images.prompts import templates_for
 
     asked: dict[str, Images] = {}

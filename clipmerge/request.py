@@ -24,16 +24,16 @@ from clipmerge.config import (
 from clipmerge.distributed import require_device
 from clipmerge.errors import UsageError, did_you_mean
 from clipmerge.files.paths import local_path, source_exists
-from clipmerge.images.columns import Columns
-from clipmerge.images.file_store import local_inputs
+from clipmerge.images.local_files import local_inputs
 from clipmerge.images.prompts import check_templates
+from clipmerge.images.source import Columns
 from clipmerge.images.split import SHARE
 from clipmerge.planning.merge_effect import CONSEQUENCES, MAX_LOSS
 from clipmerge.planning.recipe import Recipe, load_recipe
 from clipmerge.types import Json, Names, StrPath
 
 if TYPE_CHECKING:  # a merge without images imports no module that reads images
-    from clipmerge.images.prompts import ClassNames
+    from clipmerge.images.classes import ClassNames
 
 #: Name of a recipe, path of a YAML file, a mapping like a recipe file, or a `Recipe`.
 RecipeLike: TypeAlias = "StrPath | Mapping[str, Any] | Recipe"
@@ -92,7 +92,7 @@ class Calibration:
 
     Attributes:
         source: A folder, Parquet or tar files, ``hf://datasets/...``, ``digits`` or images in
-            memory; see `clipmerge.images.dataset.load_images`.
+            memory; see `clipmerge.images.dataset.open_images`.
         classes: File with class names, or the names in the order of the classes.
         templates: Prompt templates; empty for the default.
         images: Images sampled, class-balanced.

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from clipmerge.checkpoint import Checkpoint, Inputs
 from clipmerge.distributed import is_main_process
-from clipmerge.planning.finding import Finding
+from clipmerge.finding import Finding
 from clipmerge.planning.measurements import Measurements
 from clipmerge.planning.plan import Plan
 from clipmerge.planning.provenance import CalibrationRecord, HeadRecord, SourceRecord
@@ -22,7 +22,7 @@ if TYPE_CHECKING:  # a merge without images imports no module that reads images
     from torch import Tensor
 
     from clipmerge.images import ImageSet
-    from clipmerge.images.dataset import CaptionedImages, LabelledImages
+    from clipmerge.images.image_set import CaptionedImages, LabelledImages
     from clipmerge.request import MergeRequest, SweepRequest
 
 

@@ -26,8 +26,8 @@ from clipmerge.checks import (
     settle,
 )
 from clipmerge.errors import CheckpointError, DataError, UsageError
-from clipmerge.images.columns import Columns
 from clipmerge.images.dataset import open_images
+from clipmerge.images.source import Columns
 from clipmerge.planning.merge_effect import CONSEQUENCES, Estimate
 from clipmerge.progress import Progress
 from clipmerge.report.text import ADVICE, text_of

@@ -15,7 +15,8 @@ from clipmerge.errors import ClipmergeError
 from clipmerge.hub.download import Snapshot, choose_files, connect, patiently, resolve
 from clipmerge.hub.errors import explained
 from clipmerge.hub.ids import HubId, parse_hub_id
-from clipmerge.images.hub_dataset import card_of, open_split
+from clipmerge.images.hub_dataset import open_split
+from clipmerge.images.hub_splits import card_of
 from clipmerge.images.registry import find_known
 
 # A model's forward passes reach about this share of the speed of one large matrix product.

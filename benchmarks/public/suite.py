@@ -13,7 +13,7 @@ from pydantic import Field, ValidationError
 from clipmerge.errors import RecipeError, UsageError, did_you_mean
 from clipmerge.files.limits import MAX_RECIPE_BYTES
 from clipmerge.files.reading import parse_yaml, read_text, refusing
-from clipmerge.planning.frozen import Frozen
+from clipmerge.frozen import Frozen
 
 _FILES = Path(__file__).parent / "suites"
 _SUFFIXES = (".yaml", ".yml")

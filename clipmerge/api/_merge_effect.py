@@ -20,9 +20,9 @@ from clipmerge.checks import (
     settle,
 )
 from clipmerge.errors import CheckpointError, VerdictError
+from clipmerge.finding import Finding
 from clipmerge.images.split import MOST, copies_note, without_copies
 from clipmerge.images.store import Pixels
-from clipmerge.planning.finding import Finding
 from clipmerge.planning.tensors import named_tensors
 from clipmerge.progress import Progress, say_all
 from clipmerge.report.text import text_of, texts_of
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from clipmerge.checkpoint import Inputs
     from clipmerge.evaluation.points import Point
     from clipmerge.evaluation.scorer import Images
-    from clipmerge.images.dataset import CaptionedImages, LabelledImages
+    from clipmerge.images.image_set import CaptionedImages, LabelledImages
     from clipmerge.planning.merge_effect import MergeEffect
     from clipmerge.planning.other_tasks import Score
     from clipmerge.planning.plan import Plan
@@ -73,12 +73,14 @@ def add_verdict(run: Run, request: MergeRequest) -> None:
             )
         run.amend(effect=effect)
         if effect.captions:
-            text = (
-                f"{effect.source}: accuracy stands for recall at 1, the mean of image to text and"
-                f" text to image, among {effect.images} images with {effect.captions} captions"
+            recall = Finding.of(
+                "recall",
+                source=effect.source,
+                images=effect.images,
+                captions=effect.captions,
             )
-            run.add_warning(Finding.note(text))
-            run.progress.say(text)
+            run.add_warning(recall)
+            run.progress.say(text_of(recall))
         for warning in effect.warnings:
             run.add_warning(warning)
             if not getattr(run.progress, "shows_verdict", False):
@@ -94,7 +96,7 @@ def _check_names(
     """Check class names or captions by the answers that both ends gave, if learning did not
     before.
     """
-    from clipmerge.images.dataset import LabelledImages
+    from clipmerge.images.image_set import LabelledImages
 
     if isinstance(images, LabelledImages) and images.labelled_by != "source":
         return
@@ -232,7 +234,7 @@ def add_other_task_scores(run: Run, request: MergeRequest, tasks: dict[str, Imag
         prints = {f"`keep` {name}": Fingerprints(task) for name, task in tasks.items()}
         for images in filter(None, (run.measured_on, run.held_back)):
             data = {f"`data` {images.source}": Fingerprints(images)}
-            say_all(run.progress, note_shared(prints, data))
+            say_all(run.progress, texts_of(note_shared(prints, data)))
         scores = measure_other_tasks(
             run.inputs,
             broadcast_plan(run, request.calibration),

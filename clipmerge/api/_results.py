@@ -13,8 +13,8 @@ from clipmerge.types import Json, Names
 
 if TYPE_CHECKING:
     from clipmerge.evaluation.tradeoff import Correct
+    from clipmerge.finding import Finding
     from clipmerge.output.record import MergeRecord, Published
-    from clipmerge.planning.finding import Finding
     from clipmerge.planning.merge_effect import MergeEffect, Recommendation
     from clipmerge.planning.plan import Plan
 
@@ -124,7 +124,7 @@ class EvaluateResult(Tabular):
 
 
 def _findings(record: Json) -> tuple[Finding, ...]:
-    from clipmerge.planning.finding import Finding
+    from clipmerge.finding import Finding
 
     return tuple(map(Finding.model_validate, record.get("warnings", ())))
 

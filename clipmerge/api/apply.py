@@ -18,7 +18,6 @@ from clipmerge.errors import PlanError, UsageError
 from clipmerge.evaluation.zero_shot_head import build_zeroshot_head, lacks_zeroshot_head
 from clipmerge.files.paths import local_path, source_exists
 from clipmerge.methods import Task
-from clipmerge.planning.finding import Finding
 from clipmerge.planning.plan import Plan, tensors_path, write_plan_files
 from clipmerge.planning.provenance import SourceRecord
 from clipmerge.planning.tensors import check_coefficients
@@ -121,10 +120,10 @@ def open_plan(
     ):
         _check_hashes(name, record, checkpoint, progress, hashed=hashed)
     if not decided_for_these:  # nobody was told yet what `merge` says about these checkpoints
-        say_all(progress, inputs.notes)
+        say_all(progress, texts_of(inputs.notes))
         doubts = check_models_once(inputs, RunCache())
         say_all(progress, texts_of(doubts))
-        found = [*map(Finding.note, inputs.notes), *doubts]
+        found = [*inputs.notes, *doubts]
         new = [finding for finding in found if finding not in plan.warnings]
         plan = plan.replace(warnings=(*plan.warnings, *new))
     task = Task(inputs)

@@ -18,7 +18,7 @@ from clipmerge.api.push import check_push
 from clipmerge.checkpoint import open_checkpoint
 from clipmerge.config import CallbackOptions, complete_options, with_options
 from clipmerge.errors import UsageError
-from clipmerge.images.file_store import local_inputs
+from clipmerge.images.local_files import local_inputs
 from clipmerge.output.checks import check_output
 from clipmerge.report.text import answer_text, reason_text
 from clipmerge.request import MergeRequest, RecipeLike, recipe_files

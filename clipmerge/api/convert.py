@@ -24,6 +24,7 @@ from clipmerge.output.checks import check_output
 from clipmerge.output.folder import write_weights
 from clipmerge.output.layout_files import write_layout_files
 from clipmerge.progress import ByteCount, say_all
+from clipmerge.report.text import texts_of
 from clipmerge.request import command_text
 from clipmerge.types import StrPath
 
@@ -75,7 +76,7 @@ def convert(
                 f"{source}: has no {needed} beside it, which holds settings that the weights do not"
                 " (QuickGELU, heads); copy that of the model that it was fine-tuned from"
             )
-        notes = list(converted.notes)
+        notes = texts_of(converted.notes)
         with staged(target, CONVERSION, overwrite=overwrite) as folder:
             reports.stage("write")
             single = WEIGHTS if layout == "transformers" else OPEN_CLIP_WEIGHTS[0]

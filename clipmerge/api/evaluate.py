@@ -76,7 +76,7 @@ def evaluate(
         }
         others = load_tasks(tasks, reports)
         opened = open_checkpoint(str(place), model=given["model"])
-        say_all(reports, opened.notes)
+        say_all(reports, texts_of(opened.notes))
         model = load_model(opened)
         for images in loaded.values():
             say_all(reports, images.notes)

@@ -86,7 +86,7 @@ def _inspection(zeroshot: str, finetuned: str | None, progress: Progress, *, wei
         other = open_source(other_source, base)
         inputs, has_weights = align(base, [other]), True
     layers = _describe(inputs.zeroshot, inputs.zeroshot_keys, inputs.layers)
-    say_all(progress, inputs.notes)
+    say_all(progress, texts_of(inputs.notes))
     ancestry = None
     if weights and has_weights:
         progress.stage("inspect")

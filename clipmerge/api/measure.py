@@ -9,9 +9,10 @@ from torch import Tensor
 
 from clipmerge.distributed import device_work, distributed_context, peer_errors
 from clipmerge.errors import counted
+from clipmerge.finding import Finding
 from clipmerge.images.batches import batch_size_for, read_batches
-from clipmerge.images.dataset import CaptionedImages, LabelledImages
 from clipmerge.images.fingerprints import Fingerprints, content_digest, refuse_shared
+from clipmerge.images.image_set import CaptionedImages, LabelledImages
 from clipmerge.images.prompts import class_prompts, templates_for
 from clipmerge.images.split import MOST, Samples, copies_note, sample_and_hold_back
 from clipmerge.learning.objective import Objective
@@ -22,7 +23,6 @@ from clipmerge.learning.zeroshot_loss import Prompts
 from clipmerge.models.building import build_model
 from clipmerge.models.captions import caption_notes
 from clipmerge.models.memory import freed_memory_kept
-from clipmerge.planning.finding import Finding
 from clipmerge.planning.measurements import Measurements, Statistic
 from clipmerge.planning.provenance import CalibrationRecord, UnlabelledRecord
 from clipmerge.planning.recipe import Recipe

@@ -13,7 +13,7 @@ from clipmerge.api.apply import finish_merge
 from clipmerge.api.plan import merge_requested, prepare
 from clipmerge.api.push import check_push, push
 from clipmerge.config import MergeOptions, complete_options, with_options
-from clipmerge.images.file_store import local_inputs
+from clipmerge.images.local_files import local_inputs
 from clipmerge.request import (
     RecipeLike,
     parse_size,

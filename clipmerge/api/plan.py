@@ -25,9 +25,9 @@ from clipmerge.checks import check_images, check_models, check_sources, settle
 from clipmerge.config import Missing, PlanOptions, complete_options, with_options
 from clipmerge.errors import DataError, RecipeError
 from clipmerge.evaluation.zero_shot_head import build_zeroshot_head, lacks_zeroshot_head
+from clipmerge.finding import NOTE, Finding
 from clipmerge.layers import match_layers
 from clipmerge.methods import Task, decide
-from clipmerge.planning.finding import NOTE, Finding
 from clipmerge.planning.layer_plan import LayerPlan
 from clipmerge.planning.measurements import Measurements
 from clipmerge.planning.plan import Plan, digest_of_layer, write_plan_files
@@ -174,7 +174,7 @@ def _read(request: MergeRequest, progress: Progress, known: RunCache) -> tuple[R
         mixed = request.dtype != "keep"
         run.inputs = inputs = build_zeroshot_head(inputs, run.head, mixed_dtypes=mixed)
     inputs.notes.extend(note for note in unmerged_encoders(inputs) if note not in inputs.notes)
-    say_all(progress, inputs.notes)
+    say_all(progress, texts_of(inputs.notes))
     run.findings += settle(
         check_models_once(inputs, known), allow=request.allow, strict=request.strict
     )
@@ -185,8 +185,9 @@ def _read(request: MergeRequest, progress: Progress, known: RunCache) -> tuple[R
 
 def _head_classes(run: Run, request: MergeRequest) -> HeadRecord | None:
     """The classes of the rows of a head; ``None`` if neither images nor class names were given."""
+    from clipmerge.images.classes import read_class_names
     from clipmerge.images.dataset import require_labelled
-    from clipmerge.images.prompts import read_class_names, templates_for
+    from clipmerge.images.prompts import templates_for
 
     calibration, inputs = request.calibration, run.inputs
     if calibration.source is not None:
@@ -226,10 +227,7 @@ def open_inputs(request: Request, missing: Missing, known: RunCache) -> tuple[In
     if is_new:
         refuse_mismatches(inputs, mixed_dtypes=request.dtype != "keep")
         if dtype is not None:
-            inputs.notes.append(
-                f"the zero-shot and the fine-tuned weights differ in dtype; the output has the"
-                f" fine-tuned one, {dtype} (`dtype` names another)"
-            )
+            inputs.notes.append(Finding.of("other-dtype", dtype=dtype))
     return inputs, request
 
 
@@ -246,7 +244,7 @@ def _label_images(run: Run, request: MergeRequest) -> None:
         return
     from clipmerge.evaluation.moving_model import MovingModel
     from clipmerge.evaluation.scorer import Scorer
-    from clipmerge.images.dataset import LabelledImages
+    from clipmerge.images.image_set import LabelledImages
     from clipmerge.models.building import build_model
 
     images = run.open_data(request)
@@ -355,7 +353,7 @@ def _decide(
         measurements=measurements,
         calibration=calibration,
         seed=request.seed,
-        warnings=(*map(Finding.note, run.inputs.notes), *run.findings, *notes),
+        warnings=(*run.inputs.notes, *run.findings, *notes),
     )
     run.plan = plan.checked(task.layers).with_tensors(named_tensors(decision.scores, used))
     say_all(run.progress, texts_of(notes))

@@ -26,21 +26,16 @@ from clipmerge.errors import DataError, VerdictError
 from clipmerge.evaluation.conclusion import loses, loss_warnings
 from clipmerge.evaluation.points import Point, weights_key
 from clipmerge.evaluation.tradeoff import RESAMPLES, compare_with_curve
+from clipmerge.finding import Finding
 from clipmerge.images import ImageSet
-from clipmerge.images.dataset import (
-    CaptionedImages,
-    LabelledImages,
-    open_images,
-    require_labelled,
-)
-from clipmerge.images.file_store import local_inputs
+from clipmerge.images.dataset import open_images, require_labelled
 from clipmerge.images.fingerprints import check_overlap
+from clipmerge.images.image_set import CaptionedImages, LabelledImages
+from clipmerge.images.local_files import local_inputs
 from clipmerge.images.prompts import own_templates, templates_for
 from clipmerge.images.registry import RegistryRef
 from clipmerge.images.split import held_out_count
-from clipmerge.images.store import Pixels
 from clipmerge.output.record import SWEEP_FORMAT
-from clipmerge.planning.finding import Finding
 from clipmerge.planning.plan import Plan
 from clipmerge.progress import Progress, say_all
 from clipmerge.report.text import headline, sweep_headline, text_of, texts_of, with_texts
@@ -152,20 +147,25 @@ def run_sweep(
     loaded = {name: load_source(name, request, progress) for name in request.sources}
     tasks = load_tasks(request.keep, progress)
     known = RunCache()
-    notes, compared = overlap_notes(request, loaded, tasks, known, progress)
+    notes = overlap_notes(request, loaded, tasks, known, progress)
+    compared = request.checks_overlap and all(note.kind != "not-compared" for note in notes)
     notes += [
-        f"{name}: accuracy stands for recall at 1, the mean of image to text and text to image,"
-        f" among {len(images)} images with {sum(map(len, images.captions))} captions"
+        Finding.of(
+            "recall",
+            source=name,
+            images=len(images),
+            captions=sum(map(len, images.captions)),
+        )
         for name, images in loaded.items()
         if isinstance(images, CaptionedImages)
     ]
-    say_all(progress, notes)
+    say_all(progress, texts_of(notes))
     # keys that only one checkpoint has are an error unless a recipe allows them
     missing: Missing = next(
         (recipe.missing for recipe in request.recipes if recipe.missing != "error"), "error"
     )
     inputs, request = open_inputs(request, missing, known)
-    say_all(progress, inputs.notes)
+    say_all(progress, texts_of(inputs.notes))
     doubts = settle(check_models_once(inputs, known), allow=request.allow, strict=request.strict)
     say_all(progress, texts_of(doubts))
     progress.stage("check")
@@ -229,7 +229,7 @@ def run_sweep(
         request,
         inputs,
         loaded,
-        [*map(Finding.note, inputs.notes), *doubts, *map(Finding.note, notes), *lost],
+        [*inputs.notes, *doubts, *notes, *lost],
     ) | {
         "ood_checked": compared and request.calibration.source is not None,
         "curve": [
@@ -362,12 +362,12 @@ def overlap_notes(
     tasks: Mapping[str, ImageSet],
     known: RunCache,
     progress: Progress,
-) -> tuple[list[str], bool]:
-    """Notes about images that sources share, and whether all sources could be compared; of a Hub
-    source for recipes only the images that they use count.
+) -> list[Finding]:
+    """Notes about images that sources share; of a Hub source for recipes only the images that they
+    use count.
     """
     if not request.checks_overlap:
-        return [], False
+        return []
     data, seed = request.calibration, request.seed
     labelled: ImageSet | None = None
     unlabelled = None
@@ -382,9 +382,7 @@ def overlap_notes(
         {name: loaded[name] for name in names}
         for names in (request.id_sources, request.ood_sources)
     )
-    sources = (labelled, unlabelled, *loaded.values(), *tasks.values())
-    compared = not any(isinstance(each.store, Pixels) for each in sources if each is not None)
-    return check_overlap(labelled, id, ood, unlabelled, tasks), compared
+    return check_overlap(labelled, id, ood, unlabelled, tasks)
 
 
 def _plan_points(

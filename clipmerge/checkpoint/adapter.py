@@ -29,6 +29,7 @@ from clipmerge.files.limits import (
 from clipmerge.files.paths import local_path
 from clipmerge.files.reading import read_json
 from clipmerge.files.safetensors import Array
+from clipmerge.finding import Finding
 from clipmerge.parallel import one_thread
 
 CONFIG = "adapter_config.json"
@@ -154,8 +155,9 @@ def adapt(base: Checkpoint, adapter: Checkpoint) -> Checkpoint:
         and local_path(config.base).resolve() != base.folder.resolve()
     ):
         notes.append(
-            f"{adapter.source}: was trained on '{config.base}' and is applied to {base.source};"
-            " make sure they are the same"
+            Finding.of(
+                "other-base", source=adapter.source, trained_on=config.base, base=base.source
+            )
         )
     facts = base.facts(
         source=adapter.source,

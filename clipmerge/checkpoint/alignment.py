@@ -12,7 +12,7 @@ from typing import Any, cast, get_args
 
 from clipmerge.checkpoint.converted import in_one_layout
 from clipmerge.checkpoint.inputs import Inputs
-from clipmerge.checkpoint.source import OPEN_CLIP_CONFIG, Checkpoint, naming
+from clipmerge.checkpoint.source import Checkpoint, naming
 from clipmerge.config import Missing, OutputDtype
 from clipmerge.conversion.config import INTERPOLATIONS
 from clipmerge.errors import CheckpointError, counted, shorten
@@ -27,6 +27,7 @@ from clipmerge.families import (
 )
 from clipmerge.files.safetensors import DTYPES, TensorEntry
 from clipmerge.files.side_files import read_image_processor
+from clipmerge.finding import Finding
 from clipmerge.layers import HEAD
 
 _POSITIONS = re.compile(r"positional_embedding$|position_embedding\.weight$|pos_embed$")
@@ -104,17 +105,15 @@ def align(
     inputs.notes.extend((*heads, *notes_on(inputs)))
     for checkpoint in checkpoints:
         if checkpoint.config is None:
-            named = "; a merge with `model` names it" if family.config == OPEN_CLIP_CONFIG else ""
             inputs.notes.append(
-                f"{checkpoint.source}: no {family.config} beside it, so its activation could not be"
-                f" compared{named}"
+                Finding.of("no-config", source=checkpoint.source, config=family.config)
             )
     return inputs
 
 
 def _other_heads(
     family: Family, checkpoints: list[Checkpoint], keys: list[dict[str, str]]
-) -> list[str]:
+) -> list[Finding]:
     """Leave out the zero-shot checkpoint's head if it has other classes than the fine-tuned one's,
     and say so.
     """
@@ -130,10 +129,7 @@ def _other_heads(
     for name in shapes:
         del ours[name]
     rows, other_rows = (shape[0] for shape in next(iter(shapes.values())))
-    return [
-        f"{zeroshot.source}: its head has {rows} rows, the fine-tuned one's {other_rows}; it is"
-        " left out"
-    ]
+    return [Finding.of("other-head", source=zeroshot.source, rows=rows, finetuned_rows=other_rows)]
 
 
 def _common_family(checkpoints: list[Checkpoint]) -> Family:
@@ -348,45 +344,28 @@ def _field_mismatch(
         )
 
 
-def notes_on(inputs: Inputs) -> Iterator[str]:
+def notes_on(inputs: Inputs) -> Iterator[Finding]:
     """Describe the parameters that are not simply merged (kept, copied or left out), one line
     each.
     """
     if inputs.has_built_head:
-        yield (
-            "the fine-tuned checkpoint is a classifier: the zero-shot side of its head is built"
-            " from class prompts, and the output is a classifier too"
-        )
+        yield Finding.of("built-head")
     elif inputs.keeps_head:
-        yield (
-            "the fine-tuned checkpoint is a classifier: its head is kept unchanged, and the output"
-            " is a classifier too, without the rest of the zero-shot model"
-            " (`set=missing=keep-zeroshot` writes the whole zero-shot model with the merged tower"
-            " instead)"
-        )
+        yield Finding.of("unchanged-head")
     elif inputs.is_partial:
-        yield (
-            f"the fine-tuned checkpoint holds the {inputs.tower} tower only; the rest stays"
-            " zero-shot"
-        )
+        yield Finding.of("one-tower", tower=inputs.tower)
     strange = dict.fromkeys(
         layer for name, layer in inputs.layer_of.items() if not inputs.family.knows(name)
     )
     if strange:
-        layers = counted(
-            len(strange), "layer that is not known is", "layers that are not known are"
-        )
-        yield f"{layers} named after their modules: {shorten(strange)}"
+        yield Finding.of("unknown-layers", layers=len(strange), examples=shorten(strange))
     if statistics := sum(is_statistic(name) for name in inputs.zeroshot_keys):
-        yield (
-            f"{statistics} running means and variances of batch norms are interpolated like their"
-            " layers' weights, and never masked"
-        )
+        yield Finding.of("batch-norms", statistics=statistics)
     yield from _left_behind(inputs)
     yield from _what_some_lack(inputs)
 
 
-def _left_behind(inputs: Inputs) -> Iterator[str]:
+def _left_behind(inputs: Inputs) -> Iterator[Finding]:
     """Name the parameters of one side that have no counterpart, with their share of the numbers."""
     if inputs.missing != "keep-zeroshot":
         return
@@ -396,22 +375,20 @@ def _left_behind(inputs: Inputs) -> Iterator[str]:
         sizes = {name: finetuned.entries[key].size for name, key in keys.items()}
         if lost:
             share = sum(sizes[name] for name in lost) / max(1, sum(sizes.values()))
-            yield (
-                f"{finetuned.source}: {counted(len(lost), 'tensor', 'tensors')} that the zero-shot"
-                f" model lacks ({share:.1%} of its numbers) are left behind, and whatever they"
-                f" learned is lost: {shorten(lost)}"
+            yield Finding.of(
+                "left-behind",
+                source=finetuned.source,
+                tensors=len(lost),
+                share=share,
+                examples=shorten(lost),
             )
     partly = inputs.partly_zeroshot if len(inputs.finetuned) == 1 else {}
     if partly:
         layers = [f"{absent} of {total} of {name}" for name, (absent, total) in partly.items()]
-        yield (
-            f"parameters of {counted(len(partly), 'layer', 'layers')} stay zero-shot, because the"
-            " fine-tuned checkpoint lacks them; what is measured as fine-tuned is a mixture of"
-            f" both: {shorten(layers)}"
-        )
+        yield Finding.of("mixed-layers", layers=len(layers), examples=shorten(layers))
 
 
-def _what_some_lack(inputs: Inputs) -> Iterator[str]:
+def _what_some_lack(inputs: Inputs) -> Iterator[Finding]:
     """Describe the treatment of parameters that only some of several fine-tuned checkpoints
     have.
     """
@@ -419,23 +396,23 @@ def _what_some_lack(inputs: Inputs) -> Iterator[str]:
         return
     ours, first = inputs.zeroshot_keys, inputs.finetuned_keys[0]
     names = dict.fromkeys(name for keys in inputs.finetuned_keys for name in keys)
-    source = f"{inputs.finetuned[0].source}, the first fine-tuned checkpoint"
     keeps_finetuned = inputs.missing == "keep-finetuned"
     drops = keeps_finetuned and not inputs.is_partial  # the output has the parameters of the first
-    treated: dict[str, list[str]] = {
-        "some fine-tuned checkpoints lack stay zero-shot": [],
-        f"{source}, lacks are left out": [],
-        f"the zero-shot checkpoint lacks are copied from {source}, not averaged": [],
-    }
-    stay, lost, copied = treated.values()
+    stay: list[str] = []
+    lost: list[str] = []
+    copied: list[str] = []
     for name in filterfalse(is_incidental, names):
         if name in ours and not all(name in keys for keys in inputs.finetuned_keys):
             (stay if name in first or not drops else lost).append(name)
         elif name not in ours and keeps_finetuned:
             (copied if name in first else lost).append(name)
     yield from (
-        f"parameters that {treatment}: {shorten(names)}"
-        for treatment, names in treated.items()
+        Finding.of(kind, source=inputs.finetuned[0].source, examples=shorten(names))
+        for kind, names in (
+            ("some-stay-zeroshot", stay),
+            ("some-left-out", lost),
+            ("some-copied", copied),
+        )
         if names
     )
 

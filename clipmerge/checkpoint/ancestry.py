@@ -24,6 +24,7 @@ from clipmerge.checkpoint.adapter import AdaptedCheckpoint
 from clipmerge.checkpoint.inputs import Inputs
 from clipmerge.checkpoint.source import Checkpoint
 from clipmerge.files.safetensors import Array
+from clipmerge.finding import Finding
 from clipmerge.layers import HEAD
 
 #: Entries of a matrix that are read: 64 KB in float32. The verdicts in `benchmarks/ancestry` are
@@ -81,29 +82,29 @@ class _Matrix:
     along: float
 
 
-def unmerged_encoders(inputs: Inputs) -> Iterator[str]:
+def unmerged_encoders(inputs: Inputs) -> Iterator[Finding]:
     """Name the other text encoders of the same files, which are not merged, and say whether they
     changed.
     """
     for which, finetuned in enumerate(inputs.finetuned):
         for name, theirs in finetuned.other_encoders.items():
             ours = inputs.zeroshot.other_encoders.get(name)
-            if ours is None or ours.entries.keys() != theirs.entries.keys():
-                yield f"{finetuned.source}: its other text encoder, {name}, is not merged"
-                continue
-            changed = sum(
-                not np.array_equal(ours.array(key), theirs.array(key)) for key in ours.entries
-            )
-            what = "it is the same in both"
-            if changed:
-                lost = sum(_squared_change((ours, key), (theirs, key)) for key in ours.entries)
-                share = lost / (lost + _merged_change(inputs, which) or 1)
-                what = (
-                    f"fine-tuning changed {changed} of its {len(ours.entries)} tensors,"
-                    f" {share:.1%} of the change of both (sum of squares), so merge it too"
-                    f" (#{name}), and replace both in a copy of the file"
+            changed, share = None, None
+            if ours is not None and ours.entries.keys() == theirs.entries.keys():
+                changed = sum(
+                    not np.array_equal(ours.array(key), theirs.array(key)) for key in ours.entries
                 )
-            yield f"{finetuned.source}: its other text encoder, {name}, is not merged; {what}"
+                if changed:
+                    lost = sum(_squared_change((ours, key), (theirs, key)) for key in ours.entries)
+                    share = lost / (lost + _merged_change(inputs, which) or 1)
+            yield Finding.of(
+                "other-encoder",
+                source=finetuned.source,
+                encoder=name,
+                tensors=len(theirs.entries),
+                changed=changed,
+                share=share,
+            )
 
 
 def _merged_change(inputs: Inputs, which: int) -> float:

@@ -11,6 +11,7 @@ from clipmerge.checkpoint.source import OPEN_CLIP_CONFIG, Checkpoint
 from clipmerge.conversion.keys import layout_of
 from clipmerge.errors import CheckpointError, did_you_mean
 from clipmerge.files.paths import replace_bytes, user_cache
+from clipmerge.finding import Finding
 
 _PREPROCESSING = ("mean", "std", "interpolation", "resize_mode")
 
@@ -37,13 +38,13 @@ def with_architecture(checkpoint: Checkpoint, model: str) -> Checkpoint:
     return replace(checkpoint, folder=folder, config=config, architecture=model, notes=notes)
 
 
-def _activation_note(model: str) -> Iterator[str]:
+def _activation_note(model: str) -> Iterator[Finding]:
     """Warn of the activation, which no weight tells of and a wrong name changes silently."""
     import open_clip
 
     other = f"{model}-quickgelu"
     if other in open_clip.list_models():
-        yield f"taken as {model} with GELU; weights trained from OpenAI's are {other}"
+        yield Finding.of("activation-by-name", model=model, other=other)
 
 
 def architecture_config(model: str) -> dict[str, Any]:

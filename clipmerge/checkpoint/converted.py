@@ -31,6 +31,7 @@ from clipmerge.conversion.keys import (
 )
 from clipmerge.errors import CheckpointError
 from clipmerge.files.safetensors import DTYPES, TensorEntry
+from clipmerge.finding import Finding
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -77,8 +78,7 @@ def as_open_clip(checkpoint: Checkpoint) -> Checkpoint:
         entries[name] = replace(
             entries[name], shape=sizes[-1:] if name.endswith("class_embedding") else sizes[-2:]
         )
-    head = " and its head as a classifier" if "classifier.weight" in keys else ""
-    note = f"{checkpoint.source}: is a ViT of timm, read as a vision tower{head}"
+    note = Finding.of("timm", source=checkpoint.source, head="classifier.weight" in keys)
     values = checkpoint.facts(entries=entries, config=None, notes=(*checkpoint.notes, note))
     lazy = {name: LazyTensor((key,), partial(checkpoint.array, key)) for name, key in keys.items()}
     return TimmTower(**values, original=checkpoint, lazy=lazy)
@@ -126,9 +126,8 @@ def in_one_layout(checkpoints: list[Checkpoint]) -> list[Checkpoint]:
     for checkpoint in checkpoints:
         converted = convert_checkpoint(checkpoint, wanted, text_prefix=prefix)
         if converted is not checkpoint:
-            note = (
-                f"{checkpoint.source}: is converted to the layout of {wanted}, like"
-                f" {finetuned.source}"
+            note = Finding.of(
+                "converted-layout", source=checkpoint.source, layout=wanted, like=finetuned.source
             )
             converted = replace(converted, notes=(*checkpoint.notes, note))
         shown.append(converted)

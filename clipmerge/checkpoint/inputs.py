@@ -13,6 +13,7 @@ from clipmerge.checkpoint.source import WEIGHTS, Checkpoint
 from clipmerge.config import Missing
 from clipmerge.families import Family, is_buffer, tower_of
 from clipmerge.files.safetensors import Array, TensorEntry
+from clipmerge.finding import Finding
 from clipmerge.layers import HEAD
 from clipmerge.types import Layers, Shape
 
@@ -39,7 +40,7 @@ class Inputs:
     finetuned_keys: tuple[dict[str, str], ...]  # the same for each fine-tuned file
     tower: str  # the towers that the fine-tuned checkpoints hold: ``full``, ``vision`` or ``text``
     missing: Missing = "error"  # treatment of keys that only one side has
-    notes: list[str] = field(default_factory=list)
+    notes: list[Finding] = field(default_factory=list)
 
     @cached_property
     def layers(self) -> Layers:

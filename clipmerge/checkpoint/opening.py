@@ -49,6 +49,7 @@ from clipmerge.files.safetensors import (
     unique_keys,
 )
 from clipmerge.files.side_files import lies_in, read_side_json
+from clipmerge.finding import Finding
 from clipmerge.hub.ids import HubId, parse_hub_id
 
 if TYPE_CHECKING:
@@ -212,7 +213,7 @@ def _open(source: Source) -> Checkpoint:
         from clipmerge.hub.download import download_model
 
         folder, snapshot = download_model(source.snapshot), source.snapshot
-        notes = (snapshot.note,) if snapshot.note else ()
+        notes = (Finding.note(snapshot.note),) if snapshot.note else ()
         facts = {"revision": snapshot.revision, "notes": notes, "part": part}
         return _open_folder(source.name, folder, **facts)
     path = local_path(name)
@@ -263,12 +264,7 @@ def _open_folder(source: str, folder: Path, **facts: Any) -> Checkpoint:
     present = present or present_of(*_PICKLES)
     inner, kind = (None, "") if present else _inner_clip(source, folder)
     if inner is not None:
-        note = f"{source}: is a folder of {kind}, and its CLIP is {inner.name}"
-        if inner.name.startswith("text_encoder"):
-            note += (
-                "; its pipeline loads a merge by CLIPTextModel.from_pretrained, and measures of"
-                " images with classes say nothing about the pictures that it makes"
-            )
+        note = Finding.of("inner-folder", source=source, library=kind, folder=inner.name)
         return _open_folder(source, inner, **facts | {"notes": (*facts.get("notes", ()), note)})
     if len(present) > 1:
         raise CheckpointError(
@@ -423,17 +419,18 @@ def _checkpoint(
     part: str | None,
     sharded: bool,
     revision: str | None = None,
-    notes: tuple[str, ...] = (),
+    notes: tuple[Finding, ...] = (),
 ) -> Checkpoint:
     if not entries:
         raise CheckpointError(f"{files[0]}: holds no tensors")
     folder = files[0].parent
     if _is_adapter(files[0]):  # an adapter's own reader knows every tensor it may have
-        keys, taken = {key: key for key in entries}, ""
+        keys, left_out = {key: key for key in entries}, None
     else:
         with naming(files[0]):
-            keys, taken = unwrap(entries, part)
-    notes += (f"{files[0]}: {taken}",) if taken else ()
+            keys, left_out = unwrap(entries, part)
+    if left_out is not None:
+        notes += (Finding.of("unwrapped", file=str(files[0]), **left_out),)
 
     def viewed(keys: dict[str, str], config: dict[str, Any] | None) -> Checkpoint:
         """View some tensors of the files under other names."""

@@ -13,8 +13,9 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from clipmerge.checkpoint.source import Checkpoint, DerivedCheckpoint, LazyTensor, stored
-from clipmerge.errors import CheckpointError, counted, shorten
+from clipmerge.errors import CheckpointError, shorten
 from clipmerge.files.safetensors import DTYPES, Array, TensorEntry
+from clipmerge.finding import Finding
 from clipmerge.parallel import one_thread
 
 if TYPE_CHECKING:
@@ -125,9 +126,8 @@ def form_weights(checkpoint: Checkpoint) -> Checkpoint:
         )
     if not lazy:
         return checkpoint
-    note = (
-        f"{checkpoint.source}: {counted(len(lazy), 'weight is', 'weights are')} formed from the"
-        f" parts that it holds ({', '.join(names)}); the output has plain weights"
+    note = Finding.of(
+        "formed-weights", source=checkpoint.source, weights=len(lazy), kinds=list(names)
     )
     facts = checkpoint.facts(entries=entries, notes=(*checkpoint.notes, note))
     return DerivedCheckpoint(**facts, original=checkpoint, lazy=lazy)

@@ -17,6 +17,7 @@ import numpy as np
 from clipmerge.errors import CheckpointError
 from clipmerge.files.hashes import remembered_sha256, require_unchanged, require_whole
 from clipmerge.files.safetensors import STORED, Array, TensorEntry
+from clipmerge.finding import Finding
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -42,7 +43,7 @@ class Checkpoint:
     # ``None`` for a bare file without one
     config: dict[str, Any] | None
     sharded: bool = False
-    notes: tuple[str, ...] = ()  # for the user, about the origin of the weights
+    notes: tuple[Finding, ...] = ()  # for the user, about the origin of the weights
     # open_clip's name of the architecture, where it was named for weights without a configuration
     architecture: str | None = None
     # other text encoders in the same file, which are not merged, by the attribute that holds them

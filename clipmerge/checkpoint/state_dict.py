@@ -31,6 +31,7 @@ from clipmerge.errors import CheckpointError, shorten
 from clipmerge.files.limits import MAX_NAME_LENGTH, MAX_PICKLE_BYTES, MAX_SHARING
 from clipmerge.files.reading import format_size, open_regular
 from clipmerge.files.safetensors import DTYPES, FLOATS, Array, TensorEntry, check_names
+from clipmerge.finding import Finding
 
 _NAMES = {torch_name: name for name, (torch_name, _) in DTYPES.items()}
 # Keys under which training scripts store the model's weights, in order of preference.
@@ -53,7 +54,7 @@ _DANGEROUS = re.compile(
 
 def read_state_dict(
     file: Path, state_key: str | None = None
-) -> tuple[dict[str, LazyTensor], dict[str, TensorEntry], list[str]]:
+) -> tuple[dict[str, LazyTensor], dict[str, TensorEntry], list[Finding]]:
     """Map the tensors of a file written by ``torch.save``: lazy and entries by key, and notes for
     the user.
     """
@@ -78,17 +79,9 @@ def read_state_dict(
         )
     notes = []
     if inside:
-        beside = (
-            f"; {shorten(others)} holds weights too (`state_key` {others[0]} takes them)"
-            if others
-            else ""
-        )
-        notes.append(f"{file}: the weights are those under {inside}{beside}")
+        notes.append(Finding.of("weights-inside", file=str(file), inside=inside, others=others))
     if in_memory:
-        notes.append(
-            f"{file}: is read into memory; saved again as .pt by torch 1.6 or newer, it would be"
-            " mapped"
-        )
+        notes.append(Finding.of("read-into-memory", file=str(file)))
     lazy = {key: LazyTensor((), partial(_in_order, tensor)) for key, tensor in tensors.items()}
     return lazy, entries, notes
 

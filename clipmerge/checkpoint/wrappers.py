@@ -11,7 +11,8 @@ import re
 from collections import Counter
 from collections.abc import Iterable
 
-from clipmerge.errors import CheckpointError, counted, shorten
+from clipmerge.errors import CheckpointError, shorten
+from clipmerge.types import Json
 
 # Where a tower's part of a key begins, whatever comes before it.
 _TOWER = re.compile(r"(?:^|\.)(?=(?:vision_model|text_model|visual)\.)")
@@ -84,8 +85,8 @@ _LONE_TEXT = re.compile(
     r"(.+\.)(?:token_embedding\.weight|text_model\.embeddings\.token_embedding\.weight)"
 )
 
-# Keys in the file by the CLIP's own names, and what was taken and left out; empty if nothing was.
-_Unwrapped = tuple[dict[str, str], str]
+# Keys in the file by the CLIP's own names, and what was taken and left out, if anything was.
+_Unwrapped = tuple[dict[str, str], Json | None]
 
 
 def text_encoders(keys: Iterable[str]) -> list[str]:
@@ -122,7 +123,7 @@ def unwrap(keys: Iterable[str], part: str | None = None) -> _Unwrapped:
             raise CheckpointError(
                 f"nothing lies under '{part}'; its keys begin with {shorten(firsts)}"
             )
-        return under, ""
+        return under, None
     for mark, what, way_out in _NO_WEIGHTS:
         if marked := [key for key in file_keys if re.search(mark, key)]:
             raise CheckpointError(f"holds {what} ({shorten(marked, 2)}), {way_out}")
@@ -136,7 +137,7 @@ def unwrap(keys: Iterable[str], part: str | None = None) -> _Unwrapped:
     if lone := _lone_tower(plain):
         return lone
     if classifier := _classifier(plain):
-        return classifier, ""
+        return classifier, None
     names = list(plain)
     # prefixes of the towers, the most common first, ties in the file's order; averages and copies
     # last
@@ -169,8 +170,8 @@ def unwrap(keys: Iterable[str], part: str | None = None) -> _Unwrapped:
         name for name in names if plain[name] not in clip_keys and not name.startswith(copied)
     ]
     if not prefixes or (len(chosen) == 1 and not copies and not outside):
-        return plain, ""
-    return clip, _note(chosen, copies, outside)
+        return plain, None
+    return clip, _left_out(chosen, copies, outside)
 
 
 def _lone_tower(names: dict[str, str]) -> _Unwrapped | None:
@@ -189,7 +190,7 @@ def _lone_tower(names: dict[str, str]) -> _Unwrapped | None:
                 if name.startswith(outer)
             }
             outside = [name for name in names if not name.startswith(outer)]
-            return inside, _note([outer], [], outside) if outside else ""
+            return inside, _left_out([outer], [], outside) if outside else None
     return None
 
 
@@ -212,19 +213,16 @@ def _classifier(names: dict[str, str]) -> dict[str, str] | None:
     return names if heads else None
 
 
-def _note(chosen: list[str], copies: list[str], outside: list[str]) -> str:
-    attributes = " and ".join(prefix[:-1] or "no name" for prefix in chosen)
-    notes = [f"the CLIP is what lies under {attributes}"] if any(chosen) else []
-    if copies:
-        other = copies[0][:-1]
-        notes.append(
-            f"{shorten(copy[:-1] for copy in copies)} holds the same parameters (`state_key`"
-            f" {other} takes it)"
-        )
+def _left_out(chosen: list[str], copies: list[str], outside: list[str]) -> Json:
+    """The attributes under which the CLIP lies, those with the same parameters, and the number and
+    some names of the tensors outside, averages of weights first.
+    """
     averages = [name for name in outside if _COPY.search(name.partition(".")[0])]
     rest = [name for name in outside if name not in set(averages)]
-    for names, what in ((averages, "an average of weights"), (rest, "not part of a CLIP")):
-        if names:
-            tensors = counted(len(names), "tensor", "tensors")
-            notes.append(f"left out {tensors} beside it, {what}: {shorten(names, 3)}")
-    return "; ".join(notes)
+    return {
+        "inside": [prefix[:-1] for prefix in chosen],
+        "copies": [copy[:-1] for copy in copies],
+        "averages": len(averages),
+        "others": len(rest),
+        "examples": [shorten(averages, 3), shorten(rest, 3)],
+    }

@@ -12,7 +12,7 @@ from clipmerge.checkpoint.source import OPEN_CLIP_CONFIG
 from clipmerge.errors import CheckpointError
 from clipmerge.evaluation.scorer import Scorer
 from clipmerge.families import family_of, tower_of
-from clipmerge.images.dataset import CaptionedImages, LabelledImages
+from clipmerge.images.image_set import CaptionedImages, LabelledImages
 from clipmerge.images.prompts import own_templates, templates_for
 from clipmerge.models import ImageTextModel, model_for
 from clipmerge.models.building import no_larger_than

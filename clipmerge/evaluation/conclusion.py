@@ -8,7 +8,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from clipmerge.planning.finding import Finding
+from clipmerge.finding import Finding
 from clipmerge.planning.merge_effect import Difference, Gain, ModelAccuracy, Recommendation
 from clipmerge.planning.other_tasks import OtherTaskScores, measures_of
 from clipmerge.types import Json

@@ -12,7 +12,8 @@ from clipmerge.checkpoint import Inputs
 from clipmerge.config import OutputDtype
 from clipmerge.evaluation.scorer import Images, Move, Outcome, Scorer
 from clipmerge.evaluation.verdict import estimate, moves_of
-from clipmerge.images.dataset import CaptionedImages, LabelledImages, open_images
+from clipmerge.images.dataset import open_images
+from clipmerge.images.image_set import CaptionedImages, LabelledImages
 from clipmerge.models import ImageTextModel
 from clipmerge.models.building import build_model
 from clipmerge.planning.merge_effect import Estimate

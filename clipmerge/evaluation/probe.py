@@ -202,6 +202,9 @@ class _Corrupted(Store):
     corruption: str
     positions: Shape
 
+    def __len__(self) -> int:
+        return len(self.positions)
+
     def read(self, positions: Sequence[int]) -> list[Encoded]:
         encoded: list[Encoded] = []
         for at in (self.positions[position] for position in positions):

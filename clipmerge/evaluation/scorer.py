@@ -27,7 +27,7 @@ from clipmerge.evaluation.moving_model import MovingModel, PlacedModel
 from clipmerge.evaluation.recall import caption_embeddings, retrieve
 from clipmerge.evaluation.tradeoff import Correct
 from clipmerge.images.batches import batch_size_for, read_pixels
-from clipmerge.images.dataset import CaptionedImages, LabelledImages
+from clipmerge.images.image_set import CaptionedImages, LabelledImages
 from clipmerge.images.prompts import templates_for
 from clipmerge.models import ImageTextModel
 from clipmerge.models.captions import caption_notes
@@ -161,7 +161,7 @@ class Scorer:
         share = (self._context.rank, self._context.world_size)
         for name, images in sources.items():
             size = batch_size_for(len(images), self._settings.batch_size)
-            batches = read_pixels(images.store, len(images), size, self._model.pixels, share)
+            batches = read_pixels(images.store, size, self._model.pixels, share)
             for number, pixels in batches:
                 yield name, number * size, to_device(pixels, self.device)
 

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from clipmerge.planning.finding import Finding
+from clipmerge.finding import Finding
 from clipmerge.stats import (
     MIN_DEFINED,
     gain_interval,

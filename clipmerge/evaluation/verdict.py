@@ -22,7 +22,7 @@ from clipmerge.evaluation.conclusion import conclude
 from clipmerge.evaluation.moving_model import MovingModel
 from clipmerge.evaluation.probe import RELATED, UNRELATED, ScaledImages, probe, side_of
 from clipmerge.evaluation.scorer import Move, Scorer, stack_correct
-from clipmerge.images.dataset import CaptionedImages, LabelledImages
+from clipmerge.images.image_set import CaptionedImages, LabelledImages
 from clipmerge.models.building import build_model
 from clipmerge.planning.merge_effect import (
     THUMBNAIL,

@@ -1,9 +1,10 @@
-"""Labelled images: one file per kind of source; `dataset` loads them, `batches` preprocesses
-them.
+"""Images with classes or captions: `dataset` opens a source of any kind, one module per kind;
+`image_set` samples, `split` holds back, `batches` preprocesses.
 """
 
-from clipmerge.images.columns import Columns
 from clipmerge.images.decoding import Encoded
-from clipmerge.images.store import ImageSet, OpenedSource, Store
+from clipmerge.images.image_set import ImageSet
+from clipmerge.images.source import Columns
+from clipmerge.images.store import Store
 
-__all__ = ["Columns", "Encoded", "ImageSet", "OpenedSource", "Store"]
+__all__ = ["Columns", "Encoded", "ImageSet", "Store"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -15,17 +15,17 @@ from PIL.Image import Image
 from torch import Tensor
 
 from clipmerge.distributed import cores_per_process, to_device
-from clipmerge.images.dataset import LabelledImages
 from clipmerge.images.decoding import Encoded, decode
+from clipmerge.images.image_set import LabelledImages
 from clipmerge.images.store import Pixels, Store
 
 T = TypeVar("T")
 # More threads than this do not decode faster: part of Pillow's work holds Python's lock.
-_MOST_WORKERS = 16
+_MAX_WORKERS = 16
 # A batch is the unit of the bootstrap, so there should be a few of them even when images are
 # scarce.
-_LARGEST_BATCH = 128
-_FEWEST_BATCHES = 8
+_MAX_BATCH = 128
+_MIN_BATCHES = 8
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def batch_size_for(images: int, wanted: int | None, world_size: int = 1) -> int:
         >>> batch_size_for(1024, None, world_size=16)
         64
     """
-    return wanted or max(1, min(_LARGEST_BATCH, -(-images // max(_FEWEST_BATCHES, world_size))))
+    return wanted or max(1, min(_MAX_BATCH, -(-images // max(_MIN_BATCHES, world_size))))
 
 
 def read_batches(
@@ -79,9 +79,7 @@ def read_batches(
     memory. ``share`` is this process's index and the number of processes; batches are dealt out in
     turn.
     """
-    with contextlib.closing(
-        read_pixels(images.store, len(images), batch_size, to_pixels, share)
-    ) as reading:
+    with contextlib.closing(read_pixels(images.store, batch_size, to_pixels, share)) as reading:
         for number, pixels in reading:
             labels = images.labels[number * batch_size : (number + 1) * batch_size]
             yield Batch(number, pixels, torch.tensor(labels))
@@ -89,7 +87,6 @@ def read_batches(
 
 def read_pixels(
     store: Store,
-    count: int,
     batch_size: int,
     to_pixels: Callable[[list[Image]], Tensor],
     share: tuple[int, int] = (0, 1),
@@ -97,47 +94,40 @@ def read_pixels(
     """The number and the pixels of this process's batches, for images without labels too; see
     `read_batches`.
     """
-    rank, world = share
+    rank, world_size = share
+    positions = range(len(store))
     batches = {
-        number: range(number * batch_size, min((number + 1) * batch_size, count))
-        for number in range(-(-count // batch_size))
-        if number % world == rank
+        number: positions[number * batch_size : (number + 1) * batch_size]
+        for number in range(rank, -(-len(store) // batch_size), world_size)
     }
     if isinstance(store, Pixels):
-        yield from ((number, store.batch(positions)) for number, positions in batches.items())
+        yield from ((number, store.batch(batch)) for number, batch in batches.items())
         return
-    with contextlib.closing(
-        _decoded(store, list(batches.values()), to_pixels, cores_per_process())
-    ) as pixels:
-        yield from zip(batches, pixels, strict=True)
 
-
-def _decoded(
-    store: Store, batches: Sequence[range], to_pixels: Callable[[list[Image]], Tensor], workers: int
-) -> Generator[Tensor, None, None]:
-    def ready(position: int, encoded: Encoded) -> Tensor:
+    def preprocess(position: int, encoded: Encoded) -> Tensor:
         return to_pixels([decode(store.name(position), encoded)])
 
-    workers = min(workers, _MOST_WORKERS)
+    workers = min(cores_per_process(), _MAX_WORKERS)
     # threads of torch in every worker would only get in one another's way
     decoding = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,))
     with ThreadPoolExecutor(1) as reading, decoding:
         try:
-            contents = _ahead(reading, 1, (partial(store.read, batch) for batch in batches))
+            contents = _ahead(
+                reading, 1, (partial(store.read, batch) for batch in batches.values())
+            )
             jobs = (
-                partial(ready, position, encoded)
-                for batch, content in zip(batches, contents, strict=True)
+                partial(preprocess, position, encoded)
+                for batch, content in zip(batches.values(), contents, strict=True)
                 for position, encoded in zip(batch, content, strict=True)
             )
-            images = _ahead(decoding, max(map(len, batches), default=1), jobs)
-            for batch in batches:
-                yield torch.cat([next(images) for _ in batch])
+            images = _ahead(decoding, batch_size, jobs)
+            for number, batch in batches.items():
+                yield number, torch.cat([next(images) for _ in batch])
         finally:
             reading.shutdown(wait=False, cancel_futures=True)
             decoding.shutdown(wait=False, cancel_futures=True)
-            torch.set_num_threads(
-                torch.get_num_threads()
-            )  # threads that are started later do not get the workers' one
+            # threads that are started later do not get the workers' one
+            torch.set_num_threads(torch.get_num_threads())
 
 
 def _ahead(pool: ThreadPoolExecutor, count: int, jobs: Iterable[Callable[[], T]]) -> Iterator[T]:

@@ -1,105 +1,25 @@
-"""Find images with their classes or captions; images are decoded only on demand."""
+"""Find images with their classes or captions, in any source; images are decoded only on demand."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
-
-import numpy as np
+from typing import Any
 
 from clipmerge.errors import DataError, did_you_mean, shorten
-from clipmerge.files.limits import MAX_PROMPT_LENGTH
 from clipmerge.files.paths import local_path
-from clipmerge.images import Columns, ImageSet, OpenedSource, Store
-from clipmerge.images.file_store import describe_folder, expand, local_split, open_local
-from clipmerge.images.folder import load_flat, load_folder
+from clipmerge.images.captions import has_captions, list_captions
+from clipmerge.images.classes import ClassNames, name_classes, read_class_names
+from clipmerge.images.folder import load_folder
+from clipmerge.images.image_set import CaptionedImages, LabelledImages, number_texts
 from clipmerge.images.in_memory import open_in_memory
-from clipmerge.images.prompts import ClassNames, listed_names, name_classes
-from clipmerge.images.readable import without_unreadable
+from clipmerge.images.local_files import expand, local_split, open_local
 from clipmerge.images.registry import RegistryRef, find_known, known_sets
+from clipmerge.images.shard_texts import describe_folder
+from clipmerge.images.source import Columns, Source
 from clipmerge.images.tables import load_table
-from clipmerge.types import Names, Shape
-
-
-@dataclass(frozen=True)
-class LabelledImages(ImageSet):
-    """Images with their classes."""
-
-    class_names: Names  # name of each class, as it goes into the prompts
-    templates: Names = ()  # the source's own prompt templates; empty if it has none
-    # for each class its rows in a head of ImageNet's 1000 classes; empty if they are not known
-    imagenet_rows: tuple[Shape, ...] = ()
-    # whose labels they are: ``None`` while a source without labels waits for the fine-tuned model's
-    labelled_by: Literal["source", "finetuned"] | None = "source"
-
-    def require_classes(self) -> None:
-        """Refuse images of a single class, which every model would recognise."""
-        if len(self.class_names) < 2:
-            raise DataError(f"{self.source}: has one class; measuring needs at least two")
-
-
-@dataclass(frozen=True)
-class CaptionedImages(ImageSet):
-    """Images with their captions."""
-
-    labels_are_classes: ClassVar[bool] = False
-
-    captions: tuple[Names, ...]  # captions of each image, at least one
-
-    def require_classes(self) -> None:
-        """Refuse images with one caption, which every model would find."""
-        if len(set(self.captions)) < 2:
-            raise DataError(f"{self.source}: all images have one caption; measuring needs several")
-
-    def with_one_caption(self, seed: int, known: Names = ()) -> LabelledImages:
-        """Draw a caption of each image; images of one class have the same caption.
-
-        The captions are the names of the classes, for prompts that add nothing to them, after those
-        that are known.
-        """
-        rng = np.random.default_rng(seed)
-        numbers = {caption: number for number, caption in enumerate(known)}
-        labels = []
-        for captions in self.captions:
-            caption = captions[int(rng.integers(len(captions)))][:MAX_PROMPT_LENGTH]
-            labels.append(numbers.setdefault(caption, len(numbers)))
-        return LabelledImages(
-            self.source,
-            self.store,
-            tuple(labels),
-            tuple(numbers),
-            templates=("{}",),
-            revision=self.revision,
-            notes=self.notes,
-        )
-
-    def sample(self, count: int, seed: int) -> Self:
-        """Sample images, with all their captions, in a random order."""
-        if self.store.blocks:
-            return super().sample(count, seed)
-        drawn = np.random.default_rng(seed).permutation(len(self))[:count]
-        return self.subset([int(position) for position in drawn])
-
-    def subset(self, positions: list[int]) -> Self:
-        """Pick images, with all their captions."""
-        captions = tuple(self.captions[position] for position in positions)
-        return replace(super().subset(positions), captions=captions)
-
-
-def with_captions(
-    source: str,
-    store: Store,
-    captions: Sequence[Names],
-    *,
-    revision: str | None = None,
-    notes: Names = (),
-) -> CaptionedImages:
-    """Make a set of images with captions; images whose first captions are equal share a label."""
-    numbers: dict[str, int] = {}
-    labels = tuple(numbers.setdefault(texts[0], len(numbers)) for texts in captions)
-    return CaptionedImages(source, store, labels, tuple(captions), revision=revision, notes=notes)
+from clipmerge.types import Json
 
 
 def open_images(
@@ -125,47 +45,34 @@ def open_images(
     are taken from a ``DataLoader``, which cannot be sampled, and of tar files on the Hub only those
     that it needs are downloaded.
     """
-    if isinstance(source, str):
-        source = find_source(source)
     columns = columns or Columns()
-    known = source.known if isinstance(source, RegistryRef) else None
-    if known is not None:
-        source = source.address
-    source, opened = _opened(source, columns, whole=whole, most=most, seed=seed)
-    if opened.captions:
-        return with_captions(
-            source, opened.store, opened.captions, revision=opened.revision, notes=opened.notes
+    known = source if isinstance(source, RegistryRef) else _find_known(source)
+    opened = _open(known or source, columns, whole=whole, most=most, seed=seed)
+    facts: Json = {"revision": opened.revision, "notes": opened.notes}
+    images: LabelledImages | CaptionedImages
+    if has_captions(opened):
+        captions = list_captions(opened)
+        labels, _ = number_texts(texts[0] for texts in captions)
+        if opened.captions_from is not None:
+            place = f", from {opened.captions_from}" if opened.captions_from else ""
+            facts["notes"] += (f"{opened.title}: images with captions{place}",)
+        images = CaptionedImages(opened.title, opened.store, labels, captions, **facts)
+    else:
+        opened = known.known.describe(opened) if known else opened
+        labels, names, notes = name_classes(opened, classes)
+        facts["notes"] += notes
+        facts["imagenet_rows"] = known.known.imagenet_rows if known else ()
+        images = LabelledImages(
+            opened.title, opened.store, labels, names, opened.templates, **facts
         )
-    opened = known.describe(opened) if known is not None else opened
-    labels, names, notes = name_classes(source, opened, classes)
-    images = LabelledImages(
-        source=source,
-        store=opened.store,
-        labels=labels,
-        class_names=names,
-        revision=opened.revision,
-        notes=(*opened.notes, *notes),
-        templates=opened.templates,
-        imagenet_rows=known.imagenet_rows if known is not None else (),
-    )
-    if whole:
-        images.require_classes()
-    return images
+        if whole:
+            images.require_classes()
+    return images.without_unreadable() if columns.skip_unreadable else images
 
 
-def load_images(
-    source: Any,
-    classes: ClassNames = None,
-    *,
-    columns: Columns | None = None,
-    whole: bool = False,
-    most: int | None = None,
-    seed: int = 0,
-) -> LabelledImages:
+def load_images(source: Any, classes: ClassNames = None, **options: Any) -> LabelledImages:
     """Find images with classes, like `open_images`; images with captions are refused."""
-    return require_labelled(
-        open_images(source, classes, columns=columns, whole=whole, most=most, seed=seed)
-    )
+    return require_labelled(open_images(source, classes, **options))
 
 
 def require_labelled(images: LabelledImages | CaptionedImages) -> LabelledImages:
@@ -185,21 +92,21 @@ def load_unlabelled(
     one class.
     """
     columns = replace(columns or Columns(), label=None, caption=None, labelled=False)
-    named = str(find_source(source)) if isinstance(source, str) else source
-    source, opened = _opened(named, columns, most=most, seed=seed)
-    if not opened.labels:
+    opened = _open(_find_known(source) or source, columns, most=most, seed=seed)
+    if not len(opened.store):
         raise DataError(
-            f"{source}: holds no images; give `unlabelled` images from where the model will be used"
+            f"{opened.title}: holds no images; give `unlabelled` images from where the model will"
+            " be used"
         )
-    labels = (0,) * len(opened.labels)
-    return LabelledImages(
-        source,
+    images = LabelledImages(
+        opened.title,
         opened.store,
-        labels,
+        (0,) * len(opened.store),
         ("unlabelled",),
         revision=opened.revision,
         notes=opened.notes,
     )
+    return images.without_unreadable() if columns.skip_unreadable else images
 
 
 def load_without_labels(
@@ -220,41 +127,30 @@ def load_without_labels(
     )
     return replace(
         images,
-        class_names=listed_names(classes),
+        class_names=read_class_names(classes),
         labelled_by=None,
         notes=(*images.notes, note),
     )
 
 
-def find_source(source: str) -> RegistryRef | str:
-    """Look up the short name of a public data set; the source is returned if it is not such a
-    name.
-    """
+def _find_known(source: Any) -> RegistryRef | None:
+    """The public data set that a source names, if it does."""
+    return find_known(source) if isinstance(source, str) else None
+
+
+def _open(
+    source: Any, columns: Columns, *, whole: bool = False, most: int | None, seed: int
+) -> Source:
+    """Open a folder, files, a data set on the Hub, ``digits``, or images in memory."""
+    source = source.address if isinstance(source, RegistryRef) else source
+    if not isinstance(source, str):
+        return open_in_memory(source, columns, most)
     if not source.strip():  # as a path it would be the working directory
         raise DataError(
             f"'{source}': names no images; give a folder, a file or hf://datasets/ORG/NAME:SPLIT"
         )
-    return find_known(source) or source
-
-
-def _opened(
-    source: Any, columns: Columns, *, whole: bool = False, most: int | None, seed: int
-) -> tuple[str, OpenedSource]:
-    """Open a source: its name, and what it holds; unreadable images are left out if that is
-    wanted.
-    """
-    if isinstance(source, str):
-        title, opened = source, _open_named(source, columns, whole=whole, most=most, seed=seed)
-    else:
-        title, opened = open_in_memory(source, columns, most)
-    return title, without_unreadable(title, opened) if columns.skip_unreadable else opened
-
-
-def _open_named(
-    source: str, columns: Columns, *, whole: bool, most: int | None, seed: int
-) -> OpenedSource:
-    """Open a folder, files, a data set on the Hub, or ``digits``."""
-    if source == "digits" and not local_path(source).is_dir():
+    place = local_path(source)
+    if source == "digits" and not place.is_dir():
         from clipmerge.images.digits import load_digits
 
         return load_digits()
@@ -270,18 +166,22 @@ def _open_named(
         from clipmerge.images.webdataset import load_tars
 
         return load_tars(source, tars, columns, describe_folder(Path(tars[0]).parent))
-    if local_path(source).suffix in (".csv", ".tsv") and not local_path(source).is_dir():
-        table = local_path(source)
-        if not table.is_file():
+    if place.suffix in (".csv", ".tsv") and not place.is_dir():
+        if not place.is_file():
             raise DataError(f"{source}: no such file")
-        return load_table(source, table, columns)
-    path, split = local_split(source)
+        return load_table(source, place, columns)
+    folder, split = local_split(source)
     if split is not None:
-        there = sorted(entry.name for entry in path.iterdir() if entry.is_dir())
+        there = sorted(entry.name for entry in folder.iterdir() if entry.is_dir())
         raise DataError(
-            f"{source}: {path} has no folder '{split}' and no files of a split of that name"
+            f"{source}: {folder} has no folder '{split}' and no files of a split of that name"
             f" (folders: {shorten(there) or 'none'}).{did_you_mean(split, there)}"
         )
-    if not columns.labelled:
-        return load_flat(source, path)
-    return load_folder(source, path, columns, others=known_sets())
+    if not folder.is_dir():
+        missing = "is not a kind of file that is read" if folder.exists() else "no such folder"
+        raise DataError(
+            f"{source}: {missing}; give a folder with one subfolder per class, with captions beside"
+            " the images or (without labels) with images at any depth, Parquet, tar or CSV files,"
+            f" hf://datasets/ORG/NAME:SPLIT, or 'digits'.{did_you_mean(source, known_sets())}"
+        )
+    return load_folder(source, folder, columns)

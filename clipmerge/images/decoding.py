@@ -53,37 +53,27 @@ def decode(name: str, encoded: Encoded) -> Image:
     Grey images of 12 or 16 bits are scaled to 8 bits by their depth, floating-point ones in [0, 1]
     by 255; Pillow's own `convert` would clip them.
     """
-    from PIL import (
-        ImageOps,
-    )  # as `datasets` does; importing that would take longer than decoding many images
+    from PIL import ImageOps  # `datasets` does the same, and takes long to import
 
-    try:
-        with _opened(encoded) as image:
-            image.load()
-            profile = "".join(image.info.get(_PROFILE, "").split("\n")[3:])
-            _check_tags(image.info.get("exif", bytes.fromhex(profile)).removeprefix(b"Exif\0\0"))
-            tags = getattr(image, "tag_v2", {})
-            white, inverted = _white(image), tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO
+    with _opened(name, encoded) as image:
+        image.load()
+        profile = "".join(image.info.get(_PROFILE, "").split("\n")[3:])
+        _check_tags(image.info.get("exif", bytes.fromhex(profile)).removeprefix(b"Exif\0\0"))
+        tags = getattr(image, "tag_v2", {})
+        white, inverted = _white(image), tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO
         ImageOps.exif_transpose(image, in_place=True)
         if image.mode in ("I", "F") or image.mode.startswith("I;"):
             return _eight_bits(name, image, white, inverted=inverted).convert("RGB")
         # palette images with transparency go through RGBA, as Pillow recommends
         if "transparency" in image.info:
-            image = image.convert("RGBA")
+            return image.convert("RGBA").convert("RGB")
         return image if image.mode == "RGB" else image.convert("RGB")
-    except DataError:
-        raise
-    except Exception as error:  # a damaged file can make a decoder raise anything
-        raise unreadable(name, error) from None
 
 
 def extent(name: str, encoded: Encoded) -> tuple[int, int]:
     """The shorter and the longer side of an image, in pixels, from its header."""
-    try:
-        with _opened(encoded) as image:
-            return min(image.size), max(image.size)
-    except Exception as error:
-        raise unreadable(name, error) from None
+    with _opened(name, encoded) as image:
+        return min(image.size), max(image.size)
 
 
 def unreadable(name: str, error: Exception) -> DataError:
@@ -96,24 +86,33 @@ def unreadable(name: str, error: Exception) -> DataError:
 
 
 @contextmanager
-def _opened(encoded: Encoded) -> Iterator[Image]:
-    """Open an image, and refuse one that would take too much memory, or hours."""
+def _opened(name: str, encoded: Encoded) -> Iterator[Image]:
+    """Open an image, and refuse one that would take too much memory, or hours; any error while it
+    is used becomes one line.
+    """
     from PIL import Image
 
-    content = encoded if isinstance(encoded, bytes) else read_bytes(Path(encoded), MAX_IMAGE_BYTES)
-    if content.startswith(b"\xff\xd8") and content.count(b"\xff\xda") > MAX_SCANS:
-        raise ValueError(f"more than {MAX_SCANS} scans over its pixels; save it again")
-    if content.startswith((b"II", b"MM")):
-        _check_tags(content)
-    with Image.open(BytesIO(content), formats=_formats()) as image:
-        width, height = image.size
-        if width * height > MAX_PIXELS:
-            raise ValueError(f"{width} x {height} pixels, more than {MAX_PIXELS}")
-        if max(image.size) > MAX_STRETCHED * min(image.size):
-            raise ValueError(
-                f"{width} x {height} pixels, one side more than {MAX_STRETCHED} times the other"
-            )
-        yield image
+    try:
+        content = encoded
+        if isinstance(content, str):
+            content = read_bytes(Path(content), MAX_IMAGE_BYTES)
+        if content.startswith(b"\xff\xd8") and content.count(b"\xff\xda") > MAX_SCANS:
+            raise ValueError(f"more than {MAX_SCANS} scans over its pixels; save it again")
+        if content.startswith((b"II", b"MM")):
+            _check_tags(content)
+        with Image.open(BytesIO(content), formats=_formats()) as image:
+            width, height = image.size
+            if width * height > MAX_PIXELS:
+                raise ValueError(f"{width} x {height} pixels, more than {MAX_PIXELS}")
+            if max(image.size) > MAX_STRETCHED * min(image.size):
+                raise ValueError(
+                    f"{width} x {height} pixels, one side more than {MAX_STRETCHED} times the other"
+                )
+            yield image
+    except DataError:
+        raise
+    except Exception as error:  # a damaged file can make a decoder raise anything
+        raise unreadable(name, error) from None
 
 
 @cache

@@ -16,7 +16,8 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from clipmerge.images.store import ImageList, OpenedSource
+from clipmerge.images.source import Source
+from clipmerge.images.store import ImageList
 
 #: Words for the digits 0 to 9.
 CLASS_NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -47,7 +48,7 @@ def as_images(pixels: Tensor) -> list[Image.Image]:
     return [Image.fromarray(array) for array in eight_bit]
 
 
-def load_digits() -> OpenedSource:
+def load_digits() -> Source:
     """All digits as a source of images, light on dark."""
     ink, labels = read_digits()
     encoded = []
@@ -56,4 +57,5 @@ def load_digits() -> OpenedSource:
         image.save(file, "PNG")
         encoded.append(file.getvalue())
     names = tuple(f"digits, image {number}" for number in range(len(encoded)))
-    return OpenedSource(ImageList(tuple(encoded), names), tuple(labels.tolist()), CLASS_NAMES)
+    store = ImageList(tuple(encoded), names)
+    return Source("digits", store, labels.tolist(), class_names=CLASS_NAMES)

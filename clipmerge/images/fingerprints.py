@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from clipmerge.errors import UsageError, counted
 from clipmerge.files.hashes import sha256_of
+from clipmerge.finding import Finding
 from clipmerge.images.decoding import extent, unreadable
-from clipmerge.images.store import ImageSet, Pixels, Store
+from clipmerge.images.image_set import ImageSet
+from clipmerge.images.store import Pixels, Store
 
 T = TypeVar("T")
+# Name of the images that recipes measure on, which flatter these recipes where they are judged.
+_CALIBRATION = "the calibration source"
 
 
 def read_file(path: str, read: Callable[[Path], T]) -> T:
@@ -47,75 +51,60 @@ def content_digest(images: ImageSet) -> str:
     return hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
-def first_copies(store: Store, count: int) -> list[int]:
+def first_copies(store: Store) -> list[int]:
     """Positions of the images that are not copies of an earlier one, ascending; files are read if
     sizes are equal.
     """
-    sizes: Sequence[int] = [0] * count
-    if store.paths:
-        sizes = [read_file(path, Path.stat).st_size for path in store.paths]
+    sizes = [read_file(path, Path.stat).st_size for path in store.paths] or [0] * len(store)
     alike = Counter(sizes)
-    seen: set[tuple[int, str]] = set()
-    first = []
+    first: dict[tuple[int, str], int] = {}
     for position, size in enumerate(sizes):
-        if alike[size] > 1:
-            content = (size, digest_of(store, position))
-            if content in seen:
-                continue
-            seen.add(content)
-        first.append(position)
-    return first
-
-
-#: What is noted of a source that holds preprocessed images, which can be compared with nothing.
-NOT_COMPARED = (
-    ": its images are preprocessed, so they were not compared with those of other sources"
-)
+        digest = digest_of(store, position) if alike[size] > 1 else ""
+        first.setdefault((size, digest), position)
+    return list(first.values())
 
 
 class Fingerprints:
     """Fingerprints of the images of one source, read on demand."""
 
     def __init__(self, images: ImageSet) -> None:
-        self.store, self.count = images.store, len(images)
-        self._hashes: dict[int, dict[str, str]] = {}
-        self._pixels: dict[tuple[int, int], dict[str, str]] = {}
+        self.store = images.store
+        self._digests: dict[Any, list[tuple[str, int]]] = {}
 
     @cached_property
-    def by_size(self) -> dict[int, list[str]]:
+    def by_size(self) -> dict[Any, list[int]]:
         """Files by size in bytes: only files of the same size can have equal content."""
-        paths: dict[int, list[str]] = {}
-        for path in self.store.paths:
-            paths.setdefault(read_file(path, Path.stat).st_size, []).append(path)
-        return paths
-
-    def with_content(self, size: int, digest: str) -> str | None:
-        """The file of that size, which has files, and of that hash, if there is one."""
-        if size not in self._hashes:
-            self._hashes[size] = {read_file(path, sha256_of): path for path in self.by_size[size]}
-        return self._hashes[size].get(digest)
+        return _grouped(read_file(path, Path.stat).st_size for path in self.store.paths)
 
     @cached_property
-    def by_extent(self) -> dict[tuple[int, int], list[int]]:
+    def by_extent(self) -> dict[Any, list[int]]:
         """Images by shorter and longer side: only images of equal extent can have the same pixels,
         rotated or not.
         """
-        positions: dict[tuple[int, int], list[int]] = {}
-        for position in range(self.count):
-            (encoded,) = self.store.read([position])
-            positions.setdefault(extent(self.store.name(position), encoded), []).append(position)
-        return positions
+        positions = range(len(self.store))
+        return _grouped(extent(self.store.name(at), *self.store.read([at])) for at in positions)
 
-    def pixels(self, size: tuple[int, int]) -> dict[str, str]:
-        """Names of the images of one extent, by the hash of their size and RGB pixels."""
-        if size not in self._pixels:
-            names = {}
-            for position in self.by_extent[size]:
-                image = self.store.image(position)
-                digest = hashlib.sha256(f"{image.size}".encode() + image.tobytes()).hexdigest()
-                names[digest] = self.store.name(position)
-            self._pixels[size] = names
-        return self._pixels[size]
+    def digests(self, key: Any, positions: Iterable[int]) -> list[tuple[str, int]]:
+        """Hashes of the images of one size or one extent, with their positions."""
+        if key not in self._digests:
+            hashed = self._hash_pixels if isinstance(key, tuple) else self._hash_file
+            self._digests[key] = [(hashed(position), position) for position in positions]
+        return self._digests[key]
+
+    def _hash_file(self, position: int) -> str:
+        return read_file(self.store.paths[position], sha256_of)
+
+    def _hash_pixels(self, position: int) -> str:
+        image = self.store.image(position)
+        return hashlib.sha256(f"{image.size}".encode() + image.tobytes()).hexdigest()
+
+
+def _grouped(keys: Iterable[Any]) -> dict[Any, list[int]]:
+    """Positions by the key there."""
+    positions: dict[Any, list[int]] = {}
+    for position, key in enumerate(keys):
+        positions.setdefault(key, []).append(position)
+    return positions
 
 
 def find_overlap(ours: Fingerprints, theirs: Fingerprints) -> list[str]:
@@ -125,28 +114,19 @@ def find_overlap(ours: Fingerprints, theirs: Fingerprints) -> list[str]:
     if isinstance(ours.store, Pixels) or isinstance(theirs.store, Pixels):
         return []  # preprocessed images can be compared with nothing
     if ours.store.paths and theirs.store.paths:
-        matches = []
-        for path in ours.store.paths:
-            size = read_file(path, Path.stat).st_size
-            other = (
-                theirs.with_content(size, read_file(path, sha256_of))
-                if size in theirs.by_size
-                else None
-            )
-            if other is not None:
-                matches.append(
-                    f"{path} is in both" if other == path else f"{path} has the content of {other}"
+        mine, others, what = ours.by_size, theirs.by_size, "content"
+    else:
+        mine, others, what = ours.by_extent, theirs.by_extent, "pixels"
+    pairs: dict[int, str] = {}
+    for key in [key for key in mine if key in others]:
+        names = {digest: theirs.store.name(at) for digest, at in theirs.digests(key, others[key])}
+        for digest, position in ours.digests(key, mine[key]):
+            if digest in names:
+                name, other = ours.store.name(position), names[digest]
+                pairs[position] = (
+                    f"{name} is in both" if other == name else f"{name} has the {what} of {other}"
                 )
-        return matches
-    pairs = []
-    for sides in [sides for sides in ours.by_extent if sides in theirs.by_extent]:
-        mine, others = ours.pixels(sides), theirs.pixels(sides)
-        pairs += [
-            f"{mine[digest]} has the pixels of {others[digest]}"
-            for digest in mine
-            if digest in others
-        ]
-    return pairs
+    return [pairs[position] for position in sorted(pairs)]
 
 
 def check_overlap(
@@ -155,7 +135,7 @@ def check_overlap(
     oods: Mapping[str, ImageSet],
     unlabelled: ImageSet | None = None,
     tasks: Mapping[str, ImageSet] | None = None,
-) -> list[str]:
+) -> list[Finding]:
     """Refuse OOD images that recipes are calibrated on, and unlabelled ones used again; note others
     used twice.
 
@@ -164,19 +144,22 @@ def check_overlap(
     id_prints = {f"`id` {name}": Fingerprints(images) for name, images in ids.items()}
     ood_prints = {f"`ood` {name}": Fingerprints(images) for name, images in oods.items()}
     task_prints = {f"`keep` {name}": Fingerprints(images) for name, images in (tasks or {}).items()}
+    evaluated = id_prints | ood_prints | task_prints
     if unlabelled is not None:
-        refuse_shared(unlabelled, id_prints | ood_prints | task_prints)
-    stores = {name: prints.store for name, prints in (id_prints | ood_prints | task_prints).items()}
-    own = (("the calibration source", calibration), ("`unlabelled`", unlabelled))
-    stores |= {name: images.store for name, images in own if images is not None}
-    notes = [f"{name}{NOT_COMPARED}" for name, store in stores.items() if isinstance(store, Pixels)]
-    for name, prints in (id_prints | ood_prints).items():
-        if not isinstance(prints.store, Pixels):
-            copies = prints.count - len(first_copies(prints.store, prints.count))
-            alike = counted(copies, "image is a copy", "images are copies")
-            notes += (
-                [f"{name}: {alike} of others in it; each counts in its accuracy"] if copies else []
-            )
+        refuse_shared(unlabelled, evaluated)
+    stores = {name: prints.store for name, prints in evaluated.items()}
+    stores |= {} if calibration is None else {_CALIBRATION: calibration.store}
+    stores |= {} if unlabelled is None else {"`unlabelled`": unlabelled.store}
+    notes = [
+        Finding.of("not-compared", source=name)
+        for name, store in stores.items()
+        if isinstance(store, Pixels)
+    ]
+    for name in id_prints | ood_prints:
+        store = stores[name]
+        copies = 0 if isinstance(store, Pixels) else len(store) - len(first_copies(store))
+        if copies:
+            notes.append(Finding.of("copies", source=name, images=copies))
     if calibration is not None:
         theirs = Fingerprints(calibration)
         for name, prints in ood_prints.items():
@@ -186,16 +169,9 @@ def check_overlap(
                     f" {calibration.source} ({overlap[0]}); images used for calibration are not out"
                     " of distribution; give other images to `data` or `ood`"
                 )
-        notes += note_shared(
-            id_prints | task_prints,
-            {"the calibration source": theirs},
-            ", which flatters recipes that measure",
-        )
-    return (
-        notes
-        + note_shared(ood_prints, id_prints)
-        + note_shared(task_prints, id_prints | ood_prints)
-    )
+        notes += note_shared(id_prints | task_prints, {_CALIBRATION: theirs})
+    notes += note_shared(ood_prints, id_prints)
+    return notes + note_shared(task_prints, id_prints | ood_prints)
 
 
 def refuse_shared(unlabelled: ImageSet, others: dict[str, Fingerprints]) -> None:
@@ -211,17 +187,20 @@ def refuse_shared(unlabelled: ImageSet, others: dict[str, Fingerprints]) -> None
             )
 
 
-def note_shared(
-    ours: dict[str, Fingerprints], others: dict[str, Fingerprints], therefore: str = ""
-) -> list[str]:
+def note_shared(ours: dict[str, Fingerprints], others: dict[str, Fingerprints]) -> list[Finding]:
     """Note the images that sources share, by their flag and name on the command line."""
-    overlaps = [
-        (name, other, find_overlap(ours[name], others[other])) for name in ours for other in others
-    ]
     return [
-        f"{name}: {_how_many(overlap)} also in {other} ({overlap[0]}){therefore}"
-        for name, other, overlap in overlaps
-        if overlap
+        Finding.of(
+            "shared-images",
+            source=name,
+            other=other,
+            images=len(overlap),
+            example=overlap[0],
+            measured=other == _CALIBRATION,
+        )
+        for name, mine in ours.items()
+        for other, theirs in others.items()
+        if (overlap := find_overlap(mine, theirs))
     ]
 
 

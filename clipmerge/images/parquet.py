@@ -21,14 +21,11 @@ from clipmerge.files.limits import (
     MAX_TEXT_BYTES,
 )
 from clipmerge.files.reading import format_size
-from clipmerge.images.columns import (
-    Columns,
-    TableColumns,
-    find_columns,
-)
+from clipmerge.images.columns import TableColumns, find_columns
 from clipmerge.images.decoding import Encoded
-from clipmerge.images.file_store import Opener
-from clipmerge.images.store import OpenedSource, Store, check_count
+from clipmerge.images.local_files import Opener
+from clipmerge.images.source import Columns, Source
+from clipmerge.images.store import Store, check_count
 from clipmerge.types import Shape
 
 if TYPE_CHECKING:
@@ -75,44 +72,44 @@ class ParquetImages(Store):
         self._rows: Iterator[bytes | None] = iter(())
         self._block, self._next = -1, 0  # the open row group, and the position of its next row
 
+    def __len__(self) -> int:
+        return len(self.blocks)
+
     def read(self, positions: Sequence[int]) -> list[Encoded]:
         """Read images, each row group once."""
+        files = [self._groups[self.blocks[position]].file for position in positions]
+        stored = sum({file.name: file.size for file in files}.values())
+        total = 0
         images: dict[int, Encoded] = {}
-        files = {
-            group.file.name: group.file.size
-            for group in (self._groups[self.blocks[at]] for at in positions)
-        }
-        stored, total = sum(files.values()), 0
         for position in sorted(positions):  # ascending positions visit the blocks in order
-            block = self.blocks[position]
-            if block != self._block or position < self._next:
-                self._rows, self._next = (
-                    _images(self._opener, self._groups[block]),
-                    self._groups[block].start,
-                )
-            self._block = -1  # after a fault the row group is opened again
-            image = next(itertools.islice(self._rows, position - self._next, None))
-            if (
-                image is None
-            ):  # there may be a path instead: a file on this machine that somebody else chose
-                raise DataError(
-                    f"{self.name(position)}: holds no image; a path beside it is not followed,"
-                    " store the images' bytes"
-                )
-            if len(image) > MAX_IMAGE_BYTES:
-                raise DataError(
-                    f"{self.name(position)}: its image is larger than"
-                    f" {format_size(MAX_IMAGE_BYTES)}"
-                )
-            self._block, self._next = block, position + 1
+            image = images[position] = self._read_row(position)
             total += len(image)
             if total > max(MAX_HELD_BYTES, MAX_INFLATION * stored):
                 raise DataError(
                     f"{self.name(position)}: {format_size(stored)} of the file became"
                     f" {format_size(total)} of images; it is damaged, or made to fill memory"
                 )
-            images[position] = image
         return [images[position] for position in positions]
+
+    def _read_row(self, position: int) -> bytes:
+        """Read an image, from the open row group if it comes later there."""
+        block = self.blocks[position]
+        group = self._groups[block]
+        if block != self._block or position < self._next:
+            self._rows, self._next = _images(self._opener, group), group.start
+        self._block = -1  # after a fault the row group is opened again
+        image = next(itertools.islice(self._rows, position - self._next, None))
+        if image is None:  # a path instead would be a file of this machine that a stranger chose
+            raise DataError(
+                f"{self.name(position)}: holds no image; a path beside it is not followed, store"
+                " the images' bytes"
+            )
+        if len(image) > MAX_IMAGE_BYTES:
+            raise DataError(
+                f"{self.name(position)}: its image is larger than {format_size(MAX_IMAGE_BYTES)}"
+            )
+        self._block, self._next = block, position + 1
+        return image
 
     def name(self, position: int) -> str:
         """File and row."""
@@ -120,30 +117,26 @@ class ParquetImages(Store):
         return f"{group.file.name}, row {group.row + position - group.start}"
 
 
-def load_parquet(
-    source: str, opener: Opener, names: Sequence[str], columns: Columns
-) -> OpenedSource:
+def load_parquet(source: str, opener: Opener, names: Sequence[str], columns: Columns) -> Source:
     """Open Parquet files as one source; schema and labels are read, images are not."""
     with ThreadPoolExecutor(max_workers=_FILES_AT_ONCE) as pool:
         parts = list(pool.map(lambda name: _index(opener, name, columns), names))
-    first, groups = parts[0][0], list[_Group]()
-    labels: list[Any] = []
+    first = parts[0][0]
+    groups: list[_Group] = []
     blocks: list[int] = []
-    for part, labels_here in parts:
-        if part.columns != first.columns:
+    for file, _ in parts:
+        if file.columns != first.columns:
             raise DataError(
-                f"{part.name}: its columns or class names differ from those of {first.name}; give"
+                f"{file.name}: its columns or class names differ from those of {first.name}; give"
                 " the files of one split"
             )
-        start = len(labels)
-        for number in range(part.metadata.num_row_groups):
-            groups.append(_Group(part, number, start - len(labels), start))
-            rows = part.metadata.row_group(number).num_rows
-            blocks += [len(groups) - 1] * rows
-            start += rows
-        labels += labels_here
-        check_count(source, len(labels))
-    return first.columns.opened(source, ParquetImages(opener, groups, tuple(blocks)), labels)
+        begin = len(blocks)
+        for number in range(file.metadata.num_row_groups):
+            groups.append(_Group(file, number, len(blocks) - begin, len(blocks)))
+            blocks += [len(groups) - 1] * file.metadata.row_group(number).num_rows
+        check_count(source, len(blocks))
+    values = None if first.columns.texts is None else [v for _, values in parts for v in values]
+    return first.columns.opened(source, ParquetImages(opener, groups, tuple(blocks)), values)
 
 
 def _index(opener: Opener, name: str, wanted: Columns) -> tuple[_File, list[Any]]:
@@ -162,45 +155,36 @@ def _index(opener: Opener, name: str, wanted: Columns) -> tuple[_File, list[Any]
         largest = max((group.total_byte_size for group in groups), default=0)
         if largest > max(MAX_HELD_BYTES, MAX_INFLATION * size):
             raise EOFError(f"a row group would become {format_size(largest)}")
-        labels = [0] * metadata.num_rows
-        if columns.texts is not None:
-            shared = columns.label is not None  # captions hardly repeat
-            labels = _labels(name, file, metadata, columns.texts, shared=shared)
-        if len(labels) != metadata.num_rows:
+        values = _values(name, file, metadata, columns) if columns.texts is not None else []
+        if columns.texts is not None and len(values) != metadata.num_rows:
             raise EOFError("it has fewer labels than its footer says")
         is_struct = parquet.schema_arrow.field(columns.image).type.num_fields > 0
         image_path = f"{columns.image}.bytes" if is_struct else columns.image
-        return _File(name, size, metadata, columns, image_path), labels
+        return _File(name, size, metadata, columns, image_path), values
 
 
-def _labels(
-    where: str,
-    file: IO[bytes],
-    metadata: pyarrow.parquet.FileMetaData,
-    column: str,
-    *,
-    shared: bool,
+def _values(
+    where: str, file: IO[bytes], metadata: pyarrow.parquet.FileMetaData, columns: TableColumns
 ) -> list[Any]:
-    """Read labels or captions; a text that is ``shared`` by many rows is kept once."""
-    parquet = _parquet(file, metadata=metadata, read_dictionary=[column] if shared else [])
-    labels: list[Any] = []
+    """Read labels or captions; the text of a label, which many rows share, is kept once."""
+    column = columns.texts
+    shared = [columns.label] if columns.label is not None else []
+    parquet = _parquet(file, metadata=metadata, read_dictionary=shared)
+    values: list[Any] = []
     texts: dict[str, str] = {}
     for batch in parquet.iter_batches(_LABELS_AT_ONCE, columns=[column], use_threads=False):
-        (values,) = batch.columns
-        if values.nbytes > MAX_TEXT_BYTES:
+        (array,) = batch.columns
+        if array.nbytes > MAX_TEXT_BYTES:
             raise DataError(
                 f"{where}: the texts in column '{column}' are too long for labels or captions; name"
                 " another"
             )
-        if hasattr(values, "dictionary"):
-            named = [
-                texts.setdefault(text, text) if text else text
-                for text in values.dictionary.to_pylist()
-            ]
-            labels += [None if at is None else named[at] for at in values.indices.to_pylist()]
+        if hasattr(array, "dictionary"):
+            names = [texts.setdefault(text, text) for text in array.dictionary.to_pylist()]
+            values += [None if at is None else names[at] for at in array.indices.to_pylist()]
         else:
-            labels += values.to_pylist()
-    return labels
+            values += array.to_pylist()
+    return values
 
 
 def _images(opener: Opener, group: _Group) -> Iterator[bytes | None]:

@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from clipmerge.errors import DataError, UsageError, did_you_mean, shorten
 from clipmerge.files.paths import local_path
 from clipmerge.images.prompts import check_templates
-from clipmerge.images.store import OpenedSource
+from clipmerge.images.source import Source
 from clipmerge.types import Names, Shape
 
 _HERE = Path(__file__).parent
@@ -96,21 +96,14 @@ class KnownSet(BaseModel):
         config = f"{self.config}/" if self.config and "/" not in part else ""
         return f"{self.source}{'@' + revision if revision else ''}:{config}{part}"
 
-    def describe(self, opened: OpenedSource) -> OpenedSource:
+    def describe(self, opened: Source) -> Source:
         """Replace the opened set's class names and templates by those known here, if these are
         used.
         """
-        if opened.captions:
+        has_names = opened.verbatim and opened.class_names is not None
+        if self.texts == "repository" and (has_names or not self.class_names):
             return opened
-        if self.texts == "repository" and (opened.verbatim or not self.class_names):
-            return opened
-        names = self.class_names
-        if opened.labels and max(opened.labels) >= len(names):
-            raise DataError(
-                f"{self.source}: label {max(opened.labels)} has no name; {len(names)} classes are"
-                " known"
-            )
-        return replace(opened, classes=names, named=True, verbatim=True, templates=self.prompts)
+        return replace(opened, class_names=self.class_names, verbatim=True, templates=self.prompts)
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Hashable, Iterable
 
 import numpy as np
 
@@ -60,7 +60,7 @@ def candidate_positions(labels: Shape, blocks: Shape, count: int, seed: int) -> 
     return [int(position) for position in np.flatnonzero(np.isin(places, taken))]
 
 
-def holds_a_balanced_sample(labels: Sequence[int | str], count: int, classes: int = 0) -> bool:
+def holds_a_balanced_sample(labels: Iterable[Hashable], count: int, classes: int = 0) -> bool:
     """Whether images are enough for a sample with an equal share of each class."""
     sizes = Counter(labels)
     share = -(-count // max(classes, len(sizes), 1))

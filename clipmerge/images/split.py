@@ -10,8 +10,8 @@ import numpy as np
 
 from clipmerge.errors import counted
 from clipmerge.images.fingerprints import first_copies
+from clipmerge.images.image_set import ImageSet
 from clipmerge.images.sampling import balanced_sample
-from clipmerge.images.store import ImageSet
 from clipmerge.types import Shape
 
 #: Share of the sampled images that is held back.
@@ -82,7 +82,7 @@ def without_copies(images: Images) -> Images:
     """Drop images that are copies of an earlier one: they would count twice, or be seen and held
     back.
     """
-    first = first_copies(images.store, len(images))
+    first = first_copies(images.store)
     return images if len(first) == len(images) else images.subset(first)
 
 

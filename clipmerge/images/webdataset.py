@@ -17,19 +17,14 @@ from typing import IO, Any, NamedTuple, TypeAlias, cast
 from clipmerge.errors import DataError, NoLabelsError, did_you_mean, shorten
 from clipmerge.files.limits import MAX_IMAGE_BYTES, MAX_LABEL_BYTES, MAX_TAR_HEADER_BYTES
 from clipmerge.files.reading import format_size, parse_json, refusing
-from clipmerge.images.columns import (
-    CAPTION_NAMES,
-    LABEL_NAMES,
-    Columns,
-    as_numbers,
-    caption_lists,
-    look_like_captions,
-    number_classes,
-)
+from clipmerge.images.captions import has_captions
+from clipmerge.images.classes import as_numbers
+from clipmerge.images.columns import CAPTION_NAMES, LABEL_NAMES
 from clipmerge.images.decoding import Encoded
-from clipmerge.images.file_store import Description, open_local
-from clipmerge.images.store import OpenedSource, Store, check_count
-from clipmerge.types import Names
+from clipmerge.images.local_files import open_local
+from clipmerge.images.shard_texts import Description
+from clipmerge.images.source import Columns, Source
+from clipmerge.images.store import Store, check_count
 
 _MEMBER = re.compile(r"(?P<key>(?:.*/)?[^./][^.]*)\.(?P<ending>[^/]+)", re.DOTALL)
 _IMAGES = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff", "avif", "jfif", "ppm", "jp2")
@@ -48,8 +43,8 @@ class Member(NamedTuple):
     size: int
 
 
-#: An image of an archive, and its label: a text may be captions, a tuple holds captions.
-Sample: TypeAlias = tuple[Member, int | str | Names]
+#: An image of an archive, and its label (a text may be captions) or a list of captions.
+Sample: TypeAlias = tuple[Member, int | str | list[str]]
 
 
 class TarImages(Store):
@@ -58,15 +53,20 @@ class TarImages(Store):
     def __init__(self, members: list[Member]) -> None:
         self._members = members
 
+    def __len__(self) -> int:
+        return len(self._members)
+
     def read(self, positions: Sequence[int]) -> list[Encoded]:
         """Read images, each archive opened once."""
         images: dict[int, Encoded] = {}
-        for archive in sorted({self._members[position].archive for position in positions}):
-            here = [
-                position for position in positions if self._members[position].archive == archive
-            ]
+
+        def archive_of(position: int) -> str:
+            return self._members[position].archive
+
+        ordered = sorted(sorted(positions), key=archive_of)
+        for archive, group in groupby(ordered, key=archive_of):
             with open_local(archive) as file:
-                for position in sorted(here):
+                for position in group:
                     member = self._members[position]
                     if member.size > MAX_IMAGE_BYTES:
                         raise DataError(
@@ -83,7 +83,7 @@ class TarImages(Store):
 
 def load_tars(
     source: str, archives: Sequence[str], columns: Columns, described: Description
-) -> OpenedSource:
+) -> Source:
     """Open tar files as one source; member headers and labels are read, images are not."""
     columns = columns_of(source, columns, described)
     samples: list[Sample] = []
@@ -113,21 +113,19 @@ def read_samples(archive: str, columns: Columns) -> list[Sample]:
         for key, members in groupby(_members(file, archive), key=itemgetter(0)):
             endings = {ending: member for _, ending, member in members}
             where = f"{archive}, {key}"
-            named = (
-                columns.image
-                if columns.labelled or (columns.image or "").lower() in endings
-                else None
-            )
-            image = _image_ending(where, list(endings), named)
-            label: int | str | Names = 0
+            named = columns.image and columns.image.lower()
+            if not columns.labelled and named not in endings:
+                named = None
+            image = endings[_image_ending(where, list(endings), named)]
+            label: int | str | list[str] = 0
             if missing is not None:
                 label = _folder(key)
             elif columns.labelled:
                 try:
-                    label = _label(where, file, endings, columns, is_first=not samples)
+                    label = _label(where, file, endings, columns, not samples)
                 except NoLabelsError as error:
                     missing, label = error, _folder(key)
-            samples.append((endings[image], label))
+            samples.append((image, label))
             check_count(archive, len(samples))
     if missing is not None and len({label for _, label in samples}) < 2:
         raise missing
@@ -141,45 +139,28 @@ def _folder(key: str) -> str:
 
 def joined(
     source: str, samples: Sequence[Sample], columns: Columns, described: Description
-) -> OpenedSource:
+) -> Source:
     """Make one source of several archives and the texts beside them."""
-    store = TarImages([member for member, _ in samples])
-    labels = labels_of(samples)
-    has_names = described.class_names is not None or columns.label is not None
-    if columns.labelled and (
-        columns.caption is not None
-        or any(isinstance(label, tuple) for label in labels)
-        or (not has_names and look_like_captions(labels))
-    ):
-        texts = [list(label) if isinstance(label, tuple) else str(label) for label in labels]
-        captions = caption_lists(source, texts, store.name)
-        note = f"{source}: images with captions, from .{columns.caption or _TEXT}"
-        if described.is_retrieval:
-            return OpenedSource.with_captions(store, captions)
-        return OpenedSource.with_captions(store, captions, notes=(note,))
-    indices, classes, named = number_classes(source, labels, described.class_names)
-    verbatim = described.class_names is not None and classes == described.class_names
-    notes: Names = ()
-    if named and not verbatim and len(classes) > max(100, _CAPTIONS * len(labels)):
-        notes = (
-            f"{source}: {len(classes)} classes for {len(labels)} images; are the labels captions?"
-            f" Then give `caption_column` {_TEXT}",
-        )
-    return OpenedSource(
-        store,
-        indices,
-        classes,
-        named,
-        notes=notes,
+    values = [value for _, value in samples]
+    opened = Source(
+        source,
+        TarImages([member for member, _ in samples]),
+        values if columns.labelled else None,
+        captioned=columns.captioned,
+        # captions that the set has by itself need no note
+        captions_from=None if described.is_retrieval else f".{columns.caption or _TEXT}",
+        class_names=described.class_names,
+        verbatim=True,
         templates=described.templates,
-        verbatim=verbatim,
     )
-
-
-def labels_of(samples: Sequence[Sample]) -> Sequence[Any]:
-    """Labels of all images, as numbers where all of them are numbers."""
-    labels = [label for _, label in samples]
-    return as_numbers(labels) or labels
+    classes = set(values) if not has_captions(opened) else set()
+    if as_numbers(values) is None and len(classes) > max(100, _CAPTIONS * len(values)):
+        note = (
+            f"{source}: {len(classes)} classes for {len(values)} images; are the labels captions?"
+            f" Then give `caption_column` {_TEXT}"
+        )
+        return replace(opened, notes=(note,))
+    return opened
 
 
 def _members(file: IO[bytes], name: str) -> Iterator[tuple[str, str, Member]]:
@@ -218,57 +199,46 @@ class _Headers:
 
 def _image_ending(where: str, endings: list[str], wanted: str | None) -> str:
     if wanted is not None:
-        if wanted.lower() not in endings:
-            hint = did_you_mean(wanted, endings)
+        if wanted not in endings:
             raise DataError(
                 f"{where}: no file ending in .{wanted} for `image_column` (endings:"
-                f" {shorten(endings)}).{hint}"
+                f" {shorten(endings)}).{did_you_mean(wanted, endings)}"
             )
-        return wanted.lower()
+        return wanted
     candidates = [ending for ending in endings if ending.rpartition(".")[2] in _IMAGES]
-    if not candidates:
-        raise DataError(
-            f"{where}: has no image beside it (endings: {shorten(endings)}); name it with"
-            " `image_column`"
-        )
-    if len(candidates) > 1:
-        raise DataError(
-            f"{where}: several images ({shorten(candidates)}); name the one you mean with"
-            " `image_column`"
-        )
+    if len(candidates) != 1:
+        some = f"several images ({shorten(candidates)}); name the one you mean"
+        none = f"has no image beside it (endings: {shorten(endings)}); name it"
+        raise DataError(f"{where}: {some if candidates else none} with `image_column`")
     return candidates[0]
 
 
 def _label(
-    where: str,
-    file: IO[bytes],
-    endings: dict[str, Member],
-    columns: Columns,
-    *,
-    is_first: bool,
-) -> int | str | Names:
+    where: str, file: IO[bytes], endings: dict[str, Member], columns: Columns, is_first: bool
+) -> int | str | list[str]:
     """Read a sample's label or captions: the text of its ``cls`` or ``txt``, or a value in its
     ``json``.
     """
     wanted = columns.caption or columns.label
-    ending, _, key = (wanted or "").partition(".")
-    candidates = [ending.lower()] if wanted else [ending for ending in _LABELS if ending in endings]
-    captions: Names = ()
-    for candidate in candidates:
-        if candidate not in endings:
-            break
-        if endings[candidate].size > MAX_LABEL_BYTES:
+    named, _, key = (wanted or "").partition(".")
+    captions: list[str] = []
+    for ending in [named.lower()] if wanted else _LABELS:
+        if ending not in endings:
+            continue
+        if endings[ending].size > MAX_LABEL_BYTES:
             raise DataError(
-                f"{where}.{candidate}: is larger than {format_size(MAX_LABEL_BYTES)}, too large"
-                " for a label"
+                f"{where}.{ending}: is larger than {format_size(MAX_LABEL_BYTES)}, too large for a"
+                " label"
             )
-        content = _content(file, endings[candidate])
-        if candidate == "json":
-            label, captions = _from_json(where, content.decode("utf-8", errors="replace"), key)
+        content = _content(file, endings[ending])
+        if ending == "json":
+            label = _from_json(where, content.decode("utf-8", errors="replace"), key)
         else:
             # what is not UTF-8 is told from text by the check of names or captions
             label = content.decode("utf-8", errors="surrogateescape").strip()
-        if label is not None and label != "":
+        if isinstance(label, list):
+            captions = [] if columns.label else label
+        elif label is not None and label != "":
             return label
     if captions:
         return captions
@@ -279,20 +249,23 @@ def _label(
     raise error(f"{where}: has no {needed} (endings: {shorten(endings)})")
 
 
-def _from_json(where: str, text: str, key: str) -> tuple[int | str | None, Names]:
+def _from_json(where: str, text: str, key: str) -> int | str | list[str] | None:
     """The label in a sample's JSON, or its captions."""
     with refusing(DataError, f"{where}.json: cannot be read as JSON"):
         data = parse_json(text)
     if not isinstance(data, dict):
-        return None, ()
-    label = next((data[name] for name in ([key] if key else LABEL_NAMES) if name in data), None)
+        return None
+
+    def first(names: Sequence[str]) -> Any:
+        return next((data[name] for name in names if name in data), None)
+
+    label = first([key] if key else LABEL_NAMES)
     if isinstance(label, int | str) and not isinstance(label, bool):
-        return label, ()
-    value = data.get(key) if key else next((data[n] for n in CAPTION_NAMES if n in data), None)
-    texts = [value] if isinstance(value, str) else value
-    if isinstance(texts, list) and all(isinstance(text, str) for text in texts):
-        return None, tuple(texts)
-    return None, ()
+        return label
+    captions = first([key] if key else CAPTION_NAMES)
+    texts = [captions] if isinstance(captions, str) else captions
+    is_list = isinstance(texts, list) and all(isinstance(text, str) for text in texts)
+    return texts if is_list else None
 
 
 def _content(file: IO[bytes], member: Member) -> bytes:

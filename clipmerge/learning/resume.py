@@ -28,8 +28,8 @@ from clipmerge.distributed import DistributedContext, broadcast_
 from clipmerge.errors import Terminated
 from clipmerge.files.paths import user_cache
 from clipmerge.files.safetensors import DTYPES, header_bytes
-from clipmerge.images.dataset import LabelledImages
 from clipmerge.images.fingerprints import content_digest
+from clipmerge.images.image_set import LabelledImages
 from clipmerge.planning.provenance import model_identity
 from clipmerge.types import Tensors
 

@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
 from typing import Any
 
+from clipmerge.finding import Finding
 from clipmerge.learning.objective import Objective
-from clipmerge.planning.finding import Finding
 from clipmerge.planning.measurements import Measurements, Statistic
 
 

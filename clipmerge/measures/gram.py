@@ -8,8 +8,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from clipmerge.finding import Finding
 from clipmerge.learning.objective import FORWARD, Objective
-from clipmerge.planning.finding import Finding
 from clipmerge.planning.measurements import Measurements
 from clipmerge.types import Tensors
 

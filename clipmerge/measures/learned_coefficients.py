@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from clipmerge.finding import Finding
 from clipmerge.learning.augmentation import AUGMENTATIONS
 from clipmerge.learning.coefficients import Coefficients, Granularity
 from clipmerge.learning.compiling import Compiling
@@ -18,7 +19,6 @@ from clipmerge.learning.learning_loss import DistillTarget, LossConfig
 from clipmerge.learning.objective import Objective
 from clipmerge.learning.weights import DEFAULT_ALPHA
 from clipmerge.models.precision import Precision
-from clipmerge.planning.finding import Finding
 from clipmerge.planning.measurements import HeldBackChoice, Measurements, Statistic
 from clipmerge.plugins import (
     Augmentation,

@@ -9,13 +9,13 @@ from typing import Any, Literal
 from torch import Tensor
 from torch.linalg import vector_norm
 
+from clipmerge.finding import Finding
 from clipmerge.layers import block_of
 from clipmerge.learning.coefficients import Coefficients
 from clipmerge.learning.learn import learn
 from clipmerge.learning.objective import Objective
 from clipmerge.measures._statistics import by_layer, sizes_of, statistic
 from clipmerge.measures.learned_coefficients import LearningOptions, learned_measurements
-from clipmerge.planning.finding import Finding
 from clipmerge.planning.measurements import Measurements, Statistic
 from clipmerge.planning.stragglers import find_stragglers
 from clipmerge.plugins import Count, Density, Positive, Share, options_of

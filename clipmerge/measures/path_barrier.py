@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 
 from clipmerge.errors import MeasureError
+from clipmerge.finding import Finding
 from clipmerge.learning.objective import FORWARD, Objective
 from clipmerge.learning.slopes import Slopes
 from clipmerge.measures._statistics import statistic, with_few_prompts
-from clipmerge.planning.finding import Finding
 from clipmerge.planning.measurements import Check, LossPath, Measurements
 from clipmerge.plugins import Count, Positive
 from clipmerge.types import Json

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 from clipmerge.checkpoint import Inputs
 from clipmerge.errors import RecipeError
 from clipmerge.files.finite import require_finite
-from clipmerge.planning.finding import Finding
+from clipmerge.finding import Finding
 from clipmerge.planning.layer_plan import Combination, LayerPlan
 from clipmerge.planning.measurements import Measurements
 from clipmerge.plugins import load_plugin

@@ -7,10 +7,10 @@ from functools import partial
 
 from torch import Tensor
 
+from clipmerge.finding import Finding
 from clipmerge.merging.spectral import singular_values
 from clipmerge.methods import Decision, Task
 from clipmerge.parallel import run_in_threads
-from clipmerge.planning.finding import Finding
 from clipmerge.planning.layer_plan import LayerPlan
 from clipmerge.types import Shape
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from clipmerge.finding import Finding
 from clipmerge.methods import Decision, Task
-from clipmerge.planning.finding import Finding
 from clipmerge.plugins import NonNegative, Share
 from clipmerge.types import Tensors
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from clipmerge.errors import RecipeError
+from clipmerge.finding import Finding
 from clipmerge.methods import Decision, Task
-from clipmerge.planning.finding import Finding
 from clipmerge.plugins import Alpha
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from clipmerge.errors import RecipeError
+from clipmerge.finding import Finding
 from clipmerge.layers import HEAD
 from clipmerge.methods import Decision, Task
-from clipmerge.planning.finding import Finding
 from clipmerge.planning.layer_plan import LayerPlan
 from clipmerge.planning.measurements import takes_learned
 from clipmerge.plugins import Share

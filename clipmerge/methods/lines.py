@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from clipmerge.finding import Finding
 from clipmerge.layers import block_of
 from clipmerge.methods import Decision, Task
-from clipmerge.planning.finding import Finding
 from clipmerge.planning.layer_plan import LayerPlan
 from clipmerge.plugins import Alpha
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
+from clipmerge.finding import Finding
 from clipmerge.methods import Decision, Task
 from clipmerge.parallel import one_thread
-from clipmerge.planning.finding import Finding
 from clipmerge.planning.layer_plan import LayerPlan
 from clipmerge.types import Names
 

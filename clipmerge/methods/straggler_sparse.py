@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 from clipmerge.errors import RecipeError
+from clipmerge.finding import Finding
 from clipmerge.methods import Decision, Task
 from clipmerge.methods.learned import learned
-from clipmerge.planning.finding import Finding
 from clipmerge.plugins import Share
 
 

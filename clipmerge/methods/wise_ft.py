@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from clipmerge.finding import Finding
 from clipmerge.methods import Decision, Task
-from clipmerge.planning.finding import Finding
 from clipmerge.plugins import Alpha
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Literal
 
 from clipmerge.errors import RecipeError
+from clipmerge.finding import Finding
 from clipmerge.methods import Decision, Task
-from clipmerge.planning.finding import Finding
 from clipmerge.plugins import Alpha
 
 

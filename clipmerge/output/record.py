@@ -18,9 +18,9 @@ from clipmerge.files.limits import MAX_RECORD_VALUES
 from clipmerge.files.reading import check_values, parse_json, read_text, refusing
 from clipmerge.files.side_files import inside
 from clipmerge.files.staging import RECORD
+from clipmerge.finding import Finding
+from clipmerge.frozen import FewLayers, Frozen, LittleMeasured, Plain
 from clipmerge.planning.earlier import upgrade
-from clipmerge.planning.finding import Finding
-from clipmerge.planning.frozen import FewLayers, Frozen, LittleMeasured, Plain
 from clipmerge.planning.layer_plan import Combination, LayerPlan
 from clipmerge.planning.measurements import Check, HeldBackChoice, LossPath, StatisticAbout
 from clipmerge.planning.merge_effect import MergeEffect, ShareOfImages, finetuned_names

@@ -25,8 +25,8 @@ from clipmerge.files.side_files import (
     side_file_bytes,
     without_places,
 )
+from clipmerge.finding import Finding
 from clipmerge.output.layout_files import dtype_of, write_layout_files
-from clipmerge.planning.finding import Finding
 
 _TEXTS = (".json", ".txt", ".model", ".jinja")
 # Files left by training and by clipmerge itself, which nobody expects in the output.

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pydantic import Field
 
 from clipmerge.errors import PlanError, RecipeError, did_you_mean
-from clipmerge.planning.finding import Finding
-from clipmerge.planning.frozen import Frozen
+from clipmerge.finding import Finding
+from clipmerge.frozen import Frozen
 from clipmerge.plugins import Alpha, Density, check_options, plugin_names, plugin_options
 from clipmerge.types import Json, Names
 

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from pydantic import Field, model_validator
 from pydantic.json_schema import SkipJsonSchema
 
-from clipmerge.planning.finding import Finding
-from clipmerge.planning.frozen import Frozen
+from clipmerge.finding import Finding
+from clipmerge.frozen import Frozen
 from clipmerge.types import Json, Shape
 
 

@@ -6,8 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from clipmerge.planning.finding import Finding
-from clipmerge.planning.frozen import Frozen
+from clipmerge.finding import Finding
+from clipmerge.frozen import Frozen
 from clipmerge.stats import LEVEL
 from clipmerge.types import Names
 

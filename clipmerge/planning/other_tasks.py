@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from clipmerge.planning.frozen import Frozen
+from clipmerge.frozen import Frozen
 from clipmerge.planning.merge_effect import Estimate, ShareOfImages
 
 #: Values of K in recall at K.

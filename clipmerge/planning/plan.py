@@ -22,9 +22,9 @@ from clipmerge.files.hashes import sha256_of
 from clipmerge.files.limits import MAX_JSON_BYTES, MAX_RECORD_VALUES
 from clipmerge.files.reading import Unreadable, check_values, parse_json, read_text
 from clipmerge.files.staging import staged_files
+from clipmerge.finding import NOTE, Finding
+from clipmerge.frozen import FewLayers, Frozen
 from clipmerge.planning.earlier import upgrade
-from clipmerge.planning.finding import NOTE, Finding
-from clipmerge.planning.frozen import FewLayers, Frozen
 from clipmerge.planning.layer_plan import Combination, LayerPlan, check_mask
 from clipmerge.planning.measurements import Measurements
 from clipmerge.planning.merge_effect import MergeEffect

@@ -10,7 +10,7 @@ from pydantic import field_validator
 
 from clipmerge.errors import counted
 from clipmerge.files.paths import is_plain_name, split_part
-from clipmerge.planning.frozen import Frozen
+from clipmerge.frozen import Frozen
 from clipmerge.types import Json, Names
 
 

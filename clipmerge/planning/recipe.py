@@ -17,7 +17,7 @@ from clipmerge.errors import RecipeError, did_you_mean, printable, shorten
 from clipmerge.files.limits import MAX_DIGITS, MAX_RECIPE_BYTES
 from clipmerge.files.paths import recipe_files
 from clipmerge.files.reading import format_size, read_text, refusing
-from clipmerge.planning.frozen import Frozen, Plain
+from clipmerge.frozen import Frozen, Plain
 from clipmerge.planning.merge_effect import MAX_LOSS
 from clipmerge.plugins import (
     Alpha,

@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clipmerge.errors import RecipeError, did_you_mean
+from clipmerge.finding import Finding
 from clipmerge.layers import block_of, may_precede_blocks
-from clipmerge.planning.finding import Finding
 from clipmerge.planning.measurements import Measurements
 from clipmerge.types import Names
 

@@ -18,9 +18,9 @@ from clipmerge.checkpoint.source import OPEN_CLIP_CONFIG, OPEN_CLIP_WEIGHTS, WEI
 from clipmerge.errors import printable
 from clipmerge.families import families, tower_of
 from clipmerge.files.staging import RECORD
+from clipmerge.finding import Finding
 from clipmerge.hub.ids import dataset_repo, parse_hub_id
 from clipmerge.output.record import MergeRecord
-from clipmerge.planning.finding import Finding
 from clipmerge.publish.evaluations import eval_result_files, model_index
 from clipmerge.publish.public import data_sources, public_record
 from clipmerge.report.page import card_pictures, html_page, repeat_command

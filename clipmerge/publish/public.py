@@ -15,9 +15,9 @@ from pathlib import PurePath, PureWindowsPath
 
 from clipmerge.errors import printable
 from clipmerge.files.side_files import MACHINE_PATH, PATH_STARTS
+from clipmerge.finding import Finding
 from clipmerge.hub.ids import dataset_repo, parse_hub_id
 from clipmerge.output.record import DataSource, MergeRecord, map_text
-from clipmerge.planning.finding import Finding
 from clipmerge.planning.merge_effect import MergeEffect
 from clipmerge.planning.other_tasks import OtherTaskScores
 from clipmerge.planning.provenance import CalibrationRecord, UnlabelledRecord

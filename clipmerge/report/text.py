@@ -9,9 +9,10 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from statistics import fmean
 from typing import Any, Literal, NamedTuple
 
+from clipmerge.checkpoint.source import OPEN_CLIP_CONFIG
 from clipmerge.errors import counted, shorten
+from clipmerge.finding import NOTE, Finding
 from clipmerge.output.record import LayerRecord, MergeRecord, map_text
-from clipmerge.planning.finding import NOTE, Finding
 from clipmerge.planning.layer_plan import Combination, LayerPlan
 from clipmerge.planning.measurements import HeldBackChoice, takes_learned
 from clipmerge.planning.merge_effect import Estimate, MergeEffect, Recommendation
@@ -720,6 +721,110 @@ def interval_text(ends: Sequence[float] | None, *, with_sign: bool = True) -> st
     return f"[{low}, {high}]"
 
 
+def _weights_inside(file: str, inside: str, others: Sequence[str]) -> str:
+    beside = ""
+    if others:
+        beside = f"; {shorten(others)} holds weights too (`state_key` {others[0]} takes them)"
+    return f"{file}: the weights are those under {inside}{beside}"
+
+
+def _inner_folder(source: str, library: str, folder: str) -> str:
+    pipeline = (
+        "; its pipeline loads a merge by CLIPTextModel.from_pretrained, and measures of images with"
+        " classes say nothing about the pictures that it makes"
+    )
+    is_text = folder.startswith("text_encoder")
+    return (
+        f"{source}: is a folder of {library}, and its CLIP is {folder}{pipeline if is_text else ''}"
+    )
+
+
+def _unwrapped(
+    file: str,
+    inside: Sequence[str],
+    copies: Sequence[str],
+    averages: int,
+    others: int,
+    examples: Sequence[str],
+) -> str:
+    attributes = " and ".join(name or "no name" for name in inside)
+    parts = [f"the CLIP is what lies under {attributes}"] if any(inside) else []
+    if copies:
+        parts.append(
+            f"{shorten(copies)} holds the same parameters (`state_key` {copies[0]} takes it)"
+        )
+    whats = ("an average of weights", "not part of a CLIP")
+    for number, what, names in zip((averages, others), whats, examples, strict=True):
+        if number:
+            tensors = counted(number, "tensor", "tensors")
+            parts.append(f"left out {tensors} beside it, {what}: {names}")
+    return f"{file}: {'; '.join(parts)}"
+
+
+def _formed_weights(source: str, weights: int, kinds: Sequence[str]) -> str:
+    return (
+        f"{source}: {counted(weights, 'weight is', 'weights are')} formed from the parts that it"
+        f" holds ({', '.join(kinds)}); the output has plain weights"
+    )
+
+
+def _timm(source: str, head: bool) -> str:
+    classifier = " and its head as a classifier" if head else ""
+    return f"{source}: is a ViT of timm, read as a vision tower{classifier}"
+
+
+def _no_config(source: str, config: str) -> str:
+    named = "; a merge with `model` names it" if config == OPEN_CLIP_CONFIG else ""
+    return f"{source}: no {config} beside it, so its activation could not be compared{named}"
+
+
+def _unknown_layers(layers: int, examples: str) -> str:
+    are = counted(layers, "layer that is not known is", "layers that are not known are")
+    return f"{are} named after their modules: {examples}"
+
+
+def _left_behind(source: str, tensors: int, share: float, examples: str) -> str:
+    return (
+        f"{source}: {counted(tensors, 'tensor', 'tensors')} that the zero-shot model lacks"
+        f" ({share:.1%} of its numbers) are left behind, and whatever they learned is lost:"
+        f" {examples}"
+    )
+
+
+def _mixed_layers(layers: int, examples: str) -> str:
+    return (
+        f"parameters of {counted(layers, 'layer', 'layers')} stay zero-shot, because the fine-tuned"
+        " checkpoint lacks them; what is measured as fine-tuned is a mixture of both:"
+        f" {examples}"
+    )
+
+
+def _other_encoder(
+    source: str, encoder: str, tensors: int, changed: int | None, share: float | None
+) -> str:
+    end = ""
+    if changed == 0:
+        end = "; it is the same in both"
+    elif changed is not None:
+        end = (
+            f"; fine-tuning changed {changed} of its {tensors} tensors, {share:.1%} of the change"
+            f" of both (sum of squares), so merge it too (#{encoder}), and replace both in a copy"
+            " of the file"
+        )
+    return f"{source}: its other text encoder, {encoder}, is not merged{end}"
+
+
+def _copies(source: str, images: int) -> str:
+    alike = counted(images, "image is a copy", "images are copies")
+    return f"{source}: {alike} of others in it; each counts in its accuracy"
+
+
+def _shared_images(source: str, other: str, images: int, example: str, measured: bool) -> str:
+    therefore = ", which flatters recipes that measure" if measured else ""
+    also = counted(images, "image is", "images are")
+    return f"{source}: {also} also in {other} ({example}){therefore}"
+
+
 def _not_copied(source: str, files: Sequence[str], reason: str) -> str:
     why = {
         "not-read": "not among the files that loaders read",
@@ -942,9 +1047,72 @@ SENTENCES: dict[str, str | Callable[..., str]] = {
         " their means are exact (set measure.exact=true to take all)"
     ),
     "not-linear": "{weights} weights of two or more dimensions are not linear maps",
+    "not-compared": (
+        "{source}: its images are preprocessed, so they were not compared with those of other"
+        " sources"
+    ),
+    "copies": _copies,
+    "shared-images": _shared_images,
+    "recall": (
+        "{source}: accuracy stands for recall at 1, the mean of image to text and text to image,"
+        " among {images} images with {captions} captions"
+    ),
     "not-copied": _not_copied,
     "files-not-copied": "some files beside the weights were not copied",
     "left-out": "a note was removed because it names files on the author's machine",
+    # notes about checkpoints
+    "activation-by-name": ("taken as {model} with GELU; weights trained from OpenAI's are {other}"),
+    "weights-inside": _weights_inside,
+    "read-into-memory": (
+        "{file}: is read into memory; saved again as .pt by torch 1.6 or newer, it would be mapped"
+    ),
+    "formed-weights": _formed_weights,
+    "inner-folder": _inner_folder,
+    "unwrapped": _unwrapped,
+    "timm": _timm,
+    "converted-layout": "{source}: is converted to the layout of {layout}, like {like}",
+    "other-base": (
+        "{source}: was trained on '{trained_on}' and is applied to {base}; make sure they are the"
+        " same"
+    ),
+    "other-head": (
+        "{source}: its head has {rows} rows, the fine-tuned one's {finetuned_rows}; it is left out"
+    ),
+    "no-config": _no_config,
+    "built-head": (
+        "the fine-tuned checkpoint is a classifier: the zero-shot side of its head is built from"
+        " class prompts, and the output is a classifier too"
+    ),
+    "unchanged-head": (
+        "the fine-tuned checkpoint is a classifier: its head is kept unchanged, and the output is a"
+        " classifier too, without the rest of the zero-shot model (`set=missing=keep-zeroshot`"
+        " writes the whole zero-shot model with the merged tower instead)"
+    ),
+    "one-tower": (
+        "the fine-tuned checkpoint holds the {tower} tower only; the rest stays zero-shot"
+    ),
+    "unknown-layers": _unknown_layers,
+    "batch-norms": (
+        "{statistics} running means and variances of batch norms are interpolated like their"
+        " layers' weights, and never masked"
+    ),
+    "left-behind": _left_behind,
+    "mixed-layers": _mixed_layers,
+    "some-stay-zeroshot": (
+        "parameters that some fine-tuned checkpoints lack stay zero-shot: {examples}"
+    ),
+    "some-left-out": (
+        "parameters that {source}, the first fine-tuned checkpoint, lacks are left out: {examples}"
+    ),
+    "some-copied": (
+        "parameters that the zero-shot checkpoint lacks are copied from {source}, the first"
+        " fine-tuned checkpoint, not averaged: {examples}"
+    ),
+    "other-encoder": _other_encoder,
+    "other-dtype": (
+        "the zero-shot and the fine-tuned weights differ in dtype; the output has the fine-tuned"
+        " one, {dtype} (`dtype` names another)"
+    ),
     # checks of the inputs
     "swapped": lambda **values: _unrelated(**values, swapped=True),
     "unrelated": _unrelated,

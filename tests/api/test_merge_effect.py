@@ -23,7 +23,8 @@ from clipmerge.api.plan import prepare
 from clipmerge.distributed import distributed_context
 from clipmerge.errors import MeasureError, UsageError, VerdictError
 from clipmerge.evaluation.probe import RELATED, UNRELATED, corrupted
-from clipmerge.images.dataset import LabelledImages, load_images
+from clipmerge.images.dataset import load_images
+from clipmerge.images.image_set import LabelledImages
 from clipmerge.images.split import sample_and_hold_back
 from clipmerge.learning.steps import held_out_positions
 from clipmerge.planning.measurements import HeldBackChoice, Measurements

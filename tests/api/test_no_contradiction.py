@@ -14,9 +14,9 @@ from safetensors.torch import load_file
 
 from clipmerge.api.plan import prepare, write_plan
 from clipmerge.errors import OutputError
+from clipmerge.finding import Finding
 from clipmerge.methods import Task
 from clipmerge.output.record import parse_record, read_output
-from clipmerge.planning.finding import Finding
 from clipmerge.planning.plan import Plan
 from clipmerge.planning.recipe import Override, load_recipe
 from clipmerge.publish.card import model_card

@@ -25,6 +25,7 @@ from clipmerge.images.dataset import load_images, open_images
 from clipmerge.models.building import build_model
 from clipmerge.planning.recipe import load_recipe, recipe_text
 from clipmerge.progress import Progress
+from clipmerge.report.text import texts_of
 from clipmerge.request import Calibration, SweepRequest
 from clipmerge.run import RunCache
 from tests.support.command import done
@@ -309,9 +310,8 @@ def test_images_used_twice_are_noted(far: Folders, images: Path, calibration: Pa
         (request_for(far, calibration, images, calibration=used_twice), "flatters"),
     ):
         loaded = {name: load_source(name, request, Progress()) for name in request.sources}
-        assert any(
-            told in note for note in overlap_notes(request, loaded, {}, RunCache(), Progress())[0]
-        )
+        notes = texts_of(overlap_notes(request, loaded, {}, RunCache(), Progress()))
+        assert any(told in note for note in notes)
     request = request_for(far, images, Path("digits"), calibration=Calibration(source="digits"))
     with pytest.raises(UsageError, match="not out of distribution"):
         run_sweep(request)

@@ -132,7 +132,7 @@ def test_a_sweep_refuses_to_judge_on_unlabelled_images(
         overlap_notes(request, loaded, {}, RunCache(), Progress())
     assert overlap_notes(
         request_for(pair, images, far, camera, "auto"), loaded, {}, RunCache(), Progress()
-    )[0]  # --data in --id is noted
+    )  # --data in --id is noted
 
 
 def test_a_sweep_gives_them_to_the_recipes_that_learn(

@@ -8,7 +8,8 @@ import torch
 from benchmarks.shifts.evaluation import by_drawing, packed, unpacked
 from benchmarks.shifts.icons.drawings import Icons, captions_of
 from benchmarks.shifts.icons.shift import _write
-from clipmerge.images.dataset import CaptionedImages, open_images
+from clipmerge.images.dataset import open_images
+from clipmerge.images.image_set import CaptionedImages
 
 
 def some_icons() -> Icons:

@@ -15,6 +15,7 @@ from transformers import CLIPModel, CLIPVisionModel
 from clipmerge.checkpoint import Checkpoint, align_checkpoints, open_checkpoint
 from clipmerge.checkpoint.adapter import MAX_PATTERNS
 from clipmerge.errors import CheckpointError
+from clipmerge.report.text import texts_of
 from tests.support.command import clipmerge, done, one_line, refused
 from tests.support.hub_double import FakeHub, upload
 from tests.support.raw_safetensors import edit_json, shard
@@ -245,9 +246,8 @@ def test_another_base_than_recorded_is_reported(pair: Folders, adapter: Path) ->
     assert open_checkpoint(str(adapter), base=base).notes == ()
     configure(adapter, base_model_name_or_path="openai/clip-vit-base-patch32")
     adapted = open_checkpoint(str(adapter), base=base)
-    assert f"trained on 'openai/clip-vit-base-patch32' and is applied to {pair[0]}" in str(
-        adapted.notes
-    )
+    (note,) = texts_of(adapted.notes)
+    assert f"trained on 'openai/clip-vit-base-patch32' and is applied to {pair[0]}" in note
     assert adapted.notes[0] in align_checkpoints(base, [adapted]).notes
 
 

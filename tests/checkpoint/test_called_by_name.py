@@ -20,6 +20,7 @@ from transformers import CLIPConfig, CLIPModel, CLIPTextModel
 
 from clipmerge.checkpoint import align_checkpoints, open_checkpoint
 from clipmerge.learning.objective import Batch
+from clipmerge.report.text import texts_of
 from tests.support.command import Outcome, clipmerge, refused
 from tests.support.small_objective import objective_for
 from tests.support.tasks import inputs_of
@@ -388,7 +389,7 @@ def test_every_parameter_of_a_timm_tower_has_a_layer(
     )
     assert len(inputs.zeroshot_keys) == len(shapes)
     assert inputs.tower == "full"
-    strange = [note for note in inputs.notes if "are named after their modules" in note]
+    strange = [note for note in texts_of(inputs.notes) if "are named after their modules" in note]
     assert bool(strange) is (name in ("regnetx_002", "densenet121", "pvt_v2_b0", "cait_xxs24_224", "vgg11",
                                       "hiera_tiny_224", "xcit_nano_12_p16_224"))  # fmt: skip
 

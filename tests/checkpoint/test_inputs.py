@@ -14,6 +14,7 @@ from clipmerge.errors import CheckpointError
 from clipmerge.families import known_keys
 from clipmerge.families.transformers import CLIP
 from clipmerge.models.building import build_model
+from clipmerge.report.text import texts_of
 from tests.support.command import one_line
 from tests.support.raw_safetensors import edit, edit_json, rename_keys
 from tests.support.tasks import inputs_of
@@ -164,7 +165,9 @@ def test_another_kind_of_model_is_refused_and_none_is_noted(copies: Folders) -> 
     configure(copies[1], model_type="bert")
     refused(copies, "finetuned: is a 'bert' checkpoint; clipmerge merges CLIP")
     (copies[1] / "config.json").unlink()
-    assert any("its activation could not be compared" in note for note in inputs_of(copies).notes)
+    assert any(
+        "its activation could not be compared" in note for note in texts_of(inputs_of(copies).notes)
+    )
 
 
 @pytest.mark.parametrize(("bare", "prefix"), [(True, "module."), (False, "")])
@@ -264,7 +267,7 @@ def test_what_becomes_of_keys_that_only_some_of_several_have(
         for at, each in enumerate(changes)
     ]
     inputs = inputs_of((pair[0], *folders), missing=missing)
-    assert [note.replace(f"{tmp_path}/", "") for note in inputs.notes] == notes
+    assert [note.replace(f"{tmp_path}/", "") for note in texts_of(inputs.notes)] == notes
 
 
 def test_several_finetuned_checkpoints_must_all_fit(copies: Folders, pair: Folders) -> None:

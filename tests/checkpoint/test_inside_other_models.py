@@ -11,6 +11,7 @@ from torch import Tensor
 from clipmerge.checkpoint import open_checkpoint
 from clipmerge.checkpoint.wrappers import text_encoders
 from clipmerge.errors import CheckpointError
+from clipmerge.report.text import texts_of
 from tests.support.command import clipmerge, done, refused
 from tests.support.tiny_clip import Folders
 from tests.support.tiny_open_clip import build, model_config
@@ -90,7 +91,7 @@ def test_an_average_of_weights_beside_the_clip_is_called_one(pair: Folders, tmp_
     weights = {f"clip.{name}": value for name, value in weights_of(pair[1]).items()}
     file = tmp_path / "tuned.safetensors"
     save_file({**weights, "model_ema.diffusion_modelout0weight": torch.ones(3)}, file)
-    note = "; ".join(open_checkpoint(str(file)).notes)
+    note = "; ".join(texts_of(open_checkpoint(str(file)).notes))
     assert "1 tensor beside it, an average of weights: model_ema" in str(note)
 
 

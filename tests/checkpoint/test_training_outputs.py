@@ -21,6 +21,7 @@ from transformers import CLIPModel
 
 from clipmerge.checkpoint import open_checkpoint
 from clipmerge.errors import CheckpointError
+from clipmerge.report.text import texts_of
 from tests.support.command import clipmerge, done, refused
 from tests.support.tasks import inputs_of
 from tests.support.tiny_clip import Folders
@@ -38,7 +39,7 @@ def read(pair: Folders, source: Path | str, expected: Weights | None = None) -> 
     expected = expected or weights_of(pair[1])
     assert inputs.finetuned_keys[0].keys() == expected.keys()
     assert all(torch.equal(inputs.theta_1(name), value) for name, value in expected.items())
-    return " ".join(inputs.notes)
+    return " ".join(texts_of(inputs.notes))
 
 
 def under(prefix: str, weights: Weights) -> Weights:
@@ -246,7 +247,7 @@ def test_a_part_is_named_in_the_source_too(
     )
     monkeypatch.chdir(tmp_path)
     shutil.move("x.pt", "y.pt#ema")
-    assert "; ".join(open_checkpoint("y.pt#ema").notes).endswith(
+    assert "; ".join(texts_of(open_checkpoint("y.pt#ema").notes)).endswith(
         "ema holds weights too (`state_key` ema takes them)"
     )
 
@@ -256,7 +257,7 @@ def test_of_a_part_the_weights_are_searched_in_it_alone(tmp_path: Path) -> None:
     torch.save({"run": {"state_dict": one, "ema": other}, "state_dict": other}, tmp_path / "x.pt")
     found = open_checkpoint(f"{tmp_path / 'x.pt'}#run")
     assert torch.equal(found.tensor("visual.w"), one["visual.w"])
-    assert "; ".join(found.notes).endswith(
+    assert "; ".join(texts_of(found.notes)).endswith(
         "the weights are those under run.state_dict"
     )  # the user has chosen
     torch.save([torch.zeros(2)], tmp_path / "x.pt")

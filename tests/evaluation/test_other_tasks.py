@@ -14,7 +14,8 @@ from clipmerge.evaluation.accuracy import load_model
 from clipmerge.evaluation.other_tasks import score_of, score_tasks
 from clipmerge.evaluation.recall import recall_at, retrieval_ranks
 from clipmerge.evaluation.scorer import Scorer
-from clipmerge.images.dataset import CaptionedImages, open_images
+from clipmerge.images.dataset import open_images
+from clipmerge.images.image_set import CaptionedImages
 from clipmerge.models import ImageTextModel
 from clipmerge.models.transformers_clip import TransformersClip
 from clipmerge.planning.other_tasks import Score

@@ -12,7 +12,8 @@ from PIL.ImageFilter import GaussianBlur
 
 from clipmerge.evaluation import probe as probing
 from clipmerge.evaluation.probe import RELATED, UNRELATED, ScaledImages, corrupted, probe, side_of
-from clipmerge.images.dataset import LabelledImages, load_images
+from clipmerge.images.dataset import load_images
+from clipmerge.images.image_set import LabelledImages
 from clipmerge.images.store import image_files
 from clipmerge.learning import augmentation
 from clipmerge.models.building import build_model

@@ -43,11 +43,11 @@ from clipmerge.files.reading import Unreadable
 from clipmerge.files.safetensors import header_bytes, read_header
 from clipmerge.files.side_files import read_side_json, side_file_bytes
 from clipmerge.hub.ids import parse_dataset, parse_hub_id
-from clipmerge.images import file_store, hub_dataset
+from clipmerge.images import hub_splits, shard_texts
+from clipmerge.images.classes import read_class_names
 from clipmerge.images.dataset import load_images, open_images
 from clipmerge.images.decoding import decode
-from clipmerge.images.file_store import expand_ranges
-from clipmerge.images.prompts import read_class_names
+from clipmerge.images.local_files import expand_ranges
 from clipmerge.output.layout_files import is_clips_own, write_layout_files
 from clipmerge.output.record import parse_record, read_output
 from clipmerge.planning.plan import read_plan
@@ -324,19 +324,19 @@ def _class_names(data: bytes, folder: Path) -> object:
 
 
 def _texts_of_a_set(data: bytes, folder: Path) -> object:
-    names = (file_store.CLASS_NAMES, file_store.TEMPLATES, file_store.KIND, file_store.SHARDS)
+    names = (shard_texts.CLASS_NAMES, shard_texts.TEMPLATES, shard_texts.KIND, shard_texts.SHARDS)
     for name, text in zip(names, data.split(b"\0"), strict=False):
         (folder / name).write_bytes(text)
-    return file_store.describe_folder(folder)
+    return shard_texts.describe_folder(folder)
 
 
 def _card(data: bytes, _folder: Path) -> object:
     try:
-        found = hub_dataset.front_matter(data.decode("utf-8", "replace"))
+        found = hub_splits.front_matter(data.decode("utf-8", "replace"))
     except Unreadable as error:
         raise ClipmergeError(str(error)) from None
     dataset = parse_dataset("hf://datasets/acme/cars")
-    return hub_dataset._splits(
+    return hub_splits.find_splits(
         "x", dataset, found, ["data/train-00000-of-00001.parquet", "data/test.parquet"]
     )
 

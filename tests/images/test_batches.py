@@ -17,7 +17,8 @@ from clipmerge.errors import DataError
 from clipmerge.evaluation.accuracy import load_model
 from clipmerge.images import batches, parquet
 from clipmerge.images.batches import batch_size_for, read_batches
-from clipmerge.images.dataset import LabelledImages, load_images
+from clipmerge.images.dataset import load_images
+from clipmerge.images.image_set import LabelledImages
 from clipmerge.images.store import image_files
 from tests.support.image_files import save_hub_parquet
 

@@ -8,8 +8,9 @@ import pytest
 from huggingface_hub import constants
 
 from clipmerge.errors import DataError, HubError
-from clipmerge.images.dataset import LabelledImages, load_images, open_images
-from clipmerge.images.file_store import local_inputs
+from clipmerge.images.dataset import load_images, open_images
+from clipmerge.images.image_set import LabelledImages
+from clipmerge.images.local_files import local_inputs
 from tests.support.benchmark_sets import TEMPLATES, save_files, webdataset
 from tests.support.hub_double import FakeHub, upload
 from tests.support.image_files import assert_images

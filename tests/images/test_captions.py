@@ -16,7 +16,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from clipmerge.errors import DataError
 from clipmerge.images import Columns
-from clipmerge.images.dataset import CaptionedImages, LabelledImages, load_images, open_images
+from clipmerge.images.dataset import load_images, open_images
+from clipmerge.images.image_set import CaptionedImages, LabelledImages
 from tests.support.benchmark_sets import retrieval_set, save_files
 from tests.support.hub_double import FakeHub, upload
 from tests.support.image_files import decoded, png, save_plain_parquet, save_tar
@@ -297,7 +298,7 @@ REFUSED: dict[str, tuple[Callable[[Path], Any], str, Columns]] = {
     ),
     "neither in a table": (
         rewritten("metadata_csv", "text", "note"),
-        r"has no column of labels or captions \(columns: file_name, note\)",
+        r"metadata\.csv: no label or caption column found \(columns: file_name, note\)",
         Columns(),
     ),
     "no such ending": (tar, r"has no \.cap for `caption_column`", Columns(caption="cap")),
@@ -327,7 +328,7 @@ def test_each_line_of_a_text_is_a_caption_of_the_image_beside_it(tmp_path: Path)
     for name in "cd":
         (tmp_path / f"{name}.heic").write_bytes(b"x")
         (tmp_path / f"{name}.txt").write_text("a caption")
-    assert open_images(str(tmp_path)).notes[1:] == (
+    assert open_images(str(tmp_path)).notes[:-1] == (
         f"{tmp_path}: left out 2 texts without their images (c.txt, d.txt)",
     )
 

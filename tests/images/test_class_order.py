@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 
 from clipmerge.errors import DataError
-from clipmerge.images.dataset import LabelledImages, load_images
+from clipmerge.images.dataset import load_images
+from clipmerge.images.image_set import LabelledImages
 from clipmerge.images.split import sample_and_hold_back
 from tests.support.image_files import png, save_plain_parquet, save_tar
 

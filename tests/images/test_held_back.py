@@ -9,7 +9,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clipmerge.images.dataset import LabelledImages, load_images
+from clipmerge.images.dataset import load_images
+from clipmerge.images.image_set import LabelledImages
 from clipmerge.images.split import (
     copies_note,
     held_back_groups,

@@ -11,7 +11,7 @@ from huggingface_hub import constants
 from clipmerge.errors import ClipmergeError, DataError, HubError
 from clipmerge.hub.download import Snapshot
 from clipmerge.hub.ids import HubId
-from clipmerge.images import hub_dataset
+from clipmerge.images import hub_splits
 from clipmerge.images.dataset import load_images
 from tests.support.command import one_line
 from tests.support.hub_double import FakeHub, put, upload
@@ -202,7 +202,7 @@ FILES: dict[str, tuple[dict[str, bytes], str, str]] = {
 def test_datasets_that_cannot_be_used(
     hub: FakeHub, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
-    monkeypatch.setattr(hub_dataset, "MAX_TEXT_BYTES", 1 << 20)
+    monkeypatch.setattr(hub_splits, "MAX_TEXT_BYTES", 1 << 20)
     content, split, message = FILES[how]
     put(hub, "acme/cars", content, kind="dataset")
     with one_line(ClipmergeError, message):

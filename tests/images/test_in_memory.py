@@ -12,7 +12,8 @@ from torch.utils.data import DataLoader, TensorDataset
 from clipmerge.errors import DataError
 from clipmerge.images import Columns
 from clipmerge.images.batches import read_batches
-from clipmerge.images.dataset import LabelledImages, load_images
+from clipmerge.images.dataset import load_images
+from clipmerge.images.image_set import LabelledImages
 from clipmerge.images.store import Pixels
 from tests.support.image_files import assert_images, png
 

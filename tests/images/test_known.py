@@ -6,10 +6,12 @@ import pytest
 
 from clipmerge.errors import DataError, UsageError
 from clipmerge.hub.ids import parse_dataset
+from clipmerge.images.classes import name_classes
 from clipmerge.images.dataset import load_images, open_images
 from clipmerge.images.prompts import check_templates, template_set, template_sets
 from clipmerge.images.registry import class_list, class_lists, find_known, known_sets
-from clipmerge.images.store import ImageList, OpenedSource
+from clipmerge.images.source import Source
+from clipmerge.images.store import ImageList
 from tests.support.benchmark_sets import retrieval_set, webdataset
 from tests.support.command import clipmerge, refused
 from tests.support.hub_double import FakeHub, upload
@@ -142,11 +144,10 @@ def test_names_on_the_command_line(pair: tuple[Path, Path], images: Path) -> Non
 def test_a_label_without_a_name_is_refused() -> None:
     known = known_sets()["fusionbench-eurosat"]
     labels = list(range(len(known.class_names)))
-    assert (
-        known.describe(OpenedSource(ImageList((), ()), tuple(labels), ())).classes
-        == known.class_names
-    )
+    named = known.describe(Source("x", ImageList((), ()), labels))
+    assert name_classes(named, None)[:2] == (tuple(labels), known.class_names)
+    more = known.describe(Source("x", ImageList((), ()), [*labels, len(labels)]))
     with pytest.raises(
-        DataError, match=f"label {len(labels)} has no name; {len(labels)} classes are known"
+        DataError, match=f"label {len(labels)} has no name; there are {len(labels)} class names"
     ):
-        known.describe(OpenedSource(ImageList((), ()), (*labels, len(labels)), ()))
+        name_classes(more, None)

@@ -9,6 +9,7 @@ from PIL import Image
 from clipmerge.errors import UsageError
 from clipmerge.images.dataset import load_images, open_images
 from clipmerge.images.fingerprints import Fingerprints, check_overlap, find_overlap
+from clipmerge.report.text import texts_of
 from tests.support.image_files import png, save_hub_parquet, save_tar
 from tests.support.tiny_clip import save_images
 
@@ -82,7 +83,7 @@ def test_images_of_other_tasks_are_compared_with_all_others(
     )
     tasks = {"folder": open_images(str(captioned)), "tar": open_images(str(tar))}
     calibration, far = load_images(str(images)), load_images(str(other))
-    notes = check_overlap(calibration, {}, {"far": far}, tasks=tasks)
+    notes = texts_of(check_overlap(calibration, {}, {"far": far}, tasks=tasks))
     assert [note.partition(" (")[0] for note in notes] == [
         "`keep` folder: 1 image is also in the calibration source",
         "`keep` folder: 1 image is also in `ood` far",
@@ -95,9 +96,13 @@ def test_images_that_cannot_be_compared_are_named(images: Path, other: Path) -> 
     pixels = load_images([(torch.zeros(3, 32, 32), "cat"), (torch.ones(3, 32, 32), "dog")])
     near, far = load_images(str(images)), load_images(str(other))
     assert check_overlap(near, {}, {"far": far}) == []
-    assert check_overlap(near, {}, {"far": pixels}) == [f"`ood` far{NOT_COMPARED}"]
-    assert check_overlap(pixels, {}, {"far": far}) == [f"the calibration source{NOT_COMPARED}"]
-    assert check_overlap(near, {}, {"far": far}, pixels) == [f"`unlabelled`{NOT_COMPARED}"]
+    assert texts_of(check_overlap(near, {}, {"far": pixels})) == [f"`ood` far{NOT_COMPARED}"]
+    assert texts_of(check_overlap(pixels, {}, {"far": far})) == [
+        f"the calibration source{NOT_COMPARED}"
+    ]
+    assert texts_of(check_overlap(near, {}, {"far": far}, pixels)) == [
+        f"`unlabelled`{NOT_COMPARED}"
+    ]
 
 
 def test_copies_inside_a_source_are_counted(images: Path, other: Path, tmp_path: Path) -> None:
@@ -109,7 +114,8 @@ def test_copies_inside_a_source_are_counted(images: Path, other: Path, tmp_path:
     )
     near, far, tar = (load_images(str(source)) for source in (images, other, tar))
     pixels = load_images([(torch.zeros(3, 32, 32), "a")] * 2)
-    assert check_overlap(None, {"near": near, "tar": tar}, {"far": far, "pixels": pixels}) == [
+    notes = check_overlap(None, {"near": near, "tar": tar}, {"far": far, "pixels": pixels})
+    assert texts_of(notes) == [
         f"`ood` pixels{NOT_COMPARED}",
         "`id` tar: 1 image is a copy of others in it; each counts in its accuracy",
         "`ood` far: 2 images are copies of others in it; each counts in its accuracy",

@@ -17,14 +17,10 @@ from PIL import Image
 
 from clipmerge.errors import DataError, NoLabelsError, UsageError
 from clipmerge.images import Columns, parquet
+from clipmerge.images.classes import plain_names, read_class_names
 from clipmerge.images.dataset import load_images
-from clipmerge.images.file_store import expand_ranges, local_inputs
-from clipmerge.images.prompts import (
-    check_templates,
-    class_prompts,
-    plain_names,
-    read_class_names,
-)
+from clipmerge.images.local_files import expand_ranges, local_inputs
+from clipmerge.images.prompts import check_templates, class_prompts
 from clipmerge.images.sampling import balanced_sample, candidate_positions, holds_a_balanced_sample
 from tests.support.command import clipmerge, done, refused
 from tests.support.image_files import (

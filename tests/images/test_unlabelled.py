@@ -151,7 +151,7 @@ def test_a_source_without_images_is_refused(tmp_path: Path) -> None:
         ),
         (
             str(tmp_path / "nowhere"),
-            "nowhere: no such folder; `unlabelled` takes a folder with images at any depth",
+            "nowhere: no such folder; .* or .without labels. with images at any depth",
         ),
         ([], "list in memory: holds no images"),
         (" ", "' ': names no images"),

@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from clipmerge.finding import Finding
 from clipmerge.learning.slopes import Slopes
 from clipmerge.measures.path_barrier import path_barrier
-from clipmerge.planning.finding import Finding
 from clipmerge.planning.measurements import Measurements
 from tests.support.small_objective import Ends, Reference, make_batches, objective_for, save_ends
 from tests.support.tiny_clip import layer_of

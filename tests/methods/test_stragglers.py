@@ -6,7 +6,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from clipmerge.planning.finding import Finding
+from clipmerge.finding import Finding
 from clipmerge.planning.measurements import Measurements, Statistic
 from clipmerge.planning.stragglers import find_stragglers
 

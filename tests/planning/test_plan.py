@@ -10,8 +10,8 @@ from pydantic import TypeAdapter, ValidationError
 
 from clipmerge.errors import PlanError
 from clipmerge.files.limits import MAX_MEASURED
-from clipmerge.planning.finding import Finding
-from clipmerge.planning.frozen import LittleMeasured
+from clipmerge.finding import Finding
+from clipmerge.frozen import LittleMeasured
 from clipmerge.planning.layer_plan import LayerPlan
 from clipmerge.planning.plan import Plan, read_plan
 from clipmerge.planning.provenance import SourceRecord

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 import clipmerge
+from clipmerge.finding import Finding
 from clipmerge.output.record import MergeRecord
-from clipmerge.planning.finding import Finding
 from clipmerge.planning.layer_plan import Combination, LayerPlan
 from clipmerge.report.text import (
     SENTENCES,
@@ -25,6 +25,68 @@ LOSS = {"value": -0.14, "interval": [-0.18, -0.1]}
 #: Values of each kind, and its sentence.
 KINDS: dict[str, tuple[dict[str, Any], str]] = {
     "note": ({"text": "as it is"}, "as it is"),
+    "weights-inside": (
+        {"file": "a.pt", "inside": "state_dict", "others": ["ema"]},
+        "a.pt: the weights are those under state_dict; ema holds weights too (`state_key` ema takes"
+        " them)",
+    ),
+    "inner-folder": (
+        {"source": "x", "library": "diffusers", "folder": "text_encoder"},
+        "x: is a folder of diffusers, and its CLIP is text_encoder; its pipeline loads a merge by"
+        " CLIPTextModel.from_pretrained, and measures of images with classes say nothing about the"
+        " pictures that it makes",
+    ),
+    "unwrapped": (
+        {
+            "file": "a.pt",
+            "inside": ["model", ""],
+            "copies": ["ema"],
+            "averages": 0,
+            "others": 2,
+            "examples": ["", "head.weight, head.bias"],
+        },
+        "a.pt: the CLIP is what lies under model and no name; ema holds the same parameters"
+        " (`state_key` ema takes it); left out 2 tensors beside it, not part of a CLIP:"
+        " head.weight, head.bias",
+    ),
+    "formed-weights": (
+        {"source": "x", "weights": 1, "kinds": ["weight_norm"]},
+        "x: 1 weight is formed from the parts that it holds (weight_norm); the output has plain"
+        " weights",
+    ),
+    "timm": (
+        {"source": "x", "head": True},
+        "x: is a ViT of timm, read as a vision tower and its head as a classifier",
+    ),
+    "unknown-layers": (
+        {"layers": 2, "examples": "a, b"},
+        "2 layers that are not known are named after their modules: a, b",
+    ),
+    "left-behind": (
+        {"source": "x", "tensors": 1, "share": 0.25, "examples": "a"},
+        "x: 1 tensor that the zero-shot model lacks (25.0% of its numbers) are left behind, and"
+        " whatever they learned is lost: a",
+    ),
+    "other-encoder": (
+        {"source": "x", "encoder": "b", "tensors": 9, "changed": 3, "share": 0.25},
+        "x: its other text encoder, b, is not merged; fine-tuning changed 3 of its 9 tensors, 25.0%"
+        " of the change of both (sum of squares), so merge it too (#b), and replace both in a copy"
+        " of the file",
+    ),
+    "copies": (
+        {"source": "`id` x", "images": 1},
+        "`id` x: 1 image is a copy of others in it; each counts in its accuracy",
+    ),
+    "shared-images": (
+        {
+            "source": "`id` x",
+            "other": "y",
+            "images": 2,
+            "example": "a is in both",
+            "measured": True,
+        },
+        "`id` x: 2 images are also in y (a is in both), which flatters recipes that measure",
+    ),
     "stragglers": (
         {"statistic": "barrier", "layers": ["vision.3.mlp"]},
         "1 straggler layer found by barrier: vision.3.mlp",

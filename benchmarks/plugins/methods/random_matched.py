@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from clipmerge.errors import RecipeError
+from clipmerge.finding import Finding
 from clipmerge.methods import Decision, Task
 from clipmerge.methods.straggler_outlier import scores_for, straggler_outlier
-from clipmerge.planning.finding import Finding
 from clipmerge.plugins import Count, options_of
 
 

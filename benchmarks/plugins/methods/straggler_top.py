@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from clipmerge.errors import RecipeError
+from clipmerge.finding import Finding
 from clipmerge.methods import Decision, Task
 from clipmerge.methods.straggler_outlier import scores_for
-from clipmerge.planning.finding import Finding
 from clipmerge.planning.layer_plan import LayerPlan
 from clipmerge.plugins import Alpha, Count, Density, MaskName, plugin_options
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from benchmarks.shifts.photos.collection import CIFAR10, PACS, Picture
-from clipmerge.images.file_store import CLASS_NAMES, TEMPLATES
+from clipmerge.images.shard_texts import CLASS_NAMES, TEMPLATES
 
 #: PACS's domains, each a target and a shift of the others.
 PACS_DOMAINS = ("photo", "art", "sketch")

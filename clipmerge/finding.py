@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
-from clipmerge.planning.frozen import Frozen, Plain
+from clipmerge.frozen import Frozen, Plain
 from clipmerge.types import Json
 
 #: Kind of a sentence that has no numbers: a note about the inputs, or a reason written by hand.
