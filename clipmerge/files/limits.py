@@ -53,8 +53,9 @@ MAX_SHARING = 8
 MAX_PATTERNS, MAX_PATTERN_LENGTH, MAX_GROUPS, MAX_REPEATS, MAX_CHOICES = 1000, 500, 3, 2, 64
 
 #: A model built from a configuration has at most this many times as many numbers as its weight
-#: files, plus this many.
-MAX_TIMES_THE_WEIGHTS, MAX_SPARE_NUMBERS = 4, 1 << 24
+#: files, plus this many. open_clip's are built twice, and of a text tower with a decoder, such as
+#: NLLB's or mT5's, the decoder is built and dropped: 3.5 times the weights, each time.
+MAX_TIMES_THE_WEIGHTS, MAX_SPARE_NUMBERS = 10, 1 << 24
 #: Pixels of one side of a model's input images, according to its image processor.
 MAX_SIDE = 2048
 
