@@ -403,6 +403,10 @@ def merge(pair: Folders, images: Path, output: Path, *more: str) -> list[str]:
     flags = [
         "--data",
         str(images),
+        "--set",
+        "measure.nodes=1",
+        "--set",
+        "measure.tolerance=100",
         "--batch-size",
         "7",
         "--device",
@@ -433,9 +437,8 @@ def test_a_killed_process_ends_the_run(
     pair: Folders, images: Path, tmp_path: Path, how: str
 ) -> None:
     """The last of four is killed, or the launcher is ended from outside as Slurm does it."""
-    result, seconds = run(
-        4, "tests.support.lose_a_process", "3", how, *merge(pair, images, tmp_path / "out")
-    )
+    words = merge(pair, images, tmp_path / "out", "--no-verdict")
+    result, seconds = run(4, "tests.support.lose_a_process", "3", how, *words)
     line = clear_line(result, tmp_path)
     assert "ended from outside (SIGTERM" in line or (
         how == "killed" and "another process of this run ended" in line
@@ -454,7 +457,7 @@ def test_a_killed_process_ends_the_run(
 def test_a_failed_or_hanging_process_ends_it(
     pair: Folders, images: Path, tmp_path: Path, how: str, says: str
 ) -> None:
-    words = merge(pair, images, tmp_path / "out")
+    words = merge(pair, images, tmp_path / "out", "--no-verdict")
     result, seconds = run(2, "tests.support.lose_a_process", "1", how, *words)
     assert says in clear_line(result, tmp_path)
     assert seconds < SECONDS_TO_END
@@ -463,7 +466,8 @@ def test_a_failed_or_hanging_process_ends_it(
 @pytest.mark.slow
 def test_a_disk_that_fills_ends_the_run(pair: Folders, images: Path, tmp_path: Path) -> None:
     limit = (pair[0] / "model.safetensors").stat().st_size // 2
-    result, _ = run(2, "clipmerge", *merge(pair, images, tmp_path / "out"), largest_file=limit)
+    words = merge(pair, images, tmp_path / "out", "--no-verdict")
+    result, _ = run(2, "clipmerge", *words, largest_file=limit)
     assert "cannot be written (File too large); nothing was left behind" in clear_line(
         result, tmp_path
     )
