@@ -49,16 +49,29 @@ def gain_of(recipe: str, pairs: Sequence[Resampled]) -> Estimate:
 
 
 def rows(groups: Groups) -> list[list[str]]:
-    """Rows of the table: pairs, accuracies of both ends and of `auto`, and gains of the main
-    recipes."""
-    lines = []
-    for (title, regime), pairs in groups.items():
-        zeroshot = told_accuracies(pairs, lambda pair: 0)
-        finetuned = told_accuracies(pairs, lambda pair: len(pair.record["curve"]) - 1)
-        merged = told_accuracies(pairs, lambda pair: pair.point(as_run(pair, "auto")))
-        gains = [gain_of(recipe, pairs).told for recipe in MAIN]
-        lines.append([f"{title}, {regime} ({len(pairs)})", zeroshot, finetuned, merged, *gains])
-    return lines
+    """Rows of the results page: pairs, accuracies, and gains of the main recipes."""
+    return [
+        [f"{title}, {regime} ({len(pairs)})", *_accuracies(pairs)]
+        + [gain_of(recipe, pairs).told for recipe in MAIN]
+        for (title, regime), pairs in groups.items()
+    ]
+
+
+def readme_rows(named: Mapping[str, Sequence[Resampled]]) -> list[list[str]]:
+    """Rows of README's table: pairs, accuracies, and the gain of `auto`."""
+    return [
+        [f"{name} ({len(pairs)})", *_accuracies(pairs), gain_of("auto", pairs).told]
+        for name, pairs in named.items()
+    ]
+
+
+def _accuracies(pairs: Sequence[Resampled]) -> list[str]:
+    """Accuracies of the zero-shot, the fine-tuned and the merged model."""
+    return [
+        told_accuracies(pairs, lambda pair: 0),
+        told_accuracies(pairs, lambda pair: len(pair.record["curve"]) - 1),
+        told_accuracies(pairs, lambda pair: pair.point(as_run(pair, "auto"))),
+    ]
 
 
 def summary_png(groups: Groups) -> bytes:

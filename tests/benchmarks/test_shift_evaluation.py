@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 import shutil
 from functools import partial
 from pathlib import Path
@@ -138,6 +139,19 @@ def test_the_shipped_page_is_what_the_shipped_files_make(
     assert (tmp_path / "docs" / "results.md").read_text() == (
         report.DOCS / "results.md"
     ).read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.uncounted
+def test_readmes_table_is_what_the_shipped_files_make(tmp_path: Path) -> None:
+    readme = tmp_path / "README.md"
+    shipped = (Path(__file__).parents[2] / "README.md").read_text()
+    changed = re.sub(r"(?m)^\| .* \(\d\) \|.*$", "| a row |", shipped)
+    assert changed.count("| a row |") > 2
+    readme.write_text(changed)
+    (tmp_path / "results").mkdir()
+    assert report.write_readme(readme=readme, docs=tmp_path)[0] == readme
+    assert readme.read_text() == shipped
 
 
 def test_kendall_by_counting_pairs() -> None:
