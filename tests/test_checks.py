@@ -30,7 +30,7 @@ from clipmerge.images.dataset import open_images
 from clipmerge.images.source import Columns
 from clipmerge.planning.merge_effect import CONSEQUENCES, Estimate
 from clipmerge.progress import Progress
-from clipmerge.report.text import ADVICE, text_of
+from clipmerge.report.text import ADVICE, reason_text, text_of
 from clipmerge.request import Calibration
 from clipmerge.stats import wilson
 from tests.support.command import clipmerge as command
@@ -164,7 +164,8 @@ def test_folders_without_names_get_no_advice(pair: Folders, tmp_path: Path, reci
     steps = {"measure.steps": 2} if recipe == "auto" else {}
     result = clipmerge.merge(*pair, recipe, set=steps, **options)
     assert result.recommendation == result.record.effect.recommendation == "check-names"
-    assert result.reason == text_of(result.effect.reason)
+    assert result.reason == reason_text(result.effect)
+    assert result.reason.startswith("The class names ")
     assert result.effect.reason in result.findings
     assert "Check the class names. On " in repr(result)
     assert result.record.effect.reason.kind in ("at-chance", "odd-names")
