@@ -75,10 +75,7 @@ def write_page(results: Path = RESULTS, docs: Path = DOCS) -> list[Path]:
 def write_readme(results: Path = RESULTS, readme: Path = _README, docs: Path = DOCS) -> list[Path]:
     """Write README's table and picture from the JSON files of its rows."""
     rows = {
-        name: [
-            resampled(json.loads((results / f"{file}.json").read_text(encoding="utf-8")))
-            for file in files
-        ]
+        name: [_read_pair(results / f"{file}.json") for file in files]
         for name, files in _README_ROWS.items()
     }
     picture = docs / "results" / "accuracy.png"
@@ -108,7 +105,11 @@ def _first_screen(groups: summary.Groups) -> str:
 def read_pairs(folder: Path) -> list[Resampled]:
     """Read the pairs of one benchmark, in the order of their names."""
     files = sorted(file for file in folder.glob("*.json") if file.stem != "claims")
-    return [resampled(json.loads(file.read_text(encoding="utf-8"))) for file in files]
+    return [_read_pair(file) for file in files]
+
+
+def _read_pair(file: Path) -> Resampled:
+    return resampled(json.loads(file.read_text(encoding="utf-8")))
 
 
 def section(about: About, pairs: Sequence[Resampled]) -> str:

@@ -171,12 +171,11 @@ def _choosers(
     samples: Samples[LabelledImages | CaptionedImages],
     labels: Shape,
 ) -> LabelledImages | CaptionedImages | None:
-    """Images that choose how far to go, if the answer has so few that it shares them; ``labels``
-    are those that the decision sees.
+    """Images that choose how far to go, where the answer has few; ``None`` where it has enough.
 
-    A choice by a few dozen images is a matter of luck. So what learning holds out and what the
-    answer has do both jobs, and nothing is learned from either. Captions of the images that
-    learning holds out may be those of images that it sees, so they choose and do not judge.
+    A few dozen images choose by luck. So the images that learning holds out and those of the answer
+    do both jobs, and `run.held_back` gets both. Captions that learning holds out may also belong to
+    images that it sees, so these choose and do not judge. ``labels`` are those of the decision.
     """
     share = request.recipe.measure_options.get("held_back", 0.0)  # some learn from all images
     judges = samples.held_back_at
