@@ -44,6 +44,8 @@ _BLANK = 16
 _OUTSIDE, _OVERSHOOT = 0.01, 0.05
 # Share of a model's numbers that may stay zero-shot for want of fine-tuned ones.
 _STAYING = 0.05
+# Points of accuracy: a limit below it is less than one image in a thousand: a fraction was meant.
+_LEAST_LIMIT = 0.1
 # Findings that doubt images and class names, not checkpoints.
 _ABOUT_IMAGES = {
     "blank-images",
@@ -138,6 +140,12 @@ def _share_that_stays(inputs: Inputs) -> float:
             wanted += entry.size
             absent += 0 if inputs.merges(name) else entry.size
     return absent / max(1, wanted)
+
+
+def check_limit(max_loss: float) -> Iterator[Finding]:
+    """Doubt a limit on lost accuracy, in points, that looks like a fraction."""
+    if 0 < max_loss < _LEAST_LIMIT:
+        yield Finding.of("limit-in-fractions", limit=max_loss, points=100 * max_loss)
 
 
 def check_images(images: ImageSet, model: ImageTextModel | None = None) -> Iterator[Finding]:

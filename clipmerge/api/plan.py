@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar, Unpack
 
@@ -21,7 +22,7 @@ from clipmerge.checkpoint import Inputs, open_checkpoints
 from clipmerge.checkpoint.alignment import align, finetuned_dtype, refuse_mismatches
 from clipmerge.checkpoint.ancestry import unmerged_encoders
 from clipmerge.checkpoint.inputs import HEAD_WEIGHT
-from clipmerge.checks import check_images, check_models, check_sources, settle
+from clipmerge.checks import check_images, check_limit, check_models, check_sources, settle
 from clipmerge.config import Missing, PlanOptions, complete_options, with_options
 from clipmerge.errors import DataError, RecipeError
 from clipmerge.evaluation.zero_shot_head import build_zeroshot_head, lacks_zeroshot_head
@@ -273,7 +274,8 @@ def _check_images(run: Run, request: MergeRequest) -> list[Finding]:
     images = run.open_data(request)
     images.require_classes()
     with run.timed("check", "checking images and class names"):
-        found = (
+        found = chain(
+            check_limit(request.max_loss),
             check_sources(
                 run.inputs,
                 {"": images},
@@ -283,7 +285,7 @@ def _check_images(run: Run, request: MergeRequest) -> list[Finding]:
                 seed=request.seed,
             )
             if request.recipe.measure
-            else check_images(images)
+            else check_images(images),
         )
         return settle(found, allow=request.allow, strict=request.strict)
 

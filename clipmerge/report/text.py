@@ -1128,6 +1128,10 @@ SENTENCES: dict[str, str | Callable[..., str]] = {
     "same-images": "{source}: all of {images} images that were looked at are the same image",
     "pixel-range": _pixel_range,
     "swapped-sources": _swapped_sources,
+    "limit-in-fractions": (
+        "`max_loss` is in points of accuracy, and {limit:g} points are less than one image in a"
+        " thousand; if you meant {limit:.0%}, pass {points:g}"
+    ),
     # gains of a sweep
     "below-curve": "no point of the curve has so low an ID accuracy",
     "rarely-defined": lambda share: (

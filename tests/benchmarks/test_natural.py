@@ -148,7 +148,7 @@ def test_a_quarter_of_the_work_stands_for_auto_where_that_was_not_run() -> None:
     assert summary.held_out({"natural": [neither]}) == {}
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.uncounted
 def test_the_command_makes_a_pair_judges_it_and_resumes(clones: Path, tmp_path: Path) -> None:
     torch.manual_seed(0)

@@ -131,7 +131,7 @@ def test_no_picture_and_no_near_copy_is_in_two_roles(tars: Path, target: str) ->
     assert {pictures[at].label for at in one.finetuning} <= set(one.classes)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.uncounted
 def test_the_command_makes_a_pair_judges_it_and_resumes(
     tars: Path, settings: Settings, tmp_path: Path

@@ -52,6 +52,7 @@ def test_suites_are_listed_and_an_unknown_one_is_refused(capsys: Any) -> None:
     assert "Did you mean 'corrupted-cars'" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_pair_in_either_order_has_the_same_ends_and_is_evaluated_once(
     pair: Folders, images: Path, tmp_path: Path
 ) -> None:
@@ -113,7 +114,7 @@ def test_a_suite_of_the_hub_has_its_published_figures_beside_ours(
     assert "Not a reproduction" in page
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_wrong_zero_shot_figure_stops_it(hub: FakeHub, tmp_path: Path, capsys: Any) -> None:
     upload_fusionbench(hub, tmp_path, accuracy=0.1)
     assert main(["corrupted-eurosat", *QUICK]) == 1
@@ -126,7 +127,7 @@ def test_a_wrong_zero_shot_figure_stops_it(hub: FakeHub, tmp_path: Path, capsys:
     assert "not as published" in page
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_imagenet_with_heads_downloads_nothing_twice(
     hub: FakeHub, releases: Releases, tmp_path: Path, capsys: Any
 ) -> None:

@@ -59,7 +59,7 @@ def no_memory() -> dict[str, Any]:
     raise UsageError("no memory")
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.uncounted
 def test_every_case_is_measured_or_says_why_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -175,7 +175,7 @@ def test_kendall_by_counting_pairs() -> None:
     assert np.isnan(ranks.partial_kendall(np.arange(4.0), np.array([1.0, 3, 2, 4]), np.arange(4.0)))
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.uncounted
 def test_claims_are_examined_once_and_written_out(
     evaluated: tuple[TrainedPair, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch

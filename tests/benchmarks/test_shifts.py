@@ -88,7 +88,7 @@ def test_sources_have_the_pictures_they_say(prepared: tuple[Path, list[TrainedPa
         assert picture.size == (SIZE, SIZE)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.uncounted
 @pytest.mark.parametrize(
     ("name", "recipes"),

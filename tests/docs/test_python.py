@@ -58,7 +58,7 @@ def test_the_guides_code_runs_in_order(
     assert len(weights[0]) == len(weights[1])
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.uncounted
 def test_the_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     nbformat = pytest.importorskip("nbformat")

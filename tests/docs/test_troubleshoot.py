@@ -29,8 +29,8 @@ COMMANDS = {
     "a misspelt option of a recipe": "merge {z} {f} -r wise-ft --set method.alhpa=0.4 -o out",
     "an option without its section": "merge {z} {f} -r wise-ft --set alpha=0.4 -o out",
     "one option set twice": "merge {z} {f} -r wise-ft --alpha 0.4 --set method.alpha=0.5 -o out",
-    "two limits on the loss": (
-        "merge {z} {f} -r auto --data {images} --max-loss 1 --set measure.max_loss=2 -o out"
+    "a limit on the loss as a fraction": (
+        "merge {z} {f} -r wise-ft --data {images} --max-loss 0.03 --dry-run"
     ),
     "an alpha that is not a number": "merge {z} {f} -r wise-ft --alpha half -o out",
     "no images for a recipe that learns": "merge {z} {f} -r auto -o out",
